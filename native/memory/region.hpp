@@ -1,0 +1,51 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+
+#include "base/result.hpp"
+#include "base/types.hpp"
+#include "base/unique_fd.hpp"
+
+namespace vmigrate::memory {
+
+enum class Mode { kReadOnly, kReadWrite };
+
+/// One region file (tmpfs or hugetlbfs) and our shared mapping of it. The mapping's bytes may be touched only
+/// through calls that cannot end in SIGBUS (system calls), because the file belongs to others too: it may
+/// shrink, and the file system may be full.
+class Region {
+ public:
+  /// Makes a new sparse file of exactly `length_bytes`; kAlreadyExists if there is one, kNoSpace if the file
+  /// system cannot hold it.
+  static Status create_file(const std::string& path, uint64_t length_bytes, uint64_t page_bytes);
+  /// Opens and maps. kRegionChanged if the file's length is not `length_bytes`; kInvalidArgument if length or
+  /// page size are impossible.
+  static Result<std::unique_ptr<Region>> open(const std::string& path, uint64_t length_bytes,
+                                              uint64_t page_bytes, Mode mode);
+  ~Region();
+  Region(const Region&) = delete;
+  Region& operator=(const Region&) = delete;
+
+  int fd() const { return fd_.get(); }
+  std::byte* base() const { return base_; }
+  uint64_t length_bytes() const { return length_bytes_; }
+  uint64_t page_bytes() const { return page_bytes_; }
+  uint64_t page_count() const { return length_bytes_ / page_bytes_; }
+
+  /// Calls `visit` with each run of pages that hold data (SEEK_DATA/SEEK_HOLE, widened to whole pages), in
+  /// order. Does not touch the bytes.
+  Status each_data_run(const std::function<void(PageRun)>& visit) const;
+
+ private:
+  Region(UniqueFd fd, std::byte* base, uint64_t length_bytes, uint64_t page_bytes);
+  UniqueFd fd_;
+  std::byte* base_;
+  uint64_t length_bytes_;
+  uint64_t page_bytes_;
+};
+
+}  // namespace vmigrate::memory

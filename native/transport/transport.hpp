@@ -1,0 +1,170 @@
+#pragma once
+
+// The contract that every provider (tcp, shm; verbs later) meets; native/tests/transport_compliance_test.cpp
+// is its executable form.
+//
+// A transport moves bytes between local memory and regions that a peer has exposed. It knows nothing of
+// pages, states or userfaultfd.
+//
+//   source: Listener --expose_session(credentials)--> ExposedSession --expose(memory, access)--> RemoteKey
+//   target: connect(address, credentials, channel) --> Endpoint --read/write--> poll() --> Completion
+//
+// Would-block and disconnect are ordinary returns. After `disconnected` an endpoint never works again:
+// outstanding operations complete with kDisconnected, the owner opens a new one and posts again.
+
+#include <array>
+#include <chrono>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+
+#include "base/result.hpp"
+
+namespace vmigrate::transport {
+
+using SessionId = std::array<uint8_t, wire::kSessionIdBytes>;
+using SessionToken = std::array<uint8_t, wire::kSessionTokenBytes>;
+using wire::Channel;
+
+struct Credentials {
+  SessionId session{};
+  SessionToken token{};
+};
+
+/// Names a region that a peer exposed. Opaque to everyone but the provider that made it; dies with its
+/// session.
+struct RemoteKey {
+  uint64_t address = 0;  ///< verbs: the region's address at the peer; 0 elsewhere
+  uint64_t key = 0;
+  uint64_t length_bytes = 0;
+};
+
+/// Memory of ours that operations read into or write from. The provider may use the mapping, the file, or
+/// both: they show the same bytes. Owned by the caller, who keeps it mapped and open until the endpoint that
+/// registered it is destroyed.
+struct LocalMemory {
+  std::byte* base = nullptr;
+  int fd = -1;                   ///< file behind `base`, -1 if none
+  uint64_t fd_offset_bytes = 0;  ///< where `base` lies in it
+  uint64_t length_bytes = 0;
+};
+
+/// Handle of a LocalMemory on one endpoint.
+enum class LocalId : uint32_t {};
+
+/// One READ (remote to local) or WRITE (local to remote). `length_bytes` <= wire::kTransferBytesMax.
+/// From post to completion the local range belongs to the transport.
+struct Operation {
+  uint64_t tag = 0;  ///< the caller's, returned in the completion
+  LocalId local{};
+  uint64_t local_offset_bytes = 0;
+  RemoteKey remote;
+  uint64_t remote_offset_bytes = 0;
+  uint32_t length_bytes = 0;
+};
+
+enum class OpResult : uint8_t {
+  kOk = 1,
+  kBadKey,
+  kOutOfRange,
+  kNotAllowed,
+  kIoError,
+  kNoSpace,
+  kDisconnected
+};
+
+/// kOk means: for a READ, every byte is in local memory and visible to any thread that learns of it through
+/// acquire ordering; for a WRITE, every byte is in the peer's memory. Any other result: the local range's
+/// content is undefined.
+struct Completion {
+  uint64_t tag = 0;
+  OpResult result = OpResult::kDisconnected;
+  int system_errno = 0;
+};
+
+enum class PostStatus : uint8_t { kPosted = 1, kWouldBlock, kDisconnected };
+/// How many of a batch were taken: operations [0, posted); `status` says why not more.
+struct PostResult {
+  size_t posted = 0;
+  PostStatus status = PostStatus::kPosted;
+};
+
+/// One connection of one channel, the requester's side. One thread at a time uses it (any, with a
+/// happens-before between them). No call allocates, locks or blocks, but for those that say so.
+class Endpoint {
+ public:
+  virtual ~Endpoint() = default;
+
+  /// May allocate; before the first operation.
+  virtual Result<LocalId> register_local(const LocalMemory& memory) = 0;
+  /// At most wire::kOutstandingOpsMax are under way; more would block. An operation outside its local memory
+  /// breaks a CHECK.
+  virtual PostResult read(std::span<const Operation> operations) = 0;
+  virtual PostResult write(std::span<const Operation> operations) = 0;
+  /// Never waits. Returns how many completions were written to `out`. Operations of one endpoint may complete
+  /// in any order.
+  virtual size_t poll(std::span<Completion> out) = 0;
+  /// Small message to the peer (<= wire::kMessageBytesMax).
+  virtual PostStatus send(std::span<const std::byte> message) = 0;
+  /// 0: none waiting. A message larger than `out` is a protocol error and disconnects.
+  virtual size_t receive(std::span<std::byte> out) = 0;
+  virtual bool disconnected() const = 0;
+  /// Becomes readable when poll, receive or disconnected may have news. For epoll; never read from it.
+  virtual int event_fd() const = 0;
+};
+
+struct Address {
+  std::string host;  ///< tcp: IP address; shm: path of the peer's unix socket
+  uint16_t port = 0;
+};
+
+/// Blocks until the peer has accepted the hello or `timeout` passes. kRefused: wrong token, session or
+/// version.
+Result<std::unique_ptr<Endpoint>> connect_tcp(const Address& address, const Credentials& credentials,
+                                              Channel channel, std::chrono::milliseconds timeout);
+Result<std::unique_ptr<Endpoint>> connect_shm(const Address& address, const Credentials& credentials,
+                                              Channel channel, std::chrono::milliseconds timeout);
+
+enum class Access : uint8_t { kRead = 1, kReadWrite };
+
+/// Called with each small message a session's peer sends; from a provider thread, must not block.
+using MessageHandler = void (*)(void* context, Channel channel, std::span<const std::byte> message);
+
+struct ExposedSessionCounters {
+  uint64_t read_count = 0;
+  uint64_t read_bytes = 0;
+  uint64_t connections = 0;  ///< open now
+  uint64_t cpu_ns = 0;       ///< CPU time of the threads that serve this session
+};
+
+/// What one session's peer may reach. Destroying it closes the session's connections and waits until no
+/// provider thread touches the exposed memory any more; after that the caller may unmap it. Thread-safe.
+class ExposedSession {
+ public:
+  virtual ~ExposedSession() = default;
+  /// `memory` stays valid until the session is destroyed. The file behind it may shrink under us (its owner
+  /// is not trusted): that ends in kIoError at the reader, never in a signal here. Keys are unguessable and
+  /// belong to this session alone.
+  virtual Result<RemoteKey> expose(const LocalMemory& memory, Access access) = 0;
+  virtual PostStatus send(Channel channel, std::span<const std::byte> message) = 0;
+  virtual ExposedSessionCounters counters() const = 0;
+};
+
+/// Accepts data connections of all sessions of this host. A connection that shows no known session and right
+/// token within wire::kHelloTimeoutMs gets nothing. Thread-safe. Must outlive its sessions.
+class Listener {
+ public:
+  virtual ~Listener() = default;
+  virtual Result<std::unique_ptr<ExposedSession>> expose_session(const Credentials& credentials,
+                                                                 MessageHandler handler, void* context) = 0;
+  virtual Address address() const = 0;
+  virtual uint64_t rejected_hellos() const = 0;
+};
+
+/// Port 0 lets the kernel choose; address() tells.
+Result<std::unique_ptr<Listener>> listen_tcp(const Address& address);
+Result<std::unique_ptr<Listener>> listen_shm(const Address& address);
+
+}  // namespace vmigrate::transport

@@ -1,0 +1,75 @@
+#pragma once
+
+#include <cstdint>
+#include <span>
+
+#include "base/result.hpp"
+#include "base/types.hpp"
+
+namespace vmigrate::uffd {
+
+// Thin, typed userfaultfd calls: errno becomes an outcome, policy stays with the caller. EINTR is retried
+// here. All take the descriptor as an int because its owner (pager::VmMemory) shares it between threads.
+
+enum class Outcome : uint8_t {
+  kDone = 1,
+  /// Something is mapped there already. Whoever waits may not have been woken: the caller wakes.
+  kExists,
+  /// The address space is changing (EAGAIN): read events, then try again from `done_bytes`.
+  kAgain,
+  /// The process or the mapping is gone (ESRCH, ENOENT).
+  kGone,
+  /// No page in the page cache to map (EFAULT): a hole, or the file shrank.
+  kNoPage,
+  /// No memory, or the file system is full.
+  kNoMemory,
+  /// A broken argument: a bug of ours.
+  kInvalid,
+};
+
+/// `done_bytes`: how much of the range was handled before the outcome (the kernel's result field, not only
+/// the return code).
+struct RangeOutcome {
+  Outcome outcome;
+  uint64_t done_bytes = 0;
+  int system_errno = 0;
+};
+
+enum class Mode : uint64_t { kMissing = 1, kWriteProtect = 2, kMinor = 4 };
+
+struct FaultEvent {
+  HostAddr address;
+  bool is_minor = false;
+  bool is_write = false;
+  bool is_write_protect = false;
+  uint32_t thread_id = 0;
+};
+
+struct ReadOutcome {
+  Outcome outcome;   ///< kDone with count 0: nothing waiting
+  size_t count = 0;  ///< events written; events that are no page faults are left out
+};
+
+RangeOutcome register_range(int uffd, HostAddr base, uint64_t length_bytes, uint64_t modes);
+RangeOutcome unregister_range(int uffd, HostAddr base, uint64_t length_bytes);
+/// Maps pages that are in the file's page cache and wakes their waiters.
+RangeOutcome continue_range(int uffd, HostAddr base, uint64_t length_bytes);
+/// Maps fresh zero pages. Not for hugetlbfs.
+RangeOutcome zero_range(int uffd, HostAddr base, uint64_t length_bytes);
+RangeOutcome wake_range(int uffd, HostAddr base, uint64_t length_bytes);
+RangeOutcome write_protect_range(int uffd, HostAddr base, uint64_t length_bytes, bool protect);
+/// Non-blocking read of up to out.size() (at most 64) page faults.
+ReadOutcome read_faults(int uffd, std::span<FaultEvent> out);
+
+/// What this kernel and this process may do; for `vmctl doctor` and pre-flight.
+struct Support {
+  bool permitted = false;
+  bool minor_shmem = false;
+  bool minor_hugetlbfs = false;
+  bool wp_async = false;
+  bool pagemap_scan = false;
+  int system_errno = 0;
+};
+Support probe();
+
+}  // namespace vmigrate::uffd

@@ -1,0 +1,228 @@
+/* Generated from src/protocol/wire.ts by `npm run generate`; do not edit. */
+// clang-format off
+#pragma once
+#include <array>
+#include <cstddef>
+#include <cstdint>
+
+namespace vmigrate::wire {
+
+inline constexpr uint16_t kProtocolVersion = 1;
+inline constexpr uint32_t kHelloMagic = 826756438u;
+inline constexpr uint32_t kSessionIdBytes = 16u;
+inline constexpr uint32_t kSessionTokenBytes = 32u;
+inline constexpr uint32_t kHelloBytes = 56u;
+inline constexpr uint32_t kHelloReplyBytes = 8u;
+inline constexpr uint32_t kFrameHeaderBytes = 32u;
+inline constexpr uint32_t kTransferBytesMax = 1048576u;
+inline constexpr uint32_t kMessageBytesMax = 4096u;
+inline constexpr uint32_t kOutstandingOpsMax = 64u;
+inline constexpr uint32_t kHelloTimeoutMs = 2000u;
+inline constexpr uint32_t kHelloPendingMax = 64u;
+inline constexpr uint32_t kPresenceMagic = 1346850134u;
+inline constexpr uint32_t kPresenceVersion = 1u;
+inline constexpr uint32_t kPresenceHeaderBytes = 4096u;
+inline constexpr uint32_t kDataMapMagic = 1145523542u;
+inline constexpr uint32_t kDataMapHeaderBytes = 64u;
+inline constexpr uint32_t kPreloadMagic = 1279741270u;
+inline constexpr uint32_t kPreloadVersion = 1u;
+inline constexpr uint32_t kPreloadDescriptorsMax = 16u;
+inline constexpr uint32_t kPreloadRegionsMax = 64u;
+inline constexpr uint32_t kPageBytesMin = 4096u;
+
+enum class Channel : uint16_t {
+  kDemand = 1,
+  kBulk = 2,
+};
+
+enum class HelloStatus : uint16_t {
+  kOk = 1,
+  kBadMagic = 2,
+  kBadVersion = 3,
+  kRefused = 4,
+  kBusy = 5,
+};
+
+enum class FrameOp : uint8_t {
+  kRead = 1,
+  kReadReply = 2,
+  kWrite = 3,
+  kWriteReply = 4,
+  kMessage = 5,
+};
+
+enum class OpStatus : uint8_t {
+  kOk = 1,
+  kBadKey = 2,
+  kOutOfRange = 3,
+  kNotAllowed = 4,
+  kIoError = 5,
+};
+
+enum class PageState : uint8_t {
+  kAbsent = 0,
+  kClaimed = 1,
+  kPresent = 2,
+  kZero = 3,
+};
+
+enum class PreloadOp : uint16_t {
+  kHello = 1,
+  kRegion = 2,
+  kAck = 3,
+};
+
+enum class PreloadStatus : uint16_t {
+  kOk = 1,
+  kRefused = 2,
+};
+
+enum class PreloadDescriptor : uint8_t {
+  kSync = 1,
+  kAsyncWp = 2,
+};
+
+enum class NativeError : uint32_t {
+  kInvalidArgument = 1,
+  kSystem = 2,
+  kNotPermitted = 3,
+  kNoSpace = 4,
+  kOutOfMemory = 5,
+  kNotFound = 6,
+  kAlreadyExists = 7,
+  kUnsupported = 8,
+  kDisconnected = 9,
+  kRefused = 10,
+  kTimeout = 11,
+  kProtocol = 12,
+  kRegionChanged = 13,
+  kProcessGone = 14,
+  kClosed = 15,
+  kCorrupt = 16,
+};
+
+enum class FaultPoint : uint32_t {
+  kTargetFaultRead = 1,
+  kTargetClaimed = 2,
+  kTargetBeforePost = 3,
+  kTargetBeforePublish = 4,
+  kTargetPrefetchClaimed = 5,
+  kSourceBeforeReply = 6,
+  kSourceScan = 7,
+};
+
+enum class TargetCounter : size_t {
+  kPageCount = 0,
+  kPagesPresent = 1,
+  kPagesZero = 2,
+  kDemandBytes = 3,
+  kPrefetchBytes = 4,
+  kFaultCount = 5,
+  kFaultOnClaimedCount = 6,
+  kFaultP50Ns = 7,
+  kFaultP99Ns = 8,
+  kFaultMaxNs = 9,
+  kFaultWaitNs = 10,
+  kDegradedNs = 11,
+  kReconnectCount = 12,
+  kCompletedNs = 13,
+  kCpuNs = 14,
+};
+inline constexpr size_t kTargetCounterCount = 15;
+
+enum class SourceCounter : size_t {
+  kReadCount = 0,
+  kReadBytes = 1,
+  kDataPages = 2,
+  kZeroPages = 3,
+  kConnections = 4,
+  kRejectedHellos = 5,
+  kCpuNs = 6,
+};
+inline constexpr size_t kSourceCounterCount = 7;
+
+/* First bytes of every data connection, from the target. */
+struct Hello {
+  uint32_t magic;
+  uint16_t version;
+  uint16_t channel;
+  uint8_t session[16];
+  uint8_t token[32];
+} __attribute__((packed));
+static_assert(sizeof(struct Hello) == 56, "wire layout");
+
+/* The source's answer; it closes the connection after any status but OK. */
+struct HelloReply {
+  uint32_t magic;
+  uint16_t version;
+  uint16_t status;
+} __attribute__((packed));
+static_assert(sizeof(struct HelloReply) == 8, "wire layout");
+
+/* Precedes every frame of the stream transports (tcp; shm for what is not memory). */
+struct FrameHeader {
+  uint8_t op;
+  uint8_t status; /* OP_STATUS in replies; zero in requests */
+  uint16_t reserved; /* zero; anything else is a protocol error */
+  uint32_t length; /* bytes asked for (READ) or following (READ_REPLY, WRITE, MESSAGE) */
+  uint64_t tag; /* the requester's, returned unchanged */
+  uint64_t key;
+  uint64_t offset; /* within the exposed region */
+} __attribute__((packed));
+static_assert(sizeof(struct FrameHeader) == 32, "wire layout");
+
+/* Head of a data map. `ready` is written last (release); the reader asks again until it is set. */
+struct DataMapHeader {
+  uint32_t magic;
+  uint32_t ready; /* 0 while the source scans, 1 when the bits are final */
+  uint64_t page_count;
+  uint64_t data_page_count;
+  uint8_t reserved[40];
+} __attribute__((packed));
+static_assert(sizeof(struct DataMapHeader) == 64, "wire layout");
+
+/* Head of a presence file; one PAGE_STATE byte a page follows at PRESENCE_HEADER_BYTES. */
+struct PresenceHeader {
+  uint32_t magic;
+  uint32_t version;
+  uint64_t page_bytes;
+  uint64_t page_count;
+  uint8_t reserved[40];
+} __attribute__((packed));
+static_assert(sizeof(struct PresenceHeader) == 64, "wire layout");
+
+/* From the preload when QEMU starts, with the descriptors attached (SCM_RIGHTS), in the order of `kinds`. */
+struct PreloadHello {
+  uint32_t magic;
+  uint16_t version;
+  uint16_t op;
+  uint32_t pid;
+  uint32_t descriptor_count;
+  uint8_t kinds[16]; /* PRELOAD_DESCRIPTOR of each descriptor */
+  uint8_t numbers[64]; /* u32 each: the descriptor's number inside QEMU, for pidfd_getfd after a restart */
+} __attribute__((packed));
+static_assert(sizeof(struct PreloadHello) == 96, "wire layout");
+
+/* From the preload each time QEMU maps one of the region files; the mapping call waits for the answer. */
+struct PreloadRegion {
+  uint32_t magic;
+  uint16_t version;
+  uint16_t op;
+  uint64_t device; /* st_dev of the mapped file */
+  uint64_t inode; /* st_ino of the mapped file */
+  uint64_t base; /* address in QEMU's address space */
+  uint64_t length;
+  uint64_t file_offset;
+  uint64_t map_flags;
+} __attribute__((packed));
+static_assert(sizeof(struct PreloadRegion) == 56, "wire layout");
+
+/* The agent's answer to PreloadHello and PreloadRegion. */
+struct PreloadAck {
+  uint32_t magic;
+  uint16_t op;
+  uint16_t status; /* PRELOAD_STATUS; REFUSED makes the mapping call fail */
+} __attribute__((packed));
+static_assert(sizeof(struct PreloadAck) == 8, "wire layout");
+
+}  // namespace vmigrate::wire
