@@ -1,0 +1,276 @@
+/**
+ * The words of the project as types. Imports nothing; every layer may import it. Amounts carry their unit in the name; bytes that may exceed
+ * 2^53 do not occur (a VM of 8 PiB is refused by the spec).
+ */
+
+export type Transport = 'tcp' | 'shm' | 'rdma';
+export type MigrationMode = 'postcopy' | 'native-precopy' | 'native-postcopy';
+
+// ---- VM specs -------------------------------------------------------------------------------------------------------------------------
+
+export interface DiskSpec {
+  readonly id: string;
+  readonly path: string;
+  readonly format: 'raw' | 'qcow2';
+  readonly isReadOnly: boolean;
+}
+
+export interface NicSpec {
+  readonly id: string;
+  /** tap: a tap device on `bridge`; none: a NIC that is connected to nothing */
+  readonly type: 'tap' | 'none';
+  readonly bridge?: string;
+  readonly mac: string;
+  readonly model: string;
+}
+
+export interface MemoryRegionSpec {
+  readonly id: string;
+  readonly lengthBytes: number;
+}
+
+/** A VM as its user described it, defaults filled in. `src/agent/spec.ts` parses it; docs and schema come from there. */
+export interface VmSpec {
+  readonly name: string;
+  readonly uuid: string;
+  /** QEMU machine type, resolved to a versioned name when the VM is started ("pc-q35-7.2"). */
+  readonly machine: string;
+  readonly accel: 'auto' | 'kvm' | 'tcg';
+  readonly cpuModel: string;
+  readonly cpus: number;
+  readonly memory: {
+    readonly sizeBytes: number;
+    readonly pageBytes: number;
+    /** One backend a NUMA node; their lengths sum up to sizeBytes. */
+    readonly regions: readonly MemoryRegionSpec[];
+    /** shared: named file, moved by us. private: QEMU's own anonymous memory, moved by --native only. */
+    readonly backing: 'shared' | 'private';
+  };
+  readonly kernel?: string;
+  readonly initrd?: string;
+  readonly append?: string;
+  readonly disks: readonly DiskSpec[];
+  readonly nics: readonly NicSpec[];
+  readonly hasSerial: boolean;
+  /** Further `-device` values. */
+  readonly devices: readonly string[];
+  readonly qemuArgs: readonly string[];
+  /** Start QEMU with the preload. Without it the VM can only be the source of a post-copy. */
+  readonly hasPreload: boolean;
+}
+
+// ---- VMs on a host --------------------------------------------------------------------------------------------------------------------
+
+/**
+ * starting: QEMU is coming up · running, paused: as QEMU says · incoming: prepared as a target, not ours yet · departed: execution has moved
+ * away, frozen memory is kept for the target · stopped: QEMU has ended
+ */
+export type VmState = 'starting' | 'running' | 'paused' | 'incoming' | 'departed' | 'stopped';
+
+export interface VmView {
+  readonly name: string;
+  readonly uuid: string;
+  readonly host: string;
+  readonly state: VmState;
+  readonly epoch: number;
+  readonly memoryBytes: number;
+  readonly pid: number | null;
+  readonly machine: string;
+  readonly accel: 'kvm' | 'tcg';
+  /** The job that holds the VM, if any. */
+  readonly job: string | null;
+  readonly serialLog: string | null;
+}
+
+// ---- inventory: what pre-flight looks at -----------------------------------------------------------------------------------------------
+
+export interface HostInventory {
+  readonly host: string;
+  /** Boot id + machine id: two daemons with the same one can use shm. */
+  readonly machineId: string;
+  readonly protocolVersion: number;
+  readonly qemuVersion: string | null;
+  readonly machines: readonly string[];
+  readonly isKvmUsable: boolean;
+  readonly isUserfaultfdPermitted: boolean;
+  readonly hasMinorFaults: boolean;
+  readonly isPreloadPresent: boolean;
+  readonly memoryAvailableBytes: number;
+  /** Free space of the file system that region files go to, and free huge pages by size. */
+  readonly ramFileFreeBytes: number;
+  readonly hugePagesFree: Readonly<Record<string, number>>;
+  readonly dataAddress: string;
+  readonly vmNames: readonly string[];
+  readonly bridges: readonly string[];
+  /** ISO time until which the host's certificate is valid; null where no https API is configured. */
+  readonly certificateExpiresAt: string | null;
+  readonly clockMs: number;
+}
+
+/** What the source says of the VM that is to move. */
+export interface VmInventory {
+  readonly spec: VmSpec;
+  readonly state: VmState;
+  readonly epoch: number;
+  readonly owner: string;
+  readonly job: string | null;
+  readonly qemuVersion: string;
+  readonly accel: 'kvm' | 'tcg';
+  readonly isRamShared: boolean;
+  readonly isRamNamedFile: boolean;
+  /** From query-migrate (blocked-reasons) and the device list. */
+  readonly migrationBlockers: readonly string[];
+}
+
+/** The target's answers to questions that only it can check for this very VM. */
+export interface TargetChecks {
+  readonly disks: readonly {
+    readonly path: string;
+    readonly isReadable: boolean;
+    readonly isWritable: boolean;
+    readonly reason?: string;
+  }[];
+  readonly files: readonly { readonly path: string; readonly isReadable: boolean }[];
+}
+
+// ---- requests, plans, jobs --------------------------------------------------------------------------------------------------------------
+
+export interface MigrationRequest {
+  readonly vm: string;
+  readonly target: string;
+  readonly mode: MigrationMode;
+  /** `auto` is resolved before a request is made: tcp, unless the user asked for another. */
+  readonly transport: Transport;
+  readonly bandwidthBytesPerS: number;
+  readonly downtimeMsMax: number;
+}
+
+export type RefusalCode =
+  | 'TARGET_IS_SOURCE'
+  | 'TARGET_UNREACHABLE'
+  | 'TARGET_MEMORY'
+  | 'TARGET_HUGE_PAGES'
+  | 'USERFAULTFD_NOT_PERMITTED'
+  | 'RAM_NOT_SHARED'
+  | 'RAM_NOT_NAMED_FILE'
+  | 'PRELOAD_MISSING'
+  | 'MACHINE_MISSING'
+  | 'QEMU_TOO_OLD'
+  | 'ACCEL_MISSING'
+  | 'DISK_MISSING'
+  | 'FILE_MISSING'
+  | 'BRIDGE_MISSING'
+  | 'DEVICE_NOT_MIGRATABLE'
+  | 'VM_IN_JOB'
+  | 'VM_NOT_RUNNING'
+  | 'VM_NOT_OWNED'
+  | 'NAME_TAKEN'
+  | 'CERTIFICATE_EXPIRED'
+  | 'CLOCK_SKEW'
+  | 'TRANSPORT_UNAVAILABLE'
+  | 'PROTOCOL_VERSION';
+
+export interface Refusal {
+  readonly code: RefusalCode;
+  readonly reason: string;
+  readonly remedy: string;
+}
+
+/** One step of a migration. The engine has exactly one executor (and one undo) for each name; a new name without one does not compile. */
+export type StepName =
+  | 'reserve'
+  | 'prepareTarget'
+  | 'exposeSource'
+  | 'connectTarget'
+  | 'stopSource'
+  | 'transferState'
+  | 'commit'
+  | 'resumeTarget'
+  | 'drain'
+  | 'releaseSource'
+  | 'nativeStart'
+  | 'nativeSwitchover';
+
+export interface PlanStep {
+  readonly name: StepName;
+  /** Where it acts. */
+  readonly host: string;
+  /** One line for --dry-run. */
+  readonly text: string;
+  /** Source stops in it or has stopped before it: it counts to the blackout. */
+  readonly isInBlackout: boolean;
+  readonly timeoutMs: number;
+}
+
+export interface MigrationPlan {
+  readonly request: MigrationRequest;
+  readonly source: string;
+  readonly memoryBytes: number;
+  readonly steps: readonly PlanStep[];
+  readonly notes: readonly string[];
+}
+
+/**
+ * running: going on · recovering: committed, something is unreachable, being retried · done · failed: the VM runs where it was ·
+ * needsRecovery: committed, retries have ended, `vmigrate --recover JOB` goes on · lost: committed, and the VM's memory is gone
+ */
+export type JobState = 'queued' | 'running' | 'recovering' | 'done' | 'failed' | 'cancelled' | 'needsRecovery' | 'lost';
+
+export interface PhaseTime {
+  readonly name: string;
+  readonly ms: number;
+}
+
+export interface MigrationProgress {
+  readonly pagesTotal: number;
+  readonly pagesDone: number;
+  readonly bytesDone: number;
+  readonly bytesPerS: number;
+  readonly secondsLeft: number | null;
+  readonly faultCount: number;
+}
+
+export interface JobView {
+  readonly id: string;
+  readonly kind: 'migrate';
+  readonly vm: string;
+  readonly source: string;
+  readonly target: string;
+  readonly state: JobState;
+  readonly step: StepName | null;
+  readonly isCommitted: boolean;
+  readonly progress: MigrationProgress | null;
+  readonly report: MigrationReport | null;
+  readonly error: unknown;
+  readonly createdAt: string;
+  readonly updatedAt: string;
+}
+
+export interface MigrationReport {
+  readonly job: string;
+  readonly vm: string;
+  readonly mode: MigrationMode;
+  readonly transport: Transport;
+  readonly source: string;
+  readonly target: string;
+  readonly memoryBytes: number;
+  /** No vCPU ran: from just before the stop was sent to QEMU until the target's resume was acknowledged, by the coordinator's clock. */
+  readonly blackoutMs: number;
+  /** From resume until the last 10 ms window in which vCPUs waited for pages more than a tenth of the time. */
+  readonly degradedMs: number;
+  readonly totalMs: number;
+  readonly rounds: number;
+  readonly bytes: {
+    readonly push: number;
+    readonly demand: number;
+    readonly prefetch: number;
+    /** Bytes of pages known to be zero, never fetched. */
+    readonly zeroSkipped: number;
+    readonly deviceState: number;
+  };
+  readonly faults: { readonly count: number; readonly p50Us: number; readonly p99Us: number; readonly maxUs: number };
+  readonly sourceCpuS: number;
+  readonly targetCpuS: number;
+  readonly reconnects: number;
+  readonly phases: readonly PhaseTime[];
+}

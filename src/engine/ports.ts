@@ -1,0 +1,217 @@
+/**
+ * Everything the engine needs from the world, as interfaces: agents on hosts, the registry, the journal, time. The daemon plugs in the real
+ * ones, test/sim plugs in simulated ones; the engine cannot tell.
+ *
+ * Rules that every implementation keeps:
+ *  - Each call is idempotent for the same session: the coordinator may repeat it after a crash or a lost answer.
+ *  - A call that throws may or may not have taken effect; the engine undoes as if it had.
+ *  - An error carries a MigrationError code. UNREACHABLE, TIMEOUT and DISCONNECTED may pass; others are final.
+ */
+import type {
+  HostInventory,
+  JobState,
+  MigrationPlan,
+  MigrationReport,
+  MigrationRequest,
+  StepName,
+  TargetChecks,
+  Transport,
+  VmInventory,
+  VmSpec,
+} from '../domain.js';
+
+export interface RegionKeysPort {
+  readonly ram: string;
+  readonly dataMap: string;
+}
+
+export interface SourceEndpointInfo {
+  readonly transport: Transport;
+  readonly host: string;
+  readonly port: number;
+  readonly keys: readonly RegionKeysPort[];
+}
+
+export interface PrepareRequest {
+  readonly session: string;
+  readonly job: string;
+  readonly spec: VmSpec;
+  readonly source: string;
+  readonly epoch: number;
+  readonly mode: 'postcopy' | 'native-precopy' | 'native-postcopy';
+  readonly accel: 'kvm' | 'tcg';
+  /** Secret of this session (64 hex digits); the target shows it on the data port. */
+  readonly token: string;
+  readonly bandwidthBytesPerS: number;
+}
+
+export interface PrepareReply {
+  /** native modes: where QEMU listens for QEMU's own stream */
+  readonly nativeUri: string | null;
+}
+
+export type SessionState =
+  | 'prepared'
+  | 'connected'
+  | 'loaded'
+  | 'filling'
+  | 'disconnected'
+  | 'complete'
+  | 'failed'
+  | 'gone';
+
+export interface SessionProgress {
+  readonly state: SessionState;
+  /** Has `resume` taken effect: the VM runs or has run here. */
+  readonly hasRun: boolean;
+  readonly error: unknown;
+  readonly pagesTotal: number;
+  readonly pagesPresent: number;
+  readonly pageBytes: number;
+  readonly counters: Readonly<Record<string, number>>;
+}
+
+/** What one host does in a migration. Source calls go to the host the VM leaves, target calls to the one it arrives at. */
+export interface AgentPort {
+  readonly host: string;
+  inventory(): Promise<HostInventory>;
+  vmInventory(vm: string): Promise<VmInventory>;
+  checkTarget(spec: VmSpec): Promise<TargetChecks>;
+
+  // target
+  /** Region files, presence maps, QEMU `-incoming defer` with the preload, registered. The VM cannot run yet. */
+  prepare(request: PrepareRequest): Promise<PrepareReply>;
+  connect(session: string, source: SourceEndpointInfo): Promise<void>;
+  /** The target's promise that device state is loaded and that it will wait for resume. Rejects when loading failed. */
+  awaitLoaded(session: string): Promise<void>;
+  /** After commit only: note ownership at `epoch`, start serving faults, run. Repeating it is harmless. */
+  resume(session: string, epoch: number): Promise<{ readonly resumedAtUs: number }>;
+  progress(session: string): Promise<SessionProgress>;
+  /** After commit, when the data connection is lost: connect again with fresh keys. */
+  reconnect(session: string, source: SourceEndpointInfo): Promise<void>;
+  /** The session is over and complete: forget it, keep the VM. */
+  finish(session: string): Promise<void>;
+  /**
+   * Before commit: kill QEMU, remove files, forget. Never touches a VM that has been resumed: throws CONFLICT then.
+   */
+  discard(session: string): Promise<void>;
+
+  // source
+  /** Takes the VM for this job; VM_BUSY if another has it. */
+  reserve(vm: string, job: string): Promise<void>;
+  unreserve(vm: string, job: string): Promise<void>;
+  expose(request: { session: string; vm: string; token: string; transport: Transport }): Promise<SourceEndpointInfo>;
+  unexpose(session: string): Promise<void>;
+  /** Stops the vCPUs and freezes the memory for the session. */
+  stop(vm: string, session: string): Promise<{ readonly stoppedAtUs: number }>;
+  /** Undo of stop: the VM runs again. Throws OWNER_CHANGED if it does not belong to this host any more. */
+  continueVm(vm: string, session: string): Promise<void>;
+  /** Device state from our QEMU to the target's, streamed host to host; resolves when all of it has been handed over. */
+  transferState(vm: string, session: string, target: string): Promise<{ readonly deviceStateBytes: number }>;
+  /** QEMU's own migration towards `uri`; resolves when the VM is stopped at the source and the target holds what it needs to run. */
+  nativeMigrate(
+    vm: string,
+    session: string,
+    options: { uri: string; isPostcopy: boolean; bandwidthBytesPerS: number; downtimeMsMax: number },
+  ): Promise<void>;
+  nativeProgress(vm: string): Promise<Readonly<Record<string, number | string>>>;
+  nativeCancel(vm: string, session: string): Promise<void>;
+  /** The counters of the source's half, for the report. */
+  sourceCounters(session: string): Promise<Readonly<Record<string, number>>>;
+  /** After drain: end QEMU, remove region files, forget the VM here. */
+  release(vm: string, session: string): Promise<void>;
+}
+
+// ---- registry ---------------------------------------------------------------------------------------------------------------------------
+
+export interface OwnerRecord {
+  readonly vm: string;
+  readonly owner: string;
+  /** Grows by one with each change of owner. */
+  readonly epoch: number;
+  /** Session whose commit made it so; null for a VM started here. */
+  readonly session: string | null;
+}
+
+/** Small durable records with compare-and-swap. What `put` has answered survives a crash of the machine. */
+export interface Registry {
+  owner(vm: string): Promise<OwnerRecord | null>;
+  /**
+   * Makes `next` the record if the present one has `expectedEpoch` (null: there is none). OWNER_CHANGED otherwise. Durable when it resolves.
+   */
+  swapOwner(vm: string, expectedEpoch: number | null, next: OwnerRecord): Promise<void>;
+  removeOwner(vm: string, expectedEpoch: number): Promise<void>;
+  owners(): Promise<readonly OwnerRecord[]>;
+}
+
+// ---- journal ----------------------------------------------------------------------------------------------------------------------------
+
+/** Appended before the act it announces; durable when the promise resolves. Replay is in order. */
+export type JournalEntry =
+  | {
+      readonly type: 'job';
+      readonly job: string;
+      readonly session: string;
+      readonly token: string;
+      readonly plan: MigrationPlan;
+      readonly spec: VmSpec;
+      readonly epoch: number;
+      readonly accel: 'kvm' | 'tcg';
+      readonly createdAt: string;
+    }
+  | { readonly type: 'begin'; readonly job: string; readonly step: StepName }
+  | {
+      readonly type: 'end';
+      readonly job: string;
+      readonly step: StepName;
+      readonly ms: number;
+      readonly result?: unknown;
+    }
+  | { readonly type: 'undo'; readonly job: string; readonly step: StepName }
+  | {
+      readonly type: 'state';
+      readonly job: string;
+      readonly state: JobState;
+      readonly report?: MigrationReport;
+      readonly error?: unknown;
+    };
+
+export interface Journal {
+  append(entry: JournalEntry): Promise<void>;
+}
+
+// ---- non-determinism --------------------------------------------------------------------------------------------------------------------
+
+export interface Clock {
+  /** Monotonic, milliseconds with fractions. */
+  nowMs(): number;
+  /** Wall clock, ISO 8601. */
+  isoNow(): string;
+  sleep(ms: number, signal?: AbortSignal): Promise<void>;
+}
+
+export interface Random {
+  /** Unguessable, lower-case hex. */
+  hex(bytes: number): string;
+}
+
+/** Where a test may crash, park or fail the coordinator: before and after each step ("before:commit", "after:commit", "undo:stopSource"). */
+export interface FaultPort {
+  hit(point: string): Promise<void>;
+}
+
+export interface EnginePorts {
+  readonly source: AgentPort;
+  readonly target: AgentPort;
+  readonly registry: Registry;
+  readonly journal: Journal;
+  readonly clock: Clock;
+  readonly faults: FaultPort;
+}
+
+export interface EngineRequest {
+  readonly job: string;
+  readonly session: string;
+  readonly token: string;
+  readonly request: MigrationRequest;
+}

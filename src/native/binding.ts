@@ -1,0 +1,145 @@
+/**
+ * The one door to the native addon: loads the .node file, types it, checks arguments once. Nothing else imports it.
+ *
+ * Calls are coarse: none is made per page, and no guest byte enters JavaScript. u64 values are bigint; counts that fit are numbers.
+ * `onEdge` means "something changed, look at the snapshot": edges coalesce, so a slow reader loses nothing.
+ * Handles are closed explicitly; closing twice, during a transfer, or never (process exit) is safe.
+ * Failures throw a MigrationError whose code comes from NATIVE_ERROR.
+ */
+import type { SourceCounter, TargetCounter } from '../protocol/wire.js';
+
+export interface RegionFile {
+  readonly path: string;
+  readonly lengthBytes: bigint;
+  readonly pageBytes: number;
+}
+
+export interface NativeSupport {
+  readonly userfaultfdPermitted: boolean;
+  readonly userfaultfdErrno: number;
+  readonly minorShmem: boolean;
+  readonly minorHugetlbfs: boolean;
+  readonly wpAsync: boolean;
+  readonly pagemapScan: boolean;
+}
+
+/** What the preload gave us about one QEMU; enough to find the descriptors again after a restart. */
+export interface VmMemorySnapshot {
+  readonly state: 'waiting' | 'attached' | 'complete' | 'gone' | 'refused';
+  readonly pid: number;
+  readonly descriptors: readonly { readonly numberInVm: number; readonly kind: number }[];
+  readonly ranges: readonly {
+    readonly regionIndex: number;
+    readonly regionOffsetBytes: bigint;
+    readonly lengthBytes: bigint;
+    readonly base: bigint;
+    readonly descriptorIndex: number;
+  }[];
+}
+
+export interface VmMemoryHandle {
+  snapshot(): VmMemorySnapshot;
+  /** Stops listening and drops our descriptors; the preload keeps its own. Not while a target session is open on it (throws). */
+  close(): void;
+}
+
+/** Keys travel as hex between daemons; only the provider that made one understands it. */
+export interface RegionKeys {
+  readonly ram: string;
+  readonly dataMap: string;
+}
+
+export interface DataListenerHandle {
+  readonly tcpAddress: string | null;
+  readonly tcpPort: number | null;
+  readonly shmPath: string | null;
+  close(): void;
+}
+
+export type NativeTransport = 'tcp' | 'shm';
+
+export interface SourceSessionHandle {
+  readonly keys: readonly RegionKeys[];
+  /** The VM has stopped: scan its files for holes (on a native thread). */
+  freeze(): void;
+  snapshot(): { readonly counters: Record<SourceCounter, bigint>; readonly failure: NativeFailure | null };
+  close(): void;
+}
+
+export interface NativeFailure {
+  /** NATIVE_ERROR value */
+  readonly code: number;
+  readonly errno: number;
+  readonly what: string;
+}
+
+export type TargetSessionState = 'idle' | 'filling' | 'disconnected' | 'complete' | 'failed' | 'closed';
+
+export interface TargetSnapshot {
+  readonly state: TargetSessionState;
+  readonly failure: NativeFailure | null;
+  readonly counters: Record<TargetCounter, bigint>;
+}
+
+export interface SourceAddress {
+  readonly transport: NativeTransport;
+  /** tcp: IP address; shm: path of the source's data socket */
+  readonly host: string;
+  readonly port: number;
+  /** 32 hex digits */
+  readonly session: string;
+  /** 64 hex digits */
+  readonly token: string;
+  readonly keys: readonly RegionKeys[];
+}
+
+export interface TargetSessionHandle {
+  /** Opens both channels off the main thread. From idle or disconnected. */
+  connect(source: SourceAddress, timeoutMs: number): Promise<void>;
+  /** Serve faults now; prefetch as soon as the source's data map is ready. */
+  start(): void;
+  snapshot(): TargetSnapshot;
+  /** Resolves when the session's threads have ended and its files are closed. */
+  close(): Promise<void>;
+}
+
+export interface TargetOptions {
+  readonly regions: readonly (RegionFile & { readonly presencePath: string })[];
+  /** Prefetch only; 0 for no limit. */
+  readonly bandwidthBytesPerS: number;
+  /** Take over the presence maps of an earlier process. */
+  readonly isResume: boolean;
+  readonly onEdge: () => void;
+}
+
+export interface NativeBinding {
+  support(): NativeSupport;
+  /** New sparse region file, exclusive. */
+  createRegionFile(region: RegionFile): void;
+  /** Bytes of the file that hold data. */
+  allocatedBytes(path: string): bigint;
+  /**
+   * Listens on a unix socket for the preload of one QEMU. `isIncoming`: every mapped range is registered for missing and minor faults before the
+   * mapping call returns. Each connection must come from a process of our own user; the first one to say hello is taken.
+   */
+  listenForVm(options: {
+    socketPath: string;
+    regions: readonly RegionFile[];
+    isIncoming: boolean;
+    onEdge: () => void;
+  }): VmMemoryHandle;
+  /** Takes the descriptors of a running QEMU back (pidfd_getfd), after our own restart. Throws PROCESS_GONE if that process has ended. */
+  adoptVm(options: { snapshot: VmMemorySnapshot; regions: readonly RegionFile[] }): VmMemoryHandle;
+  openDataListener(options: {
+    tcp: { address: string; port: number } | null;
+    shmPath: string | null;
+  }): DataListenerHandle;
+  openSourceSession(options: {
+    listener: DataListenerHandle;
+    transport: NativeTransport;
+    session: string;
+    token: string;
+    regions: readonly RegionFile[];
+  }): SourceSessionHandle;
+  openTargetSession(vm: VmMemoryHandle, options: TargetOptions): TargetSessionHandle;
+}
