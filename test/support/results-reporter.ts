@@ -1,0 +1,47 @@
+import { mkdirSync, writeFileSync } from 'node:fs';
+import { dirname } from 'node:path';
+import type { Reporter, SerializedError, TestModule } from 'vitest/node';
+
+/** What scripts/test-summary.mjs reads; one per vitest project, or per ctest run. */
+export interface SuiteResults {
+  suite: string;
+  passed: number;
+  failed: number;
+  /** Skipped tests with the reason that the test gave to `ctx.skip(reason)`. */
+  skipped: { name: string; reason: string }[];
+}
+
+/**
+ * Writes the counts of a run to the file named by VMIGRATE_TEST_RESULTS. Vitest's own JSON has no skip reasons, and a
+ * skip without a reason is what CI must be able to refuse.
+ */
+export default class ResultsReporter implements Reporter {
+  onTestRunEnd(modules: readonly TestModule[], unhandledErrors: readonly SerializedError[]): void {
+    const path = process.env.VMIGRATE_TEST_RESULTS;
+    if (path === undefined) return;
+    const suites = new Map<string, SuiteResults>();
+    const suiteNamed = (name: string): SuiteResults => {
+      const known = suites.get(name);
+      if (known !== undefined) return known;
+      const created: SuiteResults = { suite: name, passed: 0, failed: 0, skipped: [] };
+      suites.set(name, created);
+      return created;
+    };
+    for (const module of modules) {
+      const suite = suiteNamed(module.project.name);
+      let failedTests = 0;
+      for (const test of module.children.allTests()) {
+        const result = test.result();
+        if (result.state === 'passed') suite.passed++;
+        else if (result.state === 'failed') failedTests++;
+        else suite.skipped.push({ name: test.fullName, reason: result.state === 'skipped' ? (result.note ?? '') : '' });
+      }
+      // A file that did not load, or whose hook threw, fails although none of its tests did.
+      if (failedTests === 0 && module.state() === 'failed') failedTests = 1;
+      suite.failed += failedTests;
+    }
+    if (unhandledErrors.length > 0) suiteNamed('unhandled errors').failed += unhandledErrors.length;
+    mkdirSync(dirname(path), { recursive: true });
+    writeFileSync(path, JSON.stringify([...suites.values()]));
+  }
+}

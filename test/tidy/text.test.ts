@@ -1,0 +1,103 @@
+import { describe, expect, test } from 'vitest';
+import { allFiles, codeFiles, complaints, filesUnder, isGenerated } from './tree.js';
+
+const LINES_MAX = 400;
+/** Files that are longer, each with the reason why it is one concern all the same. */
+const LONGER_FOR_A_REASON: Record<string, string> = {};
+
+describe('names', () => {
+  const words = (identifier: string): string[] =>
+    identifier
+      .replace(/([a-z\d])([A-Z])/g, '$1_$2')
+      .toLowerCase()
+      .split(/[_$]+/);
+
+  /** Field names that the kernel and libc have given, reached through a struct of theirs. */
+  const FOREIGN_FIELDS = /(\.|->)(src|dst|saddr|daddr)\b/g;
+  /** The folder src/, in paths and in lists of folders. */
+  const FOLDER = /(?<=['"`/ ])src(?=['"`/])|\bsrc\\?\//g;
+
+  test('say source and target', () => {
+    const short = new Set(['src', 'dst', 'dest']);
+    expect(
+      complaints(
+        codeFiles().filter((file) => file.path !== 'test/tidy/text.test.ts'),
+        (line) => {
+          const own = line.replace(FOREIGN_FIELDS, '').replace(FOLDER, '');
+          const found = (own.match(/[A-Za-z_$][\w$]*/g) ?? []).find((name) =>
+            words(name).some((word) => short.has(word)),
+          );
+          return found === undefined ? null : `${found}: say source or target`;
+        },
+      ),
+    ).toEqual([]);
+  });
+
+  test('of C++ headers are .hpp, and guarded by #pragma once', () => {
+    const headers = filesUnder('native').filter(({ path }) => path.endsWith('.hpp'));
+    expect(headers.filter(({ text }) => !text.includes('#pragma once')).map(({ path }) => path)).toEqual([]);
+    const plain = filesUnder('native').filter(({ path }) => path.endsWith('.h') && !path.startsWith('native/preload/'));
+    expect(plain.map(({ path }) => path)).toEqual([]);
+  });
+});
+
+describe('files', () => {
+  test(`have at most ${LINES_MAX} lines`, () => {
+    const long = codeFiles().filter((file) => file.lines.length > LINES_MAX && !isGenerated(file));
+    expect(
+      long.filter(({ path }) => !(path in LONGER_FOR_A_REASON)).map(({ path, lines }) => `${path}: ${lines.length}`),
+    ).toEqual([]);
+    const paths = new Set(long.map(({ path }) => path));
+    expect(
+      Object.keys(LONGER_FOR_A_REASON).filter((path) => !paths.has(path)),
+      'no longer long: take it off the list',
+    ).toEqual([]);
+  });
+
+  test('have no unfinished business', () => {
+    const marker = new RegExp(`\\b(${['TO', 'DO'].join('')}|${['FIX', 'ME'].join('')}|${'X'.repeat(3)})\\b`);
+    const files = allFiles().filter(({ path }) => path !== 'package-lock.json' && path !== 'LICENSE');
+    // mktemp's template is not a note to self.
+    expect(complaints(files, (line) => (marker.test(line.replace(/\.X{6}/g, '')) ? line.trim() : null))).toEqual([]);
+  });
+
+  test('know nothing of the machine they were written on', () => {
+    const machine = new RegExp(`(?<![\\w$}.*/-])/(${['work', 'root', 'home'].join('|')})/`);
+    expect(complaints(allFiles(), (line) => (machine.test(line) ? line.trim() : null))).toEqual([]);
+  });
+
+  test('name no package registry', () => {
+    const registry = new RegExp(`${['"resolved', '"'].join('')}|registry\\.(npmjs|yarnpkg)|npm\\.pkg\\.`);
+    const files = allFiles().filter(({ path }) => path !== 'test/tidy/text.test.ts');
+    expect(complaints(files, (line) => (registry.test(line) ? line.trim() : null))).toEqual([]);
+  });
+
+  test('end with one newline and have no trailing blanks', () => {
+    const files = codeFiles();
+    expect(files.filter(({ text }) => !text.endsWith('\n') || text.endsWith('\n\n')).map(({ path }) => path)).toEqual(
+      [],
+    );
+    expect(complaints(files, (line) => (/[ \t]$/.test(line) ? 'trailing blank' : null))).toEqual([]);
+  });
+});
+
+test('no test is left alone in the run, repeated until it passes, or declared for later', () => {
+  const pattern = new RegExp(`\\b(test|it|describe)\\.(${['only', 'todo'].join('|')})\\b|\\bretry:\\s*[1-9]`);
+  const files = filesUnder('test').filter(({ path }) => path !== 'test/tidy/text.test.ts');
+  expect(complaints(files, (line) => (pattern.test(line) ? line.trim() : null))).toEqual([]);
+});
+
+test('a stated memory order is labelled with its partner', () => {
+  const files = filesUnder('native').filter(({ path }) => /\.(cpp|hpp|c|h)$/.test(path) && !path.includes('/tests/'));
+  const ordered =
+    /memory_order(_|::)(acquire|release|acq_rel|seq_cst|consume)|__ATOMIC_(ACQUIRE|RELEASE|ACQ_REL|SEQ_CST)/;
+  const label = /\/\/.*\b[A-Z]+\d+\b|\/\*.*\b[A-Z]+\d+\b|\bpairs with\b/;
+  const lonely = files.flatMap((file) =>
+    file.lines.flatMap((line, index) =>
+      ordered.test(line) && !file.lines.slice(Math.max(0, index - 6), index + 1).some((near) => label.test(near))
+        ? [`${file.path}:${index + 1}: ${line.trim()}`]
+        : [],
+    ),
+  );
+  expect(lonely).toEqual([]);
+});

@@ -1,0 +1,62 @@
+import { readdirSync, readFileSync } from 'node:fs';
+import { dirname, extname, join, relative } from 'node:path';
+import { fileURLToPath } from 'node:url';
+
+export const root = dirname(dirname(dirname(fileURLToPath(import.meta.url))));
+
+const FOLDERS_SKIPPED = new Set(['.git', 'node_modules', 'dist', 'build', 'coverage', '.cache']);
+const CODE_EXTENSIONS = new Set(['.ts', '.mjs', '.c', '.h', '.cpp', '.hpp']);
+const BINARY_EXTENSIONS = new Set(['.png', '.gz', '.bin', '.svg']);
+
+export interface TextFile {
+  /** Relative to the repository, with forward slashes. */
+  path: string;
+  text: string;
+  lines: string[];
+}
+
+function* walk(folder: string): Generator<string> {
+  for (const entry of readdirSync(folder, { withFileTypes: true })) {
+    if (entry.isDirectory()) {
+      if (!FOLDERS_SKIPPED.has(entry.name)) yield* walk(join(folder, entry.name));
+    } else if (entry.isFile() && !BINARY_EXTENSIONS.has(extname(entry.name))) {
+      yield join(folder, entry.name);
+    }
+  }
+}
+
+let cached: TextFile[] | undefined;
+
+/** Every text file of the repository that is not built, sorted by path. */
+export function allFiles(): TextFile[] {
+  cached ??= [...walk(root)]
+    .map((path) => {
+      const text = readFileSync(path, 'utf8');
+      return { path: relative(root, path), text, lines: text.split('\n') };
+    })
+    .sort((a, b) => (a.path < b.path ? -1 : 1));
+  return cached;
+}
+
+export function filesUnder(folder: string): TextFile[] {
+  return allFiles().filter(({ path }) => path.startsWith(`${folder}/`));
+}
+
+export function codeFiles(): TextFile[] {
+  return allFiles().filter(({ path }) => CODE_EXTENSIONS.has(extname(path)));
+}
+
+/** `path:line: complaint` for each line that `complain` has something to say of. */
+export function complaints(files: TextFile[], complain: (line: string, file: TextFile) => string | null): string[] {
+  return files.flatMap((file) =>
+    file.lines.flatMap((line, index) => {
+      const complaint = complain(line, file);
+      return complaint === null ? [] : [`${file.path}:${index + 1}: ${complaint}`];
+    }),
+  );
+}
+
+/** Is this file one that a program wrote, as its first line says? */
+export function isGenerated(file: TextFile): boolean {
+  return /generated/i.test(file.lines.slice(0, 3).join('\n')) && /_generated\.|\.generated\./.test(file.path);
+}
