@@ -1,0 +1,249 @@
+/**
+ * A cluster of test hosts, each with a real vmigrated: what end-to-end tests, the demo and the benchmarks run on. Everything it starts it also
+ * ends; processes are found by this cluster's own directory in their command line, so nothing else can be hit.
+ */
+import { type ChildProcess, execFile, spawn } from 'node:child_process';
+import { randomBytes } from 'node:crypto';
+import { createWriteStream, existsSync } from 'node:fs';
+import { mkdir, mkdtemp, readdir, readFile, readlink, rm } from 'node:fs/promises';
+import { join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import { type NamespaceHost, Namespaces } from './namespaces.js';
+
+const ROOT = fileURLToPath(new URL('../../', import.meta.url));
+const API_PORT = 7400;
+const DATA_PORT = 7401;
+const DAEMON_READY_MS = 20_000;
+
+export interface CommandResult {
+  readonly code: number;
+  readonly stdout: string;
+  readonly stderr: string;
+}
+
+export interface ClusterOptions {
+  readonly hosts?: readonly string[];
+  readonly hasGuestNetwork?: boolean;
+  readonly isVerbose?: boolean;
+}
+
+export class Cluster {
+  private readonly daemons = new Map<string, ChildProcess>();
+
+  private constructor(
+    readonly id: string,
+    /** Short, because unix socket paths may be 107 bytes long at most. */
+    readonly directory: string,
+    readonly network: Namespaces,
+    private readonly isVerbose: boolean,
+  ) {}
+
+  static async create(options: ClusterOptions = {}): Promise<Cluster> {
+    const id = randomBytes(3).toString('hex');
+    const directory = await mkdtemp(`/tmp/vmg-${id}-`);
+    const network = await Namespaces.create({
+      id,
+      hosts: options.hosts ?? ['A', 'B'],
+      hasGuestNetwork: options.hasGuestNetwork ?? false,
+    });
+    const cluster = new Cluster(id, directory, network, options.isVerbose ?? false);
+    try {
+      await cluster.makeCertificates();
+      for (const host of network.hosts) await cluster.startDaemon(host.name);
+    } catch (error) {
+      await cluster.destroy();
+      throw error;
+    }
+    return cluster;
+  }
+
+  hostDirectory(host: string): string {
+    return join(this.directory, host);
+  }
+
+  ramDirectory(host: string): string {
+    return `/dev/shm/vmg-${this.id}-${host}`;
+  }
+
+  apiSocket(host: string): string {
+    return join(this.hostDirectory(host), 'api.sock');
+  }
+
+  private async makeCertificates(): Promise<void> {
+    const ca = join(this.directory, 'ca');
+    await this.must(this.local('vmctl', 'certs', 'init', ca));
+    for (const host of this.network.hosts) {
+      await mkdir(this.hostDirectory(host.name), { recursive: true });
+      const out = join(this.hostDirectory(host.name), 'tls');
+      await this.must(
+        this.local('vmctl', 'certs', 'host', host.name, '--address', host.address, '--dir', ca, '--out', out),
+      );
+    }
+  }
+
+  daemonArguments(name: string): string[] {
+    const host = this.network.host(name);
+    const directory = this.hostDirectory(name);
+    const peers = this.network.hosts
+      .filter((peer) => peer.name !== name)
+      .flatMap((peer) => ['--peer', `${peer.name}=https://${peer.address}:${API_PORT}`]);
+    return [
+      ...['--name', name, '--api', `unix:${this.apiSocket(name)}`, '--api', `https://${host.address}:${API_PORT}`],
+      ...[
+        '--data',
+        `${host.address}:${DATA_PORT}`,
+        '--state',
+        join(directory, 'state'),
+        '--ram-dir',
+        this.ramDirectory(name),
+      ],
+      ...['--tls', join(directory, 'tls'), '--test-faults', ...peers],
+    ];
+  }
+
+  /** Starts the host's daemon and waits until its API answers. `env` may carry VMIGRATE_FAULT. */
+  async startDaemon(name: string, env: Record<string, string> = {}): Promise<void> {
+    const host = this.network.host(name);
+    const program = join(ROOT, 'dist/cli/vmigrated.js');
+    const child = spawn(
+      'ip',
+      ['netns', 'exec', host.namespace, process.execPath, program, ...this.daemonArguments(name)],
+      {
+        stdio: ['ignore', 'pipe', 'pipe'],
+        env: { ...process.env, ...env },
+      },
+    );
+    const log = createWriteStream(join(this.hostDirectory(name), 'daemon.log'), { flags: 'a' });
+    child.stdout.pipe(log, { end: false });
+    child.stderr.pipe(log, { end: false });
+    if (this.isVerbose) child.stderr.pipe(process.stderr, { end: false });
+    this.daemons.set(name, child);
+    const deadline = Date.now() + DAEMON_READY_MS;
+    for (;;) {
+      if (child.exitCode !== null || child.signalCode !== null)
+        throw new Error(`vmigrated on ${name} ended at once:\n${await this.daemonLog(name)}`);
+      if (existsSync(this.apiSocket(name)) && (await this.vmctl(name, 'ps', '--json')).code === 0) return;
+      if (Date.now() > deadline)
+        throw new Error(`vmigrated on ${name} does not answer:\n${await this.daemonLog(name)}`);
+      await sleep(50);
+    }
+  }
+
+  async daemonLog(name: string): Promise<string> {
+    return readFile(join(this.hostDirectory(name), 'daemon.log'), 'utf8').catch(() => '');
+  }
+
+  /** The daemon's own pid (`ip netns exec` replaces itself by it). */
+  daemonPid(name: string): number {
+    const pid = this.daemons.get(name)?.pid;
+    if (pid === undefined) throw new Error(`no daemon on ${name}`);
+    return pid;
+  }
+
+  isDaemonRunning(name: string): boolean {
+    const child = this.daemons.get(name);
+    return child !== undefined && child.exitCode === null && child.signalCode === null;
+  }
+
+  async stopDaemon(name: string, signal: NodeJS.Signals = 'SIGKILL'): Promise<void> {
+    const child = this.daemons.get(name);
+    if (!child || child.exitCode !== null || child.signalCode !== null) return;
+    const ended = new Promise((resolve) => child.once('exit', resolve));
+    child.kill(signal);
+    await ended;
+  }
+
+  vmctl(host: string, ...args: string[]): Promise<CommandResult> {
+    return this.command(host, 'vmctl', args);
+  }
+
+  vmigrate(host: string, ...args: string[]): Promise<CommandResult> {
+    return this.command(host, 'vmigrate', args);
+  }
+
+  /** Runs one of our commands against the host's daemon over its unix socket. */
+  command(host: string, program: 'vmctl' | 'vmigrate', args: readonly string[]): Promise<CommandResult> {
+    return this.local(program, '--host', `unix:${this.apiSocket(host)}`, ...args);
+  }
+
+  /** The same, expected to succeed, with its JSON. */
+  async json<T>(host: string, program: 'vmctl' | 'vmigrate', ...args: string[]): Promise<T> {
+    const { stdout } = await this.must(this.command(host, program, [...args, '--json']));
+    return JSON.parse(stdout) as T;
+  }
+
+  local(program: 'vmctl' | 'vmigrate', ...args: string[]): Promise<CommandResult> {
+    return runCommand(process.execPath, [join(ROOT, `dist/cli/${program}.js`), ...args]);
+  }
+
+  inNamespace(namespace: string, command: string, ...args: string[]): Promise<CommandResult> {
+    return runCommand('ip', ['netns', 'exec', namespace, command, ...args]);
+  }
+
+  async must(result: Promise<CommandResult>): Promise<CommandResult> {
+    const { code, stdout, stderr } = await result;
+    if (code !== 0) throw new Error(`command ended with ${code}\n${stdout}\n${stderr}`);
+    return { code, stdout, stderr };
+  }
+
+  host(name: string): NamespaceHost {
+    return this.network.host(name);
+  }
+
+  /** QEMU processes of one host of this cluster (or of all), by their command line. */
+  async qemuPids(host?: string): Promise<number[]> {
+    const needle =
+      host === undefined ? [`vmg-${this.id}-`] : [`${this.hostDirectory(host)}/`, `${this.ramDirectory(host)}/`];
+    const pids: number[] = [];
+    for (const entry of await readdir('/proc')) {
+      if (!/^\d+$/.test(entry)) continue;
+      const program = await readlink(`/proc/${entry}/exe`).catch(() => '');
+      if (!program.includes('qemu-system')) continue;
+      const commandLine = await readFile(`/proc/${entry}/cmdline`, 'utf8').catch(() => '');
+      if (needle.some((text) => commandLine.includes(text))) pids.push(Number(entry));
+    }
+    return pids;
+  }
+
+  async destroy(): Promise<void> {
+    for (const name of this.daemons.keys()) await this.stopDaemon(name);
+    for (const pid of await this.qemuPids()) {
+      try {
+        process.kill(pid, 'SIGKILL');
+      } catch {
+        // it ended by itself
+      }
+    }
+    await this.network.destroy();
+    for (const host of this.network.hosts) await rm(this.ramDirectory(host.name), { recursive: true, force: true });
+    if (process.env.VMIGRATE_KEEP_LOGS === undefined) await rm(this.directory, { recursive: true, force: true });
+  }
+}
+
+export function sleep(ms: number): Promise<void> {
+  return new Promise((resolve) => setTimeout(resolve, ms));
+}
+
+/** Asks until `probe` returns something other than undefined; a clear error when it does not. */
+export async function eventually<T>(
+  what: string,
+  timeoutMs: number,
+  probe: () => Promise<T | undefined> | T | undefined,
+): Promise<T> {
+  const deadline = Date.now() + timeoutMs;
+  for (;;) {
+    const value = await probe();
+    if (value !== undefined) return value;
+    if (Date.now() > deadline) throw new Error(`not within ${timeoutMs} ms: ${what}`);
+    await sleep(20);
+  }
+}
+
+export function runCommand(command: string, args: readonly string[], timeoutMs = 120_000): Promise<CommandResult> {
+  return new Promise((resolve) => {
+    execFile(command, [...args], { timeout: timeoutMs, maxBuffer: 64 << 20 }, (error, stdout, stderr) => {
+      const code = error === null ? 0 : typeof error.code === 'number' ? error.code : 128;
+      resolve({ code, stdout, stderr });
+    });
+  });
+}

@@ -1,0 +1,181 @@
+/**
+ * The self-checking guest as tests and benchmarks see it: how to describe one, how to read what it says on its console, how to ask for its
+ * verdict. The lines are documented in guest/memtouch.c.
+ */
+import { spawn } from 'node:child_process';
+import { readFile } from 'node:fs/promises';
+import { homedir } from 'node:os';
+import { join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import type { VmView } from '../../src/domain.js';
+import { type Cluster, eventually } from './cluster.js';
+
+const ROOT = fileURLToPath(new URL('../../', import.meta.url));
+const BOOT_MS = 90_000;
+const VERIFY_MS = 120_000;
+
+export interface GuestOptions {
+  readonly name: string;
+  readonly memoryMiB?: number;
+  readonly touchMiB?: number;
+  readonly writePercent?: number;
+  readonly cpus?: number;
+  readonly workload?: string;
+  /** Sizes of several memory regions (NUMA nodes); their sum is the memory. */
+  readonly regionsMiB?: readonly number[];
+  readonly backing?: 'shared' | 'private';
+  readonly hasPreload?: boolean;
+  /** Address of the guest's NIC in the cluster's guest network. */
+  readonly address?: string;
+  readonly extra?: Record<string, unknown>;
+}
+
+export interface WorkWindow {
+  /** The guest's monotonic clock, seconds. */
+  readonly timeS: number;
+  readonly windowMs: number;
+  readonly ops: number;
+  readonly gapMs: number;
+  readonly bad: number;
+}
+
+export function guestImage(): { kernel: string; initrd: string } {
+  const directory = join(process.env.VMIGRATE_CACHE ?? join(homedir(), '.cache/vmigrate'), 'guest');
+  return { kernel: join(directory, 'vmlinuz'), initrd: join(directory, 'initramfs.gz') };
+}
+
+export function guestSpec(options: GuestOptions): Record<string, unknown> {
+  const memoryMiB = options.memoryMiB ?? options.regionsMiB?.reduce((sum, size) => sum + size, 0) ?? 192;
+  const cpus = options.cpus ?? 1;
+  const workload = options.workload ?? 'memtouch';
+  const append = [
+    'console=ttyS0 quiet',
+    `vmg.workload=${workload} vmg.mb=${options.touchMiB ?? 64} vmg.writepct=${options.writePercent ?? 20} vmg.threads=${cpus}`,
+    ...(options.address === undefined ? [] : [`vmg.ip=${options.address}/24`]),
+  ].join(' ');
+  return {
+    name: options.name,
+    accel: 'tcg',
+    cpus,
+    memory: {
+      size: `${memoryMiB}M`,
+      ...(options.regionsMiB === undefined
+        ? {}
+        : { regions: options.regionsMiB.map((size) => ({ size: `${size}M` })) }),
+      ...(options.backing === undefined ? {} : { backing: options.backing }),
+    },
+    ...guestImage(),
+    append,
+    ...(options.address === undefined ? {} : { nics: [{ type: 'tap', bridge: 'br-guest' }] }),
+    ...(options.hasPreload === undefined ? {} : { preload: options.hasPreload }),
+    ...options.extra,
+  };
+}
+
+export function parseWork(log: string): WorkWindow[] {
+  return [
+    ...log.matchAll(/^VMG WORK t=([\d.]+) window_ms=([\d.]+) ops=(\d+) gap_ms=([\d.]+) total=\d+ bad=(\d+)/gm),
+  ].map(([, timeS, windowMs, ops, gapMs, bad]) => ({
+    timeS: Number(timeS),
+    windowMs: Number(windowMs),
+    ops: Number(ops),
+    gapMs: Number(gapMs),
+    bad: Number(bad),
+  }));
+}
+
+export class Guest {
+  constructor(
+    private readonly cluster: Cluster,
+    readonly name: string,
+  ) {}
+
+  /** Starts it on `host` and waits until its workload reports. */
+  static async start(cluster: Cluster, host: string, options: GuestOptions): Promise<Guest> {
+    const { writeFile } = await import('node:fs/promises');
+    const file = join(cluster.directory, `${options.name}.json`);
+    await writeFile(file, JSON.stringify(guestSpec(options)));
+    await cluster.must(cluster.vmctl(host, 'run', file));
+    const guest = new Guest(cluster, options.name);
+    await eventually(`guest ${options.name} works`, BOOT_MS, async () =>
+      (await guest.work(host)).length >= 5 ? true : undefined,
+    );
+    return guest;
+  }
+
+  async view(host: string): Promise<VmView | undefined> {
+    const list = await this.cluster.json<VmView[]>(host, 'vmctl', 'ps');
+    return list.find((vm) => vm.name === this.name);
+  }
+
+  async serialLog(host: string): Promise<string> {
+    const path = (await this.view(host))?.serialLog;
+    return path === undefined || path === null ? '' : readFile(path, 'utf8').catch(() => '');
+  }
+
+  async work(host: string): Promise<WorkWindow[]> {
+    return parseWork(await this.serialLog(host));
+  }
+
+  /** Waits for `count` new windows on this host: the guest runs here. */
+  async expectProgress(host: string, count = 3, timeoutMs = 30_000): Promise<WorkWindow[]> {
+    const before = (await this.work(host)).length;
+    return eventually(`${this.name} goes on working on ${host}`, timeoutMs, async () => {
+      const windows = await this.work(host);
+      return windows.length >= before + count ? windows.slice(before) : undefined;
+    });
+  }
+
+  /** No new window for a while: the guest does not run here. */
+  async isSilent(host: string, forMs = 1500): Promise<boolean> {
+    const before = (await this.work(host)).length;
+    await new Promise((resolve) => setTimeout(resolve, forMs));
+    return (await this.work(host)).length === before;
+  }
+
+  /** Asks the guest over its console to check every word of every page. */
+  verify(host: string): Promise<{ pages: number; bad: number }> {
+    const program = join(ROOT, 'dist/cli/vmctl.js');
+    const child = spawn(
+      process.execPath,
+      [program, '--host', `unix:${this.cluster.apiSocket(host)}`, 'console', this.name],
+      {
+        stdio: ['pipe', 'pipe', 'pipe'],
+      },
+    );
+    return new Promise((resolve, reject) => {
+      let output = '';
+      const timer = setTimeout(
+        () => finish(new Error(`no verdict from ${this.name}:\n${output.slice(-2000)}`)),
+        VERIFY_MS,
+      );
+      const finish = (outcome: Error | { pages: number; bad: number }) => {
+        clearTimeout(timer);
+        clearInterval(asking);
+        child.kill('SIGKILL');
+        if (outcome instanceof Error) reject(outcome);
+        else resolve(outcome);
+      };
+      // A serial line may lose what arrives while nobody reads it: ask again until there is an answer.
+      const asking = setInterval(() => child.stdin.write('\nverify\n'), 5000);
+      child.stdin.on('error', () => undefined);
+      child.stdin.write('verify\n');
+      child.stderr.on('data', (data: Buffer) => (output += data.toString()));
+      child.stdout.on('data', (data: Buffer) => {
+        output += data.toString();
+        const match = /VERIFY pages (\d+) bad (\d+)/.exec(output);
+        if (match) finish({ pages: Number(match[1]), bad: Number(match[2]) });
+      });
+      child.once('exit', (code) => finish(new Error(`console ended with ${code}:\n${output.slice(-2000)}`)));
+    });
+  }
+
+  /** The whole verdict: nothing bad seen while working, nothing bad in a full check. */
+  async expectClean(host: string): Promise<void> {
+    const { pages, bad } = await this.verify(host);
+    const log = await this.serialLog(host);
+    const seen = /^VMG BAD .*$/m.exec(log);
+    if (pages === 0 || bad !== 0 || seen)
+      throw new Error(`${this.name}: ${bad} bad of ${pages} pages; ${seen?.[0] ?? ''}`);
+  }
+}

@@ -1,0 +1,128 @@
+/**
+ * Test hosts: network namespaces with addresses of their own, joined by veth pairs through a bridge in a namespace that plays the switch.
+ * Nothing is added to the machine's own network. Names carry a random part, so that several clusters can live side by side.
+ *
+ *   host A: eth0 10.83.0.1 ──┐ switch: br0 ┌── eth0 10.83.0.2 : host B          management and data
+ *           br-guest ────────┘         br1 └────────── br-guest                 guests' own network (bridged, optional)
+ *                                       └── client: eth0 10.84.0.250            somebody who talks to a guest
+ */
+import { execFile } from 'node:child_process';
+import { promisify } from 'node:util';
+
+const run = promisify(execFile);
+
+export interface NamespaceHost {
+  readonly name: string;
+  readonly namespace: string;
+  readonly address: string;
+  /** The switch's end of the host's management link; netem and cuts go here. */
+  readonly switchPort: string;
+}
+
+export interface NamespaceOptions {
+  readonly id: string;
+  readonly hosts: readonly string[];
+  readonly hasGuestNetwork: boolean;
+}
+
+async function ip(...args: string[]): Promise<string> {
+  const { stdout } = await run('ip', args, { timeout: 10_000 });
+  return stdout;
+}
+
+export class Namespaces {
+  readonly hosts: readonly NamespaceHost[];
+  readonly switchNamespace: string;
+  readonly clientNamespace: string;
+  readonly guestSubnet = '10.84.0';
+  private readonly created: string[] = [];
+
+  private constructor(private readonly options: NamespaceOptions) {
+    this.switchNamespace = `vmg-${options.id}-sw`;
+    this.clientNamespace = `vmg-${options.id}-client`;
+    this.hosts = options.hosts.map((name, index) => ({
+      name,
+      namespace: `vmg-${options.id}-${name.toLowerCase()}`,
+      address: `10.83.0.${index + 1}`,
+      switchPort: `m${index + 1}`,
+    }));
+  }
+
+  static async create(options: NamespaceOptions): Promise<Namespaces> {
+    const namespaces = new Namespaces(options);
+    try {
+      await namespaces.build();
+    } catch (error) {
+      await namespaces.destroy();
+      throw error;
+    }
+    return namespaces;
+  }
+
+  private async add(namespace: string): Promise<void> {
+    await ip('netns', 'add', namespace);
+    this.created.push(namespace);
+    await ip('-n', namespace, 'link', 'set', 'lo', 'up');
+  }
+
+  private async build(): Promise<void> {
+    const { switchNamespace: sw } = this;
+    await this.add(sw);
+    for (const bridge of ['br0', 'br1']) {
+      await ip('-n', sw, 'link', 'add', bridge, 'type', 'bridge');
+      await ip('-n', sw, 'link', 'set', bridge, 'up');
+    }
+    for (const [index, host] of this.hosts.entries()) {
+      await this.add(host.namespace);
+      await this.link(host.namespace, 'eth0', `m${index + 1}`, 'br0');
+      await ip('-n', host.namespace, 'addr', 'add', `${host.address}/24`, 'dev', 'eth0');
+      if (!this.options.hasGuestNetwork) continue;
+      await ip('-n', host.namespace, 'link', 'add', 'br-guest', 'type', 'bridge');
+      await ip('-n', host.namespace, 'link', 'set', 'br-guest', 'up');
+      await this.link(host.namespace, 'guest0', `g${index + 1}`, 'br1');
+      await ip('-n', host.namespace, 'link', 'set', 'guest0', 'master', 'br-guest');
+    }
+    if (this.options.hasGuestNetwork) {
+      await this.add(this.clientNamespace);
+      await this.link(this.clientNamespace, 'eth0', 'c1', 'br1');
+      await ip('-n', this.clientNamespace, 'addr', 'add', `${this.guestSubnet}.250/24`, 'dev', 'eth0');
+    }
+  }
+
+  /** A veth pair: `inner` inside the namespace, `port` on the switch's bridge. */
+  private async link(namespace: string, inner: string, port: string, bridge: string): Promise<void> {
+    await ip(
+      '-n',
+      this.switchNamespace,
+      'link',
+      'add',
+      port,
+      'type',
+      'veth',
+      'peer',
+      'name',
+      inner,
+      'netns',
+      namespace,
+    );
+    await ip('-n', this.switchNamespace, 'link', 'set', port, 'master', bridge);
+    await ip('-n', this.switchNamespace, 'link', 'set', port, 'up');
+    await ip('-n', namespace, 'link', 'set', inner, 'up');
+  }
+
+  host(name: string): NamespaceHost {
+    const host = this.hosts.find((candidate) => candidate.name === name);
+    if (!host) throw new Error(`no test host ${name}`);
+    return host;
+  }
+
+  /** Unplugs or plugs the host's management and data link. */
+  async setLink(name: string, isUp: boolean): Promise<void> {
+    await ip('-n', this.switchNamespace, 'link', 'set', this.host(name).switchPort, isUp ? 'up' : 'down');
+  }
+
+  async destroy(): Promise<void> {
+    for (const namespace of this.created.splice(0).reverse())
+      await ip('netns', 'del', namespace).catch(() => undefined);
+  }
+}
