@@ -69,15 +69,23 @@ for (const file of files.filter((name) => name.endsWith('.json') || name.endsWit
   if (file.endsWith('.json')) suites.push(...JSON.parse(text));
   else suites.push(readJunit(file.slice(0, -4), text));
 }
-// A command that failed without a failed test to show for it (it did not build, crashed, found nothing) is a failure too.
-for (const file of files.filter((name) => name.endsWith('.rc'))) {
+// A command that failed without a failed test to show for it (it did not build, crashed) is a failure too, and so is a
+// suite in which no test was found.
+const seconds = [];
+for (const file of files.filter((name) => name.endsWith('.rc')).sort()) {
   const name = basename(file, '.rc');
-  const own = suites.filter(({ suite }) => name.split('+').includes(suite) || suite === 'unhandled errors');
-  if (readFileSync(join(folder, file), 'utf8').trim() === '0' || own.some(({ failed }) => failed > 0)) continue;
-  suites.push({ suite: `${name}: did not finish`, passed: 0, failed: 1, skipped: [] });
+  const [status, duration] = readFileSync(join(folder, file), 'utf8').trim().split(' ');
+  seconds.push(`${name} ${duration} s`);
+  const members = name.split('+');
+  const own = suites.filter(({ suite }) => members.includes(suite) || suite === 'unhandled errors');
+  const failures = own.reduce((sum, { failed }) => sum + failed, 0);
+  if (status !== '0' && failures === 0) suites.push({ suite: `${name}: broke off`, passed: 0, failed: 1, skipped: [] });
+  for (const member of members.filter((suite) => !own.some((found) => found.suite === suite)))
+    suites.push({ suite: `${member}: no tests found`, passed: 0, failed: 1, skipped: [] });
 }
 
-console.log('\nsuite                           passed  failed  skipped');
+console.log(`\ntime: ${seconds.join(', ')}`);
+console.log('suite                           passed  failed  skipped');
 let passed = 0;
 let failed = 0;
 for (const suite of suites) {
