@@ -1,0 +1,217 @@
+/**
+ * Real QEMU guests under emulation move between two daemons in network namespaces, and prove their own memory afterwards.
+ */
+import { spawn } from 'node:child_process';
+import { existsSync } from 'node:fs';
+import { readdir } from 'node:fs/promises';
+import { join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import type { JobView, MigrationPlan, MigrationReport, Refusal } from '../../src/domain.js';
+import { Cluster, eventually } from '../hosts/cluster.js';
+import { Guest } from '../hosts/guest.js';
+
+let cluster: Cluster;
+
+beforeAll(async () => {
+  cluster = await Cluster.create({ hasGuestNetwork: true });
+});
+
+afterAll(async () => {
+  await cluster.destroy();
+});
+
+async function migrate(source: string, vm: string, target: string, ...flags: string[]): Promise<MigrationReport> {
+  return cluster.json<MigrationReport>(source, 'vmigrate', vm, target, ...flags);
+}
+
+async function stop(host: string, vm: string): Promise<void> {
+  await cluster.must(cluster.vmctl(host, 'stop', vm));
+}
+
+/** After a move nothing of the VM is left on the host it left. */
+async function expectNothingLeft(host: string, vm: string): Promise<void> {
+  expect(await cluster.vmctl(host, 'ps', '--json').then((result) => result.stdout)).not.toContain(`"${vm}"`);
+  expect(await cluster.qemuPids(host)).toEqual([]);
+  const ram = cluster.ramDirectory(host);
+  expect(existsSync(ram) ? await readdir(ram) : []).toEqual([]);
+}
+
+describe.each([['tcp'], ['shm']])('post-copy over %s', (transport) => {
+  it('moves an idle guest', async () => {
+    const guest = await Guest.start(cluster, 'A', { name: `idle-${transport}`, workload: 'idle', touchMiB: 16 });
+    const report = await migrate('A', guest.name, 'B', '--postcopy', `--${transport}`);
+    expect(report).toMatchObject({ vm: guest.name, mode: 'postcopy', transport, source: 'A', target: 'B', rounds: 0 });
+    expect(report.memoryBytes).toBe(192 << 20);
+    await guest.expectProgress('B');
+    await guest.expectClean('B');
+    await expectNothingLeft('A', guest.name);
+    await stop('B', guest.name);
+    await expectNothingLeft('B', guest.name);
+  });
+
+  it('moves a busy guest with two vCPUs and two memory regions, and every byte is accounted for', async () => {
+    const guest = await Guest.start(cluster, 'A', {
+      name: `busy-${transport}`,
+      cpus: 2,
+      regionsMiB: [128, 96],
+      touchMiB: 96,
+    });
+    const report = await migrate('A', guest.name, 'B', '--postcopy', `--${transport}`);
+    const { demand, prefetch, zeroSkipped } = report.bytes;
+    expect(demand + prefetch + zeroSkipped).toBe(224 << 20);
+    expect(demand + prefetch).toBeGreaterThan(96 << 20);
+    expect(report.bytes.deviceState).toBeGreaterThan(10_000);
+    expect(report.faults.count).toBeGreaterThan(0);
+    expect(report.blackoutMs).toBeGreaterThan(0);
+    expect(report.phases.map((phase) => phase.name)).toContain('commit');
+    await guest.expectProgress('B');
+    await guest.expectClean('B');
+    await expectNothingLeft('A', guest.name);
+    await stop('B', guest.name);
+  });
+});
+
+describe('a VM on its way', () => {
+  it('goes to and fro ten times', async () => {
+    const guest = await Guest.start(cluster, 'A', { name: 'pendulum', touchMiB: 48, memoryMiB: 160 });
+    for (let trip = 0; trip < 10; trip++) {
+      const [source, target] = trip % 2 === 0 ? ['A', 'B'] : ['B', 'A'];
+      await migrate(source as string, guest.name, target as string, trip % 4 < 2 ? '--tcp' : '--shm');
+      await guest.expectProgress(target as string, 2);
+      await expectNothingLeft(source as string, guest.name);
+    }
+    const view = await guest.view('A');
+    expect(view).toMatchObject({ state: 'running', epoch: 11, host: 'A' });
+    await guest.expectClean('A');
+    await stop('A', guest.name);
+  });
+
+  it('keeps a TCP connection, and every byte of it', async () => {
+    const address = `${cluster.network.guestSubnet}.7`;
+    const guest = await Guest.start(cluster, 'A', {
+      name: 'stream',
+      workload: 'memtouch,stream',
+      touchMiB: 32,
+      address,
+    });
+    const peerProgram = fileURLToPath(new URL('../hosts/stream-peer.ts', import.meta.url));
+    const peer = spawn(
+      'ip',
+      [
+        'netns',
+        'exec',
+        cluster.network.clientNamespace,
+        process.execPath,
+        '--import',
+        'tsx',
+        peerProgram,
+        address,
+        '7000',
+        '400000',
+      ],
+      { stdio: ['pipe', 'pipe', 'pipe'] },
+    );
+    let output = '';
+    let connected = false;
+    peer.stdout.on('data', (data: Buffer) => (output += data.toString()));
+    peer.stderr.on('data', (data: Buffer) => (connected ||= data.toString().includes('connected')));
+    try {
+      await eventually('the stream is connected', 30_000, () => (connected ? true : undefined));
+      await guest.expectProgress('A');
+      await migrate('A', guest.name, 'B');
+      await guest.expectProgress('B', 10);
+      const ended = new Promise((resolve) => peer.once('exit', resolve));
+      peer.stdin.end();
+      await ended;
+    } finally {
+      peer.kill('SIGKILL');
+    }
+    const result = JSON.parse(output) as Record<string, number>;
+    expect(result).toMatchObject({ bad: 0, guestBad: 0 });
+    expect(result.guestReceived).toBe(result.sent);
+    expect(result.received).toBeGreaterThan(100_000);
+    await guest.expectClean('B');
+    await stop('B', guest.name);
+  });
+
+  it('shows its plan and starts nothing with --dry-run', async () => {
+    const guest = await Guest.start(cluster, 'A', { name: 'planned', touchMiB: 16 });
+    const plan = await cluster.json<{ plan: MigrationPlan; refusals: Refusal[] }>(
+      'A',
+      'vmigrate',
+      guest.name,
+      'B',
+      '--dry-run',
+    );
+    expect(plan.refusals).toEqual([]);
+    expect(plan.plan.steps.map((step) => step.name)).toContain('commit');
+    expect(await cluster.qemuPids('B')).toEqual([]);
+    expect(await cluster.json<JobView[]>('A', 'vmctl', 'jobs')).not.toContainEqual(
+      expect.objectContaining({ vm: guest.name }),
+    );
+    await stop('A', guest.name);
+  });
+
+  it('goes in the background with --detach and can be followed', async () => {
+    const guest = await Guest.start(cluster, 'A', { name: 'detached', touchMiB: 32 });
+    const started = await cluster.json<JobView>('A', 'vmigrate', guest.name, 'B', '--detach');
+    const followed = await cluster.must(cluster.vmctl('A', 'job', started.id, '--follow', '--json'));
+    expect((JSON.parse(followed.stdout) as JobView).state).toBe('done');
+    await guest.expectProgress('B');
+    await stop('B', guest.name);
+  });
+});
+
+describe('QEMU’s own migration', () => {
+  it.each([[[] as string[]], [['--postcopy']]])('moves a VM with private memory: --native %s', async (flags) => {
+    const guest = await Guest.start(cluster, 'A', {
+      name: 'private',
+      backing: 'private',
+      hasPreload: false,
+      touchMiB: 32,
+    });
+    const report = await migrate('A', guest.name, 'B', '--native', ...flags);
+    expect(report.mode).toBe(flags.length === 0 ? 'native-precopy' : 'native-postcopy');
+    await guest.expectProgress('B');
+    await guest.expectClean('B');
+    await expectNothingLeft('A', guest.name);
+    await stop('B', guest.name);
+  });
+});
+
+describe('pre-flight', () => {
+  it('refuses before anything starts, with reason and remedy', async () => {
+    const guest = await Guest.start(cluster, 'A', {
+      name: 'refused',
+      backing: 'private',
+      hasPreload: false,
+      touchMiB: 16,
+    });
+    const result = await cluster.vmigrate('A', guest.name, 'B', '--postcopy', '--json');
+    expect(result.code).toBe(3);
+    const { error } = JSON.parse(result.stdout) as { error: { code: string; details: Refusal[] } };
+    expect(error.code).toBe('PREFLIGHT_REFUSED');
+    expect(error.details.map((refusal) => refusal.code)).toContain('RAM_NOT_SHARED');
+    for (const refusal of error.details) expect(refusal.remedy).not.toBe('');
+    expect(await cluster.qemuPids('B')).toEqual([]);
+    await guest.expectProgress('A');
+    await stop('A', guest.name);
+  });
+
+  it('refuses --rdma clearly while there is no verbs provider', async () => {
+    const guest = await Guest.start(cluster, 'A', { name: 'verbs', touchMiB: 16, workload: 'idle' });
+    const result = await cluster.vmigrate('A', guest.name, 'B', '--rdma', '--json');
+    expect(result.code).toBe(3);
+    expect(result.stdout).toContain('TRANSPORT_UNAVAILABLE');
+    await stop('A', guest.name);
+  });
+
+  it('names a VM, a host or a daemon that is not there, by its exit code', async () => {
+    expect((await cluster.vmigrate('A', 'nobody', 'B', '--json')).code).toBe(1);
+    expect(
+      (await cluster.local('vmigrate', '--host', `unix:${join(cluster.directory, 'no.sock')}`, 'x', 'B')).code,
+    ).toBe(5);
+    expect((await cluster.vmigrate('A', '--no-such-flag')).code).toBe(2);
+  });
+});
