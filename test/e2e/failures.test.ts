@@ -1,0 +1,210 @@
+/**
+ * Every process and the link are killed at every step of a real migration. Before commit the VM must go on at the source within 5 s and nothing
+ * may be left on the target; after commit it must go on at the target, and never read a page that is not there.
+ *
+ * The coordinator parks before a step while a file exists (VMIGRATE_FAULT), so each fault hits exactly the step it names.
+ */
+import { existsSync } from 'node:fs';
+import { readdir, rm, writeFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import type { JobView, StepName } from '../../src/domain.js';
+import { Cluster, eventually, sleep } from '../hosts/cluster.js';
+import { Guest } from '../hosts/guest.js';
+
+const BEFORE_COMMIT: StepName[] = [
+  'prepareTarget',
+  'exposeSource',
+  'connectTarget',
+  'stopSource',
+  'transferState',
+  'commit',
+];
+const AFTER_COMMIT: StepName[] = ['resumeTarget', 'drain', 'releaseSource'];
+const BACK_MS = 5000;
+const RECOVERED_MS = 60_000;
+
+let cluster: Cluster;
+let guest: Guest;
+
+function parkFile(step: StepName): string {
+  return join(cluster.directory, `park-${step}`);
+}
+
+function faultEnvironment(): Record<string, string> {
+  const points = [...BEFORE_COMMIT, ...AFTER_COMMIT].map((step) => `before:${step}=park:${parkFile(step)}`);
+  return { VMIGRATE_FAULT: points.join(';') };
+}
+
+async function restart(host: string): Promise<void> {
+  await cluster.stopDaemon(host);
+  await cluster.startDaemon(host, faultEnvironment());
+}
+
+async function job(host: string, id: string): Promise<JobView> {
+  return cluster.json<JobView>(host, 'vmctl', 'job', id);
+}
+
+/** Starts a migration that is parked before `step` when this resolves. */
+async function migrateUpTo(step: StepName, source: string, target: string, ...flags: string[]): Promise<JobView> {
+  await writeFile(parkFile(step), '');
+  const started = await cluster.json<JobView>(source, 'vmigrate', guest.name, target, '--detach', ...flags);
+  await eventually(`the job parks before ${step}`, 30_000, () =>
+    existsSync(`${parkFile(step)}.parked`) ? true : undefined,
+  );
+  return started;
+}
+
+async function release(step: StepName): Promise<void> {
+  await rm(parkFile(step), { force: true });
+  await rm(`${parkFile(step)}.parked`, { force: true });
+}
+
+async function expectNothingLeft(host: string): Promise<void> {
+  await eventually(`nothing is left on ${host}`, 20_000, async () => {
+    const ram = cluster.ramDirectory(host);
+    const files = existsSync(ram) ? await readdir(ram) : [];
+    return (await cluster.qemuPids(host)).length === 0 && files.length === 0 ? true : undefined;
+  });
+  const list = await cluster.json<{ name: string }[]>(host, 'vmctl', 'ps');
+  expect(list.map((vm) => vm.name)).not.toContain(guest.name);
+}
+
+async function killQemu(host: string): Promise<void> {
+  for (const pid of await cluster.qemuPids(host)) process.kill(pid, 'SIGKILL');
+}
+
+beforeAll(async () => {
+  cluster = await Cluster.create();
+  for (const host of ['A', 'B']) await restart(host);
+  guest = await Guest.start(cluster, 'A', { name: 'survivor', touchMiB: 48, memoryMiB: 160 });
+});
+
+afterAll(async () => {
+  await cluster.destroy();
+});
+
+type Fault = { name: string; strike: (id: string) => Promise<void>; heal: () => Promise<void>; state: string };
+
+const FAULTS_BEFORE: Fault[] = [
+  {
+    name: 'the target daemon is killed',
+    strike: () => cluster.stopDaemon('B'),
+    heal: () => restart('B'),
+    state: 'failed',
+  },
+  { name: 'QEMU on the target is killed', strike: () => killQemu('B'), heal: async () => undefined, state: 'failed' },
+  {
+    name: 'the link is cut',
+    strike: () => cluster.network.setLink('B', false),
+    heal: () => cluster.network.setLink('B', true),
+    state: 'failed',
+  },
+  {
+    name: 'the job is cancelled',
+    strike: async (id) => void (await cluster.must(cluster.vmctl('A', 'cancel', id))),
+    heal: async () => undefined,
+    state: 'cancelled',
+  },
+  {
+    name: 'the source daemon is killed',
+    strike: () => cluster.stopDaemon('A'),
+    heal: async () => undefined,
+    state: 'failed',
+  },
+];
+
+describe.each(BEFORE_COMMIT)('before %s', (step) => {
+  it.each(FAULTS_BEFORE)('$name: the VM goes on at the source', async ({ name, strike, heal, state }) => {
+    // Before its QEMU exists on the target there is none to kill.
+    if (step === 'prepareTarget' && name.startsWith('QEMU')) return;
+    const { id } = await migrateUpTo(step, 'A', 'B');
+    await strike(id);
+    await release(step);
+    const struckAt = Date.now();
+    if (name.startsWith('the source daemon')) await restart('A');
+    await guest.expectProgress('A', 2, BACK_MS + (name.startsWith('the source daemon') ? 5000 : 0));
+    expect(Date.now() - struckAt).toBeLessThan(15_000);
+    await eventually(`job ${id} is ${state}`, 30_000, async () =>
+      (await job('A', id)).state === state ? true : undefined,
+    );
+    await heal();
+    await expectNothingLeft('B');
+    expect(await guest.view('A')).toMatchObject({ state: 'running', job: null });
+  });
+});
+
+it('has lost nothing in all of that, and still moves', async () => {
+  await guest.expectClean('A');
+  const { id } = await cluster.json<JobView>('A', 'vmigrate', guest.name, 'B', '--detach');
+  await eventually('the move is done', 60_000, async () => ((await job('A', id)).state === 'done' ? true : undefined));
+  await guest.expectProgress('B');
+});
+
+const FAULTS_AFTER: {
+  name: string;
+  strike: (source: string, target: string) => Promise<void>;
+  heal: (source: string, target: string) => Promise<void>;
+}[] = [
+  {
+    name: 'the target daemon is killed',
+    strike: (_source, target) => cluster.stopDaemon(target),
+    heal: (_source, target) => restart(target),
+  },
+  {
+    name: 'the source daemon is killed',
+    strike: (source) => cluster.stopDaemon(source),
+    heal: (source) => restart(source),
+  },
+  {
+    name: 'both daemons are killed',
+    strike: async (source, target) => {
+      await cluster.stopDaemon(source);
+      await cluster.stopDaemon(target);
+    },
+    heal: async (source, target) => {
+      await restart(target);
+      await restart(source);
+    },
+  },
+  {
+    name: 'the link is cut for 3 s',
+    strike: () => cluster.network.setLink('B', false),
+    heal: async () => {
+      await sleep(3000);
+      await cluster.network.setLink('B', true);
+    },
+  },
+];
+
+describe.each(AFTER_COMMIT)('before %s', (step) => {
+  it.each(FAULTS_AFTER)('$name: the VM goes on at the target', async ({ strike, heal }) => {
+    const source = (await guest.view('A'))?.state === 'running' ? 'A' : 'B';
+    const target = source === 'A' ? 'B' : 'A';
+    // Slow prefetch, so that pages are still missing when the fault strikes.
+    const { id } = await migrateUpTo(step, source, target, '--bandwidth', '16');
+    if (step === 'drain') await sleep(300);
+    await strike(source, target);
+    await release(step);
+    await heal(source, target);
+    await eventually(`job ${id} is done`, RECOVERED_MS, async () =>
+      (await job(source, id)).state === 'done' ? true : undefined,
+    );
+    await guest.expectProgress(target);
+    await guest.expectClean(target);
+    await expectNothingLeft(source);
+  });
+});
+
+it('says plainly that a VM is lost when its QEMU is killed on the target before all pages are there', async () => {
+  const source = (await guest.view('A'))?.state === 'running' ? 'A' : 'B';
+  const target = source === 'A' ? 'B' : 'A';
+  const { id } = await migrateUpTo('drain', source, target, '--bandwidth', '4');
+  await killQemu(target);
+  await release('drain');
+  await eventually('the job says so', 30_000, async () =>
+    (await job(source, id)).state === 'lost' ? true : undefined,
+  );
+  expect(await guest.isSilent(source)).toBe(true);
+  expect((await cluster.vmctl(source, 'resume', guest.name)).code).not.toBe(0);
+});
