@@ -100,10 +100,20 @@ export interface AgentPort {
   /** Takes the VM for this job; VM_BUSY if another has it. */
   reserve(vm: string, job: string): Promise<void>;
   unreserve(vm: string, job: string): Promise<void>;
-  expose(request: { session: string; vm: string; token: string; transport: Transport }): Promise<SourceEndpointInfo>;
+  /** `target`: the host it will go to; the connection for the device state is opened beforehand. */
+  expose(request: {
+    session: string;
+    vm: string;
+    token: string;
+    transport: Transport;
+    target: string;
+  }): Promise<SourceEndpointInfo>;
   unexpose(session: string): Promise<void>;
-  /** Stops the vCPUs and freezes the memory for the session. */
-  stop(vm: string, session: string): Promise<{ readonly stoppedAtUs: number }>;
+  /**
+   * Stops the vCPUs and freezes the memory for the session. The VM runs on for some milliseconds of this call (QEMU's stream is set up
+   * meanwhile), so the blackout begins `stoppedForMs` before the call answered, not when it was made. `stoppedAtUs`: QEMU's wall clock.
+   */
+  stop(vm: string, session: string): Promise<{ readonly stoppedAtUs: number; readonly stoppedForMs: number }>;
   /** Undo of stop: the VM runs again. Throws OWNER_CHANGED if it does not belong to this host any more. */
   continueVm(vm: string, session: string): Promise<void>;
   /** Device state from our QEMU to the target's, streamed host to host; resolves when all of it has been handed over. */
