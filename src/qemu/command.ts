@@ -1,0 +1,131 @@
+/**
+ * QEMU's command line from a VM spec. Pure: the same spec gives the same devices with the same ids at the same PCI addresses on every host,
+ * which is what lets QEMU load the device state of one into the other. Only paths, names of taps and the accelerator may differ.
+ */
+import type { DiskSpec, NicSpec, VmSpec } from '../domain.js';
+
+/** What differs from host to host. All paths absolute. */
+export interface QemuPlacement {
+  readonly accel: 'kvm' | 'tcg';
+  /** QMP for the daemon, and another one for people and other tools. */
+  readonly qmpPath: string;
+  readonly monitorPath: string;
+  /** Used if the spec has a serial port. */
+  readonly serialPath: string;
+  readonly serialLogPath: string;
+  /** One for each region of a VM with shared memory, in the spec's order. */
+  readonly ramPaths: readonly string[];
+  /** Tap device for each NIC of type tap, by the NIC's id. */
+  readonly taps: Readonly<Record<string, string>>;
+  readonly isIncoming: boolean;
+}
+
+/** First PCI slots of NICs and disks. Apart, so that adding a NIC moves no disk; slot 1 is PIIX on `pc`, 0x1f ICH9 on `q35`. */
+const NIC_SLOT = 0x02;
+const DISK_SLOT = 0x0a;
+const HUGE_PAGE_SIZES: Readonly<Record<number, string>> = { 2097152: '2M', 1073741824: '1G' };
+
+/** A value inside a comma-separated option: QEMU reads `,,` as a comma. */
+export function escapeOption(value: string): string {
+  return value.replaceAll(',', ',,');
+}
+
+/** Arguments for QEMU. It starts stopped (-S): the caller lets it run once everything around it stands. */
+export function qemuArguments(spec: VmSpec, place: QemuPlacement): string[] {
+  return [
+    ...['-name', `guest=${escapeOption(spec.name)},debug-threads=on`],
+    ...['-uuid', spec.uuid],
+    ...['-msg', 'timestamp=on'],
+    ...['-sandbox', 'on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny'],
+    ...['-no-user-config', '-nodefaults', '-display', 'none', '-vga', 'none'],
+    ...['-accel', place.accel === 'tcg' ? 'tcg,thread=multi' : 'kvm'],
+    ...['-cpu', spec.cpuModel],
+    ...['-smp', `cpus=${spec.cpus}`],
+    ...memoryArguments(spec, place.ramPaths),
+    ...socketMonitor('qmp', place.qmpPath),
+    ...socketMonitor('monitor', place.monitorPath),
+    ...(spec.hasSerial ? serialArguments(place) : []),
+    ...spec.nics.flatMap((nic, index) => nicArguments(nic, NIC_SLOT + index, place.taps[nic.id])),
+    ...spec.disks.flatMap((disk, index) => diskArguments(disk, DISK_SLOT + index)),
+    ...(spec.kernel === undefined ? [] : ['-kernel', spec.kernel]),
+    ...(spec.initrd === undefined ? [] : ['-initrd', spec.initrd]),
+    ...(spec.append === undefined ? [] : ['-append', spec.append]),
+    ...spec.devices.flatMap((device) => ['-device', device]),
+    ...spec.qemuArgs,
+    '-S',
+    ...(place.isIncoming ? ['-incoming', 'defer'] : []),
+  ];
+}
+
+function memoryArguments(spec: VmSpec, ramPaths: readonly string[]): string[] {
+  const { memory } = spec;
+  const backends = memory.regions.map((region, index) => {
+    const sized = `id=${region.id},size=${region.lengthBytes}`;
+    if (memory.backing === 'shared') {
+      const path = ramPaths[index];
+      if (path === undefined) throw new RangeError(`no file for region ${region.id}`);
+      return `memory-backend-file,${sized},share=on,mem-path=${escapeOption(path)}`;
+    }
+    const hugeSize = HUGE_PAGE_SIZES[memory.pageBytes];
+    return hugeSize === undefined
+      ? `memory-backend-ram,${sized}`
+      : `memory-backend-memfd,${sized},share=off,hugetlb=on,hugetlbsize=${hugeSize}`;
+  });
+  const objects = backends.flatMap((backend) => ['-object', backend]);
+  const size = ['-m', `size=${memory.sizeBytes}B`];
+  const [first, ...others] = memory.regions;
+  if (first !== undefined && others.length === 0) {
+    return [...objects, '-machine', `${spec.machine},memory-backend=${first.id}`, ...size];
+  }
+  const nodes = memory.regions.flatMap((region, index) => ['-numa', `node,nodeid=${index},memdev=${region.id}`]);
+  return [...objects, '-machine', spec.machine, ...size, ...nodes];
+}
+
+function socketMonitor(id: string, path: string): string[] {
+  return [
+    '-chardev',
+    `socket,id=chr-${id},path=${escapeOption(path)},server=on,wait=off`,
+    '-mon',
+    `chardev=chr-${id},mode=control`,
+  ];
+}
+
+function serialArguments(place: QemuPlacement): string[] {
+  const log = `logfile=${escapeOption(place.serialLogPath)},logappend=on`;
+  return [
+    '-chardev',
+    `socket,id=chr-serial,path=${escapeOption(place.serialPath)},server=on,wait=off,${log}`,
+    '-serial',
+    'chardev:chr-serial',
+  ];
+}
+
+/** `romfile=` empty: no boot ROM, which would be one more block of memory in every migration. */
+function nicArguments(nic: NicSpec, slot: number, tap: string | undefined): string[] {
+  const rom = nic.model.includes('pci') || nic.model.startsWith('e1000') ? ',romfile=' : '';
+  const device = `${nic.model},id=${nic.id},mac=${nic.mac},addr=${hex(slot)}${rom}`;
+  if (nic.type === 'none') return ['-device', device];
+  if (tap === undefined) throw new RangeError(`no tap for NIC ${nic.id}`);
+  return [
+    '-netdev',
+    `tap,id=host-${nic.id},ifname=${escapeOption(tap)},script=no,downscript=no`,
+    '-device',
+    `${device},netdev=host-${nic.id}`,
+  ];
+}
+
+function diskArguments(disk: DiskSpec, slot: number): string[] {
+  const readOnly = disk.isReadOnly ? 'on' : 'off';
+  return [
+    '-blockdev',
+    `driver=file,node-name=file-${disk.id},filename=${escapeOption(disk.path)},read-only=${readOnly}`,
+    '-blockdev',
+    `driver=${disk.format},node-name=format-${disk.id},file=file-${disk.id},read-only=${readOnly}`,
+    '-device',
+    `virtio-blk-pci,id=${disk.id},drive=format-${disk.id},addr=${hex(slot)}`,
+  ];
+}
+
+function hex(slot: number): string {
+  return `0x${slot.toString(16).padStart(2, '0')}`;
+}
