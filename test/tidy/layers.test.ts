@@ -18,8 +18,9 @@ const TYPESCRIPT_LAYERS: Record<string, readonly string[]> = {
   native: ['domain', 'errors', 'protocol'],
   qemu: ['domain', 'errors', 'protocol'],
   agent: ['domain', 'errors', 'protocol', 'config', 'engine/ports', 'native', 'qemu', 'registry'],
-  api: ['domain', 'errors', 'protocol', 'config', 'engine/ports', 'jobs', 'planner'],
-  cli: ['domain', 'errors', 'config', 'api/client', 'api/schemas'],
+  tls: ['domain', 'errors'],
+  api: ['domain', 'errors', 'protocol', 'config', 'engine/ports', 'jobs', 'planner', 'tls'],
+  cli: ['domain', 'errors', 'config', 'api/client', 'api/schemas', 'tls'],
 };
 const COMPOSITION_ROOTS = new Set(['src/cli/vmigrated.ts']);
 const API_CLIENT_MAY_IMPORT = ['domain', 'errors', 'config', 'api/schemas'];

@@ -1,0 +1,117 @@
+/**
+ * A host's own certificate folder as the daemon uses it: key, certificate, CA and revocation list. The folder is watched (inotify, no timer);
+ * a new revocation list takes effect for new handshakes and for connections that are open.
+ */
+import { createHash, X509Certificate } from 'node:crypto';
+import { type FSWatcher, readFileSync, watch } from 'node:fs';
+import { join } from 'node:path';
+import { createSecureContext, type SecureContextOptions, type TLSSocket } from 'node:tls';
+import { MigrationError } from '../errors.js';
+import { normalizeSerial, revokedSerials } from './crl.js';
+import { type Identity, identityOf, parseCommonName } from './identity.js';
+
+interface Material {
+  readonly context: SecureContextOptions;
+  readonly revoked: ReadonlySet<string>;
+  readonly digest: string;
+  readonly identity: Identity;
+  readonly expiresAt: string;
+}
+
+export class TlsStore {
+  private readonly listeners = new Set<() => void>();
+  private readonly watcher: FSWatcher;
+  private material: Material;
+
+  /** Throws what is wrong with the folder: a daemon does not start without the TLS it was told to use. */
+  constructor(
+    readonly directory: string,
+    private readonly onError: (error: MigrationError) => void,
+  ) {
+    this.material = read(directory);
+    // An editor's or rename's several events coalesce: reading again finds the same digest.
+    this.watcher = watch(directory, { persistent: false }, () => this.reload());
+    this.watcher.on('error', (error) =>
+      onError(new MigrationError('INTERNAL', `cannot watch ${directory}`, { cause: error })),
+    );
+  }
+
+  /** For node:tls, both sides. TLS 1.3 only, and a certificate is asked of every peer. */
+  options(): SecureContextOptions & { requestCert: true; rejectUnauthorized: true } {
+    return { ...this.material.context, requestCert: true, rejectUnauthorized: true };
+  }
+
+  get identity(): Identity {
+    return this.material.identity;
+  }
+
+  get expiresAt(): string {
+    return this.material.expiresAt;
+  }
+
+  isRevoked(serial: string): boolean {
+    return this.material.revoked.has(normalizeSerial(serial));
+  }
+
+  /** Who is at the other end, as of now: null when the certificate has been revoked or has run out since the handshake. */
+  peerOf(socket: TLSSocket): Identity | null {
+    const certificate = socket.getPeerCertificate();
+    if (!socket.authorized || certificate?.serialNumber === undefined || this.isRevoked(certificate.serialNumber))
+      return null;
+    const isExpired = !(Date.parse(certificate.valid_to) > Date.now());
+    return isExpired ? null : identityOf(certificate);
+  }
+
+  /** Called after each change that was taken over. Returns the unsubscriber. */
+  onChange(listener: () => void): () => void {
+    this.listeners.add(listener);
+    return () => this.listeners.delete(listener);
+  }
+
+  /** A folder that cannot be used keeps the old material in force, and says so. */
+  reload(): void {
+    try {
+      const next = read(this.directory);
+      if (next.digest === this.material.digest) return;
+      this.material = next;
+    } catch (error) {
+      const code = (error as { cause?: NodeJS.ErrnoException }).cause?.code;
+      // Between two renames a file may be missing for a moment; its arrival is an event of its own.
+      if (code !== 'ENOENT') this.onError(error as MigrationError);
+      return;
+    }
+    for (const listener of this.listeners) listener();
+  }
+
+  close(): void {
+    this.watcher.close();
+    this.listeners.clear();
+  }
+}
+
+function read(directory: string): Material {
+  const file = (name: string): Buffer => {
+    try {
+      return readFileSync(join(directory, name));
+    } catch (error) {
+      throw new MigrationError('SPEC_INVALID', `cannot read ${join(directory, name)}`, {
+        remedy: 'make it: vmctl certs host NAME --dir CA_DIR --out DIR',
+        cause: error,
+      });
+    }
+  };
+  const [ca, crl, cert, key] = [file('ca.pem'), file('crl.pem'), file('cert.pem'), file('key.pem')];
+  try {
+    const certificate = new X509Certificate(cert);
+    const identity = parseCommonName(/^CN=(.*)$/m.exec(certificate.subject)?.[1]);
+    if (identity === null) throw new MigrationError('SPEC_INVALID', `${directory}/cert.pem names nobody of ours`);
+    const context: SecureContextOptions = { ca, crl, cert, key, minVersion: 'TLSv1.3', maxVersion: 'TLSv1.3' };
+    createSecureContext(context); // throws when key, certificate and list do not fit together
+    const digest = createHash('sha256').update(ca).update(crl).update(cert).update(key).digest('hex');
+    const expiresAt = new Date(certificate.validTo).toISOString();
+    return { context, revoked: revokedSerials(crl.toString('latin1')), digest, identity, expiresAt };
+  } catch (error) {
+    if (error instanceof MigrationError) throw error;
+    throw new MigrationError('SPEC_INVALID', `the certificate folder ${directory} cannot be used`, { cause: error });
+  }
+}
