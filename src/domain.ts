@@ -256,6 +256,8 @@ export interface MigrationReport {
   readonly memoryBytes: number;
   /** No vCPU ran: from just before the stop was sent to QEMU until the target's resume was acknowledged, by the coordinator's clock. */
   readonly blackoutMs: number;
+  /** From QEMU's STOP event to QEMU's RESUME event, by the hosts' wall clocks: exact where these agree (one machine, PTP). */
+  readonly blackoutByEventsMs: number;
   /** From resume until the last 10 ms window in which vCPUs waited for pages more than a tenth of the time. */
   readonly degradedMs: number;
   readonly totalMs: number;

@@ -1,0 +1,43 @@
+import { readdirSync, readFileSync } from 'node:fs';
+
+const TICKS_PER_S = 100;
+
+function ticks(statPath: string): number {
+  const text = readFileSync(statPath, 'utf8');
+  const fields = text.slice(text.lastIndexOf(')') + 2).split(' ');
+  return Number(fields[11]) + Number(fields[12]);
+}
+
+/**
+ * CPU seconds that moving costs on one host: the daemon, and QEMU without its vCPU threads (those run the guest, whoever moves it). A process
+ * may end in between, so the last values seen are kept; call `sample` every now and then.
+ */
+export class CpuMeter {
+  private readonly first = new Map<string, number>();
+  private readonly last = new Map<string, number>();
+
+  constructor(private readonly processes: () => readonly { pid: number; vcpuThreads: readonly number[] }[]) {
+    this.sample();
+    for (const [key, value] of this.last) this.first.set(key, value);
+  }
+
+  sample(): void {
+    for (const { pid, vcpuThreads } of this.processes()) {
+      try {
+        for (const thread of readdirSync(`/proc/${pid}/task`)) {
+          if (!vcpuThreads.includes(Number(thread)))
+            this.last.set(`${pid}/${thread}`, ticks(`/proc/${pid}/task/${thread}/stat`));
+        }
+      } catch {
+        // the process or one of its threads has ended: what was seen last counts
+      }
+    }
+  }
+
+  seconds(): number {
+    this.sample();
+    let sum = 0;
+    for (const [key, value] of this.last) sum += value - (this.first.get(key) ?? 0);
+    return sum / TICKS_PER_S;
+  }
+}

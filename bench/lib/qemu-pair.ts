@@ -1,0 +1,156 @@
+/**
+ * The baseline: stock QEMU moving the same guest between the same two namespaces, driven over QMP as an operator's script would. The processes
+ * belong to the cluster's directory, so its clean-up finds them.
+ */
+import { type ChildProcess, spawn } from 'node:child_process';
+import { existsSync, mkdirSync, rmSync } from 'node:fs';
+import { join } from 'node:path';
+import { QmpClient } from '../../src/qemu/qmp.js';
+import { type Cluster, eventually, sleep } from '../../test/hosts/cluster.js';
+import { guestImage } from '../../test/hosts/guest.js';
+import { CpuMeter } from './cpu.js';
+
+export type QemuMode = 'precopy' | 'postcopy' | 'postcopy-preempt';
+
+const PORT_FIRST = 7500;
+
+export interface QemuProcess {
+  readonly child: ChildProcess;
+  readonly qmp: QmpClient;
+  readonly host: string;
+  readonly serialLog: string;
+  readonly pid: number;
+  vcpuThreads: number[];
+}
+
+export interface QemuMove {
+  readonly blackoutMs: number;
+  readonly totalMs: number;
+  readonly bytes: number;
+  /** blocktime / requests; NaN where QEMU counts neither */
+  readonly requestMeanUs: number;
+  readonly sourceCpuS: number;
+  readonly targetCpuS: number;
+}
+
+export class QemuPair {
+  private serial = 0;
+
+  constructor(
+    private readonly cluster: Cluster,
+    private readonly guest: { name: string; memoryMiB: number; touchMiB: number; writePercent: number },
+  ) {}
+
+  async start(host: string, isIncoming: boolean): Promise<QemuProcess> {
+    const directory = join(this.cluster.hostDirectory(host), `${this.guest.name}-${this.serial++}`);
+    rmSync(directory, { recursive: true, force: true });
+    mkdirSync(directory, { recursive: true });
+    const socket = join(directory, 'qmp.sock');
+    const serialLog = join(directory, 'serial.log');
+    const { memoryMiB, touchMiB, writePercent } = this.guest;
+    const { kernel, initrd } = guestImage();
+    const child = spawn(
+      'ip',
+      [
+        ...['netns', 'exec', this.cluster.host(host).namespace, 'qemu-system-x86_64'],
+        ...['-machine', 'q35,memory-backend=m0', '-accel', 'tcg,thread=multi', '-cpu', 'qemu64', '-m', `${memoryMiB}`],
+        ...[
+          '-object',
+          `memory-backend-ram,id=m0,size=${memoryMiB}M`,
+          '-nodefaults',
+          '-no-user-config',
+          '-vga',
+          'none',
+          '-display',
+          'none',
+        ],
+        ...[
+          '-serial',
+          `file:${serialLog}`,
+          '-qmp',
+          `unix:${socket},server=on,wait=off`,
+          '-kernel',
+          kernel,
+          '-initrd',
+          initrd,
+        ],
+        '-append',
+        `console=ttyS0 quiet vmg.workload=memtouch vmg.mb=${touchMiB} vmg.writepct=${writePercent} vmg.threads=1`,
+        ...(isIncoming ? ['-incoming', 'defer'] : []),
+      ],
+      { stdio: ['ignore', 'ignore', 'inherit'] },
+    );
+    await eventually('QEMU listens', 20_000, () => (existsSync(socket) ? true : undefined));
+    const qmp = await QmpClient.connect(socket, { timeoutMs: 5000 });
+    const pid = child.pid as number;
+    const cpus = await qmp.execute('query-cpus-fast');
+    return { child, qmp, host, serialLog, pid, vcpuThreads: cpus.map((cpu) => cpu['thread-id']) };
+  }
+
+  async end(process: QemuProcess): Promise<void> {
+    const ended = new Promise((resolve) => process.child.once('exit', resolve));
+    process.qmp.close();
+    process.child.kill('SIGKILL');
+    await ended;
+  }
+
+  /** Moves `source` to `host`; resolves when QEMU says completed. The time to start the target's QEMU is part of the total, as it is in ours. */
+  async move(source: QemuProcess, host: string, mode: QemuMode): Promise<{ target: QemuProcess; move: QemuMove }> {
+    const startedAt = performance.now();
+    const target = await this.start(host, true);
+    const meters = [source, target].map((side) => new CpuMeter(() => [side]));
+    const capabilities = [
+      'events',
+      ...(mode === 'precopy' ? [] : ['postcopy-ram']),
+      ...(mode === 'postcopy-preempt' ? ['postcopy-preempt'] : []),
+    ];
+    for (const side of [source, target]) {
+      const names = side === target && mode !== 'precopy' ? [...capabilities, 'postcopy-blocktime'] : capabilities;
+      // What an earlier move of this process set must not leak into this one.
+      const states = ['postcopy-ram', 'postcopy-preempt', 'events', 'postcopy-blocktime'].map((capability) => ({
+        capability,
+        state: names.includes(capability),
+      }));
+      await side.qmp.executeUntyped('migrate-set-capabilities', { capabilities: states });
+      await side.qmp.executeUntyped('migrate-set-parameters', {
+        'max-bandwidth': 100 * 2 ** 30,
+        'downtime-limit': 300,
+      });
+    }
+    const port = PORT_FIRST + (this.serial % 400);
+    const uri = `tcp:${this.cluster.host(host).address}:${port}`;
+    await target.qmp.executeUntyped('migrate-incoming', { uri });
+    const stopped = source.qmp.waitForEvent('STOP', { timeoutMs: 60_000 });
+    const resumed = target.qmp.waitForEvent('RESUME', { timeoutMs: 60_000 });
+    await source.qmp.executeUntyped('migrate', { uri });
+    if (mode !== 'precopy') await source.qmp.executeUntyped('migrate-start-postcopy');
+    const status = await eventually('QEMU has moved the guest', 120_000, async () => {
+      for (const meter of meters) meter.sample();
+      const answer = (await source.qmp.executeUntyped('query-migrate')) as QemuStatus;
+      if (answer.status === 'failed') throw new Error(`QEMU's own migration failed: ${JSON.stringify(answer)}`);
+      return answer.status === 'completed' ? answer : undefined;
+    });
+    const totalMs = performance.now() - startedAt;
+    const [stop, resume] = await Promise.all([stopped, resumed]);
+    await sleep(100);
+    const incoming = (await target.qmp.executeUntyped('query-migrate')) as QemuStatus;
+    const requests = status.ram?.['postcopy-requests'] ?? 0;
+    const blockMs = incoming['postcopy-blocktime'] ?? Number.NaN;
+    const move: QemuMove = {
+      blackoutMs: (resume.timestampUs - stop.timestampUs) / 1000,
+      totalMs,
+      bytes: status.ram?.transferred ?? 0,
+      requestMeanUs: requests > 0 ? (blockMs * 1000) / requests : Number.NaN,
+      sourceCpuS: meters[0]?.seconds() ?? 0,
+      targetCpuS: meters[1]?.seconds() ?? 0,
+    };
+    await this.end(source);
+    return { target, move };
+  }
+}
+
+interface QemuStatus {
+  readonly status?: string;
+  readonly ram?: { readonly transferred: number; readonly 'postcopy-requests': number };
+  readonly 'postcopy-blocktime'?: number;
+}

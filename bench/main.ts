@@ -1,0 +1,19 @@
+/** `npm run -s bench -- SCENARIO [--quick] [--json]`: progress on stderr, one table or one JSON document on stdout. */
+import { benchMigrate, printMigrate } from './migrate.js';
+
+const SCENARIOS: Record<string, (isQuick: boolean, isJson: boolean) => Promise<string>> = {
+  migrate: async (isQuick, isJson) => {
+    const result = await benchMigrate({ isQuick, log: (line) => process.stderr.write(`${line}\n`) });
+    return isJson ? JSON.stringify(result) : printMigrate(result);
+  },
+};
+
+const [name = '', ...flags] = process.argv.slice(2);
+const unknown = flags.filter((flag) => flag !== '--quick' && flag !== '--json');
+const scenario = Object.hasOwn(SCENARIOS, name) ? SCENARIOS[name] : undefined;
+if (!scenario || unknown.length > 0) {
+  process.stderr.write(`usage: npm run -s bench -- ${Object.keys(SCENARIOS).join('|')} [--quick] [--json]\n`);
+  process.exitCode = 2;
+} else {
+  process.stdout.write(`${await scenario(flags.includes('--quick'), flags.includes('--json'))}\n`);
+}
