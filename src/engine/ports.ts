@@ -6,6 +6,8 @@
  *  - Each call is idempotent for the same session: the coordinator may repeat it after a crash or a lost answer.
  *  - A call that throws may or may not have taken effect; the engine undoes as if it had.
  *  - An error carries a MigrationError code. UNREACHABLE, TIMEOUT and DISCONNECTED may pass; others are final.
+ *  - `discard`, `unexpose` and `release` are final for their session: a `prepare`, `connect` or `expose` that arrives late (its caller has long
+ *    given up) fails with CONFLICT and brings nothing back. An undo call for something that is not there succeeds.
  */
 import type {
   HostInventory,
@@ -169,7 +171,14 @@ export type JournalEntry =
       readonly accel: 'kvm' | 'tcg';
       readonly createdAt: string;
     }
-  | { readonly type: 'begin'; readonly job: string; readonly step: StepName }
+  | {
+      readonly type: 'begin';
+      readonly job: string;
+      readonly step: StepName;
+      /** Steps announced together with `step`, so that no fsync falls into the blackout but the commit's own. */
+      readonly group?: readonly StepName[];
+      readonly at?: string;
+    }
   | {
       readonly type: 'end';
       readonly job: string;
@@ -178,12 +187,16 @@ export type JournalEntry =
       readonly result?: unknown;
     }
   | { readonly type: 'undo'; readonly job: string; readonly step: StepName }
+  /** The undo of `step` could not be done (its host does not answer); it is tried again until `cleared`, whatever state the job is in. */
+  | { readonly type: 'leftover'; readonly job: string; readonly step: StepName }
+  | { readonly type: 'cleared'; readonly job: string; readonly step: StepName }
   | {
       readonly type: 'state';
       readonly job: string;
       readonly state: JobState;
       readonly report?: MigrationReport;
       readonly error?: unknown;
+      readonly at?: string;
     };
 
 export interface Journal {
@@ -197,6 +210,7 @@ export interface Clock {
   nowMs(): number;
   /** Wall clock, ISO 8601. */
   isoNow(): string;
+  /** Resolves after `ms`; an aborted signal ends it early, by resolving or rejecting. */
   sleep(ms: number, signal?: AbortSignal): Promise<void>;
 }
 
