@@ -1,0 +1,81 @@
+/*
+ * The preload: loaded into QEMU by LD_PRELOAD, it gives the agent the userfaultfds of QEMU's address space
+ * and tells it where each region file is mapped, before QEMU can touch a byte of it. Plain C11 on libc alone,
+ * because it runs inside a process that is not ours.
+ *
+ *   QEMU (preload)                              agent
+ *     | constructor: open userfaultfds            |
+ *     | -- HELLO + descriptors (SCM_RIGHTS) ----> |  one SOCK_SEQPACKET connection; a record is a message
+ *     | <------------------ ACK ----------------- |
+ *     | mmap of a region file                     |
+ *     | -- REGION ------------------------------> |  registers the range
+ *     | <------------------ ACK ----------------- |  mmap returns only now
+ *
+ * Promises. A process without VMIGRATE_PRELOAD_SOCKET is not changed in any way. With it, a region file is
+ * either mapped and known to the agent or not mapped at all: whatever fails here makes the mapping call fail.
+ * Descriptors and connection stay open for the life of the process: were the last userfaultfd closed, the
+ * kernel would answer the guest's faults with zeros.
+ *
+ * munmap and mremap are not hooked: QEMU keeps guest RAM where it is until it ends, and the agent learns of
+ * that by end of file.
+ */
+#ifndef VMG_PRELOAD_H
+#define VMG_PRELOAD_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <sys/stat.h>
+#include <sys/types.h>
+
+#include "preload/wire_generated.h"
+
+/* Path of the agent's socket. Its presence is what switches the preload on. */
+#define VMG_ENV_SOCKET "VMIGRATE_PRELOAD_SOCKET"
+/* Absolute paths of the region files, separated by newlines. */
+#define VMG_ENV_FILES "VMIGRATE_PRELOAD_FILES"
+/* How many userfaultfds for missing, minor and write-protect faults; 1 if unset. */
+#define VMG_ENV_SYNC_FDS "VMIGRATE_PRELOAD_SYNC_FDS"
+
+/* One slot is kept for the asynchronous write-protect descriptor. */
+#define VMG_SYNC_DESCRIPTORS_MAX (VMG_PRELOAD_DESCRIPTORS_MAX - 1)
+/* The agent's answer to one message; past it the mapping call fails. */
+#define VMG_AGENT_DEADLINE_MS 30000
+
+struct vmg_config {
+  const char* socket_path;
+  unsigned sync_descriptor_count;
+  unsigned region_count;
+  const char* region_paths[VMG_PRELOAD_REGIONS_MAX];
+  bool is_every_shared_file_a_region;
+};
+
+struct vmg_descriptors {
+  unsigned count;
+  int fds[VMG_PRELOAD_DESCRIPTORS_MAX];
+  uint8_t kinds[VMG_PRELOAD_DESCRIPTORS_MAX];
+};
+
+/* One line on stderr, "vmigrate-preload: ...". Keeps errno. */
+__attribute__((format(printf, 1, 2))) void vmg_complain(const char* format, ...);
+
+/* Reads our variables and then removes them, and our own entry of LD_PRELOAD, from the environment. The
+   strings of `config` live for ever. False: a variable makes no sense (said on stderr); the environment is
+   cleaned all the same. */
+bool vmg_config_take(struct vmg_config* config);
+
+/* Opens the userfaultfds, close-on-exec, non-blocking, numbered above what QEMU uses. False: said on stderr,
+ * nothing is left open. */
+bool vmg_descriptors_open(unsigned sync_count, struct vmg_descriptors* descriptors);
+void vmg_descriptors_close(struct vmg_descriptors* descriptors);
+
+/* `fd` moved to a high number, close-on-exec; closes the old one. -1 with errno if there is no room (then
+ * `fd` is closed too). */
+int vmg_move_high(int fd);
+
+/* Connects, says hello, waits for the answer. The connection, or -1 (said on stderr). */
+int vmg_agent_hello(const char* socket_path, const struct vmg_descriptors* descriptors);
+/* Reports one mapping and waits for the answer. False: refused, too late or broken (said on stderr). One
+ * caller at a time. */
+bool vmg_agent_report(int connection, const struct vmg_preload_region* region);
+
+#endif
