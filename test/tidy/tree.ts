@@ -56,7 +56,7 @@ export function complaints(files: TextFile[], complain: (line: string, file: Tex
   );
 }
 
-/** Is this file one that a program wrote, as its first line says? */
+/** Was this file written by a program, as it says at its top? */
 export function isGenerated(file: TextFile): boolean {
-  return /generated/i.test(file.lines.slice(0, 3).join('\n')) && /_generated\.|\.generated\./.test(file.path);
+  return /\bgenerated (by|from)\b/i.test(file.lines.slice(0, 3).join('\n'));
 }
