@@ -1,0 +1,59 @@
+#pragma once
+
+#include <array>
+#include <atomic>
+#include <chrono>
+#include <cstdint>
+
+#include "base/result.hpp"
+#include "base/unique_fd.hpp"
+#include "wire/wire_generated.hpp"
+
+namespace vmigrate::transport {
+
+/// Accepts connections and holds them until they have said hello. A connection costs one slot of a fixed
+/// table and no thread. When the table is full the one that has waited longest goes: an honest peer says
+/// hello at once, so a flood of silent ones cannot keep it out.
+class HelloGate {
+ public:
+  /// Looks at a hello of the right version; kOk: took `socket` over and answers for it.
+  using Admit = wire::HelloStatus (*)(void* context, const wire::Hello& hello, UniqueFd& socket);
+
+  HelloGate(UniqueFd listening, UniqueFd wake, bool tcp, Admit admit, void* context);
+  Status open();
+  /// The accept thread's life; returns after stop().
+  void run();
+  void stop();
+  uint64_t rejected_hellos() const { return rejected_hellos_.load(std::memory_order_relaxed); }
+
+ private:
+  using Clock = std::chrono::steady_clock;
+  struct Pending {
+    UniqueFd fd;
+    uint32_t generation = 0;  ///< tells an event for an earlier tenant of the slot
+    uint32_t received_bytes = 0;
+    Clock::time_point deadline;
+    wire::Hello hello{};
+  };
+
+  void accept_all();
+  void pause_accepting();
+  void receive(Pending& pending);
+  void reject(Pending& pending);
+  void expire(Clock::time_point now);
+  int wait_ms(Clock::time_point now) const;
+
+  const UniqueFd listening_;
+  const UniqueFd wake_;
+  const bool tcp_;
+  const Admit admit_;
+  void* const context_;
+  UniqueFd epoll_;
+  bool accepting_ = true;
+  Clock::time_point accept_again_;
+  std::array<Pending, wire::kHelloPendingMax> pending_;
+  std::atomic<uint64_t> rejected_hellos_{0};
+  std::atomic<bool> stop_{false};
+};
+
+}  // namespace vmigrate::transport

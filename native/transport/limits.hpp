@@ -1,0 +1,33 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "wire/wire_generated.hpp"
+
+namespace vmigrate::transport {
+
+/// Connections one session serves at once. The newest wins: a target that lost its network comes back before
+/// the old connections are known to be dead, so the oldest of the same channel gives way.
+inline constexpr size_t kConnectionsMax = 8;
+/// Keys of one session: each region has two (bytes and data map), with room for as many again.
+inline constexpr size_t kKeysMax = 4 * wire::kPreloadRegionsMax;
+/// Small messages that wait on one connection in one direction.
+inline constexpr size_t kMessagesQueuedMax = 16;
+/// One recv() takes at most this much. Small enough to stay in the second-level cache between the socket and
+/// the file.
+inline constexpr size_t kStagingBytes = 256 << 10;
+/// One pwrite() holds the file's inode lock for at most this much, so that a demand page of the same file
+/// never waits for a whole bulk transfer.
+inline constexpr size_t kStoreBytesMax = 64 << 10;
+/// A peer that takes no byte of a reply for so long is disconnected.
+inline constexpr int kReplyTimeoutMs = 5000;
+/// How long the demand channel's serving thread looks for the next request before it sleeps.
+inline constexpr int64_t kSpinNs = 50'000;
+/// Bytes an endpoint moves in one poll() before it hands back what it has.
+inline constexpr size_t kPollBytesMax = 4 << 20;
+
+static_assert(kStagingBytes >= wire::kFrameHeaderBytes + wire::kMessageBytesMax + wire::kPageBytesMin,
+              "a whole message, or a page and its header, fits the staging buffer");
+
+}  // namespace vmigrate::transport

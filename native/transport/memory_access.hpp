@@ -1,0 +1,60 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+
+#include "base/result.hpp"
+#include "transport/transport.hpp"
+
+namespace vmigrate::transport {
+
+struct AccessResult {
+  OpResult result = OpResult::kOk;
+  int system_errno = 0;
+  bool ok() const { return result == OpResult::kOk; }
+};
+
+/// Reads and writes a LocalMemory without ever ending in SIGBUS: a file is read and written by system calls,
+/// because it may shrink and its file system may be full at any moment.
+///
+/// Bytes go into a tmpfs file by pwrite of whole pages, not through the mapping: a store to a fresh page of
+/// the mapping costs a fault and a zeroed page first. Measured (tmpfs, fresh pages, 2 cores): received over
+/// loopback tcp straight into the mapping 18.6 us for 4 KiB, 1674 us for 1 MiB; through a 64 KiB buffer and
+/// pwrite 11.9 us and 1084 us; through a 256 KiB buffer 11.7 us and 925 us.
+///
+/// Holds no resource; the caller's rules for LocalMemory apply. Thread-safe for disjoint ranges.
+class MemoryAccess {
+ public:
+  MemoryAccess() = default;
+  /// kInvalidArgument: neither file nor mapping, or an impossible range; kRegionChanged: the file is shorter.
+  static Result<MemoryAccess> describe(const LocalMemory& memory);
+
+  uint64_t length_bytes() const { return memory_.length_bytes; }
+  const LocalMemory& memory() const { return memory_; }
+  /// Whether [offset, offset + length) lies inside; false for an empty range.
+  bool contains(uint64_t offset_bytes, uint64_t length_bytes) const;
+
+  /// The range must lie inside.
+  AccessResult load(uint64_t offset_bytes, std::span<std::byte> out) const;
+  AccessResult store(uint64_t offset_bytes, std::span<const std::byte> in) const;
+  /// As store, but `in` may be a mapping whose file shrinks: `stored_bytes` tells how much was taken before
+  /// it could not be read any further; the result is kOk then.
+  AccessResult store_from_mapping(uint64_t offset_bytes, std::span<const std::byte> in,
+                                  size_t* stored_bytes) const;
+  /// Whether store_from_mapping works here.
+  bool stores_by_file() const { return method_ == Method::kFile; }
+
+ private:
+  enum class Method : uint8_t {
+    kPlain = 1,  ///< no file: our own memory, nobody can take it away
+    kFile,       ///< pread and pwrite
+    kMapping,    ///< hugetlbfs has no pwrite: the kernel stores through the mapping for us
+  };
+  AccessResult check_file_length(uint64_t end_bytes) const;
+
+  LocalMemory memory_;
+  Method method_ = Method::kPlain;
+};
+
+}  // namespace vmigrate::transport

@@ -1,0 +1,48 @@
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstring>
+#include <span>
+
+#include "base/check.hpp"
+#include "transport/limits.hpp"
+
+namespace vmigrate::transport {
+
+/// Small messages waiting to be taken, oldest first. Fixed size; not thread-safe.
+class MessageRing {
+ public:
+  bool empty() const { return count_ == 0; }
+  bool full() const { return count_ == kMessagesQueuedMax; }
+
+  /// Not when full; at most wire::kMessageBytesMax.
+  void push(std::span<const std::byte> message) {
+    VMG_CHECK(!full() && message.size() <= wire::kMessageBytesMax);
+    Message& slot = messages_[(first_ + count_) % kMessagesQueuedMax];
+    std::memcpy(slot.bytes.data(), message.data(), message.size());
+    slot.length_bytes = message.size();
+    ++count_;
+  }
+  /// Valid until pop(). Not when empty.
+  std::span<const std::byte> front() const {
+    VMG_CHECK(!empty());
+    return {messages_[first_].bytes.data(), messages_[first_].length_bytes};
+  }
+  void pop() {
+    VMG_CHECK(!empty());
+    first_ = (first_ + 1) % kMessagesQueuedMax;
+    --count_;
+  }
+
+ private:
+  struct Message {
+    size_t length_bytes = 0;
+    std::array<std::byte, wire::kMessageBytesMax> bytes;
+  };
+  size_t first_ = 0;
+  size_t count_ = 0;
+  std::array<Message, kMessagesQueuedMax> messages_;
+};
+
+}  // namespace vmigrate::transport
