@@ -1,0 +1,129 @@
+/**
+ * Brings the QEMU of one VM up: region files, taps, the preload's socket, the process, QMP. Everything it makes is named in the VM's record
+ * beforehand or lies at a fixed place, so that whoever undoes it (VmManager, also after a crash) needs no memory of how far it came.
+ */
+import { MigrationError } from '../errors.js';
+import type { NativeBinding, VmMemoryHandle } from '../native/binding.js';
+import { qemuArguments } from '../qemu/command.js';
+import { deferred } from '../qemu/deferred.js';
+import { QmpClient } from '../qemu/qmp.js';
+import { createTaps } from './network.js';
+import { checkRoom, createRegionFiles, type RamPlace } from './ram-files.js';
+import type { Vm } from './vm.js';
+import { outputTail, startDetached } from './vm-process.js';
+
+/** A cold start takes 50 ms; this is for a machine that is busy with hundreds of them. */
+const START_TIMEOUT_MS = 30_000;
+/** One userfaultfd serves some 150 000 faults a second; more than a few readers only compete for the processors. */
+const SYNC_DESCRIPTORS_MAX = 4;
+
+export interface LaunchOptions {
+  readonly place: RamPlace;
+  readonly program: string;
+  readonly native: NativeBinding | null;
+  /** null: start without the preload. */
+  readonly preloadPath: string | null;
+  readonly isIncoming: boolean;
+}
+
+/** QMP answers, all regions are mapped (and, incoming, registered), no vCPU has run. QEMU_FAILED with QEMU's own words if it gave up. */
+export async function launch(vm: Vm, options: LaunchOptions): Promise<void> {
+  await checkRoom(options.place, vm.spec);
+  await createRegionFiles(options.place, vm.spec, vm.regions, options.native);
+  await createTaps(vm.spec, vm.record.taps);
+  const preload = listen(vm, options);
+  const started = await startDetached(options.program, commandLine(vm, options.isIncoming), {
+    outputPath: vm.paths.output,
+    directory: vm.directory,
+    environment: preload.environment,
+  });
+  vm.exited = started.exited;
+  await vm.update({ process: started.identity });
+  const giveUp = new AbortController();
+  const signal = AbortSignal.any([giveUp.signal, vm.start.signal]);
+  const died = started.exited.then(async (exit) => {
+    giveUp.abort();
+    const tail = await outputTail(vm.paths.output);
+    const how = exit.signal === null ? `with exit code ${exit.code}` : `by ${exit.signal}`;
+    throw new MigrationError('QEMU_FAILED', `QEMU ended ${how} while starting: ${tail}`, { details: { output: tail } });
+  });
+  const ready = (async () => {
+    vm.client = await QmpClient.connect(vm.paths.qmp, { timeoutMs: START_TIMEOUT_MS, signal, isRetrying: true });
+    await preload.complete(signal);
+  })();
+  // QMP also ends when QEMU does, and sooner: QEMU's own words are the better reason.
+  const orReason = ready.catch(async (error: unknown) => {
+    const isOver = error instanceof MigrationError && (error.code === 'QEMU_GONE' || giveUp.signal.aborted);
+    if (isOver) await Promise.race([died, new Promise((resolve) => setTimeout(resolve, 1000))]);
+    throw error;
+  });
+  died.catch(() => undefined);
+  await Promise.race([orReason, died]);
+  if (vm.memory !== null) await vm.update({ memory: vm.memory.snapshot() });
+}
+
+/** The command line that this VM's QEMU has. */
+export function commandLine(vm: Vm, isIncoming: boolean): string[] {
+  return qemuArguments(vm.spec, {
+    accel: vm.accel,
+    qmpPath: vm.paths.qmp,
+    monitorPath: vm.paths.monitor,
+    serialPath: vm.paths.serial,
+    serialLogPath: vm.paths.serialLog,
+    ramPaths: vm.regions.map((region) => region.path),
+    taps: vm.record.taps,
+    isIncoming,
+  });
+}
+
+interface PreloadWait {
+  readonly environment: Record<string, string>;
+  complete(signal: AbortSignal): Promise<void>;
+}
+
+function listen(vm: Vm, options: LaunchOptions): PreloadWait {
+  if (options.preloadPath === null) return { environment: {}, complete: () => Promise.resolve() };
+  if (options.native === null) {
+    throw new MigrationError('UNSUPPORTED', 'the native addon is not built, and the preload needs it', {
+      remedy: 'build it, or set preload: false in the VM spec',
+    });
+  }
+  const settled = deferred<void>();
+  settled.promise.catch(() => undefined);
+  let memory: VmMemoryHandle | null = null;
+  const look = () => {
+    const state = memory?.snapshot().state;
+    if (state === 'complete') settled.resolve();
+    else if (state === 'refused') settled.reject(new MigrationError('NATIVE_FAILED', 'the preload was refused'));
+    else if (state === 'gone') settled.reject(vm.gone());
+  };
+  memory = options.native.listenForVm({
+    socketPath: vm.paths.preload,
+    regions: vm.regions,
+    isIncoming: options.isIncoming,
+    onEdge: look,
+  });
+  vm.memory = memory;
+  return {
+    environment: {
+      LD_PRELOAD: options.preloadPath,
+      VMIGRATE_PRELOAD_SOCKET: vm.paths.preload,
+      VMIGRATE_PRELOAD_FILES: vm.regions.map((region) => region.path).join('\n'),
+      VMIGRATE_PRELOAD_SYNC_FDS: String(Math.min(vm.spec.cpus, SYNC_DESCRIPTORS_MAX)),
+    },
+    complete: async (signal) => {
+      const late = () => settled.reject(new MigrationError('TIMEOUT', 'the preload has not reported all regions'));
+      const onAbort = () => settled.reject(new MigrationError('CANCELLED', 'the start was given up'));
+      const timer = setTimeout(late, START_TIMEOUT_MS);
+      signal.addEventListener('abort', onAbort, { once: true });
+      if (signal.aborted) onAbort();
+      look();
+      try {
+        await settled.promise;
+      } finally {
+        clearTimeout(timer);
+        signal.removeEventListener('abort', onAbort);
+      }
+    },
+  };
+}

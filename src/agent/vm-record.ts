@@ -1,0 +1,131 @@
+/**
+ * What a daemon must know of a VM to find it again: one JSON file in the VM's directory. Written to the side, synced, renamed, directory synced:
+ * when `writeRecord` resolves, a crash of the machine leaves either the old record or the new one.
+ */
+import { type FileHandle, open, readFile, rename } from 'node:fs/promises';
+import { dirname, join } from 'node:path';
+import { z } from 'zod';
+import type { VmSpec, VmState } from '../domain.js';
+import { MigrationError } from '../errors.js';
+import type { RegionFile, VmMemorySnapshot } from '../native/binding.js';
+import { vmSpecSchema } from './spec.js';
+
+export const RECORD_FILE = 'record.json';
+
+/** Which process is QEMU. The three together never name another process, not even after a reboot. */
+export interface ProcessIdentity {
+  readonly pid: number;
+  /** Field 22 of /proc/PID/stat: clock ticks since boot. */
+  readonly startTicks: string;
+  readonly bootId: string;
+}
+
+/** How QEMU ended, as far as the daemon saw it. */
+export interface VmExit {
+  readonly at: string;
+  /** QEMU's own reason (SHUTDOWN event), or `killed`, `stopped`, `vanished` (it ended while no daemon ran). */
+  readonly reason: string;
+  readonly code: number | null;
+  readonly signal: string | null;
+}
+
+export interface VmRecord {
+  readonly version: 1;
+  readonly spec: VmSpec;
+  readonly state: VmState;
+  readonly epoch: number;
+  readonly accel: 'kvm' | 'tcg';
+  readonly qemuVersion: string;
+  /** Session that made this VM a target; kept when it runs. */
+  readonly session: string | null;
+  readonly job: string | null;
+  readonly process: ProcessIdentity | null;
+  /** Empty for private memory. */
+  readonly regions: readonly RegionFile[];
+  readonly memory: VmMemorySnapshot | null;
+  /** Tap devices by NIC id. */
+  readonly taps: Readonly<Record<string, string>>;
+  readonly exit: VmExit | null;
+  readonly createdAt: string;
+}
+
+const count = z.int().min(0);
+const bigCount = z
+  .string()
+  .regex(/^\d{1,20}$/)
+  .transform(BigInt);
+const session = z.string().max(256).nullable();
+
+const recordSchema = z.strictObject({
+  version: z.literal(1),
+  spec: vmSpecSchema,
+  state: z.enum(['starting', 'running', 'paused', 'incoming', 'departed', 'stopped']),
+  epoch: count,
+  accel: z.enum(['kvm', 'tcg']),
+  qemuVersion: z.string(),
+  session,
+  job: session,
+  process: z
+    .strictObject({ pid: z.int().min(2), startTicks: z.string().regex(/^\d+$/), bootId: z.string() })
+    .nullable(),
+  regions: z.array(z.strictObject({ path: z.string(), lengthBytes: bigCount, pageBytes: count })),
+  memory: z
+    .strictObject({
+      state: z.enum(['waiting', 'attached', 'complete', 'gone', 'refused']),
+      pid: count,
+      descriptors: z.array(z.strictObject({ numberInVm: count, kind: count })),
+      ranges: z.array(
+        z.strictObject({
+          regionIndex: count,
+          regionOffsetBytes: bigCount,
+          lengthBytes: bigCount,
+          base: bigCount,
+          descriptorIndex: count,
+        }),
+      ),
+    })
+    .nullable(),
+  taps: z.record(z.string(), z.string()),
+  exit: z
+    .strictObject({ at: z.string(), reason: z.string(), code: z.int().nullable(), signal: z.string().nullable() })
+    .nullable(),
+  createdAt: z.string(),
+});
+
+export async function writeRecord(directory: string, record: VmRecord): Promise<void> {
+  const text = JSON.stringify(record, (_key, value: unknown) => (typeof value === 'bigint' ? String(value) : value), 2);
+  const path = join(directory, RECORD_FILE);
+  const sidePath = `${path}.new`;
+  await withFile(sidePath, 'w', async (file) => {
+    await file.writeFile(`${text}\n`);
+    await file.sync();
+  });
+  await rename(sidePath, path);
+  await withFile(dirname(path), 'r', (file) => file.sync());
+}
+
+/** null: there is none (a crash came before the first one was written). CORRUPT: it is not what we write. */
+export async function readRecord(directory: string): Promise<VmRecord | null> {
+  const path = join(directory, RECORD_FILE);
+  let text: string;
+  try {
+    text = await readFile(path, 'utf8');
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code === 'ENOENT') return null;
+    throw new MigrationError('CORRUPT', `${path} cannot be read`, { cause: error });
+  }
+  try {
+    return recordSchema.parse(JSON.parse(text));
+  } catch (error) {
+    throw new MigrationError('CORRUPT', `${path} is not a VM record`, { cause: error });
+  }
+}
+
+async function withFile(path: string, flags: string, use: (file: FileHandle) => Promise<void>): Promise<void> {
+  const file = await open(path, flags, 0o600);
+  try {
+    await use(file);
+  } finally {
+    await file.close();
+  }
+}

@@ -1,0 +1,586 @@
+/**
+ * The VMs of this host. Each has a directory `STATE/vms/NAME` with its record, sockets and logs. QEMU processes outlive the daemon: `close` lets
+ * them be, `start` finds them again.
+ *
+ * Order of a start: record (durable) → owner → region files, taps → QEMU → QMP → record. Whatever a crash leaves is found by the record alone.
+ * Order of an end: QEMU → region files, taps → owner → directory.
+ *
+ * A VM in state `starting` that a new daemon finds is removed: nobody was told that it runs. One in state `incoming` is kept; LocalAgent knows
+ * whether a session still claims it (`ManagedVm.session`) and destroys it if not.
+ */
+import { EventEmitter } from 'node:events';
+import { mkdir, readdir, rm } from 'node:fs/promises';
+import { join } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
+import type { VmSpec, VmState, VmView } from '../domain.js';
+import type { Registry } from '../engine/ports.js';
+import { MigrationError, toMigrationError } from '../errors.js';
+import type { NativeBinding } from '../native/binding.js';
+import { askQemu, type InstalledQemu, resolveAccel, resolveMachine } from '../qemu/installed.js';
+import { QmpClient, type QmpEvent } from '../qemu/qmp.js';
+import { KeyedLocks } from './locks.js';
+import { removeTaps, tapNames } from './network.js';
+import { presencePath, type RamPlace, regionFiles, removeRegionFiles } from './ram-files.js';
+import { checkSpec } from './spec.js';
+import { type ManagedVm, Vm } from './vm.js';
+import { commandLine, launch } from './vm-launch.js';
+import { endProcess, findByArgument, isAlive, waitForExit } from './vm-process.js';
+import { readRecord, type VmExit, type VmRecord } from './vm-record.js';
+
+export type { ManagedVm } from './vm.js';
+export type { VmExit } from './vm-record.js';
+
+export interface Log {
+  info(fields: object, message: string): void;
+  warn(fields: object, message: string): void;
+  error(fields: object, message: string): void;
+}
+
+export interface VmManagerOptions {
+  readonly host: string;
+  readonly stateDir: string;
+  /** On tmpfs; made if missing. */
+  readonly ramDir: string;
+  /** What `auto` in a spec means on this host. */
+  readonly accel: 'auto' | 'kvm' | 'tcg';
+  readonly preloadPath: string | null;
+  /** null: only VMs without preload. */
+  readonly native: NativeBinding | null;
+  readonly registry: Registry;
+  readonly log: Log;
+  /** Default qemu-system-x86_64 from PATH. */
+  readonly qemuProgram?: string;
+}
+
+export interface IncomingOptions {
+  readonly session: string;
+  readonly accel: 'kvm' | 'tcg';
+  /** The epoch at which the VM will belong here. */
+  readonly epoch: number;
+  /** QEMU's own migration moves the memory: no preload, whose registrations would be in QEMU's way. */
+  readonly isNative?: boolean;
+}
+
+export interface StopOptions {
+  /** SIGKILL, and also if a job holds the VM. */
+  readonly isForced: boolean;
+  /** First ask the guest by its power button, and wait so long. */
+  readonly gracefulMs?: number;
+}
+
+/** A unix socket's path has at most this many bytes. */
+const SOCKET_PATH_BYTES_MAX = 107;
+const QUIT_TIMEOUT_MS = 5_000;
+const TERM_GRACE_MS = 3_000;
+const RECONNECT_MS = 250;
+const QMP_TIMEOUT_MS = 5_000;
+/** After QMP has ended: how long QEMU may take to end as well before it counts as alive. */
+const END_AFTER_QMP_MS = 2_000;
+
+export class VmManager {
+  readonly #options: VmManagerOptions;
+  readonly #place: RamPlace;
+  readonly #directory: string;
+  readonly #vms = new Map<string, Vm>();
+  /** Names whose directory holds a record that cannot be read: taken until someone looks. */
+  readonly #unreadable = new Set<string>();
+  readonly #locks = new KeyedLocks();
+  readonly #emitter = new EventEmitter();
+  #qemu: Promise<InstalledQemu> | null = null;
+  #isClosed = false;
+
+  constructor(options: VmManagerOptions) {
+    this.#options = options;
+    this.#place = { host: options.host, ramDir: options.ramDir };
+    this.#directory = join(options.stateDir, 'vms');
+    this.#emitter.setMaxListeners(0);
+  }
+
+  /** Finds the VMs of an earlier daemon again. One that cannot be taken up is logged and does not keep the others from it. */
+  async start(): Promise<void> {
+    await mkdir(this.#directory, { recursive: true, mode: 0o700 });
+    await mkdir(this.#options.ramDir, { recursive: true, mode: 0o700 });
+    const names = await readdir(this.#directory);
+    await Promise.all(names.map((name) => this.#locks.hold(name, () => this.#find(name))));
+  }
+
+  /** Starts a VM. When it rejects, nothing is left of it. */
+  async run(input: VmSpec): Promise<VmView> {
+    const spec = checkSpec(input);
+    return this.#locks.hold(spec.name, async () => {
+      await this.#clearName(spec.name);
+      const accel = await resolveAccel(spec.accel === 'auto' ? this.#options.accel : spec.accel);
+      const before = await this.#options.registry.owner(spec.name);
+      const epoch = (before?.epoch ?? 0) + 1;
+      const vm = await this.#create(spec, { state: 'starting', epoch, accel, session: null });
+      try {
+        const owner = { vm: spec.name, owner: this.#options.host, epoch, session: null };
+        await this.#options.registry.swapOwner(spec.name, before?.epoch ?? null, owner);
+        await this.#launch(vm, { isIncoming: false, hasPreload: spec.hasPreload });
+        await vm.qmp.execute('cont');
+        await vm.update({ state: 'running' });
+      } catch (error) {
+        await this.#undo(vm);
+        throw error;
+      }
+      this.#changed(vm);
+      return this.view(vm);
+    });
+  }
+
+  /**
+   * A QEMU that waits for the state of a VM on another host (-incoming defer): regions mapped and registered, ready for `migrate-incoming`.
+   * Repeating it for the same session returns the same VM. CONFLICT if the name is taken.
+   */
+  async prepareIncoming(input: VmSpec, options: IncomingOptions): Promise<ManagedVm> {
+    const spec = checkSpec(input);
+    return this.#locks.hold(spec.name, async () => {
+      const existing = this.#vms.get(spec.name);
+      if (existing?.state === 'incoming' && existing.session === options.session) return existing;
+      await this.#clearName(spec.name);
+      const owner = await this.#options.registry.owner(spec.name);
+      if (owner !== null && owner.epoch >= options.epoch) {
+        throw new MigrationError(
+          'OWNER_CHANGED',
+          `${spec.name} has epoch ${owner.epoch} here, ${options.epoch} is not newer`,
+        );
+      }
+      const accel = await resolveAccel(options.accel);
+      const { session, epoch } = options;
+      const vm = await this.#create(spec, { state: 'incoming', epoch, accel, session });
+      try {
+        await this.#launch(vm, { isIncoming: true, hasPreload: spec.hasPreload && options.isNative !== true });
+      } catch (error) {
+        await this.#undo(vm);
+        throw error;
+      }
+      this.#changed(vm);
+      return vm;
+    });
+  }
+
+  /** NOT_FOUND if there is none. */
+  get(name: string): ManagedVm {
+    return this.#get(name);
+  }
+
+  has(name: string): boolean {
+    return this.#vms.has(name);
+  }
+
+  all(): readonly ManagedVm[] {
+    return [...this.#vms.values()];
+  }
+
+  list(): VmView[] {
+    return this.all()
+      .map((vm) => this.view(vm))
+      .sort((a, b) => (a.name < b.name ? -1 : 1));
+  }
+
+  view(vm: ManagedVm): VmView {
+    const { record, paths } = this.#get(vm.spec.name);
+    return {
+      name: vm.spec.name,
+      uuid: vm.spec.uuid,
+      host: this.#options.host,
+      state: vm.state,
+      epoch: vm.epoch,
+      memoryBytes: vm.spec.memory.sizeBytes,
+      pid: record.process?.pid ?? null,
+      machine: vm.machine,
+      accel: vm.accel,
+      job: vm.job,
+      serialLog: vm.spec.hasSerial ? paths.serialLog : null,
+    };
+  }
+
+  /** How a stopped VM came to its end. */
+  exitOf(name: string): VmExit | null {
+    return this.#get(name).record.exit;
+  }
+
+  presencePath(name: string, regionId: string): string {
+    return presencePath(this.#place, name, regionId);
+  }
+
+  /** The serial port's socket and log, for console.ts. */
+  serialPaths(name: string): { socket: string; log: string } {
+    const vm = this.#get(name);
+    if (!vm.spec.hasSerial) throw new MigrationError('CONFLICT', `${name} has no serial port`);
+    return { socket: vm.paths.serial, log: vm.paths.serialLog };
+  }
+
+  /** The installed QEMU; asked once. UNSUPPORTED if there is none. */
+  qemu(): Promise<InstalledQemu> {
+    this.#qemu ??= askQemu(this.#options.qemuProgram ?? 'qemu-system-x86_64').catch((error: unknown) => {
+      this.#qemu = null;
+      throw error;
+    });
+    return this.#qemu;
+  }
+
+  get place(): RamPlace {
+    return this.#place;
+  }
+
+  /** Durable when it resolves. */
+  async setState(name: string, state: VmState, options: { epoch?: number } = {}): Promise<void> {
+    const vm = this.#get(name);
+    await vm.update({ state, ...(options.epoch === undefined ? {} : { epoch: options.epoch }) });
+    this.#changed(vm);
+  }
+
+  /** VM_BUSY if another job has it. Idempotent, durable. */
+  async reserve(name: string, job: string): Promise<void> {
+    const vm = this.#get(name);
+    await vm.update((record) => {
+      if (record.job !== null && record.job !== job) {
+        throw new MigrationError('VM_BUSY', `${name} is part of job ${record.job}`);
+      }
+      return { job };
+    });
+    this.#changed(vm);
+  }
+
+  /** Leaves another job's reservation alone; nothing to do if the VM is gone. */
+  async unreserve(name: string, job: string): Promise<void> {
+    const vm = this.#vms.get(name);
+    if (vm === undefined) return;
+    await vm.update((record) => (record.job === job ? { job: null } : {}));
+    this.#changed(vm);
+  }
+
+  /** The VM and all its traces. Gives up a start under way. Idempotent. */
+  async destroy(name: string, options: { keepRam?: boolean } = {}): Promise<void> {
+    this.#vms.get(name)?.start.abort();
+    await this.#locks.hold(name, async () => {
+      const vm = this.#vms.get(name);
+      if (vm !== undefined) await this.#remove(vm, options.keepRam === true);
+    });
+  }
+
+  async pause(name: string): Promise<void> {
+    await this.#locks.hold(name, async () => {
+      const vm = await this.#own(name, ['running', 'paused']);
+      await vm.qmp.execute('stop');
+      vm.liveState = 'paused';
+      await vm.update({ state: 'paused' });
+      this.#changed(vm);
+    });
+  }
+
+  async resume(name: string): Promise<void> {
+    await this.#locks.hold(name, async () => {
+      const vm = await this.#own(name, ['running', 'paused']);
+      await vm.qmp.execute('cont');
+      vm.liveState = 'running';
+      await vm.update({ state: 'running' });
+      this.#changed(vm);
+    });
+  }
+
+  /** Ends QEMU and frees the memory; the VM stays listed as stopped, with its logs, until it is stopped again or its name is used again. */
+  async stop(name: string, options: StopOptions): Promise<void> {
+    await this.#locks.hold(name, async () => {
+      const states: VmState[] = ['running', 'paused', 'stopped'];
+      const vm = await this.#own(name, states, options.isForced);
+      if (vm.state === 'stopped') {
+        await this.#remove(vm, false);
+        return;
+      }
+      vm.isEnding = true;
+      await this.#end(vm, options);
+      await this.#settle(vm, 'stopped');
+    });
+  }
+
+  on(event: 'exit', listener: (name: string, info: VmExit) => void): void;
+  on(event: 'change', listener: (name: string) => void): void;
+  on(event: string, listener: (...args: never[]) => void): void {
+    this.#emitter.on(event, listener as (...args: unknown[]) => void);
+  }
+
+  off(event: 'exit' | 'change', listener: (...args: never[]) => void): void {
+    this.#emitter.off(event, listener as (...args: unknown[]) => void);
+  }
+
+  /** The daemon goes, QEMUs stay. Sessions on the VMs' memory are closed before. */
+  async close(): Promise<void> {
+    if (this.#isClosed) return;
+    this.#isClosed = true;
+    for (const vm of this.#vms.values()) vm.start.abort();
+    await Promise.all([...this.#vms.keys()].map((name) => this.#locks.hold(name, () => Promise.resolve())));
+    for (const vm of this.#vms.values()) {
+      vm.client?.close();
+      vm.memory?.close();
+      vm.memory = null;
+      await vm.settled();
+    }
+  }
+
+  #get(name: string): Vm {
+    const vm = this.#vms.get(name);
+    if (vm === undefined) throw new MigrationError('NOT_FOUND', `no VM ${name} on ${this.#options.host}`);
+    return vm;
+  }
+
+  /** For calls of users: the VM is in one of these states, belongs to this host, and no job has it. */
+  async #own(name: string, states: readonly VmState[], isJobIgnored = false): Promise<Vm> {
+    const vm = this.#get(name);
+    if (vm.job !== null && !isJobIgnored) throw new MigrationError('VM_BUSY', `${name} is part of job ${vm.job}`);
+    if (!states.includes(vm.state)) throw new MigrationError('CONFLICT', `${name} is ${vm.state}`);
+    const owner = await this.#options.registry.owner(name);
+    if (vm.state !== 'stopped' && (owner?.owner !== this.#options.host || owner.epoch !== vm.epoch)) {
+      throw new MigrationError('OWNER_CHANGED', `${name} belongs to ${owner?.owner ?? 'nobody'}, not to this host`);
+    }
+    return vm;
+  }
+
+  /** The name is free, or only a stopped VM has it, which then goes. */
+  async #clearName(name: string): Promise<void> {
+    if (this.#isClosed) throw new MigrationError('CANCELLED', 'the daemon is closing');
+    if (this.#unreadable.has(name)) {
+      throw new MigrationError('CORRUPT', `${join(this.#directory, name)} holds a record that cannot be read`, {
+        remedy: 'look at it, then remove the directory and restart the daemon',
+      });
+    }
+    const vm = this.#vms.get(name);
+    if (vm === undefined) return;
+    if (vm.state !== 'stopped' || vm.job !== null) {
+      throw new MigrationError('CONFLICT', `a VM ${name} is ${vm.state} on ${this.#options.host}`);
+    }
+    await this.#remove(vm, false);
+  }
+
+  async #create(spec: VmSpec, start: Pick<VmRecord, 'state' | 'epoch' | 'accel' | 'session'>): Promise<Vm> {
+    const qemu = await this.qemu();
+    const resolved: VmSpec = { ...spec, machine: resolveMachine(qemu, spec.machine) };
+    const record: VmRecord = {
+      version: 1,
+      spec: resolved,
+      ...start,
+      qemuVersion: qemu.version,
+      job: null,
+      process: null,
+      regions: await regionFiles(this.#place, resolved),
+      memory: null,
+      taps: tapNames(this.#options.host, resolved),
+      exit: null,
+      createdAt: new Date().toISOString(),
+    };
+    const vm = new Vm(join(this.#directory, spec.name), record);
+    if (Buffer.byteLength(vm.paths.monitor) > SOCKET_PATH_BYTES_MAX) {
+      throw new MigrationError('SPEC_INVALID', `the path ${vm.paths.monitor} is too long for a socket`, {
+        remedy: 'shorten the name of the VM, or the state directory of the daemon',
+      });
+    }
+    await rm(vm.directory, { recursive: true, force: true });
+    await mkdir(vm.directory, { mode: 0o700 });
+    await vm.update({});
+    this.#vms.set(spec.name, vm);
+    return vm;
+  }
+
+  async #launch(vm: Vm, options: { isIncoming: boolean; hasPreload: boolean }): Promise<void> {
+    const isPreloaded = options.hasPreload && vm.regions.length > 0;
+    if (isPreloaded && this.#options.preloadPath === null) {
+      throw new MigrationError('UNSUPPORTED', 'this daemon has no preload library', {
+        remedy: 'build it, or set preload: false in the VM spec',
+      });
+    }
+    await launch(vm, {
+      place: this.#place,
+      program: (await this.qemu()).program,
+      native: this.#options.native,
+      preloadPath: isPreloaded ? this.#options.preloadPath : null,
+      isIncoming: options.isIncoming,
+    });
+    this.#attach(vm);
+  }
+
+  async #undo(vm: Vm): Promise<void> {
+    try {
+      await this.#remove(vm, false);
+    } catch (error) {
+      this.#options.log.error(
+        { vm: vm.spec.name, error: toMigrationError(error).toJSON() },
+        'a failed start leaves something',
+      );
+    }
+  }
+
+  async #remove(vm: Vm, isRamKept: boolean): Promise<void> {
+    const { name } = vm.spec;
+    vm.isEnding = true;
+    if (vm.record.process !== null) await endProcess(vm.record.process, vm.state === 'incoming' ? 0 : TERM_GRACE_MS);
+    vm.client?.close();
+    vm.memory?.close();
+    vm.memory = null;
+    if (!isRamKept) await removeRegionFiles(this.#place, vm.spec);
+    await removeTaps(vm.record.taps);
+    const owner = await this.#options.registry.owner(name);
+    if (owner?.owner === this.#options.host && owner.epoch === vm.epoch) {
+      await this.#options.registry.removeOwner(name, vm.epoch);
+    }
+    await vm.settled();
+    await rm(vm.directory, { recursive: true, force: true });
+    this.#vms.delete(name);
+    this.#emitter.emit('change', name);
+  }
+
+  async #end(vm: Vm, options: StopOptions): Promise<void> {
+    const { process } = vm.record;
+    if (process === null) return;
+    if (!options.isForced) {
+      const client = vm.client;
+      if (client !== null && options.gracefulMs !== undefined) {
+        await client.execute('system_powerdown').catch(() => undefined);
+        if (await waitForExit(process, options.gracefulMs)) return;
+      }
+      await client?.execute('quit').catch(() => undefined);
+      if (await waitForExit(process, QUIT_TIMEOUT_MS)) return;
+    }
+    await endProcess(process, 0);
+  }
+
+  #attach(vm: Vm): void {
+    const { client } = vm;
+    if (client === null) return;
+    client.on('event', (event) => this.#onEvent(vm, event));
+    client.onClosed(() => {
+      if (this.#isClosed || vm.isEnding) return;
+      this.#watch(vm).catch((error: unknown) => {
+        this.#options.log.error(
+          { vm: vm.spec.name, error: toMigrationError(error).toJSON() },
+          'a VM is no longer watched',
+        );
+      });
+    });
+  }
+
+  #onEvent(vm: Vm, event: QmpEvent): void {
+    if (event.name === 'SHUTDOWN') vm.shutdownReason = String(event.data['reason'] ?? 'unknown');
+    if (event.name !== 'STOP' && event.name !== 'RESUME') return;
+    vm.liveState = event.name === 'STOP' ? 'paused' : 'running';
+    this.#changed(vm);
+  }
+
+  /** QMP has ended: so has QEMU, or it will answer again. Runs only until one of the two is certain. */
+  async #watch(vm: Vm): Promise<void> {
+    const { process } = vm.record;
+    if (process !== null && !(await waitForExit(process, END_AFTER_QMP_MS))) {
+      this.#options.log.warn({ vm: vm.spec.name }, 'QEMU lives but has closed QMP; connecting again');
+      while ((await isAlive(process)) && !this.#isClosed && !vm.isEnding) {
+        if (await this.#connect(vm)) return;
+        await sleep(RECONNECT_MS);
+      }
+    }
+    await this.#locks.hold(vm.spec.name, async () => {
+      if (!this.#isClosed && !vm.isEnding) await this.#settle(vm, 'killed');
+    });
+  }
+
+  /** QEMU has ended: free what it had. The memory of a departed VM is kept, its new owner still needs it. */
+  async #settle(vm: Vm, fallbackReason: string): Promise<void> {
+    const { name } = vm.spec;
+    const unknown = { code: null, signal: null };
+    const child = vm.exited === null ? unknown : await Promise.race([vm.exited, sleep(1000, unknown)]);
+    const isDeparted = vm.state === 'departed';
+    const reason = vm.shutdownReason ?? fallbackReason;
+    const exit: VmExit = { at: new Date().toISOString(), reason, ...child };
+    vm.client?.close();
+    vm.client = null;
+    await vm.update({ process: null, exit, memory: null, ...(isDeparted ? {} : { state: 'stopped' as const }) });
+    this.#options.log.info({ vm: name, exit }, 'QEMU has ended');
+    this.#emitter.emit('exit', name, exit);
+    this.#changed(vm);
+    if (isDeparted) return;
+    // Listeners have closed their sessions on this memory by now; if one is late, `destroy` closes it.
+    try {
+      vm.memory?.close();
+      vm.memory = null;
+    } catch (error) {
+      this.#options.log.warn(
+        { vm: name, error: toMigrationError(error).toJSON() },
+        'a session is still open on a dead VM',
+      );
+    }
+    await removeRegionFiles(this.#place, vm.spec);
+    await removeTaps(vm.record.taps);
+  }
+
+  async #find(name: string): Promise<void> {
+    const directory = join(this.#directory, name);
+    try {
+      const record = await readRecord(directory);
+      if (record === null) {
+        await rm(directory, { recursive: true, force: true });
+        return;
+      }
+      if (record.spec.name !== name) throw new MigrationError('CORRUPT', `${directory} holds the record of another VM`);
+      await this.#adopt(new Vm(directory, record));
+    } catch (error) {
+      if (!this.#vms.has(name)) this.#unreadable.add(name);
+      this.#options.log.error({ vm: name, error: toMigrationError(error).toJSON() }, 'a VM cannot be taken up again');
+    }
+  }
+
+  async #adopt(vm: Vm): Promise<void> {
+    const { record } = vm;
+    this.#vms.set(vm.spec.name, vm);
+    if (record.process === null) await this.#endUnrecorded(vm);
+    if (record.state === 'starting') {
+      await this.#remove(vm, false);
+      return;
+    }
+    if (record.state === 'stopped') return;
+    if (record.process === null || !(await isAlive(record.process))) {
+      if (record.exit === null) await this.#settle(vm, 'vanished');
+      return;
+    }
+    if (record.memory !== null && this.#options.native !== null) {
+      try {
+        vm.memory = this.#options.native.adoptVm({ snapshot: record.memory, regions: record.regions });
+      } catch (error) {
+        this.#options.log.error(
+          { vm: vm.spec.name, error: toMigrationError(error).toJSON() },
+          'its memory cannot be taken over',
+        );
+      }
+    }
+    if (!(await this.#connect(vm))) {
+      this.#watch(vm).catch((error: unknown) => {
+        this.#options.log.error(
+          { vm: vm.spec.name, error: toMigrationError(error).toJSON() },
+          'a VM is no longer watched',
+        );
+      });
+    }
+  }
+
+  /** A crash between starting QEMU and writing down its pid. */
+  async #endUnrecorded(vm: Vm): Promise<void> {
+    const line = commandLine(vm, false);
+    const argument = line[line.indexOf('-chardev') + 1] ?? '';
+    for (const process of await findByArgument(argument)) await endProcess(process, 0);
+  }
+
+  async #connect(vm: Vm): Promise<boolean> {
+    try {
+      vm.client = await QmpClient.connect(vm.paths.qmp, { timeoutMs: QMP_TIMEOUT_MS });
+      const { running } = await vm.client.execute('query-status');
+      vm.liveState = running ? 'running' : 'paused';
+    } catch (error) {
+      this.#options.log.warn({ vm: vm.spec.name, error: toMigrationError(error).toJSON() }, 'no QMP');
+      return false;
+    }
+    this.#attach(vm);
+    this.#changed(vm);
+    return true;
+  }
+
+  #changed(vm: Vm): void {
+    this.#emitter.emit('change', vm.spec.name);
+  }
+}
