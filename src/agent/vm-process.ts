@@ -30,6 +30,7 @@ export async function startDetached(
 ): Promise<StartedProcess> {
   const output = await open(options.outputPath, 'a', 0o600);
   let child: ChildProcess;
+  let exited: Promise<ChildExit>;
   try {
     child = spawn(program, args, {
       detached: true,
@@ -38,19 +39,17 @@ export async function startDetached(
       env: { PATH: process.env['PATH'] ?? '/usr/sbin:/usr/bin:/sbin:/bin', ...options.environment },
     });
     child.unref();
+    // Listeners before anything is awaited: these events come once.
+    exited = new Promise((resolve) => child.once('exit', (code, signal) => resolve({ code, signal })));
+    await new Promise<void>((resolve, reject) => {
+      child.once('spawn', resolve);
+      child.once('error', (cause) =>
+        reject(new MigrationError('QEMU_FAILED', `${program} cannot be started: ${cause.message}`, { cause })),
+      );
+    });
   } finally {
     await output.close();
   }
-  const failed = new Promise<never>((_resolve, reject) => {
-    child.once('error', (cause) =>
-      reject(new MigrationError('QEMU_FAILED', `${program} cannot be started: ${cause.message}`, { cause })),
-    );
-  });
-  const exited = new Promise<ChildExit>((resolve) => {
-    child.once('exit', (code, signal) => resolve({ code, signal }));
-  });
-  await Promise.race([new Promise((resolve) => child.once('spawn', resolve)), failed]);
-  failed.catch(() => undefined);
   const pid = child.pid ?? 0;
   // A process that has ended already is a zombie until Node reaps it, which is not before we yield: stat is there.
   const stat = await readStat(pid);
