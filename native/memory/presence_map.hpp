@@ -13,6 +13,21 @@ namespace vmigrate::memory {
 
 using wire::PageState;
 
+/// Every move a page may make (docs/PAGE_STATES.md). kClaimed -> kAbsent is only for a claim whose fetch is
+/// over without bytes: unclaim, and reopen after the claiming process died.
+constexpr bool transition_allowed(PageState from, PageState to) {
+  switch (from) {
+    case PageState::kAbsent:
+      return to == PageState::kClaimed || to == PageState::kZero;
+    case PageState::kClaimed:
+      return to == PageState::kPresent || to == PageState::kAbsent;
+    case PageState::kPresent:
+    case PageState::kZero:
+      return false;
+  }
+  return false;
+}
+
 /// The state of every page of one region on this host, a byte a page, in a file beside the region so that it
 /// survives this process. docs/PAGE_STATES.md lists what each state allows and the ordering pairs.
 /// Thread-safe.

@@ -1,0 +1,56 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "wire/wire_generated.hpp"
+
+namespace vmigrate::pager {
+
+// Every queue of a target session has its maximum here, and the relations that make "it cannot overflow" true
+// are asserted below.
+
+/// Faults taken from one userfaultfd by one read.
+inline constexpr size_t kFaultBatchMax = 64;
+/// Pages that demand has claimed and not yet published. Faults beyond stay in the kernel.
+inline constexpr size_t kDemandFetchesMax = 64;
+/// Faults read and not yet woken: those that demand fetches and those that wait for another's fetch.
+inline constexpr size_t kWaitingFaultsMax = 256;
+/// Runs that bulk has claimed and not yet published.
+inline constexpr size_t kBulkFetchesMax = 32;
+/// Runs published whose CONTINUE met EAGAIN. One for each fetch that may end, and one for each fault of a
+/// batch that found its page present.
+inline constexpr size_t kRetriesMax = kDemandFetchesMax + kFaultBatchMax;
+/// Operations handed to a transport in one call.
+inline constexpr size_t kPostBatchMax = 16;
+inline constexpr size_t kCompletionBatchMax = 32;
+/// Recent faults that prefetch may look at; older ones are forgotten.
+inline constexpr size_t kRecentFaultsMax = 64;
+inline constexpr size_t kStreamsMax = 8;
+
+/// Neighbouring zero pages mapped together with the one that faulted.
+inline constexpr uint64_t kZeroBatchBytes = 64 << 10;
+/// Part of a data map read at once.
+inline constexpr uint64_t kMapPartBytes = 64 << 10;
+/// Size of one prefetch while vCPUs are faulting: bounds how long a fault waits for a page that prefetch has
+/// claimed.
+inline constexpr uint64_t kChunkBytesBusy = 128 << 10;
+inline constexpr uint64_t kInFlightBytesBusy = 2 * kChunkBytesBusy;
+inline constexpr uint64_t kInFlightBytesQuiet = 4 << 20;
+/// No fault for so long: prefetch may grow its chunks.
+inline constexpr uint64_t kQuietNs = 3'000'000;
+/// First window fetched ahead of a fault; doubles each time the guest runs on into it.
+inline constexpr uint64_t kStreamBytesFirst = 64 << 10;
+/// A source that is still scanning is asked again after this long.
+inline constexpr uint64_t kMapRetryNs = 500'000;
+/// A CONTINUE that met EAGAIN is tried again after at most this long.
+inline constexpr int kRetryMs = 1;
+
+static_assert(kDemandFetchesMax <= wire::kOutstandingOpsMax);
+// One more for the data map's own read.
+static_assert(kBulkFetchesMax < wire::kOutstandingOpsMax);
+static_assert(kWaitingFaultsMax >= kDemandFetchesMax + kFaultBatchMax);
+static_assert(kMapPartBytes <= wire::kTransferBytesMax && kMapPartBytes >= wire::kDataMapHeaderBytes);
+static_assert(kChunkBytesBusy <= wire::kTransferBytesMax);
+
+}  // namespace vmigrate::pager

@@ -1,0 +1,53 @@
+#pragma once
+
+#include <array>
+#include <cstdint>
+
+#include "pager/limits.hpp"
+#include "pager/target_core.hpp"
+
+namespace vmigrate::pager {
+
+/// Makes pages visible to the VM and wakes its waiters. Each thread has one of its own; the two may work on
+/// the same page at once (docs/PAGE_STATES.md, "No wake is lost").
+class Publisher {
+ public:
+  explicit Publisher(TargetCore& core) : core_(core) {}
+
+  /// The run's bytes are complete and its pages claimed by the caller: state, then CONTINUE, then wake and
+  /// account. Where one of its pages is waited for, that page goes first.
+  void publish(uint32_t region_index, PageRun run);
+  /// A fault on a page that is present: maps it; a page whose bytes the VM itself has discarded since becomes
+  /// zeros.
+  void serve_present(uint32_t region_index, PageIndex page);
+  /// A fault on a page that is a hole at the source, with the zero pages that follow it.
+  void serve_zero(uint32_t region_index, PageIndex page);
+  /// Whose CONTINUE met EAGAIN. True if any moved on.
+  bool retry();
+  size_t retry_count() const { return retry_count_; }
+
+ private:
+  struct Retry {
+    uint32_t region_index;
+    PageRun run;
+  };
+  /// One piece of a region in the VM's address space.
+  struct Piece {
+    int uffd;
+    HostAddr base;
+    uint64_t length_bytes;
+  };
+  template <typename Visit>
+  bool each_piece(const TargetRegion& region, PageRun run, Visit visit);
+  bool continue_run(uint32_t region_index, PageRun run);
+  bool zero_piece(uint32_t region_index, PageIndex page, const Piece& piece);
+  void defer(uint32_t region_index, PageRun run);
+  void wake(const Piece& piece);
+  void account(uint32_t region_index, PageRun run);
+
+  TargetCore& core_;
+  std::array<Retry, kRetriesMax> retries_;
+  size_t retry_count_ = 0;
+};
+
+}  // namespace vmigrate::pager

@@ -1,0 +1,163 @@
+#include "pager/source.hpp"
+
+#include <atomic>
+#include <mutex>
+#include <thread>
+
+#include "base/fault_point.hpp"
+#include "memory/region.hpp"
+#include "pager/data_map.hpp"
+#include "pager/page_key.hpp"
+#include "pager/thread_util.hpp"
+
+namespace vmigrate::pager {
+namespace {
+
+class SourceSessionImpl final : public SourceSession {
+ public:
+  static Result<std::unique_ptr<SourceSession>> open(transport::Listener& listener,
+                                                     const transport::Credentials& credentials,
+                                                     std::span<const SourceRegionConfig> configs);
+  ~SourceSessionImpl() override;
+
+  std::span<const SourceRegionKeys> keys() const override { return keys_; }
+  Status freeze() override;
+  void counters(std::span<uint64_t, wire::kSourceCounterCount> out) const override;
+  std::optional<Error> failure() const override;
+
+ private:
+  explicit SourceSessionImpl(transport::Listener& listener) : listener_(listener) {}
+  Status add_region(const SourceRegionConfig& config);
+  void scan();
+  Status scan_region(uint32_t region_index);
+
+  struct SourceRegion {
+    std::unique_ptr<memory::Region> region;
+    std::unique_ptr<DataMap> map;
+  };
+
+  transport::Listener& listener_;
+  std::vector<SourceRegion> regions_;
+  std::vector<SourceRegionKeys> keys_;
+  // After the regions: destroyed first, so that no provider thread touches unmapped memory.
+  std::unique_ptr<transport::ExposedSession> exposed_;
+
+  mutable std::mutex mutex_;  // guards frozen_, failure_, scan_thread_
+  bool frozen_ = false;
+  std::optional<Error> failure_;
+  std::thread scan_thread_;
+  std::atomic<bool> stop_{false};
+  std::atomic<uint64_t> data_pages_{0};
+  std::atomic<uint64_t> zero_pages_{0};
+  std::atomic<uint64_t> scan_cpu_ns_{0};
+};
+
+Result<std::unique_ptr<SourceSession>> SourceSessionImpl::open(transport::Listener& listener,
+                                                               const transport::Credentials& credentials,
+                                                               std::span<const SourceRegionConfig> configs) {
+  if (configs.empty() || configs.size() > wire::kPreloadRegionsMax) {
+    return Error{ErrorCode::kInvalidArgument, 0, "number of regions"};
+  }
+  std::unique_ptr<SourceSessionImpl> session(new SourceSessionImpl(listener));
+  auto exposed = listener.expose_session(
+      credentials, [](void*, transport::Channel, std::span<const std::byte>) {}, nullptr);
+  if (!exposed) return exposed.error();
+  session->exposed_ = std::move(exposed).value();
+  for (const SourceRegionConfig& config : configs) {
+    if (auto status = session->add_region(config); !status) return status.error();
+  }
+  return std::unique_ptr<SourceSession>(std::move(session));
+}
+
+Status SourceSessionImpl::add_region(const SourceRegionConfig& config) {
+  auto region =
+      memory::Region::open(config.path, config.length_bytes, config.page_bytes, memory::Mode::kReadOnly);
+  if (!region) return region.error();
+  auto map = DataMap::create(region.value()->page_count());
+  if (!map) return map.error();
+  SourceRegion& added =
+      regions_.emplace_back(SourceRegion{std::move(region).value(), std::move(map).value()});
+  auto ram = exposed_->expose(transport::LocalMemory{.base = added.region->base(),
+                                                     .fd = added.region->fd(),
+                                                     .fd_offset_bytes = 0,
+                                                     .length_bytes = added.region->length_bytes()},
+                              transport::Access::kRead);
+  if (!ram) return ram.error();
+  auto data_map = exposed_->expose(added.map->readable(), transport::Access::kRead);
+  if (!data_map) return data_map.error();
+  keys_.push_back({ram.value(), data_map.value()});
+  return ok();
+}
+
+SourceSessionImpl::~SourceSessionImpl() {
+  exposed_.reset();
+  // Relaxed: only asks the scan to hurry; join orders the rest.
+  stop_.store(true, std::memory_order_relaxed);
+  if (scan_thread_.joinable()) scan_thread_.join();
+}
+
+Status SourceSessionImpl::freeze() {
+  const std::lock_guard lock(mutex_);
+  if (frozen_) return ok();
+  frozen_ = true;
+  const SignalsBlocked blocked;
+  scan_thread_ = std::thread([this] { scan(); });
+  return ok();
+}
+
+void SourceSessionImpl::scan() {
+  set_up_thread("vmg-scan", 0);
+  for (uint32_t i = 0; i < regions_.size() && !stop_.load(std::memory_order_relaxed); ++i) {
+    if (auto status = scan_region(i); !status) {
+      const std::lock_guard lock(mutex_);
+      failure_ = status.error();
+      break;
+    }
+  }
+  scan_cpu_ns_.store(thread_cpu_ns(), std::memory_order_relaxed);
+}
+
+Status SourceSessionImpl::scan_region(uint32_t region_index) {
+  SourceRegion& source = regions_[region_index];
+  fault_point(wire::FaultPoint::kSourceScan, page_key(region_index, PageIndex{0}));
+  uint64_t data_pages = 0;
+  const Status walked = source.region->each_data_run([&](PageRun run) {
+    if (stop_.load(std::memory_order_relaxed)) return;
+    source.map->set(run);
+    data_pages += run.count;
+  });
+  if (!walked) return walked;
+  if (stop_.load(std::memory_order_relaxed)) return ok();
+  source.map->finish(data_pages);
+  data_pages_.fetch_add(data_pages, std::memory_order_relaxed);
+  zero_pages_.fetch_add(source.region->page_count() - data_pages, std::memory_order_relaxed);
+  return ok();
+}
+
+void SourceSessionImpl::counters(std::span<uint64_t, wire::kSourceCounterCount> out) const {
+  using wire::SourceCounter;
+  const auto set = [&](SourceCounter counter, uint64_t value) { out[static_cast<size_t>(counter)] = value; };
+  const transport::ExposedSessionCounters served = exposed_->counters();
+  set(SourceCounter::kReadCount, served.read_count);
+  set(SourceCounter::kReadBytes, served.read_bytes);
+  set(SourceCounter::kDataPages, data_pages_.load(std::memory_order_relaxed));
+  set(SourceCounter::kZeroPages, zero_pages_.load(std::memory_order_relaxed));
+  set(SourceCounter::kConnections, served.connections);
+  set(SourceCounter::kRejectedHellos, listener_.rejected_hellos());
+  set(SourceCounter::kCpuNs, served.cpu_ns + scan_cpu_ns_.load(std::memory_order_relaxed));
+}
+
+std::optional<Error> SourceSessionImpl::failure() const {
+  const std::lock_guard lock(mutex_);
+  return failure_;
+}
+
+}  // namespace
+
+Result<std::unique_ptr<SourceSession>> SourceSession::open(transport::Listener& listener,
+                                                           const transport::Credentials& credentials,
+                                                           std::span<const SourceRegionConfig> regions) {
+  return SourceSessionImpl::open(listener, credentials, regions);
+}
+
+}  // namespace vmigrate::pager

@@ -1,0 +1,68 @@
+#include <fcntl.h>
+#include <linux/userfaultfd.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "base/unique_fd.hpp"
+#include "uffd/uffd.hpp"
+
+namespace vmigrate::uffd {
+namespace {
+
+// Newer than the oldest kernel headers we build with.
+constexpr __u64 kFeatureWpAsync = 1ull << 15;
+constexpr unsigned long kDeviceNewUffd = _IO(0xAA, 0x00);
+
+/// Argument of PAGEMAP_SCAN (Linux 6.7).
+struct PagemapScan {
+  __u64 size, flags, start, end, walk_end, vec, vec_len, max_pages;
+  __u64 category_inverted, category_mask, category_anyof_mask, return_mask;
+};
+constexpr unsigned long kPagemapScan = _IOWR('f', 16, PagemapScan);
+
+/// A descriptor that sees faults taken inside the kernel too (vhost, system calls on guest memory): without
+/// those a VM cannot be served.
+UniqueFd open_userfaultfd(int& system_errno) {
+  UniqueFd fd(static_cast<int>(::syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK)));
+  if (fd.valid()) return fd;
+  system_errno = errno;
+  UniqueFd device(::open("/dev/userfaultfd", O_RDWR | O_CLOEXEC));
+  if (!device.valid()) return {};
+  return UniqueFd(::ioctl(device.get(), kDeviceNewUffd, O_CLOEXEC | O_NONBLOCK));
+}
+
+bool has_pagemap_scan() {
+  const UniqueFd pagemap(::open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC));
+  if (!pagemap.valid()) return false;
+  PagemapScan argument{};
+  argument.size = sizeof(argument);
+  // An empty range of our own: nothing to walk; only a kernel without the call refuses.
+  argument.start = argument.end = 0;
+  argument.category_mask = argument.return_mask = 1ull << 1;  // PAGE_IS_WRITTEN
+  return ::ioctl(pagemap.get(), kPagemapScan, &argument) >= 0;
+}
+
+}  // namespace
+
+Support probe() {
+  Support support;
+  support.pagemap_scan = has_pagemap_scan();
+  const UniqueFd fd = open_userfaultfd(support.system_errno);
+  if (!fd.valid()) return support;
+  uffdio_api api{};
+  api.api = UFFD_API;
+  if (::ioctl(fd.get(), UFFDIO_API, &api) != 0) {
+    support.system_errno = errno;
+    return support;
+  }
+  support.permitted = true;
+  support.system_errno = 0;
+  support.minor_shmem = (api.features & UFFD_FEATURE_MINOR_SHMEM) != 0;
+  support.minor_hugetlbfs = (api.features & UFFD_FEATURE_MINOR_HUGETLBFS) != 0;
+  support.wp_async = (api.features & kFeatureWpAsync) != 0;
+  return support;
+}
+
+}  // namespace vmigrate::uffd
