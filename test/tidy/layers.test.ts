@@ -19,7 +19,7 @@ const TYPESCRIPT_LAYERS: Record<string, readonly string[]> = {
   qemu: ['domain', 'errors', 'protocol'],
   agent: ['domain', 'errors', 'protocol', 'config', 'engine/ports', 'native', 'qemu', 'registry'],
   tls: ['domain', 'errors'],
-  api: ['domain', 'errors', 'protocol', 'config', 'engine/ports', 'jobs', 'planner', 'tls'],
+  api: ['domain', 'errors', 'protocol', 'config', 'engine/ports', 'jobs', 'planner', 'tls', 'agent/spec'],
   cli: ['domain', 'errors', 'config', 'api/client', 'api/schemas', 'tls'],
 };
 const COMPOSITION_ROOTS = new Set(['src/cli/vmigrated.ts']);

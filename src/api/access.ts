@@ -1,0 +1,32 @@
+/**
+ * Who may call what. The unix socket is its file's owner's; on https every connection has shown a certificate of the cluster (the handshake
+ * has seen to that) and here its name decides: clients' routes for hosts and users, hosts' routes for the hosts that this one knows.
+ * Asked for each request, so that a revocation reaches connections that are open.
+ */
+import type { IncomingMessage } from 'node:http';
+import { TLSSocket } from 'node:tls';
+import { MigrationError } from '../errors.js';
+import { commonName } from '../tls/identity.js';
+import type { ApiServices } from './ports.js';
+
+export const HOST_ROUTES = '/agent/';
+
+/** Throws UNAUTHENTICATED, or NOT_PERMITTED for somebody whom we know but do not let do this. Returns the caller's name for the log. */
+export function authorize(request: Pick<IncomingMessage, 'socket' | 'url'>, services: ApiServices): string {
+  const isHostRoute = (request.url ?? '').startsWith(HOST_ROUTES);
+  const { socket } = request;
+  if (!(socket instanceof TLSSocket)) {
+    if (isHostRoute) throw new MigrationError('NOT_PERMITTED', 'calls between hosts go over mutual TLS only');
+    return 'local';
+  }
+  const identity = services.tls?.peerOf(socket) ?? null;
+  if (identity === null) throw new MigrationError('UNAUTHENTICATED', 'no valid certificate of this cluster');
+  const caller = commonName(identity);
+  if (isHostRoute && identity.role !== 'host')
+    throw new MigrationError('NOT_PERMITTED', `${caller} may not make calls that only hosts may make`);
+  if (isHostRoute && !services.peers.names.includes(identity.name))
+    throw new MigrationError('NOT_PERMITTED', `host ${services.host} does not know host ${identity.name}`, {
+      remedy: `name it in the daemon's configuration: --peer ${identity.name}=https://ADDRESS:PORT`,
+    });
+  return caller;
+}

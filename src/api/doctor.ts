@@ -1,0 +1,128 @@
+/** What this host can and cannot do, each with what to do about it. The same checks pre-flight makes, for a person to read beforehand. */
+import { readFile } from 'node:fs/promises';
+import { release } from 'node:os';
+import type { HostInventory } from '../domain.js';
+import { toMigrationError } from '../errors.js';
+import type { ApiServices } from './ports.js';
+import type { DoctorCheck } from './schemas.js';
+
+const MIB = 2 ** 20;
+const DAY_MS = 86_400_000;
+const CERTIFICATE_WARN_DAYS = 30;
+const RAM_FILES_WARN_BYTES = 512 * MIB;
+const KERNEL_MIN = [5, 14];
+const QEMU_MIN = [7, 2];
+
+type Verdict = Omit<DoctorCheck, 'name'>;
+
+const ok = (text: string): Verdict => ({ status: 'ok', text, remedy: '' });
+const warn = (text: string, remedy: string): Verdict => ({ status: 'warn', text, remedy });
+const fail = (text: string, remedy: string): Verdict => ({ status: 'fail', text, remedy });
+
+function isAtLeast(version: string, [major = 0, minor = 0]: readonly number[]): boolean {
+  const [, found = '0', foundMinor = '0'] = /(\d+)\.(\d+)/.exec(version) ?? [];
+  return Number(found) > major || (Number(found) === major && Number(foundMinor) >= minor);
+}
+
+function kernel(version: string): Verdict {
+  return isAtLeast(version, KERNEL_MIN)
+    ? ok(`Linux ${version}`)
+    : fail(`Linux ${version} has no minor faults on tmpfs`, 'run Linux 5.14 or newer (Debian 12 has 6.1)');
+}
+
+function qemu(version: string | null): Verdict {
+  if (version === null) return fail('no QEMU found', 'install it: apt-get install qemu-system-x86');
+  return isAtLeast(version, QEMU_MIN)
+    ? ok(`QEMU ${version}`)
+    : fail(`QEMU ${version} is too old`, `install QEMU ${QEMU_MIN.join('.')} or newer`);
+}
+
+function userfaultfd(inventory: HostInventory): Verdict {
+  return inventory.isUserfaultfdPermitted
+    ? ok('permitted')
+    : fail('not permitted', 'run the daemon as root, or sysctl -w vm.unprivileged_userfaultfd=1');
+}
+
+function minorFaults(inventory: HostInventory): Verdict {
+  return inventory.hasMinorFaults
+    ? ok('on tmpfs')
+    : fail('not supported on tmpfs', 'run Linux 5.14 or newer with CONFIG_USERFAULTFD');
+}
+
+function kvm(inventory: HostInventory): Verdict {
+  return inventory.isKvmUsable
+    ? ok('usable')
+    : warn('not usable here: guests are emulated (TCG)', 'run on a machine whose CPU shows vmx or svm, with /dev/kvm');
+}
+
+function ramFiles(inventory: HostInventory): Verdict {
+  const text = `${Math.floor(inventory.ramFileFreeBytes / MIB)} MiB free for guest memory`;
+  return inventory.ramFileFreeBytes >= RAM_FILES_WARN_BYTES
+    ? ok(text)
+    : warn(text, 'make the tmpfs larger: mount -o remount,size=… /dev/shm, or name another with --ram-dir');
+}
+
+function hugePages(inventory: HostInventory): Verdict {
+  const free = Object.entries(inventory.hugePagesFree).filter(([, count]) => count > 0);
+  if (free.length === 0) return ok('none reserved; VMs with 4 KiB pages do not need any');
+  return ok(free.map(([bytes, count]) => `${count} free of ${Number(bytes) / MIB} MiB`).join(', '));
+}
+
+async function memlock(): Promise<Verdict> {
+  const limits = await readFile('/proc/self/limits', 'utf8').catch(() => '');
+  const soft = /^Max locked memory\s+(\S+)/m.exec(limits)?.[1] ?? 'unknown';
+  const text = soft === 'unlimited' || soft === 'unknown' ? soft : `${Number(soft) / MIB} MiB`;
+  return ok(`${text} (only RDMA locks memory)`);
+}
+
+function certificate(services: ApiServices): Verdict {
+  if (services.tls === null)
+    return warn('no TLS folder: this host cannot take part in migrations', 'vmctl certs host NAME …, then --tls DIR');
+  const { expiresAt } = services.tls;
+  const days = Math.floor((Date.parse(expiresAt) - Date.now()) / DAY_MS);
+  const remedy = `make a new one: vmctl certs host ${services.host} --address IP --dir CA_DIR --out DIR`;
+  if (days < 0) return fail(`expired on ${expiresAt}`, remedy);
+  const text = `valid until ${expiresAt}`;
+  return days < CERTIFICATE_WARN_DAYS ? warn(text, remedy) : ok(text);
+}
+
+async function peer(services: ApiServices, name: string): Promise<Verdict> {
+  try {
+    const { roundTripMs } = await services.peers.ping(name);
+    return ok(`${services.peers.url(name)}, ${roundTripMs.toFixed(1)} ms`);
+  } catch (thrown) {
+    const error = toMigrationError(thrown);
+    return fail(`${error.code}: ${error.message}`, error.remedy ?? `start vmigrated on ${name}, check the network`);
+  }
+}
+
+export async function doctor(services: ApiServices): Promise<DoctorCheck[]> {
+  const inventory = await services.agent.inventory();
+  const peers = services.peers.names.map((name) => [`peer ${name}`, peer(services, name)] as const);
+  const checks: readonly (readonly [string, Verdict | Promise<Verdict>])[] = [
+    ['kernel', kernel(release())],
+    ['userfaultfd', userfaultfd(inventory)],
+    ['minor faults', minorFaults(inventory)],
+    [
+      'preload',
+      inventory.isPreloadPresent
+        ? ok('present')
+        : fail('libvmigrate-preload.so is missing', 'build it: npm run build:native'),
+    ],
+    ['QEMU', qemu(inventory.qemuVersion)],
+    [
+      'machines',
+      inventory.machines.length > 0
+        ? ok(`${inventory.machines.length} machine types`)
+        : fail('QEMU names none', 'install qemu-system-x86'),
+    ],
+    ['KVM', kvm(inventory)],
+    ['guest memory', ramFiles(inventory)],
+    ['huge pages', hugePages(inventory)],
+    ['memlock', memlock()],
+    ['certificate', certificate(services)],
+    ['RDMA', warn('not in this build', 'use --tcp or --shm')],
+    ...peers,
+  ];
+  return Promise.all(checks.map(async ([name, verdict]) => ({ name, ...(await verdict) })));
+}

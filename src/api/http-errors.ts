@@ -1,0 +1,68 @@
+/** Every failure of the API is an ErrorJson body; this is which HTTP status goes with which code, and how foreign errors become ours. */
+import type { z } from 'zod';
+import { type ErrorCode, MigrationError, toMigrationError } from '../errors.js';
+
+const STATUS: { readonly [C in ErrorCode]: number } = {
+  USAGE: 400,
+  SPEC_INVALID: 422,
+  NOT_FOUND: 404,
+  CONFLICT: 409,
+  VM_BUSY: 409,
+  PREFLIGHT_REFUSED: 422,
+  CANCELLED: 409,
+  UNSUPPORTED: 501,
+  UNREACHABLE: 502,
+  UNAUTHENTICATED: 401,
+  PEER_PROTOCOL: 502,
+  TIMEOUT: 504,
+  NO_SPACE: 507,
+  OUT_OF_MEMORY: 507,
+  NOT_PERMITTED: 403,
+  REGION_CHANGED: 500,
+  CORRUPT: 500,
+  QEMU_FAILED: 500,
+  QEMU_GONE: 500,
+  NATIVE_FAILED: 500,
+  DISCONNECTED: 502,
+  STEP_FAILED: 500,
+  OWNER_CHANGED: 409,
+  NEEDS_RECOVERY: 409,
+  VM_LOST: 500,
+  INTERNAL: 500,
+};
+
+export function httpStatus(code: ErrorCode): number {
+  return STATUS[code];
+}
+
+/** The path and message of each issue; an unknown key is named with where it stands. */
+export function describeIssues(error: z.ZodError, where: string): string {
+  const place = (path: readonly PropertyKey[]) => [where, ...path.map(String)].join('.');
+  return error.issues
+    .flatMap((issue) =>
+      issue.code === 'unrecognized_keys'
+        ? issue.keys.map((key) => `${place([...issue.path, key])}: unknown key`)
+        : [`${place(issue.path)}: ${issue.message}`],
+    )
+    .join('; ');
+}
+
+/** `checked` or an error that names every wrong key. */
+export function check<T>(schema: z.ZodType<T>, input: unknown, where: string, code: ErrorCode = 'USAGE'): T {
+  const result = schema.safeParse(input);
+  if (result.success) return result.data;
+  throw new MigrationError(code, describeIssues(result.error, where));
+}
+
+/** Fastify's own refusals (body too large, not JSON, wrong media type) carry a status below 500: the request's fault. */
+export function apiError(thrown: unknown): { error: MigrationError; status: number } {
+  if (!(thrown instanceof MigrationError)) {
+    const status = (thrown as { statusCode?: unknown }).statusCode;
+    if (typeof status === 'number' && status >= 400 && status < 500) {
+      const message = thrown instanceof Error ? thrown.message : String(thrown);
+      return { error: new MigrationError('USAGE', message), status };
+    }
+  }
+  const error = toMigrationError(thrown);
+  return { error, status: httpStatus(error.code) };
+}

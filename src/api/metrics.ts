@@ -1,0 +1,138 @@
+/**
+ * The daemon's counters in Prometheus's text format. One table: a metric is a row, its values come from the job reports seen since the daemon
+ * started (counters) or from the present state (gauges). Nothing is collected while nobody asks.
+ */
+import type { JobState, JobView, VmState } from '../domain.js';
+import type { ApiJobs, ApiVms } from './ports.js';
+import { isEnded } from './sse.js';
+
+export const METRICS_CONTENT_TYPE = 'text/plain; version=0.0.4; charset=utf-8';
+
+const JOB_STATES: readonly JobState[] = [
+  'queued',
+  'running',
+  'recovering',
+  'done',
+  'failed',
+  'cancelled',
+  'needsRecovery',
+  'lost',
+];
+const VM_STATES: readonly VmState[] = ['starting', 'running', 'paused', 'incoming', 'departed', 'stopped'];
+const BYTE_KINDS = ['push', 'demand', 'prefetch', 'zeroSkipped', 'deviceState'] as const;
+
+type Samples = readonly (readonly [labels: string, value: number])[];
+
+interface Metric {
+  readonly name: string;
+  readonly type: 'counter' | 'gauge';
+  readonly help: string;
+  readonly samples: () => Samples;
+}
+
+export class Metrics {
+  private readonly totals = new Map<string, number>();
+  private readonly counted = new Set<string>();
+  private readonly table: readonly Metric[];
+  private readonly unsubscribe: () => void;
+
+  constructor(
+    private readonly jobs: ApiJobs,
+    private readonly vms: ApiVms,
+  ) {
+    const total = (name: string) => this.totals.get(name) ?? 0;
+    this.table = [
+      {
+        name: 'vmigrate_jobs_ended_total',
+        type: 'counter',
+        help: 'Migrations that this daemon coordinated and that have ended, by outcome.',
+        samples: () => JOB_STATES.filter(isEnded).map((state) => [`{state="${state}"}`, total(`ended.${state}`)]),
+      },
+      {
+        name: 'vmigrate_jobs',
+        type: 'gauge',
+        help: 'Jobs that this daemon knows, by state.',
+        samples: () => {
+          const list = this.jobs.list();
+          return JOB_STATES.map((state) => [`{state="${state}"}`, list.filter((job) => job.state === state).length]);
+        },
+      },
+      {
+        name: 'vmigrate_vms',
+        type: 'gauge',
+        help: 'VMs on this host, by state; incoming and departed are the two ends of a session.',
+        samples: () => {
+          const list = this.vms.list();
+          return VM_STATES.map((state) => [`{state="${state}"}`, list.filter((vm) => vm.state === state).length]);
+        },
+      },
+      {
+        name: 'vmigrate_bytes_total',
+        type: 'counter',
+        help: 'Bytes moved by finished migrations, by kind; zeroSkipped were known to be zero and never fetched.',
+        samples: () => BYTE_KINDS.map((kind) => [`{kind="${kind}"}`, total(`bytes.${kind}`)]),
+      },
+      {
+        name: 'vmigrate_faults_total',
+        type: 'counter',
+        help: 'Page faults of guests served over the network.',
+        samples: () => [['', total('faults')]],
+      },
+      {
+        name: 'vmigrate_reconnects_total',
+        type: 'counter',
+        help: 'Data connections that were lost and made again.',
+        samples: () => [['', total('reconnects')]],
+      },
+      {
+        name: 'vmigrate_blackout_seconds_total',
+        type: 'counter',
+        help: 'Time in which no vCPU ran, summed over finished migrations.',
+        samples: () => [['', total('blackoutMs') / 1000]],
+      },
+      {
+        name: 'process_resident_memory_bytes',
+        type: 'gauge',
+        help: 'Resident memory of the daemon.',
+        samples: () => [['', process.memoryUsage.rss()]],
+      },
+    ];
+    for (const job of jobs.list()) if (isEnded(job.state)) this.counted.add(job.id);
+    this.unsubscribe = jobs.subscribe('*', (view) => this.count(view));
+  }
+
+  render(): string {
+    return this.table
+      .map(({ name, type, help, samples }) =>
+        [
+          `# HELP ${name} ${help}`,
+          `# TYPE ${name} ${type}`,
+          ...samples().map(([labels, value]) => `${name}${labels} ${value}`),
+          '',
+        ].join('\n'),
+      )
+      .join('');
+  }
+
+  close(): void {
+    this.unsubscribe();
+  }
+
+  /** A job that goes on after its end (recovered) is counted again when it ends again. */
+  private count(view: JobView): void {
+    if (!isEnded(view.state)) {
+      this.counted.delete(view.id);
+      return;
+    }
+    if (this.counted.has(view.id)) return;
+    this.counted.add(view.id);
+    const add = (name: string, amount: number) => this.totals.set(name, (this.totals.get(name) ?? 0) + amount);
+    add(`ended.${view.state}`, 1);
+    const { report } = view;
+    if (report === null) return;
+    for (const kind of BYTE_KINDS) add(`bytes.${kind}`, report.bytes[kind]);
+    add('faults', report.faults.count);
+    add('reconnects', report.reconnects);
+    add('blackoutMs', report.blackoutMs);
+  }
+}

@@ -1,0 +1,34 @@
+/**
+ * The OpenAPI 3.1 document, made from the routes themselves. Built when somebody asks for it: a second, never listening instance of the server
+ * with the generator loaded, so that a daemon which is not asked does not carry it.
+ */
+import type { FastifyInstance } from 'fastify';
+
+export async function openApiDocument(version: string, addRoutes: (app: FastifyInstance) => void): Promise<object> {
+  const [{ fastify }, { default: swagger }, { createJsonSchemaTransform }] = await Promise.all([
+    import('fastify'),
+    import('@fastify/swagger'),
+    import('fastify-type-provider-zod'),
+  ]);
+  const app = fastify();
+  app.setValidatorCompiler(() => (value: unknown) => ({ value }));
+  app.setSerializerCompiler(() => JSON.stringify);
+  await app.register(swagger, {
+    openapi: {
+      openapi: '3.1.0',
+      info: {
+        title: 'vmigrate',
+        version,
+        description: 'Moves running virtual machines between hosts. Every failure answers an error with a stable code.',
+      },
+    },
+    transform: createJsonSchemaTransform({
+      zodToJsonConfig: { target: 'draft-2020-12', unrepresentable: 'any' },
+    }),
+  });
+  app.after(() => addRoutes(app));
+  await app.ready();
+  const document = app.swagger();
+  await app.close();
+  return document;
+}

@@ -1,0 +1,66 @@
+/** What the API serves, as interfaces. The daemon plugs in its own parts; tests plug in others at the same places. */
+import type { Readable } from 'node:stream';
+import type { TLSSocket } from 'node:tls';
+import type { JobView, MigrationPlan, MigrationRequest, Refusal, VmSpec, VmView } from '../domain.js';
+import type { AgentPort } from '../engine/ports.js';
+import type { Identity } from '../tls/identity.js';
+
+export interface ApiVms {
+  run(spec: VmSpec): Promise<VmView>;
+  list(): readonly VmView[];
+  /** NOT_FOUND if there is none. */
+  find(name: string): VmView;
+  pause(name: string): Promise<void>;
+  resume(name: string): Promise<void>;
+  stop(name: string, options: { isForced: boolean }): Promise<void>;
+  /** The unix socket on which QEMU serves the VM's serial line; CONFLICT if it has none. */
+  consolePath(name: string): string;
+}
+
+export interface ApiJobs {
+  dryRun(request: MigrationRequest): Promise<{ plan: MigrationPlan | null; refusals: readonly Refusal[] }>;
+  submit(request: MigrationRequest): Promise<JobView>;
+  get(id: string): JobView;
+  list(): readonly JobView[];
+  cancel(id: string): Promise<JobView>;
+  recover(id: string): Promise<JobView>;
+  subscribe(id: string, listener: (view: JobView) => void): () => void;
+}
+
+export interface ApiAgent extends AgentPort {
+  acceptState(session: string, stream: Readable): Promise<void>;
+}
+
+/** The other hosts that this one knows, by name. */
+export interface ApiPeers {
+  readonly names: readonly string[];
+  url(host: string): string;
+  agent(host: string): AgentPort;
+  /** One empty call there and back. */
+  ping(host: string): Promise<{ roundTripMs: number }>;
+}
+
+export interface ApiTls {
+  readonly expiresAt: string;
+  /** Who is at the other end now; null if nobody of ours any more. */
+  peerOf(socket: TLSSocket): Identity | null;
+}
+
+export interface ApiLog {
+  info(details: object, message: string): void;
+  warn(details: object, message: string): void;
+  error(details: object, message: string): void;
+}
+
+export interface ApiServices {
+  readonly host: string;
+  readonly version: string;
+  readonly startedAt: string;
+  readonly vms: ApiVms;
+  readonly jobs: ApiJobs;
+  readonly agent: ApiAgent;
+  readonly peers: ApiPeers;
+  /** Null where only the unix socket is served. */
+  readonly tls: ApiTls | null;
+  readonly log: ApiLog;
+}

@@ -1,0 +1,192 @@
+/**
+ * The daemon's HTTP server: one router, served on a unix socket (clients on this machine) and on https with mutual TLS 1.3 (clients and other
+ * hosts). Who is calling is decided in access.ts, for each request.
+ */
+import { chmod, unlink } from 'node:fs/promises';
+import { createServer, type Server } from 'node:http';
+import { createServer as createTlsServer } from 'node:https';
+import { type AddressInfo, connect, type Socket } from 'node:net';
+import type { TLSSocket } from 'node:tls';
+import { type FastifyInstance, fastify } from 'fastify';
+import { MigrationError } from '../errors.js';
+import type { TlsStore } from '../tls/store.js';
+import { authorize, HOST_ROUTES } from './access.js';
+import { Consoles } from './console.js';
+import { apiError, check } from './http-errors.js';
+import { Metrics } from './metrics.js';
+import type { ApiServices } from './ports.js';
+import { agentRoutes, OCTETS } from './routes-agent.js';
+import { EventStreams, publicRoutes, YAML } from './routes-public.js';
+
+const BODY_BYTES_MAX = 2 ** 20;
+const HEADERS_TIMEOUT_MS = 10_000;
+/** Longer than a client keeps an idle connection, so that it never sends a request into a connection that we are closing. */
+const KEEP_ALIVE_MS = 75_000;
+const CONNECTIONS_MAX = 512;
+
+export interface ApiServer {
+  readonly app: FastifyInstance;
+  listenUnix(path: string): Promise<void>;
+  /** Answers the port, which the kernel chooses for port 0. */
+  listenTls(address: string, port: number, store: TlsStore): Promise<number>;
+  /** Stops listening, ends event streams and consoles, lets running requests finish for a moment. */
+  close(): Promise<void>;
+}
+
+export function buildServer(services: ApiServices): ApiServer {
+  const app = buildApp(services);
+  const consoles = new Consoles(services);
+  const servers = new Set<Server>();
+  const closers: (() => void)[] = [];
+
+  const prepare = (server: Server): Server => {
+    server.keepAliveTimeout = KEEP_ALIVE_MS;
+    server.headersTimeout = HEADERS_TIMEOUT_MS;
+    // A device state may take as long as its migration; everything else is bounded by its size.
+    server.requestTimeout = 0;
+    server.maxConnections = CONNECTIONS_MAX;
+    server.on('upgrade', (request, socket, head) => consoles.handle(request, socket, head));
+    // After listening: accept() failed, for want of descriptors for instance. The next one may succeed.
+    server.on('error', (err) => services.log.error({ err }, 'cannot accept connections'));
+    servers.add(server);
+    return server;
+  };
+
+  return {
+    app: app.fastify,
+    async listenUnix(path) {
+      await removeStaleSocket(path);
+      await app.fastify.ready();
+      const server = prepare(createServer((request, response) => app.fastify.routing(request, response)));
+      await listen(server, { path });
+      await chmod(path, 0o600);
+    },
+    async listenTls(address, port, store) {
+      await app.fastify.ready();
+      const server = createTlsServer(store.options(), (request, response) => app.fastify.routing(request, response));
+      prepare(server);
+      const sockets = new Set<TLSSocket>();
+      server.on('secureConnection', (socket) => {
+        sockets.add(socket);
+        socket.once('close', () => sockets.delete(socket));
+      });
+      server.on('tlsClientError', (error: NodeJS.ErrnoException, socket: TLSSocket) => {
+        const reason = String(socket.authorizationError ?? error.code ?? error.message);
+        services.log.warn({ peer: socket.remoteAddress, reason }, 'refused a connection');
+      });
+      closers.push(
+        store.onChange(() => {
+          server.setSecureContext(store.options());
+          for (const socket of sockets) if (store.peerOf(socket) === null) socket.destroy();
+          services.log.info({ directory: store.directory }, 'took new certificates or a new revocation list');
+        }),
+      );
+      await listen(server, { host: address, port });
+      return (server.address() as AddressInfo).port;
+    },
+    async close() {
+      for (const close of closers) close();
+      app.close();
+      consoles.close();
+      await Promise.all([...servers].map((server) => closeServer(server)));
+      await app.fastify.close();
+    },
+  };
+}
+
+function buildApp(services: ApiServices): { fastify: FastifyInstance; close: () => void } {
+  const metrics = new Metrics(services.jobs, services.vms);
+  const streams = new EventStreams();
+  const app = fastify({
+    bodyLimit: BODY_BYTES_MAX,
+    logger: false,
+    exposeHeadRoutes: false,
+    forceCloseConnections: false,
+  });
+  app.setValidatorCompiler(({ schema, httpPart }) => (input: unknown) => {
+    try {
+      return { value: check(schema as Parameters<typeof check>[0], input, httpPart ?? 'request') };
+    } catch (error) {
+      return { error: error as MigrationError };
+    }
+  });
+  // Views are ours: they are checked by the compiler, and again by whoever receives them.
+  app.setSerializerCompiler(() => JSON.stringify);
+  app.addContentTypeParser(YAML, { parseAs: 'string' }, (_, body, done) => done(null, body));
+  app.addContentTypeParser(OCTETS, (request, payload, done) => {
+    if (request.url.startsWith(HOST_ROUTES)) done(null, payload);
+    else done(new MigrationError('USAGE', `${OCTETS} is for hosts' device states only`));
+  });
+
+  app.addHook('onRequest', async (request) => void authorize(request.raw, services));
+  app.setErrorHandler((thrown, request, reply) => {
+    const { error, status } = apiError(thrown);
+    if (error.code === 'INTERNAL') services.log.error({ err: thrown, url: request.url }, 'a bug of ours');
+    if (error.code === 'UNAUTHENTICATED') void reply.header('connection', 'close');
+    return reply.code(status).type('application/json').send(error.toJSON());
+  });
+  app.setNotFoundHandler((request, reply) => {
+    const error = new MigrationError('NOT_FOUND', `no route ${request.method} ${request.url.slice(0, 200)}`);
+    return reply.code(404).send(error.toJSON());
+  });
+
+  const addRoutes = (target: FastifyInstance): void => {
+    publicRoutes(target, services, metrics, streams);
+    agentRoutes(target, services);
+  };
+  addRoutes(app);
+  let document: Promise<object> | null = null;
+  app.get('/openapi.json', async () => {
+    const { openApiDocument } = await import('./openapi.js');
+    document ??= openApiDocument(services.version, addRoutes);
+    return document;
+  });
+  const close = (): void => {
+    metrics.close();
+    streams.close();
+  };
+  return { fastify: app, close };
+}
+
+function listen(server: Server, where: { path: string } | { host: string; port: number }): Promise<void> {
+  return new Promise((resolve, reject) => {
+    const onError = (cause: NodeJS.ErrnoException): void => {
+      const place = 'path' in where ? where.path : `${where.host}:${where.port}`;
+      reject(new MigrationError('CONFLICT', `cannot listen on ${place}: ${cause.code ?? cause.message}`, { cause }));
+    };
+    server.once('error', onError);
+    server.listen(where, () => {
+      server.off('error', onError);
+      resolve();
+    });
+  });
+}
+
+/** A socket file that a killed daemon left behind; one that somebody answers on is not ours to take. */
+async function removeStaleSocket(path: string): Promise<void> {
+  const isAlive = await new Promise<boolean>((resolve) => {
+    const probe: Socket = connect(path, () => {
+      probe.destroy();
+      resolve(true);
+    });
+    probe.once('error', () => resolve(false));
+  });
+  if (isAlive) throw new MigrationError('CONFLICT', `another daemon serves ${path}`);
+  await unlink(path).catch((error: NodeJS.ErrnoException) => {
+    if (error.code !== 'ENOENT')
+      throw new MigrationError('CONFLICT', `cannot take ${path}: ${error.code}`, { cause: error });
+  });
+}
+
+const CLOSE_GRACE_MS = 2_000;
+
+function closeServer(server: Server): Promise<void> {
+  return new Promise((resolve) => {
+    const force = setTimeout(() => server.closeAllConnections(), CLOSE_GRACE_MS);
+    server.close(() => {
+      clearTimeout(force);
+      resolve();
+    });
+    server.closeIdleConnections();
+  });
+}

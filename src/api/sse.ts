@@ -1,0 +1,80 @@
+/**
+ * Server-sent events of jobs. A reader that is slow gets the latest view of each job, never a backlog: what waits is one view a job, and at
+ * most EVENT_JOBS_MAX of them.
+ */
+import type { ServerResponse } from 'node:http';
+import type { JobState, JobView } from '../domain.js';
+
+const KEEP_ALIVE_MS = 15_000;
+/** Views of a running job that come faster than this are coalesced. */
+const INTERVAL_MS = 100;
+const EVENT_JOBS_MAX = 1024;
+
+const ENDED: ReadonlySet<JobState> = new Set(['done', 'failed', 'cancelled', 'needsRecovery', 'lost']);
+
+export function isEnded(state: JobState): boolean {
+  return ENDED.has(state);
+}
+
+export class JobEventStream {
+  private readonly waiting = new Map<string, JobView>();
+  private readonly keepAlive: NodeJS.Timeout;
+  private flushing: NodeJS.Timeout | null = null;
+  private isBlocked = false;
+  private isOver = false;
+
+  constructor(
+    private readonly response: ServerResponse,
+    private readonly onEnd: () => void,
+  ) {
+    response.writeHead(200, { 'content-type': 'text/event-stream', 'cache-control': 'no-store' });
+    response.write(':\n\n');
+    response.on('drain', () => {
+      this.isBlocked = false;
+      this.flush();
+    });
+    response.on('close', () => this.stop());
+    response.on('error', () => this.stop());
+    this.keepAlive = setInterval(() => {
+      if (!this.isBlocked) this.isBlocked = !response.write(':\n\n');
+    }, KEEP_ALIVE_MS);
+  }
+
+  push(view: JobView): void {
+    if (this.isOver) return;
+    this.waiting.set(view.id, view);
+    if (this.waiting.size > EVENT_JOBS_MAX) {
+      const oldest = this.waiting.keys().next().value;
+      if (oldest !== undefined) this.waiting.delete(oldest);
+    }
+    if (isEnded(view.state)) this.flush();
+    else this.flushing ??= setTimeout(() => this.flush(), INTERVAL_MS);
+  }
+
+  /** Sends what waits, then ends the response. */
+  finish(): void {
+    this.isBlocked = false;
+    this.flush();
+    this.response.end();
+    this.stop();
+  }
+
+  private flush(): void {
+    if (this.flushing !== null) clearTimeout(this.flushing);
+    this.flushing = null;
+    for (const [id, view] of this.waiting) {
+      if (this.isBlocked || this.isOver) return;
+      this.waiting.delete(id);
+      this.isBlocked = !this.response.write(`event: job\nid: ${id}\ndata: ${JSON.stringify(view)}\n\n`);
+    }
+  }
+
+  private stop(): void {
+    if (this.isOver) return;
+    this.isOver = true;
+    clearInterval(this.keepAlive);
+    if (this.flushing !== null) clearTimeout(this.flushing);
+    this.waiting.clear();
+    this.onEnd();
+  }
+}
