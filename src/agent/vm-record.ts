@@ -1,13 +1,14 @@
 /**
- * What a daemon must know of a VM to find it again: one JSON file in the VM's directory. Written to the side, synced, renamed, directory synced:
- * when `writeRecord` resolves, a crash of the machine leaves either the old record or the new one.
+ * What a daemon must know of a VM to find it again: one JSON file in the VM's directory. When
+ * `writeRecord` resolves, a crash of the machine leaves the new one.
  */
-import { type FileHandle, open, readFile, rename } from 'node:fs/promises';
-import { dirname, join } from 'node:path';
+import { readFile } from 'node:fs/promises';
+import { join } from 'node:path';
 import { z } from 'zod';
 import type { VmSpec, VmState } from '../domain.js';
 import { MigrationError } from '../errors.js';
 import type { RegionFile, VmMemorySnapshot } from '../native/binding.js';
+import { writeDurably } from './durable-file.js';
 import { vmSpecSchema } from './spec.js';
 
 export const RECORD_FILE = 'record.json';
@@ -95,13 +96,7 @@ const recordSchema = z.strictObject({
 export async function writeRecord(directory: string, record: VmRecord): Promise<void> {
   const text = JSON.stringify(record, (_key, value: unknown) => (typeof value === 'bigint' ? String(value) : value), 2);
   const path = join(directory, RECORD_FILE);
-  const sidePath = `${path}.new`;
-  await withFile(sidePath, 'w', async (file) => {
-    await file.writeFile(`${text}\n`);
-    await file.sync();
-  });
-  await rename(sidePath, path);
-  await withFile(dirname(path), 'r', (file) => file.sync());
+  await writeDurably(path, `${text}\n`);
 }
 
 /** null: there is none (a crash came before the first one was written). CORRUPT: it is not what we write. */
@@ -118,14 +113,5 @@ export async function readRecord(directory: string): Promise<VmRecord | null> {
     return recordSchema.parse(JSON.parse(text));
   } catch (error) {
     throw new MigrationError('CORRUPT', `${path} is not a VM record`, { cause: error });
-  }
-}
-
-async function withFile(path: string, flags: string, use: (file: FileHandle) => Promise<void>): Promise<void> {
-  const file = await open(path, flags, 0o600);
-  try {
-    await use(file);
-  } finally {
-    await file.close();
   }
 }

@@ -11,30 +11,25 @@
 import { EventEmitter } from 'node:events';
 import { mkdir, readdir, rm } from 'node:fs/promises';
 import { join } from 'node:path';
-import { setTimeout as sleep } from 'node:timers/promises';
 import type { VmSpec, VmState, VmView } from '../domain.js';
 import type { Registry } from '../engine/ports.js';
 import { MigrationError, toMigrationError } from '../errors.js';
 import type { NativeBinding } from '../native/binding.js';
 import { askQemu, type InstalledQemu, resolveAccel, resolveMachine } from '../qemu/installed.js';
-import { QmpClient, type QmpEvent } from '../qemu/qmp.js';
 import { KeyedLocks } from './locks.js';
-import { removeTaps, tapNames } from './network.js';
-import { presencePath, type RamPlace, regionFiles, removeRegionFiles } from './ram-files.js';
+import type { Log } from './log.js';
+import { tapNames } from './network.js';
+import { presencePath, type RamPlace, regionFiles } from './ram-files.js';
 import { checkSpec } from './spec.js';
 import { type ManagedVm, Vm } from './vm.js';
-import { commandLine, launch } from './vm-launch.js';
-import { endProcess, findByArgument, isAlive, waitForExit } from './vm-process.js';
+import { type StopOptions, VmKeeper } from './vm-keeper.js';
+import { launch } from './vm-launch.js';
+import { isAlive } from './vm-process.js';
 import { readRecord, type VmExit, type VmRecord } from './vm-record.js';
 
 export type { ManagedVm } from './vm.js';
+export type { StopOptions } from './vm-keeper.js';
 export type { VmExit } from './vm-record.js';
-
-export interface Log {
-  info(fields: object, message: string): void;
-  warn(fields: object, message: string): void;
-  error(fields: object, message: string): void;
-}
 
 export interface VmManagerOptions {
   readonly host: string;
@@ -61,21 +56,8 @@ export interface IncomingOptions {
   readonly isNative?: boolean;
 }
 
-export interface StopOptions {
-  /** SIGKILL, and also if a job holds the VM. */
-  readonly isForced: boolean;
-  /** First ask the guest by its power button, and wait so long. */
-  readonly gracefulMs?: number;
-}
-
 /** A unix socket's path has at most this many bytes. */
 const SOCKET_PATH_BYTES_MAX = 107;
-const QUIT_TIMEOUT_MS = 5_000;
-const TERM_GRACE_MS = 3_000;
-const RECONNECT_MS = 250;
-const QMP_TIMEOUT_MS = 5_000;
-/** After QMP has ended: how long QEMU may take to end as well before it counts as alive. */
-const END_AFTER_QMP_MS = 2_000;
 
 export class VmManager {
   readonly #options: VmManagerOptions;
@@ -86,6 +68,7 @@ export class VmManager {
   readonly #unreadable = new Set<string>();
   readonly #locks = new KeyedLocks();
   readonly #emitter = new EventEmitter();
+  readonly #keeper: VmKeeper;
   #qemu: Promise<InstalledQemu> | null = null;
   #isClosed = false;
 
@@ -94,6 +77,15 @@ export class VmManager {
     this.#place = { host: options.host, ramDir: options.ramDir };
     this.#directory = join(options.stateDir, 'vms');
     this.#emitter.setMaxListeners(0);
+    const { host, registry, log } = options;
+    this.#keeper = new VmKeeper({
+      host,
+      place: this.#place,
+      registry,
+      log,
+      locks: this.#locks,
+      emitter: this.#emitter,
+    });
   }
 
   /** Finds the VMs of an earlier daemon again. One that cannot be taken up is logged and does not keep the others from it. */
@@ -290,8 +282,8 @@ export class VmManager {
         return;
       }
       vm.isEnding = true;
-      await this.#end(vm, options);
-      await this.#settle(vm, 'stopped');
+      await this.#keeper.end(vm, options);
+      await this.#keeper.settle(vm, 'stopped');
     });
   }
 
@@ -309,6 +301,7 @@ export class VmManager {
   async close(): Promise<void> {
     if (this.#isClosed) return;
     this.#isClosed = true;
+    this.#keeper.close();
     for (const vm of this.#vms.values()) vm.start.abort();
     await Promise.all([...this.#vms.keys()].map((name) => this.#locks.hold(name, () => Promise.resolve())));
     for (const vm of this.#vms.values()) {
@@ -396,7 +389,7 @@ export class VmManager {
       preloadPath: isPreloaded ? this.#options.preloadPath : null,
       isIncoming: options.isIncoming,
     });
-    this.#attach(vm);
+    this.#keeper.attach(vm);
   }
 
   async #undo(vm: Vm): Promise<void> {
@@ -408,106 +401,6 @@ export class VmManager {
         'a failed start leaves something',
       );
     }
-  }
-
-  async #remove(vm: Vm, isRamKept: boolean): Promise<void> {
-    const { name } = vm.spec;
-    vm.isEnding = true;
-    if (vm.record.process !== null) await endProcess(vm.record.process, vm.state === 'incoming' ? 0 : TERM_GRACE_MS);
-    vm.client?.close();
-    vm.memory?.close();
-    vm.memory = null;
-    if (!isRamKept) await removeRegionFiles(this.#place, vm.spec);
-    await removeTaps(vm.record.taps);
-    const owner = await this.#options.registry.owner(name);
-    if (owner?.owner === this.#options.host && owner.epoch === vm.epoch) {
-      await this.#options.registry.removeOwner(name, vm.epoch);
-    }
-    await vm.settled();
-    await rm(vm.directory, { recursive: true, force: true });
-    this.#vms.delete(name);
-    this.#emitter.emit('change', name);
-  }
-
-  async #end(vm: Vm, options: StopOptions): Promise<void> {
-    const { process } = vm.record;
-    if (process === null) return;
-    if (!options.isForced) {
-      const client = vm.client;
-      if (client !== null && options.gracefulMs !== undefined) {
-        await client.execute('system_powerdown').catch(() => undefined);
-        if (await waitForExit(process, options.gracefulMs)) return;
-      }
-      await client?.execute('quit').catch(() => undefined);
-      if (await waitForExit(process, QUIT_TIMEOUT_MS)) return;
-    }
-    await endProcess(process, 0);
-  }
-
-  #attach(vm: Vm): void {
-    const { client } = vm;
-    if (client === null) return;
-    client.on('event', (event) => this.#onEvent(vm, event));
-    client.onClosed(() => {
-      if (this.#isClosed || vm.isEnding) return;
-      this.#watch(vm).catch((error: unknown) => {
-        this.#options.log.error(
-          { vm: vm.spec.name, error: toMigrationError(error).toJSON() },
-          'a VM is no longer watched',
-        );
-      });
-    });
-  }
-
-  #onEvent(vm: Vm, event: QmpEvent): void {
-    if (event.name === 'SHUTDOWN') vm.shutdownReason = String(event.data['reason'] ?? 'unknown');
-    if (event.name !== 'STOP' && event.name !== 'RESUME') return;
-    vm.liveState = event.name === 'STOP' ? 'paused' : 'running';
-    this.#changed(vm);
-  }
-
-  /** QMP has ended: so has QEMU, or it will answer again. Runs only until one of the two is certain. */
-  async #watch(vm: Vm): Promise<void> {
-    const { process } = vm.record;
-    if (process !== null && !(await waitForExit(process, END_AFTER_QMP_MS))) {
-      this.#options.log.warn({ vm: vm.spec.name }, 'QEMU lives but has closed QMP; connecting again');
-      while ((await isAlive(process)) && !this.#isClosed && !vm.isEnding) {
-        if (await this.#connect(vm)) return;
-        await sleep(RECONNECT_MS);
-      }
-    }
-    await this.#locks.hold(vm.spec.name, async () => {
-      if (!this.#isClosed && !vm.isEnding) await this.#settle(vm, 'killed');
-    });
-  }
-
-  /** QEMU has ended: free what it had. The memory of a departed VM is kept, its new owner still needs it. */
-  async #settle(vm: Vm, fallbackReason: string): Promise<void> {
-    const { name } = vm.spec;
-    const unknown = { code: null, signal: null };
-    const child = vm.exited === null ? unknown : await Promise.race([vm.exited, sleep(1000, unknown)]);
-    const isDeparted = vm.state === 'departed';
-    const reason = vm.shutdownReason ?? fallbackReason;
-    const exit: VmExit = { at: new Date().toISOString(), reason, ...child };
-    vm.client?.close();
-    vm.client = null;
-    await vm.update({ process: null, exit, memory: null, ...(isDeparted ? {} : { state: 'stopped' as const }) });
-    this.#options.log.info({ vm: name, exit }, 'QEMU has ended');
-    this.#emitter.emit('exit', name, exit);
-    this.#changed(vm);
-    if (isDeparted) return;
-    // Listeners have closed their sessions on this memory by now; if one is late, `destroy` closes it.
-    try {
-      vm.memory?.close();
-      vm.memory = null;
-    } catch (error) {
-      this.#options.log.warn(
-        { vm: name, error: toMigrationError(error).toJSON() },
-        'a session is still open on a dead VM',
-      );
-    }
-    await removeRegionFiles(this.#place, vm.spec);
-    await removeTaps(vm.record.taps);
   }
 
   async #find(name: string): Promise<void> {
@@ -529,14 +422,14 @@ export class VmManager {
   async #adopt(vm: Vm): Promise<void> {
     const { record } = vm;
     this.#vms.set(vm.spec.name, vm);
-    if (record.process === null) await this.#endUnrecorded(vm);
+    if (record.process === null) await this.#keeper.endUnrecorded(vm);
     if (record.state === 'starting') {
       await this.#remove(vm, false);
       return;
     }
     if (record.state === 'stopped') return;
     if (record.process === null || !(await isAlive(record.process))) {
-      if (record.exit === null) await this.#settle(vm, 'vanished');
+      if (record.exit === null) await this.#keeper.settle(vm, 'vanished');
       return;
     }
     if (record.memory !== null && this.#options.native !== null) {
@@ -549,35 +442,13 @@ export class VmManager {
         );
       }
     }
-    if (!(await this.#connect(vm))) {
-      this.#watch(vm).catch((error: unknown) => {
-        this.#options.log.error(
-          { vm: vm.spec.name, error: toMigrationError(error).toJSON() },
-          'a VM is no longer watched',
-        );
-      });
-    }
+    await this.#keeper.takeUp(vm);
   }
 
-  /** A crash between starting QEMU and writing down its pid. */
-  async #endUnrecorded(vm: Vm): Promise<void> {
-    const line = commandLine(vm, false);
-    const argument = line[line.indexOf('-chardev') + 1] ?? '';
-    for (const process of await findByArgument(argument)) await endProcess(process, 0);
-  }
-
-  async #connect(vm: Vm): Promise<boolean> {
-    try {
-      vm.client = await QmpClient.connect(vm.paths.qmp, { timeoutMs: QMP_TIMEOUT_MS });
-      const { running } = await vm.client.execute('query-status');
-      vm.liveState = running ? 'running' : 'paused';
-    } catch (error) {
-      this.#options.log.warn({ vm: vm.spec.name, error: toMigrationError(error).toJSON() }, 'no QMP');
-      return false;
-    }
-    this.#attach(vm);
+  async #remove(vm: Vm, isRamKept: boolean): Promise<void> {
+    await this.#keeper.remove(vm, isRamKept);
+    this.#vms.delete(vm.spec.name);
     this.#changed(vm);
-    return true;
   }
 
   #changed(vm: Vm): void {

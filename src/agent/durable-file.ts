@@ -1,0 +1,27 @@
+/** Small files that a crash of the machine leaves either as they were or as they were to become. */
+import { open, rename } from 'node:fs/promises';
+import { dirname } from 'node:path';
+
+/** Written to the side, synced, renamed, directory synced. Mode 0600. Two writes of one path must not run at the same time. */
+export async function writeDurably(path: string, text: string): Promise<void> {
+  const sidePath = `${path}.new`;
+  const file = await open(sidePath, 'w', 0o600);
+  try {
+    await file.writeFile(text);
+    await file.sync();
+  } finally {
+    await file.close();
+  }
+  await rename(sidePath, path);
+  await syncDirectory(dirname(path));
+}
+
+/** Makes renames and removals in it durable. */
+export async function syncDirectory(path: string): Promise<void> {
+  const directory = await open(path, 'r');
+  try {
+    await directory.sync();
+  } finally {
+    await directory.close();
+  }
+}

@@ -1,0 +1,31 @@
+/** What pre-flight wants to know of one VM and of this host, asked from QEMU and the kernel. */
+import type { ManagedVm } from './vm.js';
+
+export interface RamFacts {
+  readonly isRamShared: boolean;
+  readonly isRamNamedFile: boolean;
+}
+
+/** Devices whose state QEMU can move but whose memory accesses bypass our page faults. */
+const PASSTHROUGH = /^child<(vfio-|pci-assign|vhost-vdpa)/;
+const DEVICE_CONTAINERS = ['/machine/peripheral', '/machine/peripheral-anon'];
+
+/** What QEMU itself gives as reason against migration, and devices that post-copy cannot serve. Empty: nothing is in the way. */
+export async function migrationBlockers(vm: ManagedVm): Promise<string[]> {
+  const migration = await vm.qmp.execute('query-migrate');
+  const blockers = [...(migration['blocked-reasons'] ?? [])];
+  for (const path of DEVICE_CONTAINERS) {
+    for (const { name, type } of await vm.qmp.execute('qom-list', { path })) {
+      if (PASSTHROUGH.test(type)) blockers.push(`device ${name} (${type.slice(6, -1)}) passes host hardware through`);
+    }
+  }
+  return blockers;
+}
+
+/** From QEMU, not from the spec alone: an adopted VM's `qemuArgs` may say otherwise. */
+export async function ramFacts(vm: ManagedVm): Promise<RamFacts> {
+  const backends = await vm.qmp.execute('query-memdev');
+  const wanted = vm.spec.memory.regions.map((region) => backends.find((backend) => backend.id === region.id));
+  const isRamShared = wanted.every((backend) => backend?.share === true);
+  return { isRamShared, isRamNamedFile: isRamShared && vm.regions.length === wanted.length };
+}
