@@ -124,7 +124,11 @@ const vmSpec = z
 
 const size = z.union([z.number(), z.string()]).transform((value, context) => {
   const bytes = typeof value === 'number' ? value : sizeBytes(value);
-  if (Number.isSafeInteger(bytes) && bytes > 0) return bytes;
+  if (Number.isSafeInteger(bytes) && bytes >= MEMORY_BYTES_MIN && bytes <= MEMORY_BYTES_MAX) return bytes;
+  if (Number.isInteger(bytes)) {
+    context.addIssue({ code: 'custom', message: `"${value}" is not between 16 MiB and 16 TiB` });
+    return z.NEVER;
+  }
   context.addIssue({ code: 'custom', message: `"${value}" is not a size; write bytes, or a number with K, M, G or T` });
   return z.NEVER;
 });
@@ -248,7 +252,7 @@ function parseText(spec: string): unknown {
     throw new MigrationError('SPEC_INVALID', `VM spec: longer than ${SPEC_BYTES_MAX} bytes`);
   }
   try {
-    return parseYaml(spec, { maxAliasCount: 16 });
+    return parseYaml(spec, { maxAliasCount: 16, logLevel: 'error' });
   } catch (error) {
     const message = error instanceof Error ? error.message : String(error);
     throw new MigrationError('SPEC_INVALID', `VM spec: neither YAML nor JSON: ${message}`, { cause: error });
