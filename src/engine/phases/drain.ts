@@ -1,0 +1,138 @@
+/** After commit: the target runs and fetches what it lacks. Nothing in here is undone; every call may be repeated by this or a later daemon. */
+import { MigrationError, toMigrationError } from '../../errors.js';
+import { noteAdvance, type StepContext, type StepExecutor } from '../context.js';
+import { pause, withDeadline } from '../deadline.js';
+import { lost } from '../lost.js';
+import type { SessionProgress } from '../ports.js';
+import { drainNative } from './native.js';
+import { neverUndone } from './switchover.js';
+
+/** Share of the newest reading in the rate shown: half a second's worth of polls. */
+const RATE_WEIGHT = 0.2;
+
+export const drain: StepExecutor = {
+  async forward(context) {
+    return context.record.plan.request.mode === 'native-postcopy' ? drainNative(context) : drainPages(context);
+  },
+  undo: neverUndone,
+};
+
+async function drainPages(
+  context: StepContext,
+): Promise<{ targetCounters: Record<string, number>; pageBytes: number }> {
+  const { ports, limits, marks, halt, observer } = context;
+  let pollMs = limits.pollMsFirst;
+  const rate = new Rate();
+  for (;;) {
+    const progress = await ask(context);
+    const nowMs = ports.clock.nowMs();
+    noteAdvance(context, progress.pagesPresent, nowMs);
+    rate.note(nowMs, bytesFetched(progress));
+    observer.onProgress(describe(progress, rate.bytesPerS));
+    if (progress.state === 'complete') return { targetCounters: progress.counters, pageBytes: progress.pageBytes };
+    if (nowMs - marks.advancedAtMs > limits.recoveryMsMax) {
+      throw new MigrationError('NEEDS_RECOVERY', `no page has arrived for ${limits.recoveryMsMax} ms`, {
+        remedy: 'see to the connection between the hosts, then recover the job',
+        cause: toMigrationError(progress.error ?? 'the session does not say why'),
+      });
+    }
+    if (!progress.hasRun) {
+      const resuming = ports.target.resume(context.record.session, context.record.epoch + 1);
+      await withDeadline(ports.clock, resuming, limits.callMsMax, 'resuming the target again');
+    } else if (progress.state === 'disconnected' || progress.state === 'failed') {
+      await reconnect(context, progress);
+    } else {
+      observer.onRecovering(null);
+    }
+    await pause(ports.clock, pollMs, halt);
+    pollMs = Math.min(pollMs * 2, limits.pollMs);
+  }
+}
+
+async function ask(context: StepContext): Promise<SessionProgress> {
+  const { ports, limits, record } = context;
+  const call = ports.target.progress(record.session);
+  const progress = await withDeadline(ports.clock, call, limits.callMsMax, 'asking the target for progress');
+  if (progress.state === 'gone') throw lost(context, progress.hasRun);
+  return progress;
+}
+
+/** The keys of an earlier daemon life are worthless, so they are asked for each time: expose is idempotent and returns the present ones. */
+async function reconnect(context: StepContext, progress: SessionProgress): Promise<void> {
+  const { ports, limits, record, observer } = context;
+  const { vm, transport, target } = record.plan.request;
+  const cause = progress.error === null || progress.error === undefined ? undefined : toMigrationError(progress.error);
+  observer.onRecovering(new MigrationError('DISCONNECTED', `${target} has lost its data connection`, { cause }));
+  try {
+    const exposing = ports.source.expose({ session: record.session, vm, token: record.token, transport });
+    context.endpoint = await withDeadline(ports.clock, exposing, limits.callMsMax, 'exposing the source again');
+    const connecting = ports.target.reconnect(record.session, context.endpoint);
+    await withDeadline(ports.clock, connecting, limits.callMsMax, 'connecting the target again');
+  } catch (thrown) {
+    const error = toMigrationError(thrown);
+    throw new MigrationError(error.code, `the target cannot connect again: ${error.message}`, {
+      isRetryable: true,
+      cause: error,
+    });
+  }
+}
+
+export const releaseSource: StepExecutor = {
+  async forward(context) {
+    const { record, ports, limits, observer, findings } = context;
+    const { vm } = record.plan.request;
+    const owner = await ports.registry.owner(vm);
+    let sourceCounters = findings.sourceCounters;
+    // A VM that has come back in the meantime is not ours to release: this is a repetition whose first round had succeeded.
+    if (owner === null || owner.session === record.session) {
+      try {
+        const counting = ports.source.sourceCounters(record.session);
+        sourceCounters = await withDeadline(ports.clock, counting, limits.callMsMax, "reading the source's counters");
+      } catch (error) {
+        observer.onWarning('the report lacks the counters of the source', error);
+      }
+      await ports.source.release(vm, record.session);
+    }
+    await ports.target.finish(record.session).catch(unlessForgotten);
+    return { sourceCounters };
+  },
+  undo: neverUndone,
+};
+
+/** A target that no longer knows the session has finished it in a round whose answer was lost. */
+function unlessForgotten(thrown: unknown): void {
+  const error = toMigrationError(thrown);
+  if (error.code !== 'NOT_FOUND') throw error;
+}
+
+function bytesFetched({ counters, pagesPresent, pageBytes }: SessionProgress): number {
+  const { demandBytes, prefetchBytes } = counters;
+  return demandBytes === undefined || prefetchBytes === undefined
+    ? pagesPresent * pageBytes
+    : demandBytes + prefetchBytes;
+}
+
+function describe(progress: SessionProgress, bytesPerS: number) {
+  const bytesLeft = Math.max(0, progress.pagesTotal - progress.pagesPresent) * progress.pageBytes;
+  return {
+    pagesTotal: progress.pagesTotal,
+    pagesDone: progress.pagesPresent,
+    bytesDone: bytesFetched(progress),
+    bytesPerS: Math.round(bytesPerS),
+    secondsLeft: bytesLeft === 0 ? 0 : bytesPerS > 0 ? bytesLeft / bytesPerS : null,
+    faultCount: progress.counters.faultCount ?? 0,
+  };
+}
+
+class Rate {
+  bytesPerS = 0;
+  #last: { ms: number; bytes: number } | null = null;
+
+  note(ms: number, bytes: number): void {
+    const last = this.#last;
+    this.#last = { ms, bytes };
+    if (last === null || ms <= last.ms) return;
+    const now = (Math.max(0, bytes - last.bytes) * 1000) / (ms - last.ms);
+    this.bytesPerS = this.bytesPerS === 0 ? now : this.bytesPerS + RATE_WEIGHT * (now - this.bytesPerS);
+  }
+}

@@ -1,0 +1,80 @@
+/** From the last instruction on the source to the first on the target. Awaits in here are blackout: none is made that could be made elsewhere. */
+import { MigrationError, toMigrationError } from '../../errors.js';
+import type { StepContext, StepExecutor } from '../context.js';
+import { lost } from '../lost.js';
+
+export const stopSource: StepExecutor = {
+  async forward(context) {
+    const { record, ports } = context;
+    context.marks.stoppedAtMs = ports.clock.nowMs();
+    await ports.source.stop(record.plan.request.vm, record.session);
+    return undefined;
+  },
+  /** The first thing that matters to the guest when a migration fails; nothing on the target is waited for before it. */
+  async undo({ record, ports }) {
+    await ports.source.continueVm(record.plan.request.vm, record.session);
+  },
+};
+
+export const transferState: StepExecutor = {
+  async forward({ record, ports }) {
+    const [transferred] = await Promise.all([
+      ports.source.transferState(record.plan.request.vm, record.session, record.plan.request.target),
+      ports.target.awaitLoaded(record.session),
+    ]);
+    return { deviceStateBytes: transferred.deviceStateBytes };
+  },
+  async undo() {
+    // Source: continueVm ends a transfer under way. Target: what was loaded goes with the discarded session.
+  },
+};
+
+export const commit: StepExecutor = {
+  async forward({ record, ports }) {
+    const { vm, target } = record.plan.request;
+    await ports.registry.swapOwner(vm, record.epoch, {
+      vm,
+      owner: target,
+      epoch: record.epoch + 1,
+      session: record.session,
+    });
+    return undefined;
+  },
+  async undo() {
+    // Reached only if the swap has not taken effect: then the record is the source's still.
+  },
+};
+
+/**
+ * Did the commit take effect? The registry alone decides. true also when the answer to the swap was lost or the daemon died between the swap and
+ * the journal; throws if the registry cannot say.
+ */
+export async function isCommitted({ record, ports }: StepContext): Promise<boolean> {
+  const owner = await ports.registry.owner(record.plan.request.vm);
+  return owner !== null && owner.session === record.session && owner.owner === record.plan.request.target;
+}
+
+export const resumeTarget: StepExecutor = {
+  async forward(context) {
+    const { record, ports, marks, findings } = context;
+    try {
+      await ports.target.resume(record.session, record.epoch + 1);
+    } catch (thrown) {
+      // QEMU may have died before this resume, or after an earlier one whose answer was lost: only the session knows.
+      if (toMigrationError(thrown).code !== 'QEMU_GONE') throw thrown;
+      throw lost(context, (await ports.target.progress(record.session)).hasRun);
+    }
+    const blackoutMs =
+      marks.stoppedAtMs !== null
+        ? ports.clock.nowMs() - marks.stoppedAtMs
+        : findings.stoppedAt === null
+          ? 0
+          : Math.max(0, Date.parse(ports.clock.isoNow()) - Date.parse(findings.stoppedAt));
+    return { blackoutMs };
+  },
+  undo: neverUndone,
+};
+
+export function neverUndone(): Promise<void> {
+  return Promise.reject(new MigrationError('INTERNAL', 'nothing after the commit is ever undone'));
+}

@@ -1,0 +1,46 @@
+import type { MigrationRequest } from '../domain.js';
+import { withDeadline } from '../engine/deadline.js';
+import type { AgentPort, Clock, Registry } from '../engine/ports.js';
+import { MigrationError, toMigrationError } from '../errors.js';
+import type { PreflightFacts, TargetFacts } from '../planner/preflight.js';
+
+export interface FactSources {
+  readonly host: string;
+  readonly agent: (host: string) => AgentPort;
+  readonly registry: Registry;
+  readonly clock: Clock;
+  readonly callMsMax: number;
+}
+
+/** Asks both hosts all that pre-flight looks at. Throws only for what makes every other question pointless: no such VM, no answer from ourselves. */
+export async function gatherFacts(
+  request: MigrationRequest,
+  sources: FactSources,
+): Promise<PreflightFacts | { readonly ownerElsewhere: string }> {
+  const { host, agent, registry, clock, callMsMax } = sources;
+  const source = agent(host);
+  const bounded = <T>(work: Promise<T>, what: string): Promise<T> => withDeadline(clock, work, callMsMax, what);
+  const record = await registry.owner(request.vm);
+  if (record !== null && record.owner !== host) return { ownerElsewhere: record.owner };
+  const vm = await bounded(source.vmInventory(request.vm), `looking at ${request.vm}`);
+  const askTarget = async (): Promise<TargetFacts> => {
+    if (request.target === host) return { kind: 'isSource' };
+    try {
+      const target = agent(request.target);
+      const [inventory, checks] = await Promise.all([
+        bounded(target.inventory(), `asking ${request.target}`),
+        bounded(target.checkTarget(vm.spec), `asking ${request.target} about the VM's files`),
+      ]);
+      if (inventory.host !== request.target) {
+        throw new MigrationError('PEER_PROTOCOL', `the host at its address calls itself ${inventory.host}`, {
+          remedy: 'correct the peers in the configuration of vmigrated',
+        });
+      }
+      return { kind: 'reachable', inventory, checks };
+    } catch (error) {
+      return { kind: 'unreachable', error: toMigrationError(error) };
+    }
+  };
+  const [sourceHost, target] = await Promise.all([bounded(source.inventory(), `asking ${host}`), askTarget()]);
+  return { sourceHost, target, vm };
+}

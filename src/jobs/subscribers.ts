@@ -1,0 +1,33 @@
+import type { JobView } from '../domain.js';
+
+/** Who wants to hear of which job. A listener that throws is reported and keeps its subscription; a job never fails because of it. */
+export class Subscribers {
+  readonly #byId = new Map<string, Set<(view: JobView) => void>>();
+  readonly #onFailure: (error: unknown) => void;
+
+  constructor(onFailure: (error: unknown) => void) {
+    this.#onFailure = onFailure;
+  }
+
+  add(id: string, listener: (view: JobView) => void): () => void {
+    const listeners = this.#byId.get(id) ?? new Set();
+    this.#byId.set(id, listeners);
+    listeners.add(listener);
+    return () => {
+      listeners.delete(listener);
+      if (listeners.size === 0 && this.#byId.get(id) === listeners) this.#byId.delete(id);
+    };
+  }
+
+  tell(view: JobView): void {
+    for (const id of [view.id, '*']) {
+      for (const listener of this.#byId.get(id) ?? []) {
+        try {
+          listener(view);
+        } catch (error) {
+          this.#onFailure(error);
+        }
+      }
+    }
+  }
+}

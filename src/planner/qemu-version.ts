@@ -1,0 +1,14 @@
+export interface QemuVersion {
+  readonly major: number;
+  readonly minor: number;
+}
+
+/** From "7.2.22" or "7.2.22 (Debian 1:7.2+dfsg-7)"; null if it does not begin like a version. Stable updates do not change what migrates. */
+export function parseQemuVersion(text: string): QemuVersion | null {
+  const match = /^(\d{1,4})\.(\d{1,4})(?:\D|$)/.exec(text);
+  return match === null ? null : { major: Number(match[1]), minor: Number(match[2]) };
+}
+
+export function isOlder(version: QemuVersion, than: QemuVersion): boolean {
+  return version.major < than.major || (version.major === than.major && version.minor < than.minor);
+}

@@ -1,0 +1,138 @@
+import { constants } from 'node:fs';
+import { type FileHandle, open, rename, rm } from 'node:fs/promises';
+import { dirname } from 'node:path';
+import { MigrationError, toMigrationError } from '../errors.js';
+
+/** Where a record log keeps its bytes: a file here, memory in the simulation. What has been answered survives a crash of the machine. */
+export interface LogStore {
+  /** For messages. */
+  readonly path: string;
+  read(): Promise<Buffer>;
+  /** May leave a part of the bytes behind when it rejects. */
+  append(bytes: Buffer): Promise<void>;
+  truncate(lengthBytes: number): Promise<void>;
+  /** All or nothing. false: there was no room, the old bytes are in place. A rejection leaves it open which are. */
+  replace(bytes: Buffer): Promise<boolean>;
+  close(): Promise<void>;
+}
+
+/** O_DSYNC makes a write durable by itself: one trip to a worker thread instead of two, which is what a commit waits for. */
+const FLAGS = constants.O_RDWR | constants.O_CREAT | constants.O_APPEND | constants.O_DSYNC | constants.O_CLOEXEC;
+/** The journal holds session tokens. */
+const MODE = 0o600;
+
+export class FileLogStore implements LogStore {
+  readonly path: string;
+  #file: FileHandle;
+
+  private constructor(path: string, file: FileHandle) {
+    this.path = path;
+    this.#file = file;
+  }
+
+  static async open(path: string): Promise<FileLogStore> {
+    try {
+      // A rewrite that a crash cut short has left its file; the log itself is whole.
+      await rm(`${path}.new`, { force: true });
+      const file = await open(path, FLAGS, MODE);
+      await syncDirectory(dirname(path));
+      return new FileLogStore(path, file);
+    } catch (error) {
+      throw fileError(error, path);
+    }
+  }
+
+  async read(): Promise<Buffer> {
+    return this.#guard(async () => {
+      const { size } = await this.#file.stat();
+      const bytes = Buffer.alloc(size);
+      let done = 0;
+      while (done < size) {
+        const { bytesRead } = await this.#file.read(bytes, done, size - done, done);
+        if (bytesRead === 0) break;
+        done += bytesRead;
+      }
+      return bytes.subarray(0, done);
+    });
+  }
+
+  async append(bytes: Buffer): Promise<void> {
+    await this.#guard(() => writeAll(this.#file, bytes));
+  }
+
+  async truncate(lengthBytes: number): Promise<void> {
+    await this.#guard(async () => {
+      await this.#file.truncate(lengthBytes);
+      await this.#file.sync();
+    });
+  }
+
+  async replace(bytes: Buffer): Promise<boolean> {
+    const path = `${this.path}.new`;
+    const fresh = await open(path, FLAGS | constants.O_TRUNC, MODE).catch(() => null);
+    if (fresh === null) return false;
+    try {
+      await writeAll(fresh, bytes);
+      await fresh.sync();
+    } catch {
+      await fresh.close();
+      await rm(path, { force: true }).catch(() => undefined);
+      return false;
+    }
+    return this.#guard(async () => {
+      await rename(path, this.path);
+      const old = this.#file;
+      this.#file = fresh;
+      await old.close();
+      // Before the next append: a directory that forgets the rename would bring the old file back without it.
+      await syncDirectory(dirname(this.path));
+      return true;
+    });
+  }
+
+  async close(): Promise<void> {
+    await this.#file.close();
+  }
+
+  async #guard<T>(work: () => Promise<T>): Promise<T> {
+    try {
+      return await work();
+    } catch (error) {
+      throw fileError(error, this.path);
+    }
+  }
+}
+
+async function writeAll(file: FileHandle, bytes: Buffer): Promise<void> {
+  let done = 0;
+  while (done < bytes.length) {
+    const { bytesWritten } = await file.write(bytes, done, bytes.length - done);
+    done += bytesWritten;
+  }
+}
+
+async function syncDirectory(path: string): Promise<void> {
+  const directory = await open(path, constants.O_RDONLY | constants.O_DIRECTORY);
+  try {
+    await directory.sync();
+  } finally {
+    await directory.close();
+  }
+}
+
+export function fileError(thrown: unknown, path: string): MigrationError {
+  if (thrown instanceof MigrationError) return thrown;
+  const code = thrown instanceof Error && 'code' in thrown ? thrown.code : undefined;
+  const { message } = toMigrationError(thrown);
+  switch (code) {
+    case 'ENOSPC':
+    case 'EDQUOT':
+      return new MigrationError('NO_SPACE', `${path}: ${message}`, { remedy: 'free space there', cause: thrown });
+    case 'EACCES':
+    case 'EPERM':
+    case 'EROFS':
+      return new MigrationError('NOT_PERMITTED', `${path}: ${message}`, { cause: thrown });
+    default:
+      return new MigrationError('INTERNAL', `${path}: ${message}`, { cause: thrown });
+  }
+}
