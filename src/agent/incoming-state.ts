@@ -1,0 +1,90 @@
+/** The device state on its way into a QEMU that waits for it, and QEMU's verdict on it. */
+import { connect } from 'node:net';
+import { join } from 'node:path';
+import type { Readable } from 'node:stream';
+import { pipeline } from 'node:stream/promises';
+import { setTimeout as sleep } from 'node:timers/promises';
+import type { MigrationMode } from '../domain.js';
+import { MigrationError, toMigrationError } from '../errors.js';
+import type { MigrationWatch } from './migration-watch.js';
+import type { ManagedVm } from './vms.js';
+
+const LOAD_TIMEOUT_MS = 120_000;
+/** After the stream broke: how long QEMU may take to say why. */
+const VERDICT_MS = 1_000;
+const NATIVE_POLL_MS = 2;
+
+/** Where QEMU waits for the device state of a post-copy of ours. */
+export function stateSocketPath(vm: ManagedVm): string {
+  return join(vm.directory, 'state.sock');
+}
+
+export class IncomingState {
+  readonly #vm: ManagedVm;
+  readonly #watch: MigrationWatch;
+  readonly #mode: MigrationMode;
+  #isAccepting = false;
+  #isLoaded: boolean;
+
+  /** `isLoaded`: by an earlier life of the daemon. */
+  constructor(vm: ManagedVm, watch: MigrationWatch, mode: MigrationMode, isLoaded: boolean) {
+    this.#vm = vm;
+    this.#watch = watch;
+    this.#mode = mode;
+    this.#isLoaded = isLoaded;
+  }
+
+  /** QEMU has loaded everything and stands still. */
+  get isLoaded(): boolean {
+    return this.#isLoaded;
+  }
+
+  /** `body` until its end into QEMU. Resolves when QEMU has loaded all of it. */
+  async accept(body: Readable): Promise<void> {
+    if (this.#isAccepting || this.#isLoaded || this.#mode !== 'postcopy') {
+      body.destroy();
+      throw new MigrationError('CONFLICT', 'the session does not wait for a device state');
+    }
+    this.#isAccepting = true;
+    const socket = connect({ path: stateSocketPath(this.#vm) });
+    try {
+      await Promise.all([pipeline(body, socket), this.loaded()]);
+    } catch (cause) {
+      body.destroy();
+      socket.destroy();
+      throw await this.#verdict(cause);
+    }
+  }
+
+  async loaded(timeoutMs = LOAD_TIMEOUT_MS): Promise<void> {
+    if (this.#isLoaded) return;
+    try {
+      if (this.#mode === 'native-postcopy') await this.#packageLoaded(timeoutMs);
+      else await this.#watch.reached('completed', timeoutMs);
+    } catch (error) {
+      const failure = toMigrationError(error);
+      if (failure.code !== 'QEMU_GONE') throw failure;
+      throw new MigrationError('QEMU_FAILED', 'QEMU has ended while it loaded the device state', { cause: failure });
+    }
+    this.#isLoaded = true;
+  }
+
+  /** A broken pipe only says that QEMU has given up; the reason follows. */
+  async #verdict(cause: unknown): Promise<MigrationError> {
+    const error = toMigrationError(cause);
+    if (error.code !== 'INTERNAL') return error;
+    const verdict = await this.loaded(VERDICT_MS).catch((failure: unknown) => toMigrationError(failure));
+    const isKnown = verdict instanceof MigrationError && verdict.code !== 'TIMEOUT';
+    return isKnown ? verdict : new MigrationError('DISCONNECTED', 'the device state was cut off', { cause });
+  }
+
+  /** QEMU's own post-copy says that it is under way before the device state is in; the run state says when it is. */
+  async #packageLoaded(timeoutMs: number): Promise<void> {
+    const deadlineMs = performance.now() + timeoutMs;
+    await this.#watch.reached('postcopy-active', timeoutMs);
+    while ((await this.#vm.qmp.execute('query-status')).status === 'inmigrate') {
+      if (performance.now() > deadlineMs) throw new MigrationError('TIMEOUT', 'QEMU does not load the device state');
+      await sleep(NATIVE_POLL_MS);
+    }
+  }
+}

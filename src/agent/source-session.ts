@@ -1,0 +1,235 @@
+/**
+ * A VM that leaves: its memory exposed to the target, its vCPUs stopped, its device state handed over.
+ *
+ * QEMU's stream is started while the VM still runs (pause-before-switchover): QEMU connects, sends what is neither shared RAM nor device state,
+ * then stops the vCPUs itself and waits for `migrate-continue`. So the blackout holds the device state and nothing else. If the stream breaks
+ * before it is complete QEMU lets the VM run on by itself; once it is complete, never: that is why only a complete transfer may be committed.
+ */
+import { once } from 'node:events';
+import { unlink } from 'node:fs/promises';
+import { createServer, type Server, type Socket } from 'node:net';
+import { join } from 'node:path';
+import type { SourceEndpointInfo } from '../engine/ports.js';
+import { MigrationError, toMigrationError } from '../errors.js';
+import type { SourceSessionHandle } from '../native/binding.js';
+import type { AgentContext } from './context.js';
+import { MigrationWatch } from './migration-watch.js';
+import { configureMigration } from './qemu-migration.js';
+import type { SourceRecord } from './session-store.js';
+import type { ManagedVm } from './vms.js';
+
+const STOP_TIMEOUT_MS = 10_000;
+const TRANSFER_TIMEOUT_MS = 120_000;
+
+interface Handover {
+  readonly watch: MigrationWatch;
+  /** Until the target's QEMU has loaded it; the bytes that it was. */
+  readonly sent: Promise<number>;
+}
+
+export class SourceSession {
+  readonly record: SourceRecord;
+  readonly #context: AgentContext;
+  readonly #vm: ManagedVm;
+  #pages: SourceSessionHandle | null = null;
+  #counters: Readonly<Record<string, number>> = {};
+  #server: Server | null = null;
+  #handover: Handover | null = null;
+  #stopping: Promise<{ stoppedAtUs: number }> | null = null;
+  #transferring: Promise<{ deviceStateBytes: number }> | null = null;
+
+  private constructor(context: AgentContext, record: SourceRecord, vm: ManagedVm) {
+    this.#context = context;
+    this.record = record;
+    this.#vm = vm;
+  }
+
+  static async expose(context: AgentContext, record: SourceRecord, vm: ManagedVm): Promise<SourceSession> {
+    const source = new SourceSession(context, record, vm);
+    if (vm.regions.length === 0) throw new MigrationError('UNSUPPORTED', `the memory of ${record.vm} is not in files`);
+    await context.store.save(record);
+    try {
+      source.#open();
+      await configureMigration(vm.qmp, ['events', 'x-ignore-shared', 'pause-before-switchover']);
+      await source.#listen();
+    } catch (error) {
+      await source.unexpose();
+      throw error;
+    }
+    context.peers.warm(record.target).catch((error: unknown) => {
+      context.log.warn(
+        { session: record.session, err: toMigrationError(error) },
+        'no connection to the target beforehand',
+      );
+    });
+    return source;
+  }
+
+  /** After a restart. A VM that has been committed away is exposed again as it was frozen; one that has not is only known, to be undone. */
+  static takeUp(context: AgentContext, record: SourceRecord, vm: ManagedVm, hasDeparted: boolean): SourceSession {
+    const source = new SourceSession(context, record, vm);
+    if (hasDeparted) {
+      source.#open();
+      source.#pages?.freeze();
+    }
+    return source;
+  }
+
+  get endpoint(): SourceEndpointInfo {
+    const { listener, dataAddress } = this.#context;
+    if (this.#pages === null) throw new MigrationError('CONFLICT', `${this.record.vm} is not exposed any more`);
+    const place =
+      this.record.transport === 'shm'
+        ? { host: listener.shmPath ?? '', port: 0 }
+        : { host: dataAddress, port: listener.tcpPort ?? 0 };
+    return { transport: this.record.transport, ...place, keys: this.#pages.keys };
+  }
+
+  /** The VM runs during most of this call; `stoppedForMs` says since when it does not. */
+  async stop(): Promise<{ stoppedAtUs: number; stoppedForMs: number }> {
+    this.#stopping ??= this.#stopOnce().catch((error: unknown) => {
+      this.#stopping = null;
+      throw error;
+    });
+    const { stoppedAtUs } = await this.#stopping;
+    return { stoppedAtUs, stoppedForMs: Math.max(0, Date.now() - stoppedAtUs / 1000) };
+  }
+
+  transferState(target: string): Promise<{ deviceStateBytes: number }> {
+    if (target !== this.record.target) {
+      throw new MigrationError('CONFLICT', `the session goes to ${this.record.target}, not to ${target}`);
+    }
+    this.#transferring ??= this.#transferOnce().catch((error: unknown) => {
+      this.#transferring = null;
+      throw error;
+    });
+    return this.#transferring;
+  }
+
+  /** Before the VM runs again: the data map is that of a VM that stands still, and dies. The session cannot be used any more. */
+  thaw(): void {
+    this.#closePages();
+    this.#endHandover();
+  }
+
+  /** Idempotent. */
+  async unexpose(): Promise<void> {
+    this.thaw();
+    if (this.#server !== null) {
+      this.#server.close();
+      this.#server = null;
+      await unlink(this.#socketPath()).catch(() => undefined);
+    }
+    await this.#context.store.remove(this.record);
+  }
+
+  /** The daemon goes; a next one takes the session up. */
+  close(): void {
+    this.thaw();
+    this.#server?.close();
+  }
+
+  counters(): Readonly<Record<string, number>> {
+    const read = this.#pages?.snapshot().counters;
+    if (read !== undefined) {
+      this.#counters = Object.fromEntries(Object.entries(read).map(([name, value]) => [name, Number(value)]));
+    }
+    return this.#counters;
+  }
+
+  #open(): void {
+    const { native, listener, dataAddress } = this.#context;
+    const { transport, session, token } = this.record;
+    const isThere = transport === 'tcp' ? listener.tcpPort !== null : transport === 'shm' && listener.shmPath !== null;
+    if (!isThere || transport === 'rdma') {
+      throw new MigrationError('UNSUPPORTED', `${this.#context.host} (${dataAddress}) does not serve ${transport}`);
+    }
+    this.#pages = native.openSourceSession({ listener, transport, session, token, regions: this.#vm.regions });
+  }
+
+  #socketPath(): string {
+    return join(this.#vm.directory, 'out.sock');
+  }
+
+  async #listen(): Promise<void> {
+    const path = this.#socketPath();
+    await unlink(path).catch(() => undefined);
+    const server = createServer();
+    this.#server = server;
+    server.maxConnections = 1;
+    server.listen(path);
+    await once(server, 'listening');
+  }
+
+  async #stopOnce(): Promise<{ stoppedAtUs: number }> {
+    const { vms, log } = this.#context;
+    const { session, vm } = this.record;
+    const server = this.#server;
+    if (server === null || this.#pages === null) throw new MigrationError('CONFLICT', `${vm} is not exposed`);
+    // Written while the vCPUs still run: should QEMU die from here on, its memory files stay until somebody has decided whose they are.
+    await vms.setState(vm, 'departed');
+    const calledAtMs = performance.now();
+    const watch = new MigrationWatch(this.#vm.qmp);
+    const sent = once(server, 'connection').then(([socket]) => this.#send(socket as Socket));
+    sent.catch(() => undefined);
+    this.#handover = { watch, sent };
+    await this.#vm.qmp.execute('migrate', { uri: `unix:${this.#socketPath()}` });
+    // Not the STOP event: requests under way at the disks may still write into the guest's memory until QEMU has drained them.
+    await Promise.race([watch.reached('pre-switchover', STOP_TIMEOUT_MS), sent.then(endedEarly)]);
+    this.#pages.freeze();
+    const stoppedAtUs = watch.stoppedAtUs;
+    if (stoppedAtUs === null) throw new MigrationError('QEMU_FAILED', 'QEMU waits for the switchover without a STOP');
+    log.debug(
+      { session, callMs: performance.now() - calledAtMs, stoppedForMs: Date.now() - stoppedAtUs / 1000 },
+      'stopped',
+    );
+    return { stoppedAtUs };
+  }
+
+  async #send(socket: Socket): Promise<number> {
+    const { session, target } = this.record;
+    try {
+      await this.#context.peers.sendState(target, session, socket);
+      return socket.bytesRead;
+    } finally {
+      socket.destroy();
+    }
+  }
+
+  async #transferOnce(): Promise<{ deviceStateBytes: number }> {
+    const handover = this.#handover;
+    if (handover === null) throw new MigrationError('CONFLICT', `${this.record.vm} has not been stopped`);
+    const { watch, sent } = handover;
+    const { qmp } = this.#vm;
+    const beganAtMs = performance.now();
+    await qmp.execute('migrate-continue', { state: 'pre-switchover' });
+    const continuedAtMs = performance.now();
+    const handedOver = watch.reached('completed', TRANSFER_TIMEOUT_MS).then(() => performance.now());
+    const [doneAtMs, deviceStateBytes] = await Promise.all([handedOver, sent]);
+    const parts = {
+      continueMs: continuedAtMs - beganAtMs,
+      sourceDoneMs: doneAtMs - beganAtMs,
+      loadedMs: performance.now() - beganAtMs,
+    };
+    this.#context.log.debug({ session: this.record.session, deviceStateBytes, ...parts }, 'device state handed over');
+    return { deviceStateBytes };
+  }
+
+  #closePages(): void {
+    this.counters();
+    this.#pages?.close();
+    this.#pages = null;
+  }
+
+  #endHandover(): void {
+    this.#handover?.watch.end();
+    this.#handover = null;
+    this.#stopping = null;
+    this.#transferring = null;
+  }
+}
+
+/** Handed over before QEMU has paused for the switchover: no QEMU of ours does that. */
+function endedEarly(): never {
+  throw new MigrationError('QEMU_FAILED', 'QEMU has ended its stream before the switchover');
+}

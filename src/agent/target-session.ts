@@ -1,0 +1,335 @@
+/**
+ * A VM that arrives: from the empty QEMU that is prepared until the last page is here.
+ *
+ *   prepared ── connect, acceptState ──► loaded ── resume (owner record, then `cont`) ──► filling ──► complete
+ *
+ * The owner record in the registry divides its life: before it names this host, `discard` takes everything away and the guest has never run;
+ * from then on the VM is ours and only waits for pages.
+ */
+import { unlink } from 'node:fs/promises';
+import type { Readable } from 'node:stream';
+import type { PrepareRequest, SessionProgress, SessionState, SourceEndpointInfo } from '../engine/ports.js';
+import { MigrationError, toMigrationError } from '../errors.js';
+import type { AgentContext } from './context.js';
+import { IncomingState, stateSocketPath } from './incoming-state.js';
+import { MigrationWatch } from './migration-watch.js';
+import { incomingUri } from './native-migration.js';
+import { PageSession } from './page-session.js';
+import { configureMigration } from './qemu-migration.js';
+import type { TargetRecord } from './session-store.js';
+import type { ManagedVm } from './vms.js';
+
+const RESUME_TIMEOUT_MS = 10_000;
+/** Switches and peers learn where the guest's MAC is now; sent again in case one was lost. */
+const ANNOUNCE = { initial: 50, max: 550, rounds: 5, step: 100 } as const;
+
+export class TargetSession {
+  readonly #context: AgentContext;
+  readonly #vm: ManagedVm;
+  readonly #watch: MigrationWatch;
+  readonly #state: IncomingState;
+  readonly #pages: PageSession | null;
+  #record: TargetRecord;
+  /** The owner record names us by this session. */
+  #hasRun = false;
+  #resuming: Promise<{ resumedAtUs: number }> | null = null;
+  #gone: MigrationError | null = null;
+  #isOver = false;
+  /** Epoch of our registry's present record of the VM; read beforehand to keep it out of the blackout. */
+  readonly #epochBefore: number | null;
+
+  private constructor(
+    context: AgentContext,
+    record: TargetRecord,
+    vm: ManagedVm,
+    before: { epoch: number | null; isLoaded: boolean; isResume: boolean },
+  ) {
+    this.#context = context;
+    this.#record = record;
+    this.#vm = vm;
+    this.#epochBefore = before.epoch;
+    this.#watch = new MigrationWatch(vm.qmp);
+    this.#state = new IncomingState(vm, this.#watch, record.mode, before.isLoaded);
+    this.#pages =
+      record.mode === 'postcopy' && record.state !== 'complete'
+        ? new PageSession(context, vm, {
+            session: record.session,
+            token: record.token,
+            bandwidthBytesPerS: record.bandwidthBytesPerS,
+            isResume: before.isResume,
+            onComplete: () => this.#completed(),
+          })
+        : null;
+  }
+
+  /** When it rejects, nothing is left. */
+  static async prepare(context: AgentContext, request: PrepareRequest): Promise<TargetSession> {
+    const { store, vms, registry } = context;
+    const { spec, session, accel } = request;
+    const isNative = request.mode !== 'postcopy';
+    if (vms.has(spec.name) && vms.get(spec.name).state !== 'stopped') {
+      throw new MigrationError('CONFLICT', `a VM ${spec.name} is on ${context.host} already`);
+    }
+    const before = (await registry.owner(spec.name))?.epoch ?? null;
+    let record: TargetRecord = {
+      ...request,
+      version: 1,
+      role: 'target',
+      state: 'preparing',
+      nativeUri: null,
+      endpoint: null,
+    };
+    await store.save(record);
+    let target: TargetSession | null = null;
+    try {
+      const vm = await vms.prepareIncoming(spec, { session, accel, epoch: request.epoch + 1, isNative });
+      target = new TargetSession(context, record, vm, { epoch: before, isLoaded: false, isResume: false });
+      const nativeUri = await target.#listen();
+      record = { ...record, state: 'prepared', nativeUri };
+      target.#record = record;
+      await store.save(record);
+      return target;
+    } catch (error) {
+      await target?.close();
+      if (vms.has(spec.name) && vms.get(spec.name).session === session) await vms.destroy(spec.name);
+      await store.remove(record);
+      throw error;
+    }
+  }
+
+  /** After a restart of the daemon. The VM is there; whether it has run, the registry knows. */
+  static async takeUp(context: AgentContext, record: TargetRecord, vm: ManagedVm): Promise<TargetSession> {
+    const owner = await context.registry.owner(record.spec.name);
+    const { status } = await vm.qmp.execute('query-status');
+    const before = { epoch: owner?.epoch ?? null, isLoaded: status !== 'inmigrate', isResume: true };
+    const target = new TargetSession(context, record, vm, before);
+    target.#hasRun = owner?.owner === context.host && owner.session === record.session;
+    if (record.endpoint !== null && target.#pages !== null) {
+      target.#pages.connect(record.endpoint).catch((error: unknown) => {
+        context.log.warn({ session: record.session, err: error }, 'the source cannot be reached yet');
+      });
+    }
+    if (target.#hasRun) {
+      target.#pages?.start();
+      if (vm.state === 'incoming') await context.vms.setState(vm.spec.name, 'running', { epoch: owner?.epoch ?? 0 });
+    }
+    return target;
+  }
+
+  get vmName(): string {
+    return this.#vm.spec.name;
+  }
+
+  get hasRun(): boolean {
+    return this.#hasRun;
+  }
+
+  get reply(): { nativeUri: string | null } {
+    return { nativeUri: this.#record.nativeUri };
+  }
+
+  async connect(endpoint: SourceEndpointInfo): Promise<void> {
+    this.#mustLive();
+    if (this.#pages === null) {
+      if (this.#record.mode === 'postcopy') return;
+      throw new MigrationError('CONFLICT', "QEMU's own migration has no page session to connect");
+    }
+    if (endpoint.keys.length !== this.#vm.regions.length) {
+      throw new MigrationError('PEER_PROTOCOL', 'the source has another number of memory regions');
+    }
+    await this.#pages.connect(endpoint);
+    this.#record = { ...this.#record, endpoint };
+    await this.#context.store.save(this.#record);
+  }
+
+  /** The device state into QEMU. Resolves when QEMU has loaded all of it and stands still. */
+  async acceptState(body: Readable): Promise<void> {
+    const beganAtMs = performance.now();
+    await this.#state.accept(body);
+    this.#context.log.debug(
+      { session: this.#record.session, ms: performance.now() - beganAtMs },
+      'device state loaded',
+    );
+  }
+
+  async awaitLoaded(): Promise<void> {
+    if (!this.#state.isLoaded) this.#mustLive();
+    await this.#state.loaded();
+  }
+
+  resume(epoch: number): Promise<{ resumedAtUs: number }> {
+    this.#resuming ??= this.#resumeOnce(epoch).catch((error: unknown) => {
+      this.#resuming = null;
+      throw error;
+    });
+    return this.#resuming;
+  }
+
+  async progress(): Promise<SessionProgress> {
+    const snapshot = this.#pages?.snapshot ?? null;
+    const { pageBytes, sizeBytes } = this.#vm.spec.memory;
+    const counters: Record<string, number> = {};
+    for (const [name, value] of Object.entries(snapshot?.counters ?? {})) counters[name] = Number(value);
+    const pagesTotal = sizeBytes / pageBytes;
+    const state = await this.#sessionState();
+    const failure = snapshot?.failure ?? null;
+    return {
+      state,
+      hasRun: this.#hasRun,
+      error:
+        this.#gone?.toJSON() ??
+        (failure === null ? null : new MigrationError('NATIVE_FAILED', failure.what, { details: failure }).toJSON()),
+      pagesTotal,
+      pagesPresent: state === 'complete' ? pagesTotal : (counters['pagesPresent'] ?? 0) + (counters['pagesZero'] ?? 0),
+      pageBytes,
+      counters,
+    };
+  }
+
+  /** Forget the session, keep the VM. */
+  async finish(): Promise<void> {
+    if ((await this.#sessionState()) !== 'complete') {
+      throw new MigrationError('CONFLICT', `pages of ${this.vmName} are still missing`);
+    }
+    await this.close();
+    const { vms, store } = this.#context;
+    for (const { id } of this.#vm.spec.memory.regions) {
+      await unlink(vms.presencePath(this.vmName, id)).catch((error: NodeJS.ErrnoException) => {
+        if (error.code !== 'ENOENT') throw error;
+      });
+    }
+    await store.remove(this.#record);
+  }
+
+  /** CONFLICT once the VM has been resumed. */
+  async discard(): Promise<void> {
+    await this.#resuming?.catch(() => undefined);
+    if (this.#hasRun)
+      throw new MigrationError('CONFLICT', `${this.vmName} has been resumed: it is not taken away any more`);
+    await this.close();
+    await this.#context.vms.destroy(this.vmName);
+    await this.#context.store.remove(this.#record);
+  }
+
+  /** QEMU has ended by itself. */
+  async lost(): Promise<void> {
+    this.#gone ??= new MigrationError('QEMU_GONE', `the QEMU of ${this.vmName} has ended`);
+    this.#watch.end(this.#gone);
+    await this.#pages?.close();
+  }
+
+  /** Nothing listens or runs for it any more; files and QEMU stay. */
+  async close(): Promise<void> {
+    this.#isOver = true;
+    this.#watch.end();
+    await this.#pages?.close();
+  }
+
+  async #listen(): Promise<string | null> {
+    const { qmp } = this.#vm;
+    if (this.#record.mode !== 'postcopy') {
+      return incomingUri(qmp, this.#record.mode === 'native-postcopy', this.#context.dataAddress);
+    }
+    await configureMigration(qmp, ['events', 'x-ignore-shared', 'late-block-activate']);
+    await qmp.execute('migrate-incoming', { uri: `unix:${stateSocketPath(this.#vm)}` });
+    return null;
+  }
+
+  /** Inside the blackout up to RESUME. */
+  async #resumeOnce(epoch: number): Promise<{ resumedAtUs: number }> {
+    this.#mustLive();
+    if (!this.#state.isLoaded) throw new MigrationError('CONFLICT', `the device state of ${this.vmName} is not loaded`);
+    if (this.#record.state !== 'prepared' && this.#hasRun)
+      return { resumedAtUs: this.#watch.resumedAtUs ?? Date.now() * 1000 };
+    const { qmp } = this.#vm;
+    const calledAtMs = performance.now();
+    this.#pages?.start();
+    await this.#own(epoch);
+    const ownedAtMs = performance.now();
+    await this.#context.faults.hit('agent:resume');
+    // The event comes well before the answer: vCPUs that all fault at once keep QEMU's main loop busy.
+    const resumed = this.#watch.resumed(RESUME_TIMEOUT_MS);
+    const refused = qmp.execute('cont').then(() => resumed);
+    const resumedAtUs = await Promise.race([resumed, refused]);
+    const parts = { ownMs: ownedAtMs - calledAtMs, contMs: performance.now() - ownedAtMs };
+    this.#context.log.debug({ session: this.#record.session, ...parts }, 'resumed');
+    this.#afterResume(epoch);
+    return { resumedAtUs };
+  }
+
+  /** Ownership at `epoch`, durable when it resolves: the one write between commit and the guest's first instruction. */
+  async #own(epoch: number): Promise<void> {
+    const { registry, host } = this.#context;
+    const { session } = this.#record;
+    const next = { vm: this.vmName, owner: host, epoch, session };
+    if (this.#hasRun) return;
+    if (this.#epochBefore !== null && this.#epochBefore >= epoch) {
+      const owner = await registry.owner(this.vmName);
+      if (owner?.owner !== host || owner.session !== session || owner.epoch !== epoch) {
+        throw new MigrationError(
+          'OWNER_CHANGED',
+          `${this.vmName} has epoch ${this.#epochBefore} here, ${epoch} is not newer`,
+        );
+      }
+    } else {
+      await registry.swapOwner(this.vmName, this.#epochBefore, next).catch(async (error: unknown) => {
+        // A repeated resume whose first write has taken effect.
+        const owner = await registry.owner(this.vmName);
+        if (owner?.owner !== host || owner.session !== session || owner.epoch !== epoch) throw error;
+      });
+    }
+    this.#hasRun = true;
+  }
+
+  #afterResume(epoch: number): void {
+    const { vms, store, log } = this.#context;
+    const { session } = this.#record;
+    const state = this.#record.state === 'complete' || this.#record.mode === 'native-precopy' ? 'complete' : 'resumed';
+    this.#record = { ...this.#record, state };
+    const background: [string, Promise<unknown>][] = [
+      ['session record', store.save(this.#record)],
+      ['VM record', vms.setState(this.vmName, 'running', { epoch })],
+      ['announcement', this.#vm.qmp.execute('announce-self', ANNOUNCE)],
+    ];
+    for (const [what, done] of background) {
+      done.catch((error: unknown) =>
+        log.error({ session, err: toMigrationError(error) }, `${what} failed after resume`),
+      );
+    }
+  }
+
+  #completed(): void {
+    const { store, log } = this.#context;
+    const { session } = this.#record;
+    this.#record = { ...this.#record, state: 'complete' };
+    const ending = this.#pages?.close() ?? Promise.resolve();
+    Promise.all([ending, store.save(this.#record)]).catch((error: unknown) => {
+      log.error({ session, err: toMigrationError(error) }, 'a complete session cannot be written down');
+    });
+  }
+
+  async #sessionState(): Promise<SessionState> {
+    if (this.#record.state === 'complete') return 'complete';
+    if (this.#gone !== null) return 'gone';
+    if (this.#pages === null) return this.#nativeState();
+    const { state } = this.#pages.snapshot;
+    if (state === 'complete' || state === 'failed' || state === 'disconnected' || state === 'filling') return state;
+    // Taken up again after a restart: faults wait, and the coordinator is to connect us.
+    if (this.#hasRun) return 'disconnected';
+    if (this.#state.isLoaded) return 'loaded';
+    return this.#pages.isConnected ? 'connected' : 'prepared';
+  }
+
+  async #nativeState(): Promise<SessionState> {
+    if (!this.#hasRun) return this.#state.isLoaded ? 'loaded' : 'prepared';
+    const { status } = await this.#vm.qmp.execute('query-migrate');
+    if (status !== 'completed') return status === 'failed' ? 'failed' : 'filling';
+    this.#completed();
+    return 'complete';
+  }
+
+  #mustLive(): void {
+    if (this.#gone !== null) throw this.#gone;
+    if (this.#isOver) throw new MigrationError('CONFLICT', 'the session has ended');
+  }
+}
