@@ -6,7 +6,26 @@
  * Handles are closed explicitly; closing twice, during a transfer, or never (process exit) is safe.
  * Failures throw a MigrationError whose code comes from NATIVE_ERROR.
  */
+import { createRequire } from 'node:module';
+import { fileURLToPath } from 'node:url';
+import { MigrationError } from '../errors.js';
 import type { SourceCounter, TargetCounter } from '../protocol/wire.js';
+import {
+  checkAddress,
+  checkCredentials,
+  checkEdge,
+  checkPath,
+  checkPort,
+  checkRegion,
+  checkRegions,
+  checkSnapshot,
+  checkSocketPath,
+  checkTargetOptions,
+  checkTransport,
+} from './check.js';
+import { type Addon, attempt, DataListener, SourceSession, TargetSession, VmMemory } from './handles.js';
+
+export { failureToError } from './failure.js';
 
 export interface RegionFile {
   readonly path: string;
@@ -35,6 +54,8 @@ export interface VmMemorySnapshot {
     readonly base: bigint;
     readonly descriptorIndex: number;
   }[];
+  /** Why the state is `refused`. */
+  readonly failure?: NativeFailure | null;
 }
 
 export interface VmMemoryHandle {
@@ -53,6 +74,7 @@ export interface DataListenerHandle {
   readonly tcpAddress: string | null;
   readonly tcpPort: number | null;
   readonly shmPath: string | null;
+  /** Not while a source session is open on it (throws). */
   close(): void;
 }
 
@@ -129,7 +151,7 @@ export interface NativeBinding {
     onEdge: () => void;
   }): VmMemoryHandle;
   /** Takes the descriptors of a running QEMU back (pidfd_getfd), after our own restart. Throws PROCESS_GONE if that process has ended. */
-  adoptVm(options: { snapshot: VmMemorySnapshot; regions: readonly RegionFile[] }): VmMemoryHandle;
+  adoptVm(options: { snapshot: VmMemorySnapshot; regions: readonly RegionFile[]; onEdge?: () => void }): VmMemoryHandle;
   openDataListener(options: {
     tcp: { address: string; port: number } | null;
     shmPath: string | null;
@@ -142,4 +164,81 @@ export interface NativeBinding {
     regions: readonly RegionFile[];
   }): SourceSessionHandle;
   openTargetSession(vm: VmMemoryHandle, options: TargetOptions): TargetSessionHandle;
+}
+
+/** Names another build of the addon, for tests with a sanitizer. */
+const ADDON_PATH_VARIABLE = 'VMIGRATE_ADDON';
+/** The same from src/native and from dist/native. */
+const ADDON_PATH = '../../build/native/Release/vmigrate.node';
+
+function loadAddon(): Addon {
+  const path = process.env[ADDON_PATH_VARIABLE] ?? fileURLToPath(new URL(ADDON_PATH, import.meta.url));
+  try {
+    return createRequire(import.meta.url)(path) as Addon;
+  } catch (cause) {
+    throw new MigrationError('UNSUPPORTED', `the native addon cannot be loaded from ${path}`, {
+      remedy: 'build it with: npm run build:native',
+      cause,
+    });
+  }
+}
+
+function bind(addon: Addon): NativeBinding {
+  return {
+    support: () => attempt('userfaultfd', () => addon.support()),
+    createRegionFile(region) {
+      checkRegion(region);
+      attempt(`create region file ${region.path}`, () => addon.createRegionFile(region));
+    },
+    allocatedBytes(path) {
+      checkPath(path, 'path');
+      return attempt(`region file ${path}`, () => addon.allocatedBytes(path));
+    },
+    listenForVm(options) {
+      checkSocketPath(options.socketPath, 'socketPath');
+      checkRegions(options.regions);
+      checkEdge(options.onEdge);
+      const { isIncoming } = options;
+      if (typeof isIncoming !== 'boolean') {
+        throw new MigrationError('USAGE', 'native argument: isIncoming must be a boolean');
+      }
+      return attempt(`listen on ${options.socketPath}`, () => new VmMemory(addon.listenForVm(options)));
+    },
+    adoptVm(options) {
+      checkSnapshot(options.snapshot);
+      checkRegions(options.regions);
+      if (options.onEdge !== undefined) checkEdge(options.onEdge);
+      return attempt(`take back VM process ${options.snapshot.pid}`, () => new VmMemory(addon.adoptVm(options)));
+    },
+    openDataListener(options) {
+      const { tcp, shmPath } = options;
+      if (tcp !== null) {
+        checkAddress(tcp.address);
+        checkPort(tcp.port, 0);
+      }
+      if (shmPath !== null) checkSocketPath(shmPath, 'shmPath');
+      const where = [tcp === null ? [] : [`${tcp.address} port ${tcp.port}`], shmPath ?? []].flat().join(' and ');
+      return attempt(`listen for data on ${where}`, () => new DataListener(addon.openDataListener(options)));
+    },
+    openSourceSession(options) {
+      checkTransport(options.transport);
+      checkCredentials(options);
+      checkRegions(options.regions);
+      const listener = DataListener.nativeOf(options.listener);
+      return attempt('open source session', () => new SourceSession(addon.openSourceSession(listener, options)));
+    },
+    openTargetSession(vm, options) {
+      checkTargetOptions(options);
+      const memory = VmMemory.nativeOf(vm);
+      return attempt('open target session', () => new TargetSession(addon.openTargetSession(memory, options)));
+    },
+  };
+}
+
+let binding: NativeBinding | undefined;
+
+/** Loads the addon on first use. Throws UNSUPPORTED where it is not built. */
+export function loadNativeBinding(): NativeBinding {
+  binding ??= bind(loadAddon());
+  return binding;
 }

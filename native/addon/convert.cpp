@@ -1,0 +1,209 @@
+#include "addon/convert.hpp"
+
+#include <cinttypes>
+#include <cstdio>
+
+namespace vmigrate::addon {
+
+namespace {
+
+int hex_digit(char digit) {
+  if (digit >= '0' && digit <= '9') return digit - '0';
+  if (digit >= 'a' && digit <= 'f') return digit - 'a' + 10;
+  return -1;
+}
+
+/// Exactly out.size() bytes; lower case only, so that a value has one spelling.
+bool parse_hex(std::string_view hex, std::span<uint8_t> out) {
+  if (hex.size() != out.size() * 2) return false;
+  for (size_t i = 0; i < out.size(); i++) {
+    const int high = hex_digit(hex[2 * i]), low = hex_digit(hex[2 * i + 1]);
+    if (high < 0 || low < 0) return false;
+    out[i] = static_cast<uint8_t>(high << 4 | low);
+  }
+  return true;
+}
+
+uint64_t big_endian(std::span<const uint8_t> bytes) {
+  uint64_t value = 0;
+  for (const uint8_t byte : bytes) value = value << 8 | byte;
+  return value;
+}
+
+template <typename Convert>
+auto each(const Napi::Object& object, const char* name, Convert convert) {
+  const Napi::Array array = object.Get(name).As<Napi::Array>();
+  std::vector<decltype(convert(Napi::Object()))> out;
+  for (uint32_t i = 0; i < array.Length(); i++) out.push_back(convert(array.Get(i).As<Napi::Object>()));
+  return out;
+}
+
+}  // namespace
+
+Napi::Object error_object(Napi::Env env, const Error& error) {
+  Napi::Object object = Napi::Error::New(env, error.what).Value();
+  object.Set("nativeCode", static_cast<double>(error.code));
+  object.Set("errno", error.system_errno);
+  return object;
+}
+
+void throw_error(Napi::Env env, const Error& error) {
+  napi_throw(env, error_object(env, error));
+}
+
+Napi::Value failure_object(Napi::Env env, const std::optional<Error>& failure) {
+  if (!failure) return env.Null();
+  Napi::Object object = Napi::Object::New(env);
+  object.Set("code", static_cast<double>(failure->code));
+  object.Set("errno", failure->system_errno);
+  object.Set("what", failure->what);
+  return object;
+}
+
+std::string text(const Napi::Object& object, const char* name) {
+  return object.Get(name).As<Napi::String>().Utf8Value();
+}
+
+double number(const Napi::Object& object, const char* name) {
+  return object.Get(name).As<Napi::Number>().DoubleValue();
+}
+
+uint64_t u64(const Napi::Object& object, const char* name) {
+  bool is_lossless = false;
+  return object.Get(name).As<Napi::BigInt>().Uint64Value(&is_lossless);
+}
+
+bool flag(const Napi::Object& object, const char* name) {
+  return object.Get(name).As<Napi::Boolean>().Value();
+}
+
+bool is_null(const Napi::Object& object, const char* name) {
+  return object.Get(name).IsNull();
+}
+
+Napi::Value bigint(Napi::Env env, uint64_t value) {
+  return Napi::BigInt::New(env, value);
+}
+
+Napi::Value counters_array(Napi::Env env, std::span<const uint64_t> counters) {
+  Napi::BigUint64Array array = Napi::BigUint64Array::New(env, counters.size());
+  for (size_t i = 0; i < counters.size(); i++) array[i] = counters[i];
+  return array;
+}
+
+std::vector<pager::RegionFileConfig> region_files(const Napi::Object& options) {
+  return each(options, "regions", [](const Napi::Object& region) {
+    return pager::RegionFileConfig{text(region, "path"), u64(region, "lengthBytes"),
+                                   static_cast<uint64_t>(number(region, "pageBytes"))};
+  });
+}
+
+std::vector<pager::SourceRegionConfig> source_regions(const Napi::Object& options) {
+  return each(options, "regions", [](const Napi::Object& region) {
+    return pager::SourceRegionConfig{text(region, "path"), u64(region, "lengthBytes"),
+                                     static_cast<uint64_t>(number(region, "pageBytes"))};
+  });
+}
+
+std::vector<pager::TargetRegionConfig> target_regions(const Napi::Object& options) {
+  return each(options, "regions", [](const Napi::Object& region) {
+    return pager::TargetRegionConfig{text(region, "path"), text(region, "presencePath"),
+                                     u64(region, "lengthBytes"),
+                                     static_cast<uint64_t>(number(region, "pageBytes"))};
+  });
+}
+
+Result<transport::Credentials> credentials(const Napi::Object& options) {
+  transport::Credentials parsed;
+  if (!parse_hex(text(options, "session"), parsed.session))
+    return Error{ErrorCode::kInvalidArgument, 0, "session id is not hex of its length"};
+  if (!parse_hex(text(options, "token"), parsed.token))
+    return Error{ErrorCode::kInvalidArgument, 0, "session token is not hex of its length"};
+  return parsed;
+}
+
+std::string to_hex(const transport::RemoteKey& key) {
+  char hex[49];
+  std::snprintf(hex, sizeof hex, "%016" PRIx64 "%016" PRIx64 "%016" PRIx64, key.address, key.key,
+                key.length_bytes);
+  return hex;
+}
+
+Result<transport::RemoteKey> remote_key(const std::string& hex) {
+  uint8_t bytes[24];
+  if (!parse_hex(hex, bytes)) return Error{ErrorCode::kProtocol, 0, "remote key is not hex of its length"};
+  const std::span<const uint8_t, 24> all(bytes);
+  return transport::RemoteKey{big_endian(all.subspan<0, 8>()), big_endian(all.subspan<8, 8>()),
+                              big_endian(all.subspan<16, 8>())};
+}
+
+Result<std::vector<pager::SourceRegionKeys>> region_keys(const Napi::Object& source) {
+  struct HexKeys {
+    std::string ram, data_map;
+  };
+  const auto hex_keys = each(source, "keys", [](const Napi::Object& pair) {
+    return HexKeys{text(pair, "ram"), text(pair, "dataMap")};
+  });
+  std::vector<pager::SourceRegionKeys> keys;
+  for (const HexKeys& pair : hex_keys) {
+    const auto ram = remote_key(pair.ram);
+    if (!ram) return ram.error();
+    const auto data_map = remote_key(pair.data_map);
+    if (!data_map) return data_map.error();
+    keys.push_back({ram.value(), data_map.value()});
+  }
+  return keys;
+}
+
+namespace {
+
+constexpr const char* kVmStateNames[] = {"", "waiting", "attached", "complete", "gone", "refused"};
+
+}  // namespace
+
+Napi::Object vm_snapshot_object(Napi::Env env, const pager::VmSnapshot& snapshot) {
+  Napi::Object object = Napi::Object::New(env);
+  object.Set("state", kVmStateNames[static_cast<size_t>(snapshot.state)]);
+  object.Set("pid", snapshot.pid);
+  Napi::Array descriptors = Napi::Array::New(env, snapshot.descriptors.size());
+  for (uint32_t i = 0; i < snapshot.descriptors.size(); i++) {
+    Napi::Object descriptor = Napi::Object::New(env);
+    descriptor.Set("numberInVm", snapshot.descriptors[i].number_in_vm);
+    descriptor.Set("kind", static_cast<double>(snapshot.descriptors[i].kind));
+    descriptors.Set(i, descriptor);
+  }
+  object.Set("descriptors", descriptors);
+  Napi::Array ranges = Napi::Array::New(env, snapshot.ranges.size());
+  for (uint32_t i = 0; i < snapshot.ranges.size(); i++) {
+    const pager::MappedRange& range = snapshot.ranges[i];
+    Napi::Object entry = Napi::Object::New(env);
+    entry.Set("regionIndex", range.region_index);
+    entry.Set("regionOffsetBytes", bigint(env, range.region_offset_bytes));
+    entry.Set("lengthBytes", bigint(env, range.length_bytes));
+    entry.Set("base", bigint(env, raw(range.base)));
+    entry.Set("descriptorIndex", range.descriptor_index);
+    ranges.Set(i, entry);
+  }
+  object.Set("ranges", ranges);
+  object.Set("failure", failure_object(env, snapshot.failure));
+  return object;
+}
+
+pager::VmSnapshot vm_snapshot(const Napi::Object& object) {
+  pager::VmSnapshot snapshot;
+  snapshot.pid = static_cast<pid_t>(number(object, "pid"));
+  snapshot.descriptors = each(object, "descriptors", [](const Napi::Object& entry) {
+    return pager::VmSnapshot::Descriptor{
+        static_cast<int>(number(entry, "numberInVm")),
+        wire::PreloadDescriptor{static_cast<uint8_t>(number(entry, "kind"))}};
+  });
+  snapshot.ranges = each(object, "ranges", [](const Napi::Object& entry) {
+    return pager::MappedRange{static_cast<uint32_t>(number(entry, "regionIndex")),
+                              u64(entry, "regionOffsetBytes"), u64(entry, "lengthBytes"),
+                              HostAddr{u64(entry, "base")},
+                              static_cast<uint32_t>(number(entry, "descriptorIndex"))};
+  });
+  return snapshot;
+}
+
+}  // namespace vmigrate::addon

@@ -1,0 +1,54 @@
+#pragma once
+
+#include <napi.h>
+
+#include <cstdint>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "base/result.hpp"
+#include "pager/preload_listener.hpp"
+#include "pager/source.hpp"
+#include "pager/target.hpp"
+#include "transport/transport.hpp"
+
+namespace vmigrate::addon {
+
+// Between JavaScript values and the core's types. src/native/binding.ts has checked the types of all
+// arguments; what is checked here is what a peer or a saved file may have put into them.
+
+/// Throws `error` as a JavaScript Error with `nativeCode` (NATIVE_ERROR) and `errno`; binding.ts turns it
+/// into a MigrationError.
+void throw_error(Napi::Env env, const Error& error);
+Napi::Object error_object(Napi::Env env, const Error& error);
+/// {code, errno, what}, or null.
+Napi::Value failure_object(Napi::Env env, const std::optional<Error>& failure);
+
+std::string text(const Napi::Object& object, const char* name);
+double number(const Napi::Object& object, const char* name);
+uint64_t u64(const Napi::Object& object, const char* name);
+bool flag(const Napi::Object& object, const char* name);
+bool is_null(const Napi::Object& object, const char* name);
+
+Napi::Value bigint(Napi::Env env, uint64_t value);
+Napi::Value counters_array(Napi::Env env, std::span<const uint64_t> counters);
+
+std::vector<pager::RegionFileConfig> region_files(const Napi::Object& options);
+std::vector<pager::SourceRegionConfig> source_regions(const Napi::Object& options);
+std::vector<pager::TargetRegionConfig> target_regions(const Napi::Object& options);
+
+/// `session` and `token` as hex of exactly their lengths.
+Result<transport::Credentials> credentials(const Napi::Object& options);
+
+/// Address, key and length, 16 hex digits each.
+std::string to_hex(const transport::RemoteKey& key);
+Result<transport::RemoteKey> remote_key(const std::string& hex);
+/// `keys`, [{ram, dataMap}]; kProtocol if there are more than regions can be or one is no key.
+Result<std::vector<pager::SourceRegionKeys>> region_keys(const Napi::Object& source);
+
+Napi::Object vm_snapshot_object(Napi::Env env, const pager::VmSnapshot& snapshot);
+pager::VmSnapshot vm_snapshot(const Napi::Object& object);
+
+}  // namespace vmigrate::addon

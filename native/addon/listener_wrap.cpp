@@ -1,0 +1,55 @@
+#include "addon/handles.hpp"
+
+namespace vmigrate::addon {
+
+Napi::FunctionReference DataListenerWrap::define(Napi::Env env) {
+  return Napi::Persistent(DefineClass(env, "DataListener",
+                                      {InstanceMethod<&DataListenerWrap::addresses>("addresses"),
+                                       InstanceMethod<&DataListenerWrap::close>("close")}));
+}
+
+Napi::Value DataListenerWrap::open(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
+  const Napi::Object options = info[0].As<Napi::Object>();
+  DataListenerState state;
+  if (!is_null(options, "tcp")) {
+    const Napi::Object tcp = options.Get("tcp").As<Napi::Object>();
+    auto listener = transport::listen_tcp({text(tcp, "address"), static_cast<uint16_t>(number(tcp, "port"))});
+    if (!listener) {
+      throw_error(env, listener.error());
+      return env.Undefined();
+    }
+    state.tcp = std::move(listener).value();
+    state.tcp_address = state.tcp->address();
+  }
+  if (!is_null(options, "shmPath")) {
+    auto listener = transport::listen_shm({text(options, "shmPath"), 0});
+    if (!listener) {
+      throw_error(env, listener.error());
+      return env.Undefined();
+    }
+    state.shm = std::move(listener).value();
+    state.shm_path = state.shm->address().host;
+  }
+  return make(env, env.GetInstanceData<InstanceData>()->data_listener, std::move(state));
+}
+
+Napi::Value DataListenerWrap::addresses(const Napi::CallbackInfo& info) {
+  Napi::Object object = Napi::Object::New(info.Env());
+  if (state_.tcp_address) {
+    object.Set("tcpAddress", state_.tcp_address->host);
+    object.Set("tcpPort", state_.tcp_address->port);
+  }
+  if (state_.shm_path) object.Set("shmPath", *state_.shm_path);
+  return object;
+}
+
+void DataListenerWrap::close(const Napi::CallbackInfo& info) {
+  if (state_.tcp.use_count() > 1 || state_.shm.use_count() > 1)
+    return throw_error(info.Env(),
+                       {ErrorCode::kAlreadyExists, 0, "a source session is open on this listener"});
+  state_.tcp.reset();
+  state_.shm.reset();
+}
+
+}  // namespace vmigrate::addon

@@ -1,0 +1,63 @@
+// The N-API surface. src/native/binding.ts is its only caller: it checks argument types before and maps
+// errors after.
+
+#include <napi.h>
+#include <sys/stat.h>
+
+#include "addon/handles.hpp"
+#include "memory/region.hpp"
+#include "uffd/uffd.hpp"
+
+namespace vmigrate::addon {
+
+namespace {
+
+Napi::Value support(const Napi::CallbackInfo& info) {
+  const uffd::Support found = uffd::probe();
+  Napi::Object object = Napi::Object::New(info.Env());
+  object.Set("userfaultfdPermitted", found.permitted);
+  object.Set("userfaultfdErrno", found.system_errno);
+  object.Set("minorShmem", found.minor_shmem);
+  object.Set("minorHugetlbfs", found.minor_hugetlbfs);
+  object.Set("wpAsync", found.wp_async);
+  object.Set("pagemapScan", found.pagemap_scan);
+  return object;
+}
+
+void create_region_file(const Napi::CallbackInfo& info) {
+  const Napi::Object region = info[0].As<Napi::Object>();
+  const Status status = memory::Region::create_file(text(region, "path"), u64(region, "lengthBytes"),
+                                                    static_cast<uint64_t>(number(region, "pageBytes")));
+  if (!status) throw_error(info.Env(), status.error());
+}
+
+Napi::Value allocated_bytes(const Napi::CallbackInfo& info) {
+  constexpr uint64_t kStatBlockBytes = 512;
+  struct stat file {};
+  if (::stat(info[0].As<Napi::String>().Utf8Value().c_str(), &file) != 0) {
+    throw_error(info.Env(), system_error("stat region file"));
+    return info.Env().Undefined();
+  }
+  return bigint(info.Env(), static_cast<uint64_t>(file.st_blocks) * kStatBlockBytes);
+}
+
+Napi::Object init(Napi::Env env, Napi::Object exports) {
+  auto* data = new InstanceData{VmMemoryWrap::define(env), DataListenerWrap::define(env),
+                                SourceSessionWrap::define(env), TargetSessionWrap::define(env)};
+  env.SetInstanceData(data);
+  exports.Set("support", Napi::Function::New<support>(env));
+  exports.Set("createRegionFile", Napi::Function::New<create_region_file>(env));
+  exports.Set("allocatedBytes", Napi::Function::New<allocated_bytes>(env));
+  exports.Set("listenForVm", Napi::Function::New<VmMemoryWrap::listen>(env));
+  exports.Set("adoptVm", Napi::Function::New<VmMemoryWrap::adopt>(env));
+  exports.Set("openDataListener", Napi::Function::New<DataListenerWrap::open>(env));
+  exports.Set("openSourceSession", Napi::Function::New<SourceSessionWrap::open>(env));
+  exports.Set("openTargetSession", Napi::Function::New<TargetSessionWrap::open>(env));
+  return exports;
+}
+
+}  // namespace
+
+NODE_API_MODULE(vmigrate, init)
+
+}  // namespace vmigrate::addon

@@ -1,0 +1,83 @@
+#include "addon/handles.hpp"
+
+namespace vmigrate::addon {
+
+namespace {
+
+std::vector<uint64_t> counters_of(const pager::SourceSession& session) {
+  std::vector<uint64_t> counters(wire::kSourceCounterCount);
+  session.counters(std::span<uint64_t, wire::kSourceCounterCount>(counters));
+  return counters;
+}
+
+}  // namespace
+
+Napi::FunctionReference SourceSessionWrap::define(Napi::Env env) {
+  return Napi::Persistent(DefineClass(
+      env, "SourceSession",
+      {InstanceMethod<&SourceSessionWrap::keys>("keys"), InstanceMethod<&SourceSessionWrap::freeze>("freeze"),
+       InstanceMethod<&SourceSessionWrap::snapshot>("snapshot"),
+       InstanceMethod<&SourceSessionWrap::close>("close")}));
+}
+
+Napi::Value SourceSessionWrap::open(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
+  const Napi::Object options = info[1].As<Napi::Object>();
+  SourceSessionState state;
+  state.listener = DataListenerWrap::Unwrap(info[0].As<Napi::Object>())->listener(text(options, "transport"));
+  if (!state.listener) {
+    throw_error(env, {ErrorCode::kClosed, 0, "the listener does not listen on this transport"});
+    return env.Undefined();
+  }
+  const auto parsed = credentials(options);
+  if (!parsed) {
+    throw_error(env, parsed.error());
+    return env.Undefined();
+  }
+  auto session = pager::SourceSession::open(*state.listener, parsed.value(), source_regions(options));
+  if (!session) {
+    throw_error(env, session.error());
+    return env.Undefined();
+  }
+  state.session = std::move(session).value();
+  return make(env, env.GetInstanceData<InstanceData>()->source_session, std::move(state));
+}
+
+Napi::Value SourceSessionWrap::keys(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
+  Napi::Array array = Napi::Array::New(env);
+  if (!state_.session) return array;
+  uint32_t count = 0;
+  for (const pager::SourceRegionKeys& keys : state_.session->keys()) {
+    Napi::Object pair = Napi::Object::New(env);
+    pair.Set("ram", to_hex(keys.ram));
+    pair.Set("dataMap", to_hex(keys.data_map));
+    array.Set(count++, pair);
+  }
+  return array;
+}
+
+void SourceSessionWrap::freeze(const Napi::CallbackInfo& info) {
+  if (!state_.session) return throw_error(info.Env(), kClosedHandle);
+  if (const Status status = state_.session->freeze(); !status) throw_error(info.Env(), status.error());
+}
+
+Napi::Value SourceSessionWrap::snapshot(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
+  Napi::Object object = Napi::Object::New(env);
+  object.Set("counters",
+             counters_array(env, state_.session ? counters_of(*state_.session) : state_.final_counters));
+  object.Set("failure",
+             failure_object(env, state_.session ? state_.session->failure() : state_.final_failure));
+  return object;
+}
+
+void SourceSessionWrap::close(const Napi::CallbackInfo&) {
+  if (!state_.session) return;
+  state_.final_counters = counters_of(*state_.session);
+  state_.final_failure = state_.session->failure();
+  state_.session.reset();
+  state_.listener.reset();
+}
+
+}  // namespace vmigrate::addon

@@ -1,0 +1,169 @@
+#include <algorithm>
+#include <chrono>
+
+#include "addon/handles.hpp"
+#include "addon/task.hpp"
+
+namespace vmigrate::addon {
+
+namespace {
+
+using std::chrono::milliseconds;
+using std::chrono::steady_clock;
+
+std::vector<uint64_t> counters_of(const pager::TargetSession& session) {
+  std::vector<uint64_t> counters(wire::kTargetCounterCount);
+  session.counters(std::span<uint64_t, wire::kTargetCounterCount>(counters));
+  return counters;
+}
+
+const char* state_name(pager::TargetState state) {
+  switch (state) {
+    case pager::TargetState::kIdle:
+      return "idle";
+    case pager::TargetState::kFilling:
+      return "filling";
+    case pager::TargetState::kDisconnected:
+      return "disconnected";
+    case pager::TargetState::kComplete:
+      return "complete";
+    case pager::TargetState::kFailed:
+      return "failed";
+    case pager::TargetState::kClosed:
+      return "closed";
+  }
+  return "failed";
+}
+
+/// What connect() needs, away from the JS thread.
+struct ConnectRequest {
+  bool is_tcp;
+  transport::Address address;
+  transport::Credentials credentials;
+  std::vector<pager::SourceRegionKeys> keys;
+  milliseconds timeout;
+};
+
+Status connect_both(pager::TargetSession& session, ConnectRequest request) {
+  const auto connect = request.is_tcp ? transport::connect_tcp : transport::connect_shm;
+  const auto deadline = steady_clock::now() + request.timeout;
+  auto demand = connect(request.address, request.credentials, transport::Channel::kDemand, request.timeout);
+  if (!demand) return demand.error();
+  const auto left = std::chrono::duration_cast<milliseconds>(deadline - steady_clock::now());
+  auto bulk = connect(request.address, request.credentials, transport::Channel::kBulk,
+                      std::max(left, milliseconds(1)));
+  if (!bulk) return bulk.error();
+  return session.connect({std::move(demand).value(), std::move(bulk).value(), std::move(request.keys)});
+}
+
+Result<ConnectRequest> connect_request(const Napi::CallbackInfo& info, size_t region_count) {
+  const Napi::Object source = info[0].As<Napi::Object>();
+  const auto parsed = credentials(source);
+  if (!parsed) return parsed.error();
+  const auto keys = region_keys(source);
+  if (!keys) return keys.error();
+  if (keys.value().size() != region_count)
+    return Error{ErrorCode::kProtocol, 0, "the source has another number of regions"};
+  return ConnectRequest{text(source, "transport") == "tcp",
+                        {text(source, "host"), static_cast<uint16_t>(number(source, "port"))},
+                        parsed.value(),
+                        keys.value(),
+                        milliseconds(info[1].As<Napi::Number>().Int64Value())};
+}
+
+}  // namespace
+
+Napi::FunctionReference TargetSessionWrap::define(Napi::Env env) {
+  return Napi::Persistent(DefineClass(env, "TargetSession",
+                                      {InstanceMethod<&TargetSessionWrap::connect>("connect"),
+                                       InstanceMethod<&TargetSessionWrap::start>("start"),
+                                       InstanceMethod<&TargetSessionWrap::snapshot>("snapshot"),
+                                       InstanceMethod<&TargetSessionWrap::close>("close")}));
+}
+
+Napi::Value TargetSessionWrap::open(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
+  const Napi::Object options = info[1].As<Napi::Object>();
+  auto core = std::make_shared<TargetCoreHolder>();
+  core->vm = VmMemoryWrap::Unwrap(info[0].As<Napi::Object>())->listener();
+  const pager::VmMemory* memory = core->vm ? core->vm->memory() : nullptr;
+  if (memory == nullptr) {
+    throw_error(env, {ErrorCode::kClosed, 0, "the VM's memory is not complete, or its handle is closed"});
+    return env.Undefined();
+  }
+  const std::shared_ptr<Edge> edge = Edge::create(env, options.Get("onEdge").As<Napi::Function>());
+  if (!edge) return env.Undefined();
+  TargetSessionState state;
+  state.edge = OwnedEdge(edge);
+  const auto regions = target_regions(options);
+  core->region_count = regions.size();
+  pager::TargetOptions settings;
+  settings.bandwidth_bytes_per_s = static_cast<uint64_t>(number(options, "bandwidthBytesPerS"));
+  auto session = pager::TargetSession::open(*memory, regions, settings, flag(options, "isResume"),
+                                            [edge] { edge->fire(); });
+  if (!session) {
+    throw_error(env, session.error());
+    return env.Undefined();
+  }
+  core->session = std::move(session).value();
+  state.core = std::move(core);
+  return make(env, env.GetInstanceData<InstanceData>()->target_session, std::move(state));
+}
+
+Napi::Value TargetSessionWrap::connect(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
+  if (!state_.core) return Task::rejected(env, kClosedHandle);
+  if (is_connecting_) return Task::rejected(env, {ErrorCode::kAlreadyExists, 0, "a connect is under way"});
+  auto request = connect_request(info, state_.core->region_count);
+  if (!request) return Task::rejected(env, request.error());
+  is_connecting_ = true;
+  Ref();  // until finish: the wrapper is not collected under the task
+  return Task::start(
+      env,
+      [core = state_.core, request = std::move(request).value()] {
+        return connect_both(*core->session, request);
+      },
+      [this] {
+        is_connecting_ = false;
+        Unref();
+      });
+}
+
+void TargetSessionWrap::start(const Napi::CallbackInfo& info) {
+  if (!state_.core) return throw_error(info.Env(), kClosedHandle);
+  if (const Status status = state_.core->session->start(); !status) throw_error(info.Env(), status.error());
+}
+
+Napi::Value TargetSessionWrap::snapshot(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
+  const pager::TargetSession* session = state_.core ? state_.core->session.get() : nullptr;
+  Napi::Object object = Napi::Object::New(env);
+  object.Set("state", session != nullptr ? state_name(session->state()) : "closed");
+  object.Set("failure", failure_object(env, session != nullptr ? session->failure() : state_.final_failure));
+  object.Set("counters",
+             counters_array(env, session != nullptr ? counters_of(*session) : state_.final_counters));
+  return object;
+}
+
+/// A second close while the first is under way waits for the same end.
+Napi::Value TargetSessionWrap::close(const Napi::CallbackInfo& info) {
+  if (!state_.core) return Task::start(info.Env(), [] { return ok(); });
+  Ref();
+  return Task::start(
+      info.Env(),
+      [core = state_.core] {
+        core->session->close();
+        return ok();
+      },
+      [this] {
+        if (state_.core) {
+          state_.final_counters = counters_of(*state_.core->session);
+          state_.final_failure = state_.core->session->failure();
+          state_.core.reset();
+          state_.edge.close();
+        }
+        Unref();
+      });
+}
+
+}  // namespace vmigrate::addon

@@ -1,0 +1,57 @@
+#pragma once
+
+#include <napi.h>
+
+#include <functional>
+
+#include "addon/convert.hpp"
+
+namespace vmigrate::addon {
+
+/// Work that blocks, on libuv's thread pool, behind a promise. `work` captures all it needs by value or
+/// shared ownership: the handle that started it may be closed or collected meanwhile. `finish` runs on the JS
+/// thread before the promise is settled, also when the work failed; both are destroyed before JavaScript runs
+/// again.
+class Task final : public Napi::AsyncWorker {
+ public:
+  static Napi::Promise start(Napi::Env env, std::function<Status()> work, std::function<void()> finish = {}) {
+    auto* task = new Task(env, std::move(work), std::move(finish));
+    const Napi::Promise promise = task->deferred_.Promise();
+    task->Queue();
+    return promise;
+  }
+
+  static Napi::Promise rejected(Napi::Env env, const Error& error) {
+    const auto deferred = Napi::Promise::Deferred::New(env);
+    deferred.Reject(error_object(env, error));
+    return deferred.Promise();
+  }
+
+ private:
+  Task(Napi::Env env, std::function<Status()> work, std::function<void()> finish)
+      : Napi::AsyncWorker(env, "vmigrate"),
+        deferred_(env),
+        work_(std::move(work)),
+        finish_(std::move(finish)) {}
+
+  void Execute() override {
+    if (const Status status = work_(); !status) failure_ = status.error();
+  }
+
+  void OnOK() override {
+    work_ = nullptr;
+    if (finish_) finish_();
+    finish_ = nullptr;
+    if (failure_)
+      deferred_.Reject(error_object(Env(), *failure_));
+    else
+      deferred_.Resolve(Env().Undefined());
+  }
+
+  Napi::Promise::Deferred deferred_;
+  std::function<Status()> work_;
+  std::function<void()> finish_;
+  std::optional<Error> failure_;
+};
+
+}  // namespace vmigrate::addon

@@ -1,0 +1,38 @@
+#pragma once
+
+#include <napi.h>
+
+#include <utility>
+
+#include "addon/convert.hpp"
+
+namespace vmigrate::addon {
+
+/// One set of classes per environment: the main thread and each worker have their own.
+struct InstanceData {
+  Napi::FunctionReference vm_memory, data_listener, source_session, target_session;
+};
+
+/// Base of the handle classes. `State` is what a handle owns; it travels from the function that opened it to
+/// the constructor, which JavaScript cannot call usefully by itself.
+template <typename Self, typename State>
+class Wrap : public Napi::ObjectWrap<Self> {
+ public:
+  explicit Wrap(const Napi::CallbackInfo& info) : Napi::ObjectWrap<Self>(info) {
+    if (info.Length() == 1 && info[0].IsExternal())
+      state_ = std::move(*info[0].As<Napi::External<State>>().Data());
+    else
+      throw_error(info.Env(), {ErrorCode::kInvalidArgument, 0, "handles are made by the open calls"});
+  }
+
+  static Napi::Value make(Napi::Env env, const Napi::FunctionReference& constructor, State state) {
+    return constructor.New({Napi::External<State>::New(env, &state)});
+  }
+
+ protected:
+  State state_;
+};
+
+inline const Error kClosedHandle{ErrorCode::kClosed, 0, "the handle is closed"};
+
+}  // namespace vmigrate::addon

@@ -1,0 +1,119 @@
+/**
+ * Arguments of native calls, checked once, here: the addon relies on their types. What a peer or a saved file could have put into a value is
+ * checked again where it is used (ranges against the kernel, keys by the source).
+ */
+import { isIP } from 'node:net';
+import { type ErrorCode, MigrationError } from '../errors.js';
+import { CONSTANTS, PRELOAD_DESCRIPTOR } from '../protocol/wire.js';
+import type { RegionFile, SourceAddress, TargetOptions, VmMemorySnapshot } from './binding.js';
+
+const PAGE_SIZES = [1 << 12, 1 << 21, 1 << 30];
+const U64_MAX = (1n << 64n) - 1n;
+const LENGTH_BYTES_MAX = 1n << 56n;
+const CONNECT_TIMEOUT_MS_MAX = 600_000;
+/** The kernel's own limit on process ids. */
+const PID_MAX = 1 << 22;
+const UNIX_PATH_BYTES_MAX = 107;
+const KEY_HEX_DIGITS = 48;
+
+function require(good: boolean, what: string, code: ErrorCode = 'USAGE'): asserts good {
+  if (!good) throw new MigrationError(code, `native argument: ${what}`);
+}
+
+const isIntegerIn = (value: unknown, min: number, max: number): value is number =>
+  typeof value === 'number' && Number.isInteger(value) && value >= min && value <= max;
+const isU64 = (value: unknown): value is bigint => typeof value === 'bigint' && value >= 0n && value <= U64_MAX;
+const isHex = (value: unknown, digits: number): value is string =>
+  typeof value === 'string' && value.length === digits && /^[0-9a-f]*$/.test(value);
+
+export function checkPath(path: unknown, what: string): asserts path is string {
+  require(typeof path === 'string' && path.startsWith('/'), `${what} must be an absolute path`);
+  require(!/[\0\n]/.test(path), `${what} must not hold a zero byte or a newline`);
+}
+
+export function checkSocketPath(path: unknown, what: string): asserts path is string {
+  checkPath(path, what);
+  require(Buffer.byteLength(path) <= UNIX_PATH_BYTES_MAX, `${what} is longer than a unix socket's path may be`);
+}
+
+export function checkRegion(region: RegionFile): void {
+  checkPath(region.path, 'region path');
+  require(PAGE_SIZES.includes(region.pageBytes), 'pageBytes must be 4 KiB, 2 MiB or 1 GiB');
+  const { lengthBytes } = region;
+  require(isU64(lengthBytes) &&
+    lengthBytes > 0n &&
+    lengthBytes <= LENGTH_BYTES_MAX, 'lengthBytes must be a bigint above 0');
+  require(lengthBytes % BigInt(region.pageBytes) === 0n, 'lengthBytes must be whole pages');
+}
+
+export function checkRegions(regions: readonly RegionFile[]): void {
+  require(Array.isArray(regions) && regions.length > 0, 'regions must not be empty');
+  require(regions.length <= CONSTANTS.PRELOAD_REGIONS_MAX, `at most ${CONSTANTS.PRELOAD_REGIONS_MAX} regions`);
+  for (const region of regions) checkRegion(region);
+  require(new Set(regions.map(({ path }) => path)).size === regions.length, 'a region file is named twice');
+}
+
+export function checkEdge(onEdge: unknown): void {
+  require(typeof onEdge === 'function', 'onEdge must be a function');
+}
+
+export function checkAddress(address: unknown): void {
+  require(typeof address === 'string' && isIP(address) !== 0, 'address must be an IP address');
+}
+
+export function checkPort(port: unknown, min: number): void {
+  require(isIntegerIn(port, min, 65535), `port must be an integer from ${min} to 65535`);
+}
+
+export function checkTransport(transport: unknown): void {
+  require(transport === 'tcp' || transport === 'shm', 'transport must be tcp or shm');
+}
+
+export function checkCredentials({ session, token }: { session: string; token: string }): void {
+  require(isHex(session, 2 * CONSTANTS.SESSION_ID_BYTES), 'session must be 32 lower-case hex digits');
+  require(isHex(token, 2 * CONSTANTS.SESSION_TOKEN_BYTES), 'token must be 64 lower-case hex digits');
+}
+
+/** Comes from a peer but for the transport's name. */
+export function checkSource(source: SourceAddress, timeoutMs: number): void {
+  checkTransport(source.transport);
+  if (source.transport === 'tcp') {
+    require(typeof source.host === 'string' && isIP(source.host) !== 0, 'host must be an IP address', 'PEER_PROTOCOL');
+    require(isIntegerIn(source.port, 1, 65535), 'port must be an integer from 1 to 65535', 'PEER_PROTOCOL');
+  } else {
+    checkSocketPath(source.host, 'host');
+  }
+  checkCredentials(source);
+  require(isIntegerIn(timeoutMs, 1, CONNECT_TIMEOUT_MS_MAX), `timeoutMs must be 1 to ${CONNECT_TIMEOUT_MS_MAX}`);
+  require(Array.isArray(source.keys), 'keys must be an array', 'PEER_PROTOCOL');
+  for (const keys of source.keys) {
+    const good = isHex(keys?.ram, KEY_HEX_DIGITS) && isHex(keys.dataMap, KEY_HEX_DIGITS);
+    require(good, `a remote key is ${KEY_HEX_DIGITS} lower-case hex digits`, 'PEER_PROTOCOL');
+  }
+}
+
+export function checkTargetOptions(options: TargetOptions): void {
+  checkRegions(options.regions);
+  for (const { presencePath } of options.regions) checkPath(presencePath, 'presencePath');
+  require(isIntegerIn(options.bandwidthBytesPerS, 0, Number.MAX_SAFE_INTEGER), 'bandwidthBytesPerS must be 0 or more');
+  require(typeof options.isResume === 'boolean', 'isResume must be a boolean');
+  checkEdge(options.onEdge);
+}
+
+/** Comes from a file of ours. */
+export function checkSnapshot(snapshot: VmMemorySnapshot): void {
+  const good = (condition: boolean, what: string): void => require(condition, `VM snapshot: ${what}`, 'CORRUPT');
+  good(isIntegerIn(snapshot.pid, 1, PID_MAX), 'pid');
+  const { descriptors, ranges } = snapshot;
+  good(Array.isArray(descriptors) && descriptors.length <= CONSTANTS.PRELOAD_DESCRIPTORS_MAX, 'descriptors');
+  const kinds: readonly number[] = Object.values(PRELOAD_DESCRIPTOR);
+  for (const { numberInVm, kind } of descriptors) {
+    good(isIntegerIn(numberInVm, 0, 2 ** 31 - 1) && kinds.includes(kind), 'descriptor');
+  }
+  good(Array.isArray(ranges), 'ranges');
+  for (const range of ranges) {
+    const numbers = [range.regionIndex, range.descriptorIndex];
+    const offsets = [range.regionOffsetBytes, range.lengthBytes, range.base];
+    good(numbers.every((value) => isIntegerIn(value, 0, 2 ** 16)) && offsets.every(isU64), 'range');
+  }
+}

@@ -1,0 +1,174 @@
+/** The handles of binding.ts over the addon's own: each call's failure becomes a MigrationError that says what was attempted. */
+import { MigrationError } from '../errors.js';
+import { SOURCE_COUNTERS, type SourceCounter, TARGET_COUNTERS, type TargetCounter } from '../protocol/wire.js';
+import type {
+  DataListenerHandle,
+  NativeBinding,
+  NativeFailure,
+  NativeSupport,
+  RegionFile,
+  RegionKeys,
+  SourceAddress,
+  SourceSessionHandle,
+  TargetOptions,
+  TargetSessionHandle,
+  TargetSessionState,
+  TargetSnapshot,
+  VmMemoryHandle,
+  VmMemorySnapshot,
+} from './binding.js';
+import { checkSource } from './check.js';
+import { thrownToError } from './failure.js';
+
+interface AddonVmMemory {
+  snapshot(): VmMemorySnapshot;
+  close(): void;
+}
+interface AddonDataListener {
+  addresses(): { tcpAddress?: string; tcpPort?: number; shmPath?: string };
+  close(): void;
+}
+interface AddonSourceSession {
+  keys(): RegionKeys[];
+  freeze(): void;
+  snapshot(): { counters: BigUint64Array; failure: NativeFailure | null };
+  close(): void;
+}
+interface AddonTargetSession {
+  connect(source: SourceAddress, timeoutMs: number): Promise<void>;
+  start(): void;
+  snapshot(): { state: TargetSessionState; counters: BigUint64Array; failure: NativeFailure | null };
+  close(): Promise<void>;
+}
+
+/** What vmigrate.node exports. */
+export interface Addon {
+  support(): NativeSupport;
+  createRegionFile(region: RegionFile): void;
+  allocatedBytes(path: string): bigint;
+  listenForVm(options: Parameters<NativeBinding['listenForVm']>[0]): AddonVmMemory;
+  adoptVm(options: Parameters<NativeBinding['adoptVm']>[0]): AddonVmMemory;
+  openDataListener(options: Parameters<NativeBinding['openDataListener']>[0]): AddonDataListener;
+  openSourceSession(
+    listener: AddonDataListener,
+    options: Omit<Parameters<NativeBinding['openSourceSession']>[0], 'listener'>,
+  ): AddonSourceSession;
+  openTargetSession(vm: AddonVmMemory, options: TargetOptions): AddonTargetSession;
+}
+
+/** Runs a native call; `doing` heads the message of what it throws. */
+export function attempt<T>(doing: string, call: () => T): T {
+  try {
+    return call();
+  } catch (thrown) {
+    throw thrownToError(thrown, doing);
+  }
+}
+
+async function attemptAsync<T>(doing: string, call: () => Promise<T>): Promise<T> {
+  try {
+    return await call();
+  } catch (thrown) {
+    throw thrownToError(thrown, doing);
+  }
+}
+
+function named<Name extends string>(names: readonly Name[], values: BigUint64Array): Record<Name, bigint> {
+  return Object.fromEntries(names.map((name, index) => [name, values[index] ?? 0n])) as Record<Name, bigint>;
+}
+
+export class VmMemory implements VmMemoryHandle {
+  readonly native: AddonVmMemory;
+
+  constructor(native: AddonVmMemory) {
+    this.native = native;
+  }
+
+  /** The addon's handle behind a handle of ours; nothing else is let through. */
+  static nativeOf(handle: VmMemoryHandle): AddonVmMemory {
+    if (handle instanceof VmMemory) return handle.native;
+    throw new MigrationError('USAGE', 'native argument: vm is not a handle of this binding');
+  }
+
+  snapshot(): VmMemorySnapshot {
+    return attempt('VM memory', () => this.native.snapshot());
+  }
+
+  close(): void {
+    attempt('close VM memory', () => this.native.close());
+  }
+}
+
+export class DataListener implements DataListenerHandle {
+  readonly native: AddonDataListener;
+  readonly tcpAddress: string | null;
+  readonly tcpPort: number | null;
+  readonly shmPath: string | null;
+
+  constructor(native: AddonDataListener) {
+    this.native = native;
+    const { tcpAddress, tcpPort, shmPath } = native.addresses();
+    this.tcpAddress = tcpAddress ?? null;
+    this.tcpPort = tcpPort ?? null;
+    this.shmPath = shmPath ?? null;
+  }
+
+  static nativeOf(handle: DataListenerHandle): AddonDataListener {
+    if (handle instanceof DataListener) return handle.native;
+    throw new MigrationError('USAGE', 'native argument: listener is not a handle of this binding');
+  }
+
+  close(): void {
+    attempt('close data listener', () => this.native.close());
+  }
+}
+
+export class SourceSession implements SourceSessionHandle {
+  readonly keys: readonly RegionKeys[];
+  readonly #native: AddonSourceSession;
+
+  constructor(native: AddonSourceSession) {
+    this.#native = native;
+    this.keys = native.keys();
+  }
+
+  freeze(): void {
+    attempt('freeze source session', () => this.#native.freeze());
+  }
+
+  snapshot(): { counters: Record<SourceCounter, bigint>; failure: NativeFailure | null } {
+    const { counters, failure } = attempt('source session', () => this.#native.snapshot());
+    return { counters: named(SOURCE_COUNTERS, counters), failure };
+  }
+
+  close(): void {
+    attempt('close source session', () => this.#native.close());
+  }
+}
+
+export class TargetSession implements TargetSessionHandle {
+  readonly #native: AddonTargetSession;
+
+  constructor(native: AddonTargetSession) {
+    this.#native = native;
+  }
+
+  async connect(source: SourceAddress, timeoutMs: number): Promise<void> {
+    checkSource(source, timeoutMs);
+    const where = `connect to the source at ${source.host} over ${source.transport}`;
+    await attemptAsync(where, () => this.#native.connect(source, timeoutMs));
+  }
+
+  start(): void {
+    attempt('start target session', () => this.#native.start());
+  }
+
+  snapshot(): TargetSnapshot {
+    const { state, counters, failure } = attempt('target session', () => this.#native.snapshot());
+    return { state, failure, counters: named<TargetCounter>(TARGET_COUNTERS, counters) };
+  }
+
+  async close(): Promise<void> {
+    await attemptAsync('close target session', () => this.#native.close());
+  }
+}
