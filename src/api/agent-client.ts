@@ -97,7 +97,13 @@ class PeerConnections {
     };
     return new Promise((resolve, reject) => {
       const request = httpsRequest(new URL(path, this.url), options, (response) => {
-        readAnswer(response, where).then(resolve, reject).finally(finish);
+        readAnswer(response, where)
+          .then(resolve, reject)
+          .finally(() => {
+            finish();
+            // Answered before all of the body was sent: a refusal. The body's source is destroyed with the request.
+            if (!request.writableFinished) request.destroy();
+          });
       });
       const deadline = setTimeout(() => {
         request.destroy(

@@ -1,5 +1,5 @@
 /** What the API serves, as interfaces. The daemon plugs in its own parts; tests plug in others at the same places. */
-import type { Readable } from 'node:stream';
+import type { Duplex, Readable } from 'node:stream';
 import type { TLSSocket } from 'node:tls';
 import type { JobView, MigrationPlan, MigrationRequest, Refusal, VmSpec, VmView } from '../domain.js';
 import type { AgentPort } from '../engine/ports.js';
@@ -13,8 +13,8 @@ export interface ApiVms {
   pause(name: string): Promise<void>;
   resume(name: string): Promise<void>;
   stop(name: string, options: { isForced: boolean }): Promise<void>;
-  /** The unix socket on which QEMU serves the VM's serial line; CONFLICT if it has none. */
-  consolePath(name: string): string;
+  /** The VM's serial line, beginning with so much of its past; CONFLICT if it has none. Ends with the VM. */
+  openConsole(name: string, options: { backlogBytes: number }): Promise<Duplex>;
 }
 
 export interface ApiJobs {

@@ -1,6 +1,7 @@
 /**
  * What goes over the API, as zod schemas: requests of clients, and the domain's views as they travel between hosts. Requests are strict: an
- * unknown key is an error that names it. The types are the domain's own; a schema that drifts from its type does not compile.
+ * unknown key is an error that names it. The types are the domain's own; a schema that falls behind its type does not
+ * compile.
  */
 import { z } from 'zod';
 import type {
@@ -10,6 +11,7 @@ import type {
   MigrationReport,
   MigrationRequest,
   Refusal,
+  RefusalCode,
   TargetChecks,
   VmInventory,
   VmView,
@@ -24,9 +26,16 @@ const text = z.string().max(TEXT_MAX);
 const count = z.number().nonnegative();
 const list = <T extends z.ZodType>(item: T) => z.array(item).max(LIST_MAX);
 
-/** A schema whose output is the domain's type; what it accepts is checked, what it cannot express (readonly, optional) is not weakened. */
-function of<T>(schema: z.ZodType): z.ZodType<T> {
-  return schema as z.ZodType<T>;
+/** T as zod writes it: what may be missing may also be undefined. */
+type Shape<T> = T extends readonly (infer Item)[]
+  ? readonly Shape<Item>[]
+  : T extends object
+    ? { [K in keyof T]: Shape<T[K]> | (Pick<T, K> extends Required<Pick<T, K>> ? never : undefined) }
+    : T;
+
+/** The schema of a domain type: one that lacks a member, or holds a wider one, does not compile. */
+function of<T>(schema: z.ZodType<Shape<T>>): z.ZodType<T> {
+  return schema as z.ZodType<unknown> as z.ZodType<T>;
 }
 
 export const vmName = z
@@ -189,7 +198,9 @@ export const planView = of<MigrationPlan>(
   }),
 );
 
-export const refusalView = of<Refusal>(z.object({ code: text, reason: text, remedy: text }));
+/** A newer peer may know more reasons than we do; they are shown, not acted upon. */
+const refusalCode = text as z.ZodType<string> as z.ZodType<RefusalCode>;
+export const refusalView = of<Refusal>(z.object({ code: refusalCode, reason: text, remedy: text }));
 export const dryRunView = z.object({ plan: planView.nullable(), refusals: list(refusalView) });
 
 const reportView = of<MigrationReport>(
@@ -202,6 +213,7 @@ const reportView = of<MigrationReport>(
     target: hostName,
     memoryBytes: count,
     blackoutMs: count,
+    blackoutByEventsMs: z.number(),
     degradedMs: count,
     totalMs: count,
     rounds: count,

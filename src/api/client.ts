@@ -1,0 +1,202 @@
+/**
+ * The API as our commands call it: over the daemon's unix socket, or https with a client certificate. Small on purpose, commands start with it:
+ * no package, and TLS is loaded only where it is used.
+ */
+import { type ClientRequest, request as httpRequest, type IncomingMessage, type RequestOptions } from 'node:http';
+import type { Duplex } from 'node:stream';
+import type { JobView } from '../domain.js';
+import { MigrationError } from '../errors.js';
+
+export const DEFAULT_HOST = 'unix:/run/vmigrate/api.sock';
+const CONNECT_MS = 5_000;
+const ANSWER_BYTES_MAX = 64 * 2 ** 20;
+const EVENT_BYTES_MAX = 2 ** 20;
+const CONSOLE_PROTOCOL = 'vmigrate-console';
+
+export interface ClientOptions {
+  /** unix:PATH or https://ADDRESS:PORT */
+  readonly host: string;
+  /** Folder with ca.pem, cert.pem and key.pem; for https. */
+  readonly tls: string | null;
+}
+
+interface SendOptions {
+  readonly method: string;
+  readonly path: string;
+  readonly headers?: Record<string, string>;
+  readonly body?: string;
+}
+
+/** The daemon itself does not answer; UNREACHABLE in an answer of the daemon is about another host. */
+export class DaemonUnreachable extends MigrationError {
+  constructor(message: string, cause: unknown) {
+    super('UNREACHABLE', message, {
+      remedy: 'start vmigrated, or name its socket with --host or VMIGRATE_HOST',
+      cause,
+    });
+  }
+}
+
+export class ApiClient {
+  constructor(private readonly options: ClientOptions) {
+    if (!/^unix:.|^https:\/\/./.test(options.host))
+      throw new MigrationError('USAGE', `"${options.host}" is neither unix:PATH nor https://ADDRESS:PORT`);
+    if (options.host.startsWith('https:') && options.tls === null)
+      throw new MigrationError('USAGE', 'https needs a client certificate', {
+        remedy: 'name its folder with --tls DIR or VMIGRATE_TLS; make one with vmctl certs user NAME',
+      });
+  }
+
+  get<T>(path: string): Promise<T> {
+    return this.json({ method: 'GET', path });
+  }
+
+  post<T>(path: string, body?: unknown): Promise<T> {
+    if (body === undefined) return this.json({ method: 'POST', path });
+    return this.json({
+      method: 'POST',
+      path,
+      headers: { 'content-type': 'application/json' },
+      body: JSON.stringify(body),
+    });
+  }
+
+  /** YAML (or JSON) text as it stands in a user's file. */
+  postText<T>(path: string, body: string): Promise<T> {
+    return this.json({ method: 'POST', path, headers: { 'content-type': 'application/yaml' }, body });
+  }
+
+  /** Views of a job as they change, until `onView` says true (enough) or the daemon ends the stream. */
+  async followJob(id: string, onView: (view: JobView) => boolean, signal?: AbortSignal): Promise<void> {
+    const { response, request } = await this.send({ method: 'GET', path: `/v1/jobs/${id}/events` });
+    if (response.statusCode !== 200) throw await errorOf(response);
+    const stop = (): void => void request.destroy();
+    signal?.addEventListener('abort', stop, { once: true });
+    try {
+      for await (const data of eventData(response)) if (onView(JSON.parse(data) as JobView)) break;
+    } catch (cause) {
+      if (signal?.aborted !== true) throw new DaemonUnreachable('the connection to the daemon is lost', cause);
+    } finally {
+      signal?.removeEventListener('abort', stop);
+      request.destroy();
+    }
+  }
+
+  /** The serial line of a VM, both ways, beginning with so much of its past. */
+  async console(vm: string, backlogBytes: number): Promise<Duplex> {
+    const request = await this.request({
+      method: 'GET',
+      path: `/v1/vms/${encodeURIComponent(vm)}/console?backlog=${backlogBytes}`,
+      headers: { connection: 'Upgrade', upgrade: CONSOLE_PROTOCOL },
+    });
+    return new Promise((resolve, reject) => {
+      request.once('upgrade', (_, socket, head) => {
+        if (head.length > 0) socket.unshift(head);
+        socket.setTimeout(0);
+        resolve(socket);
+      });
+      request.once('response', (response) => void errorOf(response).then(reject, reject));
+      request.once('error', (error) => reject(this.unreachable(error)));
+      request.end();
+    });
+  }
+
+  private async json<T>(options: SendOptions): Promise<T> {
+    const { response } = await this.send(options);
+    if (response.statusCode === undefined || response.statusCode >= 300) throw await errorOf(response);
+    return parse(await readText(response)) as T;
+  }
+
+  private async send(options: SendOptions): Promise<{ response: IncomingMessage; request: ClientRequest }> {
+    const request = await this.request(options);
+    return new Promise((resolve, reject) => {
+      request.once('response', (response) => resolve({ response, request }));
+      request.once('error', (error) => reject(this.unreachable(error)));
+      request.end(options.body);
+    });
+  }
+
+  private async request({ method, path, headers, body }: SendOptions): Promise<ClientRequest> {
+    const length = body === undefined ? {} : { 'content-length': Buffer.byteLength(body) };
+    const common: RequestOptions = { method, path, headers: { ...headers, ...length }, agent: false };
+    const { host, tls } = this.options;
+    const request = host.startsWith('unix:')
+      ? httpRequest({ ...common, socketPath: host.slice('unix:'.length) })
+      : await tlsRequest(host, tls ?? '', common);
+    request.once('socket', (socket) => {
+      socket.setTimeout(CONNECT_MS, () => {
+        if (socket.connecting) request.destroy(new Error(`no answer within ${CONNECT_MS} ms`));
+      });
+      socket.once('connect', () => socket.setTimeout(0));
+    });
+    return request;
+  }
+
+  private unreachable(cause: NodeJS.ErrnoException): MigrationError {
+    if (cause instanceof MigrationError) return cause;
+    return new DaemonUnreachable(`no daemon answers at ${this.options.host}: ${cause.code ?? cause.message}`, cause);
+  }
+}
+
+async function tlsRequest(host: string, directory: string, common: RequestOptions): Promise<ClientRequest> {
+  const [{ readFile }, { request }, { checkHostIdentity }, { join }] = await Promise.all([
+    import('node:fs/promises'),
+    import('node:https'),
+    import('../tls/identity.js'),
+    import('node:path'),
+  ]);
+  const read = (name: string): Promise<Buffer> =>
+    readFile(join(directory, name)).catch((cause: unknown) => {
+      throw new MigrationError('USAGE', `cannot read ${join(directory, name)}`, { cause });
+    });
+  const [ca, cert, key, crl] = await Promise.all(['ca.pem', 'cert.pem', 'key.pem', 'crl.pem'].map(read));
+  return request(new URL(common.path ?? '/', host), {
+    ...common,
+    ...{ ca, cert, key, crl },
+    minVersion: 'TLSv1.3',
+    checkServerIdentity: checkHostIdentity(null),
+  });
+}
+
+async function readText(response: IncomingMessage): Promise<string> {
+  const chunks: Buffer[] = [];
+  let bytes = 0;
+  for await (const chunk of response as AsyncIterable<Buffer>) {
+    bytes += chunk.length;
+    if (bytes > ANSWER_BYTES_MAX) throw new MigrationError('PEER_PROTOCOL', 'the daemon answered too much');
+    chunks.push(chunk);
+  }
+  return Buffer.concat(chunks).toString('utf8');
+}
+
+function parse(text: string): unknown {
+  try {
+    return JSON.parse(text);
+  } catch (cause) {
+    throw new MigrationError('PEER_PROTOCOL', 'the daemon answered something that is not JSON', { cause });
+  }
+}
+
+async function errorOf(response: IncomingMessage): Promise<MigrationError> {
+  return MigrationError.fromJSON(parse(await readText(response)), 'the daemon');
+}
+
+/** The data of each server-sent event. */
+async function* eventData(response: IncomingMessage): AsyncGenerator<string> {
+  response.setEncoding('utf8');
+  let rest = '';
+  for await (const chunk of response as AsyncIterable<string>) {
+    rest += chunk;
+    for (let end = rest.indexOf('\n\n'); end >= 0; end = rest.indexOf('\n\n')) {
+      const data = rest
+        .slice(0, end)
+        .split('\n')
+        .filter((line) => line.startsWith('data:'))
+        .map((line) => line.slice('data:'.length).trimStart())
+        .join('\n');
+      rest = rest.slice(end + 2);
+      if (data !== '') yield data;
+    }
+    if (rest.length > EVENT_BYTES_MAX) throw new MigrationError('PEER_PROTOCOL', 'the daemon sent an endless event');
+  }
+}

@@ -1,0 +1,139 @@
+/** `vmctl certs`: the cluster's certificates. Works on folders, needs no daemon. */
+import { X509Certificate } from 'node:crypto';
+import { readFile } from 'node:fs/promises';
+import { isIP } from 'node:net';
+import { join } from 'node:path';
+import type { Command } from 'commander';
+import { MigrationError } from '../errors.js';
+import type { Issued } from '../tls/authority.js';
+import { table } from './render.js';
+import { print } from './terminal.js';
+
+interface CertsOptions {
+  readonly json?: boolean;
+  readonly name?: string;
+  readonly address?: string[];
+  readonly dir?: string;
+  readonly out?: string;
+}
+
+const collect = (value: string, previous: string[] = []): string[] => [...previous, value];
+const output = (command: Command) => ({ isJson: command.optsWithGlobals<CertsOptions>().json === true });
+
+function issuedText(issued: Issued): string {
+  return `${issued.role}/${issued.name}: valid until ${issued.expiresAt}, serial ${issued.serial}\n`;
+}
+
+async function show(directory: string): Promise<readonly Issued[]> {
+  const { Authority } = await import('../tls/authority.js');
+  try {
+    return (await Authority.open(directory)).issued;
+  } catch (error) {
+    if (!(error instanceof MigrationError) || error.code !== 'NOT_FOUND') throw error;
+  }
+  const [pem, list] = await Promise.all(
+    ['cert.pem', 'crl.pem'].map((file) => readFile(join(directory, file), 'utf8')),
+  ).catch((cause: unknown) => {
+    throw new MigrationError('NOT_FOUND', `${directory} is neither a CA's nor a host's certificate folder`, { cause });
+  });
+  const [{ revokedSerials, normalizeSerial }, { parseCommonName }] = await Promise.all([
+    import('../tls/crl.js'),
+    import('../tls/identity.js'),
+  ]);
+  const certificate = new X509Certificate(pem ?? '');
+  const identity = parseCommonName(/^CN=(.*)$/m.exec(certificate.subject)?.[1]);
+  if (identity === null) throw new MigrationError('CORRUPT', `${directory}/cert.pem names nobody of ours`);
+  const serial = normalizeSerial(certificate.serialNumber);
+  return [
+    {
+      ...identity,
+      serial,
+      addresses: (certificate.subjectAltName ?? '').split(', ').filter((entry) => entry !== ''),
+      expiresAt: new Date(certificate.validTo).toISOString(),
+      revokedAt: revokedSerials(list ?? '').has(serial) ? 'revoked' : null,
+    },
+  ];
+}
+
+export function addCerts(program: Command): void {
+  const certs = program.command('certs').description('the cluster’s certificate authority and its certificates');
+
+  certs
+    .command('init <dir>')
+    .description('make a certificate authority')
+    .option('--name <cluster>', 'the cluster’s name', 'cluster')
+    .action(async (directory: string, options: CertsOptions, command: Command) => {
+      const { Authority } = await import('../tls/authority.js');
+      const { cluster } = await Authority.create(directory, options.name ?? 'cluster');
+      print(
+        output(command),
+        { cluster, directory },
+        () => `made the certificate authority of ${cluster} in ${directory}\n`,
+      );
+    });
+
+  certs
+    .command('host <name>')
+    .description('a key and certificate for a host’s daemon')
+    .requiredOption('--address <ip>', 'an address it serves its API at; may be repeated', collect)
+    .requiredOption('--dir <ca_dir>', 'the authority’s folder')
+    .requiredOption('--out <dir>', 'where the host’s files go')
+    .action(async (name: string, options: CertsOptions, command: Command) => {
+      const { Authority } = await import('../tls/authority.js');
+      const addresses = options.address ?? [];
+      const wrong = addresses.find((address) => isIP(address) === 0 && !/^[A-Za-z0-9.-]+$/.test(address));
+      if (wrong !== undefined) throw new MigrationError('USAGE', `"${wrong}" is no address`);
+      const authority = await Authority.open(options.dir ?? '');
+      print(output(command), await authority.issue({ role: 'host', name }, addresses, options.out ?? ''), issuedText);
+    });
+
+  certs
+    .command('user <name>')
+    .description('a key and certificate for a client of the API')
+    .requiredOption('--dir <ca_dir>', 'the authority’s folder')
+    .requiredOption('--out <dir>', 'where the user’s files go')
+    .action(async (name: string, options: CertsOptions, command: Command) => {
+      const { Authority } = await import('../tls/authority.js');
+      const authority = await Authority.open(options.dir ?? '');
+      print(output(command), await authority.issue({ role: 'user', name }, [], options.out ?? ''), issuedText);
+    });
+
+  certs
+    .command('revoke <name>')
+    .description('void all certificates of a name')
+    .requiredOption('--dir <ca_dir>', 'the authority’s folder')
+    .option('--out <dir>', 'also bring the new list into this host’s folder; may be repeated', collect)
+    .action(async (name: string, options: { dir: string; out?: string[] }, command: Command) => {
+      const { Authority } = await import('../tls/authority.js');
+      const authority = await Authority.open(options.dir);
+      const revoked = await authority.revoke(name);
+      for (const out of options.out ?? []) await authority.copyRevocations(out);
+      print(
+        output(command),
+        revoked,
+        () =>
+          `revoked ${revoked.length} certificate(s) of ${name}; copy ${join(options.dir, 'crl.pem')} into every host’s TLS folder${
+            options.out === undefined ? '' : ' (done for those named with --out)'
+          }\n`,
+      );
+    });
+
+  certs
+    .command('show')
+    .description('what an authority has issued, or what a host has')
+    .requiredOption('--dir <dir>', 'an authority’s or a host’s folder')
+    .action(async (options: CertsOptions, command: Command) => {
+      print(output(command), await show(options.dir ?? ''), (issued) =>
+        table(
+          ['NAME', 'SERIAL', 'VALID UNTIL', 'STATE', 'ADDRESSES'],
+          issued.map((entry) => [
+            `${entry.role}/${entry.name}`,
+            entry.serial,
+            entry.expiresAt,
+            entry.revokedAt !== null ? 'revoked' : Date.parse(entry.expiresAt) < Date.now() ? 'expired' : 'valid',
+            entry.addresses.join(' '),
+          ]),
+        ),
+      );
+    });
+}

@@ -1,0 +1,203 @@
+/**
+ * One host's daemon put together: the only place that knows all parts. Order of start: state directory (locked), certificates, data ports, VMs,
+ * sessions, jobs, and the API last, so that nobody is answered before the host knows itself. Order of end: the reverse; QEMUs stay.
+ */
+import { randomBytes } from 'node:crypto';
+import { existsSync } from 'node:fs';
+import { mkdir, rm } from 'node:fs/promises';
+import { join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import { type Logger, pino } from 'pino';
+import { LocalAgent } from '../agent/agent.js';
+import { openConsole } from '../agent/console.js';
+import { NO_FAULTS, parseFaults } from '../agent/faults.js';
+import { VmManager } from '../agent/vms.js';
+import { RemoteAgents } from '../api/agent-client.js';
+import type { ApiVms } from '../api/ports.js';
+import { buildServer } from '../api/server.js';
+import { type DaemonConfig, dataSocketPath } from '../config.js';
+import type { Clock, Random } from '../engine/ports.js';
+import { MigrationError, toMigrationError } from '../errors.js';
+import { JobManager } from '../jobs/jobs.js';
+import { FileJournal } from '../jobs/journal.js';
+import { loadNativeBinding } from '../native/binding.js';
+import { FileRegistry } from '../registry/file.js';
+import { TlsStore } from '../tls/store.js';
+import { VERSION } from './version.js';
+
+/** The same from src/cli and from dist/cli. */
+const PRELOAD = fileURLToPath(new URL('../../build/native/Release/libvmigrate-preload.so', import.meta.url));
+
+const clock: Clock = {
+  nowMs: () => performance.now(),
+  isoNow: () => new Date().toISOString(),
+  sleep: (ms, signal) =>
+    new Promise((resolve) => {
+      if (signal?.aborted === true) return resolve();
+      const timer = setTimeout(done, ms);
+      function done(): void {
+        clearTimeout(timer);
+        signal?.removeEventListener('abort', done);
+        resolve();
+      }
+      signal?.addEventListener('abort', done, { once: true });
+    }),
+};
+
+const random: Random = { hex: (bytes) => randomBytes(bytes).toString('hex') };
+
+export function newLog(config: DaemonConfig): Logger {
+  const destination = pino.destination({ dest: 2, sync: true });
+  return pino(
+    { level: config.logLevel, base: { host: config.name }, timestamp: pino.stdTimeFunctions.isoTime },
+    destination,
+  );
+}
+
+export interface Daemon {
+  /** Where the https API ended up, for port 0. */
+  readonly ports: readonly number[];
+  close(): Promise<void>;
+}
+
+/** Resolves when the daemon answers. What had been started is closed again when a part cannot start. */
+export async function startDaemon(config: DaemonConfig, log: Logger): Promise<Daemon> {
+  const closers: (() => Promise<void> | void)[] = [];
+  const close = async (): Promise<void> => {
+    for (const closer of closers.splice(0).reverse()) {
+      try {
+        await closer();
+      } catch (error) {
+        log.error({ err: toMigrationError(error) }, 'a part does not close');
+      }
+    }
+  };
+  try {
+    return { ports: await start(config, log, closers), close };
+  } catch (error) {
+    await close();
+    throw error;
+  }
+}
+
+async function start(config: DaemonConfig, log: Logger, closers: (() => Promise<void> | void)[]): Promise<number[]> {
+  const startedAt = clock.isoNow();
+  const { name: host, state: stateDir } = config;
+  const faults = config.testFaults ? parseFaults(process.env.VMIGRATE_FAULT ?? '') : NO_FAULTS;
+
+  const registry = await FileRegistry.open(stateDir);
+  closers.push(() => registry.close());
+  const { journal } = await FileJournal.open(join(stateDir, 'jobs.log'));
+  closers.push(() => journal.close());
+  const tls = openTls(config, log);
+  if (tls !== null) closers.push(() => tls.close());
+
+  const native = loadNativeBinding();
+  const shmPath = dataSocketPath(stateDir);
+  await rm(shmPath, { force: true }); // the directory is ours alone: an earlier daemon's
+  const listener = native.openDataListener({ tcp: config.data, shmPath });
+  closers.push(() => listener.close());
+
+  const preloadPath = config.preload === undefined ? defaultPreload(log) : config.preload;
+  const ramDir = config.ramDir ?? `/dev/shm/vmigrate-${host}`;
+  await mkdir(ramDir, { recursive: true, mode: 0o700 });
+  const { accel, qemu } = config;
+  const vms = new VmManager({
+    ...{ host, stateDir, ramDir, accel, preloadPath, native, registry },
+    log: log.child({ part: 'vms' }),
+    ...(qemu === undefined ? {} : { qemuProgram: qemu }),
+  });
+  closers.push(() => vms.close());
+
+  const peers = new RemoteAgents({ self: host, local: () => agent, peers: config.peers, store: tls });
+  closers.push(() => peers.close());
+  const agent = new LocalAgent({
+    ...{ host, vms, native, listener, registry, peers, stateDir, clock, faults },
+    dataAddress: config.data.address,
+    log: log.child({ part: 'agent' }),
+    hostInfo: { preloadPath, certificateExpiresAt: () => tls?.expiresAt ?? null },
+  });
+  const jobs = new JobManager({
+    ...{ host, registry, journal, clock, random, faults },
+    agent: (name) => peers.agent(name),
+    log: log.child({ part: 'jobs' }),
+    limits: withoutUndefined(config.limits),
+  });
+  const server = buildServer({
+    ...{ host, startedAt, jobs, agent, peers, tls },
+    version: VERSION,
+    vms: apiVms(vms),
+    log: log.child({ part: 'api' }),
+  });
+
+  await vms.start();
+  await agent.start();
+  closers.push(() => agent.close());
+  // Jobs that are taken up call other hosts, and those call back: the API must answer while that goes on.
+  closers.push(() => jobs.close());
+  closers.push(() => server.close());
+  await jobs.start();
+  const ports: number[] = [];
+  for (const api of config.api) {
+    if (api.kind === 'unix') await server.listenUnix(api.path);
+    else if (tls !== null) ports.push(await server.listenTls(api.address, api.port, tls));
+  }
+  return ports;
+}
+
+function openTls(config: DaemonConfig, log: Logger): TlsStore | null {
+  if (config.tls === undefined) return null;
+  const store = new TlsStore(config.tls, (error) =>
+    log.error({ err: error }, 'the certificate folder cannot be taken over'),
+  );
+  const { role, name } = store.identity;
+  if (role === 'host' && name === config.name) return store;
+  store.close();
+  throw new MigrationError(
+    'SPEC_INVALID',
+    `${config.tls} holds the certificate of ${role} ${name}, not of host ${config.name}`,
+    {
+      remedy: `vmctl certs host ${config.name} --address IP --dir CA_DIR --out DIR`,
+    },
+  );
+}
+
+function defaultPreload(log: Logger): string | null {
+  if (existsSync(PRELOAD)) return PRELOAD;
+  log.warn({ path: PRELOAD }, 'no preload library: VMs can only be started without it');
+  return null;
+}
+
+function apiVms(vms: VmManager): ApiVms {
+  return {
+    run: (spec) => vms.run(spec),
+    list: () => vms.list(),
+    find: (name) => vms.view(vms.get(name)),
+    pause: (name) => vms.pause(name),
+    resume: (name) => vms.resume(name),
+    // The first stop ends QEMU and keeps the logs, the second one forgets. A user who stops a VM means both; one that ended by itself stays
+    // listed until somebody has seen it.
+    async stop(name, options) {
+      const wasStopped = vms.get(name).state === 'stopped';
+      await vms.stop(name, options);
+      if (!wasStopped) await vms.stop(name, options);
+    },
+    openConsole(name, { backlogBytes }) {
+      const { socket, log } = vms.serialPaths(name);
+      const isStopped = vms.get(name).state === 'stopped';
+      return openConsole({
+        socketPath: isStopped ? null : socket,
+        logPath: log,
+        backlogBytes,
+        isFollowing: !isStopped,
+      });
+    },
+  };
+}
+
+/** What a partial config leaves open keeps the default; an explicit `undefined` would not. */
+function withoutUndefined<T extends object>(value: T): { [K in keyof T]: Exclude<T[K], undefined> } {
+  return Object.fromEntries(Object.entries(value).filter(([, member]) => member !== undefined)) as {
+    [K in keyof T]: Exclude<T[K], undefined>;
+  };
+}

@@ -1,0 +1,50 @@
+/** What our commands end with (DESIGN section 8). Scripts depend on them; tests match each. */
+import { DaemonUnreachable } from '../api/client.js';
+import type { JobState } from '../domain.js';
+import { MigrationError } from '../errors.js';
+
+export const EXIT = {
+  done: 0,
+  /** The VM runs where it was. */
+  failed: 1,
+  usage: 2,
+  refused: 3,
+  /** The VM is paused and needs `vmigrate --recover JOB`. */
+  needsRecovery: 4,
+  unreachable: 5,
+} as const;
+
+export type ExitCode = (typeof EXIT)[keyof typeof EXIT];
+
+export function exitCodeOf(error: unknown): ExitCode {
+  if (error instanceof DaemonUnreachable) return EXIT.unreachable;
+  if (!(error instanceof MigrationError)) return EXIT.failed;
+  switch (error.code) {
+    case 'USAGE':
+    case 'SPEC_INVALID':
+      return EXIT.usage;
+    case 'PREFLIGHT_REFUSED':
+      return EXIT.refused;
+    case 'NEEDS_RECOVERY':
+      return EXIT.needsRecovery;
+    default:
+      return EXIT.failed;
+  }
+}
+
+/** For a job that has ended, or that the caller has left running. */
+export function exitCodeOfJob(state: JobState): ExitCode {
+  switch (state) {
+    case 'needsRecovery':
+      return EXIT.needsRecovery;
+    case 'failed':
+    case 'cancelled':
+    case 'lost':
+      return EXIT.failed;
+    case 'queued':
+    case 'running':
+    case 'recovering':
+    case 'done':
+      return EXIT.done;
+  }
+}

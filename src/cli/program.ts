@@ -1,0 +1,65 @@
+/** What vmctl and vmigrate share: options, the way to the daemon, and how a command ends. */
+import { Command, CommanderError } from 'commander';
+import { ApiClient, DEFAULT_HOST } from '../api/client.js';
+import { MigrationError } from '../errors.js';
+import { EXIT, type ExitCode } from './exit-codes.js';
+import { printError } from './terminal.js';
+
+export interface CommonOptions {
+  readonly host?: string;
+  readonly tls?: string;
+  readonly json?: boolean;
+}
+
+/** Commander takes the program's own options (--host, --tls, --json) before and after a subcommand. */
+export function newProgram(name: string, description: string): Command {
+  return new Command(name)
+    .description(description)
+    .option('--host <url>', 'the daemon: unix:PATH or https://ADDRESS:PORT (or VMIGRATE_HOST)')
+    .option('--tls <dir>', 'certificate folder for https (or VMIGRATE_TLS)')
+    .option('--json', 'one JSON document on stdout, nothing else')
+    .configureHelp({ showGlobalOptions: true })
+    .exitOverride();
+}
+
+export function client(options: CommonOptions): ApiClient {
+  return new ApiClient({
+    host: options.host ?? process.env.VMIGRATE_HOST ?? DEFAULT_HOST,
+    tls: options.tls ?? process.env.VMIGRATE_TLS ?? null,
+  });
+}
+
+/** Runs the program to its exit code. `run` has stored the code of a command that ended otherwise than by an error. */
+export async function main(program: Command, outcome: { code: ExitCode }): Promise<void> {
+  const isJson = process.argv.includes('--json');
+  // A reader that went away (`| head`) is no error of ours.
+  process.stdout.on('error', () => process.exit(outcome.code));
+  let code: ExitCode;
+  try {
+    await program.parseAsync();
+    code = outcome.code;
+  } catch (error) {
+    code =
+      error instanceof CommanderError
+        ? usage(program.name(), isJson, error)
+        : printError(program.name(), { isJson }, error);
+  }
+  // Not process.exit: what is still in a pipe would be lost.
+  process.exitCode = code;
+}
+
+function usage(name: string, isJson: boolean, error: CommanderError): ExitCode {
+  if (error.exitCode === 0) return EXIT.done; // --help, --version
+  // Commander has written its message to stderr already.
+  if (isJson) printError(name, { isJson }, new MigrationError('USAGE', error.message.replace(/^error: /, '')));
+  return EXIT.usage;
+}
+
+export function integer(name: string, min: number): (text: string) => number {
+  return (text) => {
+    const value = Number(text);
+    if (!/^\d+$/.test(text) || !Number.isSafeInteger(value) || value < min)
+      throw new MigrationError('USAGE', `${name} must be a whole number of at least ${min}, not "${text}"`);
+    return value;
+  };
+}

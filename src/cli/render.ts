@@ -1,0 +1,151 @@
+/** What a person reads: tables, the progress line, the report. Pure text; where it goes is decided by terminal.ts. */
+import type { HostView } from '../api/schemas.js';
+import type { JobView, MigrationPlan, MigrationReport, Refusal, VmView } from '../domain.js';
+import type { ErrorJson } from '../errors.js';
+
+const UNITS = ['B', 'KiB', 'MiB', 'GiB', 'TiB'] as const;
+
+export function bytes(amount: number): string {
+  let value = amount;
+  let unit = 0;
+  while (value >= 1024 && unit < UNITS.length - 1) {
+    value /= 1024;
+    unit++;
+  }
+  return `${unit === 0 || value >= 100 ? Math.round(value) : value.toFixed(1)} ${UNITS[unit]}`;
+}
+
+export function milliseconds(ms: number): string {
+  if (ms >= 10_000) return `${(ms / 1000).toFixed(1)} s`;
+  return ms >= 100 ? `${Math.round(ms)} ms` : `${ms.toFixed(1)} ms`;
+}
+
+export function microseconds(us: number): string {
+  return us >= 1000 ? milliseconds(us / 1000) : `${Math.round(us)} µs`;
+}
+
+/** Columns as wide as their widest cell, the last one as it comes. Control characters cannot get to the terminal. */
+export function table(head: readonly string[], rows: readonly (readonly string[])[]): string {
+  const cells = [head, ...rows].map((row) => row.map(plain));
+  const widths = head.map((_, column) => Math.max(...cells.map((row) => row[column]?.length ?? 0)));
+  return cells
+    .map((row) =>
+      row.map((cell, column) => (column === row.length - 1 ? cell : cell.padEnd(widths[column] ?? 0))).join('  '),
+    )
+    .map((line) => `${line.trimEnd()}\n`)
+    .join('');
+}
+
+/** Text of others (names, reasons) on one line, without what a terminal would obey. */
+export function plain(text: string): string {
+  // oxlint-disable-next-line no-control-regex
+  return text.replace(/[\u0000-\u001f\u007f-\u009f]+/g, ' ');
+}
+
+export function vmTable(vms: readonly VmView[]): string {
+  return table(
+    ['NAME', 'STATE', 'HOST', 'MEMORY', 'ACCEL', 'PID', 'EPOCH', 'JOB'],
+    vms.map((vm) => [
+      vm.name,
+      vm.state,
+      vm.host,
+      bytes(vm.memoryBytes),
+      vm.accel,
+      vm.pid === null ? '-' : String(vm.pid),
+      String(vm.epoch),
+      vm.job ?? '-',
+    ]),
+  );
+}
+
+export function hostTable(hosts: readonly HostView[]): string {
+  return table(
+    ['HOST', 'STATE', 'QEMU', 'ACCEL', 'FREE', 'VMS', 'URL'],
+    hosts.map(({ host, isSelf, isReachable, error, inventory, url }) => [
+      host,
+      isSelf ? 'this host' : isReachable ? 'reachable' : (error?.code ?? 'unreachable'),
+      inventory?.qemuVersion ?? '-',
+      inventory === null ? '-' : inventory.isKvmUsable ? 'kvm' : 'tcg',
+      inventory === null ? '-' : bytes(inventory.ramFileFreeBytes),
+      inventory === null ? '-' : String(inventory.vmNames.length),
+      url ?? '-',
+    ]),
+  );
+}
+
+export function jobTable(jobs: readonly JobView[]): string {
+  return table(
+    ['JOB', 'VM', 'FROM', 'TO', 'STATE', 'STEP', 'BLACKOUT', 'STARTED'],
+    jobs.map((job) => [
+      job.id,
+      job.vm,
+      job.source,
+      job.target,
+      job.state,
+      job.step ?? '-',
+      job.report === null ? '-' : milliseconds(job.report.blackoutMs),
+      job.createdAt,
+    ]),
+  );
+}
+
+/** One line while a job goes on: where it is, pages, rate, time left, faults. */
+export function progressLine(job: JobView): string {
+  const head = `${job.vm}: ${job.state === 'recovering' ? 'recovering, ' : ''}${job.step ?? job.state}`;
+  const { progress } = job;
+  if (progress === null || progress.pagesTotal === 0) return plain(head);
+  const percent = Math.floor((100 * progress.pagesDone) / progress.pagesTotal);
+  const left = progress.secondsLeft === null ? '' : `, ${Math.ceil(progress.secondsLeft)} s left`;
+  return plain(
+    `${head}  ${progress.pagesDone}/${progress.pagesTotal} pages ${percent} %, ${bytes(progress.bytesPerS)}/s${left}, ${progress.faultCount} faults`,
+  );
+}
+
+export function reportText(report: MigrationReport): string {
+  const { bytes: moved, faults } = report;
+  const movedBytes = moved.push + moved.demand + moved.prefetch + moved.deviceState;
+  const lines: readonly (readonly [string, string])[] = [
+    ['blackout', milliseconds(report.blackoutMs)],
+    ['degraded', milliseconds(report.degradedMs)],
+    ['total', milliseconds(report.totalMs)],
+    [
+      'faults',
+      `${faults.count}, p50 ${microseconds(faults.p50Us)}, p99 ${microseconds(faults.p99Us)}, max ${microseconds(faults.maxUs)}`,
+    ],
+    [
+      'moved',
+      `${bytes(movedBytes)} (push ${bytes(moved.push)}, demand ${bytes(moved.demand)}, prefetch ${bytes(moved.prefetch)}, device state ${bytes(moved.deviceState)}), ${bytes(moved.zeroSkipped)} known to be zero`,
+    ],
+    ['CPU', `source ${report.sourceCpuS.toFixed(2)} s, target ${report.targetCpuS.toFixed(2)} s`],
+    ...(report.reconnects === 0 ? [] : [['reconnects', String(report.reconnects)] as const]),
+  ];
+  const head = `${report.vm}: ${report.source} → ${report.target}, ${bytes(report.memoryBytes)}, ${report.mode} over ${report.transport}`;
+  return `${plain(head)}\n${lines.map(([name, text]) => `  ${name.padEnd(10)} ${text}\n`).join('')}`;
+}
+
+export function planText(plan: MigrationPlan): string {
+  const { request } = plan;
+  const head = `${request.vm}: ${plan.source} → ${request.target}, ${bytes(plan.memoryBytes)}, ${request.mode} over ${request.transport}`;
+  const steps = plan.steps.map(
+    (step, index) =>
+      `  ${String(index + 1).padStart(2)}. ${step.isInBlackout ? '■' : ' '} ${plain(`${step.host}: ${step.text}`)}\n`,
+  );
+  const notes = plan.notes.map((note) => `  note: ${plain(note)}\n`);
+  return `${plain(head)}\n${steps.join('')}${notes.join('')}  ■: the VM does not run\n`;
+}
+
+export function refusalText(refusals: readonly Refusal[]): string {
+  return refusals
+    .map(
+      ({ code, reason, remedy }) => `  ${code}: ${plain(reason)}\n${remedy === '' ? '' : `    → ${plain(remedy)}\n`}`,
+    )
+    .join('');
+}
+
+export function errorText(program: string, error: ErrorJson): string {
+  const refusals =
+    error.code === 'PREFLIGHT_REFUSED' && Array.isArray(error.details) ? (error.details as Refusal[]) : [];
+  const cause = error.cause === undefined ? '' : `  because: ${plain(error.cause.message)}\n`;
+  const remedy = error.remedy === undefined ? '' : `  → ${plain(error.remedy)}\n`;
+  return `${program}: ${plain(error.message)} (${error.code})\n${refusalText(refusals)}${cause}${remedy}`;
+}

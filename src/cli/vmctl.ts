@@ -1,0 +1,138 @@
+#!/usr/bin/env node
+/** `vmctl`: everything about a host and its VMs but moving them. Flags → request → what came back. */
+import { createReadStream } from 'node:fs';
+import type { Command } from 'commander';
+import type { DoctorCheck, HostView } from '../api/schemas.js';
+import type { JobView, VmView } from '../domain.js';
+import { MigrationError } from '../errors.js';
+import { addCerts } from './certs.js';
+import { EXIT, type ExitCode, exitCodeOfJob } from './exit-codes.js';
+import { followJob } from './follow.js';
+import { type CommonOptions, client, main, newProgram } from './program.js';
+import { hostTable, jobTable, plain, progressLine, reportText, table, vmTable } from './render.js';
+import { ProgressLine, print } from './terminal.js';
+
+const SPEC_BYTES_MAX = 1024 * 1024;
+const outcome: { code: ExitCode } = { code: EXIT.done };
+const program = newProgram('vmctl', 'Looks after the VMs and jobs of a host.');
+
+/** `action` gets the positional argument (if the command has one) and all options, wherever they stood. */
+function add(
+  usage: string,
+  description: string,
+  action: (argument: string, options: CommonOptions & { isJson: boolean }, command: Command) => Promise<void>,
+): Command {
+  const command = program.command(usage).description(description);
+  return command.action(async (...args: unknown[]) => {
+    const argument = typeof args[0] === 'string' ? args[0] : '';
+    const options = command.optsWithGlobals<CommonOptions>();
+    await action(argument, { ...options, isJson: options.json === true }, command);
+  });
+}
+
+const path = (kind: 'vms' | 'jobs', name: string, verb?: string): string =>
+  `/v1/${kind}/${encodeURIComponent(name)}${verb === undefined ? '' : `/${verb}`}`;
+
+add('doctor', 'what this host can and cannot do, and what to do about it', async (_, options) => {
+  const checks = await client(options).get<DoctorCheck[]>('/v1/doctor');
+  const remedies = (list: DoctorCheck[]) =>
+    list.filter(({ remedy }) => remedy !== '').map(({ name, remedy }) => `  ${plain(name)} → ${plain(remedy)}\n`);
+  print(options, checks, (list) => {
+    const rows = list.map(({ name, status, text }) => [status, name, text]);
+    return `${table(['', 'CHECK', ''], rows)}${remedies(list).join('')}`;
+  });
+  if (checks.some(({ status }) => status === 'fail')) outcome.code = EXIT.failed;
+});
+
+add('run <spec>', 'start a VM from a YAML or JSON file (- for stdin)', async (file, options) => {
+  const text = await readSpec(file);
+  print(options, await client(options).postText<VmView>('/v1/vms', text), (vm) => vmTable([vm]));
+});
+
+add('ps', 'the VMs on the host', async (_, options) => {
+  print(options, await client(options).get<VmView[]>('/v1/vms'), vmTable);
+});
+
+add('show <vm>', 'one VM', async (name, options) => {
+  const vm = await client(options).get<VmView>(path('vms', name));
+  print(options, vm, (view) =>
+    table(
+      ['', ''],
+      Object.entries(view).map(([key, value]) => [key, String(value ?? '-')]),
+    ).trimStart(),
+  );
+});
+
+add('console <vm>', 'the VM’s serial line; Ctrl-] leaves it', async (name, options) => {
+  const { attachConsole } = await import('./console.js');
+  await attachConsole(client(options), name);
+});
+
+for (const [verb, description] of [
+  ['pause', 'stop the VM’s vCPUs'],
+  ['resume', 'let the VM’s vCPUs go on'],
+] as const)
+  add(`${verb} <vm>`, description, async (name, options) => {
+    print(options, await client(options).post<VmView>(path('vms', name, verb)), (vm) => vmTable([vm]));
+  });
+
+add('stop <vm>', 'end a VM and free its memory', async (name, options, command) => {
+  const force = command.opts<{ force?: boolean }>().force === true;
+  print(
+    options,
+    await client(options).post<{ name: string }>(path('vms', name, 'stop'), { force }),
+    () => `${name} has ended\n`,
+  );
+}).option('--force', 'at once, and even if a job holds it');
+
+add('hosts', 'this host and the others it knows', async (_, options) => {
+  print(options, await client(options).get<HostView[]>('/v1/hosts'), hostTable);
+});
+
+add('jobs', 'the migrations that the host coordinates', async (_, options) => {
+  print(options, await client(options).get<JobView[]>('/v1/jobs'), jobTable);
+});
+
+add('job <id>', 'one job', async (id, options, command) => {
+  const api = client(options);
+  let job = await api.get<JobView>(path('jobs', id));
+  if (command.opts<{ follow?: boolean }>().follow === true) {
+    const progress = new ProgressLine(options);
+    job = await followJob(api, job.id, (view) => progress.show(view));
+    progress.clear();
+    outcome.code = exitCodeOfJob(job.state);
+  }
+  print(options, job, jobText);
+}).option('--follow', 'watch it to its end');
+
+add('cancel <id>', 'undo a job that has not been committed', async (id, options) => {
+  print(options, await client(options).post<JobView>(path('jobs', id, 'cancel')), jobText);
+});
+
+addCerts(program);
+
+function jobText(job: JobView): string {
+  const error = job.error as { code?: unknown; message?: unknown } | null | undefined;
+  const reason = typeof error?.message === 'string' ? `  ${String(error.code)}: ${plain(error.message)}\n` : '';
+  return `${jobTable([job])}${job.report === null ? `${progressLine(job)}\n` : reportText(job.report)}${reason}`;
+}
+
+async function readSpec(file: string): Promise<string> {
+  const chunks: Buffer[] = [];
+  let bytes = 0;
+  try {
+    const input = file === '-' ? process.stdin : createReadStream(file);
+    for await (const chunk of input as AsyncIterable<Buffer>) {
+      bytes += chunk.length;
+      if (bytes > SPEC_BYTES_MAX)
+        throw new MigrationError('SPEC_INVALID', `${file} is no VM spec: longer than ${SPEC_BYTES_MAX} bytes`);
+      chunks.push(chunk);
+    }
+  } catch (cause) {
+    if (cause instanceof MigrationError) throw cause;
+    throw new MigrationError('USAGE', `cannot read ${file}: ${(cause as Error).message}`, { cause });
+  }
+  return Buffer.concat(chunks).toString('utf8');
+}
+
+await main(program, outcome);

@@ -1,0 +1,143 @@
+#!/usr/bin/env node
+/** `vmigrate VM HOST`: flags → request → report. */
+import { Option } from 'commander';
+import type { MigrationBody } from '../api/schemas.js';
+import type { JobView, MigrationMode, MigrationPlan, Refusal, Transport } from '../domain.js';
+import { MigrationError } from '../errors.js';
+import { EXIT, type ExitCode, exitCodeOfJob } from './exit-codes.js';
+import { followJob, jobError } from './follow.js';
+import { type CommonOptions, client, integer, main, newProgram } from './program.js';
+import { planText, refusalText, reportText } from './render.js';
+import { ProgressLine, print, printError } from './terminal.js';
+
+const MIB = 2 ** 20;
+
+interface Options extends CommonOptions {
+  readonly precopy?: boolean;
+  readonly postcopy?: boolean;
+  readonly hybrid?: boolean;
+  readonly native?: boolean;
+  readonly rdma?: boolean;
+  readonly tcp?: boolean;
+  readonly shm?: boolean;
+  readonly bandwidth?: number;
+  readonly maxDowntime?: number;
+  readonly dryRun?: boolean;
+  readonly detach?: boolean;
+  readonly recover?: string;
+}
+
+const outcome: { code: ExitCode } = { code: EXIT.done };
+
+function mode(options: Options): MigrationMode {
+  if (options.precopy === true || options.hybrid === true) {
+    const flag = options.precopy === true ? '--precopy' : '--hybrid';
+    throw new MigrationError('USAGE', `${flag} is not there yet`, {
+      remedy: 'use --postcopy (the default), or --native for QEMU’s own pre-copy',
+    });
+  }
+  if (options.native === true) return options.postcopy === true ? 'native-postcopy' : 'native-precopy';
+  return 'postcopy';
+}
+
+function transport(options: Options): Transport {
+  if (options.rdma === true) return 'rdma';
+  return options.shm === true ? 'shm' : 'tcp';
+}
+
+async function migrate(vm: string | undefined, host: string | undefined, options: Options): Promise<void> {
+  const output = { isJson: options.json === true };
+  const api = client(options);
+  if (options.recover !== undefined) {
+    if (vm !== undefined) throw new MigrationError('USAGE', '--recover takes a job and nothing else');
+    const job = await api.post<JobView>(`/v1/jobs/${encodeURIComponent(options.recover)}/recover`);
+    await follow(job, options);
+    return;
+  }
+  if (vm === undefined || host === undefined)
+    throw new MigrationError('USAGE', 'name a VM and a host: vmigrate VM HOST');
+  const body: MigrationBody = {
+    vm,
+    target: host,
+    mode: mode(options),
+    transport: transport(options),
+    ...(options.bandwidth === undefined ? {} : { bandwidthBytesPerS: options.bandwidth * MIB }),
+    ...(options.maxDowntime === undefined ? {} : { downtimeMsMax: options.maxDowntime }),
+  };
+  if (options.dryRun === true) {
+    const answer = await api.post<{ plan: MigrationPlan | null; refusals: Refusal[] }>('/v1/migrations', {
+      ...body,
+      dryRun: true,
+    });
+    print(output, answer, ({ plan, refusals }) =>
+      plan === null ? `refused:\n${refusalText(refusals)}` : planText(plan),
+    );
+    if (answer.refusals.length > 0) outcome.code = EXIT.refused;
+    return;
+  }
+  await follow(await api.post<JobView>('/v1/migrations', body), options);
+}
+
+async function follow(started: JobView, options: Options): Promise<void> {
+  const output = { isJson: options.json === true };
+  if (options.detach === true) {
+    print(output, started, ({ id }) => `${id}\n`);
+    return;
+  }
+  const api = client(options);
+  const progress = new ProgressLine(output);
+  const detached = new AbortController();
+  let interrupts = 0;
+  const onInterrupt = (): void => {
+    interrupts++;
+    progress.clear();
+    if (interrupts > 1) {
+      detached.abort();
+      return;
+    }
+    process.stderr.write(`cancelling ${started.id}; Ctrl-C again leaves it to the daemon\n`);
+    api
+      .post(`/v1/jobs/${started.id}/cancel`)
+      .catch((error: unknown) => printError('vmigrate', { isJson: false }, error));
+  };
+  process.on('SIGINT', onInterrupt);
+  try {
+    const job = await followJob(api, started.id, (view) => progress.show(view), detached.signal);
+    progress.clear();
+    outcome.code = exitCodeOfJob(job.state);
+    if (job.state === 'done' && job.report !== null) print(output, job.report, reportText);
+    else if (detached.signal.aborted)
+      print(output, job, ({ id }) => `${id} goes on without us: vmctl job ${id} --follow\n`);
+    else printError('vmigrate', output, jobError(job));
+  } finally {
+    process.off('SIGINT', onInterrupt);
+    progress.clear();
+  }
+}
+
+const program = newProgram('vmigrate', 'Moves a running VM to another host.')
+  .argument('[vm]')
+  .argument('[host]')
+  .option('--postcopy', 'switch over at once and fetch memory on demand (default); with --native: QEMU’s post-copy')
+  .addOption(
+    new Option('--precopy', 'copy first, switch over last (not there yet)').conflicts(['postcopy', 'hybrid', 'native']),
+  )
+  .addOption(
+    new Option('--hybrid', 'copy while it pays, then post-copy (not there yet)').conflicts(['postcopy', 'native']),
+  )
+  .option('--native', 'QEMU’s own migration: pre-copy, or post-copy with --postcopy')
+  .addOption(new Option('--tcp', 'over TCP (default)').conflicts(['shm', 'rdma']))
+  .addOption(new Option('--shm', 'shared memory, between two daemons of one machine').conflicts(['tcp', 'rdma']))
+  .addOption(new Option('--rdma', 'over RDMA (refused in this build)').conflicts(['tcp', 'shm']))
+  .option('--bandwidth <mib_s>', 'limit for prefetch, MiB/s', integer('--bandwidth', 1))
+  .option('--max-downtime <ms>', 'downtime budget of pre-copy', integer('--max-downtime', 1))
+  .option('--dry-run', 'show the plan, start nothing')
+  .option('--detach', 'start it and print its job')
+  .option('--recover <job>', 'go on with a committed migration that gave up')
+  .addHelpText(
+    'after',
+    '\nExit codes: 0 done, 1 failed and the VM runs where it was, 2 usage, 3 refused by pre-flight,\n4 the VM is paused and needs --recover, 5 no daemon.',
+  )
+  .action(migrate);
+
+await main(program, outcome);

@@ -1,0 +1,124 @@
+#!/usr/bin/env node
+/**
+ * The daemon's entry: flags → configuration → daemon, signals. The parts are loaded only after V8 has been told to be small: the daemon's own
+ * work is a few calls a second, so neither optimized code nor eagerly compiled functions are worth their memory.
+ */
+import { parseArgs } from 'node:util';
+import { setFlagsFromString } from 'node:v8';
+import type { DaemonConfigInput } from '../config.js';
+import { MigrationError, toMigrationError } from '../errors.js';
+
+const USAGE = `Usage: vmigrated --config FILE
+       vmigrated --name A --api unix:PATH [--api https://IP:PORT] --data IP[:PORT] --state DIR [--ram-dir DIR]
+                 [--accel auto|kvm|tcg] [--peer B=https://IP:PORT]... [--tls DIR] [--log-level LEVEL] [--test-faults]
+
+A flag wins over the file. --test-faults honours VMIGRATE_FAULT and is for tests only.
+`;
+const EXIT_FAILED = 1;
+const EXIT_USAGE = 2;
+
+const OPTIONS = {
+  config: { type: 'string' },
+  name: { type: 'string' },
+  api: { type: 'string', multiple: true },
+  data: { type: 'string' },
+  state: { type: 'string' },
+  'ram-dir': { type: 'string' },
+  accel: { type: 'string' },
+  peer: { type: 'string', multiple: true },
+  tls: { type: 'string' },
+  'log-level': { type: 'string' },
+  'test-faults': { type: 'boolean' },
+  help: { type: 'boolean', short: 'h' },
+  version: { type: 'boolean' },
+} as const;
+
+function readFlags() {
+  try {
+    return parseArgs({ options: OPTIONS, strict: true, allowPositionals: false }).values;
+  } catch (error) {
+    throw new MigrationError('USAGE', (error as Error).message);
+  }
+}
+
+type Flags = ReturnType<typeof readFlags>;
+
+/** Only the flags that were given; what they hold is checked with the file's content. */
+function flagsAsConfig(flags: Flags): DaemonConfigInput {
+  const pairs: readonly (readonly [keyof DaemonConfigInput, unknown])[] = [
+    ['name', flags.name],
+    ['api', flags.api],
+    ['data', flags.data],
+    ['state', flags.state],
+    ['ramDir', flags['ram-dir']],
+    ['accel', flags.accel],
+    ['peers', flags.peer === undefined ? undefined : parsePeers(flags.peer)],
+    ['tls', flags.tls],
+    ['logLevel', flags['log-level']],
+    ['testFaults', flags['test-faults']],
+  ];
+  return Object.fromEntries(pairs.filter(([, value]) => value !== undefined));
+}
+
+function parsePeers(peers: readonly string[]): Record<string, string> {
+  return Object.fromEntries(
+    peers.map((peer) => {
+      const [, name, url] = /^([^=]+)=(.+)$/.exec(peer) ?? [];
+      if (name === undefined || url === undefined)
+        throw new MigrationError('USAGE', `--peer "${peer}" is not NAME=https://ADDRESS:PORT`);
+      return [name, url];
+    }),
+  );
+}
+
+async function run(): Promise<void> {
+  const flags = readFlags();
+  if (flags.help === true) {
+    process.stdout.write(USAGE);
+    return;
+  }
+  const { VERSION } = await import('./version.js');
+  if (flags.version === true) {
+    process.stdout.write(`${VERSION}\n`);
+    return;
+  }
+  for (const flag of ['--max-lazy', '--no-opt', '--semi-space-growth-factor=1']) setFlagsFromString(flag);
+  const { loadConfig } = await import('../config.js');
+  const config = await loadConfig(flags.config ?? null, flagsAsConfig(flags));
+  const { newLog, startDaemon } = await import('./daemon.js');
+  const log = newLog(config);
+  process.on('uncaughtException', (error) => {
+    // State is on the disk before anything is answered; going on with an unknown one would be worse than a restart.
+    log.fatal({ err: error }, 'a bug of ours');
+    process.exit(EXIT_FAILED);
+  });
+  const daemon = await startDaemon(config, log);
+  let isClosing = false;
+  const shutDown = (signal: NodeJS.Signals): void => {
+    if (isClosing) return;
+    isClosing = true;
+    log.info({ signal }, 'closing; the VMs stay');
+    daemon.close().then(
+      () => process.exit(0),
+      (error: unknown) => {
+        log.fatal({ err: error }, 'did not close');
+        process.exit(EXIT_FAILED);
+      },
+    );
+  };
+  process.on('SIGTERM', shutDown);
+  process.on('SIGINT', shutDown);
+  log.info({ version: VERSION, api: config.api, data: config.data, peers: Object.keys(config.peers) }, 'ready');
+  process.stdout.write(`vmigrated ${config.name} is ready (pid ${process.pid})\n`);
+}
+
+try {
+  await run();
+} catch (thrown) {
+  const error = toMigrationError(thrown);
+  const remedy = error.remedy === undefined ? '' : `  → ${error.remedy}\n`;
+  const cause = error.cause instanceof Error ? `  because: ${error.cause.message}\n` : '';
+  process.stderr.write(`vmigrated: ${error.message} (${error.code})\n${cause}${remedy}`);
+  const isUsage = error.code === 'USAGE' || error.code === 'SPEC_INVALID';
+  process.exit(isUsage ? EXIT_USAGE : EXIT_FAILED);
+}

@@ -1,0 +1,158 @@
+/**
+ * What a daemon is told: a YAML or JSON file, flags, or both (a flag wins). Everything is checked before anything is touched; errors are
+ * SPEC_INVALID and name the key and where it stands.
+ */
+import { readFile } from 'node:fs/promises';
+import { isIP } from 'node:net';
+import { resolve } from 'node:path';
+import { z } from 'zod';
+import { MigrationError } from './errors.js';
+
+const CONFIG_BYTES_MAX = 1024 * 1024;
+/** A unix socket's path has at most this many bytes; the data socket's name is appended to the state directory. */
+const SOCKET_PATH_BYTES_MAX = 107;
+const DATA_PORT_DEFAULT = 7401;
+const MS_MAX = 24 * 3_600_000;
+
+export interface Endpoint {
+  readonly address: string;
+  readonly port: number;
+}
+
+export type ApiEndpoint = { readonly kind: 'unix'; readonly path: string } | ({ readonly kind: 'https' } & Endpoint);
+
+const name = z
+  .string()
+  .max(48)
+  .regex(/^[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?$/, 'must be letters, digits, ".", "_" and "-"');
+const path = z
+  .string()
+  .min(1)
+  .max(4096)
+  .transform((value) => resolve(value));
+const milliseconds = z.int().min(1).max(MS_MAX);
+
+/** "10.0.0.1:7400", "[fe80::1]:7400"; the port is optional where `portDefault` is a number. */
+function endpoint(text: string, portDefault: number | null): Endpoint | null {
+  const match = /^(?:\[([^\]]+)\]|([^:[\]]+))(?::(\d{1,5}))?$/.exec(text);
+  const address = match?.[1] ?? match?.[2] ?? (isIP(text) === 6 ? text : undefined);
+  const port = match?.[3] === undefined ? portDefault : Number(match[3]);
+  if (address === undefined || isIP(address) === 0 || port === null || port > 65_535) return null;
+  return { address, port };
+}
+
+function parsed<T>(parse: (text: string) => T | null, expected: string) {
+  return z
+    .string()
+    .max(4096)
+    .transform((text, context): T => {
+      const value = parse(text);
+      if (value !== null) return value;
+      context.addIssue({ code: 'custom', message: `"${text}" is not ${expected}` });
+      return z.NEVER;
+    });
+}
+
+const apiEndpoint = parsed((text): ApiEndpoint | null => {
+  if (text.startsWith('unix:') && text.length > 'unix:'.length) {
+    const socket = resolve(text.slice('unix:'.length));
+    return Buffer.byteLength(socket) <= SOCKET_PATH_BYTES_MAX ? { kind: 'unix', path: socket } : null;
+  }
+  const where = text.startsWith('https://') ? endpoint(text.slice('https://'.length), null) : null;
+  return where === null ? null : { kind: 'https', ...where };
+}, 'unix:PATH (107 bytes at most) or https://IP:PORT');
+
+const peerUrl = parsed((text) => {
+  const match = /^https:\/\/([^/?#@]+)$/.exec(text);
+  if (match === null || !URL.canParse(text)) return null;
+  const { port } = new URL(text);
+  return port === '' ? null : text;
+}, 'https://ADDRESS:PORT');
+
+const schema = z
+  .strictObject({
+    /** This host's name; also the name in its certificate. */
+    name,
+    api: z.array(apiEndpoint).min(1).max(8),
+    /** Where other hosts fetch memory from; port 0 lets the kernel choose. */
+    data: parsed((text) => endpoint(text, DATA_PORT_DEFAULT), 'ADDRESS or ADDRESS:PORT with an IP address'),
+    /** Records, sockets and logs. On a disk: it must survive a reboot. */
+    state: path,
+    /** Guest memory, on tmpfs or hugetlbfs. */
+    ramDir: path.optional(),
+    accel: z.enum(['auto', 'kvm', 'tcg']).default('auto'),
+    /** The other hosts: name → where their https API is. */
+    peers: z.record(name, peerUrl).default({}),
+    /** Folder with ca.pem, crl.pem, cert.pem, key.pem. */
+    tls: path.optional(),
+    /** The library that QEMU is started with; null for none. Default: the one built with this daemon. */
+    preload: path.nullable().optional(),
+    qemu: z.string().min(1).max(4096).optional(),
+    limits: z
+      .strictObject({
+        recoveryMsMax: milliseconds,
+        callMsMax: milliseconds,
+        undoCallMsMax: milliseconds,
+        retryMsMax: milliseconds,
+        runningJobsMax: z.int().min(1).max(64),
+      })
+      .partial()
+      .default({}),
+    logLevel: z.enum(['debug', 'info', 'warn', 'error', 'silent']).default('info'),
+    /** Honour VMIGRATE_FAULT. For tests only. */
+    testFaults: z.boolean().default(false),
+  })
+  .superRefine((config, context) => {
+    const complain = (key: string, message: string) => context.addIssue({ code: 'custom', path: [key], message });
+    const isRemote = config.api.some(({ kind }) => kind === 'https') || Object.keys(config.peers).length > 0;
+    if (isRemote && config.tls === undefined) complain('tls', 'an https API and peers need a certificate folder');
+    if (Object.hasOwn(config.peers, config.name)) complain('peers', `${config.name} is this host itself`);
+    if (Buffer.byteLength(dataSocketPath(config.state)) > SOCKET_PATH_BYTES_MAX)
+      complain('state', 'is too long a path');
+  });
+
+export type DaemonConfig = z.output<typeof schema>;
+/** As it stands in a file; flags have the same shape. */
+export type DaemonConfigInput = Partial<z.input<typeof schema>>;
+
+export function dataSocketPath(stateDir: string): string {
+  return `${stateDir}/data.sock`;
+}
+
+export function parseConfig(input: unknown): DaemonConfig {
+  const result = schema.safeParse(input);
+  if (result.success) return result.data;
+  const issues = result.error.issues.flatMap((issue) =>
+    issue.code === 'unrecognized_keys'
+      ? issue.keys.map((key) => `${[...issue.path, key].join('.')}: unknown key`)
+      : [`${issue.path.join('.') || 'configuration'}: ${issue.message}`],
+  );
+  throw new MigrationError('SPEC_INVALID', `configuration: ${issues.join('; ')}`);
+}
+
+/** The file's content with the flags laid over it; peers are joined. */
+export async function loadConfig(file: string | null, flags: DaemonConfigInput): Promise<DaemonConfig> {
+  const base = file === null ? {} : await readConfigFile(file);
+  const basePeers = typeof base.peers === 'object' && base.peers !== null ? base.peers : {};
+  const peers = flags.peers === undefined ? {} : { peers: { ...basePeers, ...flags.peers } };
+  return parseConfig({ ...base, ...flags, ...peers });
+}
+
+async function readConfigFile(file: string): Promise<Record<string, unknown>> {
+  const text = await readFile(file, 'utf8').catch((cause: unknown) => {
+    throw new MigrationError('SPEC_INVALID', `cannot read the configuration ${file}`, { cause });
+  });
+  if (text.length > CONFIG_BYTES_MAX) throw new MigrationError('SPEC_INVALID', `${file} is no configuration: too long`);
+  const { parse } = await import('yaml');
+  let json: unknown;
+  try {
+    json = parse(text, { maxAliasCount: 16 });
+  } catch (cause) {
+    throw new MigrationError('SPEC_INVALID', `${file} is neither YAML nor JSON: ${(cause as Error).message}`, {
+      cause,
+    });
+  }
+  if (typeof json !== 'object' || json === null || Array.isArray(json))
+    throw new MigrationError('SPEC_INVALID', `${file} holds no configuration`);
+  return json as Record<string, unknown>;
+}
