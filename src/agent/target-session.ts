@@ -10,6 +10,7 @@ import { unlink } from 'node:fs/promises';
 import type { Readable } from 'node:stream';
 import type { PrepareRequest, SessionProgress, SessionState, SourceEndpointInfo } from '../engine/ports.js';
 import { MigrationError, toMigrationError } from '../errors.js';
+import { failureToError } from '../native/failure.js';
 import type { AgentContext } from './context.js';
 import { IncomingState, stateSocketPath } from './incoming-state.js';
 import { MigrationWatch } from './migration-watch.js';
@@ -176,9 +177,7 @@ export class TargetSession {
     return {
       state,
       hasRun: this.#hasRun,
-      error:
-        this.#gone?.toJSON() ??
-        (failure === null ? null : new MigrationError('NATIVE_FAILED', failure.what, { details: failure }).toJSON()),
+      error: this.#gone?.toJSON() ?? (failure === null ? null : failureToError(failure, 'fetching pages').toJSON()),
       pagesTotal,
       pagesPresent: state === 'complete' ? pagesTotal : (counters['pagesPresent'] ?? 0) + (counters['pagesZero'] ?? 0),
       pageBytes,

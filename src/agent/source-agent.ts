@@ -1,0 +1,161 @@
+/** The VMs that leave this host, by session: the source's half of AgentPort. What a session does is in source-session.ts. */
+import type { Transport } from '../domain.js';
+import type { SourceEndpointInfo } from '../engine/ports.js';
+import { MigrationError, toMigrationError } from '../errors.js';
+import type { AgentContext } from './context.js';
+import { EndedSessions } from './ended-sessions.js';
+import { KeyedLocks } from './locks.js';
+import { cancelMigration, type NativeMoveOptions, nativeMove, nativeReading, runAgain } from './native-migration.js';
+import { checkSession, type SourceRecord } from './session-store.js';
+import { SourceSession } from './source-session.js';
+
+export class SourceAgent {
+  readonly #context: AgentContext;
+  readonly #locks = new KeyedLocks();
+  readonly #sources = new Map<string, SourceSession>();
+  /** QEMU's own migrations under way or done, by session. */
+  readonly #moves = new Map<string, Promise<void>>();
+  readonly #ended = new EndedSessions();
+
+  constructor(context: AgentContext) {
+    this.#context = context;
+  }
+
+  /** Of an earlier daemon. */
+  async takeUp(record: SourceRecord): Promise<void> {
+    const { vms, store, registry, host } = this.#context;
+    if (!vms.has(record.vm)) {
+      await store.remove(record);
+      return;
+    }
+    const owner = await registry.owner(record.vm);
+    const hasDeparted = owner !== null && owner.owner !== host;
+    const source = SourceSession.takeUp(this.#context, record, vms.get(record.vm), hasDeparted);
+    this.#sources.set(record.session, source);
+  }
+
+  close(): void {
+    for (const source of this.#sources.values()) source.close();
+  }
+
+  expose(request: {
+    session: string;
+    vm: string;
+    token: string;
+    transport: Transport;
+    target: string;
+  }): Promise<SourceEndpointInfo> {
+    const { session, vm: name } = request;
+    checkSession(session);
+    return this.#locks.hold(session, async () => {
+      this.#ended.refuse(session);
+      const existing = this.#sources.get(session);
+      if (existing !== undefined) return existing.endpoint;
+      const vm = this.#context.vms.get(name);
+      await this.#mustOwn(name);
+      if (vm.state !== 'running') throw new MigrationError('CONFLICT', `${name} is ${vm.state}`);
+      const source = await SourceSession.expose(this.#context, { ...request, version: 1, role: 'source' }, vm);
+      this.#sources.set(session, source);
+      return source.endpoint;
+    });
+  }
+
+  async unexpose(session: string): Promise<void> {
+    checkSession(session);
+    this.#ended.add(session);
+    await this.#locks.hold(session, async () => {
+      await this.#sources.get(session)?.unexpose();
+      this.#sources.delete(session);
+    });
+  }
+
+  stop(session: string): Promise<{ readonly stoppedAtUs: number; readonly stoppedForMs: number }> {
+    return this.#source(session).stop();
+  }
+
+  /** Nothing to do for a VM that is not here or runs. */
+  async continueVm(vm: string, session: string): Promise<void> {
+    const { vms } = this.#context;
+    if (!vms.has(vm)) return;
+    await this.#mustOwn(vm);
+    this.#sources.get(session)?.thaw();
+    const managed = vms.get(vm);
+    try {
+      await runAgain(managed.qmp);
+    } catch (error) {
+      // Nobody else has it, and it cannot run here: what is left of it may go.
+      if (toMigrationError(error).code === 'QEMU_GONE' && managed.state === 'departed')
+        await vms.setState(vm, 'stopped');
+      throw error;
+    }
+    await vms.setState(vm, 'running');
+  }
+
+  transferState(session: string, target: string): Promise<{ readonly deviceStateBytes: number }> {
+    return this.#source(session).transferState(target);
+  }
+
+  async nativeMigrate(name: string, session: string, options: NativeMoveOptions): Promise<void> {
+    await this.#mustOwn(name);
+    this.#ended.refuse(session);
+    const { vms } = this.#context;
+    const move = this.#moves.get(session) ?? nativeMove(vms.get(name), options);
+    this.#moves.set(session, move);
+    try {
+      await move;
+    } catch (error) {
+      this.#moves.delete(session);
+      throw error;
+    }
+    await vms.setState(name, 'departed');
+  }
+
+  nativeProgress(vm: string): Promise<Readonly<Record<string, number | string>>> {
+    return nativeReading(this.#context.vms.get(vm));
+  }
+
+  async nativeCancel(vm: string, session: string): Promise<void> {
+    this.#ended.add(session);
+    const { vms } = this.#context;
+    if (vms.has(vm)) await cancelMigration(vms.get(vm).qmp);
+    await this.#moves.get(session)?.catch(() => undefined);
+    this.#moves.delete(session);
+  }
+
+  counters(session: string): Readonly<Record<string, number>> {
+    return this.#sources.get(session)?.counters() ?? {};
+  }
+
+  async release(vm: string, session: string): Promise<void> {
+    checkSession(session);
+    const { vms, registry } = this.#context;
+    await this.#locks.hold(session, async () => {
+      const owner = await registry.owner(vm);
+      if (owner === null || owner.owner === this.#context.host) {
+        // Released before, and it has come back since or is about to.
+        if (!this.#sources.has(session) && !this.#moves.has(session)) return;
+        throw new MigrationError('CONFLICT', `${vm} belongs to ${this.#context.host}`);
+      }
+      this.#ended.add(session);
+      await this.#sources.get(session)?.unexpose();
+      this.#sources.delete(session);
+      this.#moves.delete(session);
+      // One that is incoming is another session's: the VM is on its way back.
+      if (vms.has(vm) && vms.get(vm).state !== 'incoming') await vms.destroy(vm);
+    });
+  }
+
+  #source(session: string): SourceSession {
+    const source = this.#sources.get(session);
+    if (source !== undefined) return source;
+    this.#ended.refuse(session);
+    throw new MigrationError('NOT_FOUND', `no leaving session ${session.slice(0, 32)} on ${this.#context.host}`);
+  }
+
+  async #mustOwn(vm: string): Promise<void> {
+    const owner = await this.#context.registry.owner(vm);
+    if (owner !== null && owner.owner !== this.#context.host) {
+      throw new MigrationError('OWNER_CHANGED', `${vm} belongs to ${owner.owner} since epoch ${owner.epoch}`);
+    }
+  }
+}

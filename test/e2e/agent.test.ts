@@ -1,0 +1,258 @@
+/** One host's half of a migration, with real QEMU guests and without daemons: see test/hosts/agent-pair.ts. */
+import { afterAll, afterEach, beforeAll, describe, expect, test } from 'vitest';
+import type { MigrationMode, Transport } from '../../src/domain.js';
+import {
+  AgentPair,
+  commit,
+  drained,
+  moveByPostcopy,
+  prepareRequest,
+  stopAndTransfer,
+  upToConnect,
+} from '../hosts/agent-pair.js';
+import { eventually } from '../hosts/cluster.js';
+
+let pair: AgentPair;
+
+beforeAll(async () => {
+  pair = await AgentPair.start();
+});
+afterEach(async () => {
+  pair.onSendState = async () => undefined;
+  for (const host of [pair.a, pair.b]) for (const { name } of host.vms.list()) await host.vms.destroy(name);
+});
+afterAll(() => pair.end());
+
+const view = (host: AgentPair['a'], vm: string) => host.vms.view(host.vms.get(vm));
+const code = (expected: string) => expect.objectContaining({ code: expected });
+
+async function expectClean(host: AgentPair['a'], vm: string): Promise<void> {
+  const { pages, bad } = await host.verify(vm);
+  expect(pages).toBeGreaterThan(0);
+  expect(bad).toBe(0);
+  expect(await host.serial(vm)).not.toMatch(/VMG BAD/);
+}
+
+describe('post-copy', () => {
+  test.each<[Transport, object]>([
+    ['tcp', {}],
+    ['shm', {}],
+    ['tcp', { cpus: 2, regionsMiB: [96, 96] }],
+  ])('over %s with %o: no bad page, nothing left at the source', async (transport, options) => {
+    const { a, b } = pair;
+    await pair.boot({ name: 'busy', touchMiB: 64, ...options });
+    const move = pair.move('busy', { transport });
+    const { deviceStateBytes, progress } = await moveByPostcopy(move);
+    await b.goesOn('busy');
+    await expectClean(b, 'busy');
+    expect(deviceStateBytes).toBeGreaterThan(10_000);
+    expect(progress.counters['demandBytes']).toBeGreaterThan(0);
+    expect(progress.counters['pagesZero']).toBeGreaterThan(0);
+    expect(a.vms.has('busy')).toBe(false);
+    expect(a.traces('busy')).toEqual([]);
+    expect(view(b, 'busy')).toMatchObject({ state: 'running', epoch: 2 });
+    expect(await b.registry.owner('busy')).toMatchObject({ owner: 'B', epoch: 2, session: move.session });
+    await expect(b.agent.discard(move.session)).resolves.toBeUndefined();
+    expect(b.vms.get('busy').state).toBe('running');
+  });
+
+  test('there and back: the first host takes a newer epoch, and only a newer one', async () => {
+    const { a, b } = pair;
+    await pair.boot({ name: 'traveller', touchMiB: 16 });
+    await moveByPostcopy(pair.move('traveller'));
+    await moveByPostcopy(pair.move('traveller', { from: b, to: a }));
+    await expectClean(a, 'traveller');
+    expect(await a.registry.owner('traveller')).toMatchObject({ owner: 'A', epoch: 3 });
+    const stale = { ...(await prepareRequest(pair.move('traveller'))), epoch: 1 };
+    await a.vms.destroy('traveller');
+    await a.registry.swapOwner('traveller', null, { vm: 'traveller', owner: 'B', epoch: 4, session: null });
+    await expect(a.agent.prepare({ ...stale, session: 'c'.repeat(32) })).rejects.toEqual(code('OWNER_CHANGED'));
+    expect(a.traces('traveller')).toEqual([]);
+    await a.registry.removeOwner('traveller', 4);
+  });
+});
+
+describe('before the commit', () => {
+  test('discard leaves nothing, and the VM runs on where it was', async () => {
+    const { a, b } = pair;
+    await pair.boot({ name: 'undone', touchMiB: 16 });
+    const move = pair.move('undone');
+    await upToConnect(move);
+    await stopAndTransfer(move);
+    await a.agent.continueVm('undone', move.session);
+    await a.goesOn('undone');
+    await b.agent.discard(move.session);
+    await a.agent.unexpose(move.session);
+    await a.agent.unreserve('undone', move.job);
+    expect(b.vms.has('undone')).toBe(false);
+    expect(b.traces('undone')).toEqual([]);
+    expect(view(a, 'undone')).toMatchObject({ state: 'running', job: null });
+    await expect(b.agent.prepare(await prepareRequest(move))).rejects.toEqual(code('CONFLICT'));
+    await expect(b.agent.resume(move.session, 2)).rejects.toEqual(code('CONFLICT'));
+    await expectClean(a, 'undone');
+    // The same VM again: nothing of the first attempt is in the way.
+    await moveByPostcopy(pair.move('undone'));
+    await expectClean(b, 'undone');
+  });
+
+  test('a target that loses its QEMU in the transfer: a final error, and the source runs again', async () => {
+    const { a, b } = pair;
+    await pair.boot({ name: 'orphan', touchMiB: 16 });
+    const move = pair.move('orphan');
+    await upToConnect(move);
+    pair.onSendState = async () => {
+      process.kill(b.vms.get('orphan').pid, 'SIGKILL');
+    };
+    await expect(stopAndTransfer(move)).rejects.toEqual(code('QEMU_FAILED'));
+    await a.agent.continueVm('orphan', move.session);
+    await a.goesOn('orphan');
+    await b.agent.discard(move.session);
+    expect(b.traces('orphan')).toEqual([]);
+    await a.agent.unexpose(move.session);
+    expect(a.vms.get('orphan').state).toBe('running');
+  });
+
+  test('resume refuses an epoch that is not newer, and a state that is not loaded', async () => {
+    const { b } = pair;
+    await pair.boot({ name: 'early', touchMiB: 16 });
+    const move = pair.move('early');
+    await upToConnect(move);
+    await expect(b.agent.resume(move.session, 2)).rejects.toEqual(code('CONFLICT'));
+    await b.agent.discard(move.session);
+    expect(await b.registry.owner('early')).toBeNull();
+  });
+});
+
+describe('after the commit', () => {
+  test('a source that has given the VM away neither continues nor loses it', async () => {
+    const { a, b } = pair;
+    await pair.boot({ name: 'given', touchMiB: 32 });
+    const move = pair.move('given');
+    await upToConnect(move);
+    await stopAndTransfer(move);
+    const epoch = await commit(move);
+    await expect(a.agent.continueVm('given', move.session)).rejects.toEqual(code('OWNER_CHANGED'));
+    process.kill(a.vms.get('given').pid, 'SIGKILL');
+    await eventually('the end of QEMU is noticed', 10_000, () => (a.vms.exitOf('given') === null ? undefined : true));
+    await b.agent.resume(move.session, epoch);
+    await expect(b.agent.discard(move.session)).rejects.toEqual(code('CONFLICT'));
+    await drained(move);
+    await expectClean(b, 'given');
+    await a.agent.release('given', move.session);
+    await a.agent.release('given', move.session);
+    expect(a.traces('given')).toEqual([]);
+  });
+
+  test('a restarted target takes its descriptors back and fetches the rest', async () => {
+    const { a, b } = pair;
+    await pair.boot({ name: 'restarted', memoryMiB: 384, touchMiB: 256 });
+    const move = pair.move('restarted');
+    await b.agent.prepare({ ...(await prepareRequest(move)), bandwidthBytesPerS: 40 << 20 });
+    await a.agent.reserve('restarted', move.job);
+    const exposed = {
+      session: move.session,
+      vm: 'restarted',
+      token: move.token,
+      transport: move.transport,
+      target: 'B',
+    };
+    await b.agent.connect(move.session, await a.agent.expose(exposed));
+    await stopAndTransfer(move);
+    await b.agent.resume(move.session, await commit(move));
+    const before = await b.agent.progress(move.session);
+    await b.restart();
+    const after = await b.agent.progress(move.session);
+    expect(after.hasRun).toBe(true);
+    expect(before.pagesPresent).toBeLessThan(before.pagesTotal);
+    await drained(move);
+    await b.goesOn('restarted');
+    await expectClean(b, 'restarted');
+    await a.agent.release('restarted', move.session);
+    await b.agent.finish(move.session);
+    expect(b.vms.get('restarted').state).toBe('running');
+  });
+
+  test('a restarted source exposes the frozen memory again, under new keys', async () => {
+    const { a, b } = pair;
+    await pair.boot({ name: 'exposed', memoryMiB: 384, touchMiB: 256 });
+    const move = pair.move('exposed');
+    await b.agent.prepare({ ...(await prepareRequest(move)), bandwidthBytesPerS: 40 << 20 });
+    await a.agent.reserve('exposed', move.job);
+    const exposed = { session: move.session, vm: 'exposed', token: move.token, transport: move.transport, target: 'B' };
+    await b.agent.connect(move.session, await a.agent.expose(exposed));
+    await stopAndTransfer(move);
+    await b.agent.resume(move.session, await commit(move));
+    await a.restart();
+    expect(a.vms.get('exposed').state).toBe('departed');
+    await eventually('the target notices', 30_000, async () =>
+      ['disconnected', 'failed'].includes((await b.agent.progress(move.session)).state) ? true : undefined,
+    );
+    await b.agent.reconnect(move.session, await a.agent.expose(exposed));
+    const { counters } = await drained(move);
+    expect(counters['reconnectCount']).toBeGreaterThan(0);
+    await expectClean(b, 'exposed');
+    await a.agent.release('exposed', move.session);
+    await b.agent.finish(move.session);
+  });
+
+  test('a crash between ownership and the first instruction: repeating resume runs the VM', async () => {
+    const { a, b } = pair;
+    await pair.boot({ name: 'between', touchMiB: 16 });
+    const move = pair.move('between');
+    await upToConnect(move);
+    await stopAndTransfer(move);
+    const epoch = await commit(move);
+    b.faults.add('agent:resume');
+    await expect(b.agent.resume(move.session, epoch)).rejects.toEqual(code('CANCELLED'));
+    await b.restart();
+    await expect(b.agent.discard(move.session)).rejects.toEqual(code('CONFLICT'));
+    await b.agent.resume(move.session, epoch);
+    await b.agent.resume(move.session, epoch);
+    await drained(move);
+    await b.goesOn('between');
+    await expectClean(b, 'between');
+    await a.agent.release('between', move.session);
+  });
+});
+
+describe("QEMU's own migration", () => {
+  test.each<MigrationMode>(['native-precopy', 'native-postcopy'])('%s of private memory', async (mode) => {
+    const { a, b } = pair;
+    await pair.boot({ name: 'private', touchMiB: 32, backing: 'private', hasPreload: false });
+    const move = pair.move('private', { mode });
+    const { session } = move;
+    const { nativeUri } = await b.agent.prepare(await prepareRequest(move));
+    expect(nativeUri).toMatch(/^tcp:127\.0\.0\.1:\d+$/);
+    const options = { bandwidthBytesPerS: 0, downtimeMsMax: 300, isPostcopy: mode === 'native-postcopy' };
+    await a.agent.nativeMigrate('private', session, { ...options, uri: nativeUri ?? '' });
+    await b.agent.awaitLoaded(session);
+    expect(a.vms.get('private').state).toBe('departed');
+    expect((await a.agent.nativeProgress('private'))['ramTotalBytes']).toBeGreaterThan(0);
+    await b.agent.resume(session, await commit(move));
+    await drained(move);
+    await b.goesOn('private');
+    await expectClean(b, 'private');
+    await a.agent.release('private', session);
+    await b.agent.finish(session);
+    expect(a.traces('private')).toEqual([]);
+  });
+
+  test('cancelled: the VM runs on at the source, the target is empty', async () => {
+    const { a, b } = pair;
+    await pair.boot({ name: 'kept', touchMiB: 64, backing: 'private', hasPreload: false });
+    const move = pair.move('kept', { mode: 'native-precopy' });
+    const { nativeUri } = await b.agent.prepare(await prepareRequest(move));
+    const options = { uri: nativeUri ?? '', isPostcopy: false, bandwidthBytesPerS: 1 << 20, downtimeMsMax: 1 };
+    const moving = a.agent.nativeMigrate('kept', move.session, options);
+    moving.catch(() => undefined);
+    await eventually('it is under way', 10_000, async () =>
+      (await a.agent.nativeProgress('kept'))['status'] === 'active' ? true : undefined,
+    );
+    await a.agent.nativeCancel('kept', move.session);
+    await expect(moving).rejects.toEqual(code('QEMU_FAILED'));
+    await a.agent.continueVm('kept', move.session);
+    await b.agent.discard(move.session);
+    await a.goesOn('kept');
+    expect(b.traces('kept')).toEqual([]);
+  });
+});

@@ -1,0 +1,272 @@
+/**
+ * Two hosts' agents in one process, without daemons: real QEMU, real addon, real registries, and peers that call each other directly. What a
+ * coordinator would do is done by `moveByPostcopy`, in the engine's order.
+ */
+import { randomBytes } from 'node:crypto';
+import { existsSync } from 'node:fs';
+import { mkdtemp, readFile, rm } from 'node:fs/promises';
+import { connect } from 'node:net';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { fileURLToPath } from 'node:url';
+import { LocalAgent } from '../../src/agent/agent.js';
+import type { Peers } from '../../src/agent/peers.js';
+import { parseSpec } from '../../src/agent/spec.js';
+import { VmManager } from '../../src/agent/vms.js';
+import type { MigrationMode, Transport, VmSpec } from '../../src/domain.js';
+import type { PrepareRequest, SessionProgress } from '../../src/engine/ports.js';
+import { MigrationError } from '../../src/errors.js';
+import { type DataListenerHandle, loadNativeBinding } from '../../src/native/binding.js';
+import { FileRegistry } from '../../src/registry/file.js';
+import { eventually } from './cluster.js';
+import { type GuestOptions, guestSpec, parseWork } from './guest.js';
+
+const RELEASE = fileURLToPath(new URL('../../build/native/Release/', import.meta.url));
+const DRAIN_MS = 60_000;
+const BOOT_MS = 90_000;
+
+export interface LogLine {
+  readonly level: string;
+  readonly message: string;
+  readonly fields: Readonly<Record<string, unknown>>;
+}
+
+/** One host. `restart` is what a new daemon does; QEMU stays. */
+export class AgentHost {
+  readonly log: LogLine[] = [];
+  /** Fault points that throw, by name; each once. */
+  readonly faults = new Set<string>();
+  vms!: VmManager;
+  agent!: LocalAgent;
+  registry!: FileRegistry;
+  #listener!: DataListenerHandle;
+
+  constructor(
+    readonly name: string,
+    readonly directory: string,
+    readonly peers: Peers,
+  ) {}
+
+  get ramDir(): string {
+    return `/dev/shm/vmg-${this.directory.slice(-6)}-${this.name}`;
+  }
+
+  async start(): Promise<void> {
+    const native = loadNativeBinding();
+    const stateDir = join(this.directory, this.name);
+    this.registry = await FileRegistry.open(join(stateDir, 'registry'));
+    this.#listener = native.openDataListener({
+      tcp: { address: '127.0.0.1', port: 0 },
+      shmPath: join(stateDir, 'shm.sock'),
+    });
+    const note = (level: string) => (fields: object, message: string) => {
+      this.log.push({ level, message, fields: fields as Record<string, unknown> });
+    };
+    const log = { debug: note('debug'), info: note('info'), warn: note('warn'), error: note('error') };
+    const preloadPath = join(RELEASE, 'libvmigrate-preload.so');
+    const { name: host, ramDir, registry } = this;
+    this.vms = new VmManager({ host, stateDir, ramDir, accel: 'tcg', preloadPath, native, registry, log });
+    await this.vms.start();
+    this.agent = new LocalAgent({
+      host,
+      vms: this.vms,
+      native,
+      listener: this.#listener,
+      registry,
+      peers: this.peers,
+      dataAddress: '127.0.0.1',
+      stateDir,
+      clock: {
+        nowMs: () => performance.now(),
+        isoNow: () => new Date().toISOString(),
+        sleep: (ms, signal) => sleep(ms, undefined, signal === undefined ? {} : { signal }),
+      },
+      log,
+      faults: {
+        hit: async (point) => {
+          if (this.faults.delete(point)) throw new MigrationError('CANCELLED', `fault at ${point}`);
+        },
+      },
+      hostInfo: { preloadPath, certificateExpiresAt: () => null },
+    });
+    await this.agent.start();
+  }
+
+  async stop(): Promise<void> {
+    await this.agent.close();
+    this.#listener.close();
+    await this.vms.close();
+    await this.registry.close();
+  }
+
+  async restart(): Promise<void> {
+    await this.stop();
+    await this.start();
+  }
+
+  /** Names of the files that a VM has on this host. */
+  traces(vm: string): string[] {
+    return [join(this.directory, this.name, 'vms', vm), join(this.ramDir, vm)].filter((path) => existsSync(path));
+  }
+
+  async serial(vm: string): Promise<string> {
+    return readFile(this.vms.serialPaths(vm).log, 'utf8');
+  }
+
+  /** Asks the guest to check every word of every page. */
+  async verify(vm: string): Promise<{ pages: number; bad: number }> {
+    const before = (await this.serial(vm)).length;
+    const socket = connect({ path: this.vms.serialPaths(vm).socket });
+    socket.on('error', () => undefined);
+    socket.resume();
+    const asking = setInterval(() => socket.write('\nverify\n'), 3000);
+    socket.write('verify\n');
+    try {
+      return await eventually(`verdict of ${vm}`, BOOT_MS, async () => {
+        const match = /VERIFY pages (\d+) bad (\d+)/.exec((await this.serial(vm)).slice(before));
+        return match === null ? undefined : { pages: Number(match[1]), bad: Number(match[2]) };
+      });
+    } finally {
+      clearInterval(asking);
+      socket.destroy();
+    }
+  }
+
+  async goesOn(vm: string, windows = 3): Promise<void> {
+    const before = parseWork(await this.serial(vm)).length;
+    await eventually(`${vm} works on ${this.name}`, BOOT_MS, async () =>
+      parseWork(await this.serial(vm)).length >= before + windows ? true : undefined,
+    );
+  }
+}
+
+export interface Move {
+  readonly vm: string;
+  readonly session: string;
+  readonly job: string;
+  readonly token: string;
+  readonly from: AgentHost;
+  readonly to: AgentHost;
+  readonly transport: Transport;
+  readonly mode: MigrationMode;
+}
+
+export class AgentPair {
+  readonly a: AgentHost;
+  readonly b: AgentHost;
+  /** Awaited before the state is handed on; a test may park or break it. */
+  onSendState: () => Promise<void> = async () => undefined;
+
+  private constructor(readonly directory: string) {
+    const hosts = () => [this.a, this.b];
+    const find = (name: string) => {
+      const host = hosts().find((candidate) => candidate.name === name);
+      if (host === undefined) throw new MigrationError('NOT_FOUND', `no host ${name}`);
+      return host;
+    };
+    const peers: Peers = {
+      agent: (name) => find(name).agent,
+      sendState: async (name, session, body) => {
+        await this.onSendState();
+        await find(name).agent.acceptState(session, body);
+      },
+      warm: async () => undefined,
+    };
+    this.a = new AgentHost('A', directory, peers);
+    this.b = new AgentHost('B', directory, peers);
+  }
+
+  static async start(): Promise<AgentPair> {
+    const pair = new AgentPair(await mkdtemp(join(tmpdir(), 'vmg-')));
+    await pair.a.start();
+    await pair.b.start();
+    return pair;
+  }
+
+  async end(): Promise<void> {
+    for (const host of [this.a, this.b]) {
+      for (const { name } of host.vms.list()) await host.vms.destroy(name);
+      await host.stop();
+      await rm(host.ramDir, { recursive: true, force: true });
+    }
+    await rm(this.directory, { recursive: true, force: true });
+  }
+
+  /** Boots it on A and waits until its workload reports. */
+  async boot(options: GuestOptions): Promise<VmSpec> {
+    await this.a.vms.run(parseSpec(guestSpec(options)));
+    await eventually(`${options.name} works`, BOOT_MS, async () =>
+      parseWork(await this.a.serial(options.name)).length >= 5 ? true : undefined,
+    );
+    return this.a.vms.get(options.name).spec;
+  }
+
+  move(vm: string, options: Partial<Move> = {}): Move {
+    return {
+      vm,
+      session: randomBytes(16).toString('hex'),
+      job: `job-${randomBytes(4).toString('hex')}`,
+      token: randomBytes(32).toString('hex'),
+      from: this.a,
+      to: this.b,
+      transport: 'tcp',
+      mode: 'postcopy',
+      ...options,
+    };
+  }
+}
+
+export async function prepareRequest(move: Move): Promise<PrepareRequest> {
+  const { session, job, token, mode, from, vm } = move;
+  const { spec, epoch, accel } = await from.agent.vmInventory(vm);
+  return { session, job, token, mode, spec, epoch, accel, source: from.name, bandwidthBytesPerS: 0 };
+}
+
+/** reserve to connectTarget. */
+export async function upToConnect(move: Move): Promise<void> {
+  const { from, to, session, vm, token, transport, job } = move;
+  await from.agent.reserve(vm, job);
+  await to.agent.prepare(await prepareRequest(move));
+  await to.agent.connect(session, await from.agent.expose({ session, vm, token, transport, target: to.name }));
+}
+
+export async function stopAndTransfer(move: Move): Promise<{ stoppedAtUs: number; deviceStateBytes: number }> {
+  const { from, to, session, vm } = move;
+  const { stoppedAtUs } = await from.agent.stop(vm, session);
+  const [{ deviceStateBytes }] = await Promise.all([
+    from.agent.transferState(vm, session, to.name),
+    to.agent.awaitLoaded(session),
+  ]);
+  return { stoppedAtUs, deviceStateBytes };
+}
+
+/** The commit: A's record names B from here on. */
+export async function commit({ from, to, session, vm }: Move): Promise<number> {
+  const owner = await from.registry.owner(vm);
+  const epoch = owner?.epoch ?? 0;
+  await from.registry.swapOwner(vm, epoch, { vm, owner: to.name, epoch: epoch + 1, session });
+  return epoch + 1;
+}
+
+export function drained({ to, session }: Move): Promise<SessionProgress> {
+  return eventually('every page has arrived', DRAIN_MS, async () => {
+    const progress = await to.agent.progress(session);
+    if (progress.state === 'gone' || progress.state === 'failed') throw new Error(JSON.stringify(progress));
+    return progress.state === 'complete' ? progress : undefined;
+  });
+}
+
+export async function moveByPostcopy(
+  move: Move,
+): Promise<{ blackoutMs: number; deviceStateBytes: number; progress: SessionProgress }> {
+  const { from, to, session, vm } = move;
+  await upToConnect(move);
+  const { stoppedAtUs, deviceStateBytes } = await stopAndTransfer(move);
+  const epoch = await commit(move);
+  const { resumedAtUs } = await to.agent.resume(session, epoch);
+  const progress = await drained(move);
+  await from.agent.release(vm, session);
+  await to.agent.finish(session);
+  return { blackoutMs: (resumedAtUs - stoppedAtUs) / 1000, deviceStateBytes, progress };
+}
