@@ -1,6 +1,7 @@
 /**
  * A VM's serial console for any number of readers. Output comes from the log file that QEMU appends to, so that every reader gets every byte once,
- * at its own pace, and a slow one never makes the guest wait. Input goes into the serial socket.
+ * at its own pace, and a slow one never makes the guest wait. Input goes into the serial socket, of which QEMU serves one connection at a time: all
+ * readers of a VM share it.
  */
 import { type FSWatcher, watch } from 'node:fs';
 import { type FileHandle, open } from 'node:fs/promises';
@@ -23,22 +24,23 @@ export interface ConsoleOptions {
 
 /** Ends when QEMU does. NOT_FOUND if there is no log (yet); QEMU_GONE if the socket does not answer. */
 export async function openConsole(options: ConsoleOptions): Promise<Duplex> {
-  const socket = options.socketPath === null || !options.isFollowing ? null : await openInput(options.socketPath);
+  const { socketPath, logPath } = options;
+  const input = socketPath === null || !options.isFollowing ? null : await SharedInput.take(socketPath);
   let log: FileHandle;
   try {
-    log = await open(options.logPath, 'r');
+    log = await open(logPath, 'r');
   } catch (error) {
-    socket?.destroy();
-    throw new MigrationError('NOT_FOUND', `${options.logPath} cannot be read`, { cause: error });
+    input?.giveBack();
+    throw new MigrationError('NOT_FOUND', `${logPath} cannot be read`, { cause: error });
   }
   const { size } = await log.stat();
   const backlogBytes = Math.max(0, Math.min(options.backlogBytes, CONSOLE_BACKLOG_BYTES_MAX));
-  return new ConsoleStream(log, options.logPath, Math.max(0, size - backlogBytes), socket);
+  return new ConsoleStream(log, logPath, Math.max(0, size - backlogBytes), input);
 }
 
 class ConsoleStream extends Duplex {
   readonly #log: FileHandle;
-  readonly #socket: Socket | null;
+  readonly #input: SharedInput | null;
   readonly #watcher: FSWatcher | null = null;
   #offset: number;
   #isWanted = false;
@@ -47,22 +49,16 @@ class ConsoleStream extends Duplex {
   #isChanged = false;
   #isOver: boolean;
 
-  constructor(log: FileHandle, path: string, offset: number, socket: Socket | null) {
+  constructor(log: FileHandle, path: string, offset: number, input: SharedInput | null) {
     super({ allowHalfOpen: false });
     this.#log = log;
     this.#offset = offset;
-    this.#socket = socket;
-    this.#isOver = socket === null;
-    if (socket === null) return;
+    this.#input = input;
+    this.#isOver = input === null;
+    if (input === null) return;
     this.#watcher = watch(path, () => this.#onChange());
     this.#watcher.on('error', (error) => this.destroy(error));
-    // The same bytes come from the log: this only keeps QEMU from waiting for us.
-    socket.resume();
-    socket.on('error', () => socket.destroy());
-    socket.on('close', () => {
-      this.#isOver = true;
-      this.#onChange();
-    });
+    input.onClosed(this.#onClosed);
   }
 
   override _read(): void {
@@ -71,8 +67,8 @@ class ConsoleStream extends Duplex {
   }
 
   override _write(chunk: Buffer, _encoding: BufferEncoding, done: (error?: Error | null) => void): void {
-    if (this.#socket === null || this.#isOver) done(new MigrationError('QEMU_GONE', 'nobody listens on this console'));
-    else this.#socket.write(chunk, done);
+    if (this.#input === null || this.#isOver) done(new MigrationError('QEMU_GONE', 'nobody listens on this console'));
+    else this.#input.socket.write(chunk, done);
   }
 
   override _final(done: (error?: Error | null) => void): void {
@@ -81,12 +77,21 @@ class ConsoleStream extends Duplex {
 
   override _destroy(error: Error | null, done: (error?: Error | null) => void): void {
     this.#watcher?.close();
-    this.#socket?.destroy();
-    this.#log.close().then(
-      () => done(error),
-      () => done(error),
-    );
+    this.#input?.offClosed(this.#onClosed);
+    this.#input?.giveBack();
+    this.#closeLog();
+    done(error);
   }
+
+  /** Waits for a read under way by itself. */
+  #closeLog(): void {
+    this.#log.close().catch(() => undefined);
+  }
+
+  readonly #onClosed = (): void => {
+    this.#isOver = true;
+    this.#onChange();
+  };
 
   #onChange(): void {
     this.#isChanged = true;
@@ -119,7 +124,54 @@ class ConsoleStream extends Duplex {
   }
 }
 
-function openInput(path: string): Promise<Socket> {
+/** One connection to a serial socket, shared by everybody in this process, closed with its last user. */
+class SharedInput {
+  static readonly #open = new Map<string, Promise<SharedInput>>();
+  readonly socket: Socket;
+  readonly #path: string;
+  #userCount = 0;
+
+  private constructor(path: string, socket: Socket) {
+    this.#path = path;
+    this.socket = socket;
+    socket.setMaxListeners(0);
+    // The same bytes come from the log: this only keeps QEMU from waiting for us.
+    socket.resume();
+    socket.on('error', () => socket.destroy());
+    socket.on('close', () => SharedInput.#open.delete(path));
+  }
+
+  /** QEMU_GONE if nobody listens. */
+  static async take(path: string): Promise<SharedInput> {
+    let opening = SharedInput.#open.get(path);
+    if (opening === undefined) {
+      opening = connectTo(path).then((socket) => new SharedInput(path, socket));
+      SharedInput.#open.set(path, opening);
+      opening.catch(() => SharedInput.#open.delete(path));
+    }
+    const input = await opening;
+    input.#userCount++;
+    return input;
+  }
+
+  giveBack(): void {
+    this.#userCount--;
+    if (this.#userCount > 0) return;
+    SharedInput.#open.delete(this.#path);
+    this.socket.destroy();
+  }
+
+  onClosed(listener: () => void): void {
+    if (this.socket.destroyed) queueMicrotask(listener);
+    else this.socket.on('close', listener);
+  }
+
+  offClosed(listener: () => void): void {
+    this.socket.off('close', listener);
+  }
+}
+
+function connectTo(path: string): Promise<Socket> {
   return new Promise((resolve, reject) => {
     const socket = connect({ path });
     const onError = (cause: Error) =>

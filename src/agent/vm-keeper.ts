@@ -134,7 +134,8 @@ export class VmKeeper {
   }
 
   #onEvent(vm: Vm, event: QmpEvent): void {
-    if (event.name === 'SHUTDOWN') vm.shutdownReason = String(event.data['reason'] ?? 'unknown');
+    const reason = event.data['reason'];
+    if (event.name === 'SHUTDOWN' && typeof reason === 'string') vm.shutdownReason = reason;
     if (event.name !== 'STOP' && event.name !== 'RESUME') return;
     vm.liveState = event.name === 'STOP' ? 'paused' : 'running';
     this.#options.emitter.emit('change', vm.spec.name);

@@ -40,6 +40,8 @@ export function qemuArguments(spec: VmSpec, place: QemuPlacement): string[] {
     ...['-no-user-config', '-nodefaults', '-display', 'none', '-vga', 'none'],
     ...['-accel', place.accel === 'tcg' ? 'tcg,thread=multi' : 'kvm'],
     ...['-cpu', spec.cpuModel],
+    // Only Windows XP gains from it, and it reads guest memory while device state is loaded: page faults in the blackout.
+    ...['-global', 'apic-common.vapic=off'],
     ...['-smp', `cpus=${spec.cpus}`],
     ...memoryArguments(spec, place.ramPaths),
     ...socketMonitor('qmp', place.qmpPath),

@@ -50,7 +50,7 @@ export interface QmpWaitOptions {
 
 type Arguments<C extends keyof QmpCommands> = QmpCommands[C]['arguments'];
 type OptionalArguments<C extends keyof QmpCommands> =
-  Record<never, never> extends Arguments<C>
+  Partial<Arguments<C>> extends Arguments<C>
     ? [args?: Arguments<C>, options?: QmpExecuteOptions]
     : Arguments<C> extends Record<string, never>
       ? [args?: Record<string, never>, options?: QmpExecuteOptions]
@@ -114,7 +114,7 @@ export class QmpClient {
     command: C,
     ...[args, options]: OptionalArguments<C>
   ): Promise<QmpCommands[C]['returns']> {
-    return (await this.executeUntyped(command, args, options)) as QmpCommands[C]['returns'];
+    return this.executeUntyped(command, args, options);
   }
 
   /** For a command that is not in the typed list. */
@@ -297,9 +297,10 @@ function cancelled(what: string): MigrationError {
 }
 
 function refused(command: string, error: Record<string, unknown>): MigrationError {
-  const desc = String(error['desc'] ?? 'no reason given');
+  const desc = typeof error['desc'] === 'string' ? error['desc'] : 'no reason given';
+  const errorClass = typeof error['class'] === 'string' ? error['class'] : '';
   return new MigrationError('QEMU_FAILED', `QEMU refused ${command}: ${desc}`, {
-    details: { class: String(error['class'] ?? ''), desc },
+    details: { class: errorClass, desc },
   });
 }
 

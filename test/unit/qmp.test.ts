@@ -4,7 +4,7 @@ import { mkdtemp, rm } from 'node:fs/promises';
 import { createServer, type Server, type Socket } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import fc from 'fast-check';
+import * as fc from 'fast-check';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import { LineSplitter } from '../../src/qemu/line-splitter.js';
 import { QMP_LINE_BYTES_MAX, QmpClient, type QmpEvent } from '../../src/qemu/qmp.js';
@@ -73,7 +73,7 @@ class ScriptedQemu {
 const failure = (promise: Promise<unknown>) =>
   promise.then(
     () => 'resolved',
-    (error: { code?: string }) => error.code ?? String(error),
+    (error: { code?: string }) => error.code ?? 'an error without code',
   );
 
 describe('a scripted QEMU', () => {

@@ -1,4 +1,4 @@
-import fc from 'fast-check';
+import * as fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
 import { checkSpec, parseSpec } from '../../src/agent/spec.js';
 import { MigrationError } from '../../src/errors.js';
