@@ -84,6 +84,7 @@ const recordSchema = z.strictObject({
           descriptorIndex: count,
         }),
       ),
+      failure: z.strictObject({ code: z.int(), errno: z.int(), what: z.string() }).nullable().exactOptional(),
     })
     .nullable(),
   taps: z.record(z.string(), z.string()),

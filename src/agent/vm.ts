@@ -1,6 +1,6 @@
 /** One VM of this host: its durable record and what the daemon holds while it lives. Only VmManager changes it. */
 import { join } from 'node:path';
-import type { VmSpec, VmState } from '../domain.js';
+import type { VmSpec, VmState, VmView } from '../domain.js';
 import { MigrationError } from '../errors.js';
 import type { RegionFile, VmMemoryHandle } from '../native/binding.js';
 import type { QmpClient } from '../qemu/qmp.js';
@@ -138,4 +138,20 @@ export class Vm implements ManagedVm {
   async settled(): Promise<void> {
     await this.#lastWrite;
   }
+}
+
+export function viewOf(vm: Vm, host: string): VmView {
+  return {
+    name: vm.spec.name,
+    uuid: vm.spec.uuid,
+    host,
+    state: vm.state,
+    epoch: vm.epoch,
+    memoryBytes: vm.spec.memory.sizeBytes,
+    pid: vm.record.process?.pid ?? null,
+    machine: vm.machine,
+    accel: vm.accel,
+    job: vm.job,
+    serialLog: vm.spec.hasSerial ? vm.paths.serialLog : null,
+  };
 }

@@ -12,49 +12,23 @@ import { EventEmitter } from 'node:events';
 import { mkdir, readdir, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import type { VmSpec, VmState, VmView } from '../domain.js';
-import type { Registry } from '../engine/ports.js';
 import { MigrationError, toMigrationError } from '../errors.js';
-import type { NativeBinding } from '../native/binding.js';
 import { askQemu, type InstalledQemu, resolveAccel, resolveMachine } from '../qemu/installed.js';
 import { KeyedLocks } from './locks.js';
-import type { Log } from './log.js';
 import { tapNames } from './network.js';
 import { presencePath, type RamPlace, regionFiles } from './ram-files.js';
 import { checkSpec } from './spec.js';
-import { type ManagedVm, Vm } from './vm.js';
+import { type ManagedVm, Vm, viewOf } from './vm.js';
+import { adopt } from './vm-adopt.js';
 import { type StopOptions, VmKeeper } from './vm-keeper.js';
 import { launch } from './vm-launch.js';
-import { isAlive } from './vm-process.js';
+import type { IncomingOptions, VmManagerOptions } from './vm-options.js';
 import { readRecord, type VmExit, type VmRecord } from './vm-record.js';
 
 export type { ManagedVm } from './vm.js';
 export type { StopOptions } from './vm-keeper.js';
+export type { IncomingOptions, VmManagerOptions } from './vm-options.js';
 export type { VmExit } from './vm-record.js';
-
-export interface VmManagerOptions {
-  readonly host: string;
-  readonly stateDir: string;
-  /** On tmpfs; made if missing. */
-  readonly ramDir: string;
-  /** What `auto` in a spec means on this host. */
-  readonly accel: 'auto' | 'kvm' | 'tcg';
-  readonly preloadPath: string | null;
-  /** null: only VMs without preload. */
-  readonly native: NativeBinding | null;
-  readonly registry: Registry;
-  readonly log: Log;
-  /** Default qemu-system-x86_64 from PATH. */
-  readonly qemuProgram?: string;
-}
-
-export interface IncomingOptions {
-  readonly session: string;
-  readonly accel: 'kvm' | 'tcg';
-  /** The epoch at which the VM will belong here. */
-  readonly epoch: number;
-  /** QEMU's own migration moves the memory: no preload, whose registrations would be in QEMU's way. */
-  readonly isNative?: boolean;
-}
 
 /** A unix socket's path has at most this many bytes. */
 const SOCKET_PATH_BYTES_MAX = 107;
@@ -171,20 +145,7 @@ export class VmManager {
   }
 
   view(vm: ManagedVm): VmView {
-    const { record, paths } = this.#get(vm.spec.name);
-    return {
-      name: vm.spec.name,
-      uuid: vm.spec.uuid,
-      host: this.#options.host,
-      state: vm.state,
-      epoch: vm.epoch,
-      memoryBytes: vm.spec.memory.sizeBytes,
-      pid: record.process?.pid ?? null,
-      machine: vm.machine,
-      accel: vm.accel,
-      job: vm.job,
-      serialLog: vm.spec.hasSerial ? paths.serialLog : null,
-    };
+    return viewOf(this.#get(vm.spec.name), this.#options.host);
   }
 
   /** How a stopped VM came to its end. */
@@ -412,37 +373,14 @@ export class VmManager {
         return;
       }
       if (record.spec.name !== name) throw new MigrationError('CORRUPT', `${directory} holds the record of another VM`);
-      await this.#adopt(new Vm(directory, record));
+      const vm = new Vm(directory, record);
+      this.#vms.set(name, vm);
+      const { native, log } = this.#options;
+      if ((await adopt(vm, { keeper: this.#keeper, native, log })) === 'unwanted') await this.#remove(vm, false);
     } catch (error) {
       if (!this.#vms.has(name)) this.#unreadable.add(name);
       this.#options.log.error({ vm: name, error: toMigrationError(error).toJSON() }, 'a VM cannot be taken up again');
     }
-  }
-
-  async #adopt(vm: Vm): Promise<void> {
-    const { record } = vm;
-    this.#vms.set(vm.spec.name, vm);
-    if (record.process === null) await this.#keeper.endUnrecorded(vm);
-    if (record.state === 'starting') {
-      await this.#remove(vm, false);
-      return;
-    }
-    if (record.state === 'stopped') return;
-    if (record.process === null || !(await isAlive(record.process))) {
-      if (record.exit === null) await this.#keeper.settle(vm, 'vanished');
-      return;
-    }
-    if (record.memory !== null && this.#options.native !== null) {
-      try {
-        vm.memory = this.#options.native.adoptVm({ snapshot: record.memory, regions: record.regions });
-      } catch (error) {
-        this.#options.log.error(
-          { vm: vm.spec.name, error: toMigrationError(error).toJSON() },
-          'its memory cannot be taken over',
-        );
-      }
-    }
-    await this.#keeper.takeUp(vm);
   }
 
   async #remove(vm: Vm, isRamKept: boolean): Promise<void> {

@@ -1,0 +1,35 @@
+/** Takes up a VM that an earlier daemon has left behind. */
+import { toMigrationError } from '../errors.js';
+import type { NativeBinding } from '../native/binding.js';
+import type { Log } from './log.js';
+import type { Vm } from './vm.js';
+import type { VmKeeper } from './vm-keeper.js';
+import { isAlive } from './vm-process.js';
+
+export interface AdoptOptions {
+  readonly keeper: VmKeeper;
+  readonly native: NativeBinding | null;
+  readonly log: Log;
+}
+
+/** `unwanted`: the caller removes it, nobody was ever told that it runs. */
+export async function adopt(vm: Vm, options: AdoptOptions): Promise<'kept' | 'unwanted'> {
+  const { record } = vm;
+  if (record.process === null) await options.keeper.endUnrecorded(vm);
+  if (record.state === 'starting') return 'unwanted';
+  if (record.state === 'stopped') return 'kept';
+  if (record.process === null || !(await isAlive(record.process))) {
+    if (record.exit === null) await options.keeper.settle(vm, 'vanished');
+    return 'kept';
+  }
+  if (record.memory !== null && options.native !== null) {
+    try {
+      vm.memory = options.native.adoptVm({ snapshot: record.memory, regions: record.regions });
+    } catch (error) {
+      const fields = { vm: vm.spec.name, error: toMigrationError(error).toJSON() };
+      options.log.error(fields, 'the memory of a VM cannot be taken over');
+    }
+  }
+  await options.keeper.takeUp(vm);
+  return 'kept';
+}

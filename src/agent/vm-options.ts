@@ -1,0 +1,29 @@
+/** What VmManager is told: once, and for each VM. */
+import type { Registry } from '../engine/ports.js';
+import type { NativeBinding } from '../native/binding.js';
+import type { Log } from './log.js';
+
+export interface VmManagerOptions {
+  readonly host: string;
+  readonly stateDir: string;
+  /** On tmpfs; made if missing. */
+  readonly ramDir: string;
+  /** What `auto` in a spec means on this host. */
+  readonly accel: 'auto' | 'kvm' | 'tcg';
+  readonly preloadPath: string | null;
+  /** null: only VMs without preload. */
+  readonly native: NativeBinding | null;
+  readonly registry: Registry;
+  readonly log: Log;
+  /** Default qemu-system-x86_64 from PATH. */
+  readonly qemuProgram?: string;
+}
+
+export interface IncomingOptions {
+  readonly session: string;
+  readonly accel: 'kvm' | 'tcg';
+  /** The epoch at which the VM will belong here. */
+  readonly epoch: number;
+  /** QEMU's own migration moves the memory: no preload, whose registrations would be in QEMU's way. */
+  readonly isNative?: boolean;
+}
