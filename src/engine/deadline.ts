@@ -1,6 +1,8 @@
 import { MigrationError, toMigrationError } from '../errors.js';
 import type { Clock } from './ports.js';
 
+const OVER = Symbol('the work is over');
+
 /**
  * `work`, or TIMEOUT after `msMax`, or CANCELLED as soon as `signal` aborts. The work itself goes on: whoever gives up on it must undo as if it
  * had taken effect, and late effects are refused by the agents (see the rules in ports.ts).
@@ -15,7 +17,8 @@ export function withDeadline<T>(
   return new Promise<T>((resolve, reject) => {
     const timer = new AbortController();
     const leave = (): void => {
-      timer.abort();
+      // With a reason, because making the default one (an exception with its stack) is the dearest part of a call in the blackout.
+      timer.abort(OVER);
       signal?.removeEventListener('abort', onAbort);
     };
     const onAbort = (): void => {
@@ -54,4 +57,9 @@ export async function pause(clock: Clock, ms: number, signal: AbortSignal): Prom
 /** May the same call succeed later, unchanged? */
 export function mayPass(error: MigrationError): boolean {
   return error.isRetryable || error.code === 'UNREACHABLE' || error.code === 'TIMEOUT' || error.code === 'DISCONNECTED';
+}
+
+/** After the commit there is nothing better to do than to wait until somebody has made room. */
+export function mayPassAfterCommit(error: MigrationError): boolean {
+  return mayPass(error) || error.code === 'NO_SPACE' || error.code === 'OUT_OF_MEMORY';
 }

@@ -36,7 +36,7 @@ import type { MigrationReport, PlanStep, StepName } from '../domain.js';
 import { MigrationError, toMigrationError } from '../errors.js';
 import { firstStepOutOfOrder, PLAN_STEPS_AFTER_COMMIT } from '../planner/plan.js';
 import type { StepContext, StepExecutor } from './context.js';
-import { mayPass, pause, withDeadline } from './deadline.js';
+import { mayPass, mayPassAfterCommit, pause, withDeadline } from './deadline.js';
 import { drain, releaseSource } from './phases/drain.js';
 import { nativeStart, nativeSwitchover } from './phases/native.js';
 import { connectTarget, exposeSource, prepareTarget, reserve } from './phases/prepare.js';
@@ -308,7 +308,7 @@ async function goOn(context: StepContext, steps: readonly PlanStep[], unwritten:
           if (halt.aborted) return { kind: 'halted' };
           if (error.code === 'VM_LOST') return { kind: 'lost', error };
           const nowMs = ports.clock.nowMs();
-          if (!mayPass(error) || nowMs - marks.advancedAtMs > limits.recoveryMsMax) {
+          if (!mayPassAfterCommit(error) || nowMs - marks.advancedAtMs > limits.recoveryMsMax) {
             return { kind: 'stalled', error: stalled(error, step, nowMs - marks.advancedAtMs) };
           }
           observer.onRecovering(atStep(error, step));

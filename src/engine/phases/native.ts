@@ -30,11 +30,9 @@ export const nativeStart: StepExecutor = {
     } finally {
       watching.abort();
     }
-    // The source stopped by itself, inside the call: QEMU knows how long ago.
-    const nowMs = ports.clock.nowMs();
-    const reading = await read(context);
-    context.marks.stoppedAtMs = nowMs - numberOf(reading, 'downtimeMs');
-    return figures(context, reading);
+    // The source stopped by itself, inside the call. QEMU knows how long ago, and is asked when the guest runs again (see nativeFigures).
+    context.marks.stoppedAtMs = ports.clock.nowMs();
+    return undefined;
   },
   /** Also when the migration is over: the source is stopped then, and continueVm makes it run again. */
   async undo({ record, ports }) {
@@ -53,6 +51,20 @@ export const nativeSwitchover: StepExecutor = {
     // nativeStart's undo makes the source run again; prepareTarget's takes away what was loaded.
   },
 };
+
+/** What QEMU found out before nativeStart ended: its share of the blackout and the figures of the report, which go without it if need be. */
+export async function nativeFigures(
+  context: StepContext,
+): Promise<Partial<Findings> & { readonly downtimeMs: number }> {
+  if (context.record.plan.request.mode === 'postcopy') return { downtimeMs: 0 };
+  try {
+    const reading = await read(context);
+    return { ...figures(context, reading), downtimeMs: numberOf(reading, 'downtimeMs') };
+  } catch (error) {
+    context.observer.onWarning("the report lacks QEMU's own figures", error);
+    return { downtimeMs: 0 };
+  }
+}
 
 /** native-postcopy: both QEMUs must stay alive and connected; QEMU's own recovery of a broken connection is not driven by this build. */
 export async function drainNative(context: StepContext): Promise<Partial<Findings>> {

@@ -2,6 +2,7 @@
 import { MigrationError, toMigrationError } from '../../errors.js';
 import type { StepContext, StepExecutor } from '../context.js';
 import { lost } from '../lost.js';
+import { nativeFigures } from './native.js';
 
 export const stopSource: StepExecutor = {
   async forward(context) {
@@ -56,7 +57,7 @@ export async function isCommitted({ record, ports }: StepContext): Promise<boole
 
 export const resumeTarget: StepExecutor = {
   async forward(context) {
-    const { record, ports, marks, findings } = context;
+    const { record, ports } = context;
     try {
       await ports.target.resume(record.session, record.epoch + 1);
     } catch (thrown) {
@@ -64,16 +65,19 @@ export const resumeTarget: StepExecutor = {
       if (toMigrationError(thrown).code !== 'QEMU_GONE') throw thrown;
       throw lost(context, (await ports.target.progress(record.session)).hasRun);
     }
-    const blackoutMs =
-      marks.stoppedAtMs !== null
-        ? ports.clock.nowMs() - marks.stoppedAtMs
-        : findings.stoppedAt === null
-          ? 0
-          : Math.max(0, Date.parse(ports.clock.isoNow()) - Date.parse(findings.stoppedAt));
-    return { blackoutMs };
+    const blackoutMs = sinceStop(context);
+    const { downtimeMs, ...figures } = await nativeFigures(context);
+    return { ...figures, blackoutMs: blackoutMs + downtimeMs };
   },
   undo: neverUndone,
 };
+
+/** By the wall clock if the stop was in the life of an earlier daemon. */
+function sinceStop({ ports, marks, findings }: StepContext): number {
+  if (marks.stoppedAtMs !== null) return ports.clock.nowMs() - marks.stoppedAtMs;
+  if (findings.stoppedAt === null) return 0;
+  return Math.max(0, Date.parse(ports.clock.isoNow()) - Date.parse(findings.stoppedAt));
+}
 
 export function neverUndone(): Promise<void> {
   return Promise.reject(new MigrationError('INTERNAL', 'nothing after the commit is ever undone'));

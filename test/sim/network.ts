@@ -1,0 +1,139 @@
+/** Calls from one daemon's life to an agent, over a network that loses, repeats and delays. */
+import type { AgentPort } from '../../src/engine/ports.js';
+import { MigrationError } from '../../src/errors.js';
+import type { Life } from './time.js';
+import type { Fault, World } from './world.js';
+
+const LATENCY_MS = 0.5;
+/** A connection over a cut network is noticed by its client's own timeout. */
+const SILENCE_MS = 3_000;
+
+export interface Callee {
+  readonly host: 'A' | 'B';
+  /** Who answers now: null while the daemon is down. */
+  readonly find: () => { agent: AgentPort; life: Life } | null;
+}
+
+type Call = (...parameters: unknown[]) => Promise<unknown>;
+
+const METHODS = [
+  'inventory',
+  'vmInventory',
+  'checkTarget',
+  'prepare',
+  'connect',
+  'awaitLoaded',
+  'resume',
+  'progress',
+  'reconnect',
+  'finish',
+  'discard',
+  'reserve',
+  'unreserve',
+  'expose',
+  'unexpose',
+  'stop',
+  'continueVm',
+  'transferState',
+  'nativeMigrate',
+  'nativeProgress',
+  'nativeCancel',
+  'sourceCounters',
+  'release',
+] as const satisfies readonly (keyof AgentPort)[];
+
+/** The callee as the daemon life `caller` on `from` sees it. */
+export function remoteAgent(world: World, from: 'A' | 'B', caller: Life, callee: Callee): AgentPort {
+  const isRemote = from !== callee.host;
+  const entries = METHODS.map((name): [string, Call] => [
+    name,
+    (...parameters) => call(world, isRemote, caller, callee, name, parameters),
+  ]);
+  return { host: callee.host, ...Object.fromEntries(entries) } as unknown as AgentPort;
+}
+
+async function call(
+  world: World,
+  isRemote: boolean,
+  caller: Life,
+  callee: Callee,
+  name: (typeof METHODS)[number],
+  parameters: unknown[],
+): Promise<unknown> {
+  const label = `${callee.host}.${name}`;
+  await caller.survive();
+  world.event(`call ${label}`);
+  await caller.survive();
+  const fault = takeCallFault(world);
+  if (fault?.kind === 'delayCall') {
+    // The request is on its way, whatever becomes of the caller; only the callee's death ends it.
+    return outlive(caller, world, () => arrive(world, isRemote, callee, name, parameters, fault.ms));
+  }
+  if (fault?.kind === 'repeatCall') {
+    void arrive(world, isRemote, callee, name, parameters, fault.ms).catch(() => undefined);
+  }
+  const answer = await outlive(caller, world, () => arrive(world, isRemote, callee, name, parameters, 0));
+  world.event(`answer ${label}`);
+  await caller.survive();
+  if (fault?.kind === 'loseAnswer' || (isRemote && !world.isNetworkUp)) {
+    await caller.sleep(LATENCY_MS);
+    throw new MigrationError('UNREACHABLE', `the answer to ${label} was lost`);
+  }
+  return answer;
+}
+
+async function arrive(
+  world: World,
+  isRemote: boolean,
+  callee: Callee,
+  name: (typeof METHODS)[number],
+  parameters: unknown[],
+  delayMs: number,
+): Promise<unknown> {
+  const before = callee.find();
+  await pass(world, (isRemote ? LATENCY_MS : 0) + delayMs);
+  if (isRemote && !world.isNetworkUp) {
+    await pass(world, SILENCE_MS);
+    throw new MigrationError('UNREACHABLE', `${callee.host} is silent`);
+  }
+  const present = callee.find();
+  // A request dies with the connection, and that with the daemon that had accepted it.
+  if (present === null || (delayMs > 0 && before?.life !== present.life)) {
+    throw new MigrationError('UNREACHABLE', `${callee.host} refuses connections`);
+  }
+  world.event(`arrive ${callee.host}.${name}`);
+  await present.life.survive();
+  const work = (present.agent[name] as Call).apply(present.agent, parameters);
+  // A daemon that dies resets its connections.
+  return new Promise((resolve, reject) => {
+    work.then(resolve, reject);
+    const watch = (): void => {
+      if (present.life.isAlive) return;
+      reject(new MigrationError('UNREACHABLE', `${callee.host} has hung up`));
+    };
+    present.life.onDeath(watch);
+    watch();
+  });
+}
+
+async function outlive<T>(caller: Life, world: World, work: () => Promise<T>): Promise<T> {
+  try {
+    const value = await work();
+    await caller.survive();
+    return value;
+  } catch (error) {
+    await pass(world, 0);
+    await caller.survive();
+    throw error;
+  }
+}
+
+function pass(world: World, ms: number): Promise<void> {
+  return ms === 0 ? Promise.resolve() : new Promise((resolve) => void world.time.after(ms, resolve));
+}
+
+function takeCallFault(world: World): Fault | null {
+  const fault = world.callFault;
+  world.callFault = null;
+  return fault;
+}

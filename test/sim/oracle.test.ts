@@ -1,0 +1,40 @@
+/** The oracle can fail: orders broken on purpose are caught. Without these tests, a simulation that finds nothing would prove nothing. */
+import { describe, expect, test } from 'vitest';
+import { type Sabotage, simulate } from './simulate.js';
+import type { FaultKind } from './world.js';
+
+/** The first violation that one fault at any event brings to light, or the undisturbed run's. */
+async function firstViolation(sabotage: Sabotage, kind: FaultKind | null): Promise<string | null> {
+  const calm = await simulate({ seed: 7, faults: [], sabotage });
+  if (kind === null) return calm.violation;
+  expect(calm.violation).toBeNull();
+  for (let at = 0; at < calm.eventCount; at++) {
+    const { violation } = await simulate({ seed: 7, faults: [{ at, kind, ms: 500 }], sabotage });
+    if (violation !== null) return violation;
+  }
+  return null;
+}
+
+describe('the oracle sees', () => {
+  test('resume before commit', async () => {
+    expect(await firstViolation('resumeBeforeCommit', 'fillSourceDisk')).toMatch(
+      /two copies|ran on after|written after/,
+    );
+  });
+
+  test('a source that runs on after the commit', async () => {
+    expect(await firstViolation('continueAfterCommit', null)).toMatch(/two copies|ran on after/);
+  });
+
+  test('a source released before the target has every page', async () => {
+    expect(await firstViolation('completeTooSoon', null)).toMatch(/pages are missing/);
+  });
+
+  test('an undo that leaves the target as it is', async () => {
+    expect(await firstViolation('discardNothing', 'loseAnswer')).toMatch(/left over on the target/);
+  });
+
+  test('a daemon that forgets its journal', async () => {
+    expect(await firstViolation('loseJournal', 'killSourceDaemon')).not.toBeNull();
+  });
+});

@@ -1,0 +1,65 @@
+import { expect, test } from 'vitest';
+import { Chance } from './chance.js';
+import { expectSound } from './explain.js';
+import type { Scenario } from './simulate.js';
+import type { Fault, FaultKind } from './world.js';
+
+const SEEDS_PER_TEST = 500;
+const TEST_COUNT = 5;
+/** More than any migration has, so that faults also come after its end. */
+const EVENTS = 150;
+const FAULTS_MAX = 5;
+
+const KINDS: readonly FaultKind[] = [
+  'killSourceDaemon',
+  'killSourceDaemon',
+  'killTargetDaemon',
+  'killTargetDaemon',
+  'killSourceQemu',
+  'killTargetQemu',
+  'cutNetwork',
+  'cutNetwork',
+  'fillSourceDisk',
+  'fillTargetDisk',
+  'cancel',
+  'loseAnswer',
+  'loseAnswer',
+  'repeatCall',
+  'delayCall',
+];
+
+/** Several faults, of which the later ones strike what the earlier ones have set going. */
+function scenarioOf(seed: number): Scenario {
+  const chance = new Chance(seed);
+  const faults = Array.from({ length: 1 + chance.below(FAULTS_MAX) }, (): Fault => {
+    // Short and long ones alike often: 1 ms to 30 s.
+    const ms = Math.round(30_000 ** chance.next());
+    return { at: chance.below(EVENTS), kind: chance.pick(KINDS), ms };
+  });
+  return { seed, faults, mode: chance.below(4) === 0 ? 'native-precopy' : 'postcopy' };
+}
+
+const replayed = process.env.VMIGRATE_SIM_SEED;
+
+if (replayed === undefined) {
+  test.each(Array.from({ length: TEST_COUNT }, (_, index) => index * SEEDS_PER_TEST))(
+    'seeds from %i',
+    async (first) => {
+      const ends = new Map<string, number>();
+      for (let seed = first; seed < first + SEEDS_PER_TEST; seed++) {
+        const { state } = await expectSound(scenarioOf(seed));
+        ends.set(state ?? 'refused', (ends.get(state ?? 'refused') ?? 0) + 1);
+      }
+      // The faults reach every end that a job can have; else the simulation has become tame.
+      for (const state of ['cancelled', 'done', 'failed', 'lost', 'refused']) {
+        expect(ends.get(state) ?? 0, `jobs that ended ${state}`).toBeGreaterThan(SEEDS_PER_TEST / 100);
+      }
+    },
+  );
+} else {
+  test(`seed ${replayed}`, async () => {
+    const scenario = scenarioOf(Number(replayed));
+    const { trace, state } = await expectSound(scenario);
+    console.log([JSON.stringify(scenario), ...trace, `job ${state}`].join('\n'));
+  });
+}

@@ -1,0 +1,234 @@
+import type { JobState, MigrationMode } from '../../src/domain.js';
+import { readHistories } from '../../src/engine/history.js';
+import type { AgentPort, Registry } from '../../src/engine/ports.js';
+import { JobManager } from '../../src/jobs/jobs.js';
+import { FileJournal } from '../../src/jobs/journal.js';
+import { FileRegistry } from '../../src/registry/file.js';
+import { SimAgent, startedVm } from './agent.js';
+import { remoteAgent } from './network.js';
+import { vmSpec } from './spec.js';
+import { SimStore } from './store.js';
+import { Life } from './time.js';
+import { type Fault, World } from './world.js';
+
+/** Orders broken on purpose, one for each thing that the oracle claims to see. */
+export type Sabotage =
+  | 'resumeBeforeCommit'
+  | 'continueAfterCommit'
+  | 'completeTooSoon'
+  | 'discardNothing'
+  | 'loseJournal';
+
+export interface Scenario {
+  readonly seed: number;
+  readonly faults: readonly Fault[];
+  readonly mode?: MigrationMode;
+  readonly sabotage?: Sabotage;
+}
+
+export interface Result {
+  readonly violation: string | null;
+  /** null: the request was refused, or died with the daemon before it was durable. */
+  readonly state: JobState | null;
+  readonly eventCount: number;
+  readonly trace: readonly string[];
+}
+
+interface Daemon {
+  readonly life: Life;
+  readonly agent: SimAgent;
+  readonly jobs: JobManager | null;
+  readonly journal: FileJournal | null;
+}
+
+const REST_MS_MAX = 1_800_000;
+/** Longer than any call is late. */
+const AFTERMATH_MS = 90_000;
+
+export async function simulate({ seed, faults, mode = 'postcopy', sabotage }: Scenario): Promise<Result> {
+  const world = new World(seed, faults);
+  const daemons: { A: Daemon | null; B: Daemon | null } = { A: null, B: null };
+  const { A, B } = world.hosts;
+
+  const boot = async (host: 'A' | 'B'): Promise<void> => {
+    const state = world.hosts[host];
+    const other = host === 'A' ? 'B' : 'A';
+    const life = new Life(world.time);
+    state.life = life;
+    const hooks = {
+      isFull: () => state.isDiskFull,
+      event: (label: string) => world.event(label),
+      chance: () => world.chance.next(),
+    };
+    const registry = await FileRegistry.on(new SimStore(state.owners, life, hooks));
+    const peer = (): SimAgent | null =>
+      world.isNetworkUp && world.hosts[other].life ? (daemons[other]?.agent ?? null) : null;
+    const agent = new SimAgent(world, state, life, registry, peer);
+    if (host === 'B') {
+      daemons.B = { life, agent, jobs: null, journal: null };
+      return;
+    }
+    const find = (name: 'A' | 'B') => (): { agent: AgentPort; life: Life } | null =>
+      world.hosts[name].life === null ? null : daemons[name];
+    if (sabotage === 'loseJournal') state.journal.bytes = Buffer.alloc(0);
+    const { journal } = await FileJournal.on(new SimStore(state.journal, life, hooks));
+    const agents: Record<string, AgentPort> = {
+      A: remoteAgent(world, 'A', life, { host: 'A', find: find('A') }),
+      B: remoteAgent(world, 'A', life, { host: 'B', find: find('B') }),
+    };
+    const jobs = new JobManager({
+      host: 'A',
+      agent: (name) => sabotaged(agents[name]!, world, sabotage),
+      registry: sabotage === 'resumeBeforeCommit' ? resumeFirst(registry, agents.B!) : registry,
+      journal,
+      clock: life.clock,
+      random: { hex: (bytes) => world.chance.hex(bytes) },
+      faults: {
+        hit: async (point) => {
+          world.event(point);
+          await life.survive();
+        },
+      },
+      log: {
+        info: () => undefined,
+        warn: (fields, message) => world.trace.push(`  log ${message} ${JSON.stringify(fields)}`),
+      },
+    });
+    daemons.A = { life, agent, jobs, journal };
+    await jobs.start();
+  };
+
+  const restart = (host: 'A' | 'B'): void => {
+    world.trace.push(`  ${host} restarts`);
+    boot(host).catch((error: unknown) => world.fail(`${host} does not start again: ${String(error)}`));
+  };
+  world.onRestart = restart;
+  world.onCancel = () => {
+    const { jobs } = daemons.A ?? {};
+    const job = jobs?.list()[0];
+    if (job !== undefined) void jobs?.cancel(job.id).catch(() => undefined);
+  };
+
+  A.vms.set(vmSpec.name, startedVm());
+  await giveToSource(world);
+  await boot('B');
+  await boot('A');
+  const first = daemons.A?.life;
+
+  const request = {
+    vm: vmSpec.name,
+    target: 'B',
+    mode,
+    transport: 'tcp',
+    bandwidthBytesPerS: 0,
+    downtimeMsMax: 300,
+  } as const;
+  let isAnswered = false;
+  daemons
+    .A!.jobs!.submit(request)
+    .catch((error: unknown) => world.trace.push(`  refused: ${String(error)}`))
+    .finally(() => {
+      isAnswered = true;
+    });
+
+  let recoveries = 0;
+  const isAtRest = (): boolean => {
+    if (world.violation !== null) return true;
+    const daemon = daemons.A;
+    if (!world.isCalm || A.life === null || B.life === null || daemon?.life !== A.life || daemon.jobs === null)
+      return false;
+    const job = daemon.jobs.list()[0];
+    if (job === undefined) return isAnswered || daemon.life !== first;
+    if (job.state === 'needsRecovery' && recoveries++ < 3) void daemon.jobs.recover(job.id);
+    const isOver = ['done', 'failed', 'cancelled', 'lost'].includes(job.state);
+    const histories = [...readHistories(daemon.journal!.entries()).values()];
+    return isOver && histories.every(({ leftovers }) => leftovers.size === 0);
+  };
+  const hasRested = await world.time.run(isAtRest, REST_MS_MAX);
+  world.endFaults();
+  if (hasRested && world.violation === null) await world.time.run(() => world.violation !== null, AFTERMATH_MS);
+  if (hasRested && world.violation === null) await world.time.run(isAtRest, REST_MS_MAX);
+  const job = daemons.A?.jobs?.list()[0] ?? null;
+  if (!hasRested) world.fail(`the job did not come to rest: ${JSON.stringify(job)}`);
+  else if (world.violation === null) judgeRest(world, daemons, job?.state ?? null);
+  return {
+    violation: world.violation?.message ?? null,
+    state: job?.state ?? null,
+    eventCount: world.eventCount,
+    trace: world.trace,
+  };
+}
+
+/** The record that starting the VM has left. */
+async function giveToSource({ hosts, time }: World): Promise<void> {
+  const hooks = { isFull: () => false, event: () => undefined, chance: () => 0 };
+  const registry = await FileRegistry.on(new SimStore(hosts.A.owners, new Life(time), hooks));
+  let isDone = false;
+  void registry.swapOwner(vmSpec.name, null, { vm: vmSpec.name, owner: 'A', epoch: 1, session: null }).then(() => {
+    isDone = true;
+  });
+  await time.run(() => isDone, 1);
+}
+
+/** What must hold when all daemons are up, all faults over and the job has ended. */
+function judgeRest(world: World, { A, B }: { A: Daemon | null; B: Daemon | null }, state: JobState | null): void {
+  const source = world.hosts.A.vms.get(vmSpec.name);
+  const target = world.hosts.B.vms.get(vmSpec.name);
+  const runs = (record: typeof source): boolean => record?.qemu?.isAlive === true && record.qemu.state === 'running';
+  const { isCommitted, killed } = world;
+  const fail = (what: string): void => world.fail(`at rest (${state}): ${what}`);
+  if (state === 'lost') {
+    if (!isCommitted || !killed.target) fail('lost, although nothing was killed that the VM needs');
+    if (runs(source) || runs(target)) fail('lost, but it runs');
+    return;
+  }
+  if ((state === 'done') !== isCommitted) fail(`the registry says ${isCommitted ? 'moved' : 'not moved'}`);
+  if (state === 'done') {
+    if (!runs(target) && !killed.target) fail('the VM does not run on the target');
+    if (target?.memory?.pages.includes(null) !== false) fail('pages are missing on the target');
+    if (source !== undefined) fail('the VM is left over on the source');
+    if (target !== undefined && target.job !== null) fail('the VM is still reserved on the target');
+  } else {
+    if (!runs(source) && !killed.source) fail('the VM does not run on the source');
+    if (target !== undefined) fail('the VM is left over on the target');
+    if (source !== undefined && source.job !== null) fail('the VM is still reserved on the source');
+  }
+  if (world.hosts.B.sessions.size > 0) fail('a session is left over on the target');
+  if ((A?.agent.exposureCount ?? 0) > 0 || (B?.agent.exposureCount ?? 0) > 0) fail('memory is still exposed');
+}
+
+function resumeFirst(registry: Registry, target: AgentPort): Registry {
+  return {
+    owner: (vm) => registry.owner(vm),
+    owners: () => registry.owners(),
+    removeOwner: (vm, epoch) => registry.removeOwner(vm, epoch),
+    swapOwner: async (vm, epoch, next) => {
+      await target.resume(next.session ?? '', next.epoch);
+      await registry.swapOwner(vm, epoch, next);
+    },
+  };
+}
+
+function sabotaged(agent: AgentPort, world: World, sabotage: Sabotage | undefined): AgentPort {
+  switch (sabotage) {
+    case 'continueAfterCommit':
+      return {
+        ...agent,
+        resume: async (session, epoch) => {
+          const qemu = world.hosts.A.vms.get(vmSpec.name)?.qemu;
+          if (qemu) qemu.state = 'running';
+          return agent.resume(session, epoch);
+        },
+      };
+    case 'completeTooSoon':
+      return {
+        ...agent,
+        progress: async (session) => ({ ...(await agent.progress(session)), state: 'complete' }),
+        finish: () => Promise.resolve(),
+      };
+    case 'discardNothing':
+      return { ...agent, discard: () => Promise.resolve() };
+    default:
+      return agent;
+  }
+}

@@ -1,0 +1,17 @@
+import type { VmSpec } from '../../src/domain.js';
+
+export const vmSpec: VmSpec = {
+  name: 'vm1',
+  uuid: '9d3c1f1e-0000-4000-8000-000000000001',
+  machine: 'pc-q35-7.2',
+  accel: 'tcg',
+  cpuModel: 'qemu64',
+  cpus: 1,
+  memory: { sizeBytes: 2 ** 28, pageBytes: 4096, regions: [{ id: 'ram0', lengthBytes: 2 ** 28 }], backing: 'shared' },
+  disks: [],
+  nics: [],
+  hasSerial: true,
+  devices: [],
+  qemuArgs: [],
+  hasPreload: true,
+};

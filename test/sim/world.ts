@@ -1,0 +1,243 @@
+/**
+ * The simulated world: two hosts, their disks, their QEMU processes, the network between them, and the oracle that looks at all of it after
+ * every event. What is in `HostState` survives the daemon; what is in an agent (agent.ts) does not.
+ */
+import type { VmSpec } from '../../src/domain.js';
+import { Chance } from './chance.js';
+import type { Disk } from './store.js';
+import { type Life, Time } from './time.js';
+
+export const PAGES = 6;
+
+/** Guest memory on one host. Each page holds the version that the guest had when it was last the page's only copy; null: not here. */
+export interface Memory {
+  readonly pages: (number | null)[];
+}
+
+export interface Qemu {
+  isAlive: boolean;
+  state: 'running' | 'paused' | 'incoming' | 'loaded';
+  /** Version of the guest when its device state was saved or, while it runs, now. */
+  version: number;
+}
+
+export interface VmRecord {
+  readonly spec: VmSpec;
+  job: string | null;
+  memory: Memory | null;
+  qemu: Qemu | null;
+  epoch: number;
+  /** Version of the device state that this QEMU was loaded from. */
+  loadedVersion: number;
+}
+
+export interface SessionRecord {
+  readonly session: string;
+  readonly vm: string;
+  hasRun: boolean;
+}
+
+export interface HostState {
+  readonly name: string;
+  readonly vms: Map<string, VmRecord>;
+  readonly sessions: Map<string, SessionRecord>;
+  readonly journal: Disk;
+  readonly owners: Disk;
+  life: Life | null;
+  isDiskFull: boolean;
+}
+
+export type FaultKind =
+  | 'killSourceDaemon'
+  | 'killTargetDaemon'
+  | 'killSourceQemu'
+  | 'killTargetQemu'
+  | 'cutNetwork'
+  | 'fillSourceDisk'
+  | 'fillTargetDisk'
+  | 'cancel'
+  | 'loseAnswer'
+  | 'repeatCall'
+  | 'delayCall';
+
+export interface Fault {
+  /** Number of the event at which it strikes. */
+  readonly at: number;
+  readonly kind: FaultKind;
+  /** Until it is over: the daemon restarts, the network heals, there is space again; or by how much a call is late. */
+  readonly ms: number;
+}
+
+export class Violation extends Error {}
+
+export class World {
+  readonly chance: Chance;
+  readonly time: Time;
+  readonly hosts: { readonly A: HostState; readonly B: HostState } = { A: hostState('A'), B: hostState('B') };
+  isNetworkUp = true;
+  eventCount = 0;
+  readonly trace: string[] = [];
+  violation: Violation | null = null;
+  /** The next call is treated so. */
+  callFault: Fault | null = null;
+  /** Sessions whose native migration QEMU was told to end. */
+  readonly nativeCancelled = new Set<string>();
+  /** Deaths of QEMU that no engine could have prevented. */
+  readonly killed = { source: false, target: false };
+  onRestart: (host: 'A' | 'B') => void = () => undefined;
+  onCancel: () => void = () => undefined;
+  #faults: Fault[];
+  #pausedSinceMs: number | null = null;
+  #pending = 0;
+
+  constructor(seed: number, faults: readonly Fault[]) {
+    this.chance = new Chance(seed);
+    this.time = new Time(() => this.chance.next());
+    this.#faults = [...faults];
+  }
+
+  /** No fault is still to come to its end. */
+  get isCalm(): boolean {
+    return this.#pending === 0;
+  }
+
+  get faultsLeft(): number {
+    return this.#faults.length;
+  }
+
+  /** Faults that the run was too short for do not strike at rest. */
+  endFaults(): void {
+    this.#faults = [];
+    this.callFault = null;
+  }
+
+  event(label: string): void {
+    const number = this.eventCount++;
+    this.trace.push(`${number} ${this.time.nowMs.toFixed(1)} ${label}`);
+    for (const host of [this.hosts.A, this.hosts.B]) {
+      for (const { qemu, memory } of host.vms.values()) {
+        if (qemu?.isAlive !== true || qemu.state !== 'running' || memory === null) continue;
+        qemu.version++;
+        const page = this.chance.below(PAGES);
+        if (memory.pages[page] !== null) memory.pages[page] = qemu.version;
+      }
+    }
+    const due = this.#faults.filter(({ at }) => at === number);
+    if (due.length > 0) this.#faults = this.#faults.filter(({ at }) => at !== number);
+    for (const fault of due) this.#strike(fault);
+    this.#watch();
+  }
+
+  fail(message: string): void {
+    this.violation ??= new Violation(message);
+  }
+
+  /** Is it durable that the VM belongs to the target? */
+  get isCommitted(): boolean {
+    const { bytes } = this.hosts.A.owners;
+    return bytes.toString('utf8', 0, bytes.lastIndexOf(0x0a) + 1).includes('"owner":"B"');
+  }
+
+  vmsOf(host: HostState): VmRecord[] {
+    return [...host.vms.values()];
+  }
+
+  killDaemon(host: 'A' | 'B', ms: number): void {
+    const state = this.hosts[host];
+    const { life } = state;
+    if (life === null) return;
+    state.life = null;
+    this.#pausedSinceMs = null;
+    life.kill();
+    this.#later(ms, () => this.onRestart(host));
+  }
+
+  #later(ms: number, act: () => void): void {
+    this.#pending++;
+    this.time.after(ms, () => {
+      this.#pending--;
+      act();
+    });
+  }
+
+  #strike(fault: Fault): void {
+    this.trace.push(`  !! ${fault.kind} ${fault.ms}`);
+    const { A, B } = this.hosts;
+    switch (fault.kind) {
+      case 'killSourceDaemon':
+        return this.killDaemon('A', fault.ms);
+      case 'killTargetDaemon':
+        return this.killDaemon('B', fault.ms);
+      case 'killSourceQemu':
+        for (const { qemu } of A.vms.values()) if (qemu?.isAlive) this.#kill(qemu, 'source');
+        return;
+      case 'killTargetQemu':
+        for (const { qemu } of B.vms.values()) if (qemu?.isAlive) this.#kill(qemu, 'target');
+        return;
+      case 'cutNetwork':
+        this.isNetworkUp = false;
+        return this.#later(fault.ms, () => {
+          this.isNetworkUp = true;
+        });
+      case 'fillSourceDisk':
+      case 'fillTargetDisk': {
+        const host = fault.kind === 'fillSourceDisk' ? A : B;
+        host.isDiskFull = true;
+        return this.#later(fault.ms, () => {
+          host.isDiskFull = false;
+        });
+      }
+      case 'cancel':
+        return this.onCancel();
+      case 'loseAnswer':
+      case 'repeatCall':
+      case 'delayCall':
+        this.callFault = fault;
+        return;
+    }
+  }
+
+  #kill(qemu: Qemu, side: 'source' | 'target'): void {
+    qemu.isAlive = false;
+    this.killed[side] = true;
+  }
+
+  /** What must hold at every moment. */
+  #watch(): void {
+    const running = [this.hosts.A, this.hosts.B].flatMap((host) =>
+      this.vmsOf(host).filter(({ qemu }) => qemu?.isAlive === true && qemu.state === 'running'),
+    );
+    if (running.length > 1) this.fail('two copies of the VM run');
+    const arrived = this.vmsOf(this.hosts.B).find(({ qemu }) => qemu?.isAlive === true && qemu.state === 'running');
+    const left = this.vmsOf(this.hosts.A)[0];
+    if (arrived !== undefined && left?.qemu && left.qemu.version > arrived.loadedVersion) {
+      this.fail('the source ran on after the state that the target runs from was saved');
+    }
+    this.#watchPause(left);
+  }
+
+  /** A VM that is stopped and still the source's runs again within 5 s while the source's daemon lives. */
+  #watchPause(left: VmRecord | undefined): void {
+    const isPaused = left?.qemu?.isAlive === true && left.qemu.state === 'paused';
+    if (!isPaused || this.hosts.A.life === null) {
+      this.#pausedSinceMs = null;
+      return;
+    }
+    this.#pausedSinceMs ??= this.time.nowMs;
+    const ms = this.time.nowMs - this.#pausedSinceMs;
+    if (ms > 5_000 && !this.isCommitted)
+      this.fail(`the VM has been stopped on the source for ${ms} ms without a commit`);
+  }
+}
+
+function hostState(name: string): HostState {
+  return {
+    name,
+    vms: new Map(),
+    sessions: new Map(),
+    journal: { path: `${name}/journal`, bytes: Buffer.alloc(0) },
+    owners: { path: `${name}/owners`, bytes: Buffer.alloc(0) },
+    life: null,
+    isDiskFull: false,
+  };
+}
