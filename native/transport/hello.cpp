@@ -4,18 +4,27 @@
 
 namespace vmigrate::transport {
 
-Status say_hello(int fd, const Credentials& credentials, Channel channel, Deadline deadline) {
+wire::Hello make_hello(const Credentials& credentials, Channel channel) {
   wire::Hello hello{};
   hello.magic = wire::kHelloMagic;
   hello.version = wire::kProtocolVersion;
   hello.channel = static_cast<uint16_t>(channel);
   std::copy(credentials.session.begin(), credentials.session.end(), hello.session);
   std::copy(credentials.token.begin(), credentials.token.end(), hello.token);
+  return hello;
+}
+
+Status say_hello(int fd, const Credentials& credentials, Channel channel, Deadline deadline) {
+  const wire::Hello hello = make_hello(credentials, channel);
   if (Status sent = send_exactly(fd, std::as_bytes(std::span(&hello, 1)), deadline); !sent) return sent;
 
   wire::HelloReply reply{};
   if (Status got = receive_exactly(fd, std::as_writable_bytes(std::span(&reply, 1)), deadline); !got)
     return got;
+  return check_reply(reply);
+}
+
+Status check_reply(const wire::HelloReply& reply) {
   if (reply.magic != wire::kHelloMagic)
     return Error{ErrorCode::kProtocol, 0, "hello reply has a wrong magic"};
   if (reply.version != wire::kProtocolVersion)

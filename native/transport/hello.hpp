@@ -10,6 +10,10 @@ namespace vmigrate::transport {
 /// no; kProtocol: it speaks something else; kTimeout; kDisconnected.
 Status say_hello(int fd, const Credentials& credentials, Channel channel, Deadline deadline);
 
+wire::Hello make_hello(const Credentials& credentials, Channel channel);
+/// What an answer means to the one who said hello.
+Status check_reply(const wire::HelloReply& reply);
+
 /// What a hello is worth before anyone looks at who sent it. The fields of `hello` are the peer's.
 wire::HelloStatus check_hello(const wire::Hello& hello);
 

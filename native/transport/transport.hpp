@@ -1,6 +1,6 @@
 #pragma once
 
-// The contract that every provider (tcp, shm; verbs later) meets; native/tests/transport_compliance_test.cpp
+// The contract that every provider (tcp, shm, verbs) meets; native/tests/transport_compliance_test.cpp
 // is its executable form.
 //
 // A transport moves bytes between local memory and regions that a peer has exposed. It knows nothing of
@@ -19,6 +19,7 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <vector>
 
 #include "base/result.hpp"
 
@@ -127,6 +128,22 @@ Result<std::unique_ptr<Endpoint>> connect_tcp(const Address& address, const Cred
 Result<std::unique_ptr<Endpoint>> connect_shm(const Address& address, const Credentials& credentials,
                                               Channel channel, std::chrono::milliseconds timeout);
 
+/// How RDMA connections behave. The defaults suit real networks and emulated ones.
+struct VerbsOptions {
+  /// connect: our data address, which picks device, port and GID. Empty: the routing table does.
+  std::string local_host;
+  /// An unanswered packet is sent again after 4.096 us * 2^this (18: 1.07 s) ...
+  uint8_t ack_timeout_exponent = 18;
+  uint8_t retry_count = 7;      ///< ... so many times (at most 7); then the connection is lost
+  uint8_t rnr_retry_count = 7;  ///< while the peer has no buffer for a message; 7: for ever
+};
+
+/// As connect_tcp; `address.host` is an IP address of an RDMA device (for InfiniBand: of its IPoIB
+/// interface). kUnsupported: no RDMA here; the message names the Debian package that is missing, if one is.
+Result<std::unique_ptr<Endpoint>> connect_verbs(const Address& address, const Credentials& credentials,
+                                                Channel channel, std::chrono::milliseconds timeout,
+                                                const VerbsOptions& options = {});
+
 enum class Access : uint8_t { kRead = 1, kReadWrite };
 
 /// Called with each small message a session's peer sends; from a provider thread, must not block.
@@ -166,5 +183,13 @@ class Listener {
 /// Port 0 lets the kernel choose; address() tells.
 Result<std::unique_ptr<Listener>> listen_tcp(const Address& address);
 Result<std::unique_ptr<Listener>> listen_shm(const Address& address);
+/// `address.host` must name one device, so it cannot be the wildcard. Differences that lie in the nature of
+/// the thing: `expose` and `register_local` pin memory (devices with on-demand paging excepted), so a file
+/// without room for its pages fails there, and a file that shrinks later still shows its old bytes; the
+/// counters know nothing of READs, because no thread of ours serves them.
+Result<std::unique_ptr<Listener>> listen_verbs(const Address& address, const VerbsOptions& options = {});
+
+/// Addresses of this host that listen_verbs would take, the port being active. Blocks for a moment.
+Result<std::vector<std::string>> verbs_addresses();
 
 }  // namespace vmigrate::transport

@@ -1,0 +1,58 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "wire/wire_generated.hpp"
+
+namespace vmigrate::transport {
+
+// Over verbs bytes move one-sided; frames carry messages, and once for each key what the device needs to
+// know:
+//
+//   target                               source
+//     | -- kMap(key) ---------------------> |  key must belong to this session
+//     | <- kMapReply + rkeys -------------- |  where the region lies, and one rkey a chunk
+//     | == RDMA READ / WRITE =============> |  the device answers; no thread of the source takes part
+//     | <--------- MESSAGE + bytes -------> |
+//
+// One frame is one SEND. The indirection keeps a key of 64 random bits in front of rkeys, which can be
+// guessed, lets a region have many registrations, and turns an operation on a wrong key or range into a
+// result instead of the end of the queue pair. The device enforces the same once more: each session's rkeys
+// live in a protection domain of their own.
+//
+// Both ends speak the version in the hello. Numbers stay clear of wire::FrameOp.
+
+enum class VerbsOp : uint8_t { kMap = 97, kMapReply = 98 };
+
+/// Registrations of one region: so many rkeys fit a message.
+inline constexpr size_t kChunksMax = 1000;
+
+struct VerbsMap {
+  uint8_t op;
+  uint8_t reserved[15];
+  uint64_t key;
+  uint8_t reserved_tail[8];
+} __attribute__((packed));
+
+struct VerbsMapReply {
+  uint8_t op;
+  uint8_t status;  ///< wire::OpStatus; anything but OK: the fields below `key` are zero and no rkey follows
+  uint8_t access;  ///< transport::Access
+  uint8_t reserved;
+  uint32_t chunk_count;
+  uint64_t length;
+  uint64_t key;
+  uint64_t chunk_bytes;
+  uint64_t address;  ///< of the region in the source's address space
+                     ///< followed by chunk_count rkeys of 32 bits
+} __attribute__((packed));
+
+// `op` and `key` at the same place as in every other frame.
+static_assert(sizeof(VerbsMap) == wire::kFrameHeaderBytes);
+static_assert(sizeof(VerbsMapReply) == wire::kFrameHeaderBytes + 8);
+static_assert(offsetof(VerbsMap, key) == offsetof(wire::FrameHeader, key));
+static_assert(sizeof(VerbsMapReply) + kChunksMax * sizeof(uint32_t) <=
+              wire::kFrameHeaderBytes + wire::kMessageBytesMax);
+
+}  // namespace vmigrate::transport

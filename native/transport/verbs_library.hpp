@@ -1,0 +1,48 @@
+#pragma once
+
+// Our own names of the verbs libraries' functions. The libraries are found at run time, so that the addon
+// loads on machines without them; their headers are needed to build. What the headers define inline
+// (post_send, poll_cq, req_notify_cq) goes through the device's table of operations and needs no symbol.
+
+#include <infiniband/verbs.h>
+#include <rdma/rdma_cma.h>
+
+#include "base/result.hpp"
+
+namespace vmigrate::transport {
+
+#define VMG_IBV_FUNCTIONS(X)                                                                            \
+  X(alloc_pd)                                                                                           \
+  X(dealloc_pd)                                                                                         \
+  X(reg_mr)                                                                                             \
+  X(dereg_mr) X(create_comp_channel) X(destroy_comp_channel) X(create_cq) X(destroy_cq) X(get_cq_event) \
+      X(ack_cq_events) X(modify_qp) X(query_device)
+#define VMG_RDMA_FUNCTIONS(X)                                                                       \
+  X(create_event_channel)                                                                           \
+  X(destroy_event_channel)                                                                          \
+  X(create_id)                                                                                      \
+  X(destroy_id) X(bind_addr) X(resolve_addr) X(resolve_route) X(create_qp) X(destroy_qp) X(connect) \
+      X(listen) X(accept) X(reject) X(disconnect) X(get_cm_event) X(ack_cm_event) X(get_src_port)   \
+          X(set_option)
+
+struct VerbsLibrary {
+  struct {
+#define VMG_DECLARE(name) decltype(&::ibv_##name) name = nullptr;
+    VMG_IBV_FUNCTIONS(VMG_DECLARE)
+#undef VMG_DECLARE
+  } ibv;
+  struct {
+#define VMG_DECLARE(name) decltype(&::rdma_##name) name = nullptr;
+    VMG_RDMA_FUNCTIONS(VMG_DECLARE)
+#undef VMG_DECLARE
+  } rdma;
+};
+
+/// Loads the libraries at the first call, once for the process, for ever. kUnsupported: not installed; the
+/// message names the package. Any thread.
+Status load_verbs();
+
+/// After load_verbs() has succeeded.
+const VerbsLibrary& verbs();
+
+}  // namespace vmigrate::transport
