@@ -38,6 +38,9 @@ export interface Findings {
   deviceStateBytes: number;
   /** Wall clock of the stop: the only one that two daemon lives share. */
   stoppedAt: string | null;
+  /** QEMU's own wall clocks at stop and resume. */
+  stoppedAtUs: number | null;
+  resumedAtUs: number | null;
   blackoutMs: number | null;
   pageBytes: number;
   rounds: number;
@@ -51,6 +54,8 @@ export function noFindings(): Findings {
     nativeUri: null,
     deviceStateBytes: 0,
     stoppedAt: null,
+    stoppedAtUs: null,
+    resumedAtUs: null,
     blackoutMs: null,
     pageBytes: 0,
     rounds: 0,

@@ -1,9 +1,16 @@
 import type { MigrationReport } from '../domain.js';
-import type { StepContext } from './context.js';
+import type { Findings, StepContext } from './context.js';
 
+const US_PER_MS = 1e3;
 const NS_PER_MS = 1e6;
 const NS_PER_US = 1e3;
 const NS_PER_S = 1e9;
+
+/** Hosts whose clocks disagree can make it negative or absurd; it is reported as it is, and documented as such. */
+function blackoutByEventsMs({ stoppedAtUs, resumedAtUs, blackoutMs }: Findings): number {
+  if (stoppedAtUs === null || resumedAtUs === null) return blackoutMs ?? 0;
+  return (resumedAtUs - stoppedAtUs) / US_PER_MS;
+}
 
 /** One report from what the steps found, also when several daemon lives found it. */
 export function buildReport({ record, ports, findings, phases, marks }: StepContext): MigrationReport {
@@ -23,6 +30,7 @@ export function buildReport({ record, ports, findings, phases, marks }: StepCont
     target: request.target,
     memoryBytes,
     blackoutMs: findings.blackoutMs ?? 0,
+    blackoutByEventsMs: blackoutByEventsMs(findings),
     degradedMs: target('degradedNs') / NS_PER_MS,
     totalMs: Math.max(0, totalMs),
     rounds: findings.rounds,

@@ -17,7 +17,7 @@ export interface LogStore {
 }
 
 /** O_DSYNC makes a write durable by itself: one trip to a worker thread instead of two, which is what a commit waits for. */
-const FLAGS = constants.O_RDWR | constants.O_CREAT | constants.O_APPEND | constants.O_DSYNC | constants.O_CLOEXEC;
+const FLAGS = constants.O_RDWR | constants.O_CREAT | constants.O_APPEND | constants.O_DSYNC;
 /** The journal holds session tokens. */
 const MODE = 0o600;
 

@@ -248,12 +248,12 @@ export class SimAgent implements AgentPort {
     await this.#work('unexpose');
   }
 
-  async stop(vm: string, session: string): Promise<{ stoppedAtUs: number }> {
+  async stop(vm: string, session: string): Promise<{ stoppedAtUs: number; stoppedForMs: number }> {
     this.#refuseClosed(session);
     const qemu = this.#living(vm);
     if (qemu.state === 'running') qemu.state = 'paused';
     await this.#work('stop: stopped');
-    return { stoppedAtUs: 0 };
+    return { stoppedAtUs: 0, stoppedForMs: 0 };
   }
 
   async continueVm(vm: string, _session: string): Promise<void> {

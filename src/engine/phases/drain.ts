@@ -64,7 +64,7 @@ async function reconnect(context: StepContext, progress: SessionProgress): Promi
   const cause = progress.error === null || progress.error === undefined ? undefined : toMigrationError(progress.error);
   observer.onRecovering(new MigrationError('DISCONNECTED', `${target} has lost its data connection`, { cause }));
   try {
-    const exposing = ports.source.expose({ session: record.session, vm, token: record.token, transport });
+    const exposing = ports.source.expose({ session: record.session, vm, token: record.token, transport, target });
     context.endpoint = await withDeadline(ports.clock, exposing, limits.callMsMax, 'exposing the source again');
     const connecting = ports.target.reconnect(record.session, context.endpoint);
     await withDeadline(ports.clock, connecting, limits.callMsMax, 'connecting the target again');

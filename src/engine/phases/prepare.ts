@@ -42,6 +42,7 @@ export const exposeSource: StepExecutor = {
       vm: record.plan.request.vm,
       token: record.token,
       transport: record.plan.request.transport,
+      target: record.plan.request.target,
     });
     return undefined;
   },

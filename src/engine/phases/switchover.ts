@@ -7,9 +7,9 @@ import { nativeFigures } from './native.js';
 export const stopSource: StepExecutor = {
   async forward(context) {
     const { record, ports } = context;
-    context.marks.stoppedAtMs = ports.clock.nowMs();
-    await ports.source.stop(record.plan.request.vm, record.session);
-    return undefined;
+    const { stoppedAtUs, stoppedForMs } = await ports.source.stop(record.plan.request.vm, record.session);
+    context.marks.stoppedAtMs = ports.clock.nowMs() - stoppedForMs;
+    return { stoppedAtUs };
   },
   /** The first thing that matters to the guest when a migration fails; nothing on the target is waited for before it. */
   async undo({ record, ports }) {
@@ -58,8 +58,9 @@ export async function isCommitted({ record, ports }: StepContext): Promise<boole
 export const resumeTarget: StepExecutor = {
   async forward(context) {
     const { record, ports } = context;
+    let resumedAtUs: number;
     try {
-      await ports.target.resume(record.session, record.epoch + 1);
+      ({ resumedAtUs } = await ports.target.resume(record.session, record.epoch + 1));
     } catch (thrown) {
       // QEMU may have died before this resume, or after an earlier one whose answer was lost: only the session knows.
       if (toMigrationError(thrown).code !== 'QEMU_GONE') throw thrown;
@@ -67,7 +68,7 @@ export const resumeTarget: StepExecutor = {
     }
     const blackoutMs = sinceStop(context);
     const { downtimeMs, ...figures } = await nativeFigures(context);
-    return { ...figures, blackoutMs: blackoutMs + downtimeMs };
+    return { ...figures, resumedAtUs, blackoutMs: blackoutMs + downtimeMs };
   },
   undo: neverUndone,
 };
