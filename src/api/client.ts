@@ -134,7 +134,7 @@ export class ApiClient {
 
   private unreachable(cause: NodeJS.ErrnoException): MigrationError {
     if (cause instanceof MigrationError) return cause;
-    return new DaemonUnreachable(`no daemon answers at ${this.options.host}: ${cause.code ?? cause.message}`, cause);
+    return new DaemonUnreachable(`no daemon answers at ${this.options.host}`, cause);
   }
 }
 
