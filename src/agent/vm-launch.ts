@@ -3,7 +3,7 @@
  * beforehand or lies at a fixed place, so that whoever undoes it (VmManager, also after a crash) needs no memory of how far it came.
  */
 import { MigrationError } from '../errors.js';
-import type { NativeBinding, VmMemoryHandle } from '../native/binding.js';
+import { failureToError, type NativeBinding, type VmMemoryHandle } from '../native/binding.js';
 import { qemuArguments } from '../qemu/command.js';
 import { deferred } from '../qemu/deferred.js';
 import { QmpClient } from '../qemu/qmp.js';
@@ -59,7 +59,10 @@ export async function launch(vm: Vm, options: LaunchOptions): Promise<void> {
   });
   died.catch(() => undefined);
   await Promise.race([orReason, died]);
-  if (vm.memory !== null) await vm.update({ memory: vm.memory.snapshot() });
+  if (vm.memory !== null) {
+    const { state, pid, descriptors, ranges } = vm.memory.snapshot();
+    await vm.update({ memory: { state, pid, descriptors, ranges } });
+  }
 }
 
 /** The command line that this VM's QEMU has. */
@@ -92,10 +95,16 @@ function listen(vm: Vm, options: LaunchOptions): PreloadWait {
   settled.promise.catch(() => undefined);
   let memory: VmMemoryHandle | null = null;
   const look = () => {
-    const state = memory?.snapshot().state;
+    // An edge may still come after the handle has been closed.
+    if (memory === null || vm.memory !== memory) return;
+    const { state, failure } = memory.snapshot();
     if (state === 'complete') settled.resolve();
-    else if (state === 'refused') settled.reject(new MigrationError('NATIVE_FAILED', 'the preload was refused'));
-    else if (state === 'gone') settled.reject(vm.gone());
+    else if (state === 'refused') {
+      const what = `the preload of ${vm.spec.name}`;
+      settled.reject(
+        failure ? failureToError(failure, what) : new MigrationError('NATIVE_FAILED', `${what} was refused`),
+      );
+    } else if (state === 'gone') settled.reject(vm.gone());
   };
   memory = options.native.listenForVm({
     socketPath: vm.paths.preload,
