@@ -202,12 +202,13 @@ export class SourceSession {
     const { watch, sent } = handover;
     const { qmp } = this.#vm;
     const beganAtMs = performance.now();
-    await qmp.execute('migrate-continue', { state: 'pre-switchover' });
-    const continuedAtMs = performance.now();
     const handedOver = watch.reached('completed', TRANSFER_TIMEOUT_MS).then(() => performance.now());
-    const [doneAtMs, deviceStateBytes] = await Promise.all([handedOver, sent]);
+    const [doneAtMs, deviceStateBytes] = await Promise.all([
+      handedOver,
+      sent,
+      qmp.execute('migrate-continue', { state: 'pre-switchover' }),
+    ]);
     const parts = {
-      continueMs: continuedAtMs - beganAtMs,
       sourceDoneMs: doneAtMs - beganAtMs,
       loadedMs: performance.now() - beganAtMs,
     };

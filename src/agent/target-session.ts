@@ -242,13 +242,14 @@ export class TargetSession {
       return { resumedAtUs: this.#watch.resumedAtUs ?? Date.now() * 1000 };
     const { qmp } = this.#vm;
     const calledAtMs = performance.now();
-    this.#pages?.start();
     await this.#own(epoch);
     const ownedAtMs = performance.now();
     await this.#context.faults.hit('agent:resume');
     // The event comes well before the answer: vCPUs that all fault at once keep QEMU's main loop busy.
     const resumed = this.#watch.resumed(RESUME_TIMEOUT_MS);
     const refused = qmp.execute('cont').then(() => resumed);
+    // In the same breath: the first fault waits some microseconds for it, while an earlier start would take the processor from QEMU.
+    this.#pages?.start();
     const resumedAtUs = await Promise.race([resumed, refused]);
     const parts = { ownMs: ownedAtMs - calledAtMs, contMs: performance.now() - ownedAtMs };
     this.#context.log.debug({ session: this.#record.session, ...parts }, 'resumed');
