@@ -21,6 +21,22 @@ Result<CmId> create_cm_id(rdma_event_channel* channel, void* context) {
   return CmId(id);
 }
 
+Result<CmId> bind_cm_id(rdma_event_channel* channel, SocketAddress address) {
+  auto id = create_cm_id(channel, nullptr);
+  if (!id) return id.error();
+  int reuse = 1;
+  if (verbs().rdma.set_option(id.value().get(), RDMA_OPTION_ID, RDMA_OPTION_ID_REUSEADDR, &reuse,
+                              sizeof reuse) != 0)
+    return system_error("set RDMA address reuse");
+  if (verbs().rdma.bind_addr(id.value().get(), reinterpret_cast<sockaddr*>(&address.storage)) != 0) {
+    if (errno == ENODEV) return Error{ErrorCode::kUnsupported, ENODEV, "no RDMA device has this address"};
+    return system_error("bind RDMA data address");
+  }
+  if (id.value()->verbs == nullptr)
+    return Error{ErrorCode::kInvalidArgument, 0, "an RDMA data address must be that of one device"};
+  return id;
+}
+
 Status apply_options(rdma_cm_id* id, const VerbsOptions& options) {
   uint8_t timeout = options.ack_timeout_exponent;
   // A kernel before 5.3 does not know the option and computes a timeout from the path.

@@ -11,6 +11,9 @@ namespace vmigrate::transport {
 /// Bound to no device yet. Non-blocking by its channel.
 Result<CmId> create_cm_id(rdma_event_channel* channel, void* context);
 
+/// Bound to the device that has `address`. kUnsupported: none has; kInvalidArgument: `address` is a wildcard.
+Result<CmId> bind_cm_id(rdma_event_channel* channel, SocketAddress address);
+
 /// The options that belong to an id: before it connects or accepts.
 Status apply_options(rdma_cm_id* id, const VerbsOptions& options);
 
