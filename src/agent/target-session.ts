@@ -153,8 +153,13 @@ export class TargetSession {
     );
   }
 
+  /**
+   * The coordinator calls it once the source has stopped, so the source's memory is final and faults may be served from here on. They must be: a
+   * device that loads its state may read guest memory (virtio-net looks at its rings), and QEMU's main loop would wait for ever.
+   */
   async awaitLoaded(): Promise<void> {
     if (!this.#state.isLoaded) this.#mustLive();
+    this.#pages?.start();
     await this.#state.loaded();
   }
 
@@ -248,7 +253,7 @@ export class TargetSession {
     // The event comes well before the answer: vCPUs that all fault at once keep QEMU's main loop busy.
     const resumed = this.#watch.resumed(RESUME_TIMEOUT_MS);
     const refused = qmp.execute('cont').then(() => resumed);
-    // In the same breath: the first fault waits some microseconds for it, while an earlier start would take the processor from QEMU.
+    // Started when the state was loaded, but not by this life of the daemon if it has restarted since.
     this.#pages?.start();
     const resumedAtUs = await Promise.race([resumed, refused]);
     const parts = { ownMs: ownedAtMs - calledAtMs, contMs: performance.now() - ownedAtMs };
