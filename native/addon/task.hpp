@@ -42,10 +42,19 @@ class Task final : public Napi::AsyncWorker {
     work_ = nullptr;
     if (finish_) finish_();
     finish_ = nullptr;
+    if (!can_run_js()) return;
     if (failure_)
       deferred_.Reject(error_object(Env(), *failure_));
     else
       deferred_.Resolve(Env().Undefined());
+  }
+
+  /// False while the environment is being torn down: it waits for our work, but a promise can no longer be
+  /// settled, and the attempt would abort the process.
+  bool can_run_js() {
+    napi_value probe;
+    return napi_create_object(Env(), &probe) == napi_ok &&
+           napi_set_named_property(Env(), probe, "probe", probe) == napi_ok;
   }
 
   Napi::Promise::Deferred deferred_;
