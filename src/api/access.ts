@@ -3,7 +3,7 @@
  * has seen to that) and here its name decides: clients' routes for hosts and users, hosts' routes for the hosts that this one knows.
  * Asked for each request, so that a revocation reaches connections that are open.
  */
-import type { IncomingMessage } from 'node:http';
+import type { Socket } from 'node:net';
 import { TLSSocket } from 'node:tls';
 import { MigrationError } from '../errors.js';
 import { commonName } from '../tls/identity.js';
@@ -11,10 +11,11 @@ import type { ApiServices } from './ports.js';
 
 export const HOST_ROUTES = '/agent/';
 
-/** Throws UNAUTHENTICATED, or NOT_PERMITTED for somebody whom we know but do not let do this. Returns the caller's name for the log. */
-export function authorize(request: Pick<IncomingMessage, 'socket' | 'url'>, services: ApiServices): string {
-  const isHostRoute = (request.url ?? '').startsWith(HOST_ROUTES);
-  const { socket } = request;
+/**
+ * `isHostRoute` is about the route that will run, never about the address as it was written, which may be escaped.
+ * Throws UNAUTHENTICATED, or NOT_PERMITTED for somebody whom we know but do not let do this. Returns the caller's name for the log.
+ */
+export function authorize(socket: Socket, isHostRoute: boolean, services: ApiServices): string {
   if (!(socket instanceof TLSSocket)) {
     if (isHostRoute) throw new MigrationError('NOT_PERMITTED', 'calls between hosts go over mutual TLS only');
     return 'local';

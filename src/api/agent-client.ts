@@ -80,6 +80,8 @@ class PeerConnections {
     } catch (error) {
       if (!(error instanceof StaleConnection) || typeof call.body !== 'string') throw unwrap(error);
     }
+    // The others that are idle are as old as that one.
+    for (const socket of Object.values(this.agent.freeSockets).flat()) socket?.destroy();
     return this.attempt(call).catch((error: unknown) => {
       throw unwrap(error);
     });

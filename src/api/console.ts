@@ -26,7 +26,7 @@ export class Consoles {
   }
 
   private async attach(request: IncomingMessage, socket: Duplex, head: Buffer): Promise<void> {
-    authorize(request, this.services);
+    authorize(request.socket, false, this.services);
     const [, name, backlog] = TARGET.exec(request.url ?? '') ?? [];
     const protocol = request.headers.upgrade?.toLowerCase();
     if (request.method !== 'GET' || name === undefined || protocol !== CONSOLE_PROTOCOL)

@@ -7,7 +7,7 @@ import { createServer, type Server } from 'node:http';
 import { createServer as createTlsServer } from 'node:https';
 import { type AddressInfo, connect, type Socket } from 'node:net';
 import type { TLSSocket } from 'node:tls';
-import { type FastifyInstance, fastify } from 'fastify';
+import { type FastifyInstance, type FastifyReply, type FastifyRequest, fastify } from 'fastify';
 import { MigrationError } from '../errors.js';
 import type { TlsStore } from '../tls/store.js';
 import { authorize, HOST_ROUTES } from './access.js';
@@ -97,11 +97,19 @@ export function buildServer(services: ApiServices): ApiServer {
 function buildApp(services: ApiServices): { fastify: FastifyInstance; close: () => void } {
   const metrics = new Metrics(services.jobs, services.vms);
   const streams = new EventStreams();
+  const fail = (thrown: unknown, request: FastifyRequest, reply: FastifyReply): FastifyReply => {
+    const { error, status } = apiError(thrown);
+    if (error.code === 'INTERNAL') services.log.error({ err: thrown, url: request.url }, 'a bug of ours');
+    if (error.code === 'UNAUTHENTICATED') void reply.header('connection', 'close');
+    return reply.code(status).type('application/json').send(error.toJSON());
+  };
   const app = fastify({
     bodyLimit: BODY_BYTES_MAX,
     logger: false,
     exposeHeadRoutes: false,
     forceCloseConnections: false,
+    // For what fails before there is a route: an address that cannot be decoded.
+    frameworkErrors: (error, request, reply) => fail(error, request as FastifyRequest, reply as FastifyReply),
   });
   app.setValidatorCompiler(({ schema, httpPart }) => (input: unknown) => {
     try {
@@ -114,17 +122,14 @@ function buildApp(services: ApiServices): { fastify: FastifyInstance; close: () 
   app.setSerializerCompiler(() => JSON.stringify);
   app.addContentTypeParser(YAML, { parseAs: 'string' }, (_, body, done) => done(null, body));
   app.addContentTypeParser(OCTETS, (request, payload, done) => {
-    if (request.url.startsWith(HOST_ROUTES)) done(null, payload);
+    if (request.routeOptions.url?.startsWith(HOST_ROUTES) === true) done(null, payload);
     else done(new MigrationError('USAGE', `${OCTETS} is for hosts' device states only`));
   });
 
-  app.addHook('onRequest', async (request) => void authorize(request.raw, services));
-  app.setErrorHandler((thrown, request, reply) => {
-    const { error, status } = apiError(thrown);
-    if (error.code === 'INTERNAL') services.log.error({ err: thrown, url: request.url }, 'a bug of ours');
-    if (error.code === 'UNAUTHENTICATED') void reply.header('connection', 'close');
-    return reply.code(status).type('application/json').send(error.toJSON());
+  app.addHook('onRequest', async (request) => {
+    authorize(request.raw.socket, request.routeOptions.url?.startsWith(HOST_ROUTES) === true, services);
   });
+  app.setErrorHandler(fail);
   app.setNotFoundHandler((request, reply) => {
     const error = new MigrationError('NOT_FOUND', `no route ${request.method} ${request.url.slice(0, 200)}`);
     return reply.code(404).send(error.toJSON());

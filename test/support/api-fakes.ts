@@ -1,0 +1,187 @@
+/** Parts of a daemon behind the API's ports, in memory, so that the API's own promises can be tested without QEMU. */
+import { PassThrough, type Readable } from 'node:stream';
+import type { ApiAgent, ApiServices } from '../../src/api/ports.js';
+import type { JobView, MigrationReport, MigrationRequest, Refusal, VmView } from '../../src/domain.js';
+import type { AgentPort } from '../../src/engine/ports.js';
+import { MigrationError } from '../../src/errors.js';
+
+export const REPORT: MigrationReport = {
+  job: 'job-1',
+  vm: 'web',
+  mode: 'postcopy',
+  transport: 'tcp',
+  source: 'A',
+  target: 'B',
+  memoryBytes: 512 * 2 ** 20,
+  blackoutMs: 8.25,
+  blackoutByEventsMs: 7.5,
+  degradedMs: 120,
+  totalMs: 650,
+  rounds: 0,
+  bytes: { push: 0, demand: 4096 * 10, prefetch: 2 ** 28, zeroSkipped: 2 ** 28, deviceState: 300_000 },
+  faults: { count: 10, p50Us: 210, p99Us: 1900, maxUs: 2500 },
+  sourceCpuS: 0.21,
+  targetCpuS: 0.34,
+  reconnects: 0,
+  phases: [{ name: 'prepareTarget', ms: 300 }],
+};
+
+export function vmView(name: string, change: Partial<VmView> = {}): VmView {
+  return {
+    ...{ name, uuid: '00000000-0000-4000-8000-000000000001', host: 'A', state: 'running', epoch: 1 },
+    ...{ memoryBytes: 2 ** 28, pid: 4711, machine: 'pc-q35-7.2', accel: 'tcg', job: null, serialLog: null },
+    ...change,
+  } as VmView;
+}
+
+export function jobView(id: string, change: Partial<JobView> = {}): JobView {
+  return {
+    ...{ id, kind: 'migrate', vm: 'web', source: 'A', target: 'B', state: 'running', step: 'drain', isCommitted: true },
+    ...{
+      progress: null,
+      report: null,
+      error: null,
+      createdAt: '2030-01-01T00:00:00Z',
+      updatedAt: '2030-01-01T00:00:00Z',
+    },
+    ...change,
+  } as JobView;
+}
+
+/** Jobs that a test moves by hand. */
+export class FakeJobs {
+  readonly views = new Map<string, JobView>();
+  readonly requests: MigrationRequest[] = [];
+  readonly listeners = new Set<{ id: string; listener: (view: JobView) => void }>();
+  refusals: Refusal[] = [];
+  private count = 0;
+
+  change(id: string, change: Partial<JobView>): void {
+    const view = { ...this.get(id), ...change };
+    this.views.set(id, view);
+    for (const { id: wanted, listener } of this.listeners) if (wanted === '*' || wanted === id) listener(view);
+  }
+
+  dryRun(request: MigrationRequest) {
+    this.requests.push(request);
+    return Promise.resolve({ plan: null, refusals: this.refusals });
+  }
+
+  submit(request: MigrationRequest): Promise<JobView> {
+    this.requests.push(request);
+    if (this.refusals.length > 0)
+      return Promise.reject(new MigrationError('PREFLIGHT_REFUSED', 'refused', { details: this.refusals }));
+    const view = jobView(`job-${++this.count}`, { vm: request.vm, target: request.target });
+    this.views.set(view.id, view);
+    return Promise.resolve(view);
+  }
+
+  get(id: string): JobView {
+    const view = this.views.get(id);
+    if (view === undefined) throw new MigrationError('NOT_FOUND', `no job ${id}`);
+    return view;
+  }
+
+  list(): JobView[] {
+    return [...this.views.values()];
+  }
+
+  cancel(id: string): Promise<JobView> {
+    this.change(id, { state: 'cancelled', step: null });
+    return Promise.resolve(this.get(id));
+  }
+
+  recover(id: string): Promise<JobView> {
+    this.change(id, { state: 'recovering' });
+    return Promise.resolve(this.get(id));
+  }
+
+  subscribe(id: string, listener: (view: JobView) => void): () => void {
+    const entry = { id, listener };
+    this.listeners.add(entry);
+    return () => this.listeners.delete(entry);
+  }
+}
+
+export interface FakeServices extends ApiServices {
+  readonly jobs: FakeJobs;
+  /** Calls that reached the agent: method and arguments. */
+  readonly calls: { method: string; args: unknown[] }[];
+  /** What agent methods answer instead of null. */
+  readonly answers: Map<string, () => unknown>;
+  /** Device states received, by session. */
+  readonly states: Map<string, Buffer>;
+  readonly consoles: Map<string, PassThrough>;
+  readonly logged: { level: string; message: string }[];
+}
+
+export function fakeServices(change: Partial<ApiServices> = {}): FakeServices {
+  const calls: FakeServices['calls'] = [];
+  const answers: FakeServices['answers'] = new Map();
+  const states: FakeServices['states'] = new Map();
+  const consoles: FakeServices['consoles'] = new Map();
+  const logged: FakeServices['logged'] = [];
+  const vms = new Map<string, VmView>();
+  const find = (name: string): VmView => {
+    const vm = vms.get(name);
+    if (vm === undefined) throw new MigrationError('NOT_FOUND', `no VM ${name}`);
+    return vm;
+  };
+  const setState = (name: string, state: VmView['state']): Promise<void> => {
+    vms.set(name, { ...find(name), state });
+    return Promise.resolve();
+  };
+  const acceptState = async (session: string, stream: Readable): Promise<void> => {
+    const chunks: Buffer[] = [];
+    for await (const chunk of stream as AsyncIterable<Buffer>) chunks.push(chunk);
+    states.set(session, Buffer.concat(chunks));
+  };
+  const agent = new Proxy({ host: 'A', acceptState } as unknown as ApiAgent, {
+    get: (target, method: string) =>
+      method in target
+        ? target[method as keyof ApiAgent]
+        : async (...args: unknown[]) => {
+            calls.push({ method, args });
+            return answers.get(method)?.();
+          },
+  });
+  const log = (level: string) => (_: object, message: string) => void logged.push({ level, message });
+  return {
+    host: 'A',
+    version: '0.0.0',
+    startedAt: '2030-01-01T00:00:00Z',
+    vms: {
+      run: (spec) => {
+        vms.set(spec.name, vmView(spec.name));
+        return Promise.resolve(find(spec.name));
+      },
+      list: () => [...vms.values()],
+      find,
+      pause: (name) => setState(name, 'paused'),
+      resume: (name) => setState(name, 'running'),
+      stop: (name) => {
+        find(name);
+        vms.delete(name);
+        return Promise.resolve();
+      },
+      openConsole: (name) => {
+        find(name);
+        const line = new PassThrough(); // what is typed comes back, as from a terminal with echo
+        consoles.set(name, line);
+        return Promise.resolve(line);
+      },
+    },
+    agent,
+    peers: {
+      names: ['B'],
+      url: () => 'https://127.0.0.2:7400',
+      agent: () => agent as AgentPort,
+      ping: () => Promise.resolve({ roundTripMs: 0.5 }),
+    },
+    tls: null,
+    log: { info: log('info'), warn: log('warn'), error: log('error') },
+    ...change,
+    jobs: (change.jobs as FakeJobs | undefined) ?? new FakeJobs(),
+    ...{ calls, answers, states, consoles, logged },
+  };
+}
