@@ -85,8 +85,8 @@ export function firstStepOutOfOrder(steps: readonly { readonly name: StepName }[
 }
 
 /**
- * Deadlines. A target that has gone silent is noticed by them alone, so stopSource and transferState together stay below the 5 s in which a VM
- * runs again after a failure. 0: none, because giving up would be worse than waiting (commit: its outcome would be unknown; drain: the engine
+ * Deadlines. A target that has gone silent is noticed by them alone, so those in which the VM is stopped stay below the 5 s in which it
+ * runs again after a failure (stopSource may take longer: the VM runs during most of it). 0: none, because giving up would be worse than waiting (commit: its outcome would be unknown; drain: the engine
  * watches for progress instead).
  */
 const TIMEOUT_MS: { readonly [Name in StepName]: number } = {
@@ -94,7 +94,7 @@ const TIMEOUT_MS: { readonly [Name in StepName]: number } = {
   prepareTarget: 30_000,
   exposeSource: 10_000,
   connectTarget: 10_000,
-  stopSource: 1_000,
+  stopSource: 8_000,
   transferState: 3_500,
   commit: 0,
   resumeTarget: 5_000,

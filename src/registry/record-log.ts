@@ -23,14 +23,19 @@ export class RecordLog<T> {
     this.#lineCount = lineCount;
   }
 
-  /** `decode` throws on anything but a record. */
+  /** `decode` throws on anything but a record. The store is the log's from here on; it is closed if it cannot be read. */
   static async open<T>(store: LogStore, decode: (json: unknown) => T): Promise<{ log: RecordLog<T>; records: T[] }> {
-    const bytes = await store.read();
-    const lengthBytes = bytes.lastIndexOf(0x0a) + 1;
-    const lines = lengthBytes === 0 ? [] : bytes.toString('utf8', 0, lengthBytes - 1).split('\n');
-    const records = lines.map((line, index) => decodeLine(line, decode, `${store.path}:${index + 1}`));
-    if (lengthBytes < bytes.length) await store.truncate(lengthBytes);
-    return { log: new RecordLog<T>(store, lengthBytes, lines.length), records };
+    try {
+      const bytes = await store.read();
+      const lengthBytes = bytes.lastIndexOf(0x0a) + 1;
+      const lines = lengthBytes === 0 ? [] : bytes.toString('utf8', 0, lengthBytes - 1).split('\n');
+      const records = lines.map((line, index) => decodeLine(line, decode, `${store.path}:${index + 1}`));
+      if (lengthBytes < bytes.length) await store.truncate(lengthBytes);
+      return { log: new RecordLog<T>(store, lengthBytes, lines.length), records };
+    } catch (error) {
+      await store.close();
+      throw error;
+    }
   }
 
   get lineCount(): number {
