@@ -1,8 +1,7 @@
 /** The device state on its way into a QEMU that waits for it, and QEMU's verdict on it. */
-import { connect } from 'node:net';
+import { connect, type Socket } from 'node:net';
 import { join } from 'node:path';
-import type { Readable } from 'node:stream';
-import { pipeline } from 'node:stream/promises';
+import { finished, type Readable } from 'node:stream';
 import { setTimeout as sleep } from 'node:timers/promises';
 import type { MigrationMode } from '../domain.js';
 import { MigrationError, toMigrationError } from '../errors.js';
@@ -10,7 +9,7 @@ import type { MigrationWatch } from './migration-watch.js';
 import type { ManagedVm } from './vms.js';
 
 const LOAD_TIMEOUT_MS = 120_000;
-/** After the stream broke: how long QEMU may take to say why. */
+/** After the stream broke: how long QEMU may take to say that it had all of it. */
 const VERDICT_MS = 1_000;
 const NATIVE_POLL_MS = 2;
 
@@ -48,11 +47,16 @@ export class IncomingState {
     this.#isAccepting = true;
     const socket = connect({ path: stateSocketPath(this.#vm) });
     try {
-      await Promise.all([pipeline(body, socket), this.loaded()]);
-    } catch (cause) {
-      body.destroy();
-      socket.destroy();
-      throw await this.#verdict(cause);
+      await Promise.race([this.loaded(), pump(body, socket).then(() => this.loaded())]);
+    } catch (error) {
+      const failure = toMigrationError(error);
+      if (failure.code !== 'DISCONNECTED') throw failure;
+      // Cut off after its last byte, perhaps: QEMU knows.
+      await this.loaded(VERDICT_MS).catch(() => {
+        throw failure;
+      });
+    } finally {
+      socket.destroySoon();
     }
   }
 
@@ -69,15 +73,6 @@ export class IncomingState {
     this.#isLoaded = true;
   }
 
-  /** A broken pipe only says that QEMU has given up; the reason follows. */
-  async #verdict(cause: unknown): Promise<MigrationError> {
-    const error = toMigrationError(cause);
-    if (error.code !== 'INTERNAL') return error;
-    const verdict = await this.loaded(VERDICT_MS).catch((failure: unknown) => toMigrationError(failure));
-    const isKnown = verdict instanceof MigrationError && verdict.code !== 'TIMEOUT';
-    return isKnown ? verdict : new MigrationError('DISCONNECTED', 'the device state was cut off', { cause });
-  }
-
   /** QEMU's own post-copy says that it is under way before the device state is in; the run state says when it is. */
   async #packageLoaded(timeoutMs: number): Promise<void> {
     const deadlineMs = performance.now() + timeoutMs;
@@ -87,4 +82,26 @@ export class IncomingState {
       await sleep(NATIVE_POLL_MS);
     }
   }
+}
+
+/**
+ * Resolves when all of `body` has been handed over, or when QEMU has closed its end: it does so at the last byte that it wants, often before
+ * our end of the stream has been noticed, and what that means only its events say. `body` is always read to its end and never destroyed, so
+ * that the request it belongs to can still be answered. Rejects with DISCONNECTED when `body` fails.
+ */
+function pump(body: Readable, socket: Socket): Promise<void> {
+  return new Promise((resolve, reject) => {
+    finished(body, { writable: false }, (cause) => {
+      if (cause === undefined || cause === null) return resolve();
+      socket.destroy();
+      reject(new MigrationError('DISCONNECTED', 'the device state was cut off', { cause }));
+    });
+    socket.on('error', () => undefined);
+    socket.once('close', () => {
+      body.unpipe(socket);
+      body.resume();
+      resolve();
+    });
+    body.pipe(socket);
+  });
 }

@@ -191,8 +191,9 @@ export class SourceSession {
     try {
       await this.#context.peers.sendState(target, session, socket);
       return socket.bytesRead;
-    } finally {
+    } catch (error) {
       socket.destroy();
+      throw error;
     }
   }
 

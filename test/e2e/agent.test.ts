@@ -19,7 +19,7 @@ beforeAll(async () => {
 });
 afterEach(async () => {
   pair.onSendState = async () => undefined;
-  for (const host of [pair.a, pair.b]) for (const { name } of host.vms.list()) await host.vms.destroy(name);
+  await pair.clear();
 });
 afterAll(() => pair.end());
 
@@ -34,26 +34,26 @@ async function expectClean(host: AgentPair['a'], vm: string): Promise<void> {
 }
 
 describe('post-copy', () => {
-  test.each<[Transport, object]>([
-    ['tcp', {}],
-    ['shm', {}],
-    ['tcp', { cpus: 2, regionsMiB: [96, 96] }],
-  ])('over %s with %o: no bad page, nothing left at the source', async (transport, options) => {
+  test.each<[string, Transport, object]>([
+    ['busy-tcp', 'tcp', {}],
+    ['busy-shm', 'shm', {}],
+    ['busy-wide', 'tcp', { cpus: 2, regionsMiB: [96, 96] }],
+  ])('%s over %s with %o: no bad page, nothing left at the source', async (name, transport, options) => {
     const { a, b } = pair;
-    await pair.boot({ name: 'busy', touchMiB: 64, ...options });
-    const move = pair.move('busy', { transport });
+    await pair.boot({ name, touchMiB: 64, ...options });
+    const move = pair.move(name, { transport });
     const { deviceStateBytes, progress } = await moveByPostcopy(move);
-    await b.goesOn('busy');
-    await expectClean(b, 'busy');
+    await b.goesOn(name);
+    await expectClean(b, name);
     expect(deviceStateBytes).toBeGreaterThan(10_000);
     expect(progress.counters['demandBytes']).toBeGreaterThan(0);
     expect(progress.counters['pagesZero']).toBeGreaterThan(0);
-    expect(a.vms.has('busy')).toBe(false);
-    expect(a.traces('busy')).toEqual([]);
-    expect(view(b, 'busy')).toMatchObject({ state: 'running', epoch: 2 });
-    expect(await b.registry.owner('busy')).toMatchObject({ owner: 'B', epoch: 2, session: move.session });
+    expect(a.vms.has(name)).toBe(false);
+    expect(a.traces(name)).toEqual([]);
+    expect(view(b, name)).toMatchObject({ state: 'running', epoch: 2 });
+    expect(await b.registry.owner(name)).toMatchObject({ owner: 'B', epoch: 2, session: move.session });
     await expect(b.agent.discard(move.session)).resolves.toBeUndefined();
-    expect(b.vms.get('busy').state).toBe('running');
+    expect(b.vms.get(name).state).toBe('running');
   });
 
   test('there and back: the first host takes a newer epoch, and only a newer one', async () => {

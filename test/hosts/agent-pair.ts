@@ -185,12 +185,21 @@ export class AgentPair {
   }
 
   async end(): Promise<void> {
+    await this.clear();
     for (const host of [this.a, this.b]) {
-      for (const { name } of host.vms.list()) await host.vms.destroy(name);
       await host.stop();
       await rm(host.ramDir, { recursive: true, force: true });
     }
     await rm(this.directory, { recursive: true, force: true });
+  }
+
+  /** No VM and no session is left on either host. */
+  async clear(): Promise<void> {
+    for (const host of [this.a, this.b]) {
+      await host.agent.close();
+      for (const { name } of host.vms.list()) await host.vms.destroy(name);
+      await host.restart();
+    }
   }
 
   /** Boots it on A and waits until its workload reports. */
