@@ -6,7 +6,7 @@ import { existsSync } from 'node:fs';
 import { readdir } from 'node:fs/promises';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
-import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import { afterAll, afterEach, beforeAll, describe, expect, it } from 'vitest';
 import type { JobView, MigrationPlan, MigrationReport, Refusal } from '../../src/domain.js';
 import { Cluster, eventually } from '../hosts/cluster.js';
 import { Guest } from '../hosts/guest.js';
@@ -15,6 +15,14 @@ let cluster: Cluster;
 
 beforeAll(async () => {
   cluster = await Cluster.create({ hasGuestNetwork: true });
+});
+
+/** A test that failed half-way must not leave the next ones a machine full of busy guests. */
+afterEach(async () => {
+  for (const { name: host } of cluster.network.hosts) {
+    for (const { name } of await cluster.json<{ name: string }[]>(host, 'vmctl', 'ps'))
+      await cluster.vmctl(host, 'stop', name);
+  }
 });
 
 afterAll(async () => {
