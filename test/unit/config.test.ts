@@ -1,0 +1,98 @@
+import { mkdtemp, rm, writeFile } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import { loadConfig, parseConfig } from '../../src/config.js';
+
+const GOOD = { name: 'A', api: ['unix:/run/a.sock'], data: '10.0.0.1', state: '/var/lib/vmigrate' };
+
+test('the least that a daemon needs', () => {
+  expect(parseConfig(GOOD)).toMatchObject({
+    name: 'A',
+    api: [{ kind: 'unix', path: '/run/a.sock' }],
+    data: { address: '10.0.0.1', port: 7401 },
+    accel: 'auto',
+    peers: {},
+    testFaults: false,
+  });
+});
+
+test('addresses of both kinds, with ports', () => {
+  const tls = '/etc/vmigrate/tls';
+  const config = parseConfig({ ...GOOD, tls, api: ['https://[fe80::1]:7400', 'https://10.0.0.1:0'], data: '[::1]:9' });
+  expect(config.api).toEqual([
+    { kind: 'https', address: 'fe80::1', port: 7400 },
+    { kind: 'https', address: '10.0.0.1', port: 0 },
+  ]);
+  expect(config.data).toEqual({ address: '::1', port: 9 });
+  expect(parseConfig({ ...GOOD, data: '::1' }).data).toEqual({ address: '::1', port: 7401 });
+});
+
+describe('what is wrong is named', () => {
+  const cases: [string, object, RegExp][] = [
+    ['an unknown key', { stat: '/x' }, /stat: unknown key/],
+    ['an unknown key further in', { limits: { recoveryMs: 1 } }, /limits\.recoveryMs: unknown key/],
+    ['a name that is a path', { name: '../A' }, /name: must be/],
+    ['no API', { api: [] }, /api: /],
+    ['an API of another kind', { api: ['http://10.0.0.1:80'] }, /api\.0: "http:\/\/10\.0\.0\.1:80" is not/],
+    ['an API by name', { api: ['https://localhost:1'], tls: '/t' }, /api\.0: /],
+    ['an API without a port', { api: ['https://10.0.0.1'], tls: '/t' }, /api\.0: /],
+    ['a port that is none', { data: '10.0.0.1:70000' }, /data: /],
+    ['data by name', { data: 'localhost' }, /data: /],
+    ['a socket path that is too long', { api: [`unix:/${'x'.repeat(120)}`] }, /api\.0: /],
+    ['a state directory that is too long for its socket', { state: `/${'x'.repeat(120)}` }, /state: is too long/],
+    ['https without certificates', { api: ['https://10.0.0.1:1'] }, /tls: /],
+    ['peers without certificates', { peers: { B: 'https://10.0.0.2:7400' } }, /tls: /],
+    ['itself as a peer', { tls: '/t', peers: { A: 'https://10.0.0.2:7400' } }, /peers: A is this host itself/],
+    ['a peer with a path', { tls: '/t', peers: { B: 'https://10.0.0.2:7400/x' } }, /peers\.B: /],
+    ['a peer with a user', { tls: '/t', peers: { B: 'https://me@10.0.0.2:7400' } }, /peers\.B: /],
+    ['an accelerator', { accel: 'hvf' }, /accel: /],
+    ['an absurd limit', { limits: { recoveryMsMax: 1e12 } }, /limits\.recoveryMsMax: /],
+  ];
+  test.each(cases)('%s', (_, change, message) => {
+    expect(() => parseConfig({ ...GOOD, ...change })).toThrow(
+      expect.objectContaining({ code: 'SPEC_INVALID', message: expect.stringMatching(message) }),
+    );
+  });
+
+  test('nothing at all', () => {
+    for (const input of [null, 7, [], 'name: A', {}])
+      expect(() => parseConfig(input)).toThrow(expect.objectContaining({ code: 'SPEC_INVALID' }));
+  });
+});
+
+describe('a file', () => {
+  let directory: string;
+  beforeAll(async () => {
+    directory = await mkdtemp(join(tmpdir(), 'vmg-config-'));
+  });
+  afterAll(() => rm(directory, { recursive: true, force: true }));
+
+  async function file(text: string): Promise<string> {
+    const path = join(directory, 'config.yaml');
+    await writeFile(path, text);
+    return path;
+  }
+
+  test('may be YAML; a flag wins over it, peers are joined', async () => {
+    const path = await file(
+      'name: A\napi: ["unix:/run/a.sock"]\ndata: 10.0.0.1\nstate: /s\ntls: /t\npeers: {B: "https://10.0.0.2:1"}\n',
+    );
+    const config = await loadConfig(path, { state: '/other', peers: { C: 'https://10.0.0.3:1' } });
+    expect(config.state).toBe('/other');
+    expect(Object.keys(config.peers)).toEqual(['B', 'C']);
+  });
+
+  test.each([
+    ['torn YAML', 'name: [A'],
+    ['a list', '- A'],
+    ['nothing', ''],
+    ['a bomb of aliases', `a: &a [1]\nb: &b [${'*a,'.repeat(20)}]\nc: [${'*b,'.repeat(20)}]\n`],
+  ])('%s is refused', async (_, text) => {
+    await expect(loadConfig(await file(text), {})).rejects.toMatchObject({ code: 'SPEC_INVALID' });
+  });
+
+  test('that is not there is refused', async () => {
+    await expect(loadConfig(join(directory, 'none'), {})).rejects.toMatchObject({ code: 'SPEC_INVALID' });
+  });
+});
