@@ -30,12 +30,6 @@ async function drainPages(
     rate.note(nowMs, bytesFetched(progress));
     observer.onProgress(describe(progress, rate.bytesPerS));
     if (progress.state === 'complete') return { targetCounters: progress.counters, pageBytes: progress.pageBytes };
-    if (nowMs - marks.advancedAtMs > limits.recoveryMsMax) {
-      throw new MigrationError('NEEDS_RECOVERY', `no page has arrived for ${limits.recoveryMsMax} ms`, {
-        remedy: 'see to the connection between the hosts, then recover the job',
-        cause: toMigrationError(progress.error ?? 'the session does not say why'),
-      });
-    }
     if (!progress.hasRun) {
       const resuming = ports.target.resume(context.record.session, context.record.epoch + 1);
       await withDeadline(ports.clock, resuming, limits.callMsMax, 'resuming the target again');
@@ -43,6 +37,12 @@ async function drainPages(
       await reconnect(context, progress);
     } else {
       observer.onRecovering(null);
+    }
+    if (nowMs - marks.advancedAtMs > limits.recoveryMsMax) {
+      throw new MigrationError('NEEDS_RECOVERY', `no page has arrived for ${limits.recoveryMsMax} ms`, {
+        remedy: 'see to the connection between the hosts, then recover the job',
+        cause: errorOf(progress),
+      });
     }
     await pause(ports.clock, pollMs, halt);
     pollMs = Math.min(pollMs * 2, limits.pollMs);
@@ -57,12 +57,18 @@ async function ask(context: StepContext): Promise<SessionProgress> {
   return progress;
 }
 
+/** What the session says of its trouble, which may have come as JSON from another host. */
+function errorOf({ error }: SessionProgress): MigrationError | undefined {
+  if (error === null || error === undefined || error instanceof MigrationError) return error ?? undefined;
+  return MigrationError.fromJSON(error, 'the target');
+}
+
 /** The keys of an earlier daemon life are worthless, so they are asked for each time: expose is idempotent and returns the present ones. */
 async function reconnect(context: StepContext, progress: SessionProgress): Promise<void> {
   const { ports, limits, record, observer } = context;
   const { vm, transport, target } = record.plan.request;
-  const cause = progress.error === null || progress.error === undefined ? undefined : toMigrationError(progress.error);
-  observer.onRecovering(new MigrationError('DISCONNECTED', `${target} has lost its data connection`, { cause }));
+  const lostConnection = `${target} has lost its data connection`;
+  observer.onRecovering(new MigrationError('DISCONNECTED', lostConnection, { cause: errorOf(progress) }));
   try {
     const exposing = ports.source.expose({ session: record.session, vm, token: record.token, transport, target });
     context.endpoint = await withDeadline(ports.clock, exposing, limits.callMsMax, 'exposing the source again');
