@@ -139,15 +139,14 @@ export class ApiClient {
 }
 
 async function tlsRequest(host: string, directory: string, common: RequestOptions): Promise<ClientRequest> {
-  const [{ readFile }, { request }, { checkHostIdentity }, { join }] = await Promise.all([
+  const [{ readFile }, { request }, { checkHostIdentity }] = await Promise.all([
     import('node:fs/promises'),
     import('node:https'),
     import('../tls/identity.js'),
-    import('node:path'),
   ]);
   const read = (name: string): Promise<Buffer> =>
-    readFile(join(directory, name)).catch((cause: unknown) => {
-      throw new MigrationError('USAGE', `cannot read ${join(directory, name)}`, { cause });
+    readFile(`${directory}/${name}`).catch((cause: unknown) => {
+      throw new MigrationError('USAGE', `cannot read ${directory}/${name}`, { cause });
     });
   const [ca, cert, key, crl] = await Promise.all(['ca.pem', 'cert.pem', 'key.pem', 'crl.pem'].map(read));
   return request(new URL(common.path ?? '/', host), {

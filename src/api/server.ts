@@ -109,7 +109,7 @@ function buildApp(services: ApiServices): { fastify: FastifyInstance; close: () 
     exposeHeadRoutes: false,
     forceCloseConnections: false,
     // For what fails before there is a route: an address that cannot be decoded.
-    frameworkErrors: (error, request, reply) => fail(error, request as FastifyRequest, reply as FastifyReply),
+    frameworkErrors: (error, request, reply) => void fail(error, request as FastifyRequest, reply as FastifyReply),
   });
   app.setValidatorCompiler(({ schema, httpPart }) => (input: unknown) => {
     try {

@@ -7,7 +7,7 @@ const BACKLOG_BYTES = 4096;
 
 export async function attachConsole(client: ApiClient, vm: string): Promise<void> {
   const { stdin, stdout, stderr } = process;
-  const isTerminal = stdin.isTTY === true && stdout.isTTY === true;
+  const isTerminal = stdin.isTTY && stdout.isTTY;
   const line: Duplex = await client.console(vm, isTerminal ? BACKLOG_BYTES : 0);
   if (isTerminal) {
     stderr.write(`console of ${vm}; Ctrl-] leaves it\n`);

@@ -33,18 +33,17 @@ export function exitCodeOf(error: unknown): ExitCode {
 }
 
 /** For a job that has ended, or that the caller has left running. */
+const OF_JOB: { readonly [S in JobState]: ExitCode } = {
+  queued: EXIT.done,
+  running: EXIT.done,
+  recovering: EXIT.done,
+  done: EXIT.done,
+  failed: EXIT.failed,
+  cancelled: EXIT.failed,
+  lost: EXIT.failed,
+  needsRecovery: EXIT.needsRecovery,
+};
+
 export function exitCodeOfJob(state: JobState): ExitCode {
-  switch (state) {
-    case 'needsRecovery':
-      return EXIT.needsRecovery;
-    case 'failed':
-    case 'cancelled':
-    case 'lost':
-      return EXIT.failed;
-    case 'queued':
-    case 'running':
-    case 'recovering':
-    case 'done':
-      return EXIT.done;
-  }
+  return OF_JOB[state];
 }

@@ -11,6 +11,7 @@ import { webcrypto } from 'node:crypto';
 import { mkdir, open, readFile, rename } from 'node:fs/promises';
 import { isIP } from 'node:net';
 import { join } from 'node:path';
+import type * as x509Types from '@peculiar/x509';
 import { MigrationError } from '../errors.js';
 import { commonName, type Identity, isName } from './identity.js';
 
@@ -38,7 +39,7 @@ interface Book {
   readonly issued: readonly Issued[];
 }
 
-type X509 = typeof import('@peculiar/x509');
+type X509 = typeof x509Types;
 
 async function loadX509(): Promise<X509> {
   // Its dependency injection reads decorator metadata, and asks for this polyfill to be there first.

@@ -2,7 +2,6 @@
 import { PassThrough, type Readable } from 'node:stream';
 import type { ApiAgent, ApiServices } from '../../src/api/ports.js';
 import type { JobView, MigrationReport, MigrationRequest, Refusal, VmView } from '../../src/domain.js';
-import type { AgentPort } from '../../src/engine/ports.js';
 import { MigrationError } from '../../src/errors.js';
 
 export const REPORT: MigrationReport = {
@@ -31,7 +30,7 @@ export function vmView(name: string, change: Partial<VmView> = {}): VmView {
     ...{ name, uuid: '00000000-0000-4000-8000-000000000001', host: 'A', state: 'running', epoch: 1 },
     ...{ memoryBytes: 2 ** 28, pid: 4711, machine: 'pc-q35-7.2', accel: 'tcg', job: null, serialLog: null },
     ...change,
-  } as VmView;
+  };
 }
 
 export function jobView(id: string, change: Partial<JobView> = {}): JobView {
@@ -45,7 +44,7 @@ export function jobView(id: string, change: Partial<JobView> = {}): JobView {
       updatedAt: '2030-01-01T00:00:00Z',
     },
     ...change,
-  } as JobView;
+  };
 }
 
 /** Jobs that a test moves by hand. */
@@ -175,7 +174,7 @@ export function fakeServices(change: Partial<ApiServices> = {}): FakeServices {
     peers: {
       names: ['B'],
       url: () => 'https://127.0.0.2:7400',
-      agent: () => agent as AgentPort,
+      agent: () => agent,
       ping: () => Promise.resolve({ roundTripMs: 0.5 }),
     },
     tls: null,
