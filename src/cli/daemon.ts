@@ -47,7 +47,7 @@ const clock: Clock = {
 const random: Random = { hex: (bytes) => randomBytes(bytes).toString('hex') };
 
 export function newLog(config: DaemonConfig): Logger {
-  const destination = pino.destination({ dest: 2, sync: true });
+  const destination = pino.destination(2);
   return pino(
     { level: config.logLevel, base: { host: config.name }, timestamp: pino.stdTimeFunctions.isoTime },
     destination,

@@ -2,7 +2,7 @@
 /** `vmctl`: everything about a host and its VMs but moving them. Flags → request → what came back. */
 import { createReadStream } from 'node:fs';
 import type { Command } from 'commander';
-import type { DoctorCheck, HostView } from '../api/schemas.js';
+import type { DaemonView, DoctorCheck, HostView } from '../api/schemas.js';
 import type { JobView, VmView } from '../domain.js';
 import { MigrationError } from '../errors.js';
 import { addCerts } from './certs.js';
@@ -44,6 +44,11 @@ add('doctor', 'what this host can and cannot do, and what to do about it', async
   if (checks.some(({ status }) => status === 'fail')) outcome.code = EXIT.failed;
 });
 
+add('host', 'this host and its daemon', async (_, options) => {
+  const { inventory, ...daemon } = await client(options).get<DaemonView>('/v1/host');
+  print(options, { ...daemon, inventory }, () => recordText({ ...daemon, ...inventory }));
+});
+
 add('run <spec>', 'start a VM from a YAML or JSON file (- for stdin)', async (file, options) => {
   const text = await readSpec(file);
   print(options, await client(options).postText<VmView>('/v1/vms', text), (vm) => vmTable([vm]));
@@ -55,12 +60,7 @@ add('ps', 'the VMs on the host', async (_, options) => {
 
 add('show <vm>', 'one VM', async (name, options) => {
   const vm = await client(options).get<VmView>(path('vms', name));
-  print(options, vm, (view) =>
-    table(
-      ['', ''],
-      Object.entries(view).map(([key, value]) => [key, String(value ?? '-')]),
-    ).trimStart(),
-  );
+  print(options, vm, recordText);
 });
 
 add('console <vm>', 'the VM’s serial line; Ctrl-] leaves it', async (name, options) => {
@@ -110,6 +110,15 @@ add('cancel <id>', 'undo a job that has not been committed', async (id, options)
 });
 
 addCerts(program);
+
+function recordText(record: object): string {
+  const text = (value: unknown): string =>
+    typeof value === 'object' && value !== null ? JSON.stringify(value) : String(value ?? '-');
+  return table(
+    ['', ''],
+    Object.entries(record).map(([key, value]) => [key, text(value)]),
+  ).trimStart();
+}
 
 function jobText(job: JobView): string {
   const error = job.error as { code?: unknown; message?: unknown } | null | undefined;
