@@ -18,9 +18,10 @@ import { isWorthAnotherTry, type Outcome, runAgain, runFromStart, undoStep } fro
 import { MigrationError, toMigrationError } from '../errors.js';
 import { planMigration } from '../planner/plan.js';
 import { gatherFacts } from './facts.js';
+import { contextOf, isFinal, type Job, newJob } from './job.js';
 import type { ReplayableJournal } from './journal.js';
 import { Subscribers } from './subscribers.js';
-import { unreachableAgent } from './unreachable-agent.js';
+import { agentOrUnreachable } from './unreachable-agent.js';
 
 export interface JobLog {
   info(fields: object, message: string): void;
@@ -56,22 +57,12 @@ export interface JobManagerOptions {
   readonly limits?: Partial<JobLimits>;
 }
 
-interface Job {
-  readonly history: History;
-  view: JobView;
-  readonly cancel: AbortController;
-  isCommitBegun: boolean;
-  /** The present walk; settles when the job rests. Never rejects. */
-  walk: Promise<void>;
-}
-
 type DryRun =
   | { readonly plan: MigrationPlan; readonly refusals: readonly [] }
   | { readonly plan: null; readonly refusals: readonly Refusal[] };
 
 /** Jobs that are listed; older ones that are over are forgotten. */
 const JOBS_MAX = 1_000;
-const FINAL_STATES: ReadonlySet<string> = new Set(['done', 'failed', 'cancelled', 'lost']);
 
 export class JobManager {
   readonly #options: JobManagerOptions;
@@ -95,7 +86,7 @@ export class JobManager {
   start(): Promise<void> {
     for (const history of readHistories(this.#options.journal.entries()).values()) {
       const job = this.#adopt(history);
-      if (history.state !== null && FINAL_STATES.has(history.state)) {
+      if (isFinal(job.view.state)) {
         this.#clearLeftovers(job);
         continue;
       }
@@ -162,7 +153,7 @@ export class JobManager {
   /** Resolves when the VM runs on the source again; CONFLICT once the commit has begun. */
   async cancel(id: string): Promise<JobView> {
     const job = this.#job(id);
-    if (FINAL_STATES.has(job.view.state)) {
+    if (isFinal(job.view.state)) {
       if (job.view.state === 'cancelled') return job.view;
       throw new MigrationError('CONFLICT', `job ${id} is ${job.view.state} already`);
     }
@@ -182,7 +173,7 @@ export class JobManager {
   /** Starts the retries of a job that needs recovery again; harmless for one that is under way. */
   recover(id: string): Promise<JobView> {
     const job = this.#job(id);
-    if (FINAL_STATES.has(job.view.state)) {
+    if (isFinal(job.view.state)) {
       const error = new MigrationError('CONFLICT', `job ${id} is ${job.view.state}: there is nothing to recover`);
       return Promise.reject(error);
     }
@@ -227,31 +218,8 @@ export class JobManager {
   // ---- walking ----------------------------------------------------------------------------------------------------------------------------
 
   #adopt(history: History): Job {
-    const { record, state, report, error, updatedAt } = history;
-    const { request, source } = record.plan;
-    const isCommitted = isCommittedByJournal(history) || ['done', 'lost', 'needsRecovery'].includes(state ?? '');
-    const job: Job = {
-      history,
-      view: {
-        id: record.job,
-        kind: 'migrate',
-        vm: request.vm,
-        source,
-        target: request.target,
-        state: state ?? 'queued',
-        step: null,
-        isCommitted,
-        progress: null,
-        report: report ?? null,
-        error: error ?? null,
-        createdAt: record.createdAt,
-        updatedAt,
-      },
-      cancel: new AbortController(),
-      isCommitBegun: isCommitted,
-      walk: Promise.resolve(),
-    };
-    this.#jobs.set(record.job, job);
+    const job = newJob(history);
+    this.#jobs.set(job.view.id, job);
     return job;
   }
 
@@ -336,7 +304,7 @@ export class JobManager {
   #forgetOldest(): void {
     if (this.#jobs.size <= JOBS_MAX) return;
     for (const [id, { view, history }] of this.#jobs) {
-      if (!FINAL_STATES.has(view.state) || history.leftovers.size > 0) continue;
+      if (!isFinal(view.state) || history.leftovers.size > 0) continue;
       this.#jobs.delete(id);
       return;
     }
@@ -344,58 +312,28 @@ export class JobManager {
 
   #context(job: Job): StepContext {
     const { registry, journal, clock, faults, agent, host } = this.#options;
-    const { record, findings, phases } = job.history;
-    const recording = {
-      append: async (entry: JournalEntry): Promise<void> => {
-        await journal.append(entry);
-        if (entry.type === 'begin')
-          for (const step of [entry.step, ...(entry.group ?? [])]) job.history.begun.add(step);
-        if (entry.type === 'end') job.history.ended.add(entry.step);
-      },
-    };
+    const target = agentOrUnreachable(agent, job.view.target);
+    const ports = { source: agent(host), target, registry, journal, clock, faults };
+    const change = (changed: Partial<JobView>): void => this.#change(job, changed);
     return {
-      record,
-      ports: {
-        source: agent(host),
-        target: this.#target(record.plan.request.target),
-        registry,
-        journal: recording,
-        clock,
-        faults,
-      },
-      limits: this.#limits,
-      cancel: job.cancel.signal,
-      halt: this.#halt.signal,
-      findings,
-      phases,
-      marks: { startedAtMs: null, stoppedAtMs: null, advancedAtMs: clock.nowMs(), advancedTo: -1 },
-      endpoint: null,
+      ...contextOf(job, ports, this.#limits, this.#halt.signal),
       observer: {
-        onStep: (step: StepName) => this.#change(job, { step }),
-        onProgress: (progress) => this.#change(job, { progress }),
+        onStep: (step) => change({ step }),
+        onProgress: (progress) => change({ progress }),
         onCommitBegun: () => {
           job.isCommitBegun = true;
         },
         onCommitted: () => {
           job.isCommitBegun = true;
-          this.#change(job, { isCommitted: true });
+          change({ isCommitted: true });
         },
         onRecovering: (error) => {
-          if (error !== null) this.#change(job, { state: 'recovering', error: error.toJSON() });
-          else if (job.view.state === 'recovering') this.#change(job, { state: 'running', error: null });
+          if (error !== null) change({ state: 'recovering', error: error.toJSON() });
+          else if (job.view.state === 'recovering') change({ state: 'running', error: null });
         },
         onWarning: (message, error) => this.#warn(message, error, job.view.id),
       },
     };
-  }
-
-  /** A host that is no peer any more does not answer either; the source's half of an undo must not suffer from it. */
-  #target(host: string): AgentPort {
-    try {
-      return this.#options.agent(host);
-    } catch (error) {
-      return unreachableAgent(host, error);
-    }
   }
 
   // ---- leftovers --------------------------------------------------------------------------------------------------------------------------

@@ -32,3 +32,12 @@ export function unreachableAgent(host: string, cause: unknown): AgentPort {
     release: fail,
   };
 }
+
+/** A host that is no peer any more does not answer either; the source's half of an undo must not suffer from it. */
+export function agentOrUnreachable(agent: (host: string) => AgentPort, host: string): AgentPort {
+  try {
+    return agent(host);
+  } catch (error) {
+    return unreachableAgent(host, error);
+  }
+}

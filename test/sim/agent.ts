@@ -9,13 +9,12 @@ import type {
   SourceEndpointInfo,
 } from '../../src/engine/ports.js';
 import { type ErrorCode, MigrationError } from '../../src/errors.js';
-import { vmSpec } from './spec.js';
+import { moveNatively, PAGE_MS } from './native.js';
 import { type Life, NEVER } from './time.js';
 import { type HostState, PAGES, type Qemu, type VmRecord, type World } from './world.js';
 
-/** Time that QEMU or the disk takes, and that of one page on the way. */
+/** Time that QEMU or the disk takes. */
 const WORK_MS = 2;
-const PAGE_MS = 4;
 
 interface Exposure {
   readonly key: string;
@@ -275,38 +274,10 @@ export class SimAgent implements AgentPort {
     return { deviceStateBytes: 1000 };
   }
 
-  /** QEMU does it, and goes on with it when its daemon dies. */
   async nativeMigrate(vm: string, session: string): Promise<void> {
-    const { qemu, memory } = this.#vm(vm);
-    if (qemu?.isAlive !== true || memory === null) throw failure('QEMU_GONE', 'QEMU has ended');
-    const done = { outcome: null as 'moved' | 'failed' | null };
-    this.#world.nativeCancelled.delete(session);
-    const other = this.host === 'A' ? this.#world.hosts.B : this.#world.hosts.A;
-    const move = (left: number): void => {
-      const noted = other.sessions.get(session);
-      const target = noted === undefined ? undefined : other.vms.get(noted.vm);
-      const isBroken =
-        this.#world.nativeCancelled.has(session) ||
-        !this.#world.isNetworkUp ||
-        !qemu.isAlive ||
-        target?.qemu?.isAlive !== true;
-      this.#world.event('QEMU moves pages');
-      if (isBroken || !target?.qemu || target.memory === null) {
-        done.outcome = 'failed';
-      } else if (left > 0) {
-        this.#world.time.after(PAGE_MS, () => move(left - 1));
-      } else {
-        qemu.state = 'paused';
-        target.memory.pages.splice(0, PAGES, ...memory.pages);
-        target.qemu.version = qemu.version;
-        target.qemu.state = 'loaded';
-        target.loadedVersion = qemu.version;
-        done.outcome = 'moved';
-      }
-    };
-    move(3);
-    while (done.outcome === null) await this.#life.sleep(1);
-    if (done.outcome === 'failed') throw failure('QEMU_FAILED', 'migration failed');
+    const moving = moveNatively(this.#world, this.#state, vm, session);
+    while (moving.outcome === null) await this.#life.sleep(1);
+    if (moving.outcome === 'failed') throw failure('QEMU_FAILED', 'migration failed');
   }
 
   async nativeProgress(): Promise<Record<string, number | string>> {
@@ -412,17 +383,6 @@ export class SimAgent implements AgentPort {
   #refuseClosed(key: string): void {
     if (this.#closed.has(key)) throw failure('CONFLICT', `${key} is over`);
   }
-}
-
-export function startedVm(): VmRecord {
-  return {
-    spec: vmSpec,
-    job: null,
-    memory: { pages: Array.from({ length: PAGES }, () => 1) },
-    qemu: { isAlive: true, state: 'running', version: 1 },
-    epoch: 1,
-    loadedVersion: 0,
-  };
 }
 
 function failure(code: ErrorCode, message: string): MigrationError {

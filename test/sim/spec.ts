@@ -1,4 +1,5 @@
 import type { VmSpec } from '../../src/domain.js';
+import { PAGES, type VmRecord } from './world.js';
 
 export const vmSpec: VmSpec = {
   name: 'vm1',
@@ -15,3 +16,15 @@ export const vmSpec: VmSpec = {
   qemuArgs: [],
   hasPreload: true,
 };
+
+/** The VM as it runs on the source before anything happens. */
+export function startedVm(): VmRecord {
+  return {
+    spec: vmSpec,
+    job: null,
+    memory: { pages: Array.from({ length: PAGES }, () => 1) },
+    qemu: { isAlive: true, state: 'running', version: 1 },
+    epoch: 1,
+    loadedVersion: 0,
+  };
+}

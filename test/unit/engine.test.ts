@@ -292,6 +292,24 @@ describe('after the commit', () => {
     );
   });
 
+  test('a target that is silent for a moment at the very end costs the report nothing', async () => {
+    const world = new Scripted();
+    let hasReleased = false;
+    let attempts = 0;
+    world.on['A.release'] = () => {
+      hasReleased = true;
+    };
+    world.on['A.sourceCounters'] = () => (hasReleased ? {} : { cpuNs: 25e7 });
+    world.on['B.finish'] = () => {
+      if (++attempts < 3) throw new MigrationError('UNREACHABLE', 'not now');
+    };
+    const { jobs } = await world.daemon();
+    expect(await rest(jobs, (await jobs.submit(request)).id)).toMatchObject({
+      state: 'done',
+      report: { sourceCpuS: 0.25 },
+    });
+  });
+
   test('a VM that has come back is not released by a job that did not hear of its own success', async () => {
     const world = new Scripted();
     const { jobs, registry } = await world.daemon();

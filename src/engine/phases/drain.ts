@@ -88,19 +88,20 @@ export const releaseSource: StepExecutor = {
     const { record, ports, limits, observer, findings } = context;
     const { vm } = record.plan.request;
     const owner = await ports.registry.owner(vm);
-    let sourceCounters = findings.sourceCounters;
     // A VM that has come back in the meantime is not ours to release: this is a repetition whose first round had succeeded.
     if (owner === null || owner.session === record.session) {
       try {
         const counting = ports.source.sourceCounters(record.session);
-        sourceCounters = await withDeadline(ports.clock, counting, limits.callMsMax, "reading the source's counters");
+        const counters = await withDeadline(ports.clock, counting, limits.callMsMax, "reading the source's counters");
+        // Kept at once: a repetition of this step finds the session released and its counters gone.
+        if (Object.keys(counters).length > 0) findings.sourceCounters = counters;
       } catch (error) {
         observer.onWarning('the report lacks the counters of the source', error);
       }
       await ports.source.release(vm, record.session);
     }
     await ports.target.finish(record.session).catch(unlessForgotten);
-    return { sourceCounters };
+    return { sourceCounters: findings.sourceCounters };
   },
   undo: neverUndone,
 };
