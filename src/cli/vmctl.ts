@@ -113,7 +113,7 @@ addCerts(program);
 
 function recordText(record: object): string {
   const text = (value: unknown): string =>
-    typeof value === 'object' && value !== null ? JSON.stringify(value) : String(value ?? '-');
+    typeof value === 'string' ? value : value === null ? '-' : JSON.stringify(value);
   return table(
     ['', ''],
     Object.entries(record).map(([key, value]) => [key, text(value)]),
