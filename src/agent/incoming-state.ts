@@ -5,13 +5,16 @@ import { finished, type Readable } from 'node:stream';
 import { setTimeout as sleep } from 'node:timers/promises';
 import type { MigrationMode } from '../domain.js';
 import { MigrationError, toMigrationError } from '../errors.js';
-import type { MigrationWatch } from './migration-watch.js';
+import type { QmpClient } from '../qemu/qmp.js';
+import { MigrationWatch } from './migration-watch.js';
 import type { ManagedVm } from './vms.js';
 
 const LOAD_TIMEOUT_MS = 120_000;
 /** After the stream broke: how long QEMU may take to say that it had all of it. */
 const VERDICT_MS = 1_000;
 const NATIVE_POLL_MS = 2;
+const ATTACH_TIMEOUT_MS = 10_000;
+const ATTACH_POLL_MS = 20;
 
 /** Where QEMU waits for the device state of a post-copy of ours. */
 export function stateSocketPath(vm: ManagedVm): string {
@@ -20,22 +23,42 @@ export function stateSocketPath(vm: ManagedVm): string {
 
 export class IncomingState {
   readonly #vm: ManagedVm;
-  readonly #watch: MigrationWatch;
   readonly #mode: MigrationMode;
+  #watch: MigrationWatch | null;
   #isAccepting = false;
-  #isLoaded: boolean;
+  #isLoaded = false;
+  #isRunning = false;
+  #end: MigrationError | null = null;
 
-  /** `isLoaded`: by an earlier life of the daemon. */
-  constructor(vm: ManagedVm, watch: MigrationWatch, mode: MigrationMode, isLoaded: boolean) {
+  /**
+   * `isTakenUp`: the VM is that of an earlier daemon, and QEMU is asked how far it is when somebody needs to know. Not before: its main loop may
+   * wait for a page, and answers only once the session's faults are served.
+   */
+  constructor(vm: ManagedVm, mode: MigrationMode, isTakenUp: boolean) {
     this.#vm = vm;
-    this.#watch = watch;
     this.#mode = mode;
-    this.#isLoaded = isLoaded;
+    this.#watch = isTakenUp ? null : new MigrationWatch(vm.qmp);
   }
 
-  /** QEMU has loaded everything and stands still. */
+  /** QEMU has loaded everything, as far as is known. */
   get isLoaded(): boolean {
     return this.#isLoaded;
+  }
+
+  /** An earlier daemon has made it run. */
+  get isRunning(): boolean {
+    return this.#isRunning;
+  }
+
+  /** QEMU's events. At once unless the VM is that of an earlier daemon. */
+  watch(): MigrationWatch | Promise<MigrationWatch> {
+    return this.#watch ?? this.#attach();
+  }
+
+  /** Whoever waits gets `error`. Idempotent. */
+  end(error: MigrationError): void {
+    this.#end ??= error;
+    this.#watch?.end(this.#end);
   }
 
   /** `body` until its end into QEMU. Resolves when QEMU has loaded all of it. */
@@ -63,8 +86,10 @@ export class IncomingState {
   async loaded(timeoutMs = LOAD_TIMEOUT_MS): Promise<void> {
     if (this.#isLoaded) return;
     try {
-      if (this.#mode === 'native-postcopy') await this.#packageLoaded(timeoutMs);
-      else await this.#watch.reached('completed', timeoutMs);
+      const watch = await this.watch();
+      if (this.#isLoaded) return;
+      if (this.#mode === 'native-postcopy') await this.#packageLoaded(watch, timeoutMs);
+      else await watch.reached('completed', timeoutMs);
     } catch (error) {
       const failure = toMigrationError(error);
       if (failure.code !== 'QEMU_GONE') throw failure;
@@ -73,14 +98,38 @@ export class IncomingState {
     this.#isLoaded = true;
   }
 
+  async #attach(): Promise<MigrationWatch> {
+    const qmp = await connectedQmp(this.#vm, ATTACH_TIMEOUT_MS);
+    const watch = this.#watch ?? new MigrationWatch(qmp);
+    this.#watch = watch;
+    if (this.#end !== null) watch.end(this.#end);
+    const { status, running } = await qmp.execute('query-status');
+    this.#isLoaded ||= status !== 'inmigrate';
+    this.#isRunning = running;
+    return watch;
+  }
+
   /** QEMU's own post-copy says that it is under way before the device state is in; the run state says when it is. */
-  async #packageLoaded(timeoutMs: number): Promise<void> {
+  async #packageLoaded(watch: MigrationWatch, timeoutMs: number): Promise<void> {
     const deadlineMs = performance.now() + timeoutMs;
-    await this.#watch.reached('postcopy-active', timeoutMs);
+    await watch.reached('postcopy-active', timeoutMs);
     while ((await this.#vm.qmp.execute('query-status')).status === 'inmigrate') {
       if (performance.now() > deadlineMs) throw new MigrationError('TIMEOUT', 'QEMU does not load the device state');
       await sleep(NATIVE_POLL_MS);
     }
+  }
+}
+
+/** VmManager connects to the QEMU of an earlier daemon when it answers. QEMU_GONE if it does not in time. */
+async function connectedQmp(vm: ManagedVm, timeoutMs: number): Promise<QmpClient> {
+  const deadlineMs = performance.now() + timeoutMs;
+  for (;;) {
+    try {
+      return vm.qmp;
+    } catch (error) {
+      if (performance.now() > deadlineMs) throw error;
+    }
+    await sleep(ATTACH_POLL_MS);
   }
 }
 

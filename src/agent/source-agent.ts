@@ -1,7 +1,7 @@
 /** The VMs that leave this host, by session: the source's half of AgentPort. What a session does is in source-session.ts. */
 import type { Transport } from '../domain.js';
 import type { SourceEndpointInfo } from '../engine/ports.js';
-import { MigrationError, toMigrationError } from '../errors.js';
+import { MigrationError } from '../errors.js';
 import type { AgentContext } from './context.js';
 import { EndedSessions } from './ended-sessions.js';
 import { KeyedLocks } from './locks.js';
@@ -83,9 +83,8 @@ export class SourceAgent {
     try {
       await runAgain(managed.qmp);
     } catch (error) {
-      // Nobody else has it, and it cannot run here: what is left of it may go.
-      if (toMigrationError(error).code === 'QEMU_GONE' && managed.state === 'departed')
-        await vms.setState(vm, 'stopped');
+      // QEMU has ended while nobody else has it: what is left of it may go.
+      if (managed.state === 'departed' && vms.exitOf(vm) !== null) await vms.setState(vm, 'stopped');
       throw error;
     }
     await vms.setState(vm, 'running');

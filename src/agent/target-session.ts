@@ -27,7 +27,6 @@ const ANNOUNCE = { initial: 50, max: 550, rounds: 5, step: 100 } as const;
 export class TargetSession {
   readonly #context: AgentContext;
   readonly #vm: ManagedVm;
-  readonly #watch: MigrationWatch;
   readonly #state: IncomingState;
   readonly #pages: PageSession | null;
   #record: TargetRecord;
@@ -43,21 +42,20 @@ export class TargetSession {
     context: AgentContext,
     record: TargetRecord,
     vm: ManagedVm,
-    before: { epoch: number | null; isLoaded: boolean; isResume: boolean },
+    before: { epoch: number | null; isTakenUp: boolean },
   ) {
     this.#context = context;
     this.#record = record;
     this.#vm = vm;
     this.#epochBefore = before.epoch;
-    this.#watch = new MigrationWatch(vm.qmp);
-    this.#state = new IncomingState(vm, this.#watch, record.mode, before.isLoaded);
+    this.#state = new IncomingState(vm, record.mode, before.isTakenUp);
     this.#pages =
       record.mode === 'postcopy' && record.state !== 'complete'
         ? new PageSession(context, vm, {
             session: record.session,
             token: record.token,
             bandwidthBytesPerS: record.bandwidthBytesPerS,
-            isResume: before.isResume,
+            isResume: before.isTakenUp,
             onComplete: () => this.#completed(),
           })
         : null;
@@ -84,7 +82,7 @@ export class TargetSession {
     let target: TargetSession | null = null;
     try {
       const vm = await vms.prepareIncoming(spec, { session, accel, epoch: request.epoch + 1, isNative });
-      target = new TargetSession(context, record, vm, { epoch: before, isLoaded: false, isResume: false });
+      target = new TargetSession(context, record, vm, { epoch: before, isTakenUp: false });
       const nativeUri = await target.#listen();
       record = { ...record, state: 'prepared', nativeUri };
       target.#record = record;
@@ -101,9 +99,7 @@ export class TargetSession {
   /** After a restart of the daemon. The VM is there; whether it has run, the registry knows. */
   static async takeUp(context: AgentContext, record: TargetRecord, vm: ManagedVm): Promise<TargetSession> {
     const owner = await context.registry.owner(record.spec.name);
-    const { status } = await vm.qmp.execute('query-status');
-    const before = { epoch: owner?.epoch ?? null, isLoaded: status !== 'inmigrate', isResume: true };
-    const target = new TargetSession(context, record, vm, before);
+    const target = new TargetSession(context, record, vm, { epoch: owner?.epoch ?? null, isTakenUp: true });
     target.#hasRun = owner?.owner === context.host && owner.session === record.session;
     if (record.endpoint !== null && target.#pages !== null) {
       target.#pages.connect(record.endpoint).catch((error: unknown) => {
@@ -218,14 +214,14 @@ export class TargetSession {
   /** QEMU has ended by itself. */
   async lost(): Promise<void> {
     this.#gone ??= new MigrationError('QEMU_GONE', `the QEMU of ${this.vmName} has ended`);
-    this.#watch.end(this.#gone);
+    this.#state.end(this.#gone);
     await this.#pages?.close();
   }
 
   /** Nothing listens or runs for it any more; files and QEMU stay. */
   async close(): Promise<void> {
     this.#isOver = true;
-    this.#watch.end();
+    this.#state.end(new MigrationError('CANCELLED', 'the session has ended'));
     await this.#pages?.close();
   }
 
@@ -242,16 +238,18 @@ export class TargetSession {
   /** Inside the blackout up to RESUME. */
   async #resumeOnce(epoch: number): Promise<{ resumedAtUs: number }> {
     this.#mustLive();
+    // A repetition of what an earlier life of the daemon has done.
+    if (this.#hasRun && this.#record.state !== 'prepared') return { resumedAtUs: Date.now() * 1000 };
+    const watching = this.#state.watch();
+    const watch = watching instanceof MigrationWatch ? watching : await watching;
     if (!this.#state.isLoaded) throw new MigrationError('CONFLICT', `the device state of ${this.vmName} is not loaded`);
-    if (this.#record.state !== 'prepared' && this.#hasRun)
-      return { resumedAtUs: this.#watch.resumedAtUs ?? Date.now() * 1000 };
     const { qmp } = this.#vm;
     const calledAtMs = performance.now();
     await this.#own(epoch);
     const ownedAtMs = performance.now();
     await this.#context.faults.hit('agent:resume');
     // The event comes well before the answer: vCPUs that all fault at once keep QEMU's main loop busy.
-    const resumed = this.#watch.resumed(RESUME_TIMEOUT_MS);
+    const resumed = this.#state.isRunning ? Promise.resolve(Date.now() * 1000) : watch.resumed(RESUME_TIMEOUT_MS);
     const refused = qmp.execute('cont').then(() => resumed);
     // Started when the state was loaded, but not by this life of the daemon if it has restarted since.
     this.#pages?.start();

@@ -1,10 +1,14 @@
 /** Takes up a VM that an earlier daemon has left behind. */
+import { setTimeout as sleep } from 'node:timers/promises';
 import { toMigrationError } from '../errors.js';
 import type { NativeBinding } from '../native/binding.js';
 import type { Log } from './log.js';
 import type { Vm } from './vm.js';
 import type { VmKeeper } from './vm-keeper.js';
 import { isAlive } from './vm-process.js';
+
+/** A QEMU whose main loop waits for a missing page answers only once its session serves faults, which comes after all VMs have been taken up. */
+const QMP_WAIT_MS = 500;
 
 export interface AdoptOptions {
   readonly keeper: VmKeeper;
@@ -30,6 +34,6 @@ export async function adopt(vm: Vm, options: AdoptOptions): Promise<'kept' | 'un
       options.log.error(fields, 'the memory of a VM cannot be taken over');
     }
   }
-  await options.keeper.takeUp(vm);
+  await Promise.race([options.keeper.takeUp(vm), sleep(QMP_WAIT_MS)]);
   return 'kept';
 }
