@@ -4,10 +4,12 @@
 #include <fcntl.h>
 #include <poll.h>
 #include <sys/mman.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <atomic>
 #include <cstdlib>
+#include <sstream>
 
 #include "base/check.hpp"
 
@@ -43,21 +45,97 @@ Credentials make_credentials(uint8_t seed) {
   return credentials;
 }
 
+namespace {
+
+struct RdmaAddresses {
+  std::string missing;  ///< why there is none
+  std::vector<std::string> addresses;
+};
+
+/// This machine's RDMA addresses: the first listens, the last connects. Found by a child, because a process
+/// that has opened an RDMA device cannot use it after a fork, and a test forks.
+RdmaAddresses find_rdma_addresses() {
+  int pipes[2];
+  VMG_CHECK(::pipe2(pipes, O_CLOEXEC) == 0);
+  const pid_t child = ::fork();
+  VMG_CHECK(child >= 0);
+  if (child == 0) {
+    const auto found = verbs_addresses();
+    std::string text = found.ok() ? "" : std::string("!needs rdma: ") + found.error().what;
+    if (found.ok() && found.value().empty())
+      text = "!needs rdma: no address here belongs to an active RDMA port";
+    if (found.ok())
+      for (const std::string& address : found.value()) text += address + "\n";
+    ::_exit(::write(pipes[1], text.data(), text.size()) == static_cast<ssize_t>(text.size()) ? 0 : 1);
+  }
+  ::close(pipes[1]);
+  std::string text;
+  char buffer[256];
+  for (ssize_t count = 0; (count = ::read(pipes[0], buffer, sizeof buffer)) > 0;)
+    text.append(buffer, static_cast<size_t>(count));
+  ::close(pipes[0]);
+  VMG_CHECK(::waitpid(child, nullptr, 0) == child);
+  if (text.starts_with('!')) return {text.substr(1), {}};
+  RdmaAddresses result;
+  std::istringstream lines(text);
+  for (std::string line; std::getline(lines, line);) result.addresses.push_back(line);
+  return result;
+}
+
+const RdmaAddresses& rdma_addresses() {
+  static const RdmaAddresses addresses = find_rdma_addresses();
+  return addresses;
+}
+
+}  // namespace
+
+const char* name_of(Provider provider) {
+  switch (provider) {
+    case Provider::kTcp:
+      return "tcp";
+    case Provider::kShm:
+      return "shm";
+    case Provider::kVerbs:
+      return "verbs";
+  }
+  return "none";
+}
+
+std::string missing_for(Provider provider) {
+  if (provider != Provider::kVerbs) return {};
+  return rdma_addresses().missing;
+}
+
 Address listen_address(Provider provider) {
   static std::atomic<int> number{0};
+  if (provider == Provider::kVerbs) return Address{rdma_addresses().addresses.front(), 0};
   if (provider == Provider::kTcp) return Address{"127.0.0.1", 0};
   return Address{"/tmp/vmigrate-shm-" + std::to_string(::getpid()) + "-" + std::to_string(number++), 0};
 }
 
+Result<std::unique_ptr<Listener>> listen_at(Provider provider, const Address& address) {
+  switch (provider) {
+    case Provider::kTcp:
+      return listen_tcp(address);
+    case Provider::kShm:
+      return listen_shm(address);
+    case Provider::kVerbs:
+      return listen_verbs(address);
+  }
+  return Error{ErrorCode::kInvalidArgument, 0, "no such provider"};
+}
+
 std::unique_ptr<Listener> must_listen(Provider provider) {
-  const Address address = listen_address(provider);
-  auto listener = provider == Provider::kTcp ? listen_tcp(address) : listen_shm(address);
+  auto listener = listen_at(provider, listen_address(provider));
   VMG_CHECK(listener.ok());
   return std::move(listener).value();
 }
 
 Result<std::unique_ptr<Endpoint>> connect(Provider provider, const Address& address,
                                           const Credentials& credentials, Channel channel) {
+  if (provider == Provider::kVerbs)
+    return connect_verbs(address, credentials, channel, kConnectTimeout,
+                         VerbsOptions{.local_host = rdma_addresses().addresses.back()});
   return provider == Provider::kTcp ? connect_tcp(address, credentials, channel, kConnectTimeout)
                                     : connect_shm(address, credentials, channel, kConnectTimeout);
 }

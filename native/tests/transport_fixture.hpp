@@ -40,11 +40,16 @@ class TestMemory {
   uint64_t length_bytes_;
 };
 
-enum class Provider { kTcp, kShm };
+enum class Provider { kTcp, kShm, kVerbs };
+const char* name_of(Provider provider);
+/// Why tests of this provider cannot run here; empty: they can. CI accepts `needs CAPABILITY` where that is
+/// missing.
+std::string missing_for(Provider provider);
 
 Credentials make_credentials(uint8_t seed);
 /// A fresh address to listen at.
 Address listen_address(Provider provider);
+Result<std::unique_ptr<Listener>> listen_at(Provider provider, const Address& address);
 std::unique_ptr<Listener> must_listen(Provider provider);
 Result<std::unique_ptr<Endpoint>> connect(Provider provider, const Address& address,
                                           const Credentials& credentials, Channel channel = Channel::kDemand);
