@@ -26,8 +26,9 @@ void BulkThread::run() {
     bool worked = take_new_link();
     worked |= publisher_.retry_count() != 0 && publisher_.retry();
     worked |= poll_completions();
-    worked |= fetch(now_ns());
-    if (!worked) sleep();
+    const uint64_t at_ns = now_ns();
+    worked |= fetch(at_ns);
+    if (!worked) sleep(at_ns);
   }
   link_ = Link{};
   core_.counters.bulk_cpu_ns.store(thread_cpu_ns(), std::memory_order_relaxed);
@@ -129,10 +130,10 @@ bool BulkThread::fetch(uint64_t at_ns) {
 }
 
 /// Descriptors are level-triggered; a fault that asks for more chunks needs no wake: it comes with a
-/// completion.
-void BulkThread::sleep() {
+/// completion. `at_ns` is the time at which nothing was due: a limit that has passed since must end the sleep
+/// at once, not be overlooked.
+void BulkThread::sleep(uint64_t at_ns) {
   core_.counters.bulk_cpu_ns.store(thread_cpu_ns(), std::memory_order_relaxed);
-  const uint64_t at_ns = now_ns();
   uint64_t due_ns = UINT64_MAX;
   std::array<pollfd, 2> watched{{{.fd = core_.bulk_wake.fd(), .events = POLLIN, .revents = 0}, {}}};
   nfds_t watched_count = 1;
@@ -141,7 +142,8 @@ void BulkThread::sleep() {
     due_ns = maps_.due_ns();
     if (next_fetch_ns_ > at_ns) due_ns = std::min(due_ns, next_fetch_ns_);
   }
-  if (publisher_.retry_count() != 0) due_ns = std::min(due_ns, at_ns + kRetryMs * 1'000'000u);
+  if (publisher_.retry_count() != 0 || fetches_.has_unposted())
+    due_ns = std::min(due_ns, at_ns + kRetryMs * 1'000'000u);
   timespec timeout{};
   if (due_ns != UINT64_MAX) {
     const uint64_t wait_ns = due_ns > at_ns ? due_ns - at_ns : 0;

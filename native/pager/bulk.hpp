@@ -25,7 +25,7 @@ class BulkThread {
   bool fetch(uint64_t at_ns);
   void pace(uint64_t at_ns, uint64_t bytes);
   void drop_connection();
-  void sleep();
+  void sleep(uint64_t at_ns);
 
   TargetCore& core_;
   Publisher publisher_;
