@@ -43,7 +43,7 @@ class ServedSession final : public ExposedSession {
 
   const Credentials& credentials() const { return credentials_; }
   /// The accept thread: takes over a connection whose hello was right. kOk: the serving thread answers.
-  /// Otherwise `socket` is left alone.
+  /// Otherwise the caller answers, if `socket` still holds it; a thread that could not start took it along.
   wire::HelloStatus adopt(UniqueFd& socket, Channel channel);
   /// Serving threads. nullptr: no such key in this session.
   const ExposedKey* find(uint64_t key) const;
