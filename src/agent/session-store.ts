@@ -8,7 +8,7 @@
 import { mkdir, readdir, readFile, unlink } from 'node:fs/promises';
 import { join } from 'node:path';
 import { z } from 'zod';
-import type { Transport, VmSpec } from '../domain.js';
+import type { Transport } from '../domain.js';
 import type { PrepareRequest, SourceEndpointInfo } from '../engine/ports.js';
 import { MigrationError } from '../errors.js';
 import { syncDirectory, writeDurably } from './durable-file.js';
@@ -58,7 +58,7 @@ const recordSchema = z.discriminatedUnion('role', [
     role: z.literal('target'),
     session: sessionId,
     job: z.string(),
-    spec: vmSpecSchema as z.ZodType<VmSpec>,
+    spec: vmSpecSchema,
     source: z.string(),
     epoch: z.int().min(0),
     mode: z.enum(['postcopy', 'native-precopy', 'native-postcopy']),

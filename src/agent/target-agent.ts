@@ -48,7 +48,7 @@ export class TargetAgent {
   }
 
   async close(): Promise<void> {
-    this.#context.vms.off('exit', this.#onExit as (...args: never[]) => void);
+    this.#context.vms.off('exit', this.#onExit);
     await Promise.all([...this.#targets.values()].map((target) => target.close()));
   }
 

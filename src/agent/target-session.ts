@@ -296,7 +296,7 @@ export class TargetSession {
     ];
     for (const [what, done] of background) {
       done.catch((error: unknown) =>
-        log.error({ session, err: toMigrationError(error) }, `${what} failed after resume`),
+        log.warn({ session, err: toMigrationError(error) }, `${what} failed after resume`),
       );
     }
   }

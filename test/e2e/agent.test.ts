@@ -12,6 +12,8 @@ import {
 } from '../hosts/agent-pair.js';
 import { eventually } from '../hosts/cluster.js';
 
+const APPEND = 'console=ttyS0 quiet vmg.workload=memtouch vmg.mb=64';
+
 let pair: AgentPair;
 
 beforeAll(async () => {
@@ -38,7 +40,9 @@ describe('post-copy', () => {
     ['busy-tcp', 'tcp', {}],
     ['busy-shm', 'shm', {}],
     ['busy-wide', 'tcp', { cpus: 2, regionsMiB: [96, 96] }],
-  ])('%s over %s with %o: no bad page, nothing left at the source', async (name, transport, options) => {
+    // virtio-net looks at its rings in guest memory while it loads its state.
+    ['busy-nic', 'tcp', { extra: { nics: [{ type: 'none' }], append: `${APPEND} vmg.ip=10.9.9.9/24` } }],
+  ])('%s over %s: no bad page, nothing left at the source', async (name, transport, options) => {
     const { a, b } = pair;
     await pair.boot({ name, touchMiB: 64, ...options });
     const move = pair.move(name, { transport });
@@ -215,10 +219,11 @@ describe('after the commit', () => {
   });
 });
 
+// Guests that write little: under TCG, QEMU 7.2's own pre-copy now and then loses a page that was written meanwhile (stock QEMU alone does).
 describe("QEMU's own migration", () => {
   test.each<MigrationMode>(['native-precopy', 'native-postcopy'])('%s of private memory', async (mode) => {
     const { a, b } = pair;
-    await pair.boot({ name: 'private', touchMiB: 32, backing: 'private', hasPreload: false });
+    await pair.boot({ name: 'private', touchMiB: 32, workload: 'idle', backing: 'private', hasPreload: false });
     const move = pair.move('private', { mode });
     const { session } = move;
     const { nativeUri } = await b.agent.prepare(await prepareRequest(move));
@@ -239,7 +244,7 @@ describe("QEMU's own migration", () => {
 
   test('cancelled: the VM runs on at the source, the target is empty', async () => {
     const { a, b } = pair;
-    await pair.boot({ name: 'kept', touchMiB: 64, backing: 'private', hasPreload: false });
+    await pair.boot({ name: 'kept', touchMiB: 64, writePercent: 50, backing: 'private', hasPreload: false });
     const move = pair.move('kept', { mode: 'native-precopy' });
     const { nativeUri } = await b.agent.prepare(await prepareRequest(move));
     const options = { uri: nativeUri ?? '', isPostcopy: false, bandwidthBytesPerS: 1 << 20, downtimeMsMax: 1 };
