@@ -274,7 +274,7 @@ describe('the device state', () => {
     await expect(sent).rejects.toMatchObject({ code: expect.stringMatching(/PEER_PROTOCOL|UNREACHABLE/) });
     expect(seenBytes).toBeLessThanOrEqual(DEVICE_STATE_BYTES_MAX);
     await expect.poll(() => endless.destroyed).toBe(true);
-  });
+  }, 60_000); // 256 MiB through TLS, on a machine that may be busy
 
   test('that the target refuses ends the stream at the source', async () => {
     services.agent.acceptState = async (_, stream) => {
