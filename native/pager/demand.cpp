@@ -96,7 +96,6 @@ bool DemandThread::poll_completions() {
     drop_connection();
     return true;
   }
-  if (count != 0 && fetches_.has_unposted()) post();
   return count != 0;
 }
 

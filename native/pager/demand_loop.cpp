@@ -34,6 +34,8 @@ void DemandThread::run() {
     worked |= publisher_.retry_count() != 0 && publisher_.retry();
     worked |= poll_completions();
     worked |= read_faults();
+    // What the transport would not take before, whatever it was that made it say so.
+    if (fetches_.has_unposted()) post();
     const uint64_t at_ns = now_ns();
     if (worked) {
       if (spun) spin_ns_ = std::min(spin_ns_ * 2, kSpinNsMax);
@@ -62,7 +64,7 @@ void DemandThread::sleep() {
   size_t room = 0;
   pause_reading(!room_for_faults(room));
   std::array<epoll_event, 4> events;
-  const int timeout_ms = publisher_.retry_count() != 0 ? kRetryMs : -1;
+  const int timeout_ms = publisher_.retry_count() != 0 || fetches_.has_unposted() ? kRetryMs : -1;
   const int count = ::epoll_wait(epoll_.get(), events.data(), events.size(), timeout_ms);
   if (count < 0 && errno != EINTR) core_.fail(system_error("epoll_wait"));
   core_.demand_wake.drain();
@@ -107,6 +109,8 @@ void DemandThread::finish() {
     }
   }
   link_ = Link{};
+  // One that neither thread has come to take: all was here before it was needed.
+  for (const Lane lane : {Lane::kDemand, Lane::kBulk}) (void)core_.take_link(lane);
   core_.counters.demand_cpu_ns.store(thread_cpu_ns(), std::memory_order_relaxed);
   core_.complete(now_ns());
 }

@@ -43,7 +43,8 @@ inline constexpr uint64_t kQuietNs = 3'000'000;
 inline constexpr uint64_t kStreamBytesFirst = 64 << 10;
 /// A source that is still scanning is asked again after this long.
 inline constexpr uint64_t kMapRetryNs = 500'000;
-/// A CONTINUE that met EAGAIN is tried again after at most this long.
+/// A CONTINUE that met EAGAIN, or a read that the transport would not take, is tried again after at most this
+/// long.
 inline constexpr int kRetryMs = 1;
 
 static_assert(kDemandFetchesMax <= wire::kOutstandingOpsMax);

@@ -23,11 +23,12 @@ uint64_t Prefetch::in_flight_bytes_max(uint64_t at_ns) const {
 std::optional<Prefetch::Claimed> Prefetch::claim_next(uint64_t at_ns) {
   while (const PageKey fault = core_.recent_faults.pop()) follow(fault);
   const uint64_t limit_bytes = core_.options().prefetch_bytes_max;
-  const uint64_t busy_bytes = std::min<uint64_t>(kChunkBytesBusy, limit_bytes);
-  chunk_bytes_ = busy(at_ns) ? busy_bytes : std::min(chunk_bytes_ * 2, limit_bytes);
+  if (busy(at_ns)) chunk_bytes_ = kChunkBytesBusy;
+  chunk_bytes_ = std::min(chunk_bytes_, limit_bytes);
   auto claimed = claim_from_streams(chunk_bytes_);
   if (!claimed) claimed = claim_from_sweep(chunk_bytes_);
   if (claimed) {
+    chunk_bytes_ *= 2;  // while it stays quiet
     fault_point(wire::FaultPoint::kTargetPrefetchClaimed,
                 page_key(claimed->region_index, claimed->run.first));
   }
