@@ -42,6 +42,17 @@ export default defineConfig({
           sequence: { groupOrder: 4 },
         },
       },
+      {
+        extends: true,
+        test: {
+          name: 'bed',
+          include: ['test/bed/**/*.test.ts'],
+          testTimeout: 300_000,
+          fileParallelism: false,
+          maxWorkers: 1,
+          sequence: { groupOrder: 9 },
+        },
+      },
     ],
   },
 });

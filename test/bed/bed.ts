@@ -1,0 +1,69 @@
+import { spawn } from 'node:child_process';
+import { accessSync, constants, copyFileSync, mkdtempSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { delimiter, dirname, join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+
+const here = dirname(fileURLToPath(import.meta.url));
+const root = dirname(dirname(here));
+
+const isExecutable = (path: string): boolean => {
+  try {
+    accessSync(path, constants.X_OK);
+    return true;
+  } catch {
+    return false;
+  }
+};
+
+/** What the bed needs of this machine and does not find; empty: it can run. */
+export function missingForBed(): string[] {
+  const folders = (process.env.PATH ?? '').split(delimiter);
+  return ['qemu-system-x86_64', 'apt-get', 'dpkg-deb', 'cpio', 'xz', 'setpriv'].filter(
+    (tool) => !folders.some((folder) => isExecutable(join(folder, tool))),
+  );
+}
+
+export interface BedRun {
+  status: number | null;
+  /** stdout and stderr, as they came. */
+  output: string;
+}
+
+export interface BedOptions {
+  hosts?: number;
+  cpus?: number;
+  memory?: string;
+  timeoutSeconds?: number;
+  /** Files of this machine that the script finds in its working directory. */
+  files?: string[];
+}
+
+/** Runs a script in the bed; the guest is gone when this resolves. */
+export async function runInBed(script: string, options: BedOptions = {}): Promise<BedRun> {
+  const job = mkdtempSync(join(tmpdir(), 'vmigrate-bed-job-'));
+  try {
+    for (const file of options.files ?? []) copyFileSync(file, join(job, file.slice(file.lastIndexOf('/') + 1)));
+    const timeoutSeconds = options.timeoutSeconds ?? 120;
+    const args = ['--job', job, '--timeout', String(timeoutSeconds), '--hosts', String(options.hosts ?? 2)];
+    args.push('--cpus', String(options.cpus ?? 1), '--memory', options.memory ?? '1G');
+    const child = spawn(join(here, 'bed'), args, { stdio: ['pipe', 'pipe', 'pipe'] });
+    let output = '';
+    const collect = (chunk: Buffer): void => {
+      output += chunk.toString();
+    };
+    child.stdout.on('data', collect);
+    child.stderr.on('data', collect);
+    child.stdin.end(script);
+    const status = await new Promise<number | null>((resolve, reject) => {
+      child.once('error', reject);
+      child.once('close', resolve);
+    });
+    return { status, output };
+  } finally {
+    rmSync(job, { recursive: true, force: true });
+  }
+}
+
+/** A program of the native build. */
+export const nativeProgram = (name: string): string => join(root, 'build', 'native-core', name);

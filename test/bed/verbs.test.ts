@@ -1,0 +1,93 @@
+import { beforeEach, describe, expect, test } from 'vitest';
+import { missingForBed, nativeProgram, runInBed } from './bed.js';
+
+const MINUTE_MS = 60_000;
+
+beforeEach((context) => {
+  const missing = missingForBed();
+  if (missing.length > 0) context.skip(`the RDMA test bed needs ${missing.join(', ')}`);
+});
+
+/** The guest's /tmp is memory; from there a program is loaded once, not page by page through the shared folder. */
+const SETUP = 'cp core_tests /tmp/core_tests && cd /tmp\n';
+
+/** How many tests GoogleTest says have passed in its runs; every one of these ran in the guest. */
+const passed = (output: string): number =>
+  [...output.matchAll(/\[ {2}PASSED {2}\] (\d+) tests?/g)].reduce((sum, [, count]) => sum + Number(count), 0);
+
+describe('the bed', () => {
+  test(
+    'has RDMA hosts that reach each other',
+    async () => {
+      const run = await runInBed(
+        `ibv_devinfo | grep -c PORT_ACTIVE
+         timeout 20 rping -s -a 10.78.0.1 -C 3 & sleep 1
+         timeout 20 rping -c -a 10.78.0.1 -I 10.78.0.3 -C 3 && echo reached`,
+        { hosts: 3 },
+      );
+      expect(run.output).toMatch(/^3$/m);
+      expect(run.output).toContain('reached');
+      expect(run.status, run.output).toBe(0);
+    },
+    2 * MINUTE_MS,
+  );
+
+  test(
+    'passes exit statuses on and ends what takes too long',
+    async () => {
+      expect((await runInBed('exit 7', { hosts: 0 })).status).toBe(7);
+      const late = await runInBed('echo started; sleep 600', { hosts: 0, timeoutSeconds: 25 });
+      expect(late.status).toBe(124);
+      expect(late.output).toContain('started');
+    },
+    2 * MINUTE_MS,
+  );
+});
+
+describe('verbs', () => {
+  const run = async (script: string, timeoutSeconds: number) =>
+    await runInBed(SETUP + script, { timeoutSeconds, files: [nativeProgram('core_tests')] });
+
+  test(
+    'passes the compliance suite, bare and under faults',
+    async () => {
+      const result = await run(
+        `./core_tests --gtest_brief=1 --gtest_filter='*/verbs*:Verbs*:-*AThousandTimes*:*ThatIsKilled*:VerbsCable*' || exit 1
+         # Forks, so it wants a process that has not opened a device yet.
+         for kind in bare faulty; do
+           ./core_tests --gtest_brief=1 --gtest_filter="*ThatIsKilled/verbs_$kind" || exit 1
+         done`,
+        400,
+      );
+      expect(result.status, result.output).toBe(0);
+      expect(passed(result.output)).toBeGreaterThan(55);
+    },
+    8 * MINUTE_MS,
+  );
+
+  test(
+    'leaves nothing behind after a thousand connections',
+    async () => {
+      const result = await run("./core_tests --gtest_brief=1 --gtest_filter='*AThousandTimes*/verbs_bare'", 280);
+      expect(result.status, result.output).toBe(0);
+      expect(passed(result.output)).toBe(1);
+    },
+    5 * MINUTE_MS,
+  );
+
+  test(
+    'loses no byte where packets are lost, and notices a pulled cable',
+    async () => {
+      const result = await run(
+        `for port in p1 p2; do tc qdisc add dev $port root netem loss 2% || exit 1; done
+         ./core_tests --gtest_brief=1 --gtest_filter='*RandomRanges*/verbs*' || exit 1
+         for port in p1 p2; do tc qdisc del dev $port root || exit 1; done
+         ./core_tests --gtest_brief=1 --gtest_filter='VerbsCable*'`,
+        280,
+      );
+      expect(result.status, result.output).toBe(0);
+      expect(passed(result.output)).toBeGreaterThan(3);
+    },
+    5 * MINUTE_MS,
+  );
+});
