@@ -301,7 +301,7 @@ TEST_P(HostileRequester, SeededGarbageNeverHurtsTheServer) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Providers, HostileRequester, testing::Values(Provider::kTcp, Provider::kShm),
-                         [](const auto& info) { return info.param == Provider::kTcp ? "tcp" : "shm"; });
+                         [](const auto& suite) { return suite.param == Provider::kTcp ? "tcp" : "shm"; });
 
 class ShmPassing : public HostileRequester {};
 
@@ -566,7 +566,7 @@ TEST_P(HostileServer, SeededGarbageNeverWritesOutsideWhatWasAskedFor) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Providers, HostileServer, testing::Values(Provider::kTcp, Provider::kShm),
-                         [](const auto& info) { return info.param == Provider::kTcp ? "tcp" : "shm"; });
+                         [](const auto& suite) { return suite.param == Provider::kTcp ? "tcp" : "shm"; });
 
 class HostileTcpServer : public HostileServer {};
 
