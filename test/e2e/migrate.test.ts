@@ -85,9 +85,9 @@ describe('a VM on its way', () => {
     const guest = await Guest.start(cluster, 'A', { name: 'pendulum', touchMiB: 48, memoryMiB: 160 });
     for (let trip = 0; trip < 10; trip++) {
       const [source, target] = trip % 2 === 0 ? ['A', 'B'] : ['B', 'A'];
-      await migrate(source as string, guest.name, target as string, trip % 4 < 2 ? '--tcp' : '--shm');
-      await guest.expectProgress(target as string, 2);
-      await expectNothingLeft(source as string, guest.name);
+      await migrate(source, guest.name, target, trip % 4 < 2 ? '--tcp' : '--shm');
+      await guest.expectProgress(target, 2);
+      await expectNothingLeft(source, guest.name);
     }
     const view = await guest.view('A');
     expect(view).toMatchObject({ state: 'running', epoch: 11, host: 'A' });
