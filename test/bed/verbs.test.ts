@@ -1,5 +1,5 @@
 import { beforeEach, describe, expect, test } from 'vitest';
-import { missingForBed, nativeProgram, runInBed } from './bed.js';
+import { type BedRun, missingForBed, nativeProgram, runInBed } from './bed.js';
 
 const MINUTE_MS = 60_000;
 
@@ -45,8 +45,8 @@ describe('the bed', () => {
 });
 
 describe('verbs', () => {
-  const run = async (script: string, timeoutSeconds: number) =>
-    await runInBed(SETUP + script, { timeoutSeconds, files: [nativeProgram('core_tests')] });
+  const run = async (script: string, timeoutSeconds: number): Promise<BedRun> =>
+    runInBed(SETUP + script, { timeoutSeconds, files: [nativeProgram('core_tests')] });
 
   test(
     'passes the compliance suite, bare and under faults',
