@@ -119,7 +119,7 @@ BareConnection::BareConnection(const std::string& serving, const std::string& as
   asking_id = must(create_cm_id(channel.get(), nullptr));
   must(apply_options(asking_id.get(), {}));
   SocketAddress from = address_of(asking, 0);
-  SocketAddress to = address_of(serving, ntohs(verbs().rdma.get_src_port(listening.get())));
+  SocketAddress to = address_of(serving, local_port(listening.get()));
   VMG_CHECK(verbs().rdma.resolve_addr(asking_id.get(), reinterpret_cast<sockaddr*>(&from.storage),
                                       reinterpret_cast<sockaddr*>(&to.storage), 5000) == 0);
   rdma_conn_param parameters{};

@@ -1,5 +1,8 @@
 #include "transport/verbs_cm.hpp"
 
+#include <arpa/inet.h>
+#include <netinet/in.h>
+
 #include <cerrno>
 
 #include "transport/hello.hpp"
@@ -35,6 +38,12 @@ Result<CmId> bind_cm_id(rdma_event_channel* channel, SocketAddress address) {
   if (id.value()->verbs == nullptr)
     return Error{ErrorCode::kInvalidArgument, 0, "an RDMA data address must be that of one device"};
   return id;
+}
+
+uint16_t local_port(rdma_cm_id* id) {
+  const sockaddr* address = ::rdma_get_local_addr(id);
+  return ntohs(address->sa_family == AF_INET6 ? reinterpret_cast<const sockaddr_in6*>(address)->sin6_port
+                                              : reinterpret_cast<const sockaddr_in*>(address)->sin_port);
 }
 
 Status apply_options(rdma_cm_id* id, const VerbsOptions& options) {

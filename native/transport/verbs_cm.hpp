@@ -14,6 +14,9 @@ Result<CmId> create_cm_id(rdma_event_channel* channel, void* context);
 /// Bound to the device that has `address`. kUnsupported: none has; kInvalidArgument: `address` is a wildcard.
 Result<CmId> bind_cm_id(rdma_event_channel* channel, SocketAddress address);
 
+/// The port that a bound id has got, in host byte order.
+uint16_t local_port(rdma_cm_id* id);
+
 /// The options that belong to an id: before it connects or accepts.
 Status apply_options(rdma_cm_id* id, const VerbsOptions& options);
 

@@ -11,22 +11,16 @@
 
 namespace vmigrate::transport {
 
-#define VMG_IBV_FUNCTIONS(X)                                                                       \
-  X(alloc_pd)                                                                                      \
-  X(dealloc_pd)                                                                                    \
-  X(reg_mr)                                                                                        \
-  X(dereg_mr)                                                                                      \
-  X(create_comp_channel)                                                                           \
-  X(destroy_comp_channel) X(create_cq) X(destroy_cq) X(get_cq_event) X(ack_cq_events) X(modify_qp) \
-      X(query_device)
-#define VMG_RDMA_FUNCTIONS(X)                                                                          \
-  X(create_event_channel)                                                                              \
-  X(destroy_event_channel)                                                                             \
-  X(create_id)                                                                                         \
-  X(destroy_id)                                                                                        \
-  X(bind_addr)                                                                                         \
-  X(resolve_addr) X(resolve_route) X(create_qp) X(destroy_qp) X(connect) X(listen) X(accept) X(reject) \
-      X(disconnect) X(get_cm_event) X(ack_cm_event) X(get_src_port) X(set_option)
+// clang-format off
+#define VMG_IBV_FUNCTIONS(X)                                                             \
+  X(alloc_pd) X(dealloc_pd) X(reg_mr) X(dereg_mr) X(create_comp_channel)                 \
+  X(destroy_comp_channel) X(create_cq) X(destroy_cq) X(get_cq_event) X(ack_cq_events)    \
+  X(modify_qp) X(query_device)
+#define VMG_RDMA_FUNCTIONS(X)                                                            \
+  X(create_event_channel) X(destroy_event_channel) X(create_id) X(destroy_id)            \
+  X(bind_addr) X(resolve_addr) X(resolve_route) X(create_qp) X(destroy_qp) X(connect)    \
+  X(listen) X(accept) X(reject) X(disconnect) X(get_cm_event) X(ack_cm_event) X(set_option)
+// clang-format on
 
 struct VerbsLibrary {
   struct {

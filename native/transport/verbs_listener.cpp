@@ -1,6 +1,5 @@
 #include "transport/verbs_listener.hpp"
 
-#include <arpa/inet.h>
 #include <poll.h>
 #include <sys/eventfd.h>
 
@@ -44,7 +43,7 @@ Status VerbsListener::open() {
   traits_ = traits.value();
   if (verbs().rdma.listen(id_.get(), static_cast<int>(wire::kHelloPendingMax)) != 0)
     return system_error("listen on RDMA data port");
-  address_.port = ntohs(verbs().rdma.get_src_port(id_.get()));
+  address_.port = local_port(id_.get());
   return ok();
 }
 
