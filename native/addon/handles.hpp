@@ -98,6 +98,7 @@ class TargetSessionWrap final : public Wrap<TargetSessionWrap, TargetSessionStat
  private:
   Napi::Value connect(const Napi::CallbackInfo& info);
   void start(const Napi::CallbackInfo& info);
+  void serve_demand(const Napi::CallbackInfo& info);
   Napi::Value snapshot(const Napi::CallbackInfo& info);
   Napi::Value close(const Napi::CallbackInfo& info);
   bool is_connecting_ = false;

@@ -77,6 +77,7 @@ Napi::FunctionReference TargetSessionWrap::define(Napi::Env env) {
   return Napi::Persistent(DefineClass(env, "TargetSession",
                                       {InstanceMethod<&TargetSessionWrap::connect>("connect"),
                                        InstanceMethod<&TargetSessionWrap::start>("start"),
+                                       InstanceMethod<&TargetSessionWrap::serve_demand>("serveDemand"),
                                        InstanceMethod<&TargetSessionWrap::snapshot>("snapshot"),
                                        InstanceMethod<&TargetSessionWrap::close>("close")}));
 }
@@ -132,6 +133,13 @@ Napi::Value TargetSessionWrap::connect(const Napi::CallbackInfo& info) {
 void TargetSessionWrap::start(const Napi::CallbackInfo& info) {
   if (!state_.core) return throw_error(info.Env(), kClosedHandle);
   if (const Status status = state_.core->session->start(); !status) throw_error(info.Env(), status.error());
+}
+
+void TargetSessionWrap::serve_demand(const Napi::CallbackInfo& info) {
+  if (!state_.core) return throw_error(info.Env(), kClosedHandle);
+  if (const Status status = state_.core->session->serve_demand(); !status) {
+    throw_error(info.Env(), status.error());
+  }
 }
 
 Napi::Value TargetSessionWrap::snapshot(const Napi::CallbackInfo& info) {

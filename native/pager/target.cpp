@@ -22,9 +22,21 @@ class TargetSessionImpl final : public TargetSession {
 
   Status start() override {
     const std::lock_guard lock(threads_mutex_);
-    if (auto status = core_->begin(); !status) return status;
+    const bool serving = demand_thread_.joinable() && !bulk_thread_.joinable();
+    if (!serving) {
+      if (auto status = core_->begin(); !status) return status;
+    }
     const SignalsBlocked blocked;
     bulk_thread_ = std::thread([this] { bulk_.run(); });
+    if (!serving) demand_thread_ = std::thread([this] { demand_.run(); });
+    return ok();
+  }
+
+  /// The demand thread alone never ends the session: it waits for bulk_ended.
+  Status serve_demand() override {
+    const std::lock_guard lock(threads_mutex_);
+    if (auto status = core_->begin(); !status) return status;
+    const SignalsBlocked blocked;
     demand_thread_ = std::thread([this] { demand_.run(); });
     return ok();
   }

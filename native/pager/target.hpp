@@ -60,8 +60,12 @@ class TargetSession {
   /// Gives the session its connections; from kIdle or kDisconnected. Operations that were under way when the
   /// old ones broke are posted again.
   virtual Status connect(SourceEndpoints endpoints) = 0;
-  /// From kIdle, connected: serve faults now, prefetch as soon as the data map is ready.
+  /// From kIdle, connected, or after serve_demand(): serve faults now, prefetch as soon as the data map is
+  /// ready.
   virtual Status start() = 0;
+  /// From kIdle, connected: serve faults now and fetch nothing else. start() adds the prefetch. For the time
+  /// in which the VM is not running yet and its device state may touch a few pages while every cycle counts.
+  virtual Status serve_demand() = 0;
   /// Ends the threads and waits for them. Pages not yet here stay absent or claimed in the presence file;
   /// faults wait. Idempotent.
   virtual void close() = 0;

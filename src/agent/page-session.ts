@@ -43,8 +43,10 @@ export class PageSession {
   #endpoint: SourceEndpointInfo | null = null;
   /** The connection of this handle has been up and nothing has been heard of its end. */
   #isConnected = false;
-  #isWanted = false;
-  #isStarted = false;
+  #isServeWanted = false;
+  #isFillWanted = false;
+  #isServing = false;
+  #isFilling = false;
   #isClosed = false;
   #connecting: Promise<void> | null = null;
   #retryTimer: NodeJS.Timeout | null = null;
@@ -81,11 +83,16 @@ export class PageSession {
     await this.#connectOnce(isNewEndpoint);
   }
 
-  /** Serve faults from now on, or as soon as there is a connection. */
+  /** Serve faults, and nothing else, from now on or as soon as there is a connection: the VM does not run yet. */
+  serveDemand(): void {
+    this.#isServeWanted = true;
+    this.#go();
+  }
+
+  /** Serve faults and fetch the rest, from now on or as soon as there is a connection. */
   start(): void {
-    this.#isWanted = true;
-    if (this.#isConnected) this.#startHandle();
-    else if (!this.#options.isResume || !this.#startUnconnected()) this.#retryLater();
+    this.#isFillWanted = true;
+    this.#go();
   }
 
   /** Pages not yet here stay missing, and their faults wait. Idempotent. */
@@ -134,7 +141,7 @@ export class PageSession {
     await this.#handle.connect({ transport, host, port, keys, session, token }, CONNECT_TIMEOUT_MS);
     this.#isConnected = true;
     this.#retryMs = RETRY_MS_FIRST;
-    if (this.#isWanted) this.#startHandle();
+    this.#goConnected();
   }
 
   #read(): TargetSnapshot {
@@ -146,7 +153,8 @@ export class PageSession {
 
   async #reopen(): Promise<void> {
     this.#isConnected = false;
-    this.#isStarted = false;
+    this.#isServing = false;
+    this.#isFilling = false;
     const { counters } = this.#read();
     for (const counter of SUMMED) this.#carried.set(counter, counters[counter]);
     this.#carried.set('reconnectCount', counters.reconnectCount + 1n);
@@ -155,16 +163,30 @@ export class PageSession {
     this.#handle = this.#open(true);
   }
 
-  #startHandle(): void {
-    if (this.#isStarted) return;
+  #go(): void {
+    if (this.#isConnected) this.#goConnected();
+    else if (!this.#options.isResume || !this.#fillUnconnected()) this.#retryLater();
+  }
+
+  #goConnected(): void {
+    if (this.#isFillWanted) this.#fill();
+    else if (this.#isServeWanted && !this.#isServing) {
+      this.#handle.serveDemand();
+      this.#isServing = true;
+    }
+  }
+
+  #fill(): void {
+    if (this.#isFilling) return;
     this.#handle.start();
-    this.#isStarted = true;
+    this.#isFilling = true;
   }
 
   /** A session taken over with every page here needs no source any more. false: this one does. */
-  #startUnconnected(): boolean {
+  #fillUnconnected(): boolean {
+    if (!this.#isFillWanted) return false;
     try {
-      this.#startHandle();
+      this.#fill();
       return true;
     } catch {
       return false;

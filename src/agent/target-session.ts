@@ -155,7 +155,7 @@ export class TargetSession {
    */
   async awaitLoaded(): Promise<void> {
     if (!this.#state.isLoaded) this.#mustLive();
-    this.#pages?.start();
+    this.#pages?.serveDemand();
     await this.#state.loaded();
   }
 
@@ -251,7 +251,7 @@ export class TargetSession {
     // The event comes well before the answer: vCPUs that all fault at once keep QEMU's main loop busy.
     const resumed = this.#state.isRunning ? Promise.resolve(Date.now() * 1000) : watch.resumed(RESUME_TIMEOUT_MS);
     const refused = qmp.execute('cont').then(() => resumed);
-    // Started when the state was loaded, but not by this life of the daemon if it has restarted since.
+    // Not before: the prefetch would take the processor from the QEMUs that load and resume.
     this.#pages?.start();
     const resumedAtUs = await Promise.race([resumed, refused]);
     const parts = { ownMs: ownedAtMs - calledAtMs, contMs: performance.now() - ownedAtMs };

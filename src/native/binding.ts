@@ -118,8 +118,10 @@ export interface SourceAddress {
 export interface TargetSessionHandle {
   /** Opens both channels off the main thread. From idle or disconnected. */
   connect(source: SourceAddress, timeoutMs: number): Promise<void>;
-  /** Serve faults now; prefetch as soon as the source's data map is ready. */
+  /** Serve faults now, if serveDemand has not begun it; prefetch as soon as the source's data map is ready. */
   start(): void;
+  /** Serve faults now and fetch nothing else until start(): while the device state is loaded, before the VM runs. */
+  serveDemand(): void;
   snapshot(): TargetSnapshot;
   /** Resolves when the session's threads have ended and its files are closed. */
   close(): Promise<void>;

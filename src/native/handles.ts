@@ -37,6 +37,7 @@ interface AddonSourceSession {
 interface AddonTargetSession {
   connect(source: SourceAddress, timeoutMs: number): Promise<void>;
   start(): void;
+  serveDemand(): void;
   snapshot(): { state: TargetSessionState; counters: BigUint64Array; failure: NativeFailure | null };
   close(): Promise<void>;
 }
@@ -161,6 +162,10 @@ export class TargetSession implements TargetSessionHandle {
 
   start(): void {
     attempt('start target session', () => this.#native.start());
+  }
+
+  serveDemand(): void {
+    attempt('serve faults', () => this.#native.serveDemand());
   }
 
   snapshot(): TargetSnapshot {
