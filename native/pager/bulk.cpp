@@ -20,7 +20,9 @@ BulkThread::BulkThread(TargetCore& core)
       prefetch_(core, maps_) {}
 
 void BulkThread::run() {
-  set_up_thread("vmg-bulk", 5);
+  // Behind demand, before other work: the guest is degraded until this thread is through. Measured on two
+  // loaded cores, 256 MiB under random faults: +5 takes twice as long as -5, with no shorter waits.
+  set_up_thread("vmg-bulk", -5);
   // A page whose CONTINUE was put off is present but may have waiters: this thread stays until it is through.
   while (!core_.must_end() && !(core_.all_done() && publisher_.retry_count() == 0)) {
     bool worked = take_new_link();
