@@ -12,15 +12,11 @@ import type { JobView, StepName } from '../../src/domain.js';
 import { Cluster, eventually, sleep } from '../hosts/cluster.js';
 import { Guest } from '../hosts/guest.js';
 
-const BEFORE_COMMIT: StepName[] = [
-  'prepareTarget',
-  'exposeSource',
-  'connectTarget',
-  'stopSource',
-  'transferState',
-  'commit',
-];
+const BEFORE_COMMIT: StepName[] = ['prepareTarget', 'exposeSource', 'connectTarget', 'stopSource', 'transferState'];
+/** Parked before `commit` everything else is done: whatever happens to the target meanwhile, the coordinator goes on and commits. */
+const COMMIT: StepName = 'commit';
 const AFTER_COMMIT: StepName[] = ['resumeTarget', 'drain', 'releaseSource'];
+const ALL_STEPS = [...BEFORE_COMMIT, COMMIT, ...AFTER_COMMIT];
 const BACK_MS = 5000;
 const RECOVERED_MS = 60_000;
 
@@ -32,7 +28,7 @@ function parkFile(step: StepName): string {
 }
 
 function faultEnvironment(): Record<string, string> {
-  const points = [...BEFORE_COMMIT, ...AFTER_COMMIT].map((step) => `before:${step}=park:${parkFile(step)}`);
+  const points = ALL_STEPS.map((step) => `before:${step}=park:${parkFile(step)}`);
   return { VMIGRATE_FAULT: points.join(';') };
 }
 
@@ -64,10 +60,10 @@ async function expectNothingLeft(host: string): Promise<void> {
   await eventually(`nothing is left on ${host}`, 20_000, async () => {
     const ram = cluster.ramDirectory(host);
     const files = existsSync(ram) ? await readdir(ram) : [];
-    return (await cluster.qemuPids(host)).length === 0 && files.length === 0 ? true : undefined;
+    const list = await cluster.json<{ name: string }[]>(host, 'vmctl', 'ps');
+    const isListed = list.some((vm) => vm.name === guest.name);
+    return !isListed && files.length === 0 && (await cluster.qemuPids(host)).length === 0 ? true : undefined;
   });
-  const list = await cluster.json<{ name: string }[]>(host, 'vmctl', 'ps');
-  expect(list.map((vm) => vm.name)).not.toContain(guest.name);
 }
 
 async function killQemu(host: string): Promise<void> {
@@ -82,7 +78,7 @@ beforeAll(async () => {
 
 /** A test that failed half-way must not make the next ones fail. */
 afterEach(async () => {
-  for (const step of [...BEFORE_COMMIT, ...AFTER_COMMIT]) await release(step);
+  for (const step of ALL_STEPS) await release(step);
   await cluster.network.setLink('B', true);
   for (const host of ['A', 'B']) if (!cluster.isDaemonRunning(host)) await restart(host);
 });
@@ -188,24 +184,46 @@ const FAULTS_AFTER: {
   },
 ];
 
-describe.each(AFTER_COMMIT)('before %s', (step) => {
-  it.each(FAULTS_AFTER)('$name: the VM goes on at the target', async ({ strike, heal }) => {
+describe('before commit', () => {
+  it('the source daemon is killed: the VM goes on at the source', async () => {
     const source = (await guest.view('A'))?.state === 'running' ? 'A' : 'B';
     const target = source === 'A' ? 'B' : 'A';
-    // Slow prefetch, so that pages are still missing when the fault strikes.
-    const { id } = await migrateUpTo(step, source, target, '--bandwidth', '16');
-    if (step === 'drain') await sleep(300);
-    await strike(source, target);
-    await release(step);
-    await heal(source, target);
-    await eventually(`job ${id} is done`, RECOVERED_MS, async () =>
-      (await job(source, id)).state === 'done' ? true : undefined,
-    );
-    await guest.expectProgress(target);
-    await guest.expectClean(target);
-    await expectNothingLeft(source);
+    const { id } = await migrateUpTo(COMMIT, source, target);
+    await cluster.stopDaemon(source);
+    await release(COMMIT);
+    await restart(source);
+    await guest.expectProgress(source, 2);
+    expect((await job(source, id)).state).toBe('failed');
+    await expectNothingLeft(target);
+    await guest.expectClean(source);
   });
 });
+
+const AT_COMMIT = FAULTS_AFTER.filter(
+  ({ name }) => name.startsWith('the target daemon') || name.startsWith('the link'),
+);
+
+describe.each([{ step: COMMIT, faults: AT_COMMIT }, ...AFTER_COMMIT.map((step) => ({ step, faults: FAULTS_AFTER }))])(
+  'before $step',
+  ({ step, faults }) => {
+    it.each(faults)('$name: the VM goes on at the target', async ({ strike, heal }) => {
+      const source = (await guest.view('A'))?.state === 'running' ? 'A' : 'B';
+      const target = source === 'A' ? 'B' : 'A';
+      // Slow prefetch, so that pages are still missing when the fault strikes.
+      const { id } = await migrateUpTo(step, source, target, '--bandwidth', '16');
+      if (step === 'drain') await sleep(300);
+      await strike(source, target);
+      await release(step);
+      await heal(source, target);
+      await eventually(`job ${id} is done`, RECOVERED_MS, async () =>
+        (await job(source, id)).state === 'done' ? true : undefined,
+      );
+      await guest.expectProgress(target);
+      await guest.expectClean(target);
+      await expectNothingLeft(source);
+    });
+  },
+);
 
 it('says plainly that a VM is lost when its QEMU is killed on the target before all pages are there', async () => {
   const source = (await guest.view('A'))?.state === 'running' ? 'A' : 'B';
