@@ -61,8 +61,10 @@ export class LocalAgent implements AgentPort {
     return hostInventory(this.#ready.context, this.#options.hostInfo);
   }
 
-  vmInventory(vm: string): Promise<VmInventory> {
-    return vmInventory(this.#ready.context, vm);
+  async vmInventory(vm: string): Promise<VmInventory> {
+    const { context, target } = this.#ready;
+    const inventory = await vmInventory(context, vm);
+    return { ...inventory, job: inventory.job ?? (await target.arriving(vm)) };
   }
 
   checkTarget(spec: VmSpec): Promise<TargetChecks> {
@@ -115,7 +117,12 @@ export class LocalAgent implements AgentPort {
   }
 
   async expose(request: Parameters<AgentPort['expose']>[0]): Promise<SourceEndpointInfo> {
-    return this.#ready.source.expose(request);
+    const { context, source, target } = this.#ready;
+    const job = context.vms.has(request.vm) ? await target.arriving(request.vm) : null;
+    if (job !== null) {
+      throw new MigrationError('VM_BUSY', `memory of ${request.vm} is still missing here: it arrives by job ${job}`);
+    }
+    return source.expose(request);
   }
 
   async unexpose(session: string): Promise<void> {

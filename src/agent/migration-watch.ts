@@ -32,12 +32,14 @@ export class MigrationWatch {
   readonly #seen = new Set<MigrationStatus>();
   readonly #waiters = new Set<Waiter>();
   readonly #onEvent = (event: QmpEvent) => this.#note(event);
+  /** A VM may see many attempts to move it in the life of its QMP connection. */
+  readonly #forgetClosed: () => void;
   #ended: MigrationError | null = null;
 
   constructor(qmp: QmpClient) {
     this.#qmp = qmp;
     qmp.on('event', this.#onEvent);
-    qmp.onClosed((error) => this.end(error));
+    this.#forgetClosed = qmp.onClosed((error) => this.end(error));
   }
 
   has(status: MigrationStatus): boolean {
@@ -72,6 +74,7 @@ export class MigrationWatch {
     if (this.#ended !== null) return;
     this.#ended = error;
     this.#qmp.off('event', this.#onEvent);
+    this.#forgetClosed();
     for (const { met } of this.#waiters) met.reject(error);
   }
 

@@ -76,10 +76,11 @@ export async function nativeReading(vm: ManagedVm): Promise<Readonly<Record<stri
 
 /** Ends any migration of this QEMU that can still be ended. Idempotent; nothing happens if there is none. */
 export async function cancelMigration(qmp: QmpClient): Promise<void> {
-  const { status } = await qmp.execute('query-migrate');
-  if (status === undefined || ['none', 'completed', 'failed', 'cancelled'].includes(status)) return;
+  // Before the question: the end of the migration may come in one piece with the answer.
   const watch = new MigrationWatch(qmp);
   try {
+    const { status } = await qmp.execute('query-migrate');
+    if (status === undefined || ['none', 'completed', 'failed', 'cancelled'].includes(status)) return;
     await qmp.execute('migrate_cancel');
     await watch.over(CANCEL_TIMEOUT_MS);
   } finally {

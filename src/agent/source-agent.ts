@@ -16,6 +16,13 @@ export class SourceAgent {
   /** QEMU's own migrations under way or done, by session. */
   readonly #moves = new Map<string, Promise<void>>();
   readonly #ended = new EndedSessions();
+  /**
+   * VM → the session that has stopped it last, or is about to. An undo of an older session that comes late (it is repeated until it succeeds)
+   * must not let the VM run while this one may be committed.
+   */
+  readonly #stoppers = new Map<string, string>();
+  /** VM → the continueVm under way. A stop waits for it, so that its `cont` cannot fall into the new session's blackout. */
+  readonly #continuing = new Map<string, Promise<void>>();
 
   constructor(context: AgentContext) {
     this.#context = context;
@@ -66,18 +73,33 @@ export class SourceAgent {
     await this.#locks.hold(session, async () => {
       await this.#sources.get(session)?.unexpose();
       this.#sources.delete(session);
+      this.#forgetStopper(session);
     });
   }
 
-  stop(session: string): Promise<{ readonly stoppedAtUs: number; readonly stoppedForMs: number }> {
-    return this.#source(session).stop();
+  async stop(session: string): Promise<{ readonly stoppedAtUs: number; readonly stoppedForMs: number }> {
+    const source = this.#source(session);
+    await this.#claim(source.record.vm, session);
+    return source.stop();
   }
 
-  /** Nothing to do for a VM that is not here or runs. */
+  /** Nothing to do for a VM that is not here or runs. CONFLICT if another session has stopped it since. */
   async continueVm(vm: string, session: string): Promise<void> {
-    const { vms } = this.#context;
-    if (!vms.has(vm)) return;
+    if (!this.#context.vms.has(vm)) return;
     await this.#mustOwn(vm);
+    if (this.#isAnothers(vm, session)) throw new MigrationError('CONFLICT', `${vm} is stopped for another session`);
+    const continuing = this.#continueNow(vm, session);
+    this.#continuing.set(vm, continuing);
+    try {
+      await continuing;
+      this.#forgetStopper(session);
+    } finally {
+      if (this.#continuing.get(vm) === continuing) this.#continuing.delete(vm);
+    }
+  }
+
+  async #continueNow(vm: string, session: string): Promise<void> {
+    const { vms } = this.#context;
     this.#sources.get(session)?.thaw();
     const managed = vms.get(vm);
     try {
@@ -96,6 +118,8 @@ export class SourceAgent {
 
   async nativeMigrate(name: string, session: string, options: NativeMoveOptions): Promise<void> {
     await this.#mustOwn(name);
+    this.#ended.refuse(session);
+    await this.#claim(name, session);
     this.#ended.refuse(session);
     const { vms } = this.#context;
     const move = this.#moves.get(session) ?? nativeMove(vms.get(name), options);
@@ -116,7 +140,7 @@ export class SourceAgent {
   async nativeCancel(vm: string, session: string): Promise<void> {
     this.#ended.add(session);
     const { vms } = this.#context;
-    if (vms.has(vm)) await cancelMigration(vms.get(vm).qmp);
+    if (vms.has(vm) && !this.#isAnothers(vm, session)) await cancelMigration(vms.get(vm).qmp);
     await this.#moves.get(session)?.catch(() => undefined);
     this.#moves.delete(session);
   }
@@ -139,6 +163,7 @@ export class SourceAgent {
       await this.#sources.get(session)?.unexpose();
       this.#sources.delete(session);
       this.#moves.delete(session);
+      this.#forgetStopper(session);
       // One that is incoming is another session's: the VM is on its way back.
       if (vms.has(vm) && vms.get(vm).state !== 'incoming') await vms.destroy(vm);
     });
@@ -149,6 +174,19 @@ export class SourceAgent {
     if (source !== undefined) return source;
     this.#ended.refuse(session);
     throw new MigrationError('NOT_FOUND', `no leaving session ${session.slice(0, 32)} on ${this.#context.host}`);
+  }
+
+  async #claim(vm: string, session: string): Promise<void> {
+    this.#stoppers.set(vm, session);
+    await this.#continuing.get(vm)?.catch(() => undefined);
+  }
+
+  #isAnothers(vm: string, session: string): boolean {
+    return (this.#stoppers.get(vm) ?? session) !== session;
+  }
+
+  #forgetStopper(session: string): void {
+    for (const [vm, stopper] of this.#stoppers) if (stopper === session) this.#stoppers.delete(vm);
   }
 
   async #mustOwn(vm: string): Promise<void> {

@@ -168,6 +168,8 @@ export class SourceSession {
     if (server === null || this.#pages === null) throw new MigrationError('CONFLICT', `${vm} is not exposed`);
     // Written while the vCPUs still run: should QEMU die from here on, its memory files stay until somebody has decided whose they are.
     await vms.setState(vm, 'departed');
+    // Undone while the disk took its time: the VM has been told to run on, and nobody would tell it again.
+    if (this.#pages === null) throw new MigrationError('CONFLICT', `${vm} is not exposed any more`);
     const calledAtMs = performance.now();
     const watch = new MigrationWatch(this.#vm.qmp);
     const sent = once(server, 'connection').then(([socket]) => this.#send(socket as Socket));

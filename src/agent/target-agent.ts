@@ -1,4 +1,5 @@
 /** The VMs that arrive at this host, by session: the target's half of AgentPort. What a session does is in target-session.ts. */
+import { access } from 'node:fs/promises';
 import type { Readable } from 'node:stream';
 import type { PrepareReply, PrepareRequest, SessionProgress, SourceEndpointInfo } from '../engine/ports.js';
 import { MigrationError, toMigrationError } from '../errors.js';
@@ -12,6 +13,8 @@ export class TargetAgent {
   readonly #context: AgentContext;
   readonly #locks = new KeyedLocks();
   readonly #targets = new Map<string, TargetSession>();
+  /** The coordinators' names for the sessions of `#targets`. */
+  readonly #jobs = new Map<string, string>();
   /** Those whose QEMU had ended when this daemon started. */
   readonly #gone = new Map<string, { record: TargetRecord; hasRun: boolean }>();
   /** Names of VMs being prepared, by session. */
@@ -40,6 +43,29 @@ export class TargetAgent {
       return;
     }
     this.#targets.set(session, await TargetSession.takeUp(this.#context, record, vm));
+    this.#jobs.set(session, record.job);
+  }
+
+  /**
+   * The job that brings the VM here and has not brought all of it, or null. What is missing is a hole in the region file, which whoever moved the
+   * VM on would take for zeros. Without its session (whose record may be damaged) a presence map says that there was one that has not ended.
+   */
+  async arriving(name: string): Promise<string | null> {
+    const { vms } = this.#context;
+    const { session, spec } = vms.get(name);
+    if (session === null) return null;
+    const target = this.#targets.get(session);
+    if (target !== undefined) {
+      return (await target.progress()).state === 'complete' ? null : (this.#jobs.get(session) ?? session);
+    }
+    for (const { id } of spec.memory.regions) {
+      const isThere = await access(vms.presencePath(name, id)).then(
+        () => true,
+        () => false,
+      );
+      if (isThere) return session;
+    }
+    return null;
   }
 
   /** Is there a session that an incoming VM may belong to? */
@@ -63,6 +89,7 @@ export class TargetAgent {
       try {
         const target = await TargetSession.prepare(this.#context, request);
         this.#targets.set(session, target);
+        this.#jobs.set(session, request.job);
         return target.reply;
       } finally {
         this.#preparing.delete(session);
@@ -108,6 +135,7 @@ export class TargetAgent {
       const target = this.#targets.get(session);
       await target?.finish();
       this.#targets.delete(session);
+      this.#jobs.delete(session);
       this.#ended.add(session);
     });
   }
@@ -126,8 +154,11 @@ export class TargetAgent {
     await this.#locks.hold(session, async () => {
       await this.#targets.get(session)?.discard();
       this.#targets.delete(session);
+      this.#jobs.delete(session);
       if (gone === undefined) return;
-      await vms.destroy(gone.record.spec.name);
+      // The name may be a newer session's by now: undo calls are repeated until they succeed, and this one may come late.
+      const { name: vm } = gone.record.spec;
+      if (vms.has(vm) && vms.get(vm).session === session) await vms.destroy(vm);
       await store.remove(gone.record);
       this.#gone.delete(session);
     });

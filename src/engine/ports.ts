@@ -116,7 +116,10 @@ export interface AgentPort {
    * meanwhile), so the blackout begins `stoppedForMs` before the call answered, not when it was made. `stoppedAtUs`: QEMU's wall clock.
    */
   stop(vm: string, session: string): Promise<{ readonly stoppedAtUs: number; readonly stoppedForMs: number }>;
-  /** Undo of stop: the VM runs again. Throws OWNER_CHANGED if it does not belong to this host any more. */
+  /**
+   * Undo of stop: the VM runs again. Throws OWNER_CHANGED if it does not belong to this host any more, and CONFLICT if another session has
+   * stopped it since: an undo that comes late must not let it run while that one may be committed.
+   */
   continueVm(vm: string, session: string): Promise<void>;
   /** Device state from our QEMU to the target's, streamed host to host; resolves when all of it has been handed over. */
   transferState(vm: string, session: string, target: string): Promise<{ readonly deviceStateBytes: number }>;

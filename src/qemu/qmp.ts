@@ -151,10 +151,11 @@ export class QmpClient {
     this.#emitter.off('event', listener);
   }
 
-  /** Called once, also if the connection has already ended. */
-  onClosed(listener: (error: MigrationError) => void): void {
+  /** Called once, also if the connection has already ended. Returns what takes the listener away again. */
+  onClosed(listener: (error: MigrationError) => void): () => void {
     if (this.#closedBy === null) this.#emitter.once('closed', listener);
     else queueMicrotask(() => listener(this.#closedBy ?? this.#gone()));
+    return () => this.#emitter.off('closed', listener);
   }
 
   /** The next such event from now on. Ask before sending the command that causes it. */

@@ -1,0 +1,166 @@
+/** One host's agent on a QEMU and an addon that do as a test says, for orders of events that real ones cannot be brought to. */
+import { EventEmitter } from 'node:events';
+import { mkdtemp, rm } from 'node:fs/promises';
+import { connect } from 'node:net';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { LocalAgent, type LocalAgentOptions } from '../../src/agent/agent.js';
+import { parseSpec } from '../../src/agent/spec.js';
+import type { VmManager } from '../../src/agent/vms.js';
+import type { VmState } from '../../src/domain.js';
+import type { NativeBinding, TargetSessionState } from '../../src/native/binding.js';
+import type { QmpEvent } from '../../src/qemu/qmp.js';
+import { FileRegistry } from '../../src/registry/file.js';
+import { MemoryStore } from '../unit/memory-store.js';
+
+/** Answers what the agent asks of QEMU; a migration stops at pre-switchover, as ours do. */
+export class FakeQemu {
+  readonly commands: string[] = [];
+  readonly events = new EventEmitter();
+  migration = 'none';
+  isRunning = true;
+  /** Awaited before the command is answered. */
+  onCommand: (command: string) => Promise<void> = async () => undefined;
+
+  on(name: string, listener: (event: QmpEvent) => void): void {
+    this.events.on(name, listener);
+  }
+  off(name: string, listener: (event: QmpEvent) => void): void {
+    this.events.off(name, listener);
+  }
+  onClosed(listener: () => void): () => void {
+    this.events.once('closed', listener);
+    return () => this.events.off('closed', listener);
+  }
+
+  async execute(command: string, args: { uri?: string } = {}): Promise<unknown> {
+    this.commands.push(command);
+    await this.onCommand(command);
+    switch (command) {
+      case 'migrate':
+        return this.#migrate(args.uri ?? '');
+      case 'migrate_cancel':
+        this.#reach('cancelled');
+        return {};
+      case 'query-migrate':
+        return this.migration === 'none' ? {} : { status: this.migration };
+      case 'query-status':
+        return { running: this.isRunning, status: this.isRunning ? 'running' : 'paused' };
+      case 'cont':
+        this.isRunning = true;
+        return {};
+      case 'query-memdev':
+        return [{ id: 'ram0', share: true }];
+      case 'qom-list':
+        return [];
+      default:
+        return {};
+    }
+  }
+
+  #migrate(uri: string): object {
+    if (uri.startsWith('unix:')) connect({ path: uri.slice('unix:'.length) }).on('error', () => undefined);
+    this.isRunning = false;
+    this.#emit('STOP', {});
+    this.#reach('pre-switchover');
+    return {};
+  }
+
+  #reach(status: string): void {
+    this.migration = status;
+    this.#emit('MIGRATION', { status });
+  }
+
+  #emit(name: string, data: Record<string, unknown>): void {
+    this.events.emit('event', { name, data, timestampUs: 1 } satisfies QmpEvent);
+  }
+}
+
+export class FakeHost {
+  readonly qemu = new FakeQemu();
+  readonly vm: Record<string, unknown>;
+  pages: TargetSessionState = 'filling';
+  /** Awaited before a change of the VM's record is there. */
+  onSetState: (state: VmState) => Promise<void> = async () => undefined;
+  readonly registry: FileRegistry;
+  readonly agent: LocalAgent;
+  readonly #directory: string;
+
+  private constructor(directory: string, registry: FileRegistry) {
+    this.#directory = directory;
+    this.registry = registry;
+    const spec = parseSpec({ name: 'web', memory: { size: '64M' } });
+    const regions = [{ path: '/nowhere', lengthBytes: 64n << 20n, pageBytes: 4096 }];
+    const fixed = { epoch: 1, accel: 'tcg', job: null, session: null, qemuVersion: '7.2.22', machine: 'q35' };
+    this.vm = { spec, state: 'running', ...fixed, directory, regions, memory: {}, qmp: this.qemu };
+    const silent = () => undefined;
+    const fakes = { vms: this.#vms(), native: this.#native(), listener: { tcpPort: 1, shmPath: null } };
+    this.agent = new LocalAgent({
+      ...(fakes as unknown as Pick<LocalAgentOptions, 'vms' | 'native' | 'listener'>),
+      host: 'A',
+      registry,
+      peers: { agent: () => this.agent, sendState: () => new Promise(() => undefined), warm: async () => undefined },
+      dataAddress: '127.0.0.1',
+      stateDir: directory,
+      clock: { nowMs: () => performance.now(), isoNow: () => new Date().toISOString(), sleep: async () => undefined },
+      log: { debug: silent, info: silent, warn: silent, error: silent },
+      faults: { hit: async () => undefined },
+      hostInfo: { preloadPath: null, certificateExpiresAt: () => null },
+    });
+  }
+
+  /** `web` runs here in epoch 1. */
+  static async make(): Promise<FakeHost> {
+    const registry = await FileRegistry.on(new MemoryStore());
+    await registry.swapOwner('web', null, { vm: 'web', owner: 'A', epoch: 1, session: null });
+    return new FakeHost(await mkdtemp(join(tmpdir(), 'vmg-fake-')), registry);
+  }
+
+  get stateDir(): string {
+    return this.#directory;
+  }
+
+  presencePath(region: string): string {
+    return join(this.#directory, `${region}.presence`);
+  }
+
+  async end(): Promise<void> {
+    await this.agent.close();
+    await rm(this.#directory, { recursive: true, force: true });
+  }
+
+  #vms(): Partial<VmManager> {
+    return {
+      on: () => undefined,
+      off: () => undefined,
+      has: (name) => name === 'web',
+      get: () => this.vm as never,
+      all: () => [this.vm as never],
+      exitOf: () => null,
+      presencePath: (_, region) => this.presencePath(region),
+      setState: async (_, state) => {
+        await this.onSetState(state);
+        this.vm['state'] = state;
+      },
+    };
+  }
+
+  #native(): Partial<NativeBinding> {
+    return {
+      openSourceSession: () => ({
+        keys: [],
+        freeze: () => undefined,
+        snapshot: () => ({ counters: {} as never, failure: null }),
+        close: () => undefined,
+      }),
+      openTargetSession: () =>
+        ({
+          snapshot: () => ({ state: this.pages, failure: null, counters: {} }),
+          connect: async () => undefined,
+          serveDemand: () => undefined,
+          start: () => undefined,
+          close: async () => undefined,
+        }) as never,
+    };
+  }
+}

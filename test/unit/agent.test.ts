@@ -1,0 +1,125 @@
+import { writeFile } from 'node:fs/promises';
+import { afterEach, beforeEach, describe, expect, test } from 'vitest';
+import { MigrationWatch } from '../../src/agent/migration-watch.js';
+import { SessionStore, type TargetRecord } from '../../src/agent/session-store.js';
+import type { VmSpec } from '../../src/domain.js';
+import { FakeHost } from '../support/agent-fakes.js';
+import { gate } from './scripted.js';
+
+const [FIRST, SECOND] = ['1'.repeat(32), '2'.repeat(32)];
+const code = (expected: string) => expect.objectContaining({ code: expected });
+
+let host: FakeHost;
+beforeEach(async () => {
+  host = await FakeHost.make();
+});
+afterEach(() => host.end());
+
+const expose = (session: string) =>
+  host.agent.expose({ session, vm: 'web', token: 'e'.repeat(64), transport: 'tcp', target: 'B' });
+
+describe('an undo that comes late', () => {
+  test('does not let a VM run that another session has stopped since', async () => {
+    await host.agent.start();
+    await expose(SECOND);
+    await host.agent.stop('web', SECOND);
+    await expect(host.agent.continueVm('web', FIRST)).rejects.toEqual(code('CONFLICT'));
+    expect(host.qemu.isRunning).toBe(false);
+    expect(host.qemu.commands).not.toContain('migrate_cancel');
+    await host.agent.continueVm('web', SECOND);
+    expect(host.qemu.isRunning).toBe(true);
+    expect(host.vm['state']).toBe('running');
+    await host.agent.continueVm('web', FIRST);
+  });
+
+  test('does not end the migration of another session', async () => {
+    await host.agent.start();
+    await expose(SECOND);
+    await host.agent.stop('web', SECOND);
+    await host.agent.nativeCancel('web', FIRST);
+    expect(host.qemu.commands).not.toContain('migrate_cancel');
+  });
+
+  test('and is already under way is over before another session stops the VM', async () => {
+    await host.agent.start();
+    await expose(SECOND);
+    const asked = gate();
+    const answer = gate();
+    host.qemu.onCommand = async (command) => {
+      if (command !== 'query-status') return;
+      asked.open();
+      await answer.passed;
+    };
+    const continuing = host.agent.continueVm('web', FIRST);
+    await asked.passed;
+    const stopping = host.agent.stop('web', SECOND);
+    answer.open();
+    await continuing;
+    await stopping;
+    expect(host.qemu.commands.lastIndexOf('query-status')).toBeLessThan(host.qemu.commands.indexOf('migrate'));
+    expect(host.qemu.isRunning).toBe(false);
+    expect(host.vm['state']).toBe('departed');
+  });
+});
+
+test('a stop that is undone while its record is being written does not stop the VM afterwards', async () => {
+  await host.agent.start();
+  await expose(FIRST);
+  const written = gate();
+  host.onSetState = async (state) => {
+    if (state === 'departed') await written.passed;
+  };
+  const stopping = host.agent.stop('web', FIRST);
+  await host.agent.continueVm('web', FIRST);
+  written.open();
+  await expect(stopping).rejects.toEqual(code('CONFLICT'));
+  expect(host.qemu.commands).not.toContain('migrate');
+  expect(host.qemu.isRunning).toBe(true);
+});
+
+describe('a VM whose memory has not all arrived', () => {
+  const record = (): TargetRecord => ({
+    version: 1,
+    role: 'target',
+    session: FIRST,
+    job: 'job-77',
+    spec: host.vm['spec'] as VmSpec,
+    source: 'Z',
+    epoch: 1,
+    mode: 'postcopy',
+    accel: 'tcg',
+    token: 'd'.repeat(64),
+    bandwidthBytesPerS: 0,
+    state: 'resumed',
+    nativeUri: null,
+    endpoint: null,
+  });
+
+  beforeEach(async () => {
+    host.vm['session'] = FIRST;
+    await host.registry.swapOwner('web', 1, { vm: 'web', owner: 'A', epoch: 2, session: FIRST });
+  });
+
+  test('is part of the job that brings it, and its holes are not exposed as zeros', async () => {
+    await (await SessionStore.open(host.stateDir)).save(record());
+    await host.agent.start();
+    expect(await host.agent.vmInventory('web')).toMatchObject({ job: 'job-77', state: 'running' });
+    await expect(expose(SECOND)).rejects.toEqual(code('VM_BUSY'));
+    host.pages = 'complete';
+    expect(await host.agent.vmInventory('web')).toMatchObject({ job: null });
+    await expose(SECOND);
+  });
+
+  test('is not exposed either when the record of its session has been lost', async () => {
+    await writeFile(host.presencePath('ram0'), '');
+    await host.agent.start();
+    expect(await host.agent.vmInventory('web')).toMatchObject({ job: FIRST });
+    await expect(expose(SECOND)).rejects.toEqual(code('VM_BUSY'));
+  });
+});
+
+test('a watch that has ended leaves nothing on the connection', () => {
+  const { events } = host.qemu;
+  for (let attempt = 0; attempt < 3; attempt++) new MigrationWatch(host.qemu as never).end();
+  expect([events.listenerCount('event'), events.listenerCount('closed')]).toEqual([0, 0]);
+});
