@@ -233,12 +233,16 @@ export class VmManager {
     });
   }
 
-  /** Ends QEMU and frees the memory; the VM stays listed as stopped, with its logs, until it is stopped again or its name is used again. */
+  /**
+   * Ends QEMU and frees the memory; the VM stays listed as stopped, with its logs, until it is stopped again or its name is used again. What a
+   * departed VM has left goes at once, but only when no job has it any more, by force or not: its new home may still need it.
+   */
   async stop(name: string, options: StopOptions): Promise<void> {
     await this.#locks.hold(name, async () => {
-      const states: VmState[] = ['running', 'paused', 'stopped'];
+      const isLeftBehind = this.#get(name).state === 'departed' && this.#get(name).job === null;
+      const states: VmState[] = ['running', 'paused', 'stopped', ...(isLeftBehind ? (['departed'] as const) : [])];
       const vm = await this.#own(name, states, options.isForced);
-      if (vm.state === 'stopped') {
+      if (vm.state === 'stopped' || vm.state === 'departed') {
         await this.#remove(vm, false);
         return;
       }
@@ -285,7 +289,8 @@ export class VmManager {
     if (vm.job !== null && !isJobIgnored) throw new MigrationError('VM_BUSY', `${name} is part of job ${vm.job}`);
     if (!states.includes(vm.state)) throw new MigrationError('CONFLICT', `${name} is ${vm.state}`);
     const owner = await this.#options.registry.owner(name);
-    if (vm.state !== 'stopped' && (owner?.owner !== this.#options.host || owner.epoch !== vm.epoch)) {
+    const isOver = vm.state === 'stopped' || vm.state === 'departed';
+    if (!isOver && (owner?.owner !== this.#options.host || owner.epoch !== vm.epoch)) {
       throw new MigrationError('OWNER_CHANGED', `${name} belongs to ${owner?.owner ?? 'nobody'}, not to this host`);
     }
     return vm;

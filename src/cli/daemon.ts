@@ -180,7 +180,7 @@ function apiVms(vms: VmManager): ApiVms {
     async stop(name, options) {
       const wasStopped = vms.get(name).state === 'stopped';
       await vms.stop(name, options);
-      if (!wasStopped) await vms.stop(name, options);
+      if (!wasStopped && vms.has(name)) await vms.stop(name, options);
     },
     openConsole(name, { backlogBytes }) {
       const { socket, log } = vms.serialPaths(name);

@@ -306,7 +306,10 @@ async function goOn(context: StepContext, steps: readonly PlanStep[], unwritten:
         } catch (thrown) {
           const error = toMigrationError(thrown);
           if (halt.aborted) return { kind: 'halted' };
-          if (error.code === 'VM_LOST') return { kind: 'lost', error };
+          if (error.code === 'VM_LOST') {
+            await letGo(context);
+            return { kind: 'lost', error };
+          }
           const nowMs = ports.clock.nowMs();
           if (!mayPassAfterCommit(error) || nowMs - marks.advancedAtMs > limits.recoveryMsMax) {
             return { kind: 'stalled', error: stalled(error, step, nowMs - marks.advancedAtMs) };
@@ -340,6 +343,22 @@ async function goOn(context: StepContext, steps: readonly PlanStep[], unwritten:
   async function appendAfterCommit(ending: StepContext, end: JournalEntry, step: PlanStep): Promise<void> {
     if (step.name === 'drain') await retryable(ports.journal.append(end));
     else await noteDown(ending, end);
+  }
+}
+
+/** Nobody fetches from the source any more, and what it keeps is its user's: `stop` frees it. What fails here is said, and harms nothing else. */
+async function letGo({ record, ports, limits, observer }: StepContext): Promise<void> {
+  const { vm } = record.plan.request;
+  const calls: [string, () => Promise<void>][] = [
+    ['unexposing', () => ports.source.unexpose(record.session)],
+    ['unreserving', () => ports.source.unreserve(vm, record.job)],
+  ];
+  for (const [doing, call] of calls) {
+    try {
+      await withDeadline(ports.clock, call(), limits.callMsMax, `${doing} ${vm}`);
+    } catch (error) {
+      observer.onWarning(`${doing} a lost VM failed`, error);
+    }
   }
 }
 

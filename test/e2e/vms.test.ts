@@ -129,6 +129,24 @@ describe('a VM', () => {
     await access(host.vms.get('vm').regions[0]?.path ?? '');
   });
 
+  test('that has departed is freed by its user once no job has it, and not before, by force neither', async () => {
+    await host.vms.run(vmSpec());
+    const { pid } = host.vms.get('vm');
+    await host.vms.reserve('vm', 'job-1');
+    await host.vms.setState('vm', 'departed');
+    await host.registry.swapOwner('vm', 1, { vm: 'vm', owner: 'B', epoch: 2, session: null });
+    expect(await codeOf(host.vms.stop('vm', { isForced: false }))).toBe('VM_BUSY');
+    expect(await codeOf(host.vms.stop('vm', { isForced: true }))).toBe('CONFLICT');
+    expect(() => process.kill(pid, 0)).not.toThrow();
+    await host.vms.unreserve('vm', 'job-1');
+    expect(await codeOf(host.vms.resume('vm'))).toBe('CONFLICT');
+    await host.vms.stop('vm', { isForced: false });
+    expect(host.vms.list()).toEqual([]);
+    expect(await host.qemus()).toEqual([]);
+    expect(await readdir(host.ramDir)).toEqual([]);
+    expect(await host.registry.owner('vm')).toMatchObject({ owner: 'B', epoch: 2 });
+  });
+
   test('answers pre-flight', async () => {
     await host.vms.run(vmSpec({ nics: [{}] }));
     const vm = host.vms.get('vm');

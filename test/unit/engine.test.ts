@@ -270,6 +270,18 @@ describe('after the commit', () => {
     expect((view.error as { message: string }).message).toMatch(message);
     expect((view.error as { remedy: string }).remedy).toMatch(/keeps .*memory/);
     expect(world.calls).not.toContain('A.release');
+    // Its user can stop what is left on the source: the remedy says so.
+    expect(world.acts.slice(-2)).toEqual(['A.unexpose', 'A.unreserve']);
+  });
+
+  test('a VM is lost also when the source cannot let go of it', async () => {
+    const world = new Scripted();
+    world.on['B.progress'] = () => ({ ...complete, state: 'gone' });
+    world.on['A.unexpose'] = failing('NO_SPACE');
+    const { jobs } = await world.daemon();
+    expect(await rest(jobs, (await jobs.submit(request)).id)).toMatchObject({ state: 'lost' });
+    expect(world.acts.slice(-2)).toEqual(['A.unexpose', 'A.unreserve']);
+    expect(world.warnings).toContain('unexposing a lost VM failed');
   });
 
   test('progress tells pages, rate and time left', async () => {
