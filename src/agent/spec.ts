@@ -3,7 +3,6 @@
  * a file. Unknown keys are errors that name the key and where it stands. All errors are SPEC_INVALID.
  */
 import { createHash, randomUUID } from 'node:crypto';
-import { parse as parseYaml } from 'yaml';
 import { z } from 'zod';
 import type { VmSpec } from '../domain.js';
 import { MigrationError } from '../errors.js';
@@ -188,9 +187,14 @@ export const userSpecSchema = userSpec;
 /** The schema of the filled-in form, for messages between hosts. */
 export const vmSpecSchema: z.ZodType<VmSpec> = vmSpec as unknown as z.ZodType<VmSpec>;
 
-/** A user's spec, as text (YAML, of which JSON is a part) or as an object, with all defaults filled in. */
+/** A user's spec as it came over the API: text (YAML, of which JSON is a part) or an object. The parser of YAML is loaded with the first text. */
+export async function readSpec(input: unknown): Promise<VmSpec> {
+  return parseSpec(typeof input === 'string' ? await parseText(input) : input);
+}
+
+/** A user's spec with all defaults filled in. */
 export function parseSpec(input: unknown): VmSpec {
-  const user = check(userSpec, typeof input === 'string' ? parseText(input) : input);
+  const user = check(userSpec, input);
   const { memory } = user;
   if (memory.size === undefined && memory.regions === undefined) {
     throw new MigrationError('SPEC_INVALID', 'VM spec: memory.size is missing');
@@ -247,12 +251,13 @@ export function checkSpec(input: unknown): VmSpec {
   return check(vmSpecSchema, input);
 }
 
-function parseText(spec: string): unknown {
+async function parseText(spec: string): Promise<unknown> {
   if (Buffer.byteLength(spec) > SPEC_BYTES_MAX) {
     throw new MigrationError('SPEC_INVALID', `VM spec: longer than ${SPEC_BYTES_MAX} bytes`);
   }
+  const { parse } = await import('yaml');
   try {
-    return parseYaml(spec, { maxAliasCount: 16, logLevel: 'error' });
+    return parse(spec, { maxAliasCount: 16, logLevel: 'error' });
   } catch (error) {
     const message = error instanceof Error ? error.message : String(error);
     throw new MigrationError('SPEC_INVALID', `VM spec: neither YAML nor JSON: ${message}`, { cause: error });

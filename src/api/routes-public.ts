@@ -2,7 +2,7 @@
 import type { FastifyInstance, FastifyReply } from 'fastify';
 import type { ZodTypeProvider } from 'fastify-type-provider-zod';
 import { z } from 'zod';
-import { parseSpec, userSpecSchema } from '../agent/spec.js';
+import { readSpec, userSpecSchema } from '../agent/spec.js';
 import { MigrationError, toMigrationError } from '../errors.js';
 import { doctor } from './doctor.js';
 import { METRICS_CONTENT_TYPE, type Metrics } from './metrics.js';
@@ -122,7 +122,7 @@ function vmRoutes(app: TypedApp, services: ApiServices): void {
       schema: { summary: 'Start a VM', body: userSpecSchema, response: { 201: vmView, ...failures } },
       validatorCompiler: () => (value: unknown) => ({ value }),
     },
-    async (request, reply) => reply.code(201).send(await vms.run(parseSpec(request.body))),
+    async (request, reply) => reply.code(201).send(await vms.run(await readSpec(request.body))),
   );
   app.get(
     '/v1/vms',

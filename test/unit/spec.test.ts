@@ -1,6 +1,6 @@
 import * as fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
-import { checkSpec, parseSpec } from '../../src/agent/spec.js';
+import { checkSpec, parseSpec, readSpec } from '../../src/agent/spec.js';
 import { MigrationError } from '../../src/errors.js';
 
 const MINIMAL = { name: 'web-1', memory: { size: '512M' } };
@@ -9,11 +9,19 @@ function problems(input: unknown): string[] {
   try {
     parseSpec(input);
   } catch (error) {
-    if (!(error instanceof MigrationError) || error.code !== 'SPEC_INVALID') throw error;
-    const details = error.details as { path: string; message: string }[] | undefined;
-    return details === undefined ? [error.message] : details.map((issue) => issue.path);
+    return issuesOf(error);
   }
   return [];
+}
+
+async function problemsOfText(text: unknown): Promise<string[]> {
+  return readSpec(text).then(() => [], issuesOf);
+}
+
+function issuesOf(error: unknown): string[] {
+  if (!(error instanceof MigrationError) || error.code !== 'SPEC_INVALID') throw error;
+  const details = error.details as { path: string; message: string }[] | undefined;
+  return details === undefined ? [error.message] : details.map((issue) => issue.path);
 }
 
 test('defaults are filled in', () => {
@@ -39,12 +47,12 @@ test('defaults are filled in', () => {
   expect(parseSpec(MINIMAL).uuid).not.toBe(spec.uuid);
 });
 
-test('YAML and JSON text', () => {
+test('YAML and JSON text', async () => {
   const yaml = 'name: a\nmemory:\n  size: 1G\n  pageSize: 2M\nnics:\n  - bridge: br0\n';
-  const spec = parseSpec(yaml);
+  const spec = await readSpec(yaml);
   expect(spec.memory).toMatchObject({ sizeBytes: 2 ** 30, pageBytes: 2 ** 21 });
   expect(spec.nics[0]).toMatchObject({ id: 'net0', type: 'tap', bridge: 'br0', model: 'virtio-net-pci' });
-  expect(parseSpec(JSON.stringify({ ...MINIMAL, uuid: spec.uuid })).uuid).toBe(spec.uuid);
+  expect((await readSpec(JSON.stringify({ ...MINIMAL, uuid: spec.uuid }))).uuid).toBe(spec.uuid);
 });
 
 test('regions become NUMA nodes and give the size', () => {
@@ -126,23 +134,23 @@ describe('impossible values are refused with their place', () => {
     expect(problems(input)).toEqual(paths);
   });
 
-  test('text that is neither YAML nor JSON, and text that is far too long', () => {
-    expect(problems('{name: [')).toHaveLength(1);
-    expect(problems(`name: ${'a'.repeat(300_000)}`)[0]).toContain('longer');
-    expect(problems('a: &a [*a]')).not.toEqual([]);
+  test('text that is neither YAML nor JSON, and text that is far too long', async () => {
+    expect(await problemsOfText('{name: [')).toHaveLength(1);
+    expect((await problemsOfText(`name: ${'a'.repeat(300_000)}`))[0]).toContain('longer');
+    expect(await problemsOfText('a: &a [*a]')).not.toEqual([]);
   });
 });
 
-test('whatever comes in, the only error is SPEC_INVALID', () => {
-  fc.assert(
-    fc.property(
+test('whatever comes in, the only error is SPEC_INVALID', async () => {
+  await fc.assert(
+    fc.asyncProperty(
       fc.oneof(
         fc.anything(),
         fc.string(),
         fc.object().map((extra) => ({ ...MINIMAL, ...extra })),
       ),
-      (input) => {
-        problems(input);
+      async (input) => {
+        await problemsOfText(input);
       },
     ),
   );
