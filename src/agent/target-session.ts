@@ -207,8 +207,11 @@ export class TargetSession {
     if (this.#hasRun)
       throw new MigrationError('CONFLICT', `${this.vmName} has been resumed: it is not taken away any more`);
     await this.close();
-    await this.#context.vms.destroy(this.vmName);
-    await this.#context.store.remove(this.#record);
+    const { vms, store } = this.#context;
+    // The name may be a newer session's by now: undo calls are repeated until they succeed, and this one may come late.
+    const isOurs = vms.has(this.vmName) && vms.get(this.vmName).session === this.#record.session;
+    if (isOurs) await vms.destroy(this.vmName);
+    await store.remove(this.#record);
   }
 
   /** QEMU has ended by itself. */
@@ -248,12 +251,13 @@ export class TargetSession {
     await this.#own(epoch);
     const ownedAtMs = performance.now();
     await this.#context.faults.hit('agent:resume');
+    this.#pages?.serveDemand();
     // The event comes well before the answer: vCPUs that all fault at once keep QEMU's main loop busy.
     const resumed = this.#state.isRunning ? Promise.resolve(Date.now() * 1000) : watch.resumed(RESUME_TIMEOUT_MS);
     const refused = qmp.execute('cont').then(() => resumed);
+    const resumedAtUs = await Promise.race([resumed, refused]);
     // Not before: the prefetch would take the processor from the QEMUs that load and resume.
     this.#pages?.start();
-    const resumedAtUs = await Promise.race([resumed, refused]);
     const parts = { ownMs: ownedAtMs - calledAtMs, contMs: performance.now() - ownedAtMs };
     this.#context.log.debug({ session: this.#record.session, ...parts }, 'resumed');
     this.#afterResume(epoch);
