@@ -193,7 +193,7 @@ export class TargetSession {
     }
     await this.close();
     const { vms, store } = this.#context;
-    for (const { id } of this.#vm.spec.memory.regions) {
+    for (const { id } of this.#isReplaced ? [] : this.#vm.spec.memory.regions) {
       await unlink(vms.presencePath(this.vmName, id)).catch((error: NodeJS.ErrnoException) => {
         if (error.code !== 'ENOENT') throw error;
       });
@@ -208,9 +208,7 @@ export class TargetSession {
       throw new MigrationError('CONFLICT', `${this.vmName} has been resumed: it is not taken away any more`);
     await this.close();
     const { vms, store } = this.#context;
-    // The name may be a newer session's by now: undo calls are repeated until they succeed, and this one may come late.
-    const isOurs = vms.has(this.vmName) && vms.get(this.vmName).session === this.#record.session;
-    if (isOurs) await vms.destroy(this.vmName);
+    if (!this.#isReplaced) await vms.destroy(this.vmName);
     await store.remove(this.#record);
   }
 
@@ -333,6 +331,12 @@ export class TargetSession {
     if (status !== 'completed') return status === 'failed' ? 'failed' : 'filling';
     this.#completed();
     return 'complete';
+  }
+
+  /** The name may be a newer session's by now: a QEMU that has ended gives it free, and calls of the coordinator may come late. */
+  get #isReplaced(): boolean {
+    const { vms } = this.#context;
+    return !vms.has(this.vmName) || vms.get(this.vmName).session !== this.#record.session;
   }
 
   #mustLive(): void {

@@ -204,12 +204,12 @@ export class VmManager {
     this.#changed(vm);
   }
 
-  /** The VM and all its traces. Gives up a start under way. Idempotent. */
+  /** The VM and all its traces. Gives up a start under way. Idempotent; a VM that gets the name while this one goes is left alone. */
   async destroy(name: string, options: { keepRam?: boolean } = {}): Promise<void> {
-    this.#vms.get(name)?.start.abort();
+    const vm = this.#vms.get(name);
+    vm?.start.abort();
     await this.#locks.hold(name, async () => {
-      const vm = this.#vms.get(name);
-      if (vm !== undefined) await this.#remove(vm, options.keepRam === true);
+      if (vm !== undefined && this.#vms.get(name) === vm) await this.#remove(vm, options.keepRam === true);
     });
   }
 
@@ -234,13 +234,13 @@ export class VmManager {
   }
 
   /**
-   * Ends QEMU and frees the memory; the VM stays listed as stopped, with its logs, until it is stopped again or its name is used again. What a
-   * departed VM has left goes at once, but only when no job has it any more, by force or not: its new home may still need it.
+   * Ends QEMU and frees the memory; the VM stays listed as stopped until it is stopped again or its name is used again. What a departed VM has
+   * left goes at once, but only when no job has it any more, by force or not: its new home may still need it.
    */
   async stop(name: string, options: StopOptions): Promise<void> {
     await this.#locks.hold(name, async () => {
-      const isLeftBehind = this.#get(name).state === 'departed' && this.#get(name).job === null;
-      const states: VmState[] = ['running', 'paused', 'stopped', ...(isLeftBehind ? (['departed'] as const) : [])];
+      const states: VmState[] = ['running', 'paused', 'stopped'];
+      if (this.#get(name).job === null) states.push('departed');
       const vm = await this.#own(name, states, options.isForced);
       if (vm.state === 'stopped' || vm.state === 'departed') {
         await this.#remove(vm, false);
@@ -289,7 +289,7 @@ export class VmManager {
     if (vm.job !== null && !isJobIgnored) throw new MigrationError('VM_BUSY', `${name} is part of job ${vm.job}`);
     if (!states.includes(vm.state)) throw new MigrationError('CONFLICT', `${name} is ${vm.state}`);
     const owner = await this.#options.registry.owner(name);
-    const isOver = vm.state === 'stopped' || vm.state === 'departed';
+    const isOver = ['stopped', 'departed'].includes(vm.state);
     if (!isOver && (owner?.owner !== this.#options.host || owner.epoch !== vm.epoch)) {
       throw new MigrationError('OWNER_CHANGED', `${name} belongs to ${owner?.owner ?? 'nobody'}, not to this host`);
     }

@@ -118,6 +118,15 @@ describe('a VM', () => {
     expect(await host.registry.owner('vm')).toMatchObject({ owner: 'B' });
   });
 
+  test('that takes the name of one that is being destroyed is not destroyed in its place', async () => {
+    await host.vms.run(vmSpec());
+    await host.vms.stop('vm', { isForced: true });
+    const running = host.vms.run(vmSpec());
+    await host.vms.destroy('vm');
+    await running;
+    expect(host.vms.list()).toMatchObject([{ name: 'vm', state: 'running' }]);
+  });
+
   test('that has departed keeps its memory even if QEMU ends', async () => {
     await host.vms.run(vmSpec());
     await host.vms.setState('vm', 'departed');

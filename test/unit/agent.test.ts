@@ -1,4 +1,4 @@
-import { writeFile } from 'node:fs/promises';
+import { access, writeFile } from 'node:fs/promises';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import { MigrationWatch } from '../../src/agent/migration-watch.js';
 import { SessionStore, type TargetRecord } from '../../src/agent/session-store.js';
@@ -116,6 +116,20 @@ describe('a VM whose memory has not all arrived', () => {
     expect(await host.agent.vmInventory('web')).toMatchObject({ job: FIRST });
     await expect(expose(SECOND)).rejects.toEqual(code('VM_BUSY'));
   });
+});
+
+test('a finish that comes late leaves the presence map of the next session alone', async () => {
+  const { spec } = host.vm as unknown as { spec: VmSpec };
+  const fixed = { version: 1, role: 'target', mode: 'postcopy', accel: 'tcg', bandwidthBytesPerS: 0 } as const;
+  const ids = { session: FIRST, job: 'job-1', token: 'd'.repeat(64), source: 'Z', epoch: 1 };
+  const record: TargetRecord = { ...fixed, ...ids, spec, state: 'complete', nativeUri: null, endpoint: null };
+  await (await SessionStore.open(host.stateDir)).save(record);
+  host.vm['session'] = FIRST;
+  await host.agent.start();
+  host.vm['session'] = SECOND;
+  await writeFile(host.presencePath('ram0'), '');
+  await host.agent.finish(FIRST);
+  await access(host.presencePath('ram0'));
 });
 
 test('a watch that has ended leaves nothing on the connection', () => {
