@@ -154,10 +154,10 @@ export class SourceAgent {
     const { vms, registry } = this.#context;
     await this.#locks.hold(session, async () => {
       const owner = await registry.owner(vm);
-      if (owner === null || owner.owner === this.#context.host) {
-        // Released before, and it has come back since or is about to.
+      if (owner === null || owner.owner === this.#context.host || owner.session !== session) {
+        // Released before, and it has come back since, is about to, or has left again: then another session fetches from what is here.
         if (!this.#sources.has(session) && !this.#moves.has(session)) return;
-        throw new MigrationError('CONFLICT', `${vm} belongs to ${this.#context.host}`);
+        throw new MigrationError('CONFLICT', `${vm} has not left ${this.#context.host} by this session`);
       }
       this.#ended.add(session);
       await this.#sources.get(session)?.unexpose();

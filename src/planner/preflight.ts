@@ -180,7 +180,7 @@ function* checkQemu(request: MigrationRequest, target: HostInventory, vm: VmInve
     yield refuse(
       'PRELOAD_MISSING',
       `${host} does not have the preload library, without which nobody can serve the VM's missing pages`,
-      `build it there ("npm run setup"), or set preloadPath in the configuration of vmigrated`,
+      `build it there ("npm run setup"), or set preload in the configuration of vmigrated`,
     );
   }
   if (request.mode === 'native-precopy') return;

@@ -79,6 +79,7 @@ export class FakeQemu {
 export class FakeHost {
   readonly qemu = new FakeQemu();
   readonly vm: Record<string, unknown>;
+  readonly destroyed: string[] = [];
   pages: TargetSessionState = 'filling';
   /** Awaited before a change of the VM's record is there. */
   onSetState: (state: VmState) => Promise<void> = async () => undefined;
@@ -137,6 +138,7 @@ export class FakeHost {
       get: () => this.vm as never,
       all: () => [this.vm as never],
       exitOf: () => null,
+      destroy: async (name) => void this.destroyed.push(name),
       presencePath: (_, region) => this.presencePath(region),
       setState: async (_, state) => {
         await this.onSetState(state);

@@ -77,6 +77,16 @@ test('a stop that is undone while its record is being written does not stop the 
   expect(host.qemu.isRunning).toBe(true);
 });
 
+test('a release that comes late does not take the memory that another session is fetching', async () => {
+  await host.agent.start();
+  await expose(SECOND);
+  await host.registry.swapOwner('web', 1, { vm: 'web', owner: 'B', epoch: 4, session: SECOND });
+  await host.agent.release('web', FIRST);
+  expect(host.destroyed).toEqual([]);
+  await host.agent.release('web', SECOND);
+  expect(host.destroyed).toEqual(['web']);
+});
+
 describe('a VM whose memory has not all arrived', () => {
   const record = (): TargetRecord => ({
     version: 1,
