@@ -77,7 +77,7 @@ export class VmManager {
       await this.#clearName(spec.name);
       const accel = await resolveAccel(spec.accel === 'auto' ? this.#options.accel : spec.accel);
       const before = await this.#options.registry.owner(spec.name);
-      const epoch = (before?.epoch ?? 0) + 1;
+      const epoch = (await this.#options.registry.lastEpoch(spec.name)) + 1;
       const vm = await this.#create(spec, { state: 'starting', epoch, accel, session: null });
       try {
         const owner = { vm: spec.name, owner: this.#options.host, epoch, session: null };

@@ -160,6 +160,8 @@ export interface Registry {
    */
   swapOwner(vm: string, expectedEpoch: number | null, next: OwnerRecord): Promise<void>;
   removeOwner(vm: string, expectedEpoch: number): Promise<void>;
+  /** Of the present record, or of the last one that there was; 0 if none is known. A VM that is started goes on from it. */
+  lastEpoch(vm: string): Promise<number>;
   owners(): Promise<readonly OwnerRecord[]>;
 }
 

@@ -16,15 +16,17 @@ const ownerRecord = z.strictObject({
     .regex(/^[0-9a-f]{32}$/)
     .nullable(),
 });
-/** `swap` replaces the VM's record, `remove` ends it. The last line of a VM counts. */
+/** `swap` replaces the VM's record, `remove` ends it, at `epoch` (logs of earlier builds do not say). The last line of a VM counts. */
 const change = z.discriminatedUnion('type', [
   z.strictObject({ type: z.literal('swap'), record: ownerRecord }),
-  z.strictObject({ type: z.literal('remove'), vm: z.string().min(1) }),
+  z.strictObject({ type: z.literal('remove'), vm: z.string().min(1), epoch: z.int().min(1).optional() }),
 ]);
 type Change = z.infer<typeof change>;
 
 /** Superseded lines that may pile up before the log is written anew. */
 const STALE_LINES_MAX = 1024;
+/** VMs without a record whose last epoch is still known; the longest gone are forgotten. */
+const ENDED_MAX = 4096;
 
 /**
  * The embedded registry: owner records of this host in one append-only log. A compare-and-swap costs one durable append (measured: 0.13 ms where
@@ -33,13 +35,14 @@ const STALE_LINES_MAX = 1024;
 export class FileRegistry implements Registry {
   readonly #log: RecordLog<Change>;
   readonly #lock: DirectoryLock | null;
-  readonly #owners: Map<string, OwnerRecord>;
+  readonly #owners = new Map<string, OwnerRecord>();
+  /** Last epochs of VMs that have no record any more: other hosts may remember one, and a namesake that began at 1 again could not go there. */
+  readonly #ended = new Map<string, number>();
   #turn: Promise<unknown> = Promise.resolve();
 
-  private constructor(log: RecordLog<Change>, lock: DirectoryLock | null, owners: Map<string, OwnerRecord>) {
+  private constructor(log: RecordLog<Change>, lock: DirectoryLock | null) {
     this.#log = log;
     this.#lock = lock;
-    this.#owners = owners;
   }
 
   /** CONFLICT if a living daemon has the directory, CORRUPT if a record is damaged. */
@@ -59,13 +62,9 @@ export class FileRegistry implements Registry {
   /** On a store of the caller's, who sees to it that no one else has it. */
   static async on(store: LogStore, lock: DirectoryLock | null = null): Promise<FileRegistry> {
     const { log, records } = await RecordLog.open(store, (json) => change.parse(json));
-    const owners = new Map<string, OwnerRecord>();
-    for (const entry of records) {
-      if (entry.type === 'swap') owners.set(entry.record.vm, entry.record);
-      else owners.delete(entry.vm);
-    }
-    const registry = new FileRegistry(log, lock, owners);
-    if (log.lineCount - owners.size > STALE_LINES_MAX) await registry.#compact();
+    const registry = new FileRegistry(log, lock);
+    for (const entry of records) registry.#note(entry);
+    if (registry.#staleLines > STALE_LINES_MAX) await registry.#compact();
     return registry;
   }
 
@@ -86,18 +85,21 @@ export class FileRegistry implements Registry {
       if (expectedEpoch !== null && record.epoch <= expectedEpoch) {
         throw new MigrationError('OWNER_CHANGED', `the epoch of ${vm} would not grow (${expectedEpoch})`);
       }
-      await this.#log.append({ type: 'swap', record });
-      this.#owners.set(vm, record);
-      this.#compactSoon();
+      await this.#append({ type: 'swap', record });
     });
   }
 
   removeOwner(vm: string, expectedEpoch: number): Promise<void> {
     return this.#inTurn(async () => {
       this.#expect(vm, expectedEpoch);
-      await this.#log.append({ type: 'remove', vm });
-      this.#owners.delete(vm);
-      this.#compactSoon();
+      await this.#append({ type: 'remove', vm, epoch: expectedEpoch });
+    });
+  }
+
+  lastEpoch(vm: string): Promise<number> {
+    return this.#inTurn(async () => {
+      if (this.#log.broken !== null) throw this.#log.broken;
+      return this.#owners.get(vm)?.epoch ?? this.#ended.get(vm) ?? 0;
     });
   }
 
@@ -123,15 +125,42 @@ export class FileRegistry implements Registry {
     });
   }
 
+  async #append(entry: Change): Promise<void> {
+    await this.#log.append(entry);
+    this.#note(entry);
+    this.#compactSoon();
+  }
+
+  #note(entry: Change): void {
+    if (entry.type === 'swap') {
+      this.#owners.set(entry.record.vm, entry.record);
+      this.#ended.delete(entry.record.vm);
+      return;
+    }
+    const { vm, epoch } = entry;
+    this.#owners.delete(vm);
+    if (epoch === undefined) return;
+    this.#ended.set(vm, epoch);
+    const [longestGone] = this.#ended.keys();
+    if (this.#ended.size > ENDED_MAX && longestGone !== undefined) this.#ended.delete(longestGone);
+  }
+
+  get #staleLines(): number {
+    return this.#log.lineCount - this.#owners.size - this.#ended.size;
+  }
+
   /** Queued behind the present call, whose caller does not wait for it. */
   #compactSoon(): void {
-    if (this.#log.lineCount - this.#owners.size <= STALE_LINES_MAX) return;
+    if (this.#staleLines <= STALE_LINES_MAX) return;
     // A rewrite that fails leaves the log broken, and the next call reports it.
     this.#inTurn(() => this.#compact()).catch(() => undefined);
   }
 
   async #compact(): Promise<void> {
-    await this.#log.rewrite(() => [...this.#owners.values()].map((record): Change => ({ type: 'swap', record })));
+    await this.#log.rewrite(() => [
+      ...[...this.#ended].map(([vm, epoch]): Change => ({ type: 'remove', vm, epoch })),
+      ...[...this.#owners.values()].map((record): Change => ({ type: 'swap', record })),
+    ]);
   }
 
   #inTurn<T>(work: () => Promise<T>): Promise<T> {

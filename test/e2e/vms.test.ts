@@ -127,6 +127,16 @@ describe('a VM', () => {
     expect(host.vms.list()).toMatchObject([{ name: 'vm', state: 'running' }]);
   });
 
+  test('that is started again goes on from its last epoch, so that hosts which knew it still take it', async () => {
+    await host.vms.run(vmSpec());
+    await host.registry.swapOwner('vm', 1, { vm: 'vm', owner: 'A', epoch: 5, session: null });
+    await host.vms.setState('vm', 'running', { epoch: 5 });
+    await host.vms.stop('vm', { isForced: true });
+    await host.vms.stop('vm', { isForced: true });
+    expect(await host.registry.owner('vm')).toBeNull();
+    expect(await host.vms.run(vmSpec())).toMatchObject({ epoch: 6 });
+  });
+
   test('that has departed keeps its memory even if QEMU ends', async () => {
     await host.vms.run(vmSpec());
     await host.vms.setState('vm', 'departed');

@@ -202,6 +202,7 @@ function resumeFirst(registry: Registry, target: AgentPort): Registry {
     owner: (vm) => registry.owner(vm),
     owners: () => registry.owners(),
     removeOwner: (vm, epoch) => registry.removeOwner(vm, epoch),
+    lastEpoch: (vm) => registry.lastEpoch(vm),
     swapOwner: async (vm, epoch, next) => {
       await target.resume(next.session ?? '', next.epoch);
       await registry.swapOwner(vm, epoch, next);

@@ -68,6 +68,42 @@ describe('compare-and-swap', () => {
     });
   });
 
+  test('the epoch of a VM whose record has been removed is known, also after a restart and a rewrite', async () => {
+    const store = new MemoryStore();
+    const first = await FileRegistry.on(store);
+    await first.swapOwner('vm1', null, record('vm1', 'A', 1));
+    await first.swapOwner('vm1', 1, record('vm1', 'A', 7));
+    expect(await first.lastEpoch('vm1')).toBe(7);
+    await first.removeOwner('vm1', 7);
+    expect(await first.lastEpoch('vm1')).toBe(7);
+    expect(await first.lastEpoch('vm2')).toBe(0);
+    const second = await FileRegistry.on(store);
+    expect(await second.owner('vm1')).toBeNull();
+    expect(await second.lastEpoch('vm1')).toBe(7);
+    for (let epoch = 1; epoch <= 1_200; epoch++) {
+      await second.swapOwner('busy', epoch === 1 ? null : epoch - 1, record('busy', 'A', epoch));
+    }
+    expect(await second.owners()).toHaveLength(1);
+    expect(store.bytes.toString().split('\n').length).toBeLessThan(1_100);
+    const third = await FileRegistry.on(store);
+    expect(await third.lastEpoch('vm1')).toBe(7);
+    await third.swapOwner('vm1', null, record('vm1', 'A', 8));
+    expect(await third.lastEpoch('vm1')).toBe(8);
+  });
+
+  test('VMs that have gone do not make it grow without end either', async () => {
+    const store = new MemoryStore();
+    const registry = await FileRegistry.on(store);
+    for (let index = 0; index < 5_000; index++) {
+      await registry.swapOwner(`vm${index}`, null, record(`vm${index}`, 'A', 1));
+      await registry.removeOwner(`vm${index}`, 1);
+    }
+    expect(store.bytes.toString().split('\n').length).toBeLessThan(5_500);
+    const again = await FileRegistry.on(store);
+    expect(await again.lastEpoch('vm4999')).toBe(1);
+    expect(await again.lastEpoch('vm0')).toBe(0);
+  });
+
   test('thousands of changes do not make the file grow without end', async () => {
     const store = new MemoryStore();
     const registry = await FileRegistry.on(store);
