@@ -31,17 +31,18 @@ class DataMapReader {
  private:
   static constexpr uint64_t kTagFlag = uint64_t{1} << 63;
   uint64_t map_bytes() const { return (core_.regions()[region_index_].region->page_count() + 7) / 8; }
-  void take_header();
+  bool take_header();
   void take_bits();
 
   TargetCore& core_;
   uint32_t region_index_ = 0;
-  bool header_seen_ = false;  // of this region, and it was ready
+  bool header_seen_ = false;  // of this region, and it was ready; its count may have been read before that
   bool in_flight_ = false;
   uint64_t due_ns_ = 0;
   uint64_t generation_ = 0;
   uint64_t at_bytes_ = 0;    // of the bits
-  uint32_t part_bytes_ = 0;  // under way
+  uint32_t head_bytes_ = 0;  // of the header, under way
+  uint32_t part_bytes_ = 0;  // of the bits, under way
   uint64_t data_pages_expected_ = 0;
   uint64_t data_pages_seen_ = 0;
 };
