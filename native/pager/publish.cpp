@@ -28,6 +28,12 @@ Error uffd_error(const RangeOutcome& result, const char* what) {
   }
 }
 
+/// What CONTINUE and ZEROPAGE map at once, and stop at. A page of ours may be many of these: a VM that
+/// discards one of them leaves the others mapped.
+uint64_t kernel_page_bytes(const TargetRegion& region) {
+  return region.hugetlbfs ? region.region->page_bytes() : wire::kPageBytesMin;
+}
+
 }  // namespace
 
 template <typename Visit>
@@ -61,33 +67,40 @@ bool Publisher::retry() {
   const size_t count = std::exchange(retry_count_, 0);
   const auto pending = retries_;
   bool moved = false;
-  for (size_t i = 0; i < count; ++i) moved |= continue_run(pending[i].region_index, pending[i].run);
+  for (size_t i = 0; i < count; ++i)
+    moved |= continue_run(pending[i].region_index, pending[i].run, OnHole::kWake);
   return moved;
 }
 
-/// False: put off.
-bool Publisher::continue_run(uint32_t region_index, PageRun run) {
+/// False: put off, or the session has failed.
+bool Publisher::continue_run(uint32_t region_index, PageRun run, OnHole on_hole) {
   const TargetRegion& region = core_.regions()[region_index];
   const uint64_t page_bytes = region.region->page_bytes();
+  const uint64_t step_bytes = kernel_page_bytes(region);
   return each_piece(region, run, [&](const Piece& piece, PageIndex first) {
     uint64_t at = 0;
     while (at < piece.length_bytes) {
       const RangeOutcome result = uffd::continue_range(piece.uffd, piece.base + at, piece.length_bytes - at);
       at += result.done_bytes;
+      const Piece stopper{piece.uffd, piece.base + at, step_bytes};
       switch (result.outcome) {
         case Outcome::kDone:
           return true;
         case Outcome::kExists:
           // Mapped by the other thread a moment ago, or through a second mapping of the region: whoever waits
           // may have missed that wake.
-        case Outcome::kNoPage: {
-          // The VM discarded the page under us. Its waiters fault again and find it present: serve_present
-          // decides.
-          at -= at % page_bytes;
-          wake(Piece{piece.uffd, piece.base + at, page_bytes});
-          at += page_bytes;
+          wake(stopper);
+          at += step_bytes;
           break;
-        }
+        case Outcome::kNoPage:
+          // The VM discarded the page under us.
+          if (on_hole == OnHole::kWake) {
+            wake(stopper);
+          } else if (!zero_piece(region_index, raw(first) * page_bytes + at, stopper, step_bytes)) {
+            return false;
+          }
+          at += step_bytes;
+          break;
         case Outcome::kAgain: {
           const uint64_t page = raw(first) + at / page_bytes;
           defer(region_index, PageRun{PageIndex{page}, raw(run.first) + run.count - page});
@@ -128,78 +141,78 @@ void Publisher::publish(uint32_t region_index, PageRun run) {
   if (wanted > first) {
     // From the awaited page to the end, then what lies before it: nothing is continued twice.
     const uint64_t before = wanted - first;
-    continue_run(region_index, PageRun{key_page(wanted), run.count - before});
-    continue_run(region_index, PageRun{run.first, before});
+    continue_run(region_index, PageRun{key_page(wanted), run.count - before}, OnHole::kWake);
+    continue_run(region_index, PageRun{run.first, before}, OnHole::kWake);
   } else {
-    continue_run(region_index, run);
+    continue_run(region_index, run, OnHole::kWake);
   }
   account(region_index, run);
 }
 
 void Publisher::serve_present(uint32_t region_index, PageIndex page) {
-  const TargetRegion& region = core_.regions()[region_index];
-  each_piece(region, PageRun{page, 1}, [&](const Piece& piece, PageIndex) {
-    const RangeOutcome result = uffd::continue_range(piece.uffd, piece.base, piece.length_bytes);
-    switch (result.outcome) {
-      case Outcome::kDone:
-        return true;
-      case Outcome::kExists:
-        wake(piece);
-        return true;
-      case Outcome::kNoPage:
-        return zero_piece(region_index, page, piece);
-      case Outcome::kAgain:
-        defer(region_index, PageRun{page, 1});
-        return false;
-      default:
-        core_.fail(uffd_error(result, "UFFDIO_CONTINUE"));
-        return false;
-    }
-  });
+  continue_run(region_index, PageRun{page, 1}, OnHole::kZero);
 }
 
-/// Maps zeros, or what has come into the page cache meanwhile. False: put off, or the session has failed.
-bool Publisher::zero_piece(uint32_t region_index, PageIndex page, const Piece& piece) {
+/// No zero page on hugetlbfs: an allocated page is zeroed by the kernel, an existing one is left as it is.
+bool Publisher::allocate_huge_page(const TargetRegion& region, uint64_t offset_bytes) {
+  int rc;
+  do {
+    rc = ::fallocate(region.region->fd(), FALLOC_FL_KEEP_SIZE, static_cast<off_t>(offset_bytes),
+                     static_cast<off_t>(region.region->page_bytes()));
+  } while (rc != 0 && errno == EINTR);
+  if (rc == 0) return true;
+  core_.fail(errno == ENOMEM ? Error{ErrorCode::kNoSpace, ENOMEM, "fallocate huge page"}
+                             : system_error("fallocate huge page"));
+  return false;
+}
+
+/// Maps zeros, or what has come into the page cache meanwhile, to the first `needed_bytes` of the piece, and
+/// to the rest as far as that goes without a second call. False: put off, or the session has failed.
+bool Publisher::zero_piece(uint32_t region_index, uint64_t offset_bytes, const Piece& piece,
+                           uint64_t needed_bytes) {
   const TargetRegion& region = core_.regions()[region_index];
-  const uint64_t page_bytes = region.region->page_bytes();
-  RangeOutcome result{};
-  if (region.hugetlbfs) {
-    // No zero page there: an allocated page is zeroed by the kernel, an existing one is left as it is.
-    int rc;
-    do {
-      rc = ::fallocate(region.region->fd(), FALLOC_FL_KEEP_SIZE, static_cast<off_t>(raw(page) * page_bytes),
-                       static_cast<off_t>(page_bytes));
-    } while (rc != 0 && errno == EINTR);
-    if (rc != 0) {
-      core_.fail(errno == ENOMEM ? Error{ErrorCode::kNoSpace, ENOMEM, "fallocate huge page"}
-                                 : system_error("fallocate huge page"));
-      return false;
+  const uint64_t step_bytes = kernel_page_bytes(region);
+  uint64_t at = 0;
+  while (at < needed_bytes) {
+    if (region.hugetlbfs) {
+      if (!allocate_huge_page(region, offset_bytes + at)) return false;
+    } else {
+      const RangeOutcome zeroed = uffd::zero_range(piece.uffd, piece.base + at, piece.length_bytes - at);
+      at += zeroed.done_bytes;
+      if (zeroed.outcome == Outcome::kDone || at >= needed_bytes) return true;
+      if (zeroed.outcome == Outcome::kAgain) {
+        // Asking the kernel to report the fault again costs no place in a list.
+        wake(Piece{piece.uffd, piece.base + at, step_bytes});
+        return false;
+      }
+      if (zeroed.outcome != Outcome::kExists) {
+        // tmpfs says ENOMEM when its size limit is reached.
+        core_.fail(zeroed.outcome == Outcome::kNoMemory
+                       ? Error{ErrorCode::kNoSpace, zeroed.system_errno, "UFFDIO_ZEROPAGE"}
+                       : uffd_error(zeroed, "UFFDIO_ZEROPAGE"));
+        return false;
+      }
     }
-    result = uffd::continue_range(piece.uffd, piece.base, piece.length_bytes);
-  } else {
-    result = uffd::zero_range(piece.uffd, piece.base, piece.length_bytes);
-    if (result.outcome == Outcome::kExists && result.done_bytes < page_bytes) {
-      // In the page cache already, mapped or not.
-      result = uffd::continue_range(piece.uffd, piece.base, page_bytes);
+    // In the page cache, mapped or not.
+    fault_point(wire::FaultPoint::kTargetBeforePublish,
+                page_key(region_index, PageIndex{(offset_bytes + at) / region.region->page_bytes()}));
+    const RangeOutcome mapped = uffd::continue_range(piece.uffd, piece.base + at, step_bytes);
+    switch (mapped.outcome) {
+      case Outcome::kDone:
+        break;
+      case Outcome::kExists:
+      case Outcome::kNoPage:
+        // Mapped, or discarded again, a moment ago: the waiter looks once more.
+        wake(Piece{piece.uffd, piece.base + at, step_bytes});
+        break;
+      case Outcome::kAgain:
+        wake(Piece{piece.uffd, piece.base + at, step_bytes});
+        return false;
+      default:
+        core_.fail(uffd_error(mapped, "UFFDIO_CONTINUE"));
+        return false;
     }
-    if (result.outcome == Outcome::kNoMemory) {
-      // tmpfs says ENOMEM when its size limit is reached.
-      core_.fail({ErrorCode::kNoSpace, result.system_errno, "UFFDIO_ZEROPAGE"});
-      return false;
-    }
-  }
-  if (result.outcome == Outcome::kExists) {
-    wake(Piece{piece.uffd, piece.base, page_bytes});
-    return true;
-  }
-  if (result.outcome == Outcome::kAgain) {
-    // Asking the kernel to report the fault again costs no place in a list.
-    wake(Piece{piece.uffd, piece.base, page_bytes});
-    return false;
-  }
-  if (result.outcome != Outcome::kDone) {
-    core_.fail(uffd_error(result, "UFFDIO_ZEROPAGE"));
-    return false;
+    at += step_bytes;
   }
   return true;
 }
@@ -213,8 +226,10 @@ void Publisher::serve_zero(uint32_t region_index, PageIndex page) {
          region.presence->state(PageIndex{raw(page) + count}) == wire::PageState::kZero) {
     ++count;
   }
-  each_piece(region, PageRun{page, count},
-             [&](const Piece& piece, PageIndex first) { return zero_piece(region_index, first, piece); });
+  // The page that faulted; its neighbours may wait for their own faults.
+  each_piece(region, PageRun{page, count}, [&](const Piece& piece, PageIndex first) {
+    return zero_piece(region_index, raw(first) * page_bytes, piece, first == page ? page_bytes : 0);
+  });
 }
 
 }  // namespace vmigrate::pager

@@ -39,8 +39,12 @@ class Publisher {
   };
   template <typename Visit>
   bool each_piece(const TargetRegion& region, PageRun run, Visit visit);
-  bool continue_run(uint32_t region_index, PageRun run);
-  bool zero_piece(uint32_t region_index, PageIndex page, const Piece& piece);
+  /// What becomes of a page that is present and has no bytes, because the VM has discarded it. kWake: whoever
+  /// waits faults again, and that fault is served with kZero.
+  enum class OnHole : uint8_t { kWake = 1, kZero };
+  bool continue_run(uint32_t region_index, PageRun run, OnHole on_hole);
+  bool allocate_huge_page(const TargetRegion& region, uint64_t offset_bytes);
+  bool zero_piece(uint32_t region_index, uint64_t offset_bytes, const Piece& piece, uint64_t needed_bytes);
   void defer(uint32_t region_index, PageRun run);
   void wake(const Piece& piece);
   void account(uint32_t region_index, PageRun run);
