@@ -144,7 +144,8 @@ void BulkThread::sleep(uint64_t at_ns) {
     due_ns = maps_.due_ns();
     if (next_fetch_ns_ > at_ns) due_ns = std::min(due_ns, next_fetch_ns_);
   }
-  if (publisher_.retry_count() != 0 || fetches_.has_unposted())
+  // A new connection announces itself.
+  if (publisher_.retry_count() != 0 || (connected() && fetches_.has_unposted()))
     due_ns = std::min(due_ns, at_ns + kRetryMs * 1'000'000u);
   timespec timeout{};
   if (due_ns != UINT64_MAX) {

@@ -50,9 +50,11 @@ void DemandThread::watch_endpoint(bool watch) {
   endpoint_watched_ = watch;
 }
 
-/// A connection that is gone stays readable for ever: not watched until there is a new one.
+/// A connection that is gone stays readable for ever, and stays gone: nothing looks at it again. Its fetches
+/// are posted anew when the next one comes, if one is needed.
 void DemandThread::drop_connection() {
   watch_endpoint(false);
+  link_.endpoint.reset();
   core_.report_disconnected(link_.epoch);
 }
 

@@ -64,7 +64,9 @@ void DemandThread::sleep() {
   size_t room = 0;
   pause_reading(!room_for_faults(room));
   std::array<epoll_event, 4> events;
-  const int timeout_ms = publisher_.retry_count() != 0 || fetches_.has_unposted() ? kRetryMs : -1;
+  // A new connection announces itself.
+  const bool posts_soon = connected() && fetches_.has_unposted();
+  const int timeout_ms = publisher_.retry_count() != 0 || posts_soon ? kRetryMs : -1;
   const int count = ::epoll_wait(epoll_.get(), events.data(), events.size(), timeout_ms);
   if (count < 0 && errno != EINTR) core_.fail(system_error("epoll_wait"));
   core_.demand_wake.drain();
