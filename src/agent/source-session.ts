@@ -19,6 +19,11 @@ import type { SourceRecord } from './session-store.js';
 import type { ManagedVm } from './vms.js';
 
 const STOP_TIMEOUT_MS = 10_000;
+/**
+ * From the handover until the memory files are scanned, which takes a processor for some 10 ms a GiB: by then the guest runs on the target. With
+ * the scan in the blackout that of a 2 GiB guest on two cores was 27 ms instead of 12.
+ */
+const SCAN_DELAY_MS = 20;
 const TRANSFER_TIMEOUT_MS = 120_000;
 
 interface Handover {
@@ -36,6 +41,7 @@ export class SourceSession {
   #server: Server | null = null;
   #handover: Handover | null = null;
   #stopping: Promise<{ stoppedAtUs: number }> | null = null;
+  #scanTimer: NodeJS.Timeout | null = null;
   #transferring: Promise<{ deviceStateBytes: number }> | null = null;
 
   private constructor(context: AgentContext, record: SourceRecord, vm: ManagedVm) {
@@ -70,7 +76,7 @@ export class SourceSession {
     const source = new SourceSession(context, record, vm);
     if (hasDeparted) {
       source.#open();
-      source.#pages?.freeze();
+      source.#scan();
     }
     return source;
   }
@@ -178,7 +184,6 @@ export class SourceSession {
     await this.#vm.qmp.execute('migrate', { uri: `unix:${this.#socketPath()}` });
     // Not the STOP event: requests under way at the disks may still write into the guest's memory until QEMU has drained them.
     await Promise.race([watch.reached('pre-switchover', STOP_TIMEOUT_MS), sent.then(endedEarly)]);
-    this.#pages.freeze();
     const stoppedAtUs = watch.stoppedAtUs;
     if (stoppedAtUs === null) throw new MigrationError('QEMU_FAILED', 'QEMU waits for the switchover without a STOP');
     log.debug(
@@ -216,10 +221,26 @@ export class SourceSession {
       loadedMs: performance.now() - beganAtMs,
     };
     this.#context.log.debug({ session: this.record.session, deviceStateBytes, ...parts }, 'device state handed over');
+    this.#scanTimer = setTimeout(() => this.#scan(), SCAN_DELAY_MS);
     return { deviceStateBytes };
   }
 
+  /** Looks for holes in the memory files, so that the target can fetch the rest ahead of its faults. */
+  #scan(): void {
+    try {
+      this.#pages?.freeze();
+    } catch (error) {
+      const err = toMigrationError(error);
+      this.#context.log.error(
+        { session: this.record.session, err },
+        'holes cannot be looked for: pages come on demand only',
+      );
+    }
+  }
+
   #closePages(): void {
+    if (this.#scanTimer !== null) clearTimeout(this.#scanTimer);
+    this.#scanTimer = null;
     this.counters();
     this.#pages?.close();
     this.#pages = null;
