@@ -109,7 +109,7 @@ export class VmKeeper {
   }
 
   /** The VM and all its traces. The caller holds the VM's lock and forgets it afterwards. */
-  async remove(vm: Vm, isRamKept: boolean): Promise<void> {
+  async remove(vm: Vm): Promise<void> {
     const { name } = vm.spec;
     const { host, place, registry } = this.#options;
     vm.isEnding = true;
@@ -118,7 +118,7 @@ export class VmKeeper {
     vm.client?.close();
     vm.memory?.close();
     vm.memory = null;
-    if (!isRamKept) await removeRegionFiles(place, vm.spec);
+    await removeRegionFiles(place, vm.spec);
     await removeTaps(vm.record.taps);
     const owner = await registry.owner(name);
     if (owner?.owner === host && owner.epoch === vm.epoch) await registry.removeOwner(name, vm.epoch);

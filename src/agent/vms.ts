@@ -204,31 +204,29 @@ export class VmManager {
     this.#changed(vm);
   }
 
-  /** The VM and all its traces. Gives up a start under way. Idempotent; a VM that gets the name while this one goes is left alone. */
-  async destroy(name: string, options: { keepRam?: boolean } = {}): Promise<void> {
+  /** The VM and all its traces, also one that is starting. Idempotent; a VM that gets the name while this one goes is left alone. */
+  async destroy(name: string): Promise<void> {
     const vm = this.#vms.get(name);
     vm?.start.abort();
     await this.#locks.hold(name, async () => {
-      if (vm !== undefined && this.#vms.get(name) === vm) await this.#remove(vm, options.keepRam === true);
+      if (vm !== undefined && this.#vms.get(name) === vm) await this.#remove(vm);
     });
   }
 
-  async pause(name: string): Promise<void> {
-    await this.#locks.hold(name, async () => {
-      const vm = await this.#own(name, ['running', 'paused']);
-      await vm.qmp.execute('stop');
-      vm.liveState = 'paused';
-      await vm.update({ state: 'paused' });
-      this.#changed(vm);
-    });
+  pause(name: string): Promise<void> {
+    return this.#let(name, 'stop', 'paused');
   }
 
-  async resume(name: string): Promise<void> {
+  resume(name: string): Promise<void> {
+    return this.#let(name, 'cont', 'running');
+  }
+
+  async #let(name: string, command: 'stop' | 'cont', state: 'paused' | 'running'): Promise<void> {
     await this.#locks.hold(name, async () => {
       const vm = await this.#own(name, ['running', 'paused']);
-      await vm.qmp.execute('cont');
-      vm.liveState = 'running';
-      await vm.update({ state: 'running' });
+      await vm.qmp.execute(command);
+      vm.liveState = state;
+      await vm.update({ state });
       this.#changed(vm);
     });
   }
@@ -242,10 +240,7 @@ export class VmManager {
       const states: VmState[] = ['running', 'paused', 'stopped'];
       if (this.#get(name).job === null) states.push('departed');
       const vm = await this.#own(name, states, options.isForced);
-      if (vm.state === 'stopped' || vm.state === 'departed') {
-        await this.#remove(vm, false);
-        return;
-      }
+      if (isOver(vm)) return this.#remove(vm);
       vm.isEnding = true;
       await this.#keeper.end(vm, options);
       await this.#keeper.settle(vm, 'stopped');
@@ -289,8 +284,7 @@ export class VmManager {
     if (vm.job !== null && !isJobIgnored) throw new MigrationError('VM_BUSY', `${name} is part of job ${vm.job}`);
     if (!states.includes(vm.state)) throw new MigrationError('CONFLICT', `${name} is ${vm.state}`);
     const owner = await this.#options.registry.owner(name);
-    const isOver = ['stopped', 'departed'].includes(vm.state);
-    if (!isOver && (owner?.owner !== this.#options.host || owner.epoch !== vm.epoch)) {
+    if (!isOver(vm) && (owner?.owner !== this.#options.host || owner.epoch !== vm.epoch)) {
       throw new MigrationError('OWNER_CHANGED', `${name} belongs to ${owner?.owner ?? 'nobody'}, not to this host`);
     }
     return vm;
@@ -309,7 +303,7 @@ export class VmManager {
     if (vm.state !== 'stopped' || vm.job !== null) {
       throw new MigrationError('CONFLICT', `a VM ${name} is ${vm.state} on ${this.#options.host}`);
     }
-    await this.#remove(vm, false);
+    await this.#remove(vm);
   }
 
   async #create(spec: VmSpec, start: Pick<VmRecord, 'state' | 'epoch' | 'accel' | 'session'>): Promise<Vm> {
@@ -360,7 +354,7 @@ export class VmManager {
 
   async #undo(vm: Vm): Promise<void> {
     try {
-      await this.#remove(vm, false);
+      await this.#remove(vm);
     } catch (error) {
       this.#options.log.error(
         { vm: vm.spec.name, error: toMigrationError(error).toJSON() },
@@ -381,15 +375,15 @@ export class VmManager {
       const vm = new Vm(directory, record);
       this.#vms.set(name, vm);
       const { native, log } = this.#options;
-      if ((await adopt(vm, { keeper: this.#keeper, native, log })) === 'unwanted') await this.#remove(vm, false);
+      if ((await adopt(vm, { keeper: this.#keeper, native, log })) === 'unwanted') await this.#remove(vm);
     } catch (error) {
       if (!this.#vms.has(name)) this.#unreadable.add(name);
       this.#options.log.error({ vm: name, error: toMigrationError(error).toJSON() }, 'a VM cannot be taken up again');
     }
   }
 
-  async #remove(vm: Vm, isRamKept: boolean): Promise<void> {
-    await this.#keeper.remove(vm, isRamKept);
+  async #remove(vm: Vm): Promise<void> {
+    await this.#keeper.remove(vm);
     this.#vms.delete(vm.spec.name);
     this.#changed(vm);
   }
@@ -397,4 +391,8 @@ export class VmManager {
   #changed(vm: Vm): void {
     this.#emitter.emit('change', vm.spec.name);
   }
+}
+
+function isOver({ state }: Vm): boolean {
+  return state === 'stopped' || state === 'departed';
 }
