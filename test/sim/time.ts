@@ -97,11 +97,15 @@ export class Life {
         resolve();
         return;
       }
-      const cancel = this.#time.after(ms, resolve);
-      signal?.addEventListener('abort', () => {
+      const onAbort = () => {
         cancel();
         resolve();
+      };
+      const cancel = this.#time.after(ms, () => {
+        signal?.removeEventListener('abort', onAbort);
+        resolve();
       });
+      signal?.addEventListener('abort', onAbort, { once: true });
     });
     if (!this.isAlive) await NEVER;
   }
