@@ -49,7 +49,6 @@ class PeerConnections {
     return new Agent({
       ...this.store.options(),
       keepAlive: true,
-      noDelay: true,
       maxSockets: CONNECTIONS_MAX,
       maxFreeSockets: WARM_CONNECTIONS,
       timeout: IDLE_MS,
@@ -120,6 +119,8 @@ class PeerConnections {
       request.on('socket', (socket) => {
         // The agent's idle limit must not end a call that waits for its answer.
         socket.setTimeout(0);
+        // Agent's `noDelay` does not reach TLS sockets: a call would wait 40 ms for the peer's delayed acknowledgement, in the blackout.
+        (socket as TLSSocket).setNoDelay(true);
         if (!socket.connecting) return;
         connecting = setTimeout(() => {
           request.destroy(

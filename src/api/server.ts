@@ -67,6 +67,7 @@ export function buildServer(services: ApiServices): ApiServer {
       prepare(server);
       const sockets = new Set<TLSSocket>();
       server.on('secureConnection', (socket) => {
+        socket.setNoDelay(true);
         sockets.add(socket);
         socket.once('close', () => sockets.delete(socket));
       });
