@@ -3,6 +3,7 @@
 #include <sched.h>
 #include <sys/epoll.h>
 
+#include "base/spin.hpp"
 #include "pager/demand.hpp"
 #include "uffd/uffd.hpp"
 
@@ -43,7 +44,7 @@ void DemandThread::run() {
       spun = false;
       continue;
     }
-    if (at_ns - last_work_ns < spin_ns_) {
+    if (at_ns - last_work_ns < (may_spin() ? spin_ns_ : kSpinNsMin)) {
       spun = true;
       // Two cores may be all there are, and what we look for may need this one.
       ::sched_yield();

@@ -10,6 +10,7 @@
 #include <cstring>
 #include <system_error>
 
+#include "base/spin.hpp"
 #include "transport/frames.hpp"
 #include "transport/hello.hpp"
 #include "transport/limits.hpp"
@@ -33,11 +34,12 @@ uint64_t read_cpu_ns(clockid_t clock) {
   return static_cast<uint64_t>(time.tv_sec) * 1'000'000'000u + static_cast<uint64_t>(time.tv_nsec);
 }
 
-// A vCPU waits for each demand page and for no bulk page. Not being allowed to raise ourselves costs latency,
-// nothing else.
+// A vCPU waits for each demand page. Bulk comes next, ahead of other work: the guest is degraded until it is
+// through (two loaded cores, 512 MiB: 0.85 s instead of 1.2 s with +5). Not being allowed to raise ourselves
+// costs latency, nothing else.
 void set_thread_priority(Channel channel) {
   const auto self = static_cast<id_t>(::gettid());
-  (void)::setpriority(PRIO_PROCESS, self, channel == Channel::kDemand ? -10 : 5);
+  (void)::setpriority(PRIO_PROCESS, self, channel == Channel::kDemand ? -10 : -5);
 }
 
 }  // namespace
@@ -115,7 +117,7 @@ void ServedConnection::count_read(uint64_t bytes) {
 // for the next request a short while. Only where that paid lately: each success earns credit, each failure
 // halves it.
 bool ServedConnection::spin_receive(std::span<std::byte> out, ssize_t* count) {
-  if (channel_ != Channel::kDemand) return false;
+  if (channel_ != Channel::kDemand || !may_spin()) return false;
   if (spin_credit_ == 0 && ++spin_skipped_ < kSpinProbeInterval) return false;
   spin_skipped_ = 0;
   const int64_t end_ns = now_ns() + kSpinNs;
