@@ -246,7 +246,7 @@ export async function benchMigrate(options: { isQuick: boolean; log: (line: stri
     };
     for (let n = 1; n <= rounds; n++) {
       for (const name of Object.keys(trials)) {
-        let trial: Trial;
+        let trial: Trial | undefined;
         if (name === 'ours-tcp' || name === 'ours-shm') {
           await ours.resume();
           ({ trial } = await ours.move(name === 'ours-tcp' ? 'tcp' : 'shm'));
@@ -254,16 +254,20 @@ export async function benchMigrate(options: { isQuick: boolean; log: (line: stri
         } else {
           const mode = name.slice('qemu-'.length) as QemuMode;
           for (let attempt = 1; ; attempt++) {
-            const moved = await qemuTrial(pair, baseline, mode);
-            ({ trial, target: baseline } = moved);
-            if (moved.isAlive || attempt === TRIES_MAX) break;
+            const moved = await qemuTrial(pair, baseline, mode).catch((error: unknown) => {
+              if (attempt === TRIES_MAX) throw error;
+              return null;
+            });
+            if (moved !== null) ({ trial, target: baseline } = moved);
+            if (moved?.isAlive || attempt === TRIES_MAX) break;
             // QEMU's own pre-copy under emulation loses a page now and then; what the guest did afterwards is no measurement.
             guestsLost[name] = (guestsLost[name] ?? 0) + 1;
             options.log(`${name}: the guest did not survive QEMU's own move; a fresh one is started`);
-            await pair.end(baseline);
+            await pair.endAll();
             baseline = await startBaseline(pair);
           }
         }
+        if (trial === undefined) throw new Error(`${name} could not be measured`);
         (trials[name] as Trial[]).push(trial);
         options.log(
           `round ${n}/${rounds} ${name}: blackout ${round(trial.blackoutMs)} ms, degraded ${round(trial.degradedMs)} ms, stall ${round(trial.stallMsMax)} ms, total ${round(trial.totalMs)} ms`,

@@ -35,6 +35,7 @@ export interface QemuMove {
 
 export class QemuPair {
   private serial = 0;
+  private readonly alive = new Set<QemuProcess>();
 
   constructor(
     private readonly cluster: Cluster,
@@ -84,12 +85,20 @@ export class QemuPair {
     const qmp = await QmpClient.connect(socket, { timeoutMs: 5000 });
     const pid = child.pid as number;
     const cpus = await qmp.execute('query-cpus-fast');
-    return { child, qmp, host, serialLog, pid, vcpuThreads: cpus.map((cpu) => cpu['thread-id']) };
+    const started = { child, qmp, host, serialLog, pid, vcpuThreads: cpus.map((cpu) => cpu['thread-id']) };
+    this.alive.add(started);
+    return started;
+  }
+
+  async endAll(): Promise<void> {
+    for (const process of [...this.alive]) await this.end(process);
   }
 
   async end(process: QemuProcess): Promise<void> {
-    const ended = new Promise((resolve) => process.child.once('exit', resolve));
+    this.alive.delete(process);
     process.qmp.close();
+    if (process.child.exitCode !== null || process.child.signalCode !== null) return;
+    const ended = new Promise((resolve) => process.child.once('exit', resolve));
     process.child.kill('SIGKILL');
     await ended;
   }
@@ -122,6 +131,8 @@ export class QemuPair {
     await target.qmp.executeUntyped('migrate-incoming', { uri });
     const stopped = source.qmp.waitForEvent('STOP', { timeoutMs: 60_000 });
     const resumed = target.qmp.waitForEvent('RESUME', { timeoutMs: 60_000 });
+    // Awaited below; until then a QEMU that dies must not end the whole run.
+    for (const event of [stopped, resumed]) event.catch(() => undefined);
     await source.qmp.executeUntyped('migrate', { uri });
     if (mode !== 'precopy') await source.qmp.executeUntyped('migrate-start-postcopy');
     const status = await eventually('QEMU has moved the guest', 120_000, async () => {
