@@ -34,7 +34,7 @@ inline constexpr uint64_t kZeroBatchBytes = 64 << 10;
 inline constexpr uint64_t kMapPartBytes = 64 << 10;
 /// Size of one prefetch while vCPUs are faulting: bounds how long a fault waits for a page that prefetch has
 /// claimed. Measured on two cores over tcp, 512 MiB guest under random faults, drain and fault p99: 128 KiB
-/// 0.85 s and 0.3 ms, 256 KiB 0.61 s and 0.7 ms, 512 KiB 0.59 s and 1.2 ms, 1 MiB 0.48 s and 3.5 ms.
+/// 0.9 s and 0.3 ms, 256 KiB 0.61 s and 0.7 ms, 512 KiB 0.59 s and 1.2 ms, 1 MiB 0.48 s and 3.5 ms.
 inline constexpr uint64_t kChunkBytesBusy = 256 << 10;
 inline constexpr uint64_t kInFlightBytesBusy = 4 * kChunkBytesBusy;
 inline constexpr uint64_t kInFlightBytesQuiet = 4 << 20;

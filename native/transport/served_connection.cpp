@@ -35,8 +35,8 @@ uint64_t read_cpu_ns(clockid_t clock) {
 }
 
 // A vCPU waits for each demand page. Bulk comes next, ahead of other work: the guest is degraded until it is
-// through (two loaded cores, 512 MiB: 0.85 s instead of 1.2 s with +5). Not being allowed to raise ourselves
-// costs latency, nothing else.
+// through (two loaded cores, 512 MiB: about 0.9 s instead of 1.2 s with +5). Not being allowed to raise
+// ourselves costs latency, nothing else.
 void set_thread_priority(Channel channel) {
   const auto self = static_cast<id_t>(::gettid());
   (void)::setpriority(PRIO_PROCESS, self, channel == Channel::kDemand ? -10 : -5);
