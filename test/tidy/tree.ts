@@ -4,7 +4,8 @@ import { fileURLToPath } from 'node:url';
 
 export const root = dirname(dirname(dirname(fileURLToPath(import.meta.url))));
 
-const FOLDERS_SKIPPED = new Set(['.git', 'node_modules', 'dist', 'build', 'coverage', '.cache']);
+/** In a linked worktree `.git` is a file. */
+const NAMES_SKIPPED = new Set(['.git', 'node_modules', 'dist', 'build', 'coverage', '.cache']);
 const CODE_EXTENSIONS = new Set(['.ts', '.mjs', '.c', '.h', '.cpp', '.hpp']);
 const BINARY_EXTENSIONS = new Set(['.png', '.gz', '.bin', '.svg']);
 
@@ -17,9 +18,9 @@ export interface TextFile {
 
 function* walk(folder: string): Generator<string> {
   for (const entry of readdirSync(folder, { withFileTypes: true })) {
-    if (entry.isDirectory()) {
-      if (!FOLDERS_SKIPPED.has(entry.name)) yield* walk(join(folder, entry.name));
-    } else if (entry.isFile() && !BINARY_EXTENSIONS.has(extname(entry.name))) {
+    if (NAMES_SKIPPED.has(entry.name)) continue;
+    if (entry.isDirectory()) yield* walk(join(folder, entry.name));
+    else if (entry.isFile() && !BINARY_EXTENSIONS.has(extname(entry.name))) {
       yield join(folder, entry.name);
     }
   }
