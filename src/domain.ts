@@ -43,8 +43,11 @@ export interface VmSpec {
     readonly pageBytes: number;
     /** One backend a NUMA node; their lengths sum up to sizeBytes. */
     readonly regions: readonly MemoryRegionSpec[];
-    /** shared: named file, moved by us. private: QEMU's own anonymous memory, moved by --native only. */
-    readonly backing: 'shared' | 'private';
+    /**
+     * shared: named file, moved by us. private: QEMU's own anonymous memory, moved by --native only. image: a clone's, the files of an image mapped
+     * copy-on-write; no user may ask for it.
+     */
+    readonly backing: 'shared' | 'private' | 'image';
   };
   readonly kernel?: string;
   readonly initrd?: string;
@@ -80,6 +83,8 @@ export interface VmView {
   /** The job that holds the VM, if any. */
   readonly job: string | null;
   readonly serialLog: string | null;
+  /** The image whose pages a clone shares. */
+  readonly image: string | null;
 }
 
 // ---- inventory: what pre-flight looks at -----------------------------------------------------------------------------------------------

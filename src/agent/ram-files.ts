@@ -1,9 +1,9 @@
 /**
  * Region files: where guest memory lies. `RAMDIR/NAME/REGION.ram` on tmpfs, or the same below a hugetlbfs mount; the presence map of a target
- * always on tmpfs beside it. Room is checked first: a guest that runs out of tmpfs later would die by SIGBUS.
+ * always on tmpfs beside it. An image's are in `RAMDIR/.images/ID` in the same way. Room is checked first: a guest that runs out of tmpfs later would die by SIGBUS.
  */
-import { mkdir, open, readdir, readFile, rm, statfs } from 'node:fs/promises';
-import { join } from 'node:path';
+import { link, mkdir, open, readdir, readFile, rm, rmdir, statfs } from 'node:fs/promises';
+import { dirname, join } from 'node:path';
 import type { VmSpec } from '../domain.js';
 import { MigrationError } from '../errors.js';
 import type { NativeBinding, RegionFile } from '../native/binding.js';
@@ -11,6 +11,8 @@ import type { NativeBinding, RegionFile } from '../native/binding.js';
 const SMALL_PAGE_BYTES = 4096;
 /** What QEMU itself needs beside the guest's memory. */
 const QEMU_BYTES = 64 * 1024 * 1024;
+/** Beside the directories of the VMs: no VM can have this name. */
+const IMAGES = '.images';
 
 export interface RamPlace {
   readonly host: string;
@@ -18,11 +20,27 @@ export interface RamPlace {
   readonly ramDir: string;
 }
 
-/** Paths only; nothing is created. UNSUPPORTED if no hugetlbfs of that page size is mounted. Empty for private memory. */
-export async function regionFiles(place: RamPlace, spec: VmSpec): Promise<RegionFile[]> {
-  const { backing, pageBytes, regions } = spec.memory;
-  if (backing === 'private') return [];
-  const directory = join(await ramRoot(place, pageBytes), spec.name);
+/** Paths only; nothing is created. UNSUPPORTED if no hugetlbfs of that page size is mounted. Empty for private memory. `image`: a clone's. */
+export async function regionFiles(place: RamPlace, spec: VmSpec, image: string | null): Promise<RegionFile[]> {
+  const { memory, name } = spec;
+  if (memory.backing === 'private') return [];
+  if (memory.backing === 'shared') return filesIn(join(await ramRoot(place, memory.pageBytes), name), memory);
+  if (image === null) throw new MigrationError('UNSUPPORTED', `${name} runs on an image, which is not on this host`);
+  const files = await imageFiles(place, memory, image);
+  return files.map((file) => ({ ...file, isPrivate: true }));
+}
+
+/** The memory files of an image, whose guest had this memory. Paths only. */
+export async function imageFiles(place: RamPlace, memory: VmSpec['memory'], image: string): Promise<RegionFile[]> {
+  return filesIn(join(await ramRoot(place, memory.pageBytes), IMAGES, image), memory);
+}
+
+/** Always on tmpfs. */
+export function imagePresencePath(place: RamPlace, image: string, region: string): string {
+  return join(place.ramDir, IMAGES, image, `${region}.presence`);
+}
+
+function filesIn(directory: string, { regions, pageBytes }: VmSpec['memory']): RegionFile[] {
   return regions.map((region) => ({
     path: join(directory, `${region.id}.ram`),
     lengthBytes: BigInt(region.lengthBytes),
@@ -37,6 +55,7 @@ export function presencePath(place: RamPlace, vm: string, region: string): strin
 /** NO_SPACE or OUT_OF_MEMORY if the VM does not fit now. */
 export async function checkRoom(place: RamPlace, spec: VmSpec): Promise<void> {
   const { backing, pageBytes, sizeBytes } = spec.memory;
+  if (backing === 'image') return;
   if (pageBytes !== SMALL_PAGE_BYTES) {
     const free = (await hugePagesFree())[String(pageBytes)] ?? 0;
     if (free * pageBytes >= sizeBytes) return;
@@ -62,14 +81,14 @@ export async function checkRoom(place: RamPlace, spec: VmSpec): Promise<void> {
   }
 }
 
-/** New, sparse, exclusive. */
+/** New, sparse, exclusive. Those of an image are there before its clones. */
 export async function createRegionFiles(
   place: RamPlace,
   spec: VmSpec,
   regions: readonly RegionFile[],
   native: NativeBinding | null,
 ): Promise<void> {
-  if (regions.length === 0) return;
+  if (regions.length === 0 || spec.memory.backing === 'image') return;
   await mkdir(join(place.ramDir, spec.name), { recursive: true, mode: 0o700 });
   await mkdir(join(await ramRoot(place, spec.memory.pageBytes), spec.name), { recursive: true, mode: 0o700 });
   for (const region of regions) {
@@ -84,6 +103,42 @@ export async function removeRegionFiles(place: RamPlace, spec: VmSpec): Promise<
   if (spec.memory.pageBytes === SMALL_PAGE_BYTES) return;
   const mount = await hugetlbMount(spec.memory.pageBytes);
   if (mount !== null) await rm(join(mount, `vmigrate-${place.host}`, spec.name), { recursive: true, force: true });
+}
+
+/** Empty files for an image, or, with `parent`, further names of the parent's own. */
+export async function createImageFiles(
+  place: RamPlace,
+  image: string,
+  files: readonly RegionFile[],
+  options: { native: NativeBinding | null; parent: readonly RegionFile[] | null },
+): Promise<void> {
+  await mkdir(join(place.ramDir, IMAGES, image), { recursive: true, mode: 0o700 });
+  for (const [index, file] of files.entries()) {
+    await mkdir(dirname(file.path), { recursive: true, mode: 0o700 });
+    const original = options.parent?.[index];
+    if (original !== undefined) await link(original.path, file.path);
+    else if (options.native !== null) options.native.createRegionFile(file);
+    else await createSparse(file);
+  }
+}
+
+/** Memory files and presence maps. Idempotent. */
+export async function removeImageFiles(place: RamPlace, image: string, pageBytes: number): Promise<void> {
+  const roots = [place.ramDir];
+  if (pageBytes !== SMALL_PAGE_BYTES) {
+    const mount = await hugetlbMount(pageBytes);
+    if (mount !== null) roots.push(join(mount, `vmigrate-${place.host}`));
+  }
+  for (const root of roots) {
+    await rm(join(root, IMAGES, image), { recursive: true, force: true });
+    // The last one takes the folder along.
+    await rmdir(join(root, IMAGES)).catch(() => undefined);
+  }
+}
+
+/** Ids of the images that have files. */
+export async function imagesWithFiles(place: RamPlace): Promise<string[]> {
+  return readdir(join(place.ramDir, IMAGES)).catch(() => []);
 }
 
 export async function memoryAvailableBytes(): Promise<number> {

@@ -77,7 +77,7 @@ const vmSpec = z
         .array(z.strictObject({ id, lengthBytes: memoryBytes }))
         .min(1)
         .max(REGIONS_MAX),
-      backing: z.enum(['shared', 'private']),
+      backing: z.enum(['shared', 'private', 'image']),
     }),
     kernel: absolutePath.optional(),
     initrd: absolutePath.optional(),

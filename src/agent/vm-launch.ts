@@ -24,6 +24,10 @@ export interface LaunchOptions {
   /** null: start without the preload. */
   readonly preloadPath: string | null;
   readonly isIncoming: boolean;
+  /** Pages that are missing in the regions raise faults from the first mapping on. Default: as isIncoming. */
+  readonly isRegistered?: boolean;
+  /** Files that QEMU finds open for reading, as descriptors 3 and up. */
+  readonly inputPaths?: readonly string[];
 }
 
 /** QMP answers, all regions are mapped (and, incoming, registered), no vCPU has run. QEMU_FAILED with QEMU's own words if it gave up. */
@@ -36,6 +40,7 @@ export async function launch(vm: Vm, options: LaunchOptions): Promise<void> {
     outputPath: vm.paths.output,
     directory: vm.directory,
     environment: preload.environment,
+    inputPaths: options.inputPaths ?? [],
   });
   vm.exited = started.exited;
   await vm.update({ process: started.identity });
@@ -109,7 +114,7 @@ function listen(vm: Vm, options: LaunchOptions): PreloadWait {
   memory = options.native.listenForVm({
     socketPath: vm.paths.preload,
     regions: vm.regions,
-    isIncoming: options.isIncoming,
+    isIncoming: options.isRegistered ?? options.isIncoming,
     onEdge: look,
   });
   vm.memory = memory;

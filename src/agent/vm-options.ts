@@ -27,3 +27,12 @@ export interface IncomingOptions {
   /** QEMU's own migration moves the memory: no preload, whose registrations would be in QEMU's way. */
   readonly isNative?: boolean;
 }
+
+export interface CloneOptions {
+  readonly image: string;
+  readonly accel: 'kvm' | 'tcg';
+  /** The image is not complete: pages raise faults until it is. */
+  readonly isRegistered: boolean;
+  /** Device state of the image; QEMU finds it open as descriptor 3. */
+  readonly statePath: string;
+}

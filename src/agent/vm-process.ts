@@ -3,7 +3,7 @@
  * and boot; ended and waited for. Signals go only to a process whose identity was checked just before.
  */
 import { type ChildProcess, spawn } from 'node:child_process';
-import { open, readdir, readFile } from 'node:fs/promises';
+import { type FileHandle, open, readdir, readFile } from 'node:fs/promises';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { MigrationError } from '../errors.js';
 import type { ProcessIdentity } from './vm-record.js';
@@ -22,20 +22,31 @@ export interface StartedProcess {
   readonly exited: Promise<ChildExit>;
 }
 
-/** `environment` is all that the child gets besides PATH. QEMU_FAILED if the program cannot be started at all. */
+export interface StartOptions {
+  readonly outputPath: string;
+  readonly directory: string;
+  /** All that the child gets besides PATH. */
+  readonly environment: Readonly<Record<string, string>>;
+  /** Opened for reading as the child's descriptors 3 and up, each with a position of its own. */
+  readonly inputPaths?: readonly string[];
+}
+
+/** QEMU_FAILED if the program cannot be started at all. */
 export async function startDetached(
   program: string,
   args: readonly string[],
-  options: { outputPath: string; directory: string; environment: Readonly<Record<string, string>> },
+  options: StartOptions,
 ): Promise<StartedProcess> {
+  const inputs: FileHandle[] = [];
   const output = await open(options.outputPath, 'a', 0o600);
   let child: ChildProcess;
   let exited: Promise<ChildExit>;
   try {
+    for (const path of options.inputPaths ?? []) inputs.push(await open(path, 'r'));
     child = spawn(program, args, {
       detached: true,
       cwd: options.directory,
-      stdio: ['ignore', output.fd, output.fd],
+      stdio: ['ignore', output.fd, output.fd, ...inputs.map(({ fd }) => fd)],
       env: { PATH: process.env['PATH'] ?? '/usr/sbin:/usr/bin:/sbin:/bin', ...options.environment },
     });
     child.unref();
@@ -48,6 +59,7 @@ export async function startDetached(
       );
     });
   } finally {
+    for (const input of inputs) await input.close();
     await output.close();
   }
   const pid = child.pid ?? 0;

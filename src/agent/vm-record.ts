@@ -41,6 +41,8 @@ export interface VmRecord {
   readonly session: string | null;
   readonly job: string | null;
   readonly process: ProcessIdentity | null;
+  /** The image whose files are its memory; null for any VM but a clone. */
+  readonly image: string | null;
   /** Empty for private memory. */
   readonly regions: readonly RegionFile[];
   readonly memory: VmMemorySnapshot | null;
@@ -69,7 +71,19 @@ const recordSchema = z.strictObject({
   process: z
     .strictObject({ pid: z.int().min(2), startTicks: z.string().regex(/^\d+$/), bootId: z.string() })
     .nullable(),
-  regions: z.array(z.strictObject({ path: z.string(), lengthBytes: bigCount, pageBytes: count })),
+  image: z
+    .string()
+    .regex(/^[0-9a-f]{16}$/)
+    .nullable()
+    .default(null),
+  regions: z.array(
+    z.strictObject({
+      path: z.string(),
+      lengthBytes: bigCount,
+      pageBytes: count,
+      isPrivate: z.boolean().exactOptional(),
+    }),
+  ),
   memory: z
     .strictObject({
       state: z.enum(['waiting', 'attached', 'complete', 'gone', 'refused']),

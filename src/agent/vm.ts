@@ -25,6 +25,8 @@ export interface ManagedVm {
   readonly job: string | null;
   /** The session that made this VM a target; it stays when the VM runs, null for one started here. */
   readonly session: string | null;
+  /** The image that a clone runs on; null for any other VM. */
+  readonly image: string | null;
   readonly qemuVersion: string;
   readonly machine: string;
 }
@@ -101,6 +103,10 @@ export class Vm implements ManagedVm {
     return this.#record.session;
   }
 
+  get image(): string | null {
+    return this.#record.image;
+  }
+
   get qemuVersion(): string {
     return this.#record.qemuVersion;
   }
@@ -153,5 +159,6 @@ export function viewOf(vm: Vm, host: string): VmView {
     accel: vm.accel,
     job: vm.job,
     serialLog: vm.spec.hasSerial ? vm.paths.serialLog : null,
+    image: vm.image,
   };
 }

@@ -13,25 +13,21 @@ import { mkdir, readdir, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import type { VmSpec, VmState, VmView } from '../domain.js';
 import { MigrationError, toMigrationError } from '../errors.js';
-import { askQemu, type InstalledQemu, resolveAccel, resolveMachine } from '../qemu/installed.js';
+import { askQemu, type InstalledQemu, resolveAccel } from '../qemu/installed.js';
 import { KeyedLocks } from './locks.js';
-import { tapNames } from './network.js';
-import { presencePath, type RamPlace, regionFiles } from './ram-files.js';
+import { presencePath, type RamPlace } from './ram-files.js';
 import { checkSpec } from './spec.js';
 import { type ManagedVm, Vm, viewOf } from './vm.js';
 import { adopt } from './vm-adopt.js';
+import { type BringUpOptions, bringUp, createVm, type VmStart } from './vm-create.js';
 import { type StopOptions, VmKeeper } from './vm-keeper.js';
-import { launch } from './vm-launch.js';
-import type { IncomingOptions, VmManagerOptions } from './vm-options.js';
-import { readRecord, type VmExit, type VmRecord } from './vm-record.js';
+import type { CloneOptions, IncomingOptions, VmManagerOptions } from './vm-options.js';
+import { readRecord, type VmExit } from './vm-record.js';
 
 export type { ManagedVm } from './vm.js';
 export type { StopOptions } from './vm-keeper.js';
 export type { IncomingOptions, VmManagerOptions } from './vm-options.js';
 export type { VmExit } from './vm-record.js';
-
-/** A unix socket's path has at most this many bytes. */
-const SOCKET_PATH_BYTES_MAX = 107;
 
 export class VmManager {
   readonly #options: VmManagerOptions;
@@ -116,6 +112,37 @@ export class VmManager {
       const vm = await this.#create(spec, { state: 'incoming', epoch, accel, session });
       try {
         await this.#launch(vm, { isIncoming: true, hasPreload: spec.hasPreload && options.isNative !== true });
+      } catch (error) {
+        await this.#undo(vm);
+        throw error;
+      }
+      this.#changed(vm);
+      return vm;
+    });
+  }
+
+  /**
+   * A QEMU that waits for the state of an image. Its owner record is there as well: nothing of the VM has to be written before it may run. When it
+   * rejects, nothing is left. CONFLICT if the name is taken.
+   */
+  async prepareClone(input: VmSpec, options: CloneOptions): Promise<ManagedVm> {
+    const spec = checkSpec(input);
+    return this.#locks.hold(spec.name, async () => {
+      await this.#clearName(spec.name);
+      const { registry, host } = this.#options;
+      const before = await registry.owner(spec.name);
+      const epoch = (await registry.lastEpoch(spec.name)) + 1;
+      const { image, accel, isRegistered, statePath } = options;
+      const vm = await this.#create(spec, { state: 'incoming', epoch, accel, session: null, image });
+      try {
+        await registry.swapOwner(spec.name, before?.epoch ?? null, {
+          vm: spec.name,
+          owner: host,
+          epoch,
+          session: null,
+        });
+        const hasPreload = spec.hasPreload && isRegistered;
+        await this.#launch(vm, { isIncoming: true, isRegistered, hasPreload, inputPaths: [statePath] });
       } catch (error) {
         await this.#undo(vm);
         throw error;
@@ -306,49 +333,14 @@ export class VmManager {
     await this.#remove(vm);
   }
 
-  async #create(spec: VmSpec, start: Pick<VmRecord, 'state' | 'epoch' | 'accel' | 'session'>): Promise<Vm> {
-    const qemu = await this.qemu();
-    const resolved: VmSpec = { ...spec, machine: resolveMachine(qemu, spec.machine) };
-    const record: VmRecord = {
-      version: 1,
-      spec: resolved,
-      ...start,
-      qemuVersion: qemu.version,
-      job: null,
-      process: null,
-      regions: await regionFiles(this.#place, resolved),
-      memory: null,
-      taps: tapNames(this.#options.host, resolved),
-      exit: null,
-      createdAt: new Date().toISOString(),
-    };
-    const vm = new Vm(join(this.#directory, spec.name), record);
-    if (Buffer.byteLength(vm.paths.monitor) > SOCKET_PATH_BYTES_MAX) {
-      throw new MigrationError('SPEC_INVALID', `the path ${vm.paths.monitor} is too long for a socket`, {
-        remedy: 'shorten the name of the VM, or the state directory of the daemon',
-      });
-    }
-    await rm(vm.directory, { recursive: true, force: true });
-    await mkdir(vm.directory, { mode: 0o700 });
-    await vm.update({});
+  async #create(spec: VmSpec, start: VmStart): Promise<Vm> {
+    const vm = await createVm(this.#directory, spec, start, { place: this.#place, qemu: await this.qemu() });
     this.#vms.set(spec.name, vm);
     return vm;
   }
 
-  async #launch(vm: Vm, options: { isIncoming: boolean; hasPreload: boolean }): Promise<void> {
-    const isPreloaded = options.hasPreload && vm.regions.length > 0;
-    if (isPreloaded && this.#options.preloadPath === null) {
-      throw new MigrationError('UNSUPPORTED', 'this daemon has no preload library', {
-        remedy: 'build it, or set preload: false in the VM spec',
-      });
-    }
-    await launch(vm, {
-      place: this.#place,
-      program: (await this.qemu()).program,
-      native: this.#options.native,
-      preloadPath: isPreloaded ? this.#options.preloadPath : null,
-      isIncoming: options.isIncoming,
-    });
+  async #launch(vm: Vm, options: BringUpOptions): Promise<void> {
+    await bringUp(vm, options, this.#options, { place: this.#place, qemu: await this.qemu() });
     this.#keeper.attach(vm);
   }
 

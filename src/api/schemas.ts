@@ -132,6 +132,7 @@ export const vmView = of<VmView>(
     accel: accelSchema,
     job: text.nullable(),
     serialLog: text.nullable(),
+    image: text.nullable(),
   }),
 );
 

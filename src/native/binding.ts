@@ -31,6 +31,8 @@ export interface RegionFile {
   readonly path: string;
   readonly lengthBytes: bigint;
   readonly pageBytes: number;
+  /** Mapped copy-on-write by QEMU: a clone's view of an image. */
+  readonly isPrivate?: boolean;
 }
 
 export interface NativeSupport {

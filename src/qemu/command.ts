@@ -13,7 +13,7 @@ export interface QemuPlacement {
   /** Used if the spec has a serial port. */
   readonly serialPath: string;
   readonly serialLogPath: string;
-  /** One for each region of a VM with shared memory, in the spec's order. */
+  /** One for each region of a VM whose memory is in files, in the spec's order. */
   readonly ramPaths: readonly string[];
   /** Tap device for each NIC of type tap, by the NIC's id. */
   readonly taps: Readonly<Record<string, string>>;
@@ -63,10 +63,11 @@ function memoryArguments(spec: VmSpec, ramPaths: readonly string[]): string[] {
   const { memory } = spec;
   const backends = memory.regions.map((region, index) => {
     const sized = `id=${region.id},size=${region.lengthBytes}`;
-    if (memory.backing === 'shared') {
+    if (memory.backing !== 'private') {
       const path = ramPaths[index];
       if (path === undefined) throw new RangeError(`no file for region ${region.id}`);
-      return `memory-backend-file,${sized},share=on,mem-path=${escapeOption(path)}`;
+      const share = memory.backing === 'shared' ? 'on' : 'off';
+      return `memory-backend-file,${sized},share=${share},mem-path=${escapeOption(path)}`;
     }
     const hugeSize = HUGE_PAGE_SIZES[memory.pageBytes];
     return hugeSize === undefined

@@ -28,7 +28,15 @@ export const REPORT: MigrationReport = {
 export function vmView(name: string, change: Partial<VmView> = {}): VmView {
   return {
     ...{ name, uuid: '00000000-0000-4000-8000-000000000001', host: 'A', state: 'running', epoch: 1 },
-    ...{ memoryBytes: 2 ** 28, pid: 4711, machine: 'pc-q35-7.2', accel: 'tcg', job: null, serialLog: null },
+    ...{
+      memoryBytes: 2 ** 28,
+      pid: 4711,
+      machine: 'pc-q35-7.2',
+      accel: 'tcg',
+      job: null,
+      serialLog: null,
+      image: null,
+    },
     ...change,
   };
 }
