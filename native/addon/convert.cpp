@@ -77,6 +77,11 @@ bool flag(const Napi::Object& object, const char* name) {
   return object.Get(name).As<Napi::Boolean>().Value();
 }
 
+/// false where it is left out.
+bool optional_flag(const Napi::Object& object, const char* name) {
+  return object.Get(name).ToBoolean().Value();
+}
+
 bool is_null(const Napi::Object& object, const char* name) {
   return object.Get(name).IsNull();
 }
@@ -94,7 +99,8 @@ Napi::Value counters_array(Napi::Env env, std::span<const uint64_t> counters) {
 std::vector<pager::RegionFileConfig> region_files(const Napi::Object& options) {
   return each(options, "regions", [](const Napi::Object& region) {
     return pager::RegionFileConfig{text(region, "path"), u64(region, "lengthBytes"),
-                                   static_cast<uint64_t>(number(region, "pageBytes"))};
+                                   static_cast<uint64_t>(number(region, "pageBytes")),
+                                   optional_flag(region, "isPrivate")};
   });
 }
 

@@ -30,6 +30,7 @@ std::string text(const Napi::Object& object, const char* name);
 double number(const Napi::Object& object, const char* name);
 uint64_t u64(const Napi::Object& object, const char* name);
 bool flag(const Napi::Object& object, const char* name);
+bool optional_flag(const Napi::Object& object, const char* name);
 bool is_null(const Napi::Object& object, const char* name);
 
 Napi::Value bigint(Napi::Env env, uint64_t value);

@@ -115,9 +115,11 @@ Result<std::unique_ptr<PreloadListener>> PreloadListener::adopt(const VmSnapshot
     if (range.descriptor_index >= memory.descriptors.size() ||
         memory.descriptors[range.descriptor_index].kind != wire::PreloadDescriptor::kSync)
       return Error{ErrorCode::kInvalidArgument, 0, "descriptor of a saved range"};
-    auto file = identify(self->options_.regions[range.region_index]);
+    const RegionFileConfig& region = self->options_.regions[range.region_index];
+    auto file = identify(region);
     if (!file) return file.error();
-    if (Status good = check_mapped(memory.pid, range, file.value()); !good) return good.error();
+    if (Status good = check_mapped(memory.pid, range, file.value(), region.is_private); !good)
+      return good.error();
     memory.ranges.push_back(range);
   }
   if (!covers_all(memory.ranges, self->options_.regions))
@@ -242,17 +244,21 @@ Status PreloadListener::take_region(const wire::PreloadRegion& message) {
       message.op != static_cast<uint16_t>(wire::PreloadOp::kRegion))
     return Error{ErrorCode::kProtocol, 0, "region message of the preload"};
   for (uint32_t i = 0; i < options_.regions.size(); i++) {
-    auto file = identify(options_.regions[i]);
+    const RegionFileConfig& region = options_.regions[i];
+    auto file = identify(region);
     if (!file) return file.error();
     if (file.value() != FileIdentity{message.device, message.inode}) continue;
-    // The file of a private mapping does not hold what the guest writes.
+    // The file of a private mapping does not hold what the guest writes; the guest's writes to a shared one
+    // would reach everybody else who runs on the file.
     const uint64_t type = message.map_flags & kMapTypeMask;
-    if (type != MAP_SHARED && type != MAP_SHARED_VALIDATE)
-      return Error{ErrorCode::kUnsupported, 0, "region mapped privately"};
+    const bool is_shared = type == MAP_SHARED || type == MAP_SHARED_VALIDATE;
+    if (region.is_private ? type != MAP_PRIVATE : !is_shared)
+      return Error{ErrorCode::kUnsupported, 0,
+                   region.is_private ? "region not mapped privately" : "region mapped privately"};
     const MappedRange mapping{i, message.file_offset, message.length, HostAddr{message.base}, 0};
     if (Status good = check_range(mapping, options_.regions, memory_.ranges); !good) return good;
-    if (Status good = check_mapped(memory_.pid, mapping, file.value()); !good) return good;
-    const auto stripes = stripe(mapping, options_.regions[i].page_bytes, sync_indices(memory_));
+    if (Status good = check_mapped(memory_.pid, mapping, file.value(), region.is_private); !good) return good;
+    const auto stripes = stripe(mapping, region.page_bytes, sync_indices(memory_));
     if (memory_.ranges.size() + stripes.size() > kRangesMax)
       return Error{ErrorCode::kProtocol, 0, "too many mappings from the preload"};
     if (options_.incoming)

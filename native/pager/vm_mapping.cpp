@@ -88,7 +88,7 @@ Status check_range(const MappedRange& range, std::span<const RegionFileConfig> r
   return ok();
 }
 
-Status check_mapped(pid_t pid, const MappedRange& range, const FileIdentity& file) {
+Status check_mapped(pid_t pid, const MappedRange& range, const FileIdentity& file, bool is_private) {
   Result<std::string> maps = read_maps(pid);
   if (!maps) return maps.error();
   uint64_t next = raw(range.base);
@@ -97,12 +97,13 @@ Status check_mapped(pid_t pid, const MappedRange& range, const FileIdentity& fil
   for (const char* line = maps.value().c_str(); *line != '\0' && next < end;) {
     uint64_t first = 0, last = 0, offset = 0, inode = 0;
     unsigned device_major = 0, device_minor = 0;
-    const int fields = std::sscanf(line, "%" SCNx64 "-%" SCNx64 " %*4s %" SCNx64 " %x:%x %" SCNu64, &first,
-                                   &last, &offset, &device_major, &device_minor, &inode);
-    if (fields == 6 && first <= next && next < last) {
+    char sharing = 0;
+    const int fields = std::sscanf(line, "%" SCNx64 "-%" SCNx64 " %*3s%c %" SCNx64 " %x:%x %" SCNu64, &first,
+                                   &last, &sharing, &offset, &device_major, &device_minor, &inode);
+    if (fields == 7 && first <= next && next < last) {
       const bool is_same_file = inode == file.inode && makedev(device_major, device_minor) == file.device;
       const uint64_t expected = range.region_offset_bytes + (next - raw(range.base));
-      if (!is_same_file || offset + (next - first) != expected) break;
+      if (!is_same_file || offset + (next - first) != expected || (sharing == 'p') != is_private) break;
       next = last;
     }
     const char* newline = std::strchr(line, '\n');

@@ -19,6 +19,8 @@ struct RegionFileConfig {
   std::string path;
   uint64_t length_bytes = 0;
   uint64_t page_bytes = 0;
+  /// Mapped copy-on-write: what the guest writes stays in its process, and the file is never written by it.
+  bool is_private = false;
 };
 
 struct FileIdentity {
@@ -39,9 +41,9 @@ Status check_regions(std::span<const RegionFileConfig> regions);
 Status check_range(const MappedRange& range, std::span<const RegionFileConfig> regions,
                    std::span<const MappedRange> taken);
 
-/// Reads /proc/PID/maps: kRegionChanged unless the whole range is mapped from that file at that offset.
-/// kProcessGone if there is no process.
-Status check_mapped(pid_t pid, const MappedRange& range, const FileIdentity& file);
+/// Reads /proc/PID/maps: kRegionChanged unless the whole range is mapped from that file at that offset, and
+/// privately exactly if the region says so. kProcessGone if there is no process.
+Status check_mapped(pid_t pid, const MappedRange& range, const FileIdentity& file, bool is_private);
 
 /// Whether every byte of every region is in `ranges`, which check_range has passed.
 bool covers_all(std::span<const MappedRange> ranges, std::span<const RegionFileConfig> regions);

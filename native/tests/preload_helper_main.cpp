@@ -7,7 +7,7 @@
 //   forked child map-all LENGTH PATH...                        -> mapped-all COUNT, each path from a thread
 //   of its own fill PATH LENGTH SEED                         -> filled, the file holds the pattern (every
 //   fourth page is a hole) verify INDEX OFFSET LENGTH SEED               -> verified PAGES BAD touch INDEX
-//   OFFSET                            -> byte VALUE environment                                   ->
+//   OFFSET                            -> byte VALUE poke INDEX OFFSET VALUE -> poked environment ->
 //   environment NAME=VALUE... of our variables, as a child process sees them open -> opened NUMBER, the next
 //   free descriptor descriptors                                   -> descriptors COUNT, of userfaultfds in a
 //   child process
@@ -150,6 +150,11 @@ std::string answer(const std::string& line) {
   if (command == "touch" && words >> index >> offset)
     return "byte " +
            std::to_string(reinterpret_cast<volatile unsigned char*>(mappings.at(index).base)[offset]);
+  if (unsigned value = 0; command == "poke" && words >> index >> offset >> value) {
+    reinterpret_cast<volatile unsigned char*>(mappings.at(index).base)[offset] =
+        static_cast<unsigned char>(value);
+    return "poked";
+  }
   if (command == "environment")
     return "environment " + child_output("env | grep -E '^(VMIGRATE_|LD_PRELOAD=)' | sort | tr '\\n' ' '");
   if (command == "descriptors")

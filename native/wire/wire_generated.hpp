@@ -109,6 +109,12 @@ enum class FaultPoint : uint32_t {
   kTargetPrefetchClaimed = 5,
   kSourceBeforeReply = 6,
   kSourceScan = 7,
+  kImageArm = 8,
+  kImageFaultRead = 9,
+  kImageClaimed = 10,
+  kImageSweepClaimed = 11,
+  kImagePublished = 12,
+  kImageFinish = 13,
 };
 
 enum class TargetCounter : size_t {
@@ -140,6 +146,29 @@ enum class SourceCounter : size_t {
   kCpuNs = 6,
 };
 inline constexpr size_t kSourceCounterCount = 7;
+
+enum class ImageCounter : size_t {
+  kPagesTotal = 0,
+  kPagesCopied = 1,
+  kPagesZero = 2,
+  kCopiedBytes = 3,
+  kParentFaultCount = 4,
+  kParentFaultP50Ns = 5,
+  kParentFaultP99Ns = 6,
+  kParentFaultMaxNs = 7,
+  kParentFaultWaitNs = 8,
+  kParentDegradedNs = 9,
+  kCloneFaultCount = 10,
+  kCloneFaultP99Ns = 11,
+  kNotedFaultCount = 12,
+  kRearmedPages = 13,
+  kArmNs = 14,
+  kProtectNs = 15,
+  kSealNs = 16,
+  kCopyNs = 17,
+  kCpuNs = 18,
+};
+inline constexpr size_t kImageCounterCount = 19;
 
 /* First bytes of every data connection, from the target. */
 struct Hello {

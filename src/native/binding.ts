@@ -9,11 +9,12 @@
 import { createRequire } from 'node:module';
 import { fileURLToPath } from 'node:url';
 import { MigrationError } from '../errors.js';
-import type { SourceCounter, TargetCounter } from '../protocol/wire.js';
+import type { ImageCounter, SourceCounter, TargetCounter } from '../protocol/wire.js';
 import {
   checkAddress,
   checkCredentials,
   checkEdge,
+  checkImageOptions,
   checkPath,
   checkPort,
   checkRegion,
@@ -23,7 +24,16 @@ import {
   checkTargetOptions,
   checkTransport,
 } from './check.js';
-import { type Addon, attempt, DataListener, SourceSession, TargetSession, VmMemory } from './handles.js';
+import {
+  type Addon,
+  attempt,
+  attemptAsync,
+  DataListener,
+  ImageCapture,
+  SourceSession,
+  TargetSession,
+  VmMemory,
+} from './handles.js';
 
 export { failureToError } from './failure.js';
 
@@ -31,7 +41,7 @@ export interface RegionFile {
   readonly path: string;
   readonly lengthBytes: bigint;
   readonly pageBytes: number;
-  /** Mapped copy-on-write by QEMU: a clone's view of an image. */
+  /** listenForVm and adoptVm alone: QEMU maps the file copy-on-write (`share=off`), as a clone maps its image. */
   readonly isPrivate?: boolean;
 }
 
@@ -138,6 +148,51 @@ export interface TargetOptions {
   readonly onEdge: () => void;
 }
 
+/**
+ * idle ──arm──► arming ──► armed ──seal──► copying ──► complete; failed from any of the middle ones, closed by close or leave.
+ * failed (no space, a file that shrank): the parent has been let go and runs on; clones wait for ever for pages that are not there.
+ */
+export type ImageCaptureState = 'idle' | 'arming' | 'armed' | 'copying' | 'complete' | 'failed' | 'closed';
+
+export interface ImageSnapshot {
+  readonly state: ImageCaptureState;
+  readonly failure: NativeFailure | null;
+  readonly counters: Record<ImageCounter, bigint>;
+}
+
+/** Takes an image of a running VM and serves the clones that run on it meanwhile. docs/PAGE_STATES.md, "Images". */
+export interface ImageCaptureHandle {
+  /** The parent runs: protects all of its memory, piece by piece. From here on its writes are noted and let through. */
+  arm(): Promise<void>;
+  /** The parent stands still: protects again what was written since. Again as often as wanted. */
+  protect(): Promise<void>;
+  /** The fork point: the last protect, from which on a write of the parent waits until its page is copied. Copying begins. */
+  seal(): Promise<void>;
+  /** From idle, after a restart of the daemon, in place of arm and seal: goes on where the presence maps say. */
+  resume(): Promise<void>;
+  /** Its faults are served from now on; before seal they wait. Registered by the preload (isIncoming), regions as the image's. */
+  addClone(vm: VmMemoryHandle): void;
+  /** Before its handle is closed. Nothing happens for one that was not added, or whose image is complete. */
+  removeClone(vm: VmMemoryHandle): void;
+  snapshot(): ImageSnapshot;
+  /** Before complete: gives the image up; the parent is let go and runs on. After: frees what is left. */
+  close(): Promise<void>;
+  /** Ends our threads and leaves everything as it is, protected, for the next daemon's `resume`. */
+  leave(): Promise<void>;
+}
+
+export interface ImageCaptureOptions {
+  /** Whose writes are held back. null: it is gone, or the image is complete; only its files are read. */
+  readonly parent: VmMemoryHandle | null;
+  /** The parent's region files. */
+  readonly source: readonly RegionFile[];
+  /** As long, with the same page sizes, in the same order. */
+  readonly image: readonly (RegionFile & { readonly presencePath: string })[];
+  /** Take over presence maps. Every page that they do not call present is still protected in the parent, or never changes. */
+  readonly isResume: boolean;
+  readonly onEdge: () => void;
+}
+
 export interface NativeBinding {
   support(): NativeSupport;
   /** New sparse region file, exclusive. */
@@ -168,6 +223,9 @@ export interface NativeBinding {
     regions: readonly RegionFile[];
   }): SourceSessionHandle;
   openTargetSession(vm: VmMemoryHandle, options: TargetOptions): TargetSessionHandle;
+  openImageCapture(options: ImageCaptureOptions): ImageCaptureHandle;
+  /** Lets a VM go whose capture is not taken up again: nothing of it is registered or protected after this. */
+  releaseVm(vm: VmMemoryHandle): Promise<void>;
 }
 
 /** Names another build of the addon, for tests with a sanitizer. */
@@ -235,6 +293,15 @@ function bind(addon: Addon): NativeBinding {
       checkTargetOptions(options);
       const memory = VmMemory.nativeOf(vm);
       return attempt('open target session', () => new TargetSession(addon.openTargetSession(memory, options)));
+    },
+    openImageCapture(options) {
+      checkImageOptions(options);
+      const parent = options.parent === null ? null : VmMemory.nativeOf(options.parent);
+      return attempt('open image capture', () => new ImageCapture(addon.openImageCapture(parent, options)));
+    },
+    async releaseVm(vm) {
+      const memory = VmMemory.nativeOf(vm);
+      await attemptAsync('release VM memory', () => addon.releaseVm(memory));
     },
   };
 }

@@ -5,7 +5,7 @@
 import { isIP } from 'node:net';
 import { type ErrorCode, MigrationError } from '../errors.js';
 import { CONSTANTS, PRELOAD_DESCRIPTOR } from '../protocol/wire.js';
-import type { RegionFile, SourceAddress, TargetOptions, VmMemorySnapshot } from './binding.js';
+import type { ImageCaptureOptions, RegionFile, SourceAddress, TargetOptions, VmMemorySnapshot } from './binding.js';
 
 const PAGE_SIZES = [1 << 12, 1 << 21, 1 << 30];
 const U64_MAX = (1n << 64n) - 1n;
@@ -44,6 +44,8 @@ export function checkRegion(region: RegionFile): void {
     lengthBytes > 0n &&
     lengthBytes <= LENGTH_BYTES_MAX, 'lengthBytes must be a bigint above 0');
   require(lengthBytes % BigInt(region.pageBytes) === 0n, 'lengthBytes must be whole pages');
+  require(region.isPrivate === undefined ||
+    typeof region.isPrivate === 'boolean', 'isPrivate must be a boolean, if it is there');
 }
 
 export function checkRegions(regions: readonly RegionFile[]): void {
@@ -96,6 +98,21 @@ export function checkTargetOptions(options: TargetOptions): void {
   checkRegions(options.regions);
   for (const { presencePath } of options.regions) checkPath(presencePath, 'presencePath');
   require(isIntegerIn(options.bandwidthBytesPerS, 0, Number.MAX_SAFE_INTEGER), 'bandwidthBytesPerS must be 0 or more');
+  require(typeof options.isResume === 'boolean', 'isResume must be a boolean');
+  checkEdge(options.onEdge);
+}
+
+export function checkImageOptions(options: ImageCaptureOptions): void {
+  const { source, image } = options;
+  checkRegions(source);
+  checkRegions(image);
+  for (const { presencePath } of image) checkPath(presencePath, 'presencePath');
+  const isAlike = ({ lengthBytes, pageBytes }: RegionFile, index: number): boolean =>
+    lengthBytes === source[index]?.lengthBytes && pageBytes === source[index].pageBytes;
+  require(image.length === source.length &&
+    image.every(isAlike), 'the regions of image and source must have the same lengths and page sizes');
+  const paths = [...source, ...image].map(({ path }) => path);
+  require(new Set(paths).size === paths.length, 'an image must not be its own source');
   require(typeof options.isResume === 'boolean', 'isResume must be a boolean');
   checkEdge(options.onEdge);
 }

@@ -1,8 +1,19 @@
 /** The handles of binding.ts over the addon's own: each call's failure becomes a MigrationError that says what was attempted. */
 import { MigrationError } from '../errors.js';
-import { SOURCE_COUNTERS, type SourceCounter, TARGET_COUNTERS, type TargetCounter } from '../protocol/wire.js';
+import {
+  IMAGE_COUNTERS,
+  type ImageCounter,
+  SOURCE_COUNTERS,
+  type SourceCounter,
+  TARGET_COUNTERS,
+  type TargetCounter,
+} from '../protocol/wire.js';
 import type {
   DataListenerHandle,
+  ImageCaptureHandle,
+  ImageCaptureOptions,
+  ImageCaptureState,
+  ImageSnapshot,
   NativeBinding,
   NativeFailure,
   NativeSupport,
@@ -42,6 +53,18 @@ interface AddonTargetSession {
   close(): Promise<void>;
 }
 
+interface AddonImageCapture {
+  arm(): Promise<void>;
+  protect(): Promise<void>;
+  seal(): Promise<void>;
+  resume(): Promise<void>;
+  addClone(vm: AddonVmMemory): void;
+  removeClone(vm: AddonVmMemory): void;
+  snapshot(): { state: ImageCaptureState; counters: BigUint64Array; failure: NativeFailure | null };
+  close(): Promise<void>;
+  leave(): Promise<void>;
+}
+
 /** What vmigrate.node exports. */
 export interface Addon {
   support(): NativeSupport;
@@ -55,6 +78,8 @@ export interface Addon {
     options: Omit<Parameters<NativeBinding['openSourceSession']>[0], 'listener'>,
   ): AddonSourceSession;
   openTargetSession(vm: AddonVmMemory, options: TargetOptions): AddonTargetSession;
+  openImageCapture(parent: AddonVmMemory | null, options: ImageCaptureOptions): AddonImageCapture;
+  releaseVm(vm: AddonVmMemory): Promise<void>;
 }
 
 /** Runs a native call; `doing` heads the message of what it throws. */
@@ -66,7 +91,7 @@ export function attempt<T>(doing: string, call: () => T): T {
   }
 }
 
-async function attemptAsync<T>(doing: string, call: () => Promise<T>): Promise<T> {
+export async function attemptAsync<T>(doing: string, call: () => Promise<T>): Promise<T> {
   try {
     return await call();
   } catch (thrown) {
@@ -175,5 +200,50 @@ export class TargetSession implements TargetSessionHandle {
 
   async close(): Promise<void> {
     await attemptAsync('close target session', () => this.#native.close());
+  }
+}
+
+export class ImageCapture implements ImageCaptureHandle {
+  readonly #native: AddonImageCapture;
+
+  constructor(native: AddonImageCapture) {
+    this.#native = native;
+  }
+
+  async arm(): Promise<void> {
+    await attemptAsync("protect the parent's memory", () => this.#native.arm());
+  }
+
+  async protect(): Promise<void> {
+    await attemptAsync('protect what the parent has written', () => this.#native.protect());
+  }
+
+  async seal(): Promise<void> {
+    await attemptAsync('seal the image', () => this.#native.seal());
+  }
+
+  async resume(): Promise<void> {
+    await attemptAsync('take the image up again', () => this.#native.resume());
+  }
+
+  addClone(vm: VmMemoryHandle): void {
+    attempt('serve a clone', () => this.#native.addClone(VmMemory.nativeOf(vm)));
+  }
+
+  removeClone(vm: VmMemoryHandle): void {
+    attempt('remove a clone', () => this.#native.removeClone(VmMemory.nativeOf(vm)));
+  }
+
+  snapshot(): ImageSnapshot {
+    const { state, counters, failure } = attempt('image capture', () => this.#native.snapshot());
+    return { state, failure, counters: named<ImageCounter>(IMAGE_COUNTERS, counters) };
+  }
+
+  async close(): Promise<void> {
+    await attemptAsync('close image capture', () => this.#native.close());
+  }
+
+  async leave(): Promise<void> {
+    await attemptAsync('leave image capture', () => this.#native.leave());
   }
 }

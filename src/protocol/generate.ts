@@ -87,6 +87,7 @@ export function cppHeader(): string {
   for (const [name, counters] of [
     ['TargetCounter', wire.TARGET_COUNTERS],
     ['SourceCounter', wire.SOURCE_COUNTERS],
+    ['ImageCounter', wire.IMAGE_COUNTERS],
   ] as const) {
     lines.push(`enum class ${name} : size_t {`);
     counters.forEach((counter, index) =>

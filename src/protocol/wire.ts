@@ -109,6 +109,16 @@ export const FAULT_POINT = {
   TARGET_PREFETCH_CLAIMED: 5,
   SOURCE_BEFORE_REPLY: 6,
   SOURCE_SCAN: 7,
+  /** A piece of the parent is about to be write-protected. */
+  IMAGE_ARM: 8,
+  IMAGE_FAULT_READ: 9,
+  /** Pages claimed because somebody waits for one of them. */
+  IMAGE_CLAIMED: 10,
+  IMAGE_SWEEP_CLAIMED: 11,
+  /** Copied and present; neither the parent nor a clone has been woken for them. */
+  IMAGE_PUBLISHED: 12,
+  /** The last page is there; nothing is unregistered yet. */
+  IMAGE_FINISH: 13,
 } as const;
 
 /**
@@ -148,6 +158,37 @@ export const SOURCE_COUNTERS = [
   'cpuNs',
 ] as const;
 export type SourceCounter = (typeof SOURCE_COUNTERS)[number];
+
+/** Counters of an image's capture. Unsigned 64-bit; all but the percentiles only grow. */
+export const IMAGE_COUNTERS = [
+  'pagesTotal',
+  /** Here with their bytes; with `pagesZero` they come to `pagesTotal`. */
+  'pagesCopied',
+  /** Holes of the parent: known to be zeros, never copied. */
+  'pagesZero',
+  'copiedBytes',
+  /** Writes of the parent that had to wait until their page was copied. */
+  'parentFaultCount',
+  'parentFaultP50Ns',
+  'parentFaultP99Ns',
+  'parentFaultMaxNs',
+  'parentFaultWaitNs',
+  /** From seal until the last window in which the parent waited more than a tenth of it. */
+  'parentDegradedNs',
+  'cloneFaultCount',
+  'cloneFaultP99Ns',
+  /** Writes of the parent between arm and seal: noted and let through. */
+  'notedFaultCount',
+  /** Pages protected again by protect and seal: what the pause depends on. */
+  'rearmedPages',
+  'armNs',
+  'protectNs',
+  'sealNs',
+  /** From seal until the image was complete; 0 until then. */
+  'copyNs',
+  'cpuNs',
+] as const;
+export type ImageCounter = (typeof IMAGE_COUNTERS)[number];
 
 type FieldType = 'u8' | 'u16' | 'u32' | 'u64' | `bytes${number}`;
 export interface StructDefinition {
