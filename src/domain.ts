@@ -17,11 +17,23 @@ export interface DiskSpec {
 
 export interface NicSpec {
   readonly id: string;
-  /** tap: a tap device on `bridge`; none: a NIC that is connected to nothing */
-  readonly type: 'tap' | 'none';
+  /**
+   * tap: a tap device on `bridge` · isolated: a tap on a bridge of that name in a network namespace of the VM's own · unplugged: a tap that joins no
+   * bridge, for a clone whose NIC had a tap when its state was saved (what virtio-net offers depends on it) · none: no tap at all
+   */
+  readonly type: 'tap' | 'isolated' | 'unplugged' | 'none';
+  /** Of tap and isolated. */
   readonly bridge?: string;
   readonly mac: string;
   readonly model: string;
+}
+
+/** Which of the clones of one fork a VM is. */
+export interface CloneMark {
+  readonly fork: string;
+  /** 0 .. cloneCount - 1 */
+  readonly index: number;
+  readonly cloneCount: number;
 }
 
 export interface MemoryRegionSpec {
@@ -55,6 +67,15 @@ export interface VmSpec {
   readonly disks: readonly DiskSpec[];
   readonly nics: readonly NicSpec[];
   readonly hasSerial: boolean;
+  /** A port for Debian's qemu-guest-agent, or another that speaks its protocol. */
+  readonly hasGuestAgent?: boolean;
+  /**
+   * Guid that the vmgenid device shows; another for every VM, kept when it moves. Absent: the VM was started before it had the devices that tell it
+   * who it is (src/qemu/identity-devices.ts), and has none of them.
+   */
+  readonly vmGenerationId?: string;
+  /** Absent: no clone. */
+  readonly clone?: CloneMark;
   /** Further `-device` values. */
   readonly devices: readonly string[];
   readonly qemuArgs: readonly string[];

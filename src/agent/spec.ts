@@ -5,6 +5,7 @@
 import { createHash, randomUUID } from 'node:crypto';
 import { z } from 'zod';
 import type { VmSpec } from '../domain.js';
+import { CLONES_MAX } from '../domain-fork.js';
 import { MigrationError } from '../errors.js';
 
 const KIB = 1024;
@@ -55,17 +56,25 @@ const qemuArgs = z.array(text(4096)).max(QEMU_ARGS_MAX);
 const diskSpec = z.strictObject({ id, path: absolutePath, format: z.enum(['raw', 'qcow2']), isReadOnly: z.boolean() });
 const nicSpec = z.strictObject({
   id,
-  type: z.enum(['tap', 'none']),
+  type: z.enum(['tap', 'isolated', 'unplugged', 'none']),
   bridge: bridge.optional(),
   mac,
   model: nicModel,
 });
+const guid = z.guid().transform((value) => value.toLowerCase());
+const cloneMark = z
+  .strictObject({
+    fork: z.string().regex(/^[0-9a-f]{16}$/, 'must be 16 hexadecimal digits'),
+    index: z.int().min(0),
+    cloneCount: z.int().min(1).max(CLONES_MAX),
+  })
+  .refine((clone) => clone.index < clone.cloneCount, { path: ['index'], message: 'must be less than cloneCount' });
 
 /** The filled-in form, as it travels between hosts and lies in records. */
 const vmSpec = z
   .strictObject({
     name,
-    uuid: z.guid().transform((value) => value.toLowerCase()),
+    uuid: guid,
     machine,
     accel,
     cpuModel,
@@ -85,6 +94,9 @@ const vmSpec = z
     disks: z.array(diskSpec).max(DISKS_MAX),
     nics: z.array(nicSpec).max(NICS_MAX),
     hasSerial: z.boolean(),
+    hasGuestAgent: z.boolean().optional(),
+    vmGenerationId: guid.optional(),
+    clone: cloneMark.optional(),
     devices,
     qemuArgs,
     hasPreload: z.boolean(),
@@ -106,9 +118,12 @@ const vmSpec = z
     spec.disks.forEach((disk, index) => claim(disk.id, ['disks', index, 'id']));
     spec.nics.forEach((nic, index) => {
       claim(nic.id, ['nics', index, 'id']);
-      if (nic.type === 'tap' && nic.bridge === undefined) complain(['nics', index, 'bridge'], 'a tap needs a bridge');
-      if (nic.type === 'none' && nic.bridge !== undefined)
-        complain(['nics', index, 'bridge'], 'only a tap has a bridge');
+      const isBridged = nic.type === 'tap' || nic.type === 'isolated';
+      if (isBridged && nic.bridge === undefined) complain(['nics', index, 'bridge'], 'a tap needs a bridge');
+      if (!isBridged && nic.bridge !== undefined) complain(['nics', index, 'bridge'], 'only a tap has a bridge');
+      if (nic.type === 'tap' && spec.nics.some((other) => other.type === 'isolated')) {
+        complain(['nics', index, 'type'], 'a VM in a network namespace of its own reaches no bridge of the host');
+      }
     });
     const regionBytes = spec.memory.regions.reduce((sum, region) => sum + region.lengthBytes, 0);
     if (regionBytes !== spec.memory.sizeBytes) {
@@ -116,6 +131,9 @@ const vmSpec = z
     }
     if (spec.kernel === undefined && spec.initrd !== undefined) complain(['initrd'], 'needs a kernel');
     if (spec.kernel === undefined && spec.append !== undefined) complain(['append'], 'needs a kernel');
+    spec.devices.forEach((device, index) => {
+      if (/^vmgenid\b/.test(device)) complain(['devices', index], 'vmgenid is set by the daemon itself');
+    });
     spec.qemuArgs.forEach((argument, index) => {
       if (LOCKED_QEMU_ARGS.test(argument)) complain(['qemuArgs', index], `${argument} is set by the daemon itself`);
     });
@@ -177,6 +195,7 @@ const userSpec = z.strictObject({
     .max(NICS_MAX)
     .default([]),
   serial: z.boolean().default(true),
+  guestAgent: z.boolean().default(false),
   devices: devices.default([]),
   qemuArgs: qemuArgs.default([]),
   preload: z.boolean().default(true),
@@ -239,6 +258,8 @@ export function parseSpec(input: unknown): VmSpec {
         });
       }),
       hasSerial: user.serial,
+      hasGuestAgent: user.guestAgent,
+      vmGenerationId: randomUUID(),
       devices: user.devices,
       qemuArgs: user.qemuArgs,
       hasPreload: user.preload,

@@ -7,7 +7,7 @@ import { failureToError, type NativeBinding, type VmMemoryHandle } from '../nati
 import { qemuArguments } from '../qemu/command.js';
 import { deferred } from '../qemu/deferred.js';
 import { QmpClient } from '../qemu/qmp.js';
-import { createTaps } from './network.js';
+import { createTaps, inItsNetwork, joinIsolated } from './network.js';
 import { checkRoom, createRegionFiles, type RamPlace } from './ram-files.js';
 import type { Vm } from './vm.js';
 import { outputTail, startDetached } from './vm-process.js';
@@ -36,10 +36,15 @@ export async function launch(vm: Vm, options: LaunchOptions): Promise<void> {
   await createRegionFiles(options.place, vm.spec, vm.regions, options.native);
   await createTaps(vm.spec, vm.record.taps);
   const preload = listen(vm, options);
-  const started = await startDetached(options.program, commandLine(vm, options.isIncoming), {
+  const { program, args, environment } = inItsNetwork(vm.spec, {
+    program: options.program,
+    args: commandLine(vm, options.isIncoming),
+    environment: preload.environment,
+  });
+  const started = await startDetached(program, args, {
     outputPath: vm.paths.output,
     directory: vm.directory,
-    environment: preload.environment,
+    environment,
     inputPaths: options.inputPaths ?? [],
   });
   vm.exited = started.exited;
@@ -64,6 +69,7 @@ export async function launch(vm: Vm, options: LaunchOptions): Promise<void> {
   });
   died.catch(() => undefined);
   await Promise.race([orReason, died]);
+  await joinIsolated(vm.spec, vm.record.taps, started.identity.pid);
   if (vm.memory !== null) {
     const { state, pid, descriptors, ranges } = vm.memory.snapshot();
     await vm.update({ memory: { state, pid, descriptors, ranges } });
@@ -78,6 +84,8 @@ export function commandLine(vm: Vm, isIncoming: boolean): string[] {
     monitorPath: vm.paths.monitor,
     serialPath: vm.paths.serial,
     serialLogPath: vm.paths.serialLog,
+    exitPath: vm.paths.exit,
+    agentPath: vm.paths.agent,
     ramPaths: vm.regions.map((region) => region.path),
     taps: vm.record.taps,
     isIncoming,

@@ -38,6 +38,10 @@ export interface VmPaths {
   readonly serialLog: string;
   readonly preload: string;
   readonly output: string;
+  /** What the guest has written to its exit port. */
+  readonly exit: string;
+  /** The guest agent's socket; there if the spec has one. */
+  readonly agent: string;
 }
 
 export class Vm implements ManagedVm {
@@ -67,6 +71,8 @@ export class Vm implements ManagedVm {
       serialLog: join(directory, 'serial.log'),
       preload: join(directory, 'preload.sock'),
       output: join(directory, 'qemu.log'),
+      exit: join(directory, 'exit'),
+      agent: join(directory, 'agent.sock'),
     };
   }
 

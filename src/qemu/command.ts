@@ -3,9 +3,16 @@
  * which is what lets QEMU load the device state of one into the other. Only paths, names of taps and the accelerator may differ.
  */
 import type { DiskSpec, NicSpec, VmSpec } from '../domain.js';
+import {
+  escapeOption,
+  type IdentityPlacement,
+  identityArguments,
+  type MachineBus,
+  machineBus,
+} from './identity-devices.js';
 
 /** What differs from host to host. All paths absolute. */
-export interface QemuPlacement {
+export interface QemuPlacement extends IdentityPlacement {
   readonly accel: 'kvm' | 'tcg';
   /** QMP for the daemon, and another one for people and other tools. */
   readonly qmpPath: string;
@@ -15,7 +22,7 @@ export interface QemuPlacement {
   readonly serialLogPath: string;
   /** One for each region of a VM whose memory is in files, in the spec's order. */
   readonly ramPaths: readonly string[];
-  /** Tap device for each NIC of type tap, by the NIC's id. */
+  /** Tap device for each NIC that has one, by the NIC's id. */
   readonly taps: Readonly<Record<string, string>>;
   readonly isIncoming: boolean;
 }
@@ -24,11 +31,6 @@ export interface QemuPlacement {
 const NIC_SLOT = 0x02;
 const DISK_SLOT = 0x0a;
 const HUGE_PAGE_SIZES: Readonly<Record<number, string>> = { 2097152: '2M', 1073741824: '1G' };
-
-/** A value inside a comma-separated option: QEMU reads `,,` as a comma. */
-export function escapeOption(value: string): string {
-  return value.replaceAll(',', ',,');
-}
 
 /** Arguments for QEMU. It starts stopped (-S): the caller lets it run once everything around it stands. */
 export function qemuArguments(spec: VmSpec, place: QemuPlacement): string[] {
@@ -47,11 +49,10 @@ export function qemuArguments(spec: VmSpec, place: QemuPlacement): string[] {
     ...socketMonitor('qmp', place.qmpPath),
     ...socketMonitor('monitor', place.monitorPath),
     ...(spec.hasSerial ? serialArguments(place) : []),
-    ...spec.nics.flatMap((nic, index) => nicArguments(nic, NIC_SLOT + index, place.taps[nic.id])),
+    ...identityArguments(spec, place),
+    ...spec.nics.flatMap((nic, index) => nicArguments(spec, nic, index, place.taps[nic.id])),
     ...spec.disks.flatMap((disk, index) => diskArguments(disk, DISK_SLOT + index)),
-    ...(spec.kernel === undefined ? [] : ['-kernel', spec.kernel]),
-    ...(spec.initrd === undefined ? [] : ['-initrd', spec.initrd]),
-    ...(spec.append === undefined ? [] : ['-append', spec.append]),
+    ...kernelArguments(spec),
     ...spec.devices.flatMap((device) => ['-device', device]),
     ...spec.qemuArgs,
     '-S',
@@ -103,17 +104,67 @@ function serialArguments(place: QemuPlacement): string[] {
   ];
 }
 
-/** `romfile=` empty: no boot ROM, which would be one more block of memory in every migration. */
-function nicArguments(nic: NicSpec, slot: number, tap: string | undefined): string[] {
-  const rom = nic.model.includes('pci') || nic.model.startsWith('e1000') ? ',romfile=' : '';
-  const device = `${nic.model},id=${nic.id},mac=${nic.mac},addr=${hex(slot)}${rom}`;
-  if (nic.type === 'none') return ['-device', device];
-  if (tap === undefined) throw new RangeError(`no tap for NIC ${nic.id}`);
+/**
+ * The properties of a NIC's device, as the command line and `device_add` have them. On q35 a NIC sits behind a root port of its own: devices on the
+ * root bus cannot be unplugged. `romfile` empty: no boot ROM, which would be one more block of memory in every migration.
+ */
+export function nicProperties(spec: VmSpec, nic: NicSpec, index: number): Readonly<Record<string, string>> {
+  const bus = machineBus(spec.machine);
+  const hasRom = nic.model.includes('pci') || nic.model.startsWith('e1000');
+  return {
+    driver: nic.model,
+    id: nic.id,
+    mac: nic.mac,
+    ...nicAddress(spec, bus, nic, index),
+    ...(hasRom ? { romfile: '' } : {}),
+    ...(nic.type === 'none' ? {} : { netdev: netdevId(nic) }),
+  };
+}
+
+function nicAddress(spec: VmSpec, bus: MachineBus, nic: NicSpec, index: number): Readonly<Record<string, string>> {
+  if (bus === 'mmio') return {};
+  return hasRootPorts(spec) ? { bus: rootPortId(nic), addr: hex(0) } : { addr: hex(NIC_SLOT + index) };
+}
+
+/** VMs that are older than their identity devices have their NICs on the root bus. */
+function hasRootPorts(spec: VmSpec): boolean {
+  return machineBus(spec.machine) === 'pci-express' && spec.vmGenerationId !== undefined;
+}
+
+export function netdevId(nic: NicSpec): string {
+  return `host-${nic.id}`;
+}
+
+function rootPortId(nic: NicSpec): string {
+  return `port-${nic.id}`;
+}
+
+function nicArguments(spec: VmSpec, nic: NicSpec, index: number, tap: string | undefined): string[] {
+  const { driver, ...properties } = nicProperties(spec, nic, index);
+  const device = [driver, ...Object.entries(properties).map(([key, value]) => `${key}=${value}`)].join(',');
+  const number = index + 1;
+  const port = `pcie-root-port,id=${rootPortId(nic)},bus=pcie.0,chassis=${number},slot=${number},addr=${hex(NIC_SLOT + index)}`;
+  if (nic.type !== 'none' && tap === undefined) throw new RangeError(`no tap for NIC ${nic.id}`);
   return [
-    '-netdev',
-    `tap,id=host-${nic.id},ifname=${escapeOption(tap)},script=no,downscript=no`,
-    '-device',
-    `${device},netdev=host-${nic.id}`,
+    ...(hasRootPorts(spec) ? ['-device', port] : []),
+    ...(tap === undefined
+      ? []
+      : ['-netdev', `tap,id=${netdevId(nic)},ifname=${escapeOption(tap)},script=no,downscript=no`]),
+    ...['-device', device],
+  ];
+}
+
+/**
+ * A clone's memory holds its kernel already, and the blobs would cost each clone as much again. The ROM that once loaded them stays: it is a block
+ * of memory, and one of the files that fw_cfg numbers. It would find nothing to load, so that a reboot ends such a clone.
+ */
+function kernelArguments(spec: VmSpec): string[] {
+  if (spec.kernel === undefined) return [];
+  if (spec.clone !== undefined) return ['-option-rom', 'linuxboot_dma.bin,bootindex=0', '-action', 'reboot=shutdown'];
+  return [
+    ...['-kernel', spec.kernel],
+    ...(spec.initrd === undefined ? [] : ['-initrd', spec.initrd]),
+    ...(spec.append === undefined ? [] : ['-append', spec.append]),
   ];
 }
 

@@ -1,7 +1,10 @@
 import { describe, expect, test } from 'vitest';
 import { parseSpec } from '../../src/agent/spec.js';
-import { escapeOption, type QemuPlacement, qemuArguments } from '../../src/qemu/command.js';
+import type { VmSpec } from '../../src/domain.js';
+import { nicProperties, type QemuPlacement, qemuArguments } from '../../src/qemu/command.js';
+import { CLONE_FILE_BYTES, cloneFileText, escapeOption } from '../../src/qemu/identity-devices.js';
 
+const MINIMAL = { name: 'a', memory: { size: '64M' } };
 const UUID = '11111111-2222-3333-4444-555555555555';
 
 function place(change: Partial<QemuPlacement> = {}): QemuPlacement {
@@ -11,6 +14,8 @@ function place(change: Partial<QemuPlacement> = {}): QemuPlacement {
     monitorPath: '/s/monitor.sock',
     serialPath: '/s/serial.sock',
     serialLogPath: '/s/serial.log',
+    exitPath: '/s/exit',
+    agentPath: '/s/agent.sock',
     ramPaths: ['/dev/shm/a/ram0.ram'],
     taps: {},
     isIncoming: false,
@@ -72,6 +77,7 @@ describe('the guest sees the same devices on every host', () => {
     nics: [{ bridge: 'br0' }, {}],
     disks: [{ path: '/d1.qcow2' }, { path: '/d2', readOnly: true }],
     devices: ['virtio-rng-pci,id=rng'],
+    guestAgent: true,
   });
 
   test('only what the host decides differs', () => {
@@ -82,26 +88,100 @@ describe('the guest sees the same devices on every host', () => {
       monitorPath: '/t/monitor.sock',
       serialPath: '/t/serial.sock',
       serialLogPath: '/t/serial.log',
+      exitPath: '/t/exit',
+      agentPath: '/t/agent.sock',
       ramPaths: ['/dev/shm/b/ram0.ram'],
       taps: { net0: 'vmgbbb' },
       isIncoming: false,
     });
     const differing = here.flatMap((argument, index) => (argument === there[index] ? [] : [here[index - 1]]));
-    expect(differing).toEqual(['-accel', '-object', '-chardev', '-chardev', '-chardev', '-netdev']);
+    const paths = Array.from({ length: 5 }, () => '-chardev');
+    expect(differing).toEqual(['-accel', '-object', ...paths, '-netdev']);
     expect(there).toHaveLength(here.length);
   });
 
+  const addresses = (of: VmSpec) =>
+    values(qemuArguments(of, place({ taps: { net0: 'vmgaaa' } })), '-device').flatMap((device) => {
+      const [driver, address] = [/^[^,]+/.exec(device)?.[0] ?? '', /addr=(\w+)/.exec(device)?.[1]];
+      return address === undefined ? [] : [`${driver} ${address}`];
+    });
+
   test('addresses do not depend on other devices', () => {
-    const devices = values(qemuArguments(spec, place({ taps: { net0: 'vmgaaa' } })), '-device');
-    expect(devices.map((device) => /addr=(\w+)/.exec(device)?.[1])).toEqual([
-      '0x02',
-      '0x03',
-      '0x0a',
-      '0x0b',
-      undefined,
+    expect(addresses(spec)).toEqual([
+      'virtio-serial-pci 0x1b',
+      'pcie-root-port 0x02',
+      'virtio-net-pci 0x00',
+      'pcie-root-port 0x03',
+      'virtio-net-pci 0x00',
+      'virtio-blk-pci 0x0a',
+      'virtio-blk-pci 0x0b',
     ]);
-    const alone = qemuArguments({ ...spec, nics: [] }, place());
-    expect(values(alone, '-device')[0]).toContain('addr=0x0a');
+    expect(addresses({ ...spec, nics: [] })).toEqual([
+      'virtio-serial-pci 0x1b',
+      'virtio-blk-pci 0x0a',
+      'virtio-blk-pci 0x0b',
+    ]);
+    expect(addresses({ ...spec, machine: 'pc-i440fx-7.2' })).toContain('virtio-net-pci 0x02');
+  });
+
+  test('and those of a VM that is older than its identity devices', () => {
+    const { vmGenerationId: _, ...old } = spec;
+    expect(addresses(old)).toEqual([
+      'virtio-net-pci 0x02',
+      'virtio-net-pci 0x03',
+      'virtio-blk-pci 0x0a',
+      'virtio-blk-pci 0x0b',
+    ]);
+    expect(values(qemuArguments(old, place({ taps: { net0: 'vmgaaa' } })), '-fw_cfg')).toEqual([]);
+  });
+
+  test('a NIC that is plugged in later has the address of the one that was unplugged', () => {
+    const [nic] = spec.nics;
+    if (nic === undefined) throw new Error('no NIC');
+    expect(nicProperties(spec, { ...nic, mac: '56:00:00:00:00:01' }, 0)).toEqual({
+      driver: 'virtio-net-pci',
+      id: 'net0',
+      mac: '56:00:00:00:00:01',
+      bus: 'port-net0',
+      addr: '0x00',
+      romfile: '',
+      netdev: 'host-net0',
+    });
+  });
+});
+
+describe('who the guest is', () => {
+  const spec = parseSpec({ name: 'a', memory: { size: '64M' }, kernel: '/k', initrd: '/i', append: 'x' });
+  const clone = { ...spec, name: 'n'.repeat(63), clone: { fork: '0123456789abcdef', index: 1022, cloneCount: 1023 } };
+
+  test('is in a file of constant length, for parent and clone', () => {
+    expect(cloneFileText(spec)).toHaveLength(CLONE_FILE_BYTES);
+    expect(cloneFileText(clone)).toHaveLength(CLONE_FILE_BYTES);
+    expect(JSON.parse(cloneFileText(spec))).toMatchObject({ index: null, count: null, name: 'a', fork: null });
+    expect(JSON.parse(cloneFileText(clone))).toMatchObject({ index: 1022, count: 1023, fork: '0123456789abcdef' });
+    const [file] = values(qemuArguments(clone, place()), '-fw_cfg');
+    expect(file?.replaceAll(',,', ',')).toBe(`name=opt/vmigrate/clone,string=${cloneFileText(clone)}`);
+  });
+
+  test('is what vmgenid says, where there is ACPI', () => {
+    const generation = `vmgenid,id=vmg-generation,guid=${spec.vmGenerationId}`;
+    expect(values(qemuArguments(spec, place()), '-device')).toContain(generation);
+    const micro = values(qemuArguments({ ...spec, machine: 'microvm' }, place()), '-device');
+    expect(micro).toEqual([
+      'virtio-serial-device,id=vmg-serial,max_ports=4',
+      'virtserialport,id=vmg-exit,bus=vmg-serial.0,nr=1,chardev=chr-exit,name=org.vmigrate.exit',
+    ]);
+    expect(values(qemuArguments({ ...spec, machine: 'isapc' }, place()), '-device')).toEqual([]);
+    expect(() => parseSpec({ ...MINIMAL, devices: ['vmgenid,guid=auto'] })).toThrow(/vmgenid/);
+  });
+
+  test('a clone has the ROM of its parent, and neither kernel nor initrd', () => {
+    const args = qemuArguments(clone, place());
+    expect(args).not.toContain('-kernel');
+    expect(args).not.toContain('/i');
+    expect(values(args, '-option-rom')).toEqual(['linuxboot_dma.bin,bootindex=0']);
+    const { kernel: _, initrd: __, append: ___, ...diskVm } = clone;
+    expect(qemuArguments(diskVm, place())).not.toContain('-option-rom');
   });
 });
 
