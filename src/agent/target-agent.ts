@@ -17,8 +17,8 @@ export class TargetAgent {
   readonly #jobs = new Map<string, string>();
   /** Those whose QEMU had ended when this daemon started. */
   readonly #gone = new Map<string, { record: TargetRecord; hasRun: boolean }>();
-  /** Names of VMs being prepared, by session. */
-  readonly #preparing = new Map<string, string>();
+  /** Gives up the preparation that is under way, by session. */
+  readonly #preparing = new Map<string, AbortController>();
   readonly #ended = new EndedSessions();
 
   constructor(context: AgentContext) {
@@ -79,15 +79,16 @@ export class TargetAgent {
   }
 
   prepare(request: PrepareRequest): Promise<PrepareReply> {
-    const { session, spec } = request;
+    const { session } = request;
     checkSession(session);
     return this.#locks.hold(session, async () => {
       this.#ended.refuse(session);
       const existing = this.#targets.get(session);
       if (existing !== undefined) return existing.reply;
-      this.#preparing.set(session, spec.name);
+      const giveUp = new AbortController();
+      this.#preparing.set(session, giveUp);
       try {
-        const target = await TargetSession.prepare(this.#context, request);
+        const target = await TargetSession.prepare(this.#context, request, giveUp.signal);
         this.#targets.set(session, target);
         this.#jobs.set(session, request.job);
         return target.reply;
@@ -148,9 +149,9 @@ export class TargetAgent {
       throw new MigrationError('CONFLICT', 'the VM has been resumed: it is not taken away any more', { session });
     }
     this.#ended.add(session);
-    // A QEMU that does not come up is not waited for: the start is given up, and prepare cleans up behind itself.
-    const name = this.#preparing.get(session);
-    if (name !== undefined && vms.has(name) && vms.get(name).session === session) await vms.destroy(name);
+    // A QEMU that does not come up is not waited for: the start is given up, and prepare cleans up behind itself. Nothing is taken away under its
+    // hands: a preparation that was just ending would be left with a dead QEMU that nobody clears away.
+    this.#preparing.get(session)?.abort();
     await this.#locks.hold(session, async () => {
       await this.#targets.get(session)?.discard();
       this.#targets.delete(session);

@@ -61,8 +61,8 @@ export class TargetSession {
         : null;
   }
 
-  /** When it rejects, nothing is left. */
-  static async prepare(context: AgentContext, request: PrepareRequest): Promise<TargetSession> {
+  /** When it rejects, nothing is left. `signal` gives it up. */
+  static async prepare(context: AgentContext, request: PrepareRequest, signal: AbortSignal): Promise<TargetSession> {
     const { store, vms, registry } = context;
     const { spec, session, accel } = request;
     const isNative = request.mode !== 'postcopy';
@@ -81,9 +81,11 @@ export class TargetSession {
     await store.save(record);
     let target: TargetSession | null = null;
     try {
-      const vm = await vms.prepareIncoming(spec, { session, accel, epoch: request.epoch + 1, isNative });
+      const vm = await vms.prepareIncoming(spec, { session, accel, epoch: request.epoch + 1, isNative, signal });
       target = new TargetSession(context, record, vm, { epoch: before, isTakenUp: false });
       const nativeUri = await target.#listen();
+      await context.faults.hit('agent:prepared');
+      if (signal.aborted) throw new MigrationError('CANCELLED', 'the session was discarded while it was prepared');
       record = { ...record, state: 'prepared', nativeUri };
       target.#record = record;
       await store.save(record);

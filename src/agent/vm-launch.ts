@@ -35,6 +35,7 @@ export async function launch(vm: Vm, options: LaunchOptions): Promise<void> {
   await checkRoom(options.place, vm.spec);
   await createRegionFiles(options.place, vm.spec, vm.regions, options.native);
   await createTaps(vm.spec, vm.record.taps);
+  if (vm.start.signal.aborted) throw new MigrationError('CANCELLED', 'the start was given up');
   const preload = listen(vm, options);
   const { program, args, environment } = inItsNetwork(vm.spec, {
     program: options.program,

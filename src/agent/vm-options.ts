@@ -26,6 +26,8 @@ export interface IncomingOptions {
   readonly epoch: number;
   /** QEMU's own migration moves the memory: no preload, whose registrations would be in QEMU's way. */
   readonly isNative?: boolean;
+  /** Aborted to give up a start that is under way. */
+  readonly signal?: AbortSignal;
 }
 
 export interface CloneOptions {

@@ -76,6 +76,12 @@ export class Vm implements ManagedVm {
     };
   }
 
+  /** The start is given up when `signal` aborts, or has. */
+  giveUpOn(signal: AbortSignal | undefined): void {
+    signal?.addEventListener('abort', () => this.start.abort(), { once: true });
+    if (signal?.aborted === true) this.start.abort();
+  }
+
   get record(): VmRecord {
     return this.#record;
   }

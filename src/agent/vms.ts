@@ -110,6 +110,7 @@ export class VmManager {
       const accel = await resolveAccel(options.accel);
       const { session, epoch } = options;
       const vm = await this.#create(spec, { state: 'incoming', epoch, accel, session });
+      vm.giveUpOn(options.signal);
       try {
         await this.#launch(vm, { isIncoming: true, hasPreload: spec.hasPreload && options.isNative !== true });
       } catch (error) {

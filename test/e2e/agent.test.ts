@@ -99,6 +99,29 @@ describe('before the commit', () => {
     await expectClean(b, 'undone');
   });
 
+  test('discard while the target is being prepared, early or at its very end, leaves nothing', async () => {
+    const { a, b } = pair;
+    await pair.boot({ name: 'unwanted', touchMiB: 16 });
+    let discarding: Promise<void> = Promise.resolve();
+    const ending = pair.move('unwanted');
+    b.atPoint.set('agent:prepared', async () => {
+      discarding = b.agent.discard(ending.session);
+    });
+    await expect(b.agent.prepare(await prepareRequest(ending))).rejects.toEqual(code('CANCELLED'));
+    await discarding;
+    expect(b.vms.has('unwanted')).toBe(false);
+    expect(b.traces('unwanted')).toEqual([]);
+
+    const beginning = pair.move('unwanted');
+    const preparing = b.agent.prepare(await prepareRequest(beginning));
+    preparing.catch(() => undefined);
+    await eventually('its QEMU is being started', 10_000, () => (b.vms.has('unwanted') ? true : undefined));
+    await b.agent.discard(beginning.session);
+    await expect(preparing).rejects.toEqual(code('CANCELLED'));
+    expect(b.traces('unwanted')).toEqual([]);
+    await a.goesOn('unwanted');
+  });
+
   test('a target that loses its QEMU in the transfer: a final error, and the source runs again', async () => {
     const { a, b } = pair;
     await pair.boot({ name: 'orphan', touchMiB: 16 });

@@ -37,6 +37,8 @@ export class AgentHost {
   readonly log: LogLine[] = [];
   /** Fault points that throw, by name; each once. */
   readonly faults = new Set<string>();
+  /** What is done at a fault point before it is passed, by name; each once. */
+  readonly atPoint = new Map<string, () => Promise<void>>();
   vms!: VmManager;
   agent!: LocalAgent;
   registry!: FileRegistry;
@@ -85,6 +87,9 @@ export class AgentHost {
       log,
       faults: {
         hit: async (point) => {
+          const act = this.atPoint.get(point);
+          this.atPoint.delete(point);
+          await act?.();
           if (this.faults.delete(point)) throw new MigrationError('CANCELLED', `fault at ${point}`);
         },
       },
