@@ -13,6 +13,10 @@ const CONFIG_BYTES_MAX = 1024 * 1024;
 const SOCKET_PATH_BYTES_MAX = 107;
 const DATA_PORT_DEFAULT = 7401;
 const MS_MAX = 24 * 3_600_000;
+const RDMA_SCHEME = 'rdma://';
+
+/** No port has this number; stands for one that was not given. */
+const UNNAMED_PORT = -1;
 
 export interface Endpoint {
   readonly address: string;
@@ -39,6 +43,12 @@ function endpoint(text: string, portDefault: number | null): Endpoint | null {
   const port = match?.[3] === undefined ? portDefault : Number(match[3]);
   if (address === undefined || isIP(address) === 0 || port === null || port > 65_535) return null;
   return { address, port };
+}
+
+function rdmaEndpoint(text: string): { address: string; port: number | null } | null {
+  if (!text.startsWith(RDMA_SCHEME)) return null;
+  const where = endpoint(text.slice(RDMA_SCHEME.length), UNNAMED_PORT);
+  return where === null ? null : { address: where.address, port: where.port === UNNAMED_PORT ? null : where.port };
 }
 
 function parsed<T>(parse: (text: string) => T | null, expected: string) {
@@ -76,6 +86,18 @@ const schema = z
     api: z.array(apiEndpoint).min(1).max(8),
     /** Where other hosts fetch memory from; port 0 lets the kernel choose. */
     data: parsed((text) => endpoint(text, DATA_PORT_DEFAULT), 'ADDRESS or ADDRESS:PORT with an IP address'),
+    /** The same by RDMA. Without an address: that of `data` if it leads to an RDMA device, else the first one that does. */
+    rdma: z
+      .strictObject({
+        address: parsed(rdmaEndpoint, 'rdma://ADDRESS or rdma://ADDRESS:PORT with an IP address')
+          .nullable()
+          .default(null),
+        /** An unanswered packet is sent again after 4.096 µs × 2^this (18: 1.07 s) ... */
+        ackTimeoutExponent: z.int().min(8).max(24).default(18),
+        /** ... so many times; then the connection is lost. */
+        retryCount: z.int().min(0).max(7).default(7),
+      })
+      .prefault({}),
     /** Records, sockets and logs. On a disk: it must survive a reboot. */
     state: path,
     /** Guest memory, on tmpfs or hugetlbfs. */
@@ -134,8 +156,10 @@ export function parseConfig(input: unknown): DaemonConfig {
 export async function loadConfig(file: string | null, flags: DaemonConfigInput): Promise<DaemonConfig> {
   const base = file === null ? {} : await readConfigFile(file);
   const basePeers = typeof base.peers === 'object' && base.peers !== null ? base.peers : {};
+  const baseRdma = typeof base.rdma === 'object' && base.rdma !== null ? base.rdma : {};
   const peers = flags.peers === undefined ? {} : { peers: { ...basePeers, ...flags.peers } };
-  return parseConfig({ ...base, ...flags, ...peers });
+  const rdma = flags.rdma === undefined ? {} : { rdma: { ...baseRdma, ...flags.rdma } };
+  return parseConfig({ ...base, ...flags, ...peers, ...rdma });
 }
 
 async function readConfigFile(file: string): Promise<Record<string, unknown>> {

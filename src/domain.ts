@@ -4,6 +4,7 @@
  */
 
 export type Transport = 'tcp' | 'shm' | 'rdma';
+export type TransportChoice = Transport | 'auto';
 export type MigrationMode = 'postcopy' | 'native-precopy' | 'native-postcopy';
 
 // ---- VM specs -------------------------------------------------------------------------------------------------------------------------
@@ -110,6 +111,37 @@ export interface VmView {
 
 // ---- inventory: what pre-flight looks at -----------------------------------------------------------------------------------------------
 
+export interface RdmaPort {
+  readonly number: number;
+  readonly isActive: boolean;
+  /** As a person reads it. */
+  readonly state: string;
+  readonly linkLayer: string;
+  /** Of the path; 0: the device does not say. */
+  readonly mtuBytes: number;
+  readonly gids: readonly string[];
+  /** IP addresses of this host that lead to the port. */
+  readonly addresses: readonly string[];
+}
+
+export interface RdmaDevice {
+  readonly name: string;
+  readonly isOnDemandPaging: boolean;
+  readonly ports: readonly RdmaPort[];
+}
+
+export interface RdmaInventory {
+  /** Why this host cannot use RDMA now, and what to do about it; null: it can, at `address` and `port`. */
+  readonly problem: { readonly reason: string; readonly remedy: string } | null;
+  readonly devices: readonly RdmaDevice[];
+  readonly address: string | null;
+  readonly port: number | null;
+  /** What the daemon may still lock into memory; null: as much as there is. */
+  readonly lockableBytes: number | null;
+  /** What its memory cgroup still takes; null: there is no limit. */
+  readonly cgroupFreeBytes: number | null;
+}
+
 export interface HostInventory {
   readonly host: string;
   /** Boot id + machine id: two daemons with the same one can use shm. */
@@ -126,6 +158,7 @@ export interface HostInventory {
   readonly ramFileFreeBytes: number;
   readonly hugePagesFree: Readonly<Record<string, number>>;
   readonly dataAddress: string;
+  readonly rdma: RdmaInventory;
   readonly vmNames: readonly string[];
   readonly bridges: readonly string[];
   /** ISO time until which the host's certificate is valid; null where no https API is configured. */
@@ -146,6 +179,16 @@ export interface VmInventory {
   readonly isRamNamedFile: boolean;
   /** From query-migrate (blocked-reasons) and the device list. */
   readonly migrationBlockers: readonly string[];
+  /** How much of its memory files has pages behind it. */
+  readonly ramAllocatedBytes: number;
+  /** Devices by which the guest gives memory back while it runs: behind the back of an RDMA device that has it registered. */
+  readonly discardingDevices: readonly string[];
+}
+
+/** Where a host's memory can be read by RDMA. */
+export interface RdmaPlace {
+  readonly host: string;
+  readonly port: number;
 }
 
 /** The target's answers to questions that only it can check for this very VM. */
@@ -157,6 +200,8 @@ export interface TargetChecks {
     readonly reason?: string;
   }[];
   readonly files: readonly { readonly path: string; readonly isReadable: boolean }[];
+  /** Whether the source answers at the RDMA address that it gives; null: it was not asked for. */
+  readonly rdma: { readonly isReached: boolean; readonly reason?: string } | null;
 }
 
 // ---- requests, plans, jobs --------------------------------------------------------------------------------------------------------------
@@ -165,11 +210,13 @@ export interface MigrationRequest {
   readonly vm: string;
   readonly target: string;
   readonly mode: MigrationMode;
-  /** `auto` is resolved before a request is made: tcp, unless the user asked for another. */
   readonly transport: Transport;
   readonly bandwidthBytesPerS: number;
   readonly downtimeMsMax: number;
 }
+
+/** What a user asks for. The planner makes a request of it: `auto` is rdma where both hosts have it, else tcp. */
+export type MigrationOrder = Omit<MigrationRequest, 'transport'> & { readonly transport: TransportChoice };
 
 export type RefusalCode =
   | 'TARGET_IS_SOURCE'
@@ -194,6 +241,8 @@ export type RefusalCode =
   | 'CERTIFICATE_EXPIRED'
   | 'CLOCK_SKEW'
   | 'TRANSPORT_UNAVAILABLE'
+  | 'RDMA_LIMIT'
+  | 'SOURCE_MEMORY'
   | 'PROTOCOL_VERSION';
 
 export interface Refusal {
@@ -230,6 +279,8 @@ export interface PlanStep {
 
 export interface MigrationPlan {
   readonly request: MigrationRequest;
+  /** Why it is this transport, for a person. */
+  readonly transportReason: string;
   readonly source: string;
   readonly memoryBytes: number;
   readonly steps: readonly PlanStep[];
@@ -277,6 +328,7 @@ export interface MigrationReport {
   readonly vm: string;
   readonly mode: MigrationMode;
   readonly transport: Transport;
+  readonly transportReason: string;
   readonly source: string;
   readonly target: string;
   readonly memoryBytes: number;

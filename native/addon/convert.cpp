@@ -119,6 +119,49 @@ std::vector<pager::TargetRegionConfig> target_regions(const Napi::Object& option
   });
 }
 
+transport::VerbsOptions verbs_options(const Napi::Object& rdma) {
+  transport::VerbsOptions options;
+  options.local_host = text(rdma, "localAddress");
+  options.ack_timeout_exponent = static_cast<uint8_t>(number(rdma, "ackTimeoutExponent"));
+  options.retry_count = static_cast<uint8_t>(number(rdma, "retryCount"));
+  return options;
+}
+
+namespace {
+
+Napi::Array strings(Napi::Env env, const std::vector<std::string>& values) {
+  Napi::Array array = Napi::Array::New(env, values.size());
+  for (uint32_t i = 0; i < values.size(); i++) array.Set(i, values[i]);
+  return array;
+}
+
+}  // namespace
+
+Napi::Value verbs_devices_array(Napi::Env env, const std::vector<transport::VerbsDevice>& devices) {
+  Napi::Array array = Napi::Array::New(env, devices.size());
+  for (uint32_t i = 0; i < devices.size(); i++) {
+    Napi::Array ports = Napi::Array::New(env, devices[i].ports.size());
+    for (uint32_t j = 0; j < devices[i].ports.size(); j++) {
+      const transport::VerbsPort& port = devices[i].ports[j];
+      Napi::Object entry = Napi::Object::New(env);
+      entry.Set("number", port.number);
+      entry.Set("isActive", port.active);
+      entry.Set("state", port.state);
+      entry.Set("linkLayer", port.link_layer);
+      entry.Set("mtuBytes", port.mtu_bytes);
+      entry.Set("gids", strings(env, port.gids));
+      entry.Set("addresses", strings(env, port.addresses));
+      ports.Set(j, entry);
+    }
+    Napi::Object device = Napi::Object::New(env);
+    device.Set("name", devices[i].name);
+    device.Set("isOnDemandPaging", devices[i].on_demand_paging);
+    device.Set("ports", ports);
+    array.Set(i, device);
+  }
+  return array;
+}
+
 Result<transport::Credentials> credentials(const Napi::Object& options) {
   transport::Credentials parsed;
   if (!parse_hex(text(options, "session"), parsed.session))

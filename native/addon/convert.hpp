@@ -40,6 +40,10 @@ std::vector<pager::RegionFileConfig> region_files(const Napi::Object& options);
 std::vector<pager::SourceRegionConfig> source_regions(const Napi::Object& options);
 std::vector<pager::TargetRegionConfig> target_regions(const Napi::Object& options);
 
+/// `rdma`: {localAddress, ackTimeoutExponent, retryCount}.
+transport::VerbsOptions verbs_options(const Napi::Object& rdma);
+Napi::Value verbs_devices_array(Napi::Env env, const std::vector<transport::VerbsDevice>& devices);
+
 /// `session` and `token` as hex of exactly their lengths.
 Result<transport::Credentials> credentials(const Napi::Object& options);
 

@@ -36,8 +36,8 @@ class VmMemoryWrap final : public Wrap<VmMemoryWrap, VmMemoryState> {
 };
 
 struct DataListenerState {
-  std::shared_ptr<transport::Listener> tcp, shm;  ///< nullptr if not asked for, or closed
-  std::optional<transport::Address> tcp_address;
+  std::shared_ptr<transport::Listener> tcp, shm, rdma;  ///< nullptr if not asked for, or closed
+  std::optional<transport::Address> tcp_address, rdma_address;
   std::optional<std::string> shm_path;
 };
 
@@ -47,11 +47,13 @@ class DataListenerWrap final : public Wrap<DataListenerWrap, DataListenerState> 
   static Napi::FunctionReference define(Napi::Env env);
   static Napi::Value open(const Napi::CallbackInfo& info);
   std::shared_ptr<transport::Listener> listener(const std::string& transport) const {
+    if (transport == "rdma") return state_.rdma;
     return transport == "tcp" ? state_.tcp : state_.shm;
   }
 
  private:
   Napi::Value addresses(const Napi::CallbackInfo& info);
+  Napi::Value is_lost(const Napi::CallbackInfo& info);
   void close(const Napi::CallbackInfo& info);
 };
 

@@ -1,4 +1,5 @@
 #include "addon/handles.hpp"
+#include "addon/task.hpp"
 
 namespace vmigrate::addon {
 
@@ -23,24 +24,28 @@ Napi::FunctionReference SourceSessionWrap::define(Napi::Env env) {
 Napi::Value SourceSessionWrap::open(const Napi::CallbackInfo& info) {
   const Napi::Env env = info.Env();
   const Napi::Object options = info[1].As<Napi::Object>();
-  SourceSessionState state;
-  state.listener = DataListenerWrap::Unwrap(info[0].As<Napi::Object>())->listener(text(options, "transport"));
-  if (!state.listener) {
-    throw_error(env, {ErrorCode::kClosed, 0, "the listener does not listen on this transport"});
-    return env.Undefined();
-  }
+  // Shared, for a function must be one that could be copied.
+  auto state = std::make_shared<SourceSessionState>();
+  state->listener =
+      DataListenerWrap::Unwrap(info[0].As<Napi::Object>())->listener(text(options, "transport"));
+  if (!state->listener)
+    return Task::rejected(env, {ErrorCode::kClosed, 0, "the listener does not listen on this transport"});
   const auto parsed = credentials(options);
-  if (!parsed) {
-    throw_error(env, parsed.error());
-    return env.Undefined();
-  }
-  auto session = pager::SourceSession::open(*state.listener, parsed.value(), source_regions(options));
-  if (!session) {
-    throw_error(env, session.error());
-    return env.Undefined();
-  }
-  state.session = std::move(session).value();
-  return make(env, env.GetInstanceData<InstanceData>()->source_session, std::move(state));
+  if (!parsed) return Task::rejected(env, parsed.error());
+  // Registering a big VM's memory with an RDMA device takes seconds.
+  return Task::start(
+      env,
+      [state, parsed = parsed.value(), regions = source_regions(options)]() -> Status {
+        auto session = pager::SourceSession::open(*state->listener, parsed, regions);
+        if (!session) return session.error();
+        state->session = std::move(session).value();
+        return ok();
+      },
+      {},
+      [state](Napi::Env result_env) {
+        return make(result_env, result_env.GetInstanceData<InstanceData>()->source_session,
+                    std::move(*state));
+      });
 }
 
 Napi::Value SourceSessionWrap::keys(const Napi::CallbackInfo& info) {

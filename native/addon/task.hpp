@@ -3,6 +3,8 @@
 #include <napi.h>
 
 #include <functional>
+#include <optional>
+#include <utility>
 
 #include "addon/convert.hpp"
 
@@ -10,12 +12,13 @@ namespace vmigrate::addon {
 
 /// Work that blocks, on libuv's thread pool, behind a promise. `work` captures all it needs by value or
 /// shared ownership: the handle that started it may be closed or collected meanwhile. `finish` runs on the JS
-/// thread before the promise is settled, also when the work failed; both are destroyed before JavaScript runs
-/// again.
+/// thread before the promise is settled, also when the work failed; `result` makes what it resolves to, if
+/// the work has succeeded. All are destroyed before JavaScript runs again.
 class Task final : public Napi::AsyncWorker {
  public:
-  static Napi::Promise start(Napi::Env env, std::function<Status()> work, std::function<void()> finish = {}) {
-    auto* task = new Task(env, std::move(work), std::move(finish));
+  static Napi::Promise start(Napi::Env env, std::function<Status()> work, std::function<void()> finish = {},
+                             std::function<Napi::Value(Napi::Env)> result = {}) {
+    auto* task = new Task(env, std::move(work), std::move(finish), std::move(result));
     const Napi::Promise promise = task->deferred_.Promise();
     task->Queue();
     return promise;
@@ -28,11 +31,13 @@ class Task final : public Napi::AsyncWorker {
   }
 
  private:
-  Task(Napi::Env env, std::function<Status()> work, std::function<void()> finish)
+  Task(Napi::Env env, std::function<Status()> work, std::function<void()> finish,
+       std::function<Napi::Value(Napi::Env)> result)
       : Napi::AsyncWorker(env, "vmigrate"),
         deferred_(env),
         work_(std::move(work)),
-        finish_(std::move(finish)) {}
+        finish_(std::move(finish)),
+        result_(std::move(result)) {}
 
   void Execute() override {
     if (const Status status = work_(); !status) failure_ = status.error();
@@ -42,11 +47,12 @@ class Task final : public Napi::AsyncWorker {
     work_ = nullptr;
     if (finish_) finish_();
     finish_ = nullptr;
+    const auto result = std::exchange(result_, nullptr);
     if (!can_run_js()) return;
     if (failure_)
       deferred_.Reject(error_object(Env(), *failure_));
     else
-      deferred_.Resolve(Env().Undefined());
+      deferred_.Resolve(result ? result(Env()) : Env().Undefined());
   }
 
   /// False while the environment is being torn down: it waits for our work, but a promise can no longer be
@@ -60,6 +66,7 @@ class Task final : public Napi::AsyncWorker {
   Napi::Promise::Deferred deferred_;
   std::function<Status()> work_;
   std::function<void()> finish_;
+  std::function<Napi::Value(Napi::Env)> result_;
   std::optional<Error> failure_;
 };
 

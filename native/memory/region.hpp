@@ -39,6 +39,8 @@ class Region {
   /// Calls `visit` with each run of pages that hold data (SEEK_DATA/SEEK_HOLE, widened to whole pages), in
   /// order. Does not touch the bytes.
   Status each_data_run(const std::function<void(PageRun)>& visit) const;
+  /// The same for those pages of `within` that hold a byte other than zero: reads them all, by system calls.
+  Status each_nonzero_run(PageRun within, const std::function<void(PageRun)>& visit) const;
 
  private:
   Region(UniqueFd fd, std::byte* base, uint64_t length_bytes, uint64_t page_bytes);

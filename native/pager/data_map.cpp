@@ -75,4 +75,8 @@ transport::LocalMemory DataMap::readable() const {
   return {.base = read_base_, .fd = read_fd_.get(), .fd_offset_bytes = 0, .length_bytes = length_bytes_};
 }
 
+transport::LocalMemory DataMap::pinnable() const {
+  return {.base = base_, .fd = read_fd_.get(), .fd_offset_bytes = 0, .length_bytes = length_bytes_};
+}
+
 }  // namespace vmigrate::pager

@@ -25,6 +25,8 @@ class DataMap {
   void finish(uint64_t data_page_count);
   /// For ExposedSession::expose; its descriptor cannot be written through, whoever gets hold of it.
   transport::LocalMemory readable() const;
+  /// The same for a provider whose `expose` wants a mapping that may be written through (fills_holes).
+  transport::LocalMemory pinnable() const;
 
  private:
   DataMap() = default;

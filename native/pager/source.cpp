@@ -1,5 +1,6 @@
 #include "pager/source.hpp"
 
+#include <algorithm>
 #include <atomic>
 #include <mutex>
 #include <thread>
@@ -27,14 +28,19 @@ class SourceSessionImpl final : public SourceSession {
 
  private:
   explicit SourceSessionImpl(transport::Listener& listener) : listener_(listener) {}
-  Status add_region(const SourceRegionConfig& config);
-  void scan();
-  Status scan_region(uint32_t region_index);
-
   struct SourceRegion {
     std::unique_ptr<memory::Region> region;
     std::unique_ptr<DataMap> map;
+    /// Pages that were holes before exposing filled them; empty where it fills none. The VM may have written
+    /// to them since, so these are looked into when it has stopped.
+    std::vector<bool> filled_holes;
   };
+
+  Status add_region(const SourceRegionConfig& config);
+  Status note_holes(SourceRegion& source) const;
+  void scan();
+  Status scan_region(uint32_t region_index);
+  Status each_used_run(const SourceRegion& source, const std::function<void(PageRun)>& visit) const;
 
   transport::Listener& listener_;
   std::vector<SourceRegion> regions_;
@@ -70,23 +76,37 @@ Result<std::unique_ptr<SourceSession>> SourceSessionImpl::open(transport::Listen
 }
 
 Status SourceSessionImpl::add_region(const SourceRegionConfig& config) {
-  auto region =
-      memory::Region::open(config.path, config.length_bytes, config.page_bytes, memory::Mode::kReadOnly);
+  const bool fills_holes = listener_.fills_holes();
+  auto region = memory::Region::open(config.path, config.length_bytes, config.page_bytes,
+                                     fills_holes ? memory::Mode::kReadWrite : memory::Mode::kReadOnly);
   if (!region) return region.error();
   auto map = DataMap::create(region.value()->page_count());
   if (!map) return map.error();
   SourceRegion& added =
-      regions_.emplace_back(SourceRegion{std::move(region).value(), std::move(map).value()});
+      regions_.emplace_back(SourceRegion{std::move(region).value(), std::move(map).value(), {}});
+  if (fills_holes) {
+    if (auto status = note_holes(added); !status) return status;
+  }
   auto ram = exposed_->expose(transport::LocalMemory{.base = added.region->base(),
                                                      .fd = added.region->fd(),
                                                      .fd_offset_bytes = 0,
                                                      .length_bytes = added.region->length_bytes()},
                               transport::Access::kRead);
   if (!ram) return ram.error();
-  auto data_map = exposed_->expose(added.map->readable(), transport::Access::kRead);
+  auto data_map =
+      exposed_->expose(fills_holes ? added.map->pinnable() : added.map->readable(), transport::Access::kRead);
   if (!data_map) return data_map.error();
   keys_.push_back({ram.value(), data_map.value()});
   return ok();
+}
+
+/// The VM runs: what it writes to meanwhile may be called a hole here, never the other way round.
+Status SourceSessionImpl::note_holes(SourceRegion& source) const {
+  source.filled_holes.assign(source.region->page_count(), true);
+  return source.region->each_data_run([&](PageRun run) {
+    const auto first = source.filled_holes.begin() + static_cast<ptrdiff_t>(raw(run.first));
+    std::fill_n(first, run.count, false);
+  });
 }
 
 SourceSessionImpl::~SourceSessionImpl() {
@@ -121,7 +141,7 @@ Status SourceSessionImpl::scan_region(uint32_t region_index) {
   SourceRegion& source = regions_[region_index];
   fault_point(wire::FaultPoint::kSourceScan, page_key(region_index, PageIndex{0}));
   uint64_t data_pages = 0;
-  const Status walked = source.region->each_data_run([&](PageRun run) {
+  const Status walked = each_used_run(source, [&](PageRun run) {
     if (stop_.load(std::memory_order_relaxed)) return;
     source.map->set(run);
     data_pages += run.count;
@@ -132,6 +152,28 @@ Status SourceSessionImpl::scan_region(uint32_t region_index) {
   data_pages_.fetch_add(data_pages, std::memory_order_relaxed);
   zero_pages_.fetch_add(source.region->page_count() - data_pages, std::memory_order_relaxed);
   return ok();
+}
+
+/// Runs with data: those of the file, but of holes that exposing has filled only what the VM has written to.
+Status SourceSessionImpl::each_used_run(const SourceRegion& source,
+                                        const std::function<void(PageRun)>& visit) const {
+  if (source.filled_holes.empty()) return source.region->each_data_run(visit);
+  Status looked = ok();
+  const Status walked = source.region->each_data_run([&](PageRun run) {
+    const auto begin = source.filled_holes.begin() + static_cast<ptrdiff_t>(raw(run.first));
+    const auto end = begin + static_cast<ptrdiff_t>(run.count);
+    for (auto at = begin; at != end && looked.ok() && !stop_.load(std::memory_order_relaxed);) {
+      const auto next = std::find(at, end, !*at);
+      const PageRun part{PageIndex{static_cast<uint64_t>(at - source.filled_holes.begin())},
+                         static_cast<uint64_t>(next - at)};
+      if (*at)
+        looked = source.region->each_nonzero_run(part, visit);
+      else
+        visit(part);
+      at = next;
+    }
+  });
+  return walked.ok() ? looked : walked;
 }
 
 void SourceSessionImpl::counters(std::span<uint64_t, wire::kSourceCounterCount> out) const {

@@ -178,6 +178,11 @@ class Listener {
                                                                  MessageHandler handler, void* context) = 0;
   virtual Address address() const = 0;
   virtual uint64_t rejected_hellos() const = 0;
+  /// `expose` puts a page behind every byte of the memory, and wants a mapping that may be written through,
+  /// whatever the access: what were holes of its file before are none after.
+  virtual bool fills_holes() const { return false; }
+  /// Its device has gone. It and its sessions serve nobody any more; a new one may.
+  virtual bool lost() const { return false; }
 };
 
 /// Port 0 lets the kernel choose; address() tells.
@@ -191,5 +196,23 @@ Result<std::unique_ptr<Listener>> listen_verbs(const Address& address, const Ver
 
 /// Addresses of this host that listen_verbs would take, the port being active. Blocks for a moment.
 Result<std::vector<std::string>> verbs_addresses();
+
+struct VerbsPort {
+  uint32_t number = 0;
+  bool active = false;
+  std::string state;       ///< as a person reads it: "active", "down" ...
+  std::string link_layer;  ///< "InfiniBand" or "Ethernet"
+  uint32_t mtu_bytes = 0;  ///< active path MTU; 0 if the device does not say
+  std::vector<std::string> gids;
+  std::vector<std::string> addresses;  ///< those of verbs_addresses that lead here
+};
+struct VerbsDevice {
+  std::string name;
+  bool on_demand_paging = false;
+  std::vector<VerbsPort> ports;
+};
+/// The RDMA devices of this host, for people and for pre-flight. kUnsupported as for listen_verbs; empty: the
+/// libraries are there and no device is. Blocks for a moment.
+Result<std::vector<VerbsDevice>> verbs_devices();
 
 }  // namespace vmigrate::transport

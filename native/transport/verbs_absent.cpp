@@ -24,4 +24,8 @@ Result<std::vector<std::string>> verbs_addresses() {
   return kNotBuilt;
 }
 
+Result<std::vector<VerbsDevice>> verbs_devices() {
+  return kNotBuilt;
+}
+
 }  // namespace vmigrate::transport

@@ -19,13 +19,13 @@ bool port_is_active(const rdma_cm_id& id) {
 
 }  // namespace
 
-Result<std::vector<std::string>> verbs_addresses() {
+Result<std::vector<VerbsPlace>> verbs_places() {
   auto channel = open_event_channel();
   if (!channel) return channel.error();
   ifaddrs* first = nullptr;
   if (::getifaddrs(&first) != 0) return system_error("getifaddrs");
   const std::unique_ptr<ifaddrs, decltype(&::freeifaddrs)> owner(first, &::freeifaddrs);
-  std::vector<std::string> addresses;
+  std::vector<VerbsPlace> places;
   for (const ifaddrs* entry = first; entry != nullptr; entry = entry->ifa_next) {
     if (entry->ifa_addr == nullptr || (entry->ifa_flags & IFF_LOOPBACK) != 0) continue;
     const int family = entry->ifa_addr->sa_family;
@@ -41,8 +41,16 @@ Result<std::vector<std::string>> verbs_addresses() {
     if (!id || !port_is_active(*id.value())) continue;
     char text[NI_MAXHOST];
     if (::getnameinfo(address.get(), address.length, text, sizeof text, nullptr, 0, NI_NUMERICHOST) == 0)
-      addresses.emplace_back(text);
+      places.push_back({text, verbs().ibv.get_device_name(id.value()->verbs->device), id.value()->port_num});
   }
+  return places;
+}
+
+Result<std::vector<std::string>> verbs_addresses() {
+  auto places = verbs_places();
+  if (!places) return places.error();
+  std::vector<std::string> addresses;
+  for (VerbsPlace& place : places.value()) addresses.push_back(std::move(place.address));
   return addresses;
 }
 

@@ -14,6 +14,14 @@ Result<CmId> create_cm_id(rdma_event_channel* channel, void* context);
 /// Bound to the device that has `address`. kUnsupported: none has; kInvalidArgument: `address` is a wildcard.
 Result<CmId> bind_cm_id(rdma_event_channel* channel, SocketAddress address);
 
+/// An address of this host that leads to an active RDMA port.
+struct VerbsPlace {
+  std::string address;
+  std::string device;
+  uint32_t port = 0;
+};
+Result<std::vector<VerbsPlace>> verbs_places();
+
 /// The port that a bound id has got, in host byte order.
 uint16_t local_port(rdma_cm_id* id);
 

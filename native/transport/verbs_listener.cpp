@@ -97,6 +97,7 @@ void VerbsListener::take_events() {
       explicit_bzero(&hello, sizeof hello);
       continue;
     }
+    if (event->event == RDMA_CM_EVENT_DEVICE_REMOVAL) lost_.store(true, std::memory_order_relaxed);
     // A connection is there until its id is destroyed, which waits for our acknowledgement; and it is told
     // without a lock, because who destroys it may hold one.
     if (event->event != RDMA_CM_EVENT_ESTABLISHED && event->event != RDMA_CM_EVENT_ADDR_CHANGE &&

@@ -25,6 +25,8 @@ class VerbsListener final : public Listener {
                                                          MessageHandler handler, void* context) override;
   Address address() const override { return address_; }
   uint64_t rejected_hellos() const override { return rejected_hellos_.load(std::memory_order_relaxed); }
+  bool fills_holes() const override { return true; }
+  bool lost() const override { return lost_.load(std::memory_order_relaxed); }
 
   /// The session is going; when this returns no thread of ours knows it any more.
   void forget(VerbsSession& session);
@@ -45,6 +47,7 @@ class VerbsListener final : public Listener {
   DeviceTraits traits_;
   std::atomic<uint64_t> rejected_hellos_{0};
   std::atomic<bool> stop_{false};
+  std::atomic<bool> lost_{false};
 
   std::mutex mutex_;
   std::vector<VerbsSession*> sessions_;

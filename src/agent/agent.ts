@@ -1,6 +1,6 @@
 /** What one host does in a migration, as AgentPort (see the rules there): the VMs that arrive, the VMs that leave, and what pre-flight asks. */
 import type { Readable } from 'node:stream';
-import type { HostInventory, TargetChecks, VmInventory, VmSpec } from '../domain.js';
+import type { HostInventory, RdmaPlace, TargetChecks, VmInventory, VmSpec } from '../domain.js';
 import type { AgentPort, PrepareReply, PrepareRequest, SessionProgress, SourceEndpointInfo } from '../engine/ports.js';
 import { MigrationError, toMigrationError } from '../errors.js';
 import type { AgentContext } from './context.js';
@@ -67,8 +67,8 @@ export class LocalAgent implements AgentPort {
     return { ...inventory, job: inventory.job ?? (await target.arriving(vm)) };
   }
 
-  checkTarget(spec: VmSpec): Promise<TargetChecks> {
-    return checkTarget(spec);
+  checkTarget(spec: VmSpec, source: RdmaPlace | null): Promise<TargetChecks> {
+    return checkTarget(this.#ready.context, spec, source);
   }
 
   prepare(request: PrepareRequest): Promise<PrepareReply> {

@@ -3,6 +3,7 @@ import type { Clock, FaultPort, Registry } from '../engine/ports.js';
 import type { DataListenerHandle, NativeBinding } from '../native/binding.js';
 import type { Log } from './log.js';
 import type { Peers } from './peers.js';
+import type { RdmaHost } from './rdma.js';
 import type { SessionStore } from './session-store.js';
 import type { VmManager } from './vms.js';
 
@@ -16,7 +17,9 @@ export interface AgentContext {
   readonly host: string;
   readonly vms: VmManager;
   readonly native: NativeBinding;
+  /** tcp and shm. */
   readonly listener: DataListenerHandle;
+  readonly rdma: Pick<RdmaHost, 'inventory' | 'listener' | 'connection' | 'probe'>;
   readonly registry: Registry;
   readonly peers: Peers;
   /** IP address that other hosts reach our data ports at. */

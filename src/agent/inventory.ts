@@ -3,12 +3,12 @@ import { execFile } from 'node:child_process';
 import { constants } from 'node:fs';
 import { access, open } from 'node:fs/promises';
 import { promisify } from 'node:util';
-import type { DiskSpec, HostInventory, TargetChecks, VmInventory, VmSpec } from '../domain.js';
+import type { DiskSpec, HostInventory, RdmaPlace, TargetChecks, VmInventory, VmSpec } from '../domain.js';
 import { toMigrationError } from '../errors.js';
 import { PROTOCOL_VERSION } from '../protocol/wire.js';
 import type { AgentContext } from './context.js';
 import { hostFacts } from './host-facts.js';
-import { migrationBlockers, ramFacts } from './vm-facts.js';
+import { discardingDevices, migrationBlockers, ramAllocatedBytes, ramFacts } from './vm-facts.js';
 
 const run = promisify(execFile);
 const QEMU_IMG_TIMEOUT_MS = 10_000;
@@ -22,7 +22,7 @@ export interface HostInfo {
 }
 
 export async function hostInventory(context: AgentContext, info: HostInfo): Promise<HostInventory> {
-  const { vms, native, host, dataAddress } = context;
+  const { vms, native, host, dataAddress, rdma } = context;
   const support = native.support();
   return {
     ...(await hostFacts(vms, vms.place)),
@@ -32,12 +32,13 @@ export async function hostInventory(context: AgentContext, info: HostInfo): Prom
     hasMinorFaults: support.minorShmem,
     isPreloadPresent: info.preloadPath !== null && (await refusal(info.preloadPath, constants.R_OK)) === null,
     dataAddress,
+    rdma: await rdma.inventory(),
     certificateExpiresAt: info.certificateExpiresAt(),
     clockMs: Date.now(),
   };
 }
 
-export async function vmInventory({ vms, registry, host }: AgentContext, name: string): Promise<VmInventory> {
+export async function vmInventory({ vms, registry, host, native }: AgentContext, name: string): Promise<VmInventory> {
   const vm = vms.get(name);
   const owner = await registry.owner(name);
   const isUp = vm.state === 'running' || vm.state === 'paused';
@@ -56,16 +57,23 @@ export async function vmInventory({ vms, registry, host }: AgentContext, name: s
       ...(isUp ? await migrationBlockers(vm) : []),
       ...drivers.filter((driver) => UNMIGRATABLE_DEVICE.test(driver)),
     ],
+    ramAllocatedBytes: isUp ? ramAllocatedBytes(native, vm) : 0,
+    discardingDevices: isUp ? await discardingDevices(vm) : [],
   };
 }
 
-export async function checkTarget(spec: VmSpec): Promise<TargetChecks> {
+export async function checkTarget(
+  { rdma }: Pick<AgentContext, 'rdma'>,
+  spec: VmSpec,
+  source: RdmaPlace | null,
+): Promise<TargetChecks> {
   const paths = [spec.kernel, spec.initrd].filter((path) => path !== undefined);
   return {
     disks: await Promise.all(spec.disks.map(checkDisk)),
     files: await Promise.all(
       paths.map(async (path) => ({ path, isReadable: (await refusal(path, constants.R_OK)) === null })),
     ),
+    rdma: source === null ? null : await rdma.probe(source),
   };
 }
 

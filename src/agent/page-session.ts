@@ -10,6 +10,8 @@ import type { AgentContext } from './context.js';
 import type { ManagedVm } from './vms.js';
 
 const CONNECT_TIMEOUT_MS = 3_000;
+/** Connection requests of RDMA that are lost are sent again after some seconds only. */
+const RDMA_CONNECT_TIMEOUT_MS = 6_000;
 const RETRY_MS_FIRST = 100;
 const RETRY_MS_MAX = 5_000;
 /** What a session opened anew counts from zero again. */
@@ -131,14 +133,19 @@ export class PageSession {
   async #connectNow(isAnew: boolean): Promise<void> {
     const endpoint = this.#endpoint;
     if (endpoint === null) throw new MigrationError('CONFLICT', 'the session has not been told where its source is');
-    if (endpoint.transport === 'rdma') throw new MigrationError('UNSUPPORTED', 'this build has no rdma transport');
     this.#stopRetrying();
     const { state } = this.#handle.snapshot();
     if (state === 'complete') return;
     if (state === 'failed' || (state === 'filling' && isAnew)) await this.#reopen();
     const { transport, host, port, keys } = endpoint;
     const { session, token } = this.#options;
-    await this.#handle.connect({ transport, host, port, keys, session, token }, CONNECT_TIMEOUT_MS);
+    const source = { transport, host, port, keys, session, token };
+    if (transport === 'rdma') {
+      const rdma = await this.#context.rdma.connection();
+      await this.#handle.connect({ ...source, rdma }, RDMA_CONNECT_TIMEOUT_MS);
+    } else {
+      await this.#handle.connect(source, CONNECT_TIMEOUT_MS);
+    }
     this.#isConnected = true;
     this.#retryMs = RETRY_MS_FIRST;
     this.#goConnected();

@@ -37,7 +37,7 @@ export class SourceAgent {
     }
     const owner = await registry.owner(record.vm);
     const hasDeparted = owner !== null && owner.owner !== host;
-    const source = SourceSession.takeUp(this.#context, record, vms.get(record.vm), hasDeparted);
+    const source = await SourceSession.takeUp(this.#context, record, vms.get(record.vm), hasDeparted);
     this.#sources.set(record.session, source);
   }
 
@@ -57,7 +57,10 @@ export class SourceAgent {
     return this.#locks.hold(session, async () => {
       this.#ended.refuse(session);
       const existing = this.#sources.get(session);
-      if (existing !== undefined) return existing.endpoint;
+      if (existing !== undefined) {
+        await existing.renew();
+        return existing.endpoint;
+      }
       const vm = this.#context.vms.get(name);
       await this.#mustOwn(name);
       if (vm.state !== 'running') throw new MigrationError('CONFLICT', `${name} is ${vm.state}`);

@@ -11,7 +11,7 @@ import { createServer, type Server, type Socket } from 'node:net';
 import { join } from 'node:path';
 import type { SourceEndpointInfo } from '../engine/ports.js';
 import { MigrationError, toMigrationError } from '../errors.js';
-import type { SourceSessionHandle } from '../native/binding.js';
+import type { DataListenerHandle, SourceSessionHandle } from '../native/binding.js';
 import type { AgentContext } from './context.js';
 import { MigrationWatch } from './migration-watch.js';
 import { configureMigration } from './qemu-migration.js';
@@ -37,12 +37,16 @@ export class SourceSession {
   readonly #context: AgentContext;
   readonly #vm: ManagedVm;
   #pages: SourceSessionHandle | null = null;
+  /** Where `#pages` is served. */
+  #listener: DataListenerHandle | null = null;
   #counters: Readonly<Record<string, number>> = {};
   #server: Server | null = null;
   #handover: Handover | null = null;
   #stopping: Promise<{ stoppedAtUs: number }> | null = null;
   #scanTimer: NodeJS.Timeout | null = null;
   #transferring: Promise<{ deviceStateBytes: number }> | null = null;
+  /** The VM's device state has been handed over, so it stands still: by our own doing or, after a restart, by the owner record. */
+  #hasDeparted = false;
 
   private constructor(context: AgentContext, record: SourceRecord, vm: ManagedVm) {
     this.#context = context;
@@ -55,7 +59,7 @@ export class SourceSession {
     if (vm.regions.length === 0) throw new MigrationError('UNSUPPORTED', `the memory of ${record.vm} is not in files`);
     await context.store.save(record);
     try {
-      source.#open();
+      await source.#open();
       await configureMigration(vm.qmp, ['events', 'x-ignore-shared', 'pause-before-switchover']);
       await source.#listen();
     } catch (error) {
@@ -72,23 +76,37 @@ export class SourceSession {
   }
 
   /** After a restart. A VM that has been committed away is exposed again as it was frozen; one that has not is only known, to be undone. */
-  static takeUp(context: AgentContext, record: SourceRecord, vm: ManagedVm, hasDeparted: boolean): SourceSession {
+  static async takeUp(
+    context: AgentContext,
+    record: SourceRecord,
+    vm: ManagedVm,
+    hasDeparted: boolean,
+  ): Promise<SourceSession> {
     const source = new SourceSession(context, record, vm);
-    if (hasDeparted) {
-      source.#open();
-      source.#scan();
-    }
+    source.#hasDeparted = hasDeparted;
+    if (hasDeparted) await source.#openAgain();
     return source;
   }
 
+  /** Exposes the memory of a VM that has departed anew where nobody can reach it any more: its RDMA device has been taken away. */
+  async renew(): Promise<void> {
+    if (!this.#hasDeparted || (this.#pages !== null && this.#listener?.isLost !== true)) return;
+    this.#closePages();
+    await this.#openAgain();
+  }
+
   get endpoint(): SourceEndpointInfo {
-    const { listener, dataAddress } = this.#context;
-    if (this.#pages === null) throw new MigrationError('CONFLICT', `${this.record.vm} is not exposed any more`);
-    const place =
-      this.record.transport === 'shm'
-        ? { host: listener.shmPath ?? '', port: 0 }
-        : { host: dataAddress, port: listener.tcpPort ?? 0 };
-    return { transport: this.record.transport, ...place, keys: this.#pages.keys };
+    const { dataAddress } = this.#context;
+    const { transport } = this.record;
+    if (this.#pages === null || this.#listener === null)
+      throw new MigrationError('CONFLICT', `${this.record.vm} is not exposed any more`);
+    const { tcpPort, shmPath, rdmaAddress, rdmaPort } = this.#listener;
+    const places = {
+      tcp: { host: dataAddress, port: tcpPort ?? 0 },
+      shm: { host: shmPath ?? '', port: 0 },
+      rdma: { host: rdmaAddress ?? '', port: rdmaPort ?? 0 },
+    };
+    return { transport, ...places[transport], keys: this.#pages.keys };
   }
 
   /** The VM runs during most of this call; `stoppedForMs` says since when it does not. */
@@ -114,6 +132,7 @@ export class SourceSession {
 
   /** Before the VM runs again: the data map is that of a VM that stands still, and dies. The session cannot be used any more. */
   thaw(): void {
+    this.#hasDeparted = false;
     this.#closePages();
     this.#endHandover();
   }
@@ -143,14 +162,22 @@ export class SourceSession {
     return this.#counters;
   }
 
-  #open(): void {
-    const { native, listener, dataAddress } = this.#context;
+  async #open(): Promise<void> {
+    const { native, rdma, host, dataAddress } = this.#context;
     const { transport, session, token } = this.record;
-    const isThere = transport === 'tcp' ? listener.tcpPort !== null : transport === 'shm' && listener.shmPath !== null;
-    if (!isThere || transport === 'rdma') {
-      throw new MigrationError('UNSUPPORTED', `${this.#context.host} (${dataAddress}) does not serve ${transport}`);
+    const listener = transport === 'rdma' ? await rdma.listener() : this.#context.listener;
+    const places = { tcp: listener.tcpPort, shm: listener.shmPath, rdma: listener.rdmaPort };
+    if (places[transport] === null) {
+      throw new MigrationError('UNSUPPORTED', `${host} (${dataAddress}) does not serve ${transport}`);
     }
-    this.#pages = native.openSourceSession({ listener, transport, session, token, regions: this.#vm.regions });
+    const { regions } = this.#vm;
+    this.#pages = await native.openSourceSession({ listener, transport, session, token, regions });
+    this.#listener = listener;
+  }
+
+  async #openAgain(): Promise<void> {
+    await this.#open();
+    this.#scan();
   }
 
   #socketPath(): string {
@@ -221,6 +248,7 @@ export class SourceSession {
       loadedMs: performance.now() - beganAtMs,
     };
     this.#context.log.debug({ session: this.record.session, deviceStateBytes, ...parts }, 'device state handed over');
+    this.#hasDeparted = true;
     this.#scanTimer = setTimeout(() => this.#scan(), SCAN_DELAY_MS);
     return { deviceStateBytes };
   }
@@ -244,6 +272,7 @@ export class SourceSession {
     this.counters();
     this.#pages?.close();
     this.#pages = null;
+    this.#listener = null;
   }
 
   #endHandover(): void {

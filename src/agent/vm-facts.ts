@@ -1,4 +1,5 @@
 /** What pre-flight wants to know of one VM and of this host, asked from QEMU and the kernel. */
+import type { NativeBinding } from '../native/binding.js';
 import type { ManagedVm } from './vm.js';
 
 export interface RamFacts {
@@ -8,6 +9,8 @@ export interface RamFacts {
 
 /** Devices whose state QEMU can move but whose memory accesses bypass our page faults. */
 const PASSTHROUGH = /^child<(vfio-|pci-assign|vhost-vdpa)/;
+/** They punch holes into the memory's files. */
+const DISCARDING = /^child<(virtio-(?:balloon|mem)[^>]*)>$/;
 const DEVICE_CONTAINERS = ['/machine/peripheral', '/machine/peripheral-anon'];
 
 /** What QEMU itself gives as reason against migration, and devices that post-copy cannot serve. Empty: nothing is in the way. */
@@ -20,6 +23,22 @@ export async function migrationBlockers(vm: ManagedVm): Promise<string[]> {
     }
   }
   return blockers;
+}
+
+/** Devices by which the guest gives pages back to the host. */
+export async function discardingDevices(vm: ManagedVm): Promise<string[]> {
+  const found: string[] = [];
+  for (const path of DEVICE_CONTAINERS) {
+    for (const { type } of await vm.qmp.execute('qom-list', { path })) {
+      const [, device] = DISCARDING.exec(type) ?? [];
+      if (device !== undefined) found.push(device);
+    }
+  }
+  return found;
+}
+
+export function ramAllocatedBytes(native: NativeBinding, vm: ManagedVm): number {
+  return vm.regions.reduce((sum, { path }) => sum + Number(native.allocatedBytes(path)), 0);
 }
 
 /** From QEMU, not from the spec alone: an adopted VM's `qemuArgs` may say otherwise. */

@@ -34,6 +34,8 @@ export interface MethodDefinition {
 const SHORT_MS = 5_000;
 const USUAL_MS = 30_000;
 const LONG_MS = 180_000;
+/** All of a VM's memory is registered with an RDMA device, which may have to allocate it first. */
+const REGISTER_MS = 900_000;
 /** QEMU's own migration may take as long as the memory is large. */
 const NATIVE_MS = 24 * 3_600_000;
 const KEYS_MAX = 64;
@@ -50,6 +52,7 @@ const endpoint = z.strictObject({
   port: z.int().min(0).max(65_535),
   keys: z.array(z.strictObject({ ram: hex, dataMap: hex })).max(KEYS_MAX),
 });
+const rdmaPlace = z.strictObject({ host: z.string().min(1).max(ADDRESS_MAX), port: z.int().min(1).max(65_535) });
 const epoch = z.int().min(1);
 const microseconds = z.number().nonnegative();
 const nothing = z.null();
@@ -87,14 +90,14 @@ const vmSession = z.tuple([vmName, sessionId]);
 export const AGENT_METHODS: { readonly [M in AgentMethod]: MethodDefinition } = {
   inventory: method(z.tuple([]), hostInventory, SHORT_MS),
   vmInventory: method(z.tuple([vmName]), vmInventoryBase.extend({ spec: vmSpecSchema }), USUAL_MS),
-  checkTarget: method(z.tuple([vmSpecSchema]), targetChecks, USUAL_MS),
+  checkTarget: method(z.tuple([vmSpecSchema, rdmaPlace.nullable()]), targetChecks, USUAL_MS),
 
   prepare: method(z.tuple([prepareRequest]), z.object({ nativeUri: z.string().max(1024).nullable() }), LONG_MS),
-  connect: method(z.tuple([sessionId, endpoint]), nothing, USUAL_MS),
+  connect: method(z.tuple([sessionId, endpoint]), nothing, REGISTER_MS),
   awaitLoaded: method(session, nothing, LONG_MS),
   resume: method(z.tuple([sessionId, epoch]), z.object({ resumedAtUs: microseconds }), USUAL_MS),
   progress: method(session, sessionProgress, SHORT_MS),
-  reconnect: method(z.tuple([sessionId, endpoint]), nothing, USUAL_MS),
+  reconnect: method(z.tuple([sessionId, endpoint]), nothing, REGISTER_MS),
   finish: method(session, nothing, USUAL_MS),
   discard: method(session, nothing, USUAL_MS),
 

@@ -1,7 +1,6 @@
 /** What this host can and cannot do, each with what to do about it. The same checks pre-flight makes, for a person to read beforehand. */
-import { readFile } from 'node:fs/promises';
 import { release } from 'node:os';
-import type { HostInventory } from '../domain.js';
+import type { HostInventory, RdmaDevice, RdmaInventory } from '../domain.js';
 import { toMigrationError } from '../errors.js';
 import type { ApiServices } from './ports.js';
 import type { DoctorCheck } from './schemas.js';
@@ -68,11 +67,38 @@ function hugePages(inventory: HostInventory): Verdict {
   return ok(free.map(([bytes, count]) => `${count} free of ${Number(bytes) / MIB} MiB`).join(', '));
 }
 
-async function memlock(): Promise<Verdict> {
-  const limits = await readFile('/proc/self/limits', 'utf8').catch(() => '');
-  const soft = /^Max locked memory\s+(\S+)/m.exec(limits)?.[1] ?? 'unknown';
-  const text = soft === 'unlimited' || soft === 'unknown' ? soft : `${Number(soft) / MIB} MiB`;
-  return ok(`${text} (only RDMA locks memory)`);
+/** Only RDMA locks memory, so where there is none the limits do not matter. */
+function memlock({ lockableBytes, problem }: RdmaInventory): Verdict {
+  if (lockableBytes === null) return ok('no limit');
+  const text = `${Math.floor(lockableBytes / MIB)} MiB may be locked: RDMA moves no larger VM`;
+  if (problem !== null) return ok(text);
+  return warn(text, 'LimitMEMLOCK=infinity in the unit of vmigrated, or run it as root or with CAP_IPC_LOCK');
+}
+
+function cgroup({ cgroupFreeBytes }: RdmaInventory): Verdict {
+  if (cgroupFreeBytes === null) return ok('no limit');
+  return ok(`${Math.floor(cgroupFreeBytes / MIB)} MiB free in that of vmigrated`);
+}
+
+function rdma({ problem, address, port }: RdmaInventory): Verdict {
+  return problem === null ? ok(`at ${address} port ${port}`) : warn(problem.reason, problem.remedy);
+}
+
+function rdmaDevice({ isOnDemandPaging, ports }: RdmaDevice): Verdict {
+  const paging = isOnDemandPaging ? 'on-demand paging' : 'no on-demand paging';
+  const described = ports.map(({ number, state, linkLayer, mtuBytes, addresses, gids }) =>
+    [
+      `port ${number} ${state}`,
+      linkLayer,
+      `MTU ${mtuBytes}`,
+      `address ${addresses.join(' ') || 'none'}`,
+      `GIDs ${gids.join(' ') || 'none'}`,
+    ].join(', '),
+  );
+  const text = [...described, paging].join('; ');
+  return ports.some(({ isActive }) => isActive)
+    ? ok(text)
+    : warn(text, 'check the cable and "rdma link"; for InfiniBand also that a subnet manager runs');
 }
 
 function certificate(services: ApiServices): Verdict {
@@ -119,9 +145,11 @@ export async function doctor(services: ApiServices): Promise<DoctorCheck[]> {
     ['KVM', kvm(inventory)],
     ['guest memory', ramFiles(inventory)],
     ['huge pages', hugePages(inventory)],
-    ['memlock', memlock()],
+    ['memlock', memlock(inventory.rdma)],
+    ['memory cgroup', cgroup(inventory.rdma)],
     ['certificate', certificate(services)],
-    ['RDMA', warn('not in this build', 'use --tcp or --shm')],
+    ['RDMA', rdma(inventory.rdma)],
+    ...inventory.rdma.devices.map((device) => [`RDMA ${device.name}`, rdmaDevice(device)] as const),
     ...peers,
   ];
   return Promise.all(checks.map(async ([name, verdict]) => ({ name, ...(await verdict) })));

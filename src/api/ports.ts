@@ -1,7 +1,7 @@
 /** What the API serves, as interfaces. The daemon plugs in its own parts; tests plug in others at the same places. */
 import type { Duplex, Readable } from 'node:stream';
 import type { TLSSocket } from 'node:tls';
-import type { JobView, MigrationPlan, MigrationRequest, Refusal, VmSpec, VmView } from '../domain.js';
+import type { JobView, MigrationOrder, MigrationPlan, Refusal, VmSpec, VmView } from '../domain.js';
 import type { AgentPort } from '../engine/ports.js';
 import type { Identity } from '../tls/identity.js';
 
@@ -18,8 +18,8 @@ export interface ApiVms {
 }
 
 export interface ApiJobs {
-  dryRun(request: MigrationRequest): Promise<{ plan: MigrationPlan | null; refusals: readonly Refusal[] }>;
-  submit(request: MigrationRequest): Promise<JobView>;
+  dryRun(request: MigrationOrder): Promise<{ plan: MigrationPlan | null; refusals: readonly Refusal[] }>;
+  submit(request: MigrationOrder): Promise<JobView>;
   get(id: string): JobView;
   list(): readonly JobView[];
   cancel(id: string): Promise<JobView>;

@@ -19,7 +19,7 @@ import {
   jobParams,
   jobView,
   migrationBody,
-  migrationRequest,
+  migrationOrder,
   stopBody,
   vmParams,
   vmView,
@@ -176,7 +176,7 @@ function jobRoutes(app: TypedApp, services: ApiServices): void {
       },
     },
     async ({ body }, reply) => {
-      const request = migrationRequest(body);
+      const request = migrationOrder(body);
       if (!body.dryRun) return reply.code(202).send(await jobs.submit(request));
       const { plan, refusals } = await jobs.dryRun(request);
       return reply.code(200).send({ plan, refusals: [...refusals] });

@@ -7,9 +7,11 @@ import { z } from 'zod';
 import type {
   HostInventory,
   JobView,
+  MigrationOrder,
   MigrationPlan,
   MigrationReport,
   MigrationRequest,
+  RdmaInventory,
   Refusal,
   RefusalCode,
   TargetChecks,
@@ -59,6 +61,7 @@ export const sessionToken = z.string().regex(/^[0-9a-f]{64}$/, 'is not a session
 
 export const accelSchema = z.enum(['kvm', 'tcg']);
 export const transportSchema = z.enum(['tcp', 'shm', 'rdma']);
+const transportChoice = z.enum(['auto', 'tcp', 'shm', 'rdma']);
 export const modeSchema = z.enum(['postcopy', 'native-precopy', 'native-postcopy']);
 const vmState = z.enum(['starting', 'running', 'paused', 'incoming', 'departed', 'stopped']);
 const stepName = z.enum([
@@ -85,7 +88,8 @@ export const migrationBody = z.strictObject({
   vm: vmName,
   target: hostName,
   mode: modeSchema.default('postcopy'),
-  transport: transportSchema.default('tcp'),
+  /** auto: rdma where both hosts have it, else tcp */
+  transport: transportChoice.default('auto'),
   /** 0: no limit */
   bandwidthBytesPerS: z.int().min(0).max(BANDWIDTH_MAX).default(0),
   downtimeMsMax: z.int().min(1).max(DOWNTIME_MS_MAX).default(300),
@@ -99,7 +103,7 @@ export const emptyBody = z.strictObject({}).nullish();
 export const vmParams = z.strictObject({ name: vmName });
 export const jobParams = z.strictObject({ id: jobId });
 
-export function migrationRequest(body: z.output<typeof migrationBody>): MigrationRequest {
+export function migrationOrder(body: z.output<typeof migrationBody>): MigrationOrder {
   const { dryRun: _, ...request } = body;
   return request;
 }
@@ -136,6 +140,33 @@ export const vmView = of<VmView>(
   }),
 );
 
+const rdmaInventory = of<RdmaInventory>(
+  z.object({
+    problem: z.object({ reason: text, remedy: text }).nullable(),
+    devices: list(
+      z.object({
+        name: text,
+        isOnDemandPaging: z.boolean(),
+        ports: list(
+          z.object({
+            number: count,
+            isActive: z.boolean(),
+            state: text,
+            linkLayer: text,
+            mtuBytes: count,
+            gids: list(text),
+            addresses: list(text),
+          }),
+        ),
+      }),
+    ),
+    address: text.nullable(),
+    port: count.nullable(),
+    lockableBytes: count.nullable(),
+    cgroupFreeBytes: count.nullable(),
+  }),
+);
+
 export const hostInventory = of<HostInventory>(
   z.object({
     host: hostName,
@@ -151,6 +182,7 @@ export const hostInventory = of<HostInventory>(
     ramFileFreeBytes: count,
     hugePagesFree: z.record(text, count),
     dataAddress: text,
+    rdma: rdmaInventory,
     vmNames: list(text),
     bridges: list(text),
     certificateExpiresAt: text.nullable(),
@@ -162,6 +194,7 @@ export const targetChecks = of<TargetChecks>(
   z.object({
     disks: list(z.object({ path: text, isReadable: z.boolean(), isWritable: z.boolean(), reason: text.optional() })),
     files: list(z.object({ path: text, isReadable: z.boolean() })),
+    rdma: z.object({ isReached: z.boolean(), reason: text.optional() }).nullable(),
   }),
 );
 
@@ -176,6 +209,8 @@ export const vmInventoryBase = z.object({
   isRamShared: z.boolean(),
   isRamNamedFile: z.boolean(),
   migrationBlockers: list(text),
+  ramAllocatedBytes: count,
+  discardingDevices: list(text),
 }) satisfies z.ZodType<Omit<VmInventory, 'spec'>>;
 
 const requestView = of<MigrationRequest>(
@@ -192,6 +227,7 @@ const requestView = of<MigrationRequest>(
 export const planView = of<MigrationPlan>(
   z.object({
     request: requestView,
+    transportReason: text,
     source: hostName,
     memoryBytes: count,
     steps: list(z.object({ name: stepName, host: hostName, text, isInBlackout: z.boolean(), timeoutMs: count })),
@@ -210,6 +246,7 @@ const reportView = of<MigrationReport>(
     vm: vmName,
     mode: modeSchema,
     transport: transportSchema,
+    transportReason: text,
     source: hostName,
     target: hostName,
     memoryBytes: count,

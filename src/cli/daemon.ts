@@ -11,6 +11,7 @@ import { type Logger, pino } from 'pino';
 import { LocalAgent } from '../agent/agent.js';
 import { openConsole } from '../agent/console.js';
 import { NO_FAULTS, parseFaults } from '../agent/faults.js';
+import { RdmaHost } from '../agent/rdma.js';
 import { VmManager } from '../agent/vms.js';
 import { RemoteAgents } from '../api/agent-client.js';
 import type { ApiVms } from '../api/ports.js';
@@ -95,8 +96,20 @@ async function start(config: DaemonConfig, log: Logger, closers: (() => Promise<
   const native = loadNativeBinding();
   const shmPath = dataSocketPath(stateDir);
   await rm(shmPath, { force: true }); // the directory is ours alone: an earlier daemon's
-  const listener = native.openDataListener({ tcp: config.data, shmPath });
+  const listener = native.openDataListener({ tcp: config.data, shmPath, rdma: null });
   closers.push(() => listener.close());
+  const { address: rdmaAddress, ...rdmaTimeouts } = config.rdma;
+  const rdma = new RdmaHost({
+    native,
+    dataAddress: config.data.address,
+    config: {
+      ...rdmaTimeouts,
+      address: rdmaAddress?.address ?? null,
+      port: rdmaAddress?.port ?? config.data.port,
+    },
+    log: log.child({ part: 'rdma' }),
+  });
+  closers.push(() => rdma.close());
 
   const preloadPath = config.preload === undefined ? defaultPreload(log) : config.preload;
   const ramDir = config.ramDir ?? `/dev/shm/vmigrate-${host}`;
@@ -112,7 +125,7 @@ async function start(config: DaemonConfig, log: Logger, closers: (() => Promise<
   const peers = new RemoteAgents({ self: host, local: () => agent, peers: config.peers, store: tls });
   closers.push(() => peers.close());
   const agent = new LocalAgent({
-    ...{ host, vms, native, listener, registry, peers, stateDir, clock, faults },
+    ...{ host, vms, native, listener, rdma, registry, peers, stateDir, clock, faults },
     dataAddress: config.data.address,
     log: log.child({ part: 'agent' }),
     hostInfo: { preloadPath, certificateExpiresAt: () => tls?.expiresAt ?? null },

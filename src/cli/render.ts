@@ -3,6 +3,8 @@ import type { HostView } from '../api/schemas.js';
 import type { JobView, MigrationPlan, MigrationReport, Refusal, VmView } from '../domain.js';
 import type { ErrorJson } from '../errors.js';
 
+/** What the planner says of a transport that the user has named. */
+const ASKED_FOR = 'asked for';
 const UNITS = ['B', 'KiB', 'MiB', 'GiB', 'TiB'] as const;
 
 export function bytes(amount: number): string {
@@ -119,13 +121,21 @@ export function reportText(report: MigrationReport): string {
     ['CPU', `source ${report.sourceCpuS.toFixed(2)} s, target ${report.targetCpuS.toFixed(2)} s`],
     ...(report.reconnects === 0 ? [] : [['reconnects', String(report.reconnects)] as const]),
   ];
-  const head = `${report.vm}: ${report.source} → ${report.target}, ${bytes(report.memoryBytes)}, ${report.mode} over ${report.transport}`;
+  const head = `${report.vm}: ${report.source} → ${report.target}, ${bytes(report.memoryBytes)}, ${over(report)}`;
   return `${plain(head)}\n${lines.map(([name, text]) => `  ${name.padEnd(10)} ${text}\n`).join('')}`;
+}
+
+/** The transport's reason only where there was something to decide. */
+function over({ mode, transport, transportReason }: Pick<MigrationReport, 'mode' | 'transport' | 'transportReason'>) {
+  const isToldWhy = transportReason !== '' && transportReason !== ASKED_FOR;
+  return `${mode} over ${transport}${isToldWhy ? ` (${transportReason})` : ''}`;
 }
 
 export function planText(plan: MigrationPlan): string {
   const { request } = plan;
-  const head = `${request.vm}: ${plan.source} → ${request.target}, ${bytes(plan.memoryBytes)}, ${request.mode} over ${request.transport}`;
+  const { mode, transport } = request;
+  const how = over({ mode, transport, transportReason: plan.transportReason });
+  const head = `${request.vm}: ${plan.source} → ${request.target}, ${bytes(plan.memoryBytes)}, ${how}`;
   const steps = plan.steps.map(
     (step, index) =>
       `  ${String(index + 1).padStart(2)}. ${step.isInBlackout ? '■' : ' '} ${plain(`${step.host}: ${step.text}`)}\n`,

@@ -2,7 +2,7 @@
 /** `vmigrate VM HOST`: flags → request → report. */
 import { Option } from 'commander';
 import type { MigrationBody } from '../api/schemas.js';
-import type { JobView, MigrationMode, MigrationPlan, Refusal, Transport } from '../domain.js';
+import type { JobView, MigrationMode, MigrationPlan, Refusal, TransportChoice } from '../domain.js';
 import { MigrationError } from '../errors.js';
 import { EXIT, type ExitCode, exitCodeOfJob } from './exit-codes.js';
 import { followJob, jobError } from './follow.js';
@@ -40,9 +40,9 @@ function mode(options: Options): MigrationMode {
   return 'postcopy';
 }
 
-function transport(options: Options): Transport {
-  if (options.rdma === true) return 'rdma';
-  return options.shm === true ? 'shm' : 'tcp';
+function transport(options: Options): TransportChoice {
+  const choices = ['rdma', 'tcp', 'shm'] as const;
+  return choices.find((choice) => options[choice] === true) ?? 'auto';
 }
 
 async function migrate(vm: string | undefined, host: string | undefined, options: Options): Promise<void> {
@@ -126,9 +126,15 @@ const program = newProgram('vmigrate', 'Moves a running VM to another host.')
     new Option('--hybrid', 'copy while it pays, then post-copy (not there yet)').conflicts(['postcopy', 'native']),
   )
   .option('--native', 'QEMU’s own migration: pre-copy, or post-copy with --postcopy')
-  .addOption(new Option('--tcp', 'over TCP (default)').conflicts(['shm', 'rdma']))
+  .addOption(
+    new Option('--rdma', 'over RDMA (default where both hosts have a port that reaches the other)').conflicts([
+      'tcp',
+      'shm',
+      'native',
+    ]),
+  )
+  .addOption(new Option('--tcp', 'over TCP (default elsewhere)').conflicts(['shm', 'rdma']))
   .addOption(new Option('--shm', 'shared memory, between two daemons of one machine').conflicts(['tcp', 'rdma']))
-  .addOption(new Option('--rdma', 'over RDMA (refused in this build)').conflicts(['tcp', 'shm']))
   .option('--bandwidth <mib_s>', 'limit for prefetch, MiB/s', integer('--bandwidth', 1))
   .option('--max-downtime <ms>', 'downtime budget of pre-copy', integer('--max-downtime', 1))
   .option('--dry-run', 'show the plan, start nothing')

@@ -10,8 +10,8 @@ import type { DaemonConfigInput } from '../config.js';
 import { MigrationError, toMigrationError } from '../errors.js';
 
 const USAGE = `Usage: vmigrated --config FILE
-       vmigrated --name A --api unix:PATH [--api https://IP:PORT] --data IP[:PORT] --state DIR [--ram-dir DIR]
-                 [--accel auto|kvm|tcg] [--peer B=https://IP:PORT]... [--tls DIR] [--log-level LEVEL] [--test-faults]
+       vmigrated --name A --api unix:PATH [--api https://IP:PORT] --data IP[:PORT] [--data rdma://IP[:PORT]]
+                 --state DIR [--ram-dir DIR] [--accel auto|kvm|tcg] [--peer B=https://IP:PORT]... [--tls DIR] [--log-level LEVEL] [--test-faults]
 
 A flag wins over the file. --test-faults honours VMIGRATE_FAULT and is for tests only.
 `;
@@ -23,7 +23,7 @@ const OPTIONS = {
   config: { type: 'string' },
   name: { type: 'string' },
   api: { type: 'string', multiple: true },
-  data: { type: 'string' },
+  data: { type: 'string', multiple: true },
   state: { type: 'string' },
   'ram-dir': { type: 'string' },
   accel: { type: 'string' },
@@ -47,10 +47,12 @@ type Flags = ReturnType<typeof readFlags>;
 
 /** Only the flags that were given; what they hold is checked with the file's content. */
 function flagsAsConfig(flags: Flags): DaemonConfigInput {
+  const [data, rdmaAddress] = [false, true].map((isRdma) => only(flags.data, isRdma));
   const pairs: readonly (readonly [keyof DaemonConfigInput, unknown])[] = [
     ['name', flags.name],
     ['api', flags.api],
-    ['data', flags.data],
+    ['data', data],
+    ['rdma', rdmaAddress === undefined ? undefined : { address: rdmaAddress }],
     ['state', flags.state],
     ['ramDir', flags['ram-dir']],
     ['accel', flags.accel],
@@ -60,6 +62,13 @@ function flagsAsConfig(flags: Flags): DaemonConfigInput {
     ['testFaults', flags['test-faults']],
   ];
   return Object.fromEntries(pairs.filter(([, value]) => value !== undefined));
+}
+
+/** Of the two kinds of data address one each. */
+function only(addresses: readonly string[] | undefined, isRdma: boolean): string | undefined {
+  const [first, second] = (addresses ?? []).filter((address) => address.startsWith('rdma://') === isRdma);
+  if (second !== undefined) throw new MigrationError('USAGE', `--data ${second}: there is one already, ${first ?? ''}`);
+  return first;
 }
 
 function parsePeers(peers: readonly string[]): Record<string, string> {

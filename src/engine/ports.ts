@@ -15,6 +15,7 @@ import type {
   MigrationPlan,
   MigrationReport,
   MigrationRequest,
+  RdmaPlace,
   StepName,
   TargetChecks,
   Transport,
@@ -78,7 +79,8 @@ export interface AgentPort {
   readonly host: string;
   inventory(): Promise<HostInventory>;
   vmInventory(vm: string): Promise<VmInventory>;
-  checkTarget(spec: VmSpec): Promise<TargetChecks>;
+  /** `source`: where it listens for RDMA, if it is to be found out whether this host gets there. */
+  checkTarget(spec: VmSpec, source: RdmaPlace | null): Promise<TargetChecks>;
 
   // target
   /** Region files, presence maps, QEMU `-incoming defer` with the preload, registered. The VM cannot run yet. */

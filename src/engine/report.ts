@@ -14,7 +14,7 @@ function blackoutByEventsMs({ stoppedAtUs, resumedAtUs, blackoutMs }: Findings):
 
 /** One report from what the steps found, also when several daemon lives found it. */
 export function buildReport({ record, ports, findings, phases, marks }: StepContext): MigrationReport {
-  const { request, source, memoryBytes } = record.plan;
+  const { request, transportReason, source, memoryBytes } = record.plan;
   const target = (name: string): number => findings.targetCounters[name] ?? 0;
   const origin = (name: string): number => findings.sourceCounters[name] ?? 0;
   const totalMs =
@@ -26,6 +26,7 @@ export function buildReport({ record, ports, findings, phases, marks }: StepCont
     vm: request.vm,
     mode: request.mode,
     transport: request.transport,
+    transportReason,
     source,
     target: request.target,
     memoryBytes,

@@ -1,4 +1,4 @@
-import type { MigrationRequest } from '../domain.js';
+import type { MigrationOrder } from '../domain.js';
 import { withDeadline } from '../engine/deadline.js';
 import type { AgentPort, Clock, Registry } from '../engine/ports.js';
 import { MigrationError, toMigrationError } from '../errors.js';
@@ -14,7 +14,7 @@ export interface FactSources {
 
 /** Asks both hosts all that pre-flight looks at. Throws only for what makes every other question pointless: no such VM, no answer from ourselves. */
 export async function gatherFacts(
-  request: MigrationRequest,
+  request: MigrationOrder,
   sources: FactSources,
 ): Promise<PreflightFacts | { readonly ownerElsewhere: string }> {
   const { host, agent, registry, clock, callMsMax } = sources;
@@ -23,13 +23,17 @@ export async function gatherFacts(
   const record = await registry.owner(request.vm);
   if (record !== null && record.owner !== host) return { ownerElsewhere: record.owner };
   const vm = await bounded(source.vmInventory(request.vm), `looking at ${request.vm}`);
+  const sourceHost = await bounded(source.inventory(), `asking ${host}`);
+  const { address, port } = sourceHost.rdma;
+  const isRdmaWanted = request.mode === 'postcopy' && (request.transport === 'auto' || request.transport === 'rdma');
+  const rdmaPlace = isRdmaWanted && address !== null && port !== null ? { host: address, port } : null;
   const askTarget = async (): Promise<TargetFacts> => {
     if (request.target === host) return { kind: 'isSource' };
     try {
       const target = agent(request.target);
       const [inventory, checks] = await Promise.all([
         bounded(target.inventory(), `asking ${request.target}`),
-        bounded(target.checkTarget(vm.spec), `asking ${request.target} about the VM's files`),
+        bounded(target.checkTarget(vm.spec, rdmaPlace), `asking ${request.target} about the VM's files`),
       ]);
       if (inventory.host !== request.target) {
         throw new MigrationError('PEER_PROTOCOL', `the host at its address calls itself ${inventory.host}`, {
@@ -41,6 +45,5 @@ export async function gatherFacts(
       return { kind: 'unreachable', error: toMigrationError(error) };
     }
   };
-  const [sourceHost, target] = await Promise.all([bounded(source.inventory(), `asking ${host}`), askTarget()]);
-  return { sourceHost, target, vm };
+  return { sourceHost, target: await askTarget(), vm };
 }

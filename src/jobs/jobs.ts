@@ -10,7 +10,7 @@
  *
  * A job is durable before `submit` answers. What a dead daemon has left is finished or undone by `start`.
  */
-import type { JobView, MigrationPlan, MigrationRequest, Refusal, StepName } from '../domain.js';
+import type { JobView, MigrationOrder, MigrationPlan, Refusal, StepName } from '../domain.js';
 import { ENGINE_LIMITS, type EngineLimits, type JobRecord, type StepContext } from '../engine/context.js';
 import { emptyHistory, type History, isCommittedByJournal, readHistories } from '../engine/history.js';
 import type { AgentPort, Clock, FaultPort, JournalEntry, Random, Registry } from '../engine/ports.js';
@@ -97,13 +97,13 @@ export class JobManager {
   }
 
   /** What `submit` would do, and every reason why it would not. */
-  async dryRun(request: MigrationRequest): Promise<DryRun> {
+  async dryRun(request: MigrationOrder): Promise<DryRun> {
     const { plan, refusals } = await this.#plan(request);
     return plan === null ? { plan, refusals } : { plan, refusals: [] };
   }
 
   /** Resolves when the job is durable. PREFLIGHT_REFUSED carries the refusals as details. */
-  async submit(request: MigrationRequest): Promise<JobView> {
+  async submit(request: MigrationOrder): Promise<JobView> {
     const { journal, clock, random, host } = this.#options;
     if (this.#halt.signal.aborted) throw new MigrationError('UNREACHABLE', `the daemon on ${host} is closing`);
     const planned = await this.#plan(request);
@@ -199,7 +199,7 @@ export class JobManager {
 
   // ---- planning ---------------------------------------------------------------------------------------------------------------------------
 
-  async #plan(request: MigrationRequest) {
+  async #plan(request: MigrationOrder) {
     const { host, agent, registry, clock } = this.#options;
     const facts = await gatherFacts(request, { host, agent, registry, clock, callMsMax: this.#limits.callMsMax });
     if ('ownerElsewhere' in facts) {

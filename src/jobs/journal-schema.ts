@@ -32,6 +32,7 @@ const request = z.strictObject({
 
 const plan = z.strictObject({
   request,
+  transportReason: z.string().default(''),
   source: id,
   memoryBytes: amount,
   steps: z.array(

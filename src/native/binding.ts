@@ -8,6 +8,7 @@
  */
 import { createRequire } from 'node:module';
 import { fileURLToPath } from 'node:url';
+import type { RdmaDevice, Transport } from '../domain.js';
 import { MigrationError } from '../errors.js';
 import type { ImageCounter, SourceCounter, TargetCounter } from '../protocol/wire.js';
 import {
@@ -17,6 +18,8 @@ import {
   checkImageOptions,
   checkPath,
   checkPort,
+  checkRdmaOptions,
+  checkRdmaPeer,
   checkRegion,
   checkRegions,
   checkSnapshot,
@@ -86,11 +89,23 @@ export interface DataListenerHandle {
   readonly tcpAddress: string | null;
   readonly tcpPort: number | null;
   readonly shmPath: string | null;
+  readonly rdmaAddress: string | null;
+  readonly rdmaPort: number | null;
+  /** Its RDMA device has been removed: nobody is served by it any more. */
+  readonly isLost: boolean;
   /** Not while a source session is open on it (throws). */
   close(): void;
 }
 
-export type NativeTransport = 'tcp' | 'shm';
+export type NativeTransport = Transport;
+
+export interface RdmaOptions {
+  /** IP address of ours; it picks device, port and GID. */
+  readonly localAddress: string;
+  /** An unanswered packet is sent again after 4.096 µs × 2^this, `retryCount` times. */
+  readonly ackTimeoutExponent: number;
+  readonly retryCount: number;
+}
 
 export interface SourceSessionHandle {
   readonly keys: readonly RegionKeys[];
@@ -117,9 +132,11 @@ export interface TargetSnapshot {
 
 export interface SourceAddress {
   readonly transport: NativeTransport;
-  /** tcp: IP address; shm: path of the source's data socket */
+  /** tcp, rdma: IP address; shm: path of the source's data socket */
   readonly host: string;
   readonly port: number;
+  /** For rdma. */
+  readonly rdma?: RdmaOptions;
   /** 32 hex digits */
   readonly session: string;
   /** 64 hex digits */
@@ -128,7 +145,7 @@ export interface SourceAddress {
 }
 
 export interface TargetSessionHandle {
-  /** Opens both channels off the main thread. From idle or disconnected. */
+  /** Opens both channels off the main thread; over rdma registers the memory, which puts a page behind each byte. From idle or disconnected. */
   connect(source: SourceAddress, timeoutMs: number): Promise<void>;
   /** Serve faults now, if serveDemand has not begun it; prefetch as soon as the source's data map is ready. */
   start(): void;
@@ -211,17 +228,23 @@ export interface NativeBinding {
   }): VmMemoryHandle;
   /** Takes the descriptors of a running QEMU back (pidfd_getfd), after our own restart. Throws PROCESS_GONE if that process has ended. */
   adoptVm(options: { snapshot: VmMemorySnapshot; regions: readonly RegionFile[]; onEdge?: () => void }): VmMemoryHandle;
+  /** Devices of this host. UNSUPPORTED where the RDMA libraries are missing; the message names the package. */
+  rdmaDevices(): Promise<readonly RdmaDevice[]>;
+  /** Resolves when a host listens there, whoever it lets in. */
+  probeRdma(peer: { host: string; port: number; rdma: RdmaOptions }, timeoutMs: number): Promise<void>;
   openDataListener(options: {
     tcp: { address: string; port: number } | null;
     shmPath: string | null;
+    rdma: (RdmaOptions & { port: number }) | null;
   }): DataListenerHandle;
+  /** Over rdma it takes as long as registering the memory does: holes of its files are noted, then filled. */
   openSourceSession(options: {
     listener: DataListenerHandle;
     transport: NativeTransport;
     session: string;
     token: string;
     regions: readonly RegionFile[];
-  }): SourceSessionHandle;
+  }): Promise<SourceSessionHandle>;
   openTargetSession(vm: VmMemoryHandle, options: TargetOptions): TargetSessionHandle;
   openImageCapture(options: ImageCaptureOptions): ImageCaptureHandle;
   /** Lets a VM go whose capture is not taken up again: nothing of it is registered or protected after this. */
@@ -272,22 +295,37 @@ function bind(addon: Addon): NativeBinding {
       if (options.onEdge !== undefined) checkEdge(options.onEdge);
       return attempt(`take back VM process ${options.snapshot.pid}`, () => new VmMemory(addon.adoptVm(options)));
     },
+    rdmaDevices: () => attemptAsync('RDMA devices', () => addon.rdmaDevices()),
+    async probeRdma(peer, timeoutMs) {
+      checkRdmaPeer(peer, timeoutMs);
+      await attemptAsync(`RDMA to ${peer.host}`, () => addon.probeRdma(peer, timeoutMs));
+    },
     openDataListener(options) {
-      const { tcp, shmPath } = options;
+      const { tcp, shmPath, rdma } = options;
       if (tcp !== null) {
         checkAddress(tcp.address);
         checkPort(tcp.port, 0);
       }
       if (shmPath !== null) checkSocketPath(shmPath, 'shmPath');
-      const where = [tcp === null ? [] : [`${tcp.address} port ${tcp.port}`], shmPath ?? []].flat().join(' and ');
+      if (rdma !== null) {
+        checkRdmaOptions(rdma);
+        checkPort(rdma.port, 0);
+      }
+      const where = [
+        ...(tcp === null ? [] : [`${tcp.address} port ${tcp.port}`]),
+        ...(shmPath === null ? [] : [shmPath]),
+        ...(rdma === null ? [] : [`RDMA ${rdma.localAddress} port ${rdma.port}`]),
+      ].join(' and ');
       return attempt(`listen for data on ${where}`, () => new DataListener(addon.openDataListener(options)));
     },
-    openSourceSession(options) {
+    async openSourceSession(options) {
       checkTransport(options.transport);
       checkCredentials(options);
       checkRegions(options.regions);
       const listener = DataListener.nativeOf(options.listener);
-      return attempt('open source session', () => new SourceSession(addon.openSourceSession(listener, options)));
+      return new SourceSession(
+        await attemptAsync('open source session', () => addon.openSourceSession(listener, options)),
+      );
     },
     openTargetSession(vm, options) {
       checkTargetOptions(options);

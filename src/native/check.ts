@@ -5,7 +5,14 @@
 import { isIP } from 'node:net';
 import { type ErrorCode, MigrationError } from '../errors.js';
 import { CONSTANTS, PRELOAD_DESCRIPTOR } from '../protocol/wire.js';
-import type { ImageCaptureOptions, RegionFile, SourceAddress, TargetOptions, VmMemorySnapshot } from './binding.js';
+import type {
+  ImageCaptureOptions,
+  RdmaOptions,
+  RegionFile,
+  SourceAddress,
+  TargetOptions,
+  VmMemorySnapshot,
+} from './binding.js';
 
 const PAGE_SIZES = [1 << 12, 1 << 21, 1 << 30];
 const U64_MAX = (1n << 64n) - 1n;
@@ -15,6 +22,9 @@ const CONNECT_TIMEOUT_MS_MAX = 600_000;
 const PID_MAX = 1 << 22;
 const UNIX_PATH_BYTES_MAX = 107;
 const KEY_HEX_DIGITS = 48;
+/** InfiniBand's own: five bits and three. 0 would mean to wait for ever. */
+const ACK_TIMEOUT_EXPONENT_MAX = 31;
+const RETRY_COUNT_MAX = 7;
 
 function require(good: boolean, what: string, code: ErrorCode = 'USAGE'): asserts good {
   if (!good) throw new MigrationError(code, `native argument: ${what}`);
@@ -68,7 +78,31 @@ export function checkPort(port: unknown, min: number): void {
 }
 
 export function checkTransport(transport: unknown): void {
-  require(transport === 'tcp' || transport === 'shm', 'transport must be tcp or shm');
+  require(transport === 'tcp' || transport === 'shm' || transport === 'rdma', 'transport must be tcp, shm or rdma');
+}
+
+export function checkRdmaOptions(options: RdmaOptions): void {
+  require(typeof options === 'object' && options !== null, 'rdma options must be there');
+  checkAddress(options.localAddress);
+  const { ackTimeoutExponent, retryCount } = options;
+  require(isIntegerIn(ackTimeoutExponent, 1, ACK_TIMEOUT_EXPONENT_MAX), 'ackTimeoutExponent must be 1 to 31');
+  require(isIntegerIn(retryCount, 0, RETRY_COUNT_MAX), 'retryCount must be 0 to 7');
+}
+
+/** Comes from a peer. */
+function checkPeerPlace(host: unknown, port: unknown): void {
+  require(typeof host === 'string' && isIP(host) !== 0, 'host must be an IP address', 'PEER_PROTOCOL');
+  require(isIntegerIn(port, 1, 65535), 'port must be an integer from 1 to 65535', 'PEER_PROTOCOL');
+}
+
+function checkTimeout(timeoutMs: number): void {
+  require(isIntegerIn(timeoutMs, 1, CONNECT_TIMEOUT_MS_MAX), `timeoutMs must be 1 to ${CONNECT_TIMEOUT_MS_MAX}`);
+}
+
+export function checkRdmaPeer(peer: { host: string; port: number; rdma: RdmaOptions }, timeoutMs: number): void {
+  checkPeerPlace(peer.host, peer.port);
+  checkRdmaOptions(peer.rdma);
+  checkTimeout(timeoutMs);
 }
 
 export function checkCredentials({ session, token }: { session: string; token: string }): void {
@@ -79,14 +113,11 @@ export function checkCredentials({ session, token }: { session: string; token: s
 /** Comes from a peer but for the transport's name. */
 export function checkSource(source: SourceAddress, timeoutMs: number): void {
   checkTransport(source.transport);
-  if (source.transport === 'tcp') {
-    require(typeof source.host === 'string' && isIP(source.host) !== 0, 'host must be an IP address', 'PEER_PROTOCOL');
-    require(isIntegerIn(source.port, 1, 65535), 'port must be an integer from 1 to 65535', 'PEER_PROTOCOL');
-  } else {
-    checkSocketPath(source.host, 'host');
-  }
+  if (source.transport === 'shm') checkSocketPath(source.host, 'host');
+  else checkPeerPlace(source.host, source.port);
+  if (source.transport === 'rdma') checkRdmaOptions(source.rdma as RdmaOptions);
   checkCredentials(source);
-  require(isIntegerIn(timeoutMs, 1, CONNECT_TIMEOUT_MS_MAX), `timeoutMs must be 1 to ${CONNECT_TIMEOUT_MS_MAX}`);
+  checkTimeout(timeoutMs);
   require(Array.isArray(source.keys), 'keys must be an array', 'PEER_PROTOCOL');
   for (const keys of source.keys) {
     const good = isHex(keys?.ram, KEY_HEX_DIGITS) && isHex(keys.dataMap, KEY_HEX_DIGITS);

@@ -1,4 +1,5 @@
 /** The handles of binding.ts over the addon's own: each call's failure becomes a MigrationError that says what was attempted. */
+import type { RdmaDevice } from '../domain.js';
 import { MigrationError } from '../errors.js';
 import {
   IMAGE_COUNTERS,
@@ -36,7 +37,8 @@ interface AddonVmMemory {
   close(): void;
 }
 interface AddonDataListener {
-  addresses(): { tcpAddress?: string; tcpPort?: number; shmPath?: string };
+  addresses(): { tcpAddress?: string; tcpPort?: number; shmPath?: string; rdmaAddress?: string; rdmaPort?: number };
+  isLost(): boolean;
   close(): void;
 }
 interface AddonSourceSession {
@@ -72,11 +74,13 @@ export interface Addon {
   allocatedBytes(path: string): bigint;
   listenForVm(options: Parameters<NativeBinding['listenForVm']>[0]): AddonVmMemory;
   adoptVm(options: Parameters<NativeBinding['adoptVm']>[0]): AddonVmMemory;
+  rdmaDevices(): Promise<RdmaDevice[]>;
+  probeRdma(...args: Parameters<NativeBinding['probeRdma']>): Promise<void>;
   openDataListener(options: Parameters<NativeBinding['openDataListener']>[0]): AddonDataListener;
   openSourceSession(
     listener: AddonDataListener,
     options: Omit<Parameters<NativeBinding['openSourceSession']>[0], 'listener'>,
-  ): AddonSourceSession;
+  ): Promise<AddonSourceSession>;
   openTargetSession(vm: AddonVmMemory, options: TargetOptions): AddonTargetSession;
   openImageCapture(parent: AddonVmMemory | null, options: ImageCaptureOptions): AddonImageCapture;
   releaseVm(vm: AddonVmMemory): Promise<void>;
@@ -130,13 +134,21 @@ export class DataListener implements DataListenerHandle {
   readonly tcpAddress: string | null;
   readonly tcpPort: number | null;
   readonly shmPath: string | null;
+  readonly rdmaAddress: string | null;
+  readonly rdmaPort: number | null;
 
   constructor(native: AddonDataListener) {
     this.native = native;
-    const { tcpAddress, tcpPort, shmPath } = native.addresses();
+    const { tcpAddress, tcpPort, shmPath, rdmaAddress, rdmaPort } = native.addresses();
     this.tcpAddress = tcpAddress ?? null;
     this.tcpPort = tcpPort ?? null;
     this.shmPath = shmPath ?? null;
+    this.rdmaAddress = rdmaAddress ?? null;
+    this.rdmaPort = rdmaPort ?? null;
+  }
+
+  get isLost(): boolean {
+    return this.native.isLost();
   }
 
   static nativeOf(handle: DataListenerHandle): AddonDataListener {

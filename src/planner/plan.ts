@@ -4,8 +4,8 @@
 import type {
   HostInventory,
   MigrationMode,
+  MigrationOrder,
   MigrationPlan,
-  MigrationRequest,
   PlanStep,
   Refusal,
   StepName,
@@ -13,6 +13,7 @@ import type {
 } from '../domain.js';
 import { describeBytes, estimate } from './estimate.js';
 import { type PreflightFacts, preflight } from './preflight.js';
+import { type Choice, chooseTransport } from './transport.js';
 
 /** The steps of each mode, in order. */
 export const STEPS_OF_MODE: Readonly<Record<MigrationMode, readonly StepName[]>> = {
@@ -104,6 +105,10 @@ const TIMEOUT_MS: { readonly [Name in StepName]: number } = {
   nativeSwitchover: 3_500,
 };
 
+/** In these an RDMA device gets to know the VM's memory. A slow machine allocates, clears and locks it at this rate; the VM runs meanwhile. */
+const REGISTERING_STEPS: readonly StepName[] = ['exposeSource', 'connectTarget'];
+const REGISTERED_BYTES_PER_S = 2 ** 28;
+
 /** QEMU's pre-copy may never converge; this many times the time that one pass over the memory takes is given to it. */
 const NATIVE_PASSES_MAX = 20;
 const NATIVE_MS_MIN = 600_000;
@@ -113,16 +118,19 @@ export type Planning =
   | { readonly plan: null; readonly refusals: readonly Refusal[] };
 
 /** A plan, or every reason why there is none; never both, never neither. */
-export function planMigration(request: MigrationRequest, facts: PreflightFacts): Planning {
-  const refusals = preflight(request, facts);
+export function planMigration(order: MigrationOrder, facts: PreflightFacts): Planning {
+  const choice = chooseTransport(order, facts);
+  const refusals = preflight({ ...order, transport: choice.transport }, facts);
   if (refusals.length > 0 || facts.target.kind !== 'reachable') return { plan: null, refusals };
-  return { plan: plan(request, facts.sourceHost, facts.vm), refusals: [] };
+  return { plan: plan(order, choice, facts.sourceHost, facts.vm), refusals: [] };
 }
 
-function plan(request: MigrationRequest, sourceHost: HostInventory, vm: VmInventory): MigrationPlan {
+function plan(order: MigrationOrder, choice: Choice, sourceHost: HostInventory, vm: VmInventory): MigrationPlan {
+  const request = { ...order, transport: choice.transport };
   const memoryBytes = vm.spec.memory.sizeBytes;
   const { moveMs, notes } = estimate(request, memoryBytes);
   const nativeMs = Math.max(NATIVE_MS_MIN, NATIVE_PASSES_MAX * moveMs);
+  const registerMs = choice.transport === 'rdma' ? (memoryBytes * 1000) / REGISTERED_BYTES_PER_S : 0;
   const source = sourceHost.host;
   const { vm: name, target, transport, mode } = request;
   const names = { vm: name, source, target, transport, mode, memory: describeBytes(memoryBytes) };
@@ -133,10 +141,11 @@ function plan(request: MigrationRequest, sourceHost: HostInventory, vm: VmInvent
       host: at === 'target' ? target : source,
       text: text(names),
       isInBlackout: isInBlackout === true,
-      timeoutMs: step === 'nativeStart' ? nativeMs : TIMEOUT_MS[step],
+      timeoutMs:
+        step === 'nativeStart' ? nativeMs : TIMEOUT_MS[step] + (REGISTERING_STEPS.includes(step) ? registerMs : 0),
     };
   });
-  return { request, source, memoryBytes, steps, notes };
+  return { request, transportReason: choice.reason, source, memoryBytes, steps, notes };
 }
 
 interface StepDescription {

@@ -6,6 +6,7 @@ import type { HostInventory, MigrationRequest, Refusal, RefusalCode, TargetCheck
 import type { MigrationError } from '../errors.js';
 import { describeBytes } from './estimate.js';
 import { isOlder, parseQemuVersion } from './qemu-version.js';
+import { checkRdma } from './rdma.js';
 
 export type TargetFacts =
   | { readonly kind: 'reachable'; readonly inventory: HostInventory; readonly checks: TargetChecks }
@@ -29,11 +30,6 @@ const SMALL_PAGE_BYTES = 4096;
 
 export function preflight(request: MigrationRequest, { sourceHost, target, vm }: PreflightFacts): Refusal[] {
   const refusals = [...checkVm(request, sourceHost, vm), ...checkRam(request, vm)];
-  if (request.transport === 'rdma') {
-    refusals.push(
-      refuse('TRANSPORT_UNAVAILABLE', 'this build has no verbs provider, so it cannot use RDMA', 'use --tcp'),
-    );
-  }
   switch (target.kind) {
     case 'isSource':
       refusals.push(
@@ -57,6 +53,10 @@ export function preflight(request: MigrationRequest, { sourceHost, target, vm }:
         ...checkMemory(request, target.inventory, vm),
         ...checkFiles(request, target.inventory, target.checks, vm),
       );
+      if (request.transport === 'rdma') {
+        const facts = { source: sourceHost, target: target.inventory, checks: target.checks, vm };
+        refusals.push(...checkRdma(request.mode, facts));
+      }
       break;
   }
   return refusals;

@@ -54,7 +54,7 @@ class Child {
 /** The source here, the target's daemon in a child, the VM beside it, so that it outlives the child. */
 async function daemon(mode: string) {
   const sourceRegions = await scene.filledRegions('source', [lengthMiB]);
-  const source = openSource(binding, scene, 'tcp', sourceRegions);
+  const source = await openSource(binding, scene, 'tcp', sourceRegions);
   scene.later(() => {
     source.session.close();
     source.listener.close();
@@ -75,7 +75,7 @@ async function daemon(mode: string) {
 
 async function localSession() {
   const sourceRegions = await scene.filledRegions('source', [lengthMiB]);
-  const source = openSource(binding, scene, 'tcp', sourceRegions);
+  const source = await openSource(binding, scene, 'tcp', sourceRegions);
   const { regions, memory, vm } = await scene.incomingVm(binding, [lengthMiB]);
   const target = binding.openTargetSession(memory, {
     regions: scene.withPresence(regions),

@@ -21,7 +21,7 @@ describe.each(['tcp', 'shm'] as const)('over %s', (transport) => {
     expect(memory.snapshot()).toMatchObject({ state: 'complete', pid: vm.pid });
     await until('an edge of the VM', () => vmEdges.count > 0);
 
-    const { listener, session, address } = openSource(binding, scene, transport, source);
+    const { listener, session, address } = await openSource(binding, scene, transport, source);
     let edges = 0;
     const target = binding.openTargetSession(memory, {
       regions: scene.withPresence(regions),
@@ -65,7 +65,7 @@ describe.each(['tcp', 'shm'] as const)('over %s', (transport) => {
   test('a lost source makes the faults wait; a new one finishes the work', async () => {
     const source = await scene.filledRegions('source', [32]);
     const { regions, memory, vm } = await scene.incomingVm(binding, [32]);
-    const first = openSource(binding, scene, transport, source);
+    const first = await openSource(binding, scene, transport, source);
     const target = open(memory, regions, 4 << 20);
     await target.connect(first.address, 5000);
     first.session.freeze();
@@ -77,7 +77,7 @@ describe.each(['tcp', 'shm'] as const)('over %s', (transport) => {
     const verified = vm.badPages(regions);
     await expectToWait(verified);
 
-    const second = openSource(binding, scene, transport, source);
+    const second = await openSource(binding, scene, transport, source);
     second.session.freeze();
     await target.connect(second.address, 5000);
     expect(await verified).toEqual([0]);
@@ -91,7 +91,7 @@ describe.each(['tcp', 'shm'] as const)('over %s', (transport) => {
   test('the VM that dies in the middle ends the session, not the process', async () => {
     const source = await scene.filledRegions('source', [32]);
     const { regions, memory, vm } = await scene.incomingVm(binding, [32]);
-    const { listener, session, address } = openSource(binding, scene, transport, source);
+    const { listener, session, address } = await openSource(binding, scene, transport, source);
     const target = open(memory, regions, 2 << 20);
     await target.connect(address, 5000);
     session.freeze();
@@ -111,7 +111,7 @@ describe.each(['tcp', 'shm'] as const)('over %s', (transport) => {
   test('what a peer may not do is refused by its name', async () => {
     const source = await scene.filledRegions('source', [4]);
     const { regions, memory } = await scene.incomingVm(binding, [4]);
-    const { listener, session, address } = openSource(binding, scene, transport, source);
+    const { listener, session, address } = await openSource(binding, scene, transport, source);
     const target = open(memory, regions, 0);
     const codeOf = async (changed: Partial<typeof address>) =>
       target.connect({ ...address, ...changed }, 3000).then(

@@ -207,7 +207,7 @@ describe('pre-flight', () => {
     await stop('A', guest.name);
   });
 
-  it('refuses --rdma clearly while there is no verbs provider', async () => {
+  it('refuses --rdma clearly where there is no RDMA device', async () => {
     const guest = await Guest.start(cluster, 'A', { name: 'verbs', touchMiB: 16, workload: 'idle' });
     const result = await cluster.vmigrate('A', guest.name, 'B', '--rdma', '--json');
     expect(result.code).toBe(3);

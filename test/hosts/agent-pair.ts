@@ -12,6 +12,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import { LocalAgent } from '../../src/agent/agent.js';
 import type { Peers } from '../../src/agent/peers.js';
+import { RdmaHost } from '../../src/agent/rdma.js';
 import { parseSpec } from '../../src/agent/spec.js';
 import { VmManager } from '../../src/agent/vms.js';
 import type { MigrationMode, Transport, VmSpec } from '../../src/domain.js';
@@ -61,6 +62,7 @@ export class AgentHost {
     this.#listener = native.openDataListener({
       tcp: { address: '127.0.0.1', port: 0 },
       shmPath: join(stateDir, 'shm.sock'),
+      rdma: null,
     });
     const note = (level: string) => (fields: object, message: string) => {
       this.log.push({ level, message, fields: fields as Record<string, unknown> });
@@ -77,6 +79,12 @@ export class AgentHost {
       listener: this.#listener,
       registry,
       peers: this.peers,
+      rdma: new RdmaHost({
+        native,
+        config: { address: null, port: 0, ackTimeoutExponent: 18, retryCount: 7 },
+        dataAddress: '127.0.0.1',
+        log,
+      }),
       dataAddress: '127.0.0.1',
       stateDir,
       clock: {

@@ -9,6 +9,7 @@ import type {
   SourceEndpointInfo,
 } from '../../src/engine/ports.js';
 import { type ErrorCode, MigrationError } from '../../src/errors.js';
+import { NO_RDMA } from '../unit/planner-facts.js';
 import { moveNatively, PAGE_MS } from './native.js';
 import { type Life, NEVER } from './time.js';
 import { type HostState, PAGES, type Qemu, type VmRecord, type World } from './world.js';
@@ -66,6 +67,7 @@ export class SimAgent implements AgentPort {
       ramFileFreeBytes: 2 ** 34,
       hugePagesFree: {},
       dataAddress: '10.0.0.1',
+      rdma: NO_RDMA,
       vmNames: [...this.#state.vms.keys()],
       bridges: [],
       certificateExpiresAt: null,
@@ -86,11 +88,13 @@ export class SimAgent implements AgentPort {
       isRamShared: true,
       isRamNamedFile: true,
       migrationBlockers: [],
+      ramAllocatedBytes: record.spec.memory.sizeBytes,
+      discardingDevices: [],
     };
   }
 
   async checkTarget(_spec: VmSpec): Promise<TargetChecks> {
-    return { disks: [], files: [] };
+    return { disks: [], files: [], rdma: null };
   }
 
   // ---- target -----------------------------------------------------------------------------------------------------------------------------

@@ -8,10 +8,12 @@ import { LocalAgent, type LocalAgentOptions } from '../../src/agent/agent.js';
 import { parseSpec } from '../../src/agent/spec.js';
 import type { VmManager } from '../../src/agent/vms.js';
 import type { VmState } from '../../src/domain.js';
+import { MigrationError } from '../../src/errors.js';
 import type { NativeBinding, TargetSessionState } from '../../src/native/binding.js';
 import type { QmpEvent } from '../../src/qemu/qmp.js';
 import { FileRegistry } from '../../src/registry/file.js';
 import { MemoryStore } from '../unit/memory-store.js';
+import { NO_RDMA } from '../unit/planner-facts.js';
 
 /** Answers what the agent asks of QEMU; a migration stops at pre-switchover, as ours do. */
 export class FakeQemu {
@@ -96,12 +98,19 @@ export class FakeHost {
     this.vm = { spec, state: 'running', ...fixed, directory, regions, memory: {}, qmp: this.qemu };
     const silent = () => undefined;
     const fakes = { vms: this.#vms(), native: this.#native(), listener: { tcpPort: 1, shmPath: null } };
+    const noRdma = async () => Promise.reject(new MigrationError('UNSUPPORTED', 'no RDMA here'));
     this.agent = new LocalAgent({
       ...(fakes as unknown as Pick<LocalAgentOptions, 'vms' | 'native' | 'listener'>),
       host: 'A',
       registry,
       peers: { agent: () => this.agent, sendState: () => new Promise(() => undefined), warm: async () => undefined },
       dataAddress: '127.0.0.1',
+      rdma: {
+        inventory: async () => NO_RDMA,
+        probe: async () => ({ isReached: false }),
+        listener: noRdma,
+        connection: noRdma,
+      },
       stateDir: directory,
       clock: { nowMs: () => performance.now(), isoNow: () => new Date().toISOString(), sleep: async () => undefined },
       log: { debug: silent, info: silent, warn: silent, error: silent },
@@ -149,7 +158,8 @@ export class FakeHost {
 
   #native(): Partial<NativeBinding> {
     return {
-      openSourceSession: () => ({
+      allocatedBytes: () => 0n,
+      openSourceSession: async () => ({
         keys: [],
         freeze: () => undefined,
         snapshot: () => ({ counters: {} as never, failure: null }),

@@ -1,7 +1,7 @@
 /** Parts of a daemon behind the API's ports, in memory, so that the API's own promises can be tested without QEMU. */
 import { PassThrough, type Readable } from 'node:stream';
 import type { ApiAgent, ApiServices } from '../../src/api/ports.js';
-import type { JobView, MigrationReport, MigrationRequest, Refusal, VmView } from '../../src/domain.js';
+import type { JobView, MigrationOrder, MigrationReport, Refusal, VmView } from '../../src/domain.js';
 import { MigrationError } from '../../src/errors.js';
 
 export const REPORT: MigrationReport = {
@@ -9,6 +9,7 @@ export const REPORT: MigrationReport = {
   vm: 'web',
   mode: 'postcopy',
   transport: 'tcp',
+  transportReason: 'asked for',
   source: 'A',
   target: 'B',
   memoryBytes: 512 * 2 ** 20,
@@ -58,7 +59,7 @@ export function jobView(id: string, change: Partial<JobView> = {}): JobView {
 /** Jobs that a test moves by hand. */
 export class FakeJobs {
   readonly views = new Map<string, JobView>();
-  readonly requests: MigrationRequest[] = [];
+  readonly requests: MigrationOrder[] = [];
   readonly listeners = new Set<{ id: string; listener: (view: JobView) => void }>();
   refusals: Refusal[] = [];
   private count = 0;
@@ -69,12 +70,12 @@ export class FakeJobs {
     for (const { id: wanted, listener } of this.listeners) if (wanted === '*' || wanted === id) listener(view);
   }
 
-  dryRun(request: MigrationRequest) {
+  dryRun(request: MigrationOrder) {
     this.requests.push(request);
     return Promise.resolve({ plan: null, refusals: this.refusals });
   }
 
-  submit(request: MigrationRequest): Promise<JobView> {
+  submit(request: MigrationOrder): Promise<JobView> {
     this.requests.push(request);
     if (this.refusals.length > 0)
       return Promise.reject(new MigrationError('PREFLIGHT_REFUSED', 'refused', { details: this.refusals }));

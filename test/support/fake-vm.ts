@@ -152,19 +152,19 @@ export class Scene {
 }
 
 /** A source session on its own listener, and the address that a target is given. */
-export function openSource(
+export async function openSource(
   binding: NativeBinding,
   scene: Scene,
-  transport: NativeTransport,
+  transport: Exclude<NativeTransport, 'rdma'>,
   regions: readonly RegionFile[],
-): { listener: DataListenerHandle; session: SourceSessionHandle; address: SourceAddress } {
-  const listener = binding.openDataListener(
-    transport === 'tcp'
-      ? { tcp: { address: '127.0.0.1', port: 0 }, shmPath: null }
-      : { tcp: null, shmPath: scene.path(`data-${randomBytes(4).toString('hex')}.sock`) },
-  );
+): Promise<{ listener: DataListenerHandle; session: SourceSessionHandle; address: SourceAddress }> {
+  const listener = binding.openDataListener({
+    tcp: transport === 'tcp' ? { address: '127.0.0.1', port: 0 } : null,
+    shmPath: transport === 'shm' ? scene.path(`data-${randomBytes(4).toString('hex')}.sock`) : null,
+    rdma: null,
+  });
   const credentials = { session: randomBytes(16).toString('hex'), token: randomBytes(32).toString('hex') };
-  const session = binding.openSourceSession({ listener, transport, regions, ...credentials });
+  const session = await binding.openSourceSession({ listener, transport, regions, ...credentials });
   const address = {
     transport,
     host: (transport === 'tcp' ? listener.tcpAddress : listener.shmPath) ?? '',

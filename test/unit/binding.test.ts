@@ -1,11 +1,18 @@
 /** Arguments of native calls and names of native failures. None of these needs the addon. */
 import { describe, expect, test } from 'vitest';
-import type { RegionFile, SourceAddress, TargetOptions, VmMemorySnapshot } from '../../src/native/binding.js';
+import type {
+  RdmaOptions,
+  RegionFile,
+  SourceAddress,
+  TargetOptions,
+  VmMemorySnapshot,
+} from '../../src/native/binding.js';
 import {
   checkAddress,
   checkCredentials,
   checkPath,
   checkPort,
+  checkRdmaPeer,
   checkRegion,
   checkRegions,
   checkSnapshot,
@@ -20,6 +27,7 @@ const code = (expected: string) => expect.objectContaining({ code: expected });
 const region: RegionFile = { path: '/dev/shm/ram', lengthBytes: 1n << 20n, pageBytes: 4096 };
 const credentials = { session: 'ab'.repeat(16), token: '0f'.repeat(32) };
 const key = '0123456789abcdef'.repeat(3);
+const rdma: RdmaOptions = { localAddress: '10.0.0.2', ackTimeoutExponent: 18, retryCount: 7 };
 const source: SourceAddress = {
   transport: 'tcp',
   host: '10.0.0.1',
@@ -49,6 +57,8 @@ describe('what is right passes', () => {
     checkSource(source, 1000);
     checkSource({ ...source, host: '::1' }, 1000);
     checkSource({ ...source, transport: 'shm', host: '/run/data.sock', port: 0 }, 1000);
+    checkSource({ ...source, transport: 'rdma', rdma }, 1000);
+    checkRdmaPeer({ host: '10.0.0.1', port: 1, rdma }, 1000);
     checkSnapshot(snapshot);
     checkTargetOptions(target);
     checkAddress('0.0.0.0');
@@ -94,6 +104,13 @@ describe('what is wrong is refused before the addon sees it', () => {
 
   test.each<[Record<string, unknown>, string]>([
     [{ transport: 'verbs' }, 'USAGE'],
+    [{ transport: 'rdma' }, 'USAGE'],
+    [{ transport: 'rdma', rdma: { ...rdma, localAddress: '' } }, 'USAGE'],
+    [{ transport: 'rdma', rdma: { ...rdma, ackTimeoutExponent: 0 } }, 'USAGE'],
+    [{ transport: 'rdma', rdma: { ...rdma, ackTimeoutExponent: 32 } }, 'USAGE'],
+    [{ transport: 'rdma', rdma: { ...rdma, retryCount: 8 } }, 'USAGE'],
+    [{ transport: 'rdma', rdma, host: '/run/data.sock' }, 'PEER_PROTOCOL'],
+    [{ transport: 'rdma', rdma, port: 0 }, 'PEER_PROTOCOL'],
     [{ host: 'example.org' }, 'PEER_PROTOCOL'],
     [{ host: '' }, 'PEER_PROTOCOL'],
     [{ port: 0 }, 'PEER_PROTOCOL'],

@@ -8,6 +8,7 @@ import { afterAll, beforeAll, beforeEach, describe, expect, test, vi } from 'vit
 import { type ApiServer, buildServer } from '../../src/api/server.js';
 import { exitCodeOfJob } from '../../src/cli/exit-codes.js';
 import { type FakeServices, fakeServices, REPORT } from '../support/api-fakes.js';
+import { rdma } from './planner-facts.js';
 
 // Each case is a process of its own, which takes its time to start on a busy machine.
 vi.setConfig({ testTimeout: 60_000 });
@@ -154,7 +155,7 @@ describe('vmigrate', () => {
         stdout: expect.stringMatching(/^job-\d+\n$/),
       });
     expect(services.jobs.requests).toMatchObject([
-      { mode: 'native-precopy', transport: 'tcp' },
+      { mode: 'native-precopy', transport: 'auto' },
       { mode: 'native-postcopy', bandwidthBytesPerS: 100 * 2 ** 20, downtimeMsMax: 50 },
       { mode: 'postcopy', transport: 'shm' },
     ]);
@@ -203,14 +204,15 @@ describe('vmctl', () => {
       ...{ host: 'A', machineId: 'm', protocolVersion: 1, qemuVersion: '7.2.22', machines: ['pc-q35-7.2'] },
       ...{ isKvmUsable: false, isUserfaultfdPermitted: false, hasMinorFaults: true, isPreloadPresent: true },
       ...{ memoryAvailableBytes: 1, ramFileFreeBytes: 2 ** 33, hugePagesFree: {}, dataAddress: '127.0.0.1' },
-      ...{ vmNames: [], bridges: [], certificateExpiresAt: null, clockMs: 0 },
+      ...{ vmNames: [], bridges: [], certificateExpiresAt: null, clockMs: 0, rdma: rdma('10.0.1.1') },
     }));
     expect((await run('vmctl', 'hosts')).stdout).toMatch(/A +this host +7\.2\.22/);
     const doctor = await run('vmctl', 'doctor');
     expect(doctor.code).toBe(1); // userfaultfd is not permitted here
     expect(doctor.stdout).toMatch(/fail +userfaultfd/);
     expect(doctor.stdout).toMatch(/userfaultfd → .*root/);
-    expect(doctor.stdout).toMatch(/RDMA +not in this build/);
+    expect(doctor.stdout).toMatch(/ok +RDMA +at 10\.0\.1\.1 port 7401/);
+    expect(doctor.stdout).toMatch(/RDMA mlx5_0 +port 1 active, Ethernet, MTU 4096, address 10\.0\.1\.1, GIDs ::ffff:/);
     expect(JSON.parse((await run('vmctl', 'jobs', '--json')).stdout)).toBeInstanceOf(Array);
   });
 

@@ -28,6 +28,20 @@ test('addresses of both kinds, with ports', () => {
   expect(parseConfig({ ...GOOD, data: '::1' }).data).toEqual({ address: '::1', port: 7401 });
 });
 
+test('RDMA has an address and timeouts of its own', () => {
+  expect(parseConfig(GOOD).rdma).toEqual({ address: null, ackTimeoutExponent: 18, retryCount: 7 });
+  const rdma = { address: 'rdma://10.1.0.1', retryCount: 3 };
+  expect(parseConfig({ ...GOOD, rdma }).rdma).toEqual({
+    address: { address: '10.1.0.1', port: null },
+    ackTimeoutExponent: 18,
+    retryCount: 3,
+  });
+  expect(parseConfig({ ...GOOD, rdma: { address: 'rdma://[fd00::1]:7' } }).rdma.address).toEqual({
+    address: 'fd00::1',
+    port: 7,
+  });
+});
+
 describe('what is wrong is named', () => {
   const cases: [string, object, RegExp][] = [
     ['an unknown key', { stat: '/x' }, /stat: unknown key/],
@@ -39,6 +53,15 @@ describe('what is wrong is named', () => {
     ['an API without a port', { api: ['https://10.0.0.1'], tls: '/t' }, /api\.0: /],
     ['a port that is none', { data: '10.0.0.1:70000' }, /data: /],
     ['data by name', { data: 'localhost' }, /data: /],
+    [
+      'an RDMA address without its scheme',
+      { rdma: { address: '10.0.0.1' } },
+      /rdma\.address: "10\.0\.0\.1" is not rdma:/,
+    ],
+    ['RDMA by name', { rdma: { address: 'rdma://mlx5_0' } }, /rdma\.address: /],
+    ['an RDMA port that is none', { rdma: { address: 'rdma://10.0.0.1:70000' } }, /rdma\.address: /],
+    ['an RDMA timeout without end', { rdma: { ackTimeoutExponent: 0 } }, /rdma\.ackTimeoutExponent: /],
+    ['more retries than there can be', { rdma: { retryCount: 8 } }, /rdma\.retryCount: /],
     ['a socket path that is too long', { api: [`unix:/${'x'.repeat(120)}`] }, /api\.0: /],
     ['a state directory that is too long for its socket', { state: `/${'x'.repeat(120)}` }, /state: is too long/],
     ['https without certificates', { api: ['https://10.0.0.1:1'] }, /tls: /],

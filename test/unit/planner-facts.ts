@@ -1,4 +1,4 @@
-import type { HostInventory, MigrationRequest, VmInventory, VmSpec } from '../../src/domain.js';
+import type { HostInventory, MigrationRequest, RdmaInventory, VmInventory, VmSpec } from '../../src/domain.js';
 import type { PreflightFacts } from '../../src/planner/preflight.js';
 
 const MIB = 1024 * 1024;
@@ -35,6 +35,28 @@ export const request: MigrationRequest = {
   downtimeMsMax: 300,
 };
 
+export const NO_RDMA: RdmaInventory = {
+  problem: { reason: 'it has no RDMA device', remedy: 'use --tcp' },
+  devices: [],
+  address: null,
+  port: null,
+  lockableBytes: null,
+  cgroupFreeBytes: null,
+};
+
+export function rdma(address: string): RdmaInventory {
+  const port = { number: 1, isActive: true, state: 'active', linkLayer: 'Ethernet', mtuBytes: 4096 };
+  const gids = [`::ffff:${address}`];
+  return {
+    problem: null,
+    devices: [{ name: 'mlx5_0', isOnDemandPaging: false, ports: [{ ...port, gids, addresses: [address] }] }],
+    address,
+    port: 7401,
+    lockableBytes: null,
+    cgroupFreeBytes: null,
+  };
+}
+
 export function host(name: string): HostInventory {
   return {
     host: name,
@@ -50,6 +72,7 @@ export function host(name: string): HostInventory {
     ramFileFreeBytes: 4096 * MIB,
     hugePagesFree: { '2097152': 0 },
     dataAddress: '10.0.0.1',
+    rdma: rdma(name === 'A' ? '10.0.1.1' : '10.0.1.2'),
     vmNames: [],
     bridges: ['br0'],
     certificateExpiresAt: '2030-01-01T00:00:00Z',
@@ -68,6 +91,8 @@ export const vm: VmInventory = {
   isRamShared: true,
   isRamNamedFile: true,
   migrationBlockers: [],
+  ramAllocatedBytes: 128 * MIB,
+  discardingDevices: [],
 };
 
 /** Nothing stands in the way of `request` with these. */
@@ -83,6 +108,7 @@ export function goodFacts(): PreflightFacts & { target: { kind: 'reachable' } } 
           { path: '/boot/vmlinuz', isReadable: true },
           { path: '/boot/initrd', isReadable: true },
         ],
+        rdma: { isReached: true },
       },
     },
     vm,

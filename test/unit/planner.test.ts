@@ -1,11 +1,18 @@
 import * as fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
-import type { HostInventory, MigrationRequest, StepName, VmInventory } from '../../src/domain.js';
+import type {
+  HostInventory,
+  MigrationOrder,
+  MigrationRequest,
+  RdmaInventory,
+  StepName,
+  VmInventory,
+} from '../../src/domain.js';
 import { MigrationError } from '../../src/errors.js';
 import { describeBytes } from '../../src/planner/estimate.js';
 import { firstStepOutOfOrder, PREREQUISITES, planMigration, STEPS_OF_MODE } from '../../src/planner/plan.js';
 import type { PreflightFacts, TargetFacts } from '../../src/planner/preflight.js';
-import { goodFacts, host, request, spec, vm } from './planner-facts.js';
+import { goodFacts, host, NO_RDMA, request, spec, vm } from './planner-facts.js';
 
 /** Mostly what is there in good cases, else anything at all. */
 const near = <T>(good: T, wild: fc.Arbitrary<T>): fc.Arbitrary<T> =>
@@ -28,6 +35,14 @@ const inventory = (name: string): fc.Arbitrary<HostInventory> => {
     ramFileFreeBytes: near(good.ramFileFreeBytes, figure),
     hugePagesFree: fc.dictionary(fc.string(), figure),
     dataAddress: fc.string(),
+    rdma: fc.record({
+      problem: near<RdmaInventory['problem']>(null, fc.constant(NO_RDMA.problem)),
+      devices: near(good.rdma.devices, fc.constant([])),
+      address: near(good.rdma.address, fc.option(fc.string())),
+      port: near(good.rdma.port, fc.option(figure)),
+      lockableBytes: near(good.rdma.lockableBytes, fc.option(figure)),
+      cgroupFreeBytes: near(good.rdma.cgroupFreeBytes, fc.option(figure)),
+    }),
     vmNames: near(good.vmNames, fc.array(fc.string())),
     bridges: near(good.bridges, fc.array(fc.string())),
     certificateExpiresAt: near(good.certificateExpiresAt, fc.option(fc.string())),
@@ -46,13 +61,15 @@ const vmInventory: fc.Arbitrary<VmInventory> = fc.record({
   isRamShared: near(true, fc.boolean()),
   isRamNamedFile: near(true, fc.boolean()),
   migrationBlockers: near<string[]>([], fc.array(fc.string())),
+  ramAllocatedBytes: near(2 ** 27, figure),
+  discardingDevices: near<string[]>([], fc.array(fc.string())),
 });
 
-const migrationRequest: fc.Arbitrary<MigrationRequest> = fc.record({
+const migrationOrder: fc.Arbitrary<MigrationOrder> = fc.record({
   vm: fc.constant('vm1'),
   target: fc.constant('B'),
   mode: fc.constantFrom('postcopy', 'native-precopy', 'native-postcopy'),
-  transport: fc.constantFrom('tcp', 'tcp', 'shm', 'rdma'),
+  transport: fc.constantFrom('tcp', 'auto', 'shm', 'rdma'),
   bandwidthBytesPerS: figure,
   downtimeMsMax: figure,
 });
@@ -79,7 +96,7 @@ describe('a plan', () => {
   test('exists exactly when nothing is refused, and planning never throws', () => {
     let planCount = 0;
     fc.assert(
-      fc.property(migrationRequest, facts, (wanted, found) => {
+      fc.property(migrationOrder, facts, (wanted, found) => {
         const { plan, refusals } = planMigration(wanted, found);
         expect(plan === null).toBe(refusals.length > 0);
         for (const { reason, remedy } of refusals) expect(reason !== '' && remedy !== '').toBe(true);
@@ -145,6 +162,49 @@ describe('a plan', () => {
     const start = plan?.steps.find(({ name }) => name === 'nativeStart');
     expect(start?.timeoutMs).toBe(512 * 1000 * 20);
     expect(plan?.notes.join()).toMatch(/the limit of 1 MiB\/s .*about 512 s/);
+  });
+
+  test('auto is rdma where both hosts have it and get to each other, else tcp, and says why', () => {
+    const good = goodFacts();
+    const order: MigrationOrder = { ...request, transport: 'auto' };
+    const chosen = (facts: PreflightFacts, change: Partial<MigrationOrder> = {}) => {
+      const { plan } = planMigration({ ...order, ...change }, facts);
+      return plan === null ? null : `${plan.request.transport}: ${plan.transportReason}`;
+    };
+    const onTarget = (change: Partial<typeof good.target>): PreflightFacts => ({
+      ...good,
+      target: { ...good.target, ...change },
+    });
+    expect(chosen(good)).toBe('rdma: A (mlx5_0, 10.0.1.1) and B (mlx5_0, 10.0.1.2) reach each other by RDMA');
+    expect(chosen(onTarget({ inventory: { ...host('B'), rdma: NO_RDMA } }))).toBe(
+      'tcp: no RDMA on B: it has no RDMA device',
+    );
+    expect(chosen(onTarget({ checks: { ...good.target.checks, rdma: { isReached: false } } }))).toMatch(
+      /^tcp: B does not reach A/,
+    );
+    expect(chosen({ ...good, vm: { ...vm, discardingDevices: ['virtio-mem-pci'] } })).toMatch(/^tcp: .*virtio-mem/);
+    expect(chosen(good, { mode: 'native-precopy' })).toMatch(/^tcp: QEMU's own/);
+    expect(chosen(good, { transport: 'tcp' })).toBe('tcp: asked for');
+  });
+
+  test('registering a large memory has the time that it takes', () => {
+    const memory = { ...spec.memory, sizeBytes: 2 ** 32 };
+    const facts = { ...goodFacts(), vm: { ...vm, spec: { ...spec, memory }, ramAllocatedBytes: 2 ** 32 } };
+    const timeouts = (transport: 'tcp' | 'rdma') =>
+      planMigration(
+        { ...request, transport },
+        {
+          ...facts,
+          target: {
+            ...facts.target,
+            inventory: { ...host('B'), memoryAvailableBytes: 2 ** 34, ramFileFreeBytes: 2 ** 34 },
+          },
+        },
+      )
+        .plan?.steps.filter(({ name }) => name === 'exposeSource' || name === 'connectTarget')
+        .map(({ timeoutMs }) => timeoutMs);
+    expect(timeouts('tcp')).toEqual([10_000, 10_000]);
+    expect(timeouts('rdma')).toEqual([26_000, 26_000]);
   });
 });
 

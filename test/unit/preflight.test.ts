@@ -2,6 +2,7 @@ import { describe, expect, test } from 'vitest';
 import type {
   HostInventory,
   MigrationRequest,
+  RdmaInventory,
   RefusalCode,
   TargetChecks,
   VmInventory,
@@ -9,7 +10,7 @@ import type {
 } from '../../src/domain.js';
 import { MigrationError } from '../../src/errors.js';
 import { preflight, type TargetFacts } from '../../src/planner/preflight.js';
-import { goodFacts, request, spec, vm } from './planner-facts.js';
+import { goodFacts, NO_RDMA, rdma, request, spec, vm } from './planner-facts.js';
 
 interface Change {
   request?: Partial<MigrationRequest>;
@@ -82,7 +83,54 @@ const CASES: readonly [what: string, change: Change, code: RefusalCode, names: R
   ['an old certificate', { target: { certificateExpiresAt: '2020-01-01T00:00:00Z' } }, 'CERTIFICATE_EXPIRED', /of B/],
   ['an unreadable date', { source: { certificateExpiresAt: 'soon' } }, 'CERTIFICATE_EXPIRED', /of A .*soon/],
   ['a wrong clock', { target: { clockMs: 1_700_000_600_000 } }, 'CLOCK_SKEW', /differ by 600 s; 300 s/],
-  ['rdma', { request: { transport: 'rdma' } }, 'TRANSPORT_UNAVAILABLE', /no verbs provider/],
+  [
+    'rdma without a device',
+    { request: { transport: 'rdma' }, target: { rdma: NO_RDMA } },
+    'TRANSPORT_UNAVAILABLE',
+    /no RDMA on B: it has no RDMA device/,
+  ],
+  [
+    'rdma that does not get there',
+    { request: { transport: 'rdma' }, checks: { rdma: { isReached: false, reason: 'EHOSTUNREACH' } } },
+    'TRANSPORT_UNAVAILABLE',
+    /B does not reach A by RDMA at 10\.0\.1\.1: EHOSTUNREACH/,
+  ],
+  [
+    'rdma that nobody has tried',
+    { request: { transport: 'rdma' }, checks: { rdma: null } },
+    'TRANSPORT_UNAVAILABLE',
+    /B does not reach A/,
+  ],
+  [
+    'rdma under a balloon',
+    { request: { transport: 'rdma' }, vm: { discardingDevices: ['virtio-balloon-pci'] } },
+    'TRANSPORT_UNAVAILABLE',
+    /vm1 can give memory back while it runs \(virtio-balloon-pci\)/,
+  ],
+  [
+    'native migration over rdma',
+    { request: { mode: 'native-postcopy', transport: 'rdma' } },
+    'TRANSPORT_UNAVAILABLE',
+    /not driven over RDMA/,
+  ],
+  [
+    'little that may be locked',
+    { request: { transport: 'rdma' }, target: { rdma: { ...rdma('10.0.1.2'), lockableBytes: 8 * MIB } } },
+    'RDMA_LIMIT',
+    /needs 512 MiB; on B 8 MiB may be locked by vmigrated \(memlock\): 504 MiB are missing/,
+  ],
+  [
+    'a narrow cgroup at the source',
+    { request: { transport: 'rdma' }, source: { rdma: { ...rdma('10.0.1.1'), cgroupFreeBytes: 100 * MIB } } },
+    'RDMA_LIMIT',
+    /needs 384 MiB; on A 100 MiB fits into the memory cgroup of vmigrated: 284 MiB are missing/,
+  ],
+  [
+    'no room at the source for what the VM has never touched',
+    { request: { transport: 'rdma' }, source: { memoryAvailableBytes: 300 * MIB } },
+    'SOURCE_MEMORY',
+    /384 MiB more than there are; A has 300 MiB/,
+  ],
   ['shm between machines', { request: { transport: 'shm' } }, 'TRANSPORT_UNAVAILABLE', /A and B are on two/],
   ['another protocol', { target: { protocolVersion: 2 } }, 'PROTOCOL_VERSION', /version 2, A version 1/],
 ];
@@ -123,6 +171,8 @@ describe('pre-flight', () => {
       CERTIFICATE_EXPIRED: true,
       CLOCK_SKEW: true,
       TRANSPORT_UNAVAILABLE: true,
+      RDMA_LIMIT: true,
+      SOURCE_MEMORY: true,
       PROTOCOL_VERSION: true,
     };
     expect(new Set(CASES.map(([, , code]) => code))).toEqual(new Set(Object.keys(codes)));
@@ -166,6 +216,21 @@ describe('pre-flight', () => {
       target: { machineId: 'machine-of-A', qemuVersion: '10.0.2' },
       spec: { disks },
       checks: { disks: [{ path: '/disks/d0.qcow2', isReadable: true, isWritable: false }] },
+    };
+    expect(refusals(change)).toEqual([]);
+  });
+
+  test('rdma between two hosts that have it is fine, and with on-demand paging nothing is locked', () => {
+    expect(refusals({ request: { transport: 'rdma' } })).toEqual([]);
+    const paging = (address: string): RdmaInventory => {
+      const found = rdma(address);
+      const devices = found.devices.map((device) => ({ ...device, isOnDemandPaging: true }));
+      return { ...found, devices, lockableBytes: 0, cgroupFreeBytes: 0 };
+    };
+    const change: Change = {
+      request: { transport: 'rdma' },
+      source: { rdma: paging('10.0.1.1'), memoryAvailableBytes: 0 },
+      target: { rdma: paging('10.0.1.2') },
     };
     expect(refusals(change)).toEqual([]);
   });

@@ -76,6 +76,7 @@ test('a report names blackout, degraded time, faults, bytes and CPU', () => {
 test('a plan marks the steps in which the VM does not run', () => {
   const plan: MigrationPlan = {
     request: { vm: 'web', target: 'B', mode: 'postcopy', transport: 'tcp', bandwidthBytesPerS: 0, downtimeMsMax: 300 },
+    transportReason: 'B has no RDMA device',
     source: 'A',
     memoryBytes: 2 ** 28,
     steps: [
