@@ -146,3 +146,28 @@ export interface ForkReport {
   };
   readonly phases: readonly PhaseTime[];
 }
+
+// ---- waiting processes -------------------------------------------------------------------------------------------------------------------
+
+/** Asks for a set of waiting processes, made before the fork that will use it: what `ForkRequest` says of the clones' command lines. */
+export type WarmRequest = Pick<
+  ForkRequest,
+  'cloneCount' | 'namePrefix' | 'parentMode' | 'memory' | 'network' | 'disks'
+> & {
+  readonly vm: string;
+};
+
+/** One set, for one shape: a fork takes all of it or none. */
+export interface WarmSetView {
+  /** Of the empty image that it waits for. */
+  readonly image: string;
+  readonly vm: string;
+  readonly cloneCount: number;
+  readonly namePrefix: string | null;
+  readonly memory: CloneMemory;
+  readonly network: CloneNetwork;
+  readonly disks: CloneDisks;
+  readonly state: 'starting' | 'ready';
+  /** Processes that wait by now. */
+  readonly readyCount: number;
+}

@@ -218,7 +218,7 @@ export interface MigrationRequest {
 /** What a user asks for. The planner makes a request of it: `auto` is rdma where both hosts have it, else tcp. */
 export type MigrationOrder = Omit<MigrationRequest, 'transport'> & { readonly transport: TransportChoice };
 
-export type RefusalCode =
+export type MigrationRefusalCode =
   | 'TARGET_IS_SOURCE'
   | 'TARGET_UNREACHABLE'
   | 'TARGET_MEMORY'
@@ -244,6 +244,19 @@ export type RefusalCode =
   | 'RDMA_LIMIT'
   | 'SOURCE_MEMORY'
   | 'PROTOCOL_VERSION';
+
+/** Those that only a fork can meet; it may also be refused for some of the others. */
+export type ForkRefusalCode =
+  | 'CLONE_COUNT'
+  | 'CLONE_MEMORY'
+  | 'IMAGE_MEMORY'
+  | 'IMAGE_INCOMPLETE'
+  | 'VM_FILLING'
+  | 'WRITES_ESCAPE'
+  | 'WRITE_PROTECT_MISSING'
+  | 'DISK_NOT_SNAPSHOTTABLE';
+
+export type RefusalCode = MigrationRefusalCode | ForkRefusalCode;
 
 export interface Refusal {
   readonly code: RefusalCode;
@@ -305,22 +318,6 @@ export interface MigrationProgress {
   readonly bytesPerS: number;
   readonly secondsLeft: number | null;
   readonly faultCount: number;
-}
-
-export interface JobView {
-  readonly id: string;
-  readonly kind: 'migrate';
-  readonly vm: string;
-  readonly source: string;
-  readonly target: string;
-  readonly state: JobState;
-  readonly step: StepName | null;
-  readonly isCommitted: boolean;
-  readonly progress: MigrationProgress | null;
-  readonly report: MigrationReport | null;
-  readonly error: unknown;
-  readonly createdAt: string;
-  readonly updatedAt: string;
 }
 
 export interface MigrationReport {

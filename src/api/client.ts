@@ -4,7 +4,7 @@
  */
 import { type ClientRequest, request as httpRequest, type IncomingMessage, type RequestOptions } from 'node:http';
 import type { Duplex } from 'node:stream';
-import type { JobView } from '../domain.js';
+import type { JobView } from '../domain-job.js';
 import { MigrationError } from '../errors.js';
 
 export const DEFAULT_HOST = 'unix:/run/vmigrate/api.sock';
@@ -59,6 +59,10 @@ export class ApiClient {
       headers: { 'content-type': 'application/json' },
       body: JSON.stringify(body),
     });
+  }
+
+  delete<T>(path: string): Promise<T> {
+    return this.json({ method: 'DELETE', path });
   }
 
   /** YAML (or JSON) text as it stands in a user's file. */

@@ -2,8 +2,10 @@
  * The daemon's counters in Prometheus's text format. One table: a metric is a row, its values come from the job reports seen since the daemon
  * started (counters) or from the present state (gauges). Nothing is collected while nobody asks.
  */
-import type { JobState, JobView, VmState } from '../domain.js';
-import type { ApiJobs, ApiVms } from './ports.js';
+import type { JobState, VmState } from '../domain.js';
+import type { ImageState } from '../domain-fork.js';
+import type { JobView } from '../domain-job.js';
+import type { ApiServices } from './ports.js';
 import { isEnded } from './sse.js';
 
 export const METRICS_CONTENT_TYPE = 'text/plain; version=0.0.4; charset=utf-8';
@@ -19,6 +21,7 @@ const JOB_STATES: readonly JobState[] = [
   'lost',
 ];
 const VM_STATES: readonly VmState[] = ['starting', 'running', 'paused', 'incoming', 'departed', 'stopped'];
+const IMAGE_STATES: readonly ImageState[] = ['capturing', 'filling', 'complete', 'failed'];
 const BYTE_KINDS = ['push', 'demand', 'prefetch', 'zeroSkipped', 'deviceState'] as const;
 
 type Samples = readonly (readonly [labels: string, value: number])[];
@@ -36,16 +39,13 @@ export class Metrics {
   private readonly table: readonly Metric[];
   private readonly unsubscribe: () => void;
 
-  constructor(
-    private readonly jobs: ApiJobs,
-    private readonly vms: ApiVms,
-  ) {
+  constructor({ jobs, vms, images, pool }: Pick<ApiServices, 'jobs' | 'vms' | 'images' | 'pool'>) {
     const total = (name: string) => this.totals.get(name) ?? 0;
     this.table = [
       {
         name: 'vmigrate_jobs_ended_total',
         type: 'counter',
-        help: 'Migrations that this daemon coordinated and that have ended, by outcome.',
+        help: 'Migrations and forks that this daemon coordinated and that have ended, by outcome.',
         samples: () => JOB_STATES.filter(isEnded).map((state) => [`{state="${state}"}`, total(`ended.${state}`)]),
       },
       {
@@ -53,7 +53,7 @@ export class Metrics {
         type: 'gauge',
         help: 'Jobs that this daemon knows, by state.',
         samples: () => {
-          const list = this.jobs.list();
+          const list = jobs.list();
           return JOB_STATES.map((state) => [`{state="${state}"}`, list.filter((job) => job.state === state).length]);
         },
       },
@@ -62,7 +62,7 @@ export class Metrics {
         type: 'gauge',
         help: 'VMs on this host, by state; incoming and departed are the two ends of a session.',
         samples: () => {
-          const list = this.vms.list();
+          const list = vms.list();
           return VM_STATES.map((state) => [`{state="${state}"}`, list.filter((vm) => vm.state === state).length]);
         },
       },
@@ -89,6 +89,57 @@ export class Metrics {
         type: 'counter',
         help: 'Time in which no vCPU ran, summed over finished migrations.',
         samples: () => [['', total('blackoutMs') / 1000]],
+      },
+      {
+        name: 'vmigrate_clones_total',
+        type: 'counter',
+        help: 'Clones that finished forks have started.',
+        samples: () => [['', total('clones')]],
+      },
+      {
+        name: 'vmigrate_fork_pause_seconds_total',
+        type: 'counter',
+        help: 'Time in which parents stood still, summed over finished forks.',
+        samples: () => [['', total('parentPauseMs') / 1000]],
+      },
+      {
+        name: 'vmigrate_fork_copied_bytes_total',
+        type: 'counter',
+        help: 'Bytes copied from parents into images by finished forks.',
+        samples: () => [['', total('copied')]],
+      },
+      {
+        name: 'vmigrate_fork_faults_total',
+        type: 'counter',
+        help: 'Waits for a page of an image: writes of a parent before it was copied, accesses of a clone before it was there.',
+        samples: () => [
+          ['{side="parent"}', total('faults.parent')],
+          ['{side="clones"}', total('faults.clones')],
+        ],
+      },
+      {
+        name: 'vmigrate_images',
+        type: 'gauge',
+        help: 'Images on this host, by state.',
+        samples: () => {
+          const list = images.list();
+          return IMAGE_STATES.map((state) => [
+            `{state="${state}"}`,
+            list.filter((image) => image.state === state).length,
+          ]);
+        },
+      },
+      {
+        name: 'vmigrate_image_bytes',
+        type: 'gauge',
+        help: 'Memory that images take on this host.',
+        samples: () => [['', images.list().reduce((sum, { allocatedBytes }) => sum + allocatedBytes, 0)]],
+      },
+      {
+        name: 'vmigrate_pool_processes',
+        type: 'gauge',
+        help: 'QEMU processes that wait for forks.',
+        samples: () => [['', pool.list().reduce((sum, { readyCount }) => sum + readyCount, 0)]],
       },
       {
         name: 'process_resident_memory_bytes',
@@ -128,11 +179,20 @@ export class Metrics {
     this.counted.add(view.id);
     const add = (name: string, amount: number) => this.totals.set(name, (this.totals.get(name) ?? 0) + amount);
     add(`ended.${view.state}`, 1);
-    const { report } = view;
-    if (report === null) return;
-    for (const kind of BYTE_KINDS) add(`bytes.${kind}`, report.bytes[kind]);
-    add('faults', report.faults.count);
-    add('reconnects', report.reconnects);
-    add('blackoutMs', report.blackoutMs);
+    if (view.report === null) return;
+    if (view.kind === 'fork') {
+      const { report } = view;
+      add('clones', report.clones.length);
+      add('parentPauseMs', report.parentPauseMs);
+      add('copied', report.bytes.copied);
+      add('faults.parent', report.faults.parent);
+      add('faults.clones', report.faults.clones);
+    } else {
+      const { report } = view;
+      for (const kind of BYTE_KINDS) add(`bytes.${kind}`, report.bytes[kind]);
+      add('faults', report.faults.count);
+      add('reconnects', report.reconnects);
+      add('blackoutMs', report.blackoutMs);
+    }
   }
 }

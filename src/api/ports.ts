@@ -1,7 +1,9 @@
 /** What the API serves, as interfaces. The daemon plugs in its own parts; tests plug in others at the same places. */
 import type { Duplex, Readable } from 'node:stream';
 import type { TLSSocket } from 'node:tls';
-import type { JobView, MigrationOrder, MigrationPlan, Refusal, VmSpec, VmView } from '../domain.js';
+import type { MigrationOrder, MigrationPlan, Refusal, VmSpec, VmView } from '../domain.js';
+import type { ForkPlan, ForkRequest, ImageView, WarmRequest, WarmSetView } from '../domain-fork.js';
+import type { JobView } from '../domain-job.js';
 import type { AgentPort } from '../engine/ports.js';
 import type { Identity } from '../tls/identity.js';
 
@@ -20,11 +22,35 @@ export interface ApiVms {
 export interface ApiJobs {
   dryRun(request: MigrationOrder): Promise<{ plan: MigrationPlan | null; refusals: readonly Refusal[] }>;
   submit(request: MigrationOrder): Promise<JobView>;
+  dryRunFork(request: ForkRequest): Promise<{ plan: ForkPlan | null; refusals: readonly Refusal[] }>;
+  submitFork(request: ForkRequest): Promise<JobView>;
   get(id: string): JobView;
   list(): readonly JobView[];
   cancel(id: string): Promise<JobView>;
   recover(id: string): Promise<JobView>;
   subscribe(id: string, listener: (view: JobView) => void): () => void;
+}
+
+/** The images on this host. */
+export interface ApiImages {
+  list(): readonly ImageView[];
+  /** NOT_FOUND if there is none. */
+  find(id: string): ImageView;
+  /** CONFLICT while clones run on it or pages are still copied into it. */
+  remove(id: string): Promise<void>;
+  /** Into a file of its own, memory, device state and all; CONFLICT before the image is complete. */
+  save(id: string, path: string): Promise<{ readonly fileBytes: number }>;
+  /** What `save` wrote, here or elsewhere; everything in it is checked. */
+  load(path: string): Promise<ImageView>;
+}
+
+/** QEMU processes that wait for a fork of a VM on this host. */
+export interface ApiPool {
+  list(): readonly WarmSetView[];
+  /** Resolves when all of the set wait; PREFLIGHT_REFUSED where there is no room for them. */
+  warm(request: WarmRequest): Promise<WarmSetView>;
+  /** Ends those for one VM, or all. */
+  drain(vm: string | null): Promise<{ readonly endedCount: number }>;
 }
 
 export interface ApiAgent extends AgentPort {
@@ -58,6 +84,8 @@ export interface ApiServices {
   readonly startedAt: string;
   readonly vms: ApiVms;
   readonly jobs: ApiJobs;
+  readonly images: ApiImages;
+  readonly pool: ApiPool;
   readonly agent: ApiAgent;
   readonly peers: ApiPeers;
   /** Null where only the unix socket is served. */

@@ -7,6 +7,7 @@ import { MigrationError, toMigrationError } from '../errors.js';
 import { doctor } from './doctor.js';
 import { METRICS_CONTENT_TYPE, type Metrics } from './metrics.js';
 import type { ApiServices } from './ports.js';
+import { forkRoutes } from './routes-fork.js';
 import {
   type DaemonView,
   daemonView,
@@ -17,13 +18,13 @@ import {
   type HostView,
   hostView,
   jobParams,
-  jobView,
   migrationBody,
   migrationOrder,
   stopBody,
   vmParams,
   vmView,
 } from './schemas.js';
+import { jobView } from './schemas-fork.js';
 import { isEnded, JobEventStream } from './sse.js';
 
 export const YAML = 'application/yaml';
@@ -56,6 +57,7 @@ export function publicRoutes(fastify: FastifyInstance, services: ApiServices, me
   const app = fastify.withTypeProvider<ZodTypeProvider>();
   hostRoutes(app, services);
   vmRoutes(app, services);
+  forkRoutes(app, services);
   jobRoutes(app, services);
   eventRoutes(app, services, streams);
   app.get('/metrics', { schema: { summary: 'Counters in Prometheus’s text format' } }, (_, reply) =>

@@ -6,7 +6,6 @@
 import { z } from 'zod';
 import type {
   HostInventory,
-  JobView,
   MigrationOrder,
   MigrationPlan,
   MigrationReport,
@@ -24,9 +23,9 @@ import { ERROR_CODES } from '../errors.js';
 const TEXT_MAX = 4096;
 const LIST_MAX = 4096;
 
-const text = z.string().max(TEXT_MAX);
-const count = z.number().nonnegative();
-const list = <T extends z.ZodType>(item: T) => z.array(item).max(LIST_MAX);
+export const text = z.string().max(TEXT_MAX);
+export const count = z.number().nonnegative();
+export const list = <T extends z.ZodType>(item: T) => z.array(item).max(LIST_MAX);
 
 /** T as zod writes it: what may be missing may also be undefined. */
 type Shape<T> = T extends readonly (infer Item)[]
@@ -36,7 +35,7 @@ type Shape<T> = T extends readonly (infer Item)[]
     : T;
 
 /** The schema of a domain type: one that lacks a member, or holds a wider one, does not compile. */
-function of<T>(schema: z.ZodType<Shape<T>>): z.ZodType<T> {
+export function of<T>(schema: z.ZodType<Shape<T>>): z.ZodType<T> {
   return schema as z.ZodType<unknown> as z.ZodType<T>;
 }
 
@@ -64,7 +63,7 @@ export const transportSchema = z.enum(['tcp', 'shm', 'rdma']);
 const transportChoice = z.enum(['auto', 'tcp', 'shm', 'rdma']);
 export const modeSchema = z.enum(['postcopy', 'native-precopy', 'native-postcopy']);
 const vmState = z.enum(['starting', 'running', 'paused', 'incoming', 'departed', 'stopped']);
-const stepName = z.enum([
+export const stepName = z.enum([
   'reserve',
   'prepareTarget',
   'exposeSource',
@@ -240,7 +239,7 @@ const refusalCode = text as z.ZodType<string> as z.ZodType<RefusalCode>;
 export const refusalView = of<Refusal>(z.object({ code: refusalCode, reason: text, remedy: text }));
 export const dryRunView = z.object({ plan: planView.nullable(), refusals: list(refusalView) });
 
-const reportView = of<MigrationReport>(
+export const reportView = of<MigrationReport>(
   z.object({
     job: text,
     vm: vmName,
@@ -261,33 +260,6 @@ const reportView = of<MigrationReport>(
     targetCpuS: count,
     reconnects: count,
     phases: list(z.object({ name: text, ms: z.number() })),
-  }),
-);
-
-export const jobView = of<JobView>(
-  z.object({
-    id: jobId,
-    kind: z.literal('migrate'),
-    vm: vmName,
-    source: hostName,
-    target: hostName,
-    state: z.enum(['queued', 'running', 'recovering', 'done', 'failed', 'cancelled', 'needsRecovery', 'lost']),
-    step: stepName.nullable(),
-    isCommitted: z.boolean(),
-    progress: z
-      .object({
-        pagesTotal: count,
-        pagesDone: count,
-        bytesDone: count,
-        bytesPerS: count,
-        secondsLeft: count.nullable(),
-        faultCount: count,
-      })
-      .nullable(),
-    report: reportView.nullable(),
-    error: z.unknown(),
-    createdAt: text,
-    updatedAt: text,
   }),
 );
 

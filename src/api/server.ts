@@ -96,7 +96,7 @@ export function buildServer(services: ApiServices): ApiServer {
 }
 
 function buildApp(services: ApiServices): { fastify: FastifyInstance; close: () => void } {
-  const metrics = new Metrics(services.jobs, services.vms);
+  const metrics = new Metrics(services);
   const streams = new EventStreams();
   const fail = (thrown: unknown, request: FastifyRequest, reply: FastifyReply): FastifyReply => {
     const { error, status } = apiError(thrown);

@@ -11,6 +11,7 @@ import { type Logger, pino } from 'pino';
 import { LocalAgent } from '../agent/agent.js';
 import { openConsole } from '../agent/console.js';
 import { NO_FAULTS, parseFaults } from '../agent/faults.js';
+import { noForks, noImages, noPool } from '../agent/no-forks.js';
 import { RdmaHost } from '../agent/rdma.js';
 import { VmManager } from '../agent/vms.js';
 import { RemoteAgents } from '../api/agent-client.js';
@@ -133,6 +134,7 @@ async function start(config: DaemonConfig, log: Logger, closers: (() => Promise<
   const jobs = new JobManager({
     ...{ host, registry, journal, clock, random, faults },
     agent: (name) => peers.agent(name),
+    forks: noForks(host),
     log: log.child({ part: 'jobs' }),
     limits: withoutUndefined(config.limits),
   });
@@ -140,6 +142,8 @@ async function start(config: DaemonConfig, log: Logger, closers: (() => Promise<
     ...{ host, startedAt, jobs, agent, peers, tls },
     version: VERSION,
     vms: apiVms(vms),
+    images: noImages(host),
+    pool: noPool(host),
     log: log.child({ part: 'api' }),
   });
 

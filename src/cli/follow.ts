@@ -1,6 +1,7 @@
 /** Watching a job to its end. A daemon that restarts in between takes its jobs up again, so a lost connection is tried again for a while. */
 import { type ApiClient, DaemonUnreachable } from '../api/client.js';
-import type { JobState, JobView } from '../domain.js';
+import type { JobState } from '../domain.js';
+import type { ForkJobView, JobView, MigrationJobView } from '../domain-job.js';
 import { MigrationError, toMigrationError } from '../errors.js';
 
 const RECONNECT_MS = 500;
@@ -42,10 +43,11 @@ export async function followJob(
 
 /** What a job that did not succeed means for its VM, as an error to print. */
 export function jobError(job: JobView): MigrationError {
-  const cause =
-    job.error === null || job.error === undefined ? undefined : MigrationError.fromJSON(job.error, `job ${job.id}`);
-  const context =
-    cause === undefined ? {} : { cause, ...(cause.details === undefined ? {} : { details: cause.details }) };
+  return job.kind === 'fork' ? forkError(job) : migrationError(job);
+}
+
+function migrationError(job: MigrationJobView): MigrationError {
+  const { cause, context } = causeOf(job);
   switch (job.state) {
     case 'cancelled':
       return new MigrationError('CANCELLED', `${job.vm} runs on ${job.source}: the migration was cancelled`, context);
@@ -67,4 +69,39 @@ export function jobError(job: JobView): MigrationError {
         context,
       );
   }
+}
+
+function forkError(job: ForkJobView): MigrationError {
+  const { cause, context } = causeOf(job);
+  switch (job.state) {
+    case 'cancelled':
+      return new MigrationError('CANCELLED', `the fork of ${job.vm} was cancelled: there is no clone`, context);
+    case 'needsRecovery':
+      return new MigrationError('NEEDS_RECOVERY', `the fork of ${job.vm} took place, and its image is not complete`, {
+        ...context,
+        remedy: `when the cause is seen to: vfork --recover ${job.id}`,
+      });
+    case 'lost':
+      return new MigrationError(
+        'VM_LOST',
+        `the image of ${job.vm} can never be complete: its clones (${job.clones.length}) wait for what is missing`,
+        context,
+      );
+    default:
+      return new MigrationError(
+        toMigrationError(cause).code,
+        `the fork of ${job.vm} failed: there is no clone`,
+        context,
+      );
+  }
+}
+
+function causeOf(job: JobView) {
+  const cause =
+    job.error === null || job.error === undefined ? undefined : MigrationError.fromJSON(job.error, `job ${job.id}`);
+  const context = {
+    ...(cause === undefined ? {} : { cause }),
+    ...(cause?.details === undefined ? {} : { details: cause.details }),
+  };
+  return { cause, context };
 }

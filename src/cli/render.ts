@@ -1,6 +1,7 @@
 /** What a person reads: tables, the progress line, the report. Pure text; where it goes is decided by terminal.ts. */
 import type { HostView } from '../api/schemas.js';
-import type { JobView, MigrationPlan, MigrationReport, Refusal, VmView } from '../domain.js';
+import type { MigrationPlan, MigrationReport, Refusal, VmView } from '../domain.js';
+import type { JobView } from '../domain-job.js';
 import type { ErrorJson } from '../errors.js';
 
 /** What the planner says of a transport that the user has named. */
@@ -77,18 +78,24 @@ export function hostTable(hosts: readonly HostView[]): string {
 
 export function jobTable(jobs: readonly JobView[]): string {
   return table(
-    ['JOB', 'VM', 'FROM', 'TO', 'STATE', 'STEP', 'BLACKOUT', 'STARTED'],
+    ['JOB', 'VM', 'FROM', 'TO', 'STATE', 'STEP', 'STOPPED', 'STARTED'],
     jobs.map((job) => [
       job.id,
       job.vm,
       job.source,
-      job.target,
+      job.kind === 'fork' ? `${job.cloneCount} clones` : job.target,
       job.state,
       job.step ?? '-',
-      job.report === null ? '-' : milliseconds(job.report.blackoutMs),
+      stoodStill(job),
       job.createdAt,
     ]),
   );
+}
+
+/** The VM's blackout, or the parent's pause. */
+function stoodStill(job: JobView): string {
+  if (job.report === null) return '-';
+  return milliseconds(job.kind === 'fork' ? job.report.parentPauseMs : job.report.blackoutMs);
 }
 
 /** One line while a job goes on: where it is, pages, rate, time left, faults. */

@@ -1,5 +1,5 @@
 /** Where output goes: results to stdout, everything else to stderr; with --json one document on stdout and nothing besides. */
-import type { JobView } from '../domain.js';
+import type { JobView } from '../domain-job.js';
 import { MigrationError, toMigrationError } from '../errors.js';
 import { type ExitCode, exitCodeOf } from './exit-codes.js';
 import { errorText, progressLine } from './render.js';

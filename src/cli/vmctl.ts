@@ -3,14 +3,18 @@
 import { createReadStream } from 'node:fs';
 import type { Command } from 'commander';
 import type { DaemonView, DoctorCheck, HostView } from '../api/schemas.js';
-import type { JobView, VmView } from '../domain.js';
+import type { StoppedView } from '../api/schemas-fork.js';
+import type { VmView } from '../domain.js';
+import type { JobView } from '../domain-job.js';
 import { MigrationError } from '../errors.js';
 import { addCerts } from './certs.js';
 import { EXIT, type ExitCode, exitCodeOfJob } from './exit-codes.js';
 import { followJob } from './follow.js';
 import { type CommonOptions, client, main, newProgram } from './program.js';
 import { hostTable, jobTable, plain, progressLine, reportText, table, vmTable } from './render.js';
+import { forkReportText, recordText } from './render-fork.js';
 import { ProgressLine, print } from './terminal.js';
+import { addImages } from './vmctl-images.js';
 
 const SPEC_BYTES_MAX = 1024 * 1024;
 const outcome: { code: ExitCode } = { code: EXIT.done };
@@ -30,7 +34,7 @@ function add(
   });
 }
 
-const path = (kind: 'vms' | 'jobs', name: string, verb?: string): string =>
+const path = (kind: 'vms' | 'jobs' | 'images', name: string, verb?: string): string =>
   `/v1/${kind}/${encodeURIComponent(name)}${verb === undefined ? '' : `/${verb}`}`;
 
 add('doctor', 'what this host can and cannot do, and what to do about it', async (_, options) => {
@@ -76,20 +80,34 @@ for (const [verb, description] of [
     print(options, await client(options).post<VmView>(path('vms', name, verb)), (vm) => vmTable([vm]));
   });
 
-add('stop <vm>', 'end a VM and free its memory', async (name, options, command) => {
-  const force = command.opts<{ force?: boolean }>().force === true;
+add('stop [vm]', 'end a VM and free its memory', async (name, options, command) => {
+  const { force = false, image } = command.opts<{ force?: boolean; image?: string }>();
+  if ((name === '') === (image === undefined)) throw new MigrationError('USAGE', 'name a VM, or an image with --image');
+  if (image !== undefined) {
+    const ended = await client(options).post<StoppedView>(path('images', image, 'stop'), { force });
+    print(options, ended, stoppedText);
+    if (ended.failures.length > 0) outcome.code = EXIT.failed;
+    return;
+  }
   print(
     options,
     await client(options).post<{ name: string }>(path('vms', name, 'stop'), { force }),
     () => `${name} has ended\n`,
   );
-}).option('--force', 'at once, and even if a job holds it');
+})
+  .option('--force', 'at once, and even if a job holds it')
+  .option('--image <id>', 'all clones that run on the image, instead of one VM');
+
+function stoppedText({ stopped, failures }: StoppedView): string {
+  const kept = failures.map(({ name, error }) => `  ${plain(name)} runs on: ${plain(error.message)} (${error.code})\n`);
+  return `${stopped.length} clones have ended\n${kept.join('')}`;
+}
 
 add('hosts', 'this host and the others it knows', async (_, options) => {
   print(options, await client(options).get<HostView[]>('/v1/hosts'), hostTable);
 });
 
-add('jobs', 'the migrations that the host coordinates', async (_, options) => {
+add('jobs', 'the migrations and forks that the host coordinates', async (_, options) => {
   print(options, await client(options).get<JobView[]>('/v1/jobs'), jobTable);
 });
 
@@ -109,21 +127,18 @@ add('cancel <id>', 'undo a job that has not been committed', async (id, options)
   print(options, await client(options).post<JobView>(path('jobs', id, 'cancel')), jobText);
 });
 
+addImages(program);
 addCerts(program);
-
-function recordText(record: object): string {
-  const text = (value: unknown): string =>
-    typeof value === 'string' ? value : value === null ? '-' : JSON.stringify(value);
-  return table(
-    ['', ''],
-    Object.entries(record).map(([key, value]) => [key, text(value)]),
-  ).trimStart();
-}
 
 function jobText(job: JobView): string {
   const error = job.error as { code?: unknown; message?: unknown } | null | undefined;
   const reason = typeof error?.message === 'string' ? `  ${String(error.code)}: ${plain(error.message)}\n` : '';
-  return `${jobTable([job])}${job.report === null ? `${progressLine(job)}\n` : reportText(job.report)}${reason}`;
+  return `${jobTable([job])}${bodyText(job)}${reason}`;
+}
+
+function bodyText(job: JobView): string {
+  if (job.report === null) return `${progressLine(job)}\n`;
+  return job.kind === 'fork' ? forkReportText(job.report) : reportText(job.report);
 }
 
 async function readSpec(file: string): Promise<string> {

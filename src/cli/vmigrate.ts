@@ -2,13 +2,14 @@
 /** `vmigrate VM HOST`: flags → request → report. */
 import { Option } from 'commander';
 import type { MigrationBody } from '../api/schemas.js';
-import type { JobView, MigrationMode, MigrationPlan, Refusal, TransportChoice } from '../domain.js';
+import type { MigrationMode, MigrationPlan, Refusal, TransportChoice } from '../domain.js';
+import type { JobView } from '../domain-job.js';
 import { MigrationError } from '../errors.js';
-import { EXIT, type ExitCode, exitCodeOfJob } from './exit-codes.js';
-import { followJob, jobError } from './follow.js';
+import { attend } from './attend.js';
+import { EXIT, type ExitCode } from './exit-codes.js';
 import { type CommonOptions, client, integer, main, newProgram } from './program.js';
 import { planText, refusalText, reportText } from './render.js';
-import { ProgressLine, print, printError } from './terminal.js';
+import { print } from './terminal.js';
 
 const MIB = 2 ** 20;
 
@@ -78,41 +79,10 @@ async function migrate(vm: string | undefined, host: string | undefined, options
   await follow(await api.post<JobView>('/v1/migrations', body), options);
 }
 
-async function follow(started: JobView, options: Options): Promise<void> {
-  const output = { isJson: options.json === true };
-  if (options.detach === true) {
-    print(output, started, ({ id }) => `${id}\n`);
-    return;
-  }
-  const api = client(options);
-  const progress = new ProgressLine(output);
-  const detached = new AbortController();
-  let interrupts = 0;
-  const onInterrupt = (): void => {
-    interrupts++;
-    progress.clear();
-    if (interrupts > 1) {
-      detached.abort();
-      return;
-    }
-    process.stderr.write(`cancelling ${started.id}; Ctrl-C again leaves it to the daemon\n`);
-    api
-      .post(`/v1/jobs/${started.id}/cancel`)
-      .catch((error: unknown) => printError('vmigrate', { isJson: false }, error));
-  };
-  process.on('SIGINT', onInterrupt);
-  try {
-    const job = await followJob(api, started.id, (view) => progress.show(view), detached.signal);
-    progress.clear();
-    outcome.code = exitCodeOfJob(job.state);
-    if (job.state === 'done' && job.report !== null) print(output, job.report, reportText);
-    else if (detached.signal.aborted)
-      print(output, job, ({ id }) => `${id} goes on without us: vmctl job ${id} --follow\n`);
-    else printError('vmigrate', output, jobError(job));
-  } finally {
-    process.off('SIGINT', onInterrupt);
-    progress.clear();
-  }
+function follow(started: JobView, options: Options): Promise<void> {
+  return attend('vmigrate', started, options, outcome, (job) => {
+    if (job.kind === 'migrate' && job.report !== null) print({ isJson: options.json === true }, job.report, reportText);
+  });
 }
 
 const program = newProgram('vmigrate', 'Moves a running VM to another host.')

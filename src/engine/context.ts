@@ -1,6 +1,6 @@
-import type { MigrationProgress, PhaseTime, PlanStep, StepName } from '../domain.js';
+import type { MigrationProgress, PhaseTime, StepName } from '../domain.js';
 import type { MigrationError } from '../errors.js';
-import type { AgentPort, EnginePorts, JournalEntry, SourceEndpointInfo } from './ports.js';
+import type { AnyStepName, EnginePorts, JournalEntry, SourceEndpointInfo, WalkPorts } from './ports.js';
 
 /** What a job is, fixed when it is submitted: its first journal entry. */
 export type JobRecord = Extract<JournalEntry, { type: 'job' }>;
@@ -66,9 +66,9 @@ export function noFindings(): Findings {
 }
 
 export interface RunObserver {
-  onStep(step: StepName): void;
+  onStep(step: AnyStepName): void;
   onProgress(progress: MigrationProgress): void;
-  /** From here on a cancel comes too late: the registry may already name the target. */
+  /** From here on a cancel comes too late: the registry may already name the target, the clones may be VMs of their own. */
   onCommitBegun(): void;
   onCommitted(): void;
   /** Committed, but something does not answer; null: it answers again. */
@@ -86,36 +86,49 @@ export interface Marks {
 }
 
 /** Notes a reading of the drain. It only counts if it is the furthest yet: a session that connects and breaks for ever does not advance. */
-export function noteAdvance({ marks }: StepContext, amount: number, nowMs: number): void {
+export function noteAdvance({ marks }: { readonly marks: Marks }, amount: number, nowMs: number): void {
   if (amount <= marks.advancedTo) return;
   marks.advancedTo = amount;
   marks.advancedAtMs = nowMs;
 }
 
+/** A step as the walk sees it, whatever it does. */
+export interface WalkStep<Name extends AnyStepName> {
+  readonly name: Name;
+  readonly host: string;
+  readonly timeoutMs: number;
+}
+
 /** One walk of one job by one daemon life. Not shared between jobs. */
-export interface StepContext {
-  readonly record: JobRecord;
-  readonly ports: EnginePorts;
+export interface WalkContext<Step extends WalkStep<AnyStepName>> {
+  readonly record: { readonly job: string; readonly plan: { readonly steps: readonly Step[] } };
+  readonly ports: WalkPorts;
   readonly limits: EngineLimits;
   readonly observer: RunObserver;
   /** Before commit: the user's cancel. */
   readonly cancel: AbortSignal;
   /** After commit: the daemon is closing; the session goes on and the next daemon takes the job up. */
   readonly halt: AbortSignal;
-  readonly findings: Findings;
+  /** What the steps' `forward` returns is noted in it. */
+  readonly findings: object;
   readonly phases: PhaseTime[];
   /** Set in this daemon's life only; they are readings of a clock that does not survive it. */
   readonly marks: Marks;
+}
+
+/** `forward` may be repeated after commit; `undo` may be repeated always, and also when `forward` never began. */
+export interface Executor<Context, Found> {
+  forward(context: Context): Promise<Partial<Found> | undefined>;
+  undo(context: Context): Promise<void>;
+}
+
+/** A migration's walk. */
+export interface StepContext extends WalkContext<WalkStep<StepName>> {
+  readonly record: JobRecord;
+  readonly ports: EnginePorts;
+  readonly findings: Findings;
   /** Present keys of the source; secrets, so the journal does not hold them. */
   endpoint: SourceEndpointInfo | null;
 }
 
-/** `forward` may be repeated after commit; `undo` may be repeated always, and also when `forward` never began. */
-export interface StepExecutor {
-  forward(context: StepContext): Promise<Partial<Findings> | undefined>;
-  undo(context: StepContext): Promise<void>;
-}
-
-export function agentOf(context: StepContext, step: PlanStep): AgentPort {
-  return step.host === context.record.plan.source ? context.ports.source : context.ports.target;
-}
+export type StepExecutor = Executor<StepContext, Findings>;

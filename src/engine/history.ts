@@ -1,48 +1,71 @@
-import type { JobState, StepName } from '../domain.js';
+import type { JobState, MigrationReport } from '../domain.js';
+import type { ForkReport } from '../domain-fork.js';
+import { MigrationError } from '../errors.js';
+import { FORK_STEPS_AFTER_COMMIT } from '../planner/fork-plan.js';
 import { PLAN_STEPS_AFTER_COMMIT } from '../planner/plan.js';
 import { type Findings, type JobRecord, noFindings } from './context.js';
-import type { JournalEntry } from './ports.js';
+import { type ForkFindings, type ForkRecord, noForkFindings } from './fork-context.js';
+import type { AnyStepName, JournalEntry } from './ports.js';
 
-/** What the journal says of one job: the fold of its entries. */
-export interface History {
-  readonly record: JobRecord;
+interface AnyHistory {
   /** Announced; may or may not have taken effect. */
-  readonly begun: Set<StepName>;
-  readonly ended: Set<StepName>;
-  readonly leftovers: Set<StepName>;
-  readonly findings: Findings;
+  readonly begun: Set<AnyStepName>;
+  readonly ended: Set<AnyStepName>;
+  readonly leftovers: Set<AnyStepName>;
   readonly phases: { name: string; ms: number }[];
   state: JobState | null;
-  report: Extract<JournalEntry, { type: 'state' }>['report'];
   error: unknown;
   updatedAt: string;
 }
 
-export function emptyHistory(record: JobRecord): History {
-  return {
-    record,
-    begun: new Set(),
-    ended: new Set(),
-    leftovers: new Set(),
-    findings: noFindings(),
+export interface MigrationHistory extends AnyHistory {
+  readonly kind: 'migrate';
+  readonly record: JobRecord;
+  readonly findings: Findings;
+  report: MigrationReport | undefined;
+}
+
+export interface ForkHistory extends AnyHistory {
+  readonly kind: 'fork';
+  readonly record: ForkRecord;
+  readonly findings: ForkFindings;
+  report: ForkReport | undefined;
+}
+
+/** What the journal says of one job: the fold of its entries. */
+export type History = MigrationHistory | ForkHistory;
+
+export function emptyHistory(record: JobRecord | ForkRecord): History {
+  const empty = {
+    begun: new Set<AnyStepName>(),
+    ended: new Set<AnyStepName>(),
+    leftovers: new Set<AnyStepName>(),
     phases: [],
     state: null,
     report: undefined,
     error: null,
     updatedAt: record.createdAt,
   };
+  return record.type === 'fork'
+    ? { kind: 'fork', record, findings: noForkFindings(), ...empty }
+    : { kind: 'migrate', record, findings: noFindings(), ...empty };
 }
 
-/** Does the journal itself prove the commit? If not, the registry is asked. */
-export function isCommittedByJournal(history: History): boolean {
-  return history.ended.has('commit') || PLAN_STEPS_AFTER_COMMIT.some((step) => history.ended.has(step));
+/** Does the journal itself prove the commit? If not, the registry (of a fork: its host) is asked. */
+export function isCommittedByJournal({ kind, ended }: History): boolean {
+  const proofs: readonly AnyStepName[] =
+    kind === 'fork' ? ['commitFork', ...FORK_STEPS_AFTER_COMMIT] : ['commit', ...PLAN_STEPS_AFTER_COMMIT];
+  return proofs.some((step) => ended.has(step));
 }
 
-/** Entries of one job in the order of the journal; entries of jobs that the journal does not introduce are ignored (their job was compacted). */
+/**
+ * Entries of one job in the order of the journal; entries of jobs that the journal does not introduce are ignored (their job was compacted). Throws
+ * CORRUPT for a line that does not fit the kind of its job.
+ */
 export function readHistories(entries: readonly JournalEntry[]): Map<string, History> {
   const histories = new Map<string, History>();
   for (const entry of entries) {
-    if (entry.type === 'job') {
+    if (entry.type === 'job' || entry.type === 'fork') {
       histories.set(entry.job, emptyHistory(entry));
       continue;
     }
@@ -52,33 +75,50 @@ export function readHistories(entries: readonly JournalEntry[]): Map<string, His
   return histories;
 }
 
-function note(history: History, entry: Exclude<JournalEntry, { type: 'job' }>): void {
+function note(history: History, entry: Exclude<JournalEntry, { type: 'job' | 'fork' }>): void {
   switch (entry.type) {
     case 'begin':
-      for (const step of [entry.step, ...(entry.group ?? [])]) history.begun.add(step);
-      if (entry.at !== undefined && (entry.step === 'stopSource' || entry.step === 'nativeSwitchover')) {
-        history.findings.stoppedAt = entry.at;
+      for (const step of [entry.step, ...(entry.group ?? [])]) history.begun.add(checked(history, step));
+      if (history.kind === 'migrate' && (entry.step === 'stopSource' || entry.step === 'nativeSwitchover')) {
+        if (entry.at !== undefined) history.findings.stoppedAt = entry.at;
       }
       break;
     case 'end':
-      history.ended.add(entry.step);
+      history.ended.add(checked(history, entry.step));
       history.phases.push({ name: entry.step, ms: entry.ms });
-      // Written by this engine and checksummed by the journal: the keys are those of Findings.
+      // Written by this engine and checksummed by the journal: the keys are those of the findings.
       if (typeof entry.result === 'object' && entry.result !== null) Object.assign(history.findings, entry.result);
       break;
     case 'undo':
       break;
     case 'leftover':
-      history.leftovers.add(entry.step);
+      history.leftovers.add(checked(history, entry.step));
       break;
     case 'cleared':
       history.leftovers.delete(entry.step);
       break;
     case 'state':
       history.state = entry.state;
-      history.report = entry.report;
+      noteReport(history, entry.report);
       history.error = entry.error ?? null;
       if (entry.at !== undefined) history.updatedAt = entry.at;
       break;
+  }
+}
+
+function checked({ record }: History, step: AnyStepName): AnyStepName {
+  if (record.plan.steps.some(({ name }) => name === step)) return step;
+  throw new MigrationError('CORRUPT', `the journal tells of the step ${step} in job ${record.job}, which has none`);
+}
+
+function noteReport(history: History, report: MigrationReport | ForkReport | undefined): void {
+  if (report === undefined) {
+    history.report = undefined;
+  } else if (history.kind === 'fork' && 'image' in report) {
+    history.report = report;
+  } else if (history.kind === 'migrate' && !('image' in report)) {
+    history.report = report;
+  } else {
+    throw new MigrationError('CORRUPT', `the journal holds a report of another kind for job ${history.record.job}`);
   }
 }

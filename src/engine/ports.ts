@@ -22,6 +22,7 @@ import type {
   VmInventory,
   VmSpec,
 } from '../domain.js';
+import type { ForkPlan, ForkReport, ForkStepName } from '../domain-fork.js';
 
 export interface RegionKeysPort {
   readonly ram: string;
@@ -169,8 +170,19 @@ export interface Registry {
 
 // ---- journal ----------------------------------------------------------------------------------------------------------------------------
 
+/** A step of a migration or of a fork: all lines of one job are of one kind, which its first line says. */
+export type AnyStepName = StepName | ForkStepName;
+
 /** Appended before the act it announces; durable when the promise resolves. Replay is in order. */
 export type JournalEntry =
+  /** A fork begins, as `job` is the beginning of a migration. */
+  | {
+      readonly type: 'fork';
+      readonly job: string;
+      readonly fork: string;
+      readonly plan: ForkPlan;
+      readonly createdAt: string;
+    }
   | {
       readonly type: 'job';
       readonly job: string;
@@ -185,27 +197,27 @@ export type JournalEntry =
   | {
       readonly type: 'begin';
       readonly job: string;
-      readonly step: StepName;
-      /** Steps announced together with `step`, so that no fsync falls into the blackout but the commit's own. */
-      readonly group?: readonly StepName[];
+      readonly step: AnyStepName;
+      /** Steps announced together with `step`, so that no fsync falls into the blackout but the commit's own, or between two clones. */
+      readonly group?: readonly AnyStepName[];
       readonly at?: string;
     }
   | {
       readonly type: 'end';
       readonly job: string;
-      readonly step: StepName;
+      readonly step: AnyStepName;
       readonly ms: number;
       readonly result?: unknown;
     }
-  | { readonly type: 'undo'; readonly job: string; readonly step: StepName }
+  | { readonly type: 'undo'; readonly job: string; readonly step: AnyStepName }
   /** The undo of `step` could not be done (its host does not answer); it is tried again until `cleared`, whatever state the job is in. */
-  | { readonly type: 'leftover'; readonly job: string; readonly step: StepName }
-  | { readonly type: 'cleared'; readonly job: string; readonly step: StepName }
+  | { readonly type: 'leftover'; readonly job: string; readonly step: AnyStepName }
+  | { readonly type: 'cleared'; readonly job: string; readonly step: AnyStepName }
   | {
       readonly type: 'state';
       readonly job: string;
       readonly state: JobState;
-      readonly report?: MigrationReport;
+      readonly report?: MigrationReport | ForkReport;
       readonly error?: unknown;
       readonly at?: string;
     };
@@ -235,13 +247,17 @@ export interface FaultPort {
   hit(point: string): Promise<void>;
 }
 
-export interface EnginePorts {
-  readonly source: AgentPort;
-  readonly target: AgentPort;
-  readonly registry: Registry;
+/** What the walk of a job of any kind needs. */
+export interface WalkPorts {
   readonly journal: Journal;
   readonly clock: Clock;
   readonly faults: FaultPort;
+}
+
+export interface EnginePorts extends WalkPorts {
+  readonly source: AgentPort;
+  readonly target: AgentPort;
+  readonly registry: Registry;
 }
 
 export interface EngineRequest {

@@ -1,5 +1,7 @@
 import type { MigrationOrder } from '../domain.js';
+import type { ForkRequest } from '../domain-fork.js';
 import { withDeadline } from '../engine/deadline.js';
+import type { ForkAgentPort, ForkInventory } from '../engine/fork-ports.js';
 import type { AgentPort, Clock, Registry } from '../engine/ports.js';
 import { MigrationError, toMigrationError } from '../errors.js';
 import type { PreflightFacts, TargetFacts } from '../planner/preflight.js';
@@ -7,6 +9,7 @@ import type { PreflightFacts, TargetFacts } from '../planner/preflight.js';
 export interface FactSources {
   readonly host: string;
   readonly agent: (host: string) => AgentPort;
+  readonly forks: ForkAgentPort;
   readonly registry: Registry;
   readonly clock: Clock;
   readonly callMsMax: number;
@@ -46,4 +49,19 @@ export async function gatherFacts(
     }
   };
   return { sourceHost, target: await askTarget(), vm };
+}
+
+/** As gatherFacts: throws where there is no such VM or image. */
+export async function gatherForkFacts(
+  request: ForkRequest,
+  sources: FactSources,
+): Promise<{ readonly inventory: ForkInventory } | { readonly ownerElsewhere: string }> {
+  const { host, forks, registry, clock, callMsMax } = sources;
+  if (request.vm !== null) {
+    const record = await registry.owner(request.vm);
+    if (record !== null && record.owner !== host) return { ownerElsewhere: record.owner };
+  }
+  const { isPartialAllowed: _, ...asked } = request;
+  const what = `looking at ${request.vm ?? `image ${request.image ?? ''}`}`;
+  return { inventory: await withDeadline(clock, forks.forkInventory(asked), callMsMax, what) };
 }

@@ -1,7 +1,7 @@
-import type { JobState, JobView } from '../domain.js';
-import type { EngineLimits, StepContext } from '../engine/context.js';
-import { type History, isCommittedByJournal } from '../engine/history.js';
-import type { EnginePorts, JournalEntry } from '../engine/ports.js';
+import type { JobState, MigrationReport } from '../domain.js';
+import type { ForkReport } from '../domain-fork.js';
+import type { ForkJobView, JobView, MigrationJobView } from '../domain-job.js';
+import { type ForkHistory, type History, isCommittedByJournal, type MigrationHistory } from '../engine/history.js';
 
 /** A job as this daemon has it in its hands. */
 export interface Job {
@@ -9,9 +9,17 @@ export interface Job {
   view: JobView;
   readonly cancel: AbortController;
   isCommitBegun: boolean;
+  /** When this daemon was asked for it, by its monotonic clock; null: an earlier one was. */
+  readonly submittedAtMs: number | null;
   /** The present walk; settles when the job rests. Never rejects. */
   walk: Promise<void>;
 }
+
+/** What may change in a view of either kind; what does not fit the job's kind is not there. */
+export type ViewChange = Partial<Omit<MigrationJobView, 'kind' | 'step' | 'report'>> & {
+  readonly step?: JobView['step'];
+  readonly report?: MigrationReport | ForkReport | null;
+};
 
 const FINAL_STATES: ReadonlySet<JobState> = new Set(['done', 'failed', 'cancelled', 'lost']);
 
@@ -19,54 +27,72 @@ export function isFinal(state: JobState): boolean {
   return FINAL_STATES.has(state);
 }
 
-export function newJob(history: History): Job {
-  const { record, state, report, error, updatedAt } = history;
-  const { request, source } = record.plan;
-  const isCommitted = isCommittedByJournal(history) || ['done', 'lost', 'needsRecovery'].includes(state ?? '');
+export function newJob(history: History, submittedAtMs: number | null): Job {
+  const isCommitted = isCommittedByJournal(history) || ['done', 'lost', 'needsRecovery'].includes(history.state ?? '');
   return {
     history,
-    view: {
-      id: record.job,
-      kind: 'migrate',
-      vm: request.vm,
-      source,
-      target: request.target,
-      state: state ?? 'queued',
-      step: null,
-      isCommitted,
-      progress: null,
-      report: report ?? null,
-      error: error ?? null,
-      createdAt: record.createdAt,
-      updatedAt,
-    },
+    view: history.kind === 'fork' ? forkView(history, isCommitted) : migrationView(history, isCommitted),
     cancel: new AbortController(),
     isCommitBegun: isCommitted,
+    submittedAtMs,
     walk: Promise.resolve(),
   };
 }
 
-/** What the engine needs to walk the job. What the journal takes is noted in the history too, so that a later walk of this daemon knows it. */
-export function contextOf(
-  { history, cancel }: Job,
-  ports: EnginePorts,
-  limits: EngineLimits,
-  halt: AbortSignal,
-): Omit<StepContext, 'observer'> {
-  const append = async (entry: JournalEntry): Promise<void> => {
-    await ports.journal.append(entry);
-    if (entry.type === 'begin') for (const step of [entry.step, ...(entry.group ?? [])]) history.begun.add(step);
-    if (entry.type === 'end') history.ended.add(entry.step);
-  };
+/** The VM that no other job may have meanwhile. */
+export function vmOf({ history }: Job): string | null {
+  return history.record.plan.request.vm;
+}
+
+export function changed(job: Job, change: ViewChange, updatedAt: string): JobView {
+  const next = { ...job.view, ...change, updatedAt } as JobView;
+  return job.history.kind === 'fork' ? { ...next, ...forkFacts(job.history) } : next;
+}
+
+function common({ record, state, error, updatedAt }: History, isCommitted: boolean) {
   return {
-    record: history.record,
-    ports: { ...ports, journal: { append } },
-    limits,
-    cancel: cancel.signal,
-    halt,
-    findings: history.findings,
-    phases: history.phases,
-    marks: { startedAtMs: null, stoppedAtMs: null, advancedAtMs: ports.clock.nowMs(), advancedTo: -1 },
-    endpoint: null,
+    id: record.job,
+    state: state ?? 'queued',
+    step: null,
+    isCommitted,
+    progress: null,
+    error: error ?? null,
+    createdAt: record.createdAt,
+    updatedAt,
+  };
+}
+
+function migrationView(history: MigrationHistory, isCommitted: boolean): MigrationJobView {
+  const { request, source } = history.record.plan;
+  return {
+    kind: 'migrate',
+    vm: request.vm,
+    source,
+    target: request.target,
+    report: history.report ?? null,
+    ...common(history, isCommitted),
+  };
+}
+
+function forkView(history: ForkHistory, isCommitted: boolean): ForkJobView {
+  const { request, parent, host } = history.record.plan;
+  return {
+    kind: 'fork',
+    vm: parent,
+    source: host,
+    cloneCount: request.cloneCount,
+    report: history.report ?? null,
+    ...common(history, isCommitted),
+    ...forkFacts(history),
+  };
+}
+
+/** What the steps have found by now; of a job that is over its report says it. */
+function forkFacts({ record, findings, report }: ForkHistory): Pick<ForkJobView, 'image' | 'clones'> {
+  const ready = new Set(findings.ready.map(({ index }) => index));
+  const running = report?.clones ?? findings.clones.filter(({ index }) => ready.has(index));
+  return {
+    image: report?.image ?? findings.image ?? record.plan.request.image,
+    clones: running.map(({ name }) => name),
   };
 }

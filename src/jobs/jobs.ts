@@ -2,7 +2,7 @@
  * The jobs of this daemon, each one state machine:
  *
  *   queued -> running -> done
- *      |        |-----> failed | cancelled            before the commit: undone, the VM runs where it was
+ *      |        |-----> failed | cancelled            before the commit: undone, the VM runs where it was, there is no clone
  *      |        |-----> recovering <-> running        after it: something does not answer and is tried again
  *      |        |-----> needsRecovery -> recovering   `recover`, or the daemon's next start
  *      |        `-----> lost
@@ -10,18 +10,21 @@
  *
  * A job is durable before `submit` answers. What a dead daemon has left is finished or undone by `start`.
  */
-import type { JobView, MigrationOrder, MigrationPlan, Refusal, StepName } from '../domain.js';
-import { ENGINE_LIMITS, type EngineLimits, type JobRecord, type StepContext } from '../engine/context.js';
-import { emptyHistory, type History, isCommittedByJournal, readHistories } from '../engine/history.js';
-import type { AgentPort, Clock, FaultPort, JournalEntry, Random, Registry } from '../engine/ports.js';
-import { isWorthAnotherTry, type Outcome, runAgain, runFromStart, undoStep } from '../engine/run.js';
+import type { MigrationOrder, MigrationPlan, MigrationReport } from '../domain.js';
+import type { ForkPlan, ForkReport, ForkRequest } from '../domain-fork.js';
+import type { JobView } from '../domain-job.js';
+import { ENGINE_LIMITS, type EngineLimits, type JobRecord, type RunObserver } from '../engine/context.js';
+import type { ForkRecord } from '../engine/fork-context.js';
+import type { ForkAgentPort } from '../engine/fork-ports.js';
+import { emptyHistory, type History, readHistories } from '../engine/history.js';
+import type { AgentPort, AnyStepName, Clock, FaultPort, JournalEntry, Random, Registry } from '../engine/ports.js';
+import { isWorthAnotherTry, type Outcome } from '../engine/walk.js';
 import { MigrationError, toMigrationError } from '../errors.js';
-import { planMigration } from '../planner/plan.js';
-import { gatherFacts } from './facts.js';
-import { contextOf, isFinal, type Job, newJob } from './job.js';
+import { changed, isFinal, type Job, newJob, type ViewChange, vmOf } from './job.js';
 import type { ReplayableJournal } from './journal.js';
+import { forkRecord, migrationRecord, type Planned, planForkJob, planMigrationJob, refused } from './requests.js';
 import { Subscribers } from './subscribers.js';
-import { agentOrUnreachable } from './unreachable-agent.js';
+import { type JobWalk, walkOf } from './walks.js';
 
 export interface JobLog {
   info(fields: object, message: string): void;
@@ -48,6 +51,8 @@ export interface JobManagerOptions {
   readonly host: string;
   /** Throws for a host that is no peer. */
   readonly agent: (host: string) => AgentPort;
+  /** This host's. */
+  readonly forks: ForkAgentPort;
   readonly registry: Registry;
   readonly journal: ReplayableJournal;
   readonly clock: Clock;
@@ -57,9 +62,7 @@ export interface JobManagerOptions {
   readonly limits?: Partial<JobLimits>;
 }
 
-type DryRun =
-  | { readonly plan: MigrationPlan; readonly refusals: readonly [] }
-  | { readonly plan: null; readonly refusals: readonly Refusal[] };
+type JobReport = MigrationReport | ForkReport;
 
 /** Jobs that are listed; older ones that are over are forgotten. */
 const JOBS_MAX = 1_000;
@@ -85,57 +88,69 @@ export class JobManager {
   /** Takes up every job that the journal shows unfinished; resolves when all are under way again. */
   start(): Promise<void> {
     for (const history of readHistories(this.#options.journal.entries()).values()) {
-      const job = this.#adopt(history);
+      const job = this.#adopt(history, null);
       if (isFinal(job.view.state)) {
         this.#clearLeftovers(job);
         continue;
       }
-      this.#busy.set(history.record.plan.request.vm, history.record.job);
+      const vm = vmOf(job);
+      if (vm !== null) this.#busy.set(vm, job.view.id);
       this.#walkAgain(job);
     }
     return Promise.resolve();
   }
 
   /** What `submit` would do, and every reason why it would not. */
-  async dryRun(request: MigrationOrder): Promise<DryRun> {
-    const { plan, refusals } = await this.#plan(request);
-    return plan === null ? { plan, refusals } : { plan, refusals: [] };
+  async dryRun(request: MigrationOrder): Promise<Planned<MigrationPlan>> {
+    const { plan, refusals } = await planMigrationJob(request, this.#sources());
+    return plan === null ? { plan, refusals } : { plan: plan.plan, refusals: [] };
+  }
+
+  dryRunFork(request: ForkRequest): Promise<Planned<ForkPlan>> {
+    return planForkJob(request, this.#sources());
   }
 
   /** Resolves when the job is durable. PREFLIGHT_REFUSED carries the refusals as details. */
   async submit(request: MigrationOrder): Promise<JobView> {
-    const { journal, clock, random, host } = this.#options;
+    const submittedAtMs = this.#options.clock.nowMs();
+    this.#refuseWhenClosing();
+    const { plan, refusals } = await planMigrationJob(request, this.#sources());
+    if (plan === null) throw refused(`${request.vm} cannot move to ${request.target}`, refusals);
+    return this.#accept(submittedAtMs, request.vm, migrationRecord(plan, this.#options));
+  }
+
+  /** As `submit`. */
+  async submitFork(request: ForkRequest): Promise<JobView> {
+    const submittedAtMs = this.#options.clock.nowMs();
+    this.#refuseWhenClosing();
+    const { plan, refusals } = await this.dryRunFork(request);
+    if (plan === null) throw refused(`${request.vm ?? `image ${request.image ?? ''}`} cannot be forked`, refusals);
+    return this.#accept(submittedAtMs, request.vm, forkRecord(plan, this.#options));
+  }
+
+  #refuseWhenClosing(): void {
+    const { host } = this.#options;
     if (this.#halt.signal.aborted) throw new MigrationError('UNREACHABLE', `the daemon on ${host} is closing`);
-    const planned = await this.#plan(request);
-    if (planned.plan === null) {
-      const reasons = planned.refusals.map(({ reason }) => reason).join('; ');
-      throw new MigrationError('PREFLIGHT_REFUSED', `${request.vm} cannot move to ${request.target}: ${reasons}`, {
-        details: planned.refusals,
-      });
-    }
+  }
+
+  #sources() {
+    return { ...this.#options, callMsMax: this.#limits.callMsMax, jobOf: (vm: string) => this.#busy.get(vm) };
+  }
+
+  /** Makes the job durable, then lets it go. */
+  async #accept(submittedAtMs: number, vm: string | null, record: JobRecord | ForkRecord): Promise<JobView> {
     // Between the question and now another submit may have been faster; from here to the journal nothing else runs.
-    const other = this.#busy.get(request.vm);
-    if (other !== undefined) throw new MigrationError('VM_BUSY', `${request.vm} is part of job ${other}`);
-    const record: JobRecord = {
-      type: 'job',
-      job: `job-${random.hex(6)}`,
-      session: random.hex(16),
-      token: random.hex(32),
-      plan: planned.plan,
-      spec: planned.vm.spec,
-      epoch: planned.vm.epoch,
-      accel: planned.vm.accel,
-      createdAt: clock.isoNow(),
-    };
-    this.#busy.set(request.vm, record.job);
+    const other = vm === null ? undefined : this.#busy.get(vm);
+    if (other !== undefined) throw new MigrationError('VM_BUSY', `${vm} is part of job ${other}`);
+    if (vm !== null) this.#busy.set(vm, record.job);
     try {
-      await journal.append(record);
+      await this.#options.journal.append(record);
     } catch (error) {
-      this.#busy.delete(request.vm);
+      if (vm !== null) this.#busy.delete(vm);
       throw error;
     }
-    const job = this.#adopt(emptyHistory(record));
-    this.#options.log.info({ job: record.job, vm: request.vm, target: request.target }, 'job accepted');
+    const job = this.#adopt(emptyHistory(record), submittedAtMs);
+    this.#options.log.info({ job: record.job, kind: job.view.kind, vm: job.view.vm }, 'job accepted');
     this.#queue.push(job);
     this.#startQueued();
     return job.view;
@@ -158,7 +173,8 @@ export class JobManager {
       throw new MigrationError('CONFLICT', `job ${id} is ${job.view.state} already`);
     }
     if (job.isCommitBegun) {
-      throw new MigrationError('CONFLICT', `execution has moved to ${job.view.target}: job ${id} can only be finished`);
+      const why = job.view.kind === 'fork' ? 'its clones run' : `execution has moved to ${job.view.target}`;
+      throw new MigrationError('CONFLICT', `${why}: job ${id} can only be finished`);
     }
     job.cancel.abort(new MigrationError('CANCELLED', 'cancelled on request'));
     const position = this.#queue.indexOf(job);
@@ -197,28 +213,10 @@ export class JobManager {
     await Promise.all(this.#background);
   }
 
-  // ---- planning ---------------------------------------------------------------------------------------------------------------------------
-
-  async #plan(request: MigrationOrder) {
-    const { host, agent, registry, clock } = this.#options;
-    const facts = await gatherFacts(request, { host, agent, registry, clock, callMsMax: this.#limits.callMsMax });
-    if ('ownerElsewhere' in facts) {
-      const { ownerElsewhere: owner } = facts;
-      const reason = `${request.vm} belongs to ${owner}, not to ${host}`;
-      return {
-        plan: null,
-        refusals: [{ code: 'VM_NOT_OWNED', reason, remedy: `ask the daemon on ${owner}` }],
-      } as const;
-    }
-    const job = facts.vm.job ?? this.#busy.get(request.vm) ?? null;
-    const vm = { ...facts.vm, job };
-    return { ...planMigration(request, { ...facts, vm }), vm };
-  }
-
   // ---- walking ----------------------------------------------------------------------------------------------------------------------------
 
-  #adopt(history: History): Job {
-    const job = newJob(history);
+  #adopt(history: History, submittedAtMs: number | null): Job {
+    const job = newJob(history, submittedAtMs);
     this.#jobs.set(job.view.id, job);
     return job;
   }
@@ -228,7 +226,7 @@ export class JobManager {
       const job = this.#queue.shift();
       if (job === undefined) return;
       this.#runningCount++;
-      job.walk = this.#walk(job, (context) => runFromStart(context)).finally(() => {
+      job.walk = this.#walk(job, (walk) => walk.fromStart()).finally(() => {
         this.#runningCount--;
         this.#startQueued();
       });
@@ -237,20 +235,17 @@ export class JobManager {
 
   /** Outside the limit: what has begun must not wait for what has not. */
   #walkAgain(job: Job): void {
-    const { begun, ended } = job.history;
     // A cancel could not tell any more whether it comes before or after the commit.
     job.isCommitBegun = true;
     this.#change(job, { state: 'recovering' });
-    job.walk = this.#walk(job, (context) =>
-      runAgain(context, { begun, ended, isCommitProven: isCommittedByJournal(job.history) }),
-    );
+    job.walk = this.#walk(job, (walk) => walk.again());
   }
 
-  async #walk(job: Job, run: (context: StepContext) => Promise<Outcome>): Promise<void> {
-    let outcome: Outcome;
+  async #walk(job: Job, run: (walk: JobWalk) => Promise<Outcome<JobReport>>): Promise<void> {
+    let outcome: Outcome<JobReport>;
     try {
       if (job.view.state === 'queued') this.#change(job, { state: 'running' });
-      outcome = await run(this.#context(job));
+      outcome = await run(this.#walkOf(job));
     } catch (error) {
       // The engine turns every failure into an outcome; what gets here is a bug, and the registry still decides at the next recover.
       outcome = { kind: 'stalled', error: toMigrationError(error) };
@@ -258,10 +253,10 @@ export class JobManager {
     await this.#settle(job, outcome);
   }
 
-  async #settle(job: Job, outcome: Outcome): Promise<void> {
-    const { record } = job.history;
+  async #settle(job: Job, outcome: Outcome<JobReport>): Promise<void> {
     if (outcome.kind === 'halted') return;
-    if (outcome.kind !== 'stalled') this.#busy.delete(record.plan.request.vm);
+    const vm = vmOf(job);
+    if (outcome.kind !== 'stalled' && vm !== null) this.#busy.delete(vm);
     switch (outcome.kind) {
       case 'done':
         await this.#rest(job, { state: 'done', report: outcome.report, error: null });
@@ -282,7 +277,7 @@ export class JobManager {
     }
   }
 
-  async #rest(job: Job, change: Pick<JobView, 'state' | 'error'> & Partial<Pick<JobView, 'report'>>): Promise<void> {
+  async #rest(job: Job, change: Required<Pick<ViewChange, 'state' | 'error'>> & ViewChange): Promise<void> {
     const { journal, clock, log } = this.#options;
     const { state, error, report } = change;
     const entry: JournalEntry = {
@@ -310,29 +305,32 @@ export class JobManager {
     }
   }
 
-  #context(job: Job): StepContext {
-    const { registry, journal, clock, faults, agent, host } = this.#options;
-    const target = agentOrUnreachable(agent, job.view.target);
-    const ports = { source: agent(host), target, registry, journal, clock, faults };
-    const change = (changed: Partial<JobView>): void => this.#change(job, changed);
+  #walkOf(job: Job): JobWalk {
+    return walkOf(job, {
+      ...this.#options,
+      limits: this.#limits,
+      halt: this.#halt.signal,
+      observer: this.#observerOf(job),
+    });
+  }
+
+  #observerOf(job: Job): RunObserver {
+    const change = (to: ViewChange): void => this.#change(job, to);
     return {
-      ...contextOf(job, ports, this.#limits, this.#halt.signal),
-      observer: {
-        onStep: (step) => change({ step }),
-        onProgress: (progress) => change({ progress }),
-        onCommitBegun: () => {
-          job.isCommitBegun = true;
-        },
-        onCommitted: () => {
-          job.isCommitBegun = true;
-          change({ isCommitted: true });
-        },
-        onRecovering: (error) => {
-          if (error !== null) change({ state: 'recovering', error: error.toJSON() });
-          else if (job.view.state === 'recovering') change({ state: 'running', error: null });
-        },
-        onWarning: (message, error) => this.#warn(message, error, job.view.id),
+      onStep: (step) => change({ step }),
+      onProgress: (progress) => change({ progress }),
+      onCommitBegun: () => {
+        job.isCommitBegun = true;
       },
+      onCommitted: () => {
+        job.isCommitBegun = true;
+        change({ isCommitted: true });
+      },
+      onRecovering: (error) => {
+        if (error !== null) change({ state: 'recovering', error: error.toJSON() });
+        else if (job.view.state === 'recovering') change({ state: 'running', error: null });
+      },
+      onWarning: (message, error) => this.#warn(message, error, job.view.id),
     };
   }
 
@@ -345,7 +343,7 @@ export class JobManager {
     }
   }
 
-  async #clear(job: Job, step: StepName): Promise<void> {
+  async #clear(job: Job, step: AnyStepName): Promise<void> {
     const { clock, journal } = this.#options;
     const { signal } = this.#halt;
     for (
@@ -356,7 +354,7 @@ export class JobManager {
       await clock.sleep(waitMs, signal).catch(() => undefined);
       if (signal.aborted) return;
       try {
-        await undoStep(this.#context(job), step);
+        await this.#walkOf(job).undoStep(step);
       } catch (thrown) {
         const error = toMigrationError(thrown);
         if (isWorthAnotherTry(error)) continue;
@@ -380,8 +378,8 @@ export class JobManager {
     return job;
   }
 
-  #change(job: Job, change: Partial<JobView>): void {
-    job.view = { ...job.view, ...change, updatedAt: this.#options.clock.isoNow() };
+  #change(job: Job, change: ViewChange): void {
+    job.view = changed(job, change, this.#options.clock.isoNow());
     this.#subscribers.tell(job.view);
   }
 

@@ -1,5 +1,6 @@
 import { z } from 'zod';
 import type { MigrationReport, StepName, VmSpec } from '../domain.js';
+import { CLONES_MAX, type ForkReport, type ForkStepName } from '../domain-fork.js';
 import type { JournalEntry } from '../engine/ports.js';
 
 const STEP_NAMES = [
@@ -17,8 +18,20 @@ const STEP_NAMES = [
   'nativeSwitchover',
 ] as const satisfies readonly StepName[];
 
+const FORK_STEP_NAMES = [
+  'reserveParent',
+  'prepareClones',
+  'armParent',
+  'forkPoint',
+  'startClones',
+  'commitFork',
+  'fillImage',
+  'releaseParent',
+] as const satisfies readonly ForkStepName[];
+
 const id = z.string().min(1).max(255);
-const step = z.enum(STEP_NAMES);
+/** Whether it is a step of its job's kind is seen when the job's lines are read together (engine/history.ts). */
+const step = z.enum([...STEP_NAMES, ...FORK_STEP_NAMES]);
 const amount = z.number().min(0);
 
 const request = z.strictObject({
@@ -36,14 +49,62 @@ const plan = z.strictObject({
   source: id,
   memoryBytes: amount,
   steps: z.array(
-    z.strictObject({ name: step, host: id, text: z.string(), isInBlackout: z.boolean(), timeoutMs: amount }),
+    z.strictObject({
+      name: z.enum(STEP_NAMES),
+      host: id,
+      text: z.string(),
+      isInBlackout: z.boolean(),
+      timeoutMs: amount,
+    }),
+  ),
+  notes: z.array(z.string()),
+});
+
+const imageId = z.string().regex(/^[0-9a-f]{16}$/);
+
+const forkRequest = z
+  .strictObject({
+    vm: id.nullable(),
+    image: imageId.nullable(),
+    cloneCount: z.int().min(1).max(CLONES_MAX),
+    namePrefix: id.nullable(),
+    parentMode: z.enum(['continue', 'stop']),
+    memory: z.enum(['cow', 'private']),
+    network: z.enum(['fresh', 'isolated', 'none']),
+    disks: z.enum(['overlay', 'scratch']),
+    isPartialAllowed: z.boolean(),
+  })
+  .refine(({ vm, image }) => (vm === null) !== (image === null), 'is of a VM or of an image');
+
+const forkPlan = z.strictObject({
+  request: forkRequest,
+  host: id,
+  parent: id,
+  memoryBytes: amount,
+  steps: z.array(
+    z.strictObject({
+      name: z.enum(FORK_STEP_NAMES),
+      host: id,
+      text: z.string(),
+      isInPause: z.boolean(),
+      timeoutMs: amount,
+    }),
   ),
   notes: z.array(z.string()),
 });
 
 /** Only looked at by people and by `prepare`, which replay never repeats; what replay reads of it is checked. */
 const spec = z.looseObject({ name: id, memory: z.looseObject({ pageBytes: z.int().positive() }) });
-const report = z.looseObject({ job: id, vm: id, blackoutMs: amount, totalMs: amount });
+const report = z.union([
+  z.looseObject({ job: id, vm: id, blackoutMs: amount, totalMs: amount }),
+  z.looseObject({
+    job: id,
+    image: imageId,
+    parentPauseMs: amount,
+    totalMs: amount,
+    clones: z.array(z.looseObject({})),
+  }),
+]);
 
 const entry = z.discriminatedUnion('type', [
   z.strictObject({
@@ -55,6 +116,13 @@ const entry = z.discriminatedUnion('type', [
     spec,
     epoch: z.int().min(1),
     accel: z.enum(['kvm', 'tcg']),
+    createdAt: z.iso.datetime(),
+  }),
+  z.strictObject({
+    type: z.literal('fork'),
+    job: id,
+    fork: imageId,
+    plan: forkPlan,
     createdAt: z.iso.datetime(),
   }),
   z.strictObject({
@@ -85,5 +153,5 @@ export function decodeJournalEntry(json: unknown): JournalEntry {
   if (parsed.type === 'job') {
     return { ...parsed, spec: parsed.spec as unknown as VmSpec };
   }
-  return parsed as Exclude<JournalEntry, { type: 'job' }> & { report?: MigrationReport };
+  return parsed as Exclude<JournalEntry, { type: 'job' }> & { report?: MigrationReport | ForkReport };
 }

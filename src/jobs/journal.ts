@@ -55,7 +55,7 @@ export class FileJournal implements ReplayableJournal {
   }
 
   #note(entry: JournalEntry): void {
-    if (entry.type === 'job') {
+    if (isFirst(entry)) {
       this.#jobs.set(entry.job, [entry]);
       return;
     }
@@ -66,7 +66,7 @@ export class FileJournal implements ReplayableJournal {
     const last = known.findLastIndex(({ type }) => type === 'state');
     this.#jobs.set(
       entry.job,
-      known.filter(({ type }, index) => type === 'job' || index === last),
+      known.filter((line, index) => isFirst(line) || index === last),
     );
     this.#forgetOldest();
   }
@@ -80,6 +80,10 @@ export class FileJournal implements ReplayableJournal {
     const staleLines = this.#log.lineCount - this.entries().length;
     if (staleLines > STALE_LINES_MAX) await this.#log.rewrite(() => this.entries());
   }
+}
+
+function isFirst({ type }: JournalEntry): boolean {
+  return type === 'job' || type === 'fork';
 }
 
 /** A final state is the last word on a job, unless something of it is still left over. */

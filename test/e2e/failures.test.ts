@@ -8,7 +8,8 @@ import { existsSync } from 'node:fs';
 import { readdir, rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { afterAll, afterEach, beforeAll, describe, expect, it } from 'vitest';
-import type { JobView, StepName } from '../../src/domain.js';
+import type { StepName } from '../../src/domain.js';
+import type { JobView } from '../../src/domain-job.js';
 import { Cluster, eventually, sleep } from '../hosts/cluster.js';
 import { Guest } from '../hosts/guest.js';
 

@@ -1,3 +1,4 @@
+import { noForks } from '../../src/agent/no-forks.js';
 import type { JobState, MigrationMode } from '../../src/domain.js';
 import { readHistories } from '../../src/engine/history.js';
 import type { AgentPort, Registry } from '../../src/engine/ports.js';
@@ -79,6 +80,7 @@ export async function simulate({ seed, faults, mode = 'postcopy', sabotage }: Sc
     const jobs = new JobManager({
       host: 'A',
       agent: (name) => sabotaged(agents[name]!, world, sabotage),
+      forks: noForks('A'),
       registry: sabotage === 'resumeBeforeCommit' ? resumeFirst(registry, agents.B!) : registry,
       journal,
       clock: life.clock,

@@ -1,7 +1,9 @@
 /** Parts of a daemon behind the API's ports, in memory, so that the API's own promises can be tested without QEMU. */
 import { PassThrough, type Readable } from 'node:stream';
-import type { ApiAgent, ApiServices } from '../../src/api/ports.js';
-import type { JobView, MigrationOrder, MigrationReport, Refusal, VmView } from '../../src/domain.js';
+import type { ApiAgent, ApiImages, ApiPool, ApiServices } from '../../src/api/ports.js';
+import type { MigrationOrder, MigrationReport, Refusal, VmView } from '../../src/domain.js';
+import type { ForkReport, ForkRequest, ImageView, WarmRequest, WarmSetView } from '../../src/domain-fork.js';
+import type { ForkJobView, JobView, MigrationJobView } from '../../src/domain-job.js';
 import { MigrationError } from '../../src/errors.js';
 
 export const REPORT: MigrationReport = {
@@ -42,7 +44,7 @@ export function vmView(name: string, change: Partial<VmView> = {}): VmView {
   };
 }
 
-export function jobView(id: string, change: Partial<JobView> = {}): JobView {
+export function jobView(id: string, change: Partial<MigrationJobView> = {}): MigrationJobView {
   return {
     ...{ id, kind: 'migrate', vm: 'web', source: 'A', target: 'B', state: 'running', step: 'drain', isCommitted: true },
     ...{
@@ -56,16 +58,133 @@ export function jobView(id: string, change: Partial<JobView> = {}): JobView {
   };
 }
 
+export const FORK_REPORT: ForkReport = {
+  job: 'job-1',
+  image: '00112233445566ff',
+  parent: 'web',
+  parentPauseMs: 14.5,
+  isWarm: true,
+  totalMs: 900,
+  firstReadyMs: 40,
+  lastReadyMs: 60,
+  memoryBytes: 2 ** 28,
+  clones: [0, 1].map((index) => ({
+    index,
+    cloneCount: 2,
+    name: `web-${index}`,
+    uuid: `00000000-0000-4000-8000-00000000001${index}`,
+    vmGenerationId: `00000000-0000-4000-8000-00000000002${index}`,
+    macs: { n0: `52:54:00:00:00:0${index}` },
+    mac: `52:54:00:00:00:0${index}`,
+    host: 'A',
+    readyMs: 40 + 20 * index,
+  })),
+  failures: [],
+  bytes: {
+    copied: 2 ** 27,
+    zeroSkipped: 2 ** 27,
+    deviceState: 300_000,
+    perHost: {},
+    rootEgress: 0,
+    multicast: 0,
+    repair: 0,
+  },
+  faults: { parent: 12, clones: 34 },
+  phases: [{ name: 'forkPoint', ms: 20 }],
+};
+
+export function forkJobView(id: string, change: Partial<ForkJobView> = {}): ForkJobView {
+  return {
+    ...{ id, kind: 'fork', vm: 'web', source: 'A', state: 'running', step: 'fillImage', isCommitted: true },
+    ...{
+      image: FORK_REPORT.image,
+      cloneCount: 2,
+      clones: ['web-0', 'web-1'],
+      progress: null,
+      report: null,
+      error: null,
+    },
+    ...{ createdAt: '2030-01-01T00:00:00Z', updatedAt: '2030-01-01T00:00:00Z' },
+    ...change,
+  };
+}
+
+export function imageView(id: string, change: Partial<ImageView> = {}): ImageView {
+  return {
+    ...{ id, host: 'A', state: 'complete', parent: 'web', createdAt: '2030-01-01T00:00:00Z', memoryBytes: 2 ** 28 },
+    ...{ allocatedBytes: 2 ** 27, pageBytes: 4096, deviceStateBytes: 300_000, pagesTotal: 65_536, pagesDone: 65_536 },
+    ...{ disks: [], clones: [] },
+    ...change,
+  };
+}
+
+/** Images that a test puts there; files are remembered, not written. */
+export class FakeImages implements ApiImages {
+  readonly views = new Map<string, ImageView>();
+  readonly files = new Map<string, string>();
+
+  list(): ImageView[] {
+    return [...this.views.values()];
+  }
+
+  find(id: string): ImageView {
+    const view = this.views.get(id);
+    if (view === undefined) throw new MigrationError('NOT_FOUND', `no image ${id}`);
+    return view;
+  }
+
+  async remove(id: string): Promise<void> {
+    if (this.find(id).clones.length > 0) throw new MigrationError('CONFLICT', 'clones run on it');
+    this.views.delete(id);
+  }
+
+  async save(id: string, path: string): Promise<{ fileBytes: number }> {
+    this.files.set(path, this.find(id).id);
+    return { fileBytes: 4096 };
+  }
+
+  async load(path: string): Promise<ImageView> {
+    const id = this.files.get(path);
+    if (id === undefined) throw new MigrationError('NOT_FOUND', `no file ${path}`);
+    this.views.set(id, imageView(id));
+    return this.find(id);
+  }
+}
+
+export class FakePool implements ApiPool {
+  readonly requests: WarmRequest[] = [];
+  readonly sets: WarmSetView[] = [];
+
+  list(): WarmSetView[] {
+    return this.sets;
+  }
+
+  async warm(request: WarmRequest): Promise<WarmSetView> {
+    this.requests.push(request);
+    const { parentMode: _, ...shape } = request;
+    const set: WarmSetView = { image: '0'.repeat(16), ...shape, state: 'ready', readyCount: request.cloneCount };
+    this.sets.push(set);
+    return set;
+  }
+
+  async drain(vm: string | null): Promise<{ endedCount: number }> {
+    const ended = this.sets.filter((set) => vm === null || set.vm === vm);
+    for (const set of ended) this.sets.splice(this.sets.indexOf(set), 1);
+    return { endedCount: ended.reduce((sum, { readyCount }) => sum + readyCount, 0) };
+  }
+}
+
 /** Jobs that a test moves by hand. */
 export class FakeJobs {
   readonly views = new Map<string, JobView>();
   readonly requests: MigrationOrder[] = [];
+  readonly forkRequests: ForkRequest[] = [];
   readonly listeners = new Set<{ id: string; listener: (view: JobView) => void }>();
   refusals: Refusal[] = [];
   private count = 0;
 
-  change(id: string, change: Partial<JobView>): void {
-    const view = { ...this.get(id), ...change };
+  change(id: string, change: Partial<MigrationJobView> | Partial<ForkJobView>): void {
+    const view = { ...this.get(id), ...change } as JobView;
     this.views.set(id, view);
     for (const { id: wanted, listener } of this.listeners) if (wanted === '*' || wanted === id) listener(view);
   }
@@ -80,6 +199,20 @@ export class FakeJobs {
     if (this.refusals.length > 0)
       return Promise.reject(new MigrationError('PREFLIGHT_REFUSED', 'refused', { details: this.refusals }));
     const view = jobView(`job-${++this.count}`, { vm: request.vm, target: request.target });
+    this.views.set(view.id, view);
+    return Promise.resolve(view);
+  }
+
+  dryRunFork(request: ForkRequest) {
+    this.forkRequests.push(request);
+    return Promise.resolve({ plan: null, refusals: this.refusals });
+  }
+
+  submitFork(request: ForkRequest): Promise<JobView> {
+    this.forkRequests.push(request);
+    if (this.refusals.length > 0)
+      return Promise.reject(new MigrationError('PREFLIGHT_REFUSED', 'refused', { details: this.refusals }));
+    const view = forkJobView(`job-${++this.count}`, { vm: request.vm ?? 'web', cloneCount: request.cloneCount });
     this.views.set(view.id, view);
     return Promise.resolve(view);
   }
@@ -113,6 +246,8 @@ export class FakeJobs {
 
 export interface FakeServices extends ApiServices {
   readonly jobs: FakeJobs;
+  readonly images: FakeImages;
+  readonly pool: FakePool;
   /** Calls that reached the agent: method and arguments. */
   readonly calls: { method: string; args: unknown[] }[];
   /** What agent methods answer instead of null. */
@@ -190,6 +325,8 @@ export function fakeServices(change: Partial<ApiServices> = {}): FakeServices {
     log: { info: log('info'), warn: log('warn'), error: log('error') },
     ...change,
     jobs: (change.jobs as FakeJobs | undefined) ?? new FakeJobs(),
+    images: new FakeImages(),
+    pool: new FakePool(),
     ...{ calls, answers, states, consoles, logged },
   };
 }

@@ -2,6 +2,8 @@ import { posix } from 'node:path';
 import { describe, expect, test } from 'vitest';
 import { complaints, filesUnder, type TextFile } from './tree.js';
 
+const PORTS = ['engine/ports', 'engine/fork-ports'] as const;
+
 /**
  * What each part of src/ may import: another part, or one file of it. A part may always import itself. The daemon's
  * entry point puts everything together, and so may import everything.
@@ -11,16 +13,16 @@ const TYPESCRIPT_LAYERS: Record<string, readonly string[]> = {
   errors: ['domain'],
   protocol: ['domain', 'errors'],
   config: ['domain', 'errors'],
-  planner: ['domain', 'errors', 'engine/ports'],
+  planner: ['domain', 'errors', ...PORTS],
   engine: ['domain', 'errors', 'planner'],
-  registry: ['domain', 'errors', 'engine/ports'],
+  registry: ['domain', 'errors', ...PORTS],
   jobs: ['domain', 'errors', 'engine', 'planner', 'registry'],
   native: ['domain', 'errors', 'protocol'],
   qemu: ['domain', 'errors', 'protocol'],
-  agent: ['domain', 'errors', 'protocol', 'config', 'engine/ports', 'native', 'qemu', 'registry'],
+  agent: ['domain', 'errors', 'protocol', 'config', ...PORTS, 'native', 'qemu', 'registry'],
   tls: ['domain', 'errors'],
-  api: ['domain', 'errors', 'protocol', 'config', 'engine/ports', 'jobs', 'planner', 'tls', 'agent/spec'],
-  cli: ['domain', 'errors', 'config', 'api/client', 'api/schemas', 'tls'],
+  api: ['domain', 'errors', 'protocol', 'config', ...PORTS, 'jobs', 'planner', 'tls', 'agent/spec'],
+  cli: ['domain', 'errors', 'config', 'api/client', 'api/schemas', 'api/schemas-fork', 'tls'],
 };
 const COMPOSITION_ROOTS = new Set(['src/cli/vmigrated.ts', 'src/cli/daemon.ts']);
 const API_CLIENT_MAY_IMPORT = ['domain', 'errors', 'config', 'api/schemas', 'tls/identity'];

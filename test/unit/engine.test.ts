@@ -1,7 +1,7 @@
 import { describe, expect, test } from 'vitest';
 import { type ErrorCode, MigrationError } from '../../src/errors.js';
 import { request } from './planner-facts.js';
-import { complete, gate, rest, Scripted } from './scripted.js';
+import { complete, gate, rest, restMigration, Scripted } from './scripted.js';
 
 const failing =
   (code: ErrorCode, context = {}) =>
@@ -34,7 +34,7 @@ describe('forward', () => {
   test('the report tells what the counters say', async () => {
     const world = new Scripted();
     const { jobs } = await world.daemon();
-    const { report } = await rest(jobs, (await jobs.submit(request)).id);
+    const { report } = await restMigration(jobs, (await jobs.submit(request)).id);
     expect(report).toMatchObject({
       vm: 'vm1',
       source: 'A',
@@ -54,7 +54,7 @@ describe('forward', () => {
   test('a native pre-copy counts the time that QEMU had stopped the VM before it said so', async () => {
     const world = new Scripted();
     const { jobs } = await world.daemon();
-    const view = await rest(jobs, (await jobs.submit({ ...request, mode: 'native-precopy' })).id);
+    const view = await restMigration(jobs, (await jobs.submit({ ...request, mode: 'native-precopy' })).id);
     expect(view.report).toMatchObject({ rounds: 3, bytes: { push: 5_000 } });
     expect(view.report?.blackoutMs).toBeGreaterThanOrEqual(20);
     expect(world.acts).toEqual([

@@ -1,7 +1,7 @@
 import { describe, expect, test } from 'vitest';
 import { MigrationError } from '../../src/errors.js';
 import { request, vm } from './planner-facts.js';
-import { complete, gate, rest, Scripted } from './scripted.js';
+import { complete, gate, rest, restMigration, Scripted } from './scripted.js';
 
 describe('submit', () => {
   test('is durable when it answers', async () => {
@@ -198,7 +198,7 @@ describe('a new daemon', () => {
   ])('finishes what had crashed at %s', async (point, acts) => {
     const { world, id } = await crashedAt(point);
     const { jobs } = await world.daemon();
-    const view = await rest(jobs, id);
+    const view = await restMigration(jobs, id);
     expect(view).toMatchObject({ state: 'done', isCommitted: true });
     expect(world.acts).toEqual(acts);
     expect(view.report?.blackoutMs).toBeGreaterThanOrEqual(0);

@@ -144,7 +144,7 @@ describe('a history', () => {
       { type: 'end', job: 'j1', step: 'stopSource', ms: 1 },
     ]).get('j1');
     expect([...(history?.begun ?? [])]).toEqual(['stopSource', 'transferState', 'commit', 'resumeTarget']);
-    expect(history?.findings.stoppedAt).toBe(at);
+    expect(history?.findings).toMatchObject({ stoppedAt: at });
     expect(history && isCommittedByJournal(history)).toBe(false);
   });
 

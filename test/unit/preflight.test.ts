@@ -1,9 +1,9 @@
 import { describe, expect, test } from 'vitest';
 import type {
   HostInventory,
+  MigrationRefusalCode,
   MigrationRequest,
   RdmaInventory,
-  RefusalCode,
   TargetChecks,
   VmInventory,
   VmSpec,
@@ -43,7 +43,7 @@ const MIB = 1024 * 1024;
 const hugeMemory = { ...spec.memory, pageBytes: 2 * MIB };
 
 /** One line for each way to be refused: what is different, the code, and what the reason has to name. */
-const CASES: readonly [what: string, change: Change, code: RefusalCode, names: RegExp][] = [
+const CASES: readonly [what: string, change: Change, code: MigrationRefusalCode, names: RegExp][] = [
   ['the source itself', { request: { target: 'A' }, facts: { kind: 'isSource' } }, 'TARGET_IS_SOURCE', /vm1 is on A/],
   [
     'a silent target',
@@ -148,7 +148,7 @@ describe('pre-flight', () => {
   });
 
   test('the cases name every code there is', () => {
-    const codes: Record<RefusalCode, true> = {
+    const codes: Record<MigrationRefusalCode, true> = {
       TARGET_IS_SOURCE: true,
       TARGET_UNREACHABLE: true,
       TARGET_MEMORY: true,

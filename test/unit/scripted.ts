@@ -1,10 +1,12 @@
 /** A coordinator on two agents that do as a test tells them; registry, journal, jobs and engine are the real ones, on stores in memory. */
-import type { JobView } from '../../src/domain.js';
+import type { ForkJobView, JobView, MigrationJobView } from '../../src/domain-job.js';
+import type { ForkAgentPort } from '../../src/engine/fork-ports.js';
 import type { AgentPort, JournalEntry, SessionProgress } from '../../src/engine/ports.js';
 import { type JobLimits, JobManager } from '../../src/jobs/jobs.js';
 import { FileJournal } from '../../src/jobs/journal.js';
 import { unreachableAgent } from '../../src/jobs/unreachable-agent.js';
 import { FileRegistry } from '../../src/registry/file.js';
+import { forkAnswers } from './fork-facts.js';
 import { MemoryStore } from './memory-store.js';
 import { goodFacts, host, vm } from './planner-facts.js';
 
@@ -53,6 +55,7 @@ export class Scripted {
         if (!this.peers.includes(name)) throw new Error(`no peer ${name}`);
         return this.agent(name);
       },
+      forks: this.forks('A'),
       registry,
       journal,
       clock: {
@@ -102,9 +105,22 @@ export class Scripted {
     return { host: name, ...Object.fromEntries(methods) } as unknown as AgentPort;
   }
 
+  /** The same for the calls of forks: "A.forkPoint". */
+  forks(name: string): ForkAgentPort {
+    const methods = Object.entries(forkAnswers).map(([call, answer]): [string, unknown] => [
+      call,
+      async (...parameters: never[]) => {
+        this.calls.push(`${name}.${call}`);
+        const scripted = this.on[`${name}.${call}`];
+        return scripted === undefined ? answer : scripted(...parameters);
+      },
+    ]);
+    return { host: name, ...Object.fromEntries(methods) } as unknown as ForkAgentPort;
+  }
+
   /** Those that do something, without the questions before and the polls. */
   get acts(): string[] {
-    const questions = /inventory|vmInventory|checkTarget|\.progress|sourceCounters|nativeProgress/;
+    const questions = /[iI]nventory|checkTarget|\.progress|sourceCounters|nativeProgress|forkProgress/;
     return this.calls.filter((call) => !questions.test(call));
   }
 
@@ -124,6 +140,14 @@ export function rest(jobs: JobManager, id: string): Promise<JobView> {
       resolve(view);
     });
   });
+}
+
+export async function restMigration(jobs: JobManager, id: string): Promise<MigrationJobView> {
+  return (await rest(jobs, id)) as MigrationJobView;
+}
+
+export async function restFork(jobs: JobManager, id: string): Promise<ForkJobView> {
+  return (await rest(jobs, id)) as ForkJobView;
 }
 
 /** A promise and what settles it. */

@@ -4,11 +4,9 @@ import { noteAdvance, type StepContext, type StepExecutor } from '../context.js'
 import { pause, withDeadline } from '../deadline.js';
 import { lost } from '../lost.js';
 import type { SessionProgress } from '../ports.js';
+import { Rate } from '../rate.js';
+import { neverUndone } from '../walk.js';
 import { drainNative } from './native.js';
-import { neverUndone } from './switchover.js';
-
-/** Share of the newest reading in the rate shown: half a second's worth of polls. */
-const RATE_WEIGHT = 0.2;
 
 export const drain: StepExecutor = {
   async forward(context) {
@@ -129,17 +127,4 @@ function describe(progress: SessionProgress, bytesPerS: number) {
     secondsLeft: bytesLeft === 0 ? 0 : bytesPerS > 0 ? bytesLeft / bytesPerS : null,
     faultCount: progress.counters.faultCount ?? 0,
   };
-}
-
-class Rate {
-  bytesPerS = 0;
-  #last: { ms: number; bytes: number } | null = null;
-
-  note(ms: number, bytes: number): void {
-    const last = this.#last;
-    this.#last = { ms, bytes };
-    if (last === null || ms <= last.ms) return;
-    const now = (Math.max(0, bytes - last.bytes) * 1000) / (ms - last.ms);
-    this.bytesPerS = this.bytesPerS === 0 ? now : this.bytesPerS + RATE_WEIGHT * (now - this.bytesPerS);
-  }
 }

@@ -1,7 +1,8 @@
 /** From the last instruction on the source to the first on the target. Awaits in here are blackout: none is made that could be made elsewhere. */
-import { MigrationError, toMigrationError } from '../../errors.js';
+import { toMigrationError } from '../../errors.js';
 import type { StepContext, StepExecutor } from '../context.js';
 import { lost } from '../lost.js';
+import { neverUndone } from '../walk.js';
 import { nativeFigures } from './native.js';
 
 export const stopSource: StepExecutor = {
@@ -78,8 +79,4 @@ function sinceStop({ ports, marks, findings }: StepContext): number {
   if (marks.stoppedAtMs !== null) return ports.clock.nowMs() - marks.stoppedAtMs;
   if (findings.stoppedAt === null) return 0;
   return Math.max(0, Date.parse(ports.clock.isoNow()) - Date.parse(findings.stoppedAt));
-}
-
-export function neverUndone(): Promise<void> {
-  return Promise.reject(new MigrationError('INTERNAL', 'nothing after the commit is ever undone'));
 }

@@ -1,0 +1,41 @@
+/** For a host that cannot fork VMs: every question about it is answered, every act refused. */
+import type { ForkAgentPort } from '../engine/fork-ports.js';
+import { MigrationError } from '../errors.js';
+
+function refusal(host: string): () => Promise<never> {
+  return () => Promise.reject(new MigrationError('UNSUPPORTED', `${host} cannot fork VMs`));
+}
+
+export function noForks(host: string): ForkAgentPort {
+  const fail = refusal(host);
+  return {
+    host,
+    forkInventory: fail,
+    prepareClones: fail,
+    armParent: fail,
+    forkPoint: fail,
+    startClones: fail,
+    commitFork: fail,
+    forkProgress: fail,
+    finishFork: fail,
+    discardFork: fail,
+  };
+}
+
+export function noImages(host: string) {
+  const fail = refusal(host);
+  return {
+    list: () => [],
+    find: (id: string): never => {
+      throw new MigrationError('NOT_FOUND', `there is no image ${id} on ${host}`);
+    },
+    remove: fail,
+    save: fail,
+    load: fail,
+  };
+}
+
+export function noPool(host: string) {
+  const fail = refusal(host);
+  return { list: () => [], warm: fail, drain: fail };
+}

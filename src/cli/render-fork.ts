@@ -1,0 +1,135 @@
+/** As render.ts, for forks, images and waiting processes. */
+import type { Refusal } from '../domain.js';
+import type { ForkPlan, ForkReport, ImageView, WarmSetView } from '../domain-fork.js';
+import type { ErrorJson } from '../errors.js';
+import { bytes, milliseconds, plain, table } from './render.js';
+
+const FAILURES_SHOWN_MAX = 10;
+const CLONES_SHOWN_MAX = 16;
+
+export function forkReportText(report: ForkReport): string {
+  const { clones, failures, faults } = report;
+  const lines: readonly (readonly [string, string])[] = [
+    ['pause', `${milliseconds(report.parentPauseMs)} (parent)`],
+    ['first', milliseconds(report.firstReadyMs)],
+    ['last', milliseconds(report.lastReadyMs)],
+    ['total', milliseconds(report.totalMs)],
+    [
+      'image',
+      `${report.image}: ${bytes(report.bytes.copied)} copied, ${bytes(report.bytes.zeroSkipped)} known to be zero, device state ${bytes(report.bytes.deviceState)}`,
+    ],
+    ['faults', `${faults.parent} of the parent, ${faults.clones} of the clones`],
+  ];
+  const warmth = report.isWarm ? 'warm' : 'cold';
+  const head = `${report.parent}: ${clones.length} ${clones.length === 1 ? 'clone' : 'clones'}, ${bytes(report.memoryBytes)}, ${warmth}`;
+  const shown = clones.slice(0, CLONES_SHOWN_MAX);
+  const rows = shown.map((clone) => [
+    clone.name,
+    clone.host,
+    clone.uuid,
+    clone.mac ?? '-',
+    milliseconds(clone.readyMs),
+  ]);
+  const more = clones.length > shown.length ? `  and ${clones.length - shown.length} more: vmctl ps\n` : '';
+  return [
+    `${plain(head)}\n`,
+    ...lines.map(([name, text]) => `  ${name.padEnd(10)} ${plain(text)}\n`),
+    indented(table(['NAME', 'HOST', 'UUID', 'MAC', 'READY'], rows)),
+    more,
+    failureText(failures),
+  ].join('');
+}
+
+/** Clones of a partial fork that did not come to be, or of a fork that failed because of them. */
+export function failureText(failures: ForkReport['failures']): string {
+  const shown = failures.slice(0, FAILURES_SHOWN_MAX).map(({ name, error }) => {
+    const { code, message } = (error ?? {}) as Partial<ErrorJson>;
+    return `  ${plain(name)}: ${plain(message ?? 'no reason')} (${code ?? 'INTERNAL'})\n`;
+  });
+  const more = failures.length > shown.length ? `  and ${failures.length - shown.length} more\n` : '';
+  return failures.length === 0 ? '' : `not started:\n${shown.join('')}${more}`;
+}
+
+export function forkPlanText(plan: ForkPlan): string {
+  const { request } = plan;
+  const head = `${plan.parent}: ${request.cloneCount} clones on ${plan.host}, ${bytes(plan.memoryBytes)}, memory ${request.memory}, network ${request.network}, disks ${request.disks}`;
+  const steps = plan.steps.map(
+    (step, index) =>
+      `  ${String(index + 1).padStart(2)}. ${step.isInPause ? '■' : ' '} ${plain(`${step.host}: ${step.text}`)}\n`,
+  );
+  const notes = plan.notes.map((note) => `  note: ${plain(note)}\n`);
+  const legend = plan.steps.some(({ isInPause }) => isInPause) ? '  ■: the parent does not run\n' : '';
+  return `${plain(head)}\n${steps.join('')}${notes.join('')}${legend}`;
+}
+
+export function imageTable(images: readonly ImageView[]): string {
+  return table(
+    ['IMAGE', 'STATE', 'PARENT', 'MEMORY', 'TAKES', 'CLONES', 'MADE'],
+    images.map((image) => [
+      image.id,
+      image.state === 'filling' && image.pagesTotal > 0
+        ? `filling ${Math.floor((100 * image.pagesDone) / image.pagesTotal)} %`
+        : image.state,
+      image.parent,
+      bytes(image.memoryBytes),
+      bytes(image.allocatedBytes),
+      String(image.clones.length),
+      image.createdAt,
+    ]),
+  );
+}
+
+export function poolTable(sets: readonly WarmSetView[]): string {
+  return table(
+    ['VM', 'CLONES', 'READY', 'MEMORY', 'NETWORK', 'DISKS', 'NAMES', 'IMAGE'],
+    sets.map((set) => [
+      set.vm,
+      String(set.cloneCount),
+      String(set.readyCount),
+      set.memory,
+      set.network,
+      set.disks,
+      set.namePrefix ?? '-',
+      set.image,
+    ]),
+  );
+}
+
+/** How each clone ended, for `vfork --wait`. */
+export interface CloneEnd {
+  readonly name: string;
+  readonly index: number;
+  /** null: it said none. */
+  readonly exitCode: number | null;
+  readonly reason: string;
+  /** The serial line's past, as a file. */
+  readonly log: string | null;
+}
+
+export function endTable(ends: readonly CloneEnd[]): string {
+  return table(
+    ['NAME', 'EXIT', 'ENDED BY', 'LOG'],
+    ends.map(({ name, exitCode, reason, log }) => [
+      name,
+      exitCode === null ? '-' : String(exitCode),
+      reason,
+      log ?? '-',
+    ]),
+  );
+}
+
+export type DryRunAnswer = { readonly plan: ForkPlan | null; readonly refusals: readonly Refusal[] };
+
+/** One record, a line each member. */
+export function recordText(record: object): string {
+  const text = (value: unknown): string =>
+    typeof value === 'string' ? value : value === null ? '-' : JSON.stringify(value);
+  return table(
+    ['', ''],
+    Object.entries(record).map(([key, value]) => [key, text(value)]),
+  ).trimStart();
+}
+
+function indented(text: string): string {
+  return text.replace(/^(?=.)/gm, '  ');
+}

@@ -1,0 +1,349 @@
+/**
+ * The walk of a job of any kind: its plan's steps forward, and backward when something fails before the commit. The only place that knows how steps
+ * are announced, timed, undone and repeated; what the steps are, and what a crash at each of them costs, stands where their procedure is
+ * (run.ts, fork.ts).
+ *
+ * Journal: a step is announced before it begins. Steps of a group are announced together by the first of them, and their ends are written later:
+ * nothing but the commit is synced between them. Everything announced counts as possibly done.
+ */
+import { MigrationError, toMigrationError } from '../errors.js';
+import type { Executor, WalkContext, WalkStep } from './context.js';
+import { mayPass, mayPassAfterCommit, pause, withDeadline } from './deadline.js';
+import type { AnyStepName, JournalEntry } from './ports.js';
+
+/** halted: the daemon is closing; the journal already says all that the next one needs. stalled: `recover` goes on. */
+export type Outcome<Report> =
+  | { readonly kind: 'done'; readonly report: Report }
+  | { readonly kind: 'undone'; readonly error: MigrationError; readonly leftovers: readonly AnyStepName[] }
+  | { readonly kind: 'stalled'; readonly error: MigrationError }
+  | { readonly kind: 'lost'; readonly error: MigrationError }
+  | { readonly kind: 'halted' };
+
+/** What tells one kind of job from another. */
+export interface Procedure<Name extends AnyStepName, Step extends WalkStep<Name>, Context, Found, Report> {
+  readonly executors: { readonly [N in Name]: Executor<Context, Found> };
+  readonly commit: Name;
+  /** Calls in this process and short: an undo waits until one that was given up has taken effect. */
+  readonly awaitedBeforeUndo: ReadonlySet<Name>;
+  /** After the commit: without the others' announcements and ends, replay just repeats more. */
+  readonly durableBegins: ReadonlySet<Name>;
+  readonly durableEnds: ReadonlySet<Name>;
+  firstStepOutOfOrder(steps: readonly Step[]): Name | null;
+  isGrouped(step: Step): boolean;
+  onAnnounced(context: Context, step: Step, at: string): void;
+  /** Steps there can be undone at once; those of others wait if they do not answer. */
+  localHost(context: Context): string;
+  /** Has the commit taken effect? Throws if nobody can say. */
+  isCommitted(context: Context): Promise<boolean>;
+  unknownCommit(context: Context, cause: MigrationError): MigrationError;
+  /** The job is lost: what it holds is let go. What fails is said, and harms nothing else. */
+  letGo(context: Context): Promise<void>;
+  report(context: Context): Report;
+}
+
+/** A VM that belongs to another host by now, or runs there, is not for us to undo. */
+export function isWorthAnotherTry(error: MigrationError): boolean {
+  return error.code !== 'OWNER_CHANGED' && error.code !== 'CONFLICT' && error.code !== 'QEMU_GONE';
+}
+
+/** For steps behind the commit. */
+export function neverUndone(): Promise<void> {
+  return Promise.reject(new MigrationError('INTERNAL', 'nothing after the commit is ever undone'));
+}
+
+const COMMIT_QUESTIONS = 5;
+
+export class Walk<
+  Name extends AnyStepName,
+  Step extends WalkStep<Name>,
+  Context extends WalkContext<Step>,
+  Found,
+  Report,
+> {
+  readonly #procedure: Procedure<Name, Step, Context, Found, Report>;
+  /** The call that a deadline or a cancel gave up on may still take effect. */
+  readonly #inFlight = new WeakMap<Context, { step: Name; work: Promise<unknown> }>();
+
+  constructor(procedure: Procedure<Name, Step, Context, Found, Report>) {
+    this.#procedure = procedure;
+  }
+
+  /** A new job from its first step. */
+  async fromStart(context: Context): Promise<Outcome<Report>> {
+    const { ports, observer, marks, record } = context;
+    const { before, after } = this.#split(record.plan.steps);
+    const wrong = this.#procedure.firstStepOutOfOrder(record.plan.steps);
+    if (wrong !== null) throw new MigrationError('INTERNAL', `the plan has "${wrong}" out of order`);
+    marks.startedAtMs ??= ports.clock.nowMs();
+    const begun: Step[] = [];
+    const unwritten: JournalEntry[] = [];
+    try {
+      for (const [index, step] of before.entries()) {
+        context.cancel.throwIfAborted();
+        observer.onStep(step.name);
+        await this.#announce(context, before, index);
+        begun.push(step);
+        const end = await this.#forward(context, step, ports.clock.nowMs());
+        if (this.#procedure.isGrouped(step)) unwritten.push(end);
+        else await ports.journal.append(end);
+      }
+    } catch (thrown) {
+      const error = atStep(thrown, begun.at(-1));
+      const isBehindCommit = begun.at(-1)?.name === this.#procedure.commit ? await this.#isCommitted(context) : false;
+      if (isBehindCommit === 'unknown') return this.#unknown(context, error);
+      if (!isBehindCommit) return { kind: 'undone', error, leftovers: await this.#undo(context, begun) };
+      observer.onWarning('committed, although the commit did not end well', error);
+    }
+    observer.onCommitted();
+    return this.#goOn(context, after, unwritten);
+  }
+
+  /** A job of an earlier daemon, or one that has stalled. `begun` and `ended` are what the journal says. */
+  async again(
+    context: Context,
+    journal: {
+      readonly begun: ReadonlySet<AnyStepName>;
+      readonly ended: ReadonlySet<AnyStepName>;
+      readonly isCommitProven: boolean;
+    },
+  ): Promise<Outcome<Report>> {
+    const { before, after } = this.#split(context.record.plan.steps);
+    const isBehindCommit = journal.isCommitProven || (await this.#isCommitted(context));
+    if (isBehindCommit === 'unknown') {
+      return this.#unknown(context, new MigrationError('CORRUPT', 'nobody can say whether the job was committed'));
+    }
+    if (!isBehindCommit) {
+      const announced = before.filter(({ name }) => journal.begun.has(name));
+      const error = new MigrationError(
+        'STEP_FAILED',
+        'the daemon ended before the commit; the job was undone at its restart',
+      );
+      return { kind: 'undone', error, leftovers: await this.#undo(context, announced) };
+    }
+    context.observer.onCommitted();
+    const left = after.filter(({ name }) => !journal.ended.has(name));
+    return this.#goOn(context, left, []);
+  }
+
+  /** One undo, for leftovers. Throws what the undo throws. */
+  async undoStep(context: Context, step: AnyStepName): Promise<void> {
+    const { ports, limits } = context;
+    const executor = this.#procedure.executors[step as Name];
+    await withDeadline(ports.clock, executor.undo(context), limits.undoCallMsMax, `undoing ${step}`).catch(
+      (error: unknown) => {
+        if (toMigrationError(error).code !== 'NOT_FOUND') throw error;
+      },
+    );
+  }
+
+  #split(steps: readonly Step[]): { readonly before: readonly Step[]; readonly after: readonly Step[] } {
+    const index = steps.findIndex(({ name }) => name === this.#procedure.commit) + 1;
+    return { before: steps.slice(0, index), after: steps.slice(index) };
+  }
+
+  // ---- before the commit ----------------------------------------------------------------------------------------------------------------
+
+  /** Announces the step at `index`, and with the first step of a group all of the group's, those behind the commit too. */
+  async #announce(context: Context, before: readonly Step[], index: number): Promise<void> {
+    const { record, ports } = context;
+    const { steps } = record.plan;
+    const step = before[index];
+    const isGrouped = (other: Step | undefined): boolean => other !== undefined && this.#procedure.isGrouped(other);
+    if (step === undefined || (isGrouped(step) && isGrouped(steps[index - 1]))) return;
+    const group: Name[] = [];
+    for (let next = index + 1; isGrouped(step) && isGrouped(steps[next]); next++) {
+      const name = steps[next]?.name;
+      if (name !== undefined) group.push(name);
+    }
+    const at = ports.clock.isoNow();
+    this.#procedure.onAnnounced(context, step, at);
+    await ports.journal.append({
+      type: 'begin',
+      job: record.job,
+      step: step.name,
+      at,
+      ...(group.length > 0 ? { group } : {}),
+    });
+  }
+
+  /** `startMs`: of the first attempt. */
+  async #forward(context: Context, step: Step, startMs: number): Promise<JournalEntry> {
+    const { ports, record, findings, phases } = context;
+    const { executors, commit } = this.#procedure;
+    await ports.faults.hit(`before:${step.name}`);
+    const isCommit = step.name === commit;
+    if (isCommit) {
+      context.cancel.throwIfAborted();
+      context.observer.onCommitBegun();
+    }
+    const work = executors[step.name].forward(context);
+    this.#inFlight.set(context, { step: step.name, work });
+    const isAfter = this.#split(record.plan.steps).after.some(({ name }) => name === step.name);
+    const signal = isCommit ? undefined : isAfter ? context.halt : context.cancel;
+    const result = await withDeadline(ports.clock, work, step.timeoutMs, step.name, signal);
+    const ms = ports.clock.nowMs() - startMs;
+    Object.assign(findings, result);
+    await ports.faults.hit(`after:${step.name}`);
+    phases.push({ name: step.name, ms });
+    return { type: 'end', job: record.job, step: step.name, ms, ...(result === undefined ? {} : { result }) };
+  }
+
+  async #undo(context: Context, begun: readonly Step[]): Promise<Name[]> {
+    const leftovers: Name[] = [];
+    for (const { name } of [...begun].reverse()) {
+      try {
+        await this.#undoBounded(context, name);
+      } catch (thrown) {
+        const error = toMigrationError(thrown);
+        context.observer.onWarning(`undoing ${name} failed`, error);
+        if (isWorthAnotherTry(error)) {
+          leftovers.push(name);
+          await noteDown(context, { type: 'leftover', job: context.record.job, step: name });
+        }
+      }
+    }
+    return leftovers;
+  }
+
+  async #undoBounded(context: Context, step: Name): Promise<void> {
+    const { ports, limits, record } = context;
+    const pending = this.#inFlight.get(context);
+    if (pending?.step === step && this.#procedure.awaitedBeforeUndo.has(step)) {
+      await withDeadline(ports.clock, pending.work, limits.undoCallMsMax, step).catch(() => undefined);
+    }
+    const host = record.plan.steps.find(({ name }) => name === step)?.host;
+    const isLocal = host === this.#procedure.localHost(context);
+    for (let attempt = 1; ; attempt++) {
+      try {
+        await noteDown(context, { type: 'undo', job: record.job, step });
+        await ports.faults.hit(`undo:${step}`);
+        return await this.undoStep(context, step);
+      } catch (thrown) {
+        const error = toMigrationError(thrown);
+        // A remote host that is silent stays silent for a while: it becomes a leftover at once, so that nothing waits for it.
+        if (!isLocal || attempt >= limits.undoAttempts || !isWorthAnotherTry(error)) throw error;
+        await ports.clock.sleep(limits.retryMsFirst).catch(() => undefined);
+      }
+    }
+  }
+
+  async #isCommitted(context: Context): Promise<boolean | 'unknown'> {
+    for (let attempt = 1; ; attempt++) {
+      try {
+        return await this.#procedure.isCommitted(context);
+      } catch (error) {
+        context.observer.onWarning('nobody can say whether the commit took effect', error);
+        if (attempt >= COMMIT_QUESTIONS) return 'unknown';
+        await context.ports.clock.sleep(context.limits.retryMsFirst).catch(() => undefined);
+      }
+    }
+  }
+
+  #unknown(context: Context, cause: MigrationError): Outcome<Report> {
+    return { kind: 'stalled', error: this.#procedure.unknownCommit(context, cause) };
+  }
+
+  // ---- after the commit -----------------------------------------------------------------------------------------------------------------
+
+  async #goOn(context: Context, steps: readonly Step[], unwritten: JournalEntry[]): Promise<Outcome<Report>> {
+    const { ports, observer, limits, marks, halt } = context;
+    try {
+      for (const step of steps) {
+        // Announced with its group, and nothing is written before it has ended.
+        const isGrouped = this.#procedure.isGrouped(step);
+        const startMs = ports.clock.nowMs();
+        marks.advancedAtMs = startMs;
+        let retryMs = limits.retryMsFirst;
+        let retryAdvancedAtMs = startMs;
+        for (;;) {
+          try {
+            halt.throwIfAborted();
+            observer.onStep(step.name);
+            if (!isGrouped) await flush(context, unwritten);
+            if (!isGrouped) await this.#announceAfterCommit(context, step);
+            const end = await this.#forward(context, step, startMs);
+            observer.onRecovering(null);
+            await flush(context, unwritten);
+            if (this.#procedure.durableEnds.has(step.name)) await retryable(ports.journal.append(end));
+            else await noteDown(context, end);
+            break;
+          } catch (thrown) {
+            const error = toMigrationError(thrown);
+            if (halt.aborted) return { kind: 'halted' };
+            if (error.code === 'VM_LOST') {
+              await this.#procedure.letGo(context);
+              return { kind: 'lost', error };
+            }
+            const nowMs = ports.clock.nowMs();
+            if (!mayPassAfterCommit(error) || nowMs - marks.advancedAtMs > limits.recoveryMsMax) {
+              return { kind: 'stalled', error: stalled(error, step, nowMs - marks.advancedAtMs) };
+            }
+            observer.onRecovering(atStep(error, step));
+            await flush(context, unwritten);
+            if (marks.advancedAtMs > retryAdvancedAtMs) retryMs = limits.retryMsFirst;
+            retryAdvancedAtMs = marks.advancedAtMs;
+            await pause(ports.clock, retryMs, halt);
+            retryMs = Math.min(retryMs * 2, limits.retryMsMax);
+          }
+        }
+      }
+    } catch (thrown) {
+      if (halt.aborted) return { kind: 'halted' };
+      throw thrown;
+    }
+    return { kind: 'done', report: this.#procedure.report(context) };
+  }
+
+  async #announceAfterCommit(context: Context, step: Step): Promise<void> {
+    const { ports, record } = context;
+    const begin: JournalEntry = { type: 'begin', job: record.job, step: step.name, at: ports.clock.isoNow() };
+    if (this.#procedure.durableBegins.has(step.name)) await retryable(ports.journal.append(begin));
+    else await noteDown(context, begin);
+  }
+}
+
+type AnyContext = WalkContext<WalkStep<AnyStepName>>;
+
+/** For entries that replay can do without: a full disk must not keep the VM from running. */
+async function noteDown({ ports, limits, observer }: AnyContext, entry: JournalEntry): Promise<void> {
+  try {
+    await withDeadline(ports.clock, ports.journal.append(entry), limits.undoCallMsMax, 'writing the journal');
+  } catch (error) {
+    observer.onWarning(`the journal lacks an entry (${entry.type})`, error);
+  }
+}
+
+async function flush(context: AnyContext, entries: JournalEntry[]): Promise<void> {
+  for (const entry of entries.splice(0)) await noteDown(context, entry);
+}
+
+async function retryable(appending: Promise<void>): Promise<void> {
+  try {
+    await appending;
+  } catch (thrown) {
+    const error = toMigrationError(thrown);
+    throw new MigrationError(error.code, error.message, { isRetryable: true, cause: error });
+  }
+}
+
+function atStep(thrown: unknown, step: WalkStep<AnyStepName> | undefined): MigrationError {
+  const error = toMigrationError(thrown);
+  if (step === undefined || error.step !== undefined || error.code === 'CANCELLED') return error;
+  return new MigrationError('STEP_FAILED', `${step.name} on ${step.host} failed: ${error.message}`, {
+    step: step.name,
+    isRetryable: mayPass(error),
+    ...(error.remedy === undefined ? {} : { remedy: error.remedy }),
+    ...(error.details === undefined ? {} : { details: error.details }),
+    cause: error,
+  });
+}
+
+function stalled(error: MigrationError, step: WalkStep<AnyStepName>, quietMs: number): MigrationError {
+  if (error.code === 'NEEDS_RECOVERY') return error;
+  return new MigrationError('NEEDS_RECOVERY', `${step.name} on ${step.host} does not succeed: ${error.message}`, {
+    step: step.name,
+    remedy: 'nothing is lost: see to what the cause names, then recover the job',
+    details: { quietMs: Math.round(quietMs) },
+    cause: error,
+  });
+}

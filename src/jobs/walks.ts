@@ -1,0 +1,81 @@
+/** A job in the hands of the engine: the right walk for its kind, on this daemon's ports. */
+import type { MigrationReport } from '../domain.js';
+import type { ForkReport } from '../domain-fork.js';
+import type { EngineLimits, Marks, RunObserver } from '../engine/context.js';
+import { forkWalk } from '../engine/fork.js';
+import type { ForkAgentPort } from '../engine/fork-ports.js';
+import { type History, isCommittedByJournal } from '../engine/history.js';
+import type { AgentPort, AnyStepName, JournalEntry, Registry, WalkPorts } from '../engine/ports.js';
+import { migrationWalk } from '../engine/run.js';
+import type { Outcome } from '../engine/walk.js';
+import type { Job } from './job.js';
+import { agentOrUnreachable } from './unreachable-agent.js';
+
+export interface JobWalk {
+  fromStart(): Promise<Outcome<MigrationReport | ForkReport>>;
+  again(): Promise<Outcome<MigrationReport | ForkReport>>;
+  undoStep(step: AnyStepName): Promise<void>;
+}
+
+export interface WalkParts extends WalkPorts {
+  readonly host: string;
+  readonly agent: (host: string) => AgentPort;
+  readonly forks: ForkAgentPort;
+  readonly registry: Registry;
+  readonly limits: EngineLimits;
+  readonly halt: AbortSignal;
+  readonly observer: RunObserver;
+}
+
+/** Ending many QEMU processes takes longer than the undo of a migration; the parent runs again before that begins. */
+const FORK_UNDO_MS_MAX = 30_000;
+
+export function walkOf(job: Job, parts: WalkParts): JobWalk {
+  const { history, cancel, submittedAtMs } = job;
+  const { host, agent, forks, registry, clock, faults, limits, halt, observer } = parts;
+  const ports = { journal: { append: appendTo(history, parts) }, clock, faults };
+  const marks: Marks = {
+    startedAtMs: history.kind === 'fork' ? submittedAtMs : null,
+    stoppedAtMs: null,
+    advancedAtMs: clock.nowMs(),
+    advancedTo: -1,
+  };
+  const common = { cancel: cancel.signal, halt, observer, phases: history.phases, marks };
+  const journal = { begun: history.begun, ended: history.ended, isCommitProven: isCommittedByJournal(history) };
+  if (history.kind === 'fork') {
+    const { record, findings } = history;
+    const context = {
+      ...common,
+      ...{ record, findings },
+      limits: { ...limits, undoCallMsMax: Math.max(limits.undoCallMsMax, FORK_UNDO_MS_MAX) },
+      ports: { ...ports, agent: agent(host), forks },
+    };
+    return {
+      fromStart: () => forkWalk.fromStart(context),
+      again: () => forkWalk.again(context, journal),
+      undoStep: (step) => forkWalk.undoStep(context, step),
+    };
+  }
+  const { record, findings } = history;
+  const target = agentOrUnreachable(agent, record.plan.request.target);
+  const context = {
+    ...common,
+    ...{ record, findings, limits },
+    ports: { ...ports, source: agent(host), target, registry },
+    endpoint: null,
+  };
+  return {
+    fromStart: () => migrationWalk.fromStart(context),
+    again: () => migrationWalk.again(context, journal),
+    undoStep: (step) => migrationWalk.undoStep(context, step),
+  };
+}
+
+/** What the journal takes is noted in the history too, so that a later walk of this daemon knows it. */
+function appendTo(history: History, { journal }: WalkParts) {
+  return async (entry: JournalEntry): Promise<void> => {
+    await journal.append(entry);
+    if (entry.type === 'begin') for (const step of [entry.step, ...(entry.group ?? [])]) history.begun.add(step);
+    if (entry.type === 'end') history.ended.add(entry.step);
+  };
+}
