@@ -20,10 +20,12 @@
 //   `verify`
 // t is the guest's monotonic clock. gap_ms is the longest time within the window in which one thread finished
 // no operation, the time to print excluded. bad counts bad pages seen by visits since start. In: the line
-// `verify` stops all threads, checks every word of every page, answers, and goes on.
+// `verify` stops all threads, checks every word of every page, answers, and goes on; other lines go to
+// clone.c.
 
 #define _GNU_SOURCE
 #include <errno.h>
+#include <fcntl.h>
 #include <poll.h>
 #include <pthread.h>
 #include <stdatomic.h>
@@ -201,6 +203,14 @@ static void verify_all(void) {
   fflush(stdout);
 }
 
+// Other lines are for clone.c, which cannot read the console as well.
+static void pass_on(const char* line) {
+  int fd = open("/tmp/commands", O_WRONLY | O_NONBLOCK | O_CLOEXEC);
+  if (fd < 0) return;
+  dprintf(fd, "%s\n", line);
+  close(fd);
+}
+
 static void read_commands(void) {
   static char line[64];
   static size_t length;
@@ -220,7 +230,10 @@ static void read_commands(void) {
     }
     line[length] = 0;
     length = 0;
-    if (strcmp(line, "verify") == 0) verify_all();
+    if (strcmp(line, "verify") == 0)
+      verify_all();
+    else
+      pass_on(line);
   }
 }
 
