@@ -70,6 +70,8 @@ export interface VmSpec {
   readonly hasSerial: boolean;
   /** A port for Debian's qemu-guest-agent, or another that speaks its protocol. */
   readonly hasGuestAgent?: boolean;
+  /** Program in the guest that its agent runs in a new clone, with index, count, name and fork; without it the agent sets the host name. */
+  readonly guestAgentHook?: string;
   /**
    * Guid that the vmgenid device shows; another for every VM, kept when it moves. Absent: the VM was started before it had the devices that tell it
    * who it is (src/qemu/identity-devices.ts), and has none of them.
@@ -92,6 +94,17 @@ export interface VmSpec {
  */
 export type VmState = 'starting' | 'running' | 'paused' | 'incoming' | 'departed' | 'stopped';
 
+/** How QEMU ended, as far as the daemon saw it. */
+export interface VmExit {
+  readonly at: string;
+  /** QEMU's own reason (SHUTDOWN event), or `killed`, `stopped`, `vanished` (it ended while no daemon ran). */
+  readonly reason: string;
+  readonly code: number | null;
+  readonly signal: string | null;
+  /** The guest's: what it wrote to its exit port; 0 if it powered off without a word; null if it did not end by itself. */
+  readonly exitCode: number | null;
+}
+
 export interface VmView {
   readonly name: string;
   readonly uuid: string;
@@ -107,6 +120,12 @@ export interface VmView {
   readonly serialLog: string | null;
   /** The image whose pages a clone shares. */
   readonly image: string | null;
+  /** What the guest has written to its exit port so far; a guest may be done without powering off. */
+  readonly exitCode: number | null;
+  /** null while QEMU lives. */
+  readonly exit: VmExit | null;
+  /** What a clone still lacks of an identity of its own, or why it could not get it; null for a VM that has one. */
+  readonly identityIssue: string | null;
 }
 
 // ---- inventory: what pre-flight looks at -----------------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@
  */
 import { createHash, randomUUID } from 'node:crypto';
 import { z } from 'zod';
-import type { VmSpec } from '../domain.js';
+import type { NicSpec, VmSpec } from '../domain.js';
 import { CLONES_MAX } from '../domain-fork.js';
 import { MigrationError } from '../errors.js';
 
@@ -95,6 +95,7 @@ const vmSpec = z
     nics: z.array(nicSpec).max(NICS_MAX),
     hasSerial: z.boolean(),
     hasGuestAgent: z.boolean().optional(),
+    guestAgentHook: absolutePath.optional(),
     vmGenerationId: guid.optional(),
     clone: cloneMark.optional(),
     devices,
@@ -131,6 +132,9 @@ const vmSpec = z
     }
     if (spec.kernel === undefined && spec.initrd !== undefined) complain(['initrd'], 'needs a kernel');
     if (spec.kernel === undefined && spec.append !== undefined) complain(['append'], 'needs a kernel');
+    if (spec.guestAgentHook !== undefined && spec.hasGuestAgent !== true) {
+      complain(['guestAgentHook'], 'needs guestAgent: true');
+    }
     spec.devices.forEach((device, index) => {
       if (/^vmgenid\b/.test(device)) complain(['devices', index], 'vmgenid is set by the daemon itself');
     });
@@ -196,6 +200,7 @@ const userSpec = z.strictObject({
     .default([]),
   serial: z.boolean().default(true),
   guestAgent: z.boolean().default(false),
+  guestAgentHook: absolutePath.optional(),
   devices: devices.default([]),
   qemuArgs: qemuArgs.default([]),
   preload: z.boolean().default(true),
@@ -205,6 +210,8 @@ const userSpec = z.strictObject({
 export const userSpecSchema = userSpec;
 /** The schema of the filled-in form, for messages between hosts. */
 export const vmSpecSchema: z.ZodType<VmSpec> = vmSpec as unknown as z.ZodType<VmSpec>;
+
+export const nicSpecSchema: z.ZodType<NicSpec> = nicSpec as unknown as z.ZodType<NicSpec>;
 
 /** A user's spec as it came over the API: text (YAML, of which JSON is a part) or an object. The parser of YAML is loaded with the first text. */
 export async function readSpec(input: unknown): Promise<VmSpec> {
@@ -259,6 +266,7 @@ export function parseSpec(input: unknown): VmSpec {
       }),
       hasSerial: user.serial,
       hasGuestAgent: user.guestAgent,
+      guestAgentHook: user.guestAgentHook,
       vmGenerationId: randomUUID(),
       devices: user.devices,
       qemuArgs: user.qemuArgs,

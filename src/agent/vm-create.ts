@@ -9,7 +9,7 @@ import { type RamPlace, regionFiles } from './ram-files.js';
 import { Vm } from './vm.js';
 import { type LaunchOptions, launch } from './vm-launch.js';
 import type { VmManagerOptions } from './vm-options.js';
-import type { VmRecord } from './vm-record.js';
+import type { IdentityDue, VmRecord } from './vm-record.js';
 
 /** A unix socket's path has at most this many bytes. */
 const SOCKET_PATH_BYTES_MAX = 107;
@@ -17,6 +17,7 @@ const SOCKET_PATH_BYTES_MAX = 107;
 export interface VmStart extends Pick<VmRecord, 'state' | 'epoch' | 'accel' | 'session'> {
   /** Of a clone. */
   readonly image?: string;
+  readonly identityDue?: IdentityDue;
 }
 
 /** What was at `directory` goes: the name is free. */
@@ -40,6 +41,7 @@ export async function createVm(
     regions: await regionFiles(place, spec, image),
     memory: null,
     taps: tapNames(place.host, spec),
+    identityDue: start.identityDue ?? null,
     exit: null,
     createdAt: new Date().toISOString(),
   };

@@ -5,9 +5,12 @@
 import type { EventEmitter } from 'node:events';
 import { rm } from 'node:fs/promises';
 import { setTimeout as sleep } from 'node:timers/promises';
+import type { VmExit } from '../domain.js';
 import type { Registry } from '../engine/ports.js';
 import { toMigrationError } from '../errors.js';
 import { QmpClient, type QmpEvent } from '../qemu/qmp.js';
+import { settleIn } from './clone-identity.js';
+import { ExitWatch, readExitCode } from './exit-port.js';
 import type { KeyedLocks } from './locks.js';
 import type { Log } from './log.js';
 import { removeTaps } from './network.js';
@@ -15,7 +18,6 @@ import { type RamPlace, removeRegionFiles } from './ram-files.js';
 import type { Vm } from './vm.js';
 import { commandLine } from './vm-launch.js';
 import { endProcess, findByArgument, isAlive, waitForExit } from './vm-process.js';
-import type { VmExit } from './vm-record.js';
 
 export interface StopOptions {
   /** SIGKILL, and also if a job holds the VM. */
@@ -40,6 +42,8 @@ const RECONNECT_MS = 250;
 const QMP_TIMEOUT_MS = 5_000;
 /** After QMP has ended: how long QEMU may take to end as well before it counts as alive. */
 const END_AFTER_QMP_MS = 2_000;
+/** QEMU's word for a guest that has switched itself off. */
+const POWERED_OFF = 'guest-shutdown';
 const UNKNOWN_EXIT = { code: null, signal: null };
 
 export class VmKeeper {
@@ -61,6 +65,11 @@ export class VmKeeper {
     if (client === null) return;
     client.on('event', (event) => this.#onEvent(vm, event));
     client.onClosed(() => this.#startWatch(vm));
+    vm.exitWatch ??= new ExitWatch(vm.paths.exit, (code) => {
+      vm.exitCode = code;
+      this.#options.emitter.emit('change', vm.spec.name);
+    });
+    if (vm.liveState === 'running') this.#settleIn(vm);
   }
 
   /** A VM that runs since an earlier daemon. One that does not answer is tried again for as long as it lives. */
@@ -89,9 +98,10 @@ export class VmKeeper {
     const { name } = vm.spec;
     const child = vm.exited === null ? UNKNOWN_EXIT : await Promise.race([vm.exited, sleep(1000, UNKNOWN_EXIT)]);
     const isDeparted = vm.state === 'departed';
-    const exit: VmExit = { at: new Date().toISOString(), reason: vm.shutdownReason ?? fallbackReason, ...child };
-    vm.client?.close();
-    vm.client = null;
+    const reason = vm.shutdownReason ?? fallbackReason;
+    const exitCode = (await readExitCode(vm.paths.exit)) ?? (reason === POWERED_OFF ? 0 : null);
+    const exit: VmExit = { at: new Date().toISOString(), reason, ...child, exitCode };
+    release(vm);
     await vm.update({ process: null, exit, memory: null, ...(isDeparted ? {} : { state: 'stopped' as const }) });
     this.#options.log.info({ vm: name, exit }, 'QEMU has ended');
     this.#options.emitter.emit('exit', name, exit);
@@ -115,7 +125,7 @@ export class VmKeeper {
     vm.isEnding = true;
     // An incoming VM has never run: nothing in it is worth a gentle end.
     if (vm.record.process !== null) await endProcess(vm.record.process, vm.state === 'incoming' ? 0 : TERM_GRACE_MS);
-    vm.client?.close();
+    release(vm);
     vm.memory?.close();
     vm.memory = null;
     await removeRegionFiles(place, vm.spec);
@@ -139,6 +149,20 @@ export class VmKeeper {
     if (event.name !== 'STOP' && event.name !== 'RESUME') return;
     vm.liveState = event.name === 'STOP' ? 'paused' : 'running';
     this.#options.emitter.emit('change', vm.spec.name);
+    if (vm.liveState === 'running') this.#settleIn(vm);
+  }
+
+  /** A clone that runs for the first time, or that an earlier attempt has left without an identity of its own. */
+  #settleIn(vm: Vm): void {
+    if (this.#isClosed || vm.record.identityDue === null) return;
+    vm.settlingIn ??= settleIn(vm)
+      .catch((error: unknown) => {
+        if (!this.#isClosed && !vm.isEnding) this.#warn(vm, error, 'a clone has not got all of its identity');
+      })
+      .finally(() => {
+        vm.settlingIn = null;
+        this.#options.emitter.emit('change', vm.spec.name);
+      });
   }
 
   #startWatch(vm: Vm): void {
@@ -179,4 +203,11 @@ export class VmKeeper {
   #warn(vm: Vm, error: unknown, message: string): void {
     this.#options.log.warn({ vm: vm.spec.name, error: toMigrationError(error).toJSON() }, message);
   }
+}
+
+function release(vm: Vm): void {
+  vm.client?.close();
+  vm.client = null;
+  vm.exitWatch?.close();
+  vm.exitWatch = null;
 }

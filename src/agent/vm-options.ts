@@ -1,4 +1,5 @@
 /** What VmManager is told: once, and for each VM. */
+import type { NicSpec } from '../domain.js';
 import type { Registry } from '../engine/ports.js';
 import type { NativeBinding } from '../native/binding.js';
 import type { Log } from './log.js';
@@ -37,4 +38,6 @@ export interface CloneOptions {
   readonly isRegistered: boolean;
   /** Device state of the image; QEMU finds it open as descriptor 3. */
   readonly statePath: string;
+  /** The NICs that it shall have once it runs (identity.ts), if they are not those that it starts with. */
+  readonly nics?: readonly NicSpec[];
 }

@@ -5,11 +5,11 @@
 import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { z } from 'zod';
-import type { VmSpec, VmState } from '../domain.js';
+import type { NicSpec, VmExit, VmSpec, VmState } from '../domain.js';
 import { MigrationError } from '../errors.js';
 import type { RegionFile, VmMemorySnapshot } from '../native/binding.js';
 import { writeDurably } from './durable-file.js';
-import { vmSpecSchema } from './spec.js';
+import { nicSpecSchema, vmSpecSchema } from './spec.js';
 
 export const RECORD_FILE = 'record.json';
 
@@ -21,13 +21,12 @@ export interface ProcessIdentity {
   readonly bootId: string;
 }
 
-/** How QEMU ended, as far as the daemon saw it. */
-export interface VmExit {
-  readonly at: string;
-  /** QEMU's own reason (SHUTDOWN event), or `killed`, `stopped`, `vanished` (it ended while no daemon ran). */
-  readonly reason: string;
-  readonly code: number | null;
-  readonly signal: string | null;
+/** What remains to be done to a clone once it runs (clone-identity.ts). */
+export interface IdentityDue {
+  /** As they shall be. */
+  readonly nics: readonly NicSpec[];
+  /** Of the last attempt. */
+  readonly failure: string | null;
 }
 
 export interface VmRecord {
@@ -48,6 +47,8 @@ export interface VmRecord {
   readonly memory: VmMemorySnapshot | null;
   /** Tap devices by NIC id. */
   readonly taps: Readonly<Record<string, string>>;
+  /** null: the VM has its identity. */
+  readonly identityDue: IdentityDue | null;
   readonly exit: VmExit | null;
   readonly createdAt: string;
 }
@@ -102,8 +103,18 @@ const recordSchema = z.strictObject({
     })
     .nullable(),
   taps: z.record(z.string(), z.string()),
+  identityDue: z
+    .strictObject({ nics: z.array(nicSpecSchema), failure: z.string().nullable() })
+    .nullable()
+    .default(null),
   exit: z
-    .strictObject({ at: z.string(), reason: z.string(), code: z.int().nullable(), signal: z.string().nullable() })
+    .strictObject({
+      at: z.string(),
+      reason: z.string(),
+      code: z.int().nullable(),
+      signal: z.string().nullable(),
+      exitCode: z.int().nullable().default(null),
+    })
     .nullable(),
   createdAt: z.string(),
 });

@@ -4,6 +4,7 @@ import type { VmSpec, VmState, VmView } from '../domain.js';
 import { MigrationError } from '../errors.js';
 import type { RegionFile, VmMemoryHandle } from '../native/binding.js';
 import type { QmpClient } from '../qemu/qmp.js';
+import type { ExitWatch } from './exit-port.js';
 import type { ChildExit } from './vm-process.js';
 import { type VmRecord, writeRecord } from './vm-record.js';
 
@@ -56,6 +57,11 @@ export class Vm implements ManagedVm {
   /** Known only to the daemon that started it. */
   exited: Promise<ChildExit> | null = null;
   shutdownReason: string | null = null;
+  /** As the exit port says; of a VM that has ended the record knows it. */
+  exitCode: number | null = null;
+  exitWatch: ExitWatch | null = null;
+  /** The attempt under way to give a clone its identity. */
+  settlingIn: Promise<void> | null = null;
   /** The daemon itself is ending it: its end is no event. */
   isEnding = false;
   /** Aborted to give up a start that is under way. */
@@ -172,5 +178,13 @@ export function viewOf(vm: Vm, host: string): VmView {
     job: vm.job,
     serialLog: vm.spec.hasSerial ? vm.paths.serialLog : null,
     image: vm.image,
+    exitCode: vm.record.exit?.exitCode ?? vm.exitCode,
+    exit: vm.record.exit,
+    identityIssue: identityIssue(vm),
   };
+}
+
+function identityIssue({ record }: Vm): string | null {
+  if (record.identityDue === null) return null;
+  return record.identityDue.failure ?? 'is still being given its own network and clock';
 }

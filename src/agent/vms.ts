@@ -11,9 +11,10 @@
 import { EventEmitter } from 'node:events';
 import { mkdir, readdir, rm } from 'node:fs/promises';
 import { join } from 'node:path';
-import type { VmSpec, VmState, VmView } from '../domain.js';
+import type { VmExit, VmSpec, VmState, VmView } from '../domain.js';
 import { MigrationError, toMigrationError } from '../errors.js';
 import { askQemu, type InstalledQemu, resolveAccel } from '../qemu/installed.js';
+import { identityDueOf } from './clone-identity.js';
 import { KeyedLocks } from './locks.js';
 import { presencePath, type RamPlace } from './ram-files.js';
 import { checkSpec } from './spec.js';
@@ -22,12 +23,12 @@ import { adopt } from './vm-adopt.js';
 import { type BringUpOptions, bringUp, createVm, type VmStart } from './vm-create.js';
 import { type StopOptions, VmKeeper } from './vm-keeper.js';
 import type { CloneOptions, IncomingOptions, VmManagerOptions } from './vm-options.js';
-import { readRecord, type VmExit } from './vm-record.js';
+import { readRecord } from './vm-record.js';
 
+export type { VmExit } from '../domain.js';
 export type { ManagedVm } from './vm.js';
 export type { StopOptions } from './vm-keeper.js';
 export type { IncomingOptions, VmManagerOptions } from './vm-options.js';
-export type { VmExit } from './vm-record.js';
 
 export class VmManager {
   readonly #options: VmManagerOptions;
@@ -134,7 +135,8 @@ export class VmManager {
       const before = await registry.owner(spec.name);
       const epoch = (await registry.lastEpoch(spec.name)) + 1;
       const { image, accel, isRegistered, statePath } = options;
-      const vm = await this.#create(spec, { state: 'incoming', epoch, accel, session: null, image });
+      const identityDue = identityDueOf(spec, options.nics);
+      const vm = await this.#create(spec, { state: 'incoming', epoch, accel, session: null, image, ...identityDue });
       try {
         await registry.swapOwner(spec.name, before?.epoch ?? null, {
           vm: spec.name,
@@ -294,6 +296,8 @@ export class VmManager {
     await Promise.all([...this.#vms.keys()].map((name) => this.#locks.hold(name, () => Promise.resolve())));
     for (const vm of this.#vms.values()) {
       vm.client?.close();
+      vm.exitWatch?.close();
+      await vm.settlingIn;
       vm.memory?.close();
       vm.memory = null;
       await vm.settled();

@@ -136,6 +136,17 @@ export const vmView = of<VmView>(
     job: text.nullable(),
     serialLog: text.nullable(),
     image: text.nullable(),
+    exitCode: z.int().nullable(),
+    exit: z
+      .object({
+        at: text,
+        reason: text,
+        code: z.int().nullable(),
+        signal: text.nullable(),
+        exitCode: z.int().nullable(),
+      })
+      .nullable(),
+    identityIssue: text.nullable(),
   }),
 );
 

@@ -59,14 +59,14 @@ export function identityArguments(spec: VmSpec, place: IdentityPlacement): strin
   ];
 }
 
-/** What the guest reads: index, count and fork are null in a VM that is no clone. */
+/** What the guest reads. The guid comes first: whoever looks for a change need not read on. Index, count and fork are null in a VM that is no clone. */
 export function cloneFileText(spec: VmSpec): string {
   const text = JSON.stringify({
+    generation: spec.vmGenerationId ?? null,
     index: spec.clone?.index ?? null,
     count: spec.clone?.cloneCount ?? null,
     name: spec.name,
     fork: spec.clone?.fork ?? null,
-    generation: spec.vmGenerationId ?? null,
   });
   return `${text.padEnd(CLONE_FILE_BYTES - 1)}\n`;
 }

@@ -39,6 +39,9 @@ export function vmView(name: string, change: Partial<VmView> = {}): VmView {
       job: null,
       serialLog: null,
       image: null,
+      exitCode: null,
+      exit: null,
+      identityIssue: null,
     },
     ...change,
   };
