@@ -50,37 +50,34 @@ export class QemuPair {
     const serialLog = join(directory, 'serial.log');
     const { memoryMiB, touchMiB, writePercent } = this.guest;
     const { kernel, initrd } = guestImage();
-    const child = spawn(
-      'ip',
-      [
-        ...['netns', 'exec', this.cluster.host(host).namespace, 'qemu-system-x86_64'],
-        ...['-machine', 'q35,memory-backend=m0', '-accel', 'tcg,thread=multi', '-cpu', 'qemu64', '-m', `${memoryMiB}`],
-        ...[
-          '-object',
-          `memory-backend-ram,id=m0,size=${memoryMiB}M`,
-          '-nodefaults',
-          '-no-user-config',
-          '-vga',
-          'none',
-          '-display',
-          'none',
-        ],
-        ...[
-          '-serial',
-          `file:${serialLog}`,
-          '-qmp',
-          `unix:${socket},server=on,wait=off`,
-          '-kernel',
-          kernel,
-          '-initrd',
-          initrd,
-        ],
-        '-append',
-        `console=ttyS0 quiet vmg.workload=memtouch vmg.mb=${touchMiB} vmg.writepct=${writePercent} vmg.threads=1`,
-        ...(isIncoming ? ['-incoming', 'defer'] : []),
+    const [command = '', ...args] = this.cluster.network.commandOn(host, [
+      'qemu-system-x86_64',
+      ...['-machine', 'q35,memory-backend=m0', '-accel', 'tcg,thread=multi', '-cpu', 'qemu64', '-m', `${memoryMiB}`],
+      ...[
+        '-object',
+        `memory-backend-ram,id=m0,size=${memoryMiB}M`,
+        '-nodefaults',
+        '-no-user-config',
+        '-vga',
+        'none',
+        '-display',
+        'none',
       ],
-      { stdio: ['ignore', 'ignore', 'inherit'] },
-    );
+      ...[
+        '-serial',
+        `file:${serialLog}`,
+        '-qmp',
+        `unix:${socket},server=on,wait=off`,
+        '-kernel',
+        kernel,
+        '-initrd',
+        initrd,
+      ],
+      '-append',
+      `console=ttyS0 quiet vmg.workload=memtouch vmg.mb=${touchMiB} vmg.writepct=${writePercent} vmg.threads=1`,
+      ...(isIncoming ? ['-incoming', 'defer'] : []),
+    ]);
+    const child = spawn(command, args, { stdio: ['ignore', 'ignore', 'inherit'] });
     await eventually('QEMU listens', 20_000, () => (existsSync(socket) ? true : undefined));
     const qmp = await QmpClient.connect(socket, { timeoutMs: 5000 });
     const pid = child.pid as number;

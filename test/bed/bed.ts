@@ -1,8 +1,9 @@
 import { spawn } from 'node:child_process';
 import { accessSync, constants, copyFileSync, mkdtempSync, rmSync } from 'node:fs';
-import { tmpdir } from 'node:os';
+import { homedir, tmpdir } from 'node:os';
 import { delimiter, dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
+import type { MigrationReport } from '../../src/domain.js';
 
 const here = dirname(fileURLToPath(import.meta.url));
 const root = dirname(dirname(here));
@@ -63,6 +64,24 @@ export async function runInBed(script: string, options: BedOptions = {}): Promis
   } finally {
     rmSync(job, { recursive: true, force: true });
   }
+}
+
+/** What inside/moves.ts tells of a move. */
+export interface MoveFacts {
+  readonly move: string;
+  readonly report: MigrationReport;
+  /** The guest's own verdict on its memory afterwards, and what it saw while it worked. */
+  readonly pages: number;
+  readonly bad: number;
+  readonly badSeen: number;
+  readonly ms: number;
+}
+
+/** Runs a TypeScript program of ours in the bed. */
+export function runProgramInBed(path: string, args: readonly string[], options: BedOptions = {}): Promise<BedRun> {
+  const cache = process.env.VMIGRATE_CACHE ?? join(homedir(), '.cache/vmigrate');
+  const words = [process.execPath, '--import', 'tsx', path, ...args].map((word) => `'${word}'`);
+  return runInBed(`cd '${root}' && VMIGRATE_CACHE='${cache}' exec ${words.join(' ')}`, options);
 }
 
 /** A program of the native build. */

@@ -5,7 +5,7 @@ const MINUTE_MS = 60_000;
 
 beforeEach((context) => {
   const missing = missingForBed();
-  if (missing.length > 0) context.skip(`the RDMA test bed needs ${missing.join(', ')}`);
+  if (missing.length > 0) context.skip(`needs ${missing.join(', ')}`);
 });
 
 /** The guest's /tmp is memory; from there a program is loaded once, not page by page through the shared folder. */

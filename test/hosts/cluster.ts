@@ -8,12 +8,14 @@ import { createWriteStream, existsSync } from 'node:fs';
 import { mkdir, mkdtemp, readdir, readFile, readlink, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
-import { type NamespaceHost, Namespaces } from './namespaces.js';
+import { ApiClient } from '../../src/api/client.js';
+import type { HostNetwork } from './host-network.js';
+import { Namespaces } from './namespaces.js';
 
 const ROOT = fileURLToPath(new URL('../../', import.meta.url));
 const API_PORT = 7400;
 const DATA_PORT = 7401;
-const DAEMON_READY_MS = 20_000;
+const DAEMON_READY_MS = 40_000;
 
 export interface CommandResult {
   readonly code: number;
@@ -27,29 +29,39 @@ export interface ClusterOptions {
   readonly isVerbose?: boolean;
 }
 
-export class Cluster {
+export class Cluster<Network extends HostNetwork = Namespaces> {
   private readonly daemons = new Map<string, ChildProcess>();
 
   private constructor(
     readonly id: string,
     /** Short, because unix socket paths may be 107 bytes long at most. */
     readonly directory: string,
-    readonly network: Namespaces,
+    readonly network: Network,
     private readonly isVerbose: boolean,
   ) {}
 
   static async create(options: ClusterOptions = {}): Promise<Cluster> {
-    const id = randomBytes(3).toString('hex');
-    const directory = await mkdtemp(`/tmp/vmg-${id}-`);
+    const id = randomId();
     const network = await Namespaces.create({
       id,
       hosts: options.hosts ?? ['A', 'B'],
       hasGuestNetwork: options.hasGuestNetwork ?? false,
     });
-    const cluster = new Cluster(id, directory, network, options.isVerbose ?? false);
+    return Cluster.on(network, id, options.isVerbose);
+  }
+
+  /** On hosts that are there already. */
+  static async on<Network extends HostNetwork>(
+    network: Network,
+    id = randomId(),
+    isVerbose = false,
+  ): Promise<Cluster<Network>> {
+    const directory = await mkdtemp(`/tmp/vmg-${id}-`);
+    const cluster = new Cluster(id, directory, network, isVerbose);
     try {
       await cluster.makeCertificates();
       for (const host of network.hosts) await cluster.startDaemon(host.name);
+      for (const host of network.hosts) await cluster.expectAcquaintance(host.name);
     } catch (error) {
       await cluster.destroy();
       throw error;
@@ -103,16 +115,13 @@ export class Cluster {
 
   /** Starts the host's daemon and waits until its API answers. `env` may carry VMIGRATE_FAULT. */
   async startDaemon(name: string, env: Record<string, string> = {}): Promise<void> {
-    const host = this.network.host(name);
     const program = join(ROOT, 'dist/cli/vmigrated.js');
-    const child = spawn(
-      'ip',
-      ['netns', 'exec', host.namespace, process.execPath, program, ...this.daemonArguments(name)],
-      {
-        stdio: ['ignore', 'pipe', 'pipe'],
-        env: { ...process.env, ...env },
-      },
-    );
+    const [command = '', ...args] = this.network.commandOn(name, [
+      process.execPath,
+      program,
+      ...this.daemonArguments(name),
+    ]);
+    const child = spawn(command, args, { stdio: ['ignore', 'pipe', 'pipe'], env: { ...process.env, ...env } });
     const log = createWriteStream(join(this.hostDirectory(name), 'daemon.log'), { flags: 'a' });
     child.stdout.pipe(log, { end: false });
     child.stderr.pipe(log, { end: false });
@@ -122,11 +131,28 @@ export class Cluster {
     for (;;) {
       if (child.exitCode !== null || child.signalCode !== null)
         throw new Error(`vmigrated on ${name} ended at once:\n${await this.daemonLog(name)}`);
-      if (existsSync(this.apiSocket(name)) && (await this.vmctl(name, 'ps', '--json')).code === 0) return;
+      if (existsSync(this.apiSocket(name)) && (await this.answers(name))) return;
       if (Date.now() > deadline)
         throw new Error(`vmigrated on ${name} does not answer:\n${await this.daemonLog(name)}`);
       await sleep(50);
     }
+  }
+
+  /** The first look at a host starts its QEMU to see what it can do; where that takes long, a command meanwhile would not wait for it. */
+  private async expectAcquaintance(name: string): Promise<void> {
+    await eventually(`${name} knows its peers`, DAEMON_READY_MS, async () => {
+      const hosts = await this.api(name).get<{ inventory: unknown }[]>('/v1/hosts');
+      return hosts.every(({ inventory }) => inventory !== null) ? true : undefined;
+    });
+  }
+
+  private answers(name: string): Promise<boolean> {
+    return this.api(name)
+      .get('/v1/vms')
+      .then(
+        () => true,
+        () => false,
+      );
   }
 
   async daemonLog(name: string): Promise<string> {
@@ -151,6 +177,11 @@ export class Cluster {
     const ended = new Promise((resolve) => child.once('exit', resolve));
     child.kill(signal);
     await ended;
+  }
+
+  /** The host's API without the start of a command: for what is asked often. */
+  api(host: string): ApiClient {
+    return new ApiClient({ host: `unix:${this.apiSocket(host)}`, tls: null });
   }
 
   vmctl(host: string, ...args: string[]): Promise<CommandResult> {
@@ -186,7 +217,7 @@ export class Cluster {
     return { code, stdout, stderr };
   }
 
-  host(name: string): NamespaceHost {
+  host(name: string): Network['hosts'][number] {
     return this.network.host(name);
   }
 
@@ -218,6 +249,10 @@ export class Cluster {
     for (const host of this.network.hosts) await rm(this.ramDirectory(host.name), { recursive: true, force: true });
     if (process.env.VMIGRATE_KEEP_LOGS === undefined) await rm(this.directory, { recursive: true, force: true });
   }
+}
+
+function randomId(): string {
+  return randomBytes(3).toString('hex');
 }
 
 export function sleep(ms: number): Promise<void> {

@@ -2,15 +2,13 @@
  * The self-checking guest as tests and benchmarks see it: how to describe one, how to read what it says on its console, how to ask for its
  * verdict. The lines are documented in guest/memtouch.c.
  */
-import { spawn } from 'node:child_process';
 import { readFile } from 'node:fs/promises';
 import { homedir } from 'node:os';
 import { join } from 'node:path';
-import { fileURLToPath } from 'node:url';
 import type { VmView } from '../../src/domain.js';
 import { type Cluster, eventually } from './cluster.js';
+import type { HostNetwork } from './host-network.js';
 
-const ROOT = fileURLToPath(new URL('../../', import.meta.url));
 const BOOT_MS = 90_000;
 const VERIFY_MS = 120_000;
 
@@ -20,6 +18,8 @@ export interface GuestOptions {
   readonly touchMiB?: number;
   readonly writePercent?: number;
   readonly cpus?: number;
+  /** linux: memtouch and the like. nano: guest/nano.c, for emulators inside emulators; memory of one region, no workload but its own. */
+  readonly image?: 'linux' | 'nano';
   readonly workload?: string;
   /** Sizes of several memory regions (NUMA nodes); their sum is the memory. */
   readonly regionsMiB?: readonly number[];
@@ -39,9 +39,15 @@ export interface WorkWindow {
   readonly bad: number;
 }
 
+const imageFile = (name: string): string =>
+  join(process.env.VMIGRATE_CACHE ?? join(homedir(), '.cache/vmigrate'), 'guest', name);
+
 export function guestImage(): { kernel: string; initrd: string } {
-  const directory = join(process.env.VMIGRATE_CACHE ?? join(homedir(), '.cache/vmigrate'), 'guest');
-  return { kernel: join(directory, 'vmlinuz'), initrd: join(directory, 'initramfs.gz') };
+  return { kernel: imageFile('vmlinuz'), initrd: imageFile('initramfs.gz') };
+}
+
+export function nanoImage(): { kernel: string } {
+  return { kernel: imageFile('nano') };
 }
 
 export function guestSpec(options: GuestOptions): Record<string, unknown> {
@@ -64,7 +70,7 @@ export function guestSpec(options: GuestOptions): Record<string, unknown> {
         : { regions: options.regionsMiB.map((size) => ({ size: `${size}M` })) }),
       ...(options.backing === undefined ? {} : { backing: options.backing }),
     },
-    ...guestImage(),
+    ...(options.image === 'nano' ? nanoImage() : guestImage()),
     append,
     ...(options.address === undefined ? {} : { nics: [{ type: 'tap', bridge: 'br-guest' }] }),
     ...(options.hasPreload === undefined ? {} : { preload: options.hasPreload }),
@@ -86,12 +92,12 @@ export function parseWork(log: string): WorkWindow[] {
 
 export class Guest {
   constructor(
-    private readonly cluster: Cluster,
+    private readonly cluster: Cluster<HostNetwork>,
     readonly name: string,
   ) {}
 
   /** Starts it on `host` and waits until its workload reports. */
-  static async start(cluster: Cluster, host: string, options: GuestOptions): Promise<Guest> {
+  static async start(cluster: Cluster<HostNetwork>, host: string, options: GuestOptions): Promise<Guest> {
     const { writeFile } = await import('node:fs/promises');
     const file = join(cluster.directory, `${options.name}.json`);
     await writeFile(file, JSON.stringify(guestSpec(options)));
@@ -104,7 +110,7 @@ export class Guest {
   }
 
   async view(host: string): Promise<VmView | undefined> {
-    const list = await this.cluster.json<VmView[]>(host, 'vmctl', 'ps');
+    const list = await this.cluster.api(host).get<VmView[]>('/v1/vms');
     return list.find((vm) => vm.name === this.name);
   }
 
@@ -134,40 +140,25 @@ export class Guest {
   }
 
   /** Asks the guest over its console to check every word of every page. */
-  verify(host: string): Promise<{ pages: number; bad: number }> {
-    const program = join(ROOT, 'dist/cli/vmctl.js');
-    const child = spawn(
-      process.execPath,
-      [program, '--host', `unix:${this.cluster.apiSocket(host)}`, 'console', this.name],
-      {
-        stdio: ['pipe', 'pipe', 'pipe'],
-      },
-    );
-    return new Promise((resolve, reject) => {
-      let output = '';
-      const timer = setTimeout(
-        () => finish(new Error(`no verdict from ${this.name}:\n${output.slice(-2000)}`)),
-        VERIFY_MS,
-      );
-      const finish = (outcome: Error | { pages: number; bad: number }) => {
-        clearTimeout(timer);
-        clearInterval(asking);
-        child.kill('SIGKILL');
-        if (outcome instanceof Error) reject(outcome);
-        else resolve(outcome);
-      };
-      // A serial line may lose what arrives while nobody reads it: ask again until there is an answer.
-      const asking = setInterval(() => child.stdin.write('\nverify\n'), 5000);
-      child.stdin.on('error', () => undefined);
-      child.stdin.write('verify\n');
-      child.stderr.on('data', (data: Buffer) => (output += data.toString()));
-      child.stdout.on('data', (data: Buffer) => {
-        output += data.toString();
+  async verify(host: string): Promise<{ pages: number; bad: number }> {
+    const line = await this.cluster.api(host).console(this.name, 0);
+    let output = '';
+    line.on('data', (data: Buffer) => (output += data.toString()));
+    line.on('error', () => undefined);
+    // A serial line may lose what arrives while nobody reads it: ask again until there is an answer.
+    const asking = setInterval(() => line.write('\nverify\n'), 5000);
+    line.write('verify\n');
+    try {
+      return await eventually(`${this.name} gives its verdict`, VERIFY_MS, () => {
         const match = /VERIFY pages (\d+) bad (\d+)/.exec(output);
-        if (match) finish({ pages: Number(match[1]), bad: Number(match[2]) });
+        if (match) return { pages: Number(match[1]), bad: Number(match[2]) };
+        if (line.destroyed) throw new Error(`the console of ${this.name} ended:\n${output.slice(-2000)}`);
+        return undefined;
       });
-      child.once('exit', (code) => finish(new Error(`console ended with ${code}:\n${output.slice(-2000)}`)));
-    });
+    } finally {
+      clearInterval(asking);
+      line.destroy();
+    }
   }
 
   /** The whole verdict: nothing bad seen while working, nothing bad in a full check. */

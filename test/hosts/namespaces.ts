@@ -8,13 +8,12 @@
  */
 import { execFile } from 'node:child_process';
 import { promisify } from 'node:util';
+import { findHost, type HostNetwork, type TestHost } from './host-network.js';
 
 const run = promisify(execFile);
 
-export interface NamespaceHost {
-  readonly name: string;
+export interface NamespaceHost extends TestHost {
   readonly namespace: string;
-  readonly address: string;
   /** The switch's end of the host's management link; netem and cuts go here. */
   readonly switchPort: string;
 }
@@ -30,7 +29,7 @@ async function ip(...args: string[]): Promise<string> {
   return stdout;
 }
 
-export class Namespaces {
+export class Namespaces implements HostNetwork<NamespaceHost> {
   readonly hosts: readonly NamespaceHost[];
   readonly switchNamespace: string;
   readonly clientNamespace: string;
@@ -111,9 +110,11 @@ export class Namespaces {
   }
 
   host(name: string): NamespaceHost {
-    const host = this.hosts.find((candidate) => candidate.name === name);
-    if (!host) throw new Error(`no test host ${name}`);
-    return host;
+    return findHost(this.hosts, name);
+  }
+
+  commandOn(name: string, command: readonly string[]): readonly string[] {
+    return ['ip', 'netns', 'exec', this.host(name).namespace, ...command];
   }
 
   /** Unplugs or plugs the host's management and data link. */

@@ -1,0 +1,21 @@
+/** What a cluster of test hosts stands on. Two kinds: network namespaces (namespaces.ts) and, inside the bed, RDMA hosts (bed-network.ts). */
+export interface TestHost {
+  readonly name: string;
+  readonly address: string;
+}
+
+export interface HostNetwork<Host extends TestHost = TestHost> {
+  readonly hosts: readonly Host[];
+  host(name: string): Host;
+  /** The command line that runs `command` on that host. */
+  commandOn(name: string, command: readonly string[]): readonly string[];
+  /** Unplugs or plugs the host's management and data link. */
+  setLink(name: string, isUp: boolean): Promise<void>;
+  destroy(): Promise<void>;
+}
+
+export function findHost<Host extends TestHost>(hosts: readonly Host[], name: string): Host {
+  const host = hosts.find((candidate) => candidate.name === name);
+  if (!host) throw new Error(`no test host ${name}`);
+  return host;
+}
