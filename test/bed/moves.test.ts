@@ -2,7 +2,7 @@ import { beforeAll, beforeEach, describe, expect, test } from 'vitest';
 import { type BedRun, type MoveFacts, missingForBed, runProgramInBed } from './bed.js';
 
 const MIB = 2 ** 20;
-const TRANSPORT = 'tcp';
+const TRANSPORT = 'rdma';
 const LIMIT_S = 420;
 
 let run: BedRun;

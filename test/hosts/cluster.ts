@@ -15,7 +15,7 @@ import { Namespaces } from './namespaces.js';
 const ROOT = fileURLToPath(new URL('../../', import.meta.url));
 const API_PORT = 7400;
 const DATA_PORT = 7401;
-const DAEMON_READY_MS = 40_000;
+const DAEMON_READY_MS = 60_000;
 
 export interface CommandResult {
   readonly code: number;

@@ -4,7 +4,8 @@
  *
  *   moves.ts TRANSPORT
  */
-import type { JobView, MigrationReport } from '../../../src/domain.js';
+import type { MigrationReport } from '../../../src/domain.js';
+import type { MigrationJobView } from '../../../src/domain-job.js';
 import { BedNetwork } from '../../hosts/bed-network.js';
 import { Cluster, eventually, sleep } from '../../hosts/cluster.js';
 import { Guest } from '../../hosts/guest.js';
@@ -19,14 +20,14 @@ const SLOW_MIB_S = '8';
 const transport = process.argv[2] ?? 'rdma';
 const cluster = await Cluster.on(new BedNetwork(2));
 
-async function jobOf(host: string, id: string): Promise<JobView> {
-  return cluster.api(host).get<JobView>(`/v1/jobs/${id}`);
+async function jobOf(host: string, id: string): Promise<MigrationJobView> {
+  return cluster.api(host).get<MigrationJobView>(`/v1/jobs/${id}`);
 }
 
 /** Starts a move with a slow drain; resolves when the guest runs on the target and pages are on their way. */
-async function startSlowly(source: string, target: string): Promise<JobView> {
+async function startSlowly(source: string, target: string): Promise<MigrationJobView> {
   const flags = ['--postcopy', `--${transport}`, '--bandwidth', SLOW_MIB_S, '--detach'];
-  const { id } = await cluster.json<JobView>(source, 'vmigrate', guest.name, target, ...flags);
+  const { id } = await cluster.json<MigrationJobView>(source, 'vmigrate', guest.name, target, ...flags);
   return eventually('the drain is under way', DONE_MS, async () => {
     const job = await jobOf(source, id);
     if (job.state !== 'running') throw new Error(`the job is ${job.state}: ${JSON.stringify(job.error)}`);
