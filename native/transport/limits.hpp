@@ -20,6 +20,9 @@ inline constexpr size_t kStagingBytes = 256 << 10;
 /// One pwrite() holds the file's inode lock for at most this much, so that a demand page of the same file
 /// never waits for a whole bulk transfer.
 inline constexpr size_t kStoreBytesMax = 64 << 10;
+/// READs of at least so much are sent from the region's mapping. Below, finding the pages there costs more
+/// than the copy that it saves.
+inline constexpr uint32_t kSendMappedBytesMin = 64 << 10;
 /// A peer that takes no byte of a reply for so long is disconnected.
 inline constexpr int kReplyTimeoutMs = 5000;
 /// How long the demand channel's serving thread looks for the next request before it sleeps.

@@ -86,6 +86,19 @@ AccessResult MemoryAccess::check_file_length(uint64_t end_bytes) const {
   return {};
 }
 
+AccessResult MemoryAccess::mapped(uint64_t offset_bytes, uint64_t length_bytes,
+                                  std::span<std::byte>* out) const {
+  VMG_CHECK(contains(offset_bytes, length_bytes));
+  *out = {};
+  if (memory_.base == nullptr || method_ == Method::kMapping) return {};
+  if (method_ == Method::kFile) {
+    const AccessResult length = check_file_length(memory_.fd_offset_bytes + offset_bytes + length_bytes);
+    if (!length.ok()) return length;
+  }
+  *out = {memory_.base + offset_bytes, length_bytes};
+  return {};
+}
+
 AccessResult MemoryAccess::store(uint64_t offset_bytes, std::span<const std::byte> in) const {
   VMG_CHECK(contains(offset_bytes, in.size()));
   if (method_ == Method::kPlain) {

@@ -42,6 +42,9 @@ class MemoryAccess {
   /// it could not be read any further; the result is kOk then.
   AccessResult store_from_mapping(uint64_t offset_bytes, std::span<const std::byte> in,
                                   size_t* stored_bytes) const;
+  /// The range's bytes where they lie, for system calls that end with EFAULT when the file has shrunk
+  /// meanwhile; kIoError if it has shrunk already. Empty where only load works.
+  AccessResult mapped(uint64_t offset_bytes, uint64_t length_bytes, std::span<std::byte>* out) const;
   /// Whether store_from_mapping works here.
   bool stores_by_file() const { return method_ == Method::kFile; }
 
