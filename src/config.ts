@@ -120,6 +120,11 @@ const schema = z
       })
       .partial()
       .default({}),
+    /** Memory files of images, all together. Default: half of what memory files may take. */
+    images: z
+      .strictObject({ budgetBytes: z.int().min(0) })
+      .partial()
+      .default({}),
     logLevel: z.enum(['debug', 'info', 'warn', 'error', 'silent']).default('info'),
     /** Honour VMIGRATE_FAULT. For tests only. */
     testFaults: z.boolean().default(false),

@@ -1,11 +1,26 @@
 /** What one host does in a migration, as AgentPort (see the rules there): the VMs that arrive, the VMs that leave, and what pre-flight asks. */
 import type { Readable } from 'node:stream';
 import type { HostInventory, RdmaPlace, TargetChecks, VmInventory, VmSpec } from '../domain.js';
+import type {
+  ForkAgentPort,
+  ForkInventory,
+  ForkPointReply,
+  ForkProgress,
+  PrepareForkReply,
+  PrepareForkRequest,
+  StartClonesReply,
+} from '../engine/fork-ports.js';
 import type { AgentPort, PrepareReply, PrepareRequest, SessionProgress, SourceEndpointInfo } from '../engine/ports.js';
 import { MigrationError, toMigrationError } from '../errors.js';
 import type { AgentContext } from './context.js';
+import { ForkAgent } from './fork-agent.js';
+import type { ForkContext } from './fork-context.js';
+import type { ForkQuestion } from './fork-inventory.js';
+import { openForkStore } from './fork-record.js';
+import { ImageStore } from './image-store.js';
 import { checkTarget, type HostInfo, hostInventory, vmInventory } from './inventory.js';
 import type { NativeMoveOptions } from './native-migration.js';
+import { Pool } from './pool.js';
 import { SessionStore } from './session-store.js';
 import { SourceAgent } from './source-agent.js';
 import { TargetAgent } from './target-agent.js';
@@ -13,15 +28,18 @@ import { TargetAgent } from './target-agent.js';
 export interface LocalAgentOptions extends Omit<AgentContext, 'store'> {
   readonly stateDir: string;
   readonly hostInfo: HostInfo;
+  readonly imageBudgetBytes?: number | null;
 }
 
 interface Parts {
-  readonly context: AgentContext;
+  readonly context: ForkContext;
   readonly target: TargetAgent;
   readonly source: SourceAgent;
+  readonly forks: ForkAgent;
+  readonly pool: Pool;
 }
 
-export class LocalAgent implements AgentPort {
+export class LocalAgent implements AgentPort, ForkAgentPort {
   readonly host: string;
   readonly #options: LocalAgentOptions;
   #parts: Parts | null = null;
@@ -34,10 +52,15 @@ export class LocalAgent implements AgentPort {
   /** Takes the sessions of an earlier daemon up again. After VmManager.start, before any call. */
   async start(): Promise<void> {
     const store = await SessionStore.open(this.#options.stateDir);
-    const context: AgentContext = { ...this.#options, store };
+    const { imageBudgetBytes: budgetBytes = null, ...options } = this.#options;
+    const images = await ImageStore.open({ ...options, budgetBytes });
+    const forkStore = await openForkStore(options.stateDir);
+    const context: ForkContext = { ...options, store, images, forkStore };
     const target = new TargetAgent(context);
     const source = new SourceAgent(context);
-    this.#parts = { context, target, source };
+    const pool = new Pool(context);
+    const forks = new ForkAgent(context, pool, (vm) => target.arriving(vm));
+    this.#parts = { context, target, source, forks, pool };
     const { records, corrupt } = await store.load();
     for (const error of corrupt) context.log.error({ err: error }, 'a session cannot be taken up again');
     for (const record of records) {
@@ -48,13 +71,15 @@ export class LocalAgent implements AgentPort {
         context.log.error({ session: record.session, err }, 'a session cannot be taken up again');
       }
     }
+    await forks.start();
     await this.#settleVms(this.#parts);
   }
 
   /** Sessions and QEMUs stay as they are for a next daemon. Before VmManager.close. */
   async close(): Promise<void> {
-    this.#parts?.source.close();
+    await this.#parts?.source.close();
     await this.#parts?.target.close();
+    await this.#parts?.forks.close();
   }
 
   inventory(): Promise<HostInventory> {
@@ -161,20 +186,61 @@ export class LocalAgent implements AgentPort {
     await this.#ready.source.release(vm, session);
   }
 
+  async forkInventory(request: ForkQuestion): Promise<ForkInventory> {
+    return this.#ready.forks.forkInventory(request);
+  }
+
+  async prepareClones(request: PrepareForkRequest): Promise<PrepareForkReply> {
+    return this.#ready.forks.prepareClones(request);
+  }
+
+  async armParent(fork: string): Promise<void> {
+    await this.#ready.forks.armParent(fork);
+  }
+
+  async forkPoint(fork: string): Promise<ForkPointReply> {
+    return this.#ready.forks.forkPoint(fork);
+  }
+
+  async startClones(fork: string): Promise<StartClonesReply> {
+    return this.#ready.forks.startClones(fork);
+  }
+
+  async commitFork(fork: string): Promise<void> {
+    await this.#ready.forks.commitFork(fork);
+  }
+
+  async forkProgress(fork: string): Promise<ForkProgress> {
+    return this.#ready.forks.forkProgress(fork);
+  }
+
+  async finishFork(fork: string): Promise<void> {
+    await this.#ready.forks.finishFork(fork);
+  }
+
+  async discardFork(fork: string): Promise<void> {
+    await this.#ready.forks.discardFork(fork);
+  }
+
   get #ready(): Parts {
     if (this.#parts === null) throw new MigrationError('INTERNAL', 'the agent has not been started');
     return this.#parts;
   }
 
-  /** An incoming VM that no session claims is nobody's; one that the registry gives to another host does not run here any more. */
-  async #settleVms({ context, target }: Parts): Promise<void> {
-    const { vms, registry, host } = context;
+  /**
+   * An incoming VM that no session claims is nobody's; one that the registry gives to another host does not run here any more. An image that no fork
+   * has committed is nobody's either: of a set of waiting QEMUs of the daemon before.
+   */
+  async #settleVms({ context, target, forks }: Parts): Promise<void> {
+    const { vms, images, registry, host } = context;
     for (const vm of vms.all()) {
       const { name } = vm.spec;
       const owner = await registry.owner(name);
       const isForeign = owner !== null && owner.owner !== host;
-      if (vm.state === 'incoming' && !target.claims(vm.session)) await vms.destroy(name);
+      const isClaimed = vm.image === null ? target.claims(vm.session) : forks.claims(vm.image);
+      if (vm.state === 'incoming' && !isClaimed) await vms.destroy(name);
       else if (isForeign && (vm.state === 'running' || vm.state === 'paused')) await vms.setState(name, 'departed');
     }
+    for (const { id, state } of images.all()) if (state === 'capturing' && !forks.claims(id)) await images.delete(id);
   }
 }

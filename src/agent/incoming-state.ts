@@ -121,7 +121,7 @@ export class IncomingState {
 }
 
 /** VmManager connects to the QEMU of an earlier daemon when it answers. QEMU_GONE if it does not in time. */
-async function connectedQmp(vm: ManagedVm, timeoutMs: number): Promise<QmpClient> {
+export async function connectedQmp(vm: ManagedVm, timeoutMs: number): Promise<QmpClient> {
   const deadlineMs = performance.now() + timeoutMs;
   for (;;) {
     try {

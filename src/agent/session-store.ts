@@ -5,13 +5,12 @@
  * That a VM has been resumed here is NOT read from these files: the owner record in the registry says so, and it is the only thing that has to
  * be durable between commit and the first instruction of the guest. `state` may lag behind it.
  */
-import { mkdir, readdir, readFile, unlink } from 'node:fs/promises';
 import { join } from 'node:path';
 import { z } from 'zod';
 import type { Transport } from '../domain.js';
 import type { PrepareRequest, SourceEndpointInfo } from '../engine/ports.js';
 import { MigrationError } from '../errors.js';
-import { syncDirectory, writeDurably } from './durable-file.js';
+import { RecordFiles } from './record-files.js';
 import { vmSpecSchema } from './spec.js';
 
 /**
@@ -86,70 +85,34 @@ export function checkSession(session: string): void {
 }
 
 export class SessionStore {
-  readonly #directory: string;
-  /** The last write of each file, so that two of them never run at once and the newer record stays. */
-  readonly #writes = new Map<string, Promise<void>>();
+  readonly #files: RecordFiles<SessionRecord>;
 
-  private constructor(directory: string) {
-    this.#directory = directory;
+  private constructor(files: RecordFiles<SessionRecord>) {
+    this.#files = files;
   }
 
   static async open(stateDir: string): Promise<SessionStore> {
-    const directory = join(stateDir, 'sessions');
-    await mkdir(directory, { recursive: true, mode: 0o700 });
-    return new SessionStore(directory);
+    const kind = { what: 'session record', schema: recordSchema, nameOf: fileName };
+    return new SessionStore(await RecordFiles.open<SessionRecord>(join(stateDir, 'sessions'), kind));
   }
 
   /** Durable when it resolves. */
   save(record: SessionRecord): Promise<void> {
-    return this.#enqueue(record, (path) => writeDurably(path, `${JSON.stringify(record, null, 2)}\n`));
+    return this.#files.save(record);
   }
 
   /** No such file is fine. */
   remove(record: Pick<SessionRecord, 'session' | 'role'>): Promise<void> {
-    return this.#enqueue(record, async (path) => {
-      await unlink(path).catch((error: NodeJS.ErrnoException) => {
-        if (error.code !== 'ENOENT') throw error;
-      });
-      await syncDirectory(this.#directory);
-    });
+    return this.#files.remove(fileName(record));
   }
 
-  /** All sessions on disk. A file that is not ours to understand is reported and left alone, so that it does not keep the others from service. */
-  async load(): Promise<{ records: SessionRecord[]; corrupt: MigrationError[] }> {
-    const records: SessionRecord[] = [];
-    const corrupt: MigrationError[] = [];
-    for (const name of await readdir(this.#directory)) {
-      if (!name.endsWith('.json')) continue;
-      const path = join(this.#directory, name);
-      try {
-        const record = recordSchema.parse(JSON.parse(await readFile(path, 'utf8')));
-        if (this.#path(record) !== path) throw new Error('its name is not that of its session');
-        records.push(record);
-      } catch (cause) {
-        corrupt.push(new MigrationError('CORRUPT', `${path} is not a session record`, { cause }));
-      }
-    }
-    return { records, corrupt };
+  /** All sessions on disk; a file that is not ours to understand is reported and left alone. */
+  load(): Promise<{ records: SessionRecord[]; corrupt: MigrationError[] }> {
+    return this.#files.load();
   }
+}
 
-  #path({ session, role }: Pick<SessionRecord, 'session' | 'role'>): string {
-    return join(this.#directory, `${session}.${role}.json`);
-  }
-
-  #enqueue(record: Pick<SessionRecord, 'session' | 'role'>, change: (path: string) => Promise<void>): Promise<void> {
-    checkSession(record.session);
-    const path = this.#path(record);
-    const before = this.#writes.get(path) ?? Promise.resolve();
-    const done = before.then(
-      () => change(path),
-      () => change(path),
-    );
-    this.#writes.set(path, done);
-    const forget = () => {
-      if (this.#writes.get(path) === done) this.#writes.delete(path);
-    };
-    done.then(forget, forget);
-    return done;
-  }
+function fileName({ session, role }: Pick<SessionRecord, 'session' | 'role'>): string {
+  checkSession(session);
+  return `${session}.${role}`;
 }

@@ -41,8 +41,8 @@ export class SourceAgent {
     this.#sources.set(record.session, source);
   }
 
-  close(): void {
-    for (const source of this.#sources.values()) source.close();
+  async close(): Promise<void> {
+    await Promise.all([...this.#sources.values()].map((source) => source.close()));
   }
 
   expose(request: {

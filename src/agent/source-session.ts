@@ -1,36 +1,21 @@
 /**
- * A VM that leaves: its memory exposed to the target, its vCPUs stopped, its device state handed over.
- *
- * QEMU's stream is started while the VM still runs (pause-before-switchover): QEMU connects, sends what is neither shared RAM nor device state,
- * then stops the vCPUs itself and waits for `migrate-continue`. So the blackout holds the device state and nothing else. If the stream breaks
- * before it is complete QEMU lets the VM run on by itself; once it is complete, never: that is why only a complete transfer may be committed.
+ * A VM that leaves: its memory exposed to the target, its vCPUs stopped, its device state handed over (outgoing-state.ts). Once the stream is
+ * complete QEMU does not let the VM run on by itself: that is why only a complete transfer may be committed.
  */
-import { once } from 'node:events';
-import { unlink } from 'node:fs/promises';
-import { createServer, type Server, type Socket } from 'node:net';
-import { join } from 'node:path';
+import type { Socket } from 'node:net';
 import type { SourceEndpointInfo } from '../engine/ports.js';
 import { MigrationError, toMigrationError } from '../errors.js';
 import type { DataListenerHandle, SourceSessionHandle } from '../native/binding.js';
 import type { AgentContext } from './context.js';
-import { MigrationWatch } from './migration-watch.js';
-import { configureMigration } from './qemu-migration.js';
+import { OutgoingState } from './outgoing-state.js';
 import type { SourceRecord } from './session-store.js';
 import type { ManagedVm } from './vms.js';
 
-const STOP_TIMEOUT_MS = 10_000;
 /**
  * From the handover until the memory files are scanned, which takes a processor for some 10 ms a GiB: by then the guest runs on the target. With
  * the scan in the blackout that of a 2 GiB guest on two cores was 27 ms instead of 12.
  */
 const SCAN_DELAY_MS = 20;
-const TRANSFER_TIMEOUT_MS = 120_000;
-
-interface Handover {
-  readonly watch: MigrationWatch;
-  /** Until the target's QEMU has loaded it; the bytes that it was. */
-  readonly sent: Promise<number>;
-}
 
 export class SourceSession {
   readonly record: SourceRecord;
@@ -40,8 +25,7 @@ export class SourceSession {
   /** Where `#pages` is served. */
   #listener: DataListenerHandle | null = null;
   #counters: Readonly<Record<string, number>> = {};
-  #server: Server | null = null;
-  #handover: Handover | null = null;
+  #state: OutgoingState | null = null;
   #stopping: Promise<{ stoppedAtUs: number }> | null = null;
   #scanTimer: NodeJS.Timeout | null = null;
   #transferring: Promise<{ deviceStateBytes: number }> | null = null;
@@ -60,8 +44,7 @@ export class SourceSession {
     await context.store.save(record);
     try {
       await source.#open();
-      await configureMigration(vm.qmp, ['events', 'x-ignore-shared', 'pause-before-switchover']);
-      await source.#listen();
+      source.#state = await OutgoingState.listen(vm);
     } catch (error) {
       await source.unexpose();
       throw error;
@@ -140,18 +123,15 @@ export class SourceSession {
   /** Idempotent. */
   async unexpose(): Promise<void> {
     this.thaw();
-    if (this.#server !== null) {
-      this.#server.close();
-      this.#server = null;
-      await unlink(this.#socketPath()).catch(() => undefined);
-    }
+    await this.#state?.close();
+    this.#state = null;
     await this.#context.store.remove(this.record);
   }
 
   /** The daemon goes; a next one takes the session up. */
-  close(): void {
+  async close(): Promise<void> {
     this.thaw();
-    this.#server?.close();
+    await this.#state?.close();
   }
 
   counters(): Readonly<Record<string, number>> {
@@ -180,39 +160,17 @@ export class SourceSession {
     this.#scan();
   }
 
-  #socketPath(): string {
-    return join(this.#vm.directory, 'out.sock');
-  }
-
-  async #listen(): Promise<void> {
-    const path = this.#socketPath();
-    await unlink(path).catch(() => undefined);
-    const server = createServer();
-    this.#server = server;
-    server.maxConnections = 1;
-    server.listen(path);
-    await once(server, 'listening');
-  }
-
   async #stopOnce(): Promise<{ stoppedAtUs: number }> {
     const { vms, log } = this.#context;
     const { session, vm } = this.record;
-    const server = this.#server;
-    if (server === null || this.#pages === null) throw new MigrationError('CONFLICT', `${vm} is not exposed`);
+    const state = this.#state;
+    if (state === null || this.#pages === null) throw new MigrationError('CONFLICT', `${vm} is not exposed`);
     // Written while the vCPUs still run: should QEMU die from here on, its memory files stay until somebody has decided whose they are.
     await vms.setState(vm, 'departed');
     // Undone while the disk took its time: the VM has been told to run on, and nobody would tell it again.
     if (this.#pages === null) throw new MigrationError('CONFLICT', `${vm} is not exposed any more`);
     const calledAtMs = performance.now();
-    const watch = new MigrationWatch(this.#vm.qmp);
-    const sent = once(server, 'connection').then(([socket]) => this.#send(socket as Socket));
-    sent.catch(() => undefined);
-    this.#handover = { watch, sent };
-    await this.#vm.qmp.execute('migrate', { uri: `unix:${this.#socketPath()}` });
-    // Not the STOP event: requests under way at the disks may still write into the guest's memory until QEMU has drained them.
-    await Promise.race([watch.reached('pre-switchover', STOP_TIMEOUT_MS), sent.then(endedEarly)]);
-    const stoppedAtUs = watch.stoppedAtUs;
-    if (stoppedAtUs === null) throw new MigrationError('QEMU_FAILED', 'QEMU waits for the switchover without a STOP');
+    const { stoppedAtUs } = await state.stop((socket) => this.#send(socket));
     log.debug(
       { session, callMs: performance.now() - calledAtMs, stoppedForMs: Date.now() - stoppedAtUs / 1000 },
       'stopped',
@@ -232,17 +190,10 @@ export class SourceSession {
   }
 
   async #transferOnce(): Promise<{ deviceStateBytes: number }> {
-    const handover = this.#handover;
-    if (handover === null) throw new MigrationError('CONFLICT', `${this.record.vm} has not been stopped`);
-    const { watch, sent } = handover;
-    const { qmp } = this.#vm;
+    const state = this.#state;
+    if (state === null) throw new MigrationError('CONFLICT', `${this.record.vm} is not exposed`);
     const beganAtMs = performance.now();
-    const handedOver = watch.reached('completed', TRANSFER_TIMEOUT_MS).then(() => performance.now());
-    const [doneAtMs, deviceStateBytes] = await Promise.all([
-      handedOver,
-      sent,
-      qmp.execute('migrate-continue', { state: 'pre-switchover' }),
-    ]);
+    const { deviceStateBytes, doneAtMs } = await state.transfer();
     const parts = {
       sourceDoneMs: doneAtMs - beganAtMs,
       loadedMs: performance.now() - beganAtMs,
@@ -276,14 +227,8 @@ export class SourceSession {
   }
 
   #endHandover(): void {
-    this.#handover?.watch.end();
-    this.#handover = null;
+    this.#state?.end();
     this.#stopping = null;
     this.#transferring = null;
   }
-}
-
-/** Handed over before QEMU has paused for the switchover: no QEMU of ours does that. */
-function endedEarly(): never {
-  throw new MigrationError('QEMU_FAILED', 'QEMU has ended its stream before the switchover');
 }

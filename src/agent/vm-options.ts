@@ -40,4 +40,8 @@ export interface CloneOptions {
   readonly statePath: string;
   /** The NICs that it shall have once it runs (identity.ts), if they are not those that it starts with. */
   readonly nics?: readonly NicSpec[];
+  /** Aborted to give the start up. */
+  readonly signal: AbortSignal;
+  /** Its directory is there, its QEMU is not. */
+  readonly beforeLaunch: () => Promise<void>;
 }

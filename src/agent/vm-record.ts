@@ -5,7 +5,7 @@
 import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { z } from 'zod';
-import type { NicSpec, VmExit, VmSpec, VmState } from '../domain.js';
+import type { DiskSpec, NicSpec, VmExit, VmSpec, VmState } from '../domain.js';
 import { MigrationError } from '../errors.js';
 import type { RegionFile, VmMemorySnapshot } from '../native/binding.js';
 import { writeDurably } from './durable-file.js';
@@ -118,6 +118,23 @@ const recordSchema = z.strictObject({
     .nullable(),
   createdAt: z.string(),
 });
+
+/** VM_BUSY if another job has the VM. */
+export function reservedBy({ spec, job: holder }: VmRecord, job: string): Partial<VmRecord> {
+  if (holder === null || holder === job) return { job };
+  throw new MigrationError('VM_BUSY', `${spec.name} is part of job ${holder}`);
+}
+
+export function withDisks(
+  { spec }: VmRecord,
+  fileOf: (disk: DiskSpec) => Pick<DiskSpec, 'path' | 'format'>,
+): Partial<VmRecord> {
+  const disks = spec.disks.map((disk) => {
+    const { path, format } = fileOf(disk);
+    return { ...disk, path, format };
+  });
+  return { spec: { ...spec, disks } };
+}
 
 export async function writeRecord(directory: string, record: VmRecord): Promise<void> {
   const text = JSON.stringify(record, (_key, value: unknown) => (typeof value === 'bigint' ? String(value) : value), 2);

@@ -11,7 +11,7 @@
 import { EventEmitter } from 'node:events';
 import { mkdir, readdir, rm } from 'node:fs/promises';
 import { join } from 'node:path';
-import type { VmExit, VmSpec, VmState, VmView } from '../domain.js';
+import type { DiskSpec, VmExit, VmSpec, VmState, VmView } from '../domain.js';
 import { MigrationError, toMigrationError } from '../errors.js';
 import { askQemu, type InstalledQemu, resolveAccel } from '../qemu/installed.js';
 import { identityDueOf } from './clone-identity.js';
@@ -23,7 +23,7 @@ import { adopt } from './vm-adopt.js';
 import { type BringUpOptions, bringUp, createVm, type VmStart } from './vm-create.js';
 import { type StopOptions, VmKeeper } from './vm-keeper.js';
 import type { CloneOptions, IncomingOptions, VmManagerOptions } from './vm-options.js';
-import { readRecord } from './vm-record.js';
+import { readRecord, reservedBy, withDisks } from './vm-record.js';
 
 export type { VmExit } from '../domain.js';
 export type { ManagedVm } from './vm.js';
@@ -76,17 +76,13 @@ export class VmManager {
       const before = await this.#options.registry.owner(spec.name);
       const epoch = (await this.#options.registry.lastEpoch(spec.name)) + 1;
       const vm = await this.#create(spec, { state: 'starting', epoch, accel, session: null });
-      try {
+      await this.#orNothing(vm, async () => {
         const owner = { vm: spec.name, owner: this.#options.host, epoch, session: null };
         await this.#options.registry.swapOwner(spec.name, before?.epoch ?? null, owner);
         await this.#launch(vm, { isIncoming: false, hasPreload: spec.hasPreload });
         await vm.qmp.execute('cont');
         await vm.update({ state: 'running' });
-      } catch (error) {
-        await this.#undo(vm);
-        throw error;
-      }
-      this.#changed(vm);
+      });
       return this.view(vm);
     });
   }
@@ -112,14 +108,9 @@ export class VmManager {
       const { session, epoch } = options;
       const vm = await this.#create(spec, { state: 'incoming', epoch, accel, session });
       vm.giveUpOn(options.signal);
-      try {
-        await this.#launch(vm, { isIncoming: true, hasPreload: spec.hasPreload && options.isNative !== true });
-      } catch (error) {
-        await this.#undo(vm);
-        throw error;
-      }
-      this.#changed(vm);
-      return vm;
+      return this.#orNothing(vm, () =>
+        this.#launch(vm, { isIncoming: true, hasPreload: spec.hasPreload && options.isNative !== true }),
+      );
     });
   }
 
@@ -137,21 +128,18 @@ export class VmManager {
       const { image, accel, isRegistered, statePath } = options;
       const identityDue = identityDueOf(spec, options.nics);
       const vm = await this.#create(spec, { state: 'incoming', epoch, accel, session: null, image, ...identityDue });
-      try {
+      vm.giveUpOn(options.signal);
+      return this.#orNothing(vm, async () => {
         await registry.swapOwner(spec.name, before?.epoch ?? null, {
           vm: spec.name,
           owner: host,
           epoch,
           session: null,
         });
+        await options.beforeLaunch();
         const hasPreload = spec.hasPreload && isRegistered;
         await this.#launch(vm, { isIncoming: true, isRegistered, hasPreload, inputPaths: [statePath] });
-      } catch (error) {
-        await this.#undo(vm);
-        throw error;
-      }
-      this.#changed(vm);
-      return vm;
+      });
     });
   }
 
@@ -181,6 +169,11 @@ export class VmManager {
   /** How a stopped VM came to its end. */
   exitOf(name: string): VmExit | null {
     return this.#get(name).record.exit;
+  }
+
+  /** Where a VM of this name has its files, or would have them. */
+  directoryOf(name: string): string {
+    return join(this.#directory, name);
   }
 
   presencePath(name: string, regionId: string): string {
@@ -214,15 +207,15 @@ export class VmManager {
     this.#changed(vm);
   }
 
+  /** The files that its disks are in now, as QEMU has them already. Durable when it resolves. */
+  async setDisks(name: string, fileOf: (disk: DiskSpec) => Pick<DiskSpec, 'path' | 'format'>): Promise<void> {
+    await this.#get(name).update((record) => withDisks(record, fileOf));
+  }
+
   /** VM_BUSY if another job has it. Idempotent, durable. */
   async reserve(name: string, job: string): Promise<void> {
     const vm = this.#get(name);
-    await vm.update((record) => {
-      if (record.job !== null && record.job !== job) {
-        throw new MigrationError('VM_BUSY', `${name} is part of job ${record.job}`);
-      }
-      return { job };
-    });
+    await vm.update((record) => reservedBy(record, job));
     this.#changed(vm);
   }
 
@@ -347,6 +340,18 @@ export class VmManager {
   async #launch(vm: Vm, options: BringUpOptions): Promise<void> {
     await bringUp(vm, options, this.#options, { place: this.#place, qemu: await this.qemu() });
     this.#keeper.attach(vm);
+  }
+
+  /** The VM once `start` is done; nothing is left of it when that fails. */
+  async #orNothing(vm: Vm, start: () => Promise<void>): Promise<Vm> {
+    try {
+      await start();
+    } catch (error) {
+      await this.#undo(vm);
+      throw error;
+    }
+    this.#changed(vm);
+    return vm;
   }
 
   async #undo(vm: Vm): Promise<void> {

@@ -130,6 +130,7 @@ async function start(config: DaemonConfig, log: Logger, closers: (() => Promise<
     dataAddress: config.data.address,
     log: log.child({ part: 'agent' }),
     hostInfo: { preloadPath, certificateExpiresAt: () => tls?.expiresAt ?? null },
+    imageBudgetBytes: config.images.budgetBytes ?? null,
   });
   const jobs = new JobManager({
     ...{ host, registry, journal, clock, random, faults },

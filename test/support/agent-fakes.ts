@@ -147,6 +147,7 @@ export class FakeHost {
       get: () => this.vm as never,
       all: () => [this.vm as never],
       exitOf: () => null,
+      place: { host: 'A', ramDir: join(this.#directory, 'ram') },
       destroy: async (name) => void this.destroyed.push(name),
       presencePath: (_, region) => this.presencePath(region),
       setState: async (_, state) => {

@@ -1,0 +1,108 @@
+/** Everything that a fork needs before its parent is touched: the image's record and files, and a QEMU that waits for each clone. */
+import { CLONES_MAX } from '../domain-fork.js';
+import type { PrepareForkRequest } from '../engine/fork-ports.js';
+import { MigrationError } from '../errors.js';
+import type { ForkContext } from './fork-context.js';
+import type { ForkRecord } from './fork-record.js';
+import type { ForkParts } from './fork-session.js';
+import type { ImageRecord } from './image-record.js';
+import type { Pool } from './pool.js';
+import type { ManagedVm } from './vms.js';
+import { type CloneShape, makeWaitingSet } from './waiting-set.js';
+
+type ShapeRequest = Omit<PrepareForkRequest, 'fork' | 'job' | 'isPartialAllowed'>;
+
+/** When it rejects, nothing is left. */
+export async function prepareFork(
+  context: ForkContext,
+  request: PrepareForkRequest,
+  pool: Pool,
+  signal: AbortSignal,
+): Promise<ForkParts> {
+  const { images, forkStore, faults } = context;
+  const { shape, parent } = shapeOf(context, request);
+  const set = request.image === null ? await pool.claim(shape) : null;
+  const image = request.image ?? set?.image ?? request.fork;
+  const isNewImage = request.image === null;
+  let record: ForkRecord = {
+    ...{ version: 1, request, image, state: 'preparing' },
+    isWarm: set !== null,
+    clones: [],
+  };
+  try {
+    await forkStore.save(record);
+    await faults.hit('agent:fork:prepare');
+    if (isNewImage && set === null) await images.create(newImage(context, image, shape), ramOfImage(shape, parent));
+    const made =
+      set ??
+      (await makeWaitingSet(context, images.get(image), shape, {
+        fork: isNewImage ? image : request.fork,
+        isPartialAllowed: request.isPartialAllowed,
+        signal,
+      }));
+    record = { ...record, state: 'prepared', clones: made.clones.map(({ identity }) => identity) };
+    await forkStore.save(record);
+    await faults.hit('agent:fork:prepared');
+    return { record, parent, clones: made.clones, failures: made.failures };
+  } catch (error) {
+    if (set !== null) await pool.dispose(set);
+    else if (isNewImage) await images.delete(image);
+    await forkStore.remove(request.fork);
+    throw error;
+  }
+}
+
+/** CONFLICT or UNSUPPORTED if this VM or image cannot be forked now. */
+export function shapeOf(context: ForkContext, request: ShapeRequest): { shape: CloneShape; parent: ManagedVm | null } {
+  const { images, vms } = context;
+  const { cloneCount, namePrefix, parentMode, memory, network, disks } = request;
+  if (!Number.isInteger(cloneCount) || cloneCount < 1 || cloneCount > CLONES_MAX) {
+    throw new MigrationError('USAGE', `a fork has 1 to ${CLONES_MAX} clones`);
+  }
+  const common = { cloneCount, namePrefix, parentMode, memory, network, disks };
+  if (request.image !== null) {
+    const image = images.get(request.image);
+    if (image.state !== 'complete') throw new MigrationError('CONFLICT', `image ${image.id} is ${image.state}`);
+    return { shape: { ...common, parent: image.spec, accel: image.accel }, parent: null };
+  }
+  if (request.vm === null) throw new MigrationError('USAGE', 'a fork is of a VM or of an image');
+  const parent = vms.get(request.vm);
+  const { spec, state, accel } = parent;
+  if (state !== 'running') throw new MigrationError('CONFLICT', `${spec.name} is ${state}`);
+  if (spec.memory.backing !== 'shared') {
+    throw new MigrationError('UNSUPPORTED', `the memory of ${spec.name} is not in files of its own`, {
+      remedy: 'fork a VM that was run with memory.backing "shared"',
+    });
+  }
+  if (parentMode === 'continue' && parent.memory === null) {
+    throw new MigrationError('UNSUPPORTED', `${spec.name} runs without the preload: its writes cannot be held back`, {
+      remedy: '--parent stop, or run the VM with preload: true',
+    });
+  }
+  const filling = images.all().find((image) => image.state === 'filling' && image.spec.name === spec.name);
+  if (filling !== undefined) {
+    throw new MigrationError('VM_BUSY', `image ${filling.id} of ${spec.name} is still being filled`);
+  }
+  return { shape: { ...common, parent: spec, accel }, parent };
+}
+
+export function newImage(context: ForkContext, id: string, shape: CloneShape): ImageRecord {
+  return {
+    version: 1,
+    id,
+    state: 'capturing',
+    parentMode: shape.parentMode,
+    spec: shape.parent,
+    accel: shape.accel,
+    qemuVersion: context.vms.get(shape.parent.name).qemuVersion,
+    deviceStateBytes: 0,
+    disks: shape.parent.disks.map(({ id: disk, path, format }) => ({ id: disk, path, format })),
+    overlays: [],
+    createdAt: context.clock.isoNow(),
+  };
+}
+
+/** The parent's own files where it stays stopped: they are the image. */
+function ramOfImage(shape: CloneShape, parent: ManagedVm | null): ManagedVm['regions'] | null {
+  return shape.parentMode === 'stop' && parent !== null ? parent.regions : null;
+}

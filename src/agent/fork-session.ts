@@ -1,0 +1,323 @@
+/**
+ * One fork on its host, from the waiting QEMUs to the image that is complete. What a call may be made after, src/engine/fork-ports.ts says.
+ *
+ *   prepared ── armParent ──► armed ── forkPoint ──► pointed ── startClones ──► started ── commitFork ──► committed ──► complete
+ *
+ * The record says `committed` or not, and that divides its life: before, discard takes everything away and the parent runs on as if nothing had
+ * been; from then on the clones are VMs and the image only waits for pages.
+ */
+import type { CloneFailure } from '../domain-fork.js';
+import type {
+  ForkPointReply,
+  ForkProgress,
+  PrepareForkReply,
+  PrepareForkRequest,
+  StartClonesReply,
+} from '../engine/fork-ports.js';
+import { MigrationError, toMigrationError } from '../errors.js';
+import { failureToError } from '../native/failure.js';
+import { CaptureSession } from './capture-session.js';
+import { startLoaded } from './clone-start.js';
+import type { ForkContext } from './fork-context.js';
+import { takeForkPoint } from './fork-point.js';
+import type { ForkRecord } from './fork-record.js';
+import { letParentRun } from './fork-undo.js';
+import { OutgoingState } from './outgoing-state.js';
+import { ParentDisks } from './parent-disks.js';
+import type { ManagedVm } from './vms.js';
+import { endClones, firstFailure, type WaitingClone } from './waiting-set.js';
+
+export interface ForkParts {
+  readonly record: ForkRecord;
+  /** null where an image is run that was there. */
+  readonly parent: ManagedVm | null;
+  readonly clones: readonly WaitingClone[];
+  readonly failures: readonly CloneFailure[];
+}
+
+export class ForkSession {
+  readonly #context: ForkContext;
+  readonly #parent: ManagedVm | null;
+  readonly #failures: readonly CloneFailure[];
+  #record: ForkRecord;
+  #clones: readonly WaitingClone[];
+  #capture: CaptureSession | null = null;
+  #state: OutgoingState | null = null;
+  #disks: ParentDisks | null = null;
+  #arming: Promise<void> | null = null;
+  #pointing: Promise<ForkPointReply> | null = null;
+  #starting: Promise<StartClonesReply> | null = null;
+  #committing: Promise<void> | null = null;
+  /** What a commit leaves to be written; resolved before the fork is forgotten. */
+  #afterCommit: Promise<void> = Promise.resolve();
+  #isOver = false;
+
+  constructor(context: ForkContext, parts: ForkParts) {
+    this.#context = context;
+    this.#record = parts.record;
+    this.#parent = parts.parent;
+    this.#clones = parts.clones;
+    this.#failures = parts.failures;
+  }
+
+  get record(): ForkRecord {
+    return this.#record;
+  }
+
+  get request(): PrepareForkRequest {
+    return this.#record.request;
+  }
+
+  get isCommitted(): boolean {
+    return this.#record.state === 'committed';
+  }
+
+  get reply(): PrepareForkReply {
+    const { image, isWarm, clones } = this.#record;
+    return { image, isWarm, clones, failures: this.#failures };
+  }
+
+  /** Of an earlier daemon, committed: its clones run, its image may still be filling. */
+  async takeUp(): Promise<void> {
+    const { images } = this.#context;
+    const image = images.get(this.#record.image);
+    if (this.#isCopied && image.state !== 'complete' && image.state !== 'failed') {
+      const capture = await CaptureSession.open(this.#context, image, { parent: this.#parent, isResume: true });
+      this.#capture = capture;
+      for (const { vm } of this.#clones) capture.addClone(vm);
+      this.#followCapture(capture);
+      await capture.resume();
+    }
+    this.#afterCommit = this.#settleCommitted();
+  }
+
+  arm(): Promise<void> {
+    this.#arming ??= this.#armOnce().catch((error: unknown) => {
+      this.#arming = null;
+      throw error;
+    });
+    return this.#arming;
+  }
+
+  point(): Promise<ForkPointReply> {
+    this.#pointing ??= this.#pointOnce();
+    return this.#pointing;
+  }
+
+  start(): Promise<StartClonesReply> {
+    this.#starting ??= this.#startOnce();
+    return this.#starting;
+  }
+
+  commit(): Promise<void> {
+    this.#committing ??= this.#commitOnce().catch((error: unknown) => {
+      this.#committing = null;
+      throw error;
+    });
+    return this.#committing;
+  }
+
+  async progress(): Promise<ForkProgress> {
+    const { images, host } = this.#context;
+    if (!images.has(this.#record.image)) {
+      throw new MigrationError('NOT_FOUND', `image ${this.#record.image} is not on ${host} any more`);
+    }
+    const image = images.get(this.#record.image);
+    const { memory } = image.spec;
+    const pagesTotal = memory.sizeBytes / memory.pageBytes;
+    const snapshot = this.#capture?.snapshot ?? null;
+    const isCopying = snapshot !== null && snapshot.state !== 'complete';
+    const hasFailed = image.state === 'failed' || snapshot?.state === 'failed';
+    const failure = snapshot?.failure ?? null;
+    return {
+      state: hasFailed ? 'failed' : isCopying || !this.isCommitted ? 'filling' : 'complete',
+      error: failure === null ? null : failureToError(failure, 'filling the image').toJSON(),
+      pagesTotal,
+      pagesDone: isCopying ? (this.#capture?.pagesDone ?? 0) : pagesTotal,
+      pageBytes: memory.pageBytes,
+      counters: this.#capture?.counters ?? {},
+    };
+  }
+
+  /** CONFLICT while pages are still being copied. */
+  async finish(): Promise<void> {
+    const { state } = await this.progress();
+    if (!this.isCommitted || state === 'filling') {
+      throw new MigrationError('CONFLICT', 'pages of the image are still being copied');
+    }
+    await this.#afterCommit;
+    await this.#capture?.finish();
+    await this.#context.forkStore.remove(this.request.fork);
+    this.#isOver = true;
+  }
+
+  /** CONFLICT after the commit. */
+  async discard(): Promise<void> {
+    await this.#committing?.catch(() => undefined);
+    if (this.isCommitted)
+      throw new MigrationError('CONFLICT', 'the clones of the fork run: they are not taken away any more');
+    this.#isOver = true;
+    // What is under way fails, or finds that it is over.
+    this.#state?.end();
+    const { images, forkStore } = this.#context;
+    // Clones that have loaded must not go on without the pages they lack; while there are none, the parent comes first.
+    if (this.#starting !== null) await this.#endClones();
+    await Promise.allSettled([this.#arming, this.#pointing, this.#starting]);
+    await this.#capture?.abandon();
+    await this.#state?.close();
+    if (this.#parent !== null) await letParentRun(this.#context, this.#parent);
+    await this.#endClones();
+    await this.#disks?.undo();
+    if (this.request.image === null) await images.delete(this.#record.image);
+    await forkStore.remove(this.request.fork);
+  }
+
+  /** QEMU has ended by itself; before the handle on its memory is closed. */
+  lost(vm: ManagedVm): void {
+    if (this.#clones.some((clone) => clone.vm === vm)) this.#capture?.removeClone(vm);
+  }
+
+  /** The daemon goes: everything stays as it is for the next one. */
+  async close(): Promise<void> {
+    this.#isOver = true;
+    await this.#capture?.leave();
+    await this.#state?.close();
+    await this.#afterCommit.catch(() => undefined);
+  }
+
+  async #endClones(): Promise<void> {
+    for (const { vm } of this.#clones) this.#capture?.removeClone(vm);
+    await endClones(this.#context, this.#clones);
+  }
+
+  /** The parent runs on, and so its pages are copied. */
+  get #isCopied(): boolean {
+    return this.request.image === null && this.request.parentMode === 'continue';
+  }
+
+  async #armOnce(): Promise<void> {
+    this.#mustLive();
+    const parent = this.#parent;
+    if (parent === null) return;
+    const { images, faults } = this.#context;
+    const image = images.get(this.#record.image);
+    await faults.hit('agent:fork:arm');
+    this.#disks ??= new ParentDisks(this.#context, parent, image.id);
+    await this.#disks.prepare(this.request.parentMode);
+    this.#state ??= await OutgoingState.listen(parent);
+    if (!this.#isCopied) return;
+    if (this.#capture === null) {
+      this.#capture = await CaptureSession.open(this.#context, image, { parent, isResume: false });
+      for (const { vm } of this.#clones) this.#capture.addClone(vm);
+    }
+    await this.#capture.arm();
+  }
+
+  async #pointOnce(): Promise<ForkPointReply> {
+    this.#mustLive();
+    const { images, faults, log } = this.#context;
+    const { image: id, request } = this.#record;
+    if (this.#parent === null)
+      return { parentPauseMs: 0, deviceStateBytes: images.get(id).deviceStateBytes, parts: [] };
+    const [state, disks] = [this.#state, this.#disks];
+    if (state === null || disks === null) throw new MigrationError('CONFLICT', 'the parent has not been armed');
+    await faults.hit('agent:fork:point');
+    const reply = await takeForkPoint(this.#parent, {
+      state,
+      capture: this.#capture?.handle ?? null,
+      statePath: images.statePath(id),
+      snapshotDisks: () => disks.snapshot(),
+    });
+    log.debug({ fork: request.fork, ...reply }, 'fork point');
+    await faults.hit('agent:fork:pointed');
+    await disks.settle();
+    await images.update(id, { deviceStateBytes: reply.deviceStateBytes });
+    return reply;
+  }
+
+  async #startOnce(): Promise<StartClonesReply> {
+    this.#mustLive();
+    const beganAtMs = performance.now();
+    await this.#context.faults.hit('agent:fork:start');
+    const { isPartialAllowed } = this.request;
+    const { running, failures } = await startLoaded(this.#clones, { isPartialAllowed });
+    this.#context.log.debug(
+      { fork: this.request.fork, clones: running.length, ms: performance.now() - beganAtMs },
+      'clones resumed',
+    );
+    if (running.length === 0 || (failures.length > 0 && !isPartialAllowed)) throw firstFailure(failures);
+    const failed = this.#clones.filter(({ identity }) => failures.some(({ index }) => index === identity.index));
+    for (const { vm } of failed) this.#capture?.removeClone(vm);
+    await endClones(this.#context, failed);
+    this.#clones = running;
+    await this.#context.faults.hit('agent:fork:started');
+    const ready = running.map(({ identity, resumedAtMs }) => ({
+      index: identity.index,
+      atMs: resumedAtMs - beganAtMs,
+    }));
+    return { ready, failures };
+  }
+
+  async #commitOnce(): Promise<void> {
+    if (this.isCommitted) return;
+    this.#mustLive();
+    if (this.#starting === null) throw new MigrationError('CONFLICT', 'the clones have not been started');
+    await this.#starting;
+    const { forkStore, faults } = this.#context;
+    await faults.hit('agent:fork:commit');
+    const clones = this.#clones.map(({ identity }) => identity);
+    const committed: ForkRecord = { ...this.#record, state: 'committed', clones };
+    await forkStore.save(committed);
+    this.#record = committed;
+    await faults.hit('agent:fork:committed');
+    if (this.#capture !== null) this.#followCapture(this.#capture);
+    this.#afterCommit = this.#settleCommitted();
+    this.#afterCommit.catch(() => undefined);
+  }
+
+  /** The records that follow from the one that has been written: a restart does the same again. */
+  async #settleCommitted(): Promise<void> {
+    const { images, vms } = this.#context;
+    const { image: id, request } = this.#record;
+    if (images.get(id).state === 'capturing') {
+      await images.update(id, { state: this.#isCopied ? 'filling' : 'complete' });
+    }
+    for (const { vm } of this.#clones) {
+      const isThere = vms.has(vm.spec.name) && vms.get(vm.spec.name) === vm;
+      if (isThere && vm.state === 'incoming') await vms.setState(vm.spec.name, 'running');
+    }
+    await this.#state?.close();
+    if (request.parentMode !== 'stop' || this.#parent === null) return;
+    const { name } = this.#parent.spec;
+    if (vms.has(name) && vms.get(name) === this.#parent && this.#parent.state !== 'stopped') {
+      await vms.stop(name, { isForced: true });
+    }
+  }
+
+  #followCapture(capture: CaptureSession): void {
+    capture.over
+      .then((outcome) => this.#captureOver(outcome))
+      .catch((error: unknown) => {
+        const err = toMigrationError(error);
+        this.#context.log.error({ fork: this.request.fork, err }, 'the end of a fork cannot be written down');
+      });
+  }
+
+  async #captureOver(outcome: 'complete' | 'failed'): Promise<void> {
+    if (this.#isOver) return;
+    const { images, vms, log } = this.#context;
+    const { image } = this.#record;
+    await this.#afterCommit;
+    await images.update(image, { state: outcome });
+    if (outcome === 'complete') return;
+    log.error({ image, failure: this.#capture?.snapshot.failure }, 'an image cannot be filled: its clones are ended');
+    for (const { vm } of this.#clones) {
+      const { name } = vm.spec;
+      if (vms.has(name) && vms.get(name) === vm && vm.state !== 'stopped') await vms.stop(name, { isForced: true });
+    }
+  }
+
+  #mustLive(): void {
+    if (this.#isOver) throw new MigrationError('CONFLICT', 'the fork has ended');
+  }
+}

@@ -1,0 +1,56 @@
+/** A parent back to what it was before a fork that was given up, by this daemon or an earlier one. */
+import { rm } from 'node:fs/promises';
+import { toMigrationError } from '../errors.js';
+import { CaptureSession } from './capture-session.js';
+import type { ForkContext } from './fork-context.js';
+import type { ForkRecord } from './fork-record.js';
+import type { ImageRecord } from './image-record.js';
+import { connectedQmp } from './incoming-state.js';
+import { runAgain } from './native-migration.js';
+import { ParentDisks } from './parent-disks.js';
+import type { ManagedVm } from './vms.js';
+import { endClones } from './waiting-set.js';
+
+const ANSWER_TIMEOUT_MS = 10_000;
+
+/** Its memory is not protected any more. Nothing to do for one that has ended. */
+export async function letParentRun(context: ForkContext, parent: ManagedVm): Promise<void> {
+  const { vms, log } = context;
+  const { name } = parent.spec;
+  const isThere = (): boolean => vms.has(name) && vms.get(name) === parent && parent.state !== 'stopped';
+  if (!isThere()) return;
+  try {
+    await runAgain(await connectedQmp(parent, ANSWER_TIMEOUT_MS));
+  } catch (error) {
+    if (isThere()) throw toMigrationError(error);
+    log.warn({ vm: name }, 'the parent of a fork has ended before the fork was undone');
+  }
+}
+
+/** A fork of an earlier daemon that was not committed. */
+export async function undoFork(context: ForkContext, record: ForkRecord): Promise<void> {
+  const { vms, images, forkStore } = context;
+  const { fork, vm: name, image, parentMode } = record.request;
+  const setId = image === null ? record.image : fork;
+  const clones = vms.all().filter((vm) => vm.image === record.image && vm.spec.clone?.fork === setId);
+  await endClones(
+    context,
+    clones.map((vm) => ({ vm })),
+  );
+  const parent = image === null && name !== null && vms.has(name) ? vms.get(name) : null;
+  if (parent !== null && images.has(record.image)) {
+    if (parentMode === 'continue' && parent.memory !== null) await letGo(context, images.get(record.image), parent);
+    await letParentRun(context, parent);
+    await new ParentDisks(context, parent, record.image).undo();
+  }
+  if (image === null) await images.delete(record.image);
+  await forkStore.remove(fork);
+}
+
+/** Whatever of the parent's memory was protected, is not any more. */
+async function letGo(context: ForkContext, image: ImageRecord, parent: ManagedVm): Promise<void> {
+  const source = await context.images.withPresence(image);
+  for (const { presencePath } of source) await rm(presencePath, { force: true });
+  const capture = await CaptureSession.open(context, image, { parent, isResume: false });
+  await capture.abandon();
+}

@@ -1,0 +1,27 @@
+/** Work on many things with a limit on how many at once. */
+
+export type Outcome<T> = { readonly value: T } | { readonly error: unknown };
+
+/** The outcome of each item, in their order; never rejects. */
+export async function inParallel<Item, T>(
+  items: readonly Item[],
+  limit: number,
+  work: (item: Item, index: number) => Promise<T>,
+): Promise<Outcome<T>[]> {
+  const outcomes: Outcome<T>[] = [];
+  let next = 0;
+  const worker = async (): Promise<void> => {
+    for (;;) {
+      const index = next++;
+      const item = items[index];
+      if (index >= items.length || item === undefined) return;
+      try {
+        outcomes[index] = { value: await work(item, index) };
+      } catch (error) {
+        outcomes[index] = { error };
+      }
+    }
+  };
+  await Promise.all(Array.from({ length: Math.min(limit, items.length) }, worker));
+  return outcomes;
+}

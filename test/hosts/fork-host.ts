@@ -1,0 +1,126 @@
+/** One host's agent without a daemon, for forks: real QEMU, real addon. What a coordinator would do is done by `fork`, in the engine's order. */
+import { randomBytes } from 'node:crypto';
+import { existsSync, readdirSync } from 'node:fs';
+import { mkdtemp, rm } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { parseSpec } from '../../src/agent/spec.js';
+import type { VmSpec } from '../../src/domain.js';
+import type { CloneIdentity } from '../../src/domain-fork.js';
+import type {
+  ForkPointReply,
+  ForkProgress,
+  PrepareForkRequest,
+  StartClonesReply,
+} from '../../src/engine/fork-ports.js';
+import { MigrationError } from '../../src/errors.js';
+import { AgentHost } from './agent-pair.js';
+import { eventually } from './cluster.js';
+import { type GuestOptions, guestSpec, parseWork } from './guest.js';
+
+const BOOT_MS = 90_000;
+const FILL_MS = 60_000;
+
+export interface ForkOutcome {
+  readonly image: string;
+  readonly isWarm: boolean;
+  readonly clones: readonly CloneIdentity[];
+  readonly point: ForkPointReply;
+  readonly start: StartClonesReply;
+  readonly progress: ForkProgress;
+}
+
+export class ForkHost {
+  readonly host: AgentHost;
+
+  private constructor(readonly directory: string) {
+    const none = () => {
+      throw new MigrationError('NOT_FOUND', 'there is one host');
+    };
+    this.host = new AgentHost('A', directory, { agent: none, sendState: none, warm: async () => undefined });
+  }
+
+  static async start(): Promise<ForkHost> {
+    const host = new ForkHost(await mkdtemp(join(tmpdir(), 'vmg-')));
+    await host.host.start();
+    return host;
+  }
+
+  /** Boots it and waits until its workload reports. */
+  async boot(options: GuestOptions): Promise<VmSpec> {
+    const { vms } = this.host;
+    await vms.run(parseSpec(guestSpec(options)));
+    await eventually(`${options.name} works`, BOOT_MS, async () =>
+      parseWork(await this.host.serial(options.name)).length >= 5 ? true : undefined,
+    );
+    return vms.get(options.name).spec;
+  }
+
+  request(vm: string | null, change: Partial<PrepareForkRequest> = {}): PrepareForkRequest {
+    return {
+      fork: randomBytes(8).toString('hex'),
+      job: 'job-1',
+      vm,
+      image: null,
+      cloneCount: 2,
+      namePrefix: null,
+      parentMode: 'continue',
+      memory: 'cow',
+      network: 'none',
+      disks: 'overlay',
+      isPartialAllowed: false,
+      ...change,
+    };
+  }
+
+  async fork(request: PrepareForkRequest): Promise<ForkOutcome> {
+    const { agent } = this.host;
+    const { fork, vm, job } = request;
+    if (vm !== null) await agent.reserve(vm, job);
+    const { clones, image, isWarm } = await agent.prepareClones(request);
+    await agent.armParent(fork);
+    const point = await agent.forkPoint(fork);
+    const start = await agent.startClones(fork);
+    await agent.commitFork(fork);
+    const progress = await this.filled(fork);
+    await agent.finishFork(fork);
+    if (vm !== null) await agent.unreserve(vm, job);
+    return { image, isWarm, clones, point, start, progress };
+  }
+
+  filled(fork: string): Promise<ForkProgress> {
+    return eventually('the image is complete', FILL_MS, async () => {
+      const progress = await this.host.agent.forkProgress(fork);
+      if (progress.state === 'failed') throw new Error(JSON.stringify(progress));
+      return progress.state === 'complete' ? progress : undefined;
+    });
+  }
+
+  /** What forks have left behind on this host: image files, records, VMs in `names`. */
+  traces(): string[] {
+    const state = join(this.directory, this.host.name);
+    const files = (path: string) => (existsSync(path) ? readdirSync(path).map((name) => join(path, name)) : []);
+    return [
+      ...files(join(this.host.ramDir, '.images')),
+      ...files(join(state, 'images')),
+      ...files(join(state, 'forks')),
+    ];
+  }
+
+  /** No VM, image or fork is left. */
+  async clear(): Promise<void> {
+    const { host } = this;
+    await host.agent.close();
+    for (const { name } of host.vms.list()) await host.vms.destroy(name);
+    await rm(join(this.directory, host.name, 'images'), { recursive: true, force: true });
+    await rm(join(this.directory, host.name, 'forks'), { recursive: true, force: true });
+    await host.restart();
+  }
+
+  async end(): Promise<void> {
+    await this.clear();
+    await this.host.stop();
+    await rm(this.host.ramDir, { recursive: true, force: true });
+    await rm(this.directory, { recursive: true, force: true });
+  }
+}
