@@ -18,6 +18,7 @@ import type { ForkContext } from './fork-context.js';
 import type { ForkQuestion } from './fork-inventory.js';
 import { openForkStore } from './fork-record.js';
 import { ImageStore } from './image-store.js';
+import { Images } from './images.js';
 import { checkTarget, type HostInfo, hostInventory, vmInventory } from './inventory.js';
 import type { NativeMoveOptions } from './native-migration.js';
 import { Pool } from './pool.js';
@@ -37,6 +38,7 @@ interface Parts {
   readonly source: SourceAgent;
   readonly forks: ForkAgent;
   readonly pool: Pool;
+  readonly images: Images;
 }
 
 export class LocalAgent implements AgentPort, ForkAgentPort {
@@ -60,7 +62,8 @@ export class LocalAgent implements AgentPort, ForkAgentPort {
     const source = new SourceAgent(context);
     const pool = new Pool(context);
     const forks = new ForkAgent(context, pool, (vm) => target.arriving(vm));
-    this.#parts = { context, target, source, forks, pool };
+    const ofUsers = new Images(context, (image) => forks.claims(image));
+    this.#parts = { context, target, source, forks, pool, images: ofUsers };
     const { records, corrupt } = await store.load();
     for (const error of corrupt) context.log.error({ err: error }, 'a session cannot be taken up again');
     for (const record of records) {
@@ -220,6 +223,11 @@ export class LocalAgent implements AgentPort, ForkAgentPort {
 
   async discardFork(fork: string): Promise<void> {
     await this.#ready.forks.discardFork(fork);
+  }
+
+  /** After `start`. */
+  get images(): Images {
+    return this.#ready.images;
   }
 
   get #ready(): Parts {

@@ -21,6 +21,8 @@ const blockList = z.array(
   }),
 );
 
+const nodeList = z.array(z.object({ 'node-name': z.string().optional(), drv: z.string(), file: z.string() }));
+
 /** What a disk of the guest reads and writes now. */
 export interface ActiveNode {
   readonly node: string;
@@ -41,6 +43,12 @@ export async function activeNodes(qmp: QmpClient): Promise<Map<string, ActiveNod
   return nodes;
 }
 
+/** The node that speaks a disk's format on this file; null if QEMU has not opened it. */
+export async function nodeOfFile(qmp: QmpClient, path: string): Promise<string | null> {
+  const nodes = nodeList.parse(await qmp.executeUntyped('query-named-block-nodes', { flat: true }));
+  return nodes.find((node) => node.file === path && node.drv !== 'file')?.['node-name'] ?? null;
+}
+
 /** Opens a qcow2 that is to lie on what a disk reads now. */
 export async function openOverlay(qmp: QmpClient, node: string, path: string): Promise<void> {
   await qmp.executeUntyped('blockdev-add', {
@@ -53,9 +61,7 @@ export async function openOverlay(qmp: QmpClient, node: string, path: string): P
 
 /** Nothing happens if there is no such node. QEMU_FAILED if a disk uses it. */
 export async function closeNode(qmp: QmpClient, node: string): Promise<void> {
-  const nodes = z
-    .array(z.object({ 'node-name': z.string().optional() }))
-    .parse(await qmp.executeUntyped('query-named-block-nodes', { flat: true }));
+  const nodes = nodeList.parse(await qmp.executeUntyped('query-named-block-nodes', { flat: true }));
   if (!nodes.some((known) => known['node-name'] === node)) return;
   await qmp.executeUntyped('blockdev-del', { 'node-name': node });
 }

@@ -11,11 +11,11 @@ import { type Logger, pino } from 'pino';
 import { LocalAgent } from '../agent/agent.js';
 import { openConsole } from '../agent/console.js';
 import { NO_FAULTS, parseFaults } from '../agent/faults.js';
-import { noForks, noImages, noPool } from '../agent/no-forks.js';
+import { noImages, noPool } from '../agent/no-forks.js';
 import { RdmaHost } from '../agent/rdma.js';
 import { VmManager } from '../agent/vms.js';
 import { RemoteAgents } from '../api/agent-client.js';
-import type { ApiVms } from '../api/ports.js';
+import type { ApiImages, ApiVms } from '../api/ports.js';
 import { buildServer } from '../api/server.js';
 import { type DaemonConfig, dataSocketPath } from '../config.js';
 import type { Clock, Random } from '../engine/ports.js';
@@ -135,7 +135,7 @@ async function start(config: DaemonConfig, log: Logger, closers: (() => Promise<
   const jobs = new JobManager({
     ...{ host, registry, journal, clock, random, faults },
     agent: (name) => peers.agent(name),
-    forks: noForks(host),
+    forks: agent,
     log: log.child({ part: 'jobs' }),
     limits: withoutUndefined(config.limits),
   });
@@ -143,7 +143,7 @@ async function start(config: DaemonConfig, log: Logger, closers: (() => Promise<
     ...{ host, startedAt, jobs, agent, peers, tls },
     version: VERSION,
     vms: apiVms(vms),
-    images: noImages(host),
+    images: apiImages(agent, host),
     pool: noPool(host),
     log: log.child({ part: 'api' }),
   });
@@ -184,6 +184,15 @@ function defaultPreload(log: Logger): string | null {
   if (existsSync(PRELOAD)) return PRELOAD;
   log.warn({ path: PRELOAD }, 'no preload library: VMs can only be started without it');
   return null;
+}
+
+function apiImages(agent: LocalAgent, host: string): ApiImages {
+  return {
+    ...noImages(host),
+    list: () => agent.images.list(),
+    find: (id) => agent.images.find(id),
+    remove: (id) => agent.images.remove(id),
+  };
 }
 
 function apiVms(vms: VmManager): ApiVms {

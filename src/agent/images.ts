@@ -1,0 +1,48 @@
+/** The images of this host as its users see them: listed, shown, removed with what they have left on disks. */
+import type { ImageView } from '../domain-fork.js';
+import { MigrationError } from '../errors.js';
+import type { ForkContext } from './fork-context.js';
+import { KeyedLocks } from './locks.js';
+import { mergeOverlays } from './overlay-merge.js';
+
+export class Images {
+  readonly #context: ForkContext;
+  readonly #locks = new KeyedLocks();
+  /** Does a waiting set or a fork under way need it? */
+  readonly #isClaimed: (image: string) => boolean;
+
+  constructor(context: ForkContext, isClaimed: (image: string) => boolean) {
+    this.#context = context;
+    this.#isClaimed = isClaimed;
+  }
+
+  /** Those of waiting sets are no images yet. */
+  list(): ImageView[] {
+    return this.#context.images.list().filter(({ state }) => state !== 'capturing');
+  }
+
+  /** NOT_FOUND if there is none. */
+  find(id: string): ImageView {
+    return this.#context.images.view(id);
+  }
+
+  /** CONFLICT while a clone runs on it or a fork needs it. */
+  remove(id: string): Promise<void> {
+    const { images } = this.#context;
+    return this.#locks.hold(id, async () => {
+      const { state } = images.get(id);
+      const clones = images.clonesOf(id);
+      if (clones.length > 0) {
+        const shown = `${clones.slice(0, 3).join(', ')}${clones.length > 3 ? ` and ${clones.length - 3} more` : ''}`;
+        throw new MigrationError('CONFLICT', `image ${id} has clones: ${shown}`, {
+          remedy: `vmctl stop --image ${id}`,
+        });
+      }
+      if (state === 'capturing' || state === 'filling' || this.#isClaimed(id)) {
+        throw new MigrationError('CONFLICT', `a fork needs image ${id}`, { remedy: 'wait until its job has ended' });
+      }
+      await mergeOverlays(this.#context, id);
+      await images.delete(id);
+    });
+  }
+}
