@@ -27,8 +27,7 @@ import { readRecord, reservedBy, withDisks } from './vm-record.js';
 
 export type { VmExit } from '../domain.js';
 export type { ManagedVm } from './vm.js';
-export type { StopOptions } from './vm-keeper.js';
-export type { IncomingOptions, VmManagerOptions } from './vm-options.js';
+export type { VmManagerOptions } from './vm-options.js';
 
 export class VmManager {
   readonly #options: VmManagerOptions;

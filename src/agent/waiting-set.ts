@@ -132,7 +132,7 @@ async function startClone(
 ): Promise<ManagedVm> {
   const { vms, images } = context;
   const { identity, fork, templates, signal } = clone;
-  const spec = withoutBoot(cloneSpec(shape.parent, fork, identity, shape.network));
+  const spec = cloneSpec(shape.parent, fork, identity, shape.network);
   const disks = planCloneDisks(spec.disks, vms.directoryOf(identity.name), shape.disks, templates);
   const vm = await vms.prepareClone(
     { ...spec, accel: shape.accel, disks: disks.specs, memory: { ...spec.memory, backing: 'image' } },
@@ -154,15 +154,4 @@ async function startClone(
     await vms.destroy(identity.name);
     throw error;
   }
-}
-
-/**
- * A clone's guest is up: kernel and initrd on its command line would cost it their size in memory again. It could not boot once more, so a guest
- * that reboots ends.
- */
-function withoutBoot(spec: VmSpec): VmSpec {
-  if (spec.kernel === undefined) return spec;
-  const { kernel: _kernel, initrd: _initrd, append: _append, ...rest } = spec;
-  const isEnding = rest.qemuArgs.includes('-no-reboot');
-  return { ...rest, qemuArgs: isEnding ? rest.qemuArgs : [...rest.qemuArgs, '-no-reboot'] };
 }
