@@ -1,7 +1,8 @@
-/** The images of this host as its users see them: listed, shown, removed with what they have left on disks. */
+/** The images of this host as its users see them: listed, shown, removed with what they have left on disks, saved and loaded. */
 import type { ImageView } from '../domain-fork.js';
 import { MigrationError } from '../errors.js';
 import type { ForkContext } from './fork-context.js';
+import { loadImage, saveImage } from './image-file.js';
 import { KeyedLocks } from './locks.js';
 import { mergeOverlays } from './overlay-merge.js';
 
@@ -44,5 +45,15 @@ export class Images {
       await mergeOverlays(this.#context, id);
       await images.delete(id);
     });
+  }
+
+  /** CONFLICT before the image is complete, or if there is such a file. */
+  save(id: string, path: string): Promise<{ readonly fileBytes: number }> {
+    return this.#locks.hold(id, () => saveImage(this.#context, id, path));
+  }
+
+  /** Under the id that it was saved with; CONFLICT if that image is here. */
+  async load(path: string): Promise<ImageView> {
+    return this.find(await loadImage(this.#context, path));
   }
 }

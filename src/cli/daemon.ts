@@ -11,7 +11,7 @@ import { type Logger, pino } from 'pino';
 import { LocalAgent } from '../agent/agent.js';
 import { openConsole } from '../agent/console.js';
 import { NO_FAULTS, parseFaults } from '../agent/faults.js';
-import { noImages, noPool } from '../agent/no-forks.js';
+import { noPool } from '../agent/no-forks.js';
 import { RdmaHost } from '../agent/rdma.js';
 import { VmManager } from '../agent/vms.js';
 import { RemoteAgents } from '../api/agent-client.js';
@@ -143,7 +143,7 @@ async function start(config: DaemonConfig, log: Logger, closers: (() => Promise<
     ...{ host, startedAt, jobs, agent, peers, tls },
     version: VERSION,
     vms: apiVms(vms),
-    images: apiImages(agent, host),
+    images: apiImages(agent),
     pool: noPool(host),
     log: log.child({ part: 'api' }),
   });
@@ -186,12 +186,13 @@ function defaultPreload(log: Logger): string | null {
   return null;
 }
 
-function apiImages(agent: LocalAgent, host: string): ApiImages {
+function apiImages(agent: LocalAgent): ApiImages {
   return {
-    ...noImages(host),
     list: () => agent.images.list(),
     find: (id) => agent.images.find(id),
     remove: (id) => agent.images.remove(id),
+    save: (id, path) => agent.images.save(id, path),
+    load: (path) => agent.images.load(path),
   };
 }
 
