@@ -125,6 +125,11 @@ const schema = z
       .strictObject({ budgetBytes: z.int().min(0) })
       .partial()
       .default({}),
+    /** QEMUs that wait for forks. */
+    pool: z
+      .strictObject({ processesMax: z.int().min(0).max(4096), memoryAvailableBytesMin: z.int().min(0) })
+      .partial()
+      .default({}),
     logLevel: z.enum(['debug', 'info', 'warn', 'error', 'silent']).default('info'),
     /** Honour VMIGRATE_FAULT. For tests only. */
     testFaults: z.boolean().default(false),

@@ -1,4 +1,5 @@
 /** What one host does in a migration, as AgentPort (see the rules there): the VMs that arrive, the VMs that leave, and what pre-flight asks. */
+import { randomBytes } from 'node:crypto';
 import type { Readable } from 'node:stream';
 import type { HostInventory, RdmaPlace, TargetChecks, VmInventory, VmSpec } from '../domain.js';
 import type {
@@ -21,7 +22,7 @@ import { ImageStore } from './image-store.js';
 import { Images } from './images.js';
 import { checkTarget, type HostInfo, hostInventory, vmInventory } from './inventory.js';
 import type { NativeMoveOptions } from './native-migration.js';
-import { Pool } from './pool.js';
+import { Pool, type PoolConfig } from './pool.js';
 import { SessionStore } from './session-store.js';
 import { SourceAgent } from './source-agent.js';
 import { TargetAgent } from './target-agent.js';
@@ -30,7 +31,10 @@ export interface LocalAgentOptions extends Omit<AgentContext, 'store'> {
   readonly stateDir: string;
   readonly hostInfo: HostInfo;
   readonly imageBudgetBytes?: number | null;
+  readonly pool?: Partial<PoolConfig>;
 }
+
+const POOL_DEFAULT: PoolConfig = { processesMax: 256, memoryAvailableBytesMin: 512 * 1024 * 1024 };
 
 interface Parts {
   readonly context: ForkContext;
@@ -54,15 +58,19 @@ export class LocalAgent implements AgentPort, ForkAgentPort {
   /** Takes the sessions of an earlier daemon up again. After VmManager.start, before any call. */
   async start(): Promise<void> {
     const store = await SessionStore.open(this.#options.stateDir);
-    const { imageBudgetBytes: budgetBytes = null, ...options } = this.#options;
+    const { imageBudgetBytes: budgetBytes = null, pool: poolConfig, ...options } = this.#options;
     const images = await ImageStore.open({ ...options, budgetBytes });
     const forkStore = await openForkStore(options.stateDir);
     const context: ForkContext = { ...options, store, images, forkStore };
     const target = new TargetAgent(context);
     const source = new SourceAgent(context);
-    const pool = new Pool(context);
+    const pool = new Pool(context, {
+      stateDir: options.stateDir,
+      config: { ...POOL_DEFAULT, ...poolConfig },
+      randomId: () => randomBytes(8).toString('hex'),
+    });
     const forks = new ForkAgent(context, pool, (vm) => target.arriving(vm));
-    const ofUsers = new Images(context, (image) => forks.claims(image));
+    const ofUsers = new Images(context, (image) => forks.claims(image) || pool.has(image));
     this.#parts = { context, target, source, forks, pool, images: ofUsers };
     const { records, corrupt } = await store.load();
     for (const error of corrupt) context.log.error({ err: error }, 'a session cannot be taken up again');
@@ -76,12 +84,14 @@ export class LocalAgent implements AgentPort, ForkAgentPort {
     }
     await forks.start();
     await this.#settleVms(this.#parts);
+    await pool.start();
   }
 
   /** Sessions and QEMUs stay as they are for a next daemon. Before VmManager.close. */
   async close(): Promise<void> {
     await this.#parts?.source.close();
     await this.#parts?.target.close();
+    await this.#parts?.pool.close();
     await this.#parts?.forks.close();
   }
 
@@ -228,6 +238,11 @@ export class LocalAgent implements AgentPort, ForkAgentPort {
   /** After `start`. */
   get images(): Images {
     return this.#ready.images;
+  }
+
+  /** After `start`. */
+  get pool(): Pool {
+    return this.#ready.pool;
   }
 
   get #ready(): Parts {

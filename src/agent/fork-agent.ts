@@ -122,7 +122,6 @@ export class ForkAgent implements ForkAgentPort {
       await session.finish();
       this.#forks.delete(fork);
       this.#ended.add(fork);
-      this.#pool.wake(session.request);
     });
   }
 

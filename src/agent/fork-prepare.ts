@@ -21,7 +21,7 @@ export async function prepareFork(
 ): Promise<ForkParts> {
   const { images, forkStore, faults } = context;
   const { shape, parent } = shapeOf(context, request);
-  const set = request.image === null ? await pool.claim(shape) : null;
+  const set = request.image === null ? pool.claim(shape) : null;
   const image = request.image ?? set?.image ?? request.fork;
   const isNewImage = request.image === null;
   let record: ForkRecord = {
@@ -103,6 +103,6 @@ export function newImage(context: ForkContext, id: string, shape: CloneShape): I
 }
 
 /** The parent's own files where it stays stopped: they are the image. */
-function ramOfImage(shape: CloneShape, parent: ManagedVm | null): ManagedVm['regions'] | null {
+export function ramOfImage(shape: CloneShape, parent: ManagedVm | null): ManagedVm['regions'] | null {
   return shape.parentMode === 'stop' && parent !== null ? parent.regions : null;
 }

@@ -21,21 +21,3 @@ export function noForks(host: string): ForkAgentPort {
     discardFork: fail,
   };
 }
-
-export function noImages(host: string) {
-  const fail = refusal(host);
-  return {
-    list: () => [],
-    find: (id: string): never => {
-      throw new MigrationError('NOT_FOUND', `there is no image ${id} on ${host}`);
-    },
-    remove: fail,
-    save: fail,
-    load: fail,
-  };
-}
-
-export function noPool(host: string) {
-  const fail = refusal(host);
-  return { list: () => [], warm: fail, drain: fail };
-}

@@ -11,11 +11,10 @@ import { type Logger, pino } from 'pino';
 import { LocalAgent } from '../agent/agent.js';
 import { openConsole } from '../agent/console.js';
 import { NO_FAULTS, parseFaults } from '../agent/faults.js';
-import { noPool } from '../agent/no-forks.js';
 import { RdmaHost } from '../agent/rdma.js';
 import { VmManager } from '../agent/vms.js';
 import { RemoteAgents } from '../api/agent-client.js';
-import type { ApiImages, ApiVms } from '../api/ports.js';
+import type { ApiImages, ApiPool, ApiVms } from '../api/ports.js';
 import { buildServer } from '../api/server.js';
 import { type DaemonConfig, dataSocketPath } from '../config.js';
 import type { Clock, Random } from '../engine/ports.js';
@@ -131,6 +130,7 @@ async function start(config: DaemonConfig, log: Logger, closers: (() => Promise<
     log: log.child({ part: 'agent' }),
     hostInfo: { preloadPath, certificateExpiresAt: () => tls?.expiresAt ?? null },
     imageBudgetBytes: config.images.budgetBytes ?? null,
+    pool: withoutUndefined(config.pool),
   });
   const jobs = new JobManager({
     ...{ host, registry, journal, clock, random, faults },
@@ -144,7 +144,7 @@ async function start(config: DaemonConfig, log: Logger, closers: (() => Promise<
     version: VERSION,
     vms: apiVms(vms),
     images: apiImages(agent),
-    pool: noPool(host),
+    pool: apiPool(agent),
     log: log.child({ part: 'api' }),
   });
 
@@ -193,6 +193,14 @@ function apiImages(agent: LocalAgent): ApiImages {
     remove: (id) => agent.images.remove(id),
     save: (id, path) => agent.images.save(id, path),
     load: (path) => agent.images.load(path),
+  };
+}
+
+function apiPool(agent: LocalAgent): ApiPool {
+  return {
+    list: () => agent.pool.list(),
+    warm: (request) => agent.pool.warm(request),
+    drain: (vm) => agent.pool.drain(vm),
   };
 }
 
