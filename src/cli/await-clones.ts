@@ -1,4 +1,7 @@
-/** `vfork --wait`: until every clone has ended, then how. A clone that has ended stays listed until somebody stops it, so nothing is missed. */
+/**
+ * `vfork --wait`: until every clone has said its exit code or has ended, then how. A clone that has ended stays listed until somebody stops it, so
+ * nothing is missed.
+ */
 import { createWriteStream } from 'node:fs';
 import { mkdir } from 'node:fs/promises';
 import { join, resolve } from 'node:path';
@@ -37,7 +40,8 @@ async function untilEnded(api: ApiClient, names: ReadonlySet<string>): Promise<M
     try {
       const vms = (await api.get<VmView[]>('/v1/vms')).filter(({ name }) => names.has(name));
       awayAtMs = null;
-      if (vms.every(({ state }) => state === 'stopped')) return new Map(vms.map((vm) => [vm.name, vm]));
+      if (vms.every(({ state, exitCode }) => state === 'stopped' || exitCode !== null))
+        return new Map(vms.map((vm) => [vm.name, vm]));
     } catch (error) {
       awayAtMs ??= performance.now();
       if (!(error instanceof DaemonUnreachable) || performance.now() - awayAtMs > AWAY_MS_MAX) throw error;
@@ -49,7 +53,8 @@ async function untilEnded(api: ApiClient, names: ReadonlySet<string>): Promise<M
 /** One that is not listed any more was stopped and forgotten by somebody else. */
 function endOf(vm: VmView | undefined): Pick<CloneEnd, 'exitCode' | 'reason'> {
   if (vm === undefined) return { exitCode: null, reason: 'removed' };
-  return { exitCode: null, reason: 'ended' };
+  if (vm.exit !== null) return { exitCode: vm.exit.exitCode ?? vm.exitCode, reason: vm.exit.reason };
+  return { exitCode: vm.exitCode, reason: 'its word' };
 }
 
 async function keep(api: ApiClient, name: string, directory: string): Promise<string> {

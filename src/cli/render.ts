@@ -45,18 +45,25 @@ export function plain(text: string): string {
   return text.replace(/[\u0000-\u001f\u007f-\u009f]+/g, ' ');
 }
 
+/** With the exit code of a guest that has ended, or is done. */
+function stateText({ state, exitCode, exit }: VmView): string {
+  const code = exit?.exitCode ?? exitCode;
+  return code === null ? state : `${state} (${code})`;
+}
+
 export function vmTable(vms: readonly VmView[]): string {
   return table(
-    ['NAME', 'STATE', 'HOST', 'MEMORY', 'ACCEL', 'PID', 'EPOCH', 'JOB'],
+    ['NAME', 'STATE', 'HOST', 'MEMORY', 'ACCEL', 'PID', 'EPOCH', 'JOB', 'IMAGE'],
     vms.map((vm) => [
       vm.name,
-      vm.state,
+      stateText(vm),
       vm.host,
       bytes(vm.memoryBytes),
       vm.accel,
       vm.pid === null ? '-' : String(vm.pid),
       String(vm.epoch),
       vm.job ?? '-',
+      vm.image ?? '-',
     ]),
   );
 }

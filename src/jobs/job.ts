@@ -46,7 +46,7 @@ export function vmOf({ history }: Job): string | null {
 
 export function changed(job: Job, change: ViewChange, updatedAt: string): JobView {
   const next = { ...job.view, ...change, updatedAt } as JobView;
-  return job.history.kind === 'fork' ? { ...next, ...forkFacts(job.history) } : next;
+  return job.history.kind === 'fork' ? { ...next, ...forkFacts(job.history, next.state) } : next;
 }
 
 function common({ record, state, error, updatedAt }: History, isCommitted: boolean) {
@@ -83,12 +83,16 @@ function forkView(history: ForkHistory, isCommitted: boolean): ForkJobView {
     cloneCount: request.cloneCount,
     report: history.report ?? null,
     ...common(history, isCommitted),
-    ...forkFacts(history),
+    ...forkFacts(history, history.state),
   };
 }
 
-/** What the steps have found by now; of a job that is over its report says it. */
-function forkFacts({ record, findings, report }: ForkHistory): Pick<ForkJobView, 'image' | 'clones'> {
+/** What the steps have found by now; of a job that is over its report says it, and one that was undone has left nothing. */
+function forkFacts(
+  { record, findings, report }: ForkHistory,
+  state: JobState | null,
+): Pick<ForkJobView, 'image' | 'clones'> {
+  if (state === 'failed' || state === 'cancelled') return { image: record.plan.request.image, clones: [] };
   const ready = new Set(findings.ready.map(({ index }) => index));
   const running = report?.clones ?? findings.clones.filter(({ index }) => ready.has(index));
   return {

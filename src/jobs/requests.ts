@@ -6,6 +6,7 @@ import type { ForkRecord } from '../engine/fork-context.js';
 import type { Clock, Random } from '../engine/ports.js';
 import { MigrationError } from '../errors.js';
 import { planFork } from '../planner/fork-plan.js';
+import { checkCount } from '../planner/fork-preflight.js';
 import { planMigration } from '../planner/plan.js';
 import { type FactSources, gatherFacts, gatherForkFacts } from './facts.js';
 
@@ -30,6 +31,8 @@ export async function planMigrationJob(
 }
 
 export async function planForkJob(request: ForkRequest, sources: PlanSources): Promise<Planned<ForkPlan>> {
+  const miscounted = [...checkCount(request)];
+  if (miscounted.length > 0) return { plan: null, refusals: miscounted };
   const facts = await gatherForkFacts(request, sources);
   if ('ownerElsewhere' in facts) return notOwned(request.vm ?? '', facts.ownerElsewhere, sources.host);
   const { inventory } = facts;

@@ -42,7 +42,8 @@ function mib(bytes: number): string {
   return Number.isFinite(bytes) ? `${Math.max(0, Math.floor(bytes / MIB))} MiB` : 'nothing';
 }
 
-function* checkCount({ cloneCount }: ForkRequest): Iterable<Refusal> {
+/** Asked before a host is: it could not even name so many. */
+export function* checkCount({ cloneCount }: ForkRequest): Iterable<Refusal> {
   if (Number.isInteger(cloneCount) && cloneCount >= 1 && cloneCount <= CLONES_MAX) return;
   yield refuse('CLONE_COUNT', `${cloneCount} clones are not between 1 and ${CLONES_MAX}`, 'ask for fewer, or for one');
 }

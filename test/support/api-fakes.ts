@@ -258,6 +258,8 @@ export interface FakeServices extends ApiServices {
   /** Device states received, by session. */
   readonly states: Map<string, Buffer>;
   readonly consoles: Map<string, PassThrough>;
+  /** The guest powers off; its serial line has said so much. */
+  readonly ends: (vm: string, log: string, exitCode?: number) => void;
   readonly logged: { level: string; message: string }[];
 }
 
@@ -268,6 +270,12 @@ export function fakeServices(change: Partial<ApiServices> = {}): FakeServices {
   const consoles: FakeServices['consoles'] = new Map();
   const logged: FakeServices['logged'] = [];
   const vms = new Map<string, VmView>();
+  const logs = new Map<string, string>();
+  const ends: FakeServices['ends'] = (name, log, exitCode = 0) => {
+    const exit = { at: '2030-01-01T00:00:00Z', reason: 'guest-shutdown', code: 0, signal: null, exitCode };
+    logs.set(name, log);
+    vms.set(name, { ...find(name), state: 'stopped', pid: null, exitCode, exit });
+  };
   const find = (name: string): VmView => {
     const vm = vms.get(name);
     if (vm === undefined) throw new MigrationError('NOT_FOUND', `no VM ${name}`);
@@ -311,8 +319,9 @@ export function fakeServices(change: Partial<ApiServices> = {}): FakeServices {
         return Promise.resolve();
       },
       openConsole: (name) => {
-        find(name);
+        const { state } = find(name);
         const line = new PassThrough(); // what is typed comes back, as from a terminal with echo
+        if (state === 'stopped') line.end(logs.get(name) ?? '');
         consoles.set(name, line);
         return Promise.resolve(line);
       },
@@ -330,6 +339,6 @@ export function fakeServices(change: Partial<ApiServices> = {}): FakeServices {
     jobs: (change.jobs as FakeJobs | undefined) ?? new FakeJobs(),
     images: new FakeImages(),
     pool: new FakePool(),
-    ...{ calls, answers, states, consoles, logged },
+    ...{ calls, answers, states, consoles, logged, ends },
   };
 }

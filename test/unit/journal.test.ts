@@ -3,10 +3,14 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import type { MigrationPlan } from '../../src/domain.js';
+import type { ForkPlan } from '../../src/domain-fork.js';
 import { isCommittedByJournal, readHistories } from '../../src/engine/history.js';
 import type { JournalEntry } from '../../src/engine/ports.js';
 import { FileJournal } from '../../src/jobs/journal.js';
+import { decodeJournalEntry } from '../../src/jobs/journal-schema.js';
+import { planFork } from '../../src/planner/fork-plan.js';
 import { planMigration } from '../../src/planner/plan.js';
+import { forkInventory, forkRequest } from './fork-facts.js';
 import { MemoryStore } from './memory-store.js';
 import { goodFacts, request, spec } from './planner-facts.js';
 
@@ -154,4 +158,65 @@ describe('a history', () => {
       expect(history && isCommittedByJournal(history)).toBe(true);
     }
   });
+});
+
+describe('forks in the journal', () => {
+  const forkEntry = (job: string): JournalEntry => ({
+    type: 'fork',
+    job,
+    fork: '0123456789abcdef',
+    plan: planFork(forkRequest, { host: 'A', inventory: forkInventory }).plan as ForkPlan,
+    createdAt: at,
+  });
+
+  test('are given back as they were appended, beside migrations', async () => {
+    const entries: JournalEntry[] = [
+      jobEntry('j1'),
+      forkEntry('f1'),
+      { type: 'begin', job: 'f1', step: 'reserveParent', at, group: ['prepareClones', 'armParent', 'commitFork'] },
+      { type: 'end', job: 'f1', step: 'forkPoint', ms: 14, result: { parentPauseMs: 12.5 } },
+      { type: 'undo', job: 'f1', step: 'prepareClones' },
+    ];
+    const back = await written(entries);
+    expect(back.filter(({ job }) => job === 'f1')).toEqual(entries.slice(1));
+    const history = readHistories(back).get('f1');
+    expect(history).toMatchObject({ kind: 'fork', findings: { parentPauseMs: 12.5 } });
+    expect([...(history?.begun ?? [])]).toContain('commitFork');
+    expect(history && isCommittedByJournal(history)).toBe(false);
+  });
+
+  test('are committed when the commit or anything after it has ended', () => {
+    for (const step of ['commitFork', 'fillImage', 'releaseParent'] as const) {
+      const history = readHistories([forkEntry('f1'), { type: 'end', job: 'f1', step, ms: 1 }]).get('f1');
+      expect(history && isCommittedByJournal(history)).toBe(true);
+    }
+  });
+
+  test('of a finished one the first and the last line are kept', async () => {
+    const last: JournalEntry = { type: 'state', job: 'f1', state: 'failed', at, error: { code: 'STEP_FAILED' } };
+    const back = await written([forkEntry('f1'), { type: 'begin', job: 'f1', step: 'reserveParent', at }, last]);
+    expect(back).toEqual([forkEntry('f1'), last]);
+  });
+
+  test.each([
+    ['a step of a migration', { type: 'begin', job: 'f1', step: 'stopSource', at }],
+    ['a report of a migration', { type: 'state', job: 'f1', state: 'done', report: { job: 'f1', blackoutMs: 1 } }],
+  ])('that tell of %s are corrupt', (_, entry) => {
+    expect(() => readHistories([forkEntry('f1'), entry as JournalEntry])).toThrow(/the journal/);
+  });
+
+  test.each([
+    ['an unknown step', { type: 'begin', job: 'f1', step: 'cloneParent', at }],
+    ['an id that is none', { ...forkEntry('f1'), fork: '../../etc' }],
+    ['too many clones', { ...forkEntry('f1'), plan: planWith({ cloneCount: 1025 }) }],
+    ['neither VM nor image', { ...forkEntry('f1'), plan: planWith({ vm: null }) }],
+    ['an unknown key', { ...forkEntry('f1'), token: 'x' }],
+  ])('with %s are refused', (_, entry) => {
+    expect(() => decodeJournalEntry(entry)).toThrow();
+  });
+
+  function planWith(change: object) {
+    const plan = planFork(forkRequest, { host: 'A', inventory: forkInventory }).plan as ForkPlan;
+    return { ...plan, request: { ...plan.request, ...change } };
+  }
 });
