@@ -106,6 +106,7 @@ export interface ForkAgentPort {
   startClones(fork: string): Promise<StartClonesReply>;
   /** Durable: from here on the clones are VMs of their own, and a restarted daemon finishes the image instead of undoing. */
   commitFork(fork: string): Promise<void>;
+  /** NOT_FOUND for one that has been finished, as for one that has never been. */
   forkProgress(fork: string): Promise<ForkProgress>;
   /** The image is complete: nothing of the fork is left but image and clones. CONFLICT before that. */
   finishFork(fork: string): Promise<void>;

@@ -101,8 +101,9 @@ export const fillImage: ForkExecutor = {
     let pollMs = limits.pollMsFirst;
     const rate = new Rate();
     for (;;) {
-      const asking = ports.forks.forkProgress(record.fork);
-      const progress = await withDeadline(ports.clock, asking, limits.callMsMax, 'asking how full the image is');
+      const progress = await ask(context);
+      // Finished in an earlier life whose journal could not take the ends: only a complete image is.
+      if (progress === null) return undefined;
       const nowMs = ports.clock.nowMs();
       noteAdvance(context, progress.pagesDone, nowMs);
       rate.note(nowMs, copiedBytes(progress));
@@ -136,6 +137,17 @@ export const releaseParent: ForkExecutor = {
   },
   undo: neverUndone,
 };
+
+/** null: the agent has forgotten the fork. */
+async function ask({ record, ports, limits }: ForkStepContext): Promise<ForkProgress | null> {
+  try {
+    const asking = ports.forks.forkProgress(record.fork);
+    return await withDeadline(ports.clock, asking, limits.callMsMax, 'asking how full the image is');
+  } catch (thrown) {
+    if (toMigrationError(thrown).code === 'NOT_FOUND') return null;
+    throw thrown;
+  }
+}
 
 function parentOf({ plan }: ForkStepContext['record']): string {
   const { vm } = plan.request;

@@ -1,0 +1,224 @@
+import type { JobState } from '../../src/domain.js';
+import type { ForkRequest, ParentMode } from '../../src/domain-fork.js';
+import type { ForkAgentPort } from '../../src/engine/fork-ports.js';
+import { readHistories } from '../../src/engine/history.js';
+import type { AgentPort } from '../../src/engine/ports.js';
+import { MigrationError } from '../../src/errors.js';
+import { JobManager } from '../../src/jobs/jobs.js';
+import { FileJournal } from '../../src/jobs/journal.js';
+import { FileRegistry } from '../../src/registry/file.js';
+import { SimForkAgent } from './fork-agent.js';
+import { CLONES, type ForkFault, ForkWorld } from './fork-world.js';
+import { vmSpec } from './spec.js';
+import { SimStore } from './store.js';
+import { Life } from './time.js';
+
+/** Orders broken on purpose, one for each thing that the oracle claims to see. */
+export type ForkSabotage = 'discardNothing' | 'forgetCommit' | 'completeTooSoon' | 'keepReserved' | 'loseJournal';
+
+export interface ForkScenario {
+  readonly seed: number;
+  readonly faults: readonly ForkFault[];
+  readonly parentMode?: ParentMode;
+  readonly sabotage?: ForkSabotage;
+}
+
+export interface ForkResult {
+  readonly violation: string | null;
+  /** null: the request was refused, or died with the daemon before it was durable. */
+  readonly state: JobState | null;
+  readonly eventCount: number;
+  readonly trace: readonly string[];
+}
+
+const REST_MS_MAX = 1_800_000;
+/** Longer than any call is late. */
+const AFTERMATH_MS = 90_000;
+const FORK_CALLS = [
+  'forkInventory',
+  'prepareClones',
+  'armParent',
+  'forkPoint',
+  'startClones',
+  'commitFork',
+  'forkProgress',
+  'finishFork',
+  'discardFork',
+] as const satisfies readonly (keyof ForkAgentPort)[];
+
+type Call = (...parameters: unknown[]) => Promise<unknown>;
+
+export async function simulateFork({
+  seed,
+  faults,
+  parentMode = 'continue',
+  sabotage,
+}: ForkScenario): Promise<ForkResult> {
+  const world = new ForkWorld(seed, faults);
+  let jobs: JobManager | null = null;
+  let journal: FileJournal | null = null;
+
+  const boot = async (): Promise<void> => {
+    const life = new Life(world.time);
+    world.life = life;
+    const hooks = {
+      isFull: () => world.isDiskFull,
+      event: (label: string) => world.event(label),
+      chance: () => world.chance.next(),
+    };
+    const registry = await FileRegistry.on(new SimStore(world.owners, life, hooks));
+    const agent = new SimForkAgent(world, life);
+    if (sabotage === 'loseJournal') world.journal.bytes = Buffer.alloc(0);
+    const opened = (await FileJournal.on(new SimStore(world.journal, life, hooks))).journal;
+    await agent.start();
+    const wrap = (name: string, work: Call): Call => called(world, life, name, work);
+    const bound = agent as unknown as Record<string, Call>;
+    const methods = FORK_CALLS.map((name): [string, Call] => [name, wrap(name, bound[name]!.bind(agent))]);
+    const forks = sabotaged({ host: 'A', ...Object.fromEntries(methods) } as unknown as ForkAgentPort, world, sabotage);
+    const reserve = wrap('reserve', bound.reserve!.bind(agent));
+    const unreserve = wrap('unreserve', bound.unreserve!.bind(agent));
+    const local = {
+      host: 'A',
+      reserve,
+      unreserve: sabotage === 'keepReserved' ? () => Promise.resolve() : unreserve,
+    } as unknown as AgentPort;
+    const manager = new JobManager({
+      ...{ host: 'A', forks, registry, journal: opened },
+      agent: () => local,
+      clock: life.clock,
+      random: { hex: (bytes) => world.chance.hex(bytes) },
+      faults: {
+        hit: async (point) => {
+          world.event(point);
+          await life.survive();
+        },
+      },
+      log: {
+        info: () => undefined,
+        warn: (fields, message) => world.trace.push(`  log ${message} ${JSON.stringify(fields)}`),
+      },
+    });
+    jobs = manager;
+    journal = opened;
+    await manager.start();
+  };
+
+  world.onRestart = () => {
+    world.trace.push('  restarts');
+    boot().catch((error: unknown) => world.fail(`the daemon does not start again: ${String(error)}`));
+  };
+  world.onCancel = () => {
+    const job = jobs?.list()[0];
+    if (job !== undefined) void jobs?.cancel(job.id).catch(() => undefined);
+  };
+
+  await boot();
+  const first = world.life;
+  let isAnswered = false;
+  jobs!
+    .submitFork(requestFor(parentMode))
+    .catch((error: unknown) => world.trace.push(`  refused: ${String(error)}`))
+    .finally(() => {
+      isAnswered = true;
+    });
+
+  let recoveries = 0;
+  const isAtRest = (): boolean => {
+    if (world.violation !== null) return true;
+    if (!world.isCalm || world.life === null || jobs === null || journal === null) return false;
+    const job = jobs.list()[0];
+    if (job === undefined) return isAnswered || world.life !== first;
+    if (job.state === 'needsRecovery' && recoveries++ < 3) void jobs.recover(job.id);
+    const isOver = ['done', 'failed', 'cancelled', 'lost'].includes(job.state);
+    return isOver && [...readHistories(journal.entries()).values()].every(({ leftovers }) => leftovers.size === 0);
+  };
+  const hasRested = await world.time.run(isAtRest, REST_MS_MAX);
+  world.endFaults();
+  if (hasRested && world.violation === null) await world.time.run(() => world.violation !== null, AFTERMATH_MS);
+  if (hasRested && world.violation === null) await world.time.run(isAtRest, REST_MS_MAX);
+  const job = (jobs as JobManager | null)?.list()[0] ?? null;
+  if (!hasRested) world.fail(`the job did not come to rest: ${JSON.stringify(job)}`);
+  else if (world.violation === null) judge(world, job?.state ?? null, parentMode);
+  const { violation, eventCount, trace } = world;
+  return { violation, state: job?.state ?? null, eventCount, trace };
+}
+
+/** How to see a failure again: the scenario as it stands, and the end of what happened in it. */
+export async function expectSoundFork(scenario: ForkScenario): Promise<ForkResult> {
+  const result = await simulateFork(scenario);
+  const { violation, state, trace } = result;
+  if (violation === null) return result;
+  throw new Error([`${violation} (job ${state})`, JSON.stringify(scenario), ...trace.slice(-80)].join('\n'));
+}
+
+function requestFor(parentMode: ParentMode): ForkRequest {
+  return {
+    ...{ vm: vmSpec.name, image: null, cloneCount: CLONES, namePrefix: null, parentMode },
+    ...{ memory: 'cow', network: 'none', disks: 'overlay', isPartialAllowed: false },
+  };
+}
+
+/** Calls within one daemon: they may fail before or after they have taken effect, or be late. They die with the daemon. */
+function called(world: ForkWorld, life: Life, name: string, work: Call): Call {
+  return async (...parameters) => {
+    await life.survive();
+    world.event(`call ${name}`);
+    await life.survive();
+    const fault = world.callFault;
+    world.callFault = null;
+    if (fault?.kind === 'failCall') throw new MigrationError('TIMEOUT', `${name} was not begun`);
+    if (fault?.kind === 'delayCall') await life.sleep(fault.ms);
+    const answer = await work(...parameters);
+    world.event(`answer ${name}`);
+    await life.survive();
+    if (fault?.kind === 'failAnswer') throw new MigrationError('TIMEOUT', `the answer of ${name} was lost`);
+    return answer;
+  };
+}
+
+/** What must hold when the daemon is up, all faults over and the job has ended. */
+function judge(world: ForkWorld, state: JobState | null, parentMode: ParentMode): void {
+  const { parent, clones, images, forks, killed } = world;
+  const fail = (what: string): void => world.fail(`at rest (${state}): ${what}`);
+  if (parent.job !== null) fail('the parent is still reserved');
+  if (parent.protectedFor !== null) fail('the parent is still write-protected');
+  if (forks.size > 0) fail('a fork is left over');
+  if (state === 'done') {
+    if (clones.size !== CLONES) fail(`${clones.size} clones are there`);
+    const deadCount = [...clones.values()].filter(({ isAlive, state: run }) => !isAlive || run !== 'running').length;
+    if (deadCount > killed.clones) fail(`${deadCount} clones do not run`);
+    if (images.size !== 1 || [...images.values()].some(({ pages }) => pages.includes(null))) fail('pages are missing');
+    const wanted = parentMode === 'stop' ? 'paused' : 'running';
+    if (!killed.parent && parent.state !== wanted) fail(`the parent is ${parent.state}`);
+    return;
+  }
+  if (state === 'lost') fail('lost, although its files are there');
+  if (clones.size > 0) fail(`${clones.size} clones are left over`);
+  if (images.size > 0) fail('an image is left over');
+  if (!killed.parent && parent.state !== 'running') fail('the parent does not run');
+}
+
+function sabotaged(forks: ForkAgentPort, world: ForkWorld, sabotage: ForkSabotage | undefined): ForkAgentPort {
+  switch (sabotage) {
+    case 'discardNothing':
+      return { ...forks, discardFork: () => Promise.resolve() };
+    case 'forgetCommit':
+      return {
+        ...forks,
+        commitFork: async () => {
+          world.event('commit, not written');
+        },
+      };
+    case 'completeTooSoon':
+      return {
+        ...forks,
+        forkProgress: async (fork) => ({ ...(await forks.forkProgress(fork)), state: 'complete' }),
+        finishFork: async (fork) => {
+          world.parent.protectedFor = null;
+          world.forks.delete(fork);
+        },
+      };
+    default:
+      return forks;
+  }
+}

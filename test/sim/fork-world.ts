@@ -1,0 +1,211 @@
+/**
+ * The simulated world of a fork: one host, its parent VM, its clones and images, and the oracle that looks at all of it after every event. What is in
+ * here survives the daemon; what is in an agent (fork-agent.ts) does not.
+ */
+import { Chance } from './chance.js';
+import type { Disk } from './store.js';
+import { type Life, Time } from './time.js';
+
+/** So many that the parent has not written all of them before the clones run. */
+export const PAGES = 24;
+export const CLONES = 3;
+
+export interface Parent {
+  isAlive: boolean;
+  state: 'running' | 'paused';
+  /** Grows with every event while it runs: what its memory would prove. */
+  version: number;
+  readonly pages: number[];
+  /** Fork whose capture its writes wait for. */
+  protectedFor: string | null;
+  /** It stays stopped because it was asked to. */
+  isFrozen: boolean;
+  job: string | null;
+}
+
+export interface Image {
+  /** Version of each page, null: not copied yet. */
+  readonly pages: (number | null)[];
+  /** The version of the guest at the fork point; null before it. */
+  forkVersion: number | null;
+  /** What the pages were then: the proof that copies are checked against. */
+  wanted: readonly number[];
+  hasState: boolean;
+}
+
+export interface Clone {
+  readonly name: string;
+  readonly image: string;
+  isAlive: boolean;
+  state: 'waiting' | 'loaded' | 'running';
+}
+
+export interface ForkNote {
+  readonly fork: string;
+  readonly isParentStopped: boolean;
+  isCommitted: boolean;
+}
+
+export type ForkFaultKind =
+  | 'killDaemon'
+  | 'killParent'
+  | 'killClone'
+  | 'fillDisk'
+  | 'cancel'
+  | 'failCall'
+  | 'failAnswer'
+  | 'delayCall';
+
+export interface ForkFault {
+  /** Number of the event at which it strikes. */
+  readonly at: number;
+  readonly kind: ForkFaultKind;
+  /** Until it is over, or by how much a call is late. */
+  readonly ms: number;
+}
+
+export class ForkWorld {
+  readonly chance: Chance;
+  readonly time: Time;
+  readonly journal: Disk = { path: 'A/journal', bytes: Buffer.alloc(0) };
+  readonly owners: Disk = { path: 'A/owners', bytes: Buffer.alloc(0) };
+  readonly parent: Parent = {
+    isAlive: true,
+    state: 'running',
+    version: 1,
+    pages: Array.from({ length: PAGES }, () => 1),
+    protectedFor: null,
+    isFrozen: false,
+    job: null,
+  };
+  readonly forks = new Map<string, ForkNote>();
+  readonly images = new Map<string, Image>();
+  readonly clones = new Map<string, Clone>();
+  life: Life | null = null;
+  isDiskFull = false;
+  eventCount = 0;
+  violation: string | null = null;
+  readonly trace: string[] = [];
+  /** The next call is treated so. */
+  callFault: ForkFault | null = null;
+  /** Deaths that no engine could have prevented. */
+  readonly killed = { parent: false, clones: 0 };
+  onRestart: () => void = () => undefined;
+  onCancel: () => void = () => undefined;
+  #faults: ForkFault[];
+  #pending = 0;
+  #pausedSinceMs: number | null = null;
+
+  constructor(seed: number, faults: readonly ForkFault[]) {
+    this.chance = new Chance(seed);
+    this.time = new Time(() => this.chance.next());
+    this.#faults = [...faults];
+  }
+
+  /** No fault is still to come to its end. */
+  get isCalm(): boolean {
+    return this.#pending === 0;
+  }
+
+  endFaults(): void {
+    this.#faults = [];
+    this.callFault = null;
+  }
+
+  fail(message: string): void {
+    this.violation ??= message;
+  }
+
+  event(label: string): void {
+    const number = this.eventCount++;
+    this.trace.push(`${number} ${this.time.nowMs.toFixed(1)} ${label}`);
+    this.#runParent();
+    const due = this.#faults.filter(({ at }) => at === number);
+    if (due.length > 0) this.#faults = this.#faults.filter(({ at }) => at !== number);
+    for (const fault of due) this.#strike(fault);
+    this.#watch();
+  }
+
+  /** A write to a page that the image lacks copies it first, as the kernel makes the agent do. */
+  #runParent(): void {
+    const { parent } = this;
+    if (!parent.isAlive || parent.state !== 'running') return;
+    parent.version++;
+    const page = this.chance.below(PAGES);
+    const image = parent.protectedFor === null ? undefined : this.images.get(parent.protectedFor);
+    if (image !== undefined && image.forkVersion !== null && image.pages[page] === null) {
+      // Without a daemon the write waits.
+      if (this.life === null) return;
+      image.pages[page] = parent.pages[page] ?? null;
+    }
+    parent.pages[page] = parent.version;
+  }
+
+  #strike(fault: ForkFault): void {
+    this.trace.push(`  !! ${fault.kind} ${fault.ms}`);
+    switch (fault.kind) {
+      case 'killDaemon': {
+        const { life } = this;
+        if (life === null) return;
+        this.life = null;
+        life.kill();
+        return this.#later(fault.ms, () => this.onRestart());
+      }
+      case 'killParent':
+        this.killed.parent ||= this.parent.isAlive;
+        this.parent.isAlive = false;
+        return;
+      case 'killClone': {
+        const alive = [...this.clones.values()].filter(({ isAlive }) => isAlive);
+        const victim = alive.length === 0 ? undefined : this.chance.pick(alive);
+        if (victim === undefined) return;
+        victim.isAlive = false;
+        this.killed.clones++;
+        return;
+      }
+      case 'fillDisk':
+        this.isDiskFull = true;
+        return this.#later(fault.ms, () => {
+          this.isDiskFull = false;
+        });
+      case 'cancel':
+        return this.onCancel();
+      default:
+        this.callFault = fault;
+    }
+  }
+
+  #later(ms: number, act: () => void): void {
+    this.#pending++;
+    this.time.after(ms, () => {
+      this.#pending--;
+      act();
+    });
+  }
+
+  /** What must hold at every moment. */
+  #watch(): void {
+    for (const { image, state, name } of this.clones.values()) {
+      const { hasState, forkVersion } = this.images.get(image) ?? { hasState: false, forkVersion: null };
+      if (state === 'running' && (!hasState || forkVersion === null)) this.fail(`${name} runs without a state`);
+    }
+    for (const { pages, wanted } of this.images.values()) {
+      if (pages.some((page, index) => page !== null && page !== wanted[index])) {
+        this.fail('the image holds a page that was written after the fork point');
+      }
+    }
+    this.#watchPause();
+  }
+
+  /** A parent that is to run on stands still no longer than 5 s while the daemon lives. */
+  #watchPause(): void {
+    const { parent } = this;
+    if (!parent.isAlive || parent.state === 'running' || parent.isFrozen || this.life === null) {
+      this.#pausedSinceMs = null;
+      return;
+    }
+    this.#pausedSinceMs ??= this.time.nowMs;
+    const ms = this.time.nowMs - this.#pausedSinceMs;
+    if (ms > 5_000) this.fail(`the parent has stood still for ${ms} ms`);
+  }
+}

@@ -1,0 +1,95 @@
+import { describe, expect, test } from 'vitest';
+import { Chance } from './chance.js';
+import { expectSoundFork, type ForkSabotage, simulateFork } from './fork-simulate.js';
+import type { ForkFault, ForkFaultKind } from './fork-world.js';
+
+const KINDS: readonly [kind: ForkFaultKind, ms: number][] = [
+  ['killDaemon', 300],
+  ['killDaemon', 20_000],
+  ['killParent', 0],
+  ['killClone', 0],
+  ['fillDisk', 2_000],
+  ['cancel', 0],
+  ['failCall', 0],
+  ['failAnswer', 0],
+  ['delayCall', 50],
+  ['delayCall', 80_000],
+];
+
+describe('one fault at every event of a fork', () => {
+  for (const parentMode of ['continue', 'stop'] as const) {
+    for (const [kind, ms] of KINDS) {
+      test(`parent ${parentMode}: ${kind} ${ms}`, async () => {
+        const { eventCount, state } = await expectSoundFork({ seed: 1, faults: [], parentMode });
+        expect(state).toBe('done');
+        for (let at = 0; at < eventCount; at++)
+          await expectSoundFork({ seed: 1, faults: [{ at, kind, ms }], parentMode });
+      });
+    }
+  }
+});
+
+const SEEDS_PER_TEST = 500;
+const TEST_COUNT = 4;
+/** More than any fork has, so that faults also come after its end. */
+const EVENTS = 120;
+const FAULTS_MAX = 5;
+
+function scenarioOf(seed: number) {
+  const chance = new Chance(seed);
+  const faults = Array.from({ length: 1 + chance.below(FAULTS_MAX) }, (): ForkFault => {
+    // Short and long ones alike often: 1 ms to 30 s.
+    const ms = Math.round(30_000 ** chance.next());
+    return { at: chance.below(EVENTS), kind: chance.pick(KINDS)[0], ms };
+  });
+  return { seed, faults, parentMode: chance.below(4) === 0 ? ('stop' as const) : ('continue' as const) };
+}
+
+test.each(Array.from({ length: TEST_COUNT }, (_, index) => index * SEEDS_PER_TEST))(
+  'forks of seeds from %i',
+  async (first) => {
+    const ends = new Map<string, number>();
+    for (let seed = first; seed < first + SEEDS_PER_TEST; seed++) {
+      const { state } = await expectSoundFork(scenarioOf(seed));
+      ends.set(state ?? 'refused', (ends.get(state ?? 'refused') ?? 0) + 1);
+    }
+    // The faults reach every end that a fork can have; else the simulation has become tame.
+    for (const state of ['cancelled', 'done', 'failed', 'refused']) {
+      expect(ends.get(state) ?? 0, `jobs that ended ${state}`).toBeGreaterThan(SEEDS_PER_TEST / 100);
+    }
+  },
+);
+
+/** The first violation that one fault at any event brings to light, or the undisturbed run's. */
+async function firstViolation(sabotage: ForkSabotage, kind: ForkFaultKind | null): Promise<string | null> {
+  const calm = await simulateFork({ seed: 7, faults: [], sabotage });
+  if (kind === null) return calm.violation;
+  expect(calm.violation).toBeNull();
+  for (let at = 0; at < calm.eventCount; at++) {
+    const { violation } = await simulateFork({ seed: 7, faults: [{ at, kind, ms: 500 }], sabotage });
+    if (violation !== null) return violation;
+  }
+  return null;
+}
+
+describe('the oracle sees', () => {
+  test('an undo that leaves everything as it is', async () => {
+    expect(await firstViolation('discardNothing', 'failAnswer')).toMatch(/left over|stood still|protected/);
+  });
+
+  test('a commit that nobody has written down', async () => {
+    expect(await firstViolation('forgetCommit', 'killDaemon')).not.toBeNull();
+  });
+
+  test('a parent let go before its last page is copied', async () => {
+    expect(await firstViolation('completeTooSoon', null)).toMatch(/written after the fork point|pages are missing/);
+  });
+
+  test('a parent that stays reserved', async () => {
+    expect(await firstViolation('keepReserved', null)).toMatch(/still reserved/);
+  });
+
+  test('a daemon that forgets its journal', async () => {
+    expect(await firstViolation('loseJournal', 'killDaemon')).not.toBeNull();
+  });
+});
