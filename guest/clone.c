@@ -11,9 +11,9 @@
 //   VMG IDENTITY index=- count=- name=web fork=- generation=GUID wall_ms=1700000000000 macs=eth0=52:54:..
 //   VMG FORK index=3 count=8 name=web-3 fork=ID generation=GUID before=HEX after=HEX clock_s=0 wall_ms=..
 //   macs=.. VMG EXIT code=3
-// before and after are 16 random bytes each, from before and after the reseeding; clock_s is by how much the
-// clock was set. In, through the FIFO in argument 2: `identity` reports, `exit N` writes N to the exit port,
-// `poweroff` ends the VM.
+// Each also has host=NAME, the guest's own host name. before and after are 16 random bytes each, from before
+// and after the reseeding; clock_s is by how much the clock was set. In, through the FIFO in argument 2:
+// `identity` reports, `exit N` writes N to the exit port, `poweroff` ends the VM.
 
 #define _GNU_SOURCE
 #include <dirent.h>
@@ -77,7 +77,9 @@ static void print_identity(void) {
 }
 
 static void print_rest(void) {
-  printf("wall_ms=%lld macs=", wall_ms());
+  char host[64] = "";
+  gethostname(host, sizeof host - 1);
+  printf("host=%s wall_ms=%lld macs=", host, wall_ms());
   DIR* nics = opendir("/sys/class/net");
   const char* separator = "";
   for (struct dirent* entry; nics != NULL && (entry = readdir(nics)) != NULL;) {

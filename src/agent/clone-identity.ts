@@ -6,7 +6,7 @@
  * (which follows the host's clock) or NTP.
  */
 import type { NicSpec, VmSpec } from '../domain.js';
-import { toMigrationError } from '../errors.js';
+import { MigrationError, toMigrationError } from '../errors.js';
 import { GuestAgent } from '../qemu/guest-agent.js';
 import { replaceNics } from './nic-replace.js';
 import type { Vm } from './vm.js';
@@ -15,6 +15,7 @@ import type { IdentityDue } from './vm-record.js';
 const AGENT_TIMEOUT_MS = 30_000;
 const HOOK_TIMEOUT_MS = 60_000;
 const HOSTNAME_PROGRAM = '/bin/hostname';
+const CLOCK_ERROR_MS_MAX = 2_000;
 const NS_PER_MS = 1e6;
 
 /** Nothing, if the VM starts with all that it shall have. */
@@ -50,11 +51,24 @@ async function tellAgent(vm: Vm): Promise<void> {
   const { name, clone, guestAgentHook } = vm.spec;
   const agent = await GuestAgent.connect(vm.paths.agent, AGENT_TIMEOUT_MS);
   try {
-    await agent.execute('guest-set-time', { time: Date.now() * NS_PER_MS });
+    await setClock(agent, name);
     const facts = [clone?.index ?? '', clone?.cloneCount ?? '', name, clone?.fork ?? ''].map(String);
     if (guestAgentHook === undefined) await agent.run(HOSTNAME_PROGRAM, [name], HOOK_TIMEOUT_MS);
     else await agent.run(guestAgentHook, facts, HOOK_TIMEOUT_MS);
   } finally {
     agent.close();
   }
+}
+
+/** The agent also tells the hardware clock, and calls it a failure if it cannot, though the guest's own is right by then: what counts is the time it has. */
+async function setClock(agent: GuestAgent, name: string): Promise<void> {
+  const refusal = await agent.execute('guest-set-time', { time: Date.now() * NS_PER_MS }).then(
+    () => null,
+    (error: unknown) => toMigrationError(error),
+  );
+  if (refusal === null) return;
+  if (refusal.code !== 'QEMU_FAILED') throw refusal;
+  const guestMs = Number(await agent.execute('guest-get-time')) / NS_PER_MS;
+  if (Math.abs(guestMs - Date.now()) <= CLOCK_ERROR_MS_MAX) return;
+  throw new MigrationError('QEMU_FAILED', `the clock of ${name} is wrong: ${refusal.message}`, { cause: refusal });
 }

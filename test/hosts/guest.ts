@@ -50,6 +50,23 @@ export function nanoImage(): { kernel: string } {
   return { kernel: imageFile('nano') };
 }
 
+/** The initramfs that has a guest agent too. */
+export function agentInitrd(): string {
+  return guestImage().initrd.replace(/\.gz$/, '-agent.gz');
+}
+
+/** What clone.c in the guest says: the fields of each such line, in order. */
+export function parseIdentity(log: string, kind: 'IDENTITY' | 'FORK'): Record<string, string>[] {
+  return [...log.matchAll(new RegExp(`^VMG ${kind} (.*)$`, 'gm'))].map(([, fields = '']) =>
+    Object.fromEntries(
+      fields
+        .trim()
+        .split(' ')
+        .map((field) => [field.slice(0, field.indexOf('=')), field.slice(field.indexOf('=') + 1)]),
+    ),
+  );
+}
+
 export function guestSpec(options: GuestOptions): Record<string, unknown> {
   const memoryMiB = options.memoryMiB ?? options.regionsMiB?.reduce((sum, size) => sum + size, 0) ?? 192;
   const cpus = options.cpus ?? 1;

@@ -1,0 +1,101 @@
+/**
+ * A fork made by hand on a VmHost, without daemon and journal: the parent stops for good, its memory files become the image, and clones load its
+ * device state. Shows what clones are by themselves.
+ */
+import { once } from 'node:events';
+import { createWriteStream } from 'node:fs';
+import { readFile } from 'node:fs/promises';
+import { createServer, type Socket } from 'node:net';
+import { join } from 'node:path';
+import { pipeline } from 'node:stream/promises';
+import { cloneIdentities, cloneSpec, runningNics } from '../../src/agent/identity.js';
+import { MigrationWatch } from '../../src/agent/migration-watch.js';
+import { configureMigration } from '../../src/agent/qemu-migration.js';
+import { createImageFiles, imageFiles, removeImageFiles } from '../../src/agent/ram-files.js';
+import type { ManagedVm } from '../../src/agent/vms.js';
+import type { CloneNetwork } from '../../src/domain-fork.js';
+import { eventually } from './cluster.js';
+import type { VmHost } from './vm-host.js';
+
+const BOOT_MS = 120_000;
+const LOAD_MS = 60_000;
+export const FORK = '0123456789abcdef';
+
+export class HandFork {
+  private constructor(
+    private readonly host: VmHost,
+    readonly clones: readonly ManagedVm[],
+  ) {}
+
+  /** `parent` runs, without preload. */
+  static async make(host: VmHost, parent: ManagedVm, cloneCount: number, network: CloneNetwork): Promise<HandFork> {
+    const { vms } = host;
+    const statePath = join(host.directory, 'device.state');
+    await saveState(parent, statePath, join(host.directory, 'out.sock'));
+    const files = await imageFiles(vms.place, parent.spec.memory, FORK);
+    await createImageFiles(vms.place, FORK, files, { native: null, parent: parent.regions });
+    const order = { fork: FORK, cloneCount, namePrefix: 'clone', parent: parent.spec, network, macsTaken: new Set('') };
+    const clones: ManagedVm[] = [];
+    for (const identity of cloneIdentities(order)) {
+      const spec = cloneSpec(parent.spec, FORK, identity, network);
+      const memory = { ...spec.memory, backing: 'image' } as const;
+      const clone = await vms.prepareClone(
+        { ...spec, memory },
+        {
+          image: FORK,
+          accel: 'tcg',
+          isRegistered: false,
+          statePath,
+          signal: new AbortController().signal,
+          beforeLaunch: () => Promise.resolve(),
+          nics: runningNics(parent.spec, identity, network),
+        },
+      );
+      await configureMigration(clone.qmp, ['events', 'x-ignore-shared']);
+      const watch = new MigrationWatch(clone.qmp);
+      await clone.qmp.execute('migrate-incoming', { uri: 'fd:3' });
+      await watch.reached('completed', LOAD_MS);
+      watch.end();
+      await vms.setState(clone.spec.name, 'running');
+      clones.push(clone);
+    }
+    return new HandFork(host, clones);
+  }
+
+  async run(): Promise<void> {
+    await Promise.all(this.clones.map((clone) => clone.qmp.execute('cont')));
+  }
+
+  /** The clones, and what they ran on. */
+  async remove(): Promise<void> {
+    for (const clone of this.clones) await this.host.vms.destroy(clone.spec.name);
+    await removeImageFiles(this.host.vms.place, FORK, 4096);
+  }
+}
+
+/** What a guest has said on its console. */
+export function consoleOf(host: VmHost, name: string): Promise<string> {
+  return readFile(host.vms.serialPaths(name).log, 'utf8').catch(() => '');
+}
+
+/** Waits until it has said something; the match. */
+export function heard(host: VmHost, name: string, wanted: RegExp): Promise<RegExpExecArray> {
+  return eventually(`${name} says ${wanted.source}`, BOOT_MS, async () => {
+    return wanted.exec(await consoleOf(host, name)) ?? undefined;
+  });
+}
+
+async function saveState(vm: ManagedVm, statePath: string, socketPath: string): Promise<void> {
+  const server = createServer();
+  server.listen(socketPath);
+  await once(server, 'listening');
+  await configureMigration(vm.qmp, ['events', 'x-ignore-shared']);
+  await vm.qmp.execute('stop');
+  const saved = once(server, 'connection').then(([socket]) => pipeline(socket as Socket, createWriteStream(statePath)));
+  const watch = new MigrationWatch(vm.qmp);
+  await vm.qmp.execute('migrate', { uri: `unix:${socketPath}` });
+  await watch.reached('completed', LOAD_MS);
+  await saved;
+  watch.end();
+  server.close();
+}
