@@ -126,5 +126,48 @@ TEST(Region, NoticesAFileThatShrinksBeforeOrDuringTheWalk) {
   ::close(fd);
 }
 
+using Runs = std::vector<std::pair<uint64_t, uint64_t>>;
+
+Runs nonzero_runs_of(const Region& region, PageRun within) {
+  Runs runs;
+  const auto visit = [&](PageRun run) { runs.emplace_back(raw(run.first), run.count); };
+  EXPECT_TRUE(region.each_nonzero_run(within, visit).ok());
+  return runs;
+}
+
+TEST(Region, FindsPagesThatHoldAnythingAmongAllocatedOnes) {
+  test::TempDir dir;
+  const uint64_t count = 200;  // more than one system call reads
+  ASSERT_TRUE(Region::create_file(dir / "ram", count * kPage, kPage).ok());
+  auto opened = Region::open(dir / "ram", count * kPage, kPage, Mode::kReadWrite);
+  ASSERT_TRUE(opened.ok());
+  const Region& region = *opened.value();
+  ASSERT_EQ(::posix_fallocate(region.fd(), 0, count * kPage), 0);
+  const PageRun all{PageIndex{0}, count};
+  EXPECT_EQ(nonzero_runs_of(region, all), Runs{});
+  // First and last byte of a page, and runs that cross what is read at once.
+  for (const uint64_t offset :
+       {uint64_t{0}, 3 * kPage - 1, 63 * kPage, 64 * kPage + 9, 65 * kPage, count * kPage - 1})
+    ASSERT_EQ(::pwrite(region.fd(), "x", 1, static_cast<off_t>(offset)), 1);
+  EXPECT_EQ(nonzero_runs_of(region, all), (Runs{{0, 1}, {2, 1}, {63, 3}, {199, 1}}));
+  EXPECT_EQ(nonzero_runs_of(region, {PageIndex{1}, 64}), (Runs{{2, 1}, {63, 2}}));
+  EXPECT_EQ(nonzero_runs_of(region, {PageIndex{1}, 0}), Runs{});
+  ASSERT_EQ(::ftruncate(region.fd(), 100 * kPage), 0);
+  const Status shrunk = region.each_nonzero_run(all, [](PageRun) {});
+  ASSERT_FALSE(shrunk.ok());
+  EXPECT_EQ(shrunk.error().code, ErrorCode::kRegionChanged);
+}
+
+TEST(Region, LooksIntoTheWholeOfALargePage) {
+  test::TempDir dir;
+  const uint64_t big = 2 << 20;
+  ASSERT_TRUE(Region::create_file(dir / "ram", 4 * big, big).ok());
+  auto opened = Region::open(dir / "ram", 4 * big, big, Mode::kReadWrite);
+  ASSERT_TRUE(opened.ok());
+  for (const uint64_t offset : {2 * big - 1, 2 * big})
+    ASSERT_EQ(::pwrite(opened.value()->fd(), "x", 1, static_cast<off_t>(offset)), 1);
+  EXPECT_EQ(nonzero_runs_of(*opened.value(), {PageIndex{0}, 4}), (Runs{{1, 2}}));
+}
+
 }  // namespace
 }  // namespace vmigrate::memory

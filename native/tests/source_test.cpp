@@ -1,6 +1,7 @@
 #include "pager/source.hpp"
 
 #include <gtest/gtest.h>
+#include <sys/stat.h>
 
 #include <cstring>
 
@@ -22,6 +23,7 @@ struct Exposed {
 struct Bookkeeping {
   std::vector<Exposed> exposed;
   bool session_alive = false;
+  bool fills_holes = false;
 };
 
 class BookSession final : public transport::ExposedSession {
@@ -31,6 +33,13 @@ class BookSession final : public transport::ExposedSession {
   Result<transport::RemoteKey> expose(const transport::LocalMemory& memory,
                                       transport::Access access) override {
     book_.exposed.push_back({memory, access});
+    if (book_.fills_holes) {
+      // As an RDMA device would, through the mapping.
+      for (uint64_t at = 0; at < memory.length_bytes; at += kPage) {
+        const auto page = reinterpret_cast<volatile uint8_t*>(memory.base) + at;
+        *page = *page;
+      }
+    }
     return transport::RemoteKey{
         .address = 0, .key = book_.exposed.size(), .length_bytes = memory.length_bytes};
   }
@@ -55,6 +64,7 @@ class BookListener final : public transport::Listener {
   }
   transport::Address address() const override { return {}; }
   uint64_t rejected_hellos() const override { return 7; }
+  bool fills_holes() const override { return book_.fills_holes; }
 
  private:
   Bookkeeping& book_;
@@ -138,6 +148,35 @@ TEST_F(Source, FreezeFindsDataAndHoles) {
   EXPECT_EQ(counter(SourceCounter::kDataPages), data);
   EXPECT_EQ(counter(SourceCounter::kReadBytes), 4096u);
   EXPECT_EQ(counter(SourceCounter::kRejectedHellos), 7u);
+  EXPECT_FALSE(session_->failure());
+}
+
+TEST_F(Source, HolesThatExposingHasFilledStayHolesUnlessTheVmHasWrittenToThem) {
+  const auto has_data = [](uint64_t page) { return page % 5 == 0 && page < 400; };
+  make_region("a", 700, has_data);
+  book_.fills_holes = true;
+  open();
+  struct stat file {};
+  ASSERT_EQ(::stat((dir_ / "a").c_str(), &file), 0);
+  ASSERT_EQ(static_cast<uint64_t>(file.st_blocks) * 512, 700 * kPage) << "every hole is filled";
+  // The VM goes on: among what was data, at either end of what was not, and in a page's last byte alone.
+  const UniqueFd fd(::open((dir_ / "a").c_str(), O_RDWR | O_CLOEXEC));
+  const auto written = [](uint64_t page) { return page == 6 || (page >= 409 && page < 412) || page == 699; };
+  for (uint64_t page = 0; page < 700; ++page) {
+    const char last = 1;
+    if (written(page)) {
+      ASSERT_EQ(::pwrite(fd.get(), &last, 1, static_cast<off_t>((page + 1) * kPage - 1)), 1);
+    }
+  }
+  ASSERT_TRUE(session_->freeze().ok());
+  ASSERT_TRUE(test::eventually([&] { return header(0).ready == 1; }));
+  uint64_t data = 0;
+  for (uint64_t page = 0; page < 700; ++page) {
+    const bool expected = has_data(page) || written(page);
+    EXPECT_EQ(bit(0, page), expected) << page;
+    data += expected ? 1 : 0;
+  }
+  EXPECT_EQ(header(0).data_page_count, data);
   EXPECT_FALSE(session_->failure());
 }
 
