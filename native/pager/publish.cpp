@@ -193,13 +193,15 @@ bool Publisher::zero_piece(uint32_t region_index, uint64_t offset_bytes, const P
         return false;
       }
     }
-    // In the page cache, mapped or not.
+    // In the page cache, mapped or not; and where an RDMA device has filled the file, its neighbours are,
+    // too.
     fault_point(wire::FaultPoint::kTargetBeforePublish,
                 page_key(region_index, PageIndex{(offset_bytes + at) / region.region->page_bytes()}));
-    const RangeOutcome mapped = uffd::continue_range(piece.uffd, piece.base + at, step_bytes);
+    const RangeOutcome mapped = uffd::continue_range(piece.uffd, piece.base + at, piece.length_bytes - at);
+    at += mapped.done_bytes;
+    if (mapped.done_bytes != 0) continue;
     switch (mapped.outcome) {
       case Outcome::kDone:
-        break;
       case Outcome::kExists:
       case Outcome::kNoPage:
         // Mapped, or discarded again, a moment ago: the waiter looks once more.

@@ -256,6 +256,33 @@ TEST(TargetPager, BandwidthLimitHoldsPrefetchAndNotDemand) {
   EXPECT_EQ(vm.bad_pages(), 0u);
 }
 
+// Registering memory with an RDMA device puts a page behind every byte of the file: faults are minor ones,
+// and there is nothing that zeros could be mapped to.
+TEST(TargetPager, AFileWithoutHolesIsFilledLikeOneThatHasNothingElse) {
+  PagerHarness vm(PagerHarness::Specs{{512, [](uint64_t page) { return page >= 256; }}, {1}});
+  for (const test::VmRegion& region : vm.regions) {
+    const UniqueFd fd(::open(region.target_path.c_str(), O_RDWR | O_CLOEXEC));
+    ASSERT_EQ(::posix_fallocate(fd.get(), 0, static_cast<off_t>(region.length_bytes())), 0);
+  }
+  vm.map_vm();
+  vm.finish_maps();
+  vm.open();
+  ASSERT_TRUE(vm.session->connect(vm.endpoints()).ok());
+  vm.bulk->hold_if([](const transport::Operation& op) { return op.remote.length_bytes == kPage; });
+  ASSERT_TRUE(vm.session->start().ok());
+  ASSERT_TRUE(test::eventually([&] { return vm.counter(TargetCounter::kPagesZero) == 256; }));
+  const uint64_t before = vm.counter(TargetCounter::kFaultCount);
+  for (const uint64_t page : {0, 15}) {
+    auto reading = vm.touch(0, page);
+    ASSERT_TRUE(PagerHarness::arrives(reading));
+    EXPECT_EQ(reading.get(), 0u);
+  }
+  EXPECT_EQ(vm.counter(TargetCounter::kFaultCount), before + 1) << "neighbours are mapped along";
+  vm.bulk->release_all();
+  ASSERT_TRUE(vm.reaches(TargetState::kComplete));
+  EXPECT_EQ(vm.bad_pages(), 0u);
+}
+
 TEST(TargetPager, ASessionTakenOverWithEveryPageHereNeedsNoSource) {
   PagerHarness vm(PagerHarness::Specs{{16}});
   vm.start();
