@@ -74,7 +74,7 @@ class SourceSessionWrap final : public Wrap<SourceSessionWrap, SourceSessionStat
   Napi::Value keys(const Napi::CallbackInfo& info);
   void freeze(const Napi::CallbackInfo& info);
   Napi::Value snapshot(const Napi::CallbackInfo& info);
-  void close(const Napi::CallbackInfo& info);
+  Napi::Value close(const Napi::CallbackInfo& info);
 };
 
 /// A session and the VM it fills, in the order in which they must be destroyed (last member first).

@@ -77,12 +77,19 @@ Napi::Value SourceSessionWrap::snapshot(const Napi::CallbackInfo& info) {
   return object;
 }
 
-void SourceSessionWrap::close(const Napi::CallbackInfo&) {
-  if (!state_.session) return;
+/// The handle is closed at once; what takes time is to give up what a device has registered.
+Napi::Value SourceSessionWrap::close(const Napi::CallbackInfo& info) {
+  if (!state_.session) return Task::start(info.Env(), [] { return ok(); });
   state_.final_counters = counters_of(*state_.session);
   state_.final_failure = state_.session->failure();
-  state_.session.reset();
-  state_.listener.reset();
+  auto ending = std::make_shared<SourceSessionState>();
+  ending->listener = std::move(state_.listener);
+  ending->session = std::move(state_.session);
+  return Task::start(info.Env(), [ending] {
+    ending->session.reset();
+    ending->listener.reset();
+    return ok();
+  });
 }
 
 }  // namespace vmigrate::addon

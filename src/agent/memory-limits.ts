@@ -3,16 +3,17 @@ import { readFile } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 
 const CAP_IPC_LOCK = 14n;
+const PROC_SELF = '/proc/self';
 const CGROUP_ROOT = '/sys/fs/cgroup';
 /** Version 1 says "no limit" by the largest number of pages that there is. */
 const UNLIMITED_BYTES = 2 ** 60;
 
 /** null: as much as there is. */
-export async function lockableBytes(): Promise<number | null> {
-  const status = await readFile('/proc/self/status', 'utf8');
+export async function lockableBytes(proc = PROC_SELF): Promise<number | null> {
+  const status = await readFile(join(proc, 'status'), 'utf8');
   const capabilities = BigInt(`0x${/^CapEff:\s*([0-9a-f]+)/m.exec(status)?.[1] ?? '0'}`);
   if (((capabilities >> CAP_IPC_LOCK) & 1n) === 1n) return null;
-  const limits = await readFile('/proc/self/limits', 'utf8');
+  const limits = await readFile(join(proc, 'limits'), 'utf8');
   const soft = /^Max locked memory\s+(\S+)/m.exec(limits)?.[1] ?? '0';
   if (soft === 'unlimited') return null;
   const pinnedBytes = Number(/^VmPin:\s*(\d+) kB/m.exec(status)?.[1] ?? 0) * 1024;
@@ -20,12 +21,12 @@ export async function lockableBytes(): Promise<number | null> {
 }
 
 /** Of the narrowest memory cgroup around this process; null: there is no limit. What the kernel would give back first counts as free. */
-export async function cgroupFreeBytes(): Promise<number | null> {
-  const membership = await readFile('/proc/self/cgroup', 'utf8').catch(() => '');
+export async function cgroupFreeBytes(proc = PROC_SELF, cgroups = CGROUP_ROOT): Promise<number | null> {
+  const membership = await readFile(join(proc, 'cgroup'), 'utf8').catch(() => '');
   const isV1 = /^\d+:(?:[^:]*,)?memory(?:,[^:]*)?:/m.test(membership);
   const path = (isV1 ? /^\d+:(?:[^:]*,)?memory(?:,[^:]*)?:(.*)$/m : /^0::(.*)$/m).exec(membership)?.[1];
   if (path === undefined) return null;
-  const root = isV1 ? join(CGROUP_ROOT, 'memory') : CGROUP_ROOT;
+  const root = isV1 ? join(cgroups, 'memory') : cgroups;
   const names = isV1
     ? { limit: 'memory.limit_in_bytes', usage: 'memory.usage_in_bytes' }
     : { limit: 'memory.max', usage: 'memory.current' };

@@ -24,6 +24,8 @@ export class SourceSession {
   #pages: SourceSessionHandle | null = null;
   /** Where `#pages` is served. */
   #listener: DataListenerHandle | null = null;
+  /** Never rejects. */
+  #closing: Promise<void> = Promise.resolve();
   #counters: Readonly<Record<string, number>> = {};
   #state: OutgoingState | null = null;
   #stopping: Promise<{ stoppedAtUs: number }> | null = null;
@@ -123,6 +125,7 @@ export class SourceSession {
   /** Idempotent. */
   async unexpose(): Promise<void> {
     this.thaw();
+    await this.#closing;
     await this.#state?.close();
     this.#state = null;
     await this.#context.store.remove(this.record);
@@ -132,6 +135,7 @@ export class SourceSession {
   async close(): Promise<void> {
     this.thaw();
     await this.#state?.close();
+    await this.#closing;
   }
 
   counters(): Readonly<Record<string, number>> {
@@ -145,6 +149,7 @@ export class SourceSession {
   async #open(): Promise<void> {
     const { native, rdma, host, dataAddress } = this.#context;
     const { transport, session, token } = this.record;
+    await this.#closing;
     const listener = transport === 'rdma' ? await rdma.listener() : this.#context.listener;
     const places = { tcp: listener.tcpPort, shm: listener.shmPath, rdma: listener.rdmaPort };
     if (places[transport] === null) {
@@ -157,7 +162,8 @@ export class SourceSession {
 
   async #openAgain(): Promise<void> {
     await this.#open();
-    this.#scan();
+    if (this.#hasDeparted) this.#scan();
+    else this.#closePages();
   }
 
   async #stopOnce(): Promise<{ stoppedAtUs: number }> {
@@ -221,7 +227,11 @@ export class SourceSession {
     if (this.#scanTimer !== null) clearTimeout(this.#scanTimer);
     this.#scanTimer = null;
     this.counters();
-    this.#pages?.close();
+    const { session } = this.record;
+    const closing = this.#pages?.close().catch((error: unknown) => {
+      this.#context.log.error({ session, err: toMigrationError(error) }, 'the memory cannot be closed');
+    });
+    this.#closing = closing ?? this.#closing;
     this.#pages = null;
     this.#listener = null;
   }

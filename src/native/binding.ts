@@ -112,7 +112,8 @@ export interface SourceSessionHandle {
   /** The VM has stopped: scan its files for holes (on a native thread). */
   freeze(): void;
   snapshot(): { readonly counters: Record<SourceCounter, bigint>; readonly failure: NativeFailure | null };
-  close(): void;
+  /** Serves nobody from here on. Resolves when the memory is no longer registered, the session's name is free and the listener may be closed. */
+  close(): Promise<void>;
 }
 
 export interface NativeFailure {

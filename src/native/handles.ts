@@ -45,7 +45,7 @@ interface AddonSourceSession {
   keys(): RegionKeys[];
   freeze(): void;
   snapshot(): { counters: BigUint64Array; failure: NativeFailure | null };
-  close(): void;
+  close(): Promise<void>;
 }
 interface AddonTargetSession {
   connect(source: SourceAddress, timeoutMs: number): Promise<void>;
@@ -179,8 +179,8 @@ export class SourceSession implements SourceSessionHandle {
     return { counters: named(SOURCE_COUNTERS, counters), failure };
   }
 
-  close(): void {
-    attempt('close source session', () => this.#native.close());
+  async close(): Promise<void> {
+    await attemptAsync('close source session', () => this.#native.close());
   }
 }
 

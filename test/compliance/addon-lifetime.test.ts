@@ -55,8 +55,8 @@ class Child {
 async function daemon(mode: string) {
   const sourceRegions = await scene.filledRegions('source', [lengthMiB]);
   const source = await openSource(binding, scene, 'tcp', sourceRegions);
-  scene.later(() => {
-    source.session.close();
+  scene.later(async () => {
+    await source.session.close();
     source.listener.close();
   });
   source.session.freeze();
@@ -100,8 +100,8 @@ describe('explicit close', () => {
     expect(counters.pagesPresent).toBeGreaterThan(50n);
     expect(() => target.start()).toThrow(expect.objectContaining({ code: 'CONFLICT' }));
     await expectToWait(vm.ask(touchLastDataPage));
-    source.session.close();
-    source.session.close();
+    await Promise.all([source.session.close(), source.session.close()]);
+    await source.session.close();
     expect(source.session.snapshot().counters.readCount).toBeGreaterThan(0n);
     expect(() => source.session.freeze()).toThrow(expect.objectContaining({ code: 'CONFLICT' }));
     source.listener.close();
@@ -119,13 +119,13 @@ describe('explicit close', () => {
     expect(() => memory.close()).toThrow(expect.objectContaining({ code: 'CONFLICT' }));
     await closing;
     memory.close();
-    source.session.close();
+    await source.session.close();
     source.listener.close();
   });
 
   test('a session that is closed while it connects settles both promises', async () => {
     const { source, memory, target } = await localSession();
-    source.session.close();
+    await source.session.close();
     await until('disconnected', () => target.snapshot().state === 'disconnected');
     const connecting = target.connect(source.address, 3000).then(
       () => 'connected',

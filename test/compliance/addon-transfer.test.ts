@@ -56,7 +56,7 @@ describe.each(['tcp', 'shm'] as const)('over %s', (transport) => {
 
     // Nothing is registered any more: the bytes are read again after everybody has gone.
     await target.close();
-    session.close();
+    await session.close();
     listener.close();
     memory.close();
     expect(await vm.badPages(regions)).toEqual([0, 0]);
@@ -71,7 +71,7 @@ describe.each(['tcp', 'shm'] as const)('over %s', (transport) => {
     first.session.freeze();
     target.start();
     await until('some pages', () => target.snapshot().counters.pagesPresent > 100n);
-    first.session.close();
+    await first.session.close();
     first.listener.close();
     await until('disconnected', () => target.snapshot().state === 'disconnected');
     const verified = vm.badPages(regions);
@@ -83,7 +83,7 @@ describe.each(['tcp', 'shm'] as const)('over %s', (transport) => {
     expect(await verified).toEqual([0]);
     expect(target.snapshot().counters.reconnectCount).toBe(1n);
     await target.close();
-    second.session.close();
+    await second.session.close();
     second.listener.close();
     memory.close();
   });
@@ -103,7 +103,7 @@ describe.each(['tcp', 'shm'] as const)('over %s', (transport) => {
     expect(target.snapshot().failure).toMatchObject({ code: 14 });
     await target.close();
     expect(target.snapshot().state).toBe('closed');
-    session.close();
+    await session.close();
     listener.close();
     memory.close();
   });
@@ -136,7 +136,7 @@ describe.each(['tcp', 'shm'] as const)('over %s', (transport) => {
     expect(session.snapshot().counters.rejectedHellos).toBeGreaterThanOrEqual(2n);
     await target.close();
     expect(await codeOf({})).toBe('CONFLICT');
-    session.close();
+    await session.close();
     listener.close();
     expect(statSync(source[0]!.path).size).toBe(4 << 20);
     memory.close();

@@ -213,6 +213,9 @@ describe('pre-flight', () => {
     const result = await cluster.vmigrate('A', guest.name, 'B', '--rdma', '--json');
     expect(result.code).toBe(3);
     expect(result.stdout).toContain('TRANSPORT_UNAVAILABLE');
+    const { plan } = await cluster.json<{ plan: MigrationPlan }>('A', 'vmigrate', guest.name, 'B', '--dry-run');
+    expect(plan.request.transport).toBe('tcp');
+    expect(plan.transportReason).toMatch(/^no RDMA on A: /);
     await stop('A', guest.name);
   });
 

@@ -164,7 +164,7 @@ export class FakeHost {
         keys: [],
         freeze: () => undefined,
         snapshot: () => ({ counters: {} as never, failure: null }),
-        close: () => undefined,
+        close: async () => undefined,
       }),
       openTargetSession: () =>
         ({
