@@ -125,18 +125,22 @@ function imageRoutes(fastify: FastifyInstance, { images, vms }: ApiServices): vo
     '/v1/images/:id/stop',
     {
       schema: {
-        summary: 'End all clones that run on an image',
+        summary: 'End all clones that run on an image, and forget those that have ended',
         params: imageParams,
         body: stopBody,
         response: { 200: stoppedView, ...failures },
       },
     },
-    ({ params, body }) => stopAll(vms, images.find(params.id).clones, body?.force ?? false),
+    ({ params, body }) => {
+      const { clones } = images.find(params.id);
+      const ended = vms.list().filter(({ image }) => image === params.id);
+      return stopAll(vms, new Set([...clones, ...ended.map(({ name }) => name)]), body?.force ?? false);
+    },
   );
 }
 
 /** Those that cannot be ended are named; the others end all the same. */
-async function stopAll(vms: ApiVms, names: readonly string[], isForced: boolean): Promise<StoppedView> {
+async function stopAll(vms: ApiVms, names: ReadonlySet<string>, isForced: boolean): Promise<StoppedView> {
   const waiting = [...names];
   const result: { stopped: string[]; failures: StoppedView['failures'] } = { stopped: [], failures: [] };
   const work = async (): Promise<void> => {

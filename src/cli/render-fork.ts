@@ -10,7 +10,8 @@ const CLONES_SHOWN_MAX = 16;
 export function forkReportText(report: ForkReport): string {
   const { clones, failures, faults } = report;
   const lines: readonly (readonly [string, string])[] = [
-    ['pause', `${milliseconds(report.parentPauseMs)} (parent)`],
+    // An image that is run stops nobody.
+    ...(report.parentPauseMs === 0 ? [] : [['pause', `${milliseconds(report.parentPauseMs)} (parent)`] as const]),
     ['first', milliseconds(report.firstReadyMs)],
     ['last', milliseconds(report.lastReadyMs)],
     ['total', milliseconds(report.totalMs)],

@@ -112,7 +112,7 @@ const count = (request: ForkRequest): string =>
 const TEXTS: { readonly [Name in ForkStepName]: (names: Names) => string } = {
   reserveParent: ({ parent }) => `reserve ${parent} for this job`,
   prepareClones: ({ request, memory }) =>
-    `${request.image === null ? `make an empty image of ${memory}` : `take image ${request.image} (${memory})`}, and a waiting QEMU for each of ${count(request)}`,
+    `${imageText(request, memory)}, and a waiting QEMU for each of ${count(request)}`,
   armParent: ({ request, parent }) =>
     request.parentMode === 'stop'
       ? `make what the disks of ${parent} need for a snapshot`
@@ -128,5 +128,12 @@ const TEXTS: { readonly [Name in ForkStepName]: (names: Names) => string } = {
       ? 'wait until the image is complete'
       : `copy the memory of ${parent} into the image, pages that somebody waits for first`,
   releaseParent: ({ request, parent }) =>
-    request.vm === null ? 'end the fork' : `take the write-protection off ${parent} and let go of it`,
+    request.vm === null || request.parentMode === 'stop'
+      ? 'end the fork'
+      : `take the write-protection off ${parent} and let go of it`,
 };
+
+function imageText({ image, parentMode }: ForkRequest, memory: string): string {
+  if (image !== null) return `take image ${image} (${memory})`;
+  return parentMode === 'stop' ? `make an image of the memory files (${memory})` : `make an empty image of ${memory}`;
+}

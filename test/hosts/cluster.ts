@@ -23,6 +23,8 @@ export interface CommandResult {
   readonly stderr: string;
 }
 
+export type Program = 'vmctl' | 'vmigrate' | 'vfork';
+
 export interface ClusterOptions {
   readonly hosts?: readonly string[];
   readonly hasGuestNetwork?: boolean;
@@ -192,18 +194,22 @@ export class Cluster<Network extends HostNetwork = Namespaces> {
     return this.command(host, 'vmigrate', args);
   }
 
+  vfork(host: string, ...args: string[]): Promise<CommandResult> {
+    return this.command(host, 'vfork', args);
+  }
+
   /** Runs one of our commands against the host's daemon over its unix socket. */
-  command(host: string, program: 'vmctl' | 'vmigrate', args: readonly string[]): Promise<CommandResult> {
+  command(host: string, program: Program, args: readonly string[]): Promise<CommandResult> {
     return this.local(program, '--host', `unix:${this.apiSocket(host)}`, ...args);
   }
 
   /** The same, expected to succeed, with its JSON. */
-  async json<T>(host: string, program: 'vmctl' | 'vmigrate', ...args: string[]): Promise<T> {
+  async json<T>(host: string, program: Program, ...args: string[]): Promise<T> {
     const { stdout } = await this.must(this.command(host, program, [...args, '--json']));
     return JSON.parse(stdout) as T;
   }
 
-  local(program: 'vmctl' | 'vmigrate', ...args: string[]): Promise<CommandResult> {
+  local(program: Program, ...args: string[]): Promise<CommandResult> {
     return runCommand(process.execPath, [join(ROOT, `dist/cli/${program}.js`), ...args]);
   }
 

@@ -1,4 +1,3 @@
-import { noForks } from '../../src/agent/no-forks.js';
 import type { JobState, MigrationMode } from '../../src/domain.js';
 import { readHistories } from '../../src/engine/history.js';
 import type { AgentPort, Registry } from '../../src/engine/ports.js';
@@ -7,6 +6,7 @@ import { FileJournal } from '../../src/jobs/journal.js';
 import { FileRegistry } from '../../src/registry/file.js';
 import { SimAgent } from './agent.js';
 import { remoteAgent } from './network.js';
+import { noForks } from './no-forks.js';
 import { startedVm, vmSpec } from './spec.js';
 import { SimStore } from './store.js';
 import { Life } from './time.js';

@@ -259,7 +259,7 @@ export interface FakeServices extends ApiServices {
   readonly states: Map<string, Buffer>;
   readonly consoles: Map<string, PassThrough>;
   /** The guest powers off; its serial line has said so much. */
-  readonly ends: (vm: string, log: string, exitCode?: number) => void;
+  readonly ends: (vm: string, log: string, exitCode?: number, image?: string) => void;
   readonly logged: { level: string; message: string }[];
 }
 
@@ -271,10 +271,10 @@ export function fakeServices(change: Partial<ApiServices> = {}): FakeServices {
   const logged: FakeServices['logged'] = [];
   const vms = new Map<string, VmView>();
   const logs = new Map<string, string>();
-  const ends: FakeServices['ends'] = (name, log, exitCode = 0) => {
+  const ends: FakeServices['ends'] = (name, log, exitCode = 0, image) => {
     const exit = { at: '2030-01-01T00:00:00Z', reason: 'guest-shutdown', code: 0, signal: null, exitCode };
     logs.set(name, log);
-    vms.set(name, { ...find(name), state: 'stopped', pid: null, exitCode, exit });
+    vms.set(name, { ...find(name), state: 'stopped', pid: null, exitCode, exit, image: image ?? find(name).image });
   };
   const find = (name: string): VmView => {
     const vm = vms.get(name);

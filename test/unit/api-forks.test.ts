@@ -106,6 +106,8 @@ describe('images', () => {
     const names = Array.from({ length: 40 }, (_, index) => `web-${index}`);
     services.images.views.set(IMAGE, imageView(IMAGE, { clones: names }));
     for (const name of names.slice(0, 39)) await services.vms.run(vmView(name) as never);
+    services.ends('web-3', 'bye', 7, IMAGE);
+    services.images.views.set(IMAGE, imageView(IMAGE, { clones: names.filter((name) => name !== 'web-3') }));
     const stop = services.vms.stop.bind(services.vms);
     services.vms.stop = (name, options) =>
       name === 'web-7' ? Promise.reject(new TypeError('it holds on')) : stop(name, options);
