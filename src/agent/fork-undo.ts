@@ -1,5 +1,5 @@
 /** A parent back to what it was before a fork that was given up, by this daemon or an earlier one. */
-import { rm } from 'node:fs/promises';
+import { access, rm } from 'node:fs/promises';
 import { toMigrationError } from '../errors.js';
 import { CaptureSession } from './capture-session.js';
 import type { ForkContext } from './fork-context.js';
@@ -47,10 +47,27 @@ export async function undoFork(context: ForkContext, record: ForkRecord): Promis
   await forkStore.remove(fork);
 }
 
-/** Whatever of the parent's memory was protected, is not any more. */
+/** Whatever of the parent's memory was protected, is not any more. Nothing to do if the fork had not come so far. */
 async function letGo(context: ForkContext, image: ImageRecord, parent: ManagedVm): Promise<void> {
-  const source = await context.images.withPresence(image);
-  for (const { presencePath } of source) await rm(presencePath, { force: true });
-  const capture = await CaptureSession.open(context, image, { parent, isResume: false });
-  await capture.abandon();
+  const files = await context.images.withPresence(image);
+  const isBegun = await Promise.all(files.map(({ presencePath }) => exists(presencePath)));
+  if (!isBegun.includes(true)) return;
+  try {
+    await (await CaptureSession.open(context, image, { parent, isResume: true })).abandon();
+  } catch (error) {
+    context.log.warn(
+      { image: image.id, err: toMigrationError(error) },
+      'a capture that was cut short is begun again to end it',
+    );
+    for (const { presencePath } of files) await rm(presencePath, { force: true });
+    const capture = await CaptureSession.open(context, image, { parent, isResume: false });
+    await capture.arm().finally(() => capture.abandon());
+  }
+}
+
+function exists(path: string): Promise<boolean> {
+  return access(path).then(
+    () => true,
+    () => false,
+  );
 }

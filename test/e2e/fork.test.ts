@@ -1,5 +1,6 @@
 /** Forks of real QEMU guests on one host, without daemons: see test/hosts/fork-host.ts. */
 import { afterAll, afterEach, beforeAll, describe, expect, test } from 'vitest';
+import { eventually } from '../hosts/cluster.js';
 import { ForkHost } from '../hosts/fork-host.js';
 
 let forks: ForkHost;
@@ -10,12 +11,67 @@ beforeAll(async () => {
 afterEach(() => forks.clear());
 afterAll(() => forks.end());
 
+const code = (expected: string) => expect.objectContaining({ code: expected });
+
 async function expectClean(vm: string): Promise<void> {
   const { pages, bad } = await forks.host.verify(vm);
   expect(pages).toBeGreaterThan(0);
   expect(bad).toBe(0);
   expect(await forks.host.serial(vm)).not.toMatch(/VMG BAD/);
 }
+
+async function expectWorking(names: readonly string[]): Promise<void> {
+  for (const name of names) {
+    await forks.host.goesOn(name);
+    await expectClean(name);
+  }
+}
+
+describe('a parent that runs on', () => {
+  test('eight clones of a busy guest: no bad page in any of them, nor in the parent', async () => {
+    const { vms, agent } = forks.host;
+    await forks.boot({ name: 'busy', memoryMiB: 256, touchMiB: 96, writePercent: 50 });
+    const { clones, image, start, point, progress } = await forks.fork(forks.request('busy', { cloneCount: 8 }));
+    expect(start.failures).toEqual([]);
+    expect(start.ready).toHaveLength(8);
+    expect(point.deviceStateBytes).toBeGreaterThan(10_000);
+    expect(progress.pagesDone).toBe(progress.pagesTotal);
+    expect(progress.counters['pagesZero']).toBeGreaterThan(0);
+    expect(vms.view(vms.get('busy'))).toMatchObject({ state: 'running', image: null, job: null });
+    await expectWorking(['busy', ...clones.map(({ name }) => name)]);
+    for (const { name, uuid } of clones) {
+      expect(vms.view(vms.get(name))).toMatchObject({ state: 'running', image, uuid, epoch: 1 });
+    }
+    expect(agent.images.list()).toMatchObject([{ id: image, state: 'complete', parent: 'busy' }]);
+    expect(agent.images.find(image).clones).toHaveLength(8);
+    await expect(agent.images.remove(image)).rejects.toEqual(code('CONFLICT'));
+    // What only the copying needed is gone with it.
+    expect(forks.traces().filter((path) => /\.(parent|presence)$/.test(path))).toEqual([]);
+    for (const { name } of clones) await vms.stop(name, { isForced: true });
+    await agent.images.remove(image);
+    expect(forks.traces()).toEqual([]);
+    await expectWorking(['busy']);
+  });
+
+  test('is forked twice, one after the other', async () => {
+    await forks.boot({ name: 'twice', touchMiB: 32 });
+    const first = await forks.fork(forks.request('twice'));
+    const second = await forks.fork(forks.request('twice'));
+    expect(second.image).not.toBe(first.image);
+    await expectWorking(['twice', ...[...first.clones, ...second.clones].map(({ name }) => name)]);
+  });
+
+  test('an image is run once more, after its parent has ended', async () => {
+    const { vms } = forks.host;
+    await forks.boot({ name: 'gone', touchMiB: 32 });
+    const { image } = await forks.fork(forks.request('gone', { cloneCount: 1 }));
+    await vms.stop('gone', { isForced: true });
+    const again = await forks.fork(forks.request(null, { image, namePrefix: 'again', cloneCount: 2 }));
+    expect(again.image).toBe(image);
+    expect(again.point.parentPauseMs).toBe(0);
+    await expectWorking(['again-0', 'again-1']);
+  });
+});
 
 describe('a parent that stays stopped', () => {
   test('is the image of its clones, and ends', async () => {
@@ -25,10 +81,113 @@ describe('a parent that stays stopped', () => {
     expect(start.failures).toEqual([]);
     expect(start.ready).toHaveLength(3);
     expect(vms.get('frozen').state).toBe('stopped');
-    for (const { name } of clones) {
-      expect(vms.view(vms.get(name))).toMatchObject({ state: 'running', image });
-      await forks.host.goesOn(name);
-      await expectClean(name);
-    }
+    for (const { name } of clones) expect(vms.view(vms.get(name))).toMatchObject({ state: 'running', image });
+    await expectWorking(clones.map(({ name }) => name));
+  });
+});
+
+describe('a fork that is given up', () => {
+  test.each(['prepareClones', 'armParent', 'forkPoint', 'startClones'] as const)(
+    'after %s: the parent runs on, and nothing is left',
+    async (last) => {
+      const { agent, vms } = forks.host;
+      await forks.boot({ name: 'kept', touchMiB: 32, writePercent: 50 });
+      const request = forks.request('kept', { cloneCount: 3 });
+      await agent.prepareClones(request);
+      for (const step of ['armParent', 'forkPoint', 'startClones'] as const) {
+        if (last === 'prepareClones') break;
+        await agent[step](request.fork);
+        if (step === last) break;
+      }
+      await agent.discardFork(request.fork);
+      expect(vms.list().map(({ name }) => name)).toEqual(['kept']);
+      expect(forks.traces()).toEqual([]);
+      await expectWorking(['kept']);
+      await agent.discardFork(request.fork);
+      await expect(agent.prepareClones(request)).rejects.toEqual(code('CONFLICT'));
+      // The same VM again: nothing of the first attempt is in the way.
+      await forks.fork(forks.request('kept', { cloneCount: 1 }));
+    },
+  );
+
+  test('after the commit it is not given up any more', async () => {
+    const { agent } = forks.host;
+    await forks.boot({ name: 'forked', touchMiB: 32 });
+    const request = forks.request('forked', { cloneCount: 1 });
+    await agent.prepareClones(request);
+    await agent.armParent(request.fork);
+    await agent.forkPoint(request.fork);
+    await agent.startClones(request.fork);
+    await agent.commitFork(request.fork);
+    await expect(agent.discardFork(request.fork)).rejects.toEqual(code('CONFLICT'));
+    await forks.filled(request.fork);
+    await agent.finishFork(request.fork);
+  });
+
+  test('because a clone dies at its start: the clone is named, and its QEMU quoted', async () => {
+    const { agent, vms } = forks.host;
+    await forks.boot({ name: 'unlucky', touchMiB: 32 });
+    const request = forks.request('unlucky', { cloneCount: 3, namePrefix: 'sad' });
+    await agent.prepareClones(request);
+    await agent.armParent(request.fork);
+    await agent.forkPoint(request.fork);
+    process.kill(vms.get('sad-1').pid, 'SIGKILL');
+    await expect(agent.startClones(request.fork)).rejects.toMatchObject({ message: expect.stringContaining('sad-1') });
+    await agent.discardFork(request.fork);
+    expect(vms.list().map(({ name }) => name)).toEqual(['unlucky']);
+    await expectWorking(['unlucky']);
+  });
+
+  test('not if the others are enough', async () => {
+    const { agent, vms } = forks.host;
+    await forks.boot({ name: 'lucky', touchMiB: 32 });
+    const request = forks.request('lucky', { cloneCount: 3, namePrefix: 'some', isPartialAllowed: true });
+    await agent.prepareClones(request);
+    await agent.armParent(request.fork);
+    await agent.forkPoint(request.fork);
+    process.kill(vms.get('some-1').pid, 'SIGKILL');
+    const { ready, failures } = await agent.startClones(request.fork);
+    expect(ready.map(({ index }) => index).sort()).toEqual([0, 2]);
+    expect(failures).toMatchObject([{ index: 1, name: 'some-1' }]);
+    await agent.commitFork(request.fork);
+    await forks.filled(request.fork);
+    await agent.finishFork(request.fork);
+    expect(vms.has('some-1')).toBe(false);
+    await expectWorking(['lucky', 'some-0', 'some-2']);
+  });
+});
+
+describe('a host whose daemon is restarted', () => {
+  test.each(['armParent', 'forkPoint', 'startClones'] as const)(
+    'after %s undoes the fork, and the parent runs on',
+    async (last) => {
+      await forks.boot({ name: 'survivor', touchMiB: 32, writePercent: 50 });
+      const request = forks.request('survivor');
+      await forks.host.agent.prepareClones(request);
+      for (const step of ['armParent', 'forkPoint', 'startClones'] as const) {
+        await forks.host.agent[step](request.fork);
+        if (step === last) break;
+      }
+      await forks.host.restart();
+      await eventually('the parent is alone', 20_000, () => (forks.host.vms.list().length === 1 ? true : undefined));
+      expect(forks.traces()).toEqual([]);
+      await expectWorking(['survivor']);
+    },
+  );
+
+  test('after the commit goes on filling the image', async () => {
+    await forks.boot({ name: 'lasting', memoryMiB: 384, touchMiB: 256, writePercent: 50 });
+    const request = forks.request('lasting');
+    const { agent } = forks.host;
+    const { clones } = await agent.prepareClones(request);
+    await agent.armParent(request.fork);
+    await agent.forkPoint(request.fork);
+    await agent.startClones(request.fork);
+    await agent.commitFork(request.fork);
+    await forks.host.restart();
+    await forks.filled(request.fork);
+    await forks.host.agent.finishFork(request.fork);
+    await expectWorking(['lasting', ...clones.map(({ name }) => name)]);
+    for (const { name } of clones) expect(forks.host.vms.get(name).state).toBe('running');
   });
 });
