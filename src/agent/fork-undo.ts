@@ -61,7 +61,11 @@ async function letGo(context: ForkContext, image: ImageRecord, parent: ManagedVm
     );
     for (const { presencePath } of files) await rm(presencePath, { force: true });
     const capture = await CaptureSession.open(context, image, { parent, isResume: false });
-    await capture.arm().finally(() => capture.abandon());
+    try {
+      await capture.arm();
+    } finally {
+      await capture.abandon();
+    }
   }
 }
 

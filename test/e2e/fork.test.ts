@@ -147,7 +147,7 @@ describe('a fork that is given up', () => {
     await agent.forkPoint(request.fork);
     process.kill(vms.get('some-1').pid, 'SIGKILL');
     const { ready, failures } = await agent.startClones(request.fork);
-    expect(ready.map(({ index }) => index).sort()).toEqual([0, 2]);
+    expect(new Set(ready.map(({ index }) => index))).toEqual(new Set([0, 2]));
     expect(failures).toMatchObject([{ index: 1, name: 'some-1' }]);
     await agent.commitFork(request.fork);
     await forks.filled(request.fork);
