@@ -38,6 +38,8 @@ export interface BedOptions {
   timeoutSeconds?: number;
   /** Files of this machine that the script finds in its working directory. */
   files?: string[];
+  /** Called with each line of output as it comes. */
+  onLine?: (line: string) => void;
 }
 
 /** Runs a script in the bed; the guest is gone when this resolves. */
@@ -50,8 +52,12 @@ export async function runInBed(script: string, options: BedOptions = {}): Promis
     args.push('--cpus', String(options.cpus ?? 1), '--memory', options.memory ?? '1G');
     const child = spawn(join(here, 'bed'), args, { stdio: ['pipe', 'pipe', 'pipe'] });
     let output = '';
+    let line = '';
     const collect = (chunk: Buffer): void => {
       output += chunk.toString();
+      const lines = (line + chunk.toString()).split('\n');
+      line = lines.pop() ?? '';
+      for (const whole of lines) options.onLine?.(whole);
     };
     child.stdout.on('data', collect);
     child.stderr.on('data', collect);

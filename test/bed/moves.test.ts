@@ -29,23 +29,23 @@ beforeEach((context) => {
 
 describe('two hosts with daemons of their own move a nested guest', () => {
   test.each([
-    ['plain', 'in peace'],
-    ['sourceDaemonKilled', 'when the source daemon is killed while pages are on their way, and started again'],
-    ['linkCut', 'when the cable is pulled for 3 s while pages are on their way'],
-    ['packetsLost', 'when a tenth of all packets is lost'],
-  ])('%s: %s', (name) => {
+    ['plain', 64, 'in peace'],
+    ['sourceDaemonKilled', 64, 'when the source daemon is killed while pages are on their way, and started again'],
+    ['linkCut', 64, 'when the cable is pulled for 3 s while pages are on their way'],
+    ['packetsLost', 2, 'when a tenth of all packets is lost'],
+  ])('%s, with %i MiB: %s', (name, touchMiB) => {
     const move = facts.get(name);
     expect(move, run.output).toBeDefined();
-    expect(move).toMatchObject({ pages: (64 * MIB) / 4096, bad: 0, badSeen: 0 });
+    expect(move).toMatchObject({ pages: (touchMiB * MIB) / 4096, bad: 0, badSeen: 0 });
     const { report } = move as MoveFacts;
     expect(report).toMatchObject({ mode: 'postcopy', transport: TRANSPORT });
-    expect(report.bytes.demand + report.bytes.prefetch).toBeGreaterThan(64 * MIB);
+    expect(report.bytes.demand + report.bytes.prefetch).toBeGreaterThan(touchMiB * MIB);
     expect(report.bytes.demand + report.bytes.prefetch + report.bytes.zeroSkipped).toBe(report.memoryBytes);
     expect(report.faults.count).toBeGreaterThan(0);
   });
 
   test('which goes on working, and leaves the bed in order', () => {
     expect(run.status, run.output).toBe(0);
-    expect([...facts.values()].slice(1).map(({ report }) => report.source)).toEqual(['B', 'A', 'B']);
+    expect([...facts.values()].slice(1).map(({ report }) => report.source)).toEqual(['B', 'A', 'A']);
   });
 });

@@ -17,10 +17,11 @@ export interface BedHost extends TestHost {
 export class BedNetwork implements HostNetwork<BedHost> {
   readonly hosts: readonly BedHost[];
 
-  constructor(count: number) {
+  /** Other addresses: RDMA addresses of this machine, outside of the bed; then there are no cables to pull. */
+  constructor(count: number, addresses?: readonly string[]) {
     this.hosts = NAMES.slice(0, count).map((name, index) => ({
       name,
-      address: `10.78.0.${index + 1}`,
+      address: addresses?.[index] ?? `10.78.0.${index + 1}`,
       switchPort: `p${index + 1}`,
     }));
   }

@@ -13,9 +13,15 @@ import type { MoveFacts } from '../bed.js';
 
 const CUT_MS = 3000;
 const LOSS_PERCENT = 10;
-const DONE_MS = 120_000;
+const DONE_MS = 240_000;
 /** So slow that a drain is under way for as long as a misfortune takes. */
 const SLOW_MIB_S = '8';
+
+interface Move {
+  readonly guest: Guest;
+  readonly source: string;
+  readonly target: string;
+}
 
 const transport = process.argv[2] ?? 'rdma';
 const cluster = await Cluster.on(new BedNetwork(2));
@@ -24,10 +30,15 @@ async function jobOf(host: string, id: string): Promise<MigrationJobView> {
   return cluster.api(host).get<MigrationJobView>(`/v1/jobs/${id}`);
 }
 
+async function start({ guest, source, target }: Move, ...more: string[]): Promise<MigrationJobView> {
+  const flags = ['--postcopy', `--${transport}`, '--detach', ...more];
+  return cluster.json<MigrationJobView>(source, 'vmigrate', guest.name, target, ...flags);
+}
+
 /** Starts a move with a slow drain; resolves when the guest runs on the target and pages are on their way. */
-async function startSlowly(source: string, target: string): Promise<MigrationJobView> {
-  const flags = ['--postcopy', `--${transport}`, '--bandwidth', SLOW_MIB_S, '--detach'];
-  const { id } = await cluster.json<MigrationJobView>(source, 'vmigrate', guest.name, target, ...flags);
+async function startSlowly(move: Move): Promise<MigrationJobView> {
+  const { source } = move;
+  const { id } = await start(move, '--bandwidth', SLOW_MIB_S);
   return eventually('the drain is under way', DONE_MS, async () => {
     const job = await jobOf(source, id);
     if (job.state !== 'running') throw new Error(`the job is ${job.state}: ${JSON.stringify(job.error)}`);
@@ -35,7 +46,7 @@ async function startSlowly(source: string, target: string): Promise<MigrationJob
   });
 }
 
-async function finish(source: string, id: string): Promise<MigrationReport> {
+async function finish({ source }: Move, { id }: MigrationJobView): Promise<MigrationReport> {
   return eventually(`job ${id} is done`, DONE_MS, async () => {
     const job = await jobOf(source, id).catch(() => undefined);
     if (job?.state === 'failed' || job?.state === 'lost' || job?.state === 'needsRecovery')
@@ -44,50 +55,58 @@ async function finish(source: string, id: string): Promise<MigrationReport> {
   });
 }
 
-const moves: Record<string, (source: string, target: string) => Promise<MigrationReport>> = {
-  plain: (source, target) =>
+const moves: Record<string, (move: Move) => Promise<MigrationReport>> = {
+  plain: ({ guest, source, target }) =>
     cluster.json<MigrationReport>(source, 'vmigrate', guest.name, target, '--postcopy', `--${transport}`),
 
-  sourceDaemonKilled: async (source, target) => {
-    const { id } = await startSlowly(source, target);
-    await cluster.stopDaemon(source, 'SIGKILL');
-    await cluster.startDaemon(source);
-    return finish(source, id);
+  sourceDaemonKilled: async (move) => {
+    const job = await startSlowly(move);
+    await cluster.stopDaemon(move.source, 'SIGKILL');
+    await cluster.startDaemon(move.source);
+    return finish(move, job);
   },
 
-  linkCut: async (source, target) => {
-    const { id } = await startSlowly(source, target);
-    await cluster.network.setLink(target, false);
+  linkCut: async (move) => {
+    const job = await startSlowly(move);
+    await cluster.network.setLink(move.target, false);
     await sleep(CUT_MS);
-    await cluster.network.setLink(target, true);
-    return finish(source, id);
+    await cluster.network.setLink(move.target, true);
+    return finish(move, job);
   },
 
-  packetsLost: async (source, target) => {
-    for (const host of [source, target]) await cluster.network.setLoss(host, LOSS_PERCENT);
+  packetsLost: async (move) => {
+    const { hosts } = cluster.network;
+    for (const { name } of hosts) await cluster.network.setLoss(name, LOSS_PERCENT);
     try {
-      return await moves.plain!(source, target);
+      return await finish(move, await start(move));
     } finally {
-      for (const host of [source, target]) await cluster.network.setLoss(host, 0);
+      for (const { name } of hosts) await cluster.network.setLoss(name, 0);
     }
   },
 };
 
 const print = (facts: MoveFacts): void => void process.stdout.write(`${JSON.stringify(facts)}\n`);
 
-let guest: Guest;
-try {
-  guest = await Guest.start(cluster, 'A', { name: 'nested', image: 'nano', memoryMiB: 96, touchMiB: 64 });
+async function runMoves(guest: Guest, names: readonly string[]): Promise<void> {
   let [source, target] = ['A', 'B'];
-  for (const [move, run] of Object.entries(moves)) {
+  for (const move of names) {
     const startedAt = performance.now();
-    const report = await run(source, target);
+    const report = await moves[move]!({ guest, source, target });
     await guest.expectProgress(target);
     const verdict = await guest.verify(target);
     const badSeen = (await guest.work(target)).at(-1)?.bad ?? 0;
     print({ move, report, ...verdict, badSeen, ms: Math.round(performance.now() - startedAt) });
     [source, target] = [target, source];
   }
+  await cluster.must(cluster.vmctl(source, 'stop', guest.name));
+}
+
+try {
+  const usual = await Guest.start(cluster, 'A', { name: 'nested', image: 'nano', memoryMiB: 96, touchMiB: 64 });
+  await runMoves(usual, ['plain', 'sourceDaemonKilled', 'linkCut']);
+  // Where each lost packet makes the device go back to it, and each lost request waits for a timeout, a little memory takes long.
+  const small = await Guest.start(cluster, 'A', { name: 'small', image: 'nano', memoryMiB: 16, touchMiB: 2 });
+  await runMoves(small, ['packetsLost']);
 } catch (error) {
   for (const { name } of cluster.network.hosts) console.error(`--- ${name}\n${await cluster.daemonLog(name)}`);
   throw error;
