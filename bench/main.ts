@@ -1,10 +1,15 @@
 /** `npm run -s bench -- SCENARIO [--quick] [--json]`: progress on stderr, one table or one JSON document on stdout. */
 import { benchMigrate, printMigrate } from './migrate.js';
+import { benchVfork, printVfork } from './vfork.js';
 
 const SCENARIOS: Record<string, (isQuick: boolean, isJson: boolean) => Promise<string>> = {
   migrate: async (isQuick, isJson) => {
     const result = await benchMigrate({ isQuick, log: (line) => process.stderr.write(`${line}\n`) });
     return isJson ? JSON.stringify(result) : printMigrate(result);
+  },
+  vfork: async (isQuick, isJson) => {
+    const result = await benchVfork({ isQuick, log: (line) => process.stderr.write(`${line}\n`) });
+    return isJson ? JSON.stringify(result) : printVfork(result);
   },
 };
 

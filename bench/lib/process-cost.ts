@@ -1,0 +1,48 @@
+/** What processes cost, from /proc: processor time but for vCPUs, memory that they share with nobody, page faults. */
+import { readdirSync, readFileSync } from 'node:fs';
+
+const TICKS_PER_S = 100;
+const KIB = 1024;
+
+interface ThreadTicks {
+  readonly isVcpu: boolean;
+  readonly ticks: number;
+}
+
+function threads(pid: number): ThreadTicks[] {
+  try {
+    return readdirSync(`/proc/${pid}/task`).map((thread) => {
+      const stat = readFileSync(`/proc/${pid}/task/${thread}/stat`, 'utf8');
+      const fields = stat.slice(stat.lastIndexOf(')') + 2).split(' ');
+      // QEMU names them (debug-threads=on): `CPU 0/TCG`.
+      return { isVcpu: stat.includes('(CPU '), ticks: Number(fields[11]) + Number(fields[12]) };
+    });
+  } catch {
+    return [];
+  }
+}
+
+/** Seconds that these processes have used since their start, vCPU threads aside: those run the guest. */
+export function cpuSeconds(pids: readonly number[]): number {
+  const all = pids.flatMap(threads).filter(({ isVcpu }) => !isVcpu);
+  return all.reduce((sum, thread) => sum + thread.ticks, 0) / TICKS_PER_S;
+}
+
+/** Bytes of anonymous memory: what is not a page of a file that others map too. Pages of an image count once they have been written. */
+export function privateBytes(pid: number): number {
+  try {
+    const rollup = readFileSync(`/proc/${pid}/smaps_rollup`, 'utf8');
+    return Number(/^Anonymous:\s+(\d+)/m.exec(rollup)?.[1] ?? 0) * KIB;
+  } catch {
+    return 0;
+  }
+}
+
+export function minorFaults(pid: number): number {
+  try {
+    const stat = readFileSync(`/proc/${pid}/stat`, 'utf8');
+    return Number(stat.slice(stat.lastIndexOf(')') + 2).split(' ')[7]);
+  } catch {
+    return 0;
+  }
+}

@@ -1,0 +1,163 @@
+/**
+ * The baselines of `vfork`: N QEMUs that load a state saved before, driven over QMP as a script would. Either the whole memory stands in the state
+ * file, or the memory is a template that all map copy-on-write and the file holds the device state alone (x-ignore-shared). All load, then all are
+ * let go, as we do it.
+ */
+import { type ChildProcess, spawn } from 'node:child_process';
+import { existsSync, mkdirSync, rmSync } from 'node:fs';
+import { join } from 'node:path';
+import { QmpClient } from '../../src/qemu/qmp.js';
+import { type Cluster, eventually } from '../../test/hosts/cluster.js';
+import { guestImage } from '../../test/hosts/guest.js';
+import { readWork } from './rate.js';
+
+export type RestoreMode = 'full' | 'template';
+
+const STARTS_AT_ONCE = 8;
+const LOAD_MS = 300_000;
+
+interface Restored {
+  readonly child: ChildProcess;
+  readonly qmp: QmpClient;
+  readonly pid: number;
+  readonly serialLog: string;
+}
+
+export interface RestoreRun {
+  readonly firstMs: number;
+  readonly lastMs: number;
+  readonly startedAtMs: number;
+  readonly pids: readonly number[];
+  readonly serialLogs: readonly string[];
+}
+
+export class QemuRestores {
+  readonly #directory: string;
+  readonly #ram: string;
+  readonly #running = new Set<Restored>();
+  #serial = 0;
+
+  constructor(
+    cluster: Cluster,
+    private readonly guest: { memoryMiB: number; touchMiB: number; writePercent: number },
+  ) {
+    this.#directory = join(cluster.hostDirectory('A'), 'restores');
+    this.#ram = join(cluster.ramDirectory('A'), 'template.ram');
+    mkdirSync(this.#directory, { recursive: true });
+  }
+
+  /** Boots the guest, saves it in both ways, and ends it. */
+  async save(): Promise<void> {
+    const parent = await this.#start('parent', 'on', false);
+    await eventually('the baseline guest works', 120_000, () =>
+      readWork(parent.serialLog).length >= 5 ? true : undefined,
+    );
+    for (const mode of ['full', 'template'] as const) {
+      await parent.qmp.execute('stop');
+      await capabilities(parent.qmp, mode);
+      await parent.qmp.execute('migrate-set-parameters', { 'max-bandwidth': 2 ** 40 });
+      await parent.qmp.execute('migrate', { uri: `exec:cat > ${this.#statePath(mode)}` });
+      await status(parent.qmp, 'completed');
+      if (mode === 'full') await parent.qmp.execute('cont');
+    }
+    await this.#end(parent);
+  }
+
+  async run(mode: RestoreMode, count: number): Promise<RestoreRun> {
+    const startedAtMs = performance.now();
+    const started: Restored[] = [];
+    for (let begin = 0; begin < count; begin += STARTS_AT_ONCE) {
+      const names = Array.from({ length: Math.min(STARTS_AT_ONCE, count - begin) }, () => `restore-${this.#serial++}`);
+      started.push(...(await Promise.all(names.map((name) => this.#load(name, mode)))));
+    }
+    const resumed: number[] = [];
+    await Promise.all(
+      started.map(async ({ qmp }) => {
+        const event = qmp.waitForEvent('RESUME', { timeoutMs: 60_000 });
+        await qmp.execute('cont');
+        await event;
+        resumed.push(performance.now() - startedAtMs);
+      }),
+    );
+    return {
+      startedAtMs,
+      firstMs: Math.min(...resumed),
+      lastMs: Math.max(...resumed),
+      pids: started.map(({ pid }) => pid),
+      serialLogs: started.map(({ serialLog }) => serialLog),
+    };
+  }
+
+  async endAll(): Promise<void> {
+    await Promise.all([...this.#running].map((process) => this.#end(process)));
+  }
+
+  #statePath(mode: RestoreMode): string {
+    return join(this.#directory, `${mode}.state`);
+  }
+
+  async #load(name: string, mode: RestoreMode): Promise<Restored> {
+    const restored = await this.#start(name, mode === 'full' ? null : 'off', true);
+    await capabilities(restored.qmp, mode);
+    await restored.qmp.execute('migrate-incoming', { uri: `exec:cat ${this.#statePath(mode)}` });
+    await status(restored.qmp, 'completed');
+    return restored;
+  }
+
+  /** `share` null: anonymous memory. The kernel's blobs are the parent's alone; the others have its ROM. */
+  async #start(name: string, share: 'on' | 'off' | null, isIncoming: boolean): Promise<Restored> {
+    const directory = join(this.#directory, name);
+    rmSync(directory, { recursive: true, force: true });
+    mkdirSync(directory);
+    const [socket, serialLog] = [join(directory, 'qmp.sock'), join(directory, 'serial.log')];
+    const { memoryMiB, touchMiB, writePercent } = this.guest;
+    const { kernel, initrd } = guestImage();
+    const memory =
+      share === null
+        ? `memory-backend-ram,id=m0,size=${memoryMiB}M`
+        : `memory-backend-file,id=m0,size=${memoryMiB}M,share=${share},mem-path=${this.#ram}`;
+    const append = `console=ttyS0 quiet vmg.workload=memtouch vmg.mb=${touchMiB} vmg.writepct=${writePercent}`;
+    const boot = isIncoming
+      ? ['-option-rom', 'linuxboot_dma.bin,bootindex=0', '-incoming', 'defer']
+      : ['-kernel', kernel, '-initrd', initrd, '-append', append];
+    const child = spawn(
+      'qemu-system-x86_64',
+      [
+        ...['-name', `${name},debug-threads=on`, '-machine', 'q35,memory-backend=m0', '-accel', 'tcg,thread=multi'],
+        ...['-cpu', 'qemu64', '-m', `${memoryMiB}`, '-object', memory, '-nodefaults', '-no-user-config'],
+        ...['-vga', 'none', '-display', 'none', '-serial', `file:${serialLog}`],
+        ...['-qmp', `unix:${socket},server=on,wait=off`, ...(isIncoming ? ['-S'] : []), ...boot],
+      ],
+      { stdio: ['ignore', 'ignore', 'inherit'] },
+    );
+    await eventually('QEMU listens', 60_000, () => (existsSync(socket) ? true : undefined));
+    const qmp = await QmpClient.connect(socket, { timeoutMs: 60_000, isRetrying: true });
+    const restored = { child, qmp, pid: child.pid as number, serialLog };
+    this.#running.add(restored);
+    return restored;
+  }
+
+  async #end(process: Restored): Promise<void> {
+    this.#running.delete(process);
+    process.qmp.close();
+    const ended = new Promise((resolve) => process.child.once('exit', resolve));
+    process.child.kill('SIGKILL');
+    await ended;
+  }
+}
+
+async function capabilities(qmp: QmpClient, mode: RestoreMode): Promise<void> {
+  const states = [
+    { capability: 'events', state: true },
+    { capability: 'x-ignore-shared', state: mode === 'template' },
+  ] as const;
+  await qmp.execute('migrate-set-capabilities', { capabilities: states });
+}
+
+async function status(qmp: QmpClient, wanted: string): Promise<void> {
+  const filter = (event: { data: Readonly<Record<string, unknown>> }) => event.data['status'] === wanted;
+  const seen = qmp.waitForEvent('MIGRATION', { timeoutMs: LOAD_MS, filter });
+  // The event may have come before anybody waited for it.
+  const asked = qmp.execute('query-migrate').then((answer) => (answer.status === wanted ? undefined : seen));
+  await Promise.race([seen, asked]);
+}
