@@ -96,8 +96,8 @@ Napi::Value counters_array(Napi::Env env, std::span<const uint64_t> counters) {
   return array;
 }
 
-std::vector<pager::RegionFileConfig> region_files(const Napi::Object& options) {
-  return each(options, "regions", [](const Napi::Object& region) {
+std::vector<pager::RegionFileConfig> region_files(const Napi::Object& options, const char* name) {
+  return each(options, name, [](const Napi::Object& region) {
     return pager::RegionFileConfig{text(region, "path"), u64(region, "lengthBytes"),
                                    static_cast<uint64_t>(number(region, "pageBytes")),
                                    optional_flag(region, "isPrivate")};
@@ -111,8 +111,8 @@ std::vector<pager::SourceRegionConfig> source_regions(const Napi::Object& option
   });
 }
 
-std::vector<pager::TargetRegionConfig> target_regions(const Napi::Object& options) {
-  return each(options, "regions", [](const Napi::Object& region) {
+std::vector<pager::TargetRegionConfig> target_regions(const Napi::Object& options, const char* name) {
+  return each(options, name, [](const Napi::Object& region) {
     return pager::TargetRegionConfig{text(region, "path"), text(region, "presencePath"),
                                      u64(region, "lengthBytes"),
                                      static_cast<uint64_t>(number(region, "pageBytes"))};

@@ -36,9 +36,10 @@ bool is_null(const Napi::Object& object, const char* name);
 Napi::Value bigint(Napi::Env env, uint64_t value);
 Napi::Value counters_array(Napi::Env env, std::span<const uint64_t> counters);
 
-std::vector<pager::RegionFileConfig> region_files(const Napi::Object& options);
+std::vector<pager::RegionFileConfig> region_files(const Napi::Object& options, const char* name = "regions");
 std::vector<pager::SourceRegionConfig> source_regions(const Napi::Object& options);
-std::vector<pager::TargetRegionConfig> target_regions(const Napi::Object& options);
+std::vector<pager::TargetRegionConfig> target_regions(const Napi::Object& options,
+                                                      const char* name = "regions");
 
 /// `rdma`: {localAddress, ackTimeoutExponent, retryCount}.
 transport::VerbsOptions verbs_options(const Napi::Object& rdma);

@@ -6,6 +6,7 @@
 
 #include "addon/edge.hpp"
 #include "addon/wrap.hpp"
+#include "pager/image.hpp"
 #include "pager/preload_listener.hpp"
 #include "pager/source.hpp"
 #include "pager/target.hpp"
@@ -13,7 +14,7 @@
 
 namespace vmigrate::addon {
 
-// The four handle classes. Owners hold what they depend on by shared_ptr, so that environments may end, and
+// The five handle classes. Owners hold what they depend on by shared_ptr, so that environments may end, and
 // the collector may run, in any order; a handle that others still depend on refuses an explicit close. State
 // is touched on the JS thread alone; Tasks hold references of their own.
 
@@ -104,6 +105,43 @@ class TargetSessionWrap final : public Wrap<TargetSessionWrap, TargetSessionStat
   Napi::Value snapshot(const Napi::CallbackInfo& info);
   Napi::Value close(const Napi::CallbackInfo& info);
   bool is_connecting_ = false;
+};
+
+/// A capture and the VMs that it serves, in the order in which they must be destroyed (last member first).
+struct ImageHolder {
+  std::shared_ptr<pager::PreloadListener> parent;               ///< nullptr: there is none
+  std::vector<std::shared_ptr<pager::PreloadListener>> clones;  ///< JS thread
+  std::unique_ptr<pager::ImageCapture> capture;
+};
+
+struct ImageCaptureState {
+  std::shared_ptr<ImageHolder> holder;  ///< nullptr once closed
+  OwnedEdge edge;
+  std::vector<uint64_t> final_counters;
+  std::optional<Error> final_failure;
+};
+
+class ImageCaptureWrap final : public Wrap<ImageCaptureWrap, ImageCaptureState> {
+ public:
+  using Wrap::Wrap;
+  static Napi::FunctionReference define(Napi::Env env);
+  static Napi::Value open(const Napi::CallbackInfo& info);
+  static Napi::Value release_vm(const Napi::CallbackInfo& info);
+
+ private:
+  using Step = Status (pager::ImageCapture::*)();
+  Napi::Value run(Napi::Env env, Step step);
+  Napi::Value arm(const Napi::CallbackInfo& info);
+  Napi::Value protect(const Napi::CallbackInfo& info);
+  Napi::Value seal(const Napi::CallbackInfo& info);
+  Napi::Value resume(const Napi::CallbackInfo& info);
+  void add_clone(const Napi::CallbackInfo& info);
+  void remove_clone(const Napi::CallbackInfo& info);
+  Napi::Value snapshot(const Napi::CallbackInfo& info);
+  using End = void (pager::ImageCapture::*)();
+  Napi::Value finish(Napi::Env env, End end);
+  Napi::Value close(const Napi::CallbackInfo& info);
+  Napi::Value leave(const Napi::CallbackInfo& info);
 };
 
 }  // namespace vmigrate::addon

@@ -73,7 +73,8 @@ Napi::Value probe_rdma(const Napi::CallbackInfo& info) {
 
 Napi::Object init(Napi::Env env, Napi::Object exports) {
   auto* data = new InstanceData{VmMemoryWrap::define(env), DataListenerWrap::define(env),
-                                SourceSessionWrap::define(env), TargetSessionWrap::define(env)};
+                                SourceSessionWrap::define(env), TargetSessionWrap::define(env),
+                                ImageCaptureWrap::define(env)};
   env.SetInstanceData(data);
   exports.Set("support", Napi::Function::New<support>(env));
   exports.Set("createRegionFile", Napi::Function::New<create_region_file>(env));
@@ -85,6 +86,8 @@ Napi::Object init(Napi::Env env, Napi::Object exports) {
   exports.Set("openDataListener", Napi::Function::New<DataListenerWrap::open>(env));
   exports.Set("openSourceSession", Napi::Function::New<SourceSessionWrap::open>(env));
   exports.Set("openTargetSession", Napi::Function::New<TargetSessionWrap::open>(env));
+  exports.Set("openImageCapture", Napi::Function::New<ImageCaptureWrap::open>(env));
+  exports.Set("releaseVm", Napi::Function::New<ImageCaptureWrap::release_vm>(env));
   return exports;
 }
 

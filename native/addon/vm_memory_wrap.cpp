@@ -67,7 +67,8 @@ Napi::Value VmMemoryWrap::snapshot(const Napi::CallbackInfo& info) {
 
 void VmMemoryWrap::close(const Napi::CallbackInfo& info) {
   if (state_.listener.use_count() > 1)
-    return throw_error(info.Env(), {ErrorCode::kAlreadyExists, 0, "a target session is open on this VM"});
+    return throw_error(info.Env(),
+                       {ErrorCode::kAlreadyExists, 0, "a session or a capture is open on this VM"});
   state_.edge.close();
   state_.listener.reset();
 }

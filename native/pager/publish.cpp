@@ -6,6 +6,7 @@
 
 #include "base/check.hpp"
 #include "base/fault_point.hpp"
+#include "pager/uffd_error.hpp"
 #include "uffd/uffd.hpp"
 
 namespace vmigrate::pager {
@@ -14,19 +15,6 @@ using uffd::Outcome;
 using uffd::RangeOutcome;
 
 namespace {
-
-Error uffd_error(const RangeOutcome& result, const char* what) {
-  switch (result.outcome) {
-    case Outcome::kGone:
-      return {ErrorCode::kProcessGone, result.system_errno, what};
-    case Outcome::kNoPage:
-      return {ErrorCode::kRegionChanged, result.system_errno, what};
-    case Outcome::kNoMemory:
-      return {ErrorCode::kOutOfMemory, result.system_errno, what};
-    default:
-      return system_error(what, result.system_errno);
-  }
-}
 
 /// What CONTINUE and ZEROPAGE map at once, and stop at. A page of ours may be many of these: a VM that
 /// discards one of them leaves the others mapped.

@@ -126,7 +126,6 @@ class TargetCore {
  private:
   TargetCore() = default;
   Status open_regions(std::span<const TargetRegionConfig> configs);
-  Status check_coverage() const;
   void wake_threads();
   void notice_done(uint64_t done_before, uint64_t added);
 

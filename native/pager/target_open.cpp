@@ -1,50 +1,12 @@
 // Opening a target session: files, presence maps, and whether the VM's mappings cover them.
 
-#include <fcntl.h>
 #include <linux/magic.h>
 #include <sys/vfs.h>
 
-#include <algorithm>
-
 #include "pager/target_core.hpp"
+#include "pager/vm_fit.hpp"
 
 namespace vmigrate::pager {
-namespace {
-
-/// A blocking userfaultfd would stop the demand thread in a read, and poll on it reports an error.
-Status make_nonblocking(int fd) {
-  const int flags = ::fcntl(fd, F_GETFL);
-  if (flags < 0) return system_error("fcntl userfaultfd");
-  if ((flags & O_NONBLOCK) == 0 && ::fcntl(fd, F_SETFL, flags | O_NONBLOCK) != 0) {
-    return system_error("fcntl userfaultfd");
-  }
-  return ok();
-}
-
-Status check_range(const MappedRange& range, const VmMemory& memory,
-                   const std::vector<TargetRegion>& regions) {
-  const Error bad{ErrorCode::kInvalidArgument, 0, "mapped range"};
-  if (range.region_index >= regions.size()) return bad;
-  if (range.descriptor_index >= memory.descriptors.size()) return bad;
-  const UffdDescriptor& descriptor = memory.descriptors[range.descriptor_index];
-  if (descriptor.kind != wire::PreloadDescriptor::kSync || !descriptor.fd.valid()) return bad;
-  const memory::Region& region = *regions[range.region_index].region;
-  const uint64_t page_bytes = region.page_bytes();
-  if (range.length_bytes == 0 || range.length_bytes % page_bytes != 0 ||
-      range.region_offset_bytes % page_bytes != 0 ||
-      raw(range.base) % std::min<uint64_t>(page_bytes, wire::kPageBytesMin) != 0) {
-    return bad;
-  }
-  if (range.region_offset_bytes > region.length_bytes() ||
-      range.length_bytes > region.length_bytes() - range.region_offset_bytes ||
-      raw(range.base) > UINT64_MAX - range.length_bytes) {
-    return bad;
-  }
-  return ok();
-}
-
-}  // namespace
-
 Result<std::unique_ptr<TargetCore>> TargetCore::open(const VmMemory& memory,
                                                      std::span<const TargetRegionConfig> configs,
                                                      const TargetOptions& options, bool resume,
@@ -64,14 +26,14 @@ Result<std::unique_ptr<TargetCore>> TargetCore::open(const VmMemory& memory,
   core->map_buffer.resize(kMapPartBytes);
   if (!core->demand_wake.valid() || !core->bulk_wake.valid()) return system_error("eventfd");
   if (auto status = core->open_regions(configs); !status) return status.error();
-  for (const MappedRange& range : memory.ranges) {
-    if (auto status = check_range(range, memory, core->regions_); !status) return status.error();
-    core->regions_[range.region_index].ranges.push_back(range);
-    if (auto status = make_nonblocking(memory.descriptors[range.descriptor_index].fd.get()); !status) {
-      return status.error();
-    }
+  std::vector<RegionGeometry> geometry;
+  for (const TargetRegion& region : core->regions_) {
+    geometry.push_back({region.region->length_bytes(), region.region->page_bytes()});
   }
-  if (auto status = core->check_coverage(); !status) return status.error();
+  if (auto status = check_vm_fits(memory, geometry); !status) return status.error();
+  for (const MappedRange& range : memory.ranges) {
+    core->regions_[range.region_index].ranges.push_back(range);
+  }
   return core;
 }
 
@@ -103,24 +65,6 @@ Status TargetCore::open_regions(std::span<const TargetRegionConfig> configs) {
     regions_.push_back(std::move(opened));
   }
   pages_done_ = pages_present_ + pages_zero_;
-  return ok();
-}
-
-Status TargetCore::check_coverage() const {
-  for (const TargetRegion& region : regions_) {
-    std::vector<MappedRange> ranges = region.ranges;
-    std::sort(ranges.begin(), ranges.end(), [](const MappedRange& a, const MappedRange& b) {
-      return a.region_offset_bytes < b.region_offset_bytes;
-    });
-    uint64_t covered_bytes = 0;
-    for (const MappedRange& range : ranges) {
-      if (range.region_offset_bytes > covered_bytes) break;
-      covered_bytes = std::max(covered_bytes, range.region_offset_bytes + range.length_bytes);
-    }
-    if (covered_bytes != region.region->length_bytes()) {
-      return Error{ErrorCode::kInvalidArgument, 0, "the VM does not map every byte of a region"};
-    }
-  }
   return ok();
 }
 

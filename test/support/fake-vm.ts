@@ -69,7 +69,9 @@ export class FakeVm {
 
   async mapAll(regions: readonly RegionFile[]): Promise<string[]> {
     const answers: string[] = [];
-    for (const { path, lengthBytes } of regions) answers.push(await this.ask(`map ${path} ${lengthBytes} 0 shared`));
+    for (const { path, lengthBytes, isPrivate } of regions) {
+      answers.push(await this.ask(`map ${path} ${lengthBytes} 0 ${isPrivate === true ? 'private' : 'shared'}`));
+    }
     return answers;
   }
 

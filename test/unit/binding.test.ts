@@ -1,6 +1,7 @@
 /** Arguments of native calls and names of native failures. None of these needs the addon. */
 import { describe, expect, test } from 'vitest';
 import type {
+  ImageCaptureOptions,
   RdmaOptions,
   RegionFile,
   SourceAddress,
@@ -10,6 +11,7 @@ import type {
 import {
   checkAddress,
   checkCredentials,
+  checkImageOptions,
   checkPath,
   checkPort,
   checkRdmaPeer,
@@ -48,6 +50,14 @@ const target: TargetOptions = {
   onEdge: () => undefined,
 };
 
+const image: ImageCaptureOptions = {
+  parent: null,
+  source: [region],
+  image: [{ ...region, path: '/dev/shm/image', presencePath: '/dev/shm/image.presence' }],
+  isResume: false,
+  onEdge: () => undefined,
+};
+
 describe('what is right passes', () => {
   test('once', () => {
     checkRegion(region);
@@ -61,6 +71,8 @@ describe('what is right passes', () => {
     checkRdmaPeer({ host: '10.0.0.1', port: 1, rdma }, 1000);
     checkSnapshot(snapshot);
     checkTargetOptions(target);
+    checkImageOptions(image);
+    checkRegion({ ...region, isPrivate: true });
     checkAddress('0.0.0.0');
     checkPort(0, 0);
     checkSocketPath(`/${'x'.repeat(106)}`, 'path');
@@ -160,6 +172,21 @@ describe('what is wrong is refused before the addon sees it', () => {
     { regions: [] },
   ])('target options %#', (changed) => {
     expect(() => checkTargetOptions({ ...target, ...changed })).toThrow(code('USAGE'));
+  });
+
+  test.each<Record<string, unknown>>([
+    { image: [] },
+    { source: [] },
+    { image: [image.image[0], { ...image.image[0], path: '/dev/shm/more' }] },
+    { image: [{ ...image.image[0], lengthBytes: 2n << 20n }] },
+    { image: [{ ...image.image[0], lengthBytes: 2n << 20n, pageBytes: 1 << 21 }] },
+    { image: [{ ...image.image[0], path: region.path }] },
+    { image: [{ ...image.image[0], presencePath: 'relative' }] },
+    { image: [{ ...image.image[0], isPrivate: 'yes' }] },
+    { isResume: 1 },
+    { onEdge: undefined },
+  ])('image options %#', (changed) => {
+    expect(() => checkImageOptions({ ...image, ...changed })).toThrow(code('USAGE'));
   });
 
   test('addresses, ports and socket paths', () => {

@@ -1,0 +1,41 @@
+#pragma once
+
+#include <cstdint>
+#include <optional>
+
+#include "pager/image_core.hpp"
+
+namespace vmigrate::pager {
+
+class ParentGuard;
+
+/// Brings pages from the parent's files into the image. Each thread has one of its own; a page is copied by
+/// whoever claims it.
+class ImageCopier {
+ public:
+  /// `claimed`: where tests may park this thread.
+  ImageCopier(ImageCore& core, ParentGuard& guard, wire::FaultPoint claimed)
+      : core_(core), guard_(guard), claimed_point_(claimed) {}
+
+  /// Every page of the run that nobody has is brought here: holes become zero, the rest is claimed, copied
+  /// and published. Then the parent may write to all pages of the run that are here, and is woken for them.
+  /// Pages that the other thread has claimed are left to it. The run is no longer than kImageChunkBytes, or
+  /// one page. False: the capture has failed.
+  bool fill(uint32_t region_index, PageRun run);
+
+ private:
+  /// Pages with data, [first, end), after nothing but holes.
+  struct Data {
+    uint64_t first;
+    uint64_t end;
+  };
+  std::optional<Data> find_data(const ImageRegion& region, uint64_t page, uint64_t end);
+  bool copy(uint32_t region_index, PageRun run);
+  bool is_here(const ImageRegion& region, uint64_t page) const;
+
+  ImageCore& core_;
+  ParentGuard& guard_;
+  const wire::FaultPoint claimed_point_;
+};
+
+}  // namespace vmigrate::pager

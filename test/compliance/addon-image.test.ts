@@ -1,0 +1,174 @@
+/** The native face of cloning: a parent and clones in processes of their own, an image captured through the addon, closed in every order. */
+import { afterEach, beforeEach, describe, expect, test } from 'vitest';
+import { type ImageCaptureHandle, loadNativeBinding, type VmMemoryHandle } from '../../src/native/binding.js';
+import { expectToWait, FakeVm, Scene, until } from '../support/fake-vm.js';
+
+const binding = loadNativeBinding();
+const LENGTHS_MIB = [8, 2];
+const PAGES = ((LENGTHS_MIB[0]! + LENGTHS_MIB[1]!) << 20) / 4096;
+let scene: Scene;
+
+beforeEach(() => {
+  scene = new Scene();
+});
+afterEach(async () => {
+  await scene.dispose();
+});
+
+/** A VM on files with the pattern, as QEMU runs it: mapped shared, registered for nothing. */
+async function startParent() {
+  const regions = await scene.filledRegions('ram', LENGTHS_MIB);
+  const socketPath = scene.path('parent.sock');
+  const memory = binding.listenForVm({ socketPath, regions, isIncoming: false, onEdge: () => undefined });
+  const vm = FakeVm.withPreload(socketPath, regions);
+  scene.later(async () => vm.kill());
+  expect(await vm.mapAll(regions)).toEqual(['mapped 0', 'mapped 1']);
+  return { regions, memory, vm };
+}
+
+function makeImage() {
+  const regions = scene.withPresence(scene.regions('image', LENGTHS_MIB));
+  for (const region of regions) binding.createRegionFile(region);
+  return regions;
+}
+
+async function startClone(number: number) {
+  const regions = scene.regions('image', LENGTHS_MIB).map((region) => ({ ...region, isPrivate: true }));
+  const socketPath = scene.path(`clone${number}.sock`);
+  const memory = binding.listenForVm({ socketPath, regions, isIncoming: true, onEdge: () => undefined });
+  const vm = FakeVm.withPreload(socketPath, regions);
+  scene.later(async () => vm.kill());
+  expect(await vm.mapAll(regions)).toEqual(['mapped 0', 'mapped 1']);
+  return { regions, memory, vm };
+}
+
+async function startCapture() {
+  const parent = await startParent();
+  const image = makeImage();
+  let edgeCount = 0;
+  const open = (memory: VmMemoryHandle | null, isResume: boolean): ImageCaptureHandle =>
+    binding.openImageCapture({ parent: memory, source: parent.regions, image, isResume, onEdge: () => edgeCount++ });
+  return { parent, image, open, edges: () => edgeCount, capture: open(parent.memory, false) };
+}
+
+describe('an image of a running VM', () => {
+  test('clones see the fork point, the parent goes on, nobody is left registered', async () => {
+    const { parent, capture, edges } = await startCapture();
+    const clones = [await startClone(0), await startClone(1)];
+    for (const { memory } of clones) capture.addClone(memory);
+    expect(capture.snapshot()).toMatchObject({ state: 'idle', failure: null });
+    await capture.arm();
+    expect(await parent.vm.ask('poke 0 0 77')).toBe('poked');
+    await capture.protect();
+    await capture.seal();
+    expect(await parent.vm.ask('poke 0 4096 78')).toBe('poked');
+    await until('complete', () => capture.snapshot().state === 'complete');
+    await until('an edge', () => edges() > 0);
+    for (const { vm, regions } of clones) {
+      expect(await vm.ask('touch 0 0')).toBe('byte 77');
+      expect(await vm.ask('poke 0 8192 5')).toBe('poked');
+      // All but the page that the parent wrote before the fork point, and the one of its own.
+      expect(await vm.badPages(regions)).toEqual([2, 0]);
+    }
+    const { counters } = capture.snapshot();
+    expect(counters.pagesTotal).toBe(BigInt(PAGES));
+    expect(counters.pagesCopied + counters.pagesZero).toBe(BigInt(PAGES));
+    expect(counters.pagesZero).toBeGreaterThan(0n);
+    expect(counters.notedFaultCount).toBe(1n);
+    await capture.close();
+    expect(capture.snapshot().counters).toEqual(counters);
+    // Nothing of ours is needed for any of them any more.
+    for (const { memory } of [...clones, parent]) memory.close();
+    expect(await parent.vm.ask('poke 1 4096 1')).toBe('poked');
+    expect(await clones[1]!.vm.ask('touch 1 4096')).not.toBe('byte 0');
+  });
+
+  test('left in the middle, it is gone on with by another capture', async () => {
+    const { parent, capture, open } = await startCapture();
+    await capture.arm();
+    await capture.seal();
+    await capture.leave();
+    const { memory, vm, regions } = await startClone(0);
+    const next = open(parent.memory, true);
+    await next.resume();
+    next.addClone(memory);
+    expect(await vm.badPages(regions)).toEqual([0, 0]);
+    await until('complete', () => next.snapshot().state === 'complete');
+    await next.close();
+  });
+
+  test('a VM whose image is given up runs on', async () => {
+    const { parent, capture } = await startCapture();
+    await capture.arm();
+    await capture.leave();
+    const write = parent.vm.ask('poke 0 0 1');
+    await expectToWait(write);
+    await binding.releaseVm(parent.memory);
+    expect(await write).toBe('poked');
+  });
+
+  test('an image that is complete needs no parent to serve clones', async () => {
+    const { capture, open } = await startCapture();
+    await capture.arm();
+    await capture.seal();
+    await until('complete', () => capture.snapshot().state === 'complete');
+    await capture.close();
+    const next = open(null, true);
+    const { memory, vm, regions } = await startClone(0);
+    next.addClone(memory);
+    await next.resume();
+    expect(await vm.badPages(regions)).toEqual([0, 0]);
+    await until('complete', () => next.snapshot().state === 'complete');
+    await next.close();
+  });
+});
+
+describe('handles', () => {
+  test('what a capture stands on refuses to be closed; a clone that was removed does not', async () => {
+    const { parent, capture } = await startCapture();
+    const clone = await startClone(0);
+    capture.addClone(clone.memory);
+    const conflict = expect.objectContaining({ code: 'CONFLICT' });
+    expect(() => parent.memory.close()).toThrow(conflict);
+    expect(() => clone.memory.close()).toThrow(conflict);
+    expect(() => capture.addClone(clone.memory)).toThrow(conflict);
+    capture.removeClone(clone.memory);
+    capture.removeClone(clone.memory);
+    clone.memory.close();
+    expect(() => capture.addClone(clone.memory)).toThrow(conflict);
+    await Promise.all([capture.close(), capture.close()]);
+    await capture.leave();
+    parent.memory.close();
+    expect(capture.snapshot().state).toBe('closed');
+    await expect(capture.arm()).rejects.toThrow(conflict);
+    expect(() => capture.addClone(parent.memory)).toThrow(conflict);
+    await expect(binding.releaseVm(parent.memory)).rejects.toThrow(conflict);
+  });
+
+  test('closed while it arms and while it copies', async () => {
+    const { parent, capture, open } = await startCapture();
+    const arming = capture.arm().then(
+      () => 'armed',
+      (error: unknown) => (error as { code: string }).code,
+    );
+    await capture.close();
+    expect(['armed', 'CONFLICT']).toContain(await arming);
+    const again = open(parent.memory, false);
+    await again.arm();
+    await again.seal();
+    await again.close();
+    expect(await parent.vm.ask('poke 0 0 1')).toBe('poked');
+    expect(await parent.vm.ask('poke 1 0 1')).toBe('poked');
+  });
+
+  test('calls out of turn are refused and change nothing', async () => {
+    const { capture } = await startCapture();
+    await expect(capture.seal()).rejects.toThrow(expect.objectContaining({ code: 'USAGE' }));
+    await expect(capture.resume()).rejects.toThrow(expect.objectContaining({ code: 'USAGE' }));
+    await capture.arm();
+    await expect(capture.arm()).rejects.toThrow(expect.objectContaining({ code: 'USAGE' }));
+    await capture.seal();
+    await until('complete', () => capture.snapshot().state === 'complete');
+    await capture.close();
+  });
+});
