@@ -13,7 +13,7 @@ export interface EngineLimits {
   /** One undo call. With `undoAttempts` it must stay well below the 5 s in which the VM has to run again. */
   readonly undoCallMsMax: number;
   readonly undoAttempts: number;
-  /** Drain polls after `pollMsFirst`, then twice as long each time up to `pollMs`, so that small VMs finish fast. */
+  /** How soon and how rarely the engine looks at work under way (poll.ts). */
   readonly pollMsFirst: number;
   readonly pollMs: number;
   /** Exponential backoff of retries after commit. */

@@ -3,6 +3,7 @@ import { MigrationError, toMigrationError } from '../../errors.js';
 import { noteAdvance, type StepContext, type StepExecutor } from '../context.js';
 import { pause, withDeadline } from '../deadline.js';
 import { lost } from '../lost.js';
+import { PollPace } from '../poll.js';
 import type { SessionProgress } from '../ports.js';
 import { Rate } from '../rate.js';
 import { neverUndone } from '../walk.js';
@@ -19,14 +20,15 @@ async function drainPages(
   context: StepContext,
 ): Promise<{ targetCounters: Record<string, number>; pageBytes: number }> {
   const { ports, limits, marks, halt, observer } = context;
-  let pollMs = limits.pollMsFirst;
+  const pace = new PollPace(limits);
   const rate = new Rate();
   for (;;) {
     const progress = await ask(context);
     const nowMs = ports.clock.nowMs();
     noteAdvance(context, progress.pagesPresent, nowMs);
     rate.note(nowMs, bytesFetched(progress));
-    observer.onProgress(describe(progress, rate.bytesPerS));
+    const described = describe(progress, rate.bytesPerS);
+    observer.onProgress(described);
     if (progress.state === 'complete') return { targetCounters: progress.counters, pageBytes: progress.pageBytes };
     if (!progress.hasRun) {
       const resuming = ports.target.resume(context.record.session, context.record.epoch + 1);
@@ -42,8 +44,7 @@ async function drainPages(
         cause: errorOf(progress),
       });
     }
-    await pause(ports.clock, pollMs, halt);
-    pollMs = Math.min(pollMs * 2, limits.pollMs);
+    await pause(ports.clock, pace.nextMs(described.secondsLeft), halt);
   }
 }
 

@@ -5,6 +5,7 @@ import { noteAdvance } from '../context.js';
 import { pause, withDeadline } from '../deadline.js';
 import type { ForkExecutor, ForkStepContext } from '../fork-context.js';
 import type { ForkProgress } from '../fork-ports.js';
+import { PollPace } from '../poll.js';
 import { Rate } from '../rate.js';
 import { neverUndone } from '../walk.js';
 
@@ -98,7 +99,7 @@ export async function isForkCommitted({ record, ports, limits }: ForkStepContext
 export const fillImage: ForkExecutor = {
   async forward(context) {
     const { ports, limits, marks, halt, observer, record } = context;
-    let pollMs = limits.pollMsFirst;
+    const pace = new PollPace(limits);
     const rate = new Rate();
     for (;;) {
       const progress = await ask(context);
@@ -107,7 +108,8 @@ export const fillImage: ForkExecutor = {
       const nowMs = ports.clock.nowMs();
       noteAdvance(context, progress.pagesDone, nowMs);
       rate.note(nowMs, copiedBytes(progress));
-      observer.onProgress(describe(progress, rate.bytesPerS));
+      const described = describe(progress, rate.bytesPerS);
+      observer.onProgress(described);
       if (progress.state === 'complete') return { counters: progress.counters, pageBytes: progress.pageBytes };
       if (progress.state === 'failed') throw incomplete(context, progress.error);
       observer.onRecovering(null);
@@ -116,8 +118,7 @@ export const fillImage: ForkExecutor = {
           remedy: `see to the load of ${record.plan.host}, then recover the job`,
         });
       }
-      await pause(ports.clock, pollMs, halt);
-      pollMs = Math.min(pollMs * 2, limits.pollMs);
+      await pause(ports.clock, pace.nextMs(described.secondsLeft), halt);
     }
   },
   undo: neverUndone,

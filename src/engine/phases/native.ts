@@ -4,6 +4,7 @@ import { MigrationError, toMigrationError } from '../../errors.js';
 import { type Findings, noteAdvance, type StepContext, type StepExecutor } from '../context.js';
 import { pause, withDeadline } from '../deadline.js';
 import { lost } from '../lost.js';
+import { PollPace } from '../poll.js';
 
 type NativeReading = Readonly<Record<string, number | string>>;
 
@@ -69,7 +70,7 @@ export async function nativeFigures(
 /** native-postcopy: both QEMUs must stay alive and connected; QEMU's own recovery of a broken connection is not driven by this build. */
 export async function drainNative(context: StepContext): Promise<Partial<Findings>> {
   const { ports, limits, marks, halt, observer, record } = context;
-  let pollMs = limits.pollMsFirst;
+  const pace = new PollPace(limits);
   for (;;) {
     const asking = ports.target.progress(record.session);
     const target = await withDeadline(ports.clock, asking, limits.callMsMax, 'asking the target for progress');
@@ -77,7 +78,8 @@ export async function drainNative(context: StepContext): Promise<Partial<Finding
     const reading = await read(context);
     const nowMs = ports.clock.nowMs();
     noteAdvance(context, numberOf(reading, 'ramTransferredBytes'), nowMs);
-    observer.onProgress(describe(context, reading));
+    const described = describe(context, reading);
+    observer.onProgress(described);
     observer.onRecovering(null);
     if (reading.status === 'completed') return figures(context, reading);
     const hasBroken = reading.status === 'postcopy-paused' || reading.status === 'failed';
@@ -86,8 +88,7 @@ export async function drainNative(context: StepContext): Promise<Partial<Finding
         remedy: "QEMU keeps both halves of the VM; recover QEMU's stream by hand or stop the VM",
       });
     }
-    await pause(ports.clock, pollMs, halt);
-    pollMs = Math.min(pollMs * 2, limits.pollMs);
+    await pause(ports.clock, pace.nextMs(described.secondsLeft), halt);
   }
 }
 
