@@ -24,6 +24,7 @@ import type { ForkRecord } from './fork-record.js';
 import { letParentRun } from './fork-undo.js';
 import { OutgoingState } from './outgoing-state.js';
 import { ParentDisks } from './parent-disks.js';
+import { PrivateCopies } from './private-copies.js';
 import type { ManagedVm } from './vms.js';
 import { endClones, firstFailure, type WaitingClone } from './waiting-set.js';
 
@@ -44,6 +45,7 @@ export class ForkSession {
   #capture: CaptureSession | null = null;
   #state: OutgoingState | null = null;
   #disks: ParentDisks | null = null;
+  #copies: PrivateCopies | null = null;
   #arming: Promise<void> | null = null;
   #pointing: Promise<ForkPointReply> | null = null;
   #starting: Promise<StartClonesReply> | null = null;
@@ -84,11 +86,13 @@ export class ForkSession {
     if (this.#isCopied && image.state !== 'complete' && image.state !== 'failed') {
       const capture = await CaptureSession.open(this.#context, image, { parent: this.#parent, isResume: true });
       this.#capture = capture;
-      for (const { vm } of this.#clones) capture.addClone(vm);
+      if (!this.#isPrivate) for (const { vm } of this.#clones) capture.addClone(vm);
       this.#followCapture(capture);
       await capture.resume();
     }
-    this.#afterCommit = this.#settleCommitted();
+    const copying = this.#isPrivate ? this.#openCopies(true) : Promise.resolve();
+    this.#afterCommit = copying.then(() => this.#settleCommitted());
+    this.#afterCommit.catch(() => undefined);
   }
 
   arm(): Promise<void> {
@@ -126,14 +130,15 @@ export class ForkSession {
     const { memory } = image.spec;
     const pagesTotal = memory.sizeBytes / memory.pageBytes;
     const snapshot = this.#capture?.snapshot ?? null;
-    const isCopying = snapshot !== null && snapshot.state !== 'complete';
+    const isCapturing = snapshot !== null && snapshot.state !== 'complete';
+    const isCopying = isCapturing || (this.#isPrivate && this.#copies?.isComplete !== true);
     const hasFailed = image.state === 'failed' || snapshot?.state === 'failed';
     const failure = snapshot?.failure ?? null;
     return {
       state: hasFailed ? 'failed' : isCopying || !this.isCommitted ? 'filling' : 'complete',
       error: failure === null ? null : failureToError(failure, 'filling the image').toJSON(),
-      pagesTotal,
-      pagesDone: isCopying ? (this.#capture?.pagesDone ?? 0) : pagesTotal,
+      pagesTotal: pagesTotal + (this.#copies?.pagesTotal ?? 0),
+      pagesDone: (isCapturing ? (this.#capture?.pagesDone ?? 0) : pagesTotal) + (this.#copies?.pagesDone ?? 0),
       pageBytes: memory.pageBytes,
       counters: this.#capture?.counters ?? {},
     };
@@ -147,6 +152,8 @@ export class ForkSession {
     }
     await this.#afterCommit;
     await this.#capture?.finish();
+    await this.#copies?.finish();
+    for (const { vm } of this.#clones) await this.#context.vms.unreserve(vm.spec.name, this.request.job);
     await this.#context.forkStore.remove(this.request.fork);
     this.#isOver = true;
   }
@@ -174,20 +181,48 @@ export class ForkSession {
 
   /** QEMU has ended by itself; before the handle on its memory is closed. */
   lost(vm: ManagedVm): void {
-    if (this.#clones.some((clone) => clone.vm === vm)) this.#capture?.removeClone(vm);
+    if (!this.#clones.some((clone) => clone.vm === vm)) return;
+    if (!this.#isPrivate) this.#capture?.removeClone(vm);
+    this.#copies?.drop(vm).catch((error: unknown) => {
+      this.#context.log.error(
+        { vm: vm.spec.name, err: toMigrationError(error) },
+        'the pages of a dead clone do not close',
+      );
+    });
   }
 
   /** The daemon goes: everything stays as it is for the next one. */
   async close(): Promise<void> {
     this.#isOver = true;
+    await this.#copies?.close();
     await this.#capture?.leave();
     await this.#state?.close();
     await this.#afterCommit.catch(() => undefined);
   }
 
-  async #endClones(): Promise<void> {
-    for (const { vm } of this.#clones) this.#capture?.removeClone(vm);
-    await endClones(this.#context, this.#clones);
+  async #endClones(clones: readonly WaitingClone[] = this.#clones): Promise<void> {
+    for (const { vm } of clones) {
+      if (!this.#isPrivate) this.#capture?.removeClone(vm);
+      await this.#copies?.drop(vm);
+    }
+    await endClones(this.#context, clones);
+  }
+
+  /** Filled from the image's files, in which what has not been copied yet would be zeros: the image comes first. */
+  async #openCopies(isResume: boolean): Promise<void> {
+    const outcome = await this.#capture?.over;
+    if (outcome === 'failed') throw new MigrationError('NO_SPACE', 'the image of the clones cannot be filled');
+    const { images } = this.#context;
+    this.#copies ??= new PrivateCopies(this.#context, images.get(this.#record.image));
+    await this.#copies.open(
+      this.#clones.map(({ vm }) => vm),
+      isResume,
+    );
+    if (isResume) this.#copies.fill();
+  }
+
+  get #isPrivate(): boolean {
+    return this.request.memory === 'private';
   }
 
   /** The parent runs on, and so its pages are copied. */
@@ -208,7 +243,7 @@ export class ForkSession {
     if (!this.#isCopied) return;
     if (this.#capture === null) {
       this.#capture = await CaptureSession.open(this.#context, image, { parent, isResume: false });
-      for (const { vm } of this.#clones) this.#capture.addClone(vm);
+      if (!this.#isPrivate) for (const { vm } of this.#clones) this.#capture.addClone(vm);
     }
     await this.#capture.arm();
   }
@@ -239,6 +274,7 @@ export class ForkSession {
     this.#mustLive();
     const beganAtMs = performance.now();
     await this.#context.faults.hit('agent:fork:start');
+    if (this.#isPrivate) await this.#openCopies(false);
     const { isPartialAllowed } = this.request;
     const { running, failures } = await startLoaded(this.#clones, { isPartialAllowed });
     this.#context.log.debug(
@@ -247,9 +283,9 @@ export class ForkSession {
     );
     if (running.length === 0 || (failures.length > 0 && !isPartialAllowed)) throw firstFailure(failures);
     const failed = this.#clones.filter(({ identity }) => failures.some(({ index }) => index === identity.index));
-    for (const { vm } of failed) this.#capture?.removeClone(vm);
-    await endClones(this.#context, failed);
+    await this.#endClones(failed);
     this.#clones = running;
+    this.#copies?.fill();
     await this.#context.faults.hit('agent:fork:started');
     const ready = running.map(({ identity, resumedAtMs }) => ({
       index: identity.index,
@@ -284,7 +320,10 @@ export class ForkSession {
     }
     for (const { vm } of this.#clones) {
       const isThere = vms.has(vm.spec.name) && vms.get(vm.spec.name) === vm;
-      if (isThere && vm.state === 'incoming') await vms.setState(vm.spec.name, 'running');
+      if (!isThere) continue;
+      if (vm.state === 'incoming') await vms.setState(vm.spec.name, 'running');
+      // Pages are missing: nobody may move it on before it has them.
+      if (this.#isPrivate && vm.state !== 'stopped') await vms.reserve(vm.spec.name, request.job);
     }
     await this.#state?.close();
     if (request.parentMode !== 'stop' || this.#parent === null) return;

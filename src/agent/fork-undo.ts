@@ -1,10 +1,7 @@
 /** A parent back to what it was before a fork that was given up, by this daemon or an earlier one. */
-import { access, rm } from 'node:fs/promises';
 import { toMigrationError } from '../errors.js';
-import { CaptureSession } from './capture-session.js';
 import type { ForkContext } from './fork-context.js';
 import type { ForkRecord } from './fork-record.js';
-import type { ImageRecord } from './image-record.js';
 import { connectedQmp } from './incoming-state.js';
 import { runAgain } from './native-migration.js';
 import { ParentDisks } from './parent-disks.js';
@@ -29,49 +26,22 @@ export async function letParentRun(context: ForkContext, parent: ManagedVm): Pro
 
 /** A fork of an earlier daemon that was not committed. */
 export async function undoFork(context: ForkContext, record: ForkRecord): Promise<void> {
-  const { vms, images, forkStore } = context;
+  const { vms, images, forkStore, native } = context;
   const { fork, vm: name, image, parentMode } = record.request;
   const setId = image === null ? record.image : fork;
   const clones = vms.all().filter((vm) => vm.image === record.image && vm.spec.clone?.fork === setId);
+  const parent = image === null && name !== null && vms.has(name) ? vms.get(name) : null;
+  if (parent !== null && images.has(record.image)) {
+    if (parentMode === 'continue' && parent.memory !== null) await native.releaseVm(parent.memory);
+    await letParentRun(context, parent);
+  }
   await endClones(
     context,
     clones.map((vm) => ({ vm })),
   );
-  const parent = image === null && name !== null && vms.has(name) ? vms.get(name) : null;
   if (parent !== null && images.has(record.image)) {
-    if (parentMode === 'continue' && parent.memory !== null) await letGo(context, images.get(record.image), parent);
-    await letParentRun(context, parent);
     await new ParentDisks(context, parent, record.image).undo();
   }
   if (image === null) await images.delete(record.image);
   await forkStore.remove(fork);
-}
-
-/** Whatever of the parent's memory was protected, is not any more. Nothing to do if the fork had not come so far. */
-async function letGo(context: ForkContext, image: ImageRecord, parent: ManagedVm): Promise<void> {
-  const files = await context.images.withPresence(image);
-  const isBegun = await Promise.all(files.map(({ presencePath }) => exists(presencePath)));
-  if (!isBegun.includes(true)) return;
-  try {
-    await (await CaptureSession.open(context, image, { parent, isResume: true })).abandon();
-  } catch (error) {
-    context.log.warn(
-      { image: image.id, err: toMigrationError(error) },
-      'a capture that was cut short is begun again to end it',
-    );
-    for (const { presencePath } of files) await rm(presencePath, { force: true });
-    const capture = await CaptureSession.open(context, image, { parent, isResume: false });
-    try {
-      await capture.arm();
-    } finally {
-      await capture.abandon();
-    }
-  }
-}
-
-function exists(path: string): Promise<boolean> {
-  return access(path).then(
-    () => true,
-    () => false,
-  );
 }

@@ -2,7 +2,7 @@
 import { rm } from 'node:fs/promises';
 import type { ForkContext } from './fork-context.js';
 import type { ImageRecord, ParentOverlay } from './image-record.js';
-import { mergeOffline } from './parent-disks.js';
+import { amendDisks, mergeOffline } from './parent-disks.js';
 import { activeNodes, closeNode, mergeDown, nodeOfFile } from './qemu-block.js';
 
 /**
@@ -39,7 +39,7 @@ async function merge({ vms, registry, host }: ForkContext, overlay: ParentOverla
   await mergeDown(vm.qmp, root, top, base);
   await closeNode(vm.qmp, top);
   if (disk.path === overlay.path) {
-    await vms.setDisks(name, (own) => (own.id === overlay.id ? overlay.base : own));
+    await amendDisks(vms, name, (own) => (own.id === overlay.id ? overlay.base : own));
   }
   await rm(overlay.path, { force: true });
 }

@@ -13,7 +13,8 @@ import type { ForkContext } from './fork-context.js';
 import type { ImageDisk, ParentOverlay } from './image-record.js';
 import { activeNodes, closeNode, mergeDown, openOverlay, switchToOverlays } from './qemu-block.js';
 import { commitOverlay, createOverlay, virtualSizeBytes } from './qemu-img.js';
-import type { ManagedVm } from './vms.js';
+import { withDisks } from './vm-record.js';
+import type { ManagedVm, VmManager } from './vms.js';
 
 export class ParentDisks {
   readonly #context: ForkContext;
@@ -61,7 +62,7 @@ export class ParentDisks {
     if (this.#switches.length === 0) return;
     const { vms, images } = this.#context;
     const { overlays } = images.get(this.#image);
-    await vms.setDisks(this.#parent.spec.name, (disk) => overlays.find(({ id }) => id === disk.id) ?? disk);
+    await amendDisks(vms, this.#parent.spec.name, (disk) => overlays.find(({ id }) => id === disk.id) ?? disk);
   }
 
   /** The parent runs on its own files again; what it has written since goes into them. Nothing to do for one that has ended. */
@@ -77,7 +78,7 @@ export class ParentDisks {
       await rm(overlay.path, { force: true });
     }
     if (isThere && overlays.length > 0) {
-      await vms.setDisks(name, (disk) => overlays.find(({ id }) => id === disk.id)?.base ?? disk);
+      await amendDisks(vms, name, (disk) => overlays.find(({ id }) => id === disk.id)?.base ?? disk);
     }
   }
 
@@ -95,6 +96,15 @@ export class ParentDisks {
     const base: ImageDisk = { id, path, format };
     return { id, path: `${path}.${this.#image}`, format: 'qcow2', vm: this.#parent.spec.name, base };
   }
+}
+
+/** Durable when it resolves: the VM's record names these files. */
+export async function amendDisks(
+  vms: VmManager,
+  name: string,
+  fileOf: (disk: DiskSpec) => Pick<DiskSpec, 'path' | 'format'>,
+): Promise<void> {
+  await vms.amend(name, (record) => withDisks(record, fileOf));
 }
 
 /** Disks that no snapshot can be taken of, each with why. */

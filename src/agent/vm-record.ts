@@ -128,7 +128,7 @@ export function reservedBy({ spec, job: holder }: VmRecord, job: string): Partia
 export function withDisks(
   { spec }: VmRecord,
   fileOf: (disk: DiskSpec) => Pick<DiskSpec, 'path' | 'format'>,
-): Partial<VmRecord> {
+): Pick<VmRecord, 'spec'> {
   const disks = spec.disks.map((disk) => {
     const { path, format } = fileOf(disk);
     return { ...disk, path, format };

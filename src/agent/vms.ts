@@ -11,7 +11,7 @@
 import { EventEmitter } from 'node:events';
 import { mkdir, readdir, rm } from 'node:fs/promises';
 import { join } from 'node:path';
-import type { DiskSpec, VmExit, VmSpec, VmState, VmView } from '../domain.js';
+import type { VmExit, VmSpec, VmState, VmView } from '../domain.js';
 import { MigrationError, toMigrationError } from '../errors.js';
 import { askQemu, type InstalledQemu, resolveAccel } from '../qemu/installed.js';
 import { identityDueOf } from './clone-identity.js';
@@ -23,11 +23,10 @@ import { adopt } from './vm-adopt.js';
 import { type BringUpOptions, bringUp, createVm, type VmStart } from './vm-create.js';
 import { type StopOptions, VmKeeper } from './vm-keeper.js';
 import type { CloneOptions, IncomingOptions, VmManagerOptions } from './vm-options.js';
-import { readRecord, reservedBy, withDisks } from './vm-record.js';
+import { readRecord, reservedBy, type VmRecord } from './vm-record.js';
 
 export type { VmExit } from '../domain.js';
 export type { ManagedVm } from './vm.js';
-export type { VmManagerOptions } from './vm-options.js';
 
 export class VmManager {
   readonly #options: VmManagerOptions;
@@ -206,9 +205,10 @@ export class VmManager {
     this.#changed(vm);
   }
 
-  /** The files that its disks are in now, as QEMU has them already. Durable when it resolves. */
-  async setDisks(name: string, fileOf: (disk: DiskSpec) => Pick<DiskSpec, 'path' | 'format'>): Promise<void> {
-    await this.#get(name).update((record) => withDisks(record, fileOf));
+  /** Writes down what is so already: which files its disks are in, whose pages its memory has. Durable when it resolves. */
+  async amend(name: string, change: (record: VmRecord) => Pick<Partial<VmRecord>, 'spec' | 'image'>): Promise<void> {
+    await this.#get(name).update(change);
+    this.#changed(this.#get(name));
   }
 
   /** VM_BUSY if another job has it. Idempotent, durable. */

@@ -132,14 +132,20 @@ async function startClone(
 ): Promise<ManagedVm> {
   const { vms, images } = context;
   const { identity, fork, templates, signal } = clone;
+  const isPrivate = shape.memory === 'private';
   const spec = cloneSpec(shape.parent, fork, identity, shape.network);
   const disks = planCloneDisks(spec.disks, vms.directoryOf(identity.name), shape.disks, templates);
   const vm = await vms.prepareClone(
-    { ...spec, accel: shape.accel, disks: disks.specs, memory: { ...spec.memory, backing: 'image' } },
+    {
+      ...spec,
+      accel: shape.accel,
+      disks: disks.specs,
+      memory: { ...spec.memory, backing: isPrivate ? 'shared' : 'image' },
+    },
     {
       image: image.id,
       accel: shape.accel,
-      isRegistered: image.state !== 'complete' && shape.parentMode === 'continue',
+      isRegistered: isPrivate || (image.state !== 'complete' && shape.parentMode === 'continue'),
       statePath: images.statePath(image.id),
       signal,
       nics: runningNics(shape.parent, identity, shape.network),
