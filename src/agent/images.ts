@@ -1,4 +1,5 @@
 /** The images of this host as its users see them: listed, shown, removed with what they have left on disks, saved and loaded. */
+import type { DiskSpec } from '../domain.js';
 import type { ImageView } from '../domain-fork.js';
 import { MigrationError } from '../errors.js';
 import type { ForkContext } from './fork-context.js';
@@ -25,6 +26,17 @@ export class Images {
   /** NOT_FOUND if there is none. */
   find(id: string): ImageView {
     return this.#context.images.view(id);
+  }
+
+  /** CONFLICT if a VM with these disks would write to what clones have as theirs. */
+  mustNotWrite(disks: readonly DiskSpec[]): void {
+    for (const { path, isReadOnly } of disks) {
+      const image = this.#context.images.all().find((record) => record.disks.some((disk) => disk.path === path));
+      if (isReadOnly || image === undefined) continue;
+      throw new MigrationError('CONFLICT', `${path} is a disk of image ${image.id}: nobody may write to it`, {
+        remedy: `vmctl image rm ${image.id}, or a disk with readOnly: true`,
+      });
+    }
   }
 
   /** CONFLICT while a clone runs on it or a fork needs it. */

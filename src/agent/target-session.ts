@@ -8,6 +8,7 @@
  */
 import { unlink } from 'node:fs/promises';
 import type { Readable } from 'node:stream';
+import type { VmSpec } from '../domain.js';
 import type { PrepareRequest, SessionProgress, SessionState, SourceEndpointInfo } from '../engine/ports.js';
 import { MigrationError, toMigrationError } from '../errors.js';
 import { failureToError } from '../native/failure.js';
@@ -64,14 +65,16 @@ export class TargetSession {
   /** When it rejects, nothing is left. `signal` gives it up. */
   static async prepare(context: AgentContext, request: PrepareRequest, signal: AbortSignal): Promise<TargetSession> {
     const { store, vms, registry } = context;
-    const { spec, session, accel } = request;
+    const { session, accel } = request;
     const isNative = request.mode !== 'postcopy';
+    const spec = isNative ? withOwnMemory(request.spec) : request.spec;
     if (vms.has(spec.name) && vms.get(spec.name).state !== 'stopped') {
       throw new MigrationError('CONFLICT', `a VM ${spec.name} is on ${context.host} already`);
     }
     const before = (await registry.owner(spec.name))?.epoch ?? null;
     let record: TargetRecord = {
       ...request,
+      spec,
       version: 1,
       role: 'target',
       state: 'preparing',
@@ -345,4 +348,9 @@ export class TargetSession {
     if (this.#gone !== null) throw this.#gone;
     if (this.#isOver) throw new MigrationError('CONFLICT', 'the session has ended');
   }
+}
+
+/** QEMU's own migration brings all of a clone's memory; the image that it shared stays where it is. */
+function withOwnMemory(spec: VmSpec): VmSpec {
+  return spec.memory.backing === 'image' ? { ...spec, memory: { ...spec.memory, backing: 'private' } } : spec;
 }

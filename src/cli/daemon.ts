@@ -142,7 +142,7 @@ async function start(config: DaemonConfig, log: Logger, closers: (() => Promise<
   const server = buildServer({
     ...{ host, startedAt, jobs, agent, peers, tls },
     version: VERSION,
-    vms: apiVms(vms),
+    vms: apiVms(vms, agent),
     images: apiImages(agent),
     pool: apiPool(agent),
     log: log.child({ part: 'api' }),
@@ -204,9 +204,12 @@ function apiPool(agent: LocalAgent): ApiPool {
   };
 }
 
-function apiVms(vms: VmManager): ApiVms {
+function apiVms(vms: VmManager, agent: LocalAgent): ApiVms {
   return {
-    run: (spec) => vms.run(spec),
+    async run(spec) {
+      agent.images.mustNotWrite(spec.disks);
+      return vms.run(spec);
+    },
     list: () => vms.list(),
     find: (name) => vms.view(vms.get(name)),
     pause: (name) => vms.pause(name),

@@ -110,6 +110,28 @@ describe('a fork that is given up', () => {
     },
   );
 
+  test.each([
+    'agent:fork:prepare',
+    'agent:fork:prepared',
+    'agent:fork:arm',
+    'agent:fork:point',
+    'agent:fork:pointed',
+    'agent:fork:start',
+    'agent:fork:started',
+    'agent:fork:commit',
+  ])('because of a failure at %s', async (point) => {
+    const { vms, faults, agent } = forks.host;
+    await forks.boot({ name: 'faulty', touchMiB: 32, writePercent: 50 });
+    const request = forks.request('faulty');
+    faults.add(point);
+    await expect(forks.fork(request)).rejects.toEqual(code('CANCELLED'));
+    expect(faults).toEqual(new Set());
+    await agent.discardFork(request.fork);
+    expect(vms.list().map(({ name, state }) => `${name} ${state}`)).toEqual(['faulty running']);
+    expect(forks.traces()).toEqual([]);
+    await expectWorking(['faulty']);
+  });
+
   test('after the commit it is not given up any more', async () => {
     const { agent } = forks.host;
     await forks.boot({ name: 'forked', touchMiB: 32 });
@@ -155,6 +177,52 @@ describe('a fork that is given up', () => {
     expect(vms.has('some-1')).toBe(false);
     await expectWorking(['lucky', 'some-0', 'some-2']);
   });
+});
+
+test('a parent that is killed while its image is filled: the clones lack nothing', async () => {
+  const { vms, agent } = forks.host;
+  await forks.boot({ name: 'killed', memoryMiB: 384, touchMiB: 256 });
+  const request = forks.request('killed');
+  const { clones } = await agent.prepareClones(request);
+  await agent.armParent(request.fork);
+  await agent.forkPoint(request.fork);
+  process.kill(vms.get('killed').pid, 'SIGKILL');
+  await agent.startClones(request.fork);
+  await agent.commitFork(request.fork);
+  await forks.filled(request.fork);
+  await agent.finishFork(request.fork);
+  expect(vms.get('killed').state).toBe('stopped');
+  await expectWorking(clones.map(({ name }) => name));
+});
+
+test('a clone that is killed while the image is filled does not keep the others from it', async () => {
+  const { vms, agent } = forks.host;
+  await forks.boot({ name: 'family', memoryMiB: 384, touchMiB: 256 });
+  const request = forks.request('family', { namePrefix: 'child', cloneCount: 3 });
+  await agent.prepareClones(request);
+  await agent.armParent(request.fork);
+  await agent.forkPoint(request.fork);
+  await agent.startClones(request.fork);
+  process.kill(vms.get('child-1').pid, 'SIGKILL');
+  await agent.commitFork(request.fork);
+  await forks.filled(request.fork);
+  await agent.finishFork(request.fork);
+  await expectWorking(['family', 'child-0', 'child-2']);
+});
+
+test('clones with memory of their own are VMs that need no image', async () => {
+  const { vms, agent } = forks.host;
+  await forks.boot({ name: 'giver', touchMiB: 64, writePercent: 50 });
+  const { clones, image } = await forks.fork(forks.request('giver', { memory: 'private' }));
+  for (const { name } of clones) {
+    expect(vms.view(vms.get(name))).toMatchObject({ state: 'running', image: null, job: null });
+    expect(vms.get(name).spec.memory.backing).toBe('shared');
+  }
+  await agent.images.remove(image);
+  await expectWorking(['giver', ...clones.map(({ name }) => name)]);
+  // As ordinary as any: it can be forked itself.
+  const next = await forks.fork(forks.request(clones[0]!.name, { cloneCount: 1 }));
+  await expectWorking(next.clones.map(({ name }) => name));
 });
 
 describe('a host whose daemon is restarted', () => {

@@ -1,0 +1,156 @@
+/** Disks of forked guests: each clone has its own, the parent goes on in another file, and nobody writes to what they share. */
+import { execFileSync } from 'node:child_process';
+import { createHash } from 'node:crypto';
+import { existsSync, readdirSync, readFileSync, rmSync } from 'node:fs';
+import { join } from 'node:path';
+import { afterAll, afterEach, beforeAll, describe, expect, test } from 'vitest';
+import { eventually } from '../hosts/cluster.js';
+import { ForkHost } from '../hosts/fork-host.js';
+
+const SECTORS = 2048;
+const SECTOR_BYTES = 512;
+const APPEND = 'console=ttyS0 quiet vmg.workload=idle vmg.mb=16 vmg.disk=vda';
+
+let forks: ForkHost;
+
+beforeAll(async () => {
+  forks = await ForkHost.start();
+});
+afterEach(() => forks.clear());
+afterAll(() => forks.end());
+
+function makeDisk(name: string, format = 'qcow2'): string {
+  const path = join(forks.directory, `${name}.${format}`);
+  rmSync(path, { force: true });
+  execFileSync('qemu-img', ['create', '-q', '-f', format, path, '64M']);
+  return path;
+}
+
+async function boot(name: string, disks: object[]): Promise<void> {
+  await forks.boot({ name, extra: { disks, append: APPEND } });
+}
+
+/** The latest number that stands on a disk; what stands in a sector is that sector's. */
+function latestNumber(path: string, format = 'qcow2'): number {
+  const raw = join(forks.directory, 'read.raw');
+  execFileSync('qemu-img', ['convert', '-U', '-f', format, '-O', 'raw', path, raw]);
+  const bytes = readFileSync(raw);
+  let latest = 0;
+  for (let sector = 0; sector < SECTORS; sector++) {
+    const text = bytes.toString('latin1', sector * SECTOR_BYTES, (sector + 1) * SECTOR_BYTES).replaceAll('\0', '');
+    if (text === '') continue;
+    expect(Number(text) % SECTORS, `sector ${sector} holds ${text.trim()}`).toBe(sector);
+    latest = Math.max(latest, Number(text));
+  }
+  return latest;
+}
+
+const hashOf = (path: string) => createHash('sha256').update(readFileSync(path)).digest('hex');
+
+async function writes(vm: string): Promise<void> {
+  const count = async () => [...(await forks.host.serial(vm)).matchAll(/VMG DISK n=/g)].length;
+  const before = await count();
+  await eventually(`${vm} writes to its disk`, 60_000, async () => ((await count()) >= before + 2 ? true : undefined));
+  expect(await forks.host.serial(vm)).not.toMatch(/VMG ERROR/);
+}
+
+describe.each(['qcow2', 'raw'] as const)('a %s disk', (format) => {
+  test('is read-only for all from the fork point on, and merged when the image goes', async () => {
+    const { vms, agent } = forks.host;
+    const base = makeDisk('base', format);
+    const shared = makeDisk('shared');
+    await boot('writer', [
+      { path: base, format },
+      { path: shared, readOnly: true },
+    ]);
+    await writes('writer');
+    const { clones, image } = await forks.fork(forks.request('writer'));
+    const hash = hashOf(base);
+    const overlay = vms.get('writer').spec.disks[0]!.path;
+    expect(overlay).not.toBe(base);
+    for (const name of ['writer', ...clones.map((clone) => clone.name)]) await writes(name);
+    expect(hashOf(base)).toBe(hash);
+    const atFork = latestNumber(base, format);
+    expect(latestNumber(overlay)).toBeGreaterThan(atFork);
+    for (const { name } of clones) {
+      const disks = vms.get(name).spec.disks;
+      expect(disks[1]!.path).toBe(shared);
+      expect(latestNumber(disks[0]!.path)).toBeGreaterThan(atFork);
+    }
+    expect(agent.images.find(image).disks).toEqual([base, shared]);
+    for (const { name } of clones) {
+      await vms.stop(name, { isForced: true });
+      await vms.stop(name, { isForced: true });
+      expect(existsSync(vms.directoryOf(name))).toBe(false);
+    }
+    await agent.images.remove(image);
+    expect(vms.get('writer').spec.disks[0]).toMatchObject({ path: base, format });
+    expect(existsSync(overlay)).toBe(false);
+    await writes('writer');
+    await vms.stop('writer', { isForced: false });
+    expect(latestNumber(base, format)).toBeGreaterThan(atFork);
+  });
+});
+
+test('a parent that has ended is merged with the image: its disk is as it left it', async () => {
+  const { vms, agent } = forks.host;
+  const base = makeDisk('ended');
+  await boot('ender', [{ path: base }]);
+  const { clones, image } = await forks.fork(forks.request('ender', { cloneCount: 1 }));
+  const atFork = latestNumber(base);
+  await writes('ender');
+  await vms.stop('ender', { isForced: false });
+  await vms.stop(clones[0]!.name, { isForced: true });
+  await agent.images.remove(image);
+  expect(latestNumber(base)).toBeGreaterThan(atFork);
+  expect(readdirSync(forks.directory).filter((name) => name.startsWith('ended.qcow2.'))).toEqual([]);
+});
+
+test('a fork that is given up leaves the parent on its own file', async () => {
+  const { vms, agent } = forks.host;
+  const base = makeDisk('undone');
+  await boot('undone', [{ path: base }]);
+  const request = forks.request('undone');
+  await agent.prepareClones(request);
+  await agent.armParent(request.fork);
+  await agent.forkPoint(request.fork);
+  await writes('undone');
+  await agent.discardFork(request.fork);
+  expect(vms.get('undone').spec.disks[0]!.path).toBe(base);
+  expect(readdirSync(forks.directory).filter((name) => name.startsWith('undone.qcow2.'))).toEqual([]);
+  const before = latestNumber(base);
+  await writes('undone');
+  await eventually('its writes reach the file', 20_000, () => (latestNumber(base) > before ? true : undefined));
+});
+
+test('scratch disks are gone with their clones; two forks make a chain that is merged in any order', async () => {
+  const { vms, agent } = forks.host;
+  const base = makeDisk('chain');
+  await boot('chained', [{ path: base }]);
+  const first = await forks.fork(forks.request('chained', { cloneCount: 1, disks: 'scratch' }));
+  const second = await forks.fork(forks.request('chained', { cloneCount: 1, disks: 'scratch' }));
+  for (const { name } of [...first.clones, ...second.clones]) {
+    await writes(name);
+    expect(existsSync(vms.get(name).spec.disks[0]!.path)).toBe(false);
+    await vms.stop(name, { isForced: true });
+  }
+  await agent.images.remove(first.image);
+  await writes('chained');
+  await agent.images.remove(second.image);
+  await writes('chained');
+  expect(vms.get('chained').spec.disks[0]!.path).toBe(base);
+  expect(readdirSync(forks.directory).filter((name) => name.startsWith('chain.qcow2.'))).toEqual([]);
+});
+
+test('of a parent that stays stopped, the clones go on from its disk', async () => {
+  const { vms } = forks.host;
+  const base = makeDisk('frozen');
+  await boot('frozen', [{ path: base }]);
+  await writes('frozen');
+  const { clones } = await forks.fork(forks.request('frozen', { parentMode: 'stop' }));
+  const hash = hashOf(base);
+  for (const { name } of clones) await writes(name);
+  expect(hashOf(base)).toBe(hash);
+  for (const { name } of clones)
+    expect(latestNumber(vms.get(name).spec.disks[0]!.path)).toBeGreaterThan(latestNumber(base));
+});
