@@ -8,7 +8,7 @@ import type { ForkParts } from './fork-session.js';
 import type { ImageRecord } from './image-record.js';
 import type { Pool } from './pool.js';
 import type { ManagedVm } from './vms.js';
-import { type CloneShape, makeWaitingSet } from './waiting-set.js';
+import { type CloneShape, endClones, makeWaitingSet, type WaitingSet } from './waiting-set.js';
 
 type ShapeRequest = Omit<PrepareForkRequest, 'fork' | 'job' | 'isPartialAllowed'>;
 
@@ -29,24 +29,23 @@ export async function prepareFork(
     isWarm: set !== null,
     clones: [],
   };
+  let made: WaitingSet | null = set;
   try {
     await forkStore.save(record);
     await faults.hit('agent:fork:prepare');
     if (isNewImage && set === null) await images.create(newImage(context, image, shape), ramOfImage(shape, parent));
-    const made =
-      set ??
-      (await makeWaitingSet(context, images.get(image), shape, {
-        fork: isNewImage ? image : request.fork,
-        isPartialAllowed: request.isPartialAllowed,
-        signal,
-      }));
+    made ??= await makeWaitingSet(context, images.get(image), shape, {
+      fork: isNewImage ? image : request.fork,
+      isPartialAllowed: request.isPartialAllowed,
+      signal,
+    });
     record = { ...record, state: 'prepared', clones: made.clones.map(({ identity }) => identity) };
     await forkStore.save(record);
     await faults.hit('agent:fork:prepared');
     return { record, parent, clones: made.clones, failures: made.failures };
   } catch (error) {
-    if (set !== null) await pool.dispose(set);
-    else if (isNewImage) await images.delete(image);
+    await endClones(context, made?.clones ?? []);
+    if (isNewImage) await images.delete(image);
     await forkStore.remove(request.fork);
     throw error;
   }

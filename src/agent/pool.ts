@@ -145,8 +145,7 @@ export class Pool {
     return entry.set;
   }
 
-  /** A set that was claimed and is not needed. */
-  async dispose(set: PooledSet): Promise<void> {
+  async #dispose(set: PooledSet): Promise<void> {
     await endClones(this.#context, set.clones);
     await this.#context.images.delete(set.image);
   }
@@ -193,7 +192,7 @@ export class Pool {
       return entry;
     } catch (error) {
       this.#entries.delete(image);
-      if (entry.set !== null) await this.dispose(entry.set);
+      if (entry.set !== null) await this.#dispose(entry.set);
       else await images.delete(image);
       throw error;
     }
@@ -203,7 +202,7 @@ export class Pool {
   async #give(entry: Entry): Promise<void> {
     this.#entries.delete(entry.image);
     entry.giveUp.abort();
-    if (entry.set !== null) await this.dispose(entry.set);
+    if (entry.set !== null) await this.#dispose(entry.set);
   }
 
   async #want(wanted: readonly WarmRequest[]): Promise<void> {
