@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <optional>
+#include <vector>
 
 #include "pager/image_core.hpp"
 
@@ -14,8 +15,7 @@ class ParentGuard;
 class ImageCopier {
  public:
   /// `claimed`: where tests may park this thread.
-  ImageCopier(ImageCore& core, ParentGuard& guard, wire::FaultPoint claimed)
-      : core_(core), guard_(guard), claimed_point_(claimed) {}
+  ImageCopier(ImageCore& core, ParentGuard& guard, wire::FaultPoint claimed);
 
   /// Every page of the run that nobody has is brought here: holes become zero, the rest is claimed, copied
   /// and published. Then the parent may write to all pages of the run that are here, and is woken for them.
@@ -29,13 +29,16 @@ class ImageCopier {
     uint64_t first;
     uint64_t end;
   };
-  std::optional<Data> find_data(const ImageRegion& region, uint64_t page, uint64_t end);
+  std::optional<Data> find_data(uint32_t region_index, uint64_t page, uint64_t end);
+  std::optional<uint64_t> find_own(uint32_t region_index, uint64_t page, uint64_t end);
+  ssize_t move_bytes(uint32_t region_index, uint64_t offset_bytes, uint64_t length_bytes);
   bool copy(uint32_t region_index, PageRun run);
   bool is_here(const ImageRegion& region, uint64_t page) const;
 
   ImageCore& core_;
   ParentGuard& guard_;
   const wire::FaultPoint claimed_point_;
+  std::vector<std::byte> process_bytes_;  ///< of one that is read, on the way to the image
 };
 
 }  // namespace vmigrate::pager

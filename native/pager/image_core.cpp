@@ -35,13 +35,16 @@ Result<std::unique_ptr<ImageCore>> ImageCore::open(ImageConfig config) {
   if (core->parent() != nullptr) {
     if (auto status = check_vm_fits(*core->parent(), core->geometry_); !status) return status.error();
   }
+  if (std::any_of(core->regions_.begin(), core->regions_.end(),
+                  [](const ImageRegion& region) { return region.is_in_process; })) {
+    auto process = ProcessMemory::open(*core->parent());
+    if (!process) return process.error();
+    core->process_ = std::move(process).value();
+  }
   return core;
 }
 
 Status ImageCore::open_region(const RegionFileConfig& source, const TargetRegionConfig& image) {
-  if (source.is_private) {
-    return Error{ErrorCode::kUnsupported, 0, "image of a VM whose own memory is copy-on-write"};
-  }
   if (image.length_bytes != source.length_bytes || image.page_bytes != source.page_bytes) {
     return Error{ErrorCode::kInvalidArgument, 0, "image region has another length or page size"};
   }
@@ -58,6 +61,10 @@ Status ImageCore::open_region(const RegionFileConfig& source, const TargetRegion
   struct statfs fs {};
   if (::fstatfs(opened.image->fd(), &fs) != 0) return system_error("fstatfs region");
   opened.hugetlbfs = fs.f_type == HUGETLBFS_MAGIC;
+  opened.is_in_process = source.is_private;
+  if (opened.is_in_process && (parent() == nullptr || opened.hugetlbfs)) {
+    return Error{ErrorCode::kUnsupported, 0, "image of copy-on-write memory: no process, or on hugetlbfs"};
+  }
   auto presence = config_.resume
                       ? memory::PresenceMap::reopen(image.presence_path, page_count, image.page_bytes)
                       : memory::PresenceMap::create(image.presence_path, page_count, image.page_bytes);
@@ -75,12 +82,19 @@ Status ImageCore::open_region(const RegionFileConfig& source, const TargetRegion
 }
 
 Status ImageCore::look_for_data() {
-  for (ImageRegion& region : regions_) {
+  for (uint32_t i = 0; i < regions_.size(); ++i) {
+    ImageRegion& region = regions_[i];
     region.data.assign((region.presence->page_count() + 63) / 64, 0);
-    const auto status = region.source->each_data_run([&](PageRun run) {
-      for (uint64_t page = raw(run.first); page < raw(run.first) + run.count; ++page) {
-        region.data[page / 64] |= uint64_t{1} << page % 64;
-      }
+    const auto note = [&](uint64_t first, uint64_t end) {
+      for (uint64_t page = first; page < end; ++page) region.data[page / 64] |= uint64_t{1} << page % 64;
+    };
+    auto status =
+        region.source->each_data_run([&](PageRun run) { note(raw(run.first), raw(run.first) + run.count); });
+    if (!status) return status;
+    if (!region.is_in_process) continue;
+    const uint64_t kernel_pages = region.page_bytes() / wire::kPageBytesMin;
+    status = process_->each_own_run(i, 0, region.source->length_bytes(), [&](PageRun run) {
+      note(raw(run.first) / kernel_pages, (raw(run.first) + run.count + kernel_pages - 1) / kernel_pages);
     });
     if (!status) return status;
   }

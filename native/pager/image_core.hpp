@@ -14,16 +14,18 @@
 #include "memory/region.hpp"
 #include "pager/fault_stats.hpp"
 #include "pager/image.hpp"
+#include "pager/process_memory.hpp"
 #include "pager/thread_util.hpp"
 #include "pager/vm_fit.hpp"
 
 namespace vmigrate::pager {
 
 struct ImageRegion {
-  std::unique_ptr<memory::Region> source;  ///< the parent's file, read-only
+  std::unique_ptr<memory::Region> source;  ///< the file that the parent maps, read-only
   std::unique_ptr<memory::Region> image;
   std::unique_ptr<memory::PresenceMap> presence;
   bool hugetlbfs = false;
+  bool is_in_process = false;  ///< `source` is an image that the parent maps copy-on-write
   /// A bit for each page that held data when look_for_data was called; it has not become a hole since.
   std::vector<uint64_t> data;
   bool had_data(uint64_t page) const { return (data[page / 64] >> page % 64 & 1) != 0; }
@@ -57,6 +59,8 @@ class ImageCore {
   std::vector<ImageRegion>& regions() { return regions_; }
   const std::vector<RegionGeometry>& geometry() const { return geometry_; }
   bool resume() const { return config_.resume; }
+  /// Of the parent; there wherever a region is_in_process.
+  const ProcessMemory* process() const { return process_.get(); }
   uint64_t page_count() const { return page_count_; }
 
   /// Before anything is copied: notes where the parent's files have data, which takes some 10 ms a GiB.
@@ -106,6 +110,7 @@ class ImageCore {
   void add_done(uint64_t page_count);
 
   ImageConfig config_;
+  std::unique_ptr<ProcessMemory> process_;
   std::vector<ImageRegion> regions_;
   std::vector<RegionGeometry> geometry_;
   uint64_t page_count_ = 0;

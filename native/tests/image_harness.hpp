@@ -30,21 +30,24 @@ inline int open_write_protect_userfaultfd() {
   return -1;
 }
 
+/// A clone's ranges are registered from the start; one that has its whole image is a copy-on-write parent.
+enum class VmKind { kParent, kClone, kPrivateParent };
+
 /// One VM's mappings of a set of files, a userfaultfd for each.
 class MappedVm {
  public:
-  MappedVm(const std::vector<std::string>& paths, const std::vector<uint64_t>& lengths, bool is_clone) {
+  MappedVm(const std::vector<std::string>& paths, const std::vector<uint64_t>& lengths, VmKind kind) {
     for (uint32_t i = 0; i < paths.size(); ++i) {
       const int uffd = open_write_protect_userfaultfd();
       EXPECT_GE(uffd, 0) << "userfaultfd: " << strerror(errno);
       const UniqueFd fd(::open(paths[i].c_str(), O_RDWR | O_CLOEXEC));
-      void* mapped = ::mmap(nullptr, lengths[i], PROT_READ | PROT_WRITE, is_clone ? MAP_PRIVATE : MAP_SHARED,
-                            fd.get(), 0);
+      void* mapped = ::mmap(nullptr, lengths[i], PROT_READ | PROT_WRITE,
+                            kind == VmKind::kParent ? MAP_SHARED : MAP_PRIVATE, fd.get(), 0);
       EXPECT_NE(mapped, MAP_FAILED);
       const HostAddr address{reinterpret_cast<uint64_t>(mapped)};
       memory.descriptors.push_back({UniqueFd(uffd), uffd, wire::PreloadDescriptor::kSync});
       memory.ranges.push_back({i, 0, lengths[i], address, i});
-      if (!is_clone) continue;
+      if (kind != VmKind::kClone) continue;
       EXPECT_EQ(uffd::register_range(
                     uffd, address, lengths[i],
                     static_cast<uint64_t>(uffd::Mode::kMissing) | static_cast<uint64_t>(uffd::Mode::kMinor))
@@ -183,7 +186,8 @@ class ImageHarness {
   };
 
   using Specs = std::vector<RegionSpec>;
-  explicit ImageHarness(Specs specs, const std::string& image_dir = {}) {
+  explicit ImageHarness(Specs specs, const std::string& image_dir = {}, VmKind parent_kind = VmKind::kParent)
+      : is_parent_private_(parent_kind == VmKind::kPrivateParent) {
     const std::string target = image_dir.empty() ? dir_.path() : image_dir;
     for (size_t i = 0; i < specs.size(); ++i) {
       const std::string name = "ram" + std::to_string(i);
@@ -200,7 +204,7 @@ class ImageHarness {
       for (uint64_t page = 0; page < specs[i].page_count; ++page)
         if (specs[i].has_data(page)) write_pattern(fd.get(), i + 1, page);
     }
-    parent = std::make_unique<MappedVm>(source_paths, lengths, /*is_clone=*/false);
+    parent = std::make_unique<MappedVm>(source_paths, lengths, parent_kind);
   }
   ~ImageHarness() {
     capture.reset();
@@ -212,7 +216,7 @@ class ImageHarness {
     pager::ImageConfig config;
     config.parent = has_parent ? &parent->memory : nullptr;
     for (size_t i = 0; i < lengths.size(); ++i) {
-      config.source.push_back({source_paths[i], lengths[i], page_sizes[i]});
+      config.source.push_back({source_paths[i], lengths[i], page_sizes[i], is_parent_private_});
       config.image.push_back({image_paths[i], presence_paths[i], lengths[i], page_sizes[i]});
     }
     config.resume = resume;
@@ -239,7 +243,7 @@ class ImageHarness {
     for (size_t i = 0; i < lengths.size(); ++i) fork_point.push_back(contents(source_paths[i], lengths[i]));
   }
   MappedVm& add_clone() {
-    clones.push_back(std::make_unique<MappedVm>(image_paths, lengths, /*is_clone=*/true));
+    clones.push_back(std::make_unique<MappedVm>(image_paths, lengths, VmKind::kClone));
     EXPECT_TRUE(capture->add_clone(clones.back()->memory).ok());
     return *clones.back();
   }
@@ -280,6 +284,7 @@ class ImageHarness {
     return all[static_cast<size_t>(which)];
   }
 
+  const bool is_parent_private_;
   TempDir dir_;
   std::vector<std::string> source_paths, image_paths, presence_paths;
   std::vector<uint64_t> lengths, page_sizes;

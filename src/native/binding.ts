@@ -44,7 +44,10 @@ export interface RegionFile {
   readonly path: string;
   readonly lengthBytes: bigint;
   readonly pageBytes: number;
-  /** listenForVm and adoptVm alone: QEMU maps the file copy-on-write (`share=off`), as a clone maps its image. */
+  /**
+   * QEMU maps the file copy-on-write (`share=off`), as a clone maps its image. For listenForVm, adoptVm, and the source of openImageCapture, where
+   * the parent is a clone itself: what it has written is read from its process.
+   */
   readonly isPrivate?: boolean;
 }
 
