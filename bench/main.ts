@@ -1,5 +1,6 @@
 /** `npm run -s bench -- SCENARIO [--quick] [--json]`: progress on stderr, one table or one JSON document on stdout. */
 import { benchMigrate, printMigrate } from './migrate.js';
+import { benchRdma, printRdma } from './rdma.js';
 import { benchVfork, printVfork } from './vfork.js';
 
 const SCENARIOS: Record<string, (isQuick: boolean, isJson: boolean) => Promise<string>> = {
@@ -10,6 +11,10 @@ const SCENARIOS: Record<string, (isQuick: boolean, isJson: boolean) => Promise<s
   vfork: async (isQuick, isJson) => {
     const result = await benchVfork({ isQuick, log: (line) => process.stderr.write(`${line}\n`) });
     return isJson ? JSON.stringify(result) : printVfork(result);
+  },
+  rdma: async (isQuick, isJson) => {
+    const result = await benchRdma({ isQuick, log: (line) => process.stderr.write(`${line}\n`) });
+    return isJson ? JSON.stringify(result) : printRdma(result);
   },
 };
 

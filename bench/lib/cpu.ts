@@ -1,6 +1,8 @@
 import { readdirSync, readFileSync } from 'node:fs';
 
 const TICKS_PER_S = 100;
+/** Often enough for threads that live as long as a move does. */
+export const SAMPLE_MS = 50;
 
 function ticks(statPath: string): number {
   const text = readFileSync(statPath, 'utf8');

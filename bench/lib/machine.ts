@@ -22,3 +22,7 @@ export function describeMachine(): Machine {
     date: new Date().toISOString(),
   };
 }
+
+export function describeRun({ cpu, cores, memoryMiB, kernel }: Machine, rounds: number): string {
+  return `${cpu}, ${cores} cores, ${memoryMiB} MiB, Linux ${kernel}; ${rounds} rounds, medians (min–max)`;
+}

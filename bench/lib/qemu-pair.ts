@@ -3,14 +3,29 @@
  * belong to the cluster's directory, so its clean-up finds them.
  */
 import { type ChildProcess, spawn } from 'node:child_process';
-import { existsSync, mkdirSync, rmSync } from 'node:fs';
+import { existsSync, mkdirSync, openSync, readFileSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
 import { QmpClient } from '../../src/qemu/qmp.js';
 import { type Cluster, eventually, sleep } from '../../test/hosts/cluster.js';
-import { guestImage } from '../../test/hosts/guest.js';
-import { CpuMeter } from './cpu.js';
+import { type GuestOptions, guestImage, nanoImage } from '../../test/hosts/guest.js';
+import type { HostNetwork } from '../../test/hosts/host-network.js';
+import { CpuMeter, SAMPLE_MS } from './cpu.js';
 
-export type QemuMode = 'precopy' | 'postcopy' | 'postcopy-preempt';
+/** How QEMU moves a guest: what its command `migrate` is given. */
+const MODES = {
+  precopy: { scheme: 'tcp', capabilities: [] },
+  postcopy: { scheme: 'tcp', capabilities: ['postcopy-ram'] },
+  'postcopy-preempt': { scheme: 'tcp', capabilities: ['postcopy-ram', 'postcopy-preempt'] },
+  'rdma-precopy': { scheme: 'rdma', capabilities: [] },
+  'rdma-pin-all-precopy': { scheme: 'rdma', capabilities: ['rdma-pin-all'] },
+  'rdma-postcopy': { scheme: 'rdma', capabilities: ['postcopy-ram'] },
+} as const satisfies Record<string, { scheme: 'tcp' | 'rdma'; capabilities: readonly string[] }>;
+
+export type QemuMode = keyof typeof MODES;
+
+/** What an earlier move of a process set must not leak into the next one. */
+const CAPABILITIES = ['events', 'postcopy-ram', 'postcopy-preempt', 'postcopy-blocktime', 'rdma-pin-all'];
+const MOVE_MS = 120_000;
 
 const PORT_FIRST = 7500;
 
@@ -19,9 +34,14 @@ export interface QemuProcess {
   readonly qmp: QmpClient;
   readonly host: string;
   readonly serialLog: string;
+  /** What it wrote to stderr. */
+  readonly errorLog: string;
   readonly pid: number;
   vcpuThreads: number[];
 }
+
+export type BaselineGuest = Required<Pick<GuestOptions, 'name' | 'memoryMiB' | 'touchMiB' | 'writePercent'>> &
+  Pick<GuestOptions, 'image'>;
 
 export interface QemuMove {
   readonly blackoutMs: number;
@@ -38,8 +58,9 @@ export class QemuPair {
   private readonly alive = new Set<QemuProcess>();
 
   constructor(
-    private readonly cluster: Cluster,
-    private readonly guest: { name: string; memoryMiB: number; touchMiB: number; writePercent: number },
+    private readonly cluster: Cluster<HostNetwork>,
+    private readonly guest: BaselineGuest,
+    private readonly sampleMs = SAMPLE_MS,
   ) {}
 
   async start(host: string, isIncoming: boolean): Promise<QemuProcess> {
@@ -48,43 +69,33 @@ export class QemuPair {
     mkdirSync(directory, { recursive: true });
     const socket = join(directory, 'qmp.sock');
     const serialLog = join(directory, 'serial.log');
-    const { memoryMiB, touchMiB, writePercent } = this.guest;
-    const { kernel, initrd } = guestImage();
+    const { memoryMiB, touchMiB, writePercent, image } = this.guest;
+    const images: { kernel: string; initrd?: string } = image === 'nano' ? nanoImage() : guestImage();
     const [command = '', ...args] = this.cluster.network.commandOn(host, [
       'qemu-system-x86_64',
       ...['-machine', 'q35,memory-backend=m0', '-accel', 'tcg,thread=multi', '-cpu', 'qemu64', '-m', `${memoryMiB}`],
-      ...[
-        '-object',
-        `memory-backend-ram,id=m0,size=${memoryMiB}M`,
-        '-nodefaults',
-        '-no-user-config',
-        '-vga',
-        'none',
-        '-display',
-        'none',
-      ],
-      ...[
-        '-serial',
-        `file:${serialLog}`,
-        '-qmp',
-        `unix:${socket},server=on,wait=off`,
-        '-kernel',
-        kernel,
-        '-initrd',
-        initrd,
-      ],
+      ...['-object', `memory-backend-ram,id=m0,size=${memoryMiB}M`],
+      ...['-nodefaults', '-no-user-config', '-vga', 'none', '-display', 'none'],
+      ...['-serial', `file:${serialLog}`, '-qmp', `unix:${socket},server=on,wait=off`, '-kernel', images.kernel],
+      ...(images.initrd === undefined ? [] : ['-initrd', images.initrd]),
       '-append',
       `console=ttyS0 quiet vmg.workload=memtouch vmg.mb=${touchMiB} vmg.writepct=${writePercent} vmg.threads=1`,
       ...(isIncoming ? ['-incoming', 'defer'] : []),
     ]);
-    const child = spawn(command, args, { stdio: ['ignore', 'ignore', 'inherit'] });
+    const errorLog = join(directory, 'stderr.log');
+    const child = spawn(command, args, { stdio: ['ignore', 'ignore', openSync(errorLog, 'a')] });
     await eventually('QEMU listens', 20_000, () => (existsSync(socket) ? true : undefined));
-    const qmp = await QmpClient.connect(socket, { timeoutMs: 5000 });
+    const qmp = await QmpClient.connect(socket, { timeoutMs: 20_000 });
     const pid = child.pid as number;
     const cpus = await qmp.execute('query-cpus-fast');
-    const started = { child, qmp, host, serialLog, pid, vcpuThreads: cpus.map((cpu) => cpu['thread-id']) };
+    const started = { child, qmp, host, serialLog, errorLog, pid, vcpuThreads: cpus.map((cpu) => cpu['thread-id']) };
     this.alive.add(started);
     return started;
+  }
+
+  /** What the processes that are still here have written to stderr. */
+  errorTexts(): string[] {
+    return [...this.alive].map(({ errorLog }) => readFileSync(errorLog, 'utf8'));
   }
 
   async endAll(): Promise<void> {
@@ -101,39 +112,41 @@ export class QemuPair {
   }
 
   /** Moves `source` to `host`; resolves when QEMU says completed. The time to start the target's QEMU is part of the total, as it is in ours. */
-  async move(source: QemuProcess, host: string, mode: QemuMode): Promise<{ target: QemuProcess; move: QemuMove }> {
+  async move(
+    source: QemuProcess,
+    host: string,
+    mode: QemuMode,
+    moveMsMax = MOVE_MS,
+  ): Promise<{ target: QemuProcess; move: QemuMove }> {
     const startedAt = performance.now();
     const target = await this.start(host, true);
     const meters = [source, target].map((side) => new CpuMeter(() => [side]));
-    const capabilities = [
-      'events',
-      ...(mode === 'precopy' ? [] : ['postcopy-ram']),
-      ...(mode === 'postcopy-preempt' ? ['postcopy-preempt'] : []),
-    ];
+    const { scheme, capabilities: own } = MODES[mode];
+    const isPostcopy = own.some((name) => name === 'postcopy-ram');
     for (const side of [source, target]) {
-      const names = side === target && mode !== 'precopy' ? [...capabilities, 'postcopy-blocktime'] : capabilities;
-      // What an earlier move of this process set must not leak into this one.
-      const states = ['postcopy-ram', 'postcopy-preempt', 'events', 'postcopy-blocktime'].map((capability) => ({
-        capability,
-        state: names.includes(capability),
-      }));
-      await side.qmp.executeUntyped('migrate-set-capabilities', { capabilities: states });
+      const names: string[] = ['events', ...own, ...(side === target && isPostcopy ? ['postcopy-blocktime'] : [])];
+      const capabilities = CAPABILITIES.map((capability) => ({ capability, state: names.includes(capability) }));
+      await side.qmp.executeUntyped('migrate-set-capabilities', { capabilities });
       await side.qmp.executeUntyped('migrate-set-parameters', {
         'max-bandwidth': 100 * 2 ** 30,
         'downtime-limit': 300,
       });
     }
     const port = PORT_FIRST + (this.serial % 400);
-    const uri = `tcp:${this.cluster.host(host).address}:${port}`;
+    const uri = `${scheme}:${this.cluster.host(host).address}:${port}`;
     await target.qmp.executeUntyped('migrate-incoming', { uri });
-    const stopped = source.qmp.waitForEvent('STOP', { timeoutMs: 60_000 });
-    const resumed = target.qmp.waitForEvent('RESUME', { timeoutMs: 60_000 });
+    const stopped = source.qmp.waitForEvent('STOP', { timeoutMs: moveMsMax });
+    const resumed = target.qmp.waitForEvent('RESUME', { timeoutMs: moveMsMax });
     // Awaited below; until then a QEMU that dies must not end the whole run.
     for (const event of [stopped, resumed]) event.catch(() => undefined);
     await source.qmp.executeUntyped('migrate', { uri });
-    if (mode !== 'precopy') await source.qmp.executeUntyped('migrate-start-postcopy');
-    const status = await eventually('QEMU has moved the guest', 120_000, async () => {
-      for (const meter of meters) meter.sample();
+    if (isPostcopy) await source.qmp.executeUntyped('migrate-start-postcopy');
+    let sampledAt = 0;
+    const status = await eventually('QEMU has moved the guest', moveMsMax, async () => {
+      if (performance.now() - sampledAt >= this.sampleMs) {
+        for (const meter of meters) meter.sample();
+        sampledAt = performance.now();
+      }
       const answer = (await source.qmp.executeUntyped('query-migrate')) as QemuStatus;
       if (answer.status === 'failed') throw new Error(`QEMU's own migration failed: ${JSON.stringify(answer)}`);
       return answer.status === 'completed' ? answer : undefined;

@@ -1,0 +1,44 @@
+/** A guest under stock QEMU, and one move of it by QEMU's own ways. */
+import { eventually, sleep } from '../../test/hosts/cluster.js';
+import { other, SETTLE_MS } from './our-side.js';
+import type { QemuMode, QemuPair, QemuProcess } from './qemu-pair.js';
+import { rateAfter, readWork } from './rate.js';
+import type { Trial } from './rows.js';
+
+/** A guest that reports less than this after a move did not survive it. */
+const WINDOWS_ALIVE_MIN = 5;
+export async function startBaseline(pair: QemuPair): Promise<QemuProcess> {
+  const baseline = await pair.start('A', false);
+  await eventually('the baseline guest works', 90_000, () =>
+    readWork(baseline.serialLog).length >= 5 ? true : undefined,
+  );
+  await baseline.qmp.execute('stop');
+  return baseline;
+}
+
+export async function qemuTrial(
+  pair: QemuPair,
+  at: QemuProcess,
+  mode: QemuMode,
+  moveMsMax?: number,
+): Promise<{ trial: Trial; target: QemuProcess; isAlive: boolean }> {
+  await at.qmp.execute('cont');
+  await sleep(SETTLE_MS);
+  const before = readWork(at.serialLog);
+  const { target, move } = await pair.move(at, other(at.host), mode, moveMsMax);
+  await sleep(SETTLE_MS);
+  const after = readWork(target.serialLog);
+  const rate = rateAfter(before, after);
+  await target.qmp.execute('stop');
+  return {
+    target,
+    isAlive: after.length >= WINDOWS_ALIVE_MIN && (after.at(-1)?.bad ?? 0) === 0,
+    trial: {
+      ...move,
+      degradedMs: rate.degradedMs,
+      stallMsMax: rate.stallMsMax,
+      faultP50Us: Number.NaN,
+      faultP99Us: Number.NaN,
+    },
+  };
+}

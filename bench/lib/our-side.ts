@@ -1,0 +1,83 @@
+import type { MigrationReport, VmView } from '../../src/domain.js';
+import { type Cluster, sleep } from '../../test/hosts/cluster.js';
+import { Guest, type GuestOptions } from '../../test/hosts/guest.js';
+import type { HostNetwork } from '../../test/hosts/host-network.js';
+import { CpuMeter, SAMPLE_MS } from './cpu.js';
+import { rateAfter, readWork } from './rate.js';
+import type { Trial } from './rows.js';
+
+/** Before a move and after it, so that the guest's rate before and after is known. */
+export const SETTLE_MS = 2500;
+
+export const other = (host: string): string => (host === 'A' ? 'B' : 'A');
+
+/** Our side: a VM run by the daemons, moved by `vmigrate`. */
+export class OurSide {
+  host = 'A';
+  private constructor(
+    private readonly cluster: Cluster<HostNetwork>,
+    readonly guest: Guest,
+    private readonly sampleMs: number,
+  ) {}
+
+  /** `sampleMs`: how often the meters look; looking costs processor time itself. */
+  static async start(cluster: Cluster<HostNetwork>, options: GuestOptions, sampleMs = SAMPLE_MS): Promise<OurSide> {
+    return new OurSide(cluster, await Guest.start(cluster, 'A', options), sampleMs);
+  }
+
+  async view(host: string): Promise<VmView> {
+    const view = await this.guest.view(host);
+    if (!view) throw new Error(`${this.guest.name} is not on ${host}`);
+    return view;
+  }
+
+  async pause(): Promise<void> {
+    await this.cluster.must(this.cluster.vmctl(this.host, 'pause', this.guest.name));
+  }
+
+  async resume(): Promise<void> {
+    await this.cluster.must(this.cluster.vmctl(this.host, 'resume', this.guest.name));
+  }
+
+  async move(...flags: string[]): Promise<{ trial: Trial; report: MigrationReport }> {
+    const source = this.host;
+    const target = other(source);
+    await sleep(SETTLE_MS);
+    const serialLog = (await this.view(source)).serialLog as string;
+    const before = readWork(serialLog);
+    const meters = [source, target].map((host) => new CpuMeter(() => this.processes(host)));
+    const sampling = setInterval(() => meters.forEach((meter) => meter.sample()), this.sampleMs);
+    const report = await this.cluster.json<MigrationReport>(
+      source,
+      'vmigrate',
+      this.guest.name,
+      target,
+      '--postcopy',
+      ...flags,
+    );
+    clearInterval(sampling);
+    const cpuS = meters.map((meter) => meter.seconds());
+    this.host = target;
+    await sleep(SETTLE_MS);
+    const rate = rateAfter(before, readWork((await this.view(target)).serialLog as string));
+    const { demand, prefetch, deviceState } = report.bytes;
+    const trial: Trial = {
+      blackoutMs: report.blackoutByEventsMs,
+      degradedMs: rate.degradedMs,
+      stallMsMax: rate.stallMsMax,
+      faultP50Us: report.faults.p50Us,
+      faultP99Us: report.faults.p99Us,
+      requestMeanUs: Number.NaN,
+      totalMs: report.totalMs,
+      bytes: demand + prefetch + deviceState,
+      sourceCpuS: cpuS[0] ?? 0,
+      targetCpuS: cpuS[1] ?? 0,
+    };
+    return { trial, report };
+  }
+
+  /** The daemon; our QEMU does nothing for the memory (its threads move device state alone, which QEMU's rows count too). */
+  private processes(host: string): { pid: number; vcpuThreads: number[] }[] {
+    return [{ pid: this.cluster.daemonPid(host), vcpuThreads: [] }];
+  }
+}

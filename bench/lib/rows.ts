@@ -1,0 +1,107 @@
+/** What one move gives, and what a row of a table says of all moves of one kind. */
+import { round, type Sampled, sampled } from './stats.js';
+
+export interface Trial {
+  readonly blackoutMs: number;
+  readonly degradedMs: number;
+  readonly stallMsMax: number;
+  readonly faultP50Us: number;
+  readonly faultP99Us: number;
+  readonly requestMeanUs: number;
+  readonly totalMs: number;
+  readonly bytes: number;
+  readonly sourceCpuS: number;
+  readonly targetCpuS: number;
+}
+
+export interface MoveRow {
+  readonly name: string;
+  readonly blackoutMs: number;
+  readonly degradedMs: number;
+  readonly stallMsMax: number;
+  readonly faultP50Us: number | null;
+  readonly faultP99Us: number | null;
+  /** QEMU's blocktime / requests; null for us */
+  readonly requestMeanUs: number | null;
+  readonly totalMs: number;
+  readonly bytes: number;
+  readonly sourceCpuS: number;
+  readonly targetCpuS: number;
+  readonly badPages: number;
+  /** Guests that were dead or had bad pages after a move; each such move was repeated with a fresh guest. */
+  readonly guestsLost: number;
+  readonly spread: Record<string, Sampled>;
+}
+
+export function row(name: string, trials: readonly Trial[], badPages: number, guestsLost: number): MoveRow {
+  const of = (pick: (trial: Trial) => number) => sampled(trials.map((trial) => round(pick(trial), 3)));
+  const orNull = (sample: Sampled) => (Number.isNaN(sample.median) ? null : round(sample.median, 1));
+  const spread = {
+    blackoutMs: of((trial) => trial.blackoutMs),
+    degradedMs: of((trial) => trial.degradedMs),
+    stallMsMax: of((trial) => trial.stallMsMax),
+    faultP50Us: of((trial) => trial.faultP50Us),
+    faultP99Us: of((trial) => trial.faultP99Us),
+    requestMeanUs: of((trial) => trial.requestMeanUs),
+    totalMs: of((trial) => trial.totalMs),
+    bytes: of((trial) => trial.bytes),
+    sourceCpuS: of((trial) => trial.sourceCpuS),
+    targetCpuS: of((trial) => trial.targetCpuS),
+  };
+  return {
+    name,
+    blackoutMs: round(spread.blackoutMs.median),
+    degradedMs: round(spread.degradedMs.median),
+    stallMsMax: round(spread.stallMsMax.median),
+    faultP50Us: orNull(spread.faultP50Us),
+    faultP99Us: orNull(spread.faultP99Us),
+    requestMeanUs: orNull(spread.requestMeanUs),
+    totalMs: round(spread.totalMs.median, 1),
+    bytes: spread.bytes.median,
+    sourceCpuS: round(spread.sourceCpuS.median, 3),
+    targetCpuS: round(spread.targetCpuS.median, 3),
+    badPages,
+    guestsLost,
+    spread,
+  };
+}
+
+/** A Markdown table. */
+export function renderRows(rows: readonly MoveRow[]): string[] {
+  const lines = [
+    '| row | blackout ms | degraded ms | longest stall ms | fault p50 / p99 µs | total ms | MiB | source CPU s | target CPU s | bad pages | guests lost |',
+    '| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |',
+  ];
+  const span = (sample: Sampled | undefined, digits = 1) =>
+    sample === undefined
+      ? ''
+      : `${round(sample.median, digits)} (${round(sample.min, digits)}–${round(sample.max, digits)})`;
+  for (const {
+    name,
+    spread,
+    badPages,
+    guestsLost,
+    faultP50Us,
+    faultP99Us,
+    requestMeanUs,
+    bytes,
+    sourceCpuS,
+    targetCpuS,
+  } of rows) {
+    const faults =
+      faultP50Us === null ? (requestMeanUs === null ? '–' : `mean ${requestMeanUs}`) : `${faultP50Us} / ${faultP99Us}`;
+    lines.push(
+      `| ${name} | ${span(spread.blackoutMs)} | ${span(spread.degradedMs, 0)} | ${span(spread.stallMsMax)} | ${faults} | ${span(spread.totalMs, 0)} | ${round(bytes / (1 << 20), 0)} | ${sourceCpuS} | ${targetCpuS} | ${badPages} | ${guestsLost} |`,
+    );
+  }
+  return lines;
+}
+
+export function renderRatios(ratios: Readonly<Record<string, number>>): string[] {
+  return [
+    '',
+    '| ratio | value |',
+    '| --- | --- |',
+    ...Object.entries(ratios).map(([name, value]) => `| ${name} | ${value} |`),
+  ];
+}
