@@ -70,6 +70,17 @@ Status FaultThread::watch(uint32_t faulter_index) {
   return status;
 }
 
+/// Serves a clone from now on. Faults that an earlier process, or capture, had read and not answered are
+/// reported again.
+Status FaultThread::serve_clone(uint32_t faulter_index) {
+  const VmMemory& clone = *faulters_[faulter_index].memory;
+  for (const MappedRange& range : clone.ranges) {
+    (void)uffd::wake_range(clone.descriptors[range.descriptor_index].fd.get(), range.base,
+                           range.length_bytes);
+  }
+  return watch(faulter_index);
+}
+
 /// What epoll has already told of it comes to nothing.
 void FaultThread::unwatch(uint32_t faulter_index) {
   Faulter& faulter = faulters_[faulter_index];
@@ -84,7 +95,7 @@ Status FaultThread::begin_copying() {
   for (uint32_t i = 0; i < faulters_.size(); ++i) {
     const Faulter& faulter = faulters_[i];
     if (faulter.memory == nullptr || faulter.is_watched) continue;
-    if (auto status = watch(i); !status) return status;
+    if (auto status = serve_clone(i); !status) return status;
   }
   return ok();
 }
@@ -108,12 +119,7 @@ Status FaultThread::add_clone(const VmMemory& clone) {
   }
   *slot = {&clone};
   if (!is_copying_) return ok();
-  // Faults that an earlier process had read and not answered are reported again.
-  for (const MappedRange& range : clone.ranges) {
-    (void)uffd::wake_range(clone.descriptors[range.descriptor_index].fd.get(), range.base,
-                           range.length_bytes);
-  }
-  return watch(static_cast<uint32_t>(slot - faulters_.begin()));
+  return serve_clone(static_cast<uint32_t>(slot - faulters_.begin()));
 }
 
 void FaultThread::remove_clone(const VmMemory& clone) {

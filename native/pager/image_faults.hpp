@@ -45,6 +45,7 @@ class FaultThread {
   };
 
   Status watch(uint32_t faulter_index);
+  Status serve_clone(uint32_t faulter_index);
   void unwatch(uint32_t faulter_index);
   void read_faults(uint32_t faulter_index, uint32_t descriptor_index);
   const MappedRange* locate(const VmMemory& memory, uint32_t descriptor_index, HostAddr address) const;

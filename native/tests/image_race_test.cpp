@@ -293,6 +293,43 @@ TEST(ImageRace, LeaveInTheMiddleAndGoOnInAnotherCapture) {
   finish(vm);
 }
 
+// The fault that waits for the sweep was read; when the capture is left nobody answers it any more.
+TEST(ImageRace, FaultsThatWereReadAndNotAnsweredAreReportedAgain) {
+  Gates gates;
+  ImageHarness vm(ImageHarness::Specs{{256}});
+  vm.open();
+  auto& clone = vm.add_clone();
+  vm.arm();
+  auto& sweep = gates.close(FaultPoint::kImageSweepClaimed, page_key(0, PageIndex{kFirstChunk}));
+  auto& fault = gates.close(FaultPoint::kImageFaultRead, page_key(0, PageIndex{200}));
+  vm.seal();
+  ASSERT_TRUE(gates.wait_parked(sweep));
+  auto reading = clone.read(5);
+  auto writing = vm.parent->write(6, 1);
+  ASSERT_TRUE(eventually([&] {
+    return vm.counter(ImageCounter::kCloneFaultCount) + vm.counter(ImageCounter::kParentFaultCount) == 2;
+  }));
+  // Keeps the thread of the faults from looking after them once the sweep has gone on.
+  auto last = clone.read(200);
+  ASSERT_TRUE(gates.wait_parked(fault));
+  auto leaving = std::async(std::launch::async, [&] { vm.capture->leave(); });
+  EXPECT_EQ(leaving.wait_for(20ms), std::future_status::timeout);
+  gates.open(sweep);
+  gates.open(fault);
+  leaving.get();
+  vm.capture.reset();
+  EXPECT_TRUE(waits(reading));
+
+  vm.open(/*resume=*/true);
+  ASSERT_TRUE(vm.capture->add_clone(clone.memory).ok());
+  ASSERT_TRUE(vm.capture->resume().ok());
+  ASSERT_TRUE(arrives(reading));
+  EXPECT_EQ(reading.get(), vm.expected(5));
+  EXPECT_TRUE(arrives(writing));
+  EXPECT_TRUE(arrives(last));
+  finish(vm);
+}
+
 TEST(ImageRace, GivenUpBeforeItIsTakenUpAgain) {
   ImageHarness vm(ImageHarness::Specs{{256}});
   vm.open();
