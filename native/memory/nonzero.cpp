@@ -1,73 +1,68 @@
 // Which pages hold anything, for files whose holes tell nothing.
 
-#include <unistd.h>
-
 #include <algorithm>
-#include <cerrno>
 #include <cstring>
-#include <vector>
 
 #include "base/check.hpp"
 #include "memory/region.hpp"
+#include "memory/shrink_guard.hpp"
 
 namespace vmigrate::memory {
 namespace {
 
-/// Stays in the second-level cache, and is worth a system call.
-constexpr uint64_t kReadBytes = 256 << 10;
+constexpr uint64_t kWordsAtOnce = 64;
 
-bool all_zero(const std::byte* bytes, uint64_t length_bytes) {
-  // A page that is zero at its start is compared with itself, one byte on.
-  return bytes[0] == std::byte{0} && std::memcmp(bytes, bytes + 1, length_bytes - 1) == 0;
+/// Copying by system calls would cost more than looking.
+bool all_zero(const std::byte* page, uint64_t length_bytes) {
+  for (uint64_t at = 0; at < length_bytes; at += kWordsAtOnce * sizeof(uint64_t)) {
+    uint64_t words[kWordsAtOnce];
+    std::memcpy(words, page + at, sizeof words);
+    uint64_t any = 0;
+    for (const uint64_t word : words) any |= word;
+    if (any != 0) return false;
+  }
+  return true;
 }
 
-Status read_all(int fd, std::byte* out, uint64_t offset_bytes, uint64_t length_bytes) {
-  for (uint64_t done = 0; done < length_bytes;) {
-    const ssize_t count =
-        ::pread(fd, out + done, length_bytes - done, static_cast<off_t>(offset_bytes + done));
-    if (count < 0 && errno == EINTR) continue;
-    if (count < 0) return system_error("read region");
-    if (count == 0) return Error{ErrorCode::kRegionChanged, 0, "region file changed its length"};
-    done += static_cast<uint64_t>(count);
+struct Look {
+  const std::byte* base;
+  uint64_t page_bytes;
+  uint64_t page_count;
+  uint64_t nonzero_bits;  ///< one a page
+};
+
+void look(void* context) {
+  Look& what = *static_cast<Look*>(context);
+  for (uint64_t i = 0; i < what.page_count; ++i) {
+    if (!all_zero(what.base + i * what.page_bytes, what.page_bytes)) what.nonzero_bits |= uint64_t{1} << i;
   }
-  return ok();
 }
 
 }  // namespace
 
 Status Region::each_nonzero_run(PageRun within, const std::function<void(PageRun)>& visit) const {
   VMG_CHECK(raw(within.first) <= page_count() && within.count <= page_count() - raw(within.first));
-  std::vector<std::byte> buffer(kReadBytes);
   const uint64_t end_page = raw(within.first) + within.count;
   PageRun run{within.first, 0};
-  const auto note = [&](uint64_t page, bool nonzero) {
-    if (nonzero) {
-      if (run.count == 0) run.first = PageIndex{page};
-      ++run.count;
-    } else if (run.count != 0) {
-      visit(run);
-      run.count = 0;
-    }
+  const auto end_run = [&] {
+    if (run.count != 0) visit(run);
+    run.count = 0;
   };
   for (uint64_t page = raw(within.first); page < end_page;) {
-    const uint64_t pages = std::clamp<uint64_t>(kReadBytes / page_bytes_, 1, end_page - page);
-    // Many small pages at once, or one large page in parts.
-    const uint64_t part_bytes = std::min(kReadBytes, pages * page_bytes_);
-    bool nonzero = false;
-    for (uint64_t at = 0; at < pages * page_bytes_ && !nonzero; at += part_bytes) {
-      const Status read = read_all(fd_.get(), buffer.data(), page * page_bytes_ + at, part_bytes);
-      if (!read) return read;
-      if (pages == 1) {
-        nonzero = !all_zero(buffer.data(), part_bytes);
+    Look what{base_ + page * page_bytes_, page_bytes_, std::min<uint64_t>(64, end_page - page), 0};
+    if (!touch_guarded(look, &what))
+      return Error{ErrorCode::kRegionChanged, 0, "region file changed its length"};
+    for (uint64_t i = 0; i < what.page_count; ++i) {
+      if ((what.nonzero_bits >> i & 1) == 0) {
+        end_run();
         continue;
       }
-      for (uint64_t i = 0; i < pages; ++i)
-        note(page + i, !all_zero(buffer.data() + i * page_bytes_, page_bytes_));
+      if (run.count == 0) run.first = PageIndex{page + i};
+      ++run.count;
     }
-    if (pages == 1) note(page, nonzero);
-    page += pages;
+    page += what.page_count;
   }
-  note(end_page, false);
+  end_run();
   return ok();
 }
 

@@ -15,8 +15,8 @@ namespace vmigrate::memory {
 enum class Mode { kReadOnly, kReadWrite };
 
 /// One region file (tmpfs or hugetlbfs) and our shared mapping of it. The mapping's bytes may be touched only
-/// through calls that cannot end in SIGBUS (system calls), because the file belongs to others too: it may
-/// shrink, and the file system may be full.
+/// through calls that cannot end in SIGBUS (system calls, and touch_guarded), because the file belongs to
+/// others too: it may shrink, and the file system may be full.
 class Region {
  public:
   /// Makes a new sparse file of exactly `length_bytes`; kAlreadyExists if there is one, kNoSpace if the file
@@ -39,7 +39,8 @@ class Region {
   /// Calls `visit` with each run of pages that hold data (SEEK_DATA/SEEK_HOLE, widened to whole pages), in
   /// order. Does not touch the bytes.
   Status each_data_run(const std::function<void(PageRun)>& visit) const;
-  /// The same for those pages of `within` that hold a byte other than zero: reads them all, by system calls.
+  /// The same for those pages of `within` that hold a byte other than zero: reads them all, and holes would
+  /// not stay holes. kRegionChanged if the file has shrunk.
   Status each_nonzero_run(PageRun within, const std::function<void(PageRun)>& visit) const;
 
  private:
