@@ -83,6 +83,10 @@ export class FakeHost {
   readonly vm: Record<string, unknown>;
   readonly destroyed: string[] = [];
   pages: TargetSessionState = 'filling';
+  /** null: no RDMA here. */
+  rdmaListener: { rdmaAddress: string; rdmaPort: number; isLost: boolean } | null = null;
+  /** What became of source sessions, in order. */
+  readonly exposures: ('opened' | 'frozen' | 'closed')[] = [];
   /** Awaited before a change of the VM's record is there. */
   onSetState: (state: VmState) => Promise<void> = async () => undefined;
   readonly registry: FileRegistry;
@@ -108,7 +112,7 @@ export class FakeHost {
       rdma: {
         inventory: async () => NO_RDMA,
         probe: async () => ({ isReached: false }),
-        listener: noRdma,
+        listener: async () => (this.rdmaListener === null ? noRdma() : (this.rdmaListener as never)),
         connection: noRdma,
       },
       stateDir: directory,
@@ -160,12 +164,15 @@ export class FakeHost {
   #native(): Partial<NativeBinding> {
     return {
       allocatedBytes: () => 0n,
-      openSourceSession: async () => ({
-        keys: [],
-        freeze: () => undefined,
-        snapshot: () => ({ counters: {} as never, failure: null }),
-        close: async () => undefined,
-      }),
+      openSourceSession: async () => {
+        this.exposures.push('opened');
+        return {
+          keys: [],
+          freeze: () => void this.exposures.push('frozen'),
+          snapshot: () => ({ counters: {} as never, failure: null }),
+          close: async () => void this.exposures.push('closed'),
+        };
+      },
       openTargetSession: () =>
         ({
           snapshot: () => ({ state: this.pages, failure: null, counters: {} }),

@@ -147,3 +147,36 @@ test('a watch that has ended leaves nothing on the connection', () => {
   for (let attempt = 0; attempt < 3; attempt++) new MigrationWatch(host.qemu as never).end();
   expect([events.listenerCount('event'), events.listenerCount('closed')]).toEqual([0, 0]);
 });
+
+describe('a VM that has left over RDMA', () => {
+  const exposeByRdma = () =>
+    host.agent.expose({ session: FIRST, vm: 'web', token: 'e'.repeat(64), transport: 'rdma', target: 'B' });
+
+  test('is refused where there is none, and nothing of it stays', async () => {
+    await host.agent.start();
+    await expect(exposeByRdma()).rejects.toEqual(code('UNSUPPORTED'));
+    expect((await (await SessionStore.open(host.stateDir)).load()).records).toEqual([]);
+    expect(host.exposures).toEqual([]);
+  });
+
+  test('is exposed anew when the device has been taken away, and not before', async () => {
+    host.rdmaListener = { rdmaAddress: '10.0.1.1', rdmaPort: 7401, isLost: false };
+    await host.agent.start();
+    expect(await exposeByRdma()).toMatchObject({ transport: 'rdma', host: '10.0.1.1', port: 7401 });
+    // The VM still runs here: whatever has become of the device, that move is to be undone.
+    host.rdmaListener.isLost = true;
+    await exposeByRdma();
+    expect(host.exposures).toEqual(['opened']);
+
+    await host.registry.swapOwner('web', 1, { vm: 'web', owner: 'B', epoch: 2, session: FIRST });
+    await host.agent.start();
+    expect(host.exposures.splice(0)).toEqual(['opened', 'opened', 'frozen']);
+    const lost = host.rdmaListener;
+    host.rdmaListener = { rdmaAddress: '10.0.1.1', rdmaPort: 999, isLost: false };
+    expect(await exposeByRdma()).toMatchObject({ port: 999 });
+    expect(host.exposures.splice(0)).toEqual(['closed', 'opened', 'frozen']);
+    lost.isLost = false;
+    expect(await exposeByRdma()).toMatchObject({ port: 999 });
+    expect(host.exposures).toEqual([]);
+  });
+});
