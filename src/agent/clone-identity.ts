@@ -12,7 +12,7 @@ import { replaceNics } from './nic-replace.js';
 import type { Vm } from './vm.js';
 import type { IdentityDue } from './vm-record.js';
 
-const AGENT_TIMEOUT_MS = 30_000;
+const AGENT_TIMEOUT_MS = 120_000;
 const HOOK_TIMEOUT_MS = 60_000;
 const HOSTNAME_PROGRAM = '/bin/hostname';
 const CLOCK_ERROR_MS_MAX = 2_000;

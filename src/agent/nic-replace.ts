@@ -10,8 +10,8 @@ import { nicProperties } from '../qemu/command.js';
 import type { QmpClient } from '../qemu/qmp.js';
 import { joinBridge } from './network.js';
 
-/** A guest takes some milliseconds; one of many that share a processor, seconds. */
-export const UNPLUG_TIMEOUT_MS = 30_000;
+/** A guest takes some milliseconds; one of many that share a processor, many seconds. */
+export const UNPLUG_TIMEOUT_MS = 120_000;
 const PERIPHERALS = '/machine/peripheral';
 
 export interface NicReplacement {

@@ -1,0 +1,98 @@
+/** Forks of a guest that others talk to: from outside each clone is somebody else, or nobody. */
+import { afterAll, afterEach, beforeAll, expect, test } from 'vitest';
+import type { VmView } from '../../src/domain.js';
+import type { ForkReport } from '../../src/domain-fork.js';
+import { Cluster, eventually } from '../hosts/cluster.js';
+import { Guest } from '../hosts/guest.js';
+
+const SETTLE_MS = 120_000;
+const CLONES = 2;
+/** Clone number N takes the N + 1st after its parent's (guest/init). */
+const addresses = ['10.84.0.10', '10.84.0.11', '10.84.0.12'];
+
+let cluster: Cluster;
+let parent: Guest;
+
+beforeAll(async () => {
+  cluster = await Cluster.create({ hosts: ['A'], hasGuestNetwork: true });
+  parent = await Guest.start(cluster, 'A', { name: 'net', memoryMiB: 128, touchMiB: 16, address: addresses[0] ?? '' });
+}, 200_000);
+afterEach(async () => {
+  for (const { name, image } of await ps()) if (image !== null) await cluster.vmctl('A', 'stop', name, '--force');
+});
+afterAll(() => cluster?.destroy());
+
+const ps = (): Promise<VmView[]> => cluster.json('A', 'vmctl', 'ps');
+
+function fork(network: string): Promise<ForkReport> {
+  return cluster.json('A', 'vfork', parent.name, '--clones', `${CLONES}`, '--network', network);
+}
+
+/** MAC addresses that answer for an address on the guests' network. */
+async function answering(address: string): Promise<string[]> {
+  const client = cluster.network.clientNamespace;
+  const { stdout } = await cluster.inNamespace(
+    client,
+    'busybox',
+    'arping',
+    '-c',
+    '2',
+    '-w',
+    '3',
+    '-I',
+    'eth0',
+    address,
+  );
+  return [...new Set([...stdout.matchAll(/\[([0-9a-f:]{17})\]/g)].map(([, mac = '']) => mac))];
+}
+
+async function settled(): Promise<void> {
+  await eventually('the clones have their network', SETTLE_MS, async () =>
+    (await ps()).every(({ identityIssue }) => identityIssue === null) ? true : undefined,
+  );
+}
+
+async function parentMac(): Promise<string> {
+  const [mac] = await answering(addresses[0] ?? '');
+  if (mac === undefined) throw new Error('the parent does not answer');
+  return mac;
+}
+
+test('fresh: parent and clones answer at addresses of their own, though the daemon was killed before they had them', async () => {
+  const before = await parentMac();
+  const report = await fork('fresh');
+  await cluster.stopDaemon('A');
+  await cluster.startDaemon('A');
+  await settled();
+  const macs = report.clones.map(({ mac }) => mac);
+  expect(new Set([before, ...macs]).size).toBe(CLONES + 1);
+  for (const [index, mac] of [before, ...macs].entries()) {
+    const address = addresses[index] ?? '';
+    await eventually(`${address} answers`, SETTLE_MS, async () =>
+      (await answering(address)).length > 0 ? true : undefined,
+    );
+    expect(await answering(address)).toEqual([mac]);
+  }
+  await parent.expectProgress('A');
+});
+
+test('isolated: nobody hears the clones, which keep the addresses of their parent', async () => {
+  const before = await parentMac();
+  const report = await fork('isolated');
+  await settled();
+  for (const { mac, name } of report.clones) {
+    expect(mac).toBe(before);
+    await new Guest(cluster, name).expectProgress('A');
+  }
+  expect(await answering(addresses[0] ?? '')).toEqual([before]);
+  expect(await answering(addresses[1] ?? '')).toEqual([]);
+  await parent.expectProgress('A');
+});
+
+test('none: nobody hears the clones', async () => {
+  const before = await parentMac();
+  const report = await fork('none');
+  for (const { name } of report.clones) await new Guest(cluster, name).expectProgress('A');
+  expect(await answering(addresses[0] ?? '')).toEqual([before]);
+  expect(await answering(addresses[1] ?? '')).toEqual([]);
+});
