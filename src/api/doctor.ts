@@ -10,6 +10,8 @@ const DAY_MS = 86_400_000;
 const CERTIFICATE_WARN_DAYS = 30;
 const RAM_FILES_WARN_BYTES = 512 * MIB;
 const KERNEL_MIN = [5, 14];
+/** Write-protection of shared memory through userfaultfd. */
+const KERNEL_FORK_MIN = [5, 19];
 const QEMU_MIN = [7, 2];
 
 type Verdict = Omit<DoctorCheck, 'name'>;
@@ -46,6 +48,15 @@ function minorFaults(inventory: HostInventory): Verdict {
   return inventory.hasMinorFaults
     ? ok('on tmpfs')
     : fail('not supported on tmpfs', 'run Linux 5.14 or newer with CONFIG_USERFAULTFD');
+}
+
+function forks(version: string): Verdict {
+  return isAtLeast(version, KERNEL_FORK_MIN)
+    ? ok('memory can be write-protected')
+    : warn(
+        `Linux ${version} cannot write-protect shared memory`,
+        'run Linux 5.19 or newer, or fork with --parent stop',
+      );
 }
 
 function kvm(inventory: HostInventory): Verdict {
@@ -129,6 +140,7 @@ export async function doctor(services: ApiServices): Promise<DoctorCheck[]> {
     ['kernel', kernel(release())],
     ['userfaultfd', userfaultfd(inventory)],
     ['minor faults', minorFaults(inventory)],
+    ['forks', forks(release())],
     [
       'preload',
       inventory.isPreloadPresent
