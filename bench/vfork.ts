@@ -21,6 +21,7 @@ const LATER_MS = 5000;
 const SETTLE_MS = 2500;
 const MIB = 1 << 20;
 const WORK_POLL_MS = 10;
+const PROBE_MS = 10;
 
 export interface VforkRow {
   readonly name: string;
@@ -107,6 +108,29 @@ async function restoreRow(
   };
 }
 
+/** Watches the private memory of one clone from outside: by the time its fork is reported, a busy guest has written for a while. */
+class MemoryProbe {
+  readonly #samples: { atMs: number; bytes: number }[] = [];
+  readonly #timer: NodeJS.Timeout;
+  #pid = 0;
+
+  constructor(recordPath: string) {
+    this.#timer = setInterval(() => {
+      if (this.#pid === 0) this.#pid = Number(/"pid": (\d+)/.exec(readSafe(recordPath))?.[1] ?? 0);
+      if (this.#pid !== 0) this.#samples.push({ atMs: Date.now(), bytes: privateBytes(this.#pid) });
+    }, PROBE_MS);
+  }
+
+  stop(): void {
+    clearInterval(this.#timer);
+  }
+
+  /** MiB at the first sample after that moment; NaN if there is none. */
+  at(atMs: number): number {
+    return (this.#samples.find((sample) => sample.atMs >= atMs)?.bytes ?? Number.NaN) / MIB;
+  }
+}
+
 class OurParent {
   #forks = 0;
 
@@ -128,9 +152,13 @@ class OurParent {
     await sleep(SETTLE_MS);
     const parent = await this.view(this.guest.name);
     const before = readWork(parent.serialLog ?? '');
-    const logs = Array.from({ length: Math.min(count, 8) }, (_, index) => this.#serialLog(`${prefix}-${index}`));
+    const logs = Array.from({ length: Math.min(count, 8) }, (_, index) =>
+      this.#path(`${prefix}-${index}`, 'serial.log'),
+    );
     // Waiting processes have used processor time before; the others begin with none.
     const costBefore = cpuSeconds([this.cluster.daemonPid('A'), ...(await this.cluster.qemuPids('A'))]);
+    const probed = [...new Set([0, count - 1])];
+    const probes = probed.map((index) => new MemoryProbe(this.#path(`${prefix}-${index}`, 'record.json')));
     const work = firstWork(() => logs);
     const askedAt = performance.timeOrigin + performance.now();
     const report = await this.#fork(options);
@@ -138,7 +166,10 @@ class OurParent {
     const pids = clones.map(({ pid }) => pid ?? 0);
     const costAfter = cpuSeconds([this.cluster.daemonPid('A'), ...(await this.cluster.qemuPids('A'))]);
     const now = memory({ pids, serialLogs: logs });
-    const firstWorkMs = performance.timeOrigin + (await work) - (await this.#createdAtMs(report, askedAt));
+    for (const probe of probes) probe.stop();
+    const createdAtMs = await this.#createdAtMs(report, askedAt);
+    const atResume = probes.map((probe, n) => probe.at(createdAtMs + (report.clones[probed[n] ?? 0]?.readyMs ?? 0)));
+    const firstWorkMs = performance.timeOrigin + (await work) - createdAtMs;
     await sleep(LATER_MS);
     const later = memory({ pids, serialLogs: logs });
     const rate = rateAfter(before, readWork(parent.serialLog ?? '').slice(before.length));
@@ -153,7 +184,7 @@ class OurParent {
       firstMs: report.firstReadyMs,
       lastMs: report.lastReadyMs,
       firstWorkMs,
-      privateMiBPerClone: now.privateMiB,
+      privateMiBPerClone: atResume.reduce((sum, mib) => sum + mib, 0) / atResume.length,
       privateMiBPerCloneLater: later.privateMiB,
       sharedMiB: image.allocatedBytes / MIB,
       faultsPerClone: now.faults,
@@ -199,8 +230,8 @@ class OurParent {
     await this.cluster.must(this.cluster.vmctl('A', 'image', 'rm', image));
   }
 
-  #serialLog(name: string): string {
-    return join(this.cluster.hostDirectory('A'), 'state/vms', name, 'serial.log');
+  #path(vm: string, file: string): string {
+    return join(this.cluster.hostDirectory('A'), 'state/vms', vm, file);
   }
 }
 
