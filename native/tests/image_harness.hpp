@@ -186,13 +186,14 @@ class ImageHarness {
   };
 
   using Specs = std::vector<RegionSpec>;
-  explicit ImageHarness(Specs specs, const std::string& image_dir = {}, VmKind parent_kind = VmKind::kParent)
+  explicit ImageHarness(Specs specs, const std::string& image_dir = {}, VmKind parent_kind = VmKind::kParent,
+                        const std::string& source_dir = {})
       : is_parent_private_(parent_kind == VmKind::kPrivateParent) {
     const std::string target = image_dir.empty() ? dir_.path() : image_dir;
     for (size_t i = 0; i < specs.size(); ++i) {
       const std::string name = "ram" + std::to_string(i);
       const uint64_t length_bytes = specs[i].page_count * kPage;
-      source_paths.push_back(dir_ / name);
+      source_paths.push_back((source_dir.empty() ? dir_.path() : source_dir) + "/" + name);
       image_paths.push_back(target + "/" + name + ".image");
       presence_paths.push_back(dir_ / (name + ".presence"));
       lengths.push_back(length_bytes);
@@ -201,10 +202,14 @@ class ImageHarness {
       const UniqueFd image(::open(image_paths[i].c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600));
       EXPECT_EQ(::ftruncate(image.get(), static_cast<off_t>(length_bytes)), 0);
       const UniqueFd fd(::open(source_paths[i].c_str(), O_RDWR | O_CLOEXEC));
-      for (uint64_t page = 0; page < specs[i].page_count; ++page)
+      // hugetlbfs cannot be written; its pages are filled through the parent's mapping.
+      for (uint64_t page = 0; source_dir.empty() && page < specs[i].page_count; ++page)
         if (specs[i].has_data(page)) write_pattern(fd.get(), i + 1, page);
     }
     parent = std::make_unique<MappedVm>(source_paths, lengths, parent_kind);
+    for (uint64_t page = 0; !source_dir.empty() && page < specs[0].page_count; ++page)
+      for (uint64_t word = 0; word < kPage / 8; ++word)
+        parent->word(0, page)[word] = pattern_word(1, page, word);
   }
   ~ImageHarness() {
     capture.reset();

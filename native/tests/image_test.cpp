@@ -5,6 +5,7 @@
 
 #include <random>
 
+#include "tests/huge_pages.hpp"
 #include "tests/image_harness.hpp"
 
 namespace vmigrate::pager {
@@ -179,6 +180,31 @@ TEST(Image, LargePagesOnTmpfs) {
   EXPECT_EQ(vm.bad_image_pages(), 0u);
   EXPECT_EQ(vm.counter(ImageCounter::kPagesTotal), 4u);
   EXPECT_EQ(vm.counter(ImageCounter::kPagesZero), 2u);
+}
+
+TEST(Image, HugePagesOfHugetlbfs) {
+  const test::HugePages pages(12);
+  if (!pages.is_mounted()) GTEST_SKIP() << "no huge pages can be reserved here";
+  ImageHarness vm(ImageHarness::Specs{{1536, [](uint64_t) { return true; }, kLargePage}}, pages.path(),
+                  test::VmKind::kParent, pages.path());
+  vm.open();
+  auto& clone = vm.add_clone();
+  vm.arm();
+  auto before = vm.parent->write(1000, 6);
+  ASSERT_TRUE(arrives(before));
+  vm.seal();
+  auto after = vm.parent->write(1001, 7);
+  ASSERT_TRUE(arrives(after));
+  auto own = clone.write(3, 8);
+  ASSERT_TRUE(arrives(own));
+  auto shared = clone.read(1001);
+  ASSERT_TRUE(arrives(shared));
+  EXPECT_EQ(shared.get(), vm.expected(1001));
+  ASSERT_TRUE(vm.reaches(ImageState::kComplete));
+  EXPECT_EQ(vm.expected(1000), 6u);
+  EXPECT_EQ(vm.bad_image_pages(), 0u);
+  EXPECT_EQ(vm.counter(ImageCounter::kPagesCopied), 3u);
+  EXPECT_FALSE(vm.parent->is_registered());
 }
 
 TEST(Image, WithoutAParentItIsCopiedFromItsFiles) {

@@ -2,11 +2,11 @@
 
 #include <gtest/gtest.h>
 #include <sys/mman.h>
-#include <sys/mount.h>
 
 #include <random>
 
 #include "pager/limits.hpp"
+#include "tests/huge_pages.hpp"
 #include "tests/pager_harness.hpp"
 
 namespace vmigrate::pager {
@@ -297,40 +297,18 @@ TEST(TargetPager, ASessionTakenOverWithEveryPageHereNeedsNoSource) {
 
 TEST(TargetPager, HugePagesOfHugetlbfs) {
   const uint64_t big = 2 << 20;
-  // Huge pages reserved for the length of this test.
-  const char* knob = "/proc/sys/vm/nr_hugepages";
-  const auto read_knob = [&] {
-    char text[32] = {};
-    const UniqueFd fd(::open(knob, O_RDONLY | O_CLOEXEC));
-    (void)!::read(fd.get(), text, sizeof(text) - 1);
-    return std::strtoull(text, nullptr, 10);
-  };
-  const auto write_knob = [&](unsigned long long value) {
-    const std::string text = std::to_string(value);
-    const UniqueFd fd(::open(knob, O_WRONLY | O_CLOEXEC));
-    (void)!::write(fd.get(), text.data(), text.size());
-  };
-  const auto before = read_knob();
-  write_knob(before + 4);
-  test::TempDir mount_point;
-  const bool mounted = read_knob() >= before + 4 &&
-                       ::mount("hugetlbfs", mount_point.path().c_str(), "hugetlbfs", 0, "pagesize=2M") == 0;
-  if (mounted) {
-    PagerHarness vm(PagerHarness::Specs{{4, [](uint64_t page) { return page / 512 < 2; }, big}},
-                    mount_point.path());
-    vm.start(false);
-    // pwrite is refused on hugetlbfs: these endpoints copy through the mapping.
-    auto data = vm.touch(0, 600, 3);
-    ASSERT_TRUE(PagerHarness::arrives(data));
-    EXPECT_EQ(data.get(), vm.expected(0, 600, 3));
-    vm.finish_maps();
-    ASSERT_TRUE(test::eventually([&] { return vm.counter(TargetCounter::kPagesZero) == 2; }));
-    ASSERT_TRUE(vm.reaches(TargetState::kComplete));
-    EXPECT_EQ(vm.bad_pages(), 0u);
-  }
-  if (mounted) ::umount(mount_point.path().c_str());
-  write_knob(before);
-  if (!mounted) GTEST_SKIP() << "no huge pages can be reserved here";
+  const test::HugePages pages(4);
+  if (!pages.is_mounted()) GTEST_SKIP() << "no huge pages can be reserved here";
+  PagerHarness vm(PagerHarness::Specs{{4, [](uint64_t page) { return page / 512 < 2; }, big}}, pages.path());
+  vm.start(false);
+  // pwrite is refused on hugetlbfs: these endpoints copy through the mapping.
+  auto data = vm.touch(0, 600, 3);
+  ASSERT_TRUE(PagerHarness::arrives(data));
+  EXPECT_EQ(data.get(), vm.expected(0, 600, 3));
+  vm.finish_maps();
+  ASSERT_TRUE(test::eventually([&] { return vm.counter(TargetCounter::kPagesZero) == 2; }));
+  ASSERT_TRUE(vm.reaches(TargetState::kComplete));
+  EXPECT_EQ(vm.bad_pages(), 0u);
 }
 
 }  // namespace
