@@ -1,13 +1,18 @@
-/** `npm run demo`: a busy, self-checking guest moves live between two hosts of this machine, there and back, and proves its memory. */
+/**
+ * `npm run demo`: a busy, self-checking guest moves live between two hosts of this machine, there and back, then becomes nine, and all of them prove
+ * their memory.
+ */
 import { spawn } from 'node:child_process';
 import { fileURLToPath } from 'node:url';
 import type { MigrationReport } from '../../src/domain.js';
-import { Cluster, sleep } from './cluster.js';
+import type { ForkReport } from '../../src/domain-fork.js';
+import { Cluster, type Program, sleep } from './cluster.js';
 import { Guest, type WorkWindow } from './guest.js';
 
 const BARS = ' ▁▂▃▄▅▆▇█';
 const MEMORY_MIB = 512;
 const TOUCH_MIB = 256;
+const CLONES = 8;
 
 function say(line = ''): void {
   process.stdout.write(`${line}\n`);
@@ -22,7 +27,7 @@ function bars(values: readonly number[], full: number): string {
 }
 
 /** Runs the very command a user would type, on this terminal. */
-function typed(cluster: Cluster, host: string, program: 'vmigrate' | 'vmctl', args: string[]): Promise<number> {
+function typed(cluster: Cluster, host: string, program: Program, args: string[]): Promise<number> {
   say(`\n${host}$ ${[program, ...args].join(' ')}`);
   const script = fileURLToPath(new URL(`../../dist/cli/${program}.js`, import.meta.url));
   const child = spawn(process.execPath, [script, '--host', `unix:${cluster.apiSocket(host)}`, ...args], {
@@ -46,6 +51,28 @@ async function move(cluster: Cluster, guest: Guest, source: string, target: stri
   return report;
 }
 
+/** The guest becomes many. All of them are busy, so a check takes its time. */
+async function fork(cluster: Cluster, guest: Guest): Promise<void> {
+  const code = await typed(cluster, 'A', 'vfork', ['--clones', String(CLONES), guest.name, '--name', 'clone']);
+  if (code !== 0) throw new Error(`vfork ended with ${code}`);
+  await typed(cluster, 'A', 'vmctl', ['ps']);
+  await typed(cluster, 'A', 'vmctl', ['images']);
+  const jobs = await cluster.json<{ kind: string; report: ForkReport | null }[]>('A', 'vmctl', 'jobs');
+  const report = jobs.find(({ kind }) => kind === 'fork')?.report;
+  if (!report) throw new Error('the job left no report');
+  say('\nEvery one of them checks its memory:');
+  const verdicts = await Promise.all(
+    [guest.name, ...report.clones.map(({ name }) => name)].map(async (name) => ({
+      name,
+      ...(await new Guest(cluster, name).verify('A')),
+    })),
+  );
+  for (const { name, pages, bad } of verdicts) say(`  ${name.padEnd(10)} ${pages} pages, ${bad} bad`);
+  await typed(cluster, 'A', 'vmctl', ['stop', '--image', report.image]);
+  await typed(cluster, 'A', 'vmctl', ['image', 'rm', report.image]);
+  if (verdicts.some(({ bad }) => bad !== 0)) throw new Error('a guest found bad pages');
+}
+
 async function main(): Promise<void> {
   say('Making two hosts, A and B: network namespaces with a daemon each, mutual TLS between them.');
   const cluster = await Cluster.create({ hasGuestNetwork: true });
@@ -66,9 +93,11 @@ async function main(): Promise<void> {
     say('\nNow the guest checks every word of every page:');
     const { pages, bad } = await guest.verify('A');
     say(`  ${pages} pages, ${bad} bad`);
-    await typed(cluster, 'A', 'vmctl', ['stop', guest.name]);
     if (bad !== 0) throw new Error('the guest found bad pages');
-    say('\nThe guest moved twice while it worked, and lost nothing.');
+    say(`\nAt last it becomes ${CLONES + 1}: it works on, and ${CLONES} clones with it.`);
+    await fork(cluster, guest);
+    await typed(cluster, 'A', 'vmctl', ['stop', guest.name]);
+    say(`\nThe guest moved twice and was forked into ${CLONES} while it worked, and nothing was lost.`);
   } finally {
     await cluster.destroy();
   }
