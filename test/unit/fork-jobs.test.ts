@@ -28,6 +28,26 @@ describe('one VM is in one job', () => {
     expect(await rest(jobs, id)).toMatchObject({ state: 'done' });
   });
 
+  test('a fork while the image of another still fills is refused, and says what to wait for', async () => {
+    const world = new Scripted();
+    const filling = gate();
+    const parked = gate();
+    world.on['A.forkProgress'] = async () => {
+      filling.open();
+      await parked.passed;
+      return forkAnswers.forkProgress;
+    };
+    const { jobs } = await world.daemon();
+    const { id } = await jobs.submitFork(forkRequest);
+    await filling.passed;
+    await expect(jobs.submitFork(forkRequest)).rejects.toMatchObject({
+      details: [{ code: 'VM_IN_JOB', remedy: expect.stringContaining(`vmctl job ${id} --follow`) as string }],
+    });
+    parked.open();
+    expect(await rest(jobs, id)).toMatchObject({ state: 'done' });
+    expect(await rest(jobs, (await jobs.submitFork(forkRequest)).id)).toMatchObject({ state: 'done' });
+  });
+
   test('two forks, one after the other', async () => {
     const world = new Scripted();
     const { jobs } = await world.daemon();
