@@ -19,7 +19,7 @@ export interface AgentContext {
   readonly native: NativeBinding;
   /** tcp and shm. */
   readonly listener: DataListenerHandle;
-  readonly rdma: Pick<RdmaHost, 'inventory' | 'listener' | 'connection' | 'probe'>;
+  readonly rdma: Pick<RdmaHost, 'inventory' | 'listener' | 'connection' | 'registering' | 'probe'>;
   readonly registry: Registry;
   readonly peers: Peers;
   /** IP address that other hosts reach our data ports at. */

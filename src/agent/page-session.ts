@@ -142,7 +142,7 @@ export class PageSession {
     const source = { transport, host, port, keys, session, token };
     if (transport === 'rdma') {
       const rdma = await this.#context.rdma.connection();
-      await this.#handle.connect({ ...source, rdma }, RDMA_CONNECT_TIMEOUT_MS);
+      await this.#context.rdma.registering(() => this.#handle.connect({ ...source, rdma }, RDMA_CONNECT_TIMEOUT_MS));
     } else {
       await this.#handle.connect(source, CONNECT_TIMEOUT_MS);
     }

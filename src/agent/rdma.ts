@@ -11,6 +11,8 @@ import { cgroupFreeBytes, lockableBytes } from './memory-limits.js';
 
 /** A peer that listens answers at once; one that must first ask for its hardware address, within three seconds. */
 const PROBE_TIMEOUT_MS = 3_500;
+/** Registering memory takes a thread of Node's pool for as long as it lasts. There are four, and a commit waits for one that writes a file. */
+const REGISTERING_MAX = 2;
 const NO_DEVICE_REMEDY = 'see "vmctl doctor" there, or use --tcp';
 
 export interface RdmaConfig {
@@ -39,6 +41,8 @@ export class RdmaHost {
   #listener: DataListenerHandle | null = null;
   /** Of ports that are not used any more, with sessions that have not noticed yet. */
   #retired: DataListenerHandle[] = [];
+  #registeringCount = 0;
+  readonly #waiting: (() => void)[] = [];
 
   constructor(options: RdmaHostOptions) {
     this.#options = options;
@@ -71,6 +75,20 @@ export class RdmaHost {
   /** How a target session connects. UNSUPPORTED where there is no RDMA now. */
   async connection(): Promise<RdmaOptions> {
     return this.#rdmaOptions(await this.#address());
+  }
+
+  /** Calls that register memory, a few at a time. */
+  async registering<T>(call: () => Promise<T>): Promise<T> {
+    while (this.#registeringCount >= REGISTERING_MAX) {
+      await new Promise<void>((resolve) => this.#waiting.push(resolve));
+    }
+    this.#registeringCount++;
+    try {
+      return await call();
+    } finally {
+      this.#registeringCount--;
+      this.#waiting.shift()?.();
+    }
   }
 
   async probe({ host, port }: RdmaPlace): Promise<NonNullable<TargetChecks['rdma']>> {

@@ -156,7 +156,8 @@ export class SourceSession {
       throw new MigrationError('UNSUPPORTED', `${host} (${dataAddress}) does not serve ${transport}`);
     }
     const { regions } = this.#vm;
-    this.#pages = await native.openSourceSession({ listener, transport, session, token, regions });
+    const open = () => native.openSourceSession({ listener, transport, session, token, regions });
+    this.#pages = await (transport === 'rdma' ? rdma.registering(open) : open());
     this.#listener = listener;
   }
 

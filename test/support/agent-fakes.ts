@@ -114,6 +114,7 @@ export class FakeHost {
         probe: async () => ({ isReached: false }),
         listener: async () => (this.rdmaListener === null ? noRdma() : (this.rdmaListener as never)),
         connection: noRdma,
+        registering: (call) => call(),
       },
       stateDir: directory,
       clock: { nowMs: () => performance.now(), isoNow: () => new Date().toISOString(), sleep: async () => undefined },

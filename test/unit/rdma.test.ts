@@ -1,5 +1,5 @@
 /** This host's part in RDMA: which address it takes, when it listens anew, and what it says where there is none. */
-import { describe, expect, test } from 'vitest';
+import { describe, expect, test, vi } from 'vitest';
 import { RdmaHost, type RdmaHostOptions } from '../../src/agent/rdma.js';
 import type { RdmaDevice } from '../../src/domain.js';
 import { MigrationError } from '../../src/errors.js';
@@ -148,4 +148,29 @@ describe('the listener', () => {
     host.close();
     expect(scene.listeners.map(({ isClosed }) => isClosed)).toEqual([true, true]);
   });
+});
+
+test('memory is registered for two sessions at a time; one that fails gives its place on', async () => {
+  const host = new Scene().host();
+  const ends: (() => void)[] = [];
+  const begun: number[] = [];
+  const calls = [0, 1, 2, 3].map((index) =>
+    host.registering(
+      () =>
+        new Promise<number>((resolve, reject) => {
+          begun.push(index);
+          ends.push(index === 0 ? () => reject(new Error('no room')) : () => resolve(index));
+        }),
+    ),
+  );
+  const failed = expect(calls[0]).rejects.toThrow('no room');
+  await vi.waitFor(() => expect(begun).toEqual([0, 1]));
+  ends[0]?.();
+  await failed;
+  await vi.waitFor(() => expect(begun).toEqual([0, 1, 2]));
+  ends[1]?.();
+  ends[2]?.();
+  await vi.waitFor(() => expect(begun).toEqual([0, 1, 2, 3]));
+  ends[3]?.();
+  expect(await Promise.all(calls.slice(1))).toEqual([1, 2, 3]);
 });
