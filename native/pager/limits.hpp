@@ -50,8 +50,8 @@ inline constexpr int kRetryMs = 1;
 
 // --- images: taking a copy of a running VM's memory
 
-/// Copied for one fault, and let through for one noted write: the neighbours are likely next. Copying it
-/// takes 30 us on the machine of docs/BENCHMARKS.md, about as much as a fault costs its thread anyway.
+/// Copied for one fault, and let through for one noted write: the neighbours are likely next, and
+/// copying them takes about as long as a fault takes anyway.
 inline constexpr uint64_t kImageClusterBytes = 64 << 10;
 /// Copied at once by the sweep: bounds how long a fault waits for a page that the sweep has claimed.
 inline constexpr uint64_t kImageChunkBytes = 256 << 10;

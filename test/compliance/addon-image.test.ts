@@ -1,8 +1,18 @@
 /** The native face of cloning: a parent and clones in processes of their own, an image captured through the addon, closed in every order. */
+import { spawn } from 'node:child_process';
+import { once } from 'node:events';
+import { createInterface } from 'node:readline';
+import { fileURLToPath } from 'node:url';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
-import { type ImageCaptureHandle, loadNativeBinding, type VmMemoryHandle } from '../../src/native/binding.js';
+import {
+  type ImageCaptureHandle,
+  loadNativeBinding,
+  type VmMemoryHandle,
+  type VmMemorySnapshot,
+} from '../../src/native/binding.js';
 import { expectToWait, FakeVm, Scene, until } from '../support/fake-vm.js';
 
+const childProgram = fileURLToPath(new URL('../support/addon-child.ts', import.meta.url));
 const binding = loadNativeBinding();
 const LENGTHS_MIB = [8, 2];
 const PAGES = ((LENGTHS_MIB[0]! + LENGTHS_MIB[1]!) << 20) / 4096;
@@ -120,6 +130,41 @@ describe('an image of a running VM', () => {
     expect(await vm.badPages(regions)).toEqual([0, 0]);
     await until('complete', () => next.snapshot().state === 'complete');
     await next.close();
+  });
+});
+
+describe('a daemon that ends with an image begun', () => {
+  test.each([
+    ['image-exit', 7],
+    ['image-end', 0],
+  ])('%s: code %i, the parent stays protected, and the next daemon lets it go', async (mode, code) => {
+    const lengthMiB = LENGTHS_MIB[0]!;
+    const regions = await scene.filledRegions('ram', [lengthMiB]);
+    const input = JSON.stringify({ scene: scene.directory, lengthMiB });
+    const child = spawn(process.execPath, ['--import', 'tsx', childProgram, mode, input], {
+      stdio: ['ignore', 'pipe', 'inherit'],
+    });
+    scene.later(() => child.kill('SIGKILL'));
+    const exited = once(child, 'exit');
+    const lines: string[] = [];
+    createInterface({ input: child.stdout }).on('line', (line) => lines.push(line));
+    await until('the child listens', () => lines.includes('listening'));
+    const vm = FakeVm.withPreload(scene.path('preload.sock'), regions);
+    scene.later(async () => vm.kill());
+    expect(await vm.mapAll(regions)).toEqual(['mapped 0']);
+    expect(await exited).toEqual([code, null]);
+    await until('what it said last', () => lines.some((line) => line.startsWith('ready ')));
+    const write = vm.ask('poke 0 0 1');
+    await expectToWait(write);
+
+    const ready = lines.find((line) => line.startsWith('ready ')) ?? '';
+    const snapshot = JSON.parse(ready.slice('ready '.length), (_, value: unknown) =>
+      typeof value === 'string' && /^\d+n$/.test(value) ? BigInt(value.slice(0, -1)) : value,
+    ) as VmMemorySnapshot;
+    const memory = binding.adoptVm({ snapshot, regions });
+    await binding.releaseVm(memory);
+    expect(await write).toBe('poked');
+    memory.close();
   });
 });
 

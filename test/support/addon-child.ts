@@ -1,6 +1,7 @@
 /**
  * A daemon's life in a process of its own, for tests that end it badly. argv: MODE, then JSON with `scene` (a directory made by the parent),
- * `address` (of the parent's source session, keys included), `lengthMiB`. Prints `ready SNAPSHOT` when pages are flowing.
+ * `address` (of the parent's source session, keys included; not for images), `lengthMiB`. Prints `ready SNAPSHOT` when pages are flowing, or
+ * an image's parent is protected.
  */
 import { existsSync } from 'node:fs';
 import { createServer } from 'node:net';
@@ -21,6 +22,8 @@ async function until(condition: () => boolean): Promise<void> {
   while (!condition()) await new Promise((resolve) => setTimeout(resolve, 2));
 }
 
+const replacer = (_: string, value: unknown): unknown => (typeof value === 'bigint' ? `${value}n` : value);
+
 /** A session that takes long, and all it stands on. */
 async function startSession() {
   if (!existsSync(region.path)) binding.createRegionFile(region);
@@ -38,9 +41,22 @@ async function startSession() {
   await target.connect(address, 5000);
   target.start();
   await until(() => target.snapshot().counters.pagesPresent > 100n);
-  const replacer = (_: string, value: unknown): unknown => (typeof value === 'bigint' ? `${value}n` : value);
   process.stdout.write(`ready ${JSON.stringify(memory.snapshot(), replacer)}\n`);
   return { memory, target };
+}
+
+/** A parent, on files that the test has filled, whose memory is protected. */
+async function armImage(): Promise<void> {
+  const source = { ...region, path: join(scene, 'ram0') };
+  const socketPath = join(scene, 'preload.sock');
+  const memory = binding.listenForVm({ socketPath, regions: [source], isIncoming: false, onEdge: () => undefined });
+  process.stdout.write('listening\n');
+  await until(() => memory.snapshot().state === 'complete');
+  binding.createRegionFile(region);
+  const image = [{ ...region, presencePath: `${region.path}.presence` }];
+  const options = { parent: memory, source: [source], image, isResume: false, onEdge: () => undefined };
+  await binding.openImageCapture(options).arm();
+  process.stdout.write(`ready ${JSON.stringify(memory.snapshot(), replacer)}\n`);
 }
 
 function startWorker(workerMode: string): Worker {
@@ -59,6 +75,14 @@ switch (mode) {
     setInterval(() => target.snapshot(), 1000);
     break;
   }
+  // An image is begun, and the process ends by itself, by a call, or by the end of everything it has to do.
+  case 'image-exit':
+    await armImage();
+    process.exit(7);
+    break;
+  case 'image-end':
+    await armImage();
+    break;
   case 'exit':
     await startSession();
     process.exit(7);
