@@ -14,8 +14,9 @@ import type { MoveFacts } from '../bed.js';
 const CUT_MS = 3000;
 const LOSS_PERCENT = 10;
 const DONE_MS = 240_000;
-/** So slow that a drain is under way for as long as a misfortune takes. */
-const SLOW_MIB_S = '8';
+/** So slow that a drain is under way for as long as a misfortune takes; the small guest's for long enough to see it. */
+const SLOW_MIB_S = 8;
+const SLOWER_MIB_S = 1;
 
 interface Move {
   readonly guest: Guest;
@@ -30,15 +31,10 @@ async function jobOf(host: string, id: string): Promise<MigrationJobView> {
   return cluster.api(host).get<MigrationJobView>(`/v1/jobs/${id}`);
 }
 
-async function start({ guest, source, target }: Move, ...more: string[]): Promise<MigrationJobView> {
-  const flags = ['--postcopy', `--${transport}`, '--detach', ...more];
-  return cluster.json<MigrationJobView>(source, 'vmigrate', guest.name, target, ...flags);
-}
-
 /** Starts a move with a slow drain; resolves when the guest runs on the target and pages are on their way. */
-async function startSlowly(move: Move): Promise<MigrationJobView> {
-  const { source } = move;
-  const { id } = await start(move, '--bandwidth', SLOW_MIB_S);
+async function startSlowly({ guest, source, target }: Move, mibPerS = SLOW_MIB_S): Promise<MigrationJobView> {
+  const flags = ['--postcopy', `--${transport}`, '--bandwidth', String(mibPerS), '--detach'];
+  const { id } = await cluster.json<MigrationJobView>(source, 'vmigrate', guest.name, target, ...flags);
   return eventually('the drain is under way', DONE_MS, async () => {
     const job = await jobOf(source, id);
     if (job.state !== 'running') throw new Error(`the job is ${job.state}: ${JSON.stringify(job.error)}`);
@@ -48,6 +44,8 @@ async function startSlowly(move: Move): Promise<MigrationJobView> {
 
 async function finish({ source }: Move, { id }: MigrationJobView): Promise<MigrationReport> {
   return eventually(`job ${id} is done`, DONE_MS, async () => {
+    // Each question costs the emulated processors what the move could use.
+    await sleep(250);
     const job = await jobOf(source, id).catch(() => undefined);
     if (job?.state === 'failed' || job?.state === 'lost' || job?.state === 'needsRecovery')
       throw new Error(`the job is ${job.state}: ${JSON.stringify(job.error)}`);
@@ -76,9 +74,11 @@ const moves: Record<string, (move: Move) => Promise<MigrationReport>> = {
 
   packetsLost: async (move) => {
     const { hosts } = cluster.network;
+    // Not before: a switchover may take too long by its own deadlines, is undone, and has failed, as it should.
+    const job = await startSlowly(move, SLOWER_MIB_S);
     for (const { name } of hosts) await cluster.network.setLoss(name, LOSS_PERCENT);
     try {
-      return await finish(move, await start(move));
+      return await finish(move, job);
     } finally {
       for (const { name } of hosts) await cluster.network.setLoss(name, 0);
     }
@@ -105,7 +105,7 @@ try {
   const usual = await Guest.start(cluster, 'A', { name: 'nested', image: 'nano', memoryMiB: 96, touchMiB: 64 });
   await runMoves(usual, ['plain', 'sourceDaemonKilled', 'linkCut']);
   // Where each lost packet makes the device go back to it, and each lost request waits for a timeout, a little memory takes long.
-  const small = await Guest.start(cluster, 'A', { name: 'small', image: 'nano', memoryMiB: 16, touchMiB: 2 });
+  const small = await Guest.start(cluster, 'A', { name: 'small', image: 'nano', memoryMiB: 16, touchMiB: 4 });
   await runMoves(small, ['packetsLost']);
 } catch (error) {
   for (const { name } of cluster.network.hosts) console.error(`--- ${name}\n${await cluster.daemonLog(name)}`);
