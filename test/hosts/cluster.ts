@@ -141,7 +141,7 @@ export class Cluster<Network extends HostNetwork = Namespaces> {
   }
 
   /** The first look at a host starts its QEMU to see what it can do; where that takes long, a command meanwhile would not wait for it. */
-  private async expectAcquaintance(name: string): Promise<void> {
+  async expectAcquaintance(name: string): Promise<void> {
     await eventually(`${name} knows its peers`, DAEMON_READY_MS, async () => {
       const hosts = await this.api(name).get<{ inventory: unknown }[]>('/v1/hosts');
       return hosts.every(({ inventory }) => inventory !== null) ? true : undefined;

@@ -90,6 +90,8 @@ const print = (facts: MoveFacts): void => void process.stdout.write(`${JSON.stri
 async function runMoves(guest: Guest, names: readonly string[]): Promise<void> {
   let [source, target] = ['A', 'B'];
   for (const move of names) {
+    // A daemon that has just been started looks around first.
+    for (const { name } of cluster.network.hosts) await cluster.expectAcquaintance(name);
     const startedAt = performance.now();
     const report = await moves[move]!({ guest, source, target });
     await guest.expectProgress(target);
