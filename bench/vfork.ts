@@ -242,19 +242,10 @@ export async function benchVfork(options: { isQuick: boolean; log: (line: string
   const add = async (row: Promise<VforkRow>): Promise<void> => {
     const done = await row;
     rows.push(done);
-    const { name, parentMiB, clones, parentPauseMs, lastMs, privateMiBPerClone } = done;
-    const pause = parentPauseMs === null ? '' : `, parent paused ${round(parentPauseMs, 1)} ms`;
-    options.log(
-      `${name} ${parentMiB} MiB x ${clones}: last after ${round(lastMs, 0)} ms${pause}, ${round(privateMiBPerClone, 1)} MiB private each`,
-    );
+    options.log(rowText(done));
   };
   const cluster = await Cluster.create({ hosts: ['A'] });
   try {
-    const restores = new QemuRestores(cluster, SMALL);
-    await restores.save();
-    for (const count of counts) {
-      for (const mode of ['full', 'template'] as const) await add(restoreRow(restores, mode, SMALL.memoryMiB, count));
-    }
     for (const size of [SMALL, BIG]) {
       const parent = await OurParent.start(cluster, size);
       const wanted = size === SMALL ? counts : [8];
@@ -262,6 +253,11 @@ export async function benchVfork(options: { isQuick: boolean; log: (line: string
         for (const isWarm of [false, true]) await add(parent.row(count, isWarm));
       }
       await parent.stop();
+    }
+    const restores = new QemuRestores(cluster, SMALL);
+    await restores.save();
+    for (const count of counts) {
+      for (const mode of ['full', 'template'] as const) await add(restoreRow(restores, mode, SMALL.memoryMiB, count));
     }
   } finally {
     await cluster.destroy();
@@ -310,25 +306,27 @@ export function printVfork(result: VforkResult): string {
     '| row | parent MiB | clones | parent pause ms | parent back ms | first / last resumed ms | first work ms | private MiB each, at resume / 5 s later | shared MiB | page faults each | CPU ms each |',
     '| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |',
   ];
-  const orDash = (value: number | null, digits: number) => (value === null ? '–' : `${round(value, digits)}`);
-  for (const one of result.rows) {
-    const cells = [
-      one.name,
-      one.parentMiB,
-      one.clones,
-      orDash(one.parentPauseMs, 1),
-      orDash(one.parentBackMs, 0),
-      `${round(one.firstMs, 0)} / ${round(one.lastMs, 0)}`,
-      round(one.firstWorkMs, 0),
-      `${round(one.privateMiBPerClone, 1)} / ${round(one.privateMiBPerCloneLater, 1)}`,
-      round(one.sharedMiB, 0),
-      round(one.faultsPerClone, 0),
-      round(one.cpuMsPerClone, 1),
-    ];
-    lines.push(`| ${cells.join(' | ')} |`);
-  }
+  for (const one of result.rows) lines.push(rowText(one));
   lines.push('', '| ratio or figure | value |', '| --- | --- |');
   for (const [name, value] of Object.entries({ ...result.ratios, ...result.figures }))
     lines.push(`| ${name} | ${value} |`);
   return lines.join('\n');
+}
+
+function rowText(one: VforkRow): string {
+  const orDash = (value: number | null, digits: number) => (value === null ? '–' : `${round(value, digits)}`);
+  const cells = [
+    one.name,
+    one.parentMiB,
+    one.clones,
+    orDash(one.parentPauseMs, 1),
+    orDash(one.parentBackMs, 0),
+    `${round(one.firstMs, 0)} / ${round(one.lastMs, 0)}`,
+    round(one.firstWorkMs, 0),
+    `${round(one.privateMiBPerClone, 1)} / ${round(one.privateMiBPerCloneLater, 1)}`,
+    round(one.sharedMiB, 0),
+    round(one.faultsPerClone, 0),
+    round(one.cpuMsPerClone, 1),
+  ];
+  return `| ${cells.join(' | ')} |`;
 }

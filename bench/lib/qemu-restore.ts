@@ -58,7 +58,13 @@ export class QemuRestores {
       await parent.qmp.execute('migrate-set-parameters', { 'max-bandwidth': 2 ** 40 });
       await parent.qmp.execute('migrate', { uri: `exec:cat > ${this.#statePath(mode)}` });
       await status(parent.qmp, 'completed');
-      if (mode === 'full') await parent.qmp.execute('cont');
+      // QEMU has said `completed` and is still at the end of it: refused until it is not.
+      const isRunning = () =>
+        parent.qmp.execute('cont').then(
+          () => true,
+          () => undefined,
+        );
+      if (mode === 'full') await eventually('the baseline guest runs on', 10_000, isRunning);
     }
     await this.#end(parent);
   }
