@@ -65,7 +65,7 @@ export class ForkAgent implements ForkAgentPort {
 
   /** Is there a fork that needs this image, or this VM that waits for it? */
   claims(image: string): boolean {
-    return [...this.#forks.values()].some(({ record }) => record.image === image);
+    return [...this.#forks.values()].some(({ record, hasFailed }) => record.image === image && !hasFailed);
   }
 
   forkInventory(request: ForkQuestion): Promise<ForkInventory> {
@@ -146,7 +146,7 @@ export class ForkAgent implements ForkAgentPort {
       await undoFork(this.#context, record);
       return;
     }
-    if (!images.has(record.image)) {
+    if (!images.has(record.image) || images.get(record.image).state === 'failed') {
       await forkStore.remove(fork);
       return;
     }

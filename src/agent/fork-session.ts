@@ -23,10 +23,13 @@ import { takeForkPoint } from './fork-point.js';
 import type { ForkRecord } from './fork-record.js';
 import { letParentRun } from './fork-undo.js';
 import { OutgoingState } from './outgoing-state.js';
+import { inParallel } from './parallel.js';
 import { ParentDisks } from './parent-disks.js';
 import { PrivateCopies } from './private-copies.js';
 import type { ManagedVm } from './vms.js';
 import { endClones, firstFailure, type WaitingClone } from './waiting-set.js';
+
+const SETTLED_AT_ONCE = 16;
 
 export interface ForkParts {
   readonly record: ForkRecord;
@@ -53,6 +56,7 @@ export class ForkSession {
   /** What a commit leaves to be written; resolved before the fork is forgotten. */
   #afterCommit: Promise<void> = Promise.resolve();
   #isOver = false;
+  #hasFailed = false;
 
   constructor(context: ForkContext, parts: ForkParts) {
     this.#context = context;
@@ -72,6 +76,11 @@ export class ForkSession {
 
   get isCommitted(): boolean {
     return this.#record.state === 'committed';
+  }
+
+  /** Nothing but its image needs it any more: that cannot be completed, and its clones have been ended. */
+  get hasFailed(): boolean {
+    return this.#hasFailed;
   }
 
   get reply(): PrepareForkReply {
@@ -318,13 +327,15 @@ export class ForkSession {
     if (images.get(id).state === 'capturing') {
       await images.update(id, { state: this.#isCopied ? 'filling' : 'complete' });
     }
-    for (const { vm } of this.#clones) {
-      const isThere = vms.has(vm.spec.name) && vms.get(vm.spec.name) === vm;
-      if (!isThere) continue;
-      if (vm.state === 'incoming') await vms.setState(vm.spec.name, 'running');
+    // Together: beside guests that have just woken up, each of the daemon's steps waits for a processor.
+    const settled = await inParallel(this.#clones, SETTLED_AT_ONCE, async ({ vm }) => {
+      const { name } = vm.spec;
+      if (!vms.has(name) || vms.get(name) !== vm) return;
+      if (vm.state === 'incoming') await vms.setState(name, 'running');
       // Pages are missing: nobody may move it on before it has them.
-      if (this.#isPrivate && vm.state !== 'stopped') await vms.reserve(vm.spec.name, request.job);
-    }
+      if (this.#isPrivate && vm.state !== 'stopped') await vms.reserve(name, request.job);
+    });
+    for (const outcome of settled) if ('error' in outcome) throw outcome.error;
     await this.#state?.close();
     if (request.parentMode !== 'stop' || this.#parent === null) return;
     const { name } = this.#parent.spec;
@@ -344,9 +355,10 @@ export class ForkSession {
 
   async #captureOver(outcome: 'complete' | 'failed'): Promise<void> {
     if (this.#isOver) return;
-    const { images, vms, log } = this.#context;
+    const { images, vms, log, forkStore } = this.#context;
     const { image } = this.#record;
     await this.#afterCommit;
+    this.#hasFailed = outcome === 'failed';
     await images.update(image, { state: outcome });
     if (outcome === 'complete') return;
     log.error({ image, failure: this.#capture?.snapshot.failure }, 'an image cannot be filled: its clones are ended');
@@ -354,6 +366,8 @@ export class ForkSession {
       const { name } = vm.spec;
       if (vms.has(name) && vms.get(name) === vm && vm.state !== 'stopped') await vms.stop(name, { isForced: true });
     }
+    await this.#capture?.finish();
+    await forkStore.remove(this.request.fork);
   }
 
   #mustLive(): void {

@@ -3,6 +3,7 @@
  * on its command line who it will be. What a fork still has to do for them is to hand over a few hundred kilobytes. A set is made within a fork, or
  * beforehand by the pool.
  */
+import { setMaxListeners } from 'node:events';
 import type { VmSpec } from '../domain.js';
 import type { CloneDisks, CloneFailure, CloneIdentity, CloneMemory, CloneNetwork, ParentMode } from '../domain-fork.js';
 import { MigrationError } from '../errors.js';
@@ -55,6 +56,8 @@ export async function makeWaitingSet(
   shape: CloneShape,
   options: MakeSetOptions,
 ): Promise<WaitingSet> {
+  // Each start listens.
+  setMaxListeners(0, options.signal);
   const identities = cloneIdentities({
     fork: options.fork,
     cloneCount: shape.cloneCount,

@@ -225,6 +225,33 @@ test('clones with memory of their own are VMs that need no image', async () => {
   await expectWorking(next.clones.map(({ name }) => name));
 });
 
+test('a file system that is full while the image is filled: the parent runs on, the clones are ended', async () => {
+  const small = await ForkHost.start({ ramMiB: 288 });
+  try {
+    const { vms, agent } = small.host;
+    await small.boot({ name: 'large', memoryMiB: 192, touchMiB: 128, writePercent: 50 });
+    const request = small.request('large');
+    const { clones, image } = await agent.prepareClones(request);
+    await agent.armParent(request.fork);
+    await agent.forkPoint(request.fork);
+    await agent.startClones(request.fork);
+    await agent.commitFork(request.fork);
+    await eventually('the failure', 30_000, async () =>
+      (await agent.forkProgress(request.fork)).state === 'failed' ? true : undefined,
+    );
+    await eventually('the end of the clones', 30_000, () =>
+      clones.every(({ name }) => vms.get(name).state === 'stopped') ? true : undefined,
+    );
+    await small.host.goesOn('large');
+    expect(await small.host.verify('large')).toMatchObject({ bad: 0 });
+    expect(agent.images.find(image).state).toBe('failed');
+    await agent.images.remove(image);
+    expect(small.traces()).toEqual([]);
+  } finally {
+    await small.end();
+  }
+});
+
 describe('a host whose daemon is restarted', () => {
   test.each(['armParent', 'forkPoint', 'startClones'] as const)(
     'after %s undoes the fork, and the parent runs on',

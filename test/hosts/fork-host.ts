@@ -1,7 +1,8 @@
 /** One host's agent without a daemon, for forks: real QEMU, real addon. What a coordinator would do is done by `fork`, in the engine's order. */
+import { execFileSync } from 'node:child_process';
 import { randomBytes } from 'node:crypto';
 import { existsSync, readdirSync } from 'node:fs';
-import { mkdtemp, rm } from 'node:fs/promises';
+import { mkdir, mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { parseSpec } from '../../src/agent/spec.js';
@@ -32,6 +33,7 @@ export interface ForkOutcome {
 
 export class ForkHost {
   readonly host: AgentHost;
+  #isRamMounted = false;
 
   private constructor(readonly directory: string) {
     const none = () => {
@@ -40,10 +42,18 @@ export class ForkHost {
     this.host = new AgentHost('A', directory, { agent: none, sendState: none, warm: async () => undefined });
   }
 
-  static async start(): Promise<ForkHost> {
+  /** `ramMiB`: memory files lie on a file system of that size. */
+  static async start(options: { ramMiB?: number } = {}): Promise<ForkHost> {
     const host = new ForkHost(await mkdtemp(join(tmpdir(), 'vmg-')));
+    if (options.ramMiB !== undefined) await host.#mountRam(options.ramMiB);
     await host.host.start();
     return host;
+  }
+
+  async #mountRam(ramMiB: number): Promise<void> {
+    await mkdir(this.host.ramDir, { recursive: true });
+    execFileSync('mount', ['-t', 'tmpfs', '-o', `size=${ramMiB}m`, 'none', this.host.ramDir]);
+    this.#isRamMounted = true;
   }
 
   /** Boots it and waits until its workload reports. */
@@ -120,6 +130,7 @@ export class ForkHost {
   async end(): Promise<void> {
     await this.clear();
     await this.host.stop();
+    if (this.#isRamMounted) execFileSync('umount', [this.host.ramDir]);
     await rm(this.host.ramDir, { recursive: true, force: true });
     await rm(this.directory, { recursive: true, force: true });
   }
