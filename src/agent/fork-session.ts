@@ -367,6 +367,7 @@ export class ForkSession {
       if (vms.has(name) && vms.get(name) === vm && vm.state !== 'stopped') await vms.stop(name, { isForced: true });
     }
     await this.#capture?.finish();
+    await images.dropMemory(image);
     await forkStore.remove(this.request.fork);
   }
 

@@ -139,6 +139,11 @@ export class ImageStore {
     return clones.map((vm) => vm.spec.name).sort();
   }
 
+  /** One that cannot be completed: what it holds is of no use, and the file system may be full. The record stays for people to see. */
+  async dropMemory(id: string): Promise<void> {
+    await removeImageFiles(this.#options.vms.place, id, this.get(id).spec.memory.pageBytes);
+  }
+
   /** Without asking whether anybody needs it. Idempotent. */
   async delete(id: string): Promise<void> {
     checkImageId(id);
