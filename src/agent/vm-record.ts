@@ -8,7 +8,7 @@ import { z } from 'zod';
 import type { DiskSpec, NicSpec, VmExit, VmSpec, VmState } from '../domain.js';
 import { MigrationError } from '../errors.js';
 import type { RegionFile, VmMemorySnapshot } from '../native/binding.js';
-import { writeDurably } from './durable-file.js';
+import { writeDurably, writeWhole } from './durable-file.js';
 import { nicSpecSchema, vmSpecSchema } from './spec.js';
 
 export const RECORD_FILE = 'record.json';
@@ -139,10 +139,12 @@ export function withDisks(
 export async function writeRecord(directory: string, record: VmRecord): Promise<void> {
   const text = JSON.stringify(record, (_key, value: unknown) => (typeof value === 'bigint' ? String(value) : value), 2);
   const path = join(directory, RECORD_FILE);
-  await writeDurably(path, `${text}\n`);
+  // A clone that waits for its image ends with the machine, and so does the image: there is nothing to find again.
+  const isWaiting = record.image !== null && record.state === 'incoming';
+  await (isWaiting ? writeWhole : writeDurably)(path, `${text}\n`);
 }
 
-/** null: there is none (a crash came before the first one was written). CORRUPT: it is not what we write. */
+/** null: there is none (a crash came before the first one was written, or lost that of a clone that waited). CORRUPT: it is not what we write. */
 export async function readRecord(directory: string): Promise<VmRecord | null> {
   const path = join(directory, RECORD_FILE);
   let text: string;
@@ -152,6 +154,7 @@ export async function readRecord(directory: string): Promise<VmRecord | null> {
     if ((error as NodeJS.ErrnoException).code === 'ENOENT') return null;
     throw new MigrationError('CORRUPT', `${path} cannot be read`, { cause: error });
   }
+  if (text === '') return null;
   try {
     return recordSchema.parse(JSON.parse(text));
   } catch (error) {

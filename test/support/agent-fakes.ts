@@ -98,7 +98,15 @@ export class FakeHost {
     this.registry = registry;
     const spec = parseSpec({ name: 'web', memory: { size: '64M' } });
     const regions = [{ path: '/nowhere', lengthBytes: 64n << 20n, pageBytes: 4096 }];
-    const fixed = { epoch: 1, accel: 'tcg', job: null, session: null, qemuVersion: '7.2.22', machine: 'q35' };
+    const fixed = {
+      epoch: 1,
+      accel: 'tcg',
+      job: null,
+      session: null,
+      image: null,
+      qemuVersion: '7.2.22',
+      machine: 'q35',
+    };
     this.vm = { spec, state: 'running', ...fixed, directory, regions, memory: {}, qmp: this.qemu };
     const silent = () => undefined;
     const fakes = { vms: this.#vms(), native: this.#native(), listener: { tcpPort: 1, shmPath: null } };
