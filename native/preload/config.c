@@ -126,8 +126,15 @@ bool vmg_config_take(struct vmg_config* config) {
     good = parse_files(file_list, config) && good;
   else
     config->is_every_shared_file_a_region = true;
+  const char* is_private = getenv(VMG_ENV_PRIVATE);
+  config->is_private = is_private != NULL;
+  if (is_private != NULL && strcmp(is_private, "1") != 0) {
+    vmg_complain(VMG_ENV_PRIVATE " is '%s', not 1", is_private);
+    good = false;
+  }
   unsetenv(VMG_ENV_SOCKET);
   unsetenv(VMG_ENV_FILES);
   unsetenv(VMG_ENV_SYNC_FDS);
+  unsetenv(VMG_ENV_PRIVATE);
   return remove_own_preload_entry() && good;
 }

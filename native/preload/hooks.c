@@ -92,6 +92,7 @@ static void* map_region(void* address, size_t length, int protection, int flags,
     errno = EIO;
     return MAP_FAILED;
   }
+  if (config.is_private) flags = (flags & ~MAP_TYPE) | MAP_PRIVATE | MAP_NORESERVE;
   void* mapping = map_through(address, length, protection, flags, fd, offset);
   if (mapping == MAP_FAILED) return MAP_FAILED;
   struct vmg_preload_region report = {.magic = VMG_PRELOAD_MAGIC,

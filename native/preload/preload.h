@@ -35,6 +35,9 @@
 #define VMG_ENV_FILES "VMIGRATE_PRELOAD_FILES"
 /* How many userfaultfds for missing, minor and write-protect faults; 1 if unset. */
 #define VMG_ENV_SYNC_FDS "VMIGRATE_PRELOAD_SYNC_FDS"
+/* "1": region files are mapped copy-on-write, whatever QEMU asks for. QEMU that believes its memory shared
+   leaves it out of its migration stream, and so a clone can be forked itself. */
+#define VMG_ENV_PRIVATE "VMIGRATE_PRELOAD_PRIVATE"
 
 /* One slot is kept for the asynchronous write-protect descriptor. */
 #define VMG_SYNC_DESCRIPTORS_MAX (VMG_PRELOAD_DESCRIPTORS_MAX - 1)
@@ -47,6 +50,7 @@ struct vmg_config {
   unsigned region_count;
   const char* region_paths[VMG_PRELOAD_REGIONS_MAX];
   bool is_every_shared_file_a_region;
+  bool is_private;
 };
 
 struct vmg_descriptors {

@@ -66,6 +66,29 @@ TEST_F(PreloadPrivateTest, WaitsForEachPageAndKeepsItsWritesToItself) {
   EXPECT_LT(::lseek(file.get(), 8192, SEEK_DATA), 0);
 }
 
+TEST_F(PreloadPrivateTest, IsMadeOfASharedOneWhereTheEnvironmentSaysSo) {
+  const auto ram = image("image");
+  auto listener = listen({ram}, false);
+  auto variables = environment({ram});
+  variables["VMIGRATE_PRELOAD_PRIVATE"] = "1";
+  ChildProcess vm({VMIGRATE_TEST_BIN_DIR "/preload_helper"}, variables);
+  ASSERT_EQ(vm.ask(map_line(ram, "shared")), "mapped 0");
+  ASSERT_EQ(wait_for(*listener, VmState::kComplete), VmState::kComplete);
+  ASSERT_EQ(vm.ask("poke 0 5000 7"), "poked");
+  EXPECT_EQ(vm.ask("touch 0 5000"), "byte 7");
+  EXPECT_EQ(read_byte(ram, 5000), 0);
+  EXPECT_EQ(vm.ask("environment"), "environment ");
+}
+
+TEST_F(PreloadPrivateTest, AnotherWordForItIsRefused) {
+  const auto ram = image("image");
+  auto listener = listen({ram});
+  auto variables = environment({ram});
+  variables["VMIGRATE_PRELOAD_PRIVATE"] = "yes";
+  ChildProcess vm({VMIGRATE_TEST_BIN_DIR "/preload_helper"}, variables);
+  EXPECT_EQ(vm.ask(map_line(ram, "shared")), "failed " + std::to_string(EIO));
+}
+
 TEST_F(PreloadPrivateTest, AMappingOfTheOtherKindIsRefused) {
   const auto ram = image("image");
   auto listener = listen({ram});

@@ -20,9 +20,7 @@ export class CaptureSession {
   private constructor(context: ForkContext, image: ImageRecord, parts: CaptureParts) {
     this.#context = context;
     this.#image = image;
-    this.#files = [...parts.source, ...parts.image.map(({ presencePath }) => ({ path: presencePath }))].map(
-      ({ path }) => path,
-    );
+    this.#files = [...parts.links, ...parts.image.map(({ presencePath }) => presencePath)];
     this.handle = context.native.openImageCapture({
       parent: parts.parent?.memory ?? null,
       source: parts.source,
@@ -42,6 +40,10 @@ export class CaptureSession {
     const { images } = context;
     const { parent, isResume } = options;
     const files = await images.withPresence(image);
+    // What a clone has written is in its process: with that it all is lost, and nothing is gained by names for the files.
+    if (parent !== null && parent.image !== null) {
+      return new CaptureSession(context, image, { parent, source: parent.regions, image: files, isResume, links: [] });
+    }
     const source: RegionFile[] = files.map(({ path, lengthBytes, pageBytes }) => ({
       path: sourcePath(path),
       lengthBytes,
@@ -52,7 +54,8 @@ export class CaptureSession {
       // Names of the image's own: the parent may end, and take its files along, before all of them has been copied.
       for (const [index, { path }] of parent.regions.entries()) await nameAlso(path, source[index]?.path ?? '');
     }
-    return new CaptureSession(context, image, { parent, source, image: files, isResume });
+    const links = source.map(({ path }) => path);
+    return new CaptureSession(context, image, { parent, source, image: files, isResume, links });
   }
 
   /** When every page has been copied, or none will be any more. */
@@ -130,6 +133,8 @@ export class CaptureSession {
 interface CaptureParts {
   readonly parent: ManagedVm | null;
   readonly source: readonly RegionFile[];
+  /** Further names of the source's files. */
+  readonly links: readonly string[];
   readonly image: readonly (RegionFile & { readonly presencePath: string })[];
   readonly isResume: boolean;
 }

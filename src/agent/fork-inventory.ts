@@ -48,7 +48,10 @@ export async function forkInventory(
   const parent = vms.get(question.vm ?? '');
   const { spec, memory } = parent;
   const warm = pool.find(parent, question);
-  const vm = await vmInventory(context, spec.name);
+  const asked = await vmInventory(context, spec.name);
+  // A clone's pages can be copied too, from its process.
+  const isClone = parent.image !== null && question.parentMode === 'continue';
+  const vm: VmInventory = isClone ? { ...asked, isRamShared: true, isRamNamedFile: true } : asked;
   const isFilling = images.all().some((image) => image.state === 'filling' && image.spec.name === spec.name);
   return {
     ...common,
@@ -58,7 +61,7 @@ export async function forkInventory(
     hasPreload: memory !== null,
     isFilling: isFilling || (await arriving(spec.name)) !== null,
     diskBlockers: await diskBlockers(parent),
-    imageBytesNeeded: question.parentMode === 'stop' ? 0 : vm.ramAllocatedBytes,
+    imageBytesNeeded: question.parentMode === 'stop' ? 0 : isClone ? spec.memory.sizeBytes : vm.ramAllocatedBytes,
     cloneBytesNeeded: cloneBytes(question, spec),
     warmCloneCount: warm?.clones.length ?? 0,
     namesTaken: namesTaken(context, question, spec, warm),

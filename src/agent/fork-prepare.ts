@@ -68,7 +68,13 @@ export function shapeOf(context: ForkContext, request: ShapeRequest): { shape: C
   const parent = vms.get(request.vm);
   const { spec, state, accel } = parent;
   if (state !== 'running') throw new MigrationError('CONFLICT', `${spec.name} is ${state}`);
-  if (spec.memory.backing !== 'shared') {
+  const isClone = spec.memory.backing === 'image';
+  if (isClone && parentMode === 'stop') {
+    throw new MigrationError('UNSUPPORTED', `${spec.name} shares its memory with an image: it cannot become one`, {
+      remedy: '--parent continue',
+    });
+  }
+  if (spec.memory.backing === 'private') {
     throw new MigrationError('UNSUPPORTED', `the memory of ${spec.name} is not in files of its own`, {
       remedy: 'fork a VM that was run with memory.backing "shared"',
     });
@@ -91,7 +97,8 @@ export function newImage(context: ForkContext, id: string, shape: CloneShape): I
     id,
     state: 'capturing',
     parentMode: shape.parentMode,
-    spec: shape.parent,
+    // Memory files of the image's own, whatever the parent had.
+    spec: { ...shape.parent, memory: { ...shape.parent.memory, backing: 'shared' } },
     accel: shape.accel,
     qemuVersion: context.vms.get(shape.parent.name).qemuVersion,
     deviceStateBytes: 0,

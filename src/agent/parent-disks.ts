@@ -109,6 +109,9 @@ export async function amendDisks(
 
 /** Disks that no snapshot can be taken of, each with why. */
 export async function diskBlockers(parent: ManagedVm): Promise<string[]> {
+  if (parent.image !== null && parent.spec.disks.some(({ isReadOnly }) => !isReadOnly)) {
+    return [`${parent.spec.name} is a clone, whose disks end with it`];
+  }
   const known = new Set(parent.spec.disks.map(({ id }) => id));
   const active = await activeNodes(parent.qmp);
   const foreign = [...active].filter(([id, { isReadOnly }]) => !known.has(id) && !isReadOnly);

@@ -42,6 +42,7 @@ export class SourceSession {
 
   static async expose(context: AgentContext, record: SourceRecord, vm: ManagedVm): Promise<SourceSession> {
     const source = new SourceSession(context, record, vm);
+    if (vm.image !== null) throw new MigrationError('UNSUPPORTED', `what ${record.vm} has written is in no file`);
     if (vm.regions.length === 0) throw new MigrationError('UNSUPPORTED', `the memory of ${record.vm} is not in files`);
     await context.store.save(record);
     try {

@@ -58,12 +58,13 @@ export async function createVm(
 }
 
 export interface BringUpOptions extends Pick<LaunchOptions, 'isIncoming' | 'isRegistered' | 'inputPaths'> {
-  readonly hasPreload: boolean;
+  /** Default: as its spec says. */
+  readonly hasPreload?: boolean;
 }
 
 export async function bringUp(
   vm: Vm,
-  { hasPreload, ...launchOptions }: BringUpOptions,
+  { hasPreload = vm.spec.hasPreload, ...launchOptions }: BringUpOptions,
   manager: VmManagerOptions,
   context: { place: RamPlace; qemu: InstalledQemu },
 ): Promise<void> {

@@ -45,6 +45,7 @@ export function ramAllocatedBytes(native: NativeBinding, vm: ManagedVm): number 
 export async function ramFacts(vm: ManagedVm): Promise<RamFacts> {
   const backends = await vm.qmp.execute('query-memdev');
   const wanted = vm.spec.memory.regions.map((region) => backends.find((backend) => backend.id === region.id));
-  const isRamShared = wanted.every((backend) => backend?.share === true);
+  // QEMU believes so of a clone's, which is not: its writes are in no file.
+  const isRamShared = vm.image === null && wanted.every((backend) => backend?.share === true);
   return { isRamShared, isRamNamedFile: isRamShared && vm.regions.length === wanted.length };
 }

@@ -132,6 +132,7 @@ function listen(vm: Vm, options: LaunchOptions): PreloadWait {
       LD_PRELOAD: options.preloadPath,
       VMIGRATE_PRELOAD_SOCKET: vm.paths.preload,
       VMIGRATE_PRELOAD_FILES: vm.regions.map((region) => region.path).join('\n'),
+      ...(vm.regions.some(({ isPrivate }) => isPrivate === true) ? { VMIGRATE_PRELOAD_PRIVATE: '1' } : {}),
       VMIGRATE_PRELOAD_SYNC_FDS: String(Math.min(vm.spec.cpus, SYNC_DESCRIPTORS_MAX)),
     },
     complete: async (signal) => {

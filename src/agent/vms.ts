@@ -77,7 +77,7 @@ export class VmManager {
       await this.#orNothing(vm, async () => {
         const owner = { vm: spec.name, owner: this.#options.host, epoch, session: null };
         await this.#options.registry.swapOwner(spec.name, before?.epoch ?? null, owner);
-        await this.#launch(vm, { isIncoming: false, hasPreload: spec.hasPreload });
+        await this.#launch(vm, { isIncoming: false });
         await vm.qmp.execute('cont');
         await vm.update({ state: 'running' });
       });
@@ -135,8 +135,7 @@ export class VmManager {
           session: null,
         });
         await options.beforeLaunch();
-        const hasPreload = spec.hasPreload && isRegistered;
-        await this.#launch(vm, { isIncoming: true, isRegistered, hasPreload, inputPaths: [statePath] });
+        await this.#launch(vm, { isIncoming: true, isRegistered, inputPaths: [statePath] });
       });
     });
   }

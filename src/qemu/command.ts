@@ -67,7 +67,8 @@ function memoryArguments(spec: VmSpec, ramPaths: readonly string[]): string[] {
     if (memory.backing !== 'private') {
       const path = ramPaths[index];
       if (path === undefined) throw new RangeError(`no file for region ${region.id}`);
-      const share = memory.backing === 'shared' ? 'on' : 'off';
+      // A clone's QEMU with the preload believes its memory shared, and leaves it out of its stream; the preload maps it copy-on-write.
+      const share = memory.backing === 'shared' || spec.hasPreload ? 'on' : 'off';
       return `memory-backend-file,${sized},share=${share},mem-path=${escapeOption(path)}`;
     }
     const hugeSize = HUGE_PAGE_SIZES[memory.pageBytes];

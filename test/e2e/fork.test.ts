@@ -74,6 +74,24 @@ describe('a parent that runs on', () => {
   });
 });
 
+test('a clone is forked itself: what it has written is in the clones of it, and in nobody else', async () => {
+  const { vms, agent } = forks.host;
+  await forks.boot({ name: 'first', touchMiB: 48, writePercent: 50 });
+  const children = await forks.fork(forks.request('first', { namePrefix: 'child' }));
+  await forks.host.goesOn('child-0');
+  const grandchildren = await forks.fork(forks.request('child-0', { namePrefix: 'grandchild' }));
+  expect(vms.view(vms.get('grandchild-1')).image).toBe(grandchildren.image);
+  // Neither needs the other any more.
+  await vms.stop('child-0', { isForced: true });
+  await expectWorking(['first', 'child-1', 'grandchild-0', 'grandchild-1']);
+  await vms.stop('child-1', { isForced: true });
+  await agent.images.remove(children.image);
+  await expectWorking(['grandchild-0']);
+  await expect(agent.prepareClones(forks.request('grandchild-0', { parentMode: 'stop' }))).rejects.toEqual(
+    code('UNSUPPORTED'),
+  );
+});
+
 describe('a parent that stays stopped', () => {
   test('is the image of its clones, and ends', async () => {
     const { vms } = forks.host;

@@ -55,6 +55,14 @@ test('private memory is anonymous, with huge pages a memfd', () => {
   expect(values(qemuArguments(huge, place({ ramPaths: [] })), '-object')[0]).toContain('hugetlbsize=2M');
 });
 
+test('the files of an image are shared only where the preload sees to it that they are not written', () => {
+  const spec = parseSpec({ name: 'a', memory: { size: '64M' } });
+  const clone = { ...spec, memory: { ...spec.memory, backing: 'image' as const } };
+  const object = (vm: VmSpec) => values(qemuArguments(vm, place({ ramPaths: ['/i/ram0.ram'] })), '-object')[0];
+  expect(object(clone)).toContain('share=on,mem-path=/i/ram0.ram');
+  expect(object({ ...clone, hasPreload: false })).toContain('share=off,mem-path=/i/ram0.ram');
+});
+
 test('incoming waits for the address, and never starts by itself', () => {
   const args = qemuArguments(parseSpec({ name: 'a', memory: { size: '64M' } }), place({ isIncoming: true }));
   expect(values(args, '-incoming')).toEqual(['defer']);
