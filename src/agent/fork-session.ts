@@ -217,6 +217,14 @@ export class ForkSession {
     await endClones(this.#context, clones);
   }
 
+  /** Rejects if the image fails; else for ever pending. */
+  async #unfillable(): Promise<never> {
+    if ((await this.#capture?.over) !== 'failed') return new Promise(() => undefined);
+    const failure = this.#capture?.snapshot.failure ?? null;
+    if (failure !== null) throw failureToError(failure, 'filling the image');
+    throw new MigrationError('NATIVE_FAILED', 'the image of the clones cannot be filled');
+  }
+
   /** Filled from the image's files, in which what has not been copied yet would be zeros: the image comes first. */
   async #openCopies(isResume: boolean): Promise<void> {
     const outcome = await this.#capture?.over;
@@ -285,7 +293,9 @@ export class ForkSession {
     await this.#context.faults.hit('agent:fork:start');
     if (this.#isPrivate) await this.#openCopies(false);
     const { isPartialAllowed } = this.request;
-    const { running, failures } = await startLoaded(this.#clones, { isPartialAllowed });
+    const starting = startLoaded(this.#clones, { isPartialAllowed });
+    // Clones wait for pages while they load, and those of an image that cannot be filled never come.
+    const { running, failures } = await Promise.race([starting, this.#unfillable()]);
     this.#context.log.debug(
       { fork: this.request.fork, clones: running.length, ms: performance.now() - beganAtMs },
       'clones resumed',
