@@ -248,7 +248,7 @@ test('a file system that is full before the clones run: the fork is given up, an
   const small = await ForkHost.start({ ramMiB: 288 });
   try {
     const { vms, agent } = small.host;
-    await small.boot({ name: 'large', memoryMiB: 192, touchMiB: 128, writePercent: 50 });
+    await small.boot({ name: 'large', memoryMiB: 192, touchMiB: 64, writePercent: 50 });
     // The guest itself shall not need more room than it has: that would be a fault of its own.
     const [memory] = vms.get('large').regions;
     execFileSync('fallocate', ['-l', '192M', memory!.path]);
