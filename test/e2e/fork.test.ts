@@ -1,5 +1,7 @@
 /** Forks of real QEMU guests on one host, without daemons: see test/hosts/fork-host.ts. */
 import { execFileSync } from 'node:child_process';
+import { rm, statfs } from 'node:fs/promises';
+import { join } from 'node:path';
 import { afterAll, afterEach, beforeAll, describe, expect, test } from 'vitest';
 import { eventually } from '../hosts/cluster.js';
 import { ForkHost } from '../hosts/fork-host.js';
@@ -245,7 +247,8 @@ test('clones with memory of their own are VMs that need no image', async () => {
 });
 
 test('a file system that is full before the clones run: the fork is given up, and the parent runs on', async () => {
-  const small = await ForkHost.start({ ramMiB: 288 });
+  const small = await ForkHost.start({ ramMiB: 448 });
+  const filler = join(small.host.ramDir, 'filler');
   try {
     const { vms, agent } = small.host;
     await small.boot({ name: 'large', memoryMiB: 192, touchMiB: 64, writePercent: 50 });
@@ -254,6 +257,9 @@ test('a file system that is full before the clones run: the fork is given up, an
     execFileSync('fallocate', ['-l', '192M', memory!.path]);
     const request = small.request('large');
     await agent.prepareClones(request);
+    // Others take the room that there was when the image was made.
+    const { bavail, bsize } = await statfs(small.host.ramDir);
+    execFileSync('fallocate', ['-l', String(bavail * bsize - 40 * 2 ** 20), filler]);
     await agent.armParent(request.fork);
     await agent.forkPoint(request.fork);
     await eventually('the failure', 30_000, async () =>
@@ -261,6 +267,7 @@ test('a file system that is full before the clones run: the fork is given up, an
     );
     await expect(agent.startClones(request.fork)).rejects.toEqual(code('NO_SPACE'));
     await agent.discardFork(request.fork);
+    await rm(filler);
     expect(vms.list().map(({ name }) => name)).toEqual(['large']);
     expect(small.traces()).toEqual([]);
     await small.host.goesOn('large');

@@ -130,7 +130,8 @@ export class ForkHost {
   async end(): Promise<void> {
     await this.clear();
     await this.host.stop();
-    if (this.#isRamMounted) execFileSync('umount', [this.host.ramDir]);
+    // Lazily: a QEMU that has been killed may still be giving its pages back.
+    if (this.#isRamMounted) execFileSync('umount', ['--lazy', this.host.ramDir]);
     await rm(this.host.ramDir, { recursive: true, force: true });
     await rm(this.directory, { recursive: true, force: true });
   }
