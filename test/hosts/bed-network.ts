@@ -16,6 +16,8 @@ export interface BedHost extends TestHost {
 
 export class BedNetwork implements HostNetwork<BedHost> {
   readonly hosts: readonly BedHost[];
+  /** Emulated processors are some thirty times slower: a daemon that looks around first takes seconds to answer. */
+  readonly daemonConfig = { limits: { callMsMax: 30_000, recoveryMsMax: 240_000 } };
 
   /** Other addresses: RDMA addresses of this machine, outside of the bed; then there are no cables to pull. */
   constructor(count: number, addresses?: readonly string[]) {

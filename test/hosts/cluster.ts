@@ -5,7 +5,7 @@
 import { type ChildProcess, execFile, spawn } from 'node:child_process';
 import { randomBytes } from 'node:crypto';
 import { createWriteStream, existsSync } from 'node:fs';
-import { mkdir, mkdtemp, readdir, readFile, readlink, rm } from 'node:fs/promises';
+import { mkdir, mkdtemp, readdir, readFile, readlink, rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { ApiClient } from '../../src/api/client.js';
@@ -62,6 +62,7 @@ export class Cluster<Network extends HostNetwork = Namespaces> {
     const cluster = new Cluster(id, directory, network, isVerbose);
     try {
       await cluster.makeCertificates();
+      if (network.daemonConfig !== undefined) await writeFile(cluster.configPath, JSON.stringify(network.daemonConfig));
       for (const host of network.hosts) await cluster.startDaemon(host.name);
       for (const host of network.hosts) await cluster.expectAcquaintance(host.name);
     } catch (error) {
@@ -77,6 +78,10 @@ export class Cluster<Network extends HostNetwork = Namespaces> {
 
   ramDirectory(host: string): string {
     return `/dev/shm/vmg-${this.id}-${host}`;
+  }
+
+  private get configPath(): string {
+    return join(this.directory, 'daemon.json');
   }
 
   apiSocket(host: string): string {
@@ -112,6 +117,7 @@ export class Cluster<Network extends HostNetwork = Namespaces> {
         this.ramDirectory(name),
       ],
       ...['--tls', join(directory, 'tls'), '--test-faults', ...peers],
+      ...(this.network.daemonConfig === undefined ? [] : ['--config', this.configPath]),
     ];
   }
 

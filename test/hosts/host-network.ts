@@ -6,6 +6,8 @@ export interface TestHost {
 
 export interface HostNetwork<Host extends TestHost = TestHost> {
   readonly hosts: readonly Host[];
+  /** Configuration of its daemons, laid under their flags. */
+  readonly daemonConfig?: Readonly<Record<string, unknown>>;
   host(name: string): Host;
   /** The command line that runs `command` on that host. */
   commandOn(name: string, command: readonly string[]): readonly string[];
