@@ -23,7 +23,8 @@ bool all_but_each_fourth(uint64_t page) {
   return page % 4 != 3;
 }
 
-/// Threads that write to random pages of the parent without end, and stand still when told to.
+/// Up to two threads that write to random pages of the parent without end, each to its own words of a page, and stand
+/// still when told to.
 class Writers {
  public:
   Writers(const ImageHarness& vm, unsigned count) {
@@ -41,8 +42,8 @@ class Writers {
   uint64_t write_count() const { return write_count_; }
 
  private:
-  void run(const ImageHarness& vm, unsigned seed) {
-    std::mt19937_64 random(seed);
+  void run(const ImageHarness& vm, unsigned index) {
+    std::mt19937_64 random(index);
     while (!is_ended_) {
       if (is_stopped_) {
         ++still_count_;
@@ -51,7 +52,7 @@ class Writers {
         continue;
       }
       const auto region = static_cast<uint32_t>(random() % vm.lengths.size());
-      vm.parent->word(region, random() % (vm.lengths[region] / kPage))[random() % 512] = random();
+      vm.parent->word(region, random() % (vm.lengths[region] / kPage))[random() % 256 * 2 + index] = random();
       ++write_count_;
     }
   }
