@@ -23,8 +23,8 @@ bool all_but_each_fourth(uint64_t page) {
   return page % 4 != 3;
 }
 
-/// Up to two threads that write to random pages of the parent without end, each to its own words of a page, and that
-/// stand still when told to.
+/// Up to two threads that write to random pages of the parent without end, each to its own words of a page,
+/// and that stand still when told to.
 class Writers {
  public:
   Writers(const ImageHarness& vm, unsigned count) {
