@@ -22,6 +22,7 @@ import { type DataListenerHandle, loadNativeBinding } from '../../src/native/bin
 import { FileRegistry } from '../../src/registry/file.js';
 import { eventually } from './cluster.js';
 import { type GuestOptions, guestSpec, parseWork } from './guest.js';
+import { Janitor } from './janitor.js';
 
 const RELEASE = fileURLToPath(new URL('../../build/native/Release/', import.meta.url));
 const DRAIN_MS = 60_000;
@@ -168,6 +169,7 @@ export interface Move {
 export class AgentPair {
   readonly a: AgentHost;
   readonly b: AgentHost;
+  readonly #janitor: Janitor;
   /** Awaited before the state is handed on; a test may park or break it. */
   onSendState: () => Promise<void> = async () => undefined;
 
@@ -188,6 +190,7 @@ export class AgentPair {
     };
     this.a = new AgentHost('A', directory, peers);
     this.b = new AgentHost('B', directory, peers);
+    this.#janitor = new Janitor({ paths: [directory, this.a.ramDir, this.b.ramDir] });
   }
 
   static async start(): Promise<AgentPair> {
@@ -204,6 +207,7 @@ export class AgentPair {
       await rm(host.ramDir, { recursive: true, force: true });
     }
     await rm(this.directory, { recursive: true, force: true });
+    this.#janitor.dismiss();
   }
 
   /** No VM and no session is left on either host. */

@@ -1,6 +1,6 @@
 /**
  * A cluster of test hosts, each with a real vmigrated: what end-to-end tests, the demo and the benchmarks run on. Everything it starts it also
- * ends; processes are found by this cluster's own directory in their command line, so nothing else can be hit.
+ * ends, if need be by its janitor; processes are found by this cluster's own directory in their command line, so nothing else can be hit.
  */
 import { type ChildProcess, execFile, spawn } from 'node:child_process';
 import { randomBytes } from 'node:crypto';
@@ -10,6 +10,7 @@ import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { ApiClient } from '../../src/api/client.js';
 import type { HostNetwork } from './host-network.js';
+import { Janitor } from './janitor.js';
 import { Namespaces } from './namespaces.js';
 
 const ROOT = fileURLToPath(new URL('../../', import.meta.url));
@@ -33,6 +34,7 @@ export interface ClusterOptions {
 
 export class Cluster<Network extends HostNetwork = Namespaces> {
   private readonly daemons = new Map<string, ChildProcess>();
+  private readonly janitor: Janitor;
 
   private constructor(
     readonly id: string,
@@ -40,7 +42,10 @@ export class Cluster<Network extends HostNetwork = Namespaces> {
     readonly directory: string,
     readonly network: Network,
     private readonly isVerbose: boolean,
-  ) {}
+  ) {
+    const ramDirectories = network.hosts.map(({ name }) => this.ramDirectory(name));
+    this.janitor = new Janitor({ paths: [directory, ...ramDirectories], namespacePrefix: `vmg-${id}-` });
+  }
 
   static async create(options: ClusterOptions = {}): Promise<Cluster> {
     const id = randomId();
@@ -129,7 +134,12 @@ export class Cluster<Network extends HostNetwork = Namespaces> {
       program,
       ...this.daemonArguments(name),
     ]);
-    const child = spawn(command, args, { stdio: ['ignore', 'pipe', 'pipe'], env: { ...process.env, ...env } });
+    // In a session of its own, as a service manager starts it; the janitor ends it with us.
+    const child = spawn(command, args, {
+      detached: true,
+      stdio: ['ignore', 'pipe', 'pipe'],
+      env: { ...process.env, ...env },
+    });
     const log = createWriteStream(join(this.hostDirectory(name), 'daemon.log'), { flags: 'a' });
     child.stdout.pipe(log, { end: false });
     child.stderr.pipe(log, { end: false });
@@ -260,6 +270,7 @@ export class Cluster<Network extends HostNetwork = Namespaces> {
     await this.network.destroy();
     for (const host of this.network.hosts) await rm(this.ramDirectory(host.name), { recursive: true, force: true });
     if (process.env.VMIGRATE_KEEP_LOGS === undefined) await rm(this.directory, { recursive: true, force: true });
+    this.janitor.dismiss();
   }
 }
 

@@ -18,6 +18,7 @@ import { MigrationError } from '../../src/errors.js';
 import { AgentHost } from './agent-pair.js';
 import { eventually } from './cluster.js';
 import { type GuestOptions, guestSpec, parseWork } from './guest.js';
+import { Janitor } from './janitor.js';
 
 const BOOT_MS = 90_000;
 const FILL_MS = 60_000;
@@ -33,6 +34,7 @@ export interface ForkOutcome {
 
 export class ForkHost {
   readonly host: AgentHost;
+  readonly #janitor: Janitor;
   #isRamMounted = false;
 
   private constructor(readonly directory: string) {
@@ -40,6 +42,7 @@ export class ForkHost {
       throw new MigrationError('NOT_FOUND', 'there is one host');
     };
     this.host = new AgentHost('A', directory, { agent: none, sendState: none, warm: async () => undefined });
+    this.#janitor = new Janitor({ paths: [directory, this.host.ramDir] });
   }
 
   /** `ramMiB`: memory files lie on a file system of that size. */
@@ -134,5 +137,6 @@ export class ForkHost {
     if (this.#isRamMounted) execFileSync('umount', ['--lazy', this.host.ramDir]);
     await rm(this.host.ramDir, { recursive: true, force: true });
     await rm(this.directory, { recursive: true, force: true });
+    this.#janitor.dismiss();
   }
 }

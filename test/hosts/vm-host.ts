@@ -7,6 +7,7 @@ import { type VmExit, VmManager } from '../../src/agent/vms.js';
 import type { VmSpec } from '../../src/domain.js';
 import type { NativeBinding } from '../../src/native/binding.js';
 import { FileRegistry } from '../../src/registry/file.js';
+import { Janitor } from './janitor.js';
 
 const SILENT = { info: () => undefined, warn: () => undefined, error: () => undefined };
 
@@ -17,6 +18,7 @@ export interface VmHostOptions {
 
 export class VmHost {
   vms: VmManager;
+  readonly #janitor: Janitor;
 
   private constructor(
     readonly name: string,
@@ -26,6 +28,7 @@ export class VmHost {
     private readonly options: VmHostOptions,
   ) {
     this.vms = this.manager();
+    this.#janitor = new Janitor({ paths: [directory, ramDir] });
   }
 
   static async start(name = 'A', options: VmHostOptions = {}): Promise<VmHost> {
@@ -88,6 +91,7 @@ export class VmHost {
     ];
     await rm(this.directory, { recursive: true, force: true });
     await rm(this.ramDir, { recursive: true, force: true });
+    this.#janitor.dismiss();
     return left;
   }
 }

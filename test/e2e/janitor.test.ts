@@ -1,0 +1,33 @@
+/** What a run leaves behind that was killed is taken away: the machine of the next run is as clean as that of the first. */
+import { spawn } from 'node:child_process';
+import { existsSync } from 'node:fs';
+import { createInterface } from 'node:readline';
+import { expect, test } from 'vitest';
+import { eventually } from '../hosts/cluster.js';
+
+const GONE_MS = 30_000;
+
+/** A run with a VM that says where it is, and never ends. */
+const RUN = `
+  import { VmHost, vmSpec } from './test/hosts/vm-host.ts';
+  const host = await VmHost.start();
+  await host.vms.run(vmSpec());
+  console.log(JSON.stringify({ pid: host.vms.get('vm').pid, paths: [host.directory, host.ramDir] }));
+  setInterval(() => undefined, 1000);
+`;
+
+test.each(['SIGINT', 'SIGKILL'] as const)('a run that ends by %s', async (signal) => {
+  const child = spawn(process.execPath, ['--import', 'tsx', '--input-type=module', '--eval', RUN], {
+    stdio: ['ignore', 'pipe', 'inherit'],
+  });
+  const ended = new Promise((resolve) => child.once('exit', resolve));
+  const lines = createInterface({ input: child.stdout });
+  const first = await Promise.race([new Promise<string>((resolve) => lines.once('line', resolve)), ended]);
+  const { pid, paths } = JSON.parse(String(first)) as { pid: number; paths: string[] };
+  expect(existsSync(`/proc/${pid}`)).toBe(true);
+  child.kill(signal);
+  await ended;
+  await eventually('QEMU and directories are gone', GONE_MS, () =>
+    [`/proc/${pid}`, ...paths].some((path) => existsSync(path)) ? undefined : true,
+  );
+});
