@@ -8,6 +8,7 @@ import type { CloneFailure } from '../domain-fork.js';
 import { MigrationError, toMigrationError } from '../errors.js';
 import { MigrationWatch } from './migration-watch.js';
 import { inParallel } from './parallel.js';
+import { hasten, unhasten } from './priority.js';
 import { outputTail } from './vm-process.js';
 import type { ManagedVm } from './vms.js';
 import type { WaitingClone } from './waiting-set.js';
@@ -72,6 +73,7 @@ export async function startLoaded(
 
 async function load(vm: ManagedVm, watch: MigrationWatch): Promise<void> {
   try {
+    hasten(vm.pid);
     await vm.qmp.execute('migrate-incoming', { uri: STATE_URI });
     await watch.reached('completed', LOAD_TIMEOUT_MS);
   } catch (error) {
@@ -83,6 +85,7 @@ async function letRun(vm: ManagedVm, watch: MigrationWatch): Promise<void> {
   try {
     const resumed = watch.resumed(RESUME_TIMEOUT_MS);
     await Promise.race([resumed, vm.qmp.execute('cont').then(() => resumed)]);
+    unhasten(vm.pid);
   } catch (error) {
     throw await inItsWords(vm, error);
   }

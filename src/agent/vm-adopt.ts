@@ -3,6 +3,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { toMigrationError } from '../errors.js';
 import type { NativeBinding } from '../native/binding.js';
 import type { Log } from './log.js';
+import { unhasten } from './priority.js';
 import type { Vm } from './vm.js';
 import type { VmKeeper } from './vm-keeper.js';
 import { isAlive } from './vm-process.js';
@@ -26,6 +27,8 @@ export async function adopt(vm: Vm, options: AdoptOptions): Promise<'kept' | 'un
     if (record.exit === null) await options.keeper.settle(vm, 'vanished');
     return 'kept';
   }
+  // A daemon that ended in the middle of a fork has left its clones ahead of others.
+  unhasten(record.process.pid);
   if (record.memory !== null && options.native !== null) {
     try {
       vm.memory = options.native.adoptVm({ snapshot: record.memory, regions: record.regions });

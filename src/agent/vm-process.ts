@@ -6,6 +6,7 @@ import { type ChildProcess, spawn } from 'node:child_process';
 import { type FileHandle, open, readdir, readFile } from 'node:fs/promises';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { MigrationError } from '../errors.js';
+import { standInLine } from './priority.js';
 import type { ProcessIdentity } from './vm-record.js';
 
 const EXIT_POLL_MS = 5;
@@ -50,6 +51,7 @@ export async function startDetached(
       env: { PATH: process.env['PATH'] ?? '/usr/sbin:/usr/bin:/sbin:/bin', ...options.environment },
     });
     child.unref();
+    if (child.pid !== undefined) standInLine(child.pid);
     // Listeners before anything is awaited: these events come once.
     exited = new Promise((resolve) => child.once('exit', (code, signal) => resolve({ code, signal })));
     await new Promise<void>((resolve, reject) => {

@@ -11,6 +11,7 @@ import { type Logger, pino } from 'pino';
 import { LocalAgent } from '../agent/agent.js';
 import { openConsole } from '../agent/console.js';
 import { NO_FAULTS, parseFaults } from '../agent/faults.js';
+import { goAhead } from '../agent/priority.js';
 import { RdmaHost } from '../agent/rdma.js';
 import { VmManager } from '../agent/vms.js';
 import { RemoteAgents } from '../api/agent-client.js';
@@ -82,6 +83,7 @@ export async function startDaemon(config: DaemonConfig, log: Logger): Promise<Da
 }
 
 async function start(config: DaemonConfig, log: Logger, closers: (() => Promise<void> | void)[]): Promise<number[]> {
+  goAhead();
   const startedAt = clock.isoNow();
   const { name: host, state: stateDir } = config;
   const faults = config.testFaults ? parseFaults(process.env.VMIGRATE_FAULT ?? '') : NO_FAULTS;
