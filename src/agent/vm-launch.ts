@@ -59,8 +59,9 @@ export async function launch(vm: Vm, options: LaunchOptions): Promise<void> {
     throw new MigrationError('QEMU_FAILED', `QEMU ended ${how} while starting: ${tail}`, { details: { output: tail } });
   });
   const ready = (async () => {
-    vm.client = await QmpClient.connect(vm.paths.qmp, { timeoutMs: START_TIMEOUT_MS, signal, isRetrying: true });
+    // QEMU makes its sockets before its memory, so that with a preload nobody has to try until one is there.
     await preload.complete(signal);
+    vm.client = await QmpClient.connect(vm.paths.qmp, { timeoutMs: START_TIMEOUT_MS, signal, isRetrying: true });
   })();
   // QMP also ends when QEMU does, and sooner: QEMU's own words are the better reason.
   const orReason = ready.catch(async (error: unknown) => {

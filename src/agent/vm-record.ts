@@ -119,9 +119,10 @@ const recordSchema = z.strictObject({
   createdAt: z.string(),
 });
 
-/** VM_BUSY if another job has the VM. */
-export function reservedBy({ spec, job: holder }: VmRecord, job: string): Partial<VmRecord> {
-  if (holder === null || holder === job) return { job };
+/** The change, null if there is none. VM_BUSY if another job has the VM. */
+export function reservedBy({ spec, job: holder }: VmRecord, job: string): Partial<VmRecord> | null {
+  if (holder === job) return null;
+  if (holder === null) return { job };
   throw new MigrationError('VM_BUSY', `${spec.name} is part of job ${holder}`);
 }
 

@@ -147,10 +147,15 @@ export class Vm implements ManagedVm {
     return new MigrationError('QEMU_GONE', `the QEMU of ${this.spec.name} has ended or does not answer`, { cause });
   }
 
-  /** Changes are made one after the other; each is durable, and visible, when its promise resolves. `change` may throw to refuse. */
-  async update(change: Partial<VmRecord> | ((record: VmRecord) => Partial<VmRecord>)): Promise<void> {
+  /**
+   * Changes are made one after the other; each is durable, and visible, when its promise resolves. `change` may throw to refuse, or answer null: the
+   * record is as it shall be, and nothing is written.
+   */
+  async update(change: Partial<VmRecord> | ((record: VmRecord) => Partial<VmRecord> | null)): Promise<void> {
     const write = this.#lastWrite.then(async () => {
-      const next = { ...this.#record, ...(typeof change === 'function' ? change(this.#record) : change) };
+      const changed = typeof change === 'function' ? change(this.#record) : change;
+      if (changed === null) return;
+      const next = { ...this.#record, ...changed };
       await writeRecord(this.directory, next);
       this.#record = next;
     });

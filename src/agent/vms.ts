@@ -221,7 +221,7 @@ export class VmManager {
   async unreserve(name: string, job: string): Promise<void> {
     const vm = this.#vms.get(name);
     if (vm === undefined) return;
-    await vm.update((record) => (record.job === job ? { job: null } : {}));
+    await vm.update((record) => (record.job === job ? { job: null } : null));
     this.#changed(vm);
   }
 
