@@ -134,6 +134,7 @@ class ImageCaptureWrap final : public Wrap<ImageCaptureWrap, ImageCaptureState> 
   Napi::Value arm(const Napi::CallbackInfo& info);
   Napi::Value protect(const Napi::CallbackInfo& info);
   Napi::Value seal(const Napi::CallbackInfo& info);
+  Napi::Value sweep(const Napi::CallbackInfo& info);
   Napi::Value resume(const Napi::CallbackInfo& info);
   void add_clone(const Napi::CallbackInfo& info);
   void remove_clone(const Napi::CallbackInfo& info);

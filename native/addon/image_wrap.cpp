@@ -47,7 +47,8 @@ Napi::FunctionReference ImageCaptureWrap::define(Napi::Env env) {
   return Napi::Persistent(DefineClass(
       env, "ImageCapture",
       {InstanceMethod<&ImageCaptureWrap::arm>("arm"), InstanceMethod<&ImageCaptureWrap::protect>("protect"),
-       InstanceMethod<&ImageCaptureWrap::seal>("seal"), InstanceMethod<&ImageCaptureWrap::resume>("resume"),
+       InstanceMethod<&ImageCaptureWrap::seal>("seal"), InstanceMethod<&ImageCaptureWrap::sweep>("sweep"),
+       InstanceMethod<&ImageCaptureWrap::resume>("resume"),
        InstanceMethod<&ImageCaptureWrap::add_clone>("addClone"),
        InstanceMethod<&ImageCaptureWrap::remove_clone>("removeClone"),
        InstanceMethod<&ImageCaptureWrap::snapshot>("snapshot"),
@@ -106,7 +107,13 @@ Napi::Value ImageCaptureWrap::protect(const Napi::CallbackInfo& info) {
 }
 
 Napi::Value ImageCaptureWrap::seal(const Napi::CallbackInfo& info) {
-  return run(info.Env(), &pager::ImageCapture::seal);
+  if (!state_.holder) return Task::rejected(info.Env(), kClosedHandle);
+  const auto when = info[0].As<Napi::Boolean>().Value() ? pager::Sweep::kLater : pager::Sweep::kAtOnce;
+  return Task::start(info.Env(), [holder = state_.holder, when] { return holder->capture->seal(when); });
+}
+
+Napi::Value ImageCaptureWrap::sweep(const Napi::CallbackInfo& info) {
+  return run(info.Env(), &pager::ImageCapture::sweep);
 }
 
 Napi::Value ImageCaptureWrap::resume(const Napi::CallbackInfo& info) {

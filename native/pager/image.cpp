@@ -44,7 +44,7 @@ class ImageCaptureImpl final : public ImageCapture {
     return in_pause(core_->counters.protect_ns, [this] { return guard_.protect_noted(); });
   }
 
-  Status seal() override {
+  Status seal(Sweep when) override {
     const std::lock_guard lock(steps_mutex_);
     const Status sealed = in_pause(core_->counters.seal_ns, [this]() -> Status {
       if (auto status = guard_.protect_noted(); !status) return status;
@@ -52,8 +52,19 @@ class ImageCaptureImpl final : public ImageCapture {
       if (!core_->advance(ImageState::kArmed, ImageState::kCopying)) return closed_or_wrong();
       return faults_.begin_copying();
     });
-    if (sealed) start_sweep();
+    if (sealed && when == Sweep::kAtOnce) start_sweep();
     return sealed;
+  }
+
+  Status sweep() override {
+    const std::lock_guard lock(steps_mutex_);
+    const ImageState state = core_->state();
+    // Parent and clones may have asked for every page.
+    if (state == ImageState::kComplete || sweep_thread_.joinable()) return ok();
+    if (state != ImageState::kCopying || core_->must_stop() != ImageCore::Stop::kNone)
+      return closed_or_wrong();
+    start_sweep();
+    return ok();
   }
 
   Status resume() override {

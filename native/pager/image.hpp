@@ -27,6 +27,8 @@ enum class ImageState : uint32_t {
   kClosed,
 };
 
+enum class Sweep : uint8_t { kAtOnce, kLater };
+
 struct ImageConfig {
   /// Must outlive the capture. nullptr: nobody's writes have to be held back.
   const VmMemory* parent = nullptr;
@@ -50,8 +52,11 @@ class ImageCapture {
   virtual Status arm() = 0;
   /// The parent stands still: protects what was written since.
   virtual Status protect() = 0;
-  /// protect, and from there on no write of the parent gets through before its page is copied.
-  virtual Status seal() = 0;
+  /// protect, and from there on no write of the parent gets through before its page is copied. With kLater
+  /// only what parent and clones ask for is copied until sweep() is called.
+  virtual Status seal(Sweep when = Sweep::kAtOnce) = 0;
+  /// After seal, to copy the rest as well. Idempotent.
+  virtual Status sweep() = 0;
   /// With resume, from kIdle: what seal was followed by in an earlier process.
   virtual Status resume() = 0;
   /// `memory` must be complete, registered for missing and minor, map the image's regions in order, and

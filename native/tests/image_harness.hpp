@@ -237,9 +237,9 @@ class ImageHarness {
     const Status armed = capture->arm();
     ASSERT_TRUE(armed.ok()) << armed.error().what << ": " << strerror(armed.error().system_errno);
   }
-  void seal() {
+  void seal(pager::Sweep when = pager::Sweep::kAtOnce) {
     remember();
-    const Status sealed = capture->seal();
+    const Status sealed = capture->seal(when);
     ASSERT_TRUE(sealed.ok()) << sealed.error().what << ": " << strerror(sealed.error().system_errno);
   }
   /// What the image must hold: what the parent's files hold now.

@@ -5,6 +5,7 @@
 
 #include <random>
 
+#include "pager/limits.hpp"
 #include "tests/huge_pages.hpp"
 #include "tests/image_harness.hpp"
 
@@ -103,6 +104,39 @@ TEST(Image, ClonesRunWhileItFillsAndAfter) {
   EXPECT_EQ(vm.bad_pages(after), 0u);
   for (const auto& clone : vm.clones) EXPECT_FALSE(clone->is_registered());
   EXPECT_EQ(vm.bad_image_pages(), 0u);
+}
+
+TEST(Image, TheSweepMayWaitForTheClones) {
+  ImageHarness vm(ImageHarness::Specs{{1024}});
+  vm.open();
+  auto& clone = vm.add_clone();
+  vm.arm();
+  EXPECT_FALSE(vm.capture->sweep().ok());
+  vm.seal(pager::Sweep::kLater);
+  auto reading = clone.read(5);
+  auto writing = vm.parent->write(900, 1);
+  EXPECT_TRUE(arrives(reading));
+  EXPECT_TRUE(arrives(writing));
+  EXPECT_EQ(reading.get(), vm.expected(5));
+  // Two clusters: what was asked for, and nothing else.
+  EXPECT_EQ(vm.counter(ImageCounter::kPagesCopied), 2 * pager::kImageClusterBytes / kPage);
+  ASSERT_TRUE(vm.capture->sweep().ok());
+  ASSERT_TRUE(vm.capture->sweep().ok());
+  ASSERT_TRUE(vm.reaches(ImageState::kComplete));
+  EXPECT_TRUE(vm.capture->sweep().ok());
+  EXPECT_EQ(vm.bad_image_pages(), 0u);
+}
+
+TEST(Image, ParentAndClonesMayAskForAllBeforeTheSweepBegins) {
+  ImageHarness vm(ImageHarness::Specs{{256}});
+  vm.open();
+  auto& clone = vm.add_clone();
+  vm.arm();
+  vm.seal(pager::Sweep::kLater);
+  EXPECT_EQ(vm.bad_pages(clone), 0u);
+  ASSERT_TRUE(vm.reaches(ImageState::kComplete));
+  EXPECT_TRUE(vm.capture->sweep().ok());
+  EXPECT_FALSE(vm.parent->is_registered());
 }
 
 TEST(Image, ACloneKeepsItsWritesToItself) {

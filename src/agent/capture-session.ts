@@ -86,6 +86,11 @@ export class CaptureSession {
     return this.handle.resume();
   }
 
+  /** Also what neither parent nor clones have asked for. */
+  sweep(): Promise<void> {
+    return this.handle.sweep();
+  }
+
   /** Nothing to do for a clone that has ended. */
   addClone({ memory }: ManagedVm): void {
     if (memory !== null) this.handle.addClone(memory);

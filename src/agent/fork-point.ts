@@ -27,6 +27,8 @@ export interface ForkPointOptions {
   readonly state: OutgoingState;
   /** null: the parent stays stopped, and its memory files are the image. */
   readonly capture: ImageCaptureHandle | null;
+  /** Clones are about to begin, and copying what nobody has asked for would take their processors; the caller sees to it afterwards. */
+  readonly isSweepLater: boolean;
   readonly statePath: string;
   /** Makes the disks' present files read-only for all. Called while the parent stands still. */
   readonly snapshotDisks: () => Promise<void>;
@@ -54,7 +56,7 @@ export async function takeForkPoint(vm: ManagedVm, options: ForkPointOptions): P
     note('write');
     return { parentPauseMs: Date.now() - stoppedAtUs / 1000, deviceStateBytes, parts };
   }
-  await capture.seal();
+  await capture.seal({ isSweepLater: options.isSweepLater });
   note('seal');
   const resumedAtUs = await resume(vm, state);
   note('resume');

@@ -277,6 +277,8 @@ export class ForkSession {
     const reply = await takeForkPoint(this.#parent, {
       state,
       capture: this.#capture?.handle ?? null,
+      // A clone's own memory is copied out of the image: there the image comes first.
+      isSweepLater: !this.#isPrivate,
       statePath: images.statePath(id),
       snapshotDisks: () => disks.snapshot(),
     });
@@ -296,6 +298,7 @@ export class ForkSession {
     const starting = startLoaded(this.#clones, { isPartialAllowed });
     // Clones wait for pages while they load, and those of an image that cannot be filled never come.
     const { running, failures } = await Promise.race([starting, this.#unfillable()]);
+    await this.#capture?.sweep();
     this.#context.log.debug(
       { fork: this.request.fork, clones: running.length, ms: performance.now() - beganAtMs },
       'clones resumed',

@@ -187,8 +187,13 @@ export interface ImageCaptureHandle {
   arm(): Promise<void>;
   /** The parent stands still: protects again what was written since. Again as often as wanted. */
   protect(): Promise<void>;
-  /** The fork point: the last protect, from which on a write of the parent waits until its page is copied. Copying begins. */
-  seal(): Promise<void>;
+  /**
+   * The fork point: the last protect, from which on a write of the parent waits until its page is copied. Copying begins; `isSweepLater`: only of
+   * what parent and clones ask for, until `sweep`.
+   */
+  seal(options?: { readonly isSweepLater: boolean }): Promise<void>;
+  /** After seal: the rest is copied as well. Idempotent. */
+  sweep(): Promise<void>;
   /** From idle, after a restart of the daemon, in place of arm and seal: goes on where the presence maps say. */
   resume(): Promise<void>;
   /** Its faults are served from now on; before seal they wait. Registered by the preload (isIncoming), regions as the image's. */

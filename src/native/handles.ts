@@ -58,7 +58,8 @@ interface AddonTargetSession {
 interface AddonImageCapture {
   arm(): Promise<void>;
   protect(): Promise<void>;
-  seal(): Promise<void>;
+  seal(isSweepLater: boolean): Promise<void>;
+  sweep(): Promise<void>;
   resume(): Promise<void>;
   addClone(vm: AddonVmMemory): void;
   removeClone(vm: AddonVmMemory): void;
@@ -230,8 +231,12 @@ export class ImageCapture implements ImageCaptureHandle {
     await attemptAsync('protect what the parent has written', () => this.#native.protect());
   }
 
-  async seal(): Promise<void> {
-    await attemptAsync('seal the image', () => this.#native.seal());
+  async seal({ isSweepLater } = { isSweepLater: false }): Promise<void> {
+    await attemptAsync('seal the image', () => this.#native.seal(isSweepLater));
+  }
+
+  async sweep(): Promise<void> {
+    await attemptAsync('copy the rest of the image', () => this.#native.sweep());
   }
 
   async resume(): Promise<void> {
