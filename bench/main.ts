@@ -1,7 +1,9 @@
 /** `npm run -s bench -- SCENARIO [--quick] [--json]`: progress on stderr, one table or one JSON document on stdout. */
+
+import { printVfork } from './lib/fork-rows.js';
 import { benchMigrate, printMigrate } from './migrate.js';
 import { benchRdma, printRdma } from './rdma.js';
-import { benchVfork, printVfork } from './vfork.js';
+import { benchVfork } from './vfork.js';
 
 const SCENARIOS: Record<string, (isQuick: boolean, isJson: boolean) => Promise<string>> = {
   migrate: async (isQuick, isJson) => {

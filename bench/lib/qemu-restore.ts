@@ -1,17 +1,19 @@
 /**
  * The baselines of `vfork`: N QEMUs that load a state saved before, driven over QMP as a script would. Either the whole memory stands in the state
  * file, or the memory is a template that all map copy-on-write and the file holds the device state alone (x-ignore-shared). All load, then all are
- * let go, as we do it.
+ * let go, as we do it. `waiting` is the template with QEMUs that were started before: what loading and letting go costs at the least.
  */
 import { type ChildProcess, spawn } from 'node:child_process';
-import { existsSync, mkdirSync, rmSync } from 'node:fs';
+import { closeSync, existsSync, mkdirSync, openSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
 import { QmpClient } from '../../src/qemu/qmp.js';
 import { type Cluster, eventually } from '../../test/hosts/cluster.js';
 import { guestImage } from '../../test/hosts/guest.js';
+import { inTurns } from '../../test/hosts/turns.js';
+import { cpuSeconds } from './process-cost.js';
 import { readWork } from './rate.js';
 
-export type RestoreMode = 'full' | 'template';
+export type RestoreMode = 'full' | 'template' | 'waiting';
 
 const STARTS_AT_ONCE = 8;
 const LOAD_MS = 300_000;
@@ -27,6 +29,8 @@ export interface RestoreRun {
   readonly firstMs: number;
   readonly lastMs: number;
   readonly startedAtMs: number;
+  /** Of processes that waited, what they had used before. */
+  readonly cpuBeforeS: number;
   readonly pids: readonly number[];
   readonly serialLogs: readonly string[];
 }
@@ -48,7 +52,7 @@ export class QemuRestores {
 
   /** Boots the guest, saves it in both ways, and ends it. */
   async save(): Promise<void> {
-    const parent = await this.#start('parent', 'on', false);
+    const parent = await this.#start('parent', 'on', null);
     await eventually('the baseline guest works', 120_000, () =>
       readWork(parent.serialLog).length >= 5 ? true : undefined,
     );
@@ -70,12 +74,14 @@ export class QemuRestores {
   }
 
   async run(mode: RestoreMode, count: number): Promise<RestoreRun> {
+    const names = Array.from({ length: count }, () => `restore-${this.#serial++}`);
+    const waiting = mode === 'waiting' ? await inTurns(names, STARTS_AT_ONCE, (name) => this.#wait(name, mode)) : null;
+    const cpuBeforeS = waiting === null ? 0 : cpuSeconds(waiting.map(({ pid }) => pid));
     const startedAtMs = performance.now();
-    const started: Restored[] = [];
-    for (let begin = 0; begin < count; begin += STARTS_AT_ONCE) {
-      const names = Array.from({ length: Math.min(STARTS_AT_ONCE, count - begin) }, () => `restore-${this.#serial++}`);
-      started.push(...(await Promise.all(names.map((name) => this.#load(name, mode)))));
-    }
+    const started =
+      waiting === null
+        ? await inTurns(names, STARTS_AT_ONCE, async (name) => this.#load(await this.#wait(name, mode)))
+        : await inTurns(waiting, STARTS_AT_ONCE, (one) => this.#load(one));
     const resumed: number[] = [];
     await Promise.all(
       started.map(async ({ qmp }) => {
@@ -87,6 +93,7 @@ export class QemuRestores {
     );
     return {
       startedAtMs,
+      cpuBeforeS,
       firstMs: Math.min(...resumed),
       lastMs: Math.max(...resumed),
       pids: started.map(({ pid }) => pid),
@@ -99,19 +106,24 @@ export class QemuRestores {
   }
 
   #statePath(mode: RestoreMode): string {
-    return join(this.#directory, `${mode}.state`);
+    return join(this.#directory, `${mode === 'full' ? 'full' : 'template'}.state`);
   }
 
-  async #load(name: string, mode: RestoreMode): Promise<Restored> {
-    const restored = await this.#start(name, mode === 'full' ? null : 'off', true);
+  async #wait(name: string, mode: RestoreMode): Promise<Restored> {
+    const restored = await this.#start(name, mode === 'full' ? null : 'off', this.#statePath(mode));
     await capabilities(restored.qmp, mode);
-    await restored.qmp.execute('migrate-incoming', { uri: `exec:cat ${this.#statePath(mode)}` });
+    return restored;
+  }
+
+  async #load(restored: Restored): Promise<Restored> {
+    await restored.qmp.execute('migrate-incoming', { uri: 'fd:3' });
     await status(restored.qmp, 'completed');
     return restored;
   }
 
-  /** `share` null: anonymous memory. The kernel's blobs are the parent's alone; the others have its ROM. */
-  async #start(name: string, share: 'on' | 'off' | null, isIncoming: boolean): Promise<Restored> {
+  /** `share` null: anonymous memory. The kernel's blobs are the parent's alone; the others have its ROM, and the state as descriptor 3. */
+  async #start(name: string, share: 'on' | 'off' | null, statePath: string | null): Promise<Restored> {
+    const isIncoming = statePath !== null;
     const directory = join(this.#directory, name);
     rmSync(directory, { recursive: true, force: true });
     mkdirSync(directory);
@@ -126,6 +138,7 @@ export class QemuRestores {
     const boot = isIncoming
       ? ['-option-rom', 'linuxboot_dma.bin,bootindex=0', '-incoming', 'defer']
       : ['-kernel', kernel, '-initrd', initrd, '-append', append];
+    const state = statePath === null ? null : openSync(statePath, 'r');
     const child = spawn(
       'qemu-system-x86_64',
       [
@@ -134,8 +147,9 @@ export class QemuRestores {
         ...['-vga', 'none', '-display', 'none', '-serial', `file:${serialLog}`],
         ...['-qmp', `unix:${socket},server=on,wait=off`, ...(isIncoming ? ['-S'] : []), ...boot],
       ],
-      { stdio: ['ignore', 'ignore', 'inherit'] },
+      { stdio: ['ignore', 'ignore', 'inherit', ...(state === null ? [] : [state])] },
     );
+    if (state !== null) closeSync(state);
     await eventually('QEMU listens', 60_000, () => (existsSync(socket) ? true : undefined));
     const qmp = await QmpClient.connect(socket, { timeoutMs: 60_000, isRetrying: true });
     const restored = { child, qmp, pid: child.pid as number, serialLog };

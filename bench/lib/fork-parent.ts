@@ -1,0 +1,213 @@
+/** Our side of `vfork`: a busy guest on a real daemon, forked over and over; what a fork costs is read from outside. */
+import { readFileSync } from 'node:fs';
+import { cpus } from 'node:os';
+import { join } from 'node:path';
+import type { VmView } from '../../src/domain.js';
+import type { ForkReport, ImageView } from '../../src/domain-fork.js';
+import type { ForkJobView, JobView } from '../../src/domain-job.js';
+import { checkClones } from '../../test/hosts/clone-check.js';
+import { type Cluster, eventually, sleep } from '../../test/hosts/cluster.js';
+import { Guest } from '../../test/hosts/guest.js';
+import type { ForkRow } from './fork-rows.js';
+import { cpuSeconds, minorFaults, privateBytes } from './process-cost.js';
+import { rateAfter, readWork } from './rate.js';
+import { median } from './stats.js';
+
+export const MIB = 1 << 20;
+/** Private memory is looked at once more so long after a clone has begun. */
+export const LATER_MS = 5000;
+const SETTLE_MS = 2500;
+const WORK_POLL_MS = 10;
+const WORK_MS = 120_000;
+const PROBE_MS = 20;
+const FORK_MS = 180_000;
+/** Windows of work that say how fast a parent is beside its clones, once all is over. */
+const SETTLED_WINDOWS = 15;
+
+export interface GuestShape {
+  readonly memoryMiB: number;
+  readonly touchMiB: number;
+  readonly writePercent: number;
+}
+
+export interface Waiting {
+  readonly pids: readonly number[];
+  readonly serialLogs: readonly string[];
+}
+
+/** performance.now() when the first of these consoles shows work of its own. */
+export function firstWork(serialLogs: () => readonly string[]): Promise<number> {
+  return eventually('a clone works', WORK_MS, async () => {
+    await sleep(WORK_POLL_MS);
+    const has = serialLogs().some((log) => readSafe(log).includes('VMG WORK'));
+    return has ? performance.now() : undefined;
+  });
+}
+
+export function readSafe(path: string): string {
+  try {
+    return readFileSync(path, 'utf8');
+  } catch {
+    return '';
+  }
+}
+
+export function memoryOf({ pids }: Pick<Waiting, 'pids'>): { privateMiB: number; faults: number } {
+  const mean = (values: readonly number[]) => values.reduce((sum, value) => sum + value, 0) / values.length;
+  return { privateMiB: mean(pids.map(privateBytes)) / MIB, faults: mean(pids.map(minorFaults)) };
+}
+
+/** Watches the private memory of one clone from outside: by the time its fork is reported, a busy guest has written for a while. */
+class MemoryProbe {
+  readonly #samples: { atMs: number; bytes: number }[] = [];
+  readonly #timer: NodeJS.Timeout;
+  #pid = 0;
+
+  constructor(recordPath: string) {
+    this.#timer = setInterval(() => {
+      if (this.#pid === 0) this.#pid = Number(/"pid": (\d+)/.exec(readSafe(recordPath))?.[1] ?? 0);
+      if (this.#pid !== 0) this.#samples.push({ atMs: Date.now(), bytes: privateBytes(this.#pid) });
+    }, PROBE_MS);
+  }
+
+  stop(): void {
+    clearInterval(this.#timer);
+  }
+
+  /** MiB at the first sample after that moment; NaN if there is none. */
+  at(atMs: number): number {
+    return (this.#samples.find((sample) => sample.atMs >= atMs)?.bytes ?? Number.NaN) / MIB;
+  }
+}
+
+interface Forked {
+  readonly report: ForkReport;
+  readonly createdAtMs: number;
+  /** When all clones ran, and nothing else had been done for them. */
+  readonly cpuS: number;
+}
+
+export class OurParent {
+  #forks = 0;
+
+  private constructor(
+    private readonly cluster: Cluster,
+    private readonly guest: Guest,
+    private readonly memoryMiB: number,
+  ) {}
+
+  static async start(cluster: Cluster, shape: GuestShape): Promise<OurParent> {
+    const guest = await Guest.start(cluster, 'A', { name: `parent${shape.memoryMiB}`, ...shape });
+    return new OurParent(cluster, guest, shape.memoryMiB);
+  }
+
+  /** One fork, from the request to the last page of its last clone; nothing of it is left afterwards. */
+  async row(count: number, isWarm: boolean): Promise<ForkRow> {
+    const prefix = `${isWarm ? 'warm' : 'cold'}${this.#forks++}`;
+    const shape = { vm: this.guest.name, cloneCount: count, namePrefix: prefix, network: 'none' } as const;
+    if (isWarm) {
+      const options = ['--clones', `${count}`, '--network', 'none', '--name', prefix];
+      await this.cluster.must(this.cluster.vmctl('A', 'pool', 'warm', this.guest.name, ...options));
+    }
+    await sleep(SETTLE_MS);
+    const before = readWork(await this.#parentLog());
+    const logs = Array.from({ length: Math.min(count, 8) }, (_, index) =>
+      this.#path(`${prefix}-${index}`, 'serial.log'),
+    );
+    const probe = new MemoryProbe(this.#path(`${prefix}-${count - 1}`, 'record.json'));
+    const work = firstWork(() => logs);
+    work.catch(() => undefined);
+    const { report, createdAtMs, cpuS } = await this.#fork(shape);
+    // Else the pool begins to make the next set, beside what is measured.
+    await this.cluster.api('A').post('/v1/pool/drain', {});
+    probe.stop();
+    const clones = await this.#clones(prefix);
+    const pids = clones.map(({ pid }) => pid ?? 0);
+    const now = memoryOf({ pids });
+    const firstWorkMs = performance.timeOrigin + (await work) - createdAtMs;
+    await sleep(LATER_MS);
+    const later = memoryOf({ pids });
+    const parentBackMs = count < cpus().length ? await this.#backMs(before) : null;
+    const image = await this.cluster.api('A').get<ImageView>(`/v1/images/${report.image}`);
+    const { badPages, distinctCount } = await checkClones(this.cluster, report.clones);
+    const parent = await this.guest.verify('A');
+    await this.#remove(report.image);
+    return {
+      name: isWarm ? 'ours-warm' : 'ours-cold',
+      parentMiB: this.memoryMiB,
+      clones: count,
+      parentPauseMs: report.parentPauseMs,
+      parentBackMs,
+      firstMs: report.firstReadyMs,
+      lastMs: report.lastReadyMs,
+      firstWorkMs,
+      totalMs: report.totalMs,
+      privateMiBPerClone: probe.at(createdAtMs + (report.clones.at(-1)?.readyMs ?? 0)),
+      privateMiBPerCloneLater: later.privateMiB,
+      sharedMiB: image.allocatedBytes / MIB,
+      faultsPerClone: now.faults,
+      cpuMsPerClone: (cpuS * 1000) / count,
+      badPagesParent: parent.bad,
+      badPagesClones: badPages,
+      distinctClones: distinctCount,
+    };
+  }
+
+  async stop(): Promise<void> {
+    await this.cluster.must(this.cluster.vmctl('A', 'stop', '--force', this.guest.name));
+  }
+
+  /** Submits the fork and follows it, so that what it has cost is read when its last clone runs. */
+  async #fork(shape: object): Promise<Forked> {
+    const api = this.cluster.api('A');
+    const processes = async () => [this.cluster.daemonPid('A'), ...(await this.cluster.qemuPids('A'))];
+    // Waiting processes have used processor time before; the others begin with none.
+    const beforeS = cpuSeconds(await processes());
+    const giveUp = AbortSignal.timeout(FORK_MS);
+    const { id, createdAt } = await api.post<ForkJobView>('/v1/forks', shape);
+    let sampling: Promise<number> | null = null;
+    let last: ForkJobView | null = null;
+    const onView = (view: JobView): boolean => {
+      if (view.kind !== 'fork') return true;
+      last = view;
+      const isRunning = view.isCommitted || view.step === 'commitFork';
+      if (isRunning) sampling ??= processes().then((pids) => cpuSeconds(pids) - beforeS);
+      return view.report !== null || view.error !== null;
+    };
+    await api.followJob(id, onView, giveUp);
+    const { report, error } = (last as ForkJobView | null) ?? { report: null, error: 'nothing was heard of it' };
+    if (report === null) throw new Error(`the fork has failed: ${JSON.stringify(error)}`);
+    return {
+      report,
+      createdAtMs: Date.parse(createdAt),
+      cpuS: (await (sampling as Promise<number> | null)) ?? Number.NaN,
+    };
+  }
+
+  /** Until the parent is back at 90 % of its speed: of before, or of that beside its clones for good, if they cost it some. */
+  async #backMs(before: ReturnType<typeof readWork>): Promise<number> {
+    const after = readWork(await this.#parentLog()).slice(before.length);
+    const rate = (windows: typeof after) => median(windows.map(({ ops, windowMs }) => ops / windowMs));
+    const settled = after.slice(-SETTLED_WINDOWS);
+    return rateAfter(rate(settled) < rate(before.slice(-SETTLED_WINDOWS)) ? settled : before, after).degradedMs;
+  }
+
+  async #parentLog(): Promise<string> {
+    return (await this.guest.view('A'))?.serialLog ?? '';
+  }
+
+  async #clones(prefix: string): Promise<VmView[]> {
+    const all = await this.cluster.api('A').get<VmView[]>('/v1/vms');
+    return all.filter((vm) => vm.name.startsWith(`${prefix}-`));
+  }
+
+  async #remove(image: string): Promise<void> {
+    // Stopped first, then forgotten.
+    for (let n = 0; n < 2; n++) await this.cluster.must(this.cluster.vmctl('A', 'stop', '--force', '--image', image));
+    await this.cluster.must(this.cluster.vmctl('A', 'image', 'rm', image));
+  }
+
+  #path(vm: string, file: string): string {
+    return join(this.cluster.hostDirectory('A'), 'state/vms', vm, file);
+  }
+}

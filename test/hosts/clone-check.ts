@@ -1,0 +1,45 @@
+/** The proof that N clones are what they should be: every page of each is right, and none of them is another. */
+import type { CloneReport } from '../../src/domain-fork.js';
+import { type Cluster, eventually } from './cluster.js';
+import { Guest, parseIdentity } from './guest.js';
+import { inTurns } from './turns.js';
+
+const PAUSED_AT_ONCE = 8;
+/** Guests that check themselves beside each other; the others stand still, or each would wait for all. */
+const CHECKED_AT_ONCE = 2;
+const IDENTITY_MS = 60_000;
+const PARTS = ['index', 'UUID', 'generation id', 'random numbers', 'MAC'];
+
+export interface CloneCheck {
+  readonly badPages: number;
+  /** How many clones can be told apart by all of index, UUID, generation id, random numbers, and MAC if they have a NIC. */
+  readonly distinctCount: number;
+  /** What some of them have in common. */
+  readonly shared: readonly string[];
+}
+
+/** They are paused first, and each is stopped once it has been checked. */
+export async function checkClones(cluster: Cluster, clones: readonly CloneReport[]): Promise<CloneCheck> {
+  const api = cluster.api('A');
+  await inTurns(clones, PAUSED_AT_ONCE, ({ name }) => api.post(`/v1/vms/${name}/pause`));
+  let badPages = 0;
+  const identities: string[][] = [];
+  await inTurns(clones, CHECKED_AT_ONCE, async ({ name, uuid, mac }) => {
+    const guest = new Guest(cluster, name);
+    await api.post(`/v1/vms/${name}/resume`);
+    const { pages, bad } = await guest.verify('A');
+    badPages += pages === 0 ? Number.NaN : bad;
+    const {
+      index = '',
+      generation = '',
+      after = '',
+    } = await eventually(`${name} knows who it is`, IDENTITY_MS, async () =>
+      parseIdentity(await guest.serialLog('A'), 'FORK').at(-1),
+    );
+    identities.push([index, uuid, generation, after, mac ?? name]);
+    await cluster.must(cluster.vmctl('A', 'stop', '--force', name));
+  });
+  const distinct = PARTS.map((_, part) => new Set(identities.map((identity) => identity[part])).size);
+  const shared = PARTS.filter((_, part) => (distinct[part] ?? 0) < identities.length);
+  return { badPages, distinctCount: Math.min(...distinct), shared };
+}
