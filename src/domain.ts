@@ -202,6 +202,22 @@ export interface VmInventory {
   readonly ramAllocatedBytes: number;
   /** Devices by which the guest gives memory back while it runs: behind the back of an RDMA device that has it registered. */
   readonly discardingDevices: readonly string[];
+  /** null for any VM but a clone that runs on an image. */
+  readonly image: ImageUse | null;
+  /** What a clone still lacks of an identity of its own; null for a VM that has one. */
+  readonly identityIssue: string | null;
+  /** Ids of disks whose files end with the VM on this host. */
+  readonly fleetingDisks: readonly string[];
+  /** What the guest has written to its exit port so far. */
+  readonly exitCode: number | null;
+}
+
+/** A clone's memory: an image's files, and in its process what it has written. */
+export interface ImageUse {
+  readonly id: string;
+  readonly isComplete: boolean;
+  /** At most so much has it written; there may be some of QEMU's own in it. */
+  readonly ownBytes: number;
 }
 
 /** Where a host's memory can be read by RDMA. */
@@ -262,6 +278,8 @@ export type MigrationRefusalCode =
   | 'TRANSPORT_UNAVAILABLE'
   | 'RDMA_LIMIT'
   | 'SOURCE_MEMORY'
+  | 'IDENTITY_PENDING'
+  | 'DISK_NOT_MOVABLE'
   | 'PROTOCOL_VERSION';
 
 /** Those that only a fork can meet; it may also be refused for some of the others. */

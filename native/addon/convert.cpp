@@ -111,6 +111,17 @@ std::vector<pager::SourceRegionConfig> source_regions(const Napi::Object& option
   });
 }
 
+std::optional<pager::SourceCloneConfig> source_clone(const Napi::Object& options) {
+  if (!options.Get("clone").IsObject()) return std::nullopt;
+  const Napi::Object clone = options.Get("clone").As<Napi::Object>();
+  pager::SourceCloneConfig config;
+  config.resume = flag(clone, "isResume");
+  const Napi::Array paths = clone.Get("ownPaths").As<Napi::Array>();
+  for (uint32_t i = 0; i < paths.Length(); i++)
+    config.own_paths.push_back(paths.Get(i).As<Napi::String>().Utf8Value());
+  return config;
+}
+
 std::vector<pager::TargetRegionConfig> target_regions(const Napi::Object& options, const char* name) {
   return each(options, name, [](const Napi::Object& region) {
     return pager::TargetRegionConfig{text(region, "path"), text(region, "presencePath"),

@@ -38,6 +38,8 @@ Napi::Value counters_array(Napi::Env env, std::span<const uint64_t> counters);
 
 std::vector<pager::RegionFileConfig> region_files(const Napi::Object& options, const char* name = "regions");
 std::vector<pager::SourceRegionConfig> source_regions(const Napi::Object& options);
+/// `clone`, without its process; nothing if it is left out.
+std::optional<pager::SourceCloneConfig> source_clone(const Napi::Object& options);
 std::vector<pager::TargetRegionConfig> target_regions(const Napi::Object& options,
                                                       const char* name = "regions");
 

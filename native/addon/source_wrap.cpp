@@ -32,11 +32,18 @@ Napi::Value SourceSessionWrap::open(const Napi::CallbackInfo& info) {
     return Task::rejected(env, {ErrorCode::kClosed, 0, "the listener does not listen on this transport"});
   const auto parsed = credentials(options);
   if (!parsed) return Task::rejected(env, parsed.error());
+  auto clone = source_clone(options);
+  if (!info[2].IsNull()) {
+    state->clone = VmMemoryWrap::Unwrap(info[2].As<Napi::Object>())->listener();
+    if (!state->clone) return Task::rejected(env, kClosedHandle);
+  }
   // Registering a big VM's memory with an RDMA device takes seconds.
   return Task::start(
       env,
-      [state, parsed = parsed.value(), regions = source_regions(options)]() -> Status {
-        auto session = pager::SourceSession::open(*state->listener, parsed, regions);
+      [state, parsed = parsed.value(), regions = source_regions(options), clone]() mutable -> Status {
+        if (state->clone) clone->memory = state->clone->memory();
+        auto session =
+            pager::SourceSession::open(*state->listener, parsed, regions, clone ? &*clone : nullptr);
         if (!session) return session.error();
         state->session = std::move(session).value();
         return ok();
@@ -84,9 +91,11 @@ Napi::Value SourceSessionWrap::close(const Napi::CallbackInfo& info) {
   state_.final_failure = state_.session->failure();
   auto ending = std::make_shared<SourceSessionState>();
   ending->listener = std::move(state_.listener);
+  ending->clone = std::move(state_.clone);
   ending->session = std::move(state_.session);
   return Task::start(info.Env(), [ending] {
     ending->session.reset();
+    ending->clone.reset();
     ending->listener.reset();
     return ok();
   });

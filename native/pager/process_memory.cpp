@@ -5,7 +5,10 @@
 
 #include <algorithm>
 #include <array>
+#include <csignal>
 #include <cstdio>
+#include <cstdlib>
+#include <cstring>
 
 namespace vmigrate::pager {
 namespace {
@@ -51,7 +54,25 @@ Result<std::unique_ptr<ProcessMemory>> ProcessMemory::open(const VmMemory& memor
   if (!opened->bytes_.valid()) return system_error("open /proc/PID/mem");
   opened->page_map_ = open_of(memory.pid, "pagemap");
   if (!opened->page_map_.valid()) return system_error("open /proc/PID/pagemap");
+  opened->status_ = open_of(memory.pid, "status");
+  if (!opened->status_.valid()) return system_error("open /proc/PID/status");
   return opened;
+}
+
+/// A process that is killed has its SIGKILL among the pending signals until the end, and the kernel takes
+/// memory from a victim of its own choice only after sending it.
+Status ProcessMemory::whole() const {
+  constexpr uint64_t kill_bit = uint64_t{1} << (SIGKILL - 1);
+  std::array<char, 4096> text;
+  const ssize_t count = ::pread(status_.get(), text.data(), text.size() - 1, 0);
+  if (count <= 0) return read_error(count, "read /proc/PID/status");
+  text[static_cast<size_t>(count)] = '\0';
+  for (const char* name : {"\nSigPnd:", "\nShdPnd:"}) {
+    const char* found = std::strstr(text.data(), name);
+    if (found == nullptr || (std::strtoull(found + std::strlen(name), nullptr, 16) & kill_bit) != 0)
+      return Error{ErrorCode::kProcessGone, 0, "the process is being ended"};
+  }
+  return ok();
 }
 
 template <typename Visit>

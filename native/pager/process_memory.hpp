@@ -25,6 +25,9 @@ class ProcessMemory {
   /// in order, as far as [offset, offset + length) goes.
   Status each_own_run(uint32_t region_index, uint64_t offset_bytes, uint64_t length_bytes,
                       const std::function<void(PageRun)>& visit) const;
+  /// kProcessGone once the process is being ended: its memory may go page by page before it is gone, so that
+  /// what each_own_run has shown before this is all there was.
+  Status whole() const;
   /// What the process would read there. kProcessGone if it has ended.
   Status read(uint32_t region_index, uint64_t offset_bytes, std::span<std::byte> out) const;
 
@@ -36,6 +39,7 @@ class ProcessMemory {
   const VmMemory& memory_;
   UniqueFd bytes_;
   UniqueFd page_map_;
+  UniqueFd status_;
 };
 
 }  // namespace vmigrate::pager

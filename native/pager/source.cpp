@@ -7,6 +7,7 @@
 
 #include "base/fault_point.hpp"
 #include "memory/region.hpp"
+#include "pager/clone_region.hpp"
 #include "pager/data_map.hpp"
 #include "pager/page_key.hpp"
 #include "pager/thread_util.hpp"
@@ -18,7 +19,8 @@ class SourceSessionImpl final : public SourceSession {
  public:
   static Result<std::unique_ptr<SourceSession>> open(transport::Listener& listener,
                                                      const transport::Credentials& credentials,
-                                                     std::span<const SourceRegionConfig> configs);
+                                                     std::span<const SourceRegionConfig> configs,
+                                                     const SourceCloneConfig* clone);
   ~SourceSessionImpl() override;
 
   std::span<const SourceRegionKeys> keys() const override { return keys_; }
@@ -34,15 +36,19 @@ class SourceSessionImpl final : public SourceSession {
     /// Pages that were holes before exposing filled them; empty where it fills none. The VM may have written
     /// to them since, so these are looked into when it has stopped.
     std::vector<bool> filled_holes;
+    std::unique_ptr<CloneRegion> clone;  ///< nullptr: the file has all of the region
   };
 
-  Status add_region(const SourceRegionConfig& config);
+  Status open_process(const SourceCloneConfig& clone);
+  Status add_region(const SourceRegionConfig& config, const SourceCloneConfig* clone);
   Status note_holes(SourceRegion& source) const;
   void scan();
+  bool scanned(const Status& status);
   Status scan_region(uint32_t region_index);
   Status each_used_run(const SourceRegion& source, const std::function<void(PageRun)>& visit) const;
 
   transport::Listener& listener_;
+  std::unique_ptr<ProcessMemory> process_;  ///< of a clone that lives
   std::vector<SourceRegion> regions_;
   std::vector<SourceRegionKeys> keys_;
   // After the regions: destroyed first, so that no provider thread touches unmapped memory.
@@ -60,38 +66,65 @@ class SourceSessionImpl final : public SourceSession {
 
 Result<std::unique_ptr<SourceSession>> SourceSessionImpl::open(transport::Listener& listener,
                                                                const transport::Credentials& credentials,
-                                                               std::span<const SourceRegionConfig> configs) {
-  if (configs.empty() || configs.size() > wire::kPreloadRegionsMax) {
+                                                               std::span<const SourceRegionConfig> configs,
+                                                               const SourceCloneConfig* clone) {
+  if (configs.empty() || configs.size() > wire::kPreloadRegionsMax ||
+      (clone != nullptr && clone->own_paths.size() != configs.size())) {
     return Error{ErrorCode::kInvalidArgument, 0, "number of regions"};
   }
   std::unique_ptr<SourceSessionImpl> session(new SourceSessionImpl(listener));
+  if (clone != nullptr) {
+    if (auto status = session->open_process(*clone); !status) return status.error();
+  }
   auto exposed = listener.expose_session(
       credentials, [](void*, transport::Channel, std::span<const std::byte>) {}, nullptr);
   if (!exposed) return exposed.error();
   session->exposed_ = std::move(exposed).value();
   for (const SourceRegionConfig& config : configs) {
-    if (auto status = session->add_region(config); !status) return status.error();
+    if (auto status = session->add_region(config, clone); !status) return status.error();
   }
   return std::unique_ptr<SourceSession>(std::move(session));
 }
 
-Status SourceSessionImpl::add_region(const SourceRegionConfig& config) {
-  const bool fills_holes = listener_.fills_holes();
+/// One that has just ended is known no more: what was kept of it may do.
+Status SourceSessionImpl::open_process(const SourceCloneConfig& clone) {
+  if (clone.memory == nullptr) return ok();
+  auto process = ProcessMemory::open(*clone.memory);
+  if (process)
+    process_ = std::move(process).value();
+  else if (!clone.resume)
+    return process.error();
+  return ok();
+}
+
+Status SourceSessionImpl::add_region(const SourceRegionConfig& config, const SourceCloneConfig* clone) {
+  // Nothing of a clone's is registered: no device can read what is in two places.
+  const bool fills_holes = clone == nullptr && listener_.fills_holes();
   auto region = memory::Region::open(config.path, config.length_bytes, config.page_bytes,
                                      fills_holes ? memory::Mode::kReadWrite : memory::Mode::kReadOnly);
   if (!region) return region.error();
   auto map = DataMap::create(region.value()->page_count());
   if (!map) return map.error();
   SourceRegion& added =
-      regions_.emplace_back(SourceRegion{std::move(region).value(), std::move(map).value(), {}});
+      regions_.emplace_back(SourceRegion{std::move(region).value(), std::move(map).value(), {}, nullptr});
+  const auto region_index = static_cast<uint32_t>(regions_.size() - 1);
+  if (clone != nullptr) {
+    auto opened = CloneRegion::open(*added.region, region_index, process_.get(),
+                                    clone->own_paths[region_index], clone->resume);
+    if (!opened) return opened.error();
+    added.clone = std::move(opened).value();
+  }
   if (fills_holes) {
     if (auto status = note_holes(added); !status) return status;
   }
-  auto ram = exposed_->expose(transport::LocalMemory{.base = added.region->base(),
-                                                     .fd = added.region->fd(),
-                                                     .fd_offset_bytes = 0,
-                                                     .length_bytes = added.region->length_bytes()},
-                              transport::Access::kRead);
+  transport::LocalMemory memory{.length_bytes = added.region->length_bytes()};
+  if (added.clone) {
+    memory.reader = added.clone.get();
+  } else {
+    memory.base = added.region->base();
+    memory.fd = added.region->fd();
+  }
+  auto ram = exposed_->expose(memory, transport::Access::kRead);
   if (!ram) return ram.error();
   auto data_map =
       exposed_->expose(fills_holes ? added.map->pinnable() : added.map->readable(), transport::Access::kRead);
@@ -110,9 +143,9 @@ Status SourceSessionImpl::note_holes(SourceRegion& source) const {
 }
 
 SourceSessionImpl::~SourceSessionImpl() {
-  exposed_.reset();
   // Relaxed: only asks the scan to hurry; join orders the rest.
   stop_.store(true, std::memory_order_relaxed);
+  exposed_.reset();
   if (scan_thread_.joinable()) scan_thread_.join();
 }
 
@@ -127,19 +160,29 @@ Status SourceSessionImpl::freeze() {
 
 void SourceSessionImpl::scan() {
   set_up_thread("vmg-scan", 0);
-  for (uint32_t i = 0; i < regions_.size() && !stop_.load(std::memory_order_relaxed); ++i) {
-    if (auto status = scan_region(i); !status) {
-      const std::lock_guard lock(mutex_);
-      failure_ = status.error();
-      break;
-    }
-  }
+  bool goes_on = true;
+  for (uint32_t i = 0; i < regions_.size() && goes_on; ++i) goes_on = scanned(scan_region(i));
+  // Only now: the target waits for the maps.
+  for (uint32_t i = 0; i < regions_.size() && goes_on; ++i)
+    if (regions_[i].clone) goes_on = scanned(regions_[i].clone->keep(stop_));
   scan_cpu_ns_.store(thread_cpu_ns(), std::memory_order_relaxed);
+}
+
+/// Whether there is a next region to go on with.
+bool SourceSessionImpl::scanned(const Status& status) {
+  if (!status) {
+    const std::lock_guard lock(mutex_);
+    failure_ = status.error();
+  }
+  return status.ok() && !stop_.load(std::memory_order_relaxed);
 }
 
 Status SourceSessionImpl::scan_region(uint32_t region_index) {
   SourceRegion& source = regions_[region_index];
   fault_point(wire::FaultPoint::kSourceScan, page_key(region_index, PageIndex{0}));
+  if (source.clone) {
+    if (auto status = source.clone->look(); !status) return status;
+  }
   uint64_t data_pages = 0;
   const Status walked = each_used_run(source, [&](PageRun run) {
     if (stop_.load(std::memory_order_relaxed)) return;
@@ -157,6 +200,7 @@ Status SourceSessionImpl::scan_region(uint32_t region_index) {
 /// Runs with data: those of the file, but of holes that exposing has filled only what the VM has written to.
 Status SourceSessionImpl::each_used_run(const SourceRegion& source,
                                         const std::function<void(PageRun)>& visit) const {
+  if (source.clone) return source.clone->each_used_run(visit);
   if (source.filled_holes.empty()) return source.region->each_data_run(visit);
   Status looked = ok();
   const Status walked = source.region->each_data_run([&](PageRun run) {
@@ -187,9 +231,19 @@ void SourceSessionImpl::counters(std::span<uint64_t, wire::kSourceCounterCount> 
   set(SourceCounter::kConnections, served.connections);
   set(SourceCounter::kRejectedHellos, listener_.rejected_hellos());
   set(SourceCounter::kCpuNs, served.cpu_ns + scan_cpu_ns_.load(std::memory_order_relaxed));
+  uint64_t own_pages = 0, kept_pages = 0;
+  for (const SourceRegion& source : regions_) {
+    own_pages += source.clone ? source.clone->own_pages() : 0;
+    kept_pages += source.clone ? source.clone->kept_pages() : 0;
+  }
+  set(SourceCounter::kOwnPages, own_pages);
+  set(SourceCounter::kOwnPagesKept, kept_pages);
 }
 
 std::optional<Error> SourceSessionImpl::failure() const {
+  for (const SourceRegion& source : regions_)
+    if (source.clone && source.clone->lost())
+      return Error{ErrorCode::kProcessGone, 0, "a clone has ended with pages of its own"};
   const std::lock_guard lock(mutex_);
   return failure_;
 }
@@ -198,8 +252,9 @@ std::optional<Error> SourceSessionImpl::failure() const {
 
 Result<std::unique_ptr<SourceSession>> SourceSession::open(transport::Listener& listener,
                                                            const transport::Credentials& credentials,
-                                                           std::span<const SourceRegionConfig> regions) {
-  return SourceSessionImpl::open(listener, credentials, regions);
+                                                           std::span<const SourceRegionConfig> regions,
+                                                           const SourceCloneConfig* clone) {
+  return SourceSessionImpl::open(listener, credentials, regions, clone);
 }
 
 }  // namespace vmigrate::pager

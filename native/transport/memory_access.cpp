@@ -32,9 +32,14 @@ AccessResult store_error(int error) {
 
 Result<MemoryAccess> MemoryAccess::describe(const LocalMemory& memory) {
   const Error bad_range{ErrorCode::kInvalidArgument, 0, "memory range is impossible"};
-  if (memory.length_bytes == 0 || (memory.fd < 0 && memory.base == nullptr)) return bad_range;
+  const bool is_mapped = memory.fd >= 0 || memory.base != nullptr;
+  if (memory.length_bytes == 0 || is_mapped == (memory.reader != nullptr)) return bad_range;
   MemoryAccess access;
   access.memory_ = memory;
+  if (memory.reader != nullptr) {
+    access.method_ = Method::kReader;
+    return access;
+  }
   if (memory.fd < 0) return access;
 
   uint64_t end_bytes = 0;
@@ -65,6 +70,10 @@ AccessResult MemoryAccess::load(uint64_t offset_bytes, std::span<std::byte> out)
   if (method_ == Method::kPlain) {
     std::memcpy(out.data(), memory_.base + offset_bytes, out.size());
     return {};
+  }
+  if (method_ == Method::kReader) {
+    const Status status = memory_.reader->read(offset_bytes, out);
+    return status ? AccessResult{} : AccessResult{OpResult::kIoError, status.error().system_errno};
   }
   uint64_t position = memory_.fd_offset_bytes + offset_bytes;
   while (!out.empty()) {
@@ -101,6 +110,7 @@ AccessResult MemoryAccess::mapped(uint64_t offset_bytes, uint64_t length_bytes,
 
 AccessResult MemoryAccess::store(uint64_t offset_bytes, std::span<const std::byte> in) const {
   VMG_CHECK(contains(offset_bytes, in.size()));
+  if (method_ == Method::kReader) return {OpResult::kNotAllowed, 0};
   if (method_ == Method::kPlain) {
     std::memcpy(memory_.base + offset_bytes, in.data(), in.size());
     return {};

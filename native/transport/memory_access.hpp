@@ -53,6 +53,7 @@ class MemoryAccess {
     kPlain = 1,  ///< no file: our own memory, nobody can take it away
     kFile,       ///< pread and pwrite
     kMapping,    ///< hugetlbfs has no pwrite: the kernel stores through the mapping for us
+    kReader,     ///< neither file nor mapping; only load works
   };
   AccessResult check_file_length(uint64_t end_bytes) const;
 

@@ -42,6 +42,14 @@ struct RemoteKey {
   uint64_t length_bytes = 0;
 };
 
+/// Memory that is in no one file and no one mapping of ours. Any thread; never ends in a signal.
+class MemoryReader {
+ public:
+  virtual ~MemoryReader() = default;
+  /// Fills `out` with the bytes from there on; the range lies inside the memory.
+  virtual Status read(uint64_t offset_bytes, std::span<std::byte> out) const = 0;
+};
+
 /// Memory of ours that operations read into or write from. The provider may use the mapping, the file, or
 /// both: they show the same bytes. Owned by the caller, who keeps it mapped and open until the endpoint that
 /// registered it is destroyed.
@@ -50,6 +58,9 @@ struct LocalMemory {
   int fd = -1;                   ///< file behind `base`, -1 if none
   uint64_t fd_offset_bytes = 0;  ///< where `base` lies in it
   uint64_t length_bytes = 0;
+  /// In place of mapping and file. Only tcp exposes such memory, read-only: shm hands out a file, and an RDMA
+  /// device reads a mapping.
+  const MemoryReader* reader = nullptr;
 };
 
 /// Handle of a LocalMemory on one endpoint.

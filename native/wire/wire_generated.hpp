@@ -115,6 +115,7 @@ enum class FaultPoint : uint32_t {
   kImageSweepClaimed = 11,
   kImagePublished = 12,
   kImageFinish = 13,
+  kSourceKeep = 14,
 };
 
 enum class TargetCounter : size_t {
@@ -144,8 +145,10 @@ enum class SourceCounter : size_t {
   kConnections = 4,
   kRejectedHellos = 5,
   kCpuNs = 6,
+  kOwnPages = 7,
+  kOwnPagesKept = 8,
 };
-inline constexpr size_t kSourceCounterCount = 7;
+inline constexpr size_t kSourceCounterCount = 9;
 
 enum class ImageCounter : size_t {
   kPagesTotal = 0,

@@ -11,7 +11,14 @@ import type {
   PrepareForkRequest,
   StartClonesReply,
 } from '../engine/fork-ports.js';
-import type { AgentPort, PrepareReply, PrepareRequest, SessionProgress, SourceEndpointInfo } from '../engine/ports.js';
+import type {
+  AgentPort,
+  Legacy,
+  PrepareReply,
+  PrepareRequest,
+  SessionProgress,
+  SourceEndpointInfo,
+} from '../engine/ports.js';
 import { MigrationError, toMigrationError } from '../errors.js';
 import type { AgentContext } from './context.js';
 import { ForkAgent } from './fork-agent.js';
@@ -138,6 +145,10 @@ export class LocalAgent implements AgentPort, ForkAgentPort {
     await this.#ready.target.connect(session, source);
   }
 
+  async inherit(session: string, legacy: Legacy): Promise<void> {
+    await this.#ready.target.inherit(session, legacy);
+  }
+
   async finish(session: string): Promise<void> {
     await this.#ready.target.finish(session);
   }
@@ -156,9 +167,15 @@ export class LocalAgent implements AgentPort, ForkAgentPort {
 
   async expose(request: Parameters<AgentPort['expose']>[0]): Promise<SourceEndpointInfo> {
     const { context, source, target } = this.#ready;
-    const job = context.vms.has(request.vm) ? await target.arriving(request.vm) : null;
+    const { vms, images } = context;
+    const { vm: name } = request;
+    const job = vms.has(name) ? await target.arriving(name) : null;
     if (job !== null) {
-      throw new MigrationError('VM_BUSY', `memory of ${request.vm} is still missing here: it arrives by job ${job}`);
+      throw new MigrationError('VM_BUSY', `memory of ${name} is still missing here: it arrives by job ${job}`);
+    }
+    const image = vms.has(name) ? vms.get(name).image : null;
+    if (image !== null && images.get(image).state !== 'complete') {
+      throw new MigrationError('VM_BUSY', `memory of ${name} is still missing here: its image is being filled`);
     }
     return source.expose(request);
   }

@@ -4,9 +4,15 @@
  */
 import { type FSWatcher, watch } from 'node:fs';
 import { open } from 'node:fs/promises';
+import { join } from 'node:path';
 
 const READ_BYTES_MAX = 4096;
 const CODE_MAX = 255;
+
+/** Of a VM whose files are in `directory`. */
+export function exitPath(directory: string): string {
+  return join(directory, 'exit');
+}
 
 export function parseExitCode(text: string): number | null {
   // What stands after the last newline is not complete yet.

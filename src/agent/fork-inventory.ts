@@ -18,6 +18,7 @@ export type ForkQuestion = Omit<PrepareForkRequest, 'fork' | 'job' | 'isPartialA
 const CLONE_BYTES = 20 * 1024 * 1024;
 /** Devices by which others than QEMU's own threads write to guest memory. */
 const ESCAPING = /vfio-|vhost-user|vhost-vdpa|ivshmem|pci-assign|virtio-pmem/;
+const DISCARDING = /virtio-(?:balloon|mem)[a-z-]*/;
 /** Write-protection of shared memory. */
 const KERNEL_MIN = [5, 19] as const;
 
@@ -93,8 +94,15 @@ function escapingDevices({ spec }: ManagedVm, { discardingDevices }: VmInventory
 function inventoryOf({ spec, accel, qemuVersion }: ImageRecord, host: string): VmInventory {
   return {
     ...{ spec, accel, qemuVersion, state: 'stopped', epoch: 0, owner: host, job: null },
-    ...{ isRamShared: true, isRamNamedFile: true, migrationBlockers: [], ramAllocatedBytes: 0, discardingDevices: [] },
+    ...{ isRamShared: true, isRamNamedFile: true, migrationBlockers: [], ramAllocatedBytes: 0 },
+    discardingDevices: discardingIn(spec),
+    ...{ image: null, identityIssue: null, fleetingDisks: [], exitCode: null },
   };
+}
+
+/** Of a VM that is not there to be asked. */
+function discardingIn({ devices, qemuArgs }: VmSpec): string[] {
+  return [...devices, ...qemuArgs].flatMap((argument) => DISCARDING.exec(argument)?.[0] ?? []);
 }
 
 function isKernelAtLeast([major, minor]: readonly [number, number]): boolean {

@@ -6,6 +6,8 @@ import type { ForkContext } from './fork-context.js';
 import { loadImage, saveImage } from './image-file.js';
 import { KeyedLocks } from './locks.js';
 import { mergeOverlays } from './overlay-merge.js';
+import { nodeOfFile } from './qemu-block.js';
+import type { ManagedVm } from './vms.js';
 
 export class Images {
   readonly #context: ForkContext;
@@ -54,9 +56,25 @@ export class Images {
       if (state === 'capturing' || state === 'filling' || this.#isClaimed(id)) {
         throw new MigrationError('CONFLICT', `a fork needs image ${id}`, { remedy: 'wait until its job has ended' });
       }
+      await this.#mustNotBeLainOn(id);
       await mergeOverlays(this.#context, id);
       await images.delete(id);
     });
+  }
+
+  /** CONFLICT if a clone with memory of its own, which needs the image no more, has its disk on one that the parent would be given back. */
+  async #mustNotBeLainOn(id: string): Promise<void> {
+    const { vms, images } = this.#context;
+    const isUp = ({ state }: ManagedVm) => state === 'running' || state === 'paused';
+    const clones = vms.all().filter((vm) => vm.spec.clone !== undefined && isUp(vm));
+    for (const { base, vm: parent } of images.get(id).overlays) {
+      for (const clone of clones) {
+        if (clone.spec.name === parent || (await nodeOfFile(clone.qmp, base.path)) === null) continue;
+        throw new MigrationError('CONFLICT', `the disk ${base.id} of ${clone.spec.name} lies on one of image ${id}`, {
+          remedy: `vmctl stop ${clone.spec.name}`,
+        });
+      }
+    }
   }
 
   /** CONFLICT before the image is complete, or if there is such a file. */

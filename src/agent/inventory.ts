@@ -7,8 +7,17 @@ import type { DiskSpec, HostInventory, RdmaPlace, TargetChecks, VmInventory, VmS
 import { toMigrationError } from '../errors.js';
 import { PROTOCOL_VERSION } from '../protocol/wire.js';
 import type { AgentContext } from './context.js';
+import { exitPath, readExitCode } from './exit-port.js';
+import type { ForkContext } from './fork-context.js';
 import { hostFacts } from './host-facts.js';
-import { discardingDevices, migrationBlockers, ramAllocatedBytes, ramFacts } from './vm-facts.js';
+import {
+  discardingDevices,
+  fleetingDisks,
+  migrationBlockers,
+  ownBytes,
+  ramAllocatedBytes,
+  ramFacts,
+} from './vm-facts.js';
 
 const run = promisify(execFile);
 const QEMU_IMG_TIMEOUT_MS = 10_000;
@@ -38,7 +47,8 @@ export async function hostInventory(context: AgentContext, info: HostInfo): Prom
   };
 }
 
-export async function vmInventory({ vms, registry, host, native }: AgentContext, name: string): Promise<VmInventory> {
+export async function vmInventory(context: ForkContext, name: string): Promise<VmInventory> {
+  const { vms, registry, host, native, images } = context;
   const vm = vms.get(name);
   const owner = await registry.owner(name);
   const isUp = vm.state === 'running' || vm.state === 'paused';
@@ -59,6 +69,17 @@ export async function vmInventory({ vms, registry, host, native }: AgentContext,
     ],
     ramAllocatedBytes: isUp ? ramAllocatedBytes(native, vm) : 0,
     discardingDevices: isUp ? await discardingDevices(vm) : [],
+    image:
+      vm.image === null
+        ? null
+        : {
+            id: vm.image,
+            isComplete: images.get(vm.image).state === 'complete',
+            ownBytes: isUp ? await ownBytes(vm) : 0,
+          },
+    identityIssue: vms.view(vm).identityIssue,
+    fleetingDisks: fleetingDisks(vm),
+    exitCode: (await readExitCode(exitPath(vm.directory))) ?? vms.view(vm).exitCode,
   };
 }
 

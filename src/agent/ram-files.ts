@@ -52,6 +52,11 @@ export function presencePath(place: RamPlace, vm: string, region: string): strin
   return join(place.ramDir, vm, `${region}.presence`);
 }
 
+/** Where a clone's own pages are kept while it leaves, always on tmpfs. Gone with its other files. */
+export function ownPagesPath(place: RamPlace, vm: string, region: string): string {
+  return join(place.ramDir, vm, `${region}.own`);
+}
+
 /** NO_SPACE or OUT_OF_MEMORY if the VM does not fit now. */
 export async function checkRoom(place: RamPlace, spec: VmSpec): Promise<void> {
   const { backing, pageBytes, sizeBytes } = spec.memory;

@@ -2,12 +2,16 @@
  * A VM that leaves: its memory exposed to the target, its vCPUs stopped, its device state handed over (outgoing-state.ts). Once the stream is
  * complete QEMU does not let the VM run on by itself: that is why only a complete transfer may be committed.
  */
+import { mkdir } from 'node:fs/promises';
 import type { Socket } from 'node:net';
+import { dirname } from 'node:path';
 import type { SourceEndpointInfo } from '../engine/ports.js';
 import { MigrationError, toMigrationError } from '../errors.js';
-import type { DataListenerHandle, SourceSessionHandle } from '../native/binding.js';
+import type { DataListenerHandle, SourceClone, SourceSessionHandle } from '../native/binding.js';
+import { failureToError } from '../native/failure.js';
 import type { AgentContext } from './context.js';
 import { OutgoingState } from './outgoing-state.js';
+import { ownPagesPath, removeRegionFiles } from './ram-files.js';
 import type { SourceRecord } from './session-store.js';
 import type { ManagedVm } from './vms.js';
 
@@ -31,6 +35,8 @@ export class SourceSession {
   #stopping: Promise<{ stoppedAtUs: number }> | null = null;
   #scanTimer: NodeJS.Timeout | null = null;
   #transferring: Promise<{ deviceStateBytes: number }> | null = null;
+  /** Why pages of a clone can be had no more. */
+  #loss: MigrationError | null = null;
   /** The VM's device state has been handed over, so it stands still: by our own doing or, after a restart, by the owner record. */
   #hasDeparted = false;
 
@@ -42,7 +48,6 @@ export class SourceSession {
 
   static async expose(context: AgentContext, record: SourceRecord, vm: ManagedVm): Promise<SourceSession> {
     const source = new SourceSession(context, record, vm);
-    if (vm.image !== null) throw new MigrationError('UNSUPPORTED', `what ${record.vm} has written is in no file`);
     if (vm.regions.length === 0) throw new MigrationError('UNSUPPORTED', `the memory of ${record.vm} is not in files`);
     await context.store.save(record);
     try {
@@ -70,13 +75,21 @@ export class SourceSession {
   ): Promise<SourceSession> {
     const source = new SourceSession(context, record, vm);
     source.#hasDeparted = hasDeparted;
-    if (hasDeparted) await source.#openAgain();
+    try {
+      if (hasDeparted) await source.#openAgain();
+    } catch (error) {
+      // Known all the same, so that whoever asks for the rest hears why there is none.
+      if (!source.#isLost(error)) throw error;
+      source.#loss = toMigrationError(error);
+    }
     return source;
   }
 
   /** Exposes the memory of a VM that has departed anew where nobody can reach it any more: its RDMA device has been taken away. */
   async renew(): Promise<void> {
-    if (!this.#hasDeparted || (this.#pages !== null && this.#listener?.isLost !== true)) return;
+    if (!this.#hasDeparted) return;
+    this.#mustHavePages();
+    if (this.#pages !== null && this.#listener?.isLost !== true) return;
     this.#closePages();
     await this.#openAgain();
   }
@@ -125,8 +138,11 @@ export class SourceSession {
 
   /** Idempotent. */
   async unexpose(): Promise<void> {
+    // Of a clone that has departed they may be all that is left of it.
+    const isKept = this.#hasDeparted;
     this.thaw();
     await this.#closing;
+    if (this.#isClone && !isKept) await removeRegionFiles(this.#context.vms.place, this.#vm.spec);
     await this.#state?.close();
     this.#state = null;
     await this.#context.store.remove(this.record);
@@ -157,9 +173,44 @@ export class SourceSession {
       throw new MigrationError('UNSUPPORTED', `${host} (${dataAddress}) does not serve ${transport}`);
     }
     const { regions } = this.#vm;
-    const open = () => native.openSourceSession({ listener, transport, session, token, regions });
+    const clone = await this.#clone();
+    const open = () => native.openSourceSession({ listener, transport, session, token, regions, ...clone });
     this.#pages = await (transport === 'rdma' ? rdma.registering(open) : open());
     this.#listener = listener;
+  }
+
+  /** VM_LOST if a clone's process has ended before its pages were copied from it. */
+  #mustHavePages(): void {
+    const failure = this.#pages?.snapshot().failure ?? null;
+    const error = failure === null ? this.#loss : failureToError(failure, 'reading its pages');
+    if (error === null || !this.#isLost(error)) return;
+    const { vm, target } = this.record;
+    throw new MigrationError('VM_LOST', `QEMU of ${vm} has ended here with pages that ${target} has not fetched`, {
+      remedy: `the VM waits for them on ${target} for ever: "vmctl stop ${vm}" there and here`,
+      cause: error,
+    });
+  }
+
+  #isLost(error: unknown): boolean {
+    return this.#isClone && toMigrationError(error).code === 'QEMU_GONE';
+  }
+
+  get #isClone(): boolean {
+    return this.#vm.spec.memory.backing === 'image';
+  }
+
+  /** Its memory is that of an image, and what it has written since is in its process. */
+  async #clone(): Promise<{ clone?: SourceClone }> {
+    if (!this.#isClone) return {};
+    const { vms } = this.#context;
+    const { name, memory } = this.#vm.spec;
+    const isOver = vms.exitOf(name) !== null;
+    if (!isOver && this.#vm.memory === null) {
+      throw new MigrationError('UNSUPPORTED', `what ${name} has written is in no file, and cannot be read`);
+    }
+    const ownPaths = memory.regions.map(({ id }) => ownPagesPath(vms.place, name, id));
+    for (const path of ownPaths) await mkdir(dirname(path), { recursive: true, mode: 0o700 });
+    return { clone: { vm: isOver ? null : this.#vm.memory, ownPaths, isResume: this.#hasDeparted } };
   }
 
   async #openAgain(): Promise<void> {

@@ -1,7 +1,7 @@
 /** The VMs that arrive at this host, by session: the target's half of AgentPort. What a session does is in target-session.ts. */
 import { access } from 'node:fs/promises';
 import type { Readable } from 'node:stream';
-import type { PrepareReply, PrepareRequest, SessionProgress, SourceEndpointInfo } from '../engine/ports.js';
+import type { Legacy, PrepareReply, PrepareRequest, SessionProgress, SourceEndpointInfo } from '../engine/ports.js';
 import { MigrationError, toMigrationError } from '../errors.js';
 import type { AgentContext } from './context.js';
 import { EndedSessions } from './ended-sessions.js';
@@ -129,6 +129,10 @@ export class TargetAgent {
 
   reconnect(session: string, source: SourceEndpointInfo): Promise<void> {
     return this.#target(session).connect(source);
+  }
+
+  inherit(session: string, legacy: Legacy): Promise<void> {
+    return this.#target(session).inherit(legacy);
   }
 
   finish(session: string): Promise<void> {

@@ -9,7 +9,7 @@
 import { unlink } from 'node:fs/promises';
 import type { Readable } from 'node:stream';
 import type { VmSpec } from '../domain.js';
-import type { PrepareRequest, SessionProgress, SessionState, SourceEndpointInfo } from '../engine/ports.js';
+import type { Legacy, PrepareRequest, SessionProgress, SessionState, SourceEndpointInfo } from '../engine/ports.js';
 import { MigrationError, toMigrationError } from '../errors.js';
 import { failureToError } from '../native/failure.js';
 import type { AgentContext } from './context.js';
@@ -67,7 +67,7 @@ export class TargetSession {
     const { store, vms, registry } = context;
     const { session, accel } = request;
     const isNative = request.mode !== 'postcopy';
-    const spec = isNative ? withOwnMemory(request.spec) : request.spec;
+    const spec = withOwnMemory(request.spec);
     if (vms.has(spec.name) && vms.get(spec.name).state !== 'stopped') {
       throw new MigrationError('CONFLICT', `a VM ${spec.name} is on ${context.host} already`);
     }
@@ -189,6 +189,11 @@ export class TargetSession {
       pageBytes,
       counters,
     };
+  }
+
+  /** Durable when it resolves. */
+  async inherit({ exitCode }: Legacy): Promise<void> {
+    if (!this.#isReplaced) await this.#context.vms.amend(this.vmName, () => ({ exitCodeBefore: exitCode }));
   }
 
   /** Forget the session, keep the VM. */
@@ -350,7 +355,7 @@ export class TargetSession {
   }
 }
 
-/** QEMU's own migration brings all of a clone's memory; the image that it shared stays where it is. */
+/** All of a clone's memory comes here; the image that it shared with others stays where it is. */
 function withOwnMemory(spec: VmSpec): VmSpec {
-  return spec.memory.backing === 'image' ? { ...spec, memory: { ...spec.memory, backing: 'private' } } : spec;
+  return spec.memory.backing === 'image' ? { ...spec, memory: { ...spec.memory, backing: 'shared' } } : spec;
 }

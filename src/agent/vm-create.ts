@@ -43,6 +43,7 @@ export async function createVm(
     taps: tapNames(place.host, spec),
     identityDue: start.identityDue ?? null,
     exit: null,
+    exitCodeBefore: null,
     createdAt: new Date().toISOString(),
   };
   const vm = new Vm(join(directory, spec.name), record);

@@ -1,4 +1,5 @@
 /** What pre-flight wants to know of one VM and of this host, asked from QEMU and the kernel. */
+import { readFile } from 'node:fs/promises';
 import type { NativeBinding } from '../native/binding.js';
 import type { ManagedVm } from './vm.js';
 
@@ -35,6 +36,18 @@ export async function discardingDevices(vm: ManagedVm): Promise<string[]> {
     }
   }
   return found;
+}
+
+/** Memory of its QEMU's that is in no file: of a clone, what it has written, and QEMU's own. */
+export async function ownBytes(vm: ManagedVm): Promise<number> {
+  const rollup = await readFile(`/proc/${vm.pid}/smaps_rollup`, 'utf8');
+  return Number(/^Anonymous:\s+(\d+) kB$/m.exec(rollup)?.[1] ?? 0) * 1024;
+}
+
+/** A clone's overlays lie in its directory, on disks that its parent may be given back. */
+export function fleetingDisks({ spec, directory }: ManagedVm): string[] {
+  if (spec.clone === undefined) return [];
+  return spec.disks.filter(({ path }) => path.startsWith(`${directory}/`)).map(({ id }) => id);
 }
 
 export function ramAllocatedBytes(native: NativeBinding, vm: ManagedVm): number {

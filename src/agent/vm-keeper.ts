@@ -99,7 +99,8 @@ export class VmKeeper {
     const child = vm.exited === null ? UNKNOWN_EXIT : await Promise.race([vm.exited, sleep(1000, UNKNOWN_EXIT)]);
     const isDeparted = vm.state === 'departed';
     const reason = vm.shutdownReason ?? fallbackReason;
-    const exitCode = (await readExitCode(vm.paths.exit)) ?? (reason === POWERED_OFF ? 0 : null);
+    const written = (await readExitCode(vm.paths.exit)) ?? vm.record.exitCodeBefore;
+    const exitCode = written ?? (reason === POWERED_OFF ? 0 : null);
     const exit: VmExit = { at: new Date().toISOString(), reason, ...child, exitCode };
     release(vm);
     await vm.update({ process: null, exit, memory: null, ...(isDeparted ? {} : { state: 'stopped' as const }) });

@@ -50,8 +50,13 @@ export interface VmRecord {
   /** null: the VM has its identity. */
   readonly identityDue: IdentityDue | null;
   readonly exit: VmExit | null;
+  /** What its guest had written to its exit port before it moved here. */
+  readonly exitCodeBefore: number | null;
   readonly createdAt: string;
 }
+
+/** What has come about without the daemon's doing, and is only written down. */
+export type RecordAmendment = Pick<Partial<VmRecord>, 'spec' | 'image' | 'exitCodeBefore'>;
 
 const count = z.int().min(0);
 const bigCount = z
@@ -116,6 +121,7 @@ const recordSchema = z.strictObject({
       exitCode: z.int().nullable().default(null),
     })
     .nullable(),
+  exitCodeBefore: z.int().min(0).max(255).nullable().default(null),
   createdAt: z.string(),
 });
 

@@ -4,7 +4,7 @@ import type { VmSpec, VmState, VmView } from '../domain.js';
 import { MigrationError } from '../errors.js';
 import type { RegionFile, VmMemoryHandle } from '../native/binding.js';
 import type { QmpClient } from '../qemu/qmp.js';
-import type { ExitWatch } from './exit-port.js';
+import { type ExitWatch, exitPath } from './exit-port.js';
 import type { ChildExit } from './vm-process.js';
 import { type VmRecord, writeRecord } from './vm-record.js';
 
@@ -77,7 +77,7 @@ export class Vm implements ManagedVm {
       serialLog: join(directory, 'serial.log'),
       preload: join(directory, 'preload.sock'),
       output: join(directory, 'qemu.log'),
-      exit: join(directory, 'exit'),
+      exit: exitPath(directory),
       agent: join(directory, 'agent.sock'),
     };
   }
@@ -183,7 +183,7 @@ export function viewOf(vm: Vm, host: string): VmView {
     job: vm.job,
     serialLog: vm.spec.hasSerial ? vm.paths.serialLog : null,
     image: vm.image,
-    exitCode: vm.record.exit?.exitCode ?? vm.exitCode,
+    exitCode: vm.record.exit?.exitCode ?? vm.exitCode ?? vm.record.exitCodeBefore,
     exit: vm.record.exit,
     identityIssue: identityIssue(vm),
   };

@@ -23,7 +23,7 @@ import { adopt } from './vm-adopt.js';
 import { type BringUpOptions, bringUp, createVm, type VmStart } from './vm-create.js';
 import { type StopOptions, VmKeeper } from './vm-keeper.js';
 import type { CloneOptions, IncomingOptions, VmManagerOptions } from './vm-options.js';
-import { readRecord, reservedBy, type VmRecord } from './vm-record.js';
+import { type RecordAmendment, readRecord, reservedBy, type VmRecord } from './vm-record.js';
 
 export type { VmExit } from '../domain.js';
 export type { ManagedVm } from './vm.js';
@@ -205,7 +205,7 @@ export class VmManager {
   }
 
   /** Writes down what is so already: which files its disks are in, whose pages its memory has. Durable when it resolves. */
-  async amend(name: string, change: (record: VmRecord) => Pick<Partial<VmRecord>, 'spec' | 'image'>): Promise<void> {
+  async amend(name: string, change: (record: VmRecord) => RecordAmendment): Promise<void> {
     await this.#get(name).update(change);
     this.#changed(this.#get(name));
   }

@@ -7,6 +7,7 @@ import { vmSpecSchema } from '../agent/spec.js';
 import type { AgentPort } from '../engine/ports.js';
 import {
   accelSchema,
+  exitCode,
   hostInventory,
   hostName,
   jobId,
@@ -98,6 +99,7 @@ export const AGENT_METHODS: { readonly [M in AgentMethod]: MethodDefinition } = 
   resume: method(z.tuple([sessionId, epoch]), z.object({ resumedAtUs: microseconds }), USUAL_MS),
   progress: method(session, sessionProgress, SHORT_MS),
   reconnect: method(z.tuple([sessionId, endpoint]), nothing, REGISTER_MS),
+  inherit: method(z.tuple([sessionId, z.strictObject({ exitCode })]), nothing, USUAL_MS),
   finish: method(session, nothing, USUAL_MS),
   discard: method(session, nothing, USUAL_MS),
 

@@ -55,6 +55,7 @@ export const jobId = z
   .max(64)
   .regex(/^[A-Za-z0-9-]+$/, 'is not a job id');
 /** 128 bits. */
+export const exitCode = z.int().min(0).max(255);
 export const sessionId = z.string().regex(/^[0-9a-f]{32}$/, 'is not a session id');
 export const sessionToken = z.string().regex(/^[0-9a-f]{64}$/, 'is not a session token');
 
@@ -221,6 +222,10 @@ export const vmInventoryBase = z.object({
   migrationBlockers: list(text),
   ramAllocatedBytes: count,
   discardingDevices: list(text),
+  image: z.object({ id: text, isComplete: z.boolean(), ownBytes: count }).nullable(),
+  identityIssue: text.nullable(),
+  fleetingDisks: list(text),
+  exitCode: exitCode.nullable(),
 }) satisfies z.ZodType<Omit<VmInventory, 'spec'>>;
 
 const requestView = of<MigrationRequest>(

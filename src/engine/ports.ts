@@ -75,6 +75,12 @@ export interface SessionProgress {
   readonly counters: Readonly<Record<string, number>>;
 }
 
+/** What a VM that has moved keeps of its life before. */
+export interface Legacy {
+  /** As its guest wrote it to its exit port. */
+  readonly exitCode: number;
+}
+
 /** What one host does in a migration. Source calls go to the host the VM leaves, target calls to the one it arrives at. */
 export interface AgentPort {
   readonly host: string;
@@ -94,6 +100,8 @@ export interface AgentPort {
   progress(session: string): Promise<SessionProgress>;
   /** After commit, when the data connection is lost: connect again with fresh keys. */
   reconnect(session: string, source: SourceEndpointInfo): Promise<void>;
+  /** After the commit: what the source's record says of the VM and no device state holds. */
+  inherit(session: string, legacy: Legacy): Promise<void>;
   /** The session is over and complete: forget it, keep the VM. */
   finish(session: string): Promise<void>;
   /**

@@ -24,7 +24,8 @@
  *
  *   (1) As it would without a migration.
  *   (2) The VM runs again at once; what is left on a target that does not answer is journalled as a leftover and cleaned up when it answers.
- *   (3) The frozen memory is in files that the daemon serves; QEMU is not needed for it.
+ *   (3) The frozen memory is in files that the daemon serves; QEMU is not needed for it. What a copy-on-write clone has written gets there some
+ *       tenths of a second after the commit: VM lost, if its QEMU dies before.
  *   (4) The source keeps the stopped VM, complete, but never resumes it by itself: only a person can know that the target will not run it.
  *   (5) Native post-copy: QEMU pauses; needs a person.
  *

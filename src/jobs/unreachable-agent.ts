@@ -16,6 +16,7 @@ export function unreachableAgent(host: string, cause: unknown): AgentPort {
     resume: fail,
     progress: fail,
     reconnect: fail,
+    inherit: fail,
     finish: fail,
     discard: fail,
     reserve: fail,

@@ -24,6 +24,7 @@ import {
   checkRegions,
   checkSnapshot,
   checkSocketPath,
+  checkSourceClone,
   checkTargetOptions,
   checkTransport,
 } from './check.js';
@@ -219,6 +220,25 @@ export interface ImageCaptureOptions {
   readonly onEdge: () => void;
 }
 
+export interface SourceOptions {
+  readonly listener: DataListenerHandle;
+  readonly transport: NativeTransport;
+  readonly session: string;
+  readonly token: string;
+  readonly regions: readonly RegionFile[];
+  /** The regions are files of an image that this clone maps copy-on-write. Over tcp only. Absent: the files have all of the memory. */
+  readonly clone?: SourceClone;
+}
+
+export interface SourceClone {
+  /** What it has written is read from its process until it has been copied. null: it has ended. */
+  readonly vm: VmMemoryHandle | null;
+  /** Where that is copied to once the session is frozen: one file for each region, made then and left there. */
+  readonly ownPaths: readonly string[];
+  /** The clone stands still, and an earlier daemon may have copied all of it. PROCESS_GONE if it has not and the clone has ended. */
+  readonly isResume: boolean;
+}
+
 export interface NativeBinding {
   support(): NativeSupport;
   /** New sparse region file, exclusive. */
@@ -247,13 +267,7 @@ export interface NativeBinding {
     rdma: (RdmaOptions & { port: number }) | null;
   }): DataListenerHandle;
   /** Over rdma it takes as long as registering the memory does: holes of its files are noted, then filled. */
-  openSourceSession(options: {
-    listener: DataListenerHandle;
-    transport: NativeTransport;
-    session: string;
-    token: string;
-    regions: readonly RegionFile[];
-  }): Promise<SourceSessionHandle>;
+  openSourceSession(options: SourceOptions): Promise<SourceSessionHandle>;
   openTargetSession(vm: VmMemoryHandle, options: TargetOptions): TargetSessionHandle;
   openImageCapture(options: ImageCaptureOptions): ImageCaptureHandle;
   /** Lets a VM go whose capture is not taken up again: nothing of it is registered or protected after this. */
@@ -331,9 +345,12 @@ function bind(addon: Addon): NativeBinding {
       checkTransport(options.transport);
       checkCredentials(options);
       checkRegions(options.regions);
+      checkSourceClone(options);
       const listener = DataListener.nativeOf(options.listener);
+      const vm = options.clone?.vm ?? null;
+      const clone = vm === null ? null : VmMemory.nativeOf(vm);
       return new SourceSession(
-        await attemptAsync('open source session', () => addon.openSourceSession(listener, options)),
+        await attemptAsync('open source session', () => addon.openSourceSession(listener, options, clone)),
       );
     },
     openTargetSession(vm, options) {

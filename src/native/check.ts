@@ -10,6 +10,7 @@ import type {
   RdmaOptions,
   RegionFile,
   SourceAddress,
+  SourceOptions,
   TargetOptions,
   VmMemorySnapshot,
 } from './binding.js';
@@ -131,6 +132,15 @@ export function checkTargetOptions(options: TargetOptions): void {
   require(isIntegerIn(options.bandwidthBytesPerS, 0, Number.MAX_SAFE_INTEGER), 'bandwidthBytesPerS must be 0 or more');
   require(typeof options.isResume === 'boolean', 'isResume must be a boolean');
   checkEdge(options.onEdge);
+}
+
+export function checkSourceClone({ clone, regions }: SourceOptions): void {
+  if (clone === undefined) return;
+  const { ownPaths, isResume } = clone;
+  require(Array.isArray(ownPaths) && ownPaths.length === regions.length, 'ownPaths must be one for each region');
+  for (const path of ownPaths) checkPath(path, 'ownPaths');
+  require(new Set(ownPaths).size === ownPaths.length, 'a file for own pages is named twice');
+  require(typeof isResume === 'boolean', 'isResume must be a boolean');
 }
 
 export function checkImageOptions(options: ImageCaptureOptions): void {

@@ -21,6 +21,7 @@ import type {
   RegionFile,
   RegionKeys,
   SourceAddress,
+  SourceOptions,
   SourceSessionHandle,
   TargetOptions,
   TargetSessionHandle,
@@ -80,7 +81,8 @@ export interface Addon {
   openDataListener(options: Parameters<NativeBinding['openDataListener']>[0]): AddonDataListener;
   openSourceSession(
     listener: AddonDataListener,
-    options: Omit<Parameters<NativeBinding['openSourceSession']>[0], 'listener'>,
+    options: Omit<SourceOptions, 'listener'>,
+    clone: AddonVmMemory | null,
   ): Promise<AddonSourceSession>;
   openTargetSession(vm: AddonVmMemory, options: TargetOptions): AddonTargetSession;
   openImageCapture(parent: AddonVmMemory | null, options: ImageCaptureOptions): AddonImageCapture;

@@ -18,6 +18,7 @@ export function preflightFork(request: ForkRequest, { host, inventory }: ForkFac
     ...checkCount(request),
     ...(request.vm === null ? checkImage(request, inventory) : checkParent(request.vm, host, inventory)),
     ...(request.vm === null ? [] : checkCapture(request.vm, request, host, inventory)),
+    ...checkDiscarding(request, inventory),
     ...checkNames(host, inventory),
     ...checkMemory(request, host, inventory),
   ];
@@ -84,7 +85,13 @@ function* checkCapture(
       'remove the device from the VM, or replace it by one that can migrate',
     );
   }
-  if (!vm.isRamShared || !vm.isRamNamedFile) {
+  if (vm.image !== null && parentMode === 'stop') {
+    yield refuse(
+      'RAM_NOT_SHARED',
+      `${name} shares its memory with image ${vm.image.id}, so it cannot become one itself`,
+      'use --parent continue: what it has of its own is copied',
+    );
+  } else if (!vm.isRamShared || !vm.isRamNamedFile) {
     yield refuse(
       'RAM_NOT_SHARED',
       `the RAM of ${name} is private to its QEMU, so nobody else can copy it`,
@@ -115,6 +122,18 @@ function* checkCapture(
       'PRELOAD_MISSING',
       `${name} runs without the preload library, so nobody can write-protect its memory`,
       'start it with preload, or use --parent stop',
+    );
+  }
+}
+
+/** Whose clone gives memory back punches it out of the image, and so takes it from all. That a parent does it is found as an escaping write. */
+function* checkDiscarding({ vm: name, parentMode, memory }: ForkRequest, { vm }: ForkInventory): Iterable<Refusal> {
+  if (memory !== 'cow' || (name !== null && parentMode === 'continue')) return;
+  for (const device of vm.discardingDevices) {
+    yield refuse(
+      'WRITES_ESCAPE',
+      `a clone of ${vm.spec.name} could give memory back (${device}), and with it pages of the image that all clones share`,
+      'remove the device, or use --memory private',
     );
   }
 }

@@ -4,6 +4,7 @@
  */
 import type { HostInventory, MigrationRequest, Refusal, RefusalCode, TargetChecks, VmInventory } from '../domain.js';
 import type { MigrationError } from '../errors.js';
+import { checkClone, cloneObstacle } from './clone-preflight.js';
 import { describeBytes } from './estimate.js';
 import { isOlder, parseQemuVersion } from './qemu-version.js';
 import { checkRdma } from './rdma.js';
@@ -29,7 +30,11 @@ const CLOCK_SKEW_MS_MAX = 300_000;
 const SMALL_PAGE_BYTES = 4096;
 
 export function preflight(request: MigrationRequest, { sourceHost, target, vm }: PreflightFacts): Refusal[] {
-  const refusals = [...checkVm(request, sourceHost, vm), ...checkRam(request, vm)];
+  const refusals = [
+    ...checkVm(request, sourceHost, vm),
+    ...checkRam(request, vm),
+    ...checkClone(request, sourceHost, vm),
+  ];
   switch (target.kind) {
     case 'isSource':
       refusals.push(
@@ -48,7 +53,7 @@ export function preflight(request: MigrationRequest, { sourceHost, target, vm }:
       break;
     case 'reachable':
       refusals.push(
-        ...checkPeers(request, sourceHost, target.inventory),
+        ...checkPeers(request, sourceHost, target.inventory, vm),
         ...checkQemu(request, target.inventory, vm),
         ...checkMemory(request, target.inventory, vm),
         ...checkFiles(request, target.inventory, target.checks, vm),
@@ -94,7 +99,8 @@ function* checkVm({ vm: name }: MigrationRequest, source: HostInventory, vm: VmI
 }
 
 function* checkRam({ mode, vm: name }: MigrationRequest, vm: VmInventory): Iterable<Refusal> {
-  if (mode !== 'postcopy') return;
+  // What a clone's is, is asked elsewhere.
+  if (mode !== 'postcopy' || vm.image !== null) return;
   const remedy = 'run the VM with memory.backing "shared", or use --native';
   if (!vm.isRamShared) {
     yield refuse('RAM_NOT_SHARED', `the RAM of ${name} is private to its QEMU, so no one else can move it`, remedy);
@@ -107,7 +113,12 @@ function* checkRam({ mode, vm: name }: MigrationRequest, vm: VmInventory): Itera
   }
 }
 
-function* checkPeers(request: MigrationRequest, source: HostInventory, target: HostInventory): Iterable<Refusal> {
+function* checkPeers(
+  request: MigrationRequest,
+  source: HostInventory,
+  target: HostInventory,
+  vm: VmInventory,
+): Iterable<Refusal> {
   if (target.protocolVersion !== source.protocolVersion) {
     yield refuse(
       'PROTOCOL_VERSION',
@@ -141,6 +152,9 @@ function* checkPeers(request: MigrationRequest, source: HostInventory, target: H
       `shm needs both daemons on one machine, and ${source.host} and ${request.target} are on two`,
       'use --tcp',
     );
+  } else if (request.transport === 'shm') {
+    const obstacle = cloneObstacle('shm', vm);
+    if (obstacle !== null) yield obstacle;
   }
 }
 
@@ -222,7 +236,7 @@ function* checkMemory(request: MigrationRequest, target: HostInventory, vm: VmIn
         `reserve more on ${host} (vm.nr_hugepages)`,
       );
     }
-  } else if (memory.backing === 'shared' && !(target.ramFileFreeBytes >= memory.sizeBytes)) {
+  } else if (memory.backing !== 'private' && !(target.ramFileFreeBytes >= memory.sizeBytes)) {
     yield refuse(
       'TARGET_MEMORY',
       needs(request.vm, memory.sizeBytes, host, target.ramFileFreeBytes, 'in the file system of the region files'),

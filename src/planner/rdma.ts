@@ -1,5 +1,6 @@
 /** What stands in the way of RDMA between two hosts, for one VM. Pure, as all of pre-flight. */
 import type { HostInventory, MigrationMode, Refusal, TargetChecks, VmInventory } from '../domain.js';
+import { cloneObstacle } from './clone-preflight.js';
 
 export interface RdmaFacts {
   readonly source: HostInventory;
@@ -17,6 +18,11 @@ export function* checkRdma(mode: MigrationMode, facts: RdmaFacts): Iterable<Refu
     return;
   }
   const { source, target, checks, vm } = facts;
+  const obstacle = cloneObstacle('rdma', vm);
+  if (obstacle !== null) {
+    yield obstacle;
+    return;
+  }
   for (const { host, rdma } of [source, target]) {
     if (rdma.problem !== null) yield unavailable(`no RDMA on ${host}: ${rdma.problem.reason}`, rdma.problem.remedy);
   }

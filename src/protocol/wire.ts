@@ -119,6 +119,8 @@ export const FAULT_POINT = {
   IMAGE_PUBLISHED: 12,
   /** The last page is there; nothing is unregistered yet. */
   IMAGE_FINISH: 13,
+  /** Some of a clone's own pages are about to be copied to their file. */
+  SOURCE_KEEP: 14,
 } as const;
 
 /**
@@ -156,6 +158,9 @@ export const SOURCE_COUNTERS = [
   'connections',
   'rejectedHellos',
   'cpuNs',
+  /** Of a clone: pages that it has written (of 4 KiB), and how many of them are in a file by now. */
+  'ownPages',
+  'ownPagesKept',
 ] as const;
 export type SourceCounter = (typeof SOURCE_COUNTERS)[number];
 

@@ -92,6 +92,21 @@ describe.each(['qcow2', 'raw'] as const)('a %s disk', (format) => {
   });
 });
 
+test('a clone with memory of its own keeps the disk that it lies on from being given back', async () => {
+  const { vms, agent } = forks.host;
+  const base = makeDisk('kept');
+  await boot('keeper', [{ path: base }]);
+  const { clones, image } = await forks.fork(forks.request('keeper', { memory: 'private', cloneCount: 1 }));
+  const { name } = clones[0]!;
+  expect(vms.view(vms.get(name)).image).toBeNull();
+  expect((await agent.vmInventory(name)).fleetingDisks).toEqual(['disk0']);
+  await expect(agent.images.remove(image)).rejects.toMatchObject({ code: 'CONFLICT' });
+  await writes(name);
+  await vms.stop(name, { isForced: true });
+  await agent.images.remove(image);
+  await writes('keeper');
+});
+
 test('a parent that has ended is merged with the image: its disk is as it left it', async () => {
   const { vms, agent } = forks.host;
   const base = makeDisk('ended');

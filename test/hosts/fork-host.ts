@@ -70,43 +70,15 @@ export class ForkHost {
   }
 
   request(vm: string | null, change: Partial<PrepareForkRequest> = {}): PrepareForkRequest {
-    return {
-      fork: randomBytes(8).toString('hex'),
-      job: 'job-1',
-      vm,
-      image: null,
-      cloneCount: 2,
-      namePrefix: null,
-      parentMode: 'continue',
-      memory: 'cow',
-      network: 'none',
-      disks: 'overlay',
-      isPartialAllowed: false,
-      ...change,
-    };
+    return forkRequest(vm, change);
   }
 
-  async fork(request: PrepareForkRequest): Promise<ForkOutcome> {
-    const { agent } = this.host;
-    const { fork, vm, job } = request;
-    if (vm !== null) await agent.reserve(vm, job);
-    const { clones, image, isWarm } = await agent.prepareClones(request);
-    await agent.armParent(fork);
-    const point = await agent.forkPoint(fork);
-    const start = await agent.startClones(fork);
-    await agent.commitFork(fork);
-    const progress = await this.filled(fork);
-    await agent.finishFork(fork);
-    if (vm !== null) await agent.unreserve(vm, job);
-    return { image, isWarm, clones, point, start, progress };
+  fork(request: PrepareForkRequest): Promise<ForkOutcome> {
+    return forkOn(this.host, request);
   }
 
   filled(fork: string): Promise<ForkProgress> {
-    return eventually('the image is complete', FILL_MS, async () => {
-      const progress = await this.host.agent.forkProgress(fork);
-      if (progress.state === 'failed') throw new Error(JSON.stringify(progress));
-      return progress.state === 'complete' ? progress : undefined;
-    });
+    return filledOn(this.host, fork);
   }
 
   /** What forks have left behind on this host: image files, records, VMs in `names`. */
@@ -139,4 +111,44 @@ export class ForkHost {
     await rm(this.directory, { recursive: true, force: true });
     this.#janitor.dismiss();
   }
+}
+
+export function forkRequest(vm: string | null, change: Partial<PrepareForkRequest> = {}): PrepareForkRequest {
+  return {
+    fork: randomBytes(8).toString('hex'),
+    job: 'job-1',
+    vm,
+    image: null,
+    cloneCount: 2,
+    namePrefix: null,
+    parentMode: 'continue',
+    memory: 'cow',
+    network: 'none',
+    disks: 'overlay',
+    isPartialAllowed: false,
+    ...change,
+  };
+}
+
+export async function forkOn(host: AgentHost, request: PrepareForkRequest): Promise<ForkOutcome> {
+  const { agent } = host;
+  const { fork, vm, job } = request;
+  if (vm !== null) await agent.reserve(vm, job);
+  const { clones, image, isWarm } = await agent.prepareClones(request);
+  await agent.armParent(fork);
+  const point = await agent.forkPoint(fork);
+  const start = await agent.startClones(fork);
+  await agent.commitFork(fork);
+  const progress = await filledOn(host, fork);
+  await agent.finishFork(fork);
+  if (vm !== null) await agent.unreserve(vm, job);
+  return { image, isWarm, clones, point, start, progress };
+}
+
+function filledOn(host: AgentHost, fork: string): Promise<ForkProgress> {
+  return eventually('the image is complete', FILL_MS, async () => {
+    const progress = await host.agent.forkProgress(fork);
+    if (progress.state === 'failed') throw new Error(JSON.stringify(progress));
+    return progress.state === 'complete' ? progress : undefined;
+  });
 }

@@ -85,11 +85,11 @@ export class SimAgent implements AgentPort {
       job: record.job,
       qemuVersion: '7.2.22',
       accel: 'tcg',
-      isRamShared: true,
-      isRamNamedFile: true,
+      ...{ isRamShared: true, isRamNamedFile: true },
       migrationBlockers: [],
       ramAllocatedBytes: record.spec.memory.sizeBytes,
       discardingDevices: [],
+      ...{ image: null, identityIssue: null, fleetingDisks: [], exitCode: null },
     };
   }
 
@@ -194,6 +194,8 @@ export class SimAgent implements AgentPort {
     const noted = this.#session(session);
     if (noted.hasRun) void this.#fetch(session, this.#vm(noted.vm));
   }
+
+  async inherit(): Promise<void> {}
 
   async finish(session: string): Promise<void> {
     const { vm } = this.#session(session);

@@ -26,6 +26,7 @@ const METHODS = [
   'resume',
   'progress',
   'reconnect',
+  'inherit',
   'finish',
   'discard',
   'reserve',

@@ -159,6 +159,7 @@ export class FakeHost {
       has: (name) => name === 'web',
       get: () => this.vm as never,
       all: () => [this.vm as never],
+      view: () => ({ identityIssue: null, exitCode: null }) as never,
       exitOf: () => null,
       place: { host: 'A', ramDir: join(this.#directory, 'ram') },
       destroy: async (name) => void this.destroyed.push(name),

@@ -1,6 +1,6 @@
 import { describe, expect, test } from 'vitest';
 import { type ErrorCode, MigrationError } from '../../src/errors.js';
-import { request } from './planner-facts.js';
+import { request, vm } from './planner-facts.js';
 import { complete, gate, rest, restMigration, Scripted } from './scripted.js';
 
 const failing =
@@ -272,6 +272,52 @@ describe('after the commit', () => {
     expect(world.calls).not.toContain('A.release');
     // Its user can stop what is left on the source: the remedy says so.
     expect(world.acts.slice(-2)).toEqual(['A.unexpose', 'A.unreserve']);
+  });
+
+  test('a source that has lost pages says so, and nobody tries any longer', async () => {
+    const world = new Scripted();
+    world.on['B.progress'] = () => ({ ...complete, state: 'failed', pagesPresent: 10 });
+    let hasCommitted = false;
+    world.on['B.resume'] = () => {
+      hasCommitted = true;
+      return { resumedAtUs: 1 };
+    };
+    world.on['A.expose'] = () => {
+      if (hasCommitted) throw new MigrationError('VM_LOST', 'QEMU of vm1 has ended here with pages');
+      return { transport: 'tcp', host: '10.0.0.1', port: 1, keys: [] };
+    };
+    const { jobs } = await world.daemon();
+    const view = await rest(jobs, (await jobs.submit(request)).id);
+    expect(view).toMatchObject({ state: 'lost', error: { code: 'VM_LOST' } });
+    expect(world.calls).not.toContain('A.release');
+  });
+
+  test('an exit code that the guest wrote before it moved goes along, before the source forgets it', async () => {
+    const world = new Scripted();
+    const inherited: unknown[] = [];
+    world.on['A.vmInventory'] = () => ({ ...vm, owner: 'A', exitCode: 3 });
+    world.on['B.inherit'] = (_session: string, legacy: unknown) => inherited.push(legacy);
+    const { jobs } = await world.daemon();
+    expect(await rest(jobs, (await jobs.submit(request)).id)).toMatchObject({ state: 'done' });
+    expect(inherited).toEqual([{ exitCode: 3 }]);
+    expect(world.acts.indexOf('B.inherit')).toBeLessThan(world.acts.indexOf('A.release'));
+  });
+
+  test('a release that is repeated does without what the source has forgotten', async () => {
+    const world = new Scripted();
+    let hasReleased = false;
+    world.on['A.release'] = () => {
+      hasReleased = true;
+      throw new MigrationError('UNREACHABLE', 'the answer is lost');
+    };
+    world.on['A.vmInventory'] = () => {
+      if (!hasReleased) return { ...vm, owner: 'A', exitCode: 3 };
+      world.on['A.release'] = () => undefined;
+      throw new MigrationError('NOT_FOUND', 'no VM vm1');
+    };
+    const { jobs } = await world.daemon();
+    expect(await rest(jobs, (await jobs.submit(request)).id)).toMatchObject({ state: 'done' });
+    expect(world.calls.filter((call) => call === 'B.inherit')).toHaveLength(1);
   });
 
   test('a VM is lost also when the source cannot let go of it', async () => {

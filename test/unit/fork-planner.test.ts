@@ -37,6 +37,27 @@ const CASES: readonly [what: string, change: Change, code: RefusalCode, names: R
   ['a device without a state', { vm: { migrationBlockers: ['ivshmem'] } }, 'DEVICE_NOT_MIGRATABLE', /ivshmem/],
   ['private memory', { vm: { isRamShared: false } }, 'RAM_NOT_SHARED', /private/],
   ['a device that writes past', { inventory: { escapingDevices: ['vhost-net n0'] } }, 'WRITES_ESCAPE', /vhost-net n0/],
+  [
+    'a clone that shall become an image without a copy',
+    {
+      request: { parentMode: 'stop' },
+      vm: { isRamShared: false, image: { id: IMAGE, isComplete: true, ownBytes: 0 } },
+    },
+    'RAM_NOT_SHARED',
+    /shares its memory with image 0011/,
+  ],
+  [
+    'clones that would punch holes into their image',
+    { request: { parentMode: 'stop' }, vm: { discardingDevices: ['virtio-balloon-pci'] } },
+    'WRITES_ESCAPE',
+    /virtio-balloon-pci.*all clones share/,
+  ],
+  [
+    'the same of an image that is there',
+    { ...ofImage, vm: { discardingDevices: ['virtio-mem-pci'] } },
+    'WRITES_ESCAPE',
+    /virtio-mem-pci.*all clones share/,
+  ],
   ['an old kernel', { inventory: { isWriteProtectSupported: false } }, 'WRITE_PROTECT_MISSING', /write-protect/],
   ['no preload', { inventory: { hasPreload: false } }, 'PRELOAD_MISSING', /preload/],
   ['a raw device', { inventory: { diskBlockers: ['d0 is a pipe'] } }, 'DISK_NOT_SNAPSHOTTABLE', /d0 is a pipe/],

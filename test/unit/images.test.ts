@@ -65,7 +65,7 @@ async function openStore(name: string, budgetBytes: number | null = null): Promi
 
 async function contextOn(name: string): Promise<ForkContext> {
   const images = await openStore(name);
-  const manager = { qemu: async () => ({ machines: ['pc-q35-7.2'], version: '7.2.22' }) };
+  const manager = { all: () => vms, qemu: async () => ({ machines: ['pc-q35-7.2'], version: '7.2.22' }) };
   return { images, vms: manager } as never;
 }
 

@@ -93,6 +93,10 @@ export const vm: VmInventory = {
   migrationBlockers: [],
   ramAllocatedBytes: 128 * MIB,
   discardingDevices: [],
+  image: null,
+  identityIssue: null,
+  fleetingDisks: [],
+  exitCode: null,
 };
 
 /** Nothing stands in the way of `request` with these. */

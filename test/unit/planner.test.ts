@@ -63,6 +63,13 @@ const vmInventory: fc.Arbitrary<VmInventory> = fc.record({
   migrationBlockers: near<string[]>([], fc.array(fc.string())),
   ramAllocatedBytes: near(2 ** 27, figure),
   discardingDevices: near<string[]>([], fc.array(fc.string())),
+  image: near<VmInventory['image']>(
+    null,
+    fc.record({ id: fc.string(), isComplete: fc.boolean(), ownBytes: fc.double() }),
+  ),
+  identityIssue: near<string | null>(null, fc.string()),
+  exitCode: fc.constant(null),
+  fleetingDisks: near<string[]>([], fc.array(fc.string())),
 });
 
 const migrationOrder: fc.Arbitrary<MigrationOrder> = fc.record({

@@ -57,6 +57,8 @@ const CASES: readonly [what: string, change: Change, code: MigrationRefusalCode,
   ['no huge pages', { spec: { memory: hugeMemory } }, 'TARGET_HUGE_PAGES', /needs 256 .* of 2 MiB; B has 0/],
   ['no userfaultfd', { target: { isUserfaultfdPermitted: false } }, 'USERFAULTFD_NOT_PERMITTED', /kernel of B/],
   ['an old kernel', { target: { hasMinorFaults: false } }, 'USERFAULTFD_NOT_PERMITTED', /minor faults/],
+  ['an identity that is pending', { vm: { identityIssue: 'no agent' } }, 'IDENTITY_PENDING', /vm1 lacks .* no agent/],
+  ['a disk that ends here', { vm: { fleetingDisks: ['vda'] } }, 'DISK_NOT_MOVABLE', /vda of vm1 .* ends .* on A/],
   ['private RAM', { vm: { isRamShared: false, isRamNamedFile: false } }, 'RAM_NOT_SHARED', /RAM of vm1 is private/],
   ['a memfd', { vm: { isRamNamedFile: false } }, 'RAM_NOT_NAMED_FILE', /not a named file/],
   ['no preload', { target: { isPreloadPresent: false } }, 'PRELOAD_MISSING', /B does not have the preload/],
@@ -173,6 +175,8 @@ describe('pre-flight', () => {
       TRANSPORT_UNAVAILABLE: true,
       RDMA_LIMIT: true,
       SOURCE_MEMORY: true,
+      IDENTITY_PENDING: true,
+      DISK_NOT_MOVABLE: true,
       PROTOCOL_VERSION: true,
     };
     expect(new Set(CASES.map(([, , code]) => code))).toEqual(new Set(Object.keys(codes)));

@@ -75,6 +75,8 @@ async function reconnect(context: StepContext, progress: SessionProgress): Promi
     await withDeadline(ports.clock, connecting, limits.callMsMax, 'connecting the target again');
   } catch (thrown) {
     const error = toMigrationError(thrown);
+    // The source knows that nobody has the pages any more.
+    if (error.code === 'VM_LOST') throw error;
     throw new MigrationError(error.code, `the target cannot connect again: ${error.message}`, {
       isRetryable: true,
       cause: error,
@@ -97,6 +99,7 @@ export const releaseSource: StepExecutor = {
       } catch (error) {
         observer.onWarning('the report lacks the counters of the source', error);
       }
+      await bequeath(context);
       await ports.source.release(vm, record.session);
     }
     await ports.target.finish(record.session).catch(unlessForgotten);
@@ -104,6 +107,17 @@ export const releaseSource: StepExecutor = {
   },
   undo: neverUndone,
 };
+
+/** What only the source's record knows, before it is forgotten there. */
+async function bequeath({ record, ports, limits }: StepContext): Promise<void> {
+  const looking = ports.source.vmInventory(record.plan.request.vm).catch((thrown: unknown) => {
+    // Released in a round whose answer was lost.
+    if (toMigrationError(thrown).code === 'NOT_FOUND') return { exitCode: null };
+    throw thrown;
+  });
+  const { exitCode } = await withDeadline(ports.clock, looking, limits.callMsMax, 'asking for the exit code');
+  if (exitCode !== null) await ports.target.inherit(record.session, { exitCode }).catch(unlessForgotten);
+}
 
 /** A target that no longer knows the session has finished it in a round whose answer was lost. */
 function unlessForgotten(thrown: unknown): void {

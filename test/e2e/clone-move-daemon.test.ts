@@ -1,0 +1,65 @@
+/** Clones that move as a user types it, between real daemons, one of which is killed on the way. */
+import { afterAll, beforeAll, expect, it } from 'vitest';
+import type { MigrationReport, Refusal, VmView } from '../../src/domain.js';
+import type { ForkReport, ImageView } from '../../src/domain-fork.js';
+import type { MigrationJobView } from '../../src/domain-job.js';
+import { Cluster, eventually } from '../hosts/cluster.js';
+import { Guest } from '../hosts/guest.js';
+
+let cluster: Cluster;
+let parent: Guest;
+let report: ForkReport;
+
+beforeAll(async () => {
+  cluster = await Cluster.create();
+  parent = await Guest.start(cluster, 'A', { name: 'parent', memoryMiB: 128, touchMiB: 24, writePercent: 50 });
+  report = await cluster.json<ForkReport>('A', 'vfork', '--clones', '3', 'parent', '--name', 'c');
+});
+afterAll(() => cluster?.destroy());
+
+async function expectSound(host: string, guest: Guest): Promise<void> {
+  await guest.expectProgress(host, 2);
+  await guest.expectClean(host);
+}
+
+it('vmigrate moves one, by tcp of its own accord, and refuses what cannot be', async () => {
+  const refused = await cluster.vmigrate('A', 'c-0', 'B', '--postcopy', '--shm', '--json');
+  expect(refused.code).toBe(3);
+  const { refusals } = JSON.parse(
+    (await cluster.vmigrate('A', 'c-0', 'B', '--postcopy', '--shm', '--dry-run', '--json')).stdout,
+  ) as { refusals: Refusal[] };
+  expect(refusals.map(({ code }) => code)).toEqual(['TRANSPORT_UNAVAILABLE']);
+  const guest = new Guest(cluster, 'c-0');
+  await guest.expectProgress('A', 2);
+  const moved = await cluster.json<MigrationReport>('A', 'vmigrate', 'c-0', 'B', '--postcopy');
+  expect(moved).toMatchObject({ vm: 'c-0', source: 'A', target: 'B', transport: 'tcp', mode: 'postcopy' });
+  expect(moved.bytes.demand + moved.bytes.prefetch + moved.bytes.zeroSkipped).toBe(128 << 20);
+  await expectSound('B', guest);
+  expect(await guest.view('A')).toBeUndefined();
+  expect(await guest.view('B')).toMatchObject({ state: 'running', image: null, identityIssue: null });
+});
+
+it('a source whose daemon is killed after the commit goes on when there is a next one', async () => {
+  const guest = new Guest(cluster, 'c-1');
+  await guest.expectProgress('A', 2);
+  await cluster.stopDaemon('A');
+  await cluster.startDaemon('A', { VMIGRATE_FAULT: 'before:drain=crash' });
+  const { stdout } = await cluster.must(
+    cluster.vmigrate('A', 'c-1', 'B', '--postcopy', '--bandwidth', '16', '--detach', '--json'),
+  );
+  const { id } = JSON.parse(stdout) as MigrationJobView;
+  await eventually('the daemon dies', 60_000, () => (cluster.isDaemonRunning('A') ? undefined : true));
+  await cluster.startDaemon('A');
+  const job = await cluster.json<MigrationJobView>('A', 'vmctl', 'job', id, '--follow');
+  expect(job).toMatchObject({ state: 'done', isCommitted: true });
+  await expectSound('B', guest);
+});
+
+it('the others run on, and the image stays for the one that is left', async () => {
+  const vms = await cluster.json<VmView[]>('A', 'vmctl', 'ps');
+  expect(vms.map(({ name }) => name).sort()).toEqual(['c-2', 'parent']);
+  const [image] = await cluster.json<ImageView[]>('A', 'vmctl', 'images');
+  expect(image).toMatchObject({ id: report.image, state: 'complete', clones: ['c-2'] });
+  await expectSound('A', new Guest(cluster, 'c-2'));
+  await expectSound('A', parent);
+});
