@@ -1,4 +1,6 @@
 /** Clones that move as a user types it, between real daemons, one of which is killed on the way. */
+import { appendFile } from 'node:fs/promises';
+import { join } from 'node:path';
 import { afterAll, beforeAll, expect, it } from 'vitest';
 import type { MigrationReport, Refusal, VmView } from '../../src/domain.js';
 import type { ForkReport, ImageView } from '../../src/domain-fork.js';
@@ -31,12 +33,16 @@ it('vmigrate moves one, by tcp of its own accord, and refuses what cannot be', a
   expect(refusals.map(({ code }) => code)).toEqual(['TRANSPORT_UNAVAILABLE']);
   const guest = new Guest(cluster, 'c-0');
   await guest.expectProgress('A', 2);
+  // As QEMU does it when the guest writes to its exit port.
+  await appendFile(join(cluster.hostDirectory('A'), 'state/vms/c-0/exit'), '7\n');
   const moved = await cluster.json<MigrationReport>('A', 'vmigrate', 'c-0', 'B', '--postcopy');
   expect(moved).toMatchObject({ vm: 'c-0', source: 'A', target: 'B', transport: 'tcp', mode: 'postcopy' });
   expect(moved.bytes.demand + moved.bytes.prefetch + moved.bytes.zeroSkipped).toBe(128 << 20);
   await expectSound('B', guest);
   expect(await guest.view('A')).toBeUndefined();
-  expect(await guest.view('B')).toMatchObject({ state: 'running', image: null, identityIssue: null });
+  expect(await guest.view('B')).toMatchObject({ state: 'running', image: null, identityIssue: null, exitCode: 7 });
+  await cluster.must(cluster.vmctl('B', 'stop', 'c-0', '--force'));
+  expect(await guest.view('B')).toMatchObject({ state: 'stopped', exitCode: 7 });
 });
 
 it('a source whose daemon is killed after the commit goes on when there is a next one', async () => {
