@@ -281,6 +281,11 @@ export class SourceSession {
     this.#scanTimer = null;
     this.counters();
     const { session } = this.record;
+    const failure = this.#pages?.snapshot().failure ?? null;
+    if (failure !== null) {
+      const err = failureToError(failure, 'after the switchover');
+      this.#context.log.warn({ session, err }, 'holes were not looked for, or a clone’s own pages not kept');
+    }
     const closing = this.#pages?.close().catch((error: unknown) => {
       this.#context.log.error({ session, err: toMigrationError(error) }, 'the memory cannot be closed');
     });

@@ -5,17 +5,27 @@ import { afterAll, beforeAll, expect, it } from 'vitest';
 import type { MigrationReport, Refusal, VmView } from '../../src/domain.js';
 import type { ForkReport, ImageView } from '../../src/domain-fork.js';
 import type { MigrationJobView } from '../../src/domain-job.js';
+import { answering } from '../hosts/arping.js';
 import { Cluster, eventually } from '../hosts/cluster.js';
 import { Guest } from '../hosts/guest.js';
+
+const SETTLE_MS = 120_000;
+/** Of the parent; its clones take those after it (guest/init). */
+const [ADDRESS, CLONE_ADDRESS] = ['10.84.0.10', '10.84.0.11'] as const;
 
 let cluster: Cluster;
 let parent: Guest;
 let report: ForkReport;
 
 beforeAll(async () => {
-  cluster = await Cluster.create();
-  parent = await Guest.start(cluster, 'A', { name: 'parent', memoryMiB: 128, touchMiB: 24, writePercent: 50 });
+  cluster = await Cluster.create({ hasGuestNetwork: true });
+  const busy = { memoryMiB: 128, touchMiB: 24, writePercent: 50 };
+  parent = await Guest.start(cluster, 'A', { name: 'parent', address: ADDRESS, ...busy });
   report = await cluster.json<ForkReport>('A', 'vfork', '--clones', '3', 'parent', '--name', 'c');
+  await eventually('the clones have their network', SETTLE_MS, async () => {
+    const vms = await cluster.json<VmView[]>('A', 'vmctl', 'ps');
+    return vms.every(({ identityIssue }) => identityIssue === null) ? true : undefined;
+  });
 });
 afterAll(() => cluster?.destroy());
 
@@ -39,6 +49,8 @@ it('vmigrate moves one, by tcp of its own accord, and refuses what cannot be', a
   expect(moved).toMatchObject({ vm: 'c-0', source: 'A', target: 'B', transport: 'tcp', mode: 'postcopy' });
   expect(moved.bytes.demand + moved.bytes.prefetch + moved.bytes.zeroSkipped).toBe(128 << 20);
   await expectSound('B', guest);
+  // At the address of its own, with the NIC that it was given on A.
+  expect(await answering(cluster, CLONE_ADDRESS)).toEqual([report.clones[0]?.mac]);
   expect(await guest.view('A')).toBeUndefined();
   expect(await guest.view('B')).toMatchObject({ state: 'running', image: null, identityIssue: null, exitCode: 7 });
   await cluster.must(cluster.vmctl('B', 'stop', 'c-0', '--force'));

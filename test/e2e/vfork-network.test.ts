@@ -2,6 +2,7 @@
 import { afterAll, afterEach, beforeAll, expect, test } from 'vitest';
 import type { VmView } from '../../src/domain.js';
 import type { ForkReport } from '../../src/domain-fork.js';
+import { answering } from '../hosts/arping.js';
 import { Cluster, eventually } from '../hosts/cluster.js';
 import { Guest } from '../hosts/guest.js';
 
@@ -28,24 +29,6 @@ function fork(network: string): Promise<ForkReport> {
   return cluster.json('A', 'vfork', parent.name, '--clones', `${CLONES}`, '--network', network);
 }
 
-/** MAC addresses that answer for an address on the guests' network. */
-async function answering(address: string): Promise<string[]> {
-  const client = cluster.network.clientNamespace;
-  const { stdout } = await cluster.inNamespace(
-    client,
-    'busybox',
-    'arping',
-    '-c',
-    '2',
-    '-w',
-    '3',
-    '-I',
-    'eth0',
-    address,
-  );
-  return [...new Set([...stdout.matchAll(/\[([0-9a-f:]{17})\]/g)].map(([, mac = '']) => mac))];
-}
-
 async function settled(): Promise<void> {
   await eventually('the clones have their network', SETTLE_MS, async () =>
     (await ps()).every(({ identityIssue }) => identityIssue === null) ? true : undefined,
@@ -53,7 +36,7 @@ async function settled(): Promise<void> {
 }
 
 async function parentMac(): Promise<string> {
-  const [mac] = await answering(addresses[0] ?? '');
+  const [mac] = await answering(cluster, addresses[0] ?? '');
   if (mac === undefined) throw new Error('the parent does not answer');
   return mac;
 }
@@ -69,9 +52,9 @@ test('fresh: parent and clones answer at addresses of their own, though the daem
   for (const [index, mac] of [before, ...macs].entries()) {
     const address = addresses[index] ?? '';
     await eventually(`${address} answers`, SETTLE_MS, async () =>
-      (await answering(address)).length > 0 ? true : undefined,
+      (await answering(cluster, address)).length > 0 ? true : undefined,
     );
-    expect(await answering(address)).toEqual([mac]);
+    expect(await answering(cluster, address)).toEqual([mac]);
   }
   await parent.expectProgress('A');
 });
@@ -84,8 +67,8 @@ test('isolated: nobody hears the clones, which keep the addresses of their paren
     expect(mac).toBe(before);
     await new Guest(cluster, name).expectProgress('A');
   }
-  expect(await answering(addresses[0] ?? '')).toEqual([before]);
-  expect(await answering(addresses[1] ?? '')).toEqual([]);
+  expect(await answering(cluster, addresses[0] ?? '')).toEqual([before]);
+  expect(await answering(cluster, addresses[1] ?? '')).toEqual([]);
   await parent.expectProgress('A');
 });
 
@@ -93,6 +76,6 @@ test('none: nobody hears the clones', async () => {
   const before = await parentMac();
   const report = await fork('none');
   for (const { name } of report.clones) await new Guest(cluster, name).expectProgress('A');
-  expect(await answering(addresses[0] ?? '')).toEqual([before]);
-  expect(await answering(addresses[1] ?? '')).toEqual([]);
+  expect(await answering(cluster, addresses[0] ?? '')).toEqual([before]);
+  expect(await answering(cluster, addresses[1] ?? '')).toEqual([]);
 });
