@@ -9,7 +9,7 @@ import { parseSpec } from '../../src/agent/spec.js';
 import type { VmManager } from '../../src/agent/vms.js';
 import type { VmState } from '../../src/domain.js';
 import { MigrationError } from '../../src/errors.js';
-import type { NativeBinding, TargetSessionState } from '../../src/native/binding.js';
+import type { NativeBinding, NativeFailure, TargetSessionState } from '../../src/native/binding.js';
 import type { QmpEvent } from '../../src/qemu/qmp.js';
 import { FileRegistry } from '../../src/registry/file.js';
 import { MemoryStore } from '../unit/memory-store.js';
@@ -87,6 +87,9 @@ export class FakeHost {
   rdmaListener: { rdmaAddress: string; rdmaPort: number; isLost: boolean } | null = null;
   /** What became of source sessions, in order. */
   readonly exposures: ('opened' | 'frozen' | 'closed')[] = [];
+  /** Of every source session from now on: what it cannot do, and why it does not open. */
+  sourceFailure: NativeFailure | null = null;
+  onOpenSource: () => void = () => undefined;
   /** Awaited before a change of the VM's record is there. */
   onSetState: (state: VmState) => Promise<void> = async () => undefined;
   readonly registry: FileRegistry;
@@ -175,11 +178,12 @@ export class FakeHost {
     return {
       allocatedBytes: () => 0n,
       openSourceSession: async () => {
+        this.onOpenSource();
         this.exposures.push('opened');
         return {
           keys: [],
           freeze: () => void this.exposures.push('frozen'),
-          snapshot: () => ({ counters: {} as never, failure: null }),
+          snapshot: () => ({ counters: {} as never, failure: this.sourceFailure }),
           close: async () => void this.exposures.push('closed'),
         };
       },

@@ -3,6 +3,8 @@ import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import { MigrationWatch } from '../../src/agent/migration-watch.js';
 import { SessionStore, type TargetRecord } from '../../src/agent/session-store.js';
 import type { VmSpec } from '../../src/domain.js';
+import { failureToError } from '../../src/native/failure.js';
+import { NATIVE_ERROR } from '../../src/protocol/wire.js';
 import { FakeHost } from '../support/agent-fakes.js';
 import { gate } from './scripted.js';
 
@@ -178,5 +180,37 @@ describe('a VM that has left over RDMA', () => {
     lost.isLost = false;
     expect(await exposeByRdma()).toMatchObject({ port: 999 });
     expect(host.exposures).toEqual([]);
+  });
+});
+
+describe('a clone that has left, and whose pages have not all been fetched', () => {
+  const leave = async (): Promise<void> => {
+    const spec = host.vm['spec'] as VmSpec;
+    host.vm['spec'] = { ...spec, memory: { ...spec.memory, backing: 'image' } };
+    await host.agent.start();
+    await expose(FIRST);
+    await host.registry.swapOwner('web', 1, { vm: 'web', owner: 'B', epoch: 2, session: FIRST });
+  };
+  const gone = { code: NATIVE_ERROR.PROCESS_GONE, errno: 0, what: 'a clone has ended' };
+
+  test('is exposed again by the next daemon, and lost once its process has taken pages along', async () => {
+    await leave();
+    await host.agent.start();
+    expect(host.exposures).toEqual(['opened', 'opened', 'frozen']);
+    await expose(FIRST);
+    // Pages that cannot be kept are in the process still.
+    host.sourceFailure = { code: NATIVE_ERROR.NO_SPACE, errno: 28, what: 'write' };
+    await expose(FIRST);
+    host.sourceFailure = gone;
+    await expect(expose(FIRST)).rejects.toEqual(code('VM_LOST'));
+  });
+
+  test('is lost to the next daemon if its process ended before that', async () => {
+    await leave();
+    host.onOpenSource = () => {
+      throw failureToError(gone, 'open source session');
+    };
+    await host.agent.start();
+    await expect(expose(FIRST)).rejects.toEqual(code('VM_LOST'));
   });
 });

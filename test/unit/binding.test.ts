@@ -1,6 +1,7 @@
 /** Arguments of native calls and names of native failures. None of these needs the addon. */
 import { describe, expect, test } from 'vitest';
 import type {
+  DataListenerHandle,
   ImageCaptureOptions,
   RdmaOptions,
   RegionFile,
@@ -20,6 +21,7 @@ import {
   checkSnapshot,
   checkSocketPath,
   checkSource,
+  checkSourceClone,
   checkTargetOptions,
 } from '../../src/native/check.js';
 import { failureToError, thrownToError } from '../../src/native/failure.js';
@@ -187,6 +189,24 @@ describe('what is wrong is refused before the addon sees it', () => {
     { onEdge: undefined },
   ])('image options %#', (changed) => {
     expect(() => checkImageOptions({ ...image, ...changed })).toThrow(code('USAGE'));
+  });
+
+  test.each<object>([
+    { ownPaths: [] },
+    { ownPaths: ['/a', '/b'] },
+    { ownPaths: ['relative'] },
+    { ownPaths: undefined },
+    { isResume: undefined },
+  ])("a leaving clone's options %#", (changed) => {
+    const clone = { vm: null, ownPaths: ['/dev/shm/ram.own'], isResume: false };
+    const options = {
+      listener: {} as DataListenerHandle,
+      transport: 'tcp',
+      ...credentials,
+      regions: [region],
+    } as const;
+    checkSourceClone({ ...options, clone });
+    expect(() => checkSourceClone({ ...options, clone: { ...clone, ...changed } })).toThrow(code('USAGE'));
   });
 
   test('addresses, ports and socket paths', () => {
