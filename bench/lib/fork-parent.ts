@@ -9,7 +9,7 @@ import { checkClones } from '../../test/hosts/clone-check.js';
 import { type Cluster, eventually, sleep } from '../../test/hosts/cluster.js';
 import { Guest } from '../../test/hosts/guest.js';
 import type { ForkRow } from './fork-rows.js';
-import { cpuSeconds, minorFaults, privateBytes } from './process-cost.js';
+import { cpuSeconds, lookAhead, minorFaults, privateBytes, qemusOf } from './process-cost.js';
 import { rateAfter, readWork } from './rate.js';
 import { median } from './stats.js';
 
@@ -160,28 +160,25 @@ export class OurParent {
   /** Submits the fork and follows it, so that what it has cost is read when its last clone runs. */
   async #fork(shape: object): Promise<Forked> {
     const api = this.cluster.api('A');
-    const processes = async () => [this.cluster.daemonPid('A'), ...(await this.cluster.qemuPids('A'))];
+    const usedS = () => cpuSeconds([this.cluster.daemonPid('A'), ...qemusOf(`${this.cluster.hostDirectory('A')}/`)]);
     // Waiting processes have used processor time before; the others begin with none.
-    const beforeS = cpuSeconds(await processes());
+    const beforeS = usedS();
+    const lookNoMore = lookAhead();
     const giveUp = AbortSignal.timeout(FORK_MS);
     const { id, createdAt } = await api.post<ForkJobView>('/v1/forks', shape);
-    let sampling: Promise<number> | null = null;
+    let cpuS = Number.NaN;
     let last: ForkJobView | null = null;
     const onView = (view: JobView): boolean => {
       if (view.kind !== 'fork') return true;
       last = view;
       const isRunning = view.isCommitted || view.step === 'commitFork';
-      if (isRunning) sampling ??= processes().then((pids) => cpuSeconds(pids) - beforeS);
+      if (isRunning && Number.isNaN(cpuS)) cpuS = usedS() - beforeS;
       return view.report !== null || view.error !== null;
     };
-    await api.followJob(id, onView, giveUp);
+    await api.followJob(id, onView, giveUp).finally(lookNoMore);
     const { report, error } = (last as ForkJobView | null) ?? { report: null, error: 'nothing was heard of it' };
     if (report === null) throw new Error(`the fork has failed: ${JSON.stringify(error)}`);
-    return {
-      report,
-      createdAtMs: Date.parse(createdAt),
-      cpuS: (await (sampling as Promise<number> | null)) ?? Number.NaN,
-    };
+    return { report, createdAtMs: Date.parse(createdAt), cpuS };
   }
 
   /** Until the parent is back at 90 % of its speed: of before, or of that beside its clones for good, if they cost it some. */

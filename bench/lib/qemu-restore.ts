@@ -169,7 +169,7 @@ export class QemuRestores {
 async function capabilities(qmp: QmpClient, mode: RestoreMode): Promise<void> {
   const states = [
     { capability: 'events', state: true },
-    { capability: 'x-ignore-shared', state: mode === 'template' },
+    { capability: 'x-ignore-shared', state: mode !== 'full' },
   ] as const;
   await qmp.execute('migrate-set-capabilities', { capabilities: states });
 }
