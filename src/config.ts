@@ -125,9 +125,13 @@ const schema = z
       .strictObject({ budgetBytes: z.int().min(0) })
       .partial()
       .default({}),
-    /** QEMUs that wait for forks. */
+    /** QEMUs that wait for forks, and when they are given up: little memory is available, or tasks wait for it (PSI, `some avg10`). */
     pool: z
-      .strictObject({ processesMax: z.int().min(0).max(4096), memoryAvailableBytesMin: z.int().min(0) })
+      .strictObject({
+        processesMax: z.int().min(0).max(4096),
+        memoryAvailableBytesMin: z.int().min(0),
+        memoryStallPercentMax: z.number().min(0).max(100),
+      })
       .partial()
       .default({}),
     logLevel: z.enum(['debug', 'info', 'warn', 'error', 'silent']).default('info'),

@@ -28,6 +28,7 @@ import { openForkStore } from './fork-record.js';
 import { ImageStore } from './image-store.js';
 import { Images } from './images.js';
 import { checkTarget, type HostInfo, hostInventory, vmInventory } from './inventory.js';
+import { type MemoryReading, readMemory } from './memory-pressure.js';
 import type { NativeMoveOptions } from './native-migration.js';
 import { Pool, type PoolConfig } from './pool.js';
 import { SessionStore } from './session-store.js';
@@ -39,9 +40,15 @@ export interface LocalAgentOptions extends Omit<AgentContext, 'store'> {
   readonly hostInfo: HostInfo;
   readonly imageBudgetBytes?: number | null;
   readonly pool?: Partial<PoolConfig>;
+  /** Where a test says what the host's memory is like. */
+  readonly readMemory?: () => Promise<MemoryReading>;
 }
 
-const POOL_DEFAULT: PoolConfig = { processesMax: 256, memoryAvailableBytesMin: 512 * 1024 * 1024 };
+const POOL_DEFAULT: PoolConfig = {
+  processesMax: 256,
+  memoryAvailableBytesMin: 512 * 1024 * 1024,
+  memoryStallPercentMax: 20,
+};
 
 interface Parts {
   readonly context: ForkContext;
@@ -65,7 +72,7 @@ export class LocalAgent implements AgentPort, ForkAgentPort {
   /** Takes the sessions of an earlier daemon up again. After VmManager.start, before any call. */
   async start(): Promise<void> {
     const store = await SessionStore.open(this.#options.stateDir);
-    const { imageBudgetBytes: budgetBytes = null, pool: poolConfig, ...options } = this.#options;
+    const { imageBudgetBytes: budgetBytes = null, pool: poolConfig, readMemory: read, ...options } = this.#options;
     const images = await ImageStore.open({ ...options, budgetBytes });
     const forkStore = await openForkStore(options.stateDir);
     const context: ForkContext = { ...options, store, images, forkStore };
@@ -75,6 +82,7 @@ export class LocalAgent implements AgentPort, ForkAgentPort {
       stateDir: options.stateDir,
       config: { ...POOL_DEFAULT, ...poolConfig },
       randomId: () => randomBytes(8).toString('hex'),
+      readMemory: read ?? readMemory,
     });
     const forks = new ForkAgent(context, pool, (vm) => target.arriving(vm));
     const ofUsers = new Images(context, (image) => forks.claims(image) || pool.has(image));

@@ -1,6 +1,7 @@
 /**
  * Sets of QEMUs that wait for forks nobody has asked for yet: a fork that fits takes a whole set, and what it took is made again in the background
- * once no job runs. A set costs its processes' own memory, some 16 MiB each, so there is a limit, and all go when the host runs short of memory.
+ * once no job runs. A set costs its processes' own memory, some 16 MiB each, so there is a limit, and all go when the host runs short of memory:
+ * little is available, or (PSI) tasks wait for it.
  *
  * What users want to have waiting is durable. The processes are not taken over by a next daemon: it ends them (they are incoming VMs of an image that
  * no fork has committed) and makes new ones.
@@ -13,15 +14,14 @@ import { MigrationError, toMigrationError } from '../errors.js';
 import { writeDurably } from './durable-file.js';
 import type { ForkContext } from './fork-context.js';
 import { newImage, ramOfImage, shapeOf } from './fork-prepare.js';
-import { memoryAvailableBytes } from './ram-files.js';
+import { type MemoryBounds, type MemoryReading, memoryState } from './memory-pressure.js';
 import type { ManagedVm } from './vms.js';
 import { type CloneShape, endClones, makeWaitingSet, type WaitingSet } from './waiting-set.js';
 
-export interface PoolConfig {
+/** All sets are given up when the host is out of the bounds. */
+export interface PoolConfig extends MemoryBounds {
   /** Waiting QEMUs, all sets together. */
   readonly processesMax: number;
-  /** All sets are given up when the host has less memory available. */
-  readonly memoryAvailableBytesMin: number;
 }
 
 export interface PooledSet extends WaitingSet {
@@ -35,6 +35,13 @@ interface Entry {
   readonly giveUp: AbortController;
   /** null while it is being made. */
   set: PooledSet | null;
+}
+
+export interface PoolOptions {
+  readonly stateDir: string;
+  readonly config: PoolConfig;
+  readonly randomId: () => string;
+  readonly readMemory: () => Promise<MemoryReading>;
 }
 
 const UPKEEP_MS = 2_000;
@@ -58,14 +65,16 @@ export class Pool {
   readonly #config: PoolConfig;
   readonly #path: string;
   readonly #randomId: () => string;
+  readonly #readMemory: () => Promise<MemoryReading>;
   readonly #entries = new Map<string, Entry>();
   #wanted: readonly WarmRequest[] = [];
   #upkeep: NodeJS.Timeout | null = null;
   #working: Promise<void> = Promise.resolve();
   #isClosed = false;
 
-  constructor(context: ForkContext, options: { stateDir: string; config: PoolConfig; randomId: () => string }) {
+  constructor(context: ForkContext, options: PoolOptions) {
     this.#context = context;
+    this.#readMemory = options.readMemory;
     this.#config = options.config;
     this.#randomId = options.randomId;
     this.#path = join(options.stateDir, 'pool.json');
@@ -171,8 +180,9 @@ export class Pool {
         { remedy: 'drain sets that nobody needs ("vmctl pool drain"), or raise pool.processesMax' },
       );
     }
-    const neededBytes = request.cloneCount * PROCESS_BYTES + this.#config.memoryAvailableBytesMin;
-    if ((await memoryAvailableBytes()) < neededBytes) {
+    const reading = await this.#readMemory();
+    const availableBytes = reading.availableBytes - request.cloneCount * PROCESS_BYTES;
+    if (memoryState({ ...reading, availableBytes }, this.#config) !== 'ample') {
       throw new MigrationError(
         'PREFLIGHT_REFUSED',
         `${request.cloneCount} waiting QEMUs would leave too little memory`,
@@ -228,15 +238,17 @@ export class Pool {
   async #lookAfter(): Promise<void> {
     const { vms, log } = this.#context;
     if (this.#isClosed) return;
-    const availableBytes = await memoryAvailableBytes();
-    if (availableBytes < this.#config.memoryAvailableBytesMin) {
-      if (this.#entries.size > 0) log.warn({ availableBytes }, 'memory is short: waiting QEMUs are ended');
+    const reading = await this.#readMemory();
+    const state = memoryState(reading, this.#config);
+    if (state === 'short') {
+      if (this.#entries.size > 0) log.warn(reading, 'memory is short: waiting QEMUs are ended');
       for (const entry of [...this.#entries.values()]) await this.#give(entry);
       return;
     }
     // A fork under way has the processors for itself.
     if (vms.all().some(({ job }) => job !== null)) return;
     await this.#giveStale();
+    if (state === 'tight') return;
     for (const request of this.#wanted) {
       if (this.#isClosed || !vms.has(request.vm) || vms.get(request.vm).state !== 'running') continue;
       await this.#make(request);

@@ -97,6 +97,22 @@ describe('a waiting set', () => {
     expect(forks.host.agent.pool.list()).toEqual([]);
   });
 
+  test('goes when tasks wait for memory, and comes back when they do so no longer', async () => {
+    const { host } = forks;
+    const { agent, vms } = host;
+    await forks.boot({ name: 'tight', touchMiB: 16 });
+    const { image } = await agent.pool.warm(warmRequest('tight'));
+    try {
+      host.memory = { availableBytes: 2 ** 40, stallPercent: 60 };
+      await eventually('all are ended', REMADE_MS, () => (vms.list().length === 1 ? true : undefined));
+      expect(agent.pool.list()).toEqual([]);
+      await expect(agent.pool.warm(warmRequest('tight', 1))).rejects.toEqual(code('PREFLIGHT_REFUSED'));
+    } finally {
+      host.memory = null;
+    }
+    await remade(image);
+  });
+
   test('that would be over the limit is refused before anything is started', async () => {
     const { agent, vms } = forks.host;
     await forks.boot({ name: 'many', touchMiB: 16 });

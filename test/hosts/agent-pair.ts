@@ -11,6 +11,7 @@ import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import { LocalAgent } from '../../src/agent/agent.js';
+import { type MemoryReading, readMemory } from '../../src/agent/memory-pressure.js';
 import type { Peers } from '../../src/agent/peers.js';
 import { RdmaHost } from '../../src/agent/rdma.js';
 import { parseSpec } from '../../src/agent/spec.js';
@@ -43,6 +44,8 @@ export class AgentHost {
   readonly atPoint = new Map<string, () => Promise<void>>();
   vms!: VmManager;
   agent!: LocalAgent;
+  /** What the agent is told of the host's memory, in place of the truth. */
+  memory: MemoryReading | null = null;
   registry!: FileRegistry;
   #listener!: DataListenerHandle;
 
@@ -103,6 +106,7 @@ export class AgentHost {
         },
       },
       hostInfo: { preloadPath, certificateExpiresAt: () => null },
+      readMemory: async () => this.memory ?? (await readMemory()),
     });
     await this.agent.start();
   }
