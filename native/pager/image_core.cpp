@@ -1,6 +1,7 @@
 #include "pager/image_core.hpp"
 
 #include <linux/magic.h>
+#include <sys/stat.h>
 #include <sys/vfs.h>
 
 #include <algorithm>
@@ -10,6 +11,12 @@
 #include "pager/page_key.hpp"
 
 namespace vmigrate::pager {
+
+namespace {
+
+constexpr uint64_t kStatBlockBytes = 512;
+
+}  // namespace
 
 PageRun ImageRegion::cluster(PageIndex page) const {
   const uint64_t pages = pages_in(kImageClusterBytes);
@@ -97,6 +104,23 @@ Status ImageCore::look_for_data() {
       note(raw(run.first) / kernel_pages, (raw(run.first) + run.count + kernel_pages - 1) / kernel_pages);
     });
     if (!status) return status;
+  }
+  return ok();
+}
+
+Status ImageCore::check_image_files() const {
+  for (const ImageRegion& region : regions_) {
+    struct stat file {};
+    if (::fstat(region.image->fd(), &file) != 0) return system_error("fstat image");
+    uint64_t present_pages = 0;
+    for (uint64_t page = 0; page < region.presence->page_count(); ++page) {
+      present_pages += region.presence->state(PageIndex{page}) == wire::PageState::kPresent ? 1 : 0;
+    }
+    const uint64_t held_bytes = static_cast<uint64_t>(file.st_blocks) * kStatBlockBytes;
+    if (static_cast<uint64_t>(file.st_size) != region.image->length_bytes() ||
+        held_bytes < present_pages * region.page_bytes()) {
+      return Error{ErrorCode::kRegionChanged, 0, "image file has lost pages"};
+    }
   }
   return ok();
 }

@@ -66,6 +66,10 @@ class ImageCore {
   /// Before anything is copied: notes where the parent's files have data, which takes some 10 ms a GiB.
   Status look_for_data();
 
+  /// Do the files still hold as much as has been copied into them? Somebody else may have cut or punched
+  /// them, and what they have lost would be zeros to clones that are let go.
+  Status check_image_files() const;
+
   // --- progress
   /// Pages just became present or zero. Wakes both threads when they were the last.
   void add_present(uint64_t page_count);

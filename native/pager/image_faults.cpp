@@ -159,10 +159,15 @@ bool FaultThread::must_go_on() {
   return false;
 }
 
-/// Every page is in the image and this thread is the last: from here on the kernel serves everybody.
+/// Every page is in the image and this thread is the last: from here on the kernel serves everybody, with
+/// zeros where the files have a hole.
 void FaultThread::finish() {
   fault_point(FaultPoint::kImageFinish);
   serve_waits();
+  if (const Status whole = core_.check_image_files(); !whole) {
+    core_.fail(whole.error());
+    return;
+  }
   guard_.let_go();
   for (const Faulter& faulter : faulters_) {
     if (faulter.memory != nullptr && !faulter.is_parent) mapper_.let_go(*faulter.memory);

@@ -94,6 +94,36 @@ TEST(ImageFailure, ASourceFileThatShrinks) {
   EXPECT_TRUE(arrives(writing));
 }
 
+TEST(ImageFailure, AnImageFileThatHasLostPagesIsNeverComplete) {
+  for (const bool is_cut : {false, true}) {
+    Parking parking;
+    ImageHarness vm(ImageHarness::Specs{{1024}});
+    vm.open();
+    auto& clone = vm.add_clone();
+    vm.arm();
+    parking.arm(FaultPoint::kImageFinish);
+    vm.seal();
+    ASSERT_TRUE(parking.wait_parked());
+    const UniqueFd image(::open(vm.image_paths[0].c_str(), O_RDWR | O_CLOEXEC));
+    // Cut off, and as long as before again: what has been copied behind the cut is a hole.
+    ASSERT_EQ(is_cut ? ::ftruncate(image.get(), 700 * kPage) : 0, 0);
+    ASSERT_EQ(is_cut
+                  ? ::ftruncate(image.get(), 1024 * kPage)
+                  : ::fallocate(image.get(), FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 700 * kPage, kPage),
+              0);
+    parking.release();
+    ASSERT_TRUE(vm.reaches(ImageState::kFailed));
+    EXPECT_EQ(vm.capture->failure()->code, ErrorCode::kRegionChanged);
+    auto writing = vm.parent->write(5, 1);
+    EXPECT_TRUE(arrives(writing));
+    EXPECT_TRUE(eventually([&] { return !vm.parent->is_registered() && test::image_thread_count() == 0; }));
+    auto missing = clone.read(700);
+    EXPECT_TRUE(waits(missing));
+    ASSERT_TRUE(release_vm(clone.memory).ok());
+    missing.wait();
+  }
+}
+
 TEST(ImageFailure, AKernelThatCannotProtectIsSaidToBeOne) {
   ImageHarness vm(ImageHarness::Specs{{64}});
   // A file that is neither on tmpfs nor on hugetlbfs: no kernel protects it through a userfaultfd.

@@ -65,7 +65,7 @@ export class ForkAgent implements ForkAgentPort {
 
   /** Is there a fork that needs this image, or this VM that waits for it? */
   claims(image: string): boolean {
-    return [...this.#forks.values()].some(({ record, hasFailed }) => record.image === image && !hasFailed);
+    return [...this.#forks.values()].some(({ record }) => record.image === image);
   }
 
   forkInventory(request: ForkQuestion): Promise<ForkInventory> {
@@ -146,7 +146,7 @@ export class ForkAgent implements ForkAgentPort {
       await undoFork(this.#context, record);
       return;
     }
-    if (!images.has(record.image) || images.get(record.image).state === 'failed') {
+    if (!images.has(record.image)) {
       await forkStore.remove(fork);
       return;
     }

@@ -12,6 +12,7 @@ import { writeFile } from 'node:fs/promises';
 import type { Socket } from 'node:net';
 import { setTimeout as sleep } from 'node:timers/promises';
 import type { ForkPointReply } from '../engine/fork-ports.js';
+import type { FaultPort } from '../engine/ports.js';
 import { MigrationError } from '../errors.js';
 import type { ImageCaptureHandle } from '../native/binding.js';
 import type { QmpClient } from '../qemu/qmp.js';
@@ -32,11 +33,12 @@ export interface ForkPointOptions {
   readonly statePath: string;
   /** Makes the disks' present files read-only for all. Called while the parent stands still. */
   readonly snapshotDisks: () => Promise<void>;
+  readonly faults: FaultPort;
 }
 
 /** If it rejects the parent may stand still: the caller lets it run on. */
 export async function takeForkPoint(vm: ManagedVm, options: ForkPointOptions): Promise<ForkPointReply> {
-  const { state, capture } = options;
+  const { state, capture, faults } = options;
   const chunks: Buffer[] = [];
   const { stoppedAtUs } = await state.stop((socket) => collect(socket, chunks));
   const noticedAtMs = performance.now();
@@ -47,10 +49,12 @@ export async function takeForkPoint(vm: ManagedVm, options: ForkPointOptions): P
     parts.push({ name, ms: nowMs - sinceMs });
     sinceMs = nowMs;
   };
+  await faults.hit('agent:fork:stopped');
   await Promise.all([capture?.protect(), options.snapshotDisks()]);
   note('protect');
   const { deviceStateBytes } = await state.transfer();
   note('deviceState');
+  await faults.hit('agent:fork:saved');
   if (capture === null) {
     await writeFile(options.statePath, chunks);
     note('write');

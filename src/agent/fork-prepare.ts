@@ -27,7 +27,7 @@ export async function prepareFork(
   let record: ForkRecord = {
     ...{ version: 1, request, image, state: 'preparing' },
     isWarm: set !== null,
-    clones: [],
+    ...{ clones: [], outcome: null, failure: null },
   };
   let made: WaitingSet | null = set;
   try {

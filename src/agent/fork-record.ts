@@ -2,7 +2,8 @@
 import { join } from 'node:path';
 import { z } from 'zod';
 import type { CloneIdentity } from '../domain-fork.js';
-import type { PrepareForkRequest } from '../engine/fork-ports.js';
+import type { CommittedFork, PrepareForkRequest } from '../engine/fork-ports.js';
+import type { ErrorJson } from '../errors.js';
 import { checkImageId } from './image-record.js';
 import { RecordFiles } from './record-files.js';
 
@@ -18,7 +19,13 @@ export interface ForkRecord {
   readonly isWarm: boolean;
   /** Those of all clones that are left; a committed record holds the ones that run. */
   readonly clones: readonly CloneIdentity[];
+  /** What else the coordinator may have forgotten; null before the commit. */
+  readonly outcome: ForkOutcome | null;
+  /** Why its image cannot be filled, if so; its clones are ended. */
+  readonly failure: ErrorJson | null;
 }
+
+export type ForkOutcome = Omit<CommittedFork, 'image' | 'isWarm' | 'clones'>;
 
 const id = z.string().regex(/^[0-9a-f]{16}$/);
 
@@ -34,6 +41,13 @@ const requestSchema: z.ZodType<PrepareForkRequest> = z.strictObject({
   network: z.enum(['fresh', 'isolated', 'none']),
   disks: z.enum(['overlay', 'scratch']),
   isPartialAllowed: z.boolean(),
+});
+
+const outcomeSchema: z.ZodType<ForkOutcome> = z.strictObject({
+  failures: z.array(z.strictObject({ index: z.int().min(0), name: z.string(), error: z.unknown() })),
+  parentPauseMs: z.number(),
+  deviceStateBytes: z.number(),
+  ready: z.array(z.strictObject({ index: z.int().min(0), at: z.iso.datetime() })),
 });
 
 const schema: z.ZodType<ForkRecord> = z.strictObject({
@@ -52,6 +66,8 @@ const schema: z.ZodType<ForkRecord> = z.strictObject({
       macs: z.record(z.string(), z.string()),
     }),
   ),
+  outcome: outcomeSchema.nullable(),
+  failure: z.custom<ErrorJson>((value) => typeof value === 'object' && value !== null).nullable(),
 });
 
 export type ForkStore = RecordFiles<ForkRecord>;

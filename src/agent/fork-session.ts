@@ -20,16 +20,16 @@ import { CaptureSession } from './capture-session.js';
 import { startLoaded } from './clone-start.js';
 import type { ForkContext } from './fork-context.js';
 import { takeForkPoint } from './fork-point.js';
-import type { ForkRecord } from './fork-record.js';
+import { progressOf } from './fork-progress.js';
+import type { ForkOutcome, ForkRecord } from './fork-record.js';
+import { settleCommitted } from './fork-settle.js';
 import { letParentRun } from './fork-undo.js';
 import { OutgoingState } from './outgoing-state.js';
-import { inParallel } from './parallel.js';
 import { ParentDisks } from './parent-disks.js';
 import { PrivateCopies } from './private-copies.js';
+import { filesChanged, giveUpImage, isLasting } from './unfillable.js';
 import type { ManagedVm } from './vms.js';
 import { endClones, firstFailure, type WaitingClone } from './waiting-set.js';
-
-const SETTLED_AT_ONCE = 16;
 
 export interface ForkParts {
   readonly record: ForkRecord;
@@ -55,8 +55,10 @@ export class ForkSession {
   #committing: Promise<void> | null = null;
   /** What a commit leaves to be written; resolved before the fork is forgotten. */
   #afterCommit: Promise<void> = Promise.resolve();
+  /** What the end of the capture leaves to be done. */
+  #afterCapture: Promise<void> = Promise.resolve();
+  #outcome: ForkOutcome = { failures: [], parentPauseMs: 0, deviceStateBytes: 0, ready: [] };
   #isOver = false;
-  #hasFailed = false;
 
   constructor(context: ForkContext, parts: ForkParts) {
     this.#context = context;
@@ -78,11 +80,6 @@ export class ForkSession {
     return this.#record.state === 'committed';
   }
 
-  /** Nothing but its image needs it any more: that cannot be completed, and its clones have been ended. */
-  get hasFailed(): boolean {
-    return this.#hasFailed;
-  }
-
   get reply(): PrepareForkReply {
     const { image, isWarm, clones } = this.#record;
     return { image, isWarm, clones, failures: this.#failures };
@@ -90,18 +87,33 @@ export class ForkSession {
 
   /** Of an earlier daemon, committed: its clones run, its image may still be filling. */
   async takeUp(): Promise<void> {
-    const { images } = this.#context;
-    const image = images.get(this.#record.image);
-    if (this.#isCopied && image.state !== 'complete' && image.state !== 'failed') {
-      const capture = await CaptureSession.open(this.#context, image, { parent: this.#parent, isResume: true });
-      this.#capture = capture;
-      if (!this.#isPrivate) for (const { vm } of this.#clones) capture.addClone(vm);
-      this.#followCapture(capture);
-      await capture.resume();
+    const { failure } = this.#record;
+    const hasFailed = failure !== null || this.#context.images.get(this.#record.image).state === 'failed';
+    if (hasFailed) {
+      await this.#fail(failure === null ? filesChanged() : MigrationError.fromJSON(failure, 'the fork record'));
+      return;
+    }
+    try {
+      await this.#goOnFilling();
+    } catch (thrown) {
+      const error = toMigrationError(thrown);
+      if (!isLasting(error)) throw error;
+      await this.#fail(error);
+      return;
     }
     const copying = this.#isPrivate ? this.#openCopies(true) : Promise.resolve();
     this.#afterCommit = copying.then(() => this.#settleCommitted());
     this.#afterCommit.catch(() => undefined);
+  }
+
+  async #goOnFilling(): Promise<void> {
+    const image = this.#context.images.get(this.#record.image);
+    if (!this.#isCopied || image.state === 'complete') return;
+    const capture = await CaptureSession.open(this.#context, image, { parent: this.#parent, isResume: true });
+    this.#capture = capture;
+    if (!this.#isPrivate) for (const { vm } of this.#clones) capture.addClone(vm);
+    this.#followCapture(capture);
+    await capture.resume();
   }
 
   arm(): Promise<void> {
@@ -136,21 +148,10 @@ export class ForkSession {
       throw new MigrationError('NOT_FOUND', `image ${this.#record.image} is not on ${host} any more`);
     }
     const image = images.get(this.#record.image);
-    const { memory } = image.spec;
-    const pagesTotal = memory.sizeBytes / memory.pageBytes;
-    const snapshot = this.#capture?.snapshot ?? null;
-    const isCapturing = snapshot !== null && snapshot.state !== 'complete';
-    const isCopying = isCapturing || (this.#isPrivate && this.#copies?.isComplete !== true);
-    const hasFailed = image.state === 'failed' || snapshot?.state === 'failed';
-    const failure = snapshot?.failure ?? null;
-    return {
-      state: hasFailed ? 'failed' : isCopying || !this.isCommitted ? 'filling' : 'complete',
-      error: failure === null ? null : failureToError(failure, 'filling the image').toJSON(),
-      pagesTotal: pagesTotal + (this.#copies?.pagesTotal ?? 0),
-      pagesDone: (isCapturing ? (this.#capture?.pagesDone ?? 0) : pagesTotal) + (this.#copies?.pagesDone ?? 0),
-      pageBytes: memory.pageBytes,
-      counters: this.#capture?.counters ?? {},
-    };
+    return progressOf({
+      ...{ record: this.#record, image, isCopied: this.#isCopied, capture: this.#capture, copies: this.#copies },
+      failure: this.#record.failure ?? this.#captureFailure?.toJSON() ?? null,
+    });
   }
 
   /** CONFLICT while pages are still being copied. */
@@ -160,6 +161,7 @@ export class ForkSession {
       throw new MigrationError('CONFLICT', 'pages of the image are still being copied');
     }
     await this.#afterCommit;
+    await this.#afterCapture;
     await this.#capture?.finish();
     await this.#copies?.finish();
     for (const { vm } of this.#clones) await this.#context.vms.unreserve(vm.spec.name, this.request.job);
@@ -217,18 +219,25 @@ export class ForkSession {
     await endClones(this.#context, clones);
   }
 
+  /** null while the image can be filled, as far as is known. */
+  get #captureFailure(): MigrationError | null {
+    const snapshot = this.#capture?.snapshot;
+    if (snapshot?.state !== 'failed') return null;
+    if (snapshot.failure !== null) return failureToError(snapshot.failure, 'filling the image');
+    return new MigrationError('NATIVE_FAILED', 'the image of the clones cannot be filled');
+  }
+
   /** Rejects if the image fails; else for ever pending. */
   async #unfillable(): Promise<never> {
-    if ((await this.#capture?.over) !== 'failed') return new Promise(() => undefined);
-    const failure = this.#capture?.snapshot.failure ?? null;
-    if (failure !== null) throw failureToError(failure, 'filling the image');
-    throw new MigrationError('NATIVE_FAILED', 'the image of the clones cannot be filled');
+    await this.#capture?.over;
+    if (this.#captureFailure !== null) throw this.#captureFailure;
+    return new Promise(() => undefined);
   }
 
   /** Filled from the image's files, in which what has not been copied yet would be zeros: the image comes first. */
   async #openCopies(isResume: boolean): Promise<void> {
-    const outcome = await this.#capture?.over;
-    if (outcome === 'failed') throw new MigrationError('NO_SPACE', 'the image of the clones cannot be filled');
+    await this.#capture?.over;
+    if (this.#captureFailure !== null) throw this.#captureFailure;
     const { images } = this.#context;
     this.#copies ??= new PrivateCopies(this.#context, images.get(this.#record.image));
     await this.#copies.open(
@@ -281,17 +290,21 @@ export class ForkSession {
       isSweepLater: !this.#isPrivate,
       statePath: images.statePath(id),
       snapshotDisks: () => disks.snapshot(),
+      faults,
     });
     log.debug({ fork: request.fork, ...reply }, 'fork point');
     await faults.hit('agent:fork:pointed');
     await disks.settle();
-    await images.update(id, { deviceStateBytes: reply.deviceStateBytes });
+    const { parentPauseMs, deviceStateBytes } = reply;
+    this.#outcome = { ...this.#outcome, parentPauseMs, deviceStateBytes };
+    await images.update(id, { deviceStateBytes });
     return reply;
   }
 
   async #startOnce(): Promise<StartClonesReply> {
     this.#mustLive();
     const beganAtMs = performance.now();
+    const beganAt = Date.now();
     await this.#context.faults.hit('agent:fork:start');
     if (this.#isPrivate) await this.#openCopies(false);
     const { isPartialAllowed } = this.request;
@@ -313,6 +326,11 @@ export class ForkSession {
       index: identity.index,
       atMs: resumedAtMs - beganAtMs,
     }));
+    this.#outcome = {
+      ...this.#outcome,
+      failures: [...this.#failures, ...failures].map(inJson),
+      ready: ready.map(({ index, atMs }) => ({ index, at: new Date(beganAt + atMs).toISOString() })),
+    };
     return { ready, failures };
   }
 
@@ -324,7 +342,7 @@ export class ForkSession {
     const { forkStore, faults } = this.#context;
     await faults.hit('agent:fork:commit');
     const clones = this.#clones.map(({ identity }) => identity);
-    const committed: ForkRecord = { ...this.#record, state: 'committed', clones };
+    const committed: ForkRecord = { ...this.#record, state: 'committed', clones, outcome: this.#outcome };
     await forkStore.save(committed);
     this.#record = committed;
     await faults.hit('agent:fork:committed');
@@ -333,32 +351,14 @@ export class ForkSession {
     this.#afterCommit.catch(() => undefined);
   }
 
-  /** The records that follow from the one that has been written: a restart does the same again. */
   async #settleCommitted(): Promise<void> {
-    const { images, vms } = this.#context;
-    const { image: id, request } = this.#record;
-    if (images.get(id).state === 'capturing') {
-      await images.update(id, { state: this.#isCopied ? 'filling' : 'complete' });
-    }
-    // Together: beside guests that have just woken up, each of the daemon's steps waits for a processor.
-    const settled = await inParallel(this.#clones, SETTLED_AT_ONCE, async ({ vm }) => {
-      const { name } = vm.spec;
-      if (!vms.has(name) || vms.get(name) !== vm) return;
-      if (vm.state === 'incoming') await vms.setState(name, 'running');
-      // Pages are missing: nobody may move it on before it has them.
-      if (this.#isPrivate && vm.state !== 'stopped') await vms.reserve(name, request.job);
-    });
-    for (const outcome of settled) if ('error' in outcome) throw outcome.error;
+    const parts = { record: this.#record, parent: this.#parent, clones: this.#clones, isCopied: this.#isCopied };
+    await settleCommitted(this.#context, parts);
     await this.#state?.close();
-    if (request.parentMode !== 'stop' || this.#parent === null) return;
-    const { name } = this.#parent.spec;
-    if (vms.has(name) && vms.get(name) === this.#parent && this.#parent.state !== 'stopped') {
-      await vms.stop(name, { isForced: true });
-    }
   }
 
   #followCapture(capture: CaptureSession): void {
-    capture.over
+    this.#afterCapture = capture.over
       .then((outcome) => this.#captureOver(outcome))
       .catch((error: unknown) => {
         const err = toMigrationError(error);
@@ -368,23 +368,24 @@ export class ForkSession {
 
   async #captureOver(outcome: 'complete' | 'failed'): Promise<void> {
     if (this.#isOver) return;
-    const { images, vms, log, forkStore } = this.#context;
-    const { image } = this.#record;
     await this.#afterCommit;
-    this.#hasFailed = outcome === 'failed';
-    await images.update(image, { state: outcome });
-    if (outcome === 'complete') return;
-    log.error({ image, failure: this.#capture?.snapshot.failure }, 'an image cannot be filled: its clones are ended');
-    for (const { vm } of this.#clones) {
-      const { name } = vm.spec;
-      if (vms.has(name) && vms.get(name) === vm && vm.state !== 'stopped') await vms.stop(name, { isForced: true });
-    }
-    await this.#capture?.finish();
-    await images.dropMemory(image);
-    await forkStore.remove(this.request.fork);
+    const failure = this.#captureFailure;
+    if (outcome === 'failed' && failure !== null) return this.#fail(failure);
+    await this.#context.images.update(this.#record.image, { state: outcome });
+  }
+
+  /** Its image can never be complete. */
+  async #fail(failure: MigrationError): Promise<void> {
+    this.#record = { ...this.#record, failure: failure.toJSON() };
+    const clones = this.#clones.map(({ vm }) => vm);
+    await giveUpImage(this.#context, { record: this.#record, clones, capture: this.#capture, parent: this.#parent });
   }
 
   #mustLive(): void {
     if (this.#isOver) throw new MigrationError('CONFLICT', 'the fork has ended');
   }
+}
+
+function inJson({ index, name, error }: CloneFailure): CloneFailure {
+  return { index, name, error: toMigrationError(error).toJSON() };
 }

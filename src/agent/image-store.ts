@@ -64,7 +64,12 @@ export class ImageStore {
     for (const record of records) {
       await store.#note(record);
       const isThere = await store.#hasFiles(record);
-      if (isThere || record.state === 'capturing') continue;
+      if (isThere || record.state === 'capturing' || record.state === 'failed') continue;
+      if (record.state === 'filling') {
+        // Clones wait for its pages: their fork is told (fork-session.ts).
+        await store.update(record.id, { state: 'failed' });
+        continue;
+      }
       options.log.warn({ image: record.id }, 'the memory of an image is gone, as after a reboot');
       await store.delete(record.id);
     }

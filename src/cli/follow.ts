@@ -84,7 +84,7 @@ function forkError(job: ForkJobView): MigrationError {
     case 'lost':
       return new MigrationError(
         'VM_LOST',
-        `the image of ${job.vm} can never be complete: its clones (${job.clones.length}) wait for what is missing`,
+        `the image of ${job.vm} can never be complete: its clones (${job.clones.length}) have been ended, ${job.vm} is not affected`,
         context,
       );
     default:

@@ -56,7 +56,21 @@ export interface StartClonesReply {
   readonly failures: readonly CloneFailure[];
 }
 
+/** What was committed: the answers of the steps before, for a coordinator whose journal lacks them. */
+export interface CommittedFork {
+  readonly image: string;
+  readonly isWarm: boolean;
+  /** Those that ran. */
+  readonly clones: readonly CloneIdentity[];
+  readonly failures: readonly CloneFailure[];
+  readonly parentPauseMs: number;
+  readonly deviceStateBytes: number;
+  /** When each clone's QEMU had resumed, by the wall clock: the only one that two daemon lives share. */
+  readonly ready: readonly { readonly index: number; readonly at: string }[];
+}
+
 export interface ForkProgress {
+  /** failed: for ever. Its clones have been ended, because they would wait for pages that never come. */
   readonly state: 'filling' | 'complete' | 'failed';
   readonly error: unknown;
   readonly pagesTotal: number;
@@ -64,6 +78,8 @@ export interface ForkProgress {
   readonly pageBytes: number;
   /** Of the native capture: copiedBytes, zeroBytes, parentFaultCount, cloneFaultCount, .. (src/protocol/wire.ts). */
   readonly counters: Readonly<Record<string, number>>;
+  /** null before the commit. */
+  readonly committed: CommittedFork | null;
 }
 
 /** What pre-flight asks about a fork. */
@@ -108,7 +124,7 @@ export interface ForkAgentPort {
   commitFork(fork: string): Promise<void>;
   /** NOT_FOUND for one that has been finished, as for one that has never been. */
   forkProgress(fork: string): Promise<ForkProgress>;
-  /** The image is complete: nothing of the fork is left but image and clones. CONFLICT before that. */
+  /** The image is complete, or never will be: nothing of the fork is left but image and clones. CONFLICT before that. */
   finishFork(fork: string): Promise<void>;
   /** Before commitFork; CONFLICT after it. */
   discardFork(fork: string): Promise<void>;

@@ -14,7 +14,7 @@
  *   commitFork     image, rest parent's  restart asks the       goes on (4)       goes on (5)       undone; unknown if the
  *                                        agent's record, and                                        record cannot be read
  *                                        undoes or goes on
- *   fillImage      image, rest parent's  goes on at restart     goes on (4)       goes on (5)       waits for room
+ *   fillImage      image, rest parent's  goes on at restart     goes on (4)       goes on (5)       lost (6)
  *                                        (2)
  *   releaseParent  image                 goes on at restart     nothing           nothing           tried again
  *
@@ -24,6 +24,7 @@
  *   (3) The parent stands still until then if it was stopped.
  *   (4) Its memory files stay until the image is complete: protected pages are as they were at the fork point, the others are copied already.
  *   (5) It is a VM that has ended.
+ *   (6) As for any other reason why the image cannot be filled: its clones are ended, because they would wait for ever, and the parent runs on.
  *
  * The commit is one durable write of the agent. Which of the two is the case after a crash, `discardFork` decides: it takes an uncommitted fork away, and
  * is refused for a committed one.
@@ -80,18 +81,37 @@ export const forkWalk = new Walk<ForkStepName, ForkStep, ForkStepContext, ForkFi
       },
     );
   },
+  recollect,
   letGo,
   report: buildForkReport,
 });
 
-/** The image will never be complete: the parent at least is free again. */
+/** A daemon that died right after the commit has taken the ends of the steps along. */
+async function recollect({
+  record,
+  ports,
+  limits,
+  findings,
+}: ForkStepContext): Promise<Partial<ForkFindings> | undefined> {
+  if (findings.ready.length > 0) return undefined;
+  const asking = ports.forks.forkProgress(record.fork);
+  const { committed } = await withDeadline(ports.clock, asking, limits.callMsMax, 'asking what was committed');
+  if (committed === null) return undefined;
+  const { ready, ...found } = committed;
+  const sinceRequestMs = (at: string): number => Math.max(0, Date.parse(at) - Date.parse(record.createdAt));
+  return { ...found, ready: ready.map(({ index, at }) => ({ index, readyMs: sinceRequestMs(at) })) };
+}
+
+/** The image will never be complete: the host forgets the fork, and the parent at least is free again. */
 async function letGo({ record, ports, limits, observer }: ForkStepContext): Promise<void> {
   const { vm } = record.plan.request;
-  if (vm === null) return;
-  try {
-    const releasing = ports.agent.unreserve(vm, record.job);
-    await withDeadline(ports.clock, releasing, limits.callMsMax, `unreserving ${vm}`);
-  } catch (error) {
-    observer.onWarning(`unreserving ${vm} after a lost fork failed`, error);
+  const calls: [string, () => Promise<void>][] = [['forgetting', () => ports.forks.finishFork(record.fork)]];
+  if (vm !== null) calls.push(['unreserving the parent of', () => ports.agent.unreserve(vm, record.job)]);
+  for (const [doing, call] of calls) {
+    try {
+      await withDeadline(ports.clock, call(), limits.callMsMax, `${doing} a lost fork`);
+    } catch (error) {
+      observer.onWarning(`${doing} a lost fork failed`, error);
+    }
   }
 }

@@ -80,6 +80,7 @@ export const migrationWalk = new Walk<StepName, PlanStep, StepContext, Findings,
       cause,
     });
   },
+  recollect: () => Promise.resolve(undefined),
   letGo,
   report: buildReport,
 });

@@ -36,6 +36,8 @@ export interface Procedure<Name extends AnyStepName, Step extends WalkStep<Name>
   /** Has the commit taken effect? Throws if nobody can say. */
   isCommitted(context: Context): Promise<boolean>;
   unknownCommit(context: Context, cause: MigrationError): MigrationError;
+  /** Behind the commit, in a later daemon life: what the steps before it had found, as far as the journal lacks it. */
+  recollect(context: Context): Promise<Partial<Found> | undefined>;
   /** The job is lost: what it holds is let go. What fails is said, and harms nothing else. */
   letGo(context: Context): Promise<void>;
   report(context: Context): Report;
@@ -121,6 +123,7 @@ export class Walk<
       return { kind: 'undone', error, leftovers: await this.#undo(context, announced) };
     }
     context.observer.onCommitted();
+    await this.#recollect(context);
     const left = after.filter(({ name }) => !journal.ended.has(name));
     return this.#goOn(context, left, []);
   }
@@ -236,6 +239,15 @@ export class Walk<
         if (attempt >= COMMIT_QUESTIONS) return 'unknown';
         await context.ports.clock.sleep(context.limits.retryMsFirst).catch(() => undefined);
       }
+    }
+  }
+
+  /** For the report alone. */
+  async #recollect(context: Context): Promise<void> {
+    try {
+      Object.assign(context.findings, await this.#procedure.recollect(context));
+    } catch (error) {
+      context.observer.onWarning('what the job had found before the commit is forgotten', error);
     }
   }
 

@@ -5,13 +5,13 @@
  * The coordinator parks before a step while a file exists (VMIGRATE_FAULT), so each fault hits exactly the step it names.
  */
 import { existsSync } from 'node:fs';
-import { readdir, rm, writeFile } from 'node:fs/promises';
-import { join } from 'node:path';
+import { readdir } from 'node:fs/promises';
 import { afterAll, afterEach, beforeAll, describe, expect, it } from 'vitest';
 import type { StepName } from '../../src/domain.js';
 import type { JobView } from '../../src/domain-job.js';
 import { Cluster, eventually, sleep } from '../hosts/cluster.js';
 import { Guest } from '../hosts/guest.js';
+import { Parking } from '../hosts/parking.js';
 
 const BEFORE_COMMIT: StepName[] = ['prepareTarget', 'exposeSource', 'connectTarget', 'stopSource', 'transferState'];
 /** Parked before `commit` everything else is done: whatever happens to the target meanwhile, the coordinator goes on and commits. */
@@ -23,19 +23,13 @@ const RECOVERED_MS = 60_000;
 
 let cluster: Cluster;
 let guest: Guest;
+let parking: Parking;
 
-function parkFile(step: StepName): string {
-  return join(cluster.directory, `park-${step}`);
-}
-
-function faultEnvironment(): Record<string, string> {
-  const points = ALL_STEPS.map((step) => `before:${step}=park:${parkFile(step)}`);
-  return { VMIGRATE_FAULT: points.join(';') };
-}
+const before = (step: StepName): string => `before:${step}`;
 
 async function restart(host: string): Promise<void> {
   await cluster.stopDaemon(host);
-  await cluster.startDaemon(host, faultEnvironment());
+  await cluster.startDaemon(host, parking.environment);
 }
 
 async function job(host: string, id: string): Promise<JobView> {
@@ -44,17 +38,10 @@ async function job(host: string, id: string): Promise<JobView> {
 
 /** Starts a migration that is parked before `step` when this resolves. */
 async function migrateUpTo(step: StepName, source: string, target: string, ...flags: string[]): Promise<JobView> {
-  await writeFile(parkFile(step), '');
+  await parking.arm(before(step));
   const started = await cluster.json<JobView>(source, 'vmigrate', guest.name, target, '--detach', ...flags);
-  await eventually(`the job parks before ${step}`, 30_000, () =>
-    existsSync(`${parkFile(step)}.parked`) ? true : undefined,
-  );
+  await parking.parked(before(step));
   return started;
-}
-
-async function release(step: StepName): Promise<void> {
-  await rm(parkFile(step), { force: true });
-  await rm(`${parkFile(step)}.parked`, { force: true });
 }
 
 async function expectNothingLeft(host: string): Promise<void> {
@@ -73,13 +60,14 @@ async function killQemu(host: string): Promise<void> {
 
 beforeAll(async () => {
   cluster = await Cluster.create();
+  parking = new Parking(cluster.directory, ALL_STEPS.map(before));
   for (const host of ['A', 'B']) await restart(host);
   guest = await Guest.start(cluster, 'A', { name: 'survivor', touchMiB: 48, memoryMiB: 160 });
 });
 
 /** A test that failed half-way must not make the next ones fail. */
 afterEach(async () => {
-  for (const step of ALL_STEPS) await release(step);
+  await parking.releaseAll();
   await cluster.network.setLink('B', true);
   for (const host of ['A', 'B']) if (!cluster.isDaemonRunning(host)) await restart(host);
 });
@@ -128,7 +116,7 @@ describe.each(BEFORE_COMMIT)('before %s', (step) => {
     if (step === 'prepareTarget' && name.startsWith('QEMU')) return;
     const { id } = await migrateUpTo(step, 'A', 'B');
     await strike(id);
-    await release(step);
+    await parking.release(before(step));
     const struckAt = Date.now();
     if (name.startsWith('the source daemon')) await restart('A');
     await guest.expectProgress('A', 2, BACK_MS + (name.startsWith('the source daemon') ? 5000 : 0));
@@ -191,7 +179,7 @@ describe('before commit', () => {
     const target = source === 'A' ? 'B' : 'A';
     const { id } = await migrateUpTo(COMMIT, source, target);
     await cluster.stopDaemon(source);
-    await release(COMMIT);
+    await parking.release(before(COMMIT));
     await restart(source);
     await guest.expectProgress(source, 2);
     expect((await job(source, id)).state).toBe('failed');
@@ -214,7 +202,7 @@ describe.each([{ step: COMMIT, faults: AT_COMMIT }, ...AFTER_COMMIT.map((step) =
       const { id } = await migrateUpTo(step, source, target, '--bandwidth', '16');
       if (step === 'drain') await sleep(300);
       await strike(source, target);
-      await release(step);
+      await parking.release(before(step));
       await heal(source, target);
       await eventually(`job ${id} is done`, RECOVERED_MS, async () =>
         (await job(source, id)).state === 'done' ? true : undefined,
@@ -231,7 +219,7 @@ it('says plainly that a VM is lost when its QEMU is killed on the target before 
   const target = source === 'A' ? 'B' : 'A';
   const { id } = await migrateUpTo('drain', source, target, '--bandwidth', '4');
   await killQemu(target);
-  await release('drain');
+  await parking.release(before('drain'));
   await eventually('the job says so', 30_000, async () =>
     (await job(source, id)).state === 'lost' ? true : undefined,
   );

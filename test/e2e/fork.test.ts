@@ -136,6 +136,8 @@ describe('a fork that is given up', () => {
     'agent:fork:prepared',
     'agent:fork:arm',
     'agent:fork:point',
+    'agent:fork:stopped',
+    'agent:fork:saved',
     'agent:fork:pointed',
     'agent:fork:start',
     'agent:fork:started',

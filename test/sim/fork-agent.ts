@@ -1,6 +1,7 @@
 /** The host's part of forks in the simulation: keeps the rules of fork-ports.ts, forgets what a real daemon forgets when it dies. */
 import type { CloneIdentity } from '../../src/domain-fork.js';
 import type {
+  CommittedFork,
   ForkAgentPort,
   ForkInventory,
   ForkPointReply,
@@ -170,7 +171,10 @@ export class SimForkAgent implements ForkAgentPort {
     const { pages } = this.#image(fork);
     const pagesDone = pages.filter((page) => page !== null).length;
     const state = pagesDone === PAGES ? 'complete' : 'filling';
-    return { state, error: null, pagesTotal: PAGES, pagesDone, pageBytes: 4096, counters: {} };
+    return {
+      ...{ state, error: null, pagesTotal: PAGES, pagesDone, pageBytes: 4096, counters: {} },
+      committed: this.#note(fork).isCommitted ? committedFork(fork) : null,
+    };
   }
 
   async finishFork(fork: string): Promise<void> {
@@ -276,6 +280,12 @@ export class SimForkAgent implements ForkAgentPort {
 
 function identity(index: number): CloneIdentity {
   return { index, cloneCount: CLONES, name: `clone-${index}`, uuid: '', vmGenerationId: '', macs: {} };
+}
+
+function committedFork(image: string): CommittedFork {
+  const clones = Array.from({ length: CLONES }, (_, index) => identity(index));
+  const ready = clones.map(({ index }) => ({ index, at: '2000-01-01T00:00:00Z' }));
+  return { image, isWarm: false, clones, failures: [], parentPauseMs: 4, deviceStateBytes: 1000, ready };
 }
 
 function failure(code: ErrorCode, message: string): MigrationError {

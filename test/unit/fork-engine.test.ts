@@ -253,31 +253,27 @@ describe('after the commit', () => {
     expect(view.progress).toMatchObject({ pagesTotal: 100, pagesDone: 100, bytesDone: 100 * 4096, faultCount: 3 });
   });
 
-  test('a full disk is waited out', async () => {
-    const world = new Scripted();
-    let readings = 0;
-    world.on['A.forkProgress'] = () =>
-      ++readings < 4
-        ? { ...filled, state: 'failed', pagesDone: 5, error: { code: 'NO_SPACE', message: 'full' } }
-        : filled;
-    const { jobs } = await world.daemon();
-    const { id } = await jobs.submitFork(forkRequest);
-    const states = new Set<string>();
-    jobs.subscribe(id, ({ state }) => states.add(state));
-    expect(await rest(jobs, id)).toMatchObject({ state: 'done' });
-    expect(states).toContain('recovering');
-  });
-
-  test('an image that can never be complete is lost, and the parent is let go', async () => {
-    const world = new Scripted();
-    const error = { code: 'REGION_CHANGED', message: 'the file has shrunk' };
-    world.on['A.forkProgress'] = () => ({ ...filled, state: 'failed', error });
-    const { jobs } = await world.daemon();
-    const view = await rest(jobs, (await jobs.submitFork(forkRequest)).id);
-    expect(view).toMatchObject({ state: 'lost', error: { code: 'VM_LOST' } });
-    expect(world.acts.slice(-1)).toEqual(['A.unreserve']);
-    expect(world.acts).not.toContain('A.discardFork');
-  });
+  test.each([
+    ['REGION_CHANGED', 'the file has shrunk'],
+    ['NO_SPACE', 'the file system is full'],
+  ])(
+    'an image that can never be complete (%s) is lost: the host forgets the fork, and the parent is let go',
+    async (code, message) => {
+      const world = new Scripted();
+      world.on['A.forkProgress'] = () => ({ ...filled, state: 'failed', error: { code, message } });
+      const { jobs } = await world.daemon();
+      const view = await rest(jobs, (await jobs.submitFork(forkRequest)).id);
+      expect(view).toMatchObject({
+        state: 'lost',
+        error: { code: 'VM_LOST', remedy: expect.stringContaining(`vmctl image rm ${IMAGE}`) as string },
+      });
+      expect((view.error as Error).message).toContain(message);
+      expect(world.acts.slice(-2)).toEqual(['A.finishFork', 'A.unreserve']);
+      expect(world.acts).not.toContain('A.discardFork');
+      delete world.on['A.forkProgress'];
+      expect(await rest(jobs, (await jobs.submitFork(forkRequest)).id)).toMatchObject({ state: 'done' });
+    },
+  );
 
   test('without any advance it stops and waits for recover', async () => {
     const world = new Scripted();

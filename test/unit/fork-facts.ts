@@ -68,6 +68,15 @@ export const filled: ForkProgress = {
   pagesDone: 100,
   pageBytes: 4096,
   counters: { copiedBytes: 122_880, pagesZero: 70, parentFaultCount: 5, cloneFaultCount: 7 },
+  committed: {
+    image: IMAGE,
+    isWarm: true,
+    clones: [0, 1, 2].map((index) => identity(index)),
+    failures: [],
+    parentPauseMs: 12.5,
+    deviceStateBytes: 300_000,
+    ready: [0, 1, 2].map((index) => ({ index, at: '2100-01-01T00:00:00Z' })),
+  },
 };
 
 /** What a scripted agent answers where a test does not say otherwise. */

@@ -190,14 +190,18 @@ function asJson(error: unknown): unknown {
   return error instanceof Error ? toMigrationError(error).toJSON() : error;
 }
 
-function incomplete({ record }: ForkStepContext, thrown: unknown): MigrationError {
+function incomplete({ record, findings }: ForkStepContext, thrown: unknown): MigrationError {
   const cause = errorOf(thrown);
-  if (cause.code === 'NO_SPACE' || cause.code === 'OUT_OF_MEMORY') return cause;
   const { parent } = record.plan;
-  return new MigrationError('VM_LOST', `the image of ${parent} cannot be completed: ${cause.message}`, {
-    remedy: `clones that touch what is missing wait for ever: "vmctl stop --image ID" ends them; ${parent} is not affected`,
-    cause,
-  });
+  const image = findings.image ?? record.fork;
+  return new MigrationError(
+    'VM_LOST',
+    `the image of ${parent} cannot be completed, and its clones have been ended: ${cause.message}`,
+    {
+      remedy: `${parent} is not affected; "vmctl stop --image ${image}" and "vmctl image rm ${image}" remove what is left`,
+      cause,
+    },
+  );
 }
 
 function copiedBytes({ counters, pagesDone, pageBytes }: ForkProgress): number {

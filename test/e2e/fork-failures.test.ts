@@ -1,0 +1,199 @@
+/**
+ * The daemon is killed at every step of a fork, as by `kill -9`, and started again. Before the commit the guest runs on alone and unprotected, and
+ * nothing of the fork is left; after it the clones run, and neither they nor the guest ever see a page that is not there. An image that can never be
+ * complete ends its clones, and nobody else.
+ */
+import { execFileSync } from 'node:child_process';
+import { existsSync } from 'node:fs';
+import { readdir, readFile, statfs, truncate } from 'node:fs/promises';
+import { join } from 'node:path';
+import { afterAll, afterEach, beforeAll, describe, expect, test } from 'vitest';
+import type { VmView } from '../../src/domain.js';
+import type { ImageView } from '../../src/domain-fork.js';
+import type { ForkJobView } from '../../src/domain-job.js';
+import { Cluster, eventually } from '../hosts/cluster.js';
+import { Guest } from '../hosts/guest.js';
+import { Parking } from '../hosts/parking.js';
+
+const BEFORE_COMMIT = [
+  'before:reserveParent',
+  'agent:fork:prepare',
+  'agent:fork:prepared',
+  'agent:fork:arm',
+  'agent:fork:point',
+  'agent:fork:stopped',
+  'agent:fork:saved',
+  'agent:fork:pointed',
+  'agent:fork:start',
+  'agent:fork:started',
+  'agent:fork:commit',
+];
+const AFTER_COMMIT = ['agent:fork:committed', 'after:commitFork', 'before:fillImage', 'before:releaseParent'];
+const CLONES = 2;
+const ENDED_MS = 60_000;
+/** Memory files lie on a file system of their own. */
+const RAM_MIB = 4096;
+
+let cluster: Cluster;
+let parking: Parking;
+let parent: Guest;
+
+beforeAll(async () => {
+  cluster = await Cluster.create({ hosts: ['A'] });
+  await cluster.stopDaemon('A');
+  execFileSync('mount', ['-t', 'tmpfs', '-o', `size=${RAM_MIB}m`, 'none', cluster.ramDirectory('A')]);
+  parking = new Parking(cluster.directory, [...BEFORE_COMMIT, ...AFTER_COMMIT]);
+  await restart();
+});
+afterEach(async () => {
+  await parking.releaseAll();
+  if (!cluster.isDaemonRunning('A')) await restart();
+  for (const { name, image } of await vms()) if (image !== null) await cluster.vmctl('A', 'stop', name, '--force');
+  for (const { id } of await images()) await cluster.vmctl('A', 'image', 'rm', id);
+});
+afterAll(async () => {
+  // Lazily: QEMUs still have files there.
+  if (cluster !== undefined) execFileSync('umount', ['--lazy', cluster.ramDirectory('A')]);
+  await cluster?.destroy();
+});
+
+const vms = (): Promise<VmView[]> => cluster.api('A').get('/v1/vms');
+const images = (): Promise<ImageView[]> => cluster.api('A').get('/v1/images');
+
+async function restart(): Promise<void> {
+  await cluster.stopDaemon('A');
+  await cluster.startDaemon('A', parking.environment);
+}
+
+/** A fork of the parent whose daemon is parked at `point` when this resolves. */
+async function forkUpTo(point: string): Promise<string> {
+  await parking.arm(point);
+  const { id } = await cluster.api('A').post<ForkJobView>('/v1/forks', { vm: parent.name, cloneCount: CLONES });
+  await parking.parked(point);
+  return id;
+}
+
+function ended(id: string): Promise<ForkJobView> {
+  return eventually(`job ${id} has ended`, ENDED_MS, async () => {
+    const job = await cluster.api('A').get<ForkJobView>(`/v1/jobs/${id}`);
+    return ['done', 'failed', 'lost', 'needsRecovery'].includes(job.state) ? job : undefined;
+  });
+}
+
+/** The job of a fork whose daemon was killed at `point`, and which another one has taken up. */
+async function killedAt(point: string, meanwhile: () => Promise<void> = async () => undefined): Promise<ForkJobView> {
+  const id = await forkUpTo(point);
+  await cluster.stopDaemon('A');
+  await parking.release(point);
+  await meanwhile();
+  await restart();
+  return ended(id);
+}
+
+/** The kernel's word for it: a mapping whose writes are held back has the flag `uw`. */
+async function isProtected(pid: number): Promise<boolean> {
+  const smaps = await readFile(`/proc/${pid}/smaps`, 'utf8');
+  return /^VmFlags:.* uw( |$)/m.test(smaps);
+}
+
+function namesIn(path: string): Promise<string[]> {
+  return existsSync(path) ? readdir(path) : Promise.resolve([]);
+}
+
+async function expectNothingLeft(): Promise<void> {
+  const state = join(cluster.hostDirectory('A'), 'state');
+  expect(await vms()).toMatchObject([{ name: parent.name, state: 'running', job: null }]);
+  expect(await namesIn(join(state, 'vms'))).toHaveLength(1);
+  expect(await images()).toEqual([]);
+  expect(await namesIn(join(cluster.ramDirectory('A'), '.images'))).toEqual([]);
+  for (const folder of ['images', 'forks']) expect(await namesIn(join(state, folder))).toEqual([]);
+  const pids = await cluster.qemuPids('A');
+  expect(pids).toHaveLength(1);
+  for (const pid of pids) expect(await isProtected(pid)).toBe(false);
+}
+
+describe('a daemon that is killed', () => {
+  beforeAll(async () => {
+    // Large enough that much of it is still to be copied when the clones run.
+    parent = await Guest.start(cluster, 'A', { name: 'parent', memoryMiB: 256, touchMiB: 160, writePercent: 50 });
+  });
+  afterAll(() => cluster.vmctl('A', 'stop', parent.name, '--force'));
+
+  test.each(BEFORE_COMMIT)('before the commit, %s: the guest runs on alone', async (point) => {
+    const job = await killedAt(point);
+    expect(job).toMatchObject({ state: 'failed', isCommitted: false, clones: [], error: { code: 'STEP_FAILED' } });
+    await parent.expectProgress('A', 2);
+    await expectNothingLeft();
+  });
+
+  test('before the commit has lost nothing', () => parent.expectClean('A'));
+
+  test.each(AFTER_COMMIT)('after the commit, %s: the clones run, and nobody lacks a page', async (point) => {
+    const job = await killedAt(point);
+    expect(job).toMatchObject({ state: 'done', isCommitted: true, error: null });
+    expect(job.clones).toHaveLength(CLONES);
+    expect(job.report?.clones.map(({ name }) => name)).toEqual(job.clones);
+    for (const name of [parent.name, ...job.clones]) {
+      const guest = new Guest(cluster, name);
+      await guest.expectProgress('A', 2);
+      await guest.expectClean('A');
+    }
+    expect(await images()).toMatchObject([{ state: 'complete', clones: job.clones }]);
+    for (const pid of await cluster.qemuPids('A')) expect(await isProtected(pid)).toBe(false);
+  });
+});
+
+describe('an image that can never be complete', () => {
+  const imageFile = async (): Promise<string> => {
+    const folder = join(cluster.ramDirectory('A'), '.images');
+    const [image = ''] = await readdir(folder);
+    return join(folder, image, 'ram0.ram');
+  };
+
+  beforeAll(async () => {
+    // So large that it is far from complete when the clones run.
+    parent = await Guest.start(cluster, 'A', { name: 'large', memoryMiB: 768, touchMiB: 640 });
+    // Whatever becomes of the file system, the guest has its room.
+    execFileSync('fallocate', ['-l', '768M', join(cluster.ramDirectory('A'), parent.name, 'ram0.ram')]);
+  });
+
+  async function expectLost(job: ForkJobView, cause: string): Promise<void> {
+    expect(job).toMatchObject({
+      state: 'lost',
+      isCommitted: true,
+      error: { code: 'VM_LOST', cause: { code: cause } },
+    });
+    expect(await cluster.vmctl('A', 'job', job.id, '--follow')).toMatchObject({ code: 1 });
+    const [image] = await images();
+    expect(image).toMatchObject({ state: 'failed', clones: [], allocatedBytes: 0 });
+    const clones = (await vms()).filter(({ name }) => name !== parent.name);
+    expect(clones.map(({ state }) => state)).toEqual(Array(CLONES).fill('stopped'));
+    // None of them has seen a zero where there was data, nor anything else that is wrong.
+    for (const { name } of clones) expect(await new Guest(cluster, name).serialLog('A')).not.toMatch(/VMG BAD/);
+    await cluster.must(cluster.vmctl('A', 'stop', '--image', image?.id ?? ''));
+    await cluster.must(cluster.vmctl('A', 'image', 'rm', image?.id ?? ''));
+    await parent.expectProgress('A', 2);
+    await expectNothingLeft();
+  }
+
+  test('because there is no room: its clones are ended, and the guest runs on', async () => {
+    const point = 'agent:fork:committed';
+    const id = await forkUpTo(point);
+    const { blocks, bfree, bsize } = await statfs(cluster.ramDirectory('A'));
+    const resize = (bytes: number) => execFileSync('mount', ['-o', `remount,size=${bytes}`, cluster.ramDirectory('A')]);
+    // A little is left: what is there at the moment of the question is not all that will be when it is answered.
+    resize((blocks - bfree) * bsize + 2 ** 27);
+    try {
+      await parking.release(point);
+      await expectLost(await ended(id), 'NO_SPACE');
+    } finally {
+      resize(RAM_MIB * 2 ** 20);
+    }
+  });
+
+  test('because its file was cut while no daemon looked', async () => {
+    const job = await killedAt('agent:fork:committed', async () => truncate(await imageFile(), 2 ** 20));
+    await expectLost(job, 'REGION_CHANGED');
+    await parent.expectClean('A');
+  });
+});

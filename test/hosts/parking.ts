@@ -1,0 +1,42 @@
+/** Fault points at which a daemon waits as long as a test wants it to (src/agent/faults.ts, `park`). */
+import { existsSync } from 'node:fs';
+import { rm, writeFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import { eventually } from './cluster.js';
+
+const PARKED_MS = 30_000;
+
+export class Parking {
+  constructor(
+    private readonly directory: string,
+    private readonly points: readonly string[],
+  ) {}
+
+  /** For the daemon's start; it waits at no point before `arm`. */
+  get environment(): Record<string, string> {
+    return { VMIGRATE_FAULT: this.points.map((point) => `${point}=park:${this.#file(point)}`).join(';') };
+  }
+
+  async arm(point: string): Promise<void> {
+    await writeFile(this.#file(point), '');
+  }
+
+  async parked(point: string): Promise<void> {
+    await eventually(`the daemon parks at ${point}`, PARKED_MS, () =>
+      existsSync(`${this.#file(point)}.parked`) ? true : undefined,
+    );
+  }
+
+  async release(point: string): Promise<void> {
+    await rm(this.#file(point), { force: true });
+    await rm(`${this.#file(point)}.parked`, { force: true });
+  }
+
+  async releaseAll(): Promise<void> {
+    for (const point of this.points) await this.release(point);
+  }
+
+  #file(point: string): string {
+    return join(this.directory, `park-${point}`);
+  }
+}
