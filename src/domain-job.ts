@@ -29,6 +29,8 @@ export interface ForkJobView extends AnyJobView {
   /** null until the clones are prepared. */
   readonly image: string | null;
   readonly cloneCount: number;
+  /** The fork of the same VM that must have ended before this one begins; `progress` is that one's meanwhile. */
+  readonly waitsFor: string | null;
   /** Names of those that run; from the commit on they are VMs of their own. */
   readonly clones: readonly string[];
   readonly step: ForkStepName | null;

@@ -191,6 +191,7 @@ const forkJobView = of<ForkJobView>(
     kind: z.literal('fork'),
     image: imageId.nullable(),
     cloneCount: count,
+    waitsFor: jobId.nullable(),
     clones: list(text),
     step: forkStepName.nullable(),
     report: forkReportView.nullable(),

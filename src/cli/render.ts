@@ -107,7 +107,8 @@ function stoodStill(job: JobView): string {
 
 /** One line while a job goes on: where it is, pages, rate, time left, faults. */
 export function progressLine(job: JobView): string {
-  const head = `${job.vm}: ${job.state === 'recovering' ? 'recovering, ' : ''}${job.step ?? job.state}`;
+  const waitsFor = job.kind === 'fork' && job.waitsFor !== null ? `, waits for ${job.waitsFor}` : '';
+  const head = `${job.vm}: ${job.state === 'recovering' ? 'recovering, ' : ''}${job.step ?? job.state}${waitsFor}`;
   const { progress } = job;
   if (progress === null || progress.pagesTotal === 0) return plain(head);
   const percent = Math.floor((100 * progress.pagesDone) / progress.pagesTotal);

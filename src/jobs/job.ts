@@ -17,6 +17,7 @@ export interface Job {
 
 /** What may change in a view of either kind; what does not fit the job's kind is not there. */
 export type ViewChange = Partial<Omit<MigrationJobView, 'kind' | 'step' | 'report'>> & {
+  readonly waitsFor?: string | null;
   readonly step?: JobView['step'];
   readonly report?: MigrationReport | ForkReport | null;
 };
@@ -81,6 +82,7 @@ function forkView(history: ForkHistory, isCommitted: boolean): ForkJobView {
     vm: parent,
     source: host,
     cloneCount: request.cloneCount,
+    waitsFor: null,
     report: history.report ?? null,
     ...common(history, isCommitted),
     ...forkFacts(history, history.state),

@@ -17,12 +17,23 @@ import { ENGINE_LIMITS, type EngineLimits, type JobRecord, type RunObserver } fr
 import type { ForkRecord } from '../engine/fork-context.js';
 import type { ForkAgentPort } from '../engine/fork-ports.js';
 import { emptyHistory, type History, readHistories } from '../engine/history.js';
-import type { AgentPort, AnyStepName, Clock, FaultPort, JournalEntry, Random, Registry } from '../engine/ports.js';
-import { isWorthAnotherTry, type Outcome } from '../engine/walk.js';
+import type { AgentPort, Clock, FaultPort, JournalEntry, Random, Registry } from '../engine/ports.js';
+import type { Outcome } from '../engine/walk.js';
 import { MigrationError, toMigrationError } from '../errors.js';
 import { changed, isFinal, type Job, newJob, type ViewChange, vmOf } from './job.js';
 import type { ReplayableJournal } from './journal.js';
-import { forkRecord, migrationRecord, type Planned, planForkJob, planMigrationJob, refused } from './requests.js';
+import { Leftovers } from './leftovers.js';
+import { JobQueue, mayFollow } from './queue.js';
+import {
+  forkRecord,
+  migrationRecord,
+  type Planned,
+  planForkJob,
+  planMigrationJob,
+  reasonAgainst,
+  refused,
+  whatOf,
+} from './requests.js';
 import { Subscribers } from './subscribers.js';
 import { type JobWalk, walkOf } from './walks.js';
 
@@ -71,18 +82,23 @@ export class JobManager {
   readonly #options: JobManagerOptions;
   readonly #limits: JobLimits;
   readonly #jobs = new Map<string, Job>();
-  /** VM -> job that has it. */
-  readonly #busy = new Map<string, string>();
-  readonly #queue: Job[] = [];
+  readonly #queue = new JobQueue();
   #runningCount = 0;
   readonly #halt = new AbortController();
   readonly #subscribers: Subscribers;
-  readonly #background = new Set<Promise<void>>();
+  readonly #leftovers: Leftovers;
 
   constructor(options: JobManagerOptions) {
     this.#options = options;
     this.#limits = { ...JOB_LIMITS, ...options.limits };
     this.#subscribers = new Subscribers((error) => this.#warn('a subscriber failed', error));
+    this.#leftovers = new Leftovers({
+      ...options,
+      limits: this.#limits,
+      signal: this.#halt.signal,
+      undoStep: (job, step) => this.#walkOf(job).undoStep(step),
+      warn: (message, error, job) => this.#warn(message, error, job),
+    });
   }
 
   /** Takes up every job that the journal shows unfinished; resolves when all are under way again. */
@@ -90,11 +106,10 @@ export class JobManager {
     for (const history of readHistories(this.#options.journal.entries()).values()) {
       const job = this.#adopt(history, null);
       if (isFinal(job.view.state)) {
-        this.#clearLeftovers(job);
+        this.#leftovers.clear(job);
         continue;
       }
-      const vm = vmOf(job);
-      if (vm !== null) this.#busy.set(vm, job.view.id);
+      this.#queue.hold(job);
       this.#walkAgain(job);
     }
     return Promise.resolve();
@@ -116,16 +131,16 @@ export class JobManager {
     this.#refuseWhenClosing();
     const { plan, refusals } = await planMigrationJob(request, this.#sources());
     if (plan === null) throw refused(`${request.vm} cannot move to ${request.target}`, refusals);
-    return this.#accept(submittedAtMs, request.vm, migrationRecord(plan, this.#options));
+    return this.#accept(submittedAtMs, migrationRecord(plan, this.#options));
   }
 
-  /** As `submit`. */
+  /** As `submit`. One whose VM another fork has waits until that has ended. */
   async submitFork(request: ForkRequest): Promise<JobView> {
     const submittedAtMs = this.#options.clock.nowMs();
     this.#refuseWhenClosing();
     const { plan, refusals } = await this.dryRunFork(request);
-    if (plan === null) throw refused(`${request.vm ?? `image ${request.image ?? ''}`} cannot be forked`, refusals);
-    return this.#accept(submittedAtMs, request.vm, forkRecord(plan, this.#options));
+    if (plan === null) throw refused(whatOf(request), refusals);
+    return this.#accept(submittedAtMs, forkRecord(plan, this.#options));
   }
 
   #refuseWhenClosing(): void {
@@ -134,23 +149,30 @@ export class JobManager {
   }
 
   #sources() {
-    return { ...this.#options, callMsMax: this.#limits.callMsMax, jobOf: (vm: string) => this.#busy.get(vm) };
+    const holderOf = (vm: string) => this.#queue.holderOf(vm);
+    return { ...this.#options, callMsMax: this.#limits.callMsMax, holderOf };
   }
 
   /** Makes the job durable, then lets it go. */
-  async #accept(submittedAtMs: number, vm: string | null, record: JobRecord | ForkRecord): Promise<JobView> {
+  async #accept(submittedAtMs: number, record: JobRecord | ForkRecord): Promise<JobView> {
+    const job = newJob(emptyHistory(record), submittedAtMs);
+    const { id, kind } = job.view;
+    const vm = vmOf(job);
     // Between the question and now another submit may have been faster; from here to the journal nothing else runs.
-    const other = vm === null ? undefined : this.#busy.get(vm);
-    if (other !== undefined) throw new MigrationError('VM_BUSY', `${vm} is part of job ${other}`);
-    if (vm !== null) this.#busy.set(vm, record.job);
+    const other = vm === null ? undefined : this.#queue.holderOf(vm);
+    if (other !== undefined && !mayFollow(job, other)) {
+      throw new MigrationError('VM_BUSY', `${vm} is part of job ${other.view.id}`);
+    }
+    this.#queue.hold(job);
+    if (other !== undefined) job.view = changed(job, { waitsFor: other.view.id }, job.view.updatedAt);
     try {
       await this.#options.journal.append(record);
     } catch (error) {
-      if (vm !== null) this.#busy.delete(vm);
+      this.#queue.release(job);
       throw error;
     }
-    const job = this.#adopt(emptyHistory(record), submittedAtMs);
-    this.#options.log.info({ job: record.job, kind: job.view.kind, vm: job.view.vm }, 'job accepted');
+    this.#jobs.set(id, job);
+    this.#options.log.info({ job: id, kind, vm: job.view.vm }, 'job accepted');
     this.#queue.push(job);
     this.#startQueued();
     return job.view;
@@ -177,9 +199,7 @@ export class JobManager {
       throw new MigrationError('CONFLICT', `${why}: job ${id} can only be finished`);
     }
     job.cancel.abort(new MigrationError('CANCELLED', 'cancelled on request'));
-    const position = this.#queue.indexOf(job);
-    if (position >= 0) {
-      this.#queue.splice(position, 1);
+    if (this.#queue.remove(job)) {
       await this.#settle(job, { kind: 'undone', error: toMigrationError(job.cancel.signal.reason), leftovers: [] });
     }
     await job.walk;
@@ -207,10 +227,10 @@ export class JobManager {
   async close(): Promise<void> {
     const closing = new MigrationError('CANCELLED', 'the daemon is closing');
     this.#halt.abort(closing);
-    this.#queue.length = 0;
+    this.#queue.clear();
     for (const job of this.#jobs.values()) if (!job.isCommitBegun) job.cancel.abort(closing);
     await Promise.all([...this.#jobs.values()].map(({ walk }) => walk));
-    await Promise.all(this.#background);
+    await this.#leftovers.rest();
   }
 
   // ---- walking ----------------------------------------------------------------------------------------------------------------------------
@@ -223,14 +243,25 @@ export class JobManager {
 
   #startQueued(): void {
     while (this.#runningCount < this.#limits.runningJobsMax) {
-      const job = this.#queue.shift();
+      const job = this.#queue.take();
       if (job === undefined) return;
       this.#runningCount++;
-      job.walk = this.#walk(job, (walk) => walk.fromStart()).finally(() => {
+      for (const other of this.#queue.behind(job)) this.#change(other, { waitsFor: job.view.id });
+      job.walk = this.#walk(job, (walk) => this.#fromStart(job, walk)).finally(() => {
         this.#runningCount--;
         this.#startQueued();
       });
     }
+  }
+
+  /** What was so when it was asked for need not be so any more when its turn has come. */
+  async #fromStart(job: Job, walk: JobWalk): Promise<Outcome<JobReport>> {
+    if (job.history.kind === 'fork' && job.view.kind === 'fork' && job.view.waitsFor !== null) {
+      const error = await reasonAgainst(job.history.record.plan.request, this.#sources());
+      if (error !== null) return { kind: 'undone', error, leftovers: [] };
+    }
+    this.#change(job, { state: 'running', progress: null, waitsFor: null });
+    return walk.fromStart();
   }
 
   /** Outside the limit: what has begun must not wait for what has not. */
@@ -238,13 +269,12 @@ export class JobManager {
     // A cancel could not tell any more whether it comes before or after the commit.
     job.isCommitBegun = true;
     this.#change(job, { state: 'recovering' });
-    job.walk = this.#walk(job, (walk) => walk.again());
+    job.walk = this.#walk(job, (walk) => walk.again()).finally(() => this.#startQueued());
   }
 
   async #walk(job: Job, run: (walk: JobWalk) => Promise<Outcome<JobReport>>): Promise<void> {
     let outcome: Outcome<JobReport>;
     try {
-      if (job.view.state === 'queued') this.#change(job, { state: 'running' });
       outcome = await run(this.#walkOf(job));
     } catch (error) {
       // The engine turns every failure into an outcome; what gets here is a bug, and the registry still decides at the next recover.
@@ -255,8 +285,7 @@ export class JobManager {
 
   async #settle(job: Job, outcome: Outcome<JobReport>): Promise<void> {
     if (outcome.kind === 'halted') return;
-    const vm = vmOf(job);
-    if (outcome.kind !== 'stalled' && vm !== null) this.#busy.delete(vm);
+    if (outcome.kind !== 'stalled') this.#queue.release(job);
     switch (outcome.kind) {
       case 'done':
         await this.#rest(job, { state: 'done', report: outcome.report, error: null });
@@ -265,7 +294,7 @@ export class JobManager {
         const isCancelled = outcome.error.code === 'CANCELLED';
         for (const step of outcome.leftovers) job.history.leftovers.add(step);
         await this.#rest(job, { state: isCancelled ? 'cancelled' : 'failed', error: outcome.error.toJSON() });
-        this.#clearLeftovers(job);
+        this.#leftovers.clear(job);
         break;
       }
       case 'stalled':
@@ -318,7 +347,10 @@ export class JobManager {
     const change = (to: ViewChange): void => this.#change(job, to);
     return {
       onStep: (step) => change({ step }),
-      onProgress: (progress) => change({ progress }),
+      onProgress: (progress) => {
+        change({ progress });
+        for (const other of this.#queue.behind(job)) this.#change(other, { progress });
+      },
       onCommitBegun: () => {
         job.isCommitBegun = true;
       },
@@ -332,42 +364,6 @@ export class JobManager {
       },
       onWarning: (message, error) => this.#warn(message, error, job.view.id),
     };
-  }
-
-  // ---- leftovers --------------------------------------------------------------------------------------------------------------------------
-
-  #clearLeftovers(job: Job): void {
-    for (const step of job.history.leftovers) {
-      const clearing: Promise<void> = this.#clear(job, step).finally(() => this.#background.delete(clearing));
-      this.#background.add(clearing);
-    }
-  }
-
-  async #clear(job: Job, step: AnyStepName): Promise<void> {
-    const { clock, journal } = this.#options;
-    const { signal } = this.#halt;
-    for (
-      let waitMs = this.#limits.leftoverMsFirst;
-      !signal.aborted;
-      waitMs = Math.min(waitMs * 2, this.#limits.leftoverMsMax)
-    ) {
-      await clock.sleep(waitMs, signal).catch(() => undefined);
-      if (signal.aborted) return;
-      try {
-        await this.#walkOf(job).undoStep(step);
-      } catch (thrown) {
-        const error = toMigrationError(thrown);
-        if (isWorthAnotherTry(error)) continue;
-        this.#warn(`${step} stays as it is`, error, job.view.id);
-      }
-      try {
-        await journal.append({ type: 'cleared', job: job.view.id, step });
-        job.history.leftovers.delete(step);
-        return;
-      } catch (error) {
-        this.#warn('the journal lacks an entry (cleared)', error, job.view.id);
-      }
-    }
   }
 
   // ---- views ------------------------------------------------------------------------------------------------------------------------------

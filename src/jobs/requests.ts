@@ -4,11 +4,13 @@ import type { ForkPlan, ForkRequest } from '../domain-fork.js';
 import type { JobRecord } from '../engine/context.js';
 import type { ForkRecord } from '../engine/fork-context.js';
 import type { Clock, Random } from '../engine/ports.js';
-import { MigrationError } from '../errors.js';
+import { MigrationError, toMigrationError } from '../errors.js';
 import { planFork } from '../planner/fork-plan.js';
 import { checkCount } from '../planner/fork-preflight.js';
 import { planMigration } from '../planner/plan.js';
 import { type FactSources, gatherFacts, gatherForkFacts } from './facts.js';
+import type { Job } from './job.js';
+import { isWaitedFor } from './queue.js';
 
 export type Planned<Plan> =
   | { readonly plan: Plan; readonly refusals: readonly [] }
@@ -16,7 +18,7 @@ export type Planned<Plan> =
 
 interface PlanSources extends FactSources {
   /** The job of this daemon that has the VM. */
-  readonly jobOf: (vm: string) => string | undefined;
+  readonly holderOf: (vm: string) => Job | undefined;
 }
 
 export async function planMigrationJob(
@@ -25,7 +27,7 @@ export async function planMigrationJob(
 ): Promise<Planned<{ readonly plan: MigrationPlan; readonly vm: VmInventory }>> {
   const facts = await gatherFacts(request, sources);
   if ('ownerElsewhere' in facts) return notOwned(request.vm, facts.ownerElsewhere, sources.host);
-  const vm = { ...facts.vm, job: facts.vm.job ?? sources.jobOf(request.vm) ?? null };
+  const vm = { ...facts.vm, job: facts.vm.job ?? sources.holderOf(request.vm)?.view.id ?? null };
   const { plan, refusals } = planMigration(request, { ...facts, vm });
   return plan === null ? { plan, refusals } : { plan: { plan, vm }, refusals: [] };
 }
@@ -35,9 +37,31 @@ export async function planForkJob(request: ForkRequest, sources: PlanSources): P
   if (miscounted.length > 0) return { plan: null, refusals: miscounted };
   const facts = await gatherForkFacts(request, sources);
   if ('ownerElsewhere' in facts) return notOwned(request.vm ?? '', facts.ownerElsewhere, sources.host);
+  const { host } = sources;
   const { inventory } = facts;
-  const job = inventory.vm.job ?? (request.vm === null ? undefined : sources.jobOf(request.vm)) ?? null;
-  return planFork(request, { host: sources.host, inventory: { ...inventory, vm: { ...inventory.vm, job } } });
+  const holder = request.vm === null ? undefined : sources.holderOf(request.vm);
+  const job = inventory.vm.job ?? holder?.view.id ?? null;
+  if (holder === undefined || holder.view.id !== job || !isWaitedFor(holder)) {
+    return planFork(request, { host, inventory: { ...inventory, vm: { ...inventory.vm, job } }, waitsFor: null });
+  }
+  // As the VM will be when that has ended; it is looked at once more then.
+  const vm = { ...inventory.vm, job: null, state: 'running' as const };
+  return planFork(request, { host, inventory: { ...inventory, vm, isFilling: false }, waitsFor: job });
+}
+
+/** Of a fork that has waited: why it cannot be begun now, or null. */
+export async function reasonAgainst(request: ForkRequest, sources: PlanSources): Promise<MigrationError | null> {
+  try {
+    const { plan, refusals } = await planForkJob(request, { ...sources, holderOf: () => undefined });
+    return plan === null ? refused(whatOf(request), refusals) : null;
+  } catch (error) {
+    return toMigrationError(error);
+  }
+}
+
+/** The beginning of a refusal. */
+export function whatOf({ vm, image }: ForkRequest): string {
+  return `${vm ?? `image ${image ?? ''}`} cannot be forked`;
 }
 
 interface RecordSources {

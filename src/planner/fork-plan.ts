@@ -80,8 +80,9 @@ function timeoutMs(step: ForkStepName, cloneCount: number, memoryBytes: number):
   }
 }
 
-function notesOf(request: ForkRequest, { inventory }: ForkFacts): string[] {
+function notesOf(request: ForkRequest, { inventory, waitsFor }: ForkFacts): string[] {
   const notes: string[] = [];
+  if (waitsFor !== null) notes.push(`begins when ${waitsFor}, another fork of ${request.vm}, has ended`);
   const warm = Math.min(inventory.warmCloneCount, request.cloneCount);
   notes.push(
     warm === request.cloneCount

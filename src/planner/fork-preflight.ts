@@ -9,6 +9,8 @@ import type { ForkInventory } from '../engine/fork-ports.js';
 export interface ForkFacts {
   readonly host: string;
   readonly inventory: ForkInventory;
+  /** The job of another fork of the VM that has to end first; the inventory is then as if it had. */
+  readonly waitsFor: string | null;
 }
 
 const MIB = 1024 * 1024;

@@ -8,8 +8,9 @@ import { Guest } from '../hosts/guest.js';
 
 const SETTLE_MS = 120_000;
 const CLONES = 2;
+const MANY_CLONES = 16;
 /** Clone number N takes the N + 1st after its parent's (guest/init). */
-const addresses = ['10.84.0.10', '10.84.0.11', '10.84.0.12'];
+const addresses = Array.from({ length: MANY_CLONES + 1 }, (_, index) => `10.84.0.${10 + index}`);
 
 let cluster: Cluster;
 let parent: Guest;
@@ -25,8 +26,8 @@ afterAll(() => cluster?.destroy());
 
 const ps = (): Promise<VmView[]> => cluster.json('A', 'vmctl', 'ps');
 
-function fork(network: string): Promise<ForkReport> {
-  return cluster.json('A', 'vfork', parent.name, '--clones', `${CLONES}`, '--network', network);
+function fork(network: string, count = CLONES): Promise<ForkReport> {
+  return cluster.json('A', 'vfork', parent.name, '--clones', `${count}`, '--network', network);
 }
 
 async function settled(): Promise<void> {
@@ -57,6 +58,35 @@ test('fresh: parent and clones answer at addresses of their own, though the daem
     expect(await answering(cluster, address)).toEqual([mac]);
   }
   await parent.expectProgress('A');
+});
+
+/** Which port of the host's bridge has heard which guest. */
+async function learned(): Promise<{ mac: string; ifname: string }[]> {
+  const { namespace } = cluster.host('A');
+  const { stdout } = await cluster.inNamespace(namespace, 'bridge', '-json', 'fdb', 'show', 'br', 'br-guest');
+  const entries = JSON.parse(stdout) as { mac: string; ifname: string; state?: string }[];
+  return entries.filter(({ state }) => state !== 'permanent' && state !== 'static');
+}
+
+test('fresh, to many: each is heard at its own address from a port of its own, and the parent at its own alone', async () => {
+  const before = await parentMac();
+  const { clones } = await fork('fresh', MANY_CLONES);
+  await settled();
+  const macs = [before, ...clones.map(({ mac }) => mac ?? '')];
+  expect(new Set(macs).size).toBe(MANY_CLONES + 1);
+  const answers = await Promise.all(
+    addresses.map((address) =>
+      eventually(`${address} answers`, SETTLE_MS, async () => {
+        const heard = await answering(address);
+        return heard.length > 0 ? heard : undefined;
+      }),
+    ),
+  );
+  expect(answers).toEqual(macs.map((mac) => [mac]));
+  const ports = await learned();
+  const portOf = (mac: string) => ports.filter((port) => port.mac === mac).map(({ ifname }) => ifname);
+  for (const mac of macs) expect(portOf(mac)).toHaveLength(1);
+  expect(new Set(macs.flatMap(portOf)).size).toBe(MANY_CLONES + 1);
 });
 
 test('isolated: nobody hears the clones, which keep the addresses of their parent', async () => {

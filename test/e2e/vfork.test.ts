@@ -1,6 +1,6 @@
 /** `vfork` as a user types it, against a real daemon: busy guests become many, and every one of them proves its memory. */
 import { existsSync } from 'node:fs';
-import { readdir, readFile } from 'node:fs/promises';
+import { readdir, readFile, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { afterAll, afterEach, beforeAll, describe, expect, it } from 'vitest';
 import type { Refusal, VmView } from '../../src/domain.js';
@@ -41,9 +41,16 @@ async function expectSound(name: string): Promise<void> {
 async function expectOnly(...names: string[]): Promise<void> {
   expect((await ps()).map(({ name }) => name).sort()).toEqual([...names].sort());
   expect(await images()).toEqual([]);
-  const folder = join(cluster.ramDirectory('A'), 'images');
+  const folder = join(cluster.ramDirectory('A'), '.images');
   expect(existsSync(folder) ? await readdir(folder) : []).toEqual([]);
   expect(await cluster.qemuPids('A')).toHaveLength(names.length);
+}
+
+async function expectRefused(file: string, why: string): Promise<void> {
+  const { code, stdout } = await cluster.vmctl('A', 'image', 'load', file, '--json');
+  expect(code).not.toBe(0);
+  expect(stdout).toContain(why);
+  await expectOnly();
 }
 
 describe('vfork --clones', () => {
@@ -92,6 +99,59 @@ describe('vfork --clones', () => {
     expect(again).toMatchObject({ image: first.image, parentPauseMs: 0 });
     for (const { clones } of [first, second, again]) for (const { name } of clones) await expectSound(name);
     await expectSound('twice');
+  });
+
+  it('two at once: the second begins when the image of the first is complete', async () => {
+    await start({ name: 'queue' });
+    const body = { vm: 'queue', cloneCount: 2 };
+    const [first, second, third] = [
+      await cluster.api('A').post<ForkJobView>('/v1/forks', body),
+      await cluster.api('A').post<ForkJobView>('/v1/forks', body),
+      await cluster.api('A').post<ForkJobView>('/v1/forks', body),
+    ];
+    for (const { state, waitsFor } of [second, third])
+      expect({ state, waitsFor }).toEqual({ state: 'queued', waitsFor: first.id });
+    expect(await cluster.json('A', 'vmctl', 'cancel', third.id)).toMatchObject({ state: 'cancelled' });
+    const names: string[] = [];
+    for (const { id } of [first, second]) {
+      const job = await cluster.json<ForkJobView>('A', 'vmctl', 'job', id, '--follow');
+      expect(job).toMatchObject({ state: 'done', waitsFor: null });
+      names.push(...job.clones);
+    }
+    expect(new Set(names).size).toBe(4);
+    for (const name of ['queue', ...names]) await expectSound(name);
+  });
+
+  it('an image that was saved to a file runs when all else is gone; a damaged file is refused', async () => {
+    await start({ name: 'saved' });
+    const { image } = await vfork('--clones', '1', 'saved');
+    const file = join(cluster.directory, 'saved.image');
+    await cluster.must(cluster.vmctl('A', 'image', 'save', image, file));
+    await cluster.must(cluster.vmctl('A', 'stop', '--image', image, '--force'));
+    await cluster.must(cluster.vmctl('A', 'stop', 'saved', '--force'));
+    await cluster.must(cluster.vmctl('A', 'image', 'rm', image));
+    await expectOnly();
+
+    const whole = await readFile(file);
+    const damaged = join(cluster.directory, 'damaged.image');
+    for (const [at, why] of [
+      [0, 'SPEC_INVALID'],
+      [Math.floor(whole.length / 2), 'CORRUPT'],
+      [whole.length - 1, 'CORRUPT'],
+    ] as const) {
+      const bytes = Buffer.from(whole);
+      bytes.writeUInt8(bytes.readUInt8(at) ^ 1, at);
+      await writeFile(damaged, bytes);
+      await expectRefused(damaged, why);
+    }
+    await writeFile(damaged, whole.subarray(0, whole.length - 4096));
+    await expectRefused(damaged, 'CORRUPT');
+
+    const loaded = await cluster.json<ImageView>('A', 'vmctl', 'image', 'load', file);
+    expect(loaded).toMatchObject({ id: image, state: 'complete', parent: 'saved', clones: [] });
+    const { clones } = await vfork('--clones', '2', '--image', image, '--name', 'again');
+    expect(clones.map(({ name }) => name)).toEqual(['again-0', 'again-1']);
+    for (const { name } of clones) await expectSound(name);
   });
 
   it('of waiting processes', async () => {

@@ -99,6 +99,7 @@ export const FORK_REPORT: ForkReport = {
 export function forkJobView(id: string, change: Partial<ForkJobView> = {}): ForkJobView {
   return {
     ...{ id, kind: 'fork', vm: 'web', source: 'A', state: 'running', step: 'fillImage', isCommitted: true },
+    waitsFor: null,
     ...{
       image: FORK_REPORT.image,
       cloneCount: 2,

@@ -1,6 +1,6 @@
 import { describe, expect, test } from 'vitest';
 import { MigrationError } from '../../src/errors.js';
-import { forkAnswers, forkRequest, IMAGE, image } from './fork-facts.js';
+import { filled, forkAnswers, forkInventory, forkRequest, IMAGE, image } from './fork-facts.js';
 import { request } from './planner-facts.js';
 import { gate, rest, restFork, Scripted } from './scripted.js';
 
@@ -28,26 +28,6 @@ describe('one VM is in one job', () => {
     expect(await rest(jobs, id)).toMatchObject({ state: 'done' });
   });
 
-  test('a fork while the image of another still fills is refused, and says what to wait for', async () => {
-    const world = new Scripted();
-    const filling = gate();
-    const parked = gate();
-    world.on['A.forkProgress'] = async () => {
-      filling.open();
-      await parked.passed;
-      return forkAnswers.forkProgress;
-    };
-    const { jobs } = await world.daemon();
-    const { id } = await jobs.submitFork(forkRequest);
-    await filling.passed;
-    await expect(jobs.submitFork(forkRequest)).rejects.toMatchObject({
-      details: [{ code: 'VM_IN_JOB', remedy: expect.stringContaining(`vmctl job ${id} --follow`) as string }],
-    });
-    parked.open();
-    expect(await rest(jobs, id)).toMatchObject({ state: 'done' });
-    expect(await rest(jobs, (await jobs.submitFork(forkRequest)).id)).toMatchObject({ state: 'done' });
-  });
-
   test('two forks, one after the other', async () => {
     const world = new Scripted();
     const { jobs } = await world.daemon();
@@ -63,6 +43,120 @@ describe('one VM is in one job', () => {
     const ofImage = { ...forkRequest, vm: null, image: IMAGE };
     const views = await Promise.all([jobs.submitFork(ofImage), jobs.submitFork(ofImage)]);
     for (const { id } of views) expect(await rest(jobs, id)).toMatchObject({ state: 'done' });
+  });
+});
+
+describe('a fork of a VM that another fork has', () => {
+  /** One whose image fills until `parked` opens. */
+  async function filling(limits = {}) {
+    const world = new Scripted();
+    const parked = gate();
+    const began = gate();
+    world.on['A.forkProgress'] = async () => {
+      began.open();
+      await parked.passed;
+      return filled;
+    };
+    const { jobs } = await world.daemon(limits);
+    const first = await jobs.submitFork(forkRequest);
+    await began.passed;
+    return { world, jobs, first, parked };
+  }
+  const reserves = (world: Scripted) => world.calls.filter((call) => call === 'A.reserve').length;
+
+  test('begins when that has ended, one after the other', async () => {
+    const { world, jobs, first, parked } = await filling();
+    const second = await jobs.submitFork(forkRequest);
+    const third = await jobs.submitFork(forkRequest);
+    for (const view of [second, third]) expect(view).toMatchObject({ state: 'queued', waitsFor: first.id });
+    expect(reserves(world)).toBe(1);
+    const waits: unknown[] = [];
+    jobs.subscribe(third.id, (view) => waits.push(view.kind === 'fork' ? `${view.state} ${view.waitsFor}` : null));
+    parked.open();
+    for (const { id } of [first, second, third]) {
+      expect(await rest(jobs, id)).toMatchObject({ state: 'done', waitsFor: null });
+    }
+    expect(reserves(world)).toBe(3);
+    expect([...new Set(waits)].slice(0, 3)).toEqual([`queued ${first.id}`, `queued ${second.id}`, 'running null']);
+  });
+
+  test('shows how far that is, and says in its plan that it will wait', async () => {
+    const { world, jobs, first, parked } = await filling();
+    const { plan } = await jobs.dryRunFork(forkRequest);
+    expect(plan?.notes).toContainEqual(expect.stringContaining(`begins when ${first.id}`));
+    const { id } = await jobs.submitFork(forkRequest);
+    let pagesDone = 0;
+    world.on['A.forkProgress'] = () => (pagesDone++ < 20 ? { ...filled, state: 'filling', pagesDone } : filled);
+    const seen = new Promise((resolve) => {
+      jobs.subscribe(id, ({ state, progress }) => {
+        if (state === 'queued' && progress !== null) resolve(progress);
+      });
+    });
+    parked.open();
+    expect(await seen).toMatchObject({ pagesTotal: 100 });
+    expect(await rest(jobs, id)).toMatchObject({ state: 'done' });
+  });
+
+  test('can be cancelled while it waits, and the first goes on', async () => {
+    const { world, jobs, first, parked } = await filling();
+    const { id } = await jobs.submitFork(forkRequest);
+    expect(await jobs.cancel(id)).toMatchObject({ state: 'cancelled' });
+    await expect(jobs.submit(request)).rejects.toMatchObject({ details: [{ code: 'VM_IN_JOB' }] });
+    parked.open();
+    expect(await rest(jobs, first.id)).toMatchObject({ state: 'done' });
+    expect(reserves(world)).toBe(1);
+  });
+
+  test('takes no place of those that can begin', async () => {
+    const { world, jobs, parked } = await filling({ runningJobsMax: 2 });
+    const { id } = await jobs.submitFork(forkRequest);
+    world.on['A.forkInventory'] = () => ({ ...forkInventory, image });
+    const ofImage = await jobs.submitFork({ ...forkRequest, vm: null, image: IMAGE });
+    expect(await rest(jobs, ofImage.id)).toMatchObject({ state: 'done' });
+    delete world.on['A.forkInventory'];
+    expect(jobs.get(id)).toMatchObject({ state: 'queued' });
+    parked.open();
+    expect(await rest(jobs, id)).toMatchObject({ state: 'done' });
+  });
+
+  test('is looked at once more when its turn has come', async () => {
+    const { world, jobs, parked } = await filling();
+    const { id } = await jobs.submitFork(forkRequest);
+    world.on['A.forkInventory'] = () => ({ ...forkInventory, vm: { ...forkInventory.vm, state: 'paused' } });
+    parked.open();
+    expect(await rest(jobs, id)).toMatchObject({
+      state: 'failed',
+      error: { code: 'PREFLIGHT_REFUSED', details: [{ code: 'VM_NOT_RUNNING' }] },
+    });
+    expect(reserves(world)).toBe(1);
+  });
+
+  test.each([
+    ['leaves the VM stopped', { ...forkRequest, parentMode: 'stop' as const }, {}],
+    ['needs somebody to help it', forkRequest, { recoveryMsMax: 20 }],
+  ])('is refused if that %s', async (_, firstRequest, limits) => {
+    const world = new Scripted();
+    world.on['A.forkProgress'] = () => ({ ...filled, state: 'filling', pagesDone: 5 });
+    const { jobs } = await world.daemon(limits);
+    const { id } = await jobs.submitFork(firstRequest);
+    if ('recoveryMsMax' in limits) await rest(jobs, id);
+    await expect(jobs.submitFork(forkRequest)).rejects.toMatchObject({
+      details: [{ code: 'VM_IN_JOB', remedy: expect.stringContaining(`vmctl job ${id} --follow`) as string }],
+    });
+    delete world.on['A.forkProgress'];
+    await jobs.recover(id);
+    expect(await rest(jobs, id)).toMatchObject({ state: 'done' });
+  });
+
+  test('is undone by a new daemon, which goes on with the first', async () => {
+    const { world, jobs, first } = await filling();
+    const { id } = await jobs.submitFork(forkRequest);
+    delete world.on['A.forkProgress'];
+    const next = await world.daemon();
+    expect(await rest(next.jobs, id)).toMatchObject({ state: 'failed', isCommitted: false });
+    expect(await rest(next.jobs, first.id)).toMatchObject({ state: 'done' });
+    expect(await rest(next.jobs, (await next.jobs.submitFork(forkRequest)).id)).toMatchObject({ state: 'done' });
+    expect(jobs.get(id).state).toBe('queued');
   });
 });
 
@@ -128,7 +222,11 @@ describe('a new daemon', () => {
     const { world, id } = await crashedAt('after:commitFork');
     world.on['A.discardFork'] = () => Promise.reject(new MigrationError('CONFLICT', 'committed'));
     const { jobs } = await world.daemon();
-    expect(await rest(jobs, id)).toMatchObject({ state: 'done', isCommitted: true });
+    const view = await restFork(jobs, id);
+    expect(view).toMatchObject({ state: 'done', isCommitted: true, clones: ['vm1-0', 'vm1-1', 'vm1-2'] });
+    // The first had found them; the agent has them in its record.
+    expect(view.report).toMatchObject({ image: IMAGE, isWarm: true, parentPauseMs: 12.5, clones: [{}, {}, {}] });
+    expect(view.report?.firstReadyMs).toBeGreaterThan(0);
     expect(world.acts).toEqual(['A.discardFork', 'A.finishFork', 'A.unreserve']);
   });
 

@@ -15,7 +15,10 @@ interface Change {
 
 function planned({ request = {}, inventory = {}, vm = {} }: Change = {}) {
   const merged = { ...forkInventory, ...inventory };
-  return planFork({ ...forkRequest, ...request }, { host: 'A', inventory: { ...merged, vm: { ...merged.vm, ...vm } } });
+  return planFork(
+    { ...forkRequest, ...request },
+    { host: 'A', inventory: { ...merged, vm: { ...merged.vm, ...vm } }, waitsFor: null },
+  );
 }
 
 const ofImage: Change = { request: { vm: null, image: IMAGE }, inventory: { image } };

@@ -165,7 +165,7 @@ describe('forks in the journal', () => {
     type: 'fork',
     job,
     fork: '0123456789abcdef',
-    plan: planFork(forkRequest, { host: 'A', inventory: forkInventory }).plan as ForkPlan,
+    plan: planFork(forkRequest, { host: 'A', inventory: forkInventory, waitsFor: null }).plan as ForkPlan,
     createdAt: at,
   });
 
@@ -216,7 +216,7 @@ describe('forks in the journal', () => {
   });
 
   function planWith(change: object) {
-    const plan = planFork(forkRequest, { host: 'A', inventory: forkInventory }).plan as ForkPlan;
+    const plan = planFork(forkRequest, { host: 'A', inventory: forkInventory, waitsFor: null }).plan as ForkPlan;
     return { ...plan, request: { ...plan.request, ...change } };
   }
 });

@@ -1,0 +1,62 @@
+/** What could not be undone when a job ended, because its host did not answer: tried again until it is. */
+import type { AnyStepName, Clock } from '../engine/ports.js';
+import { isWorthAnotherTry } from '../engine/walk.js';
+import { toMigrationError } from '../errors.js';
+import type { Job } from './job.js';
+import type { ReplayableJournal } from './journal.js';
+
+export interface LeftoverOptions {
+  readonly clock: Clock;
+  readonly journal: ReplayableJournal;
+  /** Backoff. */
+  readonly limits: { readonly leftoverMsFirst: number; readonly leftoverMsMax: number };
+  /** The daemon is closing. */
+  readonly signal: AbortSignal;
+  readonly undoStep: (job: Job, step: AnyStepName) => Promise<void>;
+  readonly warn: (message: string, error: unknown, job: string) => void;
+}
+
+export class Leftovers {
+  readonly #options: LeftoverOptions;
+  readonly #underWay = new Set<Promise<void>>();
+
+  constructor(options: LeftoverOptions) {
+    this.#options = options;
+  }
+
+  /** In the background. */
+  clear(job: Job): void {
+    for (const step of job.history.leftovers) {
+      const clearing: Promise<void> = this.#clear(job, step).finally(() => this.#underWay.delete(clearing));
+      this.#underWay.add(clearing);
+    }
+  }
+
+  /** Resolves when nothing is under way any more; soon after the signal. */
+  async rest(): Promise<void> {
+    await Promise.all(this.#underWay);
+  }
+
+  async #clear(job: Job, step: AnyStepName): Promise<void> {
+    const { clock, journal, limits, signal, undoStep, warn } = this.#options;
+    const { leftoverMsFirst, leftoverMsMax } = limits;
+    for (let waitMs = leftoverMsFirst; !signal.aborted; waitMs = Math.min(waitMs * 2, leftoverMsMax)) {
+      await clock.sleep(waitMs, signal).catch(() => undefined);
+      if (signal.aborted) return;
+      try {
+        await undoStep(job, step);
+      } catch (thrown) {
+        const error = toMigrationError(thrown);
+        if (isWorthAnotherTry(error)) continue;
+        warn(`${step} stays as it is`, error, job.view.id);
+      }
+      try {
+        await journal.append({ type: 'cleared', job: job.view.id, step });
+        job.history.leftovers.delete(step);
+        return;
+      } catch (error) {
+        warn('the journal lacks an entry (cleared)', error, job.view.id);
+      }
+    }
+  }
+}
