@@ -138,7 +138,13 @@ export async function simulateFork({
   if (hasRested && world.violation === null) await world.time.run(isAtRest, REST_MS_MAX);
   const job = (jobs as JobManager | null)?.list()[0] ?? null;
   if (!hasRested) world.fail(`the job did not come to rest: ${JSON.stringify(job)}`);
-  else if (world.violation === null) judge(world, job?.state ?? null, parentMode);
+  else if (world.violation === null) {
+    judge(world, job?.state ?? null, parentMode);
+    // A question that got no answer may cost the report its names; a death of the daemon may not.
+    const named = job?.kind === 'fork' ? (job.report?.clones.length ?? 0) : 0;
+    const isHeard = faults.every(({ kind }) => kind === 'killDaemon');
+    if (job?.state === 'done' && isHeard && named !== CLONES) world.fail(`the report names ${named} clones`);
+  }
   const { violation, eventCount, trace } = world;
   return { violation, state: job?.state ?? null, eventCount, trace };
 }

@@ -63,11 +63,13 @@ export class Scripted {
         isoNow: () => new Date().toISOString(),
         sleep: (ms, signal) =>
           new Promise((resolve) => {
-            const timer = setTimeout(resolve, ms);
-            signal?.addEventListener('abort', () => {
+            const end = (): void => {
               clearTimeout(timer);
+              signal?.removeEventListener('abort', end);
               resolve();
-            });
+            };
+            const timer = setTimeout(end, ms);
+            signal?.addEventListener('abort', end);
           }),
       },
       random: { hex: (bytes) => (++this.#count).toString(16).padStart(bytes * 2, '0') },
