@@ -77,7 +77,7 @@ test('fresh, to many: each is heard at its own address from a port of its own, a
   const answers = await Promise.all(
     addresses.map((address) =>
       eventually(`${address} answers`, SETTLE_MS, async () => {
-        const heard = await answering(address);
+        const heard = await answering(cluster, address);
         return heard.length > 0 ? heard : undefined;
       }),
     ),
