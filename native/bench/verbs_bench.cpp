@@ -256,12 +256,14 @@ struct EndpointFigures {
   double bulk_mib_s;
 };
 
-/// Waits as an owner does: on event_fd when there is nothing to take.
-size_t wait_completions(Endpoint& endpoint, std::span<Completion> out) {
+/// Waits as the owners do: for a page by polling, for bulk on event_fd when there is nothing to take.
+size_t wait_completions(Endpoint& endpoint, std::span<Completion> out, bool polls) {
+  endpoint.set_polled(polls);
   for (;;) {
     const size_t count = endpoint.poll(out);
     for (size_t i = 0; i < count; ++i) VMG_CHECK(out[i].result == OpResult::kOk);
     if (count > 0) return count;
+    if (polls) continue;
     pollfd entry{endpoint.event_fd(), POLLIN, 0};
     (void)::poll(&entry, 1, -1);
   }
@@ -291,7 +293,7 @@ EndpointFigures measure_endpoint(const std::string& serving, const std::string& 
     const Operation operation{i, demand_id, offset, key, offset, kPageBytes};
     const auto start = Clock::now();
     VMG_CHECK(demand->read(std::span(&operation, 1)).posted == 1);
-    (void)wait_completions(*demand, completions);
+    (void)wait_completions(*demand, completions, true);
     if (i > 0) samples.push_back(us_since(start));  // the first one asks for the key
   }
   const uint64_t count = total_bytes / kBulkBytes;
@@ -303,7 +305,7 @@ EndpointFigures measure_endpoint(const std::string& serving, const std::string& 
       const Operation operation{posted, bulk_id, offset, key, offset, kBulkBytes};
       VMG_CHECK(bulk->read(std::span(&operation, 1)).posted == 1);
     }
-    done += wait_completions(*bulk, completions);
+    done += wait_completions(*bulk, completions, false);
   }
   return {Percentiles(std::move(samples)),
           static_cast<double>(count * kBulkBytes >> 20) / us_since(start) * 1e6};

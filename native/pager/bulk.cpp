@@ -17,7 +17,7 @@ BulkThread::BulkThread(TargetCore& core)
       publisher_(core),
       fetches_(core, core.counters.prefetch_bytes, kBulkFetchesMax),
       maps_(core),
-      prefetch_(core, maps_) {}
+      prefetch_(core, maps_, rate_) {}
 
 void BulkThread::run() {
   // Behind demand, before other work: the guest is degraded until this thread is through. Measured on two
@@ -85,6 +85,9 @@ bool BulkThread::poll_completions() {
     std::stable_partition(finished.begin(), finished.begin() + static_cast<std::ptrdiff_t>(finished_count),
                           wanted);
   }
+  uint64_t finished_bytes = 0;
+  for (size_t i = 0; i < finished_count; ++i) finished_bytes += fetches_.get(finished[i]).length_bytes;
+  if (finished_bytes != 0) rate_.note(finished_bytes, now_ns());
   for (size_t i = 0; i < finished_count; ++i) {
     const Fetch fetch = fetches_.get(finished[i]);
     fetches_.release(finished[i]);
@@ -119,6 +122,7 @@ bool BulkThread::fetch(uint64_t at_ns) {
          fetches_.bytes() < prefetch_.in_flight_bytes_max(at_ns) && at_ns >= next_fetch_ns_) {
     const auto claimed = prefetch_.claim_next(at_ns);
     if (!claimed) break;
+    if (fetches_.used_count() == 0) rate_.begin(at_ns);
     fetches_.start(claimed->region_index, claimed->run);
     pace(at_ns, claimed->run.count * core_.regions()[claimed->region_index].region->page_bytes());
     worked = true;

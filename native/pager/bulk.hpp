@@ -31,6 +31,7 @@ class BulkThread {
   Publisher publisher_;
   FetchTable fetches_;
   DataMapReader maps_;
+  ServiceRate rate_;
   Prefetch prefetch_;
   Link link_;
   bool link_dropped_ = false;

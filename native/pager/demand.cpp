@@ -38,6 +38,10 @@ bool DemandThread::connected() const {
   return link_.endpoint && core_.state() == TargetState::kFilling;
 }
 
+bool DemandThread::awaits_device() const {
+  return connected() && fetches_.used_count() != 0 && link_.endpoint->is_device();
+}
+
 void DemandThread::watch_endpoint(bool watch) {
   if (watch == endpoint_watched_ || !link_.endpoint) return;
   epoll_event event{};
@@ -102,7 +106,9 @@ bool DemandThread::poll_completions() {
 }
 
 void DemandThread::post() {
-  if (connected() && !fetches_.post(link_)) drop_connection();
+  if (!connected()) return;
+  if (awaits_device()) link_.endpoint->set_polled(true);
+  if (!fetches_.post(link_)) drop_connection();
 }
 
 /// How many faults may be read without overflowing any table, whatever they turn out to be.

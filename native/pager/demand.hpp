@@ -3,6 +3,7 @@
 #include <array>
 #include <cstdint>
 
+#include "base/adaptive_spin.hpp"
 #include "base/unique_fd.hpp"
 #include "pager/fetch_table.hpp"
 #include "pager/publish.hpp"
@@ -22,7 +23,9 @@ class DemandThread {
  private:
   bool take_new_link();
   bool connected() const;
+  bool awaits_device() const;
   bool poll_completions();
+  bool poll_some();
   bool read_faults();
   void serve(PageKey key, uint64_t read_ns);
   bool wait_for_claim(PageKey key, uint64_t read_ns);
@@ -49,6 +52,8 @@ class DemandThread {
   uint64_t spin_ns_ = kSpinNsMin;
   static constexpr uint64_t kSpinNsMin = 2'000;
   static constexpr uint64_t kSpinNsMax = 100'000;
+  AdaptiveSpin device_spin_;  ///< while a device has a READ of ours
+  static constexpr int kPollsPerLook = 8;
 };
 
 }  // namespace vmigrate::pager

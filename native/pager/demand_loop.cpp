@@ -42,6 +42,14 @@ void DemandThread::run() {
       if (spun) spin_ns_ = std::min(spin_ns_ * 2, kSpinNsMax);
       last_work_ns = at_ns;
       spun = false;
+      device_spin_.succeed();
+      continue;
+    }
+    if (awaits_device() && device_spin_.go_on()) {
+      if (poll_some())
+        last_work_ns = now_ns();
+      else
+        ::sched_yield();
       continue;
     }
     if (at_ns - last_work_ns < (may_spin() ? spin_ns_ : kSpinNsMin)) {
@@ -59,11 +67,21 @@ void DemandThread::run() {
   core_.counters.demand_cpu_ns.store(thread_cpu_ns(), std::memory_order_relaxed);
 }
 
+/// Asks the device a few times: that costs nothing beside looking for the faults of other vCPUs, a system
+/// call.
+bool DemandThread::poll_some() {
+  for (int i = 0; i < kPollsPerLook; ++i) {
+    if (poll_completions()) return true;
+  }
+  return false;
+}
+
 /// Everything looked at is level-triggered, so nothing that came since the last look is missed.
 void DemandThread::sleep() {
   core_.counters.demand_cpu_ns.store(thread_cpu_ns(), std::memory_order_relaxed);
   size_t room = 0;
   pause_reading(!room_for_faults(room));
+  if (link_.endpoint) link_.endpoint->set_polled(false);
   std::array<epoll_event, 4> events;
   // A new connection announces itself.
   const bool posts_soon = connected() && fetches_.has_unposted();

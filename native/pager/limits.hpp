@@ -38,6 +38,14 @@ inline constexpr uint64_t kMapPartBytes = 64 << 10;
 inline constexpr uint64_t kChunkBytesBusy = 256 << 10;
 inline constexpr uint64_t kInFlightBytesBusy = 4 * kChunkBytesBusy;
 inline constexpr uint64_t kInFlightBytesQuiet = 4 << 20;
+/// On a link so slow that these would take longer, less is asked for: a fault on a page that prefetch has
+/// claimed waits for what was asked before it. Chunk and all that is under way while vCPUs are faulting, and
+/// all that is under way while none does.
+inline constexpr uint64_t kChunkNsBusy = 1'500'000;
+inline constexpr uint64_t kInFlightNsBusy = 4 * kChunkNsBusy;
+inline constexpr uint64_t kInFlightNsQuiet = 20'000'000;
+/// But never less: below, the link waits for requests.
+inline constexpr uint64_t kChunkBytesMin = 32 << 10;
 /// No fault for so long: prefetch may grow its chunks.
 inline constexpr uint64_t kQuietNs = 3'000'000;
 /// First window fetched ahead of a fault; doubles each time the guest runs on into it.

@@ -7,6 +7,7 @@
 
 #include "pager/data_map_reader.hpp"
 #include "pager/limits.hpp"
+#include "pager/service_rate.hpp"
 #include "pager/target_core.hpp"
 
 namespace vmigrate::pager {
@@ -16,7 +17,7 @@ namespace vmigrate::pager {
 /// posts nothing.
 class Prefetch {
  public:
-  Prefetch(TargetCore& core, const DataMapReader& maps);
+  Prefetch(TargetCore& core, const DataMapReader& maps, const ServiceRate& rate);
 
   struct Claimed {
     uint32_t region_index;
@@ -37,6 +38,7 @@ class Prefetch {
     uint64_t used_at = 0;  // 0: free
   };
   bool busy(uint64_t at_ns) const;
+  uint64_t chunk_bytes_busy() const;
   void follow(PageKey fault);
   std::optional<Claimed> claim_from_streams(uint64_t chunk_bytes);
   std::optional<Claimed> claim_from_sweep(uint64_t chunk_bytes);
@@ -46,6 +48,7 @@ class Prefetch {
 
   TargetCore& core_;
   const DataMapReader& maps_;
+  const ServiceRate& rate_;
   std::array<Stream, kStreamsMax> streams_{};
   uint64_t stream_uses_ = 0;
   std::vector<uint64_t> sweep_page_;  // one a region: nothing absent below, for states only move forward

@@ -77,6 +77,37 @@ TEST_P(TransportCompliance, MessagesThatNobodyTakesBlockTheSenderAndNothingIsLos
   EXPECT_EQ(run_one(*endpoint, make_operation(1, id, 0, key, 0, 4096)), OpResult::kOk);
 }
 
+TEST_P(TransportCompliance, AnOwnerWhoPollsNeedsNoEventsAndGetsThemBackBeforeItSleeps) {
+  listen();
+  TestMemory remote(65536), local(65536);
+  remote.fill(4);
+  const RemoteKey key = must_expose_memory(remote);
+  const auto endpoint = must_connect();
+  const LocalId id = endpoint->register_local(local.local()).value();
+  for (int round = 0; round < 20; ++round) {
+    const uint64_t at = static_cast<uint64_t>(round % 8) * 4096;
+    std::vector<Completion> seen(1);
+    endpoint->set_polled(true);
+    const Operation polled = make_operation(1, id, at, key, at, 4096);
+    ASSERT_TRUE(eventually([&] { return endpoint->read({&polled, 1}).posted == 1; }));
+    ASSERT_TRUE(eventually([&] { return endpoint->poll(seen) == 1; }));
+    EXPECT_EQ(seen[0].result, OpResult::kOk);
+    // Posted by one who polls, completed for one who sleeps; and one that had completed before.
+    const Operation later = make_operation(2, id, at + 32768, key, at + 32768, 4096);
+    ASSERT_TRUE(eventually([&] { return endpoint->read({&later, 1}).posted == 1; }));
+    if (round % 2 == 1) ::usleep(2000);
+    endpoint->set_polled(false);
+    size_t count = 0;
+    while (count == 0) {
+      ASSERT_TRUE(wait_ready(*endpoint, kPatience));
+      count = endpoint->poll(seen);
+    }
+    EXPECT_EQ(seen[0].tag, 2u);
+    EXPECT_EQ(seen[0].result, OpResult::kOk);
+  }
+  EXPECT_EQ(std::memcmp(remote.base(), local.base(), 65536), 0);
+}
+
 TEST_P(TransportCompliance, MessageLargerThanTheReceiversBufferDisconnects) {
   listen();
   const auto endpoint = must_connect();

@@ -55,6 +55,10 @@ class FaultyEndpoint final : public Endpoint {
   size_t receive(std::span<std::byte> out) override { return inner_ ? inner_->receive(out) : 0; }
   bool disconnected() const override { return inner_ == nullptr || inner_->disconnected(); }
   int event_fd() const override { return ready_.fd(); }
+  bool is_device() const override { return inner_ && inner_->is_device(); }
+  void set_polled(bool polled) override {
+    if (inner_) inner_->set_polled(polled);
+  }
 
  private:
   enum class State : uint8_t { kFree = 0, kPosted, kHeld };

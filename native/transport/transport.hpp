@@ -125,6 +125,12 @@ class Endpoint {
   virtual bool disconnected() const = 0;
   /// Becomes readable when poll, receive or disconnected may have news. For epoll; never read from it.
   virtual int event_fd() const = 0;
+  /// READs and WRITEs are answered by a device, not by a thread of the peer: while one is under way its owner
+  /// does well to poll() for a while before it sleeps, however few processors there are.
+  virtual bool is_device() const { return false; }
+  /// true: the owner calls poll() again and again, so event_fd need not be kept, which costs system calls.
+  /// false: it may sleep from now on, and event_fd is right.
+  virtual void set_polled(bool /*polled*/) {}
 };
 
 struct Address {

@@ -19,7 +19,7 @@ int left_ms(Deadline deadline) {
 
 }  // namespace
 
-VerbsEndpoint::VerbsEndpoint(Channel channel) : channel_(channel), spin_(channel == Channel::kDemand) {}
+VerbsEndpoint::VerbsEndpoint(Channel channel) : channel_(channel) {}
 
 VerbsEndpoint::~VerbsEndpoint() {
   if (qp_.get() != nullptr) (void)verbs().rdma.disconnect(id_.get());

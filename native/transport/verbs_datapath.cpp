@@ -232,7 +232,6 @@ void VerbsEndpoint::drain_sends() {
     if (count == 0) return;
     if (send_armed_) event_due_ = true;
     send_armed_ = false;
-    spin_.succeed();
     for (int i = 0; i < count; ++i) {
       const ibv_wc& completion = batch[static_cast<size_t>(i)];
       if (completion.status != IBV_WC_SUCCESS) return fail(completion);

@@ -13,7 +13,6 @@
 #include "transport/verbs_memory.hpp"
 #include "transport/verbs_messages.hpp"
 #include "transport/verbs_objects.hpp"
-#include "transport/verbs_spin.hpp"
 
 namespace vmigrate::transport {
 
@@ -38,6 +37,8 @@ class VerbsEndpoint final : public Endpoint {
   size_t receive(std::span<std::byte> out) override;
   bool disconnected() const override { return disconnected_; }
   int event_fd() const override { return ready_.fd(); }
+  bool is_device() const override { return true; }
+  void set_polled(bool polled) override;
 
  private:
   explicit VerbsEndpoint(Channel channel);
@@ -77,7 +78,7 @@ class VerbsEndpoint final : public Endpoint {
   static constexpr size_t kInFlightMax = 128;
   /// A poll() that finds nothing looks at the descriptors this often, so that an owner who never sleeps
   /// learns of a lost connection, too.
-  static constexpr uint32_t kEmptyPollsPerLook = 8;
+  static constexpr uint32_t kEmptyPollsPerLook = 64;
   static_assert(kInFlightMax >= wire::kOutstandingOpsMax + MessageBuffers::kSendCount);
 
   /// One operation or frame in the send queue, until its last request is known to be done.
@@ -116,7 +117,7 @@ class VerbsEndpoint final : public Endpoint {
   uint64_t next_sequence_ = 0;
 
   ReadySignal ready_;
-  AdaptiveSpin spin_;
+  bool polled_ = false;
   bool send_armed_ = false;     ///< the next completion raises an event on the completion channel
   bool receive_armed_ = false;  ///< likewise
   bool event_due_ = false;      ///< an event was raised, or will be, that nobody has taken

@@ -3,8 +3,7 @@
 // event_fd joins three descriptors: a flag of ours, the completion channel and the connection manager's
 // channel. A completion queue raises one event after it has been armed, so before the owner sleeps each queue
 // from which something can come is armed, and polled once more: what came before arming raises none. Arming
-// and taking the event cost a system call each; while answers come fast, the flag stays up instead and the
-// owner looks again at once.
+// and taking the event cost a system call each, so nothing of it is done for an owner who does not sleep.
 
 #include <poll.h>
 
@@ -18,11 +17,14 @@ bool VerbsEndpoint::has_news() const {
   return disconnected_ || table_.has_completions() || !received_.empty();
 }
 
+void VerbsEndpoint::set_polled(bool polled) {
+  polled_ = polled;
+  update_ready();
+}
+
 void VerbsEndpoint::update_ready() {
+  if (polled_) return;
   if (has_news()) return ready_.set(true);
-  const bool waiting = first_sequence_ != next_sequence_;
-  if (!waiting) spin_.succeed();
-  if (waiting && !send_armed_ && spin_.go_on()) return ready_.set(true);
   rest();
 }
 

@@ -4,20 +4,17 @@
 #include <chrono>
 #include <cstdint>
 
-#include "transport/limits.hpp"
+namespace vmigrate {
 
-namespace vmigrate::transport {
-
-/// Whether to look again at once instead of sleeping until the device interrupts. Looking costs a core for up
-/// to kSpinNs, so it goes on only where that paid lately: each success earns credit, each failure halves it,
-/// and without credit one wait in a few is tried all the same, to notice that answers come fast once more.
+/// Whether to look again at once for what a device is to answer, instead of sleeping until it interrupts.
+/// Looking costs a core for up to kSpinNs, so it goes on only where that paid lately: each success earns
+/// credit, each failure halves it, and without credit one wait in a few is tried all the same, to notice that
+/// answers come fast once more. One thread's.
 class AdaptiveSpin {
  public:
-  explicit AdaptiveSpin(bool enabled) : enabled_(enabled) {}
-
   /// Nothing has come so far. True: look again.
   bool go_on() {
-    if (!enabled_ || failed_) return false;
+    if (failed_) return false;
     if (!spinning_) {
       if (credit_ == 0 && ++skipped_ < kProbeInterval) {
         failed_ = true;
@@ -25,7 +22,7 @@ class AdaptiveSpin {
       }
       skipped_ = 0;
       spinning_ = true;
-      end_ = Clock::now() + std::chrono::nanoseconds(kSpinNs);
+      end_ = Clock::now() + kSpin;
       return true;
     }
     if (Clock::now() < end_) return true;
@@ -43,10 +40,12 @@ class AdaptiveSpin {
 
  private:
   using Clock = std::chrono::steady_clock;
+  /// A card answers within some microseconds, a device in software within a tenth of a millisecond or two;
+  /// sleeping and being woken by its event costs as much again.
+  static constexpr std::chrono::microseconds kSpin{250};
   static constexpr uint32_t kCreditMax = 16;
   static constexpr uint32_t kProbeInterval = 16;
 
-  const bool enabled_;
   bool spinning_ = false;
   bool failed_ = false;  ///< during this wait: it sleeps from now on
   uint32_t credit_ = kCreditMax;
@@ -54,4 +53,4 @@ class AdaptiveSpin {
   Clock::time_point end_;
 };
 
-}  // namespace vmigrate::transport
+}  // namespace vmigrate
