@@ -5,7 +5,7 @@
 import { MigrationError } from '../errors.js';
 import type { QmpClient } from '../qemu/qmp.js';
 import { MigrationWatch } from './migration-watch.js';
-import { configureMigration } from './qemu-migration.js';
+import { configureIncoming, configureOutgoing } from './qemu-migration.js';
 import type { ManagedVm } from './vms.js';
 
 /** Longer than any migration; the job's own deadlines and its cancel end it sooner. */
@@ -15,7 +15,7 @@ const CANCEL_TIMEOUT_MS = 5_000;
 /** Makes QEMU listen on a free port of `address` and says where. */
 export async function incomingUri(qmp: QmpClient, isPostcopy: boolean, address: string): Promise<string> {
   const host = address.includes(':') ? `[${address}]` : address;
-  await configureMigration(qmp, ['events', 'late-block-activate', ...(isPostcopy ? (['postcopy-ram'] as const) : [])]);
+  await configureIncoming(qmp, ['events', 'late-block-activate', ...(isPostcopy ? (['postcopy-ram'] as const) : [])]);
   await qmp.execute('migrate-incoming', { uri: `tcp:${host}:0` });
   const listening = (await qmp.execute('query-migrate'))['socket-address']?.[0];
   if (listening?.type !== 'inet') throw new MigrationError('QEMU_FAILED', 'QEMU does not say where it listens');
@@ -39,7 +39,7 @@ export async function nativeMove(vm: ManagedVm, options: NativeMoveOptions): Pro
     throw new MigrationError('PEER_PROTOCOL', 'the target listens at something that is not an address and port');
   }
   const { qmp } = vm;
-  await configureMigration(qmp, ['events', ...(isPostcopy ? (['postcopy-ram'] as const) : [])], options);
+  await configureOutgoing(qmp, ['events', ...(isPostcopy ? (['postcopy-ram'] as const) : [])], options);
   const watch = new MigrationWatch(qmp);
   try {
     await qmp.execute('migrate', { uri });

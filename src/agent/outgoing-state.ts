@@ -11,7 +11,7 @@ import { createServer, type Server, type Socket } from 'node:net';
 import { join } from 'node:path';
 import { MigrationError } from '../errors.js';
 import { MigrationWatch } from './migration-watch.js';
-import { configureMigration } from './qemu-migration.js';
+import { configureOutgoing } from './qemu-migration.js';
 import type { ManagedVm } from './vms.js';
 
 const STOP_TIMEOUT_MS = 10_000;
@@ -38,7 +38,7 @@ export class OutgoingState {
 
   /** QEMU is set up and our end listens; the VM runs on. */
   static async listen(vm: ManagedVm): Promise<OutgoingState> {
-    await configureMigration(vm.qmp, ['events', 'x-ignore-shared', 'pause-before-switchover']);
+    await configureOutgoing(vm.qmp, ['events', 'x-ignore-shared', 'pause-before-switchover']);
     const path = socketPath(vm);
     await unlink(path).catch(() => undefined);
     const server = createServer();

@@ -17,7 +17,7 @@ import { IncomingState, stateSocketPath } from './incoming-state.js';
 import { MigrationWatch } from './migration-watch.js';
 import { incomingUri } from './native-migration.js';
 import { PageSession } from './page-session.js';
-import { configureMigration } from './qemu-migration.js';
+import { configureIncoming } from './qemu-migration.js';
 import type { TargetRecord } from './session-store.js';
 import type { ManagedVm } from './vms.js';
 
@@ -241,7 +241,7 @@ export class TargetSession {
     if (this.#record.mode !== 'postcopy') {
       return incomingUri(qmp, this.#record.mode === 'native-postcopy', this.#context.dataAddress);
     }
-    await configureMigration(qmp, ['events', 'x-ignore-shared', 'late-block-activate']);
+    await configureIncoming(qmp, ['events', 'x-ignore-shared', 'late-block-activate']);
     await qmp.execute('migrate-incoming', { uri: `unix:${stateSocketPath(this.#vm)}` });
     return null;
   }

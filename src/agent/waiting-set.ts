@@ -12,7 +12,7 @@ import type { ForkContext } from './fork-context.js';
 import { cloneIdentities, cloneSpec, runningNics } from './identity.js';
 import type { ImageRecord } from './image-record.js';
 import { inParallel } from './parallel.js';
-import { configureMigration } from './qemu-migration.js';
+import { configureIncoming } from './qemu-migration.js';
 import type { ManagedVm } from './vms.js';
 
 /** Starting QEMUs keep a processor each busy for some 50 ms; more at once only take each other's time. */
@@ -157,7 +157,7 @@ async function startClone(
   );
   try {
     await disks.afterLaunch();
-    await configureMigration(vm.qmp, ['events', 'x-ignore-shared', 'late-block-activate']);
+    await configureIncoming(vm.qmp, ['events', 'x-ignore-shared', 'late-block-activate']);
     return vm;
   } catch (error) {
     await vms.destroy(identity.name);

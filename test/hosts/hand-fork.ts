@@ -10,7 +10,7 @@ import { join } from 'node:path';
 import { pipeline } from 'node:stream/promises';
 import { cloneIdentities, cloneSpec, runningNics } from '../../src/agent/identity.js';
 import { MigrationWatch } from '../../src/agent/migration-watch.js';
-import { configureMigration } from '../../src/agent/qemu-migration.js';
+import { configureIncoming, configureOutgoing } from '../../src/agent/qemu-migration.js';
 import { createImageFiles, imageFiles, removeImageFiles } from '../../src/agent/ram-files.js';
 import type { ManagedVm } from '../../src/agent/vms.js';
 import type { CloneNetwork } from '../../src/domain-fork.js';
@@ -51,7 +51,7 @@ export class HandFork {
           nics: runningNics(parent.spec, identity, network),
         },
       );
-      await configureMigration(clone.qmp, ['events', 'x-ignore-shared']);
+      await configureIncoming(clone.qmp, ['events', 'x-ignore-shared']);
       const watch = new MigrationWatch(clone.qmp);
       await clone.qmp.execute('migrate-incoming', { uri: 'fd:3' });
       await watch.reached('completed', LOAD_MS);
@@ -89,7 +89,7 @@ async function saveState(vm: ManagedVm, statePath: string, socketPath: string): 
   const server = createServer();
   server.listen(socketPath);
   await once(server, 'listening');
-  await configureMigration(vm.qmp, ['events', 'x-ignore-shared']);
+  await configureOutgoing(vm.qmp, ['events', 'x-ignore-shared']);
   await vm.qmp.execute('stop');
   const saved = once(server, 'connection').then(([socket]) => pipeline(socket as Socket, createWriteStream(statePath)));
   const watch = new MigrationWatch(vm.qmp);

@@ -22,7 +22,7 @@ afterEach(async () => {
 interface Request {
   readonly execute?: string;
   readonly 'exec-oob'?: string;
-  readonly arguments: Record<string, unknown>;
+  readonly arguments?: Record<string, unknown>;
   readonly id: number;
 }
 
@@ -92,6 +92,16 @@ describe('a scripted QEMU', () => {
     const [, one, two] = qemu.requests;
     qemu.socket?.write(`{"id":${two?.id},"return":"second"}\n{"id":${one?.id},"return":"first"}\n`);
     expect(await Promise.all([first, second])).toEqual(['first', 'second']);
+    client.close();
+  });
+
+  test('a command says no more than it must', async () => {
+    const client = await qemu.connect();
+    await client.execute('cont');
+    await client.execute('migrate-incoming', { uri: 'fd:3' });
+    const [, first, second] = qemu.requests;
+    expect(first).toEqual({ execute: 'cont', id: first?.id });
+    expect(second).toEqual({ execute: 'migrate-incoming', arguments: { uri: 'fd:3' }, id: second?.id });
     client.close();
   });
 
