@@ -5,9 +5,12 @@
 import { type ChildProcess, spawn } from 'node:child_process';
 import { existsSync, mkdirSync, openSync, readFileSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
+import { parseSpec } from '../../src/agent/spec.js';
+import type { VmSpec } from '../../src/domain.js';
+import { qemuArguments } from '../../src/qemu/command.js';
 import { QmpClient } from '../../src/qemu/qmp.js';
 import { type Cluster, eventually, sleep } from '../../test/hosts/cluster.js';
-import { type GuestOptions, guestImage, nanoImage } from '../../test/hosts/guest.js';
+import { type GuestOptions, guestSpec } from '../../test/hosts/guest.js';
 import type { HostNetwork } from '../../test/hosts/host-network.js';
 import { CpuMeter, SAMPLE_MS } from './cpu.js';
 
@@ -56,12 +59,15 @@ export interface QemuMove {
 export class QemuPair {
   private serial = 0;
   private readonly alive = new Set<QemuProcess>();
+  private readonly spec: VmSpec;
 
   constructor(
     private readonly cluster: Cluster<HostNetwork>,
     private readonly guest: BaselineGuest,
     private readonly sampleMs = SAMPLE_MS,
-  ) {}
+  ) {
+    this.spec = parseSpec(guestSpec({ ...guest, backing: 'private', hasPreload: false }));
+  }
 
   async start(host: string, isIncoming: boolean): Promise<QemuProcess> {
     const directory = join(this.cluster.hostDirectory(host), `${this.guest.name}-${this.serial++}`);
@@ -69,18 +75,9 @@ export class QemuPair {
     mkdirSync(directory, { recursive: true });
     const socket = join(directory, 'qmp.sock');
     const serialLog = join(directory, 'serial.log');
-    const { memoryMiB, touchMiB, writePercent, image } = this.guest;
-    const images: { kernel: string; initrd?: string } = image === 'nano' ? nanoImage() : guestImage();
     const [command = '', ...args] = this.cluster.network.commandOn(host, [
       'qemu-system-x86_64',
-      ...['-machine', 'q35,memory-backend=m0', '-accel', 'tcg,thread=multi', '-cpu', 'qemu64', '-m', `${memoryMiB}`],
-      ...['-object', `memory-backend-ram,id=m0,size=${memoryMiB}M`],
-      ...['-nodefaults', '-no-user-config', '-vga', 'none', '-display', 'none'],
-      ...['-serial', `file:${serialLog}`, '-qmp', `unix:${socket},server=on,wait=off`, '-kernel', images.kernel],
-      ...(images.initrd === undefined ? [] : ['-initrd', images.initrd]),
-      '-append',
-      `console=ttyS0 quiet vmg.workload=memtouch vmg.mb=${touchMiB} vmg.writepct=${writePercent} vmg.threads=1`,
-      ...(isIncoming ? ['-incoming', 'defer'] : []),
+      ...this.arguments(directory, isIncoming),
     ]);
     const errorLog = join(directory, 'stderr.log');
     const child = spawn(command, args, { stdio: ['ignore', 'ignore', openSync(errorLog, 'a')] });
@@ -91,6 +88,24 @@ export class QemuPair {
     const started = { child, qmp, host, serialLog, errorLog, pid, vcpuThreads: cpus.map((cpu) => cpu['thread-id']) };
     this.alive.add(started);
     return started;
+  }
+
+  /** As the daemon starts its own, so that device by device the state to hand over is the same; only the memory is QEMU's own. */
+  private arguments(directory: string, isIncoming: boolean): string[] {
+    const args = qemuArguments(this.spec, {
+      accel: 'tcg',
+      qmpPath: join(directory, 'qmp.sock'),
+      monitorPath: join(directory, 'monitor.sock'),
+      serialPath: join(directory, 'serial.sock'),
+      serialLogPath: join(directory, 'serial.log'),
+      exitPath: join(directory, 'exit'),
+      agentPath: join(directory, 'agent.sock'),
+      ramPaths: [],
+      taps: {},
+      isIncoming,
+    });
+    // It runs on by itself once it has loaded.
+    return args.filter((argument) => argument !== '-S');
   }
 
   /** What the processes that are still here have written to stderr. */
