@@ -1,12 +1,12 @@
 import type { JobState } from '../../src/domain.js';
 import type { ForkRequest, ParentMode } from '../../src/domain-fork.js';
 import type { ForkAgentPort } from '../../src/engine/fork-ports.js';
-import { readHistories } from '../../src/engine/history.js';
 import type { AgentPort } from '../../src/engine/ports.js';
 import { MigrationError } from '../../src/errors.js';
 import { JobManager } from '../../src/jobs/jobs.js';
 import { FileJournal } from '../../src/jobs/journal.js';
 import { FileRegistry } from '../../src/registry/file.js';
+import { diskHooks, jobWatch, runToRest, worldPorts } from './coordinator.js';
 import { SimForkAgent } from './fork-agent.js';
 import { CLONES, type ForkFault, ForkWorld } from './fork-world.js';
 import { vmSpec } from './spec.js';
@@ -31,9 +31,6 @@ export interface ForkResult {
   readonly trace: readonly string[];
 }
 
-const REST_MS_MAX = 1_800_000;
-/** Longer than any call is late. */
-const AFTERMATH_MS = 90_000;
 const FORK_CALLS = [
   'forkInventory',
   'prepareClones',
@@ -61,11 +58,7 @@ export async function simulateFork({
   const boot = async (): Promise<void> => {
     const life = new Life(world.time);
     world.life = life;
-    const hooks = {
-      isFull: () => world.isDiskFull,
-      event: (label: string) => world.event(label),
-      chance: () => world.chance.next(),
-    };
+    const hooks = diskHooks(world, () => world.isDiskFull);
     const registry = await FileRegistry.on(new SimStore(world.owners, life, hooks));
     const agent = new SimForkAgent(world, life);
     if (sabotage === 'loseJournal') world.journal.bytes = Buffer.alloc(0);
@@ -85,18 +78,7 @@ export async function simulateFork({
     const manager = new JobManager({
       ...{ host: 'A', forks, registry, journal: opened },
       agent: () => local,
-      clock: life.clock,
-      random: { hex: (bytes) => world.chance.hex(bytes) },
-      faults: {
-        hit: async (point) => {
-          world.event(point);
-          await life.survive();
-        },
-      },
-      log: {
-        info: () => undefined,
-        warn: (fields, message) => world.trace.push(`  log ${message} ${JSON.stringify(fields)}`),
-      },
+      ...worldPorts(world, life),
     });
     jobs = manager;
     journal = opened;
@@ -122,20 +104,11 @@ export async function simulateFork({
       isAnswered = true;
     });
 
-  let recoveries = 0;
-  const isAtRest = (): boolean => {
-    if (world.violation !== null) return true;
+  const isRested = jobWatch();
+  const hasRested = await runToRest(world, () => {
     if (!world.isCalm || world.life === null || jobs === null || journal === null) return false;
-    const job = jobs.list()[0];
-    if (job === undefined) return isAnswered || world.life !== first;
-    if (job.state === 'needsRecovery' && recoveries++ < 3) void jobs.recover(job.id);
-    const isOver = ['done', 'failed', 'cancelled', 'lost'].includes(job.state);
-    return isOver && [...readHistories(journal.entries()).values()].every(({ leftovers }) => leftovers.size === 0);
-  };
-  const hasRested = await world.time.run(isAtRest, REST_MS_MAX);
-  world.endFaults();
-  if (hasRested && world.violation === null) await world.time.run(() => world.violation !== null, AFTERMATH_MS);
-  if (hasRested && world.violation === null) await world.time.run(isAtRest, REST_MS_MAX);
+    return isRested(jobs, journal) ?? (isAnswered || world.life !== first);
+  });
   const job = (jobs as JobManager | null)?.list()[0] ?? null;
   if (!hasRested) world.fail(`the job did not come to rest: ${JSON.stringify(job)}`);
   else if (world.violation === null) {

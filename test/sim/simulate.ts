@@ -1,10 +1,10 @@
 import type { JobState, MigrationMode } from '../../src/domain.js';
-import { readHistories } from '../../src/engine/history.js';
 import type { AgentPort, Registry } from '../../src/engine/ports.js';
 import { JobManager } from '../../src/jobs/jobs.js';
 import { FileJournal } from '../../src/jobs/journal.js';
 import { FileRegistry } from '../../src/registry/file.js';
 import { SimAgent } from './agent.js';
+import { diskHooks, jobWatch, runToRest, worldPorts } from './coordinator.js';
 import { remoteAgent } from './network.js';
 import { noForks } from './no-forks.js';
 import { startedVm, vmSpec } from './spec.js';
@@ -42,10 +42,6 @@ interface Daemon {
   readonly journal: FileJournal | null;
 }
 
-const REST_MS_MAX = 1_800_000;
-/** Longer than any call is late. */
-const AFTERMATH_MS = 90_000;
-
 export async function simulate({ seed, faults, mode = 'postcopy', sabotage }: Scenario): Promise<Result> {
   const world = new World(seed, faults);
   const daemons: { A: Daemon | null; B: Daemon | null } = { A: null, B: null };
@@ -56,11 +52,7 @@ export async function simulate({ seed, faults, mode = 'postcopy', sabotage }: Sc
     const other = host === 'A' ? 'B' : 'A';
     const life = new Life(world.time);
     state.life = life;
-    const hooks = {
-      isFull: () => state.isDiskFull,
-      event: (label: string) => world.event(label),
-      chance: () => world.chance.next(),
-    };
+    const hooks = diskHooks(world, () => state.isDiskFull);
     const registry = await FileRegistry.on(new SimStore(state.owners, life, hooks));
     const peer = (): SimAgent | null =>
       world.isNetworkUp && world.hosts[other].life ? (daemons[other]?.agent ?? null) : null;
@@ -83,18 +75,7 @@ export async function simulate({ seed, faults, mode = 'postcopy', sabotage }: Sc
       forks: noForks('A'),
       registry: sabotage === 'resumeBeforeCommit' ? resumeFirst(registry, agents.B!) : registry,
       journal,
-      clock: life.clock,
-      random: { hex: (bytes) => world.chance.hex(bytes) },
-      faults: {
-        hit: async (point) => {
-          world.event(point);
-          await life.survive();
-        },
-      },
-      log: {
-        info: () => undefined,
-        warn: (fields, message) => world.trace.push(`  log ${message} ${JSON.stringify(fields)}`),
-      },
+      ...worldPorts(world, life),
     });
     daemons.A = { life, agent, jobs, journal };
     await jobs.start();
@@ -133,23 +114,13 @@ export async function simulate({ seed, faults, mode = 'postcopy', sabotage }: Sc
       isAnswered = true;
     });
 
-  let recoveries = 0;
-  const isAtRest = (): boolean => {
-    if (world.violation !== null) return true;
+  const isRested = jobWatch();
+  const hasRested = await runToRest(world, () => {
     const daemon = daemons.A;
     if (!world.isCalm || A.life === null || B.life === null || daemon?.life !== A.life || daemon.jobs === null)
       return false;
-    const job = daemon.jobs.list()[0];
-    if (job === undefined) return isAnswered || daemon.life !== first;
-    if (job.state === 'needsRecovery' && recoveries++ < 3) void daemon.jobs.recover(job.id);
-    const isOver = ['done', 'failed', 'cancelled', 'lost'].includes(job.state);
-    const histories = [...readHistories(daemon.journal!.entries()).values()];
-    return isOver && histories.every(({ leftovers }) => leftovers.size === 0);
-  };
-  const hasRested = await world.time.run(isAtRest, REST_MS_MAX);
-  world.endFaults();
-  if (hasRested && world.violation === null) await world.time.run(() => world.violation !== null, AFTERMATH_MS);
-  if (hasRested && world.violation === null) await world.time.run(isAtRest, REST_MS_MAX);
+    return isRested(daemon.jobs, daemon.journal!) ?? (isAnswered || daemon.life !== first);
+  });
   const job = daemons.A?.jobs?.list()[0] ?? null;
   if (!hasRested) world.fail(`the job did not come to rest: ${JSON.stringify(job)}`);
   else if (world.violation === null) judgeRest(world, daemons, job?.state ?? null);

@@ -2,7 +2,7 @@ import { describe, expect, test } from 'vitest';
 import type { CloneFailure } from '../../src/domain-fork.js';
 import { type ErrorCode, MigrationError } from '../../src/errors.js';
 import { filled, forkAnswers, forkRequest, IMAGE, identity, image } from './fork-facts.js';
-import { gate, rest, restFork, Scripted } from './scripted.js';
+import { held, rest, restFork, Scripted } from './scripted.js';
 
 const failing =
   (code: ErrorCode, context = {}) =>
@@ -158,14 +158,10 @@ describe('before the commit', () => {
 
   test('a cancel takes the fork away before it answers', async () => {
     const world = new Scripted();
-    const loading = gate();
-    world.on['A.startClones'] = () => {
-      loading.open();
-      return new Promise(() => undefined);
-    };
+    const loading = held(world, 'A.startClones');
     const { jobs } = await world.daemon();
     const { id } = await jobs.submitFork(forkRequest);
-    await loading.passed;
+    await loading.came;
     expect(await jobs.cancel(id)).toMatchObject({ state: 'cancelled' });
     expect(world.acts.slice(-2)).toEqual(UNDONE);
   });
@@ -221,18 +217,12 @@ describe('the commit', () => {
 describe('after the commit', () => {
   test('a cancel is refused, and says why', async () => {
     const world = new Scripted();
-    const filling = gate();
-    const parked = gate();
-    world.on['A.forkProgress'] = async () => {
-      filling.open();
-      await parked.passed;
-      return filled;
-    };
+    const filling = held(world, 'A.forkProgress', filled);
     const { jobs } = await world.daemon();
     const { id } = await jobs.submitFork(forkRequest);
-    await filling.passed;
+    await filling.came;
     await expect(jobs.cancel(id)).rejects.toThrow(/its clones run/);
-    parked.open();
+    filling.letGo();
     expect(await rest(jobs, id)).toMatchObject({ state: 'done' });
   });
 

@@ -2,7 +2,7 @@ import { describe, expect, test } from 'vitest';
 import { MigrationError } from '../../src/errors.js';
 import { filled, forkAnswers, forkInventory, forkRequest, IMAGE, image } from './fork-facts.js';
 import { request } from './planner-facts.js';
-import { gate, rest, restFork, Scripted } from './scripted.js';
+import { crashedAt, held, rest, restFork, Scripted } from './scripted.js';
 
 const UNDONE = ['A.discardFork', 'A.unreserve'];
 
@@ -12,11 +12,7 @@ describe('one VM is in one job', () => {
     ['a migration during a fork', 'A.prepareClones', false],
   ])('%s is refused', async (_, parkedCall, isMigrationFirst) => {
     const world = new Scripted();
-    const parked = gate();
-    world.on[parkedCall] = async () => {
-      await parked.passed;
-      return isMigrationFirst ? { nativeUri: null } : forkAnswers.prepareClones;
-    };
+    const { letGo } = held(world, parkedCall, isMigrationFirst ? { nativeUri: null } : forkAnswers.prepareClones);
     const { jobs } = await world.daemon();
     const first = isMigrationFirst ? jobs.submit(request) : jobs.submitFork(forkRequest);
     const { id } = await first;
@@ -24,7 +20,7 @@ describe('one VM is in one job', () => {
       code: 'PREFLIGHT_REFUSED',
       details: [{ code: 'VM_IN_JOB' }],
     });
-    parked.open();
+    letGo();
     expect(await rest(jobs, id)).toMatchObject({ state: 'done' });
   });
 
@@ -47,32 +43,26 @@ describe('one VM is in one job', () => {
 });
 
 describe('a fork of a VM that another fork has', () => {
-  /** One whose image fills until `parked` opens. */
+  /** One whose image fills until `letGo`. */
   async function filling(limits = {}) {
     const world = new Scripted();
-    const parked = gate();
-    const began = gate();
-    world.on['A.forkProgress'] = async () => {
-      began.open();
-      await parked.passed;
-      return filled;
-    };
+    const { came, letGo } = held(world, 'A.forkProgress', filled);
     const { jobs } = await world.daemon(limits);
     const first = await jobs.submitFork(forkRequest);
-    await began.passed;
-    return { world, jobs, first, parked };
+    await came;
+    return { world, jobs, first, letGo };
   }
   const reserves = (world: Scripted) => world.calls.filter((call) => call === 'A.reserve').length;
 
   test('begins when that has ended, one after the other', async () => {
-    const { world, jobs, first, parked } = await filling();
+    const { world, jobs, first, letGo } = await filling();
     const second = await jobs.submitFork(forkRequest);
     const third = await jobs.submitFork(forkRequest);
     for (const view of [second, third]) expect(view).toMatchObject({ state: 'queued', waitsFor: first.id });
     expect(reserves(world)).toBe(1);
     const waits: unknown[] = [];
     jobs.subscribe(third.id, (view) => waits.push(view.kind === 'fork' ? `${view.state} ${view.waitsFor}` : null));
-    parked.open();
+    letGo();
     for (const { id } of [first, second, third]) {
       expect(await rest(jobs, id)).toMatchObject({ state: 'done', waitsFor: null });
     }
@@ -81,7 +71,7 @@ describe('a fork of a VM that another fork has', () => {
   });
 
   test('shows how far that is, and says in its plan that it will wait', async () => {
-    const { world, jobs, first, parked } = await filling();
+    const { world, jobs, first, letGo } = await filling();
     const { plan } = await jobs.dryRunFork(forkRequest);
     expect(plan?.notes).toContainEqual(expect.stringContaining(`begins when ${first.id}`));
     const { id } = await jobs.submitFork(forkRequest);
@@ -92,38 +82,38 @@ describe('a fork of a VM that another fork has', () => {
         if (state === 'queued' && progress !== null) resolve(progress);
       });
     });
-    parked.open();
+    letGo();
     expect(await seen).toMatchObject({ pagesTotal: 100 });
     expect(await rest(jobs, id)).toMatchObject({ state: 'done' });
   });
 
   test('can be cancelled while it waits, and the first goes on', async () => {
-    const { world, jobs, first, parked } = await filling();
+    const { world, jobs, first, letGo } = await filling();
     const { id } = await jobs.submitFork(forkRequest);
     expect(await jobs.cancel(id)).toMatchObject({ state: 'cancelled' });
     await expect(jobs.submit(request)).rejects.toMatchObject({ details: [{ code: 'VM_IN_JOB' }] });
-    parked.open();
+    letGo();
     expect(await rest(jobs, first.id)).toMatchObject({ state: 'done' });
     expect(reserves(world)).toBe(1);
   });
 
   test('takes no place of those that can begin', async () => {
-    const { world, jobs, parked } = await filling({ runningJobsMax: 2 });
+    const { world, jobs, letGo } = await filling({ runningJobsMax: 2 });
     const { id } = await jobs.submitFork(forkRequest);
     world.on['A.forkInventory'] = () => ({ ...forkInventory, image });
     const ofImage = await jobs.submitFork({ ...forkRequest, vm: null, image: IMAGE });
     expect(await rest(jobs, ofImage.id)).toMatchObject({ state: 'done' });
     delete world.on['A.forkInventory'];
     expect(jobs.get(id)).toMatchObject({ state: 'queued' });
-    parked.open();
+    letGo();
     expect(await rest(jobs, id)).toMatchObject({ state: 'done' });
   });
 
   test('is looked at once more when its turn has come', async () => {
-    const { world, jobs, parked } = await filling();
+    const { world, jobs, letGo } = await filling();
     const { id } = await jobs.submitFork(forkRequest);
     world.on['A.forkInventory'] = () => ({ ...forkInventory, vm: { ...forkInventory.vm, state: 'paused' } });
-    parked.open();
+    letGo();
     expect(await rest(jobs, id)).toMatchObject({
       state: 'failed',
       error: { code: 'PREFLIGHT_REFUSED', details: [{ code: 'VM_NOT_RUNNING' }] },
@@ -192,26 +182,12 @@ describe('requests', () => {
 });
 
 describe('a new daemon', () => {
-  async function crashedAt(point: string) {
-    const world = new Scripted();
-    const crashed = gate();
-    world.onFault = (hit) => {
-      if (hit !== point) return Promise.resolve();
-      crashed.open();
-      return new Promise(() => undefined);
-    };
-    const { jobs } = await world.daemon();
-    const { id } = await jobs.submitFork(forkRequest);
-    await crashed.passed;
-    world.onFault = () => Promise.resolve();
-    world.calls.length = 0;
-    return { world, id };
-  }
+  const forkCrashedAt = (point: string) => crashedAt(point, (jobs) => jobs.submitFork(forkRequest));
 
   test.each(['before:reserveParent', 'after:prepareClones', 'after:forkPoint', 'before:commitFork'])(
     'undoes what had crashed at %s',
     async (point) => {
-      const { world, id } = await crashedAt(point);
+      const { world, id } = await forkCrashedAt(point);
       const { jobs } = await world.daemon();
       expect(await rest(jobs, id)).toMatchObject({ kind: 'fork', state: 'failed', isCommitted: false });
       expect(world.acts.slice(-2)).toEqual(UNDONE);
@@ -219,7 +195,7 @@ describe('a new daemon', () => {
   );
 
   test('goes on where the agent knows of the commit and the journal does not', async () => {
-    const { world, id } = await crashedAt('after:commitFork');
+    const { world, id } = await forkCrashedAt('after:commitFork');
     world.on['A.discardFork'] = () => Promise.reject(new MigrationError('CONFLICT', 'committed'));
     const { jobs } = await world.daemon();
     const view = await restFork(jobs, id);
@@ -233,7 +209,7 @@ describe('a new daemon', () => {
   test.each(['before:fillImage', 'after:fillImage', 'before:releaseParent'])(
     'finishes what had crashed at %s, and reports what the first had found',
     async (point) => {
-      const { world, id } = await crashedAt(point);
+      const { world, id } = await forkCrashedAt(point);
       const { jobs } = await world.daemon();
       const view = await restFork(jobs, id);
       expect(view).toMatchObject({ state: 'done', isCommitted: true, clones: ['vm1-0', 'vm1-1', 'vm1-2'] });

@@ -1,7 +1,7 @@
 import { describe, expect, test } from 'vitest';
 import { MigrationError } from '../../src/errors.js';
 import { request, vm } from './planner-facts.js';
-import { complete, gate, rest, restMigration, Scripted } from './scripted.js';
+import { complete, crashedAt, gate, held, rest, restMigration, Scripted } from './scripted.js';
 
 describe('submit', () => {
   test('is durable when it answers', async () => {
@@ -56,8 +56,7 @@ describe('submit', () => {
 
   test('one VM is in one job at a time, however close two requests are', async () => {
     const world = new Scripted();
-    const parked = gate();
-    world.on['B.prepare'] = () => parked.passed.then(() => ({ nativeUri: null }));
+    const preparing = held(world, 'B.prepare', { nativeUri: null });
     const { jobs } = await world.daemon();
     const both = await Promise.allSettled([jobs.submit(request), jobs.submit(request)]);
     expect(both.map(({ status }) => status).sort()).toEqual(['fulfilled', 'rejected']);
@@ -65,7 +64,7 @@ describe('submit', () => {
       code: 'PREFLIGHT_REFUSED',
       details: [{ code: 'VM_IN_JOB' }],
     });
-    parked.open();
+    preparing.letGo();
     await rest(jobs, jobs.list()[0]!.id);
   });
 
@@ -91,14 +90,10 @@ describe('submit', () => {
 describe('cancel', () => {
   test('before the commit: the VM runs on the source when it answers', async () => {
     const world = new Scripted();
-    const loading = gate();
-    world.on['B.awaitLoaded'] = () => {
-      loading.open();
-      return new Promise(() => undefined);
-    };
+    const loading = held(world, 'B.awaitLoaded');
     const { jobs } = await world.daemon();
     const { id } = await jobs.submit(request);
-    await loading.passed;
+    await loading.came;
     expect(await jobs.cancel(id)).toMatchObject({ state: 'cancelled', error: { code: 'CANCELLED' } });
     expect(world.acts.slice(-4)).toEqual(['A.continueVm', 'A.unexpose', 'B.discard', 'A.unreserve']);
     expect(await jobs.cancel(id)).toMatchObject({ state: 'cancelled' });
@@ -106,36 +101,29 @@ describe('cancel', () => {
 
   test('after the commit: refused, and the job goes on', async () => {
     const world = new Scripted();
-    const resuming = gate();
-    const parked = gate();
-    world.on['B.resume'] = async () => {
-      resuming.open();
-      await parked.passed;
-      return { resumedAtUs: 0 };
-    };
+    const resuming = held(world, 'B.resume', { resumedAtUs: 0 });
     const { jobs } = await world.daemon();
     const { id } = await jobs.submit(request);
-    await resuming.passed;
+    await resuming.came;
     await expect(jobs.cancel(id)).rejects.toMatchObject({
       code: 'CONFLICT',
       message: expect.stringMatching(/has moved/) as string,
     });
-    parked.open();
+    resuming.letGo();
     expect(await rest(jobs, id)).toMatchObject({ state: 'done' });
     await expect(jobs.cancel(id)).rejects.toMatchObject({ code: 'CONFLICT' });
   });
 
   test('of a job that waits for its turn: it never begins', async () => {
     const world = new Scripted();
-    const parked = gate();
-    world.on['B.prepare'] = () => parked.passed.then(() => ({ nativeUri: null }));
+    const preparing = held(world, 'B.prepare', { nativeUri: null });
     world.on['A.vmInventory'] = (name: never) => ({ ...vm, spec: { ...vm.spec, name } });
     const { jobs } = await world.daemon({ runningJobsMax: 1 });
     const first = await jobs.submit(request);
     const second = await jobs.submit({ ...request, vm: 'vm2' });
     expect(second.state).toBe('queued');
     expect(await jobs.cancel(second.id)).toMatchObject({ state: 'cancelled' });
-    parked.open();
+    preparing.letGo();
     await rest(jobs, first.id);
     expect(world.calls.filter((call) => call === 'A.reserve')).toHaveLength(1);
   });
@@ -161,22 +149,7 @@ test('no more jobs run at a time than the limit says', async () => {
 });
 
 describe('a new daemon', () => {
-  /** A daemon that never gets beyond `point`: what a crash there leaves in the files. */
-  async function crashedAt(point: string) {
-    const world = new Scripted();
-    const crashed = gate();
-    world.onFault = (hit) => {
-      if (hit !== point) return Promise.resolve();
-      crashed.open();
-      return new Promise(() => undefined);
-    };
-    const { jobs } = await world.daemon();
-    const { id } = await jobs.submit(request);
-    await crashed.passed;
-    world.onFault = () => Promise.resolve();
-    world.calls.length = 0;
-    return { world, id };
-  }
+  const migrationCrashedAt = (point: string) => crashedAt(point, (jobs) => jobs.submit(request));
 
   test.each([
     ['before:reserve', ['A.unreserve']],
@@ -184,7 +157,7 @@ describe('a new daemon', () => {
     ['before:stopSource', ['A.continueVm', 'A.unexpose', 'B.discard', 'A.unreserve']],
     ['before:commit', ['A.continueVm', 'A.unexpose', 'B.discard', 'A.unreserve']],
   ])('undoes what had crashed at %s', async (point, acts) => {
-    const { world, id } = await crashedAt(point);
+    const { world, id } = await migrationCrashedAt(point);
     const { jobs, registry } = await world.daemon();
     expect(await rest(jobs, id)).toMatchObject({ state: 'failed', isCommitted: false });
     expect(world.acts).toEqual(acts);
@@ -196,7 +169,7 @@ describe('a new daemon', () => {
     ['before:drain', ['A.release', 'B.finish']],
     ['after:releaseSource', ['A.release', 'B.finish']],
   ])('finishes what had crashed at %s', async (point, acts) => {
-    const { world, id } = await crashedAt(point);
+    const { world, id } = await migrationCrashedAt(point);
     const { jobs } = await world.daemon();
     const view = await restMigration(jobs, id);
     expect(view).toMatchObject({ state: 'done', isCommitted: true });
@@ -205,7 +178,7 @@ describe('a new daemon', () => {
   });
 
   test('undoes although the target is no peer any more, and clears up when it is again', async () => {
-    const { world, id } = await crashedAt('before:commit');
+    const { world, id } = await migrationCrashedAt('before:commit');
     world.peers = ['A'];
     const { jobs } = await world.daemon();
     expect(await rest(jobs, id)).toMatchObject({ state: 'failed' });
@@ -231,14 +204,10 @@ describe('a new daemon', () => {
 describe('close', () => {
   test('undoes what is not committed', async () => {
     const world = new Scripted();
-    const loading = gate();
-    world.on['B.awaitLoaded'] = () => {
-      loading.open();
-      return new Promise(() => undefined);
-    };
+    const loading = held(world, 'B.awaitLoaded');
     const { jobs } = await world.daemon();
     const { id } = await jobs.submit(request);
-    await loading.passed;
+    await loading.came;
     await jobs.close();
     expect(jobs.get(id).state).toBe('cancelled');
     expect(world.acts).toContain('A.continueVm');

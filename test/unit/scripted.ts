@@ -160,3 +160,35 @@ export function gate(): { passed: Promise<void>; open: () => void } {
   });
   return { passed, open };
 }
+
+/** A call that is not answered before the test says so; `came` when it has been made. */
+export function held(world: Scripted, call: string, answer?: unknown): { came: Promise<void>; letGo: () => void } {
+  const came = gate();
+  const parked = gate();
+  world.on[call] = async () => {
+    came.open();
+    await parked.passed;
+    return answer;
+  };
+  return { came: came.passed, letGo: parked.open };
+}
+
+/** A daemon that never gets beyond `point`: what a crash there leaves in the files. */
+export async function crashedAt(
+  point: string,
+  submit: (jobs: JobManager) => Promise<JobView>,
+): Promise<{ world: Scripted; id: string }> {
+  const world = new Scripted();
+  const crashed = gate();
+  world.onFault = (hit) => {
+    if (hit !== point) return Promise.resolve();
+    crashed.open();
+    return new Promise(() => undefined);
+  };
+  const { jobs } = await world.daemon();
+  const { id } = await submit(jobs);
+  await crashed.passed;
+  world.onFault = () => Promise.resolve();
+  world.calls.length = 0;
+  return { world, id };
+}

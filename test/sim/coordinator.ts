@@ -1,0 +1,68 @@
+/** What the simulations of migrations and of forks have in common: a coordinator's ports on a simulated world, and when its job is at rest. */
+import { readHistories } from '../../src/engine/history.js';
+import type { JobManager, JobManagerOptions } from '../../src/jobs/jobs.js';
+import type { FileJournal } from '../../src/jobs/journal.js';
+import type { Chance } from './chance.js';
+import type { Life, Time } from './time.js';
+
+export interface AnyWorld {
+  readonly chance: Chance;
+  readonly time: Time;
+  readonly trace: string[];
+  readonly violation: unknown;
+  /** A moment at which a fault may strike. */
+  event(label: string): void;
+  /** No fault strikes any more. */
+  endFaults(): void;
+}
+
+const REST_MS_MAX = 1_800_000;
+/** Longer than any call is late. */
+const AFTERMATH_MS = 90_000;
+const RECOVERIES_MAX = 3;
+
+export function diskHooks(world: AnyWorld, isFull: () => boolean) {
+  return { isFull, event: (label: string) => world.event(label), chance: () => world.chance.next() };
+}
+
+export function worldPorts(
+  world: AnyWorld,
+  life: Life,
+): Pick<JobManagerOptions, 'clock' | 'random' | 'faults' | 'log'> {
+  return {
+    clock: life.clock,
+    random: { hex: (bytes) => world.chance.hex(bytes) },
+    faults: {
+      hit: async (point) => {
+        world.event(point);
+        await life.survive();
+      },
+    },
+    log: {
+      info: () => undefined,
+      warn: (fields, message) => world.trace.push(`  log ${message} ${JSON.stringify(fields)}`),
+    },
+  };
+}
+
+/** Is the only job of a world over, with nothing left to be undone? One that needs somebody's help gets it some times. null: there is no job. */
+export function jobWatch(): (jobs: JobManager, journal: FileJournal) => boolean | null {
+  let recoveries = 0;
+  return (jobs, journal) => {
+    const job = jobs.list()[0];
+    if (job === undefined) return null;
+    if (job.state === 'needsRecovery' && recoveries++ < RECOVERIES_MAX) void jobs.recover(job.id);
+    const isOver = ['done', 'failed', 'cancelled', 'lost'].includes(job.state);
+    return isOver && [...readHistories(journal.entries()).values()].every(({ leftovers }) => leftovers.size === 0);
+  };
+}
+
+/** Runs the world until it is at rest, and on until nothing that was late can come any more. False: it does not come to rest. */
+export async function runToRest(world: AnyWorld, isAtRest: () => boolean): Promise<boolean> {
+  const isOver = (): boolean => world.violation !== null || isAtRest();
+  const hasRested = await world.time.run(isOver, REST_MS_MAX);
+  world.endFaults();
+  if (hasRested && world.violation === null) await world.time.run(() => world.violation !== null, AFTERMATH_MS);
+  if (hasRested && world.violation === null) await world.time.run(isOver, REST_MS_MAX);
+  return hasRested;
+}
