@@ -18,6 +18,11 @@ export interface CloneCheck {
   readonly shared: readonly string[];
 }
 
+/** Of a line that has been written to its end: a clone may have been paused in the middle of it. */
+function wholeIdentity(log: string): Record<string, string> | undefined {
+  return parseIdentity(log, 'FORK').findLast(({ macs }) => macs !== undefined);
+}
+
 /** They are paused first, and each is stopped once it has been checked. */
 export async function checkClones(cluster: Cluster, clones: readonly CloneReport[]): Promise<CloneCheck> {
   const api = cluster.api('A');
@@ -33,9 +38,7 @@ export async function checkClones(cluster: Cluster, clones: readonly CloneReport
       index = '',
       generation = '',
       after = '',
-    } = await eventually(`${name} knows who it is`, IDENTITY_MS, async () =>
-      parseIdentity(await guest.serialLog('A'), 'FORK').at(-1),
-    );
+    } = await eventually(`${name} knows who it is`, IDENTITY_MS, async () => wholeIdentity(await guest.serialLog('A')));
     identities.push([index, uuid, generation, after, mac ?? name]);
     await cluster.must(cluster.vmctl('A', 'stop', '--force', name));
   });
