@@ -40,8 +40,7 @@ class AdaptiveSpin {
 
  private:
   using Clock = std::chrono::steady_clock;
-  /// A card answers within some microseconds, a device in software within a tenth of a millisecond or two;
-  /// sleeping and being woken by its event costs as much again.
+  /// A card answers within some microseconds, a device in software within a tenth of a millisecond or two.
   static constexpr std::chrono::microseconds kSpin{250};
   static constexpr uint32_t kCreditMax = 16;
   static constexpr uint32_t kProbeInterval = 16;

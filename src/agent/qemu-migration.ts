@@ -19,7 +19,7 @@ const DOWNTIME_MS_DEFAULT = 300;
 
 /**
  * For a QEMU that was started to receive: everything is off still, and of its limits none counts. It says no more than it must: QEMU takes its
- * monitor's input byte by byte, 4 µs each, which is a processor's time for a thousand clones that start.
+ * monitor's input byte by byte, 4 µs of processor time each, for every clone.
  */
 export async function configureIncoming(qmp: QmpClient, capabilities: readonly Capability[]): Promise<void> {
   await qmp.execute('migrate-set-capabilities', {

@@ -13,21 +13,9 @@ import type { ImageView } from '../../src/domain-fork.js';
 import type { ForkJobView } from '../../src/domain-job.js';
 import { Cluster, eventually } from '../hosts/cluster.js';
 import { Guest } from '../hosts/guest.js';
-import { Parking } from '../hosts/parking.js';
+import { AGENT_POINTS_BEFORE_COMMIT, Parking } from '../hosts/parking.js';
 
-const BEFORE_COMMIT = [
-  'before:reserveParent',
-  'agent:fork:prepare',
-  'agent:fork:prepared',
-  'agent:fork:arm',
-  'agent:fork:point',
-  'agent:fork:stopped',
-  'agent:fork:saved',
-  'agent:fork:pointed',
-  'agent:fork:start',
-  'agent:fork:started',
-  'agent:fork:commit',
-];
+const BEFORE_COMMIT = ['before:reserveParent', ...AGENT_POINTS_BEFORE_COMMIT];
 const AFTER_COMMIT = ['agent:fork:committed', 'after:commitFork', 'before:fillImage', 'before:releaseParent'];
 const CLONES = 2;
 const ENDED_MS = 60_000;

@@ -5,6 +5,7 @@ import { join } from 'node:path';
 import { afterAll, afterEach, beforeAll, describe, expect, test } from 'vitest';
 import { eventually } from '../hosts/cluster.js';
 import { ForkHost } from '../hosts/fork-host.js';
+import { AGENT_POINTS_BEFORE_COMMIT } from '../hosts/parking.js';
 
 let forks: ForkHost;
 
@@ -131,18 +132,7 @@ describe('a fork that is given up', () => {
     },
   );
 
-  test.each([
-    'agent:fork:prepare',
-    'agent:fork:prepared',
-    'agent:fork:arm',
-    'agent:fork:point',
-    'agent:fork:stopped',
-    'agent:fork:saved',
-    'agent:fork:pointed',
-    'agent:fork:start',
-    'agent:fork:started',
-    'agent:fork:commit',
-  ])('because of a failure at %s', async (point) => {
+  test.each(AGENT_POINTS_BEFORE_COMMIT)('because of a failure at %s', async (point) => {
     const { vms, faults, agent } = forks.host;
     await forks.boot({ name: 'faulty', touchMiB: 32, writePercent: 50 });
     const request = forks.request('faulty');

@@ -4,6 +4,20 @@ import { rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { eventually } from './cluster.js';
 
+/** What the host of a fork passes on its way to the commit, in this order. */
+export const AGENT_POINTS_BEFORE_COMMIT = [
+  'agent:fork:prepare',
+  'agent:fork:prepared',
+  'agent:fork:arm',
+  'agent:fork:point',
+  'agent:fork:stopped',
+  'agent:fork:saved',
+  'agent:fork:pointed',
+  'agent:fork:start',
+  'agent:fork:started',
+  'agent:fork:commit',
+];
+
 const PARKED_MS = 30_000;
 
 export class Parking {
