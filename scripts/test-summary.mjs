@@ -1,6 +1,7 @@
 // Adds up the results that scripts/test collected in a folder: NAME.json from test/support/results-reporter.ts,
-// NAME.xml from `ctest --output-junit`, NAME.rc with the exit status of the suite's command. Prints a line per suite and
-// `N passed, N failed` last; exits 1 when something failed.
+// NAME.xml from `ctest --output-junit`, NAME.rc with the exit status of the suite's command. Prints a line per suite, what
+// was skipped by its reason, each failure with the end of what it said, and `N passed, N failed` last; exits 1 when
+// something failed. The failures come last because of a long log only the end may be kept.
 //
 // In CI a skip counts as a failure, unless its reason reads `needs CAPABILITY` and this machine lacks that.
 
@@ -49,17 +50,27 @@ const unescapeXml = (text) =>
 
 /** ctest's JUnit: `fail` and `notrun` stand in status; the reason of GTEST_SKIP is in the output, on the line after its place. */
 const readJunit = (suite, xml) => {
-  const results = { suite, passed: 0, failed: 0, skipped: [] };
+  const results = { suite, passed: 0, failures: [], skipped: [] };
   for (const [, attributes, body] of xml.matchAll(/<testcase ([^>]*?)(?:\/>|>(.*?)<\/testcase>)/gs)) {
     const status = /status="(\w+)"/.exec(attributes)?.[1];
-    const output = unescapeXml(body ?? '');
+    const name = unescapeXml(/name="([^"]*)"/.exec(attributes)?.[1] ?? '?');
+    const output = unescapeXml((body ?? '').replace(/<[^>]*>/g, ''));
     if (status === 'run') results.passed++;
-    else if (status === 'notrun' && output.includes('SKIP_REGULAR_EXPRESSION_MATCHED')) {
+    else if (status === 'notrun' && body?.includes('SKIP_REGULAR_EXPRESSION_MATCHED')) {
       const reason = /: Skipped\n(.*)/.exec(output)?.[1] ?? '';
-      results.skipped.push({ name: unescapeXml(/name="([^"]*)"/.exec(attributes)?.[1] ?? '?'), reason });
-    } else results.failed++;
+      results.skipped.push({ name, reason });
+    } else results.failures.push({ name, message: output });
   }
   return results;
+};
+
+const suiteThatFailed = (suite, message) => ({ suite, passed: 0, failures: [{ name: suite, message }], skipped: [] });
+
+const LINES_PER_FAILURE = 25;
+const endOf = (text) => {
+  const lines = text.trimEnd().split('\n');
+  const kept = lines.slice(-LINES_PER_FAILURE).map((line) => `    ${line.slice(0, 300)}`);
+  return (kept.length < lines.length ? ['    ...', ...kept] : kept).join('\n');
 };
 
 const files = readdirSync(folder);
@@ -78,27 +89,31 @@ for (const file of files.filter((name) => name.endsWith('.rc')).sort()) {
   seconds.push(`${name} ${duration} s`);
   const members = name.split('+');
   const own = suites.filter(({ suite }) => members.includes(suite) || suite === 'unhandled errors');
-  const failures = own.reduce((sum, { failed }) => sum + failed, 0);
-  if (status !== '0' && failures === 0) suites.push({ suite: `${name}: broke off`, passed: 0, failed: 1, skipped: [] });
+  const brokeOff = status !== '0' && own.every(({ failures }) => failures.length === 0);
+  if (brokeOff) suites.push(suiteThatFailed(name, `broke off with exit status ${status}`));
   for (const member of members.filter((suite) => !own.some((found) => found.suite === suite)))
-    suites.push({ suite: `${member}: no tests found`, passed: 0, failed: 1, skipped: [] });
+    suites.push(suiteThatFailed(member, 'no tests found'));
 }
 
 console.log(`\ntime: ${seconds.join(', ')}`);
 console.log('suite                           passed  failed  skipped');
 let passed = 0;
-let failed = 0;
+const failures = [];
+const skips = new Map();
 for (const suite of suites) {
-  const refused = inCi ? suite.skipped.filter(({ reason }) => !isExcused(reason)) : [];
-  suite.failed += refused.length;
+  const excused = suite.skipped.filter(({ reason }) => !inCi || isExcused(reason));
+  for (const { name, reason } of suite.skipped.filter((skip) => !excused.includes(skip)))
+    suite.failures.push({ name, message: `skipped, which CI refuses: ${reason || 'no reason given'}` });
+  for (const { name, reason } of excused) skips.set(reason, [...(skips.get(reason) ?? []), `${suite.suite}: ${name}`]);
   passed += suite.passed;
-  failed += suite.failed;
-  const columns = [suite.passed, suite.failed, suite.skipped.length].map((count) => String(count).padStart(8)).join('');
-  console.log(`${suite.suite.padEnd(30)}${columns}`);
-  for (const skip of suite.skipped) {
-    const verdict = refused.includes(skip) ? 'refused skip' : 'skipped';
-    console.log(`  ${verdict}: ${skip.name}: ${skip.reason || 'no reason given'}`);
-  }
+  failures.push(...suite.failures.map((failure) => ({ ...failure, suite: suite.suite })));
+  const counts = [suite.passed, suite.failures.length, suite.skipped.length];
+  console.log(`${suite.suite.padEnd(30)}${counts.map((count) => String(count).padStart(8)).join('')}`);
 }
-console.log(`${passed} passed, ${failed} failed`);
-process.exit(failed > 0 || passed === 0 ? 1 : 0);
+for (const [reason, names] of skips) {
+  const others = names.length > 1 ? ` and ${names.length - 1} more` : '';
+  console.log(`skipped: ${reason || 'no reason given'}: ${names[0]}${others}`);
+}
+for (const { suite, name, message } of failures) console.log(`\nFAILED ${suite}: ${name}\n${endOf(message)}`);
+console.log(`\n${passed} passed, ${failures.length} failed`);
+process.exit(failures.length > 0 || passed === 0 ? 1 : 0);

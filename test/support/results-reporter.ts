@@ -6,13 +6,26 @@ import type { Reporter, SerializedError, TestModule } from 'vitest/node';
 export interface SuiteResults {
   suite: string;
   passed: number;
-  failed: number;
+  failures: { name: string; message: string }[];
   /** Skipped tests with the reason that the test gave to `ctx.skip(reason)`. */
   skipped: { name: string; reason: string }[];
 }
 
+const describe = (errors: readonly SerializedError[]): string =>
+  errors
+    .map(({ message, stack = '' }) => {
+      const places = stack.split('\n').filter((line) => /^\s+at /.test(line) && !line.includes('node_modules'));
+      return [message, ...places.slice(0, 5)].join('\n');
+    })
+    .join('\n');
+
+const errorsOutsideTests = (module: TestModule): SerializedError[] => [
+  ...module.errors(),
+  ...[...module.children.allSuites()].flatMap((suite) => suite.errors()),
+];
+
 /**
- * Writes the counts of a run to the file named by VMIGRATE_TEST_RESULTS. Vitest's own JSON has no skip reasons, and a
+ * Writes the results of a run to the file named by VMIGRATE_TEST_RESULTS. Vitest's own JSON has no skip reasons, and a
  * skip without a reason is what CI must be able to refuse.
  */
 export default class ResultsReporter implements Reporter {
@@ -23,24 +36,29 @@ export default class ResultsReporter implements Reporter {
     const suiteNamed = (name: string): SuiteResults => {
       const known = suites.get(name);
       if (known !== undefined) return known;
-      const created: SuiteResults = { suite: name, passed: 0, failed: 0, skipped: [] };
+      const created: SuiteResults = { suite: name, passed: 0, failures: [], skipped: [] };
       suites.set(name, created);
       return created;
     };
     for (const module of modules) {
       const suite = suiteNamed(module.project.name);
-      let failedTests = 0;
+      const failures = suite.failures.length;
       for (const test of module.children.allTests()) {
         const result = test.result();
         if (result.state === 'passed') suite.passed++;
-        else if (result.state === 'failed') failedTests++;
+        else if (result.state === 'failed')
+          suite.failures.push({
+            name: `${module.relativeModuleId}: ${test.fullName}`,
+            message: describe(result.errors),
+          });
         else suite.skipped.push({ name: test.fullName, reason: result.state === 'skipped' ? (result.note ?? '') : '' });
       }
       // A file that did not load, or whose hook threw, fails although none of its tests did.
-      if (failedTests === 0 && module.state() === 'failed') failedTests = 1;
-      suite.failed += failedTests;
+      if (suite.failures.length === failures && module.state() === 'failed')
+        suite.failures.push({ name: module.relativeModuleId, message: describe(errorsOutsideTests(module)) });
     }
-    if (unhandledErrors.length > 0) suiteNamed('unhandled errors').failed += unhandledErrors.length;
+    for (const error of unhandledErrors)
+      suiteNamed('unhandled errors').failures.push({ name: error.name ?? 'error', message: describe([error]) });
     mkdirSync(dirname(path), { recursive: true });
     writeFileSync(path, JSON.stringify([...suites.values()]));
   }
