@@ -28,7 +28,7 @@ test('the console: past and present output to each reader, input to the guest', 
   await expectOutput(early, /VMG WORK/, 90_000);
   const logged = await readFile(log, 'utf8');
   const late = await open();
-  const backlog = expectOutput(late, /VMG BOOT/, 5_000);
+  const backlog = expectOutput(late, /VMG BOOT/, 30_000);
   expect(logged).toContain('VMG BOOT');
   await backlog;
   late.write('verify\n');

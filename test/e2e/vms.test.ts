@@ -55,7 +55,7 @@ describe('a VM', () => {
     await host.vms.resume('vm');
     const seen = host.exits();
     process.kill(host.vms.get('vm').pid, 'SIGKILL');
-    await expect.poll(() => seen.length, { timeout: 5000 }).toBe(1);
+    await expect.poll(() => seen.length, { timeout: 30_000 }).toBe(1);
     expect(seen[0]).toMatchObject(['vm', { reason: 'killed' }]);
     expect(host.vms.list()[0]).toMatchObject({ state: 'stopped', pid: null });
   });
@@ -64,7 +64,7 @@ describe('a VM', () => {
     await host.vms.run(vmSpec());
     const seen = host.exits();
     process.kill(host.vms.get('vm').pid, 'SIGKILL');
-    await expect.poll(() => seen.length, { timeout: 5000 }).toBe(1);
+    await expect.poll(() => seen.length, { timeout: 30_000 }).toBe(1);
     expect(seen[0]).toMatchObject(['vm', { reason: 'killed', signal: 'SIGKILL' }]);
     await expect.poll(() => readdir(host.ramDir)).toEqual([]);
     expect(await codeOf(host.vms.pause('vm'))).toBe('CONFLICT');
@@ -142,7 +142,7 @@ describe('a VM', () => {
     await host.vms.setState('vm', 'departed');
     const seen = host.exits();
     process.kill(host.vms.get('vm').pid, 'SIGKILL');
-    await expect.poll(() => seen.length, { timeout: 5000 }).toBe(1);
+    await expect.poll(() => seen.length, { timeout: 30_000 }).toBe(1);
     await host.restart();
     expect(host.vms.list()[0]).toMatchObject({ state: 'departed', pid: null });
     await access(host.vms.get('vm').regions[0]?.path ?? '');
