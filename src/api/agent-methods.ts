@@ -89,7 +89,7 @@ const session = z.tuple([sessionId]);
 const vmSession = z.tuple([vmName, sessionId]);
 
 export const AGENT_METHODS: { readonly [M in AgentMethod]: MethodDefinition } = {
-  inventory: method(z.tuple([]), hostInventory, SHORT_MS),
+  inventory: method(z.tuple([]), hostInventory, USUAL_MS),
   vmInventory: method(z.tuple([vmName]), vmInventoryBase.extend({ spec: vmSpecSchema }), USUAL_MS),
   checkTarget: method(z.tuple([vmSpecSchema, rdmaPlace.nullable()]), targetChecks, USUAL_MS),
 

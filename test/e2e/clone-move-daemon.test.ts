@@ -5,7 +5,7 @@ import { afterAll, beforeAll, expect, it } from 'vitest';
 import type { MigrationReport, Refusal, VmView } from '../../src/domain.js';
 import type { ForkReport, ImageView } from '../../src/domain-fork.js';
 import type { MigrationJobView } from '../../src/domain-job.js';
-import { answering } from '../hosts/arping.js';
+import { answersAt } from '../hosts/arping.js';
 import { Cluster, eventually } from '../hosts/cluster.js';
 import { Guest } from '../hosts/guest.js';
 
@@ -50,7 +50,7 @@ it('vmigrate moves one, by tcp of its own accord, and refuses what cannot be', a
   expect(moved.bytes.demand + moved.bytes.prefetch + moved.bytes.zeroSkipped).toBe(128 << 20);
   await expectSound('B', guest);
   // At the address of its own, with the NIC that it was given on A.
-  expect(await answering(cluster, CLONE_ADDRESS)).toEqual([report.clones[0]?.mac]);
+  expect(await answersAt(cluster, CLONE_ADDRESS)).toEqual([report.clones[0]?.mac]);
   expect(await guest.view('A')).toBeUndefined();
   expect(await guest.view('B')).toMatchObject({ state: 'running', image: null, identityIssue: null, exitCode: 7 });
   const [pid, ...others] = await cluster.qemuPids('B');
