@@ -8,8 +8,6 @@ import { ParentDisks } from './parent-disks.js';
 import type { ManagedVm } from './vms.js';
 import { endClones } from './waiting-set.js';
 
-const ANSWER_TIMEOUT_MS = 10_000;
-
 /** Its memory is not protected any more. Nothing to do for one that has ended. */
 export async function letParentRun(context: ForkContext, parent: ManagedVm): Promise<void> {
   const { vms, log } = context;
@@ -17,7 +15,7 @@ export async function letParentRun(context: ForkContext, parent: ManagedVm): Pro
   const isThere = (): boolean => vms.has(name) && vms.get(name) === parent && parent.state !== 'stopped';
   if (!isThere()) return;
   try {
-    await runAgain(await connectedQmp(parent, ANSWER_TIMEOUT_MS));
+    await runAgain(await connectedQmp(parent));
   } catch (error) {
     if (isThere()) throw toMigrationError(error);
     log.warn({ vm: name }, 'the parent of a fork has ended before the fork was undone');

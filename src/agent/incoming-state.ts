@@ -99,7 +99,7 @@ export class IncomingState {
   }
 
   async #attach(): Promise<MigrationWatch> {
-    const qmp = await connectedQmp(this.#vm, ATTACH_TIMEOUT_MS);
+    const qmp = await connectedQmp(this.#vm);
     const watch = this.#watch ?? new MigrationWatch(qmp);
     this.#watch = watch;
     if (this.#end !== null) watch.end(this.#end);
@@ -120,16 +120,24 @@ export class IncomingState {
   }
 }
 
-/** VmManager connects to the QEMU of an earlier daemon when it answers. QEMU_GONE if it does not in time. */
-export async function connectedQmp(vm: ManagedVm, timeoutMs: number): Promise<QmpClient> {
+/** VmManager connects to the QEMU of an earlier daemon when it answers. QEMU_GONE if it does not in time, or has ended. */
+export async function connectedQmp(vm: ManagedVm, timeoutMs = ATTACH_TIMEOUT_MS): Promise<QmpClient> {
   const deadlineMs = performance.now() + timeoutMs;
   for (;;) {
     try {
       return vm.qmp;
     } catch (error) {
-      if (performance.now() > deadlineMs) throw error;
+      if (hasEnded(vm) || performance.now() > deadlineMs) throw error;
     }
     await sleep(ATTACH_POLL_MS);
+  }
+}
+
+function hasEnded(vm: ManagedVm): boolean {
+  try {
+    return vm.pid === 0;
+  } catch {
+    return true;
   }
 }
 

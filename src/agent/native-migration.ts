@@ -4,6 +4,7 @@
  */
 import { MigrationError } from '../errors.js';
 import type { QmpClient } from '../qemu/qmp.js';
+import { connectedQmp } from './incoming-state.js';
 import { MigrationWatch } from './migration-watch.js';
 import { configureIncoming, configureOutgoing } from './qemu-migration.js';
 import type { ManagedVm } from './vms.js';
@@ -57,7 +58,7 @@ export async function nativeMove(vm: ManagedVm, options: NativeMoveOptions): Pro
 
 /** Keys as src/engine/ports.ts names them. */
 export async function nativeReading(vm: ManagedVm): Promise<Readonly<Record<string, number | string>>> {
-  const { status, ram, downtime } = await vm.qmp.execute('query-migrate');
+  const { status, ram, downtime } = await (await connectedQmp(vm)).execute('query-migrate');
   return {
     ...(status === undefined ? {} : { status }),
     ...(downtime === undefined ? {} : { downtimeMs: downtime }),

@@ -4,6 +4,7 @@ import type { SourceEndpointInfo } from '../engine/ports.js';
 import { MigrationError } from '../errors.js';
 import type { AgentContext } from './context.js';
 import { EndedSessions } from './ended-sessions.js';
+import { connectedQmp } from './incoming-state.js';
 import { KeyedLocks } from './locks.js';
 import { cancelMigration, type NativeMoveOptions, nativeMove, nativeReading, runAgain } from './native-migration.js';
 import { checkSession, type SourceRecord } from './session-store.js';
@@ -106,7 +107,7 @@ export class SourceAgent {
     this.#sources.get(session)?.thaw();
     const managed = vms.get(vm);
     try {
-      await runAgain(managed.qmp);
+      await runAgain(await connectedQmp(managed));
     } catch (error) {
       // QEMU has ended while nobody else has it: what is left of it may go.
       if (managed.state === 'departed' && vms.exitOf(vm) !== null) await vms.setState(vm, 'stopped');
@@ -143,7 +144,7 @@ export class SourceAgent {
   async nativeCancel(vm: string, session: string): Promise<void> {
     this.#ended.add(session);
     const { vms } = this.#context;
-    if (vms.has(vm) && !this.#isAnothers(vm, session)) await cancelMigration(vms.get(vm).qmp);
+    if (vms.has(vm) && !this.#isAnothers(vm, session)) await cancelMigration(await connectedQmp(vms.get(vm)));
     await this.#moves.get(session)?.catch(() => undefined);
     this.#moves.delete(session);
   }

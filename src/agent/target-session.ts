@@ -13,7 +13,7 @@ import type { Legacy, PrepareRequest, SessionProgress, SessionState, SourceEndpo
 import { MigrationError, toMigrationError } from '../errors.js';
 import { failureToError } from '../native/failure.js';
 import type { AgentContext } from './context.js';
-import { IncomingState, stateSocketPath } from './incoming-state.js';
+import { connectedQmp, IncomingState, stateSocketPath } from './incoming-state.js';
 import { MigrationWatch } from './migration-watch.js';
 import { incomingUri } from './native-migration.js';
 import { PageSession } from './page-session.js';
@@ -337,7 +337,7 @@ export class TargetSession {
 
   async #nativeState(): Promise<SessionState> {
     if (!this.#hasRun) return this.#state.isLoaded ? 'loaded' : 'prepared';
-    const { status } = await this.#vm.qmp.execute('query-migrate');
+    const { status } = await (await connectedQmp(this.#vm)).execute('query-migrate');
     if (status !== 'completed') return status === 'failed' ? 'failed' : 'filling';
     this.#completed();
     return 'complete';

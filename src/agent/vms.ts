@@ -15,6 +15,7 @@ import type { VmExit, VmSpec, VmState, VmView } from '../domain.js';
 import { MigrationError, toMigrationError } from '../errors.js';
 import { askQemu, type InstalledQemu, resolveAccel } from '../qemu/installed.js';
 import { identityDueOf } from './clone-identity.js';
+import { connectedQmp } from './incoming-state.js';
 import { KeyedLocks } from './locks.js';
 import { presencePath, type RamPlace } from './ram-files.js';
 import { checkSpec } from './spec.js';
@@ -61,8 +62,8 @@ export class VmManager {
   async start(): Promise<void> {
     await mkdir(this.#directory, { recursive: true, mode: 0o700 });
     await mkdir(this.#options.ramDir, { recursive: true, mode: 0o700 });
-    const names = await readdir(this.#directory);
-    await Promise.all(names.map((name) => this.#locks.hold(name, () => this.#find(name))));
+    const find = (name: string) => this.#locks.hold(name, () => this.#find(name));
+    await Promise.all((await readdir(this.#directory)).map(find));
   }
 
   /** Starts a VM. When it rejects, nothing is left of it. */
@@ -103,8 +104,7 @@ export class VmManager {
         );
       }
       const accel = await resolveAccel(options.accel);
-      const { session, epoch } = options;
-      const vm = await this.#create(spec, { state: 'incoming', epoch, accel, session });
+      const vm = await this.#create(spec, { state: 'incoming', epoch: options.epoch, accel, session: options.session });
       vm.giveUpOn(options.signal);
       return this.#orNothing(vm, () =>
         this.#launch(vm, { isIncoming: true, hasPreload: spec.hasPreload && options.isNative !== true }),
@@ -243,6 +243,7 @@ export class VmManager {
   }
 
   async #let(name: string, command: 'stop' | 'cont', state: 'paused' | 'running'): Promise<void> {
+    await connectedQmp(this.#get(name)).catch(() => undefined);
     await this.#locks.hold(name, async () => {
       const vm = await this.#own(name, ['running', 'paused']);
       await vm.qmp.execute(command);
@@ -297,8 +298,8 @@ export class VmManager {
 
   #get(name: string): Vm {
     const vm = this.#vms.get(name);
-    if (vm === undefined) throw new MigrationError('NOT_FOUND', `no VM ${name} on ${this.#options.host}`);
-    return vm;
+    if (vm !== undefined) return vm;
+    throw new MigrationError('NOT_FOUND', `no VM ${name} on ${this.#options.host}`);
   }
 
   /** For calls of users: the VM is in one of these states, belongs to this host, and no job has it. */

@@ -3,6 +3,7 @@ import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import { MigrationWatch } from '../../src/agent/migration-watch.js';
 import { SessionStore, type TargetRecord } from '../../src/agent/session-store.js';
 import type { VmSpec } from '../../src/domain.js';
+import { MigrationError } from '../../src/errors.js';
 import { failureToError } from '../../src/native/failure.js';
 import { NATIVE_ERROR } from '../../src/protocol/wire.js';
 import { FakeHost } from '../support/agent-fakes.js';
@@ -61,6 +62,37 @@ describe('an undo that comes late', () => {
     expect(host.qemu.commands.lastIndexOf('query-status')).toBeLessThan(host.qemu.commands.indexOf('migrate'));
     expect(host.qemu.isRunning).toBe(false);
     expect(host.vm['state']).toBe('departed');
+  });
+});
+
+describe('an undo by a daemon that has just been started', () => {
+  const notYet = () => new MigrationError('QEMU_GONE', 'it does not answer');
+
+  beforeEach(() => {
+    host.qemu.isRunning = false;
+    host.vm['state'] = 'departed';
+  });
+
+  test('waits until QEMU answers, and lets the VM run', async () => {
+    let askedCount = 0;
+    const get = () => {
+      if (++askedCount < 3) throw notYet();
+      return host.qemu;
+    };
+    Object.defineProperty(host.vm, 'qmp', { get });
+    await host.agent.start();
+    await host.agent.continueVm('web', FIRST);
+    expect(host.qemu.isRunning).toBe(true);
+    expect(host.vm['state']).toBe('running');
+  });
+
+  test('does not wait for one that has ended', async () => {
+    const get = () => {
+      throw notYet();
+    };
+    Object.defineProperties(host.vm, { qmp: { get }, pid: { get } });
+    await host.agent.start();
+    await expect(host.agent.continueVm('web', FIRST)).rejects.toEqual(code('QEMU_GONE'));
   });
 });
 
