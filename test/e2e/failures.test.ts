@@ -96,8 +96,10 @@ const FAULTS_BEFORE: Fault[] = [
     name: 'the job is cancelled',
     // It answers when the VM runs on the source again, so it is not waited for while the job is parked.
     strike: async (id) => {
-      void cluster.vmctl('A', 'cancel', id);
-      await sleep(1000);
+      const api = cluster.api('A');
+      api.post(`/v1/jobs/${id}/cancel`).catch(() => undefined);
+      // The daemon takes requests as they come: once it has answered later ones, it has that one.
+      for (let later = 0; later < 3; later++) await api.get(`/v1/jobs/${id}`);
     },
     heal: async () => undefined,
     state: 'cancelled',

@@ -34,7 +34,7 @@ async function main(network: 'fresh' | 'isolated'): Promise<void> {
   const fork = await HandFork.make(host, parent, 2, network);
   await fork.run();
   const names = fork.clones.map(({ spec }) => spec.name);
-  for (const name of names) await heard(host, name, /VMG FORK/);
+  for (const name of names) await heard(host, name, /VMG FORK [^\n]*\n/);
   // What is still due when the daemon ends is done by the next one.
   await host.restart();
   await eventually('the clones have their NICs', ANSWER_MS, () =>
