@@ -287,4 +287,19 @@ describe('the device state', () => {
     await expect(remote('B', { A: url() }).sendState('A', SESSION, body)).rejects.toMatchObject({ code: 'NOT_FOUND' });
     await closed;
   });
+
+  test('that the target refuses with much of it unread leaves a connection that later calls can use', async () => {
+    const agents = remote('B', { A: url() });
+    // More than the target takes in unread, less than what is on its way in the kernel: all of it has been sent.
+    const body = Readable.from([Buffer.alloc(2 ** 19)]);
+    const ended = new Promise((resolve) => body.once('close', resolve));
+    services.agent.acceptState = async () => {
+      await ended;
+      for (let round = 0; round < 3; round++) await agents.ping('A');
+      throw new MigrationError('QEMU_FAILED', 'QEMU has ended');
+    };
+    await expect(agents.sendState('A', SESSION, body)).rejects.toMatchObject({ code: 'QEMU_FAILED' });
+    // As many as there are connections.
+    await Promise.all([agents.ping('A'), agents.ping('A')]);
+  }, 30_000);
 });
