@@ -125,6 +125,11 @@ const recordSchema = z.strictObject({
   createdAt: z.string(),
 });
 
+/** The state that a VM is said to be in: one whose QEMU has ended, which whoever says that it runs has not heard of, is stopped. */
+export function heldAgainst({ process, exit }: VmRecord, state: VmState): VmState {
+  return state === 'running' && process === null && exit !== null ? 'stopped' : state;
+}
+
 /** The change, null if there is none. VM_BUSY if another job has the VM. */
 export function reservedBy({ spec, job: holder }: VmRecord, job: string): Partial<VmRecord> | null {
   if (holder === job) return null;

@@ -24,7 +24,7 @@ import { adopt } from './vm-adopt.js';
 import { type BringUpOptions, bringUp, createVm, type VmStart } from './vm-create.js';
 import { type StopOptions, VmKeeper } from './vm-keeper.js';
 import type { CloneOptions, IncomingOptions, VmManagerOptions } from './vm-options.js';
-import { type RecordAmendment, readRecord, reservedBy, type VmRecord } from './vm-record.js';
+import { heldAgainst, type RecordAmendment, readRecord, reservedBy, type VmRecord } from './vm-record.js';
 
 export type { VmExit } from '../domain.js';
 export type { ManagedVm } from './vm.js';
@@ -198,9 +198,9 @@ export class VmManager {
   }
 
   /** Durable when it resolves. */
-  async setState(name: string, state: VmState, options: { epoch?: number } = {}): Promise<void> {
+  async setState(name: string, state: VmState, epoch: { epoch?: number } = {}): Promise<void> {
     const vm = this.#get(name);
-    await vm.update({ state, ...(options.epoch === undefined ? {} : { epoch: options.epoch }) });
+    await vm.update((record) => ({ state: heldAgainst(record, state), ...epoch }));
     this.#changed(vm);
   }
 
