@@ -115,7 +115,7 @@ describe('before the commit', () => {
     const beginning = pair.move('unwanted');
     const preparing = b.agent.prepare(await prepareRequest(beginning));
     preparing.catch(() => undefined);
-    await eventually('its QEMU is being started', 10_000, () => (b.vms.has('unwanted') ? true : undefined));
+    await eventually('its QEMU is being started', 60_000, () => (b.vms.has('unwanted') ? true : undefined));
     await b.agent.discard(beginning.session);
     await expect(preparing).rejects.toEqual(code('CANCELLED'));
     expect(b.traces('unwanted')).toEqual([]);
@@ -160,7 +160,7 @@ describe('after the commit', () => {
     const epoch = await commit(move);
     await expect(a.agent.continueVm('given', move.session)).rejects.toEqual(code('OWNER_CHANGED'));
     process.kill(a.vms.get('given').pid, 'SIGKILL');
-    await eventually('the end of QEMU is noticed', 10_000, () => (a.vms.exitOf('given') === null ? undefined : true));
+    await eventually('the end of QEMU is noticed', 60_000, () => (a.vms.exitOf('given') === null ? undefined : true));
     await b.agent.resume(move.session, epoch);
     await expect(b.agent.discard(move.session)).rejects.toEqual(code('CONFLICT'));
     await drained(move);
@@ -211,7 +211,7 @@ describe('after the commit', () => {
     await b.agent.resume(move.session, await commit(move));
     await a.restart();
     expect(a.vms.get('exposed').state).toBe('departed');
-    await eventually('the target notices', 30_000, async () =>
+    await eventually('the target notices', 60_000, async () =>
       ['disconnected', 'failed'].includes((await b.agent.progress(move.session)).state) ? true : undefined,
     );
     await b.agent.reconnect(move.session, await a.agent.expose(exposed));
@@ -273,7 +273,7 @@ describe("QEMU's own migration", () => {
     const options = { uri: nativeUri ?? '', isPostcopy: false, bandwidthBytesPerS: 1 << 20, downtimeMsMax: 1 };
     const moving = a.agent.nativeMigrate('kept', move.session, options);
     moving.catch(() => undefined);
-    await eventually('it is under way', 10_000, async () =>
+    await eventually('it is under way', 60_000, async () =>
       (await a.agent.nativeProgress('kept'))['status'] === 'active' ? true : undefined,
     );
     await a.agent.nativeCancel('kept', move.session);

@@ -56,7 +56,7 @@ it('vmigrate moves one, by tcp of its own accord, and refuses what cannot be', a
   const [pid, ...others] = await cluster.qemuPids('B');
   expect(others).toEqual([]);
   process.kill(pid ?? Number.NaN, 'SIGKILL');
-  await eventually('its end is noticed', 20_000, async () =>
+  await eventually('its end is noticed', 60_000, async () =>
     (await guest.view('B'))?.state === 'stopped' ? true : undefined,
   );
   expect(await guest.view('B')).toMatchObject({ exitCode: 7, exit: { reason: 'killed', exitCode: 7 } });

@@ -62,7 +62,7 @@ async function departed(vm: string): Promise<Move> {
 }
 
 async function allPagesKept({ session }: Move): Promise<void> {
-  await eventually('its own pages are in a file', 20_000, async () => {
+  await eventually('its own pages are in a file', 60_000, async () => {
     const { ownPages, ownPagesKept } = await pair.a.agent.sourceCounters(session);
     return ownPages !== undefined && ownPages > 0 && ownPagesKept === ownPages ? true : undefined;
   });
@@ -137,7 +137,7 @@ test('a source that is started again goes on from the process, or, when that has
   expect(a.vms.get(vm).state).toBe('departed');
   await expect(a.agent.images.remove(image)).rejects.toEqual(code('CONFLICT'));
   const reconnect = async () => {
-    await eventually('the target notices', 30_000, async () =>
+    await eventually('the target notices', 60_000, async () =>
       ['disconnected', 'failed'].includes((await b.agent.progress(session)).state) ? true : undefined,
     );
     await b.agent.reconnect(session, await a.agent.expose({ session, vm, token, transport, target: 'B' }));
@@ -145,7 +145,7 @@ test('a source that is started again goes on from the process, or, when that has
   await reconnect();
   await allPagesKept(move);
   process.kill(a.vms.get(vm).pid, 'SIGKILL');
-  await eventually('the end of QEMU is noticed', 10_000, () => (a.vms.exitOf(vm) === null ? undefined : true));
+  await eventually('the end of QEMU is noticed', 60_000, () => (a.vms.exitOf(vm) === null ? undefined : true));
   const { pagesPresent, pagesTotal } = await b.agent.progress(session);
   expect(pagesPresent).toBeLessThan(pagesTotal);
   await a.restart();

@@ -45,7 +45,7 @@ async function migrateUpTo(step: StepName, source: string, target: string, ...fl
 }
 
 async function expectNothingLeft(host: string): Promise<void> {
-  await eventually(`nothing is left on ${host}`, 20_000, async () => {
+  await eventually(`nothing is left on ${host}`, 60_000, async () => {
     const ram = cluster.ramDirectory(host);
     const files = existsSync(ram) ? await readdir(ram) : [];
     const list = await cluster.json<{ name: string }[]>(host, 'vmctl', 'ps');
@@ -220,7 +220,7 @@ it('says plainly that a VM is lost when its QEMU is killed on the target before 
   const { id } = await migrateUpTo('drain', source, target, '--bandwidth', '4');
   await killQemu(target);
   await parking.release(before('drain'));
-  await eventually('the job says so', 30_000, async () =>
+  await eventually('the job says so', 60_000, async () =>
     (await job(source, id)).state === 'lost' ? true : undefined,
   );
   expect(await guest.isSilent(source)).toBe(true);

@@ -50,7 +50,7 @@ const hashOf = (path: string) => createHash('sha256').update(readFileSync(path))
 async function writes(vm: string): Promise<void> {
   const count = async () => [...(await forks.host.serial(vm)).matchAll(/VMG DISK n=/g)].length;
   const before = await count();
-  await eventually(`${vm} writes to its disk`, 60_000, async () => ((await count()) >= before + 2 ? true : undefined));
+  await eventually(`${vm} writes to its disk`, 120_000, async () => ((await count()) >= before + 2 ? true : undefined));
   expect(await forks.host.serial(vm)).not.toMatch(/VMG ERROR/);
 }
 
@@ -135,7 +135,7 @@ test('a fork that is given up leaves the parent on its own file', async () => {
   expect(readdirSync(forks.directory).filter((name) => name.startsWith('undone.qcow2.'))).toEqual([]);
   const before = latestNumber(base);
   await writes('undone');
-  await eventually('its writes reach the file', 20_000, () => (latestNumber(base) > before ? true : undefined));
+  await eventually('its writes reach the file', 60_000, () => (latestNumber(base) > before ? true : undefined));
 });
 
 test('scratch disks are gone with their clones; two forks make a chain that is merged in any order', async () => {

@@ -254,7 +254,7 @@ test('a file system that is full before the clones run: the fork is given up, an
     execFileSync('fallocate', ['-l', String(bavail * bsize - 40 * 2 ** 20), filler]);
     await agent.armParent(request.fork);
     await agent.forkPoint(request.fork);
-    await eventually('the failure', 30_000, async () =>
+    await eventually('the failure', 60_000, async () =>
       (await agent.forkProgress(request.fork)).state === 'failed' ? true : undefined,
     );
     await expect(agent.startClones(request.fork)).rejects.toEqual(code('NO_SPACE'));
@@ -281,7 +281,7 @@ describe('a host whose daemon is restarted', () => {
         if (step === last) break;
       }
       await forks.host.restart();
-      await eventually('the parent is alone', 20_000, () => (forks.host.vms.list().length === 1 ? true : undefined));
+      await eventually('the parent is alone', 60_000, () => (forks.host.vms.list().length === 1 ? true : undefined));
       expect(forks.traces()).toEqual([]);
       await expectWorking(['survivor']);
     },

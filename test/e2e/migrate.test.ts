@@ -126,7 +126,7 @@ describe('a VM on its way', () => {
     peer.stdout.on('data', (data: Buffer) => (output += data.toString()));
     peer.stderr.on('data', (data: Buffer) => (connected ||= data.toString().includes('connected')));
     try {
-      await eventually('the stream is connected', 30_000, () => (connected ? true : undefined));
+      await eventually('the stream is connected', 60_000, () => (connected ? true : undefined));
       await guest.expectProgress('A');
       await migrate('A', guest.name, 'B');
       await guest.expectProgress('B', 10);

@@ -9,9 +9,12 @@ import type { ForkJobView } from '../../src/domain-job.js';
 import { checkClones } from '../hosts/clone-check.js';
 import { Cluster, eventually } from '../hosts/cluster.js';
 import { Guest, type GuestOptions } from '../hosts/guest.js';
+import { Parking } from '../hosts/parking.js';
 
 /** As many as two processors get through in a test's time; `npm run bench -- vfork` does the same with 64. */
 const MANY = Number(process.env.VMIGRATE_TEST_CLONES ?? 16);
+
+const BEFORE_FILLING = 'before:fillImage';
 
 let cluster: Cluster;
 
@@ -102,8 +105,13 @@ describe('vfork --clones', () => {
   });
 
   it('two at once: the second begins when the image of the first is complete', async () => {
+    const parking = new Parking(cluster.directory, [BEFORE_FILLING]);
+    await cluster.stopDaemon('A', 'SIGTERM');
+    await cluster.startDaemon('A', parking.environment);
     await start({ name: 'queue' });
     const body = { vm: 'queue', cloneCount: 2 };
+    // Until the others have been asked for.
+    await parking.arm(BEFORE_FILLING);
     const [first, second, third] = [
       await cluster.api('A').post<ForkJobView>('/v1/forks', body),
       await cluster.api('A').post<ForkJobView>('/v1/forks', body),
@@ -112,6 +120,8 @@ describe('vfork --clones', () => {
     for (const { state, waitsFor } of [second, third])
       expect({ state, waitsFor }).toEqual({ state: 'queued', waitsFor: first.id });
     expect(await cluster.json('A', 'vmctl', 'cancel', third.id)).toMatchObject({ state: 'cancelled' });
+    await parking.parked(BEFORE_FILLING);
+    await parking.release(BEFORE_FILLING);
     const names: string[] = [];
     for (const { id } of [first, second]) {
       const job = await cluster.json<ForkJobView>('A', 'vmctl', 'job', id, '--follow');

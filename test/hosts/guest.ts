@@ -141,7 +141,7 @@ export class Guest {
   }
 
   /** Waits for `count` new windows on this host: the guest runs here. */
-  async expectProgress(host: string, count = 3, timeoutMs = 30_000): Promise<WorkWindow[]> {
+  async expectProgress(host: string, count = 3, timeoutMs = 60_000): Promise<WorkWindow[]> {
     const before = (await this.work(host)).length;
     return eventually(`${this.name} goes on working on ${host}`, timeoutMs, async () => {
       const windows = await this.work(host);

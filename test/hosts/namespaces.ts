@@ -25,12 +25,14 @@ export interface NamespaceOptions {
 }
 
 async function ip(...args: string[]): Promise<string> {
-  const { stdout } = await run('ip', args, { timeout: 10_000 });
+  const { stdout } = await run('ip', args, { timeout: 60_000 });
   return stdout;
 }
 
 export class Namespaces implements HostNetwork<NamespaceHost> {
   readonly hosts: readonly NamespaceHost[];
+  /** How short of memory the machine is that the tests run on is not what they are about. */
+  readonly daemonConfig = { pool: { memoryAvailableBytesMin: 0, memoryStallPercentMax: 100 } };
   readonly switchNamespace: string;
   readonly clientNamespace: string;
   readonly guestSubnet = '10.84.0';

@@ -18,7 +18,7 @@ export const AGENT_POINTS_BEFORE_COMMIT = [
   'agent:fork:commit',
 ];
 
-const PARKED_MS = 30_000;
+const PARKED_MS = 60_000;
 
 export class Parking {
   constructor(
