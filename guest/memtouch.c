@@ -1,7 +1,10 @@
 // The guest's proof of its own memory: visits pages in random order for ever, checks each against a shadow
 // copy, and rewrites some of them.
 //
-//   memtouch MB WRITE_PERCENT THREADS [idle]
+//   memtouch MB WRITE_PERCENT THREADS [REST_PERCENT | idle]
+//
+// It rests for REST_PERCENT (0 to 99) of the time, after every 10 ms of work: emulated guests that are many
+// need not fill the processors of whoever tests something else than speed.
 //
 // Each page has a version in the shadow. Every 512 bytes (and in the last word) stands a mix of page, version
 // and word number, so that a stale, foreign, zeroed or half-updated page is seen; all other words are filled
@@ -45,6 +48,7 @@ enum {
   bad_lines_max = 64,
   report_interval_ms = 100,
   idle_interval_ms = 1000,
+  stretch_ms = 10,
 };
 
 struct worker {
@@ -54,6 +58,7 @@ struct worker {
   atomic_ulong bad_pages;
   size_t page_first, page_count;
   uint64_t random_state;
+  uint64_t stretch_start_ns;
   uint64_t write_count;
   uint64_t verify_bad;
   pthread_t thread;
@@ -62,7 +67,7 @@ struct worker {
 static uint64_t* memory;
 static uint32_t* versions;
 static struct worker workers[threads_max];
-static int worker_count, write_percent, idle;
+static int worker_count, write_percent, rest_percent, idle;
 static atomic_int verify_wanted, bad_lines;
 static pthread_barrier_t verify_begins, verify_ends;
 
@@ -166,6 +171,17 @@ static void restart_gap(struct worker* self) {
   atomic_store(&self->last_op_ns, now_ns());
 }
 
+static void visit_or_rest(struct worker* self) {
+  visit_one(self);
+  if (rest_percent == 0) return;
+  uint64_t now = atomic_load_explicit(&self->last_op_ns, memory_order_relaxed);
+  uint64_t worked_ns = now - self->stretch_start_ns;
+  if (worked_ns < stretch_ms * 1000000u) return;
+  usleep((unsigned)(stretch_ms * 1000 * rest_percent / (100 - rest_percent)));
+  restart_gap(self);
+  self->stretch_start_ns = now_ns();
+}
+
 static void wait_if_verifying(struct worker* self) {
   if (!atomic_load(&verify_wanted)) return;
   pthread_barrier_wait(&verify_begins);
@@ -182,7 +198,7 @@ static void* work(void* argument) {
     if (idle)
       usleep(10000);
     else
-      visit_one(self);
+      visit_or_rest(self);
   }
   return NULL;
 }
@@ -268,7 +284,7 @@ static void run_reporter(void) {
       read_commands();
       restart_gap(self);
     } else {
-      visit_one(self);
+      visit_or_rest(self);
     }
     uint64_t last = atomic_load_explicit(&self->last_op_ns, memory_order_relaxed);
     if (last - window_start_ns < interval_ns) continue;
@@ -293,13 +309,14 @@ static long argument(char** argv, int n, long low, long high) {
 
 int main(int argc, char** argv) {
   if (argc < 4) {
-    fprintf(stderr, "usage: memtouch MB WRITE_PERCENT THREADS [idle]\n");
+    fprintf(stderr, "usage: memtouch MB WRITE_PERCENT THREADS [REST_PERCENT | idle]\n");
     return 2;
   }
   size_t mb = (size_t)argument(argv, 1, 1, 1 << 20);
   write_percent = (int)argument(argv, 2, 0, 100);
   worker_count = (int)argument(argv, 3, 1, threads_max);
   idle = argc > 4 && strcmp(argv[4], "idle") == 0;
+  if (argc > 4 && !idle) rest_percent = (int)argument(argv, 4, 0, 99);
 
   size_t pages = mb << 8;
   memory = mmap(NULL, mb << 20, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);

@@ -19,7 +19,7 @@ let report: ForkReport;
 
 beforeAll(async () => {
   cluster = await Cluster.create({ hasGuestNetwork: true });
-  const busy = { memoryMiB: 128, touchMiB: 24, writePercent: 50 };
+  const busy = { memoryMiB: 128, touchMiB: 24, writePercent: 50, restPercent: 50 };
   parent = await Guest.start(cluster, 'A', { name: 'parent', address: ADDRESS, ...busy });
   report = await cluster.json<ForkReport>('A', 'vfork', '--clones', '3', 'parent', '--name', 'c');
   await eventually('the clones have their network', SETTLE_MS, async () => {

@@ -33,7 +33,7 @@ async function cpuMs(pid: number): Promise<number> {
 
 beforeAll(async () => {
   cluster = await Cluster.create();
-  guest = await Guest.start(cluster, 'A', { name: 'kept', touchMiB: 16, memoryMiB: 128 });
+  guest = await Guest.start(cluster, 'A', { name: 'kept', touchMiB: 16, memoryMiB: 128, restPercent: 75 });
 });
 afterAll(() => cluster?.destroy());
 

@@ -62,7 +62,7 @@ beforeAll(async () => {
   cluster = await Cluster.create();
   parking = new Parking(cluster.directory, ALL_STEPS.map(before));
   for (const host of ['A', 'B']) await restart(host);
-  guest = await Guest.start(cluster, 'A', { name: 'survivor', touchMiB: 48, memoryMiB: 160 });
+  guest = await Guest.start(cluster, 'A', { name: 'survivor', touchMiB: 48, memoryMiB: 160, restPercent: 50 });
 });
 
 /** A test that failed half-way must not make the next ones fail. */

@@ -33,7 +33,7 @@ test('clones know who they are, share no random numbers, have the host’s time,
   const host = await VmHost.start();
   // A clock that is years behind, as in an image that was saved long ago.
   const past = ['-rtc', 'base=2020-01-01T00:00:00'];
-  const append = 'console=ttyS0 quiet vmg.workload=memtouch vmg.mb=16';
+  const append = 'console=ttyS0 quiet vmg.workload=memtouch vmg.mb=16 vmg.restpct=75';
   const agent = { initrd: agentInitrd(), guestAgent: true };
   await host.vms.run(vmSpec({ ...guestImage(), ...agent, memory: { size: '192M' }, append, qemuArgs: past }));
   await heard(host, 'vm', /VMG WORK/);

@@ -145,7 +145,7 @@ describe('a VM on its way', () => {
   });
 
   it('shows its plan and starts nothing with --dry-run', async () => {
-    const guest = await Guest.start(cluster, 'A', { name: 'planned', touchMiB: 16 });
+    const guest = await Guest.start(cluster, 'A', { name: 'planned', touchMiB: 16, restPercent: 75 });
     const plan = await cluster.json<{ plan: MigrationPlan; refusals: Refusal[] }>(
       'A',
       'vmigrate',
@@ -163,7 +163,7 @@ describe('a VM on its way', () => {
   });
 
   it('goes in the background with --detach and can be followed', async () => {
-    const guest = await Guest.start(cluster, 'A', { name: 'detached', touchMiB: 32 });
+    const guest = await Guest.start(cluster, 'A', { name: 'detached', touchMiB: 32, restPercent: 75 });
     const started = await cluster.json<JobView>('A', 'vmigrate', guest.name, 'B', '--detach');
     const followed = await cluster.must(cluster.vmctl('A', 'job', started.id, '--follow', '--json'));
     expect((JSON.parse(followed.stdout) as JobView).state).toBe('done');

@@ -17,7 +17,7 @@ const at = (...parts: string[]): string => join(cluster.directory, ...parts);
 
 beforeAll(async () => {
   cluster = await Cluster.create();
-  guest = await Guest.start(cluster, 'A', { name: 'guarded', touchMiB: 16, memoryMiB: 128 });
+  guest = await Guest.start(cluster, 'A', { name: 'guarded', touchMiB: 16, memoryMiB: 128, restPercent: 75 });
   await cluster.must(cluster.local('vmctl', 'certs', 'init', at('other-ca')));
   await cluster.must(
     cluster.local('vmctl', 'certs', 'user', 'mallory', '--dir', at('other-ca'), '--out', at('mallory')),

@@ -17,7 +17,8 @@ let parent: Guest;
 
 beforeAll(async () => {
   cluster = await Cluster.create({ hosts: ['A'], hasGuestNetwork: true });
-  parent = await Guest.start(cluster, 'A', { name: 'net', memoryMiB: 128, touchMiB: 16, address: addresses[0] ?? '' });
+  const options = { memoryMiB: 128, touchMiB: 16, restPercent: 75 };
+  parent = await Guest.start(cluster, 'A', { name: 'net', ...options, address: addresses[0] ?? '' });
 }, 200_000);
 afterEach(async () => {
   for (const { name, image } of await ps()) if (image !== null) await cluster.vmctl('A', 'stop', name, '--force');

@@ -32,7 +32,7 @@ const ps = (): Promise<VmView[]> => cluster.json('A', 'vmctl', 'ps');
 const images = (): Promise<ImageView[]> => cluster.json('A', 'vmctl', 'images');
 const vfork = (...args: string[]): Promise<ForkReport> => cluster.json('A', 'vfork', ...args);
 const start = (options: GuestOptions): Promise<Guest> =>
-  Guest.start(cluster, 'A', { memoryMiB: 128, touchMiB: 32, ...options });
+  Guest.start(cluster, 'A', { memoryMiB: 128, touchMiB: 32, restPercent: 50, ...options });
 
 async function expectSound(name: string): Promise<void> {
   const guest = new Guest(cluster, name);
@@ -58,7 +58,7 @@ async function expectRefused(file: string, why: string): Promise<void> {
 
 describe('vfork --clones', () => {
   it('eight copies of a busy guest run on, and so does the guest', async () => {
-    const parent = await start({ name: 'web' });
+    const parent = await start({ name: 'web', restPercent: 0 });
     const report = await vfork('--clones', '8', 'web');
     expect(report).toMatchObject({ parent: 'web', failures: [], memoryBytes: 128 << 20 });
     expect(report.parentPauseMs).toBeGreaterThan(0);
@@ -85,7 +85,7 @@ describe('vfork --clones', () => {
   });
 
   it('many at once: no page is wrong, and none is another', async () => {
-    const parent = await start({ name: 'crowd', touchMiB: 16 });
+    const parent = await start({ name: 'crowd', touchMiB: 16, restPercent: 0 });
     const report = await vfork('--clones', `${MANY}`, 'crowd');
     expect(report).toMatchObject({ failures: [] });
     expect(await checkClones(cluster, report.clones)).toEqual({ badPages: 0, distinctCount: MANY, shared: [] });

@@ -19,7 +19,7 @@ test('the console: past and present output to each reader, input to the guest', 
     vmSpec({
       ...guestImage(),
       memory: { size: '192M' },
-      append: 'console=ttyS0 quiet vmg.workload=memtouch vmg.mb=16',
+      append: 'console=ttyS0 quiet vmg.workload=memtouch vmg.mb=16 vmg.restpct=75',
     }),
   );
   const { socket, log } = host.vms.serialPaths('vm');

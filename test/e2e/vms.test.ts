@@ -227,7 +227,7 @@ describe('a target', () => {
 
   // Memory is copied by hand here: what is shown is that the two command lines give the guest one and the same machine.
   test('carries on where the source was stopped', async () => {
-    const append = 'console=ttyS0 quiet vmg.workload=memtouch vmg.mb=16';
+    const append = 'console=ttyS0 quiet vmg.workload=memtouch vmg.mb=16 vmg.restpct=75';
     const devices = {
       nics: [{}, {}],
       cpus: 2,

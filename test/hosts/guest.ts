@@ -24,6 +24,8 @@ export interface GuestOptions {
   /** Sizes of several memory regions (NUMA nodes); their sum is the memory. */
   readonly regionsMiB?: readonly number[];
   readonly backing?: 'shared' | 'private';
+  /** Of its time, in which the workload rests; none by default. Leaves processors to tests in which guests need not be busy. */
+  readonly restPercent?: number;
   readonly hasPreload?: boolean;
   /** Address of the guest's NIC in the cluster's guest network. */
   readonly address?: string;
@@ -73,7 +75,7 @@ export function guestSpec(options: GuestOptions): Record<string, unknown> {
   const workload = options.workload ?? 'memtouch';
   const append = [
     'console=ttyS0 quiet',
-    `vmg.workload=${workload} vmg.mb=${options.touchMiB ?? 64} vmg.writepct=${options.writePercent ?? 20} vmg.threads=${cpus}`,
+    `vmg.workload=${workload} vmg.mb=${options.touchMiB ?? 64} vmg.writepct=${options.writePercent ?? 20} vmg.threads=${cpus} vmg.restpct=${options.restPercent ?? 0}`,
     ...(options.address === undefined ? [] : [`vmg.ip=${options.address}/24`]),
   ].join(' ');
   return {
