@@ -143,10 +143,12 @@ static void send_exit_code(int code) {
     if (got != 1 || strcmp(name, "org.vmigrate.exit") != 0) continue;
     snprintf(path, sizeof path, "/dev/vport0p%d", port);
     int fd = open(path, O_WRONLY | O_CLOEXEC);
-    if (fd < 0 || dprintf(fd, "%d\n", code) < 0) break;
-    close(fd);
+    if (fd < 0) break;
+    // Before it is said, so that it is in the log of whoever waits for the code.
     printf("VMG EXIT code=%d\n", code);
     fflush(stdout);
+    if (dprintf(fd, "%d\n", code) < 0) break;
+    close(fd);
     return;
   }
   printf("VMG ERROR no exit port: %s\n", strerror(errno));

@@ -16,9 +16,9 @@ export interface ConsoleOptions {
   /** Serial socket of a running VM; null for one that has stopped: its log can still be read. */
   readonly socketPath: string | null;
   readonly logPath: string;
-  /** How much of the past to begin with; at most CONSOLE_BACKLOG_BYTES_MAX. */
+  /** How much of the past to begin with; of a line that is followed at most CONSOLE_BACKLOG_BYTES_MAX. */
   readonly backlogBytes: number;
-  /** End after the backlog instead of waiting for more. */
+  /** False: end after the backlog instead of waiting for more. */
   readonly isFollowing: boolean;
 }
 
@@ -34,7 +34,8 @@ export async function openConsole(options: ConsoleOptions): Promise<Duplex> {
     throw new MigrationError('NOT_FOUND', `${logPath} cannot be read`, { cause: error });
   }
   const { size } = await log.stat();
-  const backlogBytes = Math.max(0, Math.min(options.backlogBytes, CONSOLE_BACKLOG_BYTES_MAX));
+  const backlogBytesMax = options.isFollowing ? CONSOLE_BACKLOG_BYTES_MAX : size;
+  const backlogBytes = Math.max(0, Math.min(options.backlogBytes, backlogBytesMax));
   return new ConsoleStream(log, logPath, Math.max(0, size - backlogBytes), input);
 }
 

@@ -87,10 +87,19 @@ export class ApiClient {
   }
 
   /** The serial line of a VM, both ways, beginning with so much of its past. */
-  async console(vm: string, backlogBytes: number): Promise<Duplex> {
+  console(vm: string, backlogBytes: number): Promise<Duplex> {
+    return this.upgrade(vm, `backlog=${backlogBytes}`);
+  }
+
+  /** All that the serial line of a VM has said so far. */
+  serialLog(vm: string): Promise<Duplex> {
+    return this.upgrade(vm, 'follow=false');
+  }
+
+  private async upgrade(vm: string, query: string): Promise<Duplex> {
     const request = await this.request({
       method: 'GET',
-      path: `/v1/vms/${encodeURIComponent(vm)}/console?backlog=${backlogBytes}`,
+      path: `/v1/vms/${encodeURIComponent(vm)}/console?${query}`,
       headers: { connection: 'Upgrade', upgrade: CONSOLE_PROTOCOL },
     });
     return new Promise((resolve, reject) => {

@@ -1,4 +1,7 @@
-/** A VM's serial line over HTTP/1.1 Upgrade: after "101 Switching Protocols" the connection carries the line's bytes, both ways. */
+/**
+ * A VM's serial line over HTTP/1.1 Upgrade: after "101 Switching Protocols" the connection carries the line's bytes, both ways. With
+ * `?follow=false` it carries all that the line has said so far, and ends: nothing is asked of a QEMU that may be about to end.
+ */
 import type { IncomingMessage } from 'node:http';
 import type { Duplex } from 'node:stream';
 import { MigrationError } from '../errors.js';
@@ -8,7 +11,7 @@ import type { ApiServices } from './ports.js';
 
 const CONSOLE_PROTOCOL = 'vmigrate-console';
 const CONSOLES_MAX = 64;
-const TARGET = /^\/v1\/vms\/([A-Za-z0-9._-]{1,64})\/console(?:\?backlog=(\d{1,6}))?$/;
+const TARGET = /^\/v1\/vms\/([A-Za-z0-9._-]{1,64})\/console(?:\?backlog=(\d{1,6})|\?(follow=false))?$/;
 
 export class Consoles {
   private readonly open = new Set<Duplex>();
@@ -27,14 +30,17 @@ export class Consoles {
 
   private async attach(request: IncomingMessage, socket: Duplex, head: Buffer): Promise<void> {
     authorize(request.socket, false, this.services);
-    const [, name, backlog] = TARGET.exec(request.url ?? '') ?? [];
+    const [, name, backlog, past] = TARGET.exec(request.url ?? '') ?? [];
     const protocol = request.headers.upgrade?.toLowerCase();
     if (request.method !== 'GET' || name === undefined || protocol !== CONSOLE_PROTOCOL)
       throw new MigrationError('NOT_FOUND', 'there is nothing to upgrade to here');
     if (this.open.size >= CONSOLES_MAX) throw new MigrationError('CONFLICT', 'too many consoles are open');
     this.open.add(socket);
     socket.once('close', () => this.open.delete(socket));
-    const line = await this.services.vms.openConsole(name, { backlogBytes: Number(backlog ?? 0) });
+    const line = await this.services.vms.openConsole(name, {
+      backlogBytes: past === undefined ? Number(backlog ?? 0) : Number.MAX_SAFE_INTEGER,
+      isFollowing: past === undefined,
+    });
     if (socket.destroyed) {
       line.destroy();
       return;

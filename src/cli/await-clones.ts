@@ -9,13 +9,12 @@ import { pipeline } from 'node:stream/promises';
 import { type ApiClient, DaemonUnreachable } from '../api/client.js';
 import type { VmView } from '../domain.js';
 import type { CloneReport } from '../domain-fork.js';
+import { MigrationError } from '../errors.js';
 import type { CloneEnd } from './render-fork.js';
 
 const POLL_MS = 250;
 /** A daemon that restarts finds its VMs again. */
 const AWAY_MS_MAX = 60_000;
-/** What the API answers at most of a line's past. */
-const LOG_BYTES_MAX = 999_999;
 
 export async function awaitClones(
   api: ApiClient,
@@ -57,10 +56,17 @@ function endOf(vm: VmView | undefined): Pick<CloneEnd, 'exitCode' | 'reason'> {
   return { exitCode: vm.exitCode, reason: 'its word' };
 }
 
-async function keep(api: ApiClient, name: string, directory: string): Promise<string> {
+/** As far as it goes: a clone that has said its code may be about to end, or may run on. */
+async function keep(api: ApiClient, name: string, directory: string): Promise<string | null> {
   const path = resolve(join(directory, `${name}.log`));
-  const line = await api.console(name, LOG_BYTES_MAX);
-  line.end();
-  await pipeline(line, createWriteStream(path));
-  return path;
+  try {
+    const line = await api.serialLog(name);
+    line.end();
+    await pipeline(line, createWriteStream(path));
+    return path;
+  } catch (error) {
+    // Stopped and forgotten by somebody else meanwhile. The others' logs and all codes are there.
+    if (error instanceof MigrationError && error.code === 'NOT_FOUND') return null;
+    throw error;
+  }
 }

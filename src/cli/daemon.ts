@@ -223,15 +223,10 @@ function apiVms(vms: VmManager, agent: LocalAgent): ApiVms {
       await vms.stop(name, options);
       if (!wasStopped && vms.has(name)) await vms.stop(name, options);
     },
-    openConsole(name, { backlogBytes }) {
+    openConsole(name, options) {
       const { socket, log } = vms.serialPaths(name);
-      const isStopped = vms.get(name).state === 'stopped';
-      return openConsole({
-        socketPath: isStopped ? null : socket,
-        logPath: log,
-        backlogBytes,
-        isFollowing: !isStopped,
-      });
+      const isFollowing = options.isFollowing && vms.get(name).state !== 'stopped';
+      return openConsole({ ...options, isFollowing, socketPath: isFollowing ? socket : null, logPath: log });
     },
   };
 }

@@ -261,6 +261,8 @@ export interface FakeServices extends ApiServices {
   readonly consoles: Map<string, PassThrough>;
   /** The guest powers off; its serial line has said so much. */
   readonly ends: (vm: string, log: string, exitCode?: number, image?: string) => void;
+  /** The guest says its exit code, and runs on; its serial line has said so much. */
+  readonly saysCode: (vm: string, log: string, exitCode: number) => void;
   readonly logged: { level: string; message: string }[];
 }
 
@@ -276,6 +278,10 @@ export function fakeServices(change: Partial<ApiServices> = {}): FakeServices {
     const exit = { at: '2030-01-01T00:00:00Z', reason: 'guest-shutdown', code: 0, signal: null, exitCode };
     logs.set(name, log);
     vms.set(name, { ...find(name), state: 'stopped', pid: null, exitCode, exit, image: image ?? find(name).image });
+  };
+  const saysCode: FakeServices['saysCode'] = (name, log, exitCode) => {
+    logs.set(name, log);
+    vms.set(name, { ...find(name), exitCode });
   };
   const find = (name: string): VmView => {
     const vm = vms.get(name);
@@ -319,10 +325,10 @@ export function fakeServices(change: Partial<ApiServices> = {}): FakeServices {
         vms.delete(name);
         return Promise.resolve();
       },
-      openConsole: (name) => {
+      openConsole: (name, { isFollowing }) => {
         const { state } = find(name);
         const line = new PassThrough(); // what is typed comes back, as from a terminal with echo
-        if (state === 'stopped') line.end(logs.get(name) ?? '');
+        if (state === 'stopped' || !isFollowing) line.end(logs.get(name) ?? '');
         consoles.set(name, line);
         return Promise.resolve(line);
       },
@@ -340,6 +346,6 @@ export function fakeServices(change: Partial<ApiServices> = {}): FakeServices {
     jobs: (change.jobs as FakeJobs | undefined) ?? new FakeJobs(),
     images: new FakeImages(),
     pool: new FakePool(),
-    ...{ calls, answers, states, consoles, logged, ends },
+    ...{ calls, answers, states, consoles, logged, ends, saysCode },
   };
 }

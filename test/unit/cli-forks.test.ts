@@ -159,6 +159,21 @@ describe('vfork', () => {
     ]);
     expect(await readFile(ends[1]?.log ?? '', 'utf8')).toBe(`bye from ${exitCode}\n`);
   });
+
+  test('--wait takes a code for the end, and the log as far as it goes', async () => {
+    for (const { name } of FORK_REPORT.clones) await services.vms.run(vmView(name) as never);
+    const waiting = run('vfork', '--clones', '2', 'web', '--wait', '--logs', join(directory, 'logs'), '--json');
+    await nextJobEnds({ state: 'done', report: FORK_REPORT });
+    // More than a console that is followed begins with.
+    const said = 'x'.repeat(200_000);
+    services.saysCode('web-0', said, 0);
+    services.saysCode('web-1', 'done\n', 0);
+    const { code, stdout } = await waiting;
+    expect(code).toBe(0);
+    const { ends } = JSON.parse(stdout) as { ends: { log: string }[] };
+    expect(ends).toMatchObject([{ exitCode: 0, reason: 'its word' }, { reason: 'its word' }]);
+    expect(await readFile(ends[0]?.log ?? '', 'utf8')).toBe(said);
+  });
 });
 
 describe('vmctl', () => {
