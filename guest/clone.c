@@ -31,6 +31,7 @@
 #include <sys/random.h>
 #include <sys/reboot.h>
 #include <sys/time.h>
+#include <termios.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -147,6 +148,7 @@ static void send_exit_code(int code) {
     // Before it is said, so that it is in the log of whoever waits for the code.
     printf("VMG EXIT code=%d\n", code);
     fflush(stdout);
+    tcdrain(STDOUT_FILENO);
     if (dprintf(fd, "%d\n", code) < 0) break;
     close(fd);
     return;
