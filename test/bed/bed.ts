@@ -25,6 +25,20 @@ export function missingForBed(): string[] {
   );
 }
 
+/** Kernel and initramfs, unless they are there: a download, which may take longer than any test. */
+export async function buildBed(): Promise<void> {
+  const child = spawn('bash', [join(here, 'build')], { stdio: ['ignore', 'pipe', 'pipe'] });
+  let output = '';
+  const collect = (chunk: Buffer): void => void (output += chunk.toString());
+  child.stdout.on('data', collect);
+  child.stderr.on('data', collect);
+  const status = await new Promise<number | null>((resolve, reject) => {
+    child.once('error', reject);
+    child.once('close', resolve);
+  });
+  if (status !== 0) throw new Error(`the bed cannot be built (${status}):\n${output.slice(-4000)}`);
+}
+
 export interface BedRun {
   status: number | null;
   /** stdout and stderr, as they came. */

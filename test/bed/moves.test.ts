@@ -1,9 +1,10 @@
 import { beforeAll, beforeEach, describe, expect, test } from 'vitest';
-import { type BedRun, type MoveFacts, missingForBed, runProgramInBed } from './bed.js';
+import { type BedRun, buildBed, type MoveFacts, missingForBed, runProgramInBed } from './bed.js';
 
 const MIB = 2 ** 20;
 const TRANSPORT = 'rdma';
-const LIMIT_S = 600;
+const LIMIT_S = 900;
+const BUILD_LIMIT_S = 900;
 
 let run: BedRun;
 const facts = new Map<string, MoveFacts>();
@@ -11,6 +12,7 @@ const facts = new Map<string, MoveFacts>();
 beforeAll(
   async () => {
     if (missingForBed().length > 0) return;
+    await buildBed();
     // Node's compiler and the emulator want a processor each: the daemons on one, the guest on the other.
     const limits = { cpus: 2, memory: '2G', timeoutSeconds: LIMIT_S };
     run = await runProgramInBed('test/bed/inside/moves.ts', [TRANSPORT], limits);
@@ -19,7 +21,7 @@ beforeAll(
       facts.set(move.move, move);
     }
   },
-  (LIMIT_S + 60) * 1000,
+  (BUILD_LIMIT_S + LIMIT_S + 60) * 1000,
 );
 
 beforeEach((context) => {

@@ -1,7 +1,11 @@
-import { beforeEach, describe, expect, test } from 'vitest';
-import { type BedRun, missingForBed, nativeProgram, runInBed } from './bed.js';
+import { beforeAll, beforeEach, describe, expect, test } from 'vitest';
+import { type BedRun, buildBed, missingForBed, nativeProgram, runInBed } from './bed.js';
 
 const MINUTE_MS = 60_000;
+
+beforeAll(async () => {
+  if (missingForBed().length === 0) await buildBed();
+}, 15 * MINUTE_MS);
 
 beforeEach((context) => {
   const missing = missingForBed();
@@ -21,26 +25,27 @@ describe('the bed', () => {
     async () => {
       const run = await runInBed(
         `ibv_devinfo | grep -c PORT_ACTIVE
-         timeout 20 rping -s -a 10.78.0.1 -C 3 & sleep 1
-         timeout 20 rping -c -a 10.78.0.1 -I 10.78.0.3 -C 3 && echo reached`,
+         timeout 100 rping -s -P -a 10.78.0.1 &
+         until timeout 20 rping -c -a 10.78.0.1 -I 10.78.0.3 -C 3; do sleep 1; done
+         echo reached`,
         { hosts: 3 },
       );
       expect(run.output).toMatch(/^3$/m);
       expect(run.output).toContain('reached');
       expect(run.status, run.output).toBe(0);
     },
-    2 * MINUTE_MS,
+    3 * MINUTE_MS,
   );
 
   test(
     'passes exit statuses on and ends what takes too long',
     async () => {
       expect((await runInBed('exit 7', { hosts: 0 })).status).toBe(7);
-      const late = await runInBed('echo started; sleep 600', { hosts: 0, timeoutSeconds: 15 });
+      const late = await runInBed('echo started; sleep 600', { hosts: 0, timeoutSeconds: 30 });
       expect(late.status).toBe(124);
       expect(late.output).toContain('started');
     },
-    2 * MINUTE_MS,
+    4 * MINUTE_MS,
   );
 });
 
