@@ -143,7 +143,9 @@ void FaultThread::run() {
     sleep_and_read();
   }
   if (core_.must_stop() == ImageCore::Stop::kLetGo) guard_.let_go();
-  core_.counters.fault_cpu_ns.store(thread_cpu_ns(), std::memory_order_relaxed);
+  // Who sees a capture complete sees its counters stand still.
+  if (core_.state() != ImageState::kComplete)
+    core_.counters.fault_cpu_ns.store(thread_cpu_ns(), std::memory_order_relaxed);
   commands_.end();
 }
 
@@ -172,6 +174,7 @@ void FaultThread::finish() {
   for (const Faulter& faulter : faulters_) {
     if (faulter.memory != nullptr && !faulter.is_parent) mapper_.let_go(*faulter.memory);
   }
+  core_.counters.fault_cpu_ns.store(thread_cpu_ns(), std::memory_order_relaxed);
   core_.complete();
 }
 

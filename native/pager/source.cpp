@@ -191,9 +191,10 @@ Status SourceSessionImpl::scan_region(uint32_t region_index) {
   });
   if (!walked) return walked;
   if (stop_.load(std::memory_order_relaxed)) return ok();
-  source.map->finish(data_pages);
+  // Counted before it is announced: a target that is through with the map may have its owner ask.
   data_pages_.fetch_add(data_pages, std::memory_order_relaxed);
   zero_pages_.fetch_add(source.region->page_count() - data_pages, std::memory_order_relaxed);
+  source.map->finish(data_pages);
   return ok();
 }
 
