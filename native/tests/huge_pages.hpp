@@ -1,9 +1,11 @@
 #pragma once
 
 #include <fcntl.h>
+#include <sys/file.h>
 #include <sys/mount.h>
 #include <unistd.h>
 
+#include <cerrno>
 #include <cstdlib>
 #include <string>
 
@@ -12,10 +14,11 @@
 
 namespace vmigrate::test {
 
-/// So many huge pages of 2 MiB more than there were, and a hugetlbfs, for the length of a test.
+/// So many huge pages of 2 MiB more than there were, and a hugetlbfs, for the length of a test. The number is
+/// the machine's, so tests that change it wait for one another, whatever process they are in.
 class HugePages {
  public:
-  explicit HugePages(unsigned long long count) : before_(read_knob()) {
+  explicit HugePages(unsigned long long count) : lock_(lock_knob()), before_(read_knob()) {
     write_knob(before_ + count);
     is_mounted_ = read_knob() >= before_ + count &&
                   ::mount("hugetlbfs", dir_.path().c_str(), "hugetlbfs", 0, "pagesize=2M") == 0;
@@ -32,6 +35,12 @@ class HugePages {
 
  private:
   static constexpr const char* kKnob = "/proc/sys/vm/nr_hugepages";
+  static UniqueFd lock_knob() {
+    UniqueFd fd(::open(kKnob, O_RDONLY | O_CLOEXEC));
+    while (fd.valid() && ::flock(fd.get(), LOCK_EX) != 0 && errno == EINTR) {
+    }
+    return fd;
+  }
   static unsigned long long read_knob() {
     char text[32] = {};
     const UniqueFd fd(::open(kKnob, O_RDONLY | O_CLOEXEC));
@@ -43,6 +52,7 @@ class HugePages {
     const UniqueFd fd(::open(kKnob, O_WRONLY | O_CLOEXEC));
     (void)!::write(fd.get(), text.data(), text.size());
   }
+  const UniqueFd lock_;  // first: let go when all else is undone
   const unsigned long long before_;
   TempDir dir_;
   bool is_mounted_ = false;

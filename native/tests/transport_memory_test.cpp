@@ -3,10 +3,10 @@
 #include <sys/mman.h>
 
 #include <algorithm>
-#include <fstream>
 #include <random>
 #include <thread>
 
+#include "tests/huge_pages.hpp"
 #include "tests/transport_compliance.hpp"
 #include "transport/limits.hpp"
 
@@ -225,31 +225,20 @@ TEST_P(TransportCompliance, HolesReadAsZeros) {
 
 TEST_P(TransportCompliance, HugePagesOnBothSides) {
   constexpr uint64_t kHuge = 2 << 20;
-  std::ifstream before_file("/proc/sys/vm/nr_hugepages");
-  unsigned long before = 0;
-  before_file >> before;
-  std::ofstream("/proc/sys/vm/nr_hugepages") << before + 8;
-  unsigned long now = 0;
-  std::ifstream("/proc/sys/vm/nr_hugepages") >> now;
-  if (now < before + 4) {
-    std::ofstream("/proc/sys/vm/nr_hugepages") << before;
-    GTEST_SKIP() << "no huge pages can be reserved here";
-  }
-  {
-    TestMemory remote(kHuge, {}, MFD_HUGETLB), local(kHuge, {}, MFD_HUGETLB);
-    remote.fill(14);
-    listen();
-    const RemoteKey key = must_expose_memory(remote, Access::kReadWrite);
-    const auto endpoint = must_connect();
-    const LocalId id = endpoint->register_local(local.local()).value();
-    EXPECT_EQ(run_one(*endpoint, make_operation(1, id, 0, key, 0, 1 << 20)), OpResult::kOk);
-    EXPECT_EQ(run_one(*endpoint, make_operation(2, id, 1 << 20, key, 1 << 20, 1 << 20)), OpResult::kOk);
-    EXPECT_EQ(std::memcmp(remote.base(), local.base(), kHuge), 0);
-    local.fill(15);
-    EXPECT_EQ(run_one(*endpoint, make_operation(3, id, 4096, key, 4096, 1 << 20), true), OpResult::kOk);
-    EXPECT_EQ(std::memcmp(remote.base() + 4096, local.base() + 4096, 1 << 20), 0);
-  }
-  std::ofstream("/proc/sys/vm/nr_hugepages") << before;
+  const test::HugePages pages(8);
+  if (!pages.is_mounted()) GTEST_SKIP() << "needs huge pages: none can be reserved here";
+  TestMemory remote(kHuge, {}, MFD_HUGETLB), local(kHuge, {}, MFD_HUGETLB);
+  remote.fill(14);
+  listen();
+  const RemoteKey key = must_expose_memory(remote, Access::kReadWrite);
+  const auto endpoint = must_connect();
+  const LocalId id = endpoint->register_local(local.local()).value();
+  EXPECT_EQ(run_one(*endpoint, make_operation(1, id, 0, key, 0, 1 << 20)), OpResult::kOk);
+  EXPECT_EQ(run_one(*endpoint, make_operation(2, id, 1 << 20, key, 1 << 20, 1 << 20)), OpResult::kOk);
+  EXPECT_EQ(std::memcmp(remote.base(), local.base(), kHuge), 0);
+  local.fill(15);
+  EXPECT_EQ(run_one(*endpoint, make_operation(3, id, 4096, key, 4096, 1 << 20), true), OpResult::kOk);
+  EXPECT_EQ(std::memcmp(remote.base() + 4096, local.base() + 4096, 1 << 20), 0);
 }
 
 INSTANTIATE_TEST_SUITE_P(
