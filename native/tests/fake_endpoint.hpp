@@ -96,9 +96,11 @@ struct FakeControl {
     cut = true;
     kick();
   }
-  size_t waiting_count() {
+  /// Operations that are held back; one that has only not been looked at yet is none.
+  size_t held_count() {
     const std::lock_guard lock(mutex);
-    return waiting.size();
+    return static_cast<size_t>(std::count_if(waiting.begin(), waiting.end(),
+                                             [this](const auto& op) { return judge(op) == Verdict::kHold; }));
   }
   bool was_destroyed() {
     const std::lock_guard lock(mutex);

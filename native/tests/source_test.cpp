@@ -164,7 +164,7 @@ TEST_F(Source, ClosesWhileItsScanIsParked) {
   auto closing = std::async(std::launch::async, [&] { session_.reset(); });
   EXPECT_EQ(closing.wait_for(20ms), std::future_status::timeout);
   parking.release();
-  EXPECT_EQ(closing.wait_for(5s), std::future_status::ready);
+  EXPECT_EQ(closing.wait_for(test::kPatience), std::future_status::ready);
 }
 
 }  // namespace

@@ -48,6 +48,8 @@ TEST(TargetPager, ServesFaultsBeforeTheDataMapIsReady) {
   EXPECT_EQ(vm.counter(TargetCounter::kFaultCount), 4u);
   EXPECT_EQ(vm.counter(TargetCounter::kDemandBytes), 4 * kPage);
   EXPECT_EQ(vm.counter(TargetCounter::kPrefetchBytes), 0u) << "nothing is swept before the holes are known";
+  // A fault is counted as over when its vCPU has been woken, and its page after that.
+  ASSERT_TRUE(test::eventually([&] { return vm.counter(TargetCounter::kPagesPresent) == 4; }));
   EXPECT_GT(vm.counter(TargetCounter::kFaultP50Ns), 0u);
   EXPECT_GE(vm.counter(TargetCounter::kFaultMaxNs), vm.counter(TargetCounter::kFaultP99Ns));
   vm.finish_maps();
@@ -75,7 +77,7 @@ TEST(TargetPager, TheCountIsTakenFromAReadThatBeganAfterReady) {
   });
   ASSERT_TRUE(vm.session->connect(std::move(endpoints)).ok());
   ASSERT_TRUE(vm.session->start().ok());
-  ASSERT_TRUE(test::eventually([&] { return vm.bulk->waiting_count() == 1; }));
+  ASSERT_TRUE(test::eventually([&] { return vm.bulk->held_count() == 1; }));
   header.data_page_count = 16;
   ASSERT_EQ(::pwrite(fd.get(), &header, sizeof(header), 0), static_cast<ssize_t>(sizeof(header)));
   vm.bulk->release_all();
@@ -235,7 +237,7 @@ TEST(TargetPager, MoreFaultsThanTheTablesHoldWaitInTheKernel) {
   vm.demand->hold_all();
   std::vector<std::future<uint64_t>> readings;
   for (uint64_t page = 0; page < kVcpus; ++page) readings.push_back(vm.touch(0, page));
-  ASSERT_TRUE(test::eventually([&] { return vm.demand->waiting_count() == kDemandFetchesMax; }));
+  ASSERT_TRUE(test::eventually([&] { return vm.demand->held_count() == kDemandFetchesMax; }));
   EXPECT_EQ(vm.counter(TargetCounter::kFaultCount), kDemandFetchesMax);
   vm.demand->release_all();
   for (uint64_t page = 0; page < kVcpus; ++page) {
@@ -246,8 +248,8 @@ TEST(TargetPager, MoreFaultsThanTheTablesHoldWaitInTheKernel) {
 
 TEST(TargetPager, BandwidthLimitHoldsPrefetchAndNotDemand) {
   PagerHarness vm(PagerHarness::Specs{{2048}});
-  vm.start(true, {.bandwidth_bytes_per_s = 16 << 20, .prefetch_bytes_max = 64 << 10});
   const auto begun = std::chrono::steady_clock::now();
+  vm.start(true, {.bandwidth_bytes_per_s = 16 << 20, .prefetch_bytes_max = 64 << 10});
   auto reading = vm.touch(0, 2047);
   ASSERT_TRUE(PagerHarness::arrives(reading));
   ASSERT_TRUE(vm.reaches(TargetState::kComplete));
@@ -298,7 +300,7 @@ TEST(TargetPager, ASessionTakenOverWithEveryPageHereNeedsNoSource) {
 TEST(TargetPager, HugePagesOfHugetlbfs) {
   const uint64_t big = 2 << 20;
   const test::HugePages pages(4);
-  if (!pages.is_mounted()) GTEST_SKIP() << "no huge pages can be reserved here";
+  if (!pages.is_mounted()) GTEST_SKIP() << "needs huge pages: none can be reserved here";
   PagerHarness vm(PagerHarness::Specs{{4, [](uint64_t page) { return page / 512 < 2; }, big}}, pages.path());
   vm.start(false);
   // pwrite is refused on hugetlbfs: these endpoints copy through the mapping.
