@@ -119,18 +119,19 @@ Status CloneRegion::keep(const std::atomic<bool>& stop) {
   if (status) status = process_->whole();
   const bool is_whole = status.ok() && !stop.load(std::memory_order_relaxed);
   if (is_whole) status = write_file(fd.get(), image_.length_bytes(), std::as_bytes(std::span(own_)));
-  if (is_whole && status && ::rename(unfinished.c_str(), own_path_.c_str()) != 0)
-    status = system_error("rename a clone's own pages");
-  if (!is_whole || !status) {
-    // Room that it has taken may be what is lacking; what it holds is of no use.
-    kept_pages_.store(0, std::memory_order_relaxed);
-    (void)::unlink(unfinished.c_str());
-    return status;
+  if (is_whole && status) {
+    own_fd_ = std::move(fd);
+    // R16 pairs with A16 in read: bytes and descriptor before the stage. And the stage before the name: who
+    // sees the file may end the process.
+    stage_.store(Stage::kKept, std::memory_order_release);
+    if (::rename(unfinished.c_str(), own_path_.c_str()) != 0)
+      status = system_error("rename a clone's own pages");
   }
-  own_fd_ = std::move(fd);
-  // R16 pairs with A16 in read: bytes and descriptor before the stage.
-  stage_.store(Stage::kKept, std::memory_order_release);
-  return ok();
+  if (is_whole && status) return ok();
+  // Room that it has taken may be what is lacking; what it holds is of no use to the next daemon.
+  kept_pages_.store(0, std::memory_order_relaxed);
+  (void)::unlink(unfinished.c_str());
+  return status;
 }
 
 Status CloneRegion::copy_own(int fd, const std::atomic<bool>& stop) {
@@ -215,7 +216,25 @@ Status CloneRegion::read_own(Stage stage, uint64_t offset_bytes, std::span<std::
 }
 
 Status CloneRegion::read(uint64_t offset_bytes, std::span<std::byte> out) const {
-  const Stage stage = stage_.load(std::memory_order_acquire);  // A16 pairs with R16 in look, keep, take_over
+  for (;;) {
+    const Stage stage =
+        stage_.load(std::memory_order_acquire);  // A16 pairs with R16 in look, keep, take_over
+    fault_point(wire::FaultPoint::kSourceRead,
+                page_key(region_index_, PageIndex{offset_bytes / kOwnPageBytes}));
+    const Status status = read_in(stage, offset_bytes, out);
+    if (stage == Stage::kKept) return status;
+    // Only now is it certain that the process has not been losing pages meanwhile: one that it has lost would
+    // have been read from the image.
+    const Status whole = process_->whole();
+    if (whole) return status;
+    // Its pages were kept meanwhile, so that it might end.
+    if (stage_.load(std::memory_order_acquire) == Stage::kKept) continue;  // A16
+    lost_.store(true, std::memory_order_relaxed);
+    return whole;
+  }
+}
+
+Status CloneRegion::read_in(Stage stage, uint64_t offset_bytes, std::span<std::byte> out) const {
   const int image = image_.fd();
   uint64_t at = offset_bytes;  // up to here `out` is filled
   const auto rest = [&](uint64_t begin, uint64_t end) {
@@ -228,12 +247,7 @@ Status CloneRegion::read(uint64_t offset_bytes, std::span<std::byte> out) const 
     return read_own(stage, begin, rest(begin, end));
   });
   if (status) status = read_file(image, at, rest(at, offset_bytes + out.size()), "read the image of a clone");
-  if (stage == Stage::kKept) return status;
-  // Only now is it certain that the process has not been losing pages meanwhile: one that it has lost would
-  // have been read from the image.
-  const Status whole = process_->whole();
-  if (!whole) lost_.store(true, std::memory_order_relaxed);
-  return whole ? status : whole;
+  return status;
 }
 
 }  // namespace vmigrate::pager

@@ -59,6 +59,7 @@ class CloneRegion final : public transport::MemoryReader {
   /// Each run of own pages in [offset, offset + length).
   template <typename Visit>
   Status each_own_run(Stage stage, uint64_t offset_bytes, uint64_t length_bytes, Visit visit) const;
+  Status read_in(Stage stage, uint64_t offset_bytes, std::span<std::byte> out) const;
   Status read_own(Stage stage, uint64_t offset_bytes, std::span<std::byte> out) const;
 
   const memory::Region& image_;

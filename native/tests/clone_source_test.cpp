@@ -6,9 +6,10 @@
 #include <array>
 #include <cstring>
 
+#include "pager/page_key.hpp"
 #include "pager/source.hpp"
 #include "tests/book_listener.hpp"
-#include "tests/pager_harness.hpp"
+#include "tests/image_harness.hpp"
 #include "tests/preload_fixture.hpp"
 
 namespace vmigrate::pager {
@@ -160,6 +161,24 @@ TEST_F(CloneSource, NeedsNoProcessOnceItsPagesAreKept) {
   ASSERT_TRUE(eventually([this] { return header().ready == 1; }));
   EXPECT_EQ(header().data_page_count, kDataPages + 1);
   EXPECT_EQ(counter(SourceCounter::kOwnPagesKept), kOwnPages);
+}
+
+TEST_F(CloneSource, NorDoesAReadThatIsUnderWayWhenTheyAre) {
+  test::Gates gates;
+  auto& keep = gates.close(wire::FaultPoint::kSourceKeep);
+  open();
+  ASSERT_TRUE(session_->freeze().ok());
+  ASSERT_TRUE(gates.wait_parked(keep));
+  auto& look = gates.close(wire::FaultPoint::kSourceRead, page_key(0, PageIndex{10}));
+  auto reading = std::async(std::launch::async, [this] { return read_page(10); });
+  ASSERT_TRUE(gates.wait_parked(look));
+  gates.open(keep);
+  ASSERT_TRUE(is_kept());
+  clone_->kill_now();
+  gates.open(look);
+  const Status read = reading.get();
+  EXPECT_TRUE(read.ok()) << read.error().what;
+  EXPECT_FALSE(session_->failure());
 }
 
 TEST_F(CloneSource, IsLostIfItEndsBeforeThat) {

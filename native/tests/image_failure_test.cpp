@@ -169,7 +169,7 @@ class ImageProcesses : public test::PreloadTest {
   }
 
   void expect_complete_and_right() {
-    ASSERT_TRUE(eventually([&] { return capture_->state() == ImageState::kComplete; }, 20000ms));
+    ASSERT_TRUE(eventually([&] { return capture_->state() == ImageState::kComplete; }));
     const auto words = ImageHarness::contents(image_.path, kLength);
     for (uint64_t page = 0; page < kPages; ++page)
       for (uint64_t word = 0; word < 512; ++word)
@@ -225,15 +225,18 @@ TEST_F(ImageProcesses, ACloneThatIsKilledHarmsNobody) {
 }
 
 TEST_F(ImageProcesses, ParentAndCloneOutliveTheCapture) {
-  Parking parking;
+  test::Gates gates;
   ASSERT_TRUE(capture_->arm().ok());
   ASSERT_TRUE(parent_->ask("touch 0 0") == first_byte(0));
-  parking.arm(FaultPoint::kImageSweepClaimed, page_key(0, PageIndex{64}));
+  auto& sweep = gates.close(FaultPoint::kImageSweepClaimed, page_key(0, PageIndex{64}));
+  auto& stop = gates.close(FaultPoint::kImageStop);
   ASSERT_TRUE(capture_->seal().ok());
-  ASSERT_TRUE(parking.wait_parked());
+  ASSERT_TRUE(gates.wait_parked(sweep));
   auto leaving = std::async(std::launch::async, [&] { capture_->leave(); });
+  ASSERT_TRUE(gates.wait_parked(stop));
+  gates.open(stop);
   EXPECT_EQ(leaving.wait_for(20ms), std::future_status::timeout);
-  parking.release();
+  gates.open(sweep);
   leaving.get();
   const auto parent_was = parent_memory_->snapshot(), clone_was = clone_memory_->snapshot();
   capture_.reset();

@@ -105,7 +105,7 @@ inline bool waits(std::future<uint64_t>& access, std::chrono::milliseconds time 
   return access.wait_for(time) == std::future_status::timeout;
 }
 inline bool arrives(std::future<uint64_t>& access) {
-  return access.wait_for(10s) == std::future_status::ready;
+  return access.wait_for(kPatience) == std::future_status::ready;
 }
 
 /// Places where one thread each is parked until it is let on; several at a time.
@@ -133,7 +133,7 @@ class Gates {
   }
   [[nodiscard]] bool wait_parked(const Gate& gate) {
     std::unique_lock lock(mutex_);
-    return changed_.wait_for(lock, 10s, [&] { return gate.is_parked; });
+    return changed_.wait_for(lock, kPatience, [&] { return gate.is_parked; });
   }
   void open(Gate& gate) {
     const std::lock_guard lock(mutex_);
@@ -151,12 +151,13 @@ class Gates {
   }
   void meet(wire::FaultPoint point, uint64_t detail) {
     std::unique_lock lock(mutex_);
-    for (auto& gate : gates_) {
-      if (gate->point != point || gate->is_parked || gate->is_open) continue;
-      if (gate->detail && *gate->detail != detail) continue;
-      gate->is_parked = true;
+    for (const auto& each : gates_) {
+      Gate& gate = *each;  // stays where it is when more are closed meanwhile
+      if (gate.point != point || gate.is_parked || gate.is_open) continue;
+      if (gate.detail && *gate.detail != detail) continue;
+      gate.is_parked = true;
       changed_.notify_all();
-      changed_.wait(lock, [&] { return gate->is_open; });
+      changed_.wait(lock, [&] { return gate.is_open; });
       return;
     }
   }
@@ -165,7 +166,8 @@ class Gates {
   std::vector<std::unique_ptr<Gate>> gates_;
 };
 
-/// Threads of captures in this process.
+/// Threads of captures in this process. One that was joined is still listed for a moment, on its way out of
+/// the kernel.
 inline size_t image_thread_count() {
   size_t count = 0;
   for (const auto& task : std::filesystem::directory_iterator("/proc/self/task")) {
@@ -174,6 +176,10 @@ inline size_t image_thread_count() {
     count += name.starts_with("vmg-im") ? 1 : 0;
   }
   return count;
+}
+
+inline bool image_threads_end() {
+  return eventually([] { return image_thread_count() == 0; });
 }
 
 /// Region files with a pattern and holes, a parent on them, and a capture of it.
@@ -281,7 +287,7 @@ class ImageHarness {
     return bad;
   }
   [[nodiscard]] bool reaches(pager::ImageState state) const {
-    return eventually([&] { return capture->state() == state; }, 30000ms);
+    return eventually([&] { return capture->state() == state; });
   }
   uint64_t counter(wire::ImageCounter which) const {
     std::array<uint64_t, wire::kImageCounterCount> all{};

@@ -78,9 +78,12 @@ TEST_F(ImagePrivate, GoesOnInAnotherCapture) {
   vm_.arm();
   Gates gates;
   auto& sweep = gates.close(FaultPoint::kImageSweepClaimed, page_key(0, PageIndex{64}));
+  auto& stop = gates.close(FaultPoint::kImageStop);
   seal();
   ASSERT_TRUE(gates.wait_parked(sweep));
   auto leaving = std::async(std::launch::async, [&] { vm_.capture->leave(); });
+  ASSERT_TRUE(gates.wait_parked(stop));
+  gates.open(stop);
   gates.open(sweep);
   leaving.get();
   vm_.capture.reset();

@@ -173,6 +173,8 @@ TEST(ImageRace, WritesOfTheParentWhileItIsBeingArmed) {
   EXPECT_TRUE(arrives(is_protected));
   EXPECT_TRUE(arrives(is_not_yet));
   EXPECT_EQ(vm.counter(ImageCounter::kNotedFaultCount), 1u);
+  // Runs on the thread of the faults, which lets a write through before it notes it.
+  vm.capture->remove_clone(vm.parent->memory);
   parking.release();
   ASSERT_TRUE(arming.get());
   // Arming has taken the note out again: the next write is one more.
@@ -184,15 +186,18 @@ TEST(ImageRace, WritesOfTheParentWhileItIsBeingArmed) {
 }
 
 TEST(ImageRace, CloseWhileArming) {
-  Parking parking;
+  Gates gates;
   ImageHarness vm(ImageHarness::Specs{{8192}});
   vm.open();
-  parking.arm(FaultPoint::kImageArm, kImagePieceBytes);
+  auto& piece = gates.close(FaultPoint::kImageArm, kImagePieceBytes);
   auto arming = std::async(std::launch::async, [&] { return vm.capture->arm(); });
-  ASSERT_TRUE(parking.wait_parked());
+  ASSERT_TRUE(gates.wait_parked(piece));
+  auto& stop = gates.close(FaultPoint::kImageStop);
   auto closing = std::async(std::launch::async, [&] { vm.capture->close(); });
+  ASSERT_TRUE(gates.wait_parked(stop));
+  gates.open(stop);
   EXPECT_EQ(closing.wait_for(50ms), std::future_status::timeout);
-  parking.release();
+  gates.open(piece);
   const Status armed = arming.get();
   ASSERT_FALSE(armed.ok());
   EXPECT_EQ(armed.error().code, ErrorCode::kClosed);
@@ -204,23 +209,30 @@ TEST(ImageRace, CloseWhileArming) {
 }
 
 TEST(ImageRace, CloseWhileAFaultIsBeingServedAndTheSweepIsAtWork) {
-  for (const FaultPoint where : {FaultPoint::kImageClaimed, FaultPoint::kImageSweepClaimed}) {
-    Parking parking;
+  for (const bool is_fault : {true, false}) {
+    Gates gates;
     ImageHarness vm(ImageHarness::Specs{{256}});
     vm.open();
     vm.arm();
-    parking.arm(where);
+    auto& sweep = gates.close(FaultPoint::kImageSweepClaimed, page_key(0, PageIndex{kFirstChunk}));
+    auto& fault = gates.close(FaultPoint::kImageClaimed);
+    auto& stop = gates.close(FaultPoint::kImageStop);
     vm.seal();
-    auto writing = vm.parent->write(3, 1);
-    if (where == FaultPoint::kImageClaimed && !waits(writing, 20ms)) continue;  // the sweep was faster
-    ASSERT_TRUE(parking.wait_parked());
+    ASSERT_TRUE(gates.wait_parked(sweep));
+    auto writing = vm.parent->write(200, 1);
+    ASSERT_TRUE(gates.wait_parked(fault));
     auto closing = std::async(std::launch::async, [&] { vm.capture->close(); });
+    ASSERT_TRUE(gates.wait_parked(stop));
+    gates.open(stop);
+    // It waits for either of them.
+    gates.open(is_fault ? sweep : fault);
     EXPECT_EQ(closing.wait_for(20ms), std::future_status::timeout);
-    parking.release();
+    gates.open(is_fault ? fault : sweep);
     closing.get();
+    EXPECT_EQ(vm.capture->state(), ImageState::kClosed);
     EXPECT_TRUE(arrives(writing));
     EXPECT_FALSE(vm.parent->is_registered());
-    EXPECT_EQ(test::image_thread_count(), 0u);
+    EXPECT_TRUE(test::image_threads_end());
   }
 }
 
@@ -251,17 +263,20 @@ TEST(ImageRace, ACloneIsTakenOutWhileItWaits) {
 }
 
 TEST(ImageRace, LeaveInTheMiddleAndGoOnInAnotherCapture) {
-  Parking parking;
+  Gates gates;
   ImageHarness vm(ImageHarness::Specs{{256, [](uint64_t page) { return page % 8 != 7; }}});
   vm.open();
   auto& clone = vm.add_clone();
   vm.arm();
-  parking.arm(FaultPoint::kImageSweepClaimed, page_key(0, PageIndex{kChunkPages}));
+  auto& sweep = gates.close(FaultPoint::kImageSweepClaimed, page_key(0, PageIndex{kChunkPages}));
+  auto& stop = gates.close(FaultPoint::kImageStop);
   vm.seal();
-  ASSERT_TRUE(parking.wait_parked());
+  ASSERT_TRUE(gates.wait_parked(sweep));
   auto leaving = std::async(std::launch::async, [&] { vm.capture->leave(); });
+  ASSERT_TRUE(gates.wait_parked(stop));
+  gates.open(stop);
   EXPECT_EQ(leaving.wait_for(20ms), std::future_status::timeout);
-  parking.release();
+  gates.open(sweep);
   leaving.get();
   EXPECT_EQ(vm.capture->state(), ImageState::kClosed);
   EXPECT_TRUE(vm.parent->is_registered());
@@ -270,7 +285,7 @@ TEST(ImageRace, LeaveInTheMiddleAndGoOnInAnotherCapture) {
   EXPECT_TRUE(waits(writing));
   EXPECT_TRUE(waits(reading));
   vm.capture.reset();
-  EXPECT_EQ(test::image_thread_count(), 0u);
+  EXPECT_TRUE(test::image_threads_end());
 
   // As if the process had died with a page claimed: its parent was never let write to it.
   {
@@ -302,6 +317,7 @@ TEST(ImageRace, FaultsThatWereReadAndNotAnsweredAreReportedAgain) {
   vm.arm();
   auto& sweep = gates.close(FaultPoint::kImageSweepClaimed, page_key(0, PageIndex{kFirstChunk}));
   auto& fault = gates.close(FaultPoint::kImageFaultRead, page_key(0, PageIndex{200}));
+  auto& stop = gates.close(FaultPoint::kImageStop);
   vm.seal();
   ASSERT_TRUE(gates.wait_parked(sweep));
   auto reading = clone.read(5);
@@ -313,6 +329,8 @@ TEST(ImageRace, FaultsThatWereReadAndNotAnsweredAreReportedAgain) {
   auto last = clone.read(200);
   ASSERT_TRUE(gates.wait_parked(fault));
   auto leaving = std::async(std::launch::async, [&] { vm.capture->leave(); });
+  ASSERT_TRUE(gates.wait_parked(stop));
+  gates.open(stop);
   EXPECT_EQ(leaving.wait_for(20ms), std::future_status::timeout);
   gates.open(sweep);
   gates.open(fault);

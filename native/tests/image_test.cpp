@@ -82,7 +82,7 @@ TEST(Image, HoldsTheForkPointWhateverTheParentWrites) {
   EXPECT_EQ(vm.counter(ImageCounter::kPagesTotal), 8192u + 512u);
   EXPECT_EQ(vm.counter(ImageCounter::kPagesCopied) + vm.counter(ImageCounter::kPagesZero), 8192u + 512u);
   EXPECT_FALSE(vm.parent->is_registered());
-  EXPECT_TRUE(test::eventually([] { return test::image_thread_count() == 0; }));
+  EXPECT_TRUE(test::image_threads_end());
 }
 
 TEST(Image, ClonesRunWhileItFillsAndAfter) {
@@ -219,7 +219,7 @@ TEST(Image, LargePagesOnTmpfs) {
 
 TEST(Image, HugePagesOfHugetlbfs) {
   const test::HugePages pages(12);
-  if (!pages.is_mounted()) GTEST_SKIP() << "no huge pages can be reserved here";
+  if (!pages.is_mounted()) GTEST_SKIP() << "needs huge pages: none can be reserved here";
   ImageHarness vm(ImageHarness::Specs{{1536, [](uint64_t) { return true; }, kLargePage}}, pages.path(),
                   test::VmKind::kParent, pages.path());
   vm.open();
@@ -261,7 +261,7 @@ TEST(Image, CloseBeforeTheEndLetsTheParentGo) {
     vm.capture->close();
     EXPECT_TRUE(vm.capture->state() == ImageState::kClosed || vm.capture->state() == ImageState::kComplete);
     EXPECT_FALSE(vm.parent->is_registered()) << steps;
-    EXPECT_EQ(test::image_thread_count(), 0u);
+    EXPECT_TRUE(test::image_threads_end());
     auto writing = vm.parent->write(4000, 1);
     EXPECT_TRUE(arrives(writing));
     const Status late = vm.capture->arm();

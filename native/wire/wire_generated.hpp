@@ -116,6 +116,8 @@ enum class FaultPoint : uint32_t {
   kImagePublished = 12,
   kImageFinish = 13,
   kSourceKeep = 14,
+  kImageStop = 15,
+  kSourceRead = 16,
 };
 
 enum class TargetCounter : size_t {

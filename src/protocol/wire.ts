@@ -121,6 +121,10 @@ export const FAULT_POINT = {
   IMAGE_FINISH: 13,
   /** Some of a clone's own pages are about to be copied to their file. */
   SOURCE_KEEP: 14,
+  /** Both threads of a capture have been asked to end; neither is waited for yet. */
+  IMAGE_STOP: 15,
+  /** Some of a clone's memory is about to be read, from where its own pages were a moment ago. */
+  SOURCE_READ: 16,
 } as const;
 
 /**
