@@ -13,6 +13,20 @@ namespace vmigrate::test {
 
 ChildProcess::ChildProcess(const std::vector<std::string>& arguments,
                            const std::map<std::string, std::string>& environment) {
+  // All that takes memory comes before the fork: another thread may hold the allocator's lock just then.
+  std::vector<std::string> variables;
+  for (char** variable = environ; *variable != nullptr; ++variable) {
+    const std::string text = *variable;
+    if (!environment.contains(text.substr(0, text.find('=')))) variables.push_back(text);
+  }
+  for (const auto& [name, value] : environment) variables.push_back(name + "=" + value);
+  const auto pointers = [](const std::vector<std::string>& texts) {
+    std::vector<char*> result;
+    for (const std::string& text : texts) result.push_back(const_cast<char*>(text.c_str()));
+    result.push_back(nullptr);
+    return result;
+  };
+  const std::vector<char*> words = pointers(arguments), settings = pointers(variables);
   int in[2], out[2], error[2];
   if (::pipe2(in, O_CLOEXEC) != 0 || ::pipe2(out, O_CLOEXEC) != 0 || ::pipe2(error, O_CLOEXEC) != 0)
     throw std::runtime_error("pipe2");
@@ -24,11 +38,7 @@ ChildProcess::ChildProcess(const std::vector<std::string>& arguments,
     ::dup2(in[0], 0);
     ::dup2(out[1], 1);
     ::dup2(error[1], 2);
-    for (const auto& [name, value] : environment) ::setenv(name.c_str(), value.c_str(), 1);
-    std::vector<char*> words;
-    for (const std::string& argument : arguments) words.push_back(const_cast<char*>(argument.c_str()));
-    words.push_back(nullptr);
-    ::execvp(words[0], words.data());
+    ::execvpe(words[0], words.data(), settings.data());
     ::_exit(127);
   }
   ::close(in[0]);

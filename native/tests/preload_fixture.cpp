@@ -52,7 +52,7 @@ std::unique_ptr<ChildProcess> PreloadTest::helper(const std::vector<pager::Regio
 }
 
 pager::VmState PreloadTest::wait_for(const pager::PreloadListener& listener, pager::VmState state) {
-  const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(10);
+  const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(30);
   while (listener.snapshot().state != state && std::chrono::steady_clock::now() < deadline)
     std::this_thread::sleep_for(std::chrono::milliseconds(2));
   return listener.snapshot().state;

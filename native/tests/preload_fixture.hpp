@@ -31,7 +31,7 @@ class PreloadTest : public ::testing::Test {
   /// preload_helper with the preload in it.
   std::unique_ptr<ChildProcess> helper(const std::vector<pager::RegionFileConfig>& regions,
                                        unsigned sync_fds = 1);
-  /// Waits until the listener is in the state, at most 10 s.
+  /// Waits until the listener is in the state, at most 30 s.
   static pager::VmState wait_for(const pager::PreloadListener& listener, pager::VmState state);
 
   std::string directory_;

@@ -28,7 +28,7 @@ class Liar {
     address.sun_family = AF_UNIX;
     std::strncpy(address.sun_path, path.c_str(), sizeof address.sun_path - 1);
     EXPECT_EQ(::connect(socket_.get(), reinterpret_cast<sockaddr*>(&address), sizeof address), 0);
-    timeval limit{5, 0};
+    timeval limit{30, 0};
     ::setsockopt(socket_.get(), SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof limit);
     hello.magic = wire::kPreloadMagic;
     hello.version = wire::kPreloadVersion;

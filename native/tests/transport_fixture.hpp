@@ -16,7 +16,7 @@
 
 namespace vmigrate::transport {
 
-inline constexpr std::chrono::milliseconds kConnectTimeout{3000};
+inline constexpr std::chrono::milliseconds kConnectTimeout{20'000};
 inline constexpr std::chrono::seconds kPatience{20};
 
 /// A mapped memfd, or a mapped file at a path.

@@ -36,7 +36,8 @@ class Child {
       stdio: ['ignore', 'pipe', 'inherit'],
     });
     createInterface({ input: this.#process.stdout! }).on('line', (line) => this.lines.push(line));
-    this.exited = new Promise((resolve) => this.#process.once('exit', (code, signal) => resolve({ code, signal })));
+    // Not when it exits: what it said last may still be in the pipe.
+    this.exited = new Promise((resolve) => this.#process.once('close', (code, signal) => resolve({ code, signal })));
     scene.later(() => this.#process.kill('SIGKILL'));
   }
 
