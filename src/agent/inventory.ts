@@ -10,6 +10,7 @@ import type { AgentContext } from './context.js';
 import { exitPath, readExitCode } from './exit-port.js';
 import type { ForkContext } from './fork-context.js';
 import { hostFacts } from './host-facts.js';
+import { connectedQmp } from './incoming-state.js';
 import {
   discardingDevices,
   fleetingDisks,
@@ -52,6 +53,7 @@ export async function vmInventory(context: ForkContext, name: string): Promise<V
   const vm = vms.get(name);
   const owner = await registry.owner(name);
   const isUp = vm.state === 'running' || vm.state === 'paused';
+  if (isUp) await connectedQmp(vm);
   const drivers = vm.spec.devices.map((device) => device.split(',')[0] ?? '');
   const ram = isUp ? await ramFacts(vm) : { isRamShared: vm.regions.length > 0, isRamNamedFile: vm.regions.length > 0 };
   return {

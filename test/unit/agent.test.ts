@@ -65,28 +65,36 @@ describe('an undo that comes late', () => {
   });
 });
 
-describe('an undo by a daemon that has just been started', () => {
+describe('a daemon that has just been started', () => {
   const notYet = () => new MigrationError('QEMU_GONE', 'it does not answer');
 
-  beforeEach(() => {
-    host.qemu.isRunning = false;
-    host.vm['state'] = 'departed';
-  });
-
-  test('waits until QEMU answers, and lets the VM run', async () => {
+  function answerLate(): void {
     let askedCount = 0;
     const get = () => {
       if (++askedCount < 3) throw notYet();
       return host.qemu;
     };
     Object.defineProperty(host.vm, 'qmp', { get });
+  }
+
+  test('waits with an undo until QEMU answers, and lets the VM run', async () => {
+    host.qemu.isRunning = false;
+    host.vm['state'] = 'departed';
+    answerLate();
     await host.agent.start();
     await host.agent.continueVm('web', FIRST);
     expect(host.qemu.isRunning).toBe(true);
     expect(host.vm['state']).toBe('running');
   });
 
-  test('does not wait for one that has ended', async () => {
+  test('answers pre-flight when QEMU does', async () => {
+    answerLate();
+    await host.agent.start();
+    expect(await host.agent.vmInventory('web')).toMatchObject({ state: 'running', migrationBlockers: [] });
+  });
+
+  test('does not wait for a QEMU that has ended', async () => {
+    host.vm['state'] = 'departed';
     const get = () => {
       throw notYet();
     };
