@@ -6,8 +6,8 @@ import type { AgentPort, Clock, Registry } from '../engine/ports.js';
 import { MigrationError, toMigrationError } from '../errors.js';
 import type { PreflightFacts, TargetFacts } from '../planner/preflight.js';
 
-/** For one answer. Nothing has begun and the VM runs on, so a host that is only slow is given more time than a call of a job under way is. */
-const ANSWER_MS_MAX = 20_000;
+/** For one answer at the least. Nothing has begun and the VM runs on, so a host that is only slow is given more time than a call of a job under way is. */
+const ANSWER_MS = 20_000;
 
 export interface FactSources {
   readonly host: string;
@@ -15,6 +15,7 @@ export interface FactSources {
   readonly forks: ForkAgentPort;
   readonly registry: Registry;
   readonly clock: Clock;
+  readonly callMsMax: number;
 }
 
 /** Asks both hosts all that pre-flight looks at. Throws only for what makes every other question pointless: no such VM, no answer from ourselves. */
@@ -22,9 +23,10 @@ export async function gatherFacts(
   request: MigrationOrder,
   sources: FactSources,
 ): Promise<PreflightFacts | { readonly ownerElsewhere: string }> {
-  const { host, agent, registry, clock } = sources;
+  const { host, agent, registry, clock, callMsMax } = sources;
   const source = agent(host);
-  const bounded = <T>(work: Promise<T>, what: string): Promise<T> => withDeadline(clock, work, ANSWER_MS_MAX, what);
+  const answerMsMax = Math.max(ANSWER_MS, callMsMax);
+  const bounded = <T>(work: Promise<T>, what: string): Promise<T> => withDeadline(clock, work, answerMsMax, what);
   const record = await registry.owner(request.vm);
   if (record !== null && record.owner !== host) return { ownerElsewhere: record.owner };
   const vm = await bounded(source.vmInventory(request.vm), `looking at ${request.vm}`);
@@ -58,12 +60,12 @@ export async function gatherForkFacts(
   request: ForkRequest,
   sources: FactSources,
 ): Promise<{ readonly inventory: ForkInventory } | { readonly ownerElsewhere: string }> {
-  const { host, forks, registry, clock } = sources;
+  const { host, forks, registry, clock, callMsMax } = sources;
   if (request.vm !== null) {
     const record = await registry.owner(request.vm);
     if (record !== null && record.owner !== host) return { ownerElsewhere: record.owner };
   }
   const { isPartialAllowed: _, ...asked } = request;
   const what = `looking at ${request.vm ?? `image ${request.image ?? ''}`}`;
-  return { inventory: await withDeadline(clock, forks.forkInventory(asked), ANSWER_MS_MAX, what) };
+  return { inventory: await withDeadline(clock, forks.forkInventory(asked), Math.max(ANSWER_MS, callMsMax), what) };
 }

@@ -150,7 +150,7 @@ export class JobManager {
 
   #sources() {
     const holderOf = (vm: string) => this.#queue.holderOf(vm);
-    return { ...this.#options, holderOf };
+    return { ...this.#options, callMsMax: this.#limits.callMsMax, holderOf };
   }
 
   /** Makes the job durable, then lets it go. */
