@@ -49,8 +49,12 @@ describe.each(['tcp', 'shm'] as const)('over %s', (transport) => {
     expect(counters.demandBytes + counters.prefetchBytes).toBe(counters.pagesPresent * 4096n);
     expect(counters.faultCount).toBeGreaterThan(0n);
     const sourceCounters = session.snapshot().counters;
-    expect(sourceCounters.dataPages).toBe((pageCount * 3n) / 4n);
-    // Over shm the target reads by itself: the source has nothing to count.
+    const dataPages = (pageCount * 3n) / 4n;
+    if (transport === 'tcp') expect(sourceCounters.dataPages).toBe(dataPages);
+    // Over shm the target reads by itself: the source has nothing to count. And it reads through a mapping: a hole that faulted before the source
+    // has looked for data is filled by that.
+    expect(sourceCounters.dataPages).toBeGreaterThanOrEqual(dataPages);
+    expect(sourceCounters.dataPages).toBeLessThanOrEqual(counters.pagesPresent);
     const fetchedBytes = counters.demandBytes + counters.prefetchBytes;
     if (transport === 'tcp') expect(sourceCounters.readBytes).toBeGreaterThanOrEqual(fetchedBytes);
 
