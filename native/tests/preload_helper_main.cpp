@@ -156,7 +156,8 @@ std::string answer(const std::string& line) {
     return "poked";
   }
   if (command == "environment")
-    return "environment " + child_output("env | grep -E '^(VMIGRATE_|LD_PRELOAD=)' | sort | tr '\\n' ' '");
+    return "environment " +
+           child_output("env | grep -E '^(VMIGRATE_PRELOAD_|LD_PRELOAD=)' | sort | tr '\\n' ' '");
   if (command == "descriptors")
     return "descriptors " + child_output("ls -l /proc/self/fd | grep -c userfaultfd");
   if (command == "open") return "opened " + std::to_string(open("/dev/null", O_RDONLY));

@@ -309,17 +309,19 @@ export class JobManager {
   async #rest(job: Job, change: Required<Pick<ViewChange, 'state' | 'error'>> & ViewChange): Promise<void> {
     const { journal, clock, log } = this.#options;
     const { state, error, report } = change;
+    const at = clock.isoNow();
     const entry: JournalEntry = {
       type: 'state',
       job: job.view.id,
       state,
-      at: clock.isoNow(),
+      at,
       ...(report ? { report } : {}),
       ...(error === null ? {} : { error }),
     };
     // Without this line the next daemon repeats the end of the job, which every agent call allows.
     await journal.append(entry).catch((failure: unknown) => this.#warn('the journal lacks the end of a job', failure));
-    this.#change(job, { ...change, step: null });
+    // At the journal's time: the next daemon shows the same.
+    this.#change(job, { ...change, step: null }, at);
     this.#forgetOldest();
     log.info({ job: job.view.id, vm: job.view.vm, state, error }, 'job rests');
   }
@@ -374,8 +376,8 @@ export class JobManager {
     return job;
   }
 
-  #change(job: Job, change: ViewChange): void {
-    job.view = changed(job, change, this.#options.clock.isoNow());
+  #change(job: Job, change: ViewChange, at = this.#options.clock.isoNow()): void {
+    job.view = changed(job, change, at);
     this.#subscribers.tell(job.view);
   }
 

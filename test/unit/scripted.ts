@@ -42,6 +42,8 @@ export class Scripted {
   onFault: (point: string) => Promise<void> = () => Promise.resolve();
   peers = ['A', 'B'];
   #count = 0;
+  /** The clock never says the same twice: what is to be equal must not be so by chance. */
+  #isoMs = 0;
 
   async daemon(limits: Partial<JobLimits> = {}) {
     const registry = await FileRegistry.on(this.ownerStore);
@@ -60,7 +62,10 @@ export class Scripted {
       journal,
       clock: {
         nowMs: () => performance.now(),
-        isoNow: () => new Date().toISOString(),
+        isoNow: () => {
+          this.#isoMs = Math.max(Date.now(), this.#isoMs + 1);
+          return new Date(this.#isoMs).toISOString();
+        },
         sleep: (ms, signal) =>
           new Promise((resolve) => {
             const end = (): void => {
