@@ -1,7 +1,7 @@
 // Adds up the results that scripts/test collected in a folder: NAME.json from test/support/results-reporter.ts,
 // NAME.xml from `ctest --output-junit`, NAME.rc with the exit status of the suite's command. Prints a line per suite, what
-// was skipped by its reason, each failure with the end of what it said, and `N passed, N failed` last; exits 1 when
-// something failed. The failures come last because of a long log only the end may be kept.
+// was skipped by its reason, each failure with the end of what it said, then the failures' names, and `N passed, N failed`
+// last; exits 1 when something failed. What matters most comes last because of a long log only the end may be kept.
 //
 // In CI a skip counts as a failure, unless its reason reads `needs CAPABILITY` and this machine lacks that.
 
@@ -115,5 +115,7 @@ for (const [reason, names] of skips) {
   console.log(`skipped: ${reason || 'no reason given'}: ${names[0]}${others}`);
 }
 for (const { suite, name, message } of failures) console.log(`\nFAILED ${suite}: ${name}\n${endOf(message)}`);
+if (failures.length > 0) console.log('');
+for (const { suite, name } of failures) console.log(`failed: ${suite}: ${name}`);
 console.log(`\n${passed} passed, ${failures.length} failed`);
 process.exit(failures.length > 0 || passed === 0 ? 1 : 0);
