@@ -116,7 +116,9 @@ static void reseed(void) {
 }
 
 // The RTC goes by the host's clock, and ticks once a second.
+// Not where an agent is told the time: whoever came last would win.
 static long long set_clock(void) {
+  if (access("/bin/qemu-ga", X_OK) == 0) return 0;
   struct rtc_time rtc;
   int fd = open("/dev/rtc0", O_RDONLY | O_CLOEXEC);
   int got = fd < 0 ? -1 : ioctl(fd, RTC_RD_TIME, &rtc);

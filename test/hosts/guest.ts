@@ -74,7 +74,8 @@ export function guestSpec(options: GuestOptions): Record<string, unknown> {
   const cpus = options.cpus ?? 1;
   const workload = options.workload ?? 'memtouch';
   const append = [
-    'console=ttyS0 quiet',
+    // Linux panics where an emulated machine without processor time misses its first timer interrupts.
+    'console=ttyS0 quiet no_timer_check',
     `vmg.workload=${workload} vmg.mb=${options.touchMiB ?? 64} vmg.writepct=${options.writePercent ?? 20} vmg.threads=${cpus} vmg.restpct=${options.restPercent ?? 0}`,
     ...(options.address === undefined ? [] : [`vmg.ip=${options.address}/24`]),
   ].join(' ');
@@ -122,9 +123,10 @@ export class Guest {
     await writeFile(file, JSON.stringify(guestSpec(options)));
     await cluster.must(cluster.vmctl(host, 'run', file));
     const guest = new Guest(cluster, options.name);
-    await eventually(`guest ${options.name} works`, BOOT_MS, async () =>
-      (await guest.work(host)).length >= 5 ? true : undefined,
-    );
+    const works = async () => ((await guest.work(host)).length >= 5 ? true : undefined);
+    await eventually(`guest ${options.name} works`, BOOT_MS, works).catch(async (error: Error) => {
+      throw new Error(`${error.message}; it has said:\n${(await guest.serialLog(host)).slice(-2000)}`);
+    });
     return guest;
   }
 
