@@ -5,7 +5,7 @@
 //
 // In CI a skip counts as a failure, unless its reason reads `needs CAPABILITY` and this machine lacks that.
 
-import { accessSync, constants, readdirSync, readFileSync } from 'node:fs';
+import { accessSync, constants, readdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { release } from 'node:os';
 import { basename, join } from 'node:path';
 
@@ -36,6 +36,19 @@ const capabilities = {
   rdma: () => hasEntries('/sys/class/infiniband'),
   // A /dev/kvm without the CPU flag opens, and hangs ordinary kernels.
   kvm: () => canAccess('/dev/kvm') && /\b(vmx|svm)\b/.test(readFileSync('/proc/cpuinfo', 'utf8')),
+  // So many as native/tests/huge_pages.hpp takes for a test.
+  'huge-pages': () => {
+    const knob = '/proc/sys/vm/nr_hugepages';
+    try {
+      const before = Number(readFileSync(knob, 'utf8'));
+      writeFileSync(knob, `${before + 8}`);
+      const now = Number(readFileSync(knob, 'utf8'));
+      writeFileSync(knob, `${before}`);
+      return now >= before + 8;
+    } catch {
+      return false;
+    }
+  },
   root: () => process.getuid?.() === 0,
   'kernel-6.7': () => kernelIsAtLeast(6, 7),
 };

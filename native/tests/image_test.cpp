@@ -219,7 +219,7 @@ TEST(Image, LargePagesOnTmpfs) {
 
 TEST(Image, HugePagesOfHugetlbfs) {
   const test::HugePages pages(12);
-  if (!pages.is_mounted()) GTEST_SKIP() << "needs huge pages: none can be reserved here";
+  if (!pages.is_mounted()) GTEST_SKIP() << "needs huge-pages: none can be reserved here";
   ImageHarness vm(ImageHarness::Specs{{1536, [](uint64_t) { return true; }, kLargePage}}, pages.path(),
                   test::VmKind::kParent, pages.path());
   vm.open();

@@ -300,7 +300,7 @@ TEST(TargetPager, ASessionTakenOverWithEveryPageHereNeedsNoSource) {
 TEST(TargetPager, HugePagesOfHugetlbfs) {
   const uint64_t big = 2 << 20;
   const test::HugePages pages(4);
-  if (!pages.is_mounted()) GTEST_SKIP() << "needs huge pages: none can be reserved here";
+  if (!pages.is_mounted()) GTEST_SKIP() << "needs huge-pages: none can be reserved here";
   PagerHarness vm(PagerHarness::Specs{{4, [](uint64_t page) { return page / 512 < 2; }, big}}, pages.path());
   vm.start(false);
   // pwrite is refused on hugetlbfs: these endpoints copy through the mapping.

@@ -226,7 +226,7 @@ TEST_P(TransportCompliance, HolesReadAsZeros) {
 TEST_P(TransportCompliance, HugePagesOnBothSides) {
   constexpr uint64_t kHuge = 2 << 20;
   const test::HugePages pages(8);
-  if (!pages.is_mounted()) GTEST_SKIP() << "needs huge pages: none can be reserved here";
+  if (!pages.is_mounted()) GTEST_SKIP() << "needs huge-pages: none can be reserved here";
   TestMemory remote(kHuge, {}, MFD_HUGETLB), local(kHuge, {}, MFD_HUGETLB);
   remote.fill(14);
   listen();

@@ -1,8 +1,8 @@
 /** A parent back to what it was before a fork that was given up, by this daemon or an earlier one. */
 import { toMigrationError } from '../errors.js';
+import { connectedQmp } from './connected-qmp.js';
 import type { ForkContext } from './fork-context.js';
 import type { ForkRecord } from './fork-record.js';
-import { connectedQmp } from './incoming-state.js';
 import { runAgain } from './native-migration.js';
 import { ParentDisks } from './parent-disks.js';
 import type { ManagedVm } from './vms.js';

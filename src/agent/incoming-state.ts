@@ -5,7 +5,7 @@ import { finished, type Readable } from 'node:stream';
 import { setTimeout as sleep } from 'node:timers/promises';
 import type { MigrationMode } from '../domain.js';
 import { MigrationError, toMigrationError } from '../errors.js';
-import type { QmpClient } from '../qemu/qmp.js';
+import { connectedQmp } from './connected-qmp.js';
 import { MigrationWatch } from './migration-watch.js';
 import type { ManagedVm } from './vms.js';
 
@@ -13,8 +13,6 @@ const LOAD_TIMEOUT_MS = 120_000;
 /** After the stream broke: how long QEMU may take to say that it had all of it. */
 const VERDICT_MS = 1_000;
 const NATIVE_POLL_MS = 2;
-const ATTACH_TIMEOUT_MS = 10_000;
-const ATTACH_POLL_MS = 20;
 
 /** Where QEMU waits for the device state of a post-copy of ours. */
 export function stateSocketPath(vm: ManagedVm): string {
@@ -117,27 +115,6 @@ export class IncomingState {
       if (performance.now() > deadlineMs) throw new MigrationError('TIMEOUT', 'QEMU does not load the device state');
       await sleep(NATIVE_POLL_MS);
     }
-  }
-}
-
-/** VmManager connects to the QEMU of an earlier daemon when it answers. QEMU_GONE if it does not in time, or has ended. */
-export async function connectedQmp(vm: ManagedVm, timeoutMs = ATTACH_TIMEOUT_MS): Promise<QmpClient> {
-  const deadlineMs = performance.now() + timeoutMs;
-  for (;;) {
-    try {
-      return vm.qmp;
-    } catch (error) {
-      if (hasEnded(vm) || performance.now() > deadlineMs) throw error;
-    }
-    await sleep(ATTACH_POLL_MS);
-  }
-}
-
-function hasEnded(vm: ManagedVm): boolean {
-  try {
-    return vm.pid === 0;
-  } catch {
-    return true;
   }
 }
 

@@ -6,11 +6,11 @@ import { promisify } from 'node:util';
 import type { DiskSpec, HostInventory, RdmaPlace, TargetChecks, VmInventory, VmSpec } from '../domain.js';
 import { toMigrationError } from '../errors.js';
 import { PROTOCOL_VERSION } from '../protocol/wire.js';
+import { connectedQmp } from './connected-qmp.js';
 import type { AgentContext } from './context.js';
 import { exitPath, readExitCode } from './exit-port.js';
 import type { ForkContext } from './fork-context.js';
 import { hostFacts } from './host-facts.js';
-import { connectedQmp } from './incoming-state.js';
 import {
   discardingDevices,
   fleetingDisks,

@@ -4,7 +4,7 @@
  */
 import { MigrationError } from '../errors.js';
 import type { QmpClient } from '../qemu/qmp.js';
-import { connectedQmp } from './incoming-state.js';
+import { connectedQmp } from './connected-qmp.js';
 import { MigrationWatch } from './migration-watch.js';
 import { configureIncoming, configureOutgoing } from './qemu-migration.js';
 import type { ManagedVm } from './vms.js';

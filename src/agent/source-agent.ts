@@ -2,9 +2,9 @@
 import type { Transport } from '../domain.js';
 import type { SourceEndpointInfo } from '../engine/ports.js';
 import { MigrationError } from '../errors.js';
+import { connectedQmp } from './connected-qmp.js';
 import type { AgentContext } from './context.js';
 import { EndedSessions } from './ended-sessions.js';
-import { connectedQmp } from './incoming-state.js';
 import { KeyedLocks } from './locks.js';
 import { cancelMigration, type NativeMoveOptions, nativeMove, nativeReading, runAgain } from './native-migration.js';
 import { checkSession, type SourceRecord } from './session-store.js';

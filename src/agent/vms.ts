@@ -15,7 +15,7 @@ import type { VmExit, VmSpec, VmState, VmView } from '../domain.js';
 import { MigrationError, toMigrationError } from '../errors.js';
 import { askQemu, type InstalledQemu, resolveAccel } from '../qemu/installed.js';
 import { identityDueOf } from './clone-identity.js';
-import { connectedQmp } from './incoming-state.js';
+import { connectedQmp } from './connected-qmp.js';
 import { KeyedLocks } from './locks.js';
 import { presencePath, type RamPlace } from './ram-files.js';
 import { checkSpec } from './spec.js';
@@ -198,9 +198,9 @@ export class VmManager {
   }
 
   /** Durable when it resolves. */
-  async setState(name: string, state: VmState, epoch: { epoch?: number } = {}): Promise<void> {
+  async setState(name: string, state: VmState, options: { epoch?: number } = {}): Promise<void> {
     const vm = this.#get(name);
-    await vm.update((record) => ({ state: heldAgainst(record, state), ...epoch }));
+    await vm.update((record) => ({ state: heldAgainst(record, state), ...options }));
     this.#changed(vm);
   }
 

@@ -36,7 +36,10 @@ async function jobOf(host: string, id: string): Promise<MigrationJobView> {
 async function startSlowly({ guest, source, target }: Move, mibPerS = SLOW_MIB_S): Promise<MigrationJobView> {
   // Not by the command: its end takes emulated processors longer than a small guest's drain may last.
   const order: MigrationBody = {
-    ...{ vm: guest.name, target, mode: 'postcopy', transport: transport as MigrationBody['transport'] },
+    vm: guest.name,
+    target,
+    mode: 'postcopy',
+    transport: transport as MigrationBody['transport'],
     bandwidthBytesPerS: mibPerS * 2 ** 20,
   };
   const { id } = await cluster.api(source).post<MigrationJobView>('/v1/migrations', order);
