@@ -36,7 +36,7 @@ export interface ForkRequest {
 
 /**
  * What makes two clones startable by the same waiting QEMU processes: everything that stands on their command lines. A set of waiting processes
- * (src/agent/pool.ts) is kept for one shape, clone count included, because each process knows its index and the count from its start.
+ * (src/agent/fork/pool.ts) is kept for one shape, clone count included, because each process knows its index and the count from its start.
  */
 export interface CloneIdentity {
   /** 0 .. cloneCount - 1 */

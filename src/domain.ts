@@ -74,7 +74,7 @@ export interface VmSpec {
   readonly guestAgentHook?: string;
   /**
    * Guid that the vmgenid device shows; another for every VM, kept when it moves. Absent: the VM was started before it had the devices that tell it
-   * who it is (src/qemu/identity-devices.ts), and has none of them.
+   * who it is (src/backends/qemu/identity-devices.ts), and has none of them.
    */
   readonly vmGenerationId?: string;
   /** Absent: no clone. */

@@ -20,20 +20,20 @@ import type {
   SourceEndpointInfo,
 } from '../engine/ports.js';
 import { MigrationError, toMigrationError } from '../errors.js';
-import type { AgentContext } from './context.js';
-import { ForkAgent } from './fork-agent.js';
-import type { ForkContext } from './fork-context.js';
-import type { ForkQuestion } from './fork-inventory.js';
-import { openForkStore } from './fork-record.js';
-import { ImageStore } from './image-store.js';
-import { Images } from './images.js';
-import { checkTarget, type HostInfo, hostInventory, vmInventory } from './inventory.js';
-import { type MemoryReading, readMemory } from './memory-pressure.js';
-import type { NativeMoveOptions } from './native-migration.js';
-import { Pool, type PoolConfig } from './pool.js';
-import { SessionStore } from './session-store.js';
-import { SourceAgent } from './source-agent.js';
-import { TargetAgent } from './target-agent.js';
+import { ForkAgent } from './fork/agent.js';
+import type { ForkContext } from './fork/context.js';
+import { Images } from './fork/image-calls.js';
+import type { ForkQuestion } from './fork/inventory.js';
+import { Pool, type PoolConfig } from './fork/pool.js';
+import { openForkStore } from './fork/record.js';
+import { ImageStore } from './image/store.js';
+import { checkTarget, type HostInfo, hostInventory, vmInventory } from './inventory/inventory.js';
+import type { NativeMoveOptions } from './migration/native-migration.js';
+import { SessionStore } from './migration/session-store.js';
+import { SourceAgent } from './migration/source-agent.js';
+import { TargetAgent } from './migration/target-agent.js';
+import type { AgentContext } from './vm/context.js';
+import { type MemoryReading, readMemory } from './vm/memory-pressure.js';
 
 export interface LocalAgentOptions extends Omit<AgentContext, 'store'> {
   readonly stateDir: string;

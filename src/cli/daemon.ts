@@ -9,22 +9,22 @@ import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { type Logger, pino } from 'pino';
 import { LocalAgent } from '../agent/agent.js';
-import { openConsole } from '../agent/console.js';
-import { NO_FAULTS, parseFaults } from '../agent/faults.js';
-import { goAhead } from '../agent/priority.js';
-import { RdmaHost } from '../agent/rdma.js';
-import { VmManager } from '../agent/vms.js';
+import { NO_FAULTS, parseFaults } from '../agent/inject.js';
+import { openConsole } from '../agent/vm/console.js';
+import { goAhead } from '../agent/vm/priority.js';
+import { VmManager } from '../agent/vm/vms.js';
 import { RemoteAgents } from '../api/agent-client.js';
 import type { ApiImages, ApiPool, ApiVms } from '../api/ports.js';
 import { buildServer } from '../api/server.js';
+import { FileRegistry } from '../cluster/file.js';
 import { type DaemonConfig, dataSocketPath } from '../config.js';
 import type { Clock, Random } from '../engine/ports.js';
 import { MigrationError, toMigrationError } from '../errors.js';
 import { JobManager } from '../jobs/jobs.js';
 import { FileJournal } from '../jobs/journal.js';
 import { loadNativeBinding } from '../native/binding.js';
-import { FileRegistry } from '../registry/file.js';
 import { TlsStore } from '../tls/store.js';
+import { RdmaHost } from '../transports/rdma.js';
 import { VERSION } from './version.js';
 
 /** The same from src/cli and from dist/cli. */

@@ -1,6 +1,6 @@
+import { FileLogStore, type LogStore } from '../durable/log-store.js';
+import { RecordLog } from '../durable/record-log.js';
 import type { Journal, JournalEntry } from '../engine/ports.js';
-import { FileLogStore, type LogStore } from '../registry/log-store.js';
-import { RecordLog } from '../registry/record-log.js';
 import { decodeJournalEntry } from './journal-schema.js';
 
 /** A journal that can be read again: what JobManager needs. */

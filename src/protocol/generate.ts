@@ -132,7 +132,7 @@ const OUTPUTS: readonly (readonly [string, () => string])[] = [
 ];
 
 function main(): void {
-  const root = new URL('../../', import.meta.url);
+  const root = new URL('../..', import.meta.url);
   const isCheck = process.argv.includes('--check');
   for (const [path, render] of OUTPUTS) {
     const file = fileURLToPath(new URL(path, root));

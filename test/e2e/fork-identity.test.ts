@@ -1,8 +1,8 @@
 import { execFile } from 'node:child_process';
 import { promisify } from 'node:util';
 import { describe, expect, test } from 'vitest';
-import { openConsole } from '../../src/agent/console.js';
-import { replaceNics } from '../../src/agent/nic-replace.js';
+import { openConsole } from '../../src/agent/vm/console.js';
+import { replaceNics } from '../../src/agent/vm/nic-replace.js';
 import type { NicSpec } from '../../src/domain.js';
 import { eventually } from '../hosts/cluster.js';
 import { agentInitrd, guestImage, parseIdentity } from '../hosts/guest.js';

@@ -3,9 +3,9 @@ import { access, mkdir, readdir, readFile, rm, writeFile } from 'node:fs/promise
 import { join } from 'node:path';
 import { promisify } from 'node:util';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
-import { openConsole } from '../../src/agent/console.js';
-import { hostFacts } from '../../src/agent/host-facts.js';
-import { migrationBlockers, ramFacts } from '../../src/agent/vm-facts.js';
+import { hostFacts } from '../../src/agent/inventory/host-facts.js';
+import { openConsole } from '../../src/agent/vm/console.js';
+import { migrationBlockers, ramFacts } from '../../src/agent/vm/facts.js';
 import { guestImage } from '../hosts/guest.js';
 import { codeOf, expectOutput, VmHost, vmSpec } from '../hosts/vm-host.js';
 

@@ -13,7 +13,7 @@ import type { HostNetwork } from './host-network.js';
 import { Janitor } from './janitor.js';
 import { Namespaces } from './namespaces.js';
 
-const ROOT = fileURLToPath(new URL('../../', import.meta.url));
+const ROOT = fileURLToPath(new URL('../..', import.meta.url));
 const API_PORT = 7400;
 const DATA_PORT = 7401;
 const DAEMON_READY_MS = 60_000;

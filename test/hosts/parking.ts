@@ -1,4 +1,4 @@
-/** Fault points at which a daemon waits as long as a test wants it to (src/agent/faults.ts, `park`). */
+/** Fault points at which a daemon waits as long as a test wants it to (src/agent/inject.ts, `park`). */
 import { existsSync } from 'node:fs';
 import { rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';

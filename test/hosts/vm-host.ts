@@ -3,10 +3,10 @@ import { mkdtemp, readdir, readFile, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { parseSpec } from '../../src/agent/spec.js';
-import { type VmExit, VmManager } from '../../src/agent/vms.js';
+import { type VmExit, VmManager } from '../../src/agent/vm/vms.js';
+import { FileRegistry } from '../../src/cluster/file.js';
 import type { VmSpec } from '../../src/domain.js';
 import type { NativeBinding } from '../../src/native/binding.js';
-import { FileRegistry } from '../../src/registry/file.js';
 import { Janitor } from './janitor.js';
 
 const SILENT = { info: () => undefined, warn: () => undefined, error: () => undefined };

@@ -1,3 +1,4 @@
+import { FileRegistry } from '../../src/cluster/file.js';
 import type { JobState } from '../../src/domain.js';
 import type { ForkRequest, ParentMode } from '../../src/domain-fork.js';
 import type { ForkAgentPort } from '../../src/engine/fork-ports.js';
@@ -5,7 +6,6 @@ import type { AgentPort } from '../../src/engine/ports.js';
 import { MigrationError } from '../../src/errors.js';
 import { JobManager } from '../../src/jobs/jobs.js';
 import { FileJournal } from '../../src/jobs/journal.js';
-import { FileRegistry } from '../../src/registry/file.js';
 import { diskHooks, jobWatch, runToRest, worldPorts } from './coordinator.js';
 import { SimForkAgent } from './fork-agent.js';
 import { CLONES, type ForkFault, ForkWorld } from './fork-world.js';

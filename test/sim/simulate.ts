@@ -1,8 +1,8 @@
+import { FileRegistry } from '../../src/cluster/file.js';
 import type { JobState, MigrationMode } from '../../src/domain.js';
 import type { AgentPort, Registry } from '../../src/engine/ports.js';
 import { JobManager } from '../../src/jobs/jobs.js';
 import { FileJournal } from '../../src/jobs/journal.js';
-import { FileRegistry } from '../../src/registry/file.js';
 import { SimAgent } from './agent.js';
 import { diskHooks, jobWatch, runToRest, worldPorts } from './coordinator.js';
 import { remoteAgent } from './network.js';

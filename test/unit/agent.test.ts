@@ -1,7 +1,7 @@
 import { access, writeFile } from 'node:fs/promises';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
-import { MigrationWatch } from '../../src/agent/migration-watch.js';
-import { SessionStore, type TargetRecord } from '../../src/agent/session-store.js';
+import { SessionStore, type TargetRecord } from '../../src/agent/migration/session-store.js';
+import { MigrationWatch } from '../../src/backends/qemu/migration-watch.js';
 import type { VmSpec } from '../../src/domain.js';
 import { MigrationError } from '../../src/errors.js';
 import { failureToError } from '../../src/native/failure.js';

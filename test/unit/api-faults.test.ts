@@ -6,7 +6,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { expect, test } from 'vitest';
-import { NO_FAULTS, parseFaults } from '../../src/agent/faults.js';
+import { NO_FAULTS, parseFaults } from '../../src/agent/inject.js';
 
 test('only what was ordered happens', async () => {
   const faults = parseFaults('before:commit=fail; after:drain=delay:30 ;');
@@ -36,7 +36,7 @@ test('park waits while the file exists, and says so', async () => {
 });
 
 test('crash is kill -9', () => {
-  const module = fileURLToPath(new URL('../../src/agent/faults.ts', import.meta.url));
+  const module = fileURLToPath(new URL('../../src/agent/inject.ts', import.meta.url));
   const script = `const { parseFaults } = await import(${JSON.stringify(module)});
     await parseFaults('x=crash').hit('x'); process.stdout.write('survived');`;
   const { signal, stdout } = spawnSync(process.execPath, ['--import', 'tsx', '--input-type=module', '-e', script]);

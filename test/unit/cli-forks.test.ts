@@ -11,7 +11,7 @@ import { type FakeServices, FORK_REPORT, fakeServices, imageView, vmView } from 
 // Each case is a process of its own, which takes its time to start on a busy machine.
 vi.setConfig({ testTimeout: 60_000 });
 
-const ROOT = fileURLToPath(new URL('../../', import.meta.url));
+const ROOT = fileURLToPath(new URL('../..', import.meta.url));
 const { image: IMAGE } = FORK_REPORT;
 let directory: string;
 let services: FakeServices;

@@ -13,7 +13,7 @@ import { rdma } from './planner-facts.js';
 // Each case is a process of its own, which takes its time to start on a busy machine.
 vi.setConfig({ testTimeout: 60_000 });
 
-const ROOT = fileURLToPath(new URL('../../', import.meta.url));
+const ROOT = fileURLToPath(new URL('../..', import.meta.url));
 
 interface Ended {
   code: number | null;

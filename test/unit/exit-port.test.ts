@@ -3,7 +3,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import * as fc from 'fast-check';
 import { afterEach, beforeEach, expect, test } from 'vitest';
-import { ExitWatch, parseExitCode, readExitCode } from '../../src/agent/exit-port.js';
+import { ExitWatch, parseExitCode, readExitCode } from '../../src/agent/vm/exit-port.js';
 
 let directory: string;
 let path: string;

@@ -3,7 +3,7 @@ import { createServer, type Server, type Socket } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
-import { GuestAgent } from '../../src/qemu/guest-agent.js';
+import { GuestAgent } from '../../src/backends/qemu/guest-agent.js';
 import { codeOf } from '../hosts/vm-host.js';
 
 interface Request {

@@ -1,6 +1,12 @@
 import * as fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
-import { type CloneOrder, cloneIdentities, cloneNames, cloneSpec, runningNics } from '../../src/agent/identity.js';
+import {
+  type CloneOrder,
+  cloneIdentities,
+  cloneNames,
+  cloneSpec,
+  runningNics,
+} from '../../src/agent/fork/clone-names.js';
 import { checkSpec, parseSpec } from '../../src/agent/spec.js';
 import type { CloneNetwork } from '../../src/domain-fork.js';
 

@@ -4,11 +4,11 @@ import { access, mkdir, mkdtemp, open, readdir, readFile, rm, truncate, writeFil
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
-import type { ForkContext } from '../../src/agent/fork-context.js';
-import { loadImage, saveImage } from '../../src/agent/image-file.js';
-import type { ImageRecord } from '../../src/agent/image-record.js';
-import { ImageStore } from '../../src/agent/image-store.js';
-import { Images } from '../../src/agent/images.js';
+import type { ForkContext } from '../../src/agent/fork/context.js';
+import { Images } from '../../src/agent/fork/image-calls.js';
+import { loadImage, saveImage } from '../../src/agent/image/file.js';
+import type { ImageRecord } from '../../src/agent/image/record.js';
+import { ImageStore } from '../../src/agent/image/store.js';
 import { parseSpec } from '../../src/agent/spec.js';
 import type { RegionFile } from '../../src/native/binding.js';
 

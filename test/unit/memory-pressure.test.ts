@@ -1,6 +1,6 @@
 import { readFile } from 'node:fs/promises';
 import { expect, test } from 'vitest';
-import { memoryState, parseStallPercent, readMemory } from '../../src/agent/memory-pressure.js';
+import { memoryState, parseStallPercent, readMemory } from '../../src/agent/vm/memory-pressure.js';
 
 const bounds = { memoryAvailableBytesMin: 1000, memoryStallPercentMax: 20 };
 const PRESSURE =

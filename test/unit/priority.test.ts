@@ -5,7 +5,7 @@ import { expect, test } from 'vitest';
 const PROGRAM = `
   import { spawn } from 'node:child_process';
   import { getPriority } from 'node:os';
-  import { goAhead, hasten, standInLine, unhasten } from './src/agent/priority.ts';
+  import { goAhead, hasten, standInLine, unhasten } from './src/agent/vm/priority.ts';
   const before = getPriority();
   goAhead();
   const child = spawn('sleep', ['60']);

@@ -1,9 +1,9 @@
 /** This host's part in RDMA: which address it takes, when it listens anew, and what it says where there is none. */
 import { describe, expect, test, vi } from 'vitest';
-import { RdmaHost, type RdmaHostOptions } from '../../src/agent/rdma.js';
 import type { RdmaDevice } from '../../src/domain.js';
 import { MigrationError } from '../../src/errors.js';
 import type { DataListenerHandle } from '../../src/native/binding.js';
+import { RdmaHost, type RdmaHostOptions } from '../../src/transports/rdma.js';
 
 const silent = () => undefined;
 

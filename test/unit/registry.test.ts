@@ -5,10 +5,10 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import * as fc from 'fast-check';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
+import { FileRegistry } from '../../src/cluster/file.js';
+import { FileLogStore } from '../../src/durable/log-store.js';
+import { RecordLog } from '../../src/durable/record-log.js';
 import type { OwnerRecord } from '../../src/engine/ports.js';
-import { FileRegistry } from '../../src/registry/file.js';
-import { FileLogStore } from '../../src/registry/log-store.js';
-import { RecordLog } from '../../src/registry/record-log.js';
 import { MemoryStore } from './memory-store.js';
 
 let directory: string;

@@ -2,8 +2,8 @@ import { mkdtemp, readdir, rm, stat, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
-import { EndedSessions } from '../../src/agent/ended-sessions.js';
-import { SessionStore, type SourceRecord, type TargetRecord } from '../../src/agent/session-store.js';
+import { EndedSessions } from '../../src/agent/migration/ended-sessions.js';
+import { SessionStore, type SourceRecord, type TargetRecord } from '../../src/agent/migration/session-store.js';
 import { parseSpec } from '../../src/agent/spec.js';
 
 let stateDir: string;

@@ -1,0 +1,178 @@
+/** The forks of this host, by id: ForkAgentPort (see the rules there). What a fork does is in fork-session.ts. */
+import type { CloneIdentity } from '../../domain-fork.js';
+import type {
+  ForkAgentPort,
+  ForkInventory,
+  ForkPointReply,
+  ForkProgress,
+  PrepareForkReply,
+  PrepareForkRequest,
+  StartClonesReply,
+} from '../../engine/fork-ports.js';
+import { MigrationError, toMigrationError } from '../../errors.js';
+import { KeyedLocks } from '../../kit/locks.js';
+import { checkImageId } from '../image/record.js';
+import { EndedSessions } from '../migration/ended-sessions.js';
+import type { ManagedVm } from '../vm/vms.js';
+import type { ForkContext } from './context.js';
+import { type ForkQuestion, forkInventory } from './inventory.js';
+import type { Pool } from './pool.js';
+import { prepareFork } from './prepare.js';
+import type { ForkRecord } from './record.js';
+import { ForkSession } from './session.js';
+import { undoFork } from './undo.js';
+
+export class ForkAgent implements ForkAgentPort {
+  readonly host: string;
+  readonly #context: ForkContext;
+  readonly #pool: Pool;
+  readonly #locks = new KeyedLocks();
+  readonly #forks = new Map<string, ForkSession>();
+  readonly #preparing = new Map<string, AbortController>();
+  readonly #ended = new EndedSessions();
+
+  /** The job that brings a VM here and has not brought all of it. */
+  readonly #arriving: (vm: string) => Promise<string | null>;
+
+  constructor(context: ForkContext, pool: Pool, arriving: (vm: string) => Promise<string | null>) {
+    this.#arriving = arriving;
+    this.host = context.host;
+    this.#context = context;
+    this.#pool = pool;
+    context.vms.on('exit', this.#onExit);
+  }
+
+  /** Forks of an earlier daemon: those that were committed go on, the others are undone. */
+  async start(): Promise<void> {
+    const { forkStore, log } = this.#context;
+    const { records, corrupt } = await forkStore.load();
+    for (const err of corrupt) log.error({ err }, 'a fork cannot be taken up again');
+    for (const record of records) {
+      try {
+        await this.#takeUp(record);
+      } catch (error) {
+        log.error({ fork: record.request.fork, err: toMigrationError(error) }, 'a fork cannot be taken up again');
+      }
+    }
+  }
+
+  async close(): Promise<void> {
+    this.#context.vms.off('exit', this.#onExit);
+    for (const controller of this.#preparing.values()) controller.abort();
+    await Promise.all([...this.#preparing.keys()].map((fork) => this.#locks.hold(fork, () => Promise.resolve())));
+    await Promise.all([...this.#forks.values()].map((fork) => fork.close()));
+  }
+
+  /** Is there a fork that needs this image, or this VM that waits for it? */
+  claims(image: string): boolean {
+    return [...this.#forks.values()].some(({ record }) => record.image === image);
+  }
+
+  forkInventory(request: ForkQuestion): Promise<ForkInventory> {
+    return forkInventory(this.#context, request, this.#pool, this.#arriving);
+  }
+
+  prepareClones(request: PrepareForkRequest): Promise<PrepareForkReply> {
+    const { fork } = request;
+    checkImageId(fork);
+    return this.#locks.hold(fork, async () => {
+      this.#ended.refuse(fork);
+      const existing = this.#forks.get(fork);
+      if (existing !== undefined) return existing.reply;
+      const controller = new AbortController();
+      this.#preparing.set(fork, controller);
+      try {
+        const job = request.vm === null ? null : await this.#arriving(request.vm);
+        if (job !== null) throw new MigrationError('VM_BUSY', `pages of ${request.vm} are still missing: job ${job}`);
+        const parts = await prepareFork(this.#context, request, this.#pool, controller.signal);
+        const session = new ForkSession(this.#context, parts);
+        this.#forks.set(fork, session);
+        return session.reply;
+      } finally {
+        this.#preparing.delete(fork);
+      }
+    });
+  }
+
+  async armParent(fork: string): Promise<void> {
+    await this.#fork(fork).arm();
+  }
+
+  async forkPoint(fork: string): Promise<ForkPointReply> {
+    return this.#fork(fork).point();
+  }
+
+  async startClones(fork: string): Promise<StartClonesReply> {
+    return this.#fork(fork).start();
+  }
+
+  async commitFork(fork: string): Promise<void> {
+    await this.#fork(fork).commit();
+  }
+
+  async forkProgress(fork: string): Promise<ForkProgress> {
+    return this.#fork(fork).progress();
+  }
+
+  async finishFork(fork: string): Promise<void> {
+    checkImageId(fork);
+    await this.#locks.hold(fork, async () => {
+      const session = this.#forks.get(fork);
+      if (session === undefined) return;
+      await session.finish();
+      this.#forks.delete(fork);
+      this.#ended.add(fork);
+    });
+  }
+
+  async discardFork(fork: string): Promise<void> {
+    checkImageId(fork);
+    if (this.#forks.get(fork)?.isCommitted === true) {
+      throw new MigrationError('CONFLICT', 'the clones of the fork run: they are not taken away any more');
+    }
+    this.#ended.add(fork);
+    // QEMUs that do not come up are not waited for: the preparation is given up, and cleans up behind itself.
+    this.#preparing.get(fork)?.abort();
+    await this.#locks.hold(fork, async () => {
+      await this.#forks.get(fork)?.discard();
+      this.#forks.delete(fork);
+    });
+  }
+
+  async #takeUp(record: ForkRecord): Promise<void> {
+    const { vms, images, forkStore } = this.#context;
+    const { fork, vm, image } = record.request;
+    if (record.state !== 'committed') {
+      await undoFork(this.#context, record);
+      return;
+    }
+    if (!images.has(record.image)) {
+      await forkStore.remove(fork);
+      return;
+    }
+    const parent = vm !== null && image === null && vms.has(vm) ? vms.get(vm) : null;
+    const find = (identity: CloneIdentity): { identity: CloneIdentity; vm: ManagedVm }[] => {
+      const found = vms.has(identity.name) ? vms.get(identity.name) : null;
+      return found?.image === record.image && found.spec.uuid === identity.uuid ? [{ identity, vm: found }] : [];
+    };
+    const clones = record.clones.flatMap(find);
+    const session = new ForkSession(this.#context, { record, parent, clones, failures: [] });
+    this.#forks.set(fork, session);
+    await session.takeUp();
+  }
+
+  #fork(fork: string): ForkSession {
+    const session = this.#forks.get(fork);
+    if (session !== undefined) return session;
+    checkImageId(fork);
+    this.#ended.refuse(fork);
+    throw new MigrationError('NOT_FOUND', `no fork ${fork} on ${this.host}`);
+  }
+
+  readonly #onExit = (name: string): void => {
+    const { vms } = this.#context;
+    if (!vms.has(name)) return;
+    const vm = vms.get(name);
+    for (const fork of this.#forks.values()) fork.lost(vm);
+  };
+}

@@ -1,0 +1,111 @@
+/** What pre-flight asks about a fork. Looked at anew each time; nothing is changed. */
+
+import { release } from 'node:os';
+import type { VmInventory, VmSpec } from '../../domain.js';
+import type { ForkInventory, PrepareForkRequest } from '../../engine/fork-ports.js';
+import type { ImageRecord } from '../image/record.js';
+import { vmInventory } from '../inventory/inventory.js';
+import { memoryAvailableBytes } from '../vm/ram-files.js';
+import type { ManagedVm } from '../vm/vms.js';
+import { cloneNames } from './clone-names.js';
+import type { ForkContext } from './context.js';
+import { diskBlockers } from './parent-disks.js';
+import type { Pool, PooledSet } from './pool.js';
+
+export type ForkQuestion = Omit<PrepareForkRequest, 'fork' | 'job' | 'isPartialAllowed'>;
+
+/** What a QEMU has of its own when its guest resumes: 16 MiB, and some pages that the guest writes at once. */
+const CLONE_BYTES = 20 * 1024 * 1024;
+/** Devices by which others than QEMU's own threads write to guest memory. */
+const ESCAPING = /vfio-|vhost-user|vhost-vdpa|ivshmem|pci-assign|virtio-pmem/;
+const DISCARDING = /virtio-(?:balloon|mem)[a-z-]*/;
+/** Write-protection of shared memory. */
+const KERNEL_MIN = [5, 19] as const;
+
+export async function forkInventory(
+  context: ForkContext,
+  question: ForkQuestion,
+  pool: Pool,
+  arriving: (vm: string) => Promise<string | null>,
+): Promise<ForkInventory> {
+  const { images, vms, native } = context;
+  const common = {
+    isWriteProtectSupported: isKernelAtLeast(KERNEL_MIN) && native.support().userfaultfdPermitted,
+    imageBytesFree: await images.bytesFree(),
+    memoryAvailableBytes: await memoryAvailableBytes(),
+  };
+  if (question.image !== null) {
+    const image = images.get(question.image);
+    return {
+      ...common,
+      vm: inventoryOf(image, context.host),
+      image: images.view(image.id),
+      ...{ escapingDevices: [], hasPreload: true, isFilling: false, diskBlockers: [], imageBytesNeeded: 0 },
+      cloneBytesNeeded: cloneBytes(question, image.spec),
+      warmCloneCount: 0,
+      namesTaken: namesTaken(context, question, image.spec, null),
+    };
+  }
+  const parent = vms.get(question.vm ?? '');
+  const { spec, memory } = parent;
+  const warm = pool.find(parent, question);
+  const asked = await vmInventory(context, spec.name);
+  // A clone's pages can be copied too, from its process.
+  const isClone = parent.image !== null && question.parentMode === 'continue';
+  const vm: VmInventory = isClone ? { ...asked, isRamShared: true, isRamNamedFile: true } : asked;
+  const isFilling = images.all().some((image) => image.state === 'filling' && image.spec.name === spec.name);
+  return {
+    ...common,
+    vm,
+    image: null,
+    escapingDevices: escapingDevices(parent, vm),
+    hasPreload: memory !== null,
+    isFilling: isFilling || (await arriving(spec.name)) !== null,
+    diskBlockers: await diskBlockers(parent),
+    imageBytesNeeded: question.parentMode === 'stop' ? 0 : isClone ? spec.memory.sizeBytes : vm.ramAllocatedBytes,
+    cloneBytesNeeded: cloneBytes(question, spec),
+    warmCloneCount: warm?.clones.length ?? 0,
+    namesTaken: namesTaken(context, question, spec, warm),
+  };
+}
+
+function cloneBytes({ memory }: ForkQuestion, spec: VmSpec): number {
+  return CLONE_BYTES + (memory === 'private' ? spec.memory.sizeBytes : 0);
+}
+
+/** A prefix of the user's own may meet other VMs; a stopped one gives way, and a waiting set has its names already. */
+function namesTaken({ vms }: ForkContext, question: ForkQuestion, spec: VmSpec, warm: PooledSet | null): string[] {
+  if (question.namePrefix === null) return [];
+  const own = new Set(warm?.clones.map(({ vm }) => vm.spec.name));
+  const names = cloneNames({ ...question, fork: '' }, spec.name);
+  return names.filter((name) => vms.has(name) && vms.get(name).state !== 'stopped' && !own.has(name));
+}
+
+function escapingDevices({ spec }: ManagedVm, { discardingDevices }: VmInventory): string[] {
+  const devices = spec.devices.map((device) => device.split(',')[0] ?? '').filter((name) => ESCAPING.test(name));
+  const args = spec.qemuArgs.filter((argument) => ESCAPING.test(argument));
+  return [
+    ...discardingDevices.map((device) => `${device} gives memory back, and with it pages of the image`),
+    ...[...devices, ...args].map((what) => `${what} lets others than QEMU write to guest memory`),
+  ];
+}
+
+/** The VM of an image is a VM no more: what pre-flight still asks of it is its description. */
+function inventoryOf({ spec, accel, qemuVersion }: ImageRecord, host: string): VmInventory {
+  return {
+    ...{ spec, accel, qemuVersion, state: 'stopped', epoch: 0, owner: host, job: null },
+    ...{ isRamShared: true, isRamNamedFile: true, migrationBlockers: [], ramAllocatedBytes: 0 },
+    discardingDevices: discardingIn(spec),
+    ...{ image: null, identityIssue: null, fleetingDisks: [], exitCode: null },
+  };
+}
+
+/** Of a VM that is not there to be asked. */
+function discardingIn({ devices, qemuArgs }: VmSpec): string[] {
+  return [...devices, ...qemuArgs].flatMap((argument) => DISCARDING.exec(argument)?.[0] ?? []);
+}
+
+function isKernelAtLeast([major, minor]: readonly [number, number]): boolean {
+  const [, a, b] = /^(\d+)\.(\d+)/.exec(release()) ?? [];
+  return Number(a) > major || (Number(a) === major && Number(b) >= minor);
+}

@@ -1,0 +1,289 @@
+/**
+ * Sets of QEMUs that wait for forks nobody has asked for yet: a fork that fits takes a whole set, and what it took is made again in the background
+ * once no job runs. A set costs its processes' own memory, some 16 MiB each, so there is a limit, and all go when the host runs short of memory:
+ * little is available, or (PSI) tasks wait for it.
+ *
+ * What users want to have waiting is durable. The processes are not taken over by a next daemon: it ends them (they are incoming VMs of an image that
+ * no fork has committed) and makes new ones.
+ */
+import { readFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import { z } from 'zod';
+import type { WarmRequest, WarmSetView } from '../../domain-fork.js';
+import { writeDurably } from '../../durable/durable-file.js';
+import { MigrationError, toMigrationError } from '../../errors.js';
+import { type MemoryBounds, type MemoryReading, memoryState } from '../vm/memory-pressure.js';
+import type { ManagedVm } from '../vm/vms.js';
+import type { ForkContext } from './context.js';
+import { newImage, ramOfImage, shapeOf } from './prepare.js';
+import { type CloneShape, endClones, makeWaitingSet, type WaitingSet } from './waiting-set.js';
+
+/** All sets are given up when the host is out of the bounds. */
+export interface PoolConfig extends MemoryBounds {
+  /** Waiting QEMUs, all sets together. */
+  readonly processesMax: number;
+}
+
+export interface PooledSet extends WaitingSet {
+  readonly image: string;
+}
+
+interface Entry {
+  readonly image: string;
+  readonly key: string;
+  readonly request: WarmRequest;
+  readonly giveUp: AbortController;
+  /** null while it is being made. */
+  set: PooledSet | null;
+}
+
+export interface PoolOptions {
+  readonly stateDir: string;
+  readonly config: PoolConfig;
+  readonly randomId: () => string;
+  readonly readMemory: () => Promise<MemoryReading>;
+}
+
+const UPKEEP_MS = 2_000;
+/** What a waiting QEMU takes. */
+const PROCESS_BYTES = 20 * 1024 * 1024;
+
+const wantedSchema: z.ZodType<WarmRequest[]> = z.array(
+  z.strictObject({
+    vm: z.string(),
+    cloneCount: z.int().min(1),
+    namePrefix: z.string().nullable(),
+    parentMode: z.enum(['continue', 'stop']),
+    memory: z.enum(['cow', 'private']),
+    network: z.enum(['fresh', 'isolated', 'none']),
+    disks: z.enum(['overlay', 'scratch']),
+  }),
+);
+
+export class Pool {
+  readonly #context: ForkContext;
+  readonly #config: PoolConfig;
+  readonly #path: string;
+  readonly #randomId: () => string;
+  readonly #readMemory: () => Promise<MemoryReading>;
+  readonly #entries = new Map<string, Entry>();
+  #wanted: readonly WarmRequest[] = [];
+  #upkeep: NodeJS.Timeout | null = null;
+  #working: Promise<void> = Promise.resolve();
+  #isClosed = false;
+
+  constructor(context: ForkContext, options: PoolOptions) {
+    this.#context = context;
+    this.#readMemory = options.readMemory;
+    this.#config = options.config;
+    this.#randomId = options.randomId;
+    this.#path = join(options.stateDir, 'pool.json');
+    context.vms.on('exit', this.#onExit);
+  }
+
+  /** Sets that were wanted before the daemon was restarted are made again, in the background. */
+  async start(): Promise<void> {
+    const text = await readFile(this.#path, 'utf8').catch(() => '[]');
+    try {
+      this.#wanted = wantedSchema.parse(JSON.parse(text));
+    } catch (cause) {
+      const err = new MigrationError('CORRUPT', `${this.#path} does not say what is to wait`, { cause });
+      this.#context.log.error({ err }, 'no set of waiting QEMUs is made again');
+    }
+    this.#keepUp();
+  }
+
+  /** QEMUs stay; the next daemon ends them. */
+  async close(): Promise<void> {
+    this.#isClosed = true;
+    this.#context.vms.off('exit', this.#onExit);
+    if (this.#upkeep !== null) clearInterval(this.#upkeep);
+    for (const entry of this.#entries.values()) if (entry.set === null) entry.giveUp.abort();
+    await this.#working;
+  }
+
+  has(image: string): boolean {
+    return this.#entries.has(image);
+  }
+
+  list(): WarmSetView[] {
+    return [...this.#entries.values()].map(({ image, request, set }) => {
+      const { vm, cloneCount, namePrefix, memory, network, disks } = request;
+      const readyCount = set?.clones.length ?? this.#context.images.clonesOf(image).length;
+      return {
+        ...{ image, vm, cloneCount, namePrefix, memory, network, disks, readyCount },
+        state: set === null ? 'starting' : 'ready',
+      };
+    });
+  }
+
+  /** Resolves when all of the set wait. From now on there shall be such a set, also after a restart. */
+  async warm(request: WarmRequest): Promise<WarmSetView> {
+    const entry = await this.#make(request);
+    if (!this.#wanted.some((wanted) => sameRequest(wanted, request))) await this.#want([...this.#wanted, request]);
+    const view = this.list().find(({ image }) => image === entry.image);
+    if (view === undefined) throw new MigrationError('CANCELLED', 'the set has been given up');
+    return view;
+  }
+
+  /** Those of one VM, or all; they are not wanted any more. */
+  async drain(vm: string | null): Promise<{ readonly endedCount: number }> {
+    await this.#want(this.#wanted.filter((request) => vm !== null && request.vm !== vm));
+    let endedCount = 0;
+    for (const entry of [...this.#entries.values()]) {
+      if (vm !== null && entry.request.vm !== vm) continue;
+      endedCount += entry.set?.clones.length ?? 0;
+      await this.#give(entry);
+    }
+    return { endedCount };
+  }
+
+  /** One that a fork of this VM would take. */
+  find(parent: ManagedVm, question: Omit<CloneShape, 'parent' | 'accel'>): PooledSet | null {
+    const { cloneCount, namePrefix, parentMode, memory, network, disks } = question;
+    const { spec, accel } = parent;
+    const shape = { parent: spec, accel, cloneCount, namePrefix, parentMode, memory, network, disks };
+    return this.#entryFor(shape)?.set ?? null;
+  }
+
+  /** Takes a set that fits out of the pool: it is the caller's. null: there is none. */
+  claim(shape: CloneShape): PooledSet | null {
+    const entry = this.#entryFor(shape);
+    if (entry === null) return null;
+    this.#entries.delete(entry.image);
+    return entry.set;
+  }
+
+  async #dispose(set: PooledSet): Promise<void> {
+    await endClones(this.#context, set.clones);
+    await this.#context.images.delete(set.image);
+  }
+
+  #entryFor(shape: CloneShape): Entry | null {
+    const key = keyOf(shape);
+    const isWaiting = ({ set }: Entry) => set?.clones.every(({ vm }) => vm.state === 'incoming') === true;
+    return [...this.#entries.values()].find((entry) => entry.key === key && isWaiting(entry)) ?? null;
+  }
+
+  async #make(request: WarmRequest): Promise<Entry> {
+    const { images, vms } = this.#context;
+    const { vm, ...asked } = request;
+    const { shape, parent } = shapeOf(this.#context, { ...asked, vm, image: null });
+    const key = keyOf(shape);
+    const existing = [...this.#entries.values()].find((entry) => entry.key === key);
+    if (existing !== undefined) return existing;
+    const processCount = [...this.#entries.values()].reduce((sum, entry) => sum + entry.request.cloneCount, 0);
+    if (processCount + request.cloneCount > this.#config.processesMax) {
+      throw new MigrationError(
+        'PREFLIGHT_REFUSED',
+        `${processCount} QEMUs wait already, and ${request.cloneCount} more would be over the limit of ${this.#config.processesMax}`,
+        { remedy: 'drain sets that nobody needs ("vmctl pool drain"), or raise pool.processesMax' },
+      );
+    }
+    const reading = await this.#readMemory();
+    const availableBytes = reading.availableBytes - request.cloneCount * PROCESS_BYTES;
+    if (memoryState({ ...reading, availableBytes }, this.#config) !== 'ample') {
+      throw new MigrationError(
+        'PREFLIGHT_REFUSED',
+        `${request.cloneCount} waiting QEMUs would leave too little memory`,
+      );
+    }
+    const image = this.#randomId();
+    const entry: Entry = { image, key, request, giveUp: new AbortController(), set: null };
+    this.#entries.set(image, entry);
+    try {
+      const record = newImage(this.#context, image, shape);
+      await images.create(record, ramOfImage(shape, parent));
+      const options = { fork: image, isPartialAllowed: false, signal: entry.giveUp.signal };
+      const set = await makeWaitingSet(this.#context, record, shape, options);
+      entry.set = { ...set, image };
+      if (!this.#entries.has(image) || !vms.has(vm)) throw new MigrationError('CANCELLED', 'the set has been given up');
+      this.#keepUp();
+      return entry;
+    } catch (error) {
+      this.#entries.delete(image);
+      if (entry.set !== null) await this.#dispose(entry.set);
+      else await images.delete(image);
+      throw error;
+    }
+  }
+
+  /** Out of the pool, with all its processes. One that is being made cleans up behind itself. */
+  async #give(entry: Entry): Promise<void> {
+    this.#entries.delete(entry.image);
+    entry.giveUp.abort();
+    if (entry.set !== null) await this.#dispose(entry.set);
+  }
+
+  async #want(wanted: readonly WarmRequest[]): Promise<void> {
+    this.#wanted = wanted;
+    await writeDurably(this.#path, `${JSON.stringify(wanted, null, 2)}\n`);
+    this.#keepUp();
+  }
+
+  /** Runs while there is anything to look after. */
+  #keepUp(): void {
+    const isNeeded = this.#wanted.length > 0 || this.#entries.size > 0;
+    if (!isNeeded || this.#isClosed || this.#upkeep !== null) return;
+    this.#upkeep = setInterval(() => {
+      this.#working = this.#working
+        .then(() => this.#lookAfter())
+        .catch((error: unknown) => {
+          this.#context.log.warn({ err: toMigrationError(error) }, 'the pool of waiting QEMUs is not as it should be');
+        });
+    }, UPKEEP_MS);
+    this.#upkeep.unref();
+  }
+
+  async #lookAfter(): Promise<void> {
+    const { vms, log } = this.#context;
+    if (this.#isClosed) return;
+    const reading = await this.#readMemory();
+    const state = memoryState(reading, this.#config);
+    if (state === 'short') {
+      if (this.#entries.size > 0) log.warn(reading, 'memory is short: waiting QEMUs are ended');
+      for (const entry of [...this.#entries.values()]) await this.#give(entry);
+      return;
+    }
+    // A fork under way has the processors for itself.
+    if (vms.all().some(({ job }) => job !== null)) return;
+    await this.#giveStale();
+    if (state === 'tight') return;
+    for (const request of this.#wanted) {
+      if (this.#isClosed || !vms.has(request.vm) || vms.get(request.vm).state !== 'running') continue;
+      await this.#make(request);
+    }
+  }
+
+  /** Of a VM that is not there any more, or that has another shape since. */
+  async #giveStale(): Promise<void> {
+    const { vms } = this.#context;
+    for (const entry of [...this.#entries.values()]) {
+      const { vm, ...shape } = entry.request;
+      const parent = vms.has(vm) ? vms.get(vm) : null;
+      const isFit = parent !== null && keyOf({ ...shape, parent: parent.spec, accel: parent.accel }) === entry.key;
+      if (entry.set !== null && !isFit) await this.#give(entry);
+    }
+  }
+
+  readonly #onExit = (name: string): void => {
+    const { vms, log } = this.#context;
+    const image = vms.has(name) ? vms.get(name).image : null;
+    const entry = image === null ? undefined : this.#entries.get(image);
+    if (entry === undefined) return;
+    this.#give(entry).catch((error: unknown) => {
+      log.error({ image, err: toMigrationError(error) }, 'a set of waiting QEMUs that has lost one is not gone');
+    });
+  };
+}
+
+function keyOf(shape: CloneShape): string {
+  const { parent, accel, cloneCount, namePrefix, parentMode, memory, network, disks } = shape;
+  return JSON.stringify([parent, accel, cloneCount, namePrefix, parentMode, memory, network, disks]);
+}
+
+function sameRequest(a: WarmRequest, b: WarmRequest): boolean {
+  const flat = ({ vm, cloneCount, namePrefix, parentMode, memory, network, disks }: WarmRequest) =>
+    JSON.stringify([vm, cloneCount, namePrefix, parentMode, memory, network, disks]);
+  return flat(a) === flat(b);
+}

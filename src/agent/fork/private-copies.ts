@@ -1,0 +1,144 @@
+/**
+ * Clones with memory of their own (`--memory private`): each is filled from the complete image as an arriving VM is from its source, by page faults
+ * ahead of a sweep, over the host's own shared-memory transport. Once it is full it is a VM like any other, and knows no image any more.
+ */
+import { randomBytes } from 'node:crypto';
+import { unlink } from 'node:fs/promises';
+import { MigrationError } from '../../errors.js';
+import type { SourceSessionHandle } from '../../native/binding.js';
+import type { ImageRecord } from '../image/record.js';
+import { PageSession } from '../migration/page-session.js';
+import type { ManagedVm } from '../vm/vms.js';
+import type { ForkContext } from './context.js';
+
+const SESSION_BYTES = 16;
+const TOKEN_BYTES = 32;
+
+export class PrivateCopies {
+  readonly #context: ForkContext;
+  readonly #image: ImageRecord;
+  readonly #copies = new Map<ManagedVm, Copy>();
+
+  constructor(context: ForkContext, image: ImageRecord) {
+    this.#context = context;
+    this.#image = image;
+  }
+
+  /** The image is complete: faults of these clones are served. `isResume`: an earlier daemon has fetched some of their pages. */
+  async open(clones: readonly ManagedVm[], isResume: boolean): Promise<void> {
+    for (const vm of clones) {
+      if (vm.memory === null || this.#copies.has(vm)) continue;
+      const copy = await Copy.open(this.#context, this.#image, vm, isResume);
+      this.#copies.set(vm, copy);
+    }
+  }
+
+  /** They run: the rest is fetched too. */
+  fill(): void {
+    for (const copy of this.#copies.values()) copy.pages.start();
+  }
+
+  /** The clone has ended. */
+  async drop(vm: ManagedVm): Promise<void> {
+    const copy = this.#copies.get(vm);
+    this.#copies.delete(vm);
+    await copy?.close();
+  }
+
+  get isComplete(): boolean {
+    return [...this.#copies.values()].every((copy) => copy.isComplete);
+  }
+
+  get pagesDone(): number {
+    return [...this.#copies.values()].reduce((sum, copy) => sum + copy.pagesDone, 0);
+  }
+
+  get pagesTotal(): number {
+    const { sizeBytes, pageBytes } = this.#image.spec.memory;
+    return this.#copies.size * (sizeBytes / pageBytes);
+  }
+
+  /** All are full: from here on they are ordinary VMs. */
+  async finish(): Promise<void> {
+    const { vms } = this.#context;
+    for (const [vm, copy] of this.#copies) {
+      await copy.close();
+      const { name } = vm.spec;
+      if (!vms.has(name) || vms.get(name) !== vm || vm.state === 'stopped') continue;
+      for (const { id } of vm.spec.memory.regions) {
+        await unlink(vms.presencePath(name, id)).catch((error: NodeJS.ErrnoException) => {
+          if (error.code !== 'ENOENT') throw error;
+        });
+      }
+      await vms.amend(name, () => ({ image: null }));
+    }
+    this.#copies.clear();
+  }
+
+  /** Sessions end, pages that are missing stay missing. */
+  async close(): Promise<void> {
+    await Promise.all([...this.#copies.values()].map((copy) => copy.close()));
+  }
+}
+
+class Copy {
+  readonly pages: PageSession;
+  readonly #source: SourceSessionHandle;
+  readonly #pagesTotal: number;
+  readonly #complete: { isThere: boolean };
+
+  private constructor(
+    pages: PageSession,
+    source: SourceSessionHandle,
+    pagesTotal: number,
+    complete: { isThere: boolean },
+  ) {
+    this.pages = pages;
+    this.#source = source;
+    this.#pagesTotal = pagesTotal;
+    this.#complete = complete;
+  }
+
+  static async open(context: ForkContext, image: ImageRecord, vm: ManagedVm, isResume: boolean): Promise<Copy> {
+    const { native, listener, images } = context;
+    const credentials = {
+      session: randomBytes(SESSION_BYTES).toString('hex'),
+      token: randomBytes(TOKEN_BYTES).toString('hex'),
+    };
+    const { shmPath } = listener;
+    if (shmPath === null) throw new MigrationError('UNSUPPORTED', `${context.host} serves no pages by shared memory`);
+    const regions = await images.regions(image);
+    const source = await native.openSourceSession({ listener, transport: 'shm', ...credentials, regions });
+    try {
+      source.freeze();
+      const complete = { isThere: false };
+      const pages = new PageSession(context, vm, {
+        ...{ ...credentials, isResume, bandwidthBytesPerS: 0 },
+        onComplete: () => {
+          complete.isThere = true;
+        },
+      });
+      await pages.connect({ transport: 'shm', host: shmPath, port: 0, keys: source.keys });
+      pages.serveDemand();
+      return new Copy(pages, source, image.spec.memory.sizeBytes / image.spec.memory.pageBytes, complete);
+    } catch (error) {
+      await source.close();
+      throw error;
+    }
+  }
+
+  get isComplete(): boolean {
+    return this.#complete.isThere || this.pages.snapshot.state === 'complete';
+  }
+
+  get pagesDone(): number {
+    if (this.isComplete) return this.#pagesTotal;
+    const { pagesPresent, pagesZero } = this.pages.snapshot.counters;
+    return Number(pagesPresent) + Number(pagesZero);
+  }
+
+  async close(): Promise<void> {
+    await this.pages.close();
+    await this.#source.close();
+  }
+}

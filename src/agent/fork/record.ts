@@ -1,0 +1,84 @@
+/** What a daemon must know of a fork to finish or undo it after a restart. `save` of a committed one is the one write that makes its clones VMs. */
+import { join } from 'node:path';
+import { z } from 'zod';
+import type { CloneIdentity } from '../../domain-fork.js';
+import { RecordFiles } from '../../durable/record-files.js';
+import type { CommittedFork, PrepareForkRequest } from '../../engine/fork-ports.js';
+import type { ErrorJson } from '../../errors.js';
+import { checkImageId } from '../image/record.js';
+
+/** preparing: nothing of it is worth keeping · prepared: up to commit · committed: its clones are VMs, its image may still be filling */
+export type ForkRecordState = 'preparing' | 'prepared' | 'committed';
+
+export interface ForkRecord {
+  readonly version: 1;
+  readonly request: PrepareForkRequest;
+  readonly state: ForkRecordState;
+  /** Another than the fork's where a waiting set was taken, or an image that was there is run. */
+  readonly image: string;
+  readonly isWarm: boolean;
+  /** Those of all clones that are left; a committed record holds the ones that run. */
+  readonly clones: readonly CloneIdentity[];
+  /** What else the coordinator may have forgotten; null before the commit. */
+  readonly outcome: ForkOutcome | null;
+  /** Why its image cannot be filled, if so; its clones are ended. */
+  readonly failure: ErrorJson | null;
+}
+
+export type ForkOutcome = Omit<CommittedFork, 'image' | 'isWarm' | 'clones'>;
+
+const id = z.string().regex(/^[0-9a-f]{16}$/);
+
+const requestSchema: z.ZodType<PrepareForkRequest> = z.strictObject({
+  fork: id,
+  job: z.string().max(256),
+  vm: z.string().nullable(),
+  image: id.nullable(),
+  cloneCount: z.int().min(1),
+  namePrefix: z.string().nullable(),
+  parentMode: z.enum(['continue', 'stop']),
+  memory: z.enum(['cow', 'private']),
+  network: z.enum(['fresh', 'isolated', 'none']),
+  disks: z.enum(['overlay', 'scratch']),
+  isPartialAllowed: z.boolean(),
+});
+
+const outcomeSchema: z.ZodType<ForkOutcome> = z.strictObject({
+  failures: z.array(z.strictObject({ index: z.int().min(0), name: z.string(), error: z.unknown() })),
+  parentPauseMs: z.number(),
+  deviceStateBytes: z.number(),
+  ready: z.array(z.strictObject({ index: z.int().min(0), at: z.iso.datetime() })),
+});
+
+const schema: z.ZodType<ForkRecord> = z.strictObject({
+  version: z.literal(1),
+  request: requestSchema,
+  state: z.enum(['preparing', 'prepared', 'committed']),
+  image: id,
+  isWarm: z.boolean(),
+  clones: z.array(
+    z.strictObject({
+      index: z.int().min(0),
+      cloneCount: z.int().min(1),
+      name: z.string(),
+      uuid: z.string(),
+      vmGenerationId: z.string(),
+      macs: z.record(z.string(), z.string()),
+    }),
+  ),
+  outcome: outcomeSchema.nullable(),
+  failure: z.custom<ErrorJson>((value) => typeof value === 'object' && value !== null).nullable(),
+});
+
+export type ForkStore = RecordFiles<ForkRecord>;
+
+export function openForkStore(stateDir: string): Promise<ForkStore> {
+  return RecordFiles.open<ForkRecord>(join(stateDir, 'forks'), {
+    what: 'fork record',
+    schema,
+    nameOf: ({ request }) => {
+      checkImageId(request.fork);
+      return request.fork;
+    },
+  });
+}

@@ -1,0 +1,37 @@
+/** The records that follow from that of a fork which has been committed: a restart does the same again. */
+
+import { inParallel } from '../../kit/parallel.js';
+import type { ManagedVm } from '../vm/vms.js';
+import type { ForkContext } from './context.js';
+import type { ForkRecord } from './record.js';
+
+const SETTLED_AT_ONCE = 16;
+
+export interface SettledParts {
+  readonly record: ForkRecord;
+  readonly parent: ManagedVm | null;
+  readonly clones: readonly { readonly vm: ManagedVm }[];
+  /** The parent runs on, and so its pages are copied. */
+  readonly isCopied: boolean;
+}
+
+export async function settleCommitted(context: ForkContext, parts: SettledParts): Promise<void> {
+  const { images, vms } = context;
+  const { parent, clones, isCopied } = parts;
+  const { image: id, request } = parts.record;
+  if (images.get(id).state === 'capturing') await images.update(id, { state: isCopied ? 'filling' : 'complete' });
+  // Together: beside guests that have just woken up, each of the daemon's steps waits for a processor.
+  const settled = await inParallel(clones, SETTLED_AT_ONCE, async ({ vm }) => {
+    const { name } = vm.spec;
+    if (!vms.has(name) || vms.get(name) !== vm) return;
+    if (vm.state === 'incoming') await vms.setState(name, 'running');
+    // Pages are missing: nobody may move it on before it has them.
+    if (request.memory === 'private' && vm.state !== 'stopped') await vms.reserve(name, request.job);
+  });
+  for (const outcome of settled) if ('error' in outcome) throw outcome.error;
+  if (request.parentMode !== 'stop' || parent === null) return;
+  const { name } = parent.spec;
+  if (vms.has(name) && vms.get(name) === parent && parent.state !== 'stopped') {
+    await vms.stop(name, { isForced: true });
+  }
+}

@@ -1,0 +1,45 @@
+/** A parent back to what it was before a fork that was given up, by this daemon or an earlier one. */
+import { toMigrationError } from '../../errors.js';
+import { runAgain } from '../migration/native-migration.js';
+import { connectedQmp } from '../vm/connected-qmp.js';
+import type { ManagedVm } from '../vm/vms.js';
+import type { ForkContext } from './context.js';
+import { ParentDisks } from './parent-disks.js';
+import type { ForkRecord } from './record.js';
+import { endClones } from './waiting-set.js';
+
+/** Its memory is not protected any more. Nothing to do for one that has ended. */
+export async function letParentRun(context: ForkContext, parent: ManagedVm): Promise<void> {
+  const { vms, log } = context;
+  const { name } = parent.spec;
+  const isThere = (): boolean => vms.has(name) && vms.get(name) === parent && parent.state !== 'stopped';
+  if (!isThere()) return;
+  try {
+    await runAgain(await connectedQmp(parent));
+  } catch (error) {
+    if (isThere()) throw toMigrationError(error);
+    log.warn({ vm: name }, 'the parent of a fork has ended before the fork was undone');
+  }
+}
+
+/** A fork of an earlier daemon that was not committed. */
+export async function undoFork(context: ForkContext, record: ForkRecord): Promise<void> {
+  const { vms, images, forkStore, native } = context;
+  const { fork, vm: name, image, parentMode } = record.request;
+  const setId = image === null ? record.image : fork;
+  const clones = vms.all().filter((vm) => vm.image === record.image && vm.spec.clone?.fork === setId);
+  const parent = image === null && name !== null && vms.has(name) ? vms.get(name) : null;
+  if (parent !== null && images.has(record.image)) {
+    if (parentMode === 'continue' && parent.memory !== null) await native.releaseVm(parent.memory);
+    await letParentRun(context, parent);
+  }
+  await endClones(
+    context,
+    clones.map((vm) => ({ vm })),
+  );
+  if (parent !== null && images.has(record.image)) {
+    await new ParentDisks(context, parent, record.image).undo();
+  }
+  if (image === null) await images.delete(record.image);
+  await forkStore.remove(fork);
+}

@@ -1,0 +1,173 @@
+/**
+ * QEMUs that wait for the state of one image, before there is any: each has mapped the image's empty files, registered for page faults, and knows
+ * on its command line who it will be. What a fork still has to do for them is to hand over a few hundred kilobytes. A set is made within a fork, or
+ * beforehand by the pool.
+ */
+import { setMaxListeners } from 'node:events';
+import { configureIncoming } from '../../backends/qemu/migration.js';
+import type { VmSpec } from '../../domain.js';
+import type {
+  CloneDisks,
+  CloneFailure,
+  CloneIdentity,
+  CloneMemory,
+  CloneNetwork,
+  ParentMode,
+} from '../../domain-fork.js';
+import { MigrationError } from '../../errors.js';
+import { inParallel } from '../../kit/parallel.js';
+import type { ImageRecord } from '../image/record.js';
+import type { ManagedVm } from '../vm/vms.js';
+import { OverlayTemplates, planCloneDisks } from './clone-disks.js';
+import { cloneIdentities, cloneSpec, runningNics } from './clone-names.js';
+import type { ForkContext } from './context.js';
+
+/** Starting QEMUs keep a processor each busy for some 50 ms; more at once only take each other's time. */
+const STARTS_AT_ONCE = 8;
+const ENDS_AT_ONCE = 16;
+
+/** Everything that stands on the clones' command lines: two requests of one shape can be served by the same processes. */
+export interface CloneShape {
+  readonly parent: VmSpec;
+  readonly accel: 'kvm' | 'tcg';
+  readonly cloneCount: number;
+  readonly namePrefix: string | null;
+  readonly parentMode: ParentMode;
+  readonly memory: CloneMemory;
+  readonly network: CloneNetwork;
+  readonly disks: CloneDisks;
+}
+
+export interface WaitingClone {
+  readonly identity: CloneIdentity;
+  readonly vm: ManagedVm;
+}
+
+export interface WaitingSet {
+  readonly clones: readonly WaitingClone[];
+  readonly failures: readonly CloneFailure[];
+}
+
+export interface MakeSetOptions {
+  /** Names the clones: the image's id, or the fork's where an image is run that was there. */
+  readonly fork: string;
+  readonly isPartialAllowed: boolean;
+  /** Aborted to give up. */
+  readonly signal: AbortSignal;
+}
+
+/** All of them, or those that can be made. When it rejects none is left, and the error says which one failed first and why. */
+export async function makeWaitingSet(
+  context: ForkContext,
+  image: ImageRecord,
+  shape: CloneShape,
+  options: MakeSetOptions,
+): Promise<WaitingSet> {
+  // Each start listens.
+  setMaxListeners(0, options.signal);
+  const identities = cloneIdentities({
+    fork: options.fork,
+    cloneCount: shape.cloneCount,
+    namePrefix: shape.namePrefix,
+    parent: shape.parent,
+    network: shape.network,
+    macsTaken: new Set(context.vms.all().flatMap(({ spec }) => spec.nics.map(({ mac }) => mac))),
+  });
+  const templates = await OverlayTemplates.make(
+    shape.parent.disks,
+    `${context.images.statePath(image.id)}-${options.fork}`,
+  );
+  let isGivenUp = false;
+  const outcomes = await inParallel(identities, STARTS_AT_ONCE, async (identity) => {
+    if (isGivenUp || options.signal.aborted) throw new MigrationError('CANCELLED', 'the fork has been given up');
+    try {
+      return await startClone(context, image, shape, {
+        identity,
+        fork: options.fork,
+        templates,
+        signal: options.signal,
+      });
+    } catch (error) {
+      isGivenUp ||= !options.isPartialAllowed;
+      throw error;
+    }
+  });
+  await templates.remove();
+  const clones: WaitingClone[] = [];
+  const failures: CloneFailure[] = [];
+  for (const [position, identity] of identities.entries()) {
+    const outcome = outcomes[position];
+    if (outcome === undefined) continue;
+    if ('value' in outcome) clones.push({ identity, vm: outcome.value });
+    else failures.push({ index: identity.index, name: identity.name, error: outcome.error });
+  }
+  const isEnough = options.isPartialAllowed ? clones.length > 0 : failures.length === 0;
+  if (isEnough && !options.signal.aborted) return { clones, failures };
+  await endClones(context, clones);
+  throw firstFailure(failures);
+}
+
+/** Kills and removes them. Idempotent. */
+export async function endClones(context: ForkContext, clones: readonly { vm: ManagedVm }[]): Promise<void> {
+  const { vms, log } = context;
+  const outcomes = await inParallel(clones, ENDS_AT_ONCE, async ({ vm }) => {
+    const { name } = vm.spec;
+    // The name may be another VM's by now.
+    if (vms.has(name) && vms.get(name) === vm) await vms.destroy(name);
+  });
+  for (const outcome of outcomes) {
+    if ('error' in outcome) log.error({ err: outcome.error }, 'a clone of a fork that was given up is not gone');
+  }
+}
+
+/** The clone's own words, ahead of those of clones that were not begun because of it. */
+export function firstFailure(failures: readonly CloneFailure[]): MigrationError {
+  const isCause = ({ error }: CloneFailure) => !(error instanceof MigrationError && error.code === 'CANCELLED');
+  const first = failures.find(isCause) ?? failures[0];
+  if (first === undefined) return new MigrationError('CANCELLED', 'the fork has been given up');
+  const cause = first.error instanceof MigrationError ? first.error : null;
+  const message = first.error instanceof Error ? first.error.message : String(first.error);
+  return new MigrationError(cause?.code ?? 'INTERNAL', `clone ${first.name}: ${message}`, {
+    cause: first.error,
+    ...(cause?.remedy === undefined ? {} : { remedy: cause.remedy }),
+    details: { index: first.index, name: first.name },
+  });
+}
+
+async function startClone(
+  context: ForkContext,
+  image: ImageRecord,
+  shape: CloneShape,
+  clone: { identity: CloneIdentity; fork: string; templates: OverlayTemplates; signal: AbortSignal },
+): Promise<ManagedVm> {
+  const { vms, images } = context;
+  const { identity, fork, templates, signal } = clone;
+  const isPrivate = shape.memory === 'private';
+  const spec = cloneSpec(shape.parent, fork, identity, shape.network);
+  const disks = planCloneDisks(spec.disks, vms.directoryOf(identity.name), shape.disks, templates);
+  const vm = await vms.prepareClone(
+    {
+      ...spec,
+      accel: shape.accel,
+      disks: disks.specs,
+      memory: { ...spec.memory, backing: isPrivate ? 'shared' : 'image' },
+    },
+    {
+      image: image.id,
+      accel: shape.accel,
+      isRegistered: isPrivate || (image.state !== 'complete' && shape.parentMode === 'continue'),
+      statePath: images.statePath(image.id),
+      signal,
+      nics: runningNics(shape.parent, identity, shape.network),
+      beforeLaunch: () => disks.create(),
+    },
+  );
+  try {
+    await disks.afterLaunch();
+    await configureIncoming(vm.qmp, ['events', 'x-ignore-shared', 'late-block-activate']);
+    return vm;
+  } catch (error) {
+    await vms.destroy(identity.name);
+    throw error;
+  }
+}

@@ -1,0 +1,90 @@
+/**
+ * An image in one file:
+ *
+ *   head        16 bytes   magic "VMGIMAGE", u32 version, u32 length of the description
+ *   description            JSON: the image's record
+ *   entries                each a header of 56 bytes and its data
+ *   end                    an entry without data, whose offset is the number of entries before it
+ *
+ *   entry header   u32 kind, u32 region, u64 offset, u32 length, u32 zero, 32 bytes SHA-256 of the 24 bytes before it and the data
+ *
+ * Integers are little-endian. The description is data of the first entry as well, so that everything is under a checksum. What no entry covers is
+ * zeros. Entries come in the order of regions and offsets and do not overlap; nothing follows the end.
+ */
+import { createHash } from 'node:crypto';
+import { MigrationError } from '../../errors.js';
+
+export const MAGIC = Buffer.from('VMGIMAGE', 'latin1');
+export const FILE_VERSION = 1;
+export const HEAD_BYTES = 16;
+export const ENTRY_HEADER_BYTES = 56;
+/** Data of one entry. */
+export const CHUNK_BYTES = 1024 * 1024;
+export const DESCRIPTION_BYTES_MAX = 1024 * 1024;
+export const STATE_BYTES_MAX = 256 * 1024 * 1024;
+const CHECKED_BYTES = 24;
+
+/** Zero is no kind. */
+export const ENTRY = { DESCRIPTION: 1, DEVICE_STATE: 2, MEMORY: 3, END: 4 } as const;
+
+export interface EntryHeader {
+  readonly kind: number;
+  readonly region: number;
+  readonly offsetBytes: number;
+  readonly lengthBytes: number;
+}
+
+export function encodeHead(descriptionBytes: number): Buffer {
+  const head = Buffer.alloc(HEAD_BYTES);
+  MAGIC.copy(head);
+  head.writeUInt32LE(FILE_VERSION, 8);
+  head.writeUInt32LE(descriptionBytes, 12);
+  return head;
+}
+
+/** Length of the description. SPEC_INVALID for what is no image of ours. */
+export function decodeHead(head: Buffer): number {
+  if (head.length < HEAD_BYTES || !head.subarray(0, MAGIC.length).equals(MAGIC)) {
+    throw new MigrationError('SPEC_INVALID', 'the file is no image');
+  }
+  const version = head.readUInt32LE(8);
+  if (version !== FILE_VERSION) {
+    throw new MigrationError('SPEC_INVALID', `the image has format ${version}, this build reads ${FILE_VERSION}`);
+  }
+  const length = head.readUInt32LE(12);
+  if (length === 0 || length > DESCRIPTION_BYTES_MAX) throw damaged('its description has an impossible length');
+  return length;
+}
+
+export function encodeEntry(header: EntryHeader, data: Buffer): Buffer {
+  const bytes = Buffer.alloc(ENTRY_HEADER_BYTES);
+  bytes.writeUInt32LE(header.kind, 0);
+  bytes.writeUInt32LE(header.region, 4);
+  bytes.writeBigUInt64LE(BigInt(header.offsetBytes), 8);
+  bytes.writeUInt32LE(header.lengthBytes, 16);
+  checksum(bytes, data).copy(bytes, CHECKED_BYTES);
+  return bytes;
+}
+
+/** CORRUPT for impossible numbers. The checksum is for `isIntact` to look at, once the data is there. */
+export function decodeEntry(bytes: Buffer): EntryHeader {
+  const kind = bytes.readUInt32LE(0);
+  const offsetBytes = Number(bytes.readBigUInt64LE(8));
+  const lengthBytes = bytes.readUInt32LE(16);
+  const isKnown = kind >= ENTRY.DESCRIPTION && kind <= ENTRY.END;
+  const isSane = Number.isSafeInteger(offsetBytes) && lengthBytes <= CHUNK_BYTES && bytes.readUInt32LE(20) === 0;
+  if (!isKnown || !isSane || (kind === ENTRY.END) !== (lengthBytes === 0)) throw damaged('an entry is impossible');
+  return { kind, region: bytes.readUInt32LE(4), offsetBytes, lengthBytes };
+}
+
+export function isIntact(header: Buffer, data: Buffer): boolean {
+  return checksum(header, data).equals(header.subarray(CHECKED_BYTES, ENTRY_HEADER_BYTES));
+}
+
+export function damaged(how: string): MigrationError {
+  return new MigrationError('CORRUPT', `the image file is damaged: ${how}`);
+}
+
+function checksum(header: Buffer, data: Buffer): Buffer {
+  return createHash('sha256').update(header.subarray(0, CHECKED_BYTES)).update(data).digest();
+}

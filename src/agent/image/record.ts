@@ -1,0 +1,58 @@
+/** What a daemon must know of an image to find it again. Its memory is on tmpfs: after a reboot of the machine the image is gone. */
+import { z } from 'zod';
+import type { VmSpec } from '../../domain.js';
+import type { ImageState, ParentMode } from '../../domain-fork.js';
+import { MigrationError } from '../../errors.js';
+import { vmSpecSchema } from '../spec.js';
+
+/** A disk that the image's guest had, as it was at the fork point: nobody writes to the file any more. */
+export interface ImageDisk {
+  readonly id: string;
+  readonly path: string;
+  readonly format: 'raw' | 'qcow2';
+}
+
+/** Where the parent writes since the fork point. */
+export interface ParentOverlay extends ImageDisk {
+  readonly vm: string;
+  /** What it lies on: the image's disk. */
+  readonly base: ImageDisk;
+}
+
+export interface ImageRecord {
+  readonly version: 1;
+  readonly id: string;
+  /** capturing: before the fork is committed; a next daemon takes it away. */
+  readonly state: ImageState;
+  readonly parentMode: ParentMode;
+  /** Of the parent at the fork, by which QEMUs are made that can load the state. */
+  readonly spec: VmSpec;
+  readonly accel: 'kvm' | 'tcg';
+  readonly qemuVersion: string;
+  readonly deviceStateBytes: number;
+  readonly disks: readonly ImageDisk[];
+  readonly overlays: readonly ParentOverlay[];
+  readonly createdAt: string;
+}
+
+const imageId = z.string().regex(/^[0-9a-f]{16}$/);
+const disk = { id: z.string(), path: z.string().startsWith('/'), format: z.enum(['raw', 'qcow2']) };
+
+export const imageRecordSchema: z.ZodType<ImageRecord> = z.strictObject({
+  version: z.literal(1),
+  id: imageId,
+  state: z.enum(['capturing', 'filling', 'complete', 'failed']),
+  parentMode: z.enum(['continue', 'stop']),
+  spec: vmSpecSchema,
+  accel: z.enum(['kvm', 'tcg']),
+  qemuVersion: z.string(),
+  deviceStateBytes: z.int().min(0),
+  disks: z.array(z.strictObject(disk)),
+  overlays: z.array(z.strictObject({ ...disk, vm: z.string(), base: z.strictObject(disk) })),
+  createdAt: z.string(),
+});
+
+/** The id of an image or fork names files, and it comes from a client. */
+export function checkImageId(id: string): void {
+  if (!imageId.safeParse(id).success) throw new MigrationError('USAGE', 'the id of an image or fork is 16 hex digits');
+}

@@ -1,0 +1,250 @@
+/**
+ * The images of this host: `STATE/images/ID.json` (the record), `STATE/images/ID.state` (device state), and memory files on tmpfs (ram-files.ts).
+ *
+ * An image lives until somebody removes it, and cannot be removed while a clone runs on it: its clones are the VMs whose record names it, so there
+ * is no count that a crash could leave wrong.
+ */
+import { statSync } from 'node:fs';
+import { open, rm, stat } from 'node:fs/promises';
+import { join } from 'node:path';
+import type { ImageView } from '../../domain-fork.js';
+import { RecordFiles } from '../../durable/record-files.js';
+import { MigrationError, toMigrationError } from '../../errors.js';
+import type { Log } from '../../kit/log.js';
+import type { NativeBinding, RegionFile } from '../../native/binding.js';
+import {
+  createImageFiles,
+  imageFiles,
+  imagePresencePath,
+  imagesWithFiles,
+  ramFileFreeBytes,
+  removeImageFiles,
+} from '../vm/ram-files.js';
+import type { VmManager } from '../vm/vms.js';
+import { checkImageId, type ImageRecord, imageRecordSchema } from './record.js';
+
+/** Share of the file system for memory files that images may take, where the configuration does not say. */
+const BUDGET_SHARE = 0.5;
+const STAT_BLOCK_BYTES = 512;
+
+export interface ImageStoreOptions {
+  readonly host: string;
+  readonly stateDir: string;
+  readonly vms: VmManager;
+  readonly native: NativeBinding;
+  readonly log: Log;
+  /** null: half of what memory files may take. */
+  readonly budgetBytes: number | null;
+}
+
+export class ImageStore {
+  readonly #options: ImageStoreOptions;
+  readonly #files: RecordFiles<ImageRecord>;
+  readonly #records = new Map<string, ImageRecord>();
+  /** Memory files by image. */
+  readonly #paths = new Map<string, readonly string[]>();
+  /** Pages done of those that are being filled. */
+  readonly #fillings = new Map<string, () => number>();
+
+  private constructor(options: ImageStoreOptions, files: RecordFiles<ImageRecord>) {
+    this.#options = options;
+    this.#files = files;
+  }
+
+  /** Those of an earlier daemon are found again. One whose files are not there any more is gone; files without a record go. */
+  static async open(options: ImageStoreOptions): Promise<ImageStore> {
+    const files = await RecordFiles.open<ImageRecord>(join(options.stateDir, 'images'), {
+      what: 'image record',
+      schema: imageRecordSchema,
+      nameOf: ({ id }) => id,
+    });
+    const store = new ImageStore(options, files);
+    const { records, corrupt } = await files.load();
+    for (const err of corrupt) options.log.error({ err }, 'an image cannot be found again');
+    for (const record of records) {
+      await store.#note(record);
+      const isThere = await store.#hasFiles(record);
+      if (isThere || record.state === 'capturing' || record.state === 'failed') continue;
+      if (record.state === 'filling') {
+        // Clones wait for its pages: their fork is told (fork-session.ts).
+        await store.update(record.id, { state: 'failed' });
+        continue;
+      }
+      options.log.warn({ image: record.id }, 'the memory of an image is gone, as after a reboot');
+      await store.delete(record.id);
+    }
+    if (corrupt.length === 0) await store.#removeStray();
+    return store;
+  }
+
+  has(id: string): boolean {
+    return this.#records.has(id);
+  }
+
+  /** NOT_FOUND if there is none. */
+  get(id: string): ImageRecord {
+    const record = this.#records.get(id);
+    if (record === undefined) {
+      throw new MigrationError('NOT_FOUND', `no image ${id.slice(0, 32)} on ${this.#options.host}`);
+    }
+    return record;
+  }
+
+  all(): readonly ImageRecord[] {
+    return [...this.#records.values()];
+  }
+
+  /** Device state; QEMUs that wait for it have opened it before it was there. */
+  statePath(id: string): string {
+    return join(this.#options.stateDir, 'images', `${id}.state`);
+  }
+
+  regions(record: ImageRecord): Promise<RegionFile[]> {
+    return imageFiles(this.#options.vms.place, record.spec.memory, record.id);
+  }
+
+  async withPresence(record: ImageRecord): Promise<(RegionFile & { presencePath: string })[]> {
+    const { place } = this.#options.vms;
+    const { regions } = record.spec.memory;
+    const files = await this.regions(record);
+    return files.map((file, index) => ({
+      ...file,
+      presencePath: imagePresencePath(place, record.id, regions[index]?.id ?? ''),
+    }));
+  }
+
+  /** Record, empty device state, empty memory files. `parent`: the memory files become further names of the parent's. */
+  async create(record: ImageRecord, parent: readonly RegionFile[] | null): Promise<void> {
+    checkImageId(record.id);
+    const { vms, native } = this.#options;
+    await this.#save(record);
+    try {
+      await (await open(this.statePath(record.id), 'w', 0o600)).close();
+      await createImageFiles(vms.place, record.id, await this.regions(record), { native, parent });
+    } catch (error) {
+      await this.delete(record.id);
+      throw asNoSpace(error);
+    }
+  }
+
+  /** Durable when it resolves. */
+  async update(id: string, change: Partial<ImageRecord>): Promise<void> {
+    await this.#save({ ...this.get(id), ...change });
+  }
+
+  /** Its pages are being copied; `pagesDone` says how far. null: not any more. */
+  setFilling(id: string, pagesDone: (() => number) | null): void {
+    if (pagesDone === null) this.#fillings.delete(id);
+    else this.#fillings.set(id, pagesDone);
+  }
+
+  /** VMs that run on it or wait for it. */
+  clonesOf(id: string): string[] {
+    const clones = this.#options.vms.all().filter((vm) => vm.image === id && vm.state !== 'stopped');
+    return clones.map((vm) => vm.spec.name).sort();
+  }
+
+  /** One that cannot be completed: what it holds is of no use, and the file system may be full. The record stays for people to see. */
+  async dropMemory(id: string): Promise<void> {
+    await removeImageFiles(this.#options.vms.place, id, this.get(id).spec.memory.pageBytes);
+  }
+
+  /** Without asking whether anybody needs it. Idempotent. */
+  async delete(id: string): Promise<void> {
+    checkImageId(id);
+    const pageBytes = this.#records.get(id)?.spec.memory.pageBytes ?? 4096;
+    await removeImageFiles(this.#options.vms.place, id, pageBytes);
+    await rm(this.statePath(id), { force: true });
+    await this.#files.remove(id);
+    this.#records.delete(id);
+    this.#paths.delete(id);
+  }
+
+  view(id: string): ImageView {
+    const record = this.get(id);
+    const { memory } = record.spec;
+    const pagesTotal = memory.sizeBytes / memory.pageBytes;
+    const pagesDone = record.state === 'complete' ? pagesTotal : (this.#fillings.get(id)?.() ?? 0);
+    return {
+      id,
+      host: this.#options.host,
+      state: record.state,
+      parent: record.spec.name,
+      createdAt: record.createdAt,
+      memoryBytes: memory.sizeBytes,
+      allocatedBytes: this.#allocatedBytes(record),
+      pageBytes: memory.pageBytes,
+      deviceStateBytes: record.deviceStateBytes,
+      pagesTotal,
+      pagesDone,
+      disks: record.disks.map(({ path }) => path),
+      clones: this.clonesOf(id),
+    };
+  }
+
+  list(): ImageView[] {
+    return this.all()
+      .map(({ id }) => this.view(id))
+      .sort((a, b) => (a.createdAt < b.createdAt ? -1 : 1));
+  }
+
+  /** What a new image may still take: of the budget, and of the file system. An image that is being filled counts with all that it may become. */
+  async bytesFree(): Promise<number> {
+    const { place } = this.#options.vms;
+    const freeBytes = await ramFileFreeBytes(place);
+    let usedBytes = 0;
+    let promisedBytes = 0;
+    for (const record of this.all()) {
+      const allocatedBytes = this.#allocatedBytes(record);
+      usedBytes += allocatedBytes;
+      if (record.state === 'filling') promisedBytes += record.spec.memory.sizeBytes - allocatedBytes;
+    }
+    const budgetBytes = this.#options.budgetBytes ?? (freeBytes + usedBytes) * BUDGET_SHARE;
+    return Math.max(0, Math.floor(Math.min(budgetBytes - usedBytes, freeBytes) - promisedBytes));
+  }
+
+  /** Blocks, not data: what the file system has given. */
+  #allocatedBytes({ id }: ImageRecord): number {
+    const files = (this.#paths.get(id) ?? []).map((path) => statSync(path, { throwIfNoEntry: false }));
+    return files.reduce((sum, file) => sum + (file?.blocks ?? 0) * STAT_BLOCK_BYTES, 0);
+  }
+
+  async #hasFiles(record: ImageRecord): Promise<boolean> {
+    const sizes = await Promise.all(
+      (await this.regions(record)).map(async ({ path, lengthBytes }) => {
+        const file = await stat(path).catch(() => null);
+        return file !== null && BigInt(file.size) === lengthBytes;
+      }),
+    );
+    return sizes.every((isThere) => isThere);
+  }
+
+  async #removeStray(): Promise<void> {
+    const { vms, log } = this.#options;
+    for (const id of await imagesWithFiles(vms.place)) {
+      if (this.#records.has(id)) continue;
+      log.warn({ image: id }, 'memory files of an image without a record are removed');
+      await removeImageFiles(vms.place, id, 4096);
+    }
+  }
+
+  async #note(record: ImageRecord): Promise<void> {
+    const files = await this.regions(record);
+    this.#paths.set(
+      record.id,
+      files.map(({ path }) => path),
+    );
+    this.#records.set(record.id, record);
+  }
+
+  async #save(record: ImageRecord): Promise<void> {
+    await this.#note(record);
+    await this.#files.save(record);
+  }
+}
+
+function asNoSpace(error: unknown): MigrationError {
+  const { code } = error as NodeJS.ErrnoException;
+  if (code !== 'ENOSPC' && code !== 'EDQUOT') return toMigrationError(error);
+  return new MigrationError('NO_SPACE', 'no room for the files of an image', { cause: error });
+}

@@ -1,0 +1,54 @@
+/** What pre-flight wants to know of this host. */
+
+import { readFile } from 'node:fs/promises';
+import { hostname } from 'node:os';
+import { isKvmUsable } from '../../backends/qemu/installed.js';
+import { listBridges } from '../vm/network.js';
+import { hugePagesFree, memoryAvailableBytes, type RamPlace, ramFileFreeBytes } from '../vm/ram-files.js';
+import type { VmManager } from '../vm/vms.js';
+
+export interface HostFacts {
+  readonly machineId: string;
+  readonly qemuVersion: string | null;
+  readonly machines: readonly string[];
+  readonly isKvmUsable: boolean;
+  readonly memoryAvailableBytes: number;
+  readonly ramFileFreeBytes: number;
+  readonly hugePagesFree: Readonly<Record<string, number>>;
+  readonly bridges: readonly string[];
+  /** Names that an arriving VM cannot have: stopped ones give way. */
+  readonly vmNames: readonly string[];
+}
+
+export async function hostFacts(vms: VmManager, place: RamPlace): Promise<HostFacts> {
+  const [qemu, machine, kvm, memory, ramFile, hugePages, bridges] = await Promise.all([
+    vms.qemu().catch(() => null),
+    machineId(),
+    isKvmUsable(),
+    memoryAvailableBytes(),
+    ramFileFreeBytes(place),
+    hugePagesFree(),
+    listBridges().catch(() => []),
+  ]);
+  return {
+    machineId: machine,
+    qemuVersion: qemu?.version ?? null,
+    machines: qemu?.machines ?? [],
+    isKvmUsable: kvm,
+    memoryAvailableBytes: memory,
+    ramFileFreeBytes: ramFile,
+    hugePagesFree: hugePages,
+    bridges,
+    vmNames: vms
+      .list()
+      .filter((vm) => vm.state !== 'stopped')
+      .map((vm) => vm.name),
+  };
+}
+
+/** The same for all daemons under one kernel, whatever their network namespaces; different after a reboot. */
+async function machineId(): Promise<string> {
+  const bootId = (await readFile('/proc/sys/kernel/random/boot_id', 'utf8')).trim();
+  const id = await readFile('/etc/machine-id', 'utf8').catch(() => hostname());
+  return `${id.trim()}/${bootId}`;
+}

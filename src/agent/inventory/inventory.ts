@@ -1,0 +1,138 @@
+/** What pre-flight asks a host. Everything is looked at anew each time; nothing is changed. */
+import { execFile } from 'node:child_process';
+import { constants } from 'node:fs';
+import { access, open } from 'node:fs/promises';
+import { promisify } from 'node:util';
+import type { DiskSpec, HostInventory, RdmaPlace, TargetChecks, VmInventory, VmSpec } from '../../domain.js';
+import { toMigrationError } from '../../errors.js';
+import { PROTOCOL_VERSION } from '../../protocol/wire.js';
+import type { ForkContext } from '../fork/context.js';
+import { connectedQmp } from '../vm/connected-qmp.js';
+import type { AgentContext } from '../vm/context.js';
+import { exitPath, readExitCode } from '../vm/exit-port.js';
+import {
+  discardingDevices,
+  fleetingDisks,
+  migrationBlockers,
+  ownBytes,
+  ramAllocatedBytes,
+  ramFacts,
+} from '../vm/facts.js';
+import { hostFacts } from './host-facts.js';
+
+const run = promisify(execFile);
+const QEMU_IMG_TIMEOUT_MS = 10_000;
+/** QEMU has no state for these; it says so only when a migration is started. */
+const UNMIGRATABLE_DEVICE = /^(nvme($|-)|pvrdma$|usb-mtp$|virtio-(gpu|vga)-gl)/;
+
+export interface HostInfo {
+  readonly preloadPath: string | null;
+  /** ISO time; null where no https API is configured. */
+  certificateExpiresAt(): string | null;
+}
+
+export async function hostInventory(context: AgentContext, info: HostInfo): Promise<HostInventory> {
+  const { vms, native, host, dataAddress, rdma } = context;
+  const support = native.support();
+  return {
+    ...(await hostFacts(vms, vms.place)),
+    host,
+    protocolVersion: PROTOCOL_VERSION,
+    isUserfaultfdPermitted: support.userfaultfdPermitted,
+    hasMinorFaults: support.minorShmem,
+    isPreloadPresent: info.preloadPath !== null && (await refusal(info.preloadPath, constants.R_OK)) === null,
+    dataAddress,
+    rdma: await rdma.inventory(),
+    certificateExpiresAt: info.certificateExpiresAt(),
+    clockMs: Date.now(),
+  };
+}
+
+export async function vmInventory(context: ForkContext, name: string): Promise<VmInventory> {
+  const { vms, registry, host, native, images } = context;
+  const vm = vms.get(name);
+  const owner = await registry.owner(name);
+  const isUp = vm.state === 'running' || vm.state === 'paused';
+  if (isUp) await connectedQmp(vm);
+  const drivers = vm.spec.devices.map((device) => device.split(',')[0] ?? '');
+  const ram = isUp ? await ramFacts(vm) : { isRamShared: vm.regions.length > 0, isRamNamedFile: vm.regions.length > 0 };
+  return {
+    spec: vm.spec,
+    state: vm.state,
+    epoch: vm.epoch,
+    owner: owner?.owner ?? host,
+    job: vm.job,
+    qemuVersion: vm.qemuVersion,
+    accel: vm.accel,
+    ...ram,
+    migrationBlockers: [
+      ...(isUp ? await migrationBlockers(vm) : []),
+      ...drivers.filter((driver) => UNMIGRATABLE_DEVICE.test(driver)),
+    ],
+    ramAllocatedBytes: isUp ? ramAllocatedBytes(native, vm) : 0,
+    discardingDevices: isUp ? await discardingDevices(vm) : [],
+    image:
+      vm.image === null
+        ? null
+        : {
+            id: vm.image,
+            isComplete: images.get(vm.image).state === 'complete',
+            ownBytes: isUp ? await ownBytes(vm) : 0,
+          },
+    identityIssue: vms.view(vm).identityIssue,
+    fleetingDisks: fleetingDisks(vm),
+    exitCode: (await readExitCode(exitPath(vm.directory))) ?? vms.view(vm).exitCode,
+  };
+}
+
+export async function checkTarget(
+  { rdma }: Pick<AgentContext, 'rdma'>,
+  spec: VmSpec,
+  source: RdmaPlace | null,
+): Promise<TargetChecks> {
+  const paths = [spec.kernel, spec.initrd].filter((path) => path !== undefined);
+  return {
+    disks: await Promise.all(spec.disks.map(checkDisk)),
+    files: await Promise.all(
+      paths.map(async (path) => ({ path, isReadable: (await refusal(path, constants.R_OK)) === null })),
+    ),
+    rdma: source === null ? null : await rdma.probe(source),
+  };
+}
+
+async function checkDisk(disk: DiskSpec): Promise<TargetChecks['disks'][number]> {
+  const { path, format, isReadOnly } = disk;
+  const unreadable = await refusal(path, constants.R_OK);
+  const unwritable = await refusal(path, constants.W_OK);
+  const reason = unreadable ?? (isReadOnly ? null : unwritable) ?? (await notThatFormat(path, format));
+  return {
+    path,
+    isReadable: unreadable === null && (reason === null || reason === unwritable),
+    isWritable: unwritable === null,
+    ...(reason === null ? {} : { reason }),
+  };
+}
+
+/** A qcow2 whose header or backing file is missing opens as a file and not as a disk. -U: the source's QEMU holds the lock. */
+async function notThatFormat(path: string, format: DiskSpec['format']): Promise<string | null> {
+  if (format === 'raw') return null;
+  const args = ['info', '--output=json', '-U', '--backing-chain', '-f', format, path];
+  try {
+    await run('qemu-img', args, { timeout: QEMU_IMG_TIMEOUT_MS });
+    return null;
+  } catch (error) {
+    const stderr = (error as { stderr?: unknown }).stderr;
+    return typeof stderr === 'string' && stderr !== '' ? stderr.trim() : toMigrationError(error).message;
+  }
+}
+
+/** Opened, not only looked at: an NFS server or a security module may refuse what the mode bits allow. Opening changes nothing. */
+async function refusal(path: string, mode: number): Promise<string | null> {
+  try {
+    await access(path, mode);
+    await (await open(path, mode === constants.W_OK ? 'r+' : 'r')).close();
+    return null;
+  } catch (error) {
+    return error instanceof Error ? error.message : String(error);
+  }
+}

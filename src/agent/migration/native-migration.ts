@@ -1,0 +1,98 @@
+/**
+ * QEMU's own migration, pre-copy or post-copy, for VMs whose RAM is not ours to move. Here it is only driven; the target's QEMU was started
+ * stopped, so the guest does not run there before the owner has changed.
+ */
+
+import { configureIncoming, configureOutgoing } from '../../backends/qemu/migration.js';
+import { MigrationWatch } from '../../backends/qemu/migration-watch.js';
+import type { QmpClient } from '../../backends/qemu/qmp.js';
+import { MigrationError } from '../../errors.js';
+import { connectedQmp } from '../vm/connected-qmp.js';
+import type { ManagedVm } from '../vm/vms.js';
+
+/** Longer than any migration; the job's own deadlines and its cancel end it sooner. */
+const MOVE_TIMEOUT_MS = 24 * 3600 * 1000;
+const CANCEL_TIMEOUT_MS = 5_000;
+
+/** Makes QEMU listen on a free port of `address` and says where. */
+export async function incomingUri(qmp: QmpClient, isPostcopy: boolean, address: string): Promise<string> {
+  const host = address.includes(':') ? `[${address}]` : address;
+  await configureIncoming(qmp, ['events', 'late-block-activate', ...(isPostcopy ? (['postcopy-ram'] as const) : [])]);
+  await qmp.execute('migrate-incoming', { uri: `tcp:${host}:0` });
+  const listening = (await qmp.execute('query-migrate'))['socket-address']?.[0];
+  if (listening?.type !== 'inet') throw new MigrationError('QEMU_FAILED', 'QEMU does not say where it listens');
+  return `tcp:${host}:${listening.port}`;
+}
+
+export interface NativeMoveOptions {
+  readonly uri: string;
+  readonly isPostcopy: boolean;
+  readonly bandwidthBytesPerS: number;
+  readonly downtimeMsMax: number;
+}
+
+/**
+ * Resolves when the VM stands still here and everything that the target needs to run it has been sent: all of it (pre-copy), or the device
+ * state (post-copy). If it fails before, QEMU lets the VM run on here by itself.
+ */
+export async function nativeMove(vm: ManagedVm, options: NativeMoveOptions): Promise<void> {
+  const { uri, isPostcopy } = options;
+  if (!/^tcp:(\[[0-9a-f:.]+\]|[0-9.]+):\d{1,5}$/i.test(uri)) {
+    throw new MigrationError('PEER_PROTOCOL', 'the target listens at something that is not an address and port');
+  }
+  const { qmp } = vm;
+  await configureOutgoing(qmp, ['events', ...(isPostcopy ? (['postcopy-ram'] as const) : [])], options);
+  const watch = new MigrationWatch(qmp);
+  try {
+    await qmp.execute('migrate', { uri });
+    if (isPostcopy) {
+      await watch.reached('active', MOVE_TIMEOUT_MS);
+      await qmp.execute('migrate-start-postcopy');
+      await watch.reached('postcopy-active', MOVE_TIMEOUT_MS);
+    } else {
+      await watch.reached('completed', MOVE_TIMEOUT_MS);
+    }
+  } finally {
+    watch.end();
+  }
+}
+
+/** Keys as src/engine/ports.ts names them. */
+export async function nativeReading(vm: ManagedVm): Promise<Readonly<Record<string, number | string>>> {
+  const { status, ram, downtime } = await (await connectedQmp(vm)).execute('query-migrate');
+  return {
+    ...(status === undefined ? {} : { status }),
+    ...(downtime === undefined ? {} : { downtimeMs: downtime }),
+    ...(ram === undefined
+      ? {}
+      : {
+          ramTotalBytes: ram.total,
+          ramTransferredBytes: ram.transferred,
+          ramRemainingBytes: ram.remaining,
+          bytesPerS: Math.round((ram.mbps * 1e6) / 8),
+          rounds: ram['dirty-sync-count'],
+          postcopyRequests: ram['postcopy-requests'],
+        }),
+  };
+}
+
+/** Ends any migration of this QEMU that can still be ended. Idempotent; nothing happens if there is none. */
+export async function cancelMigration(qmp: QmpClient): Promise<void> {
+  // Before the question: the end of the migration may come in one piece with the answer.
+  const watch = new MigrationWatch(qmp);
+  try {
+    const { status } = await qmp.execute('query-migrate');
+    if (status === undefined || ['none', 'completed', 'failed', 'cancelled'].includes(status)) return;
+    await qmp.execute('migrate_cancel');
+    await watch.over(CANCEL_TIMEOUT_MS);
+  } finally {
+    watch.end();
+  }
+}
+
+/** The VM runs on here, whatever its migration was at. The caller has made sure that it may. */
+export async function runAgain(qmp: QmpClient): Promise<void> {
+  await cancelMigration(qmp);
+  const { running } = await qmp.execute('query-status');
+  if (!running) await qmp.execute('cont');
+}

@@ -1,0 +1,202 @@
+/** The VMs that leave this host, by session: the source's half of AgentPort. What a session does is in source-session.ts. */
+import type { Transport } from '../../domain.js';
+import type { SourceEndpointInfo } from '../../engine/ports.js';
+import { MigrationError } from '../../errors.js';
+import { KeyedLocks } from '../../kit/locks.js';
+import { connectedQmp } from '../vm/connected-qmp.js';
+import type { AgentContext } from '../vm/context.js';
+import { EndedSessions } from './ended-sessions.js';
+import { cancelMigration, type NativeMoveOptions, nativeMove, nativeReading, runAgain } from './native-migration.js';
+import { checkSession, type SourceRecord } from './session-store.js';
+import { SourceSession } from './source-session.js';
+
+export class SourceAgent {
+  readonly #context: AgentContext;
+  readonly #locks = new KeyedLocks();
+  readonly #sources = new Map<string, SourceSession>();
+  /** QEMU's own migrations under way or done, by session. */
+  readonly #moves = new Map<string, Promise<void>>();
+  readonly #ended = new EndedSessions();
+  /**
+   * VM → the session that has stopped it last, or is about to. An undo of an older session that comes late (it is repeated until it succeeds)
+   * must not let the VM run while this one may be committed.
+   */
+  readonly #stoppers = new Map<string, string>();
+  /** VM → the continueVm under way. A stop waits for it, so that its `cont` cannot fall into the new session's blackout. */
+  readonly #continuing = new Map<string, Promise<void>>();
+
+  constructor(context: AgentContext) {
+    this.#context = context;
+  }
+
+  /** Of an earlier daemon. */
+  async takeUp(record: SourceRecord): Promise<void> {
+    const { vms, store, registry, host } = this.#context;
+    if (!vms.has(record.vm)) {
+      await store.remove(record);
+      return;
+    }
+    const owner = await registry.owner(record.vm);
+    const hasDeparted = owner !== null && owner.owner !== host;
+    const source = await SourceSession.takeUp(this.#context, record, vms.get(record.vm), hasDeparted);
+    this.#sources.set(record.session, source);
+  }
+
+  async close(): Promise<void> {
+    await Promise.all([...this.#sources.values()].map((source) => source.close()));
+  }
+
+  expose(request: {
+    session: string;
+    vm: string;
+    token: string;
+    transport: Transport;
+    target: string;
+  }): Promise<SourceEndpointInfo> {
+    const { session, vm: name } = request;
+    checkSession(session);
+    return this.#locks.hold(session, async () => {
+      this.#ended.refuse(session);
+      const existing = this.#sources.get(session);
+      if (existing !== undefined) {
+        await existing.renew();
+        return existing.endpoint;
+      }
+      const vm = this.#context.vms.get(name);
+      await this.#mustOwn(name);
+      if (vm.state !== 'running') throw new MigrationError('CONFLICT', `${name} is ${vm.state}`);
+      const source = await SourceSession.expose(this.#context, { ...request, version: 1, role: 'source' }, vm);
+      this.#sources.set(session, source);
+      return source.endpoint;
+    });
+  }
+
+  async unexpose(session: string): Promise<void> {
+    checkSession(session);
+    this.#ended.add(session);
+    await this.#locks.hold(session, async () => {
+      await this.#sources.get(session)?.unexpose();
+      this.#sources.delete(session);
+      this.#forgetStopper(session);
+    });
+  }
+
+  async stop(session: string): Promise<{ readonly stoppedAtUs: number; readonly stoppedForMs: number }> {
+    const source = this.#source(session);
+    await this.#claim(source.record.vm, session);
+    return source.stop();
+  }
+
+  /** Nothing to do for a VM that is not here or runs. CONFLICT if another session has stopped it since. */
+  async continueVm(vm: string, session: string): Promise<void> {
+    if (!this.#context.vms.has(vm)) return;
+    await this.#mustOwn(vm);
+    if (this.#isAnothers(vm, session)) throw new MigrationError('CONFLICT', `${vm} is stopped for another session`);
+    const continuing = this.#continueNow(vm, session);
+    this.#continuing.set(vm, continuing);
+    try {
+      await continuing;
+      this.#forgetStopper(session);
+    } finally {
+      if (this.#continuing.get(vm) === continuing) this.#continuing.delete(vm);
+    }
+  }
+
+  async #continueNow(vm: string, session: string): Promise<void> {
+    const { vms } = this.#context;
+    this.#sources.get(session)?.thaw();
+    const managed = vms.get(vm);
+    try {
+      await runAgain(await connectedQmp(managed));
+    } catch (error) {
+      // QEMU has ended while nobody else has it: what is left of it may go.
+      if (managed.state === 'departed' && vms.exitOf(vm) !== null) await vms.setState(vm, 'stopped');
+      throw error;
+    }
+    await vms.setState(vm, 'running');
+  }
+
+  transferState(session: string, target: string): Promise<{ readonly deviceStateBytes: number }> {
+    return this.#source(session).transferState(target);
+  }
+
+  async nativeMigrate(name: string, session: string, options: NativeMoveOptions): Promise<void> {
+    await this.#mustOwn(name);
+    this.#ended.refuse(session);
+    await this.#claim(name, session);
+    this.#ended.refuse(session);
+    const { vms } = this.#context;
+    const move = this.#moves.get(session) ?? nativeMove(vms.get(name), options);
+    this.#moves.set(session, move);
+    try {
+      await move;
+    } catch (error) {
+      this.#moves.delete(session);
+      throw error;
+    }
+    await vms.setState(name, 'departed');
+  }
+
+  nativeProgress(vm: string): Promise<Readonly<Record<string, number | string>>> {
+    return nativeReading(this.#context.vms.get(vm));
+  }
+
+  async nativeCancel(vm: string, session: string): Promise<void> {
+    this.#ended.add(session);
+    const { vms } = this.#context;
+    if (vms.has(vm) && !this.#isAnothers(vm, session)) await cancelMigration(await connectedQmp(vms.get(vm)));
+    await this.#moves.get(session)?.catch(() => undefined);
+    this.#moves.delete(session);
+  }
+
+  counters(session: string): Readonly<Record<string, number>> {
+    return this.#sources.get(session)?.counters() ?? {};
+  }
+
+  async release(vm: string, session: string): Promise<void> {
+    checkSession(session);
+    const { vms, registry } = this.#context;
+    await this.#locks.hold(session, async () => {
+      const owner = await registry.owner(vm);
+      if (owner === null || owner.owner === this.#context.host || owner.session !== session) {
+        // Released before, and it has come back since, is about to, or has left again: then another session fetches from what is here.
+        if (!this.#sources.has(session) && !this.#moves.has(session)) return;
+        throw new MigrationError('CONFLICT', `${vm} has not left ${this.#context.host} by this session`);
+      }
+      this.#ended.add(session);
+      await this.#sources.get(session)?.unexpose();
+      this.#sources.delete(session);
+      this.#moves.delete(session);
+      this.#forgetStopper(session);
+      // One that is incoming is another session's: the VM is on its way back.
+      if (vms.has(vm) && vms.get(vm).state !== 'incoming') await vms.destroy(vm);
+    });
+  }
+
+  #source(session: string): SourceSession {
+    const source = this.#sources.get(session);
+    if (source !== undefined) return source;
+    this.#ended.refuse(session);
+    throw new MigrationError('NOT_FOUND', `no leaving session ${session.slice(0, 32)} on ${this.#context.host}`);
+  }
+
+  async #claim(vm: string, session: string): Promise<void> {
+    this.#stoppers.set(vm, session);
+    await this.#continuing.get(vm)?.catch(() => undefined);
+  }
+
+  #isAnothers(vm: string, session: string): boolean {
+    return (this.#stoppers.get(vm) ?? session) !== session;
+  }
+
+  #forgetStopper(session: string): void {
+    for (const [vm, stopper] of this.#stoppers) if (stopper === session) this.#stoppers.delete(vm);
+  }
+
+  async #mustOwn(vm: string): Promise<void> {
+    const owner = await this.#context.registry.owner(vm);
+    if (owner !== null && owner.owner !== this.#context.host) {
+      throw new MigrationError('OWNER_CHANGED', `${vm} belongs to ${owner.owner} since epoch ${owner.epoch}`);
+    }
+  }
+}

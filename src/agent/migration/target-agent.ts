@@ -1,0 +1,203 @@
+/** The VMs that arrive at this host, by session: the target's half of AgentPort. What a session does is in target-session.ts. */
+import { access } from 'node:fs/promises';
+import type { Readable } from 'node:stream';
+import type { Legacy, PrepareReply, PrepareRequest, SessionProgress, SourceEndpointInfo } from '../../engine/ports.js';
+import { MigrationError, toMigrationError } from '../../errors.js';
+import { KeyedLocks } from '../../kit/locks.js';
+import type { AgentContext } from '../vm/context.js';
+import { EndedSessions } from './ended-sessions.js';
+import { checkSession, type TargetRecord } from './session-store.js';
+import { TargetSession } from './target-session.js';
+
+export class TargetAgent {
+  readonly #context: AgentContext;
+  readonly #locks = new KeyedLocks();
+  readonly #targets = new Map<string, TargetSession>();
+  /** The coordinators' names for the sessions of `#targets`. */
+  readonly #jobs = new Map<string, string>();
+  /** Those whose QEMU had ended when this daemon started. */
+  readonly #gone = new Map<string, { record: TargetRecord; hasRun: boolean }>();
+  /** Gives up the preparation that is under way, by session. */
+  readonly #preparing = new Map<string, AbortController>();
+  readonly #ended = new EndedSessions();
+
+  constructor(context: AgentContext) {
+    this.#context = context;
+    context.vms.on('exit', this.#onExit);
+  }
+
+  /** Of an earlier daemon. */
+  async takeUp(record: TargetRecord): Promise<void> {
+    const { vms, store, registry } = this.#context;
+    const { session, spec } = record;
+    const vm = vms.has(spec.name) ? vms.get(spec.name) : null;
+    const isOurs = vm !== null && vm.session === session;
+    if (!isOurs || record.state === 'preparing') {
+      if (isOurs && vm.state === 'incoming') await vms.destroy(spec.name);
+      await store.remove(record);
+      return;
+    }
+    if (vm.state === 'stopped') {
+      const owner = await registry.owner(spec.name);
+      this.#gone.set(session, { record, hasRun: owner?.session === session });
+      return;
+    }
+    this.#targets.set(session, await TargetSession.takeUp(this.#context, record, vm));
+    this.#jobs.set(session, record.job);
+  }
+
+  /**
+   * The job that brings the VM here and has not brought all of it, or null. What is missing is a hole in the region file, which whoever moved the
+   * VM on would take for zeros. Without its session (whose record may be damaged) a presence map says that there was one that has not ended.
+   */
+  async arriving(name: string): Promise<string | null> {
+    const { vms } = this.#context;
+    const { session, spec } = vms.get(name);
+    if (session === null) return null;
+    const target = this.#targets.get(session);
+    if (target !== undefined) {
+      return (await target.progress()).state === 'complete' ? null : (this.#jobs.get(session) ?? session);
+    }
+    for (const { id } of spec.memory.regions) {
+      const isThere = await access(vms.presencePath(name, id)).then(
+        () => true,
+        () => false,
+      );
+      if (isThere) return session;
+    }
+    return null;
+  }
+
+  /** Is there a session that an incoming VM may belong to? */
+  claims(session: string | null): boolean {
+    return session !== null && (this.#targets.has(session) || this.#gone.has(session));
+  }
+
+  async close(): Promise<void> {
+    this.#context.vms.off('exit', this.#onExit);
+    await Promise.all([...this.#targets.values()].map((target) => target.close()));
+  }
+
+  prepare(request: PrepareRequest): Promise<PrepareReply> {
+    const { session } = request;
+    checkSession(session);
+    return this.#locks.hold(session, async () => {
+      this.#ended.refuse(session);
+      const existing = this.#targets.get(session);
+      if (existing !== undefined) return existing.reply;
+      const giveUp = new AbortController();
+      this.#preparing.set(session, giveUp);
+      try {
+        const target = await TargetSession.prepare(this.#context, request, giveUp.signal);
+        this.#targets.set(session, target);
+        this.#jobs.set(session, request.job);
+        return target.reply;
+      } finally {
+        this.#preparing.delete(session);
+      }
+    });
+  }
+
+  connect(session: string, source: SourceEndpointInfo): Promise<void> {
+    return this.#target(session).connect(source);
+  }
+
+  /** The device state of a session, from the source. Resolves when QEMU has loaded it. */
+  async acceptState(session: string, stream: Readable): Promise<void> {
+    let target: TargetSession;
+    try {
+      target = this.#target(session);
+    } catch (error) {
+      stream.destroy();
+      throw error;
+    }
+    await target.acceptState(stream);
+  }
+
+  async awaitLoaded(session: string): Promise<void> {
+    await this.#target(session).awaitLoaded();
+  }
+
+  resume(session: string, epoch: number): Promise<{ readonly resumedAtUs: number }> {
+    return this.#target(session).resume(epoch);
+  }
+
+  async progress(session: string): Promise<SessionProgress> {
+    const gone = this.#gone.get(session);
+    return gone === undefined ? this.#target(session).progress() : goneProgress(gone);
+  }
+
+  reconnect(session: string, source: SourceEndpointInfo): Promise<void> {
+    return this.#target(session).connect(source);
+  }
+
+  inherit(session: string, legacy: Legacy): Promise<void> {
+    return this.#target(session).inherit(legacy);
+  }
+
+  finish(session: string): Promise<void> {
+    return this.#locks.hold(session, async () => {
+      const target = this.#targets.get(session);
+      await target?.finish();
+      this.#targets.delete(session);
+      this.#jobs.delete(session);
+      this.#ended.add(session);
+    });
+  }
+
+  async discard(session: string): Promise<void> {
+    checkSession(session);
+    const { vms, store } = this.#context;
+    const gone = this.#gone.get(session);
+    if (gone?.hasRun === true || this.#targets.get(session)?.hasRun === true) {
+      throw new MigrationError('CONFLICT', 'the VM has been resumed: it is not taken away any more', { session });
+    }
+    this.#ended.add(session);
+    // A QEMU that does not come up is not waited for: the start is given up, and prepare cleans up behind itself. Nothing is taken away under its
+    // hands: a preparation that was just ending would be left with a dead QEMU that nobody clears away.
+    this.#preparing.get(session)?.abort();
+    await this.#locks.hold(session, async () => {
+      await this.#targets.get(session)?.discard();
+      this.#targets.delete(session);
+      this.#jobs.delete(session);
+      if (gone === undefined) return;
+      // The name may be a newer session's by now: undo calls are repeated until they succeed, and this one may come late.
+      const { name: vm } = gone.record.spec;
+      if (vms.has(vm) && vms.get(vm).session === session) await vms.destroy(vm);
+      await store.remove(gone.record);
+      this.#gone.delete(session);
+    });
+  }
+
+  #target(session: string): TargetSession {
+    const target = this.#targets.get(session);
+    if (target !== undefined) return target;
+    this.#ended.refuse(session);
+    throw new MigrationError('NOT_FOUND', `no arriving session ${session.slice(0, 32)} on ${this.#context.host}`);
+  }
+
+  readonly #onExit = (name: string): void => {
+    for (const target of this.#targets.values()) {
+      if (target.vmName !== name) continue;
+      target.lost().catch((error: unknown) => {
+        this.#context.log.error(
+          { vm: name, err: toMigrationError(error) },
+          'the session of a dead QEMU does not close',
+        );
+      });
+    }
+  };
+}
+
+function goneProgress({ record, hasRun }: { record: TargetRecord; hasRun: boolean }): SessionProgress {
+  const { name, memory } = record.spec;
+  return {
+    state: 'gone',
+    hasRun,
+    error: new MigrationError('QEMU_GONE', `the QEMU of ${name} has ended`).toJSON(),
+    pagesTotal: memory.sizeBytes / memory.pageBytes,
+    pagesPresent: 0,
+    pageBytes: memory.pageBytes,
+    counters: {},
+  };
+}

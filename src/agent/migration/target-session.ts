@@ -1,0 +1,362 @@
+/**
+ * A VM that arrives: from the empty QEMU that is prepared until the last page is here.
+ *
+ *   prepared ── connect, acceptState ──► loaded ── resume (owner record, then `cont`) ──► filling ──► complete
+ *
+ * The owner record in the registry divides its life: before it names this host, `discard` takes everything away and the guest has never run;
+ * from then on the VM is ours and only waits for pages.
+ */
+import { unlink } from 'node:fs/promises';
+import type { Readable } from 'node:stream';
+import { configureIncoming } from '../../backends/qemu/migration.js';
+import { MigrationWatch } from '../../backends/qemu/migration-watch.js';
+import type { VmSpec } from '../../domain.js';
+import type { Legacy, PrepareRequest, SessionProgress, SessionState, SourceEndpointInfo } from '../../engine/ports.js';
+import { MigrationError, toMigrationError } from '../../errors.js';
+import { failureToError } from '../../native/failure.js';
+import { connectedQmp } from '../vm/connected-qmp.js';
+import type { AgentContext } from '../vm/context.js';
+import type { ManagedVm } from '../vm/vms.js';
+import { IncomingState, stateSocketPath } from './incoming-state.js';
+import { incomingUri } from './native-migration.js';
+import { PageSession } from './page-session.js';
+import type { TargetRecord } from './session-store.js';
+
+const RESUME_TIMEOUT_MS = 10_000;
+/** Switches and peers learn where the guest's MAC is now; sent again in case one was lost. */
+const ANNOUNCE = { initial: 50, max: 550, rounds: 5, step: 100 } as const;
+
+export class TargetSession {
+  readonly #context: AgentContext;
+  readonly #vm: ManagedVm;
+  readonly #state: IncomingState;
+  readonly #pages: PageSession | null;
+  #record: TargetRecord;
+  /** The owner record names us by this session. */
+  #hasRun = false;
+  #resuming: Promise<{ resumedAtUs: number }> | null = null;
+  #gone: MigrationError | null = null;
+  #isOver = false;
+  /** Epoch of our registry's present record of the VM; read beforehand to keep it out of the blackout. */
+  readonly #epochBefore: number | null;
+
+  private constructor(
+    context: AgentContext,
+    record: TargetRecord,
+    vm: ManagedVm,
+    before: { epoch: number | null; isTakenUp: boolean },
+  ) {
+    this.#context = context;
+    this.#record = record;
+    this.#vm = vm;
+    this.#epochBefore = before.epoch;
+    this.#state = new IncomingState(vm, record.mode, before.isTakenUp);
+    this.#pages =
+      record.mode === 'postcopy' && record.state !== 'complete'
+        ? new PageSession(context, vm, {
+            session: record.session,
+            token: record.token,
+            bandwidthBytesPerS: record.bandwidthBytesPerS,
+            isResume: before.isTakenUp,
+            onComplete: () => this.#completed(),
+          })
+        : null;
+  }
+
+  /** When it rejects, nothing is left. `signal` gives it up. */
+  static async prepare(context: AgentContext, request: PrepareRequest, signal: AbortSignal): Promise<TargetSession> {
+    const { store, vms, registry } = context;
+    const { session, accel } = request;
+    const isNative = request.mode !== 'postcopy';
+    const spec = withOwnMemory(request.spec);
+    if (vms.has(spec.name) && vms.get(spec.name).state !== 'stopped') {
+      throw new MigrationError('CONFLICT', `a VM ${spec.name} is on ${context.host} already`);
+    }
+    const before = (await registry.owner(spec.name))?.epoch ?? null;
+    let record: TargetRecord = {
+      ...request,
+      spec,
+      version: 1,
+      role: 'target',
+      state: 'preparing',
+      nativeUri: null,
+      endpoint: null,
+    };
+    await store.save(record);
+    let target: TargetSession | null = null;
+    try {
+      const vm = await vms.prepareIncoming(spec, { session, accel, epoch: request.epoch + 1, isNative, signal });
+      target = new TargetSession(context, record, vm, { epoch: before, isTakenUp: false });
+      const nativeUri = await target.#listen();
+      await context.faults.hit('agent:prepared');
+      if (signal.aborted) throw new MigrationError('CANCELLED', 'the session was discarded while it was prepared');
+      record = { ...record, state: 'prepared', nativeUri };
+      target.#record = record;
+      await store.save(record);
+      return target;
+    } catch (error) {
+      await target?.close();
+      if (vms.has(spec.name) && vms.get(spec.name).session === session) await vms.destroy(spec.name);
+      await store.remove(record);
+      throw error;
+    }
+  }
+
+  /** After a restart of the daemon. The VM is there; whether it has run, the registry knows. */
+  static async takeUp(context: AgentContext, record: TargetRecord, vm: ManagedVm): Promise<TargetSession> {
+    const owner = await context.registry.owner(record.spec.name);
+    const target = new TargetSession(context, record, vm, { epoch: owner?.epoch ?? null, isTakenUp: true });
+    target.#hasRun = owner?.owner === context.host && owner.session === record.session;
+    if (record.endpoint !== null && target.#pages !== null) {
+      target.#pages.connect(record.endpoint).catch((error: unknown) => {
+        context.log.warn({ session: record.session, err: error }, 'the source cannot be reached yet');
+      });
+    }
+    if (target.#hasRun) {
+      target.#pages?.start();
+      if (vm.state === 'incoming') await context.vms.setState(vm.spec.name, 'running', { epoch: owner?.epoch ?? 0 });
+    }
+    return target;
+  }
+
+  get vmName(): string {
+    return this.#vm.spec.name;
+  }
+
+  get hasRun(): boolean {
+    return this.#hasRun;
+  }
+
+  get reply(): { nativeUri: string | null } {
+    return { nativeUri: this.#record.nativeUri };
+  }
+
+  async connect(endpoint: SourceEndpointInfo): Promise<void> {
+    this.#mustLive();
+    if (this.#pages === null) {
+      if (this.#record.mode === 'postcopy') return;
+      throw new MigrationError('CONFLICT', "QEMU's own migration has no page session to connect");
+    }
+    if (endpoint.keys.length !== this.#vm.regions.length) {
+      throw new MigrationError('PEER_PROTOCOL', 'the source has another number of memory regions');
+    }
+    await this.#pages.connect(endpoint);
+    this.#record = { ...this.#record, endpoint };
+    await this.#context.store.save(this.#record);
+  }
+
+  /** The device state into QEMU. Resolves when QEMU has loaded all of it and stands still. */
+  async acceptState(body: Readable): Promise<void> {
+    const beganAtMs = performance.now();
+    await this.#state.accept(body);
+    this.#context.log.debug(
+      { session: this.#record.session, ms: performance.now() - beganAtMs },
+      'device state loaded',
+    );
+  }
+
+  /**
+   * The coordinator calls it once the source has stopped, so the source's memory is final and faults may be served from here on. They must be: a
+   * device that loads its state may read guest memory (virtio-net looks at its rings), and QEMU's main loop would wait for ever.
+   */
+  async awaitLoaded(): Promise<void> {
+    if (!this.#state.isLoaded) this.#mustLive();
+    this.#pages?.serveDemand();
+    await this.#state.loaded();
+  }
+
+  resume(epoch: number): Promise<{ resumedAtUs: number }> {
+    this.#resuming ??= this.#resumeOnce(epoch).catch((error: unknown) => {
+      this.#resuming = null;
+      throw error;
+    });
+    return this.#resuming;
+  }
+
+  async progress(): Promise<SessionProgress> {
+    const snapshot = this.#pages?.snapshot ?? null;
+    const { pageBytes, sizeBytes } = this.#vm.spec.memory;
+    const counters: Record<string, number> = {};
+    for (const [name, value] of Object.entries(snapshot?.counters ?? {})) counters[name] = Number(value);
+    const pagesTotal = sizeBytes / pageBytes;
+    const state = await this.#sessionState();
+    const failure = snapshot?.failure ?? null;
+    return {
+      state,
+      hasRun: this.#hasRun,
+      error: this.#gone?.toJSON() ?? (failure === null ? null : failureToError(failure, 'fetching pages').toJSON()),
+      pagesTotal,
+      pagesPresent: state === 'complete' ? pagesTotal : (counters['pagesPresent'] ?? 0) + (counters['pagesZero'] ?? 0),
+      pageBytes,
+      counters,
+    };
+  }
+
+  /** Durable when it resolves. */
+  async inherit({ exitCode }: Legacy): Promise<void> {
+    if (!this.#isReplaced) await this.#context.vms.amend(this.vmName, () => ({ exitCodeBefore: exitCode }));
+  }
+
+  /** Forget the session, keep the VM. */
+  async finish(): Promise<void> {
+    if ((await this.#sessionState()) !== 'complete') {
+      throw new MigrationError('CONFLICT', `pages of ${this.vmName} are still missing`);
+    }
+    await this.close();
+    const { vms, store } = this.#context;
+    for (const { id } of this.#isReplaced ? [] : this.#vm.spec.memory.regions) {
+      await unlink(vms.presencePath(this.vmName, id)).catch((error: NodeJS.ErrnoException) => {
+        if (error.code !== 'ENOENT') throw error;
+      });
+    }
+    await store.remove(this.#record);
+  }
+
+  /** CONFLICT once the VM has been resumed. */
+  async discard(): Promise<void> {
+    await this.#resuming?.catch(() => undefined);
+    if (this.#hasRun)
+      throw new MigrationError('CONFLICT', `${this.vmName} has been resumed: it is not taken away any more`);
+    await this.close();
+    const { vms, store } = this.#context;
+    if (!this.#isReplaced) await vms.destroy(this.vmName);
+    await store.remove(this.#record);
+  }
+
+  /** QEMU has ended by itself. */
+  async lost(): Promise<void> {
+    this.#gone ??= new MigrationError('QEMU_GONE', `the QEMU of ${this.vmName} has ended`);
+    this.#state.end(this.#gone);
+    await this.#pages?.close();
+  }
+
+  /** Nothing listens or runs for it any more; files and QEMU stay. */
+  async close(): Promise<void> {
+    this.#isOver = true;
+    this.#state.end(new MigrationError('CANCELLED', 'the session has ended'));
+    await this.#pages?.close();
+  }
+
+  async #listen(): Promise<string | null> {
+    const { qmp } = this.#vm;
+    if (this.#record.mode !== 'postcopy') {
+      return incomingUri(qmp, this.#record.mode === 'native-postcopy', this.#context.dataAddress);
+    }
+    await configureIncoming(qmp, ['events', 'x-ignore-shared', 'late-block-activate']);
+    await qmp.execute('migrate-incoming', { uri: `unix:${stateSocketPath(this.#vm)}` });
+    return null;
+  }
+
+  /** Inside the blackout up to RESUME. */
+  async #resumeOnce(epoch: number): Promise<{ resumedAtUs: number }> {
+    this.#mustLive();
+    // A repetition of what an earlier life of the daemon has done.
+    if (this.#hasRun && this.#record.state !== 'prepared') return { resumedAtUs: Date.now() * 1000 };
+    const watching = this.#state.watch();
+    const watch = watching instanceof MigrationWatch ? watching : await watching;
+    if (!this.#state.isLoaded) throw new MigrationError('CONFLICT', `the device state of ${this.vmName} is not loaded`);
+    const { qmp } = this.#vm;
+    const calledAtMs = performance.now();
+    await this.#own(epoch);
+    const ownedAtMs = performance.now();
+    await this.#context.faults.hit('agent:resume');
+    this.#pages?.serveDemand();
+    // The event comes well before the answer: vCPUs that all fault at once keep QEMU's main loop busy.
+    const resumed = this.#state.isRunning ? Promise.resolve(Date.now() * 1000) : watch.resumed(RESUME_TIMEOUT_MS);
+    const refused = qmp.execute('cont').then(() => resumed);
+    const resumedAtUs = await Promise.race([resumed, refused]);
+    // Not before: the prefetch would take the processor from the QEMUs that load and resume.
+    this.#pages?.start();
+    const parts = { ownMs: ownedAtMs - calledAtMs, contMs: performance.now() - ownedAtMs };
+    this.#context.log.debug({ session: this.#record.session, ...parts }, 'resumed');
+    this.#afterResume(epoch);
+    return { resumedAtUs };
+  }
+
+  /** Ownership at `epoch`, durable when it resolves: the one write between commit and the guest's first instruction. */
+  async #own(epoch: number): Promise<void> {
+    const { registry, host } = this.#context;
+    const { session } = this.#record;
+    const next = { vm: this.vmName, owner: host, epoch, session };
+    if (this.#hasRun) return;
+    if (this.#epochBefore !== null && this.#epochBefore >= epoch) {
+      const owner = await registry.owner(this.vmName);
+      if (owner?.owner !== host || owner.session !== session || owner.epoch !== epoch) {
+        throw new MigrationError(
+          'OWNER_CHANGED',
+          `${this.vmName} has epoch ${this.#epochBefore} here, ${epoch} is not newer`,
+        );
+      }
+    } else {
+      await registry.swapOwner(this.vmName, this.#epochBefore, next).catch(async (error: unknown) => {
+        // A repeated resume whose first write has taken effect.
+        const owner = await registry.owner(this.vmName);
+        if (owner?.owner !== host || owner.session !== session || owner.epoch !== epoch) throw error;
+      });
+    }
+    this.#hasRun = true;
+  }
+
+  #afterResume(epoch: number): void {
+    const { vms, store, log } = this.#context;
+    const { session } = this.#record;
+    const state = this.#record.state === 'complete' || this.#record.mode === 'native-precopy' ? 'complete' : 'resumed';
+    this.#record = { ...this.#record, state };
+    const background: [string, Promise<unknown>][] = [
+      ['session record', store.save(this.#record)],
+      ['VM record', vms.setState(this.vmName, 'running', { epoch })],
+      ['announcement', this.#vm.qmp.execute('announce-self', ANNOUNCE)],
+    ];
+    for (const [what, done] of background) {
+      done.catch((error: unknown) =>
+        log.warn({ session, err: toMigrationError(error) }, `${what} failed after resume`),
+      );
+    }
+  }
+
+  #completed(): void {
+    const { store, log } = this.#context;
+    const { session } = this.#record;
+    this.#record = { ...this.#record, state: 'complete' };
+    const ending = this.#pages?.close() ?? Promise.resolve();
+    Promise.all([ending, store.save(this.#record)]).catch((error: unknown) => {
+      log.error({ session, err: toMigrationError(error) }, 'a complete session cannot be written down');
+    });
+  }
+
+  async #sessionState(): Promise<SessionState> {
+    if (this.#record.state === 'complete') return 'complete';
+    if (this.#gone !== null) return 'gone';
+    if (this.#pages === null) return this.#nativeState();
+    const { state } = this.#pages.snapshot;
+    if (state === 'complete' || state === 'failed' || state === 'disconnected' || state === 'filling') return state;
+    // Taken up again after a restart: faults wait, and the coordinator is to connect us.
+    if (this.#hasRun) return 'disconnected';
+    if (this.#state.isLoaded) return 'loaded';
+    return this.#pages.isConnected ? 'connected' : 'prepared';
+  }
+
+  async #nativeState(): Promise<SessionState> {
+    if (!this.#hasRun) return this.#state.isLoaded ? 'loaded' : 'prepared';
+    const { status } = await (await connectedQmp(this.#vm)).execute('query-migrate');
+    if (status !== 'completed') return status === 'failed' ? 'failed' : 'filling';
+    this.#completed();
+    return 'complete';
+  }
+
+  /** The name may be a newer session's by now: a QEMU that has ended gives it free, and calls of the coordinator may come late. */
+  get #isReplaced(): boolean {
+    const { vms } = this.#context;
+    return !vms.has(this.vmName) || vms.get(this.vmName).session !== this.#record.session;
+  }
+
+  #mustLive(): void {
+    if (this.#gone !== null) throw this.#gone;
+    if (this.#isOver) throw new MigrationError('CONFLICT', 'the session has ended');
+  }
+}
+
+/** All of a clone's memory comes here; the image that it shared with others stays where it is. */
+function withOwnMemory(spec: VmSpec): VmSpec {
+  return spec.memory.backing === 'image' ? { ...spec, memory: { ...spec.memory, backing: 'shared' } } : spec;
+}

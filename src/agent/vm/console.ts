@@ -1,0 +1,186 @@
+/**
+ * A VM's serial console for any number of readers. Output comes from the log file that QEMU appends to, so that every reader gets every byte once,
+ * at its own pace, and a slow one never makes the guest wait. Input goes into the serial socket, of which QEMU serves one connection at a time: all
+ * readers of a VM share it.
+ */
+import { type FSWatcher, watch } from 'node:fs';
+import { type FileHandle, open } from 'node:fs/promises';
+import { connect, type Socket } from 'node:net';
+import { Duplex } from 'node:stream';
+import { MigrationError } from '../../errors.js';
+
+export const CONSOLE_BACKLOG_BYTES_MAX = 64 * 1024;
+const READ_BYTES = 64 * 1024;
+
+export interface ConsoleOptions {
+  /** Serial socket of a running VM; null for one that has stopped: its log can still be read. */
+  readonly socketPath: string | null;
+  readonly logPath: string;
+  /** How much of the past to begin with; of a line that is followed at most CONSOLE_BACKLOG_BYTES_MAX. */
+  readonly backlogBytes: number;
+  /** False: end after the backlog instead of waiting for more. */
+  readonly isFollowing: boolean;
+}
+
+/** Ends when QEMU does. NOT_FOUND if there is no log (yet); QEMU_GONE if the socket does not answer. */
+export async function openConsole(options: ConsoleOptions): Promise<Duplex> {
+  const { socketPath, logPath } = options;
+  const input = socketPath === null || !options.isFollowing ? null : await SharedInput.take(socketPath);
+  let log: FileHandle;
+  try {
+    log = await open(logPath, 'r');
+  } catch (error) {
+    input?.giveBack();
+    throw new MigrationError('NOT_FOUND', `${logPath} cannot be read`, { cause: error });
+  }
+  const { size } = await log.stat();
+  const backlogBytesMax = options.isFollowing ? CONSOLE_BACKLOG_BYTES_MAX : size;
+  const backlogBytes = Math.max(0, Math.min(options.backlogBytes, backlogBytesMax));
+  return new ConsoleStream(log, logPath, Math.max(0, size - backlogBytes), input);
+}
+
+class ConsoleStream extends Duplex {
+  readonly #log: FileHandle;
+  readonly #input: SharedInput | null;
+  readonly #watcher: FSWatcher | null = null;
+  #offset: number;
+  #isWanted = false;
+  #isReading = false;
+  /** The log has changed since the read under way began. */
+  #isChanged = false;
+  #isOver: boolean;
+
+  constructor(log: FileHandle, path: string, offset: number, input: SharedInput | null) {
+    super({ allowHalfOpen: false });
+    this.#log = log;
+    this.#offset = offset;
+    this.#input = input;
+    this.#isOver = input === null;
+    if (input === null) return;
+    this.#watcher = watch(path, () => this.#onChange());
+    this.#watcher.on('error', (error) => this.destroy(error));
+    input.onClosed(this.#onClosed);
+  }
+
+  override _read(): void {
+    this.#isWanted = true;
+    void this.#pump();
+  }
+
+  override _write(chunk: Buffer, _encoding: BufferEncoding, done: (error?: Error | null) => void): void {
+    if (this.#input === null || this.#isOver) done(new MigrationError('QEMU_GONE', 'nobody listens on this console'));
+    else this.#input.socket.write(chunk, done);
+  }
+
+  override _final(done: (error?: Error | null) => void): void {
+    done();
+  }
+
+  override _destroy(error: Error | null, done: (error?: Error | null) => void): void {
+    this.#watcher?.close();
+    this.#input?.offClosed(this.#onClosed);
+    this.#input?.giveBack();
+    this.#closeLog();
+    done(error);
+  }
+
+  /** Waits for a read under way by itself. */
+  #closeLog(): void {
+    this.#log.close().catch(() => undefined);
+  }
+
+  readonly #onClosed = (): void => {
+    this.#isOver = true;
+    this.#onChange();
+  };
+
+  #onChange(): void {
+    this.#isChanged = true;
+    if (this.#isWanted) void this.#pump();
+  }
+
+  async #pump(): Promise<void> {
+    if (this.#isReading || this.destroyed) return;
+    this.#isReading = true;
+    try {
+      while (this.#isWanted && !this.destroyed) {
+        this.#isChanged = false;
+        const wasOver = this.#isOver;
+        const { buffer, bytesRead } = await this.#log.read(Buffer.alloc(READ_BYTES), 0, READ_BYTES, this.#offset);
+        if (bytesRead > 0) {
+          this.#offset += bytesRead;
+          this.#isWanted = this.push(buffer.subarray(0, bytesRead));
+        } else if (wasOver) {
+          this.push(null);
+          return;
+        } else if (!this.#isChanged) {
+          return;
+        }
+      }
+    } catch (error) {
+      this.destroy(error instanceof Error ? error : new Error(String(error)));
+    } finally {
+      this.#isReading = false;
+    }
+  }
+}
+
+/** One connection to a serial socket, shared by everybody in this process, closed with its last user. */
+class SharedInput {
+  static readonly #open = new Map<string, Promise<SharedInput>>();
+  readonly socket: Socket;
+  readonly #path: string;
+  #userCount = 0;
+
+  private constructor(path: string, socket: Socket) {
+    this.#path = path;
+    this.socket = socket;
+    socket.setMaxListeners(0);
+    // The same bytes come from the log: this only keeps QEMU from waiting for us.
+    socket.resume();
+    socket.on('error', () => socket.destroy());
+    socket.on('close', () => SharedInput.#open.delete(path));
+  }
+
+  /** QEMU_GONE if nobody listens. */
+  static async take(path: string): Promise<SharedInput> {
+    let opening = SharedInput.#open.get(path);
+    if (opening === undefined) {
+      opening = connectTo(path).then((socket) => new SharedInput(path, socket));
+      SharedInput.#open.set(path, opening);
+      opening.catch(() => SharedInput.#open.delete(path));
+    }
+    const input = await opening;
+    input.#userCount++;
+    return input;
+  }
+
+  giveBack(): void {
+    this.#userCount--;
+    if (this.#userCount > 0) return;
+    SharedInput.#open.delete(this.#path);
+    this.socket.destroy();
+  }
+
+  onClosed(listener: () => void): void {
+    if (this.socket.destroyed) queueMicrotask(listener);
+    else this.socket.on('close', listener);
+  }
+
+  offClosed(listener: () => void): void {
+    this.socket.off('close', listener);
+  }
+}
+
+function connectTo(path: string): Promise<Socket> {
+  return new Promise((resolve, reject) => {
+    const socket = connect({ path });
+    const onError = (cause: Error) =>
+      reject(new MigrationError('QEMU_GONE', `the console ${path} does not answer`, { cause }));
+    socket.once('error', onError);
+    socket.once('connect', () => {
+      socket.off('error', onError);
+      resolve(socket);
+    });
+  });
+}

@@ -1,0 +1,85 @@
+/** A VM's beginning: its record and directory, durable before anything else of it is made, and its QEMU brought up from them. */
+import { mkdir, rm } from 'node:fs/promises';
+import { join } from 'node:path';
+import { type InstalledQemu, resolveMachine } from '../../backends/qemu/installed.js';
+import type { VmSpec } from '../../domain.js';
+import { MigrationError } from '../../errors.js';
+import { type LaunchOptions, launch } from './launch.js';
+import { tapNames } from './network.js';
+import type { VmManagerOptions } from './options.js';
+import { type RamPlace, regionFiles } from './ram-files.js';
+import type { IdentityDue, VmRecord } from './record.js';
+import { Vm } from './vm.js';
+
+/** A unix socket's path has at most this many bytes. */
+const SOCKET_PATH_BYTES_MAX = 107;
+
+export interface VmStart extends Pick<VmRecord, 'state' | 'epoch' | 'accel' | 'session'> {
+  /** Of a clone. */
+  readonly image?: string;
+  readonly identityDue?: IdentityDue;
+}
+
+/** What was at `directory` goes: the name is free. */
+export async function createVm(
+  directory: string,
+  input: VmSpec,
+  start: VmStart,
+  context: { place: RamPlace; qemu: InstalledQemu },
+): Promise<Vm> {
+  const { place, qemu } = context;
+  const spec: VmSpec = { ...input, machine: resolveMachine(qemu, input.machine) };
+  const image = start.image ?? null;
+  const record: VmRecord = {
+    version: 1,
+    spec,
+    ...start,
+    image,
+    qemuVersion: qemu.version,
+    job: null,
+    process: null,
+    regions: await regionFiles(place, spec, image),
+    memory: null,
+    taps: tapNames(place.host, spec),
+    identityDue: start.identityDue ?? null,
+    exit: null,
+    exitCodeBefore: null,
+    createdAt: new Date().toISOString(),
+  };
+  const vm = new Vm(join(directory, spec.name), record);
+  if (Buffer.byteLength(vm.paths.monitor) > SOCKET_PATH_BYTES_MAX) {
+    throw new MigrationError('SPEC_INVALID', `the path ${vm.paths.monitor} is too long for a socket`, {
+      remedy: 'shorten the name of the VM, or the state directory of the daemon',
+    });
+  }
+  await rm(vm.directory, { recursive: true, force: true });
+  await mkdir(vm.directory, { mode: 0o700 });
+  await vm.update({});
+  return vm;
+}
+
+export interface BringUpOptions extends Pick<LaunchOptions, 'isIncoming' | 'isRegistered' | 'inputPaths'> {
+  /** Default: as its spec says. */
+  readonly hasPreload?: boolean;
+}
+
+export async function bringUp(
+  vm: Vm,
+  { hasPreload = vm.spec.hasPreload, ...launchOptions }: BringUpOptions,
+  manager: VmManagerOptions,
+  context: { place: RamPlace; qemu: InstalledQemu },
+): Promise<void> {
+  const isPreloaded = hasPreload && vm.regions.length > 0;
+  if (isPreloaded && manager.preloadPath === null) {
+    throw new MigrationError('UNSUPPORTED', 'this daemon has no preload library', {
+      remedy: 'build it, or set preload: false in the VM spec',
+    });
+  }
+  await launch(vm, {
+    ...launchOptions,
+    place: context.place,
+    program: context.qemu.program,
+    native: manager.native,
+    preloadPath: isPreloaded ? manager.preloadPath : null,
+  });
+}

@@ -1,0 +1,214 @@
+/**
+ * The life of a VM after its start: notices when QEMU ends, and ends it. Nothing here polls while QEMU is well; the end of the QMP connection is
+ * what starts it.
+ */
+import type { EventEmitter } from 'node:events';
+import { rm } from 'node:fs/promises';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { QmpClient, type QmpEvent } from '../../backends/qemu/qmp.js';
+import type { VmExit } from '../../domain.js';
+import type { Registry } from '../../engine/ports.js';
+import { toMigrationError } from '../../errors.js';
+import type { KeyedLocks } from '../../kit/locks.js';
+import type { Log } from '../../kit/log.js';
+import { ExitWatch, readExitCode } from './exit-port.js';
+import { commandLine } from './launch.js';
+import { removeTaps } from './network.js';
+import { endProcess, findByArgument, isAlive, waitForExit } from './process.js';
+import { type RamPlace, removeRegionFiles } from './ram-files.js';
+import { settleIn } from './settle-in.js';
+import type { Vm } from './vm.js';
+
+export interface StopOptions {
+  /** SIGKILL, and also if a job holds the VM. */
+  readonly isForced: boolean;
+  /** First ask the guest by its power button, and wait so long. */
+  readonly gracefulMs?: number;
+}
+
+export interface KeeperOptions {
+  readonly host: string;
+  readonly place: RamPlace;
+  readonly registry: Registry;
+  readonly log: Log;
+  readonly locks: KeyedLocks;
+  /** Gets `exit` (name, VmExit) and `change` (name). */
+  readonly emitter: EventEmitter;
+}
+
+const QUIT_TIMEOUT_MS = 5_000;
+const TERM_GRACE_MS = 3_000;
+const RECONNECT_MS = 250;
+const QMP_TIMEOUT_MS = 5_000;
+/** After QMP has ended: how long QEMU may take to end as well before it counts as alive. */
+const END_AFTER_QMP_MS = 2_000;
+/** QEMU's word for a guest that has switched itself off. */
+const POWERED_OFF = 'guest-shutdown';
+const UNKNOWN_EXIT = { code: null, signal: null };
+
+export class VmKeeper {
+  readonly #options: KeeperOptions;
+  #isClosed = false;
+
+  constructor(options: KeeperOptions) {
+    this.#options = options;
+  }
+
+  /** From now on the end of a QEMU is nobody's business: the daemon goes. */
+  close(): void {
+    this.#isClosed = true;
+  }
+
+  /** Follows the events of a VM whose QMP connection has just been made. */
+  attach(vm: Vm): void {
+    const { client } = vm;
+    if (client === null) return;
+    client.on('event', (event) => this.#onEvent(vm, event));
+    client.onClosed(() => this.#startWatch(vm));
+    vm.exitWatch ??= new ExitWatch(vm.paths.exit, (code) => {
+      vm.exitCode = code;
+      this.#options.emitter.emit('change', vm.spec.name);
+    });
+    if (vm.liveState === 'running') this.#settleIn(vm);
+  }
+
+  /** A VM that runs since an earlier daemon. One that does not answer is tried again for as long as it lives. */
+  async takeUp(vm: Vm): Promise<void> {
+    if (!(await this.#connect(vm))) this.#startWatch(vm);
+  }
+
+  /** QEMU goes in the gentlest way that works. The caller has set `isEnding`. */
+  async end(vm: Vm, options: StopOptions): Promise<void> {
+    const { process } = vm.record;
+    if (process === null) return;
+    if (!options.isForced) {
+      const { client } = vm;
+      if (client !== null && options.gracefulMs !== undefined) {
+        await client.execute('system_powerdown').catch(() => undefined);
+        if (await waitForExit(process, options.gracefulMs)) return;
+      }
+      await client?.execute('quit').catch(() => undefined);
+      if (await waitForExit(process, QUIT_TIMEOUT_MS)) return;
+    }
+    await endProcess(process, 0);
+  }
+
+  /** QEMU has ended: note it, tell it, free what it had. The memory of a departed VM is kept, its new owner still needs it. */
+  async settle(vm: Vm, fallbackReason: string): Promise<void> {
+    const { name } = vm.spec;
+    const child = vm.exited === null ? UNKNOWN_EXIT : await Promise.race([vm.exited, sleep(1000, UNKNOWN_EXIT)]);
+    const isDeparted = vm.state === 'departed';
+    const reason = vm.shutdownReason ?? fallbackReason;
+    const written = (await readExitCode(vm.paths.exit)) ?? vm.record.exitCodeBefore;
+    const exitCode = written ?? (reason === POWERED_OFF ? 0 : null);
+    const exit: VmExit = { at: new Date().toISOString(), reason, ...child, exitCode };
+    release(vm);
+    await vm.update({ process: null, exit, memory: null, ...(isDeparted ? {} : { state: 'stopped' as const }) });
+    this.#options.log.info({ vm: name, exit }, 'QEMU has ended');
+    this.#options.emitter.emit('exit', name, exit);
+    this.#options.emitter.emit('change', name);
+    if (isDeparted) return;
+    try {
+      vm.memory?.close();
+      vm.memory = null;
+    } catch (error) {
+      // A listener of `exit` is still closing its session; `remove` closes the rest.
+      this.#warn(vm, error, 'a session is still open on the memory of a dead VM');
+    }
+    await removeRegionFiles(this.#options.place, vm.spec);
+    await removeTaps(vm.record.taps);
+  }
+
+  /** The VM and all its traces. The caller holds the VM's lock and forgets it afterwards. */
+  async remove(vm: Vm): Promise<void> {
+    const { name } = vm.spec;
+    const { host, place, registry } = this.#options;
+    vm.isEnding = true;
+    // An incoming VM has never run: nothing in it is worth a gentle end.
+    if (vm.record.process !== null) await endProcess(vm.record.process, vm.state === 'incoming' ? 0 : TERM_GRACE_MS);
+    release(vm);
+    vm.memory?.close();
+    vm.memory = null;
+    await removeRegionFiles(place, vm.spec);
+    await removeTaps(vm.record.taps);
+    const owner = await registry.owner(name);
+    if (owner?.owner === host && owner.epoch === vm.epoch) await registry.removeOwner(name, vm.epoch);
+    await vm.settled();
+    await rm(vm.directory, { recursive: true, force: true });
+  }
+
+  /** For a record without a process: a crash may have come between starting QEMU and writing down its pid. */
+  async endUnrecorded(vm: Vm): Promise<void> {
+    const line = commandLine(vm, false);
+    const argument = line[line.indexOf('-chardev') + 1] ?? '';
+    for (const process of await findByArgument(argument)) await endProcess(process, 0);
+  }
+
+  #onEvent(vm: Vm, event: QmpEvent): void {
+    const reason = event.data['reason'];
+    if (event.name === 'SHUTDOWN' && typeof reason === 'string') vm.shutdownReason = reason;
+    if (event.name !== 'STOP' && event.name !== 'RESUME') return;
+    vm.liveState = event.name === 'STOP' ? 'paused' : 'running';
+    this.#options.emitter.emit('change', vm.spec.name);
+    if (vm.liveState === 'running') this.#settleIn(vm);
+  }
+
+  /** A clone that runs for the first time, or that an earlier attempt has left without an identity of its own. */
+  #settleIn(vm: Vm): void {
+    if (this.#isClosed || vm.record.identityDue === null) return;
+    vm.settlingIn ??= settleIn(vm)
+      .catch((error: unknown) => {
+        if (!this.#isClosed && !vm.isEnding) this.#warn(vm, error, 'a clone has not got all of its identity');
+      })
+      .finally(() => {
+        vm.settlingIn = null;
+        this.#options.emitter.emit('change', vm.spec.name);
+      });
+  }
+
+  #startWatch(vm: Vm): void {
+    if (this.#isClosed || vm.isEnding) return;
+    this.#watch(vm).catch((error: unknown) => this.#warn(vm, error, 'a VM is no longer watched'));
+  }
+
+  /** QMP has ended: so has QEMU, or it will answer again. Goes on only until one of the two is certain. */
+  async #watch(vm: Vm): Promise<void> {
+    const { process } = vm.record;
+    if (process !== null && !(await waitForExit(process, END_AFTER_QMP_MS))) {
+      while (await isAlive(process)) {
+        if (this.#isClosed || vm.isEnding || (await this.#connect(vm))) return;
+        await sleep(RECONNECT_MS);
+      }
+    }
+    await this.#options.locks.hold(vm.spec.name, async () => {
+      if (!this.#isClosed && !vm.isEnding) await this.settle(vm, 'killed');
+    });
+  }
+
+  async #connect(vm: Vm): Promise<boolean> {
+    try {
+      const client = await QmpClient.connect(vm.paths.qmp, { timeoutMs: QMP_TIMEOUT_MS });
+      vm.client = client;
+      const { running } = await client.execute('query-status');
+      vm.liveState = running ? 'running' : 'paused';
+    } catch (error) {
+      vm.client?.close();
+      this.#warn(vm, error, 'QEMU lives but does not answer');
+      return false;
+    }
+    this.attach(vm);
+    this.#options.emitter.emit('change', vm.spec.name);
+    return true;
+  }
+
+  #warn(vm: Vm, error: unknown, message: string): void {
+    this.#options.log.warn({ vm: vm.spec.name, error: toMigrationError(error).toJSON() }, message);
+  }
+}
+
+function release(vm: Vm): void {
+  vm.client?.close();
+  vm.client = null;
+  vm.exitWatch?.close();
+  vm.exitWatch = null;
+}

@@ -1,0 +1,90 @@
+/**
+ * Gives a running clone NICs of its own: each that has its parent's address is unplugged, with the guest's consent, and one with the clone's address
+ * plugged into its place. Only then does its tap join a bridge: the parent's address is never seen on one twice, whatever fails.
+ *
+ * A step that has been done is not done again, so that a daemon restarted in between may simply repeat the call.
+ */
+
+import { nicProperties } from '../../backends/qemu/command-line.js';
+import type { QmpClient } from '../../backends/qemu/qmp.js';
+import type { NicSpec, VmSpec } from '../../domain.js';
+import { MigrationError } from '../../errors.js';
+import { joinBridge } from './network.js';
+
+/** A guest takes some milliseconds; one of many that share a processor, many seconds. */
+export const UNPLUG_TIMEOUT_MS = 120_000;
+const PERIPHERALS = '/machine/peripheral';
+
+export interface NicReplacement {
+  readonly qmp: QmpClient;
+  /** As the VM was started. */
+  readonly spec: VmSpec;
+  readonly taps: Readonly<Record<string, string>>;
+  /** As they shall be: the same ids in the same order. */
+  readonly nics: readonly NicSpec[];
+  readonly unplugTimeoutMs?: number;
+  readonly signal?: AbortSignal;
+}
+
+/** TIMEOUT if the guest does not let go of one: it runs on, and that NIC is connected to nothing. */
+export async function replaceNics(replacement: NicReplacement): Promise<void> {
+  const { spec, nics } = replacement;
+  await Promise.all(
+    nics.map(async (nic, index) => {
+      const before = spec.nics[index];
+      if (before?.id !== nic.id) throw new MigrationError('INTERNAL', `${spec.name} has no NIC ${nic.id} at ${index}`);
+      if (before.mac !== nic.mac || before.type !== nic.type) await replaceNic(replacement, nic, index);
+    }),
+  );
+}
+
+async function replaceNic(replacement: NicReplacement, nic: NicSpec, index: number): Promise<void> {
+  const { qmp, spec, taps } = replacement;
+  const present = await presentMac(qmp, nic);
+  if (present !== nic.mac) {
+    if (present !== null) await unplug(replacement, nic);
+    await qmp.executeUntyped('device_add', nicProperties(spec, nic, index));
+  }
+  const tap = taps[nic.id];
+  if (nic.type === 'tap' && tap !== undefined) await joinBridge(nic, tap);
+}
+
+/** null: there is no such device. */
+async function presentMac(qmp: QmpClient, nic: NicSpec): Promise<string | null> {
+  const devices = await qmp.execute('qom-list', { path: PERIPHERALS });
+  if (!devices.some((device) => device.name === nic.id)) return null;
+  const mac = await qmp.execute('qom-get', { path: `${PERIPHERALS}/${nic.id}`, property: 'mac' });
+  return String(mac).toLowerCase();
+}
+
+async function unplug(replacement: NicReplacement, nic: NicSpec): Promise<void> {
+  const { qmp, spec, unplugTimeoutMs = UNPLUG_TIMEOUT_MS, signal } = replacement;
+  const waiting = new AbortController();
+  const options = {
+    timeoutMs: unplugTimeoutMs,
+    signal: signal === undefined ? waiting.signal : AbortSignal.any([signal, waiting.signal]),
+    filter: (event: { data: Readonly<Record<string, unknown>> }) => event.data['device'] === nic.id,
+  };
+  const deleted = qmp.waitForEvent('DEVICE_DELETED', options);
+  const refused = qmp.waitForEvent('DEVICE_UNPLUG_GUEST_ERROR', options).then(() => {
+    throw stays(spec, nic, 'refuses to give it up');
+  });
+  deleted.catch(() => undefined);
+  refused.catch(() => undefined);
+  try {
+    await qmp.execute('device_del', { id: nic.id });
+    await Promise.race([deleted, refused]);
+  } catch (error) {
+    if (!(error instanceof MigrationError) || error.code !== 'TIMEOUT') throw error;
+    throw stays(spec, nic, `has not given it up within ${unplugTimeoutMs} ms`, error);
+  } finally {
+    waiting.abort();
+  }
+}
+
+function stays({ name }: VmSpec, nic: NicSpec, what: string, cause?: unknown): MigrationError {
+  return new MigrationError('TIMEOUT', `${name} has no network: its guest ${what}, the NIC ${nic.id} of its parent`, {
+    remedy: 'load the guest’s driver for PCI hot-plug, or fork with an isolated network or none',
+    cause,
+  });
+}

@@ -1,0 +1,175 @@
+/**
+ * What a daemon must know of a VM to find it again: one JSON file in the VM's directory. When
+ * `writeRecord` resolves, a crash of the machine leaves the new one.
+ */
+import { readFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import { z } from 'zod';
+import type { DiskSpec, NicSpec, VmExit, VmSpec, VmState } from '../../domain.js';
+import { writeDurably, writeWhole } from '../../durable/durable-file.js';
+import { MigrationError } from '../../errors.js';
+import type { RegionFile, VmMemorySnapshot } from '../../native/binding.js';
+import { nicSpecSchema, vmSpecSchema } from '../spec.js';
+
+export const RECORD_FILE = 'record.json';
+
+/** Which process is QEMU. The three together never name another process, not even after a reboot. */
+export interface ProcessIdentity {
+  readonly pid: number;
+  /** Field 22 of /proc/PID/stat: clock ticks since boot. */
+  readonly startTicks: string;
+  readonly bootId: string;
+}
+
+/** What remains to be done to a clone once it runs (clone-identity.ts). */
+export interface IdentityDue {
+  /** As they shall be. */
+  readonly nics: readonly NicSpec[];
+  /** Of the last attempt. */
+  readonly failure: string | null;
+}
+
+export interface VmRecord {
+  readonly version: 1;
+  readonly spec: VmSpec;
+  readonly state: VmState;
+  readonly epoch: number;
+  readonly accel: 'kvm' | 'tcg';
+  readonly qemuVersion: string;
+  /** Session that made this VM a target; kept when it runs. */
+  readonly session: string | null;
+  readonly job: string | null;
+  readonly process: ProcessIdentity | null;
+  /** The image whose files are its memory; null for any VM but a clone. */
+  readonly image: string | null;
+  /** Empty for private memory. */
+  readonly regions: readonly RegionFile[];
+  readonly memory: VmMemorySnapshot | null;
+  /** Tap devices by NIC id. */
+  readonly taps: Readonly<Record<string, string>>;
+  /** null: the VM has its identity. */
+  readonly identityDue: IdentityDue | null;
+  readonly exit: VmExit | null;
+  /** What its guest had written to its exit port before it moved here. */
+  readonly exitCodeBefore: number | null;
+  readonly createdAt: string;
+}
+
+/** What has come about without the daemon's doing, and is only written down. */
+export type RecordAmendment = Pick<Partial<VmRecord>, 'spec' | 'image' | 'exitCodeBefore'>;
+
+const count = z.int().min(0);
+const bigCount = z
+  .string()
+  .regex(/^\d{1,20}$/)
+  .transform(BigInt);
+const session = z.string().max(256).nullable();
+
+const recordSchema = z.strictObject({
+  version: z.literal(1),
+  spec: vmSpecSchema,
+  state: z.enum(['starting', 'running', 'paused', 'incoming', 'departed', 'stopped']),
+  epoch: count,
+  accel: z.enum(['kvm', 'tcg']),
+  qemuVersion: z.string(),
+  session,
+  job: session,
+  process: z
+    .strictObject({ pid: z.int().min(2), startTicks: z.string().regex(/^\d+$/), bootId: z.string() })
+    .nullable(),
+  image: z
+    .string()
+    .regex(/^[0-9a-f]{16}$/)
+    .nullable()
+    .default(null),
+  regions: z.array(
+    z.strictObject({
+      path: z.string(),
+      lengthBytes: bigCount,
+      pageBytes: count,
+      isPrivate: z.boolean().exactOptional(),
+    }),
+  ),
+  memory: z
+    .strictObject({
+      state: z.enum(['waiting', 'attached', 'complete', 'gone', 'refused']),
+      pid: count,
+      descriptors: z.array(z.strictObject({ numberInVm: count, kind: count })),
+      ranges: z.array(
+        z.strictObject({
+          regionIndex: count,
+          regionOffsetBytes: bigCount,
+          lengthBytes: bigCount,
+          base: bigCount,
+          descriptorIndex: count,
+        }),
+      ),
+      failure: z.strictObject({ code: z.int(), errno: z.int(), what: z.string() }).nullable().exactOptional(),
+    })
+    .nullable(),
+  taps: z.record(z.string(), z.string()),
+  identityDue: z
+    .strictObject({ nics: z.array(nicSpecSchema), failure: z.string().nullable() })
+    .nullable()
+    .default(null),
+  exit: z
+    .strictObject({
+      at: z.string(),
+      reason: z.string(),
+      code: z.int().nullable(),
+      signal: z.string().nullable(),
+      exitCode: z.int().nullable().default(null),
+    })
+    .nullable(),
+  exitCodeBefore: z.int().min(0).max(255).nullable().default(null),
+  createdAt: z.string(),
+});
+
+/** The state that a VM is said to be in: one whose QEMU has ended, which whoever says that it runs has not heard of, is stopped. */
+export function heldAgainst({ process, exit }: VmRecord, state: VmState): VmState {
+  return state === 'running' && process === null && exit !== null ? 'stopped' : state;
+}
+
+/** The change, null if there is none. VM_BUSY if another job has the VM. */
+export function reservedBy({ spec, job: holder }: VmRecord, job: string): Partial<VmRecord> | null {
+  if (holder === job) return null;
+  if (holder === null) return { job };
+  throw new MigrationError('VM_BUSY', `${spec.name} is part of job ${holder}`);
+}
+
+export function withDisks(
+  { spec }: VmRecord,
+  fileOf: (disk: DiskSpec) => Pick<DiskSpec, 'path' | 'format'>,
+): Pick<VmRecord, 'spec'> {
+  const disks = spec.disks.map((disk) => {
+    const { path, format } = fileOf(disk);
+    return { ...disk, path, format };
+  });
+  return { spec: { ...spec, disks } };
+}
+
+export async function writeRecord(directory: string, record: VmRecord): Promise<void> {
+  const text = JSON.stringify(record, (_key, value: unknown) => (typeof value === 'bigint' ? String(value) : value), 2);
+  const path = join(directory, RECORD_FILE);
+  // A clone that waits for its image ends with the machine, and so does the image: there is nothing to find again.
+  const isWaiting = record.image !== null && record.state === 'incoming';
+  await (isWaiting ? writeWhole : writeDurably)(path, `${text}\n`);
+}
+
+/** null: there is none (a crash came before the first one was written, or lost that of a clone that waited). CORRUPT: it is not what we write. */
+export async function readRecord(directory: string): Promise<VmRecord | null> {
+  const path = join(directory, RECORD_FILE);
+  let text: string;
+  try {
+    text = await readFile(path, 'utf8');
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code === 'ENOENT') return null;
+    throw new MigrationError('CORRUPT', `${path} cannot be read`, { cause: error });
+  }
+  if (text === '') return null;
+  try {
+    return recordSchema.parse(JSON.parse(text));
+  } catch (error) {
+    throw new MigrationError('CORRUPT', `${path} is not a VM record`, { cause: error });
+  }
+}

@@ -1,0 +1,79 @@
+/** What the installed QEMU and the host's KVM can do. Asked once a daemon; a QEMU upgraded meanwhile is seen after a restart. */
+import { execFile } from 'node:child_process';
+import { constants } from 'node:fs';
+import { access, open, readFile } from 'node:fs/promises';
+import { promisify } from 'node:util';
+import { MigrationError } from '../../errors.js';
+
+const run = promisify(execFile);
+const ASK_TIMEOUT_MS = 10_000;
+
+export interface InstalledQemu {
+  readonly program: string;
+  /** "7.2.22" */
+  readonly version: string;
+  readonly machines: readonly string[];
+  /** "q35" → "pc-q35-7.2" */
+  readonly aliases: Readonly<Record<string, string>>;
+}
+
+/** UNSUPPORTED if it is not there or does not answer. */
+export async function askQemu(program: string): Promise<InstalledQemu> {
+  try {
+    const options = { timeout: ASK_TIMEOUT_MS };
+    const version = (await run(program, ['--version'], options)).stdout;
+    const machines = parseMachines((await run(program, ['-machine', 'help'], options)).stdout);
+    return { program, version: /version (\d+(\.\d+)+)/.exec(version)?.[1] ?? 'unknown', ...machines };
+  } catch (error) {
+    const message = error instanceof Error ? error.message : String(error);
+    throw new MigrationError('UNSUPPORTED', `${program} does not work: ${message}`, {
+      cause: error,
+      remedy: 'install qemu-system-x86',
+    });
+  }
+}
+
+export function parseMachines(help: string): { machines: string[]; aliases: Record<string, string> } {
+  const machines: string[] = [];
+  const aliases: Record<string, string> = {};
+  for (const line of help.split('\n').slice(1)) {
+    const name = /^(\S+)\s/.exec(line)?.[1];
+    if (name === undefined) continue;
+    machines.push(name);
+    const real = /\(alias of ([^)\s]+)\)/.exec(line)?.[1];
+    if (real !== undefined) aliases[name] = real;
+  }
+  return { machines, aliases };
+}
+
+/** The versioned name that an alias stands for on this host. UNSUPPORTED if this QEMU has no such machine. */
+export function resolveMachine(qemu: InstalledQemu, machine: string): string {
+  const resolved = qemu.aliases[machine] ?? machine;
+  if (qemu.machines.includes(resolved)) return resolved;
+  throw new MigrationError('UNSUPPORTED', `QEMU ${qemu.version} on this host has no machine type ${machine}`);
+}
+
+/**
+ * vmx or svm on the CPU and a /dev/kvm that opens. The flag matters: a nested host can offer a /dev/kvm without it that creates VMs and then
+ * hangs ordinary kernels.
+ */
+export async function isKvmUsable(): Promise<boolean> {
+  const flags = /^flags\s*:(.*)$/m.exec(await readFile('/proc/cpuinfo', 'utf8').catch(() => ''))?.[1] ?? '';
+  if (!/\b(vmx|svm)\b/.test(flags)) return false;
+  try {
+    await access('/dev/kvm', constants.R_OK | constants.W_OK);
+    await (await open('/dev/kvm', 'r+')).close();
+    return true;
+  } catch {
+    return false;
+  }
+}
+
+export async function resolveAccel(accel: 'auto' | 'kvm' | 'tcg'): Promise<'kvm' | 'tcg'> {
+  if (accel === 'tcg') return 'tcg';
+  const isUsable = await isKvmUsable();
+  if (accel === 'kvm' && !isUsable) {
+    throw new MigrationError('UNSUPPORTED', 'KVM cannot be used on this host', { remedy: 'accel: tcg, or auto' });
+  }
+  return isUsable ? 'kvm' : 'tcg';
+}
