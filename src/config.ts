@@ -6,7 +6,7 @@ import { readFile } from 'node:fs/promises';
 import { isIP } from 'node:net';
 import { resolve } from 'node:path';
 import { z } from 'zod';
-import { MigrationError } from './errors.js';
+import { MigrationError } from './domain/errors.js';
 
 const CONFIG_BYTES_MAX = 1024 * 1024;
 /** A unix socket's path has at most this many bytes; the data socket's name is appended to the state directory. */

@@ -2,9 +2,9 @@
 import { readFileSync } from 'node:fs';
 import { cpus } from 'node:os';
 import { join } from 'node:path';
-import type { VmView } from '../../src/domain.js';
-import type { ForkReport, ImageView } from '../../src/domain-fork.js';
-import type { ForkJobView, JobView } from '../../src/domain-job.js';
+import type { ForkReport, ImageView } from '../../src/domain/fork.js';
+import type { ForkJobView, JobView } from '../../src/domain/job.js';
+import type { VmView } from '../../src/domain/migration.js';
 import { checkClones } from '../../test/hosts/clone-check.js';
 import { type Cluster, eventually, sleep } from '../../test/hosts/cluster.js';
 import { Guest } from '../../test/hosts/guest.js';

@@ -1,4 +1,4 @@
-import type { MigrationReport, VmView } from '../../src/domain.js';
+import type { MigrationReport, VmView } from '../../src/domain/migration.js';
 import { type Cluster, sleep } from '../../test/hosts/cluster.js';
 import { Guest, type GuestOptions } from '../../test/hosts/guest.js';
 import type { HostNetwork } from '../../test/hosts/host-network.js';

@@ -5,10 +5,10 @@
 import { type ChildProcess, spawn } from 'node:child_process';
 import { existsSync, mkdirSync, openSync, readFileSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
-import { parseSpec } from '../../src/agent/spec.js';
 import { qemuArguments } from '../../src/backends/qemu/command-line.js';
 import { QmpClient } from '../../src/backends/qemu/qmp.js';
-import type { VmSpec } from '../../src/domain.js';
+import type { VmSpec } from '../../src/domain/migration.js';
+import { parseSpec } from '../../src/schemas/vm-spec.js';
 import { type Cluster, eventually, sleep } from '../../test/hosts/cluster.js';
 import { type GuestOptions, guestSpec } from '../../test/hosts/guest.js';
 import type { HostNetwork } from '../../test/hosts/host-network.js';

@@ -1,7 +1,8 @@
 /** What one host does in a migration, as AgentPort (see the rules there): the VMs that arrive, the VMs that leave, and what pre-flight asks. */
 import { randomBytes } from 'node:crypto';
 import type { Readable } from 'node:stream';
-import type { HostInventory, RdmaPlace, TargetChecks, VmInventory, VmSpec } from '../domain.js';
+import { MigrationError, toMigrationError } from '../domain/errors.js';
+import type { HostInventory, RdmaPlace, TargetChecks, VmInventory, VmSpec } from '../domain/migration.js';
 import type {
   ForkAgentPort,
   ForkInventory,
@@ -10,7 +11,7 @@ import type {
   PrepareForkReply,
   PrepareForkRequest,
   StartClonesReply,
-} from '../engine/fork-ports.js';
+} from '../engine/ports/fork.js';
 import type {
   AgentPort,
   Legacy,
@@ -18,8 +19,7 @@ import type {
   PrepareRequest,
   SessionProgress,
   SourceEndpointInfo,
-} from '../engine/ports.js';
-import { MigrationError, toMigrationError } from '../errors.js';
+} from '../engine/ports/migration.js';
 import { ForkAgent } from './fork/agent.js';
 import type { ForkContext } from './fork/context.js';
 import { Images } from './fork/image-calls.js';

@@ -9,8 +9,8 @@
  */
 import { existsSync } from 'node:fs';
 import { writeFile } from 'node:fs/promises';
-import type { FaultPort } from '../engine/ports.js';
-import { MigrationError } from '../errors.js';
+import { MigrationError } from '../domain/errors.js';
+import type { FaultPort } from '../engine/ports/migration.js';
 
 const PARK_POLL_MS = 20;
 const DELAY_MS_MAX = 600_000;

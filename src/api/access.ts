@@ -5,7 +5,7 @@
  */
 import type { Socket } from 'node:net';
 import { TLSSocket } from 'node:tls';
-import { MigrationError } from '../errors.js';
+import { MigrationError } from '../domain/errors.js';
 import { commonName } from '../tls/identity.js';
 import type { ApiServices } from './ports.js';
 

@@ -4,8 +4,8 @@
  */
 import { type ClientRequest, request as httpRequest, type IncomingMessage, type RequestOptions } from 'node:http';
 import type { Duplex } from 'node:stream';
-import type { JobView } from '../domain-job.js';
-import { MigrationError } from '../errors.js';
+import { MigrationError } from '../domain/errors.js';
+import type { JobView } from '../domain/job.js';
 
 export const DEFAULT_HOST = 'unix:/run/vmigrate/api.sock';
 const CONNECT_MS = 5_000;

@@ -4,7 +4,7 @@
  */
 import type { IncomingMessage } from 'node:http';
 import type { Duplex } from 'node:stream';
-import { MigrationError } from '../errors.js';
+import { MigrationError } from '../domain/errors.js';
 import { authorize } from './access.js';
 import { apiError } from './http-errors.js';
 import type { ApiServices } from './ports.js';

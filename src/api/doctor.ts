@@ -1,9 +1,9 @@
 /** What this host can and cannot do, each with what to do about it. The same checks pre-flight makes, for a person to read beforehand. */
 import { release } from 'node:os';
-import type { HostInventory, RdmaDevice, RdmaInventory } from '../domain.js';
-import { toMigrationError } from '../errors.js';
+import { toMigrationError } from '../domain/errors.js';
+import type { HostInventory, RdmaDevice, RdmaInventory } from '../domain/migration.js';
+import type { DoctorCheck } from '../schemas/api.js';
 import type { ApiServices } from './ports.js';
-import type { DoctorCheck } from './schemas.js';
 
 const MIB = 2 ** 20;
 const DAY_MS = 86_400_000;

@@ -2,9 +2,10 @@
  * The daemon's counters in Prometheus's text format. One table: a metric is a row, its values come from the job reports seen since the daemon
  * started (counters) or from the present state (gauges). Nothing is collected while nobody asks.
  */
-import type { JobState, VmState } from '../domain.js';
-import type { ImageState } from '../domain-fork.js';
-import type { JobView } from '../domain-job.js';
+
+import type { ImageState } from '../domain/fork.js';
+import type { JobView } from '../domain/job.js';
+import type { JobState, VmState } from '../domain/migration.js';
 import type { ApiServices } from './ports.js';
 import { isEnded } from './sse.js';
 

@@ -8,15 +8,15 @@ import { createServer as createTlsServer } from 'node:https';
 import { type AddressInfo, connect, type Socket } from 'node:net';
 import type { TLSSocket } from 'node:tls';
 import { type FastifyInstance, type FastifyReply, type FastifyRequest, fastify } from 'fastify';
-import { MigrationError } from '../errors.js';
+import { MigrationError } from '../domain/errors.js';
 import type { TlsStore } from '../tls/store.js';
 import { authorize, HOST_ROUTES } from './access.js';
 import { Consoles } from './console.js';
 import { apiError, check } from './http-errors.js';
 import { Metrics } from './metrics.js';
+import { agentRoutes, OCTETS } from './peers/routes.js';
 import type { ApiServices } from './ports.js';
-import { agentRoutes, OCTETS } from './routes-agent.js';
-import { EventStreams, publicRoutes, YAML } from './routes-public.js';
+import { EventStreams, publicRoutes, YAML } from './public/routes.js';
 
 const BODY_BYTES_MAX = 2 ** 20;
 const HEADERS_TIMEOUT_MS = 10_000;

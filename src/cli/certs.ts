@@ -4,7 +4,7 @@ import { readFile } from 'node:fs/promises';
 import { isIP } from 'node:net';
 import { join } from 'node:path';
 import type { Command } from 'commander';
-import { MigrationError } from '../errors.js';
+import { MigrationError } from '../domain/errors.js';
 import type { Issued } from '../tls/authority.js';
 import { table } from './render.js';
 import { print } from './terminal.js';

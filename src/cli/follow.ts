@@ -1,8 +1,8 @@
 /** Watching a job to its end. A daemon that restarts in between takes its jobs up again, so a lost connection is tried again for a while. */
 import { type ApiClient, DaemonUnreachable } from '../api/client.js';
-import type { JobState } from '../domain.js';
-import type { ForkJobView, JobView, MigrationJobView } from '../domain-job.js';
-import { MigrationError, toMigrationError } from '../errors.js';
+import { MigrationError, toMigrationError } from '../domain/errors.js';
+import type { ForkJobView, JobView, MigrationJobView } from '../domain/job.js';
+import type { JobState } from '../domain/migration.js';
 
 const RECONNECT_MS = 500;
 const RECONNECT_FOR_MS = 15_000;

@@ -1,7 +1,7 @@
 /** What vmctl and vmigrate share: options, the way to the daemon, and how a command ends. */
 import { Command, CommanderError } from 'commander';
 import { ApiClient, DEFAULT_HOST } from '../api/client.js';
-import { MigrationError } from '../errors.js';
+import { MigrationError } from '../domain/errors.js';
 import { EXIT, type ExitCode } from './exit-codes.js';
 import { printError } from './terminal.js';
 

@@ -1,7 +1,8 @@
 /** As render.ts, for forks, images and waiting processes. */
-import type { Refusal } from '../domain.js';
-import type { ForkPlan, ForkReport, ImageView, WarmSetView } from '../domain-fork.js';
-import type { ErrorJson } from '../errors.js';
+
+import type { ErrorJson } from '../domain/errors.js';
+import type { ForkPlan, ForkReport, ImageView, WarmSetView } from '../domain/fork.js';
+import type { Refusal } from '../domain/migration.js';
 import { bytes, milliseconds, plain, table } from './render.js';
 
 const FAILURES_SHOWN_MAX = 10;

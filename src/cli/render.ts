@@ -1,8 +1,9 @@
 /** What a person reads: tables, the progress line, the report. Pure text; where it goes is decided by terminal.ts. */
-import type { HostView } from '../api/schemas.js';
-import type { MigrationPlan, MigrationReport, Refusal, VmView } from '../domain.js';
-import type { JobView } from '../domain-job.js';
-import type { ErrorJson } from '../errors.js';
+
+import type { ErrorJson } from '../domain/errors.js';
+import type { JobView } from '../domain/job.js';
+import type { MigrationPlan, MigrationReport, Refusal, VmView } from '../domain/migration.js';
+import type { HostView } from '../schemas/api.js';
 
 /** What the planner says of a transport that the user has named. */
 const ASKED_FOR = 'asked for';

@@ -1,6 +1,7 @@
 /** Where output goes: results to stdout, everything else to stderr; with --json one document on stdout and nothing besides. */
-import type { JobView } from '../domain-job.js';
-import { MigrationError, toMigrationError } from '../errors.js';
+
+import { MigrationError, toMigrationError } from '../domain/errors.js';
+import type { JobView } from '../domain/job.js';
 import { type ExitCode, exitCodeOf } from './exit-codes.js';
 import { errorText, progressLine } from './render.js';
 

@@ -1,10 +1,10 @@
 #!/usr/bin/env node
 /** `vfork --clones N VM`: flags → request → report; with --wait also what became of the clones. */
 import { Option } from 'commander';
-import type { ForkBody } from '../api/schemas-fork.js';
-import type { ForkReport } from '../domain-fork.js';
-import type { ForkJobView, JobView } from '../domain-job.js';
-import { MigrationError } from '../errors.js';
+import { MigrationError } from '../domain/errors.js';
+import type { ForkReport } from '../domain/fork.js';
+import type { ForkJobView, JobView } from '../domain/job.js';
+import type { ForkBody } from '../schemas/api-fork.js';
 import { attend } from './attend.js';
 import { awaitClones } from './await-clones.js';
 import { EXIT, type ExitCode } from './exit-codes.js';

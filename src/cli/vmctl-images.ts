@@ -1,9 +1,9 @@
 /** `vmctl images`, `image …` and `pool …`: what forks leave behind, and what makes them fast. */
 import { resolve } from 'node:path';
 import { type Command, Option } from 'commander';
-import type { WarmBody } from '../api/schemas-fork.js';
-import type { ImageView, WarmSetView } from '../domain-fork.js';
-import { MigrationError } from '../errors.js';
+import { MigrationError } from '../domain/errors.js';
+import type { ImageView, WarmSetView } from '../domain/fork.js';
+import type { WarmBody } from '../schemas/api-fork.js';
 import { type CommonOptions, client, integer } from './program.js';
 import { bytes } from './render.js';
 import { imageTable, poolTable, recordText } from './render-fork.js';

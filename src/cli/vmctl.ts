@@ -2,11 +2,11 @@
 /** `vmctl`: everything about a host and its VMs but moving them. Flags → request → what came back. */
 import { createReadStream } from 'node:fs';
 import type { Command } from 'commander';
-import type { DaemonView, DoctorCheck, HostView } from '../api/schemas.js';
-import type { StoppedView } from '../api/schemas-fork.js';
-import type { VmView } from '../domain.js';
-import type { JobView } from '../domain-job.js';
-import { MigrationError } from '../errors.js';
+import { MigrationError } from '../domain/errors.js';
+import type { JobView } from '../domain/job.js';
+import type { VmView } from '../domain/migration.js';
+import type { DaemonView, DoctorCheck, HostView } from '../schemas/api.js';
+import type { StoppedView } from '../schemas/api-fork.js';
 import { addCerts } from './certs.js';
 import { EXIT, type ExitCode, exitCodeOfJob } from './exit-codes.js';
 import { followJob } from './follow.js';

@@ -1,10 +1,10 @@
 #!/usr/bin/env node
 /** `vmigrate VM HOST`: flags → request → report. */
 import { Option } from 'commander';
-import type { MigrationBody } from '../api/schemas.js';
-import type { MigrationMode, MigrationPlan, Refusal, TransportChoice } from '../domain.js';
-import type { JobView } from '../domain-job.js';
-import { MigrationError } from '../errors.js';
+import { MigrationError } from '../domain/errors.js';
+import type { JobView } from '../domain/job.js';
+import type { MigrationMode, MigrationPlan, Refusal, TransportChoice } from '../domain/migration.js';
+import type { MigrationBody } from '../schemas/api.js';
 import { attend } from './attend.js';
 import { EXIT, type ExitCode } from './exit-codes.js';
 import { type CommonOptions, client, integer, main, newProgram } from './program.js';

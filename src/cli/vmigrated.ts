@@ -7,7 +7,7 @@
 import { parseArgs } from 'node:util';
 import { setFlagsFromString } from 'node:v8';
 import type { DaemonConfigInput } from '../config.js';
-import { MigrationError, toMigrationError } from '../errors.js';
+import { MigrationError, toMigrationError } from '../domain/errors.js';
 
 const USAGE = `Usage: vmigrated --config FILE
        vmigrated --name A --api unix:PATH [--api https://IP:PORT] --data IP[:PORT] [--data rdma://IP[:PORT]]

@@ -1,11 +1,11 @@
 import { mkdir } from 'node:fs/promises';
 import { join } from 'node:path';
 import { z } from 'zod';
+import { MigrationError, toMigrationError } from '../domain/errors.js';
 import { DirectoryLock } from '../durable/directory-lock.js';
 import { FileLogStore, fileError, type LogStore } from '../durable/log-store.js';
 import { RecordLog } from '../durable/record-log.js';
-import type { OwnerRecord, Registry } from '../engine/ports.js';
-import { MigrationError, toMigrationError } from '../errors.js';
+import type { OwnerRecord, Registry } from '../engine/ports/migration.js';
 
 const ownerRecord = z.strictObject({
   vm: z.string().min(1).max(255),

@@ -1,6 +1,6 @@
 import { link, readdir, readFile, rename, rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { MigrationError } from '../errors.js';
+import { MigrationError } from '../domain/errors.js';
 import { fileError } from './log-store.js';
 
 /**

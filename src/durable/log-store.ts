@@ -1,7 +1,7 @@
 import { constants } from 'node:fs';
 import { type FileHandle, open, rename, rm } from 'node:fs/promises';
 import { dirname } from 'node:path';
-import { MigrationError, toMigrationError } from '../errors.js';
+import { MigrationError, toMigrationError } from '../domain/errors.js';
 
 /** Where a record log keeps its bytes: a file here, memory in the simulation. What has been answered survives a crash of the machine. */
 export interface LogStore {

@@ -2,7 +2,7 @@
 import { mkdir, readdir, readFile, unlink } from 'node:fs/promises';
 import { basename, join } from 'node:path';
 import type { z } from 'zod';
-import { MigrationError } from '../errors.js';
+import { MigrationError } from '../domain/errors.js';
 import { syncDirectory, writeDurably } from './durable-file.js';
 
 const SUFFIX = '.json';

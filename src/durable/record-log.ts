@@ -1,5 +1,5 @@
 import { crc32 } from 'node:zlib';
-import { MigrationError, toMigrationError } from '../errors.js';
+import { MigrationError, toMigrationError } from '../domain/errors.js';
 import type { LogStore } from './log-store.js';
 
 /**

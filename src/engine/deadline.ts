@@ -1,5 +1,5 @@
-import { MigrationError, toMigrationError } from '../errors.js';
-import type { Clock } from './ports.js';
+import { MigrationError, toMigrationError } from '../domain/errors.js';
+import type { Clock } from './ports/migration.js';
 
 const OVER = Symbol('the work is over');
 

@@ -1,11 +1,11 @@
-import type { JobState, MigrationReport } from '../domain.js';
-import type { ForkReport } from '../domain-fork.js';
-import { MigrationError } from '../errors.js';
-import { FORK_STEPS_AFTER_COMMIT } from '../planner/fork-plan.js';
-import { PLAN_STEPS_AFTER_COMMIT } from '../planner/plan.js';
-import { type Findings, type JobRecord, noFindings } from './context.js';
-import { type ForkFindings, type ForkRecord, noForkFindings } from './fork-context.js';
-import type { AnyStepName, JournalEntry } from './ports.js';
+import { MigrationError } from '../domain/errors.js';
+import type { ForkReport } from '../domain/fork.js';
+import type { JobState, MigrationReport } from '../domain/migration.js';
+import { FORK_STEPS_AFTER_COMMIT } from '../planner/fork/plan.js';
+import { PLAN_STEPS_AFTER_COMMIT } from '../planner/migration/plan.js';
+import { type ForkFindings, type ForkRecord, noForkFindings } from './fork/context.js';
+import { type Findings, type JobRecord, noFindings } from './migration/context.js';
+import type { AnyStepName, JournalEntry } from './ports/migration.js';
 
 interface AnyHistory {
   /** Announced; may or may not have taken effect. */

@@ -6,10 +6,10 @@
  * Journal: a step is announced before it begins. Steps of a group are announced together by the first of them, and their ends are written later:
  * nothing but the commit is synced between them. Everything announced counts as possibly done.
  */
-import { MigrationError, toMigrationError } from '../errors.js';
-import type { Executor, WalkContext, WalkStep } from './context.js';
+import { MigrationError, toMigrationError } from '../domain/errors.js';
 import { mayPass, mayPassAfterCommit, pause, withDeadline } from './deadline.js';
-import type { AnyStepName, JournalEntry } from './ports.js';
+import type { Executor, WalkContext, WalkStep } from './migration/context.js';
+import type { AnyStepName, JournalEntry } from './ports/migration.js';
 
 /** halted: the daemon is closing; the journal already says all that the next one needs. stalled: `recover` goes on. */
 export type Outcome<Report> =

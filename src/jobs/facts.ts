@@ -1,10 +1,10 @@
-import type { MigrationOrder } from '../domain.js';
-import type { ForkRequest } from '../domain-fork.js';
+import { MigrationError, toMigrationError } from '../domain/errors.js';
+import type { ForkRequest } from '../domain/fork.js';
+import type { MigrationOrder } from '../domain/migration.js';
 import { withDeadline } from '../engine/deadline.js';
-import type { ForkAgentPort, ForkInventory } from '../engine/fork-ports.js';
-import type { AgentPort, Clock, Registry } from '../engine/ports.js';
-import { MigrationError, toMigrationError } from '../errors.js';
-import type { PreflightFacts, TargetFacts } from '../planner/preflight.js';
+import type { ForkAgentPort, ForkInventory } from '../engine/ports/fork.js';
+import type { AgentPort, Clock, Registry } from '../engine/ports/migration.js';
+import type { PreflightFacts, TargetFacts } from '../planner/migration/preflight.js';
 
 /** For one answer at the least. Nothing has begun and the VM runs on, so a host that is only slow is given more time than a call of a job under way is. */
 const ANSWER_MS = 20_000;

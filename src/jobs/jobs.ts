@@ -10,16 +10,17 @@
  *
  * A job is durable before `submit` answers. What a dead daemon has left is finished or undone by `start`.
  */
-import type { MigrationOrder, MigrationPlan, MigrationReport } from '../domain.js';
-import type { ForkPlan, ForkReport, ForkRequest } from '../domain-fork.js';
-import type { JobView } from '../domain-job.js';
-import { ENGINE_LIMITS, type EngineLimits, type JobRecord, type RunObserver } from '../engine/context.js';
-import type { ForkRecord } from '../engine/fork-context.js';
-import type { ForkAgentPort } from '../engine/fork-ports.js';
+
+import { MigrationError, toMigrationError } from '../domain/errors.js';
+import type { ForkPlan, ForkReport, ForkRequest } from '../domain/fork.js';
+import type { JobView } from '../domain/job.js';
+import type { MigrationOrder, MigrationPlan, MigrationReport } from '../domain/migration.js';
+import type { ForkRecord } from '../engine/fork/context.js';
 import { emptyHistory, type History, readHistories } from '../engine/history.js';
-import type { AgentPort, Clock, FaultPort, JournalEntry, Random, Registry } from '../engine/ports.js';
+import { ENGINE_LIMITS, type EngineLimits, type JobRecord, type RunObserver } from '../engine/migration/context.js';
+import type { ForkAgentPort } from '../engine/ports/fork.js';
+import type { AgentPort, Clock, FaultPort, JournalEntry, Random, Registry } from '../engine/ports/migration.js';
 import type { Outcome } from '../engine/walk.js';
-import { MigrationError, toMigrationError } from '../errors.js';
 import { changed, isFinal, type Job, newJob, type ViewChange, vmOf } from './job.js';
 import type { ReplayableJournal } from './journal.js';
 import { Leftovers } from './leftovers.js';

@@ -1,7 +1,7 @@
 import { FileLogStore, type LogStore } from '../durable/log-store.js';
 import { RecordLog } from '../durable/record-log.js';
-import type { Journal, JournalEntry } from '../engine/ports.js';
-import { decodeJournalEntry } from './journal-schema.js';
+import type { Journal, JournalEntry } from '../engine/ports/migration.js';
+import { decodeJournalEntry } from '../schemas/journal.js';
 
 /** A journal that can be read again: what JobManager needs. */
 export interface ReplayableJournal extends Journal {

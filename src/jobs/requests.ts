@@ -1,13 +1,14 @@
 /** From a request to the plan of a job and its first line in the journal, or to the reasons why there is none. */
-import type { MigrationOrder, MigrationPlan, Refusal, VmInventory } from '../domain.js';
-import type { ForkPlan, ForkRequest } from '../domain-fork.js';
-import type { JobRecord } from '../engine/context.js';
-import type { ForkRecord } from '../engine/fork-context.js';
-import type { Clock, Random } from '../engine/ports.js';
-import { MigrationError, toMigrationError } from '../errors.js';
-import { planFork } from '../planner/fork-plan.js';
-import { checkCount } from '../planner/fork-preflight.js';
-import { planMigration } from '../planner/plan.js';
+
+import { MigrationError, toMigrationError } from '../domain/errors.js';
+import type { ForkPlan, ForkRequest } from '../domain/fork.js';
+import type { MigrationOrder, MigrationPlan, Refusal, VmInventory } from '../domain/migration.js';
+import type { ForkRecord } from '../engine/fork/context.js';
+import type { JobRecord } from '../engine/migration/context.js';
+import type { Clock, Random } from '../engine/ports/migration.js';
+import { planFork } from '../planner/fork/plan.js';
+import { checkCount } from '../planner/fork/preflight.js';
+import { planMigration } from '../planner/migration/plan.js';
 import { type FactSources, gatherFacts, gatherForkFacts } from './facts.js';
 import type { Job } from './job.js';
 import { isWaitedFor } from './queue.js';

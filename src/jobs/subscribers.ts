@@ -1,4 +1,4 @@
-import type { JobView } from '../domain-job.js';
+import type { JobView } from '../domain/job.js';
 
 /** Who wants to hear of which job. A listener that throws is reported and keeps its subscription; a job never fails because of it. */
 export class Subscribers {

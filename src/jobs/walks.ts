@@ -1,12 +1,13 @@
 /** A job in the hands of the engine: the right walk for its kind, on this daemon's ports. */
-import type { MigrationReport } from '../domain.js';
-import type { ForkReport } from '../domain-fork.js';
-import type { EngineLimits, Marks, RunObserver } from '../engine/context.js';
-import { forkWalk } from '../engine/fork.js';
-import type { ForkAgentPort } from '../engine/fork-ports.js';
+
+import type { ForkReport } from '../domain/fork.js';
+import type { MigrationReport } from '../domain/migration.js';
+import { forkWalk } from '../engine/fork/procedure.js';
 import { type History, isCommittedByJournal } from '../engine/history.js';
-import type { AgentPort, AnyStepName, JournalEntry, Registry, WalkPorts } from '../engine/ports.js';
-import { migrationWalk } from '../engine/run.js';
+import type { EngineLimits, Marks, RunObserver } from '../engine/migration/context.js';
+import { migrationWalk } from '../engine/migration/procedure.js';
+import type { ForkAgentPort } from '../engine/ports/fork.js';
+import type { AgentPort, AnyStepName, JournalEntry, Registry, WalkPorts } from '../engine/ports/migration.js';
 import type { Outcome } from '../engine/walk.js';
 import type { Job } from './job.js';
 import { agentOrUnreachable } from './unreachable-agent.js';

@@ -8,8 +8,8 @@
  */
 import { createRequire } from 'node:module';
 import { fileURLToPath } from 'node:url';
-import type { RdmaDevice, Transport } from '../domain.js';
-import { MigrationError } from '../errors.js';
+import { MigrationError } from '../domain/errors.js';
+import type { RdmaDevice, Transport } from '../domain/migration.js';
 import type { ImageCounter, SourceCounter, TargetCounter } from '../protocol/wire.js';
 import {
   checkAddress,

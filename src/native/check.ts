@@ -3,7 +3,7 @@
  * checked again where it is used (ranges against the kernel, keys by the source).
  */
 import { isIP } from 'node:net';
-import { type ErrorCode, MigrationError } from '../errors.js';
+import { type ErrorCode, MigrationError } from '../domain/errors.js';
 import { CONSTANTS, PRELOAD_DESCRIPTOR } from '../protocol/wire.js';
 import type {
   ImageCaptureOptions,

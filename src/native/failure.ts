@@ -3,7 +3,7 @@
  * project's name.
  */
 import { getSystemErrorName } from 'node:util';
-import { type ErrorCode, MigrationError } from '../errors.js';
+import { type ErrorCode, MigrationError } from '../domain/errors.js';
 import { NATIVE_ERROR } from '../protocol/wire.js';
 import type { NativeFailure } from './binding.js';
 

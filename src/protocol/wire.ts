@@ -80,7 +80,7 @@ export const PRELOAD_STATUS = { OK: 1, REFUSED: 2 } as const;
 /** SYNC: missing, minor and write-protect faults. ASYNC_WP: dirty tracking by PAGEMAP_SCAN. */
 export const PRELOAD_DESCRIPTOR = { SYNC: 1, ASYNC_WP: 2 } as const;
 
-/** Errors that native code reports; src/errors.ts maps them to the project's stable codes. */
+/** Errors that native code reports; src/domain/errors.ts maps them to the project's stable codes. */
 export const NATIVE_ERROR = {
   INVALID_ARGUMENT: 1,
   SYSTEM: 2,

@@ -12,7 +12,7 @@ import { mkdir, open, readFile, rename } from 'node:fs/promises';
 import { isIP } from 'node:net';
 import { join } from 'node:path';
 import type * as x509Types from '@peculiar/x509';
-import { MigrationError } from '../errors.js';
+import { MigrationError } from '../domain/errors.js';
 import { commonName, type Identity, isName } from './identity.js';
 
 const DAY_MS = 86_400_000;

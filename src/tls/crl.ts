@@ -3,7 +3,7 @@
  * in each handshake and refuses every peer if it is not the CA's; this reader serves the connections that are open already, which no
  * handshake will look at again.
  */
-import { MigrationError } from '../errors.js';
+import { MigrationError } from '../domain/errors.js';
 
 const SEQUENCE = 0x30;
 const INTEGER = 0x02;

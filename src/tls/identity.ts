@@ -3,7 +3,7 @@
  * certificate is believed, and an address never is: a host that moves to another address is still the same host.
  */
 import type { PeerCertificate } from 'node:tls';
-import { MigrationError } from '../errors.js';
+import { MigrationError } from '../domain/errors.js';
 
 export type Role = 'host' | 'user';
 

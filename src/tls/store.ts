@@ -6,7 +6,7 @@ import { createHash, X509Certificate } from 'node:crypto';
 import { type FSWatcher, readFileSync, watch } from 'node:fs';
 import { join } from 'node:path';
 import { createSecureContext, type SecureContextOptions, type TLSSocket } from 'node:tls';
-import { MigrationError } from '../errors.js';
+import { MigrationError } from '../domain/errors.js';
 import { normalizeSerial, revokedSerials } from './crl.js';
 import { type Identity, identityOf, parseCommonName } from './identity.js';
 

@@ -3,8 +3,9 @@
  * before somebody asks, so a host without RDMA is none the worse for it; and everything is looked at anew each time, for ports go down and devices
  * are removed.
  */
-import type { RdmaDevice, RdmaInventory, RdmaPlace, TargetChecks } from '../domain.js';
-import { MigrationError, toMigrationError } from '../errors.js';
+
+import { MigrationError, toMigrationError } from '../domain/errors.js';
+import type { RdmaDevice, RdmaInventory, RdmaPlace, TargetChecks } from '../domain/migration.js';
 import type { Log } from '../kit/log.js';
 import type { DataListenerHandle, NativeBinding, RdmaOptions } from '../native/binding.js';
 import { cgroupFreeBytes, lockableBytes } from './memory-limits.js';

@@ -3,7 +3,7 @@ import { accessSync, constants, copyFileSync, mkdtempSync, rmSync } from 'node:f
 import { homedir, tmpdir } from 'node:os';
 import { delimiter, dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
-import type { MigrationReport } from '../../src/domain.js';
+import type { MigrationReport } from '../../src/domain/migration.js';
 
 const here = dirname(fileURLToPath(import.meta.url));
 const root = dirname(dirname(here));

@@ -1,6 +1,6 @@
 /** One host's half of a migration, with real QEMU guests and without daemons: see test/hosts/agent-pair.ts. */
 import { afterAll, afterEach, beforeAll, describe, expect, test } from 'vitest';
-import type { MigrationMode, Transport } from '../../src/domain.js';
+import type { MigrationMode, Transport } from '../../src/domain/migration.js';
 import {
   AgentPair,
   commit,

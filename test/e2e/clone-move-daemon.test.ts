@@ -2,9 +2,9 @@
 import { appendFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { afterAll, beforeAll, expect, it } from 'vitest';
-import type { MigrationReport, Refusal, VmView } from '../../src/domain.js';
-import type { ForkReport, ImageView } from '../../src/domain-fork.js';
-import type { MigrationJobView } from '../../src/domain-job.js';
+import type { ForkReport, ImageView } from '../../src/domain/fork.js';
+import type { MigrationJobView } from '../../src/domain/job.js';
+import type { MigrationReport, Refusal, VmView } from '../../src/domain/migration.js';
 import { answersAt } from '../hosts/arping.js';
 import { Cluster, eventually } from '../hosts/cluster.js';
 import { Guest } from '../hosts/guest.js';

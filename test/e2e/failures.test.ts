@@ -8,8 +8,8 @@
 import { existsSync } from 'node:fs';
 import { readdir } from 'node:fs/promises';
 import { afterAll, afterEach, beforeAll, describe, expect, it } from 'vitest';
-import type { StepName } from '../../src/domain.js';
-import type { JobView } from '../../src/domain-job.js';
+import type { JobView } from '../../src/domain/job.js';
+import type { StepName } from '../../src/domain/migration.js';
 import { Cluster, eventually, sleep } from '../hosts/cluster.js';
 import { Guest } from '../hosts/guest.js';
 import { Parking } from '../hosts/parking.js';

@@ -1,6 +1,6 @@
 /** QEMUs that wait for a fork before anybody has asked for it. */
 import { afterAll, afterEach, beforeAll, describe, expect, test } from 'vitest';
-import type { WarmRequest } from '../../src/domain-fork.js';
+import type { WarmRequest } from '../../src/domain/fork.js';
 import { AMPLE } from '../hosts/agent-pair.js';
 import { eventually } from '../hosts/cluster.js';
 import { ForkHost } from '../hosts/fork-host.js';

@@ -7,8 +7,8 @@ import { readdir } from 'node:fs/promises';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { afterAll, afterEach, beforeAll, describe, expect, it } from 'vitest';
-import type { MigrationPlan, MigrationReport, Refusal } from '../../src/domain.js';
-import type { JobView } from '../../src/domain-job.js';
+import type { JobView } from '../../src/domain/job.js';
+import type { MigrationPlan, MigrationReport, Refusal } from '../../src/domain/migration.js';
 import { Cluster, eventually } from '../hosts/cluster.js';
 import { Guest } from '../hosts/guest.js';
 

@@ -3,8 +3,8 @@ import { randomBytes } from 'node:crypto';
 import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
-import type { HostView } from '../../src/api/schemas.js';
-import type { Refusal, VmView } from '../../src/domain.js';
+import type { Refusal, VmView } from '../../src/domain/migration.js';
+import type { HostView } from '../../src/schemas/api.js';
 import { Cluster, eventually } from '../hosts/cluster.js';
 import { Guest } from '../hosts/guest.js';
 

@@ -48,7 +48,7 @@ test('the console: past and present output to each reader, input to the guest', 
 test('a tap on a bridge, in a network of its own', async () => {
   const script = `
     import { createTaps, listBridges, removeTaps, tapNames } from './src/agent/vm/network.ts';
-    import { parseSpec } from './src/agent/spec.ts';
+    import { parseSpec } from './src/schemas/vm-spec.ts';
     import { execFileSync } from 'node:child_process';
     const ip = (...args: string[]) => execFileSync('ip', args, { encoding: 'utf8' });
     void (async () => {

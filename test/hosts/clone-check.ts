@@ -1,5 +1,5 @@
 /** The proof that N clones are what they should be: every page of each is right, and none of them is another. */
-import type { CloneReport } from '../../src/domain-fork.js';
+import type { CloneReport } from '../../src/domain/fork.js';
 import { type Cluster, eventually } from './cluster.js';
 import { Guest, parseIdentity } from './guest.js';
 import { inTurns } from './turns.js';

@@ -4,8 +4,8 @@
  */
 import { spawn } from 'node:child_process';
 import { fileURLToPath } from 'node:url';
-import type { MigrationReport } from '../../src/domain.js';
-import type { ForkReport } from '../../src/domain-fork.js';
+import type { ForkReport } from '../../src/domain/fork.js';
+import type { MigrationReport } from '../../src/domain/migration.js';
 import { Cluster, type Program, sleep } from './cluster.js';
 import { Guest, type WorkWindow } from './guest.js';
 

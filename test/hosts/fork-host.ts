@@ -5,16 +5,16 @@ import { existsSync, readdirSync } from 'node:fs';
 import { mkdir, mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { parseSpec } from '../../src/agent/spec.js';
-import type { VmSpec } from '../../src/domain.js';
-import type { CloneIdentity } from '../../src/domain-fork.js';
+import { MigrationError } from '../../src/domain/errors.js';
+import type { CloneIdentity } from '../../src/domain/fork.js';
+import type { VmSpec } from '../../src/domain/migration.js';
 import type {
   ForkPointReply,
   ForkProgress,
   PrepareForkRequest,
   StartClonesReply,
-} from '../../src/engine/fork-ports.js';
-import { MigrationError } from '../../src/errors.js';
+} from '../../src/engine/ports/fork.js';
+import { parseSpec } from '../../src/schemas/vm-spec.js';
 import { AgentHost } from './agent-pair.js';
 import { eventually } from './cluster.js';
 import { type GuestOptions, guestSpec, parseWork } from './guest.js';

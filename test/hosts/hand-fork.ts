@@ -13,7 +13,7 @@ import { createImageFiles, imageFiles, removeImageFiles } from '../../src/agent/
 import type { ManagedVm } from '../../src/agent/vm/vms.js';
 import { configureIncoming, configureOutgoing } from '../../src/backends/qemu/migration.js';
 import { MigrationWatch } from '../../src/backends/qemu/migration-watch.js';
-import type { CloneNetwork } from '../../src/domain-fork.js';
+import type { CloneNetwork } from '../../src/domain/fork.js';
 import { eventually } from './cluster.js';
 import type { VmHost } from './vm-host.js';
 

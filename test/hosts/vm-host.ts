@@ -2,11 +2,11 @@
 import { mkdtemp, readdir, readFile, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { parseSpec } from '../../src/agent/spec.js';
 import { type VmExit, VmManager } from '../../src/agent/vm/vms.js';
 import { FileRegistry } from '../../src/cluster/file.js';
-import type { VmSpec } from '../../src/domain.js';
+import type { VmSpec } from '../../src/domain/migration.js';
 import type { NativeBinding } from '../../src/native/binding.js';
+import { parseSpec } from '../../src/schemas/vm-spec.js';
 import { Janitor } from './janitor.js';
 
 const SILENT = { info: () => undefined, warn: () => undefined, error: () => undefined };

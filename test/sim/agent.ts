@@ -1,5 +1,7 @@
 /** One host's agent in the simulation: keeps the rules of ports.ts, forgets what a real daemon forgets when it dies. */
-import type { HostInventory, TargetChecks, VmInventory, VmSpec } from '../../src/domain.js';
+
+import { type ErrorCode, MigrationError } from '../../src/domain/errors.js';
+import type { HostInventory, TargetChecks, VmInventory, VmSpec } from '../../src/domain/migration.js';
 import type {
   AgentPort,
   PrepareReply,
@@ -7,8 +9,7 @@ import type {
   Registry,
   SessionProgress,
   SourceEndpointInfo,
-} from '../../src/engine/ports.js';
-import { type ErrorCode, MigrationError } from '../../src/errors.js';
+} from '../../src/engine/ports/migration.js';
 import { NO_RDMA } from '../unit/planner-facts.js';
 import { moveNatively, PAGE_MS } from './native.js';
 import { type Life, NEVER } from './time.js';

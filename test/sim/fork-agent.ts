@@ -1,5 +1,7 @@
 /** The host's part of forks in the simulation: keeps the rules of fork-ports.ts, forgets what a real daemon forgets when it dies. */
-import type { CloneIdentity } from '../../src/domain-fork.js';
+
+import { type ErrorCode, MigrationError } from '../../src/domain/errors.js';
+import type { CloneIdentity } from '../../src/domain/fork.js';
 import type {
   CommittedFork,
   ForkAgentPort,
@@ -9,8 +11,7 @@ import type {
   PrepareForkReply,
   PrepareForkRequest,
   StartClonesReply,
-} from '../../src/engine/fork-ports.js';
-import { type ErrorCode, MigrationError } from '../../src/errors.js';
+} from '../../src/engine/ports/fork.js';
 import { CLONES, type Clone, type ForkNote, type ForkWorld, type Image, PAGES } from './fork-world.js';
 import { vmSpec } from './spec.js';
 import { type Life, NEVER } from './time.js';

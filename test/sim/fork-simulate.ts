@@ -1,9 +1,9 @@
 import { FileRegistry } from '../../src/cluster/file.js';
-import type { JobState } from '../../src/domain.js';
-import type { ForkRequest, ParentMode } from '../../src/domain-fork.js';
-import type { ForkAgentPort } from '../../src/engine/fork-ports.js';
-import type { AgentPort } from '../../src/engine/ports.js';
-import { MigrationError } from '../../src/errors.js';
+import { MigrationError } from '../../src/domain/errors.js';
+import type { ForkRequest, ParentMode } from '../../src/domain/fork.js';
+import type { JobState } from '../../src/domain/migration.js';
+import type { ForkAgentPort } from '../../src/engine/ports/fork.js';
+import type { AgentPort } from '../../src/engine/ports/migration.js';
 import { JobManager } from '../../src/jobs/jobs.js';
 import { FileJournal } from '../../src/jobs/journal.js';
 import { diskHooks, jobWatch, runToRest, worldPorts } from './coordinator.js';

@@ -1,6 +1,7 @@
 /** Calls from one daemon's life to an agent, over a network that loses, repeats and delays. */
-import type { AgentPort } from '../../src/engine/ports.js';
-import { MigrationError } from '../../src/errors.js';
+
+import { MigrationError } from '../../src/domain/errors.js';
+import type { AgentPort } from '../../src/engine/ports/migration.js';
 import type { Life } from './time.js';
 import type { Fault, World } from './world.js';
 

@@ -1,6 +1,7 @@
 /** For simulations of migrations: their host forks nothing. */
-import type { ForkAgentPort } from '../../src/engine/fork-ports.js';
-import { MigrationError } from '../../src/errors.js';
+
+import { MigrationError } from '../../src/domain/errors.js';
+import type { ForkAgentPort } from '../../src/engine/ports/fork.js';
 
 export function noForks(host: string): ForkAgentPort {
   const fail = (): Promise<never> => Promise.reject(new MigrationError('UNSUPPORTED', `${host} cannot fork VMs`));

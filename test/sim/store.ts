@@ -1,5 +1,5 @@
+import { MigrationError } from '../../src/domain/errors.js';
 import type { LogStore } from '../../src/durable/log-store.js';
-import { MigrationError } from '../../src/errors.js';
 import type { Life } from './time.js';
 
 /** The bytes of one file, which outlive the daemons that write them. */

@@ -1,4 +1,4 @@
-import type { Clock } from '../../src/engine/ports.js';
+import type { Clock } from '../../src/engine/ports/migration.js';
 
 interface Timer {
   readonly atMs: number;

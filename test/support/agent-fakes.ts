@@ -5,13 +5,13 @@ import { connect } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { LocalAgent, type LocalAgentOptions } from '../../src/agent/agent.js';
-import { parseSpec } from '../../src/agent/spec.js';
 import type { VmManager } from '../../src/agent/vm/vms.js';
 import type { QmpEvent } from '../../src/backends/qemu/qmp.js';
 import { FileRegistry } from '../../src/cluster/file.js';
-import type { VmState } from '../../src/domain.js';
-import { MigrationError } from '../../src/errors.js';
+import { MigrationError } from '../../src/domain/errors.js';
+import type { VmState } from '../../src/domain/migration.js';
 import type { NativeBinding, NativeFailure, TargetSessionState } from '../../src/native/binding.js';
+import { parseSpec } from '../../src/schemas/vm-spec.js';
 import { MemoryStore } from '../unit/memory-store.js';
 import { NO_RDMA } from '../unit/planner-facts.js';
 

@@ -1,10 +1,10 @@
 /** Parts of a daemon behind the API's ports, in memory, so that the API's own promises can be tested without QEMU. */
 import { PassThrough, type Readable } from 'node:stream';
 import type { ApiAgent, ApiImages, ApiPool, ApiServices } from '../../src/api/ports.js';
-import type { MigrationOrder, MigrationReport, Refusal, VmView } from '../../src/domain.js';
-import type { ForkReport, ForkRequest, ImageView, WarmRequest, WarmSetView } from '../../src/domain-fork.js';
-import type { ForkJobView, JobView, MigrationJobView } from '../../src/domain-job.js';
-import { MigrationError } from '../../src/errors.js';
+import { MigrationError } from '../../src/domain/errors.js';
+import type { ForkReport, ForkRequest, ImageView, WarmRequest, WarmSetView } from '../../src/domain/fork.js';
+import type { ForkJobView, JobView, MigrationJobView } from '../../src/domain/job.js';
+import type { MigrationOrder, MigrationReport, Refusal, VmView } from '../../src/domain/migration.js';
 
 export const REPORT: MigrationReport = {
   job: 'job-1',

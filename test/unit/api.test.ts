@@ -8,7 +8,7 @@ import type { InjectOptions } from 'fastify';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import { ApiClient, DaemonUnreachable } from '../../src/api/client.js';
 import { type ApiServer, buildServer } from '../../src/api/server.js';
-import type { JobView } from '../../src/domain-job.js';
+import type { JobView } from '../../src/domain/job.js';
 import { type FakeServices, fakeServices, jobView, REPORT } from '../support/api-fakes.js';
 
 let services: FakeServices;

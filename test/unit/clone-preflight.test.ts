@@ -7,9 +7,9 @@ import type {
   RefusalCode,
   VmInventory,
   VmSpec,
-} from '../../src/domain.js';
-import { planMigration } from '../../src/planner/plan.js';
-import { preflight } from '../../src/planner/preflight.js';
+} from '../../src/domain/migration.js';
+import { planMigration } from '../../src/planner/migration/plan.js';
+import { preflight } from '../../src/planner/migration/preflight.js';
 import { goodFacts, request, spec, vm } from './planner-facts.js';
 
 const MIB = 1024 * 1024;

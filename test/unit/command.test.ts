@@ -1,8 +1,8 @@
 import { describe, expect, test } from 'vitest';
-import { parseSpec } from '../../src/agent/spec.js';
 import { nicProperties, type QemuPlacement, qemuArguments } from '../../src/backends/qemu/command-line.js';
 import { CLONE_FILE_BYTES, cloneFileText, escapeOption } from '../../src/backends/qemu/identity-devices.js';
-import type { VmSpec } from '../../src/domain.js';
+import type { VmSpec } from '../../src/domain/migration.js';
+import { parseSpec } from '../../src/schemas/vm-spec.js';
 
 const MINIMAL = { name: 'a', memory: { size: '64M' } };
 const UUID = '11111111-2222-3333-4444-555555555555';

@@ -1,5 +1,5 @@
 import { describe, expect, test } from 'vitest';
-import { type ErrorCode, MigrationError } from '../../src/errors.js';
+import { type ErrorCode, MigrationError } from '../../src/domain/errors.js';
 import { request, vm } from './planner-facts.js';
 import { complete, gate, rest, restMigration, Scripted } from './scripted.js';
 

@@ -1,6 +1,6 @@
 import { describe, expect, test } from 'vitest';
-import type { CloneFailure } from '../../src/domain-fork.js';
-import { type ErrorCode, MigrationError } from '../../src/errors.js';
+import { type ErrorCode, MigrationError } from '../../src/domain/errors.js';
+import type { CloneFailure } from '../../src/domain/fork.js';
 import { filled, forkAnswers, forkRequest, IMAGE, identity, image } from './fork-facts.js';
 import { held, rest, restFork, Scripted } from './scripted.js';
 

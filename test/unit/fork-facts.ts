@@ -1,5 +1,5 @@
-import type { CloneIdentity, ForkRequest, ImageView } from '../../src/domain-fork.js';
-import type { ForkAgentPort, ForkInventory, ForkProgress } from '../../src/engine/fork-ports.js';
+import type { CloneIdentity, ForkRequest, ImageView } from '../../src/domain/fork.js';
+import type { ForkAgentPort, ForkInventory, ForkProgress } from '../../src/engine/ports/fork.js';
 import { vm } from './planner-facts.js';
 
 const MIB = 1024 * 1024;

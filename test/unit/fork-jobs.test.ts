@@ -1,5 +1,5 @@
 import { describe, expect, test } from 'vitest';
-import { MigrationError } from '../../src/errors.js';
+import { MigrationError } from '../../src/domain/errors.js';
 import { filled, forkAnswers, forkInventory, forkRequest, IMAGE, image } from './fork-facts.js';
 import { request } from './planner-facts.js';
 import { crashedAt, held, rest, restFork, Scripted } from './scripted.js';

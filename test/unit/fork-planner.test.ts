@@ -1,8 +1,8 @@
 import { describe, expect, test } from 'vitest';
-import type { ForkRefusalCode, RefusalCode } from '../../src/domain.js';
-import type { ForkPlan, ForkRequest, ForkStepName } from '../../src/domain-fork.js';
-import type { ForkInventory } from '../../src/engine/fork-ports.js';
-import { firstForkStepOutOfOrder, planFork } from '../../src/planner/fork-plan.js';
+import type { ForkPlan, ForkRequest, ForkStepName } from '../../src/domain/fork.js';
+import type { ForkRefusalCode, RefusalCode } from '../../src/domain/migration.js';
+import type { ForkInventory } from '../../src/engine/ports/fork.js';
+import { firstForkStepOutOfOrder, planFork } from '../../src/planner/fork/plan.js';
 import { forkInventory, forkRequest, IMAGE, image } from './fork-facts.js';
 
 const MIB = 1024 * 1024;

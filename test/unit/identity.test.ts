@@ -7,8 +7,8 @@ import {
   cloneSpec,
   runningNics,
 } from '../../src/agent/fork/clone-names.js';
-import { checkSpec, parseSpec } from '../../src/agent/spec.js';
-import type { CloneNetwork } from '../../src/domain-fork.js';
+import type { CloneNetwork } from '../../src/domain/fork.js';
+import { checkSpec, parseSpec } from '../../src/schemas/vm-spec.js';
 
 const parent = parseSpec({ name: 'parent', memory: { size: '64M' }, nics: [{ bridge: 'br0' }, {}] });
 

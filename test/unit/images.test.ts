@@ -9,8 +9,8 @@ import { Images } from '../../src/agent/fork/image-calls.js';
 import { loadImage, saveImage } from '../../src/agent/image/file.js';
 import type { ImageRecord } from '../../src/agent/image/record.js';
 import { ImageStore } from '../../src/agent/image/store.js';
-import { parseSpec } from '../../src/agent/spec.js';
 import type { RegionFile } from '../../src/native/binding.js';
+import { parseSpec } from '../../src/schemas/vm-spec.js';
 
 const MIB = 1 << 20;
 const [FIRST, SECOND] = ['1'.repeat(16), '2'.repeat(16)];

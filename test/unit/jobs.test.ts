@@ -1,5 +1,5 @@
 import { describe, expect, test } from 'vitest';
-import { MigrationError } from '../../src/errors.js';
+import { MigrationError } from '../../src/domain/errors.js';
 import { request, vm } from './planner-facts.js';
 import { complete, crashedAt, gate, held, rest, restMigration, Scripted } from './scripted.js';
 

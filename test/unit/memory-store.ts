@@ -1,5 +1,5 @@
+import { MigrationError } from '../../src/domain/errors.js';
 import type { LogStore } from '../../src/durable/log-store.js';
-import { MigrationError } from '../../src/errors.js';
 
 /** A file in memory that fails as it is told to. */
 export class MemoryStore implements LogStore {

@@ -1,5 +1,11 @@
-import type { HostInventory, MigrationRequest, RdmaInventory, VmInventory, VmSpec } from '../../src/domain.js';
-import type { PreflightFacts } from '../../src/planner/preflight.js';
+import type {
+  HostInventory,
+  MigrationRequest,
+  RdmaInventory,
+  VmInventory,
+  VmSpec,
+} from '../../src/domain/migration.js';
+import type { PreflightFacts } from '../../src/planner/migration/preflight.js';
 
 const MIB = 1024 * 1024;
 

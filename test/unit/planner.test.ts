@@ -1,5 +1,6 @@
 import * as fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
+import { MigrationError } from '../../src/domain/errors.js';
 import type {
   HostInventory,
   MigrationOrder,
@@ -7,11 +8,10 @@ import type {
   RdmaInventory,
   StepName,
   VmInventory,
-} from '../../src/domain.js';
-import { MigrationError } from '../../src/errors.js';
-import { describeBytes } from '../../src/planner/estimate.js';
-import { firstStepOutOfOrder, PREREQUISITES, planMigration, STEPS_OF_MODE } from '../../src/planner/plan.js';
-import type { PreflightFacts, TargetFacts } from '../../src/planner/preflight.js';
+} from '../../src/domain/migration.js';
+import { describeBytes } from '../../src/planner/migration/estimate.js';
+import { firstStepOutOfOrder, PREREQUISITES, planMigration, STEPS_OF_MODE } from '../../src/planner/migration/plan.js';
+import type { PreflightFacts, TargetFacts } from '../../src/planner/migration/preflight.js';
 import { goodFacts, host, NO_RDMA, request, spec, vm } from './planner-facts.js';
 
 /** Mostly what is there in good cases, else anything at all. */

@@ -1,4 +1,5 @@
 import { describe, expect, test } from 'vitest';
+import { MigrationError } from '../../src/domain/errors.js';
 import type {
   HostInventory,
   MigrationRefusalCode,
@@ -7,9 +8,8 @@ import type {
   TargetChecks,
   VmInventory,
   VmSpec,
-} from '../../src/domain.js';
-import { MigrationError } from '../../src/errors.js';
-import { preflight, type TargetFacts } from '../../src/planner/preflight.js';
+} from '../../src/domain/migration.js';
+import { preflight, type TargetFacts } from '../../src/planner/migration/preflight.js';
 import { goodFacts, NO_RDMA, rdma, request, spec, vm } from './planner-facts.js';
 
 interface Change {

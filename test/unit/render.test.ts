@@ -11,8 +11,8 @@ import {
   reportText,
   table,
 } from '../../src/cli/render.js';
-import type { MigrationPlan } from '../../src/domain.js';
-import { MigrationError } from '../../src/errors.js';
+import { MigrationError } from '../../src/domain/errors.js';
+import type { MigrationPlan } from '../../src/domain/migration.js';
 import { jobView, REPORT } from '../support/api-fakes.js';
 
 test.each([

@@ -1,9 +1,9 @@
 /** A coordinator on two agents that do as a test tells them; registry, journal, jobs and engine are the real ones, on stores in memory. */
 
 import { FileRegistry } from '../../src/cluster/file.js';
-import type { ForkJobView, JobView, MigrationJobView } from '../../src/domain-job.js';
-import type { ForkAgentPort } from '../../src/engine/fork-ports.js';
-import type { AgentPort, JournalEntry, SessionProgress } from '../../src/engine/ports.js';
+import type { ForkJobView, JobView, MigrationJobView } from '../../src/domain/job.js';
+import type { ForkAgentPort } from '../../src/engine/ports/fork.js';
+import type { AgentPort, JournalEntry, SessionProgress } from '../../src/engine/ports/migration.js';
 import { type JobLimits, JobManager } from '../../src/jobs/jobs.js';
 import { FileJournal } from '../../src/jobs/journal.js';
 import { unreachableAgent } from '../../src/jobs/unreachable-agent.js';

@@ -4,7 +4,7 @@ import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import { EndedSessions } from '../../src/agent/migration/ended-sessions.js';
 import { SessionStore, type SourceRecord, type TargetRecord } from '../../src/agent/migration/session-store.js';
-import { parseSpec } from '../../src/agent/spec.js';
+import { parseSpec } from '../../src/schemas/vm-spec.js';
 
 let stateDir: string;
 let store: SessionStore;

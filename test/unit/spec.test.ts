@@ -1,7 +1,7 @@
 import * as fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
-import { checkSpec, parseSpec, readSpec } from '../../src/agent/spec.js';
-import { MigrationError } from '../../src/errors.js';
+import { MigrationError } from '../../src/domain/errors.js';
+import { checkSpec, parseSpec, readSpec } from '../../src/schemas/vm-spec.js';
 
 const MINIMAL = { name: 'web-1', memory: { size: '512M' } };
 

@@ -1,5 +1,7 @@
 /** The forks of this host, by id: ForkAgentPort (see the rules there). What a fork does is in fork-session.ts. */
-import type { CloneIdentity } from '../../domain-fork.js';
+
+import { MigrationError, toMigrationError } from '../../domain/errors.js';
+import type { CloneIdentity } from '../../domain/fork.js';
 import type {
   ForkAgentPort,
   ForkInventory,
@@ -8,8 +10,7 @@ import type {
   PrepareForkReply,
   PrepareForkRequest,
   StartClonesReply,
-} from '../../engine/fork-ports.js';
-import { MigrationError, toMigrationError } from '../../errors.js';
+} from '../../engine/ports/fork.js';
 import { KeyedLocks } from '../../kit/locks.js';
 import { checkImageId } from '../image/record.js';
 import { EndedSessions } from '../migration/ended-sessions.js';

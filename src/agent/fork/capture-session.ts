@@ -1,6 +1,6 @@
 /** The copying of one parent's memory into its image, while parent and clones run: the native capture with the files it works on. */
 import { link, unlink } from 'node:fs/promises';
-import { MigrationError } from '../../errors.js';
+import { MigrationError } from '../../domain/errors.js';
 import { deferred } from '../../kit/deferred.js';
 import type { ImageCaptureHandle, ImageSnapshot, RegionFile } from '../../native/binding.js';
 import type { ImageRecord } from '../image/record.js';

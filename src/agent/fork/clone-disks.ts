@@ -5,8 +5,8 @@
 import { copyFile, rm, unlink } from 'node:fs/promises';
 import { join } from 'node:path';
 import { createOverlay, virtualSizeBytes } from '../../backends/qemu/img.js';
-import type { DiskSpec } from '../../domain.js';
-import type { CloneDisks } from '../../domain-fork.js';
+import type { CloneDisks } from '../../domain/fork.js';
+import type { DiskSpec } from '../../domain/migration.js';
 
 /** Empty overlays on the disks of a parent, by disk id. */
 export class OverlayTemplates {

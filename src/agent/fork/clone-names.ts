@@ -5,8 +5,8 @@
  * that join no bridge; on a `fresh` network they are then replaced (nic-replace.ts), and only a NIC with an address of its own is plugged in.
  */
 import { createHash, randomUUID } from 'node:crypto';
-import type { NicSpec, VmSpec } from '../../domain.js';
-import type { CloneIdentity, CloneNetwork } from '../../domain-fork.js';
+import type { CloneIdentity, CloneNetwork } from '../../domain/fork.js';
+import type { NicSpec, VmSpec } from '../../domain/migration.js';
 
 const NAME_LENGTH_MAX = 63;
 const FORK_DIGITS_IN_NAME = 6;

@@ -5,8 +5,8 @@
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { MigrationWatch } from '../../backends/qemu/migration-watch.js';
-import type { CloneFailure } from '../../domain-fork.js';
-import { MigrationError, toMigrationError } from '../../errors.js';
+import { MigrationError, toMigrationError } from '../../domain/errors.js';
+import type { CloneFailure } from '../../domain/fork.js';
 import { inParallel } from '../../kit/parallel.js';
 import { hasten, unhasten } from '../vm/priority.js';
 import { outputTail } from '../vm/process.js';

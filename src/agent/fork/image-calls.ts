@@ -1,9 +1,9 @@
 /** The images of this host as its users see them: listed, shown, removed with what they have left on disks, saved and loaded. */
 
 import { nodeOfFile } from '../../backends/qemu/block.js';
-import type { DiskSpec } from '../../domain.js';
-import type { ImageView } from '../../domain-fork.js';
-import { MigrationError } from '../../errors.js';
+import { MigrationError } from '../../domain/errors.js';
+import type { ImageView } from '../../domain/fork.js';
+import type { DiskSpec } from '../../domain/migration.js';
 import { KeyedLocks } from '../../kit/locks.js';
 import { loadImage, saveImage } from '../image/file.js';
 import type { ManagedVm } from '../vm/vms.js';

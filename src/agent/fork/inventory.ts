@@ -1,8 +1,8 @@
 /** What pre-flight asks about a fork. Looked at anew each time; nothing is changed. */
 
 import { release } from 'node:os';
-import type { VmInventory, VmSpec } from '../../domain.js';
-import type { ForkInventory, PrepareForkRequest } from '../../engine/fork-ports.js';
+import type { VmInventory, VmSpec } from '../../domain/migration.js';
+import type { ForkInventory, PrepareForkRequest } from '../../engine/ports/fork.js';
 import type { ImageRecord } from '../image/record.js';
 import { vmInventory } from '../inventory/inventory.js';
 import { memoryAvailableBytes } from '../vm/ram-files.js';

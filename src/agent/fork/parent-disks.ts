@@ -8,9 +8,9 @@
 import { rm } from 'node:fs/promises';
 import { activeNodes, closeNode, mergeDown, openOverlay, switchToOverlays } from '../../backends/qemu/block.js';
 import { commitOverlay, createOverlay, virtualSizeBytes } from '../../backends/qemu/img.js';
-import type { DiskSpec } from '../../domain.js';
-import type { ParentMode } from '../../domain-fork.js';
-import { MigrationError } from '../../errors.js';
+import { MigrationError } from '../../domain/errors.js';
+import type { ParentMode } from '../../domain/fork.js';
+import type { DiskSpec } from '../../domain/migration.js';
 import type { ImageDisk, ParentOverlay } from '../image/record.js';
 import { withDisks } from '../vm/record.js';
 import type { ManagedVm, VmManager } from '../vm/vms.js';

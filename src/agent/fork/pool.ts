@@ -9,9 +9,9 @@
 import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { z } from 'zod';
-import type { WarmRequest, WarmSetView } from '../../domain-fork.js';
+import { MigrationError, toMigrationError } from '../../domain/errors.js';
+import type { WarmRequest, WarmSetView } from '../../domain/fork.js';
 import { writeDurably } from '../../durable/durable-file.js';
-import { MigrationError, toMigrationError } from '../../errors.js';
 import { type MemoryBounds, type MemoryReading, memoryState } from '../vm/memory-pressure.js';
 import type { ManagedVm } from '../vm/vms.js';
 import type { ForkContext } from './context.js';

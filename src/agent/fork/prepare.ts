@@ -1,7 +1,8 @@
 /** Everything that a fork needs before its parent is touched: the image's record and files, and a QEMU that waits for each clone. */
-import { CLONES_MAX } from '../../domain-fork.js';
-import type { PrepareForkRequest } from '../../engine/fork-ports.js';
-import { MigrationError } from '../../errors.js';
+
+import { MigrationError } from '../../domain/errors.js';
+import { CLONES_MAX } from '../../domain/fork.js';
+import type { PrepareForkRequest } from '../../engine/ports/fork.js';
 import type { ImageRecord } from '../image/record.js';
 import type { ManagedVm } from '../vm/vms.js';
 import type { ForkContext } from './context.js';

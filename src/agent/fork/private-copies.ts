@@ -4,7 +4,7 @@
  */
 import { randomBytes } from 'node:crypto';
 import { unlink } from 'node:fs/promises';
-import { MigrationError } from '../../errors.js';
+import { MigrationError } from '../../domain/errors.js';
 import type { SourceSessionHandle } from '../../native/binding.js';
 import type { ImageRecord } from '../image/record.js';
 import { PageSession } from '../migration/page-session.js';

@@ -1,6 +1,7 @@
 /** How far a fork is, from its record and from what copies pages for it. */
-import type { ForkProgress } from '../../engine/fork-ports.js';
-import type { ErrorJson } from '../../errors.js';
+
+import type { ErrorJson } from '../../domain/errors.js';
+import type { ForkProgress } from '../../engine/ports/fork.js';
 import type { ImageRecord } from '../image/record.js';
 import type { CaptureSession } from './capture-session.js';
 import type { PrivateCopies } from './private-copies.js';

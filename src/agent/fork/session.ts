@@ -1,20 +1,21 @@
 /**
- * One fork on its host, from the waiting QEMUs to the image that is complete. What a call may be made after, src/engine/fork-ports.ts says.
+ * One fork on its host, from the waiting QEMUs to the image that is complete. What a call may be made after, src/engine/ports/fork.ts says.
  *
  *   prepared ── armParent ──► armed ── forkPoint ──► pointed ── startClones ──► started ── commitFork ──► committed ──► complete
  *
  * The record says `committed` or not, and that divides its life: before, discard takes everything away and the parent runs on as if nothing had
  * been; from then on the clones are VMs and the image only waits for pages.
  */
-import type { CloneFailure } from '../../domain-fork.js';
+
+import { MigrationError, toMigrationError } from '../../domain/errors.js';
+import type { CloneFailure } from '../../domain/fork.js';
 import type {
   ForkPointReply,
   ForkProgress,
   PrepareForkReply,
   PrepareForkRequest,
   StartClonesReply,
-} from '../../engine/fork-ports.js';
-import { MigrationError, toMigrationError } from '../../errors.js';
+} from '../../engine/ports/fork.js';
 import { failureToError } from '../../native/failure.js';
 import { OutgoingState } from '../migration/outgoing-state.js';
 import type { ManagedVm } from '../vm/vms.js';

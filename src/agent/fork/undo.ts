@@ -1,5 +1,5 @@
 /** A parent back to what it was before a fork that was given up, by this daemon or an earlier one. */
-import { toMigrationError } from '../../errors.js';
+import { toMigrationError } from '../../domain/errors.js';
 import { runAgain } from '../migration/native-migration.js';
 import { connectedQmp } from '../vm/connected-qmp.js';
 import type { ManagedVm } from '../vm/vms.js';

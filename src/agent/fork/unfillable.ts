@@ -3,7 +3,7 @@
  * reads zeros in their place), so they are ended. The parent runs on, unprotected, and what the image held is given back; its record stays for people
  * to see.
  */
-import { type ErrorCode, MigrationError, toMigrationError } from '../../errors.js';
+import { type ErrorCode, MigrationError, toMigrationError } from '../../domain/errors.js';
 import { inParallel } from '../../kit/parallel.js';
 import type { ManagedVm } from '../vm/vms.js';
 import type { CaptureSession } from './capture-session.js';

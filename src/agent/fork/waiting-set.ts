@@ -5,7 +5,7 @@
  */
 import { setMaxListeners } from 'node:events';
 import { configureIncoming } from '../../backends/qemu/migration.js';
-import type { VmSpec } from '../../domain.js';
+import { MigrationError } from '../../domain/errors.js';
 import type {
   CloneDisks,
   CloneFailure,
@@ -13,8 +13,8 @@ import type {
   CloneMemory,
   CloneNetwork,
   ParentMode,
-} from '../../domain-fork.js';
-import { MigrationError } from '../../errors.js';
+} from '../../domain/fork.js';
+import type { VmSpec } from '../../domain/migration.js';
 import { inParallel } from '../../kit/parallel.js';
 import type { ImageRecord } from '../image/record.js';
 import type { ManagedVm } from '../vm/vms.js';

@@ -12,7 +12,7 @@
  * zeros. Entries come in the order of regions and offsets and do not overlap; nothing follows the end.
  */
 import { createHash } from 'node:crypto';
-import { MigrationError } from '../../errors.js';
+import { MigrationError } from '../../domain/errors.js';
 
 export const MAGIC = Buffer.from('VMGIMAGE', 'latin1');
 export const FILE_VERSION = 1;

@@ -4,8 +4,8 @@
  */
 import { type FileHandle, link, open, rm } from 'node:fs/promises';
 import { dirname } from 'node:path';
+import { MigrationError } from '../../domain/errors.js';
 import { syncDirectory } from '../../durable/durable-file.js';
-import { MigrationError } from '../../errors.js';
 import type { ForkContext } from '../fork/context.js';
 import {
   CHUNK_BYTES,

@@ -1,9 +1,9 @@
 /** What a daemon must know of an image to find it again. Its memory is on tmpfs: after a reboot of the machine the image is gone. */
 import { z } from 'zod';
-import type { VmSpec } from '../../domain.js';
-import type { ImageState, ParentMode } from '../../domain-fork.js';
-import { MigrationError } from '../../errors.js';
-import { vmSpecSchema } from '../spec.js';
+import { MigrationError } from '../../domain/errors.js';
+import type { ImageState, ParentMode } from '../../domain/fork.js';
+import type { VmSpec } from '../../domain/migration.js';
+import { vmSpecSchema } from '../../schemas/vm-spec.js';
 
 /** A disk that the image's guest had, as it was at the fork point: nobody writes to the file any more. */
 export interface ImageDisk {

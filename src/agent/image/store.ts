@@ -7,9 +7,9 @@
 import { statSync } from 'node:fs';
 import { open, rm, stat } from 'node:fs/promises';
 import { join } from 'node:path';
-import type { ImageView } from '../../domain-fork.js';
+import { MigrationError, toMigrationError } from '../../domain/errors.js';
+import type { ImageView } from '../../domain/fork.js';
 import { RecordFiles } from '../../durable/record-files.js';
-import { MigrationError, toMigrationError } from '../../errors.js';
 import type { Log } from '../../kit/log.js';
 import type { NativeBinding, RegionFile } from '../../native/binding.js';
 import {

@@ -4,8 +4,8 @@ import { join } from 'node:path';
 import { finished, type Readable } from 'node:stream';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { MigrationWatch } from '../../backends/qemu/migration-watch.js';
-import type { MigrationMode } from '../../domain.js';
-import { MigrationError, toMigrationError } from '../../errors.js';
+import { MigrationError, toMigrationError } from '../../domain/errors.js';
+import type { MigrationMode } from '../../domain/migration.js';
 import { connectedQmp } from '../vm/connected-qmp.js';
 import type { ManagedVm } from '../vm/vms.js';
 

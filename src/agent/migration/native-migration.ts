@@ -6,7 +6,7 @@
 import { configureIncoming, configureOutgoing } from '../../backends/qemu/migration.js';
 import { MigrationWatch } from '../../backends/qemu/migration-watch.js';
 import type { QmpClient } from '../../backends/qemu/qmp.js';
-import { MigrationError } from '../../errors.js';
+import { MigrationError } from '../../domain/errors.js';
 import { connectedQmp } from '../vm/connected-qmp.js';
 import type { ManagedVm } from '../vm/vms.js';
 
@@ -57,7 +57,7 @@ export async function nativeMove(vm: ManagedVm, options: NativeMoveOptions): Pro
   }
 }
 
-/** Keys as src/engine/ports.ts names them. */
+/** Keys as src/engine/ports/migration.ts names them. */
 export async function nativeReading(vm: ManagedVm): Promise<Readonly<Record<string, number | string>>> {
   const { status, ram, downtime } = await (await connectedQmp(vm)).execute('query-migrate');
   return {

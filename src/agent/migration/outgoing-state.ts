@@ -11,7 +11,7 @@ import { createServer, type Server, type Socket } from 'node:net';
 import { join } from 'node:path';
 import { configureOutgoing } from '../../backends/qemu/migration.js';
 import { MigrationWatch } from '../../backends/qemu/migration-watch.js';
-import { MigrationError } from '../../errors.js';
+import { MigrationError } from '../../domain/errors.js';
 import type { ManagedVm } from '../vm/vms.js';
 
 const STOP_TIMEOUT_MS = 10_000;

@@ -2,8 +2,9 @@
  * The pages of one arriving VM: the native target session with its connection, and the patience to get it back. Whoever has closed it or seen it
  * complete is done with it; nothing here knows of QMP, owners or jobs.
  */
-import type { SourceEndpointInfo } from '../../engine/ports.js';
-import { MigrationError, toMigrationError } from '../../errors.js';
+
+import { MigrationError, toMigrationError } from '../../domain/errors.js';
+import type { SourceEndpointInfo } from '../../engine/ports/migration.js';
 import type { TargetSessionHandle, TargetSnapshot } from '../../native/binding.js';
 import type { TargetCounter } from '../../protocol/wire.js';
 import type { AgentContext } from '../vm/context.js';

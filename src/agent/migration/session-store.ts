@@ -7,11 +7,11 @@
  */
 import { join } from 'node:path';
 import { z } from 'zod';
-import type { Transport } from '../../domain.js';
+import { MigrationError } from '../../domain/errors.js';
+import type { Transport } from '../../domain/migration.js';
 import { RecordFiles } from '../../durable/record-files.js';
-import type { PrepareRequest, SourceEndpointInfo } from '../../engine/ports.js';
-import { MigrationError } from '../../errors.js';
-import { vmSpecSchema } from '../spec.js';
+import type { PrepareRequest, SourceEndpointInfo } from '../../engine/ports/migration.js';
+import { vmSpecSchema } from '../../schemas/vm-spec.js';
 
 /**
  * preparing: QEMU is being started, nothing of it is worth keeping · prepared: can be connected and loaded · resumed: the VM has run here,

@@ -1,7 +1,8 @@
 /** The VMs that leave this host, by session: the source's half of AgentPort. What a session does is in source-session.ts. */
-import type { Transport } from '../../domain.js';
-import type { SourceEndpointInfo } from '../../engine/ports.js';
-import { MigrationError } from '../../errors.js';
+
+import { MigrationError } from '../../domain/errors.js';
+import type { Transport } from '../../domain/migration.js';
+import type { SourceEndpointInfo } from '../../engine/ports/migration.js';
 import { KeyedLocks } from '../../kit/locks.js';
 import { connectedQmp } from '../vm/connected-qmp.js';
 import type { AgentContext } from '../vm/context.js';

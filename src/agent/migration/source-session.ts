@@ -5,8 +5,8 @@
 import { mkdir } from 'node:fs/promises';
 import type { Socket } from 'node:net';
 import { dirname } from 'node:path';
-import type { SourceEndpointInfo } from '../../engine/ports.js';
-import { MigrationError, toMigrationError } from '../../errors.js';
+import { MigrationError, toMigrationError } from '../../domain/errors.js';
+import type { SourceEndpointInfo } from '../../engine/ports/migration.js';
 import type { DataListenerHandle, SourceClone, SourceSessionHandle } from '../../native/binding.js';
 import { failureToError } from '../../native/failure.js';
 import type { AgentContext } from '../vm/context.js';

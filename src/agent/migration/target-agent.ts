@@ -1,8 +1,14 @@
 /** The VMs that arrive at this host, by session: the target's half of AgentPort. What a session does is in target-session.ts. */
 import { access } from 'node:fs/promises';
 import type { Readable } from 'node:stream';
-import type { Legacy, PrepareReply, PrepareRequest, SessionProgress, SourceEndpointInfo } from '../../engine/ports.js';
-import { MigrationError, toMigrationError } from '../../errors.js';
+import { MigrationError, toMigrationError } from '../../domain/errors.js';
+import type {
+  Legacy,
+  PrepareReply,
+  PrepareRequest,
+  SessionProgress,
+  SourceEndpointInfo,
+} from '../../engine/ports/migration.js';
 import { KeyedLocks } from '../../kit/locks.js';
 import type { AgentContext } from '../vm/context.js';
 import { EndedSessions } from './ended-sessions.js';

@@ -10,9 +10,15 @@ import { unlink } from 'node:fs/promises';
 import type { Readable } from 'node:stream';
 import { configureIncoming } from '../../backends/qemu/migration.js';
 import { MigrationWatch } from '../../backends/qemu/migration-watch.js';
-import type { VmSpec } from '../../domain.js';
-import type { Legacy, PrepareRequest, SessionProgress, SessionState, SourceEndpointInfo } from '../../engine/ports.js';
-import { MigrationError, toMigrationError } from '../../errors.js';
+import { MigrationError, toMigrationError } from '../../domain/errors.js';
+import type { VmSpec } from '../../domain/migration.js';
+import type {
+  Legacy,
+  PrepareRequest,
+  SessionProgress,
+  SessionState,
+  SourceEndpointInfo,
+} from '../../engine/ports/migration.js';
 import { failureToError } from '../../native/failure.js';
 import { connectedQmp } from '../vm/connected-qmp.js';
 import type { AgentContext } from '../vm/context.js';

@@ -1,6 +1,6 @@
 /** Takes up a VM that an earlier daemon has left behind. */
 import { setTimeout as sleep } from 'node:timers/promises';
-import { toMigrationError } from '../../errors.js';
+import { toMigrationError } from '../../domain/errors.js';
 import type { Log } from '../../kit/log.js';
 import type { NativeBinding } from '../../native/binding.js';
 import type { VmKeeper } from './keeper.js';

@@ -7,7 +7,7 @@ import { type FSWatcher, watch } from 'node:fs';
 import { type FileHandle, open } from 'node:fs/promises';
 import { connect, type Socket } from 'node:net';
 import { Duplex } from 'node:stream';
-import { MigrationError } from '../../errors.js';
+import { MigrationError } from '../../domain/errors.js';
 
 export const CONSOLE_BACKLOG_BYTES_MAX = 64 * 1024;
 const READ_BYTES = 64 * 1024;

@@ -1,5 +1,5 @@
 /** What the parts of one host's agent share. */
-import type { Clock, FaultPort, Registry } from '../../engine/ports.js';
+import type { Clock, FaultPort, Registry } from '../../engine/ports/migration.js';
 import type { Log } from '../../kit/log.js';
 import type { DataListenerHandle, NativeBinding } from '../../native/binding.js';
 import type { RdmaHost } from '../../transports/rdma.js';

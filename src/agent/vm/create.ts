@@ -2,8 +2,8 @@
 import { mkdir, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { type InstalledQemu, resolveMachine } from '../../backends/qemu/installed.js';
-import type { VmSpec } from '../../domain.js';
-import { MigrationError } from '../../errors.js';
+import { MigrationError } from '../../domain/errors.js';
+import type { VmSpec } from '../../domain/migration.js';
 import { type LaunchOptions, launch } from './launch.js';
 import { tapNames } from './network.js';
 import type { VmManagerOptions } from './options.js';

@@ -5,7 +5,7 @@
 
 import { qemuArguments } from '../../backends/qemu/command-line.js';
 import { QmpClient } from '../../backends/qemu/qmp.js';
-import { MigrationError } from '../../errors.js';
+import { MigrationError } from '../../domain/errors.js';
 import { deferred } from '../../kit/deferred.js';
 import { failureToError, type NativeBinding, type VmMemoryHandle } from '../../native/binding.js';
 import { createTaps, inItsNetwork, joinIsolated } from './network.js';

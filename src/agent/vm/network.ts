@@ -8,8 +8,8 @@
 import { execFile } from 'node:child_process';
 import { createHash } from 'node:crypto';
 import { promisify } from 'node:util';
-import type { NicSpec, VmSpec } from '../../domain.js';
-import { MigrationError } from '../../errors.js';
+import { MigrationError } from '../../domain/errors.js';
+import type { NicSpec, VmSpec } from '../../domain/migration.js';
 
 const IP_PROGRAM = '/sbin/ip';
 const ENV_PROGRAM = '/usr/bin/env';

@@ -1,6 +1,6 @@
 /** What VmManager is told: once, and for each VM. */
-import type { NicSpec } from '../../domain.js';
-import type { Registry } from '../../engine/ports.js';
+import type { NicSpec } from '../../domain/migration.js';
+import type { Registry } from '../../engine/ports/migration.js';
 import type { Log } from '../../kit/log.js';
 import type { NativeBinding } from '../../native/binding.js';
 

@@ -5,7 +5,7 @@
 import { type ChildProcess, spawn } from 'node:child_process';
 import { type FileHandle, open, readdir, readFile } from 'node:fs/promises';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { MigrationError } from '../../errors.js';
+import { MigrationError } from '../../domain/errors.js';
 import { standInLine } from './priority.js';
 import type { ProcessIdentity } from './record.js';
 

@@ -4,8 +4,8 @@
  */
 import { link, mkdir, open, readdir, readFile, rm, rmdir, statfs } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
-import type { VmSpec } from '../../domain.js';
-import { MigrationError } from '../../errors.js';
+import { MigrationError } from '../../domain/errors.js';
+import type { VmSpec } from '../../domain/migration.js';
 import type { NativeBinding, RegionFile } from '../../native/binding.js';
 
 const SMALL_PAGE_BYTES = 4096;

@@ -5,11 +5,11 @@
 import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { z } from 'zod';
-import type { DiskSpec, NicSpec, VmExit, VmSpec, VmState } from '../../domain.js';
+import { MigrationError } from '../../domain/errors.js';
+import type { DiskSpec, NicSpec, VmExit, VmSpec, VmState } from '../../domain/migration.js';
 import { writeDurably, writeWhole } from '../../durable/durable-file.js';
-import { MigrationError } from '../../errors.js';
 import type { RegionFile, VmMemorySnapshot } from '../../native/binding.js';
-import { nicSpecSchema, vmSpecSchema } from '../spec.js';
+import { nicSpecSchema, vmSpecSchema } from '../../schemas/vm-spec.js';
 
 export const RECORD_FILE = 'record.json';
 

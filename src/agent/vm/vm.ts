@@ -1,8 +1,8 @@
 /** One VM of this host: its durable record and what the daemon holds while it lives. Only VmManager changes it. */
 import { join } from 'node:path';
 import type { QmpClient } from '../../backends/qemu/qmp.js';
-import type { VmSpec, VmState, VmView } from '../../domain.js';
-import { MigrationError } from '../../errors.js';
+import { MigrationError } from '../../domain/errors.js';
+import type { VmSpec, VmState, VmView } from '../../domain/migration.js';
 import type { RegionFile, VmMemoryHandle } from '../../native/binding.js';
 import { type ExitWatch, exitPath } from './exit-port.js';
 import type { ChildExit } from './process.js';

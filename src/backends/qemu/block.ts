@@ -3,7 +3,7 @@
  * members than all others together.
  */
 import { z } from 'zod';
-import { MigrationError } from '../../errors.js';
+import { MigrationError } from '../../domain/errors.js';
 import type { QmpClient } from './qmp.js';
 
 const JOB_TIMEOUT_MS = 3600_000;

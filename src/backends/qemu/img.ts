@@ -1,7 +1,7 @@
 /** Disk images, by qemu-img. */
 import { execFile } from 'node:child_process';
 import { promisify } from 'node:util';
-import { MigrationError } from '../../errors.js';
+import { MigrationError } from '../../domain/errors.js';
 
 const run = promisify(execFile);
 const TIMEOUT_MS = 10_000;

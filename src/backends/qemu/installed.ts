@@ -3,7 +3,7 @@ import { execFile } from 'node:child_process';
 import { constants } from 'node:fs';
 import { access, open, readFile } from 'node:fs/promises';
 import { promisify } from 'node:util';
-import { MigrationError } from '../../errors.js';
+import { MigrationError } from '../../domain/errors.js';
 
 const run = promisify(execFile);
 const ASK_TIMEOUT_MS = 10_000;

@@ -2,7 +2,7 @@
  * Follows one QEMU through a migration by its events, so that nothing is polled while no vCPU runs. Needs the capability `events`.
  * Events that came before somebody asks are remembered.
  */
-import { MigrationError } from '../../errors.js';
+import { MigrationError } from '../../domain/errors.js';
 import { type Deferred, deferred } from '../../kit/deferred.js';
 import type { QmpClient, QmpEvent } from './qmp.js';
 

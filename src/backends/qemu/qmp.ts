@@ -9,7 +9,7 @@
 import { EventEmitter } from 'node:events';
 import { connect, type Socket } from 'node:net';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { MigrationError } from '../../errors.js';
+import { MigrationError } from '../../domain/errors.js';
 import { deferred } from '../../kit/deferred.js';
 import { LineSplitter } from './line-splitter.js';
 import type { QmpCommands } from './qmp-schema.js';

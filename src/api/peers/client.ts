@@ -1,0 +1,299 @@
+/**
+ * Other hosts' agents, over https with mutual TLS 1.3. A peer is its name, not its address: the certificate it shows must be that of the host
+ * we mean. Connections are kept and can be opened beforehand, so that a call in the blackout costs one round trip.
+ */
+import type { IncomingMessage } from 'node:http';
+import { Agent, request as httpsRequest, type RequestOptions } from 'node:https';
+import type { Readable } from 'node:stream';
+import { pipeline } from 'node:stream/promises';
+import type { TLSSocket } from 'node:tls';
+import { MigrationError } from '../../domain/errors.js';
+import type { AgentPort } from '../../engine/ports/migration.js';
+import { checkHostIdentity } from '../../tls/identity.js';
+import type { TlsStore } from '../../tls/store.js';
+import { describeIssues } from '../http-errors.js';
+import type { ApiPeers } from '../ports.js';
+import { AGENT_METHOD_NAMES, AGENT_METHODS, type AgentMethod } from './methods.js';
+import { callPath, OCTETS, PING_PATH, statePath } from './routes.js';
+
+const CONNECT_MS = 5_000;
+const PING_MS = 5_000;
+const STATE_MS = 600_000;
+const ANSWER_BYTES_MAX = 4 * 2 ** 20;
+/** Less than the server keeps one, see server.ts. */
+const IDLE_MS = 60_000;
+/** What a switchover uses at once: the device state, the wait for it, the resume, and one to spare. */
+const WARM_CONNECTIONS = 4;
+const CONNECTIONS_MAX = 32;
+
+interface Call {
+  readonly path: string;
+  readonly method: 'POST' | 'PUT';
+  readonly body: string | Readable;
+  readonly timeoutMs: number;
+}
+
+/** One host's connections. */
+class PeerConnections {
+  private agent: Agent;
+
+  constructor(
+    readonly host: string,
+    readonly url: string,
+    private readonly store: TlsStore,
+  ) {
+    this.agent = this.newAgent();
+  }
+
+  private newAgent(): Agent {
+    return new Agent({
+      ...this.store.options(),
+      keepAlive: true,
+      maxSockets: CONNECTIONS_MAX,
+      maxFreeSockets: WARM_CONNECTIONS,
+      timeout: IDLE_MS,
+      scheduling: 'lifo',
+      // A resumed session would not look at the peer's certificate again.
+      maxCachedSessions: 0,
+      checkServerIdentity: checkHostIdentity(this.host),
+    });
+  }
+
+  /** New certificates or revocations: idle connections go, and busy ones whose peer is nobody of ours any more. */
+  renew(): void {
+    const old = this.agent;
+    this.agent = this.newAgent();
+    for (const socket of Object.values(old.freeSockets).flat()) socket?.destroy();
+    for (const socket of Object.values(old.sockets).flat())
+      if (socket !== undefined && this.store.peerOf(socket as TLSSocket) === null) socket.destroy();
+  }
+
+  close(): void {
+    this.agent.destroy();
+  }
+
+  /** The `result` of the peer's answer. A connection that the peer had closed while it was idle is tried once more, anew. */
+  async call(call: Call): Promise<unknown> {
+    try {
+      return await this.attempt(call);
+    } catch (error) {
+      if (!(error instanceof StaleConnection) || typeof call.body !== 'string') throw unwrap(error);
+    }
+    // The others that are idle are as old as that one.
+    for (const socket of Object.values(this.agent.freeSockets).flat()) socket?.destroy();
+    return this.attempt(call).catch((error: unknown) => {
+      throw unwrap(error);
+    });
+  }
+
+  private async attempt({ path, method, body, timeoutMs }: Call): Promise<unknown> {
+    const where = `host ${this.host}`;
+    const isStream = typeof body !== 'string';
+    const options: RequestOptions = {
+      agent: this.agent,
+      method,
+      headers: isStream
+        ? { 'content-type': OCTETS }
+        : { 'content-type': 'application/json', 'content-length': Buffer.byteLength(body) },
+    };
+    return new Promise((resolve, reject) => {
+      const request = httpsRequest(new URL(path, this.url), options, (response) => {
+        readAnswer(response, where)
+          .then(resolve, reject)
+          .finally(() => {
+            finish();
+            // Answered before all of the body was sent: a refusal. The body's source is destroyed with the request.
+            if (!request.writableFinished) request.destroy();
+          });
+      });
+      const deadline = setTimeout(() => {
+        request.destroy(
+          new MigrationError('TIMEOUT', `${where} did not answer within ${timeoutMs} ms`, { isRetryable: true }),
+        );
+      }, timeoutMs);
+      let connecting: NodeJS.Timeout | undefined;
+      const finish = (): void => {
+        clearTimeout(deadline);
+        clearTimeout(connecting);
+      };
+      request.on('socket', (socket) => {
+        // The agent's idle limit must not end a call that waits for its answer.
+        socket.setTimeout(0);
+        // Agent's `noDelay` does not reach TLS sockets: a call would wait 40 ms for the peer's delayed acknowledgement, in the blackout.
+        (socket as TLSSocket).setNoDelay(true);
+        if (!socket.connecting) return;
+        connecting = setTimeout(() => {
+          request.destroy(
+            new MigrationError('UNREACHABLE', `${where} (${this.url}) does not answer`, { isRetryable: true }),
+          );
+        }, CONNECT_MS);
+        socket.once('secureConnect', () => clearTimeout(connecting));
+      });
+      request.on('error', (error: NodeJS.ErrnoException) => {
+        finish();
+        const known = connectionError(error, where, this.url);
+        reject(request.reusedSocket && error.code === 'ECONNRESET' ? new StaleConnection(known) : known);
+      });
+      if (isStream) {
+        request.flushHeaders();
+        pipeline(body, request).catch((error: unknown) => {
+          // An answer that comes before the end of the body (a refusal) has been or will be reported; this is for a body that fails.
+          if (!request.destroyed) request.destroy(error as Error);
+        });
+      } else {
+        request.end(body);
+      }
+    });
+  }
+}
+
+class StaleConnection extends Error {
+  constructor(readonly known: MigrationError) {
+    super(known.message);
+  }
+}
+
+function unwrap(error: unknown): unknown {
+  return error instanceof StaleConnection ? error.known : error;
+}
+
+async function readAnswer(response: IncomingMessage, where: string): Promise<unknown> {
+  const chunks: Buffer[] = [];
+  let bytes = 0;
+  try {
+    for await (const chunk of response as AsyncIterable<Buffer>) {
+      bytes += chunk.length;
+      if (bytes > ANSWER_BYTES_MAX)
+        throw new MigrationError('PEER_PROTOCOL', `${where} answered more than ${ANSWER_BYTES_MAX} bytes`);
+      chunks.push(chunk);
+    }
+  } catch (error) {
+    if (error instanceof MigrationError) throw error;
+    throw connectionError(error as NodeJS.ErrnoException, where, '');
+  }
+  let json: unknown;
+  try {
+    json = JSON.parse(Buffer.concat(chunks).toString('utf8'));
+  } catch (cause) {
+    throw new MigrationError('PEER_PROTOCOL', `${where} answered something that is not JSON`, { cause });
+  }
+  if (response.statusCode !== 200) throw MigrationError.fromJSON(json, where);
+  if (typeof json !== 'object' || json === null || !('result' in json))
+    throw new MigrationError('PEER_PROTOCOL', `${where} answered without a result`);
+  return json.result;
+}
+
+const CERTIFICATE_ERROR = /^(CERT_|UNABLE_TO_|DEPTH_ZERO_|SELF_SIGNED_|CRL_|INVALID_|ERR_TLS_|ERR_SSL_|EPROTO)/;
+
+function connectionError(error: NodeJS.ErrnoException, where: string, url: string): MigrationError {
+  if (error instanceof MigrationError) return error;
+  const reason = error.code ?? error.message;
+  if (CERTIFICATE_ERROR.test(reason))
+    return new MigrationError(
+      'UNAUTHENTICATED',
+      `${where} and this host do not take each other's certificates: ${reason}`,
+      {
+        remedy: 'compare both with: vmctl certs show --dir TLS_DIR',
+        cause: error,
+      },
+    );
+  return new MigrationError('UNREACHABLE', `${where}${url === '' ? '' : ` (${url})`} cannot be reached: ${reason}`, {
+    isRetryable: true,
+    cause: error,
+  });
+}
+
+export interface RemoteAgentsOptions {
+  readonly self: string;
+  /** Calls to our own name do not go over the network. Asked for late, because the local agent itself needs the peers. */
+  readonly local: () => AgentPort & { acceptState(session: string, body: Readable): Promise<void> };
+  readonly peers: Readonly<Record<string, string>>;
+  /** Null: no TLS folder, so no peer can be called. */
+  readonly store: TlsStore | null;
+}
+
+/** All hosts that this one may call. */
+export class RemoteAgents implements ApiPeers {
+  private readonly connections = new Map<string, PeerConnections>();
+  private readonly ports = new Map<string, AgentPort>();
+  private readonly unsubscribe: () => void;
+
+  constructor(private readonly options: RemoteAgentsOptions) {
+    const { store } = options;
+    for (const [host, url] of Object.entries(options.peers)) {
+      if (store === null || host === options.self) continue;
+      const connections = new PeerConnections(host, url, store);
+      this.connections.set(host, connections);
+      this.ports.set(host, remoteAgent(host, connections));
+    }
+    this.unsubscribe = store?.onChange(() => this.renew()) ?? (() => undefined);
+  }
+
+  get names(): readonly string[] {
+    return [...this.connections.keys()];
+  }
+
+  url(host: string): string {
+    return this.peer(host).url;
+  }
+
+  /** NOT_FOUND for a host that is neither this one nor a peer. */
+  agent(host: string): AgentPort {
+    if (host === this.options.self) return this.options.local();
+    this.peer(host);
+    return this.ports.get(host) as AgentPort;
+  }
+
+  /** Resolves when the target's QEMU has loaded the state. */
+  async sendState(host: string, session: string, body: Readable): Promise<void> {
+    if (host === this.options.self) return this.options.local().acceptState(session, body);
+    await this.peer(host).call({ path: statePath(session), method: 'PUT', body, timeoutMs: STATE_MS });
+  }
+
+  /** Opens as many connections as a switchover needs at once. */
+  async warm(host: string): Promise<void> {
+    if (host === this.options.self) return;
+    await Promise.all(Array.from({ length: WARM_CONNECTIONS }, () => this.ping(host)));
+  }
+
+  async ping(host: string): Promise<{ roundTripMs: number }> {
+    const startedMs = performance.now();
+    await this.peer(host).call({ path: PING_PATH, method: 'POST', body: '[]', timeoutMs: PING_MS });
+    return { roundTripMs: performance.now() - startedMs };
+  }
+
+  close(): void {
+    this.unsubscribe();
+    for (const connections of this.connections.values()) connections.close();
+  }
+
+  private renew(): void {
+    for (const connections of this.connections.values()) connections.renew();
+  }
+
+  private peer(host: string): PeerConnections {
+    const connections = this.connections.get(host);
+    if (connections !== undefined) return connections;
+    throw new MigrationError('NOT_FOUND', `host ${this.options.self} does not know a host ${host}`, {
+      remedy: `name it in the daemon's configuration: --peer ${host}=https://ADDRESS:PORT`,
+    });
+  }
+}
+
+function remoteAgent(host: string, connections: PeerConnections): AgentPort {
+  const call = async (name: AgentMethod, args: readonly unknown[]): Promise<unknown> => {
+    const { result, timeoutMs } = AGENT_METHODS[name];
+    const answer = await connections.call({
+      path: callPath(name),
+      method: 'POST',
+      body: JSON.stringify(args),
+      timeoutMs,
+    });
+    const checked = result.safeParse(answer);
+    if (checked.success) return checked.data ?? undefined;
+    throw new MigrationError('PEER_PROTOCOL', `host ${host} answered nonsense: ${describeIssues(checked.error, name)}`);
+  };
+  const methods = AGENT_METHOD_NAMES.map((name) => [name, (...args: unknown[]) => call(name, args)] as const);
+  // The table has every method of the port (it would not compile otherwise), and each answer is checked against its schema.
+  return { host, ...Object.fromEntries(methods) } as unknown as AgentPort;
+}

@@ -1,0 +1,161 @@
+/** Clients' routes: forks, images, waiting processes. */
+import type { FastifyInstance } from 'fastify';
+import type { ZodTypeProvider } from 'fastify-type-provider-zod';
+import { z } from 'zod';
+import { toMigrationError } from '../../domain/errors.js';
+import { emptyBody, errorJson, list, stopBody, text } from '../../schemas/api.js';
+import {
+  drainBody,
+  fileBody,
+  forkBody,
+  forkDryRunView,
+  forkRequest,
+  imageParams,
+  imageView,
+  jobView,
+  type StoppedView,
+  stoppedView,
+  warmBody,
+  warmRequest,
+  warmSetView,
+} from '../../schemas/api-fork.js';
+import type { ApiServices, ApiVms } from '../ports.js';
+
+const failures = { '4xx': errorJson, '5xx': errorJson };
+/** VMs that are ended at the same time. */
+const STOPS_MAX = 16;
+
+export function forkRoutes(fastify: FastifyInstance, services: ApiServices): void {
+  const { host, jobs, pool } = services;
+  const app = fastify.withTypeProvider<ZodTypeProvider>();
+  app.post(
+    '/v1/forks',
+    {
+      schema: {
+        summary: 'Turn a running VM, or an image, into clones, or (dryRun) show the plan',
+        body: forkBody,
+        response: { 200: forkDryRunView, 202: jobView, ...failures },
+      },
+    },
+    async ({ body }, reply) => {
+      const request = forkRequest(body, host);
+      if (!body.dryRun) return reply.code(202).send(await jobs.submitFork(request));
+      const { plan, refusals } = await jobs.dryRunFork(request);
+      return reply.code(200).send({ plan, refusals: [...refusals] });
+    },
+  );
+  imageRoutes(fastify, services);
+  app.get(
+    '/v1/pool',
+    { schema: { summary: 'QEMU processes that wait for forks', response: { 200: list(warmSetView), ...failures } } },
+    () => [...pool.list()],
+  );
+  app.post(
+    '/v1/pool',
+    {
+      schema: {
+        summary: 'Make a set of waiting processes before the fork that will use it',
+        body: warmBody,
+        response: { 201: warmSetView, ...failures },
+      },
+    },
+    async ({ body }, reply) => reply.code(201).send(await pool.warm(warmRequest(body))),
+  );
+  app.post(
+    '/v1/pool/drain',
+    {
+      schema: {
+        summary: 'End the waiting processes of one VM, or all',
+        body: drainBody,
+        response: { 200: z.object({ endedCount: z.number() }), ...failures },
+      },
+    },
+    ({ body }) => pool.drain(body?.vm ?? null),
+  );
+}
+
+function imageRoutes(fastify: FastifyInstance, { images, vms }: ApiServices): void {
+  const app = fastify.withTypeProvider<ZodTypeProvider>();
+  app.get(
+    '/v1/images',
+    { schema: { summary: 'The images on this host', response: { 200: list(imageView), ...failures } } },
+    () => [...images.list()],
+  );
+  app.post(
+    '/v1/images/load',
+    {
+      schema: {
+        summary: 'Take in a file that save has written',
+        body: fileBody,
+        response: { 201: imageView, ...failures },
+      },
+    },
+    async ({ body }, reply) => reply.code(201).send(await images.load(body.path)),
+  );
+  const oneImage = { params: imageParams, response: { 200: imageView, ...failures } };
+  app.get('/v1/images/:id', { schema: { summary: 'One image', ...oneImage } }, ({ params }) => images.find(params.id));
+  app.delete(
+    '/v1/images/:id',
+    {
+      schema: {
+        summary: 'Remove an image on which no clone runs',
+        params: imageParams,
+        body: emptyBody,
+        response: { 200: z.object({ id: text }), ...failures },
+      },
+    },
+    async ({ params }) => {
+      await images.remove(params.id);
+      return { id: params.id };
+    },
+  );
+  app.post(
+    '/v1/images/:id/save',
+    {
+      schema: {
+        summary: 'Write an image to a file on this host',
+        params: imageParams,
+        body: fileBody,
+        response: { 200: z.object({ fileBytes: z.number() }), ...failures },
+      },
+    },
+    ({ params, body }) => images.save(params.id, body.path),
+  );
+  app.post(
+    '/v1/images/:id/stop',
+    {
+      schema: {
+        summary: 'End all clones that run on an image, and forget those that have ended',
+        params: imageParams,
+        body: stopBody,
+        response: { 200: stoppedView, ...failures },
+      },
+    },
+    ({ params, body }) => {
+      const { clones } = images.find(params.id);
+      const ended = vms.list().filter(({ image }) => image === params.id);
+      return stopAll(vms, new Set([...clones, ...ended.map(({ name }) => name)]), body?.force ?? false);
+    },
+  );
+}
+
+/** Those that cannot be ended are named; the others end all the same. */
+async function stopAll(vms: ApiVms, names: ReadonlySet<string>, isForced: boolean): Promise<StoppedView> {
+  const waiting = [...names];
+  const result: { stopped: string[]; failures: StoppedView['failures'] } = { stopped: [], failures: [] };
+  const work = async (): Promise<void> => {
+    for (let name = waiting.shift(); name !== undefined; name = waiting.shift()) {
+      try {
+        await vms.stop(name, { isForced });
+        result.stopped.push(name);
+      } catch (thrown) {
+        const error = toMigrationError(thrown);
+        // It ended and was forgotten between the question and now.
+        if (error.code === 'NOT_FOUND') result.stopped.push(name);
+        else result.failures.push({ name, error: error.toJSON() });
+      }
+    }
+  };
+  await Promise.all(Array.from({ length: STOPS_MAX }, work));
+  return result;
+}

@@ -1,0 +1,229 @@
+/** Clients' routes: hosts, VMs, jobs. Each handler translates and calls; what may happen is decided behind the ports. */
+import type { FastifyInstance, FastifyReply } from 'fastify';
+import type { ZodTypeProvider } from 'fastify-type-provider-zod';
+import { z } from 'zod';
+import { MigrationError, toMigrationError } from '../../domain/errors.js';
+import {
+  type DaemonView,
+  daemonView,
+  doctorCheck,
+  dryRunView,
+  emptyBody,
+  errorJson,
+  type HostView,
+  hostView,
+  jobParams,
+  migrationBody,
+  migrationOrder,
+  stopBody,
+  vmParams,
+  vmView,
+} from '../../schemas/api.js';
+import { jobView } from '../../schemas/api-fork.js';
+import { readSpec, userSpecSchema } from '../../schemas/vm-spec.js';
+import { doctor } from '../doctor.js';
+import { METRICS_CONTENT_TYPE, type Metrics } from '../metrics.js';
+import type { ApiServices } from '../ports.js';
+import { isEnded, JobEventStream } from '../sse.js';
+import { forkRoutes } from './forks.js';
+
+export const YAML = 'application/yaml';
+const EVENT_STREAMS_MAX = 256;
+
+/** What every route may answer besides its own. */
+const failures = { '4xx': errorJson, '5xx': errorJson };
+
+/** Open event streams; the server ends them when it closes. */
+export class EventStreams {
+  private readonly open = new Set<JobEventStream>();
+
+  start(reply: FastifyReply, onEnd: () => void): JobEventStream {
+    if (this.open.size >= EVENT_STREAMS_MAX) throw new MigrationError('CONFLICT', 'too many event streams are open');
+    reply.hijack();
+    const stream = new JobEventStream(reply.raw, () => {
+      this.open.delete(stream);
+      onEnd();
+    });
+    this.open.add(stream);
+    return stream;
+  }
+
+  close(): void {
+    for (const stream of this.open) stream.finish();
+  }
+}
+
+export function publicRoutes(fastify: FastifyInstance, services: ApiServices, metrics: Metrics, streams: EventStreams) {
+  const app = fastify.withTypeProvider<ZodTypeProvider>();
+  hostRoutes(app, services);
+  vmRoutes(app, services);
+  forkRoutes(app, services);
+  jobRoutes(app, services);
+  eventRoutes(app, services, streams);
+  app.get('/metrics', { schema: { summary: 'Counters in Prometheus’s text format' } }, (_, reply) =>
+    reply.type(METRICS_CONTENT_TYPE).send(metrics.render()),
+  );
+}
+
+type App = FastifyInstance & { withTypeProvider: unknown };
+type TypedApp = ReturnType<typeof typed>;
+function typed(app: App) {
+  return app.withTypeProvider<ZodTypeProvider>();
+}
+
+function hostRoutes(app: TypedApp, services: ApiServices): void {
+  app.get(
+    '/v1/host',
+    { schema: { summary: 'This host and its daemon', response: { 200: daemonView, ...failures } } },
+    async (): Promise<DaemonView> => ({
+      host: services.host,
+      version: services.version,
+      pid: process.pid,
+      startedAt: services.startedAt,
+      residentBytes: process.memoryUsage.rss(),
+      inventory: await services.agent.inventory(),
+    }),
+  );
+  app.get(
+    '/v1/hosts',
+    { schema: { summary: 'This host and the others it knows', response: { 200: z.array(hostView), ...failures } } },
+    () => Promise.all([selfView(services), ...services.peers.names.map((name) => peerView(services, name))]),
+  );
+  app.get(
+    '/v1/doctor',
+    {
+      schema: { summary: 'What this host can and cannot do', response: { 200: z.array(doctorCheck), ...failures } },
+    },
+    () => doctor(services),
+  );
+}
+
+async function selfView(services: ApiServices): Promise<HostView> {
+  const inventory = await services.agent.inventory();
+  return { host: services.host, url: null, isSelf: true, isReachable: true, roundTripMs: 0, error: null, inventory };
+}
+
+async function peerView(services: ApiServices, host: string): Promise<HostView> {
+  const base = { host, url: services.peers.url(host), isSelf: false };
+  try {
+    const inventory = await services.peers.agent(host).inventory();
+    const { roundTripMs } = await services.peers.ping(host);
+    return { ...base, isReachable: true, roundTripMs, error: null, inventory };
+  } catch (thrown) {
+    const error = toMigrationError(thrown).toJSON();
+    return { ...base, isReachable: false, roundTripMs: null, error, inventory: null };
+  }
+}
+
+function vmRoutes(app: TypedApp, services: ApiServices): void {
+  const { vms } = services;
+  app.post(
+    '/v1/vms',
+    {
+      // The spec's own parser checks the body (it takes YAML as well); the schema is here for the document.
+      schema: { summary: 'Start a VM', body: userSpecSchema, response: { 201: vmView, ...failures } },
+      validatorCompiler: () => (value: unknown) => ({ value }),
+    },
+    async (request, reply) => reply.code(201).send(await vms.run(await readSpec(request.body))),
+  );
+  app.get(
+    '/v1/vms',
+    { schema: { summary: 'The VMs on this host', response: { 200: z.array(vmView), ...failures } } },
+    () => [...vms.list()],
+  );
+  const oneVm = { params: vmParams, response: { 200: vmView, ...failures } };
+  app.get('/v1/vms/:name', { schema: { summary: 'One VM', ...oneVm } }, (request) => vms.find(request.params.name));
+  app.post(
+    '/v1/vms/:name/pause',
+    { schema: { summary: 'Stop its vCPUs', body: emptyBody, ...oneVm } },
+    async ({ params }) => {
+      await vms.pause(params.name);
+      return vms.find(params.name);
+    },
+  );
+  app.post(
+    '/v1/vms/:name/resume',
+    { schema: { summary: 'Let its vCPUs go on', body: emptyBody, ...oneVm } },
+    async ({ params }) => {
+      await vms.resume(params.name);
+      return vms.find(params.name);
+    },
+  );
+  app.post(
+    '/v1/vms/:name/stop',
+    {
+      schema: {
+        summary: 'End it, and remove its memory',
+        params: vmParams,
+        body: stopBody,
+        response: { 200: z.object({ name: z.string() }), ...failures },
+      },
+    },
+    async ({ params, body }) => {
+      await vms.stop(params.name, { isForced: body?.force ?? false });
+      return { name: params.name };
+    },
+  );
+}
+
+function jobRoutes(app: TypedApp, services: ApiServices): void {
+  const { jobs } = services;
+  app.post(
+    '/v1/migrations',
+    {
+      schema: {
+        summary: 'Move a VM to another host, or (dryRun) show the plan',
+        body: migrationBody,
+        response: { 200: dryRunView, 202: jobView, ...failures },
+      },
+    },
+    async ({ body }, reply) => {
+      const request = migrationOrder(body);
+      if (!body.dryRun) return reply.code(202).send(await jobs.submit(request));
+      const { plan, refusals } = await jobs.dryRun(request);
+      return reply.code(200).send({ plan, refusals: [...refusals] });
+    },
+  );
+  app.get(
+    '/v1/jobs',
+    { schema: { summary: 'The jobs that this daemon coordinates', response: { 200: z.array(jobView), ...failures } } },
+    () => [...jobs.list()],
+  );
+  const oneJob = { params: jobParams, response: { 200: jobView, ...failures } };
+  app.get('/v1/jobs/:id', { schema: { summary: 'One job', ...oneJob } }, ({ params }) => jobs.get(params.id));
+  app.post(
+    '/v1/jobs/:id/cancel',
+    { schema: { summary: 'Undo it, if it has not been committed', body: emptyBody, ...oneJob } },
+    ({ params }) => jobs.cancel(params.id),
+  );
+  app.post(
+    '/v1/jobs/:id/recover',
+    { schema: { summary: 'Go on with a committed job that gave up', body: emptyBody, ...oneJob } },
+    ({ params }) => jobs.recover(params.id),
+  );
+}
+
+function eventRoutes(app: TypedApp, services: ApiServices, streams: EventStreams): void {
+  const { jobs } = services;
+  const schema = { summary: 'Server-sent events: the job’s view after each change', produces: ['text/event-stream'] };
+  app.get('/v1/jobs/:id/events', { schema: { ...schema, params: jobParams } }, ({ params }, reply) => {
+    const { id } = params;
+    const first = jobs.get(id); // NOT_FOUND before the stream begins
+    let unsubscribe = (): void => undefined;
+    const stream = streams.start(reply, () => unsubscribe());
+    const show = (view: typeof first): void => {
+      stream.push(view);
+      if (isEnded(view.state)) stream.finish();
+    };
+    if (isEnded(first.state)) return show(first);
+    unsubscribe = jobs.subscribe(id, show);
+    // Read again: it may have changed between the first look and the subscription.
+    return show(jobs.get(id));
+  });
+  app.get('/v1/events', { schema }, (_, reply) => {
+    let unsubscribe = (): void => undefined;
+    const stream = streams.start(reply, () => unsubscribe());
+    unsubscribe = jobs.subscribe('*', (view) => stream.push(view));
+    for (const view of jobs.list()) stream.push(view);
+  });
+}

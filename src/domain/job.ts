@@ -1,0 +1,41 @@
+/** Jobs as they are shown, of both kinds. Imports nothing but its neighbours; every layer may import it. */
+
+import type { ForkReport, ForkStepName } from './fork.js';
+import type { JobState, MigrationProgress, MigrationReport, StepName } from './migration.js';
+
+interface AnyJobView {
+  readonly id: string;
+  /** The VM that the job holds; of a fork without a parent the one that its image was taken of, which it does not hold. */
+  readonly vm: string;
+  /** The host that the VM is on when the job begins. */
+  readonly source: string;
+  readonly state: JobState;
+  readonly isCommitted: boolean;
+  /** Of the pages that move, or that are copied into the image. */
+  readonly progress: MigrationProgress | null;
+  readonly error: unknown;
+  readonly createdAt: string;
+  readonly updatedAt: string;
+}
+
+export interface MigrationJobView extends AnyJobView {
+  readonly kind: 'migrate';
+  readonly target: string;
+  readonly step: StepName | null;
+  readonly report: MigrationReport | null;
+}
+
+export interface ForkJobView extends AnyJobView {
+  readonly kind: 'fork';
+  /** null until the clones are prepared. */
+  readonly image: string | null;
+  readonly cloneCount: number;
+  /** The fork of the same VM that must have ended before this one begins; `progress` is that one's meanwhile. */
+  readonly waitsFor: string | null;
+  /** Names of those that run; from the commit on they are VMs of their own. */
+  readonly clones: readonly string[];
+  readonly step: ForkStepName | null;
+  readonly report: ForkReport | null;
+}
+
+export type JobView = MigrationJobView | ForkJobView;

@@ -1,0 +1,51 @@
+import type { CloneFailure, CloneIdentity, ForkStep } from '../../domain/fork.js';
+import type { Executor, WalkContext } from '../migration/context.js';
+import type { ForkAgentPort } from '../ports/fork.js';
+import type { AgentPort, JournalEntry, WalkPorts } from '../ports/migration.js';
+
+/** What a fork is, fixed when it is submitted: its first journal entry. */
+export type ForkRecord = Extract<JournalEntry, { type: 'fork' }>;
+
+/** What steps have learned and later ones (or the report) need. The journal keeps it with each step's end. */
+export interface ForkFindings {
+  image: string | null;
+  isWarm: boolean;
+  clones: readonly CloneIdentity[];
+  failures: readonly CloneFailure[];
+  parentPauseMs: number;
+  pauseParts: readonly { readonly name: string; readonly ms: number }[];
+  deviceStateBytes: number;
+  /** Counted from the request. */
+  ready: readonly { readonly index: number; readonly readyMs: number }[];
+  pageBytes: number;
+  counters: Readonly<Record<string, number>>;
+}
+
+export function noForkFindings(): ForkFindings {
+  return {
+    image: null,
+    isWarm: false,
+    clones: [],
+    failures: [],
+    parentPauseMs: 0,
+    pauseParts: [],
+    deviceStateBytes: 0,
+    ready: [],
+    pageBytes: 0,
+    counters: {},
+  };
+}
+
+export interface ForkPorts extends WalkPorts {
+  /** Both are this host's. */
+  readonly agent: AgentPort;
+  readonly forks: ForkAgentPort;
+}
+
+export interface ForkStepContext extends WalkContext<ForkStep> {
+  readonly record: ForkRecord;
+  readonly ports: ForkPorts;
+  readonly findings: ForkFindings;
+}
+
+export type ForkExecutor = Executor<ForkStepContext, ForkFindings>;

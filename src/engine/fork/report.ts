@@ -1,0 +1,42 @@
+import type { CloneReport, ForkReport } from '../../domain/fork.js';
+import type { ForkStepContext } from './context.js';
+
+/** One report from what the steps found, also when several daemon lives found it. */
+export function buildForkReport({ record, ports, findings, phases, marks }: ForkStepContext): ForkReport {
+  const { host, parent, memoryBytes } = record.plan;
+  const counter = (name: string): number => findings.counters[name] ?? 0;
+  const totalMs =
+    marks.startedAtMs !== null
+      ? ports.clock.nowMs() - marks.startedAtMs
+      : Date.parse(ports.clock.isoNow()) - Date.parse(record.createdAt);
+  const clones = findings.ready.flatMap(({ index, readyMs }): CloneReport[] => {
+    const identity = findings.clones.find((clone) => clone.index === index);
+    if (identity === undefined) return [];
+    return [{ ...identity, host, mac: Object.values(identity.macs)[0] ?? null, readyMs }];
+  });
+  const readyMs = clones.map((clone) => clone.readyMs);
+  return {
+    job: record.job,
+    image: findings.image ?? record.plan.request.image ?? record.fork,
+    parent,
+    parentPauseMs: findings.parentPauseMs,
+    isWarm: findings.isWarm,
+    totalMs: Math.max(0, totalMs),
+    firstReadyMs: readyMs.length === 0 ? 0 : Math.min(...readyMs),
+    lastReadyMs: readyMs.length === 0 ? 0 : Math.max(...readyMs),
+    memoryBytes,
+    clones: clones.sort((one, other) => one.index - other.index),
+    failures: findings.failures,
+    bytes: {
+      copied: counter('copiedBytes'),
+      zeroSkipped: counter('pagesZero') * findings.pageBytes,
+      deviceState: findings.deviceStateBytes,
+      perHost: { [host]: counter('copiedBytes') },
+      rootEgress: 0,
+      multicast: 0,
+      repair: 0,
+    },
+    faults: { parent: counter('parentFaultCount'), clones: counter('cloneFaultCount') },
+    phases: [...phases, ...findings.pauseParts.map(({ name, ms }) => ({ name: `forkPoint.${name}`, ms }))],
+  };
+}

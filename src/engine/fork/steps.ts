@@ -1,0 +1,222 @@
+/** The steps of a fork. The agent does the work; here is what each step asks for, what of it counts as success, and what undoes it. */
+
+import { MigrationError, toMigrationError } from '../../domain/errors.js';
+import type { CloneFailure } from '../../domain/fork.js';
+import { pause, withDeadline } from '../deadline.js';
+import { noteAdvance } from '../migration/context.js';
+import { PollPace } from '../poll.js';
+import type { ForkProgress } from '../ports/fork.js';
+import { Rate } from '../rate.js';
+import { neverUndone } from '../walk.js';
+import type { ForkExecutor, ForkStepContext } from './context.js';
+
+/** The undo of prepareClones takes the whole fork away, so the steps after it have nothing left to undo. */
+const undoneWithClones = (): Promise<void> => Promise.resolve();
+
+export const reserveParent: ForkExecutor = {
+  async forward({ record, ports }) {
+    await ports.agent.reserve(parentOf(record), record.job);
+    return undefined;
+  },
+  async undo({ record, ports }) {
+    await ports.agent.unreserve(parentOf(record), record.job);
+  },
+};
+
+export const prepareClones: ForkExecutor = {
+  async forward(context) {
+    const { record, ports } = context;
+    const { isWarm, image, clones, failures } = await ports.forks.prepareClones({
+      fork: record.fork,
+      job: record.job,
+      ...record.plan.request,
+    });
+    const named = judge(context, clones.length, failures, 'prepared');
+    return { image, isWarm, clones, failures: named };
+  },
+  /** The parent first: it runs on unprotected before anything else is taken away. */
+  async undo({ record, ports }) {
+    await ports.forks.discardFork(record.fork);
+  },
+};
+
+export const armParent: ForkExecutor = {
+  async forward({ record, ports }) {
+    await ports.forks.armParent(record.fork);
+    return undefined;
+  },
+  undo: undoneWithClones,
+};
+
+export const forkPoint: ForkExecutor = {
+  async forward({ record, ports }) {
+    const { parentPauseMs, deviceStateBytes, parts } = await ports.forks.forkPoint(record.fork);
+    return { parentPauseMs, deviceStateBytes, pauseParts: parts };
+  },
+  undo: undoneWithClones,
+};
+
+export const startClones: ForkExecutor = {
+  async forward(context) {
+    const { record, ports, findings, marks } = context;
+    const beganAtMs = ports.clock.nowMs();
+    const { ready, failures } = await ports.forks.startClones(record.fork);
+    const named = judge(context, ready.length, failures, 'started');
+    const beganMs = beganAtMs - (marks.startedAtMs ?? beganAtMs);
+    return {
+      ready: ready.map(({ index, atMs }) => ({ index, readyMs: beganMs + atMs })),
+      failures: [...findings.failures, ...named],
+    };
+  },
+  undo: undoneWithClones,
+};
+
+export const commitFork: ForkExecutor = {
+  async forward({ record, ports }) {
+    await ports.forks.commitFork(record.fork);
+    return undefined;
+  },
+  /** Reached only if the commit has not taken effect. */
+  undo: undoneWithClones,
+};
+
+/**
+ * Did the commit take effect? The agent's record alone decides, and it is asked by the undo itself: one that has not been committed is gone
+ * afterwards, so that no commit which is still on its way can come after the answer.
+ */
+export async function isForkCommitted({ record, ports, limits }: ForkStepContext): Promise<boolean> {
+  try {
+    const discarding = ports.forks.discardFork(record.fork);
+    await withDeadline(ports.clock, discarding, limits.undoCallMsMax, 'discarding the fork');
+    return false;
+  } catch (thrown) {
+    const { code } = toMigrationError(thrown);
+    if (code === 'CONFLICT') return true;
+    if (code === 'NOT_FOUND') return false;
+    throw thrown;
+  }
+}
+
+export const fillImage: ForkExecutor = {
+  async forward(context) {
+    const { ports, limits, marks, halt, observer, record } = context;
+    const pace = new PollPace(limits);
+    const rate = new Rate();
+    for (;;) {
+      const progress = await ask(context);
+      // Finished in an earlier life whose journal could not take the ends: only a complete image is.
+      if (progress === null) return undefined;
+      const nowMs = ports.clock.nowMs();
+      noteAdvance(context, progress.pagesDone, nowMs);
+      rate.note(nowMs, copiedBytes(progress));
+      const described = describe(progress, rate.bytesPerS);
+      observer.onProgress(described);
+      if (progress.state === 'complete') return { counters: progress.counters, pageBytes: progress.pageBytes };
+      if (progress.state === 'failed') throw incomplete(context, progress.error);
+      observer.onRecovering(null);
+      if (nowMs - marks.advancedAtMs > limits.recoveryMsMax) {
+        throw new MigrationError('NEEDS_RECOVERY', `no page has been copied for ${limits.recoveryMsMax} ms`, {
+          remedy: `see to the load of ${record.plan.host}, then recover the job`,
+        });
+      }
+      await pause(ports.clock, pace.nextMs(described.secondsLeft), halt);
+    }
+  },
+  undo: neverUndone,
+};
+
+export const releaseParent: ForkExecutor = {
+  async forward({ record, ports }) {
+    try {
+      await ports.forks.finishFork(record.fork);
+    } catch (thrown) {
+      // Finished in a round whose answer was lost.
+      if (toMigrationError(thrown).code !== 'NOT_FOUND') throw thrown;
+    }
+    const { vm } = record.plan.request;
+    if (vm !== null) await ports.agent.unreserve(vm, record.job);
+    return undefined;
+  },
+  undo: neverUndone,
+};
+
+/** null: the agent has forgotten the fork. */
+async function ask({ record, ports, limits }: ForkStepContext): Promise<ForkProgress | null> {
+  try {
+    const asking = ports.forks.forkProgress(record.fork);
+    return await withDeadline(ports.clock, asking, limits.callMsMax, 'asking how full the image is');
+  } catch (thrown) {
+    if (toMigrationError(thrown).code === 'NOT_FOUND') return null;
+    throw thrown;
+  }
+}
+
+function parentOf({ plan }: ForkStepContext['record']): string {
+  const { vm } = plan.request;
+  if (vm === null) throw new MigrationError('INTERNAL', 'the plan reserves a parent that the request does not have');
+  return vm;
+}
+
+/** All clones or none, unless some are enough. */
+function judge(
+  { record }: ForkStepContext,
+  count: number,
+  failures: readonly CloneFailure[],
+  done: string,
+): CloneFailure[] {
+  const named = failures.map((failure) => ({ ...failure, error: asJson(failure.error) }));
+  const first = failures[0];
+  if (first === undefined && count > 0) return named;
+  if (record.plan.request.isPartialAllowed && count > 0) return named;
+  const cause = first === undefined ? undefined : errorOf(first.error);
+  const others = failures.length > 1 ? ` (and ${failures.length - 1} more)` : '';
+  const what = first === undefined ? 'no clone' : `clone ${first.name}${others}`;
+  throw new MigrationError(
+    cause?.code ?? 'INTERNAL',
+    `${what} could not be ${done}: ${cause?.message ?? 'no reason'}`,
+    {
+      ...(cause?.remedy === undefined ? {} : { remedy: cause.remedy }),
+      details: named,
+      ...(cause === undefined ? {} : { cause }),
+    },
+  );
+}
+
+/** An error of an agent, which may have come as JSON. */
+function errorOf(error: unknown): MigrationError {
+  return error instanceof Error ? toMigrationError(error) : MigrationError.fromJSON(error, 'the agent');
+}
+
+function asJson(error: unknown): unknown {
+  return error instanceof Error ? toMigrationError(error).toJSON() : error;
+}
+
+function incomplete({ record, findings }: ForkStepContext, thrown: unknown): MigrationError {
+  const cause = errorOf(thrown);
+  const { parent } = record.plan;
+  const image = findings.image ?? record.fork;
+  return new MigrationError(
+    'VM_LOST',
+    `the image of ${parent} cannot be completed, and its clones have been ended: ${cause.message}`,
+    {
+      remedy: `${parent} is not affected; "vmctl stop --image ${image}" and "vmctl image rm ${image}" remove what is left`,
+      cause,
+    },
+  );
+}
+
+function copiedBytes({ counters, pagesDone, pageBytes }: ForkProgress): number {
+  return counters.copiedBytes ?? pagesDone * pageBytes;
+}
+
+function describe(progress: ForkProgress, bytesPerS: number) {
+  const bytesLeft = Math.max(0, progress.pagesTotal - progress.pagesDone) * progress.pageBytes;
+  return {
+    pagesTotal: progress.pagesTotal,
+    pagesDone: progress.pagesDone,
+    bytesDone: copiedBytes(progress),
+    bytesPerS: Math.round(bytesPerS),
+    secondsLeft: bytesLeft === 0 ? 0 : bytesPerS > 0 ? bytesLeft / bytesPerS : null,
+    faultCount: (progress.counters.cloneFaultCount ?? 0) + (progress.counters.parentFaultCount ?? 0),
+  };
+}

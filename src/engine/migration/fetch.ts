@@ -1,0 +1,145 @@
+/** After commit: the target runs and fetches what it lacks. Nothing in here is undone; every call may be repeated by this or a later daemon. */
+import { MigrationError, toMigrationError } from '../../domain/errors.js';
+import { pause, withDeadline } from '../deadline.js';
+import { PollPace } from '../poll.js';
+import type { SessionProgress } from '../ports/migration.js';
+import { Rate } from '../rate.js';
+import { neverUndone } from '../walk.js';
+import { noteAdvance, type StepContext, type StepExecutor } from './context.js';
+import { lost } from './lost.js';
+import { drainNative } from './native.js';
+
+export const drain: StepExecutor = {
+  async forward(context) {
+    return context.record.plan.request.mode === 'native-postcopy' ? drainNative(context) : drainPages(context);
+  },
+  undo: neverUndone,
+};
+
+async function drainPages(
+  context: StepContext,
+): Promise<{ targetCounters: Record<string, number>; pageBytes: number }> {
+  const { ports, limits, marks, halt, observer } = context;
+  const pace = new PollPace(limits);
+  const rate = new Rate();
+  for (;;) {
+    const progress = await ask(context);
+    const nowMs = ports.clock.nowMs();
+    noteAdvance(context, progress.pagesPresent, nowMs);
+    rate.note(nowMs, bytesFetched(progress));
+    const described = describe(progress, rate.bytesPerS);
+    observer.onProgress(described);
+    if (progress.state === 'complete') return { targetCounters: progress.counters, pageBytes: progress.pageBytes };
+    if (!progress.hasRun) {
+      const resuming = ports.target.resume(context.record.session, context.record.epoch + 1);
+      await withDeadline(ports.clock, resuming, limits.callMsMax, 'resuming the target again');
+    } else if (progress.state === 'disconnected' || progress.state === 'failed') {
+      await reconnect(context, progress);
+    } else {
+      observer.onRecovering(null);
+    }
+    if (nowMs - marks.advancedAtMs > limits.recoveryMsMax) {
+      throw new MigrationError('NEEDS_RECOVERY', `no page has arrived for ${limits.recoveryMsMax} ms`, {
+        remedy: 'see to the connection between the hosts, then recover the job',
+        cause: errorOf(progress),
+      });
+    }
+    await pause(ports.clock, pace.nextMs(described.secondsLeft), halt);
+  }
+}
+
+async function ask(context: StepContext): Promise<SessionProgress> {
+  const { ports, limits, record } = context;
+  const call = ports.target.progress(record.session);
+  const progress = await withDeadline(ports.clock, call, limits.callMsMax, 'asking the target for progress');
+  if (progress.state === 'gone') throw lost(context, progress.hasRun);
+  return progress;
+}
+
+/** What the session says of its trouble, which may have come as JSON from another host. */
+function errorOf({ error }: SessionProgress): MigrationError | undefined {
+  if (error === null || error === undefined || error instanceof MigrationError) return error ?? undefined;
+  return MigrationError.fromJSON(error, 'the target');
+}
+
+/** The keys of an earlier daemon life are worthless, so they are asked for each time: expose is idempotent and returns the present ones. */
+async function reconnect(context: StepContext, progress: SessionProgress): Promise<void> {
+  const { ports, limits, record, observer } = context;
+  const { vm, transport, target } = record.plan.request;
+  const lostConnection = `${target} has lost its data connection`;
+  observer.onRecovering(new MigrationError('DISCONNECTED', lostConnection, { cause: errorOf(progress) }));
+  try {
+    const exposing = ports.source.expose({ session: record.session, vm, token: record.token, transport, target });
+    context.endpoint = await withDeadline(ports.clock, exposing, limits.callMsMax, 'exposing the source again');
+    const connecting = ports.target.reconnect(record.session, context.endpoint);
+    await withDeadline(ports.clock, connecting, limits.callMsMax, 'connecting the target again');
+  } catch (thrown) {
+    const error = toMigrationError(thrown);
+    // The source knows that nobody has the pages any more.
+    if (error.code === 'VM_LOST') throw error;
+    throw new MigrationError(error.code, `the target cannot connect again: ${error.message}`, {
+      isRetryable: true,
+      cause: error,
+    });
+  }
+}
+
+export const releaseSource: StepExecutor = {
+  async forward(context) {
+    const { record, ports, limits, observer, findings } = context;
+    const { vm } = record.plan.request;
+    const owner = await ports.registry.owner(vm);
+    // A VM that has come back in the meantime is not ours to release: this is a repetition whose first round had succeeded.
+    if (owner === null || owner.session === record.session) {
+      try {
+        const counting = ports.source.sourceCounters(record.session);
+        const counters = await withDeadline(ports.clock, counting, limits.callMsMax, "reading the source's counters");
+        // Kept at once: a repetition of this step finds the session released and its counters gone.
+        if (Object.keys(counters).length > 0) findings.sourceCounters = counters;
+      } catch (error) {
+        observer.onWarning('the report lacks the counters of the source', error);
+      }
+      await bequeath(context);
+      await ports.source.release(vm, record.session);
+    }
+    await ports.target.finish(record.session).catch(unlessForgotten);
+    return { sourceCounters: findings.sourceCounters };
+  },
+  undo: neverUndone,
+};
+
+/** What only the source's record knows, before it is forgotten there. */
+async function bequeath({ record, ports, limits }: StepContext): Promise<void> {
+  const looking = ports.source.vmInventory(record.plan.request.vm).catch((thrown: unknown) => {
+    // Released in a round whose answer was lost.
+    if (toMigrationError(thrown).code === 'NOT_FOUND') return { exitCode: null };
+    throw thrown;
+  });
+  const { exitCode } = await withDeadline(ports.clock, looking, limits.callMsMax, 'asking for the exit code');
+  if (exitCode !== null) await ports.target.inherit(record.session, { exitCode }).catch(unlessForgotten);
+}
+
+/** A target that no longer knows the session has finished it in a round whose answer was lost. */
+function unlessForgotten(thrown: unknown): void {
+  const error = toMigrationError(thrown);
+  if (error.code !== 'NOT_FOUND') throw error;
+}
+
+function bytesFetched({ counters, pagesPresent, pageBytes }: SessionProgress): number {
+  const { demandBytes, prefetchBytes } = counters;
+  return demandBytes === undefined || prefetchBytes === undefined
+    ? pagesPresent * pageBytes
+    : demandBytes + prefetchBytes;
+}
+
+function describe(progress: SessionProgress, bytesPerS: number) {
+  const bytesLeft = Math.max(0, progress.pagesTotal - progress.pagesPresent) * progress.pageBytes;
+  return {
+    pagesTotal: progress.pagesTotal,
+    pagesDone: progress.pagesPresent,
+    bytesDone: bytesFetched(progress),
+    bytesPerS: Math.round(bytesPerS),
+    secondsLeft: bytesLeft === 0 ? 0 : bytesPerS > 0 ? bytesLeft / bytesPerS : null,
+    faultCount: progress.counters.faultCount ?? 0,
+  };
+}

@@ -1,0 +1,139 @@
+/** QEMU's own migration, for VMs whose RAM we cannot move. QEMU moves the memory; we still decide when the owner changes and who runs. */
+
+import { MigrationError, toMigrationError } from '../../domain/errors.js';
+import type { MigrationProgress } from '../../domain/migration.js';
+import { pause, withDeadline } from '../deadline.js';
+import { PollPace } from '../poll.js';
+import { type Findings, noteAdvance, type StepContext, type StepExecutor } from './context.js';
+import { lost } from './lost.js';
+
+type NativeReading = Readonly<Record<string, number | string>>;
+
+export const nativeStart: StepExecutor = {
+  async forward(context) {
+    const { record, ports, findings, cancel } = context;
+    const { vm, mode, bandwidthBytesPerS, downtimeMsMax } = record.plan.request;
+    if (findings.nativeUri === null) {
+      throw new MigrationError(
+        'PEER_PROTOCOL',
+        'the target prepared a native migration without saying where it listens',
+      );
+    }
+    const watching = new AbortController();
+    const moving = ports.source.nativeMigrate(vm, record.session, {
+      uri: findings.nativeUri,
+      isPostcopy: mode === 'native-postcopy',
+      bandwidthBytesPerS,
+      downtimeMsMax,
+    });
+    void watch(context, AbortSignal.any([watching.signal, cancel]));
+    try {
+      await moving;
+    } finally {
+      watching.abort();
+    }
+    // The source stopped by itself, inside the call. QEMU knows how long ago, and is asked when the guest runs again (see nativeFigures).
+    context.marks.stoppedAtMs = ports.clock.nowMs();
+    return undefined;
+  },
+  /** Also when the migration is over: the source is stopped then, and continueVm makes it run again. */
+  async undo({ record, ports }) {
+    const { vm } = record.plan.request;
+    await ports.source.nativeCancel(vm, record.session);
+    await ports.source.continueVm(vm, record.session);
+  },
+};
+
+export const nativeSwitchover: StepExecutor = {
+  async forward({ record, ports }) {
+    await ports.target.awaitLoaded(record.session);
+    return undefined;
+  },
+  async undo() {
+    // nativeStart's undo makes the source run again; prepareTarget's takes away what was loaded.
+  },
+};
+
+/** What QEMU found out before nativeStart ended: its share of the blackout and the figures of the report, which go without it if need be. */
+export async function nativeFigures(
+  context: StepContext,
+): Promise<Partial<Findings> & { readonly downtimeMs: number }> {
+  if (context.record.plan.request.mode === 'postcopy') return { downtimeMs: 0 };
+  try {
+    const reading = await read(context);
+    return { ...figures(context, reading), downtimeMs: numberOf(reading, 'downtimeMs') };
+  } catch (error) {
+    context.observer.onWarning("the report lacks QEMU's own figures", error);
+    return { downtimeMs: 0 };
+  }
+}
+
+/** native-postcopy: both QEMUs must stay alive and connected; QEMU's own recovery of a broken connection is not driven by this build. */
+export async function drainNative(context: StepContext): Promise<Partial<Findings>> {
+  const { ports, limits, marks, halt, observer, record } = context;
+  const pace = new PollPace(limits);
+  for (;;) {
+    const asking = ports.target.progress(record.session);
+    const target = await withDeadline(ports.clock, asking, limits.callMsMax, 'asking the target for progress');
+    if (target.state === 'gone') throw lost(context, target.hasRun);
+    const reading = await read(context);
+    const nowMs = ports.clock.nowMs();
+    noteAdvance(context, numberOf(reading, 'ramTransferredBytes'), nowMs);
+    const described = describe(context, reading);
+    observer.onProgress(described);
+    observer.onRecovering(null);
+    if (reading.status === 'completed') return figures(context, reading);
+    const hasBroken = reading.status === 'postcopy-paused' || reading.status === 'failed';
+    if (hasBroken || nowMs - marks.advancedAtMs > limits.recoveryMsMax) {
+      throw new MigrationError('NEEDS_RECOVERY', `QEMU's own post-copy has stopped: ${reading.status ?? 'no status'}`, {
+        remedy: "QEMU keeps both halves of the VM; recover QEMU's stream by hand or stop the VM",
+      });
+    }
+    await pause(ports.clock, pace.nextMs(described.secondsLeft), halt);
+  }
+}
+
+async function watch(context: StepContext, signal: AbortSignal): Promise<void> {
+  try {
+    for (;;) {
+      await pause(context.ports.clock, context.limits.pollMs, signal);
+      const reading = await read(context);
+      if (!signal.aborted) context.observer.onProgress(describe(context, reading));
+    }
+  } catch (thrown) {
+    if (!signal.aborted) context.observer.onWarning('progress of the native migration ends', toMigrationError(thrown));
+  }
+}
+
+async function read({ ports, limits, record }: StepContext): Promise<NativeReading> {
+  const reading = ports.source.nativeProgress(record.plan.request.vm);
+  return withDeadline(ports.clock, reading, limits.callMsMax, "reading QEMU's progress");
+}
+
+function figures(context: StepContext, reading: NativeReading): Partial<Findings> {
+  return {
+    pushBytes: numberOf(reading, 'ramTransferredBytes'),
+    rounds: numberOf(reading, 'rounds'),
+    pageBytes: context.record.spec.memory.pageBytes,
+  };
+}
+
+function describe({ record }: StepContext, reading: NativeReading): MigrationProgress {
+  const { pageBytes } = record.spec.memory;
+  const totalBytes = numberOf(reading, 'ramTotalBytes');
+  const leftBytes = numberOf(reading, 'ramRemainingBytes');
+  const bytesPerS = numberOf(reading, 'bytesPerS');
+  return {
+    pagesTotal: Math.ceil(totalBytes / pageBytes),
+    pagesDone: Math.floor(Math.max(0, totalBytes - leftBytes) / pageBytes),
+    bytesDone: numberOf(reading, 'ramTransferredBytes'),
+    bytesPerS,
+    secondsLeft: bytesPerS > 0 ? leftBytes / bytesPerS : null,
+    faultCount: 0,
+  };
+}
+
+function numberOf(reading: NativeReading, key: string): number {
+  const value = reading[key];
+  return typeof value === 'number' && Number.isFinite(value) ? value : 0;
+}

@@ -1,0 +1,63 @@
+/** Everything that happens while the VM still runs undisturbed on the source: its undo costs the guest nothing. */
+import { MigrationError } from '../../domain/errors.js';
+import type { StepExecutor } from './context.js';
+
+export const reserve: StepExecutor = {
+  async forward({ record, ports }) {
+    await ports.source.reserve(record.plan.request.vm, record.job);
+    return undefined;
+  },
+  async undo({ record, ports }) {
+    await ports.source.unreserve(record.plan.request.vm, record.job);
+  },
+};
+
+export const prepareTarget: StepExecutor = {
+  async forward({ record, ports }) {
+    const { request, source } = record.plan;
+    const reply = await ports.target.prepare({
+      session: record.session,
+      job: record.job,
+      spec: record.spec,
+      source,
+      epoch: record.epoch,
+      mode: request.mode,
+      accel: record.accel,
+      token: record.token,
+      bandwidthBytesPerS: request.bandwidthBytesPerS,
+    });
+    return { nativeUri: reply.nativeUri };
+  },
+  /** Discard takes the whole session away, so connectTarget and transferState have nothing left to undo on the target. */
+  async undo({ record, ports }) {
+    await ports.target.discard(record.session);
+  },
+};
+
+export const exposeSource: StepExecutor = {
+  async forward(context) {
+    const { record, ports } = context;
+    context.endpoint = await ports.source.expose({
+      session: record.session,
+      vm: record.plan.request.vm,
+      token: record.token,
+      transport: record.plan.request.transport,
+      target: record.plan.request.target,
+    });
+    return undefined;
+  },
+  async undo({ record, ports }) {
+    await ports.source.unexpose(record.session);
+  },
+};
+
+export const connectTarget: StepExecutor = {
+  async forward({ record, ports, endpoint }) {
+    if (endpoint === null) throw new MigrationError('INTERNAL', 'the plan connects before the source is exposed');
+    await ports.target.connect(record.session, endpoint);
+    return undefined;
+  },
+  async undo() {
+    // The connection dies with the session that prepareTarget's undo discards.
+  },
+};

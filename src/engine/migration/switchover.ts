@@ -1,0 +1,82 @@
+/** From the last instruction on the source to the first on the target. Awaits in here are blackout: none is made that could be made elsewhere. */
+import { toMigrationError } from '../../domain/errors.js';
+import { neverUndone } from '../walk.js';
+import type { StepContext, StepExecutor } from './context.js';
+import { lost } from './lost.js';
+import { nativeFigures } from './native.js';
+
+export const stopSource: StepExecutor = {
+  async forward(context) {
+    const { record, ports } = context;
+    const { stoppedAtUs, stoppedForMs } = await ports.source.stop(record.plan.request.vm, record.session);
+    context.marks.stoppedAtMs = ports.clock.nowMs() - stoppedForMs;
+    return { stoppedAtUs };
+  },
+  /** The first thing that matters to the guest when a migration fails; nothing on the target is waited for before it. */
+  async undo({ record, ports }) {
+    await ports.source.continueVm(record.plan.request.vm, record.session);
+  },
+};
+
+export const transferState: StepExecutor = {
+  async forward({ record, ports }) {
+    const [transferred] = await Promise.all([
+      ports.source.transferState(record.plan.request.vm, record.session, record.plan.request.target),
+      ports.target.awaitLoaded(record.session),
+    ]);
+    return { deviceStateBytes: transferred.deviceStateBytes };
+  },
+  async undo() {
+    // Source: continueVm ends a transfer under way. Target: what was loaded goes with the discarded session.
+  },
+};
+
+export const commit: StepExecutor = {
+  async forward({ record, ports }) {
+    const { vm, target } = record.plan.request;
+    await ports.registry.swapOwner(vm, record.epoch, {
+      vm,
+      owner: target,
+      epoch: record.epoch + 1,
+      session: record.session,
+    });
+    return undefined;
+  },
+  async undo() {
+    // Reached only if the swap has not taken effect: then the record is the source's still.
+  },
+};
+
+/**
+ * Did the commit take effect? The registry alone decides. true also when the answer to the swap was lost or the daemon died between the swap and
+ * the journal; throws if the registry cannot say.
+ */
+export async function isCommitted({ record, ports }: StepContext): Promise<boolean> {
+  const owner = await ports.registry.owner(record.plan.request.vm);
+  return owner !== null && owner.session === record.session && owner.owner === record.plan.request.target;
+}
+
+export const resumeTarget: StepExecutor = {
+  async forward(context) {
+    const { record, ports } = context;
+    let resumedAtUs: number;
+    try {
+      ({ resumedAtUs } = await ports.target.resume(record.session, record.epoch + 1));
+    } catch (thrown) {
+      // QEMU may have died before this resume, or after an earlier one whose answer was lost: only the session knows.
+      if (toMigrationError(thrown).code !== 'QEMU_GONE') throw thrown;
+      throw lost(context, (await ports.target.progress(record.session)).hasRun);
+    }
+    const blackoutMs = sinceStop(context);
+    const { downtimeMs, ...figures } = await nativeFigures(context);
+    return { ...figures, resumedAtUs, blackoutMs: blackoutMs + downtimeMs };
+  },
+  undo: neverUndone,
+};
+
+/** By the wall clock if the stop was in the life of an earlier daemon. */
+function sinceStop({ ports, marks, findings }: StepContext): number {
+  if (marks.stoppedAtMs !== null) return ports.clock.nowMs() - marks.stoppedAtMs;
+  if (findings.stoppedAt === null) return 0;
+  return Math.max(0, Date.parse(ports.clock.isoNow()) - Date.parse(findings.stoppedAt));
+}

@@ -1,0 +1,131 @@
+/**
+ * What the engine needs of a host to fork a VM, beside ports.ts whose rules hold here too: every call is idempotent for its fork, a call that throws
+ * may have taken effect, `discardFork` is final, and undoing what is not there succeeds.
+ *
+ *   prepareClones ──► armParent ──► forkPoint ──► startClones ──► commitFork ──► progress .. complete ──► finishFork
+ *        └────────────────┴─────────────┴──────────────┴── discardFork: the parent runs on, unprotected; no clone, image or overlay is left
+ *
+ * A fork and its image have the same id.
+ */
+
+import type {
+  CloneDisks,
+  CloneFailure,
+  CloneIdentity,
+  CloneMemory,
+  CloneNetwork,
+  ImageView,
+  ParentMode,
+} from '../../domain/fork.js';
+import type { VmInventory } from '../../domain/migration.js';
+
+export interface PrepareForkRequest {
+  /** Of the fork and the image: 16 hex digits. With `image` the image is that one, and this is the fork's id alone. */
+  readonly fork: string;
+  readonly job: string;
+  readonly vm: string | null;
+  readonly image: string | null;
+  readonly cloneCount: number;
+  readonly namePrefix: string | null;
+  readonly parentMode: ParentMode;
+  readonly memory: CloneMemory;
+  readonly network: CloneNetwork;
+  readonly disks: CloneDisks;
+  readonly isPartialAllowed: boolean;
+}
+
+export interface PrepareForkReply {
+  /** Of the image: another than the fork's where waiting processes were made for an image of theirs. */
+  readonly image: string;
+  readonly isWarm: boolean;
+  readonly clones: readonly CloneIdentity[];
+  readonly failures: readonly CloneFailure[];
+}
+
+export interface ForkPointReply {
+  /** STOP to RESUME by QEMU's clock; to the end of the call where the parent stays stopped. */
+  readonly parentPauseMs: number;
+  readonly deviceStateBytes: number;
+  /** Parts of the pause, for the report. */
+  readonly parts: readonly { readonly name: string; readonly ms: number }[];
+}
+
+export interface StartClonesReply {
+  /** When each clone's QEMU had resumed, counted from the beginning of this call. */
+  readonly ready: readonly { readonly index: number; readonly atMs: number }[];
+  readonly failures: readonly CloneFailure[];
+}
+
+/** What was committed: the answers of the steps before, for a coordinator whose journal lacks them. */
+export interface CommittedFork {
+  readonly image: string;
+  readonly isWarm: boolean;
+  /** Those that ran. */
+  readonly clones: readonly CloneIdentity[];
+  readonly failures: readonly CloneFailure[];
+  readonly parentPauseMs: number;
+  readonly deviceStateBytes: number;
+  /** When each clone's QEMU had resumed, by the wall clock: the only one that two daemon lives share. */
+  readonly ready: readonly { readonly index: number; readonly at: string }[];
+}
+
+export interface ForkProgress {
+  /** failed: for ever. Its clones have been ended, because they would wait for pages that never come. */
+  readonly state: 'filling' | 'complete' | 'failed';
+  readonly error: unknown;
+  readonly pagesTotal: number;
+  readonly pagesDone: number;
+  readonly pageBytes: number;
+  /** Of the native capture: copiedBytes, zeroBytes, parentFaultCount, cloneFaultCount, .. (src/protocol/wire.ts). */
+  readonly counters: Readonly<Record<string, number>>;
+  /** null before the commit. */
+  readonly committed: CommittedFork | null;
+}
+
+/** What pre-flight asks about a fork. */
+export interface ForkInventory {
+  /** The parent, or the VM that the image was taken of. */
+  readonly vm: VmInventory;
+  /** The image of the request, if it names one. */
+  readonly image: ImageView | null;
+  /** Devices whose writes escape write-protection, each with why. */
+  readonly escapingDevices: readonly string[];
+  readonly isWriteProtectSupported: boolean;
+  readonly hasPreload: boolean;
+  /** Pages of the VM are still arriving, or its image is still filling. */
+  readonly isFilling: boolean;
+  /** Disks that no snapshot can be taken of, each with why. */
+  readonly diskBlockers: readonly string[];
+  /** Free for images, after the host's budget. */
+  readonly imageBytesFree: number;
+  readonly memoryAvailableBytes: number;
+  /** What an image of this VM would take, and each clone at its start. */
+  readonly imageBytesNeeded: number;
+  readonly cloneBytesNeeded: number;
+  /** Waiting processes that fit the request. */
+  readonly warmCloneCount: number;
+  /** Of the names that the clones would have. */
+  readonly namesTaken: readonly string[];
+}
+
+export interface ForkAgentPort {
+  readonly host: string;
+  /** NOT_FOUND if there is no such VM or image. */
+  forkInventory(request: Omit<PrepareForkRequest, 'fork' | 'job' | 'isPartialAllowed'>): Promise<ForkInventory>;
+  /** The image's record and files, and a QEMU for each clone that waits for the state (from the pool where it has them). */
+  prepareClones(request: PrepareForkRequest): Promise<PrepareForkReply>;
+  /** The parent runs on: its memory is write-protected once, overlays for its disks are made. */
+  armParent(fork: string): Promise<void>;
+  /** Stop, device state, disk snapshot, protection of what was written since, resume. */
+  forkPoint(fork: string): Promise<ForkPointReply>;
+  /** Loads the state into every clone, gives it its identity, lets it run. */
+  startClones(fork: string): Promise<StartClonesReply>;
+  /** Durable: from here on the clones are VMs of their own, and a restarted daemon finishes the image instead of undoing. */
+  commitFork(fork: string): Promise<void>;
+  /** NOT_FOUND for one that has been finished, as for one that has never been. */
+  forkProgress(fork: string): Promise<ForkProgress>;
+  /** The image is complete, or never will be: nothing of the fork is left but image and clones. CONFLICT before that. */
+  finishFork(fork: string): Promise<void>;
+  /** Before commitFork; CONFLICT after it. */
+  discardFork(fork: string): Promise<void>;
+}

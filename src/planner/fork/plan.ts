@@ -1,0 +1,141 @@
+/** A fork's request and inventory in, typed steps out; touches nothing. The engine walks exactly what this returns, and `--dry-run` prints it. */
+
+import type { ForkPlan, ForkRequest, ForkStep, ForkStepName } from '../../domain/fork.js';
+import type { Refusal } from '../../domain/migration.js';
+import { describeBytes } from '../migration/estimate.js';
+import { cloneCountThatFits, type ForkFacts, preflightFork } from './preflight.js';
+
+/** With a parent, and of an image that is there already. */
+const STEPS_OF_VM: readonly ForkStepName[] = [
+  'reserveParent',
+  'prepareClones',
+  'armParent',
+  'forkPoint',
+  'startClones',
+  'commitFork',
+  'fillImage',
+  'releaseParent',
+];
+const STEPS_OF_IMAGE: readonly ForkStepName[] = ['prepareClones', 'startClones', 'commitFork', 'releaseParent'];
+
+export const FORK_STEPS_AFTER_COMMIT: readonly ForkStepName[] = ['fillImage', 'releaseParent'];
+
+type Planned =
+  | { readonly plan: ForkPlan; readonly refusals: readonly [] }
+  | { readonly plan: null; readonly refusals: readonly Refusal[] };
+
+export function planFork(request: ForkRequest, facts: ForkFacts): Planned {
+  const refusals = preflightFork(request, facts);
+  if (refusals.length > 0) return { plan: null, refusals };
+  const { host, inventory } = facts;
+  const parent = inventory.image?.parent ?? inventory.vm.spec.name;
+  const memoryBytes = inventory.image?.memoryBytes ?? inventory.vm.spec.memory.sizeBytes;
+  const names = { request, parent, host, memory: describeBytes(memoryBytes) };
+  const steps = (request.vm === null ? STEPS_OF_IMAGE : STEPS_OF_VM).map(
+    (name): ForkStep => ({
+      name,
+      host,
+      text: TEXTS[name](names),
+      isInPause: name === 'forkPoint',
+      timeoutMs: timeoutMs(name, request.cloneCount, memoryBytes),
+    }),
+  );
+  return { plan: { request, host, parent, memoryBytes, steps, notes: notesOf(request, facts) }, refusals: [] };
+}
+
+/** The first step that is out of place, or null: the engine walks no plan that has one. */
+export function firstForkStepOutOfOrder(steps: readonly { readonly name: ForkStepName }[]): ForkStepName | null {
+  const isOfVm = steps.some(({ name }) => name === 'forkPoint');
+  const expected = isOfVm ? STEPS_OF_VM : STEPS_OF_IMAGE;
+  for (const [index, { name }] of steps.entries()) if (expected[index] !== name) return name;
+  return expected[steps.length] ?? null;
+}
+
+/** Below what a person would wait; a prepared step that hangs is undone, and the parent is not stopped before `forkPoint`. */
+const BASE_MS: { readonly [Name in ForkStepName]: number } = {
+  reserveParent: 5_000,
+  prepareClones: 60_000,
+  armParent: 30_000,
+  forkPoint: 10_000,
+  startClones: 30_000,
+  // None: its outcome would be unknown, and the image's progress is watched instead.
+  commitFork: 0,
+  fillImage: 0,
+  releaseParent: 30_000,
+};
+const PREPARE_MS_PER_CLONE = 1_000;
+const START_MS_PER_CLONE = 500;
+/** Far below what write-protecting takes (2 GiB: some 50 ms), for machines under load. */
+const ARM_BYTES_PER_MS = 256 * 1024;
+
+function timeoutMs(step: ForkStepName, cloneCount: number, memoryBytes: number): number {
+  switch (step) {
+    case 'prepareClones':
+      return BASE_MS[step] + cloneCount * PREPARE_MS_PER_CLONE;
+    case 'startClones':
+      return BASE_MS[step] + cloneCount * START_MS_PER_CLONE;
+    case 'armParent':
+      return BASE_MS[step] + Math.ceil(memoryBytes / ARM_BYTES_PER_MS);
+    default:
+      return BASE_MS[step];
+  }
+}
+
+function notesOf(request: ForkRequest, { inventory, waitsFor }: ForkFacts): string[] {
+  const notes: string[] = [];
+  if (waitsFor !== null) notes.push(`begins when ${waitsFor}, another fork of ${request.vm}, has ended`);
+  const warm = Math.min(inventory.warmCloneCount, request.cloneCount);
+  notes.push(
+    warm === request.cloneCount
+      ? 'all QEMU processes are waiting already (warm)'
+      : `${request.cloneCount - warm} QEMU processes have to be started (cold)`,
+  );
+  const count = cloneCountThatFits(request, inventory);
+  if (count < request.cloneCount) notes.push(`memory is there for about ${count} of them; the others will be named`);
+  if (request.vm !== null && request.parentMode === 'continue') {
+    notes.push(`the pause of ${request.vm} does not depend on its memory size; pages are copied while it runs`);
+  }
+  if (request.network === 'none' && inventory.vm.spec.nics.length > 0) {
+    notes.push('the NICs of the clones are connected to nothing');
+  }
+  return notes;
+}
+
+interface Names {
+  readonly request: ForkRequest;
+  readonly parent: string;
+  readonly host: string;
+  readonly memory: string;
+}
+
+const count = (request: ForkRequest): string =>
+  request.cloneCount === 1 ? 'one clone' : `${request.cloneCount} clones`;
+
+const TEXTS: { readonly [Name in ForkStepName]: (names: Names) => string } = {
+  reserveParent: ({ parent }) => `reserve ${parent} for this job`,
+  prepareClones: ({ request, memory }) =>
+    `${imageText(request, memory)}, and a waiting QEMU for each of ${count(request)}`,
+  armParent: ({ request, parent }) =>
+    request.parentMode === 'stop'
+      ? `make what the disks of ${parent} need for a snapshot`
+      : `write-protect the memory of ${parent} while it runs, make what its disks need for a snapshot`,
+  forkPoint: ({ request, parent }) =>
+    request.parentMode === 'stop'
+      ? `stop ${parent} for good: save its device state, snapshot its disks; its memory is the image`
+      : `stop ${parent}: save its device state, snapshot its disks, protect what it wrote meanwhile; let it run on`,
+  startClones: ({ request }) => `load the state into ${count(request)}, give each its identity, let them run`,
+  commitFork: ({ request }) => `commit: ${count(request)} are VMs of their own from here on`,
+  fillImage: ({ request, parent }) =>
+    request.parentMode === 'stop'
+      ? 'wait until the image is complete'
+      : `copy the memory of ${parent} into the image, pages that somebody waits for first`,
+  releaseParent: ({ request, parent }) =>
+    request.vm === null || request.parentMode === 'stop'
+      ? 'end the fork'
+      : `take the write-protection off ${parent} and let go of it`,
+};
+
+function imageText({ image, parentMode }: ForkRequest, memory: string): string {
+  if (image !== null) return `take image ${image} (${memory})`;
+  return parentMode === 'stop' ? `make an image of the memory files (${memory})` : `make an empty image of ${memory}`;
+}

@@ -1,0 +1,213 @@
+/**
+ * Request and inventories in, typed steps out; touches nothing. The engine walks exactly what this returns, and `--dry-run` prints it.
+ */
+import type {
+  HostInventory,
+  MigrationMode,
+  MigrationOrder,
+  MigrationPlan,
+  PlanStep,
+  Refusal,
+  StepName,
+  VmInventory,
+} from '../../domain/migration.js';
+import { describeBytes, estimate } from './estimate.js';
+import { type PreflightFacts, preflight } from './preflight.js';
+import { type Choice, chooseTransport } from './transport.js';
+
+/** The steps of each mode, in order. */
+export const STEPS_OF_MODE: Readonly<Record<MigrationMode, readonly StepName[]>> = {
+  postcopy: [
+    'reserve',
+    'prepareTarget',
+    'exposeSource',
+    'connectTarget',
+    'stopSource',
+    'transferState',
+    'commit',
+    'resumeTarget',
+    'drain',
+    'releaseSource',
+  ],
+  'native-precopy': [
+    'reserve',
+    'prepareTarget',
+    'nativeStart',
+    'nativeSwitchover',
+    'commit',
+    'resumeTarget',
+    'releaseSource',
+  ],
+  'native-postcopy': [
+    'reserve',
+    'prepareTarget',
+    'nativeStart',
+    'nativeSwitchover',
+    'commit',
+    'resumeTarget',
+    'drain',
+    'releaseSource',
+  ],
+};
+
+/**
+ * What must have happened before a step, if the plan has it at all; `commit` needs one of the two ways in which a target comes to hold the
+ * device state, and so each of them is listed as a prerequisite that counts when present.
+ */
+export const PREREQUISITES: Readonly<Record<StepName, { all: readonly StepName[]; ifPlanned: readonly StepName[] }>> = {
+  reserve: { all: [], ifPlanned: [] },
+  prepareTarget: { all: ['reserve'], ifPlanned: [] },
+  exposeSource: { all: ['reserve'], ifPlanned: [] },
+  connectTarget: { all: ['prepareTarget', 'exposeSource'], ifPlanned: [] },
+  stopSource: { all: ['connectTarget'], ifPlanned: [] },
+  transferState: { all: ['stopSource'], ifPlanned: [] },
+  nativeStart: { all: ['prepareTarget'], ifPlanned: [] },
+  nativeSwitchover: { all: ['nativeStart'], ifPlanned: [] },
+  commit: { all: ['prepareTarget'], ifPlanned: ['transferState', 'nativeSwitchover'] },
+  resumeTarget: { all: ['commit'], ifPlanned: [] },
+  drain: { all: ['resumeTarget'], ifPlanned: [] },
+  releaseSource: { all: ['resumeTarget'], ifPlanned: ['drain'] },
+};
+
+export const PLAN_STEPS_AFTER_COMMIT: readonly StepName[] = ['resumeTarget', 'drain', 'releaseSource'];
+
+/** The first step that comes before one of its prerequisites, or twice, or null: the engine walks no plan that has one. */
+export function firstStepOutOfOrder(steps: readonly { readonly name: StepName }[]): StepName | null {
+  const names = steps.map(({ name }) => name);
+  const before = new Set<StepName>();
+  for (const name of names) {
+    const { all, ifPlanned } = PREREQUISITES[name];
+    const needed = [...all, ...ifPlanned.filter((step) => names.includes(step))];
+    if (before.has(name) || needed.some((step) => !before.has(step))) return name;
+    before.add(name);
+  }
+  if (!before.has('commit')) return 'commit';
+  return before.has('transferState') || before.has('nativeSwitchover') ? null : 'commit';
+}
+
+/**
+ * Deadlines. A target that has gone silent is noticed by them alone, so those in which the VM is stopped stay below the 5 s in which it
+ * runs again after a failure (stopSource may take longer: the VM runs during most of it). 0: none, because giving up would be worse than waiting (commit: its outcome would be unknown; drain: the engine
+ * watches for progress instead).
+ */
+const TIMEOUT_MS: { readonly [Name in StepName]: number } = {
+  reserve: 5_000,
+  prepareTarget: 30_000,
+  exposeSource: 10_000,
+  connectTarget: 10_000,
+  stopSource: 8_000,
+  transferState: 3_500,
+  commit: 0,
+  resumeTarget: 5_000,
+  drain: 0,
+  releaseSource: 30_000,
+  nativeStart: 0,
+  nativeSwitchover: 3_500,
+};
+
+/** In these an RDMA device gets to know the VM's memory. A slow machine allocates, clears and locks it at this rate; the VM runs meanwhile. */
+const REGISTERING_STEPS: readonly StepName[] = ['exposeSource', 'connectTarget'];
+const REGISTERED_BYTES_PER_S = 2 ** 28;
+
+/** QEMU's pre-copy may never converge; this many times the time that one pass over the memory takes is given to it. */
+const NATIVE_PASSES_MAX = 20;
+const NATIVE_MS_MIN = 600_000;
+
+export type Planning =
+  | { readonly plan: MigrationPlan; readonly refusals: readonly [] }
+  | { readonly plan: null; readonly refusals: readonly Refusal[] };
+
+/** A plan, or every reason why there is none; never both, never neither. */
+export function planMigration(order: MigrationOrder, facts: PreflightFacts): Planning {
+  const choice = chooseTransport(order, facts);
+  const refusals = preflight({ ...order, transport: choice.transport }, facts);
+  if (refusals.length > 0 || facts.target.kind !== 'reachable') return { plan: null, refusals };
+  return { plan: plan(order, choice, facts.sourceHost, facts.vm), refusals: [] };
+}
+
+function plan(order: MigrationOrder, choice: Choice, sourceHost: HostInventory, vm: VmInventory): MigrationPlan {
+  const request = { ...order, transport: choice.transport };
+  const memoryBytes = vm.spec.memory.sizeBytes;
+  const { moveMs, notes } = estimate(request, memoryBytes);
+  const nativeMs = Math.max(NATIVE_MS_MIN, NATIVE_PASSES_MAX * moveMs);
+  const registerMs = choice.transport === 'rdma' ? (memoryBytes * 1000) / REGISTERED_BYTES_PER_S : 0;
+  const source = sourceHost.host;
+  const { vm: name, target, transport, mode } = request;
+  const names = { vm: name, source, target, transport, mode, memory: describeBytes(memoryBytes) };
+  const steps = STEPS_OF_MODE[mode].map((step): PlanStep => {
+    const { at, isInBlackout, text } = DESCRIPTIONS[step];
+    return {
+      name: step,
+      host: at === 'target' ? target : source,
+      text: text(names),
+      isInBlackout: isInBlackout === true,
+      timeoutMs:
+        step === 'nativeStart' ? nativeMs : TIMEOUT_MS[step] + (REGISTERING_STEPS.includes(step) ? registerMs : 0),
+    };
+  });
+  return { request, transportReason: choice.reason, source, memoryBytes, steps, notes };
+}
+
+interface StepDescription {
+  readonly at: 'source' | 'target';
+  readonly isInBlackout?: true;
+  readonly text: (names: {
+    readonly vm: string;
+    readonly source: string;
+    readonly target: string;
+    readonly transport: string;
+    readonly mode: MigrationMode;
+    readonly memory: string;
+  }) => string;
+}
+
+const DESCRIPTIONS: { readonly [Name in StepName]: StepDescription } = {
+  reserve: { at: 'source', text: ({ vm, source }) => `reserve ${vm} on ${source} for this job` },
+  prepareTarget: {
+    at: 'target',
+    text: ({ vm, target, memory }) => `start an empty QEMU for ${vm} on ${target} with ${memory} of memory`,
+  },
+  exposeSource: {
+    at: 'source',
+    text: ({ vm, source, transport }) =>
+      `expose the memory of ${vm} on ${source} over ${transport}, to this session only`,
+  },
+  connectTarget: { at: 'target', text: ({ target, transport }) => `connect ${target} to it over ${transport}` },
+  stopSource: {
+    at: 'source',
+    isInBlackout: true,
+    text: ({ vm, source }) => `stop ${vm} on ${source} and freeze its memory`,
+  },
+  transferState: {
+    at: 'source',
+    isInBlackout: true,
+    text: ({ source, target }) => `move the device state from ${source} to ${target}`,
+  },
+  commit: {
+    at: 'source',
+    isInBlackout: true,
+    text: ({ vm, target }) => `commit: ${vm} belongs to ${target} from here on`,
+  },
+  resumeTarget: { at: 'target', isInBlackout: true, text: ({ vm, target }) => `resume ${vm} on ${target}` },
+  drain: {
+    at: 'target',
+    text: ({ source, mode }) =>
+      mode === 'native-postcopy'
+        ? `QEMU fetches the rest of the memory from ${source}`
+        : `fetch the memory from ${source}, pages that the guest waits for first`,
+  },
+  releaseSource: {
+    at: 'source',
+    text: ({ vm, source }) => `end QEMU on ${source} and free the memory of ${vm} there`,
+  },
+  nativeStart: {
+    at: 'source',
+    text: ({ vm, source, target, mode }) =>
+      `QEMU on ${source} moves ${vm} to ${target} (${mode}) and stops it at the end`,
+  },
+  nativeSwitchover: {
+    at: 'target',
+    isInBlackout: true,
+    text: ({ vm, target }) => `wait until QEMU on ${target} holds all that it needs to run ${vm}`,
+  },
+};

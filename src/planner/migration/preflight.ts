@@ -1,0 +1,298 @@
+/**
+ * Everything that can be known to stand in a migration's way, before anything has been touched. Pure; never throws, whatever a peer's inventory
+ * says: a figure that is no number counts as "not enough". All reasons are given at once, so that a person repairs them in one go.
+ */
+
+import type { MigrationError } from '../../domain/errors.js';
+import type {
+  HostInventory,
+  MigrationRequest,
+  Refusal,
+  RefusalCode,
+  TargetChecks,
+  VmInventory,
+} from '../../domain/migration.js';
+import { checkClone, cloneObstacle } from './clone-preflight.js';
+import { describeBytes } from './estimate.js';
+import { isOlder, parseQemuVersion } from './qemu-version.js';
+import { checkRdma } from './rdma.js';
+
+export type TargetFacts =
+  | { readonly kind: 'reachable'; readonly inventory: HostInventory; readonly checks: TargetChecks }
+  | { readonly kind: 'unreachable'; readonly error: MigrationError }
+  /** The request names the source itself: there is nobody to ask. */
+  | { readonly kind: 'isSource' };
+
+export interface PreflightFacts {
+  readonly sourceHost: HostInventory;
+  readonly target: TargetFacts;
+  readonly vm: VmInventory;
+}
+
+/** QEMU's own memory besides the guest's RAM; 64 idle processes took 16–30 MiB each, devices and TCG buffers come on top. */
+const QEMU_OVERHEAD_BYTES = 128 * 1024 * 1024;
+/** Oldest QEMU with which this project is tested. */
+const QEMU_VERSION_MIN = { major: 7, minor: 2 };
+/** Certificates and reports are dated; more than this is a clock that nobody sets. */
+const CLOCK_SKEW_MS_MAX = 300_000;
+const SMALL_PAGE_BYTES = 4096;
+
+export function preflight(request: MigrationRequest, { sourceHost, target, vm }: PreflightFacts): Refusal[] {
+  const refusals = [
+    ...checkVm(request, sourceHost, vm),
+    ...checkRam(request, vm),
+    ...checkClone(request, sourceHost, vm),
+  ];
+  switch (target.kind) {
+    case 'isSource':
+      refusals.push(
+        refuse('TARGET_IS_SOURCE', `${request.vm} is on ${sourceHost.host} already`, 'name another host as the target'),
+      );
+      break;
+    case 'unreachable':
+      refusals.push(
+        refuse(
+          'TARGET_UNREACHABLE',
+          `${request.target} does not answer: ${target.error.message}`,
+          target.error.remedy ??
+            `check that vmigrated runs on ${request.target} and that ${sourceHost.host} knows it as a peer`,
+        ),
+      );
+      break;
+    case 'reachable':
+      refusals.push(
+        ...checkPeers(request, sourceHost, target.inventory, vm),
+        ...checkQemu(request, target.inventory, vm),
+        ...checkMemory(request, target.inventory, vm),
+        ...checkFiles(request, target.inventory, target.checks, vm),
+      );
+      if (request.transport === 'rdma') {
+        const facts = { source: sourceHost, target: target.inventory, checks: target.checks, vm };
+        refusals.push(...checkRdma(request.mode, facts));
+      }
+      break;
+  }
+  return refusals;
+}
+
+function refuse(code: RefusalCode, reason: string, remedy: string): Refusal {
+  return { code, reason, remedy };
+}
+
+function* checkVm({ vm: name }: MigrationRequest, source: HostInventory, vm: VmInventory): Iterable<Refusal> {
+  if (vm.owner !== source.host) {
+    yield refuse(
+      'VM_NOT_OWNED',
+      `${name} belongs to ${vm.owner}, not to ${source.host}`,
+      `ask the daemon on ${vm.owner}`,
+    );
+  }
+  if (vm.state !== 'running') {
+    yield refuse(
+      'VM_NOT_RUNNING',
+      `${name} is ${vm.state}, not running`,
+      `"vmctl resume ${name}" or "vmctl run" first`,
+    );
+  }
+  if (vm.job !== null) {
+    yield refuse('VM_IN_JOB', `${name} is part of job ${vm.job}`, `wait for it, or "vmctl cancel ${vm.job}"`);
+  }
+  for (const blocker of vm.migrationBlockers) {
+    yield refuse(
+      'DEVICE_NOT_MIGRATABLE',
+      `a device of ${name} cannot migrate: ${blocker}`,
+      'remove the device from the VM, or replace it by one that can',
+    );
+  }
+}
+
+function* checkRam({ mode, vm: name }: MigrationRequest, vm: VmInventory): Iterable<Refusal> {
+  // What a clone's is, is asked elsewhere.
+  if (mode !== 'postcopy' || vm.image !== null) return;
+  const remedy = 'run the VM with memory.backing "shared", or use --native';
+  if (!vm.isRamShared) {
+    yield refuse('RAM_NOT_SHARED', `the RAM of ${name} is private to its QEMU, so no one else can move it`, remedy);
+  } else if (!vm.isRamNamedFile) {
+    yield refuse(
+      'RAM_NOT_NAMED_FILE',
+      `the RAM of ${name} is shared, but is not a named file that can be opened`,
+      remedy,
+    );
+  }
+}
+
+function* checkPeers(
+  request: MigrationRequest,
+  source: HostInventory,
+  target: HostInventory,
+  vm: VmInventory,
+): Iterable<Refusal> {
+  if (target.protocolVersion !== source.protocolVersion) {
+    yield refuse(
+      'PROTOCOL_VERSION',
+      `${request.target} speaks version ${target.protocolVersion}, ${source.host} version ${source.protocolVersion}`,
+      'install the same vmigrate on both hosts',
+    );
+  }
+  const skewMs = Math.abs(target.clockMs - source.clockMs);
+  if (!(skewMs <= CLOCK_SKEW_MS_MAX)) {
+    yield refuse(
+      'CLOCK_SKEW',
+      `the clocks of ${source.host} and ${request.target} differ by ${(skewMs / 1000).toFixed(0)} s; ${CLOCK_SKEW_MS_MAX / 1000} s are allowed`,
+      'set both clocks, by NTP for instance',
+    );
+  }
+  for (const { host, certificateExpiresAt } of [source, target]) {
+    if (certificateExpiresAt === null) continue;
+    if (!(Date.parse(certificateExpiresAt) > source.clockMs)) {
+      yield refuse(
+        'CERTIFICATE_EXPIRED',
+        `the certificate of ${host} was valid until ${certificateExpiresAt}`,
+        `make a new one with "vmctl certs" and restart vmigrated on ${host}`,
+      );
+    }
+  }
+  if (request.transport === 'shm' && request.mode !== 'postcopy') {
+    yield refuse('TRANSPORT_UNAVAILABLE', "QEMU's own migration has no shm transport", 'use --tcp');
+  } else if (request.transport === 'shm' && target.machineId !== source.machineId) {
+    yield refuse(
+      'TRANSPORT_UNAVAILABLE',
+      `shm needs both daemons on one machine, and ${source.host} and ${request.target} are on two`,
+      'use --tcp',
+    );
+  } else if (request.transport === 'shm') {
+    const obstacle = cloneObstacle('shm', vm);
+    if (obstacle !== null) yield obstacle;
+  }
+}
+
+function* checkQemu(request: MigrationRequest, target: HostInventory, vm: VmInventory): Iterable<Refusal> {
+  const { host } = target;
+  const wanted = parseQemuVersion(vm.qemuVersion);
+  const present = target.qemuVersion === null ? null : parseQemuVersion(target.qemuVersion);
+  if (present === null) {
+    const reason =
+      target.qemuVersion === null ? `${host} has no QEMU` : `${host} says its QEMU is "${target.qemuVersion}"`;
+    yield refuse('QEMU_TOO_OLD', reason, `install qemu-system-x86 on ${host}`);
+  } else if (isOlder(present, QEMU_VERSION_MIN)) {
+    const oldest = `${QEMU_VERSION_MIN.major}.${QEMU_VERSION_MIN.minor}`;
+    yield refuse(
+      'QEMU_TOO_OLD',
+      `${host} has QEMU ${target.qemuVersion}; ${oldest} is the oldest supported`,
+      `upgrade it`,
+    );
+  } else if (wanted === null || isOlder(present, wanted)) {
+    yield refuse(
+      'QEMU_TOO_OLD',
+      `${host} has QEMU ${target.qemuVersion}, and ${request.vm} runs in QEMU ${vm.qemuVersion}: QEMU migrates to the same or a newer version`,
+      `upgrade QEMU on ${host}`,
+    );
+  }
+  if (!target.machines.includes(vm.spec.machine)) {
+    yield refuse(
+      'MACHINE_MISSING',
+      `QEMU on ${host} does not know the machine type ${vm.spec.machine}`,
+      `upgrade QEMU on ${host}, or run the VM with a machine type that both hosts know`,
+    );
+  }
+  if (vm.accel === 'kvm' && !target.isKvmUsable) {
+    yield refuse('ACCEL_MISSING', `${request.vm} runs under KVM, which ${host} cannot use`, 'choose a host with KVM');
+  }
+  if (request.mode === 'postcopy' && !target.isPreloadPresent) {
+    yield refuse(
+      'PRELOAD_MISSING',
+      `${host} does not have the preload library, without which nobody can serve the VM's missing pages`,
+      `build it there ("npm run setup"), or set preload in the configuration of vmigrated`,
+    );
+  }
+  if (request.mode === 'native-precopy') return;
+  if (!target.isUserfaultfdPermitted) {
+    yield refuse(
+      'USERFAULTFD_NOT_PERMITTED',
+      `the kernel of ${host} does not let vmigrated use userfaultfd`,
+      'run vmigrated as root or with CAP_SYS_PTRACE, or set the sysctl vm.unprivileged_userfaultfd=1',
+    );
+  } else if (request.mode === 'postcopy' && !target.hasMinorFaults) {
+    yield refuse(
+      'USERFAULTFD_NOT_PERMITTED',
+      `the kernel of ${host} has no userfaultfd minor faults for shared memory`,
+      'use a kernel of version 5.14 or newer',
+    );
+  }
+}
+
+function* checkMemory(request: MigrationRequest, target: HostInventory, vm: VmInventory): Iterable<Refusal> {
+  const { memory } = vm.spec;
+  const { host } = target;
+  const remedy = `free memory on ${host}, or choose another host`;
+  const isHuge = memory.pageBytes > SMALL_PAGE_BYTES;
+  const neededBytes = QEMU_OVERHEAD_BYTES + (isHuge ? 0 : memory.sizeBytes);
+  if (!(target.memoryAvailableBytes >= neededBytes)) {
+    yield refuse(
+      'TARGET_MEMORY',
+      needs(request.vm, neededBytes, host, target.memoryAvailableBytes, 'of memory'),
+      remedy,
+    );
+  }
+  if (isHuge) {
+    const pageCount = Math.ceil(memory.sizeBytes / memory.pageBytes);
+    const freeCount = target.hugePagesFree[String(memory.pageBytes)] ?? 0;
+    if (!(freeCount >= pageCount)) {
+      yield refuse(
+        'TARGET_HUGE_PAGES',
+        `${request.vm} needs ${pageCount} free huge pages of ${describeBytes(memory.pageBytes)}; ${host} has ${freeCount}`,
+        `reserve more on ${host} (vm.nr_hugepages)`,
+      );
+    }
+  } else if (memory.backing !== 'private' && !(target.ramFileFreeBytes >= memory.sizeBytes)) {
+    yield refuse(
+      'TARGET_MEMORY',
+      needs(request.vm, memory.sizeBytes, host, target.ramFileFreeBytes, 'in the file system of the region files'),
+      `free space there, mount it larger (size=), or set ramDir in the configuration of vmigrated on ${host}`,
+    );
+  }
+}
+
+function needs(vm: string, neededBytes: number, host: string, availableBytes: number, where: string): string {
+  const mib = (bytes: number): string => `${Math.ceil(bytes / (1024 * 1024))} MiB`;
+  const available = Number.isFinite(availableBytes) ? `${Math.floor(availableBytes / (1024 * 1024))} MiB` : 'nothing';
+  return `${vm} needs ${mib(neededBytes)} ${where}; ${host} has ${available}`;
+}
+
+function* checkFiles(
+  request: MigrationRequest,
+  target: HostInventory,
+  checks: TargetChecks,
+  vm: VmInventory,
+): Iterable<Refusal> {
+  const { host } = target;
+  const { spec } = vm;
+  const remedy = `make the same file available on ${host} under the same path`;
+  if (target.vmNames.includes(spec.name)) {
+    yield refuse(
+      'NAME_TAKEN',
+      `${host} has a VM named ${spec.name} already`,
+      `"vmctl stop ${spec.name}" there if it is not wanted, or choose another host`,
+    );
+  }
+  for (const disk of spec.disks) {
+    const check = checks.disks.find(({ path }) => path === disk.path);
+    const isUsable = check !== undefined && check.isReadable && (disk.isReadOnly || check.isWritable);
+    if (isUsable) continue;
+    const how = check?.isReadable === true ? 'cannot write' : 'cannot open';
+    const why = check?.reason === undefined ? '' : `: ${check.reason}`;
+    yield refuse('DISK_MISSING', `${host} ${how} the disk ${disk.id} of ${request.vm} (${disk.path})${why}`, remedy);
+  }
+  for (const path of [spec.kernel, spec.initrd]) {
+    if (path === undefined || checks.files.some((file) => file.path === path && file.isReadable)) continue;
+    yield refuse('FILE_MISSING', `${host} cannot read ${path}, which ${request.vm} boots from`, remedy);
+  }
+  for (const nic of spec.nics) {
+    if (nic.type !== 'tap' || (nic.bridge !== undefined && target.bridges.includes(nic.bridge))) continue;
+    yield refuse(
+      'BRIDGE_MISSING',
+      `the NIC ${nic.id} of ${request.vm} is on the bridge ${nic.bridge ?? '(none named)'}, which ${host} does not have`,
+      `create the bridge on ${host}`,
+    );
+  }
+}
