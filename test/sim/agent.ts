@@ -10,7 +10,7 @@ import type {
   SessionProgress,
   SourceEndpointInfo,
 } from '../../src/engine/ports/migration.js';
-import { NO_RDMA } from '../unit/planner-facts.js';
+import { NO_RDMA } from '../unit/planner/planner-facts.js';
 import { moveNatively, PAGE_MS } from './native.js';
 import { type Life, NEVER } from './time.js';
 import { type HostState, PAGES, type Qemu, type VmRecord, type World } from './world.js';

@@ -12,8 +12,8 @@ import { MigrationError } from '../../src/domain/errors.js';
 import type { VmState } from '../../src/domain/migration.js';
 import type { NativeBinding, NativeFailure, TargetSessionState } from '../../src/native/binding.js';
 import { parseSpec } from '../../src/schemas/vm-spec.js';
-import { MemoryStore } from '../unit/memory-store.js';
-import { NO_RDMA } from '../unit/planner-facts.js';
+import { MemoryStore } from '../unit/durable/memory-store.js';
+import { NO_RDMA } from '../unit/planner/planner-facts.js';
 
 /** Answers what the agent asks of QEMU; a migration stops at pre-switchover, as ours do. */
 export class FakeQemu {

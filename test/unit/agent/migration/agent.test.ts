@@ -1,0 +1,256 @@
+import { access, writeFile } from 'node:fs/promises';
+import { afterEach, beforeEach, describe, expect, test } from 'vitest';
+import { SessionStore, type TargetRecord } from '../../../../src/agent/migration/session-store.js';
+import { MigrationWatch } from '../../../../src/backends/qemu/migration-watch.js';
+import { MigrationError } from '../../../../src/domain/errors.js';
+import type { VmSpec } from '../../../../src/domain/migration.js';
+import { failureToError } from '../../../../src/native/failure.js';
+import { NATIVE_ERROR } from '../../../../src/protocol/wire.js';
+import { FakeHost } from '../../../support/agent-fakes.js';
+import { gate } from '../../engine/scripted.js';
+
+const [FIRST, SECOND] = ['1'.repeat(32), '2'.repeat(32)];
+const code = (expected: string) => expect.objectContaining({ code: expected });
+
+let host: FakeHost;
+beforeEach(async () => {
+  host = await FakeHost.make();
+});
+afterEach(() => host.end());
+
+const expose = (session: string) =>
+  host.agent.expose({ session, vm: 'web', token: 'e'.repeat(64), transport: 'tcp', target: 'B' });
+
+describe('an undo that comes late', () => {
+  test('does not let a VM run that another session has stopped since', async () => {
+    await host.agent.start();
+    await expose(SECOND);
+    await host.agent.stop('web', SECOND);
+    await expect(host.agent.continueVm('web', FIRST)).rejects.toEqual(code('CONFLICT'));
+    expect(host.qemu.isRunning).toBe(false);
+    expect(host.qemu.commands).not.toContain('migrate_cancel');
+    await host.agent.continueVm('web', SECOND);
+    expect(host.qemu.isRunning).toBe(true);
+    expect(host.vm['state']).toBe('running');
+    await host.agent.continueVm('web', FIRST);
+  });
+
+  test('does not end the migration of another session', async () => {
+    await host.agent.start();
+    await expose(SECOND);
+    await host.agent.stop('web', SECOND);
+    await host.agent.nativeCancel('web', FIRST);
+    expect(host.qemu.commands).not.toContain('migrate_cancel');
+  });
+
+  test('and is already under way is over before another session stops the VM', async () => {
+    await host.agent.start();
+    await expose(SECOND);
+    const asked = gate();
+    const answer = gate();
+    host.qemu.onCommand = async (command) => {
+      if (command !== 'query-status') return;
+      asked.open();
+      await answer.passed;
+    };
+    const continuing = host.agent.continueVm('web', FIRST);
+    await asked.passed;
+    const stopping = host.agent.stop('web', SECOND);
+    answer.open();
+    await continuing;
+    await stopping;
+    expect(host.qemu.commands.lastIndexOf('query-status')).toBeLessThan(host.qemu.commands.indexOf('migrate'));
+    expect(host.qemu.isRunning).toBe(false);
+    expect(host.vm['state']).toBe('departed');
+  });
+});
+
+describe('a daemon that has just been started', () => {
+  const notYet = () => new MigrationError('QEMU_GONE', 'it does not answer');
+
+  function answerLate(): void {
+    let askedCount = 0;
+    const get = () => {
+      if (++askedCount < 3) throw notYet();
+      return host.qemu;
+    };
+    Object.defineProperty(host.vm, 'qmp', { get });
+  }
+
+  test('waits with an undo until QEMU answers, and lets the VM run', async () => {
+    host.qemu.isRunning = false;
+    host.vm['state'] = 'departed';
+    answerLate();
+    await host.agent.start();
+    await host.agent.continueVm('web', FIRST);
+    expect(host.qemu.isRunning).toBe(true);
+    expect(host.vm['state']).toBe('running');
+  });
+
+  test('answers pre-flight when QEMU does', async () => {
+    answerLate();
+    await host.agent.start();
+    expect(await host.agent.vmInventory('web')).toMatchObject({ state: 'running', migrationBlockers: [] });
+  });
+
+  test('does not wait for a QEMU that has ended', async () => {
+    host.vm['state'] = 'departed';
+    const get = () => {
+      throw notYet();
+    };
+    Object.defineProperties(host.vm, { qmp: { get }, pid: { get } });
+    await host.agent.start();
+    await expect(host.agent.continueVm('web', FIRST)).rejects.toEqual(code('QEMU_GONE'));
+  });
+});
+
+test('a stop that is undone while its record is being written does not stop the VM afterwards', async () => {
+  await host.agent.start();
+  await expose(FIRST);
+  const written = gate();
+  host.onSetState = async (state) => {
+    if (state === 'departed') await written.passed;
+  };
+  const stopping = host.agent.stop('web', FIRST);
+  await host.agent.continueVm('web', FIRST);
+  written.open();
+  await expect(stopping).rejects.toEqual(code('CONFLICT'));
+  expect(host.qemu.commands).not.toContain('migrate');
+  expect(host.qemu.isRunning).toBe(true);
+});
+
+test('a release that comes late does not take the memory that another session is fetching', async () => {
+  await host.agent.start();
+  await expose(SECOND);
+  await host.registry.swapOwner('web', 1, { vm: 'web', owner: 'B', epoch: 4, session: SECOND });
+  await host.agent.release('web', FIRST);
+  expect(host.destroyed).toEqual([]);
+  await host.agent.release('web', SECOND);
+  expect(host.destroyed).toEqual(['web']);
+});
+
+describe('a VM whose memory has not all arrived', () => {
+  const record = (): TargetRecord => ({
+    version: 1,
+    role: 'target',
+    session: FIRST,
+    job: 'job-77',
+    spec: host.vm['spec'] as VmSpec,
+    source: 'Z',
+    epoch: 1,
+    mode: 'postcopy',
+    accel: 'tcg',
+    token: 'd'.repeat(64),
+    bandwidthBytesPerS: 0,
+    state: 'resumed',
+    nativeUri: null,
+    endpoint: null,
+  });
+
+  beforeEach(async () => {
+    host.vm['session'] = FIRST;
+    await host.registry.swapOwner('web', 1, { vm: 'web', owner: 'A', epoch: 2, session: FIRST });
+  });
+
+  test('is part of the job that brings it, and its holes are not exposed as zeros', async () => {
+    await (await SessionStore.open(host.stateDir)).save(record());
+    await host.agent.start();
+    expect(await host.agent.vmInventory('web')).toMatchObject({ job: 'job-77', state: 'running' });
+    await expect(expose(SECOND)).rejects.toEqual(code('VM_BUSY'));
+    host.pages = 'complete';
+    expect(await host.agent.vmInventory('web')).toMatchObject({ job: null });
+    await expose(SECOND);
+  });
+
+  test('is not exposed either when the record of its session has been lost', async () => {
+    await writeFile(host.presencePath('ram0'), '');
+    await host.agent.start();
+    expect(await host.agent.vmInventory('web')).toMatchObject({ job: FIRST });
+    await expect(expose(SECOND)).rejects.toEqual(code('VM_BUSY'));
+  });
+});
+
+test('a finish that comes late leaves the presence map of the next session alone', async () => {
+  const { spec } = host.vm as unknown as { spec: VmSpec };
+  const fixed = { version: 1, role: 'target', mode: 'postcopy', accel: 'tcg', bandwidthBytesPerS: 0 } as const;
+  const ids = { session: FIRST, job: 'job-1', token: 'd'.repeat(64), source: 'Z', epoch: 1 };
+  const record: TargetRecord = { ...fixed, ...ids, spec, state: 'complete', nativeUri: null, endpoint: null };
+  await (await SessionStore.open(host.stateDir)).save(record);
+  host.vm['session'] = FIRST;
+  await host.agent.start();
+  host.vm['session'] = SECOND;
+  await writeFile(host.presencePath('ram0'), '');
+  await host.agent.finish(FIRST);
+  await access(host.presencePath('ram0'));
+});
+
+test('a watch that has ended leaves nothing on the connection', () => {
+  const { events } = host.qemu;
+  for (let attempt = 0; attempt < 3; attempt++) new MigrationWatch(host.qemu as never).end();
+  expect([events.listenerCount('event'), events.listenerCount('closed')]).toEqual([0, 0]);
+});
+
+describe('a VM that has left over RDMA', () => {
+  const exposeByRdma = () =>
+    host.agent.expose({ session: FIRST, vm: 'web', token: 'e'.repeat(64), transport: 'rdma', target: 'B' });
+
+  test('is refused where there is none, and nothing of it stays', async () => {
+    await host.agent.start();
+    await expect(exposeByRdma()).rejects.toEqual(code('UNSUPPORTED'));
+    expect((await (await SessionStore.open(host.stateDir)).load()).records).toEqual([]);
+    expect(host.exposures).toEqual([]);
+  });
+
+  test('is exposed anew when the device has been taken away, and not before', async () => {
+    host.rdmaListener = { rdmaAddress: '10.0.1.1', rdmaPort: 7401, isLost: false };
+    await host.agent.start();
+    expect(await exposeByRdma()).toMatchObject({ transport: 'rdma', host: '10.0.1.1', port: 7401 });
+    // The VM still runs here: whatever has become of the device, that move is to be undone.
+    host.rdmaListener.isLost = true;
+    await exposeByRdma();
+    expect(host.exposures).toEqual(['opened']);
+
+    await host.registry.swapOwner('web', 1, { vm: 'web', owner: 'B', epoch: 2, session: FIRST });
+    await host.agent.start();
+    expect(host.exposures.splice(0)).toEqual(['opened', 'opened', 'frozen']);
+    const lost = host.rdmaListener;
+    host.rdmaListener = { rdmaAddress: '10.0.1.1', rdmaPort: 999, isLost: false };
+    expect(await exposeByRdma()).toMatchObject({ port: 999 });
+    expect(host.exposures.splice(0)).toEqual(['closed', 'opened', 'frozen']);
+    lost.isLost = false;
+    expect(await exposeByRdma()).toMatchObject({ port: 999 });
+    expect(host.exposures).toEqual([]);
+  });
+});
+
+describe('a clone that has left, and whose pages have not all been fetched', () => {
+  const leave = async (): Promise<void> => {
+    const spec = host.vm['spec'] as VmSpec;
+    host.vm['spec'] = { ...spec, memory: { ...spec.memory, backing: 'image' } };
+    await host.agent.start();
+    await expose(FIRST);
+    await host.registry.swapOwner('web', 1, { vm: 'web', owner: 'B', epoch: 2, session: FIRST });
+  };
+  const gone = { code: NATIVE_ERROR.PROCESS_GONE, errno: 0, what: 'a clone has ended' };
+
+  test('is exposed again by the next daemon, and lost once its process has taken pages along', async () => {
+    await leave();
+    await host.agent.start();
+    expect(host.exposures).toEqual(['opened', 'opened', 'frozen']);
+    await expose(FIRST);
+    // Pages that cannot be kept are in the process still.
+    host.sourceFailure = { code: NATIVE_ERROR.NO_SPACE, errno: 28, what: 'write' };
+    await expose(FIRST);
+    host.sourceFailure = gone;
+    await expect(expose(FIRST)).rejects.toEqual(code('VM_LOST'));
+  });
+
+  test('is lost to the next daemon if its process ended before that', async () => {
+    await leave();
+    host.onOpenSource = () => {
+      throw failureToError(gone, 'open source session');
+    };
+    await host.agent.start();
+    await expect(expose(FIRST)).rejects.toEqual(code('VM_LOST'));
+  });
+});

@@ -1,0 +1,205 @@
+/** `vfork` and what of `vmctl` is about images, as processes against a daemon with fakes behind its API. */
+import { spawn } from 'node:child_process';
+import { mkdtemp, readFile, rm } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import { afterAll, beforeAll, beforeEach, describe, expect, test, vi } from 'vitest';
+import { type ApiServer, buildServer } from '../../../src/api/server.js';
+import { type FakeServices, FORK_REPORT, fakeServices, imageView, vmView } from '../../support/api-fakes.js';
+
+// Each case is a process of its own, which takes its time to start on a busy machine.
+vi.setConfig({ testTimeout: 60_000 });
+
+const ROOT = fileURLToPath(new URL('../../..', import.meta.url));
+const { image: IMAGE } = FORK_REPORT;
+let directory: string;
+let services: FakeServices;
+let server: ApiServer;
+
+beforeAll(async () => {
+  directory = await mkdtemp(join(tmpdir(), 'vmg-vfork-'));
+  services = fakeServices();
+  server = buildServer(services);
+  await server.listenUnix(join(directory, 'api.sock'));
+});
+afterAll(async () => {
+  await server.close();
+  await rm(directory, { recursive: true, force: true });
+});
+beforeEach(() => {
+  services.jobs.refusals = [];
+  services.jobs.forkRequests.length = 0;
+  services.images.views.clear();
+  services.pool.sets.length = 0;
+});
+
+function run(program: string, ...args: readonly string[]) {
+  const child = spawn(process.execPath, ['--import', 'tsx', join(ROOT, `src/cli/${program}.ts`), ...args], {
+    cwd: ROOT,
+    env: { ...process.env, VMIGRATE_HOST: `unix:${directory}/api.sock`, NODE_OPTIONS: '' },
+    stdio: ['ignore', 'pipe', 'pipe'],
+  });
+  let stdout = '';
+  let stderr = '';
+  child.stdout.on('data', (data: Buffer) => (stdout += data.toString()));
+  child.stderr.on('data', (data: Buffer) => (stderr += data.toString()));
+  return new Promise<{ code: number | null; stdout: string; stderr: string }>((resolve) =>
+    child.once('close', (code) => resolve({ code, stdout, stderr })),
+  );
+}
+
+/** Lets the next job that is submitted come to `change` once somebody watches it. */
+async function nextJobEnds(change: Parameters<FakeServices['jobs']['change']>[1]): Promise<void> {
+  const id = `job-${services.jobs.views.size + 1}`;
+  while (![...services.jobs.listeners].some((entry) => entry.id === id))
+    await new Promise((resolve) => setTimeout(resolve, 5));
+  services.jobs.change(id, change);
+}
+
+describe('vfork', () => {
+  test('0: done, with the report as the only thing on stdout', async () => {
+    const [ended] = await Promise.all([
+      run('vfork', '--clones', '2', 'web', '--json'),
+      nextJobEnds({ state: 'done', report: FORK_REPORT }),
+    ]);
+    expect(ended).toMatchObject({ code: 0, stderr: '' });
+    expect(JSON.parse(ended.stdout)).toEqual(FORK_REPORT);
+  });
+
+  test('every flag arrives', async () => {
+    const flags = ['--parent', 'stop', '--memory', 'private', '--network', 'none', '--disks', 'scratch'];
+    const ended = await run('vfork', 'web', '--clones', '5', ...flags, '--name', 'w', '--partial', '--detach');
+    expect(ended).toMatchObject({ code: 0, stdout: expect.stringMatching(/^job-\d+\n$/) as string });
+    expect(services.jobs.forkRequests).toEqual([
+      {
+        vm: 'web',
+        image: null,
+        cloneCount: 5,
+        namePrefix: 'w',
+        parentMode: 'stop',
+        memory: 'private',
+        network: 'none',
+        disks: 'scratch',
+        isPartialAllowed: true,
+      },
+    ]);
+  });
+
+  test('a person reads pause, times and clones', async () => {
+    const [ended] = await Promise.all([
+      run('vfork', '--image', IMAGE, '--clones', '2'),
+      nextJobEnds({ state: 'done', report: FORK_REPORT }),
+    ]);
+    expect(services.jobs.forkRequests).toMatchObject([{ vm: null, image: IMAGE }]);
+    expect(ended.stdout).toMatch(/^web: 2 clones, 256 MiB, warm\n {2}pause {6}14\.5 ms/);
+    expect(ended.stdout).toMatch(/web-1 +A +00000000-\S+ +52:54:00:00:00:01 +60\.0 ms/);
+  });
+
+  test('1: failed, and none is left', async () => {
+    const error = { code: 'STEP_FAILED', message: 'clone web-1 could not be started' };
+    const [ended] = await Promise.all([
+      run('vfork', '--clones', '2', 'web'),
+      nextJobEnds({ state: 'failed', error, clones: [] }),
+    ]);
+    expect(ended).toMatchObject({ code: 1, stdout: '' });
+    expect(ended.stderr).toMatch(/the fork of web failed: there is no clone \(STEP_FAILED\)\n {2}because: clone web-1/);
+  });
+
+  test('3: refused, 4: needs recovery', async () => {
+    const [stalled] = await Promise.all([
+      run('vfork', '--clones', '2', 'web'),
+      nextJobEnds({ state: 'needsRecovery', error: { code: 'NEEDS_RECOVERY', message: 'stuck' } }),
+    ]);
+    expect(stalled).toMatchObject({ code: 4, stderr: expect.stringMatching(/vfork --recover job-\d+/) as string });
+    services.jobs.refusals = [{ code: 'CLONE_COUNT', reason: '0 clones are too few', remedy: 'ask for one' }];
+    const refused = await run('vfork', '--clones', '0', 'web', '--dry-run');
+    expect(refused).toMatchObject({ code: 3, stdout: expect.stringContaining('ask for one') as string });
+  });
+
+  test.each([
+    [['web']],
+    [['--clones', '2']],
+    [['--clones', '-1', 'web']],
+    [['--clones', 'many', 'web']],
+    [['--clones', '2', 'web', '--image', IMAGE]],
+    [['--clones', '2', 'web', '--memory', 'shared']],
+    [['--clones', '2', 'web', '--rdma']],
+    [['--clones', '2', 'web', '--topology', '/etc/topology.conf']],
+    [['--clones', '2', 'web', '--fanout', 'multicast']],
+    [['--clones', '2', 'web', '--wait', '--detach']],
+    [['--clones', '2', 'web', '--logs', '/tmp']],
+  ])('2: usage, %j', async (args) => {
+    const ended = await run('vfork', ...args);
+    expect(ended).toMatchObject({ code: 2, stdout: '' });
+    expect(ended.stderr).not.toBe('');
+  });
+
+  test('other hosts are refused by the daemon', async () => {
+    const ended = await run('vfork', '--clones', '2', 'web', '--hosts', 'A,B');
+    expect(ended).toMatchObject({ code: 1, stderr: expect.stringMatching(/UNSUPPORTED/) as string });
+  });
+
+  test.each([
+    [0, 0],
+    [3, 1],
+  ])('--wait waits until all have ended, and keeps their logs: codes 0 and %i', async (exitCode, code) => {
+    for (const { name } of FORK_REPORT.clones) await services.vms.run(vmView(name) as never);
+    const logs = join(directory, `logs-${exitCode}`);
+    const waiting = run('vfork', '--clones', '2', 'web', '--wait', '--logs', logs, '--json');
+    await nextJobEnds({ state: 'done', report: FORK_REPORT });
+    services.ends('web-0', 'bye\n');
+    services.ends('web-1', `bye from ${exitCode}\n`, exitCode);
+    const ended = await waiting;
+    expect(ended).toMatchObject({ code, stderr: '' });
+    const { ends } = JSON.parse(ended.stdout) as { ends: { log: string }[] };
+    expect(ends).toMatchObject([
+      { name: 'web-0', index: 0, exitCode: 0, reason: 'guest-shutdown' },
+      { name: 'web-1', index: 1, exitCode },
+    ]);
+    expect(await readFile(ends[1]?.log ?? '', 'utf8')).toBe(`bye from ${exitCode}\n`);
+  });
+
+  test('--wait takes a code for the end, and the log as far as it goes', async () => {
+    for (const { name } of FORK_REPORT.clones) await services.vms.run(vmView(name) as never);
+    const waiting = run('vfork', '--clones', '2', 'web', '--wait', '--logs', join(directory, 'logs'), '--json');
+    await nextJobEnds({ state: 'done', report: FORK_REPORT });
+    // More than a console that is followed begins with.
+    const said = 'x'.repeat(200_000);
+    services.saysCode('web-0', said, 0);
+    services.saysCode('web-1', 'done\n', 0);
+    const { code, stdout } = await waiting;
+    expect(code).toBe(0);
+    const { ends } = JSON.parse(stdout) as { ends: { log: string }[] };
+    expect(ends).toMatchObject([{ exitCode: 0, reason: 'its word' }, { reason: 'its word' }]);
+    expect(await readFile(ends[0]?.log ?? '', 'utf8')).toBe(said);
+  });
+});
+
+describe('vmctl', () => {
+  test('images, image show, rm, save and load', async () => {
+    services.images.views.set(IMAGE, imageView(IMAGE, { state: 'filling', pagesTotal: 10, pagesDone: 4 }));
+    expect((await run('vmctl', 'images')).stdout).toMatch(/00112233445566ff +filling 40 % +web +256 MiB +128 MiB/);
+    expect(JSON.parse((await run('vmctl', 'image', 'show', IMAGE, '--json')).stdout)).toMatchObject({ id: IMAGE });
+    expect(await run('vmctl', 'image', 'save', IMAGE, '/srv/x.image')).toMatchObject({ code: 0 });
+    expect(await run('vmctl', 'image', 'rm', IMAGE)).toMatchObject({ code: 0 });
+    expect(await run('vmctl', 'image', 'show', IMAGE)).toMatchObject({ code: 1 });
+    expect(await run('vmctl', 'image', 'load', '/srv/x.image', '--json')).toMatchObject({ code: 0 });
+    expect(services.images.list()).toHaveLength(1);
+  });
+
+  test('pool warm, list and drain', async () => {
+    expect(await run('vmctl', 'pool', 'warm', 'web', '--clones', '4', '--network', 'none')).toMatchObject({ code: 0 });
+    expect((await run('vmctl', 'pool')).stdout).toMatch(/web +4 +4 +cow +none/);
+    expect((await run('vmctl', 'pool', 'drain', 'web')).stdout).toBe('4 processes have ended\n');
+    expect(await run('vmctl', 'pool', 'warm', 'web')).toMatchObject({ code: 2 });
+  });
+
+  test('stop --image ends all clones of an image', async () => {
+    await services.vms.run(vmView('web-5') as never);
+    services.images.views.set(IMAGE, imageView(IMAGE, { clones: ['web-5'] }));
+    expect(await run('vmctl', 'stop', '--image', IMAGE)).toMatchObject({ code: 0, stdout: '1 clones have ended\n' });
+    expect(await run('vmctl', 'stop')).toMatchObject({ code: 2 });
+    expect(await run('vmctl', 'stop', 'web', '--image', IMAGE)).toMatchObject({ code: 2 });
+  });
+});

@@ -1,0 +1,200 @@
+/** A coordinator on two agents that do as a test tells them; registry, journal, jobs and engine are the real ones, on stores in memory. */
+
+import { FileRegistry } from '../../../src/cluster/file.js';
+import type { ForkJobView, JobView, MigrationJobView } from '../../../src/domain/job.js';
+import type { ForkAgentPort } from '../../../src/engine/ports/fork.js';
+import type { AgentPort, JournalEntry, SessionProgress } from '../../../src/engine/ports/migration.js';
+import { type JobLimits, JobManager } from '../../../src/jobs/jobs.js';
+import { FileJournal } from '../../../src/jobs/journal.js';
+import { unreachableAgent } from '../../../src/jobs/unreachable-agent.js';
+import { MemoryStore } from '../durable/memory-store.js';
+import { forkAnswers } from '../planner/fork-facts.js';
+import { goodFacts, host, vm } from '../planner/planner-facts.js';
+
+export const complete: SessionProgress = {
+  state: 'complete',
+  hasRun: true,
+  error: null,
+  pagesTotal: 100,
+  pagesPresent: 100,
+  pageBytes: 4096,
+  counters: {
+    demandBytes: 40_960,
+    prefetchBytes: 81_920,
+    pagesZero: 70,
+    faultCount: 10,
+    faultP50Ns: 200_000,
+    faultP99Ns: 900_000,
+    faultMaxNs: 1_000_000,
+    degradedNs: 30_000_000,
+    cpuNs: 5e8,
+    reconnectCount: 1,
+  },
+};
+
+export class Scripted {
+  /** "A.stop", "B.prepare", in the order in which they were called. */
+  readonly calls: string[] = [];
+  readonly warnings: string[] = [];
+  readonly journalStore = new MemoryStore();
+  readonly ownerStore = new MemoryStore();
+  /** What a test changes; called in place of the ordinary answer. */
+  readonly on: { [call: string]: (...parameters: never[]) => unknown } = {};
+  onFault: (point: string) => Promise<void> = () => Promise.resolve();
+  peers = ['A', 'B'];
+  #count = 0;
+  /** The clock never says the same twice: what is to be equal must not be so by chance. */
+  #isoMs = 0;
+
+  async daemon(limits: Partial<JobLimits> = {}) {
+    const registry = await FileRegistry.on(this.ownerStore);
+    if ((await registry.owner('vm1')) === null) {
+      await registry.swapOwner('vm1', null, { vm: 'vm1', owner: 'A', epoch: 3, session: null });
+    }
+    const { journal } = await FileJournal.on(this.journalStore);
+    const jobs = new JobManager({
+      host: 'A',
+      agent: (name) => {
+        if (!this.peers.includes(name)) throw new Error(`no peer ${name}`);
+        return this.agent(name);
+      },
+      forks: this.forks('A'),
+      registry,
+      journal,
+      clock: {
+        nowMs: () => performance.now(),
+        isoNow: () => {
+          this.#isoMs = Math.max(Date.now(), this.#isoMs + 1);
+          return new Date(this.#isoMs).toISOString();
+        },
+        sleep: (ms, signal) =>
+          new Promise((resolve) => {
+            const end = (): void => {
+              clearTimeout(timer);
+              signal?.removeEventListener('abort', end);
+              resolve();
+            };
+            const timer = setTimeout(end, ms);
+            signal?.addEventListener('abort', end);
+          }),
+      },
+      random: { hex: (bytes) => (++this.#count).toString(16).padStart(bytes * 2, '0') },
+      faults: { hit: (point) => this.onFault(point) },
+      log: { info: () => undefined, warn: (_, message) => this.warnings.push(message) },
+      limits: { pollMsFirst: 1, pollMs: 2, retryMsFirst: 1, retryMsMax: 4, leftoverMsFirst: 5, ...limits },
+    });
+    await jobs.start();
+    return { jobs, registry, journal };
+  }
+
+  agent(name: string): AgentPort {
+    const answers: Partial<Record<keyof AgentPort, unknown>> = {
+      inventory: host(name),
+      vmInventory: { ...vm, owner: 'A' },
+      checkTarget: goodFacts().target.checks,
+      prepare: { nativeUri: 'tcp:10.0.0.2:4444' },
+      resume: { resumedAtUs: 12_000 },
+      progress: complete,
+      expose: { transport: 'tcp', host: '10.0.0.1', port: 1, keys: [] },
+      stop: { stoppedAtUs: 2_000, stoppedForMs: 0 },
+      transferState: { deviceStateBytes: 300_000 },
+      nativeProgress: { status: 'completed', downtimeMs: 20, ramTransferredBytes: 5_000, rounds: 3 },
+      sourceCounters: { cpuNs: 25e7 },
+    };
+    const calls = Object.keys(unreachableAgent(name, null)).filter((key) => key !== 'host');
+    const methods = calls.map((call): [string, unknown] => [
+      call,
+      async (...parameters: never[]) => {
+        this.calls.push(`${name}.${call}`);
+        const scripted = this.on[`${name}.${call}`];
+        return scripted === undefined ? answers[call as keyof AgentPort] : scripted(...parameters);
+      },
+    ]);
+    return { host: name, ...Object.fromEntries(methods) } as unknown as AgentPort;
+  }
+
+  /** The same for the calls of forks: "A.forkPoint". */
+  forks(name: string): ForkAgentPort {
+    const methods = Object.entries(forkAnswers).map(([call, answer]): [string, unknown] => [
+      call,
+      async (...parameters: never[]) => {
+        this.calls.push(`${name}.${call}`);
+        const scripted = this.on[`${name}.${call}`];
+        return scripted === undefined ? answer : scripted(...parameters);
+      },
+    ]);
+    return { host: name, ...Object.fromEntries(methods) } as unknown as ForkAgentPort;
+  }
+
+  /** Those that do something, without the questions before and the polls. */
+  get acts(): string[] {
+    const questions = /[iI]nventory|checkTarget|\.progress|sourceCounters|nativeProgress|forkProgress/;
+    return this.calls.filter((call) => !questions.test(call));
+  }
+
+  journalled(): JournalEntry[] {
+    const lines = this.journalStore.bytes.toString().trim().split('\n');
+    return lines.map((line) => JSON.parse(line.slice(9)) as JournalEntry);
+  }
+}
+
+export function rest(jobs: JobManager, id: string): Promise<JobView> {
+  const isAtRest = ({ state }: JobView) => ['done', 'failed', 'cancelled', 'lost', 'needsRecovery'].includes(state);
+  return new Promise((resolve) => {
+    if (isAtRest(jobs.get(id))) return resolve(jobs.get(id));
+    const end = jobs.subscribe(id, (view) => {
+      if (!isAtRest(view)) return;
+      end();
+      resolve(view);
+    });
+  });
+}
+
+export async function restMigration(jobs: JobManager, id: string): Promise<MigrationJobView> {
+  return (await rest(jobs, id)) as MigrationJobView;
+}
+
+export async function restFork(jobs: JobManager, id: string): Promise<ForkJobView> {
+  return (await rest(jobs, id)) as ForkJobView;
+}
+
+/** A promise and what settles it. */
+export function gate(): { passed: Promise<void>; open: () => void } {
+  let open = (): void => undefined;
+  const passed = new Promise<void>((resolve) => {
+    open = resolve;
+  });
+  return { passed, open };
+}
+
+/** A call that is not answered before the test says so; `came` when it has been made. */
+export function held(world: Scripted, call: string, answer?: unknown): { came: Promise<void>; letGo: () => void } {
+  const came = gate();
+  const parked = gate();
+  world.on[call] = async () => {
+    came.open();
+    await parked.passed;
+    return answer;
+  };
+  return { came: came.passed, letGo: parked.open };
+}
+
+/** A daemon that never gets beyond `point`: what a crash there leaves in the files. */
+export async function crashedAt(
+  point: string,
+  submit: (jobs: JobManager) => Promise<JobView>,
+): Promise<{ world: Scripted; id: string }> {
+  const world = new Scripted();
+  const crashed = gate();
+  world.onFault = (hit) => {
+    if (hit !== point) return Promise.resolve();
+    crashed.open();
+    return new Promise(() => undefined);
+  };
+  const { jobs } = await world.daemon();
+  const { id } = await submit(jobs);
+  await crashed.passed;
+  world.onFault = () => Promise.resolve();
+  world.calls.length = 0;
+  return { world, id };
+}

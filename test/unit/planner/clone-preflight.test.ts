@@ -1,0 +1,103 @@
+/** Clones that are to leave their host: what only they can be refused for. */
+import { describe, expect, test } from 'vitest';
+import type {
+  HostInventory,
+  MigrationOrder,
+  MigrationRequest,
+  RefusalCode,
+  VmInventory,
+  VmSpec,
+} from '../../../src/domain/migration.js';
+import { planMigration } from '../../../src/planner/migration/plan.js';
+import { preflight } from '../../../src/planner/migration/preflight.js';
+import { goodFacts, request, spec, vm } from './planner-facts.js';
+
+const MIB = 1024 * 1024;
+const memory = { ...spec.memory, backing: 'image' as const };
+const image = { id: '0011223344556677', isComplete: true, ownBytes: 100 * MIB };
+
+interface Change {
+  readonly request?: Partial<MigrationRequest>;
+  readonly source?: Partial<HostInventory>;
+  readonly target?: Partial<HostInventory>;
+  readonly vm?: Partial<VmInventory>;
+  readonly spec?: Partial<VmSpec>;
+}
+
+function factsOf(change: Change) {
+  const { sourceHost, target } = goodFacts();
+  return {
+    sourceHost: { ...sourceHost, ...change.source },
+    target: { ...target, inventory: { ...target.inventory, ...change.target } },
+    // As QEMU is asked: it cannot tell that its memory is no shared file.
+    vm: {
+      ...{ ...vm, isRamShared: false, isRamNamedFile: false, image, ...change.vm },
+      spec: { ...spec, memory, ...change.spec },
+    },
+  };
+}
+
+const refusals = (change: Change) => preflight({ ...request, ...change.request }, factsOf(change));
+
+const CASES: readonly [what: string, change: Change, code: RefusalCode, names: RegExp][] = [
+  [
+    'an identity that is not complete',
+    { vm: { identityIssue: 'its guest has not given the NIC up' } },
+    'IDENTITY_PENDING',
+    /vm1 lacks an identity of its own: its guest has not/,
+  ],
+  [
+    'the same of a clone with memory of its own, moved by QEMU',
+    { request: { mode: 'native-precopy' }, vm: { image: null, identityIssue: 'no agent' } },
+    'IDENTITY_PENDING',
+    /no agent/,
+  ],
+  ['a disk that ends with it', { vm: { fleetingDisks: ['vda'] } }, 'DISK_NOT_MOVABLE', /vda of vm1 .* ends .* on A/],
+  [
+    'such a disk under QEMU',
+    { request: { mode: 'native-postcopy' }, vm: { fleetingDisks: ['vda'] } },
+    'DISK_NOT_MOVABLE',
+    /vda/,
+  ],
+  ['an image that still fills', { vm: { image: { ...image, isComplete: false } } }, 'IMAGE_INCOMPLETE', /image 0011/],
+  [
+    'memory of its own that still fills',
+    { spec: { memory: { ...memory, backing: 'shared' } } },
+    'VM_FILLING',
+    /pages of vm1 are still on their way/,
+  ],
+  ['no preload', { spec: { hasPreload: false } }, 'RAM_NOT_SHARED', /vm1 runs without the preload/],
+  ['little memory at the source', { source: { memoryAvailableBytes: 90 * MIB } }, 'SOURCE_MEMORY', /100 MiB; A has 90/],
+  ['a full tmpfs at the source', { source: { ramFileFreeBytes: 10 * MIB } }, 'SOURCE_MEMORY', /100 MiB; A has 10/],
+  ['no figure', { vm: { image: { ...image, ownBytes: Number.NaN } } }, 'SOURCE_MEMORY', /up to nothing/],
+  [
+    'a neighbour',
+    { request: { transport: 'shm' }, target: { machineId: 'machine-of-A' } },
+    'TRANSPORT_UNAVAILABLE',
+    /partly its own, which a neighbour cannot map/,
+  ],
+  ['an RDMA device', { request: { transport: 'rdma' } }, 'TRANSPORT_UNAVAILABLE', /which no RDMA device reads/],
+  ['a small tmpfs at the target', { target: { ramFileFreeBytes: MIB } }, 'TARGET_MEMORY', /needs 512 MiB/],
+];
+
+describe('a clone that is to move', () => {
+  test.each(CASES)('is refused for %s', (_, change, code, names) => {
+    const found = refusals(change);
+    expect(found.map((refusal) => refusal.code)).toEqual([code]);
+    expect(found[0]?.reason).toMatch(names);
+    expect(found[0]?.remedy).not.toBe('');
+  });
+
+  test('has nothing in its way over tcp, nor under QEMU', () => {
+    expect(refusals({})).toEqual([]);
+    const incomplete = { image: { ...image, isComplete: false } };
+    expect(refusals({ request: { mode: 'native-precopy' }, vm: incomplete })).toEqual([]);
+  });
+
+  test('takes tcp where any transport may do, and says why', () => {
+    const order: MigrationOrder = { ...request, transport: 'auto' };
+    const { plan } = planMigration(order, factsOf({}));
+    expect(plan?.request.transport).toBe('tcp');
+    expect(plan?.transportReason).toMatch(/memory of vm1 is partly its image's/);
+  });
+});

@@ -1,0 +1,183 @@
+import { describe, expect, test } from 'vitest';
+import type { ForkPlan, ForkRequest, ForkStepName } from '../../../src/domain/fork.js';
+import type { ForkRefusalCode, RefusalCode } from '../../../src/domain/migration.js';
+import type { ForkInventory } from '../../../src/engine/ports/fork.js';
+import { firstForkStepOutOfOrder, planFork } from '../../../src/planner/fork/plan.js';
+import { forkInventory, forkRequest, IMAGE, image } from './fork-facts.js';
+
+const MIB = 1024 * 1024;
+
+interface Change {
+  readonly request?: Partial<ForkRequest>;
+  readonly inventory?: Partial<ForkInventory>;
+  readonly vm?: Partial<ForkInventory['vm']>;
+}
+
+function planned({ request = {}, inventory = {}, vm = {} }: Change = {}) {
+  const merged = { ...forkInventory, ...inventory };
+  return planFork(
+    { ...forkRequest, ...request },
+    { host: 'A', inventory: { ...merged, vm: { ...merged.vm, ...vm } }, waitsFor: null },
+  );
+}
+
+const ofImage: Change = { request: { vm: null, image: IMAGE }, inventory: { image } };
+
+const CASES: readonly [what: string, change: Change, code: RefusalCode, names: RegExp][] = [
+  ['no clone', { request: { cloneCount: 0 } }, 'CLONE_COUNT', /0 clones/],
+  ['fewer than no clone', { request: { cloneCount: -1 } }, 'CLONE_COUNT', /-1 clones/],
+  [
+    'ten thousand',
+    { request: { cloneCount: 10_000 }, inventory: { cloneBytesNeeded: 0 } },
+    'CLONE_COUNT',
+    /10000 .*1024/,
+  ],
+  ['half a clone', { request: { cloneCount: 1.5 } }, 'CLONE_COUNT', /1\.5/],
+  ['a VM of another host', { vm: { owner: 'C' } }, 'VM_NOT_OWNED', /belongs to C/],
+  ['a paused VM', { vm: { state: 'paused' } }, 'VM_NOT_RUNNING', /is paused/],
+  ['a VM in a job', { vm: { job: 'job-7' } }, 'VM_IN_JOB', /job-7/],
+  ['a VM that is still arriving', { inventory: { isFilling: true } }, 'VM_FILLING', /on their way/],
+  ['a device without a state', { vm: { migrationBlockers: ['ivshmem'] } }, 'DEVICE_NOT_MIGRATABLE', /ivshmem/],
+  ['private memory', { vm: { isRamShared: false } }, 'RAM_NOT_SHARED', /private/],
+  ['a device that writes past', { inventory: { escapingDevices: ['vhost-net n0'] } }, 'WRITES_ESCAPE', /vhost-net n0/],
+  [
+    'a clone that shall become an image without a copy',
+    {
+      request: { parentMode: 'stop' },
+      vm: { isRamShared: false, image: { id: IMAGE, isComplete: true, ownBytes: 0 } },
+    },
+    'RAM_NOT_SHARED',
+    /shares its memory with image 0011/,
+  ],
+  [
+    'clones that would punch holes into their image',
+    { request: { parentMode: 'stop' }, vm: { discardingDevices: ['virtio-balloon-pci'] } },
+    'WRITES_ESCAPE',
+    /virtio-balloon-pci.*all clones share/,
+  ],
+  [
+    'the same of an image that is there',
+    { ...ofImage, vm: { discardingDevices: ['virtio-mem-pci'] } },
+    'WRITES_ESCAPE',
+    /virtio-mem-pci.*all clones share/,
+  ],
+  ['an old kernel', { inventory: { isWriteProtectSupported: false } }, 'WRITE_PROTECT_MISSING', /write-protect/],
+  ['no preload', { inventory: { hasPreload: false } }, 'PRELOAD_MISSING', /preload/],
+  ['a raw device', { inventory: { diskBlockers: ['d0 is a pipe'] } }, 'DISK_NOT_SNAPSHOTTABLE', /d0 is a pipe/],
+  ['names that are taken', { inventory: { namesTaken: ['vm1-0', 'vm1-2'] } }, 'NAME_TAKEN', /vm1-0, vm1-2/],
+  ['an image without room', { inventory: { imageBytesFree: 100 * MIB } }, 'IMAGE_MEMORY', /512 MiB.*100 MiB/],
+  [
+    'no room for the third clone',
+    { inventory: { memoryAvailableBytes: 580 * MIB } },
+    'CLONE_MEMORY',
+    /3 clones .* 608 MiB; A has 580 MiB: 28 MiB are missing, 2 clones fit/,
+  ],
+  ['an image that is not there', { ...ofImage, inventory: { image: null } }, 'IMAGE_INCOMPLETE', /no image 0011/],
+  [
+    'an image that still fills',
+    { ...ofImage, inventory: { image: { ...image, state: 'filling' } } },
+    'IMAGE_INCOMPLETE',
+    /is filling/,
+  ],
+];
+
+describe('pre-flight', () => {
+  test.each(CASES)('refuses %s', (_, change, code, names) => {
+    const { plan, refusals } = planned(change);
+    expect(plan).toBeNull();
+    expect(refusals.map((refusal) => refusal.code)).toEqual([code]);
+    expect(refusals[0]?.reason).toMatch(names);
+    expect(refusals[0]?.remedy).not.toBe('');
+  });
+
+  test('the cases name every code that only forks have', () => {
+    const codes: Record<ForkRefusalCode, true> = {
+      CLONE_COUNT: true,
+      CLONE_MEMORY: true,
+      IMAGE_MEMORY: true,
+      IMAGE_INCOMPLETE: true,
+      VM_FILLING: true,
+      WRITES_ESCAPE: true,
+      WRITE_PROTECT_MISSING: true,
+      DISK_NOT_SNAPSHOTTABLE: true,
+    };
+    const named = new Set(CASES.map(([, , code]) => code));
+    expect(Object.keys(codes).filter((code) => !named.has(code as ForkRefusalCode))).toEqual([]);
+  });
+
+  test('gives all reasons at once', () => {
+    const { refusals } = planned({ vm: { state: 'paused' }, inventory: { hasPreload: false, namesTaken: ['vm1-1'] } });
+    expect(refusals.map(({ code }) => code)).toEqual(['VM_NOT_RUNNING', 'PRELOAD_MISSING', 'NAME_TAKEN']);
+  });
+
+  test('a figure that is no number is not enough', () => {
+    expect(planned({ inventory: { memoryAvailableBytes: Number.NaN } }).refusals).toMatchObject([
+      { code: 'CLONE_MEMORY' },
+    ]);
+    expect(planned({ inventory: { imageBytesFree: Number.NaN } }).refusals).toMatchObject([{ code: 'IMAGE_MEMORY' }]);
+  });
+
+  test('a parent that stays stopped needs no write-protection', () => {
+    const { refusals } = planned({
+      request: { parentMode: 'stop' },
+      inventory: { escapingDevices: ['vfio'], isWriteProtectSupported: false, hasPreload: false },
+    });
+    expect(refusals).toEqual([]);
+  });
+
+  test('with --partial some clones are enough, none are not', () => {
+    const some = planned({ request: { isPartialAllowed: true }, inventory: { memoryAvailableBytes: 580 * MIB } });
+    expect(some.plan?.notes).toContainEqual(expect.stringMatching(/about 2 of them/));
+    const none = planned({ request: { isPartialAllowed: true }, inventory: { memoryAvailableBytes: 500 * MIB } });
+    expect(none.refusals).toMatchObject([{ code: 'CLONE_MEMORY' }]);
+  });
+
+  test('processes that wait have their memory already', () => {
+    const { refusals } = planned({ inventory: { memoryAvailableBytes: 520 * MIB, warmCloneCount: 3 } });
+    expect(refusals).toEqual([]);
+  });
+});
+
+describe('the plan', () => {
+  const names = (plan: ForkPlan | null): ForkStepName[] => (plan?.steps ?? []).map(({ name }) => name);
+
+  test('of a VM: the parent stands still in one step', () => {
+    const { plan } = planned();
+    expect(names(plan)).toEqual([
+      'reserveParent',
+      'prepareClones',
+      'armParent',
+      'forkPoint',
+      'startClones',
+      'commitFork',
+      'fillImage',
+      'releaseParent',
+    ]);
+    expect(plan?.steps.filter(({ isInPause }) => isInPause).map(({ name }) => name)).toEqual(['forkPoint']);
+    expect(plan).toMatchObject({ host: 'A', parent: 'vm1', memoryBytes: 512 * MIB });
+    expect(plan?.notes.join('\n')).toMatch(/3 QEMU processes have to be started \(cold\)/);
+  });
+
+  test('of an image: nobody stands still', () => {
+    const { plan } = planned(ofImage);
+    expect(names(plan)).toEqual(['prepareClones', 'startClones', 'commitFork', 'releaseParent']);
+    expect(plan?.steps.some(({ isInPause }) => isInPause)).toBe(false);
+  });
+
+  test('gives many clones more time', () => {
+    const timeoutMs = (cloneCount: number): number =>
+      planned({ request: { cloneCount } }).plan?.steps.find(({ name }) => name === 'prepareClones')?.timeoutMs ?? 0;
+    expect(timeoutMs(64)).toBeGreaterThan(timeoutMs(1));
+  });
+
+  test('is walked in this order only', () => {
+    const steps = planned().plan?.steps ?? [];
+    expect(firstForkStepOutOfOrder(steps)).toBeNull();
+    for (let index = 0; index < steps.length; index++) {
+      expect(firstForkStepOutOfOrder(steps.filter((_, at) => at !== index))).not.toBeNull();
+    }
+    expect(firstForkStepOutOfOrder([...steps].reverse())).toBe('releaseParent');
+    expect(firstForkStepOutOfOrder(planned(ofImage).plan?.steps ?? [])).toBeNull();
+    expect(firstForkStepOutOfOrder([])).toBe('prepareClones');
+  });
+});

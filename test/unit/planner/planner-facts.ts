@@ -1,0 +1,126 @@
+import type {
+  HostInventory,
+  MigrationRequest,
+  RdmaInventory,
+  VmInventory,
+  VmSpec,
+} from '../../../src/domain/migration.js';
+import type { PreflightFacts } from '../../../src/planner/migration/preflight.js';
+
+const MIB = 1024 * 1024;
+
+export const spec: VmSpec = {
+  name: 'vm1',
+  uuid: '9d3c1f1e-0000-4000-8000-000000000001',
+  machine: 'pc-q35-7.2',
+  accel: 'auto',
+  cpuModel: 'qemu64',
+  cpus: 1,
+  memory: {
+    sizeBytes: 512 * MIB,
+    pageBytes: 4096,
+    regions: [{ id: 'ram0', lengthBytes: 512 * MIB }],
+    backing: 'shared',
+  },
+  kernel: '/boot/vmlinuz',
+  initrd: '/boot/initrd',
+  disks: [{ id: 'd0', path: '/disks/d0.qcow2', format: 'qcow2', isReadOnly: false }],
+  nics: [{ id: 'n0', type: 'tap', bridge: 'br0', mac: '52:54:00:00:00:01', model: 'virtio-net-pci' }],
+  hasSerial: true,
+  devices: [],
+  qemuArgs: [],
+  hasPreload: true,
+};
+
+export const request: MigrationRequest = {
+  vm: 'vm1',
+  target: 'B',
+  mode: 'postcopy',
+  transport: 'tcp',
+  bandwidthBytesPerS: 0,
+  downtimeMsMax: 300,
+};
+
+export const NO_RDMA: RdmaInventory = {
+  problem: { reason: 'it has no RDMA device', remedy: 'use --tcp' },
+  devices: [],
+  address: null,
+  port: null,
+  lockableBytes: null,
+  cgroupFreeBytes: null,
+};
+
+export function rdma(address: string): RdmaInventory {
+  const port = { number: 1, isActive: true, state: 'active', linkLayer: 'Ethernet', mtuBytes: 4096 };
+  const gids = [`::ffff:${address}`];
+  return {
+    problem: null,
+    devices: [{ name: 'mlx5_0', isOnDemandPaging: false, ports: [{ ...port, gids, addresses: [address] }] }],
+    address,
+    port: 7401,
+    lockableBytes: null,
+    cgroupFreeBytes: null,
+  };
+}
+
+export function host(name: string): HostInventory {
+  return {
+    host: name,
+    machineId: `machine-of-${name}`,
+    protocolVersion: 1,
+    qemuVersion: '7.2.22 (Debian 1:7.2+dfsg-7)',
+    machines: ['pc-q35-7.2', 'pc-i440fx-7.2'],
+    isKvmUsable: false,
+    isUserfaultfdPermitted: true,
+    hasMinorFaults: true,
+    isPreloadPresent: true,
+    memoryAvailableBytes: 4096 * MIB,
+    ramFileFreeBytes: 4096 * MIB,
+    hugePagesFree: { '2097152': 0 },
+    dataAddress: '10.0.0.1',
+    rdma: rdma(name === 'A' ? '10.0.1.1' : '10.0.1.2'),
+    vmNames: [],
+    bridges: ['br0'],
+    certificateExpiresAt: '2030-01-01T00:00:00Z',
+    clockMs: 1_700_000_000_000,
+  };
+}
+
+export const vm: VmInventory = {
+  spec,
+  state: 'running',
+  epoch: 3,
+  owner: 'A',
+  job: null,
+  qemuVersion: '7.2.22',
+  accel: 'tcg',
+  isRamShared: true,
+  isRamNamedFile: true,
+  migrationBlockers: [],
+  ramAllocatedBytes: 128 * MIB,
+  discardingDevices: [],
+  image: null,
+  identityIssue: null,
+  fleetingDisks: [],
+  exitCode: null,
+};
+
+/** Nothing stands in the way of `request` with these. */
+export function goodFacts(): PreflightFacts & { target: { kind: 'reachable' } } {
+  return {
+    sourceHost: host('A'),
+    target: {
+      kind: 'reachable',
+      inventory: host('B'),
+      checks: {
+        disks: [{ path: '/disks/d0.qcow2', isReadable: true, isWritable: true }],
+        files: [
+          { path: '/boot/vmlinuz', isReadable: true },
+          { path: '/boot/initrd', isReadable: true },
+        ],
+        rdma: { isReached: true },
+      },
+    },
+    vm,
+  };
+}

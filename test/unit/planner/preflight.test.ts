@@ -1,0 +1,241 @@
+import { describe, expect, test } from 'vitest';
+import { MigrationError } from '../../../src/domain/errors.js';
+import type {
+  HostInventory,
+  MigrationRefusalCode,
+  MigrationRequest,
+  RdmaInventory,
+  TargetChecks,
+  VmInventory,
+  VmSpec,
+} from '../../../src/domain/migration.js';
+import { preflight, type TargetFacts } from '../../../src/planner/migration/preflight.js';
+import { goodFacts, NO_RDMA, rdma, request, spec, vm } from './planner-facts.js';
+
+interface Change {
+  request?: Partial<MigrationRequest>;
+  source?: Partial<HostInventory>;
+  target?: Partial<HostInventory>;
+  checks?: Partial<TargetChecks>;
+  vm?: Partial<VmInventory>;
+  spec?: Partial<VmSpec>;
+  facts?: TargetFacts;
+}
+
+function refusals(change: Change) {
+  const good = goodFacts();
+  const target: TargetFacts = change.facts ?? {
+    kind: 'reachable',
+    inventory: { ...good.target.inventory, ...change.target },
+    checks: { ...good.target.checks, ...change.checks },
+  };
+  return preflight(
+    { ...request, ...change.request },
+    {
+      sourceHost: { ...good.sourceHost, ...change.source },
+      target,
+      vm: { ...vm, ...change.vm, spec: { ...spec, ...change.spec } },
+    },
+  );
+}
+
+const MIB = 1024 * 1024;
+const hugeMemory = { ...spec.memory, pageBytes: 2 * MIB };
+
+/** One line for each way to be refused: what is different, the code, and what the reason has to name. */
+const CASES: readonly [what: string, change: Change, code: MigrationRefusalCode, names: RegExp][] = [
+  ['the source itself', { request: { target: 'A' }, facts: { kind: 'isSource' } }, 'TARGET_IS_SOURCE', /vm1 is on A/],
+  [
+    'a silent target',
+    { facts: { kind: 'unreachable', error: new MigrationError('UNREACHABLE', 'connection refused') } },
+    'TARGET_UNREACHABLE',
+    /B does not answer: connection refused/,
+  ],
+  ['little memory', { target: { memoryAvailableBytes: 600 * MIB } }, 'TARGET_MEMORY', /needs 640 MiB.*B has 600 MiB/],
+  ['a small tmpfs', { target: { ramFileFreeBytes: 100 * MIB } }, 'TARGET_MEMORY', /needs 512 MiB.*B has 100 MiB/],
+  ['no figure', { target: { memoryAvailableBytes: Number.NaN } }, 'TARGET_MEMORY', /B has nothing/],
+  ['no huge pages', { spec: { memory: hugeMemory } }, 'TARGET_HUGE_PAGES', /needs 256 .* of 2 MiB; B has 0/],
+  ['no userfaultfd', { target: { isUserfaultfdPermitted: false } }, 'USERFAULTFD_NOT_PERMITTED', /kernel of B/],
+  ['an old kernel', { target: { hasMinorFaults: false } }, 'USERFAULTFD_NOT_PERMITTED', /minor faults/],
+  ['an identity that is pending', { vm: { identityIssue: 'no agent' } }, 'IDENTITY_PENDING', /vm1 lacks .* no agent/],
+  ['a disk that ends here', { vm: { fleetingDisks: ['vda'] } }, 'DISK_NOT_MOVABLE', /vda of vm1 .* ends .* on A/],
+  ['private RAM', { vm: { isRamShared: false, isRamNamedFile: false } }, 'RAM_NOT_SHARED', /RAM of vm1 is private/],
+  ['a memfd', { vm: { isRamNamedFile: false } }, 'RAM_NOT_NAMED_FILE', /not a named file/],
+  ['no preload', { target: { isPreloadPresent: false } }, 'PRELOAD_MISSING', /B does not have the preload/],
+  ['no such machine', { target: { machines: ['pc-q35-8.0'] } }, 'MACHINE_MISSING', /pc-q35-7\.2/],
+  ['QEMU 7.1', { target: { qemuVersion: '7.1.0' } }, 'QEMU_TOO_OLD', /7\.2 is the oldest/],
+  ['an older QEMU', { vm: { qemuVersion: '8.0.2' } }, 'QEMU_TOO_OLD', /7\.2\.22.*runs in QEMU 8\.0\.2/],
+  ['no QEMU', { target: { qemuVersion: null } }, 'QEMU_TOO_OLD', /B has no QEMU/],
+  ['a QEMU without a version', { target: { qemuVersion: 'yes' } }, 'QEMU_TOO_OLD', /"yes"/],
+  ['no KVM', { vm: { accel: 'kvm' } }, 'ACCEL_MISSING', /under KVM, which B cannot use/],
+  ['no disk', { checks: { disks: [] } }, 'DISK_MISSING', /cannot open the disk d0 .*\/disks\/d0\.qcow2/],
+  [
+    'a disk it may not write',
+    { checks: { disks: [{ path: '/disks/d0.qcow2', isReadable: true, isWritable: false, reason: 'EROFS' }] } },
+    'DISK_MISSING',
+    /cannot write the disk d0 .*EROFS/,
+  ],
+  ['no initrd', { checks: { files: [{ path: '/boot/vmlinuz', isReadable: true }] } }, 'FILE_MISSING', /\/boot\/initrd/],
+  ['no bridge', { target: { bridges: ['br1'] } }, 'BRIDGE_MISSING', /n0 .* br0/],
+  ['a passed-through device', { vm: { migrationBlockers: ['vfio-pci'] } }, 'DEVICE_NOT_MIGRATABLE', /vfio-pci/],
+  ['a VM in a job', { vm: { job: 'job-1' } }, 'VM_IN_JOB', /job-1/],
+  ['a paused VM', { vm: { state: 'paused' } }, 'VM_NOT_RUNNING', /vm1 is paused/],
+  ["another host's VM", { vm: { owner: 'C' } }, 'VM_NOT_OWNED', /belongs to C/],
+  ['a taken name', { target: { vmNames: ['vm1'] } }, 'NAME_TAKEN', /B has a VM named vm1/],
+  ['an old certificate', { target: { certificateExpiresAt: '2020-01-01T00:00:00Z' } }, 'CERTIFICATE_EXPIRED', /of B/],
+  ['an unreadable date', { source: { certificateExpiresAt: 'soon' } }, 'CERTIFICATE_EXPIRED', /of A .*soon/],
+  ['a wrong clock', { target: { clockMs: 1_700_000_600_000 } }, 'CLOCK_SKEW', /differ by 600 s; 300 s/],
+  [
+    'rdma without a device',
+    { request: { transport: 'rdma' }, target: { rdma: NO_RDMA } },
+    'TRANSPORT_UNAVAILABLE',
+    /no RDMA on B: it has no RDMA device/,
+  ],
+  [
+    'rdma that does not get there',
+    { request: { transport: 'rdma' }, checks: { rdma: { isReached: false, reason: 'EHOSTUNREACH' } } },
+    'TRANSPORT_UNAVAILABLE',
+    /B does not reach A by RDMA at 10\.0\.1\.1: EHOSTUNREACH/,
+  ],
+  [
+    'rdma that nobody has tried',
+    { request: { transport: 'rdma' }, checks: { rdma: null } },
+    'TRANSPORT_UNAVAILABLE',
+    /B does not reach A/,
+  ],
+  [
+    'rdma under a balloon',
+    { request: { transport: 'rdma' }, vm: { discardingDevices: ['virtio-balloon-pci'] } },
+    'TRANSPORT_UNAVAILABLE',
+    /vm1 can give memory back while it runs \(virtio-balloon-pci\)/,
+  ],
+  [
+    'native migration over rdma',
+    { request: { mode: 'native-postcopy', transport: 'rdma' } },
+    'TRANSPORT_UNAVAILABLE',
+    /not driven over RDMA/,
+  ],
+  [
+    'little that may be locked',
+    { request: { transport: 'rdma' }, target: { rdma: { ...rdma('10.0.1.2'), lockableBytes: 8 * MIB } } },
+    'RDMA_LIMIT',
+    /needs 512 MiB; on B 8 MiB may be locked by vmigrated \(memlock\): 504 MiB are missing/,
+  ],
+  [
+    'a narrow cgroup at the source',
+    { request: { transport: 'rdma' }, source: { rdma: { ...rdma('10.0.1.1'), cgroupFreeBytes: 100 * MIB } } },
+    'RDMA_LIMIT',
+    /needs 384 MiB; on A 100 MiB fits into the memory cgroup of vmigrated: 284 MiB are missing/,
+  ],
+  [
+    'no room at the source for what the VM has never touched',
+    { request: { transport: 'rdma' }, source: { memoryAvailableBytes: 300 * MIB } },
+    'SOURCE_MEMORY',
+    /384 MiB more than there are; A has 300 MiB/,
+  ],
+  ['shm between machines', { request: { transport: 'shm' } }, 'TRANSPORT_UNAVAILABLE', /A and B are on two/],
+  ['another protocol', { target: { protocolVersion: 2 } }, 'PROTOCOL_VERSION', /version 2, A version 1/],
+];
+
+describe('pre-flight', () => {
+  test('finds nothing where nothing is', () => {
+    expect(refusals({})).toEqual([]);
+  });
+
+  test.each(CASES)('refuses %s', (_what, change, code, names) => {
+    const found = refusals(change);
+    expect(found.map((refusal) => refusal.code)).toEqual([code]);
+    expect(found[0]?.reason).toMatch(names);
+    expect(found[0]?.remedy).not.toBe('');
+  });
+
+  test('the cases name every code there is', () => {
+    const codes: Record<MigrationRefusalCode, true> = {
+      TARGET_IS_SOURCE: true,
+      TARGET_UNREACHABLE: true,
+      TARGET_MEMORY: true,
+      TARGET_HUGE_PAGES: true,
+      USERFAULTFD_NOT_PERMITTED: true,
+      RAM_NOT_SHARED: true,
+      RAM_NOT_NAMED_FILE: true,
+      PRELOAD_MISSING: true,
+      MACHINE_MISSING: true,
+      QEMU_TOO_OLD: true,
+      ACCEL_MISSING: true,
+      DISK_MISSING: true,
+      FILE_MISSING: true,
+      BRIDGE_MISSING: true,
+      DEVICE_NOT_MIGRATABLE: true,
+      VM_IN_JOB: true,
+      VM_NOT_RUNNING: true,
+      VM_NOT_OWNED: true,
+      NAME_TAKEN: true,
+      CERTIFICATE_EXPIRED: true,
+      CLOCK_SKEW: true,
+      TRANSPORT_UNAVAILABLE: true,
+      RDMA_LIMIT: true,
+      SOURCE_MEMORY: true,
+      IDENTITY_PENDING: true,
+      DISK_NOT_MOVABLE: true,
+      PROTOCOL_VERSION: true,
+    };
+    expect(new Set(CASES.map(([, , code]) => code))).toEqual(new Set(Object.keys(codes)));
+  });
+
+  test('gives all reasons at once', () => {
+    const found = refusals({
+      vm: { job: 'job-1', accel: 'kvm' },
+      target: { isPreloadPresent: false, memoryAvailableBytes: 0 },
+    });
+    expect(found.map(({ code }) => code).sort()).toEqual([
+      'ACCEL_MISSING',
+      'PRELOAD_MISSING',
+      'TARGET_MEMORY',
+      'VM_IN_JOB',
+    ]);
+  });
+
+  test('what only our own post-copy needs does not stand in the way of --native', () => {
+    const change: Change = {
+      request: { mode: 'native-precopy' },
+      vm: { isRamShared: false, isRamNamedFile: false },
+      spec: { memory: { ...spec.memory, backing: 'private' } },
+      target: { isPreloadPresent: false, isUserfaultfdPermitted: false, hasMinorFaults: false, ramFileFreeBytes: 0 },
+    };
+    expect(refusals(change)).toEqual([]);
+  });
+
+  test('--native has no shm', () => {
+    const found = refusals({
+      request: { mode: 'native-precopy', transport: 'shm' },
+      target: { machineId: 'machine-of-A' },
+    });
+    expect(found.map(({ code }) => code)).toEqual(['TRANSPORT_UNAVAILABLE']);
+  });
+
+  test('shm between two daemons of one machine is fine, and so is a newer QEMU and a read-only disk', () => {
+    const disks = [{ id: 'd0', path: '/disks/d0.qcow2', format: 'qcow2' as const, isReadOnly: true }];
+    const change: Change = {
+      request: { transport: 'shm' },
+      target: { machineId: 'machine-of-A', qemuVersion: '10.0.2' },
+      spec: { disks },
+      checks: { disks: [{ path: '/disks/d0.qcow2', isReadable: true, isWritable: false }] },
+    };
+    expect(refusals(change)).toEqual([]);
+  });
+
+  test('rdma between two hosts that have it is fine, and with on-demand paging nothing is locked', () => {
+    expect(refusals({ request: { transport: 'rdma' } })).toEqual([]);
+    const paging = (address: string): RdmaInventory => {
+      const found = rdma(address);
+      const devices = found.devices.map((device) => ({ ...device, isOnDemandPaging: true }));
+      return { ...found, devices, lockableBytes: 0, cgroupFreeBytes: 0 };
+    };
+    const change: Change = {
+      request: { transport: 'rdma' },
+      source: { rdma: paging('10.0.1.1'), memoryAvailableBytes: 0 },
+      target: { rdma: paging('10.0.1.2') },
+    };
+    expect(refusals(change)).toEqual([]);
+  });
+});
