@@ -2,9 +2,10 @@
 import { readFileSync } from 'node:fs';
 import { cpus } from 'node:os';
 import { join } from 'node:path';
-import type { ForkReport, ImageView } from '../../src/domain/fork.js';
+import type { ForkReport } from '../../src/domain/fork.js';
+import type { ImageView } from '../../src/domain/image.js';
 import type { ForkJobView, JobView } from '../../src/domain/job.js';
-import type { VmView } from '../../src/domain/migration.js';
+import type { VmView } from '../../src/domain/vm.js';
 import { checkClones } from '../../test/hosts/clone-check.js';
 import { type Cluster, eventually, sleep } from '../../test/hosts/cluster.js';
 import { Guest } from '../../test/hosts/guest.js';

@@ -1,4 +1,5 @@
-import type { MigrationReport, VmView } from '../../src/domain/migration.js';
+import type { MigrationReport } from '../../src/domain/migration.js';
+import type { VmView } from '../../src/domain/vm.js';
 import { type Cluster, sleep } from '../../test/hosts/cluster.js';
 import { Guest, type GuestOptions } from '../../test/hosts/guest.js';
 import type { HostNetwork } from '../../test/hosts/host-network.js';

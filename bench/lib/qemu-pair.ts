@@ -7,7 +7,7 @@ import { existsSync, mkdirSync, openSync, readFileSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
 import { qemuArguments } from '../../src/backends/qemu/command-line.js';
 import { QmpClient } from '../../src/backends/qemu/qmp.js';
-import type { VmSpec } from '../../src/domain/migration.js';
+import type { VmSpec } from '../../src/domain/vm.js';
 import { parseSpec } from '../../src/schemas/vm-spec.js';
 import { type Cluster, eventually, sleep } from '../../test/hosts/cluster.js';
 import { type GuestOptions, guestSpec } from '../../test/hosts/guest.js';

@@ -2,10 +2,11 @@
 import { randomBytes } from 'node:crypto';
 import type { Readable } from 'node:stream';
 import { MigrationError, toMigrationError } from '../domain/errors.js';
-import type { HostInventory, RdmaPlace, TargetChecks, VmInventory, VmSpec } from '../domain/migration.js';
+import type { ForkInventory, HostInventory, TargetChecks, VmInventory } from '../domain/host.js';
+import type { RdmaPlace } from '../domain/transport.js';
+import type { VmSpec } from '../domain/vm.js';
 import type {
   ForkAgentPort,
-  ForkInventory,
   ForkPointReply,
   ForkProgress,
   PrepareForkReply,

@@ -1,7 +1,8 @@
 /** What this host can and cannot do, each with what to do about it. The same checks pre-flight makes, for a person to read beforehand. */
 import { release } from 'node:os';
 import { toMigrationError } from '../domain/errors.js';
-import type { HostInventory, RdmaDevice, RdmaInventory } from '../domain/migration.js';
+import type { HostInventory } from '../domain/host.js';
+import type { RdmaDevice, RdmaInventory } from '../domain/transport.js';
 import type { DoctorCheck } from '../schemas/api.js';
 import type { ApiServices } from './ports.js';
 

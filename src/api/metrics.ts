@@ -3,9 +3,9 @@
  * started (counters) or from the present state (gauges). Nothing is collected while nobody asks.
  */
 
-import type { ImageState } from '../domain/fork.js';
-import type { JobView } from '../domain/job.js';
-import type { JobState, VmState } from '../domain/migration.js';
+import type { ImageState } from '../domain/image.js';
+import type { JobState, JobView } from '../domain/job.js';
+import type { VmState } from '../domain/vm.js';
 import type { ApiServices } from './ports.js';
 import { isEnded } from './sse.js';
 

@@ -9,7 +9,7 @@ import { pipeline } from 'node:stream/promises';
 import { type ApiClient, DaemonUnreachable } from '../api/client.js';
 import { MigrationError } from '../domain/errors.js';
 import type { CloneReport } from '../domain/fork.js';
-import type { VmView } from '../domain/migration.js';
+import type { VmView } from '../domain/vm.js';
 import type { CloneEnd } from './render-fork.js';
 
 const POLL_MS = 250;

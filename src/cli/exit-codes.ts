@@ -1,7 +1,7 @@
 /** What our commands end with (DESIGN section 8). Scripts depend on them; tests match each. */
 import { DaemonUnreachable } from '../api/client.js';
 import { MigrationError } from '../domain/errors.js';
-import type { JobState } from '../domain/migration.js';
+import type { JobState } from '../domain/job.js';
 
 export const EXIT = {
   done: 0,

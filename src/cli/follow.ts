@@ -1,8 +1,7 @@
 /** Watching a job to its end. A daemon that restarts in between takes its jobs up again, so a lost connection is tried again for a while. */
 import { type ApiClient, DaemonUnreachable } from '../api/client.js';
 import { MigrationError, toMigrationError } from '../domain/errors.js';
-import type { ForkJobView, JobView, MigrationJobView } from '../domain/job.js';
-import type { JobState } from '../domain/migration.js';
+import type { ForkJobView, JobState, JobView, MigrationJobView } from '../domain/job.js';
 
 const RECONNECT_MS = 500;
 const RECONNECT_FOR_MS = 15_000;

@@ -1,8 +1,9 @@
 /** As render.ts, for forks, images and waiting processes. */
 
 import type { ErrorJson } from '../domain/errors.js';
-import type { ForkPlan, ForkReport, ImageView, WarmSetView } from '../domain/fork.js';
-import type { Refusal } from '../domain/migration.js';
+import type { ForkPlan, ForkReport, WarmSetView } from '../domain/fork.js';
+import type { ImageView } from '../domain/image.js';
+import type { Refusal } from '../domain/refusal.js';
 import { bytes, milliseconds, plain, table } from './render.js';
 
 const FAILURES_SHOWN_MAX = 10;

@@ -2,7 +2,9 @@
 
 import type { ErrorJson } from '../domain/errors.js';
 import type { JobView } from '../domain/job.js';
-import type { MigrationPlan, MigrationReport, Refusal, VmView } from '../domain/migration.js';
+import type { MigrationPlan, MigrationReport } from '../domain/migration.js';
+import type { Refusal } from '../domain/refusal.js';
+import type { VmView } from '../domain/vm.js';
 import type { HostView } from '../schemas/api.js';
 
 /** What the planner says of a transport that the user has named. */

@@ -2,7 +2,8 @@
 import { resolve } from 'node:path';
 import { type Command, Option } from 'commander';
 import { MigrationError } from '../domain/errors.js';
-import type { ImageView, WarmSetView } from '../domain/fork.js';
+import type { WarmSetView } from '../domain/fork.js';
+import type { ImageView } from '../domain/image.js';
 import type { WarmBody } from '../schemas/api-fork.js';
 import { type CommonOptions, client, integer } from './program.js';
 import { bytes } from './render.js';

@@ -4,7 +4,7 @@ import { createReadStream } from 'node:fs';
 import type { Command } from 'commander';
 import { MigrationError } from '../domain/errors.js';
 import type { JobView } from '../domain/job.js';
-import type { VmView } from '../domain/migration.js';
+import type { VmView } from '../domain/vm.js';
 import type { DaemonView, DoctorCheck, HostView } from '../schemas/api.js';
 import type { StoppedView } from '../schemas/api-fork.js';
 import { addCerts } from './certs.js';

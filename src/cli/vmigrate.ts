@@ -3,7 +3,9 @@
 import { Option } from 'commander';
 import { MigrationError } from '../domain/errors.js';
 import type { JobView } from '../domain/job.js';
-import type { MigrationMode, MigrationPlan, Refusal, TransportChoice } from '../domain/migration.js';
+import type { MigrationMode, MigrationPlan } from '../domain/migration.js';
+import type { Refusal } from '../domain/refusal.js';
+import type { TransportChoice } from '../domain/transport.js';
 import type { MigrationBody } from '../schemas/api.js';
 import { attend } from './attend.js';
 import { EXIT, type ExitCode } from './exit-codes.js';

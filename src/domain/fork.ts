@@ -2,17 +2,20 @@
  * The words of cloning as types, beside domain.ts. A fork takes an image (an immutable memory snapshot with device state and disks) of a VM and
  * runs clones on it. Imports nothing but domain.ts; every layer may import it.
  */
-import type { PhaseTime } from './migration.js';
+import type { PhaseTime } from './job.js';
 
 /** continue: the parent runs on, its pages are copied. stop: it stays stopped, and its memory files are the image, without a copy. */
 export type ParentMode = 'continue' | 'stop';
+
 /** cow: the image, mapped privately. private: a shared file of the clone's own, filled from the image, so that it is an ordinary VM. */
 export type CloneMemory = 'cow' | 'private';
+
 /**
  * fresh: each NIC is replaced by one with a MAC of its own, on the parent's bridge. isolated: each clone has a network namespace with such bridges,
  * and keeps the parent's MAC. none: the NICs are there and connected to nothing.
  */
 export type CloneNetwork = 'fresh' | 'isolated' | 'none';
+
 /** overlay: a qcow2 of its own on the parent's disks, removed with the clone. scratch: writes are dropped when the clone ends. */
 export type CloneDisks = 'overlay' | 'scratch';
 
@@ -47,29 +50,6 @@ export interface CloneIdentity {
   readonly vmGenerationId: string;
   /** By NIC id: the MAC that the clone has once it runs. */
   readonly macs: Readonly<Record<string, string>>;
-}
-
-/** filling: captured, pages still being copied; clones may run. complete: nobody but clones needs anything any more. failed: not usable. */
-export type ImageState = 'capturing' | 'filling' | 'complete' | 'failed';
-
-export interface ImageView {
-  readonly id: string;
-  readonly host: string;
-  readonly state: ImageState;
-  /** Name of the VM it was taken of. */
-  readonly parent: string;
-  readonly createdAt: string;
-  readonly memoryBytes: number;
-  /** Of memory files; what the image costs now. */
-  readonly allocatedBytes: number;
-  readonly pageBytes: number;
-  readonly deviceStateBytes: number;
-  readonly pagesTotal: number;
-  readonly pagesDone: number;
-  /** Base images of its disks, read-only for ever. */
-  readonly disks: readonly string[];
-  /** VMs that run on it; it cannot be removed before them. */
-  readonly clones: readonly string[];
 }
 
 export type ForkStepName =

@@ -1,7 +1,7 @@
 /** Jobs as they are shown, of both kinds. Imports nothing but its neighbours; every layer may import it. */
 
 import type { ForkReport, ForkStepName } from './fork.js';
-import type { JobState, MigrationProgress, MigrationReport, StepName } from './migration.js';
+import type { MigrationReport, StepName } from './migration.js';
 
 interface AnyJobView {
   readonly id: string;
@@ -39,3 +39,23 @@ export interface ForkJobView extends AnyJobView {
 }
 
 export type JobView = MigrationJobView | ForkJobView;
+
+/**
+ * running: going on · recovering: committed, something is unreachable, being retried · done · failed: the VM runs where it was ·
+ * needsRecovery: committed, retries have ended, `vmigrate --recover JOB` goes on · lost: committed, and the VM's memory is gone
+ */
+export type JobState = 'queued' | 'running' | 'recovering' | 'done' | 'failed' | 'cancelled' | 'needsRecovery' | 'lost';
+
+export interface PhaseTime {
+  readonly name: string;
+  readonly ms: number;
+}
+
+export interface MigrationProgress {
+  readonly pagesTotal: number;
+  readonly pagesDone: number;
+  readonly bytesDone: number;
+  readonly bytesPerS: number;
+  readonly secondsLeft: number | null;
+  readonly faultCount: number;
+}

@@ -1,6 +1,7 @@
 import { MigrationError } from '../domain/errors.js';
 import type { ForkReport } from '../domain/fork.js';
-import type { JobState, MigrationReport } from '../domain/migration.js';
+import type { JobState } from '../domain/job.js';
+import type { MigrationReport } from '../domain/migration.js';
 import { FORK_STEPS_AFTER_COMMIT } from '../planner/fork/plan.js';
 import { PLAN_STEPS_AFTER_COMMIT } from '../planner/migration/plan.js';
 import { type ForkFindings, type ForkRecord, noForkFindings } from './fork/context.js';

@@ -1,8 +1,9 @@
 import { MigrationError, toMigrationError } from '../domain/errors.js';
 import type { ForkRequest } from '../domain/fork.js';
+import type { ForkInventory } from '../domain/host.js';
 import type { MigrationOrder } from '../domain/migration.js';
 import { withDeadline } from '../engine/deadline.js';
-import type { ForkAgentPort, ForkInventory } from '../engine/ports/fork.js';
+import type { ForkAgentPort } from '../engine/ports/fork.js';
 import type { AgentPort, Clock, Registry } from '../engine/ports/migration.js';
 import type { PreflightFacts, TargetFacts } from '../planner/migration/preflight.js';
 

@@ -1,6 +1,6 @@
 import type { ForkReport } from '../domain/fork.js';
-import type { ForkJobView, JobView, MigrationJobView } from '../domain/job.js';
-import type { JobState, MigrationReport } from '../domain/migration.js';
+import type { ForkJobView, JobState, JobView, MigrationJobView } from '../domain/job.js';
+import type { MigrationReport } from '../domain/migration.js';
 import { type ForkHistory, type History, isCommittedByJournal, type MigrationHistory } from '../engine/history.js';
 
 /** A job as this daemon has it in its hands. */

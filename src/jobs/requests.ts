@@ -2,7 +2,9 @@
 
 import { MigrationError, toMigrationError } from '../domain/errors.js';
 import type { ForkPlan, ForkRequest } from '../domain/fork.js';
-import type { MigrationOrder, MigrationPlan, Refusal, VmInventory } from '../domain/migration.js';
+import type { VmInventory } from '../domain/host.js';
+import type { MigrationOrder, MigrationPlan } from '../domain/migration.js';
+import type { Refusal } from '../domain/refusal.js';
 import type { ForkRecord } from '../engine/fork/context.js';
 import type { JobRecord } from '../engine/migration/context.js';
 import type { Clock, Random } from '../engine/ports/migration.js';

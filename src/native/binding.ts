@@ -9,7 +9,7 @@
 import { createRequire } from 'node:module';
 import { fileURLToPath } from 'node:url';
 import { MigrationError } from '../domain/errors.js';
-import type { RdmaDevice, Transport } from '../domain/migration.js';
+import type { RdmaDevice, Transport } from '../domain/transport.js';
 import type { ImageCounter, SourceCounter, TargetCounter } from '../protocol/wire.js';
 import {
   checkAddress,

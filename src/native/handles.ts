@@ -1,7 +1,7 @@
 /** The handles of binding.ts over the addon's own: each call's failure becomes a MigrationError that says what was attempted. */
 
 import { MigrationError } from '../domain/errors.js';
-import type { RdmaDevice } from '../domain/migration.js';
+import type { RdmaDevice } from '../domain/transport.js';
 import {
   IMAGE_COUNTERS,
   type ImageCounter,

@@ -1,7 +1,8 @@
 /** As schemas.ts, for clones and images, and for jobs of both kinds. */
 import { z } from 'zod';
 import { MigrationError } from '../domain/errors.js';
-import type { ForkPlan, ForkReport, ForkRequest, ImageView, WarmRequest, WarmSetView } from '../domain/fork.js';
+import type { ForkPlan, ForkReport, ForkRequest, WarmRequest, WarmSetView } from '../domain/fork.js';
+import type { ImageView } from '../domain/image.js';
 import type { ForkJobView, JobView, MigrationJobView } from '../domain/job.js';
 import { count, errorJson, hostName, jobId, list, of, refusalView, reportView, stepName, text, vmName } from './api.js';
 

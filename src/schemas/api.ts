@@ -6,19 +6,11 @@
 import { z } from 'zod';
 import type { ErrorCode, ErrorJson } from '../domain/errors.js';
 import { ERROR_CODES } from '../domain/errors.js';
-import type {
-  HostInventory,
-  MigrationOrder,
-  MigrationPlan,
-  MigrationReport,
-  MigrationRequest,
-  RdmaInventory,
-  Refusal,
-  RefusalCode,
-  TargetChecks,
-  VmInventory,
-  VmView,
-} from '../domain/migration.js';
+import type { HostInventory, TargetChecks, VmInventory } from '../domain/host.js';
+import type { MigrationOrder, MigrationPlan, MigrationReport, MigrationRequest } from '../domain/migration.js';
+import type { Refusal, RefusalCode } from '../domain/refusal.js';
+import type { RdmaInventory } from '../domain/transport.js';
+import type { VmView } from '../domain/vm.js';
 
 const TEXT_MAX = 4096;
 const LIST_MAX = 4096;

@@ -6,7 +6,7 @@ import { createHash, randomUUID } from 'node:crypto';
 import { z } from 'zod';
 import { MigrationError } from '../domain/errors.js';
 import { CLONES_MAX } from '../domain/fork.js';
-import type { NicSpec, VmSpec } from '../domain/migration.js';
+import type { NicSpec, VmSpec } from '../domain/vm.js';
 
 const KIB = 1024;
 const MIB = KIB * KIB;

@@ -5,7 +5,8 @@
  */
 
 import { MigrationError, toMigrationError } from '../domain/errors.js';
-import type { RdmaDevice, RdmaInventory, RdmaPlace, TargetChecks } from '../domain/migration.js';
+import type { TargetChecks } from '../domain/host.js';
+import type { RdmaDevice, RdmaInventory, RdmaPlace } from '../domain/transport.js';
 import type { Log } from '../kit/log.js';
 import type { DataListenerHandle, NativeBinding, RdmaOptions } from '../native/binding.js';
 import { cgroupFreeBytes, lockableBytes } from './memory-limits.js';

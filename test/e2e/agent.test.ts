@@ -1,6 +1,7 @@
 /** One host's half of a migration, with real QEMU guests and without daemons: see test/hosts/agent-pair.ts. */
 import { afterAll, afterEach, beforeAll, describe, expect, test } from 'vitest';
-import type { MigrationMode, Transport } from '../../src/domain/migration.js';
+import type { MigrationMode } from '../../src/domain/migration.js';
+import type { Transport } from '../../src/domain/transport.js';
 import {
   AgentPair,
   commit,

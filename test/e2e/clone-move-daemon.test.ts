@@ -2,9 +2,12 @@
 import { appendFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { afterAll, beforeAll, expect, it } from 'vitest';
-import type { ForkReport, ImageView } from '../../src/domain/fork.js';
+import type { ForkReport } from '../../src/domain/fork.js';
+import type { ImageView } from '../../src/domain/image.js';
 import type { MigrationJobView } from '../../src/domain/job.js';
-import type { MigrationReport, Refusal, VmView } from '../../src/domain/migration.js';
+import type { MigrationReport } from '../../src/domain/migration.js';
+import type { Refusal } from '../../src/domain/refusal.js';
+import type { VmView } from '../../src/domain/vm.js';
 import { answersAt } from '../hosts/arping.js';
 import { Cluster, eventually } from '../hosts/cluster.js';
 import { Guest } from '../hosts/guest.js';

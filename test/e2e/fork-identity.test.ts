@@ -3,7 +3,7 @@ import { promisify } from 'node:util';
 import { describe, expect, test } from 'vitest';
 import { openConsole } from '../../src/agent/vm/console.js';
 import { replaceNics } from '../../src/agent/vm/nic-replace.js';
-import type { NicSpec } from '../../src/domain/migration.js';
+import type { NicSpec } from '../../src/domain/vm.js';
 import { eventually } from '../hosts/cluster.js';
 import { agentInitrd, guestImage, parseIdentity } from '../hosts/guest.js';
 import { consoleOf, FORK, HandFork, heard } from '../hosts/hand-fork.js';

@@ -8,7 +8,8 @@ import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { afterAll, afterEach, beforeAll, describe, expect, it } from 'vitest';
 import type { JobView } from '../../src/domain/job.js';
-import type { MigrationPlan, MigrationReport, Refusal } from '../../src/domain/migration.js';
+import type { MigrationPlan, MigrationReport } from '../../src/domain/migration.js';
+import type { Refusal } from '../../src/domain/refusal.js';
 import { Cluster, eventually } from '../hosts/cluster.js';
 import { Guest } from '../hosts/guest.js';
 

@@ -1,7 +1,7 @@
 /** Forks of a guest that others talk to: from outside each clone is somebody else, or nobody. */
 import { afterAll, afterEach, beforeAll, expect, test } from 'vitest';
 import type { ForkReport } from '../../src/domain/fork.js';
-import type { VmView } from '../../src/domain/migration.js';
+import type { VmView } from '../../src/domain/vm.js';
 import { answering, answersAt } from '../hosts/arping.js';
 import { Cluster, eventually } from '../hosts/cluster.js';
 import { Guest } from '../hosts/guest.js';

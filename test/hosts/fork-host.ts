@@ -7,7 +7,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { MigrationError } from '../../src/domain/errors.js';
 import type { CloneIdentity } from '../../src/domain/fork.js';
-import type { VmSpec } from '../../src/domain/migration.js';
+import type { VmSpec } from '../../src/domain/vm.js';
 import type {
   ForkPointReply,
   ForkProgress,

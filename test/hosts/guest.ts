@@ -5,7 +5,7 @@
 import { readFile } from 'node:fs/promises';
 import { homedir } from 'node:os';
 import { join } from 'node:path';
-import type { VmView } from '../../src/domain/migration.js';
+import type { VmView } from '../../src/domain/vm.js';
 import { type Cluster, eventually } from './cluster.js';
 import type { HostNetwork } from './host-network.js';
 

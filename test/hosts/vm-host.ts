@@ -4,7 +4,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { type VmExit, VmManager } from '../../src/agent/vm/vms.js';
 import { FileRegistry } from '../../src/cluster/file.js';
-import type { VmSpec } from '../../src/domain/migration.js';
+import type { VmSpec } from '../../src/domain/vm.js';
 import type { NativeBinding } from '../../src/native/binding.js';
 import { parseSpec } from '../../src/schemas/vm-spec.js';
 import { Janitor } from './janitor.js';

@@ -1,7 +1,8 @@
 /** One host's agent in the simulation: keeps the rules of ports.ts, forgets what a real daemon forgets when it dies. */
 
 import { type ErrorCode, MigrationError } from '../../src/domain/errors.js';
-import type { HostInventory, TargetChecks, VmInventory, VmSpec } from '../../src/domain/migration.js';
+import type { HostInventory, TargetChecks, VmInventory } from '../../src/domain/host.js';
+import type { VmSpec } from '../../src/domain/vm.js';
 import type {
   AgentPort,
   PrepareReply,

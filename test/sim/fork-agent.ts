@@ -2,10 +2,10 @@
 
 import { type ErrorCode, MigrationError } from '../../src/domain/errors.js';
 import type { CloneIdentity } from '../../src/domain/fork.js';
+import type { ForkInventory } from '../../src/domain/host.js';
 import type {
   CommittedFork,
   ForkAgentPort,
-  ForkInventory,
   ForkPointReply,
   ForkProgress,
   PrepareForkReply,

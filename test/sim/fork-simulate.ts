@@ -1,7 +1,7 @@
 import { FileRegistry } from '../../src/cluster/file.js';
 import { MigrationError } from '../../src/domain/errors.js';
 import type { ForkRequest, ParentMode } from '../../src/domain/fork.js';
-import type { JobState } from '../../src/domain/migration.js';
+import type { JobState } from '../../src/domain/job.js';
 import type { ForkAgentPort } from '../../src/engine/ports/fork.js';
 import type { AgentPort } from '../../src/engine/ports/migration.js';
 import { JobManager } from '../../src/jobs/jobs.js';

@@ -1,5 +1,6 @@
 import { FileRegistry } from '../../src/cluster/file.js';
-import type { JobState, MigrationMode } from '../../src/domain/migration.js';
+import type { JobState } from '../../src/domain/job.js';
+import type { MigrationMode } from '../../src/domain/migration.js';
 import type { AgentPort, Registry } from '../../src/engine/ports/migration.js';
 import { JobManager } from '../../src/jobs/jobs.js';
 import { FileJournal } from '../../src/jobs/journal.js';

@@ -1,4 +1,4 @@
-import type { VmSpec } from '../../src/domain/migration.js';
+import type { VmSpec } from '../../src/domain/vm.js';
 import { PAGES, type VmRecord } from './world.js';
 
 export const vmSpec: VmSpec = {

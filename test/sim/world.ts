@@ -2,7 +2,7 @@
  * The simulated world: two hosts, their disks, their QEMU processes, the network between them, and the oracle that looks at all of it after
  * every event. What is in `HostState` survives the daemon; what is in an agent (agent.ts) does not.
  */
-import type { VmSpec } from '../../src/domain/migration.js';
+import type { VmSpec } from '../../src/domain/vm.js';
 import { Chance } from './chance.js';
 import type { Disk } from './store.js';
 import { type Life, Time } from './time.js';

@@ -9,7 +9,7 @@ import type { VmManager } from '../../src/agent/vm/vms.js';
 import type { QmpEvent } from '../../src/backends/qemu/qmp.js';
 import { FileRegistry } from '../../src/cluster/file.js';
 import { MigrationError } from '../../src/domain/errors.js';
-import type { VmState } from '../../src/domain/migration.js';
+import type { VmState } from '../../src/domain/vm.js';
 import type { NativeBinding, NativeFailure, TargetSessionState } from '../../src/native/binding.js';
 import { parseSpec } from '../../src/schemas/vm-spec.js';
 import { MemoryStore } from '../unit/durable/memory-store.js';

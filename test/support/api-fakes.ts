@@ -2,9 +2,12 @@
 import { PassThrough, type Readable } from 'node:stream';
 import type { ApiAgent, ApiImages, ApiPool, ApiServices } from '../../src/api/ports.js';
 import { MigrationError } from '../../src/domain/errors.js';
-import type { ForkReport, ForkRequest, ImageView, WarmRequest, WarmSetView } from '../../src/domain/fork.js';
+import type { ForkReport, ForkRequest, WarmRequest, WarmSetView } from '../../src/domain/fork.js';
+import type { ImageView } from '../../src/domain/image.js';
 import type { ForkJobView, JobView, MigrationJobView } from '../../src/domain/job.js';
-import type { MigrationOrder, MigrationReport, Refusal, VmView } from '../../src/domain/migration.js';
+import type { MigrationOrder, MigrationReport } from '../../src/domain/migration.js';
+import type { Refusal } from '../../src/domain/refusal.js';
+import type { VmView } from '../../src/domain/vm.js';
 
 export const REPORT: MigrationReport = {
   job: 'job-1',

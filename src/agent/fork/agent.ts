@@ -2,9 +2,9 @@
 
 import { MigrationError, toMigrationError } from '../../domain/errors.js';
 import type { CloneIdentity } from '../../domain/fork.js';
+import type { ForkInventory } from '../../domain/host.js';
 import type {
   ForkAgentPort,
-  ForkInventory,
   ForkPointReply,
   ForkProgress,
   PrepareForkReply,

@@ -6,7 +6,7 @@ import { copyFile, rm, unlink } from 'node:fs/promises';
 import { join } from 'node:path';
 import { createOverlay, virtualSizeBytes } from '../../backends/qemu/img.js';
 import type { CloneDisks } from '../../domain/fork.js';
-import type { DiskSpec } from '../../domain/migration.js';
+import type { DiskSpec } from '../../domain/vm.js';
 
 /** Empty overlays on the disks of a parent, by disk id. */
 export class OverlayTemplates {

@@ -6,7 +6,7 @@
  */
 import { createHash, randomUUID } from 'node:crypto';
 import type { CloneIdentity, CloneNetwork } from '../../domain/fork.js';
-import type { NicSpec, VmSpec } from '../../domain/migration.js';
+import type { NicSpec, VmSpec } from '../../domain/vm.js';
 
 const NAME_LENGTH_MAX = 63;
 const FORK_DIGITS_IN_NAME = 6;

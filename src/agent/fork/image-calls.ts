@@ -2,8 +2,8 @@
 
 import { nodeOfFile } from '../../backends/qemu/block.js';
 import { MigrationError } from '../../domain/errors.js';
-import type { ImageView } from '../../domain/fork.js';
-import type { DiskSpec } from '../../domain/migration.js';
+import type { ImageView } from '../../domain/image.js';
+import type { DiskSpec } from '../../domain/vm.js';
 import { KeyedLocks } from '../../kit/locks.js';
 import { loadImage, saveImage } from '../image/file.js';
 import type { ManagedVm } from '../vm/vms.js';

@@ -1,8 +1,9 @@
 /** What pre-flight asks about a fork. Looked at anew each time; nothing is changed. */
 
 import { release } from 'node:os';
-import type { VmInventory, VmSpec } from '../../domain/migration.js';
-import type { ForkInventory, PrepareForkRequest } from '../../engine/ports/fork.js';
+import type { ForkInventory, VmInventory } from '../../domain/host.js';
+import type { VmSpec } from '../../domain/vm.js';
+import type { PrepareForkRequest } from '../../engine/ports/fork.js';
 import type { ImageRecord } from '../image/record.js';
 import { vmInventory } from '../inventory/inventory.js';
 import { memoryAvailableBytes } from '../vm/ram-files.js';

@@ -10,7 +10,7 @@ import { activeNodes, closeNode, mergeDown, openOverlay, switchToOverlays } from
 import { commitOverlay, createOverlay, virtualSizeBytes } from '../../backends/qemu/img.js';
 import { MigrationError } from '../../domain/errors.js';
 import type { ParentMode } from '../../domain/fork.js';
-import type { DiskSpec } from '../../domain/migration.js';
+import type { DiskSpec } from '../../domain/vm.js';
 import type { ImageDisk, ParentOverlay } from '../image/record.js';
 import { withDisks } from '../vm/record.js';
 import type { ManagedVm, VmManager } from '../vm/vms.js';

@@ -14,7 +14,7 @@ import type {
   CloneNetwork,
   ParentMode,
 } from '../../domain/fork.js';
-import type { VmSpec } from '../../domain/migration.js';
+import type { VmSpec } from '../../domain/vm.js';
 import { inParallel } from '../../kit/parallel.js';
 import type { ImageRecord } from '../image/record.js';
 import type { ManagedVm } from '../vm/vms.js';

@@ -1,8 +1,9 @@
 /** What a daemon must know of an image to find it again. Its memory is on tmpfs: after a reboot of the machine the image is gone. */
 import { z } from 'zod';
 import { MigrationError } from '../../domain/errors.js';
-import type { ImageState, ParentMode } from '../../domain/fork.js';
-import type { VmSpec } from '../../domain/migration.js';
+import type { ParentMode } from '../../domain/fork.js';
+import type { ImageState } from '../../domain/image.js';
+import type { VmSpec } from '../../domain/vm.js';
 import { vmSpecSchema } from '../../schemas/vm-spec.js';
 
 /** A disk that the image's guest had, as it was at the fork point: nobody writes to the file any more. */

@@ -8,7 +8,7 @@ import { statSync } from 'node:fs';
 import { open, rm, stat } from 'node:fs/promises';
 import { join } from 'node:path';
 import { MigrationError, toMigrationError } from '../../domain/errors.js';
-import type { ImageView } from '../../domain/fork.js';
+import type { ImageView } from '../../domain/image.js';
 import { RecordFiles } from '../../durable/record-files.js';
 import type { Log } from '../../kit/log.js';
 import type { NativeBinding, RegionFile } from '../../native/binding.js';

@@ -8,7 +8,7 @@
 import { join } from 'node:path';
 import { z } from 'zod';
 import { MigrationError } from '../../domain/errors.js';
-import type { Transport } from '../../domain/migration.js';
+import type { Transport } from '../../domain/transport.js';
 import { RecordFiles } from '../../durable/record-files.js';
 import type { PrepareRequest, SourceEndpointInfo } from '../../engine/ports/migration.js';
 import { vmSpecSchema } from '../../schemas/vm-spec.js';

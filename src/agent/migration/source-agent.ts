@@ -1,7 +1,7 @@
 /** The VMs that leave this host, by session: the source's half of AgentPort. What a session does is in source-session.ts. */
 
 import { MigrationError } from '../../domain/errors.js';
-import type { Transport } from '../../domain/migration.js';
+import type { Transport } from '../../domain/transport.js';
 import type { SourceEndpointInfo } from '../../engine/ports/migration.js';
 import { KeyedLocks } from '../../kit/locks.js';
 import { connectedQmp } from '../vm/connected-qmp.js';

@@ -11,7 +11,7 @@ import type { Readable } from 'node:stream';
 import { configureIncoming } from '../../backends/qemu/migration.js';
 import { MigrationWatch } from '../../backends/qemu/migration-watch.js';
 import { MigrationError, toMigrationError } from '../../domain/errors.js';
-import type { VmSpec } from '../../domain/migration.js';
+import type { VmSpec } from '../../domain/vm.js';
 import type {
   Legacy,
   PrepareRequest,

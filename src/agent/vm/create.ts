@@ -3,7 +3,7 @@ import { mkdir, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { type InstalledQemu, resolveMachine } from '../../backends/qemu/installed.js';
 import { MigrationError } from '../../domain/errors.js';
-import type { VmSpec } from '../../domain/migration.js';
+import type { VmSpec } from '../../domain/vm.js';
 import { type LaunchOptions, launch } from './launch.js';
 import { tapNames } from './network.js';
 import type { VmManagerOptions } from './options.js';

@@ -7,7 +7,7 @@ import { rm } from 'node:fs/promises';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { QmpClient, type QmpEvent } from '../../backends/qemu/qmp.js';
 import { toMigrationError } from '../../domain/errors.js';
-import type { VmExit } from '../../domain/migration.js';
+import type { VmExit } from '../../domain/vm.js';
 import type { Registry } from '../../engine/ports/migration.js';
 import type { KeyedLocks } from '../../kit/locks.js';
 import type { Log } from '../../kit/log.js';

@@ -9,7 +9,7 @@ import { execFile } from 'node:child_process';
 import { createHash } from 'node:crypto';
 import { promisify } from 'node:util';
 import { MigrationError } from '../../domain/errors.js';
-import type { NicSpec, VmSpec } from '../../domain/migration.js';
+import type { NicSpec, VmSpec } from '../../domain/vm.js';
 
 const IP_PROGRAM = '/sbin/ip';
 const ENV_PROGRAM = '/usr/bin/env';

@@ -8,7 +8,7 @@
 import { nicProperties } from '../../backends/qemu/command-line.js';
 import type { QmpClient } from '../../backends/qemu/qmp.js';
 import { MigrationError } from '../../domain/errors.js';
-import type { NicSpec, VmSpec } from '../../domain/migration.js';
+import type { NicSpec, VmSpec } from '../../domain/vm.js';
 import { joinBridge } from './network.js';
 
 /** A guest takes some milliseconds; one of many that share a processor, many seconds. */

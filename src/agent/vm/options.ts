@@ -1,5 +1,5 @@
 /** What VmManager is told: once, and for each VM. */
-import type { NicSpec } from '../../domain/migration.js';
+import type { NicSpec } from '../../domain/vm.js';
 import type { Registry } from '../../engine/ports/migration.js';
 import type { Log } from '../../kit/log.js';
 import type { NativeBinding } from '../../native/binding.js';

@@ -5,7 +5,7 @@
 import { link, mkdir, open, readdir, readFile, rm, rmdir, statfs } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import { MigrationError } from '../../domain/errors.js';
-import type { VmSpec } from '../../domain/migration.js';
+import type { VmSpec } from '../../domain/vm.js';
 import type { NativeBinding, RegionFile } from '../../native/binding.js';
 
 const SMALL_PAGE_BYTES = 4096;

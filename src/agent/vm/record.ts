@@ -6,7 +6,7 @@ import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { z } from 'zod';
 import { MigrationError } from '../../domain/errors.js';
-import type { DiskSpec, NicSpec, VmExit, VmSpec, VmState } from '../../domain/migration.js';
+import type { DiskSpec, NicSpec, VmExit, VmSpec, VmState } from '../../domain/vm.js';
 import { writeDurably, writeWhole } from '../../durable/durable-file.js';
 import type { RegionFile, VmMemorySnapshot } from '../../native/binding.js';
 import { nicSpecSchema, vmSpecSchema } from '../../schemas/vm-spec.js';

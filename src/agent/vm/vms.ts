@@ -13,7 +13,7 @@ import { mkdir, readdir, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { askQemu, type InstalledQemu, resolveAccel } from '../../backends/qemu/installed.js';
 import { MigrationError, toMigrationError } from '../../domain/errors.js';
-import type { VmExit, VmSpec, VmState, VmView } from '../../domain/migration.js';
+import type { VmExit, VmSpec, VmState, VmView } from '../../domain/vm.js';
 import { KeyedLocks } from '../../kit/locks.js';
 import { checkSpec } from '../../schemas/vm-spec.js';
 import { adopt } from './adopt.js';
@@ -26,7 +26,7 @@ import { heldAgainst, type RecordAmendment, readRecord, reservedBy, type VmRecor
 import { identityDueOf } from './settle-in.js';
 import { type ManagedVm, Vm, viewOf } from './vm.js';
 
-export type { VmExit } from '../../domain/migration.js';
+export type { VmExit } from '../../domain/vm.js';
 export type { ManagedVm } from './vm.js';
 
 export class VmManager {

@@ -2,7 +2,7 @@
  * QEMU's command line from a VM spec. Pure: the same spec gives the same devices with the same ids at the same PCI addresses on every host,
  * which is what lets QEMU load the device state of one into the other. Only paths, names of taps and the accelerator may differ.
  */
-import type { DiskSpec, NicSpec, VmSpec } from '../../domain/migration.js';
+import type { DiskSpec, NicSpec, VmSpec } from '../../domain/vm.js';
 import {
   escapeOption,
   type IdentityPlacement,

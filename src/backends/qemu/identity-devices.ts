@@ -7,7 +7,7 @@
  *   virtio-serial, port 1           org.vmigrate.exit: what the guest writes goes to a file; the last line is its exit code
  *   virtio-serial, port 2           org.qemu.guest_agent.0, if the spec wants it
  */
-import type { VmSpec } from '../../domain/migration.js';
+import type { VmSpec } from '../../domain/vm.js';
 
 export const EXIT_PORT = 'org.vmigrate.exit';
 export const CLONE_FILE = 'opt/vmigrate/clone';

@@ -1,5 +1,6 @@
 import type { MigrationError } from '../../domain/errors.js';
-import type { MigrationProgress, PhaseTime, StepName } from '../../domain/migration.js';
+import type { MigrationProgress, PhaseTime } from '../../domain/job.js';
+import type { StepName } from '../../domain/migration.js';
 import type { AnyStepName, EnginePorts, JournalEntry, SourceEndpointInfo, WalkPorts } from '../ports/migration.js';
 
 /** What a job is, fixed when it is submitted: its first journal entry. */

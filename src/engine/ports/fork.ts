@@ -7,17 +7,15 @@
  *
  * A fork and its image have the same id.
  */
-
 import type {
   CloneDisks,
   CloneFailure,
   CloneIdentity,
   CloneMemory,
   CloneNetwork,
-  ImageView,
   ParentMode,
 } from '../../domain/fork.js';
-import type { VmInventory } from '../../domain/migration.js';
+import type { ForkInventory } from '../../domain/host.js';
 
 export interface PrepareForkRequest {
   /** Of the fork and the image: 16 hex digits. With `image` the image is that one, and this is the fork's id alone. */
@@ -80,32 +78,6 @@ export interface ForkProgress {
   readonly counters: Readonly<Record<string, number>>;
   /** null before the commit. */
   readonly committed: CommittedFork | null;
-}
-
-/** What pre-flight asks about a fork. */
-export interface ForkInventory {
-  /** The parent, or the VM that the image was taken of. */
-  readonly vm: VmInventory;
-  /** The image of the request, if it names one. */
-  readonly image: ImageView | null;
-  /** Devices whose writes escape write-protection, each with why. */
-  readonly escapingDevices: readonly string[];
-  readonly isWriteProtectSupported: boolean;
-  readonly hasPreload: boolean;
-  /** Pages of the VM are still arriving, or its image is still filling. */
-  readonly isFilling: boolean;
-  /** Disks that no snapshot can be taken of, each with why. */
-  readonly diskBlockers: readonly string[];
-  /** Free for images, after the host's budget. */
-  readonly imageBytesFree: number;
-  readonly memoryAvailableBytes: number;
-  /** What an image of this VM would take, and each clone at its start. */
-  readonly imageBytesNeeded: number;
-  readonly cloneBytesNeeded: number;
-  /** Waiting processes that fit the request. */
-  readonly warmCloneCount: number;
-  /** Of the names that the clones would have. */
-  readonly namesTaken: readonly string[];
 }
 
 export interface ForkAgentPort {

@@ -11,19 +11,11 @@
  */
 
 import type { ForkPlan, ForkReport, ForkStepName } from '../../domain/fork.js';
-import type {
-  HostInventory,
-  JobState,
-  MigrationPlan,
-  MigrationReport,
-  MigrationRequest,
-  RdmaPlace,
-  StepName,
-  TargetChecks,
-  Transport,
-  VmInventory,
-  VmSpec,
-} from '../../domain/migration.js';
+import type { HostInventory, TargetChecks, VmInventory } from '../../domain/host.js';
+import type { JobState } from '../../domain/job.js';
+import type { MigrationPlan, MigrationReport, MigrationRequest, StepName } from '../../domain/migration.js';
+import type { RdmaPlace, Transport } from '../../domain/transport.js';
+import type { VmSpec } from '../../domain/vm.js';
 
 export interface RegionKeysPort {
   readonly ram: string;

@@ -1,7 +1,7 @@
 /** A fork's request and inventory in, typed steps out; touches nothing. The engine walks exactly what this returns, and `--dry-run` prints it. */
 
 import type { ForkPlan, ForkRequest, ForkStep, ForkStepName } from '../../domain/fork.js';
-import type { Refusal } from '../../domain/migration.js';
+import type { Refusal } from '../../domain/refusal.js';
 import { describeBytes } from '../migration/estimate.js';
 import { cloneCountThatFits, type ForkFacts, preflightFork } from './preflight.js';
 

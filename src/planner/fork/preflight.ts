@@ -4,8 +4,8 @@
  */
 
 import { CLONES_MAX, type ForkRequest } from '../../domain/fork.js';
-import type { Refusal, RefusalCode } from '../../domain/migration.js';
-import type { ForkInventory } from '../../engine/ports/fork.js';
+import type { ForkInventory } from '../../domain/host.js';
+import type { Refusal, RefusalCode } from '../../domain/refusal.js';
 
 export interface ForkFacts {
   readonly host: string;

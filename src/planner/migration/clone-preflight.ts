@@ -1,12 +1,8 @@
 /** What stands in the way of a clone that is to leave its host, beside what any VM may meet. Pure, as all of pre-flight. */
-import type {
-  HostInventory,
-  MigrationRequest,
-  Refusal,
-  RefusalCode,
-  Transport,
-  VmInventory,
-} from '../../domain/migration.js';
+import type { HostInventory, VmInventory } from '../../domain/host.js';
+import type { MigrationRequest } from '../../domain/migration.js';
+import type { Refusal, RefusalCode } from '../../domain/refusal.js';
+import type { Transport } from '../../domain/transport.js';
 
 const MIB = 1024 * 1024;
 

@@ -1,16 +1,9 @@
 /**
  * Request and inventories in, typed steps out; touches nothing. The engine walks exactly what this returns, and `--dry-run` prints it.
  */
-import type {
-  HostInventory,
-  MigrationMode,
-  MigrationOrder,
-  MigrationPlan,
-  PlanStep,
-  Refusal,
-  StepName,
-  VmInventory,
-} from '../../domain/migration.js';
+import type { HostInventory, VmInventory } from '../../domain/host.js';
+import type { MigrationMode, MigrationOrder, MigrationPlan, PlanStep, StepName } from '../../domain/migration.js';
+import type { Refusal } from '../../domain/refusal.js';
 import { describeBytes, estimate } from './estimate.js';
 import { type PreflightFacts, preflight } from './preflight.js';
 import { type Choice, chooseTransport } from './transport.js';

@@ -1,5 +1,7 @@
 /** What stands in the way of RDMA between two hosts, for one VM. Pure, as all of pre-flight. */
-import type { HostInventory, MigrationMode, Refusal, TargetChecks, VmInventory } from '../../domain/migration.js';
+import type { HostInventory, TargetChecks, VmInventory } from '../../domain/host.js';
+import type { MigrationMode } from '../../domain/migration.js';
+import type { Refusal } from '../../domain/refusal.js';
 import { cloneObstacle } from './clone-preflight.js';
 
 export interface RdmaFacts {

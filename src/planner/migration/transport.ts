@@ -1,5 +1,7 @@
 /** Which transport a migration takes, and why. Pure. */
-import type { HostInventory, MigrationOrder, Transport } from '../../domain/migration.js';
+import type { HostInventory } from '../../domain/host.js';
+import type { MigrationOrder } from '../../domain/migration.js';
+import type { Transport } from '../../domain/transport.js';
 import type { PreflightFacts } from './preflight.js';
 import { checkRdma } from './rdma.js';
 

@@ -1,13 +1,9 @@
 /** Clones that are to leave their host: what only they can be refused for. */
 import { describe, expect, test } from 'vitest';
-import type {
-  HostInventory,
-  MigrationOrder,
-  MigrationRequest,
-  RefusalCode,
-  VmInventory,
-  VmSpec,
-} from '../../../src/domain/migration.js';
+import type { HostInventory, VmInventory } from '../../../src/domain/host.js';
+import type { MigrationOrder, MigrationRequest } from '../../../src/domain/migration.js';
+import type { RefusalCode } from '../../../src/domain/refusal.js';
+import type { VmSpec } from '../../../src/domain/vm.js';
 import { planMigration } from '../../../src/planner/migration/plan.js';
 import { preflight } from '../../../src/planner/migration/preflight.js';
 import { goodFacts, request, spec, vm } from './planner-facts.js';

@@ -1,5 +1,7 @@
-import type { CloneIdentity, ForkRequest, ImageView } from '../../../src/domain/fork.js';
-import type { ForkAgentPort, ForkInventory, ForkProgress } from '../../../src/engine/ports/fork.js';
+import type { CloneIdentity, ForkRequest } from '../../../src/domain/fork.js';
+import type { ForkInventory } from '../../../src/domain/host.js';
+import type { ImageView } from '../../../src/domain/image.js';
+import type { ForkAgentPort, ForkProgress } from '../../../src/engine/ports/fork.js';
 import { vm } from './planner-facts.js';
 
 const MIB = 1024 * 1024;

@@ -1,7 +1,7 @@
 import { describe, expect, test } from 'vitest';
 import type { ForkPlan, ForkRequest, ForkStepName } from '../../../src/domain/fork.js';
-import type { ForkRefusalCode, RefusalCode } from '../../../src/domain/migration.js';
-import type { ForkInventory } from '../../../src/engine/ports/fork.js';
+import type { ForkInventory } from '../../../src/domain/host.js';
+import type { ForkRefusalCode, RefusalCode } from '../../../src/domain/refusal.js';
 import { firstForkStepOutOfOrder, planFork } from '../../../src/planner/fork/plan.js';
 import { forkInventory, forkRequest, IMAGE, image } from './fork-facts.js';
 

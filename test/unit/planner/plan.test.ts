@@ -1,14 +1,9 @@
 import * as fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
 import { MigrationError } from '../../../src/domain/errors.js';
-import type {
-  HostInventory,
-  MigrationOrder,
-  MigrationRequest,
-  RdmaInventory,
-  StepName,
-  VmInventory,
-} from '../../../src/domain/migration.js';
+import type { HostInventory, VmInventory } from '../../../src/domain/host.js';
+import type { MigrationOrder, MigrationRequest, StepName } from '../../../src/domain/migration.js';
+import type { RdmaInventory } from '../../../src/domain/transport.js';
 import { describeBytes } from '../../../src/planner/migration/estimate.js';
 import {
   firstStepOutOfOrder,

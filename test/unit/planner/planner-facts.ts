@@ -1,10 +1,7 @@
-import type {
-  HostInventory,
-  MigrationRequest,
-  RdmaInventory,
-  VmInventory,
-  VmSpec,
-} from '../../../src/domain/migration.js';
+import type { HostInventory, VmInventory } from '../../../src/domain/host.js';
+import type { MigrationRequest } from '../../../src/domain/migration.js';
+import type { RdmaInventory } from '../../../src/domain/transport.js';
+import type { VmSpec } from '../../../src/domain/vm.js';
 import type { PreflightFacts } from '../../../src/planner/migration/preflight.js';
 
 const MIB = 1024 * 1024;

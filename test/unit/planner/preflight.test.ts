@@ -1,14 +1,10 @@
 import { describe, expect, test } from 'vitest';
 import { MigrationError } from '../../../src/domain/errors.js';
-import type {
-  HostInventory,
-  MigrationRefusalCode,
-  MigrationRequest,
-  RdmaInventory,
-  TargetChecks,
-  VmInventory,
-  VmSpec,
-} from '../../../src/domain/migration.js';
+import type { HostInventory, TargetChecks, VmInventory } from '../../../src/domain/host.js';
+import type { MigrationRequest } from '../../../src/domain/migration.js';
+import type { MigrationRefusalCode } from '../../../src/domain/refusal.js';
+import type { RdmaInventory } from '../../../src/domain/transport.js';
+import type { VmSpec } from '../../../src/domain/vm.js';
 import { preflight, type TargetFacts } from '../../../src/planner/migration/preflight.js';
 import { goodFacts, NO_RDMA, rdma, request, spec, vm } from './planner-facts.js';
 

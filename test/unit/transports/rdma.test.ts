@@ -1,7 +1,7 @@
 /** This host's part in RDMA: which address it takes, when it listens anew, and what it says where there is none. */
 import { describe, expect, test, vi } from 'vitest';
 import { MigrationError } from '../../../src/domain/errors.js';
-import type { RdmaDevice } from '../../../src/domain/migration.js';
+import type { RdmaDevice } from '../../../src/domain/transport.js';
 import type { DataListenerHandle } from '../../../src/native/binding.js';
 import { RdmaHost, type RdmaHostOptions } from '../../../src/transports/rdma.js';
 

@@ -3,7 +3,7 @@ import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import { SessionStore, type TargetRecord } from '../../../../src/agent/migration/session-store.js';
 import { MigrationWatch } from '../../../../src/backends/qemu/migration-watch.js';
 import { MigrationError } from '../../../../src/domain/errors.js';
-import type { VmSpec } from '../../../../src/domain/migration.js';
+import type { VmSpec } from '../../../../src/domain/vm.js';
 import { failureToError } from '../../../../src/native/failure.js';
 import { NATIVE_ERROR } from '../../../../src/protocol/wire.js';
 import { FakeHost } from '../../../support/agent-fakes.js';

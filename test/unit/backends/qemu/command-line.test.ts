@@ -1,7 +1,7 @@
 import { describe, expect, test } from 'vitest';
 import { nicProperties, type QemuPlacement, qemuArguments } from '../../../../src/backends/qemu/command-line.js';
 import { CLONE_FILE_BYTES, cloneFileText, escapeOption } from '../../../../src/backends/qemu/identity-devices.js';
-import type { VmSpec } from '../../../../src/domain/migration.js';
+import type { VmSpec } from '../../../../src/domain/vm.js';
 import { parseSpec } from '../../../../src/schemas/vm-spec.js';
 
 const MINIMAL = { name: 'a', memory: { size: '64M' } };

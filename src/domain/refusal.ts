@@ -1,0 +1,47 @@
+export type MigrationRefusalCode =
+  | 'TARGET_IS_SOURCE'
+  | 'TARGET_UNREACHABLE'
+  | 'TARGET_MEMORY'
+  | 'TARGET_HUGE_PAGES'
+  | 'USERFAULTFD_NOT_PERMITTED'
+  | 'RAM_NOT_SHARED'
+  | 'RAM_NOT_NAMED_FILE'
+  | 'PRELOAD_MISSING'
+  | 'MACHINE_MISSING'
+  | 'QEMU_TOO_OLD'
+  | 'ACCEL_MISSING'
+  | 'DISK_MISSING'
+  | 'FILE_MISSING'
+  | 'BRIDGE_MISSING'
+  | 'DEVICE_NOT_MIGRATABLE'
+  | 'VM_IN_JOB'
+  | 'VM_NOT_RUNNING'
+  | 'VM_NOT_OWNED'
+  | 'NAME_TAKEN'
+  | 'CERTIFICATE_EXPIRED'
+  | 'CLOCK_SKEW'
+  | 'TRANSPORT_UNAVAILABLE'
+  | 'RDMA_LIMIT'
+  | 'SOURCE_MEMORY'
+  | 'IDENTITY_PENDING'
+  | 'DISK_NOT_MOVABLE'
+  | 'PROTOCOL_VERSION';
+
+/** Those that only a fork can meet; it may also be refused for some of the others. */
+export type ForkRefusalCode =
+  | 'CLONE_COUNT'
+  | 'CLONE_MEMORY'
+  | 'IMAGE_MEMORY'
+  | 'IMAGE_INCOMPLETE'
+  | 'VM_FILLING'
+  | 'WRITES_ESCAPE'
+  | 'WRITE_PROTECT_MISSING'
+  | 'DISK_NOT_SNAPSHOTTABLE';
+
+export type RefusalCode = MigrationRefusalCode | ForkRefusalCode;
+
+export interface Refusal {
+  readonly code: RefusalCode;
+  readonly reason: string;
+  readonly remedy: string;
+}

@@ -1,0 +1,40 @@
+export type Transport = 'tcp' | 'shm' | 'rdma';
+
+export type TransportChoice = Transport | 'auto';
+
+export interface RdmaPort {
+  readonly number: number;
+  readonly isActive: boolean;
+  /** As a person reads it. */
+  readonly state: string;
+  readonly linkLayer: string;
+  /** Of the path; 0: the device does not say. */
+  readonly mtuBytes: number;
+  readonly gids: readonly string[];
+  /** IP addresses of this host that lead to the port. */
+  readonly addresses: readonly string[];
+}
+
+export interface RdmaDevice {
+  readonly name: string;
+  readonly isOnDemandPaging: boolean;
+  readonly ports: readonly RdmaPort[];
+}
+
+export interface RdmaInventory {
+  /** Why this host cannot use RDMA now, and what to do about it; null: it can, at `address` and `port`. */
+  readonly problem: { readonly reason: string; readonly remedy: string } | null;
+  readonly devices: readonly RdmaDevice[];
+  readonly address: string | null;
+  readonly port: number | null;
+  /** What the daemon may still lock into memory; null: as much as there is. */
+  readonly lockableBytes: number | null;
+  /** What its memory cgroup still takes; null: there is no limit. */
+  readonly cgroupFreeBytes: number | null;
+}
+
+/** Where a host's memory can be read by RDMA. */
+export interface RdmaPlace {
+  readonly host: string;
+  readonly port: number;
+}
