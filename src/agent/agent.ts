@@ -5,6 +5,7 @@ import { MigrationError, toMigrationError } from '../domain/errors.js';
 import type { ForkInventory, HostInventory, TargetChecks, VmInventory } from '../domain/host.js';
 import type { RdmaPlace } from '../domain/transport.js';
 import type { VmSpec } from '../domain/vm.js';
+import type { AgentPort } from '../engine/ports/agent.js';
 import type {
   ForkAgentPort,
   ForkPointReply,
@@ -14,13 +15,12 @@ import type {
   StartClonesReply,
 } from '../engine/ports/fork.js';
 import type {
-  AgentPort,
   Legacy,
   PrepareReply,
   PrepareRequest,
   SessionProgress,
   SourceEndpointInfo,
-} from '../engine/ports/migration.js';
+} from '../engine/ports/session.js';
 import { ForkAgent } from './fork/agent.js';
 import type { ForkContext } from './fork/context.js';
 import { Images } from './fork/image-calls.js';
@@ -29,14 +29,15 @@ import { Pool, type PoolConfig } from './fork/pool.js';
 import { openForkStore } from './fork/record.js';
 import { ImageStore } from './image/store.js';
 import { checkTarget, type HostInfo, hostInventory, vmInventory } from './inventory/inventory.js';
+import type { MigrationContext } from './migration/context.js';
 import type { NativeMoveOptions } from './migration/native-migration.js';
 import { SessionStore } from './migration/session-store.js';
 import { SourceAgent } from './migration/source-agent.js';
 import { TargetAgent } from './migration/target-agent.js';
-import type { AgentContext } from './vm/context.js';
+import type { HostContext } from './vm/context.js';
 import { type MemoryReading, readMemory } from './vm/memory-pressure.js';
 
-export interface LocalAgentOptions extends Omit<AgentContext, 'store'> {
+export interface LocalAgentOptions extends HostContext {
   readonly stateDir: string;
   readonly hostInfo: HostInfo;
   readonly imageBudgetBytes?: number | null;
@@ -52,7 +53,7 @@ const POOL_DEFAULT: PoolConfig = {
 };
 
 interface Parts {
-  readonly context: ForkContext;
+  readonly context: ForkContext & MigrationContext;
   readonly target: TargetAgent;
   readonly source: SourceAgent;
   readonly forks: ForkAgent;
@@ -76,7 +77,7 @@ export class LocalAgent implements AgentPort, ForkAgentPort {
     const { imageBudgetBytes: budgetBytes = null, pool: poolConfig, readMemory: read, ...options } = this.#options;
     const images = await ImageStore.open({ ...options, budgetBytes });
     const forkStore = await openForkStore(options.stateDir);
-    const context: ForkContext = { ...options, store, images, forkStore };
+    const context: Parts['context'] = { ...options, store, images, forkStore };
     const target = new TargetAgent(context);
     const source = new SourceAgent(context);
     const pool = new Pool(context, {

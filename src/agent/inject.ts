@@ -10,7 +10,7 @@
 import { existsSync } from 'node:fs';
 import { writeFile } from 'node:fs/promises';
 import { MigrationError } from '../domain/errors.js';
-import type { FaultPort } from '../engine/ports/migration.js';
+import type { FaultPort } from '../engine/ports/inject.js';
 
 const PARK_POLL_MS = 20;
 const DELAY_MS_MAX = 600_000;

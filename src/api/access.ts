@@ -7,7 +7,7 @@ import type { Socket } from 'node:net';
 import { TLSSocket } from 'node:tls';
 import { MigrationError } from '../domain/errors.js';
 import { commonName } from '../tls/identity.js';
-import type { ApiServices } from './ports.js';
+import type { ApiServices } from './contract/ports.js';
 
 export const HOST_ROUTES = '/agent/';
 

@@ -6,8 +6,8 @@ import type { IncomingMessage } from 'node:http';
 import type { Duplex } from 'node:stream';
 import { MigrationError } from '../domain/errors.js';
 import { authorize } from './access.js';
-import { apiError } from './http-errors.js';
-import type { ApiServices } from './ports.js';
+import { apiError } from './contract/http-errors.js';
+import type { ApiServices } from './contract/ports.js';
 
 const CONSOLE_PROTOCOL = 'vmigrate-console';
 const CONSOLES_MAX = 64;

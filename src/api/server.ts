@@ -12,10 +12,10 @@ import { MigrationError } from '../domain/errors.js';
 import type { TlsStore } from '../tls/store.js';
 import { authorize, HOST_ROUTES } from './access.js';
 import { Consoles } from './console.js';
-import { apiError, check } from './http-errors.js';
-import { Metrics } from './metrics.js';
+import { apiError, check } from './contract/http-errors.js';
+import type { ApiServices } from './contract/ports.js';
 import { agentRoutes, OCTETS } from './peers/routes.js';
-import type { ApiServices } from './ports.js';
+import { Metrics } from './public/metrics.js';
 import { EventStreams, publicRoutes, YAML } from './public/routes.js';
 
 const BODY_BYTES_MAX = 2 ** 20;

@@ -5,7 +5,7 @@ import { MigrationError, toMigrationError } from '../domain/errors.js';
 import { DirectoryLock } from '../durable/directory-lock.js';
 import { FileLogStore, fileError, type LogStore } from '../durable/log-store.js';
 import { RecordLog } from '../durable/record-log.js';
-import type { OwnerRecord, Registry } from '../engine/ports/migration.js';
+import type { OwnerRecord, Registry } from '../engine/ports/registry.js';
 
 const ownerRecord = z.strictObject({
   vm: z.string().min(1).max(255),

@@ -2,7 +2,7 @@
  * The words of cloning as types, beside domain.ts. A fork takes an image (an immutable memory snapshot with device state and disks) of a VM and
  * runs clones on it. Imports nothing but domain.ts; every layer may import it.
  */
-import type { PhaseTime } from './job.js';
+import type { PhaseTime } from './progress.js';
 
 /** continue: the parent runs on, its pages are copied. stop: it stays stopped, and its memory files are the image, without a copy. */
 export type ParentMode = 'continue' | 'stop';

@@ -1,7 +1,7 @@
 /** Jobs as they are shown, of both kinds. Imports nothing but its neighbours; every layer may import it. */
-
 import type { ForkReport, ForkStepName } from './fork.js';
 import type { MigrationReport, StepName } from './migration.js';
+import type { MigrationProgress } from './progress.js';
 
 interface AnyJobView {
   readonly id: string;
@@ -45,17 +45,3 @@ export type JobView = MigrationJobView | ForkJobView;
  * needsRecovery: committed, retries have ended, `vmigrate --recover JOB` goes on · lost: committed, and the VM's memory is gone
  */
 export type JobState = 'queued' | 'running' | 'recovering' | 'done' | 'failed' | 'cancelled' | 'needsRecovery' | 'lost';
-
-export interface PhaseTime {
-  readonly name: string;
-  readonly ms: number;
-}
-
-export interface MigrationProgress {
-  readonly pagesTotal: number;
-  readonly pagesDone: number;
-  readonly bytesDone: number;
-  readonly bytesPerS: number;
-  readonly secondsLeft: number | null;
-  readonly faultCount: number;
-}

@@ -2,7 +2,7 @@
  * The words of the project as types. Imports nothing; every layer may import it. Amounts carry their unit in the name; bytes that may exceed
  * 2^53 do not occur (a VM of 8 PiB is refused by the spec).
  */
-import type { PhaseTime } from './job.js';
+import type { PhaseTime } from './progress.js';
 import type { Transport, TransportChoice } from './transport.js';
 
 export type MigrationMode = 'postcopy' | 'native-precopy' | 'native-postcopy';

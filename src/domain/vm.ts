@@ -114,4 +114,3 @@ export interface VmView {
   /** What a clone still lacks of an identity of its own, or why it could not get it; null for a VM that has one. */
   readonly identityIssue: string | null;
 }
-

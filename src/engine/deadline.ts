@@ -1,5 +1,5 @@
 import { MigrationError, toMigrationError } from '../domain/errors.js';
-import type { Clock } from './ports/migration.js';
+import type { Clock } from './ports/clock.js';
 
 const OVER = Symbol('the work is over');
 

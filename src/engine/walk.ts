@@ -8,8 +8,8 @@
  */
 import { MigrationError, toMigrationError } from '../domain/errors.js';
 import { mayPass, mayPassAfterCommit, pause, withDeadline } from './deadline.js';
-import type { Executor, WalkContext, WalkStep } from './migration/context.js';
-import type { AnyStepName, JournalEntry } from './ports/migration.js';
+import type { AnyStepName, JournalEntry } from './ports/journal.js';
+import type { Executor, WalkContext, WalkStep } from './walk-context.js';
 
 /** halted: the daemon is closing; the journal already says all that the next one needs. stalled: `recover` goes on. */
 export type Outcome<Report> =

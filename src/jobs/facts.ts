@@ -3,8 +3,10 @@ import type { ForkRequest } from '../domain/fork.js';
 import type { ForkInventory } from '../domain/host.js';
 import type { MigrationOrder } from '../domain/migration.js';
 import { withDeadline } from '../engine/deadline.js';
+import type { AgentPort } from '../engine/ports/agent.js';
+import type { Clock } from '../engine/ports/clock.js';
 import type { ForkAgentPort } from '../engine/ports/fork.js';
-import type { AgentPort, Clock, Registry } from '../engine/ports/migration.js';
+import type { Registry } from '../engine/ports/registry.js';
 import type { PreflightFacts, TargetFacts } from '../planner/migration/preflight.js';
 
 /** For one answer at the least. Nothing has begun and the VM runs on, so a host that is only slow is given more time than a call of a job under way is. */

@@ -1,7 +1,7 @@
 import type { ForkReport } from '../domain/fork.js';
 import type { ForkJobView, JobState, JobView, MigrationJobView } from '../domain/job.js';
 import type { MigrationReport } from '../domain/migration.js';
-import { type ForkHistory, type History, isCommittedByJournal, type MigrationHistory } from '../engine/history.js';
+import { type ForkHistory, type History, isCommittedByJournal, type MigrationHistory } from './history.js';
 
 /** A job as this daemon has it in its hands. */
 export interface Job {

@@ -1,6 +1,6 @@
 import { FileLogStore, type LogStore } from '../durable/log-store.js';
 import { RecordLog } from '../durable/record-log.js';
-import type { Journal, JournalEntry } from '../engine/ports/migration.js';
+import type { Journal, JournalEntry } from '../engine/ports/journal.js';
 import { decodeJournalEntry } from '../schemas/journal.js';
 
 /** A journal that can be read again: what JobManager needs. */

@@ -1,7 +1,8 @@
 /** What could not be undone when a job ended, because its host did not answer: tried again until it is. */
 
 import { toMigrationError } from '../domain/errors.js';
-import type { AnyStepName, Clock } from '../engine/ports/migration.js';
+import type { Clock } from '../engine/ports/clock.js';
+import type { AnyStepName } from '../engine/ports/journal.js';
 import { isWorthAnotherTry } from '../engine/walk.js';
 import type { Job } from './job.js';
 import type { ReplayableJournal } from './journal.js';

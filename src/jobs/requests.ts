@@ -7,7 +7,7 @@ import type { MigrationOrder, MigrationPlan } from '../domain/migration.js';
 import type { Refusal } from '../domain/refusal.js';
 import type { ForkRecord } from '../engine/fork/context.js';
 import type { JobRecord } from '../engine/migration/context.js';
-import type { Clock, Random } from '../engine/ports/migration.js';
+import type { Clock, Random } from '../engine/ports/clock.js';
 import { planFork } from '../planner/fork/plan.js';
 import { checkCount } from '../planner/fork/preflight.js';
 import { planMigration } from '../planner/migration/plan.js';

@@ -1,5 +1,5 @@
 import { MigrationError } from '../domain/errors.js';
-import type { AgentPort } from '../engine/ports/migration.js';
+import type { AgentPort } from '../engine/ports/agent.js';
 
 /** Stands for a host that nobody knows how to reach: every call fails with UNREACHABLE. */
 export function unreachableAgent(host: string, cause: unknown): AgentPort {

@@ -3,12 +3,14 @@
 import type { ForkReport } from '../domain/fork.js';
 import type { MigrationReport } from '../domain/migration.js';
 import { forkWalk } from '../engine/fork/procedure.js';
-import { type History, isCommittedByJournal } from '../engine/history.js';
-import type { EngineLimits, Marks, RunObserver } from '../engine/migration/context.js';
 import { migrationWalk } from '../engine/migration/procedure.js';
+import type { AgentPort } from '../engine/ports/agent.js';
 import type { ForkAgentPort } from '../engine/ports/fork.js';
-import type { AgentPort, AnyStepName, JournalEntry, Registry, WalkPorts } from '../engine/ports/migration.js';
+import type { AnyStepName, JournalEntry } from '../engine/ports/journal.js';
+import type { Registry } from '../engine/ports/registry.js';
 import type { Outcome } from '../engine/walk.js';
+import type { EngineLimits, Marks, RunObserver, WalkPorts } from '../engine/walk-context.js';
+import { type History, isCommittedByJournal } from './history.js';
 import type { Job } from './job.js';
 import { agentOrUnreachable } from './unreachable-agent.js';
 

@@ -13,7 +13,7 @@ import type {
   SourceOptions,
   TargetOptions,
   VmMemorySnapshot,
-} from './binding.js';
+} from './types.js';
 
 const PAGE_SIZES = [1 << 12, 1 << 21, 1 << 30];
 const U64_MAX = (1n << 64n) - 1n;

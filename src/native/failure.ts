@@ -5,7 +5,7 @@
 import { getSystemErrorName } from 'node:util';
 import { type ErrorCode, MigrationError } from '../domain/errors.js';
 import { NATIVE_ERROR } from '../protocol/wire.js';
-import type { NativeFailure } from './binding.js';
+import type { NativeFailure } from './types.js';
 
 const CODES: Readonly<Record<keyof typeof NATIVE_ERROR, ErrorCode>> = {
   INVALID_ARGUMENT: 'USAGE',

@@ -10,6 +10,8 @@ import {
   TARGET_COUNTERS,
   type TargetCounter,
 } from '../protocol/wire.js';
+import { checkSource } from './check.js';
+import { thrownToError } from './failure.js';
 import type {
   DataListenerHandle,
   ImageCaptureHandle,
@@ -30,9 +32,7 @@ import type {
   TargetSnapshot,
   VmMemoryHandle,
   VmMemorySnapshot,
-} from './binding.js';
-import { checkSource } from './check.js';
-import { thrownToError } from './failure.js';
+} from './types.js';
 
 interface AddonVmMemory {
   snapshot(): VmMemorySnapshot;

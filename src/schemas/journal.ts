@@ -2,7 +2,7 @@ import { z } from 'zod';
 import { CLONES_MAX, type ForkReport, type ForkStepName } from '../domain/fork.js';
 import type { MigrationReport, StepName } from '../domain/migration.js';
 import type { VmSpec } from '../domain/vm.js';
-import type { JournalEntry } from '../engine/ports/migration.js';
+import type { JournalEntry } from '../engine/ports/journal.js';
 
 const STEP_NAMES = [
   'reserve',

@@ -8,7 +8,7 @@ import { MigrationError, toMigrationError } from '../domain/errors.js';
 import type { TargetChecks } from '../domain/host.js';
 import type { RdmaDevice, RdmaInventory, RdmaPlace } from '../domain/transport.js';
 import type { Log } from '../kit/log.js';
-import type { DataListenerHandle, NativeBinding, RdmaOptions } from '../native/binding.js';
+import type { DataListenerHandle, NativeBinding, RdmaOptions } from '../native/types.js';
 import { cgroupFreeBytes, lockableBytes } from './memory-limits.js';
 
 /** A peer that listens answers at once; one that must first ask for its hardware address, within three seconds. */

@@ -4,12 +4,8 @@ import { once } from 'node:events';
 import { createInterface } from 'node:readline';
 import { fileURLToPath } from 'node:url';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
-import {
-  type ImageCaptureHandle,
-  loadNativeBinding,
-  type VmMemoryHandle,
-  type VmMemorySnapshot,
-} from '../../src/native/binding.js';
+import { loadNativeBinding } from '../../src/native/binding.js';
+import type { ImageCaptureHandle, VmMemoryHandle, VmMemorySnapshot } from '../../src/native/types.js';
 import { expectToWait, FakeVm, Scene, until } from '../support/fake-vm.js';
 
 const childProgram = fileURLToPath(new URL('../support/addon-child.ts', import.meta.url));

@@ -3,12 +3,8 @@ import { type ChildProcess, spawn } from 'node:child_process';
 import { createInterface } from 'node:readline';
 import { fileURLToPath } from 'node:url';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
-import {
-  loadNativeBinding,
-  type RegionFile,
-  type SourceAddress,
-  type VmMemorySnapshot,
-} from '../../src/native/binding.js';
+import { loadNativeBinding } from '../../src/native/binding.js';
+import type { RegionFile, SourceAddress, VmMemorySnapshot } from '../../src/native/types.js';
 import { expectToWait, FakeVm, openSource, Scene, until } from '../support/fake-vm.js';
 
 const childProgram = fileURLToPath(new URL('../support/addon-child.ts', import.meta.url));

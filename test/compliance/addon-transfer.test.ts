@@ -1,6 +1,7 @@
 import { statSync } from 'node:fs';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
-import { loadNativeBinding, type TargetSessionHandle } from '../../src/native/binding.js';
+import { loadNativeBinding } from '../../src/native/binding.js';
+import type { TargetSessionHandle } from '../../src/native/types.js';
 import { expectToWait, openSource, Scene, until } from '../support/fake-vm.js';
 
 const binding = loadNativeBinding();

@@ -5,7 +5,7 @@ import { join } from 'node:path';
 import { type VmExit, VmManager } from '../../src/agent/vm/vms.js';
 import { FileRegistry } from '../../src/cluster/file.js';
 import type { VmSpec } from '../../src/domain/vm.js';
-import type { NativeBinding } from '../../src/native/binding.js';
+import type { NativeBinding } from '../../src/native/types.js';
 import { parseSpec } from '../../src/schemas/vm-spec.js';
 import { Janitor } from './janitor.js';
 

@@ -3,14 +3,14 @@
 import { type ErrorCode, MigrationError } from '../../src/domain/errors.js';
 import type { HostInventory, TargetChecks, VmInventory } from '../../src/domain/host.js';
 import type { VmSpec } from '../../src/domain/vm.js';
+import type { AgentPort } from '../../src/engine/ports/agent.js';
+import type { Registry } from '../../src/engine/ports/registry.js';
 import type {
-  AgentPort,
   PrepareReply,
   PrepareRequest,
-  Registry,
   SessionProgress,
   SourceEndpointInfo,
-} from '../../src/engine/ports/migration.js';
+} from '../../src/engine/ports/session.js';
 import { NO_RDMA } from '../unit/planner/planner-facts.js';
 import { moveNatively, PAGE_MS } from './native.js';
 import { type Life, NEVER } from './time.js';

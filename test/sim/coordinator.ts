@@ -1,5 +1,5 @@
 /** What the simulations of migrations and of forks have in common: a coordinator's ports on a simulated world, and when its job is at rest. */
-import { readHistories } from '../../src/engine/history.js';
+import { readHistories } from '../../src/jobs/history.js';
 import type { JobManager, JobManagerOptions } from '../../src/jobs/jobs.js';
 import type { FileJournal } from '../../src/jobs/journal.js';
 import type { Chance } from './chance.js';

@@ -1,7 +1,7 @@
 /** Calls from one daemon's life to an agent, over a network that loses, repeats and delays. */
 
 import { MigrationError } from '../../src/domain/errors.js';
-import type { AgentPort } from '../../src/engine/ports/migration.js';
+import type { AgentPort } from '../../src/engine/ports/agent.js';
 import type { Life } from './time.js';
 import type { Fault, World } from './world.js';
 

@@ -1,7 +1,8 @@
 import { FileRegistry } from '../../src/cluster/file.js';
 import type { JobState } from '../../src/domain/job.js';
 import type { MigrationMode } from '../../src/domain/migration.js';
-import type { AgentPort, Registry } from '../../src/engine/ports/migration.js';
+import type { AgentPort } from '../../src/engine/ports/agent.js';
+import type { Registry } from '../../src/engine/ports/registry.js';
 import { JobManager } from '../../src/jobs/jobs.js';
 import { FileJournal } from '../../src/jobs/journal.js';
 import { SimAgent } from './agent.js';

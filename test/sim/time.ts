@@ -1,4 +1,4 @@
-import type { Clock } from '../../src/engine/ports/migration.js';
+import type { Clock } from '../../src/engine/ports/clock.js';
 
 interface Timer {
   readonly atMs: number;

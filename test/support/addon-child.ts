@@ -7,7 +7,8 @@ import { existsSync } from 'node:fs';
 import { createServer } from 'node:net';
 import { join } from 'node:path';
 import { Worker } from 'node:worker_threads';
-import { loadNativeBinding, type SourceAddress } from '../../src/native/binding.js';
+import { loadNativeBinding } from '../../src/native/binding.js';
+import type { SourceAddress } from '../../src/native/types.js';
 
 const mode = process.argv[2] ?? '';
 const { scene, address, lengthMiB } = JSON.parse(process.argv[3] ?? '{}') as {

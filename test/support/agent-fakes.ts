@@ -10,7 +10,7 @@ import type { QmpEvent } from '../../src/backends/qemu/qmp.js';
 import { FileRegistry } from '../../src/cluster/file.js';
 import { MigrationError } from '../../src/domain/errors.js';
 import type { VmState } from '../../src/domain/vm.js';
-import type { NativeBinding, NativeFailure, TargetSessionState } from '../../src/native/binding.js';
+import type { NativeBinding, NativeFailure, TargetSessionState } from '../../src/native/types.js';
 import { parseSpec } from '../../src/schemas/vm-spec.js';
 import { MemoryStore } from '../unit/durable/memory-store.js';
 import { NO_RDMA } from '../unit/planner/planner-facts.js';

@@ -1,6 +1,6 @@
 /** Parts of a daemon behind the API's ports, in memory, so that the API's own promises can be tested without QEMU. */
 import { PassThrough, type Readable } from 'node:stream';
-import type { ApiAgent, ApiImages, ApiPool, ApiServices } from '../../src/api/ports.js';
+import type { ApiAgent, ApiImages, ApiPool, ApiServices } from '../../src/api/contract/ports.js';
 import { MigrationError } from '../../src/domain/errors.js';
 import type { ForkReport, ForkRequest, WarmRequest, WarmSetView } from '../../src/domain/fork.js';
 import type { ImageView } from '../../src/domain/image.js';

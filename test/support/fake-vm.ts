@@ -15,7 +15,7 @@ import type {
   RegionFile,
   SourceAddress,
   SourceSessionHandle,
-} from '../../src/native/binding.js';
+} from '../../src/native/types.js';
 
 const root = fileURLToPath(new URL('../..', import.meta.url));
 const addonDirectory =

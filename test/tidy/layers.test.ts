@@ -2,30 +2,59 @@ import { posix } from 'node:path';
 import { describe, expect, test } from 'vitest';
 import { complaints, filesUnder, type TextFile } from './tree.js';
 
-const PORTS = ['engine/ports', 'engine/fork-ports'] as const;
+/** What everything in src/ may import. */
+const WORDS = ['domain', 'kit'] as const;
+const PORTS = 'engine/ports';
 
 /**
- * What each part of src/ may import: another part, or one file of it. A part may always import itself. The daemon's
- * entry point puts everything together, and so may import everything.
+ * What each room of src/ may import: another room, or one file of it. A room is a folder, named by its path; the files
+ * that lie in `engine` itself are a room beside `engine/migration`. A room may always import itself. The daemon's entry
+ * point puts everything together, and so may import everything.
  */
 const TYPESCRIPT_LAYERS: Record<string, readonly string[]> = {
   domain: [],
-  errors: ['domain'],
-  protocol: ['domain', 'errors'],
-  config: ['domain', 'errors'],
-  planner: ['domain', 'errors', ...PORTS],
-  engine: ['domain', 'errors', 'planner'],
-  registry: ['domain', 'errors', ...PORTS],
-  jobs: ['domain', 'errors', 'engine', 'planner', 'registry'],
-  native: ['domain', 'errors', 'protocol'],
-  qemu: ['domain', 'errors', 'protocol'],
-  agent: ['domain', 'errors', 'protocol', 'config', ...PORTS, 'native', 'qemu', 'registry'],
-  tls: ['domain', 'errors'],
-  api: ['domain', 'errors', 'protocol', 'config', ...PORTS, 'jobs', 'planner', 'tls', 'agent/spec'],
-  cli: ['domain', 'errors', 'config', 'api/client', 'api/schemas', 'api/schemas-fork', 'tls'],
+  kit: ['domain'],
+  protocol: ['domain'],
+  durable: WORDS,
+  config: WORDS,
+  tls: WORDS,
+  schemas: [...WORDS, PORTS],
+  native: [...WORDS, 'protocol'],
+
+  planner: WORDS,
+  'planner/migration': [...WORDS, 'planner'],
+  'planner/fork': [...WORDS, 'planner'],
+  'engine/ports': WORDS,
+  engine: [...WORDS, PORTS],
+  'engine/migration': [...WORDS, PORTS, 'engine', 'planner', 'planner/migration'],
+  'engine/fork': [...WORDS, PORTS, 'engine', 'planner', 'planner/fork'],
+  cluster: [...WORDS, PORTS, 'durable'],
+  jobs: [
+    ...[...WORDS, PORTS, 'durable', 'schemas', 'planner/migration', 'planner/fork'],
+    ...['engine', 'engine/migration', 'engine/fork'],
+  ],
+
+  transports: [...WORDS, 'native'],
+  'backends/qemu': [...WORDS, 'protocol'],
+  'agent/vm': [...WORDS, PORTS, 'durable', 'schemas', 'native', 'transports', 'backends/qemu'],
+  'agent/image': [...WORDS, PORTS, 'durable', 'schemas', 'native', 'agent/vm'],
+  'agent/inventory': [...WORDS, PORTS, 'protocol', 'backends/qemu', 'agent/vm', 'agent/image'],
+  'agent/migration': [...WORDS, PORTS, 'protocol', 'durable', 'schemas', 'native', 'backends/qemu', 'agent/vm'],
+  'agent/fork': [
+    ...[...WORDS, PORTS, 'durable', 'schemas', 'native', 'backends/qemu'],
+    ...['agent/vm', 'agent/image', 'agent/inventory', 'agent/migration'],
+  ],
+  agent: [...WORDS, PORTS, 'agent/vm', 'agent/image', 'agent/inventory', 'agent/migration', 'agent/fork'],
+
+  'api/contract': [...WORDS, PORTS, 'tls'],
+  'api/public': [...WORDS, 'protocol', 'schemas', 'api/contract'],
+  'api/peers': [...WORDS, PORTS, 'tls', 'schemas', 'api/contract'],
+  api: [...WORDS, 'tls', 'config', 'schemas', 'api/contract', 'api/public', 'api/peers'],
+  cli: [...WORDS, 'config', 'api/client', 'schemas', 'tls'],
 };
 const COMPOSITION_ROOTS = new Set(['src/cli/vmigrated.ts', 'src/cli/daemon.ts']);
-const API_CLIENT_MAY_IMPORT = ['domain', 'errors', 'config', 'api/schemas', 'tls/identity'];
+/** The commands load it, and shall not load a server with it. */
+const API_CLIENT_MAY_IMPORT = ['domain', 'config', 'schemas', 'tls/identity'];
 
 /** Includes between the parts of native/, same reading. tests/ and bench/ may include everything but the addon. */
 const NATIVE_LAYERS: Record<string, readonly string[]> = {
@@ -45,32 +74,97 @@ function importsOf(file: TextFile): string[] {
   return [...file.text.matchAll(IMPORT)].map((match) => match[1] ?? match[2] ?? '');
 }
 
-/** The part of src/ that a file belongs to; domain.ts and its neighbours (domain-fork.ts) are one. */
-function partOf(path: string): string {
-  return (path.split('/')[0] ?? '').replace(/\.ts$/, '').replace(/^domain-.*/, 'domain');
+/** The room of src/ that a file lies in: its folder, or its own name where it lies in src/ itself. */
+function roomOf(path: string): string {
+  const folder = posix.dirname(path);
+  return folder === '.' ? path.replace(/\.ts$/, '') : folder;
+}
+
+/** Of each file of src/, without `src/` and the extension, the files that it imports. */
+function importGraph(): Map<string, string[]> {
+  const named = (path: string) => path.replace(/^src\/|\.[jt]s$/g, '');
+  return new Map(
+    filesUnder('src').map((file) => {
+      const own = importsOf(file).filter((specifier) => specifier.startsWith('.'));
+      return [named(file.path), own.map((specifier) => named(posix.join(posix.dirname(file.path), specifier)))];
+    }),
+  );
+}
+
+/** Each circle of a graph once, as a set of names: its strongly connected components (Tarjan 1972). */
+function circlesOf(graph: ReadonlyMap<string, readonly string[]>): string[][] {
+  const order = new Map<string, number>();
+  const lowest = new Map<string, number>();
+  const path: string[] = [];
+  const circles: string[][] = [];
+  const visit = (name: string): number => {
+    const number = order.size;
+    order.set(name, number);
+    let low = number;
+    path.push(name);
+    for (const next of graph.get(name) ?? []) {
+      if (!order.has(next)) low = Math.min(low, visit(next));
+      else if (path.includes(next)) low = Math.min(low, lowest.get(next) ?? order.get(next) ?? low);
+    }
+    lowest.set(name, low);
+    if (low === number) {
+      const circle = path.splice(path.indexOf(name));
+      if (circle.length > 1) circles.push(circle.sort());
+    }
+    return low;
+  };
+  for (const name of graph.keys()) if (!order.has(name)) visit(name);
+  return circles;
+}
+
+function graphOfRooms(files: ReadonlyMap<string, readonly string[]>, room: (path: string) => string) {
+  const rooms = new Map<string, string[]>();
+  for (const [file, targets] of files) {
+    const from = room(file);
+    const others = targets.map(room).filter((target) => target !== from);
+    rooms.set(from, [...(rooms.get(from) ?? []), ...others]);
+  }
+  return rooms;
 }
 
 function isAllowed(target: string, from: string, allowed: readonly string[]): boolean {
-  const part = partOf(target);
-  return part === from || allowed.some((name) => name === part || name === target);
+  const room = roomOf(target);
+  return room === from || allowed.some((name) => name === room || name === target);
 }
 
+describe('circles', () => {
+  test('are found', () => {
+    const chain = { a: ['b'], b: ['c'], c: [] };
+    expect(circlesOf(new Map(Object.entries(chain)))).toEqual([]);
+    expect(circlesOf(new Map(Object.entries({ ...chain, c: ['b'], d: ['a'] })))).toEqual([['b', 'c']]);
+    expect(circlesOf(new Map(Object.entries({ ...chain, c: ['a'], d: ['e'], e: ['d'] })))).toEqual([
+      ['a', 'b', 'c'],
+      ['d', 'e'],
+    ]);
+  });
+
+  test('do not exist between files, nor between rooms', () => {
+    const files = importGraph();
+    expect(circlesOf(files)).toEqual([]);
+    expect(circlesOf(graphOfRooms(files, roomOf))).toEqual([]);
+  });
+});
+
 describe('imports point one way', () => {
-  test('every part of src/ has a rule', () => {
-    const parts = filesUnder('src').map(({ path }) => partOf(path.replace(/^src\//, '')));
-    expect([...new Set(parts)].filter((part) => !(part in TYPESCRIPT_LAYERS))).toEqual([]);
+  test('every room of src/ has a rule, and every rule a room', () => {
+    const rooms = new Set([...importGraph().keys()].map(roomOf));
+    expect([...rooms].filter((room) => !(room in TYPESCRIPT_LAYERS))).toEqual([]);
+    expect(Object.keys(TYPESCRIPT_LAYERS).filter((room) => !rooms.has(room))).toEqual([]);
   });
 
   test('in src/', () => {
     const wrong: string[] = [];
-    for (const file of filesUnder('src')) {
-      if (COMPOSITION_ROOTS.has(file.path)) continue;
-      const from = partOf(file.path.replace(/^src\//, ''));
-      const allowed = file.path === 'src/api/client.ts' ? API_CLIENT_MAY_IMPORT : (TYPESCRIPT_LAYERS[from] ?? []);
-      for (const specifier of importsOf(file)) {
-        if (!specifier.startsWith('.')) continue;
-        const target = posix.join(posix.dirname(file.path), specifier).replace(/^src\/|\.js$/g, '');
-        if (!isAllowed(target, from, allowed)) wrong.push(`${file.path} must not import ${target}`);
+    for (const [file, targets] of importGraph()) {
+      if (COMPOSITION_ROOTS.has(`src/${file}.ts`)) continue;
+      const from = roomOf(file);
+      const allowed = file === 'api/client' ? API_CLIENT_MAY_IMPORT : (TYPESCRIPT_LAYERS[from] ?? []);
+      for (const target of targets) {
+        if (!isAllowed(target, from, allowed)) wrong.push(`src/${file}.ts must not import ${target}`);
       }
     }
     expect(wrong).toEqual([]);

@@ -2,7 +2,7 @@
 import { link, unlink } from 'node:fs/promises';
 import { MigrationError } from '../../domain/errors.js';
 import { deferred } from '../../kit/deferred.js';
-import type { ImageCaptureHandle, ImageSnapshot, RegionFile } from '../../native/binding.js';
+import type { ImageCaptureHandle, ImageSnapshot, RegionFile } from '../../native/types.js';
 import type { ImageRecord } from '../image/record.js';
 import type { ManagedVm } from '../vm/vms.js';
 import type { ForkContext } from './context.js';

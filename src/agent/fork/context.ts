@@ -1,10 +1,7 @@
-/** What the parts of cloning share, beside context.ts. */
-
-import type { ImageStore } from '../image/store.js';
-import type { AgentContext } from '../vm/context.js';
+/** What the parts of cloning share. */
+import type { ImageContext } from '../image/context.js';
 import type { ForkStore } from './record.js';
 
-export interface ForkContext extends AgentContext {
-  readonly images: ImageStore;
+export interface ForkContext extends ImageContext {
   readonly forkStore: ForkStore;
 }

@@ -14,8 +14,8 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import type { QmpClient } from '../../backends/qemu/qmp.js';
 import { MigrationError } from '../../domain/errors.js';
 import type { ForkPointReply } from '../../engine/ports/fork.js';
-import type { FaultPort } from '../../engine/ports/migration.js';
-import type { ImageCaptureHandle } from '../../native/binding.js';
+import type { FaultPort } from '../../engine/ports/inject.js';
+import type { ImageCaptureHandle } from '../../native/types.js';
 import type { OutgoingState } from '../migration/outgoing-state.js';
 import type { ManagedVm } from '../vm/vms.js';
 

@@ -15,7 +15,7 @@ import { writeDurably } from '../../durable/durable-file.js';
 import { type MemoryBounds, type MemoryReading, memoryState } from '../vm/memory-pressure.js';
 import type { ManagedVm } from '../vm/vms.js';
 import type { ForkContext } from './context.js';
-import { newImage, ramOfImage, shapeOf } from './prepare.js';
+import { newImage, ramOfImage, shapeOf } from './shape.js';
 import { type CloneShape, endClones, makeWaitingSet, type WaitingSet } from './waiting-set.js';
 
 /** All sets are given up when the host is out of the bounds. */

@@ -5,7 +5,7 @@
 import { randomBytes } from 'node:crypto';
 import { unlink } from 'node:fs/promises';
 import { MigrationError } from '../../domain/errors.js';
-import type { SourceSessionHandle } from '../../native/binding.js';
+import type { SourceSessionHandle } from '../../native/types.js';
 import type { ImageRecord } from '../image/record.js';
 import { PageSession } from '../migration/page-session.js';
 import type { ManagedVm } from '../vm/vms.js';

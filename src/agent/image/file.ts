@@ -6,7 +6,7 @@ import { type FileHandle, link, open, rm } from 'node:fs/promises';
 import { dirname } from 'node:path';
 import { MigrationError } from '../../domain/errors.js';
 import { syncDirectory } from '../../durable/durable-file.js';
-import type { ForkContext } from '../fork/context.js';
+import type { ImageContext } from './context.js';
 import {
   CHUNK_BYTES,
   damaged,
@@ -26,7 +26,7 @@ import { type ImageRecord, imageRecordSchema } from './record.js';
 const ZEROS = Buffer.alloc(CHUNK_BYTES);
 
 /** The file appears whole or not at all. CONFLICT if it is there, or the image is not complete. */
-export async function saveImage(context: ForkContext, id: string, path: string): Promise<{ fileBytes: number }> {
+export async function saveImage(context: ImageContext, id: string, path: string): Promise<{ fileBytes: number }> {
   const { images } = context;
   const record = images.get(id);
   if (record.state !== 'complete') throw new MigrationError('CONFLICT', `image ${id} is ${record.state}`);
@@ -59,7 +59,7 @@ export async function saveImage(context: ForkContext, id: string, path: string):
 }
 
 /** Its id. CONFLICT if that image is here already, CORRUPT or SPEC_INVALID for a file that is not what `saveImage` has written. */
-export async function loadImage(context: ForkContext, path: string): Promise<string> {
+export async function loadImage(context: ImageContext, path: string): Promise<string> {
   const { images, vms } = context;
   const file = await open(path, 'r').catch((cause: unknown) => {
     throw new MigrationError('NOT_FOUND', `no image file ${path}`, { cause });

@@ -11,7 +11,7 @@ import { MigrationError, toMigrationError } from '../../domain/errors.js';
 import type { ImageView } from '../../domain/image.js';
 import { RecordFiles } from '../../durable/record-files.js';
 import type { Log } from '../../kit/log.js';
-import type { NativeBinding, RegionFile } from '../../native/binding.js';
+import type { NativeBinding, RegionFile } from '../../native/types.js';
 import {
   createImageFiles,
   imageFiles,

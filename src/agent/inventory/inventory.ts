@@ -8,9 +8,9 @@ import type { HostInventory, TargetChecks, VmInventory } from '../../domain/host
 import type { RdmaPlace } from '../../domain/transport.js';
 import type { DiskSpec, VmSpec } from '../../domain/vm.js';
 import { PROTOCOL_VERSION } from '../../protocol/wire.js';
-import type { ForkContext } from '../fork/context.js';
+import type { ImageContext } from '../image/context.js';
 import { connectedQmp } from '../vm/connected-qmp.js';
-import type { AgentContext } from '../vm/context.js';
+import type { HostContext } from '../vm/context.js';
 import { exitPath, readExitCode } from '../vm/exit-port.js';
 import {
   discardingDevices,
@@ -33,7 +33,7 @@ export interface HostInfo {
   certificateExpiresAt(): string | null;
 }
 
-export async function hostInventory(context: AgentContext, info: HostInfo): Promise<HostInventory> {
+export async function hostInventory(context: HostContext, info: HostInfo): Promise<HostInventory> {
   const { vms, native, host, dataAddress, rdma } = context;
   const support = native.support();
   return {
@@ -50,7 +50,7 @@ export async function hostInventory(context: AgentContext, info: HostInfo): Prom
   };
 }
 
-export async function vmInventory(context: ForkContext, name: string): Promise<VmInventory> {
+export async function vmInventory(context: ImageContext, name: string): Promise<VmInventory> {
   const { vms, registry, host, native, images } = context;
   const vm = vms.get(name);
   const owner = await registry.owner(name);
@@ -88,7 +88,7 @@ export async function vmInventory(context: ForkContext, name: string): Promise<V
 }
 
 export async function checkTarget(
-  { rdma }: Pick<AgentContext, 'rdma'>,
+  { rdma }: Pick<HostContext, 'rdma'>,
   spec: VmSpec,
   source: RdmaPlace | null,
 ): Promise<TargetChecks> {

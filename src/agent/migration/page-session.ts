@@ -4,10 +4,10 @@
  */
 
 import { MigrationError, toMigrationError } from '../../domain/errors.js';
-import type { SourceEndpointInfo } from '../../engine/ports/migration.js';
-import type { TargetSessionHandle, TargetSnapshot } from '../../native/binding.js';
+import type { SourceEndpointInfo } from '../../engine/ports/session.js';
+import type { TargetSessionHandle, TargetSnapshot } from '../../native/types.js';
 import type { TargetCounter } from '../../protocol/wire.js';
-import type { AgentContext } from '../vm/context.js';
+import type { HostContext } from '../vm/context.js';
 import type { ManagedVm } from '../vm/vms.js';
 
 const CONNECT_TIMEOUT_MS = 3_000;
@@ -36,7 +36,7 @@ export interface PageSessionOptions {
 }
 
 export class PageSession {
-  readonly #context: AgentContext;
+  readonly #context: HostContext;
   readonly #vm: ManagedVm;
   readonly #options: PageSessionOptions;
   #handle: TargetSessionHandle;
@@ -55,7 +55,7 @@ export class PageSession {
   #retryTimer: NodeJS.Timeout | null = null;
   #retryMs = RETRY_MS_FIRST;
 
-  constructor(context: AgentContext, vm: ManagedVm, options: PageSessionOptions) {
+  constructor(context: HostContext, vm: ManagedVm, options: PageSessionOptions) {
     this.#context = context;
     this.#vm = vm;
     this.#options = options;

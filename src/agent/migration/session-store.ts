@@ -10,7 +10,7 @@ import { z } from 'zod';
 import { MigrationError } from '../../domain/errors.js';
 import type { Transport } from '../../domain/transport.js';
 import { RecordFiles } from '../../durable/record-files.js';
-import type { PrepareRequest, SourceEndpointInfo } from '../../engine/ports/migration.js';
+import type { PrepareRequest, SourceEndpointInfo } from '../../engine/ports/session.js';
 import { vmSpecSchema } from '../../schemas/vm-spec.js';
 
 /**

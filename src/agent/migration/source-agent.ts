@@ -2,17 +2,17 @@
 
 import { MigrationError } from '../../domain/errors.js';
 import type { Transport } from '../../domain/transport.js';
-import type { SourceEndpointInfo } from '../../engine/ports/migration.js';
+import type { SourceEndpointInfo } from '../../engine/ports/session.js';
 import { KeyedLocks } from '../../kit/locks.js';
 import { connectedQmp } from '../vm/connected-qmp.js';
-import type { AgentContext } from '../vm/context.js';
+import type { MigrationContext } from './context.js';
 import { EndedSessions } from './ended-sessions.js';
 import { cancelMigration, type NativeMoveOptions, nativeMove, nativeReading, runAgain } from './native-migration.js';
 import { checkSession, type SourceRecord } from './session-store.js';
 import { SourceSession } from './source-session.js';
 
 export class SourceAgent {
-  readonly #context: AgentContext;
+  readonly #context: MigrationContext;
   readonly #locks = new KeyedLocks();
   readonly #sources = new Map<string, SourceSession>();
   /** QEMU's own migrations under way or done, by session. */
@@ -26,7 +26,7 @@ export class SourceAgent {
   /** VM → the continueVm under way. A stop waits for it, so that its `cont` cannot fall into the new session's blackout. */
   readonly #continuing = new Map<string, Promise<void>>();
 
-  constructor(context: AgentContext) {
+  constructor(context: MigrationContext) {
     this.#context = context;
   }
 

@@ -6,12 +6,12 @@ import { mkdir } from 'node:fs/promises';
 import type { Socket } from 'node:net';
 import { dirname } from 'node:path';
 import { MigrationError, toMigrationError } from '../../domain/errors.js';
-import type { SourceEndpointInfo } from '../../engine/ports/migration.js';
-import type { DataListenerHandle, SourceClone, SourceSessionHandle } from '../../native/binding.js';
+import type { SourceEndpointInfo } from '../../engine/ports/session.js';
 import { failureToError } from '../../native/failure.js';
-import type { AgentContext } from '../vm/context.js';
+import type { DataListenerHandle, SourceClone, SourceSessionHandle } from '../../native/types.js';
 import { ownPagesPath, removeRegionFiles } from '../vm/ram-files.js';
 import type { ManagedVm } from '../vm/vms.js';
+import type { MigrationContext } from './context.js';
 import { OutgoingState } from './outgoing-state.js';
 import type { SourceRecord } from './session-store.js';
 
@@ -23,7 +23,7 @@ const SCAN_DELAY_MS = 20;
 
 export class SourceSession {
   readonly record: SourceRecord;
-  readonly #context: AgentContext;
+  readonly #context: MigrationContext;
   readonly #vm: ManagedVm;
   #pages: SourceSessionHandle | null = null;
   /** Where `#pages` is served. */
@@ -40,13 +40,13 @@ export class SourceSession {
   /** The VM's device state has been handed over, so it stands still: by our own doing or, after a restart, by the owner record. */
   #hasDeparted = false;
 
-  private constructor(context: AgentContext, record: SourceRecord, vm: ManagedVm) {
+  private constructor(context: MigrationContext, record: SourceRecord, vm: ManagedVm) {
     this.#context = context;
     this.record = record;
     this.#vm = vm;
   }
 
-  static async expose(context: AgentContext, record: SourceRecord, vm: ManagedVm): Promise<SourceSession> {
+  static async expose(context: MigrationContext, record: SourceRecord, vm: ManagedVm): Promise<SourceSession> {
     const source = new SourceSession(context, record, vm);
     if (vm.regions.length === 0) throw new MigrationError('UNSUPPORTED', `the memory of ${record.vm} is not in files`);
     await context.store.save(record);
@@ -68,7 +68,7 @@ export class SourceSession {
 
   /** After a restart. A VM that has been committed away is exposed again as it was frozen; one that has not is only known, to be undone. */
   static async takeUp(
-    context: AgentContext,
+    context: MigrationContext,
     record: SourceRecord,
     vm: ManagedVm,
     hasDeparted: boolean,

@@ -8,15 +8,15 @@ import type {
   PrepareRequest,
   SessionProgress,
   SourceEndpointInfo,
-} from '../../engine/ports/migration.js';
+} from '../../engine/ports/session.js';
 import { KeyedLocks } from '../../kit/locks.js';
-import type { AgentContext } from '../vm/context.js';
+import type { MigrationContext } from './context.js';
 import { EndedSessions } from './ended-sessions.js';
 import { checkSession, type TargetRecord } from './session-store.js';
 import { TargetSession } from './target-session.js';
 
 export class TargetAgent {
-  readonly #context: AgentContext;
+  readonly #context: MigrationContext;
   readonly #locks = new KeyedLocks();
   readonly #targets = new Map<string, TargetSession>();
   /** The coordinators' names for the sessions of `#targets`. */
@@ -27,7 +27,7 @@ export class TargetAgent {
   readonly #preparing = new Map<string, AbortController>();
   readonly #ended = new EndedSessions();
 
-  constructor(context: AgentContext) {
+  constructor(context: MigrationContext) {
     this.#context = context;
     context.vms.on('exit', this.#onExit);
   }

@@ -18,11 +18,11 @@ import type {
   SessionProgress,
   SessionState,
   SourceEndpointInfo,
-} from '../../engine/ports/migration.js';
+} from '../../engine/ports/session.js';
 import { failureToError } from '../../native/failure.js';
 import { connectedQmp } from '../vm/connected-qmp.js';
-import type { AgentContext } from '../vm/context.js';
 import type { ManagedVm } from '../vm/vms.js';
+import type { MigrationContext } from './context.js';
 import { IncomingState, stateSocketPath } from './incoming-state.js';
 import { incomingUri } from './native-migration.js';
 import { PageSession } from './page-session.js';
@@ -33,7 +33,7 @@ const RESUME_TIMEOUT_MS = 10_000;
 const ANNOUNCE = { initial: 50, max: 550, rounds: 5, step: 100 } as const;
 
 export class TargetSession {
-  readonly #context: AgentContext;
+  readonly #context: MigrationContext;
   readonly #vm: ManagedVm;
   readonly #state: IncomingState;
   readonly #pages: PageSession | null;
@@ -47,7 +47,7 @@ export class TargetSession {
   readonly #epochBefore: number | null;
 
   private constructor(
-    context: AgentContext,
+    context: MigrationContext,
     record: TargetRecord,
     vm: ManagedVm,
     before: { epoch: number | null; isTakenUp: boolean },
@@ -70,7 +70,11 @@ export class TargetSession {
   }
 
   /** When it rejects, nothing is left. `signal` gives it up. */
-  static async prepare(context: AgentContext, request: PrepareRequest, signal: AbortSignal): Promise<TargetSession> {
+  static async prepare(
+    context: MigrationContext,
+    request: PrepareRequest,
+    signal: AbortSignal,
+  ): Promise<TargetSession> {
     const { store, vms, registry } = context;
     const { session, accel } = request;
     const isNative = request.mode !== 'postcopy';
@@ -109,7 +113,7 @@ export class TargetSession {
   }
 
   /** After a restart of the daemon. The VM is there; whether it has run, the registry knows. */
-  static async takeUp(context: AgentContext, record: TargetRecord, vm: ManagedVm): Promise<TargetSession> {
+  static async takeUp(context: MigrationContext, record: TargetRecord, vm: ManagedVm): Promise<TargetSession> {
     const owner = await context.registry.owner(record.spec.name);
     const target = new TargetSession(context, record, vm, { epoch: owner?.epoch ?? null, isTakenUp: true });
     target.#hasRun = owner?.owner === context.host && owner.session === record.session;

@@ -2,7 +2,7 @@
 import { setTimeout as sleep } from 'node:timers/promises';
 import { toMigrationError } from '../../domain/errors.js';
 import type { Log } from '../../kit/log.js';
-import type { NativeBinding } from '../../native/binding.js';
+import type { NativeBinding } from '../../native/types.js';
 import type { VmKeeper } from './keeper.js';
 import { unhasten } from './priority.js';
 import { isAlive } from './process.js';

@@ -1,13 +1,18 @@
 /** The QEMU of a VM that a restarted daemon has found and may not have reached yet. */
 import { setTimeout as sleep } from 'node:timers/promises';
 import type { QmpClient } from '../../backends/qemu/qmp.js';
-import type { ManagedVm } from './vms.js';
 
 const ANSWER_TIMEOUT_MS = 10_000;
 const ANSWER_POLL_MS = 20;
 
+/** Of a ManagedVm: both throw while they are not known. */
+export interface ConnectingVm {
+  readonly qmp: QmpClient;
+  readonly pid: number;
+}
+
 /** VmManager connects to the QEMU of an earlier daemon when it answers. QEMU_GONE if it does not in time, or has ended. */
-export async function connectedQmp(vm: ManagedVm): Promise<QmpClient> {
+export async function connectedQmp(vm: ConnectingVm): Promise<QmpClient> {
   const deadlineMs = performance.now() + ANSWER_TIMEOUT_MS;
   for (;;) {
     try {
@@ -20,7 +25,7 @@ export async function connectedQmp(vm: ManagedVm): Promise<QmpClient> {
 }
 
 /** Then it has no process to tell the number of. */
-function hasEnded(vm: ManagedVm): boolean {
+function hasEnded(vm: ConnectingVm): boolean {
   try {
     return vm.pid === 0;
   } catch {

@@ -1,9 +1,10 @@
-/** What the parts of one host's agent share. */
-import type { Clock, FaultPort, Registry } from '../../engine/ports/migration.js';
+/** What the parts of one host's agent share; a room that needs more adds it to this (../migration/context.ts, ../image/context.ts). */
+import type { Clock } from '../../engine/ports/clock.js';
+import type { FaultPort } from '../../engine/ports/inject.js';
+import type { Registry } from '../../engine/ports/registry.js';
 import type { Log } from '../../kit/log.js';
-import type { DataListenerHandle, NativeBinding } from '../../native/binding.js';
+import type { DataListenerHandle, NativeBinding } from '../../native/types.js';
 import type { RdmaHost } from '../../transports/rdma.js';
-import type { SessionStore } from '../migration/session-store.js';
 import type { Peers } from './peers.js';
 import type { VmManager } from './vms.js';
 
@@ -12,7 +13,7 @@ export interface AgentLog extends Log {
   debug(fields: object, message: string): void;
 }
 
-export interface AgentContext {
+export interface HostContext {
   /** This host's name. */
   readonly host: string;
   readonly vms: VmManager;
@@ -24,7 +25,6 @@ export interface AgentContext {
   readonly peers: Peers;
   /** IP address that other hosts reach our data ports at. */
   readonly dataAddress: string;
-  readonly store: SessionStore;
   readonly clock: Clock;
   readonly log: AgentLog;
   readonly faults: FaultPort;

@@ -1,6 +1,6 @@
 /** What pre-flight wants to know of one VM and of this host, asked from QEMU and the kernel. */
 import { readFile } from 'node:fs/promises';
-import type { NativeBinding } from '../../native/binding.js';
+import type { NativeBinding } from '../../native/types.js';
 import type { ManagedVm } from './vm.js';
 
 export interface RamFacts {

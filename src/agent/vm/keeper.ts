@@ -8,7 +8,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { QmpClient, type QmpEvent } from '../../backends/qemu/qmp.js';
 import { toMigrationError } from '../../domain/errors.js';
 import type { VmExit } from '../../domain/vm.js';
-import type { Registry } from '../../engine/ports/migration.js';
+import type { Registry } from '../../engine/ports/registry.js';
 import type { KeyedLocks } from '../../kit/locks.js';
 import type { Log } from '../../kit/log.js';
 import { ExitWatch, readExitCode } from './exit-port.js';

@@ -1,8 +1,8 @@
 /** What VmManager is told: once, and for each VM. */
 import type { NicSpec } from '../../domain/vm.js';
-import type { Registry } from '../../engine/ports/migration.js';
+import type { Registry } from '../../engine/ports/registry.js';
 import type { Log } from '../../kit/log.js';
-import type { NativeBinding } from '../../native/binding.js';
+import type { NativeBinding } from '../../native/types.js';
 
 export interface VmManagerOptions {
   readonly host: string;

@@ -1,6 +1,6 @@
 /** The other hosts as an agent sees them. src/api/peers/client.ts speaks to them over mutual TLS; tests join agents of one process. */
 import type { Readable } from 'node:stream';
-import type { AgentPort } from '../../engine/ports/migration.js';
+import type { AgentPort } from '../../engine/ports/agent.js';
 
 export interface Peers {
   /** UNREACHABLE at the first call if it does not answer; NOT_FOUND if no such host is configured. */

@@ -6,7 +6,7 @@ import { link, mkdir, open, readdir, readFile, rm, rmdir, statfs } from 'node:fs
 import { dirname, join } from 'node:path';
 import { MigrationError } from '../../domain/errors.js';
 import type { VmSpec } from '../../domain/vm.js';
-import type { NativeBinding, RegionFile } from '../../native/binding.js';
+import type { NativeBinding, RegionFile } from '../../native/types.js';
 
 const SMALL_PAGE_BYTES = 4096;
 /** What QEMU itself needs beside the guest's memory. */

@@ -8,7 +8,7 @@ import { z } from 'zod';
 import { MigrationError } from '../../domain/errors.js';
 import type { DiskSpec, NicSpec, VmExit, VmSpec, VmState } from '../../domain/vm.js';
 import { writeDurably, writeWhole } from '../../durable/durable-file.js';
-import type { RegionFile, VmMemorySnapshot } from '../../native/binding.js';
+import type { RegionFile, VmMemorySnapshot } from '../../native/types.js';
 import { nicSpecSchema, vmSpecSchema } from '../../schemas/vm-spec.js';
 
 export const RECORD_FILE = 'record.json';

@@ -3,7 +3,7 @@ import { join } from 'node:path';
 import type { QmpClient } from '../../backends/qemu/qmp.js';
 import { MigrationError } from '../../domain/errors.js';
 import type { VmSpec, VmState, VmView } from '../../domain/vm.js';
-import type { RegionFile, VmMemoryHandle } from '../../native/binding.js';
+import type { RegionFile, VmMemoryHandle } from '../../native/types.js';
 import { type ExitWatch, exitPath } from './exit-port.js';
 import type { ChildExit } from './process.js';
 import { type VmRecord, writeRecord } from './record.js';

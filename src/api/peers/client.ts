@@ -8,11 +8,11 @@ import type { Readable } from 'node:stream';
 import { pipeline } from 'node:stream/promises';
 import type { TLSSocket } from 'node:tls';
 import { MigrationError } from '../../domain/errors.js';
-import type { AgentPort } from '../../engine/ports/migration.js';
+import type { AgentPort } from '../../engine/ports/agent.js';
 import { checkHostIdentity } from '../../tls/identity.js';
 import type { TlsStore } from '../../tls/store.js';
-import { describeIssues } from '../http-errors.js';
-import type { ApiPeers } from '../ports.js';
+import { describeIssues } from '../contract/http-errors.js';
+import type { ApiPeers } from '../contract/ports.js';
 import { AGENT_METHOD_NAMES, AGENT_METHODS, type AgentMethod } from './methods.js';
 import { callPath, OCTETS, PING_PATH, statePath } from './routes.js';
 

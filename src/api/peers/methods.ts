@@ -3,7 +3,7 @@
  * missing here does not compile.
  */
 import { z } from 'zod';
-import type { AgentPort } from '../../engine/ports/migration.js';
+import type { AgentPort } from '../../engine/ports/agent.js';
 import {
   accelSchema,
   exitCode,

@@ -4,9 +4,9 @@ import type { FastifyInstance } from 'fastify';
 import type { ZodTypeProvider } from 'fastify-type-provider-zod';
 import { z } from 'zod';
 import { MigrationError } from '../../domain/errors.js';
-import type { AgentPort } from '../../engine/ports/migration.js';
+import type { AgentPort } from '../../engine/ports/agent.js';
 import { errorJson, sessionId } from '../../schemas/api.js';
-import type { ApiServices } from '../ports.js';
+import type { ApiServices } from '../contract/ports.js';
 import { AGENT_METHOD_NAMES, AGENT_METHODS } from './methods.js';
 
 export const OCTETS = 'application/octet-stream';

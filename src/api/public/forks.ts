@@ -19,7 +19,7 @@ import {
   warmRequest,
   warmSetView,
 } from '../../schemas/api-fork.js';
-import type { ApiServices, ApiVms } from '../ports.js';
+import type { ApiServices, ApiVms } from '../contract/ports.js';
 
 const failures = { '4xx': errorJson, '5xx': errorJson };
 /** VMs that are ended at the same time. */

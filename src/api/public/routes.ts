@@ -21,11 +21,11 @@ import {
 } from '../../schemas/api.js';
 import { jobView } from '../../schemas/api-fork.js';
 import { readSpec, userSpecSchema } from '../../schemas/vm-spec.js';
-import { doctor } from '../doctor.js';
-import { METRICS_CONTENT_TYPE, type Metrics } from '../metrics.js';
-import type { ApiServices } from '../ports.js';
-import { isEnded, JobEventStream } from '../sse.js';
+import type { ApiServices } from '../contract/ports.js';
+import { doctor } from './doctor.js';
 import { forkRoutes } from './forks.js';
+import { METRICS_CONTENT_TYPE, type Metrics } from './metrics.js';
+import { isEnded, JobEventStream } from './sse.js';
 
 export const YAML = 'application/yaml';
 const EVENT_STREAMS_MAX = 256;

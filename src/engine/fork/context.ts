@@ -1,7 +1,8 @@
 import type { CloneFailure, CloneIdentity, ForkStep } from '../../domain/fork.js';
-import type { Executor, WalkContext } from '../migration/context.js';
+import type { AgentPort } from '../ports/agent.js';
 import type { ForkAgentPort } from '../ports/fork.js';
-import type { AgentPort, JournalEntry, WalkPorts } from '../ports/migration.js';
+import type { JournalEntry } from '../ports/journal.js';
+import type { Executor, WalkContext, WalkPorts } from '../walk-context.js';
 
 /** What a fork is, fixed when it is submitted: its first journal entry. */
 export type ForkRecord = Extract<JournalEntry, { type: 'fork' }>;

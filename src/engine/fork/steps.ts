@@ -3,11 +3,11 @@
 import { MigrationError, toMigrationError } from '../../domain/errors.js';
 import type { CloneFailure } from '../../domain/fork.js';
 import { pause, withDeadline } from '../deadline.js';
-import { noteAdvance } from '../migration/context.js';
 import { PollPace } from '../poll.js';
 import type { ForkProgress } from '../ports/fork.js';
 import { Rate } from '../rate.js';
 import { neverUndone } from '../walk.js';
+import { noteAdvance } from '../walk-context.js';
 import type { ForkExecutor, ForkStepContext } from './context.js';
 
 /** The undo of prepareClones takes the whole fork away, so the steps after it have nothing left to undo. */

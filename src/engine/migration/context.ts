@@ -1,37 +1,12 @@
-import type { MigrationError } from '../../domain/errors.js';
-import type { MigrationProgress, PhaseTime } from '../../domain/job.js';
-import type { StepName } from '../../domain/migration.js';
-import type { AnyStepName, EnginePorts, JournalEntry, SourceEndpointInfo, WalkPorts } from '../ports/migration.js';
+import type { MigrationRequest, StepName } from '../../domain/migration.js';
+import type { AgentPort } from '../ports/agent.js';
+import type { JournalEntry } from '../ports/journal.js';
+import type { Registry } from '../ports/registry.js';
+import type { SourceEndpointInfo } from '../ports/session.js';
+import type { Executor, WalkContext, WalkPorts, WalkStep } from '../walk-context.js';
 
 /** What a job is, fixed when it is submitted: its first journal entry. */
 export type JobRecord = Extract<JournalEntry, { type: 'job' }>;
-
-export interface EngineLimits {
-  /** After commit: how long nothing may advance before the engine gives up and asks for `recover`. */
-  readonly recoveryMsMax: number;
-  /** One call to an agent outside a step with a deadline of its own. */
-  readonly callMsMax: number;
-  /** One undo call. With `undoAttempts` it must stay well below the 5 s in which the VM has to run again. */
-  readonly undoCallMsMax: number;
-  readonly undoAttempts: number;
-  /** How soon and how rarely the engine looks at work under way (poll.ts). */
-  readonly pollMsFirst: number;
-  readonly pollMs: number;
-  /** Exponential backoff of retries after commit. */
-  readonly retryMsFirst: number;
-  readonly retryMsMax: number;
-}
-
-export const ENGINE_LIMITS: EngineLimits = {
-  recoveryMsMax: 120_000,
-  callMsMax: 5_000,
-  undoCallMsMax: 1_500,
-  undoAttempts: 3,
-  pollMsFirst: 5,
-  pollMs: 100,
-  retryMsFirst: 50,
-  retryMsMax: 2_000,
-};
 
 /** What steps have learned and later ones (or the report) need. The journal keeps it with each step's end, so it survives the daemon. */
 export interface Findings {
@@ -66,63 +41,6 @@ export function noFindings(): Findings {
   };
 }
 
-export interface RunObserver {
-  onStep(step: AnyStepName): void;
-  onProgress(progress: MigrationProgress): void;
-  /** From here on a cancel comes too late: the registry may already name the target, the clones may be VMs of their own. */
-  onCommitBegun(): void;
-  onCommitted(): void;
-  /** Committed, but something does not answer; null: it answers again. */
-  onRecovering(error: MigrationError | null): void;
-  /** Worth a line in the daemon's log; the job goes on. */
-  onWarning(message: string, error: unknown): void;
-}
-
-export interface Marks {
-  startedAtMs: number | null;
-  stoppedAtMs: number | null;
-  /** When something last advanced after the commit, and how far it had come by then (pages or bytes, -1: unknown). */
-  advancedAtMs: number;
-  advancedTo: number;
-}
-
-/** Notes a reading of the drain. It only counts if it is the furthest yet: a session that connects and breaks for ever does not advance. */
-export function noteAdvance({ marks }: { readonly marks: Marks }, amount: number, nowMs: number): void {
-  if (amount <= marks.advancedTo) return;
-  marks.advancedTo = amount;
-  marks.advancedAtMs = nowMs;
-}
-
-/** A step as the walk sees it, whatever it does. */
-export interface WalkStep<Name extends AnyStepName> {
-  readonly name: Name;
-  readonly host: string;
-  readonly timeoutMs: number;
-}
-
-/** One walk of one job by one daemon life. Not shared between jobs. */
-export interface WalkContext<Step extends WalkStep<AnyStepName>> {
-  readonly record: { readonly job: string; readonly plan: { readonly steps: readonly Step[] } };
-  readonly ports: WalkPorts;
-  readonly limits: EngineLimits;
-  readonly observer: RunObserver;
-  /** Before commit: the user's cancel. */
-  readonly cancel: AbortSignal;
-  /** After commit: the daemon is closing; the session goes on and the next daemon takes the job up. */
-  readonly halt: AbortSignal;
-  /** What the steps' `forward` returns is noted in it. */
-  readonly findings: object;
-  readonly phases: PhaseTime[];
-  /** Set in this daemon's life only; they are readings of a clock that does not survive it. */
-  readonly marks: Marks;
-}
-
-/** `forward` may be repeated after commit; `undo` may be repeated always, and also when `forward` never began. */
-export interface Executor<Context, Found> {
-  forward(context: Context): Promise<Partial<Found> | undefined>;
-  undo(context: Context): Promise<void>;
-}
-
 /** A migration's walk. */
 export interface StepContext extends WalkContext<WalkStep<StepName>> {
   readonly record: JobRecord;
@@ -133,3 +51,16 @@ export interface StepContext extends WalkContext<WalkStep<StepName>> {
 }
 
 export type StepExecutor = Executor<StepContext, Findings>;
+
+export interface EnginePorts extends WalkPorts {
+  readonly source: AgentPort;
+  readonly target: AgentPort;
+  readonly registry: Registry;
+}
+
+export interface EngineRequest {
+  readonly job: string;
+  readonly session: string;
+  readonly token: string;
+  readonly request: MigrationRequest;
+}

@@ -2,10 +2,11 @@
 import { MigrationError, toMigrationError } from '../../domain/errors.js';
 import { pause, withDeadline } from '../deadline.js';
 import { PollPace } from '../poll.js';
-import type { SessionProgress } from '../ports/migration.js';
+import type { SessionProgress } from '../ports/session.js';
 import { Rate } from '../rate.js';
 import { neverUndone } from '../walk.js';
-import { noteAdvance, type StepContext, type StepExecutor } from './context.js';
+import { noteAdvance } from '../walk-context.js';
+import type { StepContext, StepExecutor } from './context.js';
 import { lost } from './lost.js';
 import { drainNative } from './native.js';
 

@@ -1,10 +1,11 @@
 /** QEMU's own migration, for VMs whose RAM we cannot move. QEMU moves the memory; we still decide when the owner changes and who runs. */
 
 import { MigrationError, toMigrationError } from '../../domain/errors.js';
-import type { MigrationProgress } from '../../domain/job.js';
+import type { MigrationProgress } from '../../domain/progress.js';
 import { pause, withDeadline } from '../deadline.js';
 import { PollPace } from '../poll.js';
-import { type Findings, noteAdvance, type StepContext, type StepExecutor } from './context.js';
+import { noteAdvance } from '../walk-context.js';
+import type { Findings, StepContext, StepExecutor } from './context.js';
 import { lost } from './lost.js';
 
 type NativeReading = Readonly<Record<string, number | string>>;

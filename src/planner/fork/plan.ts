@@ -2,7 +2,7 @@
 
 import type { ForkPlan, ForkRequest, ForkStep, ForkStepName } from '../../domain/fork.js';
 import type { Refusal } from '../../domain/refusal.js';
-import { describeBytes } from '../migration/estimate.js';
+import { describeBytes } from '../bytes.js';
 import { cloneCountThatFits, type ForkFacts, preflightFork } from './preflight.js';
 
 /** With a parent, and of an image that is there already. */

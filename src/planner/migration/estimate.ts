@@ -1,4 +1,5 @@
 import type { MigrationRequest } from '../../domain/migration.js';
+import { describeBytes } from '../bytes.js';
 
 /** Without a limit and without a measurement yet: what one 10 GbE link carries. Only for the texts and for generous deadlines. */
 const ASSUMED_BYTES_PER_S = 1_000_000_000;
@@ -30,17 +31,6 @@ export function estimate(request: MigrationRequest, memoryBytes: number): Estima
     notes.push("QEMU's post-copy cannot be taken up again by this build: a lost connection needs a person");
   }
   return { moveMs, notes };
-}
-
-export function describeBytes(bytes: number): string {
-  const units = ['bytes', 'KiB', 'MiB', 'GiB', 'TiB', 'PiB'] as const;
-  let value = bytes;
-  let unit = 0;
-  while (Math.abs(value) >= 1024 && unit < units.length - 1) {
-    value /= 1024;
-    unit++;
-  }
-  return `${Number.isInteger(value) ? value : value.toFixed(1)} ${units[unit] ?? 'bytes'}`;
 }
 
 function describeMs(ms: number): string {

@@ -4,7 +4,8 @@
 import type { HostInventory, VmInventory } from '../../domain/host.js';
 import type { MigrationMode, MigrationOrder, MigrationPlan, PlanStep, StepName } from '../../domain/migration.js';
 import type { Refusal } from '../../domain/refusal.js';
-import { describeBytes, estimate } from './estimate.js';
+import { describeBytes } from '../bytes.js';
+import { estimate } from './estimate.js';
 import { type PreflightFacts, preflight } from './preflight.js';
 import { type Choice, chooseTransport } from './transport.js';
 

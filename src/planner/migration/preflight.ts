@@ -7,8 +7,8 @@ import type { MigrationError } from '../../domain/errors.js';
 import type { HostInventory, TargetChecks, VmInventory } from '../../domain/host.js';
 import type { MigrationRequest } from '../../domain/migration.js';
 import type { Refusal, RefusalCode } from '../../domain/refusal.js';
+import { describeBytes } from '../bytes.js';
 import { checkClone, cloneObstacle } from './clone-preflight.js';
-import { describeBytes } from './estimate.js';
 import { isOlder, parseQemuVersion } from './qemu-version.js';
 import { checkRdma } from './rdma.js';
 

@@ -12,7 +12,7 @@ import { AGENT_METHOD_NAMES } from '../../../src/api/peers/methods.js';
 import { callPath, DEVICE_STATE_BYTES_MAX, PING_PATH } from '../../../src/api/peers/routes.js';
 import { type ApiServer, buildServer } from '../../../src/api/server.js';
 import { MigrationError } from '../../../src/domain/errors.js';
-import type { AgentPort } from '../../../src/engine/ports/migration.js';
+import type { AgentPort } from '../../../src/engine/ports/agent.js';
 import { Authority } from '../../../src/tls/authority.js';
 import { TlsStore } from '../../../src/tls/store.js';
 import { type FakeServices, fakeServices } from '../../support/api-fakes.js';

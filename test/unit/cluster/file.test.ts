@@ -8,7 +8,7 @@ import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import { FileRegistry } from '../../../src/cluster/file.js';
 import { FileLogStore } from '../../../src/durable/log-store.js';
 import { RecordLog } from '../../../src/durable/record-log.js';
-import type { OwnerRecord } from '../../../src/engine/ports/migration.js';
+import type { OwnerRecord } from '../../../src/engine/ports/registry.js';
 import { MemoryStore } from '../durable/memory-store.js';
 
 let directory: string;

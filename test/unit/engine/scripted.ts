@@ -2,8 +2,10 @@
 
 import { FileRegistry } from '../../../src/cluster/file.js';
 import type { ForkJobView, JobView, MigrationJobView } from '../../../src/domain/job.js';
+import type { AgentPort } from '../../../src/engine/ports/agent.js';
 import type { ForkAgentPort } from '../../../src/engine/ports/fork.js';
-import type { AgentPort, JournalEntry, SessionProgress } from '../../../src/engine/ports/migration.js';
+import type { JournalEntry } from '../../../src/engine/ports/journal.js';
+import type { SessionProgress } from '../../../src/engine/ports/session.js';
 import { type JobLimits, JobManager } from '../../../src/jobs/jobs.js';
 import { FileJournal } from '../../../src/jobs/journal.js';
 import { unreachableAgent } from '../../../src/jobs/unreachable-agent.js';

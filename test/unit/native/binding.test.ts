@@ -1,14 +1,5 @@
 /** Arguments of native calls and names of native failures. None of these needs the addon. */
 import { describe, expect, test } from 'vitest';
-import type {
-  DataListenerHandle,
-  ImageCaptureOptions,
-  RdmaOptions,
-  RegionFile,
-  SourceAddress,
-  TargetOptions,
-  VmMemorySnapshot,
-} from '../../../src/native/binding.js';
 import {
   checkAddress,
   checkCredentials,
@@ -25,6 +16,15 @@ import {
   checkTargetOptions,
 } from '../../../src/native/check.js';
 import { failureToError, thrownToError } from '../../../src/native/failure.js';
+import type {
+  DataListenerHandle,
+  ImageCaptureOptions,
+  RdmaOptions,
+  RegionFile,
+  SourceAddress,
+  TargetOptions,
+  VmMemorySnapshot,
+} from '../../../src/native/types.js';
 import { NATIVE_ERROR } from '../../../src/protocol/wire.js';
 
 const code = (expected: string) => expect.objectContaining({ code: expected });

@@ -4,7 +4,7 @@ import { MigrationError } from '../../../src/domain/errors.js';
 import type { HostInventory, VmInventory } from '../../../src/domain/host.js';
 import type { MigrationOrder, MigrationRequest, StepName } from '../../../src/domain/migration.js';
 import type { RdmaInventory } from '../../../src/domain/transport.js';
-import { describeBytes } from '../../../src/planner/migration/estimate.js';
+import { describeBytes } from '../../../src/planner/bytes.js';
 import {
   firstStepOutOfOrder,
   PREREQUISITES,

@@ -2,7 +2,7 @@
 import { describe, expect, test, vi } from 'vitest';
 import { MigrationError } from '../../../src/domain/errors.js';
 import type { RdmaDevice } from '../../../src/domain/transport.js';
-import type { DataListenerHandle } from '../../../src/native/binding.js';
+import type { DataListenerHandle } from '../../../src/native/types.js';
 import { RdmaHost, type RdmaHostOptions } from '../../../src/transports/rdma.js';
 
 const silent = () => undefined;

@@ -9,7 +9,7 @@ import { Images } from '../../../../src/agent/fork/image-calls.js';
 import { loadImage, saveImage } from '../../../../src/agent/image/file.js';
 import type { ImageRecord } from '../../../../src/agent/image/record.js';
 import { ImageStore } from '../../../../src/agent/image/store.js';
-import type { RegionFile } from '../../../../src/native/binding.js';
+import type { RegionFile } from '../../../../src/native/types.js';
 import { parseSpec } from '../../../../src/schemas/vm-spec.js';
 
 const MIB = 1 << 20;

@@ -2,11 +2,11 @@ import { MigrationError } from '../domain/errors.js';
 import type { ForkReport } from '../domain/fork.js';
 import type { JobState } from '../domain/job.js';
 import type { MigrationReport } from '../domain/migration.js';
+import { type ForkFindings, type ForkRecord, noForkFindings } from '../engine/fork/context.js';
+import { type Findings, type JobRecord, noFindings } from '../engine/migration/context.js';
+import type { AnyStepName, JournalEntry } from '../engine/ports/journal.js';
 import { FORK_STEPS_AFTER_COMMIT } from '../planner/fork/plan.js';
 import { PLAN_STEPS_AFTER_COMMIT } from '../planner/migration/plan.js';
-import { type ForkFindings, type ForkRecord, noForkFindings } from './fork/context.js';
-import { type Findings, type JobRecord, noFindings } from './migration/context.js';
-import type { AnyStepName, JournalEntry } from './ports/migration.js';
 
 interface AnyHistory {
   /** Announced; may or may not have taken effect. */

@@ -3,7 +3,7 @@
  * most EVENT_JOBS_MAX of them.
  */
 import type { ServerResponse } from 'node:http';
-import type { JobState, JobView } from '../domain/job.js';
+import type { JobState, JobView } from '../../domain/job.js';
 
 const KEEP_ALIVE_MS = 15_000;
 /** Views of a running job that come faster than this are coalesced. */

@@ -3,10 +3,10 @@
  * started (counters) or from the present state (gauges). Nothing is collected while nobody asks.
  */
 
-import type { ImageState } from '../domain/image.js';
-import type { JobState, JobView } from '../domain/job.js';
-import type { VmState } from '../domain/vm.js';
-import type { ApiServices } from './ports.js';
+import type { ImageState } from '../../domain/image.js';
+import type { JobState, JobView } from '../../domain/job.js';
+import type { VmState } from '../../domain/vm.js';
+import type { ApiServices } from '../contract/ports.js';
 import { isEnded } from './sse.js';
 
 export const METRICS_CONTENT_TYPE = 'text/plain; version=0.0.4; charset=utf-8';

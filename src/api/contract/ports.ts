@@ -1,14 +1,14 @@
 /** What the API serves, as interfaces. The daemon plugs in its own parts; tests plug in others at the same places. */
 import type { Duplex, Readable } from 'node:stream';
 import type { TLSSocket } from 'node:tls';
-import type { ForkPlan, ForkRequest, WarmRequest, WarmSetView } from '../domain/fork.js';
-import type { ImageView } from '../domain/image.js';
-import type { JobView } from '../domain/job.js';
-import type { MigrationOrder, MigrationPlan } from '../domain/migration.js';
-import type { Refusal } from '../domain/refusal.js';
-import type { VmSpec, VmView } from '../domain/vm.js';
-import type { AgentPort } from '../engine/ports/migration.js';
-import type { Identity } from '../tls/identity.js';
+import type { ForkPlan, ForkRequest, WarmRequest, WarmSetView } from '../../domain/fork.js';
+import type { ImageView } from '../../domain/image.js';
+import type { JobView } from '../../domain/job.js';
+import type { MigrationOrder, MigrationPlan } from '../../domain/migration.js';
+import type { Refusal } from '../../domain/refusal.js';
+import type { VmSpec, VmView } from '../../domain/vm.js';
+import type { AgentPort } from '../../engine/ports/agent.js';
+import type { Identity } from '../../tls/identity.js';
 
 export interface ApiVms {
   run(spec: VmSpec): Promise<VmView>;

@@ -1,10 +1,10 @@
 /** What this host can and cannot do, each with what to do about it. The same checks pre-flight makes, for a person to read beforehand. */
 import { release } from 'node:os';
-import { toMigrationError } from '../domain/errors.js';
-import type { HostInventory } from '../domain/host.js';
-import type { RdmaDevice, RdmaInventory } from '../domain/transport.js';
-import type { DoctorCheck } from '../schemas/api.js';
-import type { ApiServices } from './ports.js';
+import { toMigrationError } from '../../domain/errors.js';
+import type { HostInventory } from '../../domain/host.js';
+import type { RdmaDevice, RdmaInventory } from '../../domain/transport.js';
+import type { DoctorCheck } from '../../schemas/api.js';
+import type { ApiServices } from '../contract/ports.js';
 
 const MIB = 2 ** 20;
 const DAY_MS = 86_400_000;

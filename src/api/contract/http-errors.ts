@@ -1,6 +1,6 @@
 /** Every failure of the API is an ErrorJson body; this is which HTTP status goes with which code, and how foreign errors become ours. */
 import type { z } from 'zod';
-import { type ErrorCode, MigrationError, toMigrationError } from '../domain/errors.js';
+import { type ErrorCode, MigrationError, toMigrationError } from '../../domain/errors.js';
 
 const STATUS: { readonly [C in ErrorCode]: number } = {
   USAGE: 400,
