@@ -1,8 +1,8 @@
 import { defineConfig } from 'vitest/config';
 
 // Every suite runs in forked processes, because the native addon owns threads and must not share a process with a
-// second copy of itself. The end-to-end suite runs two files at a time, as many as the smallest machine has processors: most of a file is waiting,
-// and guests rest where a test does not need them busy (vmg.restpct).
+// second copy of itself. The end-to-end suite runs two files at a time, as many as the smallest machine has processors:
+// most of a file is waiting, and guests rest where a test does not need them busy (vmg.restpct).
 export default defineConfig({
   test: {
     pool: 'forks',

@@ -1,6 +1,7 @@
 /**
- * `npm run -s bench -- migrate`: the same guest moved by us over tcp and shm and by QEMU's three own ways, interleaved, on the same two test hosts.
- * Two guests are booted once, one for us and one for QEMU; whichever is not measured is paused, because two emulated guests would fill two cores.
+ * `npm run -s bench -- migrate`: the same guest moved by us over tcp and shm and by QEMU's three own ways, interleaved,
+ * on the same two test hosts. Two guests are booted once, one for us and one for QEMU; whichever is not measured is
+ * paused, because two emulated guests would fill two cores.
  */
 import { Cluster, sleep } from '../test/hosts/cluster.js';
 import { qemuTrial, startBaseline } from './lib/baseline.js';
@@ -84,7 +85,8 @@ export async function benchMigrate(options: { isQuick: boolean; log: (line: stri
             });
             if (moved !== null) ({ trial, target: baseline } = moved);
             if (moved?.isAlive || attempt === TRIES_MAX) break;
-            // QEMU's own pre-copy under emulation loses a page now and then; what the guest did afterwards is no measurement.
+            // QEMU's own pre-copy under emulation loses a page now and then; what the guest did afterwards is no
+            // measurement.
             guestsLost[name] = (guestsLost[name] ?? 0) + 1;
             options.log(`${name}: the guest did not survive QEMU's own move; a fresh one is started`);
             await pair.endAll();

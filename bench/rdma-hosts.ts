@@ -1,6 +1,6 @@
 /**
- * The measuring half of `bench -- rdma`: runs where the RDMA hosts are, which is in the bed, or on a machine with a card whose two addresses are
- * given. Progress goes to stderr; the last line of stdout is the result.
+ * The measuring half of `bench -- rdma`: runs where the RDMA hosts are, which is in the bed, or on a machine with a
+ * card whose two addresses are given. Progress goes to stderr; the last line of stdout is the result.
  *
  *   rdma-hosts.ts ROUNDS [ADDRESS ADDRESS]
  */

@@ -1,6 +1,7 @@
 /**
- * `npm run -s bench -- rdma`: the same guest moved by us over RDMA and over tcp, and by QEMU's own ways over both, and what the device can do at all.
- * In the bed, or, where VMIGRATE_RDMA_ADDRESSES=ADDRESS,ADDRESS names two RDMA addresses of this machine, right here.
+ * `npm run -s bench -- rdma`: the same guest moved by us over RDMA and over tcp, and by QEMU's own ways over both, and
+ * what the device can do at all. In the bed, or, where VMIGRATE_RDMA_ADDRESSES=ADDRESS,ADDRESS names two RDMA addresses
+ * of this machine, right here.
  */
 import { runProgramInBed } from '../test/bed/bed.js';
 import { runCommand } from '../test/hosts/cluster.js';

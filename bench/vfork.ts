@@ -1,6 +1,7 @@
 /**
- * `npm run -s bench -- vfork`: one running guest turned into N, by us with and without waiting QEMU processes, and by QEMU's own means from a state
- * saved beforehand. The baselines' guest has been saved and is gone when they start; our parent runs on, and pays for it in the same two cores.
+ * `npm run -s bench -- vfork`: one running guest turned into N, by us with and without waiting QEMU processes, and by
+ * QEMU's own means from a state saved beforehand. The baselines' guest has been saved and is gone when they start; our
+ * parent runs on, and pays for it in the same two cores.
  */
 import { Cluster, sleep } from '../test/hosts/cluster.js';
 import { firstWork, type GuestShape, LATER_MS, memoryOf, OurParent, readSafe } from './lib/fork-parent.js';

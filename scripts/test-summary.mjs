@@ -1,7 +1,8 @@
 // Adds up the results that scripts/test collected in a folder: NAME.json from test/support/results-reporter.ts,
-// NAME.xml from `ctest --output-junit`, NAME.rc with the exit status of the suite's command. Prints a line per suite, what
-// was skipped by its reason, each failure with the end of what it said, then the failures' names, and `N passed, N failed`
-// last; exits 1 when something failed. What matters most comes last because of a long log only the end may be kept.
+// NAME.xml from `ctest --output-junit`, NAME.rc with the exit status of the suite's command. Prints a line per suite,
+// what was skipped by its reason, each failure with the end of what it said, then the failures' names, and `N passed, N
+// failed` last; exits 1 when something failed. What matters most comes last because of a long log only the end may be
+// kept.
 //
 // In CI a skip counts as a failure, unless its reason reads `needs CAPABILITY` and this machine lacks that.
 
@@ -61,7 +62,10 @@ const isExcused = (reason) => {
 const unescapeXml = (text) =>
   text.replace(/&(lt|gt|quot|apos|amp);/g, (_, name) => ({ lt: '<', gt: '>', quot: '"', apos: "'", amp: '&' })[name]);
 
-/** ctest's JUnit: `fail` and `notrun` stand in status; the reason of GTEST_SKIP is in the output, on the line after its place. */
+/**
+ * ctest's JUnit: `fail` and `notrun` stand in status; the reason of GTEST_SKIP is in the output, on the line after its
+ * place.
+ */
 const readJunit = (suite, xml) => {
   const results = { suite, passed: 0, failures: [], skipped: [] };
   for (const [, attributes, body] of xml.matchAll(/<testcase ([^>]*?)(?:\/>|>(.*?)<\/testcase>)/gs)) {

@@ -1,6 +1,6 @@
 /**
- * What a daemon is told: a YAML or JSON file, flags, or both (a flag wins). Everything is checked before anything is touched; errors are
- * SPEC_INVALID and name the key and where it stands.
+ * What a daemon is told: a YAML or JSON file, flags, or both (a flag wins). Everything is checked before anything is
+ * touched; errors are SPEC_INVALID and name the key and where it stands.
  */
 import { readFile } from 'node:fs/promises';
 import { isIP } from 'node:net';
@@ -86,7 +86,9 @@ const schema = z
     api: z.array(apiEndpoint).min(1).max(8),
     /** Where other hosts fetch memory from; port 0 lets the kernel choose. */
     data: parsed((text) => endpoint(text, DATA_PORT_DEFAULT), 'ADDRESS or ADDRESS:PORT with an IP address'),
-    /** The same by RDMA. Without an address: that of `data` if it leads to an RDMA device, else the first one that does. */
+    /**
+     * The same by RDMA. Without an address: that of `data` if it leads to an RDMA device, else the first one that does.
+     */
     rdma: z
       .strictObject({
         address: parsed(rdmaEndpoint, 'rdma://ADDRESS or rdma://ADDRESS:PORT with an IP address')
@@ -125,7 +127,10 @@ const schema = z
       .strictObject({ budgetBytes: z.int().min(0) })
       .partial()
       .default({}),
-    /** QEMUs that wait for forks, and when they are given up: little memory is available, or tasks wait for it (PSI, `some avg10`). */
+    /**
+     * QEMUs that wait for forks, and when they are given up: little memory is available, or tasks wait for it (PSI,
+     * `some avg10`).
+     */
     pool: z
       .strictObject({
         processesMax: z.int().min(0).max(4096),

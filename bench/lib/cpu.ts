@@ -11,8 +11,8 @@ function ticks(statPath: string): number {
 }
 
 /**
- * CPU seconds that moving costs on one host: the daemon, and QEMU without its vCPU threads (those run the guest, whoever moves it). A process
- * may end in between, so the last values seen are kept; call `sample` every now and then.
+ * CPU seconds that moving costs on one host: the daemon, and QEMU without its vCPU threads (those run the guest,
+ * whoever moves it). A process may end in between, so the last values seen are kept; call `sample` every now and then.
  */
 export class CpuMeter {
   private readonly first = new Map<string, number>();

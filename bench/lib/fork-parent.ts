@@ -58,7 +58,10 @@ export function memoryOf({ pids }: Pick<Waiting, 'pids'>): { privateMiB: number;
   return { privateMiB: mean(pids.map(privateBytes)) / MIB, faults: mean(pids.map(minorFaults)) };
 }
 
-/** Watches the private memory of one clone from outside: by the time its fork is reported, a busy guest has written for a while. */
+/**
+ * Watches the private memory of one clone from outside: by the time its fork is reported, a busy guest has written for
+ * a while.
+ */
 class MemoryProbe {
   readonly #samples: { atMs: number; bytes: number }[] = [];
   readonly #timer: NodeJS.Timeout;
@@ -182,7 +185,10 @@ export class OurParent {
     return { report, createdAtMs: Date.parse(createdAt), cpuS };
   }
 
-  /** Until the parent is back at 90 % of its speed: of before, or of that beside its clones for good, if they cost it some. */
+  /**
+   * Until the parent is back at 90 % of its speed: of before, or of that beside its clones for good, if they cost it
+   * some.
+   */
   async #backMs(before: ReturnType<typeof readWork>): Promise<number> {
     const after = readWork(await this.#parentLog()).slice(before.length);
     const rate = (windows: typeof after) => median(windows.map(({ ops, windowMs }) => ops / windowMs));

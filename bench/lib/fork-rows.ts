@@ -8,7 +8,10 @@ export interface ForkRow {
   readonly clones: number;
   /** null: the parent had been saved before. */
   readonly parentPauseMs: number | null;
-  /** null as well where parent and clones are more than the processors, so that its speed of before is nowhere to be had. */
+  /**
+   * null as well where parent and clones are more than the processors, so that its speed of before is nowhere to be
+   * had.
+   */
   readonly parentBackMs: number | null;
   readonly firstMs: number;
   readonly lastMs: number;
@@ -27,7 +30,10 @@ export interface ForkRow {
   readonly badPagesParent: number | null;
   /** Of all clones, whole memory checked; of restores what their guests saw while they worked. */
   readonly badPagesClones: number;
-  /** Clones that have index, UUID, generation id and random numbers which no other has; null: restores are all their parent. */
+  /**
+   * Clones that have index, UUID, generation id and random numbers which no other has; null: restores are all their
+   * parent.
+   */
   readonly distinctClones: number | null;
 }
 

@@ -77,7 +77,10 @@ export class OurSide {
     return { trial, report };
   }
 
-  /** The daemon; our QEMU does nothing for the memory (its threads move device state alone, which QEMU's rows count too). */
+  /**
+   * The daemon; our QEMU does nothing for the memory (its threads move device state alone, which QEMU's rows count
+   * too).
+   */
   private processes(host: string): { pid: number; vcpuThreads: number[] }[] {
     return [{ pid: this.cluster.daemonPid(host), vcpuThreads: [] }];
   }

@@ -5,8 +5,9 @@ const NS_PER_S = 1e9;
 const KIB = 1024;
 
 /**
- * Puts this process's session ahead of the guests, or what is to be seen at one moment would be looked at when its turn comes behind all of them. Returns
- * what puts it back. Nothing happens where the kernel does not group by session, or does not allow it.
+ * Puts this process's session ahead of the guests, or what is to be seen at one moment would be looked at when its turn
+ * comes behind all of them. Returns what puts it back. Nothing happens where the kernel does not group by session, or
+ * does not allow it.
  */
 export function lookAhead(): () => void {
   const set = (nice: number): void => {
@@ -46,7 +47,8 @@ function threads(pid: number): ThreadTime[] {
   try {
     return readdirSync(`/proc/${pid}/task`).map((thread) => {
       const task = `/proc/${pid}/task/${thread}`;
-      // QEMU names them (debug-threads=on): `CPU 0/TCG`. Time in nanoseconds: a clone costs less than a tick of the others' clock.
+      // QEMU names them (debug-threads=on): `CPU 0/TCG`. Time in nanoseconds: a clone costs less than a tick of the
+      // others' clock.
       const isVcpu = readFileSync(`${task}/comm`, 'utf8').startsWith('CPU ');
       return { isVcpu, ns: Number(readFileSync(`${task}/schedstat`, 'utf8').split(' ')[0]) };
     });
@@ -61,7 +63,10 @@ export function cpuSeconds(pids: readonly number[]): number {
   return all.reduce((sum, { ns }) => sum + ns, 0) / NS_PER_S;
 }
 
-/** Bytes of anonymous memory: what is not a page of a file that others map too. Pages of an image count once they have been written. */
+/**
+ * Bytes of anonymous memory: what is not a page of a file that others map too. Pages of an image count once they have
+ * been written.
+ */
 export function privateBytes(pid: number): number {
   try {
     const rollup = readFileSync(`/proc/${pid}/smaps_rollup`, 'utf8');

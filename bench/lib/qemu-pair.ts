@@ -1,6 +1,6 @@
 /**
- * The baseline: stock QEMU moving the same guest between the same two namespaces, driven over QMP as an operator's script would. The processes
- * belong to the cluster's directory, so its clean-up finds them.
+ * The baseline: stock QEMU moving the same guest between the same two namespaces, driven over QMP as an operator's
+ * script would. The processes belong to the cluster's directory, so its clean-up finds them.
  */
 import { type ChildProcess, spawn } from 'node:child_process';
 import { existsSync, mkdirSync, openSync, readFileSync, rmSync } from 'node:fs';
@@ -90,7 +90,10 @@ export class QemuPair {
     return started;
   }
 
-  /** As the daemon starts its own, so that device by device the state to hand over is the same; only the memory is QEMU's own. */
+  /**
+   * As the daemon starts its own, so that device by device the state to hand over is the same; only the memory is
+   * QEMU's own.
+   */
   private arguments(directory: string, isIncoming: boolean): string[] {
     const args = qemuArguments(this.spec, {
       accel: 'tcg',
@@ -126,7 +129,10 @@ export class QemuPair {
     await ended;
   }
 
-  /** Moves `source` to `host`; resolves when QEMU says completed. The time to start the target's QEMU is part of the total, as it is in ours. */
+  /**
+   * Moves `source` to `host`; resolves when QEMU says completed. The time to start the target's QEMU is part of the
+   * total, as it is in ours.
+   */
   async move(
     source: QemuProcess,
     host: string,

@@ -1,7 +1,8 @@
 /**
- * The baselines of `vfork`: N QEMUs that load a state saved before, driven over QMP as a script would. Either the whole memory stands in the state
- * file, or the memory is a template that all map copy-on-write and the file holds the device state alone (x-ignore-shared). All load, then all are
- * let go, as we do it. `waiting` is the template with QEMUs that were started before: what loading and letting go costs at the least.
+ * The baselines of `vfork`: N QEMUs that load a state saved before, driven over QMP as a script would. Either the whole
+ * memory stands in the state file, or the memory is a template that all map copy-on-write and the file holds the device
+ * state alone (x-ignore-shared). All load, then all are let go, as we do it. `waiting` is the template with QEMUs that
+ * were started before: what loading and letting go costs at the least.
  */
 import { type ChildProcess, spawn } from 'node:child_process';
 import { closeSync, existsSync, mkdirSync, openSync, rmSync } from 'node:fs';
@@ -121,7 +122,10 @@ export class QemuRestores {
     return restored;
   }
 
-  /** `share` null: anonymous memory. The kernel's blobs are the parent's alone; the others have its ROM, and the state as descriptor 3. */
+  /**
+   * `share` null: anonymous memory. The kernel's blobs are the parent's alone; the others have its ROM, and the state
+   * as descriptor 3.
+   */
   async #start(name: string, share: 'on' | 'off' | null, statePath: string | null): Promise<Restored> {
     const isIncoming = statePath !== null;
     const directory = join(this.#directory, name);

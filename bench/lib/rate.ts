@@ -17,7 +17,10 @@ export interface RateAfter {
   readonly isRecovered: boolean;
 }
 
-/** Work windows of `before` (at the source) against `after` (at the target). The guest's clock stands still in the blackout. */
+/**
+ * Work windows of `before` (at the source) against `after` (at the target). The guest's clock stands still in the
+ * blackout.
+ */
 export function rateAfter(before: readonly WorkWindow[], after: readonly WorkWindow[]): RateAfter {
   const base = median(before.slice(-15).map((window) => window.ops / window.windowMs));
   let degradedMs = 0;

@@ -1,4 +1,7 @@
-/** What one host does in a migration, as AgentPort (see the rules there): the VMs that arrive, the VMs that leave, and what pre-flight asks. */
+/**
+ * What one host does in a migration, as AgentPort (see the rules there): the VMs that arrive, the VMs that leave, and
+ * what pre-flight asks.
+ */
 import { randomBytes } from 'node:crypto';
 import type { Readable } from 'node:stream';
 import { MigrationError, toMigrationError } from '../domain/errors.js';
@@ -278,8 +281,8 @@ export class LocalAgent implements AgentPort, ForkAgentPort {
   }
 
   /**
-   * An incoming VM that no session claims is nobody's; one that the registry gives to another host does not run here any more. An image that no fork
-   * has committed is nobody's either: of a set of waiting QEMUs of the daemon before.
+   * An incoming VM that no session claims is nobody's; one that the registry gives to another host does not run here
+   * any more. An image that no fork has committed is nobody's either: of a set of waiting QEMUs of the daemon before.
    */
   async #settleVms({ context, target, forks }: Parts): Promise<void> {
     const { vms, images, registry, host } = context;

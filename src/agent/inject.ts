@@ -1,6 +1,7 @@
 /**
- * Faults that a test orders by name, VMIGRATE_FAULT="before:commit=crash;after:stopSource=fail;before:drain=park:/tmp/x". Honoured only by a
- * daemon that was started with --test-faults; otherwise every point is a call that does nothing.
+ * Faults that a test orders by name,
+ * VMIGRATE_FAULT="before:commit=crash;after:stopSource=fail;before:drain=park:/tmp/x". Honoured only by a daemon that
+ * was started with --test-faults; otherwise every point is a call that does nothing.
  *
  *   crash       the daemon is killed at once, as by kill -9
  *   fail        the step fails there

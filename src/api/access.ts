@@ -1,7 +1,8 @@
 /**
- * Who may call what. The unix socket is its file's owner's; on https every connection has shown a certificate of the cluster (the handshake
- * has seen to that) and here its name decides: clients' routes for hosts and users, hosts' routes for the hosts that this one knows.
- * Asked for each request, so that a revocation reaches connections that are open.
+ * Who may call what. The unix socket is its file's owner's; on https every connection has shown a certificate of the
+ * cluster (the handshake has seen to that) and here its name decides: clients' routes for hosts and users, hosts'
+ * routes for the hosts that this one knows. Asked for each request, so that a revocation reaches connections that are
+ * open.
  */
 import type { Socket } from 'node:net';
 import { TLSSocket } from 'node:tls';
@@ -13,7 +14,8 @@ export const HOST_ROUTES = '/agent/';
 
 /**
  * `isHostRoute` is about the route that will run, never about the address as it was written, which may be escaped.
- * Throws UNAUTHENTICATED, or NOT_PERMITTED for somebody whom we know but do not let do this. Returns the caller's name for the log.
+ * Throws UNAUTHENTICATED, or NOT_PERMITTED for somebody whom we know but do not let do this. Returns the caller's name
+ * for the log.
  */
 export function authorize(socket: Socket, isHostRoute: boolean, services: ApiServices): string {
   if (!(socket instanceof TLSSocket)) {

@@ -1,6 +1,6 @@
 /**
- * The API as our commands call it: over the daemon's unix socket, or https with a client certificate. Small on purpose, commands start with it:
- * no package, and TLS is loaded only where it is used.
+ * The API as our commands call it: over the daemon's unix socket, or https with a client certificate. Small on purpose,
+ * commands start with it: no package, and TLS is loaded only where it is used.
  */
 import { type ClientRequest, request as httpRequest, type IncomingMessage, type RequestOptions } from 'node:http';
 import type { Duplex } from 'node:stream';

@@ -1,6 +1,7 @@
 /**
- * A VM's serial line over HTTP/1.1 Upgrade: after "101 Switching Protocols" the connection carries the line's bytes, both ways. With
- * `?follow=false` it carries all that the line has said so far, and ends: nothing is asked of a QEMU that may be about to end.
+ * A VM's serial line over HTTP/1.1 Upgrade: after "101 Switching Protocols" the connection carries the line's bytes,
+ * both ways. With `?follow=false` it carries all that the line has said so far, and ends: nothing is asked of a QEMU
+ * that may be about to end.
  */
 import type { IncomingMessage } from 'node:http';
 import type { Duplex } from 'node:stream';

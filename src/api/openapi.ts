@@ -1,6 +1,6 @@
 /**
- * The OpenAPI 3.1 document, made from the routes themselves. Built when somebody asks for it: a second, never listening instance of the server
- * with the generator loaded, so that a daemon which is not asked does not carry it.
+ * The OpenAPI 3.1 document, made from the routes themselves. Built when somebody asks for it: a second, never listening
+ * instance of the server with the generator loaded, so that a daemon which is not asked does not carry it.
  */
 import type { FastifyInstance } from 'fastify';
 

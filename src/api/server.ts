@@ -1,6 +1,6 @@
 /**
- * The daemon's HTTP server: one router, served on a unix socket (clients on this machine) and on https with mutual TLS 1.3 (clients and other
- * hosts). Who is calling is decided in access.ts, for each request.
+ * The daemon's HTTP server: one router, served on a unix socket (clients on this machine) and on https with mutual TLS
+ * 1.3 (clients and other hosts). Who is calling is decided in access.ts, for each request.
  */
 import { chmod, unlink } from 'node:fs/promises';
 import { createServer, type Server } from 'node:http';
@@ -20,7 +20,10 @@ import { EventStreams, publicRoutes, YAML } from './public/routes.js';
 
 const BODY_BYTES_MAX = 2 ** 20;
 const HEADERS_TIMEOUT_MS = 10_000;
-/** Longer than a client keeps an idle connection, so that it never sends a request into a connection that we are closing. */
+/**
+ * Longer than a client keeps an idle connection, so that it never sends a request into a connection that we are
+ * closing.
+ */
 const KEEP_ALIVE_MS = 75_000;
 const CONNECTIONS_MAX = 512;
 

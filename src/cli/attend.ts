@@ -1,4 +1,7 @@
-/** A job from its start to its end, in front of a person: progress, Ctrl-C, report or error, exit code. The same for every kind of job. */
+/**
+ * A job from its start to its end, in front of a person: progress, Ctrl-C, report or error, exit code. The same for
+ * every kind of job.
+ */
 import type { JobView } from '../domain/job.js';
 import { type ExitCode, exitCodeOfJob } from './exit-codes.js';
 import { followJob, jobError } from './follow.js';

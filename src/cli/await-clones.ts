@@ -1,6 +1,6 @@
 /**
- * `vfork --wait`: until every clone has said its exit code or has ended, then how. A clone that has ended stays listed until somebody stops it, so
- * nothing is missed.
+ * `vfork --wait`: until every clone has said its exit code or has ended, then how. A clone that has ended stays listed
+ * until somebody stops it, so nothing is missed.
  */
 import { createWriteStream } from 'node:fs';
 import { mkdir } from 'node:fs/promises';

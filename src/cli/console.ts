@@ -1,4 +1,7 @@
-/** The user's terminal on a VM's serial line. On a terminal every key goes to the guest but Ctrl-], which leaves; without one it is a pipe. */
+/**
+ * The user's terminal on a VM's serial line. On a terminal every key goes to the guest but Ctrl-], which leaves;
+ * without one it is a pipe.
+ */
 import type { Duplex } from 'node:stream';
 import type { ApiClient } from '../api/client.js';
 

@@ -1,6 +1,7 @@
 /**
- * One host's daemon put together: the only place that knows all parts. Order of start: state directory (locked), certificates, data ports, VMs,
- * sessions, jobs, and the API last, so that nobody is answered before the host knows itself. Order of end: the reverse; QEMUs stay.
+ * One host's daemon put together: the only place that knows all parts. Order of start: state directory (locked),
+ * certificates, data ports, VMs, sessions, jobs, and the API last, so that nobody is answered before the host knows
+ * itself. Order of end: the reverse; QEMUs stay.
  */
 import { randomBytes } from 'node:crypto';
 import { existsSync } from 'node:fs';
@@ -216,8 +217,8 @@ function apiVms(vms: VmManager, agent: LocalAgent): ApiVms {
     find: (name) => vms.view(vms.get(name)),
     pause: (name) => vms.pause(name),
     resume: (name) => vms.resume(name),
-    // The first stop ends QEMU and keeps the logs, the second one forgets. A user who stops a VM means both; one that ended by itself stays
-    // listed until somebody has seen it.
+    // The first stop ends QEMU and keeps the logs, the second one forgets. A user who stops a VM means both; one that
+    // ended by itself stays listed until somebody has seen it.
     async stop(name, options) {
       const wasStopped = vms.get(name).state === 'stopped';
       await vms.stop(name, options);

@@ -1,4 +1,7 @@
-/** Watching a job to its end. A daemon that restarts in between takes its jobs up again, so a lost connection is tried again for a while. */
+/**
+ * Watching a job to its end. A daemon that restarts in between takes its jobs up again, so a lost connection is tried
+ * again for a while.
+ */
 import { type ApiClient, DaemonUnreachable } from '../api/client.js';
 import { MigrationError, toMigrationError } from '../domain/errors.js';
 import type { ForkJobView, JobState, JobView, MigrationJobView } from '../domain/job.js';
@@ -8,7 +11,10 @@ const RECONNECT_FOR_MS = 15_000;
 
 const ENDED: ReadonlySet<JobState> = new Set(['done', 'failed', 'cancelled', 'needsRecovery', 'lost']);
 
-/** The view of a job that has ended, or the last one seen when `signal` aborts. Throws DaemonUnreachable when the daemon stays away. */
+/**
+ * The view of a job that has ended, or the last one seen when `signal` aborts. Throws DaemonUnreachable when the daemon
+ * stays away.
+ */
 export async function followJob(
   client: ApiClient,
   id: string,

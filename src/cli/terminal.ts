@@ -1,4 +1,7 @@
-/** Where output goes: results to stdout, everything else to stderr; with --json one document on stdout and nothing besides. */
+/**
+ * Where output goes: results to stdout, everything else to stderr; with --json one document on stdout and nothing
+ * besides.
+ */
 
 import { MigrationError, toMigrationError } from '../domain/errors.js';
 import type { JobView } from '../domain/job.js';

@@ -1,8 +1,9 @@
 #!/usr/bin/env -S node --lite-mode --max-lazy --max-semi-space-size=1
 /**
- * The daemon's entry: flags → configuration → daemon, signals. Its own work is a few calls a second, so optimized code is not worth its memory:
- * the first line tells V8 so (83 MiB resident become 63, Node 20). Started as `node vmigrated.js` it can still say the half of it that V8
- * takes at run time (66 MiB) before the parts are loaded; `--lite-mode` at run time crashes it.
+ * The daemon's entry: flags → configuration → daemon, signals. Its own work is a few calls a second, so optimized code
+ * is not worth its memory: the first line tells V8 so (83 MiB resident become 63, Node 20). Started as `node
+ * vmigrated.js` it can still say the half of it that V8 takes at run time (66 MiB) before the parts are loaded;
+ * `--lite-mode` at run time crashes it.
  */
 import { parseArgs } from 'node:util';
 import { setFlagsFromString } from 'node:v8';

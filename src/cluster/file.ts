@@ -16,7 +16,10 @@ const ownerRecord = z.strictObject({
     .regex(/^[0-9a-f]{32}$/)
     .nullable(),
 });
-/** `swap` replaces the VM's record, `remove` ends it, at `epoch` (logs of earlier builds do not say). The last line of a VM counts. */
+/**
+ * `swap` replaces the VM's record, `remove` ends it, at `epoch` (logs of earlier builds do not say). The last line of a
+ * VM counts.
+ */
 const change = z.discriminatedUnion('type', [
   z.strictObject({ type: z.literal('swap'), record: ownerRecord }),
   z.strictObject({ type: z.literal('remove'), vm: z.string().min(1), epoch: z.int().min(1).optional() }),
@@ -29,14 +32,18 @@ const STALE_LINES_MAX = 1024;
 const ENDED_MAX = 4096;
 
 /**
- * The embedded registry: owner records of this host in one append-only log. A compare-and-swap costs one durable append (measured: 0.13 ms where
- * write, fsync, rename, fsync of a file for each VM takes 0.45 ms), and it is the one that a guest waits for.
+ * The embedded registry: owner records of this host in one append-only log. A compare-and-swap costs one durable append
+ * (measured: 0.13 ms where write, fsync, rename, fsync of a file for each VM takes 0.45 ms), and it is the one that a
+ * guest waits for.
  */
 export class FileRegistry implements Registry {
   readonly #log: RecordLog<Change>;
   readonly #lock: DirectoryLock | null;
   readonly #owners = new Map<string, OwnerRecord>();
-  /** Last epochs of VMs that have no record any more: other hosts may remember one, and a namesake that began at 1 again could not go there. */
+  /**
+   * Last epochs of VMs that have no record any more: other hosts may remember one, and a namesake that began at 1 again
+   * could not go there.
+   */
   readonly #ended = new Map<string, number>();
   #turn: Promise<unknown> = Promise.resolve();
 

@@ -1,6 +1,6 @@
 /**
- * The project's errors. Tests and callers match `code`, never text. Whoever first knows an error decides its code and logs it; outer layers
- * add context by `cause` and do not repeat the text.
+ * The project's errors. Tests and callers match `code`, never text. Whoever first knows an error decides its code and
+ * logs it; outer layers add context by `cause` and do not repeat the text.
  */
 export const ERROR_CODES = {
   // request

@@ -1,22 +1,31 @@
 /**
- * The words of cloning as types, beside domain.ts. A fork takes an image (an immutable memory snapshot with device state and disks) of a VM and
- * runs clones on it. Imports nothing but domain.ts; every layer may import it.
+ * The words of cloning as types, beside domain.ts. A fork takes an image (an immutable memory snapshot with device
+ * state and disks) of a VM and runs clones on it. Imports nothing but domain.ts; every layer may import it.
  */
 import type { PhaseTime } from './progress.js';
 
-/** continue: the parent runs on, its pages are copied. stop: it stays stopped, and its memory files are the image, without a copy. */
+/**
+ * continue: the parent runs on, its pages are copied. stop: it stays stopped, and its memory files are the image,
+ * without a copy.
+ */
 export type ParentMode = 'continue' | 'stop';
 
-/** cow: the image, mapped privately. private: a shared file of the clone's own, filled from the image, so that it is an ordinary VM. */
+/**
+ * cow: the image, mapped privately. private: a shared file of the clone's own, filled from the image, so that it is an
+ * ordinary VM.
+ */
 export type CloneMemory = 'cow' | 'private';
 
 /**
- * fresh: each NIC is replaced by one with a MAC of its own, on the parent's bridge. isolated: each clone has a network namespace with such bridges,
- * and keeps the parent's MAC. none: the NICs are there and connected to nothing.
+ * fresh: each NIC is replaced by one with a MAC of its own, on the parent's bridge. isolated: each clone has a network
+ * namespace with such bridges, and keeps the parent's MAC. none: the NICs are there and connected to nothing.
  */
 export type CloneNetwork = 'fresh' | 'isolated' | 'none';
 
-/** overlay: a qcow2 of its own on the parent's disks, removed with the clone. scratch: writes are dropped when the clone ends. */
+/**
+ * overlay: a qcow2 of its own on the parent's disks, removed with the clone. scratch: writes are dropped when the clone
+ * ends.
+ */
 export type CloneDisks = 'overlay' | 'scratch';
 
 export const CLONES_MAX = 1024;
@@ -38,8 +47,9 @@ export interface ForkRequest {
 }
 
 /**
- * What makes two clones startable by the same waiting QEMU processes: everything that stands on their command lines. A set of waiting processes
- * (src/agent/fork/pool.ts) is kept for one shape, clone count included, because each process knows its index and the count from its start.
+ * What makes two clones startable by the same waiting QEMU processes: everything that stands on their command lines. A
+ * set of waiting processes (src/agent/fork/pool.ts) is kept for one shape, clone count included, because each process
+ * knows its index and the count from its start.
  */
 export interface CloneIdentity {
   /** 0 .. cloneCount - 1 */
@@ -127,9 +137,13 @@ export interface ForkReport {
   readonly phases: readonly PhaseTime[];
 }
 
-// ---- waiting processes -------------------------------------------------------------------------------------------------------------------
+// ---- waiting processes
+// -------------------------------------------------------------------------------------------------------------------
 
-/** Asks for a set of waiting processes, made before the fork that will use it: what `ForkRequest` says of the clones' command lines. */
+/**
+ * Asks for a set of waiting processes, made before the fork that will use it: what `ForkRequest` says of the clones'
+ * command lines.
+ */
 export type WarmRequest = Pick<
   ForkRequest,
   'cloneCount' | 'namePrefix' | 'parentMode' | 'memory' | 'network' | 'disks'

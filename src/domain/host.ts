@@ -41,7 +41,10 @@ export interface VmInventory {
   readonly migrationBlockers: readonly string[];
   /** How much of its memory files has pages behind it. */
   readonly ramAllocatedBytes: number;
-  /** Devices by which the guest gives memory back while it runs: behind the back of an RDMA device that has it registered. */
+  /**
+   * Devices by which the guest gives memory back while it runs: behind the back of an RDMA device that has it
+   * registered.
+   */
   readonly discardingDevices: readonly string[];
   /** null for any VM but a clone that runs on an image. */
   readonly image: ImageUse | null;

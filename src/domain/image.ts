@@ -1,4 +1,7 @@
-/** filling: captured, pages still being copied; clones may run. complete: nobody but clones needs anything any more. failed: not usable. */
+/**
+ * filling: captured, pages still being copied; clones may run. complete: nobody but clones needs anything any more.
+ * failed: not usable.
+ */
 export type ImageState = 'capturing' | 'filling' | 'complete' | 'failed';
 
 export interface ImageView {

@@ -5,7 +5,9 @@ import type { MigrationProgress } from './progress.js';
 
 interface AnyJobView {
   readonly id: string;
-  /** The VM that the job holds; of a fork without a parent the one that its image was taken of, which it does not hold. */
+  /**
+   * The VM that the job holds; of a fork without a parent the one that its image was taken of, which it does not hold.
+   */
   readonly vm: string;
   /** The host that the VM is on when the job begins. */
   readonly source: string;
@@ -41,7 +43,8 @@ export interface ForkJobView extends AnyJobView {
 export type JobView = MigrationJobView | ForkJobView;
 
 /**
- * running: going on · recovering: committed, something is unreachable, being retried · done · failed: the VM runs where it was ·
- * needsRecovery: committed, retries have ended, `vmigrate --recover JOB` goes on · lost: committed, and the VM's memory is gone
+ * running: going on · recovering: committed, something is unreachable, being retried · done · failed: the VM runs where
+ * it was · needsRecovery: committed, retries have ended, `vmigrate --recover JOB` goes on · lost: committed, and the
+ * VM's memory is gone
  */
 export type JobState = 'queued' | 'running' | 'recovering' | 'done' | 'failed' | 'cancelled' | 'needsRecovery' | 'lost';

@@ -1,6 +1,6 @@
 /**
- * The words of the project as types. Imports nothing; every layer may import it. Amounts carry their unit in the name; bytes that may exceed
- * 2^53 do not occur (a VM of 8 PiB is refused by the spec).
+ * The words of the project as types. Imports nothing; every layer may import it. Amounts carry their unit in the name;
+ * bytes that may exceed 2^53 do not occur (a VM of 8 PiB is refused by the spec).
  */
 import type { PhaseTime } from './progress.js';
 import type { Transport, TransportChoice } from './transport.js';
@@ -19,7 +19,10 @@ export interface MigrationRequest {
 /** What a user asks for. The planner makes a request of it: `auto` is rdma where both hosts have it, else tcp. */
 export type MigrationOrder = Omit<MigrationRequest, 'transport'> & { readonly transport: TransportChoice };
 
-/** One step of a migration. The engine has exactly one executor (and one undo) for each name; a new name without one does not compile. */
+/**
+ * One step of a migration. The engine has exactly one executor (and one undo) for each name; a new name without one
+ * does not compile.
+ */
 export type StepName =
   | 'reserve'
   | 'prepareTarget'
@@ -64,9 +67,15 @@ export interface MigrationReport {
   readonly source: string;
   readonly target: string;
   readonly memoryBytes: number;
-  /** No vCPU ran: from just before the stop was sent to QEMU until the target's resume was acknowledged, by the coordinator's clock. */
+  /**
+   * No vCPU ran: from just before the stop was sent to QEMU until the target's resume was acknowledged, by the
+   * coordinator's clock.
+   */
   readonly blackoutMs: number;
-  /** From QEMU's STOP event to QEMU's RESUME event, by the hosts' wall clocks: exact where these agree (one machine, PTP). */
+  /**
+   * From QEMU's STOP event to QEMU's RESUME event, by the hosts' wall clocks: exact where these agree (one machine,
+   * PTP).
+   */
   readonly blackoutByEventsMs: number;
   /** From resume until the last 10 ms window in which vCPUs waited for pages more than a tenth of the time. */
   readonly degradedMs: number;

@@ -8,8 +8,9 @@ export interface DiskSpec {
 export interface NicSpec {
   readonly id: string;
   /**
-   * tap: a tap device on `bridge` · isolated: a tap on a bridge of that name in a network namespace of the VM's own · unplugged: a tap that joins no
-   * bridge, for a clone whose NIC had a tap when its state was saved (what virtio-net offers depends on it) · none: no tap at all
+   * tap: a tap device on `bridge` · isolated: a tap on a bridge of that name in a network namespace of the VM's own ·
+   * unplugged: a tap that joins no bridge, for a clone whose NIC had a tap when its state was saved (what virtio-net
+   * offers depends on it) · none: no tap at all
    */
   readonly type: 'tap' | 'isolated' | 'unplugged' | 'none';
   /** Of tap and isolated. */
@@ -31,7 +32,10 @@ export interface MemoryRegionSpec {
   readonly lengthBytes: number;
 }
 
-/** A VM as its user described it, defaults filled in. `src/schemas/vm-spec.ts` parses it; docs and schema come from there. */
+/**
+ * A VM as its user described it, defaults filled in. `src/schemas/vm-spec.ts` parses it; docs and schema come from
+ * there.
+ */
 export interface VmSpec {
   readonly name: string;
   readonly uuid: string;
@@ -46,8 +50,8 @@ export interface VmSpec {
     /** One backend a NUMA node; their lengths sum up to sizeBytes. */
     readonly regions: readonly MemoryRegionSpec[];
     /**
-     * shared: named file, moved by us. private: QEMU's own anonymous memory, moved by --native only. image: a clone's, the files of an image mapped
-     * copy-on-write; no user may ask for it.
+     * shared: named file, moved by us. private: QEMU's own anonymous memory, moved by --native only. image: a clone's,
+     * the files of an image mapped copy-on-write; no user may ask for it.
      */
     readonly backing: 'shared' | 'private' | 'image';
   };
@@ -59,11 +63,14 @@ export interface VmSpec {
   readonly hasSerial: boolean;
   /** A port for Debian's qemu-guest-agent, or another that speaks its protocol. */
   readonly hasGuestAgent?: boolean;
-  /** Program in the guest that its agent runs in a new clone, with index, count, name and fork; without it the agent sets the host name. */
+  /**
+   * Program in the guest that its agent runs in a new clone, with index, count, name and fork; without it the agent
+   * sets the host name.
+   */
   readonly guestAgentHook?: string;
   /**
-   * Guid that the vmgenid device shows; another for every VM, kept when it moves. Absent: the VM was started before it had the devices that tell it
-   * who it is (src/backends/qemu/identity-devices.ts), and has none of them.
+   * Guid that the vmgenid device shows; another for every VM, kept when it moves. Absent: the VM was started before it
+   * had the devices that tell it who it is (src/backends/qemu/identity-devices.ts), and has none of them.
    */
   readonly vmGenerationId?: string;
   /** Absent: no clone. */
@@ -76,8 +83,8 @@ export interface VmSpec {
 }
 
 /**
- * starting: QEMU is coming up · running, paused: as QEMU says · incoming: prepared as a target, not ours yet · departed: execution has moved
- * away, frozen memory is kept for the target · stopped: QEMU has ended
+ * starting: QEMU is coming up · running, paused: as QEMU says · incoming: prepared as a target, not ours yet ·
+ * departed: execution has moved away, frozen memory is kept for the target · stopped: QEMU has ended
  */
 export type VmState = 'starting' | 'running' | 'paused' | 'incoming' | 'departed' | 'stopped';
 
@@ -88,7 +95,9 @@ export interface VmExit {
   readonly reason: string;
   readonly code: number | null;
   readonly signal: string | null;
-  /** The guest's: what it wrote to its exit port; 0 if it powered off without a word; null if it did not end by itself. */
+  /**
+   * The guest's: what it wrote to its exit port; 0 if it powered off without a word; null if it did not end by itself.
+   */
   readonly exitCode: number | null;
 }
 

@@ -4,9 +4,10 @@ import { MigrationError } from '../domain/errors.js';
 import { fileError } from './log-store.js';
 
 /**
- * One directory, one daemon. The lock with the highest number counts; it names a process by pid, start time and boot, so that a pid used again
- * does not look alive. Whoever finds its holder dead takes the next number with link(2), which one taker only can do. The highest number is never
- * deleted, not even when it is given back, so a slow taker cannot take a number that was used before without seeing a higher one beside it.
+ * One directory, one daemon. The lock with the highest number counts; it names a process by pid, start time and boot,
+ * so that a pid used again does not look alive. Whoever finds its holder dead takes the next number with link(2), which
+ * one taker only can do. The highest number is never deleted, not even when it is given back, so a slow taker cannot
+ * take a number that was used before without seeing a higher one beside it.
  */
 export class DirectoryLock {
   readonly #path: string;

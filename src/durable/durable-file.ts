@@ -2,13 +2,19 @@
 import { open, rename } from 'node:fs/promises';
 import { dirname } from 'node:path';
 
-/** Written to the side, synced, renamed, directory synced. Mode 0600. Two writes of one path must not run at the same time. */
+/**
+ * Written to the side, synced, renamed, directory synced. Mode 0600. Two writes of one path must not run at the same
+ * time.
+ */
 export async function writeDurably(path: string, text: string): Promise<void> {
   await writeAside(path, text, true);
   await syncDirectory(dirname(path));
 }
 
-/** As writeDurably for a crash of the daemon; after one of the machine there may be an old one, a new one, or an empty one. Some ms less. */
+/**
+ * As writeDurably for a crash of the daemon; after one of the machine there may be an old one, a new one, or an empty
+ * one. Some ms less.
+ */
 export function writeWhole(path: string, text: string): Promise<void> {
   return writeAside(path, text, false);
 }

@@ -3,7 +3,10 @@ import { type FileHandle, open, rename, rm } from 'node:fs/promises';
 import { dirname } from 'node:path';
 import { MigrationError, toMigrationError } from '../domain/errors.js';
 
-/** Where a record log keeps its bytes: a file here, memory in the simulation. What has been answered survives a crash of the machine. */
+/**
+ * Where a record log keeps its bytes: a file here, memory in the simulation. What has been answered survives a crash of
+ * the machine.
+ */
 export interface LogStore {
   /** For messages. */
   readonly path: string;
@@ -16,7 +19,10 @@ export interface LogStore {
   close(): Promise<void>;
 }
 
-/** O_DSYNC makes a write durable by itself: one trip to a worker thread instead of two, which is what a commit waits for. */
+/**
+ * O_DSYNC makes a write durable by itself: one trip to a worker thread instead of two, which is what a commit waits
+ * for.
+ */
 const FLAGS = constants.O_RDWR | constants.O_CREAT | constants.O_APPEND | constants.O_DSYNC;
 /** The journal holds session tokens. */
 const MODE = 0o600;

@@ -48,7 +48,10 @@ export class RecordFiles<T> {
     });
   }
 
-  /** All records on disk. A file that is not ours to understand is reported and left alone, so that it does not keep the others from service. */
+  /**
+   * All records on disk. A file that is not ours to understand is reported and left alone, so that it does not keep the
+   * others from service.
+   */
   async load(): Promise<{ records: T[]; corrupt: MigrationError[] }> {
     const records: T[] = [];
     const corrupt: MigrationError[] = [];

@@ -3,15 +3,18 @@ import { MigrationError, toMigrationError } from '../domain/errors.js';
 import type { LogStore } from './log-store.js';
 
 /**
- * Records as lines `CRC32 JSON\n`, appended durably, in order. A crash can cut the last line short, and only there the log forgives: bytes after
- * the last newline were never answered for. A whole line that does not hold what was written is CORRUPT, because what follows from dropping it
- * (a commit that did not happen) can be worse than not starting.
+ * Records as lines `CRC32 JSON\n`, appended durably, in order. A crash can cut the last line short, and only there the
+ * log forgives: bytes after the last newline were never answered for. A whole line that does not hold what was written
+ * is CORRUPT, because what follows from dropping it (a commit that did not happen) can be worse than not starting.
  */
 export class RecordLog<T> {
   readonly #store: LogStore;
   #lengthBytes: number;
   #lineCount: number;
-  /** Set when the file's end is not known any more. Then nothing is appended until it has been opened, and thereby read, again. */
+  /**
+   * Set when the file's end is not known any more. Then nothing is appended until it has been opened, and thereby read,
+   * again.
+   */
   #broken: MigrationError | null = null;
   #waiting: { line: Buffer; resolve: () => void; reject: (error: MigrationError) => void; onDurable?: () => void }[] =
     [];
@@ -23,7 +26,9 @@ export class RecordLog<T> {
     this.#lineCount = lineCount;
   }
 
-  /** `decode` throws on anything but a record. The store is the log's from here on; it is closed if it cannot be read. */
+  /**
+   * `decode` throws on anything but a record. The store is the log's from here on; it is closed if it cannot be read.
+   */
   static async open<T>(store: LogStore, decode: (json: unknown) => T): Promise<{ log: RecordLog<T>; records: T[] }> {
     try {
       const bytes = await store.read();
@@ -47,8 +52,9 @@ export class RecordLog<T> {
   }
 
   /**
-   * Durable when it resolves; certainly not in the log when it rejects, unless the log is `broken` then. Those that wait share one write.
-   * `onDurable` runs before anything else can be written or rewritten, so what it keeps is always what the log holds.
+   * Durable when it resolves; certainly not in the log when it rejects, unless the log is `broken` then. Those that
+   * wait share one write. `onDurable` runs before anything else can be written or rewritten, so what it keeps is always
+   * what the log holds.
    */
   append(record: T, onDurable?: () => void): Promise<void> {
     return new Promise((resolve, reject) => {
@@ -62,7 +68,10 @@ export class RecordLog<T> {
     });
   }
 
-  /** Makes what `recordsNow` returns (when no write is under way) all that the log holds; false if there was no room for that, which harms nothing. */
+  /**
+   * Makes what `recordsNow` returns (when no write is under way) all that the log holds; false if there was no room for
+   * that, which harms nothing.
+   */
   async rewrite(recordsNow: () => readonly T[]): Promise<boolean> {
     while (this.#writing !== null) await this.#writing;
     if (this.#broken !== null) throw this.#broken;

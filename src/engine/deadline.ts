@@ -4,8 +4,8 @@ import type { Clock } from './ports/clock.js';
 const OVER = Symbol('the work is over');
 
 /**
- * `work`, or TIMEOUT after `msMax`, or CANCELLED as soon as `signal` aborts. The work itself goes on: whoever gives up on it must undo as if it
- * had taken effect, and late effects are refused by the agents (see the rules in ports.ts).
+ * `work`, or TIMEOUT after `msMax`, or CANCELLED as soon as `signal` aborts. The work itself goes on: whoever gives up
+ * on it must undo as if it had taken effect, and late effects are refused by the agents (see the rules in ports.ts).
  */
 export function withDeadline<T>(
   clock: Clock,
@@ -17,7 +17,8 @@ export function withDeadline<T>(
   return new Promise<T>((resolve, reject) => {
     const timer = new AbortController();
     const leave = (): void => {
-      // With a reason, because making the default one (an exception with its stack) is the dearest part of a call in the blackout.
+      // With a reason, because making the default one (an exception with its stack) is the dearest part of a call in
+      // the blackout.
       timer.abort(OVER);
       signal?.removeEventListener('abort', onAbort);
     };

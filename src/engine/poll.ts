@@ -1,6 +1,7 @@
 /**
- * When to look again at work that somebody else does: at first after `pollMsFirst`, then ever more rarely up to `pollMs`; towards the end after half of
- * the time that is left, so that the end is noticed within some milliseconds however long the work was.
+ * When to look again at work that somebody else does: at first after `pollMsFirst`, then ever more rarely up to
+ * `pollMs`; towards the end after half of the time that is left, so that the end is noticed within some milliseconds
+ * however long the work was.
  */
 import type { EngineLimits } from './walk-context.js';
 

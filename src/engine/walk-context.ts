@@ -41,7 +41,9 @@ export const ENGINE_LIMITS: EngineLimits = {
 export interface RunObserver {
   onStep(step: AnyStepName): void;
   onProgress(progress: MigrationProgress): void;
-  /** From here on a cancel comes too late: the registry may already name the target, the clones may be VMs of their own. */
+  /**
+   * From here on a cancel comes too late: the registry may already name the target, the clones may be VMs of their own.
+   */
   onCommitBegun(): void;
   onCommitted(): void;
   /** Committed, but something does not answer; null: it answers again. */
@@ -58,7 +60,10 @@ export interface Marks {
   advancedTo: number;
 }
 
-/** Notes a reading of the drain. It only counts if it is the furthest yet: a session that connects and breaks for ever does not advance. */
+/**
+ * Notes a reading of the drain. It only counts if it is the furthest yet: a session that connects and breaks for ever
+ * does not advance.
+ */
 export function noteAdvance({ marks }: { readonly marks: Marks }, amount: number, nowMs: number): void {
   if (amount <= marks.advancedTo) return;
   marks.advancedTo = amount;

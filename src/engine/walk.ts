@@ -1,10 +1,11 @@
 /**
- * The walk of a job of any kind: its plan's steps forward, and backward when something fails before the commit. The only place that knows how steps
- * are announced, timed, undone and repeated; what the steps are, and what a crash at each of them costs, stands where their procedure is
- * (run.ts, fork.ts).
+ * The walk of a job of any kind: its plan's steps forward, and backward when something fails before the commit. The
+ * only place that knows how steps are announced, timed, undone and repeated; what the steps are, and what a crash at
+ * each of them costs, stands where their procedure is (run.ts, fork.ts).
  *
- * Journal: a step is announced before it begins. Steps of a group are announced together by the first of them, and their ends are written later:
- * nothing but the commit is synced between them. Everything announced counts as possibly done.
+ * Journal: a step is announced before it begins. Steps of a group are announced together by the first of them, and
+ * their ends are written later: nothing but the commit is synced between them. Everything announced counts as possibly
+ * done.
  */
 import { MigrationError, toMigrationError } from '../domain/errors.js';
 import { mayPass, mayPassAfterCommit, pause, withDeadline } from './deadline.js';
@@ -144,9 +145,12 @@ export class Walk<
     return { before: steps.slice(0, index), after: steps.slice(index) };
   }
 
-  // ---- before the commit ----------------------------------------------------------------------------------------------------------------
+  // ---- before the commit
+  // ----------------------------------------------------------------------------------------------------------------
 
-  /** Announces the step at `index`, and with the first step of a group all of the group's, those behind the commit too. */
+  /**
+   * Announces the step at `index`, and with the first step of a group all of the group's, those behind the commit too.
+   */
   async #announce(context: Context, before: readonly Step[], index: number): Promise<void> {
     const { record, ports } = context;
     const { steps } = record.plan;
@@ -223,7 +227,8 @@ export class Walk<
         return await this.undoStep(context, step);
       } catch (thrown) {
         const error = toMigrationError(thrown);
-        // A remote host that is silent stays silent for a while: it becomes a leftover at once, so that nothing waits for it.
+        // A remote host that is silent stays silent for a while: it becomes a leftover at once, so that nothing waits
+        // for it.
         if (!isLocal || attempt >= limits.undoAttempts || !isWorthAnotherTry(error)) throw error;
         await ports.clock.sleep(limits.retryMsFirst).catch(() => undefined);
       }
@@ -255,7 +260,8 @@ export class Walk<
     return { kind: 'stalled', error: this.#procedure.unknownCommit(context, cause) };
   }
 
-  // ---- after the commit -----------------------------------------------------------------------------------------------------------------
+  // ---- after the commit
+  // -----------------------------------------------------------------------------------------------------------------
 
   async #goOn(context: Context, steps: readonly Step[], unwritten: JournalEntry[]): Promise<Outcome<Report>> {
     const { ports, observer, limits, marks, halt } = context;

@@ -9,7 +9,10 @@ import type { ForkAgentPort } from '../engine/ports/fork.js';
 import type { Registry } from '../engine/ports/registry.js';
 import type { PreflightFacts, TargetFacts } from '../planner/migration/preflight.js';
 
-/** For one answer at the least. Nothing has begun and the VM runs on, so a host that is only slow is given more time than a call of a job under way is. */
+/**
+ * For one answer at the least. Nothing has begun and the VM runs on, so a host that is only slow is given more time
+ * than a call of a job under way is.
+ */
 const ANSWER_MS = 20_000;
 
 export interface FactSources {
@@ -21,7 +24,10 @@ export interface FactSources {
   readonly callMsMax: number;
 }
 
-/** Asks both hosts all that pre-flight looks at. Throws only for what makes every other question pointless: no such VM, no answer from ourselves. */
+/**
+ * Asks both hosts all that pre-flight looks at. Throws only for what makes every other question pointless: no such VM,
+ * no answer from ourselves.
+ */
 export async function gatherFacts(
   request: MigrationOrder,
   sources: FactSources,

@@ -60,8 +60,8 @@ export function isCommittedByJournal({ kind, ended }: History): boolean {
 }
 
 /**
- * Entries of one job in the order of the journal; entries of jobs that the journal does not introduce are ignored (their job was compacted). Throws
- * CORRUPT for a line that does not fit the kind of its job.
+ * Entries of one job in the order of the journal; entries of jobs that the journal does not introduce are ignored
+ * (their job was compacted). Throws CORRUPT for a line that does not fit the kind of its job.
  */
 export function readHistories(entries: readonly JournalEntry[]): Map<string, History> {
   const histories = new Map<string, History>();

@@ -89,7 +89,9 @@ function forkView(history: ForkHistory, isCommitted: boolean): ForkJobView {
   };
 }
 
-/** What the steps have found by now; of a job that is over its report says it, and one that was undone has left nothing. */
+/**
+ * What the steps have found by now; of a job that is over its report says it, and one that was undone has left nothing.
+ */
 function forkFacts(
   { record, findings, report }: ForkHistory,
   state: JobState | null,

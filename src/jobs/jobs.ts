@@ -2,7 +2,8 @@
  * The jobs of this daemon, each one state machine:
  *
  *   queued -> running -> done
- *      |        |-----> failed | cancelled            before the commit: undone, the VM runs where it was, there is no clone
+ *      |        |-----> failed | cancelled            before the commit: undone, the VM runs where it was, there is no
+ *      clone
  *      |        |-----> recovering <-> running        after it: something does not answer and is tried again
  *      |        |-----> needsRecovery -> recovering   `recover`, or the daemon's next start
  *      |        `-----> lost
@@ -229,7 +230,10 @@ export class JobManager {
     return this.#subscribers.add(id, onChange);
   }
 
-  /** Undoes what is not committed, leaves the rest to the next daemon, and resolves when nothing of ours is under way any more. */
+  /**
+   * Undoes what is not committed, leaves the rest to the next daemon, and resolves when nothing of ours is under way
+   * any more.
+   */
   async close(): Promise<void> {
     const closing = new MigrationError('CANCELLED', 'the daemon is closing');
     this.#halt.abort(closing);
@@ -239,7 +243,8 @@ export class JobManager {
     await this.#leftovers.rest();
   }
 
-  // ---- walking ----------------------------------------------------------------------------------------------------------------------------
+  // ---- walking
+  // ----------------------------------------------------------------------------------------------------------------------------
 
   #adopt(history: History, submittedAtMs: number | null): Job {
     const job = newJob(history, submittedAtMs);
@@ -283,7 +288,8 @@ export class JobManager {
     try {
       outcome = await run(this.#walkOf(job));
     } catch (error) {
-      // The engine turns every failure into an outcome; what gets here is a bug, and the registry still decides at the next recover.
+      // The engine turns every failure into an outcome; what gets here is a bug, and the registry still decides at the
+      // next recover.
       outcome = { kind: 'stalled', error: toMigrationError(error) };
     }
     await this.#settle(job, outcome);
@@ -374,7 +380,8 @@ export class JobManager {
     };
   }
 
-  // ---- views ------------------------------------------------------------------------------------------------------------------------------
+  // ---- views
+  // ------------------------------------------------------------------------------------------------------------------------------
 
   #job(id: string): Job {
     const job = this.#jobs.get(id);

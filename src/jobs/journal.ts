@@ -17,8 +17,9 @@ const STALE_LINES_MAX = 2_000;
 const FINAL_STATES: ReadonlySet<string> = new Set(['done', 'failed', 'cancelled', 'lost']);
 
 /**
- * The jobs of this daemon as an append-only file: every act is announced by a line that is durable before the act begins. What is needed of each
- * job is kept in memory too, so that the file can be shortened at any time: all lines of a job under way, of a finished one its first and its last.
+ * The jobs of this daemon as an append-only file: every act is announced by a line that is durable before the act
+ * begins. What is needed of each job is kept in memory too, so that the file can be shortened at any time: all lines of
+ * a job under way, of a finished one its first and its last.
  */
 export class FileJournal implements ReplayableJournal {
   readonly #log: RecordLog<JournalEntry>;

@@ -1,6 +1,6 @@
 /**
- * Who has which VM, and who waits. A VM is in one job at a time; a fork may wait for another fork of the same VM, which holds it until its image is
- * complete. All else that waits does so because enough is under way.
+ * Who has which VM, and who waits. A VM is in one job at a time; a fork may wait for another fork of the same VM, which
+ * holds it until its image is complete. All else that waits does so because enough is under way.
  */
 import { isFinal, type Job, vmOf } from './job.js';
 

@@ -1,6 +1,9 @@
 import type { JobView } from '../domain/job.js';
 
-/** Who wants to hear of which job. A listener that throws is reported and keeps its subscription; a job never fails because of it. */
+/**
+ * Who wants to hear of which job. A listener that throws is reported and keeps its subscription; a job never fails
+ * because of it.
+ */
 export class Subscribers {
   readonly #byId = new Map<string, Set<(view: JobView) => void>>();
   readonly #onFailure: (error: unknown) => void;

@@ -1,10 +1,10 @@
 /**
  * The one door to the native addon: loads the .node file, types it, checks arguments once. Nothing else imports it.
  *
- * Calls are coarse: none is made per page, and no guest byte enters JavaScript. u64 values are bigint; counts that fit are numbers.
- * `onEdge` means "something changed, look at the snapshot": edges coalesce, so a slow reader loses nothing.
- * Handles are closed explicitly; closing twice, during a transfer, or never (process exit) is safe.
- * Failures throw a MigrationError whose code comes from NATIVE_ERROR.
+ * Calls are coarse: none is made per page, and no guest byte enters JavaScript. u64 values are bigint; counts that fit
+ * are numbers. `onEdge` means "something changed, look at the snapshot": edges coalesce, so a slow reader loses
+ * nothing. Handles are closed explicitly; closing twice, during a transfer, or never (process exit) is safe. Failures
+ * throw a MigrationError whose code comes from NATIVE_ERROR.
  */
 import { createRequire } from 'node:module';
 import { fileURLToPath } from 'node:url';

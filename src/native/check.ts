@@ -1,6 +1,6 @@
 /**
- * Arguments of native calls, checked once, here: the addon relies on their types. What a peer or a saved file could have put into a value is
- * checked again where it is used (ranges against the kernel, keys by the source).
+ * Arguments of native calls, checked once, here: the addon relies on their types. What a peer or a saved file could
+ * have put into a value is checked again where it is used (ranges against the kernel, keys by the source).
  */
 import { isIP } from 'node:net';
 import { type ErrorCode, MigrationError } from '../domain/errors.js';

@@ -1,6 +1,6 @@
 /**
- * Native failures as MigrationErrors. The native side decides the code (NATIVE_ERROR) where it first knows the error; here it only gets the
- * project's name.
+ * Native failures as MigrationErrors. The native side decides the code (NATIVE_ERROR) where it first knows the error;
+ * here it only gets the project's name.
  */
 import { getSystemErrorName } from 'node:util';
 import { type ErrorCode, MigrationError } from '../domain/errors.js';

@@ -1,4 +1,7 @@
-/** The handles of binding.ts over the addon's own: each call's failure becomes a MigrationError that says what was attempted. */
+/**
+ * The handles of binding.ts over the addon's own: each call's failure becomes a MigrationError that says what was
+ * attempted.
+ */
 
 import { MigrationError } from '../domain/errors.js';
 import type { RdmaDevice } from '../domain/transport.js';

@@ -6,8 +6,8 @@ export interface RegionFile {
   readonly lengthBytes: bigint;
   readonly pageBytes: number;
   /**
-   * QEMU maps the file copy-on-write (`share=off`), as a clone maps its image. For listenForVm, adoptVm, and the source of openImageCapture, where
-   * the parent is a clone itself: what it has written is read from its process.
+   * QEMU maps the file copy-on-write (`share=off`), as a clone maps its image. For listenForVm, adoptVm, and the source
+   * of openImageCapture, where the parent is a clone itself: what it has written is read from its process.
    */
   readonly isPrivate?: boolean;
 }
@@ -39,7 +39,10 @@ export interface VmMemorySnapshot {
 
 export interface VmMemoryHandle {
   snapshot(): VmMemorySnapshot;
-  /** Stops listening and drops our descriptors; the preload keeps its own. Not while a target session is open on it (throws). */
+  /**
+   * Stops listening and drops our descriptors; the preload keeps its own. Not while a target session is open on it
+   * (throws).
+   */
   close(): void;
 }
 
@@ -76,7 +79,10 @@ export interface SourceSessionHandle {
   /** The VM has stopped: scan its files for holes (on a native thread). */
   freeze(): void;
   snapshot(): { readonly counters: Record<SourceCounter, bigint>; readonly failure: NativeFailure | null };
-  /** Serves nobody from here on. Resolves when the memory is no longer registered, the session's name is free and the listener may be closed. */
+  /**
+   * Serves nobody from here on. Resolves when the memory is no longer registered, the session's name is free and the
+   * listener may be closed.
+   */
   close(): Promise<void>;
 }
 
@@ -110,7 +116,10 @@ export interface SourceAddress {
 }
 
 export interface TargetSessionHandle {
-  /** Opens both channels off the main thread; over rdma registers the memory, which puts a page behind each byte. From idle or disconnected. */
+  /**
+   * Opens both channels off the main thread; over rdma registers the memory, which puts a page behind each byte. From
+   * idle or disconnected.
+   */
   connect(source: SourceAddress, timeoutMs: number): Promise<void>;
   /** Serve faults now, if serveDemand has not begun it; prefetch as soon as the source's data map is ready. */
   start(): void;
@@ -131,8 +140,9 @@ export interface TargetOptions {
 }
 
 /**
- * idle ──arm──► arming ──► armed ──seal──► copying ──► complete; failed from any of the middle ones, closed by close or leave.
- * failed (no space, a file that shrank): the parent has been let go and runs on; clones wait for ever for pages that are not there.
+ * idle ──arm──► arming ──► armed ──seal──► copying ──► complete; failed from any of the middle ones, closed by close or
+ * leave. failed (no space, a file that shrank): the parent has been let go and runs on; clones wait for ever for pages
+ * that are not there.
  */
 export type ImageCaptureState = 'idle' | 'arming' | 'armed' | 'copying' | 'complete' | 'failed' | 'closed';
 
@@ -149,15 +159,18 @@ export interface ImageCaptureHandle {
   /** The parent stands still: protects again what was written since. Again as often as wanted. */
   protect(): Promise<void>;
   /**
-   * The fork point: the last protect, from which on a write of the parent waits until its page is copied. Copying begins; `isSweepLater`: only of
-   * what parent and clones ask for, until `sweep`.
+   * The fork point: the last protect, from which on a write of the parent waits until its page is copied. Copying
+   * begins; `isSweepLater`: only of what parent and clones ask for, until `sweep`.
    */
   seal(options?: { readonly isSweepLater: boolean }): Promise<void>;
   /** After seal: the rest is copied as well. Idempotent. */
   sweep(): Promise<void>;
   /** From idle, after a restart of the daemon, in place of arm and seal: goes on where the presence maps say. */
   resume(): Promise<void>;
-  /** Its faults are served from now on; before seal they wait. Registered by the preload (isIncoming), regions as the image's. */
+  /**
+   * Its faults are served from now on; before seal they wait. Registered by the preload (isIncoming), regions as the
+   * image's.
+   */
   addClone(vm: VmMemoryHandle): void;
   /** Before its handle is closed. Nothing happens for one that was not added, or whose image is complete. */
   removeClone(vm: VmMemoryHandle): void;
@@ -175,7 +188,10 @@ export interface ImageCaptureOptions {
   readonly source: readonly RegionFile[];
   /** As long, with the same page sizes, in the same order. */
   readonly image: readonly (RegionFile & { readonly presencePath: string })[];
-  /** Take over presence maps. Every page that they do not call present is still protected in the parent, or never changes. */
+  /**
+   * Take over presence maps. Every page that they do not call present is still protected in the parent, or never
+   * changes.
+   */
   readonly isResume: boolean;
   readonly onEdge: () => void;
 }
@@ -186,7 +202,10 @@ export interface SourceOptions {
   readonly session: string;
   readonly token: string;
   readonly regions: readonly RegionFile[];
-  /** The regions are files of an image that this clone maps copy-on-write. Over tcp only. Absent: the files have all of the memory. */
+  /**
+   * The regions are files of an image that this clone maps copy-on-write. Over tcp only. Absent: the files have all of
+   * the memory.
+   */
   readonly clone?: SourceClone;
 }
 
@@ -195,7 +214,10 @@ export interface SourceClone {
   readonly vm: VmMemoryHandle | null;
   /** Where that is copied to once the session is frozen: one file for each region, made then and left there. */
   readonly ownPaths: readonly string[];
-  /** The clone stands still, and an earlier daemon may have copied all of it. PROCESS_GONE if it has not and the clone has ended. */
+  /**
+   * The clone stands still, and an earlier daemon may have copied all of it. PROCESS_GONE if it has not and the clone
+   * has ended.
+   */
   readonly isResume: boolean;
 }
 
@@ -206,8 +228,9 @@ export interface NativeBinding {
   /** Bytes of the file that hold data. */
   allocatedBytes(path: string): bigint;
   /**
-   * Listens on a unix socket for the preload of one QEMU. `isIncoming`: every mapped range is registered for missing and minor faults before the
-   * mapping call returns. Each connection must come from a process of our own user; the first one to say hello is taken.
+   * Listens on a unix socket for the preload of one QEMU. `isIncoming`: every mapped range is registered for missing
+   * and minor faults before the mapping call returns. Each connection must come from a process of our own user; the
+   * first one to say hello is taken.
    */
   listenForVm(options: {
     socketPath: string;
@@ -215,7 +238,10 @@ export interface NativeBinding {
     isIncoming: boolean;
     onEdge: () => void;
   }): VmMemoryHandle;
-  /** Takes the descriptors of a running QEMU back (pidfd_getfd), after our own restart. Throws PROCESS_GONE if that process has ended. */
+  /**
+   * Takes the descriptors of a running QEMU back (pidfd_getfd), after our own restart. Throws PROCESS_GONE if that
+   * process has ended.
+   */
   adoptVm(options: { snapshot: VmMemorySnapshot; regions: readonly RegionFile[]; onEdge?: () => void }): VmMemoryHandle;
   /** Devices of this host. UNSUPPORTED where the RDMA libraries are missing; the message names the package. */
   rdmaDevices(): Promise<readonly RdmaDevice[]>;

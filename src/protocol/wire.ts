@@ -1,14 +1,16 @@
 /**
- * The data plane's definitions: the only place where a number that two programs must agree on is written down.
- * `npm run generate` turns this file into native/wire/wire_generated.hpp; test/tidy fails when the two differ, and golden bytes are tested
- * on both sides.
+ * The data plane's definitions: the only place where a number that two programs must agree on is written down. `npm run
+ * generate` turns this file into native/wire/wire_generated.hpp; test/tidy fails when the two differ, and golden bytes
+ * are tested on both sides.
  *
- * Version rule: PROTOCOL_VERSION is one number for the whole data plane. Peers with different numbers refuse each other in the hello, before
- * any key is looked at. A field never changes its meaning; a new layout is a new number.
+ * Version rule: PROTOCOL_VERSION is one number for the whole data plane. Peers with different numbers refuse each other
+ * in the hello, before any key is looked at. A field never changes its meaning; a new layout is a new number.
  *
- * All integers are little-endian. Zero is never a valid value of an enumeration, with one exception that is explained there (PAGE_STATE).
+ * All integers are little-endian. Zero is never a valid value of an enumeration, with one exception that is explained
+ * there (PAGE_STATE).
  *
- *   target                                source                 (one connection for each channel; demand never waits behind bulk)
+ *   target                                source                 (one connection for each channel; demand never waits
+ *   behind bulk)
  *     | ---- HELLO(session, token, channel) --> |  token compared in constant time before anything else is read
  *     | <--------- HELLO_REPLY(status) -------- |  any status but OK: the source closes
  *     | ---- READ(tag, key, offset, length) --> |  key must belong to this session; range must lie inside the region
@@ -69,8 +71,8 @@ export const FRAME_OP = { READ: 1, READ_REPLY: 2, WRITE: 3, WRITE_REPLY: 4, MESS
 export const OP_STATUS = { OK: 1, BAD_KEY: 2, OUT_OF_RANGE: 3, NOT_ALLOWED: 4, IO_ERROR: 5 } as const;
 
 /**
- * A page's state on a host that is filling a region. It only moves forward; docs/PAGE_STATES.md says what is allowed in each.
- * ABSENT is zero so that a new sparse presence file says "nothing is here".
+ * A page's state on a host that is filling a region. It only moves forward; docs/PAGE_STATES.md says what is allowed in
+ * each. ABSENT is zero so that a new sparse presence file says "nothing is here".
  */
 export const PAGE_STATE = { ABSENT: 0, CLAIMED: 1, PRESENT: 2, ZERO: 3 } as const;
 
@@ -128,8 +130,8 @@ export const FAULT_POINT = {
 } as const;
 
 /**
- * Counters of a target session, in the order in which one call fills them. All are unsigned 64-bit and only grow, but for the three
- * percentiles and the gauges that say so.
+ * Counters of a target session, in the order in which one call fills them. All are unsigned 64-bit and only grow, but
+ * for the three percentiles and the gauges that say so.
  */
 export const TARGET_COUNTERS = [
   'pageCount',
@@ -207,7 +209,9 @@ export interface StructDefinition {
   readonly fields: readonly (readonly [name: string, type: FieldType, comment?: string])[];
 }
 
-/** Packed records, little-endian, in the order written. `bytes` is asserted by the generator and by the C++ compiler. */
+/**
+ * Packed records, little-endian, in the order written. `bytes` is asserted by the generator and by the C++ compiler.
+ */
 export const STRUCTS: readonly StructDefinition[] = [
   {
     name: 'Hello',

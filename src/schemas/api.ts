@@ -1,7 +1,7 @@
 /**
- * What goes over the API, as zod schemas: requests of clients, and the domain's views as they travel between hosts. Requests are strict: an
- * unknown key is an error that names it. The types are the domain's own; a schema that falls behind its type does not
- * compile.
+ * What goes over the API, as zod schemas: requests of clients, and the domain's views as they travel between hosts.
+ * Requests are strict: an unknown key is an error that names it. The types are the domain's own; a schema that falls
+ * behind its type does not compile.
  */
 import { z } from 'zod';
 import type { ErrorCode, ErrorJson } from '../domain/errors.js';
@@ -71,7 +71,8 @@ export const stepName = z.enum([
   'nativeSwitchover',
 ]);
 
-// ---- requests ---------------------------------------------------------------------------------------------------------------------------
+// ---- requests
+// ---------------------------------------------------------------------------------------------------------------------------
 
 const BANDWIDTH_MAX = 2 ** 50;
 const DOWNTIME_MS_MAX = 600_000;
@@ -100,7 +101,8 @@ export function migrationOrder(body: z.output<typeof migrationBody>): MigrationO
   return request;
 }
 
-// ---- views ------------------------------------------------------------------------------------------------------------------------------
+// ---- views
+// ------------------------------------------------------------------------------------------------------------------------------
 
 export const errorJson = of<ErrorJson>(
   z.object({

@@ -1,6 +1,7 @@
 /**
- * VM specs: what a user writes (YAML or JSON), checked and filled in; and the filled-in form, checked again when it comes from a peer or from
- * a file. Unknown keys are errors that name the key and where it stands. All errors are SPEC_INVALID.
+ * VM specs: what a user writes (YAML or JSON), checked and filled in; and the filled-in form, checked again when it
+ * comes from a peer or from a file. Unknown keys are errors that name the key and where it stands. All errors are
+ * SPEC_INVALID.
  */
 import { createHash, randomUUID } from 'node:crypto';
 import { z } from 'zod';
@@ -213,7 +214,10 @@ export const vmSpecSchema: z.ZodType<VmSpec> = vmSpec as unknown as z.ZodType<Vm
 
 export const nicSpecSchema: z.ZodType<NicSpec> = nicSpec as unknown as z.ZodType<NicSpec>;
 
-/** A user's spec as it came over the API: text (YAML, of which JSON is a part) or an object. The parser of YAML is loaded with the first text. */
+/**
+ * A user's spec as it came over the API: text (YAML, of which JSON is a part) or an object. The parser of YAML is
+ * loaded with the first text.
+ */
 export async function readSpec(input: unknown): Promise<VmSpec> {
   return parseSpec(typeof input === 'string' ? await parseText(input) : input);
 }

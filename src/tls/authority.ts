@@ -1,6 +1,6 @@
 /**
- * The cluster's certificate authority: a folder with the CA's key, what it has issued, and its revocation list. Used by `vmctl certs` alone;
- * the certificate library is loaded here and nowhere else.
+ * The cluster's certificate authority: a folder with the CA's key, what it has issued, and its revocation list. Used by
+ * `vmctl certs` alone; the certificate library is loaded here and nowhere else.
  *
  *   CA folder                                  a host's or user's folder
  *     ca.pem, ca-key.pem (0600)                  ca.pem, crl.pem

@@ -1,7 +1,7 @@
 /**
- * Reads the serial numbers out of a certificate revocation list (X.509 CRL, RFC 5280 section 5). OpenSSL checks the list's signature and date
- * in each handshake and refuses every peer if it is not the CA's; this reader serves the connections that are open already, which no
- * handshake will look at again.
+ * Reads the serial numbers out of a certificate revocation list (X.509 CRL, RFC 5280 section 5). OpenSSL checks the
+ * list's signature and date in each handshake and refuses every peer if it is not the CA's; this reader serves the
+ * connections that are open already, which no handshake will look at again.
  */
 import { MigrationError } from '../domain/errors.js';
 

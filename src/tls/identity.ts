@@ -1,6 +1,7 @@
 /**
- * Who a certificate speaks for. The cluster's CA puts the role and the name into the common name ("host/A", "user/alice"); nothing else in a
- * certificate is believed, and an address never is: a host that moves to another address is still the same host.
+ * Who a certificate speaks for. The cluster's CA puts the role and the name into the common name ("host/A",
+ * "user/alice"); nothing else in a certificate is believed, and an address never is: a host that moves to another
+ * address is still the same host.
  */
 import type { PeerCertificate } from 'node:tls';
 import { MigrationError } from '../domain/errors.js';
@@ -39,8 +40,8 @@ export function identityOf(certificate: Pick<PeerCertificate, 'subject'> | undef
 }
 
 /**
- * For `checkServerIdentity` of a connection to a peer: the chain has been verified, now the certificate must be that of the host we meant.
- * Returns the error, as node:tls wants it.
+ * For `checkServerIdentity` of a connection to a peer: the chain has been verified, now the certificate must be that of
+ * the host we meant. Returns the error, as node:tls wants it.
  */
 export function checkHostIdentity(
   expected: string | null,

@@ -1,6 +1,6 @@
 /**
- * A host's own certificate folder as the daemon uses it: key, certificate, CA and revocation list. The folder is watched (inotify, no timer);
- * a new revocation list takes effect for new handshakes and for connections that are open.
+ * A host's own certificate folder as the daemon uses it: key, certificate, CA and revocation list. The folder is
+ * watched (inotify, no timer); a new revocation list takes effect for new handshakes and for connections that are open.
  */
 import { createHash, X509Certificate } from 'node:crypto';
 import { type FSWatcher, readFileSync, watch } from 'node:fs';
@@ -53,7 +53,9 @@ export class TlsStore {
     return this.material.revoked.has(normalizeSerial(serial));
   }
 
-  /** Who is at the other end, as of now: null when the certificate has been revoked or has run out since the handshake. */
+  /**
+   * Who is at the other end, as of now: null when the certificate has been revoked or has run out since the handshake.
+   */
   peerOf(socket: TLSSocket): Identity | null {
     const certificate = socket.getPeerCertificate();
     if (!socket.authorized || certificate?.serialNumber === undefined || this.isRevoked(certificate.serialNumber))

@@ -1,4 +1,7 @@
-/** How much memory this process may still lock and allocate. An RDMA device wants the memory that it reaches both allocated and locked. */
+/**
+ * How much memory this process may still lock and allocate. An RDMA device wants the memory that it reaches both
+ * allocated and locked.
+ */
 import { readFile } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 
@@ -20,7 +23,10 @@ export async function lockableBytes(proc = PROC_SELF): Promise<number | null> {
   return Math.max(0, Number(soft) - pinnedBytes);
 }
 
-/** Of the narrowest memory cgroup around this process; null: there is no limit. What the kernel would give back first counts as free. */
+/**
+ * Of the narrowest memory cgroup around this process; null: there is no limit. What the kernel would give back first
+ * counts as free.
+ */
 export async function cgroupFreeBytes(proc = PROC_SELF, cgroups = CGROUP_ROOT): Promise<number | null> {
   const membership = await readFile(join(proc, 'cgroup'), 'utf8').catch(() => '');
   const isV1 = /^\d+:(?:[^:]*,)?memory(?:,[^:]*)?:/m.test(membership);

@@ -1,7 +1,7 @@
 /**
- * This host's part in RDMA: which of its addresses leads to a device, the listener there, and what a peer must know. Nothing is loaded or opened
- * before somebody asks, so a host without RDMA is none the worse for it; and everything is looked at anew each time, for ports go down and devices
- * are removed.
+ * This host's part in RDMA: which of its addresses leads to a device, the listener there, and what a peer must know.
+ * Nothing is loaded or opened before somebody asks, so a host without RDMA is none the worse for it; and everything is
+ * looked at anew each time, for ports go down and devices are removed.
  */
 
 import { MigrationError, toMigrationError } from '../domain/errors.js';
@@ -13,7 +13,10 @@ import { cgroupFreeBytes, lockableBytes } from './memory-limits.js';
 
 /** A peer that listens answers at once; one that must first ask for its hardware address, within three seconds. */
 const PROBE_TIMEOUT_MS = 3_500;
-/** Registering memory takes a thread of Node's pool for as long as it lasts. There are four, and a commit waits for one that writes a file. */
+/**
+ * Registering memory takes a thread of Node's pool for as long as it lasts. There are four, and a commit waits for one
+ * that writes a file.
+ */
 const REGISTERING_MAX = 2;
 const NO_DEVICE_REMEDY = 'see "vmctl doctor" there, or use --tcp';
 
@@ -50,7 +53,9 @@ export class RdmaHost {
     this.#options = options;
   }
 
-  /** Never throws: what is wrong is the answer. Listens, so that a peer that is asked can find out whether it gets here. */
+  /**
+   * Never throws: what is wrong is the answer. Listens, so that a peer that is asked can find out whether it gets here.
+   */
   async inventory(): Promise<RdmaInventory> {
     const [found, lockable, cgroupFree] = await Promise.all([this.#find(), lockableBytes(), cgroupFreeBytes()]);
     const limits = { devices: found.devices, lockableBytes: lockable, cgroupFreeBytes: cgroupFree };

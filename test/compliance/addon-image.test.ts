@@ -1,4 +1,7 @@
-/** The native face of cloning: a parent and clones in processes of their own, an image captured through the addon, closed in every order. */
+/**
+ * The native face of cloning: a parent and clones in processes of their own, an image captured through the addon,
+ * closed in every order.
+ */
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { createInterface } from 'node:readline';

@@ -1,4 +1,7 @@
-/** Handles may be closed, dropped or abandoned in any order, at any moment, by any way in which a process or thread can end. */
+/**
+ * Handles may be closed, dropped or abandoned in any order, at any moment, by any way in which a process or thread can
+ * end.
+ */
 import { type ChildProcess, spawn } from 'node:child_process';
 import { createInterface } from 'node:readline';
 import { fileURLToPath } from 'node:url';

@@ -52,8 +52,8 @@ describe.each(['tcp', 'shm'] as const)('over %s', (transport) => {
     const sourceCounters = session.snapshot().counters;
     const dataPages = (pageCount * 3n) / 4n;
     if (transport === 'tcp') expect(sourceCounters.dataPages).toBe(dataPages);
-    // Over shm the target reads by itself: the source has nothing to count. And it reads through a mapping: a hole that faulted before the source
-    // has looked for data is filled by that.
+    // Over shm the target reads by itself: the source has nothing to count. And it reads through a mapping: a hole that
+    // faulted before the source has looked for data is filled by that.
     expect(sourceCounters.dataPages).toBeGreaterThanOrEqual(dataPages);
     expect(sourceCounters.dataPages).toBeLessThanOrEqual(counters.pagesPresent);
     const fetchedBytes = counters.demandBytes + counters.prefetchBytes;

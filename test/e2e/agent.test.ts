@@ -243,7 +243,8 @@ describe('after the commit', () => {
   });
 });
 
-// Guests that write little: under TCG, QEMU 7.2's own pre-copy now and then loses a page that was written meanwhile (stock QEMU alone does).
+// Guests that write little: under TCG, QEMU 7.2's own pre-copy now and then loses a page that was written meanwhile
+// (stock QEMU alone does).
 describe("QEMU's own migration", () => {
   test.each<MigrationMode>(['native-precopy', 'native-postcopy'])('%s of private memory', async (mode) => {
     const { a, b } = pair;

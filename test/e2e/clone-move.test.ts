@@ -1,6 +1,7 @@
 /**
- * Copy-on-write clones that leave their host: real QEMU guests that check themselves, two agents without daemons (test/hosts/agent-pair.ts). All
- * clones are of one fork; whatever happens to one of them, its parent and its sisters must not notice.
+ * Copy-on-write clones that leave their host: real QEMU guests that check themselves, two agents without daemons
+ * (test/hosts/agent-pair.ts). All clones are of one fork; whatever happens to one of them, its parent and its sisters
+ * must not notice.
  */
 import { existsSync } from 'node:fs';
 import { join } from 'node:path';

@@ -1,9 +1,11 @@
 /**
- * Every process and the link are killed at every step of a real migration. Before commit the VM must go on at the source and nothing may be left
- * on the target; after commit it must go on at the target, and never read a page that is not there. That the source is back within 5 s is shown by the
- * simulation (test/sim/world.ts), whose clock no busy machine can slow down.
+ * Every process and the link are killed at every step of a real migration. Before commit the VM must go on at the
+ * source and nothing may be left on the target; after commit it must go on at the target, and never read a page that is
+ * not there. That the source is back within 5 s is shown by the simulation (test/sim/world.ts), whose clock no busy
+ * machine can slow down.
  *
- * The coordinator parks before a step while a file exists (VMIGRATE_FAULT), so each fault hits exactly the step it names.
+ * The coordinator parks before a step while a file exists (VMIGRATE_FAULT), so each fault hits exactly the step it
+ * names.
  */
 import { existsSync } from 'node:fs';
 import { readdir } from 'node:fs/promises';
@@ -15,7 +17,10 @@ import { Guest } from '../hosts/guest.js';
 import { Parking } from '../hosts/parking.js';
 
 const BEFORE_COMMIT: StepName[] = ['prepareTarget', 'exposeSource', 'connectTarget', 'stopSource', 'transferState'];
-/** Parked before `commit` everything else is done: whatever happens to the target meanwhile, the coordinator goes on and commits. */
+/**
+ * Parked before `commit` everything else is done: whatever happens to the target meanwhile, the coordinator goes on and
+ * commits.
+ */
 const COMMIT: StepName = 'commit';
 const AFTER_COMMIT: StepName[] = ['resumeTarget', 'drain', 'releaseSource'];
 const ALL_STEPS = [...BEFORE_COMMIT, COMMIT, ...AFTER_COMMIT];

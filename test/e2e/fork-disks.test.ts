@@ -1,4 +1,7 @@
-/** Disks of forked guests: each clone has its own, the parent goes on in another file, and nobody writes to what they share. */
+/**
+ * Disks of forked guests: each clone has its own, the parent goes on in another file, and nobody writes to what they
+ * share.
+ */
 import { execFileSync } from 'node:child_process';
 import { createHash } from 'node:crypto';
 import { existsSync, readdirSync, readFileSync, rmSync } from 'node:fs';

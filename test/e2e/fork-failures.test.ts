@@ -1,7 +1,7 @@
 /**
- * The daemon is killed at every step of a fork, as by `kill -9`, and started again. Before the commit the guest runs on alone and unprotected, and
- * nothing of the fork is left; after it the clones run, and neither they nor the guest ever see a page that is not there. An image that can never be
- * complete ends its clones, and nobody else.
+ * The daemon is killed at every step of a fork, as by `kill -9`, and started again. Before the commit the guest runs on
+ * alone and unprotected, and nothing of the fork is left; after it the clones run, and neither they nor the guest ever
+ * see a page that is not there. An image that can never be complete ends its clones, and nobody else.
  */
 import { execFileSync } from 'node:child_process';
 import { existsSync } from 'node:fs';

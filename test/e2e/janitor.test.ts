@@ -1,4 +1,6 @@
-/** What a run leaves behind that was killed is taken away: the machine of the next run is as clean as that of the first. */
+/**
+ * What a run leaves behind that was killed is taken away: the machine of the next run is as clean as that of the first.
+ */
 import { spawn } from 'node:child_process';
 import { existsSync } from 'node:fs';
 import { createInterface } from 'node:readline';
@@ -24,7 +26,8 @@ test.each(['SIGINT', 'SIGKILL'] as const)('a run that ends by %s', async (signal
   const lines = createInterface({ input: child.stdout });
   const first = await Promise.race([new Promise<string>((resolve) => lines.once('line', resolve)), ended]);
   const { pid, paths } = JSON.parse(String(first)) as { pid: number; paths: string[] };
-  // Of a process that has ended, and whose end nobody has asked for yet, only the rest of it is there, without a program.
+  // Of a process that has ended, and whose end nobody has asked for yet, only the rest of it is there, without a
+  // program.
   const program = `/proc/${pid}/exe`;
   expect(existsSync(program)).toBe(true);
   child.kill(signal);

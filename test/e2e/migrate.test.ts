@@ -1,5 +1,6 @@
 /**
- * Real QEMU guests under emulation move between two daemons in network namespaces, and prove their own memory afterwards.
+ * Real QEMU guests under emulation move between two daemons in network namespaces, and prove their own memory
+ * afterwards.
  */
 import { spawn } from 'node:child_process';
 import { existsSync } from 'node:fs';
@@ -173,7 +174,8 @@ describe('a VM on its way', () => {
   });
 });
 
-// Of a guest that writes little: under TCG, QEMU 7.2's own pre-copy now and then loses a page that was written meanwhile (stock QEMU alone does).
+// Of a guest that writes little: under TCG, QEMU 7.2's own pre-copy now and then loses a page that was written
+// meanwhile (stock QEMU alone does).
 describe('QEMU’s own migration', () => {
   it.each([[[] as string[]], [['--postcopy']]])('moves a VM with private memory: --native %s', async (flags) => {
     const guest = await Guest.start(cluster, 'A', {

@@ -1,4 +1,7 @@
-/** Who gets in between real daemons: nobody without a valid certificate of this cluster, on the API port and on the data port. */
+/**
+ * Who gets in between real daemons: nobody without a valid certificate of this cluster, on the API port and on the data
+ * port.
+ */
 import { randomBytes } from 'node:crypto';
 import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';

@@ -1,4 +1,6 @@
-/** `vfork` as a user types it, against a real daemon: busy guests become many, and every one of them proves its memory. */
+/**
+ * `vfork` as a user types it, against a real daemon: busy guests become many, and every one of them proves its memory.
+ */
 import { existsSync } from 'node:fs';
 import { readdir, readFile, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';

@@ -1,6 +1,6 @@
 /**
- * Two hosts' agents in one process, without daemons: real QEMU, real addon, real registries, and peers that call each other directly. What a
- * coordinator would do is done by `moveByPostcopy`, in the engine's order.
+ * Two hosts' agents in one process, without daemons: real QEMU, real addon, real registries, and peers that call each
+ * other directly. What a coordinator would do is done by `moveByPostcopy`, in the engine's order.
  */
 import { randomBytes } from 'node:crypto';
 import { existsSync } from 'node:fs';
@@ -48,7 +48,10 @@ export class AgentHost {
   readonly atPoint = new Map<string, () => Promise<void>>();
   vms!: VmManager;
   agent!: LocalAgent;
-  /** What the agent is told of the host's memory; how short of it the machine is that the tests run on is not what they are about. */
+  /**
+   * What the agent is told of the host's memory; how short of it the machine is that the tests run on is not what they
+   * are about.
+   */
   memory: MemoryReading = AMPLE;
   registry!: FileRegistry;
   #listener!: DataListenerHandle;

@@ -1,6 +1,7 @@
 /**
- * The RDMA hosts of the bed as test hosts: A is 10.78.0.1, B is 10.78.0.2. All live in one network namespace (test/bed/guest/bed-hosts says why, and
- * how packets between them cross a wire all the same), so a command on a host is an ordinary command.
+ * The RDMA hosts of the bed as test hosts: A is 10.78.0.1, B is 10.78.0.2. All live in one network namespace
+ * (test/bed/guest/bed-hosts says why, and how packets between them cross a wire all the same), so a command on a host
+ * is an ordinary command.
  */
 import { execFile } from 'node:child_process';
 import { promisify } from 'node:util';

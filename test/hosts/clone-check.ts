@@ -12,7 +12,9 @@ const PARTS = ['index', 'UUID', 'generation id', 'random numbers', 'MAC'];
 
 export interface CloneCheck {
   readonly badPages: number;
-  /** How many clones can be told apart by all of index, UUID, generation id, random numbers, and MAC if they have a NIC. */
+  /**
+   * How many clones can be told apart by all of index, UUID, generation id, random numbers, and MAC if they have a NIC.
+   */
   readonly distinctCount: number;
   /** What some of them have in common. */
   readonly shared: readonly string[];

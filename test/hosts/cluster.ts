@@ -1,6 +1,7 @@
 /**
- * A cluster of test hosts, each with a real vmigrated: what end-to-end tests, the demo and the benchmarks run on. Everything it starts it also
- * ends, if need be by its janitor; processes are found by this cluster's own directory in their command line, so nothing else can be hit.
+ * A cluster of test hosts, each with a real vmigrated: what end-to-end tests, the demo and the benchmarks run on.
+ * Everything it starts it also ends, if need be by its janitor; processes are found by this cluster's own directory in
+ * their command line, so nothing else can be hit.
  */
 import { type ChildProcess, execFile, spawn } from 'node:child_process';
 import { randomBytes } from 'node:crypto';
@@ -156,7 +157,10 @@ export class Cluster<Network extends HostNetwork = Namespaces> {
     }
   }
 
-  /** The first look at a host starts its QEMU to see what it can do; where that takes long, a command meanwhile would not wait for it. */
+  /**
+   * The first look at a host starts its QEMU to see what it can do; where that takes long, a command meanwhile would
+   * not wait for it.
+   */
   async expectAcquaintance(name: string): Promise<void> {
     await eventually(`${name} knows its peers`, DAEMON_READY_MS, async () => {
       const hosts = await this.api(name).get<{ inventory: unknown }[]>('/v1/hosts');

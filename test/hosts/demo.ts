@@ -1,6 +1,6 @@
 /**
- * `npm run demo`: a busy, self-checking guest moves live between two hosts of this machine, there and back, then becomes nine, and all of them prove
- * their memory.
+ * `npm run demo`: a busy, self-checking guest moves live between two hosts of this machine, there and back, then
+ * becomes nine, and all of them prove their memory.
  */
 import { spawn } from 'node:child_process';
 import { fileURLToPath } from 'node:url';

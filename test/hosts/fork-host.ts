@@ -1,4 +1,7 @@
-/** One host's agent without a daemon, for forks: real QEMU, real addon. What a coordinator would do is done by `fork`, in the engine's order. */
+/**
+ * One host's agent without a daemon, for forks: real QEMU, real addon. What a coordinator would do is done by `fork`,
+ * in the engine's order.
+ */
 import { execFileSync } from 'node:child_process';
 import { randomBytes } from 'node:crypto';
 import { existsSync, readdirSync } from 'node:fs';

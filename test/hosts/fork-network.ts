@@ -1,5 +1,6 @@
 /**
- * Forks a guest with a NIC into two clones, in the network namespace that it is started in, and prints what becomes of their network as JSON.
+ * Forks a guest with a NIC into two clones, in the network namespace that it is started in, and prints what becomes of
+ * their network as JSON.
  *
  *   fork-network.ts fresh | isolated
  */

@@ -1,6 +1,6 @@
 /**
- * The self-checking guest as tests and benchmarks see it: how to describe one, how to read what it says on its console, how to ask for its
- * verdict. The lines are documented in guest/memtouch.c.
+ * The self-checking guest as tests and benchmarks see it: how to describe one, how to read what it says on its console,
+ * how to ask for its verdict. The lines are documented in guest/memtouch.c.
  */
 import { readFile } from 'node:fs/promises';
 import { homedir } from 'node:os';
@@ -18,13 +18,19 @@ export interface GuestOptions {
   readonly touchMiB?: number;
   readonly writePercent?: number;
   readonly cpus?: number;
-  /** linux: memtouch and the like. nano: guest/nano.c, for emulators inside emulators; memory of one region, no workload but its own. */
+  /**
+   * linux: memtouch and the like. nano: guest/nano.c, for emulators inside emulators; memory of one region, no workload
+   * but its own.
+   */
   readonly image?: 'linux' | 'nano';
   readonly workload?: string;
   /** Sizes of several memory regions (NUMA nodes); their sum is the memory. */
   readonly regionsMiB?: readonly number[];
   readonly backing?: 'shared' | 'private';
-  /** Of its time, in which the workload rests; none by default. Leaves processors to tests in which guests need not be busy. */
+  /**
+   * Of its time, in which the workload rests; none by default. Leaves processors to tests in which guests need not be
+   * busy.
+   */
   readonly restPercent?: number;
   readonly hasPreload?: boolean;
   /** Address of the guest's NIC in the cluster's guest network. */
@@ -74,7 +80,8 @@ export function guestSpec(options: GuestOptions): Record<string, unknown> {
   const cpus = options.cpus ?? 1;
   const workload = options.workload ?? 'memtouch';
   const append = [
-    // Linux looks at boot whether timer interrupts arrive, and panics if they do not: a machine that is emulated on busy processors may be late.
+    // Linux looks at boot whether timer interrupts arrive, and panics if they do not: a machine that is emulated on
+    // busy processors may be late.
     'console=ttyS0 quiet no_timer_check',
     `vmg.workload=${workload} vmg.mb=${options.touchMiB ?? 64} vmg.writepct=${options.writePercent ?? 20} vmg.threads=${cpus} vmg.restpct=${options.restPercent ?? 0}`,
     ...(options.address === undefined ? [] : [`vmg.ip=${options.address}/24`]),

@@ -1,6 +1,6 @@
 /**
- * A fork made by hand on a VmHost, without daemon and journal: the parent stops for good, its memory files become the image, and clones load its
- * device state. Shows what clones are by themselves.
+ * A fork made by hand on a VmHost, without daemon and journal: the parent stops for good, its memory files become the
+ * image, and clones load its device state. Shows what clones are by themselves.
  */
 import { once } from 'node:events';
 import { createWriteStream } from 'node:fs';

@@ -1,4 +1,7 @@
-/** What a cluster of test hosts stands on. Two kinds: network namespaces (namespaces.ts) and, inside the bed, RDMA hosts (bed-network.ts). */
+/**
+ * What a cluster of test hosts stands on. Two kinds: network namespaces (namespaces.ts) and, inside the bed, RDMA hosts
+ * (bed-network.ts).
+ */
 export interface TestHost {
   readonly name: string;
   readonly address: string;

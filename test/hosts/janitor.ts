@@ -1,7 +1,8 @@
 /**
- * Takes away what a run leaves behind that could not clean up after itself, whatever ended it: ^C, a deadline, SIGKILL. A process in a session of its
- * own waits until the run's end of a pipe is closed; it then ends the QEMUs and daemons that name one of the run's directories on their command line, and
- * removes the directories, file systems mounted in them, and the run's network namespaces.
+ * Takes away what a run leaves behind that could not clean up after itself, whatever ended it: ^C, a deadline, SIGKILL.
+ * A process in a session of its own waits until the run's end of a pipe is closed; it then ends the QEMUs and daemons
+ * that name one of the run's directories on their command line, and removes the directories, file systems mounted in
+ * them, and the run's network namespaces.
  */
 import { type ChildProcess, spawn } from 'node:child_process';
 

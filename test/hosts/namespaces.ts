@@ -1,6 +1,7 @@
 /**
- * Test hosts: network namespaces with addresses of their own, joined by veth pairs through a bridge in a namespace that plays the switch.
- * Nothing is added to the machine's own network. Names carry a random part, so that several clusters can live side by side.
+ * Test hosts: network namespaces with addresses of their own, joined by veth pairs through a bridge in a namespace that
+ * plays the switch. Nothing is added to the machine's own network. Names carry a random part, so that several clusters
+ * can live side by side.
  *
  *   host A: eth0 10.83.0.1 ──┐ switch: br0 ┌── eth0 10.83.0.2 : host B          management and data
  *           br-guest ────────┘         br1 └────────── br-guest                 guests' own network (bridged, optional)

@@ -1,8 +1,9 @@
 /**
- * The peer of guest/stream.c: streams a computed byte sequence to the guest, checks every byte that comes back, and reports when its standard
- * input closes. Runs as a program of its own, inside the client's network namespace.
+ * The peer of guest/stream.c: streams a computed byte sequence to the guest, checks every byte that comes back, and
+ * reports when its standard input closes. Runs as a program of its own, inside the client's network namespace.
  *
- *   stream-peer ADDRESS PORT RATE_BYTES_PER_S        prints one JSON document: {sent, received, bad, guestReceived, guestBad, longestGapMs}
+ *   stream-peer ADDRESS PORT RATE_BYTES_PER_S        prints one JSON document: {sent, received, bad, guestReceived,
+ *   guestBad, longestGapMs}
  */
 import { connect } from 'node:net';
 

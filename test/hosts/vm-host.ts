@@ -1,4 +1,7 @@
-/** One host's VMs without a daemon around them: VmManager with real QEMU, a registry of its own, and everything in temporary directories. */
+/**
+ * One host's VMs without a daemon around them: VmManager with real QEMU, a registry of its own, and everything in
+ * temporary directories.
+ */
 import { mkdtemp, readdir, readFile, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';

@@ -99,7 +99,8 @@ export class SimAgent implements AgentPort {
     return { disks: [], files: [], rdma: null };
   }
 
-  // ---- target -----------------------------------------------------------------------------------------------------------------------------
+  // ---- target
+  // -----------------------------------------------------------------------------------------------------------------------------
 
   async prepare(request: PrepareRequest): Promise<PrepareReply> {
     const { session } = request;
@@ -223,7 +224,8 @@ export class SimAgent implements AgentPort {
     this.#state.sessions.delete(session);
   }
 
-  // ---- source -----------------------------------------------------------------------------------------------------------------------------
+  // ---- source
+  // -----------------------------------------------------------------------------------------------------------------------------
 
   async reserve(vm: string, job: string): Promise<void> {
     this.#refuseClosed(`${vm}/${job}`);
@@ -315,7 +317,8 @@ export class SimAgent implements AgentPort {
     await this.#work('release: files removed');
   }
 
-  // ---- data plane -------------------------------------------------------------------------------------------------------------------------
+  // ---- data plane
+  // -------------------------------------------------------------------------------------------------------------------------
 
   accepts(session: string, key: string): boolean {
     return this.#exposures.get(session)?.key === key;
@@ -361,7 +364,8 @@ export class SimAgent implements AgentPort {
     }
   }
 
-  // ---- parts ------------------------------------------------------------------------------------------------------------------------------
+  // ---- parts
+  // ------------------------------------------------------------------------------------------------------------------------------
 
   /** What takes time, and where a crash may fall: what came before is on the disk then, what comes after is not. */
   async #work(label: string): Promise<void> {

@@ -1,4 +1,7 @@
-/** What the simulations of migrations and of forks have in common: a coordinator's ports on a simulated world, and when its job is at rest. */
+/**
+ * What the simulations of migrations and of forks have in common: a coordinator's ports on a simulated world, and when
+ * its job is at rest.
+ */
 import { readHistories } from '../../src/jobs/history.js';
 import type { JobManager, JobManagerOptions } from '../../src/jobs/jobs.js';
 import type { FileJournal } from '../../src/jobs/journal.js';
@@ -45,7 +48,10 @@ export function worldPorts(
   };
 }
 
-/** Is the only job of a world over, with nothing left to be undone? One that needs somebody's help gets it some times. null: there is no job. */
+/**
+ * Is the only job of a world over, with nothing left to be undone? One that needs somebody's help gets it some times.
+ * null: there is no job.
+ */
 export function jobWatch(): (jobs: JobManager, journal: FileJournal) => boolean | null {
   let recoveries = 0;
   return (jobs, journal) => {
@@ -57,7 +63,10 @@ export function jobWatch(): (jobs: JobManager, journal: FileJournal) => boolean 
   };
 }
 
-/** Runs the world until it is at rest, and on until nothing that was late can come any more. False: it does not come to rest. */
+/**
+ * Runs the world until it is at rest, and on until nothing that was late can come any more. False: it does not come to
+ * rest.
+ */
 export async function runToRest(world: AnyWorld, isAtRest: () => boolean): Promise<boolean> {
   const isOver = (): boolean => world.violation !== null || isAtRest();
   const hasRested = await world.time.run(isOver, REST_MS_MAX);

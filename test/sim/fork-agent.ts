@@ -1,4 +1,7 @@
-/** The host's part of forks in the simulation: keeps the rules of fork-ports.ts, forgets what a real daemon forgets when it dies. */
+/**
+ * The host's part of forks in the simulation: keeps the rules of fork-ports.ts, forgets what a real daemon forgets when
+ * it dies.
+ */
 
 import { type ErrorCode, MigrationError } from '../../src/domain/errors.js';
 import type { CloneIdentity } from '../../src/domain/fork.js';
@@ -191,7 +194,8 @@ export class SimForkAgent implements ForkAgentPort {
     await this.#remove(fork);
   }
 
-  // ---- parts ------------------------------------------------------------------------------------------------------------------------------
+  // ---- parts
+  // ------------------------------------------------------------------------------------------------------------------------------
 
   async #remove(fork: string): Promise<void> {
     const { parent, clones, images, forks } = this.#world;

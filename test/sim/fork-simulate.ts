@@ -137,7 +137,9 @@ function requestFor(parentMode: ParentMode): ForkRequest {
   };
 }
 
-/** Calls within one daemon: they may fail before or after they have taken effect, or be late. They die with the daemon. */
+/**
+ * Calls within one daemon: they may fail before or after they have taken effect, or be late. They die with the daemon.
+ */
 function called(world: ForkWorld, life: Life, name: string, work: Call): Call {
   return async (...parameters) => {
     await life.survive();

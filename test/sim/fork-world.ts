@@ -1,6 +1,6 @@
 /**
- * The simulated world of a fork: one host, its parent VM, its clones and images, and the oracle that looks at all of it after every event. What is in
- * here survives the daemon; what is in an agent (fork-agent.ts) does not.
+ * The simulated world of a fork: one host, its parent VM, its clones and images, and the oracle that looks at all of it
+ * after every event. What is in here survives the daemon; what is in an agent (fork-agent.ts) does not.
  */
 import { Chance } from './chance.js';
 import type { Disk } from './store.js';

@@ -1,4 +1,7 @@
-/** The oracle can fail: orders broken on purpose are caught. Without these tests, a simulation that finds nothing would prove nothing. */
+/**
+ * The oracle can fail: orders broken on purpose are caught. Without these tests, a simulation that finds nothing would
+ * prove nothing.
+ */
 import { describe, expect, test } from 'vitest';
 import { type Sabotage, simulate } from './simulate.js';
 import type { FaultKind } from './world.js';

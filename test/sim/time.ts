@@ -10,7 +10,10 @@ interface Timer {
 /** What never happens: the continuation of a process that has been killed. */
 export const NEVER: Promise<never> = new Promise(() => undefined);
 
-/** Simulated time: it passes only when nothing else is left to do. Timers due together fire in an order that chance decides. */
+/**
+ * Simulated time: it passes only when nothing else is left to do. Timers due together fire in an order that chance
+ * decides.
+ */
 export class Time {
   nowMs = 0;
   readonly #timers: Timer[] = [];

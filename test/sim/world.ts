@@ -1,6 +1,7 @@
 /**
- * The simulated world: two hosts, their disks, their QEMU processes, the network between them, and the oracle that looks at all of it after
- * every event. What is in `HostState` survives the daemon; what is in an agent (agent.ts) does not.
+ * The simulated world: two hosts, their disks, their QEMU processes, the network between them, and the oracle that
+ * looks at all of it after every event. What is in `HostState` survives the daemon; what is in an agent (agent.ts) does
+ * not.
  */
 import type { VmSpec } from '../../src/domain/vm.js';
 import { Chance } from './chance.js';
@@ -9,7 +10,10 @@ import { type Life, Time } from './time.js';
 
 export const PAGES = 6;
 
-/** Guest memory on one host. Each page holds the version that the guest had when it was last the page's only copy; null: not here. */
+/**
+ * Guest memory on one host. Each page holds the version that the guest had when it was last the page's only copy; null:
+ * not here.
+ */
 export interface Memory {
   readonly pages: (number | null)[];
 }

@@ -1,7 +1,7 @@
 /**
- * A daemon's life in a process of its own, for tests that end it badly. argv: MODE, then JSON with `scene` (a directory made by the parent),
- * `address` (of the parent's source session, keys included; not for images), `lengthMiB`. Prints `ready SNAPSHOT` when pages are flowing, or
- * an image's parent is protected.
+ * A daemon's life in a process of its own, for tests that end it badly. argv: MODE, then JSON with `scene` (a directory
+ * made by the parent), `address` (of the parent's source session, keys included; not for images), `lengthMiB`. Prints
+ * `ready SNAPSHOT` when pages are flowing, or an image's parent is protected.
  */
 import { existsSync } from 'node:fs';
 import { createServer } from 'node:net';

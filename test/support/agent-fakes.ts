@@ -1,4 +1,7 @@
-/** One host's agent on a QEMU and an addon that do as a test says, for orders of events that real ones cannot be brought to. */
+/**
+ * One host's agent on a QEMU and an addon that do as a test says, for orders of events that real ones cannot be brought
+ * to.
+ */
 import { EventEmitter } from 'node:events';
 import { mkdtemp, rm } from 'node:fs/promises';
 import { connect } from 'node:net';

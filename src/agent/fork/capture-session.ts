@@ -1,4 +1,7 @@
-/** The copying of one parent's memory into its image, while parent and clones run: the native capture with the files it works on. */
+/**
+ * The copying of one parent's memory into its image, while parent and clones run: the native capture with the files it
+ * works on.
+ */
 import { link, unlink } from 'node:fs/promises';
 import { MigrationError } from '../../domain/errors.js';
 import { deferred } from '../../kit/deferred.js';
@@ -40,7 +43,8 @@ export class CaptureSession {
     const { images } = context;
     const { parent, isResume } = options;
     const files = await images.withPresence(image);
-    // What a clone has written is in its process: with that it all is lost, and nothing is gained by names for the files.
+    // What a clone has written is in its process: with that it all is lost, and nothing is gained by names for the
+    // files.
     if (parent !== null && parent.image !== null) {
       return new CaptureSession(context, image, { parent, source: parent.regions, image: files, isResume, links: [] });
     }

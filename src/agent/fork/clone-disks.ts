@@ -1,6 +1,7 @@
 /**
- * A clone's disks: a qcow2 overlay in the clone's directory on each file that its parent writes to, the same file where the parent only reads.
- * The overlays of all clones of a set begin alike, so one is made for each disk and copied: 200 kB take less time than a process.
+ * A clone's disks: a qcow2 overlay in the clone's directory on each file that its parent writes to, the same file where
+ * the parent only reads. The overlays of all clones of a set begin alike, so one is made for each disk and copied: 200
+ * kB take less time than a process.
  */
 import { copyFile, rm, unlink } from 'node:fs/promises';
 import { join } from 'node:path';

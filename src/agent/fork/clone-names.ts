@@ -1,8 +1,10 @@
 /**
- * Who each clone of a fork is: names, addresses, and the spec that its QEMU is started with. Pure but for the guids, which are drawn.
+ * Who each clone of a fork is: names, addresses, and the spec that its QEMU is started with. Pure but for the guids,
+ * which are drawn.
  *
- * A virtio NIC keeps the address of the VM whose state it has loaded, whatever the command line says. So a clone starts with its parent's NICs on taps
- * that join no bridge; on a `fresh` network they are then replaced (nic-replace.ts), and only a NIC with an address of its own is plugged in.
+ * A virtio NIC keeps the address of the VM whose state it has loaded, whatever the command line says. So a clone starts
+ * with its parent's NICs on taps that join no bridge; on a `fresh` network they are then replaced (nic-replace.ts), and
+ * only a NIC with an address of its own is plugged in.
  */
 import { createHash, randomUUID } from 'node:crypto';
 import type { CloneIdentity, CloneNetwork } from '../../domain/fork.js';

@@ -1,6 +1,7 @@
 /**
- * From waiting QEMUs to running clones: first every one loads the state, then all are let go, so that no guest takes the processor from those still
- * loading, and none has run if one cannot. A clone costs two commands and two events; nothing is polled, nothing is written to disk.
+ * From waiting QEMUs to running clones: first every one loads the state, then all are let go, so that no guest takes
+ * the processor from those still loading, and none has run if one cannot. A clone costs two commands and two events;
+ * nothing is polled, nothing is written to disk.
  */
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';

@@ -1,4 +1,7 @@
-/** The images of this host as its users see them: listed, shown, removed with what they have left on disks, saved and loaded. */
+/**
+ * The images of this host as its users see them: listed, shown, removed with what they have left on disks, saved and
+ * loaded.
+ */
 
 import { nodeOfFile } from '../../backends/qemu/block.js';
 import { MigrationError } from '../../domain/errors.js';
@@ -63,7 +66,10 @@ export class Images {
     });
   }
 
-  /** CONFLICT if a clone with memory of its own, which needs the image no more, has its disk on one that the parent would be given back. */
+  /**
+   * CONFLICT if a clone with memory of its own, which needs the image no more, has its disk on one that the parent
+   * would be given back.
+   */
   async #mustNotBeLainOn(id: string): Promise<void> {
     const { vms, images } = this.#context;
     const isUp = ({ state }: ManagedVm) => state === 'running' || state === 'paused';

@@ -6,8 +6,9 @@ import type { ForkContext } from './context.js';
 import { amendDisks, mergeOffline } from './parent-disks.js';
 
 /**
- * Each overlay goes into the file that it lies on, while its VM runs if it does. One that is another image's disk by now stays, and is that image's
- * to merge; one whose VM has moved to another host stays for good, because the VM needs it there.
+ * Each overlay goes into the file that it lies on, while its VM runs if it does. One that is another image's disk by
+ * now stays, and is that image's to merge; one whose VM has moved to another host stays for good, because the VM needs
+ * it there.
  */
 export async function mergeOverlays(context: ForkContext, id: string): Promise<void> {
   const { images } = context;

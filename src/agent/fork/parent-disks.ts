@@ -1,9 +1,10 @@
 /**
- * The disks of a VM that is forked. What it has written so far becomes a base that nobody writes to any more, and it goes on in an overlay beside
- * it: one transaction of QEMU's for all disks, in the pause of the fork point. A parent that stays stopped needs no overlay.
+ * The disks of a VM that is forked. What it has written so far becomes a base that nobody writes to any more, and it
+ * goes on in an overlay beside it: one transaction of QEMU's for all disks, in the pause of the fork point. A parent
+ * that stays stopped needs no overlay.
  *
- * Written down in this order: which overlays there will be (image record) → the overlays → QEMU's transaction → where the parent writes (its own
- * record). Whoever finds this cut short asks QEMU which file it has open.
+ * Written down in this order: which overlays there will be (image record) → the overlays → QEMU's transaction → where
+ * the parent writes (its own record). Whoever finds this cut short asks QEMU which file it has open.
  */
 import { rm } from 'node:fs/promises';
 import { activeNodes, closeNode, mergeDown, openOverlay, switchToOverlays } from '../../backends/qemu/block.js';
@@ -65,7 +66,10 @@ export class ParentDisks {
     await amendDisks(vms, this.#parent.spec.name, (disk) => overlays.find(({ id }) => id === disk.id) ?? disk);
   }
 
-  /** The parent runs on its own files again; what it has written since goes into them. Nothing to do for one that has ended. */
+  /**
+   * The parent runs on its own files again; what it has written since goes into them. Nothing to do for one that has
+   * ended.
+   */
   async undo(): Promise<void> {
     const { vms, images } = this.#context;
     const { name } = this.#parent.spec;

@@ -1,12 +1,14 @@
 /**
- * The moment that a fork is about: the parent stands still, and its devices, its disks and its memory are those that every clone begins with.
+ * The moment that a fork is about: the parent stands still, and its devices, its disks and its memory are those that
+ * every clone begins with.
  *
- *   running ── migrate ──► pre-switchover ── protect, disk snapshot ── migrate-continue ──► state saved ── seal ── cont ──► running
+ *   running ── migrate ──► pre-switchover ── protect, disk snapshot ── migrate-continue ──► state saved ── seal ── cont
+ *   ──► running
  *                          └───────────────────────────── the pause ─────────────────────────────────────────────┘
  *
- * All memory was write-protected before, while the parent ran (arm), so protect has only what was written since. It comes first because it has the
- * most to do; what QEMU itself writes into guest memory while it saves devices is noted as any write, and seal protects that again. From seal on a
- * write of the parent waits until its page is copied.
+ * All memory was write-protected before, while the parent ran (arm), so protect has only what was written since. It
+ * comes first because it has the most to do; what QEMU itself writes into guest memory while it saves devices is noted
+ * as any write, and seal protects that again. From seal on a write of the parent waits until its page is copied.
  */
 import { writeFile } from 'node:fs/promises';
 import type { Socket } from 'node:net';
@@ -28,7 +30,10 @@ export interface ForkPointOptions {
   readonly state: OutgoingState;
   /** null: the parent stays stopped, and its memory files are the image. */
   readonly capture: ImageCaptureHandle | null;
-  /** Clones are about to begin, and copying what nobody has asked for would take their processors; the caller sees to it afterwards. */
+  /**
+   * Clones are about to begin, and copying what nobody has asked for would take their processors; the caller sees to it
+   * afterwards.
+   */
   readonly isSweepLater: boolean;
   readonly statePath: string;
   /** Makes the disks' present files read-only for all. Called while the parent stands still. */
@@ -85,7 +90,10 @@ async function resume(vm: ManagedVm, state: OutgoingState): Promise<number> {
   return watch.resumed(RESUME_TIMEOUT_MS);
 }
 
-/** QEMU says that its migration is complete a moment before it lets itself be continued; there is no event for that moment. */
+/**
+ * QEMU says that its migration is complete a moment before it lets itself be continued; there is no event for that
+ * moment.
+ */
 async function continueWhenFinal(qmp: QmpClient): Promise<void> {
   const deadlineMs = performance.now() + RESUME_TIMEOUT_MS;
   for (;;) {

@@ -1,10 +1,10 @@
 /**
- * Sets of QEMUs that wait for forks nobody has asked for yet: a fork that fits takes a whole set, and what it took is made again in the background
- * once no job runs. A set costs its processes' own memory, some 16 MiB each, so there is a limit, and all go when the host runs short of memory:
- * little is available, or (PSI) tasks wait for it.
+ * Sets of QEMUs that wait for forks nobody has asked for yet: a fork that fits takes a whole set, and what it took is
+ * made again in the background once no job runs. A set costs its processes' own memory, some 16 MiB each, so there is a
+ * limit, and all go when the host runs short of memory: little is available, or (PSI) tasks wait for it.
  *
- * What users want to have waiting is durable. The processes are not taken over by a next daemon: it ends them (they are incoming VMs of an image that
- * no fork has committed) and makes new ones.
+ * What users want to have waiting is durable. The processes are not taken over by a next daemon: it ends them (they are
+ * incoming VMs of an image that no fork has committed) and makes new ones.
  */
 import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';

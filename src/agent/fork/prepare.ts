@@ -1,4 +1,7 @@
-/** Everything that a fork needs before its parent is touched: the image's record and files, and a QEMU that waits for each clone. */
+/**
+ * Everything that a fork needs before its parent is touched: the image's record and files, and a QEMU that waits for
+ * each clone.
+ */
 import type { PrepareForkRequest } from '../../engine/ports/fork.js';
 import type { ForkContext } from './context.js';
 import type { Pool } from './pool.js';

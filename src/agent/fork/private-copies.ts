@@ -1,6 +1,7 @@
 /**
- * Clones with memory of their own (`--memory private`): each is filled from the complete image as an arriving VM is from its source, by page faults
- * ahead of a sweep, over the host's own shared-memory transport. Once it is full it is a VM like any other, and knows no image any more.
+ * Clones with memory of their own (`--memory private`): each is filled from the complete image as an arriving VM is
+ * from its source, by page faults ahead of a sweep, over the host's own shared-memory transport. Once it is full it is
+ * a VM like any other, and knows no image any more.
  */
 import { randomBytes } from 'node:crypto';
 import { unlink } from 'node:fs/promises';
@@ -24,7 +25,10 @@ export class PrivateCopies {
     this.#image = image;
   }
 
-  /** The image is complete: faults of these clones are served. `isResume`: an earlier daemon has fetched some of their pages. */
+  /**
+   * The image is complete: faults of these clones are served. `isResume`: an earlier daemon has fetched some of their
+   * pages.
+   */
   async open(clones: readonly ManagedVm[], isResume: boolean): Promise<void> {
     for (const vm of clones) {
       if (vm.memory === null || this.#copies.has(vm)) continue;

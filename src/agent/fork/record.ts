@@ -1,4 +1,7 @@
-/** What a daemon must know of a fork to finish or undo it after a restart. `save` of a committed one is the one write that makes its clones VMs. */
+/**
+ * What a daemon must know of a fork to finish or undo it after a restart. `save` of a committed one is the one write
+ * that makes its clones VMs.
+ */
 import { join } from 'node:path';
 import { z } from 'zod';
 import type { ErrorJson } from '../../domain/errors.js';
@@ -7,7 +10,10 @@ import { RecordFiles } from '../../durable/record-files.js';
 import type { CommittedFork, PrepareForkRequest } from '../../engine/ports/fork.js';
 import { checkImageId } from '../image/record.js';
 
-/** preparing: nothing of it is worth keeping · prepared: up to commit · committed: its clones are VMs, its image may still be filling */
+/**
+ * preparing: nothing of it is worth keeping · prepared: up to commit · committed: its clones are VMs, its image may
+ * still be filling
+ */
 export type ForkRecordState = 'preparing' | 'prepared' | 'committed';
 
 export interface ForkRecord {

@@ -1,10 +1,12 @@
 /**
- * One fork on its host, from the waiting QEMUs to the image that is complete. What a call may be made after, src/engine/ports/fork.ts says.
+ * One fork on its host, from the waiting QEMUs to the image that is complete. What a call may be made after,
+ * src/engine/ports/fork.ts says.
  *
- *   prepared ── armParent ──► armed ── forkPoint ──► pointed ── startClones ──► started ── commitFork ──► committed ──► complete
+ *   prepared ── armParent ──► armed ── forkPoint ──► pointed ── startClones ──► started ── commitFork ──► committed ──►
+ *   complete
  *
- * The record says `committed` or not, and that divides its life: before, discard takes everything away and the parent runs on as if nothing had
- * been; from then on the clones are VMs and the image only waits for pages.
+ * The record says `committed` or not, and that divides its life: before, discard takes everything away and the parent
+ * runs on as if nothing had been; from then on the clones are VMs and the image only waits for pages.
  */
 
 import { MigrationError, toMigrationError } from '../../domain/errors.js';

@@ -1,7 +1,7 @@
 /**
- * An image that can never be complete: no room for it, or a file that is not what it was. Its clones would wait for ever for the pages it lacks (nobody
- * reads zeros in their place), so they are ended. The parent runs on, unprotected, and what the image held is given back; its record stays for people
- * to see.
+ * An image that can never be complete: no room for it, or a file that is not what it was. Its clones would wait for
+ * ever for the pages it lacks (nobody reads zeros in their place), so they are ended. The parent runs on, unprotected,
+ * and what the image held is given back; its record stays for people to see.
  */
 import { type ErrorCode, MigrationError, toMigrationError } from '../../domain/errors.js';
 import { inParallel } from '../../kit/parallel.js';

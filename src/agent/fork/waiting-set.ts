@@ -1,7 +1,7 @@
 /**
- * QEMUs that wait for the state of one image, before there is any: each has mapped the image's empty files, registered for page faults, and knows
- * on its command line who it will be. What a fork still has to do for them is to hand over a few hundred kilobytes. A set is made within a fork, or
- * beforehand by the pool.
+ * QEMUs that wait for the state of one image, before there is any: each has mapped the image's empty files, registered
+ * for page faults, and knows on its command line who it will be. What a fork still has to do for them is to hand over a
+ * few hundred kilobytes. A set is made within a fork, or beforehand by the pool.
  */
 import { setMaxListeners } from 'node:events';
 import { configureIncoming } from '../../backends/qemu/migration.js';
@@ -26,7 +26,9 @@ import type { ForkContext } from './context.js';
 const STARTS_AT_ONCE = 8;
 const ENDS_AT_ONCE = 16;
 
-/** Everything that stands on the clones' command lines: two requests of one shape can be served by the same processes. */
+/**
+ * Everything that stands on the clones' command lines: two requests of one shape can be served by the same processes.
+ */
 export interface CloneShape {
   readonly parent: VmSpec;
   readonly accel: 'kvm' | 'tcg';
@@ -56,7 +58,10 @@ export interface MakeSetOptions {
   readonly signal: AbortSignal;
 }
 
-/** All of them, or those that can be made. When it rejects none is left, and the error says which one failed first and why. */
+/**
+ * All of them, or those that can be made. When it rejects none is left, and the error says which one failed first and
+ * why.
+ */
 export async function makeWaitingSet(
   context: ForkContext,
   image: ImageRecord,

@@ -1,6 +1,7 @@
 /**
- * Saves an image to a file and loads it again, here or on another host. Not made for speed: bytes pass through this process a mebibyte at a time,
- * while no VM waits for them. Nothing in a file is trusted; an image that does not prove whole leaves no trace.
+ * Saves an image to a file and loads it again, here or on another host. Not made for speed: bytes pass through this
+ * process a mebibyte at a time, while no VM waits for them. Nothing in a file is trusted; an image that does not prove
+ * whole leaves no trace.
  */
 import { type FileHandle, link, open, rm } from 'node:fs/promises';
 import { dirname } from 'node:path';
@@ -58,7 +59,10 @@ export async function saveImage(context: ImageContext, id: string, path: string)
   }
 }
 
-/** Its id. CONFLICT if that image is here already, CORRUPT or SPEC_INVALID for a file that is not what `saveImage` has written. */
+/**
+ * Its id. CONFLICT if that image is here already, CORRUPT or SPEC_INVALID for a file that is not what `saveImage` has
+ * written.
+ */
 export async function loadImage(context: ImageContext, path: string): Promise<string> {
   const { images, vms } = context;
   const file = await open(path, 'r').catch((cause: unknown) => {

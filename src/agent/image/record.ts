@@ -1,4 +1,7 @@
-/** What a daemon must know of an image to find it again. Its memory is on tmpfs: after a reboot of the machine the image is gone. */
+/**
+ * What a daemon must know of an image to find it again. Its memory is on tmpfs: after a reboot of the machine the image
+ * is gone.
+ */
 import { z } from 'zod';
 import { MigrationError } from '../../domain/errors.js';
 import type { ParentMode } from '../../domain/fork.js';

@@ -1,8 +1,9 @@
 /**
- * The images of this host: `STATE/images/ID.json` (the record), `STATE/images/ID.state` (device state), and memory files on tmpfs (ram-files.ts).
+ * The images of this host: `STATE/images/ID.json` (the record), `STATE/images/ID.state` (device state), and memory
+ * files on tmpfs (ram-files.ts).
  *
- * An image lives until somebody removes it, and cannot be removed while a clone runs on it: its clones are the VMs whose record names it, so there
- * is no count that a crash could leave wrong.
+ * An image lives until somebody removes it, and cannot be removed while a clone runs on it: its clones are the VMs
+ * whose record names it, so there is no count that a crash could leave wrong.
  */
 import { statSync } from 'node:fs';
 import { open, rm, stat } from 'node:fs/promises';
@@ -51,7 +52,10 @@ export class ImageStore {
     this.#files = files;
   }
 
-  /** Those of an earlier daemon are found again. One whose files are not there any more is gone; files without a record go. */
+  /**
+   * Those of an earlier daemon are found again. One whose files are not there any more is gone; files without a record
+   * go.
+   */
   static async open(options: ImageStoreOptions): Promise<ImageStore> {
     const files = await RecordFiles.open<ImageRecord>(join(options.stateDir, 'images'), {
       what: 'image record',
@@ -113,7 +117,9 @@ export class ImageStore {
     }));
   }
 
-  /** Record, empty device state, empty memory files. `parent`: the memory files become further names of the parent's. */
+  /**
+   * Record, empty device state, empty memory files. `parent`: the memory files become further names of the parent's.
+   */
   async create(record: ImageRecord, parent: readonly RegionFile[] | null): Promise<void> {
     checkImageId(record.id);
     const { vms, native } = this.#options;
@@ -144,7 +150,10 @@ export class ImageStore {
     return clones.map((vm) => vm.spec.name).sort();
   }
 
-  /** One that cannot be completed: what it holds is of no use, and the file system may be full. The record stays for people to see. */
+  /**
+   * One that cannot be completed: what it holds is of no use, and the file system may be full. The record stays for
+   * people to see.
+   */
   async dropMemory(id: string): Promise<void> {
     await removeImageFiles(this.#options.vms.place, id, this.get(id).spec.memory.pageBytes);
   }
@@ -188,7 +197,10 @@ export class ImageStore {
       .sort((a, b) => (a.createdAt < b.createdAt ? -1 : 1));
   }
 
-  /** What a new image may still take: of the budget, and of the file system. An image that is being filled counts with all that it may become. */
+  /**
+   * What a new image may still take: of the budget, and of the file system. An image that is being filled counts with
+   * all that it may become.
+   */
   async bytesFree(): Promise<number> {
     const { place } = this.#options.vms;
     const freeBytes = await ramFileFreeBytes(place);

@@ -115,7 +115,10 @@ async function checkDisk(disk: DiskSpec): Promise<TargetChecks['disks'][number]>
   };
 }
 
-/** A qcow2 whose header or backing file is missing opens as a file and not as a disk. -U: the source's QEMU holds the lock. */
+/**
+ * A qcow2 whose header or backing file is missing opens as a file and not as a disk. -U: the source's QEMU holds the
+ * lock.
+ */
 async function notThatFormat(path: string, format: DiskSpec['format']): Promise<string | null> {
   if (format === 'raw') return null;
   const args = ['info', '--output=json', '-U', '--backing-chain', '-f', format, path];
@@ -128,7 +131,10 @@ async function notThatFormat(path: string, format: DiskSpec['format']): Promise<
   }
 }
 
-/** Opened, not only looked at: an NFS server or a security module may refuse what the mode bits allow. Opening changes nothing. */
+/**
+ * Opened, not only looked at: an NFS server or a security module may refuse what the mode bits allow. Opening changes
+ * nothing.
+ */
 async function refusal(path: string, mode: number): Promise<string | null> {
   try {
     await access(path, mode);

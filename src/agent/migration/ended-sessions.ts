@@ -1,6 +1,7 @@
 /**
- * Sessions that have been undone or released: what arrives late for them must not bring anything back. Only this daemon's life matters, a call
- * made to an earlier one cannot arrive any more; and only the latest, a call is given up by its caller within minutes.
+ * Sessions that have been undone or released: what arrives late for them must not bring anything back. Only this
+ * daemon's life matters, a call made to an earlier one cannot arrive any more; and only the latest, a call is given up
+ * by its caller within minutes.
  */
 import { MigrationError } from '../../domain/errors.js';
 

@@ -29,8 +29,8 @@ export class IncomingState {
   #end: MigrationError | null = null;
 
   /**
-   * `isTakenUp`: the VM is that of an earlier daemon, and QEMU is asked how far it is when somebody needs to know. Not before: its main loop may
-   * wait for a page, and answers only once the session's faults are served.
+   * `isTakenUp`: the VM is that of an earlier daemon, and QEMU is asked how far it is when somebody needs to know. Not
+   * before: its main loop may wait for a page, and answers only once the session's faults are served.
    */
   constructor(vm: ManagedVm, mode: MigrationMode, isTakenUp: boolean) {
     this.#vm = vm;
@@ -119,9 +119,10 @@ export class IncomingState {
 }
 
 /**
- * Resolves when all of `body` has been handed over, or when QEMU has closed its end: it does so at the last byte that it wants, often before
- * our end of the stream has been noticed, and what that means only its events say. `body` is always read to its end and never destroyed, so
- * that the request it belongs to can still be answered. Rejects with DISCONNECTED when `body` fails.
+ * Resolves when all of `body` has been handed over, or when QEMU has closed its end: it does so at the last byte that
+ * it wants, often before our end of the stream has been noticed, and what that means only its events say. `body` is
+ * always read to its end and never destroyed, so that the request it belongs to can still be answered. Rejects with
+ * DISCONNECTED when `body` fails.
  */
 function pump(body: Readable, socket: Socket): Promise<void> {
   return new Promise((resolve, reject) => {

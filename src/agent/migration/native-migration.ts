@@ -1,6 +1,6 @@
 /**
- * QEMU's own migration, pre-copy or post-copy, for VMs whose RAM is not ours to move. Here it is only driven; the target's QEMU was started
- * stopped, so the guest does not run there before the owner has changed.
+ * QEMU's own migration, pre-copy or post-copy, for VMs whose RAM is not ours to move. Here it is only driven; the
+ * target's QEMU was started stopped, so the guest does not run there before the owner has changed.
  */
 
 import { configureIncoming, configureOutgoing } from '../../backends/qemu/migration.js';
@@ -32,8 +32,8 @@ export interface NativeMoveOptions {
 }
 
 /**
- * Resolves when the VM stands still here and everything that the target needs to run it has been sent: all of it (pre-copy), or the device
- * state (post-copy). If it fails before, QEMU lets the VM run on here by itself.
+ * Resolves when the VM stands still here and everything that the target needs to run it has been sent: all of it
+ * (pre-copy), or the device state (post-copy). If it fails before, QEMU lets the VM run on here by itself.
  */
 export async function nativeMove(vm: ManagedVm, options: NativeMoveOptions): Promise<void> {
   const { uri, isPostcopy } = options;

@@ -1,9 +1,10 @@
 /**
  * The device state on its way out of a QEMU, for a VM that leaves and for one that is forked.
  *
- * QEMU's stream is started while the VM still runs (pause-before-switchover): QEMU connects, sends what is neither shared RAM nor device state,
- * then stops the vCPUs itself and waits for `migrate-continue`. So while the VM stands still only device state proper is saved. If the stream breaks
- * before it is complete QEMU lets the VM run on by itself; once it is complete, never.
+ * QEMU's stream is started while the VM still runs (pause-before-switchover): QEMU connects, sends what is neither
+ * shared RAM nor device state, then stops the vCPUs itself and waits for `migrate-continue`. So while the VM stands
+ * still only device state proper is saved. If the stream breaks before it is complete QEMU lets the VM run on by
+ * itself; once it is complete, never.
  */
 import { once } from 'node:events';
 import { unlink } from 'node:fs/promises';
@@ -48,21 +49,28 @@ export class OutgoingState {
     return new OutgoingState(vm, server);
   }
 
-  /** Resolves when the VM stands still, its disks drained. The VM runs during most of this call; QEMU's clock says when it was stopped. */
+  /**
+   * Resolves when the VM stands still, its disks drained. The VM runs during most of this call; QEMU's clock says when
+   * it was stopped.
+   */
   async stop(consume: StateConsumer): Promise<{ stoppedAtUs: number }> {
     const watch = new MigrationWatch(this.#vm.qmp);
     const sent = once(this.#server, 'connection').then(([socket]) => consume(socket as Socket));
     sent.catch(() => undefined);
     this.#handover = { watch, sent };
     await this.#vm.qmp.execute('migrate', { uri: `unix:${socketPath(this.#vm)}` });
-    // Not the STOP event: requests under way at the disks may still write into the guest's memory until QEMU has drained them.
+    // Not the STOP event: requests under way at the disks may still write into the guest's memory until QEMU has
+    // drained them.
     await Promise.race([watch.reached('pre-switchover', STOP_TIMEOUT_MS), sent.then(endedEarly)]);
     const stoppedAtUs = watch.stoppedAtUs;
     if (stoppedAtUs === null) throw new MigrationError('QEMU_FAILED', 'QEMU waits for the switchover without a STOP');
     return { stoppedAtUs };
   }
 
-  /** Resolves when the consumer has all of the state and QEMU is done with it: `doneAtMs`, by our clock, which may be sooner. */
+  /**
+   * Resolves when the consumer has all of the state and QEMU is done with it: `doneAtMs`, by our clock, which may be
+   * sooner.
+   */
   async transfer(): Promise<{ deviceStateBytes: number; doneAtMs: number }> {
     const handover = this.#handover;
     if (handover === null) throw new MigrationError('CONFLICT', `${this.#vm.spec.name} has not been stopped`);

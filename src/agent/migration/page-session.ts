@@ -1,6 +1,6 @@
 /**
- * The pages of one arriving VM: the native target session with its connection, and the patience to get it back. Whoever has closed it or seen it
- * complete is done with it; nothing here knows of QMP, owners or jobs.
+ * The pages of one arriving VM: the native target session with its connection, and the patience to get it back. Whoever
+ * has closed it or seen it complete is done with it; nothing here knows of QMP, owners or jobs.
  */
 
 import { MigrationError, toMigrationError } from '../../domain/errors.js';
@@ -74,8 +74,8 @@ export class PageSession {
   }
 
   /**
-   * Connects to `endpoint`, now and whenever the connection is lost. A session that cannot go on by itself (the keys were those of an earlier
-   * life of the source's daemon) is opened anew; the pages it has stay.
+   * Connects to `endpoint`, now and whenever the connection is lost. A session that cannot go on by itself (the keys
+   * were those of an earlier life of the source's daemon) is opened anew; the pages it has stay.
    */
   async connect(endpoint: SourceEndpointInfo): Promise<void> {
     await this.#connecting?.catch(() => undefined);
@@ -218,7 +218,10 @@ export class PageSession {
     }
   }
 
-  /** The coordinator connects us again too, with the keys of the day; a short cut of the line is over before it has noticed. */
+  /**
+   * The coordinator connects us again too, with the keys of the day; a short cut of the line is over before it has
+   * noticed.
+   */
   #retryLater(): void {
     if (this.#endpoint === null || this.#retryTimer !== null || this.#connecting !== null || this.#isClosed) return;
     this.#retryTimer = setTimeout(() => {

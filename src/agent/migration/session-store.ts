@@ -1,9 +1,9 @@
 /**
- * What a host must know of its migration sessions to take them up again after a restart: one JSON file for each session and role. They hold
- * the session's token, so they are readable by the daemon's user alone.
+ * What a host must know of its migration sessions to take them up again after a restart: one JSON file for each session
+ * and role. They hold the session's token, so they are readable by the daemon's user alone.
  *
- * That a VM has been resumed here is NOT read from these files: the owner record in the registry says so, and it is the only thing that has to
- * be durable between commit and the first instruction of the guest. `state` may lag behind it.
+ * That a VM has been resumed here is NOT read from these files: the owner record in the registry says so, and it is the
+ * only thing that has to be durable between commit and the first instruction of the guest. `state` may lag behind it.
  */
 import { join } from 'node:path';
 import { z } from 'zod';
@@ -14,8 +14,8 @@ import type { PrepareRequest, SourceEndpointInfo } from '../../engine/ports/sess
 import { vmSpecSchema } from '../../schemas/vm-spec.js';
 
 /**
- * preparing: QEMU is being started, nothing of it is worth keeping · prepared: can be connected and loaded · resumed: the VM has run here,
- * pages may be missing · complete: every page is here
+ * preparing: QEMU is being started, nothing of it is worth keeping · prepared: can be connected and loaded · resumed:
+ * the VM has run here, pages may be missing · complete: every page is here
  */
 export type TargetRecordState = 'preparing' | 'prepared' | 'resumed' | 'complete';
 

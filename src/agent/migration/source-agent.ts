@@ -1,4 +1,7 @@
-/** The VMs that leave this host, by session: the source's half of AgentPort. What a session does is in source-session.ts. */
+/**
+ * The VMs that leave this host, by session: the source's half of AgentPort. What a session does is in
+ * source-session.ts.
+ */
 
 import { MigrationError } from '../../domain/errors.js';
 import type { Transport } from '../../domain/transport.js';
@@ -19,11 +22,13 @@ export class SourceAgent {
   readonly #moves = new Map<string, Promise<void>>();
   readonly #ended = new EndedSessions();
   /**
-   * VM → the session that has stopped it last, or is about to. An undo of an older session that comes late (it is repeated until it succeeds)
-   * must not let the VM run while this one may be committed.
+   * VM → the session that has stopped it last, or is about to. An undo of an older session that comes late (it is
+   * repeated until it succeeds) must not let the VM run while this one may be committed.
    */
   readonly #stoppers = new Map<string, string>();
-  /** VM → the continueVm under way. A stop waits for it, so that its `cont` cannot fall into the new session's blackout. */
+  /**
+   * VM → the continueVm under way. A stop waits for it, so that its `cont` cannot fall into the new session's blackout.
+   */
   readonly #continuing = new Map<string, Promise<void>>();
 
   constructor(context: MigrationContext) {
@@ -160,7 +165,8 @@ export class SourceAgent {
     await this.#locks.hold(session, async () => {
       const owner = await registry.owner(vm);
       if (owner === null || owner.owner === this.#context.host || owner.session !== session) {
-        // Released before, and it has come back since, is about to, or has left again: then another session fetches from what is here.
+        // Released before, and it has come back since, is about to, or has left again: then another session fetches
+        // from what is here.
         if (!this.#sources.has(session) && !this.#moves.has(session)) return;
         throw new MigrationError('CONFLICT', `${vm} has not left ${this.#context.host} by this session`);
       }

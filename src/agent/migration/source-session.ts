@@ -1,6 +1,7 @@
 /**
- * A VM that leaves: its memory exposed to the target, its vCPUs stopped, its device state handed over (outgoing-state.ts). Once the stream is
- * complete QEMU does not let the VM run on by itself: that is why only a complete transfer may be committed.
+ * A VM that leaves: its memory exposed to the target, its vCPUs stopped, its device state handed over
+ * (outgoing-state.ts). Once the stream is complete QEMU does not let the VM run on by itself: that is why only a
+ * complete transfer may be committed.
  */
 import { mkdir } from 'node:fs/promises';
 import type { Socket } from 'node:net';
@@ -16,8 +17,8 @@ import { OutgoingState } from './outgoing-state.js';
 import type { SourceRecord } from './session-store.js';
 
 /**
- * From the handover until the memory files are scanned, which takes a processor for some 10 ms a GiB: by then the guest runs on the target. With
- * the scan in the blackout that of a 2 GiB guest on two cores was 27 ms instead of 12.
+ * From the handover until the memory files are scanned, which takes a processor for some 10 ms a GiB: by then the guest
+ * runs on the target. With the scan in the blackout that of a 2 GiB guest on two cores was 27 ms instead of 12.
  */
 const SCAN_DELAY_MS = 20;
 
@@ -37,7 +38,10 @@ export class SourceSession {
   #transferring: Promise<{ deviceStateBytes: number }> | null = null;
   /** Why pages of a clone can be had no more. */
   #loss: MigrationError | null = null;
-  /** The VM's device state has been handed over, so it stands still: by our own doing or, after a restart, by the owner record. */
+  /**
+   * The VM's device state has been handed over, so it stands still: by our own doing or, after a restart, by the owner
+   * record.
+   */
   #hasDeparted = false;
 
   private constructor(context: MigrationContext, record: SourceRecord, vm: ManagedVm) {
@@ -66,7 +70,10 @@ export class SourceSession {
     return source;
   }
 
-  /** After a restart. A VM that has been committed away is exposed again as it was frozen; one that has not is only known, to be undone. */
+  /**
+   * After a restart. A VM that has been committed away is exposed again as it was frozen; one that has not is only
+   * known, to be undone.
+   */
   static async takeUp(
     context: MigrationContext,
     record: SourceRecord,
@@ -85,7 +92,10 @@ export class SourceSession {
     return source;
   }
 
-  /** Exposes the memory of a VM that has departed anew where nobody can reach it any more: its RDMA device has been taken away. */
+  /**
+   * Exposes the memory of a VM that has departed anew where nobody can reach it any more: its RDMA device has been
+   * taken away.
+   */
   async renew(): Promise<void> {
     if (!this.#hasDeparted) return;
     this.#mustHavePages();
@@ -129,7 +139,10 @@ export class SourceSession {
     return this.#transferring;
   }
 
-  /** Before the VM runs again: the data map is that of a VM that stands still, and dies. The session cannot be used any more. */
+  /**
+   * Before the VM runs again: the data map is that of a VM that stands still, and dies. The session cannot be used any
+   * more.
+   */
   thaw(): void {
     this.#hasDeparted = false;
     this.#closePages();
@@ -224,7 +237,8 @@ export class SourceSession {
     const { session, vm } = this.record;
     const state = this.#state;
     if (state === null || this.#pages === null) throw new MigrationError('CONFLICT', `${vm} is not exposed`);
-    // Written while the vCPUs still run: should QEMU die from here on, its memory files stay until somebody has decided whose they are.
+    // Written while the vCPUs still run: should QEMU die from here on, its memory files stay until somebody has decided
+    // whose they are.
     await vms.setState(vm, 'departed');
     // Undone while the disk took its time: the VM has been told to run on, and nobody would tell it again.
     if (this.#pages === null) throw new MigrationError('CONFLICT', `${vm} is not exposed any more`);

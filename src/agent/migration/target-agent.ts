@@ -1,4 +1,7 @@
-/** The VMs that arrive at this host, by session: the target's half of AgentPort. What a session does is in target-session.ts. */
+/**
+ * The VMs that arrive at this host, by session: the target's half of AgentPort. What a session does is in
+ * target-session.ts.
+ */
 import { access } from 'node:fs/promises';
 import type { Readable } from 'node:stream';
 import { MigrationError, toMigrationError } from '../../domain/errors.js';
@@ -53,8 +56,9 @@ export class TargetAgent {
   }
 
   /**
-   * The job that brings the VM here and has not brought all of it, or null. What is missing is a hole in the region file, which whoever moved the
-   * VM on would take for zeros. Without its session (whose record may be damaged) a presence map says that there was one that has not ended.
+   * The job that brings the VM here and has not brought all of it, or null. What is missing is a hole in the region
+   * file, which whoever moved the VM on would take for zeros. Without its session (whose record may be damaged) a
+   * presence map says that there was one that has not ended.
    */
   async arriving(name: string): Promise<string | null> {
     const { vms } = this.#context;
@@ -159,15 +163,17 @@ export class TargetAgent {
       throw new MigrationError('CONFLICT', 'the VM has been resumed: it is not taken away any more', { session });
     }
     this.#ended.add(session);
-    // A QEMU that does not come up is not waited for: the start is given up, and prepare cleans up behind itself. Nothing is taken away under its
-    // hands: a preparation that was just ending would be left with a dead QEMU that nobody clears away.
+    // A QEMU that does not come up is not waited for: the start is given up, and prepare cleans up behind itself.
+    // Nothing is taken away under its hands: a preparation that was just ending would be left with a dead QEMU that
+    // nobody clears away.
     this.#preparing.get(session)?.abort();
     await this.#locks.hold(session, async () => {
       await this.#targets.get(session)?.discard();
       this.#targets.delete(session);
       this.#jobs.delete(session);
       if (gone === undefined) return;
-      // The name may be a newer session's by now: undo calls are repeated until they succeed, and this one may come late.
+      // The name may be a newer session's by now: undo calls are repeated until they succeed, and this one may come
+      // late.
       const { name: vm } = gone.record.spec;
       if (vms.has(vm) && vms.get(vm).session === session) await vms.destroy(vm);
       await store.remove(gone.record);

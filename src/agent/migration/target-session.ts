@@ -3,8 +3,8 @@
  *
  *   prepared ── connect, acceptState ──► loaded ── resume (owner record, then `cont`) ──► filling ──► complete
  *
- * The owner record in the registry divides its life: before it names this host, `discard` takes everything away and the guest has never run;
- * from then on the VM is ours and only waits for pages.
+ * The owner record in the registry divides its life: before it names this host, `discard` takes everything away and the
+ * guest has never run; from then on the VM is ours and only waits for pages.
  */
 import { unlink } from 'node:fs/promises';
 import type { Readable } from 'node:stream';
@@ -166,8 +166,9 @@ export class TargetSession {
   }
 
   /**
-   * The coordinator calls it once the source has stopped, so the source's memory is final and faults may be served from here on. They must be: a
-   * device that loads its state may read guest memory (virtio-net looks at its rings), and QEMU's main loop would wait for ever.
+   * The coordinator calls it once the source has stopped, so the source's memory is final and faults may be served from
+   * here on. They must be: a device that loads its state may read guest memory (virtio-net looks at its rings), and
+   * QEMU's main loop would wait for ever.
    */
   async awaitLoaded(): Promise<void> {
     if (!this.#state.isLoaded) this.#mustLive();
@@ -354,7 +355,10 @@ export class TargetSession {
     return 'complete';
   }
 
-  /** The name may be a newer session's by now: a QEMU that has ended gives it free, and calls of the coordinator may come late. */
+  /**
+   * The name may be a newer session's by now: a QEMU that has ended gives it free, and calls of the coordinator may
+   * come late.
+   */
   get #isReplaced(): boolean {
     const { vms } = this.#context;
     return !vms.has(this.vmName) || vms.get(this.vmName).session !== this.#record.session;

@@ -8,7 +8,10 @@ import { unhasten } from './priority.js';
 import { isAlive } from './process.js';
 import type { Vm } from './vm.js';
 
-/** A QEMU whose main loop waits for a missing page answers only once its session serves faults, which comes after all VMs have been taken up. */
+/**
+ * A QEMU whose main loop waits for a missing page answers only once its session serves faults, which comes after all
+ * VMs have been taken up.
+ */
 const QMP_WAIT_MS = 500;
 
 export interface AdoptOptions {

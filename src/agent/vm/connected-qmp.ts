@@ -11,7 +11,9 @@ export interface ConnectingVm {
   readonly pid: number;
 }
 
-/** VmManager connects to the QEMU of an earlier daemon when it answers. QEMU_GONE if it does not in time, or has ended. */
+/**
+ * VmManager connects to the QEMU of an earlier daemon when it answers. QEMU_GONE if it does not in time, or has ended.
+ */
 export async function connectedQmp(vm: ConnectingVm): Promise<QmpClient> {
   const deadlineMs = performance.now() + ANSWER_TIMEOUT_MS;
   for (;;) {

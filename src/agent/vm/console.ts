@@ -1,7 +1,7 @@
 /**
- * A VM's serial console for any number of readers. Output comes from the log file that QEMU appends to, so that every reader gets every byte once,
- * at its own pace, and a slow one never makes the guest wait. Input goes into the serial socket, of which QEMU serves one connection at a time: all
- * readers of a VM share it.
+ * A VM's serial console for any number of readers. Output comes from the log file that QEMU appends to, so that every
+ * reader gets every byte once, at its own pace, and a slow one never makes the guest wait. Input goes into the serial
+ * socket, of which QEMU serves one connection at a time: all readers of a VM share it.
  */
 import { type FSWatcher, watch } from 'node:fs';
 import { type FileHandle, open } from 'node:fs/promises';

@@ -1,4 +1,7 @@
-/** What the parts of one host's agent share; a room that needs more adds it to this (../migration/context.ts, ../image/context.ts). */
+/**
+ * What the parts of one host's agent share; a room that needs more adds it to this (../migration/context.ts,
+ * ../image/context.ts).
+ */
 import type { Clock } from '../../engine/ports/clock.js';
 import type { FaultPort } from '../../engine/ports/inject.js';
 import type { Registry } from '../../engine/ports/registry.js';

@@ -1,4 +1,7 @@
-/** A VM's beginning: its record and directory, durable before anything else of it is made, and its QEMU brought up from them. */
+/**
+ * A VM's beginning: its record and directory, durable before anything else of it is made, and its QEMU brought up from
+ * them.
+ */
 import { mkdir, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { type InstalledQemu, resolveMachine } from '../../backends/qemu/installed.js';

@@ -1,6 +1,7 @@
 /**
- * The exit code of a guest: the last line that it has written to its exit port and that is a number from 0 to 255. QEMU appends to a file in the VM's
- * directory, so that the code outlives QEMU and the daemon. The guest writes what it likes: only the end of the file is ever read.
+ * The exit code of a guest: the last line that it has written to its exit port and that is a number from 0 to 255. QEMU
+ * appends to a file in the VM's directory, so that the code outlives QEMU and the daemon. The guest writes what it
+ * likes: only the end of the file is ever read.
  */
 import { type FSWatcher, watch } from 'node:fs';
 import { open } from 'node:fs/promises';
@@ -39,7 +40,10 @@ export async function readExitCode(path: string): Promise<number | null> {
   }
 }
 
-/** Tells each new code, from now on and once for what is there already. Reads one after the other, however fast the guest writes. */
+/**
+ * Tells each new code, from now on and once for what is there already. Reads one after the other, however fast the
+ * guest writes.
+ */
 export class ExitWatch {
   readonly #path: string;
   readonly #onCode: (code: number) => void;

@@ -14,7 +14,10 @@ const PASSTHROUGH = /^child<(vfio-|pci-assign|vhost-vdpa)/;
 const DISCARDING = /^child<(virtio-(?:balloon|mem)[^>]*)>$/;
 const DEVICE_CONTAINERS = ['/machine/peripheral', '/machine/peripheral-anon'];
 
-/** What QEMU itself gives as reason against migration, and devices that post-copy cannot serve. Empty: nothing is in the way. */
+/**
+ * What QEMU itself gives as reason against migration, and devices that post-copy cannot serve. Empty: nothing is in the
+ * way.
+ */
 export async function migrationBlockers(vm: ManagedVm): Promise<string[]> {
   const migration = await vm.qmp.execute('query-migrate');
   const blockers = [...(migration['blocked-reasons'] ?? [])];

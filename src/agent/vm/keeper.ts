@@ -1,6 +1,6 @@
 /**
- * The life of a VM after its start: notices when QEMU ends, and ends it. Nothing here polls while QEMU is well; the end of the QMP connection is
- * what starts it.
+ * The life of a VM after its start: notices when QEMU ends, and ends it. Nothing here polls while QEMU is well; the end
+ * of the QMP connection is what starts it.
  */
 import type { EventEmitter } from 'node:events';
 import { rm } from 'node:fs/promises';
@@ -93,7 +93,10 @@ export class VmKeeper {
     await endProcess(process, 0);
   }
 
-  /** QEMU has ended: note it, tell it, free what it had. The memory of a departed VM is kept, its new owner still needs it. */
+  /**
+   * QEMU has ended: note it, tell it, free what it had. The memory of a departed VM is kept, its new owner still needs
+   * it.
+   */
   async settle(vm: Vm, fallbackReason: string): Promise<void> {
     const { name } = vm.spec;
     const child = vm.exited === null ? UNKNOWN_EXIT : await Promise.race([vm.exited, sleep(1000, UNKNOWN_EXIT)]);

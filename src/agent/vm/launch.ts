@@ -1,6 +1,7 @@
 /**
- * Brings the QEMU of one VM up: region files, taps, the preload's socket, the process, QMP. Everything it makes is named in the VM's record
- * beforehand or lies at a fixed place, so that whoever undoes it (VmManager, also after a crash) needs no memory of how far it came.
+ * Brings the QEMU of one VM up: region files, taps, the preload's socket, the process, QMP. Everything it makes is
+ * named in the VM's record beforehand or lies at a fixed place, so that whoever undoes it (VmManager, also after a
+ * crash) needs no memory of how far it came.
  */
 
 import { qemuArguments } from '../../backends/qemu/command-line.js';
@@ -32,7 +33,10 @@ export interface LaunchOptions {
   readonly inputPaths?: readonly string[];
 }
 
-/** QMP answers, all regions are mapped (and, incoming, registered), no vCPU has run. QEMU_FAILED with QEMU's own words if it gave up. */
+/**
+ * QMP answers, all regions are mapped (and, incoming, registered), no vCPU has run. QEMU_FAILED with QEMU's own words
+ * if it gave up.
+ */
 export async function launch(vm: Vm, options: LaunchOptions): Promise<void> {
   await checkRoom(options.place, vm.spec);
   await createRegionFiles(options.place, vm.spec, vm.regions, options.native);

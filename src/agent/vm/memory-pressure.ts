@@ -1,4 +1,7 @@
-/** How short of memory this host is: what it has available, and, where the kernel says so (PSI), how much time is lost to waiting for memory. */
+/**
+ * How short of memory this host is: what it has available, and, where the kernel says so (PSI), how much time is lost
+ * to waiting for memory.
+ */
 import { readFile } from 'node:fs/promises';
 import { memoryAvailableBytes } from './ram-files.js';
 
@@ -16,7 +19,10 @@ export interface MemoryBounds {
 /** short: what only might be of use has to go. tight: nothing of the kind is added. */
 export type MemoryState = 'ample' | 'tight' | 'short';
 
-/** The average of 10 s is slow to fall; without a gap between going and coming back, what has gone would come back in the next moment. */
+/**
+ * The average of 10 s is slow to fall; without a gap between going and coming back, what has gone would come back in
+ * the next moment.
+ */
 const TIGHT_SHARE = 0.5;
 
 export function memoryState({ availableBytes, stallPercent }: MemoryReading, bounds: MemoryBounds): MemoryState {

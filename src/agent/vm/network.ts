@@ -1,9 +1,11 @@
 /**
- * Tap devices for guests, joined to a bridge. They are made before QEMU starts and stay until the VM is removed, so that QEMU needs no right to
- * run programs. Names come from host, VM and NIC: the same VM on two hosts of one machine gets two names.
+ * Tap devices for guests, joined to a bridge. They are made before QEMU starts and stay until the VM is removed, so
+ * that QEMU needs no right to run programs. Names come from host, VM and NIC: the same VM on two hosts of one machine
+ * gets two names.
  *
- * A VM with isolated NICs runs in a network namespace of its own, which has no name and ends with its QEMU: nothing can be left of it. QEMU makes
- * the taps in there itself; the bridges come after its start, while its guest does not run yet.
+ * A VM with isolated NICs runs in a network namespace of its own, which has no name and ends with its QEMU: nothing can
+ * be left of it. QEMU makes the taps in there itself; the bridges come after its start, while its guest does not run
+ * yet.
  */
 import { execFile } from 'node:child_process';
 import { createHash } from 'node:crypto';
@@ -38,7 +40,10 @@ export interface Launch {
   readonly environment: Readonly<Record<string, string>>;
 }
 
-/** How to start the QEMU of such a VM. The environment is for QEMU alone: the preload is lost on the first program that loads it. */
+/**
+ * How to start the QEMU of such a VM. The environment is for QEMU alone: the preload is lost on the first program that
+ * loads it.
+ */
 export function inItsNetwork(spec: VmSpec, launch: Launch): Launch {
   if (!isIsolated(spec)) return launch;
   const variables = Object.entries(launch.environment).map(([name, value]) => `${name}=${value}`);
@@ -46,7 +51,10 @@ export function inItsNetwork(spec: VmSpec, launch: Launch): Launch {
   return { program: UNSHARE_PROGRAM, args, environment: {} };
 }
 
-/** All or none: what was made before a failure is removed again. In a VM with isolated NICs the others are connected to nothing. */
+/**
+ * All or none: what was made before a failure is removed again. In a VM with isolated NICs the others are connected to
+ * nothing.
+ */
 export async function createTaps(spec: VmSpec, taps: Readonly<Record<string, string>>): Promise<void> {
   if (isIsolated(spec)) return;
   try {

@@ -1,6 +1,7 @@
 /**
- * Gives a running clone NICs of its own: each that has its parent's address is unplugged, with the guest's consent, and one with the clone's address
- * plugged into its place. Only then does its tap join a bridge: the parent's address is never seen on one twice, whatever fails.
+ * Gives a running clone NICs of its own: each that has its parent's address is unplugged, with the guest's consent, and
+ * one with the clone's address plugged into its place. Only then does its tap join a bridge: the parent's address is
+ * never seen on one twice, whatever fails.
  *
  * A step that has been done is not done again, so that a daemon restarted in between may simply repeat the call.
  */

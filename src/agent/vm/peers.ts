@@ -1,4 +1,7 @@
-/** The other hosts as an agent sees them. src/api/peers/client.ts speaks to them over mutual TLS; tests join agents of one process. */
+/**
+ * The other hosts as an agent sees them. src/api/peers/client.ts speaks to them over mutual TLS; tests join agents of
+ * one process.
+ */
 import type { Readable } from 'node:stream';
 import type { AgentPort } from '../../engine/ports/agent.js';
 
@@ -6,8 +9,8 @@ export interface Peers {
   /** UNREACHABLE at the first call if it does not answer; NOT_FOUND if no such host is configured. */
   agent(host: string): AgentPort;
   /**
-   * The device state of a session to its target. Resolves when the target's QEMU has loaded all of it. The stream begins before the source has
-   * stopped and pauses in between; it is destroyed when this rejects.
+   * The device state of a session to its target. Resolves when the target's QEMU has loaded all of it. The stream
+   * begins before the source has stopped and pauses in between; it is destroyed when this rejects.
    */
   sendState(host: string, session: string, body: Readable): Promise<void>;
   /** Opens the connection that sendState will use. */

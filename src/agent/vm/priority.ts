@@ -1,10 +1,12 @@
 /**
- * Who gets a processor first where guests take all of them. The daemon goes ahead of them: the calls of a switchover or a fork are a few milliseconds
- * of work, and each step of them would wait for a turn behind every busy guest. So does a clone's QEMU between the image and its first instruction.
+ * Who gets a processor first where guests take all of them. The daemon goes ahead of them: the calls of a switchover or
+ * a fork are a few milliseconds of work, and each step of them would wait for a turn behind every busy guest. So does a
+ * clone's QEMU between the image and its first instruction.
  *
- * Two things decide: a thread's nice value, and where the kernel groups by session (sched_autogroup) that of the group, beside which the former counts
- * only among the session's own threads. A daemon is in a session of its own if whatever started it has made one, as service managers do; a QEMU always is.
- * Where none of this is allowed things go on as they would have.
+ * Two things decide: a thread's nice value, and where the kernel groups by session (sched_autogroup) that of the group,
+ * beside which the former counts only among the session's own threads. A daemon is in a session of its own if whatever
+ * started it has made one, as service managers do; a QEMU always is. Where none of this is allowed things go on as they
+ * would have.
  */
 import { readdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { getPriority, setPriority } from 'node:os';

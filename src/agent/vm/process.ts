@@ -1,6 +1,7 @@
 /**
- * QEMU as a process: started in its own session with its output in a file, so that it outlives the daemon; recognised again by pid, start time
- * and boot; ended and waited for. Signals go only to a process whose identity was checked just before.
+ * QEMU as a process: started in its own session with its output in a file, so that it outlives the daemon; recognised
+ * again by pid, start time and boot; ended and waited for. Signals go only to a process whose identity was checked just
+ * before.
  */
 import { type ChildProcess, spawn } from 'node:child_process';
 import { type FileHandle, open, readdir, readFile } from 'node:fs/promises';
@@ -110,7 +111,9 @@ export async function endProcess(identity: ProcessIdentity, graceMs: number): Pr
   }
 }
 
-/** Processes that have `argument` on their command line: finds a QEMU whose pid a crash kept from being written down. */
+/**
+ * Processes that have `argument` on their command line: finds a QEMU whose pid a crash kept from being written down.
+ */
 export async function findByArgument(argument: string): Promise<ProcessIdentity[]> {
   const boot = await bootId();
   const found: ProcessIdentity[] = [];

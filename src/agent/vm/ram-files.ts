@@ -1,6 +1,7 @@
 /**
- * Region files: where guest memory lies. `RAMDIR/NAME/REGION.ram` on tmpfs, or the same below a hugetlbfs mount; the presence map of a target
- * always on tmpfs beside it. An image's are in `RAMDIR/.images/ID` in the same way. Room is checked first: a guest that runs out of tmpfs later would die by SIGBUS.
+ * Region files: where guest memory lies. `RAMDIR/NAME/REGION.ram` on tmpfs, or the same below a hugetlbfs mount; the
+ * presence map of a target always on tmpfs beside it. An image's are in `RAMDIR/.images/ID` in the same way. Room is
+ * checked first: a guest that runs out of tmpfs later would die by SIGBUS.
  */
 import { link, mkdir, open, readdir, readFile, rm, rmdir, statfs } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
@@ -20,7 +21,10 @@ export interface RamPlace {
   readonly ramDir: string;
 }
 
-/** Paths only; nothing is created. UNSUPPORTED if no hugetlbfs of that page size is mounted. Empty for private memory. `image`: a clone's. */
+/**
+ * Paths only; nothing is created. UNSUPPORTED if no hugetlbfs of that page size is mounted. Empty for private memory.
+ * `image`: a clone's.
+ */
 export async function regionFiles(place: RamPlace, spec: VmSpec, image: string | null): Promise<RegionFile[]> {
   const { memory, name } = spec;
   if (memory.backing === 'private') return [];

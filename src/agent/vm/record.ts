@@ -125,7 +125,10 @@ const recordSchema = z.strictObject({
   createdAt: z.string(),
 });
 
-/** The state that a VM is said to be in: one whose QEMU has ended, which whoever says that it runs has not heard of, is stopped. */
+/**
+ * The state that a VM is said to be in: one whose QEMU has ended, which whoever says that it runs has not heard of, is
+ * stopped.
+ */
 export function heldAgainst({ process, exit }: VmRecord, state: VmState): VmState {
   return state === 'running' && process === null && exit !== null ? 'stopped' : state;
 }
@@ -156,7 +159,10 @@ export async function writeRecord(directory: string, record: VmRecord): Promise<
   await (isWaiting ? writeWhole : writeDurably)(path, `${text}\n`);
 }
 
-/** null: there is none (a crash came before the first one was written, or lost that of a clone that waited). CORRUPT: it is not what we write. */
+/**
+ * null: there is none (a crash came before the first one was written, or lost that of a clone that waited). CORRUPT: it
+ * is not what we write.
+ */
 export async function readRecord(directory: string): Promise<VmRecord | null> {
   const path = join(directory, RECORD_FILE);
   let text: string;

@@ -1,9 +1,10 @@
 /**
- * What is done to a clone after it has begun to run, beside everything else: its own NICs instead of its parent's, its clock, its host name. What is
- * still due stands in its record, so that a restarted daemon does it again; each part may be repeated.
+ * What is done to a clone after it has begun to run, beside everything else: its own NICs instead of its parent's, its
+ * clock, its host name. What is still due stands in its record, so that a restarted daemon does it again; each part may
+ * be repeated.
  *
- * The clock: a guest's goes on where it stood when the image was taken. The agent sets it, if there is one; else that is up to the guest, by its RTC
- * (which follows the host's clock) or NTP.
+ * The clock: a guest's goes on where it stood when the image was taken. The agent sets it, if there is one; else that
+ * is up to the guest, by its RTC (which follows the host's clock) or NTP.
  */
 
 import { GuestAgent } from '../../backends/qemu/guest-agent.js';
@@ -61,7 +62,10 @@ async function tellAgent(vm: Vm): Promise<void> {
   }
 }
 
-/** The agent also tells the hardware clock, and calls it a failure if it cannot, though the guest's own is right by then: what counts is the time it has. */
+/**
+ * The agent also tells the hardware clock, and calls it a failure if it cannot, though the guest's own is right by
+ * then: what counts is the time it has.
+ */
 async function setClock(agent: GuestAgent, name: string): Promise<void> {
   const refusal = await agent.execute('guest-set-time', { time: Date.now() * NS_PER_MS }).then(
     () => null,

@@ -148,8 +148,8 @@ export class Vm implements ManagedVm {
   }
 
   /**
-   * Changes are made one after the other; each is durable, and visible, when its promise resolves. `change` may throw to refuse, or answer null: the
-   * record is as it shall be, and nothing is written.
+   * Changes are made one after the other; each is durable, and visible, when its promise resolves. `change` may throw
+   * to refuse, or answer null: the record is as it shall be, and nothing is written.
    */
   async update(change: Partial<VmRecord> | ((record: VmRecord) => Partial<VmRecord> | null)): Promise<void> {
     const write = this.#lastWrite.then(async () => {

@@ -1,12 +1,12 @@
 /**
- * The VMs of this host. Each has a directory `STATE/vms/NAME` with its record, sockets and logs. QEMU processes outlive the daemon: `close` lets
- * them be, `start` finds them again.
+ * The VMs of this host. Each has a directory `STATE/vms/NAME` with its record, sockets and logs. QEMU processes outlive
+ * the daemon: `close` lets them be, `start` finds them again.
  *
- * Order of a start: record (durable) → owner → region files, taps → QEMU → QMP → record. Whatever a crash leaves is found by the record alone.
- * Order of an end: QEMU → region files, taps → owner → directory.
+ * Order of a start: record (durable) → owner → region files, taps → QEMU → QMP → record. Whatever a crash leaves is
+ * found by the record alone. Order of an end: QEMU → region files, taps → owner → directory.
  *
- * A VM in state `starting` that a new daemon finds is removed: nobody was told that it runs. One in state `incoming` is kept; LocalAgent knows
- * whether a session still claims it (`ManagedVm.session`) and destroys it if not.
+ * A VM in state `starting` that a new daemon finds is removed: nobody was told that it runs. One in state `incoming` is
+ * kept; LocalAgent knows whether a session still claims it (`ManagedVm.session`) and destroys it if not.
  */
 import { EventEmitter } from 'node:events';
 import { mkdir, readdir, rm } from 'node:fs/promises';
@@ -58,7 +58,10 @@ export class VmManager {
     });
   }
 
-  /** Finds the VMs of an earlier daemon again. One that cannot be taken up is logged and does not keep the others from it. */
+  /**
+   * Finds the VMs of an earlier daemon again. One that cannot be taken up is logged and does not keep the others from
+   * it.
+   */
   async start(): Promise<void> {
     await mkdir(this.#directory, { recursive: true, mode: 0o700 });
     await mkdir(this.#options.ramDir, { recursive: true, mode: 0o700 });
@@ -87,8 +90,8 @@ export class VmManager {
   }
 
   /**
-   * A QEMU that waits for the state of a VM on another host (-incoming defer): regions mapped and registered, ready for `migrate-incoming`.
-   * Repeating it for the same session returns the same VM. CONFLICT if the name is taken.
+   * A QEMU that waits for the state of a VM on another host (-incoming defer): regions mapped and registered, ready for
+   * `migrate-incoming`. Repeating it for the same session returns the same VM. CONFLICT if the name is taken.
    */
   async prepareIncoming(input: VmSpec, options: IncomingOptions): Promise<ManagedVm> {
     const spec = checkSpec(input);
@@ -113,8 +116,8 @@ export class VmManager {
   }
 
   /**
-   * A QEMU that waits for the state of an image. Its owner record is there as well: nothing of the VM has to be written before it may run. When it
-   * rejects, nothing is left. CONFLICT if the name is taken.
+   * A QEMU that waits for the state of an image. Its owner record is there as well: nothing of the VM has to be written
+   * before it may run. When it rejects, nothing is left. CONFLICT if the name is taken.
    */
   async prepareClone(input: VmSpec, options: CloneOptions): Promise<ManagedVm> {
     const spec = checkSpec(input);
@@ -204,7 +207,9 @@ export class VmManager {
     this.#changed(vm);
   }
 
-  /** Writes down what is so already: which files its disks are in, whose pages its memory has. Durable when it resolves. */
+  /**
+   * Writes down what is so already: which files its disks are in, whose pages its memory has. Durable when it resolves.
+   */
   async amend(name: string, change: (record: VmRecord) => RecordAmendment): Promise<void> {
     await this.#get(name).update(change);
     this.#changed(this.#get(name));
@@ -225,7 +230,10 @@ export class VmManager {
     this.#changed(vm);
   }
 
-  /** The VM and all its traces, also one that is starting. Idempotent; a VM that gets the name while this one goes is left alone. */
+  /**
+   * The VM and all its traces, also one that is starting. Idempotent; a VM that gets the name while this one goes is
+   * left alone.
+   */
   async destroy(name: string): Promise<void> {
     const vm = this.#vms.get(name);
     vm?.start.abort();
@@ -254,8 +262,9 @@ export class VmManager {
   }
 
   /**
-   * Ends QEMU and frees the memory; the VM stays listed as stopped until it is stopped again or its name is used again. What a departed VM has
-   * left goes at once, but only when no job has it any more, by force or not: its new home may still need it.
+   * Ends QEMU and frees the memory; the VM stays listed as stopped until it is stopped again or its name is used again.
+   * What a departed VM has left goes at once, but only when no job has it any more, by force or not: its new home may
+   * still need it.
    */
   async stop(name: string, options: StopOptions): Promise<void> {
     await this.#locks.hold(name, async () => {

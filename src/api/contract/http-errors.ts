@@ -1,4 +1,7 @@
-/** Every failure of the API is an ErrorJson body; this is which HTTP status goes with which code, and how foreign errors become ours. */
+/**
+ * Every failure of the API is an ErrorJson body; this is which HTTP status goes with which code, and how foreign errors
+ * become ours.
+ */
 import type { z } from 'zod';
 import { type ErrorCode, MigrationError, toMigrationError } from '../../domain/errors.js';
 
@@ -54,7 +57,9 @@ export function check<T>(schema: z.ZodType<T>, input: unknown, where: string, co
   throw new MigrationError(code, describeIssues(result.error, where));
 }
 
-/** Fastify's own refusals (body too large, not JSON, wrong media type) carry a status below 500: the request's fault. */
+/**
+ * Fastify's own refusals (body too large, not JSON, wrong media type) carry a status below 500: the request's fault.
+ */
 export function apiError(thrown: unknown): { error: MigrationError; status: number } {
   if (!(thrown instanceof MigrationError)) {
     const status = (thrown as { statusCode?: unknown }).statusCode;

@@ -18,7 +18,10 @@ export interface ApiVms {
   pause(name: string): Promise<void>;
   resume(name: string): Promise<void>;
   stop(name: string, options: { isForced: boolean }): Promise<void>;
-  /** The VM's serial line, beginning with so much of its past; CONFLICT if it has none. Ends with the VM, or with the past if it is not followed. */
+  /**
+   * The VM's serial line, beginning with so much of its past; CONFLICT if it has none. Ends with the VM, or with the
+   * past if it is not followed.
+   */
   openConsole(name: string, options: { backlogBytes: number; isFollowing: boolean }): Promise<Duplex>;
 }
 

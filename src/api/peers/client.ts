@@ -1,6 +1,7 @@
 /**
- * Other hosts' agents, over https with mutual TLS 1.3. A peer is its name, not its address: the certificate it shows must be that of the host
- * we mean. Connections are kept and can be opened beforehand, so that a call in the blackout costs one round trip.
+ * Other hosts' agents, over https with mutual TLS 1.3. A peer is its name, not its address: the certificate it shows
+ * must be that of the host we mean. Connections are kept and can be opened beforehand, so that a call in the blackout
+ * costs one round trip.
  */
 import type { IncomingMessage } from 'node:http';
 import { Agent, request as httpsRequest, type RequestOptions } from 'node:https';
@@ -72,7 +73,10 @@ class PeerConnections {
     this.agent.destroy();
   }
 
-  /** The `result` of the peer's answer. A connection that the peer had closed while it was idle is tried once more, anew. */
+  /**
+   * The `result` of the peer's answer. A connection that the peer had closed while it was idle is tried once more,
+   * anew.
+   */
   async call(call: Call): Promise<unknown> {
     try {
       return await this.attempt(call);
@@ -119,7 +123,8 @@ class PeerConnections {
       request.on('socket', (socket) => {
         // The agent's idle limit must not end a call that waits for its answer.
         socket.setTimeout(0);
-        // Agent's `noDelay` does not reach TLS sockets: a call would wait 40 ms for the peer's delayed acknowledgement, in the blackout.
+        // Agent's `noDelay` does not reach TLS sockets: a call would wait 40 ms for the peer's delayed acknowledgement,
+        // in the blackout.
         (socket as TLSSocket).setNoDelay(true);
         if (!socket.connecting) return;
         connecting = setTimeout(() => {
@@ -137,7 +142,8 @@ class PeerConnections {
       if (isStream) {
         request.flushHeaders();
         pipeline(body, request).catch((error: unknown) => {
-          // An answer that comes before the end of the body (a refusal) has been or will be reported; this is for a body that fails.
+          // An answer that comes before the end of the body (a refusal) has been or will be reported; this is for a
+          // body that fails.
           if (!request.destroyed) request.destroy(error as Error);
         });
       } else {
@@ -205,7 +211,9 @@ function connectionError(error: NodeJS.ErrnoException, where: string, url: strin
 
 export interface RemoteAgentsOptions {
   readonly self: string;
-  /** Calls to our own name do not go over the network. Asked for late, because the local agent itself needs the peers. */
+  /**
+   * Calls to our own name do not go over the network. Asked for late, because the local agent itself needs the peers.
+   */
   readonly local: () => AgentPort & { acceptState(session: string, body: Readable): Promise<void> };
   readonly peers: Readonly<Record<string, string>>;
   /** Null: no TLS folder, so no peer can be called. */
@@ -294,6 +302,7 @@ function remoteAgent(host: string, connections: PeerConnections): AgentPort {
     throw new MigrationError('PEER_PROTOCOL', `host ${host} answered nonsense: ${describeIssues(checked.error, name)}`);
   };
   const methods = AGENT_METHOD_NAMES.map((name) => [name, (...args: unknown[]) => call(name, args)] as const);
-  // The table has every method of the port (it would not compile otherwise), and each answer is checked against its schema.
+  // The table has every method of the port (it would not compile otherwise), and each answer is checked against its
+  // schema.
   return { host, ...Object.fromEntries(methods) } as unknown as AgentPort;
 }

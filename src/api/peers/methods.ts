@@ -1,6 +1,6 @@
 /**
- * The host-to-host calls: one line for each method of AgentPort. Server and client both walk this table, and a method of the port that is
- * missing here does not compile.
+ * The host-to-host calls: one line for each method of AgentPort. Server and client both walk this table, and a method
+ * of the port that is missing here does not compile.
  */
 import { z } from 'zod';
 import type { AgentPort } from '../../engine/ports/agent.js';
@@ -28,7 +28,10 @@ export type AgentMethod = {
 export interface MethodDefinition {
   readonly args: z.ZodType<readonly unknown[]>;
   readonly result: z.ZodType;
-  /** How long the caller waits. Generous: the engine has deadlines of its own, this one frees what a dead peer would hold for ever. */
+  /**
+   * How long the caller waits. Generous: the engine has deadlines of its own, this one frees what a dead peer would
+   * hold for ever.
+   */
   readonly timeoutMs: number;
 }
 

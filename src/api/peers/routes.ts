@@ -53,7 +53,8 @@ export function agentRoutes(fastify: FastifyInstance, services: ApiServices): vo
       try {
         await services.agent.acceptState(request.params.session, body.pipe(limited));
       } finally {
-        // In this order: a pipe whose end is destroyed stops its source, and what is not read to its end blocks the connection for later calls.
+        // In this order: a pipe whose end is destroyed stops its source, and what is not read to its end blocks the
+        // connection for later calls.
         body.unpipe(limited);
         limited.destroy();
         body.resume();

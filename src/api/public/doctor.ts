@@ -1,4 +1,7 @@
-/** What this host can and cannot do, each with what to do about it. The same checks pre-flight makes, for a person to read beforehand. */
+/**
+ * What this host can and cannot do, each with what to do about it. The same checks pre-flight makes, for a person to
+ * read beforehand.
+ */
 import { release } from 'node:os';
 import { toMigrationError } from '../../domain/errors.js';
 import type { HostInventory } from '../../domain/host.js';

@@ -1,6 +1,6 @@
 /**
- * The daemon's counters in Prometheus's text format. One table: a metric is a row, its values come from the job reports seen since the daemon
- * started (counters) or from the present state (gauges). Nothing is collected while nobody asks.
+ * The daemon's counters in Prometheus's text format. One table: a metric is a row, its values come from the job reports
+ * seen since the daemon started (counters) or from the present state (gauges). Nothing is collected while nobody asks.
  */
 
 import type { ImageState } from '../../domain/image.js';

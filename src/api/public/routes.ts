@@ -1,4 +1,6 @@
-/** Clients' routes: hosts, VMs, jobs. Each handler translates and calls; what may happen is decided behind the ports. */
+/**
+ * Clients' routes: hosts, VMs, jobs. Each handler translates and calls; what may happen is decided behind the ports.
+ */
 import type { FastifyInstance, FastifyReply } from 'fastify';
 import type { ZodTypeProvider } from 'fastify-type-provider-zod';
 import { z } from 'zod';

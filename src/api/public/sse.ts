@@ -1,6 +1,6 @@
 /**
- * Server-sent events of jobs. A reader that is slow gets the latest view of each job, never a backlog: what waits is one view a job, and at
- * most EVENT_JOBS_MAX of them.
+ * Server-sent events of jobs. A reader that is slow gets the latest view of each job, never a backlog: what waits is
+ * one view a job, and at most EVENT_JOBS_MAX of them.
  */
 import type { ServerResponse } from 'node:http';
 import type { JobState, JobView } from '../../domain/job.js';

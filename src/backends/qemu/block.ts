@@ -1,6 +1,6 @@
 /**
- * QEMU's block graph as forks use it. The answers are checked here and not typed from QEMU's schema, where one of these commands alone has more
- * members than all others together.
+ * QEMU's block graph as forks use it. The answers are checked here and not typed from QEMU's schema, where one of these
+ * commands alone has more members than all others together.
  */
 import { z } from 'zod';
 import { MigrationError } from '../../domain/errors.js';

@@ -1,6 +1,7 @@
 /**
- * QEMU's command line from a VM spec. Pure: the same spec gives the same devices with the same ids at the same PCI addresses on every host,
- * which is what lets QEMU load the device state of one into the other. Only paths, names of taps and the accelerator may differ.
+ * QEMU's command line from a VM spec. Pure: the same spec gives the same devices with the same ids at the same PCI
+ * addresses on every host, which is what lets QEMU load the device state of one into the other. Only paths, names of
+ * taps and the accelerator may differ.
  */
 import type { DiskSpec, NicSpec, VmSpec } from '../../domain/vm.js';
 import {
@@ -27,7 +28,10 @@ export interface QemuPlacement extends IdentityPlacement {
   readonly isIncoming: boolean;
 }
 
-/** First PCI slots of NICs and disks. Apart, so that adding a NIC moves no disk; slot 1 is PIIX on `pc`, 0x1f ICH9 on `q35`. */
+/**
+ * First PCI slots of NICs and disks. Apart, so that adding a NIC moves no disk; slot 1 is PIIX on `pc`, 0x1f ICH9 on
+ * `q35`.
+ */
 const NIC_SLOT = 0x02;
 const DISK_SLOT = 0x0a;
 const HUGE_PAGE_SIZES: Readonly<Record<number, string>> = { 2097152: '2M', 1073741824: '1G' };
@@ -42,7 +46,8 @@ export function qemuArguments(spec: VmSpec, place: QemuPlacement): string[] {
     ...['-no-user-config', '-nodefaults', '-display', 'none', '-vga', 'none'],
     ...['-accel', place.accel === 'tcg' ? 'tcg,thread=multi' : 'kvm'],
     ...['-cpu', spec.cpuModel],
-    // Only Windows XP gains from it, and it reads guest memory while device state is loaded: page faults in the blackout.
+    // Only Windows XP gains from it, and it reads guest memory while device state is loaded: page faults in the
+    // blackout.
     ...['-global', 'apic-common.vapic=off'],
     ...['-smp', `cpus=${spec.cpus}`],
     ...memoryArguments(spec, place.ramPaths),
@@ -67,7 +72,8 @@ function memoryArguments(spec: VmSpec, ramPaths: readonly string[]): string[] {
     if (memory.backing !== 'private') {
       const path = ramPaths[index];
       if (path === undefined) throw new RangeError(`no file for region ${region.id}`);
-      // A clone's QEMU with the preload believes its memory shared, and leaves it out of its stream; the preload maps it copy-on-write.
+      // A clone's QEMU with the preload believes its memory shared, and leaves it out of its stream; the preload maps
+      // it copy-on-write.
       const share = memory.backing === 'shared' || spec.hasPreload ? 'on' : 'off';
       return `memory-backend-file,${sized},share=${share},mem-path=${escapeOption(path)}`;
     }
@@ -106,8 +112,9 @@ function serialArguments(place: QemuPlacement): string[] {
 }
 
 /**
- * The properties of a NIC's device, as the command line and `device_add` have them. On q35 a NIC sits behind a root port of its own: devices on the
- * root bus cannot be unplugged. `romfile` empty: no boot ROM, which would be one more block of memory in every migration.
+ * The properties of a NIC's device, as the command line and `device_add` have them. On q35 a NIC sits behind a root
+ * port of its own: devices on the root bus cannot be unplugged. `romfile` empty: no boot ROM, which would be one more
+ * block of memory in every migration.
  */
 export function nicProperties(spec: VmSpec, nic: NicSpec, index: number): Readonly<Record<string, string>> {
   const bus = machineBus(spec.machine);
@@ -156,8 +163,9 @@ function nicArguments(spec: VmSpec, nic: NicSpec, index: number, tap: string | u
 }
 
 /**
- * A clone's memory holds its kernel already, and the blobs would cost each clone as much again. The ROM that once loaded them stays: it is a block
- * of memory, and one of the files that fw_cfg numbers. It would find nothing to load, so that a reboot ends such a clone.
+ * A clone's memory holds its kernel already, and the blobs would cost each clone as much again. The ROM that once
+ * loaded them stays: it is a block of memory, and one of the files that fw_cfg numbers. It would find nothing to load,
+ * so that a reboot ends such a clone.
  */
 function kernelArguments(spec: VmSpec): string[] {
   if (spec.kernel === undefined) return [];

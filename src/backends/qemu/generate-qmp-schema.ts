@@ -1,8 +1,9 @@
 /**
- * Prints src/backends/qemu/qmp-schema.ts: the arguments and answers of the QMP commands that we use, as types, taken from what a live QEMU says of itself
- * (query-qmp-schema). Only this list is written by hand.
+ * Prints src/backends/qemu/qmp-schema.ts: the arguments and answers of the QMP commands that we use, as types, taken
+ * from what a live QEMU says of itself (query-qmp-schema). Only this list is written by hand.
  *
- * QEMU's schema has no type names (they are numbers), so types are written in place. A member whose type contains itself becomes `unknown`.
+ * QEMU's schema has no type names (they are numbers), so types are written in place. A member whose type contains
+ * itself becomes `unknown`.
  */
 export const QMP_COMMANDS_USED = [
   'announce-self',

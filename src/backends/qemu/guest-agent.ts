@@ -1,7 +1,8 @@
 /**
- * A client of the guest agent (qemu-ga) over the socket of its port: one command at a time, each with a deadline, after which the connection is of no
- * more use. The guest is not trusted: a line has a maximum length. What is no answer is passed over: the agent of a clone may have been forked in the
- * middle of one. Nothing says whether an agent runs in the guest, so everything begins with `sync`.
+ * A client of the guest agent (qemu-ga) over the socket of its port: one command at a time, each with a deadline, after
+ * which the connection is of no more use. The guest is not trusted: a line has a maximum length. What is no answer is
+ * passed over: the agent of a clone may have been forked in the middle of one. Nothing says whether an agent runs in
+ * the guest, so everything begins with `sync`.
  *
  * Errors: TIMEOUT (no agent answers), QEMU_GONE (the port is closed), QEMU_FAILED (the agent refused), PEER_PROTOCOL.
  */

@@ -1,17 +1,23 @@
 /**
- * What tells a guest which VM it is, and takes its last word. Every VM has these devices, so that a clone has the layout of its parent and the
- * state of the one loads into the other:
+ * What tells a guest which VM it is, and takes its last word. Every VM has these devices, so that a clone has the
+ * layout of its parent and the state of the one loads into the other:
  *
- *   vmgenid                         a guid; when another VM's state is loaded QEMU writes its own into the guest's memory and raises an ACPI event
- *   fw_cfg opt/vmigrate/clone       JSON of constant length, read by the guest when it likes (/sys/firmware/qemu_fw_cfg/by_name/..)
- *   virtio-serial, port 1           org.vmigrate.exit: what the guest writes goes to a file; the last line is its exit code
+ *   vmgenid                         a guid; when another VM's state is loaded QEMU writes its own into the guest's
+ *   memory and raises an ACPI event
+ *   fw_cfg opt/vmigrate/clone       JSON of constant length, read by the guest when it likes
+ *   (/sys/firmware/qemu_fw_cfg/by_name/..)
+ *   virtio-serial, port 1           org.vmigrate.exit: what the guest writes goes to a file; the last line is its exit
+ *   code
  *   virtio-serial, port 2           org.qemu.guest_agent.0, if the spec wants it
  */
 import type { VmSpec } from '../../domain/vm.js';
 
 export const EXIT_PORT = 'org.vmigrate.exit';
 export const CLONE_FILE = 'opt/vmigrate/clone';
-/** A guest's driver has read the length once, before the fork: it must never change. The longest name and count need some 200 bytes. */
+/**
+ * A guest's driver has read the length once, before the fork: it must never change. The longest name and count need
+ * some 200 bytes.
+ */
 export const CLONE_FILE_BYTES = 256;
 const AGENT_PORT = 'org.qemu.guest_agent.0';
 /** Behind the slots of disks (command.ts). */
@@ -59,7 +65,10 @@ export function identityArguments(spec: VmSpec, place: IdentityPlacement): strin
   ];
 }
 
-/** What the guest reads. The guid comes first: whoever looks for a change need not read on. Index, count and fork are null in a VM that is no clone. */
+/**
+ * What the guest reads. The guid comes first: whoever looks for a change need not read on. Index, count and fork are
+ * null in a VM that is no clone.
+ */
 export function cloneFileText(spec: VmSpec): string {
   const text = JSON.stringify({
     generation: spec.vmGenerationId ?? null,

@@ -1,4 +1,7 @@
-/** What the installed QEMU and the host's KVM can do. Asked once a daemon; a QEMU upgraded meanwhile is seen after a restart. */
+/**
+ * What the installed QEMU and the host's KVM can do. Asked once a daemon; a QEMU upgraded meanwhile is seen after a
+ * restart.
+ */
 import { execFile } from 'node:child_process';
 import { constants } from 'node:fs';
 import { access, open, readFile } from 'node:fs/promises';
@@ -54,8 +57,8 @@ export function resolveMachine(qemu: InstalledQemu, machine: string): string {
 }
 
 /**
- * vmx or svm on the CPU and a /dev/kvm that opens. The flag matters: a nested host can offer a /dev/kvm without it that creates VMs and then
- * hangs ordinary kernels.
+ * vmx or svm on the CPU and a /dev/kvm that opens. The flag matters: a nested host can offer a /dev/kvm without it that
+ * creates VMs and then hangs ordinary kernels.
  */
 export async function isKvmUsable(): Promise<boolean> {
   const flags = /^flags\s*:(.*)$/m.exec(await readFile('/proc/cpuinfo', 'utf8').catch(() => ''))?.[1] ?? '';

@@ -8,7 +8,10 @@ export class LineSplitter {
     this.#lineBytesMax = lineBytesMax;
   }
 
-  /** The lines that this chunk completes, without their end; null if a line is too long (then the splitter is of no more use). */
+  /**
+   * The lines that this chunk completes, without their end; null if a line is too long (then the splitter is of no more
+   * use).
+   */
   push(chunk: Buffer): string[] | null {
     const lines: string[] = [];
     let begin = 0;

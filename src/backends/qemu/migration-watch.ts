@@ -1,6 +1,6 @@
 /**
- * Follows one QEMU through a migration by its events, so that nothing is polled while no vCPU runs. Needs the capability `events`.
- * Events that came before somebody asks are remembered.
+ * Follows one QEMU through a migration by its events, so that nothing is polled while no vCPU runs. Needs the
+ * capability `events`. Events that came before somebody asks are remembered.
  */
 import { MigrationError } from '../../domain/errors.js';
 import { type Deferred, deferred } from '../../kit/deferred.js';
@@ -46,7 +46,10 @@ export class MigrationWatch {
     return this.#seen.has(status);
   }
 
-  /** Resolves when QEMU has been in `status`. Rejects with QEMU_FAILED and its reason if the migration fails first, and with TIMEOUT. */
+  /**
+   * Resolves when QEMU has been in `status`. Rejects with QEMU_FAILED and its reason if the migration fails first, and
+   * with TIMEOUT.
+   */
   async reached(status: MigrationStatus, timeoutMs: number): Promise<void> {
     const isOver = () => this.#seen.has('failed') || this.#seen.has('cancelled');
     await this.#until(() => this.#seen.has(status) || isOver(), timeoutMs, `migration status ${status}`);

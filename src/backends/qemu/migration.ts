@@ -1,7 +1,10 @@
 /** QEMU's migration settings as this project uses them. */
 import type { QmpClient } from './qmp.js';
 
-/** What we ever switch on. Each is set to on or off every time: a VM that has moved before carries the settings of that move. */
+/**
+ * What we ever switch on. Each is set to on or off every time: a VM that has moved before carries the settings of that
+ * move.
+ */
 const CAPABILITIES = [
   'events',
   'x-ignore-shared',
@@ -14,12 +17,15 @@ export type Capability = (typeof CAPABILITIES)[number];
 
 /** QEMU takes any 64-bit number; this one survives JSON and its own arithmetic, and no link reaches it. */
 const BANDWIDTH_UNLIMITED = 2 ** 40;
-/** Only how QEMU decides that it may stop: everything but shared RAM is sent within this, else it sends another round before. */
+/**
+ * Only how QEMU decides that it may stop: everything but shared RAM is sent within this, else it sends another round
+ * before.
+ */
 const DOWNTIME_MS_DEFAULT = 300;
 
 /**
- * For a QEMU that was started to receive: everything is off still, and of its limits none counts. It says no more than it must: QEMU takes its
- * monitor's input byte by byte, 4 µs of processor time each, for every clone.
+ * For a QEMU that was started to receive: everything is off still, and of its limits none counts. It says no more than
+ * it must: QEMU takes its monitor's input byte by byte, 4 µs of processor time each, for every clone.
  */
 export async function configureIncoming(qmp: QmpClient, capabilities: readonly Capability[]): Promise<void> {
   await qmp.execute('migrate-set-capabilities', {

@@ -1,10 +1,12 @@
 /**
  * A QMP client over QEMU's unix socket: commands with ids, out-of-band commands, events, deadlines, abort.
  *
- * QEMU is not trusted: a line has a maximum length, anything that is not QMP ends the connection with PEER_PROTOCOL. An answer that comes after
- * its command was given up (deadline, abort) is dropped; an answer to a command never sent is a protocol error.
+ * QEMU is not trusted: a line has a maximum length, anything that is not QMP ends the connection with PEER_PROTOCOL. An
+ * answer that comes after its command was given up (deadline, abort) is dropped; an answer to a command never sent is a
+ * protocol error.
  *
- * Errors: QEMU_FAILED (QEMU refused; details {class, desc}), QEMU_GONE (connection lost), TIMEOUT, CANCELLED, PEER_PROTOCOL.
+ * Errors: QEMU_FAILED (QEMU refused; details {class, desc}), QEMU_GONE (connection lost), TIMEOUT, CANCELLED,
+ * PEER_PROTOCOL.
  */
 import { EventEmitter } from 'node:events';
 import { connect, type Socket } from 'node:net';

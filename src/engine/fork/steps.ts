@@ -1,4 +1,7 @@
-/** The steps of a fork. The agent does the work; here is what each step asks for, what of it counts as success, and what undoes it. */
+/**
+ * The steps of a fork. The agent does the work; here is what each step asks for, what of it counts as success, and what
+ * undoes it.
+ */
 
 import { MigrationError, toMigrationError } from '../../domain/errors.js';
 import type { CloneFailure } from '../../domain/fork.js';
@@ -81,8 +84,8 @@ export const commitFork: ForkExecutor = {
 };
 
 /**
- * Did the commit take effect? The agent's record alone decides, and it is asked by the undo itself: one that has not been committed is gone
- * afterwards, so that no commit which is still on its way can come after the answer.
+ * Did the commit take effect? The agent's record alone decides, and it is asked by the undo itself: one that has not
+ * been committed is gone afterwards, so that no commit which is still on its way can come after the answer.
  */
 export async function isForkCommitted({ record, ports, limits }: ForkStepContext): Promise<boolean> {
   try {

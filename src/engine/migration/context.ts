@@ -8,7 +8,10 @@ import type { Executor, WalkContext, WalkPorts, WalkStep } from '../walk-context
 /** What a job is, fixed when it is submitted: its first journal entry. */
 export type JobRecord = Extract<JournalEntry, { type: 'job' }>;
 
-/** What steps have learned and later ones (or the report) need. The journal keeps it with each step's end, so it survives the daemon. */
+/**
+ * What steps have learned and later ones (or the report) need. The journal keeps it with each step's end, so it
+ * survives the daemon.
+ */
 export interface Findings {
   nativeUri: string | null;
   deviceStateBytes: number;

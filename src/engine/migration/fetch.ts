@@ -1,4 +1,7 @@
-/** After commit: the target runs and fetches what it lacks. Nothing in here is undone; every call may be repeated by this or a later daemon. */
+/**
+ * After commit: the target runs and fetches what it lacks. Nothing in here is undone; every call may be repeated by
+ * this or a later daemon.
+ */
 import { MigrationError, toMigrationError } from '../../domain/errors.js';
 import { pause, withDeadline } from '../deadline.js';
 import { PollPace } from '../poll.js';
@@ -63,7 +66,10 @@ function errorOf({ error }: SessionProgress): MigrationError | undefined {
   return MigrationError.fromJSON(error, 'the target');
 }
 
-/** The keys of an earlier daemon life are worthless, so they are asked for each time: expose is idempotent and returns the present ones. */
+/**
+ * The keys of an earlier daemon life are worthless, so they are asked for each time: expose is idempotent and returns
+ * the present ones.
+ */
 async function reconnect(context: StepContext, progress: SessionProgress): Promise<void> {
   const { ports, limits, record, observer } = context;
   const { vm, transport, target } = record.plan.request;
@@ -90,7 +96,8 @@ export const releaseSource: StepExecutor = {
     const { record, ports, limits, observer, findings } = context;
     const { vm } = record.plan.request;
     const owner = await ports.registry.owner(vm);
-    // A VM that has come back in the meantime is not ours to release: this is a repetition whose first round had succeeded.
+    // A VM that has come back in the meantime is not ours to release: this is a repetition whose first round had
+    // succeeded.
     if (owner === null || owner.session === record.session) {
       try {
         const counting = ports.source.sourceCounters(record.session);

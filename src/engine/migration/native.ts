@@ -1,4 +1,7 @@
-/** QEMU's own migration, for VMs whose RAM we cannot move. QEMU moves the memory; we still decide when the owner changes and who runs. */
+/**
+ * QEMU's own migration, for VMs whose RAM we cannot move. QEMU moves the memory; we still decide when the owner changes
+ * and who runs.
+ */
 
 import { MigrationError, toMigrationError } from '../../domain/errors.js';
 import type { MigrationProgress } from '../../domain/progress.js';
@@ -33,7 +36,8 @@ export const nativeStart: StepExecutor = {
     } finally {
       watching.abort();
     }
-    // The source stopped by itself, inside the call. QEMU knows how long ago, and is asked when the guest runs again (see nativeFigures).
+    // The source stopped by itself, inside the call. QEMU knows how long ago, and is asked when the guest runs again
+    // (see nativeFigures).
     context.marks.stoppedAtMs = ports.clock.nowMs();
     return undefined;
   },
@@ -55,7 +59,10 @@ export const nativeSwitchover: StepExecutor = {
   },
 };
 
-/** What QEMU found out before nativeStart ended: its share of the blackout and the figures of the report, which go without it if need be. */
+/**
+ * What QEMU found out before nativeStart ended: its share of the blackout and the figures of the report, which go
+ * without it if need be.
+ */
 export async function nativeFigures(
   context: StepContext,
 ): Promise<Partial<Findings> & { readonly downtimeMs: number }> {
@@ -69,7 +76,10 @@ export async function nativeFigures(
   }
 }
 
-/** native-postcopy: both QEMUs must stay alive and connected; QEMU's own recovery of a broken connection is not driven by this build. */
+/**
+ * native-postcopy: both QEMUs must stay alive and connected; QEMU's own recovery of a broken connection is not driven
+ * by this build.
+ */
 export async function drainNative(context: StepContext): Promise<Partial<Findings>> {
   const { ports, limits, marks, halt, observer, record } = context;
   const pace = new PollPace(limits);

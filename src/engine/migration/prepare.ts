@@ -28,7 +28,9 @@ export const prepareTarget: StepExecutor = {
     });
     return { nativeUri: reply.nativeUri };
   },
-  /** Discard takes the whole session away, so connectTarget and transferState have nothing left to undo on the target. */
+  /**
+   * Discard takes the whole session away, so connectTarget and transferState have nothing left to undo on the target.
+   */
   async undo({ record, ports }) {
     await ports.target.discard(record.session);
   },

@@ -1,37 +1,56 @@
 /**
  * The procedure of a migration, which walk.ts walks.
  *
- * Who holds the only good copy of the VM while a step is under way, and what the crash of each process then costs. "Undone" means: the VM runs
- * on the source again and nothing is left on the target. SD, TD: daemon of source, target; SQ, TQ: their QEMU.
+ * Who holds the only good copy of the VM while a step is under way, and what the crash of each process then costs.
+ * "Undone" means: the VM runs on the source again and nothing is left on the target. SD, TD: daemon of source, target;
+ * SQ, TQ: their QEMU.
  *
- *   step           good copy          SD dies               TD dies              SQ dies          TQ dies             network cut
- *   -------------  -----------------  --------------------  -------------------  ---------------  ------------------  -----------------
- *   reserve        source, running    undone at restart     nothing              VM dies (1)      -                   nothing
- *   prepareTarget  source, running    undone at restart     undone (2)           VM dies (1)      undone              undone (2)
- *   exposeSource   source, running    undone at restart     undone (2)           VM dies (1)      undone              undone (2)
- *   connectTarget  source, running    undone at restart     undone (2)           VM dies (1)      undone              undone (2)
- *   nativeStart    source, running    undone at restart     undone (2)           VM dies (1)      undone              undone (2)
- *   stopSource     source, stopped    stopped until restart undone (2)           VM dies (1)      undone              undone (2)
- *   transferState  source, stopped    stopped until restart undone (2)           VM dies (1)      undone              undone (2)
- *   nativeSwitch.  source, stopped    stopped until restart undone (2)           VM dies (1)      undone              undone (2)
- *   commit         both, stopped      restart asks the      waits for TD         nothing (3)      VM lost (4)         waits for network
+ *   step           good copy          SD dies               TD dies              SQ dies          TQ dies
+ *   network cut
+ *   -------------  -----------------  --------------------  -------------------  ---------------  ------------------
+ *   -----------------
+ *   reserve        source, running    undone at restart     nothing              VM dies (1)      -
+ *   nothing
+ *   prepareTarget  source, running    undone at restart     undone (2)           VM dies (1)      undone
+ *   undone (2)
+ *   exposeSource   source, running    undone at restart     undone (2)           VM dies (1)      undone
+ *   undone (2)
+ *   connectTarget  source, running    undone at restart     undone (2)           VM dies (1)      undone
+ *   undone (2)
+ *   nativeStart    source, running    undone at restart     undone (2)           VM dies (1)      undone
+ *   undone (2)
+ *   stopSource     source, stopped    stopped until restart undone (2)           VM dies (1)      undone
+ *   undone (2)
+ *   transferState  source, stopped    stopped until restart undone (2)           VM dies (1)      undone
+ *   undone (2)
+ *   nativeSwitch.  source, stopped    stopped until restart undone (2)           VM dies (1)      undone
+ *   undone (2)
+ *   commit         both, stopped      restart asks the      waits for TD         nothing (3)      VM lost (4)
+ *   waits for network
  *                                     registry and undoes
  *                                     or goes on
- *   resumeTarget   both until it runs goes on at restart    waits for TD         nothing (3)      VM lost (4)         waits for network
- *   drain          target's pages     missing pages wait    all missing pages    nothing (3);     VM lost             missing pages wait
- *                  and source's rest  for SD                wait for TD          native: VM lost                      for network (5)
- *   releaseSource  target, running    goes on at restart    goes on at restart   nothing          VM dies (1)         goes on later
+ *   resumeTarget   both until it runs goes on at restart    waits for TD         nothing (3)      VM lost (4)
+ *   waits for network
+ *   drain          target's pages     missing pages wait    all missing pages    nothing (3);     VM lost
+ *   missing pages wait
+ *                  and source's rest  for SD                wait for TD          native: VM lost
+ *                  for network (5)
+ *   releaseSource  target, running    goes on at restart    goes on at restart   nothing          VM dies (1)
+ *   goes on later
  *
  *   (1) As it would without a migration.
- *   (2) The VM runs again at once; what is left on a target that does not answer is journalled as a leftover and cleaned up when it answers.
- *   (3) The frozen memory is in files that the daemon serves; QEMU is not needed for it. What a copy-on-write clone has written gets there some
+ *   (2) The VM runs again at once; what is left on a target that does not answer is journalled as a leftover and
+ *       cleaned up when it answers.
+ *   (3) The frozen memory is in files that the daemon serves; QEMU is not needed for it. What a copy-on-write clone has
+ *       written gets there some
  *       tenths of a second after the commit: VM lost, if its QEMU dies before.
- *   (4) The source keeps the stopped VM, complete, but never resumes it by itself: only a person can know that the target will not run it.
+ *   (4) The source keeps the stopped VM, complete, but never resumes it by itself: only a person can know that the
+ *       target will not run it.
  *   (5) Native post-copy: QEMU pauses; needs a person.
  *
- * Journal: the steps of the blackout are announced together, before the VM is stopped, and their ends are written when the VM runs again: so the
- * one fsync inside the blackout (here; the target makes its own) is the compare-and-swap in the registry, which alone decides what a restarted
- * daemon does with a job.
+ * Journal: the steps of the blackout are announced together, before the VM is stopped, and their ends are written when
+ * the VM runs again: so the one fsync inside the blackout (here; the target makes its own) is the compare-and-swap in
+ * the registry, which alone decides what a restarted daemon does with a job.
  */
 
 import { MigrationError } from '../../domain/errors.js';

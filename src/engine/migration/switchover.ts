@@ -1,4 +1,7 @@
-/** From the last instruction on the source to the first on the target. Awaits in here are blackout: none is made that could be made elsewhere. */
+/**
+ * From the last instruction on the source to the first on the target. Awaits in here are blackout: none is made that
+ * could be made elsewhere.
+ */
 import { toMigrationError } from '../../domain/errors.js';
 import { neverUndone } from '../walk.js';
 import type { StepContext, StepExecutor } from './context.js';
@@ -12,7 +15,9 @@ export const stopSource: StepExecutor = {
     context.marks.stoppedAtMs = ports.clock.nowMs() - stoppedForMs;
     return { stoppedAtUs };
   },
-  /** The first thing that matters to the guest when a migration fails; nothing on the target is waited for before it. */
+  /**
+   * The first thing that matters to the guest when a migration fails; nothing on the target is waited for before it.
+   */
   async undo({ record, ports }) {
     await ports.source.continueVm(record.plan.request.vm, record.session);
   },
@@ -48,8 +53,8 @@ export const commit: StepExecutor = {
 };
 
 /**
- * Did the commit take effect? The registry alone decides. true also when the answer to the swap was lost or the daemon died between the swap and
- * the journal; throws if the registry cannot say.
+ * Did the commit take effect? The registry alone decides. true also when the answer to the swap was lost or the daemon
+ * died between the swap and the journal; throws if the registry cannot say.
  */
 export async function isCommitted({ record, ports }: StepContext): Promise<boolean> {
   const owner = await ports.registry.owner(record.plan.request.vm);

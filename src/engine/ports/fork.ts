@@ -1,9 +1,10 @@
 /**
- * What the engine needs of a host to fork a VM, beside ports.ts whose rules hold here too: every call is idempotent for its fork, a call that throws
- * may have taken effect, `discardFork` is final, and undoing what is not there succeeds.
+ * What the engine needs of a host to fork a VM, beside ports.ts whose rules hold here too: every call is idempotent for
+ * its fork, a call that throws may have taken effect, `discardFork` is final, and undoing what is not there succeeds.
  *
  *   prepareClones ──► armParent ──► forkPoint ──► startClones ──► commitFork ──► progress .. complete ──► finishFork
- *        └────────────────┴─────────────┴──────────────┴── discardFork: the parent runs on, unprotected; no clone, image or overlay is left
+ *        └────────────────┴─────────────┴──────────────┴── discardFork: the parent runs on, unprotected; no clone,
+ *        image or overlay is left
  *
  * A fork and its image have the same id.
  */
@@ -84,7 +85,9 @@ export interface ForkAgentPort {
   readonly host: string;
   /** NOT_FOUND if there is no such VM or image. */
   forkInventory(request: Omit<PrepareForkRequest, 'fork' | 'job' | 'isPartialAllowed'>): Promise<ForkInventory>;
-  /** The image's record and files, and a QEMU for each clone that waits for the state (from the pool where it has them). */
+  /**
+   * The image's record and files, and a QEMU for each clone that waits for the state (from the pool where it has them).
+   */
   prepareClones(request: PrepareForkRequest): Promise<PrepareForkReply>;
   /** The parent runs on: its memory is write-protected once, overlays for its disks are made. */
   armParent(fork: string): Promise<void>;
@@ -92,11 +95,16 @@ export interface ForkAgentPort {
   forkPoint(fork: string): Promise<ForkPointReply>;
   /** Loads the state into every clone, gives it its identity, lets it run. */
   startClones(fork: string): Promise<StartClonesReply>;
-  /** Durable: from here on the clones are VMs of their own, and a restarted daemon finishes the image instead of undoing. */
+  /**
+   * Durable: from here on the clones are VMs of their own, and a restarted daemon finishes the image instead of
+   * undoing.
+   */
   commitFork(fork: string): Promise<void>;
   /** NOT_FOUND for one that has been finished, as for one that has never been. */
   forkProgress(fork: string): Promise<ForkProgress>;
-  /** The image is complete, or never will be: nothing of the fork is left but image and clones. CONFLICT before that. */
+  /**
+   * The image is complete, or never will be: nothing of the fork is left but image and clones. CONFLICT before that.
+   */
   finishFork(fork: string): Promise<void>;
   /** Before commitFork; CONFLICT after it. */
   discardFork(fork: string): Promise<void>;

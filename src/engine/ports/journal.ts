@@ -31,7 +31,10 @@ export type JournalEntry =
       readonly type: 'begin';
       readonly job: string;
       readonly step: AnyStepName;
-      /** Steps announced together with `step`, so that no fsync falls into the blackout but the commit's own, or between two clones. */
+      /**
+       * Steps announced together with `step`, so that no fsync falls into the blackout but the commit's own, or between
+       * two clones.
+       */
       readonly group?: readonly AnyStepName[];
       readonly at?: string;
     }
@@ -43,7 +46,10 @@ export type JournalEntry =
       readonly result?: unknown;
     }
   | { readonly type: 'undo'; readonly job: string; readonly step: AnyStepName }
-  /** The undo of `step` could not be done (its host does not answer); it is tried again until `cleared`, whatever state the job is in. */
+  /**
+   * The undo of `step` could not be done (its host does not answer); it is tried again until `cleared`, whatever state
+   * the job is in.
+   */
   | { readonly type: 'leftover'; readonly job: string; readonly step: AnyStepName }
   | { readonly type: 'cleared'; readonly job: string; readonly step: AnyStepName }
   | {

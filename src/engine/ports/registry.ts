@@ -11,11 +11,14 @@ export interface OwnerRecord {
 export interface Registry {
   owner(vm: string): Promise<OwnerRecord | null>;
   /**
-   * Makes `next` the record if the present one has `expectedEpoch` (null: there is none). OWNER_CHANGED otherwise. Durable when it resolves.
+   * Makes `next` the record if the present one has `expectedEpoch` (null: there is none). OWNER_CHANGED otherwise.
+   * Durable when it resolves.
    */
   swapOwner(vm: string, expectedEpoch: number | null, next: OwnerRecord): Promise<void>;
   removeOwner(vm: string, expectedEpoch: number): Promise<void>;
-  /** Of the present record, or of the last one that there was; 0 if none is known. A VM that is started goes on from it. */
+  /**
+   * Of the present record, or of the last one that there was; 0 if none is known. A VM that is started goes on from it.
+   */
   lastEpoch(vm: string): Promise<number>;
   owners(): Promise<readonly OwnerRecord[]>;
 }

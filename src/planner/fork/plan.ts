@@ -1,4 +1,7 @@
-/** A fork's request and inventory in, typed steps out; touches nothing. The engine walks exactly what this returns, and `--dry-run` prints it. */
+/**
+ * A fork's request and inventory in, typed steps out; touches nothing. The engine walks exactly what this returns, and
+ * `--dry-run` prints it.
+ */
 
 import type { ForkPlan, ForkRequest, ForkStep, ForkStepName } from '../../domain/fork.js';
 import type { Refusal } from '../../domain/refusal.js';
@@ -51,7 +54,10 @@ export function firstForkStepOutOfOrder(steps: readonly { readonly name: ForkSte
   return expected[steps.length] ?? null;
 }
 
-/** Below what a person would wait; a prepared step that hangs is undone, and the parent is not stopped before `forkPoint`. */
+/**
+ * Below what a person would wait; a prepared step that hangs is undone, and the parent is not stopped before
+ * `forkPoint`.
+ */
 const BASE_MS: { readonly [Name in ForkStepName]: number } = {
   reserveParent: 5_000,
   prepareClones: 60_000,

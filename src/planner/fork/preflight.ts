@@ -1,6 +1,6 @@
 /**
- * Everything that can be known to stand in a fork's way, before anything has been touched. As preflight.ts: pure, never throws, all reasons at once,
- * and a figure that is no number counts as "not enough".
+ * Everything that can be known to stand in a fork's way, before anything has been touched. As preflight.ts: pure, never
+ * throws, all reasons at once, and a figure that is no number counts as "not enough".
  */
 
 import { CLONES_MAX, type ForkRequest } from '../../domain/fork.js';
@@ -129,7 +129,10 @@ function* checkCapture(
   }
 }
 
-/** Whose clone gives memory back punches it out of the image, and so takes it from all. That a parent does it is found as an escaping write. */
+/**
+ * Whose clone gives memory back punches it out of the image, and so takes it from all. That a parent does it is found
+ * as an escaping write.
+ */
 function* checkDiscarding({ vm: name, parentMode, memory }: ForkRequest, { vm }: ForkInventory): Iterable<Refusal> {
   if (memory !== 'cow' || (name !== null && parentMode === 'continue')) return;
   for (const device of vm.discardingDevices) {

@@ -1,4 +1,6 @@
-/** What stands in the way of a clone that is to leave its host, beside what any VM may meet. Pure, as all of pre-flight. */
+/**
+ * What stands in the way of a clone that is to leave its host, beside what any VM may meet. Pure, as all of pre-flight.
+ */
 import type { HostInventory, VmInventory } from '../../domain/host.js';
 import type { MigrationRequest } from '../../domain/migration.js';
 import type { Refusal, RefusalCode } from '../../domain/refusal.js';

@@ -1,7 +1,10 @@
 import type { MigrationRequest } from '../../domain/migration.js';
 import { describeBytes } from '../bytes.js';
 
-/** Without a limit and without a measurement yet: what one 10 GbE link carries. Only for the texts and for generous deadlines. */
+/**
+ * Without a limit and without a measurement yet: what one 10 GbE link carries. Only for the texts and for generous
+ * deadlines.
+ */
 const ASSUMED_BYTES_PER_S = 1_000_000_000;
 
 export interface Estimate {

@@ -1,5 +1,6 @@
 /**
- * Request and inventories in, typed steps out; touches nothing. The engine walks exactly what this returns, and `--dry-run` prints it.
+ * Request and inventories in, typed steps out; touches nothing. The engine walks exactly what this returns, and
+ * `--dry-run` prints it.
  */
 import type { HostInventory, VmInventory } from '../../domain/host.js';
 import type { MigrationMode, MigrationOrder, MigrationPlan, PlanStep, StepName } from '../../domain/migration.js';
@@ -45,8 +46,8 @@ export const STEPS_OF_MODE: Readonly<Record<MigrationMode, readonly StepName[]>>
 };
 
 /**
- * What must have happened before a step, if the plan has it at all; `commit` needs one of the two ways in which a target comes to hold the
- * device state, and so each of them is listed as a prerequisite that counts when present.
+ * What must have happened before a step, if the plan has it at all; `commit` needs one of the two ways in which a
+ * target comes to hold the device state, and so each of them is listed as a prerequisite that counts when present.
  */
 export const PREREQUISITES: Readonly<Record<StepName, { all: readonly StepName[]; ifPlanned: readonly StepName[] }>> = {
   reserve: { all: [], ifPlanned: [] },
@@ -65,7 +66,9 @@ export const PREREQUISITES: Readonly<Record<StepName, { all: readonly StepName[]
 
 export const PLAN_STEPS_AFTER_COMMIT: readonly StepName[] = ['resumeTarget', 'drain', 'releaseSource'];
 
-/** The first step that comes before one of its prerequisites, or twice, or null: the engine walks no plan that has one. */
+/**
+ * The first step that comes before one of its prerequisites, or twice, or null: the engine walks no plan that has one.
+ */
 export function firstStepOutOfOrder(steps: readonly { readonly name: StepName }[]): StepName | null {
   const names = steps.map(({ name }) => name);
   const before = new Set<StepName>();
@@ -80,9 +83,10 @@ export function firstStepOutOfOrder(steps: readonly { readonly name: StepName }[
 }
 
 /**
- * Deadlines. A target that has gone silent is noticed by them alone, so those in which the VM is stopped stay below the 5 s in which it
- * runs again after a failure (stopSource may take longer: the VM runs during most of it). 0: none, because giving up would be worse than waiting (commit: its outcome would be unknown; drain: the engine
- * watches for progress instead).
+ * Deadlines. A target that has gone silent is noticed by them alone, so those in which the VM is stopped stay below the
+ * 5 s in which it runs again after a failure (stopSource may take longer: the VM runs during most of it). 0: none,
+ * because giving up would be worse than waiting (commit: its outcome would be unknown; drain: the engine watches for
+ * progress instead).
  */
 const TIMEOUT_MS: { readonly [Name in StepName]: number } = {
   reserve: 5_000,
@@ -99,7 +103,10 @@ const TIMEOUT_MS: { readonly [Name in StepName]: number } = {
   nativeSwitchover: 3_500,
 };
 
-/** In these an RDMA device gets to know the VM's memory. A slow machine allocates, clears and locks it at this rate; the VM runs meanwhile. */
+/**
+ * In these an RDMA device gets to know the VM's memory. A slow machine allocates, clears and locks it at this rate; the
+ * VM runs meanwhile.
+ */
 const REGISTERING_STEPS: readonly StepName[] = ['exposeSource', 'connectTarget'];
 const REGISTERED_BYTES_PER_S = 2 ** 28;
 

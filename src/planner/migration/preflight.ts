@@ -1,6 +1,7 @@
 /**
- * Everything that can be known to stand in a migration's way, before anything has been touched. Pure; never throws, whatever a peer's inventory
- * says: a figure that is no number counts as "not enough". All reasons are given at once, so that a person repairs them in one go.
+ * Everything that can be known to stand in a migration's way, before anything has been touched. Pure; never throws,
+ * whatever a peer's inventory says: a figure that is no number counts as "not enough". All reasons are given at once,
+ * so that a person repairs them in one go.
  */
 
 import type { MigrationError } from '../../domain/errors.js';
@@ -24,7 +25,10 @@ export interface PreflightFacts {
   readonly vm: VmInventory;
 }
 
-/** QEMU's own memory besides the guest's RAM; 64 idle processes took 16–30 MiB each, devices and TCG buffers come on top. */
+/**
+ * QEMU's own memory besides the guest's RAM; 64 idle processes took 16–30 MiB each, devices and TCG buffers come on
+ * top.
+ */
 const QEMU_OVERHEAD_BYTES = 128 * 1024 * 1024;
 /** Oldest QEMU with which this project is tested. */
 const QEMU_VERSION_MIN = { major: 7, minor: 2 };

@@ -3,7 +3,10 @@ export interface QemuVersion {
   readonly minor: number;
 }
 
-/** From "7.2.22" or "7.2.22 (Debian 1:7.2+dfsg-7)"; null if it does not begin like a version. Stable updates do not change what migrates. */
+/**
+ * From "7.2.22" or "7.2.22 (Debian 1:7.2+dfsg-7)"; null if it does not begin like a version. Stable updates do not
+ * change what migrates.
+ */
 export function parseQemuVersion(text: string): QemuVersion | null {
   const match = /^(\d{1,4})\.(\d{1,4})(?:\D|$)/.exec(text);
   return match === null ? null : { major: Number(match[1]), minor: Number(match[2]) };

@@ -44,7 +44,10 @@ export function* checkRdma(mode: MigrationMode, facts: RdmaFacts): Iterable<Refu
   yield* checkLimits(facts);
 }
 
-/** Registering puts a page behind each byte of the VM's memory, and locks it, unless the device can do with what is there. */
+/**
+ * Registering puts a page behind each byte of the VM's memory, and locks it, unless the device can do with what is
+ * there.
+ */
 function* checkLimits({ source, target, vm }: RdmaFacts): Iterable<Refusal> {
   const { sizeBytes } = vm.spec.memory;
   const missingBytes = Math.max(0, sizeBytes - vm.ramAllocatedBytes);

@@ -1,6 +1,6 @@
 /**
- * Runs inside the bed: two daemons, one on each RDMA host, move a nested guest there and back, each time with another misfortune. Prints a line of
- * JSON per move, as it happens, for moves.test.ts to judge.
+ * Runs inside the bed: two daemons, one on each RDMA host, move a nested guest there and back, each time with another
+ * misfortune. Prints a line of JSON per move, as it happens, for moves.test.ts to judge.
  *
  *   moves.ts TRANSPORT
  */
@@ -116,7 +116,8 @@ async function runMoves(guest: Guest, names: readonly string[]): Promise<void> {
 try {
   const usual = await Guest.start(cluster, 'A', { name: 'nested', image: 'nano', memoryMiB: 96, touchMiB: 64 });
   await runMoves(usual, ['plain', 'sourceDaemonKilled', 'linkCut']);
-  // Where each lost packet makes the device go back to it, and each lost request waits for a timeout, a little memory takes long.
+  // Where each lost packet makes the device go back to it, and each lost request waits for a timeout, a little memory
+  // takes long.
   const small = await Guest.start(cluster, 'A', { name: 'small', image: 'nano', memoryMiB: 16, touchMiB: 4 });
   await runMoves(small, ['packetsLost']);
 } catch (error) {

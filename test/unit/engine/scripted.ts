@@ -1,4 +1,7 @@
-/** A coordinator on two agents that do as a test tells them; registry, journal, jobs and engine are the real ones, on stores in memory. */
+/**
+ * A coordinator on two agents that do as a test tells them; registry, journal, jobs and engine are the real ones, on
+ * stores in memory.
+ */
 
 import { FileRegistry } from '../../../src/cluster/file.js';
 import type { ForkJobView, JobView, MigrationJobView } from '../../../src/domain/job.js';

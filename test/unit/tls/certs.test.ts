@@ -38,8 +38,8 @@ afterAll(async () => {
 });
 
 /**
- * A server with A's certificate that says whom it sees, and a client: resolves to what the client reads, or to "refused: " and the reason that
- * the refusing side gives.
+ * A server with A's certificate that says whom it sees, and a client: resolves to what the client reads, or to
+ * "refused: " and the reason that the refusing side gives.
  */
 async function greet(client: object, options: { expected?: string; server?: TlsStore } = {}): Promise<string> {
   const store = options.server ?? open('A');
