@@ -23,19 +23,21 @@ export type MigrationOrder = Omit<MigrationRequest, 'transport'> & { readonly tr
  * One step of a migration. The engine has exactly one executor (and one undo) for each name; a new name without one
  * does not compile.
  */
-export type StepName =
-  | 'reserve'
-  | 'prepareTarget'
-  | 'exposeSource'
-  | 'connectTarget'
-  | 'stopSource'
-  | 'transferState'
-  | 'commit'
-  | 'resumeTarget'
-  | 'drain'
-  | 'releaseSource'
-  | 'nativeStart'
-  | 'nativeSwitchover';
+export const MIGRATION_STEPS = [
+  'reserve',
+  'prepareTarget',
+  'exposeSource',
+  'connectTarget',
+  'stopSource',
+  'transferState',
+  'commit',
+  'resumeTarget',
+  'drain',
+  'releaseSource',
+  'nativeStart',
+  'nativeSwitchover',
+] as const;
+export type StepName = (typeof MIGRATION_STEPS)[number];
 
 export interface PlanStep {
   readonly name: StepName;

@@ -1,6 +1,8 @@
-export type Transport = 'tcp' | 'shm' | 'rdma';
+export const TRANSPORTS = ['tcp', 'shm', 'rdma'] as const;
+export type Transport = (typeof TRANSPORTS)[number];
 
-export type TransportChoice = Transport | 'auto';
+export const TRANSPORT_CHOICES = ['auto', ...TRANSPORTS] as const;
+export type TransportChoice = (typeof TRANSPORT_CHOICES)[number];
 
 export interface RdmaPort {
   readonly number: number;

@@ -15,6 +15,7 @@
 import { MigrationError, toMigrationError } from '../domain/errors.js';
 import type { ForkPlan, ForkReport, ForkRequest } from '../domain/fork.js';
 import type { JobView } from '../domain/job.js';
+import { isFinal } from '../domain/job.js';
 import type { MigrationOrder, MigrationPlan, MigrationReport } from '../domain/migration.js';
 import type { ForkRecord } from '../engine/fork/context.js';
 import type { JobRecord } from '../engine/migration/context.js';
@@ -27,7 +28,7 @@ import type { Registry } from '../engine/ports/registry.js';
 import type { Outcome } from '../engine/walk.js';
 import { ENGINE_LIMITS, type EngineLimits, type RunObserver } from '../engine/walk-context.js';
 import { emptyHistory, type History, readHistories } from './history.js';
-import { changed, isFinal, type Job, newJob, type ViewChange, vmOf } from './job.js';
+import { changed, type Job, newJob, type ViewChange, vmOf } from './job.js';
 import type { ReplayableJournal } from './journal.js';
 import { Leftovers } from './leftovers.js';
 import { JobQueue, mayFollow } from './queue.js';

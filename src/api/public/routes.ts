@@ -1,10 +1,12 @@
 /**
  * Clients' routes: hosts, VMs, jobs. Each handler translates and calls; what may happen is decided behind the ports.
  */
+
 import type { FastifyInstance, FastifyReply } from 'fastify';
 import type { ZodTypeProvider } from 'fastify-type-provider-zod';
 import { z } from 'zod';
 import { MigrationError, toMigrationError } from '../../domain/errors.js';
+import { isEnded } from '../../domain/job.js';
 import {
   type DaemonView,
   daemonView,
@@ -27,7 +29,7 @@ import type { ApiServices } from '../contract/ports.js';
 import { doctor } from './doctor.js';
 import { forkRoutes } from './forks.js';
 import { METRICS_CONTENT_TYPE, type Metrics } from './metrics.js';
-import { isEnded, JobEventStream } from './sse.js';
+import { JobEventStream } from './sse.js';
 
 export const YAML = 'application/yaml';
 const EVENT_STREAMS_MAX = 256;
