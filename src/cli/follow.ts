@@ -5,8 +5,7 @@
 
 import { type ApiClient, DaemonUnreachable } from '../api/client.js';
 import { MigrationError, toMigrationError } from '../domain/errors.js';
-import type { ForkJobView, JobView, MigrationJobView } from '../domain/job.js';
-import { isEnded } from '../domain/job.js';
+import { type ForkJobView, isEnded, type JobView, type MigrationJobView } from '../domain/job.js';
 
 const RECONNECT_MS = 500;
 const RECONNECT_FOR_MS = 15_000;

@@ -4,7 +4,7 @@ import { Option } from 'commander';
 import { MigrationError } from '../domain/errors.js';
 import type { ForkReport } from '../domain/fork.js';
 import type { ForkJobView, JobView } from '../domain/job.js';
-import type { ForkBody } from '../schemas/api-fork.js';
+import type { ForkBody } from '../schemas/fork.js';
 import { attend } from './attend.js';
 import { awaitClones } from './await-clones.js';
 import { EXIT, type ExitCode } from './exit-codes.js';

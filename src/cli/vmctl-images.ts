@@ -4,7 +4,7 @@ import { type Command, Option } from 'commander';
 import { MigrationError } from '../domain/errors.js';
 import type { WarmSetView } from '../domain/fork.js';
 import type { ImageView } from '../domain/image.js';
-import type { WarmBody } from '../schemas/api-fork.js';
+import type { WarmBody } from '../schemas/fork.js';
 import { type CommonOptions, client, integer } from './program.js';
 import { bytes } from './render.js';
 import { imageTable, poolTable, recordText } from './render-fork.js';

@@ -6,7 +6,7 @@ import type { JobView } from '../domain/job.js';
 import type { MigrationMode, MigrationPlan } from '../domain/migration.js';
 import type { Refusal } from '../domain/refusal.js';
 import type { TransportChoice } from '../domain/transport.js';
-import type { MigrationBody } from '../schemas/api.js';
+import type { MigrationBody } from '../schemas/migration.js';
 import { attend } from './attend.js';
 import { EXIT, type ExitCode } from './exit-codes.js';
 import { type CommonOptions, client, integer, main, newProgram } from './program.js';

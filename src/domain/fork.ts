@@ -144,7 +144,6 @@ export interface ForkReport {
 }
 
 // ---- waiting processes
-// -------------------------------------------------------------------------------------------------------------------
 
 /**
  * Asks for a set of waiting processes, made before the fork that will use it: what `ForkRequest` says of the clones'

@@ -5,7 +5,8 @@
 import type { PhaseTime } from './progress.js';
 import type { Transport, TransportChoice } from './transport.js';
 
-export type MigrationMode = 'postcopy' | 'native-precopy' | 'native-postcopy';
+export const MIGRATION_MODES = ['postcopy', 'native-precopy', 'native-postcopy'] as const;
+export type MigrationMode = (typeof MIGRATION_MODES)[number];
 
 export interface MigrationRequest {
   readonly vm: string;

@@ -14,8 +14,7 @@
 
 import { MigrationError, toMigrationError } from '../domain/errors.js';
 import type { ForkPlan, ForkReport, ForkRequest } from '../domain/fork.js';
-import type { JobView } from '../domain/job.js';
-import { isFinal } from '../domain/job.js';
+import { isFinal, type JobView } from '../domain/job.js';
 import type { MigrationOrder, MigrationPlan, MigrationReport } from '../domain/migration.js';
 import type { ForkRecord } from '../engine/fork/context.js';
 import type { JobRecord } from '../engine/migration/context.js';
@@ -245,7 +244,6 @@ export class JobManager {
   }
 
   // ---- walking
-  // ----------------------------------------------------------------------------------------------------------------------------
 
   #adopt(history: History, submittedAtMs: number | null): Job {
     const job = newJob(history, submittedAtMs);
@@ -382,7 +380,6 @@ export class JobManager {
   }
 
   // ---- views
-  // ------------------------------------------------------------------------------------------------------------------------------
 
   #job(id: string): Job {
     const job = this.#jobs.get(id);

@@ -1,5 +1,4 @@
-import type { JobState } from '../domain/job.js';
-import { isFinal } from '../domain/job.js';
+import { isFinal, type JobState } from '../domain/job.js';
 import { FileLogStore, type LogStore } from '../durable/log-store.js';
 import { RecordLog } from '../durable/record-log.js';
 import type { Journal, JournalEntry } from '../engine/ports/journal.js';

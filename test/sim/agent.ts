@@ -100,7 +100,6 @@ export class SimAgent implements AgentPort {
   }
 
   // ---- target
-  // -----------------------------------------------------------------------------------------------------------------------------
 
   async prepare(request: PrepareRequest): Promise<PrepareReply> {
     const { session } = request;
@@ -225,7 +224,6 @@ export class SimAgent implements AgentPort {
   }
 
   // ---- source
-  // -----------------------------------------------------------------------------------------------------------------------------
 
   async reserve(vm: string, job: string): Promise<void> {
     this.#refuseClosed(`${vm}/${job}`);
@@ -318,7 +316,6 @@ export class SimAgent implements AgentPort {
   }
 
   // ---- data plane
-  // -------------------------------------------------------------------------------------------------------------------------
 
   accepts(session: string, key: string): boolean {
     return this.#exposures.get(session)?.key === key;
@@ -365,7 +362,6 @@ export class SimAgent implements AgentPort {
   }
 
   // ---- parts
-  // ------------------------------------------------------------------------------------------------------------------------------
 
   /** What takes time, and where a crash may fall: what came before is on the disk then, what comes after is not. */
   async #work(label: string): Promise<void> {

@@ -2,23 +2,23 @@
  * The host-to-host calls: one line for each method of AgentPort. Server and client both walk this table, and a method
  * of the port that is missing here does not compile.
  */
+
 import { z } from 'zod';
 import type { AgentPort } from '../../engine/ports/agent.js';
+import { SESSION_STATES } from '../../engine/ports/session.js';
+import { hostInventory, targetChecks, vmInventoryBase } from '../../schemas/host.js';
+import { vmSpecSchema } from '../../schemas/vm-spec.js';
 import {
-  accelSchema,
+  accel,
   exitCode,
-  hostInventory,
   hostName,
   jobId,
-  modeSchema,
+  migrationMode,
   sessionId,
   sessionToken,
-  targetChecks,
-  transportSchema,
-  vmInventoryBase,
+  transport,
   vmName,
-} from '../../schemas/api.js';
-import { vmSpecSchema } from '../../schemas/vm-spec.js';
+} from '../../schemas/words.js';
 
 export type AgentMethod = {
   [M in keyof AgentPort]: AgentPort[M] extends (...args: never[]) => Promise<unknown> ? M : never;
@@ -51,7 +51,7 @@ const hex = z
   .regex(/^[0-9a-f]*$/, 'is not hex');
 const counters = z.record(z.string().max(64), z.number());
 const endpoint = z.strictObject({
-  transport: transportSchema,
+  transport,
   host: z.string().min(1).max(ADDRESS_MAX),
   port: z.int().min(0).max(65_535),
   keys: z.array(z.strictObject({ ram: hex, dataMap: hex })).max(KEYS_MAX),
@@ -67,14 +67,14 @@ const prepareRequest = z.strictObject({
   spec: vmSpecSchema,
   source: hostName,
   epoch,
-  mode: modeSchema,
-  accel: accelSchema,
+  mode: migrationMode,
+  accel,
   token: sessionToken,
   bandwidthBytesPerS: z.number().nonnegative(),
 });
 
 const sessionProgress = z.object({
-  state: z.enum(['prepared', 'connected', 'loaded', 'filling', 'disconnected', 'complete', 'failed', 'gone']),
+  state: z.enum(SESSION_STATES),
   hasRun: z.boolean(),
   error: z.unknown(),
   pagesTotal: z.number().nonnegative(),
@@ -114,7 +114,7 @@ export const AGENT_METHODS: { readonly [M in AgentMethod]: MethodDefinition } = 
         session: sessionId,
         vm: vmName,
         token: sessionToken,
-        transport: transportSchema,
+        transport,
         target: hostName,
       }),
     ]),

@@ -5,7 +5,8 @@ import type { ZodTypeProvider } from 'fastify-type-provider-zod';
 import { z } from 'zod';
 import { MigrationError } from '../../domain/errors.js';
 import type { AgentPort } from '../../engine/ports/agent.js';
-import { errorJson, sessionId } from '../../schemas/api.js';
+import { errorJson } from '../../schemas/error.js';
+import { sessionId } from '../../schemas/words.js';
 import type { ApiServices } from '../contract/ports.js';
 import { AGENT_METHOD_NAMES, AGENT_METHODS } from './methods.js';
 

@@ -4,8 +4,7 @@
  */
 
 import { IMAGE_STATES } from '../../domain/image.js';
-import type { JobView } from '../../domain/job.js';
-import { isEnded, JOB_STATES } from '../../domain/job.js';
+import { isEnded, JOB_STATES, type JobView } from '../../domain/job.js';
 import { VM_STATES } from '../../domain/vm.js';
 import type { ApiServices } from '../contract/ports.js';
 

@@ -4,8 +4,7 @@
  */
 
 import type { ServerResponse } from 'node:http';
-import type { JobView } from '../../domain/job.js';
-import { isEnded } from '../../domain/job.js';
+import { isEnded, type JobView } from '../../domain/job.js';
 
 const KEEP_ALIVE_MS = 15_000;
 /** Views of a running job that come faster than this are coalesced. */

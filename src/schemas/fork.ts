@@ -1,24 +1,16 @@
-/** As schemas.ts, for clones and images, and for jobs of both kinds. */
+/** Requests to fork, and what is shown of a fork, its plan, its report and waiting sets. */
 import { z } from 'zod';
 import { MigrationError } from '../domain/errors.js';
 import type { ForkPlan, ForkReport, ForkRequest, WarmRequest, WarmSetView } from '../domain/fork.js';
-import type { ImageView } from '../domain/image.js';
-import type { ForkJobView, JobView, MigrationJobView } from '../domain/job.js';
-import { count, errorJson, hostName, jobId, list, of, refusalView, reportView, stepName, text, vmName } from './api.js';
+import { errorJson } from './error.js';
+import { refusalView } from './migration.js';
+import { count, list, of, text } from './of.js';
+import { cloneDisks, cloneMemory, cloneNetwork, forkStep, hostName, imageId, parentMode, vmName } from './words.js';
 
-export const imageId = z.string().regex(/^[0-9a-f]{16}$/, 'is not an image id');
-const parentMode = z.enum(['continue', 'stop']);
-const cloneMemory = z.enum(['cow', 'private']);
-const cloneNetwork = z.enum(['fresh', 'isolated', 'none']);
-const cloneDisks = z.enum(['overlay', 'scratch']);
 /** With the index behind it still a VM's name. */
 const namePrefix = vmName.max(56);
 
-// ---- requests
-// ---------------------------------------------------------------------------------------------------------------------------
-
 const HOSTS_MAX = 10_000;
-const PATH_MAX = 4096;
 
 const ofClones = {
   /** Any whole number: what is too many or too few is for pre-flight to say. */
@@ -41,14 +33,14 @@ export const forkBody = z.strictObject({
   /** Answer the plan and start nothing. */
   dryRun: z.boolean().default(false),
 });
+
 export type ForkBody = z.input<typeof forkBody>;
 
 export const warmBody = z.strictObject({ vm: vmName, ...ofClones });
+
 export type WarmBody = z.input<typeof warmBody>;
 
 export const drainBody = z.strictObject({ vm: vmName.nullable().default(null) }).nullish();
-export const fileBody = z.strictObject({ path: z.string().min(1).max(PATH_MAX).startsWith('/', 'is not absolute') });
-export const imageParams = z.strictObject({ id: imageId });
 
 /** USAGE for what no host could do, UNSUPPORTED for what this one cannot. */
 export function forkRequest(body: z.output<typeof forkBody>, host: string): ForkRequest {
@@ -65,20 +57,6 @@ export function forkRequest(body: z.output<typeof forkBody>, host: string): Fork
   return request;
 }
 
-// ---- views
-// ------------------------------------------------------------------------------------------------------------------------------
-
-const forkStepName = z.enum([
-  'reserveParent',
-  'prepareClones',
-  'armParent',
-  'forkPoint',
-  'startClones',
-  'commitFork',
-  'fillImage',
-  'releaseParent',
-]);
-
 const requestView = of<ForkRequest>(
   z.object({
     vm: vmName.nullable(),
@@ -93,16 +71,17 @@ const requestView = of<ForkRequest>(
   }),
 );
 
-export const forkPlanView = of<ForkPlan>(
+const forkPlanView = of<ForkPlan>(
   z.object({
     request: requestView,
     host: hostName,
     parent: text,
     memoryBytes: count,
-    steps: list(z.object({ name: forkStepName, host: hostName, text, isInPause: z.boolean(), timeoutMs: count })),
+    steps: list(z.object({ name: forkStep, host: hostName, text, isInPause: z.boolean(), timeoutMs: count })),
     notes: list(text),
   }),
 );
+
 export const forkDryRunView = z.object({ plan: forkPlanView.nullable(), refusals: list(refusalView) });
 
 const cloneReport = z.object({
@@ -119,7 +98,7 @@ const cloneReport = z.object({
 
 const cloneFailure = z.object({ index: count, name: text, error: z.unknown() });
 
-const forkReportView = of<ForkReport>(
+export const forkReportView = of<ForkReport>(
   z.object({
     job: text,
     image: imageId,
@@ -146,75 +125,12 @@ const forkReportView = of<ForkReport>(
   }),
 );
 
-const ofAnyJob = {
-  id: jobId,
-  vm: vmName,
-  source: hostName,
-  state: z.enum(['queued', 'running', 'recovering', 'done', 'failed', 'cancelled', 'needsRecovery', 'lost']),
-  isCommitted: z.boolean(),
-  progress: z
-    .object({
-      pagesTotal: count,
-      pagesDone: count,
-      bytesDone: count,
-      bytesPerS: count,
-      secondsLeft: count.nullable(),
-      faultCount: count,
-    })
-    .nullable(),
-  error: z.unknown(),
-  createdAt: text,
-  updatedAt: text,
-};
-
-const migrationJobView = of<MigrationJobView>(
-  z.object({
-    kind: z.literal('migrate'),
-    target: hostName,
-    step: stepName.nullable(),
-    report: reportView.nullable(),
-    ...ofAnyJob,
-  }),
-);
-
-const forkJobView = of<ForkJobView>(
-  z.object({
-    kind: z.literal('fork'),
-    image: imageId.nullable(),
-    cloneCount: count,
-    waitsFor: jobId.nullable(),
-    clones: list(text),
-    step: forkStepName.nullable(),
-    report: forkReportView.nullable(),
-    ...ofAnyJob,
-  }),
-);
-
-export const jobView: z.ZodType<JobView> = z.union([migrationJobView, forkJobView]);
-
-export const imageView = of<ImageView>(
-  z.object({
-    id: imageId,
-    host: hostName,
-    state: z.enum(['capturing', 'filling', 'complete', 'failed']),
-    parent: text,
-    createdAt: text,
-    memoryBytes: count,
-    allocatedBytes: count,
-    pageBytes: count,
-    deviceStateBytes: count,
-    pagesTotal: count,
-    pagesDone: count,
-    disks: list(text),
-    clones: list(text),
-  }),
-);
-
 /** What became of each of an image's clones when all of them were to be stopped. */
 export const stoppedView = z.object({
   stopped: list(text),
   failures: list(z.object({ name: text, error: errorJson })),
 });
+
 export type StoppedView = z.output<typeof stoppedView>;
 
 export const warmSetView = of<WarmSetView>(
