@@ -8,6 +8,22 @@ import type { Transport, TransportChoice } from './transport.js';
 export const MIGRATION_MODES = ['postcopy', 'native-precopy', 'native-postcopy'] as const;
 export type MigrationMode = (typeof MIGRATION_MODES)[number];
 
+export interface ModeTraits {
+  /** Who moves guest memory: our pager, or the back end by itself (QEMU's own migration). */
+  readonly mover: 'pager' | 'backend';
+  /** Memory crosses in rounds before the switchover. */
+  readonly pushes: boolean;
+  /** Pages are missing on the target when the VM resumes there; they are fetched after that. */
+  readonly fetches: boolean;
+}
+
+/** What is asked of a mode is asked here, never by its name. */
+export const MODE_TRAITS: Readonly<Record<MigrationMode, ModeTraits>> = {
+  postcopy: { mover: 'pager', pushes: false, fetches: true },
+  'native-precopy': { mover: 'backend', pushes: true, fetches: false },
+  'native-postcopy': { mover: 'backend', pushes: true, fetches: true },
+};
+
 export interface MigrationRequest {
   readonly vm: string;
   readonly target: string;

@@ -12,7 +12,8 @@ const PORTS = 'engine/ports';
  * point puts everything together, and so may import everything.
  */
 const TYPESCRIPT_LAYERS: Record<string, readonly string[]> = {
-  domain: [],
+  transports: [],
+  domain: ['transports'],
   kit: ['domain'],
   protocol: ['domain'],
   durable: WORDS,
@@ -34,9 +35,9 @@ const TYPESCRIPT_LAYERS: Record<string, readonly string[]> = {
     ...['engine', 'engine/migration', 'engine/fork'],
   ],
 
-  transports: [...WORDS, 'native'],
+  'transports/rdma': [...WORDS, 'native'],
   'backends/qemu': [...WORDS, 'protocol'],
-  'agent/vm': [...WORDS, PORTS, 'durable', 'schemas', 'native', 'transports', 'backends/qemu'],
+  'agent/vm': [...WORDS, PORTS, 'durable', 'schemas', 'native', 'transports/rdma', 'backends/qemu'],
   'agent/image': [...WORDS, PORTS, 'durable', 'schemas', 'native', 'agent/vm'],
   'agent/inventory': [...WORDS, PORTS, 'protocol', 'backends/qemu', 'agent/vm', 'agent/image'],
   'agent/migration': [...WORDS, PORTS, 'protocol', 'durable', 'schemas', 'native', 'backends/qemu', 'agent/vm'],
@@ -50,7 +51,7 @@ const TYPESCRIPT_LAYERS: Record<string, readonly string[]> = {
   'api/public': [...WORDS, 'protocol', 'schemas', 'api/contract'],
   'api/peers': [...WORDS, PORTS, 'tls', 'schemas', 'api/contract'],
   api: [...WORDS, 'tls', 'config', 'schemas', 'api/contract', 'api/public', 'api/peers'],
-  cli: [...WORDS, 'config', 'api/client', 'schemas', 'tls'],
+  cli: [...WORDS, 'transports', 'config', 'api/client', 'schemas', 'tls'],
 };
 const COMPOSITION_ROOTS = new Set(['src/cli/vmigrated.ts', 'src/cli/daemon.ts']);
 /** The commands load it, and shall not load a server with it. */

@@ -4,11 +4,11 @@
  * looked at anew each time, for ports go down and devices are removed.
  */
 
-import { MigrationError, toMigrationError } from '../domain/errors.js';
-import type { TargetChecks } from '../domain/host.js';
-import type { RdmaDevice, RdmaInventory, RdmaPlace } from '../domain/transport.js';
-import type { Log } from '../kit/log.js';
-import type { DataListenerHandle, NativeBinding, RdmaOptions } from '../native/types.js';
+import { MigrationError, toMigrationError } from '../../domain/errors.js';
+import type { TargetChecks } from '../../domain/host.js';
+import type { RdmaDevice, RdmaInventory, RdmaPlace } from '../../domain/transport.js';
+import type { Log } from '../../kit/log.js';
+import type { DataListenerHandle, NativeBinding, RdmaOptions } from '../../native/types.js';
 import { cgroupFreeBytes, lockableBytes } from './memory-limits.js';
 
 /** A peer that listens answers at once; one that must first ask for its hardware address, within three seconds. */

@@ -2,7 +2,7 @@ import { mkdir, mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
-import { cgroupFreeBytes, lockableBytes } from '../../../src/transports/memory-limits.js';
+import { cgroupFreeBytes, lockableBytes } from '../../../../src/transports/rdma/memory-limits.js';
 
 const MIB = 2 ** 20;
 let directory: string;

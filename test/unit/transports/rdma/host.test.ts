@@ -1,9 +1,9 @@
 /** This host's part in RDMA: which address it takes, when it listens anew, and what it says where there is none. */
 import { describe, expect, test, vi } from 'vitest';
-import { MigrationError } from '../../../src/domain/errors.js';
-import type { RdmaDevice } from '../../../src/domain/transport.js';
-import type { DataListenerHandle } from '../../../src/native/types.js';
-import { RdmaHost, type RdmaHostOptions } from '../../../src/transports/rdma.js';
+import { MigrationError } from '../../../../src/domain/errors.js';
+import type { RdmaDevice } from '../../../../src/domain/transport.js';
+import type { DataListenerHandle } from '../../../../src/native/types.js';
+import { RdmaHost, type RdmaHostOptions } from '../../../../src/transports/rdma/host.js';
 
 const silent = () => undefined;
 
