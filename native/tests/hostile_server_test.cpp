@@ -12,7 +12,7 @@
 
 #include "tests/hostile_fixture.hpp"
 #include "transport/limits.hpp"
-#include "transport/shm_frames.hpp"
+#include "transport/shm/frames.hpp"
 
 namespace vmigrate::transport {
 namespace {

@@ -8,7 +8,7 @@
 #include "pager/target.hpp"
 #include "tests/pager_harness.hpp"
 #include "tests/transport_fixture.hpp"
-#include "transport/faulty.hpp"
+#include "transport/testing/faulty.hpp"
 
 namespace vmigrate::pager {
 namespace {

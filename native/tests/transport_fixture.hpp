@@ -11,7 +11,7 @@
 #include <vector>
 
 #include "base/unique_fd.hpp"
-#include "transport/faulty.hpp"
+#include "transport/testing/faulty.hpp"
 #include "transport/transport.hpp"
 
 namespace vmigrate::transport {

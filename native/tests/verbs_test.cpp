@@ -8,7 +8,7 @@
 #include <random>
 
 #include "tests/transport_fixture.hpp"
-#include "transport/verbs_keys.hpp"
+#include "transport/verbs/keys.hpp"
 
 namespace vmigrate::transport {
 namespace {
