@@ -6,8 +6,8 @@
 #include <array>
 #include <cstring>
 
-#include "pager/page_key.hpp"
-#include "pager/source.hpp"
+#include "base/page_key.hpp"
+#include "source/source.hpp"
 #include "tests/book_listener.hpp"
 #include "tests/image_harness.hpp"
 #include "tests/preload_fixture.hpp"

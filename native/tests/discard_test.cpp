@@ -3,7 +3,7 @@
 
 #include <gtest/gtest.h>
 
-#include "pager/page_key.hpp"
+#include "base/page_key.hpp"
 #include "tests/pager_harness.hpp"
 
 namespace vmigrate::pager {

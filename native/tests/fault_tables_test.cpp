@@ -4,8 +4,8 @@
 #include <thread>
 #include <vector>
 
-#include "pager/fault_stats.hpp"
-#include "pager/wait_table.hpp"
+#include "base/fault_stats.hpp"
+#include "target/wait_table.hpp"
 
 namespace vmigrate::pager {
 namespace {

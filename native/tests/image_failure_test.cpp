@@ -5,7 +5,7 @@
 #include <signal.h>
 #include <sys/mount.h>
 
-#include "pager/page_key.hpp"
+#include "base/page_key.hpp"
 #include "tests/image_harness.hpp"
 #include "tests/preload_fixture.hpp"
 

@@ -13,7 +13,7 @@
 #include <string>
 #include <vector>
 
-#include "pager/image.hpp"
+#include "image/image.hpp"
 #include "tests/pager_harness.hpp"
 
 namespace vmigrate::test {

@@ -3,7 +3,7 @@
 #include <gtest/gtest.h>
 #include <sys/stat.h>
 
-#include "pager/page_key.hpp"
+#include "base/page_key.hpp"
 #include "tests/image_harness.hpp"
 #include "tests/preload_fixture.hpp"
 

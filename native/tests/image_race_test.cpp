@@ -3,8 +3,8 @@
 
 #include <gtest/gtest.h>
 
-#include "pager/limits.hpp"
-#include "pager/page_key.hpp"
+#include "base/page_key.hpp"
+#include "target/limits.hpp"
 #include "tests/image_harness.hpp"
 
 namespace vmigrate::pager {

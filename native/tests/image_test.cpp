@@ -5,7 +5,7 @@
 
 #include <random>
 
-#include "pager/limits.hpp"
+#include "target/limits.hpp"
 #include "tests/huge_pages.hpp"
 #include "tests/image_harness.hpp"
 

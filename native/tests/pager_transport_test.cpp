@@ -4,8 +4,8 @@
 
 #include <random>
 
-#include "pager/source.hpp"
-#include "pager/target.hpp"
+#include "source/source.hpp"
+#include "target/target.hpp"
 #include "tests/pager_harness.hpp"
 #include "tests/transport_fixture.hpp"
 #include "transport/testing/faulty.hpp"

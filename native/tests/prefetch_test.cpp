@@ -1,4 +1,4 @@
-#include "pager/prefetch.hpp"
+#include "target/prefetch.hpp"
 
 #include <gtest/gtest.h>
 

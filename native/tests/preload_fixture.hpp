@@ -8,8 +8,8 @@
 #include <string>
 #include <vector>
 
-#include "pager/preload_listener.hpp"
 #include "tests/child_process.hpp"
+#include "vm/preload_listener.hpp"
 
 namespace vmigrate::test {
 

@@ -3,9 +3,9 @@
 #include <gtest/gtest.h>
 #include <sys/mman.h>
 
-#include "pager/limits.hpp"
-#include "pager/page_key.hpp"
-#include "pager/target.hpp"
+#include "base/page_key.hpp"
+#include "target/limits.hpp"
+#include "target/target.hpp"
 #include "tests/pager_harness.hpp"
 
 namespace vmigrate::pager {

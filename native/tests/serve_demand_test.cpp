@@ -1,6 +1,6 @@
 #include <gtest/gtest.h>
 
-#include "pager/target.hpp"
+#include "target/target.hpp"
 #include "tests/pager_harness.hpp"
 
 namespace vmigrate::pager {

@@ -1,4 +1,4 @@
-#include "pager/service_rate.hpp"
+#include "target/service_rate.hpp"
 
 #include <gtest/gtest.h>
 

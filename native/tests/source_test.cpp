@@ -1,4 +1,4 @@
-#include "pager/source.hpp"
+#include "source/source.hpp"
 
 #include <gtest/gtest.h>
 #include <sys/stat.h>

@@ -6,7 +6,7 @@
 #include <sys/mman.h>
 #include <sys/mount.h>
 
-#include "pager/target.hpp"
+#include "target/target.hpp"
 #include "tests/pager_harness.hpp"
 
 namespace vmigrate::pager {

@@ -1,11 +1,11 @@
-#include "pager/target.hpp"
+#include "target/target.hpp"
 
 #include <gtest/gtest.h>
 #include <sys/mman.h>
 
 #include <random>
 
-#include "pager/limits.hpp"
+#include "target/limits.hpp"
 #include "tests/huge_pages.hpp"
 #include "tests/pager_harness.hpp"
 
