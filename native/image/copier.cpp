@@ -5,7 +5,7 @@
 
 #include <algorithm>
 
-#include "base/fault_point.hpp"
+#include "base/inject_point.hpp"
 #include "base/page_key.hpp"
 #include "image/guard.hpp"
 #include "target/limits.hpp"

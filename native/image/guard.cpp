@@ -5,7 +5,7 @@
 #include <algorithm>
 #include <bit>
 
-#include "base/fault_point.hpp"
+#include "base/inject_point.hpp"
 #include "target/limits.hpp"
 #include "vm/uffd_error.hpp"
 

@@ -3,7 +3,7 @@
 #include <mutex>
 #include <thread>
 
-#include "base/fault_point.hpp"
+#include "base/inject_point.hpp"
 #include "image/core.hpp"
 #include "image/faults.hpp"
 #include "image/guard.hpp"

@@ -8,7 +8,7 @@
 #include <algorithm>
 #include <bit>
 
-#include "base/fault_point.hpp"
+#include "base/inject_point.hpp"
 #include "base/page_key.hpp"
 #include "target/limits.hpp"
 

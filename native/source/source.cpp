@@ -5,7 +5,7 @@
 #include <mutex>
 #include <thread>
 
-#include "base/fault_point.hpp"
+#include "base/inject_point.hpp"
 #include "base/page_key.hpp"
 #include "base/thread_util.hpp"
 #include "memory/region.hpp"

@@ -5,7 +5,7 @@
 
 #include <algorithm>
 
-#include "base/fault_point.hpp"
+#include "base/inject_point.hpp"
 #include "uffd/uffd.hpp"
 
 namespace vmigrate::pager {

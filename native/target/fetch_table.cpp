@@ -3,7 +3,7 @@
 #include <algorithm>
 
 #include "base/check.hpp"
-#include "base/fault_point.hpp"
+#include "base/inject_point.hpp"
 
 namespace vmigrate::pager {
 namespace {

@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-#include "base/fault_point.hpp"
+#include "base/inject_point.hpp"
 
 namespace vmigrate::pager {
 

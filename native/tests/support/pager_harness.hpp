@@ -21,7 +21,7 @@
 #include <thread>
 #include <vector>
 
-#include "base/fault_point.hpp"
+#include "base/inject_point.hpp"
 #include "gtest/gtest.h"
 #include "memory/region.hpp"
 #include "source/data_map.hpp"

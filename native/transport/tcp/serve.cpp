@@ -3,7 +3,7 @@
 #include <cstring>
 #include <memory>
 
-#include "base/fault_point.hpp"
+#include "base/inject_point.hpp"
 #include "transport/frames.hpp"
 
 namespace vmigrate::transport {
