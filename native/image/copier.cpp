@@ -129,7 +129,7 @@ ssize_t ImageCopier::move_bytes(uint32_t region_index, uint64_t offset_bytes, ui
 bool ImageCopier::copy(uint32_t region_index, PageRun run) {
   ImageRegion& region = core_.regions()[region_index];
   const PageKey key = page_key(region_index, run.first);
-  fault_point(claimed_point_, key);
+  inject_point(claimed_point_, key);
   uint64_t at = raw(run.first) * region.page_bytes();
   const uint64_t length_bytes = run.count * region.page_bytes();
   const uint64_t end = at + length_bytes;
@@ -146,7 +146,7 @@ bool ImageCopier::copy(uint32_t region_index, PageRun run) {
   }
   core_.counters.copied_bytes.fetch_add(length_bytes, std::memory_order_relaxed);
   region.presence->publish(run);
-  fault_point(FaultPoint::kImagePublished, key);
+  inject_point(FaultPoint::kImagePublished, key);
   // F11 pairs with F12 in FaultThread::wait_for_sweep: the states stored before, the count looked at after.
   std::atomic_thread_fence(std::memory_order_seq_cst);
   if (core_.wait_count.load(std::memory_order_relaxed) != 0) core_.fault_wake.signal();

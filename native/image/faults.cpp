@@ -164,7 +164,7 @@ bool FaultThread::must_go_on() {
 /// Every page is in the image and this thread is the last: from here on the kernel serves everybody, with
 /// zeros where the files have a hole.
 void FaultThread::finish() {
-  fault_point(FaultPoint::kImageFinish);
+  inject_point(FaultPoint::kImageFinish);
   serve_waits();
   if (const Status whole = core_.check_image_files(); !whole) {
     core_.fail(whole.error());
@@ -235,7 +235,7 @@ void FaultThread::read_faults(uint32_t faulter_index, uint32_t descriptor_index)
     const uint64_t offset_bytes = range->region_offset_bytes + (raw(fault.address) - raw(range->base));
     const PageKey key = page_key(range->region_index,
                                  PageIndex{offset_bytes / core_.regions()[range->region_index].page_bytes()});
-    fault_point(FaultPoint::kImageFaultRead, key);
+    inject_point(FaultPoint::kImageFaultRead, key);
     if (!is_copying_) {
       core_.counters.noted_fault_count.fetch_add(1, std::memory_order_relaxed);
       guard_.let_write(*range, fault.address);

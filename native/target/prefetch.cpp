@@ -37,8 +37,8 @@ std::optional<Prefetch::Claimed> Prefetch::claim_next(uint64_t at_ns) {
   if (!claimed) claimed = claim_from_sweep(chunk_bytes_);
   if (claimed) {
     chunk_bytes_ *= 2;  // while it stays quiet
-    fault_point(wire::FaultPoint::kTargetPrefetchClaimed,
-                page_key(claimed->region_index, claimed->run.first));
+    inject_point(wire::FaultPoint::kTargetPrefetchClaimed,
+                 page_key(claimed->region_index, claimed->run.first));
   }
   return claimed;
 }

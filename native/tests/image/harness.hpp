@@ -113,10 +113,10 @@ class Gates {
  public:
   Gates() {
     current() = this;
-    fault_hook.store(&hook);
+    inject_hook.store(&hook);
   }
   ~Gates() {
-    fault_hook.store(nullptr);
+    inject_hook.store(nullptr);
     for (auto& gate : gates_) open(*gate);
     current() = nullptr;
   }

@@ -75,16 +75,16 @@ inline bool eventually(const std::function<bool()>& condition, std::chrono::mill
   return true;
 }
 
-/// Parks threads at one fault point until released; counts the passes of every point.
+/// Parks threads at one injection point until released; counts the passes of every point.
 class Parking {
  public:
   Parking() {
     current() = this;
-    fault_hook.store(&hook);
+    inject_hook.store(&hook);
   }
   ~Parking() {
     release();
-    fault_hook.store(nullptr);
+    inject_hook.store(nullptr);
     current() = nullptr;
   }
   /// The next thread that meets `point` (with this detail, if given) stops there.

@@ -1,4 +1,4 @@
-// Races made deterministic: park a thread at a fault point, provoke the other side, let go, check bytes.
+// Races made deterministic: park a thread at an injection point, provoke the other side, let go, check bytes.
 
 #include <gtest/gtest.h>
 #include <sys/mman.h>
