@@ -9,6 +9,7 @@
 #include "base/check.hpp"
 #include "base/page_key.hpp"
 #include "target/limits.hpp"
+#include "vm/mapping.hpp"
 
 namespace vmigrate::pager {
 

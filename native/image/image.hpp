@@ -8,8 +8,7 @@
 #include <vector>
 
 #include "base/result.hpp"
-#include "target/target.hpp"
-#include "vm/mapping.hpp"
+#include "memory/region_config.hpp"
 #include "vm/memory.hpp"
 
 namespace vmigrate::pager {

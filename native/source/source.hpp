@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "base/result.hpp"
+#include "transport/region_keys.hpp"
 #include "transport/transport.hpp"
 #include "vm/memory.hpp"
 
@@ -27,12 +28,6 @@ struct SourceCloneConfig {
   std::vector<std::string> own_paths;
   /// It stands still, and an earlier daemon may have kept its pages.
   bool resume = false;
-};
-
-/// Keys that the target needs for one region.
-struct SourceRegionKeys {
-  transport::RemoteKey ram;
-  transport::RemoteKey data_map;
 };
 
 /// The source's side of one post-copy: exposes the regions read-only, with a data map for each

@@ -5,22 +5,15 @@
 #include <memory>
 #include <optional>
 #include <span>
-#include <string>
 #include <vector>
 
 #include "base/result.hpp"
-#include "source/source.hpp"
+#include "memory/region_config.hpp"
+#include "transport/region_keys.hpp"
 #include "transport/transport.hpp"
 #include "vm/memory.hpp"
 
 namespace vmigrate::pager {
-
-struct TargetRegionConfig {
-  std::string path;
-  std::string presence_path;
-  uint64_t length_bytes = 0;
-  uint64_t page_bytes = 0;
-};
 
 /// Where the pages are. Made anew for each connection: a source that restarted has new keys.
 struct SourceEndpoints {

@@ -4,24 +4,16 @@
 
 #include <cstdint>
 #include <span>
-#include <string>
 #include <vector>
 
 #include "base/result.hpp"
+#include "memory/region_config.hpp"
 #include "vm/memory.hpp"
 
 namespace vmigrate::pager {
 
 // What we believe about another process's mappings is checked against what the kernel and the files say,
 // never taken from a message or a saved file on trust.
-
-struct RegionFileConfig {
-  std::string path;
-  uint64_t length_bytes = 0;
-  uint64_t page_bytes = 0;
-  /// Mapped copy-on-write: what the guest writes stays in its process, and the file is never written by it.
-  bool is_private = false;
-};
 
 struct FileIdentity {
   dev_t device = 0;
