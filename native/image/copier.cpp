@@ -8,7 +8,7 @@
 #include "base/inject_point.hpp"
 #include "base/page_key.hpp"
 #include "image/guard.hpp"
-#include "target/limits.hpp"
+#include "image/limits.hpp"
 
 namespace vmigrate::pager {
 

@@ -8,7 +8,7 @@
 
 #include "base/check.hpp"
 #include "base/page_key.hpp"
-#include "target/limits.hpp"
+#include "image/limits.hpp"
 #include "vm/mapping.hpp"
 
 namespace vmigrate::pager {

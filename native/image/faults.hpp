@@ -10,7 +10,7 @@
 #include "image/command_slot.hpp"
 #include "image/copier.hpp"
 #include "image/guard.hpp"
-#include "target/limits.hpp"
+#include "image/limits.hpp"
 
 namespace vmigrate::pager {
 

@@ -6,7 +6,7 @@
 #include <bit>
 
 #include "base/inject_point.hpp"
-#include "target/limits.hpp"
+#include "image/limits.hpp"
 #include "vm/uffd_error.hpp"
 
 namespace vmigrate::pager {

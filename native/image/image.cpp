@@ -7,8 +7,8 @@
 #include "image/core.hpp"
 #include "image/faults.hpp"
 #include "image/guard.hpp"
+#include "image/limits.hpp"
 #include "image/sweep.hpp"
-#include "target/limits.hpp"
 
 namespace vmigrate::pager {
 namespace {

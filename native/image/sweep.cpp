@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-#include "target/limits.hpp"
+#include "image/limits.hpp"
 
 namespace vmigrate::pager {
 

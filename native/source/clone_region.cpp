@@ -10,12 +10,13 @@
 
 #include "base/inject_point.hpp"
 #include "base/page_key.hpp"
-#include "target/limits.hpp"
 
 namespace vmigrate::pager {
 namespace {
 
 constexpr uint64_t kOwnPageBytes = wire::kPageBytesMin;
+/// Of its own pages, kept at once.
+constexpr uint64_t kKeepBytes = 256 << 10;
 constexpr const char* kUnfinished = ".part";
 
 /// The whole span or an error: what is read lies inside the file, unless somebody has made it shorter.
@@ -135,7 +136,7 @@ Status CloneRegion::keep(const std::atomic<bool>& stop) {
 }
 
 Status CloneRegion::copy_own(int fd, const std::atomic<bool>& stop) {
-  std::vector<std::byte> buffer(kImageChunkBytes);
+  std::vector<std::byte> buffer(kKeepBytes);
   return each_own_run(Stage::kKnown, 0, image_.length_bytes(), [&](uint64_t begin, uint64_t end) {
     while (begin < end && !stop.load(std::memory_order_relaxed)) {
       inject_point(wire::FaultPoint::kSourceKeep, page_key(region_index_, PageIndex{begin / kOwnPageBytes}));
