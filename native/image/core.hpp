@@ -1,7 +1,7 @@
 #pragma once
 
-// What the threads of one capture share. The fault thread (image_faults.hpp) and the sweep (image_sweep.hpp)
-// meet only here; docs/PAGE_STATES.md, "Images", has the protocol between them.
+// What the threads of one capture share. The fault thread (faults.hpp) and the sweep (sweep.hpp) meet only
+// here; docs/PAGE_STATES.md, "Images", has the protocol between them.
 
 #include <atomic>
 #include <functional>

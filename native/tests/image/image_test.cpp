@@ -1,5 +1,4 @@
-// What an image holds and who may go on when. Races are in image_race_test.cpp, failures in
-// image_failure_test.cpp.
+// What an image holds and who may go on when. Races are in race_test.cpp, failures in failure_test.cpp.
 
 #include <gtest/gtest.h>
 

@@ -2,7 +2,7 @@
 
 // What all files of the transport compliance suite share. The suite is the transport contract in executable
 // form: each provider passes it bare and under the faulty decorator. Its instances are named in
-// transport_memory_test.cpp; a further file needs no more than TEST_P(TransportCompliance, ...).
+// memory_test.cpp; a further file needs no more than TEST_P(TransportCompliance, ...).
 
 #include <memory>
 #include <string>

@@ -1,4 +1,4 @@
-// The listener against a peer that lies. The honest peer is in preload_test.cpp.
+// The listener against a peer that lies. The honest peer is in tests/preload.
 
 #include <sys/mman.h>
 #include <sys/socket.h>

@@ -13,7 +13,7 @@
 namespace vmigrate::transport {
 
 /// The requester's side of shm. An operation is a copy done by the caller's thread as it is posted; only the
-/// first one on a key waits for its file. shm_endpoint.cpp sets it up, shm_datapath.cpp copies.
+/// first one on a key waits for its file. endpoint.cpp sets it up, datapath.cpp copies.
 class ShmEndpoint final : public Endpoint, private SendQueue::Owner {
  public:
   explicit ShmEndpoint(UniqueFd socket);

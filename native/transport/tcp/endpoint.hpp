@@ -10,7 +10,7 @@
 
 namespace vmigrate::transport {
 
-/// The requester's side of a tcp connection. tcp_endpoint.cpp sets it up, tcp_datapath.cpp moves bytes.
+/// The requester's side of a tcp connection. endpoint.cpp sets it up, datapath.cpp moves bytes.
 ///
 /// What arrives lands in `staging_` and goes from there into local memory; a reply is believed only if it
 /// answers an operation that was sent, with the length that was asked for. Anything else ends the connection.

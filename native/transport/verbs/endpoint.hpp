@@ -16,8 +16,8 @@
 
 namespace vmigrate::transport {
 
-/// The requester's side of a reliable-connected queue pair. verbs_connect.cpp sets it up, verbs_datapath.cpp
-/// posts and polls, verbs_wakeup.cpp decides when the owner may sleep and what wakes it.
+/// The requester's side of a reliable-connected queue pair. connect.cpp sets it up, datapath.cpp posts and
+/// polls, wakeup.cpp decides when the owner may sleep and what wakes it.
 ///
 /// More READs than the devices agreed on may be posted: the device holds the rest back in its send queue, in
 /// order. What completes does so in the order of posting, so that most requests need no completion of their
@@ -43,13 +43,13 @@ class VerbsEndpoint final : public Endpoint {
  private:
   explicit VerbsEndpoint(Channel channel);
 
-  // verbs_connect.cpp
+  // connect.cpp
   Status resolve(const Address& address, const VerbsOptions& options, Deadline deadline);
   Status create_queues();
   Status say_hello(const Credentials& credentials, const VerbsOptions& options, Deadline deadline);
   Status wait_event(rdma_cm_event_type wanted, Deadline deadline, wire::HelloReply* reply = nullptr);
 
-  // verbs_datapath.cpp
+  // datapath.cpp
   PostResult post(OperationTable::Kind kind, std::span<const Operation> operations);
   void start(uint8_t slot, const RemoteKeys::Entry& key);
   void start_waiting(const RemoteKeys::Entry& key, OpResult result);
@@ -65,7 +65,7 @@ class VerbsEndpoint final : public Endpoint {
   void take_frames();
   void disconnect(int system_errno);
 
-  // verbs_wakeup.cpp
+  // wakeup.cpp
   bool has_news() const;
   void update_ready();
   void rest();
