@@ -11,6 +11,7 @@ import { describeBytes } from '../bytes.js';
 import { checkClone } from './clone-preflight.js';
 import type { PreflightFacts } from './facts.js';
 import { isOlder, parseQemuVersion } from './qemu-version.js';
+import { checkTransport } from './transport.js';
 
 /**
  * QEMU's own memory besides the guest's RAM; 64 idle processes took 16–30 MiB each, devices and TCG buffers come on
