@@ -10,7 +10,8 @@ import type { JobView } from '../domain/job.js';
 export const DEFAULT_HOST = 'unix:/run/vmigrate/api.sock';
 const CONNECT_MS = 5_000;
 const ANSWER_BYTES_MAX = 64 * 2 ** 20;
-const EVENT_BYTES_MAX = 2 ** 20;
+/** The view of a fork of CLONES_MAX clones that all failed, each with its causes. */
+const EVENT_BYTES_MAX = 16 * 2 ** 20;
 const CONSOLE_PROTOCOL = 'vmigrate-console';
 
 export interface ClientOptions {

@@ -5,11 +5,12 @@
 import type { FastifyInstance } from 'fastify';
 
 export async function openApiDocument(version: string, addRoutes: (app: FastifyInstance) => void): Promise<object> {
-  const [{ fastify }, { default: swagger }, { createJsonSchemaTransform }] = await Promise.all([
+  const [{ fastify }, { default: swagger }, zodSchemas] = await Promise.all([
     import('fastify'),
     import('@fastify/swagger'),
     import('fastify-type-provider-zod'),
   ]);
+  const zodToJsonConfig = { target: 'draft-2020-12', unrepresentable: 'any' } as const;
   const app = fastify();
   app.setValidatorCompiler(() => (value: unknown) => ({ value }));
   app.setSerializerCompiler(() => JSON.stringify);
@@ -22,9 +23,9 @@ export async function openApiDocument(version: string, addRoutes: (app: FastifyI
         description: 'Moves running virtual machines between hosts. Every failure answers an error with a stable code.',
       },
     },
-    transform: createJsonSchemaTransform({
-      zodToJsonConfig: { target: 'draft-2020-12', unrepresentable: 'any' },
-    }),
+    transform: zodSchemas.createJsonSchemaTransform({ zodToJsonConfig }),
+    // Schemas with a name (the error's) stand there once, and the routes refer to them.
+    transformObject: zodSchemas.createJsonSchemaTransformObject({ zodToJsonConfig }),
   });
   app.after(() => addRoutes(app));
   await app.ready();

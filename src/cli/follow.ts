@@ -61,7 +61,7 @@ function migrationError(job: MigrationJobView): MigrationError {
         `${job.vm} belongs to ${job.target} and waits for memory from ${job.source}`,
         {
           ...context,
-          remedy: `when the hosts reach each other again: vmigrate --recover ${job.id}`,
+          remedy: `when the cause is seen to: vmigrate --recover ${job.id}`,
         },
       );
     case 'lost':

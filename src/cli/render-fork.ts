@@ -1,9 +1,10 @@
 /** As render.ts, for forks, images and waiting processes. */
 
-import type { ErrorJson } from '../domain/errors.js';
+import { MigrationError } from '../domain/errors.js';
 import type { ForkPlan, ForkReport, WarmSetView } from '../domain/fork.js';
 import type { ImageView } from '../domain/image.js';
 import type { Refusal } from '../domain/refusal.js';
+import { levelLines } from './error-text.js';
 import { bytes, milliseconds, plain, table } from './render.js';
 
 const FAILURES_SHOWN_MAX = 10;
@@ -46,8 +47,8 @@ export function forkReportText(report: ForkReport): string {
 /** Clones of a partial fork that did not come to be, or of a fork that failed because of them. */
 export function failureText(failures: ForkReport['failures']): string {
   const shown = failures.slice(0, FAILURES_SHOWN_MAX).map(({ name, error }) => {
-    const { code, message } = (error ?? {}) as Partial<ErrorJson>;
-    return `  ${plain(name)}: ${plain(message ?? 'no reason')} (${code ?? 'INTERNAL'})\n`;
+    const why = MigrationError.from(error ?? new Error('no reason'), 'the agent').toJSON();
+    return `  ${plain(name)}: ${levelLines(why).join(': ')}\n`;
   });
   const more = failures.length > shown.length ? `  and ${failures.length - shown.length} more\n` : '';
   return failures.length === 0 ? '' : `not started:\n${shown.join('')}${more}`;

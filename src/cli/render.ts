@@ -1,6 +1,5 @@
 /** What a person reads: tables, the progress line, the report. Pure text; where it goes is decided by terminal.ts. */
 
-import type { ErrorJson } from '../domain/errors.js';
 import type { JobView } from '../domain/job.js';
 import type { MigrationPlan, MigrationReport } from '../domain/migration.js';
 import type { Refusal } from '../domain/refusal.js';
@@ -168,12 +167,4 @@ export function refusalText(refusals: readonly Refusal[]): string {
       ({ code, reason, remedy }) => `  ${code}: ${plain(reason)}\n${remedy === '' ? '' : `    → ${plain(remedy)}\n`}`,
     )
     .join('');
-}
-
-export function errorText(program: string, error: ErrorJson): string {
-  const refusals =
-    error.code === 'PREFLIGHT_REFUSED' && Array.isArray(error.details) ? (error.details as Refusal[]) : [];
-  const cause = error.cause === undefined ? '' : `  because: ${plain(error.cause.message)}\n`;
-  const remedy = error.remedy === undefined ? '' : `  → ${plain(error.remedy)}\n`;
-  return `${program}: ${plain(error.message)} (${error.code})\n${refusalText(refusals)}${cause}${remedy}`;
 }

@@ -5,8 +5,9 @@
 
 import { MigrationError, toMigrationError } from '../domain/errors.js';
 import type { JobView } from '../domain/job.js';
+import { errorText } from './error-text.js';
 import { type ExitCode, exitCodeOf } from './exit-codes.js';
-import { errorText, progressLine } from './render.js';
+import { progressLine } from './render.js';
 
 const CLEAR_LINE = '\r\u001b[K';
 

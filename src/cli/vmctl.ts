@@ -8,6 +8,7 @@ import type { VmView } from '../domain/vm.js';
 import type { StoppedView } from '../schemas/fork.js';
 import type { DaemonView, DoctorCheck, HostView } from '../schemas/host.js';
 import { addCerts } from './certs.js';
+import { levelLines, reasonText } from './error-text.js';
 import { EXIT, type ExitCode, exitCodeOfJob } from './exit-codes.js';
 import { followJob } from './follow.js';
 import { type CommonOptions, client, main, newProgram } from './program.js';
@@ -99,7 +100,7 @@ add('stop [vm]', 'end a VM and free its memory', async (name, options, command) 
   .option('--image <id>', 'all clones that run on the image, instead of one VM');
 
 function stoppedText({ stopped, failures }: StoppedView): string {
-  const kept = failures.map(({ name, error }) => `  ${plain(name)} runs on: ${plain(error.message)} (${error.code})\n`);
+  const kept = failures.map(({ name, error }) => `  ${plain(name)} runs on: ${levelLines(error).join(': ')}\n`);
   return `${stopped.length} clones have ended\n${kept.join('')}`;
 }
 
@@ -131,8 +132,8 @@ addImages(program);
 addCerts(program);
 
 function jobText(job: JobView): string {
-  const error = job.error as { code?: unknown; message?: unknown } | null | undefined;
-  const reason = typeof error?.message === 'string' ? `  ${String(error.code)}: ${plain(error.message)}\n` : '';
+  const isWell = job.error === null || job.error === undefined;
+  const reason = isWell ? '' : reasonText(MigrationError.fromJSON(job.error, `job ${job.id}`).toJSON());
   return `${jobTable([job])}${bodyText(job)}${reason}`;
 }
 

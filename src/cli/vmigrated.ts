@@ -40,7 +40,7 @@ function readFlags() {
   try {
     return parseArgs({ options: OPTIONS, strict: true, allowPositionals: false }).values;
   } catch (error) {
-    throw new MigrationError('USAGE', (error as Error).message);
+    throw new MigrationError('USAGE', (error as Error).message, { cause: error });
   }
 }
 
@@ -128,9 +128,8 @@ try {
   await run();
 } catch (thrown) {
   const error = toMigrationError(thrown);
-  const remedy = error.remedy === undefined ? '' : `  → ${error.remedy}\n`;
-  const cause = error.cause instanceof Error ? `  because: ${error.cause.message}\n` : '';
-  process.stderr.write(`vmigrated: ${error.message} (${error.code})\n${cause}${remedy}`);
+  const { errorText } = await import('./error-text.js');
+  process.stderr.write(errorText('vmigrated', error.toJSON()));
   const isUsage = error.code === 'USAGE' || error.code === 'SPEC_INVALID';
   process.exit(isUsage ? EXIT_USAGE : EXIT_FAILED);
 }

@@ -1,6 +1,7 @@
 /**
  * The project's errors. Tests and callers match `code`, never text. Whoever first knows an error decides its code and
- * logs it; outer layers add context by `cause` and do not repeat the text.
+ * logs it; outer layers add context by `cause`, and the chain of causes goes with the error to other hosts, into files
+ * and over the API.
  */
 export const ERROR_CODES = {
   // request
@@ -38,6 +39,16 @@ export const ERROR_CODES = {
 
 export type ErrorCode = keyof typeof ERROR_CODES;
 
+/** Those that say that two hosts, or a client and a daemon, do not hear each other. */
+export const NETWORK_CODES: ReadonlySet<ErrorCode> = new Set(['UNREACHABLE', 'TIMEOUT', 'DISCONNECTED']);
+
+/** Causes below an error, as JSON carries them; what lies deeper is cut. */
+export const CAUSES_MAX = 4;
+/** Of a message, a remedy or a name in JSON; a longer one is cut. */
+export const ERROR_TEXT_CHARS_MAX = 4096;
+/** As JSON. A cause's details are a few facts; longer ones are left out. */
+export const CAUSE_DETAILS_CHARS_MAX = 4096;
+
 export interface ErrorContext {
   /** What to do about it, for a person. */
   readonly remedy?: string;
@@ -50,15 +61,21 @@ export interface ErrorContext {
   readonly cause?: unknown;
 }
 
-export interface ErrorJson {
-  readonly code: ErrorCode;
+export interface CauseJson {
+  /** Missing: not one of ours, and `name` is its class; `details` holds code, errno and syscall of a system's error. */
+  readonly code?: ErrorCode;
+  readonly name?: string;
   readonly message: string;
   readonly remedy?: string;
   readonly step?: string;
   readonly session?: string;
   readonly isRetryable?: boolean;
   readonly details?: unknown;
-  readonly cause?: { readonly code?: string; readonly message: string };
+  readonly cause?: CauseJson;
+}
+
+export interface ErrorJson extends CauseJson {
+  readonly code: ErrorCode;
 }
 
 export class MigrationError extends Error {
@@ -81,35 +98,22 @@ export class MigrationError extends Error {
   }
 
   toJSON(): ErrorJson {
-    const cause = this.cause;
-    return {
-      code: this.code,
-      message: this.message,
-      ...(this.remedy === undefined ? {} : { remedy: this.remedy }),
-      ...(this.step === undefined ? {} : { step: this.step }),
-      ...(this.session === undefined ? {} : { session: this.session }),
-      ...(this.isRetryable ? { isRetryable: true } : {}),
-      ...(this.details === undefined ? {} : { details: this.details }),
-      ...(cause instanceof Error
-        ? { cause: { ...(cause instanceof MigrationError ? { code: cause.code } : {}), message: cause.message } }
-        : {}),
-    };
+    return { ...ownJson(this), ...present('details', this.details), ...causeJson(this.cause, CAUSES_MAX) };
   }
 
   /** From a peer's JSON: anything that is not one of our codes is a protocol error, not a new code. */
   static fromJSON(json: unknown, where: string): MigrationError {
-    const record = typeof json === 'object' && json !== null ? (json as Record<string, unknown>) : {};
-    const { code, message, remedy, step, session, isRetryable, details } = record;
-    if (typeof code !== 'string' || !Object.hasOwn(ERROR_CODES, code) || typeof message !== 'string') {
-      return new MigrationError('PEER_PROTOCOL', `${where} answered with an error that is not one of ours`);
-    }
-    return new MigrationError(code as ErrorCode, message, {
-      ...(typeof remedy === 'string' ? { remedy } : {}),
-      ...(typeof step === 'string' ? { step } : {}),
-      ...(typeof session === 'string' ? { session } : {}),
-      isRetryable: isRetryable === true,
-      ...(details === undefined ? {} : { details }),
+    const record = recordOf(json);
+    if (isOurs(record)) return ours(record, record.details, CAUSES_MAX);
+    const said = causeFrom(json, CAUSES_MAX);
+    return new MigrationError('PEER_PROTOCOL', `${where} answered with an error that is not one of ours`, {
+      cause: said,
     });
+  }
+
+  /** What was thrown here, or what came from `where` as JSON. */
+  static from(error: unknown, where: string): MigrationError {
+    return error instanceof Error ? toMigrationError(error) : MigrationError.fromJSON(error, where);
   }
 }
 
@@ -118,4 +122,94 @@ export function toMigrationError(thrown: unknown, fallback: ErrorCode = 'INTERNA
   if (thrown instanceof MigrationError) return thrown;
   const message = thrown instanceof Error ? thrown.message : String(thrown);
   return new MigrationError(fallback, message, { cause: thrown });
+}
+
+// ---- into JSON
+// ---------------------------------------------------------------------------------------------------------------------
+
+function ownJson({ code, message, remedy, step, session, isRetryable }: MigrationError) {
+  return {
+    code,
+    message: cut(message),
+    ...(remedy === undefined ? {} : { remedy: cut(remedy) }),
+    ...(step === undefined ? {} : { step: cut(step) }),
+    ...(session === undefined ? {} : { session: cut(session) }),
+    ...(isRetryable ? { isRetryable: true } : {}),
+  };
+}
+
+function causeJson(cause: unknown, levels: number): { cause?: CauseJson } {
+  if (levels === 0 || !(cause instanceof Error)) return {};
+  const isOwn = cause instanceof MigrationError;
+  const own = isOwn ? ownJson(cause) : { name: cut(cause.name), message: cut(cause.message) };
+  const details = fewDetails(isOwn ? cause.details : systemFacts(cause));
+  return { cause: { ...own, ...present('details', details), ...causeJson(cause.cause, levels - 1) } };
+}
+
+function present<Name extends string>(name: Name, value: unknown): { [N in Name]?: unknown } {
+  return value === undefined ? {} : ({ [name]: value } as { [N in Name]?: unknown });
+}
+
+function cut(text: string): string {
+  return text.length <= ERROR_TEXT_CHARS_MAX ? text : `${text.slice(0, ERROR_TEXT_CHARS_MAX - 1)}…`;
+}
+
+/** undefined for what is too long, or no JSON. */
+function fewDetails(details: unknown): unknown {
+  try {
+    const text = JSON.stringify(details) as string | undefined;
+    return text !== undefined && text.length <= CAUSE_DETAILS_CHARS_MAX ? details : undefined;
+  } catch {
+    return undefined;
+  }
+}
+
+/** What Node says of a failed system call. */
+function systemFacts(error: object): object | undefined {
+  const { code, errno, syscall } = error as { code?: unknown; errno?: unknown; syscall?: unknown };
+  const facts = {
+    ...(typeof code === 'string' ? { code: cut(code) } : {}),
+    ...(typeof errno === 'number' ? { errno } : {}),
+    ...(typeof syscall === 'string' ? { syscall: cut(syscall) } : {}),
+  };
+  return Object.keys(facts).length === 0 ? undefined : facts;
+}
+
+// ---- from JSON, which may come from a newer, an older or a hostile peer
+// ---------------------------------------------------------------------------------------------------------------------
+
+type JsonRecord = Readonly<Record<string, unknown>>;
+
+function recordOf(json: unknown): JsonRecord {
+  return typeof json === 'object' && json !== null ? (json as JsonRecord) : {};
+}
+
+function isOurs(record: JsonRecord): record is JsonRecord & { code: ErrorCode; message: string } {
+  const { code, message } = record;
+  return typeof code === 'string' && Object.hasOwn(ERROR_CODES, code) && typeof message === 'string';
+}
+
+function ours(record: JsonRecord & { code: ErrorCode; message: string }, details: unknown, levels: number) {
+  const { code, message, remedy, step, session, isRetryable } = record;
+  return new MigrationError(code, cut(message), {
+    ...(typeof remedy === 'string' ? { remedy: cut(remedy) } : {}),
+    ...(typeof step === 'string' ? { step: cut(step) } : {}),
+    ...(typeof session === 'string' ? { session: cut(session) } : {}),
+    isRetryable: isRetryable === true,
+    details,
+    cause: causeFrom(record.cause, levels),
+  });
+}
+
+/** What is no error is dropped; a code that we do not know stays as a name. */
+function causeFrom(json: unknown, levels: number): Error | undefined {
+  const record = recordOf(json);
+  const { code, name, message, details } = record;
+  if (levels === 0 || typeof message !== 'string') return undefined;
+  if (isOurs(record)) return ours(record, fewDetails(details), levels - 1);
+  const cause = causeFrom(record.cause, levels - 1);
+  const error = new Error(cut(message), cause === undefined ? undefined : { cause });
+  const named = [name, code].find((word) => typeof word === 'string');
+  error.name = cut(named ?? 'Error');
+  return Object.assign(error, systemFacts(recordOf(details)));
 }

@@ -58,6 +58,8 @@ export interface Marks {
   /** When something last advanced after the commit, and how far it had come by then (pages or bytes, -1: unknown). */
   advancedAtMs: number;
   advancedTo: number;
+  /** Why nothing advances, as far as it has been said; null: nothing is wrong, or it has gone on since. */
+  trouble: MigrationError | null;
 }
 
 /**
@@ -67,6 +69,7 @@ export interface Marks {
 export function noteAdvance({ marks }: { readonly marks: Marks }, amount: number, nowMs: number): void {
   if (amount <= marks.advancedTo) return;
   marks.advancedTo = amount;
+  marks.trouble = null;
   marks.advancedAtMs = nowMs;
 }
 

@@ -358,7 +358,7 @@ function stalled(error: MigrationError, step: WalkStep<AnyStepName>, quietMs: nu
   if (error.code === 'NEEDS_RECOVERY') return error;
   return new MigrationError('NEEDS_RECOVERY', `${step.name} on ${step.host} does not succeed: ${error.message}`, {
     step: step.name,
-    remedy: 'nothing is lost: see to what the cause names, then recover the job',
+    remedy: error.remedy ?? 'nothing is lost: see to what the cause names, then recover the job',
     details: { quietMs: Math.round(quietMs) },
     cause: error,
   });

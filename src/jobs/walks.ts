@@ -42,6 +42,7 @@ export function walkOf(job: Job, parts: WalkParts): JobWalk {
     stoppedAtMs: null,
     advancedAtMs: clock.nowMs(),
     advancedTo: -1,
+    trouble: null,
   };
   const common = { cancel: cancel.signal, halt, observer, phases: history.phases, marks };
   const journal = { begun: history.begun, ended: history.ended, isCommitProven: isCommittedByJournal(history) };

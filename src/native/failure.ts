@@ -28,6 +28,12 @@ const CODES: Readonly<Record<keyof typeof NATIVE_ERROR, ErrorCode>> = {
 const BY_NUMBER = new Map<number, ErrorCode>(
   (Object.keys(CODES) as (keyof typeof NATIVE_ERROR)[]).map((name) => [NATIVE_ERROR[name], CODES[name]]),
 );
+/** For a person who has read above them which host it was. */
+const REMEDIES: Partial<Readonly<Record<ErrorCode, string>>> = {
+  NO_SPACE: 'free space where the memory files of that host are',
+  OUT_OF_MEMORY: 'free memory on that host, or raise the limits of vmigrated: "vmctl doctor" there shows them',
+  NOT_PERMITTED: 'look at what "vmctl doctor" says on that host',
+};
 const RETRYABLE: readonly ErrorCode[] = ['DISCONNECTED', 'TIMEOUT'];
 
 function errnoName(errno: number): string {
@@ -43,8 +49,10 @@ export function failureToError(failure: NativeFailure, doing: string, cause?: un
   const known = BY_NUMBER.get(failure.code) ?? 'NATIVE_FAILED';
   // An argument that only the kernel refused was no mistake of the caller's.
   const code = failure.code === NATIVE_ERROR.INVALID_ARGUMENT && failure.errno !== 0 ? 'NATIVE_FAILED' : known;
+  const remedy = REMEDIES[code];
   const system = failure.errno === 0 ? '' : ` (${errnoName(failure.errno)})`;
   return new MigrationError(code, `${doing}: ${failure.what}${system}`, {
+    ...(remedy === undefined ? {} : { remedy }),
     isRetryable: RETRYABLE.includes(code),
     details: { nativeCode: failure.code, errno: failure.errno },
     ...(cause === undefined ? {} : { cause }),

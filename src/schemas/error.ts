@@ -1,16 +1,25 @@
+/** Errors as they travel: with the chain of their causes. */
 import { z } from 'zod';
-import { ERROR_CODES, type ErrorCode, type ErrorJson } from '../domain/errors.js';
+import { CAUSES_MAX, type CauseJson, ERROR_CODES, type ErrorCode, type ErrorJson } from '../domain/errors.js';
 import { of } from './of.js';
 
+const errorCode = z.enum(Object.keys(ERROR_CODES) as [ErrorCode, ...ErrorCode[]]);
+const ofAnyCause = {
+  message: z.string(),
+  remedy: z.string().optional(),
+  step: z.string().optional(),
+  session: z.string().optional(),
+  isRetryable: z.boolean().optional(),
+  details: z.unknown().optional(),
+};
+
+/** A cause with at most so many below it. Level by level: JSON of a peer must not decide how deep a parser goes. */
+function causeJson(levels: number): z.ZodType<CauseJson> {
+  const own = { code: errorCode.optional(), name: z.string().optional(), ...ofAnyCause };
+  if (levels === 0) return of<CauseJson>(z.object(own));
+  return of<CauseJson>(z.object({ ...own, cause: causeJson(levels - 1).optional() }));
+}
+
 export const errorJson = of<ErrorJson>(
-  z.object({
-    code: z.enum(Object.keys(ERROR_CODES) as [ErrorCode, ...ErrorCode[]]),
-    message: z.string(),
-    remedy: z.string().optional(),
-    step: z.string().optional(),
-    session: z.string().optional(),
-    isRetryable: z.boolean().optional(),
-    details: z.unknown().optional(),
-    cause: z.object({ code: z.string().optional(), message: z.string() }).optional(),
-  }),
-);
+  z.object({ code: errorCode, ...ofAnyCause, cause: causeJson(CAUSES_MAX - 1).optional() }),
+).meta({ id: 'Error', description: 'What failed, and below it why.' });

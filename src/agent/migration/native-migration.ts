@@ -59,9 +59,11 @@ export async function nativeMove(vm: ManagedVm, options: NativeMoveOptions): Pro
 
 /** Keys as src/engine/ports/agent.ts names them. */
 export async function nativeReading(vm: ManagedVm): Promise<Readonly<Record<string, number | string>>> {
-  const { status, ram, downtime } = await (await connectedQmp(vm)).execute('query-migrate');
+  const answer = await (await connectedQmp(vm)).execute('query-migrate');
+  const { status, ram, downtime, 'error-desc': errorText } = answer;
   return {
     ...(status === undefined ? {} : { status }),
+    ...(errorText === undefined ? {} : { errorText }),
     ...(downtime === undefined ? {} : { downtimeMs: downtime }),
     ...(ram === undefined
       ? {}

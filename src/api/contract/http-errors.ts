@@ -65,7 +65,7 @@ export function apiError(thrown: unknown): { error: MigrationError; status: numb
     const status = (thrown as { statusCode?: unknown }).statusCode;
     if (typeof status === 'number' && status >= 400 && status < 500) {
       const message = thrown instanceof Error ? thrown.message : String(thrown);
-      return { error: new MigrationError('USAGE', message), status };
+      return { error: new MigrationError('USAGE', message, { cause: thrown }), status };
     }
   }
   const error = toMigrationError(thrown);

@@ -29,7 +29,9 @@ export class GuestAgent {
     this.#socket = socket;
     this.#closed.promise.catch(() => undefined);
     socket.on('data', (chunk) => this.#receive(chunk));
-    socket.on('error', () => socket.destroy());
+    socket.on('error', (cause) =>
+      this.#end(new MigrationError('QEMU_GONE', 'the port of the guest agent is lost', { cause })),
+    );
     socket.on('close', () => this.#end(new MigrationError('QEMU_GONE', 'the port of the guest agent is closed')));
   }
 

@@ -8,10 +8,14 @@ import type { CloneFailure } from '../../domain/fork.js';
 import { pause, withDeadline } from '../deadline.js';
 import { PollPace } from '../poll.js';
 import type { ForkProgress } from '../ports/fork.js';
+import { describeProgress, troubleOf } from '../progress.js';
 import { Rate } from '../rate.js';
 import { neverUndone } from '../walk.js';
 import { noteAdvance } from '../walk-context.js';
 import type { ForkExecutor, ForkStepContext } from './context.js';
+
+/** Whose errors may come as JSON. */
+const AGENT = 'the agent';
 
 /** The undo of prepareClones takes the whole fork away, so the steps after it have nothing left to undo. */
 const undoneWithClones = (): Promise<void> => Promise.resolve();
@@ -112,7 +116,12 @@ export const fillImage: ForkExecutor = {
       const nowMs = ports.clock.nowMs();
       noteAdvance(context, progress.pagesDone, nowMs);
       rate.note(nowMs, copiedBytes(progress));
-      const described = describe(progress, rate.bytesPerS);
+      const described = describeProgress({
+        ...progress,
+        bytesDone: copiedBytes(progress),
+        bytesPerS: rate.bytesPerS,
+        faultCount: (progress.counters.cloneFaultCount ?? 0) + (progress.counters.parentFaultCount ?? 0),
+      });
       observer.onProgress(described);
       if (progress.state === 'complete') return { counters: progress.counters, pageBytes: progress.pageBytes };
       if (progress.state === 'failed') throw incomplete(context, progress.error);
@@ -120,6 +129,7 @@ export const fillImage: ForkExecutor = {
       if (nowMs - marks.advancedAtMs > limits.recoveryMsMax) {
         throw new MigrationError('NEEDS_RECOVERY', `no page has been copied for ${limits.recoveryMsMax} ms`, {
           remedy: `see to the load of ${record.plan.host}, then recover the job`,
+          cause: troubleOf(progress, AGENT),
         });
       }
       await pause(ports.clock, pace.nextMs(described.secondsLeft), halt);
@@ -167,11 +177,11 @@ function judge(
   failures: readonly CloneFailure[],
   done: string,
 ): CloneFailure[] {
-  const named = failures.map((failure) => ({ ...failure, error: asJson(failure.error) }));
+  const named = failures.map((failure) => ({ ...failure, error: MigrationError.from(failure.error, AGENT).toJSON() }));
   const first = failures[0];
   if (first === undefined && count > 0) return named;
   if (record.plan.request.isPartialAllowed && count > 0) return named;
-  const cause = first === undefined ? undefined : errorOf(first.error);
+  const cause = first === undefined ? undefined : MigrationError.from(first.error, AGENT);
   const others = failures.length > 1 ? ` (and ${failures.length - 1} more)` : '';
   const what = first === undefined ? 'no clone' : `clone ${first.name}${others}`;
   throw new MigrationError(
@@ -185,17 +195,8 @@ function judge(
   );
 }
 
-/** An error of an agent, which may have come as JSON. */
-function errorOf(error: unknown): MigrationError {
-  return error instanceof Error ? toMigrationError(error) : MigrationError.fromJSON(error, 'the agent');
-}
-
-function asJson(error: unknown): unknown {
-  return error instanceof Error ? toMigrationError(error).toJSON() : error;
-}
-
 function incomplete({ record, findings }: ForkStepContext, thrown: unknown): MigrationError {
-  const cause = errorOf(thrown);
+  const cause = MigrationError.from(thrown, AGENT);
   const { parent } = record.plan;
   const image = findings.image ?? record.fork;
   return new MigrationError(
@@ -210,16 +211,4 @@ function incomplete({ record, findings }: ForkStepContext, thrown: unknown): Mig
 
 function copiedBytes({ counters, pagesDone, pageBytes }: ForkProgress): number {
   return counters.copiedBytes ?? pagesDone * pageBytes;
-}
-
-function describe(progress: ForkProgress, bytesPerS: number) {
-  const bytesLeft = Math.max(0, progress.pagesTotal - progress.pagesDone) * progress.pageBytes;
-  return {
-    pagesTotal: progress.pagesTotal,
-    pagesDone: progress.pagesDone,
-    bytesDone: copiedBytes(progress),
-    bytesPerS: Math.round(bytesPerS),
-    secondsLeft: bytesLeft === 0 ? 0 : bytesPerS > 0 ? bytesLeft / bytesPerS : null,
-    faultCount: (progress.counters.cloneFaultCount ?? 0) + (progress.counters.parentFaultCount ?? 0),
-  };
 }

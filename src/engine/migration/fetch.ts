@@ -2,10 +2,13 @@
  * After commit: the target runs and fetches what it lacks. Nothing in here is undone; every call may be repeated by
  * this or a later daemon.
  */
-import { MigrationError, toMigrationError } from '../../domain/errors.js';
+
+import { MigrationError, NETWORK_CODES, toMigrationError } from '../../domain/errors.js';
+import { MODE_TRAITS } from '../../domain/migration.js';
 import { pause, withDeadline } from '../deadline.js';
 import { PollPace } from '../poll.js';
 import type { SessionProgress } from '../ports/session.js';
+import { describeProgress, troubleOf } from '../progress.js';
 import { Rate } from '../rate.js';
 import { neverUndone } from '../walk.js';
 import { noteAdvance } from '../walk-context.js';
@@ -13,9 +16,12 @@ import type { StepContext, StepExecutor } from './context.js';
 import { lost } from './lost.js';
 import { drainNative } from './native.js';
 
+const CONNECTION_REMEDY = 'see to the connection between the hosts, then recover the job';
+
 export const drain: StepExecutor = {
   async forward(context) {
-    return context.record.plan.request.mode === 'native-postcopy' ? drainNative(context) : drainPages(context);
+    const { mover } = MODE_TRAITS[context.record.plan.request.mode];
+    return mover === 'backend' ? drainNative(context) : drainPages(context);
   },
   undo: neverUndone,
 };
@@ -31,22 +37,29 @@ async function drainPages(
     const nowMs = ports.clock.nowMs();
     noteAdvance(context, progress.pagesPresent, nowMs);
     rate.note(nowMs, bytesFetched(progress));
-    const described = describe(progress, rate.bytesPerS);
+    const described = describeProgress({
+      ...progress,
+      pagesDone: progress.pagesPresent,
+      bytesDone: bytesFetched(progress),
+      bytesPerS: rate.bytesPerS,
+      faultCount: progress.counters.faultCount ?? 0,
+    });
     observer.onProgress(described);
     if (progress.state === 'complete') return { targetCounters: progress.counters, pageBytes: progress.pageBytes };
     if (!progress.hasRun) {
       const resuming = ports.target.resume(context.record.session, context.record.epoch + 1);
       await withDeadline(ports.clock, resuming, limits.callMsMax, 'resuming the target again');
     } else if (progress.state === 'disconnected' || progress.state === 'failed') {
-      await reconnect(context, progress);
+      const trouble = troubleInState(progress.state, context, progress);
+      // A session opened anew has forgotten why the one before it failed.
+      if (trouble.cause !== undefined || marks.trouble === null) marks.trouble = trouble;
+      observer.onRecovering(trouble);
+      await reconnect(context);
     } else {
       observer.onRecovering(null);
     }
     if (nowMs - marks.advancedAtMs > limits.recoveryMsMax) {
-      throw new MigrationError('NEEDS_RECOVERY', `no page has arrived for ${limits.recoveryMsMax} ms`, {
-        remedy: 'see to the connection between the hosts, then recover the job',
-        cause: errorOf(progress),
-      });
+      throw standstill(`no page has arrived for ${limits.recoveryMsMax} ms`, marks.trouble);
     }
     await pause(ports.clock, pace.nextMs(described.secondsLeft), halt);
   }
@@ -56,25 +69,43 @@ async function ask(context: StepContext): Promise<SessionProgress> {
   const { ports, limits, record } = context;
   const call = ports.target.progress(record.session);
   const progress = await withDeadline(ports.clock, call, limits.callMsMax, 'asking the target for progress');
-  if (progress.state === 'gone') throw lost(context, progress.hasRun);
+  if (progress.state === 'gone') throw lost(context, progress.hasRun, troubleOf(progress, 'the target'));
   return progress;
 }
 
-/** What the session says of its trouble, which may have come as JSON from another host. */
-function errorOf({ error }: SessionProgress): MigrationError | undefined {
-  if (error === null || error === undefined || error instanceof MigrationError) return error ?? undefined;
-  return MigrationError.fromJSON(error, 'the target');
+/** A session that failed says why, and is no lost connection: the hosts may hear each other well. */
+function troubleInState(
+  state: 'disconnected' | 'failed',
+  { record }: StepContext,
+  progress: SessionProgress,
+): MigrationError {
+  const cause = troubleOf(progress, 'the target');
+  if (state === 'disconnected') {
+    return new MigrationError('DISCONNECTED', `${record.plan.request.target} has lost its data connection`, { cause });
+  }
+  const code = cause?.code ?? 'NATIVE_FAILED';
+  return new MigrationError(code, `the target's page session failed: ${code}`, {
+    ...(cause?.remedy === undefined ? {} : { remedy: cause.remedy }),
+    cause,
+  });
+}
+
+/** Whoever says nothing else is most likely not heard. */
+function standstill(message: string, trouble: MigrationError | null): MigrationError {
+  const isNetwork = trouble === null || NETWORK_CODES.has(trouble.code);
+  const remedy = isNetwork
+    ? CONNECTION_REMEDY
+    : (trouble.remedy ?? 'see to what the cause names, then recover the job');
+  return new MigrationError('NEEDS_RECOVERY', message, { remedy, ...(trouble === null ? {} : { cause: trouble }) });
 }
 
 /**
  * The keys of an earlier daemon life are worthless, so they are asked for each time: expose is idempotent and returns
  * the present ones.
  */
-async function reconnect(context: StepContext, progress: SessionProgress): Promise<void> {
-  const { ports, limits, record, observer } = context;
+async function reconnect(context: StepContext): Promise<void> {
+  const { ports, limits, record } = context;
   const { vm, transport, target } = record.plan.request;
-  const lostConnection = `${target} has lost its data connection`;
-  observer.onRecovering(new MigrationError('DISCONNECTED', lostConnection, { cause: errorOf(progress) }));
   try {
     const exposing = ports.source.expose({ session: record.session, vm, token: record.token, transport, target });
     context.endpoint = await withDeadline(ports.clock, exposing, limits.callMsMax, 'exposing the source again');
@@ -84,7 +115,9 @@ async function reconnect(context: StepContext, progress: SessionProgress): Promi
     const error = toMigrationError(thrown);
     // The source knows that nobody has the pages any more.
     if (error.code === 'VM_LOST') throw error;
+    const remedy = error.remedy ?? (NETWORK_CODES.has(error.code) ? CONNECTION_REMEDY : undefined);
     throw new MigrationError(error.code, `the target cannot connect again: ${error.message}`, {
+      ...(remedy === undefined ? {} : { remedy }),
       isRetryable: true,
       cause: error,
     });
@@ -138,16 +171,4 @@ function bytesFetched({ counters, pagesPresent, pageBytes }: SessionProgress): n
   return demandBytes === undefined || prefetchBytes === undefined
     ? pagesPresent * pageBytes
     : demandBytes + prefetchBytes;
-}
-
-function describe(progress: SessionProgress, bytesPerS: number) {
-  const bytesLeft = Math.max(0, progress.pagesTotal - progress.pagesPresent) * progress.pageBytes;
-  return {
-    pagesTotal: progress.pagesTotal,
-    pagesDone: progress.pagesPresent,
-    bytesDone: bytesFetched(progress),
-    bytesPerS: Math.round(bytesPerS),
-    secondsLeft: bytesLeft === 0 ? 0 : bytesPerS > 0 ? bytesLeft / bytesPerS : null,
-    faultCount: progress.counters.faultCount ?? 0,
-  };
 }

@@ -4,9 +4,11 @@
  */
 
 import { MigrationError, toMigrationError } from '../../domain/errors.js';
+import { MODE_TRAITS } from '../../domain/migration.js';
 import type { MigrationProgress } from '../../domain/progress.js';
 import { pause, withDeadline } from '../deadline.js';
 import { PollPace } from '../poll.js';
+import { describeProgress, troubleOf } from '../progress.js';
 import { noteAdvance } from '../walk-context.js';
 import type { Findings, StepContext, StepExecutor } from './context.js';
 import { lost } from './lost.js';
@@ -26,7 +28,7 @@ export const nativeStart: StepExecutor = {
     const watching = new AbortController();
     const moving = ports.source.nativeMigrate(vm, record.session, {
       uri: findings.nativeUri,
-      isPostcopy: mode === 'native-postcopy',
+      isPostcopy: MODE_TRAITS[mode].fetches,
       bandwidthBytesPerS,
       downtimeMsMax,
     });
@@ -66,7 +68,7 @@ export const nativeSwitchover: StepExecutor = {
 export async function nativeFigures(
   context: StepContext,
 ): Promise<Partial<Findings> & { readonly downtimeMs: number }> {
-  if (context.record.plan.request.mode === 'postcopy') return { downtimeMs: 0 };
+  if (MODE_TRAITS[context.record.plan.request.mode].mover === 'pager') return { downtimeMs: 0 };
   try {
     const reading = await read(context);
     return { ...figures(context, reading), downtimeMs: numberOf(reading, 'downtimeMs') };
@@ -86,7 +88,7 @@ export async function drainNative(context: StepContext): Promise<Partial<Finding
   for (;;) {
     const asking = ports.target.progress(record.session);
     const target = await withDeadline(ports.clock, asking, limits.callMsMax, 'asking the target for progress');
-    if (target.state === 'gone') throw lost(context, target.hasRun);
+    if (target.state === 'gone') throw lost(context, target.hasRun, troubleOf(target, 'the target'));
     const reading = await read(context);
     const nowMs = ports.clock.nowMs();
     noteAdvance(context, numberOf(reading, 'ramTransferredBytes'), nowMs);
@@ -98,6 +100,7 @@ export async function drainNative(context: StepContext): Promise<Partial<Finding
     if (hasBroken || nowMs - marks.advancedAtMs > limits.recoveryMsMax) {
       throw new MigrationError('NEEDS_RECOVERY', `QEMU's own post-copy has stopped: ${reading.status ?? 'no status'}`, {
         remedy: "QEMU keeps both halves of the VM; recover QEMU's stream by hand or stop the VM",
+        cause: reasonOf(reading) ?? troubleOf(target, 'the target'),
       });
     }
     await pause(ports.clock, pace.nextMs(described.secondsLeft), halt);
@@ -133,15 +136,20 @@ function describe({ record }: StepContext, reading: NativeReading): MigrationPro
   const { pageBytes } = record.spec.memory;
   const totalBytes = numberOf(reading, 'ramTotalBytes');
   const leftBytes = numberOf(reading, 'ramRemainingBytes');
-  const bytesPerS = numberOf(reading, 'bytesPerS');
-  return {
+  return describeProgress({
     pagesTotal: Math.ceil(totalBytes / pageBytes),
     pagesDone: Math.floor(Math.max(0, totalBytes - leftBytes) / pageBytes),
+    pageBytes,
+    bytesLeft: leftBytes,
     bytesDone: numberOf(reading, 'ramTransferredBytes'),
-    bytesPerS,
-    secondsLeft: bytesPerS > 0 ? leftBytes / bytesPerS : null,
+    bytesPerS: numberOf(reading, 'bytesPerS'),
     faultCount: 0,
-  };
+  });
+}
+
+/** In QEMU's own words, if it has said any. */
+function reasonOf({ errorText }: NativeReading): MigrationError | undefined {
+  return typeof errorText === 'string' ? new MigrationError('QEMU_FAILED', errorText) : undefined;
 }
 
 function numberOf(reading: NativeReading, key: string): number {

@@ -69,8 +69,9 @@ export const resumeTarget: StepExecutor = {
       ({ resumedAtUs } = await ports.target.resume(record.session, record.epoch + 1));
     } catch (thrown) {
       // QEMU may have died before this resume, or after an earlier one whose answer was lost: only the session knows.
-      if (toMigrationError(thrown).code !== 'QEMU_GONE') throw thrown;
-      throw lost(context, (await ports.target.progress(record.session)).hasRun);
+      const error = toMigrationError(thrown);
+      if (error.code !== 'QEMU_GONE') throw error;
+      throw lost(context, (await ports.target.progress(record.session)).hasRun, error);
     }
     const blackoutMs = sinceStop(context);
     const { downtimeMs, ...figures } = await nativeFigures(context);

@@ -83,9 +83,9 @@ export interface AgentPort {
     options: { uri: string; isPostcopy: boolean; bandwidthBytesPerS: number; downtimeMsMax: number },
   ): Promise<void>;
   /**
-   * `query-migrate` in our words, all optional: status (QEMU's), ramTotalBytes, ramTransferredBytes, ramRemainingBytes,
-   * bytesPerS, rounds, downtimeMs (QEMU's own reading of how long the source has been stopped when nativeMigrate
-   * resolved).
+   * `query-migrate` in our words, all optional: status and errorText (QEMU's), ramTotalBytes, ramTransferredBytes,
+   * ramRemainingBytes, bytesPerS, rounds, downtimeMs (QEMU's own reading of how long the source has been stopped when
+   * nativeMigrate resolved).
    */
   nativeProgress(vm: string): Promise<Readonly<Record<string, number | string>>>;
   nativeCancel(vm: string, session: string): Promise<void>;

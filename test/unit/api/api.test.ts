@@ -290,15 +290,20 @@ test('metrics count each ended job once', async () => {
 });
 
 test('the OpenAPI document describes every route', async () => {
-  const document = await client().get<{ openapi: string; paths: Record<string, Record<string, unknown>> }>(
-    '/openapi.json',
-  );
+  const document = await client().get<{
+    openapi: string;
+    paths: Record<string, Record<string, unknown>>;
+    components: { schemas: Record<string, { properties: unknown }> };
+  }>('/openapi.json');
   expect(document.openapi).toMatch(/^3\.1/);
   expect(Object.keys(document.paths)).toEqual(
     expect.arrayContaining(['/v1/vms/{name}/pause', '/v1/migrations', '/agent/v1/call/prepare', '/metrics']),
   );
   const body = JSON.stringify(document.paths['/v1/migrations']);
   for (const key of ['bandwidthBytesPerS', 'downtimeMsMax', 'native-postcopy', 'refusals']) expect(body).toContain(key);
+  expect(body).toContain('"#/components/schemas/Error"');
+  const { properties } = document.components.schemas['Error'] ?? {};
+  expect(properties).toMatchObject({ code: {}, cause: { properties: { remedy: {}, cause: { properties: {} } } } });
 });
 
 describe('the unix socket', () => {

@@ -1,7 +1,6 @@
 import { describe, expect, test } from 'vitest';
 import {
   bytes,
-  errorText,
   jobTable,
   microseconds,
   milliseconds,
@@ -11,7 +10,6 @@ import {
   reportText,
   table,
 } from '../../../src/cli/render.js';
-import { MigrationError } from '../../../src/domain/errors.js';
 import type { MigrationPlan } from '../../../src/domain/migration.js';
 import { jobView, REPORT } from '../../support/api-fakes.js';
 
@@ -87,17 +85,6 @@ test('a plan marks the steps in which the VM does not run', () => {
   };
   expect(planText(plan).split('\n')).toEqual(
     expect.arrayContaining(['   1.   A: take the VM', '   2. ■ A: stop it', '  note: nothing else']),
-  );
-});
-
-test('an error shows code, refusals with remedies, cause and remedy', () => {
-  const refusals = [{ code: 'RAM_NOT_SHARED', reason: 'RAM is private', remedy: 'use --native' }];
-  const error = new MigrationError('PREFLIGHT_REFUSED', 'web cannot move', {
-    details: refusals,
-    cause: new Error('deep'),
-  });
-  expect(errorText('vmigrate', error.toJSON())).toBe(
-    'vmigrate: web cannot move (PREFLIGHT_REFUSED)\n  RAM_NOT_SHARED: RAM is private\n    → use --native\n  because: deep\n',
   );
 });
 

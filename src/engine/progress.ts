@@ -1,0 +1,32 @@
+/** What agents say of work under way, as a job shows it. */
+import { MigrationError } from '../domain/errors.js';
+import type { MigrationProgress } from '../domain/progress.js';
+
+export interface ProgressReading {
+  readonly pagesTotal: number;
+  readonly pagesDone: number;
+  readonly pageBytes: number;
+  /** How far it is, where that is known better than by pages. */
+  readonly bytesLeft?: number;
+  readonly bytesDone: number;
+  readonly bytesPerS: number;
+  readonly faultCount: number;
+}
+
+export function describeProgress(reading: ProgressReading): MigrationProgress {
+  const { pagesTotal, pagesDone, pageBytes, bytesDone, bytesPerS, faultCount } = reading;
+  const bytesLeft = reading.bytesLeft ?? Math.max(0, pagesTotal - pagesDone) * pageBytes;
+  return {
+    pagesTotal,
+    pagesDone,
+    bytesDone,
+    bytesPerS: Math.round(bytesPerS),
+    secondsLeft: bytesLeft === 0 ? 0 : bytesPerS > 0 ? bytesLeft / bytesPerS : null,
+    faultCount,
+  };
+}
+
+/** The error that came with a reading, which may be JSON of another host. */
+export function troubleOf({ error }: { readonly error: unknown }, where: string): MigrationError | undefined {
+  return error === null || error === undefined ? undefined : MigrationError.from(error, where);
+}
