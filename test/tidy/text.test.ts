@@ -1,5 +1,6 @@
+import { dirname } from 'node:path';
 import { describe, expect, test } from 'vitest';
-import { allFiles, codeFiles, complaints, filesUnder, isGenerated } from './tree.js';
+import { allFiles, codeFiles, complaints, filesUnder, isGenerated, type TextFile } from './tree.js';
 
 const LINES_MAX = 400;
 /** Files that are longer, each with the reason why it is one concern all the same. */
@@ -39,6 +40,37 @@ describe('names', () => {
     const plain = filesUnder('native').filter(({ path }) => path.endsWith('.h') && !path.startsWith('native/preload/'));
     expect(plain.map(({ path }) => path)).toEqual([]);
   });
+});
+
+const COLUMNS_MAX = 120;
+/** Files that others have written, or that a program writes. */
+const FOREIGN_LINES = new Set(['package-lock.json', 'LICENSE']);
+
+/** Lines of a Markdown file that may be long: rows of tables, and blocks of code. */
+function prose(file: TextFile): string[] {
+  let isCode = false;
+  return file.lines.map((line) => {
+    if (line.startsWith('```')) isCode = !isCode;
+    return isCode || line.startsWith('|') ? '' : line;
+  });
+}
+
+test(`no line has more than ${COLUMNS_MAX} columns`, () => {
+  const files = allFiles().filter((file) => !FOREIGN_LINES.has(file.path) && !isGenerated(file));
+  const long = files.flatMap((file) =>
+    (file.path.endsWith('.md') ? prose(file) : file.lines).flatMap((line, index) =>
+      [...line].length > COLUMNS_MAX ? [`${file.path}:${index + 1}: ${[...line].length}`] : [],
+    ),
+  );
+  expect(long).toEqual([]);
+});
+
+const FOLDER_FILES_MAX = 25;
+
+test(`no folder has more than ${FOLDER_FILES_MAX} files of its own`, () => {
+  const counts = new Map<string, number>();
+  for (const { path } of allFiles()) counts.set(dirname(path), (counts.get(dirname(path)) ?? 0) + 1);
+  expect([...counts].filter(([, count]) => count > FOLDER_FILES_MAX)).toEqual([]);
 });
 
 describe('files', () => {
