@@ -16,12 +16,12 @@ import { MigrationError, toMigrationError } from '../domain/errors.js';
 import type { ForkPlan, ForkReport, ForkRequest } from '../domain/fork.js';
 import type { JobView } from '../domain/job.js';
 import type { MigrationOrder, MigrationPlan, MigrationReport } from '../domain/migration.js';
-import type { ForkRecord } from '../engine/fork/context.js';
-import type { JobRecord } from '../engine/migration/context.js';
+import type { ForkJobRecord } from '../engine/fork/context.js';
+import type { MigrationRecord } from '../engine/migration/context.js';
 import type { AgentPort } from '../engine/ports/agent.js';
 import type { Clock, Random } from '../engine/ports/clock.js';
 import type { ForkAgentPort } from '../engine/ports/fork.js';
-import type { FaultPort } from '../engine/ports/inject.js';
+import type { InjectPort } from '../engine/ports/inject.js';
 import type { JournalEntry } from '../engine/ports/journal.js';
 import type { Registry } from '../engine/ports/registry.js';
 import type { Outcome } from '../engine/walk.js';
@@ -75,7 +75,7 @@ export interface JobManagerOptions {
   readonly journal: ReplayableJournal;
   readonly clock: Clock;
   readonly random: Random;
-  readonly faults: FaultPort;
+  readonly inject: InjectPort;
   readonly log: JobLog;
   readonly limits?: Partial<JobLimits>;
 }
@@ -161,7 +161,7 @@ export class JobManager {
   }
 
   /** Makes the job durable, then lets it go. */
-  async #accept(submittedAtMs: number, record: JobRecord | ForkRecord): Promise<JobView> {
+  async #accept(submittedAtMs: number, record: MigrationRecord | ForkJobRecord): Promise<JobView> {
     const job = newJob(emptyHistory(record), submittedAtMs);
     const { id, kind } = job.view;
     const vm = vmOf(job);

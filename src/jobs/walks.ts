@@ -35,8 +35,8 @@ const FORK_UNDO_MS_MAX = 30_000;
 
 export function walkOf(job: Job, parts: WalkParts): JobWalk {
   const { history, cancel, submittedAtMs } = job;
-  const { host, agent, forks, registry, clock, faults, limits, halt, observer } = parts;
-  const ports = { journal: { append: appendTo(history, parts) }, clock, faults };
+  const { host, agent, forks, registry, clock, inject, limits, halt, observer } = parts;
+  const ports = { journal: { append: appendTo(history, parts) }, clock, inject };
   const marks: Marks = {
     startedAtMs: history.kind === 'fork' ? submittedAtMs : null,
     stoppedAtMs: null,

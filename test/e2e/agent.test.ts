@@ -230,7 +230,7 @@ describe('after the commit', () => {
     await upToConnect(move);
     await stopAndTransfer(move);
     const epoch = await commit(move);
-    b.faults.add('agent:resume');
+    b.failures.add('agent:resume');
     await expect(b.agent.resume(move.session, epoch)).rejects.toEqual(code('CANCELLED'));
     await b.restart();
     await expect(b.agent.discard(move.session)).rejects.toEqual(code('CONFLICT'));

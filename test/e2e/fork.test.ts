@@ -133,12 +133,12 @@ describe('a fork that is given up', () => {
   );
 
   test.each(AGENT_POINTS_BEFORE_COMMIT)('because of a failure at %s', async (point) => {
-    const { vms, faults, agent } = forks.host;
+    const { vms, failures, agent } = forks.host;
     await forks.boot({ name: 'faulty', touchMiB: 32, writePercent: 50 });
     const request = forks.request('faulty');
-    faults.add(point);
+    failures.add(point);
     await expect(forks.fork(request)).rejects.toEqual(code('CANCELLED'));
-    expect(faults).toEqual(new Set());
+    expect(failures).toEqual(new Set());
     await agent.discardFork(request.fork);
     expect(vms.list().map(({ name, state }) => `${name} ${state}`)).toEqual(['faulty running']);
     expect(forks.traces()).toEqual([]);

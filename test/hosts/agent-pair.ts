@@ -42,9 +42,9 @@ export interface LogLine {
 /** One host. `restart` is what a new daemon does; QEMU stays. */
 export class AgentHost {
   readonly log: LogLine[] = [];
-  /** Fault points that throw, by name; each once. */
-  readonly faults = new Set<string>();
-  /** What is done at a fault point before it is passed, by name; each once. */
+  /** Points of InjectPort that throw, by name; each once. */
+  readonly failures = new Set<string>();
+  /** What is done at such a point before it is passed, by name; each once. */
   readonly atPoint = new Map<string, () => Promise<void>>();
   vms!: VmManager;
   agent!: LocalAgent;
@@ -104,12 +104,13 @@ export class AgentHost {
         sleep: (ms, signal) => sleep(ms, undefined, signal === undefined ? {} : { signal }),
       },
       log,
-      faults: {
+      inject: {
         hit: async (point) => {
           const act = this.atPoint.get(point);
           this.atPoint.delete(point);
           await act?.();
-          if (this.faults.delete(point)) throw new MigrationError('CANCELLED', `fault at ${point}`);
+          if (this.failures.delete(point))
+            throw new MigrationError('CANCELLED', `a test ordered a failure at ${point}`);
         },
       },
       hostInfo: { preloadPath, certificateExpiresAt: () => null },

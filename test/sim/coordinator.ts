@@ -31,11 +31,11 @@ export function diskHooks(world: AnyWorld, isFull: () => boolean) {
 export function worldPorts(
   world: AnyWorld,
   life: Life,
-): Pick<JobManagerOptions, 'clock' | 'random' | 'faults' | 'log'> {
+): Pick<JobManagerOptions, 'clock' | 'random' | 'inject' | 'log'> {
   return {
     clock: life.clock,
     random: { hex: (bytes) => world.chance.hex(bytes) },
-    faults: {
+    inject: {
       hit: async (point) => {
         world.event(point);
         await life.survive();

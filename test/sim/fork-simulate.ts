@@ -112,7 +112,7 @@ export async function simulateFork({
   const job = (jobs as JobManager | null)?.list()[0] ?? null;
   if (!hasRested) world.fail(`the job did not come to rest: ${JSON.stringify(job)}`);
   else if (world.violation === null) {
-    judge(world, job?.state ?? null, parentMode);
+    checkAtRest(world, job?.state ?? null, parentMode);
     // A question that got no answer may cost the report its names; a death of the daemon may not.
     const named = job?.kind === 'fork' ? (job.report?.clones.length ?? 0) : 0;
     const isHeard = faults.every(({ kind }) => kind === 'killDaemon');
@@ -158,7 +158,7 @@ function called(world: ForkWorld, life: Life, name: string, work: Call): Call {
 }
 
 /** What must hold when the daemon is up, all faults over and the job has ended. */
-function judge(world: ForkWorld, state: JobState | null, parentMode: ParentMode): void {
+function checkAtRest(world: ForkWorld, state: JobState | null, parentMode: ParentMode): void {
   const { parent, clones, images, forks, killed } = world;
   const fail = (what: string): void => world.fail(`at rest (${state}): ${what}`);
   if (parent.job !== null) fail('the parent is still reserved');

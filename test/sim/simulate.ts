@@ -125,7 +125,7 @@ export async function simulate({ seed, faults, mode = 'postcopy', sabotage }: Sc
   });
   const job = daemons.A?.jobs?.list()[0] ?? null;
   if (!hasRested) world.fail(`the job did not come to rest: ${JSON.stringify(job)}`);
-  else if (world.violation === null) judgeRest(world, daemons, job?.state ?? null);
+  else if (world.violation === null) checkAtRest(world, daemons, job?.state ?? null);
   return {
     violation: world.violation?.message ?? null,
     state: job?.state ?? null,
@@ -146,7 +146,7 @@ async function giveToSource({ hosts, time }: World): Promise<void> {
 }
 
 /** What must hold when all daemons are up, all faults over and the job has ended. */
-function judgeRest(world: World, { A, B }: { A: Daemon | null; B: Daemon | null }, state: JobState | null): void {
+function checkAtRest(world: World, { A, B }: { A: Daemon | null; B: Daemon | null }, state: JobState | null): void {
   const source = world.hosts.A.vms.get(vmSpec.name);
   const target = world.hosts.B.vms.get(vmSpec.name);
   const runs = (record: typeof source): boolean => record?.qemu?.isAlive === true && record.qemu.state === 'running';

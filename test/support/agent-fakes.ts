@@ -133,7 +133,7 @@ export class FakeHost {
       stateDir: directory,
       clock: { nowMs: () => performance.now(), isoNow: () => new Date().toISOString(), sleep: async () => undefined },
       log: { debug: silent, info: silent, warn: silent, error: silent },
-      faults: { hit: async () => undefined },
+      inject: { hit: async () => undefined },
       hostInfo: { preloadPath: null, certificateExpiresAt: () => null },
     });
   }

@@ -4,8 +4,11 @@ import type { ForkAgentPort } from '../ports/fork.js';
 import type { JournalEntry } from '../ports/journal.js';
 import type { Executor, WalkContext, WalkPorts } from '../walk-context.js';
 
-/** What a fork is, fixed when it is submitted: its first journal entry. */
-export type ForkRecord = Extract<JournalEntry, { type: 'fork' }>;
+/**
+ * What the job of a fork is, fixed when it is submitted: its first journal entry. The agent keeps a record of its own
+ * (src/agent/fork/record.ts).
+ */
+export type ForkJobRecord = Extract<JournalEntry, { type: 'fork' }>;
 
 /** What steps have learned and later ones (or the report) need. The journal keeps it with each step's end. */
 export interface ForkFindings {
@@ -44,7 +47,7 @@ export interface ForkPorts extends WalkPorts {
 }
 
 export interface ForkStepContext extends WalkContext<ForkStep> {
-  readonly record: ForkRecord;
+  readonly record: ForkJobRecord;
   readonly ports: ForkPorts;
   readonly findings: ForkFindings;
 }

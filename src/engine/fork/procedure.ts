@@ -91,7 +91,7 @@ export const forkWalk = new Walk<ForkStepName, ForkStep, ForkStepContext, ForkFi
     );
   },
   recollect,
-  letGo,
+  releaseLost,
   report: buildForkReport,
 });
 
@@ -112,7 +112,7 @@ async function recollect({
 }
 
 /** The image will never be complete: the host forgets the fork, and the parent at least is free again. */
-async function letGo({ record, ports, limits, observer }: ForkStepContext): Promise<void> {
+async function releaseLost({ record, ports, limits, observer }: ForkStepContext): Promise<void> {
   const { vm } = record.plan.request;
   const calls: [string, () => Promise<void>][] = [['forgetting', () => ports.forks.finishFork(record.fork)]];
   if (vm !== null) calls.push(['unreserving the parent of', () => ports.agent.unreserve(vm, record.job)]);

@@ -34,7 +34,7 @@ export const prepareClones: ForkExecutor = {
       job: record.job,
       ...record.plan.request,
     });
-    const named = judge(context, clones.length, failures, 'prepared');
+    const named = namedFailures(context, clones.length, failures, 'prepared');
     return { image, isWarm, clones, failures: named };
   },
   /** The parent first: it runs on unprotected before anything else is taken away. */
@@ -64,7 +64,7 @@ export const startClones: ForkExecutor = {
     const { record, ports, findings, marks } = context;
     const beganAtMs = ports.clock.nowMs();
     const { ready, failures } = await ports.forks.startClones(record.fork);
-    const named = judge(context, ready.length, failures, 'started');
+    const named = namedFailures(context, ready.length, failures, 'started');
     const beganMs = beganAtMs - (marks.startedAtMs ?? beganAtMs);
     return {
       ready: ready.map(({ index, atMs }) => ({ index, readyMs: beganMs + atMs })),
@@ -161,7 +161,7 @@ function parentOf({ plan }: ForkStepContext['record']): string {
 }
 
 /** All clones or none, unless some are enough. */
-function judge(
+function namedFailures(
   { record }: ForkStepContext,
   count: number,
   failures: readonly CloneFailure[],

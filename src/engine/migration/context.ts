@@ -5,8 +5,8 @@ import type { Registry } from '../ports/registry.js';
 import type { SourceEndpointInfo } from '../ports/session.js';
 import type { Executor, WalkContext, WalkPorts, WalkStep } from '../walk-context.js';
 
-/** What a job is, fixed when it is submitted: its first journal entry. */
-export type JobRecord = Extract<JournalEntry, { type: 'job' }>;
+/** What a migration is, fixed when it is submitted: its first journal entry, whose type is 'job' on disk. */
+export type MigrationRecord = Extract<JournalEntry, { type: 'job' }>;
 
 /**
  * What steps have learned and later ones (or the report) need. The journal keeps it with each step's end, so it
@@ -46,7 +46,7 @@ export function noFindings(): Findings {
 
 /** A migration's walk. */
 export interface StepContext extends WalkContext<WalkStep<StepName>> {
-  readonly record: JobRecord;
+  readonly record: MigrationRecord;
   readonly ports: EnginePorts;
   readonly findings: Findings;
   /** Present keys of the source; secrets, so the journal does not hold them. */

@@ -11,16 +11,16 @@ import { neverUndone } from '../walk.js';
 import { noteAdvance } from '../walk-context.js';
 import type { StepContext, StepExecutor } from './context.js';
 import { lost } from './lost.js';
-import { drainNative } from './native.js';
+import { fetchRestNatively } from './native.js';
 
-export const drain: StepExecutor = {
+export const fetchRest: StepExecutor = {
   async forward(context) {
-    return context.record.plan.request.mode === 'native-postcopy' ? drainNative(context) : drainPages(context);
+    return context.record.plan.request.mode === 'native-postcopy' ? fetchRestNatively(context) : fetchPages(context);
   },
   undo: neverUndone,
 };
 
-async function drainPages(
+async function fetchPages(
   context: StepContext,
 ): Promise<{ targetCounters: Record<string, number>; pageBytes: number }> {
   const { ports, limits, marks, halt, observer } = context;

@@ -59,7 +59,7 @@ import { firstStepOutOfOrder } from '../../planner/migration/plan.js';
 import { withDeadline } from '../deadline.js';
 import { Walk } from '../walk.js';
 import type { Findings, StepContext } from './context.js';
-import { drain, releaseSource } from './fetch.js';
+import { fetchRest, releaseSource } from './fetch.js';
 import { nativeStart, nativeSwitchover } from './native.js';
 import { connectTarget, exposeSource, prepareTarget, reserve } from './prepare.js';
 import { buildReport } from './report.js';
@@ -75,7 +75,8 @@ export const migrationWalk = new Walk<StepName, PlanStep, StepContext, Findings,
     transferState,
     commit,
     resumeTarget,
-    drain,
+    // 'drain' is the step's name in plans, journals and the API, and stays: journals of earlier builds hold it.
+    drain: fetchRest,
     releaseSource,
     nativeStart,
     nativeSwitchover,
@@ -101,12 +102,12 @@ export const migrationWalk = new Walk<StepName, PlanStep, StepContext, Findings,
     });
   },
   recollect: () => Promise.resolve(undefined),
-  letGo,
+  releaseLost,
   report: buildReport,
 });
 
 /** Nobody fetches from the source any more, and what it keeps is its user's: `stop` frees it. */
-async function letGo({ record, ports, limits, observer }: StepContext): Promise<void> {
+async function releaseLost({ record, ports, limits, observer }: StepContext): Promise<void> {
   const { vm } = record.plan.request;
   const calls: [string, () => Promise<void>][] = [
     ['unexposing', () => ports.source.unexpose(record.session)],

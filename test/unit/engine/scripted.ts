@@ -45,7 +45,7 @@ export class Scripted {
   readonly ownerStore = new MemoryStore();
   /** What a test changes; called in place of the ordinary answer. */
   readonly on: { [call: string]: (...parameters: never[]) => unknown } = {};
-  onFault: (point: string) => Promise<void> = () => Promise.resolve();
+  onInject: (point: string) => Promise<void> = () => Promise.resolve();
   peers = ['A', 'B'];
   #count = 0;
   /** The clock never says the same twice: what is to be equal must not be so by chance. */
@@ -84,7 +84,7 @@ export class Scripted {
           }),
       },
       random: { hex: (bytes) => (++this.#count).toString(16).padStart(bytes * 2, '0') },
-      faults: { hit: (point) => this.onFault(point) },
+      inject: { hit: (point) => this.onInject(point) },
       log: { info: () => undefined, warn: (_, message) => this.warnings.push(message) },
       limits: { pollMsFirst: 1, pollMs: 2, retryMsFirst: 1, retryMsMax: 4, leftoverMsFirst: 5, ...limits },
     });
@@ -173,7 +173,7 @@ export function gate(): { passed: Promise<void>; open: () => void } {
 }
 
 /** A call that is not answered before the test says so; `came` when it has been made. */
-export function held(world: Scripted, call: string, answer?: unknown): { came: Promise<void>; letGo: () => void } {
+export function held(world: Scripted, call: string, answer?: unknown): { came: Promise<void>; release: () => void } {
   const came = gate();
   const parked = gate();
   world.on[call] = async () => {
@@ -181,7 +181,7 @@ export function held(world: Scripted, call: string, answer?: unknown): { came: P
     await parked.passed;
     return answer;
   };
-  return { came: came.passed, letGo: parked.open };
+  return { came: came.passed, release: parked.open };
 }
 
 /** A daemon that never gets beyond `point`: what a crash there leaves in the files. */
@@ -191,7 +191,7 @@ export async function crashedAt(
 ): Promise<{ world: Scripted; id: string }> {
   const world = new Scripted();
   const crashed = gate();
-  world.onFault = (hit) => {
+  world.onInject = (hit) => {
     if (hit !== point) return Promise.resolve();
     crashed.open();
     return new Promise(() => undefined);
@@ -199,7 +199,7 @@ export async function crashedAt(
   const { jobs } = await world.daemon();
   const { id } = await submit(jobs);
   await crashed.passed;
-  world.onFault = () => Promise.resolve();
+  world.onInject = () => Promise.resolve();
   world.calls.length = 0;
   return { world, id };
 }
