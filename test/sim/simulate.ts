@@ -175,7 +175,6 @@ function checkAtRest(world: World, { A, B }: { A: Daemon | null; B: Daemon | nul
 function resumeFirst(registry: Registry, target: AgentPort): Registry {
   return {
     owner: (vm) => registry.owner(vm),
-    owners: () => registry.owners(),
     removeOwner: (vm, epoch) => registry.removeOwner(vm, epoch),
     lastEpoch: (vm) => registry.lastEpoch(vm),
     swapOwner: async (vm, epoch, next) => {
