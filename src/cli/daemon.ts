@@ -138,7 +138,6 @@ async function start(config: DaemonConfig, log: Logger, closers: (() => Promise<
   const jobs = new JobManager({
     ...{ host, registry, journal, clock, random, inject },
     agent: (name) => peers.agent(name),
-    forks: agent,
     log: log.child({ part: 'jobs' }),
     limits: withoutUndefined(config.limits),
   });

@@ -7,12 +7,12 @@ import type { ForkJobView, JobView, MigrationJobView } from '../domain/job.js';
 import { count, errorJson, hostName, jobId, list, of, refusalView, reportView, stepName, text, vmName } from './api.js';
 
 export const imageId = z.string().regex(/^[0-9a-f]{16}$/, 'is not an image id');
-const parentMode = z.enum(['continue', 'stop']);
-const cloneMemory = z.enum(['cow', 'private']);
-const cloneNetwork = z.enum(['fresh', 'isolated', 'none']);
-const cloneDisks = z.enum(['overlay', 'scratch']);
+export const parentMode = z.enum(['continue', 'stop']);
+export const cloneMemory = z.enum(['cow', 'private']);
+export const cloneNetwork = z.enum(['fresh', 'isolated', 'none']);
+export const cloneDisks = z.enum(['overlay', 'scratch']);
 /** With the index behind it still a VM's name. */
-const namePrefix = vmName.max(56);
+export const namePrefix = vmName.max(56);
 
 // ---- requests
 // ---------------------------------------------------------------------------------------------------------------------------
@@ -105,19 +105,22 @@ export const forkPlanView = of<ForkPlan>(
 );
 export const forkDryRunView = z.object({ plan: forkPlanView.nullable(), refusals: list(refusalView) });
 
-const cloneReport = z.object({
+export const cloneIdentity = z.object({
   index: count,
   cloneCount: count,
   name: text,
   uuid: text,
   vmGenerationId: text,
   macs: z.record(text, text),
+});
+
+const cloneReport = cloneIdentity.extend({
   host: hostName,
   mac: text.nullable(),
   readyMs: count,
 });
 
-const cloneFailure = z.object({ index: count, name: text, error: z.unknown() });
+export const cloneFailure = z.object({ index: count, name: text, error: z.unknown() });
 
 const forkReportView = of<ForkReport>(
   z.object({

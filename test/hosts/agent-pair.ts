@@ -193,10 +193,9 @@ export class AgentPair {
       return host;
     };
     const peers: Peers = {
-      agent: (name) => find(name).agent,
       sendState: async (name, session, body) => {
         await this.onSendState();
-        await find(name).agent.acceptState(session, body);
+        await find(name).agent.target.acceptState(session, body);
       },
       warm: async () => undefined,
     };
@@ -257,24 +256,27 @@ export class AgentPair {
 
 export async function prepareRequest(move: Move): Promise<PrepareRequest> {
   const { session, job, token, mode, from, vm } = move;
-  const { spec, epoch, accel } = await from.agent.vmInventory(vm);
+  const { spec, epoch, accel } = await from.agent.inventory.vmInventory(vm);
   return { session, job, token, mode, spec, epoch, accel, source: from.name, bandwidthBytesPerS: 0 };
 }
 
 /** reserve to connectTarget. */
 export async function upToConnect(move: Move): Promise<void> {
   const { from, to, session, vm, token, transport, job } = move;
-  await from.agent.reserve(vm, job);
-  await to.agent.prepare(await prepareRequest(move));
-  await to.agent.connect(session, await from.agent.expose({ session, vm, token, transport, target: to.name }));
+  await from.agent.source.reserve(vm, job);
+  await to.agent.target.prepare(await prepareRequest(move));
+  await to.agent.target.connect(
+    session,
+    await from.agent.source.expose({ session, vm, token, transport, target: to.name }),
+  );
 }
 
 export async function stopAndTransfer(move: Move): Promise<{ stoppedAtUs: number; deviceStateBytes: number }> {
   const { from, to, session, vm } = move;
-  const { stoppedAtUs } = await from.agent.stop(vm, session);
+  const { stoppedAtUs } = await from.agent.source.stop(vm, session);
   const [{ deviceStateBytes }] = await Promise.all([
-    from.agent.transferState(vm, session, to.name),
-    to.agent.awaitLoaded(session),
+    from.agent.source.transferState(vm, session, to.name),
+    to.agent.target.awaitLoaded(session),
   ]);
   return { stoppedAtUs, deviceStateBytes };
 }
@@ -289,7 +291,7 @@ export async function commit({ from, to, session, vm }: Move): Promise<number> {
 
 export function drained({ to, session }: Move): Promise<SessionProgress> {
   return eventually('every page has arrived', DRAIN_MS, async () => {
-    const progress = await to.agent.progress(session);
+    const progress = await to.agent.target.progress(session);
     if (progress.state === 'gone' || progress.state === 'failed') throw new Error(JSON.stringify(progress));
     return progress.state === 'complete' ? progress : undefined;
   });
@@ -302,9 +304,9 @@ export async function moveByPostcopy(
   await upToConnect(move);
   const { stoppedAtUs, deviceStateBytes } = await stopAndTransfer(move);
   const epoch = await commit(move);
-  const { resumedAtUs } = await to.agent.resume(session, epoch);
+  const { resumedAtUs } = await to.agent.target.resume(session, epoch);
   const progress = await drained(move);
-  await from.agent.release(vm, session);
-  await to.agent.finish(session);
+  await from.agent.source.release(vm, session);
+  await to.agent.target.finish(session);
   return { blackoutMs: (resumedAtUs - stoppedAtUs) / 1000, deviceStateBytes, progress };
 }

@@ -3,8 +3,9 @@
  * its job is at rest.
  */
 import { readHistories } from '../../src/jobs/history.js';
-import type { JobManager, JobManagerOptions } from '../../src/jobs/jobs.js';
+import type { JobManager } from '../../src/jobs/jobs.js';
 import type { FileJournal } from '../../src/jobs/journal.js';
+import type { JobManagerOptions } from '../../src/jobs/options.js';
 import type { Chance } from './chance.js';
 import type { Life, Time } from './time.js';
 

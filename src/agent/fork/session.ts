@@ -85,7 +85,7 @@ export class ForkSession {
 
   get reply(): PrepareForkReply {
     const { image, isWarm, clones } = this.#record;
-    return { image, isWarm, clones, failures: this.#failures };
+    return { image, isWarm, clones, failures: this.#failures.map(inJson) };
   }
 
   /** Of an earlier daemon, committed: its clones run, its image may still be filling. */
@@ -334,7 +334,7 @@ export class ForkSession {
       failures: [...this.#failures, ...failures].map(inJson),
       ready: ready.map(({ index, atMs }) => ({ index, at: new Date(beganAt + atMs).toISOString() })),
     };
-    return { ready, failures };
+    return { ready, failures: failures.map(inJson) };
   }
 
   async #commitOnce(): Promise<void> {

@@ -1,7 +1,7 @@
 import type { CloneFailure, CloneIdentity, ForkStep } from '../../domain/fork.js';
-import type { AgentPort } from '../ports/agent.js';
-import type { ForkAgentPort } from '../ports/fork.js';
+import type { ForkPort } from '../ports/fork.js';
 import type { JournalEntry } from '../ports/journal.js';
+import type { SourcePort } from '../ports/source.js';
 import type { Executor, WalkContext, WalkPorts } from '../walk-context.js';
 
 /**
@@ -41,9 +41,9 @@ export function noForkFindings(): ForkFindings {
 }
 
 export interface ForkPorts extends WalkPorts {
-  /** Both are this host's. */
-  readonly agent: AgentPort;
-  readonly forks: ForkAgentPort;
+  /** Both of the host that has the parent, or the image. */
+  readonly parent: Pick<SourcePort, 'reserve' | 'unreserve'>;
+  readonly forks: ForkPort;
 }
 
 export interface ForkStepContext extends WalkContext<ForkStep> {

@@ -115,7 +115,7 @@ async function recollect({
 async function releaseLost({ record, ports, limits, observer }: ForkStepContext): Promise<void> {
   const { vm } = record.plan.request;
   const calls: [string, () => Promise<void>][] = [['forgetting', () => ports.forks.finishFork(record.fork)]];
-  if (vm !== null) calls.push(['unreserving the parent of', () => ports.agent.unreserve(vm, record.job)]);
+  if (vm !== null) calls.push(['unreserving the parent of', () => ports.parent.unreserve(vm, record.job)]);
   for (const [doing, call] of calls) {
     try {
       await withDeadline(ports.clock, call(), limits.callMsMax, `${doing} a lost fork`);

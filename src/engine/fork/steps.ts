@@ -18,11 +18,11 @@ const undoneWithClones = (): Promise<void> => Promise.resolve();
 
 export const reserveParent: ForkExecutor = {
   async forward({ record, ports }) {
-    await ports.agent.reserve(parentOf(record), record.job);
+    await ports.parent.reserve(parentOf(record), record.job);
     return undefined;
   },
   async undo({ record, ports }) {
-    await ports.agent.unreserve(parentOf(record), record.job);
+    await ports.parent.unreserve(parentOf(record), record.job);
   },
 };
 
@@ -137,7 +137,7 @@ export const releaseParent: ForkExecutor = {
       if (toMigrationError(thrown).code !== 'NOT_FOUND') throw thrown;
     }
     const { vm } = record.plan.request;
-    if (vm !== null) await ports.agent.unreserve(vm, record.job);
+    if (vm !== null) await ports.parent.unreserve(vm, record.job);
     return undefined;
   },
   undo: neverUndone,

@@ -118,7 +118,7 @@ export const releaseSource: StepExecutor = {
 
 /** What only the source's record knows, before it is forgotten there. */
 async function bequeath({ record, ports, limits }: StepContext): Promise<void> {
-  const looking = ports.source.vmInventory(record.plan.request.vm).catch((thrown: unknown) => {
+  const looking = ports.sourceInventory.vmInventory(record.plan.request.vm).catch((thrown: unknown) => {
     // Released in a round whose answer was lost.
     if (toMigrationError(thrown).code === 'NOT_FOUND') return { exitCode: null };
     throw thrown;

@@ -1,3 +1,4 @@
+/** What the two halves of a migration and its coordinator tell each other. */
 import type { Transport } from '../../domain/transport.js';
 import type { VmSpec } from '../../domain/vm.js';
 

@@ -38,7 +38,7 @@ describe('submit', () => {
 
   test('a host that answers by another name is not the target', async () => {
     const world = new Scripted();
-    const inventory = await world.agent('C').inventory();
+    const inventory = await world.agent('C').inventory.inventory();
     world.on['B.inventory'] = () => inventory;
     const { jobs } = await world.daemon();
     const { refusals } = await jobs.dryRun(request);
