@@ -2,8 +2,7 @@
  * The jobs of this daemon, each one state machine:
  *
  *   queued -> running -> done
- *      |        |-----> failed | cancelled            before the commit: undone, the VM runs where it was, there is no
- *      clone
+ *      |        |-----> failed | cancelled            before the commit: undone, the VM runs where it was; no clone
  *      |        |-----> recovering <-> running        after it: something does not answer and is tried again
  *      |        |-----> needsRecovery -> recovering   `recover`, or the daemon's next start
  *      |        `-----> lost
