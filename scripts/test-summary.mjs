@@ -37,7 +37,7 @@ const capabilities = {
   rdma: () => hasEntries('/sys/class/infiniband'),
   // A /dev/kvm without the CPU flag opens, and hangs ordinary kernels.
   kvm: () => canAccess('/dev/kvm') && /\b(vmx|svm)\b/.test(readFileSync('/proc/cpuinfo', 'utf8')),
-  // So many as native/tests/huge_pages.hpp takes for a test.
+  // So many as native/tests/support/huge_pages.hpp takes for a test.
   'huge-pages': () => {
     const knob = '/proc/sys/vm/nr_hugepages';
     try {

@@ -2,11 +2,13 @@
  * What a daemon is told: a YAML or JSON file, flags, or both (a flag wins). Everything is checked before anything is
  * touched; errors are SPEC_INVALID and name the key and where it stands.
  */
+
 import { readFile } from 'node:fs/promises';
 import { isIP } from 'node:net';
 import { resolve } from 'node:path';
 import { z } from 'zod';
 import { MigrationError } from './domain/errors.js';
+import { ACCEL_CHOICES } from './domain/vm.js';
 
 const CONFIG_BYTES_MAX = 1024 * 1024;
 /** A unix socket's path has at most this many bytes; the data socket's name is appended to the state directory. */
@@ -104,7 +106,7 @@ const schema = z
     state: path,
     /** Guest memory, on tmpfs or hugetlbfs. */
     ramDir: path.optional(),
-    accel: z.enum(['auto', 'kvm', 'tcg']).default('auto'),
+    accel: z.enum(ACCEL_CHOICES).default('auto'),
     /** The other hosts: name → where their https API is. */
     peers: z.record(name, peerUrl).default({}),
     /** Folder with ca.pem, crl.pem, cert.pem, key.pem. */

@@ -9,10 +9,10 @@
 #include <vector>
 
 #include "base/result.hpp"
-#include "pager/preload_listener.hpp"
-#include "pager/source.hpp"
-#include "pager/target.hpp"
+#include "source/source.hpp"
+#include "target/target.hpp"
 #include "transport/transport.hpp"
+#include "vm/preload_listener.hpp"
 
 namespace vmigrate::addon {
 

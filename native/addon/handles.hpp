@@ -6,11 +6,11 @@
 
 #include "addon/edge.hpp"
 #include "addon/wrap.hpp"
-#include "pager/image.hpp"
-#include "pager/preload_listener.hpp"
-#include "pager/source.hpp"
-#include "pager/target.hpp"
+#include "image/image.hpp"
+#include "source/source.hpp"
+#include "target/target.hpp"
 #include "transport/transport.hpp"
+#include "vm/preload_listener.hpp"
 
 namespace vmigrate::addon {
 

@@ -22,10 +22,10 @@
 #include <thread>
 #include <vector>
 
+#include "base/thread_util.hpp"
 #include "memory/region.hpp"
-#include "pager/source.hpp"
-#include "pager/target.hpp"
-#include "pager/thread_util.hpp"
+#include "source/source.hpp"
+#include "target/target.hpp"
 #include "transport/transport.hpp"
 #include "uffd/uffd.hpp"
 

@@ -21,9 +21,9 @@
 #include <thread>
 #include <vector>
 
+#include "base/thread_util.hpp"
+#include "image/image.hpp"
 #include "memory/region.hpp"
-#include "pager/image.hpp"
-#include "pager/thread_util.hpp"
 
 namespace {
 

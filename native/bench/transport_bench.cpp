@@ -1,5 +1,5 @@
 // How a page gets from a stream or a neighbour's file into a fresh page of a tmpfs file: the choices in
-// memory_access.hpp, shm_region.cpp and tcp_serve.cpp rest on these. Compare rows of one run; the figures of
+// memory_access.hpp, shm/region.cpp and tcp/serve.cpp rest on these. Compare rows of one run; the figures of
 // another machine tell nothing.
 
 #include <arpa/inet.h>

@@ -27,7 +27,7 @@
 
 #include "base/check.hpp"
 #include "base/unique_fd.hpp"
-#include "transport/verbs_cm.hpp"
+#include "transport/verbs/cm.hpp"
 
 namespace vmigrate::transport {
 namespace {

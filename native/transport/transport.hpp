@@ -1,6 +1,6 @@
 #pragma once
 
-// The contract that every provider (tcp, shm, verbs) meets; native/tests/transport_compliance.hpp and the
+// The contract that every provider (tcp, shm, verbs) meets; native/tests/transport/compliance.hpp and the
 // tests that include it are its executable form.
 //
 // A transport moves bytes between local memory and regions that a peer has exposed. It knows nothing of

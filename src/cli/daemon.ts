@@ -25,7 +25,7 @@ import { JobManager } from '../jobs/jobs.js';
 import { FileJournal } from '../jobs/journal.js';
 import { loadNativeBinding } from '../native/binding.js';
 import { TlsStore } from '../tls/store.js';
-import { RdmaHost } from '../transports/rdma.js';
+import { RdmaHost } from '../transports/rdma/host.js';
 import { VERSION } from './version.js';
 
 /** The same from src/cli and from dist/cli. */

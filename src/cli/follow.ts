@@ -2,14 +2,13 @@
  * Watching a job to its end. A daemon that restarts in between takes its jobs up again, so a lost connection is tried
  * again for a while.
  */
+
 import { type ApiClient, DaemonUnreachable } from '../api/client.js';
 import { MigrationError, toMigrationError } from '../domain/errors.js';
-import type { ForkJobView, JobState, JobView, MigrationJobView } from '../domain/job.js';
+import { type ForkJobView, isEnded, type JobView, type MigrationJobView } from '../domain/job.js';
 
 const RECONNECT_MS = 500;
 const RECONNECT_FOR_MS = 15_000;
-
-const ENDED: ReadonlySet<JobState> = new Set(['done', 'failed', 'cancelled', 'needsRecovery', 'lost']);
 
 /**
  * The view of a job that has ended, or the last one seen when `signal` aborts. Throws DaemonUnreachable when the daemon
@@ -31,12 +30,12 @@ export async function followJob(
           last = view;
           awayAtMs = null;
           onView(view);
-          return ENDED.has(view.state);
+          return isEnded(view.state);
         },
         signal,
       );
       last = await client.get<JobView>(`/v1/jobs/${id}`);
-      if (ENDED.has(last.state) || signal?.aborted === true) return last;
+      if (isEnded(last.state) || signal?.aborted === true) return last;
     } catch (error) {
       if (signal?.aborted === true && last !== null) return last;
       awayAtMs ??= performance.now();

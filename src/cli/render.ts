@@ -5,7 +5,7 @@ import type { JobView } from '../domain/job.js';
 import type { MigrationPlan, MigrationReport } from '../domain/migration.js';
 import type { Refusal } from '../domain/refusal.js';
 import type { VmView } from '../domain/vm.js';
-import type { HostView } from '../schemas/api.js';
+import type { HostView } from '../schemas/host.js';
 
 /** What the planner says of a transport that the user has named. */
 const ASKED_FOR = 'asked for';

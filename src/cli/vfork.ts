@@ -1,10 +1,19 @@
 #!/usr/bin/env node
-/** `vfork --clones N VM`: flags → request → report; with --wait also what became of the clones. */
 import { Option } from 'commander';
 import { MigrationError } from '../domain/errors.js';
-import type { ForkReport } from '../domain/fork.js';
+import {
+  CLONE_DISKS,
+  CLONE_MEMORIES,
+  CLONE_NETWORKS,
+  type CloneDisks,
+  type CloneMemory,
+  type CloneNetwork,
+  type ForkReport,
+  PARENT_MODES,
+} from '../domain/fork.js';
 import type { ForkJobView, JobView } from '../domain/job.js';
-import type { ForkBody } from '../schemas/api-fork.js';
+import { TRANSPORTS } from '../domain/transport.js';
+import type { ForkBody } from '../schemas/fork.js';
 import { attend } from './attend.js';
 import { awaitClones } from './await-clones.js';
 import { EXIT, type ExitCode } from './exit-codes.js';
@@ -12,22 +21,21 @@ import { type CommonOptions, client, integer, main, newProgram } from './program
 import { refusalText } from './render.js';
 import { type DryRunAnswer, endTable, forkPlanText, forkReportText } from './render-fork.js';
 import { print } from './terminal.js';
+/** `vfork --clones N VM`: flags → request → report; with --wait also what became of the clones. */
+import { addTransportOptions, type TransportOptions } from './transport-options.js';
 
-interface Options extends CommonOptions {
+interface Options extends CommonOptions, TransportOptions {
   readonly clones?: number;
   readonly image?: string;
   readonly parent: 'continue' | 'stop';
-  readonly memory: 'cow' | 'private';
-  readonly network: 'fresh' | 'isolated' | 'none';
-  readonly disks: 'overlay' | 'scratch';
+  readonly memory: CloneMemory;
+  readonly network: CloneNetwork;
+  readonly disks: CloneDisks;
   readonly name?: string;
   readonly partial?: boolean;
   readonly hosts?: string;
   readonly topology?: string;
   readonly fanout?: string;
-  readonly rdma?: boolean;
-  readonly tcp?: boolean;
-  readonly shm?: boolean;
   readonly wait?: boolean;
   readonly logs?: string;
   readonly dryRun?: boolean;
@@ -38,13 +46,12 @@ interface Options extends CommonOptions {
 const outcome: { code: ExitCode } = { code: EXIT.done };
 
 /** What several hosts will need; on one there is nothing to send. */
-function refuseFanOut({ topology, fanout, rdma, tcp, shm }: Options): void {
+function refuseFanOut(options: Options): void {
+  const { topology, fanout } = options;
   const flags: readonly (readonly [string, unknown])[] = [
     ['--topology', topology],
     ['--fanout', fanout === 'auto' ? undefined : fanout],
-    ['--rdma', rdma],
-    ['--tcp', tcp],
-    ['--shm', shm],
+    ...TRANSPORTS.map((transport) => [`--${transport}`, options[transport]] as const),
   ];
   for (const [flag, value] of flags) {
     if (value === undefined) continue;
@@ -122,12 +129,12 @@ const program = newProgram('vfork', 'Turns a running VM into copies that run on,
   .option('--image <id>', 'run an image that is there already (vmctl images), instead of a VM')
   .addOption(
     new Option('--parent <what>', 'the VM runs on, or stays stopped and its memory is the image')
-      .choices(['continue', 'stop'])
+      .choices(PARENT_MODES)
       .default('continue'),
   )
   .addOption(
     new Option('--memory <how>', 'cow: shared with the image until written; private: its own, so that it can migrate')
-      .choices(['cow', 'private'])
+      .choices(CLONE_MEMORIES)
       .default('cow'),
   )
   .addOption(
@@ -135,12 +142,12 @@ const program = newProgram('vfork', 'Turns a running VM into copies that run on,
       '--network <how>',
       'fresh: NICs with MACs of their own; isolated: a network each; none: connected to nothing',
     )
-      .choices(['fresh', 'isolated', 'none'])
+      .choices(CLONE_NETWORKS)
       .default('fresh'),
   )
   .addOption(
     new Option('--disks <how>', 'overlay: each writes to its own; scratch: writes are dropped at the end')
-      .choices(['overlay', 'scratch'])
+      .choices(CLONE_DISKS)
       .default('overlay'),
   )
   .option('--name <prefix>', 'clones are called PREFIX-0, PREFIX-1, … (default: the VM’s name and the image’s id)')
@@ -158,13 +165,13 @@ const program = newProgram('vfork', 'Turns a running VM into copies that run on,
       'unicast',
       'multicast',
     ]),
-  )
-  .addOption(new Option('--rdma', 'between hosts (not there yet)').conflicts(['tcp', 'shm']))
-  .addOption(new Option('--tcp', 'between hosts (not there yet)').conflicts(['rdma', 'shm']))
-  .addOption(new Option('--shm', 'between hosts (not there yet)').conflicts(['rdma', 'tcp']))
+  );
+
+addTransportOptions(program, () => 'between hosts (not there yet)')
   .addHelpText(
     'after',
-    '\nExit codes: 0 done, 1 failed: the VM runs and there is no clone (with --wait: a clone ended otherwise than by 0),\n2 usage, 3 refused by pre-flight, 4 the clones run and their image needs --recover, 5 no daemon.',
+    '\nExit codes: 0 done, 1 failed: the VM runs and there is no clone (with --wait: a clone ended otherwise than by 0),\n' +
+      '2 usage, 3 refused by pre-flight, 4 the clones run and their image needs --recover, 5 no daemon.',
   )
   .action(fork);
 

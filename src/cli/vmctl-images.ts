@@ -1,10 +1,11 @@
 /** `vmctl images`, `image …` and `pool …`: what forks leave behind, and what makes them fast. */
+
 import { resolve } from 'node:path';
 import { type Command, Option } from 'commander';
 import { MigrationError } from '../domain/errors.js';
-import type { WarmSetView } from '../domain/fork.js';
+import { CLONE_DISKS, CLONE_MEMORIES, CLONE_NETWORKS, PARENT_MODES, type WarmSetView } from '../domain/fork.js';
 import type { ImageView } from '../domain/image.js';
-import type { WarmBody } from '../schemas/api-fork.js';
+import type { WarmBody } from '../schemas/fork.js';
 import { type CommonOptions, client, integer } from './program.js';
 import { bytes } from './render.js';
 import { imageTable, poolTable, recordText } from './render-fork.js';
@@ -92,10 +93,10 @@ export function addImages(program: Command): void {
     .command('warm <vm>')
     .description('make a set for a fork of the VM with the same options')
     .option('--clones <n>', 'how many', integer('--clones', 1))
-    .addOption(new Option('--parent <what>', 'as of vfork').choices(['continue', 'stop']).default('continue'))
-    .addOption(new Option('--memory <how>', 'as of vfork').choices(['cow', 'private']).default('cow'))
-    .addOption(new Option('--network <how>', 'as of vfork').choices(['fresh', 'isolated', 'none']).default('fresh'))
-    .addOption(new Option('--disks <how>', 'as of vfork').choices(['overlay', 'scratch']).default('overlay'))
+    .addOption(new Option('--parent <what>', 'as of vfork').choices(PARENT_MODES).default('continue'))
+    .addOption(new Option('--memory <how>', 'as of vfork').choices(CLONE_MEMORIES).default('cow'))
+    .addOption(new Option('--network <how>', 'as of vfork').choices(CLONE_NETWORKS).default('fresh'))
+    .addOption(new Option('--disks <how>', 'as of vfork').choices(CLONE_DISKS).default('overlay'))
     .option('--name <prefix>', 'as of vfork')
     .action(
       act<WarmOptions>(async ([vm = ''], options) => {

@@ -1,28 +1,25 @@
 #!/usr/bin/env node
-/** `vmigrate VM HOST`: flags → request → report. */
 import { Option } from 'commander';
 import { MigrationError } from '../domain/errors.js';
 import type { JobView } from '../domain/job.js';
 import type { MigrationMode, MigrationPlan } from '../domain/migration.js';
 import type { Refusal } from '../domain/refusal.js';
-import type { TransportChoice } from '../domain/transport.js';
-import type { MigrationBody } from '../schemas/api.js';
+import type { MigrationBody } from '../schemas/migration.js';
 import { attend } from './attend.js';
 import { EXIT, type ExitCode } from './exit-codes.js';
 import { type CommonOptions, client, integer, main, newProgram } from './program.js';
 import { planText, refusalText, reportText } from './render.js';
 import { print } from './terminal.js';
+/** `vmigrate VM HOST`: flags → request → report. */
+import { addTransportOptions, chosenTransport, type TransportOptions } from './transport-options.js';
 
 const MIB = 2 ** 20;
 
-interface Options extends CommonOptions {
+interface Options extends CommonOptions, TransportOptions {
   readonly precopy?: boolean;
   readonly postcopy?: boolean;
   readonly hybrid?: boolean;
   readonly native?: boolean;
-  readonly rdma?: boolean;
-  readonly tcp?: boolean;
-  readonly shm?: boolean;
   readonly bandwidth?: number;
   readonly maxDowntime?: number;
   readonly dryRun?: boolean;
@@ -43,11 +40,6 @@ function mode(options: Options): MigrationMode {
   return 'postcopy';
 }
 
-function transport(options: Options): TransportChoice {
-  const choices = ['rdma', 'tcp', 'shm'] as const;
-  return choices.find((choice) => options[choice] === true) ?? 'auto';
-}
-
 async function migrate(vm: string | undefined, host: string | undefined, options: Options): Promise<void> {
   const output = { isJson: options.json === true };
   const api = client(options);
@@ -63,7 +55,7 @@ async function migrate(vm: string | undefined, host: string | undefined, options
     vm,
     target: host,
     mode: mode(options),
-    transport: transport(options),
+    transport: chosenTransport(options),
     ...(options.bandwidth === undefined ? {} : { bandwidthBytesPerS: options.bandwidth * MIB }),
     ...(options.maxDowntime === undefined ? {} : { downtimeMsMax: options.maxDowntime }),
   };
@@ -97,16 +89,9 @@ const program = newProgram('vmigrate', 'Moves a running VM to another host.')
   .addOption(
     new Option('--hybrid', 'copy while it pays, then post-copy (not there yet)').conflicts(['postcopy', 'native']),
   )
-  .option('--native', 'QEMU’s own migration: pre-copy, or post-copy with --postcopy')
-  .addOption(
-    new Option('--rdma', 'over RDMA (default where both hosts have a port that reaches the other)').conflicts([
-      'tcp',
-      'shm',
-      'native',
-    ]),
-  )
-  .addOption(new Option('--tcp', 'over TCP (default elsewhere)').conflicts(['shm', 'rdma']))
-  .addOption(new Option('--shm', 'shared memory, between two daemons of one machine').conflicts(['tcp', 'rdma']))
+  .option('--native', 'QEMU’s own migration: pre-copy, or post-copy with --postcopy');
+
+addTransportOptions(program)
   .option('--bandwidth <mib_s>', 'limit for prefetch, MiB/s', integer('--bandwidth', 1))
   .option('--max-downtime <ms>', 'downtime budget of pre-copy', integer('--max-downtime', 1))
   .option('--dry-run', 'show the plan, start nothing')
@@ -114,7 +99,8 @@ const program = newProgram('vmigrate', 'Moves a running VM to another host.')
   .option('--recover <job>', 'go on with a committed migration that gave up')
   .addHelpText(
     'after',
-    '\nExit codes: 0 done, 1 failed and the VM runs where it was, 2 usage, 3 refused by pre-flight,\n4 the VM is paused and needs --recover, 5 no daemon.',
+    '\nExit codes: 0 done, 1 failed and the VM runs where it was, 2 usage, 3 refused by pre-flight,\n' +
+      '4 the VM is paused and needs --recover, 5 no daemon.',
   )
   .action(migrate);
 

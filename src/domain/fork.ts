@@ -8,25 +8,29 @@ import type { PhaseTime } from './progress.js';
  * continue: the parent runs on, its pages are copied. stop: it stays stopped, and its memory files are the image,
  * without a copy.
  */
-export type ParentMode = 'continue' | 'stop';
+export const PARENT_MODES = ['continue', 'stop'] as const;
+export type ParentMode = (typeof PARENT_MODES)[number];
 
 /**
  * cow: the image, mapped privately. private: a shared file of the clone's own, filled from the image, so that it is an
  * ordinary VM.
  */
-export type CloneMemory = 'cow' | 'private';
+export const CLONE_MEMORIES = ['cow', 'private'] as const;
+export type CloneMemory = (typeof CLONE_MEMORIES)[number];
 
 /**
  * fresh: each NIC is replaced by one with a MAC of its own, on the parent's bridge. isolated: each clone has a network
  * namespace with such bridges, and keeps the parent's MAC. none: the NICs are there and connected to nothing.
  */
-export type CloneNetwork = 'fresh' | 'isolated' | 'none';
+export const CLONE_NETWORKS = ['fresh', 'isolated', 'none'] as const;
+export type CloneNetwork = (typeof CLONE_NETWORKS)[number];
 
 /**
  * overlay: a qcow2 of its own on the parent's disks, removed with the clone. scratch: writes are dropped when the clone
  * ends.
  */
-export type CloneDisks = 'overlay' | 'scratch';
+export const CLONE_DISKS = ['overlay', 'scratch'] as const;
+export type CloneDisks = (typeof CLONE_DISKS)[number];
 
 export const CLONES_MAX = 1024;
 
@@ -62,15 +66,17 @@ export interface CloneIdentity {
   readonly macs: Readonly<Record<string, string>>;
 }
 
-export type ForkStepName =
-  | 'reserveParent'
-  | 'prepareClones'
-  | 'armParent'
-  | 'forkPoint'
-  | 'startClones'
-  | 'commitFork'
-  | 'fillImage'
-  | 'releaseParent';
+export const FORK_STEPS = [
+  'reserveParent',
+  'prepareClones',
+  'armParent',
+  'forkPoint',
+  'startClones',
+  'commitFork',
+  'fillImage',
+  'releaseParent',
+] as const;
+export type ForkStepName = (typeof FORK_STEPS)[number];
 
 export interface ForkStep {
   readonly name: ForkStepName;
@@ -138,7 +144,6 @@ export interface ForkReport {
 }
 
 // ---- waiting processes
-// -------------------------------------------------------------------------------------------------------------------
 
 /**
  * Asks for a set of waiting processes, made before the fork that will use it: what `ForkRequest` says of the clones'

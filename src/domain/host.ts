@@ -1,6 +1,6 @@
 import type { ImageView } from './image.js';
 import type { RdmaInventory } from './transport.js';
-import type { VmSpec, VmState } from './vm.js';
+import type { Accel, VmSpec, VmState } from './vm.js';
 
 export interface HostInventory {
   readonly host: string;
@@ -34,7 +34,7 @@ export interface VmInventory {
   readonly owner: string;
   readonly job: string | null;
   readonly qemuVersion: string;
-  readonly accel: 'kvm' | 'tcg';
+  readonly accel: Accel;
   readonly isRamShared: boolean;
   readonly isRamNamedFile: boolean;
   /** From query-migrate (blocked-reasons) and the device list. */

@@ -2,7 +2,8 @@
  * filling: captured, pages still being copied; clones may run. complete: nobody but clones needs anything any more.
  * failed: not usable.
  */
-export type ImageState = 'capturing' | 'filling' | 'complete' | 'failed';
+export const IMAGE_STATES = ['capturing', 'filling', 'complete', 'failed'] as const;
+export type ImageState = (typeof IMAGE_STATES)[number];
 
 export interface ImageView {
   readonly id: string;

@@ -3,6 +3,35 @@ import type { ForkReport, ForkStepName } from './fork.js';
 import type { MigrationReport, StepName } from './migration.js';
 import type { MigrationProgress } from './progress.js';
 
+/**
+ * running: going on · recovering: committed, something is unreachable, being retried · done · failed: the VM runs where
+ * it was · needsRecovery: committed, retries have ended, `vmigrate --recover JOB` goes on · lost: committed, and the
+ * VM's memory is gone
+ */
+export const JOB_STATES = [
+  'queued',
+  'running',
+  'recovering',
+  'done',
+  'failed',
+  'cancelled',
+  'needsRecovery',
+  'lost',
+] as const;
+export type JobState = (typeof JOB_STATES)[number];
+
+/** The job can never go on again; a job that needs recovery has ended too, and can. */
+const FINAL: ReadonlySet<JobState> = new Set(['done', 'failed', 'cancelled', 'lost']);
+
+export function isFinal(state: JobState): boolean {
+  return FINAL.has(state);
+}
+
+/** Nobody works on the job now. */
+export function isEnded(state: JobState): boolean {
+  return isFinal(state) || state === 'needsRecovery';
+}
+
 interface AnyJobView {
   readonly id: string;
   /**
@@ -41,10 +70,3 @@ export interface ForkJobView extends AnyJobView {
 }
 
 export type JobView = MigrationJobView | ForkJobView;
-
-/**
- * running: going on · recovering: committed, something is unreachable, being retried · done · failed: the VM runs where
- * it was · needsRecovery: committed, retries have ended, `vmigrate --recover JOB` goes on · lost: committed, and the
- * VM's memory is gone
- */
-export type JobState = 'queued' | 'running' | 'recovering' | 'done' | 'failed' | 'cancelled' | 'needsRecovery' | 'lost';

@@ -5,7 +5,24 @@
 import type { PhaseTime } from './progress.js';
 import type { Transport, TransportChoice } from './transport.js';
 
-export type MigrationMode = 'postcopy' | 'native-precopy' | 'native-postcopy';
+export const MIGRATION_MODES = ['postcopy', 'native-precopy', 'native-postcopy'] as const;
+export type MigrationMode = (typeof MIGRATION_MODES)[number];
+
+export interface ModeTraits {
+  /** Who moves guest memory: our pager, or the back end by itself (QEMU's own migration). */
+  readonly mover: 'pager' | 'backend';
+  /** Memory crosses in rounds before the switchover. */
+  readonly pushes: boolean;
+  /** Pages are missing on the target when the VM resumes there; they are fetched after that. */
+  readonly fetches: boolean;
+}
+
+/** What is asked of a mode is asked here, never by its name. */
+export const MODE_TRAITS: Readonly<Record<MigrationMode, ModeTraits>> = {
+  postcopy: { mover: 'pager', pushes: false, fetches: true },
+  'native-precopy': { mover: 'backend', pushes: true, fetches: false },
+  'native-postcopy': { mover: 'backend', pushes: true, fetches: true },
+};
 
 export interface MigrationRequest {
   readonly vm: string;
@@ -23,19 +40,21 @@ export type MigrationOrder = Omit<MigrationRequest, 'transport'> & { readonly tr
  * One step of a migration. The engine has exactly one executor (and one undo) for each name; a new name without one
  * does not compile.
  */
-export type StepName =
-  | 'reserve'
-  | 'prepareTarget'
-  | 'exposeSource'
-  | 'connectTarget'
-  | 'stopSource'
-  | 'transferState'
-  | 'commit'
-  | 'resumeTarget'
-  | 'drain'
-  | 'releaseSource'
-  | 'nativeStart'
-  | 'nativeSwitchover';
+export const MIGRATION_STEPS = [
+  'reserve',
+  'prepareTarget',
+  'exposeSource',
+  'connectTarget',
+  'stopSource',
+  'transferState',
+  'commit',
+  'resumeTarget',
+  'drain',
+  'releaseSource',
+  'nativeStart',
+  'nativeSwitchover',
+] as const;
+export type StepName = (typeof MIGRATION_STEPS)[number];
 
 export interface PlanStep {
   readonly name: StepName;

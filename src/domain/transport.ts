@@ -1,6 +1,15 @@
-export type Transport = 'tcp' | 'shm' | 'rdma';
+/** The words of transports. Their properties are columns of src/transports/table.ts. */
+import { TRANSPORT_TABLE, type TransportRow } from '../transports/table.js';
 
-export type TransportChoice = Transport | 'auto';
+export type Transport = keyof typeof TRANSPORT_TABLE;
+export const TRANSPORTS = Object.keys(TRANSPORT_TABLE) as [Transport, ...Transport[]];
+
+export function transportRow(transport: Transport): TransportRow {
+  return TRANSPORT_TABLE[transport];
+}
+
+export const TRANSPORT_CHOICES = ['auto', ...TRANSPORTS] as const;
+export type TransportChoice = (typeof TRANSPORT_CHOICES)[number];
 
 export interface RdmaPort {
   readonly number: number;

@@ -1,7 +1,19 @@
+export const DISK_FORMATS = ['raw', 'qcow2'] as const;
+export type DiskFormat = (typeof DISK_FORMATS)[number];
+export const NIC_TYPES = ['tap', 'isolated', 'unplugged', 'none'] as const;
+export type NicType = (typeof NIC_TYPES)[number];
+/** How QEMU runs the vCPUs. `auto` is kvm where the processor has vmx or svm. */
+export const ACCELS = ['kvm', 'tcg'] as const;
+export type Accel = (typeof ACCELS)[number];
+export const ACCEL_CHOICES = ['auto', ...ACCELS] as const;
+export type AccelChoice = (typeof ACCEL_CHOICES)[number];
+export const MEMORY_BACKINGS = ['shared', 'private', 'image'] as const;
+export type MemoryBacking = (typeof MEMORY_BACKINGS)[number];
+
 export interface DiskSpec {
   readonly id: string;
   readonly path: string;
-  readonly format: 'raw' | 'qcow2';
+  readonly format: DiskFormat;
   readonly isReadOnly: boolean;
 }
 
@@ -12,7 +24,7 @@ export interface NicSpec {
    * unplugged: a tap that joins no bridge, for a clone whose NIC had a tap when its state was saved (what virtio-net
    * offers depends on it) · none: no tap at all
    */
-  readonly type: 'tap' | 'isolated' | 'unplugged' | 'none';
+  readonly type: NicType;
   /** Of tap and isolated. */
   readonly bridge?: string;
   readonly mac: string;
@@ -41,7 +53,7 @@ export interface VmSpec {
   readonly uuid: string;
   /** QEMU machine type, resolved to a versioned name when the VM is started ("pc-q35-7.2"). */
   readonly machine: string;
-  readonly accel: 'auto' | 'kvm' | 'tcg';
+  readonly accel: AccelChoice;
   readonly cpuModel: string;
   readonly cpus: number;
   readonly memory: {
@@ -53,7 +65,7 @@ export interface VmSpec {
      * shared: named file, moved by us. private: QEMU's own anonymous memory, moved by --native only. image: a clone's,
      * the files of an image mapped copy-on-write; no user may ask for it.
      */
-    readonly backing: 'shared' | 'private' | 'image';
+    readonly backing: MemoryBacking;
   };
   readonly kernel?: string;
   readonly initrd?: string;
@@ -86,7 +98,8 @@ export interface VmSpec {
  * starting: QEMU is coming up · running, paused: as QEMU says · incoming: prepared as a target, not ours yet ·
  * departed: execution has moved away, frozen memory is kept for the target · stopped: QEMU has ended
  */
-export type VmState = 'starting' | 'running' | 'paused' | 'incoming' | 'departed' | 'stopped';
+export const VM_STATES = ['starting', 'running', 'paused', 'incoming', 'departed', 'stopped'] as const;
+export type VmState = (typeof VM_STATES)[number];
 
 /** How QEMU ended, as far as the daemon saw it. */
 export interface VmExit {
@@ -110,7 +123,7 @@ export interface VmView {
   readonly memoryBytes: number;
   readonly pid: number | null;
   readonly machine: string;
-  readonly accel: 'kvm' | 'tcg';
+  readonly accel: Accel;
   /** The job that holds the VM, if any. */
   readonly job: string | null;
   readonly serialLog: string | null;

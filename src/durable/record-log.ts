@@ -9,6 +9,7 @@ import type { LogStore } from './log-store.js';
  */
 export class RecordLog<T> {
   readonly #store: LogStore;
+  readonly #decode: (json: unknown) => T;
   #lengthBytes: number;
   #lineCount: number;
   /**
@@ -20,8 +21,9 @@ export class RecordLog<T> {
     [];
   #writing: Promise<void> | null = null;
 
-  private constructor(store: LogStore, lengthBytes: number, lineCount: number) {
+  private constructor(store: LogStore, decode: (json: unknown) => T, lengthBytes: number, lineCount: number) {
     this.#store = store;
+    this.#decode = decode;
     this.#lengthBytes = lengthBytes;
     this.#lineCount = lineCount;
   }
@@ -36,7 +38,7 @@ export class RecordLog<T> {
       const lines = lengthBytes === 0 ? [] : bytes.toString('utf8', 0, lengthBytes - 1).split('\n');
       const records = lines.map((line, index) => decodeLine(line, decode, `${store.path}:${index + 1}`));
       if (lengthBytes < bytes.length) await store.truncate(lengthBytes);
-      return { log: new RecordLog<T>(store, lengthBytes, lines.length), records };
+      return { log: new RecordLog<T>(store, decode, lengthBytes, lines.length), records };
     } catch (error) {
       await store.close();
       throw error;
@@ -47,6 +49,16 @@ export class RecordLog<T> {
     return this.#lineCount;
   }
 
+  #check(json: string): void {
+    try {
+      this.#decode(JSON.parse(json));
+    } catch (cause) {
+      throw new MigrationError('INTERNAL', `${this.#store.path}: a record was not written that could not be read`, {
+        cause,
+      });
+    }
+  }
+
   get broken(): MigrationError | null {
     return this.#broken;
   }
@@ -54,12 +66,15 @@ export class RecordLog<T> {
   /**
    * Durable when it resolves; certainly not in the log when it rejects, unless the log is `broken` then. Those that
    * wait share one write. `onDurable` runs before anything else can be written or rewritten, so what it keeps is always
-   * what the log holds.
+   * what the log holds. INTERNAL, and nothing is written, for a record that the next `open` would refuse: such a line
+   * would keep the daemon from starting.
    */
   append(record: T, onDurable?: () => void): Promise<void> {
     return new Promise((resolve, reject) => {
+      const json = JSON.stringify(record);
+      this.#check(json);
       this.#waiting.push({
-        line: encodeLine(record),
+        line: lineOf(json),
         resolve,
         reject,
         ...(onDurable === undefined ? {} : { onDurable }),
@@ -145,7 +160,10 @@ export class RecordLog<T> {
 }
 
 function encodeLine(record: unknown): Buffer {
-  const json = JSON.stringify(record);
+  return lineOf(JSON.stringify(record));
+}
+
+function lineOf(json: string): Buffer {
   return Buffer.from(`${checksum(json)} ${json}\n`);
 }
 

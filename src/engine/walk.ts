@@ -146,7 +146,6 @@ export class Walk<
   }
 
   // ---- before the commit
-  // ----------------------------------------------------------------------------------------------------------------
 
   /**
    * Announces the step at `index`, and with the first step of a group all of the group's, those behind the commit too.
@@ -261,7 +260,6 @@ export class Walk<
   }
 
   // ---- after the commit
-  // -----------------------------------------------------------------------------------------------------------------
 
   async #goOn(context: Context, steps: readonly Step[], unwritten: JournalEntry[]): Promise<Outcome<Report>> {
     const { ports, observer, limits, marks, halt } = context;

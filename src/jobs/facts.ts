@@ -1,12 +1,12 @@
 import { MigrationError, toMigrationError } from '../domain/errors.js';
 import type { ForkRequest } from '../domain/fork.js';
 import type { ForkInventory } from '../domain/host.js';
-import type { MigrationOrder } from '../domain/migration.js';
+import { type MigrationOrder, MODE_TRAITS } from '../domain/migration.js';
 import { withDeadline } from '../engine/deadline.js';
 import type { Clock } from '../engine/ports/clock.js';
 import type { HostPort } from '../engine/ports/host.js';
 import type { Registry } from '../engine/ports/registry.js';
-import type { PreflightFacts, TargetFacts } from '../planner/migration/preflight.js';
+import type { PreflightFacts, TargetFacts } from '../planner/migration/facts.js';
 
 /**
  * For one answer at the least. Nothing has begun and the VM runs on, so a host that is only slow is given more time
@@ -39,7 +39,8 @@ export async function gatherFacts(
   const vm = await bounded(source.vmInventory(request.vm), `looking at ${request.vm}`);
   const sourceHost = await bounded(source.inventory(), `asking ${host}`);
   const { address, port } = sourceHost.rdma;
-  const isRdmaWanted = request.mode === 'postcopy' && (request.transport === 'auto' || request.transport === 'rdma');
+  const isRdmaWanted =
+    MODE_TRAITS[request.mode].mover === 'pager' && (request.transport === 'auto' || request.transport === 'rdma');
   const rdmaPlace = isRdmaWanted && address !== null && port !== null ? { host: address, port } : null;
   const askTarget = async (): Promise<TargetFacts> => {
     if (request.target === host) return { kind: 'isSource' };

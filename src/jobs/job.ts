@@ -22,12 +22,6 @@ export type ViewChange = Partial<Omit<MigrationJobView, 'kind' | 'step' | 'repor
   readonly report?: MigrationReport | ForkReport | null;
 };
 
-const FINAL_STATES: ReadonlySet<JobState> = new Set(['done', 'failed', 'cancelled', 'lost']);
-
-export function isFinal(state: JobState): boolean {
-  return FINAL_STATES.has(state);
-}
-
 export function newJob(history: History, submittedAtMs: number | null): Job {
   const isCommitted = isCommittedByJournal(history) || ['done', 'lost', 'needsRecovery'].includes(history.state ?? '');
   return {

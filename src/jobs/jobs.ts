@@ -13,7 +13,7 @@
 
 import { MigrationError, toMigrationError } from '../domain/errors.js';
 import type { ForkPlan, ForkReport, ForkRequest } from '../domain/fork.js';
-import type { JobView } from '../domain/job.js';
+import { isFinal, type JobView } from '../domain/job.js';
 import type { MigrationOrder, MigrationPlan, MigrationReport } from '../domain/migration.js';
 import type { ForkJobRecord } from '../engine/fork/context.js';
 import type { MigrationRecord } from '../engine/migration/context.js';
@@ -21,7 +21,7 @@ import type { JournalEntry } from '../engine/ports/journal.js';
 import type { Outcome } from '../engine/walk.js';
 import type { RunObserver } from '../engine/walk-context.js';
 import { emptyHistory, readHistories } from './history.js';
-import { changed, isFinal, type Job, newJob, type ViewChange, vmOf } from './job.js';
+import { changed, type Job, newJob, type ViewChange, vmOf } from './job.js';
 import { Leftovers } from './leftovers.js';
 import { JOB_LIMITS, type JobLimits, type JobManagerOptions } from './options.js';
 import { JobQueue, mayFollow } from './queue.js';
@@ -198,7 +198,6 @@ export class JobManager {
   }
 
   // ---- walking
-  // ----------------------------------------------------------------------------------------------------------------------------
 
   #startQueued(): void {
     while (this.#runningCount < this.#limits.runningJobsMax) {

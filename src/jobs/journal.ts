@@ -1,3 +1,4 @@
+import { isFinal, type JobState } from '../domain/job.js';
 import { FileLogStore, type LogStore } from '../durable/log-store.js';
 import { RecordLog } from '../durable/record-log.js';
 import type { Journal, JournalEntry } from '../engine/ports/journal.js';
@@ -13,8 +14,6 @@ export interface ReplayableJournal extends Journal {
 const FINISHED_JOBS_MAX = 100;
 /** Lines that nothing needs any more, before the file is written anew. */
 const STALE_LINES_MAX = 2_000;
-
-const FINAL_STATES: ReadonlySet<string> = new Set(['done', 'failed', 'cancelled', 'lost']);
 
 /**
  * The jobs of this daemon as an append-only file: every act is announced by a line that is durable before the act
@@ -92,11 +91,11 @@ function isOver(entries: readonly JournalEntry[]): boolean {
   const last = entries.at(-1);
   if (last === undefined) return false;
   const leftovers = new Set<string>();
-  let state = '';
+  let state: JobState = 'queued';
   for (const entry of entries) {
     if (entry.type === 'state') state = entry.state;
     else if (entry.type === 'leftover') leftovers.add(entry.step);
     else if (entry.type === 'cleared') leftovers.delete(entry.step);
   }
-  return FINAL_STATES.has(state) && leftovers.size === 0;
+  return isFinal(state) && leftovers.size === 0;
 }

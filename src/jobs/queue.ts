@@ -2,7 +2,8 @@
  * Who has which VM, and who waits. A VM is in one job at a time; a fork may wait for another fork of the same VM, which
  * holds it until its image is complete. All else that waits does so because enough is under way.
  */
-import { isFinal, type Job, vmOf } from './job.js';
+import { isFinal } from '../domain/job.js';
+import { type Job, vmOf } from './job.js';
 
 export class JobQueue {
   /** VM -> job that has it. */

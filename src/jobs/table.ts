@@ -1,9 +1,9 @@
 /** The jobs that this daemon knows, with their views: what is listed, and who is told of a change. */
 
 import { MigrationError } from '../domain/errors.js';
-import type { JobView } from '../domain/job.js';
+import { isFinal, type JobView } from '../domain/job.js';
 import type { Clock } from '../engine/ports/clock.js';
-import { changed, isFinal, type Job, type ViewChange } from './job.js';
+import { changed, type Job, type ViewChange } from './job.js';
 import { Subscribers } from './subscribers.js';
 
 /** Jobs that are listed; older ones that are over are forgotten. */

@@ -1,45 +1,34 @@
 import { z } from 'zod';
-import { CLONES_MAX, type ForkReport, type ForkStepName } from '../domain/fork.js';
-import type { MigrationReport, StepName } from '../domain/migration.js';
+import { CLONES_MAX, FORK_STEPS, type ForkReport } from '../domain/fork.js';
+import { MIGRATION_STEPS, type MigrationReport } from '../domain/migration.js';
 import type { VmSpec } from '../domain/vm.js';
 import type { JournalEntry } from '../engine/ports/journal.js';
-
-const STEP_NAMES = [
-  'reserve',
-  'prepareTarget',
-  'exposeSource',
-  'connectTarget',
-  'stopSource',
-  'transferState',
-  'commit',
-  'resumeTarget',
-  'drain',
-  'releaseSource',
-  'nativeStart',
-  'nativeSwitchover',
-] as const satisfies readonly StepName[];
-
-const FORK_STEP_NAMES = [
-  'reserveParent',
-  'prepareClones',
-  'armParent',
-  'forkPoint',
-  'startClones',
-  'commitFork',
-  'fillImage',
-  'releaseParent',
-] as const satisfies readonly ForkStepName[];
+import {
+  accel,
+  cloneDisks,
+  cloneMemory,
+  cloneNetwork,
+  forkStep,
+  imageId,
+  jobState,
+  migrationMode,
+  migrationStep,
+  parentMode,
+  sessionId,
+  sessionToken,
+  transport,
+} from './words.js';
 
 const id = z.string().min(1).max(255);
 /** Whether it is a step of its job's kind is seen when the job's lines are read together (engine/history.ts). */
-const step = z.enum([...STEP_NAMES, ...FORK_STEP_NAMES]);
+const step = z.enum([...MIGRATION_STEPS, ...FORK_STEPS]);
 const amount = z.number().min(0);
 
 const request = z.strictObject({
   vm: id,
   target: id,
-  mode: z.enum(['postcopy', 'native-precopy', 'native-postcopy']),
-  transport: z.enum(['tcp', 'shm', 'rdma']),
+  mode: migrationMode,
+  transport,
   bandwidthBytesPerS: amount,
   downtimeMsMax: amount,
 });
@@ -51,7 +40,7 @@ const plan = z.strictObject({
   memoryBytes: amount,
   steps: z.array(
     z.strictObject({
-      name: z.enum(STEP_NAMES),
+      name: migrationStep,
       host: id,
       text: z.string(),
       isInBlackout: z.boolean(),
@@ -61,18 +50,16 @@ const plan = z.strictObject({
   notes: z.array(z.string()),
 });
 
-const imageId = z.string().regex(/^[0-9a-f]{16}$/);
-
 const forkRequest = z
   .strictObject({
     vm: id.nullable(),
     image: imageId.nullable(),
     cloneCount: z.int().min(1).max(CLONES_MAX),
     namePrefix: id.nullable(),
-    parentMode: z.enum(['continue', 'stop']),
-    memory: z.enum(['cow', 'private']),
-    network: z.enum(['fresh', 'isolated', 'none']),
-    disks: z.enum(['overlay', 'scratch']),
+    parentMode,
+    memory: cloneMemory,
+    network: cloneNetwork,
+    disks: cloneDisks,
     isPartialAllowed: z.boolean(),
   })
   .refine(({ vm, image }) => (vm === null) !== (image === null), 'is of a VM or of an image');
@@ -84,7 +71,7 @@ const forkPlan = z.strictObject({
   memoryBytes: amount,
   steps: z.array(
     z.strictObject({
-      name: z.enum(FORK_STEP_NAMES),
+      name: forkStep,
       host: id,
       text: z.string(),
       isInPause: z.boolean(),
@@ -111,12 +98,12 @@ const entry = z.discriminatedUnion('type', [
   z.strictObject({
     type: z.literal('job'),
     job: id,
-    session: z.string().regex(/^[0-9a-f]{32}$/),
-    token: z.string().regex(/^[0-9a-f]{64}$/),
+    session: sessionId,
+    token: sessionToken,
     plan,
     spec,
     epoch: z.int().min(1),
-    accel: z.enum(['kvm', 'tcg']),
+    accel,
     createdAt: z.iso.datetime(),
   }),
   z.strictObject({
@@ -140,7 +127,7 @@ const entry = z.discriminatedUnion('type', [
   z.strictObject({
     type: z.literal('state'),
     job: id,
-    state: z.enum(['queued', 'running', 'recovering', 'done', 'failed', 'cancelled', 'needsRecovery', 'lost']),
+    state: jobState,
     report: report.optional(),
     error: z.unknown().optional(),
     at: z.iso.datetime().optional(),

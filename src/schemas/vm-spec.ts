@@ -3,11 +3,13 @@
  * comes from a peer or from a file. Unknown keys are errors that name the key and where it stands. All errors are
  * SPEC_INVALID.
  */
+
 import { createHash, randomUUID } from 'node:crypto';
 import { z } from 'zod';
 import { MigrationError } from '../domain/errors.js';
 import { CLONES_MAX } from '../domain/fork.js';
-import type { NicSpec, VmSpec } from '../domain/vm.js';
+import { MEMORY_BACKINGS, NIC_TYPES, type NicSpec, type VmSpec } from '../domain/vm.js';
+import { accelChoice, diskFormat } from './words.js';
 
 const KIB = 1024;
 const MIB = KIB * KIB;
@@ -45,7 +47,6 @@ const machine = z.string().regex(/^[a-z0-9][a-z0-9._-]{0,63}$/, 'must be a QEMU 
 const cpuModel = z.string().regex(/^[A-Za-z0-9][A-Za-z0-9._+,=-]{0,255}$/, 'must be a QEMU CPU model such as qemu64');
 const nicModel = z.string().regex(/^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$/, 'must be a QEMU device such as virtio-net-pci');
 const bridge = z.string().regex(/^[A-Za-z0-9_.-]{1,15}$/, 'must be the name of a network bridge');
-const accel = z.enum(['auto', 'kvm', 'tcg']);
 const cpus = z.int().min(1).max(CPUS_MAX);
 const memoryBytes = z
   .int()
@@ -54,10 +55,10 @@ const memoryBytes = z
 const devices = z.array(text(1024)).max(DEVICES_MAX);
 const qemuArgs = z.array(text(4096)).max(QEMU_ARGS_MAX);
 
-const diskSpec = z.strictObject({ id, path: absolutePath, format: z.enum(['raw', 'qcow2']), isReadOnly: z.boolean() });
+const diskSpec = z.strictObject({ id, path: absolutePath, format: diskFormat, isReadOnly: z.boolean() });
 const nicSpec = z.strictObject({
   id,
-  type: z.enum(['tap', 'isolated', 'unplugged', 'none']),
+  type: z.enum(NIC_TYPES),
   bridge: bridge.optional(),
   mac,
   model: nicModel,
@@ -77,7 +78,7 @@ const vmSpec = z
     name,
     uuid: guid,
     machine,
-    accel,
+    accel: accelChoice,
     cpuModel,
     cpus,
     memory: z.strictObject({
@@ -87,7 +88,7 @@ const vmSpec = z
         .array(z.strictObject({ id, lengthBytes: memoryBytes }))
         .min(1)
         .max(REGIONS_MAX),
-      backing: z.enum(['shared', 'private', 'image']),
+      backing: z.enum(MEMORY_BACKINGS),
     }),
     kernel: absolutePath.optional(),
     initrd: absolutePath.optional(),
@@ -159,7 +160,7 @@ const userSpec = z.strictObject({
   name,
   uuid: z.guid().optional(),
   machine: machine.default('q35'),
-  accel: accel.default('auto'),
+  accel: accelChoice.default('auto'),
   cpuModel: cpuModel.default('qemu64'),
   cpus: cpus.default(1),
   memory: z.strictObject({
@@ -181,7 +182,7 @@ const userSpec = z.strictObject({
       z.strictObject({
         id: id.optional(),
         path: absolutePath,
-        format: z.enum(['raw', 'qcow2']).optional(),
+        format: diskFormat.optional(),
         readOnly: z.boolean().default(false),
       }),
     )

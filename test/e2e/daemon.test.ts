@@ -3,7 +3,7 @@ import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import type { VmView } from '../../src/domain/vm.js';
-import type { DoctorCheck, HostView } from '../../src/schemas/api.js';
+import type { DoctorCheck, HostView } from '../../src/schemas/host.js';
 import { Cluster, eventually, sleep } from '../hosts/cluster.js';
 import { Guest } from '../hosts/guest.js';
 

@@ -8,7 +8,7 @@ import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import type { Refusal } from '../../src/domain/refusal.js';
 import type { VmView } from '../../src/domain/vm.js';
-import type { HostView } from '../../src/schemas/api.js';
+import type { HostView } from '../../src/schemas/host.js';
 import { Cluster, eventually } from '../hosts/cluster.js';
 import { Guest } from '../hosts/guest.js';
 

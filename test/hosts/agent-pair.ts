@@ -23,7 +23,7 @@ import type { PrepareRequest, SessionProgress } from '../../src/engine/ports/ses
 import { loadNativeBinding } from '../../src/native/binding.js';
 import type { DataListenerHandle } from '../../src/native/types.js';
 import { parseSpec } from '../../src/schemas/vm-spec.js';
-import { RdmaHost } from '../../src/transports/rdma.js';
+import { RdmaHost } from '../../src/transports/rdma/host.js';
 import { eventually } from './cluster.js';
 import { type GuestOptions, guestSpec, parseWork } from './guest.js';
 import { Janitor } from './janitor.js';

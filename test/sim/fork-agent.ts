@@ -195,7 +195,6 @@ export class SimForkAgent implements ForkPort, Pick<SourcePort, 'reserve' | 'unr
   }
 
   // ---- parts
-  // ------------------------------------------------------------------------------------------------------------------------------
 
   async #remove(fork: string): Promise<void> {
     const { parent, clones, images, forks } = this.#world;

@@ -1,5 +1,4 @@
-import type { HostState, World } from './world.js';
-import { PAGES } from './world.js';
+import { type HostState, PAGES, type World } from './world.js';
 
 /** Time of one page on the way. */
 export const PAGE_MS = 4;

@@ -1,5 +1,5 @@
 /**
- * A process with the preload in it that stands in for QEMU (native/tests/preload_helper_main.cpp): it maps region files
+ * A process with the preload in it that stands in for QEMU (native/tests/preload/preload_helper_main.cpp): it maps region files
  * and reads their bytes on command, so a test can fault pages in and check every byte without a guest.
  */
 import { type ChildProcessWithoutNullStreams, spawn } from 'node:child_process';

@@ -1,5 +1,6 @@
 import { posix } from 'node:path';
 import { describe, expect, test } from 'vitest';
+import { circlesOf, graphOfRooms } from './graph.js';
 import { complaints, filesUnder, type TextFile } from './tree.js';
 
 /** What everything in src/ may import. */
@@ -12,7 +13,8 @@ const PORTS = 'engine/ports';
  * point puts everything together, and so may import everything.
  */
 const TYPESCRIPT_LAYERS: Record<string, readonly string[]> = {
-  domain: [],
+  transports: [],
+  domain: ['transports'],
   kit: ['domain'],
   protocol: ['domain'],
   durable: WORDS,
@@ -34,9 +36,9 @@ const TYPESCRIPT_LAYERS: Record<string, readonly string[]> = {
     ...['engine', 'engine/migration', 'engine/fork'],
   ],
 
-  transports: [...WORDS, 'native'],
+  'transports/rdma': [...WORDS, 'native'],
   'backends/qemu': [...WORDS, 'protocol'],
-  'agent/vm': [...WORDS, PORTS, 'durable', 'schemas', 'native', 'transports', 'backends/qemu'],
+  'agent/vm': [...WORDS, PORTS, 'durable', 'schemas', 'native', 'transports/rdma', 'backends/qemu'],
   'agent/image': [...WORDS, PORTS, 'durable', 'schemas', 'native', 'agent/vm'],
   'agent/inventory': [...WORDS, PORTS, 'protocol', 'backends/qemu', 'agent/vm', 'agent/image'],
   'agent/migration': [...WORDS, PORTS, 'protocol', 'durable', 'schemas', 'native', 'backends/qemu', 'agent/vm'],
@@ -50,23 +52,11 @@ const TYPESCRIPT_LAYERS: Record<string, readonly string[]> = {
   'api/public': [...WORDS, 'protocol', 'schemas', 'api/contract'],
   'api/peers': [...WORDS, PORTS, 'tls', 'schemas', 'api/contract'],
   api: [...WORDS, 'tls', 'config', 'schemas', 'api/contract', 'api/public', 'api/peers'],
-  cli: [...WORDS, 'config', 'api/client', 'schemas', 'tls'],
+  cli: [...WORDS, 'transports', 'config', 'api/client', 'schemas', 'tls'],
 };
 const COMPOSITION_ROOTS = new Set(['src/cli/vmigrated.ts', 'src/cli/daemon.ts']);
 /** The commands load it, and shall not load a server with it. */
 const API_CLIENT_MAY_IMPORT = ['domain', 'config', 'schemas', 'tls/identity'];
-
-/** Includes between the parts of native/, same reading. tests/ and bench/ may include everything but the addon. */
-const NATIVE_LAYERS: Record<string, readonly string[]> = {
-  wire: [],
-  base: ['wire'],
-  memory: ['base', 'wire'],
-  uffd: ['base', 'wire', 'memory'],
-  transport: ['base', 'wire'],
-  pager: ['base', 'wire', 'memory', 'uffd', 'transport/transport'],
-  preload: [],
-  addon: ['base', 'wire', 'memory', 'uffd', 'transport', 'pager'],
-};
 
 const IMPORT = /(?:^|\s)(?:import|export)\b[^'"]*?from\s*['"]([^'"]+)['"]|import\s*\(?\s*['"]([^'"]+)['"]/g;
 
@@ -89,42 +79,6 @@ function importGraph(): Map<string, string[]> {
       return [named(file.path), own.map((specifier) => named(posix.join(posix.dirname(file.path), specifier)))];
     }),
   );
-}
-
-/** Each circle of a graph once, as a set of names: its strongly connected components (Tarjan 1972). */
-function circlesOf(graph: ReadonlyMap<string, readonly string[]>): string[][] {
-  const order = new Map<string, number>();
-  const lowest = new Map<string, number>();
-  const path: string[] = [];
-  const circles: string[][] = [];
-  const visit = (name: string): number => {
-    const number = order.size;
-    order.set(name, number);
-    let low = number;
-    path.push(name);
-    for (const next of graph.get(name) ?? []) {
-      if (!order.has(next)) low = Math.min(low, visit(next));
-      else if (path.includes(next)) low = Math.min(low, lowest.get(next) ?? order.get(next) ?? low);
-    }
-    lowest.set(name, low);
-    if (low === number) {
-      const circle = path.splice(path.indexOf(name));
-      if (circle.length > 1) circles.push(circle.sort());
-    }
-    return low;
-  };
-  for (const name of graph.keys()) if (!order.has(name)) visit(name);
-  return circles;
-}
-
-function graphOfRooms(files: ReadonlyMap<string, readonly string[]>, room: (path: string) => string) {
-  const rooms = new Map<string, string[]>();
-  for (const [file, targets] of files) {
-    const from = room(file);
-    const others = targets.map(room).filter((target) => target !== from);
-    rooms.set(from, [...(rooms.get(from) ?? []), ...others]);
-  }
-  return rooms;
 }
 
 function isAllowed(target: string, from: string, allowed: readonly string[]): boolean {
@@ -168,35 +122,6 @@ describe('imports point one way', () => {
       }
     }
     expect(wrong).toEqual([]);
-  });
-
-  test('in native/', () => {
-    const wrong: string[] = [];
-    for (const file of filesUnder('native')) {
-      const from = file.path.split('/')[1] ?? '';
-      const allowed = NATIVE_LAYERS[from];
-      for (const [, included = ''] of file.text.matchAll(/^\s*#\s*include\s*"([^"]+)"/gm)) {
-        if (allowed !== undefined && !isAllowed(included.replace(/\.(hpp|h)$/, ''), from, allowed))
-          wrong.push(`${file.path} must not include ${included}`);
-        if (allowed === undefined && included.startsWith('addon/'))
-          wrong.push(`${file.path} must not include ${included}`);
-      }
-    }
-    expect(wrong).toEqual([]);
-  });
-
-  test('only the addon knows Node', () => {
-    const outside = filesUnder('native').filter(({ path }) => !path.startsWith('native/addon/'));
-    expect(
-      complaints(outside, (line) =>
-        /^\s*#\s*include\s*[<"](napi|node_api|uv|js_native_api)/.test(line) ? line : null,
-      ),
-    ).toEqual([]);
-  });
-
-  test('the preload is plain C on libc', () => {
-    const files = filesUnder('native/preload');
-    expect(files.map(({ path }) => path).filter((path) => !/\.(c|h)$/.test(path))).toEqual([]);
   });
 
   test('only native/binding.ts loads the addon', () => {

@@ -6,12 +6,14 @@
  * What users want to have waiting is durable. The processes are not taken over by a next daemon: it ends them (they are
  * incoming VMs of an image that no fork has committed) and makes new ones.
  */
+
 import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { z } from 'zod';
 import { MigrationError, toMigrationError } from '../../domain/errors.js';
 import type { WarmRequest, WarmSetView } from '../../domain/fork.js';
 import { writeDurably } from '../../durable/durable-file.js';
+import { cloneDisks, cloneMemory, cloneNetwork, parentMode } from '../../schemas/words.js';
 import { type MemoryBounds, type MemoryReading, memoryState } from '../vm/memory-pressure.js';
 import type { ManagedVm } from '../vm/vms.js';
 import type { ForkContext } from './context.js';
@@ -53,10 +55,10 @@ const wantedSchema: z.ZodType<WarmRequest[]> = z.array(
     vm: z.string(),
     cloneCount: z.int().min(1),
     namePrefix: z.string().nullable(),
-    parentMode: z.enum(['continue', 'stop']),
-    memory: z.enum(['cow', 'private']),
-    network: z.enum(['fresh', 'isolated', 'none']),
-    disks: z.enum(['overlay', 'scratch']),
+    parentMode,
+    memory: cloneMemory,
+    network: cloneNetwork,
+    disks: cloneDisks,
   }),
 );
 

@@ -2,19 +2,22 @@
  * What a daemon must know of a fork to finish or undo it after a restart. `save` of a committed one is the one write
  * that makes its clones VMs.
  */
+
 import { join } from 'node:path';
 import { z } from 'zod';
 import type { ErrorJson } from '../../domain/errors.js';
 import type { CloneIdentity } from '../../domain/fork.js';
 import { RecordFiles } from '../../durable/record-files.js';
 import type { CommittedFork, PrepareForkRequest } from '../../engine/ports/fork.js';
+import { cloneDisks, cloneMemory, cloneNetwork, imageId, parentMode } from '../../schemas/words.js';
 import { checkImageId } from '../image/record.js';
 
 /**
  * preparing: nothing of it is worth keeping · prepared: up to commit · committed: its clones are VMs, its image may
  * still be filling
  */
-export type ForkRecordState = 'preparing' | 'prepared' | 'committed';
+const FORK_RECORD_STATES = ['preparing', 'prepared', 'committed'] as const;
+export type ForkRecordState = (typeof FORK_RECORD_STATES)[number];
 
 export interface ForkRecord {
   readonly version: 1;
@@ -33,19 +36,17 @@ export interface ForkRecord {
 
 export type ForkOutcome = Omit<CommittedFork, 'image' | 'isWarm' | 'clones'>;
 
-const id = z.string().regex(/^[0-9a-f]{16}$/);
-
 const requestSchema: z.ZodType<PrepareForkRequest> = z.strictObject({
-  fork: id,
+  fork: imageId,
   job: z.string().max(256),
   vm: z.string().nullable(),
-  image: id.nullable(),
+  image: imageId.nullable(),
   cloneCount: z.int().min(1),
   namePrefix: z.string().nullable(),
-  parentMode: z.enum(['continue', 'stop']),
-  memory: z.enum(['cow', 'private']),
-  network: z.enum(['fresh', 'isolated', 'none']),
-  disks: z.enum(['overlay', 'scratch']),
+  parentMode,
+  memory: cloneMemory,
+  network: cloneNetwork,
+  disks: cloneDisks,
   isPartialAllowed: z.boolean(),
 });
 
@@ -59,8 +60,8 @@ const outcomeSchema: z.ZodType<ForkOutcome> = z.strictObject({
 const schema: z.ZodType<ForkRecord> = z.strictObject({
   version: z.literal(1),
   request: requestSchema,
-  state: z.enum(['preparing', 'prepared', 'committed']),
-  image: id,
+  state: z.enum(FORK_RECORD_STATES),
+  image: imageId,
   isWarm: z.boolean(),
   clones: z.array(
     z.strictObject({

@@ -3,6 +3,7 @@
  * for page faults, and knows on its command line who it will be. What a fork still has to do for them is to hand over a
  * few hundred kilobytes. A set is made within a fork, or beforehand by the pool.
  */
+
 import { setMaxListeners } from 'node:events';
 import { configureIncoming } from '../../backends/qemu/migration.js';
 import { MigrationError } from '../../domain/errors.js';
@@ -14,7 +15,7 @@ import type {
   CloneNetwork,
   ParentMode,
 } from '../../domain/fork.js';
-import type { VmSpec } from '../../domain/vm.js';
+import type { Accel, VmSpec } from '../../domain/vm.js';
 import { inParallel } from '../../kit/parallel.js';
 import type { ImageRecord } from '../image/record.js';
 import type { ManagedVm } from '../vm/vms.js';
@@ -31,7 +32,7 @@ const ENDS_AT_ONCE = 16;
  */
 export interface CloneShape {
   readonly parent: VmSpec;
-  readonly accel: 'kvm' | 'tcg';
+  readonly accel: Accel;
   readonly cloneCount: number;
   readonly namePrefix: string | null;
   readonly parentMode: ParentMode;

@@ -2,18 +2,20 @@
  * What a daemon must know of an image to find it again. Its memory is on tmpfs: after a reboot of the machine the image
  * is gone.
  */
+
 import { z } from 'zod';
 import { MigrationError } from '../../domain/errors.js';
 import type { ParentMode } from '../../domain/fork.js';
 import type { ImageState } from '../../domain/image.js';
-import type { VmSpec } from '../../domain/vm.js';
+import type { Accel, DiskFormat, VmSpec } from '../../domain/vm.js';
 import { vmSpecSchema } from '../../schemas/vm-spec.js';
+import { accel, diskFormat, imageId, imageState, parentMode } from '../../schemas/words.js';
 
 /** A disk that the image's guest had, as it was at the fork point: nobody writes to the file any more. */
 export interface ImageDisk {
   readonly id: string;
   readonly path: string;
-  readonly format: 'raw' | 'qcow2';
+  readonly format: DiskFormat;
 }
 
 /** Where the parent writes since the fork point. */
@@ -31,7 +33,7 @@ export interface ImageRecord {
   readonly parentMode: ParentMode;
   /** Of the parent at the fork, by which QEMUs are made that can load the state. */
   readonly spec: VmSpec;
-  readonly accel: 'kvm' | 'tcg';
+  readonly accel: Accel;
   readonly qemuVersion: string;
   readonly deviceStateBytes: number;
   readonly disks: readonly ImageDisk[];
@@ -39,16 +41,15 @@ export interface ImageRecord {
   readonly createdAt: string;
 }
 
-const imageId = z.string().regex(/^[0-9a-f]{16}$/);
-const disk = { id: z.string(), path: z.string().startsWith('/'), format: z.enum(['raw', 'qcow2']) };
+const disk = { id: z.string(), path: z.string().startsWith('/'), format: diskFormat };
 
 export const imageRecordSchema: z.ZodType<ImageRecord> = z.strictObject({
   version: z.literal(1),
   id: imageId,
-  state: z.enum(['capturing', 'filling', 'complete', 'failed']),
-  parentMode: z.enum(['continue', 'stop']),
+  state: imageState,
+  parentMode,
   spec: vmSpecSchema,
-  accel: z.enum(['kvm', 'tcg']),
+  accel,
   qemuVersion: z.string(),
   deviceStateBytes: z.int().min(0),
   disks: z.array(z.strictObject(disk)),

@@ -5,6 +5,7 @@
  * That a VM has been resumed here is NOT read from these files: the owner record in the registry says so, and it is the
  * only thing that has to be durable between commit and the first instruction of the guest. `state` may lag behind it.
  */
+
 import { join } from 'node:path';
 import { z } from 'zod';
 import { MigrationError } from '../../domain/errors.js';
@@ -12,12 +13,14 @@ import type { Transport } from '../../domain/transport.js';
 import { RecordFiles } from '../../durable/record-files.js';
 import type { PrepareRequest, SourceEndpointInfo } from '../../engine/ports/session.js';
 import { vmSpecSchema } from '../../schemas/vm-spec.js';
+import { accel, migrationMode, sessionId, sessionToken, transport } from '../../schemas/words.js';
 
 /**
  * preparing: QEMU is being started, nothing of it is worth keeping · prepared: can be connected and loaded · resumed:
  * the VM has run here, pages may be missing · complete: every page is here
  */
-export type TargetRecordState = 'preparing' | 'prepared' | 'resumed' | 'complete';
+const TARGET_RECORD_STATES = ['preparing', 'prepared', 'resumed', 'complete'] as const;
+export type TargetRecordState = (typeof TARGET_RECORD_STATES)[number];
 
 export interface TargetRecord extends PrepareRequest {
   readonly version: 1;
@@ -40,10 +43,6 @@ export interface SourceRecord {
 
 export type SessionRecord = TargetRecord | SourceRecord;
 
-const sessionId = z.string().regex(/^[0-9a-f]{32}$/);
-const token = z.string().regex(/^[0-9a-f]{64}$/);
-const transport = z.enum(['tcp', 'shm', 'rdma']);
-
 const endpoint = z.strictObject({
   transport,
   host: z.string(),
@@ -60,11 +59,11 @@ const recordSchema = z.discriminatedUnion('role', [
     spec: vmSpecSchema,
     source: z.string(),
     epoch: z.int().min(0),
-    mode: z.enum(['postcopy', 'native-precopy', 'native-postcopy']),
-    accel: z.enum(['kvm', 'tcg']),
-    token,
+    mode: migrationMode,
+    accel,
+    token: sessionToken,
     bandwidthBytesPerS: z.number().min(0),
-    state: z.enum(['preparing', 'prepared', 'resumed', 'complete']),
+    state: z.enum(TARGET_RECORD_STATES),
     nativeUri: z.string().nullable(),
     endpoint: endpoint.nullable(),
   }),
@@ -73,7 +72,7 @@ const recordSchema = z.discriminatedUnion('role', [
     role: z.literal('source'),
     session: sessionId,
     vm: z.string(),
-    token,
+    token: sessionToken,
     transport,
     target: z.string(),
   }),

@@ -7,7 +7,7 @@ import type { InjectPort } from '../../engine/ports/inject.js';
 import type { Registry } from '../../engine/ports/registry.js';
 import type { Log } from '../../kit/log.js';
 import type { DataListenerHandle, NativeBinding } from '../../native/types.js';
-import type { RdmaHost } from '../../transports/rdma.js';
+import type { RdmaHost } from '../../transports/rdma/host.js';
 import type { Peers } from './peers.js';
 import type { VmManager } from './vms.js';
 

@@ -2,6 +2,7 @@
  * What a daemon must know of a VM to find it again: one JSON file in the VM's directory. When
  * `writeRecord` resolves, a crash of the machine leaves the new one.
  */
+
 import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { z } from 'zod';
@@ -10,6 +11,7 @@ import type { DiskSpec, NicSpec, VmExit, VmSpec, VmState } from '../../domain/vm
 import { writeDurably, writeWhole } from '../../durable/durable-file.js';
 import type { RegionFile, VmMemorySnapshot } from '../../native/types.js';
 import { nicSpecSchema, vmSpecSchema } from '../../schemas/vm-spec.js';
+import { accel, vmState } from '../../schemas/words.js';
 
 export const RECORD_FILE = 'record.json';
 
@@ -68,9 +70,9 @@ const session = z.string().max(256).nullable();
 const recordSchema = z.strictObject({
   version: z.literal(1),
   spec: vmSpecSchema,
-  state: z.enum(['starting', 'running', 'paused', 'incoming', 'departed', 'stopped']),
+  state: vmState,
   epoch: count,
-  accel: z.enum(['kvm', 'tcg']),
+  accel,
   qemuVersion: z.string(),
   session,
   job: session,

@@ -5,8 +5,10 @@
  */
 import { z } from 'zod';
 import type { HostPort, HostRole } from '../../engine/ports/host.js';
-import { exitCode, hostInventory, hostName, jobId, sessionId, targetChecks, vmName } from '../../schemas/api.js';
+import { hostInventory, targetChecks } from '../../schemas/host.js';
+import { count } from '../../schemas/of.js';
 import { vmSpecSchema } from '../../schemas/vm-spec.js';
+import { exitCode, hostName, jobId, sessionId, vmName } from '../../schemas/words.js';
 import {
   counters,
   endpoint,
@@ -69,7 +71,6 @@ const session = z.tuple([sessionId]);
 const vmSession = z.tuple([vmName, sessionId]);
 const vmJob = z.tuple([vmName, jobId]);
 const fork = z.tuple([forkId]);
-const count = z.number().nonnegative();
 
 const HOST_METHODS: HostMethods = {
   inventory: {

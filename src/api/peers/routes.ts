@@ -4,7 +4,8 @@ import type { FastifyInstance } from 'fastify';
 import type { ZodTypeProvider } from 'fastify-type-provider-zod';
 import { z } from 'zod';
 import { MigrationError } from '../../domain/errors.js';
-import { errorJson, sessionId } from '../../schemas/api.js';
+import { errorJson } from '../../schemas/error.js';
+import { sessionId } from '../../schemas/words.js';
 import type { ApiServices } from '../contract/ports.js';
 import { callOn, HOST_CALLS } from './methods.js';
 

@@ -1,32 +1,27 @@
 /** Arguments and results of the calls between hosts (methods.ts), as far as no client sees them. */
 import { z } from 'zod';
 import { CLONES_MAX } from '../../domain/fork.js';
+import { SESSION_STATES } from '../../engine/ports/session.js';
+import { cloneFailure, cloneIdentity, namePrefix } from '../../schemas/fork.js';
+import { vmInventoryBase } from '../../schemas/host.js';
+import { imageView } from '../../schemas/image.js';
+import { count, list, text } from '../../schemas/of.js';
+import { vmSpecSchema } from '../../schemas/vm-spec.js';
 import {
-  accelSchema,
-  count,
-  hostName,
-  jobId,
-  list,
-  modeSchema,
-  sessionId,
-  sessionToken,
-  text,
-  transportSchema,
-  vmInventoryBase,
-  vmName,
-} from '../../schemas/api.js';
-import {
+  accel,
   cloneDisks,
-  cloneFailure,
-  cloneIdentity,
   cloneMemory,
   cloneNetwork,
+  hostName,
   imageId,
-  imageView,
-  namePrefix,
+  jobId,
+  migrationMode,
   parentMode,
-} from '../../schemas/api-fork.js';
-import { vmSpecSchema } from '../../schemas/vm-spec.js';
+  sessionId,
+  sessionToken,
+  transport,
+  vmName,
+} from '../../schemas/words.js';
 
 const KEYS_MAX = 64;
 const ADDRESS_MAX = 255;
@@ -49,7 +44,7 @@ export const vmInventory = vmInventoryBase.extend({ spec: vmSpecSchema });
 export const rdmaPlace = z.strictObject({ host: z.string().min(1).max(ADDRESS_MAX), port: z.int().min(1).max(65_535) });
 
 export const endpoint = z.strictObject({
-  transport: transportSchema,
+  transport,
   host: z.string().min(1).max(ADDRESS_MAX),
   port: z.int().min(0).max(65_535),
   keys: z.array(z.strictObject({ ram: hex, dataMap: hex })).max(KEYS_MAX),
@@ -59,7 +54,7 @@ export const exposeRequest = z.strictObject({
   session: sessionId,
   vm: vmName,
   token: sessionToken,
-  transport: transportSchema,
+  transport,
   target: hostName,
 });
 
@@ -78,14 +73,14 @@ export const prepareRequest = z.strictObject({
   spec: vmSpecSchema,
   source: hostName,
   epoch,
-  mode: modeSchema,
-  accel: accelSchema,
+  mode: migrationMode,
+  accel,
   token: sessionToken,
   bandwidthBytesPerS: count,
 });
 
 export const sessionProgress = z.object({
-  state: z.enum(['prepared', 'connected', 'loaded', 'filling', 'disconnected', 'complete', 'failed', 'gone']),
+  state: z.enum(SESSION_STATES),
   hasRun: z.boolean(),
   error: z.unknown(),
   pagesTotal: count,

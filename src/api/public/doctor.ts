@@ -6,7 +6,7 @@ import { release } from 'node:os';
 import { toMigrationError } from '../../domain/errors.js';
 import type { HostInventory } from '../../domain/host.js';
 import type { RdmaDevice, RdmaInventory } from '../../domain/transport.js';
-import type { DoctorCheck } from '../../schemas/api.js';
+import type { DoctorCheck } from '../../schemas/host.js';
 import type { ApiServices } from '../contract/ports.js';
 
 const MIB = 2 ** 20;

@@ -3,22 +3,22 @@ import type { FastifyInstance } from 'fastify';
 import type { ZodTypeProvider } from 'fastify-type-provider-zod';
 import { z } from 'zod';
 import { toMigrationError } from '../../domain/errors.js';
-import { emptyBody, errorJson, list, stopBody, text } from '../../schemas/api.js';
+import { errorJson } from '../../schemas/error.js';
 import {
   drainBody,
-  fileBody,
   forkBody,
   forkDryRunView,
   forkRequest,
-  imageParams,
-  imageView,
-  jobView,
   type StoppedView,
   stoppedView,
   warmBody,
   warmRequest,
   warmSetView,
-} from '../../schemas/api-fork.js';
+} from '../../schemas/fork.js';
+import { fileBody, imageParams, imageView } from '../../schemas/image.js';
+import { jobView } from '../../schemas/job.js';
+import { list, text } from '../../schemas/of.js';
+import { emptyBody, stopBody } from '../../schemas/vm.js';
 import type { ApiServices, ApiVms } from '../contract/ports.js';
 
 const failures = { '4xx': errorJson, '5xx': errorJson };

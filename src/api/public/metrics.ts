@@ -3,26 +3,13 @@
  * seen since the daemon started (counters) or from the present state (gauges). Nothing is collected while nobody asks.
  */
 
-import type { ImageState } from '../../domain/image.js';
-import type { JobState, JobView } from '../../domain/job.js';
-import type { VmState } from '../../domain/vm.js';
+import { IMAGE_STATES } from '../../domain/image.js';
+import { isEnded, JOB_STATES, type JobView } from '../../domain/job.js';
+import { VM_STATES } from '../../domain/vm.js';
 import type { ApiServices } from '../contract/ports.js';
-import { isEnded } from './sse.js';
 
 export const METRICS_CONTENT_TYPE = 'text/plain; version=0.0.4; charset=utf-8';
 
-const JOB_STATES: readonly JobState[] = [
-  'queued',
-  'running',
-  'recovering',
-  'done',
-  'failed',
-  'cancelled',
-  'needsRecovery',
-  'lost',
-];
-const VM_STATES: readonly VmState[] = ['starting', 'running', 'paused', 'incoming', 'departed', 'stopped'];
-const IMAGE_STATES: readonly ImageState[] = ['capturing', 'filling', 'complete', 'failed'];
 const BYTE_KINDS = ['push', 'demand', 'prefetch', 'zeroSkipped', 'deviceState'] as const;
 
 type Samples = readonly (readonly [labels: string, value: number])[];

@@ -1,33 +1,23 @@
 /**
  * Clients' routes: hosts, VMs, jobs. Each handler translates and calls; what may happen is decided behind the ports.
  */
+
 import type { FastifyInstance, FastifyReply } from 'fastify';
 import type { ZodTypeProvider } from 'fastify-type-provider-zod';
 import { z } from 'zod';
 import { MigrationError, toMigrationError } from '../../domain/errors.js';
-import {
-  type DaemonView,
-  daemonView,
-  doctorCheck,
-  dryRunView,
-  emptyBody,
-  errorJson,
-  type HostView,
-  hostView,
-  jobParams,
-  migrationBody,
-  migrationOrder,
-  stopBody,
-  vmParams,
-  vmView,
-} from '../../schemas/api.js';
-import { jobView } from '../../schemas/api-fork.js';
+import { isEnded } from '../../domain/job.js';
+import { errorJson } from '../../schemas/error.js';
+import { type DaemonView, daemonView, doctorCheck, type HostView, hostView } from '../../schemas/host.js';
+import { jobParams, jobView } from '../../schemas/job.js';
+import { dryRunView, migrationBody, migrationOrder } from '../../schemas/migration.js';
+import { emptyBody, stopBody, vmParams, vmView } from '../../schemas/vm.js';
 import { readSpec, userSpecSchema } from '../../schemas/vm-spec.js';
 import type { ApiServices } from '../contract/ports.js';
 import { doctor } from './doctor.js';
 import { forkRoutes } from './forks.js';
 import { METRICS_CONTENT_TYPE, type Metrics } from './metrics.js';
-import { isEnded, JobEventStream } from './sse.js';
+import { JobEventStream } from './sse.js';
 
 export const YAML = 'application/yaml';
 const EVENT_STREAMS_MAX = 256;

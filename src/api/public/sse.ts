@@ -2,19 +2,14 @@
  * Server-sent events of jobs. A reader that is slow gets the latest view of each job, never a backlog: what waits is
  * one view a job, and at most EVENT_JOBS_MAX of them.
  */
+
 import type { ServerResponse } from 'node:http';
-import type { JobState, JobView } from '../../domain/job.js';
+import { isEnded, type JobView } from '../../domain/job.js';
 
 const KEEP_ALIVE_MS = 15_000;
 /** Views of a running job that come faster than this are coalesced. */
 const INTERVAL_MS = 100;
 const EVENT_JOBS_MAX = 1024;
-
-const ENDED: ReadonlySet<JobState> = new Set(['done', 'failed', 'cancelled', 'needsRecovery', 'lost']);
-
-export function isEnded(state: JobState): boolean {
-  return ENDED.has(state);
-}
 
 export class JobEventStream {
   private readonly waiting = new Map<string, JobView>();

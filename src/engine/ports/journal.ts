@@ -1,7 +1,7 @@
 import type { ForkPlan, ForkReport, ForkStepName } from '../../domain/fork.js';
 import type { JobState } from '../../domain/job.js';
 import type { MigrationPlan, MigrationReport, StepName } from '../../domain/migration.js';
-import type { VmSpec } from '../../domain/vm.js';
+import type { Accel, VmSpec } from '../../domain/vm.js';
 
 /** A step of a migration or of a fork: all lines of one job are of one kind, which its first line says. */
 export type AnyStepName = StepName | ForkStepName;
@@ -24,7 +24,7 @@ export type JournalEntry =
       readonly plan: MigrationPlan;
       readonly spec: VmSpec;
       readonly epoch: number;
-      readonly accel: 'kvm' | 'tcg';
+      readonly accel: Accel;
       readonly createdAt: string;
     }
   | {

@@ -1,6 +1,7 @@
 /** What the two halves of a migration and its coordinator tell each other. */
+import type { MigrationMode } from '../../domain/migration.js';
 import type { Transport } from '../../domain/transport.js';
-import type { VmSpec } from '../../domain/vm.js';
+import type { Accel, VmSpec } from '../../domain/vm.js';
 
 export interface RegionKeysPort {
   readonly ram: string;
@@ -20,8 +21,8 @@ export interface PrepareRequest {
   readonly spec: VmSpec;
   readonly source: string;
   readonly epoch: number;
-  readonly mode: 'postcopy' | 'native-precopy' | 'native-postcopy';
-  readonly accel: 'kvm' | 'tcg';
+  readonly mode: MigrationMode;
+  readonly accel: Accel;
   /** Secret of this session (64 hex digits); the target shows it on the data port. */
   readonly token: string;
   readonly bandwidthBytesPerS: number;
@@ -32,15 +33,17 @@ export interface PrepareReply {
   readonly nativeUri: string | null;
 }
 
-export type SessionState =
-  | 'prepared'
-  | 'connected'
-  | 'loaded'
-  | 'filling'
-  | 'disconnected'
-  | 'complete'
-  | 'failed'
-  | 'gone';
+export const SESSION_STATES = [
+  'prepared',
+  'connected',
+  'loaded',
+  'filling',
+  'disconnected',
+  'complete',
+  'failed',
+  'gone',
+] as const;
+export type SessionState = (typeof SESSION_STATES)[number];
 
 export interface SessionProgress {
   readonly state: SessionState;

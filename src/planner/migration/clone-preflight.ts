@@ -1,10 +1,11 @@
 /**
  * What stands in the way of a clone that is to leave its host, beside what any VM may meet. Pure, as all of pre-flight.
  */
+
 import type { HostInventory, VmInventory } from '../../domain/host.js';
-import type { MigrationRequest } from '../../domain/migration.js';
+import { type MigrationRequest, MODE_TRAITS } from '../../domain/migration.js';
 import type { Refusal, RefusalCode } from '../../domain/refusal.js';
-import type { Transport } from '../../domain/transport.js';
+import { type Transport, transportRow } from '../../domain/transport.js';
 
 const MIB = 1024 * 1024;
 
@@ -24,7 +25,7 @@ export function* checkClone(request: MigrationRequest, source: HostInventory, vm
       'fork a VM whose disks are read-only: those are shared, and a clone can take them along',
     );
   }
-  if (mode === 'postcopy') yield* checkMemory(request, source, vm);
+  if (MODE_TRAITS[mode].mover === 'pager') yield* checkMemory(request, source, vm);
 }
 
 function* checkMemory({ vm: name }: MigrationRequest, source: HostInventory, vm: VmInventory): Iterable<Refusal> {
@@ -60,10 +61,11 @@ function* checkMemory({ vm: name }: MigrationRequest, source: HostInventory, vm:
 
 /** Why this transport cannot serve the VM's memory, or null. */
 export function cloneObstacle(transport: Transport, { image, spec }: VmInventory): Refusal | null {
-  if (image === null || transport === 'tcp') return null;
+  const { readsProcessMemory, title, processMemoryObstacle = `${title} cannot read` } = transportRow(transport);
+  if (image === null || readsProcessMemory) return null;
   return refuse(
     'TRANSPORT_UNAVAILABLE',
-    `the memory of ${spec.name} is partly its image's and partly its own, which ${transport === 'shm' ? 'a neighbour cannot map' : 'no RDMA device reads'}`,
+    `the memory of ${spec.name} is partly its image's and partly its own, which ${processMemoryObstacle}`,
     'use --tcp',
   );
 }

@@ -1,4 +1,4 @@
-import type { MigrationRequest } from '../../domain/migration.js';
+import { type MigrationRequest, MODE_TRAITS } from '../../domain/migration.js';
 import { describeBytes } from '../bytes.js';
 
 /**
@@ -23,12 +23,13 @@ export function estimate(request: MigrationRequest, memoryBytes: number): Estima
   const notes = [
     `at most ${describeBytes(memoryBytes)} move; at ${rate} that takes ${describeMs(moveMs)}; zero pages are skipped`,
   ];
-  if (request.mode === 'postcopy') {
+  const { mover, fetches } = MODE_TRAITS[request.mode];
+  if (mover === 'pager') {
     notes.push(
       'the blackout does not depend on the memory size: only device state moves in it',
       `until the last page has arrived ${request.vm} needs both hosts`,
     );
-  } else if (request.mode === 'native-precopy') {
+  } else if (!fetches) {
     notes.push(`the VM stops when the rest fits ${request.downtimeMsMax} ms; a busy guest may never get there`);
   } else {
     notes.push("QEMU's post-copy cannot be taken up again by this build: a lost connection needs a person");

@@ -2,12 +2,22 @@
  * Request and inventories in, typed steps out; touches nothing. The engine walks exactly what this returns, and
  * `--dry-run` prints it.
  */
+
 import type { HostInventory, VmInventory } from '../../domain/host.js';
-import type { MigrationMode, MigrationOrder, MigrationPlan, PlanStep, StepName } from '../../domain/migration.js';
+import {
+  type MigrationMode,
+  type MigrationOrder,
+  type MigrationPlan,
+  MODE_TRAITS,
+  type PlanStep,
+  type StepName,
+} from '../../domain/migration.js';
 import type { Refusal } from '../../domain/refusal.js';
+import { transportRow } from '../../domain/transport.js';
 import { describeBytes } from '../bytes.js';
 import { estimate } from './estimate.js';
-import { type PreflightFacts, preflight } from './preflight.js';
+import type { PreflightFacts } from './facts.js';
+import { preflight } from './preflight.js';
 import { type Choice, chooseTransport } from './transport.js';
 
 /** The steps of each mode, in order. */
@@ -131,7 +141,7 @@ function plan(order: MigrationOrder, choice: Choice, sourceHost: HostInventory, 
   const memoryBytes = vm.spec.memory.sizeBytes;
   const { moveMs, notes } = estimate(request, memoryBytes);
   const nativeMs = Math.max(NATIVE_MS_MIN, NATIVE_PASSES_MAX * moveMs);
-  const registerMs = choice.transport === 'rdma' ? (memoryBytes * 1000) / REGISTERED_BYTES_PER_S : 0;
+  const registerMs = transportRow(choice.transport).registersMemory ? (memoryBytes * 1000) / REGISTERED_BYTES_PER_S : 0;
   const source = sourceHost.host;
   const { vm: name, target, transport, mode } = request;
   const names = { vm: name, source, target, transport, mode, memory: describeBytes(memoryBytes) };
@@ -193,7 +203,7 @@ const DESCRIPTIONS: { readonly [Name in StepName]: StepDescription } = {
   drain: {
     at: 'target',
     text: ({ source, mode }) =>
-      mode === 'native-postcopy'
+      MODE_TRAITS[mode].mover === 'backend'
         ? `QEMU fetches the rest of the memory from ${source}`
         : `fetch the memory from ${source}, pages that the guest waits for first`,
   },

@@ -4,36 +4,27 @@
  * so that a person repairs them in one go.
  */
 
-import type { MigrationError } from '../../domain/errors.js';
 import type { HostInventory, TargetChecks, VmInventory } from '../../domain/host.js';
-import type { MigrationRequest } from '../../domain/migration.js';
+import { type MigrationRequest, MODE_TRAITS } from '../../domain/migration.js';
 import type { Refusal, RefusalCode } from '../../domain/refusal.js';
 import { describeBytes } from '../bytes.js';
-import { checkClone, cloneObstacle } from './clone-preflight.js';
+import { checkClone } from './clone-preflight.js';
+import type { PreflightFacts } from './facts.js';
 import { isOlder, parseQemuVersion } from './qemu-version.js';
-import { checkRdma } from './rdma.js';
-
-export type TargetFacts =
-  | { readonly kind: 'reachable'; readonly inventory: HostInventory; readonly checks: TargetChecks }
-  | { readonly kind: 'unreachable'; readonly error: MigrationError }
-  /** The request names the source itself: there is nobody to ask. */
-  | { readonly kind: 'isSource' };
-
-export interface PreflightFacts {
-  readonly sourceHost: HostInventory;
-  readonly target: TargetFacts;
-  readonly vm: VmInventory;
-}
+import { checkTransport } from './transport.js';
 
 /**
  * QEMU's own memory besides the guest's RAM; 64 idle processes took 16–30 MiB each, devices and TCG buffers come on
  * top.
  */
 const QEMU_OVERHEAD_BYTES = 128 * 1024 * 1024;
+
 /** Oldest QEMU with which this project is tested. */
 const QEMU_VERSION_MIN = { major: 7, minor: 2 };
+
 /** Certificates and reports are dated; more than this is a clock that nobody sets. */
 const CLOCK_SKEW_MS_MAX = 300_000;
+
 const SMALL_PAGE_BYTES = 4096;
 
 export function preflight(request: MigrationRequest, { sourceHost, target, vm }: PreflightFacts): Refusal[] {
@@ -60,15 +51,16 @@ export function preflight(request: MigrationRequest, { sourceHost, target, vm }:
       break;
     case 'reachable':
       refusals.push(
-        ...checkPeers(request, sourceHost, target.inventory, vm),
+        ...checkPeers(request, sourceHost, target.inventory),
         ...checkQemu(request, target.inventory, vm),
         ...checkMemory(request, target.inventory, vm),
         ...checkFiles(request, target.inventory, target.checks, vm),
       );
-      if (request.transport === 'rdma') {
-        const facts = { source: sourceHost, target: target.inventory, checks: target.checks, vm };
-        refusals.push(...checkRdma(request.mode, facts));
-      }
+      refusals.push(
+        ...checkTransport(request.transport, request.mode, {
+          ...{ source: sourceHost, target: target.inventory, checks: target.checks, vm },
+        }),
+      );
       break;
   }
   return refusals;
@@ -107,7 +99,7 @@ function* checkVm({ vm: name }: MigrationRequest, source: HostInventory, vm: VmI
 
 function* checkRam({ mode, vm: name }: MigrationRequest, vm: VmInventory): Iterable<Refusal> {
   // What a clone's is, is asked elsewhere.
-  if (mode !== 'postcopy' || vm.image !== null) return;
+  if (MODE_TRAITS[mode].mover !== 'pager' || vm.image !== null) return;
   const remedy = 'run the VM with memory.backing "shared", or use --native';
   if (!vm.isRamShared) {
     yield refuse('RAM_NOT_SHARED', `the RAM of ${name} is private to its QEMU, so no one else can move it`, remedy);
@@ -120,12 +112,7 @@ function* checkRam({ mode, vm: name }: MigrationRequest, vm: VmInventory): Itera
   }
 }
 
-function* checkPeers(
-  request: MigrationRequest,
-  source: HostInventory,
-  target: HostInventory,
-  vm: VmInventory,
-): Iterable<Refusal> {
+function* checkPeers(request: MigrationRequest, source: HostInventory, target: HostInventory): Iterable<Refusal> {
   if (target.protocolVersion !== source.protocolVersion) {
     yield refuse(
       'PROTOCOL_VERSION',
@@ -150,18 +137,6 @@ function* checkPeers(
         `make a new one with "vmctl certs" and restart vmigrated on ${host}`,
       );
     }
-  }
-  if (request.transport === 'shm' && request.mode !== 'postcopy') {
-    yield refuse('TRANSPORT_UNAVAILABLE', "QEMU's own migration has no shm transport", 'use --tcp');
-  } else if (request.transport === 'shm' && target.machineId !== source.machineId) {
-    yield refuse(
-      'TRANSPORT_UNAVAILABLE',
-      `shm needs both daemons on one machine, and ${source.host} and ${request.target} are on two`,
-      'use --tcp',
-    );
-  } else if (request.transport === 'shm') {
-    const obstacle = cloneObstacle('shm', vm);
-    if (obstacle !== null) yield obstacle;
   }
 }
 
@@ -197,21 +172,22 @@ function* checkQemu(request: MigrationRequest, target: HostInventory, vm: VmInve
   if (vm.accel === 'kvm' && !target.isKvmUsable) {
     yield refuse('ACCEL_MISSING', `${request.vm} runs under KVM, which ${host} cannot use`, 'choose a host with KVM');
   }
-  if (request.mode === 'postcopy' && !target.isPreloadPresent) {
+  const { mover, fetches } = MODE_TRAITS[request.mode];
+  if (mover === 'pager' && !target.isPreloadPresent) {
     yield refuse(
       'PRELOAD_MISSING',
       `${host} does not have the preload library, without which nobody can serve the VM's missing pages`,
       `build it there ("npm run setup"), or set preload in the configuration of vmigrated`,
     );
   }
-  if (request.mode === 'native-precopy') return;
+  if (!fetches) return;
   if (!target.isUserfaultfdPermitted) {
     yield refuse(
       'USERFAULTFD_NOT_PERMITTED',
       `the kernel of ${host} does not let vmigrated use userfaultfd`,
       'run vmigrated as root or with CAP_SYS_PTRACE, or set the sysctl vm.unprivileged_userfaultfd=1',
     );
-  } else if (request.mode === 'postcopy' && !target.hasMinorFaults) {
+  } else if (mover === 'pager' && !target.hasMinorFaults) {
     yield refuse(
       'USERFAULTFD_NOT_PERMITTED',
       `the kernel of ${host} has no userfaultfd minor faults for shared memory`,

@@ -1,30 +1,12 @@
 /** What stands in the way of RDMA between two hosts, for one VM. Pure, as all of pre-flight. */
-import type { HostInventory, TargetChecks, VmInventory } from '../../domain/host.js';
-import type { MigrationMode } from '../../domain/migration.js';
+import type { HostInventory } from '../../domain/host.js';
 import type { Refusal } from '../../domain/refusal.js';
-import { cloneObstacle } from './clone-preflight.js';
-
-export interface RdmaFacts {
-  readonly source: HostInventory;
-  readonly target: HostInventory;
-  readonly checks: TargetChecks;
-  readonly vm: VmInventory;
-}
+import type { TransportFacts } from './facts.js';
 
 const MIB = 1024 * 1024;
 const USE_TCP = 'use --tcp';
 
-export function* checkRdma(mode: MigrationMode, facts: RdmaFacts): Iterable<Refusal> {
-  if (mode !== 'postcopy') {
-    yield unavailable("QEMU's own migration is not driven over RDMA", USE_TCP);
-    return;
-  }
-  const { source, target, checks, vm } = facts;
-  const obstacle = cloneObstacle('rdma', vm);
-  if (obstacle !== null) {
-    yield obstacle;
-    return;
-  }
+export function* checkRdma({ source, target, checks, vm }: TransportFacts): Iterable<Refusal> {
   for (const { host, rdma } of [source, target]) {
     if (rdma.problem !== null) yield unavailable(`no RDMA on ${host}: ${rdma.problem.reason}`, rdma.problem.remedy);
   }
@@ -41,14 +23,14 @@ export function* checkRdma(mode: MigrationMode, facts: RdmaFacts): Iterable<Refu
       `${USE_TCP}, or run the VM without the device`,
     );
   }
-  yield* checkLimits(facts);
+  yield* checkLimits({ source, target, checks, vm });
 }
 
 /**
  * Registering puts a page behind each byte of the VM's memory, and locks it, unless the device can do with what is
  * there.
  */
-function* checkLimits({ source, target, vm }: RdmaFacts): Iterable<Refusal> {
+function* checkLimits({ source, target, vm }: TransportFacts): Iterable<Refusal> {
   const { sizeBytes } = vm.spec.memory;
   const missingBytes = Math.max(0, sizeBytes - vm.ramAllocatedBytes);
   for (const [inventory, allocatedBytes] of [

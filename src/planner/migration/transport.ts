@@ -1,8 +1,10 @@
-/** Which transport a migration takes, and why. Pure. */
+/** Which transport a migration takes, and what stands in the way of one. Pure. */
 import type { HostInventory } from '../../domain/host.js';
-import type { MigrationOrder } from '../../domain/migration.js';
-import type { Transport } from '../../domain/transport.js';
-import type { PreflightFacts } from './preflight.js';
+import { type MigrationMode, type MigrationOrder, MODE_TRAITS } from '../../domain/migration.js';
+import type { Refusal } from '../../domain/refusal.js';
+import { TRANSPORTS, type Transport, transportRow } from '../../domain/transport.js';
+import { cloneObstacle } from './clone-preflight.js';
+import type { PreflightFacts, TransportFacts } from './facts.js';
 import { checkRdma } from './rdma.js';
 
 export interface Choice {
@@ -11,15 +13,56 @@ export interface Choice {
   readonly reason: string;
 }
 
-/** `auto` never fails: where RDMA cannot be had it is tcp, and pre-flight says what else is wrong. */
+/** What a transport needs beyond its columns in the table. */
+const SPECIAL_CHECKS: { readonly [T in Transport]?: (facts: TransportFacts) => Iterable<Refusal> } = {
+  rdma: checkRdma,
+};
+
+/** `auto` never fails: where nothing better can be had it is the lowest rank, and pre-flight says what else is wrong. */
 export function chooseTransport(order: MigrationOrder, { sourceHost, target, vm }: PreflightFacts): Choice {
   if (order.transport !== 'auto') return { transport: order.transport, reason: 'asked for' };
-  if (target.kind !== 'reachable') return { transport: 'tcp', reason: 'the target could not be asked for RDMA' };
+  const ranked = rankedTransports();
+  const lowest = ranked.at(-1) ?? 'tcp';
+  if (target.kind !== 'reachable') return { transport: lowest, reason: 'the target could not be asked for RDMA' };
   const facts = { source: sourceHost, target: target.inventory, checks: target.checks, vm };
-  const [obstacle] = checkRdma(order.mode, facts);
-  return obstacle === undefined
-    ? { transport: 'rdma', reason: `${place(sourceHost)} and ${place(target.inventory)} reach each other by RDMA` }
-    : { transport: 'tcp', reason: obstacle.reason };
+  let obstacle: Refusal | undefined;
+  for (const transport of ranked.slice(0, -1)) {
+    const [refusal] = checkTransport(transport, order.mode, facts);
+    if (refusal === undefined) return { transport, reason: reachesBy(transport, facts) };
+    obstacle ??= refusal;
+  }
+  return { transport: lowest, reason: obstacle?.reason ?? 'nothing faster is known' };
+}
+
+/** Best first. */
+function rankedTransports(): Transport[] {
+  const rankOf = (transport: Transport): number => transportRow(transport).autoRank ?? -1;
+  return TRANSPORTS.filter((transport) => rankOf(transport) >= 0).sort((a, b) => rankOf(b) - rankOf(a));
+}
+
+/** Why this transport cannot carry this VM's memory in this mode; nothing if it can. */
+export function* checkTransport(transport: Transport, mode: MigrationMode, facts: TransportFacts): Iterable<Refusal> {
+  const { title, sameMachineOnly, carriesBackendMoves } = transportRow(transport);
+  const { source, target, vm } = facts;
+  const refuse = (reason: string): Refusal => ({ code: 'TRANSPORT_UNAVAILABLE', reason, remedy: 'use --tcp' });
+  if (MODE_TRAITS[mode].mover === 'backend' && !carriesBackendMoves) {
+    yield refuse(`QEMU's own migration is not driven over ${title}`);
+    return;
+  }
+  if (sameMachineOnly && target.machineId !== source.machineId) {
+    yield refuse(`${title} needs both daemons on one machine, and ${source.host} and ${target.host} are on two`);
+    return;
+  }
+  const obstacle = cloneObstacle(transport, vm);
+  if (obstacle !== null) {
+    yield obstacle;
+    return;
+  }
+  yield* SPECIAL_CHECKS[transport]?.(facts) ?? [];
+}
+
+function reachesBy(transport: Transport, { source, target }: TransportFacts): string {
+  return `${place(source)} and ${place(target)} reach each other by ${transportRow(transport).title}`;
 }
 
 function place({ host, rdma }: HostInventory): string {

@@ -7,7 +7,7 @@
 
 import type { MigrationJobView } from '../../../src/domain/job.js';
 import type { MigrationReport } from '../../../src/domain/migration.js';
-import type { MigrationBody } from '../../../src/schemas/api.js';
+import type { MigrationBody } from '../../../src/schemas/migration.js';
 import { BedNetwork } from '../../hosts/bed-network.js';
 import { Cluster, eventually, sleep } from '../../hosts/cluster.js';
 import { Guest } from '../../hosts/guest.js';

@@ -5,13 +5,13 @@ import type { HostInventory, VmInventory } from '../../../src/domain/host.js';
 import type { MigrationOrder, MigrationRequest, StepName } from '../../../src/domain/migration.js';
 import type { RdmaInventory } from '../../../src/domain/transport.js';
 import { describeBytes } from '../../../src/planner/bytes.js';
+import type { PreflightFacts, TargetFacts } from '../../../src/planner/migration/facts.js';
 import {
   firstStepOutOfOrder,
   PREREQUISITES,
   planMigration,
   STEPS_OF_MODE,
 } from '../../../src/planner/migration/plan.js';
-import type { PreflightFacts, TargetFacts } from '../../../src/planner/migration/preflight.js';
 import { goodFacts, host, NO_RDMA, request, spec, vm } from './planner-facts.js';
 
 /** Mostly what is there in good cases, else anything at all. */

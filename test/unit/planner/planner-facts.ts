@@ -2,7 +2,7 @@ import type { HostInventory, VmInventory } from '../../../src/domain/host.js';
 import type { MigrationRequest } from '../../../src/domain/migration.js';
 import type { RdmaInventory } from '../../../src/domain/transport.js';
 import type { VmSpec } from '../../../src/domain/vm.js';
-import type { PreflightFacts } from '../../../src/planner/migration/preflight.js';
+import type { PreflightFacts } from '../../../src/planner/migration/facts.js';
 
 const MIB = 1024 * 1024;
 

@@ -5,7 +5,8 @@ import type { MigrationRequest } from '../../../src/domain/migration.js';
 import type { MigrationRefusalCode } from '../../../src/domain/refusal.js';
 import type { RdmaInventory } from '../../../src/domain/transport.js';
 import type { VmSpec } from '../../../src/domain/vm.js';
-import { preflight, type TargetFacts } from '../../../src/planner/migration/preflight.js';
+import type { TargetFacts } from '../../../src/planner/migration/facts.js';
+import { preflight } from '../../../src/planner/migration/preflight.js';
 import { goodFacts, NO_RDMA, rdma, request, spec, vm } from './planner-facts.js';
 
 interface Change {

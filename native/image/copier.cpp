@@ -1,0 +1,157 @@
+#include "image/copier.hpp"
+
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+
+#include "base/inject_point.hpp"
+#include "base/page_key.hpp"
+#include "image/guard.hpp"
+#include "image/limits.hpp"
+
+namespace vmigrate::pager {
+
+using wire::FaultPoint;
+using wire::PageState;
+
+namespace {
+
+Error copy_error(const char* what) {
+  // Our mapping of the parent's file ends in nothing: the file has shrunk. On hugetlbfs a page of the image
+  // that cannot be had looks the same.
+  if (errno == EFAULT) return {ErrorCode::kRegionChanged, EFAULT, what};
+  return system_error(what);
+}
+
+}  // namespace
+
+ImageCopier::ImageCopier(ImageCore& core, ParentGuard& guard, FaultPoint claimed)
+    : core_(core), guard_(guard), claimed_point_(claimed) {
+  if (core.process() != nullptr) process_bytes_.resize(kImageClusterBytes);
+}
+
+/// The first data in [page, end), an empty range at `end` if there is none; nullopt: the capture has failed.
+/// A page that was a hole when its file was looked through may have been written since, before the seal, so
+/// the kernel is asked about it; to ask for the end of the data as well would walk through all of it.
+std::optional<ImageCopier::Data> ImageCopier::find_data(uint32_t region_index, uint64_t page, uint64_t end) {
+  const ImageRegion& region = core_.regions()[region_index];
+  if (region.had_data(page)) {
+    const uint64_t first = page;
+    while (page < end && region.had_data(page)) ++page;
+    return Data{first, page};
+  }
+  if (region.is_in_process) {
+    const auto own = find_own(region_index, page, end);
+    if (!own) return std::nullopt;
+    if (*own == page) return Data{page, page + 1};
+    end = *own;  // for data of the file there is no need to look further
+  }
+  off_t data;
+  do {
+    data = ::lseek(region.source->fd(), static_cast<off_t>(page * region.page_bytes()), SEEK_DATA);
+  } while (data < 0 && errno == EINTR);
+  struct stat file {};
+  if ((data < 0 && errno != ENXIO) || ::fstat(region.source->fd(), &file) != 0) {
+    core_.fail(system_error("lseek SEEK_DATA region"));
+    return std::nullopt;
+  }
+  // A file that has shrunk shows a hole where its data was.
+  if (static_cast<uint64_t>(file.st_size) != region.source->length_bytes()) {
+    core_.fail({ErrorCode::kRegionChanged, 0, "region file changed its length"});
+    return std::nullopt;
+  }
+  const uint64_t first = data < 0 ? end : std::min(static_cast<uint64_t>(data) / region.page_bytes(), end);
+  return Data{first, std::min(first + 1, end)};
+}
+
+/// The first page in [page, end) of which the parent has a copy of its own, or `end`.
+std::optional<uint64_t> ImageCopier::find_own(uint32_t region_index, uint64_t page, uint64_t end) {
+  const uint64_t page_bytes = core_.regions()[region_index].page_bytes();
+  uint64_t found = end;
+  const Status status = core_.process()->each_own_run(
+      region_index, page * page_bytes, (end - page) * page_bytes,
+      [&](PageRun run) { found = std::min(found, raw(run.first) * wire::kPageBytesMin / page_bytes); });
+  if (status) return found;
+  core_.fail(status.error());
+  return std::nullopt;
+}
+
+bool ImageCopier::is_here(const ImageRegion& region, uint64_t page) const {
+  const PageState state = region.presence->state(PageIndex{page});
+  return state == PageState::kPresent || state == PageState::kZero;
+}
+
+bool ImageCopier::fill(uint32_t region_index, PageRun run) {
+  ImageRegion& region = core_.regions()[region_index];
+  const uint64_t end = raw(run.first) + run.count;
+  for (uint64_t page = raw(run.first); page < end;) {
+    const auto data = find_data(region_index, page, end);
+    if (!data) return false;
+    uint64_t zeros = 0;
+    for (; page < data->first; ++page) zeros += region.presence->mark_zero(PageIndex{page}) ? 1 : 0;
+    if (zeros != 0) core_.add_zero(zeros);
+    while (page < data->end) {
+      const uint64_t count = region.presence->claim_run(PageIndex{page}, data->end - page);
+      if (count != 0 && !copy(region_index, PageRun{PageIndex{page}, count})) return false;
+      page += std::max<uint64_t>(1, count);
+    }
+  }
+  for (uint64_t page = raw(run.first); page < end; ++page) {
+    const uint64_t first = page;
+    while (page < end && is_here(region, page)) ++page;
+    if (page != first) guard_.release(region_index, PageRun{PageIndex{first}, page - first});
+  }
+  return true;
+}
+
+/// As pwrite. System calls both ways, because the files are not ours alone: no signal may come of touching
+/// them.
+ssize_t ImageCopier::move_bytes(uint32_t region_index, uint64_t offset_bytes, uint64_t length_bytes) {
+  const ImageRegion& region = core_.regions()[region_index];
+  const auto offset = static_cast<off_t>(offset_bytes);
+  if (region.is_in_process) {
+    const std::span<std::byte> part(process_bytes_.data(),
+                                    std::min<uint64_t>(length_bytes, process_bytes_.size()));
+    if (const Status status = core_.process()->read(region_index, offset_bytes, part); !status) {
+      core_.fail(status.error());
+      return 0;
+    }
+    return ::pwrite(region.image->fd(), part.data(), part.size(), offset);
+  }
+  // A page that is written whole needs no zeros first; hugetlbfs cannot be written, so there it is touched.
+  return region.hugetlbfs
+             ? ::pread(region.source->fd(), region.image->base() + offset_bytes, length_bytes, offset)
+             : ::pwrite(region.image->fd(), region.source->base() + offset_bytes, length_bytes, offset);
+}
+
+/// A run of our own claims: bytes, then state.
+bool ImageCopier::copy(uint32_t region_index, PageRun run) {
+  ImageRegion& region = core_.regions()[region_index];
+  const PageKey key = page_key(region_index, run.first);
+  inject_point(claimed_point_, key);
+  uint64_t at = raw(run.first) * region.page_bytes();
+  const uint64_t length_bytes = run.count * region.page_bytes();
+  const uint64_t end = at + length_bytes;
+  while (at < end) {
+    const ssize_t count = move_bytes(region_index, at, end - at);
+    if (count < 0 && errno == EINTR) continue;
+    if (count <= 0) {
+      // Whatever failed before stays the failure.
+      core_.fail(count == 0 ? Error{ErrorCode::kRegionChanged, 0, "copy into the image"}
+                            : copy_error("copy into the image"));
+      return false;
+    }
+    at += static_cast<uint64_t>(count);
+  }
+  core_.counters.copied_bytes.fetch_add(length_bytes, std::memory_order_relaxed);
+  region.presence->publish(run);
+  inject_point(FaultPoint::kImagePublished, key);
+  // F11 pairs with F12 in FaultThread::wait_for_sweep: the states stored before, the count looked at after.
+  std::atomic_thread_fence(std::memory_order_seq_cst);
+  if (core_.wait_count.load(std::memory_order_relaxed) != 0) core_.fault_wake.signal();
+  core_.add_present(run.count);
+  return true;
+}
+
+}  // namespace vmigrate::pager

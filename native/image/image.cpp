@@ -1,0 +1,217 @@
+#include "image/image.hpp"
+
+#include <mutex>
+#include <thread>
+
+#include "base/inject_point.hpp"
+#include "image/core.hpp"
+#include "image/faults.hpp"
+#include "image/guard.hpp"
+#include "image/limits.hpp"
+#include "image/sweep.hpp"
+
+namespace vmigrate::pager {
+namespace {
+
+const Error kWrongState{ErrorCode::kInvalidArgument, 0, "call in this state of the capture"};
+
+class ImageCaptureImpl final : public ImageCapture {
+ public:
+  explicit ImageCaptureImpl(std::unique_ptr<ImageCore> core)
+      : core_(std::move(core)), guard_(*core_), faults_(*core_, guard_), sweep_(*core_, guard_) {}
+  ~ImageCaptureImpl() override { leave(); }
+
+  Status open() { return faults_.open(); }
+
+  Status arm() override {
+    const std::lock_guard lock(steps_mutex_);
+    const uint64_t begin_ns = now_ns(), begin_cpu_ns = thread_cpu_ns();
+    if (core_->resume() || !core_->advance(ImageState::kIdle, ImageState::kArming)) return closed_or_wrong();
+    if (auto status = arm_all(); !status) {
+      // Closed meanwhile: whatever stood in the way came of that.
+      if (core_->must_stop() != ImageCore::Stop::kNone) return closed_or_wrong();
+      core_->fail(status.error());
+      if (!fault_thread_.joinable()) guard_.let_go();
+      return status;
+    }
+    if (!core_->advance(ImageState::kArming, ImageState::kArmed)) return closed_or_wrong();
+    core_->counters.arm_ns.store(now_ns() - begin_ns, std::memory_order_relaxed);
+    core_->counters.arm_cpu_ns.store(thread_cpu_ns() - begin_cpu_ns, std::memory_order_relaxed);
+    return ok();
+  }
+
+  Status protect() override {
+    const std::lock_guard lock(steps_mutex_);
+    return in_pause(core_->counters.protect_ns, [this] { return guard_.protect_noted(); });
+  }
+
+  Status seal(Sweep when) override {
+    const std::lock_guard lock(steps_mutex_);
+    const Status sealed = in_pause(core_->counters.seal_ns, [this]() -> Status {
+      if (auto status = guard_.protect_noted(); !status) return status;
+      core_->begin_copying();
+      if (!core_->advance(ImageState::kArmed, ImageState::kCopying)) return closed_or_wrong();
+      return faults_.begin_copying();
+    });
+    if (sealed && when == Sweep::kAtOnce) start_sweep();
+    return sealed;
+  }
+
+  Status sweep() override {
+    const std::lock_guard lock(steps_mutex_);
+    const ImageState state = core_->state();
+    // Parent and clones may have asked for every page.
+    if (state == ImageState::kComplete || sweep_thread_.joinable()) return ok();
+    if (state != ImageState::kCopying || core_->must_stop() != ImageCore::Stop::kNone)
+      return closed_or_wrong();
+    start_sweep();
+    return ok();
+  }
+
+  Status resume() override {
+    const std::lock_guard lock(steps_mutex_);
+    if (!core_->resume() || core_->state() != ImageState::kIdle) return closed_or_wrong();
+    if (auto status = core_->look_for_data(); !status) return status;
+    core_->begin_copying();
+    if (!core_->advance(ImageState::kIdle, ImageState::kCopying)) return closed_or_wrong();
+    if (auto status = faults_.begin_copying(); !status) {
+      core_->fail(status.error());
+      guard_.let_go();
+      return status;
+    }
+    start_faults();
+    start_sweep();
+    return ok();
+  }
+
+  Status add_clone(const VmMemory& memory) override {
+    Status added = ok();
+    faults_.commands().run([&] { added = faults_.add_clone(memory); });
+    return added;
+  }
+  void remove_clone(const VmMemory& memory) override {
+    faults_.commands().run([&] { faults_.remove_clone(memory); });
+  }
+
+  void close() override { end(ImageCore::Stop::kLetGo); }
+  void leave() override { end(ImageCore::Stop::kLeave); }
+
+  ImageState state() const override { return core_->state(); }
+  std::optional<Error> failure() const override { return core_->failure(); }
+  void counters(std::span<uint64_t, wire::kImageCounterCount> out) const override;
+
+ private:
+  Error closed_or_wrong() const {
+    if (const auto failure = core_->failure()) return *failure;
+    if (core_->must_stop() == ImageCore::Stop::kNone) return kWrongState;
+    return Error{ErrorCode::kClosed, 0, "the capture was closed"};
+  }
+
+  Status arm_all() {
+    if (auto status = core_->look_for_data(); !status) return status;
+    if (auto status = guard_.register_ranges(); !status) return status;
+    // Before anything is protected: whoever writes to it from then on is answered.
+    start_faults();
+    if (auto status = guard_.protect_all(); !status) return status;
+    // What was written while the rest was being protected, which is much; then what was written while that
+    // was being protected, which is less. The pause is left with what comes after.
+    for (int round = 0; round < kImageArmRoundsMax; ++round) {
+      const uint64_t before = core_->counters.rearmed_pages.load(std::memory_order_relaxed);
+      if (auto status = guard_.protect_noted(); !status) return status;
+      const uint64_t pages = core_->counters.rearmed_pages.load(std::memory_order_relaxed) - before;
+      if (pages * core_->regions()[0].page_bytes() <= kImageArmedBytes) break;
+    }
+    return ok();
+  }
+
+  /// On the thread of the faults: none is half way through being let in.
+  template <typename Step>
+  Status in_pause(std::atomic<uint64_t>& counter, Step step) {
+    const uint64_t begin_ns = now_ns();
+    std::optional<Status> status;
+    faults_.commands().run([&] {
+      if (core_->state() == ImageState::kArmed) status = step();
+    });
+    counter.fetch_add(now_ns() - begin_ns, std::memory_order_relaxed);
+    if (!status) return closed_or_wrong();
+    if (!*status) core_->fail(status->error());
+    return *status;
+  }
+
+  void start_faults() {
+    faults_.commands().begin();
+    const SignalsBlocked blocked;
+    fault_thread_ = std::thread([this] { faults_.run(); });
+  }
+
+  void start_sweep() {
+    core_->sweep_ended.store(false, std::memory_order_relaxed);
+    const SignalsBlocked blocked;
+    sweep_thread_ = std::thread([this] { sweep_.run(); });
+  }
+
+  void end(ImageCore::Stop stop) {
+    core_->request_stop(stop);
+    inject_point(wire::FaultPoint::kImageStop);
+    const std::lock_guard lock(steps_mutex_);
+    if (sweep_thread_.joinable()) sweep_thread_.join();
+    if (fault_thread_.joinable()) {
+      fault_thread_.join();
+    } else if (!is_ended_ && core_->resume() && core_->state() == ImageState::kIdle &&
+               stop == ImageCore::Stop::kLetGo) {
+      // Protected by an earlier process, and given up before it was taken up again.
+      guard_.let_go();
+    }
+    is_ended_ = true;
+    core_->finish_close();
+  }
+
+  std::unique_ptr<ImageCore> core_;
+  ParentGuard guard_;
+  FaultThread faults_;
+  SweepThread sweep_;
+  std::mutex steps_mutex_;  // arm, protect, seal, resume, and the end
+  std::thread fault_thread_;
+  std::thread sweep_thread_;
+  bool is_ended_ = false;
+};
+
+void ImageCaptureImpl::counters(std::span<uint64_t, wire::kImageCounterCount> out) const {
+  using wire::ImageCounter;
+  const auto set = [&](ImageCounter counter, uint64_t value) { out[static_cast<size_t>(counter)] = value; };
+  const auto get = [](const std::atomic<uint64_t>& counter) {
+    return counter.load(std::memory_order_relaxed);
+  };
+  const ImageCounters& counted = core_->counters;
+  set(ImageCounter::kPagesTotal, core_->page_count());
+  set(ImageCounter::kPagesCopied, core_->pages_present());
+  set(ImageCounter::kPagesZero, core_->pages_zero());
+  set(ImageCounter::kCopiedBytes, get(counted.copied_bytes));
+  set(ImageCounter::kParentFaultCount, get(counted.parent_fault_count));
+  set(ImageCounter::kParentFaultP50Ns, core_->parent_stats.percentile_ns(500));
+  set(ImageCounter::kParentFaultP99Ns, core_->parent_stats.percentile_ns(990));
+  set(ImageCounter::kParentFaultMaxNs, core_->parent_stats.max_ns());
+  set(ImageCounter::kParentFaultWaitNs, core_->parent_stats.wait_ns());
+  set(ImageCounter::kParentDegradedNs, core_->parent_stats.degraded_ns());
+  set(ImageCounter::kCloneFaultCount, get(counted.clone_fault_count));
+  set(ImageCounter::kCloneFaultP99Ns, core_->clone_stats.percentile_ns(990));
+  set(ImageCounter::kNotedFaultCount, get(counted.noted_fault_count));
+  set(ImageCounter::kRearmedPages, get(counted.rearmed_pages));
+  set(ImageCounter::kArmNs, get(counted.arm_ns));
+  set(ImageCounter::kProtectNs, get(counted.protect_ns));
+  set(ImageCounter::kSealNs, get(counted.seal_ns));
+  set(ImageCounter::kCopyNs, get(counted.copy_ns));
+  set(ImageCounter::kCpuNs, get(counted.arm_cpu_ns) + get(counted.fault_cpu_ns) + get(counted.sweep_cpu_ns));
+}
+
+}  // namespace
+
+Result<std::unique_ptr<ImageCapture>> ImageCapture::open(ImageConfig config) {
+  auto core = ImageCore::open(std::move(config));
+  if (!core) return core.error();
+  auto capture = std::make_unique<ImageCaptureImpl>(std::move(core).value());
+  if (auto status = capture->open(); !status) return status.error();
+  return std::unique_ptr<ImageCapture>(std::move(capture));
+}
+
+}  // namespace vmigrate::pager

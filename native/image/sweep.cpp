@@ -1,0 +1,40 @@
+#include "image/sweep.hpp"
+
+#include <algorithm>
+
+#include "image/limits.hpp"
+
+namespace vmigrate::pager {
+
+SweepThread::SweepThread(ImageCore& core, ParentGuard& guard)
+    : core_(core), copier_(core, guard, wire::FaultPoint::kImageSweepClaimed) {}
+
+void SweepThread::run() {
+  // Behind the faults, before other work: the parent is degraded until this thread is through.
+  set_up_thread("vmg-imgcopy", -5);
+  for (uint32_t i = 0; i < core_.regions().size(); ++i) {
+    if (!sweep_region(i)) break;
+  }
+  core_.counters.sweep_cpu_ns.store(thread_cpu_ns(), std::memory_order_relaxed);
+  // R13 pairs with A13 in FaultThread::must_go_on.
+  core_.sweep_ended.store(true, std::memory_order_release);
+  core_.fault_wake.signal();
+}
+
+/// Pages that are claimed by the other thread are in good hands: they are not looked at again.
+bool SweepThread::sweep_region(uint32_t region_index) {
+  const ImageRegion& region = core_.regions()[region_index];
+  const uint64_t page_count = region.presence->page_count();
+  const uint64_t chunk_pages = region.pages_in(kImageChunkBytes);
+  for (uint64_t page = 0;;) {
+    page = raw(region.presence->next_absent(PageIndex{page}));
+    if (page == page_count) return true;
+    if (core_.must_stop() != ImageCore::Stop::kNone) return false;
+    const uint64_t count = std::min(chunk_pages - page % chunk_pages, page_count - page);
+    if (!copier_.fill(region_index, PageRun{PageIndex{page}, count})) return false;
+    page += count;
+    core_.counters.sweep_cpu_ns.store(thread_cpu_ns(), std::memory_order_relaxed);
+  }
+}
+
+}  // namespace vmigrate::pager

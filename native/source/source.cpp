@@ -1,0 +1,261 @@
+#include "source/source.hpp"
+
+#include <algorithm>
+#include <atomic>
+#include <mutex>
+#include <thread>
+
+#include "base/inject_point.hpp"
+#include "base/page_key.hpp"
+#include "base/thread_util.hpp"
+#include "memory/region.hpp"
+#include "source/clone_region.hpp"
+#include "source/data_map.hpp"
+
+namespace vmigrate::pager {
+namespace {
+
+class SourceSessionImpl final : public SourceSession {
+ public:
+  static Result<std::unique_ptr<SourceSession>> open(transport::Listener& listener,
+                                                     const transport::Credentials& credentials,
+                                                     std::span<const SourceRegionConfig> configs,
+                                                     const SourceCloneConfig* clone);
+  ~SourceSessionImpl() override;
+
+  std::span<const SourceRegionKeys> keys() const override { return keys_; }
+  Status freeze() override;
+  void counters(std::span<uint64_t, wire::kSourceCounterCount> out) const override;
+  std::optional<Error> failure() const override;
+
+ private:
+  explicit SourceSessionImpl(transport::Listener& listener) : listener_(listener) {}
+  struct SourceRegion {
+    std::unique_ptr<memory::Region> region;
+    std::unique_ptr<DataMap> map;
+    /// Pages that were holes before exposing filled them; empty where it fills none. The VM may have written
+    /// to them since, so these are looked into when it has stopped.
+    std::vector<bool> filled_holes;
+    std::unique_ptr<CloneRegion> clone;  ///< nullptr: the file has all of the region
+  };
+
+  Status open_process(const SourceCloneConfig& clone);
+  Status add_region(const SourceRegionConfig& config, const SourceCloneConfig* clone);
+  Status note_holes(SourceRegion& source) const;
+  void scan();
+  bool scanned(const Status& status);
+  Status scan_region(uint32_t region_index);
+  Status each_used_run(const SourceRegion& source, const std::function<void(PageRun)>& visit) const;
+
+  transport::Listener& listener_;
+  std::unique_ptr<ProcessMemory> process_;  ///< of a clone that lives
+  std::vector<SourceRegion> regions_;
+  std::vector<SourceRegionKeys> keys_;
+  // After the regions: destroyed first, so that no provider thread touches unmapped memory.
+  std::unique_ptr<transport::ExposedSession> exposed_;
+
+  mutable std::mutex mutex_;  // guards frozen_, failure_, scan_thread_
+  bool frozen_ = false;
+  std::optional<Error> failure_;
+  std::thread scan_thread_;
+  std::atomic<bool> stop_{false};
+  std::atomic<uint64_t> data_pages_{0};
+  std::atomic<uint64_t> zero_pages_{0};
+  std::atomic<uint64_t> scan_cpu_ns_{0};
+};
+
+Result<std::unique_ptr<SourceSession>> SourceSessionImpl::open(transport::Listener& listener,
+                                                               const transport::Credentials& credentials,
+                                                               std::span<const SourceRegionConfig> configs,
+                                                               const SourceCloneConfig* clone) {
+  if (configs.empty() || configs.size() > wire::kPreloadRegionsMax ||
+      (clone != nullptr && clone->own_paths.size() != configs.size())) {
+    return Error{ErrorCode::kInvalidArgument, 0, "number of regions"};
+  }
+  std::unique_ptr<SourceSessionImpl> session(new SourceSessionImpl(listener));
+  if (clone != nullptr) {
+    if (auto status = session->open_process(*clone); !status) return status.error();
+  }
+  auto exposed = listener.expose_session(
+      credentials, [](void*, transport::Channel, std::span<const std::byte>) {}, nullptr);
+  if (!exposed) return exposed.error();
+  session->exposed_ = std::move(exposed).value();
+  for (const SourceRegionConfig& config : configs) {
+    if (auto status = session->add_region(config, clone); !status) return status.error();
+  }
+  return std::unique_ptr<SourceSession>(std::move(session));
+}
+
+/// One that has just ended is known no more: what was kept of it may do.
+Status SourceSessionImpl::open_process(const SourceCloneConfig& clone) {
+  if (clone.memory == nullptr) return ok();
+  auto process = ProcessMemory::open(*clone.memory);
+  if (process)
+    process_ = std::move(process).value();
+  else if (!clone.resume)
+    return process.error();
+  return ok();
+}
+
+Status SourceSessionImpl::add_region(const SourceRegionConfig& config, const SourceCloneConfig* clone) {
+  // Nothing of a clone's is registered: no device can read what is in two places.
+  const bool fills_holes = clone == nullptr && listener_.fills_holes();
+  auto region = memory::Region::open(config.path, config.length_bytes, config.page_bytes,
+                                     fills_holes ? memory::Mode::kReadWrite : memory::Mode::kReadOnly);
+  if (!region) return region.error();
+  auto map = DataMap::create(region.value()->page_count());
+  if (!map) return map.error();
+  SourceRegion& added =
+      regions_.emplace_back(SourceRegion{std::move(region).value(), std::move(map).value(), {}, nullptr});
+  const auto region_index = static_cast<uint32_t>(regions_.size() - 1);
+  if (clone != nullptr) {
+    auto opened = CloneRegion::open(*added.region, region_index, process_.get(),
+                                    clone->own_paths[region_index], clone->resume);
+    if (!opened) return opened.error();
+    added.clone = std::move(opened).value();
+  }
+  if (fills_holes) {
+    if (auto status = note_holes(added); !status) return status;
+  }
+  transport::LocalMemory memory{.length_bytes = added.region->length_bytes()};
+  if (added.clone) {
+    memory.reader = added.clone.get();
+  } else {
+    memory.base = added.region->base();
+    memory.fd = added.region->fd();
+  }
+  auto ram = exposed_->expose(memory, transport::Access::kRead);
+  if (!ram) return ram.error();
+  auto data_map =
+      exposed_->expose(fills_holes ? added.map->pinnable() : added.map->readable(), transport::Access::kRead);
+  if (!data_map) return data_map.error();
+  keys_.push_back({ram.value(), data_map.value()});
+  return ok();
+}
+
+/// The VM runs: what it writes to meanwhile may be called a hole here, never the other way round.
+Status SourceSessionImpl::note_holes(SourceRegion& source) const {
+  source.filled_holes.assign(source.region->page_count(), true);
+  return source.region->each_data_run([&](PageRun run) {
+    const auto first = source.filled_holes.begin() + static_cast<ptrdiff_t>(raw(run.first));
+    std::fill_n(first, run.count, false);
+  });
+}
+
+SourceSessionImpl::~SourceSessionImpl() {
+  // Relaxed: only asks the scan to hurry; join orders the rest.
+  stop_.store(true, std::memory_order_relaxed);
+  exposed_.reset();
+  if (scan_thread_.joinable()) scan_thread_.join();
+}
+
+Status SourceSessionImpl::freeze() {
+  const std::lock_guard lock(mutex_);
+  if (frozen_) return ok();
+  frozen_ = true;
+  const SignalsBlocked blocked;
+  scan_thread_ = std::thread([this] { scan(); });
+  return ok();
+}
+
+void SourceSessionImpl::scan() {
+  set_up_thread("vmg-scan", 0);
+  bool goes_on = true;
+  for (uint32_t i = 0; i < regions_.size() && goes_on; ++i) goes_on = scanned(scan_region(i));
+  // Only now: the target waits for the maps.
+  for (uint32_t i = 0; i < regions_.size() && goes_on; ++i)
+    if (regions_[i].clone) goes_on = scanned(regions_[i].clone->keep(stop_));
+  scan_cpu_ns_.store(thread_cpu_ns(), std::memory_order_relaxed);
+}
+
+/// Whether there is a next region to go on with.
+bool SourceSessionImpl::scanned(const Status& status) {
+  if (!status) {
+    const std::lock_guard lock(mutex_);
+    failure_ = status.error();
+  }
+  return status.ok() && !stop_.load(std::memory_order_relaxed);
+}
+
+Status SourceSessionImpl::scan_region(uint32_t region_index) {
+  SourceRegion& source = regions_[region_index];
+  inject_point(wire::FaultPoint::kSourceScan, page_key(region_index, PageIndex{0}));
+  if (source.clone) {
+    if (auto status = source.clone->look(); !status) return status;
+  }
+  uint64_t data_pages = 0;
+  const Status walked = each_used_run(source, [&](PageRun run) {
+    if (stop_.load(std::memory_order_relaxed)) return;
+    source.map->set(run);
+    data_pages += run.count;
+  });
+  if (!walked) return walked;
+  if (stop_.load(std::memory_order_relaxed)) return ok();
+  // Counted before it is announced: a target that is through with the map may have its owner ask.
+  data_pages_.fetch_add(data_pages, std::memory_order_relaxed);
+  zero_pages_.fetch_add(source.region->page_count() - data_pages, std::memory_order_relaxed);
+  source.map->finish(data_pages);
+  return ok();
+}
+
+/// Runs with data: those of the file, but of holes that exposing has filled only what the VM has written to.
+Status SourceSessionImpl::each_used_run(const SourceRegion& source,
+                                        const std::function<void(PageRun)>& visit) const {
+  if (source.clone) return source.clone->each_used_run(visit);
+  if (source.filled_holes.empty()) return source.region->each_data_run(visit);
+  Status looked = ok();
+  const Status walked = source.region->each_data_run([&](PageRun run) {
+    const auto begin = source.filled_holes.begin() + static_cast<ptrdiff_t>(raw(run.first));
+    const auto end = begin + static_cast<ptrdiff_t>(run.count);
+    for (auto at = begin; at != end && looked.ok() && !stop_.load(std::memory_order_relaxed);) {
+      const auto next = std::find(at, end, !*at);
+      const PageRun part{PageIndex{static_cast<uint64_t>(at - source.filled_holes.begin())},
+                         static_cast<uint64_t>(next - at)};
+      if (*at)
+        looked = source.region->each_nonzero_run(part, visit);
+      else
+        visit(part);
+      at = next;
+    }
+  });
+  return walked.ok() ? looked : walked;
+}
+
+void SourceSessionImpl::counters(std::span<uint64_t, wire::kSourceCounterCount> out) const {
+  using wire::SourceCounter;
+  const auto set = [&](SourceCounter counter, uint64_t value) { out[static_cast<size_t>(counter)] = value; };
+  const transport::ExposedSessionCounters served = exposed_->counters();
+  set(SourceCounter::kReadCount, served.read_count);
+  set(SourceCounter::kReadBytes, served.read_bytes);
+  set(SourceCounter::kDataPages, data_pages_.load(std::memory_order_relaxed));
+  set(SourceCounter::kZeroPages, zero_pages_.load(std::memory_order_relaxed));
+  set(SourceCounter::kConnections, served.connections);
+  set(SourceCounter::kRejectedHellos, listener_.rejected_hellos());
+  set(SourceCounter::kCpuNs, served.cpu_ns + scan_cpu_ns_.load(std::memory_order_relaxed));
+  uint64_t own_pages = 0, kept_pages = 0;
+  for (const SourceRegion& source : regions_) {
+    own_pages += source.clone ? source.clone->own_pages() : 0;
+    kept_pages += source.clone ? source.clone->kept_pages() : 0;
+  }
+  set(SourceCounter::kOwnPages, own_pages);
+  set(SourceCounter::kOwnPagesKept, kept_pages);
+}
+
+std::optional<Error> SourceSessionImpl::failure() const {
+  for (const SourceRegion& source : regions_)
+    if (source.clone && source.clone->lost())
+      return Error{ErrorCode::kProcessGone, 0, "a clone has ended with pages of its own"};
+  const std::lock_guard lock(mutex_);
+  return failure_;
+}
+
+}  // namespace
+
+Result<std::unique_ptr<SourceSession>> SourceSession::open(transport::Listener& listener,
+                                                           const transport::Credentials& credentials,
+                                                           std::span<const SourceRegionConfig> regions,
+                                                           const SourceCloneConfig* clone) {
+  return SourceSessionImpl::open(listener, credentials, regions, clone);
+}
+
+}  // namespace vmigrate::pager

@@ -1,0 +1,50 @@
+#pragma once
+
+#include <cstdint>
+
+#include "target/core.hpp"
+#include "target/limits.hpp"
+
+namespace vmigrate::pager {
+
+/// Reads the source's data maps over the bulk connection, region after region, and marks what they show as
+/// holes kZero. One operation at a time. Bulk thread.
+class DataMapReader {
+ public:
+  explicit DataMapReader(TargetCore& core) : core_(core) {}
+
+  /// Tags of its operations, apart from a FetchTable's.
+  static bool owns(uint64_t tag) { return (tag & kTagFlag) != 0; }
+
+  /// The region's holes are all marked: what is absent there is data.
+  bool known(uint32_t region_index) const { return region_index < region_index_; }
+  bool finished() const { return region_index_ == core_.regions().size(); }
+  /// Posts the next read if one is due. False: disconnected.
+  bool step(Link& link, uint64_t at_ns);
+  /// When step wants to be called next; UINT64_MAX: not before a completion.
+  uint64_t due_ns() const { return finished() || in_flight_ ? UINT64_MAX : due_ns_; }
+  /// False: disconnected. Anything else that is wrong fails the session.
+  bool complete(const transport::Completion& completion);
+  /// The connection is gone: the read under way is posted again on the next one.
+  void rewind();
+
+ private:
+  static constexpr uint64_t kTagFlag = uint64_t{1} << 63;
+  uint64_t map_bytes() const { return (core_.regions()[region_index_].region->page_count() + 7) / 8; }
+  bool take_header();
+  void take_bits();
+
+  TargetCore& core_;
+  uint32_t region_index_ = 0;
+  bool header_seen_ = false;  // of this region, and it was ready; its count may have been read before that
+  bool in_flight_ = false;
+  uint64_t due_ns_ = 0;
+  uint64_t generation_ = 0;
+  uint64_t at_bytes_ = 0;    // of the bits
+  uint32_t head_bytes_ = 0;  // of the header, under way
+  uint32_t part_bytes_ = 0;  // of the bits, under way
+  uint64_t data_pages_expected_ = 0;
+  uint64_t data_pages_seen_ = 0;
+};
+
+}  // namespace vmigrate::pager

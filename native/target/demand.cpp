@@ -1,0 +1,203 @@
+#include "target/demand.hpp"
+
+#include <sched.h>
+#include <sys/epoll.h>
+
+#include <algorithm>
+
+#include "base/inject_point.hpp"
+#include "uffd/uffd.hpp"
+
+namespace vmigrate::pager {
+
+using wire::PageState;
+
+DemandThread::DemandThread(TargetCore& core)
+    : core_(core), publisher_(core), fetches_(core, core.counters.demand_bytes, kDemandFetchesMax) {}
+
+Status DemandThread::open() {
+  epoll_.reset(::epoll_create1(EPOLL_CLOEXEC));
+  if (!epoll_.valid()) return system_error("epoll_create1");
+  epoll_event event{};
+  event.events = EPOLLIN;
+  if (::epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, core_.demand_wake.fd(), &event) != 0) {
+    return system_error("epoll_ctl");
+  }
+  for (const MappedRange& range : core_.vm().ranges) {
+    if (std::find(descriptors_.begin(), descriptors_.end(), range.descriptor_index) != descriptors_.end()) {
+      continue;
+    }
+    descriptors_.push_back(range.descriptor_index);
+    const int uffd = core_.vm().descriptors[range.descriptor_index].fd.get();
+    if (::epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, uffd, &event) != 0) return system_error("epoll_ctl");
+  }
+  return ok();
+}
+
+bool DemandThread::connected() const {
+  return link_.endpoint && core_.state() == TargetState::kFilling;
+}
+
+bool DemandThread::awaits_device() const {
+  return connected() && fetches_.used_count() != 0 && link_.endpoint->is_device();
+}
+
+void DemandThread::watch_endpoint(bool watch) {
+  if (watch == endpoint_watched_ || !link_.endpoint) return;
+  epoll_event event{};
+  event.events = EPOLLIN;
+  if (::epoll_ctl(epoll_.get(), watch ? EPOLL_CTL_ADD : EPOLL_CTL_DEL, link_.endpoint->event_fd(), &event) !=
+      0) {
+    core_.fail(system_error("epoll_ctl"));
+    return;
+  }
+  endpoint_watched_ = watch;
+}
+
+/// A connection that is gone stays readable for ever, and stays gone: nothing looks at it again. Its fetches
+/// are posted anew when the next one comes, if one is needed.
+void DemandThread::drop_connection() {
+  watch_endpoint(false);
+  link_.endpoint.reset();
+  core_.report_disconnected(link_.epoch);
+}
+
+bool DemandThread::take_new_link() {
+  if (core_.link_epoch() == link_.epoch) return false;
+  watch_endpoint(false);
+  const bool reconnected = link_.epoch != 0;
+  link_ = Link{};  // first: the old endpoint writes no more into pages that are fetched again
+  link_ = core_.take_link(Lane::kDemand);
+  fetches_.rewind();
+  watch_endpoint(true);
+  post();
+  if (reconnected) core_.notify();
+  return true;
+}
+
+bool DemandThread::poll_completions() {
+  if (!connected()) return false;
+  std::array<transport::Completion, kCompletionBatchMax> completions;
+  const size_t count = link_.endpoint->poll(completions);
+  for (size_t i = 0; i < count; ++i) {
+    const FetchTable::Completed done = fetches_.complete(completions[i]);
+    switch (done.progress) {
+      case FetchTable::Progress::kMore:
+        break;
+      case FetchTable::Progress::kFinished: {
+        const Fetch fetch = fetches_.get(done.slot);
+        fetches_.release(done.slot);
+        publisher_.publish(fetch.region_index, fetch.run);
+        break;
+      }
+      case FetchTable::Progress::kDisconnected:
+        drop_connection();
+        return true;
+      case FetchTable::Progress::kFailed:
+        core_.fail(done.error);
+        return true;
+    }
+  }
+  if (count == 0 && link_.endpoint->disconnected()) {
+    drop_connection();
+    return true;
+  }
+  return count != 0;
+}
+
+void DemandThread::post() {
+  if (!connected()) return;
+  if (awaits_device()) link_.endpoint->set_polled(true);
+  if (!fetches_.post(link_)) drop_connection();
+}
+
+/// How many faults may be read without overflowing any table, whatever they turn out to be.
+bool DemandThread::room_for_faults(size_t& count_max) const {
+  const size_t waits = core_.waits.count();
+  const size_t fetch_room = fetches_.free_count();
+  const size_t wait_room = waits < kWaitingFaultsMax ? kWaitingFaultsMax - waits : 0;
+  const size_t retry_used = publisher_.retry_count() + fetches_.used_count();
+  const size_t retry_room = retry_used < kRetriesMax ? kRetriesMax - retry_used : 0;
+  count_max = std::min({kFaultBatchMax, fetch_room, wait_room, retry_room});
+  return count_max != 0;
+}
+
+bool DemandThread::read_faults() {
+  bool any = false;
+  for (size_t i = 0; i < descriptors_.size(); ++i) {
+    size_t count_max = 0;
+    if (!room_for_faults(count_max)) break;
+    const uint32_t index = descriptors_[(first_descriptor_ + i) % descriptors_.size()];
+    std::array<uffd::FaultEvent, kFaultBatchMax> faults;
+    const uffd::ReadOutcome read =
+        uffd::read_faults(core_.vm().descriptors[index].fd.get(), {faults.data(), count_max});
+    if (read.outcome != uffd::Outcome::kDone) {
+      core_.fail({ErrorCode::kProcessGone, 0, "read userfaultfd"});
+      return true;
+    }
+    if (read.count == 0) continue;
+    any = true;
+    const uint64_t read_ns = now_ns();
+    core_.counters.fault_count.fetch_add(read.count, std::memory_order_relaxed);
+    core_.last_fault_ns.store(read_ns, std::memory_order_relaxed);
+    for (size_t fault = 0; fault < read.count; ++fault) {
+      const auto key = core_.locate(index, faults[fault].address);
+      if (!key || faults[fault].is_write_protect) {
+        // Not ours to resolve, and ignored it would hang a vCPU in silence.
+        core_.fail({ErrorCode::kInvalidArgument, 0, "fault outside the registered regions"});
+        return true;
+      }
+      inject_point(wire::FaultPoint::kTargetFaultRead, *key);
+      serve(*key, read_ns);
+    }
+    if (fetches_.has_unposted()) post();
+  }
+  first_descriptor_ = (first_descriptor_ + 1) % descriptors_.size();
+  return any;
+}
+
+void DemandThread::serve(PageKey key, uint64_t read_ns) {
+  const uint32_t region_index = key_region(key);
+  const PageIndex page = key_page(key);
+  memory::PresenceMap& presence = *core_.regions()[region_index].presence;
+  core_.recent_faults.push(key);
+  // States move forward only, so this ends: absent may be lost to another claim or to zero, claimed to
+  // present.
+  for (;;) {
+    switch (presence.state(page)) {
+      case PageState::kPresent:
+        publisher_.serve_present(region_index, page);
+        core_.stats.record(read_ns, now_ns());
+        return;
+      case PageState::kZero:
+        publisher_.serve_zero(region_index, page);
+        core_.stats.record(read_ns, now_ns());
+        return;
+      case PageState::kAbsent:
+        if (!presence.claim(page)) break;
+        inject_point(wire::FaultPoint::kTargetClaimed, key);
+        core_.waits.insert(key, read_ns);
+        fetches_.start(region_index, PageRun{page, 1});
+        return;
+      case PageState::kClaimed:
+        core_.counters.fault_on_claimed_count.fetch_add(1, std::memory_order_relaxed);
+        if (wait_for_claim(key, read_ns)) return;
+        break;
+    }
+  }
+}
+
+/// Another fetch has the page: its publisher continues and wakes. False: the page has become present
+/// meanwhile and the wait is the caller's again.
+bool DemandThread::wait_for_claim(PageKey key, uint64_t read_ns) {
+  core_.waits.insert(key, read_ns);
+  // F2 pairs with F1 in Publisher::account: the wait stored before, the state looked at after.
+  std::atomic_thread_fence(std::memory_order_seq_cst);
+  if (core_.regions()[key_region(key)].presence->state(key_page(key)) == PageState::kClaimed) return true;
+  // Whoever takes the wait out answers for it. If the publisher has, it did so after its CONTINUE.
+  bool taken = false;
+  core_.waits.resolve(key, key + 1, [&](uint64_t) { taken = true; });
+  return !taken;
+}
+
+}  // namespace vmigrate::pager

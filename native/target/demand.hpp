@@ -1,0 +1,59 @@
+#pragma once
+
+#include <array>
+#include <cstdint>
+
+#include "base/adaptive_spin.hpp"
+#include "base/unique_fd.hpp"
+#include "target/core.hpp"
+#include "target/fetch_table.hpp"
+#include "target/publish.hpp"
+
+namespace vmigrate::pager {
+
+/// The thread that reads the VM's faults, fetches pages that a vCPU waits for, and at the end unregisters the
+/// ranges. It alone reads the userfaultfds. run() is its whole life; the object dies after it.
+class DemandThread {
+ public:
+  explicit DemandThread(TargetCore& core);
+  /// Before run(), on any thread.
+  Status open();
+  void run();
+
+ private:
+  bool take_new_link();
+  bool connected() const;
+  bool awaits_device() const;
+  bool poll_completions();
+  bool poll_some();
+  bool read_faults();
+  void serve(PageKey key, uint64_t read_ns);
+  bool wait_for_claim(PageKey key, uint64_t read_ns);
+  void post();
+  void drop_connection();
+  bool room_for_faults(size_t& count_max) const;
+  void pause_reading(bool paused);
+  void sleep();
+  void finish();
+  void watch_endpoint(bool watch);
+
+  TargetCore& core_;
+  Publisher publisher_;
+  FetchTable fetches_;
+  Link link_;
+  std::vector<uint32_t> descriptors_;  ///< indices of the userfaultfds to read
+  size_t first_descriptor_ = 0;        ///< read first next time, so that none starves another
+  UniqueFd epoll_;
+  bool endpoint_watched_ = false;
+  bool reading_paused_ = false;
+
+  // Busy polling: how long to look for work before sleeping. Grows while looking pays, shrinks while it does
+  // not.
+  uint64_t spin_ns_ = kSpinNsMin;
+  static constexpr uint64_t kSpinNsMin = 2'000;
+  static constexpr uint64_t kSpinNsMax = 100'000;
+  AdaptiveSpin device_spin_;  ///< while a device has a READ of ours
+  static constexpr int kPollsPerLook = 8;
+};
+
+}  // namespace vmigrate::pager

@@ -1,0 +1,73 @@
+#pragma once
+
+#include <array>
+#include <atomic>
+#include <cstdint>
+
+#include "base/types.hpp"
+#include "target/core.hpp"
+#include "target/limits.hpp"
+
+namespace vmigrate::pager {
+
+/// A claimed run on its way from the source. Pages larger than one transfer need several operations.
+struct Fetch {
+  uint32_t region_index = 0;
+  PageRun run;
+  uint64_t length_bytes = 0;
+  uint64_t posted_bytes = 0;
+  uint32_t operations_in_flight = 0;
+  uint32_t generation = 0;  ///< of the slot; a completion must carry the same
+  bool in_use = false;
+};
+
+/// The fetches of one lane, from claim to publish: fixed slots, posted in the order in which they were
+/// started. Owned by the lane's thread. A claimed page is always in exactly one slot of one lane, or claimed
+/// by a dead process.
+class FetchTable {
+ public:
+  FetchTable(TargetCore& core, std::atomic<uint64_t>& bytes_counter, size_t capacity)
+      : core_(core), bytes_counter_(bytes_counter), capacity_(capacity) {}
+
+  size_t free_count() const { return capacity_ - used_count_; }
+  size_t used_count() const { return used_count_; }
+  /// Bytes of all fetches in the table.
+  uint64_t bytes() const { return bytes_; }
+  /// The run is claimed by the caller. There must be a free slot.
+  void start(uint32_t region_index, PageRun run);
+  /// Hands to the endpoint what it takes. False: disconnected.
+  bool post(Link& link);
+  bool has_unposted() const { return queue_count_ != 0; }
+
+  enum class Progress { kMore, kFinished, kDisconnected, kFailed };
+  struct Completed {
+    Progress progress;
+    size_t slot = 0;  ///< kFinished: every byte is here; get, publish, then release it
+    Error error{};    ///< kFailed
+  };
+  Completed complete(const transport::Completion& completion);
+  const Fetch& get(size_t slot) const { return slots_[slot]; }
+  void release(size_t slot);
+  /// The connection is gone, and its endpoint destroyed: nothing writes into the runs any more. All is posted
+  /// again on the next one.
+  void rewind();
+
+ private:
+  static constexpr size_t kSlotsMax = kDemandFetchesMax;
+  static_assert(kBulkFetchesMax <= kSlotsMax);
+
+  void enqueue(size_t slot);
+
+  TargetCore& core_;
+  std::atomic<uint64_t>& bytes_counter_;
+  const size_t capacity_;
+  std::array<Fetch, kSlotsMax> slots_;
+  size_t used_count_ = 0;
+  uint64_t bytes_ = 0;
+  // Slots with bytes not yet posted, a ring.
+  std::array<uint16_t, kSlotsMax> queue_{};
+  size_t queue_head_ = 0;
+  size_t queue_count_ = 0;
+};
+
+}  // namespace vmigrate::pager

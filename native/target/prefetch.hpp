@@ -1,0 +1,58 @@
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <optional>
+#include <vector>
+
+#include "target/core.hpp"
+#include "target/data_map_reader.hpp"
+#include "target/limits.hpp"
+#include "target/service_rate.hpp"
+
+namespace vmigrate::pager {
+
+/// Decides what bulk fetches next: ahead of recent faults, then from the lowest absent page on; small pieces
+/// while vCPUs fault, so that a fault on a page that bulk has claimed waits for little else. Bulk thread;
+/// posts nothing.
+class Prefetch {
+ public:
+  Prefetch(TargetCore& core, const DataMapReader& maps, const ServiceRate& rate);
+
+  struct Claimed {
+    uint32_t region_index;
+    PageRun run;
+  };
+  /// A run that is now claimed; nullopt when nothing known to be data is absent.
+  std::optional<Claimed> claim_next(uint64_t at_ns);
+  /// How much may be under way at once just now.
+  uint64_t in_flight_bytes_max(uint64_t at_ns) const;
+
+ private:
+  /// A place where the guest faulted, and how far to fetch on from there.
+  struct Stream {
+    uint32_t region_index = 0;
+    uint64_t next_page = 0;
+    uint64_t pages_left = 0;
+    uint64_t window_bytes = 0;
+    uint64_t used_at = 0;  // 0: free
+  };
+  bool busy(uint64_t at_ns) const;
+  uint64_t chunk_bytes_busy() const;
+  void follow(PageKey fault);
+  std::optional<Claimed> claim_from_streams(uint64_t chunk_bytes);
+  std::optional<Claimed> claim_from_sweep(uint64_t chunk_bytes);
+  uint64_t page_bytes(uint32_t region_index) const {
+    return core_.regions()[region_index].region->page_bytes();
+  }
+
+  TargetCore& core_;
+  const DataMapReader& maps_;
+  const ServiceRate& rate_;
+  std::array<Stream, kStreamsMax> streams_{};
+  uint64_t stream_uses_ = 0;
+  std::vector<uint64_t> sweep_page_;  // one a region: nothing absent below, for states only move forward
+  uint64_t chunk_bytes_ = kChunkBytesBusy;
+};
+
+}  // namespace vmigrate::pager

@@ -1,0 +1,57 @@
+#pragma once
+
+#include <array>
+#include <cstdint>
+
+#include "target/core.hpp"
+#include "target/limits.hpp"
+
+namespace vmigrate::pager {
+
+/// Makes pages visible to the VM and wakes its waiters. Each thread has one of its own; the two may work on
+/// the same page at once (docs/PAGE_STATES.md, "No wake is lost").
+class Publisher {
+ public:
+  explicit Publisher(TargetCore& core) : core_(core) {}
+
+  /// The run's bytes are complete and its pages claimed by the caller: state, then CONTINUE, then wake and
+  /// account. Where one of its pages is waited for, that page goes first.
+  void publish(uint32_t region_index, PageRun run);
+  /// A fault on a page that is present: maps it; a page whose bytes the VM itself has discarded since becomes
+  /// zeros.
+  void serve_present(uint32_t region_index, PageIndex page);
+  /// A fault on a page that is a hole at the source, with the zero pages that follow it.
+  void serve_zero(uint32_t region_index, PageIndex page);
+  /// Whose CONTINUE met EAGAIN. True if any moved on.
+  bool retry();
+  size_t retry_count() const { return retry_count_; }
+
+ private:
+  struct Retry {
+    uint32_t region_index;
+    PageRun run;
+  };
+  /// One piece of a region in the VM's address space.
+  struct Piece {
+    int uffd;
+    HostAddr base;
+    uint64_t length_bytes;
+  };
+  template <typename Visit>
+  bool each_piece(const TargetRegion& region, PageRun run, Visit visit);
+  /// What becomes of a page that is present and has no bytes, because the VM has discarded it. kWake: whoever
+  /// waits faults again, and that fault is served with kZero.
+  enum class OnHole : uint8_t { kWake = 1, kZero };
+  bool continue_run(uint32_t region_index, PageRun run, OnHole on_hole);
+  bool allocate_huge_page(const TargetRegion& region, uint64_t offset_bytes);
+  bool zero_piece(uint32_t region_index, uint64_t offset_bytes, const Piece& piece, uint64_t needed_bytes);
+  void defer(uint32_t region_index, PageRun run);
+  void wake(const Piece& piece);
+  void account(uint32_t region_index, PageRun run);
+
+  TargetCore& core_;
+  std::array<Retry, kRetriesMax> retries_;
+  size_t retry_count_ = 0;
+};
+
+}  // namespace vmigrate::pager

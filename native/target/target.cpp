@@ -1,0 +1,103 @@
+#include "target/target.hpp"
+
+#include <mutex>
+#include <thread>
+
+#include "target/bulk.hpp"
+#include "target/core.hpp"
+#include "target/demand.hpp"
+
+namespace vmigrate::pager {
+namespace {
+
+class TargetSessionImpl final : public TargetSession {
+ public:
+  explicit TargetSessionImpl(std::unique_ptr<TargetCore> core)
+      : core_(std::move(core)), demand_(*core_), bulk_(*core_) {}
+  ~TargetSessionImpl() override { close(); }
+
+  Status open() { return demand_.open(); }
+
+  Status connect(SourceEndpoints endpoints) override { return core_->attach(std::move(endpoints)); }
+
+  Status start() override {
+    const std::lock_guard lock(threads_mutex_);
+    const bool serving = demand_thread_.joinable() && !bulk_thread_.joinable();
+    if (!serving) {
+      if (auto status = core_->begin(); !status) return status;
+    }
+    const SignalsBlocked blocked;
+    bulk_thread_ = std::thread([this] { bulk_.run(); });
+    if (!serving) demand_thread_ = std::thread([this] { demand_.run(); });
+    return ok();
+  }
+
+  /// The demand thread alone never ends the session: it waits for bulk_ended.
+  Status serve_demand() override {
+    const std::lock_guard lock(threads_mutex_);
+    if (auto status = core_->begin(); !status) return status;
+    const SignalsBlocked blocked;
+    demand_thread_ = std::thread([this] { demand_.run(); });
+    return ok();
+  }
+
+  void close() override {
+    const std::lock_guard lock(threads_mutex_);
+    core_->request_stop();
+    if (demand_thread_.joinable()) demand_thread_.join();
+    if (bulk_thread_.joinable()) bulk_thread_.join();
+    core_->finish_close();
+  }
+
+  TargetState state() const override { return core_->state(); }
+  std::optional<Error> failure() const override { return core_->failure(); }
+
+  void counters(std::span<uint64_t, wire::kTargetCounterCount> out) const override {
+    using wire::TargetCounter;
+    const auto set = [&](TargetCounter counter, uint64_t value) {
+      out[static_cast<size_t>(counter)] = value;
+    };
+    const auto get = [](const std::atomic<uint64_t>& counter) {
+      return counter.load(std::memory_order_relaxed);
+    };
+    const TargetCounters& counted = core_->counters;
+    set(TargetCounter::kPageCount, core_->page_count());
+    set(TargetCounter::kPagesPresent, core_->pages_present());
+    set(TargetCounter::kPagesZero, core_->pages_zero());
+    set(TargetCounter::kDemandBytes, get(counted.demand_bytes));
+    set(TargetCounter::kPrefetchBytes, get(counted.prefetch_bytes));
+    set(TargetCounter::kFaultCount, get(counted.fault_count));
+    set(TargetCounter::kFaultOnClaimedCount, get(counted.fault_on_claimed_count));
+    set(TargetCounter::kFaultP50Ns, core_->stats.percentile_ns(500));
+    set(TargetCounter::kFaultP99Ns, core_->stats.percentile_ns(990));
+    set(TargetCounter::kFaultMaxNs, core_->stats.max_ns());
+    set(TargetCounter::kFaultWaitNs, core_->stats.wait_ns());
+    set(TargetCounter::kDegradedNs, core_->stats.degraded_ns());
+    set(TargetCounter::kReconnectCount, get(counted.reconnect_count));
+    set(TargetCounter::kCompletedNs, get(counted.completed_ns));
+    set(TargetCounter::kCpuNs, get(counted.demand_cpu_ns) + get(counted.bulk_cpu_ns));
+  }
+
+ private:
+  std::unique_ptr<TargetCore> core_;
+  DemandThread demand_;
+  BulkThread bulk_;
+  std::mutex threads_mutex_;  // start and close
+  std::thread demand_thread_;
+  std::thread bulk_thread_;
+};
+
+}  // namespace
+
+Result<std::unique_ptr<TargetSession>> TargetSession::open(const VmMemory& memory,
+                                                           std::span<const TargetRegionConfig> regions,
+                                                           const TargetOptions& options, bool resume,
+                                                           std::function<void()> on_edge) {
+  auto core = TargetCore::open(memory, regions, options, resume, std::move(on_edge));
+  if (!core) return core.error();
+  auto session = std::make_unique<TargetSessionImpl>(std::move(core).value());
+  if (auto status = session->open(); !status) return status.error();
+  return std::unique_ptr<TargetSession>(std::move(session));
+}
+
+}  // namespace vmigrate::pager

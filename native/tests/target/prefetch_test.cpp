@@ -1,0 +1,44 @@
+#include "target/prefetch.hpp"
+
+#include <gtest/gtest.h>
+
+#include "tests/support/pager_harness.hpp"
+
+namespace vmigrate::pager {
+namespace {
+
+constexpr uint64_t kMs = 1'000'000;
+constexpr uint64_t kMib = 1 << 20;
+
+TEST(Prefetch, AsksForNoMoreThanTheLinkCarries) {
+  test::PagerHarness vm(test::PagerHarness::Specs{{64, [](uint64_t) { return true; }}});
+  vm.map_vm();
+  auto core = TargetCore::open(vm.memory, vm.configs(), {}, false, {});
+  ASSERT_TRUE(core.ok()) << core.error().what;
+  const DataMapReader maps(*core.value());
+  ServiceRate rate;
+  const Prefetch prefetch(*core.value(), maps, rate);
+  const uint64_t fault_ns = 1'000 * kMs;
+  const uint64_t quiet_ns = fault_ns + kQuietNs;
+  core.value()->last_fault_ns.store(fault_ns);
+
+  // Nothing is known of the link yet.
+  EXPECT_EQ(prefetch.in_flight_bytes_max(fault_ns), kInFlightBytesBusy);
+  EXPECT_EQ(prefetch.in_flight_bytes_max(quiet_ns), kInFlightBytesQuiet);
+
+  rate.begin(0);
+  rate.note(kMib, 20 * kMs);
+  EXPECT_EQ(prefetch.in_flight_bytes_max(fault_ns), 50 * kMib * (kInFlightNsBusy / kMs) / 1000);
+  EXPECT_EQ(prefetch.in_flight_bytes_max(quiet_ns), 50 * kMib * (kInFlightNsQuiet / kMs) / 1000);
+
+  // However slow: below, the link would wait for requests. However fast: no more than measured to be of use.
+  for (uint64_t at_ms = 20; at_ms < 20'000; at_ms += 500) rate.note(1, (at_ms + 500) * kMs);
+  EXPECT_EQ(prefetch.in_flight_bytes_max(fault_ns), 4 * kChunkBytesMin);
+  ServiceRate fast;
+  fast.begin(0);
+  fast.note(1024 * kMib, 20 * kMs);
+  EXPECT_EQ(Prefetch(*core.value(), maps, fast).in_flight_bytes_max(fault_ns), kInFlightBytesBusy);
+}
+
+}  // namespace
+}  // namespace vmigrate::pager

@@ -1,0 +1,361 @@
+// Requesters that lie, stall and flood. Whatever they do: no memory or thread without bound, and honest ones
+// are served all the same.
+
+#include <fcntl.h>
+#include <poll.h>
+#include <sys/socket.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <random>
+#include <thread>
+
+#include "tests/transport/hostile_fixture.hpp"
+#include "transport/credentials.hpp"
+#include "transport/limits.hpp"
+
+namespace vmigrate::transport {
+namespace {
+
+UniqueFd raw_connect(Provider provider, const Address& address) {
+  const auto to =
+      provider == Provider::kTcp ? tcp_socket_address(address) : unix_socket_address(address.host);
+  auto fd = connect_socket(to.value(), soon());
+  EXPECT_TRUE(fd.ok());
+  return std::move(fd).value();
+}
+
+/// True when the peer closes within `patience`; what it still sends is dropped.
+bool closed_within(int fd, std::chrono::milliseconds patience) {
+  const auto end = std::chrono::steady_clock::now() + patience;
+  std::vector<std::byte> sink(65536);
+  for (;;) {
+    const ssize_t count = ::recv(fd, sink.data(), sink.size(), MSG_DONTWAIT);
+    if (count == 0 || (count < 0 && errno != EAGAIN && errno != EINTR)) return true;
+    if (count < 0 && wait_for(fd, POLLIN, end) != 0) return false;
+  }
+}
+
+wire::Hello make_hello(const Credentials& credentials) {
+  wire::Hello hello{};
+  hello.magic = wire::kHelloMagic;
+  hello.version = wire::kProtocolVersion;
+  hello.channel = 1;
+  std::copy(credentials.session.begin(), credentials.session.end(), hello.session);
+  std::copy(credentials.token.begin(), credentials.token.end(), hello.token);
+  return hello;
+}
+
+wire::FrameHeader make_header(wire::FrameOp op, uint64_t key, uint64_t offset, uint32_t length) {
+  wire::FrameHeader header{};
+  header.op = static_cast<uint8_t>(op);
+  header.length = length;
+  header.tag = 77;
+  header.key = key;
+  header.offset = offset;
+  return header;
+}
+
+// Allocates nothing: under AddressSanitizer freed memory stays resident for a while, and this is asked often.
+size_t resident_bytes() {
+  const UniqueFd statm(::open("/proc/self/statm", O_RDONLY | O_CLOEXEC));
+  char text[128] = {};
+  unsigned long total_pages = 0, resident_pages = 0;
+  EXPECT_GT(::read(statm.get(), text, sizeof text - 1), 0);
+  EXPECT_EQ(std::sscanf(text, "%lu %lu", &total_pages, &resident_pages), 2);
+  return resident_pages * static_cast<size_t>(::sysconf(_SC_PAGESIZE));
+}
+
+TEST(Credentials, ConstantTimeCompareComparesEveryByte) {
+  std::array<uint8_t, 32> left{};
+  for (size_t i = 0; i < left.size(); ++i) {
+    auto right = left;
+    EXPECT_TRUE(equal_constant_time(left, right));
+    right[i] = 0x80;
+    EXPECT_FALSE(equal_constant_time(left, right));
+  }
+  EXPECT_FALSE(equal_constant_time(left, std::span(left).first(31)));
+  EXPECT_NE(random_key(), random_key());
+}
+
+/// A real listener; the test plays the requester by hand.
+class HostileRequester : public testing::TestWithParam<Provider> {
+ protected:
+  void SetUp() override {
+    remote_.fill(1);
+    listener_ = must_listen(GetParam());
+    session_ = listener_->expose_session(credentials_, nullptr, nullptr).value();
+    key_ = session_->expose(remote_.local(), Access::kReadWrite).value();
+    pristine_.assign(remote_.base(), remote_.base() + remote_.length_bytes());
+  }
+  // Whatever happened, an honest peer is served and the region is what it was.
+  void TearDown() override {
+    TestMemory local(65536);
+    auto endpoint = connect(GetParam(), listener_->address(), credentials_, Channel::kBulk);
+    ASSERT_TRUE(endpoint.ok());
+    const LocalId id = endpoint.value()->register_local(local.local()).value();
+    EXPECT_EQ(run_one(*endpoint.value(), Operation{1, id, 0, key_, 0, 65536}), OpResult::kOk);
+    EXPECT_EQ(std::memcmp(local.base(), pristine_.data(), 65536), 0);
+    EXPECT_EQ(std::memcmp(remote_.base(), pristine_.data(), pristine_.size()), 0);
+  }
+  UniqueFd raw() { return raw_connect(GetParam(), listener_->address()); }
+  UniqueFd admitted() {
+    UniqueFd fd = raw();
+    wire::HelloReply reply{};
+    EXPECT_TRUE(send_raw(fd.get(), make_hello(credentials_)) && receive_raw(fd.get(), &reply));
+    EXPECT_EQ(reply.status, static_cast<uint16_t>(wire::HelloStatus::kOk));
+    return fd;
+  }
+  void expect_status(const wire::Hello& hello, wire::HelloStatus expected) {
+    const uint64_t rejected_before = listener_->rejected_hellos();
+    const UniqueFd fd = raw();
+    wire::HelloReply reply{};
+    ASSERT_TRUE(send_raw(fd.get(), hello) && receive_raw(fd.get(), &reply));
+    EXPECT_EQ(reply.magic, wire::kHelloMagic);
+    EXPECT_EQ(reply.version, wire::kProtocolVersion);
+    EXPECT_EQ(reply.status, static_cast<uint16_t>(expected));
+    EXPECT_TRUE(closed_within(fd.get(), kPatience));
+    EXPECT_TRUE(eventually([&] { return listener_->rejected_hellos() == rejected_before + 1; }));
+  }
+  void expect_closed_after(const wire::FrameHeader& header) {
+    const UniqueFd fd = admitted();
+    ASSERT_TRUE(send_raw(fd.get(), header));
+    EXPECT_TRUE(closed_within(fd.get(), kPatience))
+        << "op " << int{header.op} << " length " << header.length << " reserved " << header.reserved;
+  }
+
+  const Credentials credentials_ = make_credentials(1);
+  TestMemory remote_{1 << 20};
+  std::vector<std::byte> pristine_;
+  std::unique_ptr<Listener> listener_;
+  std::unique_ptr<ExposedSession> session_;
+  RemoteKey key_;
+};
+
+TEST_P(HostileRequester, HellosThatAreWrongAreAnsweredAndClosed) {
+  const wire::Hello right = make_hello(credentials_);
+  wire::Hello hello = right;
+  hello.magic ^= 1;
+  expect_status(hello, wire::HelloStatus::kBadMagic);
+  hello = right;
+  hello.version = wire::kProtocolVersion + 1;
+  expect_status(hello, wire::HelloStatus::kBadVersion);
+  for (size_t i = 0; i < sizeof hello.token; i += 31) {
+    hello = right;
+    hello.token[i] ^= 0x80;
+    expect_status(hello, wire::HelloStatus::kRefused);
+  }
+  hello = right;
+  hello.session[15] ^= 1;
+  expect_status(hello, wire::HelloStatus::kRefused);
+  for (const uint16_t channel : {uint16_t{0}, uint16_t{3}, uint16_t{0xffff}}) {
+    hello = right;
+    hello.channel = channel;
+    expect_status(hello, wire::HelloStatus::kRefused);
+  }
+}
+
+TEST_P(HostileRequester, AHelloInPiecesIsAHello) {
+  const UniqueFd fd = raw();
+  const wire::Hello hello = make_hello(credentials_);
+  const auto bytes = std::as_bytes(std::span(&hello, 1));
+  for (size_t i = 0; i < bytes.size(); i += 7) {
+    ASSERT_TRUE(send_exactly(fd.get(), bytes.subspan(i, std::min<size_t>(7, bytes.size() - i)), soon()).ok());
+    ::usleep(2000);
+  }
+  wire::HelloReply reply{};
+  ASSERT_TRUE(receive_raw(fd.get(), &reply));
+  EXPECT_EQ(reply.status, static_cast<uint16_t>(wire::HelloStatus::kOk));
+}
+
+TEST_P(HostileRequester, HalfAHelloThenSilenceIsClosedInTime) {
+  const UniqueFd silent = raw();
+  const UniqueFd half = raw();
+  const wire::Hello hello = make_hello(credentials_);
+  const auto bytes = std::as_bytes(std::span(&hello, 1));
+  ASSERT_TRUE(send_exactly(half.get(), bytes.first(28), soon()).ok());
+  const UniqueFd drip = raw();
+  // For longer than anybody waits below.
+  std::thread dripper([&] {
+    for (size_t i = 0; i + 1 < bytes.size(); ++i) {
+      if (::send(drip.get(), bytes.data() + i, 1, MSG_NOSIGNAL) != 1) return;
+      ::usleep(500'000);
+    }
+  });
+  const auto limit = std::chrono::milliseconds(wire::kHelloTimeoutMs + 5000);
+  EXPECT_TRUE(closed_within(half.get(), limit));
+  EXPECT_TRUE(closed_within(silent.get(), limit));
+  EXPECT_TRUE(closed_within(drip.get(), limit)) << "dripping bytes must not buy time";
+  dripper.join();
+  EXPECT_GE(listener_->rejected_hellos(), 3u);
+}
+
+TEST_P(HostileRequester, AFloodOfSilentConnectionsDoesNotKeepAnHonestOneOut) {
+  std::vector<UniqueFd> flood;
+  for (int i = 0; i < 200; ++i) flood.push_back(raw());
+  const auto start = std::chrono::steady_clock::now();
+  const UniqueFd honest = admitted();
+  EXPECT_LT(std::chrono::steady_clock::now() - start, std::chrono::milliseconds(wire::kHelloTimeoutMs / 2));
+  EXPECT_TRUE(
+      eventually([&] { return listener_->rejected_hellos() >= flood.size() - wire::kHelloPendingMax; }));
+}
+
+TEST_P(HostileRequester, FramesThatMakeNoSenseEndTheConnection) {
+  using wire::FrameOp;
+  const uint64_t key = key_.key;
+  for (const int op : {0, 2, 4, 6, 64, 66, 67, 255}) {
+    wire::FrameHeader header = make_header(FrameOp::kRead, key, 0, 4096);
+    header.op = static_cast<uint8_t>(op);
+    expect_closed_after(header);
+  }
+  wire::FrameHeader header = make_header(FrameOp::kRead, key, 0, 4096);
+  header.reserved = 1;
+  expect_closed_after(header);
+  header = make_header(FrameOp::kRead, key, 0, 4096);
+  header.status = 1;
+  expect_closed_after(header);
+  for (const uint32_t length : {wire::kTransferBytesMax + 1, UINT32_MAX}) {
+    expect_closed_after(make_header(FrameOp::kRead, key, 0, length));
+    expect_closed_after(make_header(FrameOp::kWrite, key, 0, length));
+  }
+  for (const uint32_t length : {0u, wire::kMessageBytesMax + 1, UINT32_MAX}) {
+    header = {};
+    header.op = static_cast<uint8_t>(FrameOp::kMessage);
+    header.length = length;
+    expect_closed_after(header);
+  }
+  header = {};
+  header.op = static_cast<uint8_t>(FrameOp::kMessage);
+  header.length = 8;
+  header.tag = 1;
+  expect_closed_after(header);
+}
+
+TEST_P(HostileRequester, ATruncatedFrameHarmsNobody) {
+  for (const size_t length : {1u, 16u, 31u}) {
+    UniqueFd fd = admitted();
+    const wire::FrameHeader header = make_header(wire::FrameOp::kWrite, key_.key, 0, 4096);
+    ASSERT_TRUE(send_exactly(fd.get(), std::as_bytes(std::span(&header, 1)).first(length), soon()).ok());
+  }
+  if (GetParam() == Provider::kTcp) {
+    // Nor does a WRITE whose bytes never come: nothing of its range is touched.
+    UniqueFd fd = admitted();
+    ASSERT_TRUE(send_raw(fd.get(), make_header(wire::FrameOp::kWrite, key_.key, 0, 4096)));
+    const std::vector<std::byte> some(4000);
+    ASSERT_TRUE(send_exactly(fd.get(), some, soon()).ok());
+  }
+  EXPECT_TRUE(eventually([&] { return session_->counters().connections == 0; }));
+}
+
+TEST_P(HostileRequester, SeededGarbageNeverHurtsTheServer) {
+  std::mt19937_64 random(20240501);
+  // Only reads: a write that happens to be right is allowed to write.
+  session_.reset();
+  session_ = listener_->expose_session(credentials_, nullptr, nullptr).value();
+  key_ = session_->expose(remote_.local(), Access::kRead).value();
+  const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(2);
+  uint64_t connections = 0;
+  while (std::chrono::steady_clock::now() < end) {
+    const UniqueFd fd = admitted();
+    ++connections;
+    for (int i = 0; i < 20; ++i) {
+      wire::FrameHeader header{};
+      auto* words = reinterpret_cast<uint8_t*>(&header);
+      if (random() % 4 == 0) {
+        for (size_t byte = 0; byte < sizeof header; ++byte) words[byte] = static_cast<uint8_t>(random());
+      } else {
+        // Nearly right, so that the fuzz gets past the first check.
+        header.op = static_cast<uint8_t>(1 + random() % 6);
+        header.length = static_cast<uint32_t>(random() % 3 == 0 ? random() : random() % 8192);
+        header.tag = random();
+        header.key = random() % 2 ? key_.key : random();
+        header.offset = random() % 3 == 0 ? random() : random() % (2 << 20);
+        if (random() % 4 == 0) words[random() % sizeof header] ^= static_cast<uint8_t>(1 << random() % 8);
+      }
+      if (::send(fd.get(), &header, 1 + random() % sizeof header, MSG_NOSIGNAL | MSG_DONTWAIT) < 0) break;
+    }
+    if (random() % 2) (void)closed_within(fd.get(), std::chrono::milliseconds(1));
+  }
+  EXPECT_GT(connections, 5u);
+}
+
+INSTANTIATE_TEST_SUITE_P(Providers, HostileRequester, testing::Values(Provider::kTcp, Provider::kShm),
+                         [](const auto& suite) { return suite.param == Provider::kTcp ? "tcp" : "shm"; });
+
+class ShmPassing : public HostileRequester {};
+
+TEST_P(ShmPassing, PassedDescriptorsAreNotKept) {
+  const UniqueFd fd = admitted();
+  const size_t before = count_entries("/proc/self/fd");
+  wire::FrameHeader header{};
+  header.op = static_cast<uint8_t>(wire::FrameOp::kMessage);
+  header.length = 4;
+  char bytes[36] = {};
+  std::memcpy(bytes, &header, sizeof header);
+  for (int i = 0; i < 50; ++i) {
+    alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int))] = {};
+    iovec part{bytes, sizeof bytes};
+    msghdr message{};
+    message.msg_iov = &part;
+    message.msg_iovlen = 1;
+    message.msg_control = control;
+    message.msg_controllen = sizeof control;
+    cmsghdr* head = CMSG_FIRSTHDR(&message);
+    head->cmsg_level = SOL_SOCKET;
+    head->cmsg_type = SCM_RIGHTS;
+    head->cmsg_len = CMSG_LEN(sizeof(int));
+    const int passed = remote_.fd();
+    std::memcpy(CMSG_DATA(head), &passed, sizeof passed);
+    ASSERT_EQ(::sendmsg(fd.get(), &message, MSG_NOSIGNAL), static_cast<ssize_t>(sizeof bytes));
+  }
+  // Nonsense behind them: the server closes when it has taken them all.
+  ASSERT_TRUE(send_raw(fd.get(), make_header(static_cast<wire::FrameOp>(255), 0, 0, 0)));
+  ASSERT_TRUE(closed_within(fd.get(), kPatience));
+  EXPECT_TRUE(eventually([&] { return count_entries("/proc/self/fd") < before; })) << "descriptors were kept";
+}
+
+INSTANTIATE_TEST_SUITE_P(Providers, ShmPassing, testing::Values(Provider::kShm),
+                         [](const auto&) { return "shm"; });
+
+class TcpFlood : public HostileRequester {};
+
+// The server has one reply in hand and blocks on its own socket; requests pile up in the kernel and then at
+// the flooder. After kReplyTimeoutMs it is disconnected.
+TEST_P(TcpFlood, ReadsWhoseRepliesNobodyTakesCostNoMemory) {
+  const UniqueFd fd = admitted();
+  const size_t before_bytes = resident_bytes();
+  const std::vector<wire::FrameHeader> requests(
+      128, make_header(wire::FrameOp::kRead, key_.key, 0, wire::kTransferBytesMax));
+  const auto start = std::chrono::steady_clock::now();
+  bool closed = false;
+  while (!closed &&
+         std::chrono::steady_clock::now() - start < std::chrono::milliseconds(3 * kReplyTimeoutMs)) {
+    const ssize_t sent =
+        ::send(fd.get(), requests.data(), requests.size() * sizeof requests[0], MSG_NOSIGNAL | MSG_DONTWAIT);
+    closed = sent < 0 && errno != EAGAIN;
+    if (sent < 0) ::usleep(10'000);
+    ASSERT_LT(resident_bytes(), before_bytes + (16 << 20));
+  }
+  EXPECT_TRUE(closed);
+  EXPECT_GT(std::chrono::steady_clock::now() - start, std::chrono::milliseconds(kReplyTimeoutMs / 2));
+  EXPECT_TRUE(eventually([&] { return session_->counters().connections == 0; }));
+}
+
+TEST_P(TcpFlood, AFloodedSessionEndsAtOnceAllTheSame) {
+  const UniqueFd fd = admitted();
+  const std::vector<wire::FrameHeader> requests(
+      64, make_header(wire::FrameOp::kRead, key_.key, 0, wire::kTransferBytesMax));
+  (void)::send(fd.get(), requests.data(), requests.size() * sizeof requests[0], MSG_NOSIGNAL);
+  ::usleep(200'000);
+  const auto start = std::chrono::steady_clock::now();
+  session_.reset();
+  EXPECT_LT(std::chrono::steady_clock::now() - start, std::chrono::milliseconds(kReplyTimeoutMs / 2));
+  session_ = listener_->expose_session(credentials_, nullptr, nullptr).value();
+  key_ = session_->expose(remote_.local(), Access::kReadWrite).value();
+}
+
+INSTANTIATE_TEST_SUITE_P(Providers, TcpFlood, testing::Values(Provider::kTcp),
+                         [](const auto&) { return "tcp"; });
+
+}  // namespace
+}  // namespace vmigrate::transport

@@ -1,0 +1,368 @@
+// Servers that lie. Whatever they answer: no byte is written outside what was asked for.
+
+#include <arpa/inet.h>
+#include <fcntl.h>
+#include <netinet/in.h>
+#include <sys/socket.h>
+
+#include <cstdio>
+#include <functional>
+#include <random>
+#include <thread>
+
+#include "tests/transport/hostile_fixture.hpp"
+#include "transport/limits.hpp"
+#include "transport/shm/frames.hpp"
+
+namespace vmigrate::transport {
+namespace {
+
+/// A real requester; the test plays the server by hand.
+class HostileServer : public testing::TestWithParam<Provider> {
+ protected:
+  void SetUp() override {
+    local_.fill(1);
+    pristine_.assign(local_.base(), local_.base() + local_.length_bytes());
+    Address address = listen_address(GetParam());
+    const auto to =
+        GetParam() == Provider::kTcp ? tcp_socket_address(address) : unix_socket_address(address.host);
+    listening_.reset(::socket(to.value().storage.ss_family, SOCK_STREAM | SOCK_CLOEXEC, 0));
+    ASSERT_EQ(::bind(listening_.get(), to.value().get(), to.value().length), 0);
+    ASSERT_EQ(::listen(listening_.get(), 8), 0);
+    path_ = address.host;
+    if (GetParam() == Provider::kTcp) {
+      sockaddr_in bound{};
+      socklen_t length = sizeof bound;
+      ASSERT_EQ(::getsockname(listening_.get(), reinterpret_cast<sockaddr*>(&bound), &length), 0);
+      address.port = ntohs(bound.sin_port);
+    }
+    address_ = address;
+  }
+  void TearDown() override {
+    if (GetParam() == Provider::kShm) ::unlink(path_.c_str());
+  }
+  // Accepts and answers the hello as told.
+  void serve_hello(const std::function<void(int)>& answer) {
+    acceptor_ = std::thread([this, answer] {
+      peer_.reset(::accept4(listening_.get(), nullptr, nullptr, SOCK_CLOEXEC));
+      wire::Hello hello{};
+      if (receive_raw(peer_.get(), &hello)) answer(peer_.get());
+    });
+  }
+  void connect_honestly() {
+    serve_hello([](int fd) { send_raw(fd, hello_reply(wire::HelloStatus::kOk)); });
+    auto endpoint = connect(GetParam(), address_, make_credentials(1));
+    acceptor_.join();
+    ASSERT_TRUE(endpoint.ok());
+    endpoint_ = std::move(endpoint).value();
+    local_id_ = endpoint_->register_local(local_.local()).value();
+  }
+  Operation operation(uint32_t length_bytes = 4096) const {
+    return Operation{9, local_id_, 8192, RemoteKey{0, 5, 1 << 20}, 0, length_bytes};
+  }
+  // Posts one READ of 4 KiB at 8192 and returns the request as it arrived.
+  wire::FrameHeader post_read() {
+    const Operation one = operation();
+    EXPECT_EQ(endpoint_->read(std::span(&one, 1)).posted, 1u);
+    wire::FrameHeader request{};
+    EXPECT_TRUE(receive_raw(peer_.get(), &request));
+    return request;
+  }
+  void expect_disconnect() {
+    std::vector<Completion> completions;
+    EXPECT_TRUE(eventually([&] {
+      Completion batch[8];
+      const size_t count = endpoint_->poll(batch);
+      completions.insert(completions.end(), batch, batch + count);
+      return endpoint_->disconnected();
+    }));
+    for (const Completion& completion : completions) EXPECT_EQ(completion.result, OpResult::kDisconnected);
+    // Outside the range that was asked for nothing has changed.
+    EXPECT_EQ(std::memcmp(local_.base(), pristine_.data(), 8192), 0);
+    EXPECT_EQ(std::memcmp(local_.base() + 12288, pristine_.data() + 12288, pristine_.size() - 12288), 0);
+  }
+  void expect_disconnect_after(const std::function<void(wire::FrameHeader&)>& spoil) {
+    connect_honestly();
+    const wire::FrameHeader request = post_read();
+    wire::FrameHeader reply{};
+    reply.op = static_cast<uint8_t>(wire::FrameOp::kReadReply);
+    reply.status = static_cast<uint8_t>(wire::OpStatus::kOk);
+    reply.length = request.length;
+    reply.tag = request.tag;
+    spoil(reply);
+    send_raw(peer_.get(), reply);
+    const std::vector<std::byte> payload(16384, std::byte{0xee});
+    (void)::send(peer_.get(), payload.data(), payload.size(), MSG_NOSIGNAL);
+    expect_disconnect();
+    endpoint_.reset();
+    peer_.reset();
+  }
+
+  TestMemory local_{65536};
+  std::vector<std::byte> pristine_;
+  UniqueFd listening_;
+  UniqueFd peer_;
+  std::string path_;
+  Address address_;
+  std::thread acceptor_;
+  std::unique_ptr<Endpoint> endpoint_;
+  LocalId local_id_{};
+};
+
+TEST_P(HostileServer, WrongHelloRepliesAreErrors) {
+  struct {
+    wire::HelloReply reply;
+    ErrorCode expected;
+  } const cases[] = {
+      {{wire::kHelloMagic ^ 1, wire::kProtocolVersion, 1}, ErrorCode::kProtocol},
+      {{wire::kHelloMagic, wire::kProtocolVersion + 1, 1}, ErrorCode::kRefused},
+      {{wire::kHelloMagic, wire::kProtocolVersion, 0}, ErrorCode::kProtocol},
+      {{wire::kHelloMagic, wire::kProtocolVersion, 99}, ErrorCode::kProtocol},
+      {{wire::kHelloMagic, wire::kProtocolVersion, 5}, ErrorCode::kRefused},
+  };
+  for (const auto& c : cases) {
+    serve_hello([&](int fd) { send_raw(fd, c.reply); });
+    const auto endpoint = connect(GetParam(), address_, make_credentials(1));
+    acceptor_.join();
+    ASSERT_FALSE(endpoint.ok());
+    EXPECT_EQ(endpoint.error().code, c.expected);
+  }
+  serve_hello([&](int fd) { ::shutdown(fd, SHUT_RDWR); });
+  const auto closed = connect(GetParam(), address_, make_credentials(1));
+  acceptor_.join();
+  ASSERT_FALSE(closed.ok());
+  EXPECT_EQ(closed.error().code, ErrorCode::kDisconnected);
+  serve_hello([](int) {});
+  const auto start = std::chrono::steady_clock::now();
+  const auto silent =
+      GetParam() == Provider::kTcp
+          ? connect_tcp(address_, make_credentials(1), Channel::kDemand, std::chrono::milliseconds(200))
+          : connect_shm(address_, make_credentials(1), Channel::kDemand, std::chrono::milliseconds(200));
+  acceptor_.join();
+  ASSERT_FALSE(silent.ok());
+  EXPECT_EQ(silent.error().code, ErrorCode::kTimeout);
+  EXPECT_LT(std::chrono::steady_clock::now() - start, std::chrono::seconds(2));
+}
+
+TEST_P(HostileServer, RepliesThatNobodyAskedFor) {
+  connect_honestly();
+  wire::FrameHeader reply{};
+  reply.op = static_cast<uint8_t>(wire::FrameOp::kReadReply);
+  reply.status = static_cast<uint8_t>(wire::OpStatus::kOk);
+  reply.length = 4096;
+  send_raw(peer_.get(), reply);
+  const std::vector<std::byte> payload(4096, std::byte{0xee});
+  (void)::send(peer_.get(), payload.data(), payload.size(), MSG_NOSIGNAL);
+  expect_disconnect();
+}
+
+TEST_P(HostileServer, RefusalsOfWhatNobodyAskedFor) {
+  connect_honestly();
+  wire::FrameHeader reply{};
+  reply.op = static_cast<uint8_t>(wire::FrameOp::kReadReply);
+  reply.status = static_cast<uint8_t>(wire::OpStatus::kBadKey);
+  reply.tag = 1ull << 8;
+  send_raw(peer_.get(), reply);
+  expect_disconnect();
+}
+
+TEST_P(HostileServer, MessagesThatAreTooLongOrEmpty) {
+  for (const uint32_t length : {0u, wire::kMessageBytesMax + 1, UINT32_MAX}) {
+    connect_honestly();
+    wire::FrameHeader message{};
+    message.op = static_cast<uint8_t>(wire::FrameOp::kMessage);
+    message.length = length;
+    send_raw(peer_.get(), message);
+    expect_disconnect();
+    endpoint_.reset();
+    peer_.reset();
+  }
+}
+
+TEST_P(HostileServer, SeededGarbageNeverWritesOutsideWhatWasAskedFor) {
+  std::mt19937_64 random(99);
+  const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(2);
+  while (std::chrono::steady_clock::now() < end && !HasFailure()) {
+    connect_honestly();
+    const wire::FrameHeader request = post_read();
+    std::vector<uint8_t> bytes(40'000);
+    for (size_t at = 0; at + sizeof(wire::FrameHeader) < bytes.size();) {
+      wire::FrameHeader header{};
+      header.op = static_cast<uint8_t>(random() % 8 == 0 ? random() : 2 + 64 * (random() % 2));
+      header.status = static_cast<uint8_t>(random() % 6);
+      header.length = static_cast<uint32_t>(random() % 3 ? 4096 : random());
+      header.tag = random() % 2 ? request.tag : random();
+      if (random() % 4 == 0) reinterpret_cast<uint8_t*>(&header)[random() % 32] ^= 0x41;
+      std::memcpy(bytes.data() + at, &header, sizeof header);
+      at += sizeof header + random() % 5000;
+    }
+    (void)::send(peer_.get(), bytes.data(), bytes.size(), MSG_NOSIGNAL);
+    ::shutdown(peer_.get(), SHUT_RDWR);
+    EXPECT_TRUE(wait_disconnected(*endpoint_));
+    EXPECT_EQ(std::memcmp(local_.base(), pristine_.data(), 8192), 0);
+    EXPECT_EQ(std::memcmp(local_.base() + 12288, pristine_.data() + 12288, pristine_.size() - 12288), 0);
+    endpoint_.reset();
+    peer_.reset();
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Providers, HostileServer, testing::Values(Provider::kTcp, Provider::kShm),
+                         [](const auto& suite) { return suite.param == Provider::kTcp ? "tcp" : "shm"; });
+
+class HostileTcpServer : public HostileServer {};
+
+TEST_P(HostileTcpServer, RepliesThatAreNotWhatWasAskedFor) {
+  expect_disconnect_after([](wire::FrameHeader& reply) { reply.tag ^= 1; });
+  expect_disconnect_after([](wire::FrameHeader& reply) { reply.tag += 1ull << 8; });
+  expect_disconnect_after([](wire::FrameHeader& reply) { reply.tag = UINT64_MAX; });
+  expect_disconnect_after([](wire::FrameHeader& reply) { reply.length += 1; });
+  expect_disconnect_after([](wire::FrameHeader& reply) { reply.length -= 1; });
+  expect_disconnect_after([](wire::FrameHeader& reply) { reply.length = UINT32_MAX; });
+  expect_disconnect_after([](wire::FrameHeader& reply) { reply.length = 0; });
+  expect_disconnect_after([](wire::FrameHeader& reply) { reply.status = 0; });
+  expect_disconnect_after([](wire::FrameHeader& reply) { reply.status = 200; });
+  expect_disconnect_after([](wire::FrameHeader& reply) { reply.status = 2; });  // a refusal carries no bytes
+  expect_disconnect_after([](wire::FrameHeader& reply) { reply.reserved = 1; });
+  expect_disconnect_after([](wire::FrameHeader& reply) { reply.key = 1; });
+  expect_disconnect_after([](wire::FrameHeader& reply) { reply.offset = 1; });
+  for (const uint8_t op : {uint8_t{0}, uint8_t{1}, uint8_t{3}, uint8_t{4}, uint8_t{6}, uint8_t{255}})
+    expect_disconnect_after([op](wire::FrameHeader& reply) { reply.op = op; });
+}
+
+TEST_P(HostileTcpServer, OneReplyForTwo) {
+  connect_honestly();
+  const wire::FrameHeader request = post_read();
+  wire::FrameHeader reply{};
+  reply.op = static_cast<uint8_t>(wire::FrameOp::kReadReply);
+  reply.status = static_cast<uint8_t>(wire::OpStatus::kOk);
+  reply.length = request.length;
+  reply.tag = request.tag;
+  const std::vector<std::byte> payload(4096, std::byte{0xee});
+  send_raw(peer_.get(), reply);
+  ASSERT_TRUE(send_exactly(peer_.get(), payload, soon()).ok());
+  Completion completion;
+  ASSERT_TRUE(eventually([&] { return endpoint_->poll(std::span(&completion, 1)) == 1; }));
+  EXPECT_EQ(completion.result, OpResult::kOk);
+  EXPECT_EQ(std::memcmp(local_.base() + 8192, payload.data(), payload.size()), 0);
+  send_raw(peer_.get(), reply);
+  (void)::send(peer_.get(), payload.data(), payload.size(), MSG_NOSIGNAL);
+  expect_disconnect();
+}
+
+// The reply to a WRITE whose bytes are still on their way is a lie; believing it would hand memory back that
+// is still being read.
+TEST_P(HostileTcpServer, AReplyBeforeTheWriteHasLeft) {
+  connect_honestly();
+  TestMemory big(64 << 20);
+  const LocalId id = endpoint_->register_local(big.local()).value();
+  std::vector<Operation> writes;
+  for (uint64_t i = 0; i < wire::kOutstandingOpsMax; ++i)
+    writes.push_back(Operation{i, id, i << 20, RemoteKey{0, 5, 64 << 20}, i << 20, 1 << 20});
+  ASSERT_EQ(endpoint_->write(writes).posted, writes.size());
+  wire::FrameHeader first{};
+  ASSERT_TRUE(receive_raw(peer_.get(), &first));
+  // Tags of one endpoint count up in the high bytes; the last operation cannot have left yet.
+  for (uint64_t slot = 0; slot < wire::kOutstandingOpsMax; ++slot) {
+    wire::FrameHeader reply{};
+    reply.op = static_cast<uint8_t>(wire::FrameOp::kWriteReply);
+    reply.status = static_cast<uint8_t>(wire::OpStatus::kOk);
+    reply.tag = uint64_t{wire::kOutstandingOpsMax} << 8 | (wire::kOutstandingOpsMax - 1 - slot);
+    send_raw(peer_.get(), reply);
+  }
+  expect_disconnect();
+}
+
+INSTANTIATE_TEST_SUITE_P(Providers, HostileTcpServer, testing::Values(Provider::kTcp),
+                         [](const auto&) { return "tcp"; });
+
+class HostileShmServer : public HostileServer {
+ protected:
+  // Answers the request for the key with `reply` and `passed_fd` (-1: none).
+  void answer_map(const std::function<void(ShmMapReply&)>& spoil, int passed_fd, int copies = 1) {
+    const wire::FrameHeader request = post_read();
+    ASSERT_EQ(request.op, static_cast<uint8_t>(ShmOp::kMap));
+    ShmMapReply reply{};
+    reply.op = static_cast<uint8_t>(ShmOp::kMapReply);
+    reply.status = static_cast<uint8_t>(wire::OpStatus::kOk);
+    reply.access = static_cast<uint8_t>(Access::kRead);
+    reply.key = 5;
+    reply.length = 65536;
+    spoil(reply);
+    iovec part{&reply, sizeof reply};
+    msghdr message{};
+    message.msg_iov = &part;
+    message.msg_iovlen = 1;
+    alignas(cmsghdr) char control[CMSG_SPACE(64 * sizeof(int))] = {};
+    if (passed_fd >= 0) {
+      message.msg_control = control;
+      message.msg_controllen = CMSG_SPACE(static_cast<size_t>(copies) * sizeof(int));
+      cmsghdr* head = CMSG_FIRSTHDR(&message);
+      head->cmsg_level = SOL_SOCKET;
+      head->cmsg_type = SCM_RIGHTS;
+      head->cmsg_len = CMSG_LEN(static_cast<size_t>(copies) * sizeof(int));
+      for (int i = 0; i < copies; ++i)
+        std::memcpy(CMSG_DATA(head) + static_cast<size_t>(i) * sizeof(int), &passed_fd, sizeof passed_fd);
+    }
+    ASSERT_EQ(::sendmsg(peer_.get(), &message, MSG_NOSIGNAL), static_cast<ssize_t>(sizeof reply));
+  }
+  void expect_refused(const std::function<void(ShmMapReply&)>& spoil, int passed_fd, int copies = 1) {
+    const size_t fds = count_entries("/proc/self/fd");
+    connect_honestly();
+    answer_map(spoil, passed_fd, copies);
+    expect_disconnect();
+    endpoint_.reset();
+    peer_.reset();
+    EXPECT_EQ(count_entries("/proc/self/fd"), fds) << "a passed descriptor was kept";
+  }
+};
+
+TEST_P(HostileShmServer, AnswersThatLieAboutTheFile) {
+  const TestMemory memory(65536);
+  const int fd = memory.fd();
+  const auto nothing = [](ShmMapReply&) {};
+  expect_refused(nothing, -1);
+  expect_refused([](ShmMapReply& reply) { reply.length = 65537; }, fd);
+  expect_refused([](ShmMapReply& reply) { reply.length = 0; }, fd);
+  expect_refused([](ShmMapReply& reply) { reply.offset = 4096; }, fd);
+  expect_refused([](ShmMapReply& reply) { reply.offset = UINT64_MAX - 4096; }, fd);
+  expect_refused([](ShmMapReply& reply) { reply.length = UINT64_MAX; }, fd);
+  expect_refused([](ShmMapReply& reply) { reply.access = 0; }, fd);
+  expect_refused([](ShmMapReply& reply) { reply.access = 3; }, fd);
+  expect_refused([](ShmMapReply& reply) { reply.key = 6; }, fd);
+  expect_refused([](ShmMapReply& reply) { reply.status = 0; }, fd);
+  expect_refused([](ShmMapReply& reply) { reply.reserved[4] = 1; }, fd);
+  expect_refused(nothing, fd, 40);
+}
+
+TEST_P(HostileShmServer, DescriptorsThatAreNoMemory) {
+  const auto nothing = [](ShmMapReply&) {};
+  int pipes[2];
+  ASSERT_EQ(::pipe(pipes), 0);
+  expect_refused(nothing, pipes[0]);  // reading it would wait for ever
+  ::close(pipes[0]);
+  ::close(pipes[1]);
+  const UniqueFd disk(::open("/proc/self/exe", O_RDONLY | O_CLOEXEC));
+  expect_refused(nothing, disk.get());
+  const UniqueFd directory(::open("/dev/shm", O_RDONLY | O_CLOEXEC));
+  expect_refused(nothing, directory.get());
+}
+
+TEST_P(HostileShmServer, AFileOpenedForReadingIsNotWrittenWhateverThePeerClaims) {
+  TestMemory memory(65536);
+  char path[64];
+  std::snprintf(path, sizeof path, "/proc/self/fd/%d", memory.fd());
+  const UniqueFd read_only(::open(path, O_RDONLY | O_CLOEXEC));
+  connect_honestly();
+  answer_map([](ShmMapReply& reply) { reply.access = static_cast<uint8_t>(Access::kReadWrite); },
+             read_only.get());
+  Completion completion;
+  ASSERT_TRUE(eventually([&] { return endpoint_->poll(std::span(&completion, 1)) == 1; }));
+  EXPECT_EQ(completion.result, OpResult::kOk);
+  EXPECT_EQ(run_one(*endpoint_, operation(), true), OpResult::kNotAllowed);
+}
+
+INSTANTIATE_TEST_SUITE_P(Providers, HostileShmServer, testing::Values(Provider::kShm),
+                         [](const auto&) { return "shm"; });
+
+}  // namespace
+}  // namespace vmigrate::transport

@@ -1,0 +1,59 @@
+#include <fcntl.h>
+#include <sys/stat.h>
+
+#include <cstdio>
+
+#include "transport/shm/serve.hpp"
+#include "transport/socket.hpp"
+#include "transport/stream/listener.hpp"
+
+namespace vmigrate::transport {
+namespace {
+
+/// The peer gets a descriptor of its own, with the rights of the key and no more. It gives access to the
+/// whole file, and a peer that may open the file by itself keeps whatever rights it has: shm protects a
+/// region from mistakes of a trusted neighbour, the token keeps strangers out.
+Status prepare_key(ExposedKey& key) {
+  const LocalMemory& memory = key.memory.memory();
+  if (memory.fd < 0) return Error{ErrorCode::kInvalidArgument, 0, "shm exposes files only"};
+  char path[sizeof "/proc/self/fd/" + 12];
+  std::snprintf(path, sizeof path, "/proc/self/fd/%d", memory.fd);
+  const int flags = (key.access == Access::kReadWrite ? O_RDWR : O_RDONLY) | O_CLOEXEC;
+  key.passed_fd.reset(::open(path, flags));
+  if (!key.passed_fd.valid()) return system_error("open region file for the peer");
+  return ok();
+}
+
+constexpr StreamProvider kShmProvider{.serve = &serve_shm, .prepare = &prepare_key, .tcp = false};
+
+// A daemon that was killed leaves its socket's name behind. Nobody answers there, so the name is free.
+bool remove_stale(const std::string& path, const SocketAddress& address) {
+  struct stat info {};
+  if (::lstat(path.c_str(), &info) != 0 || !S_ISSOCK(info.st_mode)) return false;
+  const UniqueFd probe(::socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
+  if (!probe.valid() || ::connect(probe.get(), address.get(), address.length) == 0) return false;
+  return errno == ECONNREFUSED && ::unlink(path.c_str()) == 0;
+}
+
+}  // namespace
+
+Result<std::unique_ptr<Listener>> listen_shm(const Address& address) {
+  auto socket_address = unix_socket_address(address.host);
+  if (!socket_address) return socket_address.error();
+  const SocketAddress& local = socket_address.value();
+  UniqueFd fd(::socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
+  if (!fd.valid()) return system_error("socket");
+  int error = ::bind(fd.get(), local.get(), local.length) == 0 ? 0 : errno;
+  if (error == EADDRINUSE && remove_stale(address.host, local))
+    error = ::bind(fd.get(), local.get(), local.length) == 0 ? 0 : errno;
+  if (error != 0) return system_error("bind data socket", error == EADDRINUSE ? EEXIST : error);
+  // Before listen(), so that nobody else ever gets as far as the hello.
+  if (::chmod(address.host.c_str(), 0600) != 0 || ::listen(fd.get(), SOMAXCONN) != 0) {
+    const int failed = errno;
+    (void)::unlink(address.host.c_str());
+    return system_error("listen on data socket", failed);
+  }
+  return StreamListener::start(std::move(fd), Address{address.host, 0}, kShmProvider, address.host);
+}
+
+}  // namespace vmigrate::transport

@@ -1,0 +1,148 @@
+#include "transport/stream/hello_gate.hpp"
+
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <sys/socket.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+
+#include "transport/hello.hpp"
+#include "transport/socket.hpp"
+
+namespace vmigrate::transport {
+namespace {
+
+constexpr uint64_t kListeningEvent = UINT64_MAX;
+constexpr uint64_t kWakeEvent = UINT64_MAX - 1;
+constexpr std::chrono::milliseconds kAcceptPause{100};
+
+Status watch(int epoll, int fd, uint64_t data) {
+  epoll_event event{};
+  event.events = EPOLLIN;
+  event.data.u64 = data;
+  if (::epoll_ctl(epoll, EPOLL_CTL_ADD, fd, &event) != 0) return system_error("epoll_ctl accept");
+  return ok();
+}
+
+}  // namespace
+
+HelloGate::HelloGate(UniqueFd listening, UniqueFd wake, bool tcp, Admit admit, void* context)
+    : listening_(std::move(listening)), wake_(std::move(wake)), tcp_(tcp), admit_(admit), context_(context) {}
+
+Status HelloGate::open() {
+  epoll_.reset(::epoll_create1(EPOLL_CLOEXEC));
+  if (!epoll_.valid()) return system_error("epoll_create");
+  if (Status watched = watch(epoll_.get(), wake_.get(), kWakeEvent); !watched) return watched;
+  return watch(epoll_.get(), listening_.get(), kListeningEvent);
+}
+
+void HelloGate::stop() {
+  stop_.store(true, std::memory_order_relaxed);
+  (void)::eventfd_write(wake_.get(), 1);
+}
+
+void HelloGate::run() {
+  std::array<epoll_event, 32> events;
+  while (!stop_.load(std::memory_order_relaxed)) {
+    const int count =
+        ::epoll_wait(epoll_.get(), events.data(), static_cast<int>(events.size()), wait_ms(Clock::now()));
+    for (int i = 0; i < count; ++i) {
+      const uint64_t data = events[static_cast<size_t>(i)].data.u64;
+      if (data == kWakeEvent) continue;
+      if (data == kListeningEvent) {
+        accept_all();
+        continue;
+      }
+      Pending& pending = pending_[data & 0xffff];
+      if (pending.fd.valid() && pending.generation == data >> 32) receive(pending);
+    }
+    expire(Clock::now());
+  }
+  for (Pending& pending : pending_) pending.fd.reset();
+}
+
+int HelloGate::wait_ms(Clock::time_point now) const {
+  Clock::time_point next = accepting_ ? Clock::time_point::max() : accept_again_;
+  for (const Pending& pending : pending_) {
+    if (pending.fd.valid()) next = std::min(next, pending.deadline);
+  }
+  if (next == Clock::time_point::max()) return -1;
+  if (next <= now) return 0;
+  return static_cast<int>(std::chrono::ceil<std::chrono::milliseconds>(next - now).count());
+}
+
+void HelloGate::accept_all() {
+  // A bounded number, so that those already waiting get their turn under a flood.
+  for (int accepted = 0; accepted < 32; ++accepted) {
+    UniqueFd fd(::accept4(listening_.get(), nullptr, nullptr, SOCK_NONBLOCK | SOCK_CLOEXEC));
+    if (!fd.valid()) {
+      if (errno == EAGAIN) return;
+      // Out of descriptors or memory: the connection stays queued and the socket readable, so a plain retry
+      // would burn a core. Everything else is about one connection that is gone already.
+      if (errno == EMFILE || errno == ENFILE || errno == ENOBUFS || errno == ENOMEM) return pause_accepting();
+      continue;
+    }
+    if (tcp_ && !set_tcp_options(fd.get())) continue;
+
+    auto slot = std::min_element(pending_.begin(), pending_.end(), [](const Pending& a, const Pending& b) {
+      if (a.fd.valid() != b.fd.valid()) return !a.fd.valid();
+      return a.deadline < b.deadline;
+    });
+    if (slot->fd.valid()) reject(*slot);
+    slot->fd = std::move(fd);
+    ++slot->generation;
+    slot->received_bytes = 0;
+    slot->deadline = Clock::now() + std::chrono::milliseconds(wire::kHelloTimeoutMs);
+    const auto index = static_cast<uint64_t>(slot - pending_.begin());
+    if (!watch(epoll_.get(), slot->fd.get(), uint64_t{slot->generation} << 32 | index)) reject(*slot);
+  }
+}
+
+void HelloGate::pause_accepting() {
+  (void)::epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, listening_.get(), nullptr);
+  accepting_ = false;
+  accept_again_ = Clock::now() + kAcceptPause;
+}
+
+void HelloGate::receive(Pending& pending) {
+  while (pending.received_bytes < sizeof pending.hello) {
+    auto* bytes = reinterpret_cast<std::byte*>(&pending.hello);
+    const ssize_t count = ::recv(pending.fd.get(), bytes + pending.received_bytes,
+                                 sizeof pending.hello - pending.received_bytes, MSG_DONTWAIT);
+    if (count < 0 && errno == EINTR) continue;
+    if (count < 0 && errno == EAGAIN) return;
+    if (count <= 0) return reject(pending);
+    pending.received_bytes += static_cast<uint32_t>(count);
+  }
+  // The serving thread owns the socket from here on; a stale event of ours must not touch it.
+  (void)::epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, pending.fd.get(), nullptr);
+  wire::HelloStatus status = check_hello(pending.hello);
+  if (status == wire::HelloStatus::kOk) status = admit_(context_, pending.hello, pending.fd);
+  explicit_bzero(&pending.hello, sizeof pending.hello);
+  if (status == wire::HelloStatus::kOk) return;
+  if (pending.fd.valid()) {
+    const wire::HelloReply reply = hello_reply(status);
+    // Eight bytes always fit a fresh socket; a peer that is gone does not matter.
+    (void)::send(pending.fd.get(), &reply, sizeof reply, MSG_NOSIGNAL | MSG_DONTWAIT);
+  }
+  reject(pending);
+}
+
+void HelloGate::reject(Pending& pending) {
+  pending.fd.reset();
+  rejected_hellos_.fetch_add(1, std::memory_order_relaxed);
+}
+
+void HelloGate::expire(Clock::time_point now) {
+  for (Pending& pending : pending_) {
+    if (pending.fd.valid() && pending.deadline <= now) reject(pending);
+  }
+  if (!accepting_ && accept_again_ <= now) {
+    accepting_ = true;
+    if (!watch(epoll_.get(), listening_.get(), kListeningEvent)) pause_accepting();
+  }
+}
+
+}  // namespace vmigrate::transport

@@ -1,0 +1,48 @@
+#pragma once
+
+#include <atomic>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+#include "transport/stream/hello_gate.hpp"
+#include "transport/stream/served_session.hpp"
+
+namespace vmigrate::transport {
+
+/// Listener over a stream socket, tcp or unix. One thread accepts, reads hellos and hands the connection to
+/// its session. Lock order: this registry before a session.
+class StreamListener final : public Listener {
+ public:
+  /// `unlink_path`: removed when the listener goes; empty for tcp.
+  static Result<std::unique_ptr<Listener>> start(UniqueFd socket, const Address& address,
+                                                 const StreamProvider& provider, std::string unlink_path);
+  /// Its sessions must be gone.
+  ~StreamListener() override;
+
+  Result<std::unique_ptr<ExposedSession>> expose_session(const Credentials& credentials,
+                                                         MessageHandler handler, void* context) override;
+  Address address() const override { return address_; }
+  uint64_t rejected_hellos() const override { return gate_.rejected_hellos(); }
+
+  /// The session is going; when this returns no thread of ours knows it any more.
+  void forget(ServedSession& session);
+
+ private:
+  StreamListener(UniqueFd socket, UniqueFd wake, const Address& address, const StreamProvider& provider,
+                 std::string unlink_path);
+  wire::HelloStatus admit(const wire::Hello& hello, UniqueFd& socket);
+  static wire::HelloStatus admit_hello(void* self, const wire::Hello& hello, UniqueFd& socket) {
+    return static_cast<StreamListener*>(self)->admit(hello, socket);
+  }
+
+  const Address address_;
+  const StreamProvider& provider_;
+  const std::string unlink_path_;
+  std::mutex mutex_;
+  std::vector<ServedSession*> sessions_;
+  HelloGate gate_;
+  std::thread thread_;
+};
+
+}  // namespace vmigrate::transport

@@ -1,0 +1,72 @@
+#pragma once
+
+#include <array>
+#include <atomic>
+#include <memory>
+#include <mutex>
+#include <vector>
+
+#include "transport/limits.hpp"
+#include "transport/memory_access.hpp"
+#include "transport/stream/served_connection.hpp"
+
+namespace vmigrate::transport {
+
+class StreamListener;
+
+struct ExposedKey {
+  uint64_t key = 0;
+  Access access = Access::kRead;
+  MemoryAccess memory;
+  UniqueFd passed_fd;  ///< shm: what the peer is given, opened with no more rights than the key grants
+};
+
+/// What differs between the providers that serve a session over a stream socket.
+struct StreamProvider {
+  ServedConnection::Serve serve;
+  /// Checks and completes a key that is about to be exposed.
+  Status (*prepare)(ExposedKey& key);
+  bool tcp;
+};
+
+/// A session's keys and connections. Serving threads look keys up without a lock; the rest is rare and takes
+/// one.
+class ServedSession final : public ExposedSession {
+ public:
+  ServedSession(StreamListener& listener, const StreamProvider& provider, const Credentials& credentials,
+                MessageHandler handler, void* context);
+  ~ServedSession() override;
+
+  Result<RemoteKey> expose(const LocalMemory& memory, Access access) override;
+  PostStatus send(Channel channel, std::span<const std::byte> message) override;
+  ExposedSessionCounters counters() const override;
+
+  const Credentials& credentials() const { return credentials_; }
+  /// The accept thread: takes over a connection whose hello was right. kOk: the serving thread answers.
+  /// Otherwise the caller answers, if `socket` still holds it; a thread that could not start took it along.
+  wire::HelloStatus adopt(UniqueFd& socket, Channel channel);
+  /// Serving threads. nullptr: no such key in this session.
+  const ExposedKey* find(uint64_t key) const;
+  void deliver(Channel channel, std::span<const std::byte> message) const {
+    if (handler_) handler_(context_, channel, message);
+  }
+
+ private:
+  void reap_finished();
+
+  StreamListener& listener_;
+  const StreamProvider& provider_;
+  const Credentials credentials_;
+  const MessageHandler handler_;
+  void* const context_;
+
+  // Grows only: entries below key_count_ never change.
+  std::array<ExposedKey, kKeysMax> keys_;
+  std::atomic<size_t> key_count_{0};
+
+  mutable std::mutex mutex_;
+  std::vector<std::unique_ptr<ServedConnection>> connections_;  ///< oldest first
+  ExposedSessionCounters reaped_;                               ///< sums of connections that are gone
+};
+
+}  // namespace vmigrate::transport

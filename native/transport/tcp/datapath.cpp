@@ -1,0 +1,226 @@
+#include <sys/socket.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+
+#include "base/check.hpp"
+#include "transport/frames.hpp"
+#include "transport/limits.hpp"
+#include "transport/tcp/endpoint.hpp"
+
+namespace vmigrate::transport {
+
+PostResult TcpEndpoint::read(std::span<const Operation> operations) {
+  return post(OperationTable::Kind::kRead, operations);
+}
+
+PostResult TcpEndpoint::write(std::span<const Operation> operations) {
+  return post(OperationTable::Kind::kWrite, operations);
+}
+
+PostResult TcpEndpoint::post(OperationTable::Kind kind, std::span<const Operation> operations) {
+  PostResult result;
+  if (disconnected_) return {0, PostStatus::kDisconnected};
+  for (const Operation& operation : operations) {
+    memories_.check(operation);
+    if (table_.full()) {
+      result.status = PostStatus::kWouldBlock;
+      break;
+    }
+    const uint8_t slot = table_.add(kind, operation);
+    wire::FrameHeader header{};
+    header.op = static_cast<uint8_t>(kind == OperationTable::Kind::kRead ? wire::FrameOp::kRead
+                                                                         : wire::FrameOp::kWrite);
+    header.length = operation.length_bytes;
+    header.tag = table_.slot(slot).wire_tag;
+    header.key = operation.remote.key;
+    header.offset = operation.remote_offset_bytes;
+    queue_.push_operation(header, slot);
+    ++result.posted;
+  }
+  flush();
+  update_ready();
+  // Posted operations complete with kDisconnected if this very call found the connection broken.
+  return result;
+}
+
+PostStatus TcpEndpoint::send(std::span<const std::byte> message) {
+  VMG_CHECK(!message.empty() && message.size() <= wire::kMessageBytesMax);
+  if (!disconnected_ && !queue_.message_room()) flush();
+  if (disconnected_) return PostStatus::kDisconnected;
+  if (!queue_.message_room()) return PostStatus::kWouldBlock;
+  queue_.push_message(message);
+  flush();
+  update_ready();
+  return PostStatus::kPosted;
+}
+
+size_t TcpEndpoint::poll(std::span<Completion> out) {
+  if (!disconnected_) {
+    flush();
+    receive_some();
+  }
+  const size_t count = table_.take(out);
+  update_ready();
+  return count;
+}
+
+size_t TcpEndpoint::receive(std::span<std::byte> out) {
+  if (received_.empty() && !disconnected_) {
+    flush();
+    receive_some();
+  }
+  size_t length_bytes = 0;
+  if (!received_.empty()) {
+    const auto message = received_.front();
+    if (message.size() > out.size()) {
+      if (!disconnected_) disconnect(EMSGSIZE);
+    } else {
+      std::memcpy(out.data(), message.data(), message.size());
+      length_bytes = message.size();
+      received_.pop();
+    }
+  }
+  update_ready();
+  return length_bytes;
+}
+
+void TcpEndpoint::flush() {
+  if (queue_.empty() || disconnected_) return;
+  const SendQueue::Outcome outcome = queue_.flush(socket_.get(), *this);
+  if (outcome == SendQueue::Outcome::kBroken) return disconnect(errno);
+  ready_.want_write(socket_.get(), outcome == SendQueue::Outcome::kBlocked);
+}
+
+bool TcpEndpoint::load_payload(uint8_t slot, std::span<std::byte> out) {
+  const Operation& operation = table_.slot(slot).operation;
+  const AccessResult loaded = memories_.at(operation.local).load(operation.local_offset_bytes, out);
+  if (!loaded.ok()) table_.complete(slot, loaded.result, loaded.system_errno);
+  return loaded.ok();
+}
+
+void TcpEndpoint::frame_sent(uint8_t slot) {
+  table_.slot(slot).state = OperationTable::State::kSent;
+}
+
+// Takes what has arrived, up to kPollBytesMax. A short recv() means the socket is empty; asking again only to
+// hear EAGAIN would cost a system call for each page.
+void TcpEndpoint::receive_some() {
+  parse();  // messages may have waited for room
+  size_t moved_bytes = 0;
+  while (!disconnected_ && !received_.full() && moved_bytes < kPollBytesMax) {
+    const size_t room_bytes = kStagingBytes - staging_end_;
+    const ssize_t count = ::recv(socket_.get(), staging_.get() + staging_end_, room_bytes, MSG_DONTWAIT);
+    if (count < 0 && errno == EINTR) continue;
+    if (count < 0 && errno == EAGAIN) return;
+    if (count <= 0) return disconnect(count == 0 ? ECONNRESET : errno);
+    staging_end_ += static_cast<size_t>(count);
+    moved_bytes += static_cast<size_t>(count);
+    parse();
+    if (static_cast<size_t>(count) < room_bytes) return;
+  }
+}
+
+void TcpEndpoint::parse() {
+  bool progress = true;
+  while (progress && !disconnected_) {
+    switch (expect_) {
+      case Expect::kHeader:
+        progress = staged_bytes() >= sizeof(wire::FrameHeader);
+        if (progress) {
+          const wire::FrameHeader header = decode_header(staging_.get() + staging_begin_);
+          staging_begin_ += sizeof header;
+          if (!accept_header(header)) disconnect(EPROTO);
+        }
+        break;
+      case Expect::kPayload:
+        progress = take_payload();
+        break;
+      case Expect::kMessage:
+        progress = take_message();
+        break;
+    }
+  }
+  // What is left is less than a page, a header or a message, or waits for room for its message.
+  if (staging_begin_ == 0) return;
+  std::memmove(staging_.get(), staging_.get() + staging_begin_, staged_bytes());
+  staging_end_ -= staging_begin_;
+  staging_begin_ = 0;
+}
+
+bool TcpEndpoint::accept_header(const wire::FrameHeader& header) {
+  if (header.op == static_cast<uint8_t>(wire::FrameOp::kMessage)) {
+    message_bytes_ = header.length;
+    expect_ = Expect::kMessage;
+    return valid_message_header(header);
+  }
+  const bool read_reply = header.op == static_cast<uint8_t>(wire::FrameOp::kReadReply);
+  const bool write_reply = header.op == static_cast<uint8_t>(wire::FrameOp::kWriteReply);
+  if (!read_reply && !write_reply) return false;
+  if (header.reserved != 0 || header.key != 0 || header.offset != 0) return false;
+  const int found = table_.find_sent(header.tag);
+  if (found < 0) return false;
+  const auto slot = static_cast<uint8_t>(found);
+  const auto kind = read_reply ? OperationTable::Kind::kRead : OperationTable::Kind::kWrite;
+  OpResult result{};
+  if (table_.slot(slot).kind != kind || !result_of(header.status, &result)) return false;
+
+  if (read_reply && result == OpResult::kOk) {
+    const uint32_t asked_bytes = table_.slot(slot).operation.length_bytes;
+    if (header.length != asked_bytes || asked_bytes == 0) return false;
+    payload_slot_ = slot;
+    payload_done_ = 0;
+    payload_outcome_ = {};
+    expect_ = Expect::kPayload;
+    return true;
+  }
+  if (header.length != 0) return false;
+  table_.complete(slot, result, 0);
+  return true;
+}
+
+bool TcpEndpoint::take_payload() {
+  const Operation& operation = table_.slot(payload_slot_).operation;
+  const uint32_t left_bytes = operation.length_bytes - payload_done_;
+  const uint64_t local_offset = operation.local_offset_bytes + payload_done_;
+  size_t bytes = std::min<size_t>(left_bytes, staged_bytes());
+  // The last part of a page waits for the rest: half of a fresh page would be zeroed first.
+  if (bytes < left_bytes) bytes -= std::min<size_t>(bytes, (local_offset + bytes) % wire::kPageBytesMin);
+  if (bytes == 0) return false;
+  if (payload_outcome_.ok()) {
+    payload_outcome_ =
+        memories_.at(operation.local).store(local_offset, {staging_.get() + staging_begin_, bytes});
+  }
+  staging_begin_ += bytes;
+  payload_done_ += static_cast<uint32_t>(bytes);
+  if (payload_done_ == operation.length_bytes) {
+    table_.complete(payload_slot_, payload_outcome_.result, payload_outcome_.system_errno);
+    expect_ = Expect::kHeader;
+  }
+  return true;
+}
+
+bool TcpEndpoint::take_message() {
+  if (staged_bytes() < message_bytes_ || received_.full()) return false;
+  received_.push({staging_.get() + staging_begin_, message_bytes_});
+  staging_begin_ += message_bytes_;
+  expect_ = Expect::kHeader;
+  return true;
+}
+
+void TcpEndpoint::disconnect(int system_errno) {
+  disconnected_ = true;
+  ready_.unwatch(socket_.get());
+  // The descriptor itself lives as long as we do; the peer learns at once.
+  (void)::shutdown(socket_.get(), SHUT_RDWR);
+  queue_.clear();
+  table_.disconnect_all(system_errno);
+}
+
+// Stays readable for ever once disconnected: that news must not be missed.
+void TcpEndpoint::update_ready() {
+  ready_.set(disconnected_ || table_.has_completions() || !received_.empty());
+}
+
+}  // namespace vmigrate::transport

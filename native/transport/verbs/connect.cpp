@@ -1,0 +1,169 @@
+#include <poll.h>
+
+#include <cerrno>
+#include <cstring>
+
+#include "base/check.hpp"
+#include "transport/hello.hpp"
+#include "transport/memory_access.hpp"
+#include "transport/verbs/cm.hpp"
+#include "transport/verbs/endpoint.hpp"
+
+namespace vmigrate::transport {
+namespace {
+
+int left_ms(Deadline deadline) {
+  const auto left = std::chrono::ceil<std::chrono::milliseconds>(deadline - std::chrono::steady_clock::now());
+  return static_cast<int>(std::max<int64_t>(0, left.count()));
+}
+
+}  // namespace
+
+VerbsEndpoint::VerbsEndpoint(Channel channel) : channel_(channel) {}
+
+VerbsEndpoint::~VerbsEndpoint() {
+  if (qp_.get() != nullptr) (void)verbs().rdma.disconnect(id_.get());
+}
+
+Result<std::unique_ptr<Endpoint>> VerbsEndpoint::connect(const Address& address,
+                                                         const Credentials& credentials, Channel channel,
+                                                         Deadline deadline, const VerbsOptions& options) {
+  std::unique_ptr<VerbsEndpoint> endpoint(new VerbsEndpoint(channel));
+  if (Status resolved = endpoint->resolve(address, options, deadline); !resolved) return resolved.error();
+  if (Status created = endpoint->create_queues(); !created) return created.error();
+  if (Status said = endpoint->say_hello(credentials, options, deadline); !said) return said.error();
+  // Arms the queues, so that the first sleep is a safe one.
+  endpoint->update_ready();
+  return std::unique_ptr<Endpoint>(std::move(endpoint));
+}
+
+// Device, port and GID follow from our address, and that from the options or the routing table.
+Status VerbsEndpoint::resolve(const Address& address, const VerbsOptions& options, Deadline deadline) {
+  auto channel = open_event_channel();
+  if (!channel) return channel.error();
+  event_channel_ = std::move(channel).value();
+  auto id = create_cm_id(event_channel_.get(), nullptr);
+  if (!id) return id.error();
+  id_ = std::move(id).value();
+  if (Status applied = apply_options(id_.get(), options); !applied) return applied;
+
+  auto target = tcp_socket_address(address);
+  if (!target) return target.error();
+  SocketAddress local;
+  if (!options.local_host.empty()) {
+    auto parsed = tcp_socket_address(Address{options.local_host, 0});
+    if (!parsed) return parsed.error();
+    local = parsed.value();
+  }
+  auto* local_address = local.length == 0 ? nullptr : reinterpret_cast<sockaddr*>(&local.storage);
+  auto* target_address = reinterpret_cast<sockaddr*>(&target.value().storage);
+  if (verbs().rdma.resolve_addr(id_.get(), local_address, target_address, left_ms(deadline)) != 0) {
+    if (errno == ENODEV) return connect_error(RDMA_CM_EVENT_ADDR_ERROR, -ENODEV, nullptr);
+    return system_error("resolve RDMA address");
+  }
+  if (Status resolved = wait_event(RDMA_CM_EVENT_ADDR_RESOLVED, deadline); !resolved) return resolved;
+  if (verbs().rdma.resolve_route(id_.get(), left_ms(deadline)) != 0)
+    return system_error("resolve RDMA route");
+  return wait_event(RDMA_CM_EVENT_ROUTE_RESOLVED, deadline);
+}
+
+Status VerbsEndpoint::create_queues() {
+  auto domain = RequesterDomain::of(id_->verbs);
+  if (!domain) return domain.error();
+  domain_ = std::move(domain).value();
+  if (domain_->traits().queue_entries_max < kSendQueueEntries)
+    return Error{ErrorCode::kUnsupported, 0, "the RDMA device's queues are too short"};
+
+  auto channel = open_completion_channel(id_->verbs);
+  if (!channel) return channel.error();
+  completion_channel_ = std::move(channel).value();
+  auto send_cq = CompletionQueue::create(id_->verbs, kSendQueueEntries, nullptr, completion_channel_.get());
+  if (!send_cq) return send_cq.error();
+  send_cq_ = std::move(send_cq).value();
+  auto receive_cq =
+      CompletionQueue::create(id_->verbs, MessageBuffers::kReceiveCount, nullptr, completion_channel_.get());
+  if (!receive_cq) return receive_cq.error();
+  receive_cq_ = std::move(receive_cq).value();
+
+  if (Status opened = messages_.open(domain_->pd()); !opened) return opened;
+  const QueueSizes sizes{.send_entries = kSendQueueEntries, .receive_entries = MessageBuffers::kReceiveCount};
+  if (Status created = create_queue_pair(id_.get(), domain_->pd(), send_cq_.get(), receive_cq_.get(), sizes,
+                                         qp_, &inline_bytes_max_);
+      !created)
+    return created;
+  if (Status posted = messages_.post_all_receives(qp_.get()); !posted) return posted;
+
+  if (Status opened = ready_.open(); !opened) return opened;
+  if (Status watched = ready_.watch(completion_channel_->fd); !watched) return watched;
+  return ready_.watch(event_channel_->fd);
+}
+
+Status VerbsEndpoint::say_hello(const Credentials& credentials, const VerbsOptions& options,
+                                Deadline deadline) {
+  wire::Hello hello = make_hello(credentials, channel_);
+  rdma_conn_param parameters{};
+  parameters.private_data = &hello;
+  parameters.private_data_len = sizeof hello;
+  // What we ask for; the peer's device may grant less, and the connection manager sets the smaller of the
+  // two.
+  parameters.initiator_depth = domain_->traits().reads_as_requester_max;
+  // The source never reads from us, but some devices refuse a zero.
+  parameters.responder_resources = 1;
+  parameters.retry_count = options.retry_count;
+  parameters.rnr_retry_count = options.rnr_retry_count;
+  const int result = verbs().rdma.connect(id_.get(), &parameters);
+  const int error = errno;
+  explicit_bzero(&hello, sizeof hello);
+  if (result != 0) return system_error("connect to RDMA peer", error);
+
+  wire::HelloReply reply{};
+  if (Status up = wait_event(RDMA_CM_EVENT_ESTABLISHED, deadline, &reply); !up) return up;
+  set_receiver_not_ready_timer(qp_.get());
+  return check_reply(reply);
+}
+
+Status VerbsEndpoint::wait_event(rdma_cm_event_type wanted, Deadline deadline, wire::HelloReply* reply) {
+  for (;;) {
+    if (const int error = wait_for(event_channel_->fd, POLLIN, deadline); error != 0)
+      return system_error("wait for RDMA peer", error);
+    rdma_cm_event* event = nullptr;
+    if (verbs().rdma.get_cm_event(event_channel_.get(), &event) != 0) {
+      if (errno == EAGAIN || errno == EINTR) continue;
+      return system_error("get RDMA connection event");
+    }
+    const rdma_cm_event_type type = event->event;
+    const int status = event->status;
+    wire::HelloReply said{};
+    const bool connecting = type == RDMA_CM_EVENT_ESTABLISHED || type == RDMA_CM_EVENT_REJECTED;
+    const bool has_reply = connecting && event->param.conn.private_data != nullptr &&
+                           event->param.conn.private_data_len >= sizeof said;
+    if (has_reply) std::memcpy(&said, event->param.conn.private_data, sizeof said);
+    (void)verbs().rdma.ack_cm_event(event);
+    if (type == RDMA_CM_EVENT_ADDR_CHANGE) continue;
+    if (type == wanted) {
+      if (reply != nullptr) *reply = said;
+      return ok();
+    }
+    // The fabric's own rejections carry no hello, or zeros.
+    const bool from_peer = has_reply && said.magic == wire::kHelloMagic;
+    return connect_error(type, status, from_peer ? &said : nullptr);
+  }
+}
+
+Result<LocalId> VerbsEndpoint::register_local(const LocalMemory& memory) {
+  // Checked as for every provider; the device then works on the mapping.
+  if (auto described = MemoryAccess::describe(memory); !described) return described.error();
+  auto registered = domain_->register_memory(memory.base, memory.length_bytes);
+  if (!registered) return registered.error();
+  locals_.push_back(std::move(registered).value());
+  return static_cast<LocalId>(locals_.size() - 1);
+}
+
+Result<std::unique_ptr<Endpoint>> connect_verbs(const Address& address, const Credentials& credentials,
+                                                Channel channel, std::chrono::milliseconds timeout,
+                                                const VerbsOptions& options) {
+  return VerbsEndpoint::connect(address, credentials, channel, std::chrono::steady_clock::now() + timeout,
+                                options);
+}
+
+}  // namespace vmigrate::transport

@@ -1,0 +1,143 @@
+#include "transport/verbs/listener.hpp"
+
+#include <poll.h>
+#include <sys/eventfd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+#include <system_error>
+
+#include "base/check.hpp"
+#include "transport/credentials.hpp"
+#include "transport/hello.hpp"
+#include "transport/socket.hpp"
+#include "transport/verbs/cm.hpp"
+
+namespace vmigrate::transport {
+
+Result<std::unique_ptr<Listener>> VerbsListener::start(const Address& address, const VerbsOptions& options) {
+  std::unique_ptr<VerbsListener> listener(new VerbsListener(address, options));
+  if (Status opened = listener->open(); !opened) return opened.error();
+  try {
+    listener->thread_ = std::thread([raw = listener.get()] { raw->run(); });
+  } catch (const std::system_error& error) {
+    return system_error("start accept thread", error.code().value());
+  }
+  return std::unique_ptr<Listener>(std::move(listener));
+}
+
+Status VerbsListener::open() {
+  auto channel = open_event_channel();
+  if (!channel) return channel.error();
+  event_channel_ = std::move(channel).value();
+  wake_.reset(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
+  if (!wake_.valid()) return system_error("eventfd");
+  auto local = tcp_socket_address(address_);
+  if (!local) return local.error();
+  auto id = bind_cm_id(event_channel_.get(), local.value());
+  if (!id) return id.error();
+  id_ = std::move(id).value();
+  auto traits = query_device(id_->verbs);
+  if (!traits) return traits.error();
+  traits_ = traits.value();
+  if (verbs().rdma.listen(id_.get(), static_cast<int>(wire::kHelloPendingMax)) != 0)
+    return system_error("listen on RDMA data port");
+  address_.port = local_port(id_.get());
+  return ok();
+}
+
+VerbsListener::~VerbsListener() {
+  VMG_CHECK(sessions_.empty());
+  stop_.store(true, std::memory_order_relaxed);
+  if (wake_.valid()) (void)::eventfd_write(wake_.get(), 1);
+  if (thread_.joinable()) thread_.join();
+}
+
+Result<std::unique_ptr<ExposedSession>> VerbsListener::expose_session(const Credentials& credentials,
+                                                                      MessageHandler handler, void* context) {
+  const std::lock_guard lock(mutex_);
+  for (const VerbsSession* session : sessions_) {
+    if (session->credentials().session == credentials.session)
+      return Error{ErrorCode::kAlreadyExists, 0, "session is exposed already"};
+  }
+  auto session = VerbsSession::start(*this, id_->verbs, traits_, credentials, options_, handler, context);
+  if (!session) return session.error();
+  sessions_.push_back(session.value().get());
+  return std::unique_ptr<ExposedSession>(std::move(session).value());
+}
+
+void VerbsListener::forget(VerbsSession& session) {
+  const std::lock_guard lock(mutex_);
+  std::erase(sessions_, &session);
+}
+
+void VerbsListener::run() {
+  pollfd entries[] = {{event_channel_->fd, POLLIN, 0}, {wake_.get(), POLLIN, 0}};
+  while (!stop_.load(std::memory_order_relaxed)) {
+    if (::poll(entries, 2, -1) > 0 && entries[0].revents != 0) take_events();
+  }
+}
+
+void VerbsListener::take_events() {
+  rdma_cm_event* event = nullptr;
+  while (!stop_.load(std::memory_order_relaxed) &&
+         verbs().rdma.get_cm_event(event_channel_.get(), &event) == 0) {
+    if (event->event == RDMA_CM_EVENT_CONNECT_REQUEST) {
+      CmId id(event->id);
+      // Inherited from the listening id: events are no connection's until one has taken it over.
+      id->context = nullptr;
+      const rdma_conn_param parameters = event->param.conn;
+      wire::Hello hello{};
+      if (parameters.private_data != nullptr && parameters.private_data_len >= sizeof hello)
+        std::memcpy(&hello, parameters.private_data, sizeof hello);
+      // Acknowledged first, because an id cannot go while an event of its is not.
+      (void)verbs().rdma.ack_cm_event(event);
+      handle_request(std::move(id), hello, parameters);
+      explicit_bzero(&hello, sizeof hello);
+      continue;
+    }
+    if (event->event == RDMA_CM_EVENT_DEVICE_REMOVAL) lost_.store(true, std::memory_order_relaxed);
+    // A connection is there until its id is destroyed, which waits for our acknowledgement; and it is told
+    // without a lock, because who destroys it may hold one.
+    if (event->event != RDMA_CM_EVENT_ESTABLISHED && event->event != RDMA_CM_EVENT_ADDR_CHANGE &&
+        event->id->context != nullptr)
+      static_cast<VerbsConnection*>(event->id->context)->lost();
+    (void)verbs().rdma.ack_cm_event(event);
+  }
+}
+
+void VerbsListener::handle_request(CmId id, const wire::Hello& hello, const rdma_conn_param& parameters) {
+  wire::HelloStatus status = check_hello(hello);
+  if (status == wire::HelloStatus::kOk) status = admit(id, hello, parameters);
+  if (status == wire::HelloStatus::kOk) return;
+  rejected_hellos_.fetch_add(1, std::memory_order_relaxed);
+  const wire::HelloReply reply = hello_reply(status);
+  if (id != nullptr) (void)verbs().rdma.reject(id.get(), &reply, sizeof reply);
+}
+
+wire::HelloStatus VerbsListener::admit(CmId& id, const wire::Hello& hello,
+                                       const rdma_conn_param& parameters) {
+  const std::lock_guard lock(mutex_);
+  VerbsSession* admitted = nullptr;
+  // Every session is looked at, so that the time tells neither which ids exist nor how much was right.
+  for (VerbsSession* session : sessions_) {
+    const bool same_session = equal_constant_time(session->credentials().session, hello.session);
+    const bool same_token = equal_constant_time(session->credentials().token, hello.token);
+    if (same_session & same_token) admitted = session;
+  }
+  const auto channel = static_cast<Channel>(hello.channel);
+  if (admitted == nullptr || (channel != Channel::kDemand && channel != Channel::kBulk))
+    return wire::HelloStatus::kRefused;
+  // Protection domains belong to one device, and the one we listen on is the only one that can be asked.
+  if (id->verbs != id_->verbs) return wire::HelloStatus::kRefused;
+  return admitted->adopt(id, VerbsConnection::Request{.channel = channel,
+                                                      .reads_wanted = parameters.responder_resources,
+                                                      .initiator_depth = parameters.initiator_depth});
+}
+
+Result<std::unique_ptr<Listener>> listen_verbs(const Address& address, const VerbsOptions& options) {
+  return VerbsListener::start(address, options);
+}
+
+}  // namespace vmigrate::transport

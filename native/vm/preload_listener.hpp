@@ -1,0 +1,112 @@
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "base/result.hpp"
+#include "base/unique_fd.hpp"
+#include "vm/event_loop.hpp"
+#include "vm/mapping.hpp"
+#include "vm/memory.hpp"
+#include "vm/preload_socket.hpp"
+
+namespace vmigrate::pager {
+
+///   kWaiting --hello--> kAttached --last byte mapped--> kComplete --process ended--> kGone
+///      |                    |-- process ended --> kGone
+///      `-----refusal--------´--> kRefused
+/// kWaiting: only the socket exists. kAttached: pid and descriptors are known, ranges grow. kComplete: pid,
+/// descriptors and ranges are final and memory() may be used. kGone and kRefused are final; memory() of a VM
+/// that was complete stays valid, its process answers no more.
+enum class VmState : uint32_t { kWaiting = 1, kAttached, kComplete, kGone, kRefused };
+
+/// What must be kept to find the VM again after a restart of this process.
+struct VmSnapshot {
+  VmState state = VmState::kWaiting;
+  pid_t pid = -1;
+  struct Descriptor {
+    int number_in_vm = -1;
+    wire::PreloadDescriptor kind = wire::PreloadDescriptor::kSync;
+  };
+  std::vector<Descriptor> descriptors;
+  std::vector<MappedRange> ranges;
+  std::optional<Error> failure;  ///< why kRefused
+};
+
+struct PreloadOptions {
+  std::string socket_path;
+  std::vector<RegionFileConfig> regions;
+  /// Register each range for missing and minor faults before its mapping call returns.
+  bool incoming = false;
+};
+
+/// The agent's half of the preload handshake for one QEMU. Thread-safe; its work is done on
+/// EventLoop::shared(). `on_edge` is called there when state() has changed, and must neither block nor call
+/// back into the listener.
+class PreloadListener {
+ public:
+  static Result<std::unique_ptr<PreloadListener>> listen(PreloadOptions options,
+                                                         std::function<void()> on_edge);
+  /// Takes the descriptors of a running QEMU back. Everything in `snapshot` is checked against the kernel:
+  /// the descriptors must be userfaultfds, the ranges mappings of the region files; so another process that
+  /// has inherited the pid is noticed (kProcessGone or kRegionChanged). The listener starts as kComplete.
+  static Result<std::unique_ptr<PreloadListener>> adopt(const VmSnapshot& snapshot,
+                                                        std::vector<RegionFileConfig> regions,
+                                                        std::function<void()> on_edge);
+  /// Closes our descriptors and removes the socket; QEMU keeps its own.
+  ~PreloadListener();
+  PreloadListener(const PreloadListener&) = delete;
+  PreloadListener& operator=(const PreloadListener&) = delete;
+
+  VmSnapshot snapshot() const;
+  /// nullptr until the VM is complete; then unchanging, and valid as long as this object.
+  const VmMemory* memory() const;
+
+ private:
+  PreloadListener(PreloadOptions options, std::function<void()> on_edge, std::shared_ptr<EventLoop> loop);
+
+  struct Peer {
+    PreloadPeer socket;
+    EventLoop::WatchId watch = 0;
+  };
+
+  /// Runs on the loop's thread: `step` with mutex_ held, then on_edge_ without it if the state has changed.
+  void handle(const std::function<void()>& step);
+
+  // With mutex_ held, on the loop's thread or while the loop is paused.
+  Status start_listening();
+  void on_connection();
+  void on_record(int connection);
+  Status take_hello(const Peer& peer, PreloadRecord& record, const wire::PreloadHello& hello);
+  Status take_region(const wire::PreloadRegion& message);
+  Status register_stripes(const std::vector<MappedRange>& stripes) const;
+  Status watch_process(UniqueFd pidfd);
+  void keep_only(int connection);
+  void drop_peer(int connection);
+  void stop_listening();
+  void refuse(int connection, const Error& error);
+  void change(VmState state);
+
+  const PreloadOptions options_;
+  const std::function<void()> on_edge_;
+  const std::shared_ptr<EventLoop> loop_;
+
+  mutable std::mutex mutex_;
+  VmState state_ = VmState::kWaiting;
+  bool was_complete_ = false;
+  bool has_changed_ = false;  ///< on_edge_ is due
+  std::optional<Error> failure_;
+  VmMemory memory_;
+  UniqueFd listener_;
+  EventLoop::WatchId listener_watch_ = 0;
+  std::vector<Peer> peers_;  ///< before the hello: whoever has connected; after it: that one alone
+  UniqueFd pidfd_;
+  EventLoop::WatchId pid_watch_ = 0;
+};
+
+}  // namespace vmigrate::pager

@@ -1,0 +1,108 @@
+#include "vm/preload_socket.hpp"
+
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+
+#include <cstring>
+
+namespace vmigrate::pager {
+
+namespace {
+
+constexpr int kBacklog = 8;
+
+bool is_stale(const sockaddr_un& address) {
+  UniqueFd probe(::socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
+  if (!probe.valid()) return false;
+  return ::connect(probe.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address) != 0 &&
+         errno == ECONNREFUSED;
+}
+
+}  // namespace
+
+Result<UniqueFd> listen_preload(const std::string& path) {
+  sockaddr_un address{};
+  address.sun_family = AF_UNIX;
+  if (path.empty() || path[0] != '/' || path.size() >= sizeof address.sun_path)
+    return Error{ErrorCode::kInvalidArgument, 0,
+                 "preload socket path must be absolute and fit a unix socket"};
+  std::memcpy(address.sun_path, path.c_str(), path.size());
+  UniqueFd listener(::socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
+  if (!listener.valid()) return system_error("socket");
+  // The file is made with the mode of the socket's own inode, so nobody else gets in between bind and chmod.
+  if (::fchmod(listener.get(), 0600) != 0) return system_error("fchmod preload socket");
+  const auto bind_it = [&] {
+    return ::bind(listener.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address);
+  };
+  if (bind_it() != 0) {
+    if (errno != EADDRINUSE) return system_error("bind preload socket");
+    if (!is_stale(address)) return Error{ErrorCode::kAlreadyExists, EADDRINUSE, "bind preload socket"};
+    if (::unlink(path.c_str()) != 0 && errno != ENOENT) return system_error("unlink preload socket");
+    if (bind_it() != 0) return system_error("bind preload socket");
+  }
+  if (::listen(listener.get(), kBacklog) != 0) return system_error("listen preload socket");
+  return listener;
+}
+
+Result<PreloadPeer> accept_preload(int listener) {
+  int fd;
+  do fd = ::accept4(listener, nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK);
+  while (fd < 0 && errno == EINTR);
+  if (fd < 0) {
+    if (errno == EAGAIN || errno == ECONNABORTED) return PreloadPeer{};
+    return system_error("accept preload connection");
+  }
+  PreloadPeer peer{UniqueFd(fd), -1};
+  ucred credentials{};
+  socklen_t length = sizeof credentials;
+  if (::getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &credentials, &length) != 0)
+    return system_error("SO_PEERCRED");
+  if (credentials.uid != ::geteuid() || credentials.pid <= 0) return PreloadPeer{};
+  peer.pid = credentials.pid;
+  return peer;
+}
+
+Result<PreloadRecord> receive_record(int connection, std::span<std::byte> out) {
+  alignas(cmsghdr) char control[CMSG_SPACE(wire::kPreloadDescriptorsMax * sizeof(int))];
+  iovec body{out.data(), out.size()};
+  msghdr message{};
+  message.msg_iov = &body;
+  message.msg_iovlen = 1;
+  message.msg_control = control;
+  message.msg_controllen = sizeof control;
+  ssize_t received;
+  do received = ::recvmsg(connection, &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+  while (received < 0 && errno == EINTR);
+  PreloadRecord record;
+  if (received < 0) {
+    if (errno != EAGAIN) return system_error("receive from preload");
+    record.is_waiting = true;
+    return record;
+  }
+  record.length_bytes = static_cast<size_t>(received);
+  record.is_cut = (message.msg_flags & (MSG_TRUNC | MSG_CTRUNC)) != 0;
+  for (cmsghdr* part = CMSG_FIRSTHDR(&message); part != nullptr; part = CMSG_NXTHDR(&message, part)) {
+    if (part->cmsg_level != SOL_SOCKET || part->cmsg_type != SCM_RIGHTS) continue;
+    const size_t count = (part->cmsg_len - CMSG_LEN(0)) / sizeof(int);
+    for (size_t i = 0; i < count; i++) {
+      int fd;
+      std::memcpy(&fd, CMSG_DATA(part) + i * sizeof fd, sizeof fd);
+      record.descriptors.emplace_back(fd);
+    }
+  }
+  return record;
+}
+
+Status send_ack(int connection, wire::PreloadStatus status) {
+  wire::PreloadAck ack{};
+  ack.magic = wire::kPreloadMagic;
+  ack.op = static_cast<uint16_t>(wire::PreloadOp::kAck);
+  ack.status = static_cast<uint16_t>(status);
+  for (;;) {
+    if (::send(connection, &ack, sizeof ack, MSG_DONTWAIT | MSG_NOSIGNAL) == sizeof ack) return ok();
+    if (errno != EINTR) return system_error("answer the preload");
+  }
+}
+
+}  // namespace vmigrate::pager

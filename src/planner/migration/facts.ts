@@ -1,0 +1,22 @@
+import type { MigrationError } from '../../domain/errors.js';
+import type { HostInventory, TargetChecks, VmInventory } from '../../domain/host.js';
+
+/** What is looked at to find out whether a transport can carry a VM's memory from one host to the other. */
+export interface TransportFacts {
+  readonly source: HostInventory;
+  readonly target: HostInventory;
+  readonly checks: TargetChecks;
+  readonly vm: VmInventory;
+}
+
+export type TargetFacts =
+  | { readonly kind: 'reachable'; readonly inventory: HostInventory; readonly checks: TargetChecks }
+  | { readonly kind: 'unreachable'; readonly error: MigrationError }
+  /** The request names the source itself: there is nobody to ask. */
+  | { readonly kind: 'isSource' };
+
+export interface PreflightFacts {
+  readonly sourceHost: HostInventory;
+  readonly target: TargetFacts;
+  readonly vm: VmInventory;
+}

@@ -1,0 +1,155 @@
+/** Requests to fork, and what is shown of a fork, its plan, its report and waiting sets. */
+import { z } from 'zod';
+import { MigrationError } from '../domain/errors.js';
+import type { ForkPlan, ForkReport, ForkRequest, WarmRequest, WarmSetView } from '../domain/fork.js';
+import { errorJson } from './error.js';
+import { refusalView } from './migration.js';
+import { count, list, of, text } from './of.js';
+import { cloneDisks, cloneMemory, cloneNetwork, forkStep, hostName, imageId, parentMode, vmName } from './words.js';
+
+/** With the index behind it still a VM's name. */
+export const namePrefix = vmName.max(56);
+
+const HOSTS_MAX = 10_000;
+
+const ofClones = {
+  /** Any whole number: what is too many or too few is for pre-flight to say. */
+  cloneCount: z.int(),
+  namePrefix: namePrefix.nullable().default(null),
+  parentMode: parentMode.default('continue'),
+  memory: cloneMemory.default('cow'),
+  network: cloneNetwork.default('fresh'),
+  disks: cloneDisks.default('overlay'),
+};
+
+export const forkBody = z.strictObject({
+  /** One of the two: the VM to fork, or an image to run. */
+  vm: vmName.nullable().default(null),
+  image: imageId.nullable().default(null),
+  ...ofClones,
+  isPartialAllowed: z.boolean().default(false),
+  /** Where the clones run; empty: here. */
+  hosts: z.array(hostName).max(HOSTS_MAX).default([]),
+  /** Answer the plan and start nothing. */
+  dryRun: z.boolean().default(false),
+});
+
+export type ForkBody = z.input<typeof forkBody>;
+
+export const warmBody = z.strictObject({ vm: vmName, ...ofClones });
+
+export type WarmBody = z.input<typeof warmBody>;
+
+export const drainBody = z.strictObject({ vm: vmName.nullable().default(null) }).nullish();
+
+/** USAGE for what no host could do, UNSUPPORTED for what this one cannot. */
+export function forkRequest(body: z.output<typeof forkBody>, host: string): ForkRequest {
+  const { dryRun: _, hosts, ...request } = body;
+  if ((request.vm === null) === (request.image === null)) {
+    throw new MigrationError('USAGE', 'a fork is of a VM or of an image: name one of the two');
+  }
+  const others = hosts.filter((name) => name !== host);
+  if (others.length > 0) {
+    throw new MigrationError('UNSUPPORTED', `clones run on ${host} only, not on ${others.join(', ')}`, {
+      remedy: 'leave hosts out: this build does not send images to other hosts',
+    });
+  }
+  return request;
+}
+
+const requestView = of<ForkRequest>(
+  z.object({
+    vm: vmName.nullable(),
+    image: imageId.nullable(),
+    cloneCount: z.number(),
+    namePrefix: text.nullable(),
+    parentMode,
+    memory: cloneMemory,
+    network: cloneNetwork,
+    disks: cloneDisks,
+    isPartialAllowed: z.boolean(),
+  }),
+);
+
+const forkPlanView = of<ForkPlan>(
+  z.object({
+    request: requestView,
+    host: hostName,
+    parent: text,
+    memoryBytes: count,
+    steps: list(z.object({ name: forkStep, host: hostName, text, isInPause: z.boolean(), timeoutMs: count })),
+    notes: list(text),
+  }),
+);
+
+export const forkDryRunView = z.object({ plan: forkPlanView.nullable(), refusals: list(refusalView) });
+
+export const cloneIdentity = z.object({
+  index: count,
+  cloneCount: count,
+  name: text,
+  uuid: text,
+  vmGenerationId: text,
+  macs: z.record(text, text),
+});
+
+const cloneReport = cloneIdentity.extend({
+  host: hostName,
+  mac: text.nullable(),
+  readyMs: count,
+});
+
+export const cloneFailure = z.object({ index: count, name: text, error: z.unknown() });
+
+export const forkReportView = of<ForkReport>(
+  z.object({
+    job: text,
+    image: imageId,
+    parent: text,
+    parentPauseMs: count,
+    isWarm: z.boolean(),
+    totalMs: count,
+    firstReadyMs: count,
+    lastReadyMs: count,
+    memoryBytes: count,
+    clones: list(cloneReport),
+    failures: list(cloneFailure),
+    bytes: z.object({
+      copied: count,
+      zeroSkipped: count,
+      deviceState: count,
+      perHost: z.record(text, count),
+      rootEgress: count,
+      multicast: count,
+      repair: count,
+    }),
+    faults: z.object({ parent: count, clones: count }),
+    phases: list(z.object({ name: text, ms: z.number() })),
+  }),
+);
+
+/** What became of each of an image's clones when all of them were to be stopped. */
+export const stoppedView = z.object({
+  stopped: list(text),
+  failures: list(z.object({ name: text, error: errorJson })),
+});
+
+export type StoppedView = z.output<typeof stoppedView>;
+
+export const warmSetView = of<WarmSetView>(
+  z.object({
+    image: imageId,
+    vm: text,
+    cloneCount: count,
+    namePrefix: text.nullable(),
+    memory: cloneMemory,
+    network: cloneNetwork,
+    disks: cloneDisks,
+    state: z.enum(['starting', 'ready']),
+    readyCount: count,
+  }),
+);
+
+export function warmRequest(body: z.output<typeof warmBody>): WarmRequest {
+  return body;
+}

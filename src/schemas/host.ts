@@ -1,0 +1,117 @@
+/** What a host says of itself and of a VM, for pre-flight and for people. */
+import { z } from 'zod';
+import type { HostInventory, TargetChecks, VmInventory } from '../domain/host.js';
+import type { RdmaInventory } from '../domain/transport.js';
+import { errorJson } from './error.js';
+import { count, list, of, text } from './of.js';
+import { accel, exitCode, hostName, vmState } from './words.js';
+
+const rdmaInventory = of<RdmaInventory>(
+  z.object({
+    problem: z.object({ reason: text, remedy: text }).nullable(),
+    devices: list(
+      z.object({
+        name: text,
+        isOnDemandPaging: z.boolean(),
+        ports: list(
+          z.object({
+            number: count,
+            isActive: z.boolean(),
+            state: text,
+            linkLayer: text,
+            mtuBytes: count,
+            gids: list(text),
+            addresses: list(text),
+          }),
+        ),
+      }),
+    ),
+    address: text.nullable(),
+    port: count.nullable(),
+    lockableBytes: count.nullable(),
+    cgroupFreeBytes: count.nullable(),
+  }),
+);
+
+export const hostInventory = of<HostInventory>(
+  z.object({
+    host: hostName,
+    machineId: text,
+    protocolVersion: count,
+    qemuVersion: text.nullable(),
+    machines: list(text),
+    isKvmUsable: z.boolean(),
+    isUserfaultfdPermitted: z.boolean(),
+    hasMinorFaults: z.boolean(),
+    isPreloadPresent: z.boolean(),
+    memoryAvailableBytes: count,
+    ramFileFreeBytes: count,
+    hugePagesFree: z.record(text, count),
+    dataAddress: text,
+    rdma: rdmaInventory,
+    vmNames: list(text),
+    bridges: list(text),
+    certificateExpiresAt: text.nullable(),
+    clockMs: z.number(),
+  }),
+);
+
+export const targetChecks = of<TargetChecks>(
+  z.object({
+    disks: list(z.object({ path: text, isReadable: z.boolean(), isWritable: z.boolean(), reason: text.optional() })),
+    files: list(z.object({ path: text, isReadable: z.boolean() })),
+    rdma: z.object({ isReached: z.boolean(), reason: text.optional() }).nullable(),
+  }),
+);
+
+/** Without the spec, which has a schema of its own (agent/spec.ts). */
+export const vmInventoryBase = z.object({
+  state: vmState,
+  epoch: count,
+  owner: text,
+  job: text.nullable(),
+  qemuVersion: text,
+  accel,
+  isRamShared: z.boolean(),
+  isRamNamedFile: z.boolean(),
+  migrationBlockers: list(text),
+  ramAllocatedBytes: count,
+  discardingDevices: list(text),
+  image: z.object({ id: text, isComplete: z.boolean(), ownBytes: count }).nullable(),
+  identityIssue: text.nullable(),
+  fleetingDisks: list(text),
+  exitCode: exitCode.nullable(),
+}) satisfies z.ZodType<Omit<VmInventory, 'spec'>>;
+
+export const doctorCheck = z.object({
+  name: text,
+  status: z.enum(['ok', 'warn', 'fail']),
+  text,
+  /** What to do about it; empty when there is nothing to do. */
+  remedy: text,
+});
+
+export type DoctorCheck = z.output<typeof doctorCheck>;
+
+export const hostView = z.object({
+  host: hostName,
+  url: text.nullable(),
+  isSelf: z.boolean(),
+  isReachable: z.boolean(),
+  roundTripMs: count.nullable(),
+  error: errorJson.nullable(),
+  inventory: hostInventory.nullable(),
+});
+
+export type HostView = z.output<typeof hostView>;
+
+export const daemonView = z.object({
+  host: hostName,
+  version: text,
+  pid: count,
+  startedAt: text,
+  residentBytes: count,
+  inventory: hostInventory,
+});
+
+export type DaemonView = z.output<typeof daemonView>;

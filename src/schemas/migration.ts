@@ -1,0 +1,83 @@
+/** Requests to migrate, and what is shown of a plan, its refusals and its report. */
+import { z } from 'zod';
+import type { MigrationOrder, MigrationPlan, MigrationReport, MigrationRequest } from '../domain/migration.js';
+import type { Refusal, RefusalCode } from '../domain/refusal.js';
+import { count, list, of, text } from './of.js';
+import { hostName, migrationMode, migrationStep, transport, transportChoice, vmName } from './words.js';
+
+const BANDWIDTH_MAX = 2 ** 50;
+
+const DOWNTIME_MS_MAX = 600_000;
+
+export const migrationBody = z.strictObject({
+  vm: vmName,
+  target: hostName,
+  mode: migrationMode.default('postcopy'),
+  /** auto: rdma where both hosts have it, else tcp */
+  transport: transportChoice.default('auto'),
+  /** 0: no limit */
+  bandwidthBytesPerS: z.int().min(0).max(BANDWIDTH_MAX).default(0),
+  downtimeMsMax: z.int().min(1).max(DOWNTIME_MS_MAX).default(300),
+  /** Answer the plan and start nothing. */
+  dryRun: z.boolean().default(false),
+});
+
+export type MigrationBody = z.input<typeof migrationBody>;
+
+export function migrationOrder(body: z.output<typeof migrationBody>): MigrationOrder {
+  const { dryRun: _, ...request } = body;
+  return request;
+}
+
+const requestView = of<MigrationRequest>(
+  z.object({
+    vm: vmName,
+    target: hostName,
+    mode: migrationMode,
+    transport,
+    bandwidthBytesPerS: count,
+    downtimeMsMax: count,
+  }),
+);
+
+const planView = of<MigrationPlan>(
+  z.object({
+    request: requestView,
+    transportReason: text,
+    source: hostName,
+    memoryBytes: count,
+    steps: list(z.object({ name: migrationStep, host: hostName, text, isInBlackout: z.boolean(), timeoutMs: count })),
+    notes: list(text),
+  }),
+);
+
+/** A newer peer may know more reasons than we do; they are shown, not acted upon. */
+const refusalCode = text as z.ZodType<string> as z.ZodType<RefusalCode>;
+
+export const refusalView = of<Refusal>(z.object({ code: refusalCode, reason: text, remedy: text }));
+
+export const dryRunView = z.object({ plan: planView.nullable(), refusals: list(refusalView) });
+
+export const reportView = of<MigrationReport>(
+  z.object({
+    job: text,
+    vm: vmName,
+    mode: migrationMode,
+    transport,
+    transportReason: text,
+    source: hostName,
+    target: hostName,
+    memoryBytes: count,
+    blackoutMs: count,
+    blackoutByEventsMs: z.number(),
+    degradedMs: count,
+    totalMs: count,
+    rounds: count,
+    bytes: z.object({ push: count, demand: count, prefetch: count, zeroSkipped: count, deviceState: count }),
+    faults: z.object({ count, p50Us: count, p99Us: count, maxUs: count }),
+    sourceCpuS: count,
+    targetCpuS: count,
+    reconnects: count,
+    phases: list(z.object({ name: text, ms: z.number() })),
+  }),
+);

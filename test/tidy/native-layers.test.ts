@@ -1,0 +1,91 @@
+import { describe, expect, test } from 'vitest';
+import { circlesOf, graphOfRooms } from './graph.js';
+import { complaints, filesUnder } from './tree.js';
+
+/** What a room of native/ sees of transports: the contract, and the keys that go with it. */
+const TRANSPORT_CONTRACT = ['transport/transport', 'transport/region_keys'] as const;
+const PROVIDER = ['transport', 'transport/stream', 'base', 'wire'] as const;
+const PAGES = ['vm', 'uffd', 'memory', 'base', 'wire'] as const;
+
+/**
+ * Includes between the rooms of native/, same reading. A room is a folder, and a folder in it is a room of its own.
+ * tests/ and bench/ may include everything but the addon.
+ */
+const NATIVE_LAYERS: Record<string, readonly string[]> = {
+  wire: [],
+  base: ['wire'],
+  memory: ['base', 'wire'],
+  uffd: ['base', 'wire'],
+  transport: ['base', 'wire'],
+  'transport/stream': ['transport', 'base', 'wire'],
+  'transport/tcp': PROVIDER,
+  'transport/shm': PROVIDER,
+  'transport/verbs': ['transport', 'base', 'wire'],
+  'transport/testing': ['transport', 'base', 'wire'],
+  vm: ['uffd', 'memory', 'base', 'wire'],
+  target: [...TRANSPORT_CONTRACT, ...PAGES],
+  source: [...TRANSPORT_CONTRACT, ...PAGES],
+  image: PAGES,
+  preload: [],
+  addon: ['target', 'source', 'image', ...TRANSPORT_CONTRACT, ...PAGES],
+};
+const NATIVE_UNBOUND = /^(tests|bench)(\/|$)/;
+
+/** The room of a path below native/: its folder, two deep at most. Files of native/ itself are in none. */
+function roomOf(path: string): string {
+  return path.split('/').slice(0, -1).slice(0, 2).join('/');
+}
+
+/** C and C++ files, with paths below native/; what they include is named from there, too. */
+const nativeFiles = filesUnder('native')
+  .filter(({ path }) => /\.(c|h|cpp|hpp)$/.test(path))
+  .map(({ path, text }) => ({
+    path: path.replace(/^native\//, ''),
+    includes: [...text.matchAll(/^\s*#\s*include\s*"([^"]+)"/gm)].map(([, included = '']) => included),
+  }));
+
+describe('includes point one way', () => {
+  test('every room of native/ has a rule', () => {
+    const rooms = new Set(nativeFiles.map(({ path }) => roomOf(path)));
+    expect([...rooms].filter((room) => !NATIVE_UNBOUND.test(room) && !(room in NATIVE_LAYERS))).toEqual([]);
+    expect(Object.keys(NATIVE_LAYERS).filter((room) => !rooms.has(room))).toEqual([]);
+  });
+
+  test('between rooms', () => {
+    const wrong: string[] = [];
+    for (const { path, includes } of nativeFiles) {
+      const room = roomOf(path);
+      const allowed = NATIVE_LAYERS[room];
+      for (const included of includes) {
+        const name = included.replace(/\.(hpp|h)$/, '');
+        const isRight =
+          allowed === undefined
+            ? !included.startsWith('addon/')
+            : [room, ...allowed].some((one) => one === roomOf(included) || one === name);
+        if (!isRight) wrong.push(`native/${path} must not include ${included}`);
+      }
+    }
+    expect(wrong).toEqual([]);
+  });
+
+  test('and never in a circle, of files or of rooms', () => {
+    const files = new Map(nativeFiles.map(({ path, includes }) => [path, includes]));
+    expect(circlesOf(files)).toEqual([]);
+    const bound = new Map([...files].filter(([path]) => !NATIVE_UNBOUND.test(roomOf(path))));
+    expect(circlesOf(graphOfRooms(bound, roomOf))).toEqual([]);
+  });
+
+  test('only the addon knows Node', () => {
+    const outside = filesUnder('native').filter(({ path }) => !path.startsWith('native/addon/'));
+    expect(
+      complaints(outside, (line) =>
+        /^\s*#\s*include\s*[<"](napi|node_api|uv|js_native_api)/.test(line) ? line : null,
+      ),
+    ).toEqual([]);
+  });
+
+  test('the preload is plain C on libc', () => {
+    const files = filesUnder('native/preload');
+    expect(files.map(({ path }) => path).filter((path) => !/\.(c|h)$/.test(path))).toEqual([]);
+  });
+});
