@@ -1,5 +1,5 @@
 /**
- * Faults that a test orders by name,
+ * Failures that a test orders by name of the point,
  * VMIGRATE_FAULT="before:commit=crash;after:stopSource=fail;before:drain=park:/tmp/x". Honoured only by a daemon that
  * was started with --test-faults; otherwise every point is a call that does nothing.
  *
@@ -11,7 +11,7 @@
 import { existsSync } from 'node:fs';
 import { writeFile } from 'node:fs/promises';
 import { MigrationError } from '../domain/errors.js';
-import type { FaultPort } from '../engine/ports/inject.js';
+import type { InjectPort } from '../engine/ports/inject.js';
 
 const PARK_POLL_MS = 20;
 const DELAY_MS_MAX = 600_000;
@@ -22,10 +22,10 @@ type Action =
   | { readonly kind: 'park'; readonly file: string }
   | { readonly kind: 'delay'; readonly ms: number };
 
-export const NO_FAULTS: FaultPort = { hit: () => Promise.resolve() };
+export const NOTHING_INJECTED: InjectPort = { hit: () => Promise.resolve() };
 
 /** USAGE for anything that would silently do nothing. */
-export function parseFaults(text: string): FaultPort {
+export function parseInjections(text: string): InjectPort {
   const actions = new Map<string, Action>();
   for (const part of text.split(';')) {
     if (part.trim() === '') continue;

@@ -10,7 +10,7 @@ import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { type Logger, pino } from 'pino';
 import { LocalAgent } from '../agent/agent.js';
-import { NO_FAULTS, parseFaults } from '../agent/inject.js';
+import { NOTHING_INJECTED, parseInjections } from '../agent/inject.js';
 import { openConsole } from '../agent/vm/console.js';
 import { goAhead } from '../agent/vm/priority.js';
 import { VmManager } from '../agent/vm/vms.js';
@@ -87,7 +87,7 @@ async function start(config: DaemonConfig, log: Logger, closers: (() => Promise<
   goAhead();
   const startedAt = clock.isoNow();
   const { name: host, state: stateDir } = config;
-  const faults = config.testFaults ? parseFaults(process.env.VMIGRATE_FAULT ?? '') : NO_FAULTS;
+  const inject = config.testFaults ? parseInjections(process.env.VMIGRATE_FAULT ?? '') : NOTHING_INJECTED;
 
   const registry = await FileRegistry.open(stateDir);
   closers.push(() => registry.close());
@@ -128,7 +128,7 @@ async function start(config: DaemonConfig, log: Logger, closers: (() => Promise<
   const peers = new RemoteAgents({ self: host, local: () => agent, peers: config.peers, store: tls });
   closers.push(() => peers.close());
   const agent = new LocalAgent({
-    ...{ host, vms, native, listener, rdma, registry, peers, stateDir, clock, faults },
+    ...{ host, vms, native, listener, rdma, registry, peers, stateDir, clock, inject },
     dataAddress: config.data.address,
     log: log.child({ part: 'agent' }),
     hostInfo: { preloadPath, certificateExpiresAt: () => tls?.expiresAt ?? null },
@@ -136,9 +136,8 @@ async function start(config: DaemonConfig, log: Logger, closers: (() => Promise<
     pool: withoutUndefined(config.pool),
   });
   const jobs = new JobManager({
-    ...{ host, registry, journal, clock, random, faults },
+    ...{ host, registry, journal, clock, random, inject },
     agent: (name) => peers.agent(name),
-    forks: agent,
     log: log.child({ part: 'jobs' }),
     limits: withoutUndefined(config.limits),
   });

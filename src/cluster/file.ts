@@ -110,13 +110,6 @@ export class FileRegistry implements Registry {
     });
   }
 
-  owners(): Promise<readonly OwnerRecord[]> {
-    return this.#inTurn(async () => {
-      if (this.#log.broken !== null) throw this.#log.broken;
-      return [...this.#owners.values()];
-    });
-  }
-
   async close(): Promise<void> {
     await this.#turn;
     await this.#log.close();

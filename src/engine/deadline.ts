@@ -5,7 +5,8 @@ const OVER = Symbol('the work is over');
 
 /**
  * `work`, or TIMEOUT after `msMax`, or CANCELLED as soon as `signal` aborts. The work itself goes on: whoever gives up
- * on it must undo as if it had taken effect, and late effects are refused by the agents (see the rules in ports.ts).
+ * on it must undo as if it had taken effect, and late effects are refused by the agents (see the rules in
+ * ports/host.ts).
  */
 export function withDeadline<T>(
   clock: Clock,

@@ -1,14 +1,14 @@
 import type { MigrationError } from '../domain/errors.js';
 import type { MigrationProgress, PhaseTime } from '../domain/progress.js';
 import type { Clock } from './ports/clock.js';
-import type { FaultPort } from './ports/inject.js';
+import type { InjectPort } from './ports/inject.js';
 import type { AnyStepName, Journal } from './ports/journal.js';
 
 /** What the walk of a job of any kind needs. */
 export interface WalkPorts {
   readonly journal: Journal;
   readonly clock: Clock;
-  readonly faults: FaultPort;
+  readonly inject: InjectPort;
 }
 
 export interface EngineLimits {
@@ -63,8 +63,8 @@ export interface Marks {
 }
 
 /**
- * Notes a reading of the drain. It only counts if it is the furthest yet: a session that connects and breaks for ever
- * does not advance.
+ * Notes how far the work behind the commit has come. A reading counts only if it is the furthest yet: a session that
+ * connects and breaks for ever does not advance.
  */
 export function noteAdvance({ marks }: { readonly marks: Marks }, amount: number, nowMs: number): void {
   if (amount <= marks.advancedTo) return;

@@ -1,7 +1,7 @@
 /**
  * The walk of a job of any kind: its plan's steps forward, and backward when something fails before the commit. The
  * only place that knows how steps are announced, timed, undone and repeated; what the steps are, and what a crash at
- * each of them costs, stands where their procedure is (run.ts, fork.ts).
+ * each of them costs, stands where their procedure is (migration/procedure.ts, fork/procedure.ts).
  *
  * Journal: a step is announced before it begins. Steps of a group are announced together by the first of them, and
  * their ends are written later: nothing but the commit is synced between them. Everything announced counts as possibly
@@ -39,8 +39,8 @@ export interface Procedure<Name extends AnyStepName, Step extends WalkStep<Name>
   unknownCommit(context: Context, cause: MigrationError): MigrationError;
   /** Behind the commit, in a later daemon life: what the steps before it had found, as far as the journal lacks it. */
   recollect(context: Context): Promise<Partial<Found> | undefined>;
-  /** The job is lost: what it holds is let go. What fails is said, and harms nothing else. */
-  letGo(context: Context): Promise<void>;
+  /** The job is lost: what it still holds is released. A call that fails becomes a warning and stops nothing else. */
+  releaseLost(context: Context): Promise<void>;
   report(context: Context): Report;
 }
 
@@ -176,7 +176,7 @@ export class Walk<
   async #forward(context: Context, step: Step, startMs: number): Promise<JournalEntry> {
     const { ports, record, findings, phases } = context;
     const { executors, commit } = this.#procedure;
-    await ports.faults.hit(`before:${step.name}`);
+    await ports.inject.hit(`before:${step.name}`);
     const isCommit = step.name === commit;
     if (isCommit) {
       context.cancel.throwIfAborted();
@@ -189,7 +189,7 @@ export class Walk<
     const result = await withDeadline(ports.clock, work, step.timeoutMs, step.name, signal);
     const ms = ports.clock.nowMs() - startMs;
     Object.assign(findings, result);
-    await ports.faults.hit(`after:${step.name}`);
+    await ports.inject.hit(`after:${step.name}`);
     phases.push({ name: step.name, ms });
     return { type: 'end', job: record.job, step: step.name, ms, ...(result === undefined ? {} : { result }) };
   }
@@ -222,7 +222,7 @@ export class Walk<
     for (let attempt = 1; ; attempt++) {
       try {
         await noteDown(context, { type: 'undo', job: record.job, step });
-        await ports.faults.hit(`undo:${step}`);
+        await ports.inject.hit(`undo:${step}`);
         return await this.undoStep(context, step);
       } catch (thrown) {
         const error = toMigrationError(thrown);
@@ -287,7 +287,7 @@ export class Walk<
             const error = toMigrationError(thrown);
             if (halt.aborted) return { kind: 'halted' };
             if (error.code === 'VM_LOST') {
-              await this.#procedure.letGo(context);
+              await this.#procedure.releaseLost(context);
               return { kind: 'lost', error };
             }
             const nowMs = ports.clock.nowMs();

@@ -3,9 +3,8 @@ import type { ForkRequest } from '../domain/fork.js';
 import type { ForkInventory } from '../domain/host.js';
 import { type MigrationOrder, MODE_TRAITS } from '../domain/migration.js';
 import { withDeadline } from '../engine/deadline.js';
-import type { AgentPort } from '../engine/ports/agent.js';
 import type { Clock } from '../engine/ports/clock.js';
-import type { ForkAgentPort } from '../engine/ports/fork.js';
+import type { HostPort } from '../engine/ports/host.js';
 import type { Registry } from '../engine/ports/registry.js';
 import type { PreflightFacts, TargetFacts } from '../planner/migration/facts.js';
 
@@ -17,8 +16,7 @@ const ANSWER_MS = 20_000;
 
 export interface FactSources {
   readonly host: string;
-  readonly agent: (host: string) => AgentPort;
-  readonly forks: ForkAgentPort;
+  readonly agent: (host: string) => HostPort;
   readonly registry: Registry;
   readonly clock: Clock;
   readonly callMsMax: number;
@@ -33,7 +31,7 @@ export async function gatherFacts(
   sources: FactSources,
 ): Promise<PreflightFacts | { readonly ownerElsewhere: string }> {
   const { host, agent, registry, clock, callMsMax } = sources;
-  const source = agent(host);
+  const source = agent(host).inventory;
   const answerMsMax = Math.max(ANSWER_MS, callMsMax);
   const bounded = <T>(work: Promise<T>, what: string): Promise<T> => withDeadline(clock, work, answerMsMax, what);
   const record = await registry.owner(request.vm);
@@ -47,7 +45,7 @@ export async function gatherFacts(
   const askTarget = async (): Promise<TargetFacts> => {
     if (request.target === host) return { kind: 'isSource' };
     try {
-      const target = agent(request.target);
+      const target = agent(request.target).inventory;
       const [inventory, checks] = await Promise.all([
         bounded(target.inventory(), `asking ${request.target}`),
         bounded(target.checkTarget(vm.spec, rdmaPlace), `asking ${request.target} about the VM's files`),
@@ -70,12 +68,13 @@ export async function gatherForkFacts(
   request: ForkRequest,
   sources: FactSources,
 ): Promise<{ readonly inventory: ForkInventory } | { readonly ownerElsewhere: string }> {
-  const { host, forks, registry, clock, callMsMax } = sources;
+  const { host, agent, registry, clock, callMsMax } = sources;
   if (request.vm !== null) {
     const record = await registry.owner(request.vm);
     if (record !== null && record.owner !== host) return { ownerElsewhere: record.owner };
   }
   const { isPartialAllowed: _, ...asked } = request;
   const what = `looking at ${request.vm ?? `image ${request.image ?? ''}`}`;
-  return { inventory: await withDeadline(clock, forks.forkInventory(asked), Math.max(ANSWER_MS, callMsMax), what) };
+  const asking = agent(host).forks.forkInventory(asked);
+  return { inventory: await withDeadline(clock, asking, Math.max(ANSWER_MS, callMsMax), what) };
 }

@@ -2,8 +2,8 @@ import { MigrationError } from '../domain/errors.js';
 import type { ForkReport } from '../domain/fork.js';
 import type { JobState } from '../domain/job.js';
 import type { MigrationReport } from '../domain/migration.js';
-import { type ForkFindings, type ForkRecord, noForkFindings } from '../engine/fork/context.js';
-import { type Findings, type JobRecord, noFindings } from '../engine/migration/context.js';
+import { type ForkFindings, type ForkJobRecord, noForkFindings } from '../engine/fork/context.js';
+import { type Findings, type MigrationRecord, noFindings } from '../engine/migration/context.js';
 import type { AnyStepName, JournalEntry } from '../engine/ports/journal.js';
 import { FORK_STEPS_AFTER_COMMIT } from '../planner/fork/plan.js';
 import { PLAN_STEPS_AFTER_COMMIT } from '../planner/migration/plan.js';
@@ -21,14 +21,14 @@ interface AnyHistory {
 
 export interface MigrationHistory extends AnyHistory {
   readonly kind: 'migrate';
-  readonly record: JobRecord;
+  readonly record: MigrationRecord;
   readonly findings: Findings;
   report: MigrationReport | undefined;
 }
 
 export interface ForkHistory extends AnyHistory {
   readonly kind: 'fork';
-  readonly record: ForkRecord;
+  readonly record: ForkJobRecord;
   readonly findings: ForkFindings;
   report: ForkReport | undefined;
 }
@@ -36,7 +36,7 @@ export interface ForkHistory extends AnyHistory {
 /** What the journal says of one job: the fold of its entries. */
 export type History = MigrationHistory | ForkHistory;
 
-export function emptyHistory(record: JobRecord | ForkRecord): History {
+export function emptyHistory(record: MigrationRecord | ForkJobRecord): History {
   const empty = {
     begun: new Set<AnyStepName>(),
     ended: new Set<AnyStepName>(),

@@ -2,8 +2,7 @@
  * The jobs of this daemon, each one state machine:
  *
  *   queued -> running -> done
- *      |        |-----> failed | cancelled            before the commit: undone, the VM runs where it was, there is no
- *      clone
+ *      |        |-----> failed | cancelled            before the commit: undone, the VM runs where it was; no clone
  *      |        |-----> recovering <-> running        after it: something does not answer and is tried again
  *      |        |-----> needsRecovery -> recovering   `recover`, or the daemon's next start
  *      |        `-----> lost
@@ -16,20 +15,15 @@ import { MigrationError, toMigrationError } from '../domain/errors.js';
 import type { ForkPlan, ForkReport, ForkRequest } from '../domain/fork.js';
 import { isFinal, type JobView } from '../domain/job.js';
 import type { MigrationOrder, MigrationPlan, MigrationReport } from '../domain/migration.js';
-import type { ForkRecord } from '../engine/fork/context.js';
-import type { JobRecord } from '../engine/migration/context.js';
-import type { AgentPort } from '../engine/ports/agent.js';
-import type { Clock, Random } from '../engine/ports/clock.js';
-import type { ForkAgentPort } from '../engine/ports/fork.js';
-import type { FaultPort } from '../engine/ports/inject.js';
+import type { ForkJobRecord } from '../engine/fork/context.js';
+import type { MigrationRecord } from '../engine/migration/context.js';
 import type { JournalEntry } from '../engine/ports/journal.js';
-import type { Registry } from '../engine/ports/registry.js';
 import type { Outcome } from '../engine/walk.js';
-import { ENGINE_LIMITS, type EngineLimits, type RunObserver } from '../engine/walk-context.js';
-import { emptyHistory, type History, readHistories } from './history.js';
+import type { RunObserver } from '../engine/walk-context.js';
+import { emptyHistory, readHistories } from './history.js';
 import { changed, type Job, newJob, type ViewChange, vmOf } from './job.js';
-import type { ReplayableJournal } from './journal.js';
 import { Leftovers } from './leftovers.js';
+import { JOB_LIMITS, type JobLimits, type JobManagerOptions } from './options.js';
 import { JobQueue, mayFollow } from './queue.js';
 import {
   forkRecord,
@@ -41,64 +35,24 @@ import {
   refused,
   whatOf,
 } from './requests.js';
-import { Subscribers } from './subscribers.js';
+import { JobTable } from './table.js';
 import { type JobWalk, walkOf } from './walks.js';
 
-export interface JobLog {
-  info(fields: object, message: string): void;
-  warn(fields: object, message: string): void;
-}
-
-export interface JobLimits extends EngineLimits {
-  /** Jobs that move something at the same time; others are queued. */
-  readonly runningJobsMax: number;
-  /** Backoff of what is left over on a host that does not answer. */
-  readonly leftoverMsFirst: number;
-  readonly leftoverMsMax: number;
-}
-
-export const JOB_LIMITS: JobLimits = {
-  ...ENGINE_LIMITS,
-  runningJobsMax: 4,
-  leftoverMsFirst: 500,
-  leftoverMsMax: 30_000,
-};
-
-export interface JobManagerOptions {
-  /** This host: the source of every job here. */
-  readonly host: string;
-  /** Throws for a host that is no peer. */
-  readonly agent: (host: string) => AgentPort;
-  /** This host's. */
-  readonly forks: ForkAgentPort;
-  readonly registry: Registry;
-  readonly journal: ReplayableJournal;
-  readonly clock: Clock;
-  readonly random: Random;
-  readonly faults: FaultPort;
-  readonly log: JobLog;
-  readonly limits?: Partial<JobLimits>;
-}
-
 type JobReport = MigrationReport | ForkReport;
-
-/** Jobs that are listed; older ones that are over are forgotten. */
-const JOBS_MAX = 1_000;
 
 export class JobManager {
   readonly #options: JobManagerOptions;
   readonly #limits: JobLimits;
-  readonly #jobs = new Map<string, Job>();
+  readonly #jobs: JobTable;
   readonly #queue = new JobQueue();
   #runningCount = 0;
   readonly #halt = new AbortController();
-  readonly #subscribers: Subscribers;
   readonly #leftovers: Leftovers;
 
   constructor(options: JobManagerOptions) {
     this.#options = options;
     this.#limits = { ...JOB_LIMITS, ...options.limits };
-    this.#subscribers = new Subscribers((error) => this.#warn('a subscriber failed', error));
+    this.#jobs = new JobTable(options.clock, (error) => this.#warn('a subscriber failed', error));
     this.#leftovers = new Leftovers({
       ...options,
       limits: this.#limits,
@@ -111,7 +65,8 @@ export class JobManager {
   /** Takes up every job that the journal shows unfinished; resolves when all are under way again. */
   start(): Promise<void> {
     for (const history of readHistories(this.#options.journal.entries()).values()) {
-      const job = this.#adopt(history, null);
+      const job = newJob(history, null);
+      this.#jobs.add(job);
       if (isFinal(job.view.state)) {
         this.#leftovers.clear(job);
         continue;
@@ -161,7 +116,7 @@ export class JobManager {
   }
 
   /** Makes the job durable, then lets it go. */
-  async #accept(submittedAtMs: number, record: JobRecord | ForkRecord): Promise<JobView> {
+  async #accept(submittedAtMs: number, record: MigrationRecord | ForkJobRecord): Promise<JobView> {
     const job = newJob(emptyHistory(record), submittedAtMs);
     const { id, kind } = job.view;
     const vm = vmOf(job);
@@ -178,7 +133,7 @@ export class JobManager {
       this.#queue.release(job);
       throw error;
     }
-    this.#jobs.set(id, job);
+    this.#jobs.add(job);
     this.#options.log.info({ job: id, kind, vm: job.view.vm }, 'job accepted');
     this.#queue.push(job);
     this.#startQueued();
@@ -186,17 +141,17 @@ export class JobManager {
   }
 
   get(id: string): JobView {
-    return this.#job(id).view;
+    return this.#jobs.get(id).view;
   }
 
   /** Oldest first. */
   list(): JobView[] {
-    return [...this.#jobs.values()].map(({ view }) => view);
+    return this.#jobs.all().map(({ view }) => view);
   }
 
   /** Resolves when the VM runs on the source again; CONFLICT once the commit has begun. */
   async cancel(id: string): Promise<JobView> {
-    const job = this.#job(id);
+    const job = this.#jobs.get(id);
     if (isFinal(job.view.state)) {
       if (job.view.state === 'cancelled') return job.view;
       throw new MigrationError('CONFLICT', `job ${id} is ${job.view.state} already`);
@@ -215,7 +170,7 @@ export class JobManager {
 
   /** Starts the retries of a job that needs recovery again; harmless for one that is under way. */
   recover(id: string): Promise<JobView> {
-    const job = this.#job(id);
+    const job = this.#jobs.get(id);
     if (isFinal(job.view.state)) {
       const error = new MigrationError('CONFLICT', `job ${id} is ${job.view.state}: there is nothing to recover`);
       return Promise.reject(error);
@@ -226,8 +181,7 @@ export class JobManager {
 
   /** Each change of one job, or ('*') of all. Returns what ends the subscription. */
   subscribe(id: string, onChange: (view: JobView) => void): () => void {
-    if (id !== '*') this.#job(id);
-    return this.#subscribers.add(id, onChange);
+    return this.#jobs.subscribe(id, onChange);
   }
 
   /**
@@ -238,25 +192,19 @@ export class JobManager {
     const closing = new MigrationError('CANCELLED', 'the daemon is closing');
     this.#halt.abort(closing);
     this.#queue.clear();
-    for (const job of this.#jobs.values()) if (!job.isCommitBegun) job.cancel.abort(closing);
-    await Promise.all([...this.#jobs.values()].map(({ walk }) => walk));
+    for (const job of this.#jobs.all()) if (!job.isCommitBegun) job.cancel.abort(closing);
+    await Promise.all(this.#jobs.all().map(({ walk }) => walk));
     await this.#leftovers.rest();
   }
 
   // ---- walking
-
-  #adopt(history: History, submittedAtMs: number | null): Job {
-    const job = newJob(history, submittedAtMs);
-    this.#jobs.set(job.view.id, job);
-    return job;
-  }
 
   #startQueued(): void {
     while (this.#runningCount < this.#limits.runningJobsMax) {
       const job = this.#queue.take();
       if (job === undefined) return;
       this.#runningCount++;
-      for (const other of this.#queue.behind(job)) this.#change(other, { waitsFor: job.view.id });
+      for (const other of this.#queue.behind(job)) this.#jobs.change(other, { waitsFor: job.view.id });
       job.walk = this.#walk(job, (walk) => this.#fromStart(job, walk)).finally(() => {
         this.#runningCount--;
         this.#startQueued();
@@ -270,7 +218,7 @@ export class JobManager {
       const error = await reasonAgainst(job.history.record.plan.request, this.#sources());
       if (error !== null) return { kind: 'undone', error, leftovers: [] };
     }
-    this.#change(job, { state: 'running', progress: null, waitsFor: null });
+    this.#jobs.change(job, { state: 'running', progress: null, waitsFor: null });
     return walk.fromStart();
   }
 
@@ -278,7 +226,7 @@ export class JobManager {
   #walkAgain(job: Job): void {
     // A cancel could not tell any more whether it comes before or after the commit.
     job.isCommitBegun = true;
-    this.#change(job, { state: 'recovering' });
+    this.#jobs.change(job, { state: 'recovering' });
     job.walk = this.#walk(job, (walk) => walk.again()).finally(() => this.#startQueued());
   }
 
@@ -332,19 +280,10 @@ export class JobManager {
     // Without this line the next daemon repeats the end of the job, which every agent call allows.
     await journal.append(entry).catch((failure: unknown) => this.#warn('the journal lacks the end of a job', failure));
     // At the journal's time: the next daemon shows the same.
-    this.#change(job, { ...change, step: null }, at);
-    this.#forgetOldest();
-    log.info({ job: job.view.id, vm: job.view.vm, state, error }, 'job rests');
-  }
-
-  /** In the order of their creation; a map keeps it. */
-  #forgetOldest(): void {
-    if (this.#jobs.size <= JOBS_MAX) return;
-    for (const [id, { view, history }] of this.#jobs) {
-      if (!isFinal(view.state) || history.leftovers.size > 0) continue;
-      this.#jobs.delete(id);
-      return;
-    }
+    this.#jobs.change(job, { ...change, step: null }, at);
+    this.#jobs.forgetOldest();
+    const message = isFinal(state) ? 'job ended' : 'job needs recovery';
+    log.info({ job: job.view.id, vm: job.view.vm, state, error }, message);
   }
 
   #walkOf(job: Job): JobWalk {
@@ -357,12 +296,12 @@ export class JobManager {
   }
 
   #observerOf(job: Job): RunObserver {
-    const change = (to: ViewChange): void => this.#change(job, to);
+    const change = (to: ViewChange): void => this.#jobs.change(job, to);
     return {
       onStep: (step) => change({ step }),
       onProgress: (progress) => {
         change({ progress });
-        for (const other of this.#queue.behind(job)) this.#change(other, { progress });
+        for (const other of this.#queue.behind(job)) this.#jobs.change(other, { progress });
       },
       onCommitBegun: () => {
         job.isCommitBegun = true;
@@ -377,19 +316,6 @@ export class JobManager {
       },
       onWarning: (message, error) => this.#warn(message, error, job.view.id),
     };
-  }
-
-  // ---- views
-
-  #job(id: string): Job {
-    const job = this.#jobs.get(id);
-    if (job === undefined) throw new MigrationError('NOT_FOUND', `there is no job ${id}`);
-    return job;
-  }
-
-  #change(job: Job, change: ViewChange, at = this.#options.clock.isoNow()): void {
-    job.view = changed(job, change, at);
-    this.#subscribers.tell(job.view);
   }
 
   #warn(message: string, thrown: unknown, job?: string): void {

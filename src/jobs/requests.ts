@@ -5,8 +5,8 @@ import type { ForkPlan, ForkRequest } from '../domain/fork.js';
 import type { VmInventory } from '../domain/host.js';
 import type { MigrationOrder, MigrationPlan } from '../domain/migration.js';
 import type { Refusal } from '../domain/refusal.js';
-import type { ForkRecord } from '../engine/fork/context.js';
-import type { JobRecord } from '../engine/migration/context.js';
+import type { ForkJobRecord } from '../engine/fork/context.js';
+import type { MigrationRecord } from '../engine/migration/context.js';
 import type { Clock, Random } from '../engine/ports/clock.js';
 import { planFork } from '../planner/fork/plan.js';
 import { checkCount } from '../planner/fork/preflight.js';
@@ -75,7 +75,7 @@ interface RecordSources {
 export function migrationRecord(
   { plan, vm }: { readonly plan: MigrationPlan; readonly vm: VmInventory },
   { random, clock }: RecordSources,
-): JobRecord {
+): MigrationRecord {
   const { spec, epoch, accel } = vm;
   return {
     type: 'job',
@@ -87,7 +87,7 @@ export function migrationRecord(
   };
 }
 
-export function forkRecord(plan: ForkPlan, { random, clock }: RecordSources): ForkRecord {
+export function forkRecord(plan: ForkPlan, { random, clock }: RecordSources): ForkJobRecord {
   return { type: 'fork', job: `job-${random.hex(6)}`, fork: random.hex(8), plan, createdAt: clock.isoNow() };
 }
 

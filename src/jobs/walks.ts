@@ -4,15 +4,14 @@ import type { ForkReport } from '../domain/fork.js';
 import type { MigrationReport } from '../domain/migration.js';
 import { forkWalk } from '../engine/fork/procedure.js';
 import { migrationWalk } from '../engine/migration/procedure.js';
-import type { AgentPort } from '../engine/ports/agent.js';
-import type { ForkAgentPort } from '../engine/ports/fork.js';
+import type { HostPort } from '../engine/ports/host.js';
 import type { AnyStepName, JournalEntry } from '../engine/ports/journal.js';
 import type { Registry } from '../engine/ports/registry.js';
 import type { Outcome } from '../engine/walk.js';
 import type { EngineLimits, Marks, RunObserver, WalkPorts } from '../engine/walk-context.js';
 import { type History, isCommittedByJournal } from './history.js';
 import type { Job } from './job.js';
-import { agentOrUnreachable } from './unreachable-agent.js';
+import { hostOrUnreachable } from './unreachable-host.js';
 
 export interface JobWalk {
   fromStart(): Promise<Outcome<MigrationReport | ForkReport>>;
@@ -22,8 +21,8 @@ export interface JobWalk {
 
 export interface WalkParts extends WalkPorts {
   readonly host: string;
-  readonly agent: (host: string) => AgentPort;
-  readonly forks: ForkAgentPort;
+  /** Throws for a host that is no peer. */
+  readonly agent: (host: string) => HostPort;
   readonly registry: Registry;
   readonly limits: EngineLimits;
   readonly halt: AbortSignal;
@@ -35,8 +34,9 @@ const FORK_UNDO_MS_MAX = 30_000;
 
 export function walkOf(job: Job, parts: WalkParts): JobWalk {
   const { history, cancel, submittedAtMs } = job;
-  const { host, agent, forks, registry, clock, faults, limits, halt, observer } = parts;
-  const ports = { journal: { append: appendTo(history, parts) }, clock, faults };
+  const { host, agent, registry, clock, inject, limits, halt, observer } = parts;
+  const local = agent(host);
+  const ports = { journal: { append: appendTo(history, parts) }, clock, inject };
   const marks: Marks = {
     startedAtMs: history.kind === 'fork' ? submittedAtMs : null,
     stoppedAtMs: null,
@@ -52,7 +52,7 @@ export function walkOf(job: Job, parts: WalkParts): JobWalk {
       ...common,
       ...{ record, findings },
       limits: { ...limits, undoCallMsMax: Math.max(limits.undoCallMsMax, FORK_UNDO_MS_MAX) },
-      ports: { ...ports, agent: agent(host), forks },
+      ports: { ...ports, parent: local.source, forks: local.forks },
     };
     return {
       fromStart: () => forkWalk.fromStart(context),
@@ -61,11 +61,11 @@ export function walkOf(job: Job, parts: WalkParts): JobWalk {
     };
   }
   const { record, findings } = history;
-  const target = agentOrUnreachable(agent, record.plan.request.target);
+  const { target } = hostOrUnreachable(agent, record.plan.request.target);
   const context = {
     ...common,
     ...{ record, findings, limits },
-    ports: { ...ports, source: agent(host), target, registry },
+    ports: { ...ports, source: local.source, sourceInventory: local.inventory, target, registry },
     endpoint: null,
   };
   return {

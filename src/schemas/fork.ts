@@ -8,7 +8,7 @@ import { count, list, of, text } from './of.js';
 import { cloneDisks, cloneMemory, cloneNetwork, forkStep, hostName, imageId, parentMode, vmName } from './words.js';
 
 /** With the index behind it still a VM's name. */
-const namePrefix = vmName.max(56);
+export const namePrefix = vmName.max(56);
 
 const HOSTS_MAX = 10_000;
 
@@ -84,19 +84,22 @@ const forkPlanView = of<ForkPlan>(
 
 export const forkDryRunView = z.object({ plan: forkPlanView.nullable(), refusals: list(refusalView) });
 
-const cloneReport = z.object({
+export const cloneIdentity = z.object({
   index: count,
   cloneCount: count,
   name: text,
   uuid: text,
   vmGenerationId: text,
   macs: z.record(text, text),
+});
+
+const cloneReport = cloneIdentity.extend({
   host: hostName,
   mac: text.nullable(),
   readyMs: count,
 });
 
-const cloneFailure = z.object({ index: count, name: text, error: z.unknown() });
+export const cloneFailure = z.object({ index: count, name: text, error: z.unknown() });
 
 export const forkReportView = of<ForkReport>(
   z.object({

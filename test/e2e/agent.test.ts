@@ -57,7 +57,7 @@ describe('post-copy', () => {
     expect(a.traces(name)).toEqual([]);
     expect(view(b, name)).toMatchObject({ state: 'running', epoch: 2 });
     expect(await b.registry.owner(name)).toMatchObject({ owner: 'B', epoch: 2, session: move.session });
-    await expect(b.agent.discard(move.session)).resolves.toBeUndefined();
+    await expect(b.agent.target.discard(move.session)).resolves.toBeUndefined();
     expect(b.vms.get(name).state).toBe('running');
   });
 
@@ -71,7 +71,7 @@ describe('post-copy', () => {
     const stale = { ...(await prepareRequest(pair.move('traveller'))), epoch: 1 };
     await a.vms.destroy('traveller');
     await a.registry.swapOwner('traveller', null, { vm: 'traveller', owner: 'B', epoch: 4, session: null });
-    await expect(a.agent.prepare({ ...stale, session: 'c'.repeat(32) })).rejects.toEqual(code('OWNER_CHANGED'));
+    await expect(a.agent.target.prepare({ ...stale, session: 'c'.repeat(32) })).rejects.toEqual(code('OWNER_CHANGED'));
     expect(a.traces('traveller')).toEqual([]);
     await a.registry.removeOwner('traveller', 4);
   });
@@ -84,16 +84,16 @@ describe('before the commit', () => {
     const move = pair.move('undone');
     await upToConnect(move);
     await stopAndTransfer(move);
-    await a.agent.continueVm('undone', move.session);
+    await a.agent.source.continueVm('undone', move.session);
     await a.goesOn('undone');
-    await b.agent.discard(move.session);
-    await a.agent.unexpose(move.session);
-    await a.agent.unreserve('undone', move.job);
+    await b.agent.target.discard(move.session);
+    await a.agent.source.unexpose(move.session);
+    await a.agent.source.unreserve('undone', move.job);
     expect(b.vms.has('undone')).toBe(false);
     expect(b.traces('undone')).toEqual([]);
     expect(view(a, 'undone')).toMatchObject({ state: 'running', job: null });
-    await expect(b.agent.prepare(await prepareRequest(move))).rejects.toEqual(code('CONFLICT'));
-    await expect(b.agent.resume(move.session, 2)).rejects.toEqual(code('CONFLICT'));
+    await expect(b.agent.target.prepare(await prepareRequest(move))).rejects.toEqual(code('CONFLICT'));
+    await expect(b.agent.target.resume(move.session, 2)).rejects.toEqual(code('CONFLICT'));
     await expectClean(a, 'undone');
     // The same VM again: nothing of the first attempt is in the way.
     await moveByPostcopy(pair.move('undone'));
@@ -106,18 +106,18 @@ describe('before the commit', () => {
     let discarding: Promise<void> = Promise.resolve();
     const ending = pair.move('unwanted');
     b.atPoint.set('agent:prepared', async () => {
-      discarding = b.agent.discard(ending.session);
+      discarding = b.agent.target.discard(ending.session);
     });
-    await expect(b.agent.prepare(await prepareRequest(ending))).rejects.toEqual(code('CANCELLED'));
+    await expect(b.agent.target.prepare(await prepareRequest(ending))).rejects.toEqual(code('CANCELLED'));
     await discarding;
     expect(b.vms.has('unwanted')).toBe(false);
     expect(b.traces('unwanted')).toEqual([]);
 
     const beginning = pair.move('unwanted');
-    const preparing = b.agent.prepare(await prepareRequest(beginning));
+    const preparing = b.agent.target.prepare(await prepareRequest(beginning));
     preparing.catch(() => undefined);
     await eventually('its QEMU is being started', 60_000, () => (b.vms.has('unwanted') ? true : undefined));
-    await b.agent.discard(beginning.session);
+    await b.agent.target.discard(beginning.session);
     await expect(preparing).rejects.toEqual(code('CANCELLED'));
     expect(b.traces('unwanted')).toEqual([]);
     await a.goesOn('unwanted');
@@ -132,11 +132,11 @@ describe('before the commit', () => {
       process.kill(b.vms.get('orphan').pid, 'SIGKILL');
     };
     await expect(stopAndTransfer(move)).rejects.toEqual(code('QEMU_FAILED'));
-    await a.agent.continueVm('orphan', move.session);
+    await a.agent.source.continueVm('orphan', move.session);
     await a.goesOn('orphan');
-    await b.agent.discard(move.session);
+    await b.agent.target.discard(move.session);
     expect(b.traces('orphan')).toEqual([]);
-    await a.agent.unexpose(move.session);
+    await a.agent.source.unexpose(move.session);
     expect(a.vms.get('orphan').state).toBe('running');
   });
 
@@ -145,8 +145,8 @@ describe('before the commit', () => {
     await pair.boot({ name: 'early', touchMiB: 16 });
     const move = pair.move('early');
     await upToConnect(move);
-    await expect(b.agent.resume(move.session, 2)).rejects.toEqual(code('CONFLICT'));
-    await b.agent.discard(move.session);
+    await expect(b.agent.target.resume(move.session, 2)).rejects.toEqual(code('CONFLICT'));
+    await b.agent.target.discard(move.session);
     expect(await b.registry.owner('early')).toBeNull();
   });
 });
@@ -159,15 +159,15 @@ describe('after the commit', () => {
     await upToConnect(move);
     await stopAndTransfer(move);
     const epoch = await commit(move);
-    await expect(a.agent.continueVm('given', move.session)).rejects.toEqual(code('OWNER_CHANGED'));
+    await expect(a.agent.source.continueVm('given', move.session)).rejects.toEqual(code('OWNER_CHANGED'));
     process.kill(a.vms.get('given').pid, 'SIGKILL');
     await eventually('the end of QEMU is noticed', 60_000, () => (a.vms.exitOf('given') === null ? undefined : true));
-    await b.agent.resume(move.session, epoch);
-    await expect(b.agent.discard(move.session)).rejects.toEqual(code('CONFLICT'));
+    await b.agent.target.resume(move.session, epoch);
+    await expect(b.agent.target.discard(move.session)).rejects.toEqual(code('CONFLICT'));
     await drained(move);
     await expectClean(b, 'given');
-    await a.agent.release('given', move.session);
-    await a.agent.release('given', move.session);
+    await a.agent.source.release('given', move.session);
+    await a.agent.source.release('given', move.session);
     expect(a.traces('given')).toEqual([]);
   });
 
@@ -175,8 +175,8 @@ describe('after the commit', () => {
     const { a, b } = pair;
     await pair.boot({ name: 'restarted', memoryMiB: 384, touchMiB: 256 });
     const move = pair.move('restarted');
-    await b.agent.prepare({ ...(await prepareRequest(move)), bandwidthBytesPerS: 40 << 20 });
-    await a.agent.reserve('restarted', move.job);
+    await b.agent.target.prepare({ ...(await prepareRequest(move)), bandwidthBytesPerS: 40 << 20 });
+    await a.agent.source.reserve('restarted', move.job);
     const exposed = {
       session: move.session,
       vm: 'restarted',
@@ -184,19 +184,19 @@ describe('after the commit', () => {
       transport: move.transport,
       target: 'B',
     };
-    await b.agent.connect(move.session, await a.agent.expose(exposed));
+    await b.agent.target.connect(move.session, await a.agent.source.expose(exposed));
     await stopAndTransfer(move);
-    await b.agent.resume(move.session, await commit(move));
-    const before = await b.agent.progress(move.session);
+    await b.agent.target.resume(move.session, await commit(move));
+    const before = await b.agent.target.progress(move.session);
     await b.restart();
-    const after = await b.agent.progress(move.session);
+    const after = await b.agent.target.progress(move.session);
     expect(after.hasRun).toBe(true);
     expect(before.pagesPresent).toBeLessThan(before.pagesTotal);
     await drained(move);
     await b.goesOn('restarted');
     await expectClean(b, 'restarted');
-    await a.agent.release('restarted', move.session);
-    await b.agent.finish(move.session);
+    await a.agent.source.release('restarted', move.session);
+    await b.agent.target.finish(move.session);
     expect(b.vms.get('restarted').state).toBe('running');
   });
 
@@ -204,23 +204,23 @@ describe('after the commit', () => {
     const { a, b } = pair;
     await pair.boot({ name: 'exposed', memoryMiB: 384, touchMiB: 256 });
     const move = pair.move('exposed');
-    await b.agent.prepare({ ...(await prepareRequest(move)), bandwidthBytesPerS: 40 << 20 });
-    await a.agent.reserve('exposed', move.job);
+    await b.agent.target.prepare({ ...(await prepareRequest(move)), bandwidthBytesPerS: 40 << 20 });
+    await a.agent.source.reserve('exposed', move.job);
     const exposed = { session: move.session, vm: 'exposed', token: move.token, transport: move.transport, target: 'B' };
-    await b.agent.connect(move.session, await a.agent.expose(exposed));
+    await b.agent.target.connect(move.session, await a.agent.source.expose(exposed));
     await stopAndTransfer(move);
-    await b.agent.resume(move.session, await commit(move));
+    await b.agent.target.resume(move.session, await commit(move));
     await a.restart();
     expect(a.vms.get('exposed').state).toBe('departed');
     await eventually('the target notices', 60_000, async () =>
-      ['disconnected', 'failed'].includes((await b.agent.progress(move.session)).state) ? true : undefined,
+      ['disconnected', 'failed'].includes((await b.agent.target.progress(move.session)).state) ? true : undefined,
     );
-    await b.agent.reconnect(move.session, await a.agent.expose(exposed));
+    await b.agent.target.reconnect(move.session, await a.agent.source.expose(exposed));
     const { counters } = await drained(move);
     expect(counters['reconnectCount']).toBeGreaterThan(0);
     await expectClean(b, 'exposed');
-    await a.agent.release('exposed', move.session);
-    await b.agent.finish(move.session);
+    await a.agent.source.release('exposed', move.session);
+    await b.agent.target.finish(move.session);
   });
 
   test('a crash between ownership and the first instruction: repeating resume runs the VM', async () => {
@@ -230,16 +230,16 @@ describe('after the commit', () => {
     await upToConnect(move);
     await stopAndTransfer(move);
     const epoch = await commit(move);
-    b.faults.add('agent:resume');
-    await expect(b.agent.resume(move.session, epoch)).rejects.toEqual(code('CANCELLED'));
+    b.failures.add('agent:resume');
+    await expect(b.agent.target.resume(move.session, epoch)).rejects.toEqual(code('CANCELLED'));
     await b.restart();
-    await expect(b.agent.discard(move.session)).rejects.toEqual(code('CONFLICT'));
-    await b.agent.resume(move.session, epoch);
-    await b.agent.resume(move.session, epoch);
+    await expect(b.agent.target.discard(move.session)).rejects.toEqual(code('CONFLICT'));
+    await b.agent.target.resume(move.session, epoch);
+    await b.agent.target.resume(move.session, epoch);
     await drained(move);
     await b.goesOn('between');
     await expectClean(b, 'between');
-    await a.agent.release('between', move.session);
+    await a.agent.source.release('between', move.session);
   });
 });
 
@@ -251,19 +251,19 @@ describe("QEMU's own migration", () => {
     await pair.boot({ name: 'private', touchMiB: 32, workload: 'idle', backing: 'private', hasPreload: false });
     const move = pair.move('private', { mode });
     const { session } = move;
-    const { nativeUri } = await b.agent.prepare(await prepareRequest(move));
+    const { nativeUri } = await b.agent.target.prepare(await prepareRequest(move));
     expect(nativeUri).toMatch(/^tcp:127\.0\.0\.1:\d+$/);
     const options = { bandwidthBytesPerS: 0, downtimeMsMax: 300, isPostcopy: mode === 'native-postcopy' };
-    await a.agent.nativeMigrate('private', session, { ...options, uri: nativeUri ?? '' });
-    await b.agent.awaitLoaded(session);
+    await a.agent.source.nativeMigrate('private', session, { ...options, uri: nativeUri ?? '' });
+    await b.agent.target.awaitLoaded(session);
     expect(a.vms.get('private').state).toBe('departed');
-    expect((await a.agent.nativeProgress('private'))['ramTotalBytes']).toBeGreaterThan(0);
-    await b.agent.resume(session, await commit(move));
+    expect((await a.agent.source.nativeProgress('private'))['ramTotalBytes']).toBeGreaterThan(0);
+    await b.agent.target.resume(session, await commit(move));
     await drained(move);
     await b.goesOn('private');
     await expectClean(b, 'private');
-    await a.agent.release('private', session);
-    await b.agent.finish(session);
+    await a.agent.source.release('private', session);
+    await b.agent.target.finish(session);
     expect(a.traces('private')).toEqual([]);
   });
 
@@ -271,17 +271,17 @@ describe("QEMU's own migration", () => {
     const { a, b } = pair;
     await pair.boot({ name: 'kept', touchMiB: 64, writePercent: 50, backing: 'private', hasPreload: false });
     const move = pair.move('kept', { mode: 'native-precopy' });
-    const { nativeUri } = await b.agent.prepare(await prepareRequest(move));
+    const { nativeUri } = await b.agent.target.prepare(await prepareRequest(move));
     const options = { uri: nativeUri ?? '', isPostcopy: false, bandwidthBytesPerS: 1 << 20, downtimeMsMax: 1 };
-    const moving = a.agent.nativeMigrate('kept', move.session, options);
+    const moving = a.agent.source.nativeMigrate('kept', move.session, options);
     moving.catch(() => undefined);
     await eventually('it is under way', 60_000, async () =>
-      (await a.agent.nativeProgress('kept'))['status'] === 'active' ? true : undefined,
+      (await a.agent.source.nativeProgress('kept'))['status'] === 'active' ? true : undefined,
     );
-    await a.agent.nativeCancel('kept', move.session);
+    await a.agent.source.nativeCancel('kept', move.session);
     await expect(moving).rejects.toEqual(code('QEMU_FAILED'));
-    await a.agent.continueVm('kept', move.session);
-    await b.agent.discard(move.session);
+    await a.agent.source.continueVm('kept', move.session);
+    await b.agent.target.discard(move.session);
     await a.goesOn('kept');
     expect(b.traces('kept')).toEqual([]);
   });

@@ -54,25 +54,25 @@ async function departed(vm: string): Promise<Move> {
   await a.vms.resume(vm);
   const move = pair.move(vm);
   const { session, token, transport } = move;
-  await a.agent.reserve(vm, move.job);
-  await b.agent.prepare({ ...(await prepareRequest(move)), bandwidthBytesPerS: SLOW_BYTES_PER_S });
-  await b.agent.connect(session, await a.agent.expose({ session, vm, token, transport, target: 'B' }));
+  await a.agent.source.reserve(vm, move.job);
+  await b.agent.target.prepare({ ...(await prepareRequest(move)), bandwidthBytesPerS: SLOW_BYTES_PER_S });
+  await b.agent.target.connect(session, await a.agent.source.expose({ session, vm, token, transport, target: 'B' }));
   await stopAndTransfer(move);
-  await b.agent.resume(session, await commit(move));
+  await b.agent.target.resume(session, await commit(move));
   return move;
 }
 
 async function allPagesKept({ session }: Move): Promise<void> {
   await eventually('its own pages are in a file', 60_000, async () => {
-    const { ownPages, ownPagesKept } = await pair.a.agent.sourceCounters(session);
+    const { ownPages, ownPagesKept } = await pair.a.agent.source.sourceCounters(session);
     return ownPages !== undefined && ownPages > 0 && ownPagesKept === ownPages ? true : undefined;
   });
 }
 
 async function finished(move: Move): Promise<void> {
   await drained(move);
-  await pair.a.agent.release(move.vm, move.session);
-  await pair.b.agent.finish(move.session);
+  await pair.a.agent.source.release(move.vm, move.session);
+  await pair.b.agent.target.finish(move.session);
 }
 
 /** It has everything that it needs on B, and nothing of it is left on A. */
@@ -94,7 +94,7 @@ async function removed(vm: string): Promise<void> {
 test('it arrives as an ordinary VM, and goes back as one', async () => {
   const { a, b } = pair;
   await a.vms.resume('c-0');
-  const { image: use, identityIssue, fleetingDisks } = await a.agent.vmInventory('c-0');
+  const { image: use, identityIssue, fleetingDisks } = await a.agent.inventory.vmInventory('c-0');
   expect(use).toMatchObject({ id: image, isComplete: true });
   expect(use?.ownBytes).toBeGreaterThan(1 << 20);
   expect([identityIssue, fleetingDisks]).toEqual([null, []]);
@@ -118,10 +118,10 @@ test('undone before the commit it runs on where it was, on its image, and can go
   await stopAndTransfer(move);
   await allPagesKept(move);
   expect(existsSync(ownFile('c-1'))).toBe(true);
-  await a.agent.continueVm('c-1', move.session);
-  await b.agent.discard(move.session);
-  await a.agent.unexpose(move.session);
-  await a.agent.unreserve('c-1', move.job);
+  await a.agent.source.continueVm('c-1', move.session);
+  await b.agent.target.discard(move.session);
+  await a.agent.source.unexpose(move.session);
+  await a.agent.source.unreserve('c-1', move.job);
   expect(existsSync(ownFile('c-1'))).toBe(false);
   await a.goesOn('c-1', 2);
   expect(a.agent.images.find(image).clones).toContain('c-1');
@@ -139,15 +139,18 @@ test('a source that is started again goes on from the process, or, when that has
   await expect(a.agent.images.remove(image)).rejects.toEqual(code('CONFLICT'));
   const reconnect = async () => {
     await eventually('the target notices', 60_000, async () =>
-      ['disconnected', 'failed'].includes((await b.agent.progress(session)).state) ? true : undefined,
+      ['disconnected', 'failed'].includes((await b.agent.target.progress(session)).state) ? true : undefined,
     );
-    await b.agent.reconnect(session, await a.agent.expose({ session, vm, token, transport, target: 'B' }));
+    await b.agent.target.reconnect(
+      session,
+      await a.agent.source.expose({ session, vm, token, transport, target: 'B' }),
+    );
   };
   await reconnect();
   await allPagesKept(move);
   process.kill(a.vms.get(vm).pid, 'SIGKILL');
   await eventually('the end of QEMU is noticed', 60_000, () => (a.vms.exitOf(vm) === null ? undefined : true));
-  const { pagesPresent, pagesTotal } = await b.agent.progress(session);
+  const { pagesPresent, pagesTotal } = await b.agent.target.progress(session);
   expect(pagesPresent).toBeLessThan(pagesTotal);
   await a.restart();
   await reconnect();
@@ -161,13 +164,13 @@ test("QEMU's own migration brings it too, as an ordinary VM", async () => {
   await a.vms.resume('c-3');
   const move = pair.move('c-3', { mode: 'native-precopy' });
   const { session } = move;
-  const { nativeUri } = await b.agent.prepare(await prepareRequest(move));
+  const { nativeUri } = await b.agent.target.prepare(await prepareRequest(move));
   const options = { bandwidthBytesPerS: 0, downtimeMsMax: 2000, isPostcopy: false };
   // Stopped: QEMU's pre-copy of a busy guest under TCG is not what is tried here.
   await a.vms.get('c-3').qmp.execute('stop');
-  await a.agent.nativeMigrate('c-3', session, { ...options, uri: nativeUri ?? '' });
-  await b.agent.awaitLoaded(session);
-  await b.agent.resume(session, await commit(move));
+  await a.agent.source.nativeMigrate('c-3', session, { ...options, uri: nativeUri ?? '' });
+  await b.agent.target.awaitLoaded(session);
+  await b.agent.target.resume(session, await commit(move));
   expect(b.vms.get('c-3').spec.memory.backing).toBe('shared');
   await finished(move);
   await expectArrived('c-3');

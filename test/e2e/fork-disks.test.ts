@@ -102,7 +102,7 @@ test('a clone with memory of its own keeps the disk that it lies on from being g
   const { clones, image } = await forks.fork(forks.request('keeper', { memory: 'private', cloneCount: 1 }));
   const { name } = clones[0]!;
   expect(vms.view(vms.get(name)).image).toBeNull();
-  expect((await agent.vmInventory(name)).fleetingDisks).toEqual(['disk0']);
+  expect((await agent.inventory.vmInventory(name)).fleetingDisks).toEqual(['disk0']);
   await expect(agent.images.remove(image)).rejects.toMatchObject({ code: 'CONFLICT' });
   await writes(name);
   await vms.stop(name, { isForced: true });
@@ -129,11 +129,11 @@ test('a fork that is given up leaves the parent on its own file', async () => {
   const base = makeDisk('undone');
   await boot('undone', [{ path: base }]);
   const request = forks.request('undone');
-  await agent.prepareClones(request);
-  await agent.armParent(request.fork);
-  await agent.forkPoint(request.fork);
+  await agent.forks.prepareClones(request);
+  await agent.forks.armParent(request.fork);
+  await agent.forks.forkPoint(request.fork);
   await writes('undone');
-  await agent.discardFork(request.fork);
+  await agent.forks.discardFork(request.fork);
   expect(vms.get('undone').spec.disks[0]!.path).toBe(base);
   expect(readdirSync(forks.directory).filter((name) => name.startsWith('undone.qcow2.'))).toEqual([]);
   const before = latestNumber(base);

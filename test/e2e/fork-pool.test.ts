@@ -50,7 +50,7 @@ describe('a waiting set', () => {
     // Nothing that a user would take for an image, a clone or a VM of the kind that runs.
     expect(agent.images.list()).toEqual([]);
     expect(vms.list().filter(({ state }) => state === 'running')).toHaveLength(1);
-    const inventory = await agent.forkInventory(forks.request('warm'));
+    const inventory = await agent.forks.forkInventory(forks.request('warm'));
     expect(inventory.warmCloneCount).toBe(2);
     const outcome = await forks.fork(forks.request('warm'));
     expect(outcome).toMatchObject({ isWarm: true, image });

@@ -90,7 +90,7 @@ test('a clone is forked itself: what it has written is in the clones of it, and 
   await vms.stop('child-1', { isForced: true });
   await agent.images.remove(children.image);
   await expectWorking(['grandchild-0']);
-  await expect(agent.prepareClones(forks.request('grandchild-0', { parentMode: 'stop' }))).rejects.toEqual(
+  await expect(agent.forks.prepareClones(forks.request('grandchild-0', { parentMode: 'stop' }))).rejects.toEqual(
     code('UNSUPPORTED'),
   );
 });
@@ -115,31 +115,31 @@ describe('a fork that is given up', () => {
       const { agent, vms } = forks.host;
       await forks.boot({ name: 'kept', touchMiB: 32, writePercent: 50 });
       const request = forks.request('kept', { cloneCount: 3 });
-      await agent.prepareClones(request);
+      await agent.forks.prepareClones(request);
       for (const step of ['armParent', 'forkPoint', 'startClones'] as const) {
         if (last === 'prepareClones') break;
-        await agent[step](request.fork);
+        await agent.forks[step](request.fork);
         if (step === last) break;
       }
-      await agent.discardFork(request.fork);
+      await agent.forks.discardFork(request.fork);
       expect(vms.list().map(({ name }) => name)).toEqual(['kept']);
       expect(forks.traces()).toEqual([]);
       await expectWorking(['kept']);
-      await agent.discardFork(request.fork);
-      await expect(agent.prepareClones(request)).rejects.toEqual(code('CONFLICT'));
+      await agent.forks.discardFork(request.fork);
+      await expect(agent.forks.prepareClones(request)).rejects.toEqual(code('CONFLICT'));
       // The same VM again: nothing of the first attempt is in the way.
       await forks.fork(forks.request('kept', { cloneCount: 1 }));
     },
   );
 
   test.each(AGENT_POINTS_BEFORE_COMMIT)('because of a failure at %s', async (point) => {
-    const { vms, faults, agent } = forks.host;
+    const { vms, failures, agent } = forks.host;
     await forks.boot({ name: 'faulty', touchMiB: 32, writePercent: 50 });
     const request = forks.request('faulty');
-    faults.add(point);
+    failures.add(point);
     await expect(forks.fork(request)).rejects.toEqual(code('CANCELLED'));
-    expect(faults).toEqual(new Set());
-    await agent.discardFork(request.fork);
+    expect(failures).toEqual(new Set());
+    await agent.forks.discardFork(request.fork);
     expect(vms.list().map(({ name, state }) => `${name} ${state}`)).toEqual(['faulty running']);
     expect(forks.traces()).toEqual([]);
     await expectWorking(['faulty']);
@@ -149,26 +149,28 @@ describe('a fork that is given up', () => {
     const { agent } = forks.host;
     await forks.boot({ name: 'forked', touchMiB: 32 });
     const request = forks.request('forked', { cloneCount: 1 });
-    await agent.prepareClones(request);
-    await agent.armParent(request.fork);
-    await agent.forkPoint(request.fork);
-    await agent.startClones(request.fork);
-    await agent.commitFork(request.fork);
-    await expect(agent.discardFork(request.fork)).rejects.toEqual(code('CONFLICT'));
+    await agent.forks.prepareClones(request);
+    await agent.forks.armParent(request.fork);
+    await agent.forks.forkPoint(request.fork);
+    await agent.forks.startClones(request.fork);
+    await agent.forks.commitFork(request.fork);
+    await expect(agent.forks.discardFork(request.fork)).rejects.toEqual(code('CONFLICT'));
     await forks.filled(request.fork);
-    await agent.finishFork(request.fork);
+    await agent.forks.finishFork(request.fork);
   });
 
   test('because a clone dies at its start: the clone is named, and its QEMU quoted', async () => {
     const { agent, vms } = forks.host;
     await forks.boot({ name: 'unlucky', touchMiB: 32 });
     const request = forks.request('unlucky', { cloneCount: 3, namePrefix: 'sad' });
-    await agent.prepareClones(request);
-    await agent.armParent(request.fork);
-    await agent.forkPoint(request.fork);
+    await agent.forks.prepareClones(request);
+    await agent.forks.armParent(request.fork);
+    await agent.forks.forkPoint(request.fork);
     process.kill(vms.get('sad-1').pid, 'SIGKILL');
-    await expect(agent.startClones(request.fork)).rejects.toMatchObject({ message: expect.stringContaining('sad-1') });
-    await agent.discardFork(request.fork);
+    await expect(agent.forks.startClones(request.fork)).rejects.toMatchObject({
+      message: expect.stringContaining('sad-1'),
+    });
+    await agent.forks.discardFork(request.fork);
     expect(vms.list().map(({ name }) => name)).toEqual(['unlucky']);
     await expectWorking(['unlucky']);
   });
@@ -177,16 +179,16 @@ describe('a fork that is given up', () => {
     const { agent, vms } = forks.host;
     await forks.boot({ name: 'lucky', touchMiB: 32 });
     const request = forks.request('lucky', { cloneCount: 3, namePrefix: 'some', isPartialAllowed: true });
-    await agent.prepareClones(request);
-    await agent.armParent(request.fork);
-    await agent.forkPoint(request.fork);
+    await agent.forks.prepareClones(request);
+    await agent.forks.armParent(request.fork);
+    await agent.forks.forkPoint(request.fork);
     process.kill(vms.get('some-1').pid, 'SIGKILL');
-    const { ready, failures } = await agent.startClones(request.fork);
+    const { ready, failures } = await agent.forks.startClones(request.fork);
     expect(new Set(ready.map(({ index }) => index))).toEqual(new Set([0, 2]));
     expect(failures).toMatchObject([{ index: 1, name: 'some-1' }]);
-    await agent.commitFork(request.fork);
+    await agent.forks.commitFork(request.fork);
     await forks.filled(request.fork);
-    await agent.finishFork(request.fork);
+    await agent.forks.finishFork(request.fork);
     expect(vms.has('some-1')).toBe(false);
     await expectWorking(['lucky', 'some-0', 'some-2']);
   });
@@ -196,14 +198,14 @@ test('a parent that is killed while its image is filled: the clones lack nothing
   const { vms, agent } = forks.host;
   await forks.boot({ name: 'killed', memoryMiB: 384, touchMiB: 256 });
   const request = forks.request('killed');
-  const { clones } = await agent.prepareClones(request);
-  await agent.armParent(request.fork);
-  await agent.forkPoint(request.fork);
+  const { clones } = await agent.forks.prepareClones(request);
+  await agent.forks.armParent(request.fork);
+  await agent.forks.forkPoint(request.fork);
   process.kill(vms.get('killed').pid, 'SIGKILL');
-  await agent.startClones(request.fork);
-  await agent.commitFork(request.fork);
+  await agent.forks.startClones(request.fork);
+  await agent.forks.commitFork(request.fork);
   await forks.filled(request.fork);
-  await agent.finishFork(request.fork);
+  await agent.forks.finishFork(request.fork);
   expect(vms.get('killed').state).toBe('stopped');
   await expectWorking(clones.map(({ name }) => name));
 });
@@ -212,14 +214,14 @@ test('a clone that is killed while the image is filled does not keep the others 
   const { vms, agent } = forks.host;
   await forks.boot({ name: 'family', memoryMiB: 384, touchMiB: 256 });
   const request = forks.request('family', { namePrefix: 'child', cloneCount: 3 });
-  await agent.prepareClones(request);
-  await agent.armParent(request.fork);
-  await agent.forkPoint(request.fork);
-  await agent.startClones(request.fork);
+  await agent.forks.prepareClones(request);
+  await agent.forks.armParent(request.fork);
+  await agent.forks.forkPoint(request.fork);
+  await agent.forks.startClones(request.fork);
   process.kill(vms.get('child-1').pid, 'SIGKILL');
-  await agent.commitFork(request.fork);
+  await agent.forks.commitFork(request.fork);
   await forks.filled(request.fork);
-  await agent.finishFork(request.fork);
+  await agent.forks.finishFork(request.fork);
   await expectWorking(['family', 'child-0', 'child-2']);
 });
 
@@ -248,17 +250,17 @@ test('a file system that is full before the clones run: the fork is given up, an
     const [memory] = vms.get('large').regions;
     execFileSync('fallocate', ['-l', '192M', memory!.path]);
     const request = small.request('large');
-    await agent.prepareClones(request);
+    await agent.forks.prepareClones(request);
     // Others take the room that there was when the image was made.
     const { bavail, bsize } = await statfs(small.host.ramDir);
     execFileSync('fallocate', ['-l', String(bavail * bsize - 40 * 2 ** 20), filler]);
-    await agent.armParent(request.fork);
-    await agent.forkPoint(request.fork);
+    await agent.forks.armParent(request.fork);
+    await agent.forks.forkPoint(request.fork);
     await eventually('the failure', 60_000, async () =>
-      (await agent.forkProgress(request.fork)).state === 'failed' ? true : undefined,
+      (await agent.forks.forkProgress(request.fork)).state === 'failed' ? true : undefined,
     );
-    await expect(agent.startClones(request.fork)).rejects.toEqual(code('NO_SPACE'));
-    await agent.discardFork(request.fork);
+    await expect(agent.forks.startClones(request.fork)).rejects.toEqual(code('NO_SPACE'));
+    await agent.forks.discardFork(request.fork);
     await rm(filler);
     expect(vms.list().map(({ name }) => name)).toEqual(['large']);
     expect(small.traces()).toEqual([]);
@@ -275,9 +277,9 @@ describe('a host whose daemon is restarted', () => {
     async (last) => {
       await forks.boot({ name: 'survivor', touchMiB: 32, writePercent: 50 });
       const request = forks.request('survivor');
-      await forks.host.agent.prepareClones(request);
+      await forks.host.agent.forks.prepareClones(request);
       for (const step of ['armParent', 'forkPoint', 'startClones'] as const) {
-        await forks.host.agent[step](request.fork);
+        await forks.host.agent.forks[step](request.fork);
         if (step === last) break;
       }
       await forks.host.restart();
@@ -291,14 +293,14 @@ describe('a host whose daemon is restarted', () => {
     await forks.boot({ name: 'lasting', memoryMiB: 384, touchMiB: 256, writePercent: 50 });
     const request = forks.request('lasting');
     const { agent } = forks.host;
-    const { clones } = await agent.prepareClones(request);
-    await agent.armParent(request.fork);
-    await agent.forkPoint(request.fork);
-    await agent.startClones(request.fork);
-    await agent.commitFork(request.fork);
+    const { clones } = await agent.forks.prepareClones(request);
+    await agent.forks.armParent(request.fork);
+    await agent.forks.forkPoint(request.fork);
+    await agent.forks.startClones(request.fork);
+    await agent.forks.commitFork(request.fork);
     await forks.host.restart();
     await forks.filled(request.fork);
-    await forks.host.agent.finishFork(request.fork);
+    await forks.host.agent.forks.finishFork(request.fork);
     await expectWorking(['lasting', ...clones.map(({ name }) => name)]);
     for (const { name } of clones) expect(forks.host.vms.get(name).state).toBe('running');
   });

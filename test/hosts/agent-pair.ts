@@ -42,9 +42,9 @@ export interface LogLine {
 /** One host. `restart` is what a new daemon does; QEMU stays. */
 export class AgentHost {
   readonly log: LogLine[] = [];
-  /** Fault points that throw, by name; each once. */
-  readonly faults = new Set<string>();
-  /** What is done at a fault point before it is passed, by name; each once. */
+  /** Points of InjectPort that throw, by name; each once. */
+  readonly failures = new Set<string>();
+  /** What is done at such a point before it is passed, by name; each once. */
   readonly atPoint = new Map<string, () => Promise<void>>();
   vms!: VmManager;
   agent!: LocalAgent;
@@ -104,12 +104,13 @@ export class AgentHost {
         sleep: (ms, signal) => sleep(ms, undefined, signal === undefined ? {} : { signal }),
       },
       log,
-      faults: {
+      inject: {
         hit: async (point) => {
           const act = this.atPoint.get(point);
           this.atPoint.delete(point);
           await act?.();
-          if (this.faults.delete(point)) throw new MigrationError('CANCELLED', `fault at ${point}`);
+          if (this.failures.delete(point))
+            throw new MigrationError('CANCELLED', `a test ordered a failure at ${point}`);
         },
       },
       hostInfo: { preloadPath, certificateExpiresAt: () => null },
@@ -192,10 +193,9 @@ export class AgentPair {
       return host;
     };
     const peers: Peers = {
-      agent: (name) => find(name).agent,
       sendState: async (name, session, body) => {
         await this.onSendState();
-        await find(name).agent.acceptState(session, body);
+        await find(name).agent.target.acceptState(session, body);
       },
       warm: async () => undefined,
     };
@@ -256,24 +256,27 @@ export class AgentPair {
 
 export async function prepareRequest(move: Move): Promise<PrepareRequest> {
   const { session, job, token, mode, from, vm } = move;
-  const { spec, epoch, accel } = await from.agent.vmInventory(vm);
+  const { spec, epoch, accel } = await from.agent.inventory.vmInventory(vm);
   return { session, job, token, mode, spec, epoch, accel, source: from.name, bandwidthBytesPerS: 0 };
 }
 
 /** reserve to connectTarget. */
 export async function upToConnect(move: Move): Promise<void> {
   const { from, to, session, vm, token, transport, job } = move;
-  await from.agent.reserve(vm, job);
-  await to.agent.prepare(await prepareRequest(move));
-  await to.agent.connect(session, await from.agent.expose({ session, vm, token, transport, target: to.name }));
+  await from.agent.source.reserve(vm, job);
+  await to.agent.target.prepare(await prepareRequest(move));
+  await to.agent.target.connect(
+    session,
+    await from.agent.source.expose({ session, vm, token, transport, target: to.name }),
+  );
 }
 
 export async function stopAndTransfer(move: Move): Promise<{ stoppedAtUs: number; deviceStateBytes: number }> {
   const { from, to, session, vm } = move;
-  const { stoppedAtUs } = await from.agent.stop(vm, session);
+  const { stoppedAtUs } = await from.agent.source.stop(vm, session);
   const [{ deviceStateBytes }] = await Promise.all([
-    from.agent.transferState(vm, session, to.name),
-    to.agent.awaitLoaded(session),
+    from.agent.source.transferState(vm, session, to.name),
+    to.agent.target.awaitLoaded(session),
   ]);
   return { stoppedAtUs, deviceStateBytes };
 }
@@ -288,7 +291,7 @@ export async function commit({ from, to, session, vm }: Move): Promise<number> {
 
 export function drained({ to, session }: Move): Promise<SessionProgress> {
   return eventually('every page has arrived', DRAIN_MS, async () => {
-    const progress = await to.agent.progress(session);
+    const progress = await to.agent.target.progress(session);
     if (progress.state === 'gone' || progress.state === 'failed') throw new Error(JSON.stringify(progress));
     return progress.state === 'complete' ? progress : undefined;
   });
@@ -301,9 +304,9 @@ export async function moveByPostcopy(
   await upToConnect(move);
   const { stoppedAtUs, deviceStateBytes } = await stopAndTransfer(move);
   const epoch = await commit(move);
-  const { resumedAtUs } = await to.agent.resume(session, epoch);
+  const { resumedAtUs } = await to.agent.target.resume(session, epoch);
   const progress = await drained(move);
-  await from.agent.release(vm, session);
-  await to.agent.finish(session);
+  await from.agent.source.release(vm, session);
+  await to.agent.target.finish(session);
   return { blackoutMs: (resumedAtUs - stoppedAtUs) / 1000, deviceStateBytes, progress };
 }

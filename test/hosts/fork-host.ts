@@ -44,7 +44,7 @@ export class ForkHost {
     const none = () => {
       throw new MigrationError('NOT_FOUND', 'there is one host');
     };
-    this.host = new AgentHost('A', directory, { agent: none, sendState: none, warm: async () => undefined });
+    this.host = new AgentHost('A', directory, { sendState: none, warm: async () => undefined });
     this.#janitor = new Janitor({ paths: [directory, this.host.ramDir] });
   }
 
@@ -136,21 +136,21 @@ export function forkRequest(vm: string | null, change: Partial<PrepareForkReques
 export async function forkOn(host: AgentHost, request: PrepareForkRequest): Promise<ForkOutcome> {
   const { agent } = host;
   const { fork, vm, job } = request;
-  if (vm !== null) await agent.reserve(vm, job);
-  const { clones, image, isWarm } = await agent.prepareClones(request);
-  await agent.armParent(fork);
-  const point = await agent.forkPoint(fork);
-  const start = await agent.startClones(fork);
-  await agent.commitFork(fork);
+  if (vm !== null) await agent.source.reserve(vm, job);
+  const { clones, image, isWarm } = await agent.forks.prepareClones(request);
+  await agent.forks.armParent(fork);
+  const point = await agent.forks.forkPoint(fork);
+  const start = await agent.forks.startClones(fork);
+  await agent.forks.commitFork(fork);
   const progress = await filledOn(host, fork);
-  await agent.finishFork(fork);
-  if (vm !== null) await agent.unreserve(vm, job);
+  await agent.forks.finishFork(fork);
+  if (vm !== null) await agent.source.unreserve(vm, job);
   return { image, isWarm, clones, point, start, progress };
 }
 
 function filledOn(host: AgentHost, fork: string): Promise<ForkProgress> {
   return eventually('the image is complete', FILL_MS, async () => {
-    const progress = await host.agent.forkProgress(fork);
+    const progress = await host.agent.forks.forkProgress(fork);
     if (progress.state === 'failed') throw new Error(JSON.stringify(progress));
     return progress.state === 'complete' ? progress : undefined;
   });

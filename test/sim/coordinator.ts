@@ -3,8 +3,9 @@
  * its job is at rest.
  */
 import { readHistories } from '../../src/jobs/history.js';
-import type { JobManager, JobManagerOptions } from '../../src/jobs/jobs.js';
+import type { JobManager } from '../../src/jobs/jobs.js';
 import type { FileJournal } from '../../src/jobs/journal.js';
+import type { JobManagerOptions } from '../../src/jobs/options.js';
 import type { Chance } from './chance.js';
 import type { Life, Time } from './time.js';
 
@@ -31,11 +32,11 @@ export function diskHooks(world: AnyWorld, isFull: () => boolean) {
 export function worldPorts(
   world: AnyWorld,
   life: Life,
-): Pick<JobManagerOptions, 'clock' | 'random' | 'faults' | 'log'> {
+): Pick<JobManagerOptions, 'clock' | 'random' | 'inject' | 'log'> {
   return {
     clock: life.clock,
     random: { hex: (bytes) => world.chance.hex(bytes) },
-    faults: {
+    inject: {
       hit: async (point) => {
         world.event(point);
         await life.survive();

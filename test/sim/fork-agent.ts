@@ -1,5 +1,5 @@
 /**
- * The host's part of forks in the simulation: keeps the rules of fork-ports.ts, forgets what a real daemon forgets when
+ * The host's part of forks in the simulation: keeps the rules of ports/host.ts, forgets what a real daemon forgets when
  * it dies.
  */
 
@@ -8,13 +8,14 @@ import type { CloneIdentity } from '../../src/domain/fork.js';
 import type { ForkInventory } from '../../src/domain/host.js';
 import type {
   CommittedFork,
-  ForkAgentPort,
   ForkPointReply,
+  ForkPort,
   ForkProgress,
   PrepareForkReply,
   PrepareForkRequest,
   StartClonesReply,
 } from '../../src/engine/ports/fork.js';
+import type { SourcePort } from '../../src/engine/ports/source.js';
 import { CLONES, type Clone, type ForkNote, type ForkWorld, type Image, PAGES } from './fork-world.js';
 import { vmSpec } from './spec.js';
 import { type Life, NEVER } from './time.js';
@@ -23,8 +24,7 @@ const WORK_MS = 2;
 /** Slow enough that the image still fills when the clones run. */
 const PAGE_MS = 4;
 
-export class SimForkAgent implements ForkAgentPort {
-  readonly host = 'A';
+export class SimForkAgent implements ForkPort, Pick<SourcePort, 'reserve' | 'unreserve'> {
   readonly #world: ForkWorld;
   readonly #life: Life;
   /** Forks that are over: nothing that arrives late brings them back. */

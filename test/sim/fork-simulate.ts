@@ -1,11 +1,14 @@
+import { callOn, hostOfCalls } from '../../src/api/peers/methods.js';
 import { FileRegistry } from '../../src/cluster/file.js';
 import { MigrationError } from '../../src/domain/errors.js';
 import type { ForkRequest, ParentMode } from '../../src/domain/fork.js';
 import type { JobState } from '../../src/domain/job.js';
-import type { AgentPort } from '../../src/engine/ports/agent.js';
-import type { ForkAgentPort } from '../../src/engine/ports/fork.js';
+import type { ForkPort } from '../../src/engine/ports/fork.js';
+import type { HostPort } from '../../src/engine/ports/host.js';
+import type { SourcePort } from '../../src/engine/ports/source.js';
 import { JobManager } from '../../src/jobs/jobs.js';
 import { FileJournal } from '../../src/jobs/journal.js';
+import { unreachableHost } from '../../src/jobs/unreachable-host.js';
 import { diskHooks, jobWatch, runToRest, worldPorts } from './coordinator.js';
 import { SimForkAgent } from './fork-agent.js';
 import { CLONES, type ForkFault, ForkWorld } from './fork-world.js';
@@ -31,20 +34,6 @@ export interface ForkResult {
   readonly trace: readonly string[];
 }
 
-const FORK_CALLS = [
-  'forkInventory',
-  'prepareClones',
-  'armParent',
-  'forkPoint',
-  'startClones',
-  'commitFork',
-  'forkProgress',
-  'finishFork',
-  'discardFork',
-] as const satisfies readonly (keyof ForkAgentPort)[];
-
-type Call = (...parameters: unknown[]) => Promise<unknown>;
-
 export async function simulateFork({
   seed,
   faults,
@@ -64,20 +53,14 @@ export async function simulateFork({
     if (sabotage === 'loseJournal') world.journal.bytes = Buffer.alloc(0);
     const opened = (await FileJournal.on(new SimStore(world.journal, life, hooks))).journal;
     await agent.start();
-    const wrap = (name: string, work: Call): Call => called(world, life, name, work);
-    const bound = agent as unknown as Record<string, Call>;
-    const methods = FORK_CALLS.map((name): [string, Call] => [name, wrap(name, bound[name]!.bind(agent))]);
-    const forks = sabotaged({ host: 'A', ...Object.fromEntries(methods) } as unknown as ForkAgentPort, world, sabotage);
-    const reserve = wrap('reserve', bound.reserve!.bind(agent));
-    const unreserve = wrap('unreserve', bound.unreserve!.bind(agent));
-    const local = {
-      host: 'A',
-      reserve,
-      unreserve: sabotage === 'keepReserved' ? () => Promise.resolve() : unreserve,
-    } as unknown as AgentPort;
+    const host: HostPort = { ...unreachableHost('A', null), source: agent as unknown as SourcePort, forks: agent };
+    const local = hostOfCalls('A', (line, parameters) =>
+      called(world, life, line.name, () => callOn(host, line, parameters)),
+    );
+    const wrong = sabotaged(local, world, sabotage);
     const manager = new JobManager({
-      ...{ host: 'A', forks, registry, journal: opened },
-      agent: () => local,
+      ...{ host: 'A', registry, journal: opened },
+      agent: () => wrong,
       ...worldPorts(world, life),
     });
     jobs = manager;
@@ -112,7 +95,7 @@ export async function simulateFork({
   const job = (jobs as JobManager | null)?.list()[0] ?? null;
   if (!hasRested) world.fail(`the job did not come to rest: ${JSON.stringify(job)}`);
   else if (world.violation === null) {
-    judge(world, job?.state ?? null, parentMode);
+    checkAtRest(world, job?.state ?? null, parentMode);
     // A question that got no answer may cost the report its names; a death of the daemon may not.
     const named = job?.kind === 'fork' ? (job.report?.clones.length ?? 0) : 0;
     const isHeard = faults.every(({ kind }) => kind === 'killDaemon');
@@ -140,25 +123,23 @@ function requestFor(parentMode: ParentMode): ForkRequest {
 /**
  * Calls within one daemon: they may fail before or after they have taken effect, or be late. They die with the daemon.
  */
-function called(world: ForkWorld, life: Life, name: string, work: Call): Call {
-  return async (...parameters) => {
-    await life.survive();
-    world.event(`call ${name}`);
-    await life.survive();
-    const fault = world.callFault;
-    world.callFault = null;
-    if (fault?.kind === 'failCall') throw new MigrationError('TIMEOUT', `${name} was not begun`);
-    if (fault?.kind === 'delayCall') await life.sleep(fault.ms);
-    const answer = await work(...parameters);
-    world.event(`answer ${name}`);
-    await life.survive();
-    if (fault?.kind === 'failAnswer') throw new MigrationError('TIMEOUT', `the answer of ${name} was lost`);
-    return answer;
-  };
+async function called(world: ForkWorld, life: Life, name: string, work: () => Promise<unknown>): Promise<unknown> {
+  await life.survive();
+  world.event(`call ${name}`);
+  await life.survive();
+  const fault = world.callFault;
+  world.callFault = null;
+  if (fault?.kind === 'failCall') throw new MigrationError('TIMEOUT', `${name} was not begun`);
+  if (fault?.kind === 'delayCall') await life.sleep(fault.ms);
+  const answer = await work();
+  world.event(`answer ${name}`);
+  await life.survive();
+  if (fault?.kind === 'failAnswer') throw new MigrationError('TIMEOUT', `the answer of ${name} was lost`);
+  return answer;
 }
 
 /** What must hold when the daemon is up, all faults over and the job has ended. */
-function judge(world: ForkWorld, state: JobState | null, parentMode: ParentMode): void {
+function checkAtRest(world: ForkWorld, state: JobState | null, parentMode: ParentMode): void {
   const { parent, clones, images, forks, killed } = world;
   const fail = (what: string): void => world.fail(`at rest (${state}): ${what}`);
   if (parent.job !== null) fail('the parent is still reserved');
@@ -179,27 +160,29 @@ function judge(world: ForkWorld, state: JobState | null, parentMode: ParentMode)
   if (!killed.parent && parent.state !== 'running') fail('the parent does not run');
 }
 
-function sabotaged(forks: ForkAgentPort, world: ForkWorld, sabotage: ForkSabotage | undefined): ForkAgentPort {
+function sabotaged(host: HostPort, world: ForkWorld, sabotage: ForkSabotage | undefined): HostPort {
+  const { source, forks } = host;
+  const withForks = (change: Partial<ForkPort>): HostPort => ({ ...host, forks: { ...forks, ...change } });
   switch (sabotage) {
     case 'discardNothing':
-      return { ...forks, discardFork: () => Promise.resolve() };
+      return withForks({ discardFork: () => Promise.resolve() });
     case 'forgetCommit':
-      return {
-        ...forks,
+      return withForks({
         commitFork: async () => {
           world.event('commit, not written');
         },
-      };
+      });
     case 'completeTooSoon':
-      return {
-        ...forks,
+      return withForks({
         forkProgress: async (fork) => ({ ...(await forks.forkProgress(fork)), state: 'complete' }),
         finishFork: async (fork) => {
           world.parent.protectedFor = null;
           world.forks.delete(fork);
         },
-      };
+      });
+    case 'keepReserved':
+      return { ...host, source: { ...source, unreserve: () => Promise.resolve() } };
     default:
-      return forks;
+      return host;
   }
 }

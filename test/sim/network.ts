@@ -1,7 +1,8 @@
 /** Calls from one daemon's life to an agent, over a network that loses, repeats and delays. */
 
+import { callOn, type HostCall, hostOfCalls } from '../../src/api/peers/methods.js';
 import { MigrationError } from '../../src/domain/errors.js';
-import type { AgentPort } from '../../src/engine/ports/agent.js';
+import type { HostPort } from '../../src/engine/ports/host.js';
 import type { Life } from './time.js';
 import type { Fault, World } from './world.js';
 
@@ -12,46 +13,13 @@ const SILENCE_MS = 3_000;
 export interface Callee {
   readonly host: 'A' | 'B';
   /** Who answers now: null while the daemon is down. */
-  readonly find: () => { agent: AgentPort; life: Life } | null;
+  readonly find: () => { agent: HostPort; life: Life } | null;
 }
 
-type Call = (...parameters: unknown[]) => Promise<unknown>;
-
-const METHODS = [
-  'inventory',
-  'vmInventory',
-  'checkTarget',
-  'prepare',
-  'connect',
-  'awaitLoaded',
-  'resume',
-  'progress',
-  'reconnect',
-  'inherit',
-  'finish',
-  'discard',
-  'reserve',
-  'unreserve',
-  'expose',
-  'unexpose',
-  'stop',
-  'continueVm',
-  'transferState',
-  'nativeMigrate',
-  'nativeProgress',
-  'nativeCancel',
-  'sourceCounters',
-  'release',
-] as const satisfies readonly (keyof AgentPort)[];
-
 /** The callee as the daemon life `caller` on `from` sees it. */
-export function remoteAgent(world: World, from: 'A' | 'B', caller: Life, callee: Callee): AgentPort {
+export function remoteHost(world: World, from: 'A' | 'B', caller: Life, callee: Callee): HostPort {
   const isRemote = from !== callee.host;
-  const entries = METHODS.map((name): [string, Call] => [
-    name,
-    (...parameters) => call(world, isRemote, caller, callee, name, parameters),
-  ]);
-  return { host: callee.host, ...Object.fromEntries(entries) } as unknown as AgentPort;
+  return hostOfCalls(callee.host, (line, parameters) => call(world, isRemote, caller, callee, line, parameters));
 }
 
 async function call(
@@ -59,22 +27,22 @@ async function call(
   isRemote: boolean,
   caller: Life,
   callee: Callee,
-  name: (typeof METHODS)[number],
-  parameters: unknown[],
+  line: HostCall,
+  parameters: readonly unknown[],
 ): Promise<unknown> {
-  const label = `${callee.host}.${name}`;
+  const label = `${callee.host}.${line.name}`;
   await caller.survive();
   world.event(`call ${label}`);
   await caller.survive();
   const fault = takeCallFault(world);
   if (fault?.kind === 'delayCall') {
     // The request is on its way, whatever becomes of the caller; only the callee's death ends it.
-    return outlive(caller, world, () => arrive(world, isRemote, callee, name, parameters, fault.ms));
+    return outlive(caller, world, () => arrive(world, isRemote, callee, line, parameters, fault.ms));
   }
   if (fault?.kind === 'repeatCall') {
-    void arrive(world, isRemote, callee, name, parameters, fault.ms).catch(() => undefined);
+    void arrive(world, isRemote, callee, line, parameters, fault.ms).catch(() => undefined);
   }
-  const answer = await outlive(caller, world, () => arrive(world, isRemote, callee, name, parameters, 0));
+  const answer = await outlive(caller, world, () => arrive(world, isRemote, callee, line, parameters, 0));
   world.event(`answer ${label}`);
   await caller.survive();
   if (fault?.kind === 'loseAnswer' || (isRemote && !world.isNetworkUp)) {
@@ -88,8 +56,8 @@ async function arrive(
   world: World,
   isRemote: boolean,
   callee: Callee,
-  name: (typeof METHODS)[number],
-  parameters: unknown[],
+  line: HostCall,
+  parameters: readonly unknown[],
   delayMs: number,
 ): Promise<unknown> {
   const before = callee.find();
@@ -103,9 +71,9 @@ async function arrive(
   if (present === null || (delayMs > 0 && before?.life !== present.life)) {
     throw new MigrationError('UNREACHABLE', `${callee.host} refuses connections`);
   }
-  world.event(`arrive ${callee.host}.${name}`);
+  world.event(`arrive ${callee.host}.${line.name}`);
   await present.life.survive();
-  const work = (present.agent[name] as Call).apply(present.agent, parameters);
+  const work = callOn(present.agent, line, parameters);
   // A daemon that dies resets its connections.
   return new Promise((resolve, reject) => {
     work.then(resolve, reject);

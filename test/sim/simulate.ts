@@ -1,14 +1,14 @@
 import { FileRegistry } from '../../src/cluster/file.js';
 import type { JobState } from '../../src/domain/job.js';
 import type { MigrationMode } from '../../src/domain/migration.js';
-import type { AgentPort } from '../../src/engine/ports/agent.js';
+import type { HostPort } from '../../src/engine/ports/host.js';
 import type { Registry } from '../../src/engine/ports/registry.js';
+import type { TargetPort } from '../../src/engine/ports/target.js';
 import { JobManager } from '../../src/jobs/jobs.js';
 import { FileJournal } from '../../src/jobs/journal.js';
 import { SimAgent } from './agent.js';
 import { diskHooks, jobWatch, runToRest, worldPorts } from './coordinator.js';
-import { remoteAgent } from './network.js';
-import { noForks } from './no-forks.js';
+import { remoteHost } from './network.js';
 import { startedVm, vmSpec } from './spec.js';
 import { SimStore } from './store.js';
 import { Life } from './time.js';
@@ -58,23 +58,22 @@ export async function simulate({ seed, faults, mode = 'postcopy', sabotage }: Sc
     const registry = await FileRegistry.on(new SimStore(state.owners, life, hooks));
     const peer = (): SimAgent | null =>
       world.isNetworkUp && world.hosts[other].life ? (daemons[other]?.agent ?? null) : null;
-    const agent = new SimAgent(world, state, life, registry, peer);
+    const agent = new SimAgent({ world, state, life, registry }, peer);
     if (host === 'B') {
       daemons.B = { life, agent, jobs: null, journal: null };
       return;
     }
-    const find = (name: 'A' | 'B') => (): { agent: AgentPort; life: Life } | null =>
+    const find = (name: 'A' | 'B') => (): { agent: HostPort; life: Life } | null =>
       world.hosts[name].life === null ? null : daemons[name];
     if (sabotage === 'loseJournal') state.journal.bytes = Buffer.alloc(0);
     const { journal } = await FileJournal.on(new SimStore(state.journal, life, hooks));
-    const agents: Record<string, AgentPort> = {
-      A: remoteAgent(world, 'A', life, { host: 'A', find: find('A') }),
-      B: remoteAgent(world, 'A', life, { host: 'B', find: find('B') }),
+    const agents: Record<string, HostPort> = {
+      A: remoteHost(world, 'A', life, { host: 'A', find: find('A') }),
+      B: remoteHost(world, 'A', life, { host: 'B', find: find('B') }),
     };
     const jobs = new JobManager({
       host: 'A',
       agent: (name) => sabotaged(agents[name]!, world, sabotage),
-      forks: noForks('A'),
       registry: sabotage === 'resumeBeforeCommit' ? resumeFirst(registry, agents.B!) : registry,
       journal,
       ...worldPorts(world, life),
@@ -125,7 +124,7 @@ export async function simulate({ seed, faults, mode = 'postcopy', sabotage }: Sc
   });
   const job = daemons.A?.jobs?.list()[0] ?? null;
   if (!hasRested) world.fail(`the job did not come to rest: ${JSON.stringify(job)}`);
-  else if (world.violation === null) judgeRest(world, daemons, job?.state ?? null);
+  else if (world.violation === null) checkAtRest(world, daemons, job?.state ?? null);
   return {
     violation: world.violation?.message ?? null,
     state: job?.state ?? null,
@@ -146,7 +145,7 @@ async function giveToSource({ hosts, time }: World): Promise<void> {
 }
 
 /** What must hold when all daemons are up, all faults over and the job has ended. */
-function judgeRest(world: World, { A, B }: { A: Daemon | null; B: Daemon | null }, state: JobState | null): void {
+function checkAtRest(world: World, { A, B }: { A: Daemon | null; B: Daemon | null }, state: JobState | null): void {
   const source = world.hosts.A.vms.get(vmSpec.name);
   const target = world.hosts.B.vms.get(vmSpec.name);
   const runs = (record: typeof source): boolean => record?.qemu?.isAlive === true && record.qemu.state === 'running';
@@ -169,13 +168,13 @@ function judgeRest(world: World, { A, B }: { A: Daemon | null; B: Daemon | null 
     if (source !== undefined && source.job !== null) fail('the VM is still reserved on the source');
   }
   if (world.hosts.B.sessions.size > 0) fail('a session is left over on the target');
-  if ((A?.agent.exposureCount ?? 0) > 0 || (B?.agent.exposureCount ?? 0) > 0) fail('memory is still exposed');
+  if ((A?.agent.source.exposureCount ?? 0) > 0 || (B?.agent.source.exposureCount ?? 0) > 0)
+    fail('memory is still exposed');
 }
 
-function resumeFirst(registry: Registry, target: AgentPort): Registry {
+function resumeFirst(registry: Registry, { target }: HostPort): Registry {
   return {
     owner: (vm) => registry.owner(vm),
-    owners: () => registry.owners(),
     removeOwner: (vm, epoch) => registry.removeOwner(vm, epoch),
     lastEpoch: (vm) => registry.lastEpoch(vm),
     swapOwner: async (vm, epoch, next) => {
@@ -185,26 +184,27 @@ function resumeFirst(registry: Registry, target: AgentPort): Registry {
   };
 }
 
-function sabotaged(agent: AgentPort, world: World, sabotage: Sabotage | undefined): AgentPort {
+function sabotaged(host: HostPort, world: World, sabotage: Sabotage | undefined): HostPort {
+  const { target } = host;
   switch (sabotage) {
-    case 'continueAfterCommit':
-      return {
-        ...agent,
-        resume: async (session, epoch) => {
-          const qemu = world.hosts.A.vms.get(vmSpec.name)?.qemu;
-          if (qemu) qemu.state = 'running';
-          return agent.resume(session, epoch);
-        },
+    case 'continueAfterCommit': {
+      const resume: TargetPort['resume'] = async (session, epoch) => {
+        const qemu = world.hosts.A.vms.get(vmSpec.name)?.qemu;
+        if (qemu) qemu.state = 'running';
+        return target.resume(session, epoch);
       };
-    case 'completeTooSoon':
-      return {
-        ...agent,
-        progress: async (session) => ({ ...(await agent.progress(session)), state: 'complete' }),
-        finish: () => Promise.resolve(),
-      };
+      return { ...host, target: { ...target, resume } };
+    }
+    case 'completeTooSoon': {
+      const progress: TargetPort['progress'] = async (session) => ({
+        ...(await target.progress(session)),
+        state: 'complete',
+      });
+      return { ...host, target: { ...target, progress, finish: () => Promise.resolve() } };
+    }
     case 'discardNothing':
-      return { ...agent, discard: () => Promise.resolve() };
+      return { ...host, target: { ...target, discard: () => Promise.resolve() } };
     default:
-      return agent;
+      return host;
   }
 }

@@ -121,7 +121,7 @@ export class FakeHost {
       ...(fakes as unknown as Pick<LocalAgentOptions, 'vms' | 'native' | 'listener'>),
       host: 'A',
       registry,
-      peers: { agent: () => this.agent, sendState: () => new Promise(() => undefined), warm: async () => undefined },
+      peers: { sendState: () => new Promise(() => undefined), warm: async () => undefined },
       dataAddress: '127.0.0.1',
       rdma: {
         inventory: async () => NO_RDMA,
@@ -133,7 +133,7 @@ export class FakeHost {
       stateDir: directory,
       clock: { nowMs: () => performance.now(), isoNow: () => new Date().toISOString(), sleep: async () => undefined },
       log: { debug: silent, info: silent, warn: silent, error: silent },
-      faults: { hit: async () => undefined },
+      inject: { hit: async () => undefined },
       hostInfo: { preloadPath: null, certificateExpiresAt: () => null },
     });
   }

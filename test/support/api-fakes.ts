@@ -1,6 +1,7 @@
 /** Parts of a daemon behind the API's ports, in memory, so that the API's own promises can be tested without QEMU. */
 import { PassThrough, type Readable } from 'node:stream';
 import type { ApiAgent, ApiImages, ApiPool, ApiServices } from '../../src/api/contract/ports.js';
+import { hostOfCalls } from '../../src/api/peers/methods.js';
 import { MigrationError } from '../../src/domain/errors.js';
 import type { ForkReport, ForkRequest, WarmRequest, WarmSetView } from '../../src/domain/fork.js';
 import type { ImageView } from '../../src/domain/image.js';
@@ -300,15 +301,11 @@ export function fakeServices(change: Partial<ApiServices> = {}): FakeServices {
     for await (const chunk of stream as AsyncIterable<Buffer>) chunks.push(chunk);
     states.set(session, Buffer.concat(chunks));
   };
-  const agent = new Proxy({ host: 'A', acceptState } as unknown as ApiAgent, {
-    get: (target, method: string) =>
-      method in target
-        ? target[method as keyof ApiAgent]
-        : async (...args: unknown[]) => {
-            calls.push({ method, args });
-            return answers.get(method)?.();
-          },
+  const host = hostOfCalls('A', async ({ name }, args) => {
+    calls.push({ method: name, args: [...args] });
+    return answers.get(name)?.();
   });
+  const agent: ApiAgent = { ...host, target: { ...host.target, acceptState } };
   const log = (level: string) => (_: object, message: string) => void logged.push({ level, message });
   return {
     host: 'A',

@@ -1,12 +1,13 @@
-/** The forks of this host, by id: ForkAgentPort (see the rules there). What a fork does is in fork-session.ts. */
+/** ForkPort on this host: its forks, by id. What a fork does is in session.ts. */
 
 import { MigrationError, toMigrationError } from '../../domain/errors.js';
 import type { CloneIdentity } from '../../domain/fork.js';
 import type { ForkInventory } from '../../domain/host.js';
 import type {
-  ForkAgentPort,
   ForkPointReply,
+  ForkPort,
   ForkProgress,
+  ForkQuestion,
   PrepareForkReply,
   PrepareForkRequest,
   StartClonesReply,
@@ -16,15 +17,14 @@ import { checkImageId } from '../image/record.js';
 import { EndedSessions } from '../migration/ended-sessions.js';
 import type { ManagedVm } from '../vm/vms.js';
 import type { ForkContext } from './context.js';
-import { type ForkQuestion, forkInventory } from './inventory.js';
+import { forkInventory } from './inventory.js';
 import type { Pool } from './pool.js';
 import { prepareFork } from './prepare.js';
 import type { ForkRecord } from './record.js';
 import { ForkSession } from './session.js';
 import { undoFork } from './undo.js';
 
-export class ForkAgent implements ForkAgentPort {
-  readonly host: string;
+export class ForkAgent implements ForkPort {
   readonly #context: ForkContext;
   readonly #pool: Pool;
   readonly #locks = new KeyedLocks();
@@ -37,7 +37,6 @@ export class ForkAgent implements ForkAgentPort {
 
   constructor(context: ForkContext, pool: Pool, arriving: (vm: string) => Promise<string | null>) {
     this.#arriving = arriving;
-    this.host = context.host;
     this.#context = context;
     this.#pool = pool;
     context.vms.on('exit', this.#onExit);
@@ -69,11 +68,11 @@ export class ForkAgent implements ForkAgentPort {
     return [...this.#forks.values()].some(({ record }) => record.image === image);
   }
 
-  forkInventory(request: ForkQuestion): Promise<ForkInventory> {
-    return forkInventory(this.#context, request, this.#pool, this.#arriving);
+  forkInventory(question: ForkQuestion): Promise<ForkInventory> {
+    return forkInventory(this.#context, question, this.#pool, this.#arriving);
   }
 
-  prepareClones(request: PrepareForkRequest): Promise<PrepareForkReply> {
+  async prepareClones(request: PrepareForkRequest): Promise<PrepareForkReply> {
     const { fork } = request;
     checkImageId(fork);
     return this.#locks.hold(fork, async () => {
@@ -167,7 +166,7 @@ export class ForkAgent implements ForkAgentPort {
     if (session !== undefined) return session;
     checkImageId(fork);
     this.#ended.refuse(fork);
-    throw new MigrationError('NOT_FOUND', `no fork ${fork} on ${this.host}`);
+    throw new MigrationError('NOT_FOUND', `no fork ${fork} on ${this.#context.host}`);
   }
 
   readonly #onExit = (name: string): void => {

@@ -3,7 +3,7 @@
 import { release } from 'node:os';
 import type { ForkInventory, VmInventory } from '../../domain/host.js';
 import type { VmSpec } from '../../domain/vm.js';
-import type { PrepareForkRequest } from '../../engine/ports/fork.js';
+import type { ForkQuestion } from '../../engine/ports/fork.js';
 import type { ImageRecord } from '../image/record.js';
 import { vmInventory } from '../inventory/inventory.js';
 import { memoryAvailableBytes } from '../vm/ram-files.js';
@@ -12,8 +12,6 @@ import { cloneNames } from './clone-names.js';
 import type { ForkContext } from './context.js';
 import { diskBlockers } from './parent-disks.js';
 import type { Pool, PooledSet } from './pool.js';
-
-export type ForkQuestion = Omit<PrepareForkRequest, 'fork' | 'job' | 'isPartialAllowed'>;
 
 /** What a QEMU has of its own when its guest resumes: 16 MiB, and some pages that the guest writes at once. */
 const CLONE_BYTES = 20 * 1024 * 1024;

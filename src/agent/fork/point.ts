@@ -16,7 +16,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import type { QmpClient } from '../../backends/qemu/qmp.js';
 import { MigrationError } from '../../domain/errors.js';
 import type { ForkPointReply } from '../../engine/ports/fork.js';
-import type { FaultPort } from '../../engine/ports/inject.js';
+import type { InjectPort } from '../../engine/ports/inject.js';
 import type { ImageCaptureHandle } from '../../native/types.js';
 import type { OutgoingState } from '../migration/outgoing-state.js';
 import type { ManagedVm } from '../vm/vms.js';
@@ -38,12 +38,12 @@ export interface ForkPointOptions {
   readonly statePath: string;
   /** Makes the disks' present files read-only for all. Called while the parent stands still. */
   readonly snapshotDisks: () => Promise<void>;
-  readonly faults: FaultPort;
+  readonly inject: InjectPort;
 }
 
 /** If it rejects the parent may stand still: the caller lets it run on. */
 export async function takeForkPoint(vm: ManagedVm, options: ForkPointOptions): Promise<ForkPointReply> {
-  const { state, capture, faults } = options;
+  const { state, capture, inject } = options;
   const chunks: Buffer[] = [];
   const { stoppedAtUs } = await state.stop((socket) => collect(socket, chunks));
   const noticedAtMs = performance.now();
@@ -54,12 +54,12 @@ export async function takeForkPoint(vm: ManagedVm, options: ForkPointOptions): P
     parts.push({ name, ms: nowMs - sinceMs });
     sinceMs = nowMs;
   };
-  await faults.hit('agent:fork:stopped');
+  await inject.hit('agent:fork:stopped');
   await Promise.all([capture?.protect(), options.snapshotDisks()]);
   note('protect');
   const { deviceStateBytes } = await state.transfer();
   note('deviceState');
-  await faults.hit('agent:fork:saved');
+  await inject.hit('agent:fork:saved');
   if (capture === null) {
     await writeFile(options.statePath, chunks);
     note('write');

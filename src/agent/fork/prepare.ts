@@ -17,7 +17,7 @@ export async function prepareFork(
   pool: Pool,
   signal: AbortSignal,
 ): Promise<ForkParts> {
-  const { images, forkStore, faults } = context;
+  const { images, forkStore, inject } = context;
   const { shape, parent } = shapeOf(context, request);
   const set = request.image === null ? pool.claim(shape) : null;
   const image = request.image ?? set?.image ?? request.fork;
@@ -30,7 +30,7 @@ export async function prepareFork(
   let made: WaitingSet | null = set;
   try {
     await forkStore.save(record);
-    await faults.hit('agent:fork:prepare');
+    await inject.hit('agent:fork:prepare');
     if (isNewImage && set === null) await images.create(newImage(context, image, shape), ramOfImage(shape, parent));
     made ??= await makeWaitingSet(context, images.get(image), shape, {
       fork: isNewImage ? image : request.fork,
@@ -39,7 +39,7 @@ export async function prepareFork(
     });
     record = { ...record, state: 'prepared', clones: made.clones.map(({ identity }) => identity) };
     await forkStore.save(record);
-    await faults.hit('agent:fork:prepared');
+    await inject.hit('agent:fork:prepared');
     return { record, parent, clones: made.clones, failures: made.failures };
   } catch (error) {
     await endClones(context, made?.clones ?? []);

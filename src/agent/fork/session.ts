@@ -85,7 +85,7 @@ export class ForkSession {
 
   get reply(): PrepareForkReply {
     const { image, isWarm, clones } = this.#record;
-    return { image, isWarm, clones, failures: this.#failures };
+    return { image, isWarm, clones, failures: this.#failures.map(inJson) };
   }
 
   /** Of an earlier daemon, committed: its clones run, its image may still be filling. */
@@ -263,9 +263,9 @@ export class ForkSession {
     this.#mustLive();
     const parent = this.#parent;
     if (parent === null) return;
-    const { images, faults } = this.#context;
+    const { images, inject } = this.#context;
     const image = images.get(this.#record.image);
-    await faults.hit('agent:fork:arm');
+    await inject.hit('agent:fork:arm');
     this.#disks ??= new ParentDisks(this.#context, parent, image.id);
     await this.#disks.prepare(this.request.parentMode);
     this.#state ??= await OutgoingState.listen(parent);
@@ -279,13 +279,13 @@ export class ForkSession {
 
   async #pointOnce(): Promise<ForkPointReply> {
     this.#mustLive();
-    const { images, faults, log } = this.#context;
+    const { images, inject, log } = this.#context;
     const { image: id, request } = this.#record;
     if (this.#parent === null)
       return { parentPauseMs: 0, deviceStateBytes: images.get(id).deviceStateBytes, parts: [] };
     const [state, disks] = [this.#state, this.#disks];
     if (state === null || disks === null) throw new MigrationError('CONFLICT', 'the parent has not been armed');
-    await faults.hit('agent:fork:point');
+    await inject.hit('agent:fork:point');
     const reply = await takeForkPoint(this.#parent, {
       state,
       capture: this.#capture?.handle ?? null,
@@ -293,10 +293,10 @@ export class ForkSession {
       isSweepLater: !this.#isPrivate,
       statePath: images.statePath(id),
       snapshotDisks: () => disks.snapshot(),
-      faults,
+      inject,
     });
     log.debug({ fork: request.fork, ...reply }, 'fork point');
-    await faults.hit('agent:fork:pointed');
+    await inject.hit('agent:fork:pointed');
     await disks.settle();
     const { parentPauseMs, deviceStateBytes } = reply;
     this.#outcome = { ...this.#outcome, parentPauseMs, deviceStateBytes };
@@ -308,7 +308,7 @@ export class ForkSession {
     this.#mustLive();
     const beganAtMs = performance.now();
     const beganAt = Date.now();
-    await this.#context.faults.hit('agent:fork:start');
+    await this.#context.inject.hit('agent:fork:start');
     if (this.#isPrivate) await this.#openCopies(false);
     const { isPartialAllowed } = this.request;
     const starting = startLoaded(this.#clones, { isPartialAllowed });
@@ -324,7 +324,7 @@ export class ForkSession {
     await this.#endClones(failed);
     this.#clones = running;
     this.#copies?.fill();
-    await this.#context.faults.hit('agent:fork:started');
+    await this.#context.inject.hit('agent:fork:started');
     const ready = running.map(({ identity, resumedAtMs }) => ({
       index: identity.index,
       atMs: resumedAtMs - beganAtMs,
@@ -334,7 +334,7 @@ export class ForkSession {
       failures: [...this.#failures, ...failures].map(inJson),
       ready: ready.map(({ index, atMs }) => ({ index, at: new Date(beganAt + atMs).toISOString() })),
     };
-    return { ready, failures };
+    return { ready, failures: failures.map(inJson) };
   }
 
   async #commitOnce(): Promise<void> {
@@ -342,13 +342,13 @@ export class ForkSession {
     this.#mustLive();
     if (this.#starting === null) throw new MigrationError('CONFLICT', 'the clones have not been started');
     await this.#starting;
-    const { forkStore, faults } = this.#context;
-    await faults.hit('agent:fork:commit');
+    const { forkStore, inject } = this.#context;
+    await inject.hit('agent:fork:commit');
     const clones = this.#clones.map(({ identity }) => identity);
     const committed: ForkRecord = { ...this.#record, state: 'committed', clones, outcome: this.#outcome };
     await forkStore.save(committed);
     this.#record = committed;
-    await faults.hit('agent:fork:committed');
+    await inject.hit('agent:fork:committed');
     if (this.#capture !== null) this.#followCapture(this.#capture);
     this.#afterCommit = this.#settleCommitted();
     this.#afterCommit.catch(() => undefined);

@@ -57,7 +57,7 @@ export async function nativeMove(vm: ManagedVm, options: NativeMoveOptions): Pro
   }
 }
 
-/** Keys as src/engine/ports/agent.ts names them. */
+/** Keys as SourcePort.nativeProgress names them. */
 export async function nativeReading(vm: ManagedVm): Promise<Readonly<Record<string, number | string>>> {
   const answer = await (await connectedQmp(vm)).execute('query-migrate');
   const { status, ram, downtime, 'error-desc': errorText } = answer;

@@ -1,21 +1,20 @@
-/**
- * The VMs that leave this host, by session: the source's half of AgentPort. What a session does is in
- * source-session.ts.
- */
+/** SourcePort on this host: the VMs that leave it, by session. What a session does is in source-session.ts. */
 
 import { MigrationError } from '../../domain/errors.js';
-import type { Transport } from '../../domain/transport.js';
 import type { SourceEndpointInfo } from '../../engine/ports/session.js';
+import type { ExposeRequest, NativeMigrateOptions, SourcePort } from '../../engine/ports/source.js';
 import { KeyedLocks } from '../../kit/locks.js';
 import { connectedQmp } from '../vm/connected-qmp.js';
 import type { MigrationContext } from './context.js';
 import { EndedSessions } from './ended-sessions.js';
-import { cancelMigration, type NativeMoveOptions, nativeMove, nativeReading, runAgain } from './native-migration.js';
+import { cancelMigration, nativeMove, nativeReading, runAgain } from './native-migration.js';
 import { checkSession, type SourceRecord } from './session-store.js';
 import { SourceSession } from './source-session.js';
 
-export class SourceAgent {
+export class SourceAgent implements SourcePort {
   readonly #context: MigrationContext;
+  /** Why memory of a VM here is still missing, or null. */
+  readonly #missingMemory: (vm: string) => Promise<string | null>;
   readonly #locks = new KeyedLocks();
   readonly #sources = new Map<string, SourceSession>();
   /** QEMU's own migrations under way or done, by session. */
@@ -31,8 +30,9 @@ export class SourceAgent {
    */
   readonly #continuing = new Map<string, Promise<void>>();
 
-  constructor(context: MigrationContext) {
+  constructor(context: MigrationContext, missingMemory: (vm: string) => Promise<string | null>) {
     this.#context = context;
+    this.#missingMemory = missingMemory;
   }
 
   /** Of an earlier daemon. */
@@ -52,14 +52,18 @@ export class SourceAgent {
     await Promise.all([...this.#sources.values()].map((source) => source.close()));
   }
 
-  expose(request: {
-    session: string;
-    vm: string;
-    token: string;
-    transport: Transport;
-    target: string;
-  }): Promise<SourceEndpointInfo> {
+  async reserve(vm: string, job: string): Promise<void> {
+    await this.#context.vms.reserve(vm, job);
+  }
+
+  async unreserve(vm: string, job: string): Promise<void> {
+    await this.#context.vms.unreserve(vm, job);
+  }
+
+  async expose(request: ExposeRequest): Promise<SourceEndpointInfo> {
     const { session, vm: name } = request;
+    const missing = await this.#missingMemory(name);
+    if (missing !== null) throw new MigrationError('VM_BUSY', `memory of ${name} is still missing here: ${missing}`);
     checkSession(session);
     return this.#locks.hold(session, async () => {
       this.#ended.refuse(session);
@@ -87,7 +91,7 @@ export class SourceAgent {
     });
   }
 
-  async stop(session: string): Promise<{ readonly stoppedAtUs: number; readonly stoppedForMs: number }> {
+  async stop(_vm: string, session: string): Promise<{ readonly stoppedAtUs: number; readonly stoppedForMs: number }> {
     const source = this.#source(session);
     await this.#claim(source.record.vm, session);
     return source.stop();
@@ -122,11 +126,11 @@ export class SourceAgent {
     await vms.setState(vm, 'running');
   }
 
-  transferState(session: string, target: string): Promise<{ readonly deviceStateBytes: number }> {
+  async transferState(_vm: string, session: string, target: string): Promise<{ readonly deviceStateBytes: number }> {
     return this.#source(session).transferState(target);
   }
 
-  async nativeMigrate(name: string, session: string, options: NativeMoveOptions): Promise<void> {
+  async nativeMigrate(name: string, session: string, options: NativeMigrateOptions): Promise<void> {
     await this.#mustOwn(name);
     this.#ended.refuse(session);
     await this.#claim(name, session);
@@ -143,7 +147,7 @@ export class SourceAgent {
     await vms.setState(name, 'departed');
   }
 
-  nativeProgress(vm: string): Promise<Readonly<Record<string, number | string>>> {
+  async nativeProgress(vm: string): Promise<Readonly<Record<string, number | string>>> {
     return nativeReading(this.#context.vms.get(vm));
   }
 
@@ -155,7 +159,7 @@ export class SourceAgent {
     this.#moves.delete(session);
   }
 
-  counters(session: string): Readonly<Record<string, number>> {
+  async sourceCounters(session: string): Promise<Readonly<Record<string, number>>> {
     return this.#sources.get(session)?.counters() ?? {};
   }
 

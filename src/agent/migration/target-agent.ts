@@ -1,7 +1,4 @@
-/**
- * The VMs that arrive at this host, by session: the target's half of AgentPort. What a session does is in
- * target-session.ts.
- */
+/** TargetPort on this host: the VMs that arrive at it, by session. What a session does is in target-session.ts. */
 import { access } from 'node:fs/promises';
 import type { Readable } from 'node:stream';
 import { MigrationError, toMigrationError } from '../../domain/errors.js';
@@ -12,13 +9,14 @@ import type {
   SessionProgress,
   SourceEndpointInfo,
 } from '../../engine/ports/session.js';
+import type { TargetPort } from '../../engine/ports/target.js';
 import { KeyedLocks } from '../../kit/locks.js';
 import type { MigrationContext } from './context.js';
 import { EndedSessions } from './ended-sessions.js';
 import { checkSession, type TargetRecord } from './session-store.js';
 import { TargetSession } from './target-session.js';
 
-export class TargetAgent {
+export class TargetAgent implements TargetPort {
   readonly #context: MigrationContext;
   readonly #locks = new KeyedLocks();
   readonly #targets = new Map<string, TargetSession>();
@@ -88,7 +86,7 @@ export class TargetAgent {
     await Promise.all([...this.#targets.values()].map((target) => target.close()));
   }
 
-  prepare(request: PrepareRequest): Promise<PrepareReply> {
+  async prepare(request: PrepareRequest): Promise<PrepareReply> {
     const { session } = request;
     checkSession(session);
     return this.#locks.hold(session, async () => {
@@ -108,8 +106,8 @@ export class TargetAgent {
     });
   }
 
-  connect(session: string, source: SourceEndpointInfo): Promise<void> {
-    return this.#target(session).connect(source);
+  async connect(session: string, source: SourceEndpointInfo): Promise<void> {
+    await this.#target(session).connect(source);
   }
 
   /** The device state of a session, from the source. Resolves when QEMU has loaded it. */
@@ -128,7 +126,7 @@ export class TargetAgent {
     await this.#target(session).awaitLoaded();
   }
 
-  resume(session: string, epoch: number): Promise<{ readonly resumedAtUs: number }> {
+  async resume(session: string, epoch: number): Promise<{ readonly resumedAtUs: number }> {
     return this.#target(session).resume(epoch);
   }
 
@@ -137,16 +135,16 @@ export class TargetAgent {
     return gone === undefined ? this.#target(session).progress() : goneProgress(gone);
   }
 
-  reconnect(session: string, source: SourceEndpointInfo): Promise<void> {
-    return this.#target(session).connect(source);
+  async reconnect(session: string, source: SourceEndpointInfo): Promise<void> {
+    await this.#target(session).connect(source);
   }
 
-  inherit(session: string, legacy: Legacy): Promise<void> {
-    return this.#target(session).inherit(legacy);
+  async inherit(session: string, legacy: Legacy): Promise<void> {
+    await this.#target(session).inherit(legacy);
   }
 
-  finish(session: string): Promise<void> {
-    return this.#locks.hold(session, async () => {
+  async finish(session: string): Promise<void> {
+    await this.#locks.hold(session, async () => {
       const target = this.#targets.get(session);
       await target?.finish();
       this.#targets.delete(session);

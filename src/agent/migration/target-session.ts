@@ -98,7 +98,7 @@ export class TargetSession {
       const vm = await vms.prepareIncoming(spec, { session, accel, epoch: request.epoch + 1, isNative, signal });
       target = new TargetSession(context, record, vm, { epoch: before, isTakenUp: false });
       const nativeUri = await target.#listen();
-      await context.faults.hit('agent:prepared');
+      await context.inject.hit('agent:prepared');
       if (signal.aborted) throw new MigrationError('CANCELLED', 'the session was discarded while it was prepared');
       record = { ...record, state: 'prepared', nativeUri };
       target.#record = record;
@@ -270,7 +270,7 @@ export class TargetSession {
     const calledAtMs = performance.now();
     await this.#own(epoch);
     const ownedAtMs = performance.now();
-    await this.#context.faults.hit('agent:resume');
+    await this.#context.inject.hit('agent:resume');
     this.#pages?.serveDemand();
     // The event comes well before the answer: vCPUs that all fault at once keep QEMU's main loop busy.
     const resumed = this.#state.isRunning ? Promise.resolve(Date.now() * 1000) : watch.resumed(RESUME_TIMEOUT_MS);

@@ -3,7 +3,7 @@
  * ../image/context.ts).
  */
 import type { Clock } from '../../engine/ports/clock.js';
-import type { FaultPort } from '../../engine/ports/inject.js';
+import type { InjectPort } from '../../engine/ports/inject.js';
 import type { Registry } from '../../engine/ports/registry.js';
 import type { Log } from '../../kit/log.js';
 import type { DataListenerHandle, NativeBinding } from '../../native/types.js';
@@ -30,5 +30,5 @@ export interface HostContext {
   readonly dataAddress: string;
   readonly clock: Clock;
   readonly log: AgentLog;
-  readonly faults: FaultPort;
+  readonly inject: InjectPort;
 }

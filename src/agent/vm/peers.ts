@@ -3,14 +3,12 @@
  * one process.
  */
 import type { Readable } from 'node:stream';
-import type { AgentPort } from '../../engine/ports/agent.js';
 
 export interface Peers {
-  /** UNREACHABLE at the first call if it does not answer; NOT_FOUND if no such host is configured. */
-  agent(host: string): AgentPort;
   /**
-   * The device state of a session to its target. Resolves when the target's QEMU has loaded all of it. The stream
-   * begins before the source has stopped and pauses in between; it is destroyed when this rejects.
+   * The device state of a session to its target; NOT_FOUND if no such host is configured. Resolves when the target's
+   * QEMU has loaded all of it. The stream begins before the source has stopped and pauses in between; it is destroyed
+   * when this rejects.
    */
   sendState(host: string, session: string, body: Readable): Promise<void>;
   /** Opens the connection that sendState will use. */

@@ -7,7 +7,8 @@ import type { JobView } from '../../domain/job.js';
 import type { MigrationOrder, MigrationPlan } from '../../domain/migration.js';
 import type { Refusal } from '../../domain/refusal.js';
 import type { VmSpec, VmView } from '../../domain/vm.js';
-import type { AgentPort } from '../../engine/ports/agent.js';
+import type { HostPort } from '../../engine/ports/host.js';
+import type { TargetPort } from '../../engine/ports/target.js';
 import type { Identity } from '../../tls/identity.js';
 
 export interface ApiVms {
@@ -59,15 +60,20 @@ export interface ApiPool {
   drain(vm: string | null): Promise<{ readonly endedCount: number }>;
 }
 
-export interface ApiAgent extends AgentPort {
-  acceptState(session: string, stream: Readable): Promise<void>;
+/** This host, with what is no call: the device state of a session, which arrives as a stream. */
+export interface ApiAgent extends HostPort {
+  readonly target: TargetPort & {
+    /** Resolves when QEMU has loaded the state. */
+    acceptState(session: string, stream: Readable): Promise<void>;
+  };
 }
 
 /** The other hosts that this one knows, by name. */
 export interface ApiPeers {
   readonly names: readonly string[];
   url(host: string): string;
-  agent(host: string): AgentPort;
+  /** NOT_FOUND for a host that is neither this one nor a peer; UNREACHABLE at the first call if it does not answer. */
+  agent(host: string): HostPort;
   /** One empty call there and back. */
   ping(host: string): Promise<{ roundTripMs: number }>;
 }

@@ -9,12 +9,12 @@ import type { Readable } from 'node:stream';
 import { pipeline } from 'node:stream/promises';
 import type { TLSSocket } from 'node:tls';
 import { MigrationError } from '../../domain/errors.js';
-import type { AgentPort } from '../../engine/ports/agent.js';
+import type { HostPort } from '../../engine/ports/host.js';
 import { checkHostIdentity } from '../../tls/identity.js';
 import type { TlsStore } from '../../tls/store.js';
 import { describeIssues } from '../contract/http-errors.js';
-import type { ApiPeers } from '../contract/ports.js';
-import { AGENT_METHOD_NAMES, AGENT_METHODS, type AgentMethod } from './methods.js';
+import type { ApiAgent, ApiPeers } from '../contract/ports.js';
+import { hostOfCalls } from './methods.js';
 import { callPath, OCTETS, PING_PATH, statePath } from './routes.js';
 
 const CONNECT_MS = 5_000;
@@ -214,7 +214,7 @@ export interface RemoteAgentsOptions {
   /**
    * Calls to our own name do not go over the network. Asked for late, because the local agent itself needs the peers.
    */
-  readonly local: () => AgentPort & { acceptState(session: string, body: Readable): Promise<void> };
+  readonly local: () => ApiAgent;
   readonly peers: Readonly<Record<string, string>>;
   /** Null: no TLS folder, so no peer can be called. */
   readonly store: TlsStore | null;
@@ -223,7 +223,7 @@ export interface RemoteAgentsOptions {
 /** All hosts that this one may call. */
 export class RemoteAgents implements ApiPeers {
   private readonly connections = new Map<string, PeerConnections>();
-  private readonly ports = new Map<string, AgentPort>();
+  private readonly ports = new Map<string, HostPort>();
   private readonly unsubscribe: () => void;
 
   constructor(private readonly options: RemoteAgentsOptions) {
@@ -232,7 +232,7 @@ export class RemoteAgents implements ApiPeers {
       if (store === null || host === options.self) continue;
       const connections = new PeerConnections(host, url, store);
       this.connections.set(host, connections);
-      this.ports.set(host, remoteAgent(host, connections));
+      this.ports.set(host, remoteHost(host, connections));
     }
     this.unsubscribe = store?.onChange(() => this.renew()) ?? (() => undefined);
   }
@@ -245,16 +245,15 @@ export class RemoteAgents implements ApiPeers {
     return this.peer(host).url;
   }
 
-  /** NOT_FOUND for a host that is neither this one nor a peer. */
-  agent(host: string): AgentPort {
+  agent(host: string): HostPort {
     if (host === this.options.self) return this.options.local();
     this.peer(host);
-    return this.ports.get(host) as AgentPort;
+    return this.ports.get(host) as HostPort;
   }
 
   /** Resolves when the target's QEMU has loaded the state. */
   async sendState(host: string, session: string, body: Readable): Promise<void> {
-    if (host === this.options.self) return this.options.local().acceptState(session, body);
+    if (host === this.options.self) return this.options.local().target.acceptState(session, body);
     await this.peer(host).call({ path: statePath(session), method: 'PUT', body, timeoutMs: STATE_MS });
   }
 
@@ -288,9 +287,8 @@ export class RemoteAgents implements ApiPeers {
   }
 }
 
-function remoteAgent(host: string, connections: PeerConnections): AgentPort {
-  const call = async (name: AgentMethod, args: readonly unknown[]): Promise<unknown> => {
-    const { result, timeoutMs } = AGENT_METHODS[name];
+function remoteHost(host: string, connections: PeerConnections): HostPort {
+  return hostOfCalls(host, async ({ name, result, timeoutMs }, args) => {
     const answer = await connections.call({
       path: callPath(name),
       method: 'POST',
@@ -300,9 +298,5 @@ function remoteAgent(host: string, connections: PeerConnections): AgentPort {
     const checked = result.safeParse(answer);
     if (checked.success) return checked.data ?? undefined;
     throw new MigrationError('PEER_PROTOCOL', `host ${host} answered nonsense: ${describeIssues(checked.error, name)}`);
-  };
-  const methods = AGENT_METHOD_NAMES.map((name) => [name, (...args: unknown[]) => call(name, args)] as const);
-  // The table has every method of the port (it would not compile otherwise), and each answer is checked against its
-  // schema.
-  return { host, ...Object.fromEntries(methods) } as unknown as AgentPort;
+  });
 }

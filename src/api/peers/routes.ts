@@ -1,14 +1,13 @@
-/** Hosts' routes: one for each method of AgentPort, walked from the table, and the device state as a stream. */
+/** Hosts' routes: one for each call of the table in methods.ts, and the device state as a stream. */
 import { type Readable, Transform } from 'node:stream';
 import type { FastifyInstance } from 'fastify';
 import type { ZodTypeProvider } from 'fastify-type-provider-zod';
 import { z } from 'zod';
 import { MigrationError } from '../../domain/errors.js';
-import type { AgentPort } from '../../engine/ports/agent.js';
 import { errorJson } from '../../schemas/error.js';
 import { sessionId } from '../../schemas/words.js';
 import type { ApiServices } from '../contract/ports.js';
-import { AGENT_METHOD_NAMES, AGENT_METHODS } from './methods.js';
+import { callOn, HOST_CALLS } from './methods.js';
 
 export const OCTETS = 'application/octet-stream';
 export const PING_PATH = '/agent/v1/ping';
@@ -24,15 +23,12 @@ export function agentRoutes(fastify: FastifyInstance, services: ApiServices): vo
 
   app.post(PING_PATH, { schema: { summary: 'An empty call', tags: ['hosts'] } }, () => ({ result: null }));
 
-  for (const name of AGENT_METHOD_NAMES) {
-    const { args, result } = AGENT_METHODS[name];
-    const call = (services.agent[name] as (...args: unknown[]) => Promise<unknown>).bind(
-      services.agent satisfies AgentPort,
-    );
+  for (const call of HOST_CALLS) {
+    const { name, args, result } = call;
     app.post(
       callPath(name),
       { schema: { tags: ['hosts'], body: args, response: { 200: z.object({ result }), ...failures } } },
-      async (request) => ({ result: (await call(...(request.body as unknown[]))) ?? null }),
+      async (request) => ({ result: (await callOn(services.agent, call, request.body)) ?? null }),
     );
   }
 
@@ -52,7 +48,7 @@ export function agentRoutes(fastify: FastifyInstance, services: ApiServices): vo
         if (!body.readableEnded) limited.destroy(new MigrationError('DISCONNECTED', 'the device state was cut off'));
       });
       try {
-        await services.agent.acceptState(request.params.session, body.pipe(limited));
+        await services.agent.target.acceptState(request.params.session, body.pipe(limited));
       } finally {
         // In this order: a pipe whose end is destroyed stops its source, and what is not read to its end blocks the
         // connection for later calls.

@@ -138,7 +138,7 @@ async function peer(services: ApiServices, name: string): Promise<Verdict> {
 }
 
 export async function doctor(services: ApiServices): Promise<DoctorCheck[]> {
-  const inventory = await services.agent.inventory();
+  const inventory = await services.agent.inventory.inventory();
   const peers = services.peers.names.map((name) => [`peer ${name}`, peer(services, name)] as const);
   const checks: readonly (readonly [string, Verdict | Promise<Verdict>])[] = [
     ['kernel', kernel(release())],

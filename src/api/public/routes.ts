@@ -73,7 +73,7 @@ function hostRoutes(app: TypedApp, services: ApiServices): void {
       pid: process.pid,
       startedAt: services.startedAt,
       residentBytes: process.memoryUsage.rss(),
-      inventory: await services.agent.inventory(),
+      inventory: await services.agent.inventory.inventory(),
     }),
   );
   app.get(
@@ -91,14 +91,14 @@ function hostRoutes(app: TypedApp, services: ApiServices): void {
 }
 
 async function selfView(services: ApiServices): Promise<HostView> {
-  const inventory = await services.agent.inventory();
+  const inventory = await services.agent.inventory.inventory();
   return { host: services.host, url: null, isSelf: true, isReachable: true, roundTripMs: 0, error: null, inventory };
 }
 
 async function peerView(services: ApiServices, host: string): Promise<HostView> {
   const base = { host, url: services.peers.url(host), isSelf: false };
   try {
-    const inventory = await services.peers.agent(host).inventory();
+    const inventory = await services.peers.agent(host).inventory.inventory();
     const { roundTripMs } = await services.peers.ping(host);
     return { ...base, isReachable: true, roundTripMs, error: null, inventory };
   } catch (thrown) {

@@ -1,11 +1,14 @@
 import type { CloneFailure, CloneIdentity, ForkStep } from '../../domain/fork.js';
-import type { AgentPort } from '../ports/agent.js';
-import type { ForkAgentPort } from '../ports/fork.js';
+import type { ForkPort } from '../ports/fork.js';
 import type { JournalEntry } from '../ports/journal.js';
+import type { SourcePort } from '../ports/source.js';
 import type { Executor, WalkContext, WalkPorts } from '../walk-context.js';
 
-/** What a fork is, fixed when it is submitted: its first journal entry. */
-export type ForkRecord = Extract<JournalEntry, { type: 'fork' }>;
+/**
+ * What the job of a fork is, fixed when it is submitted: its first journal entry. The agent keeps a record of its own
+ * (src/agent/fork/record.ts).
+ */
+export type ForkJobRecord = Extract<JournalEntry, { type: 'fork' }>;
 
 /** What steps have learned and later ones (or the report) need. The journal keeps it with each step's end. */
 export interface ForkFindings {
@@ -38,13 +41,13 @@ export function noForkFindings(): ForkFindings {
 }
 
 export interface ForkPorts extends WalkPorts {
-  /** Both are this host's. */
-  readonly agent: AgentPort;
-  readonly forks: ForkAgentPort;
+  /** Both of the host that has the parent, or the image. */
+  readonly parent: Pick<SourcePort, 'reserve' | 'unreserve'>;
+  readonly forks: ForkPort;
 }
 
 export interface ForkStepContext extends WalkContext<ForkStep> {
-  readonly record: ForkRecord;
+  readonly record: ForkJobRecord;
   readonly ports: ForkPorts;
   readonly findings: ForkFindings;
 }

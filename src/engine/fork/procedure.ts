@@ -6,27 +6,22 @@
  * own disks, and no clone, image or overlay of the fork is left. A parent that dies, dies as it would without a fork;
  * what is told of it here is what becomes of the fork.
  *
- *   step           pages of the image    D dies                 P dies            C dies            disk full
- *   -------------  --------------------  ---------------------  ----------------  ----------------
- *   ---------------------
- *   reserveParent  parent's memory       undone at restart      undone            -                 undone
- *   prepareClones  parent's memory       undone at restart      undone            undone (1)        undone
- *   armParent      parent's memory       undone at restart (2)  undone            undone (1)        undone
- *   forkPoint      parent's memory       undone at restart (3)  undone            undone (1)        undone
- *   startClones    image, rest parent's  undone at restart (2)  goes on (4)       undone (1)        undone
- *   commitFork     image, rest parent's  restart asks the       goes on (4)       goes on (5)       undone; unknown if
- *   the
- *                                        agent's record, and                                        record cannot be
- *                                        read
+ *   step           pages of the image    D dies                  P dies       C dies       disk full
+ *   -------------  --------------------  ----------------------  -----------  -----------  ----------------------
+ *   reserveParent  parent's memory       undone at restart       undone       -            undone
+ *   prepareClones  parent's memory       undone at restart       undone       undone (1)   undone
+ *   armParent      parent's memory       undone at restart (2)   undone       undone (1)   undone
+ *   forkPoint      parent's memory       undone at restart (3)   undone       undone (1)   undone
+ *   startClones    image, rest parent's  undone at restart (2)   goes on (4)  undone (1)   undone
+ *   commitFork     image, rest parent's  restart asks the        goes on (4)  goes on (5)  undone; unknown if the
+ *                                        agent's record, and                               record cannot be read
  *                                        undoes or goes on
- *   fillImage      image, rest parent's  goes on at restart     goes on (4)       goes on (5)       lost (6)
- *                                        (2)
- *   releaseParent  image                 goes on at restart     nothing           nothing           tried again
+ *   fillImage      image, rest parent's  goes on at restart (2)  goes on (4)  goes on (5)  lost (6)
+ *   releaseParent  image                 goes on at restart      nothing      nothing      tried again
  *
  *   (1) With --partial the fork goes on without it, and the report names it.
  *   (2) A write of the parent to a protected page, and a clone that touches a page which is not there, wait for the
- *       next daemon: the preload keeps the
- *       descriptors, so nobody reads a zero or writes past the image.
+ *       next daemon: the preload keeps the descriptors, so nobody reads a zero or writes past the image.
  *   (3) The parent stands still until then if it was stopped.
  *   (4) Its memory files stay until the image is complete: protected pages are as they were at the fork point, the
  *       others are copied already.
@@ -91,7 +86,7 @@ export const forkWalk = new Walk<ForkStepName, ForkStep, ForkStepContext, ForkFi
     );
   },
   recollect,
-  letGo,
+  releaseLost,
   report: buildForkReport,
 });
 
@@ -112,10 +107,10 @@ async function recollect({
 }
 
 /** The image will never be complete: the host forgets the fork, and the parent at least is free again. */
-async function letGo({ record, ports, limits, observer }: ForkStepContext): Promise<void> {
+async function releaseLost({ record, ports, limits, observer }: ForkStepContext): Promise<void> {
   const { vm } = record.plan.request;
   const calls: [string, () => Promise<void>][] = [['forgetting', () => ports.forks.finishFork(record.fork)]];
-  if (vm !== null) calls.push(['unreserving the parent of', () => ports.agent.unreserve(vm, record.job)]);
+  if (vm !== null) calls.push(['unreserving the parent of', () => ports.parent.unreserve(vm, record.job)]);
   for (const [doing, call] of calls) {
     try {
       await withDeadline(ports.clock, call(), limits.callMsMax, `${doing} a lost fork`);

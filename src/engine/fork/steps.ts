@@ -22,11 +22,11 @@ const undoneWithClones = (): Promise<void> => Promise.resolve();
 
 export const reserveParent: ForkExecutor = {
   async forward({ record, ports }) {
-    await ports.agent.reserve(parentOf(record), record.job);
+    await ports.parent.reserve(parentOf(record), record.job);
     return undefined;
   },
   async undo({ record, ports }) {
-    await ports.agent.unreserve(parentOf(record), record.job);
+    await ports.parent.unreserve(parentOf(record), record.job);
   },
 };
 
@@ -38,7 +38,7 @@ export const prepareClones: ForkExecutor = {
       job: record.job,
       ...record.plan.request,
     });
-    const named = judge(context, clones.length, failures, 'prepared');
+    const named = namedFailures(context, clones.length, failures, 'prepared');
     return { image, isWarm, clones, failures: named };
   },
   /** The parent first: it runs on unprotected before anything else is taken away. */
@@ -68,7 +68,7 @@ export const startClones: ForkExecutor = {
     const { record, ports, findings, marks } = context;
     const beganAtMs = ports.clock.nowMs();
     const { ready, failures } = await ports.forks.startClones(record.fork);
-    const named = judge(context, ready.length, failures, 'started');
+    const named = namedFailures(context, ready.length, failures, 'started');
     const beganMs = beganAtMs - (marks.startedAtMs ?? beganAtMs);
     return {
       ready: ready.map(({ index, atMs }) => ({ index, readyMs: beganMs + atMs })),
@@ -147,7 +147,7 @@ export const releaseParent: ForkExecutor = {
       if (toMigrationError(thrown).code !== 'NOT_FOUND') throw thrown;
     }
     const { vm } = record.plan.request;
-    if (vm !== null) await ports.agent.unreserve(vm, record.job);
+    if (vm !== null) await ports.parent.unreserve(vm, record.job);
     return undefined;
   },
   undo: neverUndone,
@@ -171,7 +171,7 @@ function parentOf({ plan }: ForkStepContext['record']): string {
 }
 
 /** All clones or none, unless some are enough. */
-function judge(
+function namedFailures(
   { record }: ForkStepContext,
   count: number,
   failures: readonly CloneFailure[],

@@ -1,12 +1,14 @@
 import type { MigrationRequest, StepName } from '../../domain/migration.js';
-import type { AgentPort } from '../ports/agent.js';
+import type { InventoryPort } from '../ports/inventory.js';
 import type { JournalEntry } from '../ports/journal.js';
 import type { Registry } from '../ports/registry.js';
 import type { SourceEndpointInfo } from '../ports/session.js';
+import type { SourcePort } from '../ports/source.js';
+import type { TargetPort } from '../ports/target.js';
 import type { Executor, WalkContext, WalkPorts, WalkStep } from '../walk-context.js';
 
-/** What a job is, fixed when it is submitted: its first journal entry. */
-export type JobRecord = Extract<JournalEntry, { type: 'job' }>;
+/** What a migration is, fixed when it is submitted: its first journal entry, whose type is 'job' on disk. */
+export type MigrationRecord = Extract<JournalEntry, { type: 'job' }>;
 
 /**
  * What steps have learned and later ones (or the report) need. The journal keeps it with each step's end, so it
@@ -46,7 +48,7 @@ export function noFindings(): Findings {
 
 /** A migration's walk. */
 export interface StepContext extends WalkContext<WalkStep<StepName>> {
-  readonly record: JobRecord;
+  readonly record: MigrationRecord;
   readonly ports: EnginePorts;
   readonly findings: Findings;
   /** Present keys of the source; secrets, so the journal does not hold them. */
@@ -56,8 +58,11 @@ export interface StepContext extends WalkContext<WalkStep<StepName>> {
 export type StepExecutor = Executor<StepContext, Findings>;
 
 export interface EnginePorts extends WalkPorts {
-  readonly source: AgentPort;
-  readonly target: AgentPort;
+  /** Both of the host that the VM leaves. */
+  readonly source: SourcePort;
+  readonly sourceInventory: Pick<InventoryPort, 'vmInventory'>;
+  /** Of the host that it arrives at. */
+  readonly target: TargetPort;
   readonly registry: Registry;
 }
 

@@ -14,19 +14,19 @@ import { neverUndone } from '../walk.js';
 import { noteAdvance } from '../walk-context.js';
 import type { StepContext, StepExecutor } from './context.js';
 import { lost } from './lost.js';
-import { drainNative } from './native.js';
+import { fetchRestNatively } from './native.js';
 
 const CONNECTION_REMEDY = 'see to the connection between the hosts, then recover the job';
 
-export const drain: StepExecutor = {
+export const fetchRest: StepExecutor = {
   async forward(context) {
     const { mover } = MODE_TRAITS[context.record.plan.request.mode];
-    return mover === 'backend' ? drainNative(context) : drainPages(context);
+    return mover === 'backend' ? fetchRestNatively(context) : fetchPages(context);
   },
   undo: neverUndone,
 };
 
-async function drainPages(
+async function fetchPages(
   context: StepContext,
 ): Promise<{ targetCounters: Record<string, number>; pageBytes: number }> {
   const { ports, limits, marks, halt, observer } = context;
@@ -151,7 +151,7 @@ export const releaseSource: StepExecutor = {
 
 /** What only the source's record knows, before it is forgotten there. */
 async function bequeath({ record, ports, limits }: StepContext): Promise<void> {
-  const looking = ports.source.vmInventory(record.plan.request.vm).catch((thrown: unknown) => {
+  const looking = ports.sourceInventory.vmInventory(record.plan.request.vm).catch((thrown: unknown) => {
     // Released in a round whose answer was lost.
     if (toMigrationError(thrown).code === 'NOT_FOUND') return { exitCode: null };
     throw thrown;

@@ -82,7 +82,7 @@ export async function nativeFigures(
  * native-postcopy: both QEMUs must stay alive and connected; QEMU's own recovery of a broken connection is not driven
  * by this build.
  */
-export async function drainNative(context: StepContext): Promise<Partial<Findings>> {
+export async function fetchRestNatively(context: StepContext): Promise<Partial<Findings>> {
   const { ports, limits, marks, halt, observer, record } = context;
   const pace = new PollPace(limits);
   for (;;) {

@@ -5,45 +5,34 @@
  * "Undone" means: the VM runs on the source again and nothing is left on the target. SD, TD: daemon of source, target;
  * SQ, TQ: their QEMU.
  *
- *   step           good copy          SD dies               TD dies              SQ dies          TQ dies
- *   network cut
- *   -------------  -----------------  --------------------  -------------------  ---------------  ------------------
- *   -----------------
- *   reserve        source, running    undone at restart     nothing              VM dies (1)      -
- *   nothing
- *   prepareTarget  source, running    undone at restart     undone (2)           VM dies (1)      undone
- *   undone (2)
- *   exposeSource   source, running    undone at restart     undone (2)           VM dies (1)      undone
- *   undone (2)
- *   connectTarget  source, running    undone at restart     undone (2)           VM dies (1)      undone
- *   undone (2)
- *   nativeStart    source, running    undone at restart     undone (2)           VM dies (1)      undone
- *   undone (2)
- *   stopSource     source, stopped    stopped until restart undone (2)           VM dies (1)      undone
- *   undone (2)
- *   transferState  source, stopped    stopped until restart undone (2)           VM dies (1)      undone
- *   undone (2)
- *   nativeSwitch.  source, stopped    stopped until restart undone (2)           VM dies (1)      undone
- *   undone (2)
- *   commit         both, stopped      restart asks the      waits for TD         nothing (3)      VM lost (4)
- *   waits for network
- *                                     registry and undoes
- *                                     or goes on
- *   resumeTarget   both until it runs goes on at restart    waits for TD         nothing (3)      VM lost (4)
- *   waits for network
- *   drain          target's pages     missing pages wait    all missing pages    nothing (3);     VM lost
- *   missing pages wait
- *                  and source's rest  for SD                wait for TD          native: VM lost
- *                  for network (5)
- *   releaseSource  target, running    goes on at restart    goes on at restart   nothing          VM dies (1)
- *   goes on later
+ *   step           good copy           SD dies             TD dies       SQ dies       TQ dies      network cut
+ *   -------------  ------------------  ------------------  ------------  ------------  -----------  -------------
+ *   reserve        source, running     undone at restart   nothing       VM dies (1)   -            nothing
+ *   prepareTarget  source, running     undone at restart   undone (2)    VM dies (1)   undone       undone (2)
+ *   exposeSource   source, running     undone at restart   undone (2)    VM dies (1)   undone       undone (2)
+ *   connectTarget  source, running     undone at restart   undone (2)    VM dies (1)   undone       undone (2)
+ *   nativeStart    source, running     undone at restart   undone (2)    VM dies (1)   undone       undone (2)
+ *   stopSource     source, stopped     stopped until       undone (2)    VM dies (1)   undone       undone (2)
+ *                                      restart
+ *   transferState  source, stopped     stopped until       undone (2)    VM dies (1)   undone       undone (2)
+ *                                      restart
+ *   nativeSwitch.  source, stopped     stopped until       undone (2)    VM dies (1)   undone       undone (2)
+ *                                      restart
+ *   commit         both, stopped       restart asks the    waits for TD  nothing (3)   VM lost (4)  waits
+ *                                      registry; undoes
+ *                                      or goes on
+ *   resumeTarget   both until it runs  goes on at restart  waits for TD  nothing (3)   VM lost (4)  waits
+ *   drain          target's pages,     missing pages       all missing   nothing (3);  VM lost      missing pages
+ *                  source's rest       wait for SD         pages wait    native: VM                 wait (5)
+ *                                                          for TD        lost
+ *   releaseSource  target, running     goes on at restart  goes on at    nothing       VM dies (1)  goes on later
+ *                                                          restart
  *
  *   (1) As it would without a migration.
  *   (2) The VM runs again at once; what is left on a target that does not answer is journalled as a leftover and
  *       cleaned up when it answers.
  *   (3) The frozen memory is in files that the daemon serves; QEMU is not needed for it. What a copy-on-write clone has
- *       written gets there some
- *       tenths of a second after the commit: VM lost, if its QEMU dies before.
+ *       written gets there some tenths of a second after the commit: VM lost, if its QEMU dies before.
  *   (4) The source keeps the stopped VM, complete, but never resumes it by itself: only a person can know that the
  *       target will not run it.
  *   (5) Native post-copy: QEMU pauses; needs a person.
@@ -59,7 +48,7 @@ import { firstStepOutOfOrder } from '../../planner/migration/plan.js';
 import { withDeadline } from '../deadline.js';
 import { Walk } from '../walk.js';
 import type { Findings, StepContext } from './context.js';
-import { drain, releaseSource } from './fetch.js';
+import { fetchRest, releaseSource } from './fetch.js';
 import { nativeStart, nativeSwitchover } from './native.js';
 import { connectTarget, exposeSource, prepareTarget, reserve } from './prepare.js';
 import { buildReport } from './report.js';
@@ -75,7 +64,8 @@ export const migrationWalk = new Walk<StepName, PlanStep, StepContext, Findings,
     transferState,
     commit,
     resumeTarget,
-    drain,
+    // 'drain' is the step's name in plans, journals and the API, and stays: journals of earlier builds hold it.
+    drain: fetchRest,
     releaseSource,
     nativeStart,
     nativeSwitchover,
@@ -101,12 +91,12 @@ export const migrationWalk = new Walk<StepName, PlanStep, StepContext, Findings,
     });
   },
   recollect: () => Promise.resolve(undefined),
-  letGo,
+  releaseLost,
   report: buildReport,
 });
 
 /** Nobody fetches from the source any more, and what it keeps is its user's: `stop` frees it. */
-async function letGo({ record, ports, limits, observer }: StepContext): Promise<void> {
+async function releaseLost({ record, ports, limits, observer }: StepContext): Promise<void> {
   const { vm } = record.plan.request;
   const calls: [string, () => Promise<void>][] = [
     ['unexposing', () => ports.source.unexpose(record.session)],

@@ -1,6 +1,5 @@
 /**
- * What the engine needs of a host to fork a VM, beside ports.ts whose rules hold here too: every call is idempotent for
- * its fork, a call that throws may have taken effect, `discardFork` is final, and undoing what is not there succeeds.
+ * What a host does to make many VMs of one. The rules are in host.ts.
  *
  *   prepareClones ──► armParent ──► forkPoint ──► startClones ──► commitFork ──► progress .. complete ──► finishFork
  *        └────────────────┴─────────────┴──────────────┴── discardFork: the parent runs on, unprotected; no clone,
@@ -33,11 +32,15 @@ export interface PrepareForkRequest {
   readonly isPartialAllowed: boolean;
 }
 
+/** What pre-flight knows of a fork that it asks about. */
+export type ForkQuestion = Omit<PrepareForkRequest, 'fork' | 'job' | 'isPartialAllowed'>;
+
 export interface PrepareForkReply {
   /** Of the image: another than the fork's where waiting processes were made for an image of theirs. */
   readonly image: string;
   readonly isWarm: boolean;
   readonly clones: readonly CloneIdentity[];
+  /** Their errors are JSON, as all that may come from another host. */
   readonly failures: readonly CloneFailure[];
 }
 
@@ -81,10 +84,9 @@ export interface ForkProgress {
   readonly committed: CommittedFork | null;
 }
 
-export interface ForkAgentPort {
-  readonly host: string;
-  /** NOT_FOUND if there is no such VM or image. */
-  forkInventory(request: Omit<PrepareForkRequest, 'fork' | 'job' | 'isPartialAllowed'>): Promise<ForkInventory>;
+export interface ForkPort {
+  /** For pre-flight. NOT_FOUND if there is no such VM or image. */
+  forkInventory(question: ForkQuestion): Promise<ForkInventory>;
   /**
    * The image's record and files, and a QEMU for each clone that waits for the state (from the pool where it has them).
    */

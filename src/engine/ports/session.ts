@@ -1,3 +1,4 @@
+/** What the two halves of a migration and its coordinator tell each other. */
 import type { MigrationMode } from '../../domain/migration.js';
 import type { Transport } from '../../domain/transport.js';
 import type { Accel, VmSpec } from '../../domain/vm.js';

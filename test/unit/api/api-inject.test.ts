@@ -1,4 +1,4 @@
-/** The fault points that tests order: nothing is ever silently ignored, and nothing happens unless it was ordered. */
+/** The failures that tests order, by point: nothing is ever silently ignored, and nothing happens unless it was ordered. */
 import { spawnSync } from 'node:child_process';
 import { existsSync } from 'node:fs';
 import { mkdtemp, rm, writeFile } from 'node:fs/promises';
@@ -6,26 +6,26 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { expect, test } from 'vitest';
-import { NO_FAULTS, parseFaults } from '../../../src/agent/inject.js';
+import { NOTHING_INJECTED, parseInjections } from '../../../src/agent/inject.js';
 
 test('only what was ordered happens', async () => {
-  const faults = parseFaults('before:commit=fail; after:drain=delay:30 ;');
-  await faults.hit('after:commit');
-  await NO_FAULTS.hit('before:commit');
-  await expect(faults.hit('before:commit')).rejects.toMatchObject({ code: 'STEP_FAILED' });
+  const inject = parseInjections('before:commit=fail; after:drain=delay:30 ;');
+  await inject.hit('after:commit');
+  await NOTHING_INJECTED.hit('before:commit');
+  await expect(inject.hit('before:commit')).rejects.toMatchObject({ code: 'STEP_FAILED' });
   const startedMs = performance.now();
-  await faults.hit('after:drain');
+  await inject.hit('after:drain');
   expect(performance.now() - startedMs).toBeGreaterThanOrEqual(25);
 });
 
 test('park waits while the file exists, and says so', async () => {
-  const directory = await mkdtemp(join(tmpdir(), 'vmg-faults-'));
+  const directory = await mkdtemp(join(tmpdir(), 'vmg-inject-'));
   const file = join(directory, 'park');
-  const faults = parseFaults(`before:drain=park:${file}`);
-  await faults.hit('before:drain'); // no file: goes on
+  const inject = parseInjections(`before:drain=park:${file}`);
+  await inject.hit('before:drain'); // no file: goes on
   await writeFile(file, '');
   let isOver = false;
-  const hit = faults.hit('before:drain').then(() => {
+  const hit = inject.hit('before:drain').then(() => {
     isOver = true;
   });
   await expect.poll(() => existsSync(`${file}.parked`)).toBe(true);
@@ -37,8 +37,8 @@ test('park waits while the file exists, and says so', async () => {
 
 test('crash is kill -9', () => {
   const module = fileURLToPath(new URL('../../../src/agent/inject.ts', import.meta.url));
-  const script = `const { parseFaults } = await import(${JSON.stringify(module)});
-    await parseFaults('x=crash').hit('x'); process.stdout.write('survived');`;
+  const script = `const { parseInjections } = await import(${JSON.stringify(module)});
+    await parseInjections('x=crash').hit('x'); process.stdout.write('survived');`;
   const { signal, stdout } = spawnSync(process.execPath, ['--import', 'tsx', '--input-type=module', '-e', script]);
   expect(stdout.toString()).toBe('');
   expect(signal).toBe('SIGKILL');
@@ -46,5 +46,5 @@ test('crash is kill -9', () => {
 
 test.each(['before:commit', 'x=', 'x=explode', 'x=park:relative', 'x=delay:soon', 'x=delay:-1', '=fail'])(
   '"%s" is refused',
-  (text) => expect(() => parseFaults(text)).toThrow(expect.objectContaining({ code: 'USAGE' })),
+  (text) => expect(() => parseInjections(text)).toThrow(expect.objectContaining({ code: 'USAGE' })),
 );

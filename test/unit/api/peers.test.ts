@@ -8,16 +8,25 @@ import { Readable } from 'node:stream';
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from 'vitest';
 import { ApiClient } from '../../../src/api/client.js';
 import { RemoteAgents } from '../../../src/api/peers/client.js';
-import { AGENT_METHOD_NAMES } from '../../../src/api/peers/methods.js';
-import { callPath, DEVICE_STATE_BYTES_MAX, PING_PATH } from '../../../src/api/peers/routes.js';
+import { callOn, HOST_CALLS } from '../../../src/api/peers/methods.js';
+import { callPath, DEVICE_STATE_BYTES_MAX, PING_PATH, statePath } from '../../../src/api/peers/routes.js';
 import { type ApiServer, buildServer } from '../../../src/api/server.js';
 import { MigrationError } from '../../../src/domain/errors.js';
-import type { AgentPort } from '../../../src/engine/ports/agent.js';
+import type { HostPort } from '../../../src/engine/ports/host.js';
 import { Authority } from '../../../src/tls/authority.js';
 import { TlsStore } from '../../../src/tls/store.js';
 import { type FakeServices, fakeServices } from '../../support/api-fakes.js';
+import { forkAnswers, forkRequest, IMAGE } from '../planner/fork-facts.js';
 
 const SESSION = 'ab'.repeat(16);
+
+/** A host is moved off one that runs the previous build: what that calls must be there. */
+const CALLS_OF_PREVIOUS_BUILDS = [
+  ...['inventory', 'vmInventory', 'checkTarget'],
+  ...['reserve', 'unreserve', 'expose', 'unexpose', 'stop', 'continueVm', 'transferState', 'release'],
+  ...['nativeMigrate', 'nativeProgress', 'nativeCancel', 'sourceCounters'],
+  ...['prepare', 'connect', 'awaitLoaded', 'resume', 'progress', 'reconnect', 'inherit', 'finish', 'discard'],
+];
 
 let directory: string;
 let authority: Authority;
@@ -52,7 +61,7 @@ afterEach(async () => {
 });
 
 /** Host `self`'s view of the others. */
-function remote(self: string, peers: Record<string, string>, local?: AgentPort): RemoteAgents {
+function remote(self: string, peers: Record<string, string>, local?: HostPort): RemoteAgents {
   const store = new TlsStore(at(self), () => undefined);
   const agents = new RemoteAgents({
     self,
@@ -71,28 +80,62 @@ const url = (): string => `https://127.0.0.1:${port}`;
 
 describe('calls', () => {
   test('of every method arrive with their arguments, or are refused for them', async () => {
-    const agent = remote('B', { A: url() }).agent('A') as unknown as Record<
-      string,
-      (...args: unknown[]) => Promise<unknown>
-    >;
-    for (const name of AGENT_METHOD_NAMES) {
-      await expect(agent[name]?.('garbage', { x: 1 }, 3, 4), name).rejects.toMatchObject({ code: 'USAGE' });
+    const agent = remote('B', { A: url() }).agent('A');
+    for (const call of HOST_CALLS) {
+      const answered = callOn(agent, call, ['garbage', { x: 1 }, 3, 4]);
+      await expect(answered, call.name).rejects.toMatchObject({ code: 'USAGE' });
     }
     expect(services.calls).toEqual([]);
     services.answers.set('resume', () => ({ resumedAtUs: 17 }));
-    expect(await agent.resume?.(SESSION, 4)).toEqual({ resumedAtUs: 17 });
-    expect(await agent.reserve?.('web', 'job-1')).toBeUndefined();
+    expect(await agent.target.resume(SESSION, 4)).toEqual({ resumedAtUs: 17 });
+    expect(await agent.source.reserve('web', 'job-1')).toBeUndefined();
     expect(services.calls).toEqual([
       { method: 'resume', args: [SESSION, 4] },
       { method: 'reserve', args: ['web', 'job-1'] },
     ]);
   });
 
+  test('have the paths that previous builds call, each its own', () => {
+    const names = HOST_CALLS.map(({ name }) => name);
+    expect(new Set(names).size).toBe(names.length);
+    expect(names).toEqual(expect.arrayContaining(CALLS_OF_PREVIOUS_BUILDS));
+    expect(callPath('vmInventory')).toBe('/agent/v1/call/vmInventory');
+    expect(statePath(SESSION)).toBe(`/agent/v1/sessions/${SESSION}/state`);
+  });
+
+  test('of forks bring there and back all that the engine needs', async () => {
+    const { forks } = remote('B', { A: url() }).agent('A');
+    const { isPartialAllowed: _, ...question } = forkRequest;
+    for (const [name, answer] of Object.entries(forkAnswers)) services.answers.set(name, () => answer);
+    const error = new MigrationError('QEMU_FAILED', 'no', { remedy: 'look' });
+    services.answers.set('startClones', () => ({ ready: [], failures: [{ index: 0, name: 'vm1-0', error }] }));
+    expect(await forks.forkInventory(question)).toEqual(forkAnswers.forkInventory);
+    const prepare = { ...forkRequest, fork: IMAGE, job: 'job-1' };
+    expect(await forks.prepareClones(prepare)).toEqual(forkAnswers.prepareClones);
+    await forks.armParent(IMAGE);
+    expect(await forks.forkPoint(IMAGE)).toEqual(forkAnswers.forkPoint);
+    const { failures } = await forks.startClones(IMAGE);
+    expect(MigrationError.fromJSON(failures[0]?.error, 'A')).toMatchObject({ code: 'QEMU_FAILED', remedy: 'look' });
+    await forks.commitFork(IMAGE);
+    expect(await forks.forkProgress(IMAGE)).toEqual(forkAnswers.forkProgress);
+    await forks.finishFork(IMAGE);
+    await forks.discardFork(IMAGE);
+    expect(services.calls.map(({ method }) => method)).toEqual(Object.keys(forkAnswers));
+    expect(services.calls[1]?.args).toEqual([prepare]);
+  });
+
+  test.each(['../../etc', 'A'.repeat(16), ''])('of a fork called "%s" are refused', async (fork) => {
+    const { forks } = remote('B', { A: url() }).agent('A');
+    await expect(forks.discardFork(fork)).rejects.toMatchObject({ code: 'USAGE' });
+    await expect(forks.prepareClones({ ...forkRequest, fork, job: 'job-1' })).rejects.toMatchObject({ code: 'USAGE' });
+    expect(services.calls).toEqual([]);
+  });
+
   test('that fail bring the other side’s error, code and all', async () => {
     services.answers.set('reserve', () => {
       throw new MigrationError('VM_BUSY', 'part of job-7', { remedy: 'wait', details: { job: 'job-7' } });
     });
-    const failed = remote('B', { A: url() }).agent('A').reserve('web', 'job-1');
+    const failed = remote('B', { A: url() }).agent('A').source.reserve('web', 'job-1');
     await expect(failed).rejects.toMatchObject({
       code: 'VM_BUSY',
       remedy: 'wait',
@@ -108,11 +151,11 @@ describe('calls', () => {
   ])('that are answered with %s are a protocol error', async (_, answer) => {
     services.answers.set('resume', () => answer);
     const agent = remote('B', { A: url() }).agent('A');
-    await expect(agent.resume(SESSION, 1)).rejects.toMatchObject({ code: 'PEER_PROTOCOL' });
+    await expect(agent.target.resume(SESSION, 1)).rejects.toMatchObject({ code: 'PEER_PROTOCOL' });
   });
 
   test('to our own name do not leave the process', async () => {
-    const own = { host: 'B' } as AgentPort;
+    const own = { host: 'B' } as HostPort;
     expect(remote('B', { A: url() }, own).agent('B')).toBe(own);
   });
 
@@ -122,11 +165,15 @@ describe('calls', () => {
 });
 
 describe('who may call', () => {
-  async function status(folder: string, path: string): Promise<number | string> {
+  async function status(
+    folder: string,
+    path: string,
+    method = path.startsWith('/agent') ? 'POST' : 'GET',
+  ): Promise<number | string> {
     const { ca, cert, key } = new TlsStore(at(folder), () => undefined).options();
     return new Promise((resolve) => {
       const options = {
-        method: path.startsWith('/agent') ? 'POST' : 'GET',
+        method,
         agent: false as const,
         checkServerIdentity: () => undefined,
       };
@@ -143,7 +190,11 @@ describe('who may call', () => {
     expect(await status('B', PING_PATH)).toBe(200);
     expect(await status('C', PING_PATH)).toBe(403); // a host of the cluster, but not one that A was told of
     expect(await status('alice', PING_PATH)).toBe(403);
-    expect(await status('alice', callPath('inventory'))).toBe(403);
+    for (const { name } of HOST_CALLS) {
+      expect(await status('alice', callPath(name)), name).toBe(403);
+      expect(await status('C', callPath(name)), name).toBe(403);
+    }
+    expect(await status('alice', statePath(SESSION), 'PUT')).toBe(403);
     expect(await status('B', '/v1/vms')).toBe(200);
     expect(await status('alice', '/v1/vms')).toBe(200);
     expect(services.calls).toEqual([]);
@@ -179,13 +230,13 @@ describe('who may call', () => {
 describe('whom we call', () => {
   test('a host that shows another host’s certificate is refused before anything is sent', async () => {
     const agents = remote('B', { C: url() }); // it is A that listens there
-    await expect(agents.agent('C').inventory()).rejects.toMatchObject({ code: 'UNAUTHENTICATED' });
+    await expect(agents.agent('C').inventory.inventory()).rejects.toMatchObject({ code: 'UNAUTHENTICATED' });
     expect(services.calls).toEqual([]);
   });
 
   test('nobody there is UNREACHABLE and worth another try', async () => {
     await server.close();
-    const failed = remote('B', { A: url() }).agent('A').inventory();
+    const failed = remote('B', { A: url() }).agent('A').inventory.inventory();
     await expect(failed).rejects.toMatchObject({ code: 'UNREACHABLE', isRetryable: true });
   });
 
@@ -217,7 +268,7 @@ describe('whom we call', () => {
       () => peer.close(),
     );
     const agents = remote('B', { A: `https://127.0.0.1:${(peer.address() as AddressInfo).port}` });
-    await expect(agents.agent('A').inventory()).rejects.toMatchObject({ code: 'PEER_PROTOCOL' });
+    await expect(agents.agent('A').inventory.inventory()).rejects.toMatchObject({ code: 'PEER_PROTOCOL' });
   });
 
   test('a connection that the peer closed while it was idle is made again', async () => {
@@ -241,7 +292,7 @@ describe('the device state', () => {
 
   test('that breaks off is never taken for a whole one', async () => {
     let outcome: unknown = 'pending';
-    services.agent.acceptState = async (_, stream) => {
+    services.agent.target.acceptState = async (_, stream) => {
       outcome = await (async () => {
         for await (const _chunk of stream);
       })().then(
@@ -261,7 +312,7 @@ describe('the device state', () => {
 
   test('that never ends is cut off', async () => {
     let seenBytes = 0;
-    services.agent.acceptState = async (_, stream) => {
+    services.agent.target.acceptState = async (_, stream) => {
       for await (const chunk of stream as AsyncIterable<Buffer>) seenBytes += chunk.length;
     };
     const piece = Buffer.alloc(1 << 20);
@@ -277,7 +328,7 @@ describe('the device state', () => {
   }, 60_000); // 256 MiB through TLS, on a machine that may be busy
 
   test('that the target refuses ends the stream at the source', async () => {
-    services.agent.acceptState = async (_, stream) => {
+    services.agent.target.acceptState = async (_, stream) => {
       stream.destroy();
       throw new MigrationError('NOT_FOUND', 'no such session');
     };
@@ -293,7 +344,7 @@ describe('the device state', () => {
     // More than the target takes in unread, less than what is on its way in the kernel: all of it has been sent.
     const body = Readable.from([Buffer.alloc(2 ** 19)]);
     const ended = new Promise((resolve) => body.once('close', resolve));
-    services.agent.acceptState = async () => {
+    services.agent.target.acceptState = async () => {
       await ended;
       for (let round = 0; round < 3; round++) await agents.ping('A');
       throw new MigrationError('QEMU_FAILED', 'QEMU has ended');

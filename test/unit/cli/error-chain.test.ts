@@ -2,19 +2,20 @@
  * From an ioctl's errno to the text on the terminal: native failures of host B, over real TLS to host A, through the
  * real engine and journal into a job's view, and out of the command. Whatever is between must lose nothing.
  */
+
 import { mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { getSystemErrorName } from 'node:util';
 import { afterAll, beforeAll, expect, test } from 'vitest';
 import { RemoteAgents } from '../../../src/api/peers/client.js';
-import { AGENT_METHOD_NAMES } from '../../../src/api/peers/methods.js';
+import { callOn, HOST_CALLS } from '../../../src/api/peers/methods.js';
 import { buildServer } from '../../../src/api/server.js';
 import { errorText } from '../../../src/cli/error-text.js';
 import { jobError } from '../../../src/cli/follow.js';
 import type { CauseJson, MigrationError } from '../../../src/domain/errors.js';
 import type { JobView } from '../../../src/domain/job.js';
-import type { AgentPort } from '../../../src/engine/ports/agent.js';
+import type { HostPort } from '../../../src/engine/ports/host.js';
 import { failureToError, thrownToError } from '../../../src/native/failure.js';
 import { NATIVE_ERROR } from '../../../src/protocol/wire.js';
 import { jobView } from '../../../src/schemas/job.js';
@@ -63,9 +64,9 @@ afterAll(async () => {
 function worldOverTls(): Scripted {
   const world = new Scripted();
   const local = world.agent.bind(world);
-  const target = local('B') as unknown as Record<string, () => Promise<unknown>>;
-  for (const name of AGENT_METHOD_NAMES) services.answers.set(name, () => target[name]?.());
-  world.agent = (name: string): AgentPort => (name === 'B' ? peers.agent('B') : local(name));
+  const target = local('B');
+  for (const call of HOST_CALLS) services.answers.set(call.name, () => callOn(target, call, []));
+  world.agent = (name: string): HostPort => (name === 'B' ? peers.agent('B') : local(name));
   return world;
 }
 

@@ -31,6 +31,16 @@ async function reopened<T>(use: (registry: FileRegistry) => Promise<T>): Promise
   }
 }
 
+/** The records of all VMs that tests here put into a registry. */
+async function ownersIn(registry: FileRegistry): Promise<OwnerRecord[]> {
+  const records: OwnerRecord[] = [];
+  for (const vm of ['vm1', 'vm2', 'vm3', 'vm4', 'busy']) {
+    const owner = await registry.owner(vm);
+    if (owner !== null) records.push(owner);
+  }
+  return records;
+}
+
 describe('compare-and-swap', () => {
   test('what was put is there after a restart', async () => {
     await reopened(async (registry) => {
@@ -40,7 +50,7 @@ describe('compare-and-swap', () => {
       await registry.removeOwner('vm2', 1);
     });
     await reopened(async (registry) => {
-      expect(await registry.owners()).toEqual([{ vm: 'vm1', owner: 'B', epoch: 2, session }]);
+      expect(await ownersIn(registry)).toEqual([{ vm: 'vm1', owner: 'B', epoch: 2, session }]);
       expect(await registry.owner('vm2')).toBeNull();
     });
   });
@@ -83,7 +93,7 @@ describe('compare-and-swap', () => {
     for (let epoch = 1; epoch <= 1_200; epoch++) {
       await second.swapOwner('busy', epoch === 1 ? null : epoch - 1, record('busy', 'A', epoch));
     }
-    expect(await second.owners()).toHaveLength(1);
+    expect((await ownersIn(second)).map(({ vm }) => vm)).toEqual(['busy']);
     expect(store.bytes.toString().split('\n').length).toBeLessThan(1_100);
     const third = await FileRegistry.on(store);
     expect(await third.lastEpoch('vm1')).toBe(7);
@@ -140,19 +150,19 @@ describe('damage', () => {
       await writeFile(path(), whole);
       await truncate(path(), whole.length - cut);
       await reopened(async (registry) => {
-        expect((await registry.owners()).map(({ vm }) => vm)).toEqual(['vm1', 'vm2']);
+        expect((await ownersIn(registry)).map(({ vm }) => vm)).toEqual(['vm1', 'vm2']);
         // The next line begins where the last whole one ends.
         await registry.swapOwner('vm4', null, record('vm4', 'A', 1));
       });
       await reopened(async (registry) => {
-        expect((await registry.owners()).map(({ vm }) => vm)).toEqual(['vm1', 'vm2', 'vm4']);
+        expect((await ownersIn(registry)).map(({ vm }) => vm)).toEqual(['vm1', 'vm2', 'vm4']);
       });
     }
   });
 
   test('zeros after the last line, as a crash of the machine can leave them, are no line', async () => {
     await appendFile(path(), Buffer.alloc(100));
-    await reopened(async (registry) => expect(await registry.owners()).toHaveLength(3));
+    await reopened(async (registry) => expect(await ownersIn(registry)).toHaveLength(3));
   });
 
   test('any other byte changed is CORRUPT, and file and line are named', async () => {
@@ -192,7 +202,7 @@ describe('the lock', () => {
     const refusal = { code: 'CONFLICT', message: expect.stringContaining(String(process.pid)) as string };
     await expect(FileRegistry.open(directory)).rejects.toMatchObject(refusal);
     await first.close();
-    await reopened(async (registry) => expect(await registry.owners()).toEqual([]));
+    await reopened(async (registry) => expect(await ownersIn(registry)).toEqual([]));
   });
 
   test('the lock of a process that was killed is taken over', async () => {
@@ -203,7 +213,7 @@ describe('the lock', () => {
     await expect(FileRegistry.open(directory)).rejects.toMatchObject({ code: 'CONFLICT' });
     child.kill('SIGKILL');
     await once(child, 'exit');
-    await reopened(async (registry) => expect(await registry.owners()).toEqual([]));
+    await reopened(async (registry) => expect(await ownersIn(registry)).toEqual([]));
     expect((await readdir(directory)).filter((name) => name.startsWith('lock'))).toEqual(['lock.5']);
   });
 
@@ -216,7 +226,7 @@ describe('the lock', () => {
     const mine = (await readFile('/proc/self/stat', 'utf8')).replace(/^.*\) /, '').split(' ')[19];
     const text = JSON.stringify(holder)?.replace('"this"', `"${boot}"`).replace('"mine"', `"${mine}"`);
     await writeFile(join(directory, 'lock.1'), holder === null ? '' : text);
-    await reopened(async (registry) => expect(await registry.owners()).toEqual([]));
+    await reopened(async (registry) => expect(await ownersIn(registry)).toEqual([]));
   });
 
   test('of many that find a stale lock at once, one gets it', async () => {

@@ -222,7 +222,7 @@ describe('after the commit', () => {
     const { id } = await jobs.submitFork(forkRequest);
     await filling.came;
     await expect(jobs.cancel(id)).rejects.toThrow(/its clones run/);
-    filling.letGo();
+    filling.release();
     expect(await rest(jobs, id)).toMatchObject({ state: 'done' });
   });
 

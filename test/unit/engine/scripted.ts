@@ -3,15 +3,15 @@
  * stores in memory.
  */
 
+import { hostOfCalls } from '../../../src/api/peers/methods.js';
 import { FileRegistry } from '../../../src/cluster/file.js';
 import type { ForkJobView, JobView, MigrationJobView } from '../../../src/domain/job.js';
-import type { AgentPort } from '../../../src/engine/ports/agent.js';
-import type { ForkAgentPort } from '../../../src/engine/ports/fork.js';
+import type { HostPort } from '../../../src/engine/ports/host.js';
 import type { JournalEntry } from '../../../src/engine/ports/journal.js';
 import type { SessionProgress } from '../../../src/engine/ports/session.js';
-import { type JobLimits, JobManager } from '../../../src/jobs/jobs.js';
+import { JobManager } from '../../../src/jobs/jobs.js';
 import { FileJournal } from '../../../src/jobs/journal.js';
-import { unreachableAgent } from '../../../src/jobs/unreachable-agent.js';
+import type { JobLimits } from '../../../src/jobs/options.js';
 import { MemoryStore } from '../durable/memory-store.js';
 import { forkAnswers } from '../planner/fork-facts.js';
 import { goodFacts, host, vm } from '../planner/planner-facts.js';
@@ -45,7 +45,7 @@ export class Scripted {
   readonly ownerStore = new MemoryStore();
   /** What a test changes; called in place of the ordinary answer. */
   readonly on: { [call: string]: (...parameters: never[]) => unknown } = {};
-  onFault: (point: string) => Promise<void> = () => Promise.resolve();
+  onInject: (point: string) => Promise<void> = () => Promise.resolve();
   peers = ['A', 'B'];
   #count = 0;
   /** The clock never says the same twice: what is to be equal must not be so by chance. */
@@ -63,7 +63,6 @@ export class Scripted {
         if (!this.peers.includes(name)) throw new Error(`no peer ${name}`);
         return this.agent(name);
       },
-      forks: this.forks('A'),
       registry,
       journal,
       clock: {
@@ -84,7 +83,7 @@ export class Scripted {
           }),
       },
       random: { hex: (bytes) => (++this.#count).toString(16).padStart(bytes * 2, '0') },
-      faults: { hit: (point) => this.onFault(point) },
+      inject: { hit: (point) => this.onInject(point) },
       log: { info: () => undefined, warn: (_, message) => this.warnings.push(message) },
       limits: { pollMsFirst: 1, pollMs: 2, retryMsFirst: 1, retryMsMax: 4, leftoverMsFirst: 5, ...limits },
     });
@@ -92,8 +91,8 @@ export class Scripted {
     return { jobs, registry, journal };
   }
 
-  agent(name: string): AgentPort {
-    const answers: Partial<Record<keyof AgentPort, unknown>> = {
+  agent(name: string): HostPort {
+    const answers: Readonly<Record<string, unknown>> = {
       inventory: host(name),
       vmInventory: { ...vm, owner: 'A' },
       checkTarget: goodFacts().target.checks,
@@ -105,30 +104,13 @@ export class Scripted {
       transferState: { deviceStateBytes: 300_000 },
       nativeProgress: { status: 'completed', downtimeMs: 20, ramTransferredBytes: 5_000, rounds: 3 },
       sourceCounters: { cpuNs: 25e7 },
+      ...forkAnswers,
     };
-    const calls = Object.keys(unreachableAgent(name, null)).filter((key) => key !== 'host');
-    const methods = calls.map((call): [string, unknown] => [
-      call,
-      async (...parameters: never[]) => {
-        this.calls.push(`${name}.${call}`);
-        const scripted = this.on[`${name}.${call}`];
-        return scripted === undefined ? answers[call as keyof AgentPort] : scripted(...parameters);
-      },
-    ]);
-    return { host: name, ...Object.fromEntries(methods) } as unknown as AgentPort;
-  }
-
-  /** The same for the calls of forks: "A.forkPoint". */
-  forks(name: string): ForkAgentPort {
-    const methods = Object.entries(forkAnswers).map(([call, answer]): [string, unknown] => [
-      call,
-      async (...parameters: never[]) => {
-        this.calls.push(`${name}.${call}`);
-        const scripted = this.on[`${name}.${call}`];
-        return scripted === undefined ? answer : scripted(...parameters);
-      },
-    ]);
-    return { host: name, ...Object.fromEntries(methods) } as unknown as ForkAgentPort;
+    return hostOfCalls(name, async ({ name: call }, parameters) => {
+      this.calls.push(`${name}.${call}`);
+      const scripted = this.on[`${name}.${call}`];
+      return scripted === undefined ? answers[call] : scripted(...(parameters as never[]));
+    });
   }
 
   /** Those that do something, without the questions before and the polls. */
@@ -173,7 +155,7 @@ export function gate(): { passed: Promise<void>; open: () => void } {
 }
 
 /** A call that is not answered before the test says so; `came` when it has been made. */
-export function held(world: Scripted, call: string, answer?: unknown): { came: Promise<void>; letGo: () => void } {
+export function held(world: Scripted, call: string, answer?: unknown): { came: Promise<void>; release: () => void } {
   const came = gate();
   const parked = gate();
   world.on[call] = async () => {
@@ -181,7 +163,7 @@ export function held(world: Scripted, call: string, answer?: unknown): { came: P
     await parked.passed;
     return answer;
   };
-  return { came: came.passed, letGo: parked.open };
+  return { came: came.passed, release: parked.open };
 }
 
 /** A daemon that never gets beyond `point`: what a crash there leaves in the files. */
@@ -191,7 +173,7 @@ export async function crashedAt(
 ): Promise<{ world: Scripted; id: string }> {
   const world = new Scripted();
   const crashed = gate();
-  world.onFault = (hit) => {
+  world.onInject = (hit) => {
     if (hit !== point) return Promise.resolve();
     crashed.open();
     return new Promise(() => undefined);
@@ -199,7 +181,7 @@ export async function crashedAt(
   const { jobs } = await world.daemon();
   const { id } = await submit(jobs);
   await crashed.passed;
-  world.onFault = () => Promise.resolve();
+  world.onInject = () => Promise.resolve();
   world.calls.length = 0;
   return { world, id };
 }

@@ -12,7 +12,7 @@ describe('one VM is in one job', () => {
     ['a migration during a fork', 'A.prepareClones', false],
   ])('%s is refused', async (_, parkedCall, isMigrationFirst) => {
     const world = new Scripted();
-    const { letGo } = held(world, parkedCall, isMigrationFirst ? { nativeUri: null } : forkAnswers.prepareClones);
+    const { release } = held(world, parkedCall, isMigrationFirst ? { nativeUri: null } : forkAnswers.prepareClones);
     const { jobs } = await world.daemon();
     const first = isMigrationFirst ? jobs.submit(request) : jobs.submitFork(forkRequest);
     const { id } = await first;
@@ -20,7 +20,7 @@ describe('one VM is in one job', () => {
       code: 'PREFLIGHT_REFUSED',
       details: [{ code: 'VM_IN_JOB' }],
     });
-    letGo();
+    release();
     expect(await rest(jobs, id)).toMatchObject({ state: 'done' });
   });
 
@@ -43,26 +43,26 @@ describe('one VM is in one job', () => {
 });
 
 describe('a fork of a VM that another fork has', () => {
-  /** One whose image fills until `letGo`. */
+  /** One whose image fills until `release`. */
   async function filling(limits = {}) {
     const world = new Scripted();
-    const { came, letGo } = held(world, 'A.forkProgress', filled);
+    const { came, release } = held(world, 'A.forkProgress', filled);
     const { jobs } = await world.daemon(limits);
     const first = await jobs.submitFork(forkRequest);
     await came;
-    return { world, jobs, first, letGo };
+    return { world, jobs, first, release };
   }
   const reserves = (world: Scripted) => world.calls.filter((call) => call === 'A.reserve').length;
 
   test('begins when that has ended, one after the other', async () => {
-    const { world, jobs, first, letGo } = await filling();
+    const { world, jobs, first, release } = await filling();
     const second = await jobs.submitFork(forkRequest);
     const third = await jobs.submitFork(forkRequest);
     for (const view of [second, third]) expect(view).toMatchObject({ state: 'queued', waitsFor: first.id });
     expect(reserves(world)).toBe(1);
     const waits: unknown[] = [];
     jobs.subscribe(third.id, (view) => waits.push(view.kind === 'fork' ? `${view.state} ${view.waitsFor}` : null));
-    letGo();
+    release();
     for (const { id } of [first, second, third]) {
       expect(await rest(jobs, id)).toMatchObject({ state: 'done', waitsFor: null });
     }
@@ -71,7 +71,7 @@ describe('a fork of a VM that another fork has', () => {
   });
 
   test('shows how far that is, and says in its plan that it will wait', async () => {
-    const { world, jobs, first, letGo } = await filling();
+    const { world, jobs, first, release } = await filling();
     const { plan } = await jobs.dryRunFork(forkRequest);
     expect(plan?.notes).toContainEqual(expect.stringContaining(`begins when ${first.id}`));
     const { id } = await jobs.submitFork(forkRequest);
@@ -82,38 +82,38 @@ describe('a fork of a VM that another fork has', () => {
         if (state === 'queued' && progress !== null) resolve(progress);
       });
     });
-    letGo();
+    release();
     expect(await seen).toMatchObject({ pagesTotal: 100 });
     expect(await rest(jobs, id)).toMatchObject({ state: 'done' });
   });
 
   test('can be cancelled while it waits, and the first goes on', async () => {
-    const { world, jobs, first, letGo } = await filling();
+    const { world, jobs, first, release } = await filling();
     const { id } = await jobs.submitFork(forkRequest);
     expect(await jobs.cancel(id)).toMatchObject({ state: 'cancelled' });
     await expect(jobs.submit(request)).rejects.toMatchObject({ details: [{ code: 'VM_IN_JOB' }] });
-    letGo();
+    release();
     expect(await rest(jobs, first.id)).toMatchObject({ state: 'done' });
     expect(reserves(world)).toBe(1);
   });
 
   test('takes no place of those that can begin', async () => {
-    const { world, jobs, letGo } = await filling({ runningJobsMax: 2 });
+    const { world, jobs, release } = await filling({ runningJobsMax: 2 });
     const { id } = await jobs.submitFork(forkRequest);
     world.on['A.forkInventory'] = () => ({ ...forkInventory, image });
     const ofImage = await jobs.submitFork({ ...forkRequest, vm: null, image: IMAGE });
     expect(await rest(jobs, ofImage.id)).toMatchObject({ state: 'done' });
     delete world.on['A.forkInventory'];
     expect(jobs.get(id)).toMatchObject({ state: 'queued' });
-    letGo();
+    release();
     expect(await rest(jobs, id)).toMatchObject({ state: 'done' });
   });
 
   test('is looked at once more when its turn has come', async () => {
-    const { world, jobs, letGo } = await filling();
+    const { world, jobs, release } = await filling();
     const { id } = await jobs.submitFork(forkRequest);
     world.on['A.forkInventory'] = () => ({ ...forkInventory, vm: { ...forkInventory.vm, state: 'paused' } });
-    letGo();
+    release();
     expect(await rest(jobs, id)).toMatchObject({
       state: 'failed',
       error: { code: 'PREFLIGHT_REFUSED', details: [{ code: 'VM_NOT_RUNNING' }] },

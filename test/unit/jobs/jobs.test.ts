@@ -38,7 +38,7 @@ describe('submit', () => {
 
   test('a host that answers by another name is not the target', async () => {
     const world = new Scripted();
-    const inventory = await world.agent('C').inventory();
+    const inventory = await world.agent('C').inventory.inventory();
     world.on['B.inventory'] = () => inventory;
     const { jobs } = await world.daemon();
     const { refusals } = await jobs.dryRun(request);
@@ -64,7 +64,7 @@ describe('submit', () => {
       code: 'PREFLIGHT_REFUSED',
       details: [{ code: 'VM_IN_JOB' }],
     });
-    preparing.letGo();
+    preparing.release();
     await rest(jobs, jobs.list()[0]!.id);
   });
 
@@ -109,7 +109,7 @@ describe('cancel', () => {
       code: 'CONFLICT',
       message: expect.stringMatching(/has moved/) as string,
     });
-    resuming.letGo();
+    resuming.release();
     expect(await rest(jobs, id)).toMatchObject({ state: 'done' });
     await expect(jobs.cancel(id)).rejects.toMatchObject({ code: 'CONFLICT' });
   });
@@ -123,7 +123,7 @@ describe('cancel', () => {
     const second = await jobs.submit({ ...request, vm: 'vm2' });
     expect(second.state).toBe('queued');
     expect(await jobs.cancel(second.id)).toMatchObject({ state: 'cancelled' });
-    preparing.letGo();
+    preparing.release();
     await rest(jobs, first.id);
     expect(world.calls.filter((call) => call === 'A.reserve')).toHaveLength(1);
   });

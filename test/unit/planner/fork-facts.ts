@@ -1,7 +1,7 @@
 import type { CloneIdentity, ForkRequest } from '../../../src/domain/fork.js';
 import type { ForkInventory } from '../../../src/domain/host.js';
 import type { ImageView } from '../../../src/domain/image.js';
-import type { ForkAgentPort, ForkProgress } from '../../../src/engine/ports/fork.js';
+import type { ForkPort, ForkProgress } from '../../../src/engine/ports/fork.js';
 import { vm } from './planner-facts.js';
 
 const MIB = 1024 * 1024;
@@ -82,7 +82,7 @@ export const filled: ForkProgress = {
 };
 
 /** What a scripted agent answers where a test does not say otherwise. */
-export const forkAnswers: { readonly [Call in Exclude<keyof ForkAgentPort, 'host'>]: unknown } = {
+export const forkAnswers: { readonly [Call in keyof ForkPort]: unknown } = {
   forkInventory,
   prepareClones: { image: IMAGE, isWarm: true, clones: [0, 1, 2].map((index) => identity(index)), failures: [] },
   armParent: undefined,

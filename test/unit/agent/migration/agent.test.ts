@@ -19,27 +19,27 @@ beforeEach(async () => {
 afterEach(() => host.end());
 
 const expose = (session: string) =>
-  host.agent.expose({ session, vm: 'web', token: 'e'.repeat(64), transport: 'tcp', target: 'B' });
+  host.agent.source.expose({ session, vm: 'web', token: 'e'.repeat(64), transport: 'tcp', target: 'B' });
 
 describe('an undo that comes late', () => {
   test('does not let a VM run that another session has stopped since', async () => {
     await host.agent.start();
     await expose(SECOND);
-    await host.agent.stop('web', SECOND);
-    await expect(host.agent.continueVm('web', FIRST)).rejects.toEqual(code('CONFLICT'));
+    await host.agent.source.stop('web', SECOND);
+    await expect(host.agent.source.continueVm('web', FIRST)).rejects.toEqual(code('CONFLICT'));
     expect(host.qemu.isRunning).toBe(false);
     expect(host.qemu.commands).not.toContain('migrate_cancel');
-    await host.agent.continueVm('web', SECOND);
+    await host.agent.source.continueVm('web', SECOND);
     expect(host.qemu.isRunning).toBe(true);
     expect(host.vm['state']).toBe('running');
-    await host.agent.continueVm('web', FIRST);
+    await host.agent.source.continueVm('web', FIRST);
   });
 
   test('does not end the migration of another session', async () => {
     await host.agent.start();
     await expose(SECOND);
-    await host.agent.stop('web', SECOND);
-    await host.agent.nativeCancel('web', FIRST);
+    await host.agent.source.stop('web', SECOND);
+    await host.agent.source.nativeCancel('web', FIRST);
     expect(host.qemu.commands).not.toContain('migrate_cancel');
   });
 
@@ -53,9 +53,9 @@ describe('an undo that comes late', () => {
       asked.open();
       await answer.passed;
     };
-    const continuing = host.agent.continueVm('web', FIRST);
+    const continuing = host.agent.source.continueVm('web', FIRST);
     await asked.passed;
-    const stopping = host.agent.stop('web', SECOND);
+    const stopping = host.agent.source.stop('web', SECOND);
     answer.open();
     await continuing;
     await stopping;
@@ -82,7 +82,7 @@ describe('a daemon that has just been started', () => {
     host.vm['state'] = 'departed';
     answerLate();
     await host.agent.start();
-    await host.agent.continueVm('web', FIRST);
+    await host.agent.source.continueVm('web', FIRST);
     expect(host.qemu.isRunning).toBe(true);
     expect(host.vm['state']).toBe('running');
   });
@@ -90,7 +90,7 @@ describe('a daemon that has just been started', () => {
   test('answers pre-flight when QEMU does', async () => {
     answerLate();
     await host.agent.start();
-    expect(await host.agent.vmInventory('web')).toMatchObject({ state: 'running', migrationBlockers: [] });
+    expect(await host.agent.inventory.vmInventory('web')).toMatchObject({ state: 'running', migrationBlockers: [] });
   });
 
   test('does not wait for a QEMU that has ended', async () => {
@@ -100,7 +100,7 @@ describe('a daemon that has just been started', () => {
     };
     Object.defineProperties(host.vm, { qmp: { get }, pid: { get } });
     await host.agent.start();
-    await expect(host.agent.continueVm('web', FIRST)).rejects.toEqual(code('QEMU_GONE'));
+    await expect(host.agent.source.continueVm('web', FIRST)).rejects.toEqual(code('QEMU_GONE'));
   });
 });
 
@@ -111,8 +111,8 @@ test('a stop that is undone while its record is being written does not stop the 
   host.onSetState = async (state) => {
     if (state === 'departed') await written.passed;
   };
-  const stopping = host.agent.stop('web', FIRST);
-  await host.agent.continueVm('web', FIRST);
+  const stopping = host.agent.source.stop('web', FIRST);
+  await host.agent.source.continueVm('web', FIRST);
   written.open();
   await expect(stopping).rejects.toEqual(code('CONFLICT'));
   expect(host.qemu.commands).not.toContain('migrate');
@@ -123,9 +123,9 @@ test('a release that comes late does not take the memory that another session is
   await host.agent.start();
   await expose(SECOND);
   await host.registry.swapOwner('web', 1, { vm: 'web', owner: 'B', epoch: 4, session: SECOND });
-  await host.agent.release('web', FIRST);
+  await host.agent.source.release('web', FIRST);
   expect(host.destroyed).toEqual([]);
-  await host.agent.release('web', SECOND);
+  await host.agent.source.release('web', SECOND);
   expect(host.destroyed).toEqual(['web']);
 });
 
@@ -155,17 +155,17 @@ describe('a VM whose memory has not all arrived', () => {
   test('is part of the job that brings it, and its holes are not exposed as zeros', async () => {
     await (await SessionStore.open(host.stateDir)).save(record());
     await host.agent.start();
-    expect(await host.agent.vmInventory('web')).toMatchObject({ job: 'job-77', state: 'running' });
+    expect(await host.agent.inventory.vmInventory('web')).toMatchObject({ job: 'job-77', state: 'running' });
     await expect(expose(SECOND)).rejects.toEqual(code('VM_BUSY'));
     host.pages = 'complete';
-    expect(await host.agent.vmInventory('web')).toMatchObject({ job: null });
+    expect(await host.agent.inventory.vmInventory('web')).toMatchObject({ job: null });
     await expose(SECOND);
   });
 
   test('is not exposed either when the record of its session has been lost', async () => {
     await writeFile(host.presencePath('ram0'), '');
     await host.agent.start();
-    expect(await host.agent.vmInventory('web')).toMatchObject({ job: FIRST });
+    expect(await host.agent.inventory.vmInventory('web')).toMatchObject({ job: FIRST });
     await expect(expose(SECOND)).rejects.toEqual(code('VM_BUSY'));
   });
 });
@@ -180,7 +180,7 @@ test('a finish that comes late leaves the presence map of the next session alone
   await host.agent.start();
   host.vm['session'] = SECOND;
   await writeFile(host.presencePath('ram0'), '');
-  await host.agent.finish(FIRST);
+  await host.agent.target.finish(FIRST);
   await access(host.presencePath('ram0'));
 });
 
@@ -192,7 +192,7 @@ test('a watch that has ended leaves nothing on the connection', () => {
 
 describe('a VM that has left over RDMA', () => {
   const exposeByRdma = () =>
-    host.agent.expose({ session: FIRST, vm: 'web', token: 'e'.repeat(64), transport: 'rdma', target: 'B' });
+    host.agent.source.expose({ session: FIRST, vm: 'web', token: 'e'.repeat(64), transport: 'rdma', target: 'B' });
 
   test('is refused where there is none, and nothing of it stays', async () => {
     await host.agent.start();

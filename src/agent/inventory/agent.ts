@@ -1,0 +1,33 @@
+/** InventoryPort on this host. */
+import type { HostInventory, TargetChecks, VmInventory } from '../../domain/host.js';
+import type { RdmaPlace } from '../../domain/transport.js';
+import type { VmSpec } from '../../domain/vm.js';
+import type { InventoryPort } from '../../engine/ports/inventory.js';
+import type { ImageContext } from '../image/context.js';
+import { checkTarget, type HostInfo, hostInventory, vmInventory } from './inventory.js';
+
+export class InventoryAgent implements InventoryPort {
+  readonly #context: ImageContext;
+  readonly #hostInfo: HostInfo;
+  /** The job that brings a VM here and has not brought all of it. */
+  readonly #arriving: (vm: string) => Promise<string | null>;
+
+  constructor(context: ImageContext, hostInfo: HostInfo, arriving: (vm: string) => Promise<string | null>) {
+    this.#context = context;
+    this.#hostInfo = hostInfo;
+    this.#arriving = arriving;
+  }
+
+  inventory(): Promise<HostInventory> {
+    return hostInventory(this.#context, this.#hostInfo);
+  }
+
+  async vmInventory(vm: string): Promise<VmInventory> {
+    const inventory = await vmInventory(this.#context, vm);
+    return { ...inventory, job: inventory.job ?? (await this.#arriving(vm)) };
+  }
+
+  checkTarget(spec: VmSpec, source: RdmaPlace | null): Promise<TargetChecks> {
+    return checkTarget(this.#context, spec, source);
+  }
+}

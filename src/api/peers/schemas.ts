@@ -1,0 +1,160 @@
+/** Arguments and results of the calls between hosts (methods.ts), as far as no client sees them. */
+import { z } from 'zod';
+import { CLONES_MAX } from '../../domain/fork.js';
+import { SESSION_STATES } from '../../engine/ports/session.js';
+import { cloneFailure, cloneIdentity, namePrefix } from '../../schemas/fork.js';
+import { vmInventoryBase } from '../../schemas/host.js';
+import { imageView } from '../../schemas/image.js';
+import { count, list, text } from '../../schemas/of.js';
+import { vmSpecSchema } from '../../schemas/vm-spec.js';
+import {
+  accel,
+  cloneDisks,
+  cloneMemory,
+  cloneNetwork,
+  hostName,
+  imageId,
+  jobId,
+  migrationMode,
+  parentMode,
+  sessionId,
+  sessionToken,
+  transport,
+  vmName,
+} from '../../schemas/words.js';
+
+const KEYS_MAX = 64;
+const ADDRESS_MAX = 255;
+const NAME_MAX = 64;
+const PARTS_MAX = 64;
+
+const hex = z
+  .string()
+  .max(1024)
+  .regex(/^[0-9a-f]*$/, 'is not hex');
+
+export const counters = z.record(z.string().max(NAME_MAX), z.number());
+export const microseconds = z.number().nonnegative();
+export const epoch = z.int().min(1);
+
+// ---- migrations
+
+export const vmInventory = vmInventoryBase.extend({ spec: vmSpecSchema });
+
+export const rdmaPlace = z.strictObject({ host: z.string().min(1).max(ADDRESS_MAX), port: z.int().min(1).max(65_535) });
+
+export const endpoint = z.strictObject({
+  transport,
+  host: z.string().min(1).max(ADDRESS_MAX),
+  port: z.int().min(0).max(65_535),
+  keys: z.array(z.strictObject({ ram: hex, dataMap: hex })).max(KEYS_MAX),
+});
+
+export const exposeRequest = z.strictObject({
+  session: sessionId,
+  vm: vmName,
+  token: sessionToken,
+  transport,
+  target: hostName,
+});
+
+export const nativeOptions = z.strictObject({
+  uri: z.string().min(1).max(1024),
+  isPostcopy: z.boolean(),
+  bandwidthBytesPerS: count,
+  downtimeMsMax: count,
+});
+
+export const nativeReading = z.record(z.string().max(NAME_MAX), z.union([z.number(), z.string().max(1024)]));
+
+export const prepareRequest = z.strictObject({
+  session: sessionId,
+  job: jobId,
+  spec: vmSpecSchema,
+  source: hostName,
+  epoch,
+  mode: migrationMode,
+  accel,
+  token: sessionToken,
+  bandwidthBytesPerS: count,
+});
+
+export const sessionProgress = z.object({
+  state: z.enum(SESSION_STATES),
+  hasRun: z.boolean(),
+  error: z.unknown(),
+  pagesTotal: count,
+  pagesPresent: count,
+  pageBytes: count,
+  counters,
+});
+
+// ---- forks
+
+/** A fork and its image have the same form of id. */
+export const forkId = imageId;
+
+export const forkQuestion = z.strictObject({
+  vm: vmName.nullable(),
+  image: imageId.nullable(),
+  cloneCount: z.int().min(1).max(CLONES_MAX),
+  namePrefix: namePrefix.nullable(),
+  parentMode,
+  memory: cloneMemory,
+  network: cloneNetwork,
+  disks: cloneDisks,
+});
+
+export const prepareForkRequest = forkQuestion.extend({ fork: forkId, job: jobId, isPartialAllowed: z.boolean() });
+
+export const forkInventory = z.object({
+  vm: vmInventory,
+  image: imageView.nullable(),
+  escapingDevices: list(text),
+  isWriteProtectSupported: z.boolean(),
+  hasPreload: z.boolean(),
+  isFilling: z.boolean(),
+  diskBlockers: list(text),
+  imageBytesFree: count,
+  memoryAvailableBytes: count,
+  imageBytesNeeded: count,
+  cloneBytesNeeded: count,
+  warmCloneCount: count,
+  namesTaken: list(text),
+});
+
+const clones = z.array(cloneIdentity).max(CLONES_MAX);
+const failures = z.array(cloneFailure).max(CLONES_MAX);
+
+export const prepareForkReply = z.object({ image: imageId, isWarm: z.boolean(), clones, failures });
+
+export const forkPointReply = z.object({
+  parentPauseMs: count,
+  deviceStateBytes: count,
+  parts: z.array(z.object({ name: z.string().max(NAME_MAX), ms: z.number() })).max(PARTS_MAX),
+});
+
+export const startClonesReply = z.object({
+  ready: z.array(z.object({ index: count, atMs: z.number() })).max(CLONES_MAX),
+  failures,
+});
+
+export const forkProgress = z.object({
+  state: z.enum(['filling', 'complete', 'failed']),
+  error: z.unknown(),
+  pagesTotal: count,
+  pagesDone: count,
+  pageBytes: count,
+  counters,
+  committed: z
+    .object({
+      image: imageId,
+      isWarm: z.boolean(),
+      clones,
+      failures,
+      parentPauseMs: count,
+      deviceStateBytes: count,
+      ready: z.array(z.object({ index: count, at: z.iso.datetime() })).max(CLONES_MAX),
+    })
+    .nullable(),
+});

@@ -1,0 +1,59 @@
+/** The jobs that this daemon knows, with their views: what is listed, and who is told of a change. */
+
+import { MigrationError } from '../domain/errors.js';
+import { isFinal, type JobView } from '../domain/job.js';
+import type { Clock } from '../engine/ports/clock.js';
+import { changed, type Job, type ViewChange } from './job.js';
+import { Subscribers } from './subscribers.js';
+
+/** Jobs that are listed; older ones that are over are forgotten. */
+const JOBS_MAX = 1_000;
+
+export class JobTable {
+  /** In the order of their creation. */
+  readonly #jobs = new Map<string, Job>();
+  readonly #subscribers: Subscribers;
+  readonly #clock: Clock;
+
+  constructor(clock: Clock, onSubscriberFailure: (error: unknown) => void) {
+    this.#clock = clock;
+    this.#subscribers = new Subscribers(onSubscriberFailure);
+  }
+
+  add(job: Job): void {
+    this.#jobs.set(job.view.id, job);
+  }
+
+  /** NOT_FOUND if there is none. */
+  get(id: string): Job {
+    const job = this.#jobs.get(id);
+    if (job === undefined) throw new MigrationError('NOT_FOUND', `there is no job ${id}`);
+    return job;
+  }
+
+  /** Oldest first. */
+  all(): Job[] {
+    return [...this.#jobs.values()];
+  }
+
+  /** Of one job, or ('*') of all. Returns what ends the subscription. */
+  subscribe(id: string, onChange: (view: JobView) => void): () => void {
+    if (id !== '*') this.get(id);
+    return this.#subscribers.add(id, onChange);
+  }
+
+  change(job: Job, change: ViewChange, at = this.#clock.isoNow()): void {
+    job.view = changed(job, change, at);
+    this.#subscribers.tell(job.view);
+  }
+
+  /** The oldest that is over, if there are too many. */
+  forgetOldest(): void {
+    if (this.#jobs.size <= JOBS_MAX) return;
+    for (const [id, { view, history }] of this.#jobs) {
+      if (!isFinal(view.state) || history.leftovers.size > 0) continue;
+      this.#jobs.delete(id);
+      return;
+    }
+  }
+}

@@ -1,0 +1,134 @@
+/** The source's half of a simulated host: keeps the rules of ports/host.ts, forgets what a real daemon forgets. */
+
+import type { SourceEndpointInfo } from '../../src/engine/ports/session.js';
+import type { SourcePort } from '../../src/engine/ports/source.js';
+import { failure, type HalfParts, SimHalf } from './half.js';
+import { moveNatively } from './native.js';
+
+interface Exposure {
+  readonly key: string;
+  readonly vm: string;
+}
+
+/** Where the device state goes. */
+interface StateSink {
+  load(session: string, version: number): void;
+}
+
+export class SimSource extends SimHalf implements SourcePort {
+  /** The other host's target, if its daemon lives and the network is up. */
+  readonly #peer: () => StateSink | null;
+  readonly #exposures = new Map<string, Exposure>();
+  #keyCount = 0;
+
+  constructor(parts: HalfParts, peer: () => StateSink | null) {
+    super(parts);
+    this.#peer = peer;
+  }
+
+  get exposureCount(): number {
+    return this.#exposures.size;
+  }
+
+  async reserve(vm: string, job: string): Promise<void> {
+    this.refuseClosed(`${vm}/${job}`);
+    const record = this.vm(vm);
+    if (record.job !== null && record.job !== job) throw failure('VM_BUSY', record.job);
+    record.job = job;
+    await this.work('reserve');
+  }
+
+  async unreserve(vm: string, job: string): Promise<void> {
+    this.closed.add(`${vm}/${job}`);
+    const record = this.state.vms.get(vm);
+    if (record?.job === job) record.job = null;
+    await this.work('unreserve');
+  }
+
+  async expose({ session, vm }: { session: string; vm: string }): Promise<SourceEndpointInfo> {
+    this.refuseClosed(session);
+    this.vm(vm);
+    const known = this.#exposures.get(session) ?? { key: `${++this.#keyCount}`, vm };
+    this.#exposures.set(session, known);
+    await this.work('expose');
+    return { transport: 'tcp', host: '10.0.0.1', port: 1, keys: [{ ram: known.key, dataMap: known.key }] };
+  }
+
+  async unexpose(session: string): Promise<void> {
+    this.closed.add(session);
+    this.#exposures.delete(session);
+    await this.work('unexpose');
+  }
+
+  async stop(vm: string, session: string): Promise<{ stoppedAtUs: number; stoppedForMs: number }> {
+    this.refuseClosed(session);
+    const qemu = this.living(vm);
+    if (qemu.state === 'running') qemu.state = 'paused';
+    await this.work('stop: stopped');
+    return { stoppedAtUs: 0, stoppedForMs: 0 };
+  }
+
+  async continueVm(vm: string, _session: string): Promise<void> {
+    const owner = await this.registry.owner(vm);
+    if (owner?.owner !== this.state.name) throw failure('OWNER_CHANGED', `${vm} belongs to ${owner?.owner}`);
+    const qemu = this.living(vm);
+    qemu.state = 'running';
+    await this.work('continue: runs');
+  }
+
+  async transferState(vm: string, session: string, _target: string): Promise<{ deviceStateBytes: number }> {
+    const qemu = this.living(vm);
+    if (qemu.state !== 'paused') throw failure('CONFLICT', 'the VM runs');
+    await this.work('transfer: saved');
+    const peer = this.#peer();
+    if (peer === null) throw failure('UNREACHABLE', 'the target does not take the state');
+    peer.load(session, qemu.version);
+    await this.work('transfer: loaded');
+    return { deviceStateBytes: 1000 };
+  }
+
+  async nativeMigrate(vm: string, session: string): Promise<void> {
+    const moving = moveNatively(this.world, this.state, vm, session);
+    while (moving.outcome === null) await this.life.sleep(1);
+    if (moving.outcome === 'failed') throw failure('QEMU_FAILED', 'migration failed');
+  }
+
+  async nativeProgress(): Promise<Record<string, number | string>> {
+    return { status: 'completed', downtimeMs: 3 };
+  }
+
+  async nativeCancel(vm: string, session: string): Promise<void> {
+    this.vm(vm);
+    this.world.nativeCancelled.add(session);
+    await this.work('native cancel');
+  }
+
+  async sourceCounters(session: string): Promise<Record<string, number>> {
+    if (!this.#exposures.has(session)) throw failure('NOT_FOUND', 'no such session');
+    return { cpuNs: 1 };
+  }
+
+  async release(vm: string, session: string): Promise<void> {
+    this.closed.add(session);
+    this.#exposures.delete(session);
+    const record = this.state.vms.get(vm);
+    const owner = await this.registry.owner(vm);
+    if (record === undefined || owner?.session !== session) return;
+    if (record.qemu) record.qemu.isAlive = false;
+    await this.work('release: QEMU ended');
+    this.state.vms.delete(vm);
+    await this.work('release: files removed');
+  }
+
+  // ---- what the target reads
+
+  accepts(session: string, key: string): boolean {
+    return this.#exposures.get(session)?.key === key;
+  }
+
+  page(session: string, index: number): number | null {
+    const exposure = this.#exposures.get(session);
+    const memory = exposure === undefined ? undefined : this.state.vms.get(exposure.vm)?.memory;
+    return memory?.pages[index] ?? null;
+  }
+}
