@@ -80,8 +80,8 @@ function note(history: History, entry: Exclude<JournalEntry, { type: 'job' | 'fo
   switch (entry.type) {
     case 'begin':
       for (const step of [entry.step, ...(entry.group ?? [])]) history.begun.add(checked(history, step));
-      if (history.kind === 'migrate' && (entry.step === 'stopSource' || entry.step === 'nativeSwitchover')) {
-        if (entry.at !== undefined) history.findings.stoppedAt = entry.at;
+      if (history.kind === 'migrate' && entry.at !== undefined && entry.step === blackoutBegin(history)) {
+        history.findings.stoppedAt = entry.at;
       }
       break;
     case 'end':
@@ -105,6 +105,11 @@ function note(history: History, entry: Exclude<JournalEntry, { type: 'job' | 'fo
       if (entry.at !== undefined) history.updatedAt = entry.at;
       break;
   }
+}
+
+/** The step with which the VM stops: the others of the blackout are announced with it (engine/walk.ts). */
+function blackoutBegin({ record }: MigrationHistory): AnyStepName | undefined {
+  return record.plan.steps.find(({ isInBlackout }) => isInBlackout)?.name;
 }
 
 function checked({ record }: History, step: AnyStepName): AnyStepName {
