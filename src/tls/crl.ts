@@ -6,9 +6,29 @@
 import { MigrationError } from '../domain/errors.js';
 
 const SEQUENCE = 0x30;
-const INTEGER = 0x02;
-const UTC_TIME = 0x17;
-const GENERALIZED_TIME = 0x18;
+const EXTENSIONS = 0xa0;
+/** The only ways to write a date that RFC 5280 allows, by tag: UTCTime and GeneralizedTime. */
+const DATES = new Map([
+  [0x17, /^\d{12}Z$/],
+  [0x18, /^\d{14}Z$/],
+]);
+/**
+ * What lies in what, as the tags of the elements in hex: 02 INTEGER, 03 BIT STRING, 17 UTCTime, 18 GeneralizedTime,
+ * 30 SEQUENCE, a0 extensions. All of it is looked at, or a damaged length or tag could hide an entry.
+ */
+const SHAPES = {
+  file: /^30$/,
+  // content, algorithm, signature
+  list: /^303003$/,
+  // version?, algorithm, issuer, thisUpdate, nextUpdate?, revokedCertificates?, extensions?
+  content: /^(02)?3030(17|18){1,2}(30)?(a0)?$/,
+  // of entries, or of extensions
+  sequence: /^(30)*$/,
+  // serial number, date, extensions?
+  entry: /^02(17|18)(30)?$/,
+  // identifier, critical?, value
+  extension: /^06(01)?04$/,
+};
 const PEM = /-----BEGIN X509 CRL-----([A-Za-z0-9+/=\s]+)-----END X509 CRL-----/;
 
 interface Element {
@@ -49,23 +69,36 @@ export function normalizeSerial(hex: string): string {
   return hex.toUpperCase().replace(/^0+(?=.)/, '');
 }
 
+/** The elements in `bytes`, which are what such a thing is made of. */
+function fields(bytes: Buffer, shape: keyof typeof SHAPES): Element[] {
+  const found = elements(bytes);
+  const tags = found.map(({ tag }) => tag.toString(16).padStart(2, '0')).join('');
+  if (!SHAPES[shape].test(tags)) throw corrupt(`its ${shape} holds something else`);
+  if (found.some(({ tag, body }) => DATES.get(tag)?.test(body.toString('latin1')) === false))
+    throw corrupt('a bad date');
+  return found;
+}
+
+/** The body of the first of `found`, which its shape has shown to be there. */
+function first(found: readonly Element[]): Buffer {
+  return found[0]?.body ?? Buffer.alloc(0);
+}
+
 export function revokedSerials(pem: string): ReadonlySet<string> {
   const match = PEM.exec(pem);
   if (match?.[1] === undefined) throw corrupt('no "X509 CRL" block');
-  const [list] = elements(Buffer.from(match[1], 'base64'));
-  const [content] = list?.tag === SEQUENCE ? elements(list.body) : [];
-  if (content?.tag !== SEQUENCE) throw corrupt('no list in it');
-  // version?, algorithm, issuer, thisUpdate, nextUpdate?, revokedCertificates?, extensions?
-  const fields = elements(content.body);
-  const lastTime = fields.findLastIndex(({ tag }) => tag === UTC_TIME || tag === GENERALIZED_TIME);
-  if (lastTime < 0) throw corrupt('no date');
-  const revoked = fields[lastTime + 1];
+  const list = first(fields(Buffer.from(match[1], 'base64'), 'file'));
+  const content = fields(first(fields(list, 'list')), 'content');
+  // The third field is the issuer or the first date: a sequence behind it can only be that of the entries.
+  const revoked = content.slice(3).find(({ tag }) => tag === SEQUENCE);
+  const extensions = content.find(({ tag }) => tag === EXTENSIONS);
+  for (const { body } of extensions === undefined ? [] : fields(first(fields(extensions.body, 'file')), 'sequence'))
+    fields(body, 'extension');
   const serials = new Set<string>();
-  if (revoked?.tag !== SEQUENCE) return serials;
-  for (const entry of elements(revoked.body)) {
-    const [serial] = entry.tag === SEQUENCE ? elements(entry.body) : [];
-    if (serial?.tag !== INTEGER) throw corrupt('an entry without a serial number');
-    serials.add(normalizeSerial(serial.body.toString('hex')));
+  for (const { body } of revoked === undefined ? [] : fields(revoked.body, 'sequence')) {
+    const serial = first(fields(body, 'entry'));
+    if (serial.length === 0) throw corrupt('an entry without a serial number');
+    serials.add(normalizeSerial(serial.toString('hex')));
   }
   return serials;
 }
