@@ -71,12 +71,15 @@ describe.each(STATES)('%s', (state) => {
   test('owners', async () => {
     const copy = await copyOf(state);
     const registry = await FileRegistry.open(copy);
-    const owners = await registry.owners();
-    await registry.close();
-    expect(Object.fromEntries(owners.map(({ vm, owner, epoch }) => [vm, `${owner} ${epoch}`]))).toEqual(
-      ownersKept[state],
-    );
     const text = await readFile(join(copy, 'owners.log'), 'utf8');
+    const names = new Set([...text.matchAll(/"vm":"([^"]+)"/g)].map(([, vm = '']) => vm));
+    const owners: Record<string, string> = {};
+    for (const vm of names) {
+      const record = await registry.owner(vm);
+      if (record !== null) owners[vm] = `${record.owner} ${record.epoch}`;
+    }
+    await registry.close();
+    expect(owners).toEqual(ownersKept[state]);
     expect(text).toBe(await readFile(join(KEPT, state, 'owners.log'), 'utf8'));
     expect(await writtenAgain(text)).toBe(text);
   });
