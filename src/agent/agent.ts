@@ -4,6 +4,7 @@
  */
 import { randomBytes } from 'node:crypto';
 import type { Readable } from 'node:stream';
+import type { NativeMoveOptions } from '../backends/qemu/native-migration.js';
 import { MigrationError, toMigrationError } from '../domain/errors.js';
 import type { ForkInventory, HostInventory, TargetChecks, VmInventory } from '../domain/host.js';
 import type { RdmaPlace } from '../domain/transport.js';
@@ -33,7 +34,6 @@ import { openForkStore } from './fork/record.js';
 import { ImageStore } from './image/store.js';
 import { checkTarget, type HostInfo, hostInventory, vmInventory } from './inventory/inventory.js';
 import type { MigrationContext } from './migration/context.js';
-import type { NativeMoveOptions } from './migration/native-migration.js';
 import { SessionStore } from './migration/session-store.js';
 import { SourceAgent } from './migration/source-agent.js';
 import { TargetAgent } from './migration/target-agent.js';

@@ -2,7 +2,7 @@ import { execFile } from 'node:child_process';
 import { promisify } from 'node:util';
 import { describe, expect, test } from 'vitest';
 import { openConsole } from '../../src/agent/vm/console.js';
-import { replaceNics } from '../../src/agent/vm/nic-replace.js';
+import { replaceNics } from '../../src/backends/qemu/nic-replace.js';
 import type { NicSpec } from '../../src/domain/vm.js';
 import { eventually } from '../hosts/cluster.js';
 import { agentInitrd, guestImage, parseIdentity } from '../hosts/guest.js';

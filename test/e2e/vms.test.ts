@@ -5,7 +5,7 @@ import { promisify } from 'node:util';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import { hostFacts } from '../../src/agent/inventory/host-facts.js';
 import { openConsole } from '../../src/agent/vm/console.js';
-import { migrationBlockers, ramFacts } from '../../src/agent/vm/facts.js';
+import { migrationBlockers, ramFacts } from '../../src/backends/qemu/facts.js';
 import { guestImage } from '../hosts/guest.js';
 import { codeOf, expectOutput, VmHost, vmSpec } from '../hosts/vm-host.js';
 

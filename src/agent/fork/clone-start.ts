@@ -9,8 +9,8 @@ import { MigrationWatch } from '../../backends/qemu/migration-watch.js';
 import { MigrationError, toMigrationError } from '../../domain/errors.js';
 import type { CloneFailure } from '../../domain/fork.js';
 import { inParallel } from '../../kit/parallel.js';
+import { outputTail } from '../../kit/process.js';
 import { hasten, unhasten } from '../vm/priority.js';
-import { outputTail } from '../vm/process.js';
 import type { ManagedVm } from '../vm/vms.js';
 import type { WaitingClone } from './waiting-set.js';
 

@@ -13,12 +13,12 @@
 import { writeFile } from 'node:fs/promises';
 import type { Socket } from 'node:net';
 import { setTimeout as sleep } from 'node:timers/promises';
+import type { OutgoingState } from '../../backends/qemu/outgoing-state.js';
 import type { QmpClient } from '../../backends/qemu/qmp.js';
 import { MigrationError } from '../../domain/errors.js';
 import type { ForkPointReply } from '../../engine/ports/fork.js';
 import type { FaultPort } from '../../engine/ports/inject.js';
 import type { ImageCaptureHandle } from '../../native/types.js';
-import type { OutgoingState } from '../migration/outgoing-state.js';
 import type { ManagedVm } from '../vm/vms.js';
 
 const RESUME_TIMEOUT_MS = 10_000;

@@ -9,6 +9,7 @@
  * runs on as if nothing had been; from then on the clones are VMs and the image only waits for pages.
  */
 
+import { OutgoingState } from '../../backends/qemu/outgoing-state.js';
 import { MigrationError, toMigrationError } from '../../domain/errors.js';
 import type { CloneFailure } from '../../domain/fork.js';
 import type {
@@ -19,7 +20,6 @@ import type {
   StartClonesReply,
 } from '../../engine/ports/fork.js';
 import { failureToError } from '../../native/failure.js';
-import { OutgoingState } from '../migration/outgoing-state.js';
 import type { ManagedVm } from '../vm/vms.js';
 import { CaptureSession } from './capture-session.js';
 import { startLoaded } from './clone-start.js';

@@ -1,6 +1,7 @@
 /** A parent back to what it was before a fork that was given up, by this daemon or an earlier one. */
+
+import { runAgain } from '../../backends/qemu/native-migration.js';
 import { toMigrationError } from '../../domain/errors.js';
-import { runAgain } from '../migration/native-migration.js';
 import { connectedQmp } from '../vm/connected-qmp.js';
 import type { ManagedVm } from '../vm/vms.js';
 import type { ForkContext } from './context.js';

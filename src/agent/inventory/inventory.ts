@@ -3,6 +3,14 @@ import { execFile } from 'node:child_process';
 import { constants } from 'node:fs';
 import { access, open } from 'node:fs/promises';
 import { promisify } from 'node:util';
+import {
+  discardingDevices,
+  fleetingDisks,
+  migrationBlockers,
+  ownBytes,
+  ramAllocatedBytes,
+  ramFacts,
+} from '../../backends/qemu/facts.js';
 import { toMigrationError } from '../../domain/errors.js';
 import type { HostInventory, TargetChecks, VmInventory } from '../../domain/host.js';
 import type { RdmaPlace } from '../../domain/transport.js';
@@ -12,14 +20,6 @@ import type { ImageContext } from '../image/context.js';
 import { connectedQmp } from '../vm/connected-qmp.js';
 import type { HostContext } from '../vm/context.js';
 import { exitPath, readExitCode } from '../vm/exit-port.js';
-import {
-  discardingDevices,
-  fleetingDisks,
-  migrationBlockers,
-  ownBytes,
-  ramAllocatedBytes,
-  ramFacts,
-} from '../vm/facts.js';
 import { hostFacts } from './host-facts.js';
 
 const run = promisify(execFile);

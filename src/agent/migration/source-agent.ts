@@ -3,6 +3,13 @@
  * source-session.ts.
  */
 
+import {
+  cancelMigration,
+  type NativeMoveOptions,
+  nativeMove,
+  nativeReading,
+  runAgain,
+} from '../../backends/qemu/native-migration.js';
 import { MigrationError } from '../../domain/errors.js';
 import type { Transport } from '../../domain/transport.js';
 import type { SourceEndpointInfo } from '../../engine/ports/session.js';
@@ -10,7 +17,6 @@ import { KeyedLocks } from '../../kit/locks.js';
 import { connectedQmp } from '../vm/connected-qmp.js';
 import type { MigrationContext } from './context.js';
 import { EndedSessions } from './ended-sessions.js';
-import { cancelMigration, type NativeMoveOptions, nativeMove, nativeReading, runAgain } from './native-migration.js';
 import { checkSession, type SourceRecord } from './session-store.js';
 import { SourceSession } from './source-session.js';
 

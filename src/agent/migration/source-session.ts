@@ -6,6 +6,7 @@
 import { mkdir } from 'node:fs/promises';
 import type { Socket } from 'node:net';
 import { dirname } from 'node:path';
+import { OutgoingState } from '../../backends/qemu/outgoing-state.js';
 import { MigrationError, toMigrationError } from '../../domain/errors.js';
 import type { SourceEndpointInfo } from '../../engine/ports/session.js';
 import { failureToError } from '../../native/failure.js';
@@ -13,7 +14,6 @@ import type { DataListenerHandle, SourceClone, SourceSessionHandle } from '../..
 import { ownPagesPath, removeRegionFiles } from '../vm/ram-files.js';
 import type { ManagedVm } from '../vm/vms.js';
 import type { MigrationContext } from './context.js';
-import { OutgoingState } from './outgoing-state.js';
 import type { SourceRecord } from './session-store.js';
 
 /**

@@ -8,8 +8,10 @@
  */
 import { unlink } from 'node:fs/promises';
 import type { Readable } from 'node:stream';
+import { IncomingState, stateSocketPath } from '../../backends/qemu/incoming-state.js';
 import { configureIncoming } from '../../backends/qemu/migration.js';
 import { MigrationWatch } from '../../backends/qemu/migration-watch.js';
+import { incomingUri } from '../../backends/qemu/native-migration.js';
 import { MigrationError, toMigrationError } from '../../domain/errors.js';
 import type { VmSpec } from '../../domain/vm.js';
 import type {
@@ -23,8 +25,6 @@ import { failureToError } from '../../native/failure.js';
 import { connectedQmp } from '../vm/connected-qmp.js';
 import type { ManagedVm } from '../vm/vms.js';
 import type { MigrationContext } from './context.js';
-import { IncomingState, stateSocketPath } from './incoming-state.js';
-import { incomingUri } from './native-migration.js';
 import { PageSession } from './page-session.js';
 import type { TargetRecord } from './session-store.js';
 

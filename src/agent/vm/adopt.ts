@@ -2,10 +2,10 @@
 import { setTimeout as sleep } from 'node:timers/promises';
 import { toMigrationError } from '../../domain/errors.js';
 import type { Log } from '../../kit/log.js';
+import { isAlive } from '../../kit/process.js';
 import type { NativeBinding } from '../../native/types.js';
 import type { VmKeeper } from './keeper.js';
 import { unhasten } from './priority.js';
-import { isAlive } from './process.js';
 import type { Vm } from './vm.js';
 
 /**

@@ -8,10 +8,10 @@ import { qemuArguments } from '../../backends/qemu/command-line.js';
 import { QmpClient } from '../../backends/qemu/qmp.js';
 import { MigrationError } from '../../domain/errors.js';
 import { deferred } from '../../kit/deferred.js';
+import { outputTail, startDetached } from '../../kit/process.js';
 import { failureToError } from '../../native/binding.js';
 import type { NativeBinding, VmMemoryHandle } from '../../native/types.js';
 import { createTaps, inItsNetwork, joinIsolated } from './network.js';
-import { outputTail, startDetached } from './process.js';
 import { checkRoom, createRegionFiles, type RamPlace } from './ram-files.js';
 import type { Vm } from './vm.js';
 

@@ -8,9 +8,9 @@
  */
 
 import { GuestAgent } from '../../backends/qemu/guest-agent.js';
+import { replaceNics } from '../../backends/qemu/nic-replace.js';
 import { MigrationError, toMigrationError } from '../../domain/errors.js';
 import type { NicSpec, VmSpec } from '../../domain/vm.js';
-import { replaceNics } from './nic-replace.js';
 import type { IdentityDue } from './record.js';
 import type { Vm } from './vm.js';
 

@@ -3,9 +3,9 @@ import { join } from 'node:path';
 import type { QmpClient } from '../../backends/qemu/qmp.js';
 import { MigrationError } from '../../domain/errors.js';
 import type { VmSpec, VmState, VmView } from '../../domain/vm.js';
+import type { ChildExit } from '../../kit/process.js';
 import type { RegionFile, VmMemoryHandle } from '../../native/types.js';
 import { type ExitWatch, exitPath } from './exit-port.js';
-import type { ChildExit } from './process.js';
 import { type VmRecord, writeRecord } from './record.js';
 
 /** What other parts of the agent see of a VM. It stays the same object until the VM is destroyed. */

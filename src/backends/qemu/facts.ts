@@ -1,7 +1,7 @@
 /** What pre-flight wants to know of one VM and of this host, asked from QEMU and the kernel. */
 import { readFile } from 'node:fs/promises';
+import type { ManagedVm } from '../../agent/vm/vm.js';
 import type { NativeBinding } from '../../native/types.js';
-import type { ManagedVm } from './vm.js';
 
 export interface RamFacts {
   readonly isRamShared: boolean;

@@ -6,11 +6,11 @@
  * A step that has been done is not done again, so that a daemon restarted in between may simply repeat the call.
  */
 
-import { nicProperties } from '../../backends/qemu/command-line.js';
-import type { QmpClient } from '../../backends/qemu/qmp.js';
+import { joinBridge } from '../../agent/vm/network.js';
 import { MigrationError } from '../../domain/errors.js';
 import type { NicSpec, VmSpec } from '../../domain/vm.js';
-import { joinBridge } from './network.js';
+import { nicProperties } from './command-line.js';
+import type { QmpClient } from './qmp.js';
 
 /** A guest takes some milliseconds; one of many that share a processor, many seconds. */
 export const UNPLUG_TIMEOUT_MS = 120_000;

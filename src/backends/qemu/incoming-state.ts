@@ -3,11 +3,11 @@ import { connect, type Socket } from 'node:net';
 import { join } from 'node:path';
 import { finished, type Readable } from 'node:stream';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { MigrationWatch } from '../../backends/qemu/migration-watch.js';
+import { connectedQmp } from '../../agent/vm/connected-qmp.js';
+import type { ManagedVm } from '../../agent/vm/vms.js';
 import { MigrationError, toMigrationError } from '../../domain/errors.js';
 import type { MigrationMode } from '../../domain/migration.js';
-import { connectedQmp } from '../vm/connected-qmp.js';
-import type { ManagedVm } from '../vm/vms.js';
+import { MigrationWatch } from './migration-watch.js';
 
 const LOAD_TIMEOUT_MS = 120_000;
 /** After the stream broke: how long QEMU may take to say that it had all of it. */

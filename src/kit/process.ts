@@ -6,9 +6,9 @@
 import { type ChildProcess, spawn } from 'node:child_process';
 import { type FileHandle, open, readdir, readFile } from 'node:fs/promises';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { MigrationError } from '../../domain/errors.js';
-import { standInLine } from './priority.js';
-import type { ProcessIdentity } from './record.js';
+import { standInLine } from '../agent/vm/priority.js';
+import type { ProcessIdentity } from '../agent/vm/record.js';
+import { MigrationError } from '../domain/errors.js';
 
 const EXIT_POLL_MS = 5;
 const OUTPUT_TAIL_BYTES = 2048;

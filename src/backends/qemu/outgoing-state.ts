@@ -10,10 +10,10 @@ import { once } from 'node:events';
 import { unlink } from 'node:fs/promises';
 import { createServer, type Server, type Socket } from 'node:net';
 import { join } from 'node:path';
-import { configureOutgoing } from '../../backends/qemu/migration.js';
-import { MigrationWatch } from '../../backends/qemu/migration-watch.js';
+import type { ManagedVm } from '../../agent/vm/vms.js';
 import { MigrationError } from '../../domain/errors.js';
-import type { ManagedVm } from '../vm/vms.js';
+import { configureOutgoing } from './migration.js';
+import { MigrationWatch } from './migration-watch.js';
 
 const STOP_TIMEOUT_MS = 10_000;
 const TRANSFER_TIMEOUT_MS = 120_000;

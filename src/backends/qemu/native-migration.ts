@@ -3,12 +3,12 @@
  * target's QEMU was started stopped, so the guest does not run there before the owner has changed.
  */
 
-import { configureIncoming, configureOutgoing } from '../../backends/qemu/migration.js';
-import { MigrationWatch } from '../../backends/qemu/migration-watch.js';
-import type { QmpClient } from '../../backends/qemu/qmp.js';
+import { connectedQmp } from '../../agent/vm/connected-qmp.js';
+import type { ManagedVm } from '../../agent/vm/vms.js';
 import { MigrationError } from '../../domain/errors.js';
-import { connectedQmp } from '../vm/connected-qmp.js';
-import type { ManagedVm } from '../vm/vms.js';
+import { configureIncoming, configureOutgoing } from './migration.js';
+import { MigrationWatch } from './migration-watch.js';
+import type { QmpClient } from './qmp.js';
 
 /** Longer than any migration; the job's own deadlines and its cancel end it sooner. */
 const MOVE_TIMEOUT_MS = 24 * 3600 * 1000;
