@@ -4,7 +4,7 @@
  */
 import { randomBytes } from 'node:crypto';
 import type { Readable } from 'node:stream';
-import type { NativeMoveOptions } from '../backends/qemu/native-migration.js';
+import type { NativeMoveOrder } from '../backends/backend.js';
 import { MigrationError, toMigrationError } from '../domain/errors.js';
 import type { ForkInventory, HostInventory, TargetChecks, VmInventory } from '../domain/host.js';
 import type { RdmaPlace } from '../domain/transport.js';
@@ -209,7 +209,7 @@ export class LocalAgent implements AgentPort, ForkAgentPort {
     return this.#ready.source.transferState(session, target);
   }
 
-  async nativeMigrate(vm: string, session: string, options: NativeMoveOptions): Promise<void> {
+  async nativeMigrate(vm: string, session: string, options: NativeMoveOrder): Promise<void> {
     await this.#ready.source.nativeMigrate(vm, session, options);
   }
 

@@ -1,74 +1,30 @@
 /**
- * QEMU as a process: started in its own session with its output in a file, so that it outlives the daemon; recognised
- * again by pid, start time and boot; ended and waited for. Signals go only to a process whose identity was checked just
- * before.
+ * Processes that outlive the daemon: recognised again by pid, start time and boot; ended and waited for. Signals go only
+ * to a process whose identity was checked just before.
  */
-import { type ChildProcess, spawn } from 'node:child_process';
-import { type FileHandle, open, readdir, readFile } from 'node:fs/promises';
+import { readdir, readFile } from 'node:fs/promises';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { standInLine } from '../agent/vm/priority.js';
-import type { ProcessIdentity } from '../agent/vm/record.js';
 import { MigrationError } from '../domain/errors.js';
 
 const EXIT_POLL_MS = 5;
-const OUTPUT_TAIL_BYTES = 2048;
+
+/** Which process it is. The three together never name another one, not even after a reboot. */
+export interface ProcessIdentity {
+  readonly pid: number;
+  /** Field 22 of /proc/PID/stat: clock ticks since boot. */
+  readonly startTicks: string;
+  readonly bootId: string;
+}
 
 export interface ChildExit {
   readonly code: number | null;
   readonly signal: string | null;
 }
 
-export interface StartedProcess {
-  readonly identity: ProcessIdentity;
-  /** Resolves when it ends; never rejects. */
-  readonly exited: Promise<ChildExit>;
-}
-
-export interface StartOptions {
-  readonly outputPath: string;
-  readonly directory: string;
-  /** All that the child gets besides PATH. */
-  readonly environment: Readonly<Record<string, string>>;
-  /** Opened for reading as the child's descriptors 3 and up, each with a position of its own. */
-  readonly inputPaths?: readonly string[];
-}
-
-/** QEMU_FAILED if the program cannot be started at all. */
-export async function startDetached(
-  program: string,
-  args: readonly string[],
-  options: StartOptions,
-): Promise<StartedProcess> {
-  const inputs: FileHandle[] = [];
-  const output = await open(options.outputPath, 'a', 0o600);
-  let child: ChildProcess;
-  let exited: Promise<ChildExit>;
-  try {
-    for (const path of options.inputPaths ?? []) inputs.push(await open(path, 'r'));
-    child = spawn(program, args, {
-      detached: true,
-      cwd: options.directory,
-      stdio: ['ignore', output.fd, output.fd, ...inputs.map(({ fd }) => fd)],
-      env: { PATH: process.env['PATH'] ?? '/usr/sbin:/usr/bin:/sbin:/bin', ...options.environment },
-    });
-    child.unref();
-    if (child.pid !== undefined) standInLine(child.pid);
-    // Listeners before anything is awaited: these events come once.
-    exited = new Promise((resolve) => child.once('exit', (code, signal) => resolve({ code, signal })));
-    await new Promise<void>((resolve, reject) => {
-      child.once('spawn', resolve);
-      child.once('error', (cause) =>
-        reject(new MigrationError('QEMU_FAILED', `${program} cannot be started: ${cause.message}`, { cause })),
-      );
-    });
-  } finally {
-    for (const input of inputs) await input.close();
-    await output.close();
-  }
-  const pid = child.pid ?? 0;
-  // A process that has ended already is a zombie until Node reaps it, which is not before we yield: stat is there.
+/** Of a child that has just been made: one that has ended already is a zombie until Node reaps it, after a yield. */
+export async function identityOf(pid: number): Promise<ProcessIdentity> {
   const stat = await readStat(pid);
-  return { identity: { pid, startTicks: stat?.startTicks ?? '0', bootId: await bootId() }, exited };
+  return { pid, startTicks: stat?.startTicks ?? '0', bootId: await bootId() };
 }
 
 /** A zombie counts as dead. */
@@ -111,9 +67,7 @@ export async function endProcess(identity: ProcessIdentity, graceMs: number): Pr
   }
 }
 
-/**
- * Processes that have `argument` on their command line: finds a QEMU whose pid a crash kept from being written down.
- */
+/** Processes that have `argument` on their command line. */
 export async function findByArgument(argument: string): Promise<ProcessIdentity[]> {
   const boot = await bootId();
   const found: ProcessIdentity[] = [];
@@ -125,20 +79,6 @@ export async function findByArgument(argument: string): Promise<ProcessIdentity[
     if (stat !== null && !stat.isZombie) found.push({ pid: Number(entry), startTicks: stat.startTicks, bootId: boot });
   }
   return found;
-}
-
-/** The end of what the process has written. */
-export async function outputTail(path: string): Promise<string> {
-  const file = await open(path, 'r').catch(() => null);
-  if (file === null) return '';
-  try {
-    const { size } = await file.stat();
-    const length = Math.min(size, OUTPUT_TAIL_BYTES);
-    const { buffer, bytesRead } = await file.read(Buffer.alloc(length), 0, length, size - length);
-    return buffer.subarray(0, bytesRead).toString('utf8').trim();
-  } finally {
-    await file.close();
-  }
 }
 
 let cachedBootId: string | null = null;

@@ -9,7 +9,7 @@
  * runs on as if nothing had been; from then on the clones are VMs and the image only waits for pages.
  */
 
-import { OutgoingState } from '../../backends/qemu/outgoing-state.js';
+import type { StateExport } from '../../backends/backend.js';
 import { MigrationError, toMigrationError } from '../../domain/errors.js';
 import type { CloneFailure } from '../../domain/fork.js';
 import type {
@@ -49,7 +49,7 @@ export class ForkSession {
   #record: ForkRecord;
   #clones: readonly WaitingClone[];
   #capture: CaptureSession | null = null;
-  #state: OutgoingState | null = null;
+  #state: StateExport | null = null;
   #disks: ParentDisks | null = null;
   #copies: PrivateCopies | null = null;
   #arming: Promise<void> | null = null;
@@ -268,7 +268,7 @@ export class ForkSession {
     await faults.hit('agent:fork:arm');
     this.#disks ??= new ParentDisks(this.#context, parent, image.id);
     await this.#disks.prepare(this.request.parentMode);
-    this.#state ??= await OutgoingState.listen(parent);
+    this.#state ??= await parent.process.exportState();
     if (!this.#isCopied) return;
     if (this.#capture === null) {
       this.#capture = await CaptureSession.open(this.#context, image, { parent, isResume: false });
@@ -286,7 +286,7 @@ export class ForkSession {
     const [state, disks] = [this.#state, this.#disks];
     if (state === null || disks === null) throw new MigrationError('CONFLICT', 'the parent has not been armed');
     await faults.hit('agent:fork:point');
-    const reply = await takeForkPoint(this.#parent, {
+    const reply = await takeForkPoint({
       state,
       capture: this.#capture?.handle ?? null,
       // A clone's own memory is copied out of the image: there the image comes first.

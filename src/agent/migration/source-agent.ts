@@ -3,18 +3,11 @@
  * source-session.ts.
  */
 
-import {
-  cancelMigration,
-  type NativeMoveOptions,
-  nativeMove,
-  nativeReading,
-  runAgain,
-} from '../../backends/qemu/native-migration.js';
+import type { NativeMoveOrder } from '../../backends/backend.js';
 import { MigrationError } from '../../domain/errors.js';
 import type { Transport } from '../../domain/transport.js';
 import type { SourceEndpointInfo } from '../../engine/ports/session.js';
 import { KeyedLocks } from '../../kit/locks.js';
-import { connectedQmp } from '../vm/connected-qmp.js';
 import type { MigrationContext } from './context.js';
 import { EndedSessions } from './ended-sessions.js';
 import { checkSession, type SourceRecord } from './session-store.js';
@@ -119,7 +112,7 @@ export class SourceAgent {
     this.#sources.get(session)?.thaw();
     const managed = vms.get(vm);
     try {
-      await runAgain(await connectedQmp(managed));
+      await managed.process.runAgain();
     } catch (error) {
       // QEMU has ended while nobody else has it: what is left of it may go.
       if (managed.state === 'departed' && vms.exitOf(vm) !== null) await vms.setState(vm, 'stopped');
@@ -132,13 +125,13 @@ export class SourceAgent {
     return this.#source(session).transferState(target);
   }
 
-  async nativeMigrate(name: string, session: string, options: NativeMoveOptions): Promise<void> {
+  async nativeMigrate(name: string, session: string, options: NativeMoveOrder): Promise<void> {
     await this.#mustOwn(name);
     this.#ended.refuse(session);
     await this.#claim(name, session);
     this.#ended.refuse(session);
     const { vms } = this.#context;
-    const move = this.#moves.get(session) ?? nativeMove(vms.get(name), options);
+    const move = this.#moves.get(session) ?? vms.get(name).process.nativeMove(options);
     this.#moves.set(session, move);
     try {
       await move;
@@ -150,13 +143,13 @@ export class SourceAgent {
   }
 
   nativeProgress(vm: string): Promise<Readonly<Record<string, number | string>>> {
-    return nativeReading(this.#context.vms.get(vm));
+    return this.#context.vms.get(vm).process.nativeReading();
   }
 
   async nativeCancel(vm: string, session: string): Promise<void> {
     this.#ended.add(session);
     const { vms } = this.#context;
-    if (vms.has(vm) && !this.#isAnothers(vm, session)) await cancelMigration(await connectedQmp(vms.get(vm)));
+    if (vms.has(vm) && !this.#isAnothers(vm, session)) await vms.get(vm).process.cancelMove();
     await this.#moves.get(session)?.catch(() => undefined);
     this.#moves.delete(session);
   }

@@ -8,10 +8,7 @@
  */
 import { unlink } from 'node:fs/promises';
 import type { Readable } from 'node:stream';
-import { IncomingState, stateSocketPath } from '../../backends/qemu/incoming-state.js';
-import { configureIncoming } from '../../backends/qemu/migration.js';
-import { MigrationWatch } from '../../backends/qemu/migration-watch.js';
-import { incomingUri } from '../../backends/qemu/native-migration.js';
+import type { StateImport } from '../../backends/backend.js';
 import { MigrationError, toMigrationError } from '../../domain/errors.js';
 import type { VmSpec } from '../../domain/vm.js';
 import type {
@@ -22,20 +19,15 @@ import type {
   SourceEndpointInfo,
 } from '../../engine/ports/session.js';
 import { failureToError } from '../../native/failure.js';
-import { connectedQmp } from '../vm/connected-qmp.js';
 import type { ManagedVm } from '../vm/vms.js';
 import type { MigrationContext } from './context.js';
 import { PageSession } from './page-session.js';
 import type { TargetRecord } from './session-store.js';
 
-const RESUME_TIMEOUT_MS = 10_000;
-/** Switches and peers learn where the guest's MAC is now; sent again in case one was lost. */
-const ANNOUNCE = { initial: 50, max: 550, rounds: 5, step: 100 } as const;
-
 export class TargetSession {
   readonly #context: MigrationContext;
   readonly #vm: ManagedVm;
-  readonly #state: IncomingState;
+  readonly #state: StateImport;
   readonly #pages: PageSession | null;
   #record: TargetRecord;
   /** The owner record names us by this session. */
@@ -56,7 +48,7 @@ export class TargetSession {
     this.#record = record;
     this.#vm = vm;
     this.#epochBefore = before.epoch;
-    this.#state = new IncomingState(vm, record.mode, before.isTakenUp);
+    this.#state = vm.process.importState(record.mode, before.isTakenUp);
     this.#pages =
       record.mode === 'postcopy' && record.state !== 'complete'
         ? new PageSession(context, vm, {
@@ -97,7 +89,7 @@ export class TargetSession {
     try {
       const vm = await vms.prepareIncoming(spec, { session, accel, epoch: request.epoch + 1, isNative, signal });
       target = new TargetSession(context, record, vm, { epoch: before, isTakenUp: false });
-      const nativeUri = await target.#listen();
+      const nativeUri = await target.#state.listen(context.dataAddress);
       await context.faults.hit('agent:prepared');
       if (signal.aborted) throw new MigrationError('CANCELLED', 'the session was discarded while it was prepared');
       record = { ...record, state: 'prepared', nativeUri };
@@ -248,34 +240,21 @@ export class TargetSession {
     await this.#pages?.close();
   }
 
-  async #listen(): Promise<string | null> {
-    const { qmp } = this.#vm;
-    if (this.#record.mode !== 'postcopy') {
-      return incomingUri(qmp, this.#record.mode === 'native-postcopy', this.#context.dataAddress);
-    }
-    await configureIncoming(qmp, ['events', 'x-ignore-shared', 'late-block-activate']);
-    await qmp.execute('migrate-incoming', { uri: `unix:${stateSocketPath(this.#vm)}` });
-    return null;
-  }
-
   /** Inside the blackout up to RESUME. */
   async #resumeOnce(epoch: number): Promise<{ resumedAtUs: number }> {
     this.#mustLive();
     // A repetition of what an earlier life of the daemon has done.
     if (this.#hasRun && this.#record.state !== 'prepared') return { resumedAtUs: Date.now() * 1000 };
-    const watching = this.#state.watch();
-    const watch = watching instanceof MigrationWatch ? watching : await watching;
-    if (!this.#state.isLoaded) throw new MigrationError('CONFLICT', `the device state of ${this.vmName} is not loaded`);
-    const { qmp } = this.#vm;
+    const attaching = this.#state.attach();
+    if (attaching !== null) await attaching;
+    // Asked before the VM is ours: whether it can run at all.
+    const run = this.#state.readyToRun();
     const calledAtMs = performance.now();
     await this.#own(epoch);
     const ownedAtMs = performance.now();
     await this.#context.faults.hit('agent:resume');
     this.#pages?.serveDemand();
-    // The event comes well before the answer: vCPUs that all fault at once keep QEMU's main loop busy.
-    const resumed = this.#state.isRunning ? Promise.resolve(Date.now() * 1000) : watch.resumed(RESUME_TIMEOUT_MS);
-    const refused = qmp.execute('cont').then(() => resumed);
-    const resumedAtUs = await Promise.race([resumed, refused]);
+    const resumedAtUs = await run();
     // Not before: the prefetch would take the processor from the QEMUs that load and resume.
     this.#pages?.start();
     const parts = { ownMs: ownedAtMs - calledAtMs, contMs: performance.now() - ownedAtMs };
@@ -316,7 +295,7 @@ export class TargetSession {
     const background: [string, Promise<unknown>][] = [
       ['session record', store.save(this.#record)],
       ['VM record', vms.setState(this.vmName, 'running', { epoch })],
-      ['announcement', this.#vm.qmp.execute('announce-self', ANNOUNCE)],
+      ['announcement', this.#vm.process.announce()],
     ];
     for (const [what, done] of background) {
       done.catch((error: unknown) =>
@@ -349,10 +328,9 @@ export class TargetSession {
 
   async #nativeState(): Promise<SessionState> {
     if (!this.#hasRun) return this.#state.isLoaded ? 'loaded' : 'prepared';
-    const { status } = await (await connectedQmp(this.#vm)).execute('query-migrate');
-    if (status !== 'completed') return status === 'failed' ? 'failed' : 'filling';
-    this.#completed();
-    return 'complete';
+    const arrival = await this.#state.nativeArrival();
+    if (arrival === 'complete') this.#completed();
+    return arrival;
   }
 
   /**

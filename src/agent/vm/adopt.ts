@@ -12,7 +12,7 @@ import type { Vm } from './vm.js';
  * A QEMU whose main loop waits for a missing page answers only once its session serves faults, which comes after all
  * VMs have been taken up.
  */
-const QMP_WAIT_MS = 500;
+const ANSWER_WAIT_MS = 500;
 
 export interface AdoptOptions {
   readonly keeper: VmKeeper;
@@ -40,6 +40,6 @@ export async function adopt(vm: Vm, options: AdoptOptions): Promise<'kept' | 'un
       options.log.error(fields, 'the memory of a VM cannot be taken over');
     }
   }
-  await Promise.race([options.keeper.takeUp(vm), sleep(QMP_WAIT_MS)]);
+  await Promise.race([options.keeper.takeUp(vm), sleep(ANSWER_WAIT_MS)]);
   return 'kept';
 }

@@ -3,9 +3,8 @@
  * target's QEMU was started stopped, so the guest does not run there before the owner has changed.
  */
 
-import { connectedQmp } from '../../agent/vm/connected-qmp.js';
-import type { ManagedVm } from '../../agent/vm/vms.js';
 import { MigrationError } from '../../domain/errors.js';
+import type { NativeMoveOrder } from '../backend.js';
 import { configureIncoming, configureOutgoing } from './migration.js';
 import { MigrationWatch } from './migration-watch.js';
 import type { QmpClient } from './qmp.js';
@@ -24,24 +23,13 @@ export async function incomingUri(qmp: QmpClient, isPostcopy: boolean, address: 
   return `tcp:${host}:${listening.port}`;
 }
 
-export interface NativeMoveOptions {
-  readonly uri: string;
-  readonly isPostcopy: boolean;
-  readonly bandwidthBytesPerS: number;
-  readonly downtimeMsMax: number;
-}
-
-/**
- * Resolves when the VM stands still here and everything that the target needs to run it has been sent: all of it
- * (pre-copy), or the device state (post-copy). If it fails before, QEMU lets the VM run on here by itself.
- */
-export async function nativeMove(vm: ManagedVm, options: NativeMoveOptions): Promise<void> {
-  const { uri, isPostcopy } = options;
+/** See VmProcess. */
+export async function nativeMove(qmp: QmpClient, order: NativeMoveOrder): Promise<void> {
+  const { uri, isPostcopy } = order;
   if (!/^tcp:(\[[0-9a-f:.]+\]|[0-9.]+):\d{1,5}$/i.test(uri)) {
     throw new MigrationError('PEER_PROTOCOL', 'the target listens at something that is not an address and port');
   }
-  const { qmp } = vm;
-  await configureOutgoing(qmp, ['events', ...(isPostcopy ? (['postcopy-ram'] as const) : [])], options);
+  await configureOutgoing(qmp, ['events', ...(isPostcopy ? (['postcopy-ram'] as const) : [])], order);
   const watch = new MigrationWatch(qmp);
   try {
     await qmp.execute('migrate', { uri });
@@ -58,8 +46,8 @@ export async function nativeMove(vm: ManagedVm, options: NativeMoveOptions): Pro
 }
 
 /** Keys as src/engine/ports/agent.ts names them. */
-export async function nativeReading(vm: ManagedVm): Promise<Readonly<Record<string, number | string>>> {
-  const { status, ram, downtime } = await (await connectedQmp(vm)).execute('query-migrate');
+export async function nativeReading(qmp: QmpClient): Promise<Readonly<Record<string, number | string>>> {
+  const { status, ram, downtime } = await qmp.execute('query-migrate');
   return {
     ...(status === undefined ? {} : { status }),
     ...(downtime === undefined ? {} : { downtimeMs: downtime }),
