@@ -293,7 +293,9 @@ export interface StateExport {
 export type NativeArrival = 'filling' | 'complete' | 'failed';
 
 /**
- *   listen ──► accept (of `postcopy`, whose device state comes through us) ──► loaded ──► attach ── readyToRun ──► run
+ *   listen ──► accept ──► loaded ──► attach ──► readyToRun ──► (the answer is called: the VM runs)
+ *
+ * `accept` only of `postcopy`, whose device state comes through us.
  */
 export interface StateImport {
   /** Where the source's own migration is to go; null for `postcopy`. `address`: of this host. Once. */
@@ -307,8 +309,8 @@ export interface StateImport {
   /** null, at once, unless the process is an earlier daemon's; then it is asked how far it is. */
   attach(): Promise<void> | null;
   /**
-   * After `attach`. CONFLICT if not everything is loaded, QEMU_GONE if it is not connected: neither comes from what
-   * this answers, which lets the VM run, at once, and resolves with the moment, µs.
+   * After `attach`, and before the VM is made ours: CONFLICT if not everything is loaded, QEMU_GONE if it is not
+   * connected. What it answers lets the VM run, in the very call, and resolves with the moment, µs.
    */
   readyToRun(): () => Promise<number>;
   /** Of a VM that runs, for the modes other than `postcopy`. */

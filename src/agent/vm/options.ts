@@ -39,7 +39,7 @@ export interface CloneOptions {
   readonly isRegistered: boolean;
   /** Device state of the image; its process has it open. */
   readonly statePath: string;
-  /** The NICs that it shall have once it runs (identity.ts), if they are not those that it starts with. */
+  /** The NICs that it shall have once it runs (settle-in.ts), if they are not those that it starts with. */
   readonly nics?: readonly NicSpec[];
   /** Aborted to give the start up. */
   readonly signal: AbortSignal;
