@@ -182,7 +182,7 @@ export interface VmProcess {
   nativeMove(order: NativeMoveOrder): Promise<void>;
   /** Keys as src/engine/ports names them. Waits as `connected` does. */
   nativeReading(): Promise<Readonly<Record<string, number | string>>>;
-  /** Ends any migration that can still be ended. Idempotent; nothing to do if there is none. Waits as `connected` does. */
+  /** Ends any migration that can still be ended. Idempotent. Waits as `connected` does. */
   cancelMove(): Promise<void>;
   /**
    * The VM runs on here, whatever its migration was at; the caller has made sure that it may. Idempotent. Waits as

@@ -1,6 +1,6 @@
 /**
- * Processes that outlive the daemon: recognised again by pid, start time and boot; ended and waited for. Signals go only
- * to a process whose identity was checked just before.
+ * Processes that outlive the daemon: recognised again by pid, start time and boot; ended and waited for. Signals go
+ * only to a process whose identity was checked just before.
  */
 import { readdir, readFile } from 'node:fs/promises';
 import { setTimeout as sleep } from 'node:timers/promises';

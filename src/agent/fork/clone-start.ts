@@ -1,7 +1,7 @@
 /**
- * From waiting processes to running clones: first every one loads the state, then all are let go, so that no guest takes
- * the processor from those still loading, and none has run if one cannot. A clone costs two commands and two events;
- * nothing is polled, nothing is written to disk.
+ * From waiting processes to running clones: first every one loads the state, then all are let go, so that no guest
+ * takes the processor from those still loading, and none has run if one cannot. A clone costs two commands and two
+ * events; nothing is polled, nothing is written to disk.
  */
 import type { FileLoad } from '../../backends/backend.js';
 import { MigrationError } from '../../domain/errors.js';

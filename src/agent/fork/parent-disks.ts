@@ -1,7 +1,7 @@
 /**
  * The disks of a VM that is forked. What it has written so far becomes a base that nobody writes to any more, and it
- * goes on in an overlay beside it: all disks at one moment, in the pause of the fork point. A parent
- * that stays stopped needs no overlay.
+ * goes on in an overlay beside it: all disks at one moment, in the pause of the fork point. A parent that stays stopped
+ * needs no overlay.
  *
  * Written down in this order: which overlays there will be (image record) → the overlays → the switch to them → where
  * the parent writes (its own record). Whoever finds this cut short asks the VM which file it has open.

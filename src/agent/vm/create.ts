@@ -1,6 +1,6 @@
 /**
- * A VM's beginning: its record and directory, durable before anything else of it is made, and its process brought up from
- * them.
+ * A VM's beginning: its record and directory, durable before anything else of it is made, and its process brought up
+ * from them.
  */
 import { mkdir, rm } from 'node:fs/promises';
 import { join } from 'node:path';

@@ -1,7 +1,7 @@
 /**
- * Brings one VM up: region files, taps, the preload's socket, the process. Everything it makes is
- * named in the VM's record beforehand or lies at a fixed place, so that whoever undoes it (VmManager, also after a
- * crash) needs no memory of how far it came.
+ * Brings one VM up: region files, taps, the preload's socket, the process. Everything it makes is named in the VM's
+ * record beforehand or lies at a fixed place, so that whoever undoes it (VmManager, also after a crash) needs no memory
+ * of how far it came.
  */
 
 import { join } from 'node:path';
@@ -32,8 +32,8 @@ export interface LaunchOptions {
 }
 
 /**
- * It is connected, all regions are mapped (and, incoming, registered), no vCPU has run. QEMU_FAILED with QEMU's own words
- * if it gave up.
+ * It is connected, all regions are mapped (and, incoming, registered), no vCPU has run. QEMU_FAILED with QEMU's own
+ * words if it gave up.
  */
 export async function launch(vm: Vm, options: LaunchOptions): Promise<void> {
   await checkRoom(options.place, vm.spec);

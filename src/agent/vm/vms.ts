@@ -1,9 +1,9 @@
 /**
- * The VMs of this host. Each has a directory `STATE/vms/NAME` with its record, sockets and logs. VMs outlive
- * the daemon: `close` lets them be, `start` finds them again.
+ * The VMs of this host. Each has a directory `STATE/vms/NAME` with its record, sockets and logs. VMs outlive the
+ * daemon: `close` lets them be, `start` finds them again.
  *
- * Order of a start: record (durable) → owner → region files, taps → process → connection to it → record. Whatever a crash leaves is
- * found by the record alone. Order of an end: process → region files, taps → owner → directory.
+ * Order of a start: record (durable) → owner → region files, taps → process → connection to it → record. Whatever a
+ * crash leaves is found by the record alone. Order of an end: process → region files, taps → owner → directory.
  *
  * A VM in state `starting` that a new daemon finds is removed: nobody was told that it runs. One in state `incoming` is
  * kept; LocalAgent knows whether a session still claims it (`ManagedVm.session`) and destroys it if not.
