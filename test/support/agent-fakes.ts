@@ -13,7 +13,7 @@ import type { VmManager } from '../../src/agent/vm/vms.js';
 import { QemuBackend } from '../../src/backends/qemu/backend.js';
 import { QemuConnection } from '../../src/backends/qemu/connection.js';
 import { QemuProcess } from '../../src/backends/qemu/process.js';
-import type { QmpEvent } from '../../src/backends/qemu/qmp.js';
+import type { QmpEvent } from '../../src/backends/qemu/qmp/client.js';
 import { FileRegistry } from '../../src/cluster/file.js';
 import { MigrationError } from '../../src/domain/errors.js';
 import type { VmState } from '../../src/domain/vm.js';

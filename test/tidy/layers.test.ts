@@ -38,7 +38,8 @@ const TYPESCRIPT_LAYERS: Record<string, readonly string[]> = {
 
   transports: [...WORDS, 'native'],
   backends: WORDS,
-  'backends/qemu': [...WORDS, BACKEND],
+  'backends/qemu/qmp': WORDS,
+  'backends/qemu': [...WORDS, BACKEND, 'backends/qemu/qmp'],
   'agent/vm': [...WORDS, PORTS, BACKEND, 'durable', 'schemas', 'native', 'transports'],
   'agent/image': [...WORDS, PORTS, 'durable', 'schemas', 'native', 'agent/vm'],
   'agent/inventory': [...WORDS, PORTS, BACKEND, 'protocol', 'agent/vm', 'agent/image'],

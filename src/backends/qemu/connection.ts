@@ -6,7 +6,7 @@ import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { MigrationError } from '../../domain/errors.js';
 import type { VmPlace } from '../backend.js';
-import { QmpClient, type QmpConnectOptions } from './qmp.js';
+import { QmpClient, type QmpConnectOptions } from './qmp/client.js';
 
 const ANSWER_TIMEOUT_MS = 10_000;
 const ANSWER_POLL_MS = 20;

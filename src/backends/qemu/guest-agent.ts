@@ -11,7 +11,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { MigrationError } from '../../domain/errors.js';
 import { deferred } from '../../kit/deferred.js';
 import type { GuestAgentLink } from '../backend.js';
-import { LineSplitter } from './line-splitter.js';
+import { LineSplitter } from './qmp/line-splitter.js';
 
 const LINE_BYTES_MAX = 1024 * 1024;
 const COMMAND_TIMEOUT_MS = 10_000;

@@ -7,7 +7,7 @@ import { MigrationError } from '../../domain/errors.js';
 import type { NativeMoveOrder } from '../backend.js';
 import { configureIncoming, configureOutgoing } from './migration.js';
 import { MigrationWatch } from './migration-watch.js';
-import type { QmpClient } from './qmp.js';
+import type { QmpClient } from './qmp/client.js';
 
 /** Longer than any migration; the job's own deadlines and its cancel end it sooner. */
 const MOVE_TIMEOUT_MS = 24 * 3600 * 1000;

@@ -11,7 +11,7 @@ import type { NicSpec, VmSpec } from '../../domain/vm.js';
 import type { NicOrder } from '../backend.js';
 import { nicProperties } from './command-line.js';
 import type { QemuConnection } from './connection.js';
-import type { QmpClient } from './qmp.js';
+import type { QmpClient } from './qmp/client.js';
 
 /** A guest takes some milliseconds; one of many that share a processor, many seconds. */
 const UNPLUG_TIMEOUT_MS = 120_000;

@@ -15,7 +15,7 @@ import type { StateConsumer, StateExport } from '../backend.js';
 import type { QemuConnection } from './connection.js';
 import { configureOutgoing } from './migration.js';
 import { MigrationWatch } from './migration-watch.js';
-import type { QmpClient } from './qmp.js';
+import type { QmpClient } from './qmp/client.js';
 
 const STOP_TIMEOUT_MS = 10_000;
 const TRANSFER_TIMEOUT_MS = 120_000;

@@ -26,7 +26,7 @@ import { launch } from './launch.js';
 import { cancelMigration, nativeMove, nativeReading, runAgain } from './native-migration.js';
 import { replaceNics } from './nic-replace.js';
 import { OutgoingState } from './outgoing-state.js';
-import type { QmpClient, QmpEvent } from './qmp.js';
+import type { QmpClient, QmpEvent } from './qmp/client.js';
 import { inLastWords } from './start.js';
 
 const CONNECT_TIMEOUT_MS = 5_000;

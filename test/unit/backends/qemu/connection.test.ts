@@ -1,6 +1,6 @@
 import { expect, test } from 'vitest';
 import { QemuConnection } from '../../../../src/backends/qemu/connection.js';
-import type { QmpClient } from '../../../../src/backends/qemu/qmp.js';
+import type { QmpClient } from '../../../../src/backends/qemu/qmp/client.js';
 
 const GONE = expect.objectContaining({ code: 'QEMU_GONE' });
 const PLACE = {
