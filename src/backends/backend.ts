@@ -35,8 +35,8 @@ export interface VmBackend {
   isKvmUsable(): Promise<boolean>;
   /** UNSUPPORTED if it has to be kvm and cannot be. */
   resolveAccel(accel: 'auto' | 'kvm' | 'tcg'): Promise<'kvm' | 'tcg'>;
-  /** Devices in the spec whose state it cannot move, which it would only say when a migration is started. */
-  devicesWithoutState(spec: VmSpec): readonly string[];
+  /** What the words of a spec that are the back end's own (`devices`, `qemuArgs`) mean for a move or a fork. */
+  devicesIn(spec: VmSpec): SpecDevices;
   readonly diskFiles: DiskFiles;
   /** SPEC_INVALID if no VM can have its files there: the path of a socket is too long. */
   checkPlace(place: VmPlace): void;
@@ -50,6 +50,16 @@ export interface Installed {
   /** "7.2.22"; VmInventory.qemuVersion of the VMs started with it. */
   readonly version: string;
   readonly machines: readonly string[];
+}
+
+/** By name. Of the spec alone: what a VM that is there has, its `facts` say. */
+export interface SpecDevices {
+  /** Their state cannot be moved, which would only be said when a migration is started. */
+  readonly withoutState: readonly string[];
+  /** By them others than the VM's own process write to guest memory. */
+  readonly escaping: readonly string[];
+  /** By them the guest gives pages back to the host. */
+  readonly discarding: readonly string[];
 }
 
 /** Disk images that no VM has open for writing, or (virtualSizeBytes, whyNot) one may have. */

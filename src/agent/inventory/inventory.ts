@@ -53,7 +53,7 @@ export async function vmInventory(context: ImageContext, name: string): Promise<
     ...ram,
     migrationBlockers: [
       ...(isUp ? await vm.process.facts.migrationBlockers() : []),
-      ...vms.backend.devicesWithoutState(vm.spec),
+      ...vms.backend.devicesIn(vm.spec).withoutState,
     ],
     ramAllocatedBytes: isUp ? ramAllocatedBytes(native, vm) : 0,
     discardingDevices: isUp ? await vm.process.facts.discardingDevices() : [],

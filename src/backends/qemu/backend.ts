@@ -2,10 +2,10 @@
 import { MigrationError } from '../../domain/errors.js';
 import type { VmSpec } from '../../domain/vm.js';
 import { findByArgument, type ProcessIdentity } from '../../kit/process.js';
-import type { DiskFiles, VmBackend, VmPlace } from '../backend.js';
+import type { DiskFiles, SpecDevices, VmBackend, VmPlace } from '../backend.js';
 import { telltaleArgument } from './command-line.js';
 import { QemuConnection, socketsIn } from './connection.js';
-import { devicesWithoutState } from './facts.js';
+import { devicesIn } from './facts.js';
 import { commitOverlay, createOverlay, virtualSizeBytes, whyNot } from './img.js';
 import { askQemu, type InstalledQemu, isKvmUsable, resolveAccel, resolveMachine } from './installed.js';
 import { QemuProcess } from './process.js';
@@ -44,8 +44,8 @@ export class QemuBackend implements VmBackend {
     return resolveAccel(accel);
   }
 
-  devicesWithoutState(spec: VmSpec): readonly string[] {
-    return devicesWithoutState(spec);
+  devicesIn(spec: VmSpec): SpecDevices {
+    return devicesIn(spec);
   }
 
   checkPlace({ directory }: VmPlace): void {

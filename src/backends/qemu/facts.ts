@@ -1,19 +1,26 @@
 /** What pre-flight wants to know of one VM that only its QEMU knows. */
 import type { VmSpec } from '../../domain/vm.js';
-import type { VmFacts } from '../backend.js';
+import type { SpecDevices, VmFacts } from '../backend.js';
 import type { QemuConnection } from './connection.js';
 
 /** QEMU has no state for these; it says so only when a migration is started. */
-const UNMIGRATABLE_DEVICE = /^(nvme($|-)|pvrdma$|usb-mtp$|virtio-(gpu|vga)-gl)/;
+const WITHOUT_STATE = /^(nvme($|-)|pvrdma$|usb-mtp$|virtio-(gpu|vga)-gl)/;
 /** Devices whose state QEMU can move but whose memory accesses bypass our page faults. */
 const PASSTHROUGH = /^child<(vfio-|pci-assign|vhost-vdpa)/;
+/** Others than QEMU's own threads write to guest memory. */
+const ESCAPING = /vfio-|vhost-user|vhost-vdpa|ivshmem|pci-assign|virtio-pmem/;
 /** They punch holes into the memory's files. */
-const DISCARDING = /^child<(virtio-(?:balloon|mem)[^>]*)>$/;
+const DISCARDING = /virtio-(?:balloon|mem)[a-z-]*/;
+const DISCARDING_CHILD = /^child<(virtio-(?:balloon|mem)[^>]*)>$/;
 const DEVICE_CONTAINERS = ['/machine/peripheral', '/machine/peripheral-anon'];
 
-/** By their drivers. */
-export function devicesWithoutState({ devices }: VmSpec): string[] {
-  return devices.map((device) => device.split(',')[0] ?? '').filter((driver) => UNMIGRATABLE_DEVICE.test(driver));
+export function devicesIn({ devices, qemuArgs }: VmSpec): SpecDevices {
+  const drivers = devices.map((device) => device.split(',')[0] ?? '');
+  return {
+    withoutState: drivers.filter((driver) => WITHOUT_STATE.test(driver)),
+    escaping: [...drivers, ...qemuArgs].filter((what) => ESCAPING.test(what)),
+    discarding: [...devices, ...qemuArgs].flatMap((what) => DISCARDING.exec(what)?.[0] ?? []),
+  };
 }
 
 export class QemuFacts implements VmFacts {
@@ -39,7 +46,7 @@ export class QemuFacts implements VmFacts {
     const found: string[] = [];
     for (const path of DEVICE_CONTAINERS) {
       for (const { type } of await this.#connection.qmp.execute('qom-list', { path })) {
-        const [, device] = DISCARDING.exec(type) ?? [];
+        const [, device] = DISCARDING_CHILD.exec(type) ?? [];
         if (device !== undefined) found.push(device);
       }
     }
