@@ -6,7 +6,7 @@ import { type ChildProcess, spawn } from 'node:child_process';
 import { existsSync, mkdirSync, openSync, readFileSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
 import { qemuArguments } from '../../src/backends/qemu/command-line.js';
-import { QmpClient } from '../../src/backends/qemu/qmp.js';
+import { QmpClient } from '../../src/backends/qemu/qmp/client.js';
 import type { VmSpec } from '../../src/domain/vm.js';
 import { parseSpec } from '../../src/schemas/vm-spec.js';
 import { type Cluster, eventually, sleep } from '../../test/hosts/cluster.js';

@@ -7,7 +7,7 @@
 import { type ChildProcess, spawn } from 'node:child_process';
 import { closeSync, existsSync, mkdirSync, openSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
-import { QmpClient } from '../../src/backends/qemu/qmp.js';
+import { QmpClient } from '../../src/backends/qemu/qmp/client.js';
 import { type Cluster, eventually } from '../../test/hosts/cluster.js';
 import { guestImage } from '../../test/hosts/guest.js';
 import { inTurns } from '../../test/hosts/turns.js';

@@ -17,6 +17,7 @@ import { VmManager } from '../agent/vm/vms.js';
 import type { ApiImages, ApiPool, ApiVms } from '../api/contract/ports.js';
 import { RemoteAgents } from '../api/peers/client.js';
 import { buildServer } from '../api/server.js';
+import { QemuBackend } from '../backends/qemu/backend.js';
 import { FileRegistry } from '../cluster/file.js';
 import { type DaemonConfig, dataSocketPath } from '../config.js';
 import { MigrationError, toMigrationError } from '../domain/errors.js';
@@ -117,11 +118,11 @@ async function start(config: DaemonConfig, log: Logger, closers: (() => Promise<
   const preloadPath = config.preload === undefined ? defaultPreload(log) : config.preload;
   const ramDir = config.ramDir ?? `/dev/shm/vmigrate-${host}`;
   await mkdir(ramDir, { recursive: true, mode: 0o700 });
-  const { accel, qemu } = config;
+  const { accel } = config;
+  const backend = new QemuBackend(config.qemu);
   const vms = new VmManager({
-    ...{ host, stateDir, ramDir, accel, preloadPath, native, registry },
+    ...{ host, stateDir, ramDir, accel, preloadPath, native, registry, backend },
     log: log.child({ part: 'vms' }),
-    ...(qemu === undefined ? {} : { qemuProgram: qemu }),
   });
   closers.push(() => vms.close());
 

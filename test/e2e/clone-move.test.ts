@@ -18,6 +18,7 @@ import {
 } from '../hosts/agent-pair.js';
 import { eventually } from '../hosts/cluster.js';
 import { forkOn, forkRequest } from '../hosts/fork-host.js';
+import { qmpOf } from '../hosts/qmp.js';
 
 const PARENT = 'parent';
 /** Slow enough that pages are still missing when something happens to the source. */
@@ -167,7 +168,7 @@ test("QEMU's own migration brings it too, as an ordinary VM", async () => {
   const { nativeUri } = await b.agent.target.prepare(await prepareRequest(move));
   const options = { bandwidthBytesPerS: 0, downtimeMsMax: 2000, isPostcopy: false };
   // Stopped: QEMU's pre-copy of a busy guest under TCG is not what is tried here.
-  await a.vms.get('c-3').qmp.execute('stop');
+  await qmpOf(a.vms.get('c-3')).execute('stop');
   await a.agent.source.nativeMigrate('c-3', session, { ...options, uri: nativeUri ?? '' });
   await b.agent.target.awaitLoaded(session);
   await b.agent.target.resume(session, await commit(move));

@@ -2,11 +2,11 @@ import { execFile } from 'node:child_process';
 import { promisify } from 'node:util';
 import { describe, expect, test } from 'vitest';
 import { openConsole } from '../../src/agent/vm/console.js';
-import { replaceNics } from '../../src/agent/vm/nic-replace.js';
 import type { NicSpec } from '../../src/domain/vm.js';
 import { eventually } from '../hosts/cluster.js';
 import { agentInitrd, guestImage, parseIdentity } from '../hosts/guest.js';
 import { consoleOf, FORK, HandFork, heard } from '../hosts/hand-fork.js';
+import { qmpOf } from '../hosts/qmp.js';
 import { codeOf, VmHost, vmSpec } from '../hosts/vm-host.js';
 
 const run = promisify(execFile);
@@ -139,9 +139,14 @@ describe('the network of clones', () => {
     await host.vms.run(vmSpec({ nics: [{}] }));
     const vm = host.vms.get('vm');
     const nics = vm.spec.nics.map((nic) => ({ ...nic, mac: '56:00:00:00:00:01' }));
-    const replacing = replaceNics({ qmp: vm.qmp, spec: vm.spec, taps: {}, nics, unplugTimeoutMs: 300 });
+    const replacing = vm.process.replaceNics({
+      spec: vm.spec,
+      nics,
+      onPresent: async () => undefined,
+      unplugTimeoutMs: 300,
+    });
     expect(await codeOf(replacing)).toBe('TIMEOUT');
-    expect(await vm.qmp.execute('query-status')).toMatchObject({ running: true });
+    expect(await qmpOf(vm).execute('query-status')).toMatchObject({ running: true });
     expect(await host.close()).toEqual([]);
   });
 });

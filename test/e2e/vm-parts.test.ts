@@ -6,8 +6,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { promisify } from 'node:util';
 import { expect, test } from 'vitest';
 import { openConsole } from '../../src/agent/vm/console.js';
-import { endProcess, isAlive } from '../../src/agent/vm/process.js';
-import type { ProcessIdentity } from '../../src/agent/vm/record.js';
+import { endProcess, isAlive, type ProcessIdentity } from '../../src/kit/process.js';
 import { guestImage } from '../hosts/guest.js';
 import { expectOutput, VmHost, vmSpec } from '../hosts/vm-host.js';
 
@@ -81,7 +80,7 @@ test('a tap on a bridge, in a network of its own', async () => {
 
 test('QEMU is not disturbed by the end of the process that started it', async () => {
   const script = `
-    import { startDetached } from './src/agent/vm/process.ts';
+    import { startDetached } from './src/backends/qemu/start.ts';
     void (async () => {
       const options = { outputPath: process.argv[1] + '/out', directory: process.argv[1], environment: { MARK: 'yes' } };
       const { identity } = await startDetached('/bin/sh', ['-c', 'echo $MARK; exec sleep 60'], options);

@@ -4,9 +4,10 @@ import { join } from 'node:path';
 import { promisify } from 'node:util';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import { hostFacts } from '../../src/agent/inventory/host-facts.js';
+import { ramFacts } from '../../src/agent/inventory/vm-facts.js';
 import { openConsole } from '../../src/agent/vm/console.js';
-import { migrationBlockers, ramFacts } from '../../src/agent/vm/facts.js';
 import { guestImage } from '../hosts/guest.js';
+import { qmpOf } from '../hosts/qmp.js';
 import { codeOf, expectOutput, VmHost, vmSpec } from '../hosts/vm-host.js';
 
 const run = promisify(execFile);
@@ -25,10 +26,10 @@ describe('a VM', () => {
     expect(view).toMatchObject({ name: 'vm', host: 'A', state: 'running', epoch: 1, accel: 'tcg', job: null });
     expect(view.machine).toMatch(/^pc-q35-\d/);
     expect(await host.registry.owner('vm')).toEqual({ vm: 'vm', owner: 'A', epoch: 1, session: null });
-    expect(await host.vms.get('vm').qmp.execute('query-status')).toMatchObject({ running: true });
+    expect(await qmpOf(host.vms.get('vm')).execute('query-status')).toMatchObject({ running: true });
     await host.vms.pause('vm');
     expect(host.vms.list()[0]?.state).toBe('paused');
-    expect(await host.vms.get('vm').qmp.execute('query-status')).toMatchObject({ running: false });
+    expect(await qmpOf(host.vms.get('vm')).execute('query-status')).toMatchObject({ running: false });
     await host.vms.resume('vm');
     expect(host.vms.list()[0]?.state).toBe('running');
     await host.vms.stop('vm', { isForced: false });
@@ -43,7 +44,7 @@ describe('a VM', () => {
 
   test('whose QEMU someone else pauses is seen as paused', async () => {
     await host.vms.run(vmSpec());
-    await host.vms.get('vm').qmp.execute('stop');
+    await qmpOf(host.vms.get('vm')).execute('stop');
     await expect.poll(() => host.vms.list()[0]?.state).toBe('paused');
   });
 
@@ -178,7 +179,7 @@ describe('a VM', () => {
   test('answers pre-flight', async () => {
     await host.vms.run(vmSpec({ nics: [{}] }));
     const vm = host.vms.get('vm');
-    expect(await migrationBlockers(vm)).toEqual([]);
+    expect(await vm.process.facts.migrationBlockers()).toEqual([]);
     expect(await ramFacts(vm)).toEqual({ isRamShared: true, isRamNamedFile: true });
     await host.vms.run(vmSpec({ name: 'private', memory: { size: '64M', backing: 'private' } }));
     expect(await ramFacts(host.vms.get('private'))).toEqual({ isRamShared: false, isRamNamedFile: false });
@@ -186,7 +187,7 @@ describe('a VM', () => {
     await run('qemu-img', ['create', '-f', 'vdi', image, '1M']);
     const blockdev = `driver=vdi,node-name=stuck,file.driver=file,file.filename=${image}`;
     await host.vms.run(vmSpec({ name: 'stuck', qemuArgs: ['-blockdev', blockdev] }));
-    expect(await migrationBlockers(host.vms.get('stuck'))).toEqual([expect.stringContaining('vdi')]);
+    expect(await host.vms.get('stuck').process.facts.migrationBlockers()).toEqual([expect.stringContaining('vdi')]);
     const facts = await hostFacts(host.vms, host.vms.place);
     expect(facts.vmNames.toSorted()).toEqual(['private', 'stuck', 'vm']);
     expect(facts.qemuVersion).toMatch(/^\d+\.\d+\.\d+$/);
@@ -204,7 +205,7 @@ describe('a target', () => {
       incoming,
     );
     expect(vm).toMatchObject({ state: 'incoming', session: 's1', epoch: 7 });
-    expect(await vm.qmp.execute('query-status')).toMatchObject({ status: 'inmigrate' });
+    expect(await qmpOf(vm).execute('query-status')).toMatchObject({ status: 'inmigrate' });
     expect(await host.vms.prepareIncoming(vmSpec(), incoming)).toBe(vm);
     expect(await codeOf(host.vms.resume('vm'))).toBe('CONFLICT');
     await host.restart();
@@ -245,22 +246,22 @@ describe('a target', () => {
     try {
       const target = await other.vms.prepareIncoming(source.spec, incoming);
       const capabilities = [{ capability: 'x-ignore-shared', state: true } as const];
-      await source.qmp.execute('migrate-set-capabilities', { capabilities });
-      await target.qmp.execute('migrate-set-capabilities', { capabilities });
-      await source.qmp.execute('stop');
+      await qmpOf(source).execute('migrate-set-capabilities', { capabilities });
+      await qmpOf(target).execute('migrate-set-capabilities', { capabilities });
+      await qmpOf(source).execute('stop');
       for (const [index, region] of source.regions.entries()) {
         const to = target.regions[index]?.path ?? '';
         await run('dd', [`if=${region.path}`, `of=${to}`, 'bs=1M', 'conv=notrunc,sparse']);
       }
       const uri = `unix:${join(host.directory, 'state.sock')}`;
-      await target.qmp.execute('migrate-incoming', { uri });
-      await source.qmp.execute('migrate', { uri });
-      const status = async () => (await target.qmp.execute('query-status')).status;
+      await qmpOf(target).execute('migrate-incoming', { uri });
+      await qmpOf(source).execute('migrate', { uri });
+      const status = async () => (await qmpOf(target).execute('query-status')).status;
       await expect.poll(status).toBe('paused');
-      await expect.poll(async () => (await source.qmp.execute('query-migrate')).status).toBe('completed');
+      await expect.poll(async () => (await qmpOf(source).execute('query-migrate')).status).toBe('completed');
       await host.vms.destroy('vm');
       await other.vms.setState('vm', 'running');
-      await target.qmp.execute('cont');
+      await qmpOf(target).execute('cont');
       expect(other.vms.list()[0]).toMatchObject({ state: 'running', epoch: 7 });
       const { socket, log } = other.vms.serialPaths('vm');
       const line = await openConsole({ socketPath: socket, logPath: log, backlogBytes: 0, isFollowing: true });

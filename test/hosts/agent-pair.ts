@@ -14,6 +14,7 @@ import { LocalAgent } from '../../src/agent/agent.js';
 import type { MemoryReading } from '../../src/agent/vm/memory-pressure.js';
 import type { Peers } from '../../src/agent/vm/peers.js';
 import { VmManager } from '../../src/agent/vm/vms.js';
+import { QemuBackend } from '../../src/backends/qemu/backend.js';
 import { FileRegistry } from '../../src/cluster/file.js';
 import { MigrationError } from '../../src/domain/errors.js';
 import type { MigrationMode } from '../../src/domain/migration.js';
@@ -81,7 +82,8 @@ export class AgentHost {
     const log = { debug: note('debug'), info: note('info'), warn: note('warn'), error: note('error') };
     const preloadPath = join(RELEASE, 'libvmigrate-preload.so');
     const { name: host, ramDir, registry } = this;
-    this.vms = new VmManager({ host, stateDir, ramDir, accel: 'tcg', preloadPath, native, registry, log });
+    const backend = new QemuBackend();
+    this.vms = new VmManager({ host, stateDir, ramDir, accel: 'tcg', preloadPath, native, registry, backend, log });
     await this.vms.start();
     this.agent = new LocalAgent({
       host,

@@ -15,6 +15,7 @@ import { configureIncoming, configureOutgoing } from '../../src/backends/qemu/mi
 import { MigrationWatch } from '../../src/backends/qemu/migration-watch.js';
 import type { CloneNetwork } from '../../src/domain/fork.js';
 import { eventually } from './cluster.js';
+import { qmpOf } from './qmp.js';
 import type { VmHost } from './vm-host.js';
 
 const BOOT_MS = 120_000;
@@ -51,9 +52,9 @@ export class HandFork {
           nics: runningNics(parent.spec, identity, network),
         },
       );
-      await configureIncoming(clone.qmp, ['events', 'x-ignore-shared']);
-      const watch = new MigrationWatch(clone.qmp);
-      await clone.qmp.execute('migrate-incoming', { uri: 'fd:3' });
+      await configureIncoming(qmpOf(clone), ['events', 'x-ignore-shared']);
+      const watch = new MigrationWatch(qmpOf(clone));
+      await qmpOf(clone).execute('migrate-incoming', { uri: 'fd:3' });
       await watch.reached('completed', LOAD_MS);
       watch.end();
       await vms.setState(clone.spec.name, 'running');
@@ -63,7 +64,7 @@ export class HandFork {
   }
 
   async run(): Promise<void> {
-    await Promise.all(this.clones.map((clone) => clone.qmp.execute('cont')));
+    await Promise.all(this.clones.map((clone) => qmpOf(clone).execute('cont')));
   }
 
   /** The clones, and what they ran on. */
@@ -89,11 +90,11 @@ async function saveState(vm: ManagedVm, statePath: string, socketPath: string): 
   const server = createServer();
   server.listen(socketPath);
   await once(server, 'listening');
-  await configureOutgoing(vm.qmp, ['events', 'x-ignore-shared']);
-  await vm.qmp.execute('stop');
+  await configureOutgoing(qmpOf(vm), ['events', 'x-ignore-shared']);
+  await qmpOf(vm).execute('stop');
   const saved = once(server, 'connection').then(([socket]) => pipeline(socket as Socket, createWriteStream(statePath)));
-  const watch = new MigrationWatch(vm.qmp);
-  await vm.qmp.execute('migrate', { uri: `unix:${socketPath}` });
+  const watch = new MigrationWatch(qmpOf(vm));
+  await qmpOf(vm).execute('migrate', { uri: `unix:${socketPath}` });
   await watch.reached('completed', LOAD_MS);
   await saved;
   watch.end();

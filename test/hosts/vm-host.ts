@@ -6,6 +6,7 @@ import { mkdtemp, readdir, readFile, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { type VmExit, VmManager } from '../../src/agent/vm/vms.js';
+import { QemuBackend } from '../../src/backends/qemu/backend.js';
 import { FileRegistry } from '../../src/cluster/file.js';
 import type { VmSpec } from '../../src/domain/vm.js';
 import type { NativeBinding } from '../../src/native/types.js';
@@ -53,6 +54,7 @@ export class VmHost {
       preloadPath: this.options.preloadPath ?? null,
       native: this.options.native ?? null,
       registry: this.registry,
+      backend: new QemuBackend(),
       log: SILENT,
     });
   }

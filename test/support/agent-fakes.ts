@@ -7,9 +7,13 @@ import { mkdtemp, rm } from 'node:fs/promises';
 import { connect } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { LocalAgent, type LocalAgentOptions } from '../../src/agent/agent.js';
 import type { VmManager } from '../../src/agent/vm/vms.js';
-import type { QmpEvent } from '../../src/backends/qemu/qmp.js';
+import { QemuBackend } from '../../src/backends/qemu/backend.js';
+import { QemuConnection } from '../../src/backends/qemu/connection.js';
+import { QemuProcess } from '../../src/backends/qemu/process.js';
+import type { QmpEvent } from '../../src/backends/qemu/qmp/client.js';
 import { FileRegistry } from '../../src/cluster/file.js';
 import { MigrationError } from '../../src/domain/errors.js';
 import type { VmState } from '../../src/domain/vm.js';
@@ -113,7 +117,7 @@ export class FakeHost {
       qemuVersion: '7.2.22',
       machine: 'q35',
     };
-    this.vm = { spec, state: 'running', ...fixed, directory, regions, memory: {}, qmp: this.qemu };
+    this.vm = { spec, state: 'running', ...fixed, directory, regions, memory: {}, process: this.#process() };
     const silent = () => undefined;
     const fakes = { vms: this.#vms(), native: this.#native(), listener: { tcpPort: 1, shmPath: null } };
     const noRdma = async () => Promise.reject(new MigrationError('UNSUPPORTED', 'no RDMA here'));
@@ -142,7 +146,22 @@ export class FakeHost {
   static async make(): Promise<FakeHost> {
     const registry = await FileRegistry.on(new MemoryStore());
     await registry.swapOwner('web', null, { vm: 'web', owner: 'A', epoch: 1, session: null });
-    return new FakeHost(await mkdtemp(join(tmpdir(), 'vmg-fake-')), registry);
+    const host = new FakeHost(await mkdtemp(join(tmpdir(), 'vmg-fake-')), registry);
+    await (host.vm['process'] as QemuProcess).connect();
+    host.qemu.commands.length = 0;
+    return host;
+  }
+
+  /** As after a restart of the daemon, whose VM answers only then. */
+  answerAfter(delayMs: number): void {
+    const process = this.#process(delayMs);
+    this.vm['process'] = process;
+    void process.connect();
+  }
+
+  /** As after a restart of the daemon, whose VM has ended meanwhile. */
+  neverAnswer(): void {
+    this.vm['process'] = this.#process();
   }
 
   get stateDir(): string {
@@ -158,6 +177,17 @@ export class FakeHost {
     await rm(this.#directory, { recursive: true, force: true });
   }
 
+  /** Unconnected; QEMU answers after so long. */
+  #process(delayMs = 0): QemuProcess {
+    const directory = this.#directory;
+    const none = { serialPath: '', serialLogPath: '', exitPath: '', agentPath: '', outputPath: '' };
+    const answer = async () => {
+      await sleep(delayMs);
+      return this.qemu as never;
+    };
+    return new QemuProcess(new QemuConnection({ name: 'web', directory, ...none }, answer), 'qemu');
+  }
+
   #vms(): Partial<VmManager> {
     return {
       on: () => undefined,
@@ -165,6 +195,7 @@ export class FakeHost {
       has: (name) => name === 'web',
       get: () => this.vm as never,
       all: () => [this.vm as never],
+      backend: new QemuBackend(),
       view: () => ({ identityIssue: null, exitCode: null }) as never,
       exitOf: () => null,
       place: { host: 'A', ramDir: join(this.#directory, 'ram') },

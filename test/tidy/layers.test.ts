@@ -6,6 +6,8 @@ import { complaints, filesUnder, type TextFile } from './tree.js';
 /** What everything in src/ may import. */
 const WORDS = ['domain', 'kit'] as const;
 const PORTS = 'engine/ports';
+/** What the agent knows of whatever runs its VMs. */
+const BACKEND = 'backends/backend';
 
 /**
  * What each room of src/ may import: another room, or one file of it. A room is a folder, named by its path; the files
@@ -37,16 +39,18 @@ const TYPESCRIPT_LAYERS: Record<string, readonly string[]> = {
   ],
 
   'transports/rdma': [...WORDS, 'native'],
-  'backends/qemu': [...WORDS, 'protocol'],
-  'agent/vm': [...WORDS, PORTS, 'durable', 'schemas', 'native', 'transports/rdma', 'backends/qemu'],
+  backends: WORDS,
+  'backends/qemu/qmp': WORDS,
+  'backends/qemu': [...WORDS, BACKEND, 'backends/qemu/qmp'],
+  'agent/vm': [...WORDS, PORTS, BACKEND, 'durable', 'schemas', 'native', 'transports/rdma'],
   'agent/image': [...WORDS, PORTS, 'durable', 'schemas', 'native', 'agent/vm'],
-  'agent/inventory': [...WORDS, PORTS, 'protocol', 'backends/qemu', 'agent/vm', 'agent/image'],
-  'agent/migration': [...WORDS, PORTS, 'protocol', 'durable', 'schemas', 'native', 'backends/qemu', 'agent/vm'],
+  'agent/inventory': [...WORDS, PORTS, BACKEND, 'protocol', 'agent/vm', 'agent/image'],
+  'agent/migration': [...WORDS, PORTS, BACKEND, 'protocol', 'durable', 'schemas', 'native', 'agent/vm'],
   'agent/fork': [
-    ...[...WORDS, PORTS, 'durable', 'schemas', 'native', 'backends/qemu'],
+    ...[...WORDS, PORTS, BACKEND, 'durable', 'schemas', 'native'],
     ...['agent/vm', 'agent/image', 'agent/inventory', 'agent/migration'],
   ],
-  agent: [...WORDS, PORTS, 'agent/vm', 'agent/image', 'agent/inventory', 'agent/migration', 'agent/fork'],
+  agent: [...WORDS, PORTS, BACKEND, 'agent/vm', 'agent/image', 'agent/inventory', 'agent/migration', 'agent/fork'],
 
   'api/contract': [...WORDS, PORTS, 'tls'],
   'api/public': [...WORDS, 'protocol', 'schemas', 'api/contract'],
@@ -55,6 +59,8 @@ const TYPESCRIPT_LAYERS: Record<string, readonly string[]> = {
   cli: [...WORDS, 'transports', 'config', 'api/client', 'schemas', 'tls'],
 };
 const COMPOSITION_ROOTS = new Set(['src/cli/vmigrated.ts', 'src/cli/daemon.ts']);
+/** The one file that says which back end there is. */
+const MAKER_OF_BACKENDS = 'cli/daemon';
 /** The commands load it, and shall not load a server with it. */
 const API_CLIENT_MAY_IMPORT = ['domain', 'config', 'schemas', 'tls/identity'];
 
@@ -129,6 +135,33 @@ describe('imports point one way', () => {
     expect(complaints(others, (line) => (/createRequire|dlopen|\.node['"`]/.test(line) ? line.trim() : null))).toEqual(
       [],
     );
+  });
+});
+
+describe('back ends', () => {
+  test('are known to the daemon’s entry point alone', () => {
+    const isBackend = (path: string) => /^backends\/[^/]+\//.test(path);
+    const knowing = [...importGraph()].filter(([file, targets]) => !isBackend(file) && targets.some(isBackend));
+    expect(knowing.map(([file]) => file)).toEqual([MAKER_OF_BACKENDS]);
+  });
+
+  test('do not know of each other', () => {
+    const backendOf = (path: string) => /^backends\/([^/]+)\//.exec(path)?.[1];
+    const wrong = [...importGraph()].flatMap(([file, targets]) => {
+      const own = backendOf(file);
+      const others = targets.filter((target) => own !== undefined && (backendOf(target) ?? own) !== own);
+      return others.map((target) => `src/${file}.ts must not import ${target}`);
+    });
+    expect(wrong).toEqual([]);
+  });
+
+  test('QMP is spoken in backends/qemu alone', () => {
+    // The schema of specs refuses arguments that are our own: `-qmp` is one.
+    const others = filesUnder('src').filter(
+      ({ path }) => !path.startsWith('src/backends/qemu/') && path !== 'src/schemas/vm-spec.ts',
+    );
+    const spoken = /qmp|\.execute(Untyped)?\(/i;
+    expect(complaints(others, (line) => (spoken.test(line) ? line.trim() : null))).toEqual([]);
   });
 });
 

@@ -5,7 +5,7 @@
  */
 import { copyFile, rm, unlink } from 'node:fs/promises';
 import { join } from 'node:path';
-import { createOverlay, virtualSizeBytes } from '../../backends/qemu/img.js';
+import type { DiskFiles } from '../../backends/backend.js';
 import type { CloneDisks } from '../../domain/fork.js';
 import type { DiskSpec } from '../../domain/vm.js';
 
@@ -14,13 +14,13 @@ export class OverlayTemplates {
   readonly #paths = new Map<string, string>();
 
   /** Their paths begin with `prefix`. */
-  static async make(disks: readonly DiskSpec[], prefix: string): Promise<OverlayTemplates> {
+  static async make(files: DiskFiles, disks: readonly DiskSpec[], prefix: string): Promise<OverlayTemplates> {
     const templates = new OverlayTemplates();
     try {
       for (const disk of disks.filter(isOwn)) {
         const path = `${prefix}.${disk.id}.qcow2`;
         templates.#paths.set(disk.id, path);
-        await createOverlay(path, disk, await virtualSizeBytes(disk.path, disk.format));
+        await files.createOverlay(path, disk, await files.virtualSizeBytes(disk.path, disk.format));
       }
       return templates;
     } catch (error) {

@@ -2,8 +2,6 @@
  * The images of this host as its users see them: listed, shown, removed with what they have left on disks, saved and
  * loaded.
  */
-
-import { nodeOfFile } from '../../backends/qemu/block.js';
 import { MigrationError } from '../../domain/errors.js';
 import type { ImageView } from '../../domain/image.js';
 import type { DiskSpec } from '../../domain/vm.js';
@@ -76,7 +74,7 @@ export class Images {
     const clones = vms.all().filter((vm) => vm.spec.clone !== undefined && isUp(vm));
     for (const { base, vm: parent } of images.get(id).overlays) {
       for (const clone of clones) {
-        if (clone.spec.name === parent || (await nodeOfFile(clone.qmp, base.path)) === null) continue;
+        if (clone.spec.name === parent || !(await clone.process.disks.isOpen(base.path))) continue;
         throw new MigrationError('CONFLICT', `the disk ${base.id} of ${clone.spec.name} lies on one of image ${id}`, {
           remedy: `vmctl stop ${clone.spec.name}`,
         });

@@ -1,13 +1,13 @@
 /** What pre-flight asks about a fork. Looked at anew each time; nothing is changed. */
 
 import { release } from 'node:os';
+import type { SpecDevices } from '../../backends/backend.js';
 import type { ForkInventory, VmInventory } from '../../domain/host.js';
 import type { VmSpec } from '../../domain/vm.js';
 import type { ForkQuestion } from '../../engine/ports/fork.js';
 import type { ImageRecord } from '../image/record.js';
 import { vmInventory } from '../inventory/inventory.js';
 import { memoryAvailableBytes } from '../vm/ram-files.js';
-import type { ManagedVm } from '../vm/vms.js';
 import { cloneNames } from './clone-names.js';
 import type { ForkContext } from './context.js';
 import { diskBlockers } from './parent-disks.js';
@@ -15,9 +15,6 @@ import type { Pool, PooledSet } from './pool.js';
 
 /** What a QEMU has of its own when its guest resumes: 16 MiB, and some pages that the guest writes at once. */
 const CLONE_BYTES = 20 * 1024 * 1024;
-/** Devices by which others than QEMU's own threads write to guest memory. */
-const ESCAPING = /vfio-|vhost-user|vhost-vdpa|ivshmem|pci-assign|virtio-pmem/;
-const DISCARDING = /virtio-(?:balloon|mem)[a-z-]*/;
 /** Write-protection of shared memory. */
 const KERNEL_MIN = [5, 19] as const;
 
@@ -37,7 +34,7 @@ export async function forkInventory(
     const image = images.get(question.image);
     return {
       ...common,
-      vm: inventoryOf(image, context.host),
+      vm: inventoryOf(context, image),
       image: images.view(image.id),
       ...{ escapingDevices: [], hasPreload: true, isFilling: false, diskBlockers: [], imageBytesNeeded: 0 },
       cloneBytesNeeded: cloneBytes(question, image.spec),
@@ -57,7 +54,7 @@ export async function forkInventory(
     ...common,
     vm,
     image: null,
-    escapingDevices: escapingDevices(parent, vm),
+    escapingDevices: escapingDevices(vm, vms.backend.devicesIn(spec)),
     hasPreload: memory !== null,
     isFilling: isFilling || (await arriving(spec.name)) !== null,
     diskBlockers: await diskBlockers(parent),
@@ -80,28 +77,21 @@ function namesTaken({ vms }: ForkContext, question: ForkQuestion, spec: VmSpec, 
   return names.filter((name) => vms.has(name) && vms.get(name).state !== 'stopped' && !own.has(name));
 }
 
-function escapingDevices({ spec }: ManagedVm, { discardingDevices }: VmInventory): string[] {
-  const devices = spec.devices.map((device) => device.split(',')[0] ?? '').filter((name) => ESCAPING.test(name));
-  const args = spec.qemuArgs.filter((argument) => ESCAPING.test(argument));
+function escapingDevices({ discardingDevices }: VmInventory, { escaping }: SpecDevices): string[] {
   return [
     ...discardingDevices.map((device) => `${device} gives memory back, and with it pages of the image`),
-    ...[...devices, ...args].map((what) => `${what} lets others than QEMU write to guest memory`),
+    ...escaping.map((what) => `${what} lets others than QEMU write to guest memory`),
   ];
 }
 
 /** The VM of an image is a VM no more: what pre-flight still asks of it is its description. */
-function inventoryOf({ spec, accel, qemuVersion }: ImageRecord, host: string): VmInventory {
+function inventoryOf({ host, vms }: ForkContext, { spec, accel, qemuVersion }: ImageRecord): VmInventory {
   return {
     ...{ spec, accel, qemuVersion, state: 'stopped', epoch: 0, owner: host, job: null },
     ...{ isRamShared: true, isRamNamedFile: true, migrationBlockers: [], ramAllocatedBytes: 0 },
-    discardingDevices: discardingIn(spec),
+    discardingDevices: [...vms.backend.devicesIn(spec).discarding],
     ...{ image: null, identityIssue: null, fleetingDisks: [], exitCode: null },
   };
-}
-
-/** Of a VM that is not there to be asked. */
-function discardingIn({ devices, qemuArgs }: VmSpec): string[] {
-  return [...devices, ...qemuArgs].flatMap((argument) => DISCARDING.exec(argument)?.[0] ?? []);
 }
 
 function isKernelAtLeast([major, minor]: readonly [number, number]): boolean {

@@ -1,6 +1,5 @@
 /** What becomes of the files that parents went on in, once their image is not needed any more. */
 import { rm } from 'node:fs/promises';
-import { activeNodes, closeNode, mergeDown, nodeOfFile } from '../../backends/qemu/block.js';
 import type { ImageRecord, ParentOverlay } from '../image/record.js';
 import type { ForkContext } from './context.js';
 import { amendDisks, mergeOffline } from './parent-disks.js';
@@ -31,14 +30,10 @@ async function merge({ vms, registry, host }: ForkContext, overlay: ParentOverla
   const vm = vms.has(name) ? vms.get(name) : null;
   const owner = await registry.owner(name);
   if (owner !== null && owner.owner !== host) return;
-  if (vm === null || vm.state === 'stopped') return mergeOffline(overlay);
+  if (vm === null || vm.state === 'stopped') return mergeOffline(vms.backend.diskFiles, overlay);
   const disk = vm.spec.disks.find(({ id }) => id === overlay.id);
-  const root = (await activeNodes(vm.qmp)).get(overlay.id)?.node;
-  const [top, base] = [await nodeOfFile(vm.qmp, overlay.path), await nodeOfFile(vm.qmp, overlay.base.path)];
   // Another VM of that name.
-  if (disk === undefined || root === undefined || top === null || base === null) return;
-  await mergeDown(vm.qmp, root, top, base);
-  await closeNode(vm.qmp, top);
+  if (disk === undefined || !(await vm.process.disks.merge(overlay))) return;
   if (disk.path === overlay.path) {
     await amendDisks(vms, name, (own) => (own.id === overlay.id ? overlay.base : own));
   }

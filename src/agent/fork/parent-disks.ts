@@ -1,14 +1,13 @@
 /**
  * The disks of a VM that is forked. What it has written so far becomes a base that nobody writes to any more, and it
- * goes on in an overlay beside it: one transaction of QEMU's for all disks, in the pause of the fork point. A parent
- * that stays stopped needs no overlay.
+ * goes on in an overlay beside it: all disks at one moment, in the pause of the fork point. A parent that stays stopped
+ * needs no overlay.
  *
- * Written down in this order: which overlays there will be (image record) → the overlays → QEMU's transaction → where
- * the parent writes (its own record). Whoever finds this cut short asks QEMU which file it has open.
+ * Written down in this order: which overlays there will be (image record) → the overlays → the switch to them → where
+ * the parent writes (its own record). Whoever finds this cut short asks the VM which file it has open.
  */
 import { rm } from 'node:fs/promises';
-import { activeNodes, closeNode, mergeDown, openOverlay, switchToOverlays } from '../../backends/qemu/block.js';
-import { commitOverlay, createOverlay, virtualSizeBytes } from '../../backends/qemu/img.js';
+import type { DiskFiles, OpenOverlay } from '../../backends/backend.js';
 import { MigrationError } from '../../domain/errors.js';
 import type { ParentMode } from '../../domain/fork.js';
 import type { DiskSpec } from '../../domain/vm.js';
@@ -21,7 +20,8 @@ export class ParentDisks {
   readonly #context: ForkContext;
   readonly #parent: ManagedVm;
   readonly #image: string;
-  #switches: readonly { readonly node: string; readonly overlay: string }[] = [];
+  /** What `snapshot` will switch to, or has. */
+  #open: readonly OpenOverlay[] = [];
 
   constructor(context: ForkContext, parent: ManagedVm, image: string) {
     this.#context = context;
@@ -31,36 +31,27 @@ export class ParentDisks {
 
   /** The parent runs. Its overlays are made, and QEMU has opened them. Again as often as wanted. */
   async prepare(mode: ParentMode): Promise<void> {
-    const { images } = this.#context;
-    const { qmp, spec } = this.#parent;
+    const { images, vms } = this.#context;
+    const { process, spec } = this.#parent;
+    const { diskFiles } = vms.backend;
     const disks = spec.disks.filter(({ isReadOnly }) => !isReadOnly);
     if (mode === 'stop' || disks.length === 0) return;
     const overlays = disks.map((disk) => this.#overlayOf(disk));
     await images.update(this.#image, { overlays });
-    const active = await activeNodes(qmp);
-    const switches: { node: string; overlay: string }[] = [];
-    for (const [index, overlay] of overlays.entries()) {
-      const node = active.get(overlay.id)?.node;
-      if (node === undefined) throw new MigrationError('CONFLICT', `disk ${overlay.id} of ${spec.name} is not there`);
-      const overlayNode = overlayNodeName(this.#image, index);
-      await closeNode(qmp, overlayNode);
-      await rm(overlay.path, { force: true });
-      const { base } = overlay;
-      await createOverlay(overlay.path, base, await virtualSizeBytes(base.path, base.format));
-      await openOverlay(qmp, overlayNode, overlay.path);
-      switches.push({ node, overlay: overlayNode });
-    }
-    this.#switches = switches;
+    this.#open = await process.disks.openOverlays(this.#image, overlays, async ({ path, base }) => {
+      await rm(path, { force: true });
+      await diskFiles.createOverlay(path, base, await diskFiles.virtualSizeBytes(base.path, base.format));
+    });
   }
 
   /** The parent stands still: all its disks, or none. */
   async snapshot(): Promise<void> {
-    if (this.#switches.length > 0) await switchToOverlays(this.#parent.qmp, this.#switches);
+    if (this.#open.length > 0) await this.#parent.process.disks.switchToOverlays(this.#open);
   }
 
   /** Durable when it resolves: the parent's record names the files that it writes to now. */
   async settle(): Promise<void> {
-    if (this.#switches.length === 0) return;
+    if (this.#open.length === 0) return;
     const { vms, images } = this.#context;
     const { overlays } = images.get(this.#image);
     await amendDisks(vms, this.#parent.spec.name, (disk) => overlays.find(({ id }) => id === disk.id) ?? disk);
@@ -77,23 +68,13 @@ export class ParentDisks {
     const { overlays } = images.get(this.#image);
     const isThere = vms.has(name) && vms.get(name) === this.#parent && this.#parent.state !== 'stopped';
     for (const [index, overlay] of overlays.entries()) {
-      if (isThere) await this.#takeOut(overlay, overlayNodeName(this.#image, index));
-      else await mergeOffline(overlay);
+      if (isThere) await this.#parent.process.disks.takeOut(this.#image, index, overlay, this.#open);
+      else await mergeOffline(vms.backend.diskFiles, overlay);
       await rm(overlay.path, { force: true });
     }
     if (isThere && overlays.length > 0) {
       await amendDisks(vms, name, (disk) => overlays.find(({ id }) => id === disk.id)?.base ?? disk);
     }
-  }
-
-  async #takeOut(overlay: ParentOverlay, node: string): Promise<void> {
-    const { qmp } = this.#parent;
-    const active = (await activeNodes(qmp)).get(overlay.id);
-    if (active?.node === node) {
-      const base = this.#switches.find((taken) => taken.overlay === node)?.node ?? `format-${overlay.id}`;
-      await mergeDown(qmp, node, node, base);
-    }
-    await closeNode(qmp, node);
   }
 
   #overlayOf({ id, path, format }: DiskSpec): ParentOverlay {
@@ -117,23 +98,18 @@ export async function diskBlockers(parent: ManagedVm): Promise<string[]> {
     return [`${parent.spec.name} is a clone, whose disks end with it`];
   }
   const known = new Set(parent.spec.disks.map(({ id }) => id));
-  const active = await activeNodes(parent.qmp);
+  const active = await parent.process.disks.active();
   const foreign = [...active].filter(([id, { isReadOnly }]) => !known.has(id) && !isReadOnly);
   return foreign.map(([id, { path }]) => `${id} (${path}) is not among the disks of the spec`);
 }
 
 /** The VM that wrote to the overlay has ended. */
-export async function mergeOffline(overlay: ParentOverlay): Promise<void> {
+export async function mergeOffline(files: DiskFiles, overlay: ParentOverlay): Promise<void> {
   try {
-    await commitOverlay(overlay.path);
+    await files.commitOverlay(overlay.path);
   } catch (error) {
     const isGone = error instanceof MigrationError && /No such file/i.test(error.message);
     if (!isGone) throw error;
   }
   await rm(overlay.path, { force: true });
-}
-
-/** QEMU takes 31 characters, a disk's id may have more. */
-export function overlayNodeName(image: string, index: number): string {
-  return `vmg-${image}-${index}`;
 }

@@ -2,32 +2,26 @@
  * The moment that a fork is about: the parent stands still, and its devices, its disks and its memory are those that
  * every clone begins with.
  *
- *   running ── migrate ──► pre-switchover ── protect, disk snapshot ── migrate-continue ──► state saved ── seal ── cont
- *   ──► running
- *                          └───────────────────────────── the pause ─────────────────────────────────────────────┘
+ *   running ─ stop ─► stands still ─ protect, snapshot of the disks ─ save ─► state saved ─ seal ─ run again ─► running
+ *                     └─────────────────────────────── the pause ──────────────────────────────────────────┘
  *
  * All memory was write-protected before, while the parent ran (arm), so protect has only what was written since. It
  * comes first because it has the most to do; what QEMU itself writes into guest memory while it saves devices is noted
  * as any write, and seal protects that again. From seal on a write of the parent waits until its page is copied.
  */
 import { writeFile } from 'node:fs/promises';
-import type { Socket } from 'node:net';
-import { setTimeout as sleep } from 'node:timers/promises';
-import type { QmpClient } from '../../backends/qemu/qmp.js';
+import type { StateExport, StateStream } from '../../backends/backend.js';
 import { MigrationError } from '../../domain/errors.js';
 import type { ForkPointReply } from '../../engine/ports/fork.js';
 import type { InjectPort } from '../../engine/ports/inject.js';
 import type { ImageCaptureHandle } from '../../native/types.js';
-import type { OutgoingState } from '../migration/outgoing-state.js';
-import type { ManagedVm } from '../vm/vms.js';
 
-const RESUME_TIMEOUT_MS = 10_000;
-const FINAL_POLL_MS = 1;
-/** The parent's device state, which is below a megabyte: a limit against a QEMU that has lost its mind. */
+/** The parent's device state, which is below a megabyte: a limit against a VM that has lost its mind. */
 const STATE_BYTES_MAX = 1024 * 1024 * 1024;
 
 export interface ForkPointOptions {
-  readonly state: OutgoingState;
+  /** The parent's. */
+  readonly state: StateExport;
   /** null: the parent stays stopped, and its memory files are the image. */
   readonly capture: ImageCaptureHandle | null;
   /**
@@ -42,10 +36,10 @@ export interface ForkPointOptions {
 }
 
 /** If it rejects the parent may stand still: the caller lets it run on. */
-export async function takeForkPoint(vm: ManagedVm, options: ForkPointOptions): Promise<ForkPointReply> {
+export async function takeForkPoint(options: ForkPointOptions): Promise<ForkPointReply> {
   const { state, capture, inject } = options;
   const chunks: Buffer[] = [];
-  const { stoppedAtUs } = await state.stop((socket) => collect(socket, chunks));
+  const { stoppedAtUs } = await state.stop((stream) => collect(stream, chunks));
   const noticedAtMs = performance.now();
   const parts = [{ name: 'stop', ms: Date.now() - stoppedAtUs / 1000 }];
   let sinceMs = noticedAtMs;
@@ -67,43 +61,18 @@ export async function takeForkPoint(vm: ManagedVm, options: ForkPointOptions): P
   }
   await capture.seal({ isSweepLater: options.isSweepLater });
   note('seal');
-  const resumedAtUs = await resume(vm, state);
+  const resumedAtUs = await state.resume();
   note('resume');
   await writeFile(options.statePath, chunks);
   return { parentPauseMs: (resumedAtUs - stoppedAtUs) / 1000, deviceStateBytes, parts };
 }
 
-async function collect(socket: Socket, chunks: Buffer[]): Promise<number> {
+async function collect(stream: StateStream, chunks: Buffer[]): Promise<number> {
   let bytes = 0;
-  for await (const chunk of socket) {
+  for await (const chunk of stream) {
     chunks.push(chunk as Buffer);
     bytes += (chunk as Buffer).length;
     if (bytes > STATE_BYTES_MAX) throw new MigrationError('QEMU_FAILED', 'the device state does not end');
   }
   return bytes;
-}
-
-async function resume(vm: ManagedVm, state: OutgoingState): Promise<number> {
-  const { watch } = state;
-  if (watch === null) throw new MigrationError('CANCELLED', 'the fork has been given up');
-  await continueWhenFinal(vm.qmp);
-  return watch.resumed(RESUME_TIMEOUT_MS);
-}
-
-/**
- * QEMU says that its migration is complete a moment before it lets itself be continued; there is no event for that
- * moment.
- */
-async function continueWhenFinal(qmp: QmpClient): Promise<void> {
-  const deadlineMs = performance.now() + RESUME_TIMEOUT_MS;
-  for (;;) {
-    try {
-      await qmp.execute('cont');
-      return;
-    } catch (error) {
-      const { status } = await qmp.execute('query-status');
-      if (status !== 'finish-migrate' || performance.now() > deadlineMs) throw error;
-    }
-    await sleep(FINAL_POLL_MS);
-  }
 }

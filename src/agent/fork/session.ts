@@ -2,13 +2,13 @@
  * One fork on its host, from the waiting QEMUs to the image that is complete. What a call may be made after,
  * src/engine/ports/fork.ts says.
  *
- *   prepared ── armParent ──► armed ── forkPoint ──► pointed ── startClones ──► started ── commitFork ──► committed ──►
- *   complete
+ *   prepared ─ armParent ─► armed ─ forkPoint ─► pointed ─ startClones ─► started ─ commitFork ─► committed ─► complete
  *
  * The record says `committed` or not, and that divides its life: before, discard takes everything away and the parent
  * runs on as if nothing had been; from then on the clones are VMs and the image only waits for pages.
  */
 
+import type { StateExport } from '../../backends/backend.js';
 import { MigrationError, toMigrationError } from '../../domain/errors.js';
 import type { CloneFailure } from '../../domain/fork.js';
 import type {
@@ -19,7 +19,6 @@ import type {
   StartClonesReply,
 } from '../../engine/ports/fork.js';
 import { failureToError } from '../../native/failure.js';
-import { OutgoingState } from '../migration/outgoing-state.js';
 import type { ManagedVm } from '../vm/vms.js';
 import { CaptureSession } from './capture-session.js';
 import { startLoaded } from './clone-start.js';
@@ -49,7 +48,7 @@ export class ForkSession {
   #record: ForkRecord;
   #clones: readonly WaitingClone[];
   #capture: CaptureSession | null = null;
-  #state: OutgoingState | null = null;
+  #state: StateExport | null = null;
   #disks: ParentDisks | null = null;
   #copies: PrivateCopies | null = null;
   #arming: Promise<void> | null = null;
@@ -268,7 +267,7 @@ export class ForkSession {
     await inject.hit('agent:fork:arm');
     this.#disks ??= new ParentDisks(this.#context, parent, image.id);
     await this.#disks.prepare(this.request.parentMode);
-    this.#state ??= await OutgoingState.listen(parent);
+    this.#state ??= await parent.process.exportState();
     if (!this.#isCopied) return;
     if (this.#capture === null) {
       this.#capture = await CaptureSession.open(this.#context, image, { parent, isResume: false });
@@ -286,7 +285,7 @@ export class ForkSession {
     const [state, disks] = [this.#state, this.#disks];
     if (state === null || disks === null) throw new MigrationError('CONFLICT', 'the parent has not been armed');
     await inject.hit('agent:fork:point');
-    const reply = await takeForkPoint(this.#parent, {
+    const reply = await takeForkPoint({
       state,
       capture: this.#capture?.handle ?? null,
       // A clone's own memory is copied out of the image: there the image comes first.

@@ -1,7 +1,6 @@
 /** A parent back to what it was before a fork that was given up, by this daemon or an earlier one. */
+
 import { toMigrationError } from '../../domain/errors.js';
-import { runAgain } from '../migration/native-migration.js';
-import { connectedQmp } from '../vm/connected-qmp.js';
 import type { ManagedVm } from '../vm/vms.js';
 import type { ForkContext } from './context.js';
 import { ParentDisks } from './parent-disks.js';
@@ -15,7 +14,7 @@ export async function letParentRun(context: ForkContext, parent: ManagedVm): Pro
   const isThere = (): boolean => vms.has(name) && vms.get(name) === parent && parent.state !== 'stopped';
   if (!isThere()) return;
   try {
-    await runAgain(await connectedQmp(parent));
+    await parent.process.runAgain();
   } catch (error) {
     if (isThere()) throw toMigrationError(error);
     log.warn({ vm: name }, 'the parent of a fork has ended before the fork was undone');

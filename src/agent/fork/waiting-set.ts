@@ -5,7 +5,6 @@
  */
 
 import { setMaxListeners } from 'node:events';
-import { configureIncoming } from '../../backends/qemu/migration.js';
 import { MigrationError } from '../../domain/errors.js';
 import type {
   CloneDisks,
@@ -80,6 +79,7 @@ export async function makeWaitingSet(
     macsTaken: new Set(context.vms.all().flatMap(({ spec }) => spec.nics.map(({ mac }) => mac))),
   });
   const templates = await OverlayTemplates.make(
+    context.vms.backend.diskFiles,
     shape.parent.disks,
     `${context.images.statePath(image.id)}-${options.fork}`,
   );
@@ -170,7 +170,7 @@ async function startClone(
   );
   try {
     await disks.afterLaunch();
-    await configureIncoming(vm.qmp, ['events', 'x-ignore-shared', 'late-block-activate']);
+    await vm.process.prepareFile();
     return vm;
   } catch (error) {
     await vms.destroy(identity.name);

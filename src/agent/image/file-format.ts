@@ -6,8 +6,8 @@
  *   entries                each a header of 56 bytes and its data
  *   end                    an entry without data, whose offset is the number of entries before it
  *
- *   entry header   u32 kind, u32 region, u64 offset, u32 length, u32 zero, 32 bytes SHA-256 of the 24 bytes before it
- *   and the data
+ *   entry header           u32 kind, u32 region, u64 offset, u32 length, u32 zero,
+ *                          32 bytes SHA-256 of the 24 bytes before it and the data
  *
  * Integers are little-endian. The description is data of the first entry as well, so that everything is under a
  * checksum. What no entry covers is zeros. Entries come in the order of regions and offsets and do not overlap; nothing

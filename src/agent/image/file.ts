@@ -73,9 +73,9 @@ export async function loadImage(context: ImageContext, path: string): Promise<st
     const described = await reader.begin();
     const { id } = described;
     if (images.has(id)) throw new MigrationError('CONFLICT', `image ${id} is here already`);
-    const qemu = await vms.qemu();
-    if (!qemu.machines.includes(described.spec.machine)) {
-      throw new MigrationError('UNSUPPORTED', `QEMU ${qemu.version} has no machine ${described.spec.machine}`);
+    const { machines, version } = await vms.backend.installed();
+    if (!machines.includes(described.spec.machine)) {
+      throw new MigrationError('UNSUPPORTED', `QEMU ${version} has no machine ${described.spec.machine}`);
     }
     for (const disk of described.disks) await mustBeThere(disk.path);
     const freeBytes = await images.bytesFree();

@@ -2,7 +2,6 @@
 
 import { readFile } from 'node:fs/promises';
 import { hostname } from 'node:os';
-import { isKvmUsable } from '../../backends/qemu/installed.js';
 import { listBridges } from '../vm/network.js';
 import { hugePagesFree, memoryAvailableBytes, type RamPlace, ramFileFreeBytes } from '../vm/ram-files.js';
 import type { VmManager } from '../vm/vms.js';
@@ -21,10 +20,11 @@ export interface HostFacts {
 }
 
 export async function hostFacts(vms: VmManager, place: RamPlace): Promise<HostFacts> {
-  const [qemu, machine, kvm, memory, ramFile, hugePages, bridges] = await Promise.all([
-    vms.qemu().catch(() => null),
+  const { backend } = vms;
+  const [installed, machine, kvm, memory, ramFile, hugePages, bridges] = await Promise.all([
+    backend.installed().catch(() => null),
     machineId(),
-    isKvmUsable(),
+    backend.isKvmUsable(),
     memoryAvailableBytes(),
     ramFileFreeBytes(place),
     hugePagesFree(),
@@ -32,8 +32,8 @@ export async function hostFacts(vms: VmManager, place: RamPlace): Promise<HostFa
   ]);
   return {
     machineId: machine,
-    qemuVersion: qemu?.version ?? null,
-    machines: qemu?.machines ?? [],
+    qemuVersion: installed?.version ?? null,
+    machines: installed?.machines ?? [],
     isKvmUsable: kvm,
     memoryAvailableBytes: memory,
     ramFileFreeBytes: ramFile,

@@ -1,31 +1,16 @@
 /** What pre-flight asks a host. Everything is looked at anew each time; nothing is changed. */
-import { execFile } from 'node:child_process';
 import { constants } from 'node:fs';
 import { access, open } from 'node:fs/promises';
-import { promisify } from 'node:util';
-import { toMigrationError } from '../../domain/errors.js';
+import type { DiskFiles } from '../../backends/backend.js';
 import type { HostInventory, TargetChecks, VmInventory } from '../../domain/host.js';
 import type { RdmaPlace } from '../../domain/transport.js';
 import type { DiskSpec, VmSpec } from '../../domain/vm.js';
 import { PROTOCOL_VERSION } from '../../protocol/wire.js';
 import type { ImageContext } from '../image/context.js';
-import { connectedQmp } from '../vm/connected-qmp.js';
 import type { HostContext } from '../vm/context.js';
 import { exitPath, readExitCode } from '../vm/exit-port.js';
-import {
-  discardingDevices,
-  fleetingDisks,
-  migrationBlockers,
-  ownBytes,
-  ramAllocatedBytes,
-  ramFacts,
-} from '../vm/facts.js';
 import { hostFacts } from './host-facts.js';
-
-const run = promisify(execFile);
-const QEMU_IMG_TIMEOUT_MS = 10_000;
-/** QEMU has no state for these; it says so only when a migration is started. */
-const UNMIGRATABLE_DEVICE = /^(nvme($|-)|pvrdma$|usb-mtp$|virtio-(gpu|vga)-gl)/;
+import { fleetingDisks, ownBytes, ramAllocatedBytes, ramFacts } from './vm-facts.js';
 
 export interface HostInfo {
   readonly preloadPath: string | null;
@@ -55,8 +40,7 @@ export async function vmInventory(context: ImageContext, name: string): Promise<
   const vm = vms.get(name);
   const owner = await registry.owner(name);
   const isUp = vm.state === 'running' || vm.state === 'paused';
-  if (isUp) await connectedQmp(vm);
-  const drivers = vm.spec.devices.map((device) => device.split(',')[0] ?? '');
+  if (isUp) await vm.process.connected();
   const ram = isUp ? await ramFacts(vm) : { isRamShared: vm.regions.length > 0, isRamNamedFile: vm.regions.length > 0 };
   return {
     spec: vm.spec,
@@ -68,11 +52,11 @@ export async function vmInventory(context: ImageContext, name: string): Promise<
     accel: vm.accel,
     ...ram,
     migrationBlockers: [
-      ...(isUp ? await migrationBlockers(vm) : []),
-      ...drivers.filter((driver) => UNMIGRATABLE_DEVICE.test(driver)),
+      ...(isUp ? await vm.process.facts.migrationBlockers() : []),
+      ...vms.backend.devicesIn(vm.spec).withoutState,
     ],
     ramAllocatedBytes: isUp ? ramAllocatedBytes(native, vm) : 0,
-    discardingDevices: isUp ? await discardingDevices(vm) : [],
+    discardingDevices: isUp ? await vm.process.facts.discardingDevices() : [],
     image:
       vm.image === null
         ? null
@@ -88,13 +72,13 @@ export async function vmInventory(context: ImageContext, name: string): Promise<
 }
 
 export async function checkTarget(
-  { rdma }: Pick<HostContext, 'rdma'>,
+  { rdma, vms }: Pick<HostContext, 'rdma' | 'vms'>,
   spec: VmSpec,
   source: RdmaPlace | null,
 ): Promise<TargetChecks> {
   const paths = [spec.kernel, spec.initrd].filter((path) => path !== undefined);
   return {
-    disks: await Promise.all(spec.disks.map(checkDisk)),
+    disks: await Promise.all(spec.disks.map((disk) => checkDisk(disk, vms.backend.diskFiles))),
     files: await Promise.all(
       paths.map(async (path) => ({ path, isReadable: (await refusal(path, constants.R_OK)) === null })),
     ),
@@ -102,33 +86,17 @@ export async function checkTarget(
   };
 }
 
-async function checkDisk(disk: DiskSpec): Promise<TargetChecks['disks'][number]> {
+async function checkDisk(disk: DiskSpec, files: DiskFiles): Promise<TargetChecks['disks'][number]> {
   const { path, format, isReadOnly } = disk;
   const unreadable = await refusal(path, constants.R_OK);
   const unwritable = await refusal(path, constants.W_OK);
-  const reason = unreadable ?? (isReadOnly ? null : unwritable) ?? (await notThatFormat(path, format));
+  const reason = unreadable ?? (isReadOnly ? null : unwritable) ?? (await files.whyNot(path, format));
   return {
     path,
     isReadable: unreadable === null && (reason === null || reason === unwritable),
     isWritable: unwritable === null,
     ...(reason === null ? {} : { reason }),
   };
-}
-
-/**
- * A qcow2 whose header or backing file is missing opens as a file and not as a disk. -U: the source's QEMU holds the
- * lock.
- */
-async function notThatFormat(path: string, format: DiskSpec['format']): Promise<string | null> {
-  if (format === 'raw') return null;
-  const args = ['info', '--output=json', '-U', '--backing-chain', '-f', format, path];
-  try {
-    await run('qemu-img', args, { timeout: QEMU_IMG_TIMEOUT_MS });
-    return null;
-  } catch (error) {
-    const stderr = (error as { stderr?: unknown }).stderr;
-    return typeof stderr === 'string' && stderr !== '' ? stderr.trim() : toMigrationError(error).message;
-  }
 }
 
 /**

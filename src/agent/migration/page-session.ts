@@ -1,6 +1,6 @@
 /**
  * The pages of one arriving VM: the native target session with its connection, and the patience to get it back. Whoever
- * has closed it or seen it complete is done with it; nothing here knows of QMP, owners or jobs.
+ * has closed it or seen it complete is done with it; nothing here knows of device state, owners or jobs.
  */
 
 import { MigrationError, toMigrationError } from '../../domain/errors.js';

@@ -4,10 +4,8 @@ import { MigrationError } from '../../domain/errors.js';
 import type { SourceEndpointInfo } from '../../engine/ports/session.js';
 import type { ExposeRequest, NativeMigrateOptions, SourcePort } from '../../engine/ports/source.js';
 import { KeyedLocks } from '../../kit/locks.js';
-import { connectedQmp } from '../vm/connected-qmp.js';
 import type { MigrationContext } from './context.js';
 import { EndedSessions } from './ended-sessions.js';
-import { cancelMigration, nativeMove, nativeReading, runAgain } from './native-migration.js';
 import { checkSession, type SourceRecord } from './session-store.js';
 import { SourceSession } from './source-session.js';
 
@@ -117,7 +115,7 @@ export class SourceAgent implements SourcePort {
     this.#sources.get(session)?.thaw();
     const managed = vms.get(vm);
     try {
-      await runAgain(await connectedQmp(managed));
+      await managed.process.runAgain();
     } catch (error) {
       // QEMU has ended while nobody else has it: what is left of it may go.
       if (managed.state === 'departed' && vms.exitOf(vm) !== null) await vms.setState(vm, 'stopped');
@@ -136,7 +134,7 @@ export class SourceAgent implements SourcePort {
     await this.#claim(name, session);
     this.#ended.refuse(session);
     const { vms } = this.#context;
-    const move = this.#moves.get(session) ?? nativeMove(vms.get(name), options);
+    const move = this.#moves.get(session) ?? vms.get(name).process.nativeMove(options);
     this.#moves.set(session, move);
     try {
       await move;
@@ -148,13 +146,13 @@ export class SourceAgent implements SourcePort {
   }
 
   async nativeProgress(vm: string): Promise<Readonly<Record<string, number | string>>> {
-    return nativeReading(this.#context.vms.get(vm));
+    return this.#context.vms.get(vm).process.nativeReading();
   }
 
   async nativeCancel(vm: string, session: string): Promise<void> {
     this.#ended.add(session);
     const { vms } = this.#context;
-    if (vms.has(vm) && !this.#isAnothers(vm, session)) await cancelMigration(await connectedQmp(vms.get(vm)));
+    if (vms.has(vm) && !this.#isAnothers(vm, session)) await vms.get(vm).process.cancelMove();
     await this.#moves.get(session)?.catch(() => undefined);
     this.#moves.delete(session);
   }

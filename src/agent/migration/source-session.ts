@@ -1,11 +1,11 @@
 /**
  * A VM that leaves: its memory exposed to the target, its vCPUs stopped, its device state handed over
- * (outgoing-state.ts). Once the stream is complete QEMU does not let the VM run on by itself: that is why only a
+ * (StateExport). Once the stream is complete QEMU does not let the VM run on by itself: that is why only a
  * complete transfer may be committed.
  */
 import { mkdir } from 'node:fs/promises';
-import type { Socket } from 'node:net';
 import { dirname } from 'node:path';
+import type { StateExport, StateStream } from '../../backends/backend.js';
 import { MigrationError, toMigrationError } from '../../domain/errors.js';
 import type { SourceEndpointInfo } from '../../engine/ports/session.js';
 import { failureToError } from '../../native/failure.js';
@@ -13,7 +13,6 @@ import type { DataListenerHandle, SourceClone, SourceSessionHandle } from '../..
 import { ownPagesPath, removeRegionFiles } from '../vm/ram-files.js';
 import type { ManagedVm } from '../vm/vms.js';
 import type { MigrationContext } from './context.js';
-import { OutgoingState } from './outgoing-state.js';
 import type { SourceRecord } from './session-store.js';
 
 /**
@@ -32,7 +31,7 @@ export class SourceSession {
   /** Never rejects. */
   #closing: Promise<void> = Promise.resolve();
   #counters: Readonly<Record<string, number>> = {};
-  #state: OutgoingState | null = null;
+  #state: StateExport | null = null;
   #stopping: Promise<{ stoppedAtUs: number }> | null = null;
   #scanTimer: NodeJS.Timeout | null = null;
   #transferring: Promise<{ deviceStateBytes: number }> | null = null;
@@ -56,7 +55,7 @@ export class SourceSession {
     await context.store.save(record);
     try {
       await source.#open();
-      source.#state = await OutgoingState.listen(vm);
+      source.#state = await vm.process.exportState();
     } catch (error) {
       await source.unexpose();
       throw error;
@@ -243,7 +242,7 @@ export class SourceSession {
     // Undone while the disk took its time: the VM has been told to run on, and nobody would tell it again.
     if (this.#pages === null) throw new MigrationError('CONFLICT', `${vm} is not exposed any more`);
     const calledAtMs = performance.now();
-    const { stoppedAtUs } = await state.stop((socket) => this.#send(socket));
+    const { stoppedAtUs } = await state.stop((stream) => this.#send(stream));
     log.debug(
       { session, callMs: performance.now() - calledAtMs, stoppedForMs: Date.now() - stoppedAtUs / 1000 },
       'stopped',
@@ -251,13 +250,13 @@ export class SourceSession {
     return { stoppedAtUs };
   }
 
-  async #send(socket: Socket): Promise<number> {
+  async #send(stream: StateStream): Promise<number> {
     const { session, target } = this.record;
     try {
-      await this.#context.peers.sendState(target, session, socket);
-      return socket.bytesRead;
+      await this.#context.peers.sendState(target, session, stream);
+      return stream.bytesRead;
     } catch (error) {
-      socket.destroy();
+      stream.destroy();
       throw error;
     }
   }

@@ -6,11 +6,12 @@
  * The owner record in the registry divides its life: before it names this host, `discard` takes everything away and the
  * guest has never run; from then on the VM is ours and only waits for pages.
  */
+
 import { unlink } from 'node:fs/promises';
 import type { Readable } from 'node:stream';
-import { configureIncoming } from '../../backends/qemu/migration.js';
-import { MigrationWatch } from '../../backends/qemu/migration-watch.js';
+import type { StateImport } from '../../backends/backend.js';
 import { MigrationError, toMigrationError } from '../../domain/errors.js';
+import { MODE_TRAITS } from '../../domain/migration.js';
 import type { VmSpec } from '../../domain/vm.js';
 import type {
   Legacy,
@@ -20,22 +21,15 @@ import type {
   SourceEndpointInfo,
 } from '../../engine/ports/session.js';
 import { failureToError } from '../../native/failure.js';
-import { connectedQmp } from '../vm/connected-qmp.js';
 import type { ManagedVm } from '../vm/vms.js';
 import type { MigrationContext } from './context.js';
-import { IncomingState, stateSocketPath } from './incoming-state.js';
-import { incomingUri } from './native-migration.js';
 import { PageSession } from './page-session.js';
 import type { TargetRecord } from './session-store.js';
-
-const RESUME_TIMEOUT_MS = 10_000;
-/** Switches and peers learn where the guest's MAC is now; sent again in case one was lost. */
-const ANNOUNCE = { initial: 50, max: 550, rounds: 5, step: 100 } as const;
 
 export class TargetSession {
   readonly #context: MigrationContext;
   readonly #vm: ManagedVm;
-  readonly #state: IncomingState;
+  readonly #state: StateImport;
   readonly #pages: PageSession | null;
   #record: TargetRecord;
   /** The owner record names us by this session. */
@@ -56,9 +50,9 @@ export class TargetSession {
     this.#record = record;
     this.#vm = vm;
     this.#epochBefore = before.epoch;
-    this.#state = new IncomingState(vm, record.mode, before.isTakenUp);
+    this.#state = vm.process.importState(record.mode, before.isTakenUp);
     this.#pages =
-      record.mode === 'postcopy' && record.state !== 'complete'
+      MODE_TRAITS[record.mode].mover === 'pager' && record.state !== 'complete'
         ? new PageSession(context, vm, {
             session: record.session,
             token: record.token,
@@ -77,7 +71,7 @@ export class TargetSession {
   ): Promise<TargetSession> {
     const { store, vms, registry } = context;
     const { session, accel } = request;
-    const isNative = request.mode !== 'postcopy';
+    const isNative = MODE_TRAITS[request.mode].mover === 'backend';
     const spec = withOwnMemory(request.spec);
     if (vms.has(spec.name) && vms.get(spec.name).state !== 'stopped') {
       throw new MigrationError('CONFLICT', `a VM ${spec.name} is on ${context.host} already`);
@@ -97,7 +91,7 @@ export class TargetSession {
     try {
       const vm = await vms.prepareIncoming(spec, { session, accel, epoch: request.epoch + 1, isNative, signal });
       target = new TargetSession(context, record, vm, { epoch: before, isTakenUp: false });
-      const nativeUri = await target.#listen();
+      const nativeUri = await target.#state.listen(context.dataAddress);
       await context.inject.hit('agent:prepared');
       if (signal.aborted) throw new MigrationError('CANCELLED', 'the session was discarded while it was prepared');
       record = { ...record, state: 'prepared', nativeUri };
@@ -144,7 +138,7 @@ export class TargetSession {
   async connect(endpoint: SourceEndpointInfo): Promise<void> {
     this.#mustLive();
     if (this.#pages === null) {
-      if (this.#record.mode === 'postcopy') return;
+      if (MODE_TRAITS[this.#record.mode].mover === 'pager') return;
       throw new MigrationError('CONFLICT', "QEMU's own migration has no page session to connect");
     }
     if (endpoint.keys.length !== this.#vm.regions.length) {
@@ -248,34 +242,21 @@ export class TargetSession {
     await this.#pages?.close();
   }
 
-  async #listen(): Promise<string | null> {
-    const { qmp } = this.#vm;
-    if (this.#record.mode !== 'postcopy') {
-      return incomingUri(qmp, this.#record.mode === 'native-postcopy', this.#context.dataAddress);
-    }
-    await configureIncoming(qmp, ['events', 'x-ignore-shared', 'late-block-activate']);
-    await qmp.execute('migrate-incoming', { uri: `unix:${stateSocketPath(this.#vm)}` });
-    return null;
-  }
-
   /** Inside the blackout up to RESUME. */
   async #resumeOnce(epoch: number): Promise<{ resumedAtUs: number }> {
     this.#mustLive();
     // A repetition of what an earlier life of the daemon has done.
     if (this.#hasRun && this.#record.state !== 'prepared') return { resumedAtUs: Date.now() * 1000 };
-    const watching = this.#state.watch();
-    const watch = watching instanceof MigrationWatch ? watching : await watching;
-    if (!this.#state.isLoaded) throw new MigrationError('CONFLICT', `the device state of ${this.vmName} is not loaded`);
-    const { qmp } = this.#vm;
+    const attaching = this.#state.attach();
+    if (attaching !== null) await attaching;
+    // Asked before the VM is ours: whether it can run at all.
+    const run = this.#state.readyToRun();
     const calledAtMs = performance.now();
     await this.#own(epoch);
     const ownedAtMs = performance.now();
     await this.#context.inject.hit('agent:resume');
     this.#pages?.serveDemand();
-    // The event comes well before the answer: vCPUs that all fault at once keep QEMU's main loop busy.
-    const resumed = this.#state.isRunning ? Promise.resolve(Date.now() * 1000) : watch.resumed(RESUME_TIMEOUT_MS);
-    const refused = qmp.execute('cont').then(() => resumed);
-    const resumedAtUs = await Promise.race([resumed, refused]);
+    const resumedAtUs = await run();
     // Not before: the prefetch would take the processor from the QEMUs that load and resume.
     this.#pages?.start();
     const parts = { ownMs: ownedAtMs - calledAtMs, contMs: performance.now() - ownedAtMs };
@@ -311,12 +292,12 @@ export class TargetSession {
   #afterResume(epoch: number): void {
     const { vms, store, log } = this.#context;
     const { session } = this.#record;
-    const state = this.#record.state === 'complete' || this.#record.mode === 'native-precopy' ? 'complete' : 'resumed';
+    const state = this.#record.state === 'complete' || !MODE_TRAITS[this.#record.mode].fetches ? 'complete' : 'resumed';
     this.#record = { ...this.#record, state };
     const background: [string, Promise<unknown>][] = [
       ['session record', store.save(this.#record)],
       ['VM record', vms.setState(this.vmName, 'running', { epoch })],
-      ['announcement', this.#vm.qmp.execute('announce-self', ANNOUNCE)],
+      ['announcement', this.#vm.process.announce()],
     ];
     for (const [what, done] of background) {
       done.catch((error: unknown) =>
@@ -349,10 +330,9 @@ export class TargetSession {
 
   async #nativeState(): Promise<SessionState> {
     if (!this.#hasRun) return this.#state.isLoaded ? 'loaded' : 'prepared';
-    const { status } = await (await connectedQmp(this.#vm)).execute('query-migrate');
-    if (status !== 'completed') return status === 'failed' ? 'failed' : 'filling';
-    this.#completed();
-    return 'complete';
+    const arrival = await this.#state.nativeArrival();
+    if (arrival === 'complete') this.#completed();
+    return arrival;
   }
 
   /**

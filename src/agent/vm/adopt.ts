@@ -2,17 +2,17 @@
 import { setTimeout as sleep } from 'node:timers/promises';
 import { toMigrationError } from '../../domain/errors.js';
 import type { Log } from '../../kit/log.js';
+import { isAlive } from '../../kit/process.js';
 import type { NativeBinding } from '../../native/types.js';
 import type { VmKeeper } from './keeper.js';
 import { unhasten } from './priority.js';
-import { isAlive } from './process.js';
 import type { Vm } from './vm.js';
 
 /**
  * A QEMU whose main loop waits for a missing page answers only once its session serves faults, which comes after all
  * VMs have been taken up.
  */
-const QMP_WAIT_MS = 500;
+const ANSWER_WAIT_MS = 500;
 
 export interface AdoptOptions {
   readonly keeper: VmKeeper;
@@ -40,6 +40,6 @@ export async function adopt(vm: Vm, options: AdoptOptions): Promise<'kept' | 'un
       options.log.error(fields, 'the memory of a VM cannot be taken over');
     }
   }
-  await Promise.race([options.keeper.takeUp(vm), sleep(QMP_WAIT_MS)]);
+  await Promise.race([options.keeper.takeUp(vm), sleep(ANSWER_WAIT_MS)]);
   return 'kept';
 }

@@ -1,10 +1,10 @@
 /**
- * A VM's beginning: its record and directory, durable before anything else of it is made, and its QEMU brought up from
- * them.
+ * A VM's beginning: its record and directory, durable before anything else of it is made, and its process brought up
+ * from them.
  */
 import { mkdir, rm } from 'node:fs/promises';
 import { join } from 'node:path';
-import { type InstalledQemu, resolveMachine } from '../../backends/qemu/installed.js';
+import type { VmBackend } from '../../backends/backend.js';
 import { MigrationError } from '../../domain/errors.js';
 import type { VmSpec } from '../../domain/vm.js';
 import { type LaunchOptions, launch } from './launch.js';
@@ -13,9 +13,6 @@ import type { VmManagerOptions } from './options.js';
 import { type RamPlace, regionFiles } from './ram-files.js';
 import type { IdentityDue, VmRecord } from './record.js';
 import { Vm } from './vm.js';
-
-/** A unix socket's path has at most this many bytes. */
-const SOCKET_PATH_BYTES_MAX = 107;
 
 export interface VmStart extends Pick<VmRecord, 'state' | 'epoch' | 'accel' | 'session'> {
   /** Of a clone. */
@@ -28,17 +25,17 @@ export async function createVm(
   directory: string,
   input: VmSpec,
   start: VmStart,
-  context: { place: RamPlace; qemu: InstalledQemu },
+  context: { place: RamPlace; backend: VmBackend },
 ): Promise<Vm> {
-  const { place, qemu } = context;
-  const spec: VmSpec = { ...input, machine: resolveMachine(qemu, input.machine) };
+  const { place, backend } = context;
+  const spec: VmSpec = { ...input, machine: await backend.resolveMachine(input.machine) };
   const image = start.image ?? null;
   const record: VmRecord = {
     version: 1,
     spec,
     ...start,
     image,
-    qemuVersion: qemu.version,
+    qemuVersion: (await backend.installed()).version,
     job: null,
     process: null,
     regions: await regionFiles(place, spec, image),
@@ -49,19 +46,15 @@ export async function createVm(
     exitCodeBefore: null,
     createdAt: new Date().toISOString(),
   };
-  const vm = new Vm(join(directory, spec.name), record);
-  if (Buffer.byteLength(vm.paths.monitor) > SOCKET_PATH_BYTES_MAX) {
-    throw new MigrationError('SPEC_INVALID', `the path ${vm.paths.monitor} is too long for a socket`, {
-      remedy: 'shorten the name of the VM, or the state directory of the daemon',
-    });
-  }
+  const vm = new Vm(join(directory, spec.name), record, backend);
+  backend.checkPlace(vm.place);
   await rm(vm.directory, { recursive: true, force: true });
   await mkdir(vm.directory, { mode: 0o700 });
   await vm.update({});
   return vm;
 }
 
-export interface BringUpOptions extends Pick<LaunchOptions, 'isIncoming' | 'isRegistered' | 'inputPaths'> {
+export interface BringUpOptions extends Pick<LaunchOptions, 'isIncoming' | 'isRegistered' | 'statePath'> {
   /** Default: as its spec says. */
   readonly hasPreload?: boolean;
 }
@@ -70,7 +63,7 @@ export async function bringUp(
   vm: Vm,
   { hasPreload = vm.spec.hasPreload, ...launchOptions }: BringUpOptions,
   manager: VmManagerOptions,
-  context: { place: RamPlace; qemu: InstalledQemu },
+  place: RamPlace,
 ): Promise<void> {
   const isPreloaded = hasPreload && vm.regions.length > 0;
   if (isPreloaded && manager.preloadPath === null) {
@@ -80,8 +73,7 @@ export async function bringUp(
   }
   await launch(vm, {
     ...launchOptions,
-    place: context.place,
-    program: context.qemu.program,
+    place,
     native: manager.native,
     preloadPath: isPreloaded ? manager.preloadPath : null,
   });

@@ -1,22 +1,20 @@
 /**
  * The life of a VM after its start: notices when QEMU ends, and ends it. Nothing here polls while QEMU is well; the end
- * of the QMP connection is what starts it.
+ * of the connection to it is what starts it.
  */
-import type { EventEmitter } from 'node:events';
 import { rm } from 'node:fs/promises';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { QmpClient, type QmpEvent } from '../../backends/qemu/qmp.js';
+import type { RunState, VmBackend } from '../../backends/backend.js';
 import { toMigrationError } from '../../domain/errors.js';
 import type { VmExit } from '../../domain/vm.js';
 import type { Registry } from '../../engine/ports/registry.js';
-import type { KeyedLocks } from '../../kit/locks.js';
 import type { Log } from '../../kit/log.js';
+import { endProcess, isAlive, waitForExit } from '../../kit/process.js';
 import { ExitWatch, readExitCode } from './exit-port.js';
-import { commandLine } from './launch.js';
 import { removeTaps } from './network.js';
-import { endProcess, findByArgument, isAlive, waitForExit } from './process.js';
 import { type RamPlace, removeRegionFiles } from './ram-files.js';
 import { settleIn } from './settle-in.js';
+import type { VmTable } from './table.js';
 import type { Vm } from './vm.js';
 
 export interface StopOptions {
@@ -31,19 +29,15 @@ export interface KeeperOptions {
   readonly place: RamPlace;
   readonly registry: Registry;
   readonly log: Log;
-  readonly locks: KeyedLocks;
-  /** Gets `exit` (name, VmExit) and `change` (name). */
-  readonly emitter: EventEmitter;
+  readonly backend: VmBackend;
+  readonly table: VmTable;
 }
 
 const QUIT_TIMEOUT_MS = 5_000;
 const TERM_GRACE_MS = 3_000;
 const RECONNECT_MS = 250;
-const QMP_TIMEOUT_MS = 5_000;
-/** After QMP has ended: how long QEMU may take to end as well before it counts as alive. */
-const END_AFTER_QMP_MS = 2_000;
-/** QEMU's word for a guest that has switched itself off. */
-const POWERED_OFF = 'guest-shutdown';
+/** After the connection has ended: how long QEMU may take to end as well before it counts as alive. */
+const END_AFTER_CONNECTION_MS = 2_000;
 const UNKNOWN_EXIT = { code: null, signal: null };
 
 export class VmKeeper {
@@ -59,15 +53,18 @@ export class VmKeeper {
     this.#isClosed = true;
   }
 
-  /** Follows the events of a VM whose QMP connection has just been made. */
+  /** Follows the events of a VM that has just been connected. */
   attach(vm: Vm): void {
-    const { client } = vm;
-    if (client === null) return;
-    client.on('event', (event) => this.#onEvent(vm, event));
-    client.onClosed(() => this.#startWatch(vm));
-    vm.exitWatch ??= new ExitWatch(vm.paths.exit, (code) => {
+    vm.process.follow({
+      onRunState: (state) => this.#onRunState(vm, state),
+      onShutdown: (reason, isPowerOff) => {
+        vm.shutdown = { reason, isPowerOff };
+      },
+      onLost: () => this.#startWatch(vm),
+    });
+    vm.exitWatch ??= new ExitWatch(vm.place.exitPath, (code) => {
       vm.exitCode = code;
-      this.#options.emitter.emit('change', vm.spec.name);
+      this.#options.table.changed(vm);
     });
     if (vm.liveState === 'running') this.#settleIn(vm);
   }
@@ -82,12 +79,10 @@ export class VmKeeper {
     const { process } = vm.record;
     if (process === null) return;
     if (!options.isForced) {
-      const { client } = vm;
-      if (client !== null && options.gracefulMs !== undefined) {
-        await client.execute('system_powerdown').catch(() => undefined);
-        if (await waitForExit(process, options.gracefulMs)) return;
+      if (options.gracefulMs !== undefined && (await isTold(vm)) && (await waitForExit(process, options.gracefulMs))) {
+        return;
       }
-      await client?.execute('quit').catch(() => undefined);
+      await vm.process.quit().catch(() => undefined);
       if (await waitForExit(process, QUIT_TIMEOUT_MS)) return;
     }
     await endProcess(process, 0);
@@ -101,15 +96,15 @@ export class VmKeeper {
     const { name } = vm.spec;
     const child = vm.exited === null ? UNKNOWN_EXIT : await Promise.race([vm.exited, sleep(1000, UNKNOWN_EXIT)]);
     const isDeparted = vm.state === 'departed';
-    const reason = vm.shutdownReason ?? fallbackReason;
-    const written = (await readExitCode(vm.paths.exit)) ?? vm.record.exitCodeBefore;
-    const exitCode = written ?? (reason === POWERED_OFF ? 0 : null);
+    const reason = vm.shutdown?.reason ?? fallbackReason;
+    const written = (await readExitCode(vm.place.exitPath)) ?? vm.record.exitCodeBefore;
+    const exitCode = written ?? (vm.shutdown?.isPowerOff === true ? 0 : null);
     const exit: VmExit = { at: new Date().toISOString(), reason, ...child, exitCode };
     release(vm);
     await vm.update({ process: null, exit, memory: null, ...(isDeparted ? {} : { state: 'stopped' as const }) });
     this.#options.log.info({ vm: name, exit }, 'QEMU has ended');
-    this.#options.emitter.emit('exit', name, exit);
-    this.#options.emitter.emit('change', name);
+    this.#options.table.ended(vm, exit);
+    this.#options.table.changed(vm);
     if (isDeparted) return;
     try {
       vm.memory?.close();
@@ -122,7 +117,7 @@ export class VmKeeper {
     await removeTaps(vm.record.taps);
   }
 
-  /** The VM and all its traces. The caller holds the VM's lock and forgets it afterwards. */
+  /** The VM and all its traces; it is forgotten. The caller holds the VM's lock. */
   async remove(vm: Vm): Promise<void> {
     const { name } = vm.spec;
     const { host, place, registry } = this.#options;
@@ -138,21 +133,17 @@ export class VmKeeper {
     if (owner?.owner === host && owner.epoch === vm.epoch) await registry.removeOwner(name, vm.epoch);
     await vm.settled();
     await rm(vm.directory, { recursive: true, force: true });
+    this.#options.table.forget(vm);
   }
 
   /** For a record without a process: a crash may have come between starting QEMU and writing down its pid. */
   async endUnrecorded(vm: Vm): Promise<void> {
-    const line = commandLine(vm, false);
-    const argument = line[line.indexOf('-chardev') + 1] ?? '';
-    for (const process of await findByArgument(argument)) await endProcess(process, 0);
+    for (const process of await this.#options.backend.findStray(vm.place)) await endProcess(process, 0);
   }
 
-  #onEvent(vm: Vm, event: QmpEvent): void {
-    const reason = event.data['reason'];
-    if (event.name === 'SHUTDOWN' && typeof reason === 'string') vm.shutdownReason = reason;
-    if (event.name !== 'STOP' && event.name !== 'RESUME') return;
-    vm.liveState = event.name === 'STOP' ? 'paused' : 'running';
-    this.#options.emitter.emit('change', vm.spec.name);
+  #onRunState(vm: Vm, state: RunState): void {
+    vm.liveState = state;
+    this.#options.table.changed(vm);
     if (vm.liveState === 'running') this.#settleIn(vm);
   }
 
@@ -165,7 +156,7 @@ export class VmKeeper {
       })
       .finally(() => {
         vm.settlingIn = null;
-        this.#options.emitter.emit('change', vm.spec.name);
+        this.#options.table.changed(vm);
       });
   }
 
@@ -174,33 +165,29 @@ export class VmKeeper {
     this.#watch(vm).catch((error: unknown) => this.#warn(vm, error, 'a VM is no longer watched'));
   }
 
-  /** QMP has ended: so has QEMU, or it will answer again. Goes on only until one of the two is certain. */
+  /** The connection has ended: so has QEMU, or it will answer again. Goes on only until one of the two is certain. */
   async #watch(vm: Vm): Promise<void> {
     const { process } = vm.record;
-    if (process !== null && !(await waitForExit(process, END_AFTER_QMP_MS))) {
+    if (process !== null && !(await waitForExit(process, END_AFTER_CONNECTION_MS))) {
       while (await isAlive(process)) {
         if (this.#isClosed || vm.isEnding || (await this.#connect(vm))) return;
         await sleep(RECONNECT_MS);
       }
     }
-    await this.#options.locks.hold(vm.spec.name, async () => {
+    await this.#options.table.locks.hold(vm.spec.name, async () => {
       if (!this.#isClosed && !vm.isEnding) await this.settle(vm, 'killed');
     });
   }
 
   async #connect(vm: Vm): Promise<boolean> {
     try {
-      const client = await QmpClient.connect(vm.paths.qmp, { timeoutMs: QMP_TIMEOUT_MS });
-      vm.client = client;
-      const { running } = await client.execute('query-status');
-      vm.liveState = running ? 'running' : 'paused';
+      vm.liveState = await vm.process.connect();
     } catch (error) {
-      vm.client?.close();
       this.#warn(vm, error, 'QEMU lives but does not answer');
       return false;
     }
     this.attach(vm);
-    this.#options.emitter.emit('change', vm.spec.name);
+    this.#options.table.changed(vm);
     return true;
   }
 
@@ -209,9 +196,16 @@ export class VmKeeper {
   }
 }
 
+/** Its guest, that it is to end. Not one that cannot be reached. */
+function isTold(vm: Vm): Promise<boolean> {
+  return vm.process.powerdown().then(
+    () => true,
+    (error: unknown) => toMigrationError(error).code !== 'QEMU_GONE',
+  );
+}
+
 function release(vm: Vm): void {
-  vm.client?.close();
-  vm.client = null;
+  vm.process.close();
   vm.exitWatch?.close();
   vm.exitWatch = null;
 }

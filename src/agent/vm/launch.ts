@@ -1,17 +1,16 @@
 /**
- * Brings the QEMU of one VM up: region files, taps, the preload's socket, the process, QMP. Everything it makes is
- * named in the VM's record beforehand or lies at a fixed place, so that whoever undoes it (VmManager, also after a
- * crash) needs no memory of how far it came.
+ * Brings one VM up: region files, taps, the preload's socket, the process. Everything it makes is named in the VM's
+ * record beforehand or lies at a fixed place, so that whoever undoes it (VmManager, also after a crash) needs no memory
+ * of how far it came.
  */
 
-import { qemuArguments } from '../../backends/qemu/command-line.js';
-import { QmpClient } from '../../backends/qemu/qmp.js';
+import { join } from 'node:path';
 import { MigrationError } from '../../domain/errors.js';
 import { deferred } from '../../kit/deferred.js';
 import { failureToError } from '../../native/binding.js';
 import type { NativeBinding, VmMemoryHandle } from '../../native/types.js';
 import { createTaps, inItsNetwork, joinIsolated } from './network.js';
-import { outputTail, startDetached } from './process.js';
+import { standInLine } from './priority.js';
 import { checkRoom, createRegionFiles, type RamPlace } from './ram-files.js';
 import type { Vm } from './vm.js';
 
@@ -22,20 +21,19 @@ const SYNC_DESCRIPTORS_MAX = 4;
 
 export interface LaunchOptions {
   readonly place: RamPlace;
-  readonly program: string;
   readonly native: NativeBinding | null;
   /** null: start without the preload. */
   readonly preloadPath: string | null;
   readonly isIncoming: boolean;
   /** Pages that are missing in the regions raise faults from the first mapping on. Default: as isIncoming. */
   readonly isRegistered?: boolean;
-  /** Files that QEMU finds open for reading, as descriptors 3 and up. */
-  readonly inputPaths?: readonly string[];
+  /** Of a clone: the file that its state will come from. */
+  readonly statePath?: string;
 }
 
 /**
- * QMP answers, all regions are mapped (and, incoming, registered), no vCPU has run. QEMU_FAILED with QEMU's own words
- * if it gave up.
+ * It is connected, all regions are mapped (and, incoming, registered), no vCPU has run. QEMU_FAILED with QEMU's own
+ * words if it gave up.
  */
 export async function launch(vm: Vm, options: LaunchOptions): Promise<void> {
   await checkRoom(options.place, vm.spec);
@@ -43,40 +41,20 @@ export async function launch(vm: Vm, options: LaunchOptions): Promise<void> {
   await createTaps(vm.spec, vm.record.taps);
   if (vm.start.signal.aborted) throw new MigrationError('CANCELLED', 'the start was given up');
   const preload = listen(vm, options);
-  const { program, args, environment } = inItsNetwork(vm.spec, {
-    program: options.program,
-    args: commandLine(vm, options.isIncoming),
+  const started = await vm.process.launch({
+    spec: vm.spec,
+    accel: vm.accel,
+    ramPaths: vm.regions.map((region) => region.path),
+    taps: vm.record.taps,
+    isIncoming: options.isIncoming,
+    ...(options.statePath === undefined ? {} : { statePath: options.statePath }),
     environment: preload.environment,
-  });
-  const started = await startDetached(program, args, {
-    outputPath: vm.paths.output,
-    directory: vm.directory,
-    environment,
-    inputPaths: options.inputPaths ?? [],
+    enclose: (command) => inItsNetwork(vm.spec, command),
+    onSpawned: standInLine,
   });
   vm.exited = started.exited;
   await vm.update({ process: started.identity });
-  const giveUp = new AbortController();
-  const signal = AbortSignal.any([giveUp.signal, vm.start.signal]);
-  const died = started.exited.then(async (exit) => {
-    giveUp.abort();
-    const tail = await outputTail(vm.paths.output);
-    const how = exit.signal === null ? `with exit code ${exit.code}` : `by ${exit.signal}`;
-    throw new MigrationError('QEMU_FAILED', `QEMU ended ${how} while starting: ${tail}`, { details: { output: tail } });
-  });
-  const ready = (async () => {
-    // QEMU makes its sockets before its memory, so that with a preload nobody has to try until one is there.
-    await preload.complete(signal);
-    vm.client = await QmpClient.connect(vm.paths.qmp, { timeoutMs: START_TIMEOUT_MS, signal, isRetrying: true });
-  })();
-  // QMP also ends when QEMU does, and sooner: QEMU's own words are the better reason.
-  const orReason = ready.catch(async (error: unknown) => {
-    const isOver = error instanceof MigrationError && (error.code === 'QEMU_GONE' || giveUp.signal.aborted);
-    if (isOver) await Promise.race([died, new Promise((resolve) => setTimeout(resolve, 1000))]);
-    throw error;
-  });
-  died.catch(() => undefined);
-  await Promise.race([orReason, died]);
+  await started.ready(preload.complete, vm.start.signal);
   await joinIsolated(vm.spec, vm.record.taps, started.identity.pid);
   if (vm.memory !== null) {
     const { state, pid, descriptors, ranges } = vm.memory.snapshot();
@@ -84,25 +62,9 @@ export async function launch(vm: Vm, options: LaunchOptions): Promise<void> {
   }
 }
 
-/** The command line that this VM's QEMU has. */
-export function commandLine(vm: Vm, isIncoming: boolean): string[] {
-  return qemuArguments(vm.spec, {
-    accel: vm.accel,
-    qmpPath: vm.paths.qmp,
-    monitorPath: vm.paths.monitor,
-    serialPath: vm.paths.serial,
-    serialLogPath: vm.paths.serialLog,
-    exitPath: vm.paths.exit,
-    agentPath: vm.paths.agent,
-    ramPaths: vm.regions.map((region) => region.path),
-    taps: vm.record.taps,
-    isIncoming,
-  });
-}
-
 interface PreloadWait {
   readonly environment: Record<string, string>;
-  complete(signal: AbortSignal): Promise<void>;
+  readonly complete: (signal: AbortSignal) => Promise<void>;
 }
 
 function listen(vm: Vm, options: LaunchOptions): PreloadWait {
@@ -112,6 +74,7 @@ function listen(vm: Vm, options: LaunchOptions): PreloadWait {
       remedy: 'build it, or set preload: false in the VM spec',
     });
   }
+  const socketPath = join(vm.directory, 'preload.sock');
   const settled = deferred<void>();
   settled.promise.catch(() => undefined);
   let memory: VmMemoryHandle | null = null;
@@ -128,7 +91,7 @@ function listen(vm: Vm, options: LaunchOptions): PreloadWait {
     } else if (state === 'gone') settled.reject(vm.gone());
   };
   memory = options.native.listenForVm({
-    socketPath: vm.paths.preload,
+    socketPath,
     regions: vm.regions,
     isIncoming: options.isRegistered ?? options.isIncoming,
     onEdge: look,
@@ -137,7 +100,7 @@ function listen(vm: Vm, options: LaunchOptions): PreloadWait {
   return {
     environment: {
       LD_PRELOAD: options.preloadPath,
-      VMIGRATE_PRELOAD_SOCKET: vm.paths.preload,
+      VMIGRATE_PRELOAD_SOCKET: socketPath,
       VMIGRATE_PRELOAD_FILES: vm.regions.map((region) => region.path).join('\n'),
       ...(vm.regions.some(({ isPrivate }) => isPrivate === true) ? { VMIGRATE_PRELOAD_PRIVATE: '1' } : {}),
       VMIGRATE_PRELOAD_SYNC_FDS: String(Math.min(vm.spec.cpus, SYNC_DESCRIPTORS_MAX)),

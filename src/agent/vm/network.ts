@@ -10,6 +10,7 @@
 import { execFile } from 'node:child_process';
 import { createHash } from 'node:crypto';
 import { promisify } from 'node:util';
+import type { Command } from '../../backends/backend.js';
 import { MigrationError } from '../../domain/errors.js';
 import type { NicSpec, VmSpec } from '../../domain/vm.js';
 
@@ -34,20 +35,14 @@ export function isIsolated(spec: VmSpec): boolean {
   return spec.nics.some((nic) => nic.type === 'isolated');
 }
 
-export interface Launch {
-  readonly program: string;
-  readonly args: readonly string[];
-  readonly environment: Readonly<Record<string, string>>;
-}
-
 /**
  * How to start the QEMU of such a VM. The environment is for QEMU alone: the preload is lost on the first program that
  * loads it.
  */
-export function inItsNetwork(spec: VmSpec, launch: Launch): Launch {
-  if (!isIsolated(spec)) return launch;
-  const variables = Object.entries(launch.environment).map(([name, value]) => `${name}=${value}`);
-  const args = ['--net', '--', ENV_PROGRAM, ...variables, launch.program, ...launch.args];
+export function inItsNetwork(spec: VmSpec, command: Command): Command {
+  if (!isIsolated(spec)) return command;
+  const variables = Object.entries(command.environment).map(([name, value]) => `${name}=${value}`);
+  const args = ['--net', '--', ENV_PROGRAM, ...variables, command.program, ...command.args];
   return { program: UNSHARE_PROGRAM, args, environment: {} };
 }
 

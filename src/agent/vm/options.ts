@@ -1,4 +1,5 @@
 /** What VmManager is told: once, and for each VM. */
+import type { VmBackend } from '../../backends/backend.js';
 import type { NicSpec } from '../../domain/vm.js';
 import type { Registry } from '../../engine/ports/registry.js';
 import type { Log } from '../../kit/log.js';
@@ -16,8 +17,8 @@ export interface VmManagerOptions {
   readonly native: NativeBinding | null;
   readonly registry: Registry;
   readonly log: Log;
-  /** Default qemu-system-x86_64 from PATH. */
-  readonly qemuProgram?: string;
+  /** What runs the VMs of this host, all of them. */
+  readonly backend: VmBackend;
 }
 
 export interface IncomingOptions {
@@ -36,9 +37,9 @@ export interface CloneOptions {
   readonly accel: 'kvm' | 'tcg';
   /** The image is not complete: pages raise faults until it is. */
   readonly isRegistered: boolean;
-  /** Device state of the image; QEMU finds it open as descriptor 3. */
+  /** Device state of the image; its process has it open. */
   readonly statePath: string;
-  /** The NICs that it shall have once it runs (identity.ts), if they are not those that it starts with. */
+  /** The NICs that it shall have once it runs (settle-in.ts), if they are not those that it starts with. */
   readonly nics?: readonly NicSpec[];
   /** Aborted to give the start up. */
   readonly signal: AbortSignal;

@@ -9,21 +9,14 @@ import { z } from 'zod';
 import { MigrationError } from '../../domain/errors.js';
 import type { DiskSpec, NicSpec, VmExit, VmSpec, VmState } from '../../domain/vm.js';
 import { writeDurably, writeWhole } from '../../durable/durable-file.js';
+import type { ProcessIdentity } from '../../kit/process.js';
 import type { RegionFile, VmMemorySnapshot } from '../../native/types.js';
 import { nicSpecSchema, vmSpecSchema } from '../../schemas/vm-spec.js';
 import { accel, vmState } from '../../schemas/words.js';
 
 export const RECORD_FILE = 'record.json';
 
-/** Which process is QEMU. The three together never name another process, not even after a reboot. */
-export interface ProcessIdentity {
-  readonly pid: number;
-  /** Field 22 of /proc/PID/stat: clock ticks since boot. */
-  readonly startTicks: string;
-  readonly bootId: string;
-}
-
-/** What remains to be done to a clone once it runs (clone-identity.ts). */
+/** What remains to be done to a clone once it runs (settle-in.ts). */
 export interface IdentityDue {
   /** As they shall be. */
   readonly nics: readonly NicSpec[];

@@ -7,10 +7,10 @@
  * is up to the guest, by its RTC (which follows the host's clock) or NTP.
  */
 
-import { GuestAgent } from '../../backends/qemu/guest-agent.js';
+import type { GuestAgentLink } from '../../backends/backend.js';
 import { MigrationError, toMigrationError } from '../../domain/errors.js';
 import type { NicSpec, VmSpec } from '../../domain/vm.js';
-import { replaceNics } from './nic-replace.js';
+import { joinBridge } from './network.js';
 import type { IdentityDue } from './record.js';
 import type { Vm } from './vm.js';
 
@@ -18,7 +18,6 @@ const AGENT_TIMEOUT_MS = 120_000;
 const HOOK_TIMEOUT_MS = 60_000;
 const HOSTNAME_PROGRAM = '/bin/hostname';
 const CLOCK_ERROR_MS_MAX = 2_000;
-const NS_PER_MS = 1e6;
 
 /** Nothing, if the VM starts with all that it shall have. */
 export function identityDueOf(spec: VmSpec, nics: readonly NicSpec[] = spec.nics): { identityDue?: IdentityDue } {
@@ -32,7 +31,7 @@ export async function settleIn(vm: Vm): Promise<void> {
   if (due === null) return;
   try {
     // First, because the agent's hook may want to configure them.
-    await replaceNics({ qmp: vm.qmp, spec: vm.spec, taps: vm.record.taps, nics: due.nics });
+    await vm.process.replaceNics({ spec: vm.spec, nics: due.nics, onPresent: (nic) => connect(vm, nic) });
     const { hasGuestAgent = false } = vm.spec;
     await vm.update(({ spec }) => ({
       spec: { ...spec, nics: due.nics },
@@ -49,9 +48,15 @@ export async function settleIn(vm: Vm): Promise<void> {
   }
 }
 
+/** Only now: its parent's address is never seen on a bridge twice. */
+async function connect(vm: Vm, nic: NicSpec): Promise<void> {
+  const tap = vm.record.taps[nic.id];
+  if (nic.type === 'tap' && tap !== undefined) await joinBridge(nic, tap);
+}
+
 async function tellAgent(vm: Vm): Promise<void> {
   const { name, clone, guestAgentHook } = vm.spec;
-  const agent = await GuestAgent.connect(vm.paths.agent, AGENT_TIMEOUT_MS);
+  const agent = await vm.process.guestAgent(AGENT_TIMEOUT_MS);
   try {
     await setClock(agent, name);
     const facts = [clone?.index ?? '', clone?.cloneCount ?? '', name, clone?.fork ?? ''].map(String);
@@ -66,14 +71,14 @@ async function tellAgent(vm: Vm): Promise<void> {
  * The agent also tells the hardware clock, and calls it a failure if it cannot, though the guest's own is right by
  * then: what counts is the time it has.
  */
-async function setClock(agent: GuestAgent, name: string): Promise<void> {
-  const refusal = await agent.execute('guest-set-time', { time: Date.now() * NS_PER_MS }).then(
+async function setClock(agent: GuestAgentLink, name: string): Promise<void> {
+  const refusal = await agent.setTime(Date.now()).then(
     () => null,
     (error: unknown) => toMigrationError(error),
   );
   if (refusal === null) return;
   if (refusal.code !== 'QEMU_FAILED') throw refusal;
-  const guestMs = Number(await agent.execute('guest-get-time')) / NS_PER_MS;
+  const guestMs = await agent.timeMs();
   if (Math.abs(guestMs - Date.now()) <= CLOCK_ERROR_MS_MAX) return;
   throw new MigrationError('QEMU_FAILED', `the clock of ${name} is wrong: ${refusal.message}`, { cause: refusal });
 }

@@ -1,11 +1,11 @@
 /** One VM of this host: its durable record and what the daemon holds while it lives. Only VmManager changes it. */
 import { join } from 'node:path';
-import type { QmpClient } from '../../backends/qemu/qmp.js';
+import type { VmBackend, VmPlace, VmProcess } from '../../backends/backend.js';
 import { MigrationError } from '../../domain/errors.js';
 import type { VmSpec, VmState, VmView } from '../../domain/vm.js';
+import type { ChildExit } from '../../kit/process.js';
 import type { RegionFile, VmMemoryHandle } from '../../native/types.js';
 import { type ExitWatch, exitPath } from './exit-port.js';
-import type { ChildExit } from './process.js';
 import { type VmRecord, writeRecord } from './record.js';
 
 /** What other parts of the agent see of a VM. It stays the same object until the VM is destroyed. */
@@ -16,8 +16,8 @@ export interface ManagedVm {
   readonly accel: 'kvm' | 'tcg';
   /** Throws QEMU_GONE if QEMU has ended. */
   readonly pid: number;
-  /** Throws QEMU_GONE while there is no connection. */
-  readonly qmp: QmpClient;
+  /** What may be done with it is up to its connection; of one that has ended, nothing. */
+  readonly process: VmProcess;
   readonly directory: string;
   /** Empty for private memory. */
   readonly regions: readonly RegionFile[];
@@ -32,31 +32,19 @@ export interface ManagedVm {
   readonly machine: string;
 }
 
-export interface VmPaths {
-  readonly qmp: string;
-  readonly monitor: string;
-  readonly serial: string;
-  readonly serialLog: string;
-  readonly preload: string;
-  readonly output: string;
-  /** What the guest has written to its exit port. */
-  readonly exit: string;
-  /** The guest agent's socket; there if the spec has one. */
-  readonly agent: string;
-}
-
 export class Vm implements ManagedVm {
   readonly directory: string;
-  readonly paths: VmPaths;
+  readonly place: VmPlace;
+  readonly process: VmProcess;
   #record: VmRecord;
   #lastWrite: Promise<unknown> = Promise.resolve();
-  /** As QEMU's STOP and RESUME say; not written down, because a restarted daemon asks QEMU. */
+  /** As the VM's own events say; not written down, because a restarted daemon asks QEMU. */
   liveState: 'running' | 'paused' | null = null;
-  client: QmpClient | null = null;
   memory: VmMemoryHandle | null = null;
   /** Known only to the daemon that started it. */
   exited: Promise<ChildExit> | null = null;
-  shutdownReason: string | null = null;
+  /** What it has said of its end. */
+  shutdown: { readonly reason: string; readonly isPowerOff: boolean } | null = null;
   /** As the exit port says; of a VM that has ended the record knows it. */
   exitCode: number | null = null;
   exitWatch: ExitWatch | null = null;
@@ -67,19 +55,19 @@ export class Vm implements ManagedVm {
   /** Aborted to give up a start that is under way. */
   readonly start = new AbortController();
 
-  constructor(directory: string, record: VmRecord) {
+  constructor(directory: string, record: VmRecord, backend: VmBackend) {
     this.directory = directory;
     this.#record = record;
-    this.paths = {
-      qmp: join(directory, 'qmp.sock'),
-      monitor: join(directory, 'monitor.sock'),
-      serial: join(directory, 'serial.sock'),
-      serialLog: join(directory, 'serial.log'),
-      preload: join(directory, 'preload.sock'),
-      output: join(directory, 'qemu.log'),
-      exit: exitPath(directory),
-      agent: join(directory, 'agent.sock'),
+    this.place = {
+      name: record.spec.name,
+      directory,
+      serialPath: join(directory, 'serial.sock'),
+      serialLogPath: join(directory, 'serial.log'),
+      exitPath: exitPath(directory),
+      agentPath: join(directory, 'agent.sock'),
+      outputPath: join(directory, 'qemu.log'),
     };
+    this.process = backend.processAt(this.place);
   }
 
   /** The start is given up when `signal` aborts, or has. */
@@ -138,13 +126,8 @@ export class Vm implements ManagedVm {
     return this.#record.process.pid;
   }
 
-  get qmp(): QmpClient {
-    if (this.client === null || this.client.isClosed) throw this.gone();
-    return this.client;
-  }
-
-  gone(cause?: unknown): MigrationError {
-    return new MigrationError('QEMU_GONE', `the QEMU of ${this.spec.name} has ended or does not answer`, { cause });
+  gone(): MigrationError {
+    return new MigrationError('QEMU_GONE', `the QEMU of ${this.spec.name} has ended or does not answer`);
   }
 
   /**
@@ -181,7 +164,7 @@ export function viewOf(vm: Vm, host: string): VmView {
     machine: vm.machine,
     accel: vm.accel,
     job: vm.job,
-    serialLog: vm.spec.hasSerial ? vm.paths.serialLog : null,
+    serialLog: vm.spec.hasSerial ? vm.place.serialLogPath : null,
     image: vm.image,
     exitCode: vm.record.exit?.exitCode ?? vm.exitCode ?? vm.record.exitCodeBefore,
     exit: vm.record.exit,

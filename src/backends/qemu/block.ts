@@ -4,7 +4,7 @@
  */
 import { z } from 'zod';
 import { MigrationError } from '../../domain/errors.js';
-import type { QmpClient } from './qmp.js';
+import type { QmpClient } from './qmp/client.js';
 
 const JOB_TIMEOUT_MS = 3600_000;
 

@@ -92,13 +92,17 @@ function memoryArguments(spec: VmSpec, ramPaths: readonly string[]): string[] {
   return [...objects, '-machine', spec.machine, ...size, ...nodes];
 }
 
+/** What only the QEMU of a VM with its QMP socket there has on its command line. */
+export function telltaleArgument(qmpPath: string): string {
+  return socketChardev('qmp', qmpPath);
+}
+
+function socketChardev(id: string, path: string): string {
+  return `socket,id=chr-${id},path=${escapeOption(path)},server=on,wait=off`;
+}
+
 function socketMonitor(id: string, path: string): string[] {
-  return [
-    '-chardev',
-    `socket,id=chr-${id},path=${escapeOption(path)},server=on,wait=off`,
-    '-mon',
-    `chardev=chr-${id},mode=control`,
-  ];
+  return ['-chardev', socketChardev(id, path), '-mon', `chardev=chr-${id},mode=control`];
 }
 
 function serialArguments(place: QemuPlacement): string[] {

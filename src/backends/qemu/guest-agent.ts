@@ -10,15 +10,17 @@ import { connect, type Socket } from 'node:net';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { MigrationError } from '../../domain/errors.js';
 import { deferred } from '../../kit/deferred.js';
-import { LineSplitter } from './line-splitter.js';
+import type { GuestAgentLink } from '../backend.js';
+import { LineSplitter } from './qmp/line-splitter.js';
 
 const LINE_BYTES_MAX = 1024 * 1024;
 const COMMAND_TIMEOUT_MS = 10_000;
 const SYNC_RETRY_MS = 500;
 const STATUS_POLL_MS = 100;
 const SYNC_ID_MAX = 2 ** 31;
+const NS_PER_MS = 1e6;
 
-export class GuestAgent {
+export class GuestAgent implements GuestAgentLink {
   readonly #socket: Socket;
   readonly #lines = new LineSplitter(LINE_BYTES_MAX);
   #answer: ((message: Record<string, unknown>) => void) | null = null;
@@ -62,6 +64,14 @@ export class GuestAgent {
     if (error === undefined) return answer['return'];
     const reason = isRecord(error) && typeof error['desc'] === 'string' ? error['desc'] : 'no reason given';
     throw new MigrationError('QEMU_FAILED', `the guest agent refused ${command}: ${reason}`);
+  }
+
+  async setTime(timeMs: number): Promise<void> {
+    await this.execute('guest-set-time', { time: timeMs * NS_PER_MS });
+  }
+
+  async timeMs(): Promise<number> {
+    return Number(await this.execute('guest-get-time')) / NS_PER_MS;
   }
 
   /** Runs a program in the guest until it ends. QEMU_FAILED if it does not end with 0. */

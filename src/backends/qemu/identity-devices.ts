@@ -20,7 +20,7 @@ export const CLONE_FILE = 'opt/vmigrate/clone';
  */
 export const CLONE_FILE_BYTES = 256;
 const AGENT_PORT = 'org.qemu.guest_agent.0';
-/** Behind the slots of disks (command.ts). */
+/** Behind the slots of disks (command-line.ts). */
 const SERIAL_SLOT = 0x1b;
 const SERIAL_PORTS_MAX = 4;
 

@@ -1,7 +1,7 @@
 /** Disk images, by qemu-img. */
 import { execFile } from 'node:child_process';
 import { promisify } from 'node:util';
-import { MigrationError } from '../../domain/errors.js';
+import { MigrationError, toMigrationError } from '../../domain/errors.js';
 
 const run = promisify(execFile);
 const TIMEOUT_MS = 10_000;
@@ -30,6 +30,22 @@ export async function createOverlay(
 /** What is in the overlay goes into its base. No QEMU may have either. */
 export async function commitOverlay(path: string): Promise<void> {
   await qemuImg(['commit', '-q', '-f', 'qcow2', path], COMMIT_TIMEOUT_MS);
+}
+
+/**
+ * null: it opens. A qcow2 whose header or backing file is missing opens as a file and not as a disk. -U: the QEMU of a
+ * VM that is to come here holds the lock.
+ */
+export async function whyNot(path: string, format: string): Promise<string | null> {
+  if (format === 'raw') return null;
+  const args = ['info', '--output=json', '-U', '--backing-chain', '-f', format, path];
+  try {
+    await run('qemu-img', args, { timeout: TIMEOUT_MS });
+    return null;
+  } catch (error) {
+    const stderr = (error as { stderr?: unknown }).stderr;
+    return typeof stderr === 'string' && stderr !== '' ? stderr.trim() : toMigrationError(error).message;
+  }
 }
 
 async function qemuImg(args: readonly string[], timeoutMs: number): Promise<string> {

@@ -4,7 +4,7 @@
  */
 import { MigrationError } from '../../domain/errors.js';
 import { type Deferred, deferred } from '../../kit/deferred.js';
-import type { QmpClient, QmpEvent } from './qmp.js';
+import type { QmpClient, QmpEvent } from './qmp/client.js';
 
 export type MigrationStatus =
   | 'none'

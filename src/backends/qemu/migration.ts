@@ -1,5 +1,5 @@
 /** QEMU's migration settings as this project uses them. */
-import type { QmpClient } from './qmp.js';
+import type { QmpClient } from './qmp/client.js';
 
 /**
  * What we ever switch on. Each is set to on or off every time: a VM that has moved before carries the settings of that

@@ -51,11 +51,13 @@ function record(change: Partial<ImageRecord> = {}): ImageRecord {
 
 const silent = { info: () => undefined, warn: () => undefined, error: () => undefined };
 
+const backend = { installed: async () => ({ machines: ['pc-q35-7.2'], version: '7.2.22' }) };
+
 async function openStore(name: string, budgetBytes: number | null = null): Promise<ImageStore> {
   const stateDir = join(directory, name);
   const place = { host: name, ramDir: join(stateDir, 'ram') };
   await mkdir(place.ramDir, { recursive: true });
-  const manager = { place, all: () => vms, qemu: async () => ({ machines: ['pc-q35-7.2'], version: '7.2.22' }) };
+  const manager = { place, all: () => vms, backend };
   return ImageStore.open({
     ...{ host: name, stateDir, budgetBytes, log: silent },
     vms: manager as never,
@@ -65,7 +67,7 @@ async function openStore(name: string, budgetBytes: number | null = null): Promi
 
 async function contextOn(name: string): Promise<ForkContext> {
   const images = await openStore(name);
-  const manager = { all: () => vms, qemu: async () => ({ machines: ['pc-q35-7.2'], version: '7.2.22' }) };
+  const manager = { all: () => vms, backend };
   return { images, vms: manager } as never;
 }
 

@@ -2,7 +2,6 @@ import { access, writeFile } from 'node:fs/promises';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import { SessionStore, type TargetRecord } from '../../../../src/agent/migration/session-store.js';
 import { MigrationWatch } from '../../../../src/backends/qemu/migration-watch.js';
-import { MigrationError } from '../../../../src/domain/errors.js';
 import type { VmSpec } from '../../../../src/domain/vm.js';
 import { failureToError } from '../../../../src/native/failure.js';
 import { NATIVE_ERROR } from '../../../../src/protocol/wire.js';
@@ -66,21 +65,10 @@ describe('an undo that comes late', () => {
 });
 
 describe('a daemon that has just been started', () => {
-  const notYet = () => new MigrationError('QEMU_GONE', 'it does not answer');
-
-  function answerLate(): void {
-    let askedCount = 0;
-    const get = () => {
-      if (++askedCount < 3) throw notYet();
-      return host.qemu;
-    };
-    Object.defineProperty(host.vm, 'qmp', { get });
-  }
-
   test('waits with an undo until QEMU answers, and lets the VM run', async () => {
     host.qemu.isRunning = false;
     host.vm['state'] = 'departed';
-    answerLate();
+    host.answerAfter(50);
     await host.agent.start();
     await host.agent.source.continueVm('web', FIRST);
     expect(host.qemu.isRunning).toBe(true);
@@ -88,17 +76,14 @@ describe('a daemon that has just been started', () => {
   });
 
   test('answers pre-flight when QEMU does', async () => {
-    answerLate();
+    host.answerAfter(50);
     await host.agent.start();
     expect(await host.agent.inventory.vmInventory('web')).toMatchObject({ state: 'running', migrationBlockers: [] });
   });
 
   test('does not wait for a QEMU that has ended', async () => {
     host.vm['state'] = 'departed';
-    const get = () => {
-      throw notYet();
-    };
-    Object.defineProperties(host.vm, { qmp: { get }, pid: { get } });
+    host.neverAnswer();
     await host.agent.start();
     await expect(host.agent.source.continueVm('web', FIRST)).rejects.toEqual(code('QEMU_GONE'));
   });

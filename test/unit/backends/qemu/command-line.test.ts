@@ -1,5 +1,10 @@
 import { describe, expect, test } from 'vitest';
-import { nicProperties, type QemuPlacement, qemuArguments } from '../../../../src/backends/qemu/command-line.js';
+import {
+  nicProperties,
+  type QemuPlacement,
+  qemuArguments,
+  telltaleArgument,
+} from '../../../../src/backends/qemu/command-line.js';
 import { CLONE_FILE_BYTES, cloneFileText, escapeOption } from '../../../../src/backends/qemu/identity-devices.js';
 import type { VmSpec } from '../../../../src/domain/vm.js';
 import { parseSpec } from '../../../../src/schemas/vm-spec.js';
@@ -209,4 +214,11 @@ test('commas in values stay values', () => {
   // Not an option list: taken as it is.
   expect(values(args, '-kernel')).toEqual(['/k,share=off']);
   expect(values(args, '-append')).toEqual(['x=1,2']);
+});
+
+test('a QEMU is known by its QMP socket, whatever else it was started with', () => {
+  for (const qmpPath of ['/s/qmp.sock', '/s/a,b/qmp.sock']) {
+    const args = qemuArguments(parseSpec({ ...MINIMAL, serial: true }), place({ qmpPath, isIncoming: true }));
+    expect(args.filter((argument) => argument === telltaleArgument(qmpPath))).toHaveLength(1);
+  }
 });

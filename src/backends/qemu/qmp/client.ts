@@ -11,10 +11,10 @@
 import { EventEmitter } from 'node:events';
 import { connect, type Socket } from 'node:net';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { MigrationError } from '../../domain/errors.js';
-import { deferred } from '../../kit/deferred.js';
+import { MigrationError } from '../../../domain/errors.js';
+import { deferred } from '../../../kit/deferred.js';
 import { LineSplitter } from './line-splitter.js';
-import type { QmpCommands } from './qmp-schema.js';
+import type { QmpCommands } from './schema.js';
 
 /** query-qmp-schema, the longest answer, has about 200 KB. */
 export const QMP_LINE_BYTES_MAX = 8 * 1024 * 1024;

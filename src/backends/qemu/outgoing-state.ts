@@ -9,17 +9,18 @@
 import { once } from 'node:events';
 import { unlink } from 'node:fs/promises';
 import { createServer, type Server, type Socket } from 'node:net';
-import { join } from 'node:path';
-import { configureOutgoing } from '../../backends/qemu/migration.js';
-import { MigrationWatch } from '../../backends/qemu/migration-watch.js';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { MigrationError } from '../../domain/errors.js';
-import type { ManagedVm } from '../vm/vms.js';
+import type { StateConsumer, StateExport } from '../backend.js';
+import type { QemuConnection } from './connection.js';
+import { configureOutgoing } from './migration.js';
+import { MigrationWatch } from './migration-watch.js';
+import type { QmpClient } from './qmp/client.js';
 
 const STOP_TIMEOUT_MS = 10_000;
 const TRANSFER_TIMEOUT_MS = 120_000;
-
-/** What is done with the stream. Resolves with its length when all of it has arrived where it is to go. */
-export type StateConsumer = (socket: Socket) => Promise<number>;
+const RESUME_TIMEOUT_MS = 10_000;
+const FINAL_POLL_MS = 1;
 
 interface Handover {
   readonly watch: MigrationWatch;
@@ -27,26 +28,26 @@ interface Handover {
   readonly sent: Promise<number>;
 }
 
-export class OutgoingState {
-  readonly #vm: ManagedVm;
+export class OutgoingState implements StateExport {
+  readonly #connection: QemuConnection;
   readonly #server: Server;
   #handover: Handover | null = null;
 
-  private constructor(vm: ManagedVm, server: Server) {
-    this.#vm = vm;
+  private constructor(connection: QemuConnection, server: Server) {
+    this.#connection = connection;
     this.#server = server;
   }
 
   /** QEMU is set up and our end listens; the VM runs on. */
-  static async listen(vm: ManagedVm): Promise<OutgoingState> {
-    await configureOutgoing(vm.qmp, ['events', 'x-ignore-shared', 'pause-before-switchover']);
-    const path = socketPath(vm);
+  static async listen(connection: QemuConnection): Promise<OutgoingState> {
+    await configureOutgoing(connection.qmp, ['events', 'x-ignore-shared', 'pause-before-switchover']);
+    const path = connection.sockets.stateOut;
     await unlink(path).catch(() => undefined);
     const server = createServer();
     server.maxConnections = 1;
     server.listen(path);
     await once(server, 'listening');
-    return new OutgoingState(vm, server);
+    return new OutgoingState(connection, server);
   }
 
   /**
@@ -54,11 +55,11 @@ export class OutgoingState {
    * it was stopped.
    */
   async stop(consume: StateConsumer): Promise<{ stoppedAtUs: number }> {
-    const watch = new MigrationWatch(this.#vm.qmp);
+    const watch = new MigrationWatch(this.#connection.qmp);
     const sent = once(this.#server, 'connection').then(([socket]) => consume(socket as Socket));
     sent.catch(() => undefined);
     this.#handover = { watch, sent };
-    await this.#vm.qmp.execute('migrate', { uri: `unix:${socketPath(this.#vm)}` });
+    await this.#connection.qmp.execute('migrate', { uri: `unix:${this.#connection.sockets.stateOut}` });
     // Not the STOP event: requests under way at the disks may still write into the guest's memory until QEMU has
     // drained them.
     await Promise.race([watch.reached('pre-switchover', STOP_TIMEOUT_MS), sent.then(endedEarly)]);
@@ -73,19 +74,21 @@ export class OutgoingState {
    */
   async transfer(): Promise<{ deviceStateBytes: number; doneAtMs: number }> {
     const handover = this.#handover;
-    if (handover === null) throw new MigrationError('CONFLICT', `${this.#vm.spec.name} has not been stopped`);
+    if (handover === null) throw new MigrationError('CONFLICT', `${this.#connection.place.name} has not been stopped`);
     const done = handover.watch.reached('completed', TRANSFER_TIMEOUT_MS).then(() => performance.now());
     const [doneAtMs, deviceStateBytes] = await Promise.all([
       done,
       handover.sent,
-      this.#vm.qmp.execute('migrate-continue', { state: 'pre-switchover' }),
+      this.#connection.qmp.execute('migrate-continue', { state: 'pre-switchover' }),
     ]);
     return { deviceStateBytes, doneAtMs };
   }
 
-  /** QEMU's events of this attempt; null before the stop. */
-  get watch(): MigrationWatch | null {
-    return this.#handover?.watch ?? null;
+  async resume(): Promise<number> {
+    const watch = this.#handover?.watch;
+    if (watch === undefined) throw new MigrationError('CANCELLED', 'the fork has been given up');
+    await continueWhenFinal(this.#connection.qmp);
+    return watch.resumed(RESUME_TIMEOUT_MS);
   }
 
   /** The attempt is over, whatever it was at; another one may follow. Idempotent. */
@@ -98,15 +101,29 @@ export class OutgoingState {
   async close(): Promise<void> {
     this.end();
     this.#server.close();
-    await unlink(socketPath(this.#vm)).catch(() => undefined);
+    await unlink(this.#connection.sockets.stateOut).catch(() => undefined);
   }
-}
-
-function socketPath(vm: ManagedVm): string {
-  return join(vm.directory, 'out.sock');
 }
 
 /** Handed over before QEMU has paused for the switchover: no QEMU of ours does that. */
 function endedEarly(): never {
   throw new MigrationError('QEMU_FAILED', 'QEMU has ended its stream before the switchover');
+}
+
+/**
+ * QEMU says that its migration is complete a moment before it lets itself be continued; there is no event for that
+ * moment.
+ */
+async function continueWhenFinal(qmp: QmpClient): Promise<void> {
+  const deadlineMs = performance.now() + RESUME_TIMEOUT_MS;
+  for (;;) {
+    try {
+      await qmp.execute('cont');
+      return;
+    } catch (error) {
+      const { status } = await qmp.execute('query-status');
+      if (status !== 'finish-migrate' || performance.now() > deadlineMs) throw error;
+    }
+    await sleep(FINAL_POLL_MS);
+  }
 }

@@ -6,8 +6,8 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import * as fc from 'fast-check';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
-import { LineSplitter } from '../../../../src/backends/qemu/line-splitter.js';
-import { QMP_LINE_BYTES_MAX, QmpClient, type QmpEvent } from '../../../../src/backends/qemu/qmp.js';
+import { QMP_LINE_BYTES_MAX, QmpClient, type QmpEvent } from '../../../../../src/backends/qemu/qmp/client.js';
+import { LineSplitter } from '../../../../../src/backends/qemu/qmp/line-splitter.js';
 
 const GREETING = '{"QMP":{"version":{"qemu":{"major":7,"minor":2,"micro":22}},"capabilities":["oob"]}}\r\n';
 

@@ -1,53 +1,42 @@
 /**
  * Gives a running clone NICs of its own: each that has its parent's address is unplugged, with the guest's consent, and
- * one with the clone's address plugged into its place. Only then does its tap join a bridge: the parent's address is
+ * one with the clone's address plugged into its place. Only then may its tap join a bridge: the parent's address is
  * never seen on one twice, whatever fails.
  *
  * A step that has been done is not done again, so that a daemon restarted in between may simply repeat the call.
  */
 
-import { nicProperties } from '../../backends/qemu/command-line.js';
-import type { QmpClient } from '../../backends/qemu/qmp.js';
 import { MigrationError } from '../../domain/errors.js';
 import type { NicSpec, VmSpec } from '../../domain/vm.js';
-import { joinBridge } from './network.js';
+import type { NicOrder } from '../backend.js';
+import { nicProperties } from './command-line.js';
+import type { QemuConnection } from './connection.js';
+import type { QmpClient } from './qmp/client.js';
 
 /** A guest takes some milliseconds; one of many that share a processor, many seconds. */
-export const UNPLUG_TIMEOUT_MS = 120_000;
+const UNPLUG_TIMEOUT_MS = 120_000;
 const PERIPHERALS = '/machine/peripheral';
 
-export interface NicReplacement {
-  readonly qmp: QmpClient;
-  /** As the VM was started. */
-  readonly spec: VmSpec;
-  readonly taps: Readonly<Record<string, string>>;
-  /** As they shall be: the same ids in the same order. */
-  readonly nics: readonly NicSpec[];
-  readonly unplugTimeoutMs?: number;
-  readonly signal?: AbortSignal;
-}
-
-/** TIMEOUT if the guest does not let go of one: it runs on, and that NIC is connected to nothing. */
-export async function replaceNics(replacement: NicReplacement): Promise<void> {
-  const { spec, nics } = replacement;
+/** See VmProcess. */
+export async function replaceNics(connection: QemuConnection, order: NicOrder): Promise<void> {
+  const { spec, nics } = order;
+  const { qmp } = connection;
   await Promise.all(
     nics.map(async (nic, index) => {
       const before = spec.nics[index];
       if (before?.id !== nic.id) throw new MigrationError('INTERNAL', `${spec.name} has no NIC ${nic.id} at ${index}`);
-      if (before.mac !== nic.mac || before.type !== nic.type) await replaceNic(replacement, nic, index);
+      if (before.mac !== nic.mac || before.type !== nic.type) await replaceNic(qmp, order, nic, index);
     }),
   );
 }
 
-async function replaceNic(replacement: NicReplacement, nic: NicSpec, index: number): Promise<void> {
-  const { qmp, spec, taps } = replacement;
+async function replaceNic(qmp: QmpClient, order: NicOrder, nic: NicSpec, index: number): Promise<void> {
   const present = await presentMac(qmp, nic);
   if (present !== nic.mac) {
-    if (present !== null) await unplug(replacement, nic);
-    await qmp.executeUntyped('device_add', nicProperties(spec, nic, index));
+    if (present !== null) await unplug(qmp, order, nic);
+    await qmp.executeUntyped('device_add', nicProperties(order.spec, nic, index));
   }
-  const tap = taps[nic.id];
-  if (nic.type === 'tap' && tap !== undefined) await joinBridge(nic, tap);
+  await order.onPresent(nic);
 }
 
 /** null: there is no such device. */
@@ -58,12 +47,12 @@ async function presentMac(qmp: QmpClient, nic: NicSpec): Promise<string | null> 
   return String(mac).toLowerCase();
 }
 
-async function unplug(replacement: NicReplacement, nic: NicSpec): Promise<void> {
-  const { qmp, spec, unplugTimeoutMs = UNPLUG_TIMEOUT_MS, signal } = replacement;
+async function unplug(qmp: QmpClient, order: NicOrder, nic: NicSpec): Promise<void> {
+  const { spec, unplugTimeoutMs = UNPLUG_TIMEOUT_MS } = order;
   const waiting = new AbortController();
   const options = {
     timeoutMs: unplugTimeoutMs,
-    signal: signal === undefined ? waiting.signal : AbortSignal.any([signal, waiting.signal]),
+    signal: waiting.signal,
     filter: (event: { data: Readonly<Record<string, unknown>> }) => event.data['device'] === nic.id,
   };
   const deleted = qmp.waitForEvent('DEVICE_DELETED', options);

@@ -3,12 +3,11 @@
  * target's QEMU was started stopped, so the guest does not run there before the owner has changed.
  */
 
-import { configureIncoming, configureOutgoing } from '../../backends/qemu/migration.js';
-import { MigrationWatch } from '../../backends/qemu/migration-watch.js';
-import type { QmpClient } from '../../backends/qemu/qmp.js';
 import { MigrationError } from '../../domain/errors.js';
-import { connectedQmp } from '../vm/connected-qmp.js';
-import type { ManagedVm } from '../vm/vms.js';
+import type { NativeMoveOrder } from '../backend.js';
+import { configureIncoming, configureOutgoing } from './migration.js';
+import { MigrationWatch } from './migration-watch.js';
+import type { QmpClient } from './qmp/client.js';
 
 /** Longer than any migration; the job's own deadlines and its cancel end it sooner. */
 const MOVE_TIMEOUT_MS = 24 * 3600 * 1000;
@@ -24,24 +23,13 @@ export async function incomingUri(qmp: QmpClient, isPostcopy: boolean, address: 
   return `tcp:${host}:${listening.port}`;
 }
 
-export interface NativeMoveOptions {
-  readonly uri: string;
-  readonly isPostcopy: boolean;
-  readonly bandwidthBytesPerS: number;
-  readonly downtimeMsMax: number;
-}
-
-/**
- * Resolves when the VM stands still here and everything that the target needs to run it has been sent: all of it
- * (pre-copy), or the device state (post-copy). If it fails before, QEMU lets the VM run on here by itself.
- */
-export async function nativeMove(vm: ManagedVm, options: NativeMoveOptions): Promise<void> {
-  const { uri, isPostcopy } = options;
+/** See VmProcess. */
+export async function nativeMove(qmp: QmpClient, order: NativeMoveOrder): Promise<void> {
+  const { uri, isPostcopy } = order;
   if (!/^tcp:(\[[0-9a-f:.]+\]|[0-9.]+):\d{1,5}$/i.test(uri)) {
     throw new MigrationError('PEER_PROTOCOL', 'the target listens at something that is not an address and port');
   }
-  const { qmp } = vm;
-  await configureOutgoing(qmp, ['events', ...(isPostcopy ? (['postcopy-ram'] as const) : [])], options);
+  await configureOutgoing(qmp, ['events', ...(isPostcopy ? (['postcopy-ram'] as const) : [])], order);
   const watch = new MigrationWatch(qmp);
   try {
     await qmp.execute('migrate', { uri });
@@ -58,9 +46,8 @@ export async function nativeMove(vm: ManagedVm, options: NativeMoveOptions): Pro
 }
 
 /** Keys as SourcePort.nativeProgress names them. */
-export async function nativeReading(vm: ManagedVm): Promise<Readonly<Record<string, number | string>>> {
-  const answer = await (await connectedQmp(vm)).execute('query-migrate');
-  const { status, ram, downtime, 'error-desc': errorText } = answer;
+export async function nativeReading(qmp: QmpClient): Promise<Readonly<Record<string, number | string>>> {
+  const { status, ram, downtime, 'error-desc': errorText } = await qmp.execute('query-migrate');
   return {
     ...(status === undefined ? {} : { status }),
     ...(errorText === undefined ? {} : { errorText }),

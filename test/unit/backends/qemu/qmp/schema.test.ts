@@ -4,13 +4,13 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { promisify } from 'node:util';
 import { afterAll, beforeAll, expect, test } from 'vitest';
+import { parseMachines } from '../../../../../src/backends/qemu/installed.js';
+import { QmpClient } from '../../../../../src/backends/qemu/qmp/client.js';
 import {
   commandTypes,
   QMP_COMMANDS_USED,
   type SchemaEntry,
-} from '../../../../src/backends/qemu/generate-qmp-schema.js';
-import { parseMachines } from '../../../../src/backends/qemu/installed.js';
-import { QmpClient } from '../../../../src/backends/qemu/qmp.js';
+} from '../../../../../src/backends/qemu/qmp/generate-schema.js';
 
 let directory: string;
 let qemu: ChildProcess;
@@ -39,10 +39,10 @@ test('the installed QEMU has every command we use, and commands.ts is what it sa
   if (!client.version.startsWith('7.2.')) return;
   const formatting = promisify(execFile)('node_modules/.bin/biome', [
     'format',
-    '--stdin-file-path=src/backends/qemu/qmp-schema.ts',
+    '--stdin-file-path=src/backends/qemu/qmp/schema.ts',
   ]);
   formatting.child.stdin?.end(generated);
-  expect((await formatting).stdout).toBe(await readFile('src/backends/qemu/qmp-schema.ts', 'utf8'));
+  expect((await formatting).stdout).toBe(await readFile('src/backends/qemu/qmp/schema.ts', 'utf8'));
 });
 
 test('the list of machines by command line is the one by QMP', async () => {

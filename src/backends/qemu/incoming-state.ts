@@ -1,30 +1,29 @@
 /** The device state on its way into a QEMU that waits for it, and QEMU's verdict on it. */
+
 import { connect, type Socket } from 'node:net';
-import { join } from 'node:path';
 import { finished, type Readable } from 'node:stream';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { MigrationWatch } from '../../backends/qemu/migration-watch.js';
 import { MigrationError, toMigrationError } from '../../domain/errors.js';
-import type { MigrationMode } from '../../domain/migration.js';
-import { connectedQmp } from '../vm/connected-qmp.js';
-import type { ManagedVm } from '../vm/vms.js';
+import { type MigrationMode, MODE_TRAITS } from '../../domain/migration.js';
+import type { NativeArrival, StateImport } from '../backend.js';
+import type { QemuConnection } from './connection.js';
+import { configureIncoming } from './migration.js';
+import { MigrationWatch } from './migration-watch.js';
+import { incomingUri } from './native-migration.js';
 
 const LOAD_TIMEOUT_MS = 120_000;
 /** After the stream broke: how long QEMU may take to say that it had all of it. */
 const VERDICT_MS = 1_000;
+const RESUME_TIMEOUT_MS = 10_000;
 const NATIVE_POLL_MS = 2;
 
-/** Where QEMU waits for the device state of a post-copy of ours. */
-export function stateSocketPath(vm: ManagedVm): string {
-  return join(vm.directory, 'state.sock');
-}
-
-export class IncomingState {
-  readonly #vm: ManagedVm;
+export class IncomingState implements StateImport {
+  readonly #connection: QemuConnection;
   readonly #mode: MigrationMode;
   #watch: MigrationWatch | null;
   #isAccepting = false;
   #isLoaded = false;
+  /** An earlier daemon has made it run. */
   #isRunning = false;
   #end: MigrationError | null = null;
 
@@ -32,10 +31,10 @@ export class IncomingState {
    * `isTakenUp`: the VM is that of an earlier daemon, and QEMU is asked how far it is when somebody needs to know. Not
    * before: its main loop may wait for a page, and answers only once the session's faults are served.
    */
-  constructor(vm: ManagedVm, mode: MigrationMode, isTakenUp: boolean) {
-    this.#vm = vm;
+  constructor(connection: QemuConnection, mode: MigrationMode, isTakenUp: boolean) {
+    this.#connection = connection;
     this.#mode = mode;
-    this.#watch = isTakenUp ? null : new MigrationWatch(vm.qmp);
+    this.#watch = isTakenUp ? null : new MigrationWatch(connection.qmp);
   }
 
   /** QEMU has loaded everything, as far as is known. */
@@ -43,14 +42,38 @@ export class IncomingState {
     return this.#isLoaded;
   }
 
-  /** An earlier daemon has made it run. */
-  get isRunning(): boolean {
-    return this.#isRunning;
+  async listen(address: string): Promise<string | null> {
+    const { qmp, sockets } = this.#connection;
+    const { mover, fetches } = MODE_TRAITS[this.#mode];
+    if (mover === 'backend') return incomingUri(qmp, fetches, address);
+    await configureIncoming(qmp, ['events', 'x-ignore-shared', 'late-block-activate']);
+    await qmp.execute('migrate-incoming', { uri: `unix:${sockets.stateIn}` });
+    return null;
   }
 
-  /** QEMU's events. At once unless the VM is that of an earlier daemon. */
-  watch(): MigrationWatch | Promise<MigrationWatch> {
-    return this.#watch ?? this.#attach();
+  attach(): Promise<void> | null {
+    return this.#watch === null ? this.#attach().then(() => undefined) : null;
+  }
+
+  readyToRun(): () => Promise<number> {
+    const watch = this.#watch;
+    if (watch === null || !this.#isLoaded) {
+      const { name } = this.#connection.place;
+      throw new MigrationError('CONFLICT', `the device state of ${name} is not loaded`);
+    }
+    const { qmp } = this.#connection;
+    return () => {
+      // The event comes well before the answer: vCPUs that all fault at once keep QEMU's main loop busy.
+      const resumed = this.#isRunning ? Promise.resolve(Date.now() * 1000) : watch.resumed(RESUME_TIMEOUT_MS);
+      const refused = qmp.execute('cont').then(() => resumed);
+      return Promise.race([resumed, refused]);
+    };
+  }
+
+  async nativeArrival(): Promise<NativeArrival> {
+    const { status } = await (await this.#connection.connected()).execute('query-migrate');
+    if (status === 'completed') return 'complete';
+    return status === 'failed' ? 'failed' : 'filling';
   }
 
   /** Whoever waits gets `error`. Idempotent. */
@@ -61,12 +84,12 @@ export class IncomingState {
 
   /** `body` until its end into QEMU. Resolves when QEMU has loaded all of it. */
   async accept(body: Readable): Promise<void> {
-    if (this.#isAccepting || this.#isLoaded || this.#mode !== 'postcopy') {
+    if (this.#isAccepting || this.#isLoaded || MODE_TRAITS[this.#mode].mover === 'backend') {
       body.destroy();
       throw new MigrationError('CONFLICT', 'the session does not wait for a device state');
     }
     this.#isAccepting = true;
-    const socket = connect({ path: stateSocketPath(this.#vm) });
+    const socket = connect({ path: this.#connection.sockets.stateIn });
     try {
       await Promise.race([this.loaded(), pump(body, socket).then(() => this.loaded())]);
     } catch (error) {
@@ -81,12 +104,14 @@ export class IncomingState {
     }
   }
 
+  /** QEMU_FAILED if QEMU ends meanwhile. */
   async loaded(timeoutMs = LOAD_TIMEOUT_MS): Promise<void> {
     if (this.#isLoaded) return;
     try {
-      const watch = await this.watch();
+      const watch = this.#watch ?? (await this.#attach());
       if (this.#isLoaded) return;
-      if (this.#mode === 'native-postcopy') await this.#packageLoaded(watch, timeoutMs);
+      const { mover, fetches } = MODE_TRAITS[this.#mode];
+      if (mover === 'backend' && fetches) await this.#packageLoaded(watch, timeoutMs);
       else await watch.reached('completed', timeoutMs);
     } catch (error) {
       const failure = toMigrationError(error);
@@ -97,7 +122,7 @@ export class IncomingState {
   }
 
   async #attach(): Promise<MigrationWatch> {
-    const qmp = await connectedQmp(this.#vm);
+    const qmp = await this.#connection.connected();
     const watch = this.#watch ?? new MigrationWatch(qmp);
     this.#watch = watch;
     if (this.#end !== null) watch.end(this.#end);
@@ -111,7 +136,7 @@ export class IncomingState {
   async #packageLoaded(watch: MigrationWatch, timeoutMs: number): Promise<void> {
     const deadlineMs = performance.now() + timeoutMs;
     await watch.reached('postcopy-active', timeoutMs);
-    while ((await this.#vm.qmp.execute('query-status')).status === 'inmigrate') {
+    while ((await this.#connection.qmp.execute('query-status')).status === 'inmigrate') {
       if (performance.now() > deadlineMs) throw new MigrationError('TIMEOUT', 'QEMU does not load the device state');
       await sleep(NATIVE_POLL_MS);
     }

@@ -1,5 +1,5 @@
 /**
- * Prints src/backends/qemu/qmp-schema.ts: the arguments and answers of the QMP commands that we use, as types, taken
+ * Prints src/backends/qemu/qmp/schema.ts: the arguments and answers of the QMP commands that we use, as types, taken
  * from what a live QEMU says of itself (query-qmp-schema). Only this list is written by hand.
  *
  * QEMU's schema has no type names (they are numbers), so types are written in place. A member whose type contains

@@ -1,0 +1,152 @@
+/**
+ * The ways in which a VM comes about on this host: run by a user, waiting for another host's, waiting for an image's.
+ * When one of them rejects, nothing is left of the VM.
+ */
+import { MigrationError, toMigrationError } from '../../domain/errors.js';
+import type { VmSpec } from '../../domain/vm.js';
+import { checkSpec } from '../../schemas/vm-spec.js';
+import { type BringUpOptions, bringUp, createVm, type VmStart } from './create.js';
+import type { VmKeeper } from './keeper.js';
+import type { CloneOptions, IncomingOptions, VmManagerOptions } from './options.js';
+import type { RamPlace } from './ram-files.js';
+import { identityDueOf } from './settle-in.js';
+import type { VmTable } from './table.js';
+import type { Vm } from './vm.js';
+
+export interface StarterParts {
+  readonly place: RamPlace;
+  readonly table: VmTable;
+  readonly keeper: VmKeeper;
+}
+
+export class VmStarter {
+  readonly #options: VmManagerOptions;
+  readonly #place: RamPlace;
+  readonly #table: VmTable;
+  readonly #keeper: VmKeeper;
+  #isClosed = false;
+
+  constructor(options: VmManagerOptions, { place, table, keeper }: StarterParts) {
+    this.#options = options;
+    this.#place = place;
+    this.#table = table;
+    this.#keeper = keeper;
+  }
+
+  /** No VM is started any more. */
+  close(): void {
+    this.#isClosed = true;
+  }
+
+  /** It runs. */
+  async run(input: VmSpec): Promise<Vm> {
+    const spec = checkSpec(input);
+    return this.#table.locks.hold(spec.name, async () => {
+      const { accel: auto, backend, host, registry } = this.#options;
+      await this.#clearName(spec.name);
+      const accel = await backend.resolveAccel(spec.accel === 'auto' ? auto : spec.accel);
+      const before = await registry.owner(spec.name);
+      const epoch = (await registry.lastEpoch(spec.name)) + 1;
+      const vm = await this.#create(spec, { state: 'starting', epoch, accel, session: null });
+      return this.#orNothing(vm, async () => {
+        const owner = { vm: spec.name, owner: host, epoch, session: null };
+        await registry.swapOwner(spec.name, before?.epoch ?? null, owner);
+        await this.#launch(vm, { isIncoming: false });
+        await vm.process.run();
+        await vm.update({ state: 'running' });
+      });
+    });
+  }
+
+  /** See VmManager. */
+  async prepareIncoming(input: VmSpec, options: IncomingOptions): Promise<Vm> {
+    const spec = checkSpec(input);
+    return this.#table.locks.hold(spec.name, async () => {
+      const { backend, registry } = this.#options;
+      const existing = this.#table.find(spec.name);
+      if (existing?.state === 'incoming' && existing.session === options.session) return existing;
+      await this.#clearName(spec.name);
+      const owner = await registry.owner(spec.name);
+      if (owner !== null && owner.epoch >= options.epoch) {
+        throw new MigrationError(
+          'OWNER_CHANGED',
+          `${spec.name} has epoch ${owner.epoch} here, ${options.epoch} is not newer`,
+        );
+      }
+      const accel = await backend.resolveAccel(options.accel);
+      const vm = await this.#create(spec, { state: 'incoming', epoch: options.epoch, accel, session: options.session });
+      vm.giveUpOn(options.signal);
+      return this.#orNothing(vm, () =>
+        this.#launch(vm, { isIncoming: true, hasPreload: spec.hasPreload && options.isNative !== true }),
+      );
+    });
+  }
+
+  /** See VmManager. */
+  async prepareClone(input: VmSpec, options: CloneOptions): Promise<Vm> {
+    const spec = checkSpec(input);
+    return this.#table.locks.hold(spec.name, async () => {
+      await this.#clearName(spec.name);
+      const { registry, host } = this.#options;
+      const before = await registry.owner(spec.name);
+      const epoch = (await registry.lastEpoch(spec.name)) + 1;
+      const { image, accel, isRegistered, statePath } = options;
+      const identityDue = identityDueOf(spec, options.nics);
+      const vm = await this.#create(spec, { state: 'incoming', epoch, accel, session: null, image, ...identityDue });
+      vm.giveUpOn(options.signal);
+      return this.#orNothing(vm, async () => {
+        const owner = { vm: spec.name, owner: host, epoch, session: null };
+        await registry.swapOwner(spec.name, before?.epoch ?? null, owner);
+        await options.beforeLaunch();
+        await this.#launch(vm, { isIncoming: true, isRegistered, statePath });
+      });
+    });
+  }
+
+  /** The name is free, or only a stopped VM has it, which then goes. */
+  async #clearName(name: string): Promise<void> {
+    if (this.#isClosed) throw new MigrationError('CANCELLED', 'the daemon is closing');
+    this.#table.mustBeReadable(name);
+    const vm = this.#table.find(name);
+    if (vm === undefined) return;
+    if (vm.state !== 'stopped' || vm.job !== null) {
+      throw new MigrationError('CONFLICT', `a VM ${name} is ${vm.state} on ${this.#options.host}`);
+    }
+    await this.#keeper.remove(vm);
+  }
+
+  async #create(spec: VmSpec, start: VmStart): Promise<Vm> {
+    const context = { place: this.#place, backend: this.#options.backend };
+    const vm = await createVm(this.#table.directory, spec, start, context);
+    this.#table.add(vm);
+    return vm;
+  }
+
+  async #launch(vm: Vm, options: BringUpOptions): Promise<void> {
+    await bringUp(vm, options, this.#options, this.#place);
+    this.#keeper.attach(vm);
+  }
+
+  /** The VM once `start` is done; nothing is left of it when that fails. */
+  async #orNothing(vm: Vm, start: () => Promise<void>): Promise<Vm> {
+    try {
+      await start();
+    } catch (error) {
+      await this.#undo(vm);
+      throw error;
+    }
+    this.#table.changed(vm);
+    return vm;
+  }
+
+  async #undo(vm: Vm): Promise<void> {
+    try {
+      await this.#keeper.remove(vm);
+    } catch (error) {
+      this.#options.log.error(
+        { vm: vm.spec.name, error: toMigrationError(error).toJSON() },
+        'a failed start leaves something',
+      );
+    }
+  }
+}

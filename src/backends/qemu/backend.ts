@@ -1,0 +1,67 @@
+/** QEMU as a back end for VMs: each VM a process of ours, driven over QMP. */
+import { MigrationError } from '../../domain/errors.js';
+import type { VmSpec } from '../../domain/vm.js';
+import { findByArgument, type ProcessIdentity } from '../../kit/process.js';
+import type { DiskFiles, SpecDevices, VmBackend, VmPlace } from '../backend.js';
+import { telltaleArgument } from './command-line.js';
+import { QemuConnection, socketsIn } from './connection.js';
+import { devicesIn } from './facts.js';
+import { commitOverlay, createOverlay, virtualSizeBytes, whyNot } from './img.js';
+import { askQemu, type InstalledQemu, isKvmUsable, resolveAccel, resolveMachine } from './installed.js';
+import { QemuProcess } from './process.js';
+
+const PROGRAM_DEFAULT = 'qemu-system-x86_64';
+/** A unix socket's path has at most this many bytes. */
+const SOCKET_PATH_BYTES_MAX = 107;
+
+export class QemuBackend implements VmBackend {
+  readonly diskFiles: DiskFiles = { virtualSizeBytes, createOverlay, commitOverlay, whyNot };
+  readonly #program: string;
+  #installed: Promise<InstalledQemu> | null = null;
+
+  /** `program`: a name in PATH, or a path. */
+  constructor(program: string = PROGRAM_DEFAULT) {
+    this.#program = program;
+  }
+
+  installed(): Promise<InstalledQemu> {
+    this.#installed ??= askQemu(this.#program).catch((error: unknown) => {
+      this.#installed = null;
+      throw error;
+    });
+    return this.#installed;
+  }
+
+  async resolveMachine(machine: string): Promise<string> {
+    return resolveMachine(await this.installed(), machine);
+  }
+
+  isKvmUsable(): Promise<boolean> {
+    return isKvmUsable();
+  }
+
+  resolveAccel(accel: 'auto' | 'kvm' | 'tcg'): Promise<'kvm' | 'tcg'> {
+    return resolveAccel(accel);
+  }
+
+  devicesIn(spec: VmSpec): SpecDevices {
+    return devicesIn(spec);
+  }
+
+  checkPlace({ directory }: VmPlace): void {
+    // The longest of all that lie there.
+    const { monitor } = socketsIn(directory);
+    if (Buffer.byteLength(monitor) <= SOCKET_PATH_BYTES_MAX) return;
+    throw new MigrationError('SPEC_INVALID', `the path ${monitor} is too long for a socket`, {
+      remedy: 'shorten the name of the VM, or the state directory of the daemon',
+    });
+  }
+
+  processAt(place: VmPlace): QemuProcess {
+    return new QemuProcess(new QemuConnection(place), this.#program);
+  }
+
+  findStray({ directory }: VmPlace): Promise<readonly ProcessIdentity[]> {
+    return findByArgument(telltaleArgument(socketsIn(directory).qmp));
+  }
+}

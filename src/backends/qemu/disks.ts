@@ -1,0 +1,80 @@
+/** The disks of a VM that is forked, and the overlays that they go on in. */
+import { MigrationError } from '../../domain/errors.js';
+import type { DiskOverlay, OpenOverlay, VmDisks } from '../backend.js';
+import {
+  type ActiveNode,
+  activeNodes,
+  closeNode,
+  mergeDown,
+  nodeOfFile,
+  openOverlay,
+  switchToOverlays,
+} from './block.js';
+import type { QemuConnection } from './connection.js';
+
+export class QemuDisks implements VmDisks {
+  readonly #connection: QemuConnection;
+
+  constructor(connection: QemuConnection) {
+    this.#connection = connection;
+  }
+
+  async active(): Promise<ReadonlyMap<string, ActiveNode>> {
+    return activeNodes(this.#connection.qmp);
+  }
+
+  async isOpen(path: string): Promise<boolean> {
+    return (await nodeOfFile(this.#connection.qmp, path)) !== null;
+  }
+
+  async openOverlays(
+    image: string,
+    overlays: readonly DiskOverlay[],
+    create: (overlay: DiskOverlay, index: number) => Promise<void>,
+  ): Promise<readonly OpenOverlay[]> {
+    const { qmp, place } = this.#connection;
+    const active = await activeNodes(qmp);
+    const open: OpenOverlay[] = [];
+    for (const [index, overlay] of overlays.entries()) {
+      const node = active.get(overlay.id)?.node;
+      if (node === undefined) throw new MigrationError('CONFLICT', `disk ${overlay.id} of ${place.name} is not there`);
+      const overlayNode = overlayNodeName(image, index);
+      await closeNode(qmp, overlayNode);
+      await create(overlay, index);
+      await openOverlay(qmp, overlayNode, overlay.path);
+      open.push({ node, overlay: overlayNode });
+    }
+    return open;
+  }
+
+  /** One transaction of QEMU's. */
+  switchToOverlays(open: readonly OpenOverlay[]): Promise<void> {
+    return switchToOverlays(this.#connection.qmp, open);
+  }
+
+  async takeOut(image: string, index: number, overlay: DiskOverlay, open: readonly OpenOverlay[]): Promise<void> {
+    const { qmp } = this.#connection;
+    const node = overlayNodeName(image, index);
+    const active = (await activeNodes(qmp)).get(overlay.id);
+    if (active?.node === node) {
+      const base = open.find((taken) => taken.overlay === node)?.node ?? `format-${overlay.id}`;
+      await mergeDown(qmp, node, node, base);
+    }
+    await closeNode(qmp, node);
+  }
+
+  async merge(overlay: DiskOverlay): Promise<boolean> {
+    const { qmp } = this.#connection;
+    const root = (await activeNodes(qmp)).get(overlay.id)?.node;
+    const [top, base] = [await nodeOfFile(qmp, overlay.path), await nodeOfFile(qmp, overlay.base.path)];
+    if (root === undefined || top === null || base === null) return false;
+    await mergeDown(qmp, root, top, base);
+    await closeNode(qmp, top);
+    return true;
+  }
+}
+
+/** QEMU takes 31 characters, a disk's id may have more. */
+function overlayNodeName(image: string, index: number): string {
+  return `vmg-${image}-${index}`;
+}

@@ -1,0 +1,61 @@
+/** What pre-flight wants to know of one VM that only its QEMU knows. */
+import type { VmSpec } from '../../domain/vm.js';
+import type { SpecDevices, VmFacts } from '../backend.js';
+import type { QemuConnection } from './connection.js';
+
+/** QEMU has no state for these; it says so only when a migration is started. */
+const WITHOUT_STATE = /^(nvme($|-)|pvrdma$|usb-mtp$|virtio-(gpu|vga)-gl)/;
+/** Devices whose state QEMU can move but whose memory accesses bypass our page faults. */
+const PASSTHROUGH = /^child<(vfio-|pci-assign|vhost-vdpa)/;
+/** Others than QEMU's own threads write to guest memory. */
+const ESCAPING = /vfio-|vhost-user|vhost-vdpa|ivshmem|pci-assign|virtio-pmem/;
+/** They punch holes into the memory's files. */
+const DISCARDING = /virtio-(?:balloon|mem)[a-z-]*/;
+const DISCARDING_CHILD = /^child<(virtio-(?:balloon|mem)[^>]*)>$/;
+const DEVICE_CONTAINERS = ['/machine/peripheral', '/machine/peripheral-anon'];
+
+export function devicesIn({ devices, qemuArgs }: VmSpec): SpecDevices {
+  const drivers = devices.map((device) => device.split(',')[0] ?? '');
+  return {
+    withoutState: drivers.filter((driver) => WITHOUT_STATE.test(driver)),
+    escaping: [...drivers, ...qemuArgs].filter((what) => ESCAPING.test(what)),
+    discarding: [...devices, ...qemuArgs].flatMap((what) => DISCARDING.exec(what)?.[0] ?? []),
+  };
+}
+
+export class QemuFacts implements VmFacts {
+  readonly #connection: QemuConnection;
+
+  constructor(connection: QemuConnection) {
+    this.#connection = connection;
+  }
+
+  async migrationBlockers(): Promise<string[]> {
+    const { qmp } = this.#connection;
+    const migration = await qmp.execute('query-migrate');
+    const blockers = [...(migration['blocked-reasons'] ?? [])];
+    for (const path of DEVICE_CONTAINERS) {
+      for (const { name, type } of await qmp.execute('qom-list', { path })) {
+        if (PASSTHROUGH.test(type)) blockers.push(`device ${name} (${type.slice(6, -1)}) passes host hardware through`);
+      }
+    }
+    return blockers;
+  }
+
+  async discardingDevices(): Promise<string[]> {
+    const found: string[] = [];
+    for (const path of DEVICE_CONTAINERS) {
+      for (const { type } of await this.#connection.qmp.execute('qom-list', { path })) {
+        const [, device] = DISCARDING_CHILD.exec(type) ?? [];
+        if (device !== undefined) found.push(device);
+      }
+    }
+    return found;
+  }
+
+  /** From QEMU, not from the spec alone: `qemuArgs` may say otherwise. */
+  async sharedRegions(): Promise<ReadonlySet<string>> {
+    const backends = await this.#connection.qmp.execute('query-memdev');
+    return new Set(backends.flatMap(({ id, share }) => (share && id !== undefined ? [id] : [])));
+  }
+}

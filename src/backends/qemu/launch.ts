@@ -1,0 +1,70 @@
+/** Brings the QEMU of one VM up: the process, then QMP. */
+import { MigrationError } from '../../domain/errors.js';
+import type { LaunchOrder, StartedVm } from '../backend.js';
+import { qemuArguments } from './command-line.js';
+import type { QemuConnection } from './connection.js';
+import { outputTail, type StartedProcess, startDetached } from './start.js';
+
+/** A cold start takes 50 ms; this is for a machine that is busy with hundreds of them. */
+const START_TIMEOUT_MS = 30_000;
+
+export async function launch(connection: QemuConnection, program: string, order: LaunchOrder): Promise<StartedVm> {
+  const { place } = connection;
+  const command = order.enclose({
+    program,
+    args: commandLine(connection, order),
+    environment: order.environment,
+  });
+  const started = await startDetached(command.program, command.args, {
+    outputPath: place.outputPath,
+    directory: place.directory,
+    environment: command.environment,
+    inputPaths: order.statePath === undefined ? [] : [order.statePath],
+    onSpawned: order.onSpawned,
+  });
+  connection.started();
+  return { ...started, ready: (mapped, signal) => ready(connection, started, mapped, signal) };
+}
+
+async function ready(
+  connection: QemuConnection,
+  { exited }: StartedProcess,
+  mapped: (signal: AbortSignal) => Promise<void>,
+  givenUp: AbortSignal,
+): Promise<void> {
+  const { outputPath } = connection.place;
+  const giveUp = new AbortController();
+  const signal = AbortSignal.any([giveUp.signal, givenUp]);
+  const died = exited.then(async (exit) => {
+    giveUp.abort();
+    const tail = await outputTail(outputPath);
+    const how = exit.signal === null ? `with exit code ${exit.code}` : `by ${exit.signal}`;
+    throw new MigrationError('QEMU_FAILED', `QEMU ended ${how} while starting: ${tail}`, { details: { output: tail } });
+  });
+  const answering = (async () => {
+    // QEMU makes its sockets before its memory, so that with a preload nobody has to try until one is there.
+    await mapped(signal);
+    await connection.open({ timeoutMs: START_TIMEOUT_MS, signal, isRetrying: true });
+  })();
+  // QMP also ends when QEMU does, and sooner: QEMU's own words are the better reason.
+  const orReason = answering.catch(async (error: unknown) => {
+    const isOver = error instanceof MigrationError && (error.code === 'QEMU_GONE' || giveUp.signal.aborted);
+    if (isOver) await Promise.race([died, new Promise((resolve) => setTimeout(resolve, 1000))]);
+    throw error;
+  });
+  died.catch(() => undefined);
+  await Promise.race([orReason, died]);
+}
+
+function commandLine({ place, sockets }: QemuConnection, order: LaunchOrder): string[] {
+  const { spec, accel, ramPaths, taps, isIncoming } = order;
+  return qemuArguments(spec, {
+    ...{ accel, ramPaths, taps, isIncoming },
+    qmpPath: sockets.qmp,
+    monitorPath: sockets.monitor,
+    serialPath: place.serialPath,
+    serialLogPath: place.serialLogPath,
+    exitPath: place.exitPath,
+    agentPath: place.agentPath,
+  });
+}

@@ -1,0 +1,85 @@
+/** Starts QEMU in a session of its own with its output in a file, so that it outlives the daemon. */
+import { type ChildProcess, spawn } from 'node:child_process';
+import { type FileHandle, open } from 'node:fs/promises';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { MigrationError } from '../../domain/errors.js';
+import { type ChildExit, identityOf, type ProcessIdentity } from '../../kit/process.js';
+
+const OUTPUT_TAIL_BYTES = 2048;
+/** A QEMU that ends closes its connection before its last words are all written. */
+const LAST_WORDS_MS = 100;
+
+export interface StartedProcess {
+  readonly identity: ProcessIdentity;
+  /** Resolves when it ends; never rejects. */
+  readonly exited: Promise<ChildExit>;
+}
+
+export interface StartOptions {
+  readonly outputPath: string;
+  readonly directory: string;
+  /** All that the child gets besides PATH. */
+  readonly environment: Readonly<Record<string, string>>;
+  /** Opened for reading as the child's descriptors 3 and up, each with a position of its own. */
+  readonly inputPaths?: readonly string[];
+  /** At once: it has a single thread still. */
+  readonly onSpawned?: (pid: number) => void;
+}
+
+/** QEMU_FAILED if the program cannot be started at all. */
+export async function startDetached(
+  program: string,
+  args: readonly string[],
+  options: StartOptions,
+): Promise<StartedProcess> {
+  const inputs: FileHandle[] = [];
+  const output = await open(options.outputPath, 'a', 0o600);
+  let child: ChildProcess;
+  let exited: Promise<ChildExit>;
+  try {
+    for (const path of options.inputPaths ?? []) inputs.push(await open(path, 'r'));
+    child = spawn(program, args, {
+      detached: true,
+      cwd: options.directory,
+      stdio: ['ignore', output.fd, output.fd, ...inputs.map(({ fd }) => fd)],
+      env: { PATH: process.env['PATH'] ?? '/usr/sbin:/usr/bin:/sbin:/bin', ...options.environment },
+    });
+    child.unref();
+    if (child.pid !== undefined) options.onSpawned?.(child.pid);
+    // Listeners before anything is awaited: these events come once.
+    exited = new Promise((resolve) => child.once('exit', (code, signal) => resolve({ code, signal })));
+    await new Promise<void>((resolve, reject) => {
+      child.once('spawn', resolve);
+      child.once('error', (cause) =>
+        reject(new MigrationError('QEMU_FAILED', `${program} cannot be started: ${cause.message}`, { cause })),
+      );
+    });
+  } finally {
+    for (const input of inputs) await input.close();
+    await output.close();
+  }
+  return { identity: await identityOf(child.pid ?? 0), exited };
+}
+
+/** The end of what the process has written. */
+export async function outputTail(path: string): Promise<string> {
+  const file = await open(path, 'r').catch(() => null);
+  if (file === null) return '';
+  try {
+    const { size } = await file.stat();
+    const length = Math.min(size, OUTPUT_TAIL_BYTES);
+    const { buffer, bytesRead } = await file.read(Buffer.alloc(length), 0, length, size - length);
+    return buffer.subarray(0, bytesRead).toString('utf8').trim();
+  } finally {
+    await file.close();
+  }
+}
+
+/** `error`, with what QEMU has said, if it has ended. */
+export async function inLastWords(outputPath: string, error: MigrationError): Promise<MigrationError> {
+  if (error.code !== 'QEMU_GONE' && error.code !== 'QEMU_FAILED') return error;
+  await sleep(LAST_WORDS_MS);
+  const words = await outputTail(outputPath);
+  if (words === '') return error;
+  return new MigrationError('QEMU_FAILED', `${error.message}: ${words}`, { cause: error, details: { output: words } });
+}

@@ -1,0 +1,212 @@
+/** The life of VMs on a back end that is not QEMU: VmManager needs nothing of it but what backend.ts says. */
+import { type ChildProcess, spawn } from 'node:child_process';
+import { mkdtemp, readdir, readFile, rm, writeFile } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { afterEach, beforeEach, expect, test } from 'vitest';
+import { VmManager } from '../../../../src/agent/vm/vms.js';
+import type {
+  LaunchOrder,
+  RunState,
+  StartedVm,
+  VmBackend,
+  VmListener,
+  VmPlace,
+  VmProcess,
+} from '../../../../src/backends/backend.js';
+import { FileRegistry } from '../../../../src/cluster/file.js';
+import { MigrationError } from '../../../../src/domain/errors.js';
+import type { VmExit } from '../../../../src/domain/vm.js';
+import { type ChildExit, findByArgument, identityOf } from '../../../../src/kit/process.js';
+import { parseSpec } from '../../../../src/schemas/vm-spec.js';
+import { MemoryStore } from '../../durable/memory-store.js';
+
+/** A VM is a process that sleeps; that its guest runs is a word in a file. */
+class Sleeper implements Partial<VmProcess> {
+  readonly #place: VmPlace;
+  #child: ChildProcess | null = null;
+  #isConnected = false;
+  readonly #listeners: VmListener[] = [];
+
+  constructor(place: VmPlace) {
+    this.#place = place;
+  }
+
+  async launch(order: LaunchOrder): Promise<StartedVm> {
+    const { program, args } = order.enclose({ program: 'sleep', args: ['600'], environment: order.environment });
+    const child = spawn(program, args, { detached: true, stdio: 'ignore', argv0: `sleeper ${this.#place.directory}` });
+    this.#child = child;
+    const exited = new Promise<ChildExit>((resolve) => {
+      child.once('exit', (code, signal) => {
+        this.#lose();
+        resolve({ code, signal });
+      });
+    });
+    const pid = child.pid ?? 0;
+    order.onSpawned(pid);
+    await writeFile(this.#statePath, 'paused');
+    const ready: StartedVm['ready'] = async (mapped, signal) => {
+      await mapped(signal);
+      this.#isConnected = true;
+    };
+    return { identity: await identityOf(pid), exited, ready };
+  }
+
+  async connect(): Promise<RunState> {
+    this.#isConnected = true;
+    return (await readFile(this.#statePath, 'utf8')) as RunState;
+  }
+
+  async connected(): Promise<void> {
+    if (!this.#isConnected) throw new MigrationError('QEMU_GONE', 'it has ended');
+  }
+
+  follow(listener: VmListener): void {
+    this.#listeners.push(listener);
+  }
+
+  close(): void {
+    this.#isConnected = false;
+  }
+
+  run(): Promise<void> {
+    return this.#become('running');
+  }
+
+  pause(): Promise<void> {
+    return this.#become('paused');
+  }
+
+  async powerdown(): Promise<void> {
+    await this.connected();
+    this.powerOff();
+  }
+
+  async quit(): Promise<void> {
+    await this.connected();
+    for (const listener of this.#listeners) listener.onShutdown('asked to', false);
+    this.#child?.kill();
+  }
+
+  /** What its guest may do. */
+  powerOff(): void {
+    for (const listener of this.#listeners) listener.onShutdown('lay down', true);
+    this.#child?.kill();
+  }
+
+  get #statePath(): string {
+    return join(this.#place.directory, 'sleeper');
+  }
+
+  async #become(state: RunState): Promise<void> {
+    await this.connected();
+    await writeFile(this.#statePath, state);
+    for (const listener of this.#listeners) listener.onRunState(state);
+  }
+
+  #lose(): void {
+    this.#isConnected = false;
+    for (const listener of this.#listeners) listener.onLost();
+  }
+}
+
+class SleeperBackend implements Partial<VmBackend> {
+  readonly sleepers = new Map<string, Sleeper>();
+
+  async installed() {
+    return { version: '1.0', machines: ['bed'] };
+  }
+  async resolveMachine() {
+    return 'bed';
+  }
+  async resolveAccel(): Promise<'tcg'> {
+    return 'tcg';
+  }
+  checkPlace(): void {}
+  processAt(place: VmPlace): VmProcess {
+    const sleeper = new Sleeper(place);
+    this.sleepers.set(place.name, sleeper);
+    return sleeper as never;
+  }
+  findStray(place: VmPlace) {
+    return findByArgument(`sleeper ${place.directory}`);
+  }
+}
+
+let directory: string;
+let registry: FileRegistry;
+let backend: SleeperBackend;
+let vms: VmManager;
+
+const log = { info: () => undefined, warn: () => undefined, error: () => undefined };
+const spec = parseSpec({ name: 'web', memory: { size: '16M' }, preload: false });
+
+async function start(): Promise<void> {
+  backend = new SleeperBackend();
+  vms = new VmManager({
+    ...{
+      host: 'A',
+      stateDir: directory,
+      ramDir: join(directory, 'ram'),
+      accel: 'tcg',
+      preloadPath: null,
+      native: null,
+    },
+    ...{ registry, log, backend: backend as never },
+  });
+  await vms.start();
+}
+
+beforeEach(async () => {
+  directory = await mkdtemp(join(tmpdir(), 'vmg-second-'));
+  registry = await FileRegistry.on(new MemoryStore());
+  await start();
+});
+
+afterEach(async () => {
+  for (const vm of vms.all()) await vms.destroy(vm.spec.name);
+  await vms.close();
+  expect(await readdir(join(directory, 'vms'))).toEqual([]);
+  await rm(directory, { recursive: true });
+});
+
+test('a VM is run, paused, resumed, shown, stopped and forgotten', async () => {
+  const view = await vms.run(spec);
+  expect(view).toMatchObject({ name: 'web', state: 'running', machine: 'bed', epoch: 1, exit: null });
+  expect(vms.get('web').qemuVersion).toBe('1.0');
+  await vms.pause('web');
+  expect(vms.list()).toMatchObject([{ name: 'web', state: 'paused', pid: view.pid }]);
+  await vms.resume('web');
+  expect(vms.list()).toMatchObject([{ state: 'running' }]);
+  await vms.stop('web', { isForced: false });
+  expect(vms.list()).toMatchObject([{ state: 'stopped', pid: null, exit: { reason: 'asked to', signal: 'SIGTERM' } }]);
+  await expect(vms.resume('web')).rejects.toMatchObject({ code: 'CONFLICT' });
+  await vms.stop('web', { isForced: false });
+  expect(vms.list()).toEqual([]);
+});
+
+test('a guest that switches itself off has ended well; one whose process is killed has not', async () => {
+  const ended = () => new Promise<VmExit>((resolve) => vms.on('exit', (_, exit) => resolve(exit)));
+  for (const [exitCode, reason, end] of [
+    [0, 'lay down', () => backend.sleepers.get('web')?.powerOff()],
+    [null, 'killed', () => process.kill(vms.get('web').pid, 'SIGKILL')],
+  ] as const) {
+    await vms.run(spec);
+    const exit = ended();
+    end();
+    expect(await exit).toMatchObject({ reason, exitCode });
+    expect(vms.list()).toMatchObject([{ state: 'stopped', exitCode }]);
+  }
+});
+
+test('a VM outlives the daemon, and is taken up in the state that it is in', async () => {
+  const { pid } = await vms.run(spec);
+  await vms.pause('web');
+  await vms.close();
+  await start();
+  expect(vms.list()).toMatchObject([{ name: 'web', state: 'paused', pid }]);
+  await vms.resume('web');
+  expect(vms.list()).toMatchObject([{ state: 'running' }]);
+  await vms.stop('web', { isForced: true });
+  expect(vms.list()).toMatchObject([{ state: 'stopped', exit: { reason: 'stopped' } }]);
+});
