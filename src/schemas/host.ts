@@ -64,7 +64,7 @@ export const targetChecks = of<TargetChecks>(
   }),
 );
 
-/** Without the spec, which has a schema of its own (agent/spec.ts). */
+/** Without the spec, which has a schema of its own (vm-spec.ts). */
 export const vmInventoryBase = z.object({
   state: vmState,
   epoch: count,

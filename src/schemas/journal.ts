@@ -20,7 +20,7 @@ import {
 } from './words.js';
 
 const id = z.string().min(1).max(255);
-/** Whether it is a step of its job's kind is seen when the job's lines are read together (engine/history.ts). */
+/** Whether it is a step of its job's kind is seen when the job's lines are read together (jobs/history.ts). */
 const step = z.enum([...MIGRATION_STEPS, ...FORK_STEPS]);
 const amount = z.number().min(0);
 

@@ -70,7 +70,7 @@ export class ImageStore {
       const isThere = await store.#hasFiles(record);
       if (isThere || record.state === 'capturing' || record.state === 'failed') continue;
       if (record.state === 'filling') {
-        // Clones wait for its pages: their fork is told (fork-session.ts).
+        // Clones wait for its pages: their fork is told (fork/session.ts).
         await store.update(record.id, { state: 'failed' });
         continue;
       }
