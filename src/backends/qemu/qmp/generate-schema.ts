@@ -125,7 +125,7 @@ class TypeWriter {
   }
 }
 
-/** The text of commands.ts, not yet formatted. Throws if QEMU lacks one of our commands. */
+/** The text of schema.ts, not yet formatted. Throws if QEMU lacks one of our commands. */
 export function commandTypes(schema: readonly SchemaEntry[]): string {
   const writer = new TypeWriter(schema);
   const commands = QMP_COMMANDS_USED.map((name) => {
