@@ -4,10 +4,10 @@ import type { ForkAgentPort } from '../ports/fork.js';
 import type { JournalEntry } from '../ports/journal.js';
 import type { Executor, WalkContext, WalkPorts } from '../walk-context.js';
 
-/** What a fork is, fixed when it is submitted: its first journal entry. */
+/** The definition of a fork, fixed when it is submitted: its first journal entry. */
 export type ForkRecord = Extract<JournalEntry, { type: 'fork' }>;
 
-/** What steps have learned and later ones (or the report) need. The journal keeps it with each step's end. */
+/** Results of steps that later steps or the report need. The journal stores them with each step's end. */
 export interface ForkFindings {
   image: string | null;
   isWarm: boolean;
@@ -16,7 +16,7 @@ export interface ForkFindings {
   parentPauseMs: number;
   pauseParts: readonly { readonly name: string; readonly ms: number }[];
   deviceStateBytes: number;
-  /** Counted from the request. */
+  /** The time until each clone was ready, counted from the request. */
   ready: readonly { readonly index: number; readonly readyMs: number }[];
   pageBytes: number;
   counters: Readonly<Record<string, number>>;
@@ -38,7 +38,7 @@ export function noForkFindings(): ForkFindings {
 }
 
 export interface ForkPorts extends WalkPorts {
-  /** Both are this host's. */
+  /** Both ports are those of this host. */
   readonly agent: AgentPort;
   readonly forks: ForkAgentPort;
 }

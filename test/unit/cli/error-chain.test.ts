@@ -149,7 +149,7 @@ const MOVES: readonly (readonly [name: string, told: Scripted['on'], text: strin
   because: no page has arrived for 40 ms (NEEDS_RECOVERY)
   because: the target's page session failed: QEMU_GONE
   because: fetching pages: read userfaultfd (ESRCH) (QEMU_GONE)
-  → see to what the cause names, then recover the job
+  → repair the cause, then recover the job
   → repair the cause, then: vmigrate --recover JOB
 `,
   ],
@@ -160,7 +160,7 @@ const MOVES: readonly (readonly [name: string, told: Scripted['on'], text: strin
   because: no page has arrived for 40 ms (NEEDS_RECOVERY)
   because: the target's page session failed: REGION_CHANGED
   because: fetching pages: fstat region (EIO) (REGION_CHANGED)
-  → see to what the cause names, then recover the job
+  → repair the cause, then recover the job
   → repair the cause, then: vmigrate --recover JOB
 `,
   ],
@@ -171,7 +171,7 @@ const MOVES: readonly (readonly [name: string, told: Scripted['on'], text: strin
   because: no page has arrived for 40 ms (NEEDS_RECOVERY)
   because: the target's page session failed: PEER_PROTOCOL
   because: fetching pages: read data map (EPROTO) (PEER_PROTOCOL)
-  → see to what the cause names, then recover the job
+  → repair the cause, then recover the job
   → repair the cause, then: vmigrate --recover JOB
 `,
   ],
@@ -182,10 +182,10 @@ const MOVES: readonly (readonly [name: string, told: Scripted['on'], text: strin
       'B.reconnect': throwing('DISCONNECTED', 111, 'connect data connection', `${CONNECT} tcp`),
     },
     `vmigrate: vm1 belongs to B and waits for memory from A (NEEDS_RECOVERY)
-  because: drain on B does not succeed (NEEDS_RECOVERY)
+  because: drain on B keeps failing (NEEDS_RECOVERY)
   because: the target cannot connect again (DISCONNECTED)
   because: connect to the source at 10.0.0.1 over tcp: connect data connection (ECONNREFUSED) (DISCONNECTED)
-  → see to the connection between the hosts, then recover the job
+  → repair the connection between the hosts, then recover the job
   → repair the cause, then: vmigrate --recover JOB
 `,
   ],
@@ -256,7 +256,7 @@ test('UFFDIO_WRITEPROTECT of an image: ENOSPC', async () => {
   expect(root.details).toEqual({ nativeCode: NATIVE_ERROR.NO_SPACE, errno: 28 });
   expect(actual).toBe(`\
 vfork: the image of vm1 cannot be completed: its 3 clones ended; vm1 is unaffected (VM_LOST)
-  because: the image of vm1 cannot be completed, and its clones have been ended (VM_LOST)
+  because: the image of vm1 cannot be completed, so its clones have been ended (VM_LOST)
   because: filling the image: UFFDIO_WRITEPROTECT (ENOSPC) (NO_SPACE)
   → free space where the memory files of that host are
   → vm1 is not affected; "vmctl stop --image 00112233445566ff" and "vmctl image rm 00112233445566ff" \
