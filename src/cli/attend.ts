@@ -1,6 +1,6 @@
 /**
- * A job from its start to its end, in front of a person: progress, Ctrl-C, report or error, exit code. The same for
- * every kind of job.
+ * Shows a job to the user until it ends: progress line, Ctrl-C, report or error, exit code. Every kind of job uses this
+ * function.
  */
 import type { JobView } from '../domain/job.js';
 import { type ExitCode, exitCodeOfJob } from './exit-codes.js';
@@ -12,7 +12,7 @@ export interface AttendOptions extends CommonOptions {
   readonly detach?: boolean;
 }
 
-/** `onDone` shows what a job that succeeded has to show. */
+/** `onDone` prints the report of a job that succeeded. */
 export async function attend(
   program: string,
   started: JobView,
@@ -36,7 +36,7 @@ export async function attend(
       detached.abort();
       return;
     }
-    process.stderr.write(`cancelling ${started.id}; Ctrl-C again leaves it to the daemon\n`);
+    process.stderr.write(`cancelling ${started.id}; press Ctrl-C again to stop watching it\n`);
     api.post(`/v1/jobs/${started.id}/cancel`).catch((error: unknown) => printError(program, { isJson: false }, error));
   };
   process.on('SIGINT', onInterrupt);
@@ -46,7 +46,7 @@ export async function attend(
     outcome.code = exitCodeOfJob(job.state);
     if (job.state === 'done' && job.report !== null) await onDone(job);
     else if (detached.signal.aborted)
-      print(output, job, ({ id }) => `${id} goes on without us: vmctl job ${id} --follow\n`);
+      print(output, job, ({ id }) => `${id} continues in the daemon; to watch it: vmctl job ${id} --follow\n`);
     else printError(program, output, jobError(job));
   } finally {
     process.off('SIGINT', onInterrupt);

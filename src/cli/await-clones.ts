@@ -1,6 +1,6 @@
 /**
- * `vfork --wait`: until every clone has said its exit code or has ended, then how. A clone that has ended stays listed
- * until somebody stops it, so nothing is missed.
+ * `vfork --wait`: waits until every clone has reported an exit code or has ended, then returns how each one ended. The
+ * daemon lists an ended clone until somebody stops it, so no end is missed.
  */
 import { createWriteStream } from 'node:fs';
 import { mkdir } from 'node:fs/promises';
@@ -13,7 +13,7 @@ import type { VmView } from '../domain/vm.js';
 import type { CloneEnd } from './render-fork.js';
 
 const POLL_MS = 250;
-/** A daemon that restarts finds its VMs again. */
+/** How long the daemon may be unreachable. A restarted daemon finds its VMs again. */
 const AWAY_MS_MAX = 60_000;
 
 export async function awaitClones(
@@ -27,7 +27,7 @@ export async function awaitClones(
   for (const { name, index } of clones) {
     const vm = vms.get(name);
     const log =
-      vm === undefined || logDirectory === null ? (vm?.serialLog ?? null) : await keep(api, name, logDirectory);
+      vm === undefined || logDirectory === null ? (vm?.serialLog ?? null) : await saveLog(api, name, logDirectory);
     ends.push({ name, index, ...endOf(vm), log });
   }
   return ends;
@@ -49,15 +49,18 @@ async function untilEnded(api: ApiClient, names: ReadonlySet<string>): Promise<M
   }
 }
 
-/** One that is not listed any more was stopped and forgotten by somebody else. */
+/** If a clone is no longer listed, somebody else has stopped and removed it. */
 function endOf(vm: VmView | undefined): Pick<CloneEnd, 'exitCode' | 'reason'> {
   if (vm === undefined) return { exitCode: null, reason: 'removed' };
   if (vm.exit !== null) return { exitCode: vm.exit.exitCode ?? vm.exitCode, reason: vm.exit.reason };
   return { exitCode: vm.exitCode, reason: 'its word' };
 }
 
-/** As far as it goes: a clone that has said its code may be about to end, or may run on. */
-async function keep(api: ApiClient, name: string, directory: string): Promise<string | null> {
+/**
+ * Saves the serial log as it is now, and returns its path. A clone that has reported its exit code may end soon, or may
+ * keep running.
+ */
+async function saveLog(api: ApiClient, name: string, directory: string): Promise<string | null> {
   const path = resolve(join(directory, `${name}.log`));
   try {
     const line = await api.serialLog(name);
@@ -65,7 +68,7 @@ async function keep(api: ApiClient, name: string, directory: string): Promise<st
     await pipeline(line, createWriteStream(path));
     return path;
   } catch (error) {
-    // Stopped and forgotten by somebody else meanwhile. The others' logs and all codes are there.
+    // Somebody else has stopped and removed the clone. All exit codes and the logs of the other clones remain.
     if (error instanceof MigrationError && error.code === 'NOT_FOUND') return null;
     throw error;
   }

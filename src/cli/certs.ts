@@ -1,4 +1,4 @@
-/** `vmctl certs`: the cluster's certificates. Works on folders, needs no daemon. */
+/** `vmctl certs`: manages the cluster's certificates. It works on folders and needs no daemon. */
 import { X509Certificate } from 'node:crypto';
 import { readFile } from 'node:fs/promises';
 import { isIP } from 'node:net';
@@ -34,7 +34,7 @@ async function show(directory: string): Promise<readonly Issued[]> {
   const [pem, list] = await Promise.all(
     ['cert.pem', 'crl.pem'].map((file) => readFile(join(directory, file), 'utf8')),
   ).catch((cause: unknown) => {
-    throw new MigrationError('NOT_FOUND', `${directory} is neither a CA's nor a host's certificate folder`, { cause });
+    throw new MigrationError('NOT_FOUND', `${directory} is neither the folder of a CA nor that of a host`, { cause });
   });
   const [{ revokedSerials, normalizeSerial }, { parseCommonName }] = await Promise.all([
     import('../tls/crl.js'),
@@ -42,7 +42,8 @@ async function show(directory: string): Promise<readonly Issued[]> {
   ]);
   const certificate = new X509Certificate(pem ?? '');
   const identity = parseCommonName(/^CN=(.*)$/m.exec(certificate.subject)?.[1]);
-  if (identity === null) throw new MigrationError('CORRUPT', `${directory}/cert.pem names nobody of ours`);
+  if (identity === null)
+    throw new MigrationError('CORRUPT', `the name in ${directory}/cert.pem is not host/NAME or user/NAME`);
   const serial = normalizeSerial(certificate.serialNumber);
   return [
     {
@@ -60,7 +61,7 @@ export function addCerts(program: Command): void {
 
   certs
     .command('init <dir>')
-    .description('make a certificate authority')
+    .description('create a certificate authority')
     .option('--name <cluster>', 'the cluster’s name', 'cluster')
     .action(async (directory: string, options: CertsOptions, command: Command) => {
       const { Authority } = await import('../tls/authority.js');
@@ -68,30 +69,30 @@ export function addCerts(program: Command): void {
       print(
         output(command),
         { cluster, directory },
-        () => `made the certificate authority of ${cluster} in ${directory}\n`,
+        () => `created the certificate authority of ${cluster} in ${directory}\n`,
       );
     });
 
   certs
     .command('host <name>')
-    .description('a key and certificate for a host’s daemon')
-    .requiredOption('--address <ip>', 'an address it serves its API at; may be repeated', collect)
-    .requiredOption('--dir <ca_dir>', 'the authority’s folder')
-    .requiredOption('--out <dir>', 'where the host’s files go')
+    .description('create a key and a certificate for the daemon of a host')
+    .requiredOption('--address <ip>', 'address at which the host serves its API; may be repeated', collect)
+    .requiredOption('--dir <ca_dir>', 'folder of the certificate authority')
+    .requiredOption('--out <dir>', 'folder for the host’s files')
     .action(async (name: string, options: CertsOptions, command: Command) => {
       const { Authority } = await import('../tls/authority.js');
       const addresses = options.address ?? [];
       const wrong = addresses.find((address) => isIP(address) === 0 && !/^[A-Za-z0-9.-]+$/.test(address));
-      if (wrong !== undefined) throw new MigrationError('USAGE', `"${wrong}" is no address`);
+      if (wrong !== undefined) throw new MigrationError('USAGE', `"${wrong}" is not an address`);
       const authority = await Authority.open(options.dir ?? '');
       print(output(command), await authority.issue({ role: 'host', name }, addresses, options.out ?? ''), issuedText);
     });
 
   certs
     .command('user <name>')
-    .description('a key and certificate for a client of the API')
-    .requiredOption('--dir <ca_dir>', 'the authority’s folder')
-    .requiredOption('--out <dir>', 'where the user’s files go')
+    .description('create a key and a certificate for an API client')
+    .requiredOption('--dir <ca_dir>', 'folder of the certificate authority')
+    .requiredOption('--out <dir>', 'folder for the user’s files')
     .action(async (name: string, options: CertsOptions, command: Command) => {
       const { Authority } = await import('../tls/authority.js');
       const authority = await Authority.open(options.dir ?? '');
@@ -100,28 +101,25 @@ export function addCerts(program: Command): void {
 
   certs
     .command('revoke <name>')
-    .description('void all certificates of a name')
-    .requiredOption('--dir <ca_dir>', 'the authority’s folder')
-    .option('--out <dir>', 'also bring the new list into this host’s folder; may be repeated', collect)
+    .description('revoke all certificates of a name')
+    .requiredOption('--dir <ca_dir>', 'folder of the certificate authority')
+    .option('--out <dir>', 'also copy the new revocation list into this host folder; may be repeated', collect)
     .action(async (name: string, options: { dir: string; out?: string[] }, command: Command) => {
       const { Authority } = await import('../tls/authority.js');
       const authority = await Authority.open(options.dir);
       const revoked = await authority.revoke(name);
       for (const out of options.out ?? []) await authority.copyRevocations(out);
-      print(
-        output(command),
-        revoked,
-        () =>
-          `revoked ${revoked.length} certificate(s) of ${name}; copy ${join(options.dir, 'crl.pem')} into every host’s TLS folder${
-            options.out === undefined ? '' : ' (done for those named with --out)'
-          }\n`,
-      );
+      const done = options.out === undefined ? '' : ' (done for the folders given with --out)';
+      print(output(command), revoked, () => {
+        const next = `copy ${join(options.dir, 'crl.pem')} into the TLS folder of every host${done}`;
+        return `revoked ${revoked.length} certificate(s) of ${name}; ${next}\n`;
+      });
     });
 
   certs
     .command('show')
-    .description('what an authority has issued, or what a host has')
-    .requiredOption('--dir <dir>', 'an authority’s or a host’s folder')
+    .description('list the certificates that an authority has issued, or show that of a host')
+    .requiredOption('--dir <dir>', 'folder of the certificate authority or of the host')
     .action(async (options: CertsOptions, command: Command) => {
       print(output(command), await show(options.dir ?? ''), (issued) =>
         table(

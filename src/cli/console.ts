@@ -1,6 +1,6 @@
 /**
- * The user's terminal on a VM's serial line. On a terminal every key goes to the guest but Ctrl-], which leaves;
- * without one it is a pipe.
+ * Connects the user's terminal to a VM's serial line. On a terminal, every key goes to the guest except Ctrl-], which
+ * leaves the console. Without a terminal, stdin and stdout are piped through.
  */
 import type { Duplex } from 'node:stream';
 import type { ApiClient } from '../api/client.js';
@@ -13,7 +13,7 @@ export async function attachConsole(client: ApiClient, vm: string): Promise<void
   const isTerminal = stdin.isTTY && stdout.isTTY;
   const line: Duplex = await client.console(vm, isTerminal ? BACKLOG_BYTES : 0);
   if (isTerminal) {
-    stderr.write(`console of ${vm}; Ctrl-] leaves it\n`);
+    stderr.write(`console of ${vm}; leave it with Ctrl-]\n`);
     stdin.setRawMode(true);
   }
   try {

@@ -1,9 +1,9 @@
-/** An error as a person reads it: what failed, why, level by level, and what to do about it. No text comes twice. */
+/** Formats an error for a person: what failed, each cause with its code, and the remedies. No text is repeated. */
 import type { CauseJson, ErrorJson } from '../domain/errors.js';
 import type { Refusal } from '../domain/refusal.js';
 import { plain, refusalText } from './render.js';
 
-/** ENOENT, and not ERR_INVALID_ARG_TYPE: Node's own say nothing to a person. */
+/** Matches system codes such as ENOENT, but not Node's own such as ERR_INVALID_ARG_TYPE, which help no user. */
 const ERRNO_NAME = /^E[A-Z0-9]+$/;
 
 export function errorText(program: string, error: ErrorJson): string {
@@ -13,7 +13,7 @@ export function errorText(program: string, error: ErrorJson): string {
   return `${program}: ${head}\n${refusalText(refusals)}${becauseText(because)}${remedyText(error)}`;
 }
 
-/** The same where what failed has been said already, in a table or a list. */
+/** Formats causes and remedies only, for use below a table or list that already names the failure. */
 export function reasonText(error: ErrorJson): string {
   return `${becauseText(levelLines(error))}${remedyText(error)}`;
 }
@@ -28,7 +28,7 @@ function remedyText(error: ErrorJson): string {
     .join('');
 }
 
-/** One line for each level that has something to say of its own, with its code. */
+/** Returns one line, with its code, for each level of the chain that adds something. */
 export function levelLines(error: ErrorJson): string[] {
   const lines = new Map<string, string[]>();
   for (const level of chainOf(error)) {
@@ -44,7 +44,7 @@ export function levelLines(error: ErrorJson): string[] {
   });
 }
 
-/** The cause's first, the command's own last: that is the order in which they help. */
+/** Returns the remedies in the order in which they help: the deepest cause's first, the command's own last. */
 function remediesOf(error: ErrorJson): string[] {
   const remedies = chainOf(error).flatMap(({ remedy }) => (remedy === undefined ? [] : [plain(remedy)]));
   return [...new Set(remedies.reverse())];
@@ -56,14 +56,14 @@ function chainOf(error: ErrorJson): CauseJson[] {
   return chain;
 }
 
-/** Without the message of the cause at its end, which gets a line to itself. */
+/** Returns the message without the cause's message at its end, because the cause gets a line of its own. */
 function ownText({ message, cause, name }: CauseJson): string {
-  const text = message === '' ? (name ?? 'no reason') : message;
+  const text = message === '' ? (name ?? 'no reason given') : message;
   const tail = cause === undefined || cause.message === '' ? null : `: ${cause.message}`;
   return tail !== null && text.endsWith(tail) && text.length > tail.length ? text.slice(0, -tail.length) : text;
 }
 
-/** Ours, or that of the system. */
+/** Returns the project's error code, or else the system's (ENOENT). */
 function codeOf({ code, details }: CauseJson): string | null {
   if (code !== undefined) return code;
   const { code: systemCode } = (details ?? {}) as { code?: unknown };

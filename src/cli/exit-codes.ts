@@ -1,11 +1,11 @@
-/** What our commands end with (DESIGN section 8). Scripts depend on them; tests match each. */
+/** The exit codes of the commands. Scripts depend on them; tests check each one. */
 import { DaemonUnreachable } from '../api/client.js';
 import { MigrationError } from '../domain/errors.js';
 import type { JobState } from '../domain/job.js';
 
 export const EXIT = {
   done: 0,
-  /** The VM runs where it was. */
+  /** The VM still runs on the source. */
   failed: 1,
   usage: 2,
   refused: 3,
@@ -32,7 +32,7 @@ export function exitCodeOf(error: unknown): ExitCode {
   }
 }
 
-/** For a job that has ended, or that the caller has left running. */
+/** The exit code for each state of a job that has ended, or that the user stopped watching. */
 const OF_JOB: { readonly [S in JobState]: ExitCode } = {
   queued: EXIT.done,
   running: EXIT.done,

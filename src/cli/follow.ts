@@ -1,6 +1,5 @@
 /**
- * Watching a job to its end. A daemon that restarts in between takes its jobs up again, so a lost connection is tried
- * again for a while.
+ * Watches a job until it ends. A restarted daemon resumes its jobs, so a lost connection is retried for a while.
  */
 
 import { type ApiClient, DaemonUnreachable } from '../api/client.js';
@@ -11,8 +10,8 @@ const RECONNECT_MS = 500;
 const RECONNECT_FOR_MS = 15_000;
 
 /**
- * The view of a job that has ended, or the last one seen when `signal` aborts. Throws DaemonUnreachable when the daemon
- * stays away.
+ * Returns the view of the ended job, or the last view seen if `signal` aborts. Throws DaemonUnreachable if the daemon
+ * does not come back.
  */
 export async function followJob(
   client: ApiClient,
@@ -45,7 +44,7 @@ export async function followJob(
   }
 }
 
-/** What a job that did not succeed means for its VM, as an error to print. */
+/** Returns the error to print for a job that did not succeed; it says what became of the VM. */
 export function jobError(job: JobView): MigrationError {
   return job.kind === 'fork' ? forkError(job) : migrationError(job);
 }
@@ -61,11 +60,11 @@ function migrationError(job: MigrationJobView): MigrationError {
         `${job.vm} belongs to ${job.target} and waits for memory from ${job.source}`,
         {
           ...context,
-          remedy: `when the cause is seen to: vmigrate --recover ${job.id}`,
+          remedy: `repair the cause, then: vmigrate --recover ${job.id}`,
         },
       );
     case 'lost':
-      return new MigrationError('VM_LOST', `${job.vm} can run nowhere any more`, context);
+      return new MigrationError('VM_LOST', `${job.vm} is lost: it cannot run on any host`, context);
     default:
       return new MigrationError(
         toMigrationError(cause).code,
@@ -79,24 +78,20 @@ function forkError(job: ForkJobView): MigrationError {
   const { cause, context } = causeOf(job);
   switch (job.state) {
     case 'cancelled':
-      return new MigrationError('CANCELLED', `the fork of ${job.vm} was cancelled: there is no clone`, context);
+      return new MigrationError('CANCELLED', `the fork of ${job.vm} was cancelled: no clone exists`, context);
     case 'needsRecovery':
-      return new MigrationError('NEEDS_RECOVERY', `the fork of ${job.vm} took place, and its image is not complete`, {
+      return new MigrationError('NEEDS_RECOVERY', `the fork of ${job.vm} is committed, but its image is not complete`, {
         ...context,
-        remedy: `when the cause is seen to: vfork --recover ${job.id}`,
+        remedy: `repair the cause, then: vfork --recover ${job.id}`,
       });
     case 'lost':
       return new MigrationError(
         'VM_LOST',
-        `the image of ${job.vm} can never be complete: its clones (${job.clones.length}) have been ended, ${job.vm} is not affected`,
+        `the image of ${job.vm} cannot be completed: its ${job.clones.length} clones ended; ${job.vm} is unaffected`,
         context,
       );
     default:
-      return new MigrationError(
-        toMigrationError(cause).code,
-        `the fork of ${job.vm} failed: there is no clone`,
-        context,
-      );
+      return new MigrationError(toMigrationError(cause).code, `the fork of ${job.vm} failed: no clone exists`, context);
   }
 }
 

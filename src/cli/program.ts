@@ -1,4 +1,4 @@
-/** What vmctl and vmigrate share: options, the way to the daemon, and how a command ends. */
+/** Shared by vmctl, vmigrate and vfork: common options, the connection to the daemon, and how a command ends. */
 import { Command, CommanderError } from 'commander';
 import { ApiClient, DEFAULT_HOST } from '../api/client.js';
 import { MigrationError } from '../domain/errors.js';
@@ -11,13 +11,13 @@ export interface CommonOptions {
   readonly json?: boolean;
 }
 
-/** Commander takes the program's own options (--host, --tls, --json) before and after a subcommand. */
+/** Creates a command. Its common options (--host, --tls, --json) may stand before or after a subcommand. */
 export function newProgram(name: string, description: string): Command {
   return new Command(name)
     .description(description)
-    .option('--host <url>', 'the daemon: unix:PATH or https://ADDRESS:PORT (or VMIGRATE_HOST)')
-    .option('--tls <dir>', 'certificate folder for https (or VMIGRATE_TLS)')
-    .option('--json', 'one JSON document on stdout, nothing else')
+    .option('--host <url>', 'address of the daemon: unix:PATH or https://ADDRESS:PORT (or set VMIGRATE_HOST)')
+    .option('--tls <dir>', 'certificate folder for https (or set VMIGRATE_TLS)')
+    .option('--json', 'print one JSON document on stdout and nothing else')
     .configureHelp({ showGlobalOptions: true })
     .exitOverride();
 }
@@ -29,10 +29,12 @@ export function client(options: CommonOptions): ApiClient {
   });
 }
 
-/** Runs the program to its exit code. `run` has stored the code of a command that ended otherwise than by an error. */
+/**
+ * Runs the program and sets the exit code. A command that ends without an error has stored its code in `outcome`.
+ */
 export async function main(program: Command, outcome: { code: ExitCode }): Promise<void> {
   const isJson = process.argv.includes('--json');
-  // A reader that went away (`| head`) is no error of ours.
+  // It is no error if the reader of stdout goes away (`| head`).
   process.stdout.on('error', () => process.exit(outcome.code));
   let code: ExitCode;
   try {
@@ -44,7 +46,7 @@ export async function main(program: Command, outcome: { code: ExitCode }): Promi
         ? usage(program.name(), isJson, error)
         : printError(program.name(), { isJson }, error);
   }
-  // Not process.exit: what is still in a pipe would be lost.
+  // process.exit would lose what is still in a pipe.
   process.exitCode = code;
 }
 

@@ -1,4 +1,4 @@
-/** As render.ts, for forks, images and waiting processes. */
+/** Formats forks, images and waiting processes for a person, as render.ts does for the rest. */
 
 import { MigrationError } from '../domain/errors.js';
 import type { ForkPlan, ForkReport, WarmSetView } from '../domain/fork.js';
@@ -13,19 +13,17 @@ const CLONES_SHOWN_MAX = 16;
 export function forkReportText(report: ForkReport): string {
   const { clones, failures, faults } = report;
   const lines: readonly (readonly [string, string])[] = [
-    // An image that is run stops nobody.
+    // Clones of an existing image stop no parent.
     ...(report.parentPauseMs === 0 ? [] : [['pause', `${milliseconds(report.parentPauseMs)} (parent)`] as const]),
     ['first', milliseconds(report.firstReadyMs)],
     ['last', milliseconds(report.lastReadyMs)],
     ['total', milliseconds(report.totalMs)],
-    [
-      'image',
-      `${report.image}: ${bytes(report.bytes.copied)} copied, ${bytes(report.bytes.zeroSkipped)} known to be zero, device state ${bytes(report.bytes.deviceState)}`,
-    ],
+    ['image', `${report.image}: ${imageBytesText(report.bytes)}`],
     ['faults', `${faults.parent} of the parent, ${faults.clones} of the clones`],
   ];
   const warmth = report.isWarm ? 'warm' : 'cold';
-  const head = `${report.parent}: ${clones.length} ${clones.length === 1 ? 'clone' : 'clones'}, ${bytes(report.memoryBytes)}, ${warmth}`;
+  const cloneCount = clones.length === 1 ? '1 clone' : `${clones.length} clones`;
+  const head = `${report.parent}: ${cloneCount}, ${bytes(report.memoryBytes)}, ${warmth}`;
   const shown = clones.slice(0, CLONES_SHOWN_MAX);
   const rows = shown.map((clone) => [
     clone.name,
@@ -44,10 +42,14 @@ export function forkReportText(report: ForkReport): string {
   ].join('');
 }
 
-/** Clones of a partial fork that did not come to be, or of a fork that failed because of them. */
+function imageBytesText({ copied, zeroSkipped, deviceState }: ForkReport['bytes']): string {
+  return `${bytes(copied)} copied, ${bytes(zeroSkipped)} known to be zero, device state ${bytes(deviceState)}`;
+}
+
+/** Lists the clones that could not be started, of a partial fork or of a fork that failed because of them. */
 export function failureText(failures: ForkReport['failures']): string {
   const shown = failures.slice(0, FAILURES_SHOWN_MAX).map(({ name, error }) => {
-    const why = MigrationError.from(error ?? new Error('no reason'), 'the agent').toJSON();
+    const why = MigrationError.from(error ?? new Error('no reason given'), 'the agent').toJSON();
     return `  ${plain(name)}: ${levelLines(why).join(': ')}\n`;
   });
   const more = failures.length > shown.length ? `  and ${failures.length - shown.length} more\n` : '';
@@ -56,7 +58,13 @@ export function failureText(failures: ForkReport['failures']): string {
 
 export function forkPlanText(plan: ForkPlan): string {
   const { request } = plan;
-  const head = `${plan.parent}: ${request.cloneCount} clones on ${plan.host}, ${bytes(plan.memoryBytes)}, memory ${request.memory}, network ${request.network}, disks ${request.disks}`;
+  const head = [
+    `${plan.parent}: ${request.cloneCount} clones on ${plan.host}`,
+    bytes(plan.memoryBytes),
+    `memory ${request.memory}`,
+    `network ${request.network}`,
+    `disks ${request.disks}`,
+  ].join(', ');
   const steps = plan.steps.map(
     (step, index) =>
       `  ${String(index + 1).padStart(2)}. ${step.isInPause ? '■' : ' '} ${plain(`${step.host}: ${step.text}`)}\n`,
@@ -103,10 +111,10 @@ export function poolTable(sets: readonly WarmSetView[]): string {
 export interface CloneEnd {
   readonly name: string;
   readonly index: number;
-  /** null: it said none. */
+  /** null: the clone reported none. */
   readonly exitCode: number | null;
   readonly reason: string;
-  /** The serial line's past, as a file. */
+  /** Path of the file with the clone's serial log. */
   readonly log: string | null;
 }
 
@@ -124,7 +132,7 @@ export function endTable(ends: readonly CloneEnd[]): string {
 
 export type DryRunAnswer = { readonly plan: ForkPlan | null; readonly refusals: readonly Refusal[] };
 
-/** One record, a line each member. */
+/** Formats a record, one line for each member. */
 export function recordText(record: object): string {
   const text = (value: unknown): string =>
     typeof value === 'string' ? value : value === null ? '-' : JSON.stringify(value);

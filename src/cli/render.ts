@@ -1,4 +1,4 @@
-/** What a person reads: tables, the progress line, the report. Pure text; where it goes is decided by terminal.ts. */
+/** Formats tables, the progress line and reports for a person. terminal.ts decides where the text goes. */
 
 import type { JobView } from '../domain/job.js';
 import type { MigrationPlan, MigrationReport } from '../domain/migration.js';
@@ -6,7 +6,7 @@ import type { Refusal } from '../domain/refusal.js';
 import type { VmView } from '../domain/vm.js';
 import type { HostView } from '../schemas/host.js';
 
-/** What the planner says of a transport that the user has named. */
+/** The planner's reason for a transport that the user has named. */
 const ASKED_FOR = 'asked for';
 const UNITS = ['B', 'KiB', 'MiB', 'GiB', 'TiB'] as const;
 
@@ -29,7 +29,10 @@ export function microseconds(us: number): string {
   return us >= 1000 ? milliseconds(us / 1000) : `${Math.round(us)} µs`;
 }
 
-/** Columns as wide as their widest cell, the last one as it comes. Control characters cannot get to the terminal. */
+/**
+ * Formats a table: each column is as wide as its widest cell, the last one is not padded. Control characters do not
+ * reach the terminal.
+ */
 export function table(head: readonly string[], rows: readonly (readonly string[])[]): string {
   const cells = [head, ...rows].map((row) => row.map(plain));
   const widths = head.map((_, column) => Math.max(...cells.map((row) => row[column]?.length ?? 0)));
@@ -41,13 +44,13 @@ export function table(head: readonly string[], rows: readonly (readonly string[]
     .join('');
 }
 
-/** Text of others (names, reasons) on one line, without what a terminal would obey. */
+/** Puts text that comes from elsewhere (names, reasons) on one line, without control characters. */
 export function plain(text: string): string {
   // oxlint-disable-next-line no-control-regex
   return text.replace(/[\u0000-\u001f\u007f-\u009f]+/g, ' ');
 }
 
-/** With the exit code of a guest that has ended, or is done. */
+/** Returns the state, with the guest's exit code if it has reported one or has ended. */
 function stateText({ state, exitCode, exit }: VmView): string {
   const code = exit?.exitCode ?? exitCode;
   return code === null ? state : `${state} (${code})`;
@@ -95,19 +98,19 @@ export function jobTable(jobs: readonly JobView[]): string {
       job.kind === 'fork' ? `${job.cloneCount} clones` : job.target,
       job.state,
       job.step ?? '-',
-      stoodStill(job),
+      stoppedTime(job),
       job.createdAt,
     ]),
   );
 }
 
-/** The VM's blackout, or the parent's pause. */
-function stoodStill(job: JobView): string {
+/** Returns the blackout of a migrated VM, or the pause of a fork's parent. */
+function stoppedTime(job: JobView): string {
   if (job.report === null) return '-';
   return milliseconds(job.kind === 'fork' ? job.report.parentPauseMs : job.report.blackoutMs);
 }
 
-/** One line while a job goes on: where it is, pages, rate, time left, faults. */
+/** Returns one line for a job under way: step, pages, rate, time left, page faults. */
 export function progressLine(job: JobView): string {
   const waitsFor = job.kind === 'fork' && job.waitsFor !== null ? `, waits for ${job.waitsFor}` : '';
   const head = `${job.vm}: ${job.state === 'recovering' ? 'recovering, ' : ''}${job.step ?? job.state}${waitsFor}`;
@@ -115,35 +118,44 @@ export function progressLine(job: JobView): string {
   if (progress === null || progress.pagesTotal === 0) return plain(head);
   const percent = Math.floor((100 * progress.pagesDone) / progress.pagesTotal);
   const left = progress.secondsLeft === null ? '' : `, ${Math.ceil(progress.secondsLeft)} s left`;
-  return plain(
-    `${head}  ${progress.pagesDone}/${progress.pagesTotal} pages ${percent} %, ${bytes(progress.bytesPerS)}/s${left}, ${progress.faultCount} faults`,
-  );
+  const pages = `${progress.pagesDone}/${progress.pagesTotal} pages ${percent} %`;
+  return plain(`${head}  ${pages}, ${bytes(progress.bytesPerS)}/s${left}, ${progress.faultCount} faults`);
 }
 
 export function reportText(report: MigrationReport): string {
   const { bytes: moved, faults } = report;
   const movedBytes = moved.push + moved.demand + moved.prefetch + moved.deviceState;
+  const kinds = [
+    `push ${bytes(moved.push)}`,
+    `demand ${bytes(moved.demand)}`,
+    `prefetch ${bytes(moved.prefetch)}`,
+    `device state ${bytes(moved.deviceState)}`,
+  ];
+  const latencies = [
+    `p50 ${microseconds(faults.p50Us)}`,
+    `p99 ${microseconds(faults.p99Us)}`,
+    `max ${microseconds(faults.maxUs)}`,
+  ];
   const lines: readonly (readonly [string, string])[] = [
     ['blackout', milliseconds(report.blackoutMs)],
     ['degraded', milliseconds(report.degradedMs)],
     ['total', milliseconds(report.totalMs)],
-    [
-      'faults',
-      `${faults.count}, p50 ${microseconds(faults.p50Us)}, p99 ${microseconds(faults.p99Us)}, max ${microseconds(faults.maxUs)}`,
-    ],
-    [
-      'moved',
-      `${bytes(movedBytes)} (push ${bytes(moved.push)}, demand ${bytes(moved.demand)}, prefetch ${bytes(moved.prefetch)}, device state ${bytes(moved.deviceState)}), ${bytes(moved.zeroSkipped)} known to be zero`,
-    ],
+    ['faults', `${faults.count}, ${latencies.join(', ')}`],
+    ['moved', `${bytes(movedBytes)} (${kinds.join(', ')}), ${bytes(moved.zeroSkipped)} known to be zero`],
     ['CPU', `source ${report.sourceCpuS.toFixed(2)} s, target ${report.targetCpuS.toFixed(2)} s`],
     ...(report.reconnects === 0 ? [] : [['reconnects', String(report.reconnects)] as const]),
   ];
-  const head = `${report.vm}: ${report.source} → ${report.target}, ${bytes(report.memoryBytes)}, ${over(report)}`;
+  const route = `${report.source} → ${report.target}`;
+  const head = `${report.vm}: ${route}, ${bytes(report.memoryBytes)}, ${modeAndTransport(report)}`;
   return `${plain(head)}\n${lines.map(([name, text]) => `  ${name.padEnd(10)} ${text}\n`).join('')}`;
 }
 
-/** The transport's reason only where there was something to decide. */
-function over({ mode, transport, transportReason }: Pick<MigrationReport, 'mode' | 'transport' | 'transportReason'>) {
+/** Names mode and transport, with the reason for the transport unless the user has chosen it. */
+function modeAndTransport({
+  mode,
+  transport,
+  transportReason,
+}: Pick<MigrationReport, 'mode' | 'transport' | 'transportReason'>) {
   const isToldWhy = transportReason !== '' && transportReason !== ASKED_FOR;
   return `${mode} over ${transport}${isToldWhy ? ` (${transportReason})` : ''}`;
 }
@@ -151,7 +163,7 @@ function over({ mode, transport, transportReason }: Pick<MigrationReport, 'mode'
 export function planText(plan: MigrationPlan): string {
   const { request } = plan;
   const { mode, transport } = request;
-  const how = over({ mode, transport, transportReason: plan.transportReason });
+  const how = modeAndTransport({ mode, transport, transportReason: plan.transportReason });
   const head = `${request.vm}: ${plan.source} → ${request.target}, ${bytes(plan.memoryBytes)}, ${how}`;
   const steps = plan.steps.map(
     (step, index) =>

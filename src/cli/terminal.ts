@@ -1,6 +1,6 @@
 /**
- * Where output goes: results to stdout, everything else to stderr; with --json one document on stdout and nothing
- * besides.
+ * Decides where output goes: results to stdout, everything else to stderr. With --json, stdout gets one document and
+ * nothing else.
  */
 
 import { MigrationError, toMigrationError } from '../domain/errors.js';
@@ -15,7 +15,7 @@ export interface Output {
   readonly isJson: boolean;
 }
 
-/** The command's result: the value itself as JSON, or a person's text made from it. */
+/** Prints the command's result: the value as JSON, or the text that `text` makes of it for a person. */
 export function print<T>(output: Output, value: T, text: (value: T) => string): void {
   process.stdout.write(output.isJson ? `${JSON.stringify(value, null, 2)}\n` : text(value));
 }
@@ -27,7 +27,7 @@ export function printError(program: string, output: Output, thrown: unknown): Ex
   return exitCodeOf(thrown);
 }
 
-/** A line that is written over; silent where nobody watches. */
+/** A status line that each update overwrites. It prints nothing if stderr is not a terminal. */
 export class ProgressLine {
   private readonly isShown: boolean;
   private width = 0;

@@ -1,10 +1,13 @@
-/** `--tcp` and its like: a flag for each transport. */
+/** The flags that choose a transport (`--tcp` and so on), one for each. */
 import { type Command, Option } from 'commander';
 import { TRANSPORTS, type Transport, type TransportChoice, transportRow } from '../domain/transport.js';
 
 export type TransportOptions = { readonly [T in Transport]?: boolean };
 
-/** `helpOf` says what the flag does; `native` is the flag of QEMU's own migration, which not every transport carries. */
+/**
+ * Adds a flag for each transport. `helpOf` returns the help text of a flag. `native` is the flag of QEMU's own
+ * migration, which not every transport carries.
+ */
 export function addTransportOptions(
   program: Command,
   helpOf: (transport: Transport) => string = (transport) => transportRow(transport).help,

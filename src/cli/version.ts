@@ -1,6 +1,6 @@
 import { readFileSync } from 'node:fs';
 
-/** From package.json, the one place where it is written down. The same from src/cli and from dist/cli. */
+/** Read from package.json, the only place that states it. The relative path is the same from src/cli and dist/cli. */
 export const VERSION: string = (
   JSON.parse(readFileSync(new URL('../../package.json', import.meta.url), 'utf8')) as { version: string }
 ).version;

@@ -21,7 +21,7 @@ import { type CommonOptions, client, integer, main, newProgram } from './program
 import { refusalText } from './render.js';
 import { type DryRunAnswer, endTable, forkPlanText, forkReportText } from './render-fork.js';
 import { print } from './terminal.js';
-/** `vfork --clones N VM`: flags → request → report; with --wait also what became of the clones. */
+/** `vfork --clones N VM`: flags → request → report; with --wait also how the clones ended. */
 import { addTransportOptions, type TransportOptions } from './transport-options.js';
 
 interface Options extends CommonOptions, TransportOptions {
@@ -45,7 +45,7 @@ interface Options extends CommonOptions, TransportOptions {
 
 const outcome: { code: ExitCode } = { code: EXIT.done };
 
-/** What several hosts will need; on one there is nothing to send. */
+/** Refuses the options for clones on several hosts; on one host no image has to be sent. */
 function refuseFanOut(options: Options): void {
   const { topology, fanout } = options;
   const flags: readonly (readonly [string, unknown])[] = [
@@ -55,8 +55,8 @@ function refuseFanOut(options: Options): void {
   ];
   for (const [flag, value] of flags) {
     if (value === undefined) continue;
-    throw new MigrationError('USAGE', `${flag} is not there yet: clones run on the host of the VM`, {
-      remedy: 'leave it out',
+    throw new MigrationError('USAGE', `${flag} is not implemented yet: clones run on the host of the VM`, {
+      remedy: `omit ${flag}`,
     });
   }
 }
@@ -64,12 +64,11 @@ function refuseFanOut(options: Options): void {
 function bodyOf(vm: string | undefined, options: Options): ForkBody {
   if ((vm === undefined) === (options.image === undefined))
     throw new MigrationError('USAGE', 'name a VM, or an image with --image: vfork --clones N VM');
-  if (options.clones === undefined) throw new MigrationError('USAGE', 'say how many: --clones N');
+  if (options.clones === undefined) throw new MigrationError('USAGE', 'give the number of clones: --clones N');
   refuseFanOut(options);
   if (options.wait === true && options.detach === true)
-    throw new MigrationError('USAGE', '--wait waits for the clones, --detach for nothing: choose one');
-  if (options.logs !== undefined && options.wait !== true)
-    throw new MigrationError('USAGE', '--logs collects what --wait has waited for: add --wait');
+    throw new MigrationError('USAGE', '--wait and --detach exclude each other');
+  if (options.logs !== undefined && options.wait !== true) throw new MigrationError('USAGE', '--logs needs --wait');
   return {
     vm: vm ?? null,
     image: options.image ?? null,
@@ -88,7 +87,7 @@ async function fork(vm: string | undefined, options: Options): Promise<void> {
   const output = { isJson: options.json === true };
   const api = client(options);
   if (options.recover !== undefined) {
-    if (vm !== undefined) throw new MigrationError('USAGE', '--recover takes a job and nothing else');
+    if (vm !== undefined) throw new MigrationError('USAGE', '--recover takes a job ID and nothing else');
     await follow(await api.post<JobView>(`/v1/jobs/${encodeURIComponent(options.recover)}/recover`), options);
     return;
   }
@@ -110,7 +109,7 @@ function follow(started: JobView, options: Options): Promise<void> {
   });
 }
 
-/** A partial fork that has started some clones has done what it was asked for. */
+/** Prints the report and the clones' ends. A partial fork that has started some clones counts as a success. */
 async function show(report: ForkReport, options: Options): Promise<void> {
   const output = { isJson: options.json === true };
   if (options.wait !== true) {
@@ -123,55 +122,64 @@ async function show(report: ForkReport, options: Options): Promise<void> {
   print(output, { ...report, ends }, () => endTable(ends));
 }
 
-const program = newProgram('vfork', 'Turns a running VM into copies that run on, and lets it run on itself.')
+const program = newProgram('vfork', 'Starts copies (clones) of a running VM, which itself keeps running.')
   .argument('[vm]')
-  .option('--clones <n>', 'how many', integer('--clones', 0))
-  .option('--image <id>', 'run an image that is there already (vmctl images), instead of a VM')
+  .option('--clones <n>', 'number of clones', integer('--clones', 0))
+  .option('--image <id>', 'start clones of an existing image (vmctl images) instead of a VM')
   .addOption(
-    new Option('--parent <what>', 'the VM runs on, or stays stopped and its memory is the image')
+    new Option(
+      '--parent <what>',
+      'continue: the VM keeps running; stop: it stays stopped and its memory becomes the image',
+    )
       .choices(PARENT_MODES)
       .default('continue'),
   )
   .addOption(
-    new Option('--memory <how>', 'cow: shared with the image until written; private: its own, so that it can migrate')
+    new Option(
+      '--memory <how>',
+      'cow: share the image’s memory until it is written; private: a memory file for each clone',
+    )
       .choices(CLONE_MEMORIES)
       .default('cow'),
   )
   .addOption(
     new Option(
       '--network <how>',
-      'fresh: NICs with MACs of their own; isolated: a network each; none: connected to nothing',
+      'fresh: NICs with new MACs; isolated: a network namespace for each clone; none: NICs without a network',
     )
       .choices(CLONE_NETWORKS)
       .default('fresh'),
   )
   .addOption(
-    new Option('--disks <how>', 'overlay: each writes to its own; scratch: writes are dropped at the end')
+    new Option(
+      '--disks <how>',
+      'overlay: each clone writes to its own overlay; scratch: writes are dropped when the clone ends',
+    )
       .choices(CLONE_DISKS)
       .default('overlay'),
   )
-  .option('--name <prefix>', 'clones are called PREFIX-0, PREFIX-1, … (default: the VM’s name and the image’s id)')
-  .option('--partial', 'some clones are enough: those that cannot be started are named')
-  .option('--wait', 'until all clones have ended; exit code 0 only if all of theirs are')
-  .option('--logs <dir>', 'with --wait: write each clone’s serial log there')
-  .option('--dry-run', 'show the plan, start nothing')
-  .option('--detach', 'start it and print its job')
-  .option('--recover <job>', 'go on with a fork whose image could not be completed')
-  .option('--hosts <list>', 'hosts for the clones (this host only, in this build)')
-  .addOption(new Option('--topology <file>', 'the network’s tree (not there yet)'))
+  .option('--name <prefix>', 'name the clones PREFIX-0, PREFIX-1, … (default: the VM’s name and the image’s ID)')
+  .option('--partial', 'succeed if some clones start, and list those that do not')
+  .option('--wait', 'wait until all clones have ended; exit code 0 only if theirs all are 0')
+  .option('--logs <dir>', 'with --wait: write the serial log of each clone to this folder')
+  .option('--dry-run', 'print the plan and start nothing')
+  .option('--detach', 'start the job, print its ID and return')
+  .option('--recover <job>', 'continue a fork whose image could not be completed')
+  .option('--hosts <list>', 'hosts for the clones (this build: this host only)')
+  .addOption(new Option('--topology <file>', 'tree of the network (not implemented yet)'))
   .addOption(
-    new Option('--fanout <how>', 'how the image gets to the hosts (not there yet)').choices([
+    new Option('--fanout <how>', 'how the image is sent to the hosts (not implemented yet)').choices([
       'auto',
       'unicast',
       'multicast',
     ]),
   );
 
-addTransportOptions(program, () => 'between hosts (not there yet)')
+addTransportOptions(program, () => 'transport between hosts (not implemented yet)')
   .addHelpText(
     'after',
-    '\nExit codes: 0 done, 1 failed: the VM runs and there is no clone (with --wait: a clone ended otherwise than by 0),\n' +
-      '2 usage, 3 refused by pre-flight, 4 the clones run and their image needs --recover, 5 no daemon.',
+    '\nExit codes: 0 done; 1 failed, the VM runs and no clone exists (with --wait also: a clone failed); 2 usage;\n' +
+      '3 refused by pre-flight; 4 the clones run but their image needs --recover; 5 daemon unreachable.',
   )
   .action(fork);
 

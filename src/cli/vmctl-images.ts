@@ -1,4 +1,4 @@
-/** `vmctl images`, `image …` and `pool …`: what forks leave behind, and what makes them fast. */
+/** `vmctl images`, `vmctl image …` and `vmctl pool …`: the images of forks, and the processes that wait for forks. */
 
 import { resolve } from 'node:path';
 import { type Command, Option } from 'commander';
@@ -25,7 +25,7 @@ const imagePath = (id: string, verb?: string): string =>
 
 export function addImages(program: Command): void {
   const output = (options: CommonOptions) => ({ isJson: options.json === true });
-  /** Options wherever they stood: the program's own are behind a subcommand's. */
+  /** Collects all options: commander keeps the program's own apart from those of a subcommand. */
   const act =
     <Options extends CommonOptions>(work: (args: string[], options: Options) => Promise<void>) =>
     (...all: unknown[]): Promise<void> => {
@@ -35,17 +35,17 @@ export function addImages(program: Command): void {
 
   program
     .command('images')
-    .description('the images on the host')
+    .description('list the images on the host')
     .action(
       act(async (_, options) => {
         print(output(options), await client(options).get<ImageView[]>('/v1/images'), imageTable);
       }),
     );
 
-  const image = program.command('image').description('one image: show, rm, save, load');
+  const image = program.command('image').description('show, remove, save or load an image');
   image
     .command('show <id>')
-    .description('one image')
+    .description('show one image')
     .action(
       act(async ([id = ''], options) => {
         print(output(options), await client(options).get<ImageView>(imagePath(id)), recordText);
@@ -57,12 +57,12 @@ export function addImages(program: Command): void {
     .action(
       act(async ([id = ''], options) => {
         const answer = await client(options).delete<{ id: string }>(imagePath(id));
-        print(output(options), answer, () => `image ${id} is removed\n`);
+        print(output(options), answer, () => `removed image ${id}\n`);
       }),
     );
   image
     .command('save <id> <file>')
-    .description('write it to a file on the host, memory and device state')
+    .description('write the image (memory and device state) to a file on the host')
     .action(
       act(async ([id = '', file = ''], options) => {
         const path = absolute(file);
@@ -72,7 +72,7 @@ export function addImages(program: Command): void {
     );
   image
     .command('load <file>')
-    .description('take in a file on the host that save has written')
+    .description('load an image from a file on the host that "save" has written')
     .action(
       act(async ([file = ''], options) => {
         const loaded = await client(options).post<ImageView>('/v1/images/load', { path: absolute(file) });
@@ -80,10 +80,10 @@ export function addImages(program: Command): void {
       }),
     );
 
-  const pool = program.command('pool').description('QEMU processes that wait for a fork: list, warm, drain');
+  const pool = program.command('pool').description('list, start or end the QEMU processes that wait for a fork');
   pool
     .command('list', { isDefault: true })
-    .description('the sets that wait')
+    .description('list the sets of waiting processes')
     .action(
       act(async (_, options) => {
         print(output(options), await client(options).get<WarmSetView[]>('/v1/pool'), poolTable);
@@ -91,8 +91,8 @@ export function addImages(program: Command): void {
     );
   pool
     .command('warm <vm>')
-    .description('make a set for a fork of the VM with the same options')
-    .option('--clones <n>', 'how many', integer('--clones', 1))
+    .description('start the processes for a fork of the VM with the same options')
+    .option('--clones <n>', 'number of clones', integer('--clones', 1))
     .addOption(new Option('--parent <what>', 'as of vfork').choices(PARENT_MODES).default('continue'))
     .addOption(new Option('--memory <how>', 'as of vfork').choices(CLONE_MEMORIES).default('cow'))
     .addOption(new Option('--network <how>', 'as of vfork').choices(CLONE_NETWORKS).default('fresh'))
@@ -100,7 +100,7 @@ export function addImages(program: Command): void {
     .option('--name <prefix>', 'as of vfork')
     .action(
       act<WarmOptions>(async ([vm = ''], options) => {
-        if (options.clones === undefined) throw new MigrationError('USAGE', 'say how many: --clones N');
+        if (options.clones === undefined) throw new MigrationError('USAGE', 'give the number of clones: --clones N');
         const body: WarmBody = {
           vm,
           cloneCount: options.clones,
@@ -115,16 +115,16 @@ export function addImages(program: Command): void {
     );
   pool
     .command('drain [vm]')
-    .description('end the processes that wait for the VM, or all')
+    .description('end the waiting processes of the VM, or of all VMs')
     .action(
       act(async ([vm], options) => {
         const answer = await client(options).post<{ endedCount: number }>('/v1/pool/drain', { vm: vm ?? null });
-        print(output(options), answer, ({ endedCount }) => `${endedCount} processes have ended\n`);
+        print(output(options), answer, ({ endedCount }) => `ended ${endedCount} processes\n`);
       }),
     );
 }
 
-/** The daemon does not stand in the caller's folder. */
+/** Makes the path absolute, because the daemon runs in another folder than the caller. */
 function absolute(file: string): string {
   return resolve(file);
 }

@@ -1,5 +1,5 @@
 #!/usr/bin/env node
-/** `vmctl`: everything about a host and its VMs but moving them. Flags → request → what came back. */
+/** `vmctl`: manages a host and its VMs, except for moving and forking them. Flags → request → answer. */
 import { createReadStream } from 'node:fs';
 import type { Command } from 'commander';
 import { MigrationError } from '../domain/errors.js';
@@ -19,9 +19,9 @@ import { addImages } from './vmctl-images.js';
 
 const SPEC_BYTES_MAX = 1024 * 1024;
 const outcome: { code: ExitCode } = { code: EXIT.done };
-const program = newProgram('vmctl', 'Looks after the VMs and jobs of a host.');
+const program = newProgram('vmctl', 'Manages the VMs, jobs and images of a host.');
 
-/** `action` gets the positional argument (if the command has one) and all options, wherever they stood. */
+/** Adds a command. `action` gets the positional argument (if the command has one) and all options. */
 function add(
   usage: string,
   description: string,
@@ -38,7 +38,7 @@ function add(
 const path = (kind: 'vms' | 'jobs' | 'images', name: string, verb?: string): string =>
   `/v1/${kind}/${encodeURIComponent(name)}${verb === undefined ? '' : `/${verb}`}`;
 
-add('doctor', 'what this host can and cannot do, and what to do about it', async (_, options) => {
+add('doctor', 'check what this host can do, and how to mend what it cannot', async (_, options) => {
   const checks = await client(options).get<DoctorCheck[]>('/v1/doctor');
   const remedies = (list: DoctorCheck[]) =>
     list.filter(({ remedy }) => remedy !== '').map(({ name, remedy }) => `  ${plain(name)} → ${plain(remedy)}\n`);
@@ -49,7 +49,7 @@ add('doctor', 'what this host can and cannot do, and what to do about it', async
   if (checks.some(({ status }) => status === 'fail')) outcome.code = EXIT.failed;
 });
 
-add('host', 'this host and its daemon', async (_, options) => {
+add('host', 'show this host and its daemon', async (_, options) => {
   const { inventory, ...daemon } = await client(options).get<DaemonView>('/v1/host');
   print(options, { ...daemon, inventory }, () => recordText({ ...daemon, ...inventory }));
 });
@@ -59,23 +59,23 @@ add('run <spec>', 'start a VM from a YAML or JSON file (- for stdin)', async (fi
   print(options, await client(options).postText<VmView>('/v1/vms', text), (vm) => vmTable([vm]));
 });
 
-add('ps', 'the VMs on the host', async (_, options) => {
+add('ps', 'list the VMs on the host', async (_, options) => {
   print(options, await client(options).get<VmView[]>('/v1/vms'), vmTable);
 });
 
-add('show <vm>', 'one VM', async (name, options) => {
+add('show <vm>', 'show one VM', async (name, options) => {
   const vm = await client(options).get<VmView>(path('vms', name));
   print(options, vm, recordText);
 });
 
-add('console <vm>', 'the VM’s serial line; Ctrl-] leaves it', async (name, options) => {
+add('console <vm>', 'connect to the VM’s serial line; leave with Ctrl-]', async (name, options) => {
   const { attachConsole } = await import('./console.js');
   await attachConsole(client(options), name);
 });
 
 for (const [verb, description] of [
   ['pause', 'stop the VM’s vCPUs'],
-  ['resume', 'let the VM’s vCPUs go on'],
+  ['resume', 'let the VM’s vCPUs run again'],
 ] as const)
   add(`${verb} <vm>`, description, async (name, options) => {
     print(options, await client(options).post<VmView>(path('vms', name, verb)), (vm) => vmTable([vm]));
@@ -93,26 +93,26 @@ add('stop [vm]', 'end a VM and free its memory', async (name, options, command) 
   print(
     options,
     await client(options).post<{ name: string }>(path('vms', name, 'stop'), { force }),
-    () => `${name} has ended\n`,
+    () => `stopped ${name}\n`,
   );
 })
-  .option('--force', 'at once, and even if a job holds it')
-  .option('--image <id>', 'all clones that run on the image, instead of one VM');
+  .option('--force', 'end it at once, even if it belongs to a job')
+  .option('--image <id>', 'end all clones that run on the image, instead of one VM');
 
 function stoppedText({ stopped, failures }: StoppedView): string {
-  const kept = failures.map(({ name, error }) => `  ${plain(name)} runs on: ${levelLines(error).join(': ')}\n`);
-  return `${stopped.length} clones have ended\n${kept.join('')}`;
+  const kept = failures.map(({ name, error }) => `  ${plain(name)} still runs: ${levelLines(error).join(': ')}\n`);
+  return `stopped ${stopped.length} clones\n${kept.join('')}`;
 }
 
-add('hosts', 'this host and the others it knows', async (_, options) => {
+add('hosts', 'list this host and the hosts it knows', async (_, options) => {
   print(options, await client(options).get<HostView[]>('/v1/hosts'), hostTable);
 });
 
-add('jobs', 'the migrations and forks that the host coordinates', async (_, options) => {
+add('jobs', 'list the migrations and forks that the host coordinates', async (_, options) => {
   print(options, await client(options).get<JobView[]>('/v1/jobs'), jobTable);
 });
 
-add('job <id>', 'one job', async (id, options, command) => {
+add('job <id>', 'show one job', async (id, options, command) => {
   const api = client(options);
   let job = await api.get<JobView>(path('jobs', id));
   if (command.opts<{ follow?: boolean }>().follow === true) {
@@ -122,9 +122,9 @@ add('job <id>', 'one job', async (id, options, command) => {
     outcome.code = exitCodeOfJob(job.state);
   }
   print(options, job, jobText);
-}).option('--follow', 'watch it to its end');
+}).option('--follow', 'watch the job until it ends');
 
-add('cancel <id>', 'undo a job that has not been committed', async (id, options) => {
+add('cancel <id>', 'cancel and undo a job that is not committed', async (id, options) => {
   print(options, await client(options).post<JobView>(path('jobs', id, 'cancel')), jobText);
 });
 
@@ -150,7 +150,7 @@ async function readSpec(file: string): Promise<string> {
     for await (const chunk of input as AsyncIterable<Buffer>) {
       bytes += chunk.length;
       if (bytes > SPEC_BYTES_MAX)
-        throw new MigrationError('SPEC_INVALID', `${file} is no VM spec: longer than ${SPEC_BYTES_MAX} bytes`);
+        throw new MigrationError('SPEC_INVALID', `${file} is not a VM spec: it is longer than ${SPEC_BYTES_MAX} bytes`);
       chunks.push(chunk);
     }
   } catch (cause) {

@@ -32,7 +32,7 @@ const outcome: { code: ExitCode } = { code: EXIT.done };
 function mode(options: Options): MigrationMode {
   if (options.precopy === true || options.hybrid === true) {
     const flag = options.precopy === true ? '--precopy' : '--hybrid';
-    throw new MigrationError('USAGE', `${flag} is not there yet`, {
+    throw new MigrationError('USAGE', `${flag} is not implemented yet`, {
       remedy: 'use --postcopy (the default), or --native for QEMU’s own pre-copy',
     });
   }
@@ -44,13 +44,13 @@ async function migrate(vm: string | undefined, host: string | undefined, options
   const output = { isJson: options.json === true };
   const api = client(options);
   if (options.recover !== undefined) {
-    if (vm !== undefined) throw new MigrationError('USAGE', '--recover takes a job and nothing else');
+    if (vm !== undefined) throw new MigrationError('USAGE', '--recover takes a job ID and nothing else');
     const job = await api.post<JobView>(`/v1/jobs/${encodeURIComponent(options.recover)}/recover`);
     await follow(job, options);
     return;
   }
   if (vm === undefined || host === undefined)
-    throw new MigrationError('USAGE', 'name a VM and a host: vmigrate VM HOST');
+    throw new MigrationError('USAGE', 'give a VM and a host: vmigrate VM HOST');
   const body: MigrationBody = {
     vm,
     target: host,
@@ -82,25 +82,32 @@ function follow(started: JobView, options: Options): Promise<void> {
 const program = newProgram('vmigrate', 'Moves a running VM to another host.')
   .argument('[vm]')
   .argument('[host]')
-  .option('--postcopy', 'switch over at once and fetch memory on demand (default); with --native: QEMU’s post-copy')
+  .option('--postcopy', 'switch over at once, then fetch memory on demand (default); with --native: QEMU’s post-copy')
   .addOption(
-    new Option('--precopy', 'copy first, switch over last (not there yet)').conflicts(['postcopy', 'hybrid', 'native']),
+    new Option('--precopy', 'copy memory first, then switch over (not implemented yet)').conflicts([
+      'postcopy',
+      'hybrid',
+      'native',
+    ]),
   )
   .addOption(
-    new Option('--hybrid', 'copy while it pays, then post-copy (not there yet)').conflicts(['postcopy', 'native']),
+    new Option('--hybrid', 'copy memory as long as that helps, then post-copy (not implemented yet)').conflicts([
+      'postcopy',
+      'native',
+    ]),
   )
   .option('--native', 'QEMU’s own migration: pre-copy, or post-copy with --postcopy');
 
 addTransportOptions(program)
-  .option('--bandwidth <mib_s>', 'limit for prefetch, MiB/s', integer('--bandwidth', 1))
-  .option('--max-downtime <ms>', 'downtime budget of pre-copy', integer('--max-downtime', 1))
-  .option('--dry-run', 'show the plan, start nothing')
-  .option('--detach', 'start it and print its job')
-  .option('--recover <job>', 'go on with a committed migration that gave up')
+  .option('--bandwidth <mib_s>', 'limit of the prefetch rate in MiB/s', integer('--bandwidth', 1))
+  .option('--max-downtime <ms>', 'longest downtime of pre-copy in ms', integer('--max-downtime', 1))
+  .option('--dry-run', 'print the plan and start nothing')
+  .option('--detach', 'start the job, print its ID and return')
+  .option('--recover <job>', 'continue a committed migration that has given up')
   .addHelpText(
     'after',
-    '\nExit codes: 0 done, 1 failed and the VM runs where it was, 2 usage, 3 refused by pre-flight,\n' +
-      '4 the VM is paused and needs --recover, 5 no daemon.',
+    '\nExit codes: 0 done; 1 failed, the VM still runs on the source; 2 usage; 3 refused by pre-flight;\n' +
+      '4 the VM is paused and needs --recover; 5 daemon unreachable.',
   )
   .action(migrate);
 

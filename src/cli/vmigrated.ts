@@ -1,9 +1,9 @@
 #!/usr/bin/env -S node --lite-mode --max-lazy --max-semi-space-size=1
 /**
- * The daemon's entry: flags → configuration → daemon, signals. Its own work is a few calls a second, so optimized code
- * is not worth its memory: the first line tells V8 so (83 MiB resident become 63, Node 20). Started as `node
- * vmigrated.js` it can still say the half of it that V8 takes at run time (66 MiB) before the parts are loaded;
- * `--lite-mode` at run time crashes it.
+ * The daemon's entry point: flags → configuration → daemon, and signals. The daemon does a few calls a second, so
+ * optimized code is not worth its memory. The first line tells V8 so, which lowers resident memory from 83 to 63 MiB
+ * (Node 20). If started as `node vmigrated.js`, the program sets the flags that V8 accepts at run time, before it loads
+ * the other parts (66 MiB). Setting `--lite-mode` at run time would crash it.
  */
 import { parseArgs } from 'node:util';
 import { setFlagsFromString } from 'node:v8';
@@ -12,9 +12,10 @@ import { MigrationError, toMigrationError } from '../domain/errors.js';
 
 const USAGE = `Usage: vmigrated --config FILE
        vmigrated --name A --api unix:PATH [--api https://IP:PORT] --data IP[:PORT] [--data rdma://IP[:PORT]]
-                 --state DIR [--ram-dir DIR] [--accel auto|kvm|tcg] [--peer B=https://IP:PORT]... [--tls DIR] [--log-level LEVEL] [--test-faults]
+                 --state DIR [--ram-dir DIR] [--accel auto|kvm|tcg] [--peer B=https://IP:PORT]... [--tls DIR]
+                 [--log-level LEVEL] [--test-faults]
 
-A flag wins over the file. --test-faults honours VMIGRATE_FAULT and is for tests only.
+A flag takes precedence over the file. --test-faults honours VMIGRATE_FAULT and is for tests only.
 `;
 const SMALL_AT_RUN_TIME = ['--no-opt', '--semi-space-growth-factor=1'];
 const EXIT_FAILED = 1;
@@ -46,9 +47,9 @@ function readFlags() {
 
 type Flags = ReturnType<typeof readFlags>;
 
-/** Only the flags that were given; what they hold is checked with the file's content. */
+/** Returns the flags that were given. Their values are checked later, together with those of the file. */
 function flagsAsConfig(flags: Flags): DaemonConfigInput {
-  const [data, rdmaAddress] = [false, true].map((isRdma) => only(flags.data, isRdma));
+  const [data, rdmaAddress] = [false, true].map((isRdma) => dataAddressOf(flags.data, isRdma));
   const pairs: readonly (readonly [keyof DaemonConfigInput, unknown])[] = [
     ['name', flags.name],
     ['api', flags.api],
@@ -65,10 +66,10 @@ function flagsAsConfig(flags: Flags): DaemonConfigInput {
   return Object.fromEntries(pairs.filter(([, value]) => value !== undefined));
 }
 
-/** Of the two kinds of data address one each. */
-function only(addresses: readonly string[] | undefined, isRdma: boolean): string | undefined {
+/** Returns the data address of one of the two kinds. Throws USAGE if there are several of that kind. */
+function dataAddressOf(addresses: readonly string[] | undefined, isRdma: boolean): string | undefined {
   const [first, second] = (addresses ?? []).filter((address) => address.startsWith('rdma://') === isRdma);
-  if (second !== undefined) throw new MigrationError('USAGE', `--data ${second}: there is one already, ${first ?? ''}`);
+  if (second !== undefined) throw new MigrationError('USAGE', `--data ${second}: ${first ?? ''} is given already`);
   return first;
 }
 
@@ -100,8 +101,8 @@ async function run(): Promise<void> {
   const { newLog, startDaemon } = await import('./daemon.js');
   const log = newLog(config);
   process.on('uncaughtException', (error) => {
-    // State is on the disk before anything is answered; going on with an unknown one would be worse than a restart.
-    log.fatal({ err: error }, 'a bug of ours');
+    // All answered state is on disk, so a restart is safe. Continuing with unknown state in memory is not.
+    log.fatal({ err: error }, 'uncaught exception: a bug in vmigrated');
     process.exit(EXIT_FAILED);
   });
   const daemon = await startDaemon(config, log);
@@ -109,11 +110,11 @@ async function run(): Promise<void> {
   const shutDown = (signal: NodeJS.Signals): void => {
     if (isClosing) return;
     isClosing = true;
-    log.info({ signal }, 'closing; the VMs stay');
+    log.info({ signal }, 'closing; the VMs keep running');
     daemon.close().then(
       () => process.exit(0),
       (error: unknown) => {
-        log.fatal({ err: error }, 'did not close');
+        log.fatal({ err: error }, 'closing failed');
         process.exit(EXIT_FAILED);
       },
     );

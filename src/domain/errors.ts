@@ -1,7 +1,7 @@
 /**
- * The project's errors. Tests and callers match `code`, never text. Whoever first knows an error decides its code and
- * logs it; outer layers add context by `cause`, and the chain of causes goes with the error to other hosts, into files
- * and over the API.
+ * The project's errors. Tests and callers match `code`, never text. The code that first detects an error chooses its
+ * code and logs it. Outer layers wrap it as `cause`. The chain of causes is kept in JSON: between hosts, in files and
+ * over the API.
  */
 export const ERROR_CODES = {
   // request
@@ -15,15 +15,15 @@ export const ERROR_CODES = {
   UNSUPPORTED: 'this build or this host cannot do it',
   // hosts and peers
   UNREACHABLE: 'the daemon or peer does not answer',
-  UNAUTHENTICATED: 'the peer shows no acceptable certificate or token',
-  PEER_PROTOCOL: 'the peer answered something that the protocol does not allow',
+  UNAUTHENTICATED: 'the peer presents no valid certificate or token',
+  PEER_PROTOCOL: "the peer's answer violates the protocol",
   TIMEOUT: 'a deadline passed',
   // resources
   NO_SPACE: 'a file system is full',
   OUT_OF_MEMORY: 'not enough memory',
-  NOT_PERMITTED: 'the kernel refuses this to the daemon',
-  REGION_CHANGED: 'a region file is not what it was',
-  CORRUPT: 'a file of ours does not hold what we wrote',
+  NOT_PERMITTED: 'the kernel or the daemon does not permit this',
+  REGION_CHANGED: 'a region file has been replaced or resized',
+  CORRUPT: 'a file does not hold what vmigrate wrote to it',
   // QEMU and native
   QEMU_FAILED: 'QEMU refused or failed a command',
   QEMU_GONE: 'the QEMU process has ended',
@@ -33,36 +33,39 @@ export const ERROR_CODES = {
   STEP_FAILED: 'a step of the job failed; the cause says how',
   OWNER_CHANGED: 'the VM belongs to another host or a newer epoch',
   NEEDS_RECOVERY: 'execution has moved, pages are missing and the peers cannot reach each other',
-  VM_LOST: 'the VM can run nowhere any more',
-  INTERNAL: 'a bug of ours',
+  VM_LOST: 'the VM cannot run on any host any more',
+  INTERNAL: 'a bug in vmigrate',
 } as const;
 
 export type ErrorCode = keyof typeof ERROR_CODES;
 
-/** Those that say that two hosts, or a client and a daemon, do not hear each other. */
+/** The codes of errors in which two hosts, or a client and a daemon, cannot reach each other. */
 export const NETWORK_CODES: ReadonlySet<ErrorCode> = new Set(['UNREACHABLE', 'TIMEOUT', 'DISCONNECTED']);
 
-/** Causes below an error, as JSON carries them; what lies deeper is cut. */
+/** How many levels of causes the JSON of an error holds; deeper ones are dropped. */
 export const CAUSES_MAX = 4;
-/** Of a message, a remedy or a name in JSON; a longer one is cut. */
+/** The longest message, remedy or name in JSON; longer ones are cut. */
 export const ERROR_TEXT_CHARS_MAX = 4096;
-/** As JSON. A cause's details are a few facts; longer ones are left out. */
+/** The longest details of a cause, as JSON; longer ones are dropped. */
 export const CAUSE_DETAILS_CHARS_MAX = 4096;
 
 export interface ErrorContext {
-  /** What to do about it, for a person. */
+  /** What a person can do about the error. */
   readonly remedy?: string;
-  /** Step of a job in which it happened. */
+  /** The job's step in which the error happened. */
   readonly step?: string;
   readonly session?: string;
-  /** Worth trying again unchanged. */
+  /** The same call may succeed if it is repeated. */
   readonly isRetryable?: boolean;
   readonly details?: unknown;
   readonly cause?: unknown;
 }
 
 export interface CauseJson {
-  /** Missing: not one of ours, and `name` is its class; `details` holds code, errno and syscall of a system's error. */
+  /**
+   * Absent for an error that is not a MigrationError. Then `name` is its class, and `details` holds code, errno and
+   * syscall of a system error.
+   */
   readonly code?: ErrorCode;
   readonly name?: string;
   readonly message: string;
@@ -101,23 +104,23 @@ export class MigrationError extends Error {
     return { ...ownJson(this), ...present('details', this.details), ...causeJson(this.cause, CAUSES_MAX) };
   }
 
-  /** From a peer's JSON: anything that is not one of our codes is a protocol error, not a new code. */
+  /** Decodes a peer's JSON. An unknown code becomes PEER_PROTOCOL, never a new code. */
   static fromJSON(json: unknown, where: string): MigrationError {
     const record = recordOf(json);
-    if (isOurs(record)) return ours(record, record.details, CAUSES_MAX);
-    const said = causeFrom(json, CAUSES_MAX);
-    return new MigrationError('PEER_PROTOCOL', `${where} answered with an error that is not one of ours`, {
-      cause: said,
+    if (isMigrationErrorJson(record)) return migrationErrorFrom(record, record.details, CAUSES_MAX);
+    const original = causeFrom(json, CAUSES_MAX);
+    return new MigrationError('PEER_PROTOCOL', `the error from ${where} does not have a known code`, {
+      cause: original,
     });
   }
 
-  /** What was thrown here, or what came from `where` as JSON. */
+  /** Converts a value that was thrown here, or the JSON of an error from `where`. */
   static from(error: unknown, where: string): MigrationError {
     return error instanceof Error ? toMigrationError(error) : MigrationError.fromJSON(error, where);
   }
 }
 
-/** Any thrown value as a MigrationError; what is not ours becomes INTERNAL with the original as cause. */
+/** Converts any thrown value to a MigrationError. Other errors get the code `fallback` and become its cause. */
 export function toMigrationError(thrown: unknown, fallback: ErrorCode = 'INTERNAL'): MigrationError {
   if (thrown instanceof MigrationError) return thrown;
   const message = thrown instanceof Error ? thrown.message : String(thrown);
@@ -125,7 +128,6 @@ export function toMigrationError(thrown: unknown, fallback: ErrorCode = 'INTERNA
 }
 
 // ---- into JSON
-// ---------------------------------------------------------------------------------------------------------------------
 
 function ownJson({ code, message, remedy, step, session, isRetryable }: MigrationError) {
   return {
@@ -142,7 +144,7 @@ function causeJson(cause: unknown, levels: number): { cause?: CauseJson } {
   if (levels === 0 || !(cause instanceof Error)) return {};
   const isOwn = cause instanceof MigrationError;
   const own = isOwn ? ownJson(cause) : { name: cut(cause.name), message: cut(cause.message) };
-  const details = fewDetails(isOwn ? cause.details : systemFacts(cause));
+  const details = boundedDetails(isOwn ? cause.details : systemFacts(cause));
   return { cause: { ...own, ...present('details', details), ...causeJson(cause.cause, levels - 1) } };
 }
 
@@ -154,8 +156,8 @@ function cut(text: string): string {
   return text.length <= ERROR_TEXT_CHARS_MAX ? text : `${text.slice(0, ERROR_TEXT_CHARS_MAX - 1)}…`;
 }
 
-/** undefined for what is too long, or no JSON. */
-function fewDetails(details: unknown): unknown {
+/** Returns the details, or undefined if they are too long or cannot be written as JSON. */
+function boundedDetails(details: unknown): unknown {
   try {
     const text = JSON.stringify(details) as string | undefined;
     return text !== undefined && text.length <= CAUSE_DETAILS_CHARS_MAX ? details : undefined;
@@ -164,7 +166,7 @@ function fewDetails(details: unknown): unknown {
   }
 }
 
-/** What Node says of a failed system call. */
+/** Returns the facts that Node attaches to the error of a failed system call. */
 function systemFacts(error: object): object | undefined {
   const { code, errno, syscall } = error as { code?: unknown; errno?: unknown; syscall?: unknown };
   const facts = {
@@ -176,7 +178,6 @@ function systemFacts(error: object): object | undefined {
 }
 
 // ---- from JSON, which may come from a newer, an older or a hostile peer
-// ---------------------------------------------------------------------------------------------------------------------
 
 type JsonRecord = Readonly<Record<string, unknown>>;
 
@@ -184,12 +185,16 @@ function recordOf(json: unknown): JsonRecord {
   return typeof json === 'object' && json !== null ? (json as JsonRecord) : {};
 }
 
-function isOurs(record: JsonRecord): record is JsonRecord & { code: ErrorCode; message: string } {
+function isMigrationErrorJson(record: JsonRecord): record is JsonRecord & { code: ErrorCode; message: string } {
   const { code, message } = record;
   return typeof code === 'string' && Object.hasOwn(ERROR_CODES, code) && typeof message === 'string';
 }
 
-function ours(record: JsonRecord & { code: ErrorCode; message: string }, details: unknown, levels: number) {
+function migrationErrorFrom(
+  record: JsonRecord & { code: ErrorCode; message: string },
+  details: unknown,
+  levels: number,
+) {
   const { code, message, remedy, step, session, isRetryable } = record;
   return new MigrationError(code, cut(message), {
     ...(typeof remedy === 'string' ? { remedy: cut(remedy) } : {}),
@@ -201,12 +206,12 @@ function ours(record: JsonRecord & { code: ErrorCode; message: string }, details
   });
 }
 
-/** What is no error is dropped; a code that we do not know stays as a name. */
+/** Decodes a cause. JSON that is not an error is dropped; an unknown code is kept as the error's name. */
 function causeFrom(json: unknown, levels: number): Error | undefined {
   const record = recordOf(json);
   const { code, name, message, details } = record;
   if (levels === 0 || typeof message !== 'string') return undefined;
-  if (isOurs(record)) return ours(record, fewDetails(details), levels - 1);
+  if (isMigrationErrorJson(record)) return migrationErrorFrom(record, boundedDetails(details), levels - 1);
   const cause = causeFrom(record.cause, levels - 1);
   const error = new Error(cut(message), cause === undefined ? undefined : { cause });
   const named = [name, code].find((word) => typeof word === 'string');

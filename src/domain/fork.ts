@@ -1,33 +1,33 @@
 /**
- * The words of cloning as types, beside domain.ts. A fork takes an image (an immutable memory snapshot with device
- * state and disks) of a VM and runs clones on it. Imports nothing but domain.ts; every layer may import it.
+ * The terms of forking as types. A fork takes an image of a VM (an immutable snapshot of memory, device state and
+ * disks) and runs clones on it. Imports only its neighbours in domain/; every layer may import it.
  */
 import type { PhaseTime } from './progress.js';
 
 /**
- * continue: the parent runs on, its pages are copied. stop: it stays stopped, and its memory files are the image,
- * without a copy.
+ * continue: the parent keeps running, and its pages are copied. stop: the parent stays stopped, and its memory files
+ * become the image without a copy.
  */
 export const PARENT_MODES = ['continue', 'stop'] as const;
 export type ParentMode = (typeof PARENT_MODES)[number];
 
 /**
- * cow: the image, mapped privately. private: a shared file of the clone's own, filled from the image, so that it is an
- * ordinary VM.
+ * cow: the clone maps the image copy-on-write. private: the clone has its own shared memory file, filled from the
+ * image, and so is an ordinary VM.
  */
 export const CLONE_MEMORIES = ['cow', 'private'] as const;
 export type CloneMemory = (typeof CLONE_MEMORIES)[number];
 
 /**
- * fresh: each NIC is replaced by one with a MAC of its own, on the parent's bridge. isolated: each clone has a network
- * namespace with such bridges, and keeps the parent's MAC. none: the NICs are there and connected to nothing.
+ * fresh: each NIC is replaced by one with a new MAC on the parent's bridge. isolated: each clone has its own network
+ * namespace with bridges of the same names, and keeps the parent's MAC. none: the NICs exist without a connection.
  */
 export const CLONE_NETWORKS = ['fresh', 'isolated', 'none'] as const;
 export type CloneNetwork = (typeof CLONE_NETWORKS)[number];
 
 /**
- * overlay: a qcow2 of its own on the parent's disks, removed with the clone. scratch: writes are dropped when the clone
- * ends.
+ * overlay: each clone has its own qcow2 overlay on the parent's disks, removed with the clone. scratch: writes are
+ * dropped when the clone ends.
  */
 export const CLONE_DISKS = ['overlay', 'scratch'] as const;
 export type CloneDisks = (typeof CLONE_DISKS)[number];
@@ -35,26 +35,22 @@ export type CloneDisks = (typeof CLONE_DISKS)[number];
 export const CLONES_MAX = 1024;
 
 export interface ForkRequest {
-  /** The VM to fork; null: `image` is run as it is. */
+  /** The VM to fork. null: the clones run on `image`. */
   readonly vm: string | null;
-  /** An image that is there already; null: one is taken of `vm`. */
+  /** An existing image. null: the fork takes an image of `vm`. */
   readonly image: string | null;
   readonly cloneCount: number;
-  /** Clones are called PREFIX-0 and so on. null: the parent's name with the image's id. */
+  /** The clones are named PREFIX-0 and so on. null: the prefix is the parent's name with the image's id. */
   readonly namePrefix: string | null;
   readonly parentMode: ParentMode;
   readonly memory: CloneMemory;
   readonly network: CloneNetwork;
   readonly disks: CloneDisks;
-  /** false: all clones or none. true: those that can be started, and a list of the others. */
+  /** false: all clones or none. true: some clones suffice, and the report lists those that failed. */
   readonly isPartialAllowed: boolean;
 }
 
-/**
- * What makes two clones startable by the same waiting QEMU processes: everything that stands on their command lines. A
- * set of waiting processes (src/agent/fork/pool.ts) is kept for one shape, clone count included, because each process
- * knows its index and the count from its start.
- */
+/** What distinguishes a clone from its parent and from the other clones. It is set when the clone's QEMU starts. */
 export interface CloneIdentity {
   /** 0 .. cloneCount - 1 */
   readonly index: number;
@@ -62,7 +58,7 @@ export interface CloneIdentity {
   readonly name: string;
   readonly uuid: string;
   readonly vmGenerationId: string;
-  /** By NIC id: the MAC that the clone has once it runs. */
+  /** MACs of the running clone, by NIC id. */
   readonly macs: Readonly<Record<string, string>>;
 }
 
@@ -83,7 +79,7 @@ export interface ForkStep {
   readonly host: string;
   /** One line for --dry-run. */
   readonly text: string;
-  /** The parent stands still in it. */
+  /** The parent is stopped during this step. */
   readonly isInPause: boolean;
   readonly timeoutMs: number;
 }
@@ -99,9 +95,9 @@ export interface ForkPlan {
 
 export interface CloneReport extends CloneIdentity {
   readonly host: string;
-  /** First MAC, or null without a NIC. */
+  /** MAC of the first NIC; null if there is no NIC. */
   readonly mac: string | null;
-  /** From the request until its QEMU has resumed. */
+  /** Time from the request until the clone's QEMU has resumed. */
   readonly readyMs: number;
 }
 
@@ -115,9 +111,9 @@ export interface ForkReport {
   readonly job: string;
   readonly image: string;
   readonly parent: string;
-  /** The parent's vCPUs stood still, by QEMU's STOP and RESUME events; 0 where an image that was there is run. */
+  /** How long the parent's vCPUs were stopped, by QEMU's STOP and RESUME events. 0 for a fork of an existing image. */
   readonly parentPauseMs: number;
-  /** The clones' QEMU processes were waiting already. */
+  /** The clones' QEMU processes had been started before the fork. */
   readonly isWarm: boolean;
   readonly totalMs: number;
   readonly firstReadyMs: number;
@@ -129,14 +125,14 @@ export interface ForkReport {
     readonly copied: number;
     readonly zeroSkipped: number;
     readonly deviceState: number;
-    /** By host: image bytes that arrived there; on the parent's own host those copied. */
+    /** Image bytes that arrived at each host; on the parent's host, the bytes copied. */
     readonly perHost: Readonly<Record<string, number>>;
     readonly rootEgress: number;
     readonly multicast: number;
     readonly repair: number;
   };
   readonly faults: {
-    /** Writes of the parent that had to wait until a page was copied. */
+    /** Writes of the parent that waited until a page was copied. */
     readonly parent: number;
     readonly clones: number;
   };
@@ -146,8 +142,8 @@ export interface ForkReport {
 // ---- waiting processes
 
 /**
- * Asks for a set of waiting processes, made before the fork that will use it: what `ForkRequest` says of the clones'
- * command lines.
+ * Requests a set of waiting processes before the fork that will use it. It holds the part of `ForkRequest` that
+ * determines the clones' command lines.
  */
 export type WarmRequest = Pick<
   ForkRequest,
@@ -156,9 +152,12 @@ export type WarmRequest = Pick<
   readonly vm: string;
 };
 
-/** One set, for one shape: a fork takes all of it or none. */
+/**
+ * A set of waiting processes (src/agent/fork/pool.ts). A fork takes all of a set or nothing, and only if the request
+ * matches: each process knows its command line, including its index and the clone count, from its start.
+ */
 export interface WarmSetView {
-  /** Of the empty image that it waits for. */
+  /** Id of the empty image that the processes wait for. */
   readonly image: string;
   readonly vm: string;
   readonly cloneCount: number;
@@ -167,6 +166,6 @@ export interface WarmSetView {
   readonly network: CloneNetwork;
   readonly disks: CloneDisks;
   readonly state: 'starting' | 'ready';
-  /** Processes that wait by now. */
+  /** Number of processes that are ready. */
   readonly readyCount: number;
 }

@@ -4,7 +4,7 @@ import type { Accel, VmSpec, VmState } from './vm.js';
 
 export interface HostInventory {
   readonly host: string;
-  /** Boot id + machine id: two daemons with the same one can use shm. */
+  /** Boot id and machine id. Two daemons with the same value can use shm. */
   readonly machineId: string;
   readonly protocolVersion: number;
   readonly qemuVersion: string | null;
@@ -26,7 +26,7 @@ export interface HostInventory {
   readonly clockMs: number;
 }
 
-/** What the source says of the VM that is to move. */
+/** What the source reports about the VM that is to move. */
 export interface VmInventory {
   readonly spec: VmSpec;
   readonly state: VmState;
@@ -37,34 +37,31 @@ export interface VmInventory {
   readonly accel: Accel;
   readonly isRamShared: boolean;
   readonly isRamNamedFile: boolean;
-  /** From query-migrate (blocked-reasons) and the device list. */
+  /** Reasons against a migration, from query-migrate (blocked-reasons) and the device list. */
   readonly migrationBlockers: readonly string[];
-  /** How much of its memory files has pages behind it. */
+  /** How much of the VM's memory files is allocated. */
   readonly ramAllocatedBytes: number;
-  /**
-   * Devices by which the guest gives memory back while it runs: behind the back of an RDMA device that has it
-   * registered.
-   */
+  /** Devices through which the guest can free memory while it runs, which an RDMA device does not notice. */
   readonly discardingDevices: readonly string[];
-  /** null for any VM but a clone that runs on an image. */
+  /** The image that a clone runs on; null for any other VM. */
   readonly image: ImageUse | null;
-  /** What a clone still lacks of an identity of its own; null for a VM that has one. */
+  /** Which part of its own identity a clone still lacks; null for a VM that has all of it. */
   readonly identityIssue: string | null;
-  /** Ids of disks whose files end with the VM on this host. */
+  /** Ids of disks whose files are deleted when the VM ends on this host. */
   readonly fleetingDisks: readonly string[];
   /** What the guest has written to its exit port so far. */
   readonly exitCode: number | null;
 }
 
-/** A clone's memory: an image's files, and in its process what it has written. */
+/** A clone's use of an image: pages that it has not written are in the image's files, the others in its process. */
 export interface ImageUse {
   readonly id: string;
   readonly isComplete: boolean;
-  /** At most so much has it written; there may be some of QEMU's own in it. */
+  /** Upper bound of the bytes that the clone has written; some of QEMU's own memory may be included. */
   readonly ownBytes: number;
 }
 
-/** The target's answers to questions that only it can check for this very VM. */
+/** Checks for this VM that only the target can make. */
 export interface TargetChecks {
   readonly disks: readonly {
     readonly path: string;
@@ -73,32 +70,32 @@ export interface TargetChecks {
     readonly reason?: string;
   }[];
   readonly files: readonly { readonly path: string; readonly isReadable: boolean }[];
-  /** Whether the source answers at the RDMA address that it gives; null: it was not asked for. */
+  /** Whether the target reaches the source at the source's RDMA address. null: not checked. */
   readonly rdma: { readonly isReached: boolean; readonly reason?: string } | null;
 }
 
-/** What pre-flight asks about a fork. */
+/** The facts that the pre-flight of a fork needs. */
 export interface ForkInventory {
-  /** The parent, or the VM that the image was taken of. */
+  /** The parent, or the VM of which the image was taken. */
   readonly vm: VmInventory;
   /** The image of the request, if it names one. */
   readonly image: ImageView | null;
-  /** Devices whose writes escape write-protection, each with why. */
+  /** Devices whose writes bypass write protection, each with the reason. */
   readonly escapingDevices: readonly string[];
   readonly isWriteProtectSupported: boolean;
   readonly hasPreload: boolean;
   /** Pages of the VM are still arriving, or its image is still filling. */
   readonly isFilling: boolean;
-  /** Disks that no snapshot can be taken of, each with why. */
+  /** Disks that do not support snapshots, each with the reason. */
   readonly diskBlockers: readonly string[];
-  /** Free for images, after the host's budget. */
+  /** What is left of the host's budget for images. */
   readonly imageBytesFree: number;
   readonly memoryAvailableBytes: number;
-  /** What an image of this VM would take, and each clone at its start. */
+  /** Memory that an image of this VM takes, and memory that each clone takes at its start. */
   readonly imageBytesNeeded: number;
   readonly cloneBytesNeeded: number;
-  /** Waiting processes that fit the request. */
+  /** Number of waiting processes that fit the request. */
   readonly warmCloneCount: number;
-  /** Of the names that the clones would have. */
+  /** Those names of the requested clones that VMs on this host already have. */
   readonly namesTaken: readonly string[];
 }

@@ -1,12 +1,12 @@
-/** Jobs as they are shown, of both kinds. Imports nothing but its neighbours; every layer may import it. */
+/** Views of jobs of both kinds. Imports only its neighbours in domain/; every layer may import it. */
 import type { ForkReport, ForkStepName } from './fork.js';
 import type { MigrationReport, StepName } from './migration.js';
 import type { MigrationProgress } from './progress.js';
 
 /**
- * running: going on · recovering: committed, something is unreachable, being retried · done · failed: the VM runs where
- * it was · needsRecovery: committed, retries have ended, `vmigrate --recover JOB` goes on · lost: committed, and the
- * VM's memory is gone
+ * running: under way · recovering: committed, something is unreachable and is retried · done · failed: the VM runs on
+ * the source · needsRecovery: committed, retries have ended, `vmigrate --recover JOB` continues the job · lost:
+ * committed, and the VM's memory is lost
  */
 export const JOB_STATES = [
   'queued',
@@ -20,14 +20,14 @@ export const JOB_STATES = [
 ] as const;
 export type JobState = (typeof JOB_STATES)[number];
 
-/** The job can never go on again; a job that needs recovery has ended too, and can. */
+/** States of jobs that cannot continue. A job that needs recovery has also ended, but can continue. */
 const FINAL: ReadonlySet<JobState> = new Set(['done', 'failed', 'cancelled', 'lost']);
 
 export function isFinal(state: JobState): boolean {
   return FINAL.has(state);
 }
 
-/** Nobody works on the job now. */
+/** True if the job is not being worked on. */
 export function isEnded(state: JobState): boolean {
   return isFinal(state) || state === 'needsRecovery';
 }
@@ -35,14 +35,15 @@ export function isEnded(state: JobState): boolean {
 interface AnyJobView {
   readonly id: string;
   /**
-   * The VM that the job holds; of a fork without a parent the one that its image was taken of, which it does not hold.
+   * The VM that the job holds. For a fork of an existing image: the VM of which the image was taken, which the job does
+   * not hold.
    */
   readonly vm: string;
-  /** The host that the VM is on when the job begins. */
+  /** The host on which the VM runs when the job begins. */
   readonly source: string;
   readonly state: JobState;
   readonly isCommitted: boolean;
-  /** Of the pages that move, or that are copied into the image. */
+  /** Progress of the pages that are moved, or copied into the image. */
   readonly progress: MigrationProgress | null;
   readonly error: unknown;
   readonly createdAt: string;
@@ -58,12 +59,12 @@ export interface MigrationJobView extends AnyJobView {
 
 export interface ForkJobView extends AnyJobView {
   readonly kind: 'fork';
-  /** null until the clones are prepared. */
+  /** The image's id; null until the clones are prepared. */
   readonly image: string | null;
   readonly cloneCount: number;
-  /** The fork of the same VM that must have ended before this one begins; `progress` is that one's meanwhile. */
+  /** The fork of the same VM that must end before this one begins. Until then `progress` is that fork's. */
   readonly waitsFor: string | null;
-  /** Names of those that run; from the commit on they are VMs of their own. */
+  /** Names of the clones that run. After the commit they are VMs of their own. */
   readonly clones: readonly string[];
   readonly step: ForkStepName | null;
   readonly report: ForkReport | null;

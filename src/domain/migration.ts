@@ -1,6 +1,6 @@
 /**
- * The words of the project as types. Imports nothing; every layer may import it. Amounts carry their unit in the name;
- * bytes that may exceed 2^53 do not occur (a VM of 8 PiB is refused by the spec).
+ * The terms of migration as types. Imports only its neighbours in domain/; every layer may import it. Names of amounts
+ * end with their unit. Numbers of bytes stay below 2^53, because the spec refuses a VM of more than 16 TiB.
  */
 import type { PhaseTime } from './progress.js';
 import type { Transport, TransportChoice } from './transport.js';
@@ -9,7 +9,7 @@ export const MIGRATION_MODES = ['postcopy', 'native-precopy', 'native-postcopy']
 export type MigrationMode = (typeof MIGRATION_MODES)[number];
 
 export interface ModeTraits {
-  /** Who moves guest memory: our pager, or the back end by itself (QEMU's own migration). */
+  /** What moves guest memory: vmigrate's pager, or the back end itself (QEMU's own migration). */
   readonly mover: 'pager' | 'backend';
   /** Memory crosses in rounds before the switchover. */
   readonly pushes: boolean;
@@ -17,7 +17,7 @@ export interface ModeTraits {
   readonly fetches: boolean;
 }
 
-/** What is asked of a mode is asked here, never by its name. */
+/** The properties of each mode. Code asks for a property, never for a mode by name. */
 export const MODE_TRAITS: Readonly<Record<MigrationMode, ModeTraits>> = {
   postcopy: { mover: 'pager', pushes: false, fetches: true },
   'native-precopy': { mover: 'backend', pushes: true, fetches: false },
@@ -33,12 +33,12 @@ export interface MigrationRequest {
   readonly downtimeMsMax: number;
 }
 
-/** What a user asks for. The planner makes a request of it: `auto` is rdma where both hosts have it, else tcp. */
+/** A user's order. The planner turns it into a request: `auto` becomes rdma if both hosts have it, else tcp. */
 export type MigrationOrder = Omit<MigrationRequest, 'transport'> & { readonly transport: TransportChoice };
 
 /**
- * One step of a migration. The engine has exactly one executor (and one undo) for each name; a new name without one
- * does not compile.
+ * The steps of migrations. The engine has exactly one executor (and one undo) for each name; a new name without an
+ * executor does not compile.
  */
 export const MIGRATION_STEPS = [
   'reserve',
@@ -58,18 +58,18 @@ export type StepName = (typeof MIGRATION_STEPS)[number];
 
 export interface PlanStep {
   readonly name: StepName;
-  /** Where it acts. */
+  /** The host on which the step acts. */
   readonly host: string;
   /** One line for --dry-run. */
   readonly text: string;
-  /** Source stops in it or has stopped before it: it counts to the blackout. */
+  /** The VM is stopped during this step, or stops in it, so the step counts towards the blackout. */
   readonly isInBlackout: boolean;
   readonly timeoutMs: number;
 }
 
 export interface MigrationPlan {
   readonly request: MigrationRequest;
-  /** Why it is this transport, for a person. */
+  /** Why this transport was chosen, for a person. */
   readonly transportReason: string;
   readonly source: string;
   readonly memoryBytes: number;
@@ -87,16 +87,16 @@ export interface MigrationReport {
   readonly target: string;
   readonly memoryBytes: number;
   /**
-   * No vCPU ran: from just before the stop was sent to QEMU until the target's resume was acknowledged, by the
-   * coordinator's clock.
+   * Time in which no vCPU ran: from just before the stop was sent to QEMU until the target acknowledged the resume, by
+   * the coordinator's clock.
    */
   readonly blackoutMs: number;
   /**
-   * From QEMU's STOP event to QEMU's RESUME event, by the hosts' wall clocks: exact where these agree (one machine,
-   * PTP).
+   * Time from QEMU's STOP event to QEMU's RESUME event by the hosts' wall clocks. It is exact if the clocks agree (one
+   * machine, or PTP).
    */
   readonly blackoutByEventsMs: number;
-  /** From resume until the last 10 ms window in which vCPUs waited for pages more than a tenth of the time. */
+  /** Time from resume until the last 10 ms window in which vCPUs waited for pages more than a tenth of the time. */
   readonly degradedMs: number;
   readonly totalMs: number;
   readonly rounds: number;
@@ -104,7 +104,7 @@ export interface MigrationReport {
     readonly push: number;
     readonly demand: number;
     readonly prefetch: number;
-    /** Bytes of pages known to be zero, never fetched. */
+    /** Bytes of pages known to be zero, which are never fetched. */
     readonly zeroSkipped: number;
     readonly deviceState: number;
   };

@@ -27,7 +27,7 @@ export type MigrationRefusalCode =
   | 'DISK_NOT_MOVABLE'
   | 'PROTOCOL_VERSION';
 
-/** Those that only a fork can meet; it may also be refused for some of the others. */
+/** Codes that only forks use. A fork may also be refused with some of the codes of migrations. */
 export type ForkRefusalCode =
   | 'CLONE_COUNT'
   | 'CLONE_MEMORY'

@@ -1,4 +1,4 @@
-/** The words of transports. Their properties are columns of src/transports/table.ts. */
+/** The terms of transports as types. Their properties are columns of src/transports/table.ts. */
 import { TRANSPORT_TABLE, type TransportRow } from '../transports/table.js';
 
 export type Transport = keyof typeof TRANSPORT_TABLE;
@@ -14,10 +14,10 @@ export type TransportChoice = (typeof TRANSPORT_CHOICES)[number];
 export interface RdmaPort {
   readonly number: number;
   readonly isActive: boolean;
-  /** As a person reads it. */
+  /** Text for a person. */
   readonly state: string;
   readonly linkLayer: string;
-  /** Of the path; 0: the device does not say. */
+  /** MTU of the path; 0 if the device does not report it. */
   readonly mtuBytes: number;
   readonly gids: readonly string[];
   /** IP addresses of this host that lead to the port. */
@@ -31,18 +31,18 @@ export interface RdmaDevice {
 }
 
 export interface RdmaInventory {
-  /** Why this host cannot use RDMA now, and what to do about it; null: it can, at `address` and `port`. */
+  /** Why this host cannot use RDMA now, and the remedy. null: it can, at `address` and `port`. */
   readonly problem: { readonly reason: string; readonly remedy: string } | null;
   readonly devices: readonly RdmaDevice[];
   readonly address: string | null;
   readonly port: number | null;
-  /** What the daemon may still lock into memory; null: as much as there is. */
+  /** How much more memory the daemon may lock; null if there is no limit. */
   readonly lockableBytes: number | null;
-  /** What its memory cgroup still takes; null: there is no limit. */
+  /** Free memory in the daemon's cgroup; null if there is no limit. */
   readonly cgroupFreeBytes: number | null;
 }
 
-/** Where a host's memory can be read by RDMA. */
+/** The address at which a host's memory can be read by RDMA. */
 export interface RdmaPlace {
   readonly host: string;
   readonly port: number;

@@ -2,7 +2,7 @@ export const DISK_FORMATS = ['raw', 'qcow2'] as const;
 export type DiskFormat = (typeof DISK_FORMATS)[number];
 export const NIC_TYPES = ['tap', 'isolated', 'unplugged', 'none'] as const;
 export type NicType = (typeof NIC_TYPES)[number];
-/** How QEMU runs the vCPUs. `auto` is kvm where the processor has vmx or svm. */
+/** How QEMU runs the vCPUs. `auto` means kvm if the processor has vmx or svm. */
 export const ACCELS = ['kvm', 'tcg'] as const;
 export type Accel = (typeof ACCELS)[number];
 export const ACCEL_CHOICES = ['auto', ...ACCELS] as const;
@@ -20,18 +20,18 @@ export interface DiskSpec {
 export interface NicSpec {
   readonly id: string;
   /**
-   * tap: a tap device on `bridge` · isolated: a tap on a bridge of that name in a network namespace of the VM's own ·
-   * unplugged: a tap that joins no bridge, for a clone whose NIC had a tap when its state was saved (what virtio-net
-   * offers depends on it) · none: no tap at all
+   * tap: a tap device on `bridge` · isolated: a tap on a bridge of that name in the VM's own network namespace ·
+   * unplugged: a tap without a bridge, for a clone whose NIC had a tap when its state was saved (the features that
+   * virtio-net offers depend on the tap) · none: no tap
    */
   readonly type: NicType;
-  /** Of tap and isolated. */
+  /** Set for tap and isolated. */
   readonly bridge?: string;
   readonly mac: string;
   readonly model: string;
 }
 
-/** Which of the clones of one fork a VM is. */
+/** Identifies a VM as one of the clones of a fork. */
 export interface CloneMark {
   readonly fork: string;
   /** 0 .. cloneCount - 1 */
@@ -45,8 +45,8 @@ export interface MemoryRegionSpec {
 }
 
 /**
- * A VM as its user described it, defaults filled in. `src/schemas/vm-spec.ts` parses it; docs and schema come from
- * there.
+ * A user's description of a VM, with defaults filled in. `src/schemas/vm-spec.ts` parses it, and generates its schema
+ * and documentation.
  */
 export interface VmSpec {
   readonly name: string;
@@ -59,11 +59,11 @@ export interface VmSpec {
   readonly memory: {
     readonly sizeBytes: number;
     readonly pageBytes: number;
-    /** One backend a NUMA node; their lengths sum up to sizeBytes. */
+    /** One memory backend for each NUMA node; the lengths add up to sizeBytes. */
     readonly regions: readonly MemoryRegionSpec[];
     /**
-     * shared: named file, moved by us. private: QEMU's own anonymous memory, moved by --native only. image: a clone's,
-     * the files of an image mapped copy-on-write; no user may ask for it.
+     * shared: a named file, moved by vmigrate. private: QEMU's anonymous memory, moved by --native only. image: files
+     * of an image mapped copy-on-write, used by clones only; a user's spec cannot ask for it.
      */
     readonly backing: MemoryBacking;
   };
@@ -73,43 +73,44 @@ export interface VmSpec {
   readonly disks: readonly DiskSpec[];
   readonly nics: readonly NicSpec[];
   readonly hasSerial: boolean;
-  /** A port for Debian's qemu-guest-agent, or another that speaks its protocol. */
+  /** The VM has a port for qemu-guest-agent, or for another agent that speaks its protocol. */
   readonly hasGuestAgent?: boolean;
   /**
-   * Program in the guest that its agent runs in a new clone, with index, count, name and fork; without it the agent
-   * sets the host name.
+   * Program in the guest that the guest agent runs in a new clone, with index, count, name and fork as arguments.
+   * Without it the agent sets the host name.
    */
   readonly guestAgentHook?: string;
   /**
-   * Guid that the vmgenid device shows; another for every VM, kept when it moves. Absent: the VM was started before it
-   * had the devices that tell it who it is (src/backends/qemu/identity-devices.ts), and has none of them.
+   * GUID of the vmgenid device: different for every VM, unchanged when a VM moves. Absent: the VM was started by a
+   * build without identity devices (src/backends/qemu/identity-devices.ts), and so has none of them.
    */
   readonly vmGenerationId?: string;
-  /** Absent: no clone. */
+  /** Absent if the VM is not a clone. */
   readonly clone?: CloneMark;
-  /** Further `-device` values. */
+  /** Additional `-device` values. */
   readonly devices: readonly string[];
   readonly qemuArgs: readonly string[];
-  /** Start QEMU with the preload. Without it the VM can only be the source of a post-copy. */
+  /** QEMU starts with the preload library. Without it the VM can only be the source of a post-copy migration. */
   readonly hasPreload: boolean;
 }
 
 /**
- * starting: QEMU is coming up · running, paused: as QEMU says · incoming: prepared as a target, not ours yet ·
- * departed: execution has moved away, frozen memory is kept for the target · stopped: QEMU has ended
+ * starting: QEMU is starting · running, paused: as QEMU reports · incoming: prepared as a target, not owned by this
+ * host yet · departed: execution has moved away, and the frozen memory is kept for the target · stopped: QEMU has ended
  */
 export const VM_STATES = ['starting', 'running', 'paused', 'incoming', 'departed', 'stopped'] as const;
 export type VmState = (typeof VM_STATES)[number];
 
-/** How QEMU ended, as far as the daemon saw it. */
+/** How QEMU ended, as far as the daemon knows. */
 export interface VmExit {
   readonly at: string;
-  /** QEMU's own reason (SHUTDOWN event), or `killed`, `stopped`, `vanished` (it ended while no daemon ran). */
+  /** The reason in QEMU's SHUTDOWN event, or `killed`, `stopped`, or `vanished` (QEMU ended while no daemon ran). */
   readonly reason: string;
   readonly code: number | null;
   readonly signal: string | null;
   /**
-   * The guest's: what it wrote to its exit port; 0 if it powered off without a word; null if it did not end by itself.
+   * The guest's exit code: what it wrote to its exit port, 0 if it powered off without writing one, null if it did not
+   * end by itself.
    */
   readonly exitCode: number | null;
 }
@@ -129,10 +130,10 @@ export interface VmView {
   readonly serialLog: string | null;
   /** The image whose pages a clone shares. */
   readonly image: string | null;
-  /** What the guest has written to its exit port so far; a guest may be done without powering off. */
+  /** The exit code that the guest has written to its exit port; a guest may finish without powering off. */
   readonly exitCode: number | null;
-  /** null while QEMU lives. */
+  /** null while QEMU runs. */
   readonly exit: VmExit | null;
-  /** What a clone still lacks of an identity of its own, or why it could not get it; null for a VM that has one. */
+  /** Which part of its own identity a clone still lacks, or why it could not get it; null for any other VM. */
   readonly identityIssue: string | null;
 }

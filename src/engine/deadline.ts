@@ -4,9 +4,9 @@ import type { Clock } from './ports/clock.js';
 const OVER = Symbol('the work is over');
 
 /**
- * `work`, or TIMEOUT after `msMax`, or CANCELLED as soon as `signal` aborts. The work itself goes on: whoever gives up
- * on it must undo as if it had taken effect, and late effects are refused by the agents (see the rules in
- * ports/host.ts).
+ * Returns the result of `work`, or throws TIMEOUT after `msMax`, or CANCELLED as soon as `signal` aborts. The work
+ * itself continues, so the caller must undo it as if it had taken effect. The agents refuse late effects (see the rules
+ * in ports/host.ts).
  */
 export function withDeadline<T>(
   clock: Clock,
@@ -18,8 +18,8 @@ export function withDeadline<T>(
   return new Promise<T>((resolve, reject) => {
     const timer = new AbortController();
     const leave = (): void => {
-      // With a reason, because making the default one (an exception with its stack) is the dearest part of a call in
-      // the blackout.
+      // The reason is given because creating the default one (an exception with its stack) is the most expensive part
+      // of a call in the blackout.
       timer.abort(OVER);
       signal?.removeEventListener('abort', onAbort);
     };
@@ -50,18 +50,18 @@ export function withDeadline<T>(
   });
 }
 
-/** Sleeps, or throws the signal's reason as soon as it aborts. */
+/** Sleeps for `ms`. Throws the signal's reason as soon as the signal aborts. */
 export async function pause(clock: Clock, ms: number, signal: AbortSignal): Promise<void> {
   await clock.sleep(ms, signal).catch(() => undefined);
   if (signal.aborted) throw toMigrationError(signal.reason, 'CANCELLED');
 }
 
-/** May the same call succeed later, unchanged? */
-export function mayPass(error: MigrationError): boolean {
+/** True if the same call may succeed later, unchanged. */
+export function isTransient(error: MigrationError): boolean {
   return error.isRetryable || error.code === 'UNREACHABLE' || error.code === 'TIMEOUT' || error.code === 'DISCONNECTED';
 }
 
-/** After the commit there is nothing better to do than to wait until somebody has made room. */
-export function mayPassAfterCommit(error: MigrationError): boolean {
-  return mayPass(error) || error.code === 'NO_SPACE' || error.code === 'OUT_OF_MEMORY';
+/** After the commit a lack of space counts as transient too: the engine waits until somebody has made room. */
+export function isTransientAfterCommit(error: MigrationError): boolean {
+  return isTransient(error) || error.code === 'NO_SPACE' || error.code === 'OUT_OF_MEMORY';
 }

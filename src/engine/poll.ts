@@ -1,7 +1,7 @@
 /**
- * When to look again at work that somebody else does: at first after `pollMsFirst`, then ever more rarely up to
- * `pollMs`; towards the end after half of the time that is left, so that the end is noticed within some milliseconds
- * however long the work was.
+ * Intervals for polling work under way. The first interval is `pollMsFirst`; later ones grow up to `pollMs`. Towards
+ * the end the interval is half of the time left, so that the end is noticed within milliseconds, however long the work
+ * was.
  */
 import type { EngineLimits } from './walk-context.js';
 
@@ -14,7 +14,7 @@ export class PollPace {
     this.#grownMs = limits.pollMsFirst;
   }
 
-  /** `secondsLeft` as the work itself estimates it; null: unknown. */
+  /** Returns the next interval. `secondsLeft` is the estimate of the work itself; null: unknown. */
   nextMs(secondsLeft: number | null): number {
     const { pollMsFirst, pollMs } = this.#limits;
     const grownMs = this.#grownMs;

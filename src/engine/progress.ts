@@ -1,4 +1,4 @@
-/** What agents say of work under way, as a job shows it. */
+/** Turns the agents' readings of work under way into the progress that a job shows. */
 import { MigrationError } from '../domain/errors.js';
 import type { MigrationProgress } from '../domain/progress.js';
 
@@ -6,7 +6,7 @@ export interface ProgressReading {
   readonly pagesTotal: number;
   readonly pagesDone: number;
   readonly pageBytes: number;
-  /** How far it is, where that is known better than by pages. */
+  /** Bytes left, if known better than from the number of pages. */
   readonly bytesLeft?: number;
   readonly bytesDone: number;
   readonly bytesPerS: number;
@@ -26,7 +26,7 @@ export function describeProgress(reading: ProgressReading): MigrationProgress {
   };
 }
 
-/** The error that came with a reading, which may be JSON of another host. */
+/** Returns the error of a reading, which may be JSON from another host. */
 export function troubleOf({ error }: { readonly error: unknown }, where: string): MigrationError | undefined {
   return error === null || error === undefined ? undefined : MigrationError.from(error, where);
 }

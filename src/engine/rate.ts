@@ -1,7 +1,7 @@
-/** Share of the newest reading in the rate shown: half a second's worth of polls. */
+/** Weight of the newest reading in the smoothed rate, which corresponds to the polls of half a second. */
 const RATE_WEIGHT = 0.2;
 
-/** Bytes a second, smoothed over the readings. */
+/** Bytes per second, smoothed over the readings. */
 export class Rate {
   bytesPerS = 0;
   #last: { ms: number; bytes: number } | null = null;

@@ -4,7 +4,7 @@ import type { Clock } from './ports/clock.js';
 import type { InjectPort } from './ports/inject.js';
 import type { AnyStepName, Journal } from './ports/journal.js';
 
-/** What the walk of a job of any kind needs. */
+/** The ports that the walk of any kind of job needs. */
 export interface WalkPorts {
   readonly journal: Journal;
   readonly clock: Clock;
@@ -12,17 +12,20 @@ export interface WalkPorts {
 }
 
 export interface EngineLimits {
-  /** After commit: how long nothing may advance before the engine gives up and asks for `recover`. */
+  /** After the commit: how long nothing may advance before the engine gives up and asks for `recover`. */
   readonly recoveryMsMax: number;
-  /** One call to an agent outside a step with a deadline of its own. */
+  /** Deadline of one call to an agent outside a step with its own deadline. */
   readonly callMsMax: number;
-  /** One undo call. With `undoAttempts` it must stay well below the 5 s in which the VM has to run again. */
+  /**
+   * Deadline of one undo call. Multiplied by `undoAttempts`, it must stay well below the 5 s in which the VM has to run
+   * again.
+   */
   readonly undoCallMsMax: number;
   readonly undoAttempts: number;
-  /** How soon and how rarely the engine looks at work under way (poll.ts). */
+  /** The first and the longest interval for polling work under way (poll.ts). */
   readonly pollMsFirst: number;
   readonly pollMs: number;
-  /** Exponential backoff of retries after commit. */
+  /** Exponential backoff of retries after the commit. */
   readonly retryMsFirst: number;
   readonly retryMsMax: number;
 }
@@ -42,29 +45,29 @@ export interface RunObserver {
   onStep(step: AnyStepName): void;
   onProgress(progress: MigrationProgress): void;
   /**
-   * From here on a cancel comes too late: the registry may already name the target, the clones may be VMs of their own.
+   * From here on a cancel is too late: the registry may already name the target, or the clones may be VMs of their own.
    */
   onCommitBegun(): void;
   onCommitted(): void;
-  /** Committed, but something does not answer; null: it answers again. */
+  /** The job is committed, but something does not answer. null: it answers again. */
   onRecovering(error: MigrationError | null): void;
-  /** Worth a line in the daemon's log; the job goes on. */
+  /** Something to log; the job continues. */
   onWarning(message: string, error: unknown): void;
 }
 
 export interface Marks {
   startedAtMs: number | null;
   stoppedAtMs: number | null;
-  /** When something last advanced after the commit, and how far it had come by then (pages or bytes, -1: unknown). */
+  /** When something last advanced after the commit, and how far it was then (pages or bytes, -1: unknown). */
   advancedAtMs: number;
   advancedTo: number;
-  /** Why nothing advances, as far as it has been said; null: nothing is wrong, or it has gone on since. */
+  /** The known reason why nothing advances. null: nothing is wrong, or something has advanced since. */
   trouble: MigrationError | null;
 }
 
 /**
- * Notes how far the work behind the commit has come. A reading counts only if it is the furthest yet: a session that
- * connects and breaks for ever does not advance.
+ * Notes a reading of work under way. It counts as an advance only if it is the furthest yet, because a session that
+ * connects and breaks again and again does not advance.
  */
 export function noteAdvance({ marks }: { readonly marks: Marks }, amount: number, nowMs: number): void {
   if (amount <= marks.advancedTo) return;
@@ -73,31 +76,31 @@ export function noteAdvance({ marks }: { readonly marks: Marks }, amount: number
   marks.advancedAtMs = nowMs;
 }
 
-/** A step as the walk sees it, whatever it does. */
+/** The part of a step that the walk needs, whatever the step does. */
 export interface WalkStep<Name extends AnyStepName> {
   readonly name: Name;
   readonly host: string;
   readonly timeoutMs: number;
 }
 
-/** One walk of one job by one daemon life. Not shared between jobs. */
+/** The context of one walk of one job in one life of the daemon. Jobs do not share it. */
 export interface WalkContext<Step extends WalkStep<AnyStepName>> {
   readonly record: { readonly job: string; readonly plan: { readonly steps: readonly Step[] } };
   readonly ports: WalkPorts;
   readonly limits: EngineLimits;
   readonly observer: RunObserver;
-  /** Before commit: the user's cancel. */
+  /** Before the commit: the user's cancel. */
   readonly cancel: AbortSignal;
-  /** After commit: the daemon is closing; the session goes on and the next daemon takes the job up. */
+  /** After the commit: the daemon is closing. The session continues, and the next daemon resumes the job. */
   readonly halt: AbortSignal;
-  /** What the steps' `forward` returns is noted in it. */
+  /** Collects what the steps' `forward` returns. */
   readonly findings: object;
   readonly phases: PhaseTime[];
-  /** Set in this daemon's life only; they are readings of a clock that does not survive it. */
+  /** Readings of a clock that does not survive the daemon, so they are not journalled. */
   readonly marks: Marks;
 }
 
-/** `forward` may be repeated after commit; `undo` may be repeated always, and also when `forward` never began. */
+/** `forward` may be repeated after the commit. `undo` may always be repeated, even if `forward` never began. */
 export interface Executor<Context, Found> {
   forward(context: Context): Promise<Partial<Found> | undefined>;
   undo(context: Context): Promise<void>;

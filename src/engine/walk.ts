@@ -1,18 +1,21 @@
 /**
- * The walk of a job of any kind: its plan's steps forward, and backward when something fails before the commit. The
- * only place that knows how steps are announced, timed, undone and repeated; what the steps are, and what a crash at
- * each of them costs, stands where their procedure is (migration/procedure.ts, fork/procedure.ts).
+ * The walk of any kind of job: forward through the steps of its plan, and backward if something fails before the
+ * commit. Only this file knows how steps are announced, timed, undone and repeated. The procedures say what the steps
+ * are, and what a crash in each of them costs (migration/procedure.ts, fork/procedure.ts).
  *
- * Journal: a step is announced before it begins. Steps of a group are announced together by the first of them, and
- * their ends are written later: nothing but the commit is synced between them. Everything announced counts as possibly
+ * Journal: a step is announced before it begins. The first step of a group announces the whole group, and the ends of
+ * its steps are written later, so that only the commit is synced between them. Every announced step counts as possibly
  * done.
  */
 import { MigrationError, toMigrationError } from '../domain/errors.js';
-import { mayPass, mayPassAfterCommit, pause, withDeadline } from './deadline.js';
+import { isTransient, isTransientAfterCommit, pause, withDeadline } from './deadline.js';
 import type { AnyStepName, JournalEntry } from './ports/journal.js';
 import type { Executor, WalkContext, WalkStep } from './walk-context.js';
 
-/** halted: the daemon is closing; the journal already says all that the next one needs. stalled: `recover` goes on. */
+/**
+ * halted: the daemon is closing, and the journal holds all that the next one needs. stalled: the job waits for
+ * `recover`.
+ */
 export type Outcome<Report> =
   | { readonly kind: 'done'; readonly report: Report }
   | { readonly kind: 'undone'; readonly error: MigrationError; readonly leftovers: readonly AnyStepName[] }
@@ -20,38 +23,41 @@ export type Outcome<Report> =
   | { readonly kind: 'lost'; readonly error: MigrationError }
   | { readonly kind: 'halted' };
 
-/** What tells one kind of job from another. */
+/** What distinguishes one kind of job from another. */
 export interface Procedure<Name extends AnyStepName, Step extends WalkStep<Name>, Context, Found, Report> {
   readonly executors: { readonly [N in Name]: Executor<Context, Found> };
   readonly commit: Name;
-  /** Calls in this process and short: an undo waits until one that was given up has taken effect. */
+  /** Steps that are short calls in this process. If the walk gave one up, its undo waits until it has taken effect. */
   readonly awaitedBeforeUndo: ReadonlySet<Name>;
-  /** After the commit: without the others' announcements and ends, replay just repeats more. */
+  /**
+   * Steps after the commit whose announcement must be durable. Without the entries of the others, replay only repeats
+   * more.
+   */
   readonly durableBegins: ReadonlySet<Name>;
   readonly durableEnds: ReadonlySet<Name>;
   firstStepOutOfOrder(steps: readonly Step[]): Name | null;
   isGrouped(step: Step): boolean;
   onAnnounced(context: Context, step: Step, at: string): void;
-  /** Steps there can be undone at once; those of others wait if they do not answer. */
+  /** The host whose steps can be undone at once. Undoing steps of other hosts waits if they do not answer. */
   localHost(context: Context): string;
-  /** Has the commit taken effect? Throws if nobody can say. */
+  /** Returns whether the commit has taken effect. Throws if that cannot be found out. */
   isCommitted(context: Context): Promise<boolean>;
   unknownCommit(context: Context, cause: MigrationError): MigrationError;
-  /** Behind the commit, in a later daemon life: what the steps before it had found, as far as the journal lacks it. */
-  recollect(context: Context): Promise<Partial<Found> | undefined>;
-  /** The job is lost: what it still holds is released. A call that fails becomes a warning and stops nothing else. */
+  /** After the commit, in a later life of the daemon: returns findings of earlier steps that the journal lacks. */
+  restoreFindings(context: Context): Promise<Partial<Found> | undefined>;
+  /** Releases what a lost job holds. Failures are logged and have no other effect. */
   releaseLost(context: Context): Promise<void>;
   report(context: Context): Report;
 }
 
-/** A VM that belongs to another host by now, or runs there, is not for us to undo. */
+/** False if the VM belongs to another host by now, or runs there: then there is nothing to undo here. */
 export function isWorthAnotherTry(error: MigrationError): boolean {
   return error.code !== 'OWNER_CHANGED' && error.code !== 'CONFLICT' && error.code !== 'QEMU_GONE';
 }
 
-/** For steps behind the commit. */
+/** The undo of steps after the commit. */
 export function neverUndone(): Promise<void> {
-  return Promise.reject(new MigrationError('INTERNAL', 'nothing after the commit is ever undone'));
+  return Promise.reject(new MigrationError('INTERNAL', 'a step after the commit cannot be undone'));
 }
 
 const COMMIT_QUESTIONS = 5;
@@ -64,14 +70,14 @@ export class Walk<
   Report,
 > {
   readonly #procedure: Procedure<Name, Step, Context, Found, Report>;
-  /** The call that a deadline or a cancel gave up on may still take effect. */
+  /** The last call of each walk. After a deadline or a cancel it may still take effect. */
   readonly #inFlight = new WeakMap<Context, { step: Name; work: Promise<unknown> }>();
 
   constructor(procedure: Procedure<Name, Step, Context, Found, Report>) {
     this.#procedure = procedure;
   }
 
-  /** A new job from its first step. */
+  /** Walks a new job from its first step. */
   async fromStart(context: Context): Promise<Outcome<Report>> {
     const { ports, observer, marks, record } = context;
     const { before, after } = this.#split(record.plan.steps);
@@ -95,13 +101,13 @@ export class Walk<
       const isBehindCommit = begun.at(-1)?.name === this.#procedure.commit ? await this.#isCommitted(context) : false;
       if (isBehindCommit === 'unknown') return this.#unknown(context, error);
       if (!isBehindCommit) return { kind: 'undone', error, leftovers: await this.#undo(context, begun) };
-      observer.onWarning('committed, although the commit did not end well', error);
+      observer.onWarning('the job is committed, although the commit step failed', error);
     }
     observer.onCommitted();
     return this.#goOn(context, after, unwritten);
   }
 
-  /** A job of an earlier daemon, or one that has stalled. `begun` and `ended` are what the journal says. */
+  /** Walks a job of an earlier daemon, or a stalled one. `begun` and `ended` come from the journal. */
   async again(
     context: Context,
     journal: {
@@ -113,7 +119,7 @@ export class Walk<
     const { before, after } = this.#split(context.record.plan.steps);
     const isBehindCommit = journal.isCommitProven || (await this.#isCommitted(context));
     if (isBehindCommit === 'unknown') {
-      return this.#unknown(context, new MigrationError('CORRUPT', 'nobody can say whether the job was committed'));
+      return this.#unknown(context, new MigrationError('CORRUPT', 'it is not known whether the job was committed'));
     }
     if (!isBehindCommit) {
       const announced = before.filter(({ name }) => journal.begun.has(name));
@@ -124,12 +130,12 @@ export class Walk<
       return { kind: 'undone', error, leftovers: await this.#undo(context, announced) };
     }
     context.observer.onCommitted();
-    await this.#recollect(context);
+    await this.#restoreFindings(context);
     const left = after.filter(({ name }) => !journal.ended.has(name));
     return this.#goOn(context, left, []);
   }
 
-  /** One undo, for leftovers. Throws what the undo throws. */
+  /** Undoes one step, for leftovers. Throws what the undo throws. */
   async undoStep(context: Context, step: AnyStepName): Promise<void> {
     const { ports, limits } = context;
     const executor = this.#procedure.executors[step as Name];
@@ -148,7 +154,8 @@ export class Walk<
   // ---- before the commit
 
   /**
-   * Announces the step at `index`, and with the first step of a group all of the group's, those behind the commit too.
+   * Announces the step at `index`. The first step of a group announces all steps of the group, also those after the
+   * commit.
    */
   async #announce(context: Context, before: readonly Step[], index: number): Promise<void> {
     const { record, ports } = context;
@@ -172,7 +179,7 @@ export class Walk<
     });
   }
 
-  /** `startMs`: of the first attempt. */
+  /** Runs the step. `startMs` is the start of the first attempt. */
   async #forward(context: Context, step: Step, startMs: number): Promise<JournalEntry> {
     const { ports, record, findings, phases } = context;
     const { executors, commit } = this.#procedure;
@@ -204,7 +211,7 @@ export class Walk<
         context.observer.onWarning(`undoing ${name} failed`, error);
         if (isWorthAnotherTry(error)) {
           leftovers.push(name);
-          await noteDown(context, { type: 'leftover', job: context.record.job, step: name });
+          await appendBestEffort(context, { type: 'leftover', job: context.record.job, step: name });
         }
       }
     }
@@ -221,13 +228,13 @@ export class Walk<
     const isLocal = host === this.#procedure.localHost(context);
     for (let attempt = 1; ; attempt++) {
       try {
-        await noteDown(context, { type: 'undo', job: record.job, step });
+        await appendBestEffort(context, { type: 'undo', job: record.job, step });
         await ports.inject.hit(`undo:${step}`);
         return await this.undoStep(context, step);
       } catch (thrown) {
         const error = toMigrationError(thrown);
-        // A remote host that is silent stays silent for a while: it becomes a leftover at once, so that nothing waits
-        // for it.
+        // A silent remote host probably stays silent for a while. Its step becomes a leftover at once, so that nothing
+        // waits for it.
         if (!isLocal || attempt >= limits.undoAttempts || !isWorthAnotherTry(error)) throw error;
         await ports.clock.sleep(limits.retryMsFirst).catch(() => undefined);
       }
@@ -239,19 +246,19 @@ export class Walk<
       try {
         return await this.#procedure.isCommitted(context);
       } catch (error) {
-        context.observer.onWarning('nobody can say whether the commit took effect', error);
+        context.observer.onWarning('it is not known whether the commit took effect', error);
         if (attempt >= COMMIT_QUESTIONS) return 'unknown';
         await context.ports.clock.sleep(context.limits.retryMsFirst).catch(() => undefined);
       }
     }
   }
 
-  /** For the report alone. */
-  async #recollect(context: Context): Promise<void> {
+  /** Restores findings that only the report needs. */
+  async #restoreFindings(context: Context): Promise<void> {
     try {
-      Object.assign(context.findings, await this.#procedure.recollect(context));
+      Object.assign(context.findings, await this.#procedure.restoreFindings(context));
     } catch (error) {
-      context.observer.onWarning('what the job had found before the commit is forgotten', error);
+      context.observer.onWarning('the report lacks what the job found before the commit', error);
     }
   }
 
@@ -265,7 +272,7 @@ export class Walk<
     const { ports, observer, limits, marks, halt } = context;
     try {
       for (const step of steps) {
-        // Announced with its group, and nothing is written before it has ended.
+        // A grouped step was announced with its group, so nothing is written before it has ended.
         const isGrouped = this.#procedure.isGrouped(step);
         const startMs = ports.clock.nowMs();
         marks.advancedAtMs = startMs;
@@ -281,7 +288,7 @@ export class Walk<
             observer.onRecovering(null);
             await flush(context, unwritten);
             if (this.#procedure.durableEnds.has(step.name)) await retryable(ports.journal.append(end));
-            else await noteDown(context, end);
+            else await appendBestEffort(context, end);
             break;
           } catch (thrown) {
             const error = toMigrationError(thrown);
@@ -291,7 +298,7 @@ export class Walk<
               return { kind: 'lost', error };
             }
             const nowMs = ports.clock.nowMs();
-            if (!mayPassAfterCommit(error) || nowMs - marks.advancedAtMs > limits.recoveryMsMax) {
+            if (!isTransientAfterCommit(error) || nowMs - marks.advancedAtMs > limits.recoveryMsMax) {
               return { kind: 'stalled', error: stalled(error, step, nowMs - marks.advancedAtMs) };
             }
             observer.onRecovering(atStep(error, step));
@@ -314,14 +321,14 @@ export class Walk<
     const { ports, record } = context;
     const begin: JournalEntry = { type: 'begin', job: record.job, step: step.name, at: ports.clock.isoNow() };
     if (this.#procedure.durableBegins.has(step.name)) await retryable(ports.journal.append(begin));
-    else await noteDown(context, begin);
+    else await appendBestEffort(context, begin);
   }
 }
 
 type AnyContext = WalkContext<WalkStep<AnyStepName>>;
 
-/** For entries that replay can do without: a full disk must not keep the VM from running. */
-async function noteDown({ ports, limits, observer }: AnyContext, entry: JournalEntry): Promise<void> {
+/** Appends an entry that replay can do without. A failure is only logged: a full disk must not keep the VM stopped. */
+async function appendBestEffort({ ports, limits, observer }: AnyContext, entry: JournalEntry): Promise<void> {
   try {
     await withDeadline(ports.clock, ports.journal.append(entry), limits.undoCallMsMax, 'writing the journal');
   } catch (error) {
@@ -330,7 +337,7 @@ async function noteDown({ ports, limits, observer }: AnyContext, entry: JournalE
 }
 
 async function flush(context: AnyContext, entries: JournalEntry[]): Promise<void> {
-  for (const entry of entries.splice(0)) await noteDown(context, entry);
+  for (const entry of entries.splice(0)) await appendBestEffort(context, entry);
 }
 
 async function retryable(appending: Promise<void>): Promise<void> {
@@ -347,7 +354,7 @@ function atStep(thrown: unknown, step: WalkStep<AnyStepName> | undefined): Migra
   if (step === undefined || error.step !== undefined || error.code === 'CANCELLED') return error;
   return new MigrationError('STEP_FAILED', `${step.name} on ${step.host} failed: ${error.message}`, {
     step: step.name,
-    isRetryable: mayPass(error),
+    isRetryable: isTransient(error),
     ...(error.remedy === undefined ? {} : { remedy: error.remedy }),
     ...(error.details === undefined ? {} : { details: error.details }),
     cause: error,
@@ -356,9 +363,9 @@ function atStep(thrown: unknown, step: WalkStep<AnyStepName> | undefined): Migra
 
 function stalled(error: MigrationError, step: WalkStep<AnyStepName>, quietMs: number): MigrationError {
   if (error.code === 'NEEDS_RECOVERY') return error;
-  return new MigrationError('NEEDS_RECOVERY', `${step.name} on ${step.host} does not succeed: ${error.message}`, {
+  return new MigrationError('NEEDS_RECOVERY', `${step.name} on ${step.host} keeps failing: ${error.message}`, {
     step: step.name,
-    remedy: error.remedy ?? 'nothing is lost: see to what the cause names, then recover the job',
+    remedy: error.remedy ?? 'nothing is lost: repair the cause, then recover the job',
     details: { quietMs: Math.round(quietMs) },
     cause: error,
   });

@@ -1,4 +1,4 @@
-/** Errors as they travel: with the chain of their causes. */
+/** The schema of errors in JSON, with their chain of causes. */
 import { z } from 'zod';
 import { CAUSES_MAX, type CauseJson, ERROR_CODES, type ErrorCode, type ErrorJson } from '../domain/errors.js';
 import { of } from './of.js';
@@ -13,7 +13,10 @@ const ofAnyCause = {
   details: z.unknown().optional(),
 };
 
-/** A cause with at most so many below it. Level by level: JSON of a peer must not decide how deep a parser goes. */
+/**
+ * Returns the schema of a cause with at most `levels` causes below it. The depth is fixed, so that a peer's JSON cannot
+ * decide how deep the parser goes.
+ */
 function causeJson(levels: number): z.ZodType<CauseJson> {
   const own = { code: errorCode.optional(), name: z.string().optional(), ...ofAnyCause };
   if (levels === 0) return of<CauseJson>(z.object(own));
@@ -22,4 +25,4 @@ function causeJson(levels: number): z.ZodType<CauseJson> {
 
 export const errorJson = of<ErrorJson>(
   z.object({ code: errorCode, ...ofAnyCause, cause: causeJson(CAUSES_MAX - 1).optional() }),
-).meta({ id: 'Error', description: 'What failed, and below it why.' });
+).meta({ id: 'Error', description: 'What failed, and the chain of its causes.' });

@@ -1,4 +1,4 @@
-/** Requests to fork, and what is shown of a fork, its plan, its report and waiting sets. */
+/** Schemas of fork requests, and of the views of forks: plan, report and waiting sets. */
 import { z } from 'zod';
 import { MigrationError } from '../domain/errors.js';
 import type { ForkPlan, ForkReport, ForkRequest, WarmRequest, WarmSetView } from '../domain/fork.js';
@@ -7,13 +7,13 @@ import { refusalView } from './migration.js';
 import { count, list, of, text } from './of.js';
 import { cloneDisks, cloneMemory, cloneNetwork, forkStep, hostName, imageId, parentMode, vmName } from './words.js';
 
-/** With the index behind it still a VM's name. */
+/** Short enough to remain a VM name when the clone's index is appended. */
 export const namePrefix = vmName.max(56);
 
 const HOSTS_MAX = 10_000;
 
 const ofClones = {
-  /** Any whole number: what is too many or too few is for pre-flight to say. */
+  /** Any whole number; pre-flight checks the range. */
   cloneCount: z.int(),
   namePrefix: namePrefix.nullable().default(null),
   parentMode: parentMode.default('continue'),
@@ -23,14 +23,14 @@ const ofClones = {
 };
 
 export const forkBody = z.strictObject({
-  /** One of the two: the VM to fork, or an image to run. */
+  /** Exactly one of `vm` (the VM to fork) and `image` (an image to run) is set. */
   vm: vmName.nullable().default(null),
   image: imageId.nullable().default(null),
   ...ofClones,
   isPartialAllowed: z.boolean().default(false),
-  /** Where the clones run; empty: here. */
+  /** Hosts on which the clones run; empty means this host. */
   hosts: z.array(hostName).max(HOSTS_MAX).default([]),
-  /** Answer the plan and start nothing. */
+  /** Return the plan and start nothing. */
   dryRun: z.boolean().default(false),
 });
 
@@ -42,16 +42,16 @@ export type WarmBody = z.input<typeof warmBody>;
 
 export const drainBody = z.strictObject({ vm: vmName.nullable().default(null) }).nullish();
 
-/** USAGE for what no host could do, UNSUPPORTED for what this one cannot. */
+/** Turns the body into a request. Throws USAGE for a contradiction, UNSUPPORTED for what this build cannot do. */
 export function forkRequest(body: z.output<typeof forkBody>, host: string): ForkRequest {
   const { dryRun: _, hosts, ...request } = body;
   if ((request.vm === null) === (request.image === null)) {
-    throw new MigrationError('USAGE', 'a fork is of a VM or of an image: name one of the two');
+    throw new MigrationError('USAGE', 'a fork needs either a VM or an image');
   }
   const others = hosts.filter((name) => name !== host);
   if (others.length > 0) {
     throw new MigrationError('UNSUPPORTED', `clones run on ${host} only, not on ${others.join(', ')}`, {
-      remedy: 'leave hosts out: this build does not send images to other hosts',
+      remedy: 'omit hosts: this build does not send images to other hosts',
     });
   }
   return request;
@@ -128,7 +128,7 @@ export const forkReportView = of<ForkReport>(
   }),
 );
 
-/** What became of each of an image's clones when all of them were to be stopped. */
+/** The result of stopping all clones of an image. */
 export const stoppedView = z.object({
   stopped: list(text),
   failures: list(z.object({ name: text, error: errorJson })),

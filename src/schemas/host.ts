@@ -1,4 +1,4 @@
-/** What a host says of itself and of a VM, for pre-flight and for people. */
+/** Schemas of what a host reports about itself and about a VM, for pre-flight and for people. */
 import { z } from 'zod';
 import type { HostInventory, TargetChecks, VmInventory } from '../domain/host.js';
 import type { RdmaInventory } from '../domain/transport.js';
@@ -64,7 +64,7 @@ export const targetChecks = of<TargetChecks>(
   }),
 );
 
-/** Without the spec, which has a schema of its own (vm-spec.ts). */
+/** A VM inventory without the spec, which has its own schema (vm-spec.ts). */
 export const vmInventoryBase = z.object({
   state: vmState,
   epoch: count,
@@ -87,7 +87,7 @@ export const doctorCheck = z.object({
   name: text,
   status: z.enum(['ok', 'warn', 'fail']),
   text,
-  /** What to do about it; empty when there is nothing to do. */
+  /** What to do about it; empty if there is nothing to do. */
   remedy: text,
 });
 

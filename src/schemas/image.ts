@@ -1,4 +1,4 @@
-/** Images as they are shown. */
+/** Schemas of images. */
 import { z } from 'zod';
 import type { ImageView } from '../domain/image.js';
 import { count, list, of, text } from './of.js';

@@ -1,4 +1,4 @@
-/** Jobs of both kinds, as they are shown. */
+/** Schemas of the views of jobs of both kinds. */
 import { z } from 'zod';
 import type { ForkJobView, JobView, MigrationJobView } from '../domain/job.js';
 import { forkReportView } from './fork.js';

@@ -20,7 +20,10 @@ import {
 } from './words.js';
 
 const id = z.string().min(1).max(255);
-/** Whether it is a step of its job's kind is seen when the job's lines are read together (jobs/history.ts). */
+/**
+ * A step of either kind of job. Whether it fits its job's kind is checked when the job's lines are read together
+ * (jobs/history.ts).
+ */
 const step = z.enum([...MIGRATION_STEPS, ...FORK_STEPS]);
 const amount = z.number().min(0);
 
@@ -62,7 +65,7 @@ const forkRequest = z
     disks: cloneDisks,
     isPartialAllowed: z.boolean(),
   })
-  .refine(({ vm, image }) => (vm === null) !== (image === null), 'is of a VM or of an image');
+  .refine(({ vm, image }) => (vm === null) !== (image === null), 'must have either a VM or an image');
 
 const forkPlan = z.strictObject({
   request: forkRequest,
@@ -81,7 +84,7 @@ const forkPlan = z.strictObject({
   notes: z.array(z.string()),
 });
 
-/** Only looked at by people and by `prepare`, which replay never repeats; what replay reads of it is checked. */
+/** Replay reads only these members, so only they are checked. `prepare`, which needs the rest, is never replayed. */
 const spec = z.looseObject({ name: id, memory: z.looseObject({ pageBytes: z.int().positive() }) });
 const report = z.union([
   z.looseObject({ job: id, vm: id, blackoutMs: amount, totalMs: amount }),
@@ -134,10 +137,10 @@ const entry = z.discriminatedUnion('type', [
   }),
 ]);
 
-/** Throws on anything that this project's journal would not have written. */
+/** Decodes a journal entry. Throws for anything that the journal would not have written. */
 export function decodeJournalEntry(json: unknown): JournalEntry {
   const parsed = entry.parse(json);
-  // The loose parts hold what JobManager put there; their whole shape is the engine's, checksummed since.
+  // The loose parts hold what JobManager wrote; the checksum of the line has protected them since.
   if (parsed.type === 'job') {
     return { ...parsed, spec: parsed.spec as unknown as VmSpec };
   }

@@ -1,4 +1,4 @@
-/** Requests to migrate, and what is shown of a plan, its refusals and its report. */
+/** Schemas of migration requests, and of the views of migrations: plan, refusals and report. */
 import { z } from 'zod';
 import type { MigrationOrder, MigrationPlan, MigrationReport, MigrationRequest } from '../domain/migration.js';
 import type { Refusal, RefusalCode } from '../domain/refusal.js';
@@ -13,12 +13,12 @@ export const migrationBody = z.strictObject({
   vm: vmName,
   target: hostName,
   mode: migrationMode.default('postcopy'),
-  /** auto: rdma where both hosts have it, else tcp */
+  /** auto: rdma if both hosts have it, else tcp */
   transport: transportChoice.default('auto'),
   /** 0: no limit */
   bandwidthBytesPerS: z.int().min(0).max(BANDWIDTH_MAX).default(0),
   downtimeMsMax: z.int().min(1).max(DOWNTIME_MS_MAX).default(300),
-  /** Answer the plan and start nothing. */
+  /** Return the plan and start nothing. */
   dryRun: z.boolean().default(false),
 });
 
@@ -51,7 +51,7 @@ const planView = of<MigrationPlan>(
   }),
 );
 
-/** A newer peer may know more reasons than we do; they are shown, not acted upon. */
+/** Any code: a newer peer may have codes that this build does not know. They are shown, not acted upon. */
 const refusalCode = text as z.ZodType<string> as z.ZodType<RefusalCode>;
 
 export const refusalView = of<Refusal>(z.object({ code: refusalCode, reason: text, remedy: text }));

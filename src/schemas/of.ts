@@ -1,4 +1,4 @@
-/** How a schema is tied to the type that it is of, and the bounds of texts and lists. */
+/** Ties schemas to their domain types, and sets the bounds of texts and lists. */
 import { z } from 'zod';
 
 const TEXT_MAX = 4096;
@@ -11,14 +11,14 @@ export const count = z.number().nonnegative();
 
 export const list = <T extends z.ZodType>(item: T) => z.array(item).max(LIST_MAX);
 
-/** T as zod writes it: what may be missing may also be undefined. */
+/** T as zod infers it: an optional member may also be undefined. */
 type Shape<T> = T extends readonly (infer Item)[]
   ? readonly Shape<Item>[]
   : T extends object
     ? { [K in keyof T]: Shape<T[K]> | (Pick<T, K> extends Required<Pick<T, K>> ? never : undefined) }
     : T;
 
-/** The schema of a domain type: one that lacks a member, or holds a wider one, does not compile. */
+/** Types a schema as that of a domain type. A schema that lacks a member, or has a wider one, does not compile. */
 export function of<T>(schema: z.ZodType<Shape<T>>): z.ZodType<T> {
   return schema as z.ZodType<unknown> as z.ZodType<T>;
 }

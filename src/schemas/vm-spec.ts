@@ -1,7 +1,7 @@
 /**
- * VM specs: what a user writes (YAML or JSON), checked and filled in; and the filled-in form, checked again when it
- * comes from a peer or from a file. Unknown keys are errors that name the key and where it stands. All errors are
- * SPEC_INVALID.
+ * VM specs. A user writes YAML or JSON, which is checked and completed with defaults. The complete form is checked
+ * again when it comes from a peer or from a file. Unknown keys are errors that name the key and its place. All errors
+ * have the code SPEC_INVALID.
  */
 
 import { createHash, randomUUID } from 'node:crypto';
@@ -25,19 +25,27 @@ export const DISKS_MAX = 16;
 const DEVICES_MAX = 32;
 const QEMU_ARGS_MAX = 128;
 const SPEC_BYTES_MAX = 256 * KIB;
-const LOCKED_QEMU_ARGS =
-  /^--?(qmp(-pretty)?|mon|monitor|incoming|daemonize|pidfile|name|uuid|machine|M|m|mem-path|mem-prealloc|accel|enable-kvm|smp|S|sandbox|chroot|runas|run-with|preconfig|snapshot|loadvm|readconfig|no-shutdown|serial|help|h|version)$/;
+/** Options of QEMU that the daemon sets itself, or that would break its control of QEMU. */
+const LOCKED_QEMU_OPTIONS = [
+  ...['qmp', 'qmp-pretty', 'mon', 'monitor', 'serial', 'incoming', 'loadvm', 'snapshot', 'readconfig'],
+  ...['daemonize', 'pidfile', 'sandbox', 'chroot', 'runas', 'run-with', 'preconfig', 'no-shutdown', 'S'],
+  ...['name', 'uuid', 'machine', 'M', 'm', 'mem-path', 'mem-prealloc', 'accel', 'enable-kvm', 'smp'],
+  ...['help', 'h', 'version'],
+];
+const LOCKED_QEMU_ARGS = new RegExp(`^--?(${LOCKED_QEMU_OPTIONS.join('|')})$`);
 
-/** One line of text, without what could end a line in a log, an environment or a command line. */
+/** One line of text, without control characters, which could end a line in a log, an environment or a command line. */
 const text = (max: number) =>
   z
     .string()
     .min(1)
     .max(max)
     // oxlint-disable-next-line no-control-regex
-    .regex(/^[^\u0000-\u001f\u007f]*$/, 'must not hold control characters');
-const name = z.string().regex(/^[a-z0-9][a-z0-9-]{0,62}$/, 'must be lower-case letters, digits and "-", 63 at most');
-const id = z.string().regex(/^[a-z][a-z0-9-]{0,31}$/, 'must begin with a letter; letters, digits and "-", 32 at most');
+    .regex(/^[^\u0000-\u001f\u007f]*$/, 'must not contain control characters');
+const name = z.string().regex(/^[a-z0-9][a-z0-9-]{0,62}$/, 'must be at most 63 lower-case letters, digits and "-"');
+const id = z
+  .string()
+  .regex(/^[a-z][a-z0-9-]{0,31}$/, 'must be at most 32 lower-case letters, digits and "-", a letter first');
 const absolutePath = text(4096).regex(/^\//, 'must be an absolute path');
 const mac = z
   .string()
@@ -50,8 +58,8 @@ const bridge = z.string().regex(/^[A-Za-z0-9_.-]{1,15}$/, 'must be the name of a
 const cpus = z.int().min(1).max(CPUS_MAX);
 const memoryBytes = z
   .int()
-  .min(MEMORY_BYTES_MIN, 'must be 16 MiB at least')
-  .max(MEMORY_BYTES_MAX, 'must be 16 TiB at most');
+  .min(MEMORY_BYTES_MIN, 'must be at least 16 MiB')
+  .max(MEMORY_BYTES_MAX, 'must be at most 16 TiB');
 const devices = z.array(text(1024)).max(DEVICES_MAX);
 const qemuArgs = z.array(text(4096)).max(QEMU_ARGS_MAX);
 
@@ -72,7 +80,7 @@ const cloneMark = z
   })
   .refine((clone) => clone.index < clone.cloneCount, { path: ['index'], message: 'must be less than cloneCount' });
 
-/** The filled-in form, as it travels between hosts and lies in records. */
+/** The complete form, used between hosts and in records. */
 const vmSpec = z
   .strictObject({
     name,
@@ -125,12 +133,15 @@ const vmSpec = z
       if (isBridged && nic.bridge === undefined) complain(['nics', index, 'bridge'], 'a tap needs a bridge');
       if (!isBridged && nic.bridge !== undefined) complain(['nics', index, 'bridge'], 'only a tap has a bridge');
       if (nic.type === 'tap' && spec.nics.some((other) => other.type === 'isolated')) {
-        complain(['nics', index, 'type'], 'a VM in a network namespace of its own reaches no bridge of the host');
+        complain(['nics', index, 'type'], 'a VM in its own network namespace cannot reach a bridge of the host');
       }
     });
     const regionBytes = spec.memory.regions.reduce((sum, region) => sum + region.lengthBytes, 0);
     if (regionBytes !== spec.memory.sizeBytes) {
-      complain(['memory', 'regions'], `the regions add up to ${regionBytes} bytes, not to ${spec.memory.sizeBytes}`);
+      complain(
+        ['memory', 'regions'],
+        `the lengths of the regions add up to ${regionBytes} bytes, not to ${spec.memory.sizeBytes}`,
+      );
     }
     if (spec.kernel === undefined && spec.initrd !== undefined) complain(['initrd'], 'needs a kernel');
     if (spec.kernel === undefined && spec.append !== undefined) complain(['append'], 'needs a kernel');
@@ -138,10 +149,10 @@ const vmSpec = z
       complain(['guestAgentHook'], 'needs guestAgent: true');
     }
     spec.devices.forEach((device, index) => {
-      if (/^vmgenid\b/.test(device)) complain(['devices', index], 'vmgenid is set by the daemon itself');
+      if (/^vmgenid\b/.test(device)) complain(['devices', index], 'the daemon sets vmgenid itself');
     });
     spec.qemuArgs.forEach((argument, index) => {
-      if (LOCKED_QEMU_ARGS.test(argument)) complain(['qemuArgs', index], `${argument} is set by the daemon itself`);
+      if (LOCKED_QEMU_ARGS.test(argument)) complain(['qemuArgs', index], `${argument} is reserved for the daemon`);
     });
   });
 
@@ -152,7 +163,10 @@ const size = z.union([z.number(), z.string()]).transform((value, context) => {
     context.addIssue({ code: 'custom', message: `"${value}" is not between 16 MiB and 16 TiB` });
     return z.NEVER;
   }
-  context.addIssue({ code: 'custom', message: `"${value}" is not a size; write bytes, or a number with K, M, G or T` });
+  context.addIssue({
+    code: 'custom',
+    message: `"${value}" is not a size: use a number of bytes, or a number with K, M, G or T`,
+  });
   return z.NEVER;
 });
 
@@ -166,7 +180,7 @@ const userSpec = z.strictObject({
   memory: z.strictObject({
     size: size.optional(),
     pageSize: z.enum(['4K', '2M', '1G']).default('4K'),
-    /** One NUMA node each. */
+    /** One region for each NUMA node. */
     regions: z
       .array(z.strictObject({ id: id.optional(), size }))
       .min(1)
@@ -208,22 +222,22 @@ const userSpec = z.strictObject({
   preload: z.boolean().default(true),
 });
 
-/** The schema of what a user may write, for OpenAPI and docs. */
+/** The schema of a user's spec, for OpenAPI and docs. */
 export const userSpecSchema = userSpec;
-/** The schema of the filled-in form, for messages between hosts. */
+/** The schema of the complete form, for messages between hosts. */
 export const vmSpecSchema: z.ZodType<VmSpec> = vmSpec as unknown as z.ZodType<VmSpec>;
 
 export const nicSpecSchema: z.ZodType<NicSpec> = nicSpec as unknown as z.ZodType<NicSpec>;
 
 /**
- * A user's spec as it came over the API: text (YAML, of which JSON is a part) or an object. The parser of YAML is
- * loaded with the first text.
+ * Reads a user's spec from the API: text (YAML, which includes JSON) or an object. The YAML parser is loaded with the
+ * first text.
  */
 export async function readSpec(input: unknown): Promise<VmSpec> {
   return parseSpec(typeof input === 'string' ? await parseText(input) : input);
 }
 
-/** A user's spec with all defaults filled in. */
+/** Checks a user's spec and fills in all defaults. */
 export function parseSpec(input: unknown): VmSpec {
   const user = check(userSpec, input);
   const { memory } = user;
@@ -280,7 +294,7 @@ export function parseSpec(input: unknown): VmSpec {
   );
 }
 
-/** A spec in its filled-in form, from a peer or a file. */
+/** Checks a spec in its complete form, from a peer or a file. */
 export function checkSpec(input: unknown): VmSpec {
   return check(vmSpecSchema, input);
 }
@@ -294,7 +308,7 @@ async function parseText(spec: string): Promise<unknown> {
     return parse(spec, { maxAliasCount: 16, logLevel: 'error' });
   } catch (error) {
     const message = error instanceof Error ? error.message : String(error);
-    throw new MigrationError('SPEC_INVALID', `VM spec: neither YAML nor JSON: ${message}`, { cause: error });
+    throw new MigrationError('SPEC_INVALID', `VM spec: not valid YAML or JSON: ${message}`, { cause: error });
   }
 }
 
@@ -316,7 +330,7 @@ function describe(issue: z.core.$ZodIssue): { path: string; message: string }[] 
   return issue.keys.map((key) => ({ path: path === '' ? key : `${path}.${key}`, message: 'unknown key' }));
 }
 
-/** NaN for what is no size. */
+/** Returns the size in bytes, or NaN if the text is not a size. */
 function sizeBytes(value: string): number {
   const match = /^(\d{1,15})\s*([KMGT]?)(i?B)?$/i.exec(value.trim());
   if (match === null) return Number.NaN;
@@ -324,7 +338,7 @@ function sizeBytes(value: string): number {
   return Number(match[1]) * unit;
 }
 
-/** Stable, so that a spec with a fixed uuid gets the same address each time; 52:54:00 is QEMU's usual prefix. */
+/** Derives a stable MAC: a spec with a fixed uuid gets the same one each time. 52:54:00 is QEMU's usual prefix. */
 function macFor(uuid: string, nicId: string): string {
   const digest = createHash('sha256').update(`${uuid}/${nicId}`).digest('hex');
   return `52:54:00:${digest.slice(0, 2)}:${digest.slice(2, 4)}:${digest.slice(4, 6)}`;

@@ -1,4 +1,4 @@
-/** VMs as they are shown. Their specs: vm-spec.ts. */
+/** Schemas of the views of VMs. vm-spec.ts has their specs. */
 import { z } from 'zod';
 import type { VmView } from '../domain/vm.js';
 import { count, of, text } from './of.js';

@@ -1,6 +1,4 @@
-/**
- * The words that are one value: names, ids, and the lists of the domain. Every schema that holds one takes it from here.
- */
+/** Schemas of single values: names, ids, and the lists of the domain. All other schemas are built of them. */
 
 import { z } from 'zod';
 import { CLONE_DISKS, CLONE_MEMORIES, CLONE_NETWORKS, FORK_STEPS, PARENT_MODES } from '../domain/fork.js';
@@ -30,7 +28,7 @@ export const jobId = z
 
 export const exitCode = z.int().min(0).max(255);
 
-/** 128 bits. */
+/** 128 bits in hexadecimal. */
 export const sessionId = z.string().regex(/^[0-9a-f]{32}$/, 'is not a session id');
 
 export const sessionToken = z.string().regex(/^[0-9a-f]{64}$/, 'is not a session token');

@@ -1,31 +1,27 @@
 /**
- * The transports: a row for each, and the one place that names them all. What the planner, the agent and the commands
- * need to know of a transport is a column, so that nobody asks for one by its name. Imports nothing.
+ * The table of transports, and the only place that names them all. What the planner, the agent and the commands need to
+ * know of a transport is a column, so that no code has to ask for a transport by name. Imports nothing.
  *
  * A new transport is a row here and a provider in native/transport (docs/ARCHITECTURE.md, "To add a transport").
  */
 export interface TransportRow {
-  /** As a person calls it. */
+  /** Name for people. */
   readonly title: string;
-  /** Its name in the native registry of providers. */
+  /** Name in the native registry of providers. */
   readonly provider: string;
-  /** The target's device reads the source's memory: no thread of the source has a part in a page. */
+  /** The target's device reads the source's memory, without a thread of the source. */
   readonly isOneSided: boolean;
-  /**
-   * A device gets to know the memory before anything moves. That takes time, puts a page behind every byte and locks it.
-   */
+  /** A device registers the memory before anything moves. That takes time, allocates all of the memory and locks it. */
   readonly registersMemory: boolean;
   /** Source and target must be on one machine. */
   readonly sameMachineOnly: boolean;
-  /** Serves memory that is in no one file: of a clone, the pages that only its process has. */
+  /** Serves memory that is not in a file, such as the pages that a clone has written and only its process holds. */
   readonly readsProcessMemory: boolean;
-  /** Why not, if so: "the memory of web is partly its image's and partly its own, which ...". */
-  readonly processMemoryObstacle?: string;
-  /** QEMU's own migration can be driven over it. */
+  /** vmigrate can run QEMU's own migration over it. */
   readonly carriesBackendMoves: boolean;
-  /** `auto` takes the transport with the highest rank that nothing stands in the way of; null: only on request. */
+  /** `auto` chooses the possible transport with the highest rank. null: used only on request. */
   readonly autoRank: number | null;
-  /** For the help of `vmigrate`. */
+  /** Help text for `vmigrate`. */
   readonly help: string;
 }
 
@@ -39,7 +35,7 @@ export const TRANSPORT_TABLE = {
     readsProcessMemory: true,
     carriesBackendMoves: true,
     autoRank: 0,
-    help: 'over TCP (default elsewhere)',
+    help: 'use TCP (default elsewhere)',
   },
   shm: {
     title: 'shm',
@@ -48,10 +44,9 @@ export const TRANSPORT_TABLE = {
     registersMemory: false,
     sameMachineOnly: true,
     readsProcessMemory: false,
-    processMemoryObstacle: 'a neighbour cannot map',
     carriesBackendMoves: false,
     autoRank: null,
-    help: 'shared memory, between two daemons of one machine',
+    help: 'use shared memory, between two daemons on one machine',
   },
   rdma: {
     title: 'RDMA',
@@ -60,9 +55,8 @@ export const TRANSPORT_TABLE = {
     registersMemory: true,
     sameMachineOnly: false,
     readsProcessMemory: false,
-    processMemoryObstacle: 'no RDMA device reads',
     carriesBackendMoves: false,
     autoRank: 1,
-    help: 'over RDMA (default where both hosts have a port that reaches the other)',
+    help: 'use RDMA (default if both hosts have RDMA ports that reach each other)',
   },
 } as const satisfies Readonly<Record<string, TransportRow>>;

@@ -220,7 +220,7 @@ describe('pre-flight', () => {
     expect(result.stdout).toContain('TRANSPORT_UNAVAILABLE');
     const { plan } = await cluster.json<{ plan: MigrationPlan }>('A', 'vmigrate', guest.name, 'B', '--dry-run');
     expect(plan.request.transport).toBe('tcp');
-    expect(plan.transportReason).toMatch(/^no RDMA on A: /);
+    expect(plan.transportReason).toMatch(/^A cannot use RDMA: /);
     await stop('A', guest.name);
   });
 

@@ -5,12 +5,12 @@ import type { SourcePort } from '../ports/source.js';
 import type { Executor, WalkContext, WalkPorts } from '../walk-context.js';
 
 /**
- * What the job of a fork is, fixed when it is submitted: its first journal entry. The agent keeps a record of its own
+ * The definition of a fork, fixed when it is submitted: its first journal entry. The agent keeps a record of its own
  * (src/agent/fork/record.ts).
  */
 export type ForkJobRecord = Extract<JournalEntry, { type: 'fork' }>;
 
-/** What steps have learned and later ones (or the report) need. The journal keeps it with each step's end. */
+/** Results of steps that later steps or the report need. The journal stores them with each step's end. */
 export interface ForkFindings {
   image: string | null;
   isWarm: boolean;
@@ -19,7 +19,7 @@ export interface ForkFindings {
   parentPauseMs: number;
   pauseParts: readonly { readonly name: string; readonly ms: number }[];
   deviceStateBytes: number;
-  /** Counted from the request. */
+  /** The time until each clone was ready, counted from the request. */
   ready: readonly { readonly index: number; readonly readyMs: number }[];
   pageBytes: number;
   counters: Readonly<Record<string, number>>;
@@ -41,7 +41,7 @@ export function noForkFindings(): ForkFindings {
 }
 
 export interface ForkPorts extends WalkPorts {
-  /** Both of the host that has the parent, or the image. */
+  /** Both are ports of the host that has the parent, or the image. */
   readonly parent: Pick<SourcePort, 'reserve' | 'unreserve'>;
   readonly forks: ForkPort;
 }

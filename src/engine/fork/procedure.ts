@@ -1,39 +1,40 @@
 /**
- * The procedure of a fork, which walk.ts walks. Coordinator and agent are one daemon (D); P: QEMU of the parent, C: of
- * a clone.
+ * The procedure of a fork, which walk.ts walks. Coordinator and agent are one daemon (D). P is the QEMU of the parent,
+ * C that of a clone.
  *
- * What the crash of each process costs while a step is under way. "Undone" means: the parent runs, unprotected, on its
- * own disks, and no clone, image or overlay of the fork is left. A parent that dies, dies as it would without a fork;
- * what is told of it here is what becomes of the fork.
+ * The table says what a crash of each process does to the fork while a step is under way. "Undone" means: the parent
+ * runs, unprotected, on its own disks, and no clone, image or overlay of the fork is left. If the parent dies, that VM
+ * is lost as it would be without a fork; the table then says what becomes of the fork.
  *
- *   step           pages of the image    D dies                  P dies       C dies       disk full
- *   -------------  --------------------  ----------------------  -----------  -----------  ----------------------
- *   reserveParent  parent's memory       undone at restart       undone       -            undone
- *   prepareClones  parent's memory       undone at restart       undone       undone (1)   undone
- *   armParent      parent's memory       undone at restart (2)   undone       undone (1)   undone
- *   forkPoint      parent's memory       undone at restart (3)   undone       undone (1)   undone
- *   startClones    image, rest parent's  undone at restart (2)   goes on (4)  undone (1)   undone
- *   commitFork     image, rest parent's  restart asks the        goes on (4)  goes on (5)  undone; unknown if the
- *                                        agent's record, and                               record cannot be read
- *                                        undoes or goes on
- *   fillImage      image, rest parent's  goes on at restart (2)  goes on (4)  goes on (5)  lost (6)
- *   releaseParent  image                 goes on at restart      nothing      nothing      tried again
+ *   step           pages of the image    D dies                 P dies        C dies        disk full
+ *   -------------  --------------------  ---------------------  ------------  ------------  -----------------------
+ *   reserveParent  parent's memory       undone at restart      undone        -             undone
+ *   prepareClones  parent's memory       undone at restart      undone        undone (1)    undone
+ *   armParent      parent's memory       undone at restart (2)  undone        undone (1)    undone
+ *   forkPoint      parent's memory       undone at restart (3)  undone        undone (1)    undone
+ *   startClones    image, rest parent's  undone at restart (2)  continues(4)  undone (1)    undone
+ *   commitFork     image, rest parent's  restart asks the       continues(4)  continues(5)  undone; unknown if the
+ *                                        agent's record, and                                record cannot be read
+ *                                        undoes or continues
+ *   fillImage      image, rest parent's  continues at           continues(4)  continues(5)  lost (6)
+ *                                        restart (2)
+ *   releaseParent  image                 continues at restart   nothing       nothing       tried again
  *
- *   (1) With --partial the fork goes on without it, and the report names it.
- *   (2) A write of the parent to a protected page, and a clone that touches a page which is not there, wait for the
- *       next daemon: the preload keeps the descriptors, so nobody reads a zero or writes past the image.
- *   (3) The parent stands still until then if it was stopped.
- *   (4) Its memory files stay until the image is complete: protected pages are as they were at the fork point, the
- *       others are copied already.
- *   (5) It is a VM that has ended.
- *   (6) As for any other reason why the image cannot be filled: its clones are ended, because they would wait for ever,
- *       and the parent runs on.
+ *   (1) With --partial the fork continues without this clone, and the report lists it.
+ *   (2) A write of the parent to a protected page waits for the next daemon, and so does a clone that touches a missing
+ *       page. The preload keeps the descriptors, so no clone reads a zero and no write changes the image.
+ *   (3) If the parent was stopped it stays stopped until then.
+ *   (4) The parent's memory files stay until the image is complete. Protected pages are as they were at the fork point,
+ *       and the others have been copied already.
+ *   (5) The clone is a VM that has ended.
+ *   (6) This holds for every reason why the image cannot be filled: its clones are ended, because they would wait for
+ *       ever, and the parent keeps running.
  *
- * The commit is one durable write of the agent. Which of the two is the case after a crash, `discardFork` decides: it
- * takes an uncommitted fork away, and is refused for a committed one.
+ * The commit is one durable write of the agent. After a crash, `discardFork` decides whether it took place: the call
+ * removes an uncommitted fork, and is refused for a committed one.
  *
- * Journal: all steps up to the commit are announced together by the first of them, since one undo takes all of them
- * away; so between the request and the clones nothing is synced but the agent's own records.
+ * Journal: the first step announces all steps up to the commit, because one undo removes all of them. So between the
+ * request and the clones only the agent's own records are synced.
  */
 
 import { MigrationError } from '../../domain/errors.js';
@@ -78,20 +79,20 @@ export const forkWalk = new Walk<ForkStepName, ForkStep, ForkStepContext, ForkFi
   unknownCommit({ record }, cause) {
     return new MigrationError(
       'NEEDS_RECOVERY',
-      `it is not known whether the fork of ${record.plan.parent} took place`,
+      `it is not known whether the fork of ${record.plan.parent} was committed`,
       {
-        remedy: 'repair what the cause names, restart the daemon, then recover the job',
+        remedy: 'repair the cause, restart the daemon, then recover the job',
         cause,
       },
     );
   },
-  recollect,
+  restoreFindings,
   releaseLost,
   report: buildForkReport,
 });
 
-/** A daemon that died right after the commit has taken the ends of the steps along. */
-async function recollect({
+/** Asks the agent for the findings, because a daemon that died right after the commit has not journalled them. */
+async function restoreFindings({
   record,
   ports,
   limits,
@@ -106,7 +107,7 @@ async function recollect({
   return { ...found, ready: ready.map(({ index, at }) => ({ index, readyMs: sinceRequestMs(at) })) };
 }
 
-/** The image will never be complete: the host forgets the fork, and the parent at least is free again. */
+/** After an image that cannot be completed: the host forgets the fork, and the parent is no longer reserved. */
 async function releaseLost({ record, ports, limits, observer }: ForkStepContext): Promise<void> {
   const { vm } = record.plan.request;
   const calls: [string, () => Promise<void>][] = [['forgetting', () => ports.forks.finishFork(record.fork)]];

@@ -1,7 +1,7 @@
 import type { CloneReport, ForkReport } from '../../domain/fork.js';
 import type { ForkStepContext } from './context.js';
 
-/** One report from what the steps found, also when several daemon lives found it. */
+/** Builds the report from the steps' findings, also if these come from several lives of the daemon. */
 export function buildForkReport({ record, ports, findings, phases, marks }: ForkStepContext): ForkReport {
   const { host, parent, memoryBytes } = record.plan;
   const counter = (name: string): number => findings.counters[name] ?? 0;

@@ -1,6 +1,6 @@
 /**
- * The steps of a fork. The agent does the work; here is what each step asks for, what of it counts as success, and what
- * undoes it.
+ * The steps of a fork. The agent does the work. This file says what each step asks the agent for, what counts as
+ * success, and what undoes the step.
  */
 
 import { MigrationError, toMigrationError } from '../../domain/errors.js';
@@ -14,10 +14,10 @@ import { neverUndone } from '../walk.js';
 import { noteAdvance } from '../walk-context.js';
 import type { ForkExecutor, ForkStepContext } from './context.js';
 
-/** Whose errors may come as JSON. */
+/** Names the origin of errors that come as JSON. */
 const AGENT = 'the agent';
 
-/** The undo of prepareClones takes the whole fork away, so the steps after it have nothing left to undo. */
+/** The undo of prepareClones removes the whole fork, so the later steps have nothing left to undo. */
 const undoneWithClones = (): Promise<void> => Promise.resolve();
 
 export const reserveParent: ForkExecutor = {
@@ -38,10 +38,10 @@ export const prepareClones: ForkExecutor = {
       job: record.job,
       ...record.plan.request,
     });
-    const named = namedFailures(context, clones.length, failures, 'prepared');
+    const named = acceptedFailures(context, clones.length, failures, 'prepared');
     return { image, isWarm, clones, failures: named };
   },
-  /** The parent first: it runs on unprotected before anything else is taken away. */
+  /** The agent releases the parent first: it runs again, unprotected, before anything else is removed. */
   async undo({ record, ports }) {
     await ports.forks.discardFork(record.fork);
   },
@@ -68,7 +68,7 @@ export const startClones: ForkExecutor = {
     const { record, ports, findings, marks } = context;
     const beganAtMs = ports.clock.nowMs();
     const { ready, failures } = await ports.forks.startClones(record.fork);
-    const named = namedFailures(context, ready.length, failures, 'started');
+    const named = acceptedFailures(context, ready.length, failures, 'started');
     const beganMs = beganAtMs - (marks.startedAtMs ?? beganAtMs);
     return {
       ready: ready.map(({ index, atMs }) => ({ index, readyMs: beganMs + atMs })),
@@ -88,8 +88,8 @@ export const commitFork: ForkExecutor = {
 };
 
 /**
- * Did the commit take effect? The agent's record alone decides, and it is asked by the undo itself: one that has not
- * been committed is gone afterwards, so that no commit which is still on its way can come after the answer.
+ * Returns whether the commit took effect. Only the agent's record decides, and the question is the undo itself: it
+ * removes an uncommitted fork, so a commit that is still under way cannot take effect after the answer.
  */
 export async function isForkCommitted({ record, ports, limits }: ForkStepContext): Promise<boolean> {
   try {
@@ -110,8 +110,8 @@ export const fillImage: ForkExecutor = {
     const pace = new PollPace(limits);
     const rate = new Rate();
     for (;;) {
-      const progress = await ask(context);
-      // Finished in an earlier life whose journal could not take the ends: only a complete image is.
+      const progress = await askProgress(context);
+      // The agent forgets a fork only when its image is complete: an earlier life has finished it but not journalled it.
       if (progress === null) return undefined;
       const nowMs = ports.clock.nowMs();
       noteAdvance(context, progress.pagesDone, nowMs);
@@ -128,7 +128,7 @@ export const fillImage: ForkExecutor = {
       observer.onRecovering(null);
       if (nowMs - marks.advancedAtMs > limits.recoveryMsMax) {
         throw new MigrationError('NEEDS_RECOVERY', `no page has been copied for ${limits.recoveryMsMax} ms`, {
-          remedy: `see to the load of ${record.plan.host}, then recover the job`,
+          remedy: `check the load of ${record.plan.host}, then recover the job`,
           cause: troubleOf(progress, AGENT),
         });
       }
@@ -143,7 +143,7 @@ export const releaseParent: ForkExecutor = {
     try {
       await ports.forks.finishFork(record.fork);
     } catch (thrown) {
-      // Finished in a round whose answer was lost.
+      // An earlier attempt, whose answer was lost, has finished the fork.
       if (toMigrationError(thrown).code !== 'NOT_FOUND') throw thrown;
     }
     const { vm } = record.plan.request;
@@ -153,8 +153,8 @@ export const releaseParent: ForkExecutor = {
   undo: neverUndone,
 };
 
-/** null: the agent has forgotten the fork. */
-async function ask({ record, ports, limits }: ForkStepContext): Promise<ForkProgress | null> {
+/** Asks the agent for the progress of the fork. Returns null if the agent has forgotten the fork. */
+async function askProgress({ record, ports, limits }: ForkStepContext): Promise<ForkProgress | null> {
   try {
     const asking = ports.forks.forkProgress(record.fork);
     return await withDeadline(ports.clock, asking, limits.callMsMax, 'asking how full the image is');
@@ -166,12 +166,15 @@ async function ask({ record, ports, limits }: ForkStepContext): Promise<ForkProg
 
 function parentOf({ plan }: ForkStepContext['record']): string {
   const { vm } = plan.request;
-  if (vm === null) throw new MigrationError('INTERNAL', 'the plan reserves a parent that the request does not have');
+  if (vm === null) throw new MigrationError('INTERNAL', 'the plan reserves a parent, but the request has none');
   return vm;
 }
 
-/** All clones or none, unless some are enough. */
-function namedFailures(
+/**
+ * Returns the failures with their errors as JSON. Throws if no clone succeeded, or if one failed and the request
+ * demands all of them.
+ */
+function acceptedFailures(
   { record }: ForkStepContext,
   count: number,
   failures: readonly CloneFailure[],
@@ -186,7 +189,7 @@ function namedFailures(
   const what = first === undefined ? 'no clone' : `clone ${first.name}${others}`;
   throw new MigrationError(
     cause?.code ?? 'INTERNAL',
-    `${what} could not be ${done}: ${cause?.message ?? 'no reason'}`,
+    `${what} could not be ${done}: ${cause?.message ?? 'no reason given'}`,
     {
       ...(cause?.remedy === undefined ? {} : { remedy: cause.remedy }),
       details: named,
@@ -199,13 +202,13 @@ function incomplete({ record, findings }: ForkStepContext, thrown: unknown): Mig
   const cause = MigrationError.from(thrown, AGENT);
   const { parent } = record.plan;
   const image = findings.image ?? record.fork;
+  const remedy =
+    `${parent} is not affected; ` +
+    `remove what is left with "vmctl stop --image ${image}" and "vmctl image rm ${image}"`;
   return new MigrationError(
     'VM_LOST',
-    `the image of ${parent} cannot be completed, and its clones have been ended: ${cause.message}`,
-    {
-      remedy: `${parent} is not affected; "vmctl stop --image ${image}" and "vmctl image rm ${image}" remove what is left`,
-      cause,
-    },
+    `the image of ${parent} cannot be completed, so its clones have been ended: ${cause.message}`,
+    { remedy, cause },
   );
 }
 

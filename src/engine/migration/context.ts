@@ -7,19 +7,19 @@ import type { SourcePort } from '../ports/source.js';
 import type { TargetPort } from '../ports/target.js';
 import type { Executor, WalkContext, WalkPorts, WalkStep } from '../walk-context.js';
 
-/** What a migration is, fixed when it is submitted: its first journal entry, whose type is 'job' on disk. */
+/** The definition of a migration, fixed when it is submitted: its first journal entry, of type 'job' on disk. */
 export type MigrationRecord = Extract<JournalEntry, { type: 'job' }>;
 
 /**
- * What steps have learned and later ones (or the report) need. The journal keeps it with each step's end, so it
- * survives the daemon.
+ * Results of steps that later steps or the report need. The journal stores them with each step's end, so they survive
+ * the daemon.
  */
 export interface Findings {
   nativeUri: string | null;
   deviceStateBytes: number;
-  /** Wall clock of the stop: the only one that two daemon lives share. */
+  /** Time of the stop by the wall clock, the only clock that two lives of the daemon share. */
   stoppedAt: string | null;
-  /** QEMU's own wall clocks at stop and resume. */
+  /** Times of stop and resume by the wall clocks of the two QEMUs. */
   stoppedAtUs: number | null;
   resumedAtUs: number | null;
   blackoutMs: number | null;
@@ -46,12 +46,12 @@ export function noFindings(): Findings {
   };
 }
 
-/** A migration's walk. */
+/** The context of a migration's walk. */
 export interface StepContext extends WalkContext<WalkStep<StepName>> {
   readonly record: MigrationRecord;
   readonly ports: EnginePorts;
   readonly findings: Findings;
-  /** Present keys of the source; secrets, so the journal does not hold them. */
+  /** The source's current keys. They are secret, so the journal does not hold them. */
   endpoint: SourceEndpointInfo | null;
 }
 

@@ -1,6 +1,6 @@
 /**
- * After commit: the target runs and fetches what it lacks. Nothing in here is undone; every call may be repeated by
- * this or a later daemon.
+ * The steps after the commit: the target runs and fetches the missing pages. Nothing here is undone. This daemon or a
+ * later one may repeat every call.
  */
 
 import { MigrationError, NETWORK_CODES, toMigrationError } from '../../domain/errors.js';
@@ -16,7 +16,7 @@ import type { StepContext, StepExecutor } from './context.js';
 import { lost } from './lost.js';
 import { fetchRestNatively } from './native.js';
 
-const CONNECTION_REMEDY = 'see to the connection between the hosts, then recover the job';
+const CONNECTION_REMEDY = 'repair the connection between the hosts, then recover the job';
 
 export const fetchRest: StepExecutor = {
   async forward(context) {
@@ -51,7 +51,7 @@ async function fetchPages(
       await withDeadline(ports.clock, resuming, limits.callMsMax, 'resuming the target again');
     } else if (progress.state === 'disconnected' || progress.state === 'failed') {
       const trouble = troubleInState(progress.state, context, progress);
-      // A session opened anew has forgotten why the one before it failed.
+      // A reopened session does not know why the previous one failed, so an earlier cause is kept.
       if (trouble.cause !== undefined || marks.trouble === null) marks.trouble = trouble;
       observer.onRecovering(trouble);
       await reconnect(context);
@@ -73,7 +73,7 @@ async function ask(context: StepContext): Promise<SessionProgress> {
   return progress;
 }
 
-/** A session that failed says why, and is no lost connection: the hosts may hear each other well. */
+/** Describes the trouble. A failed session gives its own reason; the connection of the hosts may be good. */
 function troubleInState(
   state: 'disconnected' | 'failed',
   { record }: StepContext,
@@ -90,18 +90,16 @@ function troubleInState(
   });
 }
 
-/** Whoever says nothing else is most likely not heard. */
+/** Builds the error for missing progress. Without a known trouble, a bad connection is the most likely reason. */
 function standstill(message: string, trouble: MigrationError | null): MigrationError {
   const isNetwork = trouble === null || NETWORK_CODES.has(trouble.code);
-  const remedy = isNetwork
-    ? CONNECTION_REMEDY
-    : (trouble.remedy ?? 'see to what the cause names, then recover the job');
+  const remedy = isNetwork ? CONNECTION_REMEDY : (trouble.remedy ?? 'repair the cause, then recover the job');
   return new MigrationError('NEEDS_RECOVERY', message, { remedy, ...(trouble === null ? {} : { cause: trouble }) });
 }
 
 /**
- * The keys of an earlier daemon life are worthless, so they are asked for each time: expose is idempotent and returns
- * the present ones.
+ * Connects the target again. The keys of an earlier life of the source's daemon are invalid, so the source is asked for
+ * them each time: `expose` is idempotent and returns the current ones.
  */
 async function reconnect(context: StepContext): Promise<void> {
   const { ports, limits, record } = context;
@@ -113,7 +111,7 @@ async function reconnect(context: StepContext): Promise<void> {
     await withDeadline(ports.clock, connecting, limits.callMsMax, 'connecting the target again');
   } catch (thrown) {
     const error = toMigrationError(thrown);
-    // The source knows that nobody has the pages any more.
+    // The source knows that the pages do not exist any more.
     if (error.code === 'VM_LOST') throw error;
     const remedy = error.remedy ?? (NETWORK_CODES.has(error.code) ? CONNECTION_REMEDY : undefined);
     throw new MigrationError(error.code, `the target cannot connect again: ${error.message}`, {
@@ -129,39 +127,39 @@ export const releaseSource: StepExecutor = {
     const { record, ports, limits, observer, findings } = context;
     const { vm } = record.plan.request;
     const owner = await ports.registry.owner(vm);
-    // A VM that has come back in the meantime is not ours to release: this is a repetition whose first round had
-    // succeeded.
+    // If another session owns the VM, it has come back since. Then an earlier attempt of this step has succeeded, and
+    // the VM must not be released again.
     if (owner === null || owner.session === record.session) {
       try {
         const counting = ports.source.sourceCounters(record.session);
         const counters = await withDeadline(ports.clock, counting, limits.callMsMax, "reading the source's counters");
-        // Kept at once: a repetition of this step finds the session released and its counters gone.
+        // The counters are kept at once: a repetition of this step finds the session released and its counters gone.
         if (Object.keys(counters).length > 0) findings.sourceCounters = counters;
       } catch (error) {
         observer.onWarning('the report lacks the counters of the source', error);
       }
-      await bequeath(context);
+      await passOnExitCode(context);
       await ports.source.release(vm, record.session);
     }
-    await ports.target.finish(record.session).catch(unlessForgotten);
+    await ports.target.finish(record.session).catch(ignoreNotFound);
     return { sourceCounters: findings.sourceCounters };
   },
   undo: neverUndone,
 };
 
-/** What only the source's record knows, before it is forgotten there. */
-async function bequeath({ record, ports, limits }: StepContext): Promise<void> {
+/** Passes the guest's exit code to the target, because the release deletes the source's record. */
+async function passOnExitCode({ record, ports, limits }: StepContext): Promise<void> {
   const looking = ports.sourceInventory.vmInventory(record.plan.request.vm).catch((thrown: unknown) => {
-    // Released in a round whose answer was lost.
+    // An earlier attempt, whose answer was lost, has released the VM.
     if (toMigrationError(thrown).code === 'NOT_FOUND') return { exitCode: null };
     throw thrown;
   });
   const { exitCode } = await withDeadline(ports.clock, looking, limits.callMsMax, 'asking for the exit code');
-  if (exitCode !== null) await ports.target.inherit(record.session, { exitCode }).catch(unlessForgotten);
+  if (exitCode !== null) await ports.target.inherit(record.session, { exitCode }).catch(ignoreNotFound);
 }
 
-/** A target that no longer knows the session has finished it in a round whose answer was lost. */
-function unlessForgotten(thrown: unknown): void {
+/** Ignores NOT_FOUND: an earlier attempt, whose answer was lost, has finished the target's session. */
+function ignoreNotFound(thrown: unknown): void {
   const error = toMigrationError(thrown);
   if (error.code !== 'NOT_FOUND') throw error;
 }

@@ -1,6 +1,6 @@
 /**
- * QEMU's own migration, for VMs whose RAM we cannot move. QEMU moves the memory; we still decide when the owner changes
- * and who runs.
+ * QEMU's own migration, for VMs whose RAM vmigrate cannot move. QEMU moves the memory; the engine still decides when
+ * the owner changes and on which host the VM runs.
  */
 
 import { MigrationError, toMigrationError } from '../../domain/errors.js';
@@ -20,10 +20,7 @@ export const nativeStart: StepExecutor = {
     const { record, ports, findings, cancel } = context;
     const { vm, mode, bandwidthBytesPerS, downtimeMsMax } = record.plan.request;
     if (findings.nativeUri === null) {
-      throw new MigrationError(
-        'PEER_PROTOCOL',
-        'the target prepared a native migration without saying where it listens',
-      );
+      throw new MigrationError('PEER_PROTOCOL', 'the target prepared a native migration but gave no address');
     }
     const watching = new AbortController();
     const moving = ports.source.nativeMigrate(vm, record.session, {
@@ -38,12 +35,12 @@ export const nativeStart: StepExecutor = {
     } finally {
       watching.abort();
     }
-    // The source stopped by itself, inside the call. QEMU knows how long ago, and is asked when the guest runs again
-    // (see nativeFigures).
+    // QEMU stopped the source during the call. It knows how long ago, and is asked when the guest runs again (see
+    // nativeFigures).
     context.marks.stoppedAtMs = ports.clock.nowMs();
     return undefined;
   },
-  /** Also when the migration is over: the source is stopped then, and continueVm makes it run again. */
+  /** The undo also works after the migration has ended: then the source is stopped, and continueVm resumes it. */
   async undo({ record, ports }) {
     const { vm } = record.plan.request;
     await ports.source.nativeCancel(vm, record.session);
@@ -57,13 +54,13 @@ export const nativeSwitchover: StepExecutor = {
     return undefined;
   },
   async undo() {
-    // nativeStart's undo makes the source run again; prepareTarget's takes away what was loaded.
+    // The undo of nativeStart resumes the source; that of prepareTarget discards the loaded state.
   },
 };
 
 /**
- * What QEMU found out before nativeStart ended: its share of the blackout and the figures of the report, which go
- * without it if need be.
+ * Asks QEMU for its figures up to the end of nativeStart: its share of the blackout, and figures of the report. If that
+ * fails, the report goes without them.
  */
 export async function nativeFigures(
   context: StepContext,
@@ -79,8 +76,8 @@ export async function nativeFigures(
 }
 
 /**
- * native-postcopy: both QEMUs must stay alive and connected; QEMU's own recovery of a broken connection is not driven
- * by this build.
+ * Waits for the end of a native-postcopy migration. Both QEMUs must stay alive and connected: this build does not use
+ * QEMU's recovery of a broken connection.
  */
 export async function fetchRestNatively(context: StepContext): Promise<Partial<Findings>> {
   const { ports, limits, marks, halt, observer, record } = context;
@@ -99,7 +96,7 @@ export async function fetchRestNatively(context: StepContext): Promise<Partial<F
     const hasBroken = reading.status === 'postcopy-paused' || reading.status === 'failed';
     if (hasBroken || nowMs - marks.advancedAtMs > limits.recoveryMsMax) {
       throw new MigrationError('NEEDS_RECOVERY', `QEMU's own post-copy has stopped: ${reading.status ?? 'no status'}`, {
-        remedy: "QEMU keeps both halves of the VM; recover QEMU's stream by hand or stop the VM",
+        remedy: "each QEMU keeps its part of the VM; recover QEMU's migration by hand or stop the VM",
         cause: reasonOf(reading) ?? troubleOf(target, 'the target'),
       });
     }
@@ -115,7 +112,11 @@ async function watch(context: StepContext, signal: AbortSignal): Promise<void> {
       if (!signal.aborted) context.observer.onProgress(describe(context, reading));
     }
   } catch (thrown) {
-    if (!signal.aborted) context.observer.onWarning('progress of the native migration ends', toMigrationError(thrown));
+    if (!signal.aborted)
+      context.observer.onWarning(
+        'the progress of the native migration cannot be read any more',
+        toMigrationError(thrown),
+      );
   }
 }
 
@@ -147,7 +148,7 @@ function describe({ record }: StepContext, reading: NativeReading): MigrationPro
   });
 }
 
-/** In QEMU's own words, if it has said any. */
+/** Returns QEMU's error text as an error, if there is one. */
 function reasonOf({ errorText }: NativeReading): MigrationError | undefined {
   return typeof errorText === 'string' ? new MigrationError('QEMU_FAILED', errorText) : undefined;
 }

@@ -1,4 +1,4 @@
-/** Everything that happens while the VM still runs undisturbed on the source: its undo costs the guest nothing. */
+/** The steps during which the VM runs undisturbed on the source. Their undo does not affect the guest. */
 import { MigrationError } from '../../domain/errors.js';
 import type { StepExecutor } from './context.js';
 
@@ -28,9 +28,7 @@ export const prepareTarget: StepExecutor = {
     });
     return { nativeUri: reply.nativeUri };
   },
-  /**
-   * Discard takes the whole session away, so connectTarget and transferState have nothing left to undo on the target.
-   */
+  /** `discard` removes the whole session, so connectTarget and transferState have nothing to undo on the target. */
   async undo({ record, ports }) {
     await ports.target.discard(record.session);
   },
@@ -60,6 +58,6 @@ export const connectTarget: StepExecutor = {
     return undefined;
   },
   async undo() {
-    // The connection dies with the session that prepareTarget's undo discards.
+    // The undo of prepareTarget discards the session, and the connection with it.
   },
 };

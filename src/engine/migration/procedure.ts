@@ -1,45 +1,44 @@
 /**
  * The procedure of a migration, which walk.ts walks.
  *
- * Who holds the only good copy of the VM while a step is under way, and what the crash of each process then costs.
- * "Undone" means: the VM runs on the source again and nothing is left on the target. SD, TD: daemon of source, target;
- * SQ, TQ: their QEMU.
+ * The table says which host holds the only good copy of the VM while a step is under way, and what the crash of each
+ * process then costs. "Undone" means: the VM runs on the source again, and nothing is left on the target. SD and TD are
+ * the daemons of source and target, SQ and TQ their QEMUs.
  *
- *   step           good copy           SD dies             TD dies       SQ dies       TQ dies      network cut
- *   -------------  ------------------  ------------------  ------------  ------------  -----------  -------------
- *   reserve        source, running     undone at restart   nothing       VM dies (1)   -            nothing
- *   prepareTarget  source, running     undone at restart   undone (2)    VM dies (1)   undone       undone (2)
- *   exposeSource   source, running     undone at restart   undone (2)    VM dies (1)   undone       undone (2)
- *   connectTarget  source, running     undone at restart   undone (2)    VM dies (1)   undone       undone (2)
- *   nativeStart    source, running     undone at restart   undone (2)    VM dies (1)   undone       undone (2)
- *   stopSource     source, stopped     stopped until       undone (2)    VM dies (1)   undone       undone (2)
- *                                      restart
- *   transferState  source, stopped     stopped until       undone (2)    VM dies (1)   undone       undone (2)
- *                                      restart
- *   nativeSwitch.  source, stopped     stopped until       undone (2)    VM dies (1)   undone       undone (2)
- *                                      restart
- *   commit         both, stopped       restart asks the    waits for TD  nothing (3)   VM lost (4)  waits
- *                                      registry; undoes
- *                                      or goes on
- *   resumeTarget   both until it runs  goes on at restart  waits for TD  nothing (3)   VM lost (4)  waits
- *   drain          target's pages,     missing pages       all missing   nothing (3);  VM lost      missing pages
- *                  source's rest       wait for SD         pages wait    native: VM                 wait (5)
- *                                                          for TD        lost
- *   releaseSource  target, running     goes on at restart  goes on at    nothing       VM dies (1)  goes on later
- *                                                          restart
+ *   step           good copy        SD dies              TD dies          SQ dies      TQ dies      network cut
+ *   -------------  ---------------  -------------------  ---------------  -----------  -----------  -----------------
+ *   reserve        source, running  undone at restart    nothing          VM dies (1)  -            nothing
+ *   prepareTarget  source, running  undone at restart    undone (2)       VM dies (1)  undone       undone (2)
+ *   exposeSource   source, running  undone at restart    undone (2)       VM dies (1)  undone       undone (2)
+ *   connectTarget  source, running  undone at restart    undone (2)       VM dies (1)  undone       undone (2)
+ *   nativeStart    source, running  undone at restart    undone (2)       VM dies (1)  undone       undone (2)
+ *   stopSource     source, stopped  stopped till restart undone (2)       VM dies (1)  undone       undone (2)
+ *   transferState  source, stopped  stopped till restart undone (2)       VM dies (1)  undone       undone (2)
+ *   nativeSwitch.  source, stopped  stopped till restart undone (2)       VM dies (1)  undone       undone (2)
+ *   commit         both, stopped    restart asks the     waits for TD     nothing (3)  VM lost (4)  waits for network
+ *                                   registry; undoes
+ *                                   or continues
+ *   resumeTarget   both, until the  continues at         waits for TD     nothing (3)  VM lost (4)  waits for network
+ *                  VM runs          restart
+ *   drain          target's pages,  missing pages wait   missing pages    nothing (3)  VM lost      missing pages wait
+ *                  source's rest    for SD               wait for TD      (5)                       for network (6)
+ *   releaseSource  target, running  continues at         continues at     nothing      VM dies (1)  continues later
+ *                                   restart              restart
  *
- *   (1) As it would without a migration.
- *   (2) The VM runs again at once; what is left on a target that does not answer is journalled as a leftover and
- *       cleaned up when it answers.
- *   (3) The frozen memory is in files that the daemon serves; QEMU is not needed for it. What a copy-on-write clone has
- *       written gets there some tenths of a second after the commit: VM lost, if its QEMU dies before.
+ *   (1) The VM dies as it would without a migration.
+ *   (2) The VM runs again at once. What is left on a target that does not answer is journalled as a leftover, and
+ *       cleaned up when the target answers.
+ *   (3) The daemon serves the frozen memory from files and does not need QEMU. An exception is a copy-on-write clone:
+ *       the pages it has written are copied to a file within some tenths of a second after the commit. If its QEMU dies
+ *       before that, the VM is lost.
  *   (4) The source keeps the stopped VM, complete, but never resumes it by itself: only a person can know that the
  *       target will not run it.
- *   (5) Native post-copy: QEMU pauses; needs a person.
+ *   (5) Native post-copy: the VM is lost.
+ *   (6) Native post-copy: QEMU pauses, and an operator has to recover it.
  *
- * Journal: the steps of the blackout are announced together, before the VM is stopped, and their ends are written when
- * the VM runs again: so the one fsync inside the blackout (here; the target makes its own) is the compare-and-swap in
- * the registry, which alone decides what a restarted daemon does with a job.
+ * Journal: the steps of the blackout are announced together before the VM is stopped, and their ends are written when
+ * the VM runs again. So there is one fsync inside the blackout on this host (the target makes its own): that of the
+ * compare-and-swap in the registry. Only the registry decides what a restarted daemon does with a job.
  */
 
 import { MigrationError } from '../../domain/errors.js';
@@ -72,7 +71,7 @@ export const migrationWalk = new Walk<StepName, PlanStep, StepContext, Findings,
   },
   commit: 'commit',
   awaitedBeforeUndo: new Set<StepName>(['reserve', 'exposeSource', 'stopSource']),
-  // Release destroys the source's memory.
+  // The release destroys the source's memory.
   durableBegins: new Set<StepName>(['releaseSource']),
   durableEnds: new Set<StepName>(['drain']),
   firstStepOutOfOrder,
@@ -84,18 +83,18 @@ export const migrationWalk = new Walk<StepName, PlanStep, StepContext, Findings,
   isCommitted,
   unknownCommit({ record }, cause) {
     const { vm, target } = record.plan.request;
-    return new MigrationError('NEEDS_RECOVERY', `it is not known whether ${vm} belongs to ${target} now`, {
+    return new MigrationError('NEEDS_RECOVERY', `it is not known whether ${vm} now belongs to ${target}`, {
       remedy:
         'the VM is stopped and complete on both hosts; repair the registry, restart the daemon, then recover the job',
       cause,
     });
   },
-  recollect: () => Promise.resolve(undefined),
+  restoreFindings: () => Promise.resolve(undefined),
   releaseLost,
   report: buildReport,
 });
 
-/** Nobody fetches from the source any more, and what it keeps is its user's: `stop` frees it. */
+/** Ends the source's part of a lost migration. The source keeps the memory for its user until `stop` frees it. */
 async function releaseLost({ record, ports, limits, observer }: StepContext): Promise<void> {
   const { vm } = record.plan.request;
   const calls: [string, () => Promise<void>][] = [

@@ -6,13 +6,15 @@ const NS_PER_MS = 1e6;
 const NS_PER_US = 1e3;
 const NS_PER_S = 1e9;
 
-/** Hosts whose clocks disagree can make it negative or absurd; it is reported as it is, and documented as such. */
+/**
+ * If the hosts' clocks disagree the result is wrong, even negative. It is reported unchanged and documented as such.
+ */
 function blackoutByEventsMs({ stoppedAtUs, resumedAtUs, blackoutMs }: Findings): number {
   if (stoppedAtUs === null || resumedAtUs === null) return blackoutMs ?? 0;
   return (resumedAtUs - stoppedAtUs) / US_PER_MS;
 }
 
-/** One report from what the steps found, also when several daemon lives found it. */
+/** Builds the report from the steps' findings, also if these come from several lives of the daemon. */
 export function buildReport({ record, ports, findings, phases, marks }: StepContext): MigrationReport {
   const { request, transportReason, source, memoryBytes } = record.plan;
   const target = (name: string): number => findings.targetCounters[name] ?? 0;

@@ -1,6 +1,6 @@
 /**
- * From the last instruction on the source to the first on the target. Awaits in here are blackout: none is made that
- * could be made elsewhere.
+ * The steps from the VM's last instruction on the source to its first on the target. Every await here adds to the
+ * blackout, so everything that can be awaited elsewhere is.
  */
 import { toMigrationError } from '../../domain/errors.js';
 import { neverUndone } from '../walk.js';
@@ -15,9 +15,7 @@ export const stopSource: StepExecutor = {
     context.marks.stoppedAtMs = ports.clock.nowMs() - stoppedForMs;
     return { stoppedAtUs };
   },
-  /**
-   * The first thing that matters to the guest when a migration fails; nothing on the target is waited for before it.
-   */
+  /** When a migration fails, resuming the source matters most to the guest. Nothing on the target is awaited before. */
   async undo({ record, ports }) {
     await ports.source.continueVm(record.plan.request.vm, record.session);
   },
@@ -32,7 +30,7 @@ export const transferState: StepExecutor = {
     return { deviceStateBytes: transferred.deviceStateBytes };
   },
   async undo() {
-    // Source: continueVm ends a transfer under way. Target: what was loaded goes with the discarded session.
+    // Source: continueVm ends a transfer under way. Target: discarding the session removes the loaded state.
   },
 };
 
@@ -48,13 +46,13 @@ export const commit: StepExecutor = {
     return undefined;
   },
   async undo() {
-    // Reached only if the swap has not taken effect: then the record is the source's still.
+    // Runs only if the swap has not taken effect, so the record still names the source.
   },
 };
 
 /**
- * Did the commit take effect? The registry alone decides. true also when the answer to the swap was lost or the daemon
- * died between the swap and the journal; throws if the registry cannot say.
+ * Returns whether the commit took effect. Only the registry decides: true also if the answer to the swap was lost, or
+ * the daemon died between the swap and the journal entry. Throws if the registry cannot answer.
  */
 export async function isCommitted({ record, ports }: StepContext): Promise<boolean> {
   const owner = await ports.registry.owner(record.plan.request.vm);
@@ -68,7 +66,7 @@ export const resumeTarget: StepExecutor = {
     try {
       ({ resumedAtUs } = await ports.target.resume(record.session, record.epoch + 1));
     } catch (thrown) {
-      // QEMU may have died before this resume, or after an earlier one whose answer was lost: only the session knows.
+      // QEMU may have died before this resume, or after an earlier one whose answer was lost. Only the session knows.
       const error = toMigrationError(thrown);
       if (error.code !== 'QEMU_GONE') throw error;
       throw lost(context, (await ports.target.progress(record.session)).hasRun, error);
@@ -80,7 +78,7 @@ export const resumeTarget: StepExecutor = {
   undo: neverUndone,
 };
 
-/** By the wall clock if the stop was in the life of an earlier daemon. */
+/** Returns the time since the stop, by the wall clock if an earlier life of the daemon stopped the VM. */
 function sinceStop({ ports, marks, findings }: StepContext): number {
   if (marks.stoppedAtMs !== null) return ports.clock.nowMs() - marks.stoppedAtMs;
   if (findings.stoppedAt === null) return 0;

@@ -1,6 +1,6 @@
 /**
- * A fork's request and inventory in, typed steps out; touches nothing. The engine walks exactly what this returns, and
- * `--dry-run` prints it.
+ * Plans a fork: turns request and inventory into typed steps, without side effects. The engine walks exactly these
+ * steps, and `--dry-run` prints them.
  */
 
 import type { ForkPlan, ForkRequest, ForkStep, ForkStepName } from '../../domain/fork.js';
@@ -8,7 +8,7 @@ import type { Refusal } from '../../domain/refusal.js';
 import { describeBytes } from '../bytes.js';
 import { cloneCountThatFits, type ForkFacts, preflightFork } from './preflight.js';
 
-/** With a parent, and of an image that is there already. */
+/** The steps of a fork of a running VM, and those of a fork of an existing image. */
 const STEPS_OF_VM: readonly ForkStepName[] = [
   'reserveParent',
   'prepareClones',
@@ -46,7 +46,7 @@ export function planFork(request: ForkRequest, facts: ForkFacts): Planned {
   return { plan: { request, host, parent, memoryBytes, steps, notes: notesOf(request, facts) }, refusals: [] };
 }
 
-/** The first step that is out of place, or null: the engine walks no plan that has one. */
+/** Returns the first step that is out of order, or null. The engine refuses a plan that has one. */
 export function firstForkStepOutOfOrder(steps: readonly { readonly name: ForkStepName }[]): ForkStepName | null {
   const isOfVm = steps.some(({ name }) => name === 'forkPoint');
   const expected = isOfVm ? STEPS_OF_VM : STEPS_OF_IMAGE;
@@ -55,7 +55,7 @@ export function firstForkStepOutOfOrder(steps: readonly { readonly name: ForkSte
 }
 
 /**
- * Below what a person would wait; a prepared step that hangs is undone, and the parent is not stopped before
+ * Deadlines, shorter than a person would wait. A step that hangs is undone, and the parent is not stopped before
  * `forkPoint`.
  */
 const BASE_MS: { readonly [Name in ForkStepName]: number } = {
@@ -64,14 +64,14 @@ const BASE_MS: { readonly [Name in ForkStepName]: number } = {
   armParent: 30_000,
   forkPoint: 10_000,
   startClones: 30_000,
-  // None: its outcome would be unknown, and the image's progress is watched instead.
+  // 0: no deadline. After one, the outcome of commitFork would be unknown. For fillImage the engine watches progress.
   commitFork: 0,
   fillImage: 0,
   releaseParent: 30_000,
 };
 const PREPARE_MS_PER_CLONE = 1_000;
 const START_MS_PER_CLONE = 500;
-/** Far below what write-protecting takes (2 GiB: some 50 ms), for machines under load. */
+/** Far slower than write-protecting really is (2 GiB take about 50 ms), to allow for machines under load. */
 const ARM_BYTES_PER_MS = 256 * 1024;
 
 function timeoutMs(step: ForkStepName, cloneCount: number, memoryBytes: number): number {
@@ -89,20 +89,21 @@ function timeoutMs(step: ForkStepName, cloneCount: number, memoryBytes: number):
 
 function notesOf(request: ForkRequest, { inventory, waitsFor }: ForkFacts): string[] {
   const notes: string[] = [];
-  if (waitsFor !== null) notes.push(`begins when ${waitsFor}, another fork of ${request.vm}, has ended`);
+  if (waitsFor !== null) notes.push(`starts when ${waitsFor}, another fork of ${request.vm}, has ended`);
   const warm = Math.min(inventory.warmCloneCount, request.cloneCount);
   notes.push(
     warm === request.cloneCount
-      ? 'all QEMU processes are waiting already (warm)'
-      : `${request.cloneCount - warm} QEMU processes have to be started (cold)`,
+      ? 'all QEMU processes are already waiting (warm)'
+      : `${request.cloneCount - warm} QEMU processes must be started (cold)`,
   );
   const count = cloneCountThatFits(request, inventory);
-  if (count < request.cloneCount) notes.push(`memory is there for about ${count} of them; the others will be named`);
+  if (count < request.cloneCount)
+    notes.push(`memory suffices for about ${count} clones; the report will list the others`);
   if (request.vm !== null && request.parentMode === 'continue') {
-    notes.push(`the pause of ${request.vm} does not depend on its memory size; pages are copied while it runs`);
+    notes.push(`the pause of ${request.vm} does not depend on its memory size: pages are copied while it runs`);
   }
   if (request.network === 'none' && inventory.vm.spec.nics.length > 0) {
-    notes.push('the NICs of the clones are connected to nothing');
+    notes.push('the NICs of the clones are not connected to a network');
   }
   return notes;
 }
@@ -120,28 +121,30 @@ const count = (request: ForkRequest): string =>
 const TEXTS: { readonly [Name in ForkStepName]: (names: Names) => string } = {
   reserveParent: ({ parent }) => `reserve ${parent} for this job`,
   prepareClones: ({ request, memory }) =>
-    `${imageText(request, memory)}, and a waiting QEMU for each of ${count(request)}`,
+    `${imageText(request, memory)}, and start a waiting QEMU for each of ${count(request)}`,
   armParent: ({ request, parent }) =>
     request.parentMode === 'stop'
-      ? `make what the disks of ${parent} need for a snapshot`
-      : `write-protect the memory of ${parent} while it runs, make what its disks need for a snapshot`,
+      ? `create the snapshot files for the disks of ${parent}`
+      : `write-protect the memory of ${parent} while it runs, create the snapshot files for its disks`,
   forkPoint: ({ request, parent }) =>
     request.parentMode === 'stop'
-      ? `stop ${parent} for good: save its device state, snapshot its disks; its memory is the image`
-      : `stop ${parent}: save its device state, snapshot its disks, protect what it wrote meanwhile; let it run on`,
-  startClones: ({ request }) => `load the state into ${count(request)}, give each its identity, let them run`,
-  commitFork: ({ request }) => `commit: ${count(request)} are VMs of their own from here on`,
+      ? `stop ${parent} for good, save its device state, snapshot its disks; its memory becomes the image`
+      : `stop ${parent}, save its device state, snapshot its disks, protect the pages it has written; resume it`,
+  startClones: ({ request }) => `load the device state into ${count(request)}, give each its identity, let them run`,
+  commitFork: ({ request }) => `commit: from here on ${count(request)} are VMs of their own`,
   fillImage: ({ request, parent }) =>
     request.parentMode === 'stop'
       ? 'wait until the image is complete'
-      : `copy the memory of ${parent} into the image, pages that somebody waits for first`,
+      : `copy the memory of ${parent} into the image; pages that ${parent} or a clone waits for come first`,
   releaseParent: ({ request, parent }) =>
     request.vm === null || request.parentMode === 'stop'
       ? 'end the fork'
-      : `take the write-protection off ${parent} and let go of it`,
+      : `remove the write protection of ${parent} and end its reservation`,
 };
 
 function imageText({ image, parentMode }: ForkRequest, memory: string): string {
-  if (image !== null) return `take image ${image} (${memory})`;
-  return parentMode === 'stop' ? `make an image of the memory files (${memory})` : `make an empty image of ${memory}`;
+  if (image !== null) return `use image ${image} (${memory})`;
+  return parentMode === 'stop'
+    ? `create an image of the memory files (${memory})`
+    : `create an empty image (${memory})`;
 }

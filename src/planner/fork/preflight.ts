@@ -1,6 +1,6 @@
 /**
- * Everything that can be known to stand in a fork's way, before anything has been touched. As preflight.ts: pure, never
- * throws, all reasons at once, and a figure that is no number counts as "not enough".
+ * Checks a fork before anything is changed. Like migration/preflight.ts, it is pure, never throws, and returns all
+ * reasons at once. A figure that is not a number counts as "not enough".
  */
 
 import { CLONES_MAX, type ForkRequest } from '../../domain/fork.js';
@@ -10,7 +10,7 @@ import type { Refusal, RefusalCode } from '../../domain/refusal.js';
 export interface ForkFacts {
   readonly host: string;
   readonly inventory: ForkInventory;
-  /** The job of another fork of the VM that has to end first; the inventory is then as if it had. */
+  /** Job of another fork of the VM that must end first. The inventory is then taken as if that job had ended. */
   readonly waitsFor: string | null;
 }
 
@@ -27,14 +27,14 @@ export function preflightFork(request: ForkRequest, { host, inventory }: ForkFac
   ];
 }
 
-/** Clones that fit the memory besides the image; the count that was asked for where there is enough. */
+/** Returns how many clones fit into memory besides the image, at most the number requested. */
 export function cloneCountThatFits(request: ForkRequest, inventory: ForkInventory): number {
   const { memoryAvailableBytes, imageBytesNeeded, cloneBytesNeeded, warmCloneCount } = inventory;
   const forClonesBytes = memoryAvailableBytes - imageBytesNeeded;
   if (!Number.isFinite(forClonesBytes) || !Number.isFinite(cloneBytesNeeded)) return 0;
   const warm = Math.min(warmCloneCount, request.cloneCount);
   const cold = cloneBytesNeeded > 0 ? Math.floor(Math.max(0, forClonesBytes) / cloneBytesNeeded) : request.cloneCount;
-  // Those that wait already have what they need at their start.
+  // Waiting processes already hold the memory that a clone needs at its start.
   return forClonesBytes < 0 ? 0 : Math.min(request.cloneCount, warm + cold);
 }
 
@@ -46,10 +46,10 @@ function mib(bytes: number): string {
   return Number.isFinite(bytes) ? `${Math.max(0, Math.floor(bytes / MIB))} MiB` : 'nothing';
 }
 
-/** Asked before a host is: it could not even name so many. */
+/** This check runs before a host is asked, because the host could not name that many clones. */
 export function* checkCount({ cloneCount }: ForkRequest): Iterable<Refusal> {
   if (Number.isInteger(cloneCount) && cloneCount >= 1 && cloneCount <= CLONES_MAX) return;
-  yield refuse('CLONE_COUNT', `${cloneCount} clones are not between 1 and ${CLONES_MAX}`, 'ask for fewer, or for one');
+  yield refuse('CLONE_COUNT', `clone count must be 1-${CLONES_MAX}, not ${cloneCount}`, 'change --clones');
 }
 
 function* checkParent(name: string, host: string, { vm, isFilling }: ForkInventory): Iterable<Refusal> {
@@ -60,16 +60,20 @@ function* checkParent(name: string, host: string, { vm, isFilling }: ForkInvento
     yield refuse(
       'VM_NOT_RUNNING',
       `${name} is ${vm.state}, not running`,
-      `"vmctl resume ${name}" or "vmctl run" first`,
+      `start it with "vmctl resume ${name}" or "vmctl run"`,
     );
   }
   if (vm.job !== null) {
-    yield refuse('VM_IN_JOB', `${name} is part of job ${vm.job}`, `wait for it: "vmctl job ${vm.job} --follow"`);
+    yield refuse(
+      'VM_IN_JOB',
+      `${name} is part of job ${vm.job}`,
+      `wait until the job ends: "vmctl job ${vm.job} --follow"`,
+    );
   } else if (isFilling) {
     yield refuse(
       'VM_FILLING',
-      `pages of ${name} are still on their way to it, or into an image of it`,
-      'wait until they are there: "vmctl jobs", "vmctl images"',
+      `pages of ${name} are still being transferred to it, or copied into an image of it`,
+      'wait until that job or image is complete: "vmctl jobs", "vmctl images"',
     );
   }
 }
@@ -84,32 +88,36 @@ function* checkCapture(
   for (const blocker of vm.migrationBlockers) {
     yield refuse(
       'DEVICE_NOT_MIGRATABLE',
-      `a device of ${name} has a state that cannot be saved: ${blocker}`,
-      'remove the device from the VM, or replace it by one that can migrate',
+      `the state of a device of ${name} cannot be saved: ${blocker}`,
+      'remove the device from the VM, or replace it by a device that can migrate',
     );
   }
   if (vm.image !== null && parentMode === 'stop') {
     yield refuse(
       'RAM_NOT_SHARED',
       `${name} shares its memory with image ${vm.image.id}, so it cannot become one itself`,
-      'use --parent continue: what it has of its own is copied',
+      'use --parent continue, which copies the pages that it has written',
     );
   } else if (!vm.isRamShared || !vm.isRamNamedFile) {
     yield refuse(
       'RAM_NOT_SHARED',
-      `the RAM of ${name} is private to its QEMU, so nobody else can copy it`,
+      `the RAM of ${name} is private to its QEMU, so no other process can copy it`,
       'run the VM with memory.backing "shared"',
     );
   }
   for (const blocker of inventory.diskBlockers) {
-    yield refuse('DISK_NOT_SNAPSHOTTABLE', `no snapshot of a disk of ${name} can be taken: ${blocker}`, 'detach it');
+    yield refuse(
+      'DISK_NOT_SNAPSHOTTABLE',
+      `a disk of ${name} does not support snapshots: ${blocker}`,
+      'detach the disk',
+    );
   }
-  // A parent that stays stopped writes nothing that could escape.
+  // A parent that stays stopped does not write, so it needs no write protection.
   if (parentMode === 'stop') return;
   for (const device of inventory.escapingDevices) {
     yield refuse(
       'WRITES_ESCAPE',
-      `${name} has a device that writes to its memory past write-protection: ${device}`,
+      `a device of ${name} writes to memory in spite of write protection: ${device}`,
       'remove the device, or use --parent stop',
     );
   }
@@ -123,22 +131,22 @@ function* checkCapture(
   if (!inventory.hasPreload) {
     yield refuse(
       'PRELOAD_MISSING',
-      `${name} runs without the preload library, so nobody can write-protect its memory`,
-      'start it with preload, or use --parent stop',
+      `${name} runs without the preload library, so its memory cannot be write-protected`,
+      'run the VM with preload: true, or use --parent stop',
     );
   }
 }
 
 /**
- * Whose clone gives memory back punches it out of the image, and so takes it from all. That a parent does it is found
- * as an escaping write.
+ * A clone that gives memory back (balloon) punches a hole into the image, which takes those pages from all clones. A
+ * parent that does so is refused as an escaping write.
  */
 function* checkDiscarding({ vm: name, parentMode, memory }: ForkRequest, { vm }: ForkInventory): Iterable<Refusal> {
   if (memory !== 'cow' || (name !== null && parentMode === 'continue')) return;
   for (const device of vm.discardingDevices) {
     yield refuse(
       'WRITES_ESCAPE',
-      `a clone of ${vm.spec.name} could give memory back (${device}), and with it pages of the image that all clones share`,
+      `a clone of ${vm.spec.name} could free memory (${device}), which would remove pages of the image for all clones`,
       'remove the device, or use --memory private',
     );
   }
@@ -146,12 +154,14 @@ function* checkDiscarding({ vm: name, parentMode, memory }: ForkRequest, { vm }:
 
 function* checkImage({ image: id }: ForkRequest, { image }: ForkInventory): Iterable<Refusal> {
   if (image === null) {
-    yield refuse('IMAGE_INCOMPLETE', `there is no image ${id ?? ''} here`, '"vmctl images" lists those that there are');
+    yield refuse('IMAGE_INCOMPLETE', `no image ${id ?? ''} on this host`, 'list the images with "vmctl images"');
   } else if (image.state !== 'complete') {
     yield refuse(
       'IMAGE_INCOMPLETE',
       `image ${image.id} is ${image.state}, not complete`,
-      image.state === 'failed' ? `"vmctl image rm ${image.id}"` : 'wait until it is: "vmctl images"',
+      image.state === 'failed'
+        ? `remove it: "vmctl image rm ${image.id}"`
+        : 'wait until it is complete: "vmctl images"',
     );
   }
 }
@@ -163,8 +173,8 @@ function* checkNames(host: string, { namesTaken }: ForkInventory): Iterable<Refu
   const more = namesTaken.length > NAMES_SHOWN_MAX ? ` and ${namesTaken.length - NAMES_SHOWN_MAX} more` : '';
   yield refuse(
     'NAME_TAKEN',
-    `${host} has a VM with a clone's name already: ${namesTaken.slice(0, NAMES_SHOWN_MAX).join(', ')}${more}`,
-    'choose another --name, or "vmctl stop" what is not wanted',
+    `names of the clones are already used on ${host}: ${namesTaken.slice(0, NAMES_SHOWN_MAX).join(', ')}${more}`,
+    'choose another --name, or end those VMs with "vmctl stop"',
   );
 }
 
@@ -174,16 +184,18 @@ function* checkMemory(request: ForkRequest, host: string, inventory: ForkInvento
     yield refuse(
       'IMAGE_MEMORY',
       `the image needs ${mib(imageBytesNeeded)}; the budget for images on ${host} has ${mib(imageBytesFree)} left`,
-      'remove images that nobody needs ("vmctl images", "vmctl image rm"), or raise images.budgetBytes',
+      'remove unused images ("vmctl images", "vmctl image rm"), or raise images.budgetBytes',
     );
   }
   const count = cloneCountThatFits(request, inventory);
   if (count >= request.cloneCount || (request.isPartialAllowed && count > 0)) return;
   const neededBytes = imageBytesNeeded + request.cloneCount * cloneBytesNeeded;
   const missingBytes = neededBytes - (Number.isFinite(memoryAvailableBytes) ? memoryAvailableBytes : 0);
+  const need = `${request.cloneCount} clones and their image need ${mib(neededBytes)}`;
+  const room = `${host} has ${mib(memoryAvailableBytes)}, ${Math.ceil(missingBytes / MIB)} MiB too little`;
   yield refuse(
     'CLONE_MEMORY',
-    `${request.cloneCount} clones and their image need ${mib(neededBytes)}; ${host} has ${mib(memoryAvailableBytes)}: ${Math.ceil(missingBytes / MIB)} MiB are missing, ${count} clones fit`,
-    count > 0 ? `ask for ${count}, or add --partial` : `free memory on ${host}`,
+    `${need}; ${room}; ${count} clones fit`,
+    count > 0 ? `use --clones ${count}, or add --partial` : `free memory on ${host}`,
   );
 }

@@ -1,6 +1,4 @@
-/**
- * What stands in the way of a clone that is to leave its host, beside what any VM may meet. Pure, as all of pre-flight.
- */
+/** Checks that apply only to the migration of a clone. Pure, like all of pre-flight. */
 
 import type { HostInventory, VmInventory } from '../../domain/host.js';
 import { type MigrationRequest, MODE_TRAITS } from '../../domain/migration.js';
@@ -14,15 +12,16 @@ export function* checkClone(request: MigrationRequest, source: HostInventory, vm
   if (vm.identityIssue !== null) {
     yield refuse(
       'IDENTITY_PENDING',
-      `${name} lacks an identity of its own: ${vm.identityIssue}`,
-      `wait until "vmctl show ${name}" says nothing of it; a clone that never gets one has to be stopped and forked anew, with --network isolated or none`,
+      `${name} does not have its own identity yet: ${vm.identityIssue}`,
+      `wait until "vmctl show ${name}" no longer lists an identity issue; ` +
+        'if it persists, stop the clone and fork again with --network isolated or none',
     );
   }
   for (const disk of vm.fleetingDisks) {
     yield refuse(
       'DISK_NOT_MOVABLE',
-      `the disk ${disk} of ${name} is an overlay that ends with the clone on ${source.host}`,
-      'fork a VM whose disks are read-only: those are shared, and a clone can take them along',
+      `disk ${disk} of ${name} is an overlay that is deleted when the clone ends on ${source.host}`,
+      'fork a VM whose disks are read-only: clones share such disks and can move with them',
     );
   }
   if (MODE_TRAITS[mode].mover === 'pager') yield* checkMemory(request, source, vm);
@@ -32,7 +31,7 @@ function* checkMemory({ vm: name }: MigrationRequest, source: HostInventory, vm:
   const { image, spec } = vm;
   if (image === null) return;
   if (spec.memory.backing !== 'image') {
-    yield refuse('VM_FILLING', `pages of ${name} are still on their way to it`, 'wait until its fork is done');
+    yield refuse('VM_FILLING', `pages of ${name} are still being copied to it`, 'wait until its fork is done');
     return;
   }
   if (!image.isComplete) {
@@ -45,27 +44,28 @@ function* checkMemory({ vm: name }: MigrationRequest, source: HostInventory, vm:
   if (!spec.hasPreload) {
     yield refuse(
       'RAM_NOT_SHARED',
-      `${name} runs without the preload library: its QEMU would send its memory along`,
-      'use --native, or fork a VM that was run with preload',
+      `${name} runs without the preload library, so its QEMU would send the memory itself`,
+      'use --native, or fork a VM that runs with the preload library',
     );
   }
   const availableBytes = Math.min(source.memoryAvailableBytes, source.ramFileFreeBytes);
   if (!(availableBytes >= image.ownBytes)) {
+    const room = `${source.host} has ${mib(availableBytes)}`;
     yield refuse(
       'SOURCE_MEMORY',
-      `what ${name} has written is copied to a file before it is fetched, up to ${mib(image.ownBytes)}; ${source.host} has ${mib(availableBytes)}`,
+      `copying the pages that ${name} has written to a file takes up to ${mib(image.ownBytes)}; ${room}`,
       `free memory on ${source.host}`,
     );
   }
 }
 
-/** Why this transport cannot serve the VM's memory, or null. */
+/** Returns why this transport cannot serve the memory of the clone, or null if it can. */
 export function cloneObstacle(transport: Transport, { image, spec }: VmInventory): Refusal | null {
-  const { readsProcessMemory, title, processMemoryObstacle = `${title} cannot read` } = transportRow(transport);
+  const { readsProcessMemory, title } = transportRow(transport);
   if (image === null || readsProcessMemory) return null;
   return refuse(
     'TRANSPORT_UNAVAILABLE',
-    `the memory of ${spec.name} is partly its image's and partly its own, which ${processMemoryObstacle}`,
+    `${title} cannot serve the memory of ${spec.name}: the pages that a clone has written are only in its process`,
     'use --tcp',
   );
 }

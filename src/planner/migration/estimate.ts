@@ -2,13 +2,13 @@ import { type MigrationRequest, MODE_TRAITS } from '../../domain/migration.js';
 import { describeBytes } from '../bytes.js';
 
 /**
- * Without a limit and without a measurement yet: what one 10 GbE link carries. Only for the texts and for generous
+ * Assumed rate if there is neither a limit nor a measurement: that of one 10 GbE link. Used only for texts and generous
  * deadlines.
  */
 const ASSUMED_BYTES_PER_S = 1_000_000_000;
 
 export interface Estimate {
-  /** To move every page once. */
+  /** Time to move every page once. */
   readonly moveMs: number;
   readonly notes: readonly string[];
 }
@@ -21,18 +21,20 @@ export function estimate(request: MigrationRequest, memoryBytes: number): Estima
     ? `the limit of ${describeBytes(bytesPerS)}/s`
     : `${describeBytes(bytesPerS)}/s (no limit set)`;
   const notes = [
-    `at most ${describeBytes(memoryBytes)} move; at ${rate} that takes ${describeMs(moveMs)}; zero pages are skipped`,
+    `at most ${describeBytes(memoryBytes)} move, which takes ${describeMs(moveMs)} at ${rate}; zero pages are skipped`,
   ];
   const { mover, fetches } = MODE_TRAITS[request.mode];
   if (mover === 'pager') {
     notes.push(
-      'the blackout does not depend on the memory size: only device state moves in it',
-      `until the last page has arrived ${request.vm} needs both hosts`,
+      'the blackout does not depend on the memory size: only device state moves during it',
+      `${request.vm} needs both hosts until the last page has arrived`,
     );
   } else if (!fetches) {
-    notes.push(`the VM stops when the rest fits ${request.downtimeMsMax} ms; a busy guest may never get there`);
+    notes.push(
+      `the VM stops when the rest can be sent in ${request.downtimeMsMax} ms; with a busy guest that may never happen`,
+    );
   } else {
-    notes.push("QEMU's post-copy cannot be taken up again by this build: a lost connection needs a person");
+    notes.push("this build cannot resume QEMU's post-copy after a lost connection; an operator has to");
   }
   return { moveMs, notes };
 }

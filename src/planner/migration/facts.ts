@@ -1,7 +1,7 @@
 import type { MigrationError } from '../../domain/errors.js';
 import type { HostInventory, TargetChecks, VmInventory } from '../../domain/host.js';
 
-/** What is looked at to find out whether a transport can carry a VM's memory from one host to the other. */
+/** The facts that decide whether a transport can carry a VM's memory from one host to the other. */
 export interface TransportFacts {
   readonly source: HostInventory;
   readonly target: HostInventory;
@@ -12,7 +12,7 @@ export interface TransportFacts {
 export type TargetFacts =
   | { readonly kind: 'reachable'; readonly inventory: HostInventory; readonly checks: TargetChecks }
   | { readonly kind: 'unreachable'; readonly error: MigrationError }
-  /** The request names the source itself: there is nobody to ask. */
+  /** The request names the source itself as the target. */
   | { readonly kind: 'isSource' };
 
 export interface PreflightFacts {

@@ -1,6 +1,6 @@
 /**
- * Request and inventories in, typed steps out; touches nothing. The engine walks exactly what this returns, and
- * `--dry-run` prints it.
+ * Plans a migration: turns request and inventories into typed steps, without side effects. The engine walks exactly
+ * these steps, and `--dry-run` prints them.
  */
 
 import type { HostInventory, VmInventory } from '../../domain/host.js';
@@ -56,8 +56,8 @@ export const STEPS_OF_MODE: Readonly<Record<MigrationMode, readonly StepName[]>>
 };
 
 /**
- * What must have happened before a step, if the plan has it at all; `commit` needs one of the two ways in which a
- * target comes to hold the device state, and so each of them is listed as a prerequisite that counts when present.
+ * The steps that must come before each step. `all` must be in the plan; `ifPlanned` count only if they are. `commit`
+ * lists both ways of moving the device state to the target under `ifPlanned`, because a plan has one of them.
  */
 export const PREREQUISITES: Readonly<Record<StepName, { all: readonly StepName[]; ifPlanned: readonly StepName[] }>> = {
   reserve: { all: [], ifPlanned: [] },
@@ -77,7 +77,8 @@ export const PREREQUISITES: Readonly<Record<StepName, { all: readonly StepName[]
 export const PLAN_STEPS_AFTER_COMMIT: readonly StepName[] = ['resumeTarget', 'drain', 'releaseSource'];
 
 /**
- * The first step that comes before one of its prerequisites, or twice, or null: the engine walks no plan that has one.
+ * Returns the first step that comes twice or before one of its prerequisites, or null. The engine refuses a plan that
+ * has one.
  */
 export function firstStepOutOfOrder(steps: readonly { readonly name: StepName }[]): StepName | null {
   const names = steps.map(({ name }) => name);
@@ -93,10 +94,10 @@ export function firstStepOutOfOrder(steps: readonly { readonly name: StepName }[
 }
 
 /**
- * Deadlines. A target that has gone silent is noticed by them alone, so those in which the VM is stopped stay below the
- * 5 s in which it runs again after a failure (stopSource may take longer: the VM runs during most of it). 0: none,
- * because giving up would be worse than waiting (commit: its outcome would be unknown; drain: the engine watches for
- * progress instead).
+ * Deadlines. They are the only way to notice a silent target. Deadlines of steps during which the VM is stopped are
+ * below 5 s, because the VM must run again within 5 s after a failure. stopSource may take longer: the VM runs during
+ * most of it. 0 means no deadline, where giving up would be worse than waiting: after a deadline the outcome of commit
+ * would be unknown; during drain the engine watches for progress instead.
  */
 const TIMEOUT_MS: { readonly [Name in StepName]: number } = {
   reserve: 5_000,
@@ -114,13 +115,13 @@ const TIMEOUT_MS: { readonly [Name in StepName]: number } = {
 };
 
 /**
- * In these an RDMA device gets to know the VM's memory. A slow machine allocates, clears and locks it at this rate; the
- * VM runs meanwhile.
+ * The steps in which an RDMA device registers the VM's memory. A slow machine allocates, clears and locks it at this
+ * rate, while the VM runs.
  */
 const REGISTERING_STEPS: readonly StepName[] = ['exposeSource', 'connectTarget'];
 const REGISTERED_BYTES_PER_S = 2 ** 28;
 
-/** QEMU's pre-copy may never converge; this many times the time that one pass over the memory takes is given to it. */
+/** QEMU's pre-copy may never converge, so its deadline is the time of this many passes over the memory. */
 const NATIVE_PASSES_MAX = 20;
 const NATIVE_MS_MIN = 600_000;
 
@@ -128,7 +129,7 @@ export type Planning =
   | { readonly plan: MigrationPlan; readonly refusals: readonly [] }
   | { readonly plan: null; readonly refusals: readonly Refusal[] };
 
-/** A plan, or every reason why there is none; never both, never neither. */
+/** Returns either a plan or all reasons against it. */
 export function planMigration(order: MigrationOrder, facts: PreflightFacts): Planning {
   const choice = chooseTransport(order, facts);
   const refusals = preflight({ ...order, transport: choice.transport }, facts);
@@ -181,9 +182,12 @@ const DESCRIPTIONS: { readonly [Name in StepName]: StepDescription } = {
   exposeSource: {
     at: 'source',
     text: ({ vm, source, transport }) =>
-      `expose the memory of ${vm} on ${source} over ${transport}, to this session only`,
+      `expose the memory of ${vm} on ${source} over ${transport} to this session only`,
   },
-  connectTarget: { at: 'target', text: ({ target, transport }) => `connect ${target} to it over ${transport}` },
+  connectTarget: {
+    at: 'target',
+    text: ({ target, transport }) => `connect ${target} to that memory over ${transport}`,
+  },
   stopSource: {
     at: 'source',
     isInBlackout: true,
@@ -197,7 +201,7 @@ const DESCRIPTIONS: { readonly [Name in StepName]: StepDescription } = {
   commit: {
     at: 'source',
     isInBlackout: true,
-    text: ({ vm, target }) => `commit: ${vm} belongs to ${target} from here on`,
+    text: ({ vm, target }) => `commit: from here on ${vm} belongs to ${target}`,
   },
   resumeTarget: { at: 'target', isInBlackout: true, text: ({ vm, target }) => `resume ${vm} on ${target}` },
   drain: {
@@ -205,7 +209,7 @@ const DESCRIPTIONS: { readonly [Name in StepName]: StepDescription } = {
     text: ({ source, mode }) =>
       MODE_TRAITS[mode].mover === 'backend'
         ? `QEMU fetches the rest of the memory from ${source}`
-        : `fetch the memory from ${source}, pages that the guest waits for first`,
+        : `fetch the memory from ${source}; pages that the guest waits for come first`,
   },
   releaseSource: {
     at: 'source',
@@ -219,6 +223,6 @@ const DESCRIPTIONS: { readonly [Name in StepName]: StepDescription } = {
   nativeSwitchover: {
     at: 'target',
     isInBlackout: true,
-    text: ({ vm, target }) => `wait until QEMU on ${target} holds all that it needs to run ${vm}`,
+    text: ({ vm, target }) => `wait until QEMU on ${target} has all the state it needs to run ${vm}`,
   },
 };

@@ -1,7 +1,7 @@
 /**
- * Everything that can be known to stand in a migration's way, before anything has been touched. Pure; never throws,
- * whatever a peer's inventory says: a figure that is no number counts as "not enough". All reasons are given at once,
- * so that a person repairs them in one go.
+ * Checks a migration before anything is changed. It is pure and never throws, whatever a peer's inventory says: a
+ * figure that is not a number counts as "not enough". It returns all reasons at once, so that a person can repair them
+ * together.
  */
 
 import type { HostInventory, TargetChecks, VmInventory } from '../../domain/host.js';
@@ -14,15 +14,15 @@ import { isOlder, parseQemuVersion } from './qemu-version.js';
 import { checkTransport } from './transport.js';
 
 /**
- * QEMU's own memory besides the guest's RAM; 64 idle processes took 16–30 MiB each, devices and TCG buffers come on
- * top.
+ * QEMU's own memory besides the guest's RAM. Measured: 64 idle processes took 16–30 MiB each; devices and TCG buffers
+ * add to that.
  */
 const QEMU_OVERHEAD_BYTES = 128 * 1024 * 1024;
 
-/** Oldest QEMU with which this project is tested. */
+/** The oldest QEMU with which this project is tested. */
 const QEMU_VERSION_MIN = { major: 7, minor: 2 };
 
-/** Certificates and reports are dated; more than this is a clock that nobody sets. */
+/** Certificates and reports carry dates. A larger difference means that nobody sets one of the clocks. */
 const CLOCK_SKEW_MS_MAX = 300_000;
 
 const SMALL_PAGE_BYTES = 4096;
@@ -36,7 +36,7 @@ export function preflight(request: MigrationRequest, { sourceHost, target, vm }:
   switch (target.kind) {
     case 'isSource':
       refusals.push(
-        refuse('TARGET_IS_SOURCE', `${request.vm} is on ${sourceHost.host} already`, 'name another host as the target'),
+        refuse('TARGET_IS_SOURCE', `${request.vm} is already on ${sourceHost.host}`, 'choose another target host'),
       );
       break;
     case 'unreachable':
@@ -82,31 +82,39 @@ function* checkVm({ vm: name }: MigrationRequest, source: HostInventory, vm: VmI
     yield refuse(
       'VM_NOT_RUNNING',
       `${name} is ${vm.state}, not running`,
-      `"vmctl resume ${name}" or "vmctl run" first`,
+      `start it with "vmctl resume ${name}" or "vmctl run"`,
     );
   }
   if (vm.job !== null) {
-    yield refuse('VM_IN_JOB', `${name} is part of job ${vm.job}`, `wait for it, or "vmctl cancel ${vm.job}"`);
+    yield refuse(
+      'VM_IN_JOB',
+      `${name} is part of job ${vm.job}`,
+      `wait until the job ends, or cancel it: "vmctl cancel ${vm.job}"`,
+    );
   }
   for (const blocker of vm.migrationBlockers) {
     yield refuse(
       'DEVICE_NOT_MIGRATABLE',
       `a device of ${name} cannot migrate: ${blocker}`,
-      'remove the device from the VM, or replace it by one that can',
+      'remove the device from the VM, or replace it by a device that can migrate',
     );
   }
 }
 
 function* checkRam({ mode, vm: name }: MigrationRequest, vm: VmInventory): Iterable<Refusal> {
-  // What a clone's is, is asked elsewhere.
+  // checkClone checks the memory of clones.
   if (MODE_TRAITS[mode].mover !== 'pager' || vm.image !== null) return;
   const remedy = 'run the VM with memory.backing "shared", or use --native';
   if (!vm.isRamShared) {
-    yield refuse('RAM_NOT_SHARED', `the RAM of ${name} is private to its QEMU, so no one else can move it`, remedy);
+    yield refuse(
+      'RAM_NOT_SHARED',
+      `the RAM of ${name} is private to its QEMU, so no other process can move it`,
+      remedy,
+    );
   } else if (!vm.isRamNamedFile) {
     yield refuse(
       'RAM_NOT_NAMED_FILE',
-      `the RAM of ${name} is shared, but is not a named file that can be opened`,
+      `the RAM of ${name} is shared but is not a named file, so it cannot be opened`,
       remedy,
     );
   }
@@ -116,16 +124,17 @@ function* checkPeers(request: MigrationRequest, source: HostInventory, target: H
   if (target.protocolVersion !== source.protocolVersion) {
     yield refuse(
       'PROTOCOL_VERSION',
-      `${request.target} speaks version ${target.protocolVersion}, ${source.host} version ${source.protocolVersion}`,
+      `protocol versions differ: ${source.host} ${source.protocolVersion}, ${request.target} ${target.protocolVersion}`,
       'install the same vmigrate on both hosts',
     );
   }
   const skewMs = Math.abs(target.clockMs - source.clockMs);
   if (!(skewMs <= CLOCK_SKEW_MS_MAX)) {
+    const skew = `${(skewMs / 1000).toFixed(0)} s, at most ${CLOCK_SKEW_MS_MAX / 1000} s are allowed`;
     yield refuse(
       'CLOCK_SKEW',
-      `the clocks of ${source.host} and ${request.target} differ by ${(skewMs / 1000).toFixed(0)} s; ${CLOCK_SKEW_MS_MAX / 1000} s are allowed`,
-      'set both clocks, by NTP for instance',
+      `the clocks of ${source.host} and ${request.target} differ by ${skew}`,
+      'synchronize both clocks, for example by NTP',
     );
   }
   for (const { host, certificateExpiresAt } of [source, target]) {
@@ -133,8 +142,8 @@ function* checkPeers(request: MigrationRequest, source: HostInventory, target: H
     if (!(Date.parse(certificateExpiresAt) > source.clockMs)) {
       yield refuse(
         'CERTIFICATE_EXPIRED',
-        `the certificate of ${host} was valid until ${certificateExpiresAt}`,
-        `make a new one with "vmctl certs" and restart vmigrated on ${host}`,
+        `the certificate of ${host} expired at ${certificateExpiresAt}`,
+        `create a new certificate with "vmctl certs" and restart vmigrated on ${host}`,
       );
     }
   }
@@ -146,19 +155,22 @@ function* checkQemu(request: MigrationRequest, target: HostInventory, vm: VmInve
   const present = target.qemuVersion === null ? null : parseQemuVersion(target.qemuVersion);
   if (present === null) {
     const reason =
-      target.qemuVersion === null ? `${host} has no QEMU` : `${host} says its QEMU is "${target.qemuVersion}"`;
+      target.qemuVersion === null
+        ? `${host} has no QEMU`
+        : `${host} reports an unknown QEMU version "${target.qemuVersion}"`;
     yield refuse('QEMU_TOO_OLD', reason, `install qemu-system-x86 on ${host}`);
   } else if (isOlder(present, QEMU_VERSION_MIN)) {
     const oldest = `${QEMU_VERSION_MIN.major}.${QEMU_VERSION_MIN.minor}`;
     yield refuse(
       'QEMU_TOO_OLD',
-      `${host} has QEMU ${target.qemuVersion}; ${oldest} is the oldest supported`,
-      `upgrade it`,
+      `${host} has QEMU ${target.qemuVersion}; the oldest supported version is ${oldest}`,
+      `upgrade QEMU on ${host}`,
     );
   } else if (wanted === null || isOlder(present, wanted)) {
+    const versions = `${host} has QEMU ${target.qemuVersion}, ${request.vm} runs in QEMU ${vm.qemuVersion}`;
     yield refuse(
       'QEMU_TOO_OLD',
-      `${host} has QEMU ${target.qemuVersion}, and ${request.vm} runs in QEMU ${vm.qemuVersion}: QEMU migrates to the same or a newer version`,
+      `${versions}; QEMU migrates only to the same or a newer version`,
       `upgrade QEMU on ${host}`,
     );
   }
@@ -176,8 +188,8 @@ function* checkQemu(request: MigrationRequest, target: HostInventory, vm: VmInve
   if (mover === 'pager' && !target.isPreloadPresent) {
     yield refuse(
       'PRELOAD_MISSING',
-      `${host} does not have the preload library, without which nobody can serve the VM's missing pages`,
-      `build it there ("npm run setup"), or set preload in the configuration of vmigrated`,
+      `${host} lacks the preload library, which is needed to serve the VM's missing pages`,
+      `build the library there ("npm run setup"), or set preload in the configuration of vmigrated`,
     );
   }
   if (!fetches) return;
@@ -213,9 +225,10 @@ function* checkMemory(request: MigrationRequest, target: HostInventory, vm: VmIn
     const pageCount = Math.ceil(memory.sizeBytes / memory.pageBytes);
     const freeCount = target.hugePagesFree[String(memory.pageBytes)] ?? 0;
     if (!(freeCount >= pageCount)) {
+      const needed = `${pageCount} free huge pages of ${describeBytes(memory.pageBytes)}`;
       yield refuse(
         'TARGET_HUGE_PAGES',
-        `${request.vm} needs ${pageCount} free huge pages of ${describeBytes(memory.pageBytes)}; ${host} has ${freeCount}`,
+        `${request.vm} needs ${needed}; ${host} has ${freeCount}`,
         `reserve more on ${host} (vm.nr_hugepages)`,
       );
     }
@@ -223,7 +236,7 @@ function* checkMemory(request: MigrationRequest, target: HostInventory, vm: VmIn
     yield refuse(
       'TARGET_MEMORY',
       needs(request.vm, memory.sizeBytes, host, target.ramFileFreeBytes, 'in the file system of the region files'),
-      `free space there, mount it larger (size=), or set ramDir in the configuration of vmigrated on ${host}`,
+      `free space there, enlarge the mount (size=), or set ramDir in the configuration of vmigrated on ${host}`,
     );
   }
 }
@@ -246,8 +259,8 @@ function* checkFiles(
   if (target.vmNames.includes(spec.name)) {
     yield refuse(
       'NAME_TAKEN',
-      `${host} has a VM named ${spec.name} already`,
-      `"vmctl stop ${spec.name}" there if it is not wanted, or choose another host`,
+      `${host} already has a VM named ${spec.name}`,
+      `end it there with "vmctl stop ${spec.name}" if it is not needed, or choose another host`,
     );
   }
   for (const disk of spec.disks) {
@@ -266,7 +279,7 @@ function* checkFiles(
     if (nic.type !== 'tap' || (nic.bridge !== undefined && target.bridges.includes(nic.bridge))) continue;
     yield refuse(
       'BRIDGE_MISSING',
-      `the NIC ${nic.id} of ${request.vm} is on the bridge ${nic.bridge ?? '(none named)'}, which ${host} does not have`,
+      `NIC ${nic.id} of ${request.vm} needs the bridge ${nic.bridge ?? '(not named)'}, which ${host} does not have`,
       `create the bridge on ${host}`,
     );
   }

@@ -4,8 +4,8 @@ export interface QemuVersion {
 }
 
 /**
- * From "7.2.22" or "7.2.22 (Debian 1:7.2+dfsg-7)"; null if it does not begin like a version. Stable updates do not
- * change what migrates.
+ * Parses "7.2.22" or "7.2.22 (Debian 1:7.2+dfsg-7)". Returns null if the text does not begin with a version. The third
+ * number does not count: stable updates do not change what migrates.
  */
 export function parseQemuVersion(text: string): QemuVersion | null {
   const match = /^(\d{1,4})\.(\d{1,4})(?:\D|$)/.exec(text);

@@ -1,4 +1,4 @@
-/** What stands in the way of RDMA between two hosts, for one VM. Pure, as all of pre-flight. */
+/** Checks whether RDMA can carry the memory of one VM between two hosts. Pure, like all of pre-flight. */
 import type { HostInventory } from '../../domain/host.js';
 import type { Refusal } from '../../domain/refusal.js';
 import type { TransportFacts } from './facts.js';
@@ -8,28 +8,26 @@ const USE_TCP = 'use --tcp';
 
 export function* checkRdma({ source, target, checks, vm }: TransportFacts): Iterable<Refusal> {
   for (const { host, rdma } of [source, target]) {
-    if (rdma.problem !== null) yield unavailable(`no RDMA on ${host}: ${rdma.problem.reason}`, rdma.problem.remedy);
+    if (rdma.problem !== null)
+      yield unavailable(`${host} cannot use RDMA: ${rdma.problem.reason}`, rdma.problem.remedy);
   }
   if (source.rdma.problem === null && target.rdma.problem === null && checks.rdma?.isReached !== true) {
     const why = checks.rdma?.reason === undefined ? '' : `: ${checks.rdma.reason}`;
     yield unavailable(
-      `${target.host} does not reach ${source.host} by RDMA at ${source.rdma.address ?? 'no address'}${why}`,
+      `${target.host} cannot reach ${source.host} by RDMA at ${source.rdma.address ?? 'no address'}${why}`,
       `check that both RDMA ports are on one network (rping -s there, rping -c -a ADDRESS here), or ${USE_TCP}`,
     );
   }
   for (const device of vm.discardingDevices) {
     yield unavailable(
-      `${vm.spec.name} can give memory back while it runs (${device}), behind the back of an RDMA device that has it registered`,
+      `${vm.spec.name} can free memory while it runs (${device}), but an RDMA device needs registered memory to stay`,
       `${USE_TCP}, or run the VM without the device`,
     );
   }
   yield* checkLimits({ source, target, checks, vm });
 }
 
-/**
- * Registering puts a page behind each byte of the VM's memory, and locks it, unless the device can do with what is
- * there.
- */
+/** Registration allocates all of the VM's memory and locks it, unless the device supports on-demand paging. */
 function* checkLimits({ source, target, vm }: TransportFacts): Iterable<Refusal> {
   const { sizeBytes } = vm.spec.memory;
   const missingBytes = Math.max(0, sizeBytes - vm.ramAllocatedBytes);
@@ -39,38 +37,40 @@ function* checkLimits({ source, target, vm }: TransportFacts): Iterable<Refusal>
   ] as const) {
     const { host, rdma } = inventory;
     if (usesOnDemandPaging(inventory)) continue;
-    yield* short(host, 'may be locked by vmigrated (memlock)', sizeBytes, rdma.lockableBytes, [
-      `raise its limit to ${mib(sizeBytes)} or more (LimitMEMLOCK=infinity in its unit)`,
-      'or run it as root or with CAP_IPC_LOCK',
+    yield* checkLimit(host, 'the memlock limit of vmigrated', sizeBytes, rdma.lockableBytes, [
+      `raise the limit to ${mib(sizeBytes)} or more (LimitMEMLOCK=infinity in the unit)`,
+      'run vmigrated as root or with CAP_IPC_LOCK',
     ]);
-    yield* short(host, 'fits into the memory cgroup of vmigrated', allocatedBytes, rdma.cgroupFreeBytes, [
-      'raise its limit (memory.max)',
+    yield* checkLimit(host, 'the memory cgroup of vmigrated', allocatedBytes, rdma.cgroupFreeBytes, [
+      'raise the limit of the cgroup (memory.max)',
     ]);
   }
-  // The target's room is looked at for every transport.
+  // checkMemory checks the target's memory for every transport.
   if (usesOnDemandPaging(source) || vm.spec.memory.pageBytes > 4096) return;
   const availableBytes = Math.min(source.memoryAvailableBytes, source.ramFileFreeBytes);
   if (!(availableBytes >= missingBytes)) {
+    const needed = `RDMA needs all memory of ${vm.spec.name} allocated, ${mib(missingBytes)} more than now`;
     yield {
       code: 'SOURCE_MEMORY',
-      reason: `RDMA needs a page behind each byte of ${vm.spec.name}, ${mib(missingBytes)} more than there are; ${source.host} has ${mib(availableBytes)}`,
+      reason: `${needed}; ${source.host} has ${mib(availableBytes)}`,
       remedy: `free memory on ${source.host}, or ${USE_TCP}`,
     };
   }
 }
 
-function* short(
+function* checkLimit(
   host: string,
-  what: string,
+  limit: string,
   neededBytes: number,
   availableBytes: number | null,
   remedies: readonly string[],
 ): Iterable<Refusal> {
   if (availableBytes === null || availableBytes >= neededBytes) return;
+  const missing = mib(neededBytes - availableBytes);
   yield {
     code: 'RDMA_LIMIT',
-    reason: `RDMA needs ${mib(neededBytes)}; on ${host} ${mib(availableBytes)} ${what}: ${mib(neededBytes - availableBytes)} are missing`,
-    remedy: `${remedies.join(', ')}, or ${USE_TCP}`,
+    reason: `RDMA needs ${mib(neededBytes)}; ${limit} on ${host} allows ${mib(availableBytes)}, ${missing} too little`,
+    remedy: [...remedies, `or ${USE_TCP}`].join(', '),
   };
 }
 

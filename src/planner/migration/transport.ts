@@ -1,4 +1,4 @@
-/** Which transport a migration takes, and what stands in the way of one. Pure. */
+/** Chooses the transport of a migration, and checks whether a transport can carry it. Pure. */
 import type { HostInventory } from '../../domain/host.js';
 import { type MigrationMode, type MigrationOrder, MODE_TRAITS } from '../../domain/migration.js';
 import type { Refusal } from '../../domain/refusal.js';
@@ -9,21 +9,25 @@ import { checkRdma } from './rdma.js';
 
 export interface Choice {
   readonly transport: Transport;
-  /** For a person. */
+  /** Why, for a person. */
   readonly reason: string;
 }
 
-/** What a transport needs beyond its columns in the table. */
+/** Checks of a transport that the columns of the table cannot express. */
 const SPECIAL_CHECKS: { readonly [T in Transport]?: (facts: TransportFacts) => Iterable<Refusal> } = {
   rdma: checkRdma,
 };
 
-/** `auto` never fails: where nothing better can be had it is the lowest rank, and pre-flight says what else is wrong. */
+/**
+ * Chooses a transport. `auto` never fails: if no better one is possible it takes the lowest rank, and pre-flight
+ * reports everything else.
+ */
 export function chooseTransport(order: MigrationOrder, { sourceHost, target, vm }: PreflightFacts): Choice {
   if (order.transport !== 'auto') return { transport: order.transport, reason: 'asked for' };
   const ranked = rankedTransports();
   const lowest = ranked.at(-1) ?? 'tcp';
-  if (target.kind !== 'reachable') return { transport: lowest, reason: 'the target could not be asked for RDMA' };
+  if (target.kind !== 'reachable')
+    return { transport: lowest, reason: 'the target could not be asked whether it has RDMA' };
   const facts = { source: sourceHost, target: target.inventory, checks: target.checks, vm };
   let obstacle: Refusal | undefined;
   for (const transport of ranked.slice(0, -1)) {
@@ -31,26 +35,28 @@ export function chooseTransport(order: MigrationOrder, { sourceHost, target, vm 
     if (refusal === undefined) return { transport, reason: reachesBy(transport, facts) };
     obstacle ??= refusal;
   }
-  return { transport: lowest, reason: obstacle?.reason ?? 'nothing faster is known' };
+  return { transport: lowest, reason: obstacle?.reason ?? 'no faster transport is known' };
 }
 
-/** Best first. */
+/** The transports that `auto` may choose, best first. */
 function rankedTransports(): Transport[] {
   const rankOf = (transport: Transport): number => transportRow(transport).autoRank ?? -1;
   return TRANSPORTS.filter((transport) => rankOf(transport) >= 0).sort((a, b) => rankOf(b) - rankOf(a));
 }
 
-/** Why this transport cannot carry this VM's memory in this mode; nothing if it can. */
+/** Yields why this transport cannot carry this VM's memory in this mode. Yields nothing if it can. */
 export function* checkTransport(transport: Transport, mode: MigrationMode, facts: TransportFacts): Iterable<Refusal> {
   const { title, sameMachineOnly, carriesBackendMoves } = transportRow(transport);
   const { source, target, vm } = facts;
   const refuse = (reason: string): Refusal => ({ code: 'TRANSPORT_UNAVAILABLE', reason, remedy: 'use --tcp' });
   if (MODE_TRAITS[mode].mover === 'backend' && !carriesBackendMoves) {
-    yield refuse(`QEMU's own migration is not driven over ${title}`);
+    yield refuse(`vmigrate does not run QEMU's own migration over ${title}`);
     return;
   }
   if (sameMachineOnly && target.machineId !== source.machineId) {
-    yield refuse(`${title} needs both daemons on one machine, and ${source.host} and ${target.host} are on two`);
+    yield refuse(
+      `${title} needs both daemons on one machine; ${source.host} and ${target.host} are on different machines`,
+    );
     return;
   }
   const obstacle = cloneObstacle(transport, vm);

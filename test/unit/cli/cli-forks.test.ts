@@ -103,7 +103,7 @@ describe('vfork', () => {
       nextJobEnds({ state: 'failed', error, clones: [] }),
     ]);
     expect(ended).toMatchObject({ code: 1, stdout: '' });
-    expect(ended.stderr).toMatch(/the fork of web failed: there is no clone \(STEP_FAILED\)\n {2}because: clone web-1/);
+    expect(ended.stderr).toMatch(/the fork of web failed: no clone exists \(STEP_FAILED\)\n {2}because: clone web-1/);
   });
 
   test('3: refused, 4: needs recovery', async () => {
@@ -191,14 +191,14 @@ describe('vmctl', () => {
   test('pool warm, list and drain', async () => {
     expect(await run('vmctl', 'pool', 'warm', 'web', '--clones', '4', '--network', 'none')).toMatchObject({ code: 0 });
     expect((await run('vmctl', 'pool')).stdout).toMatch(/web +4 +4 +cow +none/);
-    expect((await run('vmctl', 'pool', 'drain', 'web')).stdout).toBe('4 processes have ended\n');
+    expect((await run('vmctl', 'pool', 'drain', 'web')).stdout).toBe('ended 4 processes\n');
     expect(await run('vmctl', 'pool', 'warm', 'web')).toMatchObject({ code: 2 });
   });
 
   test('stop --image ends all clones of an image', async () => {
     await services.vms.run(vmView('web-5') as never);
     services.images.views.set(IMAGE, imageView(IMAGE, { clones: ['web-5'] }));
-    expect(await run('vmctl', 'stop', '--image', IMAGE)).toMatchObject({ code: 0, stdout: '1 clones have ended\n' });
+    expect(await run('vmctl', 'stop', '--image', IMAGE)).toMatchObject({ code: 0, stdout: 'stopped 1 clones\n' });
     expect(await run('vmctl', 'stop')).toMatchObject({ code: 2 });
     expect(await run('vmctl', 'stop', 'web', '--image', IMAGE)).toMatchObject({ code: 2 });
   });

@@ -175,7 +175,7 @@ describe('vmigrate', () => {
     child.kill('SIGINT');
     await expect.poll(() => asked, { timeout: 10_000 }).toEqual([id]);
     child.kill('SIGINT');
-    expect(await ended).toMatchObject({ code: 0, stdout: expect.stringContaining(`${id} goes on without us`) });
+    expect(await ended).toMatchObject({ code: 0, stdout: expect.stringContaining(`${id} continues in the daemon`) });
     expect(asked).toEqual([id]);
     services.jobs.cancel = cancelled;
   });

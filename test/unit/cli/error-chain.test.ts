@@ -118,7 +118,7 @@ const MOVES: readonly (readonly [name: string, told: Scripted['on'], text: strin
   because: the target's page session failed: OUT_OF_MEMORY
   because: fetching pages: UFFDIO_CONTINUE (ENOMEM) (OUT_OF_MEMORY)
   → free memory on that host, or raise the limits of vmigrated: "vmctl doctor" there shows them
-  → when the cause is seen to: vmigrate --recover JOB
+  → repair the cause, then: vmigrate --recover JOB
 `,
   ],
   [
@@ -129,7 +129,7 @@ const MOVES: readonly (readonly [name: string, told: Scripted['on'], text: strin
   because: the target's page session failed: NO_SPACE
   because: fetching pages: UFFDIO_COPY (ENOSPC) (NO_SPACE)
   → free space where the memory files of that host are
-  → when the cause is seen to: vmigrate --recover JOB
+  → repair the cause, then: vmigrate --recover JOB
 `,
   ],
   [
@@ -140,7 +140,7 @@ const MOVES: readonly (readonly [name: string, told: Scripted['on'], text: strin
   because: the target's page session failed: NO_SPACE
   because: fetching pages: fallocate huge page (ENOMEM) (NO_SPACE)
   → free space where the memory files of that host are
-  → when the cause is seen to: vmigrate --recover JOB
+  → repair the cause, then: vmigrate --recover JOB
 `,
   ],
   [
@@ -150,8 +150,8 @@ const MOVES: readonly (readonly [name: string, told: Scripted['on'], text: strin
   because: no page has arrived for 40 ms (NEEDS_RECOVERY)
   because: the target's page session failed: QEMU_GONE
   because: fetching pages: read userfaultfd (ESRCH) (QEMU_GONE)
-  → see to what the cause names, then recover the job
-  → when the cause is seen to: vmigrate --recover JOB
+  → repair the cause, then recover the job
+  → repair the cause, then: vmigrate --recover JOB
 `,
   ],
   [
@@ -161,8 +161,8 @@ const MOVES: readonly (readonly [name: string, told: Scripted['on'], text: strin
   because: no page has arrived for 40 ms (NEEDS_RECOVERY)
   because: the target's page session failed: REGION_CHANGED
   because: fetching pages: fstat region (EIO) (REGION_CHANGED)
-  → see to what the cause names, then recover the job
-  → when the cause is seen to: vmigrate --recover JOB
+  → repair the cause, then recover the job
+  → repair the cause, then: vmigrate --recover JOB
 `,
   ],
   [
@@ -172,8 +172,8 @@ const MOVES: readonly (readonly [name: string, told: Scripted['on'], text: strin
   because: no page has arrived for 40 ms (NEEDS_RECOVERY)
   because: the target's page session failed: PEER_PROTOCOL
   because: fetching pages: read data map (EPROTO) (PEER_PROTOCOL)
-  → see to what the cause names, then recover the job
-  → when the cause is seen to: vmigrate --recover JOB
+  → repair the cause, then recover the job
+  → repair the cause, then: vmigrate --recover JOB
 `,
   ],
   [
@@ -183,11 +183,11 @@ const MOVES: readonly (readonly [name: string, told: Scripted['on'], text: strin
       'B.reconnect': throwing('DISCONNECTED', 111, 'connect data connection', `${CONNECT} tcp`),
     },
     `vmigrate: vm1 belongs to B and waits for memory from A (NEEDS_RECOVERY)
-  because: drain on B does not succeed (NEEDS_RECOVERY)
+  because: drain on B keeps failing (NEEDS_RECOVERY)
   because: the target cannot connect again (DISCONNECTED)
   because: connect to the source at 10.0.0.1 over tcp: connect data connection (ECONNREFUSED) (DISCONNECTED)
-  → see to the connection between the hosts, then recover the job
-  → when the cause is seen to: vmigrate --recover JOB
+  → repair the connection between the hosts, then recover the job
+  → repair the cause, then: vmigrate --recover JOB
 `,
   ],
   [
@@ -256,8 +256,8 @@ test('UFFDIO_WRITEPROTECT of an image: ENOSPC', async () => {
   const { actual, root } = await printed(world, 'fork');
   expect(root.details).toEqual({ nativeCode: NATIVE_ERROR.NO_SPACE, errno: 28 });
   expect(actual).toBe(`\
-vfork: the image of vm1 can never be complete: its clones (3) have been ended, vm1 is not affected (VM_LOST)
-  because: the image of vm1 cannot be completed, and its clones have been ended (VM_LOST)
+vfork: the image of vm1 cannot be completed: its 3 clones ended; vm1 is unaffected (VM_LOST)
+  because: the image of vm1 cannot be completed, so its clones have been ended (VM_LOST)
   because: filling the image: UFFDIO_WRITEPROTECT (ENOSPC) (NO_SPACE)
   → free space where the memory files of that host are
   → vm1 is not affected; "vmctl stop --image 00112233445566ff" and "vmctl image rm 00112233445566ff" \

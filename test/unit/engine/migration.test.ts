@@ -259,7 +259,7 @@ describe('after the commit', () => {
 
   test.each([
     ['while it ran', true, /had run there/],
-    ['before it ran', false, /before it ran there/],
+    ['before it ran', false, /before the VM ran there/],
   ])('a target whose QEMU died %s is lost, and what is kept is said', async (_, hasRun, message) => {
     const world = new Scripted();
     world.on['B.resume'] = hasRun ? () => ({ resumedAtUs: 1 }) : failing('QEMU_GONE');

@@ -73,7 +73,7 @@ describe('a fork of a VM that another fork has', () => {
   test('shows how far that is, and says in its plan that it will wait', async () => {
     const { world, jobs, first, release } = await filling();
     const { plan } = await jobs.dryRunFork(forkRequest);
-    expect(plan?.notes).toContainEqual(expect.stringContaining(`begins when ${first.id}`));
+    expect(plan?.notes).toContainEqual(expect.stringContaining(`starts when ${first.id}`));
     const { id } = await jobs.submitFork(forkRequest);
     let pagesDone = 0;
     world.on['A.forkProgress'] = () => (pagesDone++ < 20 ? { ...filled, state: 'filling', pagesDone } : filled);

@@ -40,7 +40,7 @@ const CASES: readonly [what: string, change: Change, code: RefusalCode, names: R
     'an identity that is not complete',
     { vm: { identityIssue: 'its guest has not given the NIC up' } },
     'IDENTITY_PENDING',
-    /vm1 lacks an identity of its own: its guest has not/,
+    /vm1 does not have its own identity yet: its guest has not/,
   ],
   [
     'the same of a clone with memory of its own, moved by QEMU',
@@ -48,7 +48,7 @@ const CASES: readonly [what: string, change: Change, code: RefusalCode, names: R
     'IDENTITY_PENDING',
     /no agent/,
   ],
-  ['a disk that ends with it', { vm: { fleetingDisks: ['vda'] } }, 'DISK_NOT_MOVABLE', /vda of vm1 .* ends .* on A/],
+  ['a disk that ends with it', { vm: { fleetingDisks: ['vda'] } }, 'DISK_NOT_MOVABLE', /vda of vm1 .* deleted .* on A/],
   [
     'such a disk under QEMU',
     { request: { mode: 'native-postcopy' }, vm: { fleetingDisks: ['vda'] } },
@@ -60,7 +60,7 @@ const CASES: readonly [what: string, change: Change, code: RefusalCode, names: R
     'memory of its own that still fills',
     { spec: { memory: { ...memory, backing: 'shared' } } },
     'VM_FILLING',
-    /pages of vm1 are still on their way/,
+    /pages of vm1 are still being copied/,
   ],
   ['no preload', { spec: { hasPreload: false } }, 'RAM_NOT_SHARED', /vm1 runs without the preload/],
   ['little memory at the source', { source: { memoryAvailableBytes: 90 * MIB } }, 'SOURCE_MEMORY', /100 MiB; A has 90/],
@@ -70,9 +70,14 @@ const CASES: readonly [what: string, change: Change, code: RefusalCode, names: R
     'a neighbour',
     { request: { transport: 'shm' }, target: { machineId: 'machine-of-A' } },
     'TRANSPORT_UNAVAILABLE',
-    /partly its own, which a neighbour cannot map/,
+    /shm cannot serve the memory of vm1: the pages that a clone has written/,
   ],
-  ['an RDMA device', { request: { transport: 'rdma' } }, 'TRANSPORT_UNAVAILABLE', /which no RDMA device reads/],
+  [
+    'an RDMA device',
+    { request: { transport: 'rdma' } },
+    'TRANSPORT_UNAVAILABLE',
+    /RDMA cannot serve the memory of vm1/,
+  ],
   ['a small tmpfs at the target', { target: { ramFileFreeBytes: MIB } }, 'TARGET_MEMORY', /needs 512 MiB/],
 ];
 
@@ -94,6 +99,6 @@ describe('a clone that is to move', () => {
     const order: MigrationOrder = { ...request, transport: 'auto' };
     const { plan } = planMigration(order, factsOf({}));
     expect(plan?.request.transport).toBe('tcp');
-    expect(plan?.transportReason).toMatch(/memory of vm1 is partly its image's/);
+    expect(plan?.transportReason).toMatch(/RDMA cannot serve the memory of vm1/);
   });
 });

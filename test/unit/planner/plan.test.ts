@@ -168,7 +168,7 @@ describe('a plan', () => {
     const { plan } = planMigration(slow, { ...goodFacts(), vm });
     const start = plan?.steps.find(({ name }) => name === 'nativeStart');
     expect(start?.timeoutMs).toBe(512 * 1000 * 20);
-    expect(plan?.notes.join()).toMatch(/the limit of 1 MiB\/s .*about 512 s/);
+    expect(plan?.notes.join()).toMatch(/about 512 s at the limit of 1 MiB\/s/);
   });
 
   test('auto is rdma where both hosts have it and get to each other, else tcp, and says why', () => {
@@ -184,13 +184,13 @@ describe('a plan', () => {
     });
     expect(chosen(good)).toBe('rdma: A (mlx5_0, 10.0.1.1) and B (mlx5_0, 10.0.1.2) reach each other by RDMA');
     expect(chosen(onTarget({ inventory: { ...host('B'), rdma: NO_RDMA } }))).toBe(
-      'tcp: no RDMA on B: it has no RDMA device',
+      'tcp: B cannot use RDMA: it has no RDMA device',
     );
     expect(chosen(onTarget({ checks: { ...good.target.checks, rdma: { isReached: false } } }))).toMatch(
-      /^tcp: B does not reach A/,
+      /^tcp: B cannot reach A/,
     );
     expect(chosen({ ...good, vm: { ...vm, discardingDevices: ['virtio-mem-pci'] } })).toMatch(/^tcp: .*virtio-mem/);
-    expect(chosen(good, { mode: 'native-precopy' })).toMatch(/^tcp: QEMU's own/);
+    expect(chosen(good, { mode: 'native-precopy' })).toMatch(/^tcp: .* QEMU's own migration over RDMA/);
     expect(chosen(good, { transport: 'tcp' })).toBe('tcp: asked for');
   });
 
