@@ -226,7 +226,10 @@ void FaultThread::read_faults(uint32_t faulter_index, uint32_t descriptor_index)
   const uffd::ReadOutcome read =
       uffd::read_faults(faulter.memory->descriptors[descriptor_index].fd.get(), faults);
   const uint64_t read_ns = now_ns();
-  bool is_good = read.outcome == Outcome::kDone;
+  if (read.outcome != Outcome::kDone) {
+    return give_up_on(faulter_index, uffd::call_error(read.system_errno, "read(userfaultfd)"));
+  }
+  bool is_good = true;
   for (size_t i = 0; i < read.count && is_good; ++i) {
     const uffd::FaultEvent& fault = faults[i];
     const MappedRange* range = locate(*faulter.memory, descriptor_index, fault.address);
@@ -246,11 +249,15 @@ void FaultThread::read_faults(uint32_t faulter_index, uint32_t descriptor_index)
       serve(faulter_index, key, read_ns);
     }
   }
-  if (is_good) return;
-  // Not ours to resolve. A parent that waited in silence would hang; a clone that registers ranges of its own
-  // harms itself alone.
-  if (faulter.is_parent) {
-    core_.fail({ErrorCode::kInvalidArgument, 0, "fault outside the protected regions"});
+  // Not ours to resolve.
+  if (!is_good)
+    give_up_on(faulter_index, {ErrorCode::kInvalidArgument, 0, "fault outside the protected regions"});
+}
+
+/// A parent that waited in silence would hang; a clone harms itself alone.
+void FaultThread::give_up_on(uint32_t faulter_index, const Error& error) {
+  if (faulters_[faulter_index].is_parent) {
+    core_.fail(error);
   } else {
     unwatch(faulter_index);
   }

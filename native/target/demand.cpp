@@ -132,7 +132,7 @@ bool DemandThread::read_faults() {
     const uffd::ReadOutcome read =
         uffd::read_faults(core_.vm().descriptors[index].fd.get(), {faults.data(), count_max});
     if (read.outcome != uffd::Outcome::kDone) {
-      core_.fail({ErrorCode::kProcessGone, 0, "read userfaultfd"});
+      core_.fail(uffd::call_error(read.system_errno, "read(userfaultfd)"));
       return true;
     }
     if (read.count == 0) continue;

@@ -8,6 +8,7 @@
 #include "base/page_key.hpp"
 #include "tests/image/harness.hpp"
 #include "tests/preload/preload_fixture.hpp"
+#include "tests/support/broken_descriptor.hpp"
 
 namespace vmigrate::pager {
 namespace {
@@ -42,6 +43,25 @@ class SmallTmpfs {
   test::TempDir dir_;
   bool is_mounted_ = false;
 };
+
+TEST(ImageFailure, AUserfaultfdThatCannotBeReadIsNamedWithItsErrno) {
+  ImageHarness vm(ImageHarness::Specs{{64}});
+  vm.open();
+  vm.arm();
+  std::future<uint64_t> writing;
+  {
+    const test::BrokenDescriptor broken(vm.parent->memory.descriptors[0].fd.get());
+    writing = vm.parent->write(3, 1);
+    ASSERT_TRUE(vm.reaches(ImageState::kFailed));
+    ASSERT_TRUE(vm.capture->failure());
+    EXPECT_EQ(vm.capture->failure()->code, ErrorCode::kSystem);
+    EXPECT_EQ(vm.capture->failure()->system_errno, EISDIR);
+    EXPECT_STREQ(vm.capture->failure()->what, "read(userfaultfd)");
+    vm.capture->close();
+  }
+  ASSERT_TRUE(release_vm(vm.parent->memory).ok());
+  EXPECT_TRUE(arrives(writing)) << "it can be let go once its descriptor works again";
+}
 
 TEST(ImageFailure, NoRoomLetsTheParentGo) {
   const SmallTmpfs full("size=2m");
@@ -206,6 +226,8 @@ TEST_F(ImageProcesses, AParentThatIsKilledBeforeTheForkPointFailsIt) {
   const Status sealed = capture_->seal();
   ASSERT_FALSE(sealed.ok());
   EXPECT_EQ(sealed.error().code, ErrorCode::kProcessGone);
+  EXPECT_EQ(sealed.error().system_errno, ESRCH);
+  EXPECT_STREQ(sealed.error().what, "UFFDIO_WRITEPROTECT");
   EXPECT_EQ(capture_->state(), ImageState::kFailed);
 }
 
