@@ -11,7 +11,7 @@
 namespace vmigrate::pager {
 
 using uffd::Outcome;
-using wire::FaultPoint;
+using wire::InjectPoint;
 using wire::PageState;
 
 namespace {
@@ -38,7 +38,7 @@ FaultThread::FaultThread(ImageCore& core, ParentGuard& guard)
     : core_(core),
       guard_(guard),
       mapper_(core),
-      copier_(core, guard, FaultPoint::kImageClaimed),
+      copier_(core, guard, InjectPoint::kImageClaimed),
       commands_(core.fault_wake) {}
 
 Status FaultThread::open() {
@@ -164,7 +164,7 @@ bool FaultThread::must_go_on() {
 /// Every page is in the image and this thread is the last: from here on the kernel serves everybody, with
 /// zeros where the files have a hole.
 void FaultThread::finish() {
-  inject_point(FaultPoint::kImageFinish);
+  inject_point(InjectPoint::kImageFinish);
   serve_waits();
   if (const Status whole = core_.check_image_files(); !whole) {
     core_.fail(whole.error());
@@ -238,7 +238,7 @@ void FaultThread::read_faults(uint32_t faulter_index, uint32_t descriptor_index)
     const uint64_t offset_bytes = range->region_offset_bytes + (raw(fault.address) - raw(range->base));
     const PageKey key = page_key(range->region_index,
                                  PageIndex{offset_bytes / core_.regions()[range->region_index].page_bytes()});
-    inject_point(FaultPoint::kImageFaultRead, key);
+    inject_point(InjectPoint::kImageFaultRead, key);
     if (!is_copying_) {
       core_.counters.noted_fault_count.fetch_add(1, std::memory_order_relaxed);
       guard_.let_write(*range, fault.address);

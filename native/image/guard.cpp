@@ -87,7 +87,7 @@ Status ParentGuard::protect_all() {
   if (is_gone()) return ok();
   for (const MappedRange& range : parent_->ranges) {
     for (uint64_t at = 0; at < range.length_bytes; at += kImagePieceBytes) {
-      inject_point(wire::FaultPoint::kImageArm, at);
+      inject_point(wire::InjectPoint::kImageArm, at);
       if (core_.must_stop() != ImageCore::Stop::kNone) {
         return Error{ErrorCode::kClosed, 0, "the capture was closed"};
       }

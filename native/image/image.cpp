@@ -152,7 +152,7 @@ class ImageCaptureImpl final : public ImageCapture {
 
   void end(ImageCore::Stop stop) {
     core_->request_stop(stop);
-    inject_point(wire::FaultPoint::kImageStop);
+    inject_point(wire::InjectPoint::kImageStop);
     const std::lock_guard lock(steps_mutex_);
     if (sweep_thread_.joinable()) sweep_thread_.join();
     if (fault_thread_.joinable()) {

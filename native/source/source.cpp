@@ -179,7 +179,7 @@ bool SourceSessionImpl::scanned(const Status& status) {
 
 Status SourceSessionImpl::scan_region(uint32_t region_index) {
   SourceRegion& source = regions_[region_index];
-  inject_point(wire::FaultPoint::kSourceScan, page_key(region_index, PageIndex{0}));
+  inject_point(wire::InjectPoint::kSourceScan, page_key(region_index, PageIndex{0}));
   if (source.clone) {
     if (auto status = source.clone->look(); !status) return status;
   }

@@ -121,7 +121,7 @@ void Publisher::account(uint32_t region_index, PageRun run) {
 }
 
 void Publisher::publish(uint32_t region_index, PageRun run) {
-  inject_point(wire::FaultPoint::kTargetBeforePublish, page_key(region_index, run.first));
+  inject_point(wire::InjectPoint::kTargetBeforePublish, page_key(region_index, run.first));
   core_.regions()[region_index].presence->publish(run);
   const PageKey first = page_key(region_index, run.first);
   const PageKey wanted = run.count == 1 ? 0 : core_.waits.find(first, first + run.count);
@@ -182,7 +182,7 @@ bool Publisher::zero_piece(uint32_t region_index, uint64_t offset_bytes, const P
     }
     // In the page cache, mapped or not; and where an RDMA device has filled the file, its neighbours are,
     // too.
-    inject_point(wire::FaultPoint::kTargetBeforePublish,
+    inject_point(wire::InjectPoint::kTargetBeforePublish,
                  page_key(region_index, PageIndex{(offset_bytes + at) / region.region->page_bytes()}));
     const RangeOutcome mapped = uffd::continue_range(piece.uffd, piece.base + at, piece.length_bytes - at);
     at += mapped.done_bytes;

@@ -21,8 +21,8 @@ using test::kMiB;
 using test::kPage;
 using test::Parking;
 using test::waits;
-using wire::FaultPoint;
 using wire::ImageCounter;
+using wire::InjectPoint;
 
 /// A tmpfs of its own that is soon full.
 class SmallTmpfs {
@@ -71,7 +71,7 @@ TEST(ImageFailure, NoRoomLetsTheParentGo) {
   vm.open();
   auto& clone = vm.add_clone();
   vm.arm();
-  parking.arm(FaultPoint::kImageSweepClaimed);
+  parking.arm(InjectPoint::kImageSweepClaimed);
   vm.seal();
   ASSERT_TRUE(parking.wait_parked());
   auto early = clone.read(2000);
@@ -103,7 +103,7 @@ TEST(ImageFailure, ASourceFileThatShrinks) {
   ImageHarness vm(ImageHarness::Specs{{1024}});
   vm.open();
   vm.arm();
-  parking.arm(FaultPoint::kImageSweepClaimed);
+  parking.arm(InjectPoint::kImageSweepClaimed);
   vm.seal();
   ASSERT_TRUE(parking.wait_parked());
   ASSERT_EQ(::truncate(vm.source_paths[0].c_str(), 100 * kPage), 0);
@@ -121,7 +121,7 @@ TEST(ImageFailure, AnImageFileThatHasLostPagesIsNeverComplete) {
     vm.open();
     auto& clone = vm.add_clone();
     vm.arm();
-    parking.arm(FaultPoint::kImageFinish);
+    parking.arm(InjectPoint::kImageFinish);
     vm.seal();
     ASSERT_TRUE(parking.wait_parked());
     const UniqueFd image(::open(vm.image_paths[0].c_str(), O_RDWR | O_CLOEXEC));
@@ -209,7 +209,7 @@ class ImageProcesses : public test::PreloadTest {
 TEST_F(ImageProcesses, AParentThatIsKilledLeavesItsFiles) {
   Parking parking;
   ASSERT_TRUE(capture_->arm().ok());
-  parking.arm(FaultPoint::kImageSweepClaimed);
+  parking.arm(InjectPoint::kImageSweepClaimed);
   ASSERT_TRUE(capture_->seal().ok());
   ASSERT_TRUE(parking.wait_parked());
   parent_->write_line("poke 0 8 1");  // waits: the sweep has its page
@@ -234,10 +234,10 @@ TEST_F(ImageProcesses, AParentThatIsKilledBeforeTheForkPointFailsIt) {
 TEST_F(ImageProcesses, ACloneThatIsKilledHarmsNobody) {
   Parking parking;
   ASSERT_TRUE(capture_->arm().ok());
-  parking.arm(FaultPoint::kImageSweepClaimed);
+  parking.arm(InjectPoint::kImageSweepClaimed);
   ASSERT_TRUE(capture_->seal().ok());
   ASSERT_TRUE(parking.wait_parked());
-  parking.arm(FaultPoint::kImageFaultRead);
+  parking.arm(InjectPoint::kImageFaultRead);
   clone_->write_line("touch 0 " + std::to_string(900 * kPage));
   ASSERT_TRUE(parking.wait_parked());
   clone_->kill_now();
@@ -250,8 +250,8 @@ TEST_F(ImageProcesses, ParentAndCloneOutliveTheCapture) {
   test::Gates gates;
   ASSERT_TRUE(capture_->arm().ok());
   ASSERT_TRUE(parent_->ask("touch 0 0") == first_byte(0));
-  auto& sweep = gates.close(FaultPoint::kImageSweepClaimed, page_key(0, PageIndex{64}));
-  auto& stop = gates.close(FaultPoint::kImageStop);
+  auto& sweep = gates.close(InjectPoint::kImageSweepClaimed, page_key(0, PageIndex{64}));
+  auto& stop = gates.close(InjectPoint::kImageStop);
   ASSERT_TRUE(capture_->seal().ok());
   ASSERT_TRUE(gates.wait_parked(sweep));
   auto leaving = std::async(std::launch::async, [&] { capture_->leave(); });

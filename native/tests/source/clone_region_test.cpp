@@ -127,7 +127,7 @@ TEST_F(CloneSource, ServesWhatItHasWrittenAndTheImageBeneathIt) {
   Parking parking;
   open();
   EXPECT_EQ(bad_bytes(), 0u) << "before anybody has looked";
-  parking.arm(wire::FaultPoint::kSourceKeep);
+  parking.arm(wire::InjectPoint::kSourceKeep);
   ASSERT_TRUE(session_->freeze().ok());
   ASSERT_TRUE(parking.wait_parked());
   EXPECT_EQ(bad_bytes(), 0u) << "while its pages are copied";
@@ -165,11 +165,11 @@ TEST_F(CloneSource, NeedsNoProcessOnceItsPagesAreKept) {
 
 TEST_F(CloneSource, NorDoesAReadThatIsUnderWayWhenTheyAre) {
   test::Gates gates;
-  auto& keep = gates.close(wire::FaultPoint::kSourceKeep);
+  auto& keep = gates.close(wire::InjectPoint::kSourceKeep);
   open();
   ASSERT_TRUE(session_->freeze().ok());
   ASSERT_TRUE(gates.wait_parked(keep));
-  auto& look = gates.close(wire::FaultPoint::kSourceRead, page_key(0, PageIndex{10}));
+  auto& look = gates.close(wire::InjectPoint::kSourceRead, page_key(0, PageIndex{10}));
   auto reading = std::async(std::launch::async, [this] { return read_page(10); });
   ASSERT_TRUE(gates.wait_parked(look));
   gates.open(keep);
@@ -184,7 +184,7 @@ TEST_F(CloneSource, NorDoesAReadThatIsUnderWayWhenTheyAre) {
 TEST_F(CloneSource, IsLostIfItEndsBeforeThat) {
   Parking parking;
   open();
-  parking.arm(wire::FaultPoint::kSourceKeep);
+  parking.arm(wire::InjectPoint::kSourceKeep);
   ASSERT_TRUE(session_->freeze().ok());
   ASSERT_TRUE(parking.wait_parked());
   clone_->kill_now();
@@ -208,7 +208,7 @@ TEST_F(CloneSource, IsLostIfItEndsBeforeThat) {
 TEST_F(CloneSource, IsLookedAtAgainByTheNextDaemonIfItsPagesWereNotKept) {
   Parking parking;
   open();
-  parking.arm(wire::FaultPoint::kSourceKeep);
+  parking.arm(wire::InjectPoint::kSourceKeep);
   ASSERT_TRUE(session_->freeze().ok());
   ASSERT_TRUE(parking.wait_parked());
   auto closing = std::async(std::launch::async, [this] { session_.reset(); });

@@ -133,7 +133,7 @@ TEST_F(Source, ARegionThatShrankIsNeverCalledReady) {
   Parking parking;
   make_region("a", 64, [](uint64_t) { return true; });
   open();
-  parking.arm(wire::FaultPoint::kSourceScan);
+  parking.arm(wire::InjectPoint::kSourceScan);
   ASSERT_TRUE(session_->freeze().ok());
   ASSERT_TRUE(parking.wait_parked());
   ASSERT_EQ(::truncate((dir_ / "a").c_str(), 10 * kPage), 0);
@@ -158,7 +158,7 @@ TEST_F(Source, ClosesWhileItsScanIsParked) {
   Parking parking;
   make_region("a", 64, [](uint64_t) { return true; });
   open();
-  parking.arm(wire::FaultPoint::kSourceScan);
+  parking.arm(wire::InjectPoint::kSourceScan);
   ASSERT_TRUE(session_->freeze().ok());
   ASSERT_TRUE(parking.wait_parked());
   auto closing = std::async(std::launch::async, [&] { session_.reset(); });
