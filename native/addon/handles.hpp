@@ -18,12 +18,13 @@ namespace vmigrate::addon {
 // the collector may run, in any order; a handle that others still depend on refuses an explicit close. State
 // is touched on the JS thread alone; Tasks hold references of their own.
 
-struct VmMemoryState {
+/// What JavaScript calls a VM's memory: the listener that the preload of its QEMU talks to.
+struct PreloadListenerState {
   std::shared_ptr<pager::PreloadListener> listener;  ///< nullptr once closed
   OwnedEdge edge;
 };
 
-class VmMemoryWrap final : public Wrap<VmMemoryWrap, VmMemoryState> {
+class PreloadListenerWrap final : public Wrap<PreloadListenerWrap, PreloadListenerState> {
  public:
   using Wrap::Wrap;
   static Napi::FunctionReference define(Napi::Env env);
@@ -74,7 +75,7 @@ class SourceSessionWrap final : public Wrap<SourceSessionWrap, SourceSessionStat
 
  private:
   Napi::Value keys(const Napi::CallbackInfo& info);
-  void freeze(const Napi::CallbackInfo& info);
+  void scan(const Napi::CallbackInfo& info);
   Napi::Value snapshot(const Napi::CallbackInfo& info);
   Napi::Value close(const Napi::CallbackInfo& info);
 };

@@ -72,7 +72,7 @@ Napi::Value probe_rdma(const Napi::CallbackInfo& info) {
 }
 
 Napi::Object init(Napi::Env env, Napi::Object exports) {
-  auto* data = new InstanceData{VmMemoryWrap::define(env), DataListenerWrap::define(env),
+  auto* data = new InstanceData{PreloadListenerWrap::define(env), DataListenerWrap::define(env),
                                 SourceSessionWrap::define(env), TargetSessionWrap::define(env),
                                 ImageCaptureWrap::define(env)};
   env.SetInstanceData(data);
@@ -81,8 +81,8 @@ Napi::Object init(Napi::Env env, Napi::Object exports) {
   exports.Set("allocatedBytes", Napi::Function::New<allocated_bytes>(env));
   exports.Set("rdmaDevices", Napi::Function::New<rdma_devices>(env));
   exports.Set("probeRdma", Napi::Function::New<probe_rdma>(env));
-  exports.Set("listenForVm", Napi::Function::New<VmMemoryWrap::listen>(env));
-  exports.Set("adoptVm", Napi::Function::New<VmMemoryWrap::adopt>(env));
+  exports.Set("listenForVm", Napi::Function::New<PreloadListenerWrap::listen>(env));
+  exports.Set("adoptVm", Napi::Function::New<PreloadListenerWrap::adopt>(env));
   exports.Set("openDataListener", Napi::Function::New<DataListenerWrap::open>(env));
   exports.Set("openSourceSession", Napi::Function::New<SourceSessionWrap::open>(env));
   exports.Set("openTargetSession", Napi::Function::New<TargetSessionWrap::open>(env));

@@ -95,7 +95,7 @@ Napi::Value TargetSessionWrap::open(const Napi::CallbackInfo& info) {
   const Napi::Env env = info.Env();
   const Napi::Object options = info[1].As<Napi::Object>();
   auto core = std::make_shared<TargetCoreHolder>();
-  core->vm = VmMemoryWrap::Unwrap(info[0].As<Napi::Object>())->listener();
+  core->vm = PreloadListenerWrap::Unwrap(info[0].As<Napi::Object>())->listener();
   const pager::VmMemory* memory = core->vm ? core->vm->memory() : nullptr;
   if (memory == nullptr) {
     throw_error(env, {ErrorCode::kClosed, 0, "the VM's memory is not complete, or its handle is closed"});

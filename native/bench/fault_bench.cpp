@@ -166,7 +166,7 @@ uint64_t our_round(const Files& files, const std::vector<uint64_t>& order) {
   endpoints.bulk =
       must(transport::connect_shm(address, credentials, Channel::kBulk, std::chrono::seconds(2)), "bulk");
   endpoints.keys.assign(source->keys().begin(), source->keys().end());
-  // Never frozen: the data map stays unready, so every page is fetched by demand.
+  // Never scanned: the data map stays unready, so every page is fetched by demand.
   if (!session->connect(std::move(endpoints)).ok() || !session->start().ok()) die("start");
   const uint64_t p50_ns = touch_all(vm, order);
   session->close();

@@ -48,7 +48,7 @@ interface AddonDataListener {
 }
 interface AddonSourceSession {
   keys(): RegionKeys[];
-  freeze(): void;
+  scan(): void;
   snapshot(): { counters: BigUint64Array; failure: NativeFailure | null };
   close(): Promise<void>;
 }
@@ -177,8 +177,8 @@ export class SourceSession implements SourceSessionHandle {
     this.keys = native.keys();
   }
 
-  freeze(): void {
-    attempt('freeze source session', () => this.#native.freeze());
+  scan(): void {
+    attempt('scan the memory of a source session', () => this.#native.scan());
   }
 
   snapshot(): { counters: Record<SourceCounter, bigint>; failure: NativeFailure | null } {

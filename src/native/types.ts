@@ -76,8 +76,8 @@ export interface RdmaOptions {
 
 export interface SourceSessionHandle {
   readonly keys: readonly RegionKeys[];
-  /** The VM has stopped: scan its files for holes (on a native thread). */
-  freeze(): void;
+  /** The VM has stopped: look through its files for holes (on a native thread). */
+  scan(): void;
   snapshot(): { readonly counters: Record<SourceCounter, bigint>; readonly failure: NativeFailure | null };
   /**
    * Serves nobody from here on. Resolves when the memory is no longer registered, the session's name is free and the
@@ -212,7 +212,7 @@ export interface SourceOptions {
 export interface SourceClone {
   /** What it has written is read from its process until it has been copied. null: it has ended. */
   readonly vm: VmMemoryHandle | null;
-  /** Where that is copied to once the session is frozen: one file for each region, made then and left there. */
+  /** Where that is copied to by the scan: one file for each region, made then and left there. */
   readonly ownPaths: readonly string[];
   /**
    * The clone stands still, and an earlier daemon may have copied all of it. PROCESS_GONE if it has not and the clone

@@ -89,7 +89,7 @@ export class FakeHost {
   /** null: no RDMA here. */
   rdmaListener: { rdmaAddress: string; rdmaPort: number; isLost: boolean } | null = null;
   /** What became of source sessions, in order. */
-  readonly exposures: ('opened' | 'frozen' | 'closed')[] = [];
+  readonly exposures: ('opened' | 'scanned' | 'closed')[] = [];
   /** Of every source session from now on: what it cannot do, and why it does not open. */
   sourceFailure: NativeFailure | null = null;
   onOpenSource: () => void = () => undefined;
@@ -185,7 +185,7 @@ export class FakeHost {
         this.exposures.push('opened');
         return {
           keys: [],
-          freeze: () => void this.exposures.push('frozen'),
+          scan: () => void this.exposures.push('scanned'),
           snapshot: () => ({ counters: {} as never, failure: this.sourceFailure }),
           close: async () => void this.exposures.push('closed'),
         };

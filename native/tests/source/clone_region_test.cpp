@@ -128,7 +128,7 @@ TEST_F(CloneSource, ServesWhatItHasWrittenAndTheImageBeneathIt) {
   open();
   EXPECT_EQ(bad_bytes(), 0u) << "before anybody has looked";
   parking.arm(wire::InjectPoint::kSourceKeep);
-  ASSERT_TRUE(session_->freeze().ok());
+  ASSERT_TRUE(session_->scan().ok());
   ASSERT_TRUE(parking.wait_parked());
   EXPECT_EQ(bad_bytes(), 0u) << "while its pages are copied";
   EXPECT_EQ(header().ready, 1u) << "the target does not wait for that";
@@ -148,7 +148,7 @@ TEST_F(CloneSource, ServesWhatItHasWrittenAndTheImageBeneathIt) {
 
 TEST_F(CloneSource, NeedsNoProcessOnceItsPagesAreKept) {
   open();
-  ASSERT_TRUE(session_->freeze().ok());
+  ASSERT_TRUE(session_->scan().ok());
   ASSERT_TRUE(is_kept());
   clone_->kill_now();
   EXPECT_EQ(bad_bytes(), 0u);
@@ -157,7 +157,7 @@ TEST_F(CloneSource, NeedsNoProcessOnceItsPagesAreKept) {
   session_.reset();
   open(/*resume=*/true, /*has_process=*/false);
   EXPECT_EQ(bad_bytes(), 0u);
-  ASSERT_TRUE(session_->freeze().ok());
+  ASSERT_TRUE(session_->scan().ok());
   ASSERT_TRUE(eventually([this] { return header().ready == 1; }));
   EXPECT_EQ(header().data_page_count, kDataPages + 1);
   EXPECT_EQ(counter(SourceCounter::kOwnPagesKept), kOwnPages);
@@ -167,7 +167,7 @@ TEST_F(CloneSource, NorDoesAReadThatIsUnderWayWhenTheyAre) {
   test::Gates gates;
   auto& keep = gates.close(wire::InjectPoint::kSourceKeep);
   open();
-  ASSERT_TRUE(session_->freeze().ok());
+  ASSERT_TRUE(session_->scan().ok());
   ASSERT_TRUE(gates.wait_parked(keep));
   auto& look = gates.close(wire::InjectPoint::kSourceRead, page_key(0, PageIndex{10}));
   auto reading = std::async(std::launch::async, [this] { return read_page(10); });
@@ -185,7 +185,7 @@ TEST_F(CloneSource, IsLostIfItEndsBeforeThat) {
   Parking parking;
   open();
   parking.arm(wire::InjectPoint::kSourceKeep);
-  ASSERT_TRUE(session_->freeze().ok());
+  ASSERT_TRUE(session_->scan().ok());
   ASSERT_TRUE(parking.wait_parked());
   clone_->kill_now();
   EXPECT_FALSE(session_->failure()) << "nobody has missed anything yet";
@@ -209,7 +209,7 @@ TEST_F(CloneSource, IsLookedAtAgainByTheNextDaemonIfItsPagesWereNotKept) {
   Parking parking;
   open();
   parking.arm(wire::InjectPoint::kSourceKeep);
-  ASSERT_TRUE(session_->freeze().ok());
+  ASSERT_TRUE(session_->scan().ok());
   ASSERT_TRUE(parking.wait_parked());
   auto closing = std::async(std::launch::async, [this] { session_.reset(); });
   // Its connections are closed first; from then on it waits for the thread that is parked.
@@ -218,14 +218,14 @@ TEST_F(CloneSource, IsLookedAtAgainByTheNextDaemonIfItsPagesWereNotKept) {
   closing.get();
   open(/*resume=*/true);
   EXPECT_EQ(bad_bytes(), 0u);
-  ASSERT_TRUE(session_->freeze().ok());
+  ASSERT_TRUE(session_->scan().ok());
   ASSERT_TRUE(is_kept());
   EXPECT_EQ(bad_bytes(), 0u);
 }
 
 TEST_F(CloneSource, WhatAnEarlierMoveHasKeptIsForgotten) {
   open();
-  ASSERT_TRUE(session_->freeze().ok());
+  ASSERT_TRUE(session_->scan().ok());
   ASSERT_TRUE(is_kept());
   session_.reset();
   // That move was undone: the clone has run on.
@@ -233,7 +233,7 @@ TEST_F(CloneSource, WhatAnEarlierMoveHasKeptIsForgotten) {
   write(30 * kPage, 2);
   open();
   EXPECT_FALSE(has_file(own_path_));
-  ASSERT_TRUE(session_->freeze().ok());
+  ASSERT_TRUE(session_->scan().ok());
   ASSERT_TRUE(is_kept());
   EXPECT_EQ(bad_bytes(), 0u);
   EXPECT_EQ(counter(SourceCounter::kOwnPages), kOwnPages + 1);
@@ -242,7 +242,7 @@ TEST_F(CloneSource, WhatAnEarlierMoveHasKeptIsForgotten) {
 TEST_F(CloneSource, IsServedFromItsProcessWhereItsPagesCannotBeKept) {
   own_path_ = path("nowhere/ram.own");
   open();
-  ASSERT_TRUE(session_->freeze().ok());
+  ASSERT_TRUE(session_->scan().ok());
   ASSERT_TRUE(eventually([this] { return session_->failure().has_value(); }));
   EXPECT_NE(session_->failure()->code, ErrorCode::kProcessGone);
   EXPECT_EQ(header().ready, 1u);

@@ -91,7 +91,7 @@ TEST_P(PagerTransport, MovesEveryByteUnderFaultsOfSeveralVcpus) {
   auto early = vm.touch(0, 4095 - 1);
   ASSERT_TRUE(PagerHarness::arrives(early));
   EXPECT_EQ(early.get(), vm.expected(0, 4094));
-  ASSERT_TRUE(source_->freeze().ok());
+  ASSERT_TRUE(source_->scan().ok());
   std::atomic<uint64_t> bad{0};
   std::vector<std::thread> vcpus;
   for (uint32_t t = 0; t < 3; ++t) {
@@ -141,7 +141,7 @@ TEST_P(PagerTransport, ASourceThatComesBackWithNewKeysIsReconnected) {
   auto waiting = vm.touch(0, 200);
   EXPECT_TRUE(PagerHarness::waits(waiting));
   open_source(vm, 2);
-  ASSERT_TRUE(source_->freeze().ok());
+  ASSERT_TRUE(source_->scan().ok());
   ASSERT_TRUE(vm.session->connect(endpoints()).ok());
   ASSERT_TRUE(PagerHarness::arrives(waiting));
   EXPECT_EQ(waiting.get(), vm.expected(0, 200));
@@ -166,7 +166,7 @@ TEST_P(PagerTransport, ASourceFileThatShrinksIsAnErrorAndNoSignal) {
     // The device has the pages still, and reads what was in them.
     ASSERT_TRUE(PagerHarness::arrives(lost));
     EXPECT_EQ(lost.get(), vm.expected(0, 90));
-    ASSERT_TRUE(source_->freeze().ok());
+    ASSERT_TRUE(source_->scan().ok());
     ASSERT_TRUE(test::eventually([&] { return source_->failure().has_value(); }));
     EXPECT_EQ(source_->failure()->code, ErrorCode::kRegionChanged);
     return;
@@ -174,7 +174,7 @@ TEST_P(PagerTransport, ASourceFileThatShrinksIsAnErrorAndNoSignal) {
   ASSERT_TRUE(vm.reaches(TargetState::kFailed));
   EXPECT_EQ(vm.session->failure()->code, ErrorCode::kRegionChanged);
   EXPECT_TRUE(PagerHarness::waits(lost));
-  ASSERT_TRUE(source_->freeze().ok());
+  ASSERT_TRUE(source_->scan().ok());
   ASSERT_TRUE(test::eventually([&] { return source_->failure().has_value(); }));
   EXPECT_EQ(source_->failure()->code, ErrorCode::kRegionChanged);
   // Grown again with its bytes, for the vCPU of this test to end.

@@ -114,7 +114,7 @@ class Copy {
     const regions = await images.regions(image);
     const source = await native.openSourceSession({ listener, transport: 'shm', ...credentials, regions });
     try {
-      source.freeze();
+      source.scan();
       const complete = { isThere: false };
       const pages = new PageSession(context, vm, {
         ...{ ...credentials, isResume, bandwidthBytesPerS: 0 },

@@ -280,7 +280,7 @@ export class SourceSession {
   /** Looks for holes in the memory files, so that the target can fetch the rest ahead of its faults. */
   #scan(): void {
     try {
-      this.#pages?.freeze();
+      this.#pages?.scan();
     } catch (error) {
       const err = toMigrationError(error);
       this.#context.log.error(

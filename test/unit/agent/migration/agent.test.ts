@@ -212,11 +212,11 @@ describe('a VM that has left over RDMA', () => {
 
     await host.registry.swapOwner('web', 1, { vm: 'web', owner: 'B', epoch: 2, session: FIRST });
     await host.agent.start();
-    expect(host.exposures.splice(0)).toEqual(['opened', 'opened', 'frozen']);
+    expect(host.exposures.splice(0)).toEqual(['opened', 'opened', 'scanned']);
     const lost = host.rdmaListener;
     host.rdmaListener = { rdmaAddress: '10.0.1.1', rdmaPort: 999, isLost: false };
     expect(await exposeByRdma()).toMatchObject({ port: 999 });
-    expect(host.exposures.splice(0)).toEqual(['closed', 'opened', 'frozen']);
+    expect(host.exposures.splice(0)).toEqual(['closed', 'opened', 'scanned']);
     lost.isLost = false;
     expect(await exposeByRdma()).toMatchObject({ port: 999 });
     expect(host.exposures).toEqual([]);
@@ -236,7 +236,7 @@ describe('a clone that has left, and whose pages have not all been fetched', () 
   test('is exposed again by the next daemon, and lost once its process has taken pages along', async () => {
     await leave();
     await host.agent.start();
-    expect(host.exposures).toEqual(['opened', 'opened', 'frozen']);
+    expect(host.exposures).toEqual(['opened', 'opened', 'scanned']);
     await expose(FIRST);
     // Pages that cannot be kept are in the process still.
     host.sourceFailure = { code: NATIVE_ERROR.NO_SPACE, errno: 28, what: 'write' };
