@@ -38,20 +38,22 @@ class PreloadListenerWrap final : public Wrap<PreloadListenerWrap, PreloadListen
 };
 
 struct DataListenerState {
-  std::shared_ptr<transport::Listener> tcp, shm, rdma;  ///< nullptr if not asked for, or closed
-  std::optional<transport::Address> tcp_address, rdma_address;
-  std::optional<std::string> shm_path;
+  struct Served {
+    const transport::Provider* provider;
+    std::shared_ptr<transport::Listener> listener;  ///< nullptr once closed
+    transport::Address address;
+  };
+  std::vector<Served> served;
 };
 
+/// Listeners of some providers, opened and closed together.
 class DataListenerWrap final : public Wrap<DataListenerWrap, DataListenerState> {
  public:
   using Wrap::Wrap;
   static Napi::FunctionReference define(Napi::Env env);
   static Napi::Value open(const Napi::CallbackInfo& info);
-  std::shared_ptr<transport::Listener> listener(const std::string& transport) const {
-    if (transport == "rdma") return state_.rdma;
-    return transport == "tcp" ? state_.tcp : state_.shm;
-  }
+  /// nullptr: it does not listen for this provider, or is closed.
+  std::shared_ptr<transport::Listener> listener(const std::string& provider) const;
 
  private:
   Napi::Value addresses(const Napi::CallbackInfo& info);

@@ -26,10 +26,9 @@ Napi::Value SourceSessionWrap::open(const Napi::CallbackInfo& info) {
   const Napi::Object options = info[1].As<Napi::Object>();
   // Shared, for a function must be one that could be copied.
   auto state = std::make_shared<SourceSessionState>();
-  state->listener =
-      DataListenerWrap::Unwrap(info[0].As<Napi::Object>())->listener(text(options, "transport"));
+  state->listener = DataListenerWrap::Unwrap(info[0].As<Napi::Object>())->listener(text(options, "provider"));
   if (!state->listener)
-    return Task::rejected(env, {ErrorCode::kClosed, 0, "the listener does not listen on this transport"});
+    return Task::rejected(env, {ErrorCode::kClosed, 0, "the listener does not listen for this provider"});
   const auto parsed = credentials(options);
   if (!parsed) return Task::rejected(env, parsed.error());
   auto clone = source_clone(options);

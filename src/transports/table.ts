@@ -23,6 +23,8 @@ export interface TransportRow {
   readonly processMemoryObstacle?: string;
   /** QEMU's own migration can be driven over it. */
   readonly carriesBackendMoves: boolean;
+  /** For both channels, the registering of memory included. */
+  readonly connectTimeoutMs: number;
   /** `auto` takes the transport with the highest rank that nothing stands in the way of; null: only on request. */
   readonly autoRank: number | null;
   /** For the help of `vmigrate`. */
@@ -38,6 +40,7 @@ export const TRANSPORT_TABLE = {
     sameMachineOnly: false,
     readsProcessMemory: true,
     carriesBackendMoves: true,
+    connectTimeoutMs: 3_000,
     autoRank: 0,
     help: 'over TCP (default elsewhere)',
   },
@@ -50,6 +53,7 @@ export const TRANSPORT_TABLE = {
     readsProcessMemory: false,
     processMemoryObstacle: 'a neighbour cannot map',
     carriesBackendMoves: false,
+    connectTimeoutMs: 3_000,
     autoRank: null,
     help: 'shared memory, between two daemons of one machine',
   },
@@ -62,6 +66,8 @@ export const TRANSPORT_TABLE = {
     readsProcessMemory: false,
     processMemoryObstacle: 'no RDMA device reads',
     carriesBackendMoves: false,
+    // Connection requests that are lost are sent again after some seconds only.
+    connectTimeoutMs: 6_000,
     autoRank: 1,
     help: 'over RDMA (default where both hosts have a port that reaches the other)',
   },

@@ -36,9 +36,10 @@ const TYPESCRIPT_LAYERS: Record<string, readonly string[]> = {
     ...['engine', 'engine/migration', 'engine/fork'],
   ],
 
-  'transports/rdma': [...WORDS, 'native'],
+  'transports/host': [...WORDS, 'native', 'transports'],
+  'transports/rdma': [...WORDS, 'native', 'transports', 'transports/host'],
   'backends/qemu': [...WORDS, 'protocol'],
-  'agent/vm': [...WORDS, PORTS, 'durable', 'schemas', 'native', 'transports/rdma', 'backends/qemu'],
+  'agent/vm': [...WORDS, PORTS, 'durable', 'schemas', 'native', 'transports/host', 'transports/rdma', 'backends/qemu'],
   'agent/image': [...WORDS, PORTS, 'durable', 'schemas', 'native', 'agent/vm'],
   'agent/inventory': [...WORDS, PORTS, 'protocol', 'backends/qemu', 'agent/vm', 'agent/image'],
   'agent/migration': [...WORDS, PORTS, 'protocol', 'durable', 'schemas', 'native', 'backends/qemu', 'agent/vm'],

@@ -11,6 +11,8 @@
 #include "tests/image/harness.hpp"
 #include "tests/preload/preload_fixture.hpp"
 #include "tests/source/book_listener.hpp"
+#include "transport/shm/provider.hpp"
+#include "transport/tcp/provider.hpp"
 
 namespace vmigrate::pager {
 namespace {
@@ -260,10 +262,10 @@ TEST_F(CloneSource, AFileOfPagesThatIsNotOursIsRefused) {
 TEST_F(CloneSource, IsExposedOverTcpAlone) {
   const std::vector<SourceRegionConfig> regions{{image_.path, kLengthBytes, kPage}};
   const SourceCloneConfig clone{listener_->memory(), {own_path_}, false};
-  auto shm = transport::listen_shm({path("data.sock"), 0});
+  auto shm = transport::kShmProvider.listen({path("data.sock"), 0}, {});
   ASSERT_TRUE(shm.ok());
   EXPECT_FALSE(SourceSession::open(*shm.value(), {}, regions, &clone).ok());
-  auto tcp = transport::listen_tcp({"127.0.0.1", 0});
+  auto tcp = transport::kTcpProvider.listen({"127.0.0.1", 0}, {});
   ASSERT_TRUE(tcp.ok());
   EXPECT_TRUE(SourceSession::open(*tcp.value(), {}, regions, &clone).ok());
   const SourceCloneConfig none{listener_->memory(), {}, false};

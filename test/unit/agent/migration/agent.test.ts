@@ -6,7 +6,7 @@ import { MigrationError } from '../../../../src/domain/errors.js';
 import type { VmSpec } from '../../../../src/domain/vm.js';
 import { failureToError } from '../../../../src/native/failure.js';
 import { NATIVE_ERROR } from '../../../../src/protocol/wire.js';
-import { FakeHost } from '../../../support/agent-fakes.js';
+import { FakeHost, FakeListener } from '../../../support/agent-fakes.js';
 import { gate } from '../../engine/scripted.js';
 
 const [FIRST, SECOND] = ['1'.repeat(32), '2'.repeat(32)];
@@ -202,7 +202,7 @@ describe('a VM that has left over RDMA', () => {
   });
 
   test('is exposed anew when the device has been taken away, and not before', async () => {
-    host.rdmaListener = { rdmaAddress: '10.0.1.1', rdmaPort: 7401, isLost: false };
+    host.rdmaListener = new FakeListener('verbs', { host: '10.0.1.1', port: 7401 });
     await host.agent.start();
     expect(await exposeByRdma()).toMatchObject({ transport: 'rdma', host: '10.0.1.1', port: 7401 });
     // The VM still runs here: whatever has become of the device, that move is to be undone.
@@ -214,7 +214,7 @@ describe('a VM that has left over RDMA', () => {
     await host.agent.start();
     expect(host.exposures.splice(0)).toEqual(['opened', 'opened', 'scanned']);
     const lost = host.rdmaListener;
-    host.rdmaListener = { rdmaAddress: '10.0.1.1', rdmaPort: 999, isLost: false };
+    host.rdmaListener = new FakeListener('verbs', { host: '10.0.1.1', port: 999 });
     expect(await exposeByRdma()).toMatchObject({ port: 999 });
     expect(host.exposures.splice(0)).toEqual(['closed', 'opened', 'scanned']);
     lost.isLost = false;
