@@ -5,7 +5,7 @@
 import type { HostInventory, VmInventory } from '../../domain/host.js';
 import { type MigrationRequest, MODE_TRAITS } from '../../domain/migration.js';
 import type { Refusal, RefusalCode } from '../../domain/refusal.js';
-import { type Transport, transportRow } from '../../domain/transport.js';
+import { type Transport, type TransportTable, transportRow } from '../../domain/transport.js';
 
 const MIB = 1024 * 1024;
 
@@ -60,8 +60,12 @@ function* checkMemory({ vm: name }: MigrationRequest, source: HostInventory, vm:
 }
 
 /** Why this transport cannot serve the VM's memory, or null. */
-export function cloneObstacle(transport: Transport, { image, spec }: VmInventory): Refusal | null {
-  const { readsProcessMemory, title, processMemoryObstacle = `${title} cannot read` } = transportRow(transport);
+export function cloneObstacle(
+  transport: Transport,
+  { image, spec }: VmInventory,
+  table?: TransportTable,
+): Refusal | null {
+  const { readsProcessMemory, title, processMemoryObstacle = `${title} cannot read` } = transportRow(transport, table);
   if (image === null || readsProcessMemory) return null;
   return refuse(
     'TRANSPORT_UNAVAILABLE',
