@@ -82,10 +82,6 @@ bool optional_flag(const Napi::Object& object, const char* name) {
   return object.Get(name).ToBoolean().Value();
 }
 
-bool is_null(const Napi::Object& object, const char* name) {
-  return object.Get(name).IsNull();
-}
-
 Napi::Value bigint(Napi::Env env, uint64_t value) {
   return Napi::BigInt::New(env, value);
 }
@@ -130,12 +126,29 @@ std::vector<pager::TargetRegionConfig> target_regions(const Napi::Object& option
   });
 }
 
-transport::VerbsOptions verbs_options(const Napi::Object& rdma) {
-  transport::VerbsOptions options;
-  options.local_host = text(rdma, "localAddress");
-  options.ack_timeout_exponent = static_cast<uint8_t>(number(rdma, "ackTimeoutExponent"));
-  options.retry_count = static_cast<uint8_t>(number(rdma, "retryCount"));
-  return options;
+Result<const transport::Provider*> provider(const Napi::Object& place) {
+  const transport::Provider* found = transport::find_provider(text(place, "provider"));
+  if (found == nullptr) return Error{ErrorCode::kInvalidArgument, 0, "no such provider"};
+  return found;
+}
+
+transport::Address address(const Napi::Object& place) {
+  return {text(place, "host"), static_cast<uint16_t>(number(place, "port"))};
+}
+
+transport::Options provider_options(const Napi::Object& place) {
+  transport::Options converted;
+  if (!place.Get("options").IsObject()) return converted;
+  const Napi::Object options = place.Get("options").As<Napi::Object>();
+  const Napi::Array names = options.GetPropertyNames();
+  for (uint32_t i = 0; i < names.Length(); i++) {
+    const std::string name = names.Get(i).As<Napi::String>().Utf8Value();
+    if (options.Get(name).IsNumber())
+      converted.emplace(name, static_cast<uint64_t>(number(options, name.c_str())));
+    else
+      converted.emplace(name, text(options, name.c_str()));
+  }
+  return converted;
 }
 
 namespace {
@@ -148,12 +161,12 @@ Napi::Array strings(Napi::Env env, const std::vector<std::string>& values) {
 
 }  // namespace
 
-Napi::Value verbs_devices_array(Napi::Env env, const std::vector<transport::VerbsDevice>& devices) {
+Napi::Value devices_array(Napi::Env env, const std::vector<transport::Device>& devices) {
   Napi::Array array = Napi::Array::New(env, devices.size());
   for (uint32_t i = 0; i < devices.size(); i++) {
     Napi::Array ports = Napi::Array::New(env, devices[i].ports.size());
     for (uint32_t j = 0; j < devices[i].ports.size(); j++) {
-      const transport::VerbsPort& port = devices[i].ports[j];
+      const transport::DevicePort& port = devices[i].ports[j];
       Napi::Object entry = Napi::Object::New(env);
       entry.Set("number", port.number);
       entry.Set("isActive", port.active);

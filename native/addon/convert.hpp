@@ -11,7 +11,7 @@
 #include "base/result.hpp"
 #include "source/source.hpp"
 #include "target/target.hpp"
-#include "transport/transport.hpp"
+#include "transport/registry/registry.hpp"
 #include "vm/preload_listener.hpp"
 
 namespace vmigrate::addon {
@@ -31,7 +31,6 @@ double number(const Napi::Object& object, const char* name);
 uint64_t u64(const Napi::Object& object, const char* name);
 bool flag(const Napi::Object& object, const char* name);
 bool optional_flag(const Napi::Object& object, const char* name);
-bool is_null(const Napi::Object& object, const char* name);
 
 Napi::Value bigint(Napi::Env env, uint64_t value);
 Napi::Value counters_array(Napi::Env env, std::span<const uint64_t> counters);
@@ -43,9 +42,11 @@ std::optional<pager::SourceCloneConfig> source_clone(const Napi::Object& options
 std::vector<pager::TargetRegionConfig> target_regions(const Napi::Object& options,
                                                       const char* name = "regions");
 
-/// `rdma`: {localAddress, ackTimeoutExponent, retryCount}.
-transport::VerbsOptions verbs_options(const Napi::Object& rdma);
-Napi::Value verbs_devices_array(Napi::Env env, const std::vector<transport::VerbsDevice>& devices);
+/// A place to listen or to connect to: {provider, host, port, options?}, the options of numbers and texts.
+Result<const transport::Provider*> provider(const Napi::Object& place);
+transport::Address address(const Napi::Object& place);
+transport::Options provider_options(const Napi::Object& place);
+Napi::Value devices_array(Napi::Env env, const std::vector<transport::Device>& devices);
 
 /// `session` and `token` as hex of exactly their lengths.
 Result<transport::Credentials> credentials(const Napi::Object& options);

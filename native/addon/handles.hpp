@@ -18,12 +18,13 @@ namespace vmigrate::addon {
 // the collector may run, in any order; a handle that others still depend on refuses an explicit close. State
 // is touched on the JS thread alone; Tasks hold references of their own.
 
-struct VmMemoryState {
+/// What JavaScript calls a VM's memory: the listener that the preload of its QEMU talks to.
+struct PreloadListenerState {
   std::shared_ptr<pager::PreloadListener> listener;  ///< nullptr once closed
   OwnedEdge edge;
 };
 
-class VmMemoryWrap final : public Wrap<VmMemoryWrap, VmMemoryState> {
+class PreloadListenerWrap final : public Wrap<PreloadListenerWrap, PreloadListenerState> {
  public:
   using Wrap::Wrap;
   static Napi::FunctionReference define(Napi::Env env);
@@ -37,20 +38,22 @@ class VmMemoryWrap final : public Wrap<VmMemoryWrap, VmMemoryState> {
 };
 
 struct DataListenerState {
-  std::shared_ptr<transport::Listener> tcp, shm, rdma;  ///< nullptr if not asked for, or closed
-  std::optional<transport::Address> tcp_address, rdma_address;
-  std::optional<std::string> shm_path;
+  struct Served {
+    const transport::Provider* provider;
+    std::shared_ptr<transport::Listener> listener;  ///< nullptr once closed
+    transport::Address address;
+  };
+  std::vector<Served> served;
 };
 
+/// Listeners of some providers, opened and closed together.
 class DataListenerWrap final : public Wrap<DataListenerWrap, DataListenerState> {
  public:
   using Wrap::Wrap;
   static Napi::FunctionReference define(Napi::Env env);
   static Napi::Value open(const Napi::CallbackInfo& info);
-  std::shared_ptr<transport::Listener> listener(const std::string& transport) const {
-    if (transport == "rdma") return state_.rdma;
-    return transport == "tcp" ? state_.tcp : state_.shm;
-  }
+  /// nullptr: it does not listen for this provider, or is closed.
+  std::shared_ptr<transport::Listener> listener(const std::string& provider) const;
 
  private:
   Napi::Value addresses(const Napi::CallbackInfo& info);
@@ -74,7 +77,7 @@ class SourceSessionWrap final : public Wrap<SourceSessionWrap, SourceSessionStat
 
  private:
   Napi::Value keys(const Napi::CallbackInfo& info);
-  void freeze(const Napi::CallbackInfo& info);
+  void scan(const Napi::CallbackInfo& info);
   Napi::Value snapshot(const Napi::CallbackInfo& info);
   Napi::Value close(const Napi::CallbackInfo& info);
 };

@@ -37,7 +37,7 @@ const char* state_name(pager::ImageState state) {
 
 /// nullptr unless the VM is complete and its handle open.
 std::shared_ptr<pager::PreloadListener> complete_vm(const Napi::Value& handle) {
-  auto listener = VmMemoryWrap::Unwrap(handle.As<Napi::Object>())->listener();
+  auto listener = PreloadListenerWrap::Unwrap(handle.As<Napi::Object>())->listener();
   return listener && listener->memory() != nullptr ? listener : nullptr;
 }
 
@@ -132,7 +132,7 @@ void ImageCaptureWrap::add_clone(const Napi::CallbackInfo& info) {
 
 void ImageCaptureWrap::remove_clone(const Napi::CallbackInfo& info) {
   if (!state_.holder) return;
-  const auto vm = VmMemoryWrap::Unwrap(info[0].As<Napi::Object>())->listener();
+  const auto vm = PreloadListenerWrap::Unwrap(info[0].As<Napi::Object>())->listener();
   auto& clones = state_.holder->clones;
   const auto found = std::find(clones.begin(), clones.end(), vm);
   if (!vm || found == clones.end()) return;

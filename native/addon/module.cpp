@@ -42,47 +42,50 @@ Napi::Value allocated_bytes(const Napi::CallbackInfo& info) {
   return bigint(info.Env(), static_cast<uint64_t>(file.st_blocks) * kStatBlockBytes);
 }
 
-Napi::Value rdma_devices(const Napi::CallbackInfo& info) {
-  auto found = std::make_shared<std::vector<transport::VerbsDevice>>();
+Napi::Value devices(const Napi::CallbackInfo& info) {
+  const transport::Provider* provider = transport::find_provider(info[0].As<Napi::String>().Utf8Value());
+  auto found = std::make_shared<std::vector<transport::Device>>();
   return Task::start(
       info.Env(),
-      [found]() -> Status {
-        auto devices = transport::verbs_devices();
+      [provider, found]() -> Status {
+        if (provider == nullptr || provider->devices == nullptr)
+          return Error{ErrorCode::kInvalidArgument, 0, "no provider with devices"};
+        auto devices = provider->devices();
         if (!devices) return devices.error();
         *found = std::move(devices).value();
         return ok();
       },
-      {}, [found](Napi::Env env) { return verbs_devices_array(env, *found); });
+      {}, [found](Napi::Env env) { return devices_array(env, *found); });
 }
 
 /// Resolves if the host at the other end answers; that it refuses us is an answer.
-Napi::Value probe_rdma(const Napi::CallbackInfo& info) {
+Napi::Value probe(const Napi::CallbackInfo& info) {
   const Napi::Object peer = info[0].As<Napi::Object>();
+  const auto found = provider(peer);
+  if (!found) return Task::rejected(info.Env(), found.error());
   return Task::start(
       info.Env(),
-      [address = transport::Address{text(peer, "host"), static_cast<uint16_t>(number(peer, "port"))},
-       options = verbs_options(peer.Get("rdma").As<Napi::Object>()),
+      [provider = found.value(), address = address(peer), options = provider_options(peer),
        timeout = std::chrono::milliseconds(info[1].As<Napi::Number>().Int64Value())]() -> Status {
         // A session that nobody has.
-        const auto answer =
-            transport::connect_verbs(address, {}, transport::Channel::kDemand, timeout, options);
+        const auto answer = provider->connect(address, {}, transport::Channel::kDemand, timeout, options);
         if (answer.ok() || answer.error().code == ErrorCode::kRefused) return ok();
         return answer.error();
       });
 }
 
 Napi::Object init(Napi::Env env, Napi::Object exports) {
-  auto* data = new InstanceData{VmMemoryWrap::define(env), DataListenerWrap::define(env),
+  auto* data = new InstanceData{PreloadListenerWrap::define(env), DataListenerWrap::define(env),
                                 SourceSessionWrap::define(env), TargetSessionWrap::define(env),
                                 ImageCaptureWrap::define(env)};
   env.SetInstanceData(data);
   exports.Set("support", Napi::Function::New<support>(env));
   exports.Set("createRegionFile", Napi::Function::New<create_region_file>(env));
   exports.Set("allocatedBytes", Napi::Function::New<allocated_bytes>(env));
-  exports.Set("rdmaDevices", Napi::Function::New<rdma_devices>(env));
-  exports.Set("probeRdma", Napi::Function::New<probe_rdma>(env));
-  exports.Set("listenForVm", Napi::Function::New<VmMemoryWrap::listen>(env));
-  exports.Set("adoptVm", Napi::Function::New<VmMemoryWrap::adopt>(env));
+  exports.Set("devices", Napi::Function::New<devices>(env));
+  exports.Set("probe", Napi::Function::New<probe>(env));
+  exports.Set("listenForVm", Napi::Function::New<PreloadListenerWrap::listen>(env));
+  exports.Set("adoptVm", Napi::Function::New<PreloadListenerWrap::adopt>(env));
   exports.Set("openDataListener", Napi::Function::New<DataListenerWrap::open>(env));
   exports.Set("openSourceSession", Napi::Function::New<SourceSessionWrap::open>(env));
   exports.Set("openTargetSession", Napi::Function::New<TargetSessionWrap::open>(env));

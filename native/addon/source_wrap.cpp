@@ -16,7 +16,7 @@ std::vector<uint64_t> counters_of(const pager::SourceSession& session) {
 Napi::FunctionReference SourceSessionWrap::define(Napi::Env env) {
   return Napi::Persistent(DefineClass(
       env, "SourceSession",
-      {InstanceMethod<&SourceSessionWrap::keys>("keys"), InstanceMethod<&SourceSessionWrap::freeze>("freeze"),
+      {InstanceMethod<&SourceSessionWrap::keys>("keys"), InstanceMethod<&SourceSessionWrap::scan>("scan"),
        InstanceMethod<&SourceSessionWrap::snapshot>("snapshot"),
        InstanceMethod<&SourceSessionWrap::close>("close")}));
 }
@@ -26,15 +26,14 @@ Napi::Value SourceSessionWrap::open(const Napi::CallbackInfo& info) {
   const Napi::Object options = info[1].As<Napi::Object>();
   // Shared, for a function must be one that could be copied.
   auto state = std::make_shared<SourceSessionState>();
-  state->listener =
-      DataListenerWrap::Unwrap(info[0].As<Napi::Object>())->listener(text(options, "transport"));
+  state->listener = DataListenerWrap::Unwrap(info[0].As<Napi::Object>())->listener(text(options, "provider"));
   if (!state->listener)
-    return Task::rejected(env, {ErrorCode::kClosed, 0, "the listener does not listen on this transport"});
+    return Task::rejected(env, {ErrorCode::kClosed, 0, "the listener does not listen for this provider"});
   const auto parsed = credentials(options);
   if (!parsed) return Task::rejected(env, parsed.error());
   auto clone = source_clone(options);
   if (!info[2].IsNull()) {
-    state->clone = VmMemoryWrap::Unwrap(info[2].As<Napi::Object>())->listener();
+    state->clone = PreloadListenerWrap::Unwrap(info[2].As<Napi::Object>())->listener();
     if (!state->clone) return Task::rejected(env, kClosedHandle);
   }
   // Registering a big VM's memory with an RDMA device takes seconds.
@@ -69,9 +68,9 @@ Napi::Value SourceSessionWrap::keys(const Napi::CallbackInfo& info) {
   return array;
 }
 
-void SourceSessionWrap::freeze(const Napi::CallbackInfo& info) {
+void SourceSessionWrap::scan(const Napi::CallbackInfo& info) {
   if (!state_.session) return throw_error(info.Env(), kClosedHandle);
-  if (const Status status = state_.session->freeze(); !status) throw_error(info.Env(), status.error());
+  if (const Status status = state_.session->scan(); !status) throw_error(info.Env(), status.error());
 }
 
 Napi::Value SourceSessionWrap::snapshot(const Napi::CallbackInfo& info) {

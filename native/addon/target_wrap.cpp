@@ -37,28 +37,23 @@ const char* state_name(pager::TargetState state) {
 
 /// What connect() needs, away from the JS thread.
 struct ConnectRequest {
-  std::string transport;
+  const transport::Provider* provider;
   transport::Address address;
-  transport::VerbsOptions verbs;
+  transport::Options options;
   transport::Credentials credentials;
   std::vector<pager::SourceRegionKeys> keys;
   milliseconds timeout;
 };
 
-Result<std::unique_ptr<transport::Endpoint>> connect_one(const ConnectRequest& request,
-                                                         transport::Channel channel, milliseconds timeout) {
-  const auto& [transport, address, verbs, credentials, keys, _] = request;
-  if (transport == "rdma") return transport::connect_verbs(address, credentials, channel, timeout, verbs);
-  if (transport == "tcp") return transport::connect_tcp(address, credentials, channel, timeout);
-  return transport::connect_shm(address, credentials, channel, timeout);
-}
-
 Status connect_both(pager::TargetSession& session, ConnectRequest request) {
   const auto deadline = steady_clock::now() + request.timeout;
-  auto demand = connect_one(request, transport::Channel::kDemand, request.timeout);
+  const auto connect = [&request](transport::Channel channel, milliseconds timeout) {
+    return request.provider->connect(request.address, request.credentials, channel, timeout, request.options);
+  };
+  auto demand = connect(transport::Channel::kDemand, request.timeout);
   if (!demand) return demand.error();
   const auto left = std::chrono::duration_cast<milliseconds>(deadline - steady_clock::now());
-  auto bulk = connect_one(request, transport::Channel::kBulk, std::max(left, milliseconds(1)));
+  auto bulk = connect(transport::Channel::kBulk, std::max(left, milliseconds(1)));
   if (!bulk) return bulk.error();
   return session.connect({std::move(demand).value(), std::move(bulk).value(), std::move(request.keys)});
 }
@@ -71,13 +66,11 @@ Result<ConnectRequest> connect_request(const Napi::CallbackInfo& info, size_t re
   if (!keys) return keys.error();
   if (keys.value().size() != region_count)
     return Error{ErrorCode::kProtocol, 0, "the source has another number of regions"};
-  const Napi::Value rdma = source.Get("rdma");
-  return ConnectRequest{text(source, "transport"),
-                        {text(source, "host"), static_cast<uint16_t>(number(source, "port"))},
-                        rdma.IsObject() ? verbs_options(rdma.As<Napi::Object>()) : transport::VerbsOptions{},
-                        parsed.value(),
-                        keys.value(),
-                        milliseconds(info[1].As<Napi::Number>().Int64Value())};
+  const auto found = provider(source);
+  if (!found) return found.error();
+  return ConnectRequest{
+      found.value(),  address(source), provider_options(source),
+      parsed.value(), keys.value(),    milliseconds(info[1].As<Napi::Number>().Int64Value())};
 }
 
 }  // namespace
@@ -95,7 +88,7 @@ Napi::Value TargetSessionWrap::open(const Napi::CallbackInfo& info) {
   const Napi::Env env = info.Env();
   const Napi::Object options = info[1].As<Napi::Object>();
   auto core = std::make_shared<TargetCoreHolder>();
-  core->vm = VmMemoryWrap::Unwrap(info[0].As<Napi::Object>())->listener();
+  core->vm = PreloadListenerWrap::Unwrap(info[0].As<Napi::Object>())->listener();
   const pager::VmMemory* memory = core->vm ? core->vm->memory() : nullptr;
   if (memory == nullptr) {
     throw_error(env, {ErrorCode::kClosed, 0, "the VM's memory is not complete, or its handle is closed"});

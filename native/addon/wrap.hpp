@@ -10,7 +10,7 @@ namespace vmigrate::addon {
 
 /// One set of classes per environment: the main thread and each worker have their own.
 struct InstanceData {
-  Napi::FunctionReference vm_memory, data_listener, source_session, target_session, image_capture;
+  Napi::FunctionReference preload_listener, data_listener, source_session, target_session, image_capture;
 };
 
 /// Base of the handle classes. `State` is what a handle owns; it travels from the function that opened it to

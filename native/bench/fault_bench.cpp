@@ -26,7 +26,7 @@
 #include "memory/region.hpp"
 #include "source/source.hpp"
 #include "target/target.hpp"
-#include "transport/transport.hpp"
+#include "transport/shm/provider.hpp"
 #include "uffd/uffd.hpp"
 
 namespace {
@@ -145,7 +145,8 @@ uint64_t bare_round(const Files& files, const std::vector<uint64_t>& order) {
 
 uint64_t our_round(const Files& files, const std::vector<uint64_t>& order) {
   files.fresh_target();
-  auto listener = must(transport::listen_shm({.host = files.dir + "/sock", .port = 0}), "listen");
+  auto listener =
+      must(transport::kShmProvider.listen({.host = files.dir + "/sock", .port = 0}, {}), "listen");
   transport::Credentials credentials;
   credentials.session[0] = 1;
   const std::vector<pager::SourceRegionConfig> sources{{files.source(), files.length_bytes, kPage}};
@@ -161,12 +162,13 @@ uint64_t our_round(const Files& files, const std::vector<uint64_t>& order) {
   pager::SourceEndpoints endpoints;
   const auto address = listener->address();
   using transport::Channel;
-  endpoints.demand =
-      must(transport::connect_shm(address, credentials, Channel::kDemand, std::chrono::seconds(2)), "demand");
-  endpoints.bulk =
-      must(transport::connect_shm(address, credentials, Channel::kBulk, std::chrono::seconds(2)), "bulk");
+  const auto connect = [&](Channel channel) {
+    return transport::kShmProvider.connect(address, credentials, channel, std::chrono::seconds(2), {});
+  };
+  endpoints.demand = must(connect(Channel::kDemand), "demand");
+  endpoints.bulk = must(connect(Channel::kBulk), "bulk");
   endpoints.keys.assign(source->keys().begin(), source->keys().end());
-  // Never frozen: the data map stays unready, so every page is fetched by demand.
+  // Never scanned: the data map stays unready, so every page is fetched by demand.
   if (!session->connect(std::move(endpoints)).ok() || !session->start().ok()) die("start");
   const uint64_t p50_ns = touch_all(vm, order);
   session->close();

@@ -21,7 +21,8 @@
 
 #include "base/check.hpp"
 #include "base/unique_fd.hpp"
-#include "transport/transport.hpp"
+#include "transport/shm/provider.hpp"
+#include "transport/tcp/provider.hpp"
 
 namespace vmigrate::transport {
 namespace {
@@ -176,19 +177,18 @@ BENCHMARK_CAPTURE(land_from_tcp, bounce_256k_pread, Landing::kBounce256k, false)
 
 /// The real thing: READs over a real session, `range(1)` under way at once.
 void read_over(benchmark::State& state, bool tcp, Channel channel) {
+  const Provider& provider = tcp ? kTcpProvider : kShmProvider;
   const Credentials credentials{{1}, {2}};
   const Address address =
       tcp ? Address{"127.0.0.1", 0} : Address{"/tmp/vmigrate-bench-" + std::to_string(::getpid()), 0};
-  auto listener = (tcp ? listen_tcp(address) : listen_shm(address)).value();
+  auto listener = provider.listen(address, {}).value();
   auto session = listener->expose_session(credentials, nullptr, nullptr).value();
   File remote, local;
   remote.fill();
   const RemoteKey key =
       session->expose(LocalMemory{remote.base, remote.fd.get(), 0, kFileBytes}, Access::kRead).value();
   constexpr std::chrono::seconds kTimeout{2};
-  auto endpoint = (tcp ? connect_tcp(listener->address(), credentials, channel, kTimeout)
-                       : connect_shm(listener->address(), credentials, channel, kTimeout))
-                      .value();
+  auto endpoint = provider.connect(listener->address(), credentials, channel, kTimeout, {}).value();
   const LocalId id = endpoint->register_local(LocalMemory{local.base, local.fd.get(), 0, kFileBytes}).value();
   const auto bytes = static_cast<uint32_t>(state.range(0));
   const auto depth = static_cast<uint64_t>(state.range(1));

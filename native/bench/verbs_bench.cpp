@@ -28,6 +28,7 @@
 #include "base/check.hpp"
 #include "base/unique_fd.hpp"
 #include "transport/verbs/cm.hpp"
+#include "transport/verbs/provider.hpp"
 
 namespace vmigrate::transport {
 namespace {
@@ -271,15 +272,15 @@ size_t wait_completions(Endpoint& endpoint, std::span<Completion> out, bool poll
 
 EndpointFigures measure_endpoint(const std::string& serving, const std::string& asking, const Region& remote,
                                  const Region& local, uint64_t page_count, uint64_t total_bytes) {
-  const auto listener = must(listen_verbs(Address{serving, 0}));
+  const auto listener = must(kVerbsProvider.listen(Address{serving, 0}, {}));
   Credentials credentials;
   credentials.token.fill(1);
   const auto session = must(listener->expose_session(credentials, nullptr, nullptr));
   const RemoteKey key = must(session->expose(remote.memory(), Access::kRead));
-  VerbsOptions options;
-  options.local_host = asking;
+  const Options options = {{"localAddress", asking}};
   const auto connect = [&](Channel channel) {
-    return must(connect_verbs(listener->address(), credentials, channel, std::chrono::seconds(10), options));
+    return must(
+        kVerbsProvider.connect(listener->address(), credentials, channel, std::chrono::seconds(10), options));
   };
   const auto demand = connect(Channel::kDemand);
   const auto bulk = connect(Channel::kBulk);
@@ -312,7 +313,7 @@ EndpointFigures measure_endpoint(const std::string& serving, const std::string& 
 }
 
 int run(uint64_t page_count, uint64_t total_bytes) {
-  const auto addresses = must(verbs_addresses());
+  const auto addresses = must(verbs_places());
   if (addresses.empty()) {
     std::fprintf(stderr, "verbs_bench: no address here belongs to an active RDMA port\n");
     return 1;
@@ -325,7 +326,7 @@ int run(uint64_t page_count, uint64_t total_bytes) {
   FaultTimes faults;
   double bare_mib_s = 0;
   {
-    const BareConnection connection(addresses.front(), addresses.back());
+    const BareConnection connection(addresses.front().address, addresses.back().address);
     const MemoryRegion local_mr(
         verbs().ibv.reg_mr(connection.asking_pd.get(), local.device, length_bytes, IBV_ACCESS_LOCAL_WRITE));
     const MemoryRegion remote_mr(
@@ -335,13 +336,13 @@ int run(uint64_t page_count, uint64_t total_bytes) {
     bare_mib_s = bare_bulk_mib_s(connection, local, *local_mr, *remote_mr, total_bytes);
   }
   const Percentiles floor(std::move(faults.seen_us)), served(std::move(faults.served_us));
-  const EndpointFigures ours = measure_endpoint(addresses.front(), addresses.back(), remote, local,
-                                                length_bytes / kPageBytes, total_bytes);
+  const EndpointFigures ours = measure_endpoint(addresses.front().address, addresses.back().address, remote,
+                                                local, length_bytes / kPageBytes, total_bytes);
   std::printf(
       "{\"serving\":\"%s\",\"asking\":\"%s\",\"pages\":%llu,\"floor\":{\"p50Us\":%.1f,\"p90Us\":%.1f,"
       "\"p99Us\":%.1f,\"servedP50Us\":%.1f,\"servedP99Us\":%.1f},"
       "\"bareBulkMibS\":%.1f,\"endpoint\":{\"readP50Us\":%.1f,\"readP99Us\":%.1f,\"bulkMibS\":%.1f}}\n",
-      addresses.front().c_str(), addresses.back().c_str(),
+      addresses.front().address.c_str(), addresses.back().address.c_str(),
       static_cast<unsigned long long>(length_bytes / kPageBytes), floor.p50, floor.p90, floor.p99, served.p50,
       served.p99, bare_mib_s, ours.read_us.p50, ours.read_us.p99, ours.bulk_mib_s);
   return 0;

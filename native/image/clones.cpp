@@ -2,8 +2,6 @@
 
 #include <algorithm>
 
-#include "vm/uffd_error.hpp"
-
 namespace vmigrate::pager {
 
 using uffd::Outcome;
@@ -11,17 +9,17 @@ using uffd::RangeOutcome;
 using wire::PageState;
 
 void CloneMapper::map_present(const VmMemory& clone, uint32_t region_index, PageIndex page) {
-  map(clone, region_index, page, PageState::kPresent, uffd::continue_range);
+  map(clone, region_index, page, PageState::kPresent, {uffd::continue_range, "UFFDIO_CONTINUE"});
 }
 
 /// In a private mapping these are no pages of the file's. On hugetlbfs there are no zero pages, and no holes
 /// are known.
 void CloneMapper::map_zero(const VmMemory& clone, uint32_t region_index, PageIndex page) {
-  map(clone, region_index, page, PageState::kZero, uffd::zero_range);
+  map(clone, region_index, page, PageState::kZero, {uffd::zero_range, "UFFDIO_ZEROPAGE"});
 }
 
 void CloneMapper::map(const VmMemory& clone, uint32_t region_index, PageIndex page, PageState state,
-                      Call call) {
+                      const Call& call) {
   const ImageRegion& region = core_.regions()[region_index];
   const uint64_t page_bytes = region.page_bytes();
   const PageRun cluster = region.cluster(page);
@@ -48,10 +46,10 @@ void CloneMapper::map(const VmMemory& clone, uint32_t region_index, PageIndex pa
 
 /// False: nothing more can be done for this clone now.
 bool CloneMapper::map_piece(int uffd, HostAddr base, uint64_t length_bytes, uint64_t needed_bytes,
-                            uint64_t step_bytes, Call call) {
+                            uint64_t step_bytes, const Call& call) {
   uint64_t at = 0;
   do {
-    const RangeOutcome result = call(uffd, base + at, length_bytes - at);
+    const RangeOutcome result = call.function(uffd, base + at, length_bytes - at);
     at += result.done_bytes;
     switch (result.outcome) {
       case Outcome::kDone:
@@ -69,7 +67,7 @@ bool CloneMapper::map_piece(int uffd, HostAddr base, uint64_t length_bytes, uint
         return false;
       default:
         // No page under a present one: somebody else has made a hole in the image.
-        core_.fail(uffd_error(result, "map a page of the image"));
+        core_.fail(uffd::call_error(result.system_errno, call.what));
         return false;
     }
   } while (at < needed_bytes);

@@ -21,10 +21,14 @@ class CloneMapper {
   void let_go(const VmMemory& clone);
 
  private:
-  using Call = uffd::RangeOutcome (*)(int, HostAddr, uint64_t);
-  void map(const VmMemory& clone, uint32_t region_index, PageIndex page, wire::PageState state, Call call);
+  struct Call {
+    uffd::RangeOutcome (*function)(int, HostAddr, uint64_t);
+    const char* what;
+  };
+  void map(const VmMemory& clone, uint32_t region_index, PageIndex page, wire::PageState state,
+           const Call& call);
   bool map_piece(int uffd, HostAddr base, uint64_t length_bytes, uint64_t needed_bytes, uint64_t step_bytes,
-                 Call call);
+                 const Call& call);
 
   ImageCore& core_;
 };

@@ -12,7 +12,7 @@
 
 namespace vmigrate::pager {
 
-using wire::FaultPoint;
+using wire::InjectPoint;
 using wire::PageState;
 
 namespace {
@@ -26,7 +26,7 @@ Error copy_error(const char* what) {
 
 }  // namespace
 
-ImageCopier::ImageCopier(ImageCore& core, ParentGuard& guard, FaultPoint claimed)
+ImageCopier::ImageCopier(ImageCore& core, ParentGuard& guard, InjectPoint claimed)
     : core_(core), guard_(guard), claimed_point_(claimed) {
   if (core.process() != nullptr) process_bytes_.resize(kImageClusterBytes);
 }
@@ -146,7 +146,7 @@ bool ImageCopier::copy(uint32_t region_index, PageRun run) {
   }
   core_.counters.copied_bytes.fetch_add(length_bytes, std::memory_order_relaxed);
   region.presence->publish(run);
-  inject_point(FaultPoint::kImagePublished, key);
+  inject_point(InjectPoint::kImagePublished, key);
   // F11 pairs with F12 in FaultThread::wait_for_sweep: the states stored before, the count looked at after.
   std::atomic_thread_fence(std::memory_order_seq_cst);
   if (core_.wait_count.load(std::memory_order_relaxed) != 0) core_.fault_wake.signal();

@@ -15,7 +15,7 @@ class ParentGuard;
 class ImageCopier {
  public:
   /// `claimed`: where tests may park this thread.
-  ImageCopier(ImageCore& core, ParentGuard& guard, wire::FaultPoint claimed);
+  ImageCopier(ImageCore& core, ParentGuard& guard, wire::InjectPoint claimed);
 
   /// Every page of the run that nobody has is brought here: holes become zero, the rest is claimed, copied
   /// and published. Then the parent may write to all pages of the run that are here, and is woken for them.
@@ -37,7 +37,7 @@ class ImageCopier {
 
   ImageCore& core_;
   ParentGuard& guard_;
-  const wire::FaultPoint claimed_point_;
+  const wire::InjectPoint claimed_point_;
   std::vector<std::byte> process_bytes_;  ///< of one that is read, on the way to the image
 };
 

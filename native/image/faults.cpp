@@ -11,7 +11,7 @@
 namespace vmigrate::pager {
 
 using uffd::Outcome;
-using wire::FaultPoint;
+using wire::InjectPoint;
 using wire::PageState;
 
 namespace {
@@ -38,7 +38,7 @@ FaultThread::FaultThread(ImageCore& core, ParentGuard& guard)
     : core_(core),
       guard_(guard),
       mapper_(core),
-      copier_(core, guard, FaultPoint::kImageClaimed),
+      copier_(core, guard, InjectPoint::kImageClaimed),
       commands_(core.fault_wake) {}
 
 Status FaultThread::open() {
@@ -164,7 +164,7 @@ bool FaultThread::must_go_on() {
 /// Every page is in the image and this thread is the last: from here on the kernel serves everybody, with
 /// zeros where the files have a hole.
 void FaultThread::finish() {
-  inject_point(FaultPoint::kImageFinish);
+  inject_point(InjectPoint::kImageFinish);
   serve_waits();
   if (const Status whole = core_.check_image_files(); !whole) {
     core_.fail(whole.error());
@@ -226,7 +226,10 @@ void FaultThread::read_faults(uint32_t faulter_index, uint32_t descriptor_index)
   const uffd::ReadOutcome read =
       uffd::read_faults(faulter.memory->descriptors[descriptor_index].fd.get(), faults);
   const uint64_t read_ns = now_ns();
-  bool is_good = read.outcome == Outcome::kDone;
+  if (read.outcome != Outcome::kDone) {
+    return give_up_on(faulter_index, uffd::call_error(read.system_errno, "read(userfaultfd)"));
+  }
+  bool is_good = true;
   for (size_t i = 0; i < read.count && is_good; ++i) {
     const uffd::FaultEvent& fault = faults[i];
     const MappedRange* range = locate(*faulter.memory, descriptor_index, fault.address);
@@ -235,7 +238,7 @@ void FaultThread::read_faults(uint32_t faulter_index, uint32_t descriptor_index)
     const uint64_t offset_bytes = range->region_offset_bytes + (raw(fault.address) - raw(range->base));
     const PageKey key = page_key(range->region_index,
                                  PageIndex{offset_bytes / core_.regions()[range->region_index].page_bytes()});
-    inject_point(FaultPoint::kImageFaultRead, key);
+    inject_point(InjectPoint::kImageFaultRead, key);
     if (!is_copying_) {
       core_.counters.noted_fault_count.fetch_add(1, std::memory_order_relaxed);
       guard_.let_write(*range, fault.address);
@@ -246,11 +249,15 @@ void FaultThread::read_faults(uint32_t faulter_index, uint32_t descriptor_index)
       serve(faulter_index, key, read_ns);
     }
   }
-  if (is_good) return;
-  // Not ours to resolve. A parent that waited in silence would hang; a clone that registers ranges of its own
-  // harms itself alone.
-  if (faulter.is_parent) {
-    core_.fail({ErrorCode::kInvalidArgument, 0, "fault outside the protected regions"});
+  // Not ours to resolve.
+  if (!is_good)
+    give_up_on(faulter_index, {ErrorCode::kInvalidArgument, 0, "fault outside the protected regions"});
+}
+
+/// A parent that waited in silence would hang; a clone harms itself alone.
+void FaultThread::give_up_on(uint32_t faulter_index, const Error& error) {
+  if (faulters_[faulter_index].is_parent) {
+    core_.fail(error);
   } else {
     unwatch(faulter_index);
   }

@@ -48,6 +48,7 @@ class FaultThread {
   Status serve_clone(uint32_t faulter_index);
   void unwatch(uint32_t faulter_index);
   void read_faults(uint32_t faulter_index, uint32_t descriptor_index);
+  void give_up_on(uint32_t faulter_index, const Error& error);
   const MappedRange* locate(const VmMemory& memory, uint32_t descriptor_index, HostAddr address) const;
   void serve(uint32_t faulter_index, PageKey key, uint64_t read_ns);
   bool wait_for_sweep(uint32_t faulter_index, PageKey key, uint64_t read_ns);

@@ -7,7 +7,6 @@
 
 #include "base/inject_point.hpp"
 #include "image/limits.hpp"
-#include "vm/uffd_error.hpp"
 
 namespace vmigrate::pager {
 
@@ -72,7 +71,7 @@ Status ParentGuard::register_ranges() {
     if (result.outcome == Outcome::kInvalid) {
       return Error{ErrorCode::kUnsupported, result.system_errno, "write-protection of shared memory"};
     }
-    return uffd_error(result, "UFFDIO_REGISTER");
+    return uffd::call_error(result.system_errno, "UFFDIO_REGISTER");
   }
   return ok();
 }
@@ -81,14 +80,14 @@ Status ParentGuard::protect(const MappedRange& range, uint64_t offset_bytes, uin
   const RangeOutcome result =
       write_protect(uffd_of(range), range.base + offset_bytes, length_bytes, /*protect=*/true);
   if (result.outcome == Outcome::kDone) return ok();
-  return uffd_error(result, "UFFDIO_WRITEPROTECT");
+  return uffd::call_error(result.system_errno, "UFFDIO_WRITEPROTECT");
 }
 
 Status ParentGuard::protect_all() {
   if (is_gone()) return ok();
   for (const MappedRange& range : parent_->ranges) {
     for (uint64_t at = 0; at < range.length_bytes; at += kImagePieceBytes) {
-      inject_point(wire::FaultPoint::kImageArm, at);
+      inject_point(wire::InjectPoint::kImageArm, at);
       if (core_.must_stop() != ImageCore::Stop::kNone) {
         return Error{ErrorCode::kClosed, 0, "the capture was closed"};
       }
@@ -159,7 +158,7 @@ void ParentGuard::unprotect(const MappedRange& range, uint64_t offset_bytes, uin
   if (result.outcome == Outcome::kGone) {
     is_gone_.store(true, std::memory_order_relaxed);
   } else {
-    core_.fail(uffd_error(result, "UFFDIO_WRITEPROTECT"));
+    core_.fail(uffd::call_error(result.system_errno, "UFFDIO_WRITEPROTECT"));
   }
 }
 

@@ -15,11 +15,11 @@ namespace {
 
 const Error kWrongState{ErrorCode::kInvalidArgument, 0, "call in this state of the capture"};
 
-class ImageCaptureImpl final : public ImageCapture {
+class CaptureThreads final : public ImageCapture {
  public:
-  explicit ImageCaptureImpl(std::unique_ptr<ImageCore> core)
+  explicit CaptureThreads(std::unique_ptr<ImageCore> core)
       : core_(std::move(core)), guard_(*core_), faults_(*core_, guard_), sweep_(*core_, guard_) {}
-  ~ImageCaptureImpl() override { leave(); }
+  ~CaptureThreads() override { leave(); }
 
   Status open() { return faults_.open(); }
 
@@ -152,7 +152,7 @@ class ImageCaptureImpl final : public ImageCapture {
 
   void end(ImageCore::Stop stop) {
     core_->request_stop(stop);
-    inject_point(wire::FaultPoint::kImageStop);
+    inject_point(wire::InjectPoint::kImageStop);
     const std::lock_guard lock(steps_mutex_);
     if (sweep_thread_.joinable()) sweep_thread_.join();
     if (fault_thread_.joinable()) {
@@ -176,7 +176,7 @@ class ImageCaptureImpl final : public ImageCapture {
   bool is_ended_ = false;
 };
 
-void ImageCaptureImpl::counters(std::span<uint64_t, wire::kImageCounterCount> out) const {
+void CaptureThreads::counters(std::span<uint64_t, wire::kImageCounterCount> out) const {
   using wire::ImageCounter;
   const auto set = [&](ImageCounter counter, uint64_t value) { out[static_cast<size_t>(counter)] = value; };
   const auto get = [](const std::atomic<uint64_t>& counter) {
@@ -209,7 +209,7 @@ void ImageCaptureImpl::counters(std::span<uint64_t, wire::kImageCounterCount> ou
 Result<std::unique_ptr<ImageCapture>> ImageCapture::open(ImageConfig config) {
   auto core = ImageCore::open(std::move(config));
   if (!core) return core.error();
-  auto capture = std::make_unique<ImageCaptureImpl>(std::move(core).value());
+  auto capture = std::make_unique<CaptureThreads>(std::move(core).value());
   if (auto status = capture->open(); !status) return status.error();
   return std::unique_ptr<ImageCapture>(std::move(capture));
 }

@@ -7,7 +7,7 @@
 namespace vmigrate::pager {
 
 SweepThread::SweepThread(ImageCore& core, ParentGuard& guard)
-    : core_(core), copier_(core, guard, wire::FaultPoint::kImageSweepClaimed) {}
+    : core_(core), copier_(core, guard, wire::InjectPoint::kImageSweepClaimed) {}
 
 void SweepThread::run() {
   // Behind the faults, before other work: the parent is degraded until this thread is through.

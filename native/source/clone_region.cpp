@@ -139,7 +139,7 @@ Status CloneRegion::copy_own(int fd, const std::atomic<bool>& stop) {
   std::vector<std::byte> buffer(kKeepBytes);
   return each_own_run(Stage::kKnown, 0, image_.length_bytes(), [&](uint64_t begin, uint64_t end) {
     while (begin < end && !stop.load(std::memory_order_relaxed)) {
-      inject_point(wire::FaultPoint::kSourceKeep, page_key(region_index_, PageIndex{begin / kOwnPageBytes}));
+      inject_point(wire::InjectPoint::kSourceKeep, page_key(region_index_, PageIndex{begin / kOwnPageBytes}));
       const std::span part = std::span(buffer).first(std::min<uint64_t>(buffer.size(), end - begin));
       if (auto read = read_own(Stage::kKnown, begin, part); !read) return read;
       if (auto written = write_file(fd, begin, part); !written) return written;
@@ -220,7 +220,7 @@ Status CloneRegion::read(uint64_t offset_bytes, std::span<std::byte> out) const 
   for (;;) {
     const Stage stage =
         stage_.load(std::memory_order_acquire);  // A16 pairs with R16 in look, keep, take_over
-    inject_point(wire::FaultPoint::kSourceRead,
+    inject_point(wire::InjectPoint::kSourceRead,
                  page_key(region_index_, PageIndex{offset_bytes / kOwnPageBytes}));
     const Status status = read_in(stage, offset_bytes, out);
     if (stage == Stage::kKept) return status;

@@ -15,21 +15,21 @@
 namespace vmigrate::pager {
 namespace {
 
-class SourceSessionImpl final : public SourceSession {
+class ExposedSource final : public SourceSession {
  public:
   static Result<std::unique_ptr<SourceSession>> open(transport::Listener& listener,
                                                      const transport::Credentials& credentials,
                                                      std::span<const SourceRegionConfig> configs,
                                                      const SourceCloneConfig* clone);
-  ~SourceSessionImpl() override;
+  ~ExposedSource() override;
 
   std::span<const SourceRegionKeys> keys() const override { return keys_; }
-  Status freeze() override;
+  Status scan() override;
   void counters(std::span<uint64_t, wire::kSourceCounterCount> out) const override;
   std::optional<Error> failure() const override;
 
  private:
-  explicit SourceSessionImpl(transport::Listener& listener) : listener_(listener) {}
+  explicit ExposedSource(transport::Listener& listener) : listener_(listener) {}
   struct SourceRegion {
     std::unique_ptr<memory::Region> region;
     std::unique_ptr<DataMap> map;
@@ -42,7 +42,7 @@ class SourceSessionImpl final : public SourceSession {
   Status open_process(const SourceCloneConfig& clone);
   Status add_region(const SourceRegionConfig& config, const SourceCloneConfig* clone);
   Status note_holes(SourceRegion& source) const;
-  void scan();
+  void scan_all();
   bool scanned(const Status& status);
   Status scan_region(uint32_t region_index);
   Status each_used_run(const SourceRegion& source, const std::function<void(PageRun)>& visit) const;
@@ -54,8 +54,8 @@ class SourceSessionImpl final : public SourceSession {
   // After the regions: destroyed first, so that no provider thread touches unmapped memory.
   std::unique_ptr<transport::ExposedSession> exposed_;
 
-  mutable std::mutex mutex_;  // guards frozen_, failure_, scan_thread_
-  bool frozen_ = false;
+  mutable std::mutex mutex_;  // guards scan_begun_, failure_, scan_thread_
+  bool scan_begun_ = false;
   std::optional<Error> failure_;
   std::thread scan_thread_;
   std::atomic<bool> stop_{false};
@@ -64,15 +64,15 @@ class SourceSessionImpl final : public SourceSession {
   std::atomic<uint64_t> scan_cpu_ns_{0};
 };
 
-Result<std::unique_ptr<SourceSession>> SourceSessionImpl::open(transport::Listener& listener,
-                                                               const transport::Credentials& credentials,
-                                                               std::span<const SourceRegionConfig> configs,
-                                                               const SourceCloneConfig* clone) {
+Result<std::unique_ptr<SourceSession>> ExposedSource::open(transport::Listener& listener,
+                                                           const transport::Credentials& credentials,
+                                                           std::span<const SourceRegionConfig> configs,
+                                                           const SourceCloneConfig* clone) {
   if (configs.empty() || configs.size() > wire::kPreloadRegionsMax ||
       (clone != nullptr && clone->own_paths.size() != configs.size())) {
     return Error{ErrorCode::kInvalidArgument, 0, "number of regions"};
   }
-  std::unique_ptr<SourceSessionImpl> session(new SourceSessionImpl(listener));
+  std::unique_ptr<ExposedSource> session(new ExposedSource(listener));
   if (clone != nullptr) {
     if (auto status = session->open_process(*clone); !status) return status.error();
   }
@@ -87,7 +87,7 @@ Result<std::unique_ptr<SourceSession>> SourceSessionImpl::open(transport::Listen
 }
 
 /// One that has just ended is known no more: what was kept of it may do.
-Status SourceSessionImpl::open_process(const SourceCloneConfig& clone) {
+Status ExposedSource::open_process(const SourceCloneConfig& clone) {
   if (clone.memory == nullptr) return ok();
   auto process = ProcessMemory::open(*clone.memory);
   if (process)
@@ -97,7 +97,7 @@ Status SourceSessionImpl::open_process(const SourceCloneConfig& clone) {
   return ok();
 }
 
-Status SourceSessionImpl::add_region(const SourceRegionConfig& config, const SourceCloneConfig* clone) {
+Status ExposedSource::add_region(const SourceRegionConfig& config, const SourceCloneConfig* clone) {
   // Nothing of a clone's is registered: no device can read what is in two places.
   const bool fills_holes = clone == nullptr && listener_.fills_holes();
   auto region = memory::Region::open(config.path, config.length_bytes, config.page_bytes,
@@ -134,7 +134,7 @@ Status SourceSessionImpl::add_region(const SourceRegionConfig& config, const Sou
 }
 
 /// The VM runs: what it writes to meanwhile may be called a hole here, never the other way round.
-Status SourceSessionImpl::note_holes(SourceRegion& source) const {
+Status ExposedSource::note_holes(SourceRegion& source) const {
   source.filled_holes.assign(source.region->page_count(), true);
   return source.region->each_data_run([&](PageRun run) {
     const auto first = source.filled_holes.begin() + static_cast<ptrdiff_t>(raw(run.first));
@@ -142,23 +142,23 @@ Status SourceSessionImpl::note_holes(SourceRegion& source) const {
   });
 }
 
-SourceSessionImpl::~SourceSessionImpl() {
+ExposedSource::~ExposedSource() {
   // Relaxed: only asks the scan to hurry; join orders the rest.
   stop_.store(true, std::memory_order_relaxed);
   exposed_.reset();
   if (scan_thread_.joinable()) scan_thread_.join();
 }
 
-Status SourceSessionImpl::freeze() {
+Status ExposedSource::scan() {
   const std::lock_guard lock(mutex_);
-  if (frozen_) return ok();
-  frozen_ = true;
+  if (scan_begun_) return ok();
+  scan_begun_ = true;
   const SignalsBlocked blocked;
-  scan_thread_ = std::thread([this] { scan(); });
+  scan_thread_ = std::thread([this] { scan_all(); });
   return ok();
 }
 
-void SourceSessionImpl::scan() {
+void ExposedSource::scan_all() {
   set_up_thread("vmg-scan", 0);
   bool goes_on = true;
   for (uint32_t i = 0; i < regions_.size() && goes_on; ++i) goes_on = scanned(scan_region(i));
@@ -169,7 +169,7 @@ void SourceSessionImpl::scan() {
 }
 
 /// Whether there is a next region to go on with.
-bool SourceSessionImpl::scanned(const Status& status) {
+bool ExposedSource::scanned(const Status& status) {
   if (!status) {
     const std::lock_guard lock(mutex_);
     failure_ = status.error();
@@ -177,9 +177,9 @@ bool SourceSessionImpl::scanned(const Status& status) {
   return status.ok() && !stop_.load(std::memory_order_relaxed);
 }
 
-Status SourceSessionImpl::scan_region(uint32_t region_index) {
+Status ExposedSource::scan_region(uint32_t region_index) {
   SourceRegion& source = regions_[region_index];
-  inject_point(wire::FaultPoint::kSourceScan, page_key(region_index, PageIndex{0}));
+  inject_point(wire::InjectPoint::kSourceScan, page_key(region_index, PageIndex{0}));
   if (source.clone) {
     if (auto status = source.clone->look(); !status) return status;
   }
@@ -199,8 +199,8 @@ Status SourceSessionImpl::scan_region(uint32_t region_index) {
 }
 
 /// Runs with data: those of the file, but of holes that exposing has filled only what the VM has written to.
-Status SourceSessionImpl::each_used_run(const SourceRegion& source,
-                                        const std::function<void(PageRun)>& visit) const {
+Status ExposedSource::each_used_run(const SourceRegion& source,
+                                    const std::function<void(PageRun)>& visit) const {
   if (source.clone) return source.clone->each_used_run(visit);
   if (source.filled_holes.empty()) return source.region->each_data_run(visit);
   Status looked = ok();
@@ -221,7 +221,7 @@ Status SourceSessionImpl::each_used_run(const SourceRegion& source,
   return walked.ok() ? looked : walked;
 }
 
-void SourceSessionImpl::counters(std::span<uint64_t, wire::kSourceCounterCount> out) const {
+void ExposedSource::counters(std::span<uint64_t, wire::kSourceCounterCount> out) const {
   using wire::SourceCounter;
   const auto set = [&](SourceCounter counter, uint64_t value) { out[static_cast<size_t>(counter)] = value; };
   const transport::ExposedSessionCounters served = exposed_->counters();
@@ -241,7 +241,7 @@ void SourceSessionImpl::counters(std::span<uint64_t, wire::kSourceCounterCount> 
   set(SourceCounter::kOwnPagesKept, kept_pages);
 }
 
-std::optional<Error> SourceSessionImpl::failure() const {
+std::optional<Error> ExposedSource::failure() const {
   for (const SourceRegion& source : regions_)
     if (source.clone && source.clone->lost())
       return Error{ErrorCode::kProcessGone, 0, "a clone has ended with pages of its own"};
@@ -255,7 +255,7 @@ Result<std::unique_ptr<SourceSession>> SourceSession::open(transport::Listener& 
                                                            const transport::Credentials& credentials,
                                                            std::span<const SourceRegionConfig> regions,
                                                            const SourceCloneConfig* clone) {
-  return SourceSessionImpl::open(listener, credentials, regions, clone);
+  return ExposedSource::open(listener, credentials, regions, clone);
 }
 
 }  // namespace vmigrate::pager

@@ -31,10 +31,10 @@ struct SourceCloneConfig {
 };
 
 /// The source's side of one post-copy: exposes the regions read-only, with a data map for each
-/// (wire::DataMapHeader, then one bit a page). freeze() is called when the VM has stopped: it scans the files
-/// for holes on a thread of its own and sets each map's `ready` last; the pages that a clone has written are
-/// then copied to files, so that its process may end. Thread-safe. Destroying it closes the session's
-/// connections first.
+/// (wire::DataMapHeader, then one bit a page). scan() is called when the VM has stopped: it looks through the
+/// files for holes on a thread of its own and sets each map's `ready` last; the pages that a clone has
+/// written are then copied to files, so that its process may end. Thread-safe. Destroying it closes the
+/// session's connections first.
 class SourceSession {
  public:
   static Result<std::unique_ptr<SourceSession>> open(transport::Listener& listener,
@@ -44,7 +44,7 @@ class SourceSession {
   virtual ~SourceSession() = default;
   virtual std::span<const SourceRegionKeys> keys() const = 0;
   /// Idempotent. The VM must not run from here on until the session is closed.
-  virtual Status freeze() = 0;
+  virtual Status scan() = 0;
   /// Fills `out` in the order of wire::SourceCounter.
   virtual void counters(std::span<uint64_t, wire::kSourceCounterCount> out) const = 0;
   /// First failure of the scan, if any; kProcessGone if a clone has ended before its pages were kept.

@@ -97,7 +97,7 @@ void DataMapReader::rewind() {
   in_flight_ = false;
   ++generation_;
   due_ns_ = 0;
-  // The source may have been restarted and scan again; its bits are the same, for its memory is frozen.
+  // The source may have been restarted and scan again; its bits are the same, for the VM has stopped there.
   header_seen_ = false;
   at_bytes_ = 0;
 }

@@ -132,7 +132,7 @@ bool DemandThread::read_faults() {
     const uffd::ReadOutcome read =
         uffd::read_faults(core_.vm().descriptors[index].fd.get(), {faults.data(), count_max});
     if (read.outcome != uffd::Outcome::kDone) {
-      core_.fail({ErrorCode::kProcessGone, 0, "read userfaultfd"});
+      core_.fail(uffd::call_error(read.system_errno, "read(userfaultfd)"));
       return true;
     }
     if (read.count == 0) continue;
@@ -147,7 +147,7 @@ bool DemandThread::read_faults() {
         core_.fail({ErrorCode::kInvalidArgument, 0, "fault outside the registered regions"});
         return true;
       }
-      inject_point(wire::FaultPoint::kTargetFaultRead, *key);
+      inject_point(wire::InjectPoint::kTargetFaultRead, *key);
       serve(*key, read_ns);
     }
     if (fetches_.has_unposted()) post();
@@ -175,7 +175,7 @@ void DemandThread::serve(PageKey key, uint64_t read_ns) {
         return;
       case PageState::kAbsent:
         if (!presence.claim(page)) break;
-        inject_point(wire::FaultPoint::kTargetClaimed, key);
+        inject_point(wire::InjectPoint::kTargetClaimed, key);
         core_.waits.insert(key, read_ns);
         fetches_.start(region_index, PageRun{page, 1});
         return;

@@ -17,7 +17,7 @@ void DemandThread::run() {
       const auto result = uffd::wake_range(core_.vm().descriptors[range.descriptor_index].fd.get(),
                                            range.base, range.length_bytes);
       if (result.outcome != uffd::Outcome::kDone) {
-        core_.fail({ErrorCode::kProcessGone, result.system_errno, "UFFDIO_WAKE"});
+        core_.fail(uffd::call_error(result.system_errno, "UFFDIO_WAKE"));
       }
     }
   }
@@ -120,13 +120,14 @@ void DemandThread::pause_reading(bool paused) {
 void DemandThread::finish() {
   for (const MappedRange& range : core_.vm().ranges) {
     const int uffd = core_.vm().descriptors[range.descriptor_index].fd.get();
-    auto result = uffd::unregister_range(uffd, range.base, range.length_bytes);
+    const auto unregistered = uffd::unregister_range(uffd, range.base, range.length_bytes);
+    if (unregistered.outcome != uffd::Outcome::kDone) {
+      return core_.fail(uffd::call_error(unregistered.system_errno, "UFFDIO_UNREGISTER"));
+    }
     // Unregistering wakes before it takes the range out; a vCPU that begins to wait in between is woken here.
-    if (result.outcome == uffd::Outcome::kDone)
-      result = uffd::wake_range(uffd, range.base, range.length_bytes);
-    if (result.outcome != uffd::Outcome::kDone) {
-      core_.fail({ErrorCode::kProcessGone, result.system_errno, "UFFDIO_UNREGISTER"});
-      return;
+    const auto woken = uffd::wake_range(uffd, range.base, range.length_bytes);
+    if (woken.outcome != uffd::Outcome::kDone) {
+      return core_.fail(uffd::call_error(woken.system_errno, "UFFDIO_WAKE"));
     }
   }
   link_ = Link{};

@@ -78,7 +78,7 @@ bool FetchTable::post(Link& link) {
         at += part_bytes;
       }
       if (fetch.posted_bytes == 0) {
-        inject_point(wire::FaultPoint::kTargetBeforePost, page_key(fetch.region_index, fetch.run.first));
+        inject_point(wire::InjectPoint::kTargetBeforePost, page_key(fetch.region_index, fetch.run.first));
       }
     }
     const transport::PostResult result = link.endpoint->read({batch.data(), count});

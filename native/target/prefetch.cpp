@@ -37,7 +37,7 @@ std::optional<Prefetch::Claimed> Prefetch::claim_next(uint64_t at_ns) {
   if (!claimed) claimed = claim_from_sweep(chunk_bytes_);
   if (claimed) {
     chunk_bytes_ *= 2;  // while it stays quiet
-    inject_point(wire::FaultPoint::kTargetPrefetchClaimed,
+    inject_point(wire::InjectPoint::kTargetPrefetchClaimed,
                  page_key(claimed->region_index, claimed->run.first));
   }
   return claimed;

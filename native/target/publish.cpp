@@ -7,7 +7,6 @@
 #include "base/check.hpp"
 #include "base/inject_point.hpp"
 #include "uffd/uffd.hpp"
-#include "vm/uffd_error.hpp"
 
 namespace vmigrate::pager {
 
@@ -42,7 +41,7 @@ bool Publisher::each_piece(const TargetRegion& region, PageRun run, Visit visit)
 
 void Publisher::wake(const Piece& piece) {
   const RangeOutcome result = uffd::wake_range(piece.uffd, piece.base, piece.length_bytes);
-  if (result.outcome != Outcome::kDone) core_.fail(uffd_error(result, "UFFDIO_WAKE"));
+  if (result.outcome != Outcome::kDone) core_.fail(uffd::call_error(result.system_errno, "UFFDIO_WAKE"));
 }
 
 void Publisher::defer(uint32_t region_index, PageRun run) {
@@ -95,7 +94,7 @@ bool Publisher::continue_run(uint32_t region_index, PageRun run, OnHole on_hole)
           return false;
         }
         default:
-          core_.fail(uffd_error(result, "UFFDIO_CONTINUE"));
+          core_.fail(uffd::call_error(result.system_errno, "UFFDIO_CONTINUE"));
           return false;
       }
     }
@@ -122,7 +121,7 @@ void Publisher::account(uint32_t region_index, PageRun run) {
 }
 
 void Publisher::publish(uint32_t region_index, PageRun run) {
-  inject_point(wire::FaultPoint::kTargetBeforePublish, page_key(region_index, run.first));
+  inject_point(wire::InjectPoint::kTargetBeforePublish, page_key(region_index, run.first));
   core_.regions()[region_index].presence->publish(run);
   const PageKey first = page_key(region_index, run.first);
   const PageKey wanted = run.count == 1 ? 0 : core_.waits.find(first, first + run.count);
@@ -177,13 +176,13 @@ bool Publisher::zero_piece(uint32_t region_index, uint64_t offset_bytes, const P
         // tmpfs says ENOMEM when its size limit is reached.
         core_.fail(zeroed.outcome == Outcome::kNoMemory
                        ? Error{ErrorCode::kNoSpace, zeroed.system_errno, "UFFDIO_ZEROPAGE"}
-                       : uffd_error(zeroed, "UFFDIO_ZEROPAGE"));
+                       : uffd::call_error(zeroed.system_errno, "UFFDIO_ZEROPAGE"));
         return false;
       }
     }
     // In the page cache, mapped or not; and where an RDMA device has filled the file, its neighbours are,
     // too.
-    inject_point(wire::FaultPoint::kTargetBeforePublish,
+    inject_point(wire::InjectPoint::kTargetBeforePublish,
                  page_key(region_index, PageIndex{(offset_bytes + at) / region.region->page_bytes()}));
     const RangeOutcome mapped = uffd::continue_range(piece.uffd, piece.base + at, piece.length_bytes - at);
     at += mapped.done_bytes;
@@ -199,7 +198,7 @@ bool Publisher::zero_piece(uint32_t region_index, uint64_t offset_bytes, const P
         wake(Piece{piece.uffd, piece.base + at, step_bytes});
         return false;
       default:
-        core_.fail(uffd_error(mapped, "UFFDIO_CONTINUE"));
+        core_.fail(uffd::call_error(mapped.system_errno, "UFFDIO_CONTINUE"));
         return false;
     }
     at += step_bytes;

@@ -10,11 +10,11 @@
 namespace vmigrate::pager {
 namespace {
 
-class TargetSessionImpl final : public TargetSession {
+class TargetThreads final : public TargetSession {
  public:
-  explicit TargetSessionImpl(std::unique_ptr<TargetCore> core)
+  explicit TargetThreads(std::unique_ptr<TargetCore> core)
       : core_(std::move(core)), demand_(*core_), bulk_(*core_) {}
-  ~TargetSessionImpl() override { close(); }
+  ~TargetThreads() override { close(); }
 
   Status open() { return demand_.open(); }
 
@@ -95,7 +95,7 @@ Result<std::unique_ptr<TargetSession>> TargetSession::open(const VmMemory& memor
                                                            std::function<void()> on_edge) {
   auto core = TargetCore::open(memory, regions, options, resume, std::move(on_edge));
   if (!core) return core.error();
-  auto session = std::make_unique<TargetSessionImpl>(std::move(core).value());
+  auto session = std::make_unique<TargetThreads>(std::move(core).value());
   if (auto status = session->open(); !status) return status.error();
   return std::unique_ptr<TargetSession>(std::move(session));
 }

@@ -25,7 +25,7 @@ struct SourceEndpoints {
 enum class TargetState : uint32_t {
   kIdle = 1,      ///< opened; faults wait in the kernel
   kFilling,       ///< serving faults and prefetching
-  kDisconnected,  ///< connection lost: faults wait, claims are kept; reconnect() goes on
+  kDisconnected,  ///< connection lost: faults wait, claims are kept; connect() goes on
   kComplete,      ///< every page is here, ranges are unregistered, threads have ended
   kFailed,  ///< cannot go on by itself (no space, corrupt peer, VM gone); failure() says why. Faults wait.
   kClosed,

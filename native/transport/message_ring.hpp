@@ -3,6 +3,7 @@
 #include <array>
 #include <cstddef>
 #include <cstring>
+#include <optional>
 #include <span>
 
 #include "base/check.hpp"
@@ -23,6 +24,17 @@ class MessageRing {
     std::memcpy(slot.bytes.data(), message.data(), message.size());
     slot.length_bytes = message.size();
     ++count_;
+  }
+  /// Moves the oldest message into `out` and says how long it is; 0: there is none. nullopt: `out` is too
+  /// small for it, and it stays.
+  std::optional<size_t> take(std::span<std::byte> out) {
+    if (empty()) return 0;
+    const std::span<const std::byte> message = front();
+    if (message.size() > out.size()) return std::nullopt;
+    std::memcpy(out.data(), message.data(), message.size());
+    const size_t length_bytes = message.size();
+    pop();
+    return length_bytes;
   }
   /// Valid until pop(). Not when empty.
   std::span<const std::byte> front() const {

@@ -35,7 +35,6 @@ class OperationTable {
 
   bool full() const { return outstanding_ == wire::kOutstandingOpsMax; }
   bool has_completions() const { return completion_count_ != 0; }
-  size_t completion_count() const { return completion_count_; }
 
   /// Not when full. The slot's index stays the same until complete().
   uint8_t add(Kind kind, const Operation& operation) {
@@ -47,6 +46,7 @@ class OperationTable {
     return index;
   }
   Slot& slot(uint8_t index) { return slots_[index]; }
+  const Slot& slot(uint8_t index) const { return slots_[index]; }
   /// The index of an operation that the peer was asked for, by the tag it returned; -1: there is none.
   int find_sent(uint64_t wire_tag) const {
     const uint64_t index = wire_tag & 0xff;

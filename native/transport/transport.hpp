@@ -1,13 +1,14 @@
 #pragma once
 
-// The contract that every provider (tcp, shm, verbs) meets; native/tests/transport/compliance.hpp and the
-// tests that include it are its executable form.
+// The contract that every provider meets; native/tests/transport/compliance.hpp and the tests that include it
+// are its executable form. A provider is a folder beside this file and a row in transport/registry.
 //
 // A transport moves bytes between local memory and regions that a peer has exposed. It knows nothing of
 // pages, states or userfaultfd.
 //
 //   source: Listener --expose_session(credentials)--> ExposedSession --expose(memory, access)--> RemoteKey
-//   target: connect(address, credentials, channel) --> Endpoint --read/write--> poll() --> Completion
+//   target: Provider::connect(address, credentials, channel) --> Endpoint --read/write--> poll() -->
+//   Completion
 //
 // Would-block and disconnect are ordinary returns. After `disconnected` an endpoint never works again:
 // outstanding operations complete with kDisconnected, the owner opens a new one and posts again.
@@ -16,12 +17,15 @@
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <span>
 #include <string>
+#include <variant>
 #include <vector>
 
 #include "base/result.hpp"
+#include "transport/device.hpp"
 
 namespace vmigrate::transport {
 
@@ -37,7 +41,7 @@ struct Credentials {
 /// Names a region that a peer exposed. Opaque to everyone but the provider that made it; dies with its
 /// session.
 struct RemoteKey {
-  uint64_t address = 0;  ///< verbs: the region's address at the peer; 0 elsewhere
+  uint64_t address = 0;  ///< the region's address at the peer, where a device needs it; else 0
   uint64_t key = 0;
   uint64_t length_bytes = 0;
 };
@@ -58,8 +62,8 @@ struct LocalMemory {
   int fd = -1;                   ///< file behind `base`, -1 if none
   uint64_t fd_offset_bytes = 0;  ///< where `base` lies in it
   uint64_t length_bytes = 0;
-  /// In place of mapping and file. Only tcp exposes such memory, read-only: shm hands out a file, and an RDMA
-  /// device reads a mapping.
+  /// In place of mapping and file. Exposed read-only, and only where a thread serves it
+  /// (Provider::serves_by_thread): a file can be handed out and a mapping be read by a device, this cannot.
   const MemoryReader* reader = nullptr;
 };
 
@@ -134,32 +138,13 @@ class Endpoint {
 };
 
 struct Address {
-  std::string host;  ///< tcp: IP address; shm: path of the peer's unix socket
+  std::string host;  ///< IP address, or the path of a unix socket (Provider::host_is_path)
   uint16_t port = 0;
 };
 
-/// Blocks until the peer has accepted the hello or `timeout` passes. kRefused: wrong token, session or
-/// version.
-Result<std::unique_ptr<Endpoint>> connect_tcp(const Address& address, const Credentials& credentials,
-                                              Channel channel, std::chrono::milliseconds timeout);
-Result<std::unique_ptr<Endpoint>> connect_shm(const Address& address, const Credentials& credentials,
-                                              Channel channel, std::chrono::milliseconds timeout);
-
-/// How RDMA connections behave. The defaults suit real networks and emulated ones.
-struct VerbsOptions {
-  /// connect: our data address, which picks device, port and GID. Empty: the routing table does.
-  std::string local_host;
-  /// An unanswered packet is sent again after 4.096 us * 2^this (18: 1.07 s) ...
-  uint8_t ack_timeout_exponent = 18;
-  uint8_t retry_count = 7;      ///< ... so many times (at most 7); then the connection is lost
-  uint8_t rnr_retry_count = 7;  ///< while the peer has no buffer for a message; 7: for ever
-};
-
-/// As connect_tcp; `address.host` is an IP address of an RDMA device (for InfiniBand: of its IPoIB
-/// interface). kUnsupported: no RDMA here; the message names the Debian package that is missing, if one is.
-Result<std::unique_ptr<Endpoint>> connect_verbs(const Address& address, const Credentials& credentials,
-                                                Channel channel, std::chrono::milliseconds timeout,
-                                                const VerbsOptions& options = {});
+/// What a provider may be told beyond an address, by names of its own. An unknown name is kInvalidArgument.
+using OptionValue = std::variant<uint64_t, std::string>;
+using Options = std::map<std::string, OptionValue>;
 
 enum class Access : uint8_t { kRead = 1, kReadWrite };
 
@@ -202,34 +187,33 @@ class Listener {
   virtual bool lost() const { return false; }
 };
 
-/// Port 0 lets the kernel choose; address() tells.
-Result<std::unique_ptr<Listener>> listen_tcp(const Address& address);
-Result<std::unique_ptr<Listener>> listen_shm(const Address& address);
-/// `address.host` must name one device, so it cannot be the wildcard. Differences that lie in the nature of
-/// the thing: `expose` and `register_local` pin memory (devices with on-demand paging excepted), so a file
-/// without room for its pages fails there, and a file that shrinks later still shows its old bytes; the
-/// counters know nothing of READs, because no thread of ours serves them.
-Result<std::unique_ptr<Listener>> listen_verbs(const Address& address, const VerbsOptions& options = {});
+/// One way to move bytes. Provider objects live for ever.
+struct Provider {
+  const char* name;
 
-/// Addresses of this host that listen_verbs would take, the port being active. Blocks for a moment.
-Result<std::vector<std::string>> verbs_addresses();
+  /// Blocks until the peer has accepted the hello or `timeout` passes. kRefused: wrong token, session or
+  /// version. kUnsupported: this host lacks what it needs, and the message names it.
+  Result<std::unique_ptr<Endpoint>> (*connect)(const Address& address, const Credentials& credentials,
+                                               Channel channel, std::chrono::milliseconds timeout,
+                                               const Options& options);
+  /// Port 0 lets the provider choose; address() tells.
+  Result<std::unique_ptr<Listener>> (*listen)(const Address& address, const Options& options);
+  /// The devices of this host that it works with, for people and for pre-flight; nullptr: it needs none.
+  /// kUnsupported as for connect. Blocks for a moment.
+  Result<std::vector<Device>> (*devices)() = nullptr;
 
-struct VerbsPort {
-  uint32_t number = 0;
-  bool active = false;
-  std::string state;       ///< as a person reads it: "active", "down" ...
-  std::string link_layer;  ///< "InfiniBand" or "Ethernet"
-  uint32_t mtu_bytes = 0;  ///< active path MTU; 0 if the device does not say
-  std::vector<std::string> gids;
-  std::vector<std::string> addresses;  ///< those of verbs_addresses that lead here
+  // What it can do, and where it differs from others within the contract.
+
+  /// Addresses name a unix socket, not an IP address and a port.
+  bool host_is_path = false;
+  /// A thread of the source answers each READ, so that counters know of it. Otherwise they stay 0.
+  bool serves_by_thread = false;
+  /// Hands the exposed file itself to the peer: memory without a file cannot be exposed, and a READ of a hole
+  /// may fill it.
+  bool shares_files = false;
+  /// `expose` and `register_local` pin the memory (on-demand paging excepted): a file without room for its
+  /// pages fails there, and a file that shrinks later still shows its old bytes.
+  bool pins_memory = false;
 };
-struct VerbsDevice {
-  std::string name;
-  bool on_demand_paging = false;
-  std::vector<VerbsPort> ports;
-};
-/// The RDMA devices of this host, for people and for pre-flight. kUnsupported as for listen_verbs; empty: the
-/// libraries are there and no device is. Blocks for a moment.
-Result<std::vector<VerbsDevice>> verbs_devices();
 
 }  // namespace vmigrate::transport

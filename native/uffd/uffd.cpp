@@ -36,6 +36,20 @@ Outcome outcome_of(int system_errno) {
   }
 }
 
+/// Asks with a call that changes nothing: below the lowest address that a process may map there is no range.
+bool is_process_gone(int uffd) {
+  constexpr uint64_t kNeverMapped = 1 << 16;
+  uffdio_writeprotect argument{};
+  argument.range = {kNeverMapped, wire::kPageBytesMin};
+  return ::ioctl(uffd, UFFDIO_WRITEPROTECT, &argument) != 0 && errno == ESRCH;
+}
+
+/// REGISTER and UNREGISTER say ENOMEM where every other call says ESRCH.
+RangeOutcome told_apart(int uffd, const RangeOutcome& result) {
+  if (result.system_errno != ENOMEM || !is_process_gone(uffd)) return result;
+  return {Outcome::kGone, result.done_bytes, ESRCH};
+}
+
 /// An ioctl without a result field: all or nothing.
 template <typename Argument>
 RangeOutcome whole(int uffd, unsigned long request, Argument& argument, uint64_t length_bytes) {
@@ -73,16 +87,28 @@ RangeOutcome by_parts(int uffd, unsigned long request, HostAddr base, uint64_t l
 
 }  // namespace
 
+Error call_error(int system_errno, const char* what) {
+  switch (system_errno) {
+    case ENOENT:  // the VM has unmapped the range
+    case EFAULT:  // no page of the file under it
+      return {ErrorCode::kRegionChanged, system_errno, what};
+    case ENOSPC:
+      return {ErrorCode::kOutOfMemory, system_errno, what};
+    default:
+      return system_error(what, system_errno);
+  }
+}
+
 RangeOutcome register_range(int uffd, HostAddr base, uint64_t length_bytes, uint64_t modes) {
   uffdio_register argument{};
   argument.range = {raw(base), length_bytes};
   argument.mode = modes;
-  return whole(uffd, UFFDIO_REGISTER, argument, length_bytes);
+  return told_apart(uffd, whole(uffd, UFFDIO_REGISTER, argument, length_bytes));
 }
 
 RangeOutcome unregister_range(int uffd, HostAddr base, uint64_t length_bytes) {
   uffdio_range argument{raw(base), length_bytes};
-  return whole(uffd, UFFDIO_UNREGISTER, argument, length_bytes);
+  return told_apart(uffd, whole(uffd, UFFDIO_UNREGISTER, argument, length_bytes));
 }
 
 RangeOutcome continue_range(int uffd, HostAddr base, uint64_t length_bytes) {
@@ -112,7 +138,8 @@ ReadOutcome read_faults(int uffd, std::span<FaultEvent> out) {
   do {
     bytes = ::read(uffd, events.data(), out.size() * sizeof(uffd_msg));
   } while (bytes < 0 && errno == EINTR);
-  if (bytes < 0) return {errno == EAGAIN ? Outcome::kDone : outcome_of(errno), 0};
+  if (bytes < 0 && errno == EAGAIN) return {Outcome::kDone};
+  if (bytes < 0) return {outcome_of(errno), 0, errno};
   size_t count = 0;
   for (size_t i = 0; i < static_cast<size_t>(bytes) / sizeof(uffd_msg); ++i) {
     const uffd_msg& event = events[i];

@@ -48,8 +48,13 @@ struct FaultEvent {
 struct ReadOutcome {
   Outcome outcome;   ///< kDone with count 0: nothing waiting
   size_t count = 0;  ///< events written; events that are no page faults are left out
+  int system_errno = 0;
 };
 
+/// What the errno of a call here means for whoever serves the VM. `what` names the call: "UFFDIO_WAKE".
+Error call_error(int system_errno, const char* what);
+
+/// Both tell a process that is gone from a lack of memory (the kernel calls either ENOMEM).
 RangeOutcome register_range(int uffd, HostAddr base, uint64_t length_bytes, uint64_t modes);
 RangeOutcome unregister_range(int uffd, HostAddr base, uint64_t length_bytes);
 /// Maps pages that are in the file's page cache and wakes their waiters.

@@ -10,6 +10,8 @@
 #include <cstdio>
 #include <cstring>
 
+#include "vm/process_file_error.hpp"
+
 namespace vmigrate::pager {
 
 namespace {
@@ -26,10 +28,7 @@ Result<std::string> read_maps(pid_t pid) {
   char path[32];
   std::snprintf(path, sizeof path, "/proc/%d/maps", static_cast<int>(pid));
   UniqueFd fd(::open(path, O_RDONLY | O_CLOEXEC));
-  if (!fd.valid()) {
-    if (errno == ENOENT) return Error{ErrorCode::kProcessGone, ENOENT, "open /proc/PID/maps"};
-    return system_error("open /proc/PID/maps");
-  }
+  if (!fd.valid()) return process_file_error("open /proc/PID/maps");
   std::string text;
   char chunk[16384];
   for (;;) {
@@ -38,7 +37,7 @@ Result<std::string> read_maps(pid_t pid) {
     if (count > 0)
       text.append(chunk, static_cast<size_t>(count));
     else if (errno != EINTR)
-      return system_error("read /proc/PID/maps");
+      return process_file_error("read /proc/PID/maps");
   }
 }
 

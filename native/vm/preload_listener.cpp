@@ -43,12 +43,6 @@ bool is_known_kind(uint8_t kind) {
          kind == static_cast<uint8_t>(wire::PreloadDescriptor::kAsyncWp);
 }
 
-Error outcome_error(const uffd::RangeOutcome& outcome) {
-  if (outcome.outcome == uffd::Outcome::kGone)
-    return {ErrorCode::kProcessGone, outcome.system_errno, "UFFDIO_REGISTER"};
-  return system_error("UFFDIO_REGISTER", outcome.system_errno);
-}
-
 }  // namespace
 
 PreloadListener::PreloadListener(PreloadOptions options, std::function<void()> on_edge,
@@ -105,9 +99,10 @@ Result<std::unique_ptr<PreloadListener>> PreloadListener::adopt(const VmSnapshot
   if (!pidfd.valid()) return system_error("pidfd_open");
   for (const VmSnapshot::Descriptor& saved : snapshot.descriptors) {
     UniqueFd fd(static_cast<int>(::syscall(SYS_pidfd_getfd, pidfd.get(), saved.number_in_vm, 0)));
-    if (!fd.valid() && errno != EBADF) return system_error("pidfd_getfd");
+    const int system_errno = fd.valid() ? 0 : errno;
+    if (!fd.valid() && system_errno != EBADF) return system_error("pidfd_getfd", system_errno);
     if (!fd.valid() || !is_userfaultfd(fd.get()))
-      return Error{ErrorCode::kProcessGone, 0, "the process has no userfaultfd under that number"};
+      return Error{ErrorCode::kProcessGone, system_errno, "the process has no userfaultfd under that number"};
     memory.descriptors.push_back({std::move(fd), saved.number_in_vm, saved.kind});
   }
   for (const MappedRange& range : snapshot.ranges) {
@@ -276,7 +271,8 @@ Status PreloadListener::register_stripes(const std::vector<MappedRange>& stripes
   for (const MappedRange& part : stripes) {
     const int fd = memory_.descriptors[part.descriptor_index].fd.get();
     const auto outcome = uffd::register_range(fd, part.base, part.length_bytes, modes);
-    if (outcome.outcome != uffd::Outcome::kDone) return outcome_error(outcome);
+    if (outcome.outcome != uffd::Outcome::kDone)
+      return uffd::call_error(outcome.system_errno, "UFFDIO_REGISTER");
   }
   return ok();
 }

@@ -10,6 +10,8 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "vm/process_file_error.hpp"
+
 namespace vmigrate::pager {
 namespace {
 
@@ -42,8 +44,7 @@ UniqueFd open_of(pid_t pid, const char* name) {
 
 Error read_error(ssize_t count, const char* what) {
   // Nothing to read: the address space is gone with its process.
-  if (count == 0 || errno == ESRCH) return {ErrorCode::kProcessGone, count == 0 ? 0 : errno, what};
-  return system_error(what);
+  return count == 0 ? Error{ErrorCode::kProcessGone, 0, what} : process_file_error(what);
 }
 
 }  // namespace
@@ -51,11 +52,11 @@ Error read_error(ssize_t count, const char* what) {
 Result<std::unique_ptr<ProcessMemory>> ProcessMemory::open(const VmMemory& memory) {
   std::unique_ptr<ProcessMemory> opened(new ProcessMemory(memory));
   opened->bytes_ = open_of(memory.pid, "mem");
-  if (!opened->bytes_.valid()) return system_error("open /proc/PID/mem");
+  if (!opened->bytes_.valid()) return process_file_error("open /proc/PID/mem");
   opened->page_map_ = open_of(memory.pid, "pagemap");
-  if (!opened->page_map_.valid()) return system_error("open /proc/PID/pagemap");
+  if (!opened->page_map_.valid()) return process_file_error("open /proc/PID/pagemap");
   opened->status_ = open_of(memory.pid, "status");
-  if (!opened->status_.valid()) return system_error("open /proc/PID/status");
+  if (!opened->status_.valid()) return process_file_error("open /proc/PID/status");
   return opened;
 }
 

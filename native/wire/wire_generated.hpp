@@ -101,7 +101,7 @@ enum class NativeError : uint32_t {
   kCorrupt = 16,
 };
 
-enum class FaultPoint : uint32_t {
+enum class InjectPoint : uint32_t {
   kTargetFaultRead = 1,
   kTargetClaimed = 2,
   kTargetBeforePost = 3,

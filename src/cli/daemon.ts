@@ -26,6 +26,7 @@ import { JobManager } from '../jobs/jobs.js';
 import { FileJournal } from '../jobs/journal.js';
 import { loadNativeBinding } from '../native/binding.js';
 import { TlsStore } from '../tls/store.js';
+import { HostTransports, sharedPlaces } from '../transports/host/host-transports.js';
 import { RdmaHost } from '../transports/rdma/host.js';
 import { VERSION } from './version.js';
 
@@ -98,9 +99,9 @@ async function start(config: DaemonConfig, log: Logger, closers: (() => Promise<
   if (tls !== null) closers.push(() => tls.close());
 
   const native = loadNativeBinding();
-  const shmPath = dataSocketPath(stateDir);
-  await rm(shmPath, { force: true }); // the directory is ours alone: an earlier daemon's
-  const listener = native.openDataListener({ tcp: config.data, shmPath, rdma: null });
+  const socketPath = dataSocketPath(stateDir);
+  await rm(socketPath, { force: true }); // the directory is ours alone: an earlier daemon's
+  const listener = native.openDataListener({ listen: sharedPlaces(config.data, socketPath) });
   closers.push(() => listener.close());
   const { address: rdmaAddress, ...rdmaTimeouts } = config.rdma;
   const rdma = new RdmaHost({
@@ -114,6 +115,7 @@ async function start(config: DaemonConfig, log: Logger, closers: (() => Promise<
     log: log.child({ part: 'rdma' }),
   });
   closers.push(() => rdma.close());
+  const transports = new HostTransports({ host, listener, devices: { rdma } });
 
   const preloadPath = config.preload === undefined ? defaultPreload(log) : config.preload;
   const ramDir = config.ramDir ?? `/dev/shm/vmigrate-${host}`;
@@ -129,7 +131,7 @@ async function start(config: DaemonConfig, log: Logger, closers: (() => Promise<
   const peers = new RemoteAgents({ self: host, local: () => agent, peers: config.peers, store: tls });
   closers.push(() => peers.close());
   const agent = new LocalAgent({
-    ...{ host, vms, native, listener, rdma, registry, peers, stateDir, clock, inject },
+    ...{ host, vms, native, transports, rdma, registry, peers, stateDir, clock, inject },
     dataAddress: config.data.address,
     log: log.child({ part: 'agent' }),
     hostInfo: { preloadPath, certificateExpiresAt: () => tls?.expiresAt ?? null },

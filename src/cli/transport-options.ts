@@ -1,6 +1,6 @@
 /** The flags that choose a transport (`--tcp` and so on), one for each. */
 import { type Command, Option } from 'commander';
-import { TRANSPORTS, type Transport, type TransportChoice, transportRow } from '../domain/transport.js';
+import { ALL_TRANSPORTS, type Transport, type TransportChoice, transportRow } from '../domain/transport.js';
 
 export type TransportOptions = { readonly [T in Transport]?: boolean };
 
@@ -10,16 +10,19 @@ export type TransportOptions = { readonly [T in Transport]?: boolean };
  */
 export function addTransportOptions(
   program: Command,
-  helpOf: (transport: Transport) => string = (transport) => transportRow(transport).help,
+  helpOf?: (transport: Transport) => string,
+  table = ALL_TRANSPORTS,
 ): Command {
-  for (const transport of TRANSPORTS) {
-    const others: string[] = TRANSPORTS.filter((other) => other !== transport);
-    if (!transportRow(transport).carriesBackendMoves) others.push('native');
-    program.addOption(new Option(`--${transport}`, helpOf(transport)).conflicts(others));
+  const transports = Object.keys(table) as Transport[];
+  for (const transport of transports) {
+    const row = transportRow(transport, table);
+    const others: string[] = transports.filter((other) => other !== transport);
+    if (!row.carriesBackendMoves) others.push('native');
+    program.addOption(new Option(`--${transport}`, helpOf?.(transport) ?? row.help).conflicts(others));
   }
   return program;
 }
 
-export function chosenTransport(options: TransportOptions): TransportChoice {
-  return TRANSPORTS.find((transport) => options[transport] === true) ?? 'auto';
+export function chosenTransport(options: TransportOptions, table = ALL_TRANSPORTS): TransportChoice {
+  return (Object.keys(table) as Transport[]).find((transport) => options[transport] === true) ?? 'auto';
 }

@@ -4,9 +4,17 @@ import { TRANSPORT_TABLE, type TransportRow } from '../transports/table.js';
 export type Transport = keyof typeof TRANSPORT_TABLE;
 export const TRANSPORTS = Object.keys(TRANSPORT_TABLE) as [Transport, ...Transport[]];
 
-export function transportRow(transport: Transport): TransportRow {
-  return TRANSPORT_TABLE[transport];
+/** The table is an argument where a test adds a row. */
+export type TransportTable = Readonly<Record<string, TransportRow>>;
+export const ALL_TRANSPORTS: TransportTable = TRANSPORT_TABLE;
+
+export function transportRow(transport: Transport, table = ALL_TRANSPORTS): TransportRow {
+  return table[transport] ?? TRANSPORT_TABLE[transport];
 }
+
+/** Between two processes of one machine. */
+export const OWN_MACHINE_TRANSPORT: Transport =
+  TRANSPORTS.find((transport) => TRANSPORT_TABLE[transport].sameMachineOnly) ?? TRANSPORTS[0];
 
 export const TRANSPORT_CHOICES = ['auto', ...TRANSPORTS] as const;
 export type TransportChoice = (typeof TRANSPORT_CHOICES)[number];

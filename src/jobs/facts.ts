@@ -2,6 +2,7 @@ import { MigrationError, toMigrationError } from '../domain/errors.js';
 import type { ForkRequest } from '../domain/fork.js';
 import type { ForkInventory } from '../domain/host.js';
 import { type MigrationOrder, MODE_TRAITS } from '../domain/migration.js';
+import { transportRow } from '../domain/transport.js';
 import { withDeadline } from '../engine/deadline.js';
 import type { Clock } from '../engine/ports/clock.js';
 import type { HostPort } from '../engine/ports/host.js';
@@ -40,7 +41,8 @@ export async function gatherFacts(
   const sourceHost = await bounded(source.inventory(), `asking ${host}`);
   const { address, port } = sourceHost.rdma;
   const isRdmaWanted =
-    MODE_TRAITS[request.mode].mover === 'pager' && (request.transport === 'auto' || request.transport === 'rdma');
+    MODE_TRAITS[request.mode].mover === 'pager' &&
+    (request.transport === 'auto' || transportRow(request.transport).registersMemory);
   const rdmaPlace = isRdmaWanted && address !== null && port !== null ? { host: address, port } : null;
   const askTarget = async (): Promise<TargetFacts> => {
     if (request.target === host) return { kind: 'isSource' };

@@ -10,21 +10,19 @@ import { createRequire } from 'node:module';
 import { fileURLToPath } from 'node:url';
 import { MigrationError } from '../domain/errors.js';
 import {
-  checkAddress,
   checkCredentials,
   checkEdge,
   checkImageOptions,
   checkPath,
-  checkPort,
-  checkRdmaOptions,
-  checkRdmaPeer,
+  checkPlace,
+  checkProbe,
+  checkProvider,
   checkRegion,
   checkRegions,
   checkSnapshot,
   checkSocketPath,
   checkSourceClone,
   checkTargetOptions,
-  checkTransport,
 } from './check.js';
 import {
   type Addon,
@@ -85,31 +83,23 @@ function bind(addon: Addon): NativeBinding {
       if (options.onEdge !== undefined) checkEdge(options.onEdge);
       return attempt(`take back VM process ${options.snapshot.pid}`, () => new VmMemory(addon.adoptVm(options)));
     },
-    rdmaDevices: () => attemptAsync('RDMA devices', () => addon.rdmaDevices()),
-    async probeRdma(peer, timeoutMs) {
-      checkRdmaPeer(peer, timeoutMs);
-      await attemptAsync(`RDMA to ${peer.host}`, () => addon.probeRdma(peer, timeoutMs));
+    async devices(provider) {
+      return attemptAsync('devices of this host', () => addon.devices(provider));
+    },
+    async probe(peer, timeoutMs) {
+      checkProbe(peer, timeoutMs);
+      await attemptAsync(`connect to ${peer.host}`, () => addon.probe(peer, timeoutMs));
     },
     openDataListener(options) {
-      const { tcp, shmPath, rdma } = options;
-      if (tcp !== null) {
-        checkAddress(tcp.address);
-        checkPort(tcp.port, 0);
-      }
-      if (shmPath !== null) checkSocketPath(shmPath, 'shmPath');
-      if (rdma !== null) {
-        checkRdmaOptions(rdma);
-        checkPort(rdma.port, 0);
-      }
-      const where = [
-        ...(tcp === null ? [] : [`${tcp.address} port ${tcp.port}`]),
-        ...(shmPath === null ? [] : [shmPath]),
-        ...(rdma === null ? [] : [`RDMA ${rdma.localAddress} port ${rdma.port}`]),
-      ].join(' and ');
-      return attempt(`listen for data on ${where}`, () => new DataListener(addon.openDataListener(options)));
+      for (const place of options.listen) checkPlace(place);
+      const where = options.listen.map(({ host, port }) => (host.startsWith('/') ? host : `${host} port ${port}`));
+      return attempt(
+        `listen for data on ${where.join(' and ')}`,
+        () => new DataListener(addon.openDataListener(options)),
+      );
     },
     async openSourceSession(options) {
-      checkTransport(options.transport);
+      checkProvider(options.provider);
       checkCredentials(options);
       checkRegions(options.regions);
       checkSourceClone(options);

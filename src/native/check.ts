@@ -7,7 +7,8 @@ import { type ErrorCode, MigrationError } from '../domain/errors.js';
 import { CONSTANTS, PRELOAD_DESCRIPTOR } from '../protocol/wire.js';
 import type {
   ImageCaptureOptions,
-  RdmaOptions,
+  ProviderOptions,
+  ProviderPlace,
   RegionFile,
   SourceAddress,
   SourceOptions,
@@ -23,9 +24,6 @@ const CONNECT_TIMEOUT_MS_MAX = 600_000;
 const PID_MAX = 1 << 22;
 const UNIX_PATH_BYTES_MAX = 107;
 const KEY_HEX_DIGITS = 48;
-/** InfiniBand's own: five bits and three. 0 would mean to wait for ever. */
-const ACK_TIMEOUT_EXPONENT_MAX = 31;
-const RETRY_COUNT_MAX = 7;
 
 function require(good: boolean, what: string, code: ErrorCode = 'USAGE'): asserts good {
   if (!good) throw new MigrationError(code, `native argument: ${what}`);
@@ -37,14 +35,14 @@ const isU64 = (value: unknown): value is bigint => typeof value === 'bigint' && 
 const isHex = (value: unknown, digits: number): value is string =>
   typeof value === 'string' && value.length === digits && /^[0-9a-f]*$/.test(value);
 
-export function checkPath(path: unknown, what: string): asserts path is string {
-  require(typeof path === 'string' && path.startsWith('/'), `${what} must be an absolute path`);
-  require(!/[\0\n]/.test(path), `${what} must not hold a zero byte or a newline`);
+export function checkPath(path: unknown, what: string, code?: ErrorCode): asserts path is string {
+  require(typeof path === 'string' && path.startsWith('/'), `${what} must be an absolute path`, code);
+  require(!/[\0\n]/.test(path), `${what} must not hold a zero byte or a newline`, code);
 }
 
-export function checkSocketPath(path: unknown, what: string): asserts path is string {
-  checkPath(path, what);
-  require(Buffer.byteLength(path) <= UNIX_PATH_BYTES_MAX, `${what} is longer than a unix socket's path may be`);
+export function checkSocketPath(path: unknown, what: string, code?: ErrorCode): asserts path is string {
+  checkPath(path, what, code);
+  require(Buffer.byteLength(path) <= UNIX_PATH_BYTES_MAX, `${what} is longer than a unix socket's path may be`, code);
 }
 
 export function checkRegion(region: RegionFile): void {
@@ -78,21 +76,28 @@ export function checkPort(port: unknown, min: number): void {
   require(isIntegerIn(port, min, 65535), `port must be an integer from ${min} to 65535`);
 }
 
-export function checkTransport(transport: unknown): void {
-  require(transport === 'tcp' || transport === 'shm' || transport === 'rdma', 'transport must be tcp, shm or rdma');
+export function checkProvider(provider: unknown, options?: ProviderOptions): void {
+  require(typeof provider === 'string' && provider !== '', 'provider must be a name');
+  if (options === undefined) return;
+  require(typeof options === 'object' && options !== null, 'options must be an object');
+  const isGood = (value: unknown): boolean => typeof value === 'string' || isIntegerIn(value, 0, 2 ** 32);
+  require(Object.values(options).every(isGood), 'options must be texts and integers');
 }
 
-export function checkRdmaOptions(options: RdmaOptions): void {
-  require(typeof options === 'object' && options !== null, 'rdma options must be there');
-  checkAddress(options.localAddress);
-  const { ackTimeoutExponent, retryCount } = options;
-  require(isIntegerIn(ackTimeoutExponent, 1, ACK_TIMEOUT_EXPONENT_MAX), 'ackTimeoutExponent must be 1 to 31');
-  require(isIntegerIn(retryCount, 0, RETRY_COUNT_MAX), 'retryCount must be 0 to 7');
+/** To listen at. */
+export function checkPlace({ provider, host, port, options }: ProviderPlace): void {
+  checkProvider(provider, options);
+  if (typeof host === 'string' && host.startsWith('/')) checkSocketPath(host, 'host');
+  else checkAddress(host);
+  checkPort(port, 0);
 }
 
-/** Comes from a peer. */
-function checkPeerPlace(host: unknown, port: unknown): void {
-  require(typeof host === 'string' && isIP(host) !== 0, 'host must be an IP address', 'PEER_PROTOCOL');
+/** Host and port come from a peer. Whether this provider connects to such a host is the provider's to say. */
+export function checkPeerPlace({ provider, host, port, options }: ProviderPlace): void {
+  checkProvider(provider, options);
+  const isPath = typeof host === 'string' && host.startsWith('/');
+  if (isPath) return checkSocketPath(host, 'host', 'PEER_PROTOCOL');
+  require(typeof host === 'string' && isIP(host) !== 0, 'host must be an IP address or a path', 'PEER_PROTOCOL');
   require(isIntegerIn(port, 1, 65535), 'port must be an integer from 1 to 65535', 'PEER_PROTOCOL');
 }
 
@@ -100,9 +105,8 @@ function checkTimeout(timeoutMs: number): void {
   require(isIntegerIn(timeoutMs, 1, CONNECT_TIMEOUT_MS_MAX), `timeoutMs must be 1 to ${CONNECT_TIMEOUT_MS_MAX}`);
 }
 
-export function checkRdmaPeer(peer: { host: string; port: number; rdma: RdmaOptions }, timeoutMs: number): void {
-  checkPeerPlace(peer.host, peer.port);
-  checkRdmaOptions(peer.rdma);
+export function checkProbe(peer: ProviderPlace, timeoutMs: number): void {
+  checkPeerPlace(peer);
   checkTimeout(timeoutMs);
 }
 
@@ -111,12 +115,9 @@ export function checkCredentials({ session, token }: { session: string; token: s
   require(isHex(token, 2 * CONSTANTS.SESSION_TOKEN_BYTES), 'token must be 64 lower-case hex digits');
 }
 
-/** Comes from a peer but for the transport's name. */
+/** Comes from a peer but for provider and options. */
 export function checkSource(source: SourceAddress, timeoutMs: number): void {
-  checkTransport(source.transport);
-  if (source.transport === 'shm') checkSocketPath(source.host, 'host');
-  else checkPeerPlace(source.host, source.port);
-  if (source.transport === 'rdma') checkRdmaOptions(source.rdma as RdmaOptions);
+  checkPeerPlace(source);
   checkCredentials(source);
   checkTimeout(timeoutMs);
   require(Array.isArray(source.keys), 'keys must be an array', 'PEER_PROTOCOL');

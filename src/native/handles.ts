@@ -24,6 +24,7 @@ import type {
   NativeBinding,
   NativeFailure,
   NativeSupport,
+  Place,
   RegionFile,
   RegionKeys,
   SourceAddress,
@@ -42,13 +43,13 @@ interface AddonVmMemory {
   close(): void;
 }
 interface AddonDataListener {
-  addresses(): { tcpAddress?: string; tcpPort?: number; shmPath?: string; rdmaAddress?: string; rdmaPort?: number };
+  addresses(): Record<string, Place>;
   isLost(): boolean;
   close(): void;
 }
 interface AddonSourceSession {
   keys(): RegionKeys[];
-  freeze(): void;
+  scan(): void;
   snapshot(): { counters: BigUint64Array; failure: NativeFailure | null };
   close(): Promise<void>;
 }
@@ -80,8 +81,8 @@ export interface Addon {
   allocatedBytes(path: string): bigint;
   listenForVm(options: Parameters<NativeBinding['listenForVm']>[0]): AddonVmMemory;
   adoptVm(options: Parameters<NativeBinding['adoptVm']>[0]): AddonVmMemory;
-  rdmaDevices(): Promise<RdmaDevice[]>;
-  probeRdma(...args: Parameters<NativeBinding['probeRdma']>): Promise<void>;
+  devices(provider: string): Promise<RdmaDevice[]>;
+  probe(...args: Parameters<NativeBinding['probe']>): Promise<void>;
   openDataListener(options: Parameters<NativeBinding['openDataListener']>[0]): AddonDataListener;
   openSourceSession(
     listener: AddonDataListener,
@@ -138,20 +139,16 @@ export class VmMemory implements VmMemoryHandle {
 
 export class DataListener implements DataListenerHandle {
   readonly native: AddonDataListener;
-  readonly tcpAddress: string | null;
-  readonly tcpPort: number | null;
-  readonly shmPath: string | null;
-  readonly rdmaAddress: string | null;
-  readonly rdmaPort: number | null;
+  /** A provider that it does not listen for has none. */
+  readonly #addresses: Readonly<Record<string, Place>>;
 
   constructor(native: AddonDataListener) {
     this.native = native;
-    const { tcpAddress, tcpPort, shmPath, rdmaAddress, rdmaPort } = native.addresses();
-    this.tcpAddress = tcpAddress ?? null;
-    this.tcpPort = tcpPort ?? null;
-    this.shmPath = shmPath ?? null;
-    this.rdmaAddress = rdmaAddress ?? null;
-    this.rdmaPort = rdmaPort ?? null;
+    this.#addresses = native.addresses();
+  }
+
+  address(provider: string): Place | null {
+    return this.#addresses[provider] ?? null;
   }
 
   get isLost(): boolean {
@@ -177,8 +174,8 @@ export class SourceSession implements SourceSessionHandle {
     this.keys = native.keys();
   }
 
-  freeze(): void {
-    attempt('freeze source session', () => this.#native.freeze());
+  scan(): void {
+    attempt('scan the memory of a source session', () => this.#native.scan());
   }
 
   snapshot(): { counters: Record<SourceCounter, bigint>; failure: NativeFailure | null } {
@@ -200,8 +197,7 @@ export class TargetSession implements TargetSessionHandle {
 
   async connect(source: SourceAddress, timeoutMs: number): Promise<void> {
     checkSource(source, timeoutMs);
-    const where = `connect to the source at ${source.host} over ${source.transport}`;
-    await attemptAsync(where, () => this.#native.connect(source, timeoutMs));
+    await attemptAsync(`connect to the source at ${source.host}`, () => this.#native.connect(source, timeoutMs));
   }
 
   start(): void {

@@ -1,4 +1,4 @@
-import type { RdmaDevice, Transport } from '../domain/transport.js';
+import type { RdmaDevice } from '../domain/transport.js';
 import type { ImageCounter, SourceCounter, TargetCounter } from '../protocol/wire.js';
 
 export interface RegionFile {
@@ -52,32 +52,36 @@ export interface RegionKeys {
   readonly dataMap: string;
 }
 
+/** What a provider is told beyond a place, by names of its own (native/transport, a folder for each provider). */
+export type ProviderOptions = Readonly<Record<string, number | string>>;
+
+/** Where a provider listens. */
+export interface Place {
+  /** IP address, or the path of a unix socket. */
+  readonly host: string;
+  /** 0 for a socket's path. To listen: 0 lets the kernel choose. */
+  readonly port: number;
+}
+
+export interface ProviderPlace extends Place {
+  /** Its name in the registry of native/transport. */
+  readonly provider: string;
+  readonly options?: ProviderOptions;
+}
+
 export interface DataListenerHandle {
-  readonly tcpAddress: string | null;
-  readonly tcpPort: number | null;
-  readonly shmPath: string | null;
-  readonly rdmaAddress: string | null;
-  readonly rdmaPort: number | null;
-  /** Its RDMA device has been removed: nobody is served by it any more. */
+  /** null: it does not listen for this provider. */
+  address(provider: string): Place | null;
+  /** A device that it listens on has been removed: nobody is served there any more. */
   readonly isLost: boolean;
   /** Not while a source session is open on it (throws). */
   close(): void;
 }
 
-export type NativeTransport = Transport;
-
-export interface RdmaOptions {
-  /** IP address of ours; it picks device, port and GID. */
-  readonly localAddress: string;
-  /** An unanswered packet is sent again after 4.096 µs × 2^this, `retryCount` times. */
-  readonly ackTimeoutExponent: number;
-  readonly retryCount: number;
-}
-
 export interface SourceSessionHandle {
   readonly keys: readonly RegionKeys[];
-  /** The VM has stopped: scan its files for holes (on a native thread). */
-  freeze(): void;
+  /** The VM has stopped: look through its files for holes (on a native thread). */
+  scan(): void;
   snapshot(): { readonly counters: Record<SourceCounter, bigint>; readonly failure: NativeFailure | null };
   /**
    * Serves nobody from here on. Resolves when the memory is no longer registered, the session's name is free and the
@@ -101,13 +105,7 @@ export interface TargetSnapshot {
   readonly counters: Record<TargetCounter, bigint>;
 }
 
-export interface SourceAddress {
-  readonly transport: NativeTransport;
-  /** tcp, rdma: IP address; shm: path of the source's data socket */
-  readonly host: string;
-  readonly port: number;
-  /** For rdma. */
-  readonly rdma?: RdmaOptions;
+export interface SourceAddress extends ProviderPlace {
   /** 32 hex digits */
   readonly session: string;
   /** 64 hex digits */
@@ -117,8 +115,8 @@ export interface SourceAddress {
 
 export interface TargetSessionHandle {
   /**
-   * Opens both channels off the main thread; over rdma registers the memory, which puts a page behind each byte. From
-   * idle or disconnected.
+   * Opens both channels off the main thread; a provider with devices registers the memory, which puts a page behind
+   * each byte. From idle or disconnected.
    */
   connect(source: SourceAddress, timeoutMs: number): Promise<void>;
   /** Serve faults now, if serveDemand has not begun it; prefetch as soon as the source's data map is ready. */
@@ -198,7 +196,8 @@ export interface ImageCaptureOptions {
 
 export interface SourceOptions {
   readonly listener: DataListenerHandle;
-  readonly transport: NativeTransport;
+  /** One that the listener listens for. */
+  readonly provider: string;
   readonly session: string;
   readonly token: string;
   readonly regions: readonly RegionFile[];
@@ -212,7 +211,7 @@ export interface SourceOptions {
 export interface SourceClone {
   /** What it has written is read from its process until it has been copied. null: it has ended. */
   readonly vm: VmMemoryHandle | null;
-  /** Where that is copied to once the session is frozen: one file for each region, made then and left there. */
+  /** Where that is copied to by the scan: one file for each region, made then and left there. */
   readonly ownPaths: readonly string[];
   /**
    * The clone stands still, and an earlier daemon may have copied all of it. PROCESS_GONE if it has not and the clone
@@ -243,16 +242,12 @@ export interface NativeBinding {
    * process has ended.
    */
   adoptVm(options: { snapshot: VmMemorySnapshot; regions: readonly RegionFile[]; onEdge?: () => void }): VmMemoryHandle;
-  /** Devices of this host. UNSUPPORTED where the RDMA libraries are missing; the message names the package. */
-  rdmaDevices(): Promise<readonly RdmaDevice[]>;
+  /** A provider's devices here. UNSUPPORTED where its libraries are missing; the message names the package. */
+  devices(provider: string): Promise<readonly RdmaDevice[]>;
   /** Resolves when a host listens there, whoever it lets in. */
-  probeRdma(peer: { host: string; port: number; rdma: RdmaOptions }, timeoutMs: number): Promise<void>;
-  openDataListener(options: {
-    tcp: { address: string; port: number } | null;
-    shmPath: string | null;
-    rdma: (RdmaOptions & { port: number }) | null;
-  }): DataListenerHandle;
-  /** Over rdma it takes as long as registering the memory does: holes of its files are noted, then filled. */
+  probe(peer: ProviderPlace, timeoutMs: number): Promise<void>;
+  openDataListener(options: { readonly listen: readonly ProviderPlace[] }): DataListenerHandle;
+  /** Where memory is registered it takes as long as that does: holes of its files are noted, then filled. */
   openSourceSession(options: SourceOptions): Promise<SourceSessionHandle>;
   openTargetSession(vm: VmMemoryHandle, options: TargetOptions): TargetSessionHandle;
   openImageCapture(options: ImageCaptureOptions): ImageCaptureHandle;

@@ -40,7 +40,7 @@ const ENUMS: Record<string, { values: Record<string, number>; type: string }> = 
   PreloadStatus: { values: wire.PRELOAD_STATUS, type: 'uint16_t' },
   PreloadDescriptor: { values: wire.PRELOAD_DESCRIPTOR, type: 'uint8_t' },
   NativeError: { values: wire.NATIVE_ERROR, type: 'uint32_t' },
-  FaultPoint: { values: wire.FAULT_POINT, type: 'uint32_t' },
+  InjectPoint: { values: wire.INJECT_POINT, type: 'uint32_t' },
 };
 
 function structLines(definition: wire.StructDefinition, isC: boolean): string[] {

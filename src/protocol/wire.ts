@@ -103,7 +103,7 @@ export const NATIVE_ERROR = {
 } as const;
 
 /** Where tests may park, delay or fail the native code. The order is the numbering. */
-export const FAULT_POINT = {
+export const INJECT_POINT = {
   TARGET_FAULT_READ: 1,
   TARGET_CLAIMED: 2,
   TARGET_BEFORE_POST: 3,

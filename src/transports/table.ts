@@ -19,6 +19,8 @@ export interface TransportRow {
   readonly readsProcessMemory: boolean;
   /** vmigrate can run QEMU's own migration over it. */
   readonly carriesBackendMoves: boolean;
+  /** How long connecting may take, for both channels, the registering of memory included. */
+  readonly connectTimeoutMs: number;
   /** `auto` chooses the possible transport with the highest rank. null: used only on request. */
   readonly autoRank: number | null;
   /** Help text for `vmigrate`. */
@@ -34,6 +36,7 @@ export const TRANSPORT_TABLE = {
     sameMachineOnly: false,
     readsProcessMemory: true,
     carriesBackendMoves: true,
+    connectTimeoutMs: 3_000,
     autoRank: 0,
     help: 'use TCP (default elsewhere)',
   },
@@ -45,6 +48,7 @@ export const TRANSPORT_TABLE = {
     sameMachineOnly: true,
     readsProcessMemory: false,
     carriesBackendMoves: false,
+    connectTimeoutMs: 3_000,
     autoRank: null,
     help: 'use shared memory, between two daemons on one machine',
   },
@@ -56,6 +60,8 @@ export const TRANSPORT_TABLE = {
     sameMachineOnly: false,
     readsProcessMemory: false,
     carriesBackendMoves: false,
+    // Connection requests that are lost are sent again after some seconds only.
+    connectTimeoutMs: 6_000,
     autoRank: 1,
     help: 'use RDMA (default if both hosts have RDMA ports that reach each other)',
   },

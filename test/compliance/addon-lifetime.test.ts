@@ -59,7 +59,7 @@ async function daemon(mode: string) {
     await source.session.close();
     source.listener.close();
   });
-  source.session.freeze();
+  source.session.scan();
   const regions: RegionFile[] = scene.regions('target', [lengthMiB]);
   const child = new Child(mode, source.address);
   await child.line('listening');
@@ -84,7 +84,7 @@ async function localSession() {
     onEdge: () => undefined,
   });
   await target.connect(source.address, 5000);
-  source.session.freeze();
+  source.session.scan();
   target.start();
   await until('some pages', () => target.snapshot().counters.pagesPresent > 50n);
   return { source, memory, vm, target, regions };
@@ -103,7 +103,7 @@ describe('explicit close', () => {
     await Promise.all([source.session.close(), source.session.close()]);
     await source.session.close();
     expect(source.session.snapshot().counters.readCount).toBeGreaterThan(0n);
-    expect(() => source.session.freeze()).toThrow(expect.objectContaining({ code: 'CONFLICT' }));
+    expect(() => source.session.scan()).toThrow(expect.objectContaining({ code: 'CONFLICT' }));
     source.listener.close();
     source.listener.close();
     memory.close();

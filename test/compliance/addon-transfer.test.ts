@@ -32,7 +32,7 @@ describe.each(['tcp', 'shm'] as const)('over %s', (transport) => {
     });
     expect(target.snapshot().state).toBe('idle');
     await target.connect(address, 5000);
-    session.freeze();
+    session.scan();
     target.start();
     expect(await vm.badPages(regions)).toEqual([0, 0]);
     await until('complete', () => target.snapshot().state === 'complete');
@@ -73,7 +73,7 @@ describe.each(['tcp', 'shm'] as const)('over %s', (transport) => {
     const first = await openSource(binding, scene, transport, source);
     const target = open(memory, regions, 4 << 20);
     await target.connect(first.address, 5000);
-    first.session.freeze();
+    first.session.scan();
     target.start();
     await until('some pages', () => target.snapshot().counters.pagesPresent > 100n);
     await first.session.close();
@@ -83,7 +83,7 @@ describe.each(['tcp', 'shm'] as const)('over %s', (transport) => {
     await expectToWait(verified);
 
     const second = await openSource(binding, scene, transport, source);
-    second.session.freeze();
+    second.session.scan();
     await target.connect(second.address, 5000);
     expect(await verified).toEqual([0]);
     expect(target.snapshot().counters.reconnectCount).toBe(1n);
@@ -99,7 +99,7 @@ describe.each(['tcp', 'shm'] as const)('over %s', (transport) => {
     const { listener, session, address } = await openSource(binding, scene, transport, source);
     const target = open(memory, regions, 2 << 20);
     await target.connect(address, 5000);
-    session.freeze();
+    session.scan();
     target.start();
     await until('some pages', () => target.snapshot().counters.pagesPresent > 100n);
     await vm.kill();

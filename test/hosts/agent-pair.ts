@@ -24,6 +24,7 @@ import type { PrepareRequest, SessionProgress } from '../../src/engine/ports/ses
 import { loadNativeBinding } from '../../src/native/binding.js';
 import type { DataListenerHandle } from '../../src/native/types.js';
 import { parseSpec } from '../../src/schemas/vm-spec.js';
+import { HostTransports, sharedPlaces } from '../../src/transports/host/host-transports.js';
 import { RdmaHost } from '../../src/transports/rdma/host.js';
 import { eventually } from './cluster.js';
 import { type GuestOptions, guestSpec, parseWork } from './guest.js';
@@ -72,9 +73,7 @@ export class AgentHost {
     const stateDir = join(this.directory, this.name);
     this.registry = await FileRegistry.open(join(stateDir, 'registry'));
     this.#listener = native.openDataListener({
-      tcp: { address: '127.0.0.1', port: 0 },
-      shmPath: join(stateDir, 'shm.sock'),
-      rdma: null,
+      listen: sharedPlaces({ address: '127.0.0.1', port: 0 }, join(stateDir, 'shm.sock')),
     });
     const note = (level: string) => (fields: object, message: string) => {
       this.log.push({ level, message, fields: fields as Record<string, unknown> });
@@ -85,19 +84,20 @@ export class AgentHost {
     const backend = new QemuBackend();
     this.vms = new VmManager({ host, stateDir, ramDir, accel: 'tcg', preloadPath, native, registry, backend, log });
     await this.vms.start();
+    const rdma = new RdmaHost({
+      native,
+      config: { address: null, port: 0, ackTimeoutExponent: 18, retryCount: 7 },
+      dataAddress: '127.0.0.1',
+      log,
+    });
     this.agent = new LocalAgent({
       host,
       vms: this.vms,
       native,
-      listener: this.#listener,
       registry,
       peers: this.peers,
-      rdma: new RdmaHost({
-        native,
-        config: { address: null, port: 0, ackTimeoutExponent: 18, retryCount: 7 },
-        dataAddress: '127.0.0.1',
-        log,
-      }),
+      transports: new HostTransports({ host, listener: this.#listener, devices: { rdma } }),
+      rdma,
       dataAddress: '127.0.0.1',
       stateDir,
       clock: {

@@ -17,8 +17,15 @@ import type { QmpEvent } from '../../src/backends/qemu/qmp/client.js';
 import { FileRegistry } from '../../src/cluster/file.js';
 import { MigrationError } from '../../src/domain/errors.js';
 import type { VmState } from '../../src/domain/vm.js';
-import type { NativeBinding, NativeFailure, TargetSessionState } from '../../src/native/types.js';
+import type {
+  DataListenerHandle,
+  NativeBinding,
+  NativeFailure,
+  Place,
+  TargetSessionState,
+} from '../../src/native/types.js';
 import { parseSpec } from '../../src/schemas/vm-spec.js';
+import { HostTransports } from '../../src/transports/host/host-transports.js';
 import { MemoryStore } from '../unit/durable/memory-store.js';
 import { NO_RDMA } from '../unit/planner/planner-facts.js';
 
@@ -85,15 +92,33 @@ export class FakeQemu {
   }
 }
 
+/** Listens for one provider. */
+export class FakeListener implements DataListenerHandle {
+  isLost = false;
+  readonly #provider: string;
+  readonly #place: Place;
+
+  constructor(provider: string, place: Place) {
+    this.#provider = provider;
+    this.#place = place;
+  }
+
+  address(provider: string): Place | null {
+    return provider === this.#provider ? this.#place : null;
+  }
+
+  close(): void {}
+}
+
 export class FakeHost {
   readonly qemu = new FakeQemu();
   readonly vm: Record<string, unknown>;
   readonly destroyed: string[] = [];
   pages: TargetSessionState = 'filling';
   /** null: no RDMA here. */
-  rdmaListener: { rdmaAddress: string; rdmaPort: number; isLost: boolean } | null = null;
+  rdmaListener: FakeListener | null = null;
   /** What became of source sessions, in order. */
-  readonly exposures: ('opened' | 'frozen' | 'closed')[] = [];
+  readonly exposures: ('opened' | 'scanned' | 'closed')[] = [];
   /** Of every source session from now on: what it cannot do, and why it does not open. */
   sourceFailure: NativeFailure | null = null;
   onOpenSource: () => void = () => undefined;
@@ -119,21 +144,24 @@ export class FakeHost {
     };
     this.vm = { spec, state: 'running', ...fixed, directory, regions, memory: {}, process: this.#process() };
     const silent = () => undefined;
-    const fakes = { vms: this.#vms(), native: this.#native(), listener: { tcpPort: 1, shmPath: null } };
+    const fakes = { vms: this.#vms(), native: this.#native() };
     const noRdma = async () => Promise.reject(new MigrationError('UNSUPPORTED', 'no RDMA here'));
+    const rdma = {
+      listener: async () => this.rdmaListener ?? noRdma(),
+      connection: noRdma,
+    };
     this.agent = new LocalAgent({
-      ...(fakes as unknown as Pick<LocalAgentOptions, 'vms' | 'native' | 'listener'>),
+      ...(fakes as unknown as Pick<LocalAgentOptions, 'vms' | 'native'>),
       host: 'A',
       registry,
       peers: { sendState: () => new Promise(() => undefined), warm: async () => undefined },
       dataAddress: '127.0.0.1',
-      rdma: {
-        inventory: async () => NO_RDMA,
-        probe: async () => ({ isReached: false }),
-        listener: async () => (this.rdmaListener === null ? noRdma() : (this.rdmaListener as never)),
-        connection: noRdma,
-        registering: (call) => call(),
-      },
+      transports: new HostTransports({
+        host: 'A',
+        listener: new FakeListener('tcp', { host: '127.0.0.1', port: 1 }),
+        devices: { rdma },
+      }),
+      rdma: { inventory: async () => NO_RDMA, probe: async () => ({ isReached: false }) },
       stateDir: directory,
       clock: { nowMs: () => performance.now(), isoNow: () => new Date().toISOString(), sleep: async () => undefined },
       log: { debug: silent, info: silent, warn: silent, error: silent },
@@ -216,7 +244,7 @@ export class FakeHost {
         this.exposures.push('opened');
         return {
           keys: [],
-          freeze: () => void this.exposures.push('frozen'),
+          scan: () => void this.exposures.push('scanned'),
           snapshot: () => ({ counters: {} as never, failure: this.sourceFailure }),
           close: async () => void this.exposures.push('closed'),
         };

@@ -11,7 +11,6 @@ import { fileURLToPath } from 'node:url';
 import type {
   DataListenerHandle,
   NativeBinding,
-  NativeTransport,
   RegionFile,
   SourceAddress,
   SourceSessionHandle,
@@ -157,23 +156,16 @@ export class Scene {
 export async function openSource(
   binding: NativeBinding,
   scene: Scene,
-  transport: Exclude<NativeTransport, 'rdma'>,
+  provider: 'tcp' | 'shm',
   regions: readonly RegionFile[],
 ): Promise<{ listener: DataListenerHandle; session: SourceSessionHandle; address: SourceAddress }> {
-  const listener = binding.openDataListener({
-    tcp: transport === 'tcp' ? { address: '127.0.0.1', port: 0 } : null,
-    shmPath: transport === 'shm' ? scene.path(`data-${randomBytes(4).toString('hex')}.sock`) : null,
-    rdma: null,
-  });
+  const host = provider === 'tcp' ? '127.0.0.1' : scene.path(`data-${randomBytes(4).toString('hex')}.sock`);
+  const listener = binding.openDataListener({ listen: [{ provider, host, port: 0 }] });
   const credentials = { session: randomBytes(16).toString('hex'), token: randomBytes(32).toString('hex') };
-  const session = await binding.openSourceSession({ listener, transport, regions, ...credentials });
-  const address = {
-    transport,
-    host: (transport === 'tcp' ? listener.tcpAddress : listener.shmPath) ?? '',
-    port: listener.tcpPort ?? 0,
-    keys: session.keys,
-    ...credentials,
-  };
+  const session = await binding.openSourceSession({ listener, provider, regions, ...credentials });
+  const place = listener.address(provider);
+  if (place === null) throw new Error(`nothing listens for ${provider}`);
+  const address = { provider, ...place, keys: session.keys, ...credentials };
   return { listener, session, address };
 }
 

@@ -21,13 +21,14 @@ const NATIVE_LAYERS: Record<string, readonly string[]> = {
   'transport/tcp': PROVIDER,
   'transport/shm': PROVIDER,
   'transport/verbs': ['transport', 'base', 'wire'],
+  'transport/registry': ['transport', 'transport/tcp', 'transport/shm', 'transport/verbs'],
   'transport/testing': ['transport', 'base', 'wire'],
   vm: ['uffd', 'memory', 'base', 'wire'],
   target: [...TRANSPORT_CONTRACT, ...PAGES],
   source: [...TRANSPORT_CONTRACT, ...PAGES],
   image: PAGES,
   preload: [],
-  addon: ['target', 'source', 'image', ...TRANSPORT_CONTRACT, ...PAGES],
+  addon: ['target', 'source', 'image', 'transport/registry', ...TRANSPORT_CONTRACT, ...PAGES],
 };
 const NATIVE_UNBOUND = /^(tests|bench)(\/|$)/;
 

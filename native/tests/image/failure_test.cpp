@@ -8,6 +8,7 @@
 #include "base/page_key.hpp"
 #include "tests/image/harness.hpp"
 #include "tests/preload/preload_fixture.hpp"
+#include "tests/support/broken_descriptor.hpp"
 
 namespace vmigrate::pager {
 namespace {
@@ -20,8 +21,8 @@ using test::kMiB;
 using test::kPage;
 using test::Parking;
 using test::waits;
-using wire::FaultPoint;
 using wire::ImageCounter;
+using wire::InjectPoint;
 
 /// A tmpfs of its own that is soon full.
 class SmallTmpfs {
@@ -43,6 +44,25 @@ class SmallTmpfs {
   bool is_mounted_ = false;
 };
 
+TEST(ImageFailure, AUserfaultfdThatCannotBeReadIsNamedWithItsErrno) {
+  ImageHarness vm(ImageHarness::Specs{{64}});
+  vm.open();
+  vm.arm();
+  std::future<uint64_t> writing;
+  {
+    const test::BrokenDescriptor broken(vm.parent->memory.descriptors[0].fd.get());
+    writing = vm.parent->write(3, 1);
+    ASSERT_TRUE(vm.reaches(ImageState::kFailed));
+    ASSERT_TRUE(vm.capture->failure());
+    EXPECT_EQ(vm.capture->failure()->code, ErrorCode::kSystem);
+    EXPECT_EQ(vm.capture->failure()->system_errno, EISDIR);
+    EXPECT_STREQ(vm.capture->failure()->what, "read(userfaultfd)");
+    vm.capture->close();
+  }
+  ASSERT_TRUE(release_vm(vm.parent->memory).ok());
+  EXPECT_TRUE(arrives(writing)) << "it can be let go once its descriptor works again";
+}
+
 TEST(ImageFailure, NoRoomLetsTheParentGo) {
   const SmallTmpfs full("size=2m");
   ASSERT_TRUE(full.is_mounted()) << strerror(errno);
@@ -51,7 +71,7 @@ TEST(ImageFailure, NoRoomLetsTheParentGo) {
   vm.open();
   auto& clone = vm.add_clone();
   vm.arm();
-  parking.arm(FaultPoint::kImageSweepClaimed);
+  parking.arm(InjectPoint::kImageSweepClaimed);
   vm.seal();
   ASSERT_TRUE(parking.wait_parked());
   auto early = clone.read(2000);
@@ -83,7 +103,7 @@ TEST(ImageFailure, ASourceFileThatShrinks) {
   ImageHarness vm(ImageHarness::Specs{{1024}});
   vm.open();
   vm.arm();
-  parking.arm(FaultPoint::kImageSweepClaimed);
+  parking.arm(InjectPoint::kImageSweepClaimed);
   vm.seal();
   ASSERT_TRUE(parking.wait_parked());
   ASSERT_EQ(::truncate(vm.source_paths[0].c_str(), 100 * kPage), 0);
@@ -101,7 +121,7 @@ TEST(ImageFailure, AnImageFileThatHasLostPagesIsNeverComplete) {
     vm.open();
     auto& clone = vm.add_clone();
     vm.arm();
-    parking.arm(FaultPoint::kImageFinish);
+    parking.arm(InjectPoint::kImageFinish);
     vm.seal();
     ASSERT_TRUE(parking.wait_parked());
     const UniqueFd image(::open(vm.image_paths[0].c_str(), O_RDWR | O_CLOEXEC));
@@ -189,7 +209,7 @@ class ImageProcesses : public test::PreloadTest {
 TEST_F(ImageProcesses, AParentThatIsKilledLeavesItsFiles) {
   Parking parking;
   ASSERT_TRUE(capture_->arm().ok());
-  parking.arm(FaultPoint::kImageSweepClaimed);
+  parking.arm(InjectPoint::kImageSweepClaimed);
   ASSERT_TRUE(capture_->seal().ok());
   ASSERT_TRUE(parking.wait_parked());
   parent_->write_line("poke 0 8 1");  // waits: the sweep has its page
@@ -206,16 +226,18 @@ TEST_F(ImageProcesses, AParentThatIsKilledBeforeTheForkPointFailsIt) {
   const Status sealed = capture_->seal();
   ASSERT_FALSE(sealed.ok());
   EXPECT_EQ(sealed.error().code, ErrorCode::kProcessGone);
+  EXPECT_EQ(sealed.error().system_errno, ESRCH);
+  EXPECT_STREQ(sealed.error().what, "UFFDIO_WRITEPROTECT");
   EXPECT_EQ(capture_->state(), ImageState::kFailed);
 }
 
 TEST_F(ImageProcesses, ACloneThatIsKilledHarmsNobody) {
   Parking parking;
   ASSERT_TRUE(capture_->arm().ok());
-  parking.arm(FaultPoint::kImageSweepClaimed);
+  parking.arm(InjectPoint::kImageSweepClaimed);
   ASSERT_TRUE(capture_->seal().ok());
   ASSERT_TRUE(parking.wait_parked());
-  parking.arm(FaultPoint::kImageFaultRead);
+  parking.arm(InjectPoint::kImageFaultRead);
   clone_->write_line("touch 0 " + std::to_string(900 * kPage));
   ASSERT_TRUE(parking.wait_parked());
   clone_->kill_now();
@@ -228,8 +250,8 @@ TEST_F(ImageProcesses, ParentAndCloneOutliveTheCapture) {
   test::Gates gates;
   ASSERT_TRUE(capture_->arm().ok());
   ASSERT_TRUE(parent_->ask("touch 0 0") == first_byte(0));
-  auto& sweep = gates.close(FaultPoint::kImageSweepClaimed, page_key(0, PageIndex{64}));
-  auto& stop = gates.close(FaultPoint::kImageStop);
+  auto& sweep = gates.close(InjectPoint::kImageSweepClaimed, page_key(0, PageIndex{64}));
+  auto& stop = gates.close(InjectPoint::kImageStop);
   ASSERT_TRUE(capture_->seal().ok());
   ASSERT_TRUE(gates.wait_parked(sweep));
   auto leaving = std::async(std::launch::async, [&] { capture_->leave(); });

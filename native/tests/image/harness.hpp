@@ -121,12 +121,12 @@ class Gates {
     current() = nullptr;
   }
   struct Gate {
-    wire::FaultPoint point;
+    wire::InjectPoint point;
     std::optional<uint64_t> detail;
     bool is_parked = false;
     bool is_open = false;
   };
-  Gate& close(wire::FaultPoint point, std::optional<uint64_t> detail = std::nullopt) {
+  Gate& close(wire::InjectPoint point, std::optional<uint64_t> detail = std::nullopt) {
     const std::lock_guard lock(mutex_);
     gates_.push_back(std::make_unique<Gate>(Gate{point, detail}));
     return *gates_.back();
@@ -146,10 +146,10 @@ class Gates {
     static Gates* gates = nullptr;
     return gates;
   }
-  static void hook(wire::FaultPoint point, uint64_t detail) {
+  static void hook(wire::InjectPoint point, uint64_t detail) {
     if (Gates* gates = current()) gates->meet(point, detail);
   }
-  void meet(wire::FaultPoint point, uint64_t detail) {
+  void meet(wire::InjectPoint point, uint64_t detail) {
     std::unique_lock lock(mutex_);
     for (const auto& each : gates_) {
       Gate& gate = *each;  // stays where it is when more are closed meanwhile

@@ -15,8 +15,8 @@ using test::Gates;
 using test::ImageHarness;
 using test::kPage;
 using test::VmKind;
-using wire::FaultPoint;
 using wire::ImageCounter;
+using wire::InjectPoint;
 
 constexpr uint64_t kWordsPerPage = kPage / 8;
 
@@ -77,8 +77,8 @@ TEST_F(ImagePrivate, GoesOnInAnotherCapture) {
   write(3000, 2);
   vm_.arm();
   Gates gates;
-  auto& sweep = gates.close(FaultPoint::kImageSweepClaimed, page_key(0, PageIndex{64}));
-  auto& stop = gates.close(FaultPoint::kImageStop);
+  auto& sweep = gates.close(InjectPoint::kImageSweepClaimed, page_key(0, PageIndex{64}));
+  auto& stop = gates.close(InjectPoint::kImageStop);
   seal();
   ASSERT_TRUE(gates.wait_parked(sweep));
   auto leaving = std::async(std::launch::async, [&] { vm_.capture->leave(); });

@@ -18,8 +18,8 @@ using test::ImageHarness;
 using test::kPage;
 using test::Parking;
 using test::waits;
-using wire::FaultPoint;
 using wire::ImageCounter;
+using wire::InjectPoint;
 
 /// The sweep's chunks begin with these pages.
 constexpr uint64_t kFirstChunk = 0, kChunkPages = 64;
@@ -38,7 +38,7 @@ TEST(ImageRace, AWriteOfTheParentWaitsForThePageThatTheSweepHasClaimed) {
   ImageHarness vm(ImageHarness::Specs{{256}});
   vm.open();
   vm.arm();
-  parking.arm(FaultPoint::kImageSweepClaimed, page_key(0, PageIndex{kFirstChunk}));
+  parking.arm(InjectPoint::kImageSweepClaimed, page_key(0, PageIndex{kFirstChunk}));
   vm.seal();
   ASSERT_TRUE(parking.wait_parked());
   auto claimed = vm.parent->write(3, 1);
@@ -56,7 +56,7 @@ TEST(ImageRace, SeveralClonesWaitForOnePageThatTheSweepHasClaimed) {
   vm.open();
   for (int i = 0; i < 3; ++i) vm.add_clone();
   vm.arm();
-  parking.arm(FaultPoint::kImageSweepClaimed, page_key(0, PageIndex{kFirstChunk}));
+  parking.arm(InjectPoint::kImageSweepClaimed, page_key(0, PageIndex{kFirstChunk}));
   vm.seal();
   ASSERT_TRUE(parking.wait_parked());
   std::vector<std::future<uint64_t>> reads;
@@ -84,8 +84,8 @@ TEST(ImageRace, APageComesWhileItsFaultIsBeingLookedAt) {
     auto& clone = vm.add_clone();
     vm.arm();
     // Keeps the sweep from having been everywhere before the fault is read.
-    auto& sweep = gates.close(FaultPoint::kImageSweepClaimed);
-    auto& fault = gates.close(FaultPoint::kImageFaultRead, page_key(0, PageIndex{130}));
+    auto& sweep = gates.close(InjectPoint::kImageSweepClaimed);
+    auto& fault = gates.close(InjectPoint::kImageFaultRead, page_key(0, PageIndex{130}));
     vm.seal();
     ASSERT_TRUE(gates.wait_parked(sweep));
     auto access = is_clone ? clone.read(130) : vm.parent->write(130, 1);
@@ -110,7 +110,7 @@ TEST(ImageRace, AWriteOnAPageThatIsCopiedAndNotYetReleased) {
   vm.open();
   auto& clone = vm.add_clone();
   vm.arm();
-  parking.arm(FaultPoint::kImagePublished, page_key(0, PageIndex{kFirstChunk}));
+  parking.arm(InjectPoint::kImagePublished, page_key(0, PageIndex{kFirstChunk}));
   vm.seal();
   ASSERT_TRUE(parking.wait_parked());
   auto writing = vm.parent->write(9, 1);
@@ -128,8 +128,8 @@ TEST(ImageRace, TheSweepGoesAroundWhatAFaultHasClaimed) {
   ImageHarness vm(ImageHarness::Specs{{256}});
   vm.open();
   vm.arm();
-  auto& sweep = gates.close(FaultPoint::kImageSweepClaimed);
-  auto& fault = gates.close(FaultPoint::kImageClaimed, page_key(0, PageIndex{144}));
+  auto& sweep = gates.close(InjectPoint::kImageSweepClaimed);
+  auto& fault = gates.close(InjectPoint::kImageClaimed, page_key(0, PageIndex{144}));
   vm.seal();
   ASSERT_TRUE(gates.wait_parked(sweep));
   auto writing = vm.parent->write(150, 1);
@@ -149,7 +149,7 @@ TEST(ImageRace, FaultsWhileTheLastPagesAreBeingLetGo) {
   vm.open();
   auto& clone = vm.add_clone();
   vm.arm();
-  parking.arm(FaultPoint::kImageFinish);
+  parking.arm(InjectPoint::kImageFinish);
   vm.seal();
   ASSERT_TRUE(parking.wait_parked());
   auto reading = clone.read(77);
@@ -164,7 +164,7 @@ TEST(ImageRace, WritesOfTheParentWhileItIsBeingArmed) {
   Parking parking;
   ImageHarness vm(ImageHarness::Specs{{8192}});  // two pieces
   vm.open();
-  parking.arm(FaultPoint::kImageArm, kImagePieceBytes);
+  parking.arm(InjectPoint::kImageArm, kImagePieceBytes);
   auto arming = std::async(std::launch::async, [&] { return vm.capture->arm().ok(); });
   ASSERT_TRUE(parking.wait_parked());
   EXPECT_EQ(vm.capture->state(), ImageState::kArming);
@@ -189,10 +189,10 @@ TEST(ImageRace, CloseWhileArming) {
   Gates gates;
   ImageHarness vm(ImageHarness::Specs{{8192}});
   vm.open();
-  auto& piece = gates.close(FaultPoint::kImageArm, kImagePieceBytes);
+  auto& piece = gates.close(InjectPoint::kImageArm, kImagePieceBytes);
   auto arming = std::async(std::launch::async, [&] { return vm.capture->arm(); });
   ASSERT_TRUE(gates.wait_parked(piece));
-  auto& stop = gates.close(FaultPoint::kImageStop);
+  auto& stop = gates.close(InjectPoint::kImageStop);
   auto closing = std::async(std::launch::async, [&] { vm.capture->close(); });
   ASSERT_TRUE(gates.wait_parked(stop));
   gates.open(stop);
@@ -214,9 +214,9 @@ TEST(ImageRace, CloseWhileAFaultIsBeingServedAndTheSweepIsAtWork) {
     ImageHarness vm(ImageHarness::Specs{{256}});
     vm.open();
     vm.arm();
-    auto& sweep = gates.close(FaultPoint::kImageSweepClaimed, page_key(0, PageIndex{kFirstChunk}));
-    auto& fault = gates.close(FaultPoint::kImageClaimed);
-    auto& stop = gates.close(FaultPoint::kImageStop);
+    auto& sweep = gates.close(InjectPoint::kImageSweepClaimed, page_key(0, PageIndex{kFirstChunk}));
+    auto& fault = gates.close(InjectPoint::kImageClaimed);
+    auto& stop = gates.close(InjectPoint::kImageStop);
     vm.seal();
     ASSERT_TRUE(gates.wait_parked(sweep));
     auto writing = vm.parent->write(200, 1);
@@ -243,7 +243,7 @@ TEST(ImageRace, ACloneIsTakenOutWhileItWaits) {
   auto& clone = vm.add_clone();
   auto& other = vm.add_clone();
   vm.arm();
-  parking.arm(FaultPoint::kImageSweepClaimed, page_key(0, PageIndex{kFirstChunk}));
+  parking.arm(InjectPoint::kImageSweepClaimed, page_key(0, PageIndex{kFirstChunk}));
   vm.seal();
   ASSERT_TRUE(parking.wait_parked());
   auto reading = clone.read(4);
@@ -268,8 +268,8 @@ TEST(ImageRace, LeaveInTheMiddleAndGoOnInAnotherCapture) {
   vm.open();
   auto& clone = vm.add_clone();
   vm.arm();
-  auto& sweep = gates.close(FaultPoint::kImageSweepClaimed, page_key(0, PageIndex{kChunkPages}));
-  auto& stop = gates.close(FaultPoint::kImageStop);
+  auto& sweep = gates.close(InjectPoint::kImageSweepClaimed, page_key(0, PageIndex{kChunkPages}));
+  auto& stop = gates.close(InjectPoint::kImageStop);
   vm.seal();
   ASSERT_TRUE(gates.wait_parked(sweep));
   auto leaving = std::async(std::launch::async, [&] { vm.capture->leave(); });
@@ -315,9 +315,9 @@ TEST(ImageRace, FaultsThatWereReadAndNotAnsweredAreReportedAgain) {
   vm.open();
   auto& clone = vm.add_clone();
   vm.arm();
-  auto& sweep = gates.close(FaultPoint::kImageSweepClaimed, page_key(0, PageIndex{kFirstChunk}));
-  auto& fault = gates.close(FaultPoint::kImageFaultRead, page_key(0, PageIndex{200}));
-  auto& stop = gates.close(FaultPoint::kImageStop);
+  auto& sweep = gates.close(InjectPoint::kImageSweepClaimed, page_key(0, PageIndex{kFirstChunk}));
+  auto& fault = gates.close(InjectPoint::kImageFaultRead, page_key(0, PageIndex{200}));
+  auto& stop = gates.close(InjectPoint::kImageStop);
   vm.seal();
   ASSERT_TRUE(gates.wait_parked(sweep));
   auto reading = clone.read(5);

@@ -11,6 +11,8 @@
 #include "tests/image/harness.hpp"
 #include "tests/preload/preload_fixture.hpp"
 #include "tests/source/book_listener.hpp"
+#include "transport/shm/provider.hpp"
+#include "transport/tcp/provider.hpp"
 
 namespace vmigrate::pager {
 namespace {
@@ -127,8 +129,8 @@ TEST_F(CloneSource, ServesWhatItHasWrittenAndTheImageBeneathIt) {
   Parking parking;
   open();
   EXPECT_EQ(bad_bytes(), 0u) << "before anybody has looked";
-  parking.arm(wire::FaultPoint::kSourceKeep);
-  ASSERT_TRUE(session_->freeze().ok());
+  parking.arm(wire::InjectPoint::kSourceKeep);
+  ASSERT_TRUE(session_->scan().ok());
   ASSERT_TRUE(parking.wait_parked());
   EXPECT_EQ(bad_bytes(), 0u) << "while its pages are copied";
   EXPECT_EQ(header().ready, 1u) << "the target does not wait for that";
@@ -148,7 +150,7 @@ TEST_F(CloneSource, ServesWhatItHasWrittenAndTheImageBeneathIt) {
 
 TEST_F(CloneSource, NeedsNoProcessOnceItsPagesAreKept) {
   open();
-  ASSERT_TRUE(session_->freeze().ok());
+  ASSERT_TRUE(session_->scan().ok());
   ASSERT_TRUE(is_kept());
   clone_->kill_now();
   EXPECT_EQ(bad_bytes(), 0u);
@@ -157,7 +159,7 @@ TEST_F(CloneSource, NeedsNoProcessOnceItsPagesAreKept) {
   session_.reset();
   open(/*resume=*/true, /*has_process=*/false);
   EXPECT_EQ(bad_bytes(), 0u);
-  ASSERT_TRUE(session_->freeze().ok());
+  ASSERT_TRUE(session_->scan().ok());
   ASSERT_TRUE(eventually([this] { return header().ready == 1; }));
   EXPECT_EQ(header().data_page_count, kDataPages + 1);
   EXPECT_EQ(counter(SourceCounter::kOwnPagesKept), kOwnPages);
@@ -165,11 +167,11 @@ TEST_F(CloneSource, NeedsNoProcessOnceItsPagesAreKept) {
 
 TEST_F(CloneSource, NorDoesAReadThatIsUnderWayWhenTheyAre) {
   test::Gates gates;
-  auto& keep = gates.close(wire::FaultPoint::kSourceKeep);
+  auto& keep = gates.close(wire::InjectPoint::kSourceKeep);
   open();
-  ASSERT_TRUE(session_->freeze().ok());
+  ASSERT_TRUE(session_->scan().ok());
   ASSERT_TRUE(gates.wait_parked(keep));
-  auto& look = gates.close(wire::FaultPoint::kSourceRead, page_key(0, PageIndex{10}));
+  auto& look = gates.close(wire::InjectPoint::kSourceRead, page_key(0, PageIndex{10}));
   auto reading = std::async(std::launch::async, [this] { return read_page(10); });
   ASSERT_TRUE(gates.wait_parked(look));
   gates.open(keep);
@@ -184,8 +186,8 @@ TEST_F(CloneSource, NorDoesAReadThatIsUnderWayWhenTheyAre) {
 TEST_F(CloneSource, IsLostIfItEndsBeforeThat) {
   Parking parking;
   open();
-  parking.arm(wire::FaultPoint::kSourceKeep);
-  ASSERT_TRUE(session_->freeze().ok());
+  parking.arm(wire::InjectPoint::kSourceKeep);
+  ASSERT_TRUE(session_->scan().ok());
   ASSERT_TRUE(parking.wait_parked());
   clone_->kill_now();
   EXPECT_FALSE(session_->failure()) << "nobody has missed anything yet";
@@ -208,8 +210,8 @@ TEST_F(CloneSource, IsLostIfItEndsBeforeThat) {
 TEST_F(CloneSource, IsLookedAtAgainByTheNextDaemonIfItsPagesWereNotKept) {
   Parking parking;
   open();
-  parking.arm(wire::FaultPoint::kSourceKeep);
-  ASSERT_TRUE(session_->freeze().ok());
+  parking.arm(wire::InjectPoint::kSourceKeep);
+  ASSERT_TRUE(session_->scan().ok());
   ASSERT_TRUE(parking.wait_parked());
   auto closing = std::async(std::launch::async, [this] { session_.reset(); });
   // Its connections are closed first; from then on it waits for the thread that is parked.
@@ -218,14 +220,14 @@ TEST_F(CloneSource, IsLookedAtAgainByTheNextDaemonIfItsPagesWereNotKept) {
   closing.get();
   open(/*resume=*/true);
   EXPECT_EQ(bad_bytes(), 0u);
-  ASSERT_TRUE(session_->freeze().ok());
+  ASSERT_TRUE(session_->scan().ok());
   ASSERT_TRUE(is_kept());
   EXPECT_EQ(bad_bytes(), 0u);
 }
 
 TEST_F(CloneSource, WhatAnEarlierMoveHasKeptIsForgotten) {
   open();
-  ASSERT_TRUE(session_->freeze().ok());
+  ASSERT_TRUE(session_->scan().ok());
   ASSERT_TRUE(is_kept());
   session_.reset();
   // That move was undone: the clone has run on.
@@ -233,7 +235,7 @@ TEST_F(CloneSource, WhatAnEarlierMoveHasKeptIsForgotten) {
   write(30 * kPage, 2);
   open();
   EXPECT_FALSE(has_file(own_path_));
-  ASSERT_TRUE(session_->freeze().ok());
+  ASSERT_TRUE(session_->scan().ok());
   ASSERT_TRUE(is_kept());
   EXPECT_EQ(bad_bytes(), 0u);
   EXPECT_EQ(counter(SourceCounter::kOwnPages), kOwnPages + 1);
@@ -242,7 +244,7 @@ TEST_F(CloneSource, WhatAnEarlierMoveHasKeptIsForgotten) {
 TEST_F(CloneSource, IsServedFromItsProcessWhereItsPagesCannotBeKept) {
   own_path_ = path("nowhere/ram.own");
   open();
-  ASSERT_TRUE(session_->freeze().ok());
+  ASSERT_TRUE(session_->scan().ok());
   ASSERT_TRUE(eventually([this] { return session_->failure().has_value(); }));
   EXPECT_NE(session_->failure()->code, ErrorCode::kProcessGone);
   EXPECT_EQ(header().ready, 1u);
@@ -260,10 +262,10 @@ TEST_F(CloneSource, AFileOfPagesThatIsNotOursIsRefused) {
 TEST_F(CloneSource, IsExposedOverTcpAlone) {
   const std::vector<SourceRegionConfig> regions{{image_.path, kLengthBytes, kPage}};
   const SourceCloneConfig clone{listener_->memory(), {own_path_}, false};
-  auto shm = transport::listen_shm({path("data.sock"), 0});
+  auto shm = transport::kShmProvider.listen({path("data.sock"), 0}, {});
   ASSERT_TRUE(shm.ok());
   EXPECT_FALSE(SourceSession::open(*shm.value(), {}, regions, &clone).ok());
-  auto tcp = transport::listen_tcp({"127.0.0.1", 0});
+  auto tcp = transport::kTcpProvider.listen({"127.0.0.1", 0}, {});
   ASSERT_TRUE(tcp.ok());
   EXPECT_TRUE(SourceSession::open(*tcp.value(), {}, regions, &clone).ok());
   const SourceCloneConfig none{listener_->memory(), {}, false};

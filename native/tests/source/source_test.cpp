@@ -78,13 +78,13 @@ TEST_F(Source, ExposesRegionsAndMapsReadOnly) {
   EXPECT_FALSE(book_.session_alive);
 }
 
-TEST_F(Source, FreezeFindsDataAndHoles) {
+TEST_F(Source, ScanFindsDataAndHoles) {
   const auto has_data = [](uint64_t page) { return page % 3 == 1 || (page > 40 && page < 90) || page == 99; };
   make_region("a", 100, has_data);
   make_region("b", 9, [](uint64_t) { return false; });
   open();
-  ASSERT_TRUE(session_->freeze().ok());
-  ASSERT_TRUE(session_->freeze().ok()) << "twice is once";
+  ASSERT_TRUE(session_->scan().ok());
+  ASSERT_TRUE(session_->scan().ok()) << "twice is once";
   ASSERT_TRUE(test::eventually([&] { return header(0).ready == 1 && header(1).ready == 1; }));
   uint64_t data = 0;
   for (uint64_t page = 0; page < 100; ++page) {
@@ -117,7 +117,7 @@ TEST_F(Source, HolesThatExposingHasFilledStayHolesUnlessTheVmHasWrittenToThem) {
       ASSERT_EQ(::pwrite(fd.get(), &last, 1, static_cast<off_t>((page + 1) * kPage - 1)), 1);
     }
   }
-  ASSERT_TRUE(session_->freeze().ok());
+  ASSERT_TRUE(session_->scan().ok());
   ASSERT_TRUE(test::eventually([&] { return header(0).ready == 1; }));
   uint64_t data = 0;
   for (uint64_t page = 0; page < 700; ++page) {
@@ -133,8 +133,8 @@ TEST_F(Source, ARegionThatShrankIsNeverCalledReady) {
   Parking parking;
   make_region("a", 64, [](uint64_t) { return true; });
   open();
-  parking.arm(wire::FaultPoint::kSourceScan);
-  ASSERT_TRUE(session_->freeze().ok());
+  parking.arm(wire::InjectPoint::kSourceScan);
+  ASSERT_TRUE(session_->scan().ok());
   ASSERT_TRUE(parking.wait_parked());
   ASSERT_EQ(::truncate((dir_ / "a").c_str(), 10 * kPage), 0);
   parking.release();
@@ -158,8 +158,8 @@ TEST_F(Source, ClosesWhileItsScanIsParked) {
   Parking parking;
   make_region("a", 64, [](uint64_t) { return true; });
   open();
-  parking.arm(wire::FaultPoint::kSourceScan);
-  ASSERT_TRUE(session_->freeze().ok());
+  parking.arm(wire::InjectPoint::kSourceScan);
+  ASSERT_TRUE(session_->scan().ok());
   ASSERT_TRUE(parking.wait_parked());
   auto closing = std::async(std::launch::async, [&] { session_.reset(); });
   EXPECT_EQ(closing.wait_for(20ms), std::future_status::timeout);

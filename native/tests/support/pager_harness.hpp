@@ -88,7 +88,7 @@ class Parking {
     current() = nullptr;
   }
   /// The next thread that meets `point` (with this detail, if given) stops there.
-  void arm(wire::FaultPoint point, std::optional<uint64_t> detail = std::nullopt) {
+  void arm(wire::InjectPoint point, std::optional<uint64_t> detail = std::nullopt) {
     const std::lock_guard lock(mutex_);
     armed_ = point;
     detail_ = detail;
@@ -111,10 +111,10 @@ class Parking {
     static Parking* parking = nullptr;
     return parking;
   }
-  static void hook(wire::FaultPoint point, uint64_t detail) {
+  static void hook(wire::InjectPoint point, uint64_t detail) {
     if (Parking* parking = current()) parking->meet(point, detail);
   }
-  void meet(wire::FaultPoint point, uint64_t detail) {
+  void meet(wire::InjectPoint point, uint64_t detail) {
     std::unique_lock lock(mutex_);
     if (armed_ != point || parked_ || (detail_ && *detail_ != detail)) return;
     parked_ = true;
@@ -123,7 +123,7 @@ class Parking {
   }
   std::mutex mutex_;
   std::condition_variable changed_;
-  std::optional<wire::FaultPoint> armed_;
+  std::optional<wire::InjectPoint> armed_;
   std::optional<uint64_t> detail_;
   bool parked_ = false;
   bool released_ = false;

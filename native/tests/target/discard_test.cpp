@@ -12,7 +12,7 @@ namespace {
 using test::kPage;
 using test::PagerHarness;
 using test::Parking;
-using wire::FaultPoint;
+using wire::InjectPoint;
 using wire::TargetCounter;
 
 constexpr uint64_t kLargePage = 2 << 20;
@@ -72,7 +72,7 @@ TEST(Discard, BetweenFindingAPageAndMappingIt) {
   const UniqueFd fd(::open(vm.regions[0].target_path.c_str(), O_RDWR | O_CLOEXEC));
   const uint64_t word = 7;
   ASSERT_EQ(::pwrite(fd.get(), &word, sizeof word, 4 * kPage), static_cast<ssize_t>(sizeof word));
-  parking.arm(FaultPoint::kTargetBeforePublish, page_key(0, PageIndex{4}));
+  parking.arm(InjectPoint::kTargetBeforePublish, page_key(0, PageIndex{4}));
   auto reading = vm.touch(0, 4);
   ASSERT_TRUE(parking.wait_parked());
   discard(vm, 4);

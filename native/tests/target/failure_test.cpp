@@ -7,6 +7,7 @@
 #include <sys/mount.h>
 
 #include "target/target.hpp"
+#include "tests/support/broken_descriptor.hpp"
 #include "tests/support/pager_harness.hpp"
 
 namespace vmigrate::pager {
@@ -51,6 +52,66 @@ INSTANTIATE_TEST_SUITE_P(Results, TargetPagerRefusal,
                                            Refusal{transport::OpResult::kNotAllowed, ErrorCode::kProtocol},
                                            Refusal{transport::OpResult::kIoError, ErrorCode::kRegionChanged},
                                            Refusal{transport::OpResult::kNoSpace, ErrorCode::kNoSpace}));
+
+void expect_failure(const PagerHarness& vm, ErrorCode code, int system_errno, const char* what) {
+  ASSERT_TRUE(vm.session->failure());
+  EXPECT_EQ(vm.session->failure()->code, code);
+  EXPECT_EQ(vm.session->failure()->system_errno, system_errno);
+  EXPECT_STREQ(vm.session->failure()->what, what);
+}
+
+TEST(TargetPagerCall, AUserfaultfdThatCannotBeReadIsNamedWithItsErrno) {
+  PagerHarness vm(PagerHarness::Specs{{8}});
+  vm.map_vm();
+  vm.open();
+  ASSERT_TRUE(vm.session->connect(vm.endpoints()).ok());
+  const test::BrokenDescriptor broken(vm.memory.descriptors[0].fd.get());
+  ASSERT_TRUE(vm.session->start().ok());
+  ASSERT_TRUE(vm.reaches(TargetState::kFailed));
+  expect_failure(vm, ErrorCode::kSystem, EISDIR, "read(userfaultfd)");
+  vm.session->close();
+}
+
+TEST(TargetPagerCall, AWakeThatFailsIsNamedWithItsErrno) {
+  PagerHarness vm(PagerHarness::Specs{{8}});
+  vm.map_vm();
+  vm.open();
+  vm.session->close();
+  vm.open(true);
+  ASSERT_TRUE(vm.session->connect(vm.endpoints()).ok());
+  const test::BrokenDescriptor broken(vm.memory.descriptors[0].fd.get());
+  ASSERT_TRUE(vm.session->start().ok());
+  ASSERT_TRUE(vm.reaches(TargetState::kFailed));
+  expect_failure(vm, ErrorCode::kSystem, ENOTTY, "UFFDIO_WAKE");
+  vm.session->close();
+}
+
+TEST(TargetPagerCall, AnUnregisterThatFailsIsNamedWithItsErrno) {
+  PagerHarness vm(PagerHarness::Specs{{8}, {8, [](uint64_t) { return false; }}});
+  vm.map_vm();
+  vm.finish_maps();
+  vm.open();
+  ASSERT_TRUE(vm.session->connect(vm.endpoints()).ok());
+  // The VM is alive and has unmapped a region that is all zeros, so that nothing meets it but the end.
+  ASSERT_EQ(::munmap(vm.regions[1].base, vm.regions[1].length_bytes()), 0);
+  vm.regions[1].base = nullptr;
+  ASSERT_TRUE(vm.session->start().ok());
+  ASSERT_TRUE(vm.reaches(TargetState::kFailed));
+  expect_failure(vm, ErrorCode::kInvalidArgument, EINVAL, "UFFDIO_UNREGISTER");
+}
+
+TEST(TargetPagerCall, AContinueIntoAnUnmappedRangeIsARegionThatHasChanged) {
+  PagerHarness vm(PagerHarness::Specs{{8}, {8}});
+  vm.map_vm();
+  vm.finish_maps();
+  vm.open();
+  ASSERT_TRUE(vm.session->connect(vm.endpoints()).ok());
+  ASSERT_EQ(::munmap(vm.regions[1].base, vm.regions[1].length_bytes()), 0);
+  vm.regions[1].base = nullptr;
+  ASSERT_TRUE(vm.session->start().ok());
+  ASSERT_TRUE(vm.reaches(TargetState::kFailed));
+  expect_failure(vm, ErrorCode::kRegionChanged, ENOENT, "UFFDIO_CONTINUE");
+}
 
 class TargetPagerBadMap : public ::testing::TestWithParam<int> {};
 

@@ -15,7 +15,7 @@ using namespace std::chrono_literals;
 using test::kPage;
 using test::PagerHarness;
 using test::Parking;
-using wire::FaultPoint;
+using wire::InjectPoint;
 using wire::TargetCounter;
 
 PageKey page0(uint64_t page) {
@@ -25,7 +25,7 @@ PageKey page0(uint64_t page) {
 TEST(Race, FaultOnAPageThatPrefetchHasClaimed) {
   Parking parking;
   PagerHarness vm(PagerHarness::Specs{{32}});
-  parking.arm(FaultPoint::kTargetPrefetchClaimed);
+  parking.arm(InjectPoint::kTargetPrefetchClaimed);
   vm.start();
   ASSERT_TRUE(parking.wait_parked());
   // Claimed by bulk, not even posted.
@@ -44,7 +44,7 @@ TEST(Race, FaultOnAPageThatPrefetchHasClaimed) {
 TEST(Race, FaultBetweenArrivalAndPublish) {
   Parking parking;
   PagerHarness vm(PagerHarness::Specs{{32}});
-  parking.arm(FaultPoint::kTargetBeforePublish);
+  parking.arm(InjectPoint::kTargetBeforePublish);
   vm.start();
   ASSERT_TRUE(parking.wait_parked());
   // In the page cache already, so the fault is a minor one; not published, so it must wait.
@@ -68,7 +68,7 @@ TEST(Race, PageArrivesWhileItsFaultIsBeingLookedAt) {
   vm.open();
   ASSERT_TRUE(vm.session->connect(vm.endpoints()).ok());
   vm.bulk->hold_all();
-  parking.arm(FaultPoint::kTargetFaultRead, page0(5));
+  parking.arm(InjectPoint::kTargetFaultRead, page0(5));
   ASSERT_TRUE(vm.session->start().ok());
   auto reading = vm.touch(0, 5);
   ASSERT_TRUE(parking.wait_parked());
@@ -91,7 +91,7 @@ TEST(Race, DemandOvertakesPrefetch) {
   ASSERT_TRUE(vm.session->connect(vm.endpoints()).ok());
   // The map may be read, the first prefetch run hangs, and the second is not posted.
   vm.bulk->hold_if([](const transport::Operation& op) { return op.remote.length_bytes == 512 * kPage; });
-  parking.arm(FaultPoint::kTargetPrefetchClaimed, page0(kChunkBytesBusy / kPage));
+  parking.arm(InjectPoint::kTargetPrefetchClaimed, page0(kChunkBytesBusy / kPage));
   ASSERT_TRUE(vm.session->start().ok());
   ASSERT_TRUE(parking.wait_parked());
   EXPECT_EQ(vm.bulk->held_count(), 1u);
@@ -151,7 +151,7 @@ TEST(Race, FaultOnAZeroPageAndAWriteToIt) {
 TEST(Race, PageIsMarkedZeroWhileItsFaultIsBeingLookedAt) {
   Parking parking;
   PagerHarness vm(PagerHarness::Specs{{16, [](uint64_t) { return false; }}});
-  parking.arm(FaultPoint::kTargetFaultRead, page0(3));
+  parking.arm(InjectPoint::kTargetFaultRead, page0(3));
   vm.start(false);
   auto reading = vm.touch(0, 3);
   ASSERT_TRUE(parking.wait_parked());
@@ -187,7 +187,7 @@ TEST(Race, HolePunchedUnderAPageReadsAsZerosNotForEver) {
   vm.map_vm();
   vm.open();
   ASSERT_TRUE(vm.session->connect(vm.endpoints()).ok());
-  parking.arm(FaultPoint::kTargetBeforePublish, page0(6));
+  parking.arm(InjectPoint::kTargetBeforePublish, page0(6));
   ASSERT_TRUE(vm.session->start().ok());
   auto reading = vm.touch(0, 6);
   ASSERT_TRUE(parking.wait_parked());
@@ -268,8 +268,8 @@ TEST(Race, CloseDuringAFaultLeavesTheVcpuWaitingAndTheNextSessionAnswers) {
 }
 
 TEST(Race, CloseWhileAFaultIsParkedAtEachPoint) {
-  for (const FaultPoint point : {FaultPoint::kTargetFaultRead, FaultPoint::kTargetClaimed,
-                                 FaultPoint::kTargetBeforePost, FaultPoint::kTargetBeforePublish}) {
+  for (const InjectPoint point : {InjectPoint::kTargetFaultRead, InjectPoint::kTargetClaimed,
+                                  InjectPoint::kTargetBeforePost, InjectPoint::kTargetBeforePublish}) {
     Parking parking;
     PagerHarness vm(PagerHarness::Specs{{16}});
     parking.arm(point, page0(5));

@@ -22,10 +22,12 @@ using wire::SourceCounter;
 using wire::TargetCounter;
 
 struct Wire {
-  const char* name;
-  Provider provider;
+  const Provider* provider;
   bool faulty;
 };
+void PrintTo(const Wire& tested, std::ostream* out) {
+  *out << tested.provider->name << (tested.faulty ? ", faulty" : "");
+}
 
 class PagerTransport : public ::testing::TestWithParam<Wire> {
  protected:
@@ -33,7 +35,7 @@ class PagerTransport : public ::testing::TestWithParam<Wire> {
     if (const std::string missing = transport::missing_for(provider()); !missing.empty())
       GTEST_SKIP() << missing;
   }
-  Provider provider() const { return GetParam().provider; }
+  const Provider& provider() const { return *GetParam().provider; }
   void listen() { listener_ = transport::must_listen(provider()); }
   /// A source that serves the harness' source files under a token of its own.
   void open_source(const PagerHarness& vm, uint8_t number) {
@@ -91,7 +93,7 @@ TEST_P(PagerTransport, MovesEveryByteUnderFaultsOfSeveralVcpus) {
   auto early = vm.touch(0, 4095 - 1);
   ASSERT_TRUE(PagerHarness::arrives(early));
   EXPECT_EQ(early.get(), vm.expected(0, 4094));
-  ASSERT_TRUE(source_->freeze().ok());
+  ASSERT_TRUE(source_->scan().ok());
   std::atomic<uint64_t> bad{0};
   std::vector<std::thread> vcpus;
   for (uint32_t t = 0; t < 3; ++t) {
@@ -116,10 +118,10 @@ TEST_P(PagerTransport, MovesEveryByteUnderFaultsOfSeveralVcpus) {
       << "every page came once";
   uint64_t holes = 0;
   for (uint64_t page = 0; page < 4096; ++page) holes += has_data(page) ? 0 : 1;
-  if (provider() != Provider::kShm) {  // which reads holes through a mapping, and so fills them
+  if (!provider().shares_files) {  // which reads holes through a mapping, and so fills them
     EXPECT_EQ(source_counter(SourceCounter::kZeroPages), holes) << "also where exposing has filled them";
   }
-  if (provider() == Provider::kTcp) {  // otherwise the source has no part in a read
+  if (provider().serves_by_thread) {  // otherwise the source has no part in a read
     EXPECT_GE(source_counter(SourceCounter::kReadBytes), vm.counter(TargetCounter::kPagesPresent) * kPage);
   }
   EXPECT_TRUE(test::eventually([&] { return source_counter(SourceCounter::kConnections) == 0; }))
@@ -141,7 +143,7 @@ TEST_P(PagerTransport, ASourceThatComesBackWithNewKeysIsReconnected) {
   auto waiting = vm.touch(0, 200);
   EXPECT_TRUE(PagerHarness::waits(waiting));
   open_source(vm, 2);
-  ASSERT_TRUE(source_->freeze().ok());
+  ASSERT_TRUE(source_->scan().ok());
   ASSERT_TRUE(vm.session->connect(endpoints()).ok());
   ASSERT_TRUE(PagerHarness::arrives(waiting));
   EXPECT_EQ(waiting.get(), vm.expected(0, 200));
@@ -162,11 +164,11 @@ TEST_P(PagerTransport, ASourceFileThatShrinksIsAnErrorAndNoSignal) {
   ASSERT_TRUE(PagerHarness::arrives(first));
   ASSERT_EQ(::truncate(vm.regions[0].source_path.c_str(), 16 * kPage), 0);
   auto lost = vm.touch(0, 90);
-  if (provider() == Provider::kVerbs) {
+  if (provider().pins_memory) {
     // The device has the pages still, and reads what was in them.
     ASSERT_TRUE(PagerHarness::arrives(lost));
     EXPECT_EQ(lost.get(), vm.expected(0, 90));
-    ASSERT_TRUE(source_->freeze().ok());
+    ASSERT_TRUE(source_->scan().ok());
     ASSERT_TRUE(test::eventually([&] { return source_->failure().has_value(); }));
     EXPECT_EQ(source_->failure()->code, ErrorCode::kRegionChanged);
     return;
@@ -174,7 +176,7 @@ TEST_P(PagerTransport, ASourceFileThatShrinksIsAnErrorAndNoSignal) {
   ASSERT_TRUE(vm.reaches(TargetState::kFailed));
   EXPECT_EQ(vm.session->failure()->code, ErrorCode::kRegionChanged);
   EXPECT_TRUE(PagerHarness::waits(lost));
-  ASSERT_TRUE(source_->freeze().ok());
+  ASSERT_TRUE(source_->scan().ok());
   ASSERT_TRUE(test::eventually([&] { return source_->failure().has_value(); }));
   EXPECT_EQ(source_->failure()->code, ErrorCode::kRegionChanged);
   // Grown again with its bytes, for the vCPU of this test to end.
@@ -191,12 +193,16 @@ TEST_P(PagerTransport, ASourceFileThatShrinksIsAnErrorAndNoSignal) {
   EXPECT_EQ(lost.get(), vm.expected(0, 90));
 }
 
-INSTANTIATE_TEST_SUITE_P(
-    Wires, PagerTransport,
-    ::testing::Values(Wire{"tcp", Provider::kTcp, false}, Wire{"shm", Provider::kShm, false},
-                      Wire{"verbs", Provider::kVerbs, false}, Wire{"tcpFaulty", Provider::kTcp, true},
-                      Wire{"shmFaulty", Provider::kShm, true}, Wire{"verbsFaulty", Provider::kVerbs, true}),
-    [](const auto& tested) { return std::string(tested.param.name); });
+std::vector<Wire> all_wires() {
+  std::vector<Wire> wires;
+  for (const bool faulty : {false, true})
+    for (const Provider* provider : transport::tested_providers()) wires.push_back({provider, faulty});
+  return wires;
+}
+
+INSTANTIATE_TEST_SUITE_P(Wires, PagerTransport, ::testing::ValuesIn(all_wires()), [](const auto& tested) {
+  return std::string(tested.param.provider->name) + (tested.param.faulty ? "Faulty" : "");
+});
 
 }  // namespace
 }  // namespace vmigrate::pager

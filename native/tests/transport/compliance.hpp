@@ -13,9 +13,12 @@
 namespace vmigrate::transport {
 
 struct ComplianceCase {
-  Provider provider;
+  const Provider* provider;
   bool faulty;
 };
+inline void PrintTo(const ComplianceCase& tested, std::ostream* out) {
+  *out << tested.provider->name << (tested.faulty ? ", faulty" : "");
+}
 
 inline constexpr uint64_t kRegionBytes = 8 << 20;
 
@@ -24,7 +27,7 @@ class TransportCompliance : public testing::TestWithParam<ComplianceCase> {
   void SetUp() override {
     if (const std::string missing = missing_for(provider()); !missing.empty()) GTEST_SKIP() << missing;
   }
-  Provider provider() const { return GetParam().provider; }
+  const Provider& provider() const { return *GetParam().provider; }
 
   void listen() {
     listener_ = must_listen(provider());

@@ -9,9 +9,11 @@
 
 #include <atomic>
 #include <cstdlib>
+#include <map>
 #include <sstream>
 
 #include "base/check.hpp"
+#include "tests/transport/unix_provider.hpp"
 
 namespace vmigrate::transport {
 
@@ -47,25 +49,29 @@ Credentials make_credentials(uint8_t seed) {
 
 namespace {
 
-struct RdmaAddresses {
+struct DeviceAddresses {
   std::string missing;  ///< why there is none
   std::vector<std::string> addresses;
 };
 
-/// This machine's RDMA addresses: the first listens, the last connects. Found by a child, because a process
-/// that has opened an RDMA device cannot use it after a fork, and a test forks.
-RdmaAddresses find_rdma_addresses() {
+/// This machine's addresses of a provider with devices: the first listens, the last connects. Found by a
+/// child, because a process that has opened an RDMA device cannot use it after a fork, and a test forks.
+DeviceAddresses find_addresses(const Provider& provider) {
   int pipes[2];
   VMG_CHECK(::pipe2(pipes, O_CLOEXEC) == 0);
   const pid_t child = ::fork();
   VMG_CHECK(child >= 0);
   if (child == 0) {
-    const auto found = verbs_addresses();
-    std::string text = found.ok() ? "" : std::string("!needs rdma: ") + found.error().what;
-    if (found.ok() && found.value().empty())
-      text = "!needs rdma: no address here belongs to an active RDMA port";
+    const auto found = provider.devices();
+    std::string text;
     if (found.ok())
-      for (const std::string& address : found.value()) text += address + "\n";
+      for (const Device& device : found.value())
+        for (const DevicePort& port : device.ports)
+          for (const std::string& address : port.addresses) text += address + "\n";
+    if (text.empty()) {
+      text = "!needs rdma: ";
+      text += found.ok() ? "no address here belongs to an active RDMA port" : found.error().what;
+    }
     ::_exit(::write(pipes[1], text.data(), text.size()) == static_cast<ssize_t>(text.size()) ? 0 : 1);
   }
   ::close(pipes[1]);
@@ -76,68 +82,56 @@ RdmaAddresses find_rdma_addresses() {
   ::close(pipes[0]);
   VMG_CHECK(::waitpid(child, nullptr, 0) == child);
   if (text.starts_with('!')) return {text.substr(1), {}};
-  RdmaAddresses result;
+  DeviceAddresses result;
   std::istringstream lines(text);
   for (std::string line; std::getline(lines, line);) result.addresses.push_back(line);
   return result;
 }
 
-const RdmaAddresses& rdma_addresses() {
-  static const RdmaAddresses addresses = find_rdma_addresses();
-  return addresses;
+const DeviceAddresses& addresses_of(const Provider& provider) {
+  static std::map<const Provider*, DeviceAddresses> known;
+  const auto found = known.find(&provider);
+  return found != known.end() ? found->second
+                              : known.emplace(&provider, find_addresses(provider)).first->second;
 }
 
 }  // namespace
 
-const char* name_of(Provider provider) {
-  switch (provider) {
-    case Provider::kTcp:
-      return "tcp";
-    case Provider::kShm:
-      return "shm";
-    case Provider::kVerbs:
-      return "verbs";
-  }
-  return "none";
+std::span<const Provider* const> tested_providers() {
+  static const auto tested = [] {
+    std::vector<const Provider*> all(providers().begin(), providers().end());
+    all.push_back(&kUnixProvider);
+    return all;
+  }();
+  return tested;
 }
 
-std::string missing_for(Provider provider) {
-  if (provider != Provider::kVerbs) return {};
-  return rdma_addresses().missing;
+std::string missing_for(const Provider& provider) {
+  return provider.devices == nullptr ? std::string() : addresses_of(provider).missing;
 }
 
-Address listen_address(Provider provider) {
+Address listen_address(const Provider& provider) {
   static std::atomic<int> number{0};
-  if (provider == Provider::kVerbs) return Address{rdma_addresses().addresses.front(), 0};
-  if (provider == Provider::kTcp) return Address{"127.0.0.1", 0};
-  return Address{"/tmp/vmigrate-shm-" + std::to_string(::getpid()) + "-" + std::to_string(number++), 0};
+  if (provider.devices != nullptr) return Address{addresses_of(provider).addresses.front(), 0};
+  if (!provider.host_is_path) return Address{"127.0.0.1", 0};
+  return Address{"/tmp/vmigrate-data-" + std::to_string(::getpid()) + "-" + std::to_string(number++), 0};
 }
 
-Result<std::unique_ptr<Listener>> listen_at(Provider provider, const Address& address) {
-  switch (provider) {
-    case Provider::kTcp:
-      return listen_tcp(address);
-    case Provider::kShm:
-      return listen_shm(address);
-    case Provider::kVerbs:
-      return listen_verbs(address);
-  }
-  return Error{ErrorCode::kInvalidArgument, 0, "no such provider"};
+Result<std::unique_ptr<Listener>> listen_at(const Provider& provider, const Address& address) {
+  return provider.listen(address, {});
 }
 
-std::unique_ptr<Listener> must_listen(Provider provider) {
+std::unique_ptr<Listener> must_listen(const Provider& provider) {
   auto listener = listen_at(provider, listen_address(provider));
   VMG_CHECK(listener.ok());
   return std::move(listener).value();
 }
 
-Result<std::unique_ptr<Endpoint>> connect(Provider provider, const Address& address,
+Result<std::unique_ptr<Endpoint>> connect(const Provider& provider, const Address& address,
                                           const Credentials& credentials, Channel channel) {
-  if (provider == Provider::kVerbs)
-    return connect_verbs(address, credentials, channel, kConnectTimeout,
-                         VerbsOptions{.local_host = rdma_addresses().addresses.back()});
-  return provider == Provider::kTcp ? connect_tcp(address, credentials, channel, kConnectTimeout)
-                                    : connect_shm(address, credentials, channel, kConnectTimeout);
+  Options options;
+  if (provider.devices != nullptr) options["localAddress"] = addresses_of(provider).addresses.back();
+  return provider.connect(address, credentials, channel, kConnectTimeout, options);
 }
 
 bool wait_ready(const Endpoint& endpoint, std::chrono::milliseconds timeout) {

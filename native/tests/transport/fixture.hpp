@@ -6,11 +6,13 @@
 #include <cstdint>
 #include <cstring>
 #include <memory>
+#include <ostream>
 #include <span>
 #include <string>
 #include <vector>
 
 #include "base/unique_fd.hpp"
+#include "transport/registry/registry.hpp"
 #include "transport/testing/faulty.hpp"
 #include "transport/transport.hpp"
 
@@ -40,18 +42,23 @@ class TestMemory {
   uint64_t length_bytes_;
 };
 
-enum class Provider { kTcp, kShm, kVerbs };
-const char* name_of(Provider provider);
+/// gtest names a case by this.
+inline void PrintTo(const Provider* provider, std::ostream* out) {
+  *out << provider->name;
+}
+
+/// Those of the registry, and one that only the tests know (unix_provider.hpp).
+std::span<const Provider* const> tested_providers();
 /// Why tests of this provider cannot run here; empty: they can. CI accepts `needs CAPABILITY` where that is
 /// missing.
-std::string missing_for(Provider provider);
+std::string missing_for(const Provider& provider);
 
 Credentials make_credentials(uint8_t seed);
 /// A fresh address to listen at.
-Address listen_address(Provider provider);
-Result<std::unique_ptr<Listener>> listen_at(Provider provider, const Address& address);
-std::unique_ptr<Listener> must_listen(Provider provider);
-Result<std::unique_ptr<Endpoint>> connect(Provider provider, const Address& address,
+Address listen_address(const Provider& provider);
+Result<std::unique_ptr<Listener>> listen_at(const Provider& provider, const Address& address);
+std::unique_ptr<Listener> must_listen(const Provider& provider);
+Result<std::unique_ptr<Endpoint>> connect(const Provider& provider, const Address& address,
                                           const Credentials& credentials, Channel channel = Channel::kDemand);
 
 /// Posts all operations, whatever the endpoint says in between, and returns the completions in the order in

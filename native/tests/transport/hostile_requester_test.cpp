@@ -13,13 +13,14 @@
 #include "tests/transport/hostile_fixture.hpp"
 #include "transport/credentials.hpp"
 #include "transport/limits.hpp"
+#include "transport/shm/provider.hpp"
+#include "transport/tcp/provider.hpp"
 
 namespace vmigrate::transport {
 namespace {
 
-UniqueFd raw_connect(Provider provider, const Address& address) {
-  const auto to =
-      provider == Provider::kTcp ? tcp_socket_address(address) : unix_socket_address(address.host);
+UniqueFd raw_connect(const Provider& provider, const Address& address) {
+  const auto to = provider.host_is_path ? unix_socket_address(address.host) : tcp_socket_address(address);
   auto fd = connect_socket(to.value(), soon());
   EXPECT_TRUE(fd.ok());
   return std::move(fd).value();
@@ -79,11 +80,11 @@ TEST(Credentials, ConstantTimeCompareComparesEveryByte) {
 }
 
 /// A real listener; the test plays the requester by hand.
-class HostileRequester : public testing::TestWithParam<Provider> {
+class HostileRequester : public testing::TestWithParam<const Provider*> {
  protected:
   void SetUp() override {
     remote_.fill(1);
-    listener_ = must_listen(GetParam());
+    listener_ = must_listen(*GetParam());
     session_ = listener_->expose_session(credentials_, nullptr, nullptr).value();
     key_ = session_->expose(remote_.local(), Access::kReadWrite).value();
     pristine_.assign(remote_.base(), remote_.base() + remote_.length_bytes());
@@ -91,14 +92,14 @@ class HostileRequester : public testing::TestWithParam<Provider> {
   // Whatever happened, an honest peer is served and the region is what it was.
   void TearDown() override {
     TestMemory local(65536);
-    auto endpoint = connect(GetParam(), listener_->address(), credentials_, Channel::kBulk);
+    auto endpoint = connect(*GetParam(), listener_->address(), credentials_, Channel::kBulk);
     ASSERT_TRUE(endpoint.ok());
     const LocalId id = endpoint.value()->register_local(local.local()).value();
     EXPECT_EQ(run_one(*endpoint.value(), Operation{1, id, 0, key_, 0, 65536}), OpResult::kOk);
     EXPECT_EQ(std::memcmp(local.base(), pristine_.data(), 65536), 0);
     EXPECT_EQ(std::memcmp(remote_.base(), pristine_.data(), pristine_.size()), 0);
   }
-  UniqueFd raw() { return raw_connect(GetParam(), listener_->address()); }
+  UniqueFd raw() { return raw_connect(*GetParam(), listener_->address()); }
   UniqueFd admitted() {
     UniqueFd fd = raw();
     wire::HelloReply reply{};
@@ -237,7 +238,7 @@ TEST_P(HostileRequester, ATruncatedFrameHarmsNobody) {
     const wire::FrameHeader header = make_header(wire::FrameOp::kWrite, key_.key, 0, 4096);
     ASSERT_TRUE(send_exactly(fd.get(), std::as_bytes(std::span(&header, 1)).first(length), soon()).ok());
   }
-  if (GetParam() == Provider::kTcp) {
+  if (GetParam() == &kTcpProvider) {
     // Nor does a WRITE whose bytes never come: nothing of its range is touched.
     UniqueFd fd = admitted();
     ASSERT_TRUE(send_raw(fd.get(), make_header(wire::FrameOp::kWrite, key_.key, 0, 4096)));
@@ -279,8 +280,8 @@ TEST_P(HostileRequester, SeededGarbageNeverHurtsTheServer) {
   EXPECT_GT(connections, 5u);
 }
 
-INSTANTIATE_TEST_SUITE_P(Providers, HostileRequester, testing::Values(Provider::kTcp, Provider::kShm),
-                         [](const auto& suite) { return suite.param == Provider::kTcp ? "tcp" : "shm"; });
+INSTANTIATE_TEST_SUITE_P(Providers, HostileRequester, testing::Values(&kTcpProvider, &kShmProvider),
+                         [](const auto& suite) { return suite.param->name; });
 
 class ShmPassing : public HostileRequester {};
 
@@ -314,7 +315,7 @@ TEST_P(ShmPassing, PassedDescriptorsAreNotKept) {
   EXPECT_TRUE(eventually([&] { return count_entries("/proc/self/fd") < before; })) << "descriptors were kept";
 }
 
-INSTANTIATE_TEST_SUITE_P(Providers, ShmPassing, testing::Values(Provider::kShm),
+INSTANTIATE_TEST_SUITE_P(Providers, ShmPassing, testing::Values(&kShmProvider),
                          [](const auto&) { return "shm"; });
 
 class TcpFlood : public HostileRequester {};
@@ -354,7 +355,7 @@ TEST_P(TcpFlood, AFloodedSessionEndsAtOnceAllTheSame) {
   key_ = session_->expose(remote_.local(), Access::kReadWrite).value();
 }
 
-INSTANTIATE_TEST_SUITE_P(Providers, TcpFlood, testing::Values(Provider::kTcp),
+INSTANTIATE_TEST_SUITE_P(Providers, TcpFlood, testing::Values(&kTcpProvider),
                          [](const auto&) { return "tcp"; });
 
 }  // namespace

@@ -13,24 +13,26 @@
 #include "tests/transport/hostile_fixture.hpp"
 #include "transport/limits.hpp"
 #include "transport/shm/frames.hpp"
+#include "transport/shm/provider.hpp"
+#include "transport/tcp/provider.hpp"
 
 namespace vmigrate::transport {
 namespace {
 
 /// A real requester; the test plays the server by hand.
-class HostileServer : public testing::TestWithParam<Provider> {
+class HostileServer : public testing::TestWithParam<const Provider*> {
  protected:
   void SetUp() override {
     local_.fill(1);
     pristine_.assign(local_.base(), local_.base() + local_.length_bytes());
-    Address address = listen_address(GetParam());
+    Address address = listen_address(*GetParam());
     const auto to =
-        GetParam() == Provider::kTcp ? tcp_socket_address(address) : unix_socket_address(address.host);
+        GetParam() == &kTcpProvider ? tcp_socket_address(address) : unix_socket_address(address.host);
     listening_.reset(::socket(to.value().storage.ss_family, SOCK_STREAM | SOCK_CLOEXEC, 0));
     ASSERT_EQ(::bind(listening_.get(), to.value().get(), to.value().length), 0);
     ASSERT_EQ(::listen(listening_.get(), 8), 0);
     path_ = address.host;
-    if (GetParam() == Provider::kTcp) {
+    if (GetParam() == &kTcpProvider) {
       sockaddr_in bound{};
       socklen_t length = sizeof bound;
       ASSERT_EQ(::getsockname(listening_.get(), reinterpret_cast<sockaddr*>(&bound), &length), 0);
@@ -39,7 +41,7 @@ class HostileServer : public testing::TestWithParam<Provider> {
     address_ = address;
   }
   void TearDown() override {
-    if (GetParam() == Provider::kShm) ::unlink(path_.c_str());
+    if (GetParam() == &kShmProvider) ::unlink(path_.c_str());
   }
   // Accepts and answers the hello as told.
   void serve_hello(const std::function<void(int)>& answer) {
@@ -51,7 +53,7 @@ class HostileServer : public testing::TestWithParam<Provider> {
   }
   void connect_honestly() {
     serve_hello([](int fd) { send_raw(fd, hello_reply(wire::HelloStatus::kOk)); });
-    auto endpoint = connect(GetParam(), address_, make_credentials(1));
+    auto endpoint = connect(*GetParam(), address_, make_credentials(1));
     acceptor_.join();
     ASSERT_TRUE(endpoint.ok());
     endpoint_ = std::move(endpoint).value();
@@ -122,22 +124,20 @@ TEST_P(HostileServer, WrongHelloRepliesAreErrors) {
   };
   for (const auto& c : cases) {
     serve_hello([&](int fd) { send_raw(fd, c.reply); });
-    const auto endpoint = connect(GetParam(), address_, make_credentials(1));
+    const auto endpoint = connect(*GetParam(), address_, make_credentials(1));
     acceptor_.join();
     ASSERT_FALSE(endpoint.ok());
     EXPECT_EQ(endpoint.error().code, c.expected);
   }
   serve_hello([&](int fd) { ::shutdown(fd, SHUT_RDWR); });
-  const auto closed = connect(GetParam(), address_, make_credentials(1));
+  const auto closed = connect(*GetParam(), address_, make_credentials(1));
   acceptor_.join();
   ASSERT_FALSE(closed.ok());
   EXPECT_EQ(closed.error().code, ErrorCode::kDisconnected);
   serve_hello([](int) {});
   const auto start = std::chrono::steady_clock::now();
-  const auto silent =
-      GetParam() == Provider::kTcp
-          ? connect_tcp(address_, make_credentials(1), Channel::kDemand, std::chrono::milliseconds(200))
-          : connect_shm(address_, make_credentials(1), Channel::kDemand, std::chrono::milliseconds(200));
+  const auto silent = GetParam()->connect(address_, make_credentials(1), Channel::kDemand,
+                                          std::chrono::milliseconds(200), {});
   acceptor_.join();
   ASSERT_FALSE(silent.ok());
   EXPECT_EQ(silent.error().code, ErrorCode::kTimeout);
@@ -206,8 +206,8 @@ TEST_P(HostileServer, SeededGarbageNeverWritesOutsideWhatWasAskedFor) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Providers, HostileServer, testing::Values(Provider::kTcp, Provider::kShm),
-                         [](const auto& suite) { return suite.param == Provider::kTcp ? "tcp" : "shm"; });
+INSTANTIATE_TEST_SUITE_P(Providers, HostileServer, testing::Values(&kTcpProvider, &kShmProvider),
+                         [](const auto& suite) { return suite.param->name; });
 
 class HostileTcpServer : public HostileServer {};
 
@@ -272,7 +272,7 @@ TEST_P(HostileTcpServer, AReplyBeforeTheWriteHasLeft) {
   expect_disconnect();
 }
 
-INSTANTIATE_TEST_SUITE_P(Providers, HostileTcpServer, testing::Values(Provider::kTcp),
+INSTANTIATE_TEST_SUITE_P(Providers, HostileTcpServer, testing::Values(&kTcpProvider),
                          [](const auto&) { return "tcp"; });
 
 class HostileShmServer : public HostileServer {
@@ -361,7 +361,7 @@ TEST_P(HostileShmServer, AFileOpenedForReadingIsNotWrittenWhateverThePeerClaims)
   EXPECT_EQ(run_one(*endpoint_, operation(), true), OpResult::kNotAllowed);
 }
 
-INSTANTIATE_TEST_SUITE_P(Providers, HostileShmServer, testing::Values(Provider::kShm),
+INSTANTIATE_TEST_SUITE_P(Providers, HostileShmServer, testing::Values(&kShmProvider),
                          [](const auto&) { return "shm"; });
 
 }  // namespace

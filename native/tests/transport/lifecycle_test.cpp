@@ -137,9 +137,9 @@ TEST_P(TransportCompliance, SurvivesAPeerThatIsKilled) {
   ASSERT_EQ(::waitpid(child, &status, 0), child);
   ::close(pipes[0]);
   ::close(pipes[1]);
-  // What a killed shm listener left behind is no obstacle to the next one.
-  if (provider() == Provider::kShm) {
-    EXPECT_TRUE(listen_shm(child_address).ok());
+  // What a killed listener left behind is no obstacle to the next one.
+  if (provider().host_is_path) {
+    EXPECT_TRUE(listen_at(provider(), child_address).ok());
   }
 }
 

@@ -42,7 +42,7 @@ TEST_P(TransportCompliance, ExposesOnlyWhatCanBeServed) {
   listen();
   std::vector<std::byte> plain(4096);
   const auto without_file = session_->expose(LocalMemory{plain.data(), -1, 0, plain.size()}, Access::kRead);
-  if (provider() == Provider::kShm)
+  if (provider().shares_files)
     EXPECT_EQ(without_file.error().code, ErrorCode::kInvalidArgument);
   else
     EXPECT_TRUE(without_file.ok());
@@ -116,7 +116,7 @@ TEST_P(TransportCompliance, NoSpaceOnTheLocalSideIsAResult) {
     const RemoteKey key = must_expose_memory(remote);
     TestMemory local(4 << 20, std::string(directory) + "/region");
     const auto endpoint = must_connect();
-    if (provider() == Provider::kVerbs) {
+    if (provider().pins_memory) {
       // Pinning takes all pages at once, so it shows early.
       EXPECT_EQ(endpoint->register_local(local.local()).error().code, ErrorCode::kNoSpace);
       EXPECT_EQ(::umount2(directory, MNT_DETACH), 0);
@@ -135,7 +135,7 @@ TEST_P(TransportCompliance, NoSpaceOnTheLocalSideIsAResult) {
 }
 
 TEST_P(TransportCompliance, AFileThatShrinksIsAnIoErrorOnEitherSide) {
-  if (provider() == Provider::kVerbs) {
+  if (provider().pins_memory) {
     // The device holds the pages that the file has let go: no error, and no signal either.
     TestMemory kept(2 << 20), landing(2 << 20);
     kept.fill(12);

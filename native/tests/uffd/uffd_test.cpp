@@ -6,6 +6,8 @@
 #include <sys/utsname.h>
 #include <sys/wait.h>
 
+#include <map>
+
 #include "tests/support/pager_harness.hpp"
 
 namespace vmigrate::uffd {
@@ -134,6 +136,30 @@ TEST_F(Uffd, ABrokenArgumentIsInvalid) {
   EXPECT_EQ(continue_range(-1, at(0), kPage).outcome, Outcome::kInvalid);
 }
 
+TEST(UffdRead, SaysWhyItCouldNot) {
+  FaultEvent fault{};
+  const ReadOutcome read = read_faults(-1, {&fault, 1});
+  EXPECT_EQ(read.outcome, Outcome::kInvalid);
+  EXPECT_EQ(read.count, 0u);
+  EXPECT_EQ(read.system_errno, EBADF);
+}
+
+TEST(UffdError, KeepsErrnoAndCallAndSaysWhatItMeans) {
+  const std::map<int, ErrorCode> meanings = {
+      {ESRCH, ErrorCode::kProcessGone},      {ENOENT, ErrorCode::kRegionChanged},
+      {EFAULT, ErrorCode::kRegionChanged},   {ENOMEM, ErrorCode::kOutOfMemory},
+      {ENOSPC, ErrorCode::kOutOfMemory},     {EPERM, ErrorCode::kNotPermitted},
+      {EINVAL, ErrorCode::kInvalidArgument}, {EBADF, ErrorCode::kSystem},
+      {EAGAIN, ErrorCode::kSystem},
+  };
+  for (const auto& [system_errno, code] : meanings) {
+    const Error error = call_error(system_errno, "UFFDIO_WAKE");
+    EXPECT_EQ(error.code, code) << strerror(system_errno);
+    EXPECT_EQ(error.system_errno, system_errno);
+    EXPECT_STREQ(error.what, "UFFDIO_WAKE");
+  }
+}
+
 TEST(UffdProcess, AProcessThatIsGoneIsGone) {
   int pair[2];
   ASSERT_EQ(::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair), 0);
@@ -178,6 +204,13 @@ TEST(UffdProcess, AProcessThatIsGoneIsGone) {
   const RangeOutcome result = continue_range(uffd, HostAddr{reinterpret_cast<uint64_t>(base)}, kPage);
   EXPECT_EQ(result.outcome, Outcome::kGone);
   EXPECT_EQ(result.system_errno, ESRCH);
+  // The kernel says ENOMEM here.
+  for (const RangeOutcome& told :
+       {unregister_range(uffd, HostAddr{reinterpret_cast<uint64_t>(base)}, kPage),
+        register_range(uffd, HostAddr{reinterpret_cast<uint64_t>(base)}, kPage, kModes)}) {
+    EXPECT_EQ(told.outcome, Outcome::kGone);
+    EXPECT_EQ(told.system_errno, ESRCH);
+  }
   for (const int fd : {uffd, file, pair[0], pair[1]}) ::close(fd);
 }
 

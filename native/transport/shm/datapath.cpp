@@ -18,13 +18,9 @@ constexpr uint32_t kPollsWithoutReceiveMax = 32;
 
 }  // namespace
 
-PostResult ShmEndpoint::read(std::span<const Operation> operations) {
-  return post(OperationTable::Kind::kRead, operations);
-}
-
-PostResult ShmEndpoint::write(std::span<const Operation> operations) {
-  return post(OperationTable::Kind::kWrite, operations);
-}
+ShmEndpoint::ShmEndpoint(UniqueFd socket)
+    : StreamEndpoint(std::move(socket), /*with_payloads=*/false),
+      bounce_(std::make_unique_for_overwrite<std::byte[]>(kStoreBytesMax)) {}
 
 PostResult ShmEndpoint::post(OperationTable::Kind kind, std::span<const Operation> operations) {
   PostResult result;
@@ -119,17 +115,6 @@ void ShmEndpoint::finish_waiting(uint64_t key, OpResult result) {
   }
 }
 
-PostStatus ShmEndpoint::send(std::span<const std::byte> message) {
-  VMG_CHECK(!message.empty() && message.size() <= wire::kMessageBytesMax);
-  if (!disconnected_ && !queue_.message_room()) flush();
-  if (disconnected_) return PostStatus::kDisconnected;
-  if (!queue_.message_room()) return PostStatus::kWouldBlock;
-  queue_.push_message(message);
-  flush();
-  update_ready();
-  return PostStatus::kPosted;
-}
-
 size_t ShmEndpoint::poll(std::span<Completion> out) {
   if (!disconnected_) {
     flush();
@@ -143,33 +128,6 @@ size_t ShmEndpoint::poll(std::span<Completion> out) {
   const size_t count = table_.take(out);
   update_ready();
   return count;
-}
-
-size_t ShmEndpoint::receive(std::span<std::byte> out) {
-  if (received_.empty() && !disconnected_) {
-    flush();
-    receive_some();
-  }
-  size_t length_bytes = 0;
-  if (!received_.empty()) {
-    const auto message = received_.front();
-    if (message.size() > out.size()) {
-      if (!disconnected_) disconnect(EMSGSIZE);
-    } else {
-      std::memcpy(out.data(), message.data(), message.size());
-      length_bytes = message.size();
-      received_.pop();
-    }
-  }
-  update_ready();
-  return length_bytes;
-}
-
-void ShmEndpoint::flush() {
-  if (queue_.empty() || disconnected_) return;
-  const SendQueue::Outcome outcome = queue_.flush(socket_.get(), *this);
-  if (outcome == SendQueue::Outcome::kBroken) return disconnect(errno);
-  ready_.want_write(socket_.get(), outcome == SendQueue::Outcome::kBlocked);
 }
 
 void ShmEndpoint::receive_some() {
@@ -262,30 +220,18 @@ bool ShmEndpoint::accept_map_reply(const ShmMapReply& reply) {
   return true;
 }
 
-void ShmEndpoint::disconnect(int system_errno) {
-  disconnected_ = true;
-  ready_.unwatch(socket_.get());
-  (void)::shutdown(socket_.get(), SHUT_RDWR);
-  queue_.clear();
-  waiting_count_ = 0;
-  table_.disconnect_all(system_errno);
-}
-
-// Ready, too, while operations wait whose key has come but whose turn has not: poll() moves on. A waiting
-// operation whose key is still asked for is announced by the socket.
-void ShmEndpoint::update_ready() {
-  bool runnable = false;
-  if (waiting_count_ > 0) {
-    runnable = std::any_of(keys_.begin(), keys_.end(), [this](const Key& key) {
-      if (key.state != KeyState::kOpen) return false;
-      for (uint8_t i = 0; i < wire::kOutstandingOpsMax; ++i) {
-        const OperationTable::Slot& slot = table_.slot(i);
-        if (slot.state == OperationTable::State::kPosted && slot.operation.remote.key == key.key) return true;
-      }
-      return false;
-    });
-  }
-  ready_.set(disconnected_ || table_.has_completions() || !received_.empty() || runnable);
+// Operations that wait for a key which has come move on with the next poll(). Where the key is still asked
+// for, the socket announces it.
+bool ShmEndpoint::can_move_on() const {
+  if (waiting_count_ == 0 || disconnected_) return false;
+  return std::any_of(keys_.begin(), keys_.end(), [this](const Key& key) {
+    if (key.state != KeyState::kOpen) return false;
+    for (uint8_t i = 0; i < wire::kOutstandingOpsMax; ++i) {
+      const OperationTable::Slot& slot = table_.slot(i);
+      if (slot.state == OperationTable::State::kPosted && slot.operation.remote.key == key.key) return true;
+    }
+    return false;
+  });
 }
 
 }  // namespace vmigrate::transport

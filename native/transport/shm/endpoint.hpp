@@ -3,31 +3,17 @@
 #include <array>
 #include <memory>
 
-#include "transport/local_memories.hpp"
-#include "transport/operation_table.hpp"
-#include "transport/ready_signal.hpp"
 #include "transport/shm/region.hpp"
-#include "transport/stream/send_queue.hpp"
-#include "transport/transport.hpp"
+#include "transport/stream/endpoint.hpp"
 
 namespace vmigrate::transport {
 
 /// The requester's side of shm. An operation is a copy done by the caller's thread as it is posted; only the
-/// first one on a key waits for its file. endpoint.cpp sets it up, datapath.cpp copies.
-class ShmEndpoint final : public Endpoint, private SendQueue::Owner {
+/// first one on a key waits for its file.
+class ShmEndpoint final : public StreamEndpoint {
  public:
   explicit ShmEndpoint(UniqueFd socket);
-  ~ShmEndpoint() override;
-  Status open();
-
-  Result<LocalId> register_local(const LocalMemory& memory) override { return memories_.add(memory); }
-  PostResult read(std::span<const Operation> operations) override;
-  PostResult write(std::span<const Operation> operations) override;
   size_t poll(std::span<Completion> out) override;
-  PostStatus send(std::span<const std::byte> message) override;
-  size_t receive(std::span<std::byte> out) override;
-  bool disconnected() const override { return disconnected_; }
-  int event_fd() const override { return ready_.fd(); }
 
  private:
   enum class KeyState : uint8_t { kFree = 0, kAsked, kOpen };
@@ -38,28 +24,19 @@ class ShmEndpoint final : public Endpoint, private SendQueue::Owner {
   };
   static constexpr size_t kPassedFdsMax = 4;
 
-  PostResult post(OperationTable::Kind kind, std::span<const Operation> operations);
+  PostResult post(OperationTable::Kind kind, std::span<const Operation> operations) override;
   Key* find_or_ask(uint64_t key, bool* refused);
   void execute(uint8_t slot, const Key& key);
   void execute_waiting();
-  void flush();
-  void receive_some();
+  void receive_some() override;
+  bool can_move_on() const override;
   ssize_t receive_frames(std::span<std::byte> out);
   void parse();
   bool accept_map_reply(const ShmMapReply& reply);
   void finish_waiting(uint64_t key, OpResult result);
-  void disconnect(int system_errno);
-  void update_ready();
   bool load_payload(uint8_t, std::span<std::byte>) override { return false; }
   void frame_sent(uint8_t) override {}
 
-  UniqueFd socket_;
-  ReadySignal ready_;
-  LocalMemories memories_;
-  OperationTable table_;
-  SendQueue queue_{false};
-  MessageRing received_;
-  bool disconnected_ = false;
   uint32_t polls_without_receive_ = 0;
 
   std::array<Key, kKeysMax> keys_;

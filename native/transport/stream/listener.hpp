@@ -16,7 +16,7 @@ class StreamListener final : public Listener {
  public:
   /// `unlink_path`: removed when the listener goes; empty for tcp.
   static Result<std::unique_ptr<Listener>> start(UniqueFd socket, const Address& address,
-                                                 const StreamProvider& provider, std::string unlink_path);
+                                                 const StreamService& service, std::string unlink_path);
   /// Its sessions must be gone.
   ~StreamListener() override;
 
@@ -29,7 +29,7 @@ class StreamListener final : public Listener {
   void forget(ServedSession& session);
 
  private:
-  StreamListener(UniqueFd socket, UniqueFd wake, const Address& address, const StreamProvider& provider,
+  StreamListener(UniqueFd socket, UniqueFd wake, const Address& address, const StreamService& service,
                  std::string unlink_path);
   wire::HelloStatus admit(const wire::Hello& hello, UniqueFd& socket);
   static wire::HelloStatus admit_hello(void* self, const wire::Hello& hello, UniqueFd& socket) {
@@ -37,7 +37,7 @@ class StreamListener final : public Listener {
   }
 
   const Address address_;
-  const StreamProvider& provider_;
+  const StreamService& service_;
   const std::string unlink_path_;
   std::mutex mutex_;
   std::vector<ServedSession*> sessions_;

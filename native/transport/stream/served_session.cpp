@@ -8,10 +8,10 @@
 
 namespace vmigrate::transport {
 
-ServedSession::ServedSession(StreamListener& listener, const StreamProvider& provider,
+ServedSession::ServedSession(StreamListener& listener, const StreamService& service,
                              const Credentials& credentials, MessageHandler handler, void* context)
     : listener_(listener),
-      provider_(provider),
+      service_(service),
       credentials_(credentials),
       handler_(handler),
       context_(context) {}
@@ -32,7 +32,7 @@ Result<RemoteKey> ServedSession::expose(const LocalMemory& memory, Access access
   ExposedKey& entry = keys_[index];
   entry.memory = described.value();
   entry.access = access;
-  if (Status prepared = provider_.prepare(entry); !prepared) return prepared.error();
+  if (Status prepared = service_.prepare(entry); !prepared) return prepared.error();
   do {
     entry.key = random_key();
   } while (find(entry.key) != nullptr);
@@ -95,7 +95,7 @@ wire::HelloStatus ServedSession::adopt(UniqueFd& socket, Channel channel) {
     if (oldest == connections_.end()) return wire::HelloStatus::kBusy;
     (*oldest)->stop();
   }
-  auto connection = ServedConnection::start(std::move(socket), channel, *this, provider_.serve);
+  auto connection = ServedConnection::start(std::move(socket), channel, *this, service_.serve);
   if (connection == nullptr) return wire::HelloStatus::kBusy;
   connections_.push_back(std::move(connection));
   return wire::HelloStatus::kOk;

@@ -22,7 +22,7 @@ struct ExposedKey {
 };
 
 /// What differs between the providers that serve a session over a stream socket.
-struct StreamProvider {
+struct StreamService {
   ServedConnection::Serve serve;
   /// Checks and completes a key that is about to be exposed.
   Status (*prepare)(ExposedKey& key);
@@ -33,7 +33,7 @@ struct StreamProvider {
 /// one.
 class ServedSession final : public ExposedSession {
  public:
-  ServedSession(StreamListener& listener, const StreamProvider& provider, const Credentials& credentials,
+  ServedSession(StreamListener& listener, const StreamService& service, const Credentials& credentials,
                 MessageHandler handler, void* context);
   ~ServedSession() override;
 
@@ -55,7 +55,7 @@ class ServedSession final : public ExposedSession {
   void reap_finished();
 
   StreamListener& listener_;
-  const StreamProvider& provider_;
+  const StreamService& service_;
   const Credentials credentials_;
   const MessageHandler handler_;
   void* const context_;

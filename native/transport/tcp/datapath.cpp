@@ -11,13 +11,9 @@
 
 namespace vmigrate::transport {
 
-PostResult TcpEndpoint::read(std::span<const Operation> operations) {
-  return post(OperationTable::Kind::kRead, operations);
-}
-
-PostResult TcpEndpoint::write(std::span<const Operation> operations) {
-  return post(OperationTable::Kind::kWrite, operations);
-}
+TcpEndpoint::TcpEndpoint(UniqueFd socket)
+    : StreamEndpoint(std::move(socket), /*with_payloads=*/true),
+      staging_(std::make_unique_for_overwrite<std::byte[]>(kStagingBytes)) {}
 
 PostResult TcpEndpoint::post(OperationTable::Kind kind, std::span<const Operation> operations) {
   PostResult result;
@@ -45,17 +41,6 @@ PostResult TcpEndpoint::post(OperationTable::Kind kind, std::span<const Operatio
   return result;
 }
 
-PostStatus TcpEndpoint::send(std::span<const std::byte> message) {
-  VMG_CHECK(!message.empty() && message.size() <= wire::kMessageBytesMax);
-  if (!disconnected_ && !queue_.message_room()) flush();
-  if (disconnected_) return PostStatus::kDisconnected;
-  if (!queue_.message_room()) return PostStatus::kWouldBlock;
-  queue_.push_message(message);
-  flush();
-  update_ready();
-  return PostStatus::kPosted;
-}
-
 size_t TcpEndpoint::poll(std::span<Completion> out) {
   if (!disconnected_) {
     flush();
@@ -64,33 +49,6 @@ size_t TcpEndpoint::poll(std::span<Completion> out) {
   const size_t count = table_.take(out);
   update_ready();
   return count;
-}
-
-size_t TcpEndpoint::receive(std::span<std::byte> out) {
-  if (received_.empty() && !disconnected_) {
-    flush();
-    receive_some();
-  }
-  size_t length_bytes = 0;
-  if (!received_.empty()) {
-    const auto message = received_.front();
-    if (message.size() > out.size()) {
-      if (!disconnected_) disconnect(EMSGSIZE);
-    } else {
-      std::memcpy(out.data(), message.data(), message.size());
-      length_bytes = message.size();
-      received_.pop();
-    }
-  }
-  update_ready();
-  return length_bytes;
-}
-
-void TcpEndpoint::flush() {
-  if (queue_.empty() || disconnected_) return;
-  const SendQueue::Outcome outcome = queue_.flush(socket_.get(), *this);
-  if (outcome == SendQueue::Outcome::kBroken) return disconnect(errno);
-  ready_.want_write(socket_.get(), outcome == SendQueue::Outcome::kBlocked);
 }
 
 bool TcpEndpoint::load_payload(uint8_t slot, std::span<std::byte> out) {
@@ -207,20 +165,6 @@ bool TcpEndpoint::take_message() {
   staging_begin_ += message_bytes_;
   expect_ = Expect::kHeader;
   return true;
-}
-
-void TcpEndpoint::disconnect(int system_errno) {
-  disconnected_ = true;
-  ready_.unwatch(socket_.get());
-  // The descriptor itself lives as long as we do; the peer learns at once.
-  (void)::shutdown(socket_.get(), SHUT_RDWR);
-  queue_.clear();
-  table_.disconnect_all(system_errno);
-}
-
-// Stays readable for ever once disconnected: that news must not be missed.
-void TcpEndpoint::update_ready() {
-  ready_.set(disconnected_ || table_.has_completions() || !received_.empty());
 }
 
 }  // namespace vmigrate::transport

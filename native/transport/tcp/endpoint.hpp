@@ -2,57 +2,33 @@
 
 #include <memory>
 
-#include "transport/local_memories.hpp"
-#include "transport/operation_table.hpp"
-#include "transport/ready_signal.hpp"
-#include "transport/stream/send_queue.hpp"
-#include "transport/transport.hpp"
+#include "transport/stream/endpoint.hpp"
 
 namespace vmigrate::transport {
 
-/// The requester's side of a tcp connection. endpoint.cpp sets it up, datapath.cpp moves bytes.
+/// The requester's side of a connection whose source answers in frames.
 ///
 /// What arrives lands in `staging_` and goes from there into local memory; a reply is believed only if it
 /// answers an operation that was sent, with the length that was asked for. Anything else ends the connection.
-class TcpEndpoint final : public Endpoint, private SendQueue::Owner {
+class TcpEndpoint final : public StreamEndpoint {
  public:
   explicit TcpEndpoint(UniqueFd socket);
-  Status open();
-
-  Result<LocalId> register_local(const LocalMemory& memory) override { return memories_.add(memory); }
-  PostResult read(std::span<const Operation> operations) override;
-  PostResult write(std::span<const Operation> operations) override;
   size_t poll(std::span<Completion> out) override;
-  PostStatus send(std::span<const std::byte> message) override;
-  size_t receive(std::span<std::byte> out) override;
-  bool disconnected() const override { return disconnected_; }
-  int event_fd() const override { return ready_.fd(); }
 
  private:
   /// What the next bytes of the stream are.
   enum class Expect : uint8_t { kHeader = 1, kPayload, kMessage };
 
-  PostResult post(OperationTable::Kind kind, std::span<const Operation> operations);
-  void flush();
-  void receive_some();
+  PostResult post(OperationTable::Kind kind, std::span<const Operation> operations) override;
+  void receive_some() override;
   void parse();
   bool accept_header(const wire::FrameHeader& header);
   bool take_payload();
   bool take_message();
-  void disconnect(int system_errno);
-  void update_ready();
   bool load_payload(uint8_t slot, std::span<std::byte> out) override;
   void frame_sent(uint8_t slot) override;
 
   size_t staged_bytes() const { return staging_end_ - staging_begin_; }
-
-  UniqueFd socket_;
-  ReadySignal ready_;
-  LocalMemories memories_;
-  OperationTable table_;
-  SendQueue queue_{true};
-  MessageRing received_;
-  bool disconnected_ = false;
 
   std::unique_ptr<std::byte[]> staging_;
   size_t staging_begin_ = 0;

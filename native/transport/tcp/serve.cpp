@@ -84,7 +84,7 @@ class TcpServer {
       result = key->memory.mapped(header.offset, header.length, &mapped).result;
     if (result == OpResult::kOk && mapped.empty())
       result = key->memory.load(header.offset, {payload, header.length}).result;
-    inject_point(wire::FaultPoint::kSourceBeforeReply, header.offset);
+    inject_point(wire::InjectPoint::kSourceBeforeReply, header.offset);
     const uint32_t length_bytes = result == OpResult::kOk ? header.length : 0;
     if (result == OpResult::kOk) connection_.count_read(length_bytes);
     return reply(wire::FrameOp::kReadReply, result, header.tag, length_bytes, mapped);

@@ -1,6 +1,6 @@
 // Stands in for the provider verbs where its headers were missing when this was built.
 
-#include "transport/transport.hpp"
+#include "transport/verbs/provider.hpp"
 
 namespace vmigrate::transport {
 namespace {
@@ -11,21 +11,13 @@ constexpr Error kNotBuilt{
 
 }  // namespace
 
-Result<std::unique_ptr<Endpoint>> connect_verbs(const Address&, const Credentials&, Channel,
-                                                std::chrono::milliseconds, const VerbsOptions&) {
-  return kNotBuilt;
-}
-
-Result<std::unique_ptr<Listener>> listen_verbs(const Address&, const VerbsOptions&) {
-  return kNotBuilt;
-}
-
-Result<std::vector<std::string>> verbs_addresses() {
-  return kNotBuilt;
-}
-
-Result<std::vector<VerbsDevice>> verbs_devices() {
-  return kNotBuilt;
-}
+constinit const Provider kVerbsProvider{
+    .name = "verbs",
+    .connect = [](const Address&, const Credentials&, Channel, std::chrono::milliseconds,
+                  const Options&) -> Result<std::unique_ptr<Endpoint>> { return kNotBuilt; },
+    .listen = [](const Address&, const Options&) -> Result<std::unique_ptr<Listener>> { return kNotBuilt; },
+    .devices = []() -> Result<std::vector<Device>> { return kNotBuilt; },
+    .pins_memory = true,
+};
 
 }  // namespace vmigrate::transport

@@ -46,12 +46,4 @@ Result<std::vector<VerbsPlace>> verbs_places() {
   return places;
 }
 
-Result<std::vector<std::string>> verbs_addresses() {
-  auto places = verbs_places();
-  if (!places) return places.error();
-  std::vector<std::string> addresses;
-  for (VerbsPlace& place : places.value()) addresses.push_back(std::move(place.address));
-  return addresses;
-}
-
 }  // namespace vmigrate::transport

@@ -3,6 +3,7 @@
 #include "transport/socket.hpp"
 #include "transport/verbs/memory.hpp"
 #include "transport/verbs/objects.hpp"
+#include "transport/verbs/options.hpp"
 
 namespace vmigrate::transport {
 

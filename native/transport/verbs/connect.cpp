@@ -159,11 +159,4 @@ Result<LocalId> VerbsEndpoint::register_local(const LocalMemory& memory) {
   return static_cast<LocalId>(locals_.size() - 1);
 }
 
-Result<std::unique_ptr<Endpoint>> connect_verbs(const Address& address, const Credentials& credentials,
-                                                Channel channel, std::chrono::milliseconds timeout,
-                                                const VerbsOptions& options) {
-  return VerbsEndpoint::connect(address, credentials, channel, std::chrono::steady_clock::now() + timeout,
-                                options);
-}
-
 }  // namespace vmigrate::transport

@@ -7,6 +7,7 @@
 #include "transport/verbs/memory.hpp"
 #include "transport/verbs/messages.hpp"
 #include "transport/verbs/objects.hpp"
+#include "transport/verbs/options.hpp"
 
 namespace vmigrate::transport {
 

@@ -198,20 +198,12 @@ PostStatus VerbsEndpoint::send(std::span<const std::byte> message) {
 
 size_t VerbsEndpoint::receive(std::span<std::byte> out) {
   if (received_.empty() && !disconnected_) progress();
-  size_t length_bytes = 0;
-  if (!received_.empty()) {
-    const auto message = received_.front();
-    if (message.size() > out.size()) {
-      if (!disconnected_) disconnect(EMSGSIZE);
-    } else {
-      std::memcpy(out.data(), message.data(), message.size());
-      length_bytes = message.size();
-      received_.pop();
-      if (!disconnected_) take_frames();
-    }
-  }
+  const auto length_bytes = received_.take(out);
+  if (!disconnected_ && !length_bytes) disconnect(EMSGSIZE);
+  // Frames may have waited for the room that there is now.
+  if (!disconnected_ && length_bytes.value_or(0) != 0) take_frames();
   update_ready();
-  return length_bytes;
+  return length_bytes.value_or(0);
 }
 
 void VerbsEndpoint::progress() {

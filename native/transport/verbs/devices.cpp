@@ -1,5 +1,7 @@
 // What a person and pre-flight want to know of this host's RDMA devices. Nothing here is on a data path.
 
+#include "transport/verbs/devices.hpp"
+
 #include <arpa/inet.h>
 
 #include <algorithm>
@@ -51,8 +53,8 @@ std::vector<std::string> gids_of(ibv_context* device, uint8_t port, int table_en
   return gids;
 }
 
-VerbsPort describe_port(ibv_context* device, uint8_t number) {
-  VerbsPort port;
+DevicePort describe_port(ibv_context* device, uint8_t number) {
+  DevicePort port;
   port.number = number;
   port.state = "unknown";
   const verbs_context* operations = verbs_get_ctx_op(device, query_port);
@@ -70,8 +72,8 @@ VerbsPort describe_port(ibv_context* device, uint8_t number) {
 }
 
 /// A device that cannot be asked (its driver is missing, or it is being removed) is listed without ports.
-VerbsDevice describe(ibv_device* listed) {
-  VerbsDevice device;
+Device describe(ibv_device* listed) {
+  Device device;
   device.name = verbs().ibv.get_device_name(listed);
   const std::unique_ptr<ibv_context, DeviceCloser> context(verbs().ibv.open_device(listed));
   if (context == nullptr) return device;
@@ -86,23 +88,23 @@ VerbsDevice describe(ibv_device* listed) {
 
 }  // namespace
 
-Result<std::vector<VerbsDevice>> verbs_devices() {
+Result<std::vector<Device>> verbs_devices() {
   if (Status loaded = load_verbs(); !loaded) return loaded.error();
   int count = 0;
   const std::unique_ptr<ibv_device*, ListFreer> list(verbs().ibv.get_device_list(&count));
   if (list == nullptr) {
     // No module of the kernel's RDMA is loaded.
-    if (errno == ENOSYS) return std::vector<VerbsDevice>{};
+    if (errno == ENOSYS) return std::vector<Device>{};
     return system_error("list RDMA devices");
   }
-  std::vector<VerbsDevice> devices;
+  std::vector<Device> devices;
   for (int i = 0; i < count; ++i) devices.push_back(describe(list.get()[i]));
   const auto places = verbs_places();
-  if (!places) return devices.empty() ? Result<std::vector<VerbsDevice>>(devices) : places.error();
+  if (!places) return devices.empty() ? Result<std::vector<Device>>(devices) : places.error();
   for (const VerbsPlace& place : places.value()) {
-    for (VerbsDevice& device : devices) {
+    for (Device& device : devices) {
       if (device.name != place.device) continue;
-      for (VerbsPort& port : device.ports)
+      for (DevicePort& port : device.ports)
         if (port.number == place.port) port.addresses.push_back(place.address);
     }
   }

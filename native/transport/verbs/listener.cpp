@@ -9,8 +9,8 @@
 #include <system_error>
 
 #include "base/check.hpp"
-#include "transport/credentials.hpp"
 #include "transport/hello.hpp"
+#include "transport/session_lookup.hpp"
 #include "transport/socket.hpp"
 #include "transport/verbs/cm.hpp"
 
@@ -57,10 +57,7 @@ VerbsListener::~VerbsListener() {
 Result<std::unique_ptr<ExposedSession>> VerbsListener::expose_session(const Credentials& credentials,
                                                                       MessageHandler handler, void* context) {
   const std::lock_guard lock(mutex_);
-  for (const VerbsSession* session : sessions_) {
-    if (session->credentials().session == credentials.session)
-      return Error{ErrorCode::kAlreadyExists, 0, "session is exposed already"};
-  }
+  if (Status fresh = check_not_exposed(sessions_, credentials); !fresh) return fresh.error();
   auto session = VerbsSession::start(*this, id_->verbs, traits_, credentials, options_, handler, context);
   if (!session) return session.error();
   sessions_.push_back(session.value().get());
@@ -119,25 +116,13 @@ void VerbsListener::handle_request(CmId id, const wire::Hello& hello, const rdma
 wire::HelloStatus VerbsListener::admit(CmId& id, const wire::Hello& hello,
                                        const rdma_conn_param& parameters) {
   const std::lock_guard lock(mutex_);
-  VerbsSession* admitted = nullptr;
-  // Every session is looked at, so that the time tells neither which ids exist nor how much was right.
-  for (VerbsSession* session : sessions_) {
-    const bool same_session = equal_constant_time(session->credentials().session, hello.session);
-    const bool same_token = equal_constant_time(session->credentials().token, hello.token);
-    if (same_session & same_token) admitted = session;
-  }
-  const auto channel = static_cast<Channel>(hello.channel);
-  if (admitted == nullptr || (channel != Channel::kDemand && channel != Channel::kBulk))
-    return wire::HelloStatus::kRefused;
+  VerbsSession* admitted = find_admitting(sessions_, hello);
+  if (admitted == nullptr) return wire::HelloStatus::kRefused;
   // Protection domains belong to one device, and the one we listen on is the only one that can be asked.
   if (id->verbs != id_->verbs) return wire::HelloStatus::kRefused;
-  return admitted->adopt(id, VerbsConnection::Request{.channel = channel,
+  return admitted->adopt(id, VerbsConnection::Request{.channel = static_cast<Channel>(hello.channel),
                                                       .reads_wanted = parameters.responder_resources,
                                                       .initiator_depth = parameters.initiator_depth});
-}
-
-Result<std::unique_ptr<Listener>> listen_verbs(const Address& address, const VerbsOptions& options) {
-  return VerbsListener::start(address, options);
 }
 
 }  // namespace vmigrate::transport

@@ -8,6 +8,7 @@
 
 #include "base/unique_fd.hpp"
 #include "transport/verbs/memory.hpp"
+#include "transport/verbs/options.hpp"
 #include "transport/verbs/session.hpp"
 
 namespace vmigrate::transport {

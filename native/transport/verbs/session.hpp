@@ -13,6 +13,7 @@
 #include "transport/verbs/connection.hpp"
 #include "transport/verbs/frames.hpp"
 #include "transport/verbs/memory.hpp"
+#include "transport/verbs/options.hpp"
 
 namespace vmigrate::transport {
 

@@ -5,7 +5,7 @@
  */
 import { randomBytes } from 'node:crypto';
 import { unlink } from 'node:fs/promises';
-import { MigrationError } from '../../domain/errors.js';
+import { OWN_MACHINE_TRANSPORT } from '../../domain/transport.js';
 import type { SourceSessionHandle } from '../../native/types.js';
 import type { ImageRecord } from '../image/record.js';
 import { PageSession } from '../migration/page-session.js';
@@ -104,17 +104,16 @@ class Copy {
   }
 
   static async open(context: ForkContext, image: ImageRecord, vm: ManagedVm, isResume: boolean): Promise<Copy> {
-    const { native, listener, images } = context;
+    const { native, transports, images } = context;
     const credentials = {
       session: randomBytes(SESSION_BYTES).toString('hex'),
       token: randomBytes(TOKEN_BYTES).toString('hex'),
     };
-    const { shmPath } = listener;
-    if (shmPath === null) throw new MigrationError('UNSUPPORTED', `${context.host} serves no pages by shared memory`);
+    const { provider, listener } = await transports.served(OWN_MACHINE_TRANSPORT);
     const regions = await images.regions(image);
-    const source = await native.openSourceSession({ listener, transport: 'shm', ...credentials, regions });
+    const source = await native.openSourceSession({ listener, provider, ...credentials, regions });
     try {
-      source.freeze();
+      source.scan();
       const complete = { isThere: false };
       const pages = new PageSession(context, vm, {
         ...{ ...credentials, isResume, bandwidthBytesPerS: 0 },
@@ -122,7 +121,8 @@ class Copy {
           complete.isThere = true;
         },
       });
-      await pages.connect({ transport: 'shm', host: shmPath, port: 0, keys: source.keys });
+      const { host, port } = transports.place(OWN_MACHINE_TRANSPORT, listener);
+      await pages.connect({ transport: OWN_MACHINE_TRANSPORT, host, port, keys: source.keys });
       pages.serveDemand();
       return new Copy(pages, source, image.spec.memory.sizeBytes / image.spec.memory.pageBytes, complete);
     } catch (error) {

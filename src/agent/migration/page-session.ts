@@ -10,9 +10,6 @@ import type { TargetCounter } from '../../protocol/wire.js';
 import type { HostContext } from '../vm/context.js';
 import type { ManagedVm } from '../vm/vms.js';
 
-const CONNECT_TIMEOUT_MS = 3_000;
-/** Connection requests of RDMA that are lost are sent again after some seconds only. */
-const RDMA_CONNECT_TIMEOUT_MS = 6_000;
 const RETRY_MS_FIRST = 100;
 const RETRY_MS_MAX = 5_000;
 /** What a session opened anew counts from zero again. */
@@ -140,13 +137,10 @@ export class PageSession {
     if (state === 'failed' || (state === 'filling' && isAnew)) await this.#reopen();
     const { transport, host, port, keys } = endpoint;
     const { session, token } = this.#options;
-    const source = { transport, host, port, keys, session, token };
-    if (transport === 'rdma') {
-      const rdma = await this.#context.rdma.connection();
-      await this.#context.rdma.registering(() => this.#handle.connect({ ...source, rdma }, RDMA_CONNECT_TIMEOUT_MS));
-    } else {
-      await this.#handle.connect(source, CONNECT_TIMEOUT_MS);
-    }
+    const { transports } = this.#context;
+    const { provider, options, timeoutMs } = await transports.connection(transport);
+    const source = { provider, host, port, options, keys, session, token };
+    await transports.registering(transport, () => this.#handle.connect(source, timeoutMs));
     this.#isConnected = true;
     this.#retryMs = RETRY_MS_FIRST;
     this.#goConnected();

@@ -92,7 +92,7 @@ export class SourceSession {
   }
 
   /**
-   * Exposes the memory of a VM that has departed anew where nobody can reach it any more: its RDMA device has been
+   * Exposes the memory of a VM that has departed anew where nobody can reach it any more: its device has been
    * taken away.
    */
   async renew(): Promise<void> {
@@ -104,17 +104,11 @@ export class SourceSession {
   }
 
   get endpoint(): SourceEndpointInfo {
-    const { dataAddress } = this.#context;
     const { transport } = this.record;
     if (this.#pages === null || this.#listener === null)
       throw new MigrationError('CONFLICT', `${this.record.vm} is not exposed any more`);
-    const { tcpPort, shmPath, rdmaAddress, rdmaPort } = this.#listener;
-    const places = {
-      tcp: { host: dataAddress, port: tcpPort ?? 0 },
-      shm: { host: shmPath ?? '', port: 0 },
-      rdma: { host: rdmaAddress ?? '', port: rdmaPort ?? 0 },
-    };
-    return { transport, ...places[transport], keys: this.#pages.keys };
+    const { host, port } = this.#context.transports.place(transport, this.#listener);
+    return { transport, host, port, keys: this.#pages.keys };
   }
 
   /** The VM runs during most of this call; `stoppedForMs` says since when it does not. */
@@ -176,18 +170,14 @@ export class SourceSession {
   }
 
   async #open(): Promise<void> {
-    const { native, rdma, host, dataAddress } = this.#context;
+    const { native, transports } = this.#context;
     const { transport, session, token } = this.record;
     await this.#closing;
-    const listener = transport === 'rdma' ? await rdma.listener() : this.#context.listener;
-    const places = { tcp: listener.tcpPort, shm: listener.shmPath, rdma: listener.rdmaPort };
-    if (places[transport] === null) {
-      throw new MigrationError('UNSUPPORTED', `${host} (${dataAddress}) does not serve ${transport}`);
-    }
+    const { provider, listener } = await transports.served(transport);
     const { regions } = this.#vm;
     const clone = await this.#clone();
-    const open = () => native.openSourceSession({ listener, transport, session, token, regions, ...clone });
-    this.#pages = await (transport === 'rdma' ? rdma.registering(open) : open());
+    const options = { listener, provider, session, token, regions, ...clone };
+    this.#pages = await transports.registering(transport, () => native.openSourceSession(options));
     this.#listener = listener;
   }
 
@@ -279,7 +269,7 @@ export class SourceSession {
   /** Looks for holes in the memory files, so that the target can fetch the rest ahead of its faults. */
   #scan(): void {
     try {
-      this.#pages?.freeze();
+      this.#pages?.scan();
     } catch (error) {
       const err = toMigrationError(error);
       this.#context.log.error(

@@ -6,7 +6,8 @@ import type { Clock } from '../../engine/ports/clock.js';
 import type { InjectPort } from '../../engine/ports/inject.js';
 import type { Registry } from '../../engine/ports/registry.js';
 import type { Log } from '../../kit/log.js';
-import type { DataListenerHandle, NativeBinding } from '../../native/types.js';
+import type { NativeBinding } from '../../native/types.js';
+import type { HostTransports } from '../../transports/host/host-transports.js';
 import type { RdmaHost } from '../../transports/rdma/host.js';
 import type { Peers } from './peers.js';
 import type { VmManager } from './vms.js';
@@ -21,9 +22,8 @@ export interface HostContext {
   readonly host: string;
   readonly vms: VmManager;
   readonly native: NativeBinding;
-  /** tcp and shm. */
-  readonly listener: DataListenerHandle;
-  readonly rdma: Pick<RdmaHost, 'inventory' | 'listener' | 'connection' | 'registering' | 'probe'>;
+  readonly transports: Pick<HostTransports, 'served' | 'place' | 'connection' | 'registering'>;
+  readonly rdma: Pick<RdmaHost, 'inventory' | 'probe'>;
   readonly registry: Registry;
   readonly peers: Peers;
   /** IP address that other hosts reach our data ports at. */

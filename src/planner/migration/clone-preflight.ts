@@ -3,7 +3,7 @@
 import type { HostInventory, VmInventory } from '../../domain/host.js';
 import { type MigrationRequest, MODE_TRAITS } from '../../domain/migration.js';
 import type { Refusal, RefusalCode } from '../../domain/refusal.js';
-import { type Transport, transportRow } from '../../domain/transport.js';
+import { type Transport, type TransportTable, transportRow } from '../../domain/transport.js';
 
 const MIB = 1024 * 1024;
 
@@ -60,8 +60,12 @@ function* checkMemory({ vm: name }: MigrationRequest, source: HostInventory, vm:
 }
 
 /** Returns why this transport cannot serve the memory of the clone, or null if it can. */
-export function cloneObstacle(transport: Transport, { image, spec }: VmInventory): Refusal | null {
-  const { readsProcessMemory, title } = transportRow(transport);
+export function cloneObstacle(
+  transport: Transport,
+  { image, spec }: VmInventory,
+  table?: TransportTable,
+): Refusal | null {
+  const { readsProcessMemory, title } = transportRow(transport, table);
   if (image === null || readsProcessMemory) return null;
   return refuse(
     'TRANSPORT_UNAVAILABLE',

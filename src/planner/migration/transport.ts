@@ -2,7 +2,7 @@
 import type { HostInventory } from '../../domain/host.js';
 import { type MigrationMode, type MigrationOrder, MODE_TRAITS } from '../../domain/migration.js';
 import type { Refusal } from '../../domain/refusal.js';
-import { TRANSPORTS, type Transport, transportRow } from '../../domain/transport.js';
+import { ALL_TRANSPORTS, type Transport, type TransportTable, transportRow } from '../../domain/transport.js';
 import { cloneObstacle } from './clone-preflight.js';
 import type { PreflightFacts, TransportFacts } from './facts.js';
 import { checkRdma } from './rdma.js';
@@ -13,40 +13,52 @@ export interface Choice {
   readonly reason: string;
 }
 
-/** Checks of a transport that the columns of the table cannot express. */
-const SPECIAL_CHECKS: { readonly [T in Transport]?: (facts: TransportFacts) => Iterable<Refusal> } = {
-  rdma: checkRdma,
-};
+/** Checks of a transport that the columns of the table cannot express, and how a person finds it on a host. */
+interface Special {
+  readonly check: (facts: TransportFacts) => Iterable<Refusal>;
+  readonly place: (host: HostInventory) => string;
+}
+const SPECIAL: { readonly [T in Transport]?: Special } = { rdma: { check: checkRdma, place: rdmaPlace } };
 
 /**
  * Chooses a transport. `auto` never fails: if no better one is possible it takes the lowest rank, and pre-flight
  * reports everything else.
  */
-export function chooseTransport(order: MigrationOrder, { sourceHost, target, vm }: PreflightFacts): Choice {
+export function chooseTransport(
+  order: MigrationOrder,
+  { sourceHost, target, vm }: PreflightFacts,
+  table = ALL_TRANSPORTS,
+): Choice {
   if (order.transport !== 'auto') return { transport: order.transport, reason: 'asked for' };
-  const ranked = rankedTransports();
-  const lowest = ranked.at(-1) ?? 'tcp';
+  const ranked = rankedTransports(table);
+  const lowest = ranked.at(-1) as Transport;
   if (target.kind !== 'reachable')
     return { transport: lowest, reason: 'the target could not be asked whether it has RDMA' };
   const facts = { source: sourceHost, target: target.inventory, checks: target.checks, vm };
   let obstacle: Refusal | undefined;
   for (const transport of ranked.slice(0, -1)) {
-    const [refusal] = checkTransport(transport, order.mode, facts);
-    if (refusal === undefined) return { transport, reason: reachesBy(transport, facts) };
+    const [refusal] = checkTransport(transport, order.mode, facts, table);
+    if (refusal === undefined) return { transport, reason: reachesBy(transport, table, facts) };
     obstacle ??= refusal;
   }
   return { transport: lowest, reason: obstacle?.reason ?? 'no faster transport is known' };
 }
 
-/** The transports that `auto` may choose, best first. */
-function rankedTransports(): Transport[] {
-  const rankOf = (transport: Transport): number => transportRow(transport).autoRank ?? -1;
-  return TRANSPORTS.filter((transport) => rankOf(transport) >= 0).sort((a, b) => rankOf(b) - rankOf(a));
+/** The transports that `auto` may choose, best first; at least one has a rank. */
+function rankedTransports(table: TransportTable): Transport[] {
+  const rankOf = (transport: Transport): number => transportRow(transport, table).autoRank ?? -1;
+  const names = Object.keys(table) as Transport[];
+  return names.filter((transport) => rankOf(transport) >= 0).sort((a, b) => rankOf(b) - rankOf(a));
 }
 
 /** Yields why this transport cannot carry this VM's memory in this mode. Yields nothing if it can. */
-export function* checkTransport(transport: Transport, mode: MigrationMode, facts: TransportFacts): Iterable<Refusal> {
-  const { title, sameMachineOnly, carriesBackendMoves } = transportRow(transport);
+export function* checkTransport(
+  transport: Transport,
+  mode: MigrationMode,
+  facts: TransportFacts,
+  table = ALL_TRANSPORTS,
+): Iterable<Refusal> {
+  const { title, sameMachineOnly, carriesBackendMoves } = transportRow(transport, table);
   const { source, target, vm } = facts;
   const refuse = (reason: string): Refusal => ({ code: 'TRANSPORT_UNAVAILABLE', reason, remedy: 'use --tcp' });
   if (MODE_TRAITS[mode].mover === 'backend' && !carriesBackendMoves) {
@@ -59,19 +71,20 @@ export function* checkTransport(transport: Transport, mode: MigrationMode, facts
     );
     return;
   }
-  const obstacle = cloneObstacle(transport, vm);
+  const obstacle = cloneObstacle(transport, vm, table);
   if (obstacle !== null) {
     yield obstacle;
     return;
   }
-  yield* SPECIAL_CHECKS[transport]?.(facts) ?? [];
+  yield* SPECIAL[transport]?.check(facts) ?? [];
 }
 
-function reachesBy(transport: Transport, { source, target }: TransportFacts): string {
-  return `${place(source)} and ${place(target)} reach each other by ${transportRow(transport).title}`;
+function reachesBy(transport: Transport, table: TransportTable, { source, target }: TransportFacts): string {
+  const place = SPECIAL[transport]?.place ?? (({ host }: HostInventory) => host);
+  return `${place(source)} and ${place(target)} reach each other by ${transportRow(transport, table).title}`;
 }
 
-function place({ host, rdma }: HostInventory): string {
+function rdmaPlace({ host, rdma }: HostInventory): string {
   const device = rdma.devices.find(({ ports }) =>
     ports.some(({ addresses }) => addresses.includes(rdma.address ?? '')),
   );

@@ -8,16 +8,14 @@ import { MigrationError, toMigrationError } from '../../domain/errors.js';
 import type { TargetChecks } from '../../domain/host.js';
 import type { RdmaDevice, RdmaInventory, RdmaPlace } from '../../domain/transport.js';
 import type { Log } from '../../kit/log.js';
-import type { DataListenerHandle, NativeBinding, RdmaOptions } from '../../native/types.js';
+import type { DataListenerHandle, NativeBinding, ProviderOptions } from '../../native/types.js';
+import type { DeviceTransport } from '../host/host-transports.js';
+import { TRANSPORT_TABLE } from '../table.js';
 import { cgroupFreeBytes, lockableBytes } from './memory-limits.js';
 
 /** A peer that listens answers at once; one that must first ask for its hardware address, within three seconds. */
 const PROBE_TIMEOUT_MS = 3_500;
-/**
- * Registering memory takes a thread of Node's pool for as long as it lasts. There are four, and a commit waits for one
- * that writes a file.
- */
-const REGISTERING_MAX = 2;
+const { provider: PROVIDER } = TRANSPORT_TABLE.rdma;
 const NO_DEVICE_REMEDY = 'see "vmctl doctor" there, or use --tcp';
 
 export interface RdmaConfig {
@@ -29,7 +27,7 @@ export interface RdmaConfig {
 }
 
 export interface RdmaHostOptions {
-  readonly native: Pick<NativeBinding, 'rdmaDevices' | 'probeRdma' | 'openDataListener'>;
+  readonly native: Pick<NativeBinding, 'devices' | 'probe' | 'openDataListener'>;
   readonly config: RdmaConfig;
   readonly dataAddress: string;
   readonly log: Log;
@@ -41,13 +39,11 @@ interface Found {
   readonly problem: RdmaInventory['problem'];
 }
 
-export class RdmaHost {
+export class RdmaHost implements DeviceTransport {
   readonly #options: RdmaHostOptions;
   #listener: DataListenerHandle | null = null;
   /** Of ports that are not used any more, with sessions that have not noticed yet. */
   #retired: DataListenerHandle[] = [];
-  #registeringCount = 0;
-  readonly #waiting: (() => void)[] = [];
 
   constructor(options: RdmaHostOptions) {
     this.#options = options;
@@ -61,8 +57,8 @@ export class RdmaHost {
     const limits = { devices: found.devices, lockableBytes: lockable, cgroupFreeBytes: cgroupFree };
     if (found.address === null) return { problem: found.problem, ...limits, address: null, port: null };
     try {
-      const { rdmaPort } = this.#listen(found.address);
-      return { problem: null, ...limits, address: found.address, port: rdmaPort };
+      const place = this.#listen(found.address).address(PROVIDER);
+      return { problem: null, ...limits, address: found.address, port: place?.port ?? null };
     } catch (thrown) {
       const { message, remedy } = toMigrationError(thrown);
       return {
@@ -80,28 +76,14 @@ export class RdmaHost {
   }
 
   /** How a target session connects. UNSUPPORTED where there is no RDMA now. */
-  async connection(): Promise<RdmaOptions> {
-    return this.#rdmaOptions(await this.#address());
-  }
-
-  /** Calls that register memory, a few at a time. */
-  async registering<T>(call: () => Promise<T>): Promise<T> {
-    while (this.#registeringCount >= REGISTERING_MAX) {
-      await new Promise<void>((resolve) => this.#waiting.push(resolve));
-    }
-    this.#registeringCount++;
-    try {
-      return await call();
-    } finally {
-      this.#registeringCount--;
-      this.#waiting.shift()?.();
-    }
+  async connection(): Promise<ProviderOptions> {
+    return { localAddress: await this.#address(), ...this.#timeouts() };
   }
 
   async probe({ host, port }: RdmaPlace): Promise<NonNullable<TargetChecks['rdma']>> {
     try {
-      const rdma = await this.connection();
-      await this.#options.native.probeRdma({ host, port, rdma }, PROBE_TIMEOUT_MS);
+      const options = await this.connection();
+      await this.#options.native.probe({ provider: PROVIDER, host, port, options }, PROBE_TIMEOUT_MS);
       return { isReached: true };
     } catch (error) {
       return { isReached: false, reason: toMigrationError(error).message };
@@ -119,7 +101,7 @@ export class RdmaHost {
     const { native, config, dataAddress } = this.#options;
     let devices: readonly RdmaDevice[];
     try {
-      devices = await native.rdmaDevices();
+      devices = await native.devices(PROVIDER);
     } catch (thrown) {
       const { message } = toMigrationError(thrown);
       return { devices: [], address: null, problem: { reason: message, remedy: NO_DEVICE_REMEDY } };
@@ -150,8 +132,8 @@ export class RdmaHost {
   #listen(address: string): DataListenerHandle {
     const { native, config, log } = this.#options;
     const open = (port: number): DataListenerHandle =>
-      native.openDataListener({ tcp: null, shmPath: null, rdma: { ...this.#rdmaOptions(address), port } });
-    if (this.#listener !== null && (this.#listener.isLost || this.#listener.rdmaAddress !== address)) {
+      native.openDataListener({ listen: [{ provider: PROVIDER, host: address, port, options: this.#timeouts() }] });
+    if (this.#listener !== null && (this.#listener.isLost || this.#listener.address(PROVIDER)?.host !== address)) {
       log.warn({ address, isLost: this.#listener.isLost }, 'the RDMA port has changed: listening anew');
       this.#retired.push(this.#listener);
       this.#listener = null;
@@ -162,9 +144,9 @@ export class RdmaHost {
     return this.#listener;
   }
 
-  #rdmaOptions(localAddress: string): RdmaOptions {
+  #timeouts(): ProviderOptions {
     const { ackTimeoutExponent, retryCount } = this.#options.config;
-    return { localAddress, ackTimeoutExponent, retryCount };
+    return { ackTimeoutExponent, retryCount };
   }
 }
 

@@ -1,12 +1,11 @@
 /** Arguments of native calls and names of native failures. None of these needs the addon. */
 import { describe, expect, test } from 'vitest';
 import {
-  checkAddress,
   checkCredentials,
   checkImageOptions,
   checkPath,
-  checkPort,
-  checkRdmaPeer,
+  checkPlace,
+  checkProbe,
   checkRegion,
   checkRegions,
   checkSnapshot,
@@ -19,7 +18,7 @@ import { failureToError, thrownToError } from '../../../src/native/failure.js';
 import type {
   DataListenerHandle,
   ImageCaptureOptions,
-  RdmaOptions,
+  ProviderPlace,
   RegionFile,
   SourceAddress,
   TargetOptions,
@@ -31,9 +30,9 @@ const code = (expected: string) => expect.objectContaining({ code: expected });
 const region: RegionFile = { path: '/dev/shm/ram', lengthBytes: 1n << 20n, pageBytes: 4096 };
 const credentials = { session: 'ab'.repeat(16), token: '0f'.repeat(32) };
 const key = '0123456789abcdef'.repeat(3);
-const rdma: RdmaOptions = { localAddress: '10.0.0.2', ackTimeoutExponent: 18, retryCount: 7 };
+const options = { localAddress: '10.0.0.2', ackTimeoutExponent: 18, retryCount: 7 };
 const source: SourceAddress = {
-  transport: 'tcp',
+  provider: 'tcp',
   host: '10.0.0.1',
   port: 1,
   ...credentials,
@@ -68,16 +67,16 @@ describe('what is right passes', () => {
     checkCredentials(credentials);
     checkSource(source, 1000);
     checkSource({ ...source, host: '::1' }, 1000);
-    checkSource({ ...source, transport: 'shm', host: '/run/data.sock', port: 0 }, 1000);
-    checkSource({ ...source, transport: 'rdma', rdma }, 1000);
-    checkRdmaPeer({ host: '10.0.0.1', port: 1, rdma }, 1000);
+    checkSource({ ...source, provider: 'shm', host: '/run/data.sock', port: 0 }, 1000);
+    checkSource({ ...source, provider: 'verbs', options }, 1000);
+    checkProbe({ provider: 'verbs', host: '10.0.0.1', port: 1, options }, 1000);
     checkSnapshot(snapshot);
     checkTargetOptions(target);
     checkImageOptions(image);
     checkRegion({ ...region, isPrivate: true });
-    checkAddress('0.0.0.0');
-    checkPort(0, 0);
-    checkSocketPath(`/${'x'.repeat(106)}`, 'path');
+    checkPlace({ provider: 'tcp', host: '0.0.0.0', port: 0 });
+    checkPlace({ provider: 'shm', host: `/${'x'.repeat(106)}`, port: 0 });
+    checkPlace({ provider: 'verbs', host: '10.0.0.2', port: 7401, options: { retryCount: 0 } });
   });
 });
 
@@ -117,21 +116,21 @@ describe('what is wrong is refused before the addon sees it', () => {
   });
 
   test.each<[Record<string, unknown>, string]>([
-    [{ transport: 'verbs' }, 'USAGE'],
-    [{ transport: 'rdma' }, 'USAGE'],
-    [{ transport: 'rdma', rdma: { ...rdma, localAddress: '' } }, 'USAGE'],
-    [{ transport: 'rdma', rdma: { ...rdma, ackTimeoutExponent: 0 } }, 'USAGE'],
-    [{ transport: 'rdma', rdma: { ...rdma, ackTimeoutExponent: 32 } }, 'USAGE'],
-    [{ transport: 'rdma', rdma: { ...rdma, retryCount: 8 } }, 'USAGE'],
-    [{ transport: 'rdma', rdma, host: '/run/data.sock' }, 'PEER_PROTOCOL'],
-    [{ transport: 'rdma', rdma, port: 0 }, 'PEER_PROTOCOL'],
+    [{ provider: '' }, 'USAGE'],
+    [{ provider: null }, 'USAGE'],
+    [{ options: null }, 'USAGE'],
+    [{ options: { retryCount: -1 } }, 'USAGE'],
+    [{ options: { retryCount: 0.5 } }, 'USAGE'],
+    [{ options: { localAddress: null } }, 'USAGE'],
+    [{ host: '/run/data\n.sock' }, 'PEER_PROTOCOL'],
+    [{ host: `/${'x'.repeat(107)}` }, 'PEER_PROTOCOL'],
     [{ host: 'example.org' }, 'PEER_PROTOCOL'],
     [{ host: '' }, 'PEER_PROTOCOL'],
     [{ port: 0 }, 'PEER_PROTOCOL'],
     [{ port: 65536 }, 'PEER_PROTOCOL'],
     [{ port: 1.5 }, 'PEER_PROTOCOL'],
     [{ port: '1' }, 'PEER_PROTOCOL'],
-    [{ transport: 'shm', host: 'relative' }, 'USAGE'],
+    [{ provider: 'shm', host: 'relative' }, 'PEER_PROTOCOL'],
     [{ keys: 'none' }, 'PEER_PROTOCOL'],
     [{ keys: [null] }, 'PEER_PROTOCOL'],
     [{ keys: [{ ram: key }] }, 'PEER_PROTOCOL'],
@@ -201,7 +200,7 @@ describe('what is wrong is refused before the addon sees it', () => {
     const clone = { vm: null, ownPaths: ['/dev/shm/ram.own'], isResume: false };
     const options = {
       listener: {} as DataListenerHandle,
-      transport: 'tcp',
+      provider: 'tcp',
       ...credentials,
       regions: [region],
     } as const;
@@ -209,10 +208,21 @@ describe('what is wrong is refused before the addon sees it', () => {
     expect(() => checkSourceClone({ ...options, clone: { ...clone, ...changed } })).toThrow(code('USAGE'));
   });
 
-  test('addresses, ports and socket paths', () => {
-    expect(() => checkAddress('localhost')).toThrow(code('USAGE'));
-    expect(() => checkPort(-1, 0)).toThrow(code('USAGE'));
-    expect(() => checkPort(65536, 0)).toThrow(code('USAGE'));
+  test.each<Partial<Record<keyof ProviderPlace, unknown>>>([
+    { host: 'localhost' },
+    { host: 'relative/data.sock' },
+    { host: `/${'x'.repeat(107)}` },
+    { host: 7 },
+    { port: -1 },
+    { port: 65536 },
+    { provider: '' },
+    { options: { retryCount: null } },
+  ])('a place to listen at: %j', (changed) => {
+    const place = { provider: 'tcp', host: '10.0.0.1', port: 0, ...changed } as ProviderPlace;
+    expect(() => checkPlace(place)).toThrow(code('USAGE'));
+  });
+
+  test('paths', () => {
     expect(() => checkPath('', 'path')).toThrow(code('USAGE'));
     expect(() => checkSocketPath(`/${'x'.repeat(107)}`, 'path')).toThrow(code('USAGE'));
   });

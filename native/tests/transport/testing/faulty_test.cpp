@@ -7,16 +7,16 @@
 namespace vmigrate::transport {
 namespace {
 
-class FaultyDecorator : public testing::TestWithParam<Provider> {
+class FaultyDecorator : public testing::TestWithParam<const Provider*> {
  protected:
   void SetUp() override {
-    if (const std::string missing = missing_for(GetParam()); !missing.empty()) GTEST_SKIP() << missing;
-    listener_ = must_listen(GetParam());
+    if (const std::string missing = missing_for(*GetParam()); !missing.empty()) GTEST_SKIP() << missing;
+    listener_ = must_listen(*GetParam());
     session_ = listener_->expose_session(make_credentials(1), nullptr, nullptr).value();
     key_ = session_->expose(remote_.local(), Access::kRead).value();
   }
   void connect_with(const FaultyOptions& options) {
-    auto endpoint = connect(GetParam(), listener_->address(), make_credentials(1));
+    auto endpoint = connect(*GetParam(), listener_->address(), make_credentials(1));
     ASSERT_TRUE(endpoint.ok());
     endpoint_ = make_faulty(std::move(endpoint).value(), options).value();
     local_id_ = endpoint_->register_local(local_.local()).value();
@@ -67,9 +67,8 @@ TEST_P(FaultyDecorator, ReordersCompletions) {
                               [](const Completion& a, const Completion& b) { return a.tag < b.tag; }));
 }
 
-INSTANTIATE_TEST_SUITE_P(Providers, FaultyDecorator,
-                         testing::Values(Provider::kTcp, Provider::kShm, Provider::kVerbs),
-                         [](const auto& test) { return std::string(name_of(test.param)); });
+INSTANTIATE_TEST_SUITE_P(Providers, FaultyDecorator, testing::ValuesIn(tested_providers()),
+                         [](const auto& test) { return std::string(test.param->name); });
 
 }  // namespace
 }  // namespace vmigrate::transport

@@ -8,7 +8,9 @@
 #include <random>
 
 #include "tests/transport/fixture.hpp"
+#include "transport/verbs/cm.hpp"
 #include "transport/verbs/keys.hpp"
+#include "transport/verbs/provider.hpp"
 
 namespace vmigrate::transport {
 namespace {
@@ -123,14 +125,15 @@ TEST_F(VerbsKeys, ThereAreNoMoreThanASessionCanHave) {
 class Verbs : public testing::Test {
  protected:
   void SetUp() override {
-    if (const std::string missing = missing_for(Provider::kVerbs); !missing.empty()) GTEST_SKIP() << missing;
-    listener_ = must_listen(Provider::kVerbs);
+    if (const std::string missing = missing_for(kVerbsProvider); !missing.empty()) GTEST_SKIP() << missing;
+    listener_ = must_listen(kVerbsProvider);
     session_ = listener_->expose_session(credentials_, nullptr, nullptr).value();
   }
-  std::unique_ptr<Endpoint> must_connect(const VerbsOptions& options = {}) {
-    VerbsOptions here = options;
-    here.local_host = verbs_addresses().value().back();
-    return connect_verbs(listener_->address(), credentials_, Channel::kBulk, kConnectTimeout, here).value();
+  std::unique_ptr<Endpoint> must_connect(const Options& options = {}) {
+    Options here = options;
+    here["localAddress"] = verbs_places().value().back().address;
+    return kVerbsProvider.connect(listener_->address(), credentials_, Channel::kBulk, kConnectTimeout, here)
+        .value();
   }
   const Credentials credentials_ = make_credentials(1);
   std::unique_ptr<Listener> listener_;
@@ -215,10 +218,7 @@ TEST_F(VerbsCable, ALongCutDisconnectsAndANewConnectionGoesOn) {
   remote.fill(25);
   const RemoteKey key = session_->expose(remote.local(), Access::kRead).value();
   // 67 ms, twice more: lost in a fraction of a second.
-  VerbsOptions hasty;
-  hasty.ack_timeout_exponent = 14;
-  hasty.retry_count = 2;
-  auto endpoint = must_connect(hasty);
+  auto endpoint = must_connect({{"ackTimeoutExponent", uint64_t{14}}, {"retryCount", uint64_t{2}}});
   LocalId id = endpoint->register_local(local.local()).value();
   ASSERT_EQ(run_one(*endpoint, Operation{0, id, 0, key, 0, 4096}), OpResult::kOk);
   ASSERT_EQ(std::system("ip link set p1 down"), 0);

@@ -5,7 +5,7 @@ import { MigrationWatch } from '../../../../src/backends/qemu/migration-watch.js
 import type { VmSpec } from '../../../../src/domain/vm.js';
 import { failureToError } from '../../../../src/native/failure.js';
 import { NATIVE_ERROR } from '../../../../src/protocol/wire.js';
-import { FakeHost } from '../../../support/agent-fakes.js';
+import { FakeHost, FakeListener } from '../../../support/agent-fakes.js';
 import { gate } from '../../engine/scripted.js';
 
 const [FIRST, SECOND] = ['1'.repeat(32), '2'.repeat(32)];
@@ -187,7 +187,7 @@ describe('a VM that has left over RDMA', () => {
   });
 
   test('is exposed anew when the device has been taken away, and not before', async () => {
-    host.rdmaListener = { rdmaAddress: '10.0.1.1', rdmaPort: 7401, isLost: false };
+    host.rdmaListener = new FakeListener('verbs', { host: '10.0.1.1', port: 7401 });
     await host.agent.start();
     expect(await exposeByRdma()).toMatchObject({ transport: 'rdma', host: '10.0.1.1', port: 7401 });
     // The VM still runs here: whatever has become of the device, that move is to be undone.
@@ -197,11 +197,11 @@ describe('a VM that has left over RDMA', () => {
 
     await host.registry.swapOwner('web', 1, { vm: 'web', owner: 'B', epoch: 2, session: FIRST });
     await host.agent.start();
-    expect(host.exposures.splice(0)).toEqual(['opened', 'opened', 'frozen']);
+    expect(host.exposures.splice(0)).toEqual(['opened', 'opened', 'scanned']);
     const lost = host.rdmaListener;
-    host.rdmaListener = { rdmaAddress: '10.0.1.1', rdmaPort: 999, isLost: false };
+    host.rdmaListener = new FakeListener('verbs', { host: '10.0.1.1', port: 999 });
     expect(await exposeByRdma()).toMatchObject({ port: 999 });
-    expect(host.exposures.splice(0)).toEqual(['closed', 'opened', 'frozen']);
+    expect(host.exposures.splice(0)).toEqual(['closed', 'opened', 'scanned']);
     lost.isLost = false;
     expect(await exposeByRdma()).toMatchObject({ port: 999 });
     expect(host.exposures).toEqual([]);
@@ -221,7 +221,7 @@ describe('a clone that has left, and whose pages have not all been fetched', () 
   test('is exposed again by the next daemon, and lost once its process has taken pages along', async () => {
     await leave();
     await host.agent.start();
-    expect(host.exposures).toEqual(['opened', 'opened', 'frozen']);
+    expect(host.exposures).toEqual(['opened', 'opened', 'scanned']);
     await expose(FIRST);
     // Pages that cannot be kept are in the process still.
     host.sourceFailure = { code: NATIVE_ERROR.NO_SPACE, errno: 28, what: 'write' };

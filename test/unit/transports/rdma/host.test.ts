@@ -1,8 +1,8 @@
 /** This host's part in RDMA: which address it takes, when it listens anew, and what it says where there is none. */
-import { describe, expect, test, vi } from 'vitest';
+import { describe, expect, test } from 'vitest';
 import { MigrationError } from '../../../../src/domain/errors.js';
 import type { RdmaDevice } from '../../../../src/domain/transport.js';
-import type { DataListenerHandle } from '../../../../src/native/types.js';
+import type { DataListenerHandle, Place } from '../../../../src/native/types.js';
 import { RdmaHost, type RdmaHostOptions } from '../../../../src/transports/rdma/host.js';
 
 const silent = () => undefined;
@@ -13,17 +13,18 @@ function device(addresses: readonly string[], isActive = true): RdmaDevice {
 }
 
 class Listener {
-  readonly tcpAddress = null;
-  readonly tcpPort = null;
-  readonly shmPath = null;
   isLost = false;
   isInUse = false;
   isClosed = false;
 
   constructor(
-    readonly rdmaAddress: string,
-    readonly rdmaPort: number,
+    readonly host: string,
+    readonly port: number,
   ) {}
+
+  address(provider: string): Place | null {
+    return provider === 'verbs' ? { host: this.host, port: this.port } : null;
+  }
 
   close(): void {
     if (this.isInUse) throw new MigrationError('CONFLICT', 'in use');
@@ -39,16 +40,17 @@ class Scene {
 
   host(address: string | null = null): RdmaHost {
     const native: RdmaHostOptions['native'] = {
-      rdmaDevices: async () => {
+      devices: async () => {
         if (this.devices instanceof MigrationError) throw this.devices;
         return this.devices;
       },
-      probeRdma: async (peer) => {
+      probe: async (peer) => {
         this.probed = peer;
         if (this.probeError !== null) throw this.probeError;
       },
-      openDataListener: ({ rdma }) => {
-        const listener = new Listener(rdma?.localAddress ?? '', rdma?.port === 0 ? 999 : (rdma?.port ?? 0));
+      openDataListener: ({ listen: [place] }) => {
+        if (place?.provider !== 'verbs') throw new Error('only RDMA is listened for here');
+        const listener = new Listener(place.host, place.port === 0 ? 999 : place.port);
         this.listeners.push(listener);
         return listener satisfies DataListenerHandle;
       },
@@ -113,7 +115,12 @@ test('a peer that answers is reached, one that does not is not, and the reason i
   scene.devices = [device(['10.0.0.1'])];
   const host = scene.host();
   expect(await host.probe({ host: '10.0.0.2', port: 7 })).toEqual({ isReached: true });
-  expect(scene.probed).toMatchObject({ host: '10.0.0.2', port: 7, rdma: { localAddress: '10.0.0.1' } });
+  expect(scene.probed).toMatchObject({
+    provider: 'verbs',
+    host: '10.0.0.2',
+    port: 7,
+    options: { localAddress: '10.0.0.1' },
+  });
   scene.probeError = new MigrationError('TIMEOUT', 'nobody there');
   expect(await host.probe({ host: '10.0.0.2', port: 7 })).toEqual({ isReached: false, reason: 'nobody there' });
 });
@@ -140,7 +147,7 @@ describe('the listener', () => {
     const old = scene.listeners[0]!;
     old.isLost = true;
     old.isInUse = true;
-    expect(await host.listener()).toMatchObject({ rdmaAddress: '10.0.0.1', rdmaPort: 999 });
+    expect(await host.listener()).toMatchObject({ host: '10.0.0.1', port: 999 });
     expect(old.isClosed).toBe(false);
     old.isInUse = false;
     await host.listener();
@@ -148,29 +155,4 @@ describe('the listener', () => {
     host.close();
     expect(scene.listeners.map(({ isClosed }) => isClosed)).toEqual([true, true]);
   });
-});
-
-test('memory is registered for two sessions at a time; one that fails gives its place on', async () => {
-  const host = new Scene().host();
-  const ends: (() => void)[] = [];
-  const begun: number[] = [];
-  const calls = [0, 1, 2, 3].map((index) =>
-    host.registering(
-      () =>
-        new Promise<number>((resolve, reject) => {
-          begun.push(index);
-          ends.push(index === 0 ? () => reject(new Error('no room')) : () => resolve(index));
-        }),
-    ),
-  );
-  const failed = expect(calls[0]).rejects.toThrow('no room');
-  await vi.waitFor(() => expect(begun).toEqual([0, 1]));
-  ends[0]?.();
-  await failed;
-  await vi.waitFor(() => expect(begun).toEqual([0, 1, 2]));
-  ends[1]?.();
-  ends[2]?.();
-  await vi.waitFor(() => expect(begun).toEqual([0, 1, 2, 3]));
-  ends[3]?.();
-  expect(await Promise.all(calls.slice(1))).toEqual([1, 2, 3]);
 });

@@ -22,21 +22,22 @@ Napi::Value wrap(Napi::Env env, Result<std::unique_ptr<pager::PreloadListener>> 
     throw_error(env, opened.error());
     return env.Undefined();
   }
-  VmMemoryState state;
+  PreloadListenerState state;
   state.listener = std::move(opened).value();
   state.edge = std::move(edge);
-  return VmMemoryWrap::make(env, env.GetInstanceData<InstanceData>()->vm_memory, std::move(state));
+  return PreloadListenerWrap::make(env, env.GetInstanceData<InstanceData>()->preload_listener,
+                                   std::move(state));
 }
 
 }  // namespace
 
-Napi::FunctionReference VmMemoryWrap::define(Napi::Env env) {
-  return Napi::Persistent(DefineClass(
-      env, "VmMemory",
-      {InstanceMethod<&VmMemoryWrap::snapshot>("snapshot"), InstanceMethod<&VmMemoryWrap::close>("close")}));
+Napi::FunctionReference PreloadListenerWrap::define(Napi::Env env) {
+  return Napi::Persistent(DefineClass(env, "VmMemory",
+                                      {InstanceMethod<&PreloadListenerWrap::snapshot>("snapshot"),
+                                       InstanceMethod<&PreloadListenerWrap::close>("close")}));
 }
 
-Napi::Value VmMemoryWrap::listen(const Napi::CallbackInfo& info) {
+Napi::Value PreloadListenerWrap::listen(const Napi::CallbackInfo& info) {
   const Napi::Object options = info[0].As<Napi::Object>();
   std::shared_ptr<Edge> edge;
   if (!make_edge(options, edge)) return info.Env().Undefined();
@@ -48,7 +49,7 @@ Napi::Value VmMemoryWrap::listen(const Napi::CallbackInfo& info) {
       std::move(owned));
 }
 
-Napi::Value VmMemoryWrap::adopt(const Napi::CallbackInfo& info) {
+Napi::Value PreloadListenerWrap::adopt(const Napi::CallbackInfo& info) {
   const Napi::Object options = info[0].As<Napi::Object>();
   std::shared_ptr<Edge> edge;
   if (!make_edge(options, edge)) return info.Env().Undefined();
@@ -59,13 +60,13 @@ Napi::Value VmMemoryWrap::adopt(const Napi::CallbackInfo& info) {
               std::move(owned));
 }
 
-Napi::Value VmMemoryWrap::snapshot(const Napi::CallbackInfo& info) {
+Napi::Value PreloadListenerWrap::snapshot(const Napi::CallbackInfo& info) {
   if (state_.listener) return vm_snapshot_object(info.Env(), state_.listener->snapshot());
   throw_error(info.Env(), kClosedHandle);
   return info.Env().Undefined();
 }
 
-void VmMemoryWrap::close(const Napi::CallbackInfo& info) {
+void PreloadListenerWrap::close(const Napi::CallbackInfo& info) {
   if (state_.listener.use_count() > 1)
     return throw_error(info.Env(),
                        {ErrorCode::kAlreadyExists, 0, "a session or a capture is open on this VM"});

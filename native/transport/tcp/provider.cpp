@@ -1,14 +1,17 @@
+#include "transport/tcp/provider.hpp"
+
 #include <arpa/inet.h>
 #include <netinet/in.h>
 
 #include "transport/socket.hpp"
 #include "transport/stream/listener.hpp"
+#include "transport/tcp/endpoint.hpp"
 #include "transport/tcp/serve.hpp"
 
 namespace vmigrate::transport {
 namespace {
 
-constexpr StreamProvider kTcpProvider{
+constexpr StreamService kTcpService{
     .serve = &serve_tcp, .prepare = [](ExposedKey&) { return ok(); }, .tcp = true};
 
 uint16_t port_of(const SocketAddress& address) {
@@ -17,9 +20,8 @@ uint16_t port_of(const SocketAddress& address) {
   return ntohs(reinterpret_cast<const sockaddr_in6*>(&address.storage)->sin6_port);
 }
 
-}  // namespace
-
-Result<std::unique_ptr<Listener>> listen_tcp(const Address& address) {
+Result<std::unique_ptr<Listener>> listen_tcp(const Address& address, const Options& options) {
+  if (!options.empty()) return kNoOptions;
   auto socket_address = tcp_socket_address(address);
   if (!socket_address) return socket_address.error();
   UniqueFd fd(
@@ -35,7 +37,23 @@ Result<std::unique_ptr<Listener>> listen_tcp(const Address& address) {
   bound.length = sizeof bound.storage;
   if (::getsockname(fd.get(), reinterpret_cast<sockaddr*>(&bound.storage), &bound.length) != 0)
     return system_error("getsockname data port");
-  return StreamListener::start(std::move(fd), Address{address.host, port_of(bound)}, kTcpProvider, {});
+  return StreamListener::start(std::move(fd), Address{address.host, port_of(bound)}, kTcpService, {});
 }
+
+Result<std::unique_ptr<Endpoint>> connect_tcp(const Address& address, const Credentials& credentials,
+                                              Channel channel, std::chrono::milliseconds timeout,
+                                              const Options& options) {
+  if (!options.empty()) return kNoOptions;
+  return connect_stream<TcpEndpoint>(tcp_socket_address(address), credentials, channel, timeout);
+}
+
+}  // namespace
+
+constinit const Provider kTcpProvider{
+    .name = "tcp",
+    .connect = &connect_tcp,
+    .listen = &listen_tcp,
+    .serves_by_thread = true,
+};
 
 }  // namespace vmigrate::transport

@@ -1,8 +1,11 @@
+#include "transport/shm/provider.hpp"
+
 #include <fcntl.h>
 #include <sys/stat.h>
 
 #include <cstdio>
 
+#include "transport/shm/endpoint.hpp"
 #include "transport/shm/serve.hpp"
 #include "transport/socket.hpp"
 #include "transport/stream/listener.hpp"
@@ -24,7 +27,7 @@ Status prepare_key(ExposedKey& key) {
   return ok();
 }
 
-constexpr StreamProvider kShmProvider{.serve = &serve_shm, .prepare = &prepare_key, .tcp = false};
+constexpr StreamService kShmService{.serve = &serve_shm, .prepare = &prepare_key, .tcp = false};
 
 // A daemon that was killed leaves its socket's name behind. Nobody answers there, so the name is free.
 bool remove_stale(const std::string& path, const SocketAddress& address) {
@@ -35,9 +38,8 @@ bool remove_stale(const std::string& path, const SocketAddress& address) {
   return errno == ECONNREFUSED && ::unlink(path.c_str()) == 0;
 }
 
-}  // namespace
-
-Result<std::unique_ptr<Listener>> listen_shm(const Address& address) {
+Result<std::unique_ptr<Listener>> listen_shm(const Address& address, const Options& options) {
+  if (!options.empty()) return kNoOptions;
   auto socket_address = unix_socket_address(address.host);
   if (!socket_address) return socket_address.error();
   const SocketAddress& local = socket_address.value();
@@ -53,7 +55,24 @@ Result<std::unique_ptr<Listener>> listen_shm(const Address& address) {
     (void)::unlink(address.host.c_str());
     return system_error("listen on data socket", failed);
   }
-  return StreamListener::start(std::move(fd), Address{address.host, 0}, kShmProvider, address.host);
+  return StreamListener::start(std::move(fd), Address{address.host, 0}, kShmService, address.host);
 }
+
+Result<std::unique_ptr<Endpoint>> connect_shm(const Address& address, const Credentials& credentials,
+                                              Channel channel, std::chrono::milliseconds timeout,
+                                              const Options& options) {
+  if (!options.empty()) return kNoOptions;
+  return connect_stream<ShmEndpoint>(unix_socket_address(address.host), credentials, channel, timeout);
+}
+
+}  // namespace
+
+constinit const Provider kShmProvider{
+    .name = "shm",
+    .connect = &connect_shm,
+    .listen = &listen_shm,
+    .host_is_path = true,
+    .shares_files = true,
+};
 
 }  // namespace vmigrate::transport

@@ -1,0 +1,84 @@
+#pragma once
+
+#include <chrono>
+#include <memory>
+
+#include "transport/hello.hpp"
+#include "transport/local_memories.hpp"
+#include "transport/operation_table.hpp"
+#include "transport/ready_signal.hpp"
+#include "transport/socket.hpp"
+#include "transport/stream/send_queue.hpp"
+#include "transport/transport.hpp"
+
+namespace vmigrate::transport {
+
+/// The requester's side of a stream socket: what does not depend on who moves the bytes. Frames leave through
+/// `queue_`, messages that came wait in `received_`; what else arrives is the derived class's.
+class StreamEndpoint : public Endpoint, protected SendQueue::Owner {
+ public:
+  Status open();
+
+  Result<LocalId> register_local(const LocalMemory& memory) final { return memories_.add(memory); }
+  PostResult read(std::span<const Operation> operations) final {
+    return post(OperationTable::Kind::kRead, operations);
+  }
+  PostResult write(std::span<const Operation> operations) final {
+    return post(OperationTable::Kind::kWrite, operations);
+  }
+  PostStatus send(std::span<const std::byte> message) final;
+  size_t receive(std::span<std::byte> out) final;
+  bool disconnected() const final { return disconnected_; }
+  int event_fd() const final { return ready_.fd(); }
+
+ protected:
+  StreamEndpoint(UniqueFd socket, bool with_payloads) : socket_(std::move(socket)), queue_(with_payloads) {}
+
+  virtual PostResult post(OperationTable::Kind kind, std::span<const Operation> operations) = 0;
+  /// Takes what has arrived, messages into `received_`.
+  virtual void receive_some() = 0;
+  /// poll() would move on without anything arriving.
+  virtual bool can_move_on() const { return false; }
+
+  void flush() {
+    if (!queue_.empty() && !disconnected_) flush_queue();
+  }
+  void disconnect(int system_errno);
+  /// Stays readable for ever once disconnected: that news must not be missed.
+  void update_ready() {
+    ready_.set(disconnected_ || table_.has_completions() || !received_.empty() || can_move_on());
+  }
+
+  const UniqueFd socket_;
+  LocalMemories memories_;
+  OperationTable table_;
+  SendQueue queue_;
+  MessageRing received_;
+  bool disconnected_ = false;
+
+ private:
+  void flush_queue();
+
+  ReadySignal ready_;
+};
+
+/// A socket is told all by its address.
+inline constexpr Error kNoOptions{ErrorCode::kInvalidArgument, 0, "provider without options"};
+
+/// Connects, says hello and makes a `Made` of the socket.
+template <typename Made>
+Result<std::unique_ptr<Endpoint>> connect_stream(const Result<SocketAddress>& address,
+                                                 const Credentials& credentials, Channel channel,
+                                                 std::chrono::milliseconds timeout) {
+  const Deadline deadline = std::chrono::steady_clock::now() + timeout;
+  if (!address) return address.error();
+  auto socket = connect_socket(address.value(), deadline);
+  if (!socket) return socket.error();
+  if (Status said = say_hello(socket.value().get(), credentials, channel, deadline); !said)
+    return said.error();
+  auto endpoint = std::make_unique<Made>(std::move(socket).value());
+  if (Status opened = endpoint->open(); !opened) return opened.error();
+  return std::unique_ptr<Endpoint>(std::move(endpoint));
+}
+
+}  // namespace vmigrate::transport

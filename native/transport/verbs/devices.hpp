@@ -1,0 +1,13 @@
+#pragma once
+
+#include <vector>
+
+#include "base/result.hpp"
+#include "transport/device.hpp"
+
+namespace vmigrate::transport {
+
+/// The RDMA devices of this host. Empty: the libraries are there and no device is.
+Result<std::vector<Device>> verbs_devices();
+
+}  // namespace vmigrate::transport

@@ -1,0 +1,139 @@
+/**
+ * What a host does with a transport comes from its row: a fifth row costs no edit, neither here nor in planner and
+ * commands.
+ */
+import { Command } from 'commander';
+import { describe, expect, test, vi } from 'vitest';
+import { addTransportOptions, chosenTransport } from '../../../../src/cli/transport-options.js';
+import type { Transport } from '../../../../src/domain/transport.js';
+import { checkTransport, chooseTransport } from '../../../../src/planner/migration/transport.js';
+import { type DeviceTransport, HostTransports, sharedPlaces } from '../../../../src/transports/host/host-transports.js';
+import { TRANSPORT_TABLE, type TransportRow } from '../../../../src/transports/table.js';
+import { FakeListener } from '../../../support/agent-fakes.js';
+import { goodFacts, host, request } from '../../planner/planner-facts.js';
+
+const FABRIC: TransportRow = {
+  title: 'Fabric',
+  provider: 'libfabric',
+  isOneSided: true,
+  registersMemory: true,
+  sameMachineOnly: false,
+  readsProcessMemory: false,
+  carriesBackendMoves: false,
+  connectTimeoutMs: 9_000,
+  autoRank: 2,
+  help: 'over the fabric',
+};
+const FIVE = { ...TRANSPORT_TABLE, fabric: FABRIC };
+const fabric = 'fabric' as Transport;
+
+function hostWith(devices: Record<string, DeviceTransport> = {}): HostTransports {
+  const listener = new FakeListener('tcp', { host: '10.0.0.1', port: 7400 });
+  return new HostTransports({ host: 'A', listener, devices, table: FIVE });
+}
+
+describe('a fifth row', () => {
+  test('is served by its own listener, told to peers, and connected with its own options and patience', async () => {
+    const own = new FakeListener('libfabric', { host: '10.9.0.1', port: 7 });
+    const transports = hostWith({
+      fabric: { listener: async () => own, connection: async () => ({ domain: 'hfi1_0' }) },
+    });
+    const { provider, listener } = await transports.served('fabric');
+    expect(provider).toBe('libfabric');
+    expect(transports.place('fabric', listener)).toEqual({ host: '10.9.0.1', port: 7 });
+    expect(await transports.connection('fabric')).toEqual({
+      provider: 'libfabric',
+      options: { domain: 'hfi1_0' },
+      timeoutMs: 9_000,
+    });
+  });
+
+  test('without devices is listened for beside the others', () => {
+    const data = { address: '10.0.0.1', port: 7400 };
+    expect(sharedPlaces(data, '/run/data.sock')).toEqual([
+      { provider: 'tcp', host: '10.0.0.1', port: 7400 },
+      { provider: 'shm', host: '/run/data.sock', port: 0 },
+    ]);
+    const quic = { ...FABRIC, provider: 'quic', registersMemory: false };
+    const pipe = { ...quic, provider: 'pipe', sameMachineOnly: true };
+    expect(sharedPlaces(data, '/run/data.sock', { ...TRANSPORT_TABLE, quic, pipe }).slice(2)).toEqual([
+      { provider: 'quic', host: '10.0.0.1', port: 0 },
+      { provider: 'pipe', host: '/run/data.sock.pipe', port: 0 },
+    ]);
+  });
+
+  test('is chosen by rank, and refused where its columns say so', () => {
+    const facts = goodFacts();
+    expect(chooseTransport({ ...request, transport: 'auto' }, facts, FIVE).transport).toBe('fabric');
+    expect(chooseTransport({ ...request, transport: 'auto' }, facts).transport).toBe('rdma');
+    const between = { source: host('A'), target: host('B'), checks: facts.target.checks, vm: facts.vm };
+    const reasons = (mode: typeof request.mode, row: TransportRow): string[] =>
+      [...checkTransport(fabric, mode, between, { ...FIVE, fabric: row })].map(({ reason }) => reason);
+    expect(reasons('postcopy', FABRIC)).toEqual([]);
+    expect(reasons('native-precopy', FABRIC)).toEqual(["QEMU's own migration is not driven over Fabric"]);
+    expect(reasons('postcopy', { ...FABRIC, sameMachineOnly: true })).toEqual([
+      'Fabric needs both daemons on one machine, and A and B are on two',
+    ]);
+  });
+
+  test('has a flag with its help, which excludes the others', () => {
+    const program = addTransportOptions(new Command().exitOverride(), undefined, FIVE);
+    program.configureOutput({ writeErr: () => undefined });
+    expect(program.helpInformation()).toMatch(/--fabric\s+over the fabric/);
+    expect(chosenTransport(program.parse(['--fabric'], { from: 'user' }).opts(), FIVE)).toBe('fabric');
+    const again = addTransportOptions(new Command().exitOverride(), undefined, FIVE);
+    again.configureOutput({ writeErr: () => undefined });
+    expect(() => again.parse(['--fabric', '--tcp'], { from: 'user' })).toThrow(/cannot be used with/);
+  });
+});
+
+describe('a host', () => {
+  test('serves by the shared listener what has no devices, and without options', async () => {
+    const transports = hostWith();
+    const { provider, listener } = await transports.served('tcp');
+    expect(provider).toBe('tcp');
+    expect(transports.place('tcp', listener)).toEqual({ host: '10.0.0.1', port: 7400 });
+    expect(await transports.connection('tcp')).toEqual({ provider: 'tcp', options: {}, timeoutMs: 3_000 });
+  });
+
+  test('refuses what it does not listen for, and what nobody knows', async () => {
+    const refused = expect.objectContaining({ code: 'UNSUPPORTED' });
+    await expect(hostWith().served('shm')).rejects.toEqual(refused);
+    await expect(hostWith().served('pigeon')).rejects.toEqual(refused);
+    await expect(hostWith().connection('pigeon')).rejects.toEqual(refused);
+  });
+
+  test('has nobody wait where no memory is registered', async () => {
+    const transports = hostWith();
+    let begun = 0;
+    const calls = Array.from({ length: 8 }, () => transports.registering('tcp', async () => ++begun));
+    await Promise.all(calls);
+    expect(begun).toBe(8);
+  });
+});
+
+test('memory is registered for two sessions at a time; one that fails gives its place on', async () => {
+  const transports = hostWith();
+  const ends: (() => void)[] = [];
+  const begun: number[] = [];
+  const calls = [0, 1, 2, 3].map((index) =>
+    transports.registering(
+      begun.length % 2 === 0 ? 'rdma' : 'fabric',
+      () =>
+        new Promise<number>((resolve, reject) => {
+          begun.push(index);
+          ends.push(index === 0 ? () => reject(new Error('no room')) : () => resolve(index));
+        }),
+    ),
+  );
+  const failed = expect(calls[0]).rejects.toThrow('no room');
+  await vi.waitFor(() => expect(begun).toEqual([0, 1]));
+  ends[0]?.();
+  await failed;
+  await vi.waitFor(() => expect(begun).toEqual([0, 1, 2]));
+  ends[1]?.();
+  ends[2]?.();
+  await vi.waitFor(() => expect(begun).toEqual([0, 1, 2, 3]));
+  ends[3]?.();
+  expect(await Promise.all(calls.slice(1))).toEqual([1, 2, 3]);
+});
