@@ -27,7 +27,7 @@
 
 #include "base/check.hpp"
 #include "base/unique_fd.hpp"
-#include "transport/verbs/cm.hpp"
+#include "transport/verbs/host/cm.hpp"
 #include "transport/verbs/provider.hpp"
 
 namespace vmigrate::transport {

@@ -6,8 +6,8 @@
 #include "base/check.hpp"
 #include "transport/hello.hpp"
 #include "transport/memory_access.hpp"
-#include "transport/verbs/cm.hpp"
 #include "transport/verbs/endpoint.hpp"
+#include "transport/verbs/host/cm.hpp"
 
 namespace vmigrate::transport {
 namespace {

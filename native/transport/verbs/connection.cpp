@@ -5,7 +5,7 @@
 #include <algorithm>
 
 #include "transport/hello.hpp"
-#include "transport/verbs/cm.hpp"
+#include "transport/verbs/host/cm.hpp"
 
 namespace vmigrate::transport {
 namespace {

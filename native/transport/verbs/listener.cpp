@@ -12,7 +12,7 @@
 #include "transport/hello.hpp"
 #include "transport/session_lookup.hpp"
 #include "transport/socket.hpp"
-#include "transport/verbs/cm.hpp"
+#include "transport/verbs/host/cm.hpp"
 
 namespace vmigrate::transport {
 

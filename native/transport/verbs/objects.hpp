@@ -11,7 +11,7 @@
 #include <memory>
 #include <utility>
 
-#include "transport/verbs/library.hpp"
+#include "transport/verbs/host/library.hpp"
 
 namespace vmigrate::transport {
 

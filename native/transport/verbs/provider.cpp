@@ -1,7 +1,7 @@
 #include "transport/verbs/provider.hpp"
 
-#include "transport/verbs/devices.hpp"
 #include "transport/verbs/endpoint.hpp"
+#include "transport/verbs/host/devices.hpp"
 #include "transport/verbs/listener.hpp"
 
 namespace vmigrate::transport {

@@ -8,7 +8,7 @@
 #include <random>
 
 #include "tests/transport/fixture.hpp"
-#include "transport/verbs/cm.hpp"
+#include "transport/verbs/host/cm.hpp"
 #include "transport/verbs/keys.hpp"
 #include "transport/verbs/provider.hpp"
 

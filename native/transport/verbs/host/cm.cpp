@@ -1,4 +1,4 @@
-#include "transport/verbs/cm.hpp"
+#include "transport/verbs/host/cm.hpp"
 
 #include <arpa/inet.h>
 #include <netinet/in.h>

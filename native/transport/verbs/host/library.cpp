@@ -1,4 +1,4 @@
-#include "transport/verbs/library.hpp"
+#include "transport/verbs/host/library.hpp"
 
 #include <dlfcn.h>
 

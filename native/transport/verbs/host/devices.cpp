@@ -1,6 +1,6 @@
 // What a person and pre-flight want to know of this host's RDMA devices. Nothing here is on a data path.
 
-#include "transport/verbs/devices.hpp"
+#include "transport/verbs/host/devices.hpp"
 
 #include <arpa/inet.h>
 
@@ -8,7 +8,7 @@
 #include <array>
 #include <cerrno>
 
-#include "transport/verbs/cm.hpp"
+#include "transport/verbs/host/cm.hpp"
 
 namespace vmigrate::transport {
 namespace {

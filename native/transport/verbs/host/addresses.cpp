@@ -4,7 +4,7 @@
 
 #include <cstring>
 
-#include "transport/verbs/cm.hpp"
+#include "transport/verbs/host/cm.hpp"
 
 namespace vmigrate::transport {
 namespace {
