@@ -162,7 +162,7 @@ describe('every failure is an error with a code', () => {
     expect(status).toBe(500);
     expect(body.code).toBe('INTERNAL');
     expect(JSON.stringify(body)).not.toContain('.ts:');
-    expect(services.logged).toContainEqual({ level: 'error', message: 'a bug of ours' });
+    expect(services.logged).toContainEqual({ level: 'error', message: 'internal error: a bug in vmigrated' });
   });
 });
 
