@@ -80,9 +80,8 @@ async function main(): Promise<void> {
   process.once('SIGINT', interrupted);
   process.once('SIGTERM', interrupted);
   try {
-    say(
-      `Starting a guest with ${MEMORY_MIB} MiB on A; it checks ${TOUCH_MIB} MiB of its memory for ever, in random order. Emulated, so give it some seconds.`,
-    );
+    say(`Starting a guest with ${MEMORY_MIB} MiB on A. It checks ${TOUCH_MIB} MiB of its memory all the time.`);
+    say('The guest is emulated, so this takes some seconds.');
     const guest = await Guest.start(cluster, 'A', { name: 'worker', memoryMiB: MEMORY_MIB, touchMiB: TOUCH_MIB });
     await typed(cluster, 'A', 'vmctl', ['ps']);
     await sleep(2500);

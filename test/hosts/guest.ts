@@ -80,10 +80,11 @@ export function guestSpec(options: GuestOptions): Record<string, unknown> {
   const cpus = options.cpus ?? 1;
   const workload = options.workload ?? 'memtouch';
   const append = [
-    // Linux looks at boot whether timer interrupts arrive, and panics if they do not: a machine that is emulated on
-    // busy processors may be late.
+    // At boot Linux checks that timer interrupts arrive, and panics if they do not. On busy processors an emulated
+    // machine may deliver them too late.
     'console=ttyS0 quiet no_timer_check',
-    `vmg.workload=${workload} vmg.mb=${options.touchMiB ?? 64} vmg.writepct=${options.writePercent ?? 20} vmg.threads=${cpus} vmg.restpct=${options.restPercent ?? 0}`,
+    `vmg.workload=${workload} vmg.mb=${options.touchMiB ?? 64} vmg.writepct=${options.writePercent ?? 20}`,
+    `vmg.threads=${cpus} vmg.restpct=${options.restPercent ?? 0}`,
     ...(options.address === undefined ? [] : [`vmg.ip=${options.address}/24`]),
   ].join(' ');
   return {

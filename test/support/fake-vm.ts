@@ -1,6 +1,6 @@
 /**
- * A process with the preload in it that stands in for QEMU (native/tests/preload/preload_helper_main.cpp): it maps region files
- * and reads their bytes on command, so a test can fault pages in and check every byte without a guest.
+ * A process with the preload library that replaces QEMU (native/tests/preload/preload_helper_main.cpp). It maps region
+ * files and reads their bytes on command, so a test can fault pages in and check every byte without a guest.
  */
 import { type ChildProcessWithoutNullStreams, spawn } from 'node:child_process';
 import { randomBytes } from 'node:crypto';
