@@ -155,7 +155,7 @@ export class Guest {
   /** Waits for `count` new work windows on this host, which show that the guest runs here. */
   async expectProgress(host: string, count = 3, timeoutMs = 60_000): Promise<WorkWindow[]> {
     const before = (await this.work(host)).length;
-    return eventually(`${this.name} goes on working on ${host}`, timeoutMs, async () => {
+    return eventually(`${this.name} keeps working on ${host}`, timeoutMs, async () => {
       const windows = await this.work(host);
       return windows.length >= before + count ? windows.slice(before) : undefined;
     });
