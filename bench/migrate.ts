@@ -1,7 +1,7 @@
 /**
- * `npm run -s bench -- migrate`: the same guest moved by us over tcp and shm and by QEMU's three own ways, interleaved,
- * on the same two test hosts. Two guests are booted once, one for us and one for QEMU; whichever is not measured is
- * paused, because two emulated guests would fill two cores.
+ * `npm run -s bench -- migrate`: moves the same guest with vmigrate over tcp and shm, and in the three ways of QEMU.
+ * The moves alternate on the same two test hosts. Two guests are booted once, one for vmigrate and one for QEMU. The
+ * one that is not being measured is paused, because two emulated guests would fill two cores.
  */
 import { Cluster, sleep } from '../test/hosts/cluster.js';
 import { qemuTrial, startBaseline } from './lib/baseline.js';
@@ -85,19 +85,19 @@ export async function benchMigrate(options: { isQuick: boolean; log: (line: stri
             });
             if (moved !== null) ({ trial, target: baseline } = moved);
             if (moved?.isAlive || attempt === TRIES_MAX) break;
-            // QEMU's own pre-copy under emulation loses a page now and then; what the guest did afterwards is no
-            // measurement.
+            // QEMU's own pre-copy under emulation sometimes loses a page. The figures of such a move do not count.
             guestsLost[name] = (guestsLost[name] ?? 0) + 1;
-            options.log(`${name}: the guest did not survive QEMU's own move; a fresh one is started`);
+            options.log(`${name}: the guest did not survive QEMU's move; starting a new guest`);
             await pair.endAll();
             baseline = await startBaseline(pair);
           }
         }
         if (trial === undefined) throw new Error(`${name} could not be measured`);
         (trials[name] as Trial[]).push(trial);
-        options.log(
-          `round ${n}/${rounds} ${name}: blackout ${round(trial.blackoutMs)} ms, degraded ${round(trial.degradedMs)} ms, stall ${round(trial.stallMsMax)} ms, total ${round(trial.totalMs)} ms`,
-        );
+        const { blackoutMs, degradedMs, stallMsMax, totalMs } = trial;
+        const times = Object.entries({ blackout: blackoutMs, degraded: degradedMs, stall: stallMsMax, total: totalMs });
+        const figures = times.map(([figure, ms]) => `${figure} ${round(ms)} ms`);
+        options.log(`round ${n}/${rounds} ${name}: ${figures.join(', ')}`);
       }
     }
     await pair.end(baseline);

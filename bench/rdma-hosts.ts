@@ -1,6 +1,6 @@
 /**
- * The measuring half of `bench -- rdma`: runs where the RDMA hosts are, which is in the bed, or on a machine with a
- * card whose two addresses are given. Progress goes to stderr; the last line of stdout is the result.
+ * The measuring half of `bench -- rdma`. It runs where the RDMA hosts are: in the bed, or on a machine with a card
+ * whose two addresses are given. Progress goes to stderr; the last line of stdout is the result.
  *
  *   rdma-hosts.ts ROUNDS [ADDRESS ADDRESS]
  */
@@ -16,9 +16,9 @@ import { row, type Trial } from './lib/rows.js';
 import { median, round } from './lib/stats.js';
 import type { Floor, RdmaFigures } from './rdma.js';
 
-/** Small, so that a move takes seconds even between emulators inside an emulator. */
+/** The guest is small, so that a move takes seconds even between emulators inside an emulator. */
 const GUEST = { memoryMiB: 64, touchMiB: 32, writePercent: 20, image: 'nano' } as const;
-/** MiB/s of prefetch in the rows that are about faults: the guest asks for most pages before prefetch has them. */
+/** Prefetch rate (MiB/s) in the rows about faults: the guest asks for most pages before prefetch brings them. */
 const SLOW = ['--bandwidth', '4'];
 const OURS: Record<string, readonly string[]> = {
   'ours-rdma': ['--rdma'],
@@ -33,11 +33,11 @@ const QEMUS: Record<string, QemuMode> = {
   'qemu-tcp-postcopy': 'postcopy',
 };
 const TRIES_MAX = 2;
-/** A guest that writes faster than the link carries never gets through QEMU's pre-copy. */
+/** The longest move. QEMU's pre-copy never ends if the guest writes faster than the link carries. */
 const MOVE_MS = 60_000;
-/** An emulated processor has better things to do than to look at meters. */
+/** Long, because sampling costs an emulated processor too much time. */
 const SAMPLE_MS = 400;
-/** QEMU's post-copy over RDMA hangs, where it does not end at once. */
+/** The longest post-copy of QEMU over RDMA: it hangs, unless it fails at once. */
 const POSTCOPY_MS = 20_000;
 const READ_BW_TRANSFERS = 48;
 
@@ -52,7 +52,7 @@ async function must(command: string, ...args: string[]): Promise<string> {
   return stdout;
 }
 
-/** perftest's own figure for READs of 1 MiB from the first host by the second, MiB/s. */
+/** Returns perftest's figure for READs of 1 MiB from the first host by the second, in MiB/s. */
 async function readBandwidth(server: string): Promise<number> {
   const common = ['-R', '-s', `${1 << 20}`, '-n', `${READ_BW_TRANSFERS}`, '-F'];
   const serving = must('ib_read_bw', ...common);
@@ -60,11 +60,11 @@ async function readBandwidth(server: string): Promise<number> {
   await sleep(1500);
   const [output] = await Promise.all([must('ib_read_bw', ...common, server), serving]);
   const [, average] = /^\s*1048576\s+\d+\s+[\d.]+\s+([\d.]+)/m.exec(output) ?? [];
-  if (average === undefined) throw new Error(`ib_read_bw says no bandwidth:\n${output}`);
+  if (average === undefined) throw new Error(`ib_read_bw printed no bandwidth:\n${output}`);
   return Number(average);
 }
 
-/** The device without any VM: bare verbs, our provider, perftest; by turns. */
+/** Measures the device without a VM: bare verbs, vmigrate's provider and perftest, in turn. */
 async function measureFloor(): Promise<Floor> {
   const runs: Floor[] = [];
   for (let n = 0; n < Math.max(1, Math.min(rounds, 3)); n++) {
@@ -99,7 +99,7 @@ interface VerbsBench {
 
 const firstLine = (text: string): string => text.split('\n', 1)[0] ?? '';
 
-/** What becomes of a post-copy over RDMA of QEMU's own, in words. */
+/** Tries QEMU's own post-copy over RDMA and returns the outcome as text. */
 async function tryPostcopy(pair: QemuPair): Promise<string> {
   const baseline = await startBaseline(pair);
   await baseline.qmp.execute('cont');
@@ -133,15 +133,15 @@ async function measure(): Promise<RdmaFigures> {
     const note = (name: string, trial: Trial, n: number): void => {
       (trials[name] ??= []).push(trial);
       const { blackoutMs, stallMsMax, totalMs, faultP50Us } = trial;
-      log(
-        `round ${n}/${rounds} ${name}: blackout ${round(blackoutMs)} ms, stall ${round(stallMsMax)} ms, total ${round(totalMs)} ms, fault p50 ${faultP50Us} us`,
-      );
+      const times = Object.entries({ blackout: blackoutMs, stall: stallMsMax, total: totalMs });
+      const figures = times.map(([figure, ms]) => `${figure} ${round(ms)} ms`);
+      log(`round ${n}/${rounds} ${name}: ${figures.join(', ')}, fault p50 ${faultP50Us} us`);
     };
     for (let n = 1; n <= rounds; n++) {
       await ours.resume();
       for (const [name, flags] of Object.entries(OURS)) {
         const { trial, report } = await ours.move(...flags);
-        // What its threads for pages have used: the rest of the daemon does the same whatever the transport.
+        // Only the CPU time of the threads for pages counts: the rest of the daemon works the same for each transport.
         note(name, { ...trial, sourceCpuS: report.sourceCpuS, targetCpuS: report.targetCpuS }, n);
       }
       await ours.pause();

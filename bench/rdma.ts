@@ -1,7 +1,7 @@
 /**
- * `npm run -s bench -- rdma`: the same guest moved by us over RDMA and over tcp, and by QEMU's own ways over both, and
- * what the device can do at all. In the bed, or, where VMIGRATE_RDMA_ADDRESSES=ADDRESS,ADDRESS names two RDMA addresses
- * of this machine, right here.
+ * `npm run -s bench -- rdma`: moves the same guest with vmigrate and with QEMU, each over RDMA and over tcp, and
+ * measures the limits of the device. It runs in the bed, or on this machine if VMIGRATE_RDMA_ADDRESSES=ADDRESS,ADDRESS
+ * gives two of its RDMA addresses.
  */
 import { runProgramInBed } from '../test/bed/bed.js';
 import { runCommand } from '../test/hosts/cluster.js';
@@ -12,32 +12,32 @@ import { round } from './lib/stats.js';
 const PROGRAM = 'bench/rdma-hosts.ts';
 const MIB = 2 ** 20;
 
-/** Medians; MiB/s for READs of 1 MiB. */
+/** Medians. Rates are in MiB/s, for READs of 1 MiB. */
 export interface Floor {
-  /** Fault → READ → CONTINUE with nothing around it, as the thread that faults sees it. */
+  /** Time of fault → READ → CONTINUE without a session around it, as the faulting thread sees it. */
   readonly faultP50Us: number;
-  /** The same from the fault read to the thread woken, which is how a session counts its own faults. */
+  /** The same from reading the fault to waking the thread, which is how a session measures its faults. */
   readonly servedP50Us: number;
   readonly bareBulkMibS: number;
-  /** A READ of one page by our provider. */
+  /** Time of a READ of one page by vmigrate's provider. */
   readonly readP50Us: number;
   readonly bulkMibS: number;
   readonly readBwMibS: number;
 }
 
 export interface RdmaFigures {
-  /** Where the RDMA hosts are: the bed's guest, or this machine. */
+  /** The machine of the RDMA hosts: the bed's guest, or this machine. */
   readonly machine: Machine;
   readonly rounds: number;
   readonly floor: Floor;
   readonly rows: readonly MoveRow[];
-  /** Moves of QEMU's own that failed, in words; post-copy over RDMA always does. */
+  /** Descriptions of QEMU's moves that failed; post-copy over RDMA always fails. */
   readonly outcomes: Readonly<Record<string, string>>;
 }
 
 export interface RdmaResult extends RdmaFigures {
   readonly scenario: 'rdma';
-  /** null: there is no bed, the hosts are on this machine. */
+  /** null if there is no bed, because the hosts are on this machine. */
   readonly outerMachine: Machine | null;
   readonly ratios: {
     readonly blackoutOverQemuRdma: number;
@@ -96,6 +96,19 @@ export async function benchRdma(options: { isQuick: boolean; log: (line: string)
   };
 }
 
+/** Returns the lines of a Markdown table about the device without a VM. */
+function floorRows(floor: Floor): string[] {
+  const { faultP50Us, servedP50Us, readP50Us, bareBulkMibS, bulkMibS, readBwMibS } = floor;
+  const fault = 'bare fault → READ → CONTINUE, p50: seen by the guest / from the fault read';
+  return [
+    '| the device alone | |',
+    '| --- | --- |',
+    `| ${fault} | ${faultP50Us} / ${servedP50Us} µs |`,
+    `| a page by our provider, p50 | ${readP50Us} µs |`,
+    `| READs of 1 MiB: bare / our provider / ib_read_bw | ${bareBulkMibS} / ${bulkMibS} / ${readBwMibS} MiB/s |`,
+  ];
+}
+
 export function printRdma(result: RdmaResult): string {
   const { floor, machine, outerMachine } = result;
   return [
@@ -106,11 +119,7 @@ export function printRdma(result: RdmaResult): string {
     '',
     ...Object.entries(result.outcomes).map(([name, text]) => `${name}: ${text}`),
     '',
-    '| the device alone | |',
-    '| --- | --- |',
-    `| bare fault → READ → CONTINUE, p50: seen by the guest / from the fault read | ${floor.faultP50Us} / ${floor.servedP50Us} µs |`,
-    `| a page by our provider, p50 | ${floor.readP50Us} µs |`,
-    `| READs of 1 MiB: bare / our provider / ib_read_bw | ${floor.bareBulkMibS} / ${floor.bulkMibS} / ${floor.readBwMibS} MiB/s |`,
+    ...floorRows(floor),
     ...renderRatios(result.ratios),
   ].join('\n');
 }

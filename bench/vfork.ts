@@ -1,7 +1,7 @@
 /**
- * `npm run -s bench -- vfork`: one running guest turned into N, by us with and without waiting QEMU processes, and by
- * QEMU's own means from a state saved beforehand. The baselines' guest has been saved and is gone when they start; our
- * parent runs on, and pays for it in the same two cores.
+ * `npm run -s bench -- vfork`: starts N copies of one guest, with vmigrate (with and without waiting QEMU processes)
+ * and with QEMU from a state saved beforehand. QEMU's parent has ended when its copies start. vmigrate's parent keeps
+ * running, and uses the same two cores.
  */
 import { Cluster, sleep } from '../test/hosts/cluster.js';
 import { firstWork, type GuestShape, LATER_MS, memoryOf, OurParent, readSafe } from './lib/fork-parent.js';
@@ -14,7 +14,7 @@ const SMALL: GuestShape = { memoryMiB: 256, touchMiB: 96, writePercent: 20 };
 const BIG: GuestShape = { memoryMiB: 2048, touchMiB: 1536, writePercent: 20 };
 const MOST = 64;
 
-/** What is run. The short one leaves out what no ratio or figure is made of. */
+/** Returns what is measured. The quick scenario omits everything that no ratio or figure needs. */
 function scenarioOf(isQuick: boolean): { small: readonly number[]; big: readonly number[]; rounds: number } {
   return isQuick ? { small: [1, MOST], big: [1], rounds: 1 } : { small: [1, 8, MOST], big: [1, 4], rounds: 3 };
 }
@@ -69,7 +69,7 @@ export async function benchVfork(options: { isQuick: boolean; log: (line: string
     ] as const) {
       const parent = await OurParent.start(cluster, shape);
       for (const count of counts) {
-        // One fork says little about a pause of some milliseconds; many clones at once are an average by themselves.
+        // A pause of some milliseconds varies, so forks of one clone are repeated. Many clones average by themselves.
         for (let round = 0; round < (count === 1 ? rounds : 1); round++) {
           for (const isWarm of [false, true]) await add(parent.row(count, isWarm));
         }

@@ -1,6 +1,6 @@
 /**
- * What a daemon is told: a YAML or JSON file, flags, or both (a flag wins). Everything is checked before anything is
- * touched; errors are SPEC_INVALID and name the key and where it stands.
+ * The daemon's configuration, from a YAML or JSON file, from flags, or from both (a flag takes precedence). Everything
+ * is checked before anything is changed. Errors have the code SPEC_INVALID and name the key and its place.
  */
 
 import { readFile } from 'node:fs/promises';
@@ -11,13 +11,13 @@ import { MigrationError } from './domain/errors.js';
 import { ACCEL_CHOICES } from './domain/vm.js';
 
 const CONFIG_BYTES_MAX = 1024 * 1024;
-/** A unix socket's path has at most this many bytes; the data socket's name is appended to the state directory. */
+/** The longest path of a unix socket. The name of the data socket is appended to the state directory. */
 const SOCKET_PATH_BYTES_MAX = 107;
 const DATA_PORT_DEFAULT = 7401;
 const MS_MAX = 24 * 3_600_000;
 const RDMA_SCHEME = 'rdma://';
 
-/** No port has this number; stands for one that was not given. */
+/** Stands for a port that was not given; no port has this number. */
 const UNNAMED_PORT = -1;
 
 export interface Endpoint {
@@ -38,7 +38,7 @@ const path = z
   .transform((value) => resolve(value));
 const milliseconds = z.int().min(1).max(MS_MAX);
 
-/** "10.0.0.1:7400", "[fe80::1]:7400"; the port is optional where `portDefault` is a number. */
+/** Parses "10.0.0.1:7400" or "[fe80::1]:7400". The port is optional if `portDefault` is a number. */
 function endpoint(text: string, portDefault: number | null): Endpoint | null {
   const match = /^(?:\[([^\]]+)\]|([^:[\]]+))(?::(\d{1,5}))?$/.exec(text);
   const address = match?.[1] ?? match?.[2] ?? (isIP(text) === 6 ? text : undefined);
@@ -83,35 +83,36 @@ const peerUrl = parsed((text) => {
 
 const schema = z
   .strictObject({
-    /** This host's name; also the name in its certificate. */
+    /** Name of this host, which is also the name in its certificate. */
     name,
     api: z.array(apiEndpoint).min(1).max(8),
-    /** Where other hosts fetch memory from; port 0 lets the kernel choose. */
+    /** Address from which other hosts fetch memory. With port 0 the kernel chooses the port. */
     data: parsed((text) => endpoint(text, DATA_PORT_DEFAULT), 'ADDRESS or ADDRESS:PORT with an IP address'),
     /**
-     * The same by RDMA. Without an address: that of `data` if it leads to an RDMA device, else the first one that does.
+     * The same for RDMA. The default address is that of `data` if it belongs to an RDMA device, else the first address
+     * that does.
      */
     rdma: z
       .strictObject({
         address: parsed(rdmaEndpoint, 'rdma://ADDRESS or rdma://ADDRESS:PORT with an IP address')
           .nullable()
           .default(null),
-        /** An unanswered packet is sent again after 4.096 µs × 2^this (18: 1.07 s) ... */
+        /** An unanswered packet is sent again after 4.096 µs × 2^ackTimeoutExponent (18: 1.07 s). */
         ackTimeoutExponent: z.int().min(8).max(24).default(18),
-        /** ... so many times; then the connection is lost. */
+        /** After this many repetitions the connection is lost. */
         retryCount: z.int().min(0).max(7).default(7),
       })
       .prefault({}),
-    /** Records, sockets and logs. On a disk: it must survive a reboot. */
+    /** Folder for records, sockets and logs. It must be on a disk, because it must survive a reboot. */
     state: path,
-    /** Guest memory, on tmpfs or hugetlbfs. */
+    /** Folder for guest memory, on tmpfs or hugetlbfs. */
     ramDir: path.optional(),
     accel: z.enum(ACCEL_CHOICES).default('auto'),
-    /** The other hosts: name → where their https API is. */
+    /** The other hosts: name → URL of the https API. */
     peers: z.record(name, peerUrl).default({}),
     /** Folder with ca.pem, crl.pem, cert.pem, key.pem. */
     tls: path.optional(),
-    /** The library that QEMU is started with; null for none. Default: the one built with this daemon. */
+    /** The preload library for QEMU; null for none. The default is the one built with this daemon. */
     preload: path.nullable().optional(),
     qemu: z.string().min(1).max(4096).optional(),
     limits: z
@@ -124,14 +125,14 @@ const schema = z
       })
       .partial()
       .default({}),
-    /** Memory files of images, all together. Default: half of what memory files may take. */
+    /** Limits of the memory files of all images together. The default is half of what memory files may take. */
     images: z
       .strictObject({ budgetBytes: z.int().min(0) })
       .partial()
       .default({}),
     /**
-     * QEMUs that wait for forks, and when they are given up: little memory is available, or tasks wait for it (PSI,
-     * `some avg10`).
+     * Limits of the QEMUs that wait for forks. They are ended if little memory is available, or if tasks wait for
+     * memory (PSI, `some avg10`).
      */
     pool: z
       .strictObject({
@@ -142,20 +143,20 @@ const schema = z
       .partial()
       .default({}),
     logLevel: z.enum(['debug', 'info', 'warn', 'error', 'silent']).default('info'),
-    /** Honour VMIGRATE_FAULT. For tests only. */
+    /** Honours VMIGRATE_FAULT; for tests only. */
     testFaults: z.boolean().default(false),
   })
   .superRefine((config, context) => {
     const complain = (key: string, message: string) => context.addIssue({ code: 'custom', path: [key], message });
     const isRemote = config.api.some(({ kind }) => kind === 'https') || Object.keys(config.peers).length > 0;
     if (isRemote && config.tls === undefined) complain('tls', 'an https API and peers need a certificate folder');
-    if (Object.hasOwn(config.peers, config.name)) complain('peers', `${config.name} is this host itself`);
+    if (Object.hasOwn(config.peers, config.name)) complain('peers', `${config.name} is the name of this host`);
     if (Buffer.byteLength(dataSocketPath(config.state)) > SOCKET_PATH_BYTES_MAX)
-      complain('state', 'is too long a path');
+      complain('state', 'the path is too long');
   });
 
 export type DaemonConfig = z.output<typeof schema>;
-/** As it stands in a file; flags have the same shape. */
+/** The configuration as a file holds it; the flags have the same form. */
 export type DaemonConfigInput = Partial<z.input<typeof schema>>;
 
 export function dataSocketPath(stateDir: string): string {
@@ -173,7 +174,7 @@ export function parseConfig(input: unknown): DaemonConfig {
   throw new MigrationError('SPEC_INVALID', `configuration: ${issues.join('; ')}`);
 }
 
-/** The file's content with the flags laid over it; peers are joined. */
+/** Loads the file and overrides its values with the flags. Peers of both are joined. */
 export async function loadConfig(file: string | null, flags: DaemonConfigInput): Promise<DaemonConfig> {
   const base = file === null ? {} : await readConfigFile(file);
   const basePeers = typeof base.peers === 'object' && base.peers !== null ? base.peers : {};
@@ -187,17 +188,18 @@ async function readConfigFile(file: string): Promise<Record<string, unknown>> {
   const text = await readFile(file, 'utf8').catch((cause: unknown) => {
     throw new MigrationError('SPEC_INVALID', `cannot read the configuration ${file}`, { cause });
   });
-  if (text.length > CONFIG_BYTES_MAX) throw new MigrationError('SPEC_INVALID', `${file} is no configuration: too long`);
+  if (text.length > CONFIG_BYTES_MAX)
+    throw new MigrationError('SPEC_INVALID', `${file} is too long for a configuration`);
   const { parse } = await import('yaml');
   let json: unknown;
   try {
     json = parse(text, { maxAliasCount: 16 });
   } catch (cause) {
-    throw new MigrationError('SPEC_INVALID', `${file} is neither YAML nor JSON: ${(cause as Error).message}`, {
+    throw new MigrationError('SPEC_INVALID', `${file} is not valid YAML or JSON: ${(cause as Error).message}`, {
       cause,
     });
   }
   if (typeof json !== 'object' || json === null || Array.isArray(json))
-    throw new MigrationError('SPEC_INVALID', `${file} holds no configuration`);
+    throw new MigrationError('SPEC_INVALID', `${file} does not hold a configuration`);
   return json as Record<string, unknown>;
 }

@@ -1,11 +1,11 @@
-/** A guest under stock QEMU, and one move of it by QEMU's own ways. */
+/** Runs a guest under stock QEMU and moves it once with QEMU's own migration. */
 import { eventually, sleep } from '../../test/hosts/cluster.js';
 import { other, SETTLE_MS } from './our-side.js';
 import type { QemuMode, QemuPair, QemuProcess } from './qemu-pair.js';
 import { rateAfter, readWork } from './rate.js';
 import type { Trial } from './rows.js';
 
-/** A guest that reports less than this after a move did not survive it. */
+/** A guest that reports fewer windows than this after a move did not survive it. */
 const WINDOWS_ALIVE_MIN = 5;
 export async function startBaseline(pair: QemuPair): Promise<QemuProcess> {
   const baseline = await pair.start('A', false);

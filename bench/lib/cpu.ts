@@ -1,7 +1,7 @@
 import { readdirSync, readFileSync } from 'node:fs';
 
 const TICKS_PER_S = 100;
-/** Often enough for threads that live as long as a move does. */
+/** The interval is short enough to see threads that exist only during a move. */
 export const SAMPLE_MS = 50;
 
 function ticks(statPath: string): number {
@@ -11,8 +11,8 @@ function ticks(statPath: string): number {
 }
 
 /**
- * CPU seconds that moving costs on one host: the daemon, and QEMU without its vCPU threads (those run the guest,
- * whoever moves it). A process may end in between, so the last values seen are kept; call `sample` every now and then.
+ * Measures the CPU seconds of a move on one host: those of the daemon, and of QEMU without its vCPU threads, which run
+ * the guest in any case. A process may end during the move, so the last values seen are kept; call `sample` regularly.
  */
 export class CpuMeter {
   private readonly first = new Map<string, number>();
@@ -31,7 +31,7 @@ export class CpuMeter {
             this.last.set(`${pid}/${thread}`, ticks(`/proc/${pid}/task/${thread}/stat`));
         }
       } catch {
-        // the process or one of its threads has ended: what was seen last counts
+        // The process or one of its threads has ended; the last values seen count.
       }
     }
   }

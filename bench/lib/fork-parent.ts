@@ -1,4 +1,4 @@
-/** Our side of `vfork`: a busy guest on a real daemon, forked over and over; what a fork costs is read from outside. */
+/** vmigrate's side of `vfork`: forks a busy guest on a real daemon again and again, and measures from outside. */
 import { readFileSync } from 'node:fs';
 import { cpus } from 'node:os';
 import { join } from 'node:path';
@@ -15,14 +15,14 @@ import { rateAfter, readWork } from './rate.js';
 import { median } from './stats.js';
 
 export const MIB = 1 << 20;
-/** Private memory is looked at once more so long after a clone has begun. */
+/** How long after a clone's start its private memory is measured a second time. */
 export const LATER_MS = 5000;
 const SETTLE_MS = 2500;
 const WORK_POLL_MS = 10;
 const WORK_MS = 120_000;
 const PROBE_MS = 20;
 const FORK_MS = 180_000;
-/** Windows of work that say how fast a parent is beside its clones, once all is over. */
+/** Number of work windows that show the parent's speed beside its clones after the fork. */
 const SETTLED_WINDOWS = 15;
 
 export interface GuestShape {
@@ -36,7 +36,7 @@ export interface Waiting {
   readonly serialLogs: readonly string[];
 }
 
-/** performance.now() when the first of these consoles shows work of its own. */
+/** Returns performance.now() of the moment when the first of these consoles shows work of its own. */
 export function firstWork(serialLogs: () => readonly string[]): Promise<number> {
   return eventually('a clone works', WORK_MS, async () => {
     await sleep(WORK_POLL_MS);
@@ -59,8 +59,8 @@ export function memoryOf({ pids }: Pick<Waiting, 'pids'>): { privateMiB: number;
 }
 
 /**
- * Watches the private memory of one clone from outside: by the time its fork is reported, a busy guest has written for
- * a while.
+ * Samples the private memory of one clone from outside. That is necessary because a busy guest has been writing for a
+ * while when its fork is reported.
  */
 class MemoryProbe {
   readonly #samples: { atMs: number; bytes: number }[] = [];
@@ -78,7 +78,7 @@ class MemoryProbe {
     clearInterval(this.#timer);
   }
 
-  /** MiB at the first sample after that moment; NaN if there is none. */
+  /** Returns the MiB of the first sample after that moment; NaN if there is none. */
   at(atMs: number): number {
     return (this.#samples.find((sample) => sample.atMs >= atMs)?.bytes ?? Number.NaN) / MIB;
   }
@@ -87,7 +87,7 @@ class MemoryProbe {
 interface Forked {
   readonly report: ForkReport;
   readonly createdAtMs: number;
-  /** When all clones ran, and nothing else had been done for them. */
+  /** CPU seconds used when all clones ran, and nothing else had been done for them. */
   readonly cpuS: number;
 }
 
@@ -105,7 +105,7 @@ export class OurParent {
     return new OurParent(cluster, guest, shape.memoryMiB);
   }
 
-  /** One fork, from the request to the last page of its last clone; nothing of it is left afterwards. */
+  /** Measures one fork, from the request to the last page of its last clone. It leaves nothing behind. */
   async row(count: number, isWarm: boolean): Promise<ForkRow> {
     const prefix = `${isWarm ? 'warm' : 'cold'}${this.#forks++}`;
     const shape = { vm: this.guest.name, cloneCount: count, namePrefix: prefix, network: 'none' } as const;
@@ -122,7 +122,7 @@ export class OurParent {
     const work = firstWork(() => logs);
     work.catch(() => undefined);
     const { report, createdAtMs, cpuS } = await this.#fork(shape);
-    // Else the pool begins to make the next set, beside what is measured.
+    // Otherwise the pool starts the next set of processes during the measurement.
     await this.cluster.api('A').post('/v1/pool/drain', {});
     probe.stop();
     const clones = await this.#clones(prefix);
@@ -161,11 +161,11 @@ export class OurParent {
     await this.cluster.must(this.cluster.vmctl('A', 'stop', '--force', this.guest.name));
   }
 
-  /** Submits the fork and follows it, so that what it has cost is read when its last clone runs. */
+  /** Submits the fork and follows it, so that its cost is read at the moment when its last clone runs. */
   async #fork(shape: object): Promise<Forked> {
     const api = this.cluster.api('A');
     const usedS = () => cpuSeconds([this.cluster.daemonPid('A'), ...qemusOf(`${this.cluster.hostDirectory('A')}/`)]);
-    // Waiting processes have used processor time before; the others begin with none.
+    // Waiting processes have used CPU time before the fork; the others start with none.
     const beforeS = usedS();
     const lookNoMore = lookAhead();
     const giveUp = AbortSignal.timeout(FORK_MS);
@@ -180,14 +180,14 @@ export class OurParent {
       return view.report !== null || view.error !== null;
     };
     await api.followJob(id, onView, giveUp).finally(lookNoMore);
-    const { report, error } = (last as ForkJobView | null) ?? { report: null, error: 'nothing was heard of it' };
+    const { report, error } = (last as ForkJobView | null) ?? { report: null, error: 'the job sent no view' };
     if (report === null) throw new Error(`the fork has failed: ${JSON.stringify(error)}`);
     return { report, createdAtMs: Date.parse(createdAt), cpuS };
   }
 
   /**
-   * Until the parent is back at 90 % of its speed: of before, or of that beside its clones for good, if they cost it
-   * some.
+   * Returns the time until the parent is back at 90 % of its speed: the speed before the fork, or the lasting speed
+   * beside its clones if they slow it down.
    */
   async #backMs(before: ReturnType<typeof readWork>): Promise<number> {
     const after = readWork(await this.#parentLog()).slice(before.length);
@@ -206,7 +206,7 @@ export class OurParent {
   }
 
   async #remove(image: string): Promise<void> {
-    // Stopped first, then forgotten.
+    // The first call stops the clones, the second removes them.
     for (let n = 0; n < 2; n++) await this.cluster.must(this.cluster.vmctl('A', 'stop', '--force', '--image', image));
     await this.cluster.must(this.cluster.vmctl('A', 'image', 'rm', image));
   }

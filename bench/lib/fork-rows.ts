@@ -1,4 +1,4 @@
-/** The rows of `vfork` and what they amount to. */
+/** The rows of the `vfork` benchmark, and the ratios made from them. */
 import { describeMachine, type Machine } from './machine.js';
 import { median, round } from './stats.js';
 
@@ -6,33 +6,33 @@ export interface ForkRow {
   readonly name: string;
   readonly parentMiB: number;
   readonly clones: number;
-  /** null: the parent had been saved before. */
+  /** null if the parent was saved beforehand. */
   readonly parentPauseMs: number | null;
   /**
-   * null as well where parent and clones are more than the processors, so that its speed of before is nowhere to be
-   * had.
+   * null if the parent was saved beforehand, or if parent and clones outnumber the processors, because then the parent
+   * cannot reach its former speed.
    */
   readonly parentBackMs: number | null;
   readonly firstMs: number;
   readonly lastMs: number;
-  /** Until the first clone has reported work of its own. */
+  /** Time until the first clone has reported work of its own. */
   readonly firstWorkMs: number;
-  /** The whole job, the image complete and written down; of restores as lastMs. */
+  /** Time of the whole job, until the image is complete and recorded; for restores the same as lastMs. */
   readonly totalMs: number;
   readonly privateMiBPerClone: number;
   readonly privateMiBPerCloneLater: number;
-  /** What all share: image, template; 0 for full restores. */
+  /** Memory that all clones share (image or template); 0 for full restores. */
   readonly sharedMiB: number;
   readonly faultsPerClone: number;
-  /** Daemon and QEMUs without vCPUs, until the last has resumed. */
+  /** CPU time of the daemon and of the QEMUs without their vCPUs, until the last clone has resumed. */
   readonly cpuMsPerClone: number;
-  /** Of the parent, whole memory checked; null: it had been saved. */
+  /** Bad pages in the whole memory of the parent; null if it was saved beforehand. */
   readonly badPagesParent: number | null;
-  /** Of all clones, whole memory checked; of restores what their guests saw while they worked. */
+  /** Bad pages in the whole memory of all clones; for restores those that the guests saw while they worked. */
   readonly badPagesClones: number;
   /**
-   * Clones that have index, UUID, generation id and random numbers which no other has; null: restores are all their
-   * parent.
+   * Number of clones whose index, UUID, generation id and random numbers no other clone has; null for restores, which
+   * all equal their parent.
    */
   readonly distinctClones: number | null;
 }
@@ -45,7 +45,7 @@ export interface VforkResult {
   readonly figures: Record<string, number>;
 }
 
-/** `smallMiB`, `bigMiB`: memory of the parents; `most`: the number of clones that ratios are about. */
+/** `smallMiB` and `bigMiB` are the memory sizes of the parents; `most` is the number of clones in the ratios. */
 export function resultOf(
   rows: readonly ForkRow[],
   { smallMiB, bigMiB, most }: { smallMiB: number; bigMiB: number; most: number },

@@ -1,7 +1,7 @@
 import { readFileSync } from 'node:fs';
 import { cpus, release, totalmem } from 'node:os';
 
-/** No figure without the machine it was measured on. */
+/** The machine on which figures were measured; every result states it. */
 export interface Machine {
   readonly cpu: string;
   readonly cores: number;

@@ -7,12 +7,12 @@ import { CpuMeter, SAMPLE_MS } from './cpu.js';
 import { rateAfter, readWork } from './rate.js';
 import type { Trial } from './rows.js';
 
-/** Before a move and after it, so that the guest's rate before and after is known. */
+/** Waiting time before and after a move, which shows the guest's rate before and after. */
 export const SETTLE_MS = 2500;
 
 export const other = (host: string): string => (host === 'A' ? 'B' : 'A');
 
-/** Our side: a VM run by the daemons, moved by `vmigrate`. */
+/** vmigrate's side of the benchmark: a VM run by the daemons and moved by `vmigrate`. */
 export class OurSide {
   host = 'A';
   private constructor(
@@ -21,7 +21,7 @@ export class OurSide {
     private readonly sampleMs: number,
   ) {}
 
-  /** `sampleMs`: how often the meters look; looking costs processor time itself. */
+  /** `sampleMs` is the interval of the meters. Sampling itself costs CPU time. */
   static async start(cluster: Cluster<HostNetwork>, options: GuestOptions, sampleMs = SAMPLE_MS): Promise<OurSide> {
     return new OurSide(cluster, await Guest.start(cluster, 'A', options), sampleMs);
   }
@@ -78,8 +78,8 @@ export class OurSide {
   }
 
   /**
-   * The daemon; our QEMU does nothing for the memory (its threads move device state alone, which QEMU's rows count
-   * too).
+   * Returns the processes to measure: only the daemon. With vmigrate, QEMU's threads move only device state, not
+   * memory.
    */
   private processes(host: string): { pid: number; vcpuThreads: number[] }[] {
     return [{ pid: this.cluster.daemonPid(host), vcpuThreads: [] }];

@@ -1,27 +1,27 @@
-/** What processes cost, from /proc: processor time but for vCPUs, memory that they share with nobody, page faults. */
+/** Measures processes from /proc: CPU time without vCPUs, memory that they do not share, page faults. */
 import { readdirSync, readFileSync, readlinkSync, writeFileSync } from 'node:fs';
 
 const NS_PER_S = 1e9;
 const KIB = 1024;
 
 /**
- * Puts this process's session ahead of the guests, or what is to be seen at one moment would be looked at when its turn
- * comes behind all of them. Returns what puts it back. Nothing happens where the kernel does not group by session, or
- * does not allow it.
+ * Gives this process's session priority over the guests. Otherwise a sample would be taken only when the scheduler has
+ * run all of them. Returns a function that restores the priority. It has no effect if the kernel does not group by
+ * session, or does not permit it.
  */
 export function lookAhead(): () => void {
   const set = (nice: number): void => {
     try {
       writeFileSync('/proc/self/autogroup', `${nice}`);
     } catch {
-      // the figures are of a later moment then
+      // The samples are then taken later.
     }
   };
   set(-20);
   return () => set(0);
 }
 
-/** QEMUs with this text on their command line, read at once. */
+/** Returns the pids of QEMUs with this text on their command line, read synchronously. */
 export function qemusOf(text: string): number[] {
   const isOne = (entry: string): boolean => {
     try {
@@ -47,8 +47,8 @@ function threads(pid: number): ThreadTime[] {
   try {
     return readdirSync(`/proc/${pid}/task`).map((thread) => {
       const task = `/proc/${pid}/task/${thread}`;
-      // QEMU names them (debug-threads=on): `CPU 0/TCG`. Time in nanoseconds: a clone costs less than a tick of the
-      // others' clock.
+      // QEMU names vCPU threads `CPU 0/TCG` (debug-threads=on). The time is in nanoseconds, because a clone costs less
+      // than a tick of /proc/PID/stat.
       const isVcpu = readFileSync(`${task}/comm`, 'utf8').startsWith('CPU ');
       return { isVcpu, ns: Number(readFileSync(`${task}/schedstat`, 'utf8').split(' ')[0]) };
     });
@@ -57,15 +57,17 @@ function threads(pid: number): ThreadTime[] {
   }
 }
 
-/** Seconds that these processes have used since their start, vCPU threads aside: those run the guest. */
+/**
+ * Returns the CPU seconds that these processes have used since their start, without vCPU threads: those run the guest.
+ */
 export function cpuSeconds(pids: readonly number[]): number {
   const all = pids.flatMap(threads).filter(({ isVcpu }) => !isVcpu);
   return all.reduce((sum, { ns }) => sum + ns, 0) / NS_PER_S;
 }
 
 /**
- * Bytes of anonymous memory: what is not a page of a file that others map too. Pages of an image count once they have
- * been written.
+ * Returns the bytes of anonymous memory, that is without pages of files that other processes map too. Pages of an image
+ * count once they have been written.
  */
 export function privateBytes(pid: number): number {
   try {

@@ -1,6 +1,7 @@
 /**
- * The baseline: stock QEMU moving the same guest between the same two namespaces, driven over QMP as an operator's
- * script would. The processes belong to the cluster's directory, so its clean-up finds them.
+ * The baseline: stock QEMU moves the same guest between the same two namespaces, controlled over QMP as by an
+ * operator's script. The processes have the cluster's directory on their command lines, so the cluster's clean-up finds
+ * them.
  */
 import { type ChildProcess, spawn } from 'node:child_process';
 import { existsSync, mkdirSync, openSync, readFileSync, rmSync } from 'node:fs';
@@ -14,7 +15,7 @@ import { type GuestOptions, guestSpec } from '../../test/hosts/guest.js';
 import type { HostNetwork } from '../../test/hosts/host-network.js';
 import { CpuMeter, SAMPLE_MS } from './cpu.js';
 
-/** How QEMU moves a guest: what its command `migrate` is given. */
+/** The ways in which QEMU moves a guest: the arguments of its command `migrate`. */
 const MODES = {
   precopy: { scheme: 'tcp', capabilities: [] },
   postcopy: { scheme: 'tcp', capabilities: ['postcopy-ram'] },
@@ -26,7 +27,7 @@ const MODES = {
 
 export type QemuMode = keyof typeof MODES;
 
-/** What an earlier move of a process set must not leak into the next one. */
+/** Capabilities that are set for each move, so that none remains from an earlier one. */
 const CAPABILITIES = ['events', 'postcopy-ram', 'postcopy-preempt', 'postcopy-blocktime', 'rdma-pin-all'];
 const MOVE_MS = 120_000;
 
@@ -37,7 +38,7 @@ export interface QemuProcess {
   readonly qmp: QmpClient;
   readonly host: string;
   readonly serialLog: string;
-  /** What it wrote to stderr. */
+  /** File with what QEMU wrote to stderr. */
   readonly errorLog: string;
   readonly pid: number;
   vcpuThreads: number[];
@@ -50,7 +51,7 @@ export interface QemuMove {
   readonly blackoutMs: number;
   readonly totalMs: number;
   readonly bytes: number;
-  /** blocktime / requests; NaN where QEMU counts neither */
+  /** Blocktime divided by requests; NaN if QEMU counts neither. */
   readonly requestMeanUs: number;
   readonly sourceCpuS: number;
   readonly targetCpuS: number;
@@ -91,8 +92,8 @@ export class QemuPair {
   }
 
   /**
-   * As the daemon starts its own, so that device by device the state to hand over is the same; only the memory is
-   * QEMU's own.
+   * Returns the arguments with which the daemon starts its QEMUs, so that the device state is the same. Only the memory
+   * is QEMU's own.
    */
   private arguments(directory: string, isIncoming: boolean): string[] {
     const args = qemuArguments(this.spec, {
@@ -107,11 +108,11 @@ export class QemuPair {
       taps: {},
       isIncoming,
     });
-    // It runs on by itself once it has loaded.
+    // Without -S the guest runs as soon as it is loaded.
     return args.filter((argument) => argument !== '-S');
   }
 
-  /** What the processes that are still here have written to stderr. */
+  /** Returns what the remaining processes have written to stderr. */
   errorTexts(): string[] {
     return [...this.alive].map(({ errorLog }) => readFileSync(errorLog, 'utf8'));
   }
@@ -130,8 +131,8 @@ export class QemuPair {
   }
 
   /**
-   * Moves `source` to `host`; resolves when QEMU says completed. The time to start the target's QEMU is part of the
-   * total, as it is in ours.
+   * Moves `source` to `host`. It resolves when QEMU reports `completed`. The total includes the start of the target's
+   * QEMU, as it does for vmigrate.
    */
   async move(
     source: QemuProcess,
@@ -158,7 +159,7 @@ export class QemuPair {
     await target.qmp.executeUntyped('migrate-incoming', { uri });
     const stopped = source.qmp.waitForEvent('STOP', { timeoutMs: moveMsMax });
     const resumed = target.qmp.waitForEvent('RESUME', { timeoutMs: moveMsMax });
-    // Awaited below; until then a QEMU that dies must not end the whole run.
+    // These are awaited below. Until then a QEMU that dies must not end the whole run.
     for (const event of [stopped, resumed]) event.catch(() => undefined);
     await source.qmp.executeUntyped('migrate', { uri });
     if (isPostcopy) await source.qmp.executeUntyped('migrate-start-postcopy');

@@ -1,8 +1,8 @@
 /**
- * The baselines of `vfork`: N QEMUs that load a state saved before, driven over QMP as a script would. Either the whole
- * memory stands in the state file, or the memory is a template that all map copy-on-write and the file holds the device
- * state alone (x-ignore-shared). All load, then all are let go, as we do it. `waiting` is the template with QEMUs that
- * were started before: what loading and letting go costs at the least.
+ * The baselines of `vfork`: N QEMUs load a state that was saved before, controlled over QMP as by a script. `full`: the
+ * state file holds the whole memory. `template`: all QEMUs map a memory file copy-on-write, and the state file holds
+ * the device state only (x-ignore-shared). All load first, then all resume, as in vmigrate. `waiting` is `template`
+ * with QEMUs started beforehand, which shows the least that loading and resuming cost.
  */
 import { type ChildProcess, spawn } from 'node:child_process';
 import { closeSync, existsSync, mkdirSync, openSync, rmSync } from 'node:fs';
@@ -30,7 +30,7 @@ export interface RestoreRun {
   readonly firstMs: number;
   readonly lastMs: number;
   readonly startedAtMs: number;
-  /** Of processes that waited, what they had used before. */
+  /** CPU seconds that waiting processes had used before. */
   readonly cpuBeforeS: number;
   readonly pids: readonly number[];
   readonly serialLogs: readonly string[];
@@ -63,7 +63,7 @@ export class QemuRestores {
       await parent.qmp.execute('migrate-set-parameters', { 'max-bandwidth': 2 ** 40 });
       await parent.qmp.execute('migrate', { uri: `exec:cat > ${this.#statePath(mode)}` });
       await status(parent.qmp, 'completed');
-      // QEMU has said `completed` and is still at the end of it: refused until it is not.
+      // After reporting `completed` QEMU is still finishing, and refuses the command until it is done.
       const isRunning = () =>
         parent.qmp.execute('cont').then(
           () => true,
@@ -123,8 +123,8 @@ export class QemuRestores {
   }
 
   /**
-   * `share` null: anonymous memory. The kernel's blobs are the parent's alone; the others have its ROM, and the state
-   * as descriptor 3.
+   * Starts a QEMU. `share` null means anonymous memory. Only the parent gets the kernel's files; the others get its
+   * boot ROM, and the state as descriptor 3.
    */
   async #start(name: string, share: 'on' | 'off' | null, statePath: string | null): Promise<Restored> {
     const isIncoming = statePath !== null;
@@ -181,7 +181,7 @@ async function capabilities(qmp: QmpClient, mode: RestoreMode): Promise<void> {
 async function status(qmp: QmpClient, wanted: string): Promise<void> {
   const filter = (event: { data: Readonly<Record<string, unknown>> }) => event.data['status'] === wanted;
   const seen = qmp.waitForEvent('MIGRATION', { timeoutMs: LOAD_MS, filter });
-  // The event may have come before anybody waited for it.
+  // The event may have come before this call, so the status is queried as well.
   const asked = qmp.execute('query-migrate').then((answer) => (answer.status === wanted ? undefined : seen));
   await Promise.race([seen, asked]);
 }

@@ -11,15 +11,15 @@ export function readWork(serialLog: string): WorkWindow[] {
 }
 
 export interface RateAfter {
-  /** From resume until three windows in a row are at 90 % of the rate before; guest's clock. */
+  /** Time from resume until three windows in a row reach 90 % of the rate before, by the guest's clock. */
   readonly degradedMs: number;
   readonly stallMsMax: number;
   readonly isRecovered: boolean;
 }
 
 /**
- * Work windows of `before` (at the source) against `after` (at the target). The guest's clock stands still in the
- * blackout.
+ * Compares the work windows `before` (on the source) with those `after` (on the target). The guest's clock stops during
+ * the blackout.
  */
 export function rateAfter(before: readonly WorkWindow[], after: readonly WorkWindow[]): RateAfter {
   const base = median(before.slice(-15).map((window) => window.ops / window.windowMs));

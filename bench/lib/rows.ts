@@ -1,4 +1,4 @@
-/** What one move gives, and what a row of a table says of all moves of one kind. */
+/** The figures of one move, and the table row that sums up all moves of one kind. */
 import { round, type Sampled, sampled } from './stats.js';
 
 export interface Trial {
@@ -21,14 +21,14 @@ export interface MoveRow {
   readonly stallMsMax: number;
   readonly faultP50Us: number | null;
   readonly faultP99Us: number | null;
-  /** QEMU's blocktime / requests; null for us */
+  /** QEMU's blocktime divided by its requests; null for vmigrate's moves. */
   readonly requestMeanUs: number | null;
   readonly totalMs: number;
   readonly bytes: number;
   readonly sourceCpuS: number;
   readonly targetCpuS: number;
   readonly badPages: number;
-  /** Guests that were dead or had bad pages after a move; each such move was repeated with a fresh guest. */
+  /** Number of guests that were dead or had bad pages after a move. Each such move was repeated with a new guest. */
   readonly guestsLost: number;
   readonly spread: Record<string, Sampled>;
 }
@@ -66,12 +66,25 @@ export function row(name: string, trials: readonly Trial[], badPages: number, gu
   };
 }
 
-/** A Markdown table. */
+const COLUMNS = [
+  'row',
+  'blackout ms',
+  'degraded ms',
+  'longest stall ms',
+  'fault p50 / p99 µs',
+  'total ms',
+  'MiB',
+  'source CPU s',
+  'target CPU s',
+  'bad pages',
+  'guests lost',
+];
+
+const tableRow = (cells: readonly (string | number)[]): string => `| ${cells.join(' | ')} |`;
+
+/** Returns the lines of a Markdown table. */
 export function renderRows(rows: readonly MoveRow[]): string[] {
-  const lines = [
-    '| row | blackout ms | degraded ms | longest stall ms | fault p50 / p99 µs | total ms | MiB | source CPU s | target CPU s | bad pages | guests lost |',
-    '| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |',
-  ];
+  const lines = [tableRow(COLUMNS), tableRow(COLUMNS.map(() => '---'))];
   const span = (sample: Sampled | undefined, digits = 1) =>
     sample === undefined
       ? ''
@@ -90,9 +103,10 @@ export function renderRows(rows: readonly MoveRow[]): string[] {
   } of rows) {
     const faults =
       faultP50Us === null ? (requestMeanUs === null ? '–' : `mean ${requestMeanUs}`) : `${faultP50Us} / ${faultP99Us}`;
-    lines.push(
-      `| ${name} | ${span(spread.blackoutMs)} | ${span(spread.degradedMs, 0)} | ${span(spread.stallMsMax)} | ${faults} | ${span(spread.totalMs, 0)} | ${round(bytes / (1 << 20), 0)} | ${sourceCpuS} | ${targetCpuS} | ${badPages} | ${guestsLost} |`,
-    );
+    const times = [span(spread.blackoutMs), span(spread.degradedMs, 0), span(spread.stallMsMax)];
+    const mib = round(bytes / (1 << 20), 0);
+    const totals = [span(spread.totalMs, 0), mib, sourceCpuS, targetCpuS, badPages, guestsLost];
+    lines.push(tableRow([name, ...times, faults, ...totals]));
   }
   return lines;
 }

@@ -1,4 +1,4 @@
-/** Median and spread of one figure over the rounds; the samples are kept, so that a reader can judge. */
+/** Median and spread of one figure over the rounds. The samples are kept for the reader. */
 export interface Sampled {
   readonly median: number;
   readonly min: number;

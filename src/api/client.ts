@@ -1,6 +1,6 @@
 /**
- * The API as our commands call it: over the daemon's unix socket, or https with a client certificate. Small on purpose,
- * commands start with it: no package, and TLS is loaded only where it is used.
+ * The client of the API for the commands: over the daemon's unix socket, or over https with a client certificate. It is
+ * small on purpose, because every command loads it: it needs no package, and loads TLS only if it is used.
  */
 import { type ClientRequest, request as httpRequest, type IncomingMessage, type RequestOptions } from 'node:http';
 import type { Duplex } from 'node:stream';
@@ -10,14 +10,14 @@ import type { JobView } from '../domain/job.js';
 export const DEFAULT_HOST = 'unix:/run/vmigrate/api.sock';
 const CONNECT_MS = 5_000;
 const ANSWER_BYTES_MAX = 64 * 2 ** 20;
-/** The view of a fork of CLONES_MAX clones that all failed, each with its causes. */
+/** Enough for the view of a fork of CLONES_MAX clones that all failed, each with its causes. */
 const EVENT_BYTES_MAX = 16 * 2 ** 20;
 const CONSOLE_PROTOCOL = 'vmigrate-console';
 
 export interface ClientOptions {
   /** unix:PATH or https://ADDRESS:PORT */
   readonly host: string;
-  /** Folder with ca.pem, cert.pem and key.pem; for https. */
+  /** Folder with ca.pem, cert.pem and key.pem for https. */
   readonly tls: string | null;
 }
 
@@ -28,11 +28,11 @@ interface SendOptions {
   readonly body?: string;
 }
 
-/** The daemon itself does not answer; UNREACHABLE in an answer of the daemon is about another host. */
+/** The daemon itself does not answer. UNREACHABLE in the daemon's answer is about another host. */
 export class DaemonUnreachable extends MigrationError {
   constructor(message: string, cause: unknown) {
     super('UNREACHABLE', message, {
-      remedy: 'start vmigrated, or name its socket with --host or VMIGRATE_HOST',
+      remedy: 'start vmigrated, or give its address with --host or VMIGRATE_HOST',
       cause,
     });
   }
@@ -44,7 +44,7 @@ export class ApiClient {
       throw new MigrationError('USAGE', `"${options.host}" is neither unix:PATH nor https://ADDRESS:PORT`);
     if (options.host.startsWith('https:') && options.tls === null)
       throw new MigrationError('USAGE', 'https needs a client certificate', {
-        remedy: 'name its folder with --tls DIR or VMIGRATE_TLS; make one with vmctl certs user NAME',
+        remedy: 'give its folder with --tls DIR or VMIGRATE_TLS; create one with vmctl certs user NAME',
       });
   }
 
@@ -66,12 +66,12 @@ export class ApiClient {
     return this.json({ method: 'DELETE', path });
   }
 
-  /** YAML (or JSON) text as it stands in a user's file. */
+  /** Posts the YAML (or JSON) text of a user's file. */
   postText<T>(path: string, body: string): Promise<T> {
     return this.json({ method: 'POST', path, headers: { 'content-type': 'application/yaml' }, body });
   }
 
-  /** Views of a job as they change, until `onView` says true (enough) or the daemon ends the stream. */
+  /** Follows the views of a job until `onView` returns true or the daemon ends the stream. */
   async followJob(id: string, onView: (view: JobView) => boolean, signal?: AbortSignal): Promise<void> {
     const { response, request } = await this.send({ method: 'GET', path: `/v1/jobs/${id}/events` });
     if (response.statusCode !== 200) throw await errorOf(response);
@@ -87,12 +87,12 @@ export class ApiClient {
     }
   }
 
-  /** The serial line of a VM, both ways, beginning with so much of its past. */
+  /** Opens the serial line of a VM in both directions, beginning with the last `backlogBytes` of its output. */
   console(vm: string, backlogBytes: number): Promise<Duplex> {
     return this.upgrade(vm, `backlog=${backlogBytes}`);
   }
 
-  /** All that the serial line of a VM has said so far. */
+  /** Opens a stream of all output of the VM's serial line so far. */
   serialLog(vm: string): Promise<Duplex> {
     return this.upgrade(vm, 'follow=false');
   }
@@ -176,7 +176,8 @@ async function readText(response: IncomingMessage): Promise<string> {
   let bytes = 0;
   for await (const chunk of response as AsyncIterable<Buffer>) {
     bytes += chunk.length;
-    if (bytes > ANSWER_BYTES_MAX) throw new MigrationError('PEER_PROTOCOL', 'the daemon answered too much');
+    if (bytes > ANSWER_BYTES_MAX)
+      throw new MigrationError('PEER_PROTOCOL', `the daemon's answer exceeds ${ANSWER_BYTES_MAX / 2 ** 20} MiB`);
     chunks.push(chunk);
   }
   return Buffer.concat(chunks).toString('utf8');
@@ -186,7 +187,7 @@ function parse(text: string): unknown {
   try {
     return JSON.parse(text);
   } catch (cause) {
-    throw new MigrationError('PEER_PROTOCOL', 'the daemon answered something that is not JSON', { cause });
+    throw new MigrationError('PEER_PROTOCOL', "the daemon's answer is not JSON", { cause });
   }
 }
 
@@ -194,7 +195,7 @@ async function errorOf(response: IncomingMessage): Promise<MigrationError> {
   return MigrationError.fromJSON(parse(await readText(response)), 'the daemon');
 }
 
-/** The data of each server-sent event. */
+/** Yields the data of each server-sent event. */
 async function* eventData(response: IncomingMessage): AsyncGenerator<string> {
   response.setEncoding('utf8');
   let rest = '';
@@ -210,6 +211,7 @@ async function* eventData(response: IncomingMessage): AsyncGenerator<string> {
       rest = rest.slice(end + 2);
       if (data !== '') yield data;
     }
-    if (rest.length > EVENT_BYTES_MAX) throw new MigrationError('PEER_PROTOCOL', 'the daemon sent an endless event');
+    if (rest.length > EVENT_BYTES_MAX)
+      throw new MigrationError('PEER_PROTOCOL', `an event of the daemon exceeds ${EVENT_BYTES_MAX / 2 ** 20} MiB`);
   }
 }

@@ -1,7 +1,7 @@
 /**
- * A VM's serial line over HTTP/1.1 Upgrade: after "101 Switching Protocols" the connection carries the line's bytes,
- * both ways. With `?follow=false` it carries all that the line has said so far, and ends: nothing is asked of a QEMU
- * that may be about to end.
+ * A VM's serial line over HTTP/1.1 Upgrade: after "101 Switching Protocols" the connection carries the bytes of the
+ * line in both directions. With `?follow=false` it carries all output so far and then ends. That does not need QEMU,
+ * which may be about to end.
  */
 import type { IncomingMessage } from 'node:http';
 import type { Duplex } from 'node:stream';
@@ -19,7 +19,7 @@ export class Consoles {
 
   constructor(private readonly services: ApiServices) {}
 
-  /** For the `upgrade` event of a server. Owns the socket from here on. */
+  /** Handles the `upgrade` event of a server. It owns the socket from here on. */
   handle(request: IncomingMessage, socket: Duplex, head: Buffer): void {
     socket.on('error', () => socket.destroy());
     this.attach(request, socket, head).catch((error: unknown) => refuse(socket, error));
@@ -34,7 +34,7 @@ export class Consoles {
     const [, name, backlog, past] = TARGET.exec(request.url ?? '') ?? [];
     const protocol = request.headers.upgrade?.toLowerCase();
     if (request.method !== 'GET' || name === undefined || protocol !== CONSOLE_PROTOCOL)
-      throw new MigrationError('NOT_FOUND', 'there is nothing to upgrade to here');
+      throw new MigrationError('NOT_FOUND', 'this address does not support upgrades');
     if (this.open.size >= CONSOLES_MAX) throw new MigrationError('CONFLICT', 'too many consoles are open');
     this.open.add(socket);
     socket.once('close', () => this.open.delete(socket));
@@ -51,7 +51,7 @@ export class Consoles {
     socket.once('close', () => line.destroy());
     socket.write(`HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: ${CONSOLE_PROTOCOL}\r\n\r\n`);
     if (head.length > 0) line.write(head);
-    // Input that ends (a pipe on the other side) does not end the output.
+    // The end of the input (of a pipe on the other side) does not end the output.
     socket.pipe(line, { end: false });
     line.pipe(socket);
   }

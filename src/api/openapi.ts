@@ -1,6 +1,6 @@
 /**
- * The OpenAPI 3.1 document, made from the routes themselves. Built when somebody asks for it: a second, never listening
- * instance of the server with the generator loaded, so that a daemon which is not asked does not carry it.
+ * The OpenAPI 3.1 document, generated from the routes. It is built on request, by a second instance of the server that
+ * does not listen and has the generator loaded. So the generator takes no memory in a daemon that is not asked for it.
  */
 import type { FastifyInstance } from 'fastify';
 
@@ -20,11 +20,11 @@ export async function openApiDocument(version: string, addRoutes: (app: FastifyI
       info: {
         title: 'vmigrate',
         version,
-        description: 'Moves running virtual machines between hosts. Every failure answers an error with a stable code.',
+        description: 'Moves running virtual machines between hosts. Every failure returns an error with a stable code.',
       },
     },
     transform: zodSchemas.createJsonSchemaTransform({ zodToJsonConfig }),
-    // Schemas with a name (the error's) stand there once, and the routes refer to them.
+    // A schema with a name (that of errors) appears once, and the routes refer to it.
     transformObject: zodSchemas.createJsonSchemaTransformObject({ zodToJsonConfig }),
   });
   app.after(() => addRoutes(app));

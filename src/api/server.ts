@@ -1,6 +1,6 @@
 /**
  * The daemon's HTTP server: one router, served on a unix socket (clients on this machine) and on https with mutual TLS
- * 1.3 (clients and other hosts). Who is calling is decided in access.ts, for each request.
+ * 1.3 (clients and other hosts). access.ts checks the caller of each request.
  */
 import { chmod, unlink } from 'node:fs/promises';
 import { createServer, type Server } from 'node:http';
@@ -20,19 +20,16 @@ import { EventStreams, publicRoutes, YAML } from './public/routes.js';
 
 const BODY_BYTES_MAX = 2 ** 20;
 const HEADERS_TIMEOUT_MS = 10_000;
-/**
- * Longer than a client keeps an idle connection, so that it never sends a request into a connection that we are
- * closing.
- */
+/** Longer than clients keep an idle connection, so that no request meets a connection that the server is closing. */
 const KEEP_ALIVE_MS = 75_000;
 const CONNECTIONS_MAX = 512;
 
 export interface ApiServer {
   readonly app: FastifyInstance;
   listenUnix(path: string): Promise<void>;
-  /** Answers the port, which the kernel chooses for port 0. */
+  /** Returns the port, which the kernel chooses for port 0. */
   listenTls(address: string, port: number, store: TlsStore): Promise<number>;
-  /** Stops listening, ends event streams and consoles, lets running requests finish for a moment. */
+  /** Stops listening, ends event streams and consoles, and gives running requests a moment to finish. */
   close(): Promise<void>;
 }
 
@@ -45,11 +42,12 @@ export function buildServer(services: ApiServices): ApiServer {
   const prepare = (server: Server): Server => {
     server.keepAliveTimeout = KEEP_ALIVE_MS;
     server.headersTimeout = HEADERS_TIMEOUT_MS;
-    // A device state may take as long as its migration; everything else is bounded by its size.
+    // The transfer of a device state may take as long as its migration. Size limits bound all other requests.
     server.requestTimeout = 0;
     server.maxConnections = CONNECTIONS_MAX;
     server.on('upgrade', (request, socket, head) => consoles.handle(request, socket, head));
-    // After listening: accept() failed, for want of descriptors for instance. The next one may succeed.
+    // After listening, this event means that accept() failed, for example for want of descriptors. The next call may
+    // succeed.
     server.on('error', (err) => services.log.error({ err }, 'cannot accept connections'));
     servers.add(server);
     return server;
@@ -82,7 +80,7 @@ export function buildServer(services: ApiServices): ApiServer {
         store.onChange(() => {
           server.setSecureContext(store.options());
           for (const socket of sockets) if (store.peerOf(socket) === null) socket.destroy();
-          services.log.info({ directory: store.directory }, 'took new certificates or a new revocation list');
+          services.log.info({ directory: store.directory }, 'loaded new certificates or a new revocation list');
         }),
       );
       await listen(server, { host: address, port });
@@ -103,7 +101,8 @@ function buildApp(services: ApiServices): { fastify: FastifyInstance; close: () 
   const streams = new EventStreams();
   const fail = (thrown: unknown, request: FastifyRequest, reply: FastifyReply): FastifyReply => {
     const { error, status } = apiError(thrown);
-    if (error.code === 'INTERNAL') services.log.error({ err: thrown, url: request.url }, 'a bug of ours');
+    if (error.code === 'INTERNAL')
+      services.log.error({ err: thrown, url: request.url }, 'internal error: a bug in vmigrated');
     if (error.code === 'UNAUTHENTICATED') void reply.header('connection', 'close');
     return reply.code(status).type('application/json').send(error.toJSON());
   };
@@ -112,7 +111,7 @@ function buildApp(services: ApiServices): { fastify: FastifyInstance; close: () 
     logger: false,
     exposeHeadRoutes: false,
     forceCloseConnections: false,
-    // For what fails before there is a route: an address that cannot be decoded.
+    // Handles failures before routing, such as a URL that cannot be decoded.
     frameworkErrors: (error, request, reply) => void fail(error, request as FastifyRequest, reply as FastifyReply),
   });
   app.setValidatorCompiler(({ schema, httpPart }) => (input: unknown) => {
@@ -122,12 +121,12 @@ function buildApp(services: ApiServices): { fastify: FastifyInstance; close: () 
       return { error: error as MigrationError };
     }
   });
-  // Views are ours: they are checked by the compiler, and again by whoever receives them.
+  // Answers are not validated: the compiler checks them here, and the receiver checks them again.
   app.setSerializerCompiler(() => JSON.stringify);
   app.addContentTypeParser(YAML, { parseAs: 'string' }, (_, body, done) => done(null, body));
   app.addContentTypeParser(OCTETS, (request, payload, done) => {
     if (request.routeOptions.url?.startsWith(HOST_ROUTES) === true) done(null, payload);
-    else done(new MigrationError('USAGE', `${OCTETS} is for hosts' device states only`));
+    else done(new MigrationError('USAGE', `${OCTETS} is accepted for device states only`));
   });
 
   app.addHook('onRequest', async (request) => {
@@ -171,7 +170,7 @@ function listen(server: Server, where: { path: string } | { host: string; port: 
   });
 }
 
-/** A socket file that a killed daemon left behind; one that somebody answers on is not ours to take. */
+/** Removes the socket file of a killed daemon. Throws CONFLICT if another daemon answers on it. */
 async function removeStaleSocket(path: string): Promise<void> {
   const isAlive = await new Promise<boolean>((resolve) => {
     const probe: Socket = connect(path, () => {
@@ -183,7 +182,7 @@ async function removeStaleSocket(path: string): Promise<void> {
   if (isAlive) throw new MigrationError('CONFLICT', `another daemon serves ${path}`);
   await unlink(path).catch((error: NodeJS.ErrnoException) => {
     if (error.code !== 'ENOENT')
-      throw new MigrationError('CONFLICT', `cannot take ${path}: ${error.code}`, { cause: error });
+      throw new MigrationError('CONFLICT', `cannot use ${path}: ${error.code}`, { cause: error });
   });
 }
 

@@ -1,4 +1,5 @@
 #!/usr/bin/env node
+/** `vfork --clones N VM`: flags → request → report; with --wait also how the clones ended. */
 import { Option } from 'commander';
 import { MigrationError } from '../domain/errors.js';
 import {
@@ -21,7 +22,6 @@ import { type CommonOptions, client, integer, main, newProgram } from './program
 import { refusalText } from './render.js';
 import { type DryRunAnswer, endTable, forkPlanText, forkReportText } from './render-fork.js';
 import { print } from './terminal.js';
-/** `vfork --clones N VM`: flags → request → report; with --wait also how the clones ended. */
 import { addTransportOptions, type TransportOptions } from './transport-options.js';
 
 interface Options extends CommonOptions, TransportOptions {

@@ -1,4 +1,5 @@
 #!/usr/bin/env node
+/** `vmigrate VM HOST`: flags → request → report. */
 import { Option } from 'commander';
 import { MigrationError } from '../domain/errors.js';
 import type { JobView } from '../domain/job.js';
@@ -10,7 +11,6 @@ import { EXIT, type ExitCode } from './exit-codes.js';
 import { type CommonOptions, client, integer, main, newProgram } from './program.js';
 import { planText, refusalText, reportText } from './render.js';
 import { print } from './terminal.js';
-/** `vmigrate VM HOST`: flags → request → report. */
 import { addTransportOptions, chosenTransport, type TransportOptions } from './transport-options.js';
 
 const MIB = 2 ** 20;

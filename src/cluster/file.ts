@@ -17,8 +17,8 @@ const ownerRecord = z.strictObject({
     .nullable(),
 });
 /**
- * `swap` replaces the VM's record, `remove` ends it, at `epoch` (logs of earlier builds do not say). The last line of a
- * VM counts.
+ * `swap` replaces the record of a VM. `remove` ends it at `epoch`, which logs of earlier builds lack. The last line of
+ * a VM counts.
  */
 const change = z.discriminatedUnion('type', [
   z.strictObject({ type: z.literal('swap'), record: ownerRecord }),
@@ -26,23 +26,23 @@ const change = z.discriminatedUnion('type', [
 ]);
 type Change = z.infer<typeof change>;
 
-/** Superseded lines that may pile up before the log is written anew. */
+/** How many superseded lines may accumulate before the log is rewritten. */
 const STALE_LINES_MAX = 1024;
-/** VMs without a record whose last epoch is still known; the longest gone are forgotten. */
+/** How many last epochs are kept of VMs without a record; those of the VMs removed first are dropped. */
 const ENDED_MAX = 4096;
 
 /**
- * The embedded registry: owner records of this host in one append-only log. A compare-and-swap costs one durable append
- * (measured: 0.13 ms where write, fsync, rename, fsync of a file for each VM takes 0.45 ms), and it is the one that a
- * guest waits for.
+ * The embedded registry: the owner records of this host in one append-only log. A compare-and-swap costs one durable
+ * append, for which a guest waits during a commit. Measured: 0.13 ms, where a file for each VM (write, fsync, rename,
+ * fsync) takes 0.45 ms.
  */
 export class FileRegistry implements Registry {
   readonly #log: RecordLog<Change>;
   readonly #lock: DirectoryLock | null;
   readonly #owners = new Map<string, OwnerRecord>();
   /**
-   * Last epochs of VMs that have no record any more: other hosts may remember one, and a namesake that began at 1 again
-   * could not go there.
+   * Last epochs of VMs that no longer have a record. Other hosts may remember such an epoch, so a new VM of the same
+   * name that began at 1 again could not move there.
    */
   readonly #ended = new Map<string, number>();
   #turn: Promise<unknown> = Promise.resolve();
@@ -52,7 +52,7 @@ export class FileRegistry implements Registry {
     this.#lock = lock;
   }
 
-  /** CONFLICT if a living daemon has the directory, CORRUPT if a record is damaged. */
+  /** Opens the registry. Throws CONFLICT if a running daemon uses the directory, CORRUPT if a record is damaged. */
   static async open(directory: string): Promise<FileRegistry> {
     await mkdir(directory, { recursive: true, mode: 0o700 }).catch((error: unknown) => {
       throw fileError(error, directory);
@@ -66,7 +66,7 @@ export class FileRegistry implements Registry {
     }
   }
 
-  /** On a store of the caller's, who sees to it that no one else has it. */
+  /** Opens the registry on a store of the caller, who ensures that nothing else uses it. */
   static async on(store: LogStore, lock: DirectoryLock | null = null): Promise<FileRegistry> {
     const { log, records } = await RecordLog.open(store, (json) => change.parse(json));
     const registry = new FileRegistry(log, lock);
@@ -75,7 +75,7 @@ export class FileRegistry implements Registry {
     return registry;
   }
 
-  /** Rejects when a failed write has left it open what the record is. */
+  /** Returns the owner record. Rejects if a failed write has left the record unknown. */
   owner(vm: string): Promise<OwnerRecord | null> {
     return this.#inTurn(async () => {
       if (this.#log.broken !== null) throw this.#log.broken;
@@ -90,7 +90,7 @@ export class FileRegistry implements Registry {
       if (record.vm !== vm)
         throw new MigrationError('INTERNAL', `a record of ${record.vm} cannot replace one of ${vm}`);
       if (expectedEpoch !== null && record.epoch <= expectedEpoch) {
-        throw new MigrationError('OWNER_CHANGED', `the epoch of ${vm} would not grow (${expectedEpoch})`);
+        throw new MigrationError('OWNER_CHANGED', `the new epoch of ${vm} must be greater than ${expectedEpoch}`);
       }
       await this.#append({ type: 'swap', record });
     });
@@ -149,7 +149,7 @@ export class FileRegistry implements Registry {
     return this.#log.lineCount - this.#owners.size - this.#ended.size;
   }
 
-  /** Queued behind the present call, whose caller does not wait for it. */
+  /** Queues a rewrite of the log behind the current call, which does not wait for it. */
   #compactSoon(): void {
     if (this.#staleLines <= STALE_LINES_MAX) return;
     // A rewrite that fails leaves the log broken, and the next call reports it.

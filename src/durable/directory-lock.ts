@@ -4,10 +4,10 @@ import { MigrationError } from '../domain/errors.js';
 import { fileError } from './log-store.js';
 
 /**
- * One directory, one daemon. The lock with the highest number counts; it names a process by pid, start time and boot,
- * so that a pid used again does not look alive. Whoever finds its holder dead takes the next number with link(2), which
- * one taker only can do. The highest number is never deleted, not even when it is given back, so a slow taker cannot
- * take a number that was used before without seeing a higher one beside it.
+ * Ensures that one daemon at a time uses a directory. The lock file with the highest number counts. It names its holder
+ * by pid, start time and boot, so that a reused pid does not look like the holder. A process that finds the holder dead
+ * takes the next number with link(2), which only one process can do. The file with the highest number is never deleted,
+ * not even when the lock is released. So a slow process cannot take a number used before without seeing a higher one.
  */
 export class DirectoryLock {
   readonly #path: string;
@@ -78,7 +78,7 @@ async function refuseIfHeld(directory: string, number: number): Promise<void> {
   try {
     text = await readFile(join(directory, `lock.${number}`), 'utf8');
   } catch (error) {
-    // Deleted by a taker who holds a higher number by now; the next round sees it.
+    // A process that holds a higher number by now has deleted the file; the next round sees that number.
     if (error instanceof Error && 'code' in error && error.code === 'ENOENT') return;
     throw error;
   }
@@ -87,11 +87,11 @@ async function refuseIfHeld(directory: string, number: number): Promise<void> {
   const present = await describeProcess(holder.pid).catch(() => null);
   if (present === null || present.startTicks !== holder.startTicks || present.boot !== holder.boot) return;
   throw new MigrationError('CONFLICT', `${directory} is in use by process ${holder.pid}`, {
-    remedy: 'one vmigrated for each state directory: stop the other, or give this one its own',
+    remedy: 'each vmigrated needs its own state directory: stop the other daemon, or change --state',
   });
 }
 
-/** A lock given back, and one whose text a crash of the machine has swallowed, is held by nobody. */
+/** Returns the holder, or null if the lock was released or a crash of the machine has lost the file's text. */
 function parseHolder(text: string): Holder | null {
   try {
     const json: unknown = JSON.parse(text);
@@ -107,7 +107,7 @@ function parseHolder(text: string): Holder | null {
 async function describeProcess(pid: number): Promise<Holder> {
   const boot = (await readFile('/proc/sys/kernel/random/boot_id', 'utf8')).trim();
   const stat = await readFile(`/proc/${pid}/stat`, 'utf8');
-  // The name in parentheses may hold spaces; the start time is field 22, the 20th after it.
+  // The name in parentheses may contain spaces. The start time is field 22, the 20th after the name.
   const startTicks = stat.slice(stat.lastIndexOf(')') + 2).split(' ')[19] ?? '';
   return { pid, startTicks, boot };
 }

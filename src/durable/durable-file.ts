@@ -1,10 +1,10 @@
-/** Small files that a crash of the machine leaves either as they were or as they were to become. */
+/** Writes small files so that a crash of the machine leaves either the old or the new content. */
 import { open, rename } from 'node:fs/promises';
 import { dirname } from 'node:path';
 
 /**
- * Written to the side, synced, renamed, directory synced. Mode 0600. Two writes of one path must not run at the same
- * time.
+ * Writes a temporary file, syncs it, renames it, and syncs the directory. The mode is 0600. Two writes of one path must
+ * not run at the same time.
  */
 export async function writeDurably(path: string, text: string): Promise<void> {
   await writeAside(path, text, true);
@@ -12,8 +12,8 @@ export async function writeDurably(path: string, text: string): Promise<void> {
 }
 
 /**
- * As writeDurably for a crash of the daemon; after one of the machine there may be an old one, a new one, or an empty
- * one. Some ms less.
+ * Like writeDurably, but safe only against a crash of the daemon. After a crash of the machine the file may be old, new
+ * or empty. It takes some milliseconds less.
  */
 export function writeWhole(path: string, text: string): Promise<void> {
   return writeAside(path, text, false);
@@ -31,7 +31,7 @@ async function writeAside(path: string, text: string, isSynced: boolean): Promis
   await rename(sidePath, path);
 }
 
-/** Makes renames and removals in it durable. */
+/** Makes renames and removals in the directory durable. */
 export async function syncDirectory(path: string): Promise<void> {
   const directory = await open(path, 'r');
   try {

@@ -4,27 +4,30 @@ import { dirname } from 'node:path';
 import { MigrationError, toMigrationError } from '../domain/errors.js';
 
 /**
- * Where a record log keeps its bytes: a file here, memory in the simulation. What has been answered survives a crash of
- * the machine.
+ * Stores the bytes of a record log: in a file, or in memory in the simulation. Everything that a resolved call has
+ * written survives a crash of the machine.
  */
 export interface LogStore {
-  /** For messages. */
+  /** Used in messages. */
   readonly path: string;
   read(): Promise<Buffer>;
-  /** May leave a part of the bytes behind when it rejects. */
+  /** Appends the bytes. If it rejects, a part of them may remain in the store. */
   append(bytes: Buffer): Promise<void>;
   truncate(lengthBytes: number): Promise<void>;
-  /** All or nothing. false: there was no room, the old bytes are in place. A rejection leaves it open which are. */
+  /**
+   * Replaces all bytes, or none. Returns false if there was no space; then the old bytes remain. After a rejection it
+   * is unknown whether the old or the new bytes are stored.
+   */
   replace(bytes: Buffer): Promise<boolean>;
   close(): Promise<void>;
 }
 
 /**
- * O_DSYNC makes a write durable by itself: one trip to a worker thread instead of two, which is what a commit waits
- * for.
+ * With O_DSYNC a write is durable by itself. A commit, which waits for it, then needs one round trip to a worker thread
+ * instead of two.
  */
 const FLAGS = constants.O_RDWR | constants.O_CREAT | constants.O_APPEND | constants.O_DSYNC;
-/** The journal holds session tokens. */
+/** The journal contains session tokens, so only its owner may read it. */
 const MODE = 0o600;
 
 export class FileLogStore implements LogStore {
@@ -38,7 +41,7 @@ export class FileLogStore implements LogStore {
 
   static async open(path: string): Promise<FileLogStore> {
     try {
-      // A rewrite that a crash cut short has left its file; the log itself is whole.
+      // A rewrite that a crash interrupted has left this file; the log itself is complete.
       await rm(`${path}.new`, { force: true });
       const file = await open(path, FLAGS, MODE);
       await syncDirectory(dirname(path));
@@ -90,7 +93,8 @@ export class FileLogStore implements LogStore {
       const old = this.#file;
       this.#file = fresh;
       await old.close();
-      // Before the next append: a directory that forgets the rename would bring the old file back without it.
+      // The directory is synced before the next append. If the rename were lost, the old file would come back without
+      // that append.
       await syncDirectory(dirname(this.path));
       return true;
     });

@@ -1,4 +1,4 @@
-/** Durable records of one kind, a JSON file each in a directory of their own. */
+/** Durable records of one kind: one JSON file for each, in a directory of their own. */
 import { mkdir, readdir, readFile, unlink } from 'node:fs/promises';
 import { basename, join } from 'node:path';
 import type { z } from 'zod';
@@ -8,17 +8,17 @@ import { syncDirectory, writeDurably } from './durable-file.js';
 const SUFFIX = '.json';
 
 export interface RecordKind<T> {
-  /** "session record", for messages. */
+  /** Name of the kind in messages, for example "session record". */
   readonly what: string;
   readonly schema: z.ZodType<T>;
-  /** The record's file, without its suffix. Ids come from peers: it throws for anything but one of ours. */
+  /** Returns the name of the record's file without the suffix. Ids come from peers, so it throws for an invalid one. */
   nameOf(record: T): string;
 }
 
 export class RecordFiles<T> {
   readonly #directory: string;
   readonly #kind: RecordKind<T>;
-  /** The last write of each file, so that two of them never run at once and the newer record stays. */
+  /** The last write of each file. Writes of one file run one after the other, so the newest record remains. */
   readonly #writes = new Map<string, Promise<void>>();
 
   private constructor(directory: string, kind: RecordKind<T>) {
@@ -31,14 +31,14 @@ export class RecordFiles<T> {
     return new RecordFiles(directory, kind);
   }
 
-  /** Durable when it resolves. */
+  /** Writes the record. It is durable when the promise resolves. */
   save(record: T): Promise<void> {
     return this.#enqueue(this.#kind.nameOf(record), (path) =>
       writeDurably(path, `${JSON.stringify(record, null, 2)}\n`),
     );
   }
 
-  /** No such file is fine. */
+  /** Removes the record's file, if there is one. */
   remove(name: string): Promise<void> {
     return this.#enqueue(name, async (path) => {
       await unlink(path).catch((error: NodeJS.ErrnoException) => {
@@ -49,8 +49,7 @@ export class RecordFiles<T> {
   }
 
   /**
-   * All records on disk. A file that is not ours to understand is reported and left alone, so that it does not keep the
-   * others from service.
+   * Loads all records. A file that cannot be decoded is reported and left in place; the others are used all the same.
    */
   async load(): Promise<{ records: T[]; corrupt: MigrationError[] }> {
     const records: T[] = [];
@@ -60,10 +59,11 @@ export class RecordFiles<T> {
       const path = join(this.#directory, file);
       try {
         const record = this.#kind.schema.parse(JSON.parse(await readFile(path, 'utf8')));
-        if (this.#kind.nameOf(record) !== basename(file, SUFFIX)) throw new Error('its name is not that of its record');
+        if (this.#kind.nameOf(record) !== basename(file, SUFFIX))
+          throw new Error('the file name does not match the record');
         records.push(record);
       } catch (cause) {
-        corrupt.push(new MigrationError('CORRUPT', `${path} is not a ${this.#kind.what}`, { cause }));
+        corrupt.push(new MigrationError('CORRUPT', `${path} is not a valid ${this.#kind.what}`, { cause }));
       }
     }
     return { records, corrupt };

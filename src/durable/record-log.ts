@@ -3,19 +3,16 @@ import { MigrationError, toMigrationError } from '../domain/errors.js';
 import type { LogStore } from './log-store.js';
 
 /**
- * Records as lines `CRC32 JSON\n`, appended durably, in order. A crash can cut the last line short, and only there the
- * log forgives: bytes after the last newline were never answered for. A whole line that does not hold what was written
- * is CORRUPT, because what follows from dropping it (a commit that did not happen) can be worse than not starting.
+ * Stores records as lines `CRC32 JSON\n`, appended durably and in order. A crash can cut the last line short, so bytes
+ * after the last newline are dropped: their append never resolved. A whole line that fails its checksum is CORRUPT,
+ * because dropping it (and with it perhaps a commit) can be worse than not starting.
  */
 export class RecordLog<T> {
   readonly #store: LogStore;
   readonly #decode: (json: unknown) => T;
   #lengthBytes: number;
   #lineCount: number;
-  /**
-   * Set when the file's end is not known any more. Then nothing is appended until it has been opened, and thereby read,
-   * again.
-   */
+  /** Set if the file's end is unknown. Then nothing is appended until the log is opened, and thereby read, again. */
   #broken: MigrationError | null = null;
   #waiting: { line: Buffer; resolve: () => void; reject: (error: MigrationError) => void; onDurable?: () => void }[] =
     [];
@@ -29,7 +26,8 @@ export class RecordLog<T> {
   }
 
   /**
-   * `decode` throws on anything but a record. The store is the log's from here on; it is closed if it cannot be read.
+   * Opens the log and reads its records. `decode` throws for anything but a record. The log owns the store from here
+   * on, and closes it if it cannot be read.
    */
   static async open<T>(store: LogStore, decode: (json: unknown) => T): Promise<{ log: RecordLog<T>; records: T[] }> {
     try {
@@ -53,7 +51,7 @@ export class RecordLog<T> {
     try {
       this.#decode(JSON.parse(json));
     } catch (cause) {
-      throw new MigrationError('INTERNAL', `${this.#store.path}: a record was not written that could not be read`, {
+      throw new MigrationError('INTERNAL', `${this.#store.path}: an invalid record was not written`, {
         cause,
       });
     }
@@ -64,10 +62,10 @@ export class RecordLog<T> {
   }
 
   /**
-   * Durable when it resolves; certainly not in the log when it rejects, unless the log is `broken` then. Those that
-   * wait share one write. `onDurable` runs before anything else can be written or rewritten, so what it keeps is always
-   * what the log holds. INTERNAL, and nothing is written, for a record that the next `open` would refuse: such a line
-   * would keep the daemon from starting.
+   * Appends a record. It is durable when the promise resolves. If the promise rejects, the record is not in the log,
+   * unless the log is `broken` then. Waiting records share one write. `onDurable` runs before anything else is written
+   * or rewritten, so state that it keeps always matches the log. Throws INTERNAL, without writing, for a record that
+   * the next `open` would refuse, because such a line would keep the daemon from starting.
    */
   append(record: T, onDurable?: () => void): Promise<void> {
     return new Promise((resolve, reject) => {
@@ -84,8 +82,8 @@ export class RecordLog<T> {
   }
 
   /**
-   * Makes what `recordsNow` returns (when no write is under way) all that the log holds; false if there was no room for
-   * that, which harms nothing.
+   * Replaces the log's content by the records that `recordsNow` returns; it is called when no write is under way.
+   * Returns false if there was no space for that, which is harmless.
    */
   async rewrite(recordsNow: () => readonly T[]): Promise<boolean> {
     while (this.#writing !== null) await this.#writing;
@@ -141,7 +139,7 @@ export class RecordLog<T> {
     this.#writing = this.#waiting.length > 0 ? this.#write() : null;
   }
 
-  /** Takes back what a failed append may have left, so that the next line begins where the last good one ends. */
+  /** Removes what a failed append may have left, so that the next line begins where the last good one ends. */
   async #cutBack(cause: MigrationError): Promise<void> {
     if (this.#broken !== null) return;
     try {
@@ -152,7 +150,7 @@ export class RecordLog<T> {
   }
 
   #unknownEnd(cause: unknown): MigrationError {
-    return new MigrationError('CORRUPT', `${this.#store.path}: a write failed and could not be taken back`, {
+    return new MigrationError('CORRUPT', `${this.#store.path}: a write failed and could not be undone`, {
       remedy: 'repair the file system, then restart vmigrated',
       cause,
     });
@@ -171,7 +169,7 @@ function decodeLine<T>(line: string, decode: (json: unknown) => T, where: string
   const json = line.slice(9);
   if (line[8] !== ' ' || line.slice(0, 8) !== checksum(json)) {
     throw new MigrationError('CORRUPT', `${where}: the line does not match its checksum`, {
-      remedy: 'restore the file from a copy; do not delete the line: it may say who owns a VM',
+      remedy: 'restore the file from a copy; do not delete the line, because it may state the owner of a VM',
     });
   }
   try {

@@ -27,7 +27,7 @@ export type Outcome<Report> =
 export interface Procedure<Name extends AnyStepName, Step extends WalkStep<Name>, Context, Found, Report> {
   readonly executors: { readonly [N in Name]: Executor<Context, Found> };
   readonly commit: Name;
-  /** Short calls within the daemon. If the walk gave one up, its undo waits until it has taken effect. */
+  /** Short calls within this daemon. An undo waits for such a call to end if the walk gave it up. */
   readonly awaitedBeforeUndo: ReadonlySet<Name>;
   /**
    * Steps after the commit whose announcement must be durable. Without the entries of the others, replay only repeats

@@ -1,4 +1,4 @@
-/** A promise with its two ends. (Promise.withResolvers comes with Node 22.) */
+/** A promise with its resolve and reject functions. (Node 22 has Promise.withResolvers.) */
 export interface Deferred<T> {
   readonly promise: Promise<T>;
   readonly resolve: (value: T) => void;

@@ -1,4 +1,4 @@
-/** One at a time for each key, in the order of asking. */
+/** Locks by key: for each key, one piece of work at a time, in the order of the calls. */
 export class KeyedLocks {
   readonly #tails = new Map<string, Promise<unknown>>();
 

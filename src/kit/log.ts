@@ -1,4 +1,4 @@
-/** What the agent needs of a logger; pino has it. */
+/** The part of a logger that the agent uses; pino implements it. */
 export interface Log {
   info(fields: object, message: string): void;
   warn(fields: object, message: string): void;

@@ -1,8 +1,8 @@
-/** Work on many things with a limit on how many at once. */
+/** Parallel work on many items, with a limit on how many at once. */
 
 export type Outcome<T> = { readonly value: T } | { readonly error: unknown };
 
-/** The outcome of each item, in their order; never rejects. */
+/** Returns the outcome of each item, in the order of the items. Never rejects. */
 export async function inParallel<Item, T>(
   items: readonly Item[],
   limit: number,

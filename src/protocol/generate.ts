@@ -1,6 +1,6 @@
 /**
- * Writes native/wire/wire_generated.hpp (C++) and native/preload/wire_generated.h (C) from wire.ts.
- * `npm run generate` writes, `npm run generate -- --check` fails when a file on disk differs.
+ * Generates native/wire/wire_generated.hpp (C++) and native/preload/wire_generated.h (C) from wire.ts.
+ * `npm run generate` writes the files; `npm run generate -- --check` fails if a file on disk differs.
  */
 import { readFileSync, writeFileSync } from 'node:fs';
 import { fileURLToPath } from 'node:url';

@@ -1,19 +1,19 @@
 /**
- * The data plane's definitions: the only place where a number that two programs must agree on is written down. `npm run
- * generate` turns this file into native/wire/wire_generated.hpp; test/tidy fails when the two differ, and golden bytes
- * are tested on both sides.
+ * Definitions of the data plane: the only place for numbers on which two programs must agree. `npm run generate` turns
+ * this file into native/wire/wire_generated.hpp. test/tidy fails if the two differ, and golden bytes are tested on both
+ * sides.
  *
  * Version rule: PROTOCOL_VERSION is one number for the whole data plane. Peers with different numbers refuse each other
- * in the hello, before any key is looked at. A field never changes its meaning; a new layout is a new number.
+ * in the hello, before any key is checked. A field never changes its meaning; a new layout gets a new number.
  *
- * All integers are little-endian. Zero is never a valid value of an enumeration, with one exception that is explained
- * there (PAGE_STATE).
+ * All integers are little-endian. Zero is never a valid value of an enumeration, except in PAGE_STATE, which says why.
  *
- *   target                                source                 (one connection for each channel; demand never waits
- *   behind bulk)
+ *   One connection for each channel, so that demand never waits behind bulk:
+ *
+ *   target                                source
  *     | ---- HELLO(session, token, channel) --> |  token compared in constant time before anything else is read
- *     | <--------- HELLO_REPLY(status) -------- |  any status but OK: the source closes
- *     | ---- READ(tag, key, offset, length) --> |  key must belong to this session; range must lie inside the region
+ *     | <--------- HELLO_REPLY(status) -------- |  the source closes after any status but OK
+ *     | ---- READ(tag, key, offset, length) --> |  key must belong to this session; range must be inside the region
  *     | <-- READ_REPLY(tag, status) + bytes --- |  bytes only with status OK, exactly `length` of them
  *     | ---- WRITE(...) + bytes --------------> |  only for keys exposed writable
  *     | <---------- WRITE_REPLY(tag) ---------- |
@@ -22,7 +22,7 @@
 
 export const PROTOCOL_VERSION = 1;
 
-/** Scalars that C++ and TypeScript share. Names carry their unit last. */
+/** Scalars that C++ and TypeScript share. Names end with their unit. */
 export const CONSTANTS = {
   /** First word of HELLO and HELLO_REPLY: "VMG1". */
   HELLO_MAGIC: 0x31474d56,
@@ -32,23 +32,23 @@ export const CONSTANTS = {
   HELLO_BYTES: 56,
   HELLO_REPLY_BYTES: 8,
   FRAME_HEADER_BYTES: 32,
-  /** One READ or WRITE moves at most this much; a peer that asks for more is disconnected. */
+  /** The most that one READ or WRITE moves; a peer that asks for more is disconnected. */
   TRANSFER_BYTES_MAX: 1 << 20,
-  /** One small message. */
+  /** The longest message. */
   MESSAGE_BYTES_MAX: 4096,
-  /** Reads and writes under way on one endpoint; posting more returns would-block. */
+  /** The most reads and writes under way on one endpoint; posting more returns would-block. */
   OUTSTANDING_OPS_MAX: 64,
-  /** A peer that has not sent its HELLO by then is disconnected. */
+  /** A peer that has not sent its HELLO within this time is disconnected. */
   HELLO_TIMEOUT_MS: 2000,
-  /** Connections that may be waiting for their HELLO at once on one listener. */
+  /** The most connections on one listener that may wait for their HELLO at once. */
   HELLO_PENDING_MAX: 64,
 
   PRESENCE_MAGIC: 0x50474d56,
   PRESENCE_VERSION: 1,
-  /** The presence file's header; the page states follow, a byte each. */
+  /** Header of the presence file; the page states follow, one byte for each page. */
   PRESENCE_HEADER_BYTES: 4096,
 
-  /** A data map: this header, then one bit a page (bit set = the source's file holds data there). */
+  /** A data map: this header, then one bit for each page. A set bit means that the source's file holds data there. */
   DATA_MAP_MAGIC: 0x44474d56,
   DATA_MAP_HEADER_BYTES: 64,
 
@@ -67,16 +67,16 @@ export const HELLO_STATUS = { OK: 1, BAD_MAGIC: 2, BAD_VERSION: 3, REFUSED: 4, B
 
 export const FRAME_OP = { READ: 1, READ_REPLY: 2, WRITE: 3, WRITE_REPLY: 4, MESSAGE: 5 } as const;
 
-/** Outcome of one READ or WRITE as the peer reports it. */
+/** Outcome of a READ or WRITE that the peer reports. */
 export const OP_STATUS = { OK: 1, BAD_KEY: 2, OUT_OF_RANGE: 3, NOT_ALLOWED: 4, IO_ERROR: 5 } as const;
 
 /**
- * A page's state on a host that is filling a region. It only moves forward; docs/PAGE_STATES.md says what is allowed in
- * each. ABSENT is zero so that a new sparse presence file says "nothing is here".
+ * State of a page on a host that is filling a region. It only moves forward; docs/PAGE_STATES.md says what each state
+ * allows. ABSENT is zero, so that all pages are absent in a new sparse presence file.
  */
 export const PAGE_STATE = { ABSENT: 0, CLAIMED: 1, PRESENT: 2, ZERO: 3 } as const;
 
-/** What the preload says and is answered. See docs/PROTOCOL.md, "Preload handshake". */
+/** Messages from and to the preload. See docs/PROTOCOL.md, "Preload handshake". */
 export const PRELOAD_OP = { HELLO: 1, REGION: 2, ACK: 3 } as const;
 export const PRELOAD_STATUS = { OK: 1, REFUSED: 2 } as const;
 /** SYNC: missing, minor and write-protect faults. ASYNC_WP: dirty tracking by PAGEMAP_SCAN. */
@@ -102,7 +102,7 @@ export const NATIVE_ERROR = {
   CORRUPT: 16,
 } as const;
 
-/** Where tests may park, delay or fail the native code. The order is the numbering. */
+/** Points at which tests may park, delay or fail the native code. The order is the numbering. */
 export const INJECT_POINT = {
   TARGET_FAULT_READ: 1,
   TARGET_CLAIMED: 2,
@@ -111,27 +111,27 @@ export const INJECT_POINT = {
   TARGET_PREFETCH_CLAIMED: 5,
   SOURCE_BEFORE_REPLY: 6,
   SOURCE_SCAN: 7,
-  /** A piece of the parent is about to be write-protected. */
+  /** A part of the parent's memory is about to be write-protected. */
   IMAGE_ARM: 8,
   IMAGE_FAULT_READ: 9,
-  /** Pages claimed because somebody waits for one of them. */
+  /** Pages are claimed because the parent or a clone waits for one of them. */
   IMAGE_CLAIMED: 10,
   IMAGE_SWEEP_CLAIMED: 11,
-  /** Copied and present; neither the parent nor a clone has been woken for them. */
+  /** Pages are copied and present; neither the parent nor a clone has been woken for them yet. */
   IMAGE_PUBLISHED: 12,
-  /** The last page is there; nothing is unregistered yet. */
+  /** The last page has been copied; nothing is unregistered yet. */
   IMAGE_FINISH: 13,
   /** Some of a clone's own pages are about to be copied to their file. */
   SOURCE_KEEP: 14,
-  /** Both threads of a capture have been asked to end; neither is waited for yet. */
+  /** Both threads of a capture have been asked to end, and have not been waited for yet. */
   IMAGE_STOP: 15,
-  /** Some of a clone's memory is about to be read, from where its own pages were a moment ago. */
+  /** Some of a clone's memory is about to be read from its process, where its own pages were a moment ago. */
   SOURCE_READ: 16,
 } as const;
 
 /**
- * Counters of a target session, in the order in which one call fills them. All are unsigned 64-bit and only grow, but
- * for the three percentiles and the gauges that say so.
+ * Counters of a target session, in the order in which one call fills them. All are unsigned 64-bit. They only grow,
+ * except for the three percentiles and the gauges, which are marked.
  */
 export const TARGET_COUNTERS = [
   'pageCount',
@@ -147,10 +147,10 @@ export const TARGET_COUNTERS = [
   'faultP99Ns',
   'faultMaxNs',
   'faultWaitNs',
-  /** From start until the last window in which vCPUs waited more than a tenth of it. */
+  /** Time from start until the last window in which vCPUs waited for more than a tenth of it. */
   'degradedNs',
   'reconnectCount',
-  /** From start until the last page was present; 0 until then. */
+  /** Time from start until the last page was present; 0 until then. */
   'completedNs',
   'cpuNs',
 ] as const;
@@ -164,38 +164,38 @@ export const SOURCE_COUNTERS = [
   'connections',
   'rejectedHellos',
   'cpuNs',
-  /** Of a clone: pages that it has written (of 4 KiB), and how many of them are in a file by now. */
+  /** For a clone: pages of 4 KiB that it has written, and how many of them have been copied to a file. */
   'ownPages',
   'ownPagesKept',
 ] as const;
 export type SourceCounter = (typeof SOURCE_COUNTERS)[number];
 
-/** Counters of an image's capture. Unsigned 64-bit; all but the percentiles only grow. */
+/** Counters of an image's capture. All are unsigned 64-bit, and all but the percentiles only grow. */
 export const IMAGE_COUNTERS = [
   'pagesTotal',
-  /** Here with their bytes; with `pagesZero` they come to `pagesTotal`. */
+  /** Pages copied with their bytes; together with `pagesZero` they add up to `pagesTotal`. */
   'pagesCopied',
-  /** Holes of the parent: known to be zeros, never copied. */
+  /** Pages that are holes in the parent's files: known to be zero, never copied. */
   'pagesZero',
   'copiedBytes',
-  /** Writes of the parent that had to wait until their page was copied. */
+  /** Writes of the parent that waited until their page was copied. */
   'parentFaultCount',
   'parentFaultP50Ns',
   'parentFaultP99Ns',
   'parentFaultMaxNs',
   'parentFaultWaitNs',
-  /** From seal until the last window in which the parent waited more than a tenth of it. */
+  /** Time from seal until the last window in which the parent waited for more than a tenth of it. */
   'parentDegradedNs',
   'cloneFaultCount',
   'cloneFaultP99Ns',
-  /** Writes of the parent between arm and seal: noted and let through. */
+  /** Writes of the parent between arm and seal, which are recorded and allowed. */
   'notedFaultCount',
-  /** Pages protected again by protect and seal: what the pause depends on. */
+  /** Pages protected again by protect and seal. The length of the pause depends on their number. */
   'rearmedPages',
   'armNs',
   'protectNs',
   'sealNs',
-  /** From seal until the image was complete; 0 until then. */
+  /** Time from seal until the image was complete; 0 until then. */
   'copyNs',
   'cpuNs',
 ] as const;
@@ -209,9 +209,7 @@ export interface StructDefinition {
   readonly fields: readonly (readonly [name: string, type: FieldType, comment?: string])[];
 }
 
-/**
- * Packed records, little-endian, in the order written. `bytes` is asserted by the generator and by the C++ compiler.
- */
+/** Packed little-endian records, fields in this order. The generator and the C++ compiler check `bytes`. */
 export const STRUCTS: readonly StructDefinition[] = [
   {
     name: 'Hello',

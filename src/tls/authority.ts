@@ -1,6 +1,6 @@
 /**
- * The cluster's certificate authority: a folder with the CA's key, what it has issued, and its revocation list. Used by
- * `vmctl certs` alone; the certificate library is loaded here and nowhere else.
+ * The cluster's certificate authority: a folder with the CA's key, the list of issued certificates, and the revocation
+ * list. Only `vmctl certs` uses it, and only this file loads the certificate library.
  *
  *   CA folder                                  a host's or user's folder
  *     ca.pem, ca-key.pem (0600)                  ca.pem, crl.pem
@@ -18,7 +18,7 @@ import { commonName, type Identity, isName } from './identity.js';
 const DAY_MS = 86_400_000;
 const CA_DAYS = 3652;
 const LEAF_DAYS = 365;
-/** A certificate is valid from a little before its making, so that a host whose clock is behind takes it. */
+/** A certificate is valid from an hour before its creation, so that a host whose clock is behind accepts it. */
 const BACKDATE_MS = 3_600_000;
 const KEY = { name: 'ECDSA', namedCurve: 'P-256' } as const;
 const SIGNING = { name: 'ECDSA', hash: 'SHA-256' } as const;
@@ -42,15 +42,15 @@ interface Book {
 type X509 = typeof x509Types;
 
 async function loadX509(): Promise<X509> {
-  // Its dependency injection reads decorator metadata, and asks for this polyfill to be there first.
+  // The library's dependency injection needs this polyfill of decorator metadata to be loaded first.
   await import('reflect-metadata');
   const x509 = await import('@peculiar/x509');
   x509.cryptoProvider.set(webcrypto);
   return x509;
 }
 
-/** Whole or not at all, and on the disk: a torn key or list would shut the cluster out. */
-async function writeWhole(path: string, text: string, mode: number): Promise<void> {
+/** Writes a file durably and as a whole: a partly written key or list would lock the cluster out. */
+async function writeDurably(path: string, text: string, mode: number): Promise<void> {
   const temporary = `${path}.new`;
   const file = await open(temporary, 'w', mode);
   try {
@@ -65,12 +65,12 @@ async function writeWhole(path: string, text: string, mode: number): Promise<voi
 
 function newSerial(): string {
   const bytes = webcrypto.getRandomValues(new Uint8Array(16));
-  // Positive and of full length: 0x40..0x7f first.
+  // The first byte is 0x40..0x7f, so that the number is positive and has its full length.
   bytes[0] = ((bytes[0] ?? 0) & 0x3f) | 0x40;
   return Buffer.from(bytes).toString('hex').toUpperCase();
 }
 
-/** RFC 7468. The library has a label of its own for revocation lists, which OpenSSL does not read. */
+/** Encodes DER as PEM (RFC 7468). The library labels revocation lists in a way that OpenSSL does not read. */
 function pem(label: string, der: ArrayBuffer): string {
   const lines =
     Buffer.from(der)
@@ -92,13 +92,15 @@ export class Authority {
     private book: Book,
   ) {}
 
-  /** Makes a CA in `directory`. CONFLICT if there is one: its certificates would all be void. */
+  /**
+   * Creates a CA in `directory`. Throws CONFLICT if it holds one, because all its certificates would become invalid.
+   */
   static async create(directory: string, cluster: string): Promise<Authority> {
-    if (!isName(cluster)) throw new MigrationError('USAGE', `"${cluster}" cannot be a cluster's name`);
+    if (!isName(cluster)) throw new MigrationError('USAGE', `"${cluster}" is not a valid cluster name`);
     await mkdir(directory, { recursive: true, mode: 0o700 });
     const keyPath = join(directory, 'ca-key.pem');
     if (await exists(keyPath))
-      throw new MigrationError('CONFLICT', `${directory} holds a certificate authority already`);
+      throw new MigrationError('CONFLICT', `${directory} already holds a certificate authority`);
     const x509 = await loadX509();
     const keys = await webcrypto.subtle.generateKey(KEY, true, ['sign', 'verify']);
     const now = Date.now();
@@ -116,8 +118,8 @@ export class Authority {
       ],
     });
     const caPem = pem('CERTIFICATE', certificate.rawData);
-    await writeWhole(keyPath, await pemOfKey(keys.privateKey), 0o600);
-    await writeWhole(join(directory, 'ca.pem'), caPem, 0o644);
+    await writeDurably(keyPath, await pemOfKey(keys.privateKey), 0o600);
+    await writeDurably(join(directory, 'ca.pem'), caPem, 0o644);
     const authority = new Authority(directory, x509, caPem, keys.privateKey, { cluster, issued: [] });
     await authority.save();
     return authority;
@@ -128,14 +130,16 @@ export class Authority {
       ['ca.pem', 'ca-key.pem', 'issued.json'].map((file) => readFile(join(directory, file), 'utf8')),
     ).catch((error: unknown) => {
       throw new MigrationError('NOT_FOUND', `${directory} holds no certificate authority`, {
-        remedy: `make one: vmctl certs init ${directory}`,
+        remedy: `create one: vmctl certs init ${directory}`,
         cause: error,
       });
     });
     const x509 = await loadX509();
     const bytes = Buffer.from((keyPem ?? '').replace(/-----[^-]+-----|\s/g, ''), 'base64');
     const key = await webcrypto.subtle.importKey('pkcs8', bytes, KEY, false, ['sign']).catch((error: unknown) => {
-      throw new MigrationError('CORRUPT', `${join(directory, 'ca-key.pem')} holds no key of ours`, { cause: error });
+      throw new MigrationError('CORRUPT', `${join(directory, 'ca-key.pem')} does not hold a valid CA key`, {
+        cause: error,
+      });
     });
     return new Authority(directory, x509, caPem ?? '', key, parseBook(bookText ?? '', directory));
   }
@@ -148,10 +152,12 @@ export class Authority {
     return this.book.issued;
   }
 
-  /** A new key and certificate in `out`. An earlier certificate of the same name stays valid until it is revoked. */
+  /**
+   * Issues a new key and certificate into `out`. Earlier certificates of the name stay valid until they are revoked.
+   */
   async issue(identity: Identity, addresses: readonly string[], out: string, days = LEAF_DAYS): Promise<Issued> {
     if (!isName(identity.name))
-      throw new MigrationError('USAGE', `"${identity.name}" cannot be a ${identity.role}'s name`);
+      throw new MigrationError('USAGE', `"${identity.name}" is not a valid name for a ${identity.role}`);
     const { x509 } = this;
     const isHost = identity.role === 'host';
     const keys = await webcrypto.subtle.generateKey(KEY, true, ['sign', 'verify']);
@@ -171,7 +177,7 @@ export class Authority {
       extensions: [
         new x509.BasicConstraintsExtension(false, undefined, true),
         new x509.KeyUsagesExtension(x509.KeyUsageFlags.digitalSignature, true),
-        // A user's certificate cannot pose as a server: clients demand serverAuth.
+        // Clients demand serverAuth, so nobody can pose as a server with a user's certificate.
         new x509.ExtendedKeyUsageExtension(isHost ? [SERVER_AUTH, CLIENT_AUTH] : [CLIENT_AUTH]),
         await x509.AuthorityKeyIdentifierExtension.create(ca, false),
         ...(isHost
@@ -191,18 +197,18 @@ export class Authority {
       expiresAt: expiresAt.toISOString(),
       revokedAt: null,
     };
-    // Booked first: a certificate that nobody could revoke must not exist.
+    // The certificate is recorded before it is written: one that is not recorded could not be revoked.
     this.book = { ...this.book, issued: [...this.book.issued, issued] };
     await this.save();
     await mkdir(out, { recursive: true, mode: 0o700 });
-    await writeWhole(join(out, 'key.pem'), await pemOfKey(keys.privateKey), 0o600);
-    await writeWhole(join(out, 'cert.pem'), pem('CERTIFICATE', certificate.rawData), 0o644);
-    await writeWhole(join(out, 'ca.pem'), this.caPem, 0o644);
+    await writeDurably(join(out, 'key.pem'), await pemOfKey(keys.privateKey), 0o600);
+    await writeDurably(join(out, 'cert.pem'), pem('CERTIFICATE', certificate.rawData), 0o644);
+    await writeDurably(join(out, 'ca.pem'), this.caPem, 0o644);
     await this.copyRevocations(out);
     return issued;
   }
 
-  /** Revokes every certificate of that name. NOT_FOUND if there is none left to revoke. */
+  /** Revokes all certificates of the name. Throws NOT_FOUND if there is none left to revoke. */
   async revoke(name: string): Promise<readonly Issued[]> {
     const isHit = (entry: Issued) => entry.revokedAt === null && (entry.name === name || commonName(entry) === name);
     const hit = this.book.issued.filter(isHit);
@@ -216,9 +222,9 @@ export class Authority {
     return hit.map((entry) => ({ ...entry, revokedAt }));
   }
 
-  /** Brings the present revocation list into a host's folder; its daemon notices by itself. */
+  /** Copies the current revocation list into a host's folder; the host's daemon notices it by itself. */
   async copyRevocations(out: string): Promise<void> {
-    await writeWhole(join(out, 'crl.pem'), await readFile(join(this.directory, 'crl.pem'), 'utf8'), 0o644);
+    await writeDurably(join(out, 'crl.pem'), await readFile(join(this.directory, 'crl.pem'), 'utf8'), 0o644);
   }
 
   private async save(): Promise<void> {
@@ -228,7 +234,7 @@ export class Authority {
     const list = await x509.X509CrlGenerator.create({
       issuer: ca.subjectName,
       thisUpdate: new Date(now - BACKDATE_MS),
-      // As long as the CA: a cluster must not shut itself out because nobody made a new list.
+      // The list is valid as long as the CA, so that a cluster does not lock itself out for want of a new list.
       nextUpdate: ca.notAfter,
       signingAlgorithm: SIGNING,
       signingKey: this.caKey,
@@ -236,8 +242,8 @@ export class Authority {
         .filter(({ revokedAt }) => revokedAt !== null)
         .map(({ serial, revokedAt }) => ({ serialNumber: serial, revocationDate: new Date(revokedAt ?? now) })),
     });
-    await writeWhole(join(this.directory, 'issued.json'), `${JSON.stringify(this.book, null, 2)}\n`, 0o600);
-    await writeWhole(join(this.directory, 'crl.pem'), pem('X509 CRL', list.rawData), 0o644);
+    await writeDurably(join(this.directory, 'issued.json'), `${JSON.stringify(this.book, null, 2)}\n`, 0o600);
+    await writeDurably(join(this.directory, 'crl.pem'), pem('X509 CRL', list.rawData), 0o644);
   }
 }
 
@@ -255,5 +261,5 @@ function parseBook(text: string, directory: string): Book {
   } catch (error) {
     throw new MigrationError('CORRUPT', `${directory}/issued.json is not JSON`, { cause: error });
   }
-  throw new MigrationError('CORRUPT', `${directory}/issued.json is not a book of ours`);
+  throw new MigrationError('CORRUPT', `${directory}/issued.json is not a valid list of issued certificates`);
 }

@@ -1,7 +1,7 @@
 /**
- * Reads the serial numbers out of a certificate revocation list (X.509 CRL, RFC 5280 section 5). OpenSSL checks the
- * list's signature and date in each handshake and refuses every peer if it is not the CA's; this reader serves the
- * connections that are open already, which no handshake will look at again.
+ * Reads the serial numbers from a certificate revocation list (X.509 CRL, RFC 5280 section 5). In each handshake
+ * OpenSSL checks the list's signature and date, and refuses every peer if the list is not the CA's. This reader is for
+ * connections that are already open, for which there is no further handshake.
  */
 import { MigrationError } from '../domain/errors.js';
 
@@ -40,7 +40,7 @@ function corrupt(what: string): MigrationError {
   return new MigrationError('CORRUPT', `the revocation list is malformed: ${what}`);
 }
 
-/** The DER elements that lie one after the other in `bytes`; each length is checked against what is left. */
+/** Returns the consecutive DER elements in `bytes`. Each length is checked against the remaining bytes. */
 function elements(bytes: Buffer): Element[] {
   const found: Element[] = [];
   let offset = 0;
@@ -64,7 +64,7 @@ function elements(bytes: Buffer): Element[] {
   return found;
 }
 
-/** Serial numbers as upper-case hex without leading zeros, as node:tls writes them in `serialNumber`. */
+/** Writes a serial number as upper-case hex without leading zeros, as node:tls does in `serialNumber`. */
 export function normalizeSerial(hex: string): string {
   return hex.toUpperCase().replace(/^0+(?=.)/, '');
 }

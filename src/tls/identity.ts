@@ -1,7 +1,7 @@
 /**
- * Who a certificate speaks for. The cluster's CA puts the role and the name into the common name ("host/A",
- * "user/alice"); nothing else in a certificate is believed, and an address never is: a host that moves to another
- * address is still the same host.
+ * The identity that a certificate proves. The cluster's CA writes the role and the name into the common name ("host/A",
+ * "user/alice"). Nothing else in a certificate counts, and never an address: a host with a new address is still the
+ * same host.
  */
 import type { PeerCertificate } from 'node:tls';
 import { MigrationError } from '../domain/errors.js';
@@ -13,7 +13,7 @@ export interface Identity {
   readonly name: string;
 }
 
-/** Fits the 64 characters that X.509 allows a common name, role and slash included. */
+/** The longest name. With role and slash it fits the 64 characters that X.509 allows in a common name. */
 const NAME_LENGTH_MAX = 48;
 const NAME = /^[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?$/;
 
@@ -25,7 +25,7 @@ export function commonName(identity: Identity): string {
   return `${identity.role}/${identity.name}`;
 }
 
-/** Null for anything but exactly one common name of our shape. */
+/** Returns the identity, or null unless the text is exactly one common name of the form ROLE/NAME. */
 export function parseCommonName(text: unknown): Identity | null {
   if (typeof text !== 'string') return null;
   const slash = text.indexOf('/');
@@ -40,8 +40,8 @@ export function identityOf(certificate: Pick<PeerCertificate, 'subject'> | undef
 }
 
 /**
- * For `checkServerIdentity` of a connection to a peer: the chain has been verified, now the certificate must be that of
- * the host we meant. Returns the error, as node:tls wants it.
+ * Serves as `checkServerIdentity` of a connection to a peer. The chain has been verified already; here the certificate
+ * must be that of the expected host. Returns the error, as node:tls requires.
  */
 export function checkHostIdentity(
   expected: string | null,
@@ -50,8 +50,8 @@ export function checkHostIdentity(
     const identity = identityOf(certificate);
     if (identity?.role === 'host' && (expected === null || identity.name === expected)) return undefined;
     const shown =
-      identity === null ? 'a certificate without a name of ours' : `the certificate of ${commonName(identity)}`;
+      identity === null ? 'a certificate without a name of this cluster' : `the certificate of ${commonName(identity)}`;
     const wanted = expected === null ? 'a host of the cluster' : `host ${expected}`;
-    return new MigrationError('UNAUTHENTICATED', `${address} shows ${shown}, not that of ${wanted}`);
+    return new MigrationError('UNAUTHENTICATED', `${address} presents ${shown}, not that of ${wanted}`);
   };
 }

@@ -1,6 +1,6 @@
 /**
- * A host's own certificate folder as the daemon uses it: key, certificate, CA and revocation list. The folder is
- * watched (inotify, no timer); a new revocation list takes effect for new handshakes and for connections that are open.
+ * The host's certificate folder for the daemon: key, certificate, CA and revocation list. The folder is watched with
+ * inotify, without a timer. A new revocation list takes effect for new handshakes and for open connections.
  */
 import { createHash, X509Certificate } from 'node:crypto';
 import { type FSWatcher, readFileSync, watch } from 'node:fs';
@@ -23,20 +23,20 @@ export class TlsStore {
   private readonly watcher: FSWatcher;
   private material: Material;
 
-  /** Throws what is wrong with the folder: a daemon does not start without the TLS it was told to use. */
+  /** Throws if the folder cannot be used: a daemon does not start without the TLS that is configured. */
   constructor(
     readonly directory: string,
     private readonly onError: (error: MigrationError) => void,
   ) {
     this.material = read(directory);
-    // An editor's or rename's several events coalesce: reading again finds the same digest.
+    // Editors and renames cause several events. Reading again then finds the same digest.
     this.watcher = watch(directory, { persistent: false }, () => this.reload());
     this.watcher.on('error', (error) =>
       onError(new MigrationError('INTERNAL', `cannot watch ${directory}`, { cause: error })),
     );
   }
 
-  /** For node:tls, both sides. TLS 1.3 only, and a certificate is asked of every peer. */
+  /** Returns the options for node:tls on both sides: TLS 1.3 only, and every peer must present a certificate. */
   options(): SecureContextOptions & { requestCert: true; rejectUnauthorized: true } {
     return { ...this.material.context, requestCert: true, rejectUnauthorized: true };
   }
@@ -53,9 +53,7 @@ export class TlsStore {
     return this.material.revoked.has(normalizeSerial(serial));
   }
 
-  /**
-   * Who is at the other end, as of now: null when the certificate has been revoked or has run out since the handshake.
-   */
+  /** Returns the peer's identity now: null if the certificate was revoked, or has expired since the handshake. */
   peerOf(socket: TLSSocket): Identity | null {
     const certificate = socket.getPeerCertificate();
     if (!socket.authorized || certificate?.serialNumber === undefined || this.isRevoked(certificate.serialNumber))
@@ -64,13 +62,13 @@ export class TlsStore {
     return isExpired ? null : identityOf(certificate);
   }
 
-  /** Called after each change that was taken over. Returns the unsubscriber. */
+  /** Registers a listener that is called after each accepted change. Returns the function that unregisters it. */
   onChange(listener: () => void): () => void {
     this.listeners.add(listener);
     return () => this.listeners.delete(listener);
   }
 
-  /** A folder that cannot be used keeps the old material in force, and says so. */
+  /** Reads the folder again. If it cannot be used, the error is reported and the old material stays in force. */
   reload(): void {
     try {
       const next = read(this.directory);
@@ -78,7 +76,7 @@ export class TlsStore {
       this.material = next;
     } catch (error) {
       const code = (error as { cause?: NodeJS.ErrnoException }).cause?.code;
-      // Between two renames a file may be missing for a moment; its arrival is an event of its own.
+      // Between two renames a file may be missing for a moment. Its arrival causes another event.
       if (code !== 'ENOENT') this.onError(error as MigrationError);
       return;
     }
@@ -97,7 +95,7 @@ function read(directory: string): Material {
       return readFileSync(join(directory, name));
     } catch (error) {
       throw new MigrationError('SPEC_INVALID', `cannot read ${join(directory, name)}`, {
-        remedy: 'make it: vmctl certs host NAME --dir CA_DIR --out DIR',
+        remedy: 'create it: vmctl certs host NAME --dir CA_DIR --out DIR',
         cause: error,
       });
     }
@@ -106,7 +104,8 @@ function read(directory: string): Material {
   try {
     const certificate = new X509Certificate(cert);
     const identity = parseCommonName(/^CN=(.*)$/m.exec(certificate.subject)?.[1]);
-    if (identity === null) throw new MigrationError('SPEC_INVALID', `${directory}/cert.pem names nobody of ours`);
+    if (identity === null)
+      throw new MigrationError('SPEC_INVALID', `the name in ${directory}/cert.pem is not host/NAME or user/NAME`);
     const context: SecureContextOptions = { ca, crl, cert, key, minVersion: 'TLSv1.3', maxVersion: 'TLSv1.3' };
     createSecureContext(context); // throws when key, certificate and list do not fit together
     const digest = createHash('sha256').update(ca).update(crl).update(cert).update(key).digest('hex');

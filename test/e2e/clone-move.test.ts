@@ -131,7 +131,7 @@ test('undone before the commit it runs on where it was, on its image, and can go
   await removed('c-1');
 });
 
-test('a source that is started again goes on from the process, or, when that has ended, from what was kept of it', async () => {
+test('a restarted source continues from the process, or, if that has ended, from the pages saved of it', async () => {
   const { a, b } = pair;
   const move = await departed('c-2');
   const { session, token, transport, vm } = move;

@@ -29,7 +29,7 @@ async function say(host: VmHost, name: string, words: string, answer: RegExp): P
   }
 }
 
-test('clones know who they are, share no random numbers, have the host’s time, and end with codes of their own', async () => {
+test('clones have identities, random numbers and exit codes of their own, and the host’s time', async () => {
   const host = await VmHost.start();
   // A clock that is years behind, as in an image that was saved long ago.
   const past = ['-rtc', 'base=2020-01-01T00:00:00'];

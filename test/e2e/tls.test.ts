@@ -40,7 +40,8 @@ interface Attempt {
 const CLIENT = `
   const { readFileSync } = require('node:fs');
   const { url, folder, ca, method, body, maxVersion } = JSON.parse(process.argv[1]);
-  const own = folder === null ? {} : { cert: readFileSync(folder + '/cert.pem'), key: readFileSync(folder + '/key.pem') };
+  const read = (name) => readFileSync(folder + '/' + name);
+  const own = folder === null ? {} : { cert: read('cert.pem'), key: read('key.pem') };
   const options = { ca: readFileSync(ca), ...own, method, maxVersion, headers: { 'content-type': 'application/json' } };
   const request = require('node:https').request(url, options, (response) => response.pipe(process.stdout));
   request.on('error', (error) => console.error(error.code));

@@ -42,7 +42,7 @@ async function parentMac(): Promise<string> {
   return mac;
 }
 
-test('fresh: parent and clones answer at addresses of their own, though the daemon was killed before they had them', async () => {
+test('fresh: parent and clones have their own addresses, though the daemon was killed before', async () => {
   const before = await parentMac();
   const report = await fork('fresh');
   await cluster.stopDaemon('A');
@@ -64,7 +64,7 @@ async function learned(): Promise<{ mac: string; ifname: string }[]> {
   return entries.filter(({ state }) => state !== 'permanent' && state !== 'static');
 }
 
-test('fresh, to many: each is heard at its own address from a port of its own, and the parent at its own alone', async () => {
+test('fresh, many clones: each answers at its own address and port, the parent only at its own', async () => {
   const before = await parentMac();
   const { clones } = await fork('fresh', MANY_CLONES);
   await settled();

@@ -82,7 +82,8 @@ test('QEMU is not disturbed by the end of the process that started it', async ()
   const script = `
     import { startDetached } from './src/backends/qemu/start.ts';
     void (async () => {
-      const options = { outputPath: process.argv[1] + '/out', directory: process.argv[1], environment: { MARK: 'yes' } };
+      const directory = process.argv[1];
+      const options = { outputPath: directory + '/out', directory, environment: { MARK: 'yes' } };
       const { identity } = await startDetached('/bin/sh', ['-c', 'echo $MARK; exec sleep 60'], options);
       console.log(JSON.stringify(identity));
       process.kill(process.pid, 'SIGKILL');

@@ -1,6 +1,6 @@
 /**
- * Two hosts' agents in one process, without daemons: real QEMU, real addon, real registries, and peers that call each
- * other directly. What a coordinator would do is done by `moveByPostcopy`, in the engine's order.
+ * The agents of two hosts in one process, without daemons: real QEMU, real addon, real registries, and peers that call
+ * each other directly. `moveByPostcopy` plays the coordinator, in the engine's order.
  */
 import { randomBytes } from 'node:crypto';
 import { existsSync } from 'node:fs';
@@ -41,19 +41,16 @@ export interface LogLine {
   readonly fields: Readonly<Record<string, unknown>>;
 }
 
-/** One host. `restart` is what a new daemon does; QEMU stays. */
+/** One host. `restart` does what a restart of the daemon does; QEMU keeps running. */
 export class AgentHost {
   readonly log: LogLine[] = [];
-  /** Points of InjectPort that throw, by name; each once. */
+  /** Names of points of InjectPort that throw; each does so once. */
   readonly failures = new Set<string>();
-  /** What is done at such a point before it is passed, by name; each once. */
+  /** Functions that are called at such a point before it is passed, by name; each once. */
   readonly atPoint = new Map<string, () => Promise<void>>();
   vms!: VmManager;
   agent!: LocalAgent;
-  /**
-   * What the agent is told of the host's memory; how short of it the machine is that the tests run on is not what they
-   * are about.
-   */
+  /** The memory reading that the agent gets, because the tests must not depend on the free memory of this machine. */
   memory: MemoryReading = AMPLE;
   registry!: FileRegistry;
   #listener!: DataListenerHandle;
@@ -133,7 +130,7 @@ export class AgentHost {
     await this.start();
   }
 
-  /** Names of the files that a VM has on this host. */
+  /** Returns the names of the files that a VM has on this host. */
   traces(vm: string): string[] {
     return [join(this.directory, this.name, 'vms', vm), join(this.ramDir, vm)].filter((path) => existsSync(path));
   }
@@ -184,7 +181,7 @@ export class AgentPair {
   readonly a: AgentHost;
   readonly b: AgentHost;
   readonly #janitor: Janitor;
-  /** Awaited before the state is handed on; a test may park or break it. */
+  /** Awaited before the device state is passed on; a test may park or break it. */
   onSendState: () => Promise<void> = async () => undefined;
 
   private constructor(readonly directory: string) {
@@ -223,7 +220,7 @@ export class AgentPair {
     this.#janitor.dismiss();
   }
 
-  /** No VM and no session is left on either host. */
+  /** Removes all VMs and sessions from both hosts. */
   async clear(): Promise<void> {
     for (const host of [this.a, this.b]) {
       await host.agent.close();
@@ -232,7 +229,7 @@ export class AgentPair {
     }
   }
 
-  /** Boots it on A and waits until its workload reports. */
+  /** Boots a guest on A and waits until its workload reports. */
   async boot(options: GuestOptions): Promise<VmSpec> {
     await this.a.vms.run(parseSpec(guestSpec(options)));
     await eventually(`${options.name} works`, BOOT_MS, async () =>
@@ -262,7 +259,7 @@ export async function prepareRequest(move: Move): Promise<PrepareRequest> {
   return { session, job, token, mode, spec, epoch, accel, source: from.name, bandwidthBytesPerS: 0 };
 }
 
-/** reserve to connectTarget. */
+/** Runs the steps from reserve to connectTarget. */
 export async function upToConnect(move: Move): Promise<void> {
   const { from, to, session, vm, token, transport, job } = move;
   await from.agent.source.reserve(vm, job);
@@ -283,7 +280,7 @@ export async function stopAndTransfer(move: Move): Promise<{ stoppedAtUs: number
   return { stoppedAtUs, deviceStateBytes };
 }
 
-/** The commit: A's record names B from here on. */
+/** Commits the move: from here on A's record names B. */
 export async function commit({ from, to, session, vm }: Move): Promise<number> {
   const owner = await from.registry.owner(vm);
   const epoch = owner?.epoch ?? 0;

@@ -2,7 +2,7 @@ import { type Cluster, eventually } from './cluster.js';
 
 const ANSWER_MS = 120_000;
 
-/** MAC addresses that answer for an address on the guests' network within 3 s. */
+/** Returns the MAC addresses that answer for an IP address on the guests' network within 3 s. */
 export async function answering(cluster: Cluster, address: string): Promise<string[]> {
   const client = cluster.network.clientNamespace;
   const ping = ['arping', '-c', '2', '-w', '3', '-I', 'eth0', address];
@@ -10,7 +10,7 @@ export async function answering(cluster: Cluster, address: string): Promise<stri
   return [...new Set([...stdout.matchAll(/\[([0-9a-f:]{17})\]/g)].map(([, mac = '']) => mac))];
 }
 
-/** As `answering`, but waits until somebody does: a guest sets up a NIC that it is given in its own time. */
+/** Like `answering`, but waits for an answer, because a guest needs some time to set up a new NIC. */
 export async function answersAt(cluster: Cluster, address: string): Promise<string[]> {
   return eventually(`${address} answers`, ANSWER_MS, async () => {
     const macs = await answering(cluster, address);

@@ -1,7 +1,7 @@
 /**
- * The RDMA hosts of the bed as test hosts: A is 10.78.0.1, B is 10.78.0.2. All live in one network namespace
- * (test/bed/guest/bed-hosts says why, and how packets between them cross a wire all the same), so a command on a host
- * is an ordinary command.
+ * The RDMA hosts of the bed as test hosts: A is 10.78.0.1, B is 10.78.0.2. All are in one network namespace, so a
+ * command on a host is an ordinary command. test/bed/guest/bed-hosts says why, and how packets between them still cross
+ * a wire.
  */
 import { execFile } from 'node:child_process';
 import { promisify } from 'node:util';
@@ -11,16 +11,16 @@ const run = promisify(execFile);
 const NAMES = ['A', 'B', 'C', 'D'];
 
 export interface BedHost extends TestHost {
-  /** The switch's end of the host's cable; what is lost there is lost on the way to the host. */
+  /** The switch's end of the host's cable. Packets lost there are lost on the way to the host. */
   readonly switchPort: string;
 }
 
 export class BedNetwork implements HostNetwork<BedHost> {
   readonly hosts: readonly BedHost[];
-  /** Emulated processors are some thirty times slower: a daemon that looks around first takes seconds to answer. */
+  /** Emulated processors are about thirty times slower, so the first inventory of a daemon takes seconds. */
   readonly daemonConfig = { limits: { callMsMax: 30_000, recoveryMsMax: 240_000 } };
 
-  /** Other addresses: RDMA addresses of this machine, outside of the bed; then there are no cables to pull. */
+  /** `addresses` are RDMA addresses of this machine, outside the bed; then no cable can be pulled. */
   constructor(count: number, addresses?: readonly string[]) {
     this.hosts = NAMES.slice(0, count).map((name, index) => ({
       name,
@@ -41,7 +41,7 @@ export class BedNetwork implements HostNetwork<BedHost> {
     await run('ip', ['link', 'set', this.host(name).switchPort, isUp ? 'up' : 'down']);
   }
 
-  /** Loses so many of the packets that go to the host; 0 ends it. */
+  /** Drops this share of the packets to the host; 0 drops none. */
   async setLoss(name: string, percent: number): Promise<void> {
     const { switchPort } = this.host(name);
     if (percent === 0) await run('tc', ['qdisc', 'del', 'dev', switchPort, 'root']);
@@ -49,6 +49,6 @@ export class BedNetwork implements HostNetwork<BedHost> {
   }
 
   async destroy(): Promise<void> {
-    // It goes with the bed.
+    // The network ends with the bed.
   }
 }

@@ -1,31 +1,29 @@
-/** The proof that N clones are what they should be: every page of each is right, and none of them is another. */
+/** Checks N clones: every page of each must be right, and no two may have the same identity. */
 import type { CloneReport } from '../../src/domain/fork.js';
 import { type Cluster, eventually } from './cluster.js';
 import { Guest, parseIdentity } from './guest.js';
 import { inTurns } from './turns.js';
 
 const PAUSED_AT_ONCE = 8;
-/** Guests that check themselves beside each other; the others stand still, or each would wait for all. */
+/** How many guests check themselves at once. The others are paused, because otherwise each would wait for all. */
 const CHECKED_AT_ONCE = 2;
 const IDENTITY_MS = 60_000;
 const PARTS = ['index', 'UUID', 'generation id', 'random numbers', 'MAC'];
 
 export interface CloneCheck {
   readonly badPages: number;
-  /**
-   * How many clones can be told apart by all of index, UUID, generation id, random numbers, and MAC if they have a NIC.
-   */
+  /** Number of clones that differ in all of index, UUID, generation id, random numbers, and MAC if they have a NIC. */
   readonly distinctCount: number;
-  /** What some of them have in common. */
+  /** The parts of the identity that some clones have in common. */
   readonly shared: readonly string[];
 }
 
-/** Of a line that has been written to its end: a clone may have been paused in the middle of it. */
+/** Reads the identity from complete lines only: a clone may have been paused in the middle of a line. */
 function wholeIdentity(log: string): Record<string, string> | undefined {
   return parseIdentity(log, 'FORK').findLast(({ macs }) => macs !== undefined);
 }
 
-/** They are paused first, and each is stopped once it has been checked. */
+/** Checks the clones. They are paused first, and each is stopped after its check. */
 export async function checkClones(cluster: Cluster, clones: readonly CloneReport[]): Promise<CloneCheck> {
   const api = cluster.api('A');
   await inTurns(clones, PAUSED_AT_ONCE, ({ name }) => api.post(`/v1/vms/${name}/pause`));

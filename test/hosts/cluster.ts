@@ -1,7 +1,7 @@
 /**
- * A cluster of test hosts, each with a real vmigrated: what end-to-end tests, the demo and the benchmarks run on.
- * Everything it starts it also ends, if need be by its janitor; processes are found by this cluster's own directory in
- * their command line, so nothing else can be hit.
+ * A cluster of test hosts, each with a real vmigrated, for end-to-end tests, the demo and the benchmarks. It ends
+ * everything that it starts, if necessary by its janitor. Processes are found by this cluster's directory on their
+ * command line, so no other process is ended.
  */
 import { type ChildProcess, execFile, spawn } from 'node:child_process';
 import { randomBytes } from 'node:crypto';
@@ -39,7 +39,7 @@ export class Cluster<Network extends HostNetwork = Namespaces> {
 
   private constructor(
     readonly id: string,
-    /** Short, because unix socket paths may be 107 bytes long at most. */
+    /** The name is short, because the path of a unix socket has at most 107 bytes. */
     readonly directory: string,
     readonly network: Network,
     private readonly isVerbose: boolean,
@@ -58,7 +58,7 @@ export class Cluster<Network extends HostNetwork = Namespaces> {
     return Cluster.on(network, id, options.isVerbose);
   }
 
-  /** On hosts that are there already. */
+  /** Creates a cluster on existing hosts. */
   static async on<Network extends HostNetwork>(
     network: Network,
     id = randomId(),
@@ -135,7 +135,7 @@ export class Cluster<Network extends HostNetwork = Namespaces> {
       program,
       ...this.daemonArguments(name),
     ]);
-    // In a session of its own, as a service manager starts it; the janitor ends it with us.
+    // The daemon gets its own session, as from a service manager; the janitor ends it with this process.
     const child = spawn(command, args, {
       detached: true,
       stdio: ['ignore', 'pipe', 'pipe'],
@@ -158,8 +158,8 @@ export class Cluster<Network extends HostNetwork = Namespaces> {
   }
 
   /**
-   * The first look at a host starts its QEMU to see what it can do; where that takes long, a command meanwhile would
-   * not wait for it.
+   * Waits until the host knows its peers. The first inventory of a host starts QEMU to find out its abilities. If that
+   * takes long, a command would not wait for it.
    */
   async expectAcquaintance(name: string): Promise<void> {
     await eventually(`${name} knows its peers`, DAEMON_READY_MS, async () => {
@@ -181,7 +181,7 @@ export class Cluster<Network extends HostNetwork = Namespaces> {
     return readFile(join(this.hostDirectory(name), 'daemon.log'), 'utf8').catch(() => '');
   }
 
-  /** The daemon's own pid (`ip netns exec` replaces itself by it). */
+  /** Returns the daemon's own pid; `ip netns exec` replaces itself by the daemon. */
   daemonPid(name: string): number {
     const pid = this.daemons.get(name)?.pid;
     if (pid === undefined) throw new Error(`no daemon on ${name}`);
@@ -201,7 +201,7 @@ export class Cluster<Network extends HostNetwork = Namespaces> {
     await ended;
   }
 
-  /** The host's API without the start of a command: for what is asked often. */
+  /** Returns a client of the host's API, for frequent calls, which would take long as commands. */
   api(host: string): ApiClient {
     return new ApiClient({ host: `unix:${this.apiSocket(host)}`, tls: null });
   }
@@ -218,12 +218,12 @@ export class Cluster<Network extends HostNetwork = Namespaces> {
     return this.command(host, 'vfork', args);
   }
 
-  /** Runs one of our commands against the host's daemon over its unix socket. */
+  /** Runs one of vmigrate's commands with the host's daemon over its unix socket. */
   command(host: string, program: Program, args: readonly string[]): Promise<CommandResult> {
     return this.local(program, '--host', `unix:${this.apiSocket(host)}`, ...args);
   }
 
-  /** The same, expected to succeed, with its JSON. */
+  /** Runs a command that must succeed, and returns its JSON. */
   async json<T>(host: string, program: Program, ...args: string[]): Promise<T> {
     const { stdout } = await this.must(this.command(host, program, [...args, '--json']));
     return JSON.parse(stdout) as T;
@@ -247,7 +247,7 @@ export class Cluster<Network extends HostNetwork = Namespaces> {
     return this.network.host(name);
   }
 
-  /** QEMU processes of one host of this cluster (or of all), by their command line. */
+  /** Finds the QEMU processes of one host of this cluster (or of all) by their command line. */
   async qemuPids(host?: string): Promise<number[]> {
     const needle =
       host === undefined ? [`vmg-${this.id}-`] : [`${this.hostDirectory(host)}/`, `${this.ramDirectory(host)}/`];
@@ -268,7 +268,7 @@ export class Cluster<Network extends HostNetwork = Namespaces> {
       try {
         process.kill(pid, 'SIGKILL');
       } catch {
-        // it ended by itself
+        // The process has ended by itself.
       }
     }
     await this.network.destroy();
@@ -286,7 +286,7 @@ export function sleep(ms: number): Promise<void> {
   return new Promise((resolve) => setTimeout(resolve, ms));
 }
 
-/** Asks until `probe` returns something other than undefined; a clear error when it does not. */
+/** Calls `probe` until it returns something other than undefined. Throws an error with `what` after the timeout. */
 export async function eventually<T>(
   what: string,
   timeoutMs: number,

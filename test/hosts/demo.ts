@@ -1,6 +1,6 @@
 /**
- * `npm run demo`: a busy, self-checking guest moves live between two hosts of this machine, there and back, then
- * becomes nine, and all of them prove their memory.
+ * `npm run demo`: a busy guest that checks its memory moves live between two hosts on this machine, there and back.
+ * Then it is forked into eight clones, and all nine check their whole memory.
  */
 import { spawn } from 'node:child_process';
 import { fileURLToPath } from 'node:url';
@@ -26,7 +26,7 @@ function bars(values: readonly number[], full: number): string {
   return values.map((value) => BARS[Math.min(8, Math.round((value / full) * 8))]).join('');
 }
 
-/** Runs the very command a user would type, on this terminal. */
+/** Runs the command that a user would type, on this terminal. */
 function typed(cluster: Cluster, host: string, program: Program, args: string[]): Promise<number> {
   say(`\n${host}$ ${[program, ...args].join(' ')}`);
   const script = fileURLToPath(new URL(`../../dist/cli/${program}.js`, import.meta.url));
@@ -51,7 +51,7 @@ async function move(cluster: Cluster, guest: Guest, source: string, target: stri
   return report;
 }
 
-/** The guest becomes many. All of them are busy, so a check takes its time. */
+/** Forks the guest. All clones are busy, so the check takes some time. */
 async function fork(cluster: Cluster, guest: Guest): Promise<void> {
   const code = await typed(cluster, 'A', 'vfork', ['--clones', String(CLONES), guest.name, '--name', 'clone']);
   if (code !== 0) throw new Error(`vfork ended with ${code}`);
@@ -60,7 +60,7 @@ async function fork(cluster: Cluster, guest: Guest): Promise<void> {
   const jobs = await cluster.json<{ kind: string; report: ForkReport | null }[]>('A', 'vmctl', 'jobs');
   const report = jobs.find(({ kind }) => kind === 'fork')?.report;
   if (!report) throw new Error('the job left no report');
-  say('\nEvery one of them checks its memory:');
+  say('\nEach of them checks its memory:');
   const verdicts = await Promise.all(
     [guest.name, ...report.clones.map(({ name }) => name)].map(async (name) => ({
       name,
@@ -74,15 +74,14 @@ async function fork(cluster: Cluster, guest: Guest): Promise<void> {
 }
 
 async function main(): Promise<void> {
-  say('Making two hosts, A and B: network namespaces with a daemon each, mutual TLS between them.');
+  say('Creating two hosts, A and B: each is a network namespace with a daemon. They use mutual TLS.');
   const cluster = await Cluster.create({ hasGuestNetwork: true });
   const interrupted = () => void cluster.destroy().finally(() => process.exit(130));
   process.once('SIGINT', interrupted);
   process.once('SIGTERM', interrupted);
   try {
-    say(
-      `Starting a guest with ${MEMORY_MIB} MiB on A; it checks ${TOUCH_MIB} MiB of its memory for ever, in random order. Emulated, so give it some seconds.`,
-    );
+    say(`Starting a guest with ${MEMORY_MIB} MiB on A. It checks ${TOUCH_MIB} MiB of its memory all the time.`);
+    say('The guest is emulated, so this takes some seconds.');
     const guest = await Guest.start(cluster, 'A', { name: 'worker', memoryMiB: MEMORY_MIB, touchMiB: TOUCH_MIB });
     await typed(cluster, 'A', 'vmctl', ['ps']);
     await sleep(2500);
@@ -94,10 +93,10 @@ async function main(): Promise<void> {
     const { pages, bad } = await guest.verify('A');
     say(`  ${pages} pages, ${bad} bad`);
     if (bad !== 0) throw new Error('the guest found bad pages');
-    say(`\nAt last it becomes ${CLONES + 1}: it works on, and ${CLONES} clones with it.`);
+    say(`\nAt last it is forked into ${CLONES} clones; all of them keep working.`);
     await fork(cluster, guest);
     await typed(cluster, 'A', 'vmctl', ['stop', guest.name]);
-    say(`\nThe guest moved twice and was forked into ${CLONES} while it worked, and nothing was lost.`);
+    say(`\nThe guest moved twice and was forked into ${CLONES} clones while it worked. No page was lost.`);
   } finally {
     await cluster.destroy();
   }

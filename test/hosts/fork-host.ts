@@ -1,5 +1,5 @@
 /**
- * One host's agent without a daemon, for forks: real QEMU, real addon. What a coordinator would do is done by `fork`,
+ * The agent of one host without a daemon, for forks, with real QEMU and the real addon. `fork` plays the coordinator,
  * in the engine's order.
  */
 import { execFileSync } from 'node:child_process';
@@ -48,7 +48,7 @@ export class ForkHost {
     this.#janitor = new Janitor({ paths: [directory, this.host.ramDir] });
   }
 
-  /** `ramMiB`: memory files lie on a file system of that size. */
+  /** With `ramMiB` the memory files are on a file system of that size. */
   static async start(options: { ramMiB?: number } = {}): Promise<ForkHost> {
     const host = new ForkHost(await mkdtemp(join(tmpdir(), 'vmg-')));
     if (options.ramMiB !== undefined) await host.#mountRam(options.ramMiB);
@@ -62,7 +62,7 @@ export class ForkHost {
     this.#isRamMounted = true;
   }
 
-  /** Boots it and waits until its workload reports. */
+  /** Boots a guest and waits until its workload reports. */
   async boot(options: GuestOptions): Promise<VmSpec> {
     const { vms } = this.host;
     await vms.run(parseSpec(guestSpec(options)));
@@ -84,7 +84,7 @@ export class ForkHost {
     return filledOn(this.host, fork);
   }
 
-  /** What forks have left behind on this host: image files, records, VMs in `names`. */
+  /** Returns what forks have left on this host: image files, records, VMs. */
   traces(): string[] {
     const state = join(this.directory, this.host.name);
     const files = (path: string) => (existsSync(path) ? readdirSync(path).map((name) => join(path, name)) : []);
@@ -95,7 +95,7 @@ export class ForkHost {
     ];
   }
 
-  /** No VM, image or fork is left. */
+  /** Removes all VMs, images and forks. */
   async clear(): Promise<void> {
     const { host } = this;
     await host.agent.close();
@@ -108,7 +108,7 @@ export class ForkHost {
   async end(): Promise<void> {
     await this.clear();
     await this.host.stop();
-    // Lazily: a QEMU that has been killed may still be giving its pages back.
+    // The unmount is lazy, because a killed QEMU may still be freeing its pages.
     if (this.#isRamMounted) execFileSync('umount', ['--lazy', this.host.ramDir]);
     await rm(this.host.ramDir, { recursive: true, force: true });
     await rm(this.directory, { recursive: true, force: true });

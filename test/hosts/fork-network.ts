@@ -1,6 +1,6 @@
 /**
- * Forks a guest with a NIC into two clones, in the network namespace that it is started in, and prints what becomes of
- * their network as JSON.
+ * Forks a guest with a NIC into two clones, in the network namespace of this process, and prints the state of their
+ * network as JSON.
  *
  *   fork-network.ts fresh | isolated
  */
@@ -36,7 +36,7 @@ async function main(network: 'fresh' | 'isolated'): Promise<void> {
   await fork.run();
   const names = fork.clones.map(({ spec }) => spec.name);
   for (const name of names) await heard(host, name, /VMG FORK [^\n]*\n/);
-  // What is still due when the daemon ends is done by the next one.
+  // The next daemon does what is still pending when the daemon ends.
   await host.restart();
   await eventually('the clones have their NICs', ANSWER_MS, () =>
     host.vms.list().every((vm) => vm.identityIssue === null) ? true : undefined,
@@ -60,7 +60,7 @@ async function main(network: 'fresh' | 'isolated'): Promise<void> {
   console.log(JSON.stringify({ parent: parent.spec.nics[0], clones, own, left }));
 }
 
-/** Whether somebody listens there, on a guest that may need a moment to set its address up. */
+/** Returns whether the address accepts a connection. It waits, because a guest needs a moment to set it up. */
 function answers(address: string): Promise<boolean> {
   return eventually(`${address} answers`, ANSWER_MS, async () => {
     const socket = connect({ host: address, port: STREAM_PORT, timeout: 2000 });

@@ -1,6 +1,6 @@
 /**
- * The self-checking guest as tests and benchmarks see it: how to describe one, how to read what it says on its console,
- * how to ask for its verdict. The lines are documented in guest/memtouch.c.
+ * The guest that checks its own memory, for tests and benchmarks: creates its spec, reads its console, and asks for its
+ * verdict. guest/memtouch.c documents the lines on the console.
  */
 import { readFile } from 'node:fs/promises';
 import { homedir } from 'node:os';
@@ -19,17 +19,17 @@ export interface GuestOptions {
   readonly writePercent?: number;
   readonly cpus?: number;
   /**
-   * linux: memtouch and the like. nano: guest/nano.c, for emulators inside emulators; memory of one region, no workload
-   * but its own.
+   * linux: Linux with a workload such as memtouch. nano: guest/nano.c, for emulators inside emulators, with memory of
+   * one region and its own workload.
    */
   readonly image?: 'linux' | 'nano';
   readonly workload?: string;
-  /** Sizes of several memory regions (NUMA nodes); their sum is the memory. */
+  /** Sizes of the memory regions (NUMA nodes), if there are several; their sum is the memory size. */
   readonly regionsMiB?: readonly number[];
   readonly backing?: 'shared' | 'private';
   /**
-   * Of its time, in which the workload rests; none by default. Leaves processors to tests in which guests need not be
-   * busy.
+   * Percentage of time in which the workload rests; 0 by default. It saves CPU time in tests in which guests need not
+   * be busy.
    */
   readonly restPercent?: number;
   readonly hasPreload?: boolean;
@@ -58,12 +58,12 @@ export function nanoImage(): { kernel: string } {
   return { kernel: imageFile('nano') };
 }
 
-/** The initramfs that has a guest agent too. */
+/** Returns the path of the initramfs with a guest agent. */
 export function agentInitrd(): string {
   return guestImage().initrd.replace(/\.gz$/, '-agent.gz');
 }
 
-/** What clone.c in the guest says: the fields of each such line, in order. */
+/** Parses the lines of guest/clone.c: returns the fields of each such line, in order. */
 export function parseIdentity(log: string, kind: 'IDENTITY' | 'FORK'): Record<string, string>[] {
   return [...log.matchAll(new RegExp(`^VMG ${kind} (.*)$`, 'gm'))].map(([, fields = '']) =>
     Object.fromEntries(
@@ -80,10 +80,11 @@ export function guestSpec(options: GuestOptions): Record<string, unknown> {
   const cpus = options.cpus ?? 1;
   const workload = options.workload ?? 'memtouch';
   const append = [
-    // Linux looks at boot whether timer interrupts arrive, and panics if they do not: a machine that is emulated on
-    // busy processors may be late.
+    // At boot Linux checks that timer interrupts arrive, and panics if they do not. On busy processors an emulated
+    // machine may deliver them too late.
     'console=ttyS0 quiet no_timer_check',
-    `vmg.workload=${workload} vmg.mb=${options.touchMiB ?? 64} vmg.writepct=${options.writePercent ?? 20} vmg.threads=${cpus} vmg.restpct=${options.restPercent ?? 0}`,
+    `vmg.workload=${workload} vmg.mb=${options.touchMiB ?? 64} vmg.writepct=${options.writePercent ?? 20}`,
+    `vmg.threads=${cpus} vmg.restpct=${options.restPercent ?? 0}`,
     ...(options.address === undefined ? [] : [`vmg.ip=${options.address}/24`]),
   ].join(' ');
   return {
@@ -123,7 +124,7 @@ export class Guest {
     readonly name: string,
   ) {}
 
-  /** Starts it on `host` and waits until its workload reports. */
+  /** Starts a guest on `host` and waits until its workload reports. */
   static async start(cluster: Cluster<HostNetwork>, host: string, options: GuestOptions): Promise<Guest> {
     const { writeFile } = await import('node:fs/promises');
     const file = join(cluster.directory, `${options.name}.json`);
@@ -132,7 +133,7 @@ export class Guest {
     const guest = new Guest(cluster, options.name);
     const works = async () => ((await guest.work(host)).length >= 5 ? true : undefined);
     await eventually(`guest ${options.name} works`, BOOT_MS, works).catch(async (error: Error) => {
-      throw new Error(`${error.message}; it has said:\n${(await guest.serialLog(host)).slice(-2000)}`);
+      throw new Error(`${error.message}; its console:\n${(await guest.serialLog(host)).slice(-2000)}`);
     });
     return guest;
   }
@@ -151,16 +152,16 @@ export class Guest {
     return parseWork(await this.serialLog(host));
   }
 
-  /** Waits for `count` new windows on this host: the guest runs here. */
+  /** Waits for `count` new work windows on this host, which show that the guest runs here. */
   async expectProgress(host: string, count = 3, timeoutMs = 60_000): Promise<WorkWindow[]> {
     const before = (await this.work(host)).length;
-    return eventually(`${this.name} goes on working on ${host}`, timeoutMs, async () => {
+    return eventually(`${this.name} keeps working on ${host}`, timeoutMs, async () => {
       const windows = await this.work(host);
       return windows.length >= before + count ? windows.slice(before) : undefined;
     });
   }
 
-  /** No new window for a while: the guest does not run here. */
+  /** Returns whether no new work window appears for a while, which shows that the guest does not run here. */
   async isSilent(host: string, forMs = 1500): Promise<boolean> {
     const before = (await this.work(host)).length;
     await new Promise((resolve) => setTimeout(resolve, forMs));
@@ -173,7 +174,7 @@ export class Guest {
     let output = '';
     line.on('data', (data: Buffer) => (output += data.toString()));
     line.on('error', () => undefined);
-    // A serial line may lose what arrives while nobody reads it: ask again until there is an answer.
+    // A serial line may lose input that nobody reads, so the question is repeated until there is an answer.
     const asking = setInterval(() => line.write('\nverify\n'), 5000);
     line.write('verify\n');
     try {
@@ -189,7 +190,7 @@ export class Guest {
     }
   }
 
-  /** The whole verdict: nothing bad seen while working, nothing bad in a full check. */
+  /** Expects no bad page, neither seen by the workload nor in a full check. */
   async expectClean(host: string): Promise<void> {
     const { pages, bad } = await this.verify(host);
     const log = await this.serialLog(host);

@@ -1,6 +1,6 @@
 /**
- * A fork made by hand on a VmHost, without daemon and journal: the parent stops for good, its memory files become the
- * image, and clones load its device state. Shows what clones are by themselves.
+ * A fork made step by step on a VmHost, without daemon and journal: the parent stops for good, its memory files become
+ * the image, and the clones load its device state. It is for tests of the clones themselves.
  */
 import { once } from 'node:events';
 import { createWriteStream } from 'node:fs';
@@ -28,7 +28,7 @@ export class HandFork {
     readonly clones: readonly ManagedVm[],
   ) {}
 
-  /** `parent` runs, without preload. */
+  /** Makes the fork. `parent` must run, without the preload library. */
   static async make(host: VmHost, parent: ManagedVm, cloneCount: number, network: CloneNetwork): Promise<HandFork> {
     const { vms } = host;
     const statePath = join(host.directory, 'device.state');
@@ -67,19 +67,19 @@ export class HandFork {
     await Promise.all(this.clones.map((clone) => qmpOf(clone).execute('cont')));
   }
 
-  /** The clones, and what they ran on. */
+  /** Removes the clones and the files of their image. */
   async remove(): Promise<void> {
     for (const clone of this.clones) await this.host.vms.destroy(clone.spec.name);
     await removeImageFiles(this.host.vms.place, FORK, 4096);
   }
 }
 
-/** What a guest has said on its console. */
+/** Returns the output on a guest's console. */
 export function consoleOf(host: VmHost, name: string): Promise<string> {
   return readFile(host.vms.serialPaths(name).log, 'utf8').catch(() => '');
 }
 
-/** Waits until it has said something; the match. */
+/** Waits until a guest's console has the wanted text, and returns the match. */
 export function heard(host: VmHost, name: string, wanted: RegExp): Promise<RegExpExecArray> {
   return eventually(`${name} says ${wanted.source}`, BOOT_MS, async () => {
     return wanted.exec(await consoleOf(host, name)) ?? undefined;

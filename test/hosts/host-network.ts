@@ -1,6 +1,6 @@
 /**
- * What a cluster of test hosts stands on. Two kinds: network namespaces (namespaces.ts) and, inside the bed, RDMA hosts
- * (bed-network.ts).
+ * The network of a cluster of test hosts. There are two kinds: network namespaces (namespaces.ts) and, inside the bed,
+ * RDMA hosts (bed-network.ts).
  */
 export interface TestHost {
   readonly name: string;
@@ -9,10 +9,10 @@ export interface TestHost {
 
 export interface HostNetwork<Host extends TestHost = TestHost> {
   readonly hosts: readonly Host[];
-  /** Configuration of its daemons, laid under their flags. */
+  /** Configuration of the daemons; their flags take precedence. */
   readonly daemonConfig?: Readonly<Record<string, unknown>>;
   host(name: string): Host;
-  /** The command line that runs `command` on that host. */
+  /** Returns the command line that runs `command` on that host. */
   commandOn(name: string, command: readonly string[]): readonly string[];
   /** Unplugs or plugs the host's management and data link. */
   setLink(name: string, isUp: boolean): Promise<void>;

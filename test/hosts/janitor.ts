@@ -1,12 +1,12 @@
 /**
- * Takes away what a run leaves behind that could not clean up after itself, whatever ended it: ^C, a deadline, SIGKILL.
- * A process in a session of its own waits until the run's end of a pipe is closed; it then ends the QEMUs and daemons
- * that name one of the run's directories on their command line, and removes the directories, file systems mounted in
- * them, and the run's network namespaces.
+ * Cleans up after a run that could not do so itself, whatever ended it: ^C, a deadline, SIGKILL. The janitor is a
+ * process with its own session. It waits until the run's end of a pipe is closed. Then it ends the QEMUs and daemons
+ * that have one of the run's directories on their command line, and removes the directories, the file systems mounted
+ * in them, and the run's network namespaces.
  */
 import { type ChildProcess, spawn } from 'node:child_process';
 
-/** The janitor knows its paths from its environment, so that nothing names them on its own command line. */
+/** The janitor gets its paths from the environment, so that they are not on its own command line. */
 const SCRIPT = `
 cat >/dev/null
 for process in /proc/[0-9]*; do
@@ -25,9 +25,9 @@ if [ -z "$VMIGRATE_KEEP_LOGS" ]; then rm -rf $JANITOR_PATHS; fi
 `;
 
 export interface Belongings {
-  /** Directories, absolute and without blanks; processes are known by them. */
+  /** Absolute directories without blanks, by which processes are found. */
   readonly paths: readonly string[];
-  /** Names of network namespaces begin so. */
+  /** Prefix of the names of network namespaces. */
   readonly namespacePrefix?: string;
 }
 
@@ -36,7 +36,7 @@ export class Janitor {
 
   constructor({ paths, namespacePrefix }: Belongings) {
     const odd = paths.find((path) => !/^\/[\w./-]*vmg-[\w./-]+$/.test(path));
-    if (odd !== undefined) throw new Error(`nobody but a run of tests owns ${odd}`);
+    if (odd !== undefined) throw new Error(`${odd} is not a directory of a test run`);
     this.#process = spawn('sh', ['-c', SCRIPT], {
       detached: true,
       stdio: ['pipe', 'ignore', 'ignore'],
@@ -48,12 +48,12 @@ export class Janitor {
     });
     this.#process.on('error', () => undefined);
     this.#process.unref();
-    // The pipe is a handle of its own; it must not keep a run alive that is done.
+    // The pipe is a handle of its own, and must not keep a finished run alive.
     const pipe = this.#process.stdin as unknown as { unref(): void } | null;
     pipe?.unref();
   }
 
-  /** The run has cleaned up itself. */
+  /** Ends the janitor, because the run has cleaned up itself. */
   dismiss(): void {
     this.#process.kill('SIGKILL');
   }

@@ -1,11 +1,11 @@
 /**
- * Test hosts: network namespaces with addresses of their own, joined by veth pairs through a bridge in a namespace that
- * plays the switch. Nothing is added to the machine's own network. Names carry a random part, so that several clusters
- * can live side by side.
+ * Test hosts as network namespaces with their own addresses. Veth pairs connect them through a bridge in another
+ * namespace, which is the switch. The machine's own network is not changed. Names contain a random part, so that
+ * several clusters can exist at once.
  *
  *   host A: eth0 10.83.0.1 ──┐ switch: br0 ┌── eth0 10.83.0.2 : host B          management and data
- *           br-guest ────────┘         br1 └────────── br-guest                 guests' own network (bridged, optional)
- *                                       └── client: eth0 10.84.0.250            somebody who talks to a guest
+ *           br-guest ────────┘         br1 └────────── br-guest                 network of the guests (optional)
+ *                                       └── client: eth0 10.84.0.250            client that connects to a guest
  */
 import { execFile } from 'node:child_process';
 import { promisify } from 'node:util';
@@ -15,7 +15,7 @@ const run = promisify(execFile);
 
 export interface NamespaceHost extends TestHost {
   readonly namespace: string;
-  /** The switch's end of the host's management link; netem and cuts go here. */
+  /** The switch's end of the host's management link, where netem and cuts are applied. */
   readonly switchPort: string;
 }
 
@@ -32,7 +32,7 @@ async function ip(...args: string[]): Promise<string> {
 
 export class Namespaces implements HostNetwork<NamespaceHost> {
   readonly hosts: readonly NamespaceHost[];
-  /** How short of memory the machine is that the tests run on is not what they are about. */
+  /** The tests must not depend on the free memory of this machine. */
   readonly daemonConfig = { pool: { memoryAvailableBytesMin: 0, memoryStallPercentMax: 100 } };
   readonly switchNamespace: string;
   readonly clientNamespace: string;
@@ -91,7 +91,7 @@ export class Namespaces implements HostNetwork<NamespaceHost> {
     }
   }
 
-  /** A veth pair: `inner` inside the namespace, `port` on the switch's bridge. */
+  /** Creates a veth pair: `inner` is inside the namespace, `port` is on the switch's bridge. */
   private async link(namespace: string, inner: string, port: string, bridge: string): Promise<void> {
     await ip(
       '-n',

@@ -1,10 +1,10 @@
-/** Fault points at which a daemon waits as long as a test wants it to (src/agent/inject.ts, `park`). */
+/** Parks a daemon at fault points until a test releases it (src/agent/inject.ts, `park`). */
 import { existsSync } from 'node:fs';
 import { rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { eventually } from './cluster.js';
 
-/** What the host of a fork passes on its way to the commit, in this order. */
+/** The fault points that the host of a fork passes before the commit, in this order. */
 export const AGENT_POINTS_BEFORE_COMMIT = [
   'agent:fork:prepare',
   'agent:fork:prepared',
@@ -26,7 +26,7 @@ export class Parking {
     private readonly points: readonly string[],
   ) {}
 
-  /** For the daemon's start; it waits at no point before `arm`. */
+  /** The environment for the daemon's start. The daemon does not wait at a point before `arm`. */
   get environment(): Record<string, string> {
     return { VMIGRATE_FAULT: this.points.map((point) => `${point}=park:${this.#file(point)}`).join(';') };
   }

@@ -1,9 +1,10 @@
 /**
  * The peer of guest/stream.c: streams a computed byte sequence to the guest, checks every byte that comes back, and
- * reports when its standard input closes. Runs as a program of its own, inside the client's network namespace.
+ * reports when its standard input closes. It runs as a separate program inside the client's network namespace.
  *
- *   stream-peer ADDRESS PORT RATE_BYTES_PER_S        prints one JSON document: {sent, received, bad, guestReceived,
- *   guestBad, longestGapMs}
+ *   stream-peer ADDRESS PORT RATE_BYTES_PER_S
+ *
+ * It prints one JSON document: {sent, received, bad, guestReceived, guestBad, longestGapMs}
  */
 import { connect } from 'node:net';
 
@@ -37,7 +38,7 @@ function main(): void {
   let bad = 0;
   let lastAt = performance.now();
   let longestGapMs = 0;
-  // The last bytes may be the trailer: they are checked once it is known that more follows.
+  // The last bytes may be the trailer, so they are checked only when more bytes follow.
   let held = Buffer.alloc(0);
   const socket = connect({ host: address, port: Number(port), noDelay: true });
   socket.on('error', (error) => {

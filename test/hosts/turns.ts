@@ -1,4 +1,6 @@
-/** `work` on each item, on `limit` of them at once; results in the items' order. Rejects with the first failure. */
+/**
+ * Calls `work` for each item, `limit` at once. Results are in the order of the items. Rejects with the first failure.
+ */
 export async function inTurns<Item, T>(
   items: readonly Item[],
   limit: number,

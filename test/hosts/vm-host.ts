@@ -1,6 +1,6 @@
 /**
- * One host's VMs without a daemon around them: VmManager with real QEMU, a registry of its own, and everything in
- * temporary directories.
+ * The VMs of one host without a daemon: VmManager with real QEMU and its own registry, with everything in temporary
+ * directories.
  */
 import { mkdtemp, readdir, readFile, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
@@ -44,7 +44,7 @@ export class VmHost {
     return host;
   }
 
-  /** Not started. */
+  /** Returns a manager that is not started. */
   manager(stateDir = join(this.directory, 'state')): VmManager {
     return new VmManager({
       host: this.name,
@@ -59,7 +59,7 @@ export class VmHost {
     });
   }
 
-  /** What a restart of the daemon does to its VMs. `meanwhile` happens while there is none. */
+  /** Does to the VMs what a restart of the daemon does. `meanwhile` runs while there is no manager. */
   async restart(meanwhile: () => Promise<void> = () => Promise.resolve()): Promise<void> {
     await this.vms.close();
     await meanwhile();
@@ -73,7 +73,7 @@ export class VmHost {
     return seen;
   }
 
-  /** Every QEMU that has this host's directory on its command line. */
+  /** Returns the command lines of all QEMUs that contain this host's directory. */
   async qemus(): Promise<string[]> {
     const found: string[] = [];
     for (const pid of await readdir('/proc')) {
@@ -84,7 +84,7 @@ export class VmHost {
     return found;
   }
 
-  /** Removes all VMs and answers what they left behind: nothing, if all is well. */
+  /** Removes all VMs and returns what they left behind, which should be nothing. */
   async close(): Promise<string[]> {
     for (const vm of this.vms.all()) await this.vms.destroy(vm.spec.name);
     await this.vms.close();
@@ -101,12 +101,12 @@ export class VmHost {
   }
 }
 
-/** Small, without preload, under TCG, unless `change` says otherwise. */
+/** Returns the spec of a small VM, without preload and under TCG unless `change` overrides it. */
 export function vmSpec(change: Record<string, unknown> = {}): VmSpec {
   return parseSpec({ name: 'vm', memory: { size: '64M' }, preload: false, accel: 'tcg', ...change });
 }
 
-/** The code that a call fails with, or `resolved`. */
+/** Returns the code with which a call fails, or `resolved`. */
 export function codeOf(promise: Promise<unknown>): Promise<string> {
   return promise.then(
     () => 'resolved',
@@ -114,7 +114,7 @@ export function codeOf(promise: Promise<unknown>): Promise<string> {
   );
 }
 
-/** Reads until `wanted` has come; the part that matched. */
+/** Reads until the output matches `wanted`, and returns the part that matched. */
 export async function expectOutput(stream: NodeJS.ReadableStream, wanted: RegExp, timeoutMs: number): Promise<string> {
   let text = '';
   let timer: NodeJS.Timeout | undefined;

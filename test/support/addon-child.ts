@@ -1,7 +1,7 @@
 /**
- * A daemon's life in a process of its own, for tests that end it badly. argv: MODE, then JSON with `scene` (a directory
- * made by the parent), `address` (of the parent's source session, keys included; not for images), `lengthMiB`. Prints
- * `ready SNAPSHOT` when pages are flowing, or an image's parent is protected.
+ * Plays a daemon in a separate process, for tests that end it abnormally. Its arguments are MODE and JSON with `scene`
+ * (a directory made by the parent), `address` (of the parent's source session with its keys; not for images) and
+ * `lengthMiB`. It prints `ready SNAPSHOT` when pages are being transferred, or when an image's parent is protected.
  */
 import { existsSync } from 'node:fs';
 import { createServer } from 'node:net';
@@ -25,7 +25,7 @@ async function until(condition: () => boolean): Promise<void> {
 
 const replacer = (_: string, value: unknown): unknown => (typeof value === 'bigint' ? `${value}n` : value);
 
-/** A session that takes long, and all it stands on. */
+/** Starts a session that takes long, with everything that it needs. */
 async function startSession() {
   if (!existsSync(region.path)) binding.createRegionFile(region);
   const onEdge = (): void => undefined;
@@ -46,7 +46,7 @@ async function startSession() {
   return { memory, target };
 }
 
-/** A parent, on files that the test has filled, whose memory is protected. */
+/** Protects the memory of a parent whose files the test has filled. */
 async function armImage(): Promise<void> {
   const source = { ...region, path: join(scene, 'ram0') };
   const socketPath = join(scene, 'preload.sock');
@@ -61,7 +61,7 @@ async function armImage(): Promise<void> {
 }
 
 function startWorker(workerMode: string): Worker {
-  // Node 20 does not hand the main thread's TypeScript loader on to workers.
+  // In Node 20, workers do not get the TypeScript loader of the main thread.
   const self = JSON.stringify(import.meta.url);
   const loadSelf = `import('tsx/esm/api').then(({ tsImport }) => tsImport(${self}, ${self}))`;
   const worker = new Worker(loadSelf, { eval: true, argv: [workerMode, process.argv[3]], stdout: true });
@@ -70,13 +70,13 @@ function startWorker(workerMode: string): Worker {
 }
 
 switch (mode) {
-  // Goes on until it is killed.
+  // Runs until it is killed.
   case 'run': {
     const { target } = await startSession();
     setInterval(() => target.snapshot(), 1000);
     break;
   }
-  // An image is begun, and the process ends by itself, by a call, or by the end of everything it has to do.
+  // Begins an image, then ends by itself, by a call, or because nothing is left to do.
   case 'image-exit':
     await armImage();
     process.exit(7);
@@ -88,11 +88,11 @@ switch (mode) {
     await startSession();
     process.exit(7);
     break;
-  // Nothing is left to do, and everything is open.
+  // Ends because nothing is left to do, with everything open.
   case 'end':
     await startSession();
     break;
-  // Leaves while a connect waits for an answer that never comes.
+  // Exits while a connect waits for an answer that never comes.
   case 'exit-connecting': {
     const { target, memory } = await startSession();
     await target.close();
@@ -119,7 +119,7 @@ switch (mode) {
     process.stdout.write('collected\n');
     break;
   }
-  // The worker's environment ends while its session fills; the main thread's goes on.
+  // The worker's environment ends while its session fills; that of the main thread continues.
   case 'worker': {
     const worker = startWorker('run');
     await new Promise<void>((resolve) => {

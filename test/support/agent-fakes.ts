@@ -1,6 +1,6 @@
 /**
- * One host's agent on a QEMU and an addon that do as a test says, for orders of events that real ones cannot be brought
- * to.
+ * The agent of one host with a fake QEMU and a fake addon that a test controls, for orders of events that cannot be
+ * produced with the real ones.
  */
 import { EventEmitter } from 'node:events';
 import { mkdtemp, rm } from 'node:fs/promises';
@@ -29,7 +29,7 @@ import { HostTransports } from '../../src/transports/host/host-transports.js';
 import { MemoryStore } from '../unit/durable/memory-store.js';
 import { NO_RDMA } from '../unit/planner/planner-facts.js';
 
-/** Answers what the agent asks of QEMU; a migration stops at pre-switchover, as ours do. */
+/** Answers the agent's QMP commands. A migration stops at pre-switchover, as vmigrate's do. */
 export class FakeQemu {
   readonly commands: string[] = [];
   readonly events = new EventEmitter();
@@ -115,14 +115,14 @@ export class FakeHost {
   readonly vm: Record<string, unknown>;
   readonly destroyed: string[] = [];
   pages: TargetSessionState = 'filling';
-  /** null: no RDMA here. */
+  /** null: this host has no RDMA. */
   rdmaListener: FakeListener | null = null;
-  /** What became of source sessions, in order. */
+  /** The events of source sessions, in order. */
   readonly exposures: ('opened' | 'scanned' | 'closed')[] = [];
-  /** Of every source session from now on: what it cannot do, and why it does not open. */
+  /** The failure with which every source session from now on fails to open. */
   sourceFailure: NativeFailure | null = null;
   onOpenSource: () => void = () => undefined;
-  /** Awaited before a change of the VM's record is there. */
+  /** Awaited before a change of the VM's record takes effect. */
   onSetState: (state: VmState) => Promise<void> = async () => undefined;
   readonly registry: FileRegistry;
   readonly agent: LocalAgent;
@@ -170,7 +170,7 @@ export class FakeHost {
     });
   }
 
-  /** `web` runs here in epoch 1. */
+  /** Creates a host on which the VM `web` runs in epoch 1. */
   static async make(): Promise<FakeHost> {
     const registry = await FileRegistry.on(new MemoryStore());
     await registry.swapOwner('web', null, { vm: 'web', owner: 'A', epoch: 1, session: null });

@@ -1,4 +1,4 @@
-/** Parts of a daemon behind the API's ports, in memory, so that the API's own promises can be tested without QEMU. */
+/** Implementations of the API's ports in memory, so that the API can be tested without QEMU. */
 import { PassThrough, type Readable } from 'node:stream';
 import type { ApiAgent, ApiImages, ApiPool, ApiServices } from '../../src/api/contract/ports.js';
 import { hostOfCalls } from '../../src/api/peers/methods.js';
@@ -126,7 +126,7 @@ export function imageView(id: string, change: Partial<ImageView> = {}): ImageVie
   };
 }
 
-/** Images that a test puts there; files are remembered, not written. */
+/** Images that a test adds. Files are kept in memory, not written. */
 export class FakeImages implements ApiImages {
   readonly views = new Map<string, ImageView>();
   readonly files = new Map<string, string>();
@@ -182,7 +182,7 @@ export class FakePool implements ApiPool {
   }
 }
 
-/** Jobs that a test moves by hand. */
+/** Jobs whose state a test sets. */
 export class FakeJobs {
   readonly views = new Map<string, JobView>();
   readonly requests: MigrationOrder[] = [];
@@ -258,14 +258,14 @@ export interface FakeServices extends ApiServices {
   readonly pool: FakePool;
   /** Calls that reached the agent: method and arguments. */
   readonly calls: { method: string; args: unknown[] }[];
-  /** What agent methods answer instead of null. */
+  /** Answers of agent methods other than null. */
   readonly answers: Map<string, () => unknown>;
   /** Device states received, by session. */
   readonly states: Map<string, Buffer>;
   readonly consoles: Map<string, PassThrough>;
-  /** The guest powers off; its serial line has said so much. */
+  /** The guest powers off; `log` is the output of its serial line. */
   readonly ends: (vm: string, log: string, exitCode?: number, image?: string) => void;
-  /** The guest says its exit code, and runs on; its serial line has said so much. */
+  /** The guest reports its exit code and keeps running; `log` is the output of its serial line. */
   readonly saysCode: (vm: string, log: string, exitCode: number) => void;
   readonly logged: { level: string; message: string }[];
 }
@@ -327,7 +327,7 @@ export function fakeServices(change: Partial<ApiServices> = {}): FakeServices {
       },
       openConsole: (name, { isFollowing }) => {
         const { state } = find(name);
-        const line = new PassThrough(); // what is typed comes back, as from a terminal with echo
+        const line = new PassThrough(); // It echoes the input, as a terminal does.
         if (state === 'stopped' || !isFollowing) line.end(logs.get(name) ?? '');
         consoles.set(name, line);
         return Promise.resolve(line);

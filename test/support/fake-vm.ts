@@ -1,6 +1,6 @@
 /**
- * A process with the preload in it that stands in for QEMU (native/tests/preload/preload_helper_main.cpp): it maps region files
- * and reads their bytes on command, so a test can fault pages in and check every byte without a guest.
+ * A process with the preload library that replaces QEMU (native/tests/preload/preload_helper_main.cpp). It maps region
+ * files and reads their bytes on command, so a test can fault pages in and check every byte without a guest.
  */
 import { type ChildProcessWithoutNullStreams, spawn } from 'node:child_process';
 import { randomBytes } from 'node:crypto';
@@ -39,7 +39,7 @@ export class FakeVm {
       });
   }
 
-  /** Without the preload: only prepares files. */
+  /** Starts the process without the preload library; it only prepares files. */
   static plain(): FakeVm {
     return new FakeVm({});
   }
@@ -57,7 +57,7 @@ export class FakeVm {
     return this.#process.pid ?? -1;
   }
 
-  /** One command, one answer; `(end)` if the process has ended. */
+  /** Sends a command and returns its answer; `(end)` if the process has ended. */
   async ask(line: string): Promise<string> {
     if (this.#process.exitCode !== null || this.#process.signalCode !== null) return '(end)';
     return new Promise((resolve) => {
@@ -74,7 +74,7 @@ export class FakeVm {
     return answers;
   }
 
-  /** How many pages of each region do not hold the pattern of their seed (the region's number plus one). */
+  /** Returns for each region how many pages do not hold the pattern of their seed (the region's number plus one). */
   async badPages(regions: readonly RegionFile[]): Promise<number[]> {
     const bad: number[] = [];
     for (const [index, { lengthBytes }] of regions.entries()) {
@@ -94,7 +94,7 @@ export class FakeVm {
   }
 }
 
-/** A directory on tmpfs and what was made in it, undone in reverse. */
+/** A directory on tmpfs and everything made in it, which is undone in reverse order. */
 export class Scene {
   readonly directory = mkdtempSync('/dev/shm/vmg-addon-test-');
   readonly #undo: (() => unknown)[] = [];
@@ -115,7 +115,7 @@ export class Scene {
     }));
   }
 
-  /** Region files full of the pattern that FakeVm.badPages checks; every fourth page is a hole. */
+  /** Creates region files with the pattern that FakeVm.badPages checks; every fourth page is a hole. */
   async filledRegions(side: string, lengthsMiB: readonly number[]): Promise<RegionFile[]> {
     const regions = this.regions(side, lengthsMiB);
     const writer = FakeVm.plain();
@@ -127,7 +127,7 @@ export class Scene {
     return regions;
   }
 
-  /** A fake VM whose empty regions are mapped and registered. */
+  /** Creates a fake VM whose empty regions are mapped and registered. */
   async incomingVm(binding: NativeBinding, lengthsMiB: readonly number[], syncFds = 1) {
     const regions = this.regions('target', lengthsMiB);
     for (const region of regions) binding.createRegionFile(region);
@@ -141,7 +141,7 @@ export class Scene {
     return { regions, memory, vm, edges };
   }
 
-  /** Regions with the places of their presence files. */
+  /** Adds the paths of the presence files to the regions. */
   withPresence(regions: readonly RegionFile[]) {
     return regions.map((region) => ({ ...region, presencePath: `${region.path}.presence` }));
   }
@@ -152,7 +152,7 @@ export class Scene {
   }
 }
 
-/** A source session on its own listener, and the address that a target is given. */
+/** Opens a source session on its own listener, and returns the address for a target. */
 export async function openSource(
   binding: NativeBinding,
   scene: Scene,
@@ -169,16 +169,16 @@ export async function openSource(
   return { listener, session, address };
 }
 
-/** Waits until the condition holds, at most 20 s. */
+/** Waits until the condition is true, at most 20 s. */
 export async function until(what: string, condition: () => boolean): Promise<void> {
   const deadline = Date.now() + 20_000;
   while (!condition()) {
-    if (Date.now() > deadline) throw new Error(`waited too long: ${what}`);
+    if (Date.now() > deadline) throw new Error(`not within 20 s: ${what}`);
     await new Promise((resolve) => setTimeout(resolve, 2));
   }
 }
 
-/** The answer does not come: the process waits in a page fault. */
+/** Expects that no answer comes, because the process waits in a page fault. */
 export async function expectToWait(answer: Promise<unknown>): Promise<void> {
   const first = await Promise.race([answer, new Promise((resolve) => setTimeout(resolve, 150, 'waits'))]);
   if (first !== 'waits') throw new Error(`expected a process that waits, got ${String(first)}`);

@@ -2,12 +2,12 @@ import { mkdirSync, writeFileSync } from 'node:fs';
 import { dirname } from 'node:path';
 import type { Reporter, SerializedError, TestModule } from 'vitest/node';
 
-/** What scripts/test-summary.mjs reads; one per vitest project, or per ctest run. */
+/** The results that scripts/test-summary.mjs reads, for a vitest project or a ctest run. */
 export interface SuiteResults {
   suite: string;
   passed: number;
   failures: { name: string; message: string }[];
-  /** Skipped tests with the reason that the test gave to `ctx.skip(reason)`. */
+  /** Skipped tests, with the reason given to `ctx.skip(reason)`. */
   skipped: { name: string; reason: string }[];
 }
 
@@ -25,8 +25,8 @@ const errorsOutsideTests = (module: TestModule): SerializedError[] => [
 ];
 
 /**
- * Writes the results of a run to the file named by VMIGRATE_TEST_RESULTS. Vitest's own JSON has no skip reasons, and a
- * skip without a reason is what CI must be able to refuse.
+ * Writes the results of a run to the file named by VMIGRATE_TEST_RESULTS. Vitest's own JSON lacks the reasons of skips,
+ * which CI needs in order to refuse a skip without a reason.
  */
 export default class ResultsReporter implements Reporter {
   onTestRunEnd(modules: readonly TestModule[], unhandledErrors: readonly SerializedError[]): void {
@@ -53,7 +53,7 @@ export default class ResultsReporter implements Reporter {
           });
         else suite.skipped.push({ name: test.fullName, reason: result.state === 'skipped' ? (result.note ?? '') : '' });
       }
-      // A file that did not load, or whose hook threw, fails although none of its tests did.
+      // A file fails without a failed test if it does not load or if a hook throws.
       if (suite.failures.length === failures && module.state() === 'failed')
         suite.failures.push({ name: module.relativeModuleId, message: describe(errorsOutsideTests(module)) });
     }

@@ -1,5 +1,4 @@
-/** Who imports whom, as a graph: of files, and of the rooms that they lie in. */
-/** Each circle of a graph once, as a set of names: its strongly connected components (Tarjan 1972). */
+/** Returns each circle of a graph once, as a set of names: its strongly connected components (Tarjan 1972). */
 export function circlesOf(graph: ReadonlyMap<string, readonly string[]>): string[][] {
   const order = new Map<string, number>();
   const lowest = new Map<string, number>();

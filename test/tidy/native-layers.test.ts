@@ -2,14 +2,14 @@ import { describe, expect, test } from 'vitest';
 import { circlesOf, graphOfRooms } from './graph.js';
 import { complaints, filesUnder } from './tree.js';
 
-/** What a room of native/ sees of transports: the contract, and the keys that go with it. */
+/** The part of transports that other rooms of native/ may include: the contract and its keys. */
 const TRANSPORT_CONTRACT = ['transport/transport', 'transport/region_keys'] as const;
 const PROVIDER = ['transport', 'transport/stream', 'base', 'wire'] as const;
 const PAGES = ['vm', 'uffd', 'memory', 'base', 'wire'] as const;
 
 /**
- * Includes between the rooms of native/, same reading. A room is a folder, and a folder in it is a room of its own.
- * tests/ and bench/ may include everything but the addon.
+ * The includes that each room of native/ may have, as in layers.test.ts. A room is a folder, and a folder in it is
+ * another room. tests/ and bench/ may include everything but the addon.
  */
 const NATIVE_LAYERS: Record<string, readonly string[]> = {
   wire: [],
@@ -32,12 +32,12 @@ const NATIVE_LAYERS: Record<string, readonly string[]> = {
 };
 const NATIVE_UNBOUND = /^(tests|bench)(\/|$)/;
 
-/** The room of a path below native/: its folder, two deep at most. Files of native/ itself are in none. */
+/** Returns the room of a path below native/: its folder, at most two levels deep. Files of native/ itself have none. */
 function roomOf(path: string): string {
   return path.split('/').slice(0, -1).slice(0, 2).join('/');
 }
 
-/** C and C++ files, with paths below native/; what they include is named from there, too. */
+/** The C and C++ files. Their paths, and those of their includes, are relative to native/. */
 const nativeFiles = filesUnder('native')
   .filter(({ path }) => /\.(c|h|cpp|hpp)$/.test(path))
   .map(({ path, text }) => ({

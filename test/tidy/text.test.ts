@@ -3,7 +3,7 @@ import { describe, expect, test } from 'vitest';
 import { allFiles, codeFiles, complaints, filesUnder, isGenerated, type TextFile } from './tree.js';
 
 const LINES_MAX = 400;
-/** Files that are longer, each with the reason why it is one concern all the same. */
+/** Longer files, each with the reason why it is still one concern. */
 const LONGER_FOR_A_REASON: Record<string, string> = {};
 
 describe('names', () => {
@@ -13,7 +13,7 @@ describe('names', () => {
       .toLowerCase()
       .split(/[_$]+/);
 
-  /** Field names that the kernel and libc have given, reached through a struct of theirs. */
+  /** Field names of structs of the kernel and libc. */
   const FOREIGN_FIELDS = /(\.|->)(src|dst|saddr|daddr)\b/g;
   /** The folder src/, in paths and in lists of folders. */
   const FOLDER = /(?<=['"`/ ])src(?=['"`/])|\bsrc\\?\//g;
@@ -43,10 +43,10 @@ describe('names', () => {
 });
 
 const COLUMNS_MAX = 120;
-/** Files that others have written, or that a program writes. */
+/** Files written elsewhere, or by a program. */
 const FOREIGN_LINES = /^(package-lock\.json|LICENSE)$|^test\/fixtures\//;
 
-/** Lines of a Markdown file that may be long: rows of tables, and blocks of code. */
+/** Returns the lines of a Markdown file, with rows of tables and blocks of code empty, because these may be long. */
 function prose(file: TextFile): string[] {
   let isCode = false;
   return file.lines.map((line) => {
@@ -55,11 +55,14 @@ function prose(file: TextFile): string[] {
   });
 }
 
+/** Counts code points: a character outside the basic plane is one column, not two. */
+const columns = (line: string): number => Array.from(line).length;
+
 test(`no line has more than ${COLUMNS_MAX} columns`, () => {
   const files = allFiles().filter((file) => !FOREIGN_LINES.test(file.path) && !isGenerated(file));
   const long = files.flatMap((file) =>
     (file.path.endsWith('.md') ? prose(file) : file.lines).flatMap((line, index) =>
-      [...line].length > COLUMNS_MAX ? [`${file.path}:${index + 1}: ${[...line].length}`] : [],
+      columns(line) > COLUMNS_MAX ? [`${file.path}:${index + 1}: ${columns(line)}`] : [],
     ),
   );
   expect(long).toEqual([]);

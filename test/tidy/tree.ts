@@ -4,13 +4,13 @@ import { fileURLToPath } from 'node:url';
 
 export const root = dirname(dirname(dirname(fileURLToPath(import.meta.url))));
 
-/** In a linked worktree `.git` is a file. */
+/** Names that are skipped. In a linked worktree `.git` is a file. */
 const NAMES_SKIPPED = new Set(['.git', 'node_modules', 'dist', 'build', 'coverage', '.cache']);
 const CODE_EXTENSIONS = new Set(['.ts', '.mjs', '.c', '.h', '.cpp', '.hpp']);
 const BINARY_EXTENSIONS = new Set(['.png', '.gz', '.bin', '.svg']);
 
 export interface TextFile {
-  /** Relative to the repository, with forward slashes. */
+  /** Path relative to the repository, with forward slashes. */
   path: string;
   text: string;
   lines: string[];
@@ -28,7 +28,7 @@ function* walk(folder: string): Generator<string> {
 
 let cached: TextFile[] | undefined;
 
-/** Every text file of the repository that is not built, sorted by path. */
+/** Returns all text files of the repository but build outputs, sorted by path. */
 export function allFiles(): TextFile[] {
   cached ??= [...walk(root)]
     .map((path) => {
@@ -47,7 +47,7 @@ export function codeFiles(): TextFile[] {
   return allFiles().filter(({ path }) => CODE_EXTENSIONS.has(extname(path)));
 }
 
-/** `path:line: complaint` for each line that `complain` has something to say of. */
+/** Returns `path:line: complaint` for each line about which `complain` returns a text. */
 export function complaints(files: TextFile[], complain: (line: string, file: TextFile) => string | null): string[] {
   return files.flatMap((file) =>
     file.lines.flatMap((line, index) => {
@@ -57,7 +57,7 @@ export function complaints(files: TextFile[], complain: (line: string, file: Tex
   );
 }
 
-/** Was this file written by a program, as it says at its top? */
+/** Returns whether the head of the file says that a program has generated it. */
 export function isGenerated(file: TextFile): boolean {
   return /\bgenerated (by|from)\b/i.test(file.lines.slice(0, 3).join('\n'));
 }

@@ -1,6 +1,6 @@
 /**
- * What this host can and cannot do, each with what to do about it. The same checks pre-flight makes, for a person to
- * read beforehand.
+ * Checks what this host can do, with a remedy for each problem. These are the checks of pre-flight, for a person to see
+ * beforehand.
  */
 import { release } from 'node:os';
 import { toMigrationError } from '../../domain/errors.js';
@@ -14,7 +14,7 @@ const DAY_MS = 86_400_000;
 const CERTIFICATE_WARN_DAYS = 30;
 const RAM_FILES_WARN_BYTES = 512 * MIB;
 const KERNEL_MIN = [5, 14];
-/** Write-protection of shared memory through userfaultfd. */
+/** The oldest kernel that can write-protect shared memory through userfaultfd. */
 const KERNEL_FORK_MIN = [5, 19];
 const QEMU_MIN = [7, 2];
 
@@ -73,26 +73,26 @@ function ramFiles(inventory: HostInventory): Verdict {
   const text = `${Math.floor(inventory.ramFileFreeBytes / MIB)} MiB free for guest memory`;
   return inventory.ramFileFreeBytes >= RAM_FILES_WARN_BYTES
     ? ok(text)
-    : warn(text, 'make the tmpfs larger: mount -o remount,size=… /dev/shm, or name another with --ram-dir');
+    : warn(text, 'enlarge the tmpfs: mount -o remount,size=… /dev/shm, or use another with --ram-dir');
 }
 
 function hugePages(inventory: HostInventory): Verdict {
   const free = Object.entries(inventory.hugePagesFree).filter(([, count]) => count > 0);
-  if (free.length === 0) return ok('none reserved; VMs with 4 KiB pages do not need any');
+  if (free.length === 0) return ok('none reserved; VMs with 4 KiB pages need none');
   return ok(free.map(([bytes, count]) => `${count} free of ${Number(bytes) / MIB} MiB`).join(', '));
 }
 
-/** Only RDMA locks memory, so where there is none the limits do not matter. */
+/** Only RDMA locks memory, so the limits do not matter on a host without RDMA. */
 function memlock({ lockableBytes, problem }: RdmaInventory): Verdict {
   if (lockableBytes === null) return ok('no limit');
-  const text = `${Math.floor(lockableBytes / MIB)} MiB may be locked: RDMA moves no larger VM`;
+  const text = `${Math.floor(lockableBytes / MIB)} MiB may be locked, so RDMA cannot move a larger VM`;
   if (problem !== null) return ok(text);
   return warn(text, 'LimitMEMLOCK=infinity in the unit of vmigrated, or run it as root or with CAP_IPC_LOCK');
 }
 
 function cgroup({ cgroupFreeBytes }: RdmaInventory): Verdict {
   if (cgroupFreeBytes === null) return ok('no limit');
-  return ok(`${Math.floor(cgroupFreeBytes / MIB)} MiB free in that of vmigrated`);
+  return ok(`${Math.floor(cgroupFreeBytes / MIB)} MiB free in the cgroup of vmigrated`);
 }
 
 function rdma({ problem, address, port }: RdmaInventory): Verdict {
@@ -113,7 +113,7 @@ function rdmaDevice({ isOnDemandPaging, ports }: RdmaDevice): Verdict {
   const text = [...described, paging].join('; ');
   return ports.some(({ isActive }) => isActive)
     ? ok(text)
-    : warn(text, 'check the cable and "rdma link"; for InfiniBand also that a subnet manager runs');
+    : warn(text, 'check the cable and "rdma link"; InfiniBand also needs a running subnet manager');
 }
 
 function certificate(services: ApiServices): Verdict {
@@ -121,7 +121,7 @@ function certificate(services: ApiServices): Verdict {
     return warn('no TLS folder: this host cannot take part in migrations', 'vmctl certs host NAME …, then --tls DIR');
   const { expiresAt } = services.tls;
   const days = Math.floor((Date.parse(expiresAt) - Date.now()) / DAY_MS);
-  const remedy = `make a new one: vmctl certs host ${services.host} --address IP --dir CA_DIR --out DIR`;
+  const remedy = `create a new certificate: vmctl certs host ${services.host} --address IP --dir CA_DIR --out DIR`;
   if (days < 0) return fail(`expired on ${expiresAt}`, remedy);
   const text = `valid until ${expiresAt}`;
   return days < CERTIFICATE_WARN_DAYS ? warn(text, remedy) : ok(text);
@@ -156,7 +156,7 @@ export async function doctor(services: ApiServices): Promise<DoctorCheck[]> {
       'machines',
       inventory.machines.length > 0
         ? ok(`${inventory.machines.length} machine types`)
-        : fail('QEMU names none', 'install qemu-system-x86'),
+        : fail('QEMU reports none', 'install qemu-system-x86'),
     ],
     ['KVM', kvm(inventory)],
     ['guest memory', ramFiles(inventory)],

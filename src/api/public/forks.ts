@@ -1,4 +1,4 @@
-/** Clients' routes: forks, images, waiting processes. */
+/** Routes for clients: forks, images, waiting processes. */
 import type { FastifyInstance } from 'fastify';
 import type { ZodTypeProvider } from 'fastify-type-provider-zod';
 import { z } from 'zod';
@@ -22,7 +22,7 @@ import { emptyBody, stopBody } from '../../schemas/vm.js';
 import type { ApiServices, ApiVms } from '../contract/ports.js';
 
 const failures = { '4xx': errorJson, '5xx': errorJson };
-/** VMs that are ended at the same time. */
+/** How many VMs are ended at the same time. */
 const STOPS_MAX = 16;
 
 export function forkRoutes(fastify: FastifyInstance, services: ApiServices): void {
@@ -32,7 +32,7 @@ export function forkRoutes(fastify: FastifyInstance, services: ApiServices): voi
     '/v1/forks',
     {
       schema: {
-        summary: 'Turn a running VM, or an image, into clones, or (dryRun) show the plan',
+        summary: 'Start clones of a running VM or of an image, or (dryRun) return the plan',
         body: forkBody,
         response: { 200: forkDryRunView, 202: jobView, ...failures },
       },
@@ -47,14 +47,19 @@ export function forkRoutes(fastify: FastifyInstance, services: ApiServices): voi
   imageRoutes(fastify, services);
   app.get(
     '/v1/pool',
-    { schema: { summary: 'QEMU processes that wait for forks', response: { 200: list(warmSetView), ...failures } } },
+    {
+      schema: {
+        summary: 'List the QEMU processes that wait for forks',
+        response: { 200: list(warmSetView), ...failures },
+      },
+    },
     () => [...pool.list()],
   );
   app.post(
     '/v1/pool',
     {
       schema: {
-        summary: 'Make a set of waiting processes before the fork that will use it',
+        summary: 'Start a set of waiting processes before the fork that will use it',
         body: warmBody,
         response: { 201: warmSetView, ...failures },
       },
@@ -65,7 +70,7 @@ export function forkRoutes(fastify: FastifyInstance, services: ApiServices): voi
     '/v1/pool/drain',
     {
       schema: {
-        summary: 'End the waiting processes of one VM, or all',
+        summary: 'End the waiting processes of one VM, or of all VMs',
         body: drainBody,
         response: { 200: z.object({ endedCount: z.number() }), ...failures },
       },
@@ -78,14 +83,14 @@ function imageRoutes(fastify: FastifyInstance, { images, vms }: ApiServices): vo
   const app = fastify.withTypeProvider<ZodTypeProvider>();
   app.get(
     '/v1/images',
-    { schema: { summary: 'The images on this host', response: { 200: list(imageView), ...failures } } },
+    { schema: { summary: 'List the images on this host', response: { 200: list(imageView), ...failures } } },
     () => [...images.list()],
   );
   app.post(
     '/v1/images/load',
     {
       schema: {
-        summary: 'Take in a file that save has written',
+        summary: 'Load an image from a file that save has written',
         body: fileBody,
         response: { 201: imageView, ...failures },
       },
@@ -93,7 +98,9 @@ function imageRoutes(fastify: FastifyInstance, { images, vms }: ApiServices): vo
     async ({ body }, reply) => reply.code(201).send(await images.load(body.path)),
   );
   const oneImage = { params: imageParams, response: { 200: imageView, ...failures } };
-  app.get('/v1/images/:id', { schema: { summary: 'One image', ...oneImage } }, ({ params }) => images.find(params.id));
+  app.get('/v1/images/:id', { schema: { summary: 'Show one image', ...oneImage } }, ({ params }) =>
+    images.find(params.id),
+  );
   app.delete(
     '/v1/images/:id',
     {
@@ -125,7 +132,7 @@ function imageRoutes(fastify: FastifyInstance, { images, vms }: ApiServices): vo
     '/v1/images/:id/stop',
     {
       schema: {
-        summary: 'End all clones that run on an image, and forget those that have ended',
+        summary: 'End all clones that run on an image, and remove those that have ended',
         params: imageParams,
         body: stopBody,
         response: { 200: stoppedView, ...failures },
@@ -139,7 +146,7 @@ function imageRoutes(fastify: FastifyInstance, { images, vms }: ApiServices): vo
   );
 }
 
-/** Those that cannot be ended are named; the others end all the same. */
+/** Ends the VMs. Those that cannot be ended are reported; the others end all the same. */
 async function stopAll(vms: ApiVms, names: ReadonlySet<string>, isForced: boolean): Promise<StoppedView> {
   const waiting = [...names];
   const result: { stopped: string[]; failures: StoppedView['failures'] } = { stopped: [], failures: [] };
@@ -150,7 +157,7 @@ async function stopAll(vms: ApiVms, names: ReadonlySet<string>, isForced: boolea
         result.stopped.push(name);
       } catch (thrown) {
         const error = toMigrationError(thrown);
-        // It ended and was forgotten between the question and now.
+        // The VM has ended and was removed since it was listed.
         if (error.code === 'NOT_FOUND') result.stopped.push(name);
         else result.failures.push({ name, error: error.toJSON() });
       }

@@ -1,6 +1,6 @@
 /**
- * The daemon's counters in Prometheus's text format. One table: a metric is a row, its values come from the job reports
- * seen since the daemon started (counters) or from the present state (gauges). Nothing is collected while nobody asks.
+ * The daemon's metrics in Prometheus's text format. Each metric is a row of one table. Counters come from the job
+ * reports since the daemon started, gauges from the current state. Gauges are computed on request only.
  */
 
 import { IMAGE_STATES } from '../../domain/image.js';
@@ -33,7 +33,7 @@ export class Metrics {
       {
         name: 'vmigrate_jobs_ended_total',
         type: 'counter',
-        help: 'Migrations and forks that this daemon coordinated and that have ended, by outcome.',
+        help: 'Ended migrations and forks that this daemon coordinated, by outcome.',
         samples: () => JOB_STATES.filter(isEnded).map((state) => [`{state="${state}"}`, total(`ended.${state}`)]),
       },
       {
@@ -57,7 +57,7 @@ export class Metrics {
       {
         name: 'vmigrate_bytes_total',
         type: 'counter',
-        help: 'Bytes moved by finished migrations, by kind; zeroSkipped were known to be zero and never fetched.',
+        help: 'Bytes moved by finished migrations, by kind; zeroSkipped: known to be zero, never fetched.',
         samples: () => BYTE_KINDS.map((kind) => [`{kind="${kind}"}`, total(`bytes.${kind}`)]),
       },
       {
@@ -69,7 +69,7 @@ export class Metrics {
       {
         name: 'vmigrate_reconnects_total',
         type: 'counter',
-        help: 'Data connections that were lost and made again.',
+        help: 'Data connections that were lost and re-established.',
         samples: () => [['', total('reconnects')]],
       },
       {
@@ -87,7 +87,7 @@ export class Metrics {
       {
         name: 'vmigrate_fork_pause_seconds_total',
         type: 'counter',
-        help: 'Time in which parents stood still, summed over finished forks.',
+        help: 'Time in which parents were stopped, summed over finished forks.',
         samples: () => [['', total('parentPauseMs') / 1000]],
       },
       {
@@ -99,7 +99,7 @@ export class Metrics {
       {
         name: 'vmigrate_fork_faults_total',
         type: 'counter',
-        help: 'Waits for a page of an image: writes of a parent before it was copied, accesses of a clone before it was there.',
+        help: 'Page faults of finished forks: parents wait for the copy of a page, clones for a page of the image.',
         samples: () => [
           ['{side="parent"}', total('faults.parent')],
           ['{side="clones"}', total('faults.clones')],
@@ -157,7 +157,7 @@ export class Metrics {
     this.unsubscribe();
   }
 
-  /** A job that goes on after its end (recovered) is counted again when it ends again. */
+  /** Counts a job that has ended. A recovered job is counted again when it ends again. */
   private count(view: JobView): void {
     if (!isEnded(view.state)) {
       this.counted.delete(view.id);

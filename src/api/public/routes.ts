@@ -1,5 +1,5 @@
 /**
- * Clients' routes: hosts, VMs, jobs. Each handler translates and calls; what may happen is decided behind the ports.
+ * Routes for clients: hosts, VMs, jobs. A handler only translates and calls a port; the ports decide what may happen.
  */
 
 import type { FastifyInstance, FastifyReply } from 'fastify';
@@ -22,7 +22,7 @@ import { JobEventStream } from './sse.js';
 export const YAML = 'application/yaml';
 const EVENT_STREAMS_MAX = 256;
 
-/** What every route may answer besides its own. */
+/** Responses that every route may return besides its own. */
 const failures = { '4xx': errorJson, '5xx': errorJson };
 
 /** Open event streams; the server ends them when it closes. */
@@ -66,7 +66,7 @@ function typed(app: App) {
 function hostRoutes(app: TypedApp, services: ApiServices): void {
   app.get(
     '/v1/host',
-    { schema: { summary: 'This host and its daemon', response: { 200: daemonView, ...failures } } },
+    { schema: { summary: 'Show this host and its daemon', response: { 200: daemonView, ...failures } } },
     async (): Promise<DaemonView> => ({
       host: services.host,
       version: services.version,
@@ -78,13 +78,13 @@ function hostRoutes(app: TypedApp, services: ApiServices): void {
   );
   app.get(
     '/v1/hosts',
-    { schema: { summary: 'This host and the others it knows', response: { 200: z.array(hostView), ...failures } } },
+    { schema: { summary: 'List this host and the hosts it knows', response: { 200: z.array(hostView), ...failures } } },
     () => Promise.all([selfView(services), ...services.peers.names.map((name) => peerView(services, name))]),
   );
   app.get(
     '/v1/doctor',
     {
-      schema: { summary: 'What this host can and cannot do', response: { 200: z.array(doctorCheck), ...failures } },
+      schema: { summary: 'Check what this host can do', response: { 200: z.array(doctorCheck), ...failures } },
     },
     () => doctor(services),
   );
@@ -112,7 +112,7 @@ function vmRoutes(app: TypedApp, services: ApiServices): void {
   app.post(
     '/v1/vms',
     {
-      // The spec's own parser checks the body (it takes YAML as well); the schema is here for the document.
+      // The spec's parser, which also accepts YAML, checks the body. The schema is here only for the document.
       schema: { summary: 'Start a VM', body: userSpecSchema, response: { 201: vmView, ...failures } },
       validatorCompiler: () => (value: unknown) => ({ value }),
     },
@@ -120,14 +120,16 @@ function vmRoutes(app: TypedApp, services: ApiServices): void {
   );
   app.get(
     '/v1/vms',
-    { schema: { summary: 'The VMs on this host', response: { 200: z.array(vmView), ...failures } } },
+    { schema: { summary: 'List the VMs on this host', response: { 200: z.array(vmView), ...failures } } },
     () => [...vms.list()],
   );
   const oneVm = { params: vmParams, response: { 200: vmView, ...failures } };
-  app.get('/v1/vms/:name', { schema: { summary: 'One VM', ...oneVm } }, (request) => vms.find(request.params.name));
+  app.get('/v1/vms/:name', { schema: { summary: 'Show one VM', ...oneVm } }, (request) =>
+    vms.find(request.params.name),
+  );
   app.post(
     '/v1/vms/:name/pause',
-    { schema: { summary: 'Stop its vCPUs', body: emptyBody, ...oneVm } },
+    { schema: { summary: 'Stop the vCPUs of a VM', body: emptyBody, ...oneVm } },
     async ({ params }) => {
       await vms.pause(params.name);
       return vms.find(params.name);
@@ -135,7 +137,7 @@ function vmRoutes(app: TypedApp, services: ApiServices): void {
   );
   app.post(
     '/v1/vms/:name/resume',
-    { schema: { summary: 'Let its vCPUs go on', body: emptyBody, ...oneVm } },
+    { schema: { summary: 'Let the vCPUs of a VM run again', body: emptyBody, ...oneVm } },
     async ({ params }) => {
       await vms.resume(params.name);
       return vms.find(params.name);
@@ -145,7 +147,7 @@ function vmRoutes(app: TypedApp, services: ApiServices): void {
     '/v1/vms/:name/stop',
     {
       schema: {
-        summary: 'End it, and remove its memory',
+        summary: 'End a VM and remove its memory',
         params: vmParams,
         body: stopBody,
         response: { 200: z.object({ name: z.string() }), ...failures },
@@ -164,7 +166,7 @@ function jobRoutes(app: TypedApp, services: ApiServices): void {
     '/v1/migrations',
     {
       schema: {
-        summary: 'Move a VM to another host, or (dryRun) show the plan',
+        summary: 'Move a VM to another host, or (dryRun) return the plan',
         body: migrationBody,
         response: { 200: dryRunView, 202: jobView, ...failures },
       },
@@ -178,19 +180,24 @@ function jobRoutes(app: TypedApp, services: ApiServices): void {
   );
   app.get(
     '/v1/jobs',
-    { schema: { summary: 'The jobs that this daemon coordinates', response: { 200: z.array(jobView), ...failures } } },
+    {
+      schema: {
+        summary: 'List the jobs that this daemon coordinates',
+        response: { 200: z.array(jobView), ...failures },
+      },
+    },
     () => [...jobs.list()],
   );
   const oneJob = { params: jobParams, response: { 200: jobView, ...failures } };
-  app.get('/v1/jobs/:id', { schema: { summary: 'One job', ...oneJob } }, ({ params }) => jobs.get(params.id));
+  app.get('/v1/jobs/:id', { schema: { summary: 'Show one job', ...oneJob } }, ({ params }) => jobs.get(params.id));
   app.post(
     '/v1/jobs/:id/cancel',
-    { schema: { summary: 'Undo it, if it has not been committed', body: emptyBody, ...oneJob } },
+    { schema: { summary: 'Cancel and undo a job that is not committed', body: emptyBody, ...oneJob } },
     ({ params }) => jobs.cancel(params.id),
   );
   app.post(
     '/v1/jobs/:id/recover',
-    { schema: { summary: 'Go on with a committed job that gave up', body: emptyBody, ...oneJob } },
+    { schema: { summary: 'Continue a committed job that has given up', body: emptyBody, ...oneJob } },
     ({ params }) => jobs.recover(params.id),
   );
 }
@@ -209,7 +216,7 @@ function eventRoutes(app: TypedApp, services: ApiServices, streams: EventStreams
     };
     if (isEnded(first.state)) return show(first);
     unsubscribe = jobs.subscribe(id, show);
-    // Read again: it may have changed between the first look and the subscription.
+    // The job is read again, because it may have changed before the subscription.
     return show(jobs.get(id));
   });
   app.get('/v1/events', { schema }, (_, reply) => {

@@ -1,13 +1,13 @@
 /**
- * Server-sent events of jobs. A reader that is slow gets the latest view of each job, never a backlog: what waits is
- * one view a job, and at most EVENT_JOBS_MAX of them.
+ * Server-sent events of jobs. A slow reader gets the latest view of each job, not a backlog: at most one view of each
+ * job waits, and views of at most EVENT_JOBS_MAX jobs.
  */
 
 import type { ServerResponse } from 'node:http';
 import { isEnded, type JobView } from '../../domain/job.js';
 
 const KEEP_ALIVE_MS = 15_000;
-/** Views of a running job that come faster than this are coalesced. */
+/** Views of a running job that follow each other faster than this are coalesced. */
 const INTERVAL_MS = 100;
 const EVENT_JOBS_MAX = 1024;
 
@@ -46,7 +46,7 @@ export class JobEventStream {
     else this.flushing ??= setTimeout(() => this.flush(), INTERVAL_MS);
   }
 
-  /** Sends what waits, then ends the response. */
+  /** Sends the waiting views, then ends the response. */
   finish(): void {
     this.isBlocked = false;
     this.flush();

@@ -111,7 +111,7 @@ export const fillImage: ForkExecutor = {
     const rate = new Rate();
     for (;;) {
       const progress = await askProgress(context);
-      // The agent forgets a fork only when its image is complete: an earlier life has finished it but not journalled it.
+      // The agent forgets a fork only when its image is complete: an earlier life finished it without journalling it.
       if (progress === null) return undefined;
       const nowMs = ports.clock.nowMs();
       noteAdvance(context, progress.pagesDone, nowMs);

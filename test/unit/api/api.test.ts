@@ -162,7 +162,7 @@ describe('every failure is an error with a code', () => {
     expect(status).toBe(500);
     expect(body.code).toBe('INTERNAL');
     expect(JSON.stringify(body)).not.toContain('.ts:');
-    expect(services.logged).toContainEqual({ level: 'error', message: 'a bug of ours' });
+    expect(services.logged).toContainEqual({ level: 'error', message: 'internal error: a bug in vmigrated' });
   });
 });
 
@@ -171,7 +171,8 @@ describe('hostile bytes', () => {
     ['garbage', '\x00\x01\x02\x03\r\n\r\n'],
     [
       'a truncated body',
-      'POST /v1/migrations HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n{"vm": "a"',
+      'POST /v1/migrations HTTP/1.1\r\nHost: x\r\n' +
+        'Content-Type: application/json\r\nContent-Length: 100\r\n\r\n{"vm": "a"',
     ],
     [
       'two lengths',
@@ -317,7 +318,8 @@ describe('the unix socket', () => {
     const stale = join(directory, 'stale.sock');
     // A child that is killed leaves its socket file, as a killed daemon does.
     const { spawnSync } = await import('node:child_process');
-    const script = `require('node:net').createServer().listen(${JSON.stringify(stale)}, () => process.kill(process.pid, 'SIGKILL'))`;
+    const listening = "() => process.kill(process.pid, 'SIGKILL')";
+    const script = `require('node:net').createServer().listen(${JSON.stringify(stale)}, ${listening})`;
     spawnSync(process.execPath, ['-e', script]);
     expect((await stat(stale)).isSocket()).toBe(true);
     await second.listenUnix(stale);

@@ -220,7 +220,7 @@ describe('who may call', () => {
     await authority.copyRevocations(at('A'));
     await expect
       .poll(() => services.logged.map(({ message }) => message), { timeout: 3000 })
-      .toContain('took new certificates or a new revocation list');
+      .toContain('loaded new certificates or a new revocation list');
     await expect(lost.ping('A')).rejects.toMatchObject({ code: expect.stringMatching(/UNAUTHENTICATED|UNREACHABLE/) });
     expect(services.logged.map(({ message }) => message)).toContain('refused a connection');
     await authority.issue({ role: 'host', name: 'B' }, ['127.0.0.1'], at('B')); // for the tests that follow

@@ -260,7 +260,7 @@ vfork: the image of vm1 cannot be completed: its 3 clones ended; vm1 is unaffect
   because: the image of vm1 cannot be completed, so its clones have been ended (VM_LOST)
   because: filling the image: UFFDIO_WRITEPROTECT (ENOSPC) (NO_SPACE)
   → free space where the memory files of that host are
-  → vm1 is not affected; remove what is left with \
-"vmctl stop --image 00112233445566ff" and "vmctl image rm 00112233445566ff"
+  → vm1 is not affected; remove what is left with "vmctl stop --image 00112233445566ff" and \
+"vmctl image rm 00112233445566ff"
 `);
 });

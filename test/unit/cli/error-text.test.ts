@@ -12,7 +12,8 @@ test('code, refusals with remedies, cause and remedy', () => {
     cause: new Error('deep'),
   });
   expect(text(error)).toBe(
-    'vmigrate: web cannot move (PREFLIGHT_REFUSED)\n  RAM_NOT_SHARED: RAM is private\n    → use --native\n  because: deep\n',
+    'vmigrate: web cannot move (PREFLIGHT_REFUSED)\n' +
+      '  RAM_NOT_SHARED: RAM is private\n    → use --native\n  because: deep\n',
   );
 });
 
@@ -68,7 +69,8 @@ describe('a chain', () => {
         { index: 1, name: 'web-1', error: null },
       ]),
     ).toBe(
-      'not started:\n  web-0: drain on B failed (STEP_FAILED): /x is full (NO_SPACE)\n  web-1: no reason given (INTERNAL)\n',
+      'not started:\n  web-0: drain on B failed (STEP_FAILED): /x is full (NO_SPACE)\n' +
+        '  web-1: no reason given (INTERNAL)\n',
     );
   });
 });

@@ -63,7 +63,8 @@ test('a report names blackout, degraded time, faults, bytes and CPU', () => {
       '  degraded   120 ms',
       '  total      650 ms',
       '  faults     10, p50 210 µs, p99 1.9 ms, max 2.5 ms',
-      '  moved      256 MiB (push 0 B, demand 40.0 KiB, prefetch 256 MiB, device state 293 KiB), 256 MiB known to be zero',
+      '  moved      256 MiB (push 0 B, demand 40.0 KiB, prefetch 256 MiB, device state 293 KiB), ' +
+        '256 MiB known to be zero',
       '  CPU        source 0.21 s, target 0.34 s',
       '',
     ].join('\n'),

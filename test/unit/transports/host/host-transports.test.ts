@@ -70,9 +70,9 @@ describe('a fifth row', () => {
     const reasons = (mode: typeof request.mode, row: TransportRow): string[] =>
       [...checkTransport(fabric, mode, between, { ...FIVE, fabric: row })].map(({ reason }) => reason);
     expect(reasons('postcopy', FABRIC)).toEqual([]);
-    expect(reasons('native-precopy', FABRIC)).toEqual(["QEMU's own migration is not driven over Fabric"]);
+    expect(reasons('native-precopy', FABRIC)).toEqual(["vmigrate does not run QEMU's own migration over Fabric"]);
     expect(reasons('postcopy', { ...FABRIC, sameMachineOnly: true })).toEqual([
-      'Fabric needs both daemons on one machine, and A and B are on two',
+      'Fabric needs both daemons on one machine; A and B are on different machines',
     ]);
   });
 
