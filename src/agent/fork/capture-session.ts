@@ -2,8 +2,9 @@
  * The copying of one parent's memory into its image, while parent and clones run: the native capture with the files it
  * works on.
  */
+
 import { link, unlink } from 'node:fs/promises';
-import { MigrationError } from '../../domain/errors.js';
+import { MigrationError, toMigrationError } from '../../domain/errors.js';
 import { deferred } from '../../kit/deferred.js';
 import type { ImageCaptureHandle, ImageSnapshot, RegionFile } from '../../native/types.js';
 import type { ImageRecord } from '../image/record.js';
@@ -24,13 +25,7 @@ export class CaptureSession {
     this.#context = context;
     this.#image = image;
     this.#files = [...parts.links, ...parts.image.map(({ presencePath }) => presencePath)];
-    this.handle = context.native.openImageCapture({
-      parent: parts.parent?.memory ?? null,
-      source: parts.source,
-      image: parts.image,
-      isResume: parts.isResume,
-      onEdge: () => this.#look(),
-    });
+    this.handle = openCapture(context, { ...parts, onEdge: () => this.#look() });
     context.images.setFilling(image.id, () => this.pagesDone);
   }
 
@@ -43,8 +38,7 @@ export class CaptureSession {
     const { images } = context;
     const { parent, isResume } = options;
     const files = await images.withPresence(image);
-    // What a clone has written is in its process: with that it all is lost, and nothing is gained by names for the
-    // files.
+    // If the process of a clone dies its own pages are lost, so hard links to the files would not help.
     if (parent !== null && parent.image !== null) {
       return new CaptureSession(context, image, { parent, source: parent.regions, image: files, isResume, links: [] });
     }
@@ -146,6 +140,26 @@ interface CaptureParts {
   readonly links: readonly string[];
   readonly image: readonly (RegionFile & { readonly presencePath: string })[];
   readonly isResume: boolean;
+}
+
+function openCapture(
+  { native }: ForkContext,
+  { parent, source, image, isResume, onEdge }: Omit<CaptureParts, 'links'> & { readonly onEdge: () => void },
+): ImageCaptureHandle {
+  try {
+    return native.openImageCapture({ parent: parent?.memory ?? null, source, image, isResume, onEdge });
+  } catch (thrown) {
+    const cause = toMigrationError(thrown);
+    if (!isResume || cause.code !== 'QEMU_GONE') throw cause;
+    // The parent is a clone: the pages that it has written were in its process alone, and no retry brings them back.
+    throw new MigrationError(
+      'REGION_CHANGED',
+      'pages of the image are lost, because the process of its parent has ended',
+      {
+        cause,
+      },
+    );
+  }
 }
 
 function sourcePath(imagePath: string): string {

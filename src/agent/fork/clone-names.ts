@@ -90,7 +90,8 @@ function isReplaced(nic: NicSpec, network: CloneNetwork): boolean {
 function uuidFor(seed: string): string {
   const digits = digest(`uuid/${seed}`);
   // Version 8 (of one's own making), the usual variant.
-  return `${digits.slice(0, 8)}-${digits.slice(8, 12)}-8${digits.slice(13, 16)}-a${digits.slice(17, 20)}-${digits.slice(20, 32)}`;
+  const part = (begin: number, end: number): string => digits.slice(begin, end);
+  return `${part(0, 8)}-${part(8, 12)}-8${part(13, 16)}-a${part(17, 20)}-${part(20, 32)}`;
 }
 
 function takeMac(seed: string, taken: Set<string>): string {

@@ -155,7 +155,8 @@ function nicArguments(spec: VmSpec, nic: NicSpec, index: number, tap: string | u
   const { driver, ...properties } = nicProperties(spec, nic, index);
   const device = [driver, ...Object.entries(properties).map(([key, value]) => `${key}=${value}`)].join(',');
   const number = index + 1;
-  const port = `pcie-root-port,id=${rootPortId(nic)},bus=pcie.0,chassis=${number},slot=${number},addr=${hex(NIC_SLOT + index)}`;
+  const place = `chassis=${number},slot=${number},addr=${hex(NIC_SLOT + index)}`;
+  const port = `pcie-root-port,id=${rootPortId(nic)},bus=pcie.0,${place}`;
   if (nic.type !== 'none' && tap === undefined) throw new RangeError(`no tap for NIC ${nic.id}`);
   return [
     ...(hasRootPorts(spec) ? ['-device', port] : []),

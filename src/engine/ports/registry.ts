@@ -8,8 +8,8 @@ export interface OwnerRecord {
 }
 
 /**
- * Small durable records with compare-and-swap. What `swapOwner` and `removeOwner` have done when they resolve survives a
- * crash of the machine.
+ * Small durable records with compare-and-swap. What `swapOwner` and `removeOwner` have done when they resolve survives
+ * a crash of the machine.
  */
 export interface Registry {
   owner(vm: string): Promise<OwnerRecord | null>;

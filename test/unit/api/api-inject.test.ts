@@ -1,4 +1,4 @@
-/** The failures that tests order, by point: nothing is ever silently ignored, and nothing happens unless it was ordered. */
+/** The failures that tests order, by point: none is silently ignored, and none happens unless it was ordered. */
 import { spawnSync } from 'node:child_process';
 import { existsSync } from 'node:fs';
 import { mkdtemp, rm, writeFile } from 'node:fs/promises';
