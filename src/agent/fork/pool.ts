@@ -178,7 +178,7 @@ export class Pool {
     if (processCount + request.cloneCount > this.#config.processesMax) {
       throw new MigrationError(
         'PREFLIGHT_REFUSED',
-        `${processCount} QEMUs wait already; ${request.cloneCount} more exceed the limit of ${this.#config.processesMax}`,
+        `${processCount} QEMUs wait; ${request.cloneCount} more exceed the limit of ${this.#config.processesMax}`,
         { remedy: 'drain sets that nobody needs ("vmctl pool drain"), or raise pool.processesMax' },
       );
     }
