@@ -1,4 +1,4 @@
-import type { MigrationRequest, StepName } from '../../domain/migration.js';
+import type { StepName } from '../../domain/migration.js';
 import type { InventoryPort } from '../ports/inventory.js';
 import type { JournalEntry } from '../ports/journal.js';
 import type { Registry } from '../ports/registry.js';
@@ -64,11 +64,4 @@ export interface EnginePorts extends WalkPorts {
   /** Of the host that it arrives at. */
   readonly target: TargetPort;
   readonly registry: Registry;
-}
-
-export interface EngineRequest {
-  readonly job: string;
-  readonly session: string;
-  readonly token: string;
-  readonly request: MigrationRequest;
 }
