@@ -3,7 +3,7 @@
 namespace vmigrate::transport {
 namespace {
 
-/// Five bits and three. An exponent of 0 would mean to wait for ever.
+/// The fields have five bits and three bits. An exponent of 0 would mean to wait for ever.
 constexpr uint64_t kAckTimeoutExponentMax = 31;
 constexpr uint64_t kRetryCountMax = 7;
 

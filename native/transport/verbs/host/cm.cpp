@@ -10,7 +10,7 @@
 namespace vmigrate::transport {
 namespace {
 
-/// 0.64 ms, in the code that InfiniBand has for it.
+/// 0.64 ms, in InfiniBand's encoding.
 constexpr uint8_t kReceiverNotReadyTimer = 12;
 /// InfiniBand's reason codes for a rejection.
 constexpr int kRejectedNobodyListens = 8;
@@ -75,7 +75,7 @@ Status create_queue_pair(rdma_cm_id* id, ibv_pd* pd, ibv_cq* send_cq, ibv_cq* re
 void set_receiver_not_ready_timer(ibv_qp* qp) {
   ibv_qp_attr attributes{};
   attributes.min_rnr_timer = kReceiverNotReadyTimer;
-  // Not being able to costs latency when messages pile up, nothing else.
+  // A failure only costs latency when messages pile up.
   (void)verbs().ibv.modify_qp(qp, &attributes, IBV_QP_MIN_RNR_TIMER);
 }
 
