@@ -63,8 +63,8 @@ class DataListenerWrap final : public Wrap<DataListenerWrap, DataListenerState> 
 
 struct SourceSessionState {
   std::shared_ptr<transport::Listener> listener;  ///< outlives `session`: declared first
-  std::shared_ptr<pager::PreloadListener>
-      clone;  ///< as `listener`; the clone whose process is read, or nullptr
+  /// As `listener`; the clone whose process is read, or nullptr.
+  std::shared_ptr<pager::PreloadListener> clone;
   std::unique_ptr<pager::SourceSession> session;  ///< nullptr once closed
   std::vector<uint64_t> final_counters;
   std::optional<Error> final_failure;
