@@ -1,11 +1,11 @@
-// How fast the RDMA hosts at hand are, without us and with us:
+// Measures the speed of the available RDMA hosts, without vmigrate and with it:
 //
 //   floor      a bare loop fault -> RDMA READ of one page -> UFFDIO_CONTINUE, one fault at a time; as the
 //              thread that faults sees it, and from the fault read to the thread woken ("served")
-//   bareBulk   bare RDMA READs of 1 MiB, several under way
+//   bareBulk   bare RDMA READs of 1 MiB, several outstanding
 //   endpoint   the same READs through the provider `verbs`
 //
-//   verbs_bench [PAGES [BULK_MIB]]     prints one JSON document; 1 when there is no RDMA device
+//   verbs_bench [PAGES [BULK_MIB]]     prints one JSON document; exits with 1 if there is no RDMA device
 //
 // The first RDMA address of this machine serves, the last one asks, so the bytes cross the wire where there
 // are two.

@@ -21,8 +21,8 @@ namespace vmigrate::pager {
 ///      |                    |-- process ended --> kGone
 ///      `-----refusal--------´--> kRefused
 /// kWaiting: only the socket exists. kAttached: pid and descriptors are known, ranges grow. kComplete: pid,
-/// descriptors and ranges are final and memory() may be used. kGone and kRefused are final; memory() of a VM
-/// that was complete stays valid, its process answers no more.
+/// descriptors and ranges are final and memory() may be used. kGone and kRefused are final. memory() of a VM
+/// that was complete stays valid in kGone, but its process no longer answers.
 enum class VmState : uint32_t { kWaiting = 1, kAttached, kComplete, kGone, kRefused };
 
 /// What must be saved to find the VM again after a restart of this process.
@@ -106,8 +106,8 @@ class PreloadListener {
   VmMemory memory_;
   UniqueFd listener_;
   EventLoop::WatchId listener_watch_ = 0;
-  std::vector<Peer>
-      peers_;  ///< before the hello: every connection; after it: only the one that sent the hello
+  /// Before the hello: every connection. After it: only the one that sent the hello.
+  std::vector<Peer> peers_;
   UniqueFd pidfd_;
   EventLoop::WatchId pid_watch_ = 0;
 };
