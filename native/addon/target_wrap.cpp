@@ -116,7 +116,8 @@ Napi::Value TargetSessionWrap::open(const Napi::CallbackInfo& info) {
 Napi::Value TargetSessionWrap::connect(const Napi::CallbackInfo& info) {
   const Napi::Env env = info.Env();
   if (!state_.core) return Task::rejected(env, kClosedHandle);
-  if (is_connecting_) return Task::rejected(env, {ErrorCode::kAlreadyExists, 0, "a connect is under way"});
+  if (is_connecting_)
+    return Task::rejected(env, {ErrorCode::kAlreadyExists, 0, "a connect is already in progress"});
   auto request = connect_request(info, state_.core->region_count);
   if (!request) return Task::rejected(env, request.error());
   is_connecting_ = true;

@@ -13,7 +13,8 @@
 namespace vmigrate::pager {
 namespace {
 
-const Error kWrongState{ErrorCode::kInvalidArgument, 0, "call in this state of the capture"};
+const Error kWrongState{ErrorCode::kInvalidArgument, 0,
+                        "this call is not allowed in this state of the capture"};
 
 class CaptureThreads final : public ImageCapture {
  public:

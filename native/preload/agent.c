@@ -51,7 +51,7 @@ static bool receive_ack(int connection, int64_t deadline_ms) {
     return false;
   }
   if (received != sizeof ack || ack.magic != VMG_PRELOAD_MAGIC || ack.op != VMG_PRELOAD_OP_ACK) {
-    vmg_complain("the agent's answer makes no sense");
+    vmg_complain("the agent's answer is invalid");
     return false;
   }
   if (ack.status != VMG_PRELOAD_STATUS_OK) vmg_complain("the agent refused");

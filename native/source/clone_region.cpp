@@ -68,7 +68,7 @@ Result<std::unique_ptr<CloneRegion>> CloneRegion::open(const memory::Region& ima
   }
   const bool is_kept = region->stage_.load(std::memory_order_relaxed) == Stage::kKept;
   if (!is_kept && process == nullptr)
-    return Error{ErrorCode::kProcessGone, 0, "a clone's own pages are in no file, and it has ended"};
+    return Error{ErrorCode::kProcessGone, 0, "a clone exited and its own pages are in no file"};
   return region;
 }
 

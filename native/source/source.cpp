@@ -245,7 +245,7 @@ void ExposedSource::counters(std::span<uint64_t, wire::kSourceCounterCount> out)
 std::optional<Error> ExposedSource::failure() const {
   for (const SourceRegion& source : regions_)
     if (source.clone && source.clone->lost())
-      return Error{ErrorCode::kProcessGone, 0, "a clone has ended with pages of its own"};
+      return Error{ErrorCode::kProcessGone, 0, "a clone exited before its own pages were saved"};
   const std::lock_guard lock(mutex_);
   return failure_;
 }

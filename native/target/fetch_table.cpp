@@ -104,7 +104,7 @@ FetchTable::Completed FetchTable::complete(const transport::Completion& completi
   if (slot >= kSlotsMax || !slots_[slot].in_use || completion.tag != tag_of(slot, slots_[slot].generation) ||
       slots_[slot].operations_in_flight == 0) {
     return {.progress = Progress::kFailed,
-            .error = {ErrorCode::kProtocol, 0, "completion of an operation that is not under way"}};
+            .error = {ErrorCode::kProtocol, 0, "completion of an operation that is not outstanding"}};
   }
   Fetch& fetch = slots_[slot];
   if (completion.result == transport::OpResult::kDisconnected) return {.progress = Progress::kDisconnected};

@@ -261,7 +261,7 @@ Status PreloadListener::take_region(const wire::PreloadRegion& message) {
     memory_.ranges.insert(memory_.ranges.end(), stripes.begin(), stripes.end());
     return ok();
   }
-  return Error{ErrorCode::kRegionChanged, 0, "mapped file is no region of this VM"};
+  return Error{ErrorCode::kRegionChanged, 0, "mapped file is not a region of this VM"};
 }
 
 /// A failure half-way leaves stripes registered; the refusal makes the preload unmap all of them.

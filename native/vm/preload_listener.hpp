@@ -22,7 +22,7 @@ namespace vmigrate::pager {
 ///      `-----refusal--------´--> kRefused
 /// kWaiting: only the socket exists. kAttached: pid and descriptors are known, ranges grow. kComplete: pid,
 /// descriptors and ranges are final and memory() may be used. kGone and kRefused are final. memory() of a VM
-/// that was complete stays valid in kGone, but its process no longer answers.
+/// that was complete stays valid, but its process no longer answers.
 enum class VmState : uint32_t { kWaiting = 1, kAttached, kComplete, kGone, kRefused };
 
 /// What must be saved to find the VM again after a restart of this process.

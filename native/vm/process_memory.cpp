@@ -72,7 +72,7 @@ Status ProcessMemory::whole() const {
   for (const char* name : {"\nSigPnd:", "\nShdPnd:"}) {
     const char* found = std::strstr(text.data(), name);
     if (found == nullptr || (std::strtoull(found + std::strlen(name), nullptr, 16) & kill_bit) != 0)
-      return Error{ErrorCode::kProcessGone, 0, "the process is being ended"};
+      return Error{ErrorCode::kProcessGone, 0, "the process is being killed"};
   }
   return ok();
 }

@@ -15,7 +15,7 @@ Result<VerbsOptions> verbs_options(const Options& options) {
     const uint64_t* number = std::get_if<uint64_t>(&value);
     const std::string* text = std::get_if<std::string>(&value);
     if (name == "localAddress") {
-      if (text == nullptr) return Error{ErrorCode::kInvalidArgument, 0, "localAddress is no text"};
+      if (text == nullptr) return Error{ErrorCode::kInvalidArgument, 0, "localAddress is not a string"};
       parsed.local_host = *text;
     } else if (name == "ackTimeoutExponent") {
       if (number == nullptr || *number == 0 || *number > kAckTimeoutExponentMax)

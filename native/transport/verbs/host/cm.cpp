@@ -84,7 +84,7 @@ Error connect_error(rdma_cm_event_type type, int status, const wire::HelloReply*
     case RDMA_CM_EVENT_REJECTED:
       if (reply != nullptr) {
         if (const Status checked = check_reply(*reply); !checked) return checked.error();
-        return Error{ErrorCode::kProtocol, 0, "peer rejected the connection and said that all is well"};
+        return Error{ErrorCode::kProtocol, 0, "peer rejected the connection with status OK"};
       }
       if (status == kRejectedNobodyListens || status == -ECONNREFUSED)
         return system_error("connect to RDMA data port", ECONNREFUSED);
