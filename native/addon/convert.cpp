@@ -13,7 +13,7 @@ int hex_digit(char digit) {
   return -1;
 }
 
-/// Exactly out.size() bytes; lower case only, so that a value has one spelling.
+/// Parses exactly out.size() bytes. Only lower case is accepted, so that a value has one spelling.
 bool parse_hex(std::string_view hex, std::span<uint8_t> out) {
   if (hex.size() != out.size() * 2) return false;
   for (size_t i = 0; i < out.size(); i++) {
@@ -77,7 +77,7 @@ bool flag(const Napi::Object& object, const char* name) {
   return object.Get(name).As<Napi::Boolean>().Value();
 }
 
-/// false where it is left out.
+/// Returns false if the property is missing.
 bool optional_flag(const Napi::Object& object, const char* name) {
   return object.Get(name).ToBoolean().Value();
 }

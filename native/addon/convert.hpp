@@ -16,8 +16,8 @@
 
 namespace vmigrate::addon {
 
-// Between JavaScript values and the core's types. src/native/binding.ts has checked the types of all
-// arguments; what is checked here is what a peer or a saved file may have put into them.
+// Converts between JavaScript values and the core's types. src/native/binding.ts has checked the types of all
+// arguments. The functions here check the values that a peer or a saved file may have supplied.
 
 /// Throws `error` as a JavaScript Error with `nativeCode` (NATIVE_ERROR) and `errno`; binding.ts turns it
 /// into a MigrationError.
@@ -37,12 +37,13 @@ Napi::Value counters_array(Napi::Env env, std::span<const uint64_t> counters);
 
 std::vector<pager::RegionFileConfig> region_files(const Napi::Object& options, const char* name = "regions");
 std::vector<pager::SourceRegionConfig> source_regions(const Napi::Object& options);
-/// `clone`, without its process; nothing if it is left out.
+/// `clone` without its process; nothing if it is missing.
 std::optional<pager::SourceCloneConfig> source_clone(const Napi::Object& options);
 std::vector<pager::TargetRegionConfig> target_regions(const Napi::Object& options,
                                                       const char* name = "regions");
 
-/// A place to listen or to connect to: {provider, host, port, options?}, the options of numbers and texts.
+/// An address to listen on or to connect to: {provider, host, port, options?}. The options are numbers and
+/// strings.
 Result<const transport::Provider*> provider(const Napi::Object& place);
 transport::Address address(const Napi::Object& place);
 transport::Options provider_options(const Napi::Object& place);
@@ -54,7 +55,8 @@ Result<transport::Credentials> credentials(const Napi::Object& options);
 /// Address, key and length, 16 hex digits each.
 std::string to_hex(const transport::RemoteKey& key);
 Result<transport::RemoteKey> remote_key(const std::string& hex);
-/// `keys`, [{ram, dataMap}]; kProtocol if there are more than regions can be or one is no key.
+/// `keys`, [{ram, dataMap}]. kProtocol if there are more than the maximum number of regions, or if one is not
+/// a key.
 Result<std::vector<pager::SourceRegionKeys>> region_keys(const Napi::Object& source);
 
 Napi::Object vm_snapshot_object(Napi::Env env, const pager::VmSnapshot& snapshot);

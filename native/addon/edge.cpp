@@ -25,14 +25,15 @@ std::shared_ptr<Edge> Edge::create(Napi::Env env, Napi::Function callback) {
 }
 
 Edge::~Edge() {
-  // The wrapper that made us closes us; the environment does at its end.
+  // Called by the wrapper that owns the edge, or when the environment ends.
   VMG_CHECK(function_ == nullptr);
 }
 
 void Edge::fire() {
   std::lock_guard lock(mutex_);
   if (function_ == nullptr || is_pending_) return;
-  // The queue has room for the one call that can be pending; closing is the only other answer.
+  // The queue has room for the one call that can be pending. The only other possible status is that it is
+  // closing.
   is_pending_ = napi_call_threadsafe_function(function_, nullptr, napi_tsfn_nonblocking) == napi_ok;
 }
 
@@ -59,11 +60,11 @@ bool Edge::take_pending() {
 }
 
 void Edge::call_js(napi_env env, napi_value callback, void* context, void*) {
-  // Without an environment the context is already freed: the queue is only being emptied.
+  // Without an environment the context is already freed, and the queue is only being emptied.
   if (env == nullptr || callback == nullptr) return;
-  // Our own reference: the callback may close the handle that owns the edge.
+  // Holds a reference of our own, because the callback may close the handle that owns the edge.
   const std::shared_ptr<Edge> edge = *static_cast<std::shared_ptr<Edge>*>(context);
-  // Before the call, so that what changes during it is told again.
+  // Cleared before the call, so that a change during the call is reported again.
   if (!edge->take_pending()) return;
   napi_value receiver, result;
   if (napi_get_undefined(env, &receiver) == napi_ok)

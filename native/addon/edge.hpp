@@ -7,11 +7,12 @@
 
 namespace vmigrate::addon {
 
-/// Tells JavaScript "something changed": native threads fire, one call of the callback follows for any number
-/// of them. Never blocks a native thread on JavaScript, never keeps the process alive.
+/// Reports "something changed" to JavaScript. Native threads fire, and one call of the callback follows for
+/// any number of them. An edge never blocks a native thread on JavaScript and never keeps the process alive.
 ///
-/// Native threads may hold an Edge longer than the environment lives: at its end the edge is closed before
-/// the thread-safe function is freed, because clean-up hooks run in reverse order and ours was added later.
+/// Native threads may hold an Edge longer than the environment lives. When the environment ends, the edge is
+/// closed before the thread-safe function is freed, because clean-up hooks run in reverse order and ours was
+/// added later.
 class Edge {
  public:
   /// JS thread. nullptr with a pending exception on failure.
@@ -33,12 +34,13 @@ class Edge {
 
   napi_env env_;
   std::mutex mutex_;
-  /// nullptr once closed. Guarded by mutex_, as is_pending_: a call is queued and has not run yet.
+  /// nullptr once closed. mutex_ guards it and is_pending_, which is true while a call is queued and has not
+  /// run yet.
   napi_threadsafe_function function_ = nullptr;
   bool is_pending_ = false;
 };
 
-/// An edge whose owner closes it: member of a wrapper, destroyed with it.
+/// Closes its edge when it is destroyed; a member of a wrapper.
 class OwnedEdge {
  public:
   OwnedEdge() = default;

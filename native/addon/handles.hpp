@@ -14,11 +14,11 @@
 
 namespace vmigrate::addon {
 
-// The five handle classes. Owners hold what they depend on by shared_ptr, so that environments may end, and
-// the collector may run, in any order; a handle that others still depend on refuses an explicit close. State
-// is touched on the JS thread alone; Tasks hold references of their own.
+// The five handle classes. Owners hold their dependencies by shared_ptr, so that environments may end, and
+// the collector may run, in any order. A handle on which others still depend refuses an explicit close. Only
+// the JS thread touches the state; Tasks hold references of their own.
 
-/// What JavaScript calls a VM's memory: the listener that the preload of its QEMU talks to.
+/// A VM's memory as JavaScript sees it: the listener that the preload of its QEMU talks to.
 struct PreloadListenerState {
   std::shared_ptr<pager::PreloadListener> listener;  ///< nullptr once closed
   OwnedEdge edge;
@@ -46,13 +46,13 @@ struct DataListenerState {
   std::vector<Served> served;
 };
 
-/// Listeners of some providers, opened and closed together.
+/// Listeners of some providers, which are opened and closed together.
 class DataListenerWrap final : public Wrap<DataListenerWrap, DataListenerState> {
  public:
   using Wrap::Wrap;
   static Napi::FunctionReference define(Napi::Env env);
   static Napi::Value open(const Napi::CallbackInfo& info);
-  /// nullptr: it does not listen for this provider, or is closed.
+  /// nullptr if there is no listener for this provider, or if it is closed.
   std::shared_ptr<transport::Listener> listener(const std::string& provider) const;
 
  private:
@@ -63,7 +63,8 @@ class DataListenerWrap final : public Wrap<DataListenerWrap, DataListenerState> 
 
 struct SourceSessionState {
   std::shared_ptr<transport::Listener> listener;  ///< outlives `session`: declared first
-  std::shared_ptr<pager::PreloadListener> clone;  ///< as `listener`; whose process is read, or nullptr
+  /// As `listener`; the clone whose process is read, or nullptr.
+  std::shared_ptr<pager::PreloadListener> clone;
   std::unique_ptr<pager::SourceSession> session;  ///< nullptr once closed
   std::vector<uint64_t> final_counters;
   std::optional<Error> final_failure;
@@ -82,7 +83,7 @@ class SourceSessionWrap final : public Wrap<SourceSessionWrap, SourceSessionStat
   Napi::Value close(const Napi::CallbackInfo& info);
 };
 
-/// A session and the VM it fills, in the order in which they must be destroyed (last member first).
+/// A session and the VM that it fills, in the order in which they must be destroyed (last member first).
 struct TargetCoreHolder {
   std::shared_ptr<pager::PreloadListener> vm;
   std::unique_ptr<pager::TargetSession> session;
@@ -113,7 +114,7 @@ class TargetSessionWrap final : public Wrap<TargetSessionWrap, TargetSessionStat
 
 /// A capture and the VMs that it serves, in the order in which they must be destroyed (last member first).
 struct ImageHolder {
-  std::shared_ptr<pager::PreloadListener> parent;               ///< nullptr: there is none
+  std::shared_ptr<pager::PreloadListener> parent;               ///< nullptr: there is no parent
   std::vector<std::shared_ptr<pager::PreloadListener>> clones;  ///< JS thread
   std::unique_ptr<pager::ImageCapture> capture;
 };

@@ -35,7 +35,7 @@ const char* state_name(pager::ImageState state) {
   return "failed";
 }
 
-/// nullptr unless the VM is complete and its handle open.
+/// nullptr unless the VM is complete and its handle is open.
 std::shared_ptr<pager::PreloadListener> complete_vm(const Napi::Value& handle) {
   auto listener = PreloadListenerWrap::Unwrap(handle.As<Napi::Object>())->listener();
   return listener && listener->memory() != nullptr ? listener : nullptr;
@@ -151,7 +151,7 @@ Napi::Value ImageCaptureWrap::snapshot(const Napi::CallbackInfo& info) {
   return object;
 }
 
-/// A second end while the first is under way waits for the same one.
+/// A second end while the first is in progress waits for the same result.
 Napi::Value ImageCaptureWrap::finish(Napi::Env env, End end) {
   if (!state_.holder) return Task::start(env, [] { return ok(); });
   Ref();

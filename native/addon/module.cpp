@@ -1,5 +1,5 @@
-// The N-API surface. src/native/binding.ts is its only caller: it checks argument types before and maps
-// errors after.
+// The N-API surface. src/native/binding.ts is its only caller: it checks argument types before a call and
+// maps errors after it.
 
 #include <napi.h>
 #include <sys/stat.h>
@@ -58,7 +58,7 @@ Napi::Value devices(const Napi::CallbackInfo& info) {
       {}, [found](Napi::Env env) { return devices_array(env, *found); });
 }
 
-/// Resolves if the host at the other end answers; that it refuses us is an answer.
+/// Resolves if the host at the other end answers, even if the answer is a refusal.
 Napi::Value probe(const Napi::CallbackInfo& info) {
   const Napi::Object peer = info[0].As<Napi::Object>();
   const auto found = provider(peer);
@@ -67,7 +67,7 @@ Napi::Value probe(const Napi::CallbackInfo& info) {
       info.Env(),
       [provider = found.value(), address = address(peer), options = provider_options(peer),
        timeout = std::chrono::milliseconds(info[1].As<Napi::Number>().Int64Value())]() -> Status {
-        // A session that nobody has.
+        // Credentials of a session that does not exist.
         const auto answer = provider->connect(address, {}, transport::Channel::kDemand, timeout, options);
         if (answer.ok() || answer.error().code == ErrorCode::kRefused) return ok();
         return answer.error();

@@ -4,7 +4,7 @@ namespace vmigrate::addon {
 
 namespace {
 
-/// `onEdge` of the options, if there is one. False: an exception is pending.
+/// Reads `onEdge` of the options, if there is one. False: an exception is pending.
 bool make_edge(const Napi::Object& options, std::shared_ptr<Edge>& edge) {
   const Napi::Value callback = options.Get("onEdge");
   if (!callback.IsFunction()) return true;

@@ -24,7 +24,7 @@ Napi::FunctionReference SourceSessionWrap::define(Napi::Env env) {
 Napi::Value SourceSessionWrap::open(const Napi::CallbackInfo& info) {
   const Napi::Env env = info.Env();
   const Napi::Object options = info[1].As<Napi::Object>();
-  // Shared, for a function must be one that could be copied.
+  // Held by a shared_ptr, because a std::function must be copyable.
   auto state = std::make_shared<SourceSessionState>();
   state->listener = DataListenerWrap::Unwrap(info[0].As<Napi::Object>())->listener(text(options, "provider"));
   if (!state->listener)
@@ -36,7 +36,7 @@ Napi::Value SourceSessionWrap::open(const Napi::CallbackInfo& info) {
     state->clone = PreloadListenerWrap::Unwrap(info[2].As<Napi::Object>())->listener();
     if (!state->clone) return Task::rejected(env, kClosedHandle);
   }
-  // Registering a big VM's memory with an RDMA device takes seconds.
+  // Runs as a task, because registering a big VM's memory with an RDMA device takes seconds.
   return Task::start(
       env,
       [state, parsed = parsed.value(), regions = source_regions(options), clone]() mutable -> Status {
@@ -83,7 +83,8 @@ Napi::Value SourceSessionWrap::snapshot(const Napi::CallbackInfo& info) {
   return object;
 }
 
-/// The handle is closed at once; what takes time is to give up what a device has registered.
+/// The handle is closed at once. Releasing the memory that a device has registered takes time, so a task does
+/// that.
 Napi::Value SourceSessionWrap::close(const Napi::CallbackInfo& info) {
   if (!state_.session) return Task::start(info.Env(), [] { return ok(); });
   state_.final_counters = counters_of(*state_.session);

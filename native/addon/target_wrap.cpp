@@ -35,7 +35,7 @@ const char* state_name(pager::TargetState state) {
   return "failed";
 }
 
-/// What connect() needs, away from the JS thread.
+/// The data that connect() needs outside the JS thread.
 struct ConnectRequest {
   const transport::Provider* provider;
   transport::Address address;
@@ -116,11 +116,12 @@ Napi::Value TargetSessionWrap::open(const Napi::CallbackInfo& info) {
 Napi::Value TargetSessionWrap::connect(const Napi::CallbackInfo& info) {
   const Napi::Env env = info.Env();
   if (!state_.core) return Task::rejected(env, kClosedHandle);
-  if (is_connecting_) return Task::rejected(env, {ErrorCode::kAlreadyExists, 0, "a connect is under way"});
+  if (is_connecting_)
+    return Task::rejected(env, {ErrorCode::kAlreadyExists, 0, "a connect is already in progress"});
   auto request = connect_request(info, state_.core->region_count);
   if (!request) return Task::rejected(env, request.error());
   is_connecting_ = true;
-  Ref();  // until finish: the wrapper is not collected under the task
+  Ref();  // until finish, so that the wrapper is not collected during the task
   return Task::start(
       env,
       [core = state_.core, request = std::move(request).value()] {
@@ -155,7 +156,7 @@ Napi::Value TargetSessionWrap::snapshot(const Napi::CallbackInfo& info) {
   return object;
 }
 
-/// A second close while the first is under way waits for the same end.
+/// A second close while the first is in progress waits for the same result.
 Napi::Value TargetSessionWrap::close(const Napi::CallbackInfo& info) {
   if (!state_.core) return Task::start(info.Env(), [] { return ok(); });
   Ref();

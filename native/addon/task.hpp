@@ -10,10 +10,11 @@
 
 namespace vmigrate::addon {
 
-/// Work that blocks, on libuv's thread pool, behind a promise. `work` captures all it needs by value or
-/// shared ownership: the handle that started it may be closed or collected meanwhile. `finish` runs on the JS
-/// thread before the promise is settled, also when the work failed; `result` makes what it resolves to, if
-/// the work has succeeded. All are destroyed before JavaScript runs again.
+/// Runs blocking work on libuv's thread pool, behind a promise. `work` captures everything it needs by value
+/// or shared ownership, because the handle that started it may be closed or collected meanwhile. `finish`
+/// runs on the JS thread before the promise is settled, even if the work failed. If the work has succeeded,
+/// `result` makes the value that the promise resolves to. All of them are destroyed before JavaScript runs
+/// again.
 class Task final : public Napi::AsyncWorker {
  public:
   static Napi::Promise start(Napi::Env env, std::function<Status()> work, std::function<void()> finish = {},
@@ -55,7 +56,7 @@ class Task final : public Napi::AsyncWorker {
       deferred_.Resolve(result ? result(Env()) : Env().Undefined());
   }
 
-  /// False while the environment is being torn down: it waits for our work, but a promise can no longer be
+  /// False while the environment is being torn down. It waits for our work, but a promise can no longer be
   /// settled, and the attempt would abort the process.
   bool can_run_js() {
     napi_value probe;

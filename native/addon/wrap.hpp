@@ -8,13 +8,13 @@
 
 namespace vmigrate::addon {
 
-/// One set of classes per environment: the main thread and each worker have their own.
+/// One set of classes per environment: the main thread and each worker have their own set.
 struct InstanceData {
   Napi::FunctionReference preload_listener, data_listener, source_session, target_session, image_capture;
 };
 
-/// Base of the handle classes. `State` is what a handle owns; it travels from the function that opened it to
-/// the constructor, which JavaScript cannot call usefully by itself.
+/// Base of the handle classes. `State` is the data that a handle owns. The function that opened the handle
+/// passes it to the constructor, which JavaScript cannot usefully call by itself.
 template <typename Self, typename State>
 class Wrap : public Napi::ObjectWrap<Self> {
  public:

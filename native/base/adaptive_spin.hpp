@@ -6,13 +6,13 @@
 
 namespace vmigrate {
 
-/// Whether to look again at once for what a device is to answer, instead of sleeping until it interrupts.
-/// Looking costs a core for up to kSpinNs, so it goes on only where that paid lately: each success earns
-/// credit, each failure halves it, and without credit one wait in a few is tried all the same, to notice that
-/// answers come fast once more. One thread's.
+/// Decides whether to poll a device again at once instead of sleeping until it interrupts. Polling costs a
+/// core for up to kSpinNs, so it is done only if it succeeded lately: each success earns credit, and each
+/// failure halves the credit. Without credit one wait in a few still polls, to notice that answers come fast
+/// again. For use by one thread.
 class AdaptiveSpin {
  public:
-  /// Nothing has come so far. True: look again.
+  /// Call it when nothing has arrived so far. True: poll again.
   bool go_on() {
     if (failed_) return false;
     if (!spinning_) {
@@ -31,7 +31,7 @@ class AdaptiveSpin {
     credit_ /= 2;
     return false;
   }
-  /// Something has come, or there is nothing to wait for.
+  /// Call it when something has arrived or there is nothing to wait for.
   void succeed() {
     if (spinning_) credit_ = std::min(credit_ + 1, kCreditMax);
     spinning_ = false;
@@ -40,13 +40,13 @@ class AdaptiveSpin {
 
  private:
   using Clock = std::chrono::steady_clock;
-  /// A card answers within some microseconds, a device in software within a tenth of a millisecond or two.
+  /// A card answers within some microseconds, a software device within a tenth of a millisecond or two.
   static constexpr std::chrono::microseconds kSpin{250};
   static constexpr uint32_t kCreditMax = 16;
   static constexpr uint32_t kProbeInterval = 16;
 
   bool spinning_ = false;
-  bool failed_ = false;  ///< during this wait: it sleeps from now on
+  bool failed_ = false;  ///< during this wait; it sleeps from now on
   uint32_t credit_ = kCreditMax;
   uint32_t skipped_ = 0;
   Clock::time_point end_;

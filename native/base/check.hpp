@@ -3,9 +3,9 @@
 #include <cstdio>
 #include <cstdlib>
 
-/// Guards an invariant of our own, in release builds too. What comes from a peer or the kernel is never
-/// CHECKed: that is a Result. The daemon may stop safely: the VMs live in other processes, and the preload
-/// keeps their userfaultfds open.
+/// Guards an invariant of our own, in release builds too. Input from a peer or the kernel is never CHECKed;
+/// it gives a Result. The daemon may stop safely: the VMs live in other processes, and the preload keeps
+/// their userfaultfds open.
 #define VMG_CHECK(condition)                                                                 \
   do {                                                                                       \
     if (!(condition)) {                                                                      \

@@ -6,7 +6,7 @@
 namespace vmigrate::pager {
 namespace {
 
-// All atomics here are relaxed: numbers for people, no other memory hangs on them.
+// All atomics here are relaxed: the numbers are for people, and no other memory depends on them.
 void raise(std::atomic<uint64_t>& maximum, uint64_t value) {
   uint64_t seen = maximum.load(std::memory_order_relaxed);
   while (seen < value && !maximum.compare_exchange_weak(seen, value, std::memory_order_relaxed)) {
@@ -44,7 +44,7 @@ void FaultStats::record(uint64_t read_ns, uint64_t woken_ns) {
     return;
   }
   add_to_window(first, (first + 1) * kWindowNs - from);
-  // Windows waited through from end to end; only the last of them can matter.
+  // The wait covers these windows from end to end, so only the last of them can matter.
   if (last - first > 1) raise_degraded_end(last * kWindowNs);
   add_to_window(last, to - last * kWindowNs);
 }
@@ -80,7 +80,7 @@ uint64_t FaultStats::percentile_ns(uint64_t per_mille) const {
   uint64_t below = 0;
   for (size_t i = 0; i < kBucketCount; ++i) {
     below += counts[i];
-    // The bucket's end may lie above what was ever measured.
+    // The end of the bucket may exceed the largest measured value.
     if (below >= rank) return std::min(bucket_end(i), max_ns());
   }
   return max_ns();

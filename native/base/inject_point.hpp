@@ -6,13 +6,13 @@
 
 namespace vmigrate {
 
-/// What a test does at an injection point: park the thread, fail, count. Must be thread-safe. nullptr
-/// (always, outside tests): nothing.
+/// What a test does at an injection point: park the thread, fail, count. Must be thread-safe. Always nullptr
+/// outside tests, which does nothing.
 using InjectHook = void (*)(wire::InjectPoint point, uint64_t detail);
 inline std::atomic<InjectHook> inject_hook{nullptr};
 
-/// One relaxed load and a predictable branch when no test is listening. The hook is set before the threads
-/// that meet it start, so no ordering is needed.
+/// Costs one relaxed load and a predictable branch when no test is listening. The hook is set before the
+/// threads that meet it start, so no ordering is needed.
 inline void inject_point(wire::InjectPoint point, uint64_t detail = 0) {
   if (InjectHook hook = inject_hook.load(std::memory_order_relaxed)) hook(point, detail);
 }

@@ -7,8 +7,8 @@
 
 namespace vmigrate::pager {
 
-/// A page of any region in one word, so that it can be handed between threads by one atomic. Never zero.
-/// Order is by region, then page.
+/// Identifies a page of any region in one word, so that one atomic can hand it between threads. Never zero.
+/// Keys are ordered by region, then by page.
 using PageKey = uint64_t;
 
 inline constexpr unsigned kPageKeyPageBits = 48;

@@ -11,19 +11,19 @@ namespace vmigrate {
 
 using ErrorCode = wire::NativeError;
 
-/// What went wrong, decided where it was first known. `what` is a string with static storage that names the
-/// operation ("pwrite region"); `system_errno` is 0 where the kernel was not asked. Cheap to copy: no
-/// allocation, so it may be made on the page path.
+/// An error, classified where it was first known. `what` is a string with static storage that names the
+/// operation ("pwrite region"). `system_errno` is 0 if no system call failed. Cheap to copy: it allocates
+/// nothing, so it may be made on the page path.
 struct Error {
   ErrorCode code;
   int system_errno = 0;
   const char* what = "";
 };
 
-/// An errno turned into the code a caller acts on; the errno itself is kept.
+/// Turns an errno into the code that a caller acts on, and keeps the errno.
 Error system_error(const char* what, int system_errno = errno);
 
-/// A value or an Error. Callers must look: there are no exceptions between modules.
+/// A value or an Error. Callers must check it: there are no exceptions between modules.
 template <typename T = std::monostate>
 class [[nodiscard]] Result {
  public:

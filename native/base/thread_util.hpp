@@ -25,8 +25,8 @@ inline uint64_t thread_cpu_ns() {
   return clock_ns(CLOCK_THREAD_CPUTIME_ID);
 }
 
-/// Wakes a thread that sleeps in poll or epoll. signal: any thread; drain: the sleeper, before it looks for
-/// work, so that a signal that comes while it looks is not lost.
+/// Wakes a thread that sleeps in poll or epoll. Any thread calls signal(). The sleeper calls drain() before
+/// it looks for work, so that a signal that comes while it looks is not lost.
 class WakeEvent {
  public:
   WakeEvent() : fd_(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) {}
@@ -34,7 +34,7 @@ class WakeEvent {
   int fd() const { return fd_.get(); }
   void signal() const {
     const uint64_t one = 1;
-    // EAGAIN: the counter is full, so it is readable, which is all that matters.
+    // EAGAIN: the counter is full, so the descriptor is readable, which is enough.
     while (::write(fd_.get(), &one, sizeof(one)) < 0 && errno == EINTR) {
     }
   }
@@ -48,7 +48,8 @@ class WakeEvent {
   UniqueFd fd_;
 };
 
-/// The process' signals belong to its main thread; threads made while this lives get no signals.
+/// Blocks signals in threads that are created while this object lives: the process's signals belong to its
+/// main thread.
 class SignalsBlocked {
  public:
   SignalsBlocked() {
@@ -64,7 +65,8 @@ class SignalsBlocked {
   sigset_t before_;
 };
 
-/// Names the calling thread and sets its nice value; a refusal (no CAP_SYS_NICE) changes nothing.
+/// Names the calling thread and sets its nice value. If the kernel refuses (no CAP_SYS_NICE), nothing
+/// changes.
 void set_up_thread(const char* name, int nice);
 
 }  // namespace vmigrate::pager

@@ -6,7 +6,7 @@ namespace vmigrate {
 
 /// Number of a page inside one region. Not interchangeable with addresses or byte offsets.
 enum class PageIndex : uint64_t {};
-/// Address inside another process (QEMU); never dereferenced here.
+/// Address inside another process (QEMU). It is never dereferenced here.
 enum class HostAddr : uint64_t {};
 
 constexpr uint64_t raw(PageIndex page) {

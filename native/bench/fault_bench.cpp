@@ -49,7 +49,7 @@ T must(Result<T> result, const char* what) {
   return std::move(result).value();
 }
 
-/// A file of random-looking data, and one of the same length to fill.
+/// A file of random-looking data, and an empty one of the same length.
 struct Files {
   explicit Files(uint64_t page_count) : length_bytes(page_count * kPage) {
     char name[] = "/dev/shm/vmigrate-bench-XXXXXX";
@@ -102,7 +102,7 @@ struct Vm {
   int uffd = -1;
 };
 
-/// Touches every page once; the median time of a touch.
+/// Touches every page once and returns the median time of a touch.
 uint64_t touch_all(const Vm& vm, const std::vector<uint64_t>& order) {
   std::vector<uint64_t> times;
   times.reserve(order.size());
@@ -168,7 +168,7 @@ uint64_t our_round(const Files& files, const std::vector<uint64_t>& order) {
   endpoints.demand = must(connect(Channel::kDemand), "demand");
   endpoints.bulk = must(connect(Channel::kBulk), "bulk");
   endpoints.keys.assign(source->keys().begin(), source->keys().end());
-  // Never scanned: the data map stays unready, so every page is fetched by demand.
+  // scan() is never called: the data map stays unready, so every page is fetched by demand.
   if (!session->connect(std::move(endpoints)).ok() || !session->start().ok()) die("start");
   const uint64_t p50_ns = touch_all(vm, order);
   session->close();

@@ -1,8 +1,8 @@
-// An image of a process that writes: how long it stands still, how long it is slowed down, how long the copy
-// takes. One thread writes to random pages and counts; the fork point stops it as QEMU stops a VM. Prints one
-// line of JSON for each memory size.
+// Measures an image of a process that writes: how long the process is stopped, how long it is slowed down,
+// how long the copy takes. One thread writes to random pages and counts; the fork point stops it as QEMU
+// stops a VM. Prints one line of JSON for each memory size.
 //
-//   image_bench [MIB...]        default: 256 2048
+// image_bench [MIB...]        default: 256 2048
 
 #include <fcntl.h>
 #include <linux/userfaultfd.h>
@@ -33,7 +33,7 @@ using wire::ImageCounter;
 
 constexpr uint64_t kPage = 4096;
 constexpr uint64_t kWindowNs = 20'000'000;
-/// One window says little where others use the processors too.
+/// One window means little if other processes use the processors too.
 constexpr size_t kWindowsOfMean = 10;
 constexpr size_t kWindowsAfter = 100;
 
@@ -48,7 +48,7 @@ void must(const Status& status, const char* what) {
   die(what);
 }
 
-/// Reads four pages of five and writes the fifth, all at random, as the guests of docs/BENCHMARKS.md do.
+/// Reads four pages of five and writes the fifth, all at random, like the guests of docs/BENCHMARKS.md.
 class Guest {
  public:
   Guest(std::byte* base, uint64_t page_count) : base_(base), page_count_(page_count) {
@@ -92,7 +92,8 @@ class Guest {
   std::thread thread_;
 };
 
-/// When the guest was back at 90 % of its speed: from there on it ran at that in the mean of 200 ms.
+/// The time when the guest was back at 90 % of its speed: from there on it ran at that speed in the mean of
+/// 200 ms.
 uint64_t back_after_ns(const std::vector<double>& shares) {
   for (size_t first = 0; first + kWindowsOfMean <= shares.size(); ++first) {
     double sum = 0;
@@ -144,7 +145,7 @@ void measure(uint64_t mib) {
     const double rate = static_cast<double>(guest.count() - before) / 20;
 
     must(capture.arm(), "arm");
-    // As long as QEMU takes from the begin of the migration until it has stopped.
+    // The time that QEMU takes from the begin of the migration until it has stopped.
     std::this_thread::sleep_for(std::chrono::milliseconds(10));
     guest.stop();
     const uint64_t stopped_ns = now_ns();

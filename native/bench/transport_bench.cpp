@@ -1,6 +1,6 @@
-// How a page gets from a stream or a neighbour's file into a fresh page of a tmpfs file: the choices in
-// memory_access.hpp, shm/region.cpp and tcp/serve.cpp rest on these. Compare rows of one run; the figures of
-// another machine tell nothing.
+// Measures how a page gets from a stream or a neighbour's file into a fresh page of a tmpfs file. The choices
+// in memory_access.hpp, shm/region.cpp and tcp/serve.cpp are based on these figures. Compare rows of one run
+// only; figures of different machines are not comparable.
 
 #include <arpa/inet.h>
 #include <benchmark/benchmark.h>
@@ -41,7 +41,7 @@ struct File {
   }
   ~File() { ::munmap(base, kFileBytes); }
   void fill() { std::memset(base, 0x5a, kFileBytes); }
-  // The pages are given back and faulted anew, as in a region that has just been made.
+  // Frees the pages so that they fault again, as in a region that has just been created.
   void forget() { VMG_CHECK(::ftruncate(fd.get(), 0) == 0 && ::ftruncate(fd.get(), kFileBytes) == 0); }
 };
 
@@ -120,7 +120,7 @@ struct Pair {
 
 enum class Landing { kMapping, kBounce64k, kBounce256k };
 
-/// A raw sender streams a file; only how the bytes land differs.
+/// A raw sender streams a file. The variants differ only in how the bytes are stored.
 void land_from_tcp(benchmark::State& state, Landing landing, bool by_sendfile) {
   File remote, local;
   remote.fill();
@@ -163,7 +163,7 @@ void land_from_tcp(benchmark::State& state, Landing landing, bool by_sendfile) {
       done += static_cast<uint64_t>(count);
     }
   });
-  // The sender must not meet SIGPIPE from sendfile: it is stopped by a reset of its own end.
+  // The sender must not get SIGPIPE from sendfile: a reset of its own end stops it.
   ::shutdown(pair.left.get(), SHUT_RD);
   ::signal(SIGPIPE, SIG_IGN);
   pair.left.reset();
@@ -175,7 +175,7 @@ BENCHMARK_CAPTURE(land_from_tcp, bounce_64k_sendfile, Landing::kBounce64k, true)
 BENCHMARK_CAPTURE(land_from_tcp, bounce_64k_pread, Landing::kBounce64k, false)->Arg(4096)->Arg(1 << 20);
 BENCHMARK_CAPTURE(land_from_tcp, bounce_256k_pread, Landing::kBounce256k, false)->Arg(4096)->Arg(1 << 20);
 
-/// The real thing: READs over a real session, `range(1)` under way at once.
+/// The complete transport: READs over a real session, `range(1)` outstanding at once.
 void read_over(benchmark::State& state, bool tcp, Channel channel) {
   const Provider& provider = tcp ? kTcpProvider : kShmProvider;
   const Credentials credentials{{1}, {2}};

@@ -1,11 +1,11 @@
-// How fast the RDMA hosts at hand are, without us and with us:
+// Measures the speed of the available RDMA hosts, without vmigrate and with it:
 //
 //   floor      a bare loop fault -> RDMA READ of one page -> UFFDIO_CONTINUE, one fault at a time; as the
 //              thread that faults sees it, and from the fault read to the thread woken ("served")
-//   bareBulk   bare RDMA READs of 1 MiB, several under way
+//   bareBulk   bare RDMA READs of 1 MiB, several outstanding
 //   endpoint   the same READs through the provider `verbs`
 //
-//   verbs_bench [PAGES [BULK_MIB]]     prints one JSON document; 1 when there is no RDMA device
+//   verbs_bench [PAGES [BULK_MIB]]     prints one JSON document; exits with 1 if there is no RDMA device
 //
 // The first RDMA address of this machine serves, the last one asks, so the bytes cross the wire where there
 // are two.
@@ -63,7 +63,7 @@ struct Percentiles {
   }
 };
 
-/// A file in memory, mapped twice as a VM's region is: once for the guest, once for the device.
+/// A file in memory, mapped twice like a VM's region: once for the guest, once for the device.
 struct Region {
   explicit Region(uint64_t bytes) : length_bytes(bytes), fd(::memfd_create("verbs-bench", MFD_CLOEXEC)) {
     VMG_CHECK(fd.valid() && ::ftruncate(fd.get(), static_cast<off_t>(bytes)) == 0);
@@ -113,7 +113,7 @@ void create(rdma_cm_id* id, ProtectionDomain& pd, CompletionQueue& cq, QueuePair
                          &inline_bytes));
 }
 
-// One channel for both ends, so their events come by turns and one thread does for both.
+// One channel for both ends, so their events come in turn and one thread handles both.
 BareConnection::BareConnection(const std::string& serving, const std::string& asking)
     : channel(must(open_event_channel())) {
   listening = must(bind_cm_id(channel.get(), address_of(serving, 0)));
@@ -189,7 +189,7 @@ struct FaultTimes {
   std::vector<double> seen_us, served_us;
 };
 
-/// Faults on all pages of `region`, far apart, one at a time; a second thread serves them.
+/// Faults on all pages of `region`, far apart, one at a time. A second thread serves them.
 FaultTimes fault_all(const BareConnection& connection, const Region& region, const ibv_mr& local,
                      const ibv_mr& remote) {
   UniqueFd uffd(static_cast<int>(::syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK)));
@@ -257,7 +257,7 @@ struct EndpointFigures {
   double bulk_mib_s;
 };
 
-/// Waits as the owners do: for a page by polling, for bulk on event_fd when there is nothing to take.
+/// Waits like the owners: for a page by polling, for bulk on event_fd when no completion is ready.
 size_t wait_completions(Endpoint& endpoint, std::span<Completion> out, bool polls) {
   endpoint.set_polled(polls);
   for (;;) {
@@ -295,7 +295,7 @@ EndpointFigures measure_endpoint(const std::string& serving, const std::string& 
     const auto start = Clock::now();
     VMG_CHECK(demand->read(std::span(&operation, 1)).posted == 1);
     (void)wait_completions(*demand, completions, true);
-    if (i > 0) samples.push_back(us_since(start));  // the first one asks for the key
+    if (i > 0) samples.push_back(us_since(start));  // the first READ asks for the key
   }
   const uint64_t count = total_bytes / kBulkBytes;
   const uint64_t places = local.length_bytes / kBulkBytes;

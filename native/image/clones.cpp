@@ -12,8 +12,8 @@ void CloneMapper::map_present(const VmMemory& clone, uint32_t region_index, Page
   map(clone, region_index, page, PageState::kPresent, {uffd::continue_range, "UFFDIO_CONTINUE"});
 }
 
-/// In a private mapping these are no pages of the file's. On hugetlbfs there are no zero pages, and no holes
-/// are known.
+/// In a private mapping zero pages are not pages of the file. hugetlbfs has no zero pages, and no holes are
+/// known there.
 void CloneMapper::map_zero(const VmMemory& clone, uint32_t region_index, PageIndex page) {
   map(clone, region_index, page, PageState::kZero, {uffd::zero_range, "UFFDIO_ZEROPAGE"});
 }
@@ -33,7 +33,7 @@ void CloneMapper::map(const VmMemory& clone, uint32_t region_index, PageIndex pa
     const uint64_t from = std::max(begin_bytes, range.region_offset_bytes);
     const uint64_t to = std::min(end * page_bytes, range.region_offset_bytes + range.length_bytes);
     if (from >= to) continue;
-    // The page that faulted; its neighbours may wait for their own faults.
+    // The page that faulted. Its neighbours may wait for their own faults.
     const uint64_t needed_bytes =
         from < begin_bytes + page_bytes ? std::min(to, begin_bytes + page_bytes) - from : 0;
     if (!map_piece(clone.descriptors[range.descriptor_index].fd.get(),
@@ -56,8 +56,9 @@ bool CloneMapper::map_piece(int uffd, HostAddr base, uint64_t length_bytes, uint
         return true;
       case Outcome::kExists:
       case Outcome::kAgain:
-        // Mapped a moment ago, as a neighbour: whoever waits may have missed that wake. Or the clone's
-        // address space is changing: its fault is reported again, which costs no place in a list.
+        // Either the page was mapped a moment ago as a neighbour, and a waiter may have missed that wake. Or
+        // the clone's address space is changing. In both cases its fault is reported again, which needs no
+        // place in a list.
         if (at < needed_bytes && uffd::wake_range(uffd, base + at, step_bytes).outcome == Outcome::kGone) {
           return false;
         }
@@ -66,7 +67,8 @@ bool CloneMapper::map_piece(int uffd, HostAddr base, uint64_t length_bytes, uint
       case Outcome::kGone:
         return false;
       default:
-        // No page under a present one: somebody else has made a hole in the image.
+        // The file has no page although the state is present: another process has punched a hole in the
+        // image.
         core_.fail(uffd::call_error(result.system_errno, call.what));
         return false;
     }

@@ -7,17 +7,18 @@
 
 namespace vmigrate::pager {
 
-/// Maps pages of the image into a clone, on the thread that reads its faults. A clone may be killed at any
-/// time: then there is nothing left to do for it.
+/// Maps pages of the image into a clone, on the thread that reads the clone's faults. A clone may be killed
+/// at any time; nothing then remains to be done for it.
 class CloneMapper {
  public:
   explicit CloneMapper(ImageCore& core) : core_(core) {}
 
-  /// The page is present: maps it, with the present ones that follow it in its cluster, and wakes.
+  /// Handles a fault on a present page: maps it together with the present pages that follow it in its
+  /// cluster, and wakes.
   void map_present(const VmMemory& clone, uint32_t region_index, PageIndex page);
-  /// The page is a hole: maps zeros to it, and to the holes that follow it in its cluster, and wakes.
+  /// Handles a fault on a hole: maps zeros to it and to the holes that follow it in its cluster, and wakes.
   void map_zero(const VmMemory& clone, uint32_t region_index, PageIndex page);
-  /// The whole image is here: from now on the kernel serves the clone.
+  /// Call it when the whole image is here: from then on the kernel serves the clone.
   void let_go(const VmMemory& clone);
 
  private:

@@ -8,14 +8,14 @@
 
 namespace vmigrate::pager {
 
-/// Runs calls of other threads on one thread, between its own steps, so that they meet none of them half
-/// done. While that thread does not exist, the caller runs its call itself. Not for the page path.
+/// Runs calls of other threads on one thread, between that thread's own steps, so that a call never finds a
+/// step half done. While that thread does not exist, the caller runs its call itself. Not for the page path.
 class CommandSlot {
  public:
-  /// `wake` makes the serving thread look here.
+  /// `wake` makes the serving thread check this slot.
   explicit CommandSlot(const WakeEvent& wake) : wake_(wake) {}
 
-  /// Any other thread: returns when the call has been made.
+  /// Any other thread. Returns when the call has been made.
   void run(const std::function<void()>& call) {
     std::unique_lock lock(mutex_);
     done_.wait(lock, [this] { return call_ == nullptr; });
@@ -25,17 +25,17 @@ class CommandSlot {
     done_.wait(lock, [&] { return call_ != &call; });
   }
 
-  /// Before the serving thread is made.
+  /// Call it before the serving thread is created.
   void begin() {
     const std::lock_guard lock(mutex_);
     is_served_ = true;
   }
-  /// The serving thread, when it is awake.
+  /// The serving thread calls this when it is awake.
   void serve() {
     const std::lock_guard lock(mutex_);
     take();
   }
-  /// The serving thread, as the last thing.
+  /// The serving thread calls this as its last step.
   void end() {
     const std::lock_guard lock(mutex_);
     take();

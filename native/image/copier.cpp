@@ -18,8 +18,8 @@ using wire::PageState;
 namespace {
 
 Error copy_error(const char* what) {
-  // Our mapping of the parent's file ends in nothing: the file has shrunk. On hugetlbfs a page of the image
-  // that cannot be had looks the same.
+  // The parent's file has shrunk, so our mapping of it ends before the page. On hugetlbfs a page of the image
+  // that cannot be allocated looks the same.
   if (errno == EFAULT) return {ErrorCode::kRegionChanged, EFAULT, what};
   return system_error(what);
 }
@@ -31,9 +31,9 @@ ImageCopier::ImageCopier(ImageCore& core, ParentGuard& guard, InjectPoint claime
   if (core.process() != nullptr) process_bytes_.resize(kImageClusterBytes);
 }
 
-/// The first data in [page, end), an empty range at `end` if there is none; nullopt: the capture has failed.
-/// A page that was a hole when its file was looked through may have been written since, before the seal, so
-/// the kernel is asked about it; to ask for the end of the data as well would walk through all of it.
+/// The first data in [page, end), or an empty range at `end` if there is none. nullopt: the capture has
+/// failed. A page that was a hole when look_for_data was called may have been written before the seal, so
+/// this asks the kernel. Asking for the end of the data as well would walk through all of it.
 std::optional<ImageCopier::Data> ImageCopier::find_data(uint32_t region_index, uint64_t page, uint64_t end) {
   const ImageRegion& region = core_.regions()[region_index];
   if (region.had_data(page)) {
@@ -45,7 +45,7 @@ std::optional<ImageCopier::Data> ImageCopier::find_data(uint32_t region_index, u
     const auto own = find_own(region_index, page, end);
     if (!own) return std::nullopt;
     if (*own == page) return Data{page, page + 1};
-    end = *own;  // for data of the file there is no need to look further
+    end = *own;  // no need to search further for data of the file
   }
   off_t data;
   do {
@@ -65,7 +65,7 @@ std::optional<ImageCopier::Data> ImageCopier::find_data(uint32_t region_index, u
   return Data{first, std::min(first + 1, end)};
 }
 
-/// The first page in [page, end) of which the parent has a copy of its own, or `end`.
+/// The first page in [page, end) of which the parent has its own copy, or `end`.
 std::optional<uint64_t> ImageCopier::find_own(uint32_t region_index, uint64_t page, uint64_t end) {
   const uint64_t page_bytes = core_.regions()[region_index].page_bytes();
   uint64_t found = end;
@@ -105,8 +105,8 @@ bool ImageCopier::fill(uint32_t region_index, PageRun run) {
   return true;
 }
 
-/// As pwrite. System calls both ways, because the files are not ours alone: no signal may come of touching
-/// them.
+/// Like pwrite. Uses system calls for both directions, because other processes own the files too: touching
+/// the bytes must not raise a signal.
 ssize_t ImageCopier::move_bytes(uint32_t region_index, uint64_t offset_bytes, uint64_t length_bytes) {
   const ImageRegion& region = core_.regions()[region_index];
   const auto offset = static_cast<off_t>(offset_bytes);
@@ -119,13 +119,14 @@ ssize_t ImageCopier::move_bytes(uint32_t region_index, uint64_t offset_bytes, ui
     }
     return ::pwrite(region.image->fd(), part.data(), part.size(), offset);
   }
-  // A page that is written whole needs no zeros first; hugetlbfs cannot be written, so there it is touched.
+  // A page that is written whole need not be zeroed first. hugetlbfs cannot be written, so the page is
+  // touched there.
   return region.hugetlbfs
              ? ::pread(region.source->fd(), region.image->base() + offset_bytes, length_bytes, offset)
              : ::pwrite(region.image->fd(), region.source->base() + offset_bytes, length_bytes, offset);
 }
 
-/// A run of our own claims: bytes, then state.
+/// Publishes a run that this thread has claimed: bytes, then state.
 bool ImageCopier::copy(uint32_t region_index, PageRun run) {
   ImageRegion& region = core_.regions()[region_index];
   const PageKey key = page_key(region_index, run.first);
@@ -137,7 +138,7 @@ bool ImageCopier::copy(uint32_t region_index, PageRun run) {
     const ssize_t count = move_bytes(region_index, at, end - at);
     if (count < 0 && errno == EINTR) continue;
     if (count <= 0) {
-      // Whatever failed before stays the failure.
+      // An earlier error remains the failure.
       core_.fail(count == 0 ? Error{ErrorCode::kRegionChanged, 0, "copy into the image"}
                             : copy_error("copy into the image"));
       return false;

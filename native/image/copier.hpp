@@ -10,21 +10,21 @@ namespace vmigrate::pager {
 
 class ParentGuard;
 
-/// Brings pages from the parent's files into the image. Each thread has one of its own; a page is copied by
-/// whoever claims it.
+/// Copies pages from the parent's files into the image. Each thread has its own ImageCopier; the thread that
+/// claims a page copies it.
 class ImageCopier {
  public:
-  /// `claimed`: where tests may park this thread.
+  /// `claimed`: the injection point at which tests may park this thread.
   ImageCopier(ImageCore& core, ParentGuard& guard, wire::InjectPoint claimed);
 
-  /// Every page of the run that nobody has is brought here: holes become zero, the rest is claimed, copied
-  /// and published. Then the parent may write to all pages of the run that are here, and is woken for them.
-  /// Pages that the other thread has claimed are left to it. The run is no longer than kImageChunkBytes, or
-  /// one page. False: the capture has failed.
+  /// Brings every unclaimed page of the run into the image: holes become zero; the other pages are claimed,
+  /// copied and published. Then allows the parent to write to all pages of the run that are here, and wakes
+  /// it for them. Pages that the other thread has claimed are left to that thread. The run is no longer than
+  /// kImageChunkBytes, or one page. False: the capture has failed.
   bool fill(uint32_t region_index, PageRun run);
 
  private:
-  /// Pages with data, [first, end), after nothing but holes.
+  /// A range of pages with data, [first, end), that follows nothing but holes.
   struct Data {
     uint64_t first;
     uint64_t end;
@@ -38,7 +38,8 @@ class ImageCopier {
   ImageCore& core_;
   ParentGuard& guard_;
   const wire::InjectPoint claimed_point_;
-  std::vector<std::byte> process_bytes_;  ///< of one that is read, on the way to the image
+  std::vector<std::byte>
+      process_bytes_;  ///< bytes of a page that is read from the process, on the way to the image
 };
 
 }  // namespace vmigrate::pager

@@ -1,7 +1,7 @@
 #pragma once
 
-// What the threads of one capture share. The fault thread (faults.hpp) and the sweep (sweep.hpp) meet only
-// here; docs/PAGE_STATES.md, "Images", has the protocol between them.
+// State that the threads of one capture share. The fault thread (faults.hpp) and the sweep (sweep.hpp) meet
+// only here; docs/PAGE_STATES.md, "Images", describes the protocol between them.
 
 #include <atomic>
 #include <functional>
@@ -26,11 +26,12 @@ struct ImageRegion {
   std::unique_ptr<memory::PresenceMap> presence;
   bool hugetlbfs = false;
   bool is_in_process = false;  ///< `source` is an image that the parent maps copy-on-write
-  /// A bit for each page that held data when look_for_data was called; it has not become a hole since.
+  /// One bit for each page that held data when look_for_data was called. Such a page has not become a hole
+  /// since.
   std::vector<uint64_t> data;
   bool had_data(uint64_t page) const { return (data[page / 64] >> page % 64 & 1) != 0; }
   uint64_t page_bytes() const { return image->page_bytes(); }
-  /// The pages around `page` that are copied with it.
+  /// The pages around `page` that are copied together with it.
   PageRun cluster(PageIndex page) const;
   uint64_t pages_in(uint64_t bytes) const { return bytes > page_bytes() ? bytes / page_bytes() : 1; }
 };
@@ -59,19 +60,20 @@ class ImageCore {
   std::vector<ImageRegion>& regions() { return regions_; }
   const std::vector<RegionGeometry>& geometry() const { return geometry_; }
   bool resume() const { return config_.resume; }
-  /// Of the parent; there wherever a region is_in_process.
+  /// Reads the parent's process. Not nullptr if any region is_in_process.
   const ProcessMemory* process() const { return process_.get(); }
   uint64_t page_count() const { return page_count_; }
 
-  /// Before anything is copied: notes where the parent's files have data, which takes some 10 ms a GiB.
+  /// Call it before anything is copied. Records where the parent's files have data, which takes some 10 ms a
+  /// GiB.
   Status look_for_data();
 
-  /// Do the files still hold as much as has been copied into them? Somebody else may have cut or punched
-  /// them, and what they have lost would be zeros to clones that are let go.
+  /// Checks that the files still hold as much as has been copied into them. Another process may have cut or
+  /// punched them, and the lost pages would be zeros to clones that are released.
   Status check_image_files() const;
 
   // --- progress
-  /// Pages just became present or zero. Wakes both threads when they were the last.
+  /// Call it when pages have just become present or zero. Wakes both threads if they were the last pages.
   void add_present(uint64_t page_count);
   void add_zero(uint64_t page_count);
   bool all_done() const;
@@ -80,21 +82,22 @@ class ImageCore {
 
   // --- state
   ImageState state() const {
-    // A11 pairs with R11 in every change: what led to the state is visible to who sees it.
+    // A11 pairs with R11 in every change: what led to the state is visible to a thread that sees the state.
     return state_.load(std::memory_order_acquire);
   }
-  /// False, and nothing happens, if the state is not `from`.
+  /// Returns false and changes nothing if the state is not `from`.
   bool advance(ImageState from, ImageState to);
-  /// kArming, kArmed or kCopying -> kFailed; the first error stays.
+  /// kArming, kArmed or kCopying -> kFailed. The first error is kept.
   void fail(const Error& error);
   std::optional<Error> failure() const;
   void complete();
-  /// How the threads are to end before everything is done.
+  /// How the threads must end if they are stopped early: kLeave keeps the parent registered, kLetGo releases
+  /// it.
   enum class Stop : uint8_t { kNone = 0, kLeave, kLetGo };
   void request_stop(Stop stop);
   /// kFailed counts as kLetGo.
   Stop must_stop() const;
-  /// After the threads have ended.
+  /// Call it after the threads have ended.
   void finish_close();
   void begin_copying();
 
@@ -103,9 +106,9 @@ class ImageCore {
   FaultStats clone_stats;
   ImageCounters counters;
   WakeEvent fault_wake;
-  /// Faults that wait for a page which the sweep has claimed (F11, F12).
+  /// Number of faults that wait for a page which the sweep has claimed (F11, F12).
   std::atomic<size_t> wait_count{0};
-  /// False only while the sweep runs; its last store (R13).
+  /// False only while the sweep runs. It is the sweep's last store (R13).
   std::atomic<bool> sweep_ended{true};
 
  private:

@@ -16,7 +16,8 @@ using wire::PageState;
 
 namespace {
 
-/// What epoll knows of a descriptor: who has it, and which of the process's it is.
+/// The data that epoll holds for a descriptor: the index of its process, and the descriptor's number within
+/// it.
 constexpr uint64_t kWakeEvent = UINT64_MAX;
 constexpr size_t kEventsMax = 32;
 
@@ -24,7 +25,7 @@ constexpr uint64_t event_key(uint32_t faulter_index, uint32_t descriptor_index) 
   return uint64_t{faulter_index} << 32 | descriptor_index;
 }
 
-/// Visits each of the process's descriptors for faults once.
+/// Visits each fault descriptor of the process once.
 template <typename Visit>
 void each_descriptor(const VmMemory& memory, Visit visit) {
   for (uint32_t i = 0; i < memory.descriptors.size(); ++i) {
@@ -70,8 +71,8 @@ Status FaultThread::watch(uint32_t faulter_index) {
   return status;
 }
 
-/// Serves a clone from now on. Faults that an earlier process, or capture, had read and not answered are
-/// reported again.
+/// Serves a clone from now on. The kernel reports again the faults that an earlier process, or capture, had
+/// read and not answered.
 Status FaultThread::serve_clone(uint32_t faulter_index) {
   const VmMemory& clone = *faulters_[faulter_index].memory;
   for (const MappedRange& range : clone.ranges) {
@@ -81,7 +82,7 @@ Status FaultThread::serve_clone(uint32_t faulter_index) {
   return watch(faulter_index);
 }
 
-/// What epoll has already told of it comes to nothing.
+/// Stops reading the process's faults. Events that epoll has already returned for it have no effect.
 void FaultThread::unwatch(uint32_t faulter_index) {
   Faulter& faulter = faulters_[faulter_index];
   if (!std::exchange(faulter.is_watched, false)) return;
@@ -143,13 +144,13 @@ void FaultThread::run() {
     sleep_and_read();
   }
   if (core_.must_stop() == ImageCore::Stop::kLetGo) guard_.let_go();
-  // Who sees a capture complete sees its counters stand still.
+  // When a capture is seen complete, its counters no longer change.
   if (core_.state() != ImageState::kComplete)
     core_.counters.fault_cpu_ns.store(thread_cpu_ns(), std::memory_order_relaxed);
   commands_.end();
 }
 
-/// The sweep touches the parent until it has ended; nobody is let go before.
+/// The sweep touches the parent until it has ended, so no process is released before that.
 bool FaultThread::must_go_on() {
   const ImageCore::Stop stop = core_.must_stop();
   if (stop == ImageCore::Stop::kLeave) return false;
@@ -161,7 +162,7 @@ bool FaultThread::must_go_on() {
   return false;
 }
 
-/// Every page is in the image and this thread is the last: from here on the kernel serves everybody, with
+/// Every page is in the image and this thread is the last. From here on the kernel serves all processes, with
 /// zeros where the files have a hole.
 void FaultThread::finish() {
   inject_point(InjectPoint::kImageFinish);
@@ -178,12 +179,12 @@ void FaultThread::finish() {
   core_.complete();
 }
 
-/// Everything looked at is level-triggered, so nothing that came since the last look is missed.
+/// Everything polled here is level-triggered, so an event since the last look is not missed.
 void FaultThread::sleep_and_read() {
   core_.counters.fault_cpu_ns.store(thread_cpu_ns(), std::memory_order_relaxed);
   const bool is_full = wait_count_ + kImageFaultBatchMax > waits_.size();
   if (is_full || core_.must_stop() != ImageCore::Stop::kNone) {
-    // No fault may be read: the sweep says when that changes, or ends.
+    // No fault may be read. The sweep signals when that changes, or when it ends.
     pollfd wake{.fd = core_.fault_wake.fd(), .events = POLLIN, .revents = 0};
     if (::poll(&wake, 1, -1) > 0) core_.fault_wake.drain();
     commands_.serve();
@@ -202,7 +203,7 @@ void FaultThread::sleep_and_read() {
     if (wait_count_ + kImageFaultBatchMax > waits_.size()) break;
     read_faults(static_cast<uint32_t>(key >> 32), static_cast<uint32_t>(key));
   }
-  // Last: a call may take a process out that the events above name.
+  // This comes last, because a call may remove a process that the events above name.
   if (!is_woken) return;
   core_.fault_wake.drain();
   commands_.serve();
@@ -249,12 +250,12 @@ void FaultThread::read_faults(uint32_t faulter_index, uint32_t descriptor_index)
       serve(faulter_index, key, read_ns);
     }
   }
-  // Not ours to resolve.
+  // This address is not ours to resolve.
   if (!is_good)
     give_up_on(faulter_index, {ErrorCode::kInvalidArgument, 0, "fault outside the protected regions"});
 }
 
-/// A parent that waited in silence would hang; a clone harms itself alone.
+/// A parent that waits in silence would hang, so the capture fails. A clone harms only itself.
 void FaultThread::give_up_on(uint32_t faulter_index, const Error& error) {
   if (faulters_[faulter_index].is_parent) {
     core_.fail(error);
@@ -269,7 +270,7 @@ void FaultThread::serve(uint32_t faulter_index, PageKey key, uint64_t read_ns) {
   const PageIndex page = key_page(key);
   ImageRegion& region = core_.regions()[region_index];
   bool is_released = false;
-  // States move forward only, so this ends: absent may be lost to a claim of the sweep, or to zero.
+  // States only move forward, so this loop ends: an absent page may go to a claim of the sweep, or to zero.
   for (;;) {
     const PageState state = region.presence->state(page);
     switch (state) {
@@ -294,13 +295,13 @@ void FaultThread::serve(uint32_t faulter_index, PageKey key, uint64_t read_ns) {
   }
 }
 
-/// The sweep has the page; it lets the parent go on by itself, and tells us to look after everybody who waits
-/// here. False: the page has come meanwhile.
+/// The sweep has the page. It allows the parent's write by itself, and signals this thread to check all
+/// waiters here. False: the page has arrived meanwhile.
 bool FaultThread::wait_for_sweep(uint32_t faulter_index, PageKey key, uint64_t read_ns) {
   waits_[wait_count_++] = {faulter_index, key, read_ns};
   core_.wait_count.store(wait_count_, std::memory_order_relaxed);
   // F12 pairs with F11 in ImageCopier::copy: the wait counted before, the state looked at after. Either we
-  // see the page, or the sweep sees that somebody waits.
+  // see the page, or the sweep sees the wait.
   std::atomic_thread_fence(std::memory_order_seq_cst);
   if (core_.regions()[key_region(key)].presence->state(key_page(key)) == PageState::kClaimed) return true;
   core_.wait_count.store(--wait_count_, std::memory_order_relaxed);

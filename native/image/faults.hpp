@@ -14,26 +14,26 @@
 
 namespace vmigrate::pager {
 
-/// The thread that reads the faults of the parent and of all clones, and copies what they wait for. It alone
-/// touches clones. run() is its whole life; everything else here is called on it (by a CommandSlot), or while
-/// it does not exist.
+/// The thread that reads the faults of the parent and of all clones, and copies the pages they wait for. No
+/// other thread touches clones. run() is the thread's whole life. Everything else here is called on this
+/// thread (by a CommandSlot), or while it does not exist.
 class FaultThread {
  public:
   FaultThread(ImageCore& core, ParentGuard& guard);
-  /// Before run(), on any thread.
+  /// Call it before run(), on any thread.
   Status open();
   void run();
   CommandSlot& commands() { return commands_; }
 
-  /// From the next fault on nothing of the parent gets through before it is copied, and clones are served.
+  /// From the next fault on, every write of the parent waits until the page is copied, and clones are served.
   Status begin_copying();
   Status add_clone(const VmMemory& clone);
   void remove_clone(const VmMemory& clone);
 
  private:
-  /// A process whose faults are read here. Slots are used again; an index is what epoll knows.
+  /// A process whose faults are read here. Slots are reused; epoll knows a process by its index.
   struct Faulter {
-    const VmMemory* memory = nullptr;  ///< nullptr: free
+    const VmMemory* memory = nullptr;  ///< nullptr: the slot is free
     bool is_parent = false;
     bool is_watched = false;
   };

@@ -17,7 +17,8 @@ namespace {
 
 constexpr uint64_t kBitsPerWord = 64;
 
-/// The kernel answers EAGAIN while the parent's address space is being copied or moved, which is soon over.
+/// The kernel returns EAGAIN while the parent's address space is being copied or moved, which takes a short
+/// time.
 RangeOutcome write_protect(int uffd, HostAddr base, uint64_t length_bytes, bool protect) {
   for (;;) {
     const RangeOutcome result = uffd::write_protect_range(uffd, base, length_bytes, protect);
@@ -26,12 +27,12 @@ RangeOutcome write_protect(int uffd, HostAddr base, uint64_t length_bytes, bool 
   }
 }
 
-/// Unregisters and wakes one range. False: its process is gone.
+/// Unregisters one range and wakes its waiters. False: its process is gone.
 bool release_range(int uffd, const MappedRange& range) {
   for (uint64_t at = 0; at < range.length_bytes; at += kImagePieceBytes) {
     const uint64_t length_bytes = std::min(kImagePieceBytes, range.length_bytes - at);
-    // Clears the protection of what it takes out. It wakes for missing pages only, and before that: whoever
-    // waits is woken once more when nobody can begin to wait any longer.
+    // Unregistering clears the protection of the range. It wakes only waiters for missing pages, and before
+    // that. So all waiters are woken once more, when no thread can begin to wait any longer.
     if (uffd::unregister_range(uffd, range.base + at, length_bytes).outcome == Outcome::kGone) return false;
     if (uffd::wake_range(uffd, range.base + at, length_bytes).outcome == Outcome::kGone) return false;
   }
@@ -110,7 +111,7 @@ Status ParentGuard::protect_noted_in(size_t range_index) {
   const MappedRange& range = parent_->ranges[range_index];
   Notes& notes = notes_[range_index];
   const uint64_t gap = kImageGapBytes / kImageClusterBytes;
-  // Noted stretches and the short gaps between them become one call; what lies in a gap is protected already.
+  // Noted stretches and the short gaps between them become one call; the gaps are already protected.
   uint64_t begin = 0, end = 0;
   const auto flush = [&]() -> Status {
     if (begin == end) return ok();
@@ -122,8 +123,8 @@ Status ParentGuard::protect_noted_in(size_t range_index) {
   };
   for (size_t word = 0; word < notes.words.size(); ++word) {
     if (notes.words[word].load(std::memory_order_relaxed) == 0) continue;
-    // A15 pairs with R15 in let_write: the protection was taken off before the note that is taken out here,
-    // so the one put on below comes after it.
+    // A15 pairs with R15 in let_write: the protection was removed before the note that is cleared here was
+    // set, so the protection set below comes after it.
     uint64_t bits = notes.words[word].exchange(0, std::memory_order_acquire);
     for (; bits != 0; bits &= bits - 1) {
       const uint64_t cluster = word * kBitsPerWord + static_cast<uint64_t>(std::countr_zero(bits));
@@ -144,13 +145,14 @@ void ParentGuard::let_write(const MappedRange& range, HostAddr address) {
   const uint64_t cluster = (raw(address) - raw(range.base)) / notes.cluster_bytes;
   const uint64_t from = cluster * notes.cluster_bytes;
   unprotect(range, from, std::min(notes.cluster_bytes, range.length_bytes - from));
-  // R15 pairs with A15 in protect_noted_in. Noted before it is let through, the note could be taken out, and
-  // the cluster protected, in between: then it would be open without a note.
+  // R15 pairs with A15 in protect_noted_in. The write is allowed before it is noted. In the reverse order the
+  // note could be cleared and the cluster protected in between; the cluster would then be writable without a
+  // note.
   notes.words[cluster / kBitsPerWord].fetch_or(uint64_t{1} << cluster % kBitsPerWord,
                                                std::memory_order_release);
 }
 
-/// Wakes too.
+/// This call also wakes.
 void ParentGuard::unprotect(const MappedRange& range, uint64_t offset_bytes, uint64_t length_bytes) {
   const RangeOutcome result =
       write_protect(uffd_of(range), range.base + offset_bytes, length_bytes, /*protect=*/false);

@@ -10,31 +10,33 @@
 
 namespace vmigrate::pager {
 
-/// Holds the parent's writes back. Without a parent, or once its process is gone, every call does nothing:
-/// nobody writes any more.
+/// Holds the parent's writes back. Without a parent, or once its process is gone, every call does nothing,
+/// because no process writes any more.
 class ParentGuard {
  public:
-  /// Before the capture's threads.
+  /// Call it before the capture's threads start.
   explicit ParentGuard(ImageCore& core);
 
-  /// Registers every range for write-protection. Nothing is protected yet.
+  /// Registers every range for write-protection. Protects nothing yet.
   Status register_ranges();
-  /// Protects everything, kImagePieceBytes at a time. kClosed if the capture is to end.
+  /// Protects everything, kImagePieceBytes at a time. kClosed if the capture is being stopped.
   Status protect_all();
-  /// Protects again what was noted, and forgets it. While the parent runs, more may be noted meanwhile.
+  /// Protects again the clusters that were noted, and clears the notes. While the parent runs, it may write
+  /// more meanwhile.
   Status protect_noted();
-  /// Fault thread, before seal: the cluster around the address may be written from now on, and is noted.
+  /// Fault thread, before seal: allows writes to the cluster around the address, and notes the cluster.
   void let_write(const MappedRange& range, HostAddr address);
-  /// The pages are in the image: the parent may write to them, and whoever waits to do so is woken.
+  /// Call it when the pages are in the image: allows the parent to write to them, and wakes the threads that
+  /// wait to do so.
   void release(uint32_t region_index, PageRun run);
-  /// Makes every fault that somebody waits with be reported again.
+  /// Makes the kernel report every outstanding fault again.
   void wake_all();
-  /// Nothing is protected or registered after this, nobody waits. What is under way elsewhere comes to
-  /// nothing.
+  /// After this call nothing is protected or registered, and no thread of the parent waits. Calls that other
+  /// threads have under way have no effect.
   void let_go();
 
  private:
-  /// The clusters of one range that were written since they were protected, a bit each.
+  /// The clusters of one range that were written since they were protected, one bit each.
   struct Notes {
     uint64_t cluster_bytes;
     std::vector<std::atomic<uint64_t>> words;
@@ -47,7 +49,7 @@ class ParentGuard {
 
   ImageCore& core_;
   const VmMemory* const parent_;
-  std::vector<Notes> notes_;  ///< one a range
+  std::vector<Notes> notes_;  ///< one per range
   std::atomic<bool> is_gone_{false};
 };
 

@@ -13,7 +13,8 @@
 namespace vmigrate::pager {
 namespace {
 
-const Error kWrongState{ErrorCode::kInvalidArgument, 0, "call in this state of the capture"};
+const Error kWrongState{ErrorCode::kInvalidArgument, 0,
+                        "this call is not allowed in this state of the capture"};
 
 class CaptureThreads final : public ImageCapture {
  public:
@@ -28,7 +29,7 @@ class CaptureThreads final : public ImageCapture {
     const uint64_t begin_ns = now_ns(), begin_cpu_ns = thread_cpu_ns();
     if (core_->resume() || !core_->advance(ImageState::kIdle, ImageState::kArming)) return closed_or_wrong();
     if (auto status = arm_all(); !status) {
-      // Closed meanwhile: whatever stood in the way came of that.
+      // The capture was closed meanwhile, and that caused any error here.
       if (core_->must_stop() != ImageCore::Stop::kNone) return closed_or_wrong();
       core_->fail(status.error());
       if (!fault_thread_.joinable()) guard_.let_go();
@@ -60,7 +61,7 @@ class CaptureThreads final : public ImageCapture {
   Status sweep() override {
     const std::lock_guard lock(steps_mutex_);
     const ImageState state = core_->state();
-    // Parent and clones may have asked for every page.
+    // The parent and the clones may have asked for every page already.
     if (state == ImageState::kComplete || sweep_thread_.joinable()) return ok();
     if (state != ImageState::kCopying || core_->must_stop() != ImageCore::Stop::kNone)
       return closed_or_wrong();
@@ -110,11 +111,12 @@ class CaptureThreads final : public ImageCapture {
   Status arm_all() {
     if (auto status = core_->look_for_data(); !status) return status;
     if (auto status = guard_.register_ranges(); !status) return status;
-    // Before anything is protected: whoever writes to it from then on is answered.
+    // The fault thread runs before anything is protected, so that a write to a protected page is answered.
     start_faults();
     if (auto status = guard_.protect_all(); !status) return status;
-    // What was written while the rest was being protected, which is much; then what was written while that
-    // was being protected, which is less. The pause is left with what comes after.
+    // The first round protects what was written while everything was being protected, which is much. Each
+    // next round protects what was written during the round before, which is less. The rest is left to the
+    // pause.
     for (int round = 0; round < kImageArmRoundsMax; ++round) {
       const uint64_t before = core_->counters.rearmed_pages.load(std::memory_order_relaxed);
       if (auto status = guard_.protect_noted(); !status) return status;
@@ -124,7 +126,7 @@ class CaptureThreads final : public ImageCapture {
     return ok();
   }
 
-  /// On the thread of the faults: none is half way through being let in.
+  /// Runs on the fault thread, so that no fault is half way through let_write.
   template <typename Step>
   Status in_pause(std::atomic<uint64_t>& counter, Step step) {
     const uint64_t begin_ns = now_ns();
@@ -159,7 +161,7 @@ class CaptureThreads final : public ImageCapture {
       fault_thread_.join();
     } else if (!is_ended_ && core_->resume() && core_->state() == ImageState::kIdle &&
                stop == ImageCore::Stop::kLetGo) {
-      // Protected by an earlier process, and given up before it was taken up again.
+      // An earlier process protected the parent, and this capture is given up before it has resumed.
       guard_.let_go();
     }
     is_ended_ = true;
@@ -170,7 +172,7 @@ class CaptureThreads final : public ImageCapture {
   ParentGuard guard_;
   FaultThread faults_;
   SweepThread sweep_;
-  std::mutex steps_mutex_;  // arm, protect, seal, resume, and the end
+  std::mutex steps_mutex_;  // guards arm, protect, seal, resume, and the end
   std::thread fault_thread_;
   std::thread sweep_thread_;
   bool is_ended_ = false;

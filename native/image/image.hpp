@@ -15,57 +15,59 @@ namespace vmigrate::pager {
 
 ///   kIdle --arm--> kArming --> kArmed --seal--> kCopying --last page--> kComplete
 ///     `------------------------ resume ------------´
-/// Any of the middle ones may become kFailed; kClosed follows close and leave from all but the last two.
+/// Each state between kIdle and kComplete may change to kFailed. close and leave change every state to
+/// kClosed, except kComplete and kFailed.
 enum class ImageState : uint32_t {
   kIdle = 1,
-  kArming,    ///< the parent runs; its memory is being protected, what it writes is noted
-  kArmed,     ///< all of it was protected once
-  kCopying,   ///< the image's contents are fixed: what the parent held at seal
-  kComplete,  ///< every page is in the image; nobody is registered any more, threads have ended
-  kFailed,  ///< failure() says why. The parent was let go and runs on; clones wait for pages that are missing
+  kArming,    ///< the parent runs; its memory is being write-protected and its writes are recorded
+  kArmed,     ///< the first write-protect pass is complete
+  kCopying,   ///< the image's contents are fixed: the parent's memory at the time of seal
+  kComplete,  ///< every page is in the image; no process is registered any more, threads have ended
+  kFailed,    ///< failure() says why. The parent was released and runs on; clones wait for missing pages
   kClosed,
 };
 
 enum class Sweep : uint8_t { kAtOnce, kLater };
 
 struct ImageConfig {
-  /// Must outlive the capture. nullptr: nobody's writes have to be held back.
+  /// Must outlive the capture. nullptr: there is no process whose writes must be held back.
   const VmMemory* parent = nullptr;
   std::vector<RegionFileConfig> source;   ///< the parent's files
-  std::vector<TargetRegionConfig> image;  ///< as many, with the same lengths and page sizes
-  bool resume = false;                    ///< take presence maps over
-  std::function<void()> on_edge;          ///< as TargetSession::open's
+  std::vector<TargetRegionConfig> image;  ///< one per source file, with the same length and page size
+  bool resume = false;                    ///< take over the presence maps
+  std::function<void()> on_edge;          ///< as for TargetSession::open
 };
 
-/// Takes an image of a running VM and serves clones that run on it while it fills (docs/PAGE_STATES.md,
-/// "Images"). Owns its threads, one for faults and one that sweeps; they end when the image is complete.
-/// Thread-safe for its callers.
+/// Captures an image of a running VM, and serves the clones that run on the image while it fills
+/// (docs/PAGE_STATES.md, "Images"). It owns its threads: one for faults and one that sweeps. The threads end
+/// when the image is complete. Thread-safe for its callers.
 class ImageCapture {
  public:
   static Result<std::unique_ptr<ImageCapture>> open(ImageConfig config);
-  /// leave(), if nothing else was called before.
+  /// Calls leave() unless close or leave was called before.
   virtual ~ImageCapture() = default;
 
-  /// The parent runs: registers its ranges, protects them piece by piece, then once more what was written
-  /// meanwhile. Takes some 25 us a MiB. kUnsupported where the kernel cannot.
+  /// Call it while the parent runs. Registers the parent's ranges, write-protects them piece by piece, then
+  /// protects again the pages that were written meanwhile. Takes some 25 us a MiB. kUnsupported where the
+  /// kernel cannot do this.
   virtual Status arm() = 0;
-  /// The parent stands still: protects what was written since.
+  /// Call it while the parent is stopped. Protects the pages that were written since the last pass.
   virtual Status protect() = 0;
-  /// protect, and from there on no write of the parent gets through before its page is copied. With kLater
-  /// only what parent and clones ask for is copied until sweep() is called.
+  /// Like protect, and from here on each write of the parent waits until its page is copied. With kLater only
+  /// the pages that the parent and the clones ask for are copied until sweep() is called.
   virtual Status seal(Sweep when = Sweep::kAtOnce) = 0;
-  /// After seal, to copy the rest as well. Idempotent.
+  /// After seal: copies the remaining pages as well. Idempotent.
   virtual Status sweep() = 0;
-  /// With resume, from kIdle: what seal was followed by in an earlier process.
+  /// With the option `resume`, from kIdle: continues a capture that an earlier process sealed.
   virtual Status resume() = 0;
   /// `memory` must be complete, registered for missing and minor, map the image's regions in order, and
-  /// outlive its removal. After completion its ranges are unregistered at once.
+  /// outlive its removal. If the image is already complete, the ranges are unregistered at once.
   virtual Status add_clone(const VmMemory& memory) = 0;
-  /// After this its descriptors are not touched. Faults that it has wait.
+  /// After this call the clone's descriptors are not touched. Its outstanding faults keep waiting.
   virtual void remove_clone(const VmMemory& memory) = 0;
-  /// Ends the threads. Not yet complete: the parent is let go first. Idempotent.
+  /// Ends the threads. If the image is not complete, the parent is released first. Idempotent.
   virtual void close() = 0;
-  /// Ends the threads and lets nobody go: the next process resumes.
+  /// Ends the threads and releases no process, so that the next daemon can resume.
   virtual void leave() = 0;
 
   virtual ImageState state() const = 0;
@@ -73,7 +75,8 @@ class ImageCapture {
   virtual void counters(std::span<uint64_t, wire::kImageCounterCount> out) const = 0;
 };
 
-/// Unregisters every range of a VM, piece by piece, and wakes whoever waits. What is gone is as good.
+/// Unregisters every range of a VM piece by piece and wakes all waiters. A process that has exited needs no
+/// release.
 Status release_vm(const VmMemory& memory);
 
 }  // namespace vmigrate::pager

@@ -10,7 +10,8 @@ SweepThread::SweepThread(ImageCore& core, ParentGuard& guard)
     : core_(core), copier_(core, guard, wire::InjectPoint::kImageSweepClaimed) {}
 
 void SweepThread::run() {
-  // Behind the faults, before other work: the parent is degraded until this thread is through.
+  // Lower priority than the fault thread, higher than other work: the parent is degraded until this thread is
+  // done.
   set_up_thread("vmg-imgcopy", -5);
   for (uint32_t i = 0; i < core_.regions().size(); ++i) {
     if (!sweep_region(i)) break;
@@ -21,7 +22,7 @@ void SweepThread::run() {
   core_.fault_wake.signal();
 }
 
-/// Pages that are claimed by the other thread are in good hands: they are not looked at again.
+/// Pages that the other thread has claimed are left to that thread and not checked again.
 bool SweepThread::sweep_region(uint32_t region_index) {
   const ImageRegion& region = core_.regions()[region_index];
   const uint64_t page_count = region.presence->page_count();

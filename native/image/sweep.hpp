@@ -4,7 +4,8 @@
 
 namespace vmigrate::pager {
 
-/// The thread that copies whatever nobody has asked for, from front to back. run() is its whole life.
+/// The thread that copies the pages for which no process has asked, from front to back. run() is the thread's
+/// whole life.
 class SweepThread {
  public:
   SweepThread(ImageCore& core, ParentGuard& guard);

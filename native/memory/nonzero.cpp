@@ -1,4 +1,4 @@
-// Which pages hold anything, for files whose holes tell nothing.
+// Finds the pages that hold data, for files whose holes show nothing.
 
 #include <algorithm>
 #include <cstring>
@@ -12,7 +12,7 @@ namespace {
 
 constexpr uint64_t kWordsAtOnce = 64;
 
-/// Copying by system calls would cost more than looking.
+/// Copying by system calls would cost more than the comparison.
 bool all_zero(const std::byte* page, uint64_t length_bytes) {
   for (uint64_t at = 0; at < length_bytes; at += kWordsAtOnce * sizeof(uint64_t)) {
     uint64_t words[kWordsAtOnce];
@@ -28,7 +28,7 @@ struct Look {
   const std::byte* base;
   uint64_t page_bytes;
   uint64_t page_count;
-  uint64_t nonzero_bits;  ///< one a page
+  uint64_t nonzero_bits;  ///< one per page
 };
 
 void look(void* context) {

@@ -42,8 +42,8 @@ Result<std::unique_ptr<PresenceMap>> PresenceMap::create(const std::string& path
   if (!page_count_possible(page_count)) {
     return Error{ErrorCode::kInvalidArgument, 0, "presence map page count"};
   }
-  // A map left by a session that is over: another inode, so that nobody who may still have it mapped sees it
-  // change.
+  // A map of a finished session may exist. The new map gets another inode, so that a process which still has
+  // the old one mapped sees no change.
   if (::unlink(path.c_str()) != 0 && errno != ENOENT) return system_error("unlink old presence map");
   UniqueFd fd(::open(path.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600));
   if (!fd.valid()) return system_error("create presence map");
@@ -51,7 +51,8 @@ Result<std::unique_ptr<PresenceMap>> PresenceMap::create(const std::string& path
     ::unlink(path.c_str());
     return error;
   };
-  // Allocated, not sparse: a store through the mapping into a hole of a full file system would end in SIGBUS.
+  // Allocates the file instead of leaving it sparse: a store through the mapping into a hole of a full file
+  // system would end in SIGBUS.
   int rc;
   do {
     rc = ::posix_fallocate(fd.get(), 0, static_cast<off_t>(file_bytes(page_count)));
@@ -113,7 +114,7 @@ PresenceMap::~PresenceMap() {
 
 PageState PresenceMap::state(PageIndex page) const {
   VMG_CHECK(vmigrate::raw(page) < page_count_);
-  // A1 pairs with R1 in publish: the page's bytes are visible to whoever sees kPresent.
+  // A1 pairs with R1 in publish: the page's bytes are visible to a thread that sees kPresent.
   return static_cast<PageState>(states_[vmigrate::raw(page)].load(std::memory_order_acquire));
 }
 

@@ -13,8 +13,8 @@ namespace vmigrate::memory {
 
 using wire::PageState;
 
-/// Every move a page may make (docs/PAGE_STATES.md). kClaimed -> kAbsent is only for a claim whose fetch is
-/// over without bytes: unclaim, and reopen after the claiming process died.
+/// All allowed changes of a page's state (docs/PAGE_STATES.md). kClaimed -> kAbsent is allowed only for a
+/// claim whose fetch ended without bytes: by unclaim, and by reopen after the claiming process died.
 constexpr bool transition_allowed(PageState from, PageState to) {
   switch (from) {
     case PageState::kAbsent:
@@ -28,16 +28,16 @@ constexpr bool transition_allowed(PageState from, PageState to) {
   return false;
 }
 
-/// The state of every page of one region on this host, a byte a page, in a file beside the region so that it
-/// survives this process. docs/PAGE_STATES.md lists what each state allows and the ordering pairs.
-/// Thread-safe.
+/// The state of every page of one region on this host, one byte per page. It is kept in a file beside the
+/// region so that it survives this process. docs/PAGE_STATES.md lists what each state allows and the ordering
+/// pairs. Thread-safe.
 class PresenceMap {
  public:
-  /// New map: all pages kAbsent.
+  /// Creates a new map in which all pages are kAbsent.
   static Result<std::unique_ptr<PresenceMap>> create(const std::string& path, uint64_t page_count,
                                                      uint64_t page_bytes);
-  /// Map left by an earlier process: kClaimed becomes kAbsent (its fetch died with that process). kCorrupt on
-  /// any impossible header or state.
+  /// Opens the map of an earlier process. kClaimed becomes kAbsent, because its fetch died with that process.
+  /// kCorrupt on any impossible header or state.
   static Result<std::unique_ptr<PresenceMap>> reopen(const std::string& path, uint64_t page_count,
                                                      uint64_t page_bytes);
   ~PresenceMap();
@@ -47,16 +47,17 @@ class PresenceMap {
   uint64_t page_count() const { return page_count_; }
   /// Acquire: kPresent seen here means the page's bytes are visible. Pairs with publish.
   PageState state(PageIndex page) const;
-  /// kAbsent -> kClaimed, by exactly one caller. False: somebody else has it or it is there.
+  /// kAbsent -> kClaimed, by exactly one caller. False if another caller has claimed the page or the page is
+  /// already here.
   bool claim(PageIndex page);
-  /// Claims the longest run of absent pages starting at `first`, at most `count_max`.
+  /// Claims the longest run of absent pages that starts at `first`, at most `count_max` pages.
   uint64_t claim_run(PageIndex first, uint64_t count_max);
   /// kClaimed -> kPresent, release: the page's bytes are complete before its state says so. CHECKs that the
   /// page was claimed.
   void publish(PageRun run);
-  /// kAbsent -> kZero for a page known to be a hole at the source. False if it was not absent.
+  /// kAbsent -> kZero for a page that is known to be a hole at the source. False if the page was not absent.
   bool mark_zero(PageIndex page);
-  /// kClaimed -> kAbsent, only for a claim whose fetch is known to be over without bytes (the session was
+  /// kClaimed -> kAbsent, only for a claim whose fetch is known to have ended without bytes (the session was
   /// torn down before commit).
   void unclaim(PageRun run);
   /// First absent page at or after `from`; page_count() if none.

@@ -45,8 +45,7 @@ bool is_hugetlbfs(const struct statfs& fs) {
   return fs.f_type == HUGETLBFS_MAGIC;
 }
 
-/// On hugetlbfs the kernel's page is the only one there is; elsewhere a page of ours is a group of the
-/// kernel's.
+/// hugetlbfs has only the kernel's page size; elsewhere our page is a group of the kernel's pages.
 Status check_page_size(const struct statfs& fs, uint64_t page_bytes) {
   if (is_hugetlbfs(fs) && static_cast<uint64_t>(fs.f_bsize) != page_bytes) {
     return Error{ErrorCode::kInvalidArgument, 0, "region page size is not the hugetlbfs page size"};
@@ -69,8 +68,8 @@ Status Region::create_file(const std::string& path, uint64_t length_bytes, uint6
   auto fs = file_system_of(fd.get());
   if (!fs) return undo(fs.error());
   if (auto status = check_page_size(fs.value(), page_bytes); !status) return undo(status.error());
-  // A sparse tmpfs file reserves nothing, so this is a snapshot and no promise; later lack of room ends in
-  // kNoSpace at the transport. No block limit (f_blocks 0) means nothing to compare with.
+  // A sparse tmpfs file reserves nothing, so this check is a snapshot and no guarantee. A later lack of room
+  // gives kNoSpace at the transport. Without a block limit (f_blocks 0) there is nothing to compare with.
   const uint64_t block_bytes = static_cast<uint64_t>(fs.value().f_bsize);
   if (fs.value().f_blocks != 0 && fs.value().f_bavail < (length_bytes + block_bytes - 1) / block_bytes) {
     return undo(Error{ErrorCode::kNoSpace, ENOSPC, "region file system has too little room"});
@@ -95,7 +94,7 @@ Result<std::unique_ptr<Region>> Region::open(const std::string& path, uint64_t l
   if (!fd.valid()) return system_error("open region file");
   struct stat file {};
   if (::fstat(fd.get(), &file) != 0) return system_error("fstat region");
-  if (!S_ISREG(file.st_mode)) return Error{ErrorCode::kInvalidArgument, 0, "region is no regular file"};
+  if (!S_ISREG(file.st_mode)) return Error{ErrorCode::kInvalidArgument, 0, "region is not a regular file"};
   if (static_cast<uint64_t>(file.st_size) != length_bytes) {
     return Error{ErrorCode::kRegionChanged, 0, "region file has another length"};
   }
@@ -106,14 +105,14 @@ Result<std::unique_ptr<Region>> Region::open(const std::string& path, uint64_t l
   void* base =
       ::mmap(nullptr, length_bytes, writable ? PROT_READ | PROT_WRITE : PROT_READ, MAP_SHARED, fd.get(), 0);
   if (base == MAP_FAILED) {
-    // hugetlbfs reserves the whole mapping now: too few huge pages shows here.
+    // hugetlbfs reserves the whole mapping now, so a lack of huge pages shows here.
     if (errno == ENOMEM && is_hugetlbfs(fs.value())) {
       return Error{ErrorCode::kNoSpace, ENOMEM, "mmap region: too few huge pages"};
     }
     return system_error("mmap region");
   }
-  // Guest memory belongs neither into a core dump of the daemon nor into its children. Both are refinements:
-  // a refusal changes nothing here.
+  // Guest memory must be neither in a core dump of the daemon nor in its child processes. Both are
+  // refinements: if the kernel refuses, nothing changes here.
   (void)::madvise(base, length_bytes, MADV_DONTDUMP);
   (void)::madvise(base, length_bytes, MADV_DONTFORK);
   return std::unique_ptr<Region>(
@@ -139,7 +138,7 @@ Status Region::each_data_run(const std::function<void(PageRun)>& visit) const {
   auto fs = file_system_of(fd_.get());
   if (!fs) return fs.error();
   if (is_hugetlbfs(fs.value())) {
-    // Its SEEK_DATA knows no holes.
+    // SEEK_DATA of this file system knows no holes.
     visit(PageRun{PageIndex{0}, page_count()});
     return unchanged();
   }
@@ -150,8 +149,7 @@ Status Region::each_data_run(const std::function<void(PageRun)>& visit) const {
     const off_t data = ::lseek(fd_.get(), static_cast<off_t>(at_bytes), SEEK_DATA);
     if (data < 0) {
       if (errno == EINTR) continue;
-      if (errno == ENXIO)
-        break;  // nothing but a hole from here to the end, or the file has shrunk: looked at below
+      if (errno == ENXIO) break;  // only a hole from here to the end, or the file has shrunk: checked below
       return system_error("lseek SEEK_DATA region");
     }
     off_t hole;

@@ -15,15 +15,15 @@ namespace vmigrate::memory {
 enum class Mode { kReadOnly, kReadWrite };
 
 /// One region file (tmpfs or hugetlbfs) and our shared mapping of it. The mapping's bytes may be touched only
-/// through calls that cannot end in SIGBUS (system calls, and touch_guarded), because the file belongs to
-/// others too: it may shrink, and the file system may be full.
+/// through calls that cannot end in SIGBUS (system calls, and touch_guarded), because other processes own the
+/// file too: it may shrink, and the file system may be full.
 class Region {
  public:
-  /// Makes a new sparse file of exactly `length_bytes`; kAlreadyExists if there is one, kNoSpace if the file
-  /// system cannot hold it.
+  /// Creates a new sparse file of exactly `length_bytes`. kAlreadyExists if there is one, kNoSpace if the
+  /// file system cannot hold it.
   static Status create_file(const std::string& path, uint64_t length_bytes, uint64_t page_bytes);
-  /// Opens and maps. kRegionChanged if the file's length is not `length_bytes`; kInvalidArgument if length or
-  /// page size are impossible.
+  /// Opens and maps the file. kRegionChanged if its length is not `length_bytes`; kInvalidArgument if length
+  /// or page size are impossible.
   static Result<std::unique_ptr<Region>> open(const std::string& path, uint64_t length_bytes,
                                               uint64_t page_bytes, Mode mode);
   ~Region();
@@ -39,8 +39,8 @@ class Region {
   /// Calls `visit` with each run of pages that hold data (SEEK_DATA/SEEK_HOLE, widened to whole pages), in
   /// order. Does not touch the bytes.
   Status each_data_run(const std::function<void(PageRun)>& visit) const;
-  /// The same for those pages of `within` that hold a byte other than zero: reads them all, and holes would
-  /// not stay holes. kRegionChanged if the file has shrunk.
+  /// The same for the pages of `within` that hold a non-zero byte. It reads all pages of `within`, and holes
+  /// there do not stay holes. kRegionChanged if the file has shrunk.
   Status each_nonzero_run(PageRun within, const std::function<void(PageRun)>& visit) const;
 
  private:

@@ -10,11 +10,11 @@ struct RegionFileConfig {
   std::string path;
   uint64_t length_bytes = 0;
   uint64_t page_bytes = 0;
-  /// Mapped copy-on-write: what the guest writes stays in its process, and the file is never written by it.
+  /// Mapped copy-on-write: the guest's writes stay in its process and never reach the file.
   bool is_private = false;
 };
 
-/// A region that is filled while it is used: its file, and the file of its presence map.
+/// A region that is filled while it is in use: its file, and the file of its presence map.
 struct TargetRegionConfig {
   std::string path;
   std::string presence_path;

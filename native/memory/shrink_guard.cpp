@@ -1,5 +1,5 @@
-// Reading behind the end of a mapped file is a signal. The handler jumps back to who was about to read;
-// signals of everybody else go to whoever had them before.
+// Reading behind the end of a mapped file raises a signal. The handler jumps back to the code that was about
+// to read. Other signals go to the handler that was installed before.
 
 #include "memory/shrink_guard.hpp"
 
@@ -14,7 +14,7 @@ struct sigaction previous;
 
 void on_bus_error(int signal, siginfo_t*, void*) {
   if (way_back != nullptr) ::siglongjmp(*way_back, 1);
-  // Not ours. The instruction is tried again, and this time meets the action that was there before.
+  // This signal is not ours. The instruction runs again and then meets the action that was installed before.
   ::sigaction(signal, &previous, nullptr);
 }
 
@@ -33,10 +33,10 @@ bool touch_guarded(void (*touch)(void*), void* context) {
   sigset_t bus_error, before;
   ::sigemptyset(&bus_error);
   ::sigaddset(&bus_error, SIGBUS);
-  // Blocked, as in our threads, it would end the process.
+  // If this signal is blocked, as in our threads, it ends the process.
   ::pthread_sigmask(SIG_UNBLOCK, &bus_error, &before);
   sigjmp_buf here;
-  volatile bool whole = false;  // so that it is what it was when the handler comes back here
+  volatile bool whole = false;  // keeps its value when the handler jumps back here
   if (sigsetjmp(here, 1) == 0) {
     way_back = &here;
     touch(context);

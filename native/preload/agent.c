@@ -14,7 +14,7 @@ static int64_t now_ms(void) {
   return (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000;
 }
 
-/* Waits for `events` until the deadline; signals that QEMU takes on this thread do not end it early. */
+/* Waits for `events` until the deadline. Signals that QEMU takes on this thread do not end the wait early. */
 static bool wait_for(int connection, short events, int64_t deadline_ms) {
   for (;;) {
     int64_t left_ms = deadline_ms - now_ms();
@@ -51,7 +51,7 @@ static bool receive_ack(int connection, int64_t deadline_ms) {
     return false;
   }
   if (received != sizeof ack || ack.magic != VMG_PRELOAD_MAGIC || ack.op != VMG_PRELOAD_OP_ACK) {
-    vmg_complain("the agent's answer makes no sense");
+    vmg_complain("the agent's answer is invalid");
     return false;
   }
   if (ack.status != VMG_PRELOAD_STATUS_OK) vmg_complain("the agent refused");
@@ -67,7 +67,7 @@ static int connect_agent(const char* socket_path) {
     vmg_complain("socket: %s", strerror(errno));
     return -1;
   }
-  /* connect() to a full backlog blocks; this bounds it. */
+  /* connect() to a full backlog blocks; this timeout limits the wait. */
   struct timeval limit = {.tv_sec = VMG_AGENT_DEADLINE_MS / 1000};
   setsockopt(connection, SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof limit);
   int failed;

@@ -22,14 +22,14 @@ void vmg_complain(const char* format, ...) {
   if (written > 0)
     used += (size_t)written < sizeof line - used - 1 ? (size_t)written : sizeof line - used - 2;
   line[used++] = '\n';
-  /* A stderr that takes nothing leaves nobody to tell. */
+  /* If stderr cannot be written, the error cannot be reported anywhere else. */
   ssize_t ignored = write(STDERR_FILENO, line, used);
   (void)ignored;
   errno = saved_errno;
 }
 
-/* LD_PRELOAD entries may name us by the path we were loaded from, by another path to the same file, or by a
- * bare name that the loader searched. */
+/* An LD_PRELOAD entry may name this library by the path it was loaded from, by another path to the same file,
+ * or by a bare name that the loader searched. */
 static bool is_own_entry(const char* entry, const char* own_path) {
   if (strcmp(entry, own_path) == 0) return true;
   if (strchr(entry, '/') == NULL) {
@@ -41,8 +41,7 @@ static bool is_own_entry(const char* entry, const char* own_path) {
   return stat(entry, &a) == 0 && stat(own_path, &b) == 0 && a.st_dev == b.st_dev && a.st_ino == b.st_ino;
 }
 
-/* What QEMU starts must not be preloaded too; other people's entries are none of our business and stay, in
- * order. */
+/* QEMU's child processes must not be preloaded too. The entries of other libraries stay, in order. */
 static bool remove_own_preload_entry(void) {
   const char* value = getenv("LD_PRELOAD");
   Dl_info own;
@@ -84,8 +83,8 @@ static bool parse_sync_count(const char* text, unsigned* count) {
   return true;
 }
 
-/* Splits `list`, which it may write to, and keeps pointers into it. A bad list makes every shared file a
-   region: which files are meant is not known then, and none of them may be mapped unreported. */
+/* Splits `list` in place and keeps pointers into it. A bad list makes every shared file a region: the
+ * intended files are then unknown, and none of them may be mapped unreported. */
 static bool parse_files(char* list, struct vmg_config* config) {
   bool good = true;
   char* rest = NULL;
@@ -120,7 +119,7 @@ bool vmg_config_take(struct vmg_config* config) {
     good = false;
   }
   good = good && parse_sync_count(getenv(VMG_ENV_SYNC_FDS), &config->sync_descriptor_count);
-  /* The regions are parsed even when something else failed: their mapping must fail then, so they must be
+  /* The regions are parsed even if something else failed: their mapping must then fail, so they must be
    * known. */
   if (file_list != NULL)
     good = parse_files(file_list, config) && good;

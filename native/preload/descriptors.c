@@ -9,7 +9,7 @@
 
 #include "preload/preload.h"
 
-/* Newer than the headers of the oldest kernel we build on; the numbers are the kernel's ABI. */
+/* Newer than the headers of the oldest kernel that we build on. The numbers are the kernel's ABI. */
 #ifndef UFFD_FEATURE_WP_HUGETLBFS_SHMEM
 #define UFFD_FEATURE_WP_HUGETLBFS_SHMEM (1 << 12)
 #endif
@@ -25,14 +25,14 @@
 
 #define WRITE_PROTECT_FEATURES \
   (UFFD_FEATURE_PAGEFAULT_FLAG_WP | UFFD_FEATURE_WP_HUGETLBFS_SHMEM | UFFD_FEATURE_WP_UNPOPULATED)
-/* Without these two there is no post-copy. */
+/* Post-copy is impossible without these two. */
 #define SYNC_FEATURES_NEEDED (UFFD_FEATURE_MISSING_SHMEM | UFFD_FEATURE_MINOR_SHMEM)
 #define SYNC_FEATURES                                                                     \
   (SYNC_FEATURES_NEEDED | UFFD_FEATURE_MISSING_HUGETLBFS | UFFD_FEATURE_MINOR_HUGETLBFS | \
    UFFD_FEATURE_THREAD_ID | WRITE_PROTECT_FEATURES)
 #define ASYNC_FEATURES (UFFD_FEATURE_WP_ASYNC | WRITE_PROTECT_FEATURES)
 
-/* High enough that QEMU's numbers stay what they would be, low enough that the kernel's table of descriptors
+/* High enough that QEMU's descriptor numbers do not change, low enough that the kernel's table of descriptors
  * stays small. */
 #define HIGH_DESCRIPTOR 960
 #define DESCRIPTORS_OF_OURS (VMG_PRELOAD_DESCRIPTORS_MAX + 1)
@@ -65,8 +65,8 @@ static int open_userfaultfd(void) {
   return fd;
 }
 
-/* UFFDIO_API works once per descriptor and fixes its features: what the kernel has is asked on one that is
- * thrown away. */
+/* UFFDIO_API works once per descriptor and fixes its features. So the kernel's features are queried on a
+ * descriptor that is then closed. */
 static bool query_features(uint64_t* features) {
   int fd = open_userfaultfd();
   if (fd < 0) {

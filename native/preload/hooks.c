@@ -16,7 +16,7 @@ _Static_assert(sizeof(off_t) == 8 && sizeof(long) == 8,
 
 typedef void* (*mmap_function)(void*, size_t, int, int, int, off_t);
 
-/* Written by the constructor, before QEMU has a second thread, and by nobody else later. */
+/* Only the constructor writes these, before QEMU has a second thread. */
 static bool is_active;
 static mmap_function next_mmap;
 static struct vmg_config config;
@@ -24,8 +24,8 @@ static struct vmg_descriptors descriptors;
 static int agent_connection = -1;
 static pid_t own_pid;
 
-/* Identity of each region file as last seen: a file that is unlinked or renamed after that is still known.
-   Guarded by report_lock, as is the exchange with the agent. */
+/* Identity of each region file when last seen, so that a file that is unlinked or renamed later is still
+ * known. report_lock guards this and the exchange with the agent. */
 static struct {
   bool is_known;
   dev_t device;
@@ -34,15 +34,15 @@ static struct {
 static bool is_broken;
 static pthread_mutex_t report_lock = PTHREAD_MUTEX_INITIALIZER;
 
-/* dlsym may allocate and so map: until it has answered, and before the constructor, the way is the system
- * call. */
+/* dlsym may allocate and so call mmap. Until dlsym has returned, and before the constructor, the system call
+ * is used. */
 static void* map_through(void* address, size_t length, int protection, int flags, int fd, off_t offset) {
   if (next_mmap != NULL) return next_mmap(address, length, protection, flags, fd, offset);
   return (void*)syscall(SYS_mmap, address, length, protection, flags, fd, offset);
 }
 
 __attribute__((constructor)) static void start(void) {
-  /* Another interposer of mmap, if there is one, keeps its turn. */
+  /* If another library interposes mmap, it is still called. */
   next_mmap = (mmap_function)(size_t)dlsym(RTLD_NEXT, "mmap");
   if (getenv(VMG_ENV_SOCKET) == NULL) return;
   int saved_errno = errno;
@@ -76,8 +76,7 @@ static bool is_region(int fd, int flags, struct stat* file) {
   return false;
 }
 
-/* What is left at the address must be what was there before: nothing, or (MAP_FIXED) the caller's
- * reservation. */
+/* Restores the former state of the address range: nothing, or (MAP_FIXED) the caller's reservation. */
 static void take_back(void* mapping, size_t length, int flags) {
   if (flags & MAP_FIXED)
     map_through(mapping, length, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
@@ -105,7 +104,7 @@ static void* map_region(void* address, size_t length, int protection, int flags,
                                       .file_offset = (uint64_t)offset,
                                       .map_flags = (uint64_t)(unsigned)flags};
   if (vmg_agent_report(agent_connection, &report)) return mapping;
-  /* For good: an answer that comes too late would be taken for the answer to the next report. */
+  /* Broken for good: a late answer would be mistaken for the answer to the next report. */
   is_broken = true;
   take_back(mapping, length, flags);
   errno = EIO;
@@ -116,7 +115,7 @@ static void* map_hooked(void* address, size_t length, int protection, int flags,
   if (!is_active || fd < 0 || (flags & MAP_ANONYMOUS))
     return map_through(address, length, protection, flags, fd, offset);
   int saved_errno = errno;
-  /* Before the lock: in a forked child it may be held by a thread that does not exist there. */
+  /* Checked before the lock is taken: in a forked child a thread that does not exist there may hold it. */
   bool is_forked = getpid() != own_pid;
   if (!is_forked) pthread_mutex_lock(&report_lock);
   struct stat file;

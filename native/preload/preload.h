@@ -11,13 +11,13 @@
  *     | -- REGION ------------------------------> |  registers the range
  *     | <------------------ ACK ----------------- |  mmap returns only now
  *
- * Promises. A process without VMIGRATE_PRELOAD_SOCKET is not changed in any way. With it, a region file is
- * either mapped and known to the agent or not mapped at all: whatever fails here makes the mapping call fail.
- * Descriptors and connection stay open for the life of the process: were the last userfaultfd closed, the
+ * Guarantees. A process without VMIGRATE_PRELOAD_SOCKET is not changed in any way. With it, a region file is
+ * either mapped and known to the agent or not mapped at all: any failure here makes the mapping call fail.
+ * Descriptors and connection stay open for the life of the process. If the last userfaultfd were closed, the
  * kernel would answer the guest's faults with zeros.
  *
- * munmap and mremap are not hooked: QEMU keeps guest RAM where it is until it ends, and the agent learns of
- * that by end of file.
+ * munmap and mremap are not hooked: QEMU keeps guest RAM at its address until QEMU ends, and the agent
+ * notices that by end of file.
  */
 #ifndef VMG_PRELOAD_H
 #define VMG_PRELOAD_H
@@ -29,19 +29,19 @@
 
 #include "preload/wire_generated.h"
 
-/* Path of the agent's socket. Its presence is what switches the preload on. */
+/* Path of the agent's socket. The preload is active only if this variable is set. */
 #define VMG_ENV_SOCKET "VMIGRATE_PRELOAD_SOCKET"
 /* Absolute paths of the region files, separated by newlines. */
 #define VMG_ENV_FILES "VMIGRATE_PRELOAD_FILES"
 /* How many userfaultfds for missing, minor and write-protect faults; 1 if unset. */
 #define VMG_ENV_SYNC_FDS "VMIGRATE_PRELOAD_SYNC_FDS"
-/* "1": region files are mapped copy-on-write, whatever QEMU asks for. QEMU that believes its memory shared
-   leaves it out of its migration stream, and so a clone can be forked itself. */
+/* "1": region files are mapped copy-on-write, whatever QEMU asks for. QEMU then still believes that its
+ * memory is shared and leaves it out of its migration stream, so a clone can itself be forked. */
 #define VMG_ENV_PRIVATE "VMIGRATE_PRELOAD_PRIVATE"
 
-/* One slot is kept for the asynchronous write-protect descriptor. */
+/* One slot is reserved for the asynchronous write-protect descriptor. */
 #define VMG_SYNC_DESCRIPTORS_MAX (VMG_PRELOAD_DESCRIPTORS_MAX - 1)
-/* The agent's answer to one message; past it the mapping call fails. */
+/* Time limit of the agent's answer to one message. After that the mapping call fails. */
 #define VMG_AGENT_DEADLINE_MS 30000
 
 struct vmg_config {
@@ -59,26 +59,26 @@ struct vmg_descriptors {
   uint8_t kinds[VMG_PRELOAD_DESCRIPTORS_MAX];
 };
 
-/* One line on stderr, "vmigrate-preload: ...". Keeps errno. */
+/* Prints one line on stderr, "vmigrate-preload: ...". Keeps errno. */
 __attribute__((format(printf, 1, 2))) void vmg_complain(const char* format, ...);
 
-/* Reads our variables and then removes them, and our own entry of LD_PRELOAD, from the environment. The
-   strings of `config` live for ever. False: a variable makes no sense (said on stderr); the environment is
-   cleaned all the same. */
+/* Reads our variables, then removes them and our own entry of LD_PRELOAD from the environment. The strings of
+ * `config` live for ever. False: a variable is invalid (reported on stderr); the environment is cleaned all
+ * the same. */
 bool vmg_config_take(struct vmg_config* config);
 
-/* Opens the userfaultfds, close-on-exec, non-blocking, numbered above what QEMU uses. False: said on stderr,
- * nothing is left open. */
+/* Opens the userfaultfds, close-on-exec and non-blocking, with numbers above those that QEMU uses. False: the
+ * error was reported on stderr, and nothing is left open. */
 bool vmg_descriptors_open(unsigned sync_count, struct vmg_descriptors* descriptors);
 void vmg_descriptors_close(struct vmg_descriptors* descriptors);
 
-/* `fd` moved to a high number, close-on-exec; closes the old one. -1 with errno if there is no room (then
- * `fd` is closed too). */
+/* Moves `fd` to a high number, close-on-exec, and closes the old number. -1 with errno if there is no room
+ * (`fd` is then closed too). */
 int vmg_move_high(int fd);
 
-/* Connects, says hello, waits for the answer. The connection, or -1 (said on stderr). */
+/* Connects, sends the hello and waits for the answer. Returns the connection, or -1 (reported on stderr). */
 int vmg_agent_hello(const char* socket_path, const struct vmg_descriptors* descriptors);
-/* Reports one mapping and waits for the answer. False: refused, too late or broken (said on stderr). One
+/* Reports one mapping and waits for the answer. False: refused, too late or broken (reported on stderr). One
  * caller at a time. */
 bool vmg_agent_report(int connection, const struct vmg_preload_region* region);
 

@@ -15,11 +15,12 @@ namespace vmigrate::pager {
 namespace {
 
 constexpr uint64_t kOwnPageBytes = wire::kPageBytesMin;
-/// Of its own pages, kept at once.
+/// Bytes of the clone's own pages that are kept at once.
 constexpr uint64_t kKeepBytes = 256 << 10;
 constexpr const char* kUnfinished = ".part";
 
-/// The whole span or an error: what is read lies inside the file, unless somebody has made it shorter.
+/// Transfers the whole span or returns an error: the range lies inside the file, unless another process has
+/// shortened the file.
 Status read_file(int fd, uint64_t offset_bytes, std::span<std::byte> out, const char* what) {
   while (!out.empty()) {
     const ssize_t count = ::pread(fd, out.data(), out.size(), static_cast<off_t>(offset_bytes));
@@ -67,7 +68,7 @@ Result<std::unique_ptr<CloneRegion>> CloneRegion::open(const memory::Region& ima
   }
   const bool is_kept = region->stage_.load(std::memory_order_relaxed) == Stage::kKept;
   if (!is_kept && process == nullptr)
-    return Error{ErrorCode::kProcessGone, 0, "a clone's own pages are in no file, and it has ended"};
+    return Error{ErrorCode::kProcessGone, 0, "a clone exited and its own pages are in no file"};
   return region;
 }
 
@@ -122,14 +123,14 @@ Status CloneRegion::keep(const std::atomic<bool>& stop) {
   if (is_whole) status = write_file(fd.get(), image_.length_bytes(), std::as_bytes(std::span(own_)));
   if (is_whole && status) {
     own_fd_ = std::move(fd);
-    // R16 pairs with A16 in read: bytes and descriptor before the stage. And the stage before the name: who
-    // sees the file may end the process.
+    // R16 pairs with A16 in read: bytes and descriptor before the stage. And the stage before the name: a
+    // process that sees the file may end the clone's process.
     stage_.store(Stage::kKept, std::memory_order_release);
     if (::rename(unfinished.c_str(), own_path_.c_str()) != 0)
       status = system_error("rename a clone's own pages");
   }
   if (is_whole && status) return ok();
-  // Room that it has taken may be what is lacking; what it holds is of no use to the next daemon.
+  // The file itself may have used up the missing space, and its content is of no use to the next daemon.
   kept_pages_.store(0, std::memory_order_relaxed);
   (void)::unlink(unfinished.c_str());
   return status;
@@ -172,7 +173,7 @@ Status CloneRegion::each_used_run(const std::function<void(PageRun)>& visit) con
   return ok();
 }
 
-/// `visit` gets the bytes of each run, [begin, end), and may fail.
+/// Calls `visit` with the bytes of each run, [begin, end). `visit` may fail.
 template <typename Visit>
 Status CloneRegion::each_own_run(Stage stage, uint64_t offset_bytes, uint64_t length_bytes,
                                  Visit visit) const {
@@ -189,14 +190,14 @@ Status CloneRegion::each_own_run(Stage stage, uint64_t offset_bytes, uint64_t le
     }
   } walk{visit, offset_bytes, offset_bytes + length_bytes};
   if (stage == Stage::kUnknown) {
-    // One reference is all that is captured, so that nothing is allocated.
+    // Captures only one reference, so that nothing is allocated.
     const Status walked = process_->each_own_run(
         region_index_, first * kOwnPageBytes, (end - first) * kOwnPageBytes,
         [&walk](PageRun run) { walk.run(raw(run.first), raw(run.first) + run.count); });
     return walked ? walk.status : walked;
   }
   for (uint64_t page = first; page < end && walk.status;) {
-    // Clones leave most of their memory as it was.
+    // A clone leaves most of its memory unchanged.
     if (page % 64 == 0 && own_[page / 64] == 0) {
       page += 64;
       continue;
@@ -224,11 +225,11 @@ Status CloneRegion::read(uint64_t offset_bytes, std::span<std::byte> out) const 
                  page_key(region_index_, PageIndex{offset_bytes / kOwnPageBytes}));
     const Status status = read_in(stage, offset_bytes, out);
     if (stage == Stage::kKept) return status;
-    // Only now is it certain that the process has not been losing pages meanwhile: one that it has lost would
+    // Only now is it certain that the process was not losing pages meanwhile: a page that it had lost would
     // have been read from the image.
     const Status whole = process_->whole();
     if (whole) return status;
-    // Its pages were kept meanwhile, so that it might end.
+    // The clone's pages were kept meanwhile, so that its process may end.
     if (stage_.load(std::memory_order_acquire) == Stage::kKept) continue;  // A16
     lost_.store(true, std::memory_order_relaxed);
     return whole;
@@ -237,7 +238,7 @@ Status CloneRegion::read(uint64_t offset_bytes, std::span<std::byte> out) const 
 
 Status CloneRegion::read_in(Stage stage, uint64_t offset_bytes, std::span<std::byte> out) const {
   const int image = image_.fd();
-  uint64_t at = offset_bytes;  // up to here `out` is filled
+  uint64_t at = offset_bytes;  // `out` is filled up to here
   const auto rest = [&](uint64_t begin, uint64_t end) {
     return out.subspan(begin - offset_bytes, end - begin);
   };

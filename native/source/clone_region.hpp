@@ -16,35 +16,36 @@
 
 namespace vmigrate::pager {
 
-/// One region of a clone that stands still to leave this host. The pages that it has written are in its
-/// process; everything else is in the file of its image. Its own pages are copied to a file beside
-/// (docs/PAGE_STATES.md, "A clone that leaves"), after which the process is not needed any more.
+/// One region of a clone that is stopped to leave this host. The pages that the clone has written are in its
+/// process; everything else is in the file of its image. This class copies the clone's own pages to a file of
+/// their own (docs/PAGE_STATES.md, "A clone that leaves"). After that the process is not needed any more.
 ///
 ///   unknown ── look ──► known ── keep ──► kept
 class CloneRegion final : public transport::MemoryReader {
  public:
-  /// `image` and `process` outlive it. `resume`: pages kept by an earlier daemon are taken over; else what
-  /// lies at `own_path` goes. `process` may be nullptr where everything is kept; kProcessGone if it is not.
+  /// `image` and `process` must outlive the object. With `resume` the pages kept by an earlier daemon are
+  /// taken over; otherwise a file at `own_path` is removed. `process` may be nullptr if all pages are kept;
+  /// kProcessGone if they are not.
   static Result<std::unique_ptr<CloneRegion>> open(const memory::Region& image, uint32_t region_index,
                                                    const ProcessMemory* process, std::string own_path,
                                                    bool resume);
   ~CloneRegion() override = default;
 
-  // One thread, in this order; the process stands still from before `look` on.
+  // One thread calls these, in this order. The process is stopped from before `look` on.
   Status look();
-  /// Stops early, and keeps nothing, when `stop` is set. The process is read on if it fails.
+  /// Stops early and keeps nothing if `stop` is set. If it fails, the process is still read.
   Status keep(const std::atomic<bool>& stop);
-  /// Pages of the region with data: of its own, or of the image. After `look`.
+  /// Pages of the region that hold data, either the clone's own or the image's. Call it after `look`.
   Status each_used_run(const std::function<void(PageRun)>& visit) const;
-  /// Of 4 KiB.
+  /// Number of own pages, of 4 KiB.
   uint64_t own_pages() const { return own_pages_.load(std::memory_order_relaxed); }
   uint64_t kept_pages() const { return kept_pages_.load(std::memory_order_relaxed); }
 
   // Any thread.
   Status read(uint64_t offset_bytes, std::span<std::byte> out) const override;
-  /// The process has ended before its pages were kept: they are nowhere any more.
+  /// The process ended before its pages were kept, so the pages are lost.
   bool lost() const {
-    // Relaxed: the stage is final when a process that has ended can make a difference.
+    // Relaxed: the stage is final before the end of the process can make a difference.
     return lost_.load(std::memory_order_relaxed) && stage_.load(std::memory_order_relaxed) != Stage::kKept;
   }
 
@@ -56,7 +57,7 @@ class CloneRegion final : public transport::MemoryReader {
   Status copy_own(int fd, const std::atomic<bool>& stop);
   bool is_own(uint64_t page) const { return (own_[page / 64] >> page % 64 & 1) != 0; }
   uint64_t bits_bytes() const { return own_.size() * sizeof(uint64_t); }
-  /// Each run of own pages in [offset, offset + length).
+  /// Visits each run of own pages in [offset, offset + length).
   template <typename Visit>
   Status each_own_run(Stage stage, uint64_t offset_bytes, uint64_t length_bytes, Visit visit) const;
   Status read_in(Stage stage, uint64_t offset_bytes, std::span<std::byte> out) const;
@@ -66,8 +67,8 @@ class CloneRegion final : public transport::MemoryReader {
   const uint32_t region_index_;
   const ProcessMemory* const process_;
   const std::string own_path_;
-  std::vector<uint64_t> own_;  ///< a bit a page of 4 KiB; final from kKnown on
-  UniqueFd own_fd_;            ///< from kKept on: the pages where the region has them, then `own_`
+  std::vector<uint64_t> own_;  ///< one bit per page of 4 KiB; final from kKnown on
+  UniqueFd own_fd_;            ///< from kKept on: the pages at their offsets in the region, then `own_`
   std::atomic<Stage> stage_{Stage::kUnknown};
   std::atomic<uint64_t> own_pages_{0};
   std::atomic<uint64_t> kept_pages_{0};

@@ -24,7 +24,7 @@ Result<std::unique_ptr<DataMap>> DataMap::create(uint64_t page_count) {
   if (!fd.valid()) return system_error("memfd_create data map");
   if (::ftruncate(fd.get(), static_cast<off_t>(map->length_bytes_)) != 0)
     return system_error("ftruncate data map");
-  // Nobody can take the bytes away under a reader.
+  // Nobody can shrink the file under a reader.
   if (::fcntl(fd.get(), F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW) != 0) return system_error("seal data map");
   void* base = ::mmap(nullptr, map->length_bytes_, PROT_READ | PROT_WRITE, MAP_SHARED, fd.get(), 0);
   if (base == MAP_FAILED) return system_error("mmap data map");

@@ -14,25 +14,25 @@ namespace vmigrate::pager {
 /// may read. One thread writes (set, then finish); transports read at any time.
 class DataMap {
  public:
-  /// Not ready: no bits set.
+  /// Creates a map that is not ready and has no bits set.
   static Result<std::unique_ptr<DataMap>> create(uint64_t page_count);
   ~DataMap();
   DataMap(const DataMap&) = delete;
   DataMap& operator=(const DataMap&) = delete;
 
   void set(PageRun run);
-  /// The bits are final.
+  /// Declares the bits final.
   void finish(uint64_t data_page_count);
-  /// For ExposedSession::expose; its descriptor cannot be written through, whoever gets hold of it.
+  /// For ExposedSession::expose. Its descriptor cannot be written through by any process that gets it.
   transport::LocalMemory readable() const;
-  /// The same for a provider whose `expose` wants a mapping that may be written through (fills_holes).
+  /// The same for a provider whose `expose` needs a writable mapping (fills_holes).
   transport::LocalMemory pinnable() const;
 
  private:
   DataMap() = default;
   UniqueFd read_fd_;
   std::byte* base_ = nullptr;
-  /// What transports read through: a mapping of its own, so that nothing can write by it.
+  /// A separate read-only mapping for the transports, so that nothing can write through it.
   std::byte* read_base_ = nullptr;
   uint64_t length_bytes_ = 0;
   uint64_t page_count_ = 0;

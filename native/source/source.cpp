@@ -33,10 +33,10 @@ class ExposedSource final : public SourceSession {
   struct SourceRegion {
     std::unique_ptr<memory::Region> region;
     std::unique_ptr<DataMap> map;
-    /// Pages that were holes before exposing filled them; empty where it fills none. The VM may have written
-    /// to them since, so these are looked into when it has stopped.
+    /// Pages that were holes before `expose` filled them; empty if the provider does not fill holes. The VM
+    /// may have written to them since, so the scan reads these pages when the VM has stopped.
     std::vector<bool> filled_holes;
-    std::unique_ptr<CloneRegion> clone;  ///< nullptr: the file has all of the region
+    std::unique_ptr<CloneRegion> clone;  ///< nullptr: the file holds the whole region
   };
 
   Status open_process(const SourceCloneConfig& clone);
@@ -48,10 +48,10 @@ class ExposedSource final : public SourceSession {
   Status each_used_run(const SourceRegion& source, const std::function<void(PageRun)>& visit) const;
 
   transport::Listener& listener_;
-  std::unique_ptr<ProcessMemory> process_;  ///< of a clone that lives
+  std::unique_ptr<ProcessMemory> process_;  ///< of a clone whose process runs
   std::vector<SourceRegion> regions_;
   std::vector<SourceRegionKeys> keys_;
-  // After the regions: destroyed first, so that no provider thread touches unmapped memory.
+  // Declared after the regions, so it is destroyed first and no provider thread touches unmapped memory.
   std::unique_ptr<transport::ExposedSession> exposed_;
 
   mutable std::mutex mutex_;  // guards scan_begun_, failure_, scan_thread_
@@ -86,7 +86,7 @@ Result<std::unique_ptr<SourceSession>> ExposedSource::open(transport::Listener& 
   return std::unique_ptr<SourceSession>(std::move(session));
 }
 
-/// One that has just ended is known no more: what was kept of it may do.
+/// If the process has exited, use the pages saved earlier.
 Status ExposedSource::open_process(const SourceCloneConfig& clone) {
   if (clone.memory == nullptr) return ok();
   auto process = ProcessMemory::open(*clone.memory);
@@ -98,7 +98,7 @@ Status ExposedSource::open_process(const SourceCloneConfig& clone) {
 }
 
 Status ExposedSource::add_region(const SourceRegionConfig& config, const SourceCloneConfig* clone) {
-  // Nothing of a clone's is registered: no device can read what is in two places.
+  // No region of a clone is registered: a device cannot read memory that is in two places.
   const bool fills_holes = clone == nullptr && listener_.fills_holes();
   auto region = memory::Region::open(config.path, config.length_bytes, config.page_bytes,
                                      fills_holes ? memory::Mode::kReadWrite : memory::Mode::kReadOnly);
@@ -133,7 +133,7 @@ Status ExposedSource::add_region(const SourceRegionConfig& config, const SourceC
   return ok();
 }
 
-/// The VM runs: what it writes to meanwhile may be called a hole here, never the other way round.
+/// The VM still runs. A page that it writes meanwhile may be recorded here as a hole, never the reverse.
 Status ExposedSource::note_holes(SourceRegion& source) const {
   source.filled_holes.assign(source.region->page_count(), true);
   return source.region->each_data_run([&](PageRun run) {
@@ -143,7 +143,7 @@ Status ExposedSource::note_holes(SourceRegion& source) const {
 }
 
 ExposedSource::~ExposedSource() {
-  // Relaxed: only asks the scan to hurry; join orders the rest.
+  // Relaxed: it only asks the scan to hurry; join orders the rest.
   stop_.store(true, std::memory_order_relaxed);
   exposed_.reset();
   if (scan_thread_.joinable()) scan_thread_.join();
@@ -162,13 +162,13 @@ void ExposedSource::scan_all() {
   set_up_thread("vmg-scan", 0);
   bool goes_on = true;
   for (uint32_t i = 0; i < regions_.size() && goes_on; ++i) goes_on = scanned(scan_region(i));
-  // Only now: the target waits for the maps.
+  // The clones' pages are kept only now, because the target waits for the maps.
   for (uint32_t i = 0; i < regions_.size() && goes_on; ++i)
     if (regions_[i].clone) goes_on = scanned(regions_[i].clone->keep(stop_));
   scan_cpu_ns_.store(thread_cpu_ns(), std::memory_order_relaxed);
 }
 
-/// Whether there is a next region to go on with.
+/// Returns whether there is a next region to scan.
 bool ExposedSource::scanned(const Status& status) {
   if (!status) {
     const std::lock_guard lock(mutex_);
@@ -191,14 +191,15 @@ Status ExposedSource::scan_region(uint32_t region_index) {
   });
   if (!walked) return walked;
   if (stop_.load(std::memory_order_relaxed)) return ok();
-  // Counted before it is announced: a target that is through with the map may have its owner ask.
+  // Counted before the map is announced: when a target has read the map, its owner may ask for the counters.
   data_pages_.fetch_add(data_pages, std::memory_order_relaxed);
   zero_pages_.fetch_add(source.region->page_count() - data_pages, std::memory_order_relaxed);
   source.map->finish(data_pages);
   return ok();
 }
 
-/// Runs with data: those of the file, but of holes that exposing has filled only what the VM has written to.
+/// Visits the runs with data: the data runs of the file, and of the holes that exposing has filled only the
+/// pages that the VM has written to.
 Status ExposedSource::each_used_run(const SourceRegion& source,
                                     const std::function<void(PageRun)>& visit) const {
   if (source.clone) return source.clone->each_used_run(visit);
@@ -244,7 +245,7 @@ void ExposedSource::counters(std::span<uint64_t, wire::kSourceCounterCount> out)
 std::optional<Error> ExposedSource::failure() const {
   for (const SourceRegion& source : regions_)
     if (source.clone && source.clone->lost())
-      return Error{ErrorCode::kProcessGone, 0, "a clone has ended with pages of its own"};
+      return Error{ErrorCode::kProcessGone, 0, "a clone exited before its own pages were saved"};
   const std::lock_guard lock(mutex_);
   return failure_;
 }

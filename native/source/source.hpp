@@ -20,21 +20,21 @@ struct SourceRegionConfig {
   uint64_t page_bytes = 0;
 };
 
-/// The VM is a clone: the regions are files of its image, which it maps copy-on-write.
+/// The VM is a clone: its regions are the files of its image, mapped copy-on-write.
 struct SourceCloneConfig {
-  /// Valid as long as the session. nullptr: its process has ended.
+  /// Must outlive the session. nullptr: the clone's process has ended.
   const VmMemory* memory = nullptr;
-  /// Where its own pages are kept, one for each region.
+  /// Paths of the files that keep the clone's own pages, one per region.
   std::vector<std::string> own_paths;
-  /// It stands still, and an earlier daemon may have kept its pages.
+  /// The clone is stopped, and an earlier daemon may have kept its pages already.
   bool resume = false;
 };
 
-/// The source's side of one post-copy: exposes the regions read-only, with a data map for each
-/// (wire::DataMapHeader, then one bit a page). scan() is called when the VM has stopped: it looks through the
-/// files for holes on a thread of its own and sets each map's `ready` last; the pages that a clone has
-/// written are then copied to files, so that its process may end. Thread-safe. Destroying it closes the
-/// session's connections first.
+/// The source's side of one post-copy. It exposes the regions read-only, with a data map for each
+/// (wire::DataMapHeader, then one bit a page). Call scan() when the VM has stopped: a thread of its own
+/// searches the files for holes and sets each map's `ready` last. If the VM is a clone, that thread then
+/// copies the pages the clone has written to files, so that the clone's process may end. Thread-safe. The
+/// destructor closes the session's connections first.
 class SourceSession {
  public:
   static Result<std::unique_ptr<SourceSession>> open(transport::Listener& listener,
@@ -43,11 +43,11 @@ class SourceSession {
                                                      const SourceCloneConfig* clone = nullptr);
   virtual ~SourceSession() = default;
   virtual std::span<const SourceRegionKeys> keys() const = 0;
-  /// Idempotent. The VM must not run from here on until the session is closed.
+  /// Idempotent. The VM must not run from this call until the session is closed.
   virtual Status scan() = 0;
   /// Fills `out` in the order of wire::SourceCounter.
   virtual void counters(std::span<uint64_t, wire::kSourceCounterCount> out) const = 0;
-  /// First failure of the scan, if any; kProcessGone if a clone has ended before its pages were kept.
+  /// First failure of the scan, if any. kProcessGone if a clone's process ended before its pages were kept.
   virtual std::optional<Error> failure() const = 0;
 };
 

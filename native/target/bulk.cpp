@@ -7,7 +7,7 @@
 namespace vmigrate::pager {
 namespace {
 
-/// A limiter that has been idle may make up for this much time at once.
+/// A limiter that has been idle may catch up for this much time at once.
 constexpr uint64_t kBurstNs = 10'000'000;
 
 }  // namespace
@@ -20,10 +20,12 @@ BulkThread::BulkThread(TargetCore& core)
       prefetch_(core, maps_, rate_) {}
 
 void BulkThread::run() {
-  // Behind demand, before other work: the guest is degraded until this thread is through. Measured on two
-  // loaded cores, 256 MiB under random faults: +5 takes twice as long as -5, with no shorter waits.
+  // Lower priority than demand, higher than other work: the guest is degraded until this thread is done.
+  // Measured on two loaded cores, 256 MiB under random faults: +5 takes twice as long as -5, with no shorter
+  // waits.
   set_up_thread("vmg-bulk", -5);
-  // A page whose CONTINUE was put off is present but may have waiters: this thread stays until it is through.
+  // A page whose CONTINUE was deferred is present but may have waiters, so this thread stays until it is
+  // done.
   while (!core_.must_end() && !(core_.all_done() && publisher_.retry_count() == 0)) {
     bool worked = take_new_link();
     worked |= publisher_.retry_count() != 0 && publisher_.retry();
@@ -50,7 +52,7 @@ void BulkThread::drop_connection() {
 
 bool BulkThread::take_new_link() {
   if (core_.link_epoch() == link_.epoch) return false;
-  link_ = Link{};  // first: the old endpoint writes no more into pages that are fetched again
+  link_ = Link{};  // first: the old endpoint must not write into pages that are fetched again
   link_ = core_.take_link(Lane::kBulk);
   link_dropped_ = false;
   fetches_.rewind();
@@ -97,7 +99,7 @@ bool BulkThread::poll_completions() {
   return count != 0 || lost;
 }
 
-/// Puts the next fetch off until the bandwidth limit allows for this one.
+/// Delays the next fetch until the bandwidth limit has room for this one.
 void BulkThread::pace(uint64_t at_ns, uint64_t bytes) {
   const uint64_t rate = core_.options().bandwidth_bytes_per_s;
   if (rate == 0) return;
@@ -116,7 +118,7 @@ bool BulkThread::fetch(uint64_t at_ns) {
     }
     worked = maps_.due_ns() == UINT64_MAX;
   }
-  // Each fetch may put off two runs (Publisher::publish), so that many places stay free.
+  // Each fetch may defer two runs (Publisher::publish), so two free places are needed for each.
   while (fetches_.free_count() != 0 && !fetches_.has_unposted() &&
          publisher_.retry_count() + 2 * (fetches_.used_count() + 1) <= kRetriesMax &&
          fetches_.bytes() < prefetch_.in_flight_bytes_max(at_ns) && at_ns >= next_fetch_ns_) {
@@ -135,9 +137,9 @@ bool BulkThread::fetch(uint64_t at_ns) {
   return worked;
 }
 
-/// Descriptors are level-triggered; a fault that asks for more chunks needs no wake: it comes with a
-/// completion. `at_ns` is the time at which nothing was due: a limit that has passed since must end the sleep
-/// at once, not be overlooked.
+/// Descriptors are level-triggered. A fault that asks for more chunks needs no wake, because it comes with a
+/// completion. `at_ns` is the time at which nothing was due: if a limit has passed since, the sleep must end
+/// at once.
 void BulkThread::sleep(uint64_t at_ns) {
   core_.counters.bulk_cpu_ns.store(thread_cpu_ns(), std::memory_order_relaxed);
   uint64_t due_ns = UINT64_MAX;
@@ -148,7 +150,7 @@ void BulkThread::sleep(uint64_t at_ns) {
     due_ns = maps_.due_ns();
     if (next_fetch_ns_ > at_ns) due_ns = std::min(due_ns, next_fetch_ns_);
   }
-  // A new connection announces itself.
+  // connect() signals a new connection.
   if (publisher_.retry_count() != 0 || (connected() && fetches_.has_unposted()))
     due_ns = std::min(due_ns, at_ns + kRetryMs * 1'000'000u);
   timespec timeout{};

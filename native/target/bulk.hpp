@@ -11,8 +11,8 @@
 
 namespace vmigrate::pager {
 
-/// The thread that learns from the source which pages are holes and fetches the rest before anyone asks. It
-/// ends when every page is here. run() is its whole life.
+/// The thread that reads from the source which pages are holes, and fetches the other pages before a vCPU
+/// asks for them. run() is the thread's whole life; it ends when every page is here.
 class BulkThread {
  public:
   explicit BulkThread(TargetCore& core);
@@ -35,7 +35,7 @@ class BulkThread {
   Prefetch prefetch_;
   Link link_;
   bool link_dropped_ = false;
-  uint64_t next_fetch_ns_ = 0;  ///< not before, for the bandwidth limit
+  uint64_t next_fetch_ns_ = 0;  ///< earliest time of the next fetch, for the bandwidth limit
 };
 
 }  // namespace vmigrate::pager

@@ -75,7 +75,8 @@ void TargetCore::complete(uint64_t at_ns) {
 
 namespace {
 
-/// A key that cannot hold the region is a peer's mistake; refused here, it needs no look at each operation.
+/// A key that cannot hold the region is a peer's mistake. It is refused here, so that operations need no
+/// check.
 Status check_keys(const std::vector<TargetRegion>& regions, const std::vector<SourceRegionKeys>& keys) {
   if (keys.size() != regions.size()) return Error{ErrorCode::kProtocol, 0, "number of source keys"};
   for (size_t i = 0; i < keys.size(); ++i) {
@@ -149,7 +150,7 @@ Status TargetCore::begin() {
     return Error{state() == TargetState::kClosed ? ErrorCode::kClosed : ErrorCode::kInvalidArgument, 0,
                  "start in this state"};
   }
-  // A session taken over with every page here needs no source any more.
+  // If every page was here when the session took over, it no longer needs a source.
   if (link_epoch() == 0 && !all_done()) {
     return Error{ErrorCode::kInvalidArgument, 0, "start before connect"};
   }

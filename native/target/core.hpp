@@ -1,7 +1,7 @@
 #pragma once
 
-// What the threads of one target session share. The demand thread (demand.hpp) and the bulk thread (bulk.hpp)
-// meet only here; docs/PAGE_STATES.md has the protocol between them.
+// State that the threads of one target session share. The demand thread (demand.hpp) and the bulk thread
+// (bulk.hpp) meet only here; docs/PAGE_STATES.md describes the protocol between them.
 
 #include <atomic>
 #include <functional>
@@ -30,13 +30,13 @@ struct TargetRegion {
   bool hugetlbfs = false;
 };
 
-/// One thread's connection to the source. Owned by that thread once taken.
+/// One thread's connection to the source. The thread owns it once it has taken it.
 struct Link {
   std::unique_ptr<transport::Endpoint> endpoint;
   std::vector<SourceRegionKeys> keys;
-  std::vector<transport::LocalId> local;  ///< one a region
+  std::vector<transport::LocalId> local;  ///< one per region
   transport::LocalId map_buffer{};        ///< bulk only
-  uint64_t epoch = 0;                     ///< which connect() made it; 0: none yet
+  uint64_t epoch = 0;                     ///< number of the connect() that made it; 0: none yet
 };
 
 enum class Lane { kDemand, kBulk };
@@ -65,44 +65,45 @@ class TargetCore {
   const TargetOptions& options() const { return options_; }
   bool resume() const { return resume_; }
   uint64_t page_count() const { return page_count_; }
-  /// The mapped byte's region and page; nullopt if it lies in none of the VM's ranges.
+  /// The region and page of the mapped byte; nullopt if it lies in none of the VM's ranges.
   std::optional<PageKey> locate(uint32_t descriptor_index, HostAddr address) const;
 
   // --- progress
-  /// Pages just became present or zero. Wakes both threads when they were the last.
+  /// Call it when pages have just become present or zero. Wakes both threads if they were the last pages.
   void add_present(uint64_t page_count);
   void add_zero(uint64_t page_count);
   bool all_done() const;
   uint64_t pages_present() const { return pages_present_.load(std::memory_order_relaxed); }
   uint64_t pages_zero() const { return pages_zero_.load(std::memory_order_relaxed); }
 
-  // --- session state; the cold part takes a mutex
+  // --- session state; rare changes take a mutex
   TargetState state() const {
-    // A4 pairs with R4 in every change: what led to the state is visible to who sees it.
+    // A4 pairs with R4 in every change: what led to the state is visible to a thread that sees the state.
     return state_.load(std::memory_order_acquire);
   }
-  /// The threads go on while this is false.
+  /// The threads keep running while this is false.
   bool must_end() const;
   std::optional<Error> failure() const;
-  /// kFilling or kDisconnected -> kFailed; the first error stays.
+  /// kFilling or kDisconnected -> kFailed. The first error is kept.
   void fail(const Error& error);
-  /// kFilling -> kDisconnected, unless a newer connection is there already or nothing is left to fetch.
+  /// kFilling -> kDisconnected, unless there is a newer connection already or nothing is left to fetch.
   void report_disconnected(uint64_t epoch);
-  /// Serving thread: every range is unregistered.
+  /// Serving thread: call it after every range is unregistered.
   void complete(uint64_t at_ns);
   Status attach(SourceEndpoints endpoints);
   Status begin();
   /// Asks both threads to end.
   void request_stop();
-  /// After the threads have ended: drops connections nobody took; kClosed unless the session ended otherwise
-  /// before.
+  /// Call it after the threads have ended. Drops connections that no thread has taken. The state becomes
+  /// kClosed unless the session ended otherwise before.
   void finish_close();
 
   uint64_t link_epoch() const {
     // A5 pairs with R5 in attach: the link is in place before its number.
     return link_epoch_.load(std::memory_order_acquire);
   }
-  /// The newest link of a lane, for the thread that owns the lane; its old one may still be open.
+  /// Returns the newest link of a lane to the thread that owns the lane. The thread's old link may still be
+  /// open.
   Link take_link(Lane lane);
   void notify() { on_edge_(); }
 
@@ -113,14 +114,14 @@ class TargetCore {
   TargetCounters counters;
   WakeEvent demand_wake;
   WakeEvent bulk_wake;
-  /// Time of the latest fault; a hint for prefetch. Relaxed.
+  /// Time of the latest fault, a hint for prefetch. Relaxed.
   std::atomic<uint64_t> last_fault_ns{0};
   /// The demand thread has stopped reading faults until a wait is resolved (F3, F4).
   std::atomic<bool> reading_paused{false};
-  /// Set last by the bulk thread; from then on the demand thread is alone.
+  /// The bulk thread sets this last; from then on the demand thread is alone.
   std::atomic<bool> bulk_ended{false};
-  uint64_t start_ns = 0;  ///< written by begin before the threads exist
-  /// Where parts of a data map are read to; registered with every bulk endpoint.
+  uint64_t start_ns = 0;  ///< written by begin, before the threads exist
+  /// Buffer that parts of a data map are read into; registered with every bulk endpoint.
   std::vector<std::byte> map_buffer;
 
  private:

@@ -7,7 +7,7 @@ namespace vmigrate::pager {
 
 bool DataMapReader::step(Link& link, uint64_t at_ns) {
   if (finished() || in_flight_ || at_ns < due_ns_) return true;
-  // The first bits come with the header once more: only what is read after `ready` was seen is final.
+  // The header is read again together with the first bits: only bits read after `ready` was seen are final.
   head_bytes_ = header_seen_ && at_bytes_ != 0 ? 0 : wire::kDataMapHeaderBytes;
   part_bytes_ =
       header_seen_
@@ -44,7 +44,7 @@ bool DataMapReader::complete(const transport::Completion& completion) {
   return true;
 }
 
-/// False: nothing can be done with what follows.
+/// False: the bits that follow the header cannot be used, at least not yet.
 bool DataMapReader::take_header() {
   wire::DataMapHeader header{};
   std::memcpy(&header, core_.map_buffer.data(), sizeof(header));
@@ -75,7 +75,7 @@ void DataMapReader::take_bits() {
       if ((bits >> bit & 1) != 0) {
         ++data_pages_seen_;
       } else if (region.presence->mark_zero(PageIndex{first + bit})) {
-        // A fault that already waits for this page has claimed it: then it is fetched, as zeros.
+        // A fault that already waits for this page has claimed it; the page is then fetched, as zeros.
         ++zeroed;
       }
     }
@@ -97,7 +97,8 @@ void DataMapReader::rewind() {
   in_flight_ = false;
   ++generation_;
   due_ns_ = 0;
-  // The source may have been restarted and scan again; its bits are the same, for the VM has stopped there.
+  // The source may have been restarted and may scan again. Its bits are the same, because the VM has stopped
+  // there.
   header_seen_ = false;
   at_bytes_ = 0;
 }

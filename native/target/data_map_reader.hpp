@@ -7,25 +7,25 @@
 
 namespace vmigrate::pager {
 
-/// Reads the source's data maps over the bulk connection, region after region, and marks what they show as
-/// holes kZero. One operation at a time. Bulk thread.
+/// Reads the source's data maps over the bulk connection, one region after another, and marks the holes in
+/// them kZero. One operation at a time. Bulk thread.
 class DataMapReader {
  public:
   explicit DataMapReader(TargetCore& core) : core_(core) {}
 
-  /// Tags of its operations, apart from a FetchTable's.
+  /// Marks the tags of this reader's operations, so that they differ from a FetchTable's.
   static bool owns(uint64_t tag) { return (tag & kTagFlag) != 0; }
 
-  /// The region's holes are all marked: what is absent there is data.
+  /// True once all holes of the region are marked: its absent pages are data.
   bool known(uint32_t region_index) const { return region_index < region_index_; }
   bool finished() const { return region_index_ == core_.regions().size(); }
   /// Posts the next read if one is due. False: disconnected.
   bool step(Link& link, uint64_t at_ns);
-  /// When step wants to be called next; UINT64_MAX: not before a completion.
+  /// When step must be called next; UINT64_MAX: not before a completion.
   uint64_t due_ns() const { return finished() || in_flight_ ? UINT64_MAX : due_ns_; }
-  /// False: disconnected. Anything else that is wrong fails the session.
+  /// False: disconnected. Any other error fails the session.
   bool complete(const transport::Completion& completion);
-  /// The connection is gone: the read under way is posted again on the next one.
+  /// Call it when the connection is gone: the outstanding read is posted again on the next connection.
   void rewind();
 
  private:
@@ -36,13 +36,14 @@ class DataMapReader {
 
   TargetCore& core_;
   uint32_t region_index_ = 0;
-  bool header_seen_ = false;  // of this region, and it was ready; its count may have been read before that
+  bool header_seen_ =
+      false;  // this region's header was read and was ready; its count may have been read before that
   bool in_flight_ = false;
   uint64_t due_ns_ = 0;
   uint64_t generation_ = 0;
-  uint64_t at_bytes_ = 0;    // of the bits
-  uint32_t head_bytes_ = 0;  // of the header, under way
-  uint32_t part_bytes_ = 0;  // of the bits, under way
+  uint64_t at_bytes_ = 0;    // position in the bits
+  uint32_t head_bytes_ = 0;  // length of the outstanding read of the header
+  uint32_t part_bytes_ = 0;  // length of the outstanding read of the bits
   uint64_t data_pages_expected_ = 0;
   uint64_t data_pages_seen_ = 0;
 };

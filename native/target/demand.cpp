@@ -54,8 +54,8 @@ void DemandThread::watch_endpoint(bool watch) {
   endpoint_watched_ = watch;
 }
 
-/// A connection that is gone stays readable for ever, and stays gone: nothing looks at it again. Its fetches
-/// are posted anew when the next one comes, if one is needed.
+/// A broken connection stays readable for ever and never recovers, so it is no longer watched. Its fetches
+/// are posted again when the next connection comes, if one is needed.
 void DemandThread::drop_connection() {
   watch_endpoint(false);
   link_.endpoint.reset();
@@ -66,7 +66,7 @@ bool DemandThread::take_new_link() {
   if (core_.link_epoch() == link_.epoch) return false;
   watch_endpoint(false);
   const bool reconnected = link_.epoch != 0;
-  link_ = Link{};  // first: the old endpoint writes no more into pages that are fetched again
+  link_ = Link{};  // first: the old endpoint must not write into pages that are fetched again
   link_ = core_.take_link(Lane::kDemand);
   fetches_.rewind();
   watch_endpoint(true);
@@ -111,7 +111,7 @@ void DemandThread::post() {
   if (!fetches_.post(link_)) drop_connection();
 }
 
-/// How many faults may be read without overflowing any table, whatever they turn out to be.
+/// How many faults may be read without overflowing any table, whatever kind they are.
 bool DemandThread::room_for_faults(size_t& count_max) const {
   const size_t waits = core_.waits.count();
   const size_t fetch_room = fetches_.free_count();
@@ -143,7 +143,7 @@ bool DemandThread::read_faults() {
     for (size_t fault = 0; fault < read.count; ++fault) {
       const auto key = core_.locate(index, faults[fault].address);
       if (!key || faults[fault].is_write_protect) {
-        // Not ours to resolve, and ignored it would hang a vCPU in silence.
+        // This address is not ours to resolve, and ignoring it would hang a vCPU in silence.
         core_.fail({ErrorCode::kInvalidArgument, 0, "fault outside the registered regions"});
         return true;
       }
@@ -161,8 +161,8 @@ void DemandThread::serve(PageKey key, uint64_t read_ns) {
   const PageIndex page = key_page(key);
   memory::PresenceMap& presence = *core_.regions()[region_index].presence;
   core_.recent_faults.push(key);
-  // States move forward only, so this ends: absent may be lost to another claim or to zero, claimed to
-  // present.
+  // States only move forward, so this loop ends: an absent page may go to another claim or to zero, a claimed
+  // page to present.
   for (;;) {
     switch (presence.state(page)) {
       case PageState::kPresent:
@@ -188,13 +188,14 @@ void DemandThread::serve(PageKey key, uint64_t read_ns) {
 }
 
 /// Another fetch has the page: its publisher continues and wakes. False: the page has become present
-/// meanwhile and the wait is the caller's again.
+/// meanwhile, and the caller must handle the wait.
 bool DemandThread::wait_for_claim(PageKey key, uint64_t read_ns) {
   core_.waits.insert(key, read_ns);
   // F2 pairs with F1 in Publisher::account: the wait stored before, the state looked at after.
   std::atomic_thread_fence(std::memory_order_seq_cst);
   if (core_.regions()[key_region(key)].presence->state(key_page(key)) == PageState::kClaimed) return true;
-  // Whoever takes the wait out answers for it. If the publisher has, it did so after its CONTINUE.
+  // The thread that removes the wait must answer it. If the publisher removed it, it did so after its
+  // CONTINUE.
   bool taken = false;
   core_.waits.resolve(key, key + 1, [&](uint64_t) { taken = true; });
   return !taken;

@@ -12,11 +12,12 @@
 namespace vmigrate::pager {
 
 /// The thread that reads the VM's faults, fetches pages that a vCPU waits for, and at the end unregisters the
-/// ranges. It alone reads the userfaultfds. run() is its whole life; the object dies after it.
+/// ranges. No other thread reads the userfaultfds. run() is the thread's whole life; the object dies after
+/// it.
 class DemandThread {
  public:
   explicit DemandThread(TargetCore& core);
-  /// Before run(), on any thread.
+  /// Call it before run(), on any thread.
   Status open();
   void run();
 
@@ -42,17 +43,17 @@ class DemandThread {
   FetchTable fetches_;
   Link link_;
   std::vector<uint32_t> descriptors_;  ///< indices of the userfaultfds to read
-  size_t first_descriptor_ = 0;        ///< read first next time, so that none starves another
+  size_t first_descriptor_ = 0;        ///< read first next time, so that no descriptor starves another
   UniqueFd epoll_;
   bool endpoint_watched_ = false;
   bool reading_paused_ = false;
 
-  // Busy polling: how long to look for work before sleeping. Grows while looking pays, shrinks while it does
-  // not.
+  // Busy polling: how long to look for work before sleeping. The time grows while polling finds work and
+  // shrinks while it does not.
   uint64_t spin_ns_ = kSpinNsMin;
   static constexpr uint64_t kSpinNsMin = 2'000;
   static constexpr uint64_t kSpinNsMax = 100'000;
-  AdaptiveSpin device_spin_;  ///< while a device has a READ of ours
+  AdaptiveSpin device_spin_;  ///< used while a device has a READ of ours
   static constexpr int kPollsPerLook = 8;
 };
 

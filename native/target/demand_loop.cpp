@@ -1,4 +1,4 @@
-// The demand thread's life: loop, sleep, end. What it does with a fault is in demand.cpp.
+// The demand thread's loop, its sleep and its end. demand.cpp handles the faults.
 
 #include <sched.h>
 #include <sys/epoll.h>
@@ -12,7 +12,7 @@ namespace vmigrate::pager {
 void DemandThread::run() {
   set_up_thread("vmg-demand", -10);
   if (core_.resume()) {
-    // Faults that an earlier process had read and not answered are reported again.
+    // Makes the kernel report again the faults that an earlier process had read and not answered.
     for (const MappedRange& range : core_.vm().ranges) {
       const auto result = uffd::wake_range(core_.vm().descriptors[range.descriptor_index].fd.get(),
                                            range.base, range.length_bytes);
@@ -35,7 +35,7 @@ void DemandThread::run() {
     worked |= publisher_.retry_count() != 0 && publisher_.retry();
     worked |= poll_completions();
     worked |= read_faults();
-    // What the transport would not take before, whatever it was that made it say so.
+    // Posts again the operations that the transport did not accept before, whatever the reason.
     if (fetches_.has_unposted()) post();
     const uint64_t at_ns = now_ns();
     if (worked) {
@@ -54,7 +54,7 @@ void DemandThread::run() {
     }
     if (at_ns - last_work_ns < (may_spin() ? spin_ns_ : kSpinNsMin)) {
       spun = true;
-      // Two cores may be all there are, and what we look for may need this one.
+      // There may be only two cores, and the work that we look for may need this one.
       ::sched_yield();
       continue;
     }
@@ -67,8 +67,8 @@ void DemandThread::run() {
   core_.counters.demand_cpu_ns.store(thread_cpu_ns(), std::memory_order_relaxed);
 }
 
-/// Asks the device a few times: that costs nothing beside looking for the faults of other vCPUs, a system
-/// call.
+/// Polls the device a few times. That costs little compared with looking for the faults of other vCPUs, which
+/// is a system call.
 bool DemandThread::poll_some() {
   for (int i = 0; i < kPollsPerLook; ++i) {
     if (poll_completions()) return true;
@@ -76,14 +76,14 @@ bool DemandThread::poll_some() {
   return false;
 }
 
-/// Everything looked at is level-triggered, so nothing that came since the last look is missed.
+/// Everything polled here is level-triggered, so an event since the last look is not missed.
 void DemandThread::sleep() {
   core_.counters.demand_cpu_ns.store(thread_cpu_ns(), std::memory_order_relaxed);
   size_t room = 0;
   pause_reading(!room_for_faults(room));
   if (link_.endpoint) link_.endpoint->set_polled(false);
   std::array<epoll_event, 4> events;
-  // A new connection announces itself.
+  // connect() signals a new connection.
   const bool posts_soon = connected() && fetches_.has_unposted();
   const int timeout_ms = publisher_.retry_count() != 0 || posts_soon ? kRetryMs : -1;
   const int count = ::epoll_wait(epoll_.get(), events.data(), events.size(), timeout_ms);
@@ -96,8 +96,8 @@ void DemandThread::sleep() {
 void DemandThread::pause_reading(bool paused) {
   if (paused) {
     // F4 pairs with F3 in Publisher::account: the flag set before, the count looked at after. Either we see
-    // the room or the bulk thread sees the flag. The fetches and retries that make room otherwise are this
-    // thread's own.
+    // the room or the bulk thread sees the flag. The fetches and retries that could also make room belong to
+    // this thread.
     core_.reading_paused.store(true, std::memory_order_relaxed);
     std::atomic_thread_fence(std::memory_order_seq_cst);
     size_t room = 0;
@@ -124,14 +124,14 @@ void DemandThread::finish() {
     if (unregistered.outcome != uffd::Outcome::kDone) {
       return core_.fail(uffd::call_error(unregistered.system_errno, "UFFDIO_UNREGISTER"));
     }
-    // Unregistering wakes before it takes the range out; a vCPU that begins to wait in between is woken here.
+    // Unregistering wakes before it removes the range; this wakes a vCPU that begins to wait in between.
     const auto woken = uffd::wake_range(uffd, range.base, range.length_bytes);
     if (woken.outcome != uffd::Outcome::kDone) {
       return core_.fail(uffd::call_error(woken.system_errno, "UFFDIO_WAKE"));
     }
   }
   link_ = Link{};
-  // One that neither thread has come to take: all was here before it was needed.
+  // A connection may be left that neither thread has taken, because all pages were here before it was needed.
   for (const Lane lane : {Lane::kDemand, Lane::kBulk}) (void)core_.take_link(lane);
   core_.counters.demand_cpu_ns.store(thread_cpu_ns(), std::memory_order_relaxed);
   core_.complete(now_ns());

@@ -9,8 +9,8 @@
 
 namespace vmigrate::pager {
 
-/// Pages that have faulted lately, from the demand thread to the bulk thread. A hint: when the reader is
-/// slow, old entries are overwritten and lost.
+/// Pages that have faulted lately, passed from the demand thread to the bulk thread. They are hints: if the
+/// reader is slow, old entries are overwritten and lost.
 class FaultRing {
  public:
   /// Demand thread.
@@ -21,20 +21,20 @@ class FaultRing {
     head_.store(head + 1, std::memory_order_release);
   }
 
-  /// Bulk thread. 0: nothing new.
+  /// Bulk thread. Returns 0 if there is nothing new.
   PageKey pop() {
     // A3 pairs with R3 in push.
     const uint64_t head = head_.load(std::memory_order_acquire);
     if (tail_ == head) return 0;
     if (head - tail_ > kRecentFaultsMax) tail_ = head - kRecentFaultsMax;
-    // May be a newer entry than the one meant: still a page that faulted.
+    // The entry may be newer than the intended one, but it is still a page that faulted.
     return entries_[tail_++ % kRecentFaultsMax].load(std::memory_order_relaxed);
   }
 
  private:
   std::array<std::atomic<PageKey>, kRecentFaultsMax> entries_{};
   std::atomic<uint64_t> head_{0};
-  uint64_t tail_ = 0;  // bulk thread's
+  uint64_t tail_ = 0;  // used by the bulk thread only
 };
 
 }  // namespace vmigrate::pager

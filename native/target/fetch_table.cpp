@@ -23,7 +23,7 @@ Error error_of(const transport::Completion& completion) {
     case OpResult::kNoSpace:
       return {ErrorCode::kNoSpace, system_errno, "region file system is full"};
     case OpResult::kIoError:
-      // The source answers so when its file has shrunk under it.
+      // The source answers with this result when its file has shrunk.
       return {ErrorCode::kRegionChanged, system_errno, "source cannot read its region"};
     default:
       return {ErrorCode::kProtocol, system_errno, "source refused a read"};
@@ -57,7 +57,7 @@ bool FetchTable::post(Link& link) {
     std::array<transport::Operation, kPostBatchMax> batch;
     std::array<uint16_t, kPostBatchMax> batch_slot;
     size_t count = 0;
-    // The batch follows the queue; a fetch's later parts come before the next fetch.
+    // The batch follows the order of the queue: the later parts of a fetch come before the next fetch.
     for (size_t i = 0; i < queue_count_ && count < batch.size(); ++i) {
       const uint16_t slot = queue_[(queue_head_ + i) % kSlotsMax];
       const Fetch& fetch = slots_[slot];
@@ -104,7 +104,7 @@ FetchTable::Completed FetchTable::complete(const transport::Completion& completi
   if (slot >= kSlotsMax || !slots_[slot].in_use || completion.tag != tag_of(slot, slots_[slot].generation) ||
       slots_[slot].operations_in_flight == 0) {
     return {.progress = Progress::kFailed,
-            .error = {ErrorCode::kProtocol, 0, "completion of an operation that is not under way"}};
+            .error = {ErrorCode::kProtocol, 0, "completion of an operation that is not outstanding"}};
   }
   Fetch& fetch = slots_[slot];
   if (completion.result == transport::OpResult::kDisconnected) return {.progress = Progress::kDisconnected};

@@ -10,20 +10,21 @@
 
 namespace vmigrate::pager {
 
-/// A claimed run on its way from the source. Pages larger than one transfer need several operations.
+/// A claimed run that is being fetched from the source. Pages larger than one transfer need several
+/// operations.
 struct Fetch {
   uint32_t region_index = 0;
   PageRun run;
   uint64_t length_bytes = 0;
   uint64_t posted_bytes = 0;
   uint32_t operations_in_flight = 0;
-  uint32_t generation = 0;  ///< of the slot; a completion must carry the same
+  uint32_t generation = 0;  ///< of the slot; a completion must carry the same number
   bool in_use = false;
 };
 
-/// The fetches of one lane, from claim to publish: fixed slots, posted in the order in which they were
-/// started. Owned by the lane's thread. A claimed page is always in exactly one slot of one lane, or claimed
-/// by a dead process.
+/// The fetches of one lane, from claim to publish. Slots are fixed and posted in the order in which they were
+/// started. The lane's thread owns the table. A claimed page is always in exactly one slot of one lane, or
+/// was claimed by a process that is dead.
 class FetchTable {
  public:
   FetchTable(TargetCore& core, std::atomic<uint64_t>& bytes_counter, size_t capacity)
@@ -31,25 +32,25 @@ class FetchTable {
 
   size_t free_count() const { return capacity_ - used_count_; }
   size_t used_count() const { return used_count_; }
-  /// Bytes of all fetches in the table.
+  /// Number of bytes of all fetches in the table.
   uint64_t bytes() const { return bytes_; }
-  /// The run is claimed by the caller. There must be a free slot.
+  /// The caller has claimed the run. There must be a free slot.
   void start(uint32_t region_index, PageRun run);
-  /// Hands to the endpoint what it takes. False: disconnected.
+  /// Posts as many operations as the endpoint accepts. False: disconnected.
   bool post(Link& link);
   bool has_unposted() const { return queue_count_ != 0; }
 
   enum class Progress { kMore, kFinished, kDisconnected, kFailed };
   struct Completed {
     Progress progress;
-    size_t slot = 0;  ///< kFinished: every byte is here; get, publish, then release it
-    Error error{};    ///< kFailed
+    size_t slot = 0;  ///< kFinished: every byte is here; call get, publish, then release it
+    Error error{};    ///< set for kFailed
   };
   Completed complete(const transport::Completion& completion);
   const Fetch& get(size_t slot) const { return slots_[slot]; }
   void release(size_t slot);
-  /// The connection is gone, and its endpoint destroyed: nothing writes into the runs any more. All is posted
-  /// again on the next one.
+  /// Call it when the connection is gone and its endpoint is destroyed, so that nothing writes into the runs
+  /// any more. All operations are posted again on the next connection.
   void rewind();
 
  private:
@@ -64,7 +65,7 @@ class FetchTable {
   std::array<Fetch, kSlotsMax> slots_;
   size_t used_count_ = 0;
   uint64_t bytes_ = 0;
-  // Slots with bytes not yet posted, a ring.
+  // Ring of the slots that have bytes not yet posted.
   std::array<uint16_t, kSlotsMax> queue_{};
   size_t queue_head_ = 0;
   size_t queue_count_ = 0;

@@ -1,4 +1,4 @@
-// Opening a target session: files, presence maps, and whether the VM's mappings cover them.
+// Opens a target session: opens files and presence maps, and checks that the VM's mappings cover them.
 
 #include <linux/magic.h>
 #include <sys/vfs.h>

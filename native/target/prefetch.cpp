@@ -29,22 +29,22 @@ uint64_t Prefetch::in_flight_bytes_max(uint64_t at_ns) const {
 std::optional<Prefetch::Claimed> Prefetch::claim_next(uint64_t at_ns) {
   while (const PageKey fault = core_.recent_faults.pop()) follow(fault);
   if (busy(at_ns)) chunk_bytes_ = chunk_bytes_busy();
-  // Four make what may be under way, so that the link is never without a request.
+  // Four chunks fill the limit of outstanding bytes, so that the link is never without a request.
   const uint64_t limit_bytes =
       std::min<uint64_t>(in_flight_bytes_max(at_ns) / 4, core_.options().prefetch_bytes_max);
   chunk_bytes_ = std::min(chunk_bytes_, limit_bytes);
   auto claimed = claim_from_streams(chunk_bytes_);
   if (!claimed) claimed = claim_from_sweep(chunk_bytes_);
   if (claimed) {
-    chunk_bytes_ *= 2;  // while it stays quiet
+    chunk_bytes_ *= 2;  // while no fault comes
     inject_point(wire::InjectPoint::kTargetPrefetchClaimed,
                  page_key(claimed->region_index, claimed->run.first));
   }
   return claimed;
 }
 
-/// A fault near where a stream stands is that stream going on; any other begins one in place of the one
-/// longest unused.
+/// A fault near the position of a stream continues that stream. Any other fault starts a stream in place of
+/// the one that was unused longest.
 void Prefetch::follow(PageKey fault) {
   const uint32_t region_index = key_region(fault);
   const uint64_t page = raw(key_page(fault));

@@ -12,9 +12,9 @@
 
 namespace vmigrate::pager {
 
-/// Decides what bulk fetches next: ahead of recent faults, then from the lowest absent page on; small pieces
-/// while vCPUs fault, so that a fault on a page that bulk has claimed waits for little else. Bulk thread;
-/// posts nothing.
+/// Decides what bulk fetches next: pages ahead of recent faults, then upwards from the lowest absent page. It
+/// chooses small pieces while vCPUs fault, so that a fault on a page that bulk has claimed waits for little
+/// else. Bulk thread; posts nothing.
 class Prefetch {
  public:
   Prefetch(TargetCore& core, const DataMapReader& maps, const ServiceRate& rate);
@@ -23,13 +23,13 @@ class Prefetch {
     uint32_t region_index;
     PageRun run;
   };
-  /// A run that is now claimed; nullopt when nothing known to be data is absent.
+  /// Claims a run and returns it; nullopt if no page that is known to be data is absent.
   std::optional<Claimed> claim_next(uint64_t at_ns);
-  /// How much may be under way at once just now.
+  /// How many bytes may be outstanding at once just now.
   uint64_t in_flight_bytes_max(uint64_t at_ns) const;
 
  private:
-  /// A place where the guest faulted, and how far to fetch on from there.
+  /// A place where the guest faulted, and how far to fetch ahead from there.
   struct Stream {
     uint32_t region_index = 0;
     uint64_t next_page = 0;
@@ -51,7 +51,8 @@ class Prefetch {
   const ServiceRate& rate_;
   std::array<Stream, kStreamsMax> streams_{};
   uint64_t stream_uses_ = 0;
-  std::vector<uint64_t> sweep_page_;  // one a region: nothing absent below, for states only move forward
+  std::vector<uint64_t>
+      sweep_page_;  // one per region: no page below it is absent, because states only move forward
   uint64_t chunk_bytes_ = kChunkBytesBusy;
 };
 

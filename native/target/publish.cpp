@@ -15,8 +15,8 @@ using uffd::RangeOutcome;
 
 namespace {
 
-/// What CONTINUE and ZEROPAGE map at once, and stop at. A page of ours may be many of these: a VM that
-/// discards one of them leaves the others mapped.
+/// The unit in which CONTINUE and ZEROPAGE map and stop. One of our pages may hold many of them: if a VM
+/// discards one, the others stay mapped.
 uint64_t kernel_page_bytes(const TargetRegion& region) {
   return region.hugetlbfs ? region.region->page_bytes() : wire::kPageBytesMin;
 }
@@ -45,7 +45,7 @@ void Publisher::wake(const Piece& piece) {
 }
 
 void Publisher::defer(uint32_t region_index, PageRun run) {
-  // Both threads start nothing new that could end here while the list is nearly full (limits.hpp).
+  // Neither thread starts anything that could end here while the list is nearly full (limits.hpp).
   VMG_CHECK(retry_count_ < retries_.size());
   retries_[retry_count_++] = {region_index, run};
 }
@@ -59,7 +59,7 @@ bool Publisher::retry() {
   return moved;
 }
 
-/// False: put off, or the session has failed.
+/// False: deferred, or the session has failed.
 bool Publisher::continue_run(uint32_t region_index, PageRun run, OnHole on_hole) {
   const TargetRegion& region = core_.regions()[region_index];
   const uint64_t page_bytes = region.region->page_bytes();
@@ -74,13 +74,13 @@ bool Publisher::continue_run(uint32_t region_index, PageRun run, OnHole on_hole)
         case Outcome::kDone:
           return true;
         case Outcome::kExists:
-          // Mapped by the other thread a moment ago, or through a second mapping of the region: whoever waits
-          // may have missed that wake.
+          // Mapped by the other thread a moment ago, or through a second mapping of the region. A waiter may
+          // have missed that wake.
           wake(stopper);
           at += step_bytes;
           break;
         case Outcome::kNoPage:
-          // The VM discarded the page under us.
+          // The VM discarded the page meanwhile.
           if (on_hole == OnHole::kWake) {
             wake(stopper);
           } else if (!zero_piece(region_index, raw(first) * page_bytes + at, stopper, step_bytes)) {
@@ -126,7 +126,7 @@ void Publisher::publish(uint32_t region_index, PageRun run) {
   const PageKey first = page_key(region_index, run.first);
   const PageKey wanted = run.count == 1 ? 0 : core_.waits.find(first, first + run.count);
   if (wanted > first) {
-    // From the awaited page to the end, then what lies before it: nothing is continued twice.
+    // From the awaited page to the end, then the part before it: no page is continued twice.
     const uint64_t before = wanted - first;
     continue_run(region_index, PageRun{key_page(wanted), run.count - before}, OnHole::kWake);
     continue_run(region_index, PageRun{run.first, before}, OnHole::kWake);
@@ -140,7 +140,8 @@ void Publisher::serve_present(uint32_t region_index, PageIndex page) {
   continue_run(region_index, PageRun{page, 1}, OnHole::kZero);
 }
 
-/// No zero page on hugetlbfs: an allocated page is zeroed by the kernel, an existing one is left as it is.
+/// hugetlbfs has no zero page: the kernel zeroes a page when it allocates it, and leaves an existing page as
+/// it is.
 bool Publisher::allocate_huge_page(const TargetRegion& region, uint64_t offset_bytes) {
   int rc;
   do {
@@ -153,8 +154,9 @@ bool Publisher::allocate_huge_page(const TargetRegion& region, uint64_t offset_b
   return false;
 }
 
-/// Maps zeros, or what has come into the page cache meanwhile, to the first `needed_bytes` of the piece, and
-/// to the rest as far as that goes without a second call. False: put off, or the session has failed.
+/// Maps zeros, or the bytes that have reached the page cache meanwhile, to the first `needed_bytes` of the
+/// piece, and to the rest as far as possible without a second call. False: deferred, or the session has
+/// failed.
 bool Publisher::zero_piece(uint32_t region_index, uint64_t offset_bytes, const Piece& piece,
                            uint64_t needed_bytes) {
   const TargetRegion& region = core_.regions()[region_index];
@@ -168,19 +170,19 @@ bool Publisher::zero_piece(uint32_t region_index, uint64_t offset_bytes, const P
       at += zeroed.done_bytes;
       if (zeroed.outcome == Outcome::kDone || at >= needed_bytes) return true;
       if (zeroed.outcome == Outcome::kAgain) {
-        // Asking the kernel to report the fault again costs no place in a list.
+        // Making the kernel report the fault again needs no place in the list.
         wake(Piece{piece.uffd, piece.base + at, step_bytes});
         return false;
       }
       if (zeroed.outcome != Outcome::kExists) {
-        // tmpfs says ENOMEM when its size limit is reached.
+        // tmpfs returns ENOMEM when its size limit is reached.
         core_.fail(zeroed.outcome == Outcome::kNoMemory
                        ? Error{ErrorCode::kNoSpace, zeroed.system_errno, "UFFDIO_ZEROPAGE"}
                        : uffd::call_error(zeroed.system_errno, "UFFDIO_ZEROPAGE"));
         return false;
       }
     }
-    // In the page cache, mapped or not; and where an RDMA device has filled the file, its neighbours are,
+    // The page is in the page cache, mapped or not. If an RDMA device has filled the file, its neighbours are
     // too.
     inject_point(wire::InjectPoint::kTargetBeforePublish,
                  page_key(region_index, PageIndex{(offset_bytes + at) / region.region->page_bytes()}));
@@ -191,7 +193,7 @@ bool Publisher::zero_piece(uint32_t region_index, uint64_t offset_bytes, const P
       case Outcome::kDone:
       case Outcome::kExists:
       case Outcome::kNoPage:
-        // Mapped, or discarded again, a moment ago: the waiter looks once more.
+        // The page was mapped, or discarded again, a moment ago: the waiter must fault again.
         wake(Piece{piece.uffd, piece.base + at, step_bytes});
         break;
       case Outcome::kAgain:
@@ -215,7 +217,7 @@ void Publisher::serve_zero(uint32_t region_index, PageIndex page) {
          region.presence->state(PageIndex{raw(page) + count}) == wire::PageState::kZero) {
     ++count;
   }
-  // The page that faulted; its neighbours may wait for their own faults.
+  // The page that faulted. Its neighbours may wait for their own faults.
   each_piece(region, PageRun{page, count}, [&](const Piece& piece, PageIndex first) {
     return zero_piece(region_index, raw(first) * page_bytes, piece, first == page ? page_bytes : 0);
   });

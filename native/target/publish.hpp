@@ -8,21 +8,21 @@
 
 namespace vmigrate::pager {
 
-/// Makes pages visible to the VM and wakes its waiters. Each thread has one of its own; the two may work on
-/// the same page at once (docs/PAGE_STATES.md, "No wake is lost").
+/// Makes pages visible to the VM and wakes their waiters. Each thread has its own Publisher; the two may work
+/// on the same page at once (docs/PAGE_STATES.md, "No wake is lost").
 class Publisher {
  public:
   explicit Publisher(TargetCore& core) : core_(core) {}
 
-  /// The run's bytes are complete and its pages claimed by the caller: state, then CONTINUE, then wake and
-  /// account. Where one of its pages is waited for, that page goes first.
+  /// The run's bytes must be complete and its pages claimed by the caller. Changes the state, then calls
+  /// CONTINUE, then wakes and accounts. If a vCPU waits for one of the pages, that page goes first.
   void publish(uint32_t region_index, PageRun run);
-  /// A fault on a page that is present: maps it; a page whose bytes the VM itself has discarded since becomes
-  /// zeros.
+  /// Handles a fault on a present page: maps the page. If the VM itself has discarded the page's bytes since,
+  /// the page becomes zeros.
   void serve_present(uint32_t region_index, PageIndex page);
-  /// A fault on a page that is a hole at the source, with the zero pages that follow it.
+  /// Handles a fault on a page that is a hole at the source, together with the zero pages that follow it.
   void serve_zero(uint32_t region_index, PageIndex page);
-  /// Whose CONTINUE met EAGAIN. True if any moved on.
+  /// Retries the runs whose CONTINUE returned EAGAIN. True if any of them made progress.
   bool retry();
   size_t retry_count() const { return retry_count_; }
 
@@ -39,8 +39,8 @@ class Publisher {
   };
   template <typename Visit>
   bool each_piece(const TargetRegion& region, PageRun run, Visit visit);
-  /// What becomes of a page that is present and has no bytes, because the VM has discarded it. kWake: whoever
-  /// waits faults again, and that fault is served with kZero.
+  /// Handles a page that is present but has no bytes because the VM has discarded it. kWake: the waiter
+  /// faults again, and that fault is served with kZero.
   enum class OnHole : uint8_t { kWake = 1, kZero };
   bool continue_run(uint32_t region_index, PageRun run, OnHole on_hole);
   bool allocate_huge_page(const TargetRegion& region, uint64_t offset_bytes);

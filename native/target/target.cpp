@@ -82,7 +82,7 @@ class TargetThreads final : public TargetSession {
   std::unique_ptr<TargetCore> core_;
   DemandThread demand_;
   BulkThread bulk_;
-  std::mutex threads_mutex_;  // start and close
+  std::mutex threads_mutex_;  // guards start and close
   std::thread demand_thread_;
   std::thread bulk_thread_;
 };

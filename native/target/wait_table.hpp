@@ -9,18 +9,18 @@
 
 namespace vmigrate::pager {
 
-/// Faults that have been read and whose vCPU still waits for a page to arrive. Nobody's wake depends on it
-/// (the kernel keeps the waiters); it tells the bulk thread which of its pages are wanted, measures waits,
-/// and bounds how many faults are taken from the kernel. The demand thread inserts; whoever publishes a page
-/// resolves it.
+/// Faults that were read and whose vCPU still waits for a page to arrive. No wake depends on this table (the
+/// kernel keeps the waiters). It tells the bulk thread which of its pages are wanted, measures waits, and
+/// bounds how many faults are taken from the kernel. The demand thread inserts a wait; the thread that
+/// publishes the page resolves it.
 class WaitTable {
  public:
   /// Demand thread. False: full.
   bool insert(PageKey key, uint64_t read_ns) {
     for (size_t i = 0; i < slots_.size(); ++i) {
       Slot& slot = slots_[i];
-      // Relaxed: only this thread turns a slot from free to used, and a slot just freed may as well look
-      // used.
+      // Relaxed: only this thread changes a slot from free to used, and a slot that was just freed may still
+      // look used.
       if (slot.key.load(std::memory_order_relaxed) != 0) continue;
       if (i >= used_.load(std::memory_order_relaxed)) used_.store(i + 1, std::memory_order_relaxed);
       slot.read_ns.store(read_ns, std::memory_order_relaxed);
@@ -46,8 +46,8 @@ class WaitTable {
     return 0;
   }
 
-  /// Takes every wait in [first, end) out, each exactly once whoever else tries, and hands its read time to
-  /// `visit`.
+  /// Removes every wait in [first, end) and passes its read time to `visit`. Each wait is removed exactly
+  /// once even if other threads try too.
   template <typename Visit>
   size_t resolve(PageKey first, PageKey end, Visit visit) {
     size_t resolved = 0;
@@ -74,8 +74,8 @@ class WaitTable {
   };
   std::array<Slot, kWaitingFaultsMax> slots_;
   std::atomic<size_t> count_{0};
-  /// Slots from here on were never used: the lowest free one is taken, so this is the most that ever waited
-  /// at once.
+  /// Slots from here on were never used. The lowest free slot is always taken, so this is the largest number
+  /// of waits at any one time.
   std::atomic<size_t> used_{0};
 };
 

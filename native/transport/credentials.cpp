@@ -25,7 +25,8 @@ uint64_t random_key() {
   while (key == 0) {
     const ssize_t count = ::getrandom(&key, sizeof key, 0);
     if (count < 0 && errno == EINTR) continue;
-    // Up to 256 bytes come whole once the generator is seeded; a kernel without getrandom is not supported.
+    // getrandom returns up to 256 bytes whole once the generator is seeded. A kernel without getrandom is not
+    // supported.
     VMG_CHECK(count == static_cast<ssize_t>(sizeof key));
   }
   return key;

@@ -5,11 +5,11 @@
 
 namespace vmigrate::transport {
 
-/// Takes the same time for every pair of inputs of one length: how many bytes of a guessed token were right
-/// must not show. Lengths are public.
+/// Takes the same time for every pair of inputs of one length, so that the time does not show how many bytes
+/// of a guessed token were right. Lengths are public.
 bool equal_constant_time(std::span<const uint8_t> left, std::span<const uint8_t> right);
 
-/// Never 0. From the kernel's generator, so that a key tells nothing of another.
+/// Never 0. Comes from the kernel's generator, so that a key reveals nothing about another key.
 uint64_t random_key();
 
 }  // namespace vmigrate::transport

@@ -13,11 +13,11 @@ struct DevicePort {
   std::string link_layer;  ///< "InfiniBand" or "Ethernet"
   uint32_t mtu_bytes = 0;  ///< active path MTU; 0 if the device does not say
   std::vector<std::string> gids;
-  /// IP addresses of this host that lead here, of an active port; a listener takes any of them.
+  /// IP addresses of this host that lead to this device, on an active port. A listener accepts any of them.
   std::vector<std::string> addresses;
 };
 
-/// What a provider moves bytes with, if that is more than the kernel's sockets.
+/// A device that a provider uses to move bytes, if it needs more than the kernel's sockets.
 struct Device {
   std::string name;
   bool on_demand_paging = false;

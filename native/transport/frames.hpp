@@ -22,13 +22,14 @@ inline wire::FrameHeader message_header(size_t length_bytes) {
   return header;
 }
 
-/// A MESSAGE has a length and nothing else.
+/// A MESSAGE has a length and no other field.
 inline bool valid_message_header(const wire::FrameHeader& header) {
   return header.length != 0 && header.length <= wire::kMessageBytesMax && header.status == 0 &&
          header.reserved == 0 && header.tag == 0 && header.key == 0 && header.offset == 0;
 }
 
-/// What the peer reports of one operation, as its requester sees it. False: no such status.
+/// Converts the status that the peer reports for an operation into the requester's result. False: there is no
+/// such status.
 inline bool result_of(uint8_t status, OpResult* result) {
   switch (static_cast<wire::OpStatus>(status)) {
     case wire::OpStatus::kOk:
@@ -50,7 +51,7 @@ inline bool result_of(uint8_t status, OpResult* result) {
   return false;
 }
 
-/// What we tell a requester. No space on our side is an I/O error on its side.
+/// Converts a result into the status for the requester. No space on our side is an I/O error on its side.
 inline wire::OpStatus status_of(OpResult result) {
   switch (result) {
     case OpResult::kOk:

@@ -7,7 +7,7 @@
 
 namespace vmigrate::transport {
 
-/// What an endpoint's owner registered; a LocalId is an index.
+/// The memories that an endpoint's owner registered. A LocalId is an index.
 class LocalMemories {
  public:
   Result<LocalId> add(const LocalMemory& memory) {
@@ -20,8 +20,8 @@ class LocalMemories {
     VMG_CHECK(static_cast<size_t>(id) < memories_.size());
     return memories_[static_cast<size_t>(id)];
   }
-  /// The owner's operations are ours to trust, so a wrong one is a bug of ours. An empty one is not: the peer
-  /// refuses it.
+  /// The owner's operations are trusted, so an invalid one is a bug of ours. An empty operation is not a bug:
+  /// the peer refuses it.
   void check(const Operation& operation) const {
     const MemoryAccess& memory = at(operation.local);
     VMG_CHECK(operation.length_bytes <= wire::kTransferBytesMax);

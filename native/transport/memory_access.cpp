@@ -19,7 +19,7 @@ AccessResult store_error(int error) {
   switch (error) {
     case ENOSPC:
     case EDQUOT:
-    case ENOMEM:  // the memory cgroup that the page would be charged to is full
+    case ENOMEM:  // the memory cgroup that the page is charged to is full
       return {OpResult::kNoSpace, error};
     case EBADF:  // opened read-only
       return {OpResult::kNotAllowed, error};
@@ -123,7 +123,7 @@ AccessResult MemoryAccess::store(uint64_t offset_bytes, std::span<const std::byt
   }
   const uint64_t end_bytes = memory_.fd_offset_bytes + offset_bytes + in.size();
   while (!in.empty()) {
-    // Unlike a store of our own, this meets a missing huge page or a shrunken file with EFAULT.
+    // Unlike a store of our own, this call returns EFAULT for a missing huge page or a shrunken file.
     iovec from{const_cast<std::byte*>(in.data()), in.size()};
     iovec to{memory_.base + offset_bytes, in.size()};
     const ssize_t count = ::process_vm_writev(::getpid(), &from, 1, &to, 1, 0);

@@ -17,7 +17,7 @@ class MessageRing {
   bool empty() const { return count_ == 0; }
   bool full() const { return count_ == kMessagesQueuedMax; }
 
-  /// Not when full; at most wire::kMessageBytesMax.
+  /// The ring must not be full. At most wire::kMessageBytesMax.
   void push(std::span<const std::byte> message) {
     VMG_CHECK(!full() && message.size() <= wire::kMessageBytesMax);
     Message& slot = messages_[(first_ + count_) % kMessagesQueuedMax];
@@ -25,8 +25,8 @@ class MessageRing {
     slot.length_bytes = message.size();
     ++count_;
   }
-  /// Moves the oldest message into `out` and says how long it is; 0: there is none. nullopt: `out` is too
-  /// small for it, and it stays.
+  /// Moves the oldest message into `out` and returns its length; 0 if there is none. nullopt: `out` is too
+  /// small for the message, which stays.
   std::optional<size_t> take(std::span<std::byte> out) {
     if (empty()) return 0;
     const std::span<const std::byte> message = front();
@@ -36,7 +36,7 @@ class MessageRing {
     pop();
     return length_bytes;
   }
-  /// Valid until pop(). Not when empty.
+  /// Valid until pop(). The ring must not be empty.
   std::span<const std::byte> front() const {
     VMG_CHECK(!empty());
     return {messages_[first_].bytes.data(), messages_[first_].length_bytes};

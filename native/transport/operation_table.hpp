@@ -10,15 +10,14 @@
 
 namespace vmigrate::transport {
 
-/// Operations of one endpoint from post to the moment their completion is handed out. Fixed size: the number
-/// of slots in use and of completions waiting never exceeds wire::kOutstandingOpsMax together. Not
-/// thread-safe.
+/// Operations of one endpoint, from post until their completion is returned to the owner. Fixed size: the
+/// slots in use and the waiting completions together never exceed wire::kOutstandingOpsMax. Not thread-safe.
 class OperationTable {
  public:
   enum class Kind : uint8_t { kRead = 1, kWrite };
   enum class State : uint8_t {
     kFree = 0,
-    kPosted,  ///< not yet (wholly) with the peer
+    kPosted,  ///< not yet (completely) sent to the peer
     kSent,    ///< the peer may answer
   };
   struct Slot {
@@ -36,18 +35,19 @@ class OperationTable {
   bool full() const { return outstanding_ == wire::kOutstandingOpsMax; }
   bool has_completions() const { return completion_count_ != 0; }
 
-  /// Not when full. The slot's index stays the same until complete().
+  /// The table must not be full. The slot's index stays the same until complete().
   uint8_t add(Kind kind, const Operation& operation) {
     VMG_CHECK(!full());
     const uint8_t index = free_[--free_count_];
-    // The low byte finds the slot, the rest tells this operation from those that had the slot before.
+    // The low byte is the slot's index. The rest distinguishes this operation from earlier ones in the same
+    // slot.
     slots_[index] = Slot{operation, ++generation_ << 8 | index, kind, State::kPosted};
     ++outstanding_;
     return index;
   }
   Slot& slot(uint8_t index) { return slots_[index]; }
   const Slot& slot(uint8_t index) const { return slots_[index]; }
-  /// The index of an operation that the peer was asked for, by the tag it returned; -1: there is none.
+  /// The index of the sent operation that has the tag the peer returned; -1: there is none.
   int find_sent(uint64_t wire_tag) const {
     const uint64_t index = wire_tag & 0xff;
     if (index >= slots_.size()) return -1;

@@ -8,8 +8,8 @@
 
 namespace vmigrate::transport {
 
-/// An endpoint's event_fd: readable while the watched descriptor is ready or set(true) holds. An epoll
-/// descriptor, so that both are one.
+/// An endpoint's event_fd: readable while the watched descriptor is ready or set(true) holds. It is an epoll
+/// descriptor, which combines both conditions.
 class ReadySignal {
  public:
   Status open() {
@@ -21,7 +21,7 @@ class ReadySignal {
   }
   Status watch(int fd) { return control(EPOLL_CTL_ADD, fd, EPOLLIN); }
   void unwatch(int fd) { (void)::epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, fd, nullptr); }
-  /// Whether room to write into `fd` is news, too.
+  /// Whether room to write into `fd` also makes the signal ready.
   void want_write(int fd, bool wanted) {
     if (wanted == wants_write_) return;
     wants_write_ = wanted;

@@ -8,8 +8,8 @@
 
 namespace vmigrate::transport {
 
-/// The session that a hello names, with its token and a channel that there is; nullptr: none. Every session
-/// is looked at, so that the time tells neither which ids exist nor how much was right.
+/// The session that a hello names, if its token is right and its channel exists; nullptr otherwise. Every
+/// session is compared, so that the time shows neither which ids exist nor how much of a token was right.
 template <typename Session>
 Session* find_admitting(const std::vector<Session*>& sessions, const wire::Hello& hello) {
   Session* admitting = nullptr;
@@ -22,7 +22,7 @@ Session* find_admitting(const std::vector<Session*>& sessions, const wire::Hello
   return channel == Channel::kDemand || channel == Channel::kBulk ? admitting : nullptr;
 }
 
-/// For the owner of the sessions: no peer sees how long it takes.
+/// For the owner of the sessions, whose lookup no peer can time.
 template <typename Session>
 Status check_not_exposed(const std::vector<Session*>& sessions, const Credentials& credentials) {
   const bool is_exposed = std::any_of(sessions.begin(), sessions.end(), [&](const Session* session) {

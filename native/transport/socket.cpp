@@ -79,7 +79,7 @@ Result<UniqueFd> connect_socket(const SocketAddress& address, Deadline deadline)
   for (;;) {
     if (::connect(fd.get(), address.get(), address.length) == 0) return fd;
     if (errno == EINPROGRESS || errno == EINTR) break;
-    // A unix listener whose queue is full says EAGAIN and has nothing to wait on.
+    // A unix listener whose queue is full returns EAGAIN, and there is no event to wait for.
     if (errno != EAGAIN || steady_clock::now() >= deadline)
       return system_error("connect data connection", errno == EAGAIN ? ETIMEDOUT : errno);
     std::this_thread::sleep_for(milliseconds(2));

@@ -15,7 +15,7 @@ namespace vmigrate::transport {
 
 using Deadline = std::chrono::steady_clock::time_point;
 
-/// What socket calls take, for either family.
+/// An address as socket calls take it, for either family.
 struct SocketAddress {
   sockaddr_storage storage{};
   socklen_t length = 0;
@@ -24,16 +24,17 @@ struct SocketAddress {
 
 /// `host` is an IPv4 or IPv6 address; names are not looked up.
 Result<SocketAddress> tcp_socket_address(const Address& address);
-/// `host` is a path, shorter than sockaddr_un's.
+/// `host` is a path, which must be shorter than sockaddr_un's.
 Result<SocketAddress> unix_socket_address(const std::string& path);
 
-/// No delay, and a peer that vanished without a word is noticed in about ten seconds.
+/// Disables delay. Detects a peer that vanished without a word within about ten seconds.
 Status set_tcp_options(int fd);
 
-/// Non-blocking and close-on-exec; waits until connected.
+/// The socket is non-blocking and close-on-exec. Waits until it is connected.
 Result<UniqueFd> connect_socket(const SocketAddress& address, Deadline deadline);
 
-/// 0 when `fd` has one of `events` (or an error to be read from it), ETIMEDOUT, or poll's errno.
+/// Returns 0 when `fd` has one of `events` (or an error that can be read from it), ETIMEDOUT, or poll's
+/// errno.
 int wait_for(int fd, short events, Deadline deadline);
 
 Status send_exactly(int fd, std::span<const std::byte> bytes, Deadline deadline);

@@ -38,42 +38,44 @@ struct Credentials {
   SessionToken token{};
 };
 
-/// Names a region that a peer exposed. Opaque to everyone but the provider that made it; dies with its
-/// session.
+/// Names a region that a peer exposed. Only the provider that made a key can interpret it. A key is valid as
+/// long as its session.
 struct RemoteKey {
-  uint64_t address = 0;  ///< the region's address at the peer, where a device needs it; else 0
+  uint64_t address = 0;  ///< the region's address at the peer if a device needs it, else 0
   uint64_t key = 0;
   uint64_t length_bytes = 0;
 };
 
-/// Memory that is in no one file and no one mapping of ours. Any thread; never ends in a signal.
+/// Reads memory that no single file and no single mapping of ours shows. Any thread. A read never ends in a
+/// signal.
 class MemoryReader {
  public:
   virtual ~MemoryReader() = default;
-  /// Fills `out` with the bytes from there on; the range lies inside the memory.
+  /// Fills `out` with the bytes that start at `offset_bytes`. The range must lie inside the memory.
   virtual Status read(uint64_t offset_bytes, std::span<std::byte> out) const = 0;
 };
 
-/// Memory of ours that operations read into or write from. The provider may use the mapping, the file, or
-/// both: they show the same bytes. Owned by the caller, who keeps it mapped and open until the endpoint that
-/// registered it is destroyed.
+/// Memory of ours that operations read into or write from. The provider may use the mapping, the file or
+/// both, because they show the same bytes. The caller owns the memory and keeps it mapped and open until the
+/// endpoint that registered it is destroyed.
 struct LocalMemory {
   std::byte* base = nullptr;
   int fd = -1;                   ///< file behind `base`, -1 if none
-  uint64_t fd_offset_bytes = 0;  ///< where `base` lies in it
+  uint64_t fd_offset_bytes = 0;  ///< offset of `base` in the file
   uint64_t length_bytes = 0;
-  /// In place of mapping and file. Exposed read-only, and only where a thread serves it
-  /// (Provider::serves_by_thread): a file can be handed out and a mapping be read by a device, this cannot.
+  /// Replaces the mapping and the file. Such memory can only be exposed read-only, and only by a provider
+  /// whose threads serve it (Provider::serves_by_thread): a file can be handed out and a device can read a
+  /// mapping, but neither exists here.
   const MemoryReader* reader = nullptr;
 };
 
 /// Handle of a LocalMemory on one endpoint.
 enum class LocalId : uint32_t {};
 
-/// One READ (remote to local) or WRITE (local to remote). `length_bytes` <= wire::kTransferBytesMax.
-/// From post to completion the local range belongs to the transport.
+/// One READ (remote to local) or WRITE (local to remote). `length_bytes` <= wire::kTransferBytesMax. The
+/// transport owns the local range from post to completion.
 struct Operation {
-  uint64_t tag = 0;  ///< the caller's, returned in the completion
+  uint64_t tag = 0;  ///< chosen by the caller, returned in the completion
   LocalId local{};
   uint64_t local_offset_bytes = 0;
   RemoteKey remote;
@@ -91,9 +93,9 @@ enum class OpResult : uint8_t {
   kDisconnected
 };
 
-/// kOk means: for a READ, every byte is in local memory and visible to any thread that learns of it through
-/// acquire ordering; for a WRITE, every byte is in the peer's memory. Any other result: the local range's
-/// content is undefined.
+/// kOk means for a READ: every byte is in local memory and visible to any thread that learns of the
+/// completion through acquire ordering. For a WRITE: every byte is in the peer's memory. After any other
+/// result the content of the local range is undefined.
 struct Completion {
   uint64_t tag = 0;
   OpResult result = OpResult::kDisconnected;
@@ -101,39 +103,42 @@ struct Completion {
 };
 
 enum class PostStatus : uint8_t { kPosted = 1, kWouldBlock, kDisconnected };
-/// How many of a batch were taken: operations [0, posted); `status` says why not more.
+/// How much of a batch was posted: operations [0, posted). `status` says why the rest was not.
 struct PostResult {
   size_t posted = 0;
   PostStatus status = PostStatus::kPosted;
 };
 
-/// One connection of one channel, the requester's side. One thread at a time uses it (any, with a
-/// happens-before between them). No call allocates, locks or blocks, but for those that say so.
+/// The requester's side of one connection of one channel. One thread at a time uses it; this may be any
+/// thread, with a happens-before between two threads. No call allocates, locks or blocks unless its comment
+/// says so.
 class Endpoint {
  public:
   virtual ~Endpoint() = default;
 
-  /// May allocate; before the first operation.
+  /// May allocate. Call it before the first operation.
   virtual Result<LocalId> register_local(const LocalMemory& memory) = 0;
-  /// At most wire::kOutstandingOpsMax are under way; more would block. An operation outside its local memory
-  /// breaks a CHECK.
+  /// At most wire::kOutstandingOpsMax operations are outstanding; posting more returns kWouldBlock. An
+  /// operation outside its local memory breaks a CHECK.
   virtual PostResult read(std::span<const Operation> operations) = 0;
   virtual PostResult write(std::span<const Operation> operations) = 0;
-  /// Never waits. Returns how many completions were written to `out`. Operations of one endpoint may complete
-  /// in any order.
+  /// Never waits. Returns how many completions were written to `out`. The operations of one endpoint may
+  /// complete in any order.
   virtual size_t poll(std::span<Completion> out) = 0;
-  /// Small message to the peer (<= wire::kMessageBytesMax).
+  /// Sends a small message to the peer (<= wire::kMessageBytesMax).
   virtual PostStatus send(std::span<const std::byte> message) = 0;
-  /// 0: none waiting. A message larger than `out` is a protocol error and disconnects.
+  /// Returns the message's length; 0 if no message is waiting. A message larger than `out` is a protocol
+  /// error and disconnects.
   virtual size_t receive(std::span<std::byte> out) = 0;
   virtual bool disconnected() const = 0;
-  /// Becomes readable when poll, receive or disconnected may have news. For epoll; never read from it.
+  /// Becomes readable when poll, receive or disconnected may have news. Use it with epoll; never read from
+  /// it.
   virtual int event_fd() const = 0;
-  /// READs and WRITEs are answered by a device, not by a thread of the peer: while one is under way its owner
-  /// does well to poll() for a while before it sleeps, however few processors there are.
+  /// True if a device answers READs and WRITEs, not a thread of the peer. While an operation is outstanding,
+  /// the owner should then poll() for a while before it sleeps, even on a host with few processors.
   virtual bool is_device() const { return false; }
-  /// true: the owner calls poll() again and again, so event_fd need not be kept, which costs system calls.
-  /// false: it may sleep from now on, and event_fd is right.
+  /// True: the owner calls poll() again and again, so the endpoint need not maintain event_fd, which costs
+  /// system calls. False: the owner may sleep from now on, so event_fd must be correct.
   virtual void set_polled(bool /*polled*/) {}
 };
 
@@ -142,13 +147,14 @@ struct Address {
   uint16_t port = 0;
 };
 
-/// What a provider may be told beyond an address, by names of its own. An unknown name is kInvalidArgument.
+/// Settings of a provider beyond the address. Each provider defines its own names. An unknown name is
+/// kInvalidArgument.
 using OptionValue = std::variant<uint64_t, std::string>;
 using Options = std::map<std::string, OptionValue>;
 
 enum class Access : uint8_t { kRead = 1, kReadWrite };
 
-/// Called with each small message a session's peer sends; from a provider thread, must not block.
+/// Called on a provider thread for each small message that a session's peer sends. Must not block.
 using MessageHandler = void (*)(void* context, Channel channel, std::span<const std::byte> message);
 
 struct ExposedSessionCounters {
@@ -158,21 +164,22 @@ struct ExposedSessionCounters {
   uint64_t cpu_ns = 0;       ///< CPU time of the threads that serve this session
 };
 
-/// What one session's peer may reach. Destroying it closes the session's connections and waits until no
-/// provider thread touches the exposed memory any more; after that the caller may unmap it. Thread-safe.
+/// The memory that the peer of one session may access. The destructor closes the session's connections and
+/// waits until no provider thread touches the exposed memory; after that the caller may unmap it.
+/// Thread-safe.
 class ExposedSession {
  public:
   virtual ~ExposedSession() = default;
-  /// `memory` stays valid until the session is destroyed. The file behind it may shrink under us (its owner
-  /// is not trusted): that ends in kIoError at the reader, never in a signal here. Keys are unguessable and
+  /// `memory` stays valid until the session is destroyed. The owner of the file is not trusted and may shrink
+  /// it at any time; the reader then gets kIoError, and this process gets no signal. Keys are unguessable and
   /// belong to this session alone.
   virtual Result<RemoteKey> expose(const LocalMemory& memory, Access access) = 0;
   virtual PostStatus send(Channel channel, std::span<const std::byte> message) = 0;
   virtual ExposedSessionCounters counters() const = 0;
 };
 
-/// Accepts data connections of all sessions of this host. A connection that shows no known session and right
-/// token within wire::kHelloTimeoutMs gets nothing. Thread-safe. Must outlive its sessions.
+/// Accepts data connections of all sessions of this host. A connection gets nothing unless it presents a
+/// known session and the right token within wire::kHelloTimeoutMs. Thread-safe. Must outlive its sessions.
 class Listener {
  public:
   virtual ~Listener() = default;
@@ -180,10 +187,11 @@ class Listener {
                                                                  MessageHandler handler, void* context) = 0;
   virtual Address address() const = 0;
   virtual uint64_t rejected_hellos() const = 0;
-  /// `expose` puts a page behind every byte of the memory, and wants a mapping that may be written through,
-  /// whatever the access: what were holes of its file before are none after.
+  /// True if `expose` allocates a page behind every byte of the memory. `expose` then needs a writable
+  /// mapping for either access, and the file has no holes afterwards.
   virtual bool fills_holes() const { return false; }
-  /// Its device has gone. It and its sessions serve nobody any more; a new one may.
+  /// True if the listener's device is gone. The listener and its sessions then serve nobody any more; a new
+  /// listener may work.
   virtual bool lost() const { return false; }
 };
 
@@ -191,28 +199,28 @@ class Listener {
 struct Provider {
   const char* name;
 
-  /// Blocks until the peer has accepted the hello or `timeout` passes. kRefused: wrong token, session or
-  /// version. kUnsupported: this host lacks what it needs, and the message names it.
+  /// Blocks until the peer has accepted the hello or `timeout` has passed. kRefused: wrong token, session or
+  /// version. kUnsupported: this host lacks something that the provider needs, and the message names it.
   Result<std::unique_ptr<Endpoint>> (*connect)(const Address& address, const Credentials& credentials,
                                                Channel channel, std::chrono::milliseconds timeout,
                                                const Options& options);
-  /// Port 0 lets the provider choose; address() tells.
+  /// With port 0 the provider chooses a port; address() returns it.
   Result<std::unique_ptr<Listener>> (*listen)(const Address& address, const Options& options);
-  /// The devices of this host that it works with, for people and for pre-flight; nullptr: it needs none.
-  /// kUnsupported as for connect. Blocks for a moment.
+  /// Lists the devices of this host that the provider works with, for people and for pre-flight. nullptr: the
+  /// provider needs no device. kUnsupported as for connect. Blocks for a moment.
   Result<std::vector<Device>> (*devices)() = nullptr;
 
-  // What it can do, and where it differs from others within the contract.
+  // Capabilities, and differences between providers that the contract allows.
 
   /// Addresses name a unix socket, not an IP address and a port.
   bool host_is_path = false;
-  /// A thread of the source answers each READ, so that counters know of it. Otherwise they stay 0.
+  /// A thread of the source answers each READ, so the counters include it. Otherwise the counters stay 0.
   bool serves_by_thread = false;
-  /// Hands the exposed file itself to the peer: memory without a file cannot be exposed, and a READ of a hole
-  /// may fill it.
+  /// The provider hands the exposed file itself to the peer. Memory without a file therefore cannot be
+  /// exposed, and a READ of a hole may fill the hole.
   bool shares_files = false;
-  /// `expose` and `register_local` pin the memory (on-demand paging excepted): a file without room for its
-  /// pages fails there, and a file that shrinks later still shows its old bytes.
+  /// `expose` and `register_local` pin the memory, except with on-demand paging. If the file system has no
+  /// room for the pages, the call fails. If the file shrinks later, the old bytes stay readable.
   bool pins_memory = false;
 };
 

@@ -11,7 +11,7 @@
 namespace vmigrate::uffd {
 namespace {
 
-// Newer than the oldest kernel headers we build with.
+// Newer than the oldest kernel headers that we build with.
 constexpr __u64 kFeatureWpAsync = 1ull << 15;
 constexpr unsigned long kDeviceNewUffd = _IO(0xAA, 0x00);
 
@@ -22,8 +22,8 @@ struct PagemapScan {
 };
 constexpr unsigned long kPagemapScan = _IOWR('f', 16, PagemapScan);
 
-/// A descriptor that sees faults taken inside the kernel too (vhost, system calls on guest memory): without
-/// those a VM cannot be served.
+/// A descriptor that also reports faults taken inside the kernel (vhost, system calls on guest memory). A VM
+/// cannot be served without them.
 UniqueFd open_userfaultfd(int& system_errno) {
   UniqueFd fd(static_cast<int>(::syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK)));
   if (fd.valid()) return fd;
@@ -38,7 +38,7 @@ bool has_pagemap_scan() {
   if (!pagemap.valid()) return false;
   PagemapScan argument{};
   argument.size = sizeof(argument);
-  // An empty range of our own: nothing to walk; only a kernel without the call refuses.
+  // An empty range of our own leaves nothing to walk, so only a kernel without the call refuses.
   argument.start = argument.end = 0;
   argument.category_mask = argument.return_mask = 1ull << 1;  // PAGE_IS_WRITTEN
   return ::ioctl(pagemap.get(), kPagemapScan, &argument) >= 0;

@@ -36,7 +36,7 @@ Outcome outcome_of(int system_errno) {
   }
 }
 
-/// Asks with a call that changes nothing: below the lowest address that a process may map there is no range.
+/// Uses a call that changes nothing: there is no range below the lowest address that a process may map.
 bool is_process_gone(int uffd) {
   constexpr uint64_t kNeverMapped = 1 << 16;
   uffdio_writeprotect argument{};
@@ -44,13 +44,13 @@ bool is_process_gone(int uffd) {
   return ::ioctl(uffd, UFFDIO_WRITEPROTECT, &argument) != 0 && errno == ESRCH;
 }
 
-/// REGISTER and UNREGISTER say ENOMEM where every other call says ESRCH.
+/// REGISTER and UNREGISTER return ENOMEM where every other call returns ESRCH.
 RangeOutcome told_apart(int uffd, const RangeOutcome& result) {
   if (result.system_errno != ENOMEM || !is_process_gone(uffd)) return result;
   return {Outcome::kGone, result.done_bytes, ESRCH};
 }
 
-/// An ioctl without a result field: all or nothing.
+/// An ioctl without a result field does all or nothing.
 template <typename Argument>
 RangeOutcome whole(int uffd, unsigned long request, Argument& argument, uint64_t length_bytes) {
   int rc;
@@ -61,9 +61,9 @@ RangeOutcome whole(int uffd, unsigned long request, Argument& argument, uint64_t
   return {outcome_of(errno), 0, errno};
 }
 
-/// An ioctl that fills page by page and stops at the first page it cannot do. The kernel answers a part done
-/// with EAGAIN and the part's length in the result field; what stopped it shows only when asked again from
-/// there. The field is negative, or untouched, when nothing was done.
+/// An ioctl that fills page by page and stops at the first page that it cannot do. If a part was done, the
+/// kernel returns EAGAIN and writes the part's length to the result field; only a second call from there
+/// shows the reason. The field is negative or untouched when nothing was done.
 template <typename Argument>
 RangeOutcome by_parts(int uffd, unsigned long request, HostAddr base, uint64_t length_bytes,
                       __s64 Argument::*result_bytes) {
@@ -90,7 +90,7 @@ RangeOutcome by_parts(int uffd, unsigned long request, HostAddr base, uint64_t l
 Error call_error(int system_errno, const char* what) {
   switch (system_errno) {
     case ENOENT:  // the VM has unmapped the range
-    case EFAULT:  // no page of the file under it
+    case EFAULT:  // the file has no page there
       return {ErrorCode::kRegionChanged, system_errno, what};
     case ENOSPC:
       return {ErrorCode::kOutOfMemory, system_errno, what};

@@ -8,27 +8,28 @@
 
 namespace vmigrate::uffd {
 
-// Thin, typed userfaultfd calls: errno becomes an outcome, policy stays with the caller. EINTR is retried
-// here. All take the descriptor as an int because its owner (pager::VmMemory) shares it between threads.
+// Thin, typed userfaultfd calls. They turn errno into an outcome and leave policy to the caller. EINTR is
+// retried here. All take the descriptor as an int because its owner (pager::VmMemory) shares it between
+// threads.
 
 enum class Outcome : uint8_t {
   kDone = 1,
-  /// Something is mapped there already. Whoever waits may not have been woken: the caller wakes.
+  /// A page is mapped there already. Its waiters may not have been woken, so the caller must wake them.
   kExists,
-  /// The address space is changing (EAGAIN): read events, then try again from `done_bytes`.
+  /// The address space is changing (EAGAIN). Read events, then retry from `done_bytes`.
   kAgain,
   /// The process or the mapping is gone (ESRCH, ENOENT).
   kGone,
-  /// No page in the page cache to map (EFAULT): a hole, or the file shrank.
+  /// The page cache has no page to map (EFAULT): a hole, or the file shrank.
   kNoPage,
-  /// No memory, or the file system is full.
+  /// Out of memory, or the file system is full.
   kNoMemory,
-  /// A broken argument: a bug of ours.
+  /// An invalid argument, which is a bug of ours.
   kInvalid,
 };
 
-/// `done_bytes`: how much of the range was handled before the outcome (the kernel's result field, not only
-/// the return code).
+/// `done_bytes`: how much of the range was handled before the outcome. It comes from the kernel's result
+/// field, not only from the return code.
 struct RangeOutcome {
   Outcome outcome;
   uint64_t done_bytes = 0;
@@ -46,18 +47,18 @@ struct FaultEvent {
 };
 
 struct ReadOutcome {
-  Outcome outcome;   ///< kDone with count 0: nothing waiting
-  size_t count = 0;  ///< events written; events that are no page faults are left out
+  Outcome outcome;   ///< kDone with count 0: no fault was waiting
+  size_t count = 0;  ///< faults written to `out`; other events are left out
   int system_errno = 0;
 };
 
-/// What the errno of a call here means for whoever serves the VM. `what` names the call: "UFFDIO_WAKE".
+/// Translates the errno of a call here for the code that serves the VM. `what` names the call: "UFFDIO_WAKE".
 Error call_error(int system_errno, const char* what);
 
-/// Both tell a process that is gone from a lack of memory (the kernel calls either ENOMEM).
+/// Both calls distinguish a process that is gone from a lack of memory (the kernel reports either as ENOMEM).
 RangeOutcome register_range(int uffd, HostAddr base, uint64_t length_bytes, uint64_t modes);
 RangeOutcome unregister_range(int uffd, HostAddr base, uint64_t length_bytes);
-/// Maps pages that are in the file's page cache and wakes their waiters.
+/// Maps pages that are in the file's page cache and wakes the threads that wait for them.
 RangeOutcome continue_range(int uffd, HostAddr base, uint64_t length_bytes);
 /// Maps fresh zero pages. Not for hugetlbfs.
 RangeOutcome zero_range(int uffd, HostAddr base, uint64_t length_bytes);
@@ -66,7 +67,7 @@ RangeOutcome write_protect_range(int uffd, HostAddr base, uint64_t length_bytes,
 /// Non-blocking read of up to out.size() (at most 64) page faults.
 ReadOutcome read_faults(int uffd, std::span<FaultEvent> out);
 
-/// What this kernel and this process may do; for `vmctl doctor` and pre-flight.
+/// Features that this kernel offers to this process; for `vmctl doctor` and pre-flight.
 struct Support {
   bool permitted = false;
   bool minor_shmem = false;

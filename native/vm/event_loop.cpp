@@ -32,7 +32,7 @@ Result<std::shared_ptr<EventLoop>> EventLoop::shared() {
 }
 
 EventLoop::EventLoop(UniqueFd epoll, UniqueFd wake) : epoll_(std::move(epoll)), wake_(std::move(wake)) {
-  // Signals belong to the threads of the program we live in.
+  // Signals belong to the threads of the program that loaded this library.
   sigset_t all, before;
   sigfillset(&all);
   pthread_sigmask(SIG_SETMASK, &all, &before);
@@ -76,7 +76,7 @@ void EventLoop::run() {
     std::lock_guard lock(mutex_);
     const auto found = watches_.find(event.data.u64);
     if (found == watches_.end()) continue;
-    // Our own reference: the handler may remove its watch.
+    // Holds a reference of our own, because the handler may remove its watch.
     const std::shared_ptr<Handler> handler = found->second.handler;
     (*handler)();
   }

@@ -12,16 +12,16 @@
 
 namespace vmigrate::pager {
 
-/// One thread that watches the control descriptors of all preload listeners of this process; it sleeps in
+/// One thread that watches the control descriptors of all preload listeners of this process. It sleeps in
 /// epoll_wait when nothing happens and ends with its last user. Not for the page path. Thread-safe.
 class EventLoop {
  public:
   using Handler = std::function<void()>;
   using WatchId = uint64_t;
 
-  /// The process's loop, started if there is none.
+  /// Returns the process's loop and starts it if there is none.
   static Result<std::shared_ptr<EventLoop>> shared();
-  /// Not from a handler.
+  /// Must not be called from a handler.
   ~EventLoop();
   EventLoop(const EventLoop&) = delete;
   EventLoop& operator=(const EventLoop&) = delete;
@@ -29,8 +29,8 @@ class EventLoop {
   /// Calls `handler` on the loop's thread whenever `fd` is readable or hung up (level-triggered). `fd` stays
   /// open until the watch is removed.
   Result<WatchId> watch(int fd, Handler handler);
-  /// After this the handler is not running and does not run again; from inside a handler it only does not run
-  /// again. 0 and unknown ids: nothing.
+  /// After this call the handler is not running and does not run again. Called from inside a handler, it only
+  /// guarantees that the handler does not run again. An id of 0 or an unknown id has no effect.
   void unwatch(WatchId id);
   /// While the caller holds this, no handler runs.
   [[nodiscard]] std::unique_lock<std::recursive_mutex> pause() { return std::unique_lock(mutex_); }
@@ -41,14 +41,15 @@ class EventLoop {
 
   UniqueFd epoll_;
   UniqueFd wake_;
-  /// Held while a handler runs, so that unwatch() can promise that none is; recursive because handlers watch
-  /// and unwatch.
+  /// Held while a handler runs, so that unwatch() can guarantee that no handler is running. It is recursive
+  /// because handlers call watch and unwatch.
   std::recursive_mutex mutex_;
   struct Watch {
     int fd;
     std::shared_ptr<Handler> handler;
   };
-  /// Events carry an id, not a pointer: one that was read just before its watch was removed finds nothing.
+  /// Events carry an id, not a pointer: an event that was read just before its watch was removed finds no
+  /// watch.
   std::map<WatchId, Watch> watches_;
   WatchId next_id_ = 1;
   std::thread thread_;

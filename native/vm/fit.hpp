@@ -13,10 +13,10 @@ struct RegionGeometry {
   uint64_t page_bytes = 0;
 };
 
-/// Whether a thread that serves this VM's faults can rely on `memory`: every range lies in its region on
-/// whole pages and belongs to a descriptor for faults, and no byte of a region is left out. Makes those
-/// descriptors non-blocking: a blocking userfaultfd would stop the thread in a read, and poll on it reports
-/// an error.
+/// Checks that a thread which serves this VM's faults can rely on `memory`: every range lies in its region on
+/// whole pages and belongs to a descriptor for faults, and the ranges cover every byte of every region. Also
+/// makes those descriptors non-blocking: a blocking userfaultfd would stop the thread in a read, and poll on
+/// it reports an error.
 Status check_vm_fits(const VmMemory& memory, std::span<const RegionGeometry> regions);
 
 }  // namespace vmigrate::pager

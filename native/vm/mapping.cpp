@@ -16,7 +16,7 @@ namespace vmigrate::pager {
 
 namespace {
 
-/// No user address of ours or QEMU's lies above (five-level page tables included).
+/// Neither we nor QEMU have a user address above this (five-level page tables included).
 constexpr uint64_t kUserAddressMax = uint64_t{1} << 56;
 constexpr uint64_t kPageBytesMax = uint64_t{1} << 30;
 
@@ -92,7 +92,7 @@ Status check_mapped(pid_t pid, const MappedRange& range, const FileIdentity& fil
   if (!maps) return maps.error();
   uint64_t next = raw(range.base);
   const uint64_t end = next + range.length_bytes;
-  // Lines come in the order of addresses; one mapping may be several lines after an madvise of a part.
+  // Lines are ordered by address. An madvise of a part splits one mapping into several lines.
   for (const char* line = maps.value().c_str(); *line != '\0' && next < end;) {
     uint64_t first = 0, last = 0, offset = 0, inode = 0;
     unsigned device_major = 0, device_minor = 0;
@@ -114,7 +114,7 @@ Status check_mapped(pid_t pid, const MappedRange& range, const FileIdentity& fil
 }
 
 bool covers_all(std::span<const MappedRange> ranges, std::span<const RegionFileConfig> regions) {
-  // No byte is in two ranges, so the sums tell.
+  // No byte is in two ranges, so comparing the sums is enough.
   uint64_t mapped = 0, wanted = 0;
   for (const MappedRange& range : ranges) mapped += range.length_bytes;
   for (const RegionFileConfig& region : regions) wanted += region.length_bytes;

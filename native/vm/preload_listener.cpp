@@ -14,9 +14,9 @@ namespace vmigrate::pager {
 
 namespace {
 
-/// Connections that may wait with their hello; a newer one displaces the oldest.
+/// Limit of connections that have not sent their hello yet; a newer connection displaces the oldest.
 constexpr size_t kPeersMax = 8;
-/// QEMU maps each region once; more pieces than this are no RAM layout.
+/// QEMU maps each region once; a RAM layout never has more pieces than this.
 constexpr size_t kRangesMax = 1024;
 constexpr size_t kRecordBytesMax = std::max(sizeof(wire::PreloadHello), sizeof(wire::PreloadRegion));
 constexpr uint64_t kMapTypeMask = 0x0f;
@@ -50,7 +50,7 @@ PreloadListener::PreloadListener(PreloadOptions options, std::function<void()> o
     : options_(std::move(options)), on_edge_(std::move(on_edge)), loop_(std::move(loop)) {}
 
 PreloadListener::~PreloadListener() {
-  // Once all watches are gone, under the pause, no handler can start that still knows this object.
+  // After all watches are removed while the loop is paused, no handler that knows this object can start.
   const auto paused = loop_->pause();
   keep_only(-1);
   stop_listening();
@@ -94,7 +94,7 @@ Result<std::unique_ptr<PreloadListener>> PreloadListener::adopt(const VmSnapshot
   VmMemory& memory = self->memory_;
   memory.pid = snapshot.pid;
 
-  // The pidfd first: what is found from here on belongs to one process, whoever it is.
+  // Opens the pidfd first: everything found after that belongs to one process, whichever it is.
   UniqueFd pidfd = open_pidfd(snapshot.pid);
   if (!pidfd.valid()) return system_error("pidfd_open");
   for (const VmSnapshot::Descriptor& saved : snapshot.descriptors) {
@@ -155,7 +155,7 @@ void PreloadListener::change(VmState state) {
 
 void PreloadListener::on_connection() {
   auto accepted = accept_preload(listener_.get());
-  // Out of descriptors or memory: the backlog would wake this thread for ever.
+  // We are out of descriptors or memory, so the backlog would wake this thread for ever.
   if (!accepted) return refuse(-1, accepted.error());
   PreloadPeer& socket = accepted.value();
   if (!socket.connection.valid()) return;
@@ -176,7 +176,7 @@ void PreloadListener::on_record(int connection) {
   if (received && received.value().is_waiting) return;
   if (!received || received.value().length_bytes == 0) {
     drop_peer(connection);
-    // A complete VM needs this connection no more; its end is told by the pidfd.
+    // A complete VM no longer needs this connection; the pidfd reports its end.
     if (state_ == VmState::kAttached) change(VmState::kGone);
     return;
   }
@@ -202,7 +202,7 @@ void PreloadListener::on_record(int connection) {
     was_complete_ = true;
     change(VmState::kComplete);
   }
-  // Not heard: the process has died, and the next event says so.
+  // The reply was not received because the process has died; the next event reports that.
   static_cast<void>(send_ack(connection, wire::PreloadStatus::kOk));
 }
 
@@ -243,8 +243,8 @@ Status PreloadListener::take_region(const wire::PreloadRegion& message) {
     auto file = identify(region);
     if (!file) return file.error();
     if (file.value() != FileIdentity{message.device, message.inode}) continue;
-    // The file of a private mapping does not hold what the guest writes; the guest's writes to a shared one
-    // would reach everybody else who runs on the file.
+    // The file of a private mapping lacks the guest's writes. The guest's writes to a shared mapping would
+    // reach every other process that runs on the file.
     const uint64_t type = message.map_flags & kMapTypeMask;
     const bool is_shared = type == MAP_SHARED || type == MAP_SHARED_VALIDATE;
     if (region.is_private ? type != MAP_PRIVATE : !is_shared)
@@ -261,10 +261,10 @@ Status PreloadListener::take_region(const wire::PreloadRegion& message) {
     memory_.ranges.insert(memory_.ranges.end(), stripes.begin(), stripes.end());
     return ok();
   }
-  return Error{ErrorCode::kRegionChanged, 0, "mapped file is no region of this VM"};
+  return Error{ErrorCode::kRegionChanged, 0, "mapped file is not a region of this VM"};
 }
 
-/// A failure half-way leaves stripes registered: the refusal makes the preload unmap them all.
+/// A failure half-way leaves stripes registered; the refusal makes the preload unmap all of them.
 Status PreloadListener::register_stripes(const std::vector<MappedRange>& stripes) const {
   constexpr uint64_t modes =
       static_cast<uint64_t>(uffd::Mode::kMissing) | static_cast<uint64_t>(uffd::Mode::kMinor);
@@ -290,7 +290,8 @@ Status PreloadListener::watch_process(UniqueFd pidfd) {
   return ok();
 }
 
-/// Says no. Before the VM is complete that is the end of it; a complete VM goes on without what was refused.
+/// Refuses a request. Before the VM is complete, that ends the handshake; a complete VM runs on without what
+/// was refused.
 void PreloadListener::refuse(int connection, const Error& error) {
   if (connection >= 0) static_cast<void>(send_ack(connection, wire::PreloadStatus::kRefused));
   if (state_ == VmState::kComplete || state_ == VmState::kGone || state_ == VmState::kRefused) return;

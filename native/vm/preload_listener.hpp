@@ -21,11 +21,11 @@ namespace vmigrate::pager {
 ///      |                    |-- process ended --> kGone
 ///      `-----refusal--------´--> kRefused
 /// kWaiting: only the socket exists. kAttached: pid and descriptors are known, ranges grow. kComplete: pid,
-/// descriptors and ranges are final and memory() may be used. kGone and kRefused are final; memory() of a VM
-/// that was complete stays valid, its process answers no more.
+/// descriptors and ranges are final and memory() may be used. kGone and kRefused are final. memory() of a VM
+/// that was complete stays valid, but its process no longer answers.
 enum class VmState : uint32_t { kWaiting = 1, kAttached, kComplete, kGone, kRefused };
 
-/// What must be kept to find the VM again after a restart of this process.
+/// What must be saved to find the VM again after a restart of this process.
 struct VmSnapshot {
   VmState state = VmState::kWaiting;
   pid_t pid = -1;
@@ -35,36 +35,37 @@ struct VmSnapshot {
   };
   std::vector<Descriptor> descriptors;
   std::vector<MappedRange> ranges;
-  std::optional<Error> failure;  ///< why kRefused
+  std::optional<Error> failure;  ///< why the state is kRefused
 };
 
 struct PreloadOptions {
   std::string socket_path;
   std::vector<RegionFileConfig> regions;
-  /// Register each range for missing and minor faults before its mapping call returns.
+  /// Register each range for missing and minor faults before the preload's mapping call returns.
   bool incoming = false;
 };
 
 /// The agent's half of the preload handshake for one QEMU. Thread-safe; its work is done on
-/// EventLoop::shared(). `on_edge` is called there when state() has changed, and must neither block nor call
-/// back into the listener.
+/// EventLoop::shared(). That thread calls `on_edge` when state() has changed; `on_edge` must neither block
+/// nor call back into the listener.
 class PreloadListener {
  public:
   static Result<std::unique_ptr<PreloadListener>> listen(PreloadOptions options,
                                                          std::function<void()> on_edge);
-  /// Takes the descriptors of a running QEMU back. Everything in `snapshot` is checked against the kernel:
-  /// the descriptors must be userfaultfds, the ranges mappings of the region files; so another process that
-  /// has inherited the pid is noticed (kProcessGone or kRegionChanged). The listener starts as kComplete.
+  /// Reattaches to a running QEMU: takes duplicates of its descriptors again. Everything in `snapshot` is
+  /// checked against the kernel: the descriptors must be userfaultfds and the ranges must be mappings of the
+  /// region files. Another process that has inherited the pid is therefore noticed (kProcessGone or
+  /// kRegionChanged). The listener starts as kComplete.
   static Result<std::unique_ptr<PreloadListener>> adopt(const VmSnapshot& snapshot,
                                                         std::vector<RegionFileConfig> regions,
                                                         std::function<void()> on_edge);
-  /// Closes our descriptors and removes the socket; QEMU keeps its own.
+  /// Closes our descriptors and removes the socket. QEMU keeps its own descriptors.
   ~PreloadListener();
   PreloadListener(const PreloadListener&) = delete;
   PreloadListener& operator=(const PreloadListener&) = delete;
 
   VmSnapshot snapshot() const;
-  /// nullptr until the VM is complete; then unchanging, and valid as long as this object.
+  /// nullptr until the VM is complete. After that it does not change, and it is valid as long as this object.
   const VmMemory* memory() const;
 
  private:
@@ -75,10 +76,11 @@ class PreloadListener {
     EventLoop::WatchId watch = 0;
   };
 
-  /// Runs on the loop's thread: `step` with mutex_ held, then on_edge_ without it if the state has changed.
+  /// Runs on the loop's thread. Calls `step` with mutex_ held, then on_edge_ without it if the state has
+  /// changed.
   void handle(const std::function<void()>& step);
 
-  // With mutex_ held, on the loop's thread or while the loop is paused.
+  // Call these with mutex_ held, on the loop's thread or while the loop is paused.
   Status start_listening();
   void on_connection();
   void on_record(int connection);
@@ -99,12 +101,13 @@ class PreloadListener {
   mutable std::mutex mutex_;
   VmState state_ = VmState::kWaiting;
   bool was_complete_ = false;
-  bool has_changed_ = false;  ///< on_edge_ is due
+  bool has_changed_ = false;  ///< on_edge_ must be called
   std::optional<Error> failure_;
   VmMemory memory_;
   UniqueFd listener_;
   EventLoop::WatchId listener_watch_ = 0;
-  std::vector<Peer> peers_;  ///< before the hello: whoever has connected; after it: that one alone
+  /// Before the hello: every connection. After it: only the one that sent the hello.
+  std::vector<Peer> peers_;
   UniqueFd pidfd_;
   EventLoop::WatchId pid_watch_ = 0;
 };

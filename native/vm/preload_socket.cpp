@@ -30,7 +30,8 @@ Result<UniqueFd> listen_preload(const std::string& path) {
   std::memcpy(address.sun_path, path.c_str(), path.size());
   UniqueFd listener(::socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
   if (!listener.valid()) return system_error("socket");
-  // The file is made with the mode of the socket's own inode, so nobody else gets in between bind and chmod.
+  // The file is created with the mode of the socket's own inode, so nobody else can connect between bind and
+  // chmod.
   if (::fchmod(listener.get(), 0600) != 0) return system_error("fchmod preload socket");
   const auto bind_it = [&] {
     return ::bind(listener.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address);

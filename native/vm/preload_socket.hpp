@@ -12,10 +12,10 @@
 
 namespace vmigrate::pager {
 
-// The agent's end of the socket that the preload talks to: SOCK_SEQPACKET, so that a record is a message and
+// The agent's end of the socket that the preload talks to. It is SOCK_SEQPACKET, so a record is a message and
 // half a message cannot exist. None of these calls waits.
 
-/// Mode 0600. A socket file that nobody listens on any more (ours, from before a crash) is replaced.
+/// Mode 0600. A socket file without a listener (ours, from before a crash) is replaced.
 Result<UniqueFd> listen_preload(const std::string& path);
 
 struct PreloadPeer {
@@ -23,13 +23,14 @@ struct PreloadPeer {
   pid_t pid = -1;  ///< from the kernel, not from the peer
 };
 
-/// Invalid connection: none waiting, or it was of another user (and is closed).
+/// Returns an invalid connection if none is waiting, or if the peer is another user (the connection is then
+/// closed).
 Result<PreloadPeer> accept_preload(int listener);
 
 struct PreloadRecord {
   size_t length_bytes = 0;  ///< 0: end of file
-  bool is_waiting = false;  ///< nothing was there to read
-  bool is_cut = false;      ///< record or descriptors did not fit
+  bool is_waiting = false;  ///< there was nothing to read
+  bool is_cut = false;      ///< the record or its descriptors did not fit
   std::vector<UniqueFd> descriptors;
 };
 

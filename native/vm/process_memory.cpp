@@ -21,13 +21,14 @@ constexpr uint64_t kSwapped = uint64_t{1} << 62;
 constexpr uint64_t kOfFile = uint64_t{1} << 61;
 constexpr unsigned kSwapTypeBits = 5;
 constexpr uint64_t kSwapOffsetMask = (uint64_t{1} << 50) - 1;
-/// Swap areas are numbered from 0; the kernel's own kinds of entries from the end.
+/// Swap areas are numbered from 0; the kernel numbers its own kinds of entries from the end.
 constexpr uint64_t kSwapTypeOfKernel = 16;
-/// A marker says in the place of the offset what it marks; this one write-protection.
+/// In a marker the offset field says what the marker marks; this value is write-protection.
 constexpr uint64_t kWriteProtectMarker = 1;
 
-/// A page of the process's own. Where nothing is mapped and write-protection is remembered, the kernel shows
-/// a marker as a swapped page; one that cannot be told from a page counts as a page.
+/// Whether this is a page of the process's own. If nothing is mapped but write-protection is remembered, the
+/// kernel shows a marker as a swapped page. A marker that cannot be distinguished from a page counts as a
+/// page.
 bool is_own(uint64_t entry) {
   if ((entry & kPresent) != 0) return (entry & kOfFile) == 0;
   if ((entry & kSwapped) == 0) return false;
@@ -43,7 +44,7 @@ UniqueFd open_of(pid_t pid, const char* name) {
 }
 
 Error read_error(ssize_t count, const char* what) {
-  // Nothing to read: the address space is gone with its process.
+  // There is nothing to read: the address space is gone with its process.
   return count == 0 ? Error{ErrorCode::kProcessGone, 0, what} : process_file_error(what);
 }
 
@@ -60,8 +61,8 @@ Result<std::unique_ptr<ProcessMemory>> ProcessMemory::open(const VmMemory& memor
   return opened;
 }
 
-/// A process that is killed has its SIGKILL among the pending signals until the end, and the kernel takes
-/// memory from a victim of its own choice only after sending it.
+/// A process that is being killed has SIGKILL among its pending signals until the end. The out-of-memory
+/// killer also takes memory only after it has sent that signal.
 Status ProcessMemory::whole() const {
   constexpr uint64_t kill_bit = uint64_t{1} << (SIGKILL - 1);
   std::array<char, 4096> text;
@@ -71,7 +72,7 @@ Status ProcessMemory::whole() const {
   for (const char* name : {"\nSigPnd:", "\nShdPnd:"}) {
     const char* found = std::strstr(text.data(), name);
     if (found == nullptr || (std::strtoull(found + std::strlen(name), nullptr, 16) & kill_bit) != 0)
-      return Error{ErrorCode::kProcessGone, 0, "the process is being ended"};
+      return Error{ErrorCode::kProcessGone, 0, "the process is being killed"};
   }
   return ok();
 }

@@ -13,22 +13,22 @@
 
 namespace vmigrate::pager {
 
-/// Memory that is in no file: what a VM has written to pages that it maps copy-on-write. Read from its
-/// address space, which the descriptors here hold fast: another process with the same pid is never read. Any
-/// thread.
+/// Reads memory that is in no file: the pages that a VM has written in its copy-on-write mappings. The
+/// descriptors here pin the address space that is read, so another process with the same pid is never read.
+/// Any thread.
 class ProcessMemory {
  public:
-  /// Ranges of `memory` must stay valid as long as this.
+  /// Ranges of `memory` must stay valid as long as this object.
   static Result<std::unique_ptr<ProcessMemory>> open(const VmMemory& memory);
 
-  /// Calls `visit` with runs of pages of the region (of the kernel's, 4 KiB) that the process has for itself,
-  /// in order, as far as [offset, offset + length) goes.
+  /// Calls `visit` with runs of pages of the region (pages of the kernel, 4 KiB) that are private to the
+  /// process, in order, within [offset, offset + length).
   Status each_own_run(uint32_t region_index, uint64_t offset_bytes, uint64_t length_bytes,
                       const std::function<void(PageRun)>& visit) const;
-  /// kProcessGone once the process is being ended: its memory may go page by page before it is gone, so that
-  /// what each_own_run has shown before this is all there was.
+  /// kProcessGone once the process is being killed. Its memory may go page by page before the process is
+  /// gone. If this call succeeds after each_own_run, the runs that each_own_run showed were complete.
   Status whole() const;
-  /// What the process would read there. kProcessGone if it has ended.
+  /// Reads what the process would read at that address. kProcessGone if it has ended.
   Status read(uint32_t region_index, uint64_t offset_bytes, std::span<std::byte> out) const;
 
  private:

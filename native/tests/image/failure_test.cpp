@@ -1,5 +1,5 @@
-// What happens when the image cannot be finished, or a process that takes part is gone. The parent runs on
-// whatever happens; nobody ever reads zeros in place of bytes.
+// Tests what happens when the image cannot be finished, or when a process that takes part is gone. The parent
+// always runs on, and no process ever reads zeros in place of bytes.
 
 #include <gtest/gtest.h>
 #include <signal.h>
@@ -24,7 +24,7 @@ using test::waits;
 using wire::ImageCounter;
 using wire::InjectPoint;
 
-/// A tmpfs of its own that is soon full.
+/// A separate tmpfs that is soon full.
 class SmallTmpfs {
  public:
   explicit SmallTmpfs(const char* options) {
@@ -92,7 +92,8 @@ TEST(ImageFailure, NoRoomLetsTheParentGo) {
   vm.capture->close();
   EXPECT_EQ(vm.capture->state(), ImageState::kFailed);
   vm.capture.reset();
-  // A test's end must not leave a thread behind that waits for ever, nor let it touch a full file system.
+  // The end of a test must neither leave a thread behind that waits for ever, nor let it touch a full file
+  // system.
   full.grow("size=64m");
   ASSERT_TRUE(release_vm(clone.memory).ok());
   missing.wait();
@@ -125,7 +126,8 @@ TEST(ImageFailure, AnImageFileThatHasLostPagesIsNeverComplete) {
     vm.seal();
     ASSERT_TRUE(parking.wait_parked());
     const UniqueFd image(::open(vm.image_paths[0].c_str(), O_RDWR | O_CLOEXEC));
-    // Cut off, and as long as before again: what has been copied behind the cut is a hole.
+    // The file is cut off and then as long as before again: the bytes that were copied behind the cut are now
+    // a hole.
     ASSERT_EQ(is_cut ? ::ftruncate(image.get(), 700 * kPage) : 0, 0);
     ASSERT_EQ(is_cut
                   ? ::ftruncate(image.get(), 1024 * kPage)
@@ -157,7 +159,7 @@ TEST(ImageFailure, AKernelThatCannotProtectIsSaidToBeOne) {
   EXPECT_EQ(vm.capture->state(), ImageState::kFailed);
 }
 
-/// Parent and clone are processes of their own, with the preload in them.
+/// Parent and clone are separate processes, with the preload.
 class ImageProcesses : public test::PreloadTest {
  protected:
   void SetUp() override {
@@ -203,7 +205,7 @@ class ImageProcesses : public test::PreloadTest {
   RegionFileConfig source_, image_;
   std::unique_ptr<PreloadListener> parent_memory_, clone_memory_;
   std::unique_ptr<test::ChildProcess> parent_, clone_;
-  std::unique_ptr<ImageCapture> capture_;  // last: it uses the rest
+  std::unique_ptr<ImageCapture> capture_;  // last, because it uses the rest
 };
 
 TEST_F(ImageProcesses, AParentThatIsKilledLeavesItsFiles) {
@@ -212,7 +214,7 @@ TEST_F(ImageProcesses, AParentThatIsKilledLeavesItsFiles) {
   parking.arm(InjectPoint::kImageSweepClaimed);
   ASSERT_TRUE(capture_->seal().ok());
   ASSERT_TRUE(parking.wait_parked());
-  parent_->write_line("poke 0 8 1");  // waits: the sweep has its page
+  parent_->write_line("poke 0 8 1");  // waits, because the sweep has its page
   parent_->kill_now();
   parking.release();
   EXPECT_EQ(clone_->ask("touch 0 " + std::to_string(900 * kPage)), first_byte(900));

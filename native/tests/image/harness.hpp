@@ -18,7 +18,7 @@
 
 namespace vmigrate::test {
 
-/// With write-protection of shared memory, as the preload asks for. -1 where the kernel has it not.
+/// With write-protection of shared memory, as the preload asks for. -1 if the kernel does not support it.
 inline int open_write_protect_userfaultfd() {
   const int fd = static_cast<int>(::syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK));
   uffdio_api api{};
@@ -30,10 +30,11 @@ inline int open_write_protect_userfaultfd() {
   return -1;
 }
 
-/// A clone's ranges are registered from the start; one that has its whole image is a copy-on-write parent.
+/// A clone's ranges are registered from the start. A clone that has its whole image is a copy-on-write
+/// parent.
 enum class VmKind { kParent, kClone, kPrivateParent };
 
-/// One VM's mappings of a set of files, a userfaultfd for each.
+/// One VM's mappings of a set of files, with a userfaultfd for each.
 class MappedVm {
  public:
   MappedVm(const std::vector<std::string>& paths, const std::vector<uint64_t>& lengths, VmKind kind) {
@@ -80,7 +81,7 @@ class MappedVm {
       return value;
     });
   }
-  /// Whether the kernel has any part of it registered with a userfaultfd.
+  /// Whether any part of it is registered with a userfaultfd in the kernel.
   bool is_registered() const {
     std::ifstream smaps("/proc/self/smaps");
     bool is_ours = false;
@@ -108,7 +109,7 @@ inline bool arrives(std::future<uint64_t>& access) {
   return access.wait_for(kPatience) == std::future_status::ready;
 }
 
-/// Places where one thread each is parked until it is let on; several at a time.
+/// Places at which one thread each is parked until it is released. Several may be closed at a time.
 class Gates {
  public:
   Gates() {
@@ -152,7 +153,7 @@ class Gates {
   void meet(wire::InjectPoint point, uint64_t detail) {
     std::unique_lock lock(mutex_);
     for (const auto& each : gates_) {
-      Gate& gate = *each;  // stays where it is when more are closed meanwhile
+      Gate& gate = *each;  // keeps its address when more gates are closed meanwhile
       if (gate.point != point || gate.is_parked || gate.is_open) continue;
       if (gate.detail && *gate.detail != detail) continue;
       gate.is_parked = true;
@@ -166,8 +167,8 @@ class Gates {
   std::vector<std::unique_ptr<Gate>> gates_;
 };
 
-/// Threads of captures in this process. One that was joined is still listed for a moment, on its way out of
-/// the kernel.
+/// Number of capture threads in this process. A thread that was joined is still listed for a moment while the
+/// kernel removes it.
 inline size_t image_thread_count() {
   size_t count = 0;
   for (const auto& task : std::filesystem::directory_iterator("/proc/self/task")) {
@@ -208,7 +209,7 @@ class ImageHarness {
       const UniqueFd image(::open(image_paths[i].c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600));
       EXPECT_EQ(::ftruncate(image.get(), static_cast<off_t>(length_bytes)), 0);
       const UniqueFd fd(::open(source_paths[i].c_str(), O_RDWR | O_CLOEXEC));
-      // hugetlbfs cannot be written; its pages are filled through the parent's mapping.
+      // hugetlbfs cannot be written, so its pages are filled through the parent's mapping.
       for (uint64_t page = 0; source_dir.empty() && page < specs[i].page_count; ++page)
         if (specs[i].has_data(page)) write_pattern(fd.get(), i + 1, page);
     }
@@ -219,7 +220,7 @@ class ImageHarness {
   }
   ~ImageHarness() {
     capture.reset();
-    // Whoever still waits must not be left to a kernel that fills with zeros while the test ends.
+    // No waiter may be left to a kernel that fills with zeros while the test ends.
     clones.clear();
   }
 
@@ -248,7 +249,7 @@ class ImageHarness {
     const Status sealed = capture->seal(when);
     ASSERT_TRUE(sealed.ok()) << sealed.error().what << ": " << strerror(sealed.error().system_errno);
   }
-  /// What the image must hold: what the parent's files hold now.
+  /// The expected content of the image: the present content of the parent's files.
   void remember() {
     fork_point.clear();
     for (size_t i = 0; i < lengths.size(); ++i) fork_point.push_back(contents(source_paths[i], lengths[i]));
@@ -277,7 +278,7 @@ class ImageHarness {
     }
     return bad;
   }
-  /// Through a clone's own mapping.
+  /// Reads through a clone's own mapping.
   uint64_t bad_pages(const MappedVm& clone) const {
     uint64_t bad = 0;
     for (uint32_t i = 0; i < lengths.size(); ++i)

@@ -1,4 +1,5 @@
-// What an image holds and who may go on when. Races are in race_test.cpp, failures in failure_test.cpp.
+// Tests the content of an image, and which process may run on at which time. Races are in race_test.cpp,
+// failures in failure_test.cpp.
 
 #include <gtest/gtest.h>
 
@@ -23,8 +24,8 @@ bool all_but_each_fourth(uint64_t page) {
   return page % 4 != 3;
 }
 
-/// Up to two threads that write to random pages of the parent without end, each to its own words of a page,
-/// and that stand still when told to.
+/// Up to two threads that write to random pages of the parent without end, each to its own words of a page.
+/// They stop when told to.
 class Writers {
  public:
   Writers(const ImageHarness& vm, unsigned count) {
@@ -117,7 +118,7 @@ TEST(Image, TheSweepMayWaitForTheClones) {
   EXPECT_TRUE(arrives(reading));
   EXPECT_TRUE(arrives(writing));
   EXPECT_EQ(reading.get(), vm.expected(5));
-  // Two clusters: what was asked for, and nothing else.
+  // Two clusters: the requested pages, and nothing else.
   EXPECT_EQ(vm.counter(ImageCounter::kPagesCopied), 2 * pager::kImageClusterBytes / kPage);
   ASSERT_TRUE(vm.capture->sweep().ok());
   ASSERT_TRUE(vm.capture->sweep().ok());
@@ -161,7 +162,7 @@ TEST(Image, HolesAreNeverCopied) {
   vm.open();
   auto& clone = vm.add_clone();
   vm.arm();
-  // A hole when the files were looked through, and data at the fork point.
+  // A hole when look_for_data was called, and data at the fork point.
   auto before = vm.parent->write(2000, 77);
   ASSERT_TRUE(arrives(before));
   vm.seal();
@@ -189,7 +190,7 @@ TEST(Image, WritesBetweenArmAndSealAreInItAndProtectedAgain) {
     }
     ASSERT_TRUE(vm.capture->protect().ok());
   }
-  // Each round each of the three clusters, no more.
+  // Each of the three clusters in each round, no more.
   EXPECT_EQ(vm.counter(ImageCounter::kNotedFaultCount), 9u);
   EXPECT_EQ(vm.counter(ImageCounter::kRearmedPages), 9u * 16);
   vm.seal();

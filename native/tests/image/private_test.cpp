@@ -1,4 +1,5 @@
-// The parent is itself a clone: what it has written is in its process, and the rest in the image it runs on.
+// Tests a parent that is itself a clone: the pages that it has written are in its process, and the rest is in
+// the image that it runs on.
 
 #include <gtest/gtest.h>
 #include <sys/stat.h>
@@ -54,7 +55,7 @@ TEST_F(ImagePrivate, HoldsWhatTheParentHasWrittenAndWhatItShares) {
   vm_.arm();
   write(11, 3);
   write(2001, 4);
-  write(3000, 5);  // own since arming, and no neighbour is
+  write(3000, 5);  // an own page since arming, unlike its neighbours
   ASSERT_TRUE(vm_.capture->protect().ok());
   auto& clone = vm_.add_clone();
   seal();
@@ -67,7 +68,8 @@ TEST_F(ImagePrivate, HoldsWhatTheParentHasWrittenAndWhatItShares) {
   EXPECT_EQ(vm_.bad_pages(clone), 0u);
   EXPECT_EQ(*vm_.parent->word(0, 2001), 4u);
   EXPECT_FALSE(vm_.parent->is_registered());
-  // Holes were neither copied nor filled by looking at them, but for those that the parent wrote to.
+  // The capture neither copied holes nor filled them by looking at them, except for those that the parent
+  // wrote to.
   EXPECT_GE(vm_.counter(ImageCounter::kPagesZero), 4096u - 512 - 5 - 2);
   EXPECT_LE(allocated_bytes(), allocated + 8 * kPage);
 }
@@ -96,7 +98,7 @@ TEST_F(ImagePrivate, GoesOnInAnotherCapture) {
 
 TEST(ImagePrivateProcess, WithoutTheProcessThereIsNoImage) {
   ImageHarness vm(ImageHarness::Specs{{1024}}, {}, VmKind::kPrivateParent);
-  // A process that is gone: its address space can be opened no more.
+  // A process that is gone: its address space can no longer be opened.
   test::ChildProcess child({"sleep", "1000"}, {});
   vm.parent->memory.pid = child.pid();
   child.kill_now();

@@ -1,5 +1,5 @@
-// Two threads meet on one page. Each test parks one of them and looks whether the other waits, goes on, and
-// sees the right bytes.
+// Tests two threads that meet on one page. Each test parks one of them, then checks whether the other waits
+// or continues, and whether it sees the right bytes.
 
 #include <gtest/gtest.h>
 
@@ -64,7 +64,7 @@ TEST(ImageRace, SeveralClonesWaitForOnePageThatTheSweepHasClaimed) {
   auto writing = vm.parent->write(5, 1);
   ASSERT_TRUE(eventually([&] { return vm.counter(ImageCounter::kCloneFaultCount) == 3; }));
   for (auto& read : reads) EXPECT_TRUE(waits(read, 20ms));
-  // Nobody on a claimed page keeps others from theirs.
+  // A wait for a claimed page does not delay faults on other pages.
   auto elsewhere = vm.clones[0]->read(100);
   EXPECT_TRUE(arrives(elsewhere));
   parking.release();
@@ -83,7 +83,7 @@ TEST(ImageRace, APageComesWhileItsFaultIsBeingLookedAt) {
     vm.open();
     auto& clone = vm.add_clone();
     vm.arm();
-    // Keeps the sweep from having been everywhere before the fault is read.
+    // Keeps the sweep from finishing before the fault is read.
     auto& sweep = gates.close(InjectPoint::kImageSweepClaimed);
     auto& fault = gates.close(InjectPoint::kImageFaultRead, page_key(0, PageIndex{130}));
     vm.seal();
@@ -118,7 +118,7 @@ TEST(ImageRace, AWriteOnAPageThatIsCopiedAndNotYetReleased) {
   auto reading = clone.read(9);
   ASSERT_TRUE(arrives(reading));
   EXPECT_EQ(reading.get(), vm.expected(9));
-  // What the sweep takes off now is off already, and the page stays as it was copied.
+  // The protection that the sweep removes now is removed already, and the page is still as it was copied.
   parking.release();
   finish(vm);
 }
@@ -173,11 +173,11 @@ TEST(ImageRace, WritesOfTheParentWhileItIsBeingArmed) {
   EXPECT_TRUE(arrives(is_protected));
   EXPECT_TRUE(arrives(is_not_yet));
   EXPECT_EQ(vm.counter(ImageCounter::kNotedFaultCount), 1u);
-  // Runs on the thread of the faults, which lets a write through before it notes it.
+  // Runs on the fault thread, which allows a write before it notes it.
   vm.capture->remove_clone(vm.parent->memory);
   parking.release();
   ASSERT_TRUE(arming.get());
-  // Arming has taken the note out again: the next write is one more.
+  // Arming has cleared the note again, so the next write is counted once more.
   auto again = vm.parent->write(11, 3);
   EXPECT_TRUE(arrives(again));
   EXPECT_EQ(vm.counter(ImageCounter::kNotedFaultCount), 2u);
@@ -224,7 +224,7 @@ TEST(ImageRace, CloseWhileAFaultIsBeingServedAndTheSweepIsAtWork) {
     auto closing = std::async(std::launch::async, [&] { vm.capture->close(); });
     ASSERT_TRUE(gates.wait_parked(stop));
     gates.open(stop);
-    // It waits for either of them.
+    // The caller waits for either of them.
     gates.open(is_fault ? sweep : fault);
     EXPECT_EQ(closing.wait_for(20ms), std::future_status::timeout);
     gates.open(is_fault ? fault : sweep);
@@ -255,7 +255,7 @@ TEST(ImageRace, ACloneIsTakenOutWhileItWaits) {
   ASSERT_TRUE(vm.reaches(ImageState::kComplete));
   EXPECT_TRUE(waits(reading));
   EXPECT_TRUE(clone.is_registered());
-  // The next capture of the image, or a daemon that takes it up again, finds it as it is.
+  // The next capture of the image, or a daemon that resumes it, finds it unchanged.
   ASSERT_TRUE(vm.capture->add_clone(clone.memory).ok());
   ASSERT_TRUE(arrives(reading));
   EXPECT_EQ(reading.get(), vm.expected(4));
@@ -287,7 +287,7 @@ TEST(ImageRace, LeaveInTheMiddleAndGoOnInAnotherCapture) {
   vm.capture.reset();
   EXPECT_TRUE(test::image_threads_end());
 
-  // As if the process had died with a page claimed: its parent was never let write to it.
+  // As if the process had died with a page claimed: its parent was never allowed to write to that page.
   {
     const UniqueFd presence(::open(vm.presence_paths[0].c_str(), O_RDWR | O_CLOEXEC));
     const auto claimed = static_cast<uint8_t>(wire::PageState::kClaimed);
@@ -308,7 +308,8 @@ TEST(ImageRace, LeaveInTheMiddleAndGoOnInAnotherCapture) {
   finish(vm);
 }
 
-// The fault that waits for the sweep was read; when the capture is left nobody answers it any more.
+// The fault that waits for the sweep was read. Once the capture is left, no thread answers that fault any
+// more.
 TEST(ImageRace, FaultsThatWereReadAndNotAnsweredAreReportedAgain) {
   Gates gates;
   ImageHarness vm(ImageHarness::Specs{{256}});
@@ -325,7 +326,7 @@ TEST(ImageRace, FaultsThatWereReadAndNotAnsweredAreReportedAgain) {
   ASSERT_TRUE(eventually([&] {
     return vm.counter(ImageCounter::kCloneFaultCount) + vm.counter(ImageCounter::kParentFaultCount) == 2;
   }));
-  // Keeps the thread of the faults from looking after them once the sweep has gone on.
+  // Keeps the fault thread from checking those faults after the sweep has continued.
   auto last = clone.read(200);
   ASSERT_TRUE(gates.wait_parked(fault));
   auto leaving = std::async(std::launch::async, [&] { vm.capture->leave(); });

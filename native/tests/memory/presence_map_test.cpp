@@ -165,8 +165,8 @@ TEST(PresenceMap, AllocatesItsFileBeforeItIsUsed) {
   ::umount(dir.path().c_str());
 }
 
-// A random walk of several threads: each page is claimed exactly once, published once or given back, and its
-// payload, written before publish, is seen by whoever sees it present.
+// A random walk of several threads. Each page is claimed exactly once, then published once or given back. Its
+// payload is written before publish, and every thread that sees the page present sees the payload.
 TEST(PresenceMap, RandomThreadsClaimEachPageExactlyOnce) {
   constexpr uint64_t kPages = 20'000;
   constexpr int kThreads = 4;
@@ -218,8 +218,7 @@ TEST(PresenceMap, RandomThreadsClaimEachPageExactlyOnce) {
     EXPECT_EQ(bad, 0u);
     for (uint64_t p = 0; p < kPages; ++p) {
       const PageState state = map->state(PageIndex{p});
-      // A page that was given back late may have been passed by all sweeps: it is absent and was never
-      // filled.
+      // All sweeps may have passed a page that was given back late: it is absent and was never filled.
       ASSERT_EQ(taken[p], state == PageState::kPresent || state == PageState::kZero ? 1 : 0) << p;
       ASSERT_NE(state, PageState::kClaimed);
     }

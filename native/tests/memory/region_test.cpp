@@ -145,7 +145,7 @@ TEST(Region, FindsPagesThatHoldAnythingAmongAllocatedOnes) {
   ASSERT_EQ(::posix_fallocate(region.fd(), 0, count * kPage), 0);
   const PageRun all{PageIndex{0}, count};
   EXPECT_EQ(nonzero_runs_of(region, all), Runs{});
-  // First and last byte of a page, and runs that cross what is read at once.
+  // Covers the first and last byte of a page, and runs that cross the limit of one read.
   for (const uint64_t offset :
        {uint64_t{0}, 3 * kPage - 1, 63 * kPage, 64 * kPage + 9, 65 * kPage, count * kPage - 1})
     ASSERT_EQ(::pwrite(region.fd(), "x", 1, static_cast<off_t>(offset)), 1);

@@ -41,7 +41,7 @@ std::map<std::string, std::string> PreloadTest::environment(
           {"VMIGRATE_PRELOAD_SOCKET", path("socket")},
           {"VMIGRATE_PRELOAD_FILES", files},
           {"VMIGRATE_PRELOAD_SYNC_FDS", std::to_string(sync_fds)},
-          // A sanitized helper wants its runtime first; the preload does not stand in its way.
+          // A sanitized helper requires that its runtime is loaded first; the preload does not prevent that.
           {"ASAN_OPTIONS", "verify_asan_link_order=0"}};
 }
 

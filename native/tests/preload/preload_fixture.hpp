@@ -15,7 +15,7 @@ namespace vmigrate::test {
 
 inline constexpr uint64_t kMiB = uint64_t{1} << 20;
 
-/// A directory on tmpfs with region files in it, a socket path, and programs with the preload in them.
+/// A directory on tmpfs with region files in it, a socket path, and programs that run with the preload.
 class PreloadTest : public ::testing::Test {
  protected:
   void SetUp() override;
@@ -28,7 +28,7 @@ class PreloadTest : public ::testing::Test {
                                                  bool incoming = true);
   std::map<std::string, std::string> environment(const std::vector<pager::RegionFileConfig>& regions,
                                                  unsigned sync_fds = 1) const;
-  /// preload_helper with the preload in it.
+  /// Starts preload_helper with the preload.
   std::unique_ptr<ChildProcess> helper(const std::vector<pager::RegionFileConfig>& regions,
                                        unsigned sync_fds = 1);
   /// Waits until the listener is in the state, at most 30 s.

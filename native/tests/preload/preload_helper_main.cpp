@@ -38,7 +38,7 @@ struct Mapping {
 };
 std::vector<Mapping> mappings;
 
-/// What a word of a filled file must be; never zero but in a hole.
+/// The expected value of a word of a filled file; zero only in a hole.
 uint64_t pattern(uint64_t offset_bytes, uint64_t seed) {
   if (offset_bytes / kPageBytes % 4 == 3) return 0;
   uint64_t value = offset_bytes + seed * 0x9e3779b97f4a7c15u;
@@ -124,7 +124,7 @@ std::string verify(size_t index, uint64_t offset, uint64_t length, uint64_t seed
   return "verified " + std::to_string(length / kPageBytes) + " " + std::to_string(bad);
 }
 
-/// First line of what a shell command prints.
+/// Returns the first line that a shell command prints.
 std::string child_output(const char* command) {
   FILE* pipe = popen(command, "r");
   char line[1024] = "";

@@ -43,7 +43,8 @@ TEST_F(PreloadTest, RegistersARegionBeforeTheMappingReturns) {
   EXPECT_EQ(listener->memory()->pid, vm->pid());
   EXPECT_FALSE(std::filesystem::exists(path("socket")));
 
-  // A touch must wait for us, on a page that is not in the file, and be answered through our descriptor.
+  // A touch must wait for the test, on a page that is not in the file, and be answered through the test's
+  // descriptor.
   vm->write_line("touch 0 12345");
   const uffd::FaultEvent fault = next_fault(*listener->memory());
   const HostAddr base = listener->memory()->ranges.at(0).base;
@@ -127,7 +128,7 @@ TEST_F(PreloadTest, ARefusedMappingFailsAndGivesTheReservationBack) {
   EXPECT_EQ(listener->snapshot().state, VmState::kRefused);
   ASSERT_TRUE(listener->snapshot().failure.has_value());
   EXPECT_EQ(listener->snapshot().failure->code, ErrorCode::kUnsupported);
-  // And so does everything after it.
+  // Every later mapping fails too.
   EXPECT_EQ(vm->ask(map_line(ram, "fixed")), kRefusedMapping);
   EXPECT_EQ(vm->error_text().find("the reservation is gone"), std::string::npos);
 }
@@ -196,7 +197,8 @@ TEST_F(PreloadTest, ChildrenSeeNeitherVariablesNorDescriptors) {
   EXPECT_EQ(vm->ask(map_line(ram)), "mapped 0");
   EXPECT_EQ(vm->ask("environment"), "environment ");
   EXPECT_EQ(vm->ask("descriptors"), "descriptors 0");
-  // The lowest free number is the same as without the preload, whatever else the test's own parent left open.
+  // The lowest free number is the same as without the preload, whatever other descriptors the test's parent
+  // left open.
   ChildProcess plain({VMIGRATE_TEST_BIN_DIR "/preload_helper"}, {});
   EXPECT_EQ(vm->ask("open"), plain.ask("open"));
 }
@@ -241,7 +243,7 @@ TEST_F(PreloadTest, AForkedChildCannotMapARegion) {
 
 TEST_F(PreloadTest, TheEndOfTheProcessIsNoticedInEachState) {
   const auto ram = region("ram", kMiB);
-  // The callback comes after the state can be seen, so it is waited for too.
+  // The callback comes after the state is visible, so the test waits for it too.
   const auto edges_reach = [this](int count) {
     for (int tries = 0; tries < 2000 && edges_ < count; ++tries)
       std::this_thread::sleep_for(std::chrono::milliseconds(1));
@@ -273,7 +275,7 @@ TEST_F(PreloadTest, ANewAgentTakesTheDescriptorsBack) {
   vm->write_line("touch 0 8192");
   next_fault(*first->memory());
   first.reset();
-  // Nobody listens: the fault must wait, not read a zero.
+  // No agent listens: the fault must wait and not read a zero.
   EXPECT_EQ(vm->read_line(std::chrono::milliseconds(100)), "(timeout)");
 
   auto adopted = PreloadListener::adopt(snapshot, {ram}, [this] { edges_++; });

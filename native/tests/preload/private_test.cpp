@@ -1,5 +1,5 @@
-// A region that is mapped copy-on-write, as a clone maps its image: reported, registered and taken back like
-// a shared one, and never written.
+// Tests a region that is mapped copy-on-write, as a clone maps its image: it is reported, registered and
+// taken back like a shared one, and never written.
 
 #include <fcntl.h>
 #include <poll.h>
@@ -56,7 +56,7 @@ TEST_F(PreloadPrivateTest, WaitsForEachPageAndKeepsItsWritesToItself) {
   EXPECT_EQ(vm->ask("touch 0 5001"), "byte 99");
   EXPECT_EQ(read_byte(ram, 5000), 0);
 
-  // Zeros need no page of the file.
+  // Zeros need no page in the file.
   vm->write_line("touch 0 9000");
   ASSERT_EQ(::poll(&entry, 1, 10'000), 1);
   ASSERT_EQ(uffd::read_faults(fd, std::span(&fault, 1)).count, 1u);

@@ -1,4 +1,4 @@
-// The preload inside a real QEMU: it must start as it does without it, in the sandbox too.
+// Tests the preload inside a real QEMU: it must start as it does without the preload, in the sandbox too.
 
 #include <thread>
 

@@ -8,7 +8,7 @@
 
 namespace vmigrate::test {
 
-/// A provider that only remembers what was exposed, so that tests look at the memory itself.
+/// A provider that only records what was exposed, so that tests can check the memory itself.
 struct Exposed {
   transport::LocalMemory memory;
   transport::Access access;
@@ -27,7 +27,7 @@ class BookSession final : public transport::ExposedSession {
                                       transport::Access access) override {
     book_.exposed.push_back({memory, access});
     if (book_.fills_holes) {
-      // As an RDMA device would, through the mapping.
+      // Through the mapping, as an RDMA device would.
       for (uint64_t at = 0; at < memory.length_bytes; at += wire::kPageBytesMin) {
         const auto page = reinterpret_cast<volatile uint8_t*>(memory.base) + at;
         *page = *page;

@@ -1,4 +1,5 @@
-// A clone that leaves: its memory is the image's files and, in its process, what it has written.
+// Tests a clone that leaves: its memory is in the image's files, except for the pages that it has written,
+// which are in its process.
 
 #include <gtest/gtest.h>
 #include <sys/stat.h>
@@ -24,7 +25,7 @@ using test::Parking;
 using wire::SourceCounter;
 
 constexpr uint64_t kLengthBytes = 4 * kMiB;
-/// Of the image: the rest are holes.
+/// Pages of the image with data; the rest are holes.
 constexpr uint64_t kDataPages = 512;
 constexpr uint64_t kOwnPages = 4;
 
@@ -47,7 +48,7 @@ class CloneSource : public test::PreloadTest {
     ASSERT_NE(listener_->memory(), nullptr);
     for (const uint64_t page : {uint64_t{10}, uint64_t{11}, kDataPages - 1}) write(page * kPage + 77, 0);
     write(600 * kPage, 9);  // a hole of the image
-    // Looking at what it shares makes nothing its own.
+    // Reading a shared page does not make it an own page.
     ASSERT_EQ(clone_->ask("touch 0 " + std::to_string(20 * kPage)), "byte 21");
     allocated_bytes_ = allocated_bytes();
   }
@@ -68,7 +69,7 @@ class CloneSource : public test::PreloadTest {
     session_ = std::move(opened).value();
   }
   const transport::MemoryReader& memory() const { return *book_.exposed[0].memory.reader; }
-  /// In pieces that begin and end anywhere.
+  /// In pieces with arbitrary begin and end.
   uint64_t bad_bytes() const {
     std::vector<char> seen(kLengthBytes, 55);
     for (uint64_t at = 0, step = 1; at < kLengthBytes; at += step) {
@@ -155,7 +156,7 @@ TEST_F(CloneSource, NeedsNoProcessOnceItsPagesAreKept) {
   clone_->kill_now();
   EXPECT_EQ(bad_bytes(), 0u);
   EXPECT_FALSE(session_->failure());
-  // Nor does the next daemon's session.
+  // The same holds for the next daemon's session.
   session_.reset();
   open(/*resume=*/true, /*has_process=*/false);
   EXPECT_EQ(bad_bytes(), 0u);
@@ -214,7 +215,7 @@ TEST_F(CloneSource, IsLookedAtAgainByTheNextDaemonIfItsPagesWereNotKept) {
   ASSERT_TRUE(session_->scan().ok());
   ASSERT_TRUE(parking.wait_parked());
   auto closing = std::async(std::launch::async, [this] { session_.reset(); });
-  // Its connections are closed first; from then on it waits for the thread that is parked.
+  // The session first closes its connections, and then waits for the thread that is parked.
   ASSERT_TRUE(eventually([this] { return !book_.session_alive; }));
   parking.release();
   closing.get();
@@ -230,7 +231,7 @@ TEST_F(CloneSource, WhatAnEarlierMoveHasKeptIsForgotten) {
   ASSERT_TRUE(session_->scan().ok());
   ASSERT_TRUE(is_kept());
   session_.reset();
-  // That move was undone: the clone has run on.
+  // That move was undone, and the clone has run on.
   write(10 * kPage, 1);
   write(30 * kPage, 2);
   open();

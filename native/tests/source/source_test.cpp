@@ -108,7 +108,7 @@ TEST_F(Source, HolesThatExposingHasFilledStayHolesUnlessTheVmHasWrittenToThem) {
   struct stat file {};
   ASSERT_EQ(::stat((dir_ / "a").c_str(), &file), 0);
   ASSERT_EQ(static_cast<uint64_t>(file.st_blocks) * 512, 700 * kPage) << "every hole is filled";
-  // The VM goes on: among what was data, at either end of what was not, and in a page's last byte alone.
+  // The VM runs on and writes: within the data, at either end of a hole, and in a page's last byte alone.
   const UniqueFd fd(::open((dir_ / "a").c_str(), O_RDWR | O_CLOEXEC));
   const auto written = [](uint64_t page) { return page == 6 || (page >= 409 && page < 412) || page == 699; };
   for (uint64_t page = 0; page < 700; ++page) {

@@ -8,8 +8,8 @@
 
 namespace vmigrate::test {
 
-/// A directory in the place of a userfaultfd, while it lives: reading says EISDIR, every ioctl ENOTTY. The
-/// userfaultfd itself stays open, so that its ranges stay registered and epoll still tells of its events.
+/// Replaces a userfaultfd by a directory while it lives: reading returns EISDIR, every ioctl ENOTTY. The
+/// userfaultfd itself stays open, so that its ranges stay registered and epoll still reports its events.
 class BrokenDescriptor {
  public:
   explicit BrokenDescriptor(int fd) : fd_(fd), kept_(::fcntl(fd, F_DUPFD_CLOEXEC, 0)) {

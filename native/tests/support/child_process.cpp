@@ -13,7 +13,8 @@ namespace vmigrate::test {
 
 ChildProcess::ChildProcess(const std::vector<std::string>& arguments,
                            const std::map<std::string, std::string>& environment) {
-  // All that takes memory comes before the fork: another thread may hold the allocator's lock just then.
+  // Everything that allocates memory comes before the fork: another thread may hold the allocator's lock just
+  // then.
   std::vector<std::string> variables;
   for (char** variable = environ; *variable != nullptr; ++variable) {
     const std::string text = *variable;
@@ -63,7 +64,8 @@ void ChildProcess::kill_now() {
 
 void ChildProcess::write_line(const std::string& line) {
   const std::string text = line + "\n";
-  if (::write(in_.get(), text.data(), text.size()) < 0) return;  // It has ended; the answer will say so.
+  if (::write(in_.get(), text.data(), text.size()) < 0)
+    return;  // The process has ended; the answer will say so.
 }
 
 std::string ChildProcess::read_line(std::chrono::milliseconds timeout) {

@@ -11,7 +11,7 @@
 
 namespace vmigrate::test {
 
-/// A program under test, with pipes to its standard streams. Killed and reaped by the destructor.
+/// A program under test, with pipes to its standard streams. The destructor kills and reaps it.
 class ChildProcess {
  public:
   ChildProcess(const std::vector<std::string>& arguments,
@@ -24,14 +24,14 @@ class ChildProcess {
   void write_line(const std::string& line);
   /// Next line of its stdout; "(timeout)" or "(end)" if there is none.
   std::string read_line(std::chrono::milliseconds timeout = std::chrono::seconds(20));
-  /// One command, one answer, as preload_helper speaks.
+  /// Sends one command and returns its answer, in preload_helper's protocol.
   std::string ask(const std::string& line) {
     write_line(line);
     return read_line();
   }
   bool is_running() const;
   void kill_now();
-  /// All of stderr, after the process has ended.
+  /// Returns all of stderr, after the process has ended.
   std::string error_text();
 
  private:

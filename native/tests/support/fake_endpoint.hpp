@@ -1,6 +1,6 @@
 #pragma once
 
-// An in-memory source and connections to it. A test can hold completions back, let them go in another order,
+// An in-memory source and connections to it. A test can hold completions back, release them in another order,
 // fail them, and cut the connection.
 
 #include <fcntl.h>
@@ -31,7 +31,7 @@ class FakeSource {
     files_[key] = fd;
     return {.address = 0, .key = key, .length_bytes = length_bytes};
   }
-  /// Keys die with their session: after a reconnect the old ones are refused.
+  /// Keys end with their session: after a reconnect the old keys are refused.
   void forget_all() {
     const std::lock_guard lock(mutex_);
     files_.clear();
@@ -48,9 +48,10 @@ class FakeSource {
   uint64_t next_key_ = 100;
 };
 
-/// The test's hold on one endpoint; shared, because the session owns and destroys the endpoint itself.
+/// The test's control of one endpoint. It is shared, because the session owns and destroys the endpoint
+/// itself.
 struct FakeControl {
-  /// Decides about an operation when it would complete; the default lets it through.
+  /// Decides about an operation when it would complete. By default the operation completes.
   enum class Verdict { kComplete, kHold };
   using Judge = std::function<Verdict(const transport::Operation&)>;
 
@@ -96,7 +97,8 @@ struct FakeControl {
     cut = true;
     kick();
   }
-  /// Operations that are held back; one that has only not been looked at yet is none.
+  /// Number of waiting operations that are held back. An operation that was merely not processed yet does not
+  /// count.
   size_t held_count() {
     const std::lock_guard lock(mutex);
     return static_cast<size_t>(std::count_if(waiting.begin(), waiting.end(),
@@ -202,11 +204,11 @@ class FakeEndpoint final : public transport::Endpoint {
     }
     struct statfs fs {};
     (void)::fstatfs(local.fd, &fs);
-    if (fs.f_type == HUGETLBFS_MAGIC) {  // has no pwrite
+    if (fs.f_type == HUGETLBFS_MAGIC) {  // hugetlbfs has no pwrite
       std::copy(bytes.begin(), bytes.end(), local.base + op.local_offset_bytes);
       return {op.tag, OpResult::kOk, 0};
     }
-    // As a transport must: a full file system is an errno, never a signal.
+    // As a transport must: a full file system gives an errno, never a signal.
     for (size_t written = 0; written < bytes.size();) {
       const ssize_t count =
           ::pwrite(local.fd, bytes.data() + written, bytes.size() - written,

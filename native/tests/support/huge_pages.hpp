@@ -14,8 +14,8 @@
 
 namespace vmigrate::test {
 
-/// So many huge pages of 2 MiB more than there were, and a hugetlbfs, for the length of a test. The number is
-/// the machine's, so tests that change it wait for one another, whatever process they are in.
+/// Reserves this many additional huge pages of 2 MiB, and mounts a hugetlbfs, for the duration of a test. The
+/// number belongs to the machine, so tests that change it wait for one another, even across processes.
 class HugePages {
  public:
   explicit HugePages(unsigned long long count) : lock_(lock_knob()), before_(read_knob()) {
@@ -29,7 +29,7 @@ class HugePages {
   }
   HugePages(const HugePages&) = delete;
   HugePages& operator=(const HugePages&) = delete;
-  /// False: none can be reserved here.
+  /// False: no huge pages can be reserved here.
   bool is_mounted() const { return is_mounted_; }
   const std::string& path() const { return dir_.path(); }
 
@@ -52,7 +52,7 @@ class HugePages {
     const UniqueFd fd(::open(kKnob, O_WRONLY | O_CLOEXEC));
     (void)!::write(fd.get(), text.data(), text.size());
   }
-  const UniqueFd lock_;  // first: let go when all else is undone
+  const UniqueFd lock_;  // first, so that it is released after everything else is undone
   const unsigned long long before_;
   TempDir dir_;
   bool is_mounted_ = false;

@@ -1,6 +1,6 @@
 #pragma once
 
-// A "VM": a second mapping of the region files, registered with real userfaultfds; threads that touch it are
+// A "VM": a second mapping of the region files, registered with real userfaultfds. Threads that touch it are
 // its vCPUs.
 
 #include <fcntl.h>
@@ -36,7 +36,7 @@ using namespace std::chrono_literals;
 
 inline constexpr uint64_t kPage = 4096;
 
-/// What page `page` of a source region holds: every word differs, none is zero.
+/// The content of page `page` of a source region: every word differs, none is zero.
 inline uint64_t pattern_word(uint64_t seed, uint64_t page, uint64_t word) {
   uint64_t x = seed * 0x9e3779b97f4a7c15ull + page * 512 + word + 1;
   x ^= x >> 31;
@@ -63,7 +63,7 @@ inline int open_userfaultfd() {
   return fd;
 }
 
-/// How long what must come is waited for: no measure of anything, for a loaded machine may take long.
+/// How long to wait for an expected event. It is not a measurement, because a loaded machine may take long.
 inline constexpr std::chrono::seconds kPatience{30};
 
 inline bool eventually(const std::function<bool()>& condition, std::chrono::milliseconds limit = kPatience) {
@@ -75,7 +75,7 @@ inline bool eventually(const std::function<bool()>& condition, std::chrono::mill
   return true;
 }
 
-/// Parks threads at one injection point until released; counts the passes of every point.
+/// Parks threads at one injection point until they are released. Counts how often every point is passed.
 class Parking {
  public:
   Parking() {
@@ -144,7 +144,7 @@ struct VmRegion {
 /// Source files, target files, the VM's mappings, and a target session over fake endpoints.
 class PagerHarness {
  public:
-  /// `has_data(page)`: which pages of a region are no holes. In units of 4 KiB pages.
+  /// `has_data(page)`: which pages of a region are not holes. In units of 4 KiB pages.
   struct RegionSpec {
     uint64_t page_count;
     std::function<bool(uint64_t)> has_data = [](uint64_t) { return true; };
@@ -199,7 +199,7 @@ class PagerHarness {
     session = std::move(opened).value();
   }
 
-  /// New connections, new keys.
+  /// Creates new connections and new keys.
   pager::SourceEndpoints endpoints() {
     demand = std::make_shared<FakeControl>();
     bulk = std::make_shared<FakeControl>();
@@ -214,7 +214,7 @@ class PagerHarness {
     return result;
   }
 
-  /// The source's scan is over: bits and `ready`.
+  /// Ends the source's scan: sets bits and `ready`.
   void finish_maps() {
     for (VmRegion& region : regions) {
       uint64_t data = 0;
@@ -231,7 +231,7 @@ class PagerHarness {
     }
   }
 
-  /// Everything up to a session that is serving. With `maps_ready` false prefetch has not begun.
+  /// Does everything up to a session that is serving. With `maps_ready` false prefetch has not begun.
   void start(bool maps_ready = true, const pager::TargetOptions& options = {}) {
     map_vm();
     if (maps_ready) finish_maps();
@@ -284,7 +284,7 @@ class PagerHarness {
   pager::VmMemory memory;
   std::shared_ptr<FakeControl> demand, bulk;
   std::atomic<int> edges{0};
-  std::unique_ptr<pager::TargetSession> session;  // last: it uses the rest
+  std::unique_ptr<pager::TargetSession> session;  // last, because it uses the rest
 
  private:
   void add_region(size_t index, const RegionSpec& spec) {

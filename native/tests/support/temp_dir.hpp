@@ -7,7 +7,7 @@
 
 namespace vmigrate::test {
 
-/// A directory of its own on tmpfs, gone with the object.
+/// A private directory on tmpfs, removed with the object.
 class TempDir {
  public:
   TempDir() {

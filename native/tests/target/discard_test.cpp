@@ -1,5 +1,5 @@
-// The VM gives pages back (balloon, free page reporting) while its memory is being filled: whoever touches
-// one of them again reads zeros at once, and everything else stays what it was.
+// Tests a VM that gives pages back (balloon, free page reporting) while its memory is being filled. A vCPU
+// that touches such a page again reads zeros at once, and all other pages are unchanged.
 
 #include <gtest/gtest.h>
 
@@ -24,7 +24,7 @@ void discard(const PagerHarness& vm, uint64_t page) {
             0);
 }
 
-/// A session whose second region does not arrive: it stays at work whatever becomes of the first.
+/// A session whose second region does not arrive, so that it keeps working whatever happens to the first.
 void start_and_hold(PagerHarness& vm) {
   vm.map_vm();
   vm.finish_maps();
@@ -34,7 +34,7 @@ void start_and_hold(PagerHarness& vm) {
   ASSERT_TRUE(vm.session->start().ok());
 }
 
-// The kernel maps and discards 4 KiB, the pager thinks in 2 MiB: most of the page is still mapped.
+// The kernel maps and discards 4 KiB while the pager works in 2 MiB: most of the page is still mapped.
 TEST(Discard, PartOfALargePageThatIsPresent) {
   PagerHarness vm(PagerHarness::Specs{{1, [](uint64_t) { return true; }, kLargePage}, {1}});
   start_and_hold(vm);
@@ -63,7 +63,7 @@ TEST(Discard, PartOfALargePageThatIsZero) {
   EXPECT_EQ(vm.session->state(), TargetState::kFilling);
 }
 
-// Zeros cannot be mapped because there is a page; when that is to be mapped, it is gone.
+// Zeros cannot be mapped because there is a page. When that page is to be mapped, it is gone.
 TEST(Discard, BetweenFindingAPageAndMappingIt) {
   Parking parking;
   PagerHarness vm(PagerHarness::Specs{{16, [](uint64_t) { return false; }}, {1}});

@@ -1,5 +1,5 @@
-// What ends a session at the target: refusals, a source that lies about its data, a full file system. A vCPU
-// that waits goes on waiting, and a later session takes over.
+// Tests what ends a session at the target: refusals, a source that lies about its data, a full file system. A
+// vCPU that waits keeps waiting, and a later session takes over.
 
 #include <fcntl.h>
 #include <gtest/gtest.h>
@@ -92,7 +92,8 @@ TEST(TargetPagerCall, AnUnregisterThatFailsIsNamedWithItsErrno) {
   vm.finish_maps();
   vm.open();
   ASSERT_TRUE(vm.session->connect(vm.endpoints()).ok());
-  // The VM is alive and has unmapped a region that is all zeros, so that nothing meets it but the end.
+  // The VM is alive and has unmapped a region that is all zeros, so that no call before the end of the
+  // session touches the missing range.
   ASSERT_EQ(::munmap(vm.regions[1].base, vm.regions[1].length_bytes()), 0);
   vm.regions[1].base = nullptr;
   ASSERT_TRUE(vm.session->start().ok());
@@ -121,7 +122,7 @@ TEST_P(TargetPagerBadMap, AnImpossibleDataMapFailsTheSession) {
   vm.finish_maps();
   vm.open();
   SourceEndpoints endpoints = vm.endpoints();
-  // A map of the peer's making.
+  // A data map that the peer has made up.
   wire::DataMapHeader header{};
   header.magic = wire::kDataMapMagic;
   header.ready = 1;
@@ -162,7 +163,7 @@ TEST(TargetPager, AFullFileSystemAtTheTargetIsNoSpace) {
   }
   {
     PagerHarness vm(PagerHarness::Specs{{256}}, mount_point.path());
-    // Somebody else takes most of the room after the region was made.
+    // Another process takes most of the room after the region was created.
     const std::string hog = mount_point / "hog";
     const int fd = ::open(hog.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600);
     ASSERT_EQ(::posix_fallocate(fd, 0, 512 << 10), 0);
@@ -172,7 +173,7 @@ TEST(TargetPager, AFullFileSystemAtTheTargetIsNoSpace) {
     EXPECT_EQ(vm.session->failure()->code, ErrorCode::kNoSpace);
     auto reading = vm.touch(0, 255);
     EXPECT_TRUE(PagerHarness::waits(reading));
-    // Room again: a later session goes on from what is here.
+    // There is room again: a later session continues from the pages that are here.
     ASSERT_EQ(::unlink(hog.c_str()), 0);
     vm.session->close();
     vm.open(true);

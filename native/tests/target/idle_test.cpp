@@ -1,4 +1,4 @@
-// A session that has nothing to do does nothing: no core burns while a connection is gone.
+// Tests that a session without work does nothing: no core burns while a connection is gone.
 
 #include <gtest/gtest.h>
 #include <sys/resource.h>
@@ -17,7 +17,7 @@ struct Work {
   long wakeups;
 };
 
-/// What this process does in `time` while nobody asks anything of it.
+/// The CPU time and wake-ups of this process in `time`, while nobody asks anything of it.
 Work work_in(std::chrono::milliseconds time) {
   const auto used = [] {
     rusage usage{};

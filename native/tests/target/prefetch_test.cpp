@@ -22,7 +22,7 @@ TEST(Prefetch, AsksForNoMoreThanTheLinkCarries) {
   const uint64_t quiet_ns = fault_ns + kQuietNs;
   core.value()->last_fault_ns.store(fault_ns);
 
-  // Nothing is known of the link yet.
+  // The rate of the link is not known yet.
   EXPECT_EQ(prefetch.in_flight_bytes_max(fault_ns), kInFlightBytesBusy);
   EXPECT_EQ(prefetch.in_flight_bytes_max(quiet_ns), kInFlightBytesQuiet);
 
@@ -31,7 +31,8 @@ TEST(Prefetch, AsksForNoMoreThanTheLinkCarries) {
   EXPECT_EQ(prefetch.in_flight_bytes_max(fault_ns), 50 * kMib * (kInFlightNsBusy / kMs) / 1000);
   EXPECT_EQ(prefetch.in_flight_bytes_max(quiet_ns), 50 * kMib * (kInFlightNsQuiet / kMs) / 1000);
 
-  // However slow: below, the link would wait for requests. However fast: no more than measured to be of use.
+  // A lower limit for slow links, because with less the link would wait for requests. An upper limit for fast
+  // links, because more was measured to be of no use.
   for (uint64_t at_ms = 20; at_ms < 20'000; at_ms += 500) rate.note(1, (at_ms + 500) * kMs);
   EXPECT_EQ(prefetch.in_flight_bytes_max(fault_ns), 4 * kChunkBytesMin);
   ServiceRate fast;

@@ -1,4 +1,5 @@
-// Races made deterministic: park a thread at an injection point, provoke the other side, let go, check bytes.
+// Makes races deterministic: park a thread at an injection point, provoke the other side, release the thread,
+// check bytes.
 
 #include <gtest/gtest.h>
 #include <sys/mman.h>
@@ -28,7 +29,7 @@ TEST(Race, FaultOnAPageThatPrefetchHasClaimed) {
   parking.arm(InjectPoint::kTargetPrefetchClaimed);
   vm.start();
   ASSERT_TRUE(parking.wait_parked());
-  // Claimed by bulk, not even posted.
+  // Claimed by bulk, but not posted yet.
   auto reading = vm.touch(0, 7);
   ASSERT_TRUE(test::eventually([&] { return vm.counter(TargetCounter::kFaultOnClaimedCount) == 1; }));
   EXPECT_TRUE(PagerHarness::waits(reading));
@@ -47,7 +48,8 @@ TEST(Race, FaultBetweenArrivalAndPublish) {
   parking.arm(InjectPoint::kTargetBeforePublish);
   vm.start();
   ASSERT_TRUE(parking.wait_parked());
-  // In the page cache already, so the fault is a minor one; not published, so it must wait.
+  // The page is in the page cache already, so the fault is a minor one. It is not published, so the fault
+  // must wait.
   auto first = vm.touch(0, 0);
   auto last = vm.touch(0, 31);
   ASSERT_TRUE(test::eventually([&] { return vm.counter(TargetCounter::kFaultOnClaimedCount) == 2; }));
@@ -59,7 +61,7 @@ TEST(Race, FaultBetweenArrivalAndPublish) {
   EXPECT_EQ(last.get(), vm.expected(0, 31));
 }
 
-// The demand thread has the fault in hand while bulk claims, fetches, publishes, continues and wakes.
+// The demand thread holds the fault while bulk claims, fetches, publishes, continues and wakes.
 TEST(Race, PageArrivesWhileItsFaultIsBeingLookedAt) {
   Parking parking;
   PagerHarness vm(PagerHarness::Specs{{8}, {8}});
@@ -137,7 +139,7 @@ TEST(Race, FaultOnAZeroPageAndAWriteToIt) {
   ASSERT_TRUE(PagerHarness::arrives(reading));
   EXPECT_EQ(reading.get(), 0u);
   *reinterpret_cast<volatile uint64_t*>(vm.regions[0].base + 4 * kPage) = 77;
-  // Its neighbours came with it; one further on is mapped by its own fault.
+  // Its neighbours were mapped with it; a page further on is mapped by its own fault.
   auto far = vm.touch(0, 31);
   ASSERT_TRUE(PagerHarness::arrives(far));
   EXPECT_EQ(far.get(), 0u);
@@ -147,7 +149,7 @@ TEST(Race, FaultOnAZeroPageAndAWriteToIt) {
   EXPECT_EQ(*reinterpret_cast<volatile uint64_t*>(vm.regions[0].base + 4 * kPage), 77u);
 }
 
-// A page turns out to be a hole between the look at its state and the claim.
+// A page turns out to be a hole between the check of its state and the claim.
 TEST(Race, PageIsMarkedZeroWhileItsFaultIsBeingLookedAt) {
   Parking parking;
   PagerHarness vm(PagerHarness::Specs{{16, [](uint64_t) { return false; }}});
@@ -163,7 +165,7 @@ TEST(Race, PageIsMarkedZeroWhileItsFaultIsBeingLookedAt) {
   ASSERT_TRUE(vm.reaches(TargetState::kComplete));
 }
 
-// And the other way round: claimed by a fault before the map says it is a hole.
+// The reverse: a fault claims the page before the map says that it is a hole.
 TEST(Race, HoleThatWasClaimedByAFaultIsFetchedAsZeros) {
   PagerHarness vm(PagerHarness::Specs{{16, [](uint64_t) { return false; }}});
   vm.start(false);
@@ -212,10 +214,10 @@ TEST(Race, TargetFileThatShrinksFailsTheSession) {
   auto reading = vm.touch(0, 2);
   ASSERT_TRUE(PagerHarness::arrives(reading));
   ASSERT_EQ(::truncate(vm.regions[0].target_path.c_str(), 4 * kPage), 0);
-  // pwrite would grow the file again: the transport's word for a broken target is an error.
+  // pwrite would grow the file again, so the transport reports a broken target as an error.
   vm.demand->fail_with(transport::OpResult::kIoError);
-  // Waking is not ours to do here: the vCPU would meet SIGBUS, as it would without us. Prefetch notices
-  // instead.
+  // The waiter must not be woken here: the vCPU would get SIGBUS, as it would without us. Prefetch notices
+  // the error instead.
   vm.bulk->fail_with(transport::OpResult::kIoError);
   ASSERT_TRUE(vm.reaches(TargetState::kFailed));
 }
@@ -231,7 +233,7 @@ TEST(Race, SourceRegionThatShrinksFailsTheSessionAndTheFaultWaits) {
   ASSERT_TRUE(vm.reaches(TargetState::kFailed));
   EXPECT_EQ(vm.session->failure()->code, ErrorCode::kRegionChanged);
   EXPECT_TRUE(PagerHarness::waits(lost)) << "never zeros in place of bytes that are lost";
-  // The owner grows it again with its bytes; a new session answers the fault.
+  // The owner grows the file again with its bytes, and a new session answers the fault.
   vm.session.reset();
   for (uint64_t page = 8; page < 64; ++page) test::write_pattern(vm.regions[0].source_fd.get(), 1, page);
   vm.finish_maps();
@@ -280,7 +282,7 @@ TEST(Race, CloseWhileAFaultIsParkedAtEachPoint) {
     EXPECT_EQ(closing.wait_for(20ms), std::future_status::timeout) << "close waits for the thread";
     parking.release();
     ASSERT_EQ(closing.wait_for(test::kPatience), std::future_status::ready);
-    // Whatever had been reached: a new session completes it.
+    // Whatever the old session had reached, a new session completes it.
     vm.session.reset();
     vm.finish_maps();
     vm.open(true);
@@ -306,7 +308,7 @@ TEST_P(RaceReconnect, OperationsInFlightArePostedAgainWithTheNewKeys) {
   vm.bulk->hold_if([](const transport::Operation& op) {
     return op.remote.length_bytes == 256 * kPage || op.remote.length_bytes == 64 * kPage;
   });
-  // Demand claims its page before bulk can: it is out of bulk's first runs' reach.
+  // Demand claims its page before bulk can, because the page is beyond bulk's first runs.
   ASSERT_TRUE(vm.session->start().ok());
   ASSERT_TRUE(test::eventually([&] { return vm.bulk->held_count() != 0; }));
   auto claimed = vm.touch(0, 1);
@@ -319,7 +321,7 @@ TEST_P(RaceReconnect, OperationsInFlightArePostedAgainWithTheNewKeys) {
   ASSERT_TRUE(vm.reaches(TargetState::kDisconnected));
   EXPECT_TRUE(PagerHarness::waits(claimed));
   EXPECT_TRUE(PagerHarness::waits(other));
-  // While disconnected the rest of life goes on: known zeros are served.
+  // While disconnected the session still serves what it can: known zeros.
   auto zero = vm.touch(0, 5);
   ASSERT_TRUE(PagerHarness::arrives(zero));
   EXPECT_EQ(zero.get(), 0u);

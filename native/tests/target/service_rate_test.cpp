@@ -19,7 +19,7 @@ TEST(ServiceRate, IsUnboundedUntilSomethingIsKnown) {
 TEST(ServiceRate, CountsOnlyTheTimeInWhichSomethingWasUnderWay) {
   ServiceRate rate;
   uint64_t at_ns = 0;
-  // 1 MiB in 10 ms, then a second of nothing: a limit of bandwidth does not make the link slow.
+  // 1 MiB in 10 ms, then a second without requests: a bandwidth limit does not make the link look slow.
   for (int i = 0; i < 5; ++i) {
     rate.begin(at_ns);
     rate.note(kMib / 2, at_ns + 4 * kMs);
@@ -36,7 +36,7 @@ TEST(ServiceRate, FollowsALinkThatChanges) {
   uint64_t at_ns = 0;
   for (int i = 0; i < 100; ++i) rate.note(kMib, at_ns += 10 * kMs);
   EXPECT_EQ(rate.bytes_within(1000 * kMs), 100 * kMib);
-  // One long stall does not make it a slow one.
+  // One long stall does not make the link look slow.
   rate.note(kMib, at_ns += 2000 * kMs);
   EXPECT_GT(rate.bytes_within(1000 * kMs), 70 * kMib);
   for (int i = 0; i < 30; ++i) rate.note(kMib, at_ns += 100 * kMs);

@@ -48,7 +48,7 @@ TEST(TargetPager, ServesFaultsBeforeTheDataMapIsReady) {
   EXPECT_EQ(vm.counter(TargetCounter::kFaultCount), 4u);
   EXPECT_EQ(vm.counter(TargetCounter::kDemandBytes), 4 * kPage);
   EXPECT_EQ(vm.counter(TargetCounter::kPrefetchBytes), 0u) << "nothing is swept before the holes are known";
-  // A fault is counted as over when its vCPU has been woken, and its page after that.
+  // A fault is counted as answered when its vCPU has been woken, and its page is counted after that.
   ASSERT_TRUE(test::eventually([&] { return vm.counter(TargetCounter::kPagesPresent) == 4; }));
   EXPECT_GT(vm.counter(TargetCounter::kFaultP50Ns), 0u);
   EXPECT_GE(vm.counter(TargetCounter::kFaultMaxNs), vm.counter(TargetCounter::kFaultP99Ns));
@@ -99,7 +99,7 @@ TEST(TargetPager, AFinishedVmFaultsWithoutUs) {
 TEST(TargetPager, SeveralRegionsAndRangesEachWithItsDescriptor) {
   PagerHarness vm(PagerHarness::Specs{{100, [](uint64_t page) { return page % 2 == 0; }}, {300}, {1}});
   vm.map_vm();
-  // The second region is known as two ranges.
+  // The VM maps the second region in two ranges.
   MappedRange& whole = vm.memory.ranges[1];
   MappedRange tail = whole;
   tail.region_offset_bytes = 130 * kPage;
@@ -258,8 +258,8 @@ TEST(TargetPager, BandwidthLimitHoldsPrefetchAndNotDemand) {
   EXPECT_EQ(vm.bad_pages(), 0u);
 }
 
-// Registering memory with an RDMA device puts a page behind every byte of the file: faults are minor ones,
-// and there is nothing that zeros could be mapped to.
+// Registering memory with an RDMA device allocates a page behind every byte of the file. Faults are then
+// minor faults, and there is no hole to which zeros could be mapped.
 TEST(TargetPager, AFileWithoutHolesIsFilledLikeOneThatHasNothingElse) {
   PagerHarness vm(PagerHarness::Specs{{512, [](uint64_t page) { return page >= 256; }}, {1}});
   for (const test::VmRegion& region : vm.regions) {

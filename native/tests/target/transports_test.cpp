@@ -1,4 +1,5 @@
-// Both sides of the pager over the real transports: SourceSession, provider, TargetSession, userfaultfd.
+// Tests both sides of the pager over the real transports: SourceSession, provider, TargetSession,
+// userfaultfd.
 
 #include <gtest/gtest.h>
 
@@ -37,7 +38,7 @@ class PagerTransport : public ::testing::TestWithParam<Wire> {
   }
   const Provider& provider() const { return *GetParam().provider; }
   void listen() { listener_ = transport::must_listen(provider()); }
-  /// A source that serves the harness' source files under a token of its own.
+  /// A source that serves the harness' source files under its own token.
   void open_source(const PagerHarness& vm, uint8_t number) {
     credentials_.session[0] = number;
     credentials_.token[5] = static_cast<uint8_t>(number + 1);
@@ -118,10 +119,10 @@ TEST_P(PagerTransport, MovesEveryByteUnderFaultsOfSeveralVcpus) {
       << "every page came once";
   uint64_t holes = 0;
   for (uint64_t page = 0; page < 4096; ++page) holes += has_data(page) ? 0 : 1;
-  if (!provider().shares_files) {  // which reads holes through a mapping, and so fills them
+  if (!provider().shares_files) {  // shm reads holes through a mapping, and so fills them
     EXPECT_EQ(source_counter(SourceCounter::kZeroPages), holes) << "also where exposing has filled them";
   }
-  if (provider().serves_by_thread) {  // otherwise the source has no part in a read
+  if (provider().serves_by_thread) {  // otherwise the source takes no part in a read
     EXPECT_GE(source_counter(SourceCounter::kReadBytes), vm.counter(TargetCounter::kPagesPresent) * kPage);
   }
   EXPECT_TRUE(test::eventually([&] { return source_counter(SourceCounter::kConnections) == 0; }))
@@ -165,7 +166,7 @@ TEST_P(PagerTransport, ASourceFileThatShrinksIsAnErrorAndNoSignal) {
   ASSERT_EQ(::truncate(vm.regions[0].source_path.c_str(), 16 * kPage), 0);
   auto lost = vm.touch(0, 90);
   if (provider().pins_memory) {
-    // The device has the pages still, and reads what was in them.
+    // The device still has the pages, and reads their old bytes.
     ASSERT_TRUE(PagerHarness::arrives(lost));
     EXPECT_EQ(lost.get(), vm.expected(0, 90));
     ASSERT_TRUE(source_->scan().ok());
@@ -179,7 +180,7 @@ TEST_P(PagerTransport, ASourceFileThatShrinksIsAnErrorAndNoSignal) {
   ASSERT_TRUE(source_->scan().ok());
   ASSERT_TRUE(test::eventually([&] { return source_->failure().has_value(); }));
   EXPECT_EQ(source_->failure()->code, ErrorCode::kRegionChanged);
-  // Grown again with its bytes, for the vCPU of this test to end.
+  // Restores the file's length and bytes, so that the vCPU of this test ends.
   vm.session.reset();
   for (uint64_t page = 16; page < 256; ++page) {
     test::write_pattern(vm.regions[0].source_fd.get(), vm.regions[0].seed, page);

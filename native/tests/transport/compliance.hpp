@@ -1,7 +1,7 @@
 #pragma once
 
-// What all files of the transport compliance suite share. The suite is the transport contract in executable
-// form: each provider passes it bare and under the faulty decorator. Its instances are named in
+// Shared by all files of the transport compliance suite. The suite is the transport contract in executable
+// form: each provider must pass it bare and under the faulty decorator. Its instances are named in
 // memory_test.cpp; a further file needs no more than TEST_P(TransportCompliance, ...).
 
 #include <memory>

@@ -50,12 +50,12 @@ Credentials make_credentials(uint8_t seed) {
 namespace {
 
 struct DeviceAddresses {
-  std::string missing;  ///< why there is none
+  std::string missing;  ///< why there is no address
   std::vector<std::string> addresses;
 };
 
-/// This machine's addresses of a provider with devices: the first listens, the last connects. Found by a
-/// child, because a process that has opened an RDMA device cannot use it after a fork, and a test forks.
+/// This machine's addresses of a provider with devices: the first listens, the last connects. A child process
+/// finds them, because a process that has opened an RDMA device cannot use it after a fork, and a test forks.
 DeviceAddresses find_addresses(const Provider& provider) {
   int pipes[2];
   VMG_CHECK(::pipe2(pipes, O_CLOEXEC) == 0);

@@ -29,7 +29,7 @@ class TestMemory {
   TestMemory(const TestMemory&) = delete;
   TestMemory& operator=(const TestMemory&) = delete;
 
-  /// Every 8 bytes tell where they are and under which seed.
+  /// Every 8 bytes encode their position and the seed.
   void fill(uint64_t seed);
   LocalMemory local() const { return LocalMemory{base_, fd_.get(), 0, length_bytes_}; }
   std::byte* base() const { return base_; }
@@ -47,32 +47,32 @@ inline void PrintTo(const Provider* provider, std::ostream* out) {
   *out << provider->name;
 }
 
-/// Those of the registry, and one that only the tests know (unix_provider.hpp).
+/// The providers of the registry, and one that only the tests know (unix_provider.hpp).
 std::span<const Provider* const> tested_providers();
-/// Why tests of this provider cannot run here; empty: they can. CI accepts `needs CAPABILITY` where that is
-/// missing.
+/// Why tests of this provider cannot run here; empty: they can run. CI accepts `needs CAPABILITY` if that
+/// capability is missing.
 std::string missing_for(const Provider& provider);
 
 Credentials make_credentials(uint8_t seed);
-/// A fresh address to listen at.
+/// A fresh address to listen on.
 Address listen_address(const Provider& provider);
 Result<std::unique_ptr<Listener>> listen_at(const Provider& provider, const Address& address);
 std::unique_ptr<Listener> must_listen(const Provider& provider);
 Result<std::unique_ptr<Endpoint>> connect(const Provider& provider, const Address& address,
                                           const Credentials& credentials, Channel channel = Channel::kDemand);
 
-/// Posts all operations, whatever the endpoint says in between, and returns the completions in the order in
-/// which they came. Waits on event_fd only, so a missed readiness is a failure (after kPatience). Stops early
-/// when the endpoint disconnects, with all that was posted completed.
+/// Posts all operations, even if the endpoint would block in between, and returns the completions in the
+/// order in which they came. Waits on event_fd only, so a missed readiness is a failure (after kPatience).
+/// Stops early when the endpoint disconnects; everything that was posted is then completed.
 std::vector<Completion> run_all(Endpoint& endpoint, std::span<const Operation> operations,
                                 bool write = false);
 OpResult run_one(Endpoint& endpoint, const Operation& operation, bool write = false);
 
 /// Waits until event_fd is readable.
 bool wait_ready(const Endpoint& endpoint, std::chrono::milliseconds timeout);
-/// Drives the endpoint until it says disconnected.
+/// Polls the endpoint until it reports that it is disconnected.
 bool wait_disconnected(Endpoint& endpoint);
-/// Sends, however often it would block.
+/// Sends the message and retries as often as it would block.
 bool send_message(Endpoint& endpoint, std::span<const std::byte> message);
 std::vector<std::byte> receive_message(Endpoint& endpoint);
 

@@ -1,6 +1,6 @@
 #pragma once
 
-// What the tests of both hostile halves share: raw frames by hand, and a deadline for them.
+// Shared by the tests of both hostile halves: raw frames made by hand, and a deadline for them.
 
 #include <chrono>
 #include <span>

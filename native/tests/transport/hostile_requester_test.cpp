@@ -1,5 +1,5 @@
-// Requesters that lie, stall and flood. Whatever they do: no memory or thread without bound, and honest ones
-// are served all the same.
+// Tests requesters that lie, stall and flood. Whatever they do, they use no unbounded memory or threads, and
+// honest requesters are still served.
 
 #include <fcntl.h>
 #include <poll.h>
@@ -26,7 +26,7 @@ UniqueFd raw_connect(const Provider& provider, const Address& address) {
   return std::move(fd).value();
 }
 
-/// True when the peer closes within `patience`; what it still sends is dropped.
+/// True when the peer closes within `patience`. Data that it still sends is dropped.
 bool closed_within(int fd, std::chrono::milliseconds patience) {
   const auto end = std::chrono::steady_clock::now() + patience;
   std::vector<std::byte> sink(65536);
@@ -57,7 +57,8 @@ wire::FrameHeader make_header(wire::FrameOp op, uint64_t key, uint64_t offset, u
   return header;
 }
 
-// Allocates nothing: under AddressSanitizer freed memory stays resident for a while, and this is asked often.
+// Allocates nothing: under AddressSanitizer freed memory stays resident for a while, and this function is
+// called often.
 size_t resident_bytes() {
   const UniqueFd statm(::open("/proc/self/statm", O_RDONLY | O_CLOEXEC));
   char text[128] = {};
@@ -79,7 +80,7 @@ TEST(Credentials, ConstantTimeCompareComparesEveryByte) {
   EXPECT_NE(random_key(), random_key());
 }
 
-/// A real listener; the test plays the requester by hand.
+/// A real listener. The test plays the requester by hand.
 class HostileRequester : public testing::TestWithParam<const Provider*> {
  protected:
   void SetUp() override {
@@ -89,7 +90,7 @@ class HostileRequester : public testing::TestWithParam<const Provider*> {
     key_ = session_->expose(remote_.local(), Access::kReadWrite).value();
     pristine_.assign(remote_.base(), remote_.base() + remote_.length_bytes());
   }
-  // Whatever happened, an honest peer is served and the region is what it was.
+  // Checks that an honest peer is still served and that the region is unchanged.
   void TearDown() override {
     TestMemory local(65536);
     auto endpoint = connect(*GetParam(), listener_->address(), credentials_, Channel::kBulk);
@@ -176,7 +177,7 @@ TEST_P(HostileRequester, HalfAHelloThenSilenceIsClosedInTime) {
   const auto bytes = std::as_bytes(std::span(&hello, 1));
   ASSERT_TRUE(send_exactly(half.get(), bytes.first(28), soon()).ok());
   const UniqueFd drip = raw();
-  // For longer than anybody waits below.
+  // Longer than any wait below.
   std::thread dripper([&] {
     for (size_t i = 0; i + 1 < bytes.size(); ++i) {
       if (::send(drip.get(), bytes.data() + i, 1, MSG_NOSIGNAL) != 1) return;
@@ -250,7 +251,7 @@ TEST_P(HostileRequester, ATruncatedFrameHarmsNobody) {
 
 TEST_P(HostileRequester, SeededGarbageNeverHurtsTheServer) {
   std::mt19937_64 random(20240501);
-  // Only reads: a write that happens to be right is allowed to write.
+  // Fuzzes only reads: a write that happens to be valid is allowed to write.
   session_.reset();
   session_ = listener_->expose_session(credentials_, nullptr, nullptr).value();
   key_ = session_->expose(remote_.local(), Access::kRead).value();
@@ -265,7 +266,7 @@ TEST_P(HostileRequester, SeededGarbageNeverHurtsTheServer) {
       if (random() % 4 == 0) {
         for (size_t byte = 0; byte < sizeof header; ++byte) words[byte] = static_cast<uint8_t>(random());
       } else {
-        // Nearly right, so that the fuzz gets past the first check.
+        // Almost valid, so that the fuzz gets past the first check.
         header.op = static_cast<uint8_t>(1 + random() % 6);
         header.length = static_cast<uint32_t>(random() % 3 == 0 ? random() : random() % 8192);
         header.tag = random();
@@ -309,7 +310,7 @@ TEST_P(ShmPassing, PassedDescriptorsAreNotKept) {
     std::memcpy(CMSG_DATA(head), &passed, sizeof passed);
     ASSERT_EQ(::sendmsg(fd.get(), &message, MSG_NOSIGNAL), static_cast<ssize_t>(sizeof bytes));
   }
-  // Nonsense behind them: the server closes when it has taken them all.
+  // Nonsense follows them: the server closes when it has read them all.
   ASSERT_TRUE(send_raw(fd.get(), make_header(static_cast<wire::FrameOp>(255), 0, 0, 0)));
   ASSERT_TRUE(closed_within(fd.get(), kPatience));
   EXPECT_TRUE(eventually([&] { return count_entries("/proc/self/fd") < before; })) << "descriptors were kept";
@@ -320,8 +321,8 @@ INSTANTIATE_TEST_SUITE_P(Providers, ShmPassing, testing::Values(&kShmProvider),
 
 class TcpFlood : public HostileRequester {};
 
-// The server has one reply in hand and blocks on its own socket; requests pile up in the kernel and then at
-// the flooder. After kReplyTimeoutMs it is disconnected.
+// The server holds one reply and blocks on its own socket. Requests pile up in the kernel and then at the
+// flooder. After kReplyTimeoutMs the flooder is disconnected.
 TEST_P(TcpFlood, ReadsWhoseRepliesNobodyTakesCostNoMemory) {
   const UniqueFd fd = admitted();
   const size_t before_bytes = resident_bytes();

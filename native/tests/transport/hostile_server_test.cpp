@@ -1,4 +1,4 @@
-// Servers that lie. Whatever they answer: no byte is written outside what was asked for.
+// Tests servers that lie. Whatever they answer, no byte is written outside the requested range.
 
 #include <arpa/inet.h>
 #include <fcntl.h>
@@ -19,7 +19,7 @@
 namespace vmigrate::transport {
 namespace {
 
-/// A real requester; the test plays the server by hand.
+/// A real requester. The test plays the server by hand.
 class HostileServer : public testing::TestWithParam<const Provider*> {
  protected:
   void SetUp() override {
@@ -43,7 +43,7 @@ class HostileServer : public testing::TestWithParam<const Provider*> {
   void TearDown() override {
     if (GetParam() == &kShmProvider) ::unlink(path_.c_str());
   }
-  // Accepts and answers the hello as told.
+  // Accepts the connection and answers the hello with the given status.
   void serve_hello(const std::function<void(int)>& answer) {
     acceptor_ = std::thread([this, answer] {
       peer_.reset(::accept4(listening_.get(), nullptr, nullptr, SOCK_CLOEXEC));
@@ -79,7 +79,7 @@ class HostileServer : public testing::TestWithParam<const Provider*> {
       return endpoint_->disconnected();
     }));
     for (const Completion& completion : completions) EXPECT_EQ(completion.result, OpResult::kDisconnected);
-    // Outside the range that was asked for nothing has changed.
+    // Checks that nothing has changed outside the requested range.
     EXPECT_EQ(std::memcmp(local_.base(), pristine_.data(), 8192), 0);
     EXPECT_EQ(std::memcmp(local_.base() + 12288, pristine_.data() + 12288, pristine_.size() - 12288), 0);
   }
@@ -249,8 +249,8 @@ TEST_P(HostileTcpServer, OneReplyForTwo) {
   expect_disconnect();
 }
 
-// The reply to a WRITE whose bytes are still on their way is a lie; believing it would hand memory back that
-// is still being read.
+// A reply to a WRITE whose bytes are still being sent is a lie. Believing it would return memory to the owner
+// that is still being read.
 TEST_P(HostileTcpServer, AReplyBeforeTheWriteHasLeft) {
   connect_honestly();
   TestMemory big(64 << 20);
@@ -261,7 +261,7 @@ TEST_P(HostileTcpServer, AReplyBeforeTheWriteHasLeft) {
   ASSERT_EQ(endpoint_->write(writes).posted, writes.size());
   wire::FrameHeader first{};
   ASSERT_TRUE(receive_raw(peer_.get(), &first));
-  // Tags of one endpoint count up in the high bytes; the last operation cannot have left yet.
+  // Tags of one endpoint count up in the high bytes. The last operation cannot have been sent yet.
   for (uint64_t slot = 0; slot < wire::kOutstandingOpsMax; ++slot) {
     wire::FrameHeader reply{};
     reply.op = static_cast<uint8_t>(wire::FrameOp::kWriteReply);

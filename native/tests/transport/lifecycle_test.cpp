@@ -1,4 +1,4 @@
-// How connections, sessions, listeners and whole processes come and go.
+// Tests the start and the end of connections, sessions, listeners and whole processes.
 
 #include <signal.h>
 #include <sys/wait.h>
@@ -137,7 +137,7 @@ TEST_P(TransportCompliance, SurvivesAPeerThatIsKilled) {
   ASSERT_EQ(::waitpid(child, &status, 0), child);
   ::close(pipes[0]);
   ::close(pipes[1]);
-  // What a killed listener left behind is no obstacle to the next one.
+  // The socket file of a killed listener does not prevent the next one.
   if (provider().host_is_path) {
     EXPECT_TRUE(listen_at(provider(), child_address).ok());
   }

@@ -1,4 +1,4 @@
-// The bytes: reads and writes of every kind of memory, in batches, by several threads.
+// Tests the bytes: reads and writes of every kind of memory, in batches, by several threads.
 
 #include <sys/mman.h>
 

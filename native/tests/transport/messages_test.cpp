@@ -1,4 +1,4 @@
-// Small messages, and the event descriptor that announces them and everything else.
+// Tests small messages, and the event descriptor that announces them and everything else.
 
 #include <sys/epoll.h>
 
@@ -64,7 +64,7 @@ TEST_P(TransportCompliance, MessagesThatNobodyTakesBlockTheSenderAndNothingIsLos
   const auto endpoint = must_connect();
   const LocalId id = endpoint->register_local(local.local()).value();
   const std::vector<std::byte> message(wire::kMessageBytesMax, std::byte{1});
-  // Until there is no room anywhere between the two; not for so long that the peer counts as dead.
+  // Sends until there is no room anywhere between the two, but not so long that the peer counts as dead.
   size_t sent = 0;
   for (int blocked = 0; blocked < 50; ++blocked) {
     for (; session_->send(Channel::kDemand, message) == PostStatus::kPosted; blocked = 0)
@@ -91,7 +91,8 @@ TEST_P(TransportCompliance, AnOwnerWhoPollsNeedsNoEventsAndGetsThemBackBeforeItS
     ASSERT_TRUE(eventually([&] { return endpoint->read({&polled, 1}).posted == 1; }));
     ASSERT_TRUE(eventually([&] { return endpoint->poll(seen) == 1; }));
     EXPECT_EQ(seen[0].result, OpResult::kOk);
-    // Posted by one who polls, completed for one who sleeps; and one that had completed before.
+    // The operation is posted while the owner polls. It completes while the owner sleeps, or in every other
+    // round before that.
     const Operation later = make_operation(2, id, at + 32768, key, at + 32768, 4096);
     ASSERT_TRUE(eventually([&] { return endpoint->read({&later, 1}).posted == 1; }));
     if (round % 2 == 1) ::usleep(2000);

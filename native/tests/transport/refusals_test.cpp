@@ -1,5 +1,4 @@
-// What must not work, and how it is told: memory, keys, credentials and files that are not what they should
-// be.
+// Tests what must be refused and how it is reported: invalid memory, keys, credentials and files.
 
 #include <sys/mount.h>
 #include <sys/stat.h>
@@ -117,7 +116,7 @@ TEST_P(TransportCompliance, NoSpaceOnTheLocalSideIsAResult) {
     TestMemory local(4 << 20, std::string(directory) + "/region");
     const auto endpoint = must_connect();
     if (provider().pins_memory) {
-      // Pinning takes all pages at once, so it shows early.
+      // Pinning takes all pages at once, so the error shows early.
       EXPECT_EQ(endpoint->register_local(local.local()).error().code, ErrorCode::kNoSpace);
       EXPECT_EQ(::umount2(directory, MNT_DETACH), 0);
       ::rmdir(directory);
@@ -126,7 +125,7 @@ TEST_P(TransportCompliance, NoSpaceOnTheLocalSideIsAResult) {
     const LocalId id = endpoint->register_local(local.local()).value();
     EXPECT_EQ(run_one(*endpoint, make_operation(1, id, 0, key, 0, 512 << 10)), OpResult::kOk);
     EXPECT_EQ(run_one(*endpoint, make_operation(2, id, 1 << 20, key, 1 << 20, 1 << 20)), OpResult::kNoSpace);
-    // What has its pages is not hurt, and the connection goes on.
+    // Pages that were already allocated are not affected, and the connection continues.
     EXPECT_EQ(run_one(*endpoint, make_operation(3, id, 0, key, 0, 4096)), OpResult::kOk);
     EXPECT_EQ(std::memcmp(remote.base(), local.base(), 512 << 10), 0);
   }
@@ -136,7 +135,7 @@ TEST_P(TransportCompliance, NoSpaceOnTheLocalSideIsAResult) {
 
 TEST_P(TransportCompliance, AFileThatShrinksIsAnIoErrorOnEitherSide) {
   if (provider().pins_memory) {
-    // The device holds the pages that the file has let go: no error, and no signal either.
+    // The device still holds the pages that the file has released: no error, and no signal either.
     TestMemory kept(2 << 20), landing(2 << 20);
     kept.fill(12);
     const std::vector<std::byte> before(kept.base(), kept.base() + kept.length_bytes());

@@ -4,8 +4,8 @@
 
 namespace vmigrate::transport {
 
-/// A provider that the product does not know: frames as over tcp, through a unix socket. What works with it
-/// works with any that is added, without a word of it elsewhere.
+/// A provider that the product does not know: the frames of tcp through a unix socket. Code that works with
+/// it works with any provider that is added, without a change elsewhere.
 extern const Provider kUnixProvider;
 
 }  // namespace vmigrate::transport

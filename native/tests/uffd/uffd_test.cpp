@@ -204,7 +204,7 @@ TEST(UffdProcess, AProcessThatIsGoneIsGone) {
   const RangeOutcome result = continue_range(uffd, HostAddr{reinterpret_cast<uint64_t>(base)}, kPage);
   EXPECT_EQ(result.outcome, Outcome::kGone);
   EXPECT_EQ(result.system_errno, ESRCH);
-  // The kernel says ENOMEM here.
+  // The kernel returns ENOMEM here.
   for (const RangeOutcome& told :
        {unregister_range(uffd, HostAddr{reinterpret_cast<uint64_t>(base)}, kPage),
         register_range(uffd, HostAddr{reinterpret_cast<uint64_t>(base)}, kPage, kModes)}) {

@@ -1,4 +1,4 @@
-// The listener against a peer that lies. The honest peer is in tests/preload.
+// Tests the listener against a peer that lies. The honest peer is in tests/preload.
 
 #include <sys/mman.h>
 #include <sys/socket.h>
@@ -70,7 +70,7 @@ class Liar {
     EXPECT_EQ(::sendmsg(socket_.get(), &record, MSG_NOSIGNAL), static_cast<ssize_t>(length));
   }
 
-  /// PRELOAD_STATUS of the answer, 0 at the end of file, -1 if nothing comes.
+  /// PRELOAD_STATUS of the answer; 0 at the end of file, -1 if nothing comes.
   int answer() {
     wire::PreloadAck ack{};
     const ssize_t length = ::recv(socket_.get(), &ack, sizeof ack, 0);

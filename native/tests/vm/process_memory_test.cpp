@@ -1,4 +1,4 @@
-// A process that is gone is told from every other failure, and the errno is kept.
+// A process that is gone is distinguished from every other failure, and the errno is kept.
 
 #include "vm/process_memory.hpp"
 
@@ -12,7 +12,7 @@
 namespace vmigrate::pager {
 namespace {
 
-/// Ended and reaped; the kernel gives a pid again only after all others.
+/// A process that has ended and was reaped. The kernel reuses a pid only after all others.
 pid_t ended_process() {
   const pid_t child = ::fork();
   if (child == 0) ::_exit(0);

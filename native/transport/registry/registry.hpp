@@ -10,7 +10,7 @@ namespace vmigrate::transport {
 /// Every provider that is built in. May be called before main().
 std::span<const Provider* const> providers();
 
-/// nullptr: there is none of that name. `table`: where to look; a test may have providers of its own.
+/// nullptr: no provider has that name. `table`: the providers to search; a test may pass its own.
 const Provider* find_provider(std::string_view name, std::span<const Provider* const> table = providers());
 
 }  // namespace vmigrate::transport

@@ -12,8 +12,8 @@
 namespace vmigrate::transport {
 namespace {
 
-/// A poll() that has completions to give skips the socket; one in so many looks all the same, so that a busy
-/// endpoint still learns that its peer is gone.
+/// A poll() that has completions to return skips the socket. One in this many reads the socket all the same,
+/// so that a busy endpoint still notices that its peer is gone.
 constexpr uint32_t kPollsWithoutReceiveMax = 32;
 
 }  // namespace
@@ -47,7 +47,7 @@ PostResult ShmEndpoint::post(OperationTable::Kind kind, std::span<const Operatio
   return result;
 }
 
-// nullptr and not refused: the operation waits until the peer has answered.
+// nullptr without a refusal: the operation waits until the peer has answered.
 ShmEndpoint::Key* ShmEndpoint::find_or_ask(uint64_t key, bool* refused) {
   Key* free_entry = nullptr;
   for (size_t i = 0; i < keys_.size(); ++i) {
@@ -60,7 +60,7 @@ ShmEndpoint::Key* ShmEndpoint::find_or_ask(uint64_t key, bool* refused) {
       return entry.state == KeyState::kOpen ? &entry : nullptr;
     }
   }
-  // A session has no more keys than we have room for, so this one would be refused anyway.
+  // A session never has more keys than this table holds, so the peer would refuse this key anyway.
   if (free_entry == nullptr) {
     *refused = true;
     return nullptr;
@@ -90,7 +90,7 @@ void ShmEndpoint::execute(uint8_t slot, const Key& key) {
   table_.complete(slot, outcome.result, outcome.system_errno);
 }
 
-// Operations that waited for a key that has come; as many in one call as poll() may move.
+// Runs the operations that waited for a key which has arrived, at most as many per call as poll() may move.
 void ShmEndpoint::execute_waiting() {
   size_t moved_bytes = 0;
   for (uint8_t i = 0; i < wire::kOutstandingOpsMax && waiting_count_ > 0 && moved_bytes < kPollBytesMax;
@@ -143,8 +143,8 @@ void ShmEndpoint::receive_some() {
   }
 }
 
-// Takes passed descriptors into custody. More than can belong to frames is an error of the peer; the kernel
-// closes what does not fit.
+// Takes ownership of passed descriptors. More than can belong to frames is an error of the peer; the kernel
+// closes those that do not fit.
 ssize_t ShmEndpoint::receive_frames(std::span<std::byte> out) {
   alignas(cmsghdr) char control[CMSG_SPACE(kPassedFdsMax * sizeof(int))];
   iovec part{out.data(), out.size()};
@@ -220,8 +220,8 @@ bool ShmEndpoint::accept_map_reply(const ShmMapReply& reply) {
   return true;
 }
 
-// Operations that wait for a key which has come move on with the next poll(). Where the key is still asked
-// for, the socket announces it.
+// The next poll() continues operations whose key has arrived. While a key's reply is outstanding, the socket
+// announces it.
 bool ShmEndpoint::can_move_on() const {
   if (waiting_count_ == 0 || disconnected_) return false;
   return std::any_of(keys_.begin(), keys_.end(), [this](const Key& key) {

@@ -8,8 +8,8 @@
 
 namespace vmigrate::transport {
 
-/// The requester's side of shm. An operation is a copy done by the caller's thread as it is posted; only the
-/// first one on a key waits for its file.
+/// The requester's side of shm. The caller's thread copies the bytes of an operation when it posts the
+/// operation; only the first operation on a key waits for the key's file.
 class ShmEndpoint final : public StreamEndpoint {
  public:
   explicit ShmEndpoint(UniqueFd socket);
@@ -40,8 +40,8 @@ class ShmEndpoint final : public StreamEndpoint {
   uint32_t polls_without_receive_ = 0;
 
   std::array<Key, kKeysMax> keys_;
-  size_t last_key_ = 0;       ///< where the last search ended; most go to the same region
-  size_t waiting_count_ = 0;  ///< operations in kPosted, whose key is asked for or just open
+  size_t last_key_ = 0;       ///< where the last search ended; most operations go to the same region
+  size_t waiting_count_ = 0;  ///< operations in kPosted, whose key is still requested or has just arrived
 
   std::array<UniqueFd, kPassedFdsMax> passed_fds_;  ///< arrived, not yet claimed by their frame; oldest first
   size_t passed_fd_count_ = 0;

@@ -13,9 +13,9 @@
 namespace vmigrate::transport {
 namespace {
 
-/// The peer gets a descriptor of its own, with the rights of the key and no more. It gives access to the
-/// whole file, and a peer that may open the file by itself keeps whatever rights it has: shm protects a
-/// region from mistakes of a trusted neighbour, the token keeps strangers out.
+/// Opens a separate descriptor for the peer, with no more rights than the key grants. It gives access to the
+/// whole file, and a peer that may open the file by itself keeps whatever rights it has. So shm protects a
+/// region from mistakes of a trusted neighbour, and the token keeps strangers out.
 Status prepare_key(ExposedKey& key) {
   const LocalMemory& memory = key.memory.memory();
   if (memory.fd < 0) return Error{ErrorCode::kInvalidArgument, 0, "shm exposes files only"};
@@ -29,7 +29,7 @@ Status prepare_key(ExposedKey& key) {
 
 constexpr StreamService kShmService{.serve = &serve_shm, .prepare = &prepare_key, .tcp = false};
 
-// A daemon that was killed leaves its socket's name behind. Nobody answers there, so the name is free.
+// A daemon that was killed leaves its socket file behind. No process listens on it, so the name is free.
 bool remove_stale(const std::string& path, const SocketAddress& address) {
   struct stat info {};
   if (::lstat(path.c_str(), &info) != 0 || !S_ISSOCK(info.st_mode)) return false;
@@ -49,7 +49,7 @@ Result<std::unique_ptr<Listener>> listen_shm(const Address& address, const Optio
   if (error == EADDRINUSE && remove_stale(address.host, local))
     error = ::bind(fd.get(), local.get(), local.length) == 0 ? 0 : errno;
   if (error != 0) return system_error("bind data socket", error == EADDRINUSE ? EEXIST : error);
-  // Before listen(), so that nobody else ever gets as far as the hello.
+  // Before listen(), so that no other user gets as far as the hello.
   if (::chmod(address.host.c_str(), 0600) != 0 || ::listen(fd.get(), SOMAXCONN) != 0) {
     const int failed = errno;
     (void)::unlink(address.host.c_str());

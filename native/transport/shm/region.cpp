@@ -15,7 +15,7 @@ bool ShmRegion::open(UniqueFd file, const ShmMapReply& reply) {
   if (reply.access != static_cast<uint8_t>(Access::kRead) &&
       reply.access != static_cast<uint8_t>(Access::kReadWrite))
     return false;
-  // A pipe or a file of a user-space file system could make us wait for ever.
+  // A pipe, or a file of a user-space file system, could make us wait for ever.
   struct stat info {};
   struct statfs system {};
   if (::fstat(file.get(), &info) != 0 || !S_ISREG(info.st_mode) || ::fstatfs(file.get(), &system) != 0)
@@ -30,7 +30,7 @@ bool ShmRegion::open(UniqueFd file, const ShmMapReply& reply) {
   access_ = static_cast<Access>(reply.access);
   const int protection = access_ == Access::kReadWrite ? PROT_READ | PROT_WRITE : PROT_READ;
   void* mapping = ::mmap(nullptr, mapping_bytes_, protection, MAP_SHARED, file.get(), 0);
-  // Without a mapping everything but a WRITE to hugetlbfs works all the same, slower.
+  // Without a mapping everything except a WRITE to hugetlbfs still works, only slower.
   mapping_ = mapping == MAP_FAILED ? nullptr : static_cast<std::byte*>(mapping);
   file_ = std::move(file);
   const auto described = MemoryAccess::describe(
@@ -62,8 +62,9 @@ AccessResult ShmRegion::read(uint64_t remote_offset_bytes, const MemoryAccess& l
         local_offset_bytes, {memory_.memory().base + remote_offset_bytes, length_bytes}, &done_bytes);
     if (!stored.ok()) return stored;
   }
-  // What the mapping could not give, the file can, or says why not: a read of the mapping fails where the
-  // peer's file has shrunk, and where it has a hole and no room to fill it; a hole reads as zeros here.
+  // The file gives the bytes that the mapping could not give, or returns the reason. Reading the mapping
+  // fails if the peer's file has shrunk, or if it has a hole and no room to fill it; a hole reads as zeros
+  // here.
   while (done_bytes < length_bytes) {
     const auto part = bounce.first(std::min<size_t>(length_bytes - done_bytes, bounce.size()));
     if (const AccessResult loaded = memory_.load(remote_offset_bytes + done_bytes, part); !loaded.ok())
@@ -85,7 +86,7 @@ AccessResult ShmRegion::write(uint64_t remote_offset_bytes, const MemoryAccess& 
     if (const AccessResult loaded = local.load(local_offset_bytes + done_bytes, part); !loaded.ok())
       return loaded;
     AccessResult stored = memory_.store(remote_offset_bytes + done_bytes, part);
-    // The peer's memory being full is its trouble, as it is over tcp.
+    // If the peer's memory is full, the result is an I/O error here, as over tcp.
     if (stored.result == OpResult::kNoSpace) stored.result = OpResult::kIoError;
     if (!stored.ok()) return stored;
     done_bytes += part.size();

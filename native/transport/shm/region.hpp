@@ -6,8 +6,8 @@
 
 namespace vmigrate::transport {
 
-/// A peer's region: its file and, where it helps, our mapping of it. Neither is trusted: the file may shrink,
-/// and the descriptor may be anything at all until open() has looked at it.
+/// A peer's region: its file and, if useful, our mapping of it. Neither is trusted: the file may shrink, and
+/// the descriptor may be anything until open() has checked it.
 class ShmRegion {
  public:
   ShmRegion() = default;
@@ -15,7 +15,8 @@ class ShmRegion {
   ShmRegion& operator=(const ShmRegion&) = delete;
   ~ShmRegion() { close(); }
 
-  /// False: the peer lies (no memory file, shorter than the key, impossible range), a protocol error.
+  /// False: the peer's description is wrong (no memory file, shorter than the key, impossible range), a
+  /// protocol error.
   bool open(UniqueFd file, const ShmMapReply& reply);
   void close();
 
@@ -27,7 +28,7 @@ class ShmRegion {
  private:
   UniqueFd file_;
   Access access_ = Access::kRead;
-  std::byte* mapping_ = nullptr;  ///< of the file from its start
+  std::byte* mapping_ = nullptr;  ///< of the file, from its start
   size_t mapping_bytes_ = 0;
   MemoryAccess memory_;
 };

@@ -44,7 +44,7 @@ void StreamEndpoint::flush_queue() {
 void StreamEndpoint::disconnect(int system_errno) {
   disconnected_ = true;
   ready_.unwatch(socket_.get());
-  // The descriptor itself lives as long as we do; the peer learns at once.
+  // The descriptor stays open as long as this object, but the peer notices at once.
   (void)::shutdown(socket_.get(), SHUT_RDWR);
   queue_.clear();
   table_.disconnect_all(system_errno);

@@ -13,8 +13,8 @@
 
 namespace vmigrate::transport {
 
-/// The requester's side of a stream socket: what does not depend on who moves the bytes. Frames leave through
-/// `queue_`, messages that came wait in `received_`; what else arrives is the derived class's.
+/// The requester's side of a stream socket: the part that is the same for all stream providers. Frames leave
+/// through `queue_`, and arrived messages wait in `received_`. The derived class handles all other frames.
 class StreamEndpoint : public Endpoint, protected SendQueue::Owner {
  public:
   Status open();
@@ -35,16 +35,16 @@ class StreamEndpoint : public Endpoint, protected SendQueue::Owner {
   StreamEndpoint(UniqueFd socket, bool with_payloads) : socket_(std::move(socket)), queue_(with_payloads) {}
 
   virtual PostResult post(OperationTable::Kind kind, std::span<const Operation> operations) = 0;
-  /// Takes what has arrived, messages into `received_`.
+  /// Reads what has arrived, and puts messages into `received_`.
   virtual void receive_some() = 0;
-  /// poll() would move on without anything arriving.
+  /// Whether poll() would make progress without new data from the socket.
   virtual bool can_move_on() const { return false; }
 
   void flush() {
     if (!queue_.empty() && !disconnected_) flush_queue();
   }
   void disconnect(int system_errno);
-  /// Stays readable for ever once disconnected: that news must not be missed.
+  /// Stays readable for ever once disconnected, because the owner must not miss that.
   void update_ready() {
     ready_.set(disconnected_ || table_.has_completions() || !received_.empty() || can_move_on());
   }
@@ -62,10 +62,10 @@ class StreamEndpoint : public Endpoint, protected SendQueue::Owner {
   ReadySignal ready_;
 };
 
-/// A socket is told all by its address.
+/// A socket needs only its address, so there are no options.
 inline constexpr Error kNoOptions{ErrorCode::kInvalidArgument, 0, "provider without options"};
 
-/// Connects, says hello and makes a `Made` of the socket.
+/// Connects, sends a hello and makes a `Made` of the socket.
 template <typename Made>
 Result<std::unique_ptr<Endpoint>> connect_stream(const Result<SocketAddress>& address,
                                                  const Credentials& credentials, Channel channel,

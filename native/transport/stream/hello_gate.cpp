@@ -74,13 +74,13 @@ int HelloGate::wait_ms(Clock::time_point now) const {
 }
 
 void HelloGate::accept_all() {
-  // A bounded number, so that those already waiting get their turn under a flood.
+  // Accepts a bounded number, so that connections that already wait get their turn under a flood.
   for (int accepted = 0; accepted < 32; ++accepted) {
     UniqueFd fd(::accept4(listening_.get(), nullptr, nullptr, SOCK_NONBLOCK | SOCK_CLOEXEC));
     if (!fd.valid()) {
       if (errno == EAGAIN) return;
-      // Out of descriptors or memory: the connection stays queued and the socket readable, so a plain retry
-      // would burn a core. Everything else is about one connection that is gone already.
+      // We are out of descriptors or memory: the connection stays queued and the socket readable, so a plain
+      // retry would burn a core. All other errors concern one connection that is already gone.
       if (errno == EMFILE || errno == ENFILE || errno == ENOBUFS || errno == ENOMEM) return pause_accepting();
       continue;
     }
@@ -124,7 +124,7 @@ void HelloGate::receive(Pending& pending) {
   if (status == wire::HelloStatus::kOk) return;
   if (pending.fd.valid()) {
     const wire::HelloReply reply = hello_reply(status);
-    // Eight bytes always fit a fresh socket; a peer that is gone does not matter.
+    // Eight bytes always fit into a fresh socket. It does not matter if the peer is gone.
     (void)::send(pending.fd.get(), &reply, sizeof reply, MSG_NOSIGNAL | MSG_DONTWAIT);
   }
   reject(pending);

@@ -11,17 +11,17 @@
 
 namespace vmigrate::transport {
 
-/// Accepts connections and holds them until they have said hello. A connection costs one slot of a fixed
-/// table and no thread. When the table is full the one that has waited longest goes: an honest peer says
-/// hello at once, so a flood of silent ones cannot keep it out.
+/// Accepts connections and holds them until they have sent a hello. A connection costs one slot of a fixed
+/// table and no thread. If the table is full, the connection that has waited longest is closed: an honest
+/// peer sends its hello at once, so a flood of silent peers cannot keep it out.
 class HelloGate {
  public:
-  /// Looks at a hello of the right version; kOk: took `socket` over and answers for it.
+  /// Called with a hello of the right version. kOk: the handler took `socket` over and answers the hello.
   using Admit = wire::HelloStatus (*)(void* context, const wire::Hello& hello, UniqueFd& socket);
 
   HelloGate(UniqueFd listening, UniqueFd wake, bool tcp, Admit admit, void* context);
   Status open();
-  /// The accept thread's life; returns after stop().
+  /// Runs the accept thread; returns after stop().
   void run();
   void stop();
   uint64_t rejected_hellos() const { return rejected_hellos_.load(std::memory_order_relaxed); }
@@ -30,7 +30,7 @@ class HelloGate {
   using Clock = std::chrono::steady_clock;
   struct Pending {
     UniqueFd fd;
-    uint32_t generation = 0;  ///< tells an event for an earlier tenant of the slot
+    uint32_t generation = 0;  ///< identifies an event of an earlier connection in the slot
     uint32_t received_bytes = 0;
     Clock::time_point deadline;
     wire::Hello hello{};

@@ -10,14 +10,14 @@
 
 namespace vmigrate::transport {
 
-/// Listener over a stream socket, tcp or unix. One thread accepts, reads hellos and hands the connection to
+/// Listener over a stream socket, tcp or unix. One thread accepts, reads hellos and passes the connection to
 /// its session. Lock order: this registry before a session.
 class StreamListener final : public Listener {
  public:
-  /// `unlink_path`: removed when the listener goes; empty for tcp.
+  /// `unlink_path`: file to remove when the listener is destroyed; empty for tcp.
   static Result<std::unique_ptr<Listener>> start(UniqueFd socket, const Address& address,
                                                  const StreamService& service, std::string unlink_path);
-  /// Its sessions must be gone.
+  /// The listener's sessions must be destroyed before it.
   ~StreamListener() override;
 
   Result<std::unique_ptr<ExposedSession>> expose_session(const Credentials& credentials,
@@ -25,7 +25,8 @@ class StreamListener final : public Listener {
   Address address() const override { return address_; }
   uint64_t rejected_hellos() const override { return gate_.rejected_hellos(); }
 
-  /// The session is going; when this returns no thread of ours knows it any more.
+  /// Called when the session is being destroyed. When this returns, no thread of the listener knows the
+  /// session any more.
   void forget(ServedSession& session);
 
  private:

@@ -12,7 +12,7 @@ namespace {
 
 constexpr size_t kPartsMax = 16;
 
-/// Collects the pieces of one sendmsg; neighbours in memory become one.
+/// Collects the pieces of one sendmsg; pieces that are adjacent in memory become one.
 class Parts {
  public:
   bool room() const { return count_ < kPartsMax; }
@@ -68,7 +68,7 @@ SendQueue::Outcome SendQueue::flush(int fd, Owner& owner) {
     for (size_t i = 0; i < count_ && parts.room(); ++i) {
       const size_t index = (first_ + i) % kItemsMax;
       Item& item = items_[index];
-      // There is one payload and one message at hand, those of the first frame.
+      // Only the first frame has a payload or a message loaded, one of each at most.
       if (i > 0 && item.kind != Kind::kPlain) break;
       if (item.kind == Kind::kPayload && !item.loaded) {
         if (!owner.load_payload(item.slot, {payload_.get(), headers_[index].length})) {

@@ -11,32 +11,32 @@
 
 namespace vmigrate::transport {
 
-/// Frames on their way into a non-blocking socket, in order; those that follow each other leave in one call.
-/// Fixed size. Not thread-safe.
+/// Frames to be sent over a non-blocking socket, in order. Consecutive frames leave in one call. Fixed size.
+/// Not thread-safe.
 class SendQueue {
  public:
-  /// What the queue asks of its endpoint.
+  /// The functions that the queue needs from its endpoint.
   class Owner {
    public:
     virtual ~Owner() = default;
-    /// Fill a WRITE's bytes; false: the owner has completed the operation, the frame is dropped.
+    /// Loads a WRITE's bytes. False: the owner has completed the operation, and the frame is dropped.
     virtual bool load_payload(uint8_t slot, std::span<std::byte> out) = 0;
-    /// The frame of `slot` has left.
+    /// The frame of `slot` was sent.
     virtual void frame_sent(uint8_t slot) = 0;
   };
   enum class Outcome : uint8_t { kEmpty = 1, kBlocked, kBroken };
 
   explicit SendQueue(bool with_payloads) {
-    // Never touched where no WRITE is posted, so that it costs address space alone.
+    // Never touched if no WRITE is posted, so it then costs only address space.
     if (with_payloads) payload_ = std::make_unique_for_overwrite<std::byte[]>(wire::kTransferBytesMax);
   }
 
   bool empty() const { return count_ == 0; }
   bool message_room() const { return !messages_.full(); }
   void push_operation(const wire::FrameHeader& header, uint8_t slot);
-  /// Not without message_room().
+  /// Requires message_room().
   void push_message(std::span<const std::byte> message);
-  /// Sends until the queue is empty or the socket full. kBroken: errno tells.
+  /// Sends until the queue is empty or the socket is full. kBroken: errno gives the reason.
   Outcome flush(int fd, Owner& owner);
   void clear();
 
@@ -54,7 +54,7 @@ class SendQueue {
   void pop();
   size_t body_bytes(size_t index) const;
 
-  // headers_ apart from items_, so that consecutive headers leave as one piece.
+  // headers_ is separate from items_, so that consecutive headers leave as one piece.
   std::array<wire::FrameHeader, kItemsMax> headers_;
   std::array<Item, kItemsMax> items_;
   size_t first_ = 0;

@@ -19,7 +19,7 @@ namespace vmigrate::transport {
 namespace {
 
 constexpr uint32_t kSpinCreditMax = 16;
-/// With no credit left, one wait in so many spins again, to notice that requests come fast once more.
+/// Without credit, one wait in this many spins again, to notice that requests come fast again.
 constexpr uint32_t kSpinProbeInterval = 16;
 
 int64_t now_ns() {
@@ -34,9 +34,9 @@ uint64_t read_cpu_ns(clockid_t clock) {
   return static_cast<uint64_t>(time.tv_sec) * 1'000'000'000u + static_cast<uint64_t>(time.tv_nsec);
 }
 
-// A vCPU waits for each demand page. Bulk comes next, ahead of other work: the guest is degraded until it is
-// through (two loaded cores, 512 MiB: about 0.9 s instead of 1.2 s with +5). Not being allowed to raise
-// ourselves costs latency, nothing else.
+// A vCPU waits for each demand page. Bulk comes next, ahead of other work, because the guest is degraded
+// until bulk is done (two loaded cores, 512 MiB: about 0.9 s instead of 1.2 s with +5). If the kernel refuses
+// the higher priority, that only costs latency.
 void set_thread_priority(Channel channel) {
   const auto self = static_cast<id_t>(::gettid());
   (void)::setpriority(PRIO_PROCESS, self, channel == Channel::kDemand ? -10 : -5);
@@ -56,7 +56,7 @@ std::unique_ptr<ServedConnection> ServedConnection::start(UniqueFd socket, Chann
   } catch (const std::system_error&) {
     return nullptr;
   }
-  // The id stays valid until the join; asked of an exited thread, the kernel answers EINVAL.
+  // The id stays valid until the join. For an exited thread the kernel returns EINVAL.
   if (::pthread_getcpuclockid(connection->thread_.native_handle(), &connection->cpu_clock_) != 0)
     connection->cpu_clock_ = -1;
   return connection;
@@ -84,7 +84,7 @@ bool ServedConnection::finished() const {
 
 void ServedConnection::stop() {
   stop_.store(true, std::memory_order_relaxed);
-  // The eventfd orders: who wakes by it reads the flag after this write.
+  // The eventfd orders: a thread that it wakes reads the flag after this write.
   (void)::eventfd_write(wake_.get(), 1);
 }
 
@@ -108,14 +108,14 @@ uint64_t ServedConnection::cpu_ns() const {
 }
 
 void ServedConnection::count_read(uint64_t bytes) {
-  // One writer: this thread.
+  // Only this thread writes it.
   read_count_.store(read_count_.load(std::memory_order_relaxed) + 1, std::memory_order_relaxed);
   read_bytes_.store(read_bytes_.load(std::memory_order_relaxed) + bytes, std::memory_order_relaxed);
 }
 
-// Waking a sleeping thread costs more than a page's whole way through the socket, so the demand thread looks
-// for the next request a short while. Only where that paid lately: each success earns credit, each failure
-// halves it.
+// Waking a sleeping thread costs more than a page's whole way through the socket, so the demand thread polls
+// for the next request for a short while. It does so only if that succeeded lately: each success earns
+// credit, and each failure halves the credit.
 bool ServedConnection::spin_receive(std::span<std::byte> out, ssize_t* count) {
   if (channel_ != Channel::kDemand || !may_spin()) return false;
   if (spin_credit_ == 0 && ++spin_skipped_ < kSpinProbeInterval) return false;
@@ -147,7 +147,7 @@ size_t ServedConnection::receive(std::span<std::byte> out) {
   return 0;
 }
 
-// Returns false when the connection is over: stopped, or nothing came in time.
+// Returns false when the connection is over: it was stopped, or nothing came in time.
 bool ServedConnection::wait(short events, int timeout_ms) {
   pollfd entries[] = {{socket_.get(), events, 0}, {wake_.get(), POLLIN, 0}};
   const int64_t end_ns = now_ns() + timeout_ms * 1'000'000LL;
@@ -161,7 +161,7 @@ bool ServedConnection::wait(short events, int timeout_ms) {
       eventfd_t ignored = 0;
       (void)::eventfd_read(wake_.get(), &ignored);
       if (stopping()) return false;
-      // A message to send; a wait for room in the socket goes on, receive() sends it.
+      // There is a message to send. A wait for room in the socket continues; receive() sends the message.
       if (events == POLLIN) return true;
     }
     if (entries[0].revents != 0) return true;

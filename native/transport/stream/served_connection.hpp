@@ -17,17 +17,17 @@ namespace vmigrate::transport {
 
 class ServedSession;
 
-/// One accepted connection and the thread that serves it. The socket belongs to that thread alone; others
-/// reach it through stop() and post(). Whatever the thread waits for, stop() ends the wait.
+/// One accepted connection and the thread that serves it. Only that thread uses the socket; other threads use
+/// stop() and post(). stop() ends any wait of the thread.
 class ServedConnection {
  public:
   using Serve = void (*)(ServedConnection& connection, ServedSession& session);
 
   /// nullptr if the system has no thread or descriptor left. The thread answers the hello first. `session`
-  /// outlives the connection.
+  /// must outlive the connection.
   static std::unique_ptr<ServedConnection> start(UniqueFd socket, Channel channel, ServedSession& session,
                                                  Serve serve);
-  /// Stops and joins.
+  /// Stops the thread and joins it.
   ~ServedConnection();
   ServedConnection(const ServedConnection&) = delete;
   ServedConnection& operator=(const ServedConnection&) = delete;
@@ -35,7 +35,7 @@ class ServedConnection {
   // Any thread.
   void stop();
   bool stopping() const { return stop_.load(std::memory_order_relaxed); }
-  /// The thread has let go of socket and memory; joining it does not wait.
+  /// The thread no longer uses the socket or the memory; joining it does not wait.
   bool finished() const;
   PostStatus post(std::span<const std::byte> message);
   Channel channel() const { return channel_; }
@@ -46,8 +46,8 @@ class ServedConnection {
   // The serving thread only.
   /// Waits for at least one byte. 0: the connection is over (peer, error or stop).
   size_t receive(std::span<std::byte> out);
-  /// Sends all of it; false: the connection is over. `more`: another send follows at once. `passed_fd`
-  /// travels with the first byte (unix sockets). `parts` is used up.
+  /// Sends all of `parts`, which it modifies; false: the connection is over. `more`: another send follows at
+  /// once. `passed_fd` travels with the first byte (unix sockets).
   bool send(std::span<iovec> parts, bool more = false, int passed_fd = -1);
   void count_read(uint64_t bytes);
 
@@ -61,7 +61,7 @@ class ServedConnection {
 
   const Channel channel_;
   UniqueFd socket_;
-  const UniqueFd wake_;  ///< eventfd: stop() or post() has something to say
+  const UniqueFd wake_;  ///< eventfd, signalled by stop() and post()
   std::atomic<bool> stop_{false};
   std::atomic<bool> finished_{false};
 

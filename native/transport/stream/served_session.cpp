@@ -83,8 +83,9 @@ void ServedSession::reap_finished() {
 wire::HelloStatus ServedSession::adopt(UniqueFd& socket, Channel channel) {
   const std::lock_guard lock(mutex_);
   reap_finished();
-  // Stopping connections end soon, but joining one here would wait for a message handler that may itself
-  // wait for our lock. So they stay in the list until they are finished, and twice the number is the end.
+  // Stopping connections end soon. But joining one here would wait for a message handler that may itself wait
+  // for our lock. So they stay in the list until they are finished, and the list may hold twice the normal
+  // number.
   if (connections_.size() >= 2 * kConnectionsMax) return wire::HelloStatus::kBusy;
   const auto live = std::count_if(connections_.begin(), connections_.end(),
                                   [](const auto& connection) { return !connection->stopping(); });

@@ -18,10 +18,10 @@ struct ExposedKey {
   uint64_t key = 0;
   Access access = Access::kRead;
   MemoryAccess memory;
-  UniqueFd passed_fd;  ///< shm: what the peer is given, opened with no more rights than the key grants
+  UniqueFd passed_fd;  ///< shm: the descriptor for the peer, opened with no more rights than the key grants
 };
 
-/// What differs between the providers that serve a session over a stream socket.
+/// The differences between providers that serve a session over a stream socket.
 struct StreamService {
   ServedConnection::Serve serve;
   /// Checks and completes a key that is about to be exposed.
@@ -29,8 +29,8 @@ struct StreamService {
   bool tcp;
 };
 
-/// A session's keys and connections. Serving threads look keys up without a lock; the rest is rare and takes
-/// one.
+/// A session's keys and connections. Serving threads look keys up without a lock; other calls are rare and
+/// take one.
 class ServedSession final : public ExposedSession {
  public:
   ServedSession(StreamListener& listener, const StreamService& service, const Credentials& credentials,
@@ -42,10 +42,11 @@ class ServedSession final : public ExposedSession {
   ExposedSessionCounters counters() const override;
 
   const Credentials& credentials() const { return credentials_; }
-  /// The accept thread: takes over a connection whose hello was right. kOk: the serving thread answers.
-  /// Otherwise the caller answers, if `socket` still holds it; a thread that could not start took it along.
+  /// Called by the accept thread: takes over a connection whose hello was right. kOk: the serving thread
+  /// answers. Otherwise the caller answers if `socket` is still valid; if a thread could not start, the
+  /// socket was closed with it.
   wire::HelloStatus adopt(UniqueFd& socket, Channel channel);
-  /// Serving threads. nullptr: no such key in this session.
+  /// Serving threads. nullptr: there is no such key in this session.
   const ExposedKey* find(uint64_t key) const;
   void deliver(Channel channel, std::span<const std::byte> message) const {
     if (handler_) handler_(context_, channel, message);
@@ -60,13 +61,13 @@ class ServedSession final : public ExposedSession {
   const MessageHandler handler_;
   void* const context_;
 
-  // Grows only: entries below key_count_ never change.
+  // Only grows: entries below key_count_ never change.
   std::array<ExposedKey, kKeysMax> keys_;
   std::atomic<size_t> key_count_{0};
 
   mutable std::mutex mutex_;
   std::vector<std::unique_ptr<ServedConnection>> connections_;  ///< oldest first
-  ExposedSessionCounters reaped_;                               ///< sums of connections that are gone
+  ExposedSessionCounters reaped_;                               ///< sums over connections that are gone
 };
 
 }  // namespace vmigrate::transport

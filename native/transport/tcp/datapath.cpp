@@ -62,8 +62,8 @@ void TcpEndpoint::frame_sent(uint8_t slot) {
   table_.slot(slot).state = OperationTable::State::kSent;
 }
 
-// Takes what has arrived, up to kPollBytesMax. A short recv() means the socket is empty; asking again only to
-// hear EAGAIN would cost a system call for each page.
+// Reads what has arrived, up to kPollBytesMax. A short recv() means that the socket is empty. Another call
+// would only return EAGAIN, and would cost one system call for each page.
 void TcpEndpoint::receive_some() {
   parse();  // messages may have waited for room
   size_t moved_bytes = 0;
@@ -100,7 +100,7 @@ void TcpEndpoint::parse() {
         break;
     }
   }
-  // What is left is less than a page, a header or a message, or waits for room for its message.
+  // The rest is less than a page, a header or a message, or it waits for room for its message.
   if (staging_begin_ == 0) return;
   std::memmove(staging_.get(), staging_.get() + staging_begin_, staged_bytes());
   staging_end_ -= staging_begin_;
@@ -143,7 +143,7 @@ bool TcpEndpoint::take_payload() {
   const uint32_t left_bytes = operation.length_bytes - payload_done_;
   const uint64_t local_offset = operation.local_offset_bytes + payload_done_;
   size_t bytes = std::min<size_t>(left_bytes, staged_bytes());
-  // The last part of a page waits for the rest: half of a fresh page would be zeroed first.
+  // The last part of a page waits for the rest, because half of a fresh page would be zeroed first.
   if (bytes < left_bytes) bytes -= std::min<size_t>(bytes, (local_offset + bytes) % wire::kPageBytesMin);
   if (bytes == 0) return false;
   if (payload_outcome_.ok()) {

@@ -9,12 +9,12 @@
 namespace vmigrate::transport {
 namespace {
 
-/// Where a READ's bytes come from. Small ones are read from the file into a buffer of our own before the
-/// reply's header goes out: the file may shrink, and once a header with status OK is sent there is no way to
-/// take it back. Large ones are sent from the mapping, which saves a copy: the file's length is looked at
-/// first, and should it shrink right then, send ends with EFAULT and the connection with it; the next READ
-/// tells the peer why. sendfile was not faster, measured on loopback (1 MiB: 925 us with sendfile, 644 us
-/// with pread and send; 4 KiB: 11.7 and 13.3 us).
+/// The source of a READ's bytes. Bytes of a small READ are read from the file into a buffer of our own before
+/// the reply's header is sent: the file may shrink, and a header with status OK cannot be taken back. Bytes
+/// of a large READ are sent from the mapping, which saves a copy. The file's length is checked first; if the
+/// file shrinks just then, send returns EFAULT and the connection ends, and the next READ reports the reason
+/// to the peer. sendfile was not faster, measured on loopback (1 MiB: 925 us with sendfile, 644 us with pread
+/// and send; 4 KiB: 11.7 and 13.3 us).
 class TcpServer {
  public:
   TcpServer(ServedConnection& connection, ServedSession& session)
@@ -90,13 +90,13 @@ class TcpServer {
     return reply(wire::FrameOp::kReadReply, result, header.tag, length_bytes, mapped);
   }
 
-  // A refused WRITE's bytes are on their way all the same: they are taken and dropped.
+  // A refused WRITE's bytes arrive all the same, so they are read and dropped.
   bool serve_write(const wire::FrameHeader& header) {
     const ExposedKey* key = nullptr;
     OpResult result = check(header, Access::kReadWrite, &key);
     uint32_t done_bytes = 0;
     while (done_bytes < header.length) {
-      // Whole pages as far as possible: half a fresh page would be zeroed first.
+      // Stores whole pages as far as possible: half of a fresh page would be zeroed first.
       const uint32_t left_bytes = header.length - done_bytes;
       const size_t wanted_bytes = std::min<size_t>(left_bytes, wire::kPageBytesMin);
       if (!fill(wanted_bytes)) return false;
@@ -117,7 +117,7 @@ class TcpServer {
     return true;
   }
 
-  /// The payload is `mapped`, or stands behind the header's place in reply_ already.
+  /// The payload is `mapped`, or already stands behind the header's place in reply_.
   bool reply(wire::FrameOp op, OpResult result, uint64_t tag, uint32_t length_bytes,
              std::span<std::byte> mapped = {}) {
     wire::FrameHeader header{};

@@ -9,7 +9,7 @@
 namespace vmigrate::transport {
 namespace {
 
-/// xorshift64*: good enough to shuffle, the same everywhere.
+/// xorshift64*: good enough to shuffle, and the same on every machine.
 class Dice {
  public:
   explicit Dice(uint64_t seed) : state_(seed * 2 + 1) {}
@@ -65,9 +65,9 @@ class FaultyEndpoint final : public Endpoint {
   struct Slot {
     State state = State::kFree;
     uint64_t tag = 0;
-    uint64_t number = 0;  ///< of all operations posted
+    uint64_t number = 0;  ///< among all operations posted
     uint64_t polls_left = 0;
-    uint64_t order = 0;  ///< lowest goes first
+    uint64_t order = 0;  ///< the lowest is delivered first
     Completion completion;
   };
 
@@ -77,8 +77,8 @@ class FaultyEndpoint final : public Endpoint {
     announce_retry();
     return true;
   }
-  // Who was refused waits for event_fd; with nothing under way nothing else would ever wake it. So the
-  // descriptor stays readable until the next try.
+  // An owner that was refused waits for event_fd. If no operation is outstanding, nothing else would ever
+  // wake it, so the descriptor stays readable until the next try.
   void announce_retry() {
     refused_ = true;
     ready_.set(true);
@@ -120,7 +120,7 @@ class FaultyEndpoint final : public Endpoint {
     return result;
   }
 
-  // What the inner endpoint had completed by then has happened; the rest never will.
+  // Operations that the inner endpoint had completed by then are done; the others never will be.
   void break_connection() {
     collect();
     inner_.reset();
@@ -174,11 +174,11 @@ class FaultyEndpoint final : public Endpoint {
   const FaultyOptions options_;
   Dice dice_;
   ReadySignal ready_;
-  std::unique_ptr<Endpoint> inner_;  ///< nullptr once we broke the connection
+  std::unique_ptr<Endpoint> inner_;  ///< nullptr after this wrapper broke the connection
   std::array<Slot, wire::kOutstandingOpsMax> slots_;
   uint64_t posted_count_ = 0;
   uint64_t held_count_ = 0;
-  bool refused_ = false;  ///< the last post or send, wholly or in part, by us
+  bool refused_ = false;  ///< whether this wrapper refused the last post or send, wholly or in part
 };
 
 }  // namespace

@@ -1,4 +1,4 @@
-// Stands in for the provider verbs where its headers were missing when this was built.
+// Replaces the provider verbs in a build without the verbs headers.
 
 #include "transport/verbs/provider.hpp"
 

@@ -32,12 +32,12 @@ Result<std::unique_ptr<Endpoint>> VerbsEndpoint::connect(const Address& address,
   if (Status resolved = endpoint->resolve(address, options, deadline); !resolved) return resolved.error();
   if (Status created = endpoint->create_queues(); !created) return created.error();
   if (Status said = endpoint->say_hello(credentials, options, deadline); !said) return said.error();
-  // Arms the queues, so that the first sleep is a safe one.
+  // Arms the queues, so that the first sleep is safe.
   endpoint->update_ready();
   return std::unique_ptr<Endpoint>(std::move(endpoint));
 }
 
-// Device, port and GID follow from our address, and that from the options or the routing table.
+// Our address determines device, port and GID. The address comes from the options or from the routing table.
 Status VerbsEndpoint::resolve(const Address& address, const VerbsOptions& options, Deadline deadline) {
   auto channel = open_event_channel();
   if (!channel) return channel.error();
@@ -104,8 +104,8 @@ Status VerbsEndpoint::say_hello(const Credentials& credentials, const VerbsOptio
   rdma_conn_param parameters{};
   parameters.private_data = &hello;
   parameters.private_data_len = sizeof hello;
-  // What we ask for; the peer's device may grant less, and the connection manager sets the smaller of the
-  // two.
+  // The number that we request. The peer's device may grant less, and the connection manager sets the smaller
+  // of the two.
   parameters.initiator_depth = domain_->traits().reads_as_requester_max;
   // The source never reads from us, but some devices refuse a zero.
   parameters.responder_resources = 1;
@@ -144,14 +144,14 @@ Status VerbsEndpoint::wait_event(rdma_cm_event_type wanted, Deadline deadline, w
       if (reply != nullptr) *reply = said;
       return ok();
     }
-    // The fabric's own rejections carry no hello, or zeros.
+    // Rejections by the fabric itself carry no hello, or zeros.
     const bool from_peer = has_reply && said.magic == wire::kHelloMagic;
     return connect_error(type, status, from_peer ? &said : nullptr);
   }
 }
 
 Result<LocalId> VerbsEndpoint::register_local(const LocalMemory& memory) {
-  // Checked as for every provider; the device then works on the mapping.
+  // Checked as for every provider; after that the device works on the mapping.
   if (auto described = MemoryAccess::describe(memory); !described) return described.error();
   auto registered = domain_->register_memory(memory.base, memory.length_bytes);
   if (!registered) return registered.error();

@@ -23,7 +23,7 @@ Result<std::unique_ptr<VerbsConnection>> VerbsConnection::accept(CmId& id, ibv_p
   std::unique_ptr<VerbsConnection> connection(new VerbsConnection(request.channel, wake));
   connection->id_ = std::move(id);
   rdma_cm_id* raw_id = connection->id_.get();
-  // From here on its events are about us.
+  // From here on the id's events belong to this connection.
   raw_id->context = connection.get();
   if (Status applied = apply_options(raw_id, options); !applied) return applied.error();
   auto cq = CompletionQueue::create(raw_id->verbs, kQueueEntries, connection.get(), completions);
@@ -53,13 +53,13 @@ Result<std::unique_ptr<VerbsConnection>> VerbsConnection::accept(CmId& id, ibv_p
 }
 
 VerbsConnection::~VerbsConnection() {
-  // The peer learns at once that this is over.
+  // The peer notices at once that the connection is over.
   if (qp_.get() != nullptr) (void)verbs().rdma.disconnect(id_.get());
 }
 
 void VerbsConnection::lost() {
   lost_.store(true, std::memory_order_relaxed);
-  // The eventfd orders: who wakes by it reads the flag after this write.
+  // The eventfd orders: a thread that it wakes reads the flag after this write.
   (void)::eventfd_write(wake_, 1);
 }
 
@@ -68,7 +68,8 @@ void VerbsConnection::completion_event() {
   armed_ = false;
 }
 
-// Arms first: what completes after that raises an event, what completed before is found here.
+// Arms first: a request that completes after that raises an event, and one that completed before is found
+// here.
 void VerbsConnection::progress() {
   if (!armed_) {
     if (::ibv_req_notify_cq(cq_.get(), 0) != 0) return lost();

@@ -11,18 +11,19 @@
 
 namespace vmigrate::transport {
 
-/// One accepted queue pair at the source. The device answers READs by itself; what is left for us is a frame
-/// now and then. Belongs to its session, under whose lock all calls are made but lost() and is_lost().
+/// One accepted queue pair at the source. The device answers READs by itself; this class only answers an
+/// occasional frame. It belongs to its session. All calls except lost() and is_lost() are made under the
+/// session's lock.
 class VerbsConnection {
  public:
   struct Request {
     Channel channel{};
-    uint8_t reads_wanted = 0;  ///< READs under way that the peer would like to have
+    uint8_t reads_wanted = 0;  ///< READs that the peer would like to have outstanding
     uint8_t initiator_depth = 0;
   };
 
-  /// Accepts. On failure the id is gone, and with it the peer's attempt. `wake` is written when the
-  /// connection is lost; it must outlive us.
+  /// Accepts the connection. On failure the id is destroyed, and with it the peer's attempt. `wake` is
+  /// written when the connection is lost; it must outlive the connection.
   static Result<std::unique_ptr<VerbsConnection>> accept(CmId& id, ibv_pd* pd, const DeviceTraits& traits,
                                                          ibv_comp_channel* completions,
                                                          const Request& request, const VerbsOptions& options,
@@ -30,13 +31,13 @@ class VerbsConnection {
   ~VerbsConnection();
 
   Channel channel() const { return channel_; }
-  /// The peer has gone. The connection manager's thread: takes no lock.
+  /// Call it when the peer has gone. Called on the connection manager's thread; takes no lock.
   void lost();
   bool is_lost() const { return lost_.load(std::memory_order_relaxed); }
 
-  /// An event of ours was taken from the completion channel.
+  /// Call it after an event of this connection was taken from the completion channel.
   void completion_event();
-  /// Takes what has completed, and arms the queue for what comes next.
+  /// Takes completed requests, and arms the queue for the next ones.
   void progress();
 
   bool has_frame() const { return !lost_.load(std::memory_order_relaxed) && messages_.has_arrived(); }
@@ -52,7 +53,7 @@ class VerbsConnection {
 
   const Channel channel_;
   const int wake_;
-  std::atomic<bool> lost_{false};  ///< before the id, whose events set it until it is gone
+  std::atomic<bool> lost_{false};  ///< declared before the id, whose events set it until the id is gone
   CmId id_;
   CompletionQueue cq_;
   MessageBuffers messages_;

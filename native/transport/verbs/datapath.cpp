@@ -8,7 +8,7 @@
 namespace vmigrate::transport {
 namespace {
 
-/// On the bulk channel one request in so many has a completion of its own, and the last of each chain.
+/// On the bulk channel one request in this many has its own completion, and so has the last of each chain.
 constexpr uint32_t kSignalInterval = 4;
 
 constexpr size_t kCompletionBatch = 32;
@@ -20,7 +20,7 @@ OpResult result_of_failure(ibv_wc_status status) {
       return OpResult::kBadKey;
     case IBV_WC_REM_INV_REQ_ERR:
       return OpResult::kOutOfRange;
-    // Our own memory went away: its file was cut under on-demand paging.
+    // Our own memory is gone: its file was cut under on-demand paging.
     case IBV_WC_LOC_PROT_ERR:
     case IBV_WC_LOC_LEN_ERR:
     case IBV_WC_LOC_QP_OP_ERR:
@@ -84,7 +84,7 @@ PostResult VerbsEndpoint::post(OperationTable::Kind kind, std::span<const Operat
   return result;
 }
 
-// One request for each piece that lies in one chunk on either side. All carry the operation's sequence.
+// Makes one request for each piece that lies in one chunk on either side. All carry the operation's sequence.
 void VerbsEndpoint::start(uint8_t slot, const RemoteKeys::Entry& key) {
   OperationTable::Slot& entry = table_.slot(slot);
   const Operation& operation = entry.operation;
@@ -92,7 +92,7 @@ void VerbsEndpoint::start(uint8_t slot, const RemoteKeys::Entry& key) {
   if (const OpResult checked = key.check(operation, write); checked != OpResult::kOk)
     return table_.complete(slot, checked, 0);
   const ChunkedKeys& local = locals_[static_cast<size_t>(operation.local)]->local();
-  // A chain never ends in the middle of an operation: see flush_chain().
+  // A chain never ends in the middle of an operation (see flush_chain()).
   if (chain_count_ + kPiecesMax > kChainMax) flush_chain();
   if (disconnected_) return;
   entry.state = OperationTable::State::kSent;
@@ -144,8 +144,8 @@ void VerbsEndpoint::chain_request(ibv_send_wr& request, const ibv_sge& element) 
   chain_[chain_count_++] = request;
 }
 
-// The last request of a chain has a completion in any case, so that none waits for one that never comes. It
-// is the last of its operation, too, so its completion means the whole of it.
+// The last request of a chain always has a completion, so that no request waits for one that never comes. It
+// is also the last of its operation, so its completion means that the whole operation is done.
 void VerbsEndpoint::flush_chain() {
   if (chain_count_ == 0 || disconnected_) return;
   for (size_t i = 0; i + 1 < chain_count_; ++i) chain_[i].next = &chain_[i + 1];
@@ -154,7 +154,8 @@ void VerbsEndpoint::flush_chain() {
   unsignalled_count_ = 0;
   chain_count_ = 0;
   ibv_send_wr* rejected = nullptr;
-  // The queue has room for all that can be outstanding, so a refusal means that the queue pair is broken.
+  // The queue has room for all requests that can be outstanding, so a refusal means that the queue pair is
+  // broken.
   if (const int error = ::ibv_post_send(qp_.get(), chain_.data(), &rejected); error != 0) disconnect(error);
 }
 
@@ -200,7 +201,7 @@ size_t VerbsEndpoint::receive(std::span<std::byte> out) {
   if (received_.empty() && !disconnected_) progress();
   const auto length_bytes = received_.take(out);
   if (!disconnected_ && !length_bytes) disconnect(EMSGSIZE);
-  // Frames may have waited for the room that there is now.
+  // Frames may have waited for the room that is free now.
   if (!disconnected_ && length_bytes.value_or(0) != 0) take_frames();
   update_ready();
   return length_bytes.value_or(0);
@@ -232,7 +233,7 @@ void VerbsEndpoint::drain_sends() {
   } while (count == static_cast<int>(batch.size()));
 }
 
-// Requests of one queue pair complete in order, so a good completion speaks for all before it.
+// Requests of one queue pair complete in order, so a good completion covers all requests before it.
 void VerbsEndpoint::complete_through(uint64_t sequence) {
   VMG_CHECK(sequence < next_sequence_);
   for (; first_sequence_ <= sequence; ++first_sequence_) {
@@ -244,8 +245,8 @@ void VerbsEndpoint::complete_through(uint64_t sequence) {
   }
 }
 
-// A failed request ends the queue pair. Those before it that had no completion may have been done; they are
-// called lost all the same, because asking for a page twice is cheap and believing in bytes is not.
+// A failed request ends the queue pair. Earlier requests without a completion may have been done. They are
+// reported as lost all the same, because asking for a page twice is cheap and trusting missing bytes is not.
 void VerbsEndpoint::fail(const ibv_wc& failure) {
   const uint64_t sequence = failure.wr_id;
   const int error = errno_of_failure(failure.status);
@@ -297,7 +298,7 @@ void VerbsEndpoint::take_frames() {
   }
 }
 
-// The peer has said what the key is: operations that waited for it go, or fail.
+// The peer has answered for the key: operations that waited for it are posted, or fail.
 void VerbsEndpoint::start_waiting(const RemoteKeys::Entry& key, OpResult result) {
   for (uint8_t i = 0; i < wire::kOutstandingOpsMax && !disconnected_; ++i) {
     const OperationTable::Slot& slot = table_.slot(i);
@@ -312,10 +313,10 @@ void VerbsEndpoint::start_waiting(const RemoteKeys::Entry& key, OpResult result)
 
 void VerbsEndpoint::disconnect(int system_errno) {
   disconnected_ = true;
-  // The peer learns at once, if it can be reached at all.
+  // The peer notices at once, if it can be reached at all.
   (void)verbs().rdma.disconnect(id_.get());
-  // Local ranges go back to their owner with the completions below; a late answer of the peer must not find
-  // them any more.
+  // The completions below return local ranges to their owner, so a late answer of the peer must not find them
+  // any more.
   qp_.destroy();
   chain_count_ = 0;
   waiting_count_ = 0;

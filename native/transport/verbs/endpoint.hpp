@@ -20,9 +20,9 @@ namespace vmigrate::transport {
 /// The requester's side of a reliable-connected queue pair. connect.cpp sets it up, datapath.cpp posts and
 /// polls, wakeup.cpp decides when the owner may sleep and what wakes it.
 ///
-/// More READs than the devices agreed on may be posted: the device holds the rest back in its send queue, in
-/// order. What completes does so in the order of posting, so that most requests need no completion of their
-/// own: `in_flight_` is that order.
+/// More READs than the devices agreed on may be posted: the device holds the others back in its send queue,
+/// in order. Requests complete in the order of posting, so most of them need no completion of their own:
+/// `in_flight_` holds that order.
 class VerbsEndpoint final : public Endpoint {
  public:
   static Result<std::unique_ptr<Endpoint>> connect(const Address& address, const Credentials& credentials,
@@ -77,8 +77,8 @@ class VerbsEndpoint final : public Endpoint {
       kPiecesMax * wire::kOutstandingOpsMax + MessageBuffers::kSendCount;
   static constexpr size_t kChainMax = 32;
   static constexpr size_t kInFlightMax = 128;
-  /// A poll() that finds nothing looks at the descriptors this often, so that an owner who never sleeps
-  /// learns of a lost connection, too.
+  /// A poll() that finds nothing checks the descriptors this often, so that an owner that never sleeps also
+  /// notices a lost connection.
   static constexpr uint32_t kEmptyPollsPerLook = 64;
   static_assert(kInFlightMax >= wire::kOutstandingOpsMax + MessageBuffers::kSendCount);
 
@@ -89,7 +89,7 @@ class VerbsEndpoint final : public Endpoint {
   };
 
   const Channel channel_;
-  // In the order in which they need each other.
+  // Declared in the order of dependence.
   EventChannel event_channel_;
   CmId id_;
   std::shared_ptr<RequesterDomain> domain_;
@@ -107,21 +107,21 @@ class VerbsEndpoint final : public Endpoint {
   MessageRing received_;
   bool disconnected_ = false;
 
-  // The requests of one call, handed to the device together.
+  // The requests of one call, posted to the device together.
   std::array<ibv_send_wr, kChainMax> chain_;
   std::array<ibv_sge, kChainMax> chain_elements_;
   size_t chain_count_ = 0;
   uint32_t unsignalled_count_ = 0;
 
   std::array<InFlight, kInFlightMax> in_flight_;
-  uint64_t first_sequence_ = 0;  ///< oldest entry of in_flight_
+  uint64_t first_sequence_ = 0;  ///< of the oldest entry of in_flight_
   uint64_t next_sequence_ = 0;
 
   ReadySignal ready_;
   bool polled_ = false;
   bool send_armed_ = false;     ///< the next completion raises an event on the completion channel
-  bool receive_armed_ = false;  ///< likewise
-  bool event_due_ = false;      ///< an event was raised, or will be, that nobody has taken
+  bool receive_armed_ = false;  ///< the same for the receive queue
+  bool event_due_ = false;      ///< an event was raised, or will be, and nobody has taken it
   uint32_t empty_polls_ = 0;
 };
 

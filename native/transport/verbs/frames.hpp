@@ -7,8 +7,8 @@
 
 namespace vmigrate::transport {
 
-// Over verbs bytes move one-sided; frames carry messages, and once for each key what the device needs to
-// know:
+// Over verbs the device moves bytes one-sided. Frames carry messages, and once for each key the values that
+// the requester's device needs:
 //
 //   target                               source
 //     | -- kMap(key) ---------------------> |  key must belong to this session
@@ -16,16 +16,16 @@ namespace vmigrate::transport {
 //     | == RDMA READ / WRITE =============> |  the device answers; no thread of the source takes part
 //     | <--------- MESSAGE + bytes -------> |
 //
-// One frame is one SEND. The indirection keeps a key of 64 random bits in front of rkeys, which can be
-// guessed, lets a region have many registrations, and turns an operation on a wrong key or range into a
-// result instead of the end of the queue pair. The device enforces the same once more: each session's rkeys
-// live in a protection domain of their own.
+// One frame is one SEND. The indirection has three purposes. It puts a key of 64 random bits in front of
+// rkeys, which can be guessed. It allows many registrations per region. It turns an operation on a wrong key
+// or range into a result instead of the end of the queue pair. The device enforces the same rights again:
+// each session's rkeys live in a protection domain of their own.
 //
-// Both ends speak the version in the hello. Numbers stay clear of wire::FrameOp.
+// Both ends speak the version in the hello. The numbers differ from those of wire::FrameOp.
 
 enum class VerbsOp : uint8_t { kMap = 97, kMapReply = 98 };
 
-/// Registrations of one region: so many rkeys fit a message.
+/// Maximum number of registrations of one region: this many rkeys fit into a message.
 inline constexpr size_t kChunksMax = 1000;
 
 struct VerbsMap {
@@ -37,7 +37,7 @@ struct VerbsMap {
 
 struct VerbsMapReply {
   uint8_t op;
-  uint8_t status;  ///< wire::OpStatus; anything but OK: the fields below `key` are zero and no rkey follows
+  uint8_t status;  ///< wire::OpStatus; if not OK, the fields below `key` are zero and no rkey follows
   uint8_t access;  ///< transport::Access
   uint8_t reserved;
   uint32_t chunk_count;
@@ -45,10 +45,10 @@ struct VerbsMapReply {
   uint64_t key;
   uint64_t chunk_bytes;
   uint64_t address;  ///< of the region in the source's address space
-                     ///< followed by chunk_count rkeys of 32 bits
+                     ///< chunk_count rkeys of 32 bits follow.
 } __attribute__((packed));
 
-// `op` and `key` at the same place as in every other frame.
+// `op` and `key` are at the same place as in every other frame.
 static_assert(sizeof(VerbsMap) == wire::kFrameHeaderBytes);
 static_assert(sizeof(VerbsMapReply) == wire::kFrameHeaderBytes + 8);
 static_assert(offsetof(VerbsMap, key) == offsetof(wire::FrameHeader, key));

@@ -60,7 +60,7 @@ RemoteKeys::Entry* RemoteKeys::accept(std::span<const std::byte> frame, OpResult
   uint64_t end = 0;
   if (reply.length == 0 || __builtin_add_overflow(uint64_t{reply.address}, uint64_t{reply.length}, &end))
     return nullptr;
-  // Together with the count this bounds every index that an offset inside the region leads to.
+  // Together with the count this bounds every index that is computed from an offset inside the region.
   if (reply.chunk_bytes < wire::kTransferBytesMax || reply.chunk_count > kChunksMax ||
       reply.chunk_count != (reply.length - 1) / reply.chunk_bytes + 1)
     return nullptr;

@@ -10,12 +10,13 @@
 
 namespace vmigrate::transport {
 
-/// What a requester knows of the peer's keys: a fixed number, each asked for once. Not thread-safe.
+/// The requester's knowledge of the peer's keys. Their number is fixed, and each is asked for once. Not
+/// thread-safe.
 class RemoteKeys {
  public:
   enum class State : uint8_t {
     kFree = 0,
-    kUnasked,  ///< operations wait; the question waits for a send buffer
+    kUnasked,  ///< operations wait; the request waits for a send buffer
     kAsked,    ///< operations wait for the answer
     kOpen,
   };
@@ -25,21 +26,22 @@ class RemoteKeys {
     Access access = Access::kRead;
     ChunkedKeys chunks;
 
-    /// What the peer's device would refuse, and with the queue pair be lost.
+    /// Whether the peer's device would refuse the operation, which would also end the queue pair.
     OpResult check(const Operation& operation, bool write) const;
   };
 
-  /// Its entry, or a fresh one in kUnasked; nullptr: more keys than a session can have, so it has no such.
+  /// The key's entry, or a new entry in kUnasked. nullptr: there are more keys than a session can have, so
+  /// the peer has no such key.
   Entry* find_or_add(uint64_t key);
-  /// An entry that is still to be asked for; nullptr: none.
+  /// An entry whose key must still be asked for; nullptr: none.
   Entry* next_unasked();
-  /// Takes the peer's answer in. nullptr: it answers nothing that we asked, or is inconsistent. Otherwise the
-  /// entry it was about; with `result` other than kOk that is free again, its `key` left to be read.
+  /// Takes the peer's answer. nullptr: it answers no request of ours, or is inconsistent. Otherwise the entry
+  /// it was about. If `result` is not kOk, that entry is free again, but its `key` can still be read.
   Entry* accept(std::span<const std::byte> frame, OpResult* result);
 
  private:
   std::array<Entry, kKeysMax> entries_;
-  size_t last_ = 0;  ///< where the last search ended; most go to the same region
+  size_t last_ = 0;  ///< where the last search ended; most operations go to the same region
 };
 
 }  // namespace vmigrate::transport

@@ -82,21 +82,22 @@ void VerbsListener::take_events() {
          verbs().rdma.get_cm_event(event_channel_.get(), &event) == 0) {
     if (event->event == RDMA_CM_EVENT_CONNECT_REQUEST) {
       CmId id(event->id);
-      // Inherited from the listening id: events are no connection's until one has taken it over.
+      // The id inherits this from the listening id: its events belong to no connection until one has taken it
+      // over.
       id->context = nullptr;
       const rdma_conn_param parameters = event->param.conn;
       wire::Hello hello{};
       if (parameters.private_data != nullptr && parameters.private_data_len >= sizeof hello)
         std::memcpy(&hello, parameters.private_data, sizeof hello);
-      // Acknowledged first, because an id cannot go while an event of its is not.
+      // Acknowledged first, because an id cannot be destroyed while one of its events is unacknowledged.
       (void)verbs().rdma.ack_cm_event(event);
       handle_request(std::move(id), hello, parameters);
       explicit_bzero(&hello, sizeof hello);
       continue;
     }
     if (event->event == RDMA_CM_EVENT_DEVICE_REMOVAL) lost_.store(true, std::memory_order_relaxed);
-    // A connection is there until its id is destroyed, which waits for our acknowledgement; and it is told
-    // without a lock, because who destroys it may hold one.
+    // A connection exists until its id is destroyed, and that waits for our acknowledgement. It is notified
+    // without a lock, because the thread that destroys it may hold one.
     if (event->event != RDMA_CM_EVENT_ESTABLISHED && event->event != RDMA_CM_EVENT_ADDR_CHANGE &&
         event->id->context != nullptr)
       static_cast<VerbsConnection*>(event->id->context)->lost();
@@ -118,7 +119,7 @@ wire::HelloStatus VerbsListener::admit(CmId& id, const wire::Hello& hello,
   const std::lock_guard lock(mutex_);
   VerbsSession* admitted = find_admitting(sessions_, hello);
   if (admitted == nullptr) return wire::HelloStatus::kRefused;
-  // Protection domains belong to one device, and the one we listen on is the only one that can be asked.
+  // A protection domain belongs to one device, and we know only the device that we listen on.
   if (id->verbs != id_->verbs) return wire::HelloStatus::kRefused;
   return admitted->adopt(id, VerbsConnection::Request{.channel = static_cast<Channel>(hello.channel),
                                                       .reads_wanted = parameters.responder_resources,

@@ -19,7 +19,7 @@ namespace vmigrate::transport {
 class VerbsListener final : public Listener {
  public:
   static Result<std::unique_ptr<Listener>> start(const Address& address, const VerbsOptions& options);
-  /// Its sessions must be gone.
+  /// The listener's sessions must be destroyed before it.
   ~VerbsListener() override;
 
   Result<std::unique_ptr<ExposedSession>> expose_session(const Credentials& credentials,
@@ -29,7 +29,8 @@ class VerbsListener final : public Listener {
   bool fills_holes() const override { return true; }
   bool lost() const override { return lost_.load(std::memory_order_relaxed); }
 
-  /// The session is going; when this returns no thread of ours knows it any more.
+  /// Called when the session is being destroyed. When this returns, no thread of the listener knows the
+  /// session any more.
   void forget(VerbsSession& session);
 
  private:

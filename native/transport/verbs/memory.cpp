@@ -15,14 +15,14 @@ constexpr unsigned kRegisteringThreadsMax = 8;
 
 static_assert(kChunkBytes >= wire::kTransferBytesMax, "an operation touches two chunks at most");
 
-// So many chunks that their keys fit a message, each a multiple of kChunkBytes.
+// The number of chunks is limited so that their keys fit into a message; each is a multiple of kChunkBytes.
 uint64_t chunk_bytes_for(uint64_t length_bytes) {
   const uint64_t units = (length_bytes + kChunkBytes - 1) / kChunkBytes;
   return kChunkBytes * ((units + kChunksMax - 1) / kChunksMax);
 }
 
 Error registration_error(int error) {
-  // The kernel cannot give us the page: the file system is full, or the file has been cut.
+  // The kernel cannot allocate the page: the file system is full, or the file has been cut.
   if (error == EFAULT) return Error{ErrorCode::kNoSpace, error, "register memory: no page behind it"};
   if (error == ENOMEM)
     return Error{ErrorCode::kOutOfMemory, error,
@@ -31,7 +31,7 @@ Error registration_error(int error) {
 }
 
 uint8_t clamp_depth(int depth) {
-  // 255 means "as much as there is" to librdmacm, so it is never given as a number.
+  // 255 means "as much as there is" to librdmacm, so it is never passed as a number.
   return static_cast<uint8_t>(std::clamp(depth, 1, 128));
 }
 
@@ -82,14 +82,14 @@ Result<std::unique_ptr<RegisteredMemory>> RegisteredMemory::create(ibv_pd* pd, s
     }
   };
   {
-    // Joining orders: after it what the others have written is ours.
+    // join orders: after it this thread sees what the other threads have written.
     std::vector<std::jthread> helpers;
     const auto wanted =
         std::min<size_t>({chunk_count, std::thread::hardware_concurrency(), kRegisteringThreadsMax});
     try {
       while (helpers.size() + 1 < wanted) helpers.emplace_back(register_chunks);
     } catch (const std::system_error&) {
-      // Fewer threads do the same, later.
+      // Fewer threads do the same work, only slower.
     }
     register_chunks();
   }

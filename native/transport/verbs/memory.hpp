@@ -10,17 +10,17 @@
 
 namespace vmigrate::transport {
 
-/// What a device can do, as far as we ask.
+/// Properties of a device that matter here.
 struct DeviceTraits {
   uint32_t queue_entries_max = 0;
-  uint8_t reads_as_requester_max = 0;  ///< READs under way on one queue pair, asked by us
-  uint8_t reads_as_responder_max = 0;  ///< and answered by us
+  uint8_t reads_as_requester_max = 0;  ///< READs outstanding on one queue pair, as requester
+  uint8_t reads_as_responder_max = 0;  ///< the same, as responder
   bool on_demand_paging = false;       ///< for READ and WRITE on reliable connections
   bool iwarp = false;
 };
 Result<DeviceTraits> query_device(ibv_context* device);
 
-/// Where a region lies for the device: consecutive chunks, each with its own lkey or rkey.
+/// The registrations of a region: consecutive chunks, each with its own lkey or rkey.
 struct ChunkedKeys {
   uint64_t address = 0;
   uint64_t length_bytes = 0;
@@ -31,13 +31,13 @@ struct ChunkedKeys {
   uint64_t left_in_chunk(uint64_t offset_bytes) const { return chunk_bytes - offset_bytes % chunk_bytes; }
 };
 
-/// A range of our address space that the device may reach. Registered in chunks by several threads at once:
-/// registering pins (and, where there is no page yet, allocates and clears) every page, which for a big VM
-/// takes one thread seconds. With on-demand paging nothing is pinned. Immutable, so any thread.
+/// A range of our address space that the device may access. Several threads register it in chunks at the same
+/// time: registering pins (and, if there is no page yet, allocates and clears) every page, which takes one
+/// thread seconds for a big VM. With on-demand paging nothing is pinned. Immutable, so any thread may use it.
 class RegisteredMemory {
  public:
   /// kNoSpace: the file system behind `base` has no room for its pages. kOutOfMemory: the limit on locked
-  /// memory, or of the memory cgroup.
+  /// memory, or of the memory cgroup, is reached.
   static Result<std::unique_ptr<RegisteredMemory>> create(ibv_pd* pd, std::byte* base, uint64_t length_bytes,
                                                           int access, const DeviceTraits& traits);
   const ChunkedKeys& local() const { return local_; }
@@ -49,8 +49,8 @@ class RegisteredMemory {
   ChunkedKeys remote_;
 };
 
-/// What the endpoints of one process share on one device: a protection domain and the registrations in it, so
-/// that a region is pinned once, however many connections read into it. Thread-safe.
+/// The protection domain and registrations that the endpoints of one process share on one device. A region is
+/// therefore pinned once, however many connections read into it. Thread-safe.
 class RequesterDomain {
  public:
   static Result<std::shared_ptr<RequesterDomain>> of(ibv_context* device);

@@ -12,10 +12,10 @@
 
 namespace vmigrate::transport {
 
-/// Frames of one connection: buffers that the device writes arriving frames to and reads leaving ones from.
-/// Every receive buffer is either posted (the device's) or in the ring of arrived ones (ours, oldest first);
-/// every send buffer is either free or posted. When none is posted any more the peer's device waits and tries
-/// again: that is all the flow control there is. Not thread-safe.
+/// Frame buffers of one connection: the device writes arriving frames to receive buffers and reads outgoing
+/// ones from send buffers. Every receive buffer is either posted (owned by the device) or in the ring of
+/// arrived ones (owned by us, oldest first). Every send buffer is either free or posted. If no receive buffer
+/// is posted, the peer's device waits and tries again; there is no other flow control. Not thread-safe.
 class MessageBuffers {
  public:
   static constexpr uint32_t kReceiveCount = 2 * kMessagesQueuedMax;
@@ -25,23 +25,23 @@ class MessageBuffers {
   MessageBuffers() = default;
   MessageBuffers(const MessageBuffers&) = delete;
   MessageBuffers& operator=(const MessageBuffers&) = delete;
-  /// The queue pair must be gone.
+  /// The queue pair must be destroyed before.
   ~MessageBuffers();
 
   Status open(ibv_pd* pd);
-  /// Before the connection comes up, so that the first frame finds a buffer.
+  /// Call it before the connection comes up, so that the first frame finds a buffer.
   Status post_all_receives(ibv_qp* qp);
 
-  /// A receive completed: the buffer is ours, behind those that arrived before.
+  /// Call it when a receive has completed: the buffer is then ours, behind those that arrived before.
   void arrived(uint64_t receive_id, uint32_t length_bytes);
   bool has_arrived() const { return arrived_count_ > 0; }
-  /// The oldest frame; valid until repost_first(). Not when none has arrived.
+  /// The oldest frame, valid until repost_first(). A frame must have arrived.
   std::span<const std::byte> first() const;
-  /// Gives its buffer back to the device. False: the queue pair is broken.
+  /// Returns the oldest frame's buffer to the device. False: the queue pair is broken.
   bool repost_first(ibv_qp* qp);
 
   bool send_room() const { return free_send_count_ > 0; }
-  /// Copies a frame into a free buffer, which is the device's until release_send(). Not without room.
+  /// Copies a frame into a free buffer, which the device owns until release_send(). Requires a free buffer.
   uint32_t fill_send(std::span<const std::byte> header, std::span<const std::byte> body);
   ibv_sge send_element(uint32_t buffer) const;
   void release_send(uint32_t buffer);

@@ -1,9 +1,10 @@
 #pragma once
 
-// Owners of verbs objects. Members of a class are declared in the order device, channel, id, pd, cq, mr, qp,
-// so that they go in the opposite one: a queue pair before what it completes to and the memory it reaches.
+// Owners of verbs objects. Members of a class are declared in the order device, channel, id, pd, cq, mr, qp
+// and so destroyed in the reverse order: a queue pair before the queue that it completes to and the memory
+// that it accesses.
 //
-// Destroying says whether it worked; it does not only when the device is gone, and the objects with it.
+// Destroying reports whether it worked. It fails only if the device is gone, and the objects with it.
 
 #include <fcntl.h>
 
@@ -25,15 +26,15 @@ struct VerbsDeleter {
 };
 
 using EventChannel = std::unique_ptr<rdma_event_channel, VerbsDeleter>;
-/// Its destructor waits until every event of the id that was got is acknowledged.
+/// The destructor waits until every event of the id that was taken is acknowledged.
 using CmId = std::unique_ptr<rdma_cm_id, VerbsDeleter>;
 using ProtectionDomain = std::unique_ptr<ibv_pd, VerbsDeleter>;
-/// After it is gone the device touches the memory no more.
+/// After its destruction the device no longer touches the memory.
 using MemoryRegion = std::unique_ptr<ibv_mr, VerbsDeleter>;
 using CompletionChannel = std::unique_ptr<ibv_comp_channel, VerbsDeleter>;
 
-/// A completion queue and how many of its events were got: destroying it waits until all are acknowledged,
-/// and acknowledging takes a lock, so it is done once, at the end.
+/// A completion queue and the number of events that were taken from it. Its destruction waits until all are
+/// acknowledged. Acknowledging takes a lock, so it is done once, at the end.
 class CompletionQueue {
  public:
   CompletionQueue() = default;
@@ -64,7 +65,7 @@ class CompletionQueue {
   unsigned events_ = 0;
 };
 
-/// The queue pair of an rdma_cm id. After destroy() the device reads and writes no memory on its account.
+/// The queue pair of an rdma_cm id. After destroy() the device no longer reads or writes memory for it.
 class QueuePair {
  public:
   QueuePair() = default;
@@ -72,7 +73,7 @@ class QueuePair {
   QueuePair& operator=(const QueuePair&) = delete;
   ~QueuePair() { destroy(); }
 
-  /// `attributes.cap.max_inline_data` is a wish; after the call it is what there is.
+  /// `attributes.cap.max_inline_data` is a request; the call replaces it by the value that was granted.
   Status create(rdma_cm_id* id, ibv_pd* pd, ibv_qp_init_attr& attributes) {
     ibv_qp_init_attr wanted = attributes;
     if (verbs().rdma.create_qp(id, pd, &attributes) != 0) {

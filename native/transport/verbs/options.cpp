@@ -3,7 +3,7 @@
 namespace vmigrate::transport {
 namespace {
 
-/// Five bits and three. An exponent of 0 would mean to wait for ever.
+/// The fields have five bits and three bits. An exponent of 0 would mean to wait for ever.
 constexpr uint64_t kAckTimeoutExponentMax = 31;
 constexpr uint64_t kRetryCountMax = 7;
 
@@ -15,7 +15,7 @@ Result<VerbsOptions> verbs_options(const Options& options) {
     const uint64_t* number = std::get_if<uint64_t>(&value);
     const std::string* text = std::get_if<std::string>(&value);
     if (name == "localAddress") {
-      if (text == nullptr) return Error{ErrorCode::kInvalidArgument, 0, "localAddress is no text"};
+      if (text == nullptr) return Error{ErrorCode::kInvalidArgument, 0, "localAddress is not a string"};
       parsed.local_host = *text;
     } else if (name == "ackTimeoutExponent") {
       if (number == nullptr || *number == 0 || *number > kAckTimeoutExponentMax)

@@ -56,7 +56,7 @@ VerbsSession::~VerbsSession() {
   stop_.store(true, std::memory_order_relaxed);
   if (wake_.valid()) (void)::eventfd_write(wake_.get(), 1);
   if (thread_.joinable()) thread_.join();
-  // Queue pairs before the registrations they use, those before their protection domain.
+  // Queue pairs are destroyed before the registrations they use, and those before their protection domain.
   connections_.clear();
   keys_.clear();
 }
@@ -70,7 +70,7 @@ Result<RemoteKey> VerbsSession::expose(const LocalMemory& memory, Access access)
       return Error{ErrorCode::kInvalidArgument, 0, "session has no room for another key"};
   }
   int rights = IBV_ACCESS_REMOTE_READ;
-  // The verbs want the local right where the remote one is given.
+  // Verbs require the local right if the remote right is given.
   if (access == Access::kReadWrite) rights |= IBV_ACCESS_REMOTE_WRITE | IBV_ACCESS_LOCAL_WRITE;
   auto registered = RegisteredMemory::create(pd_.get(), memory.base, memory.length_bytes, rights, traits_);
   if (!registered) return registered.error();
@@ -164,8 +164,8 @@ void VerbsSession::sleep() {
   reap_lost();
 }
 
-// A queue that goes takes its events along, and queues go under the lock that we hold: so an event's
-// connection is there.
+// Destroying a queue also removes its events, and queues are destroyed under the lock that we hold. So the
+// connection of an event exists.
 void VerbsSession::take_completion_events() {
   ibv_cq* queue = nullptr;
   void* context = nullptr;
@@ -173,7 +173,7 @@ void VerbsSession::take_completion_events() {
     static_cast<VerbsConnection*>(context)->completion_event();
 }
 
-// Works through the frames that have arrived until one is a message. False: none is left.
+// Handles the frames that have arrived until one is a message. False: none is left.
 bool VerbsSession::take_message(Message* message) {
   const std::lock_guard lock(mutex_);
   for (const auto& connection : connections_) {

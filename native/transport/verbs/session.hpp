@@ -19,8 +19,8 @@ namespace vmigrate::transport {
 
 class VerbsListener;
 
-/// A session's protection domain, registrations and connections. One thread of its own answers frames; it
-/// sleeps while the device serves READs. Everything in the protection domain dies with the session.
+/// A session's protection domain, registrations and connections. A thread of its own answers frames; it
+/// sleeps while the device serves READs. Everything in the protection domain is destroyed with the session.
 class VerbsSession final : public ExposedSession {
  public:
   static Result<std::unique_ptr<VerbsSession>> start(VerbsListener& listener, ibv_context* device,
@@ -35,8 +35,8 @@ class VerbsSession final : public ExposedSession {
   ExposedSessionCounters counters() const override;
 
   const Credentials& credentials() const { return credentials_; }
-  /// The listener's thread: takes a connection request over whose hello was right. kOk: accepted. Otherwise
-  /// `id` may still be there, to be rejected.
+  /// Called on the listener's thread: takes over a connection request whose hello was right. kOk: accepted.
+  /// Otherwise `id` may still be valid, and the caller must reject it.
   wire::HelloStatus adopt(CmId& id, const VerbsConnection::Request& request);
 
  private:
@@ -68,10 +68,10 @@ class VerbsSession final : public ExposedSession {
   const MessageHandler handler_;
   void* const context_;
 
-  UniqueFd wake_;  ///< stop, a lost connection, or a frame that send() came across
+  UniqueFd wake_;  ///< signalled by stop, by a lost connection, and by send() if it found a frame
   ProtectionDomain pd_;
   CompletionChannel completions_;
-  std::mutex expose_mutex_;  ///< before mutex_: registering takes long and must not hold up the others
+  std::mutex expose_mutex_;  ///< taken before mutex_: registering takes long and must not hold up the others
 
   mutable std::mutex mutex_;
   std::vector<Key> keys_;

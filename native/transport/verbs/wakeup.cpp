@@ -1,9 +1,10 @@
 // When the owner of a VerbsEndpoint may sleep on its event_fd, and what wakes it.
 //
 // event_fd joins three descriptors: a flag of ours, the completion channel and the connection manager's
-// channel. A completion queue raises one event after it has been armed, so before the owner sleeps each queue
-// from which something can come is armed, and polled once more: what came before arming raises none. Arming
-// and taking the event cost a system call each, so nothing of it is done for an owner who does not sleep.
+// channel. A completion queue raises one event after it has been armed. So before the owner sleeps, each
+// queue that can deliver something is armed, and then polled once more, because a completion that came before
+// arming raises no event. Arming and taking the event cost a system call each, so none of this is done for an
+// owner that does not sleep.
 
 #include <poll.h>
 
@@ -68,8 +69,8 @@ void VerbsEndpoint::look_at_descriptors() {
     bool lost = false;
     rdma_cm_event* event = nullptr;
     while (verbs().rdma.get_cm_event(event_channel_.get(), &event) == 0) {
-      // The peer has closed, its device or ours is gone, or the path is: whatever it is, it ends this
-      // connection. An address change is no more than a hint.
+      // The peer has closed, its device or ours is gone, or the path is gone. Each of these ends the
+      // connection. An address change is only a hint.
       lost |= event->event != RDMA_CM_EVENT_ADDR_CHANGE && event->event != RDMA_CM_EVENT_ESTABLISHED;
       (void)verbs().rdma.ack_cm_event(event);
     }

@@ -1,4 +1,5 @@
-// The decorator that the compliance suite and the pager tests make trouble with does what it is asked for.
+// Tests that the decorator which the compliance suite and the pager tests use to inject faults does what it
+// is asked for.
 
 #include <algorithm>
 

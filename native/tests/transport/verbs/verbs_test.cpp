@@ -1,4 +1,4 @@
-// What only verbs has: keys that are asked for, registrations in chunks, cables.
+// Tests that only concern verbs: requests for keys, registrations in chunks, cables.
 
 #if __has_include(<infiniband/verbs.h>) && __has_include(<rdma/rdma_cma.h>)
 
@@ -15,7 +15,7 @@
 namespace vmigrate::transport {
 namespace {
 
-// --- answers to a question about a key; they are the peer's, and so is every number in them ---
+// --- answers to a request for a key; the peer chooses them and every number in them ---
 
 struct Answer {
   VerbsMapReply head{};
@@ -153,9 +153,9 @@ TEST_F(Verbs, OperationsCrossTheBordersOfChunks) {
     operations.push_back(Operation{operations.size(), id, local_offset, key, remote_offset, length});
   };
   add(kChunk - 4096, kChunk - 4096, 8192);               // one border, the same on both sides
-  add(kChunk - (1 << 20) + 1, 4096, 1 << 20);            // a border here only
-  add(10 << 20, 2 * kChunk - 77, 1000);                  // a border there only
-  add(2 * kChunk - 300'000, kChunk - 100'000, 700'000);  // one on either side, apart
+  add(kChunk - (1 << 20) + 1, 4096, 1 << 20);            // a border on this side only
+  add(10 << 20, 2 * kChunk - 77, 1000);                  // a border on the other side only
+  add(2 * kChunk - 300'000, kChunk - 100'000, 700'000);  // one border on either side, at different places
   add(kLength - 5, kLength - 5, 5);                      // the very end
   const auto same = [&](const Operation& operation) {
     return std::memcmp(local.base() + operation.local_offset_bytes,
@@ -182,7 +182,7 @@ TEST_F(Verbs, TheSourceSpendsNoTimeOnReads) {
     return run_one(*endpoint, Operation{0, id, offset, key, offset, 4096});
   };
   ASSERT_EQ(read(0), OpResult::kOk);
-  // The first READ asks for the key, and the thread that answers may not be back asleep yet.
+  // The first READ asks for the key, and the thread that answers may not be asleep again yet.
   ::usleep(200'000);
   const uint64_t before_ns = session_->counters().cpu_ns;
   for (uint64_t offset = 0; offset < local.length_bytes(); offset += 4096)
@@ -217,7 +217,7 @@ TEST_F(VerbsCable, ALongCutDisconnectsAndANewConnectionGoesOn) {
   TestMemory remote(1 << 20), local(1 << 20);
   remote.fill(25);
   const RemoteKey key = session_->expose(remote.local(), Access::kRead).value();
-  // 67 ms, twice more: lost in a fraction of a second.
+  // 67 ms, then two more tries: the connection is lost in a fraction of a second.
   auto endpoint = must_connect({{"ackTimeoutExponent", uint64_t{14}}, {"retryCount", uint64_t{2}}});
   LocalId id = endpoint->register_local(local.local()).value();
   ASSERT_EQ(run_one(*endpoint, Operation{0, id, 0, key, 0, 4096}), OpResult::kOk);

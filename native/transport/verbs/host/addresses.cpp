@@ -33,7 +33,7 @@ Result<std::vector<VerbsPlace>> verbs_places() {
     SocketAddress address;
     address.length = family == AF_INET ? sizeof(sockaddr_in) : sizeof(sockaddr_in6);
     std::memcpy(&address.storage, entry->ifa_addr, address.length);
-    // A link-local address means nothing without its interface.
+    // A link-local address has no meaning without its interface.
     if (family == AF_INET6 &&
         IN6_IS_ADDR_LINKLOCAL(&reinterpret_cast<sockaddr_in6*>(&address.storage)->sin6_addr))
       continue;

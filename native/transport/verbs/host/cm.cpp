@@ -10,7 +10,7 @@
 namespace vmigrate::transport {
 namespace {
 
-/// 0.64 ms, in the code that InfiniBand has for it.
+/// 0.64 ms, in InfiniBand's encoding.
 constexpr uint8_t kReceiverNotReadyTimer = 12;
 /// InfiniBand's reason codes for a rejection.
 constexpr int kRejectedNobodyListens = 8;
@@ -75,7 +75,7 @@ Status create_queue_pair(rdma_cm_id* id, ibv_pd* pd, ibv_cq* send_cq, ibv_cq* re
 void set_receiver_not_ready_timer(ibv_qp* qp) {
   ibv_qp_attr attributes{};
   attributes.min_rnr_timer = kReceiverNotReadyTimer;
-  // Not being able to costs latency when messages pile up, nothing else.
+  // A failure only costs latency when messages pile up.
   (void)verbs().ibv.modify_qp(qp, &attributes, IBV_QP_MIN_RNR_TIMER);
 }
 
@@ -84,7 +84,7 @@ Error connect_error(rdma_cm_event_type type, int status, const wire::HelloReply*
     case RDMA_CM_EVENT_REJECTED:
       if (reply != nullptr) {
         if (const Status checked = check_reply(*reply); !checked) return checked.error();
-        return Error{ErrorCode::kProtocol, 0, "peer rejected the connection and said that all is well"};
+        return Error{ErrorCode::kProtocol, 0, "peer rejected the connection with status OK"};
       }
       if (status == kRejectedNobodyListens || status == -ECONNREFUSED)
         return system_error("connect to RDMA data port", ECONNREFUSED);

@@ -7,12 +7,13 @@
 
 namespace vmigrate::transport {
 
-// What both sides of a connection set up in the same way.
+// Setup that is the same for both sides of a connection.
 
-/// Bound to no device yet. Non-blocking by its channel.
+/// The id is not bound to a device yet. Its channel makes it non-blocking.
 Result<CmId> create_cm_id(rdma_event_channel* channel, void* context);
 
-/// Bound to the device that has `address`. kUnsupported: none has; kInvalidArgument: `address` is a wildcard.
+/// The id is bound to the device that has `address`. kUnsupported: no device has it; kInvalidArgument:
+/// `address` is a wildcard.
 Result<CmId> bind_cm_id(rdma_event_channel* channel, SocketAddress address);
 
 /// An address of this host that leads to an active RDMA port.
@@ -23,28 +24,28 @@ struct VerbsPlace {
 };
 Result<std::vector<VerbsPlace>> verbs_places();
 
-/// The port that a bound id has got, in host byte order.
+/// The port that a bound id was given, in host byte order.
 uint16_t local_port(rdma_cm_id* id);
 
-/// The options that belong to an id: before it connects or accepts.
+/// Sets the options that belong to an id. Call it before the id connects or accepts.
 Status apply_options(rdma_cm_id* id, const VerbsOptions& options);
 
 struct QueueSizes {
   uint32_t send_entries = 0;
   uint32_t receive_entries = 0;
 };
-/// Frames up to so many bytes travel inside the request.
+/// Frames of up to this many bytes travel inside the request.
 inline constexpr uint32_t kInlineBytesWanted = 256;
 
 Status create_queue_pair(rdma_cm_id* id, ibv_pd* pd, ibv_cq* send_cq, ibv_cq* receive_cq,
                          const QueueSizes& sizes, QueuePair& qp, uint32_t* inline_bytes_max);
 
-/// How long a peer waits before it tries again when we had no receive posted. Once the queue pair is ready to
-/// send; the default of the connection manager is over half a second.
+/// Sets how long a peer waits before it tries again if we had no receive posted. Call it once the queue pair
+/// is ready to send. The default of the connection manager is over half a second.
 void set_receiver_not_ready_timer(ibv_qp* qp);
 
-/// The error that an unhappy event of an outgoing connection stands for. `reply` is what the peer said with a
-/// rejection, if it said anything.
+/// Converts a failure event of an outgoing connection into an error. `reply` is the data that the peer sent
+/// with a rejection, if it sent any.
 Error connect_error(rdma_cm_event_type type, int status, const wire::HelloReply* reply);
 
 }  // namespace vmigrate::transport

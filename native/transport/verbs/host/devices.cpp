@@ -1,4 +1,4 @@
-// What a person and pre-flight want to know of this host's RDMA devices. Nothing here is on a data path.
+// Information about this host's RDMA devices, for people and for pre-flight. Nothing here is on a data path.
 
 #include "transport/verbs/host/devices.hpp"
 
@@ -13,7 +13,7 @@
 namespace vmigrate::transport {
 namespace {
 
-/// A port may have hundreds, one for each address of its VLANs.
+/// A port may have hundreds of GIDs, one for each address of its VLANs.
 constexpr int kGidsShownMax = 16;
 
 struct DeviceCloser {
@@ -71,7 +71,7 @@ DevicePort describe_port(ibv_context* device, uint8_t number) {
   return port;
 }
 
-/// A device that cannot be asked (its driver is missing, or it is being removed) is listed without ports.
+/// A device that cannot be queried (its driver is missing, or it is being removed) is listed without ports.
 Device describe(ibv_device* listed) {
   Device device;
   device.name = verbs().ibv.get_device_name(listed);

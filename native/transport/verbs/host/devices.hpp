@@ -7,7 +7,7 @@
 
 namespace vmigrate::transport {
 
-/// The RDMA devices of this host. Empty: the libraries are there and no device is.
+/// The RDMA devices of this host. Empty: the libraries are installed but there is no device.
 Result<std::vector<Device>> verbs_devices();
 
 }  // namespace vmigrate::transport

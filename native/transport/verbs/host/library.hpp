@@ -1,8 +1,9 @@
 #pragma once
 
-// Our own names of the verbs libraries' functions. The libraries are found at run time, so that the addon
-// loads on machines without them; their headers are needed to build. What the headers define inline
-// (post_send, poll_cq, req_notify_cq) goes through the device's table of operations and needs no symbol.
+// Our own names for the functions of the verbs libraries. The libraries are loaded at run time, so that the
+// addon loads on machines without them; only their headers are needed to build. The functions that the
+// headers define inline (post_send, poll_cq, req_notify_cq) use the device's table of operations and need no
+// symbol.
 
 #include <infiniband/verbs.h>
 #include <rdma/rdma_cma.h>
@@ -36,11 +37,11 @@ struct VerbsLibrary {
   } rdma;
 };
 
-/// Loads the libraries at the first call, once for the process, for ever. kUnsupported: not installed; the
+/// Loads the libraries at the first call, once for the life of the process. kUnsupported: not installed; the
 /// message names the package. Any thread.
 Status load_verbs();
 
-/// After load_verbs() has succeeded.
+/// Call it only after load_verbs() has succeeded.
 const VerbsLibrary& verbs();
 
 }  // namespace vmigrate::transport
