@@ -10,7 +10,7 @@ import { deferred } from '../../kit/deferred.js';
 import { failureToError } from '../../native/binding.js';
 import type { NativeBinding, VmMemoryHandle } from '../../native/types.js';
 import { createTaps, inItsNetwork, joinIsolated } from './network.js';
-import { standInLine } from './priority.js';
+import { resetChildPriority } from './priority.js';
 import { checkRoom, createRegionFiles, type RamPlace } from './ram-files.js';
 import type { Vm } from './vm.js';
 
@@ -50,7 +50,7 @@ export async function launch(vm: Vm, options: LaunchOptions): Promise<void> {
     ...(options.statePath === undefined ? {} : { statePath: options.statePath }),
     environment: preload.environment,
     enclose: (command) => inItsNetwork(vm.spec, command),
-    onSpawned: standInLine,
+    onSpawned: resetChildPriority,
   });
   vm.exited = started.exited;
   await vm.update({ process: started.identity });
