@@ -27,13 +27,9 @@ export function shapeOf(context: ForkContext, request: ShapeRequest): { shape: C
   if (state !== 'running') throw new MigrationError('CONFLICT', `${spec.name} is ${state}`);
   const isClone = spec.memory.backing === 'image';
   if (isClone && parentMode === 'stop') {
-    throw new MigrationError(
-      'UNSUPPORTED',
-      `${spec.name} shares its memory with an image: it cannot be an image`,
-      {
-        remedy: 'use --parent continue',
-      },
-    );
+    throw new MigrationError('UNSUPPORTED', `${spec.name} shares its memory with an image: it cannot be an image`, {
+      remedy: 'use --parent continue',
+    });
   }
   if (spec.memory.backing === 'private') {
     throw new MigrationError('UNSUPPORTED', `${spec.name} has private memory, which no clone can share`, {

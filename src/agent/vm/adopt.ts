@@ -40,6 +40,6 @@ export async function adopt(vm: Vm, options: AdoptOptions): Promise<'kept' | 'un
       options.log.error(fields, "the VM's userfaultfd descriptors cannot be taken over");
     }
   }
-  await Promise.race([options.keeper.takeUp(vm), sleep(ANSWER_WAIT_MS)]);
+  await Promise.race([options.keeper.reconnect(vm), sleep(ANSWER_WAIT_MS)]);
   return 'kept';
 }
