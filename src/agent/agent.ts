@@ -87,7 +87,7 @@ export class LocalAgent implements HostPort {
     }
     for (const record of records) {
       try {
-        await (record.role === 'target' ? target.takeUp(record) : source.takeUp(record));
+        await (record.role === 'target' ? target.resumeSession(record) : source.resumeSession(record));
       } catch (error) {
         const err = toMigrationError(error);
         context.log.error({ session: record.session, err }, 'the session cannot be resumed');
