@@ -68,7 +68,7 @@ export class ParentDisks {
     const { overlays } = images.get(this.#image);
     const isThere = vms.has(name) && vms.get(name) === this.#parent && this.#parent.state !== 'stopped';
     for (const [index, overlay] of overlays.entries()) {
-      if (isThere) await this.#parent.process.disks.takeOut(this.#image, index, overlay, this.#open);
+      if (isThere) await this.#parent.process.disks.removeOverlay(this.#image, index, overlay, this.#open);
       else await mergeOffline(vms.backend.diskFiles, overlay);
       await rm(overlay.path, { force: true });
     }

@@ -14,7 +14,7 @@ export async function resumeParent(context: ForkContext, parent: ManagedVm): Pro
   const isThere = (): boolean => vms.has(name) && vms.get(name) === parent && parent.state !== 'stopped';
   if (!isThere()) return;
   try {
-    await parent.process.runAgain();
+    await parent.process.cancelAndRun();
   } catch (error) {
     if (isThere()) throw toMigrationError(error);
     log.warn({ vm: name }, 'the parent of a fork ended before the fork was undone');

@@ -90,7 +90,7 @@ async function checkDisk(disk: DiskSpec, files: DiskFiles): Promise<TargetChecks
   const { path, format, isReadOnly } = disk;
   const unreadable = await refusal(path, constants.R_OK);
   const unwritable = await refusal(path, constants.W_OK);
-  const reason = unreadable ?? (isReadOnly ? null : unwritable) ?? (await files.whyNot(path, format));
+  const reason = unreadable ?? (isReadOnly ? null : unwritable) ?? (await files.openProblem(path, format));
   return {
     path,
     isReadable: unreadable === null && (reason === null || reason === unwritable),

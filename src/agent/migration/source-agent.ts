@@ -121,7 +121,7 @@ export class SourceAgent implements SourcePort {
     this.#sources.get(session)?.thaw();
     const managed = vms.get(vm);
     try {
-      await managed.process.runAgain();
+      await managed.process.cancelAndRun();
     } catch (error) {
       // QEMU has ended and this host still owns the VM, so what is left of the VM may be removed.
       if (managed.state === 'departed' && vms.exitOf(vm) !== null) await vms.setState(vm, 'stopped');

@@ -301,7 +301,7 @@ export class SourceSession {
     const failure = this.#pages?.snapshot().failure ?? null;
     if (failure !== null) {
       const err = failureToError(failure, 'after the switchover');
-      const what = this.#isClone
+      const what = this.#isLost(err)
         ? `the pages that ${this.record.vm} has written were not all copied from its process`
         : `the memory files of ${this.record.vm} were not scanned for holes`;
       this.#context.log.warn({ session, err }, what);
