@@ -25,7 +25,7 @@ export class CaptureSession {
     this.#context = context;
     this.#image = image;
     this.#files = [...parts.links, ...parts.image.map(({ presencePath }) => presencePath)];
-    this.handle = openCapture(context, { ...parts, onEdge: () => this.#look() });
+    this.handle = openCapture(context, { ...parts, onEdge: () => this.#checkState() });
     context.images.setFilling(image.id, () => this.pagesDone);
   }
 
@@ -59,7 +59,7 @@ export class CaptureSession {
 
   /** Resolves when every page has been copied, or when the capture has failed. */
   get over(): Promise<'complete' | 'failed'> {
-    this.#look();
+    this.#checkState();
     return this.#over.promise;
   }
 
@@ -126,7 +126,7 @@ export class CaptureSession {
     await this.handle.close();
   }
 
-  #look(): void {
+  #checkState(): void {
     // onEdge may be called before the constructor has stored the handle, and after the handle has been closed.
     if (!this.#isOpen || this.handle === undefined) return;
     const { state } = this.handle.snapshot();

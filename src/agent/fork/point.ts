@@ -1,7 +1,7 @@
 /**
  * The fork point: the moment whose devices, disks and memory every clone starts with. The parent is stopped during it.
  *
- *   running ─ stop ─► stands still ─ protect, snapshot of the disks ─ save ─► state saved ─ seal ─ run again ─► running
+ *   running ─ stop ─► stopped ────── protect, snapshot of the disks ─ save ─► state saved ─ seal ─ resume ────► running
  *                     └─────────────────────────────── the pause ──────────────────────────────────────────┘
  *
  * All memory was write-protected before, while the parent ran (arm), so protect handles only the pages written since

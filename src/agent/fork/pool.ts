@@ -34,7 +34,7 @@ interface Entry {
   readonly image: string;
   readonly key: string;
   readonly request: WarmRequest;
-  readonly giveUp: AbortController;
+  readonly cancel: AbortController;
   /** Null while the set is being made. */
   set: PooledSet | null;
 }
@@ -92,7 +92,7 @@ export class Pool {
       const err = new MigrationError('CORRUPT', `${this.#path} is not a valid list of pool requests`, { cause });
       this.#context.log.error({ err }, 'the pool starts empty: no set of waiting QEMUs is made again');
     }
-    this.#keepUp();
+    this.#startUpkeep();
   }
 
   /** Leaves the waiting QEMUs running. The next daemon ends them. */
@@ -100,7 +100,7 @@ export class Pool {
     this.#isClosed = true;
     this.#context.vms.off('exit', this.#onExit);
     if (this.#upkeep !== null) clearInterval(this.#upkeep);
-    for (const entry of this.#entries.values()) if (entry.set === null) entry.giveUp.abort();
+    for (const entry of this.#entries.values()) if (entry.set === null) entry.cancel.abort();
     await this.#working;
   }
 
@@ -122,7 +122,7 @@ export class Pool {
   /** Resolves when all QEMUs of the set wait. From then on the pool keeps such a set, also after a restart. */
   async warm(request: WarmRequest): Promise<WarmSetView> {
     const entry = await this.#make(request);
-    if (!this.#wanted.some((wanted) => sameRequest(wanted, request))) await this.#want([...this.#wanted, request]);
+    if (!this.#wanted.some((wanted) => sameRequest(wanted, request))) await this.#setWanted([...this.#wanted, request]);
     const view = this.list().find(({ image }) => image === entry.image);
     if (view === undefined) {
       throw new MigrationError('CANCELLED', `the set of waiting QEMUs for ${request.vm} was removed meanwhile`);
@@ -132,7 +132,7 @@ export class Pool {
 
   /** Ends the sets of one VM, or all sets (null). The pool does not make them again. */
   async drain(vm: string | null): Promise<{ readonly endedCount: number }> {
-    await this.#want(this.#wanted.filter((request) => vm !== null && request.vm !== vm));
+    await this.#setWanted(this.#wanted.filter((request) => vm !== null && request.vm !== vm));
     let endedCount = 0;
     for (const entry of [...this.#entries.values()]) {
       if (vm !== null && entry.request.vm !== vm) continue;
@@ -194,18 +194,18 @@ export class Pool {
       );
     }
     const image = this.#randomId();
-    const entry: Entry = { image, key, request, giveUp: new AbortController(), set: null };
+    const entry: Entry = { image, key, request, cancel: new AbortController(), set: null };
     this.#entries.set(image, entry);
     try {
       const record = newImage(this.#context, image, shape);
       await images.create(record, ramOfImage(shape, parent));
-      const options = { fork: image, isPartialAllowed: false, signal: entry.giveUp.signal };
+      const options = { fork: image, isPartialAllowed: false, signal: entry.cancel.signal };
       const set = await makeWaitingSet(this.#context, record, shape, options);
       entry.set = { ...set, image };
       if (!this.#entries.has(image) || !vms.has(vm)) {
         throw new MigrationError('CANCELLED', `the set of waiting QEMUs for ${vm} was removed meanwhile`);
       }
-      this.#keepUp();
+      this.#startUpkeep();
       return entry;
     } catch (error) {
       this.#entries.delete(image);
@@ -218,18 +218,18 @@ export class Pool {
   /** Takes a set out of the pool and ends its processes. If the set is still being made, `#make` ends them. */
   async #remove(entry: Entry): Promise<void> {
     this.#entries.delete(entry.image);
-    entry.giveUp.abort();
+    entry.cancel.abort();
     if (entry.set !== null) await this.#dispose(entry.set);
   }
 
-  async #want(wanted: readonly WarmRequest[]): Promise<void> {
+  async #setWanted(wanted: readonly WarmRequest[]): Promise<void> {
     this.#wanted = wanted;
     await writeDurably(this.#path, `${JSON.stringify(wanted, null, 2)}\n`);
-    this.#keepUp();
+    this.#startUpkeep();
   }
 
   /** Starts the periodic upkeep if the pool wants or has a set. */
-  #keepUp(): void {
+  #startUpkeep(): void {
     const isNeeded = this.#wanted.length > 0 || this.#entries.size > 0;
     if (!isNeeded || this.#isClosed || this.#upkeep !== null) return;
     this.#upkeep = setInterval(() => {

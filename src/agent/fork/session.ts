@@ -262,7 +262,7 @@ export class ForkSession {
   }
 
   async #armOnce(): Promise<void> {
-    this.#mustLive();
+    this.#refuseIfEnded();
     const parent = this.#parent;
     if (parent === null) return;
     const { images, inject } = this.#context;
@@ -280,7 +280,7 @@ export class ForkSession {
   }
 
   async #pointOnce(): Promise<ForkPointReply> {
-    this.#mustLive();
+    this.#refuseIfEnded();
     const { images, inject, log } = this.#context;
     const { image: id, request } = this.#record;
     if (this.#parent === null)
@@ -307,7 +307,7 @@ export class ForkSession {
   }
 
   async #startOnce(): Promise<StartClonesReply> {
-    this.#mustLive();
+    this.#refuseIfEnded();
     const beganAtMs = performance.now();
     const beganAt = Date.now();
     await this.#context.inject.hit('agent:fork:start');
@@ -341,7 +341,7 @@ export class ForkSession {
 
   async #commitOnce(): Promise<void> {
     if (this.isCommitted) return;
-    this.#mustLive();
+    this.#refuseIfEnded();
     if (this.#starting === null) throw new MigrationError('CONFLICT', 'the clones have not been started');
     await this.#starting;
     const { forkStore, inject } = this.#context;
@@ -386,7 +386,7 @@ export class ForkSession {
     await giveUpImage(this.#context, { record: this.#record, clones, capture: this.#capture, parent: this.#parent });
   }
 
-  #mustLive(): void {
+  #refuseIfEnded(): void {
     if (this.#isOver) throw new MigrationError('CONFLICT', `fork ${this.request.fork} has ended`);
   }
 }

@@ -1,4 +1,4 @@
-/** Restores the parent of a fork that was given up, by this daemon or an earlier one. */
+/** Restores the parent of a cancelled fork, left by this daemon or an earlier one. */
 
 import { toMigrationError } from '../../domain/errors.js';
 import type { ManagedVm } from '../vm/vms.js';

@@ -67,7 +67,7 @@ export class ImageStore {
     const { records, corrupt } = await files.load();
     for (const err of corrupt) options.log.error({ err }, 'an image record cannot be read: its image is unavailable');
     for (const record of records) {
-      await store.#note(record);
+      await store.#remember(record);
       const isThere = await store.#hasFiles(record);
       if (isThere || record.state === 'capturing' || record.state === 'failed') continue;
       if (record.state === 'filling') {
@@ -245,7 +245,7 @@ export class ImageStore {
     }
   }
 
-  async #note(record: ImageRecord): Promise<void> {
+  async #remember(record: ImageRecord): Promise<void> {
     const files = await this.regions(record);
     this.#paths.set(
       record.id,
@@ -255,7 +255,7 @@ export class ImageStore {
   }
 
   async #save(record: ImageRecord): Promise<void> {
-    await this.#note(record);
+    await this.#remember(record);
     await this.#files.save(record);
   }
 }

@@ -86,13 +86,13 @@ export class PageSession {
   /** Starts serving faults, but no prefetch, as soon as there is a connection. The VM does not run yet. */
   serveDemand(): void {
     this.#isServeWanted = true;
-    this.#go();
+    this.#startWanted();
   }
 
   /** Starts serving faults and fetching the remaining pages, as soon as there is a connection. */
   start(): void {
     this.#isFillWanted = true;
-    this.#go();
+    this.#startWanted();
   }
 
   /** Closes the session. Missing pages stay missing, and their faults wait. Idempotent. */
@@ -144,7 +144,7 @@ export class PageSession {
     await transports.registering(transport, () => this.#handle.connect(source, timeoutMs));
     this.#isConnected = true;
     this.#retryMs = RETRY_MS_FIRST;
-    this.#goConnected();
+    this.#startWantedNow();
   }
 
   #read(): TargetSnapshot {
@@ -166,12 +166,13 @@ export class PageSession {
     this.#handle = this.#open(true);
   }
 
-  #go(): void {
-    if (this.#isConnected) this.#goConnected();
+  /** Starts what the caller has asked for, or schedules a connect if there is no connection. */
+  #startWanted(): void {
+    if (this.#isConnected) this.#startWantedNow();
     else if (!this.#options.isResume || !this.#fillUnconnected()) this.#retryLater();
   }
 
-  #goConnected(): void {
+  #startWantedNow(): void {
     if (this.#isFillWanted) this.#fill();
     else if (this.#isServeWanted && !this.#isServing) {
       this.#handle.serveDemand();

@@ -96,7 +96,7 @@ export class SourceAgent implements SourcePort {
 
   async stop(_vm: string, session: string): Promise<{ readonly stoppedAtUs: number; readonly stoppedForMs: number }> {
     const source = this.#source(session);
-    await this.#claim(source.record.vm, session);
+    await this.#becomeStopper(source.record.vm, session);
     return source.stop();
   }
 
@@ -118,7 +118,7 @@ export class SourceAgent implements SourcePort {
 
   async #continueNow(vm: string, session: string): Promise<void> {
     const { vms } = this.#context;
-    this.#sources.get(session)?.thaw();
+    this.#sources.get(session)?.endBeforeRun();
     const managed = vms.get(vm);
     try {
       await managed.process.cancelAndRun();
@@ -137,7 +137,7 @@ export class SourceAgent implements SourcePort {
   async nativeMigrate(name: string, session: string, options: NativeMigrateOptions): Promise<void> {
     await this.#checkOwner(name);
     this.#ended.refuse(session);
-    await this.#claim(name, session);
+    await this.#becomeStopper(name, session);
     this.#ended.refuse(session);
     const { vms } = this.#context;
     const move = this.#moves.get(session) ?? vms.get(name).process.nativeMove(options);
@@ -195,7 +195,8 @@ export class SourceAgent implements SourcePort {
     throw new MigrationError('NOT_FOUND', `no outgoing session ${session.slice(0, 32)} on ${this.#context.host}`);
   }
 
-  async #claim(vm: string, session: string): Promise<void> {
+  /** Makes the session the last one that stops the VM, and waits for a continueVm in progress. */
+  async #becomeStopper(vm: string, session: string): Promise<void> {
     this.#stoppers.set(vm, session);
     await this.#continuing.get(vm)?.catch(() => undefined);
   }

@@ -86,7 +86,7 @@ export class SourceSession {
     const source = new SourceSession(context, record, vm);
     source.#hasDeparted = hasDeparted;
     try {
-      if (hasDeparted) await source.#openAgain();
+      if (hasDeparted) await source.#reopen();
     } catch (error) {
       // The session is kept, so that a caller who asks for the missing pages gets the reason.
       if (!source.#isLost(error)) throw error;
@@ -103,7 +103,7 @@ export class SourceSession {
     this.#refuseIfLost();
     if (this.#pages !== null && this.#listener?.isLost !== true) return;
     this.#closePages();
-    await this.#openAgain();
+    await this.#reopen();
   }
 
   get endpoint(): SourceEndpointInfo {
@@ -140,7 +140,7 @@ export class SourceSession {
    * The
    * session cannot be used any more.
    */
-  thaw(): void {
+  endBeforeRun(): void {
     this.#hasDeparted = false;
     this.#closePages();
     this.#endHandover();
@@ -150,7 +150,7 @@ export class SourceSession {
   async unexpose(): Promise<void> {
     // The files may be all that is left of a clone that has departed.
     const isKept = this.#hasDeparted;
-    this.thaw();
+    this.endBeforeRun();
     await this.#closing;
     if (this.#isClone && !isKept) await removeRegionFiles(this.#context.vms.place, this.#vm.spec);
     await this.#state?.close();
@@ -160,7 +160,7 @@ export class SourceSession {
 
   /** Called when the daemon exits. The next daemon resumes the session. */
   async close(): Promise<void> {
-    this.thaw();
+    this.endBeforeRun();
     await this.#state?.close();
     await this.#closing;
   }
@@ -228,7 +228,7 @@ export class SourceSession {
     return { clone: { vm: isOver ? null : this.#vm.memory, ownPaths, isResume: this.#hasDeparted } };
   }
 
-  async #openAgain(): Promise<void> {
+  async #reopen(): Promise<void> {
     await this.#open();
     if (this.#hasDeparted) this.#scan();
     else this.#closePages();

@@ -95,10 +95,10 @@ export class TargetAgent implements TargetPort {
       this.#ended.refuse(session);
       const existing = this.#targets.get(session);
       if (existing !== undefined) return existing.reply;
-      const giveUp = new AbortController();
-      this.#preparing.set(session, giveUp);
+      const cancel = new AbortController();
+      this.#preparing.set(session, cancel);
       try {
-        const target = await TargetSession.prepare(this.#context, request, giveUp.signal);
+        const target = await TargetSession.prepare(this.#context, request, cancel.signal);
         this.#targets.set(session, target);
         this.#jobs.set(session, request.job);
         return target.reply;

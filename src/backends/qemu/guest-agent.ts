@@ -126,7 +126,7 @@ export class GuestAgent implements GuestAgentLink {
 
   #receive(chunk: Buffer): void {
     const lines = this.#lines.push(chunk);
-    if (lines === null) this.#end(hostile(`a line is longer than ${LINE_BYTES_MAX} bytes`));
+    if (lines === null) this.#end(protocolError(`a line is longer than ${LINE_BYTES_MAX} bytes`));
     for (const line of lines ?? []) {
       const message = parsed(line);
       if (isRecord(message)) this.#answer?.(message);
@@ -152,7 +152,7 @@ function isRecord(value: unknown): value is Record<string, unknown> {
   return typeof value === 'object' && value !== null && !Array.isArray(value);
 }
 
-function hostile(what: string): MigrationError {
+function protocolError(what: string): MigrationError {
   return new MigrationError('PEER_PROTOCOL', `the port is not answered by a guest agent: ${what}`);
 }
 

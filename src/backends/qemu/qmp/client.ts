@@ -223,7 +223,7 @@ export class QmpClient {
   #receive(chunk: Buffer): void {
     const lines = this.#lines.push(chunk);
     if (lines === null) {
-      this.#end(this.#hostile(`a line is longer than ${QMP_LINE_BYTES_MAX} bytes`));
+      this.#end(this.#protocolError(`a line is longer than ${QMP_LINE_BYTES_MAX} bytes`));
       return;
     }
     for (const line of lines) {
@@ -237,10 +237,10 @@ export class QmpClient {
     try {
       message = JSON.parse(line);
     } catch (error) {
-      this.#end(this.#hostile('a line is not JSON', error));
+      this.#end(this.#protocolError('a line is not JSON', error));
       return;
     }
-    if (!isRecord(message)) this.#end(this.#hostile('a message is not an object'));
+    if (!isRecord(message)) this.#end(this.#protocolError('a message is not an object'));
     else if (!this.#isGreeted) this.#greeting(message);
     else if (typeof message['event'] === 'string') this.#event(message['event'], message);
     else this.#answer(message);
@@ -250,7 +250,7 @@ export class QmpClient {
     const greeting = message['QMP'];
     const version = isRecord(greeting) && isRecord(greeting['version']) ? greeting['version']['qemu'] : undefined;
     if (!isRecord(greeting) || !isRecord(version) || !Array.isArray(greeting['capabilities'])) {
-      this.#end(this.#hostile('the greeting is not QMP'));
+      this.#end(this.#protocolError('the greeting is not QMP'));
       return;
     }
     this.#isGreeted = true;
@@ -271,7 +271,7 @@ export class QmpClient {
   #answer(message: Record<string, unknown>): void {
     const id = message['id'];
     if (typeof id !== 'number' || !Number.isInteger(id) || id < 1 || id >= this.#nextId) {
-      this.#end(this.#hostile('an answer has an unknown id'));
+      this.#end(this.#protocolError('an answer has an unknown id'));
       return;
     }
     const pending = this.#pending.get(id);
@@ -279,7 +279,7 @@ export class QmpClient {
     const error = message['error'];
     if (isRecord(error)) pending.reject(refused(pending.command, error));
     else if ('return' in message) pending.resolve(message['return']);
-    else this.#end(this.#hostile('an answer has neither return nor error'));
+    else this.#end(this.#protocolError('an answer has neither return nor error'));
   }
 
   #end(error: MigrationError): void {
@@ -294,7 +294,7 @@ export class QmpClient {
     return new MigrationError('QEMU_GONE', `QEMU has closed ${this.#path}`, cause === undefined ? {} : { cause });
   }
 
-  #hostile(what: string, cause?: unknown): MigrationError {
+  #protocolError(what: string, cause?: unknown): MigrationError {
     return new MigrationError('PEER_PROTOCOL', `${this.#path} does not speak QMP: ${what}`, { cause });
   }
 }
