@@ -1,6 +1,6 @@
 /**
- * This host's agent as HostPort: puts together what it does with the VMs that leave, that arrive and that become many,
- * and what pre-flight asks.
+ * Implements HostPort for this host. It assembles the agents for outgoing VMs, incoming VMs, forks and images, and the
+ * inventory that pre-flight asks.
  */
 import { randomBytes } from 'node:crypto';
 import { MigrationError, toMigrationError } from '../domain/errors.js';
@@ -25,7 +25,7 @@ export interface LocalAgentOptions extends HostContext {
   readonly hostInfo: HostInfo;
   readonly imageBudgetBytes?: number | null;
   readonly pool?: Partial<PoolConfig>;
-  /** Where a test says what the host's memory is like. */
+  /** A test replaces it to simulate a host that is short of memory. */
   readonly readMemory?: () => Promise<MemoryReading>;
 }
 
@@ -55,7 +55,7 @@ export class LocalAgent implements HostPort {
     this.#options = options;
   }
 
-  /** Takes the sessions of an earlier daemon up again. After VmManager.start, before any call. */
+  /** Resumes the sessions of an earlier daemon. To be called after VmManager.start and before any other call. */
   async start(): Promise<void> {
     const store = await SessionStore.open(this.#options.stateDir);
     const {
@@ -82,13 +82,15 @@ export class LocalAgent implements HostPort {
     const ofUsers = new Images(context, (image) => forks.claims(image) || pool.has(image));
     this.#parts = { context, inventory, source, target, forks, pool, images: ofUsers };
     const { records, corrupt } = await store.load();
-    for (const error of corrupt) context.log.error({ err: error }, 'a session cannot be taken up again');
+    for (const error of corrupt) {
+      context.log.error({ err: error }, 'a session record cannot be read: its session is not resumed');
+    }
     for (const record of records) {
       try {
-        await (record.role === 'target' ? target.takeUp(record) : source.takeUp(record));
+        await (record.role === 'target' ? target.resumeSession(record) : source.resumeSession(record));
       } catch (error) {
         const err = toMigrationError(error);
-        context.log.error({ session: record.session, err }, 'a session cannot be taken up again');
+        context.log.error({ session: record.session, err }, 'the session cannot be resumed');
       }
     }
     await forks.start();
@@ -96,7 +98,7 @@ export class LocalAgent implements HostPort {
     await pool.start();
   }
 
-  /** Sessions and QEMUs stay as they are for a next daemon. Before VmManager.close. */
+  /** Leaves sessions and QEMUs as they are for the next daemon. To be called before VmManager.close. */
   async close(): Promise<void> {
     await this.#parts?.source.close();
     await this.#parts?.target.close();
@@ -104,7 +106,7 @@ export class LocalAgent implements HostPort {
     await this.#parts?.forks.close();
   }
 
-  /** This and all below: after `start`. */
+  /** This getter and those below may be used only after `start`. */
   get inventory(): InventoryAgent {
     return this.#ready.inventory;
   }
@@ -135,8 +137,9 @@ export class LocalAgent implements HostPort {
   }
 
   /**
-   * An incoming VM that no session claims is nobody's; one that the registry gives to another host does not run here
-   * any more. An image that no fork has committed is nobody's either: of a set of waiting QEMUs of the daemon before.
+   * Destroys incoming VMs that no session or fork claims. Marks VMs that the registry gives to another host as
+   * departed.
+   * Deletes images that no fork has committed, which are left from waiting sets of the earlier daemon.
    */
   async #settleVms({ context, target, forks }: Parts): Promise<void> {
     const { vms, images, registry, host } = context;
@@ -153,8 +156,8 @@ export class LocalAgent implements HostPort {
 }
 
 /**
- * Why memory of a VM here is still missing, or null. What is missing is a hole in its files, which the next source
- * would serve as zeros.
+ * Returns the reason why memory of a VM is still missing on this host, or null. A missing page is a hole in the VM's
+ * files, and another migration would send zeros for it.
  */
 async function missingMemory(
   { vms, images }: ForkContext,
@@ -163,7 +166,7 @@ async function missingMemory(
 ): Promise<string | null> {
   if (!vms.has(name)) return null;
   const job = await arriving(name);
-  if (job !== null) return `it arrives by job ${job}`;
+  if (job !== null) return `job ${job} is still transferring it to this host`;
   const image = vms.has(name) ? vms.get(name).image : null;
   return image === null || images.get(image).state === 'complete' ? null : 'its image is being filled';
 }

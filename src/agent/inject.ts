@@ -1,11 +1,11 @@
 /**
- * Failures that a test orders by name of the point,
- * VMIGRATE_FAULT="before:commit=crash;after:stopSource=fail;before:drain=park:/tmp/x". Honoured only by a daemon that
- * was started with --test-faults; otherwise every point is a call that does nothing.
+ * Failures that a test requests by the name of a point, as in
+ * VMIGRATE_FAULT="before:commit=crash;after:stopSource=fail;before:drain=park:/tmp/x". Only a daemon started with
+ * --test-faults reads the variable. In any other daemon every point is a call that does nothing.
  *
  *   crash       the daemon is killed at once, as by kill -9
  *   fail        the step fails there
- *   park:FILE   waits while FILE exists; FILE.parked says that it waits
+ *   park:FILE   waits while FILE exists; the daemon creates FILE.parked when it waits
  *   delay:MS    waits
  */
 import { existsSync } from 'node:fs';
@@ -24,7 +24,7 @@ type Action =
 
 export const NOTHING_INJECTED: InjectPort = { hit: () => Promise.resolve() };
 
-/** USAGE for anything that would silently do nothing. */
+/** Throws USAGE for any text that would silently do nothing. */
 export function parseInjections(text: string): InjectPort {
   const actions = new Map<string, Action>();
   for (const part of text.split(';')) {
@@ -54,10 +54,10 @@ async function act(point: string, action: Action): Promise<void> {
   switch (action.kind) {
     case 'crash':
       process.kill(process.pid, 'SIGKILL');
-      // The signal ends us before this resolves; it must not, or the step would go on for a moment.
+      // The promise never resolves, so the step does not continue before the signal ends this process.
       return new Promise(() => undefined);
     case 'fail':
-      throw new MigrationError('STEP_FAILED', `a test ordered a failure at ${point}`);
+      throw new MigrationError('STEP_FAILED', `a test requested a failure at ${point}`);
     case 'park':
       if (!existsSync(action.file)) return;
       await writeFile(`${action.file}.parked`, point);

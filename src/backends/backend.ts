@@ -1,23 +1,24 @@
 /**
- * What a host's agent needs of whatever runs its VMs. A back end is a folder beside this file that implements
- * VmBackend, and one line in the daemon (src/cli/daemon.ts) that makes it; nothing in agent/ or above it knows which
- * one there is.
+ * The interface between a host's agent and the back end that runs its VMs. A back end is a folder beside this file that
+ * implements VmBackend, and one line in the daemon (src/cli/daemon.ts) that creates it. No code in agent/ or above it
+ * knows which back end runs.
  *
- * VmBackend is about the host, VmProcess about one VM. What they leave to the agent: records, memory files, taps,
- * network namespaces, the preload, owner records, and when anything of all this is done.
+ * VmBackend is about the host, VmProcess about one VM. The agent does the rest: records, memory files, taps, network
+ * namespaces, the preload, owner records. The agent also decides when each call is made.
  *
- * A VM is one process on this host, with a process id: its memory is mapped, watched and copied from there. It outlives
- * the daemon, and is found again by its id and its place.
+ * A VM is one process on this host, with a process id: its memory is mapped, watched and copied from there. The process
+ * outlives the daemon. A restarted daemon finds it by its process id and its place.
  *
- * The life of a VmProcess, by the calls that change it; what else it offers is allowed while it is connected:
+ * The diagram shows the life of a VmProcess by the calls that change it. All other calls need a connection:
  *
  *   new ── launch ──► started ── ready ──► connected ── (connection lost) ──► lost ── connect ──► connected
  *   new ── connect (of an earlier daemon) ──► connected             any ── close ──► closed
  *
- * Errors, unless a call says otherwise: QEMU_GONE where it is not connected or ends meanwhile, QEMU_FAILED where the VM
- * refuses, TIMEOUT where it does not answer. They are the codes of every back end, whatever its name.
+ * Unless a call says otherwise, it throws QEMU_GONE if the process is not connected or ends meanwhile, QEMU_FAILED if
+ * the VM refuses, and TIMEOUT if the VM does not answer. Every back end uses these codes, whatever its name.
  *
- * Times: `Us` and `Ms` of an event (STOP, RESUME) are by the wall clock of whatever runs the VM, durations in ms.
+ * The times of an event (STOP, RESUME), in `Us` or `Ms`, are by the wall clock of the VM's process. Durations are in
+ * ms.
  */
 import type { Readable } from 'node:stream';
 import type { MigrationError } from '../domain/errors.js';
@@ -25,106 +26,115 @@ import type { MigrationMode } from '../domain/migration.js';
 import type { DiskSpec, NicSpec, VmSpec } from '../domain/vm.js';
 import type { ChildExit, ProcessIdentity } from '../kit/process.js';
 
-/** What is installed on a host, and what it does without any one VM. Stateless for its caller; calls may overlap. */
+/**
+ * The installed back end of a host and its calls that concern no single VM. Its caller sees no state; calls may
+ * overlap.
+ */
 export interface VmBackend {
-  /** Asked once a daemon, again only after a failure. UNSUPPORTED if there is none, or it does not work. */
+  /** The answer is cached, except a failure. Throws UNSUPPORTED if nothing is installed or if it does not work. */
   installed(): Promise<Installed>;
-  /** The versioned name that an alias stands for here ("q35" → "pc-q35-7.2"). UNSUPPORTED if there is no such one. */
+  /** Resolves an alias to the versioned name ("q35" → "pc-q35-7.2"). Throws UNSUPPORTED for an unknown machine. */
   resolveMachine(machine: string): Promise<string>;
-  /** Looked at anew each time. */
+  /** Each call checks again. */
   isKvmUsable(): Promise<boolean>;
-  /** UNSUPPORTED if it has to be kvm and cannot be. */
+  /** Throws UNSUPPORTED if the caller asks for kvm and the host cannot use it. */
   resolveAccel(accel: 'auto' | 'kvm' | 'tcg'): Promise<'kvm' | 'tcg'>;
-  /** What the words of a spec that are the back end's own (`devices`, `qemuArgs`) mean for a move or a fork. */
+  /** Says what the back end's own fields of a spec (`devices`, `qemuArgs`) mean for a move or a fork. */
   devicesIn(spec: VmSpec): SpecDevices;
   readonly diskFiles: DiskFiles;
-  /** SPEC_INVALID if no VM can have its files there: the path of a socket is too long. */
+  /** Throws SPEC_INVALID if no VM can have its files there, because the path of a socket is too long. */
   checkPlace(place: VmPlace): void;
-  /** The handle on the VM at `place`: one for as long as the daemon knows the VM. Starts and touches nothing. */
+  /**
+   * Makes the handle on the VM at `place`, one for as long as the daemon knows the VM. The call has no other effect.
+   */
   processAt(place: VmPlace): VmProcess;
-  /** Processes of a VM at this place that a crash has kept from being written down. */
+  /** Finds processes of a VM at this place that are not recorded because of a crash. */
   findStray(place: VmPlace): Promise<readonly ProcessIdentity[]>;
 }
 
 export interface Installed {
-  /** "7.2.22"; VmInventory.qemuVersion of the VMs started with it. */
+  /** A version such as "7.2.22". It becomes VmInventory.qemuVersion of the VMs started with it. */
   readonly version: string;
   readonly machines: readonly string[];
 }
 
-/** By name. Of the spec alone: what a VM that is there has, its `facts` say. */
+/** Names of devices in a spec. The devices of an existing VM are in its `facts`. */
 export interface SpecDevices {
-  /** Their state cannot be moved, which would only be said when a migration is started. */
+  /** Devices whose state cannot be moved. QEMU reports them only when a migration starts. */
   readonly withoutState: readonly string[];
-  /** By them others than the VM's own process write to guest memory. */
+  /** Devices by which processes other than the VM's own write to guest memory. */
   readonly escaping: readonly string[];
-  /** By them the guest gives pages back to the host. */
+  /** Devices by which the guest gives pages back to the host. */
   readonly discarding: readonly string[];
 }
 
-/** Disk images that no VM has open for writing, or (virtualSizeBytes, whyNot) one may have. */
+/** Calls on disk images. No VM may have the image open for writing, except for virtualSizeBytes and openProblem. */
 export interface DiskFiles {
-  /** The size that a guest sees. */
+  /** Returns the size of the disk as the guest sees it. */
   virtualSizeBytes(path: string, format: DiskSpec['format']): Promise<number>;
-  /** A qcow2 without content of its own. Its base is not opened. */
+  /** Creates a qcow2 without content of its own. The call does not open the base. */
   createOverlay(path: string, base: Pick<DiskSpec, 'path' | 'format'>, sizeBytes: number): Promise<void>;
-  /** What is in the overlay goes into its base. NO_SPACE if there is no room. */
+  /** Writes the overlay's content into its base. Throws NO_SPACE if the file system is full. */
   commitOverlay(path: string): Promise<void>;
-  /** null: with all that it lies on it opens as a disk of that format. */
-  whyNot(path: string, format: DiskSpec['format']): Promise<string | null>;
+  /** Returns the reason why the file and its backing files do not open as a disk of that format, or null. */
+  openProblem(path: string, format: DiskSpec['format']): Promise<string | null>;
 }
 
-/** Where a VM has its files. All paths absolute; those of sockets lie in `directory`. */
+/** The paths of a VM's files. All paths are absolute. Those of sockets are in `directory`. */
 export interface VmPlace {
   readonly name: string;
-  /** The VM's own. The back end may keep sockets of its own in it, which go with it. */
+  /** The VM's own directory. The back end may keep its sockets in it. They are removed with the directory. */
   readonly directory: string;
-  /** Of the serial port, if the spec has one: a socket that gives one connection the console, and all its output. */
+  /**
+   * The serial port's socket, if the spec has a serial port. It serves one connection. The log has all of the output.
+   */
   readonly serialPath: string;
   readonly serialLogPath: string;
-  /** Takes what the guest writes to its exit port. */
+  /** The file that receives the guest's output on its exit port. */
   readonly exitPath: string;
-  /** Socket of the guest agent's port, if the spec has one. */
+  /** The socket of the guest agent's port, if the spec has one. */
   readonly agentPath: string;
-  /** What the process itself says. */
+  /** The output of the process itself. */
   readonly outputPath: string;
 }
 
 export interface Command {
   readonly program: string;
   readonly args: readonly string[];
-  /** All that the process gets besides PATH. */
+  /** All variables of the process except PATH. */
   readonly environment: Readonly<Record<string, string>>;
 }
 
 export interface LaunchOrder {
   readonly spec: VmSpec;
   readonly accel: 'kvm' | 'tcg';
-  /** One for each region of a VM whose memory is in files, in the spec's order. They are there. */
+  /** One path per region, in the spec's order, if the VM's memory is in files. The files exist. */
   readonly ramPaths: readonly string[];
-  /** Tap device for each NIC that has one, by the NIC's id. In a VM with isolated NICs the process makes them. */
+  /**
+   * The tap device of each NIC that has one, by the NIC's id. In a VM with isolated NICs the process makes the taps.
+   */
   readonly taps: Readonly<Record<string, string>>;
-  /** It waits for the state of another VM: `importState`, or with `statePath` `loadFile`. */
+  /** True if the VM waits for the state of another VM: by `importState`, or by `loadFile` if `statePath` is given. */
   readonly isIncoming: boolean;
-  /** What `loadFile` will read; opened here, written by others until then. */
+  /** The file that `loadFile` will read. The launch opens it; the agent writes it before `loadFile`. */
   readonly statePath?: string;
-  /** The preload's. */
+  /** The variables of the preload. */
   readonly environment: Readonly<Record<string, string>>;
-  /** How to start it where it belongs: a network namespace of its own. */
+  /** Wraps the command so that it runs in the VM's own network namespace, if it has one. */
   readonly enclose: (command: Command) => Command;
-  /** At once, while the process has a single thread. */
+  /** Called at once, while the process has a single thread. */
   readonly onSpawned: (pid: number) => void;
 }
 
-/** A VM whose process is there. The caller writes `identity` down before it goes on. */
+/** A VM whose process has been started. The caller records `identity` before it continues. */
 export interface StartedVm {
   readonly identity: ProcessIdentity;
   /** Never rejects. */
   readonly exited: Promise<ChildExit>;
   /**
-   * Resolves when the VM is connected and stands still, no vCPU has run. `mapped` is awaited first: it resolves when
-   * all memory is mapped, and is told by its signal that nobody waits any more. QEMU_FAILED with the process's own
-   * words if that gave up, CANCELLED if `signal` aborts; the process is the caller's to end.
+   * Resolves when the VM is connected and paused. No vCPU has run. The call first awaits `mapped`, which resolves when
+   * all memory is mapped; its signal aborts when the result is no longer needed. Throws QEMU_FAILED with the process's
+   * own message if the process has exited, CANCELLED if `signal` aborts. The caller ends the process.
    */
   ready(mapped: (signal: AbortSignal) => Promise<void>, signal: AbortSignal): Promise<void>;
 }
@@ -132,218 +142,238 @@ export interface StartedVm {
 export type RunState = 'running' | 'paused';
 
 export interface VmListener {
-  /** Its vCPUs have been stopped or let run, by whomever. */
+  /** Called when the vCPUs have been stopped or resumed, whoever has asked for it. */
   onRunState(state: RunState): void;
-  /** It is about to end. `reason` in the back end's own words; `isPowerOff`: the guest has switched itself off. */
+  /**
+   * Called when the VM is about to end. `reason` is the back end's word. `isPowerOff`: the guest has powered itself
+   * off.
+   */
   onShutdown(reason: string, isPowerOff: boolean): void;
-  /** Once for each connection: the process has ended, or does not answer for now. Also if that was before `follow`. */
+  /** Called once per connection when it is lost, also if that was before `follow`. The process may still be alive. */
   onLost(): void;
 }
 
-/** One VM. Its methods may be called at the same time unless one says otherwise. */
+/** One VM. Its methods may be called concurrently unless a method says otherwise. */
 export interface VmProcess {
-  /** Once, of a new one. QEMU_FAILED if the program cannot be started. */
+  /** Allowed once, on a new VmProcess. Throws QEMU_FAILED if the program cannot be started. */
   launch(order: LaunchOrder): Promise<StartedVm>;
-  /** To a process of an earlier daemon, or again after the connection was lost. One call at a time. */
+  /** Connects to a process of an earlier daemon, or again after a loss of the connection. One call at a time. */
   connect(): Promise<RunState>;
-  /** Waits up to 10 s until it is connected. QEMU_GONE then, or at once if it is new or closed. */
+  /** Waits up to 10 s for a connection, then throws QEMU_GONE. It throws at once if the VmProcess is new or closed. */
   connected(): Promise<void>;
-  /** Events of the present connection; ask again after each `connect`. Nothing happens if there is none. */
+  /** Reports the events of the current connection. It must be called again after each `connect`. */
   follow(listener: VmListener): void;
-  /** Final; the process lives on. Idempotent. */
+  /** Closes the connection for good. The process keeps running. Idempotent. */
   close(): void;
 
-  /** Its vCPUs run. Not while a state is on its way in or out: those have a `run` or `resume` of their own. */
+  /** Runs the vCPUs. Not allowed during an export or import of state, which have a `run` or `resume` of their own. */
   run(): Promise<void>;
   pause(): Promise<void>;
-  /** The guest is told by its power button, and ends itself if it likes. */
+  /** Presses the guest's power button. The guest may ignore it. */
   powerdown(): Promise<void>;
-  /** The process ends, whatever its guest does. */
+  /** Ends the process, whatever its guest does. */
   quit(): Promise<void>;
-  /** `error` with what the process has said last, if it has ended. */
+  /** Returns `error`, with the last output of the process if it has ended. */
   explain(error: unknown): Promise<MigrationError>;
 
   readonly facts: VmFacts;
   readonly disks: VmDisks;
-  /** TIMEOUT if the guest does not let go of a NIC: it runs on, and that NIC is connected to nothing. Repeatable. */
+  /** Throws TIMEOUT if the guest does not release a NIC. The guest keeps running without that network. Idempotent. */
   replaceNics(order: NicOrder): Promise<void>;
-  /** TIMEOUT if no agent answers in the guest. The caller closes it. Needs no connection. */
+  /** Throws TIMEOUT if no agent answers in the guest. The caller closes the link. Needs no connection. */
   guestAgent(timeoutMs: number): Promise<GuestAgentLink>;
-  /** Switches and peers are told where the guest's addresses are now, several times. */
+  /** Announces the guest's addresses to switches and peers, several times. */
   announce(): Promise<void>;
 
-  /** The way of a VM's device state out, for a VM that leaves and for one that is forked. It runs on. */
+  /** Prepares the export of the device state, for an outgoing VM or a fork. The VM keeps running. */
   exportState(): Promise<StateExport>;
   /**
-   * The way of a VM's state in. At most one for a process, which was launched as incoming. `isTakenUp`: the process is
-   * an earlier daemon's, and is not asked before somebody needs to know; it may be unconnected still.
+   * Makes the import of a VM's state, at most one per process. The process was launched as incoming. `isReattached` is
+   * true if an earlier daemon launched it. Then the process may not be connected yet, and is not queried before an
+   * answer
+   * is needed.
    */
-  importState(mode: MigrationMode, isTakenUp: boolean): StateImport;
-  /** Before `loadFile`, and long before: what can be done without the state. */
+  importState(mode: MigrationMode, isReattached: boolean): StateImport;
+  /** Does everything for `loadFile` that does not need the state, long before it. */
   prepareFile(): Promise<void>;
-  /** Loads the state from the `statePath` that it was launched with. It begins with `loaded`. */
+  /** Makes the load of the state from the launch's `statePath`. `loaded` starts it. */
   loadFile(): FileLoad;
 
   /**
-   * The back end's own migration, of VMs whose RAM is not ours to move. Resolves when the VM stands still here and
-   * everything that the target needs to run it has been sent: all of it (pre-copy), or the device state (post-copy). If
-   * it fails before, the VM runs on here by itself. PEER_PROTOCOL for a `uri` that no `StateImport.listen` has said.
+   * Runs the back end's own migration, for VMs whose RAM the pager does not move. Resolves when the VM is stopped on
+   * this
+   * host and everything that the target needs to run it has been sent: all of it (pre-copy), or the device state
+   * (post-copy). If it fails before, the VM resumes on this host by itself. Throws PEER_PROTOCOL for a `uri` that is
+   * not
+   * from `StateImport.listen`.
    */
   nativeMove(order: NativeMoveOrder): Promise<void>;
-  /** Keys as src/engine/ports names them. Waits as `connected` does. */
+  /** Returns the progress. The keys are those of src/engine/ports. It waits as `connected` does. */
   nativeReading(): Promise<Readonly<Record<string, number | string>>>;
-  /** Ends any migration that can still be ended. Idempotent. Waits as `connected` does. */
+  /** Cancels any migration that can still be cancelled. Idempotent. It waits as `connected` does. */
   cancelMove(): Promise<void>;
   /**
-   * The VM runs on here, whatever its migration was at; the caller has made sure that it may. Idempotent. Waits as
-   * `connected` does.
+   * Cancels the VM's migration and resumes the VM on this host. The caller has made sure that the VM may run here.
+   * Idempotent. It waits as `connected` does.
    */
-  runAgain(): Promise<void>;
+  cancelAndRun(): Promise<void>;
 }
 
 export interface VmFacts {
-  /** Reasons against a migration, and devices that post-copy cannot serve. Empty: nothing is in the way. */
+  /** Returns the reasons against a migration, and the devices that post-copy cannot serve. */
   migrationBlockers(): Promise<string[]>;
-  /** Devices by which the guest gives pages back to the host. */
+  /** Returns the devices by which the guest gives pages back to the host. */
   discardingDevices(): Promise<string[]>;
-  /** Ids of the memory regions that are mapped so that writes go to their files. */
+  /** Returns the ids of the memory regions that are mapped so that writes go to their files. */
   sharedRegions(): Promise<ReadonlySet<string>>;
 }
 
 export interface NicOrder {
-  /** As the VM was started. */
+  /** The spec that the VM was started with. */
   readonly spec: VmSpec;
-  /** As they shall be: the same ids in the same order. */
+  /** The NICs that the VM is to have: the same ids in the same order. */
   readonly nics: readonly NicSpec[];
-  /** The NIC is as it shall be, and connected to nothing: its tap may join a bridge. */
+  /** Called when the new NIC is plugged in and not connected. Its tap may join a bridge then. */
   readonly onPresent: (nic: NicSpec) => Promise<void>;
-  /** How long the guest may take for each. Default 120 s. */
+  /** The time that the guest may take for each NIC. Default 120 s. */
   readonly unplugTimeoutMs?: number;
 }
 
-/** One command at a time. QEMU_FAILED if the agent refuses, QEMU_GONE if its port is closed. */
+/** Runs one command at a time. Throws QEMU_FAILED if the agent refuses, QEMU_GONE if its port is closed. */
 export interface GuestAgentLink {
-  /** Wall clock, ms since 1970. */
+  /** Sets the guest's wall clock, ms since 1970. */
   setTime(timeMs: number): Promise<void>;
   timeMs(): Promise<number>;
-  /** Runs a program in the guest until it ends. QEMU_FAILED if it does not end with 0. */
+  /** Runs a program in the guest until it ends. Throws QEMU_FAILED if its exit code is not 0. */
   run(path: string, args: readonly string[], timeoutMs: number): Promise<void>;
   /** Idempotent. */
   close(): void;
 }
 
-/** A disk that is to go on in an overlay; the names are the back end's own. */
+/** A disk and the overlay that it is to continue in. The names are the back end's own. */
 export interface OpenOverlay {
   readonly node: string;
   readonly overlay: string;
 }
 
-/** A disk of the VM and a qcow2 on the file that it had before. */
+/** A disk of the VM, and a qcow2 whose backing file is the disk's earlier file. */
 export interface DiskOverlay {
-  /** The disk's. */
+  /** The id of the disk. */
   readonly id: string;
   readonly path: string;
   readonly base: Pick<DiskSpec, 'path' | 'format'>;
 }
 
 export interface VmDisks {
-  /** What the disks of the guest read and write now, by the disk's id; for one that no spec names, by its device. */
+  /**
+   * Returns the files that the guest's disks use now, by the disk's id, or by the device of a disk that no spec has.
+   */
   active(): Promise<ReadonlyMap<string, { readonly path: string; readonly isReadOnly: boolean }>>;
-  /** It has this file open as a disk, or below one. */
+  /** True if the VM has this file open as a disk or as a disk's backing file. */
   isOpen(path: string): Promise<boolean>;
   /**
-   * Opens overlays that are to lie on what disks read now. Each is closed if an earlier attempt has left it open, then
-   * made by `create`. The guest notices nothing. `image` and the order of the overlays name them: the same at every
-   * attempt. CONFLICT if the guest has no such disk.
+   * Opens overlays on the files that the disks use now. If an earlier attempt has left an overlay open, it is closed
+   * first. Then `create` makes it. The guest does not notice. The overlays are named by `image` and their order, so
+   * every
+   * attempt uses the same names. Throws CONFLICT if the guest has no such disk.
    */
   openOverlays(
     image: string,
     overlays: readonly DiskOverlay[],
     create: (overlay: DiskOverlay, index: number) => Promise<void>,
   ): Promise<readonly OpenOverlay[]>;
-  /** Every disk goes on in its overlay, all at one moment, or none. The VM stands still. */
+  /** Switches all disks to their overlays at one moment, or none. The VM must be stopped. */
   switchToOverlays(open: readonly OpenOverlay[]): Promise<void>;
   /**
-   * Undo of both, for the overlay at `index`: its disk is back on the base, with what was written since. `open` as far
-   * as this daemon knows. The VM may run.
+   * Undoes both calls for the overlay at `index`: it merges the overlay into the base, and the disk uses the base
+   * again.
+   * `open` is empty if an earlier daemon opened the overlays. The VM may run.
    */
-  takeOut(image: string, index: number, overlay: DiskOverlay, open: readonly OpenOverlay[]): Promise<void>;
-  /** What is in the overlay goes into its base, and it leaves the disk's chain. False: this VM has no such chain. */
+  removeOverlay(image: string, index: number, overlay: DiskOverlay, open: readonly OpenOverlay[]): Promise<void>;
+  /**
+   * Merges the overlay into its base and removes it from the disk's chain. Returns false if the VM has no such chain.
+   */
   merge(overlay: DiskOverlay): Promise<boolean>;
 }
 
 export type StateStream = Readable & { readonly bytesRead: number };
 
-/** What is done with the stream. Resolves with its length when all of it has arrived where it is to go. */
+/** Sends the stream to its destination. Resolves with its length when all of it has arrived. */
 export type StateConsumer = (stream: StateStream) => Promise<number>;
 
 /**
- * A stream of device state, begun while the VM still runs, so that while it stands still only device state proper is
- * saved. If it breaks before it is complete the VM runs on by itself; once it is complete, never.
+ * A stream of device state. It starts while the VM still runs, so that only the device state itself is saved while the
+ * VM is stopped. If the stream breaks before it is complete, the VM resumes by itself. After that it never does.
  *
  *   stop ──► transfer ──► (resume)            end, after which stop may come again            close
  */
 export interface StateExport {
-  /** Resolves when the VM stands still, its disks drained. The VM runs during most of this call. */
+  /** Resolves when the VM is stopped and its disks are drained. The VM runs during most of this call. */
   stop(consume: StateConsumer): Promise<{ readonly stoppedAtUs: number }>;
   /**
-   * Resolves when the consumer has all of it and the VM is done with it: `doneAtMs`, by performance.now(), which may be
-   * sooner.
+   * Resolves when the consumer has the whole stream and the VM has finished sending. `doneAtMs` is the time of the
+   * latter, by performance.now(). It may be earlier.
    */
   transfer(): Promise<{ readonly deviceStateBytes: number; readonly doneAtMs: number }>;
-  /** After `transfer`: the VM runs on here. Resolves with the moment, µs. CANCELLED if the attempt has ended. */
+  /** Resumes the VM after `transfer`. Resolves with the time, in µs. Throws CANCELLED if the attempt has ended. */
   resume(): Promise<number>;
-  /** The attempt is over, whatever it was at; whoever waits gets CANCELLED. Idempotent. */
+  /** Ends the attempt at any point. Pending calls reject with CANCELLED. Idempotent. */
   end(): void;
   /** Idempotent. */
   close(): Promise<void>;
 }
 
-/** How far memory that comes by the back end's own post-copy is. */
+/** The progress of memory that the back end's own post-copy brings. */
 export type NativeArrival = 'filling' | 'complete' | 'failed';
 
 /**
  *   listen ──► accept ──► loaded ──► attach ──► readyToRun ──► (the answer is called: the VM runs)
  *
- * `accept` only of `postcopy`, whose device state comes through us.
+ * `accept` is only for the mode `postcopy`, whose device state comes through the daemon.
  */
 export interface StateImport {
-  /** Where the source's own migration is to go; null for `postcopy`. `address`: of this host. Once. */
+  /**
+   * Returns the URI for the source's native migration, or null for `postcopy`. `address` is this host's. Call it once.
+   */
   listen(address: string): Promise<string | null>;
-  /** `body` until its end. Resolves when all of it is loaded. CONFLICT if none is waited for, or one is here. */
+  /**
+   * Loads `body`. Resolves when all of it is loaded. Throws CONFLICT if no state is expected or one has been accepted.
+   */
   accept(body: Readable): Promise<void>;
-  /** Everything is loaded, as far as is known. */
+  /** True if the whole state is known to be loaded. */
   readonly isLoaded: boolean;
-  /** QEMU_FAILED if it ends meanwhile. */
+  /** Resolves when the whole state is loaded. Throws QEMU_FAILED if the process ends meanwhile. */
   loaded(): Promise<void>;
-  /** null, at once, unless the process is an earlier daemon's; then it is asked how far it is. */
+  /** Queries the progress of an earlier daemon's process. Returns null at once for any other process. */
   attach(): Promise<void> | null;
   /**
-   * After `attach`, and before the VM is made ours: CONFLICT if not everything is loaded, QEMU_GONE if it is not
-   * connected. What it answers lets the VM run, in the very call, and resolves with the moment, µs.
+   * Called after `attach`, before this host takes the ownership. Throws CONFLICT if the state is not fully loaded,
+   * QEMU_GONE if the process is not connected. The returned function resumes the VM at once and resolves with the time,
+   * in
+   * µs.
    */
   readyToRun(): () => Promise<number>;
-  /** Of a VM that runs, for the modes other than `postcopy`. */
+  /** The progress of a running VM, for modes other than `postcopy`. */
   nativeArrival(): Promise<NativeArrival>;
-  /** Whoever waits gets `error`. Idempotent. */
+  /** Pending calls reject with `error`. Idempotent. */
   end(error: MigrationError): void;
 }
 
-/** Of a VM that runs on an image. */
+/** Loads the state of an image into a clone. */
 export interface FileLoad {
-  /** Begins, and resolves when everything is loaded. Once. */
+  /** Starts the load and resolves when the whole state is loaded. Call it once. */
   loaded(): Promise<void>;
-  /** After `loaded`. Resolves when the vCPUs run. */
+  /** Runs the vCPUs after `loaded`. Resolves when they run. */
   run(): Promise<void>;
-  /** Whoever waits gets CANCELLED. Idempotent; the VM is left as it is. */
+  /** Pending calls reject with CANCELLED. The VM is left as it is. Idempotent. */
   end(): void;
 }
 
 export interface NativeMoveOrder {
-  /** As the target's `StateImport.listen` has said it. */
+  /** The URI from the target's `StateImport.listen`. */
   readonly uri: string;
   readonly isPostcopy: boolean;
-  /** 0: no limit of ours. */
+  /** 0: no limit. */
   readonly bandwidthBytesPerS: number;
   readonly downtimeMsMax: number;
 }

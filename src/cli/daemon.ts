@@ -12,7 +12,7 @@ import { type Logger, pino } from 'pino';
 import { LocalAgent } from '../agent/agent.js';
 import { NOTHING_INJECTED, parseInjections } from '../agent/inject.js';
 import { openConsole } from '../agent/vm/console.js';
-import { goAhead } from '../agent/vm/priority.js';
+import { raiseDaemonPriority } from '../agent/vm/priority.js';
 import { VmManager } from '../agent/vm/vms.js';
 import type { ApiImages, ApiPool, ApiVms } from '../api/contract/ports.js';
 import { RemoteAgents } from '../api/peers/client.js';
@@ -86,7 +86,7 @@ export async function startDaemon(config: DaemonConfig, log: Logger): Promise<Da
 }
 
 async function start(config: DaemonConfig, log: Logger, closers: (() => Promise<void> | void)[]): Promise<number[]> {
-  goAhead();
+  raiseDaemonPriority();
   const startedAt = clock.isoNow();
   const { name: host, state: stateDir } = config;
   const inject = config.testFaults ? parseInjections(process.env.VMIGRATE_FAULT ?? '') : NOTHING_INJECTED;
@@ -212,7 +212,7 @@ function apiPool(agent: LocalAgent): ApiPool {
 function apiVms(vms: VmManager, agent: LocalAgent): ApiVms {
   return {
     async run(spec) {
-      agent.images.mustNotWrite(spec.disks);
+      agent.images.refuseWritesToImages(spec.disks);
       return vms.run(spec);
     },
     list: () => vms.list(),

@@ -1,4 +1,4 @@
-/** ForkPort on this host: its forks, by id. What a fork does is in session.ts. */
+/** Implements ForkPort on this host and holds its forks by id. session.ts implements a single fork. */
 
 import { MigrationError, toMigrationError } from '../../domain/errors.js';
 import type { CloneIdentity } from '../../domain/fork.js';
@@ -32,7 +32,7 @@ export class ForkAgent implements ForkPort {
   readonly #preparing = new Map<string, AbortController>();
   readonly #ended = new EndedSessions();
 
-  /** The job that brings a VM here and has not brought all of it. */
+  /** Returns the job that is still transferring pages of this VM to this host, or null. */
   readonly #arriving: (vm: string) => Promise<string | null>;
 
   constructor(context: ForkContext, pool: Pool, arriving: (vm: string) => Promise<string | null>) {
@@ -42,16 +42,16 @@ export class ForkAgent implements ForkPort {
     context.vms.on('exit', this.#onExit);
   }
 
-  /** Forks of an earlier daemon: those that were committed go on, the others are undone. */
+  /** Loads the forks of an earlier daemon. Committed forks continue, the others are undone. */
   async start(): Promise<void> {
     const { forkStore, log } = this.#context;
     const { records, corrupt } = await forkStore.load();
-    for (const err of corrupt) log.error({ err }, 'a fork cannot be taken up again');
+    for (const err of corrupt) log.error({ err }, 'a fork record cannot be read: its fork is not resumed');
     for (const record of records) {
       try {
-        await this.#takeUp(record);
+        await this.#resume(record);
       } catch (error) {
-        log.error({ fork: record.request.fork, err: toMigrationError(error) }, 'a fork cannot be taken up again');
+        log.error({ fork: record.request.fork, err: toMigrationError(error) }, 'the fork cannot be resumed');
       }
     }
   }
@@ -63,7 +63,7 @@ export class ForkAgent implements ForkPort {
     await Promise.all([...this.#forks.values()].map((fork) => fork.close()));
   }
 
-  /** Is there a fork that needs this image, or this VM that waits for it? */
+  /** True if a fork needs this image. */
   claims(image: string): boolean {
     return [...this.#forks.values()].some(({ record }) => record.image === image);
   }
@@ -128,10 +128,10 @@ export class ForkAgent implements ForkPort {
   async discardFork(fork: string): Promise<void> {
     checkImageId(fork);
     if (this.#forks.get(fork)?.isCommitted === true) {
-      throw new MigrationError('CONFLICT', 'the clones of the fork run: they are not taken away any more');
+      throw new MigrationError('CONFLICT', `fork ${fork} is committed: its clones run and cannot be discarded`);
     }
     this.#ended.add(fork);
-    // QEMUs that do not come up are not waited for: the preparation is given up, and cleans up behind itself.
+    // The abort ends a preparation that still waits for QEMUs. The preparation then removes what it has made.
     this.#preparing.get(fork)?.abort();
     await this.#locks.hold(fork, async () => {
       await this.#forks.get(fork)?.discard();
@@ -139,7 +139,7 @@ export class ForkAgent implements ForkPort {
     });
   }
 
-  async #takeUp(record: ForkRecord): Promise<void> {
+  async #resume(record: ForkRecord): Promise<void> {
     const { vms, images, forkStore } = this.#context;
     const { fork, vm, image } = record.request;
     if (record.state !== 'committed') {
@@ -158,7 +158,7 @@ export class ForkAgent implements ForkPort {
     const clones = record.clones.flatMap(find);
     const session = new ForkSession(this.#context, { record, parent, clones, failures: [] });
     this.#forks.set(fork, session);
-    await session.takeUp();
+    await session.resume();
   }
 
   #fork(fork: string): ForkSession {

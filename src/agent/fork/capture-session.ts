@@ -1,6 +1,6 @@
 /**
- * The copying of one parent's memory into its image, while parent and clones run: the native capture with the files it
- * works on.
+ * Copies one parent's memory into its image while parent and clones run. A session owns the native capture and the
+ * files that the capture works on.
  */
 
 import { link, unlink } from 'node:fs/promises';
@@ -16,7 +16,7 @@ export class CaptureSession {
   readonly #context: ForkContext;
   readonly #image: ImageRecord;
   readonly #over = deferred<'complete' | 'failed'>();
-  /** Removed once nobody reads them. */
+  /** Files that `finish` removes, when no process reads them any more. */
   readonly #files: readonly string[];
   #last: ImageSnapshot | null = null;
   #isOpen = true;
@@ -25,11 +25,11 @@ export class CaptureSession {
     this.#context = context;
     this.#image = image;
     this.#files = [...parts.links, ...parts.image.map(({ presencePath }) => presencePath)];
-    this.handle = openCapture(context, { ...parts, onEdge: () => this.#look() });
+    this.handle = openCapture(context, { ...parts, onEdge: () => this.#checkState() });
     context.images.setFilling(image.id, () => this.pagesDone);
   }
 
-  /** `parent` null: it has ended, its memory files are still there under the image's own names. */
+  /** `parent` is null if the parent has ended. Its memory files then still exist under the image's own names. */
   static async open(
     context: ForkContext,
     image: ImageRecord,
@@ -38,7 +38,7 @@ export class CaptureSession {
     const { images } = context;
     const { parent, isResume } = options;
     const files = await images.withPresence(image);
-    // If the process of a clone dies its own pages are lost, so hard links to the files would not help.
+    // The parent is a clone. If its process dies its own pages are lost, so hard links to the files would not help.
     if (parent !== null && parent.image !== null) {
       return new CaptureSession(context, image, { parent, source: parent.regions, image: files, isResume, links: [] });
     }
@@ -48,17 +48,18 @@ export class CaptureSession {
       pageBytes,
     }));
     if (!isResume) {
-      if (parent === null) throw new MigrationError('INTERNAL', 'a capture begins with a parent');
-      // Names of the image's own: the parent may end, and take its files along, before all of them has been copied.
-      for (const [index, { path }] of parent.regions.entries()) await nameAlso(path, source[index]?.path ?? '');
+      if (parent === null) throw new MigrationError('INTERNAL', `the capture of image ${image.id} has no parent`);
+      // The image gets hard links of its own, because the parent's files are removed if it ends before the copy is
+      // done.
+      for (const [index, { path }] of parent.regions.entries()) await linkIfMissing(path, source[index]?.path ?? '');
     }
     const links = source.map(({ path }) => path);
     return new CaptureSession(context, image, { parent, source, image: files, isResume, links });
   }
 
-  /** When every page has been copied, or none will be any more. */
+  /** Resolves when every page has been copied, or when the capture has failed. */
   get over(): Promise<'complete' | 'failed'> {
-    this.#look();
+    this.#checkState();
     return this.#over.promise;
   }
 
@@ -84,12 +85,12 @@ export class CaptureSession {
     return this.handle.resume();
   }
 
-  /** Also what neither parent nor clones have asked for. */
+  /** Starts copying the pages that neither the parent nor a clone has asked for. */
   sweep(): Promise<void> {
     return this.handle.sweep();
   }
 
-  /** Nothing to do for a clone that has ended. */
+  /** Does nothing for a clone that has ended. */
   addClone({ memory }: ManagedVm): void {
     if (memory !== null) this.handle.addClone(memory);
   }
@@ -98,18 +99,18 @@ export class CaptureSession {
     if (memory !== null && this.#isOpen) this.handle.removeClone(memory);
   }
 
-  /** Complete or failed: nothing of it is left but the image. */
+  /** Closes a complete or failed capture and removes its files. Only the image is left. */
   async finish(): Promise<void> {
     await this.#end();
     for (const path of this.#files) await unlink(path).catch(ignoreMissing);
   }
 
-  /** Given up: the parent is let go, and the caller removes the files. */
+  /** Closes a capture that is given up, which releases the parent. The caller removes the files. */
   async abandon(): Promise<void> {
     await this.#end();
   }
 
-  /** For the next daemon. */
+  /** Closes the session and leaves everything in place for the next daemon. */
   async leave(): Promise<void> {
     if (!this.#isOpen) return;
     this.#last = this.handle.snapshot();
@@ -125,8 +126,8 @@ export class CaptureSession {
     await this.handle.close();
   }
 
-  #look(): void {
-    // An edge may come while the handle is being made, and after it has been closed.
+  #checkState(): void {
+    // onEdge may be called before the constructor has stored the handle, and after the handle has been closed.
     if (!this.#isOpen || this.handle === undefined) return;
     const { state } = this.handle.snapshot();
     if (state === 'complete' || state === 'failed') this.#over.resolve(state);
@@ -136,7 +137,7 @@ export class CaptureSession {
 interface CaptureParts {
   readonly parent: ManagedVm | null;
   readonly source: readonly RegionFile[];
-  /** Further names of the source's files. */
+  /** Hard links to the source's files. */
   readonly links: readonly string[];
   readonly image: readonly (RegionFile & { readonly presencePath: string })[];
   readonly isResume: boolean;
@@ -151,7 +152,7 @@ function openCapture(
   } catch (thrown) {
     const cause = toMigrationError(thrown);
     if (!isResume || cause.code !== 'QEMU_GONE') throw cause;
-    // The parent is a clone: the pages that it has written were in its process alone, and no retry brings them back.
+    // The parent is a clone. Pages that it had written existed only in its process, so a retry cannot succeed.
     throw new MigrationError(
       'REGION_CHANGED',
       'pages of the image are lost, because the process of its parent has ended',
@@ -166,8 +167,8 @@ function sourcePath(imagePath: string): string {
   return `${imagePath}.parent`;
 }
 
-/** One of an attempt before is the same file. */
-async function nameAlso(path: string, other: string): Promise<void> {
+/** If the link exists, an earlier attempt has made it, and it names the same file. */
+async function linkIfMissing(path: string, other: string): Promise<void> {
   await link(path, other).catch((error: NodeJS.ErrnoException) => {
     if (error.code !== 'EEXIST') throw error;
   });

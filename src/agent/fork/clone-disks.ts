@@ -1,7 +1,7 @@
 /**
- * A clone's disks: a qcow2 overlay in the clone's directory on each file that its parent writes to, the same file where
- * the parent only reads. The overlays of all clones of a set begin alike, so one is made for each disk and copied: 200
- * kB take less time than a process.
+ * A clone's disks. For each disk that the parent writes to, the clone's directory has a qcow2 overlay on the parent's
+ * file. A read-only disk is the parent's file itself. The overlays of all clones of a set start with the same content,
+ * so one template is made per disk and copied: copying 200 kB is faster than starting a qemu-img process.
  */
 import { copyFile, rm, unlink } from 'node:fs/promises';
 import { join } from 'node:path';
@@ -9,11 +9,11 @@ import type { DiskFiles } from '../../backends/backend.js';
 import type { CloneDisks } from '../../domain/fork.js';
 import type { DiskSpec } from '../../domain/vm.js';
 
-/** Empty overlays on the disks of a parent, by disk id. */
+/** Holds the empty overlays on the disks of a parent, by disk id. */
 export class OverlayTemplates {
   readonly #paths = new Map<string, string>();
 
-  /** Their paths begin with `prefix`. */
+  /** The paths of the templates start with `prefix`. */
   static async make(files: DiskFiles, disks: readonly DiskSpec[], prefix: string): Promise<OverlayTemplates> {
     const templates = new OverlayTemplates();
     try {
@@ -31,7 +31,7 @@ export class OverlayTemplates {
 
   async copyTo(disk: DiskSpec, path: string): Promise<void> {
     const template = this.#paths.get(disk.id);
-    if (template === undefined) throw new RangeError(`no overlay for disk ${disk.id}`);
+    if (template === undefined) throw new RangeError(`no overlay template for disk ${disk.id}`);
     await copyFile(template, path);
   }
 
@@ -42,9 +42,9 @@ export class OverlayTemplates {
 
 export interface CloneDiskPlan {
   readonly specs: readonly DiskSpec[];
-  /** Once the clone's directory is there, and before its QEMU. */
+  /** To be called when the clone's directory exists, before its QEMU starts. */
   create(): Promise<void>;
-  /** Its QEMU has opened them. */
+  /** To be called when the clone's QEMU has opened the disks. */
   afterLaunch(): Promise<void>;
 }
 
@@ -62,7 +62,7 @@ export function planCloneDisks(
       for (const disk of own) await templates.copyTo(disk, pathOf(disk));
     },
     async afterLaunch() {
-      // Scratch: whatever is written ends with the QEMU that has the file open.
+      // A scratch disk has no name any more: its content is gone when the QEMU that has the file open ends.
       if (mode === 'scratch') for (const disk of own) await unlink(pathOf(disk));
     },
   };

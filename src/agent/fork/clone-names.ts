@@ -1,10 +1,10 @@
 /**
- * Who each clone of a fork is: names, addresses, and the spec that its QEMU is started with. Pure but for the guids,
- * which are drawn.
+ * The identity of each clone of a fork: its name, its addresses, and the spec that its QEMU is started with. All of it
+ * is computed from the fork, except the guids, which are random.
  *
- * A virtio NIC keeps the address of the VM whose state it has loaded, whatever the command line says. So a clone starts
- * with its parent's NICs on taps that join no bridge; on a `fresh` network they are then replaced (nic-replace.ts), and
- * only a NIC with an address of its own is plugged in.
+ * A virtio NIC takes its address from the device state it loads, whatever the command line says. So a clone starts with
+ * its parent's NICs, on taps that join no bridge. On a `fresh` network these NICs are then replaced (nic-replace.ts),
+ * and only a NIC with an address of its own joins the bridge.
  */
 import { createHash, randomUUID } from 'node:crypto';
 import type { CloneIdentity, CloneNetwork } from '../../domain/fork.js';
@@ -12,17 +12,17 @@ import type { NicSpec, VmSpec } from '../../domain/vm.js';
 
 const NAME_LENGTH_MAX = 63;
 const FORK_DIGITS_IN_NAME = 6;
-/** Locally administered, unicast, and not QEMU's 52:54:00: what users write in specs is not met by accident. */
+/** Locally administered and unicast. It differs from QEMU's 52:54:00, so that it does not collide with users' specs. */
 const MAC_PREFIX = '56';
 
 export interface CloneOrder {
   readonly fork: string;
   readonly cloneCount: number;
-  /** null: the parent's name with the beginning of the fork's id. */
+  /** If null, the prefix is the parent's name and the first digits of the fork's id. */
   readonly namePrefix: string | null;
   readonly parent: VmSpec;
   readonly network: CloneNetwork;
-  /** Of the VMs on this host. */
+  /** The MAC addresses of all VMs on this host. */
   readonly macsTaken: ReadonlySet<string>;
 }
 
@@ -36,7 +36,7 @@ export function cloneNames(
   return Array.from({ length: order.cloneCount }, (_, index) => `${stem}${suffix}-${index}`);
 }
 
-/** The same fork gives the same names, uuids and addresses again; the guids are new each time. */
+/** A fork always gets the same names, uuids and addresses. The guids are new at each call. */
 export function cloneIdentities(order: CloneOrder): CloneIdentity[] {
   const { fork, cloneCount, parent, network } = order;
   const taken = new Set(order.macsTaken);
@@ -55,7 +55,7 @@ export function cloneIdentities(order: CloneOrder): CloneIdentity[] {
   }));
 }
 
-/** What the clone's QEMU is started with, before it loads the parent's state. */
+/** Returns the spec that the clone's QEMU is started with, before it loads the parent's state. */
 export function cloneSpec(parent: VmSpec, fork: string, identity: CloneIdentity, network: CloneNetwork): VmSpec {
   const { index, cloneCount, name, uuid, vmGenerationId } = identity;
   return {
@@ -68,7 +68,7 @@ export function cloneSpec(parent: VmSpec, fork: string, identity: CloneIdentity,
   };
 }
 
-/** The NICs that the clone has once it runs and those of a fresh network have been replaced. */
+/** Returns the NICs of the running clone, after those of a fresh network have been replaced. */
 export function runningNics(parent: VmSpec, identity: CloneIdentity, network: CloneNetwork): NicSpec[] {
   return parent.nics.map((nic) =>
     isReplaced(nic, network) ? { ...nic, mac: identity.macs[nic.id] ?? nic.mac } : startingNic(nic, network),
@@ -82,14 +82,14 @@ function startingNic(nic: NicSpec, network: CloneNetwork): NicSpec {
   return { ...unbridged, type: 'unplugged' };
 }
 
-/** One that shares no link with its parent keeps the parent's address. */
+/** True if the clone's NIC gets an address of its own. A NIC that shares no link with the parent keeps its address. */
 function isReplaced(nic: NicSpec, network: CloneNetwork): boolean {
   return network === 'fresh' && nic.type === 'tap';
 }
 
 function uuidFor(seed: string): string {
   const digits = digest(`uuid/${seed}`);
-  // Version 8 (of one's own making), the usual variant.
+  // UUID version 8 (custom), RFC variant.
   const part = (begin: number, end: number): string => digits.slice(begin, end);
   return `${part(0, 8)}-${part(8, 12)}-8${part(13, 16)}-a${part(17, 20)}-${part(20, 32)}`;
 }

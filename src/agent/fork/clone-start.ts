@@ -1,17 +1,17 @@
 /**
- * From waiting processes to running clones: first every one loads the state, then all are let go, so that no guest
- * takes the processor from those still loading, and none has run if one cannot. A clone costs two commands and two
- * events; nothing is polled, nothing is written to disk.
+ * Turns waiting processes into running clones. First every clone loads the state, then all are resumed. So no guest
+ * takes the processor from clones that still load, and no clone has run if one of them fails to load. A clone costs two
+ * commands and two events. Nothing is polled, and nothing is written to disk.
  */
 import type { FileLoad } from '../../backends/backend.js';
 import { MigrationError } from '../../domain/errors.js';
 import type { CloneFailure } from '../../domain/fork.js';
 import { inParallel } from '../../kit/parallel.js';
-import { hasten, unhasten } from '../vm/priority.js';
+import { raisePriority, restorePriority } from '../vm/priority.js';
 import type { ManagedVm } from '../vm/vms.js';
 import type { WaitingClone } from './waiting-set.js';
 
-/** Loading is work for the processor, some milliseconds each. */
+/** A load is bound by the processor and takes some milliseconds. */
 const LOADS_AT_ONCE = 8;
 
 export interface RunningClone extends WaitingClone {
@@ -24,7 +24,7 @@ export interface StartOutcome {
   readonly failures: readonly CloneFailure[];
 }
 
-/** `isPartialAllowed`: those that do not load are left behind; otherwise none runs when one does not. */
+/** With `isPartialAllowed`, clones that fail to load are left out. Otherwise no clone runs if one fails to load. */
 export async function startLoaded(
   clones: readonly WaitingClone[],
   options: { isPartialAllowed: boolean },
@@ -41,16 +41,16 @@ export async function startLoaded(
     });
   try {
     const loads = await inParallel(clones, LOADS_AT_ONCE, async (clone) => {
-      if (failures.length > 0 && !options.isPartialAllowed) throw givenUp();
+      if (failures.length > 0 && !options.isPartialAllowed) throw otherCloneFailed();
       const load = clone.vm.process.loadFile();
       begun.push(load);
-      await loaded(clone.vm, load);
+      await waitUntilLoaded(clone.vm, load);
       return load;
     });
     const ready = settle(clones, loads);
     if (failures.length > 0 && !options.isPartialAllowed) return { running: [], failures };
     const runs = await inParallel(ready, ready.length, async ({ clone, value: load }) => {
-      await letRun(clone.vm, load);
+      await resume(clone.vm, load);
       return performance.now();
     });
     const running = settle(
@@ -63,24 +63,24 @@ export async function startLoaded(
   }
 }
 
-async function loaded(vm: ManagedVm, load: FileLoad): Promise<void> {
+async function waitUntilLoaded(vm: ManagedVm, load: FileLoad): Promise<void> {
   try {
-    hasten(vm.pid);
+    raisePriority(vm.pid);
     await load.loaded();
   } catch (error) {
     throw await vm.process.explain(error);
   }
 }
 
-async function letRun(vm: ManagedVm, load: FileLoad): Promise<void> {
+async function resume(vm: ManagedVm, load: FileLoad): Promise<void> {
   try {
     await load.run();
-    unhasten(vm.pid);
+    restorePriority(vm.pid);
   } catch (error) {
     throw await vm.process.explain(error);
   }
 }
 
-function givenUp(): MigrationError {
+function otherCloneFailed(): MigrationError {
   return new MigrationError('CANCELLED', 'another clone of the fork has failed');
 }

@@ -1,4 +1,4 @@
-/** What the parts of cloning share. */
+/** The dependencies that all modules of forking share. */
 import type { ImageContext } from '../image/context.js';
 import type { ForkStore } from './record.js';
 

@@ -1,6 +1,6 @@
 /**
- * The images of this host as its users see them: listed, shown, removed with what they have left on disks, saved and
- * loaded.
+ * The calls that users make on the images of this host: list, show, remove (which also merges the overlays), save and
+ * load.
  */
 import { MigrationError } from '../../domain/errors.js';
 import type { ImageView } from '../../domain/image.js';
@@ -14,7 +14,7 @@ import { mergeOverlays } from './overlay-merge.js';
 export class Images {
   readonly #context: ForkContext;
   readonly #locks = new KeyedLocks();
-  /** Does a waiting set or a fork under way need it? */
+  /** True if a waiting set or a fork in progress needs the image. */
   readonly #isClaimed: (image: string) => boolean;
 
   constructor(context: ForkContext, isClaimed: (image: string) => boolean) {
@@ -22,28 +22,28 @@ export class Images {
     this.#isClaimed = isClaimed;
   }
 
-  /** Those of waiting sets are no images yet. */
+  /** Leaves out the records of waiting sets, which are not images yet. */
   list(): ImageView[] {
     return this.#context.images.list().filter(({ state }) => state !== 'capturing');
   }
 
-  /** NOT_FOUND if there is none. */
+  /** Throws NOT_FOUND if this host has no such image. */
   find(id: string): ImageView {
     return this.#context.images.view(id);
   }
 
-  /** CONFLICT if a VM with these disks would write to what clones have as theirs. */
-  mustNotWrite(disks: readonly DiskSpec[]): void {
+  /** Throws CONFLICT if a VM with these disks would write to a disk of an image, which its clones still read. */
+  refuseWritesToImages(disks: readonly DiskSpec[]): void {
     for (const { path, isReadOnly } of disks) {
       const image = this.#context.images.all().find((record) => record.disks.some((disk) => disk.path === path));
       if (isReadOnly || image === undefined) continue;
-      throw new MigrationError('CONFLICT', `${path} is a disk of image ${image.id}: nobody may write to it`, {
-        remedy: `vmctl image rm ${image.id}, or a disk with readOnly: true`,
+      throw new MigrationError('CONFLICT', `${path} is a disk of image ${image.id}: no VM may write to it`, {
+        remedy: `run "vmctl image rm ${image.id}", or set readOnly: true for the disk`,
       });
     }
   }
 
-  /** CONFLICT while a clone runs on it or a fork needs it. */
+  /** Throws CONFLICT while the image has clones or a fork needs it. */
   remove(id: string): Promise<void> {
     const { images } = this.#context;
     return this.#locks.hold(id, async () => {
@@ -58,36 +58,38 @@ export class Images {
       if (state === 'capturing' || state === 'filling' || this.#isClaimed(id)) {
         throw new MigrationError('CONFLICT', `a fork needs image ${id}`, { remedy: 'wait until its job has ended' });
       }
-      await this.#mustNotBeLainOn(id);
+      await this.#refuseIfBackingFile(id);
       await mergeOverlays(this.#context, id);
       await images.delete(id);
     });
   }
 
   /**
-   * CONFLICT if a clone with memory of its own, which needs the image no more, has its disk on one that the parent
-   * would be given back.
+   * Throws CONFLICT if a clone has one of the image's disks as a backing file. Such a clone may have private memory, so
+   * that it does not need the image any more, but removing the image would give the disk back to the parent for writes.
    */
-  async #mustNotBeLainOn(id: string): Promise<void> {
+  async #refuseIfBackingFile(id: string): Promise<void> {
     const { vms, images } = this.#context;
     const isUp = ({ state }: ManagedVm) => state === 'running' || state === 'paused';
     const clones = vms.all().filter((vm) => vm.spec.clone !== undefined && isUp(vm));
     for (const { base, vm: parent } of images.get(id).overlays) {
       for (const clone of clones) {
         if (clone.spec.name === parent || !(await clone.process.disks.isOpen(base.path))) continue;
-        throw new MigrationError('CONFLICT', `the disk ${base.id} of ${clone.spec.name} lies on one of image ${id}`, {
-          remedy: `vmctl stop ${clone.spec.name}`,
-        });
+        throw new MigrationError(
+          'CONFLICT',
+          `disk ${base.id} of ${clone.spec.name} uses a disk of image ${id} as its backing file`,
+          { remedy: `vmctl stop ${clone.spec.name}` },
+        );
       }
     }
   }
 
-  /** CONFLICT before the image is complete, or if there is such a file. */
+  /** Throws CONFLICT if the image is not complete, or if the file exists. */
   save(id: string, path: string): Promise<{ readonly fileBytes: number }> {
     return this.#locks.hold(id, () => saveImage(this.#context, id, path));
   }
 
-  /** Under the id that it was saved with; CONFLICT if that image is here. */
+  /** The image keeps the id that it was saved with. Throws CONFLICT if this host has that image already. */
   async load(path: string): Promise<ImageView> {
     return this.find(await loadImage(this.#context, path));
   }

@@ -1,4 +1,4 @@
-/** What pre-flight asks about a fork. Looked at anew each time; nothing is changed. */
+/** Answers what pre-flight asks about a fork. Each call inspects the host again and changes nothing. */
 
 import { release } from 'node:os';
 import type { SpecDevices } from '../../backends/backend.js';
@@ -13,9 +13,11 @@ import type { ForkContext } from './context.js';
 import { diskBlockers } from './parent-disks.js';
 import type { Pool, PooledSet } from './pool.js';
 
-/** What a QEMU has of its own when its guest resumes: 16 MiB, and some pages that the guest writes at once. */
+/**
+ * Memory of a clone's QEMU when its guest resumes: 16 MiB of the process, and some pages that the guest writes at once.
+ */
 const CLONE_BYTES = 20 * 1024 * 1024;
-/** Write-protection of shared memory. */
+/** The first kernel that can write-protect shared memory. */
 const KERNEL_MIN = [5, 19] as const;
 
 export async function forkInventory(
@@ -46,7 +48,7 @@ export async function forkInventory(
   const { spec, memory } = parent;
   const warm = pool.find(parent, question);
   const asked = await vmInventory(context, spec.name);
-  // A clone's pages can be copied too, from its process.
+  // The pages of a clone can be copied as well, from its process.
   const isClone = parent.image !== null && question.parentMode === 'continue';
   const vm: VmInventory = isClone ? { ...asked, isRamShared: true, isRamNamedFile: true } : asked;
   const isFilling = images.all().some((image) => image.state === 'filling' && image.spec.name === spec.name);
@@ -69,7 +71,10 @@ function cloneBytes({ memory }: ForkQuestion, spec: VmSpec): number {
   return CLONE_BYTES + (memory === 'private' ? spec.memory.sizeBytes : 0);
 }
 
-/** A prefix of the user's own may meet other VMs; a stopped one gives way, and a waiting set has its names already. */
+/**
+ * Returns the clones' names that other VMs have. Only names from a user's prefix can collide. A stopped VM is replaced,
+ * and a waiting set has its names already.
+ */
 function namesTaken({ vms }: ForkContext, question: ForkQuestion, spec: VmSpec, warm: PooledSet | null): string[] {
   if (question.namePrefix === null) return [];
   const own = new Set(warm?.clones.map(({ vm }) => vm.spec.name));
@@ -79,12 +84,12 @@ function namesTaken({ vms }: ForkContext, question: ForkQuestion, spec: VmSpec, 
 
 function escapingDevices({ discardingDevices }: VmInventory, { escaping }: SpecDevices): string[] {
   return [
-    ...discardingDevices.map((device) => `${device} gives memory back, and with it pages of the image`),
-    ...escaping.map((what) => `${what} lets others than QEMU write to guest memory`),
+    ...discardingDevices.map((device) => `${device} discards guest memory, and with it pages of the image`),
+    ...escaping.map((what) => `${what} lets processes other than QEMU write to guest memory`),
   ];
 }
 
-/** The VM of an image is a VM no more: what pre-flight still asks of it is its description. */
+/** Describes the VM of an image for pre-flight. The image's record is all that is left of that VM. */
 function inventoryOf({ host, vms }: ForkContext, { spec, accel, qemuVersion }: ImageRecord): VmInventory {
   return {
     ...{ spec, accel, qemuVersion, state: 'stopped', epoch: 0, owner: host, job: null },

@@ -1,10 +1,10 @@
 /**
- * The disks of a VM that is forked. What it has written so far becomes a base that nobody writes to any more, and it
- * goes on in an overlay beside it: all disks at one moment, in the pause of the fork point. A parent that stays stopped
- * needs no overlay.
+ * The disks of a VM that is forked. Each file that the VM has written to becomes a base that no VM writes to any more.
+ * The VM continues in an overlay beside it. All disks switch at the same moment, in the pause of the fork point. A
+ * parent that stays stopped needs no overlay.
  *
- * Written down in this order: which overlays there will be (image record) → the overlays → the switch to them → where
- * the parent writes (its own record). Whoever finds this cut short asks the VM which file it has open.
+ * The order of the writes is: the list of overlays (image record) → the overlays → the switch to them → the files that
+ * the parent writes to (its own record). If a crash has interrupted this, the VM is asked which file it has open.
  */
 import { rm } from 'node:fs/promises';
 import type { DiskFiles, OpenOverlay } from '../../backends/backend.js';
@@ -20,7 +20,7 @@ export class ParentDisks {
   readonly #context: ForkContext;
   readonly #parent: ManagedVm;
   readonly #image: string;
-  /** What `snapshot` will switch to, or has. */
+  /** The overlays that `snapshot` switches to, or has switched to. */
   #open: readonly OpenOverlay[] = [];
 
   constructor(context: ForkContext, parent: ManagedVm, image: string) {
@@ -29,7 +29,7 @@ export class ParentDisks {
     this.#image = image;
   }
 
-  /** The parent runs. Its overlays are made, and QEMU has opened them. Again as often as wanted. */
+  /** Makes the overlays and has QEMU open them, while the parent runs. Idempotent. */
   async prepare(mode: ParentMode): Promise<void> {
     const { images, vms } = this.#context;
     const { process, spec } = this.#parent;
@@ -44,12 +44,12 @@ export class ParentDisks {
     });
   }
 
-  /** The parent stands still: all its disks, or none. */
+  /** Switches all disks to their overlays, or none. The parent must be stopped. */
   async snapshot(): Promise<void> {
     if (this.#open.length > 0) await this.#parent.process.disks.switchToOverlays(this.#open);
   }
 
-  /** Durable when it resolves: the parent's record names the files that it writes to now. */
+  /** Writes the new files into the parent's record. Durable when it resolves. */
   async settle(): Promise<void> {
     if (this.#open.length === 0) return;
     const { vms, images } = this.#context;
@@ -58,8 +58,8 @@ export class ParentDisks {
   }
 
   /**
-   * The parent runs on its own files again; what it has written since goes into them. Nothing to do for one that has
-   * ended.
+   * Merges the overlays into the parent's own files, and the parent uses these again. If the parent has ended, the
+   * overlays are merged offline and its record is left as it is.
    */
   async undo(): Promise<void> {
     const { vms, images } = this.#context;
@@ -68,7 +68,7 @@ export class ParentDisks {
     const { overlays } = images.get(this.#image);
     const isThere = vms.has(name) && vms.get(name) === this.#parent && this.#parent.state !== 'stopped';
     for (const [index, overlay] of overlays.entries()) {
-      if (isThere) await this.#parent.process.disks.takeOut(this.#image, index, overlay, this.#open);
+      if (isThere) await this.#parent.process.disks.removeOverlay(this.#image, index, overlay, this.#open);
       else await mergeOffline(vms.backend.diskFiles, overlay);
       await rm(overlay.path, { force: true });
     }
@@ -83,7 +83,7 @@ export class ParentDisks {
   }
 }
 
-/** Durable when it resolves: the VM's record names these files. */
+/** Writes these disk files into the VM's record. Durable when it resolves. */
 export async function amendDisks(
   vms: VmManager,
   name: string,
@@ -92,10 +92,10 @@ export async function amendDisks(
   await vms.amend(name, (record) => withDisks(record, fileOf));
 }
 
-/** Disks that no snapshot can be taken of, each with why. */
+/** Returns the reason for each disk that no snapshot can be taken of. */
 export async function diskBlockers(parent: ManagedVm): Promise<string[]> {
   if (parent.image !== null && parent.spec.disks.some(({ isReadOnly }) => !isReadOnly)) {
-    return [`${parent.spec.name} is a clone, whose disks end with it`];
+    return [`${parent.spec.name} is a clone: its disks are removed when it ends`];
   }
   const known = new Set(parent.spec.disks.map(({ id }) => id));
   const active = await parent.process.disks.active();
@@ -103,7 +103,7 @@ export async function diskBlockers(parent: ManagedVm): Promise<string[]> {
   return foreign.map(([id, { path }]) => `${id} (${path}) is not among the disks of the spec`);
 }
 
-/** The VM that wrote to the overlay has ended. */
+/** Merges an overlay whose VM has ended. Does nothing if the overlay is missing. */
 export async function mergeOffline(files: DiskFiles, overlay: ParentOverlay): Promise<void> {
   try {
     await files.commitOverlay(overlay.path);

@@ -1,13 +1,14 @@
 /**
- * The moment that a fork is about: the parent stands still, and its devices, its disks and its memory are those that
- * every clone begins with.
+ * The fork point: the moment whose devices, disks and memory every clone starts with. The parent is stopped during it.
  *
- *   running ─ stop ─► stands still ─ protect, snapshot of the disks ─ save ─► state saved ─ seal ─ run again ─► running
+ *   running ─ stop ─► stopped ────── protect, snapshot of the disks ─ save ─► state saved ─ seal ─ resume ────► running
  *                     └─────────────────────────────── the pause ──────────────────────────────────────────┘
  *
- * All memory was write-protected before, while the parent ran (arm), so protect has only what was written since. It
- * comes first because it has the most to do; what QEMU itself writes into guest memory while it saves devices is noted
- * as any write, and seal protects that again. From seal on a write of the parent waits until its page is copied.
+ * All memory was write-protected before, while the parent ran (arm), so protect handles only the pages written since
+ * then. Protect comes first because it takes the longest. Writes of QEMU itself to guest memory while it saves the
+ * devices are recorded like any write, and seal protects these pages again. After seal a write of the parent waits
+ * until
+ * its page has been copied.
  */
 import { writeFile } from 'node:fs/promises';
 import type { StateExport, StateStream } from '../../backends/backend.js';
@@ -16,26 +17,26 @@ import type { ForkPointReply } from '../../engine/ports/fork.js';
 import type { InjectPort } from '../../engine/ports/inject.js';
 import type { ImageCaptureHandle } from '../../native/types.js';
 
-/** The parent's device state, which is below a megabyte: a limit against a VM that has lost its mind. */
+/** Upper bound of the parent's device state. A healthy QEMU sends less than 1 MB. */
 const STATE_BYTES_MAX = 1024 * 1024 * 1024;
 
 export interface ForkPointOptions {
-  /** The parent's. */
+  /** Exports the parent's device state. */
   readonly state: StateExport;
-  /** null: the parent stays stopped, and its memory files are the image. */
+  /** Null if the parent stays stopped: its memory files then are the image. */
   readonly capture: ImageCaptureHandle | null;
   /**
-   * Clones are about to begin, and copying what nobody has asked for would take their processors; the caller sees to it
-   * afterwards.
+   * True if the caller starts the sweep later, because copying pages that no VM has asked for would take the processors
+   * from clones that are about to start.
    */
   readonly isSweepLater: boolean;
   readonly statePath: string;
-  /** Makes the disks' present files read-only for all. Called while the parent stands still. */
+  /** Makes the disks' current files read-only for all VMs. Called while the parent is stopped. */
   readonly snapshotDisks: () => Promise<void>;
   readonly inject: InjectPort;
 }
 
-/** If it rejects the parent may stand still: the caller lets it run on. */
+/** If it rejects, the parent may be stopped. The caller then resumes it. */
 export async function takeForkPoint(options: ForkPointOptions): Promise<ForkPointReply> {
   const { state, capture, inject } = options;
   const chunks: Buffer[] = [];
@@ -72,7 +73,9 @@ async function collect(stream: StateStream, chunks: Buffer[]): Promise<number> {
   for await (const chunk of stream) {
     chunks.push(chunk as Buffer);
     bytes += (chunk as Buffer).length;
-    if (bytes > STATE_BYTES_MAX) throw new MigrationError('QEMU_FAILED', 'the device state does not end');
+    if (bytes > STATE_BYTES_MAX) {
+      throw new MigrationError('QEMU_FAILED', `the device state exceeds ${STATE_BYTES_MAX} bytes`);
+    }
   }
   return bytes;
 }

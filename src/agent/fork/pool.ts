@@ -1,10 +1,10 @@
 /**
- * Sets of QEMUs that wait for forks nobody has asked for yet: a fork that fits takes a whole set, and what it took is
- * made again in the background once no job runs. A set costs its processes' own memory, some 16 MiB each, so there is a
- * limit, and all go when the host runs short of memory: little is available, or (PSI) tasks wait for it.
+ * Sets of QEMUs that wait for future forks. A fork that matches takes a whole set, and the set is made again in the
+ * background when no job runs. Each process of a set costs some 16 MiB of its own, so their number is limited. All sets
+ * are ended when the host runs short of memory: little is available, or (PSI) tasks wait for it.
  *
- * What users want to have waiting is durable. The processes are not taken over by a next daemon: it ends them (they are
- * incoming VMs of an image that no fork has committed) and makes new ones.
+ * The list of sets that users have asked for is durable. The processes do not outlive the daemon's restart: the next
+ * daemon ends them (they are incoming VMs of an image that no fork has committed) and makes new ones.
  */
 
 import { readFile } from 'node:fs/promises';
@@ -20,9 +20,9 @@ import type { ForkContext } from './context.js';
 import { newImage, ramOfImage, shapeOf } from './shape.js';
 import { type CloneShape, endClones, makeWaitingSet, type WaitingSet } from './waiting-set.js';
 
-/** All sets are given up when the host is out of the bounds. */
+/** All sets are ended when the host's memory is outside these bounds. */
 export interface PoolConfig extends MemoryBounds {
-  /** Waiting QEMUs, all sets together. */
+  /** The limit of waiting QEMUs in all sets together. */
   readonly processesMax: number;
 }
 
@@ -34,8 +34,8 @@ interface Entry {
   readonly image: string;
   readonly key: string;
   readonly request: WarmRequest;
-  readonly giveUp: AbortController;
-  /** null while it is being made. */
+  readonly cancel: AbortController;
+  /** Null while the set is being made. */
   set: PooledSet | null;
 }
 
@@ -47,7 +47,7 @@ export interface PoolOptions {
 }
 
 const UPKEEP_MS = 2_000;
-/** What a waiting QEMU takes. */
+/** The memory that a waiting QEMU takes. */
 const PROCESS_BYTES = 20 * 1024 * 1024;
 
 const wantedSchema: z.ZodType<WarmRequest[]> = z.array(
@@ -83,24 +83,24 @@ export class Pool {
     context.vms.on('exit', this.#onExit);
   }
 
-  /** Sets that were wanted before the daemon was restarted are made again, in the background. */
+  /** Makes the sets that were wanted before the daemon's restart, in the background. */
   async start(): Promise<void> {
     const text = await readFile(this.#path, 'utf8').catch(() => '[]');
     try {
       this.#wanted = wantedSchema.parse(JSON.parse(text));
     } catch (cause) {
-      const err = new MigrationError('CORRUPT', `${this.#path} does not say what is to wait`, { cause });
-      this.#context.log.error({ err }, 'no set of waiting QEMUs is made again');
+      const err = new MigrationError('CORRUPT', `${this.#path} is not a valid list of pool requests`, { cause });
+      this.#context.log.error({ err }, 'the pool starts empty: no set of waiting QEMUs is made again');
     }
-    this.#keepUp();
+    this.#startUpkeep();
   }
 
-  /** QEMUs stay; the next daemon ends them. */
+  /** Leaves the waiting QEMUs running. The next daemon ends them. */
   async close(): Promise<void> {
     this.#isClosed = true;
     this.#context.vms.off('exit', this.#onExit);
     if (this.#upkeep !== null) clearInterval(this.#upkeep);
-    for (const entry of this.#entries.values()) if (entry.set === null) entry.giveUp.abort();
+    for (const entry of this.#entries.values()) if (entry.set === null) entry.cancel.abort();
     await this.#working;
   }
 
@@ -119,28 +119,30 @@ export class Pool {
     });
   }
 
-  /** Resolves when all of the set wait. From now on there shall be such a set, also after a restart. */
+  /** Resolves when all QEMUs of the set wait. From then on the pool keeps such a set, also after a restart. */
   async warm(request: WarmRequest): Promise<WarmSetView> {
     const entry = await this.#make(request);
-    if (!this.#wanted.some((wanted) => sameRequest(wanted, request))) await this.#want([...this.#wanted, request]);
+    if (!this.#wanted.some((wanted) => sameRequest(wanted, request))) await this.#setWanted([...this.#wanted, request]);
     const view = this.list().find(({ image }) => image === entry.image);
-    if (view === undefined) throw new MigrationError('CANCELLED', 'the set has been given up');
+    if (view === undefined) {
+      throw new MigrationError('CANCELLED', `the set of waiting QEMUs for ${request.vm} was removed meanwhile`);
+    }
     return view;
   }
 
-  /** Those of one VM, or all; they are not wanted any more. */
+  /** Ends the sets of one VM, or all sets (null). The pool does not make them again. */
   async drain(vm: string | null): Promise<{ readonly endedCount: number }> {
-    await this.#want(this.#wanted.filter((request) => vm !== null && request.vm !== vm));
+    await this.#setWanted(this.#wanted.filter((request) => vm !== null && request.vm !== vm));
     let endedCount = 0;
     for (const entry of [...this.#entries.values()]) {
       if (vm !== null && entry.request.vm !== vm) continue;
       endedCount += entry.set?.clones.length ?? 0;
-      await this.#give(entry);
+      await this.#remove(entry);
     }
     return { endedCount };
   }
 
-  /** One that a fork of this VM would take. */
+  /** Returns the set that a fork of this VM would take, or null. */
   find(parent: ManagedVm, question: Omit<CloneShape, 'parent' | 'accel'>): PooledSet | null {
     const { cloneCount, namePrefix, parentMode, memory, network, disks } = question;
     const { spec, accel } = parent;
@@ -148,7 +150,7 @@ export class Pool {
     return this.#entryFor(shape)?.set ?? null;
   }
 
-  /** Takes a set that fits out of the pool: it is the caller's. null: there is none. */
+  /** Takes a matching set out of the pool, and the caller owns it. Returns null if there is none. */
   claim(shape: CloneShape): PooledSet | null {
     const entry = this.#entryFor(shape);
     if (entry === null) return null;
@@ -176,10 +178,11 @@ export class Pool {
     if (existing !== undefined) return existing;
     const processCount = [...this.#entries.values()].reduce((sum, entry) => sum + entry.request.cloneCount, 0);
     if (processCount + request.cloneCount > this.#config.processesMax) {
+      const { processesMax } = this.#config;
       throw new MigrationError(
         'PREFLIGHT_REFUSED',
-        `${processCount} QEMUs wait; ${request.cloneCount} more exceed the limit of ${this.#config.processesMax}`,
-        { remedy: 'drain sets that nobody needs ("vmctl pool drain"), or raise pool.processesMax' },
+        `the pool has ${processCount} QEMUs; ${request.cloneCount} more exceed the limit of ${processesMax}`,
+        { remedy: 'remove unused sets with "vmctl pool drain", or raise pool.processesMax' },
       );
     }
     const reading = await this.#readMemory();
@@ -191,16 +194,18 @@ export class Pool {
       );
     }
     const image = this.#randomId();
-    const entry: Entry = { image, key, request, giveUp: new AbortController(), set: null };
+    const entry: Entry = { image, key, request, cancel: new AbortController(), set: null };
     this.#entries.set(image, entry);
     try {
       const record = newImage(this.#context, image, shape);
       await images.create(record, ramOfImage(shape, parent));
-      const options = { fork: image, isPartialAllowed: false, signal: entry.giveUp.signal };
+      const options = { fork: image, isPartialAllowed: false, signal: entry.cancel.signal };
       const set = await makeWaitingSet(this.#context, record, shape, options);
       entry.set = { ...set, image };
-      if (!this.#entries.has(image) || !vms.has(vm)) throw new MigrationError('CANCELLED', 'the set has been given up');
-      this.#keepUp();
+      if (!this.#entries.has(image) || !vms.has(vm)) {
+        throw new MigrationError('CANCELLED', `the set of waiting QEMUs for ${vm} was removed meanwhile`);
+      }
+      this.#startUpkeep();
       return entry;
     } catch (error) {
       this.#entries.delete(image);
@@ -210,46 +215,46 @@ export class Pool {
     }
   }
 
-  /** Out of the pool, with all its processes. One that is being made cleans up behind itself. */
-  async #give(entry: Entry): Promise<void> {
+  /** Takes a set out of the pool and ends its processes. If the set is still being made, `#make` ends them. */
+  async #remove(entry: Entry): Promise<void> {
     this.#entries.delete(entry.image);
-    entry.giveUp.abort();
+    entry.cancel.abort();
     if (entry.set !== null) await this.#dispose(entry.set);
   }
 
-  async #want(wanted: readonly WarmRequest[]): Promise<void> {
+  async #setWanted(wanted: readonly WarmRequest[]): Promise<void> {
     this.#wanted = wanted;
     await writeDurably(this.#path, `${JSON.stringify(wanted, null, 2)}\n`);
-    this.#keepUp();
+    this.#startUpkeep();
   }
 
-  /** Runs while there is anything to look after. */
-  #keepUp(): void {
+  /** Starts the periodic upkeep if the pool wants or has a set. */
+  #startUpkeep(): void {
     const isNeeded = this.#wanted.length > 0 || this.#entries.size > 0;
     if (!isNeeded || this.#isClosed || this.#upkeep !== null) return;
     this.#upkeep = setInterval(() => {
       this.#working = this.#working
-        .then(() => this.#lookAfter())
+        .then(() => this.#maintain())
         .catch((error: unknown) => {
-          this.#context.log.warn({ err: toMigrationError(error) }, 'the pool of waiting QEMUs is not as it should be');
+          this.#context.log.warn({ err: toMigrationError(error) }, 'a set of waiting QEMUs cannot be made or removed');
         });
     }, UPKEEP_MS);
     this.#upkeep.unref();
   }
 
-  async #lookAfter(): Promise<void> {
+  async #maintain(): Promise<void> {
     const { vms, log } = this.#context;
     if (this.#isClosed) return;
     const reading = await this.#readMemory();
     const state = memoryState(reading, this.#config);
     if (state === 'short') {
       if (this.#entries.size > 0) log.warn(reading, 'memory is short: waiting QEMUs are ended');
-      for (const entry of [...this.#entries.values()]) await this.#give(entry);
+      for (const entry of [...this.#entries.values()]) await this.#remove(entry);
       return;
     }
-    // A fork under way has the processors for itself.
+    // The pool leaves the processors to a job in progress.
     if (vms.all().some(({ job }) => job !== null)) return;
-    await this.#giveStale();
+    await this.#removeStale();
     if (state === 'tight') return;
     for (const request of this.#wanted) {
       if (this.#isClosed || !vms.has(request.vm) || vms.get(request.vm).state !== 'running') continue;
@@ -257,14 +262,14 @@ export class Pool {
     }
   }
 
-  /** Of a VM that is not there any more, or that has another shape since. */
-  async #giveStale(): Promise<void> {
+  /** Removes the sets of VMs that are gone or whose shape has changed. */
+  async #removeStale(): Promise<void> {
     const { vms } = this.#context;
     for (const entry of [...this.#entries.values()]) {
       const { vm, ...shape } = entry.request;
       const parent = vms.has(vm) ? vms.get(vm) : null;
       const isFit = parent !== null && keyOf({ ...shape, parent: parent.spec, accel: parent.accel }) === entry.key;
-      if (entry.set !== null && !isFit) await this.#give(entry);
+      if (entry.set !== null && !isFit) await this.#remove(entry);
     }
   }
 
@@ -273,8 +278,9 @@ export class Pool {
     const image = vms.has(name) ? vms.get(name).image : null;
     const entry = image === null ? undefined : this.#entries.get(image);
     if (entry === undefined) return;
-    this.#give(entry).catch((error: unknown) => {
-      log.error({ image, err: toMigrationError(error) }, 'a set of waiting QEMUs that has lost one is not gone');
+    this.#remove(entry).catch((error: unknown) => {
+      const err = toMigrationError(error);
+      log.error({ image, err }, 'one QEMU of a waiting set has ended, and the others cannot be removed');
     });
   };
 }

@@ -1,5 +1,5 @@
 /**
- * Everything that a fork needs before its parent is touched: the image's record and files, and a QEMU that waits for
+ * Makes everything that a fork needs before it touches the parent: the image's record and files, and a waiting QEMU for
  * each clone.
  */
 import type { PrepareForkRequest } from '../../engine/ports/fork.js';
@@ -10,7 +10,7 @@ import type { ForkParts } from './session.js';
 import { newImage, ramOfImage, shapeOf } from './shape.js';
 import { endClones, makeWaitingSet, type WaitingSet } from './waiting-set.js';
 
-/** When it rejects, nothing is left. */
+/** If it rejects, it has removed everything it had made. */
 export async function prepareFork(
   context: ForkContext,
   request: PrepareForkRequest,

@@ -1,7 +1,8 @@
 /**
- * Clones with memory of their own (`--memory private`): each is filled from the complete image as an arriving VM is
- * from its source, by page faults ahead of a sweep, over the host's own shared-memory transport. Once it is full it is
- * a VM like any other, and knows no image any more.
+ * Clones with memory of their own (`--memory private`). Each clone is filled from the complete image like a migrating
+ * VM
+ * from its source: by page faults, ahead of a sweep, over the host's own shared-memory transport. A clone that is full
+ * is an ordinary VM and does not depend on the image any more.
  */
 import { randomBytes } from 'node:crypto';
 import { unlink } from 'node:fs/promises';
@@ -26,8 +27,8 @@ export class PrivateCopies {
   }
 
   /**
-   * The image is complete: faults of these clones are served. `isResume`: an earlier daemon has fetched some of their
-   * pages.
+   * Starts serving the faults of these clones. The image must be complete. `isResume` is true if an earlier daemon has
+   * fetched some of their pages.
    */
   async open(clones: readonly ManagedVm[], isResume: boolean): Promise<void> {
     for (const vm of clones) {
@@ -37,12 +38,12 @@ export class PrivateCopies {
     }
   }
 
-  /** They run: the rest is fetched too. */
+  /** Starts fetching the remaining pages. To be called when the clones run. */
   fill(): void {
     for (const copy of this.#copies.values()) copy.pages.start();
   }
 
-  /** The clone has ended. */
+  /** Closes the session of a clone that has ended. */
   async drop(vm: ManagedVm): Promise<void> {
     const copy = this.#copies.get(vm);
     this.#copies.delete(vm);
@@ -62,7 +63,7 @@ export class PrivateCopies {
     return this.#copies.size * (sizeBytes / pageBytes);
   }
 
-  /** All are full: from here on they are ordinary VMs. */
+  /** Makes the clones ordinary VMs. All of them must be full. */
   async finish(): Promise<void> {
     const { vms } = this.#context;
     for (const [vm, copy] of this.#copies) {
@@ -79,7 +80,7 @@ export class PrivateCopies {
     this.#copies.clear();
   }
 
-  /** Sessions end, pages that are missing stay missing. */
+  /** Closes all sessions. Missing pages stay missing. */
   async close(): Promise<void> {
     await Promise.all([...this.#copies.values()].map((copy) => copy.close()));
   }

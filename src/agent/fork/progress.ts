@@ -1,4 +1,4 @@
-/** How far a fork is, from its record and from what copies pages for it. */
+/** Computes the progress of a fork from its record and from the sessions that copy its pages. */
 
 import type { ErrorJson } from '../../domain/errors.js';
 import type { ForkProgress } from '../../engine/ports/fork.js';
@@ -10,7 +10,7 @@ import type { ForkRecord } from './record.js';
 export interface ProgressParts {
   readonly record: ForkRecord;
   readonly image: ImageRecord;
-  /** The parent runs on, and so its pages are copied. */
+  /** True if the parent continues to run, so that its pages are copied. */
   readonly isCopied: boolean;
   readonly capture: CaptureSession | null;
   readonly copies: PrivateCopies | null;

@@ -1,6 +1,6 @@
 /**
- * What a daemon must know of a fork to finish or undo it after a restart. `save` of a committed one is the one write
- * that makes its clones VMs.
+ * The record of a fork: what a daemon must know to finish or undo it after a restart. Saving a record with the state
+ * `committed` is the one write that makes the clones VMs.
  */
 
 import { join } from 'node:path';
@@ -13,8 +13,9 @@ import { cloneDisks, cloneMemory, cloneNetwork, imageId, parentMode } from '../.
 import { checkImageId } from '../image/record.js';
 
 /**
- * preparing: nothing of it is worth keeping · prepared: up to commit · committed: its clones are VMs, its image may
- * still be filling
+ * preparing: nothing of the fork is kept after a crash · prepared: until the commit · committed: its clones are VMs,
+ * and
+ * its image may still be filling
  */
 const FORK_RECORD_STATES = ['preparing', 'prepared', 'committed'] as const;
 export type ForkRecordState = (typeof FORK_RECORD_STATES)[number];
@@ -23,14 +24,14 @@ export interface ForkRecord {
   readonly version: 1;
   readonly request: PrepareForkRequest;
   readonly state: ForkRecordState;
-  /** Another than the fork's where a waiting set was taken, or an image that was there is run. */
+  /** It differs from the fork's id if the fork took a waiting set or runs an existing image. */
   readonly image: string;
   readonly isWarm: boolean;
-  /** Those of all clones that are left; a committed record holds the ones that run. */
+  /** The clones that have not failed. In a committed record these are the clones that run. */
   readonly clones: readonly CloneIdentity[];
-  /** What else the coordinator may have forgotten; null before the commit. */
+  /** The other results, for a coordinator that has lost them. Null before the commit. */
   readonly outcome: ForkOutcome | null;
-  /** Why its image cannot be filled, if so; its clones are ended. */
+  /** The reason why the image cannot be filled, or null. With a failure, the clones are ended. */
   readonly failure: ErrorJson | null;
 }
 

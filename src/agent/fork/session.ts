@@ -1,11 +1,11 @@
 /**
- * One fork on its host, from the waiting QEMUs to the image that is complete. What a call may be made after,
- * src/engine/ports/fork.ts says.
+ * One fork on its host, from the waiting QEMUs to the complete image. src/engine/ports/fork.ts defines the order of the
+ * calls.
  *
  *   prepared ─ armParent ─► armed ─ forkPoint ─► pointed ─ startClones ─► started ─ commitFork ─► committed ─► complete
  *
- * The record says `committed` or not, and that divides its life: before, discard takes everything away and the parent
- * runs on as if nothing had been; from then on the clones are VMs and the image only waits for pages.
+ * The commit divides the life of a fork. Before it, `discard` removes everything and the parent continues as if there
+ * had been no fork. After it, the clones are VMs and the image only waits for pages.
  */
 
 import type { StateExport } from '../../backends/backend.js';
@@ -29,13 +29,13 @@ import { PrivateCopies } from './private-copies.js';
 import { progressOf } from './progress.js';
 import type { ForkOutcome, ForkRecord } from './record.js';
 import { settleCommitted } from './settle.js';
-import { letParentRun } from './undo.js';
-import { filesChanged, giveUpImage, isLasting } from './unfillable.js';
+import { resumeParent } from './undo.js';
+import { filesChanged, giveUpImage, isPermanent } from './unfillable.js';
 import { endClones, firstFailure, type WaitingClone } from './waiting-set.js';
 
 export interface ForkParts {
   readonly record: ForkRecord;
-  /** null where an image is run that was there. */
+  /** Null if the fork runs an existing image. */
   readonly parent: ManagedVm | null;
   readonly clones: readonly WaitingClone[];
   readonly failures: readonly CloneFailure[];
@@ -55,9 +55,9 @@ export class ForkSession {
   #pointing: Promise<ForkPointReply> | null = null;
   #starting: Promise<StartClonesReply> | null = null;
   #committing: Promise<void> | null = null;
-  /** What a commit leaves to be written; resolved before the fork is forgotten. */
+  /** The writes that follow the commit. They are done before the fork is forgotten. */
   #afterCommit: Promise<void> = Promise.resolve();
-  /** What the end of the capture leaves to be done. */
+  /** The work that follows the end of the capture. */
   #afterCapture: Promise<void> = Promise.resolve();
   #outcome: ForkOutcome = { failures: [], parentPauseMs: 0, deviceStateBytes: 0, ready: [] };
   #isOver = false;
@@ -87,8 +87,8 @@ export class ForkSession {
     return { image, isWarm, clones, failures: this.#failures.map(inJson) };
   }
 
-  /** Of an earlier daemon, committed: its clones run, its image may still be filling. */
-  async takeUp(): Promise<void> {
+  /** Continues a committed fork of an earlier daemon. Its clones run, and its image may still be filling. */
+  async resume(): Promise<void> {
     const { failure } = this.#record;
     const hasFailed = failure !== null || this.#context.images.get(this.#record.image).state === 'failed';
     if (hasFailed) {
@@ -96,10 +96,10 @@ export class ForkSession {
       return;
     }
     try {
-      await this.#goOnFilling();
+      await this.#resumeCapture();
     } catch (thrown) {
       const error = toMigrationError(thrown);
-      if (!isLasting(error)) throw error;
+      if (!isPermanent(error)) throw error;
       await this.#fail(error);
       return;
     }
@@ -108,7 +108,7 @@ export class ForkSession {
     this.#afterCommit.catch(() => undefined);
   }
 
-  async #goOnFilling(): Promise<void> {
+  async #resumeCapture(): Promise<void> {
     const image = this.#context.images.get(this.#record.image);
     if (!this.#isCopied || image.state === 'complete') return;
     const capture = await CaptureSession.open(this.#context, image, { parent: this.#parent, isResume: true });
@@ -147,7 +147,7 @@ export class ForkSession {
   async progress(): Promise<ForkProgress> {
     const { images, host } = this.#context;
     if (!images.has(this.#record.image)) {
-      throw new MigrationError('NOT_FOUND', `image ${this.#record.image} is not on ${host} any more`);
+      throw new MigrationError('NOT_FOUND', `image ${this.#record.image} is no longer on ${host}`);
     }
     const image = images.get(this.#record.image);
     return progressOf({
@@ -156,11 +156,11 @@ export class ForkSession {
     });
   }
 
-  /** CONFLICT while pages are still being copied. */
+  /** Throws CONFLICT while pages are still being copied. */
   async finish(): Promise<void> {
     const { state } = await this.progress();
     if (!this.isCommitted || state === 'filling') {
-      throw new MigrationError('CONFLICT', 'pages of the image are still being copied');
+      throw new MigrationError('CONFLICT', `pages of image ${this.#record.image} are still being copied`);
     }
     await this.#afterCommit;
     await this.#afterCapture;
@@ -171,40 +171,43 @@ export class ForkSession {
     this.#isOver = true;
   }
 
-  /** CONFLICT after the commit. */
+  /** Throws CONFLICT after the commit. */
   async discard(): Promise<void> {
     await this.#committing?.catch(() => undefined);
-    if (this.isCommitted)
-      throw new MigrationError('CONFLICT', 'the clones of the fork run: they are not taken away any more');
+    if (this.isCommitted) {
+      const { fork } = this.request;
+      throw new MigrationError('CONFLICT', `fork ${fork} is committed: its clones run and cannot be discarded`);
+    }
     this.#isOver = true;
-    // What is under way fails, or finds that it is over.
+    // Steps in progress fail, or find that #isOver is set.
     this.#state?.end();
     const { images, forkStore } = this.#context;
-    // Clones that have loaded must not go on without the pages they lack; while there are none, the parent comes first.
+    // Clones that have loaded the state must not run on without their missing pages, so they end first. If no clone has
+    // started, the parent is released first.
     if (this.#starting !== null) await this.#endClones();
     await Promise.allSettled([this.#arming, this.#pointing, this.#starting]);
     await this.#capture?.abandon();
     await this.#state?.close();
-    if (this.#parent !== null) await letParentRun(this.#context, this.#parent);
+    if (this.#parent !== null) await resumeParent(this.#context, this.#parent);
     await this.#endClones();
     await this.#disks?.undo();
     if (this.request.image === null) await images.delete(this.#record.image);
     await forkStore.remove(this.request.fork);
   }
 
-  /** QEMU has ended by itself; before the handle on its memory is closed. */
+  /** Called when a QEMU has ended by itself, before the handle on its memory is closed. */
   lost(vm: ManagedVm): void {
     if (!this.#clones.some((clone) => clone.vm === vm)) return;
     if (!this.#isPrivate) this.#capture?.removeClone(vm);
     this.#copies?.drop(vm).catch((error: unknown) => {
       this.#context.log.error(
         { vm: vm.spec.name, err: toMigrationError(error) },
-        'the pages of a dead clone do not close',
+        'the page session of a clone that has ended cannot be closed',
       );
     });
   }
 
-  /** The daemon goes: everything stays as it is for the next one. */
+  /** Called when the daemon exits. Everything stays as it is for the next daemon. */
   async close(): Promise<void> {
     this.#isOver = true;
     await this.#copies?.close();
@@ -221,7 +224,7 @@ export class ForkSession {
     await endClones(this.#context, clones);
   }
 
-  /** null while the image can be filled, as far as is known. */
+  /** The error that stopped the capture, or null. */
   get #captureFailure(): MigrationError | null {
     const snapshot = this.#capture?.snapshot;
     if (snapshot?.state !== 'failed') return null;
@@ -229,14 +232,14 @@ export class ForkSession {
     return new MigrationError('NATIVE_FAILED', 'the image of the clones cannot be filled');
   }
 
-  /** Rejects if the image fails; else for ever pending. */
-  async #unfillable(): Promise<never> {
+  /** Rejects if the capture fails. Otherwise it never settles. */
+  async #rejectOnFailure(): Promise<never> {
     await this.#capture?.over;
     if (this.#captureFailure !== null) throw this.#captureFailure;
     return new Promise(() => undefined);
   }
 
-  /** Filled from the image's files, in which what has not been copied yet would be zeros: the image comes first. */
+  /** Waits for the complete image first: pages that have not been copied yet would be zeros in its files. */
   async #openCopies(isResume: boolean): Promise<void> {
     await this.#capture?.over;
     if (this.#captureFailure !== null) throw this.#captureFailure;
@@ -253,13 +256,13 @@ export class ForkSession {
     return this.request.memory === 'private';
   }
 
-  /** The parent runs on, and so its pages are copied. */
+  /** True if the parent continues to run, so that its pages are copied. */
   get #isCopied(): boolean {
     return this.request.image === null && this.request.parentMode === 'continue';
   }
 
   async #armOnce(): Promise<void> {
-    this.#mustLive();
+    this.#refuseIfEnded();
     const parent = this.#parent;
     if (parent === null) return;
     const { images, inject } = this.#context;
@@ -277,7 +280,7 @@ export class ForkSession {
   }
 
   async #pointOnce(): Promise<ForkPointReply> {
-    this.#mustLive();
+    this.#refuseIfEnded();
     const { images, inject, log } = this.#context;
     const { image: id, request } = this.#record;
     if (this.#parent === null)
@@ -288,7 +291,7 @@ export class ForkSession {
     const reply = await takeForkPoint({
       state,
       capture: this.#capture?.handle ?? null,
-      // A clone's own memory is copied out of the image: there the image comes first.
+      // Private clones start only when the image is complete, so the sweep must not wait for them.
       isSweepLater: !this.#isPrivate,
       statePath: images.statePath(id),
       snapshotDisks: () => disks.snapshot(),
@@ -304,15 +307,15 @@ export class ForkSession {
   }
 
   async #startOnce(): Promise<StartClonesReply> {
-    this.#mustLive();
+    this.#refuseIfEnded();
     const beganAtMs = performance.now();
     const beganAt = Date.now();
     await this.#context.inject.hit('agent:fork:start');
     if (this.#isPrivate) await this.#openCopies(false);
     const { isPartialAllowed } = this.request;
     const starting = startLoaded(this.#clones, { isPartialAllowed });
-    // Clones wait for pages while they load, and those of an image that cannot be filled never come.
-    const { running, failures } = await Promise.race([starting, this.#unfillable()]);
+    // Clones wait for pages while they load. If the image cannot be filled, these pages never come.
+    const { running, failures } = await Promise.race([starting, this.#rejectOnFailure()]);
     await this.#capture?.sweep();
     this.#context.log.debug(
       { fork: this.request.fork, clones: running.length, ms: performance.now() - beganAtMs },
@@ -338,7 +341,7 @@ export class ForkSession {
 
   async #commitOnce(): Promise<void> {
     if (this.isCommitted) return;
-    this.#mustLive();
+    this.#refuseIfEnded();
     if (this.#starting === null) throw new MigrationError('CONFLICT', 'the clones have not been started');
     await this.#starting;
     const { forkStore, inject } = this.#context;
@@ -364,7 +367,7 @@ export class ForkSession {
       .then((outcome) => this.#captureOver(outcome))
       .catch((error: unknown) => {
         const err = toMigrationError(error);
-        this.#context.log.error({ fork: this.request.fork, err }, 'the end of a fork cannot be written down');
+        this.#context.log.error({ fork: this.request.fork, err }, 'the end of the capture cannot be recorded');
       });
   }
 
@@ -376,15 +379,15 @@ export class ForkSession {
     await this.#context.images.update(this.#record.image, { state: outcome });
   }
 
-  /** Its image can never be complete. */
+  /** Gives up the image, which can never be complete. */
   async #fail(failure: MigrationError): Promise<void> {
     this.#record = { ...this.#record, failure: failure.toJSON() };
     const clones = this.#clones.map(({ vm }) => vm);
     await giveUpImage(this.#context, { record: this.#record, clones, capture: this.#capture, parent: this.#parent });
   }
 
-  #mustLive(): void {
-    if (this.#isOver) throw new MigrationError('CONFLICT', 'the fork has ended');
+  #refuseIfEnded(): void {
+    if (this.#isOver) throw new MigrationError('CONFLICT', `fork ${this.request.fork} has ended`);
   }
 }
 

@@ -1,4 +1,4 @@
-/** The records that follow from that of a fork which has been committed: a restart does the same again. */
+/** Writes the records that follow from a committed fork. Idempotent: a restarted daemon does it again. */
 
 import { inParallel } from '../../kit/parallel.js';
 import type { ManagedVm } from '../vm/vms.js';
@@ -11,7 +11,7 @@ export interface SettledParts {
   readonly record: ForkRecord;
   readonly parent: ManagedVm | null;
   readonly clones: readonly { readonly vm: ManagedVm }[];
-  /** The parent runs on, and so its pages are copied. */
+  /** True if the parent continues to run, so that its pages are copied. */
   readonly isCopied: boolean;
 }
 
@@ -20,12 +20,12 @@ export async function settleCommitted(context: ForkContext, parts: SettledParts)
   const { parent, clones, isCopied } = parts;
   const { image: id, request } = parts.record;
   if (images.get(id).state === 'capturing') await images.update(id, { state: isCopied ? 'filling' : 'complete' });
-  // Together: beside guests that have just woken up, each of the daemon's steps waits for a processor.
+  // In parallel, because each step of the daemon waits for a processor beside guests that have just resumed.
   const settled = await inParallel(clones, SETTLED_AT_ONCE, async ({ vm }) => {
     const { name } = vm.spec;
     if (!vms.has(name) || vms.get(name) !== vm) return;
     if (vm.state === 'incoming') await vms.setState(name, 'running');
-    // Pages are missing: nobody may move it on before it has them.
+    // A private clone lacks pages, so no job may migrate it before it has them.
     if (request.memory === 'private' && vm.state !== 'stopped') await vms.reserve(name, request.job);
   });
   for (const outcome of settled) if ('error' in outcome) throw outcome.error;

@@ -8,12 +8,12 @@ import type { CloneShape } from './waiting-set.js';
 
 export type ShapeRequest = Omit<PrepareForkRequest, 'fork' | 'job' | 'isPartialAllowed'>;
 
-/** CONFLICT or UNSUPPORTED if this VM or image cannot be forked now. */
+/** Throws CONFLICT, VM_BUSY or UNSUPPORTED if this VM or image cannot be forked now. */
 export function shapeOf(context: ForkContext, request: ShapeRequest): { shape: CloneShape; parent: ManagedVm | null } {
   const { images, vms } = context;
   const { cloneCount, namePrefix, parentMode, memory, network, disks } = request;
   if (!Number.isInteger(cloneCount) || cloneCount < 1 || cloneCount > CLONES_MAX) {
-    throw new MigrationError('USAGE', `a fork has 1 to ${CLONES_MAX} clones`);
+    throw new MigrationError('USAGE', `the clone count of a fork must be 1-${CLONES_MAX}`);
   }
   const common = { cloneCount, namePrefix, parentMode, memory, network, disks };
   if (request.image !== null) {
@@ -21,24 +21,24 @@ export function shapeOf(context: ForkContext, request: ShapeRequest): { shape: C
     if (image.state !== 'complete') throw new MigrationError('CONFLICT', `image ${image.id} is ${image.state}`);
     return { shape: { ...common, parent: image.spec, accel: image.accel }, parent: null };
   }
-  if (request.vm === null) throw new MigrationError('USAGE', 'a fork is of a VM or of an image');
+  if (request.vm === null) throw new MigrationError('USAGE', 'a fork needs the name of a VM or the id of an image');
   const parent = vms.get(request.vm);
   const { spec, state, accel } = parent;
   if (state !== 'running') throw new MigrationError('CONFLICT', `${spec.name} is ${state}`);
   const isClone = spec.memory.backing === 'image';
   if (isClone && parentMode === 'stop') {
-    throw new MigrationError('UNSUPPORTED', `${spec.name} shares its memory with an image: it cannot become one`, {
-      remedy: '--parent continue',
+    throw new MigrationError('UNSUPPORTED', `${spec.name} shares its memory with an image: it cannot be an image`, {
+      remedy: 'use --parent continue',
     });
   }
   if (spec.memory.backing === 'private') {
-    throw new MigrationError('UNSUPPORTED', `the memory of ${spec.name} is not in files of its own`, {
+    throw new MigrationError('UNSUPPORTED', `${spec.name} has private memory, which no clone can share`, {
       remedy: 'fork a VM that was run with memory.backing "shared"',
     });
   }
   if (parentMode === 'continue' && parent.memory === null) {
-    throw new MigrationError('UNSUPPORTED', `${spec.name} runs without the preload: its writes cannot be held back`, {
-      remedy: '--parent stop, or run the VM with preload: true',
+    throw new MigrationError('UNSUPPORTED', `${spec.name} runs without the preload: its writes cannot be intercepted`, {
+      remedy: 'use --parent stop, or run the VM with preload: true',
     });
   }
   const filling = images.all().find((image) => image.state === 'filling' && image.spec.name === spec.name);
@@ -54,7 +54,7 @@ export function newImage(context: ForkContext, id: string, shape: CloneShape): I
     id,
     state: 'capturing',
     parentMode: shape.parentMode,
-    // Memory files of the image's own, whatever the parent had.
+    // The image has memory files of its own, whatever the parent's backing is.
     spec: { ...shape.parent, memory: { ...shape.parent.memory, backing: 'shared' } },
     accel: shape.accel,
     qemuVersion: context.vms.get(shape.parent.name).qemuVersion,
@@ -65,7 +65,7 @@ export function newImage(context: ForkContext, id: string, shape: CloneShape): I
   };
 }
 
-/** The parent's own files where it stays stopped: they are the image. */
+/** Returns the parent's own memory files if it stays stopped, because they become the image. Otherwise null. */
 export function ramOfImage(shape: CloneShape, parent: ManagedVm | null): ManagedVm['regions'] | null {
   return shape.parentMode === 'stop' && parent !== null ? parent.regions : null;
 }

@@ -1,4 +1,4 @@
-/** A parent back to what it was before a fork that was given up, by this daemon or an earlier one. */
+/** Restores the parent of a cancelled fork, left by this daemon or an earlier one. */
 
 import { toMigrationError } from '../../domain/errors.js';
 import type { ManagedVm } from '../vm/vms.js';
@@ -7,21 +7,21 @@ import { ParentDisks } from './parent-disks.js';
 import type { ForkRecord } from './record.js';
 import { endClones } from './waiting-set.js';
 
-/** Its memory is not protected any more. Nothing to do for one that has ended. */
-export async function letParentRun(context: ForkContext, parent: ManagedVm): Promise<void> {
+/** Resumes the parent. Its memory must not be protected any more. Does nothing for a parent that has ended. */
+export async function resumeParent(context: ForkContext, parent: ManagedVm): Promise<void> {
   const { vms, log } = context;
   const { name } = parent.spec;
   const isThere = (): boolean => vms.has(name) && vms.get(name) === parent && parent.state !== 'stopped';
   if (!isThere()) return;
   try {
-    await parent.process.runAgain();
+    await parent.process.cancelAndRun();
   } catch (error) {
     if (isThere()) throw toMigrationError(error);
-    log.warn({ vm: name }, 'the parent of a fork has ended before the fork was undone');
+    log.warn({ vm: name }, 'the parent of a fork ended before the fork was undone');
   }
 }
 
-/** A fork of an earlier daemon that was not committed. */
+/** Undoes an uncommitted fork of an earlier daemon. */
 export async function undoFork(context: ForkContext, record: ForkRecord): Promise<void> {
   const { vms, images, forkStore, native } = context;
   const { fork, vm: name, image, parentMode } = record.request;
@@ -30,7 +30,7 @@ export async function undoFork(context: ForkContext, record: ForkRecord): Promis
   const parent = image === null && name !== null && vms.has(name) ? vms.get(name) : null;
   if (parent !== null && images.has(record.image)) {
     if (parentMode === 'continue' && parent.memory !== null) await native.releaseVm(parent.memory);
-    await letParentRun(context, parent);
+    await resumeParent(context, parent);
   }
   await endClones(
     context,

@@ -1,7 +1,7 @@
 /**
- * An image that can never be complete: no room for it, or a file that is not what it was. Its clones would wait for
- * ever for the pages it lacks (nobody reads zeros in their place), so they are ended. The parent runs on, unprotected,
- * and what the image held is given back; its record stays for people to see.
+ * Gives up an image that can never be complete, because there is no space for it or one of its files has changed. Its
+ * clones are ended: they would wait for ever for the missing pages, and must not read zeros instead. The parent
+ * continues, unprotected, and the image's memory is freed. The image's record stays for users to see.
  */
 import { type ErrorCode, MigrationError, toMigrationError } from '../../domain/errors.js';
 import { inParallel } from '../../kit/parallel.js';
@@ -12,27 +12,27 @@ import type { ForkRecord } from './record.js';
 
 const ENDS_AT_ONCE = 16;
 
-/** Errors of a file that another attempt would meet again. */
-const LASTING: ReadonlySet<ErrorCode> = new Set(['REGION_CHANGED', 'CORRUPT', 'NOT_FOUND', 'NO_SPACE', 'USAGE']);
+/** Errors that another attempt would meet again. */
+const PERMANENT: ReadonlySet<ErrorCode> = new Set(['REGION_CHANGED', 'CORRUPT', 'NOT_FOUND', 'NO_SPACE', 'USAGE']);
 
-export function isLasting({ code }: MigrationError): boolean {
-  return LASTING.has(code);
+export function isPermanent({ code }: MigrationError): boolean {
+  return PERMANENT.has(code);
 }
 
 export function filesChanged(): MigrationError {
-  return new MigrationError('REGION_CHANGED', 'the files of the image are not what they were');
+  return new MigrationError('REGION_CHANGED', 'the files of the image have changed');
 }
 
 export interface FailedFork {
-  /** With its failure. */
+  /** It includes the failure. */
   readonly record: ForkRecord;
   readonly parent: ManagedVm | null;
   readonly clones: readonly ManagedVm[];
-  /** null: an earlier daemon had it. */
+  /** Null if the capture belonged to an earlier daemon. */
   readonly capture: CaptureSession | null;
 }
 
-/** Again as often as wanted: a daemon may be killed in between. */
+/** Idempotent, because a daemon may be killed in between. */
 export async function giveUpImage(
   context: ForkContext,
   { record, parent, clones, capture }: FailedFork,
@@ -40,15 +40,16 @@ export async function giveUpImage(
   const { vms, images, forkStore, native, log } = context;
   const { image } = record;
   log.error({ image, err: record.failure }, 'an image cannot be filled: its clones are ended');
-  // A daemon that finds no such line meets the failure again.
+  // If this write is lost, the next daemon meets the failure again.
   await forkStore.save(record).catch((error: unknown) => {
-    log.error({ image, err: toMigrationError(error) }, 'that a fork has failed is not written down');
+    const { fork } = record.request;
+    log.error({ fork, image, err: toMigrationError(error) }, 'the failure cannot be written to the fork record');
   });
   if (images.get(image).state !== 'failed') await images.update(image, { state: 'failed' });
   const outcomes = await inParallel(clones, ENDS_AT_ONCE, async (vm) => {
     const { name } = vm.spec;
     if (!vms.has(name) || vms.get(name) !== vm || vm.state === 'stopped') return;
-    // It is a VM since the commit, whether its record says so yet or not.
+    // The clone is a VM since the commit, even if its own record does not say so yet.
     if (vm.state === 'incoming') await vms.setState(name, 'running');
     await vms.stop(name, { isForced: true });
   });
@@ -56,7 +57,7 @@ export async function giveUpImage(
     if (!('error' in outcome)) continue;
     log.error(
       { image, err: toMigrationError(outcome.error) },
-      'a clone of an image that cannot be filled does not end',
+      'a clone of an image that cannot be filled cannot be ended',
     );
   }
   if (capture !== null) await capture.finish();

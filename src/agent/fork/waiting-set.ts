@@ -1,7 +1,8 @@
 /**
- * QEMUs that wait for the state of one image, before there is any: each has mapped the image's empty files, registered
- * for page faults, and knows on its command line who it will be. What a fork still has to do for them is to hand over a
- * few hundred kilobytes. A set is made within a fork, or beforehand by the pool.
+ * A waiting set: QEMUs that wait for the device state of one image, before that state exists. Each QEMU has mapped the
+ * image's empty files, is registered for page faults, and has its clone's identity on its command line. A fork then
+ * only
+ * hands over a few hundred kilobytes. A set is made within a fork, or beforehand by the pool.
  */
 
 import { setMaxListeners } from 'node:events';
@@ -22,12 +23,12 @@ import { OverlayTemplates, planCloneDisks } from './clone-disks.js';
 import { cloneIdentities, cloneSpec, runningNics } from './clone-names.js';
 import type { ForkContext } from './context.js';
 
-/** Starting QEMUs keep a processor each busy for some 50 ms; more at once only take each other's time. */
+/** A starting QEMU keeps one processor busy for some 50 ms. More starts at once only compete for the processors. */
 const STARTS_AT_ONCE = 8;
 const ENDS_AT_ONCE = 16;
 
 /**
- * Everything that stands on the clones' command lines: two requests of one shape can be served by the same processes.
+ * Everything that is on the clones' command lines. The same processes can serve two requests of the same shape.
  */
 export interface CloneShape {
   readonly parent: VmSpec;
@@ -51,16 +52,16 @@ export interface WaitingSet {
 }
 
 export interface MakeSetOptions {
-  /** Names the clones: the image's id, or the fork's where an image is run that was there. */
+  /** The id that the clones' names derive from: the image's, or the fork's if the fork runs an existing image. */
   readonly fork: string;
   readonly isPartialAllowed: boolean;
-  /** Aborted to give up. */
+  /** The caller aborts it to cancel. */
   readonly signal: AbortSignal;
 }
 
 /**
- * All of them, or those that can be made. When it rejects none is left, and the error says which one failed first and
- * why.
+ * Makes all clones of the set, or with `isPartialAllowed` those that start. If it rejects, no clone is left, and the
+ * error names the clone that failed first and the reason.
  */
 export async function makeWaitingSet(
   context: ForkContext,
@@ -68,7 +69,7 @@ export async function makeWaitingSet(
   shape: CloneShape,
   options: MakeSetOptions,
 ): Promise<WaitingSet> {
-  // Each start listens.
+  // Each start adds a listener.
   setMaxListeners(0, options.signal);
   const identities = cloneIdentities({
     fork: options.fork,
@@ -85,7 +86,7 @@ export async function makeWaitingSet(
   );
   let isGivenUp = false;
   const outcomes = await inParallel(identities, STARTS_AT_ONCE, async (identity) => {
-    if (isGivenUp || options.signal.aborted) throw new MigrationError('CANCELLED', 'the fork has been given up');
+    if (isGivenUp || options.signal.aborted) throw new MigrationError('CANCELLED', 'the fork was cancelled');
     try {
       return await startClone(context, image, shape, {
         identity,
@@ -113,24 +114,26 @@ export async function makeWaitingSet(
   throw firstFailure(failures);
 }
 
-/** Kills and removes them. Idempotent. */
+/** Kills and removes the clones. Idempotent. */
 export async function endClones(context: ForkContext, clones: readonly { vm: ManagedVm }[]): Promise<void> {
   const { vms, log } = context;
   const outcomes = await inParallel(clones, ENDS_AT_ONCE, async ({ vm }) => {
     const { name } = vm.spec;
-    // The name may be another VM's by now.
+    // Another VM may have the name by now.
     if (vms.has(name) && vms.get(name) === vm) await vms.destroy(name);
   });
-  for (const outcome of outcomes) {
-    if ('error' in outcome) log.error({ err: outcome.error }, 'a clone of a fork that was given up is not gone');
+  for (const [position, outcome] of outcomes.entries()) {
+    if (!('error' in outcome)) continue;
+    const vm = clones[position]?.vm.spec.name;
+    log.error({ vm, err: outcome.error }, 'a clone of a cancelled fork cannot be removed');
   }
 }
 
-/** The clone's own words, ahead of those of clones that were not begun because of it. */
+/** Returns the error of the clone that failed, ahead of those of clones that were not started because of it. */
 export function firstFailure(failures: readonly CloneFailure[]): MigrationError {
   const isCause = ({ error }: CloneFailure) => !(error instanceof MigrationError && error.code === 'CANCELLED');
   const first = failures.find(isCause) ?? failures[0];
-  if (first === undefined) return new MigrationError('CANCELLED', 'the fork has been given up');
+  if (first === undefined) return new MigrationError('CANCELLED', 'the fork was cancelled');
   const cause = first.error instanceof MigrationError ? first.error : null;
   const message = first.error instanceof Error ? first.error.message : String(first.error);
   return new MigrationError(cause?.code ?? 'INTERNAL', `clone ${first.name}: ${message}`, {

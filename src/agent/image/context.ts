@@ -1,4 +1,4 @@
-/** What those share who look at images. */
+/** The dependencies that all modules working on images share. */
 import type { HostContext } from '../vm/context.js';
 import type { ImageStore } from './store.js';
 

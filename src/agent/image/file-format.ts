@@ -9,8 +9,9 @@
  *   entry header           u32 kind, u32 region, u64 offset, u32 length, u32 zero,
  *                          32 bytes SHA-256 of the 24 bytes before it and the data
  *
- * Integers are little-endian. The description is data of the first entry as well, so that everything is under a
- * checksum. What no entry covers is zeros. Entries come in the order of regions and offsets and do not overlap; nothing
+ * Integers are little-endian. The description is also the data of the first entry, so that a checksum covers
+ * everything.
+ * Memory that no entry covers is zeros. Entries are in the order of regions and offsets and do not overlap. Nothing
  * follows the end.
  */
 import { createHash } from 'node:crypto';
@@ -20,13 +21,13 @@ export const MAGIC = Buffer.from('VMGIMAGE', 'latin1');
 export const FILE_VERSION = 1;
 export const HEAD_BYTES = 16;
 export const ENTRY_HEADER_BYTES = 56;
-/** Data of one entry. */
+/** The maximum of one entry's data. */
 export const CHUNK_BYTES = 1024 * 1024;
 export const DESCRIPTION_BYTES_MAX = 1024 * 1024;
 export const STATE_BYTES_MAX = 256 * 1024 * 1024;
 const CHECKED_BYTES = 24;
 
-/** Zero is no kind. */
+/** The kinds of entries. Zero is not a kind. */
 export const ENTRY = { DESCRIPTION: 1, DEVICE_STATE: 2, MEMORY: 3, END: 4 } as const;
 
 export interface EntryHeader {
@@ -44,17 +45,17 @@ export function encodeHead(descriptionBytes: number): Buffer {
   return head;
 }
 
-/** Length of the description. SPEC_INVALID for what is no image of ours. */
+/** Returns the length of the description. Throws SPEC_INVALID if the file is not an image that this build reads. */
 export function decodeHead(head: Buffer): number {
   if (head.length < HEAD_BYTES || !head.subarray(0, MAGIC.length).equals(MAGIC)) {
-    throw new MigrationError('SPEC_INVALID', 'the file is no image');
+    throw new MigrationError('SPEC_INVALID', 'the file is not an image');
   }
   const version = head.readUInt32LE(8);
   if (version !== FILE_VERSION) {
     throw new MigrationError('SPEC_INVALID', `the image has format ${version}, this build reads ${FILE_VERSION}`);
   }
   const length = head.readUInt32LE(12);
-  if (length === 0 || length > DESCRIPTION_BYTES_MAX) throw damaged('its description has an impossible length');
+  if (length === 0 || length > DESCRIPTION_BYTES_MAX) throw damaged('the description has an invalid length');
   return length;
 }
 
@@ -68,14 +69,14 @@ export function encodeEntry(header: EntryHeader, data: Buffer): Buffer {
   return bytes;
 }
 
-/** CORRUPT for impossible numbers. The checksum is for `isIntact` to look at, once the data is there. */
+/** Throws CORRUPT for invalid numbers. The caller checks the checksum with `isIntact` when it has the data. */
 export function decodeEntry(bytes: Buffer): EntryHeader {
   const kind = bytes.readUInt32LE(0);
   const offsetBytes = Number(bytes.readBigUInt64LE(8));
   const lengthBytes = bytes.readUInt32LE(16);
   const isKnown = kind >= ENTRY.DESCRIPTION && kind <= ENTRY.END;
   const isSane = Number.isSafeInteger(offsetBytes) && lengthBytes <= CHUNK_BYTES && bytes.readUInt32LE(20) === 0;
-  if (!isKnown || !isSane || (kind === ENTRY.END) !== (lengthBytes === 0)) throw damaged('an entry is impossible');
+  if (!isKnown || !isSane || (kind === ENTRY.END) !== (lengthBytes === 0)) throw damaged('an entry header is invalid');
   return { kind, region: bytes.readUInt32LE(4), offsetBytes, lengthBytes };
 }
 

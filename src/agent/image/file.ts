@@ -1,7 +1,7 @@
 /**
- * Saves an image to a file and loads it again, here or on another host. Not made for speed: bytes pass through this
- * process a mebibyte at a time, while no VM waits for them. Nothing in a file is trusted; an image that does not prove
- * whole leaves no trace.
+ * Saves an image to a file and loads it again, on this or another host. It is not optimized for speed: no VM waits for
+ * the bytes, which pass through this process a mebibyte at a time. Nothing in a file is trusted. If a file is damaged,
+ * everything that was loaded from it is removed.
  */
 import { type FileHandle, link, open, rm } from 'node:fs/promises';
 import { dirname } from 'node:path';
@@ -26,7 +26,7 @@ import { type ImageRecord, imageRecordSchema } from './record.js';
 
 const ZEROS = Buffer.alloc(CHUNK_BYTES);
 
-/** The file appears whole or not at all. CONFLICT if it is there, or the image is not complete. */
+/** Creates the whole file or none. Throws CONFLICT if the file exists or the image is not complete. */
 export async function saveImage(context: ImageContext, id: string, path: string): Promise<{ fileBytes: number }> {
   const { images } = context;
   const record = images.get(id);
@@ -36,7 +36,7 @@ export async function saveImage(context: ImageContext, id: string, path: string)
   const file = await openNew(sidePath);
   try {
     const writer = new Writer(file);
-    // Where the parent went on is no part of the image.
+    // The overlays that the parent writes to are not part of the image.
     await writer.begin({ ...record, overlays: [] });
     await copyInto(writer, images.statePath(id), ENTRY.DEVICE_STATE, 0);
     for (const [region, { path: memory }] of (await images.regions(record)).entries()) {
@@ -60,8 +60,8 @@ export async function saveImage(context: ImageContext, id: string, path: string)
 }
 
 /**
- * Its id. CONFLICT if that image is here already, CORRUPT or SPEC_INVALID for a file that is not what `saveImage` has
- * written.
+ * Loads an image and returns its id. Throws CONFLICT if this host has the image already, CORRUPT or SPEC_INVALID if the
+ * file is not as `saveImage` has written it.
  */
 export async function loadImage(context: ImageContext, path: string): Promise<string> {
   const { images, vms } = context;
@@ -72,18 +72,18 @@ export async function loadImage(context: ImageContext, path: string): Promise<st
     const reader = new Reader(file);
     const described = await reader.begin();
     const { id } = described;
-    if (images.has(id)) throw new MigrationError('CONFLICT', `image ${id} is here already`);
+    if (images.has(id)) throw new MigrationError('CONFLICT', `image ${id} is already on ${context.host}`);
     const { machines, version } = await vms.backend.installed();
     if (!machines.includes(described.spec.machine)) {
       throw new MigrationError('UNSUPPORTED', `QEMU ${version} has no machine ${described.spec.machine}`);
     }
-    for (const disk of described.disks) await mustBeThere(disk.path);
+    for (const disk of described.disks) await checkDiskOpens(disk.path);
     const freeBytes = await images.bytesFree();
     const neededBytes = (await file.stat()).size;
     if (neededBytes > freeBytes) {
       throw new MigrationError(
         'NO_SPACE',
-        `the image takes up to ${neededBytes} bytes, ${freeBytes} are free for images`,
+        `image ${id} needs up to ${neededBytes} bytes, ${freeBytes} are free for images`,
       );
     }
     await images.create({ ...described, state: 'capturing', overlays: [] }, null);
@@ -150,15 +150,17 @@ class Reader {
   async begin(): Promise<ImageRecord> {
     const descriptionBytes = decodeHead(await this.#read(HEAD_BYTES));
     const { header, data } = await this.#entry();
-    if (header.kind !== ENTRY.DESCRIPTION || data.length !== descriptionBytes) throw damaged('it has no description');
+    if (header.kind !== ENTRY.DESCRIPTION || data.length !== descriptionBytes)
+      throw damaged('the description is missing');
     const parsed = imageRecordSchema.safeParse(parseJson(data));
-    if (!parsed.success) throw damaged('its description is none of ours');
+    if (!parsed.success) throw damaged('the description is not a valid image record');
     const { state, spec } = parsed.data;
-    if (state !== 'complete' || spec.memory.backing !== 'shared') throw damaged('it is described as no complete image');
+    if (state !== 'complete' || spec.memory.backing !== 'shared')
+      throw damaged('its record is not that of a complete image');
     return parsed.data;
   }
 
-  /** All entries into their files; the length of the device state. */
+  /** Writes all entries to their files and returns the length of the device state. */
   async rest({ spec }: ImageRecord, paths: { state: string; regions: readonly string[] }): Promise<number> {
     const lengths = [STATE_BYTES_MAX, ...spec.memory.regions.map(({ lengthBytes }) => lengthBytes)];
     const files: FileHandle[] = [];
@@ -181,10 +183,15 @@ class Reader {
         const { bytesWritten } = (await files[target]?.write(data, 0, data.length, header.offsetBytes)) ?? {
           bytesWritten: 0,
         };
-        if (bytesWritten !== data.length) throw new MigrationError('NO_SPACE', 'no room for the memory of an image');
+        if (bytesWritten !== data.length)
+          throw new MigrationError(
+            'NO_SPACE',
+            `no space for the memory of the image in ${dirname(paths.regions[0] ?? '')}`,
+          );
       }
-      if (stateBytes === 0) throw damaged('it has no device state');
-      if ((await this.#file.read(Buffer.alloc(1), 0, 1)).bytesRead !== 0) throw damaged('something follows its end');
+      if (stateBytes === 0) throw damaged('the device state is missing');
+      if ((await this.#file.read(Buffer.alloc(1), 0, 1)).bytesRead !== 0)
+        throw damaged('there are bytes after the end');
       return stateBytes;
     } finally {
       for (const file of files) await file.close();
@@ -205,14 +212,14 @@ class Reader {
     const bytes = Buffer.alloc(lengthBytes);
     for (let done = 0; done < lengthBytes; ) {
       const { bytesRead } = await this.#file.read(bytes, done, lengthBytes - done);
-      if (bytesRead === 0) throw damaged('it ends too soon');
+      if (bytesRead === 0) throw damaged('the file is truncated');
       done += bytesRead;
     }
     return bytes;
   }
 }
 
-/** What is not zeros. */
+/** Writes the file's content as entries. Chunks of memory that are all zeros are left out. */
 async function copyInto(writer: Writer, path: string, kind: number, region: number): Promise<void> {
   const file = await open(path, 'r');
   try {
@@ -237,7 +244,7 @@ async function openNew(path: string): Promise<FileHandle> {
   });
 }
 
-async function mustBeThere(path: string): Promise<void> {
+async function checkDiskOpens(path: string): Promise<void> {
   const disk = await open(path, 'r').catch((cause: unknown) => {
     throw new MigrationError('NOT_FOUND', `the image needs the disk ${path}, which cannot be opened`, { cause });
   });
@@ -254,5 +261,5 @@ function parseJson(data: Buffer): unknown {
 
 function asNoSpace(error: unknown): unknown {
   if ((error as NodeJS.ErrnoException).code !== 'ENOSPC') return error;
-  return new MigrationError('NO_SPACE', 'no room for an image', { cause: error });
+  return new MigrationError('NO_SPACE', 'no space for the image', { cause: error });
 }

@@ -1,6 +1,6 @@
 /**
- * What a daemon must know of an image to find it again. Its memory is on tmpfs: after a reboot of the machine the image
- * is gone.
+ * The record of an image, by which a restarted daemon finds the image again. The image's memory is on tmpfs, so the
+ * image does not survive a reboot of the machine.
  */
 
 import { z } from 'zod';
@@ -11,27 +11,27 @@ import type { Accel, DiskFormat, VmSpec } from '../../domain/vm.js';
 import { vmSpecSchema } from '../../schemas/vm-spec.js';
 import { accel, diskFormat, imageId, imageState, parentMode } from '../../schemas/words.js';
 
-/** A disk that the image's guest had, as it was at the fork point: nobody writes to the file any more. */
+/** A disk of the image's guest, as it was at the fork point. No VM writes to the file any more. */
 export interface ImageDisk {
   readonly id: string;
   readonly path: string;
   readonly format: DiskFormat;
 }
 
-/** Where the parent writes since the fork point. */
+/** The file that the parent writes to since the fork point. */
 export interface ParentOverlay extends ImageDisk {
   readonly vm: string;
-  /** What it lies on: the image's disk. */
+  /** The overlay's backing file: the image's disk. */
   readonly base: ImageDisk;
 }
 
 export interface ImageRecord {
   readonly version: 1;
   readonly id: string;
-  /** capturing: before the fork is committed; a next daemon takes it away. */
+  /** The image is `capturing` until its fork is committed. A restarted daemon deletes such an image. */
   readonly state: ImageState;
   readonly parentMode: ParentMode;
-  /** Of the parent at the fork, by which QEMUs are made that can load the state. */
+  /** The parent's spec at the fork. A QEMU started with it can load the device state. */
   readonly spec: VmSpec;
   readonly accel: Accel;
   readonly qemuVersion: string;
@@ -57,7 +57,8 @@ export const imageRecordSchema: z.ZodType<ImageRecord> = z.strictObject({
   createdAt: z.string(),
 });
 
-/** The id of an image or fork names files, and it comes from a client. */
+/** Throws USAGE for an invalid id. Ids come from clients, and files are named after them. */
 export function checkImageId(id: string): void {
-  if (!imageId.safeParse(id).success) throw new MigrationError('USAGE', 'the id of an image or fork is 16 hex digits');
+  if (!imageId.safeParse(id).success)
+    throw new MigrationError('USAGE', 'the id of an image or fork must be 16 hex digits');
 }

@@ -2,8 +2,9 @@
  * The images of this host: `STATE/images/ID.json` (the record), `STATE/images/ID.state` (device state), and memory
  * files on tmpfs (ram-files.ts).
  *
- * An image lives until somebody removes it, and cannot be removed while a clone runs on it: its clones are the VMs
- * whose record names it, so there is no count that a crash could leave wrong.
+ * An image exists until a user removes it. It cannot be removed while a clone runs on it. The clones of an image are
+ * the
+ * VMs whose record names it, so there is no counter that a crash could leave wrong.
  */
 import { statSync } from 'node:fs';
 import { open, rm, stat } from 'node:fs/promises';
@@ -24,7 +25,7 @@ import {
 import type { VmManager } from '../vm/vms.js';
 import { checkImageId, type ImageRecord, imageRecordSchema } from './record.js';
 
-/** Share of the file system for memory files that images may take, where the configuration does not say. */
+/** The default share of the memory files' file system that images may take. */
 const BUDGET_SHARE = 0.5;
 const STAT_BLOCK_BYTES = 512;
 
@@ -34,7 +35,7 @@ export interface ImageStoreOptions {
   readonly vms: VmManager;
   readonly native: NativeBinding;
   readonly log: Log;
-  /** null: half of what memory files may take. */
+  /** Null: half of the memory files' file system. */
   readonly budgetBytes: number | null;
 }
 
@@ -42,9 +43,9 @@ export class ImageStore {
   readonly #options: ImageStoreOptions;
   readonly #files: RecordFiles<ImageRecord>;
   readonly #records = new Map<string, ImageRecord>();
-  /** Memory files by image. */
+  /** The paths of each image's memory files. */
   readonly #paths = new Map<string, readonly string[]>();
-  /** Pages done of those that are being filled. */
+  /** Reads the number of copied pages of each image that is being filled. */
   readonly #fillings = new Map<string, () => number>();
 
   private constructor(options: ImageStoreOptions, files: RecordFiles<ImageRecord>) {
@@ -53,8 +54,8 @@ export class ImageStore {
   }
 
   /**
-   * Those of an earlier daemon are found again. One whose files are not there any more is gone; files without a record
-   * go.
+   * Finds the images of an earlier daemon. An image whose memory files are missing is deleted, and so are memory files
+   * without a record.
    */
   static async open(options: ImageStoreOptions): Promise<ImageStore> {
     const files = await RecordFiles.open<ImageRecord>(join(options.stateDir, 'images'), {
@@ -64,17 +65,20 @@ export class ImageStore {
     });
     const store = new ImageStore(options, files);
     const { records, corrupt } = await files.load();
-    for (const err of corrupt) options.log.error({ err }, 'an image cannot be found again');
+    for (const err of corrupt) options.log.error({ err }, 'an image record cannot be read: its image is unavailable');
     for (const record of records) {
-      await store.#note(record);
+      await store.#remember(record);
       const isThere = await store.#hasFiles(record);
       if (isThere || record.state === 'capturing' || record.state === 'failed') continue;
       if (record.state === 'filling') {
-        // Clones wait for its pages: their fork is told (fork/session.ts).
+        // Clones wait for its pages. Their fork sees the state `failed` and ends them (fork/session.ts).
         await store.update(record.id, { state: 'failed' });
         continue;
       }
-      options.log.warn({ image: record.id }, 'the memory of an image is gone, as after a reboot');
+      options.log.warn(
+        { image: record.id },
+        'the memory files of the image are missing, as after a reboot: it is deleted',
+      );
       await store.delete(record.id);
     }
     if (corrupt.length === 0) await store.#removeStray();
@@ -85,7 +89,7 @@ export class ImageStore {
     return this.#records.has(id);
   }
 
-  /** NOT_FOUND if there is none. */
+  /** Throws NOT_FOUND if this host has no such image. */
   get(id: string): ImageRecord {
     const record = this.#records.get(id);
     if (record === undefined) {
@@ -98,7 +102,7 @@ export class ImageStore {
     return [...this.#records.values()];
   }
 
-  /** Device state; QEMUs that wait for it have opened it before it was there. */
+  /** The file for the device state. Waiting QEMUs have opened it before the state is written. */
   statePath(id: string): string {
     return join(this.#options.stateDir, 'images', `${id}.state`);
   }
@@ -118,7 +122,8 @@ export class ImageStore {
   }
 
   /**
-   * Record, empty device state, empty memory files. `parent`: the memory files become further names of the parent's.
+   * Creates the record, an empty device state and empty memory files. If `parent` is given, the memory files are hard
+   * links to the parent's instead.
    */
   async create(record: ImageRecord, parent: readonly RegionFile[] | null): Promise<void> {
     checkImageId(record.id);
@@ -138,27 +143,27 @@ export class ImageStore {
     await this.#save({ ...this.get(id), ...change });
   }
 
-  /** Its pages are being copied; `pagesDone` says how far. null: not any more. */
+  /** Registers the counter of an image whose pages are being copied. Null: the copying has ended. */
   setFilling(id: string, pagesDone: (() => number) | null): void {
     if (pagesDone === null) this.#fillings.delete(id);
     else this.#fillings.set(id, pagesDone);
   }
 
-  /** VMs that run on it or wait for it. */
+  /** Returns the names of the VMs that run on the image or wait for it. */
   clonesOf(id: string): string[] {
     const clones = this.#options.vms.all().filter((vm) => vm.image === id && vm.state !== 'stopped');
     return clones.map((vm) => vm.spec.name).sort();
   }
 
   /**
-   * One that cannot be completed: what it holds is of no use, and the file system may be full. The record stays for
-   * people to see.
+   * Removes the memory of an image that cannot be completed: it is useless, and the file system may be full. The record
+   * stays for users to see.
    */
   async dropMemory(id: string): Promise<void> {
     await removeImageFiles(this.#options.vms.place, id, this.get(id).spec.memory.pageBytes);
   }
 
-  /** Without asking whether anybody needs it. Idempotent. */
+  /** Deletes the image. The caller has checked that no VM needs it. Idempotent. */
   async delete(id: string): Promise<void> {
     checkImageId(id);
     const pageBytes = this.#records.get(id)?.spec.memory.pageBytes ?? 4096;
@@ -198,8 +203,8 @@ export class ImageStore {
   }
 
   /**
-   * What a new image may still take: of the budget, and of the file system. An image that is being filled counts with
-   * all that it may become.
+   * Returns the bytes that a new image may take, within the budget and the file system. An image that is being filled
+   * counts with its full size.
    */
   async bytesFree(): Promise<number> {
     const { place } = this.#options.vms;
@@ -215,7 +220,7 @@ export class ImageStore {
     return Math.max(0, Math.floor(Math.min(budgetBytes - usedBytes, freeBytes) - promisedBytes));
   }
 
-  /** Blocks, not data: what the file system has given. */
+  /** Counts the blocks that the file system has allocated, not the length of the files. */
   #allocatedBytes({ id }: ImageRecord): number {
     const files = (this.#paths.get(id) ?? []).map((path) => statSync(path, { throwIfNoEntry: false }));
     return files.reduce((sum, file) => sum + (file?.blocks ?? 0) * STAT_BLOCK_BYTES, 0);
@@ -240,7 +245,7 @@ export class ImageStore {
     }
   }
 
-  async #note(record: ImageRecord): Promise<void> {
+  async #remember(record: ImageRecord): Promise<void> {
     const files = await this.regions(record);
     this.#paths.set(
       record.id,
@@ -250,7 +255,7 @@ export class ImageStore {
   }
 
   async #save(record: ImageRecord): Promise<void> {
-    await this.#note(record);
+    await this.#remember(record);
     await this.#files.save(record);
   }
 }
@@ -258,5 +263,5 @@ export class ImageStore {
 function asNoSpace(error: unknown): MigrationError {
   const { code } = error as NodeJS.ErrnoException;
   if (code !== 'ENOSPC' && code !== 'EDQUOT') return toMigrationError(error);
-  return new MigrationError('NO_SPACE', 'no room for the files of an image', { cause: error });
+  return new MigrationError('NO_SPACE', 'no space for the files of an image', { cause: error });
 }

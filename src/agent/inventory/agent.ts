@@ -1,4 +1,4 @@
-/** InventoryPort on this host. */
+/** Implements InventoryPort on this host. */
 import type { HostInventory, TargetChecks, VmInventory } from '../../domain/host.js';
 import type { RdmaPlace } from '../../domain/transport.js';
 import type { VmSpec } from '../../domain/vm.js';
@@ -9,7 +9,7 @@ import { checkTarget, type HostInfo, hostInventory, vmInventory } from './invent
 export class InventoryAgent implements InventoryPort {
   readonly #context: ImageContext;
   readonly #hostInfo: HostInfo;
-  /** The job that brings a VM here and has not brought all of it. */
+  /** Returns the job that is still transferring pages of this VM to this host, or null. */
   readonly #arriving: (vm: string) => Promise<string | null>;
 
   constructor(context: ImageContext, hostInfo: HostInfo, arriving: (vm: string) => Promise<string | null>) {

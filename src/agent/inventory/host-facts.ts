@@ -1,4 +1,4 @@
-/** What pre-flight wants to know of this host. */
+/** Collects the facts about this host that pre-flight asks for. */
 
 import { readFile } from 'node:fs/promises';
 import { hostname } from 'node:os';
@@ -15,7 +15,7 @@ export interface HostFacts {
   readonly ramFileFreeBytes: number;
   readonly hugePagesFree: Readonly<Record<string, number>>;
   readonly bridges: readonly string[];
-  /** Names that an arriving VM cannot have: stopped ones give way. */
+  /** Names that an incoming VM cannot have. Stopped VMs are not listed, because an incoming VM replaces them. */
   readonly vmNames: readonly string[];
 }
 
@@ -46,7 +46,7 @@ export async function hostFacts(vms: VmManager, place: RamPlace): Promise<HostFa
   };
 }
 
-/** The same for all daemons under one kernel, whatever their network namespaces; different after a reboot. */
+/** The id is the same for all daemons under one kernel, whatever their network namespaces. It changes with a reboot. */
 async function machineId(): Promise<string> {
   const bootId = (await readFile('/proc/sys/kernel/random/boot_id', 'utf8')).trim();
   const id = await readFile('/etc/machine-id', 'utf8').catch(() => hostname());

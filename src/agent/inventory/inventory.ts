@@ -1,4 +1,4 @@
-/** What pre-flight asks a host. Everything is looked at anew each time; nothing is changed. */
+/** Answers what pre-flight asks a host. Each call inspects the host again and changes nothing. */
 import { constants } from 'node:fs';
 import { access, open } from 'node:fs/promises';
 import type { DiskFiles } from '../../backends/backend.js';
@@ -14,7 +14,7 @@ import { fleetingDisks, ownBytes, ramAllocatedBytes, ramFacts } from './vm-facts
 
 export interface HostInfo {
   readonly preloadPath: string | null;
-  /** ISO time; null where no https API is configured. */
+  /** ISO time. Null if no https API is configured. */
   certificateExpiresAt(): string | null;
 }
 
@@ -90,7 +90,7 @@ async function checkDisk(disk: DiskSpec, files: DiskFiles): Promise<TargetChecks
   const { path, format, isReadOnly } = disk;
   const unreadable = await refusal(path, constants.R_OK);
   const unwritable = await refusal(path, constants.W_OK);
-  const reason = unreadable ?? (isReadOnly ? null : unwritable) ?? (await files.whyNot(path, format));
+  const reason = unreadable ?? (isReadOnly ? null : unwritable) ?? (await files.openProblem(path, format));
   return {
     path,
     isReadable: unreadable === null && (reason === null || reason === unwritable),
@@ -100,8 +100,8 @@ async function checkDisk(disk: DiskSpec, files: DiskFiles): Promise<TargetChecks
 }
 
 /**
- * Opened, not only looked at: an NFS server or a security module may refuse what the mode bits allow. Opening changes
- * nothing.
+ * Returns the reason why the file cannot be opened, or null. The file is really opened, because an NFS server or a
+ * security module may refuse what the mode bits allow. Opening changes nothing.
  */
 async function refusal(path: string, mode: number): Promise<string | null> {
   try {

@@ -1,4 +1,4 @@
-/** What pre-flight wants to know of one VM: its memory as the VM itself, the kernel and the record have it. */
+/** Collects what pre-flight asks about a VM's memory, from the VM itself, the kernel and the record. */
 import { readFile } from 'node:fs/promises';
 import type { HostContext } from '../vm/context.js';
 import type { ManagedVm } from '../vm/vm.js';
@@ -8,13 +8,13 @@ export interface RamFacts {
   readonly isRamNamedFile: boolean;
 }
 
-/** Memory of its process that is in no file: of a clone, what it has written, and the process's own. */
+/** Returns the memory of the process that is in no file: the pages that a clone has written, and the process's own. */
 export async function ownBytes(vm: ManagedVm): Promise<number> {
   const rollup = await readFile(`/proc/${vm.pid}/smaps_rollup`, 'utf8');
   return Number(/^Anonymous:\s+(\d+) kB$/m.exec(rollup)?.[1] ?? 0) * 1024;
 }
 
-/** A clone's overlays lie in its directory, on disks that its parent may be given back. */
+/** Returns the disks that end with a clone: its overlays, which are in its directory. */
 export function fleetingDisks({ spec, directory }: ManagedVm): string[] {
   if (spec.clone === undefined) return [];
   return spec.disks.filter(({ path }) => path.startsWith(`${directory}/`)).map(({ id }) => id);
@@ -24,11 +24,11 @@ export function ramAllocatedBytes(native: HostContext['native'], vm: ManagedVm):
   return vm.regions.reduce((sum, { path }) => sum + Number(native.allocatedBytes(path)), 0);
 }
 
-/** As the VM says, not its spec alone. */
+/** Asks the VM, because its spec alone does not decide. */
 export async function ramFacts(vm: ManagedVm): Promise<RamFacts> {
   const { regions } = vm.spec.memory;
   const shared = await vm.process.facts.sharedRegions();
-  // It believes so of a clone's, which is not: its writes are in no file.
+  // QEMU reports a clone's memory as shared although it is not: the clone's writes are in no file.
   const isRamShared = vm.image === null && regions.every(({ id }) => shared.has(id));
   return { isRamShared, isRamNamedFile: isRamShared && vm.regions.length === regions.length };
 }

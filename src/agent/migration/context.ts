@@ -1,4 +1,4 @@
-/** What the two halves of a migration share on a host. */
+/** The dependencies that the source side and the target side of migrations share on a host. */
 import type { HostContext } from '../vm/context.js';
 import type { SessionStore } from './session-store.js';
 

@@ -1,7 +1,7 @@
 /**
- * Sessions that have been undone or released: what arrives late for them must not bring anything back. Only this
- * daemon's life matters, a call made to an earlier one cannot arrive any more; and only the latest, a call is given up
- * by its caller within minutes.
+ * The sessions that have been undone or released. A late call for such a session must not restore anything. The list
+ * need not survive the daemon, because a call to an earlier daemon cannot arrive any more. It keeps only the latest
+ * sessions, because a caller gives up its call within minutes.
  */
 import { MigrationError } from '../../domain/errors.js';
 
@@ -17,6 +17,6 @@ export class EndedSessions {
   }
 
   refuse(session: string): void {
-    if (this.#sessions.has(session)) throw new MigrationError('CONFLICT', 'the session has ended');
+    if (this.#sessions.has(session)) throw new MigrationError('CONFLICT', `session ${session.slice(0, 32)} has ended`);
   }
 }

@@ -1,6 +1,6 @@
 /**
- * The pages of one arriving VM: the native target session with its connection, and the patience to get it back. Whoever
- * has closed it or seen it complete is done with it; nothing here knows of device state, owners or jobs.
+ * Fetches the pages of one incoming VM: the native target session, its connection, and the reconnects. A session ends
+ * when it is complete or when the caller closes it. This file knows nothing of device state, owners or jobs.
  */
 
 import { MigrationError, toMigrationError } from '../../domain/errors.js';
@@ -12,7 +12,7 @@ import type { ManagedVm } from '../vm/vms.js';
 
 const RETRY_MS_FIRST = 100;
 const RETRY_MS_MAX = 5_000;
-/** What a session opened anew counts from zero again. */
+/** The counters that a reopened session starts at zero, so that this file adds the earlier values. */
 const SUMMED: readonly TargetCounter[] = [
   'demandBytes',
   'prefetchBytes',
@@ -26,9 +26,9 @@ export interface PageSessionOptions {
   readonly session: string;
   readonly token: string;
   readonly bandwidthBytesPerS: number;
-  /** The presence maps of an earlier process are taken over. */
+  /** True: use the presence maps of an earlier process. */
   readonly isResume: boolean;
-  /** Every page is here. */
+  /** Called when every page has arrived. */
   readonly onComplete: () => void;
 }
 
@@ -38,10 +38,10 @@ export class PageSession {
   readonly #options: PageSessionOptions;
   #handle: TargetSessionHandle;
   #snapshot: TargetSnapshot;
-  /** Counted by handles closed since. */
+  /** The counts of the handles that have been closed. */
   readonly #carried = new Map<TargetCounter, bigint>();
   #endpoint: SourceEndpointInfo | null = null;
-  /** The connection of this handle has been up and nothing has been heard of its end. */
+  /** True if this handle has been connected and has not reported the loss of its connection. */
   #isConnected = false;
   #isServeWanted = false;
   #isFillWanted = false;
@@ -60,7 +60,7 @@ export class PageSession {
     this.#snapshot = this.#handle.snapshot();
   }
 
-  /** Its last reading stays after the end. */
+  /** After the end it returns the last reading. */
   get snapshot(): TargetSnapshot {
     if (!this.#isClosed) this.#snapshot = this.#read();
     return this.#snapshot;
@@ -71,31 +71,31 @@ export class PageSession {
   }
 
   /**
-   * Connects to `endpoint`, now and whenever the connection is lost. A session that cannot go on by itself (the keys
-   * were those of an earlier life of the source's daemon) is opened anew; the pages it has stay.
+   * Connects to `endpoint`, now and after each loss of the connection. If the native session cannot continue (its keys
+   * are from before a restart of the source's daemon), it is closed and reopened. The pages that have arrived stay.
    */
   async connect(endpoint: SourceEndpointInfo): Promise<void> {
     await this.#connecting?.catch(() => undefined);
-    if (this.#isClosed) throw closed();
+    if (this.#isClosed) throw this.#closedError();
     const isNewEndpoint = JSON.stringify(endpoint) !== JSON.stringify(this.#endpoint);
     this.#endpoint = endpoint;
     if (this.#isConnected && !isNewEndpoint) return;
     await this.#connectOnce(isNewEndpoint);
   }
 
-  /** Serve faults, and nothing else, from now on or as soon as there is a connection: the VM does not run yet. */
+  /** Starts serving faults, but no prefetch, as soon as there is a connection. The VM does not run yet. */
   serveDemand(): void {
     this.#isServeWanted = true;
-    this.#go();
+    this.#startWanted();
   }
 
-  /** Serve faults and fetch the rest, from now on or as soon as there is a connection. */
+  /** Starts serving faults and fetching the remaining pages, as soon as there is a connection. */
   start(): void {
     this.#isFillWanted = true;
-    this.#go();
+    this.#startWanted();
   }
 
-  /** Pages not yet here stay missing, and their faults wait. Idempotent. */
+  /** Closes the session. Missing pages stay missing, and their faults wait. Idempotent. */
   async close(): Promise<void> {
     if (this.#isClosed) return;
     this.#snapshot = this.#read();
@@ -108,7 +108,7 @@ export class PageSession {
     const { native, vms } = this.#context;
     const { memory, regions, spec } = this.#vm;
     if (memory === null)
-      throw new MigrationError('UNSUPPORTED', `${spec.name} has no preload: pages cannot be missing`);
+      throw new MigrationError('UNSUPPORTED', `${spec.name} has no preload, so its missing pages cannot be served`);
     return native.openTargetSession(memory, {
       regions: regions.map((region, index) => ({
         ...region,
@@ -130,7 +130,8 @@ export class PageSession {
 
   async #connectNow(isAnew: boolean): Promise<void> {
     const endpoint = this.#endpoint;
-    if (endpoint === null) throw new MigrationError('CONFLICT', 'the session has not been told where its source is');
+    if (endpoint === null)
+      throw new MigrationError('CONFLICT', `session ${this.#options.session} has no endpoint of its source`);
     this.#stopRetrying();
     const { state } = this.#handle.snapshot();
     if (state === 'complete') return;
@@ -143,7 +144,7 @@ export class PageSession {
     await transports.registering(transport, () => this.#handle.connect(source, timeoutMs));
     this.#isConnected = true;
     this.#retryMs = RETRY_MS_FIRST;
-    this.#goConnected();
+    this.#startWantedNow();
   }
 
   #read(): TargetSnapshot {
@@ -161,16 +162,17 @@ export class PageSession {
     for (const counter of SUMMED) this.#carried.set(counter, counters[counter]);
     this.#carried.set('reconnectCount', counters.reconnectCount + 1n);
     await this.#handle.close();
-    if (this.#isClosed) throw closed();
+    if (this.#isClosed) throw this.#closedError();
     this.#handle = this.#open(true);
   }
 
-  #go(): void {
-    if (this.#isConnected) this.#goConnected();
+  /** Starts what the caller has asked for, or schedules a connect if there is no connection. */
+  #startWanted(): void {
+    if (this.#isConnected) this.#startWantedNow();
     else if (!this.#options.isResume || !this.#fillUnconnected()) this.#retryLater();
   }
 
-  #goConnected(): void {
+  #startWantedNow(): void {
     if (this.#isFillWanted) this.#fill();
     else if (this.#isServeWanted && !this.#isServing) {
       this.#handle.serveDemand();
@@ -184,7 +186,9 @@ export class PageSession {
     this.#isFilling = true;
   }
 
-  /** A session taken over with every page here needs no source any more. false: this one does. */
+  /**
+   * Completes a resumed session that has every page already, without a connection. Returns false if pages are missing.
+   */
   #fillUnconnected(): boolean {
     if (!this.#isFillWanted) return false;
     try {
@@ -208,13 +212,13 @@ export class PageSession {
       this.#retryLater();
     } else if (state === 'failed') {
       this.#isConnected = false;
-      this.#context.log.error({ session, failure }, 'the page session cannot go on by itself');
+      this.#context.log.error({ session, failure }, 'the page session cannot continue without a new endpoint');
     }
   }
 
   /**
-   * The coordinator connects us again too, with the keys of the day; a short cut of the line is over before it has
-   * noticed.
+   * Retries with the last endpoint. The coordinator reconnects the session too, with current keys, but takes longer to
+   * notice. The retry is enough for a short loss of the connection.
    */
   #retryLater(): void {
     if (this.#endpoint === null || this.#retryTimer !== null || this.#connecting !== null || this.#isClosed) return;
@@ -224,7 +228,7 @@ export class PageSession {
       this.#connectOnce(false).catch((error: unknown) => {
         this.#context.log.debug(
           { session: this.#options.session, err: toMigrationError(error) },
-          'still no connection',
+          'the source still cannot be reached',
         );
         this.#retryLater();
       });
@@ -236,8 +240,8 @@ export class PageSession {
     if (this.#retryTimer !== null) clearTimeout(this.#retryTimer);
     this.#retryTimer = null;
   }
-}
 
-function closed(): MigrationError {
-  return new MigrationError('CONFLICT', 'the session has ended');
+  #closedError(): MigrationError {
+    return new MigrationError('CONFLICT', `session ${this.#options.session} has ended`);
+  }
 }

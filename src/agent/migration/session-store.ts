@@ -1,9 +1,10 @@
 /**
- * What a host must know of its migration sessions to take them up again after a restart: one JSON file for each session
- * and role. They hold the session's token, so they are readable by the daemon's user alone.
+ * The records of a host's migration sessions, by which a restarted daemon resumes them: one JSON file per session and
+ * role. They contain the session's token, so only the daemon's user can read them.
  *
- * That a VM has been resumed here is NOT read from these files: the owner record in the registry says so, and it is the
- * only thing that has to be durable between commit and the first instruction of the guest. `state` may lag behind it.
+ * These files do NOT decide whether a VM has been resumed on this host. The owner record in the registry decides that,
+ * and it is the only write that must be durable between the commit and the guest's first instruction. `state` may lag
+ * behind it.
  */
 
 import { join } from 'node:path';
@@ -16,8 +17,8 @@ import { vmSpecSchema } from '../../schemas/vm-spec.js';
 import { accel, migrationMode, sessionId, sessionToken, transport } from '../../schemas/words.js';
 
 /**
- * preparing: QEMU is being started, nothing of it is worth keeping · prepared: can be connected and loaded · resumed:
- * the VM has run here, pages may be missing · complete: every page is here
+ * preparing: QEMU is being started, and nothing of it is kept after a crash · prepared: the VM can be connected and
+ * loaded · resumed: the VM has run on this host, and pages may be missing · complete: every page has arrived
  */
 const TARGET_RECORD_STATES = ['preparing', 'prepared', 'resumed', 'complete'] as const;
 export type TargetRecordState = (typeof TARGET_RECORD_STATES)[number];
@@ -27,7 +28,7 @@ export interface TargetRecord extends PrepareRequest {
   readonly role: 'target';
   readonly state: TargetRecordState;
   readonly nativeUri: string | null;
-  /** Where the pages are, as the coordinator said last. The keys in it die with the source's daemon. */
+  /** The latest endpoint of the source from the coordinator. Its keys become invalid when the source's daemon ends. */
   readonly endpoint: SourceEndpointInfo | null;
 }
 
@@ -78,9 +79,9 @@ const recordSchema = z.discriminatedUnion('role', [
   }),
 ]);
 
-/** A session id names a file, and it comes from a peer. */
+/** Throws USAGE for an invalid session id. Ids come from peers, and files are named after them. */
 export function checkSession(session: string): void {
-  if (!sessionId.safeParse(session).success) throw new MigrationError('USAGE', 'a session id is 32 hex digits');
+  if (!sessionId.safeParse(session).success) throw new MigrationError('USAGE', 'a session id must be 32 hex digits');
 }
 
 export class SessionStore {
@@ -100,12 +101,12 @@ export class SessionStore {
     return this.#files.save(record);
   }
 
-  /** No such file is fine. */
+  /** Does nothing if there is no such file. */
   remove(record: Pick<SessionRecord, 'session' | 'role'>): Promise<void> {
     return this.#files.remove(fileName(record));
   }
 
-  /** All sessions on disk; a file that is not ours to understand is reported and left alone. */
+  /** Returns all sessions on disk. A file that cannot be read is reported in `corrupt` and left as it is. */
   load(): Promise<{ records: SessionRecord[]; corrupt: MigrationError[] }> {
     return this.#files.load();
   }

@@ -1,4 +1,6 @@
-/** SourcePort on this host: the VMs that leave it, by session. What a session does is in source-session.ts. */
+/**
+ * Implements SourcePort on this host and holds its outgoing sessions by id. source-session.ts implements one of them.
+ */
 
 import { MigrationError } from '../../domain/errors.js';
 import type { SourceEndpointInfo } from '../../engine/ports/session.js';
@@ -11,20 +13,22 @@ import { SourceSession } from './source-session.js';
 
 export class SourceAgent implements SourcePort {
   readonly #context: MigrationContext;
-  /** Why memory of a VM here is still missing, or null. */
+  /** Returns the reason why memory of a VM is still missing on this host, or null. */
   readonly #missingMemory: (vm: string) => Promise<string | null>;
   readonly #locks = new KeyedLocks();
   readonly #sources = new Map<string, SourceSession>();
-  /** QEMU's own migrations under way or done, by session. */
+  /** The native migrations that run or are done, by session. */
   readonly #moves = new Map<string, Promise<void>>();
   readonly #ended = new EndedSessions();
   /**
-   * VM → the session that has stopped it last, or is about to. An undo of an older session that comes late (it is
-   * repeated until it succeeds) must not let the VM run while this one may be committed.
+   * VM → the session that has stopped it last, or is about to. The undo of an older session may come late, because it
+   * is
+   * repeated until it succeeds. It must not resume the VM while this session may be committed.
    */
   readonly #stoppers = new Map<string, string>();
   /**
-   * VM → the continueVm under way. A stop waits for it, so that its `cont` cannot fall into the new session's blackout.
+   * VM → the continueVm in progress. A stop waits for it, so that its `cont` cannot fall into the new session's
+   * blackout.
    */
   readonly #continuing = new Map<string, Promise<void>>();
 
@@ -33,8 +37,8 @@ export class SourceAgent implements SourcePort {
     this.#missingMemory = missingMemory;
   }
 
-  /** Of an earlier daemon. */
-  async takeUp(record: SourceRecord): Promise<void> {
+  /** Resumes a session of an earlier daemon. */
+  async resumeSession(record: SourceRecord): Promise<void> {
     const { vms, store, registry, host } = this.#context;
     if (!vms.has(record.vm)) {
       await store.remove(record);
@@ -42,7 +46,7 @@ export class SourceAgent implements SourcePort {
     }
     const owner = await registry.owner(record.vm);
     const hasDeparted = owner !== null && owner.owner !== host;
-    const source = await SourceSession.takeUp(this.#context, record, vms.get(record.vm), hasDeparted);
+    const source = await SourceSession.resumeSession(this.#context, record, vms.get(record.vm), hasDeparted);
     this.#sources.set(record.session, source);
   }
 
@@ -61,7 +65,8 @@ export class SourceAgent implements SourcePort {
   async expose(request: ExposeRequest): Promise<SourceEndpointInfo> {
     const { session, vm: name } = request;
     const missing = await this.#missingMemory(name);
-    if (missing !== null) throw new MigrationError('VM_BUSY', `memory of ${name} is still missing here: ${missing}`);
+    if (missing !== null)
+      throw new MigrationError('VM_BUSY', `memory of ${name} is still missing on this host: ${missing}`);
     checkSession(session);
     return this.#locks.hold(session, async () => {
       this.#ended.refuse(session);
@@ -71,7 +76,7 @@ export class SourceAgent implements SourcePort {
         return existing.endpoint;
       }
       const vm = this.#context.vms.get(name);
-      await this.#mustOwn(name);
+      await this.#checkOwner(name);
       if (vm.state !== 'running') throw new MigrationError('CONFLICT', `${name} is ${vm.state}`);
       const source = await SourceSession.expose(this.#context, { ...request, version: 1, role: 'source' }, vm);
       this.#sources.set(session, source);
@@ -91,15 +96,16 @@ export class SourceAgent implements SourcePort {
 
   async stop(_vm: string, session: string): Promise<{ readonly stoppedAtUs: number; readonly stoppedForMs: number }> {
     const source = this.#source(session);
-    await this.#claim(source.record.vm, session);
+    await this.#becomeStopper(source.record.vm, session);
     return source.stop();
   }
 
-  /** Nothing to do for a VM that is not here or runs. CONFLICT if another session has stopped it since. */
+  /** Does nothing if the VM is not on this host or runs. Throws CONFLICT if another session has stopped it since. */
   async continueVm(vm: string, session: string): Promise<void> {
     if (!this.#context.vms.has(vm)) return;
-    await this.#mustOwn(vm);
-    if (this.#isAnothers(vm, session)) throw new MigrationError('CONFLICT', `${vm} is stopped for another session`);
+    await this.#checkOwner(vm);
+    if (this.#isStoppedByOther(vm, session))
+      throw new MigrationError('CONFLICT', `${vm} is stopped for another session`);
     const continuing = this.#continueNow(vm, session);
     this.#continuing.set(vm, continuing);
     try {
@@ -112,12 +118,12 @@ export class SourceAgent implements SourcePort {
 
   async #continueNow(vm: string, session: string): Promise<void> {
     const { vms } = this.#context;
-    this.#sources.get(session)?.thaw();
+    this.#sources.get(session)?.endBeforeRun();
     const managed = vms.get(vm);
     try {
-      await managed.process.runAgain();
+      await managed.process.cancelAndRun();
     } catch (error) {
-      // QEMU has ended while nobody else has it: what is left of it may go.
+      // QEMU has ended and this host still owns the VM, so what is left of the VM may be removed.
       if (managed.state === 'departed' && vms.exitOf(vm) !== null) await vms.setState(vm, 'stopped');
       throw error;
     }
@@ -129,9 +135,9 @@ export class SourceAgent implements SourcePort {
   }
 
   async nativeMigrate(name: string, session: string, options: NativeMigrateOptions): Promise<void> {
-    await this.#mustOwn(name);
+    await this.#checkOwner(name);
     this.#ended.refuse(session);
-    await this.#claim(name, session);
+    await this.#becomeStopper(name, session);
     this.#ended.refuse(session);
     const { vms } = this.#context;
     const move = this.#moves.get(session) ?? vms.get(name).process.nativeMove(options);
@@ -152,7 +158,7 @@ export class SourceAgent implements SourcePort {
   async nativeCancel(vm: string, session: string): Promise<void> {
     this.#ended.add(session);
     const { vms } = this.#context;
-    if (vms.has(vm) && !this.#isAnothers(vm, session)) await vms.get(vm).process.cancelMove();
+    if (vms.has(vm) && !this.#isStoppedByOther(vm, session)) await vms.get(vm).process.cancelMove();
     await this.#moves.get(session)?.catch(() => undefined);
     this.#moves.delete(session);
   }
@@ -167,8 +173,8 @@ export class SourceAgent implements SourcePort {
     await this.#locks.hold(session, async () => {
       const owner = await registry.owner(vm);
       if (owner === null || owner.owner === this.#context.host || owner.session !== session) {
-        // Released before, and it has come back since, is about to, or has left again: then another session fetches
-        // from what is here.
+        // This session has been released before. The VM has come back since, is about to, or has left again. Then
+        // another session fetches the memory on this host.
         if (!this.#sources.has(session) && !this.#moves.has(session)) return;
         throw new MigrationError('CONFLICT', `${vm} has not left ${this.#context.host} by this session`);
       }
@@ -177,7 +183,7 @@ export class SourceAgent implements SourcePort {
       this.#sources.delete(session);
       this.#moves.delete(session);
       this.#forgetStopper(session);
-      // One that is incoming is another session's: the VM is on its way back.
+      // A VM in state `incoming` belongs to another session, which brings it back.
       if (vms.has(vm) && vms.get(vm).state !== 'incoming') await vms.destroy(vm);
     });
   }
@@ -186,15 +192,16 @@ export class SourceAgent implements SourcePort {
     const source = this.#sources.get(session);
     if (source !== undefined) return source;
     this.#ended.refuse(session);
-    throw new MigrationError('NOT_FOUND', `no leaving session ${session.slice(0, 32)} on ${this.#context.host}`);
+    throw new MigrationError('NOT_FOUND', `no outgoing session ${session.slice(0, 32)} on ${this.#context.host}`);
   }
 
-  async #claim(vm: string, session: string): Promise<void> {
+  /** Makes the session the last one that stops the VM, and waits for a continueVm in progress. */
+  async #becomeStopper(vm: string, session: string): Promise<void> {
     this.#stoppers.set(vm, session);
     await this.#continuing.get(vm)?.catch(() => undefined);
   }
 
-  #isAnothers(vm: string, session: string): boolean {
+  #isStoppedByOther(vm: string, session: string): boolean {
     return (this.#stoppers.get(vm) ?? session) !== session;
   }
 
@@ -202,7 +209,7 @@ export class SourceAgent implements SourcePort {
     for (const [vm, stopper] of this.#stoppers) if (stopper === session) this.#stoppers.delete(vm);
   }
 
-  async #mustOwn(vm: string): Promise<void> {
+  async #checkOwner(vm: string): Promise<void> {
     const owner = await this.#context.registry.owner(vm);
     if (owner !== null && owner.owner !== this.#context.host) {
       throw new MigrationError('OWNER_CHANGED', `${vm} belongs to ${owner.owner} since epoch ${owner.epoch}`);

@@ -1,7 +1,7 @@
 /**
- * A VM that leaves: its memory exposed to the target, its vCPUs stopped, its device state handed over
- * (StateExport). Once the stream is complete QEMU does not let the VM run on by itself: that is why only a
- * complete transfer may be committed.
+ * An outgoing VM. The session exposes its memory to the target, stops its vCPUs and transfers its device state
+ * (StateExport). Only a complete transfer may be committed, because QEMU does not resume the VM by itself once the
+ * stream is complete.
  */
 import { mkdir } from 'node:fs/promises';
 import { dirname } from 'node:path';
@@ -16,8 +16,9 @@ import type { MigrationContext } from './context.js';
 import type { SourceRecord } from './session-store.js';
 
 /**
- * From the handover until the memory files are scanned, which takes a processor for some 10 ms a GiB: by then the guest
- * runs on the target. With the scan in the blackout that of a 2 GiB guest on two cores was 27 ms instead of 12.
+ * The delay from the transfer of the device state to the scan of the memory files. The scan takes a processor for some
+ * 10 ms per GiB, and the guest runs on the target by then. With the scan in the blackout, the blackout of a 2 GiB guest
+ * on two cores was 27 ms instead of 12.
  */
 const SCAN_DELAY_MS = 20;
 
@@ -26,7 +27,7 @@ export class SourceSession {
   readonly #context: MigrationContext;
   readonly #vm: ManagedVm;
   #pages: SourceSessionHandle | null = null;
-  /** Where `#pages` is served. */
+  /** The listener that serves `#pages`. */
   #listener: DataListenerHandle | null = null;
   /** Never rejects. */
   #closing: Promise<void> = Promise.resolve();
@@ -35,11 +36,12 @@ export class SourceSession {
   #stopping: Promise<{ stoppedAtUs: number }> | null = null;
   #scanTimer: NodeJS.Timeout | null = null;
   #transferring: Promise<{ deviceStateBytes: number }> | null = null;
-  /** Why pages of a clone can be had no more. */
+  /** The reason why pages of a clone are lost, or null. */
   #loss: MigrationError | null = null;
   /**
-   * The VM's device state has been handed over, so it stands still: by our own doing or, after a restart, by the owner
-   * record.
+   * True if the VM's device state has been transferred, so that the VM is stopped for good. This session has done it,
+   * or
+   * after a restart the owner record says so.
    */
   #hasDeparted = false;
 
@@ -51,7 +53,8 @@ export class SourceSession {
 
   static async expose(context: MigrationContext, record: SourceRecord, vm: ManagedVm): Promise<SourceSession> {
     const source = new SourceSession(context, record, vm);
-    if (vm.regions.length === 0) throw new MigrationError('UNSUPPORTED', `the memory of ${record.vm} is not in files`);
+    if (vm.regions.length === 0)
+      throw new MigrationError('UNSUPPORTED', `the memory of ${record.vm} is private, so it cannot be exposed`);
     await context.store.save(record);
     try {
       await source.#open();
@@ -63,17 +66,18 @@ export class SourceSession {
     context.peers.warm(record.target).catch((error: unknown) => {
       context.log.warn(
         { session: record.session, err: toMigrationError(error) },
-        'no connection to the target beforehand',
+        'the connection to the target could not be opened in advance',
       );
     });
     return source;
   }
 
   /**
-   * After a restart. A VM that has been committed away is exposed again as it was frozen; one that has not is only
-   * known, to be undone.
+   * Resumes a session after a restart of the daemon. If the VM has departed, its memory is exposed again, unchanged
+   * since
+   * the stop. Otherwise the session is only kept so that it can be undone.
    */
-  static async takeUp(
+  static async resumeSession(
     context: MigrationContext,
     record: SourceRecord,
     vm: ManagedVm,
@@ -82,9 +86,9 @@ export class SourceSession {
     const source = new SourceSession(context, record, vm);
     source.#hasDeparted = hasDeparted;
     try {
-      if (hasDeparted) await source.#openAgain();
+      if (hasDeparted) await source.#reopen();
     } catch (error) {
-      // Known all the same, so that whoever asks for the rest hears why there is none.
+      // The session is kept, so that a caller who asks for the missing pages gets the reason.
       if (!source.#isLost(error)) throw error;
       source.#loss = toMigrationError(error);
     }
@@ -92,26 +96,25 @@ export class SourceSession {
   }
 
   /**
-   * Exposes the memory of a VM that has departed anew where nobody can reach it any more: its device has been
-   * taken away.
+   * Exposes the memory of a departed VM again if its listener is lost, because the network device was removed.
    */
   async renew(): Promise<void> {
     if (!this.#hasDeparted) return;
-    this.#mustHavePages();
+    this.#refuseIfLost();
     if (this.#pages !== null && this.#listener?.isLost !== true) return;
     this.#closePages();
-    await this.#openAgain();
+    await this.#reopen();
   }
 
   get endpoint(): SourceEndpointInfo {
     const { transport } = this.record;
     if (this.#pages === null || this.#listener === null)
-      throw new MigrationError('CONFLICT', `${this.record.vm} is not exposed any more`);
+      throw new MigrationError('CONFLICT', `${this.record.vm} is no longer exposed`);
     const { host, port } = this.#context.transports.place(transport, this.#listener);
     return { transport, host, port, keys: this.#pages.keys };
   }
 
-  /** The VM runs during most of this call; `stoppedForMs` says since when it does not. */
+  /** The VM runs during most of this call. `stoppedForMs` is the time since it was stopped. */
   async stop(): Promise<{ stoppedAtUs: number; stoppedForMs: number }> {
     this.#stopping ??= this.#stopOnce().catch((error: unknown) => {
       this.#stopping = null;
@@ -123,7 +126,7 @@ export class SourceSession {
 
   transferState(target: string): Promise<{ deviceStateBytes: number }> {
     if (target !== this.record.target) {
-      throw new MigrationError('CONFLICT', `the session goes to ${this.record.target}, not to ${target}`);
+      throw new MigrationError('CONFLICT', `the target of the session is ${this.record.target}, not ${target}`);
     }
     this.#transferring ??= this.#transferOnce().catch((error: unknown) => {
       this.#transferring = null;
@@ -133,10 +136,11 @@ export class SourceSession {
   }
 
   /**
-   * Before the VM runs again: the data map is that of a VM that stands still, and dies. The session cannot be used any
-   * more.
+   * Must be called before the VM runs again. It closes the page session, whose data map holds only for a stopped VM.
+   * The
+   * session cannot be used any more.
    */
-  thaw(): void {
+  endBeforeRun(): void {
     this.#hasDeparted = false;
     this.#closePages();
     this.#endHandover();
@@ -144,9 +148,9 @@ export class SourceSession {
 
   /** Idempotent. */
   async unexpose(): Promise<void> {
-    // Of a clone that has departed they may be all that is left of it.
+    // The files may be all that is left of a clone that has departed.
     const isKept = this.#hasDeparted;
-    this.thaw();
+    this.endBeforeRun();
     await this.#closing;
     if (this.#isClone && !isKept) await removeRegionFiles(this.#context.vms.place, this.#vm.spec);
     await this.#state?.close();
@@ -154,9 +158,9 @@ export class SourceSession {
     await this.#context.store.remove(this.record);
   }
 
-  /** The daemon goes; a next one takes the session up. */
+  /** Called when the daemon exits. The next daemon resumes the session. */
   async close(): Promise<void> {
-    this.thaw();
+    this.endBeforeRun();
     await this.#state?.close();
     await this.#closing;
   }
@@ -181,16 +185,20 @@ export class SourceSession {
     this.#listener = listener;
   }
 
-  /** VM_LOST if a clone's process has ended before its pages were copied from it. */
-  #mustHavePages(): void {
+  /** Throws VM_LOST if a clone's process has ended before its pages were copied from it. */
+  #refuseIfLost(): void {
     const failure = this.#pages?.snapshot().failure ?? null;
     const error = failure === null ? this.#loss : failureToError(failure, 'reading its pages');
     if (error === null || !this.#isLost(error)) return;
     const { vm, target } = this.record;
-    throw new MigrationError('VM_LOST', `QEMU of ${vm} has ended here with pages that ${target} has not fetched`, {
-      remedy: `the VM waits for them on ${target} for ever: "vmctl stop ${vm}" there and here`,
-      cause: error,
-    });
+    throw new MigrationError(
+      'VM_LOST',
+      `the source QEMU of ${vm} has ended with pages that ${target} has not fetched`,
+      {
+        remedy: `the VM on ${target} waits for these pages for ever: run "vmctl stop ${vm}" there and on this host`,
+        cause: error,
+      },
+    );
   }
 
   #isLost(error: unknown): boolean {
@@ -201,21 +209,26 @@ export class SourceSession {
     return this.#vm.spec.memory.backing === 'image';
   }
 
-  /** Its memory is that of an image, and what it has written since is in its process. */
+  /**
+   * Returns the options for a clone: its memory is that of an image, and the pages it has written are in its process.
+   */
   async #clone(): Promise<{ clone?: SourceClone }> {
     if (!this.#isClone) return {};
     const { vms } = this.#context;
     const { name, memory } = this.#vm.spec;
     const isOver = vms.exitOf(name) !== null;
     if (!isOver && this.#vm.memory === null) {
-      throw new MigrationError('UNSUPPORTED', `what ${name} has written is in no file, and cannot be read`);
+      throw new MigrationError(
+        'UNSUPPORTED',
+        `the pages that ${name} has written are in no file, and cannot be read without the preload`,
+      );
     }
     const ownPaths = memory.regions.map(({ id }) => ownPagesPath(vms.place, name, id));
     for (const path of ownPaths) await mkdir(dirname(path), { recursive: true, mode: 0o700 });
     return { clone: { vm: isOver ? null : this.#vm.memory, ownPaths, isResume: this.#hasDeparted } };
   }
 
-  async #openAgain(): Promise<void> {
+  async #reopen(): Promise<void> {
     await this.#open();
     if (this.#hasDeparted) this.#scan();
     else this.#closePages();
@@ -226,11 +239,12 @@ export class SourceSession {
     const { session, vm } = this.record;
     const state = this.#state;
     if (state === null || this.#pages === null) throw new MigrationError('CONFLICT', `${vm} is not exposed`);
-    // Written while the vCPUs still run: should QEMU die from here on, its memory files stay until somebody has decided
-    // whose they are.
+    // The state is written while the vCPUs still run. If QEMU dies from here on, the VM's memory files are kept until
+    // the
+    // job has decided which host owns the VM.
     await vms.setState(vm, 'departed');
-    // Undone while the disk took its time: the VM has been told to run on, and nobody would tell it again.
-    if (this.#pages === null) throw new MigrationError('CONFLICT', `${vm} is not exposed any more`);
+    // The session may have been undone during the write. The undo has resumed the VM and would not do it again.
+    if (this.#pages === null) throw new MigrationError('CONFLICT', `${vm} is no longer exposed`);
     const calledAtMs = performance.now();
     const { stoppedAtUs } = await state.stop((stream) => this.#send(stream));
     log.debug(
@@ -266,7 +280,7 @@ export class SourceSession {
     return { deviceStateBytes };
   }
 
-  /** Looks for holes in the memory files, so that the target can fetch the rest ahead of its faults. */
+  /** Scans the memory files for holes, so that the target can fetch the other pages ahead of its faults. */
   #scan(): void {
     try {
       this.#pages?.scan();
@@ -274,7 +288,7 @@ export class SourceSession {
       const err = toMigrationError(error);
       this.#context.log.error(
         { session: this.record.session, err },
-        'holes cannot be looked for: pages come on demand only',
+        'the memory files cannot be scanned for holes: the target gets pages on demand only',
       );
     }
   }
@@ -287,10 +301,13 @@ export class SourceSession {
     const failure = this.#pages?.snapshot().failure ?? null;
     if (failure !== null) {
       const err = failureToError(failure, 'after the switchover');
-      this.#context.log.warn({ session, err }, 'holes were not looked for, or a clone’s own pages not kept');
+      const what = this.#isLost(err)
+        ? `the pages that ${this.record.vm} has written were not all copied from its process`
+        : `the memory files of ${this.record.vm} were not scanned for holes`;
+      this.#context.log.warn({ session, err }, what);
     }
     const closing = this.#pages?.close().catch((error: unknown) => {
-      this.#context.log.error({ session, err: toMigrationError(error) }, 'the memory cannot be closed');
+      this.#context.log.error({ session, err: toMigrationError(error) }, 'the source page session cannot be closed');
     });
     this.#closing = closing ?? this.#closing;
     this.#pages = null;

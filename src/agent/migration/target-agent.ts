@@ -1,4 +1,6 @@
-/** TargetPort on this host: the VMs that arrive at it, by session. What a session does is in target-session.ts. */
+/**
+ * Implements TargetPort on this host and holds its incoming sessions by id. target-session.ts implements one of them.
+ */
 import { access } from 'node:fs/promises';
 import type { Readable } from 'node:stream';
 import { MigrationError, toMigrationError } from '../../domain/errors.js';
@@ -20,11 +22,11 @@ export class TargetAgent implements TargetPort {
   readonly #context: MigrationContext;
   readonly #locks = new KeyedLocks();
   readonly #targets = new Map<string, TargetSession>();
-  /** The coordinators' names for the sessions of `#targets`. */
+  /** The job of each session in `#targets`. */
   readonly #jobs = new Map<string, string>();
-  /** Those whose QEMU had ended when this daemon started. */
+  /** The sessions whose QEMU had ended when this daemon started. */
   readonly #gone = new Map<string, { record: TargetRecord; hasRun: boolean }>();
-  /** Gives up the preparation that is under way, by session. */
+  /** Aborts the preparation that is in progress, by session. */
   readonly #preparing = new Map<string, AbortController>();
   readonly #ended = new EndedSessions();
 
@@ -33,8 +35,8 @@ export class TargetAgent implements TargetPort {
     context.vms.on('exit', this.#onExit);
   }
 
-  /** Of an earlier daemon. */
-  async takeUp(record: TargetRecord): Promise<void> {
+  /** Resumes a session of an earlier daemon. */
+  async resumeSession(record: TargetRecord): Promise<void> {
     const { vms, store, registry } = this.#context;
     const { session, spec } = record;
     const vm = vms.has(spec.name) ? vms.get(spec.name) : null;
@@ -49,14 +51,14 @@ export class TargetAgent implements TargetPort {
       this.#gone.set(session, { record, hasRun: owner?.session === session });
       return;
     }
-    this.#targets.set(session, await TargetSession.takeUp(this.#context, record, vm));
+    this.#targets.set(session, await TargetSession.resumeSession(this.#context, record, vm));
     this.#jobs.set(session, record.job);
   }
 
   /**
-   * The job that brings the VM here and has not brought all of it, or null. What is missing is a hole in the region
-   * file, which whoever moved the VM on would take for zeros. Without its session (whose record may be damaged) a
-   * presence map says that there was one that has not ended.
+   * Returns the job that is still transferring pages of the VM to this host, or null. A missing page is a hole in the
+   * region file, and another migration would send zeros for it. The session's record may be damaged. Then the VM's
+   * presence map shows that a session has not ended, and the session's id is returned.
    */
   async arriving(name: string): Promise<string | null> {
     const { vms } = this.#context;
@@ -76,7 +78,7 @@ export class TargetAgent implements TargetPort {
     return null;
   }
 
-  /** Is there a session that an incoming VM may belong to? */
+  /** True if this host has the session, so that an incoming VM may belong to it. */
   claims(session: string | null): boolean {
     return session !== null && (this.#targets.has(session) || this.#gone.has(session));
   }
@@ -93,10 +95,10 @@ export class TargetAgent implements TargetPort {
       this.#ended.refuse(session);
       const existing = this.#targets.get(session);
       if (existing !== undefined) return existing.reply;
-      const giveUp = new AbortController();
-      this.#preparing.set(session, giveUp);
+      const cancel = new AbortController();
+      this.#preparing.set(session, cancel);
       try {
-        const target = await TargetSession.prepare(this.#context, request, giveUp.signal);
+        const target = await TargetSession.prepare(this.#context, request, cancel.signal);
         this.#targets.set(session, target);
         this.#jobs.set(session, request.job);
         return target.reply;
@@ -110,7 +112,7 @@ export class TargetAgent implements TargetPort {
     await this.#target(session).connect(source);
   }
 
-  /** The device state of a session, from the source. Resolves when QEMU has loaded it. */
+  /** Loads the device state of a session, which comes from the source. Resolves when QEMU has loaded it. */
   async acceptState(session: string, stream: Readable): Promise<void> {
     let target: TargetSession;
     try {
@@ -158,19 +160,20 @@ export class TargetAgent implements TargetPort {
     const { vms, store } = this.#context;
     const gone = this.#gone.get(session);
     if (gone?.hasRun === true || this.#targets.get(session)?.hasRun === true) {
-      throw new MigrationError('CONFLICT', 'the VM has been resumed: it is not taken away any more', { session });
+      throw new MigrationError('CONFLICT', `session ${session} has resumed its VM and cannot be discarded`, {
+        session,
+      });
     }
     this.#ended.add(session);
-    // A QEMU that does not come up is not waited for: the start is given up, and prepare cleans up behind itself.
-    // Nothing is taken away under its hands: a preparation that was just ending would be left with a dead QEMU that
-    // nobody clears away.
+    // The abort ends a preparation that still waits for QEMU, and prepare removes what it has made. Discard itself
+    // removes nothing during a preparation: one that was just ending would keep a dead QEMU that nobody removes.
     this.#preparing.get(session)?.abort();
     await this.#locks.hold(session, async () => {
       await this.#targets.get(session)?.discard();
       this.#targets.delete(session);
       this.#jobs.delete(session);
       if (gone === undefined) return;
-      // The name may be a newer session's by now: undo calls are repeated until they succeed, and this one may come
+      // A newer session may have the name by now. Undo calls are repeated until they succeed, so this one may come
       // late.
       const { name: vm } = gone.record.spec;
       if (vms.has(vm) && vms.get(vm).session === session) await vms.destroy(vm);
@@ -183,7 +186,7 @@ export class TargetAgent implements TargetPort {
     const target = this.#targets.get(session);
     if (target !== undefined) return target;
     this.#ended.refuse(session);
-    throw new MigrationError('NOT_FOUND', `no arriving session ${session.slice(0, 32)} on ${this.#context.host}`);
+    throw new MigrationError('NOT_FOUND', `no incoming session ${session.slice(0, 32)} on ${this.#context.host}`);
   }
 
   readonly #onExit = (name: string): void => {
@@ -192,7 +195,7 @@ export class TargetAgent implements TargetPort {
       target.lost().catch((error: unknown) => {
         this.#context.log.error(
           { vm: name, err: toMigrationError(error) },
-          'the session of a dead QEMU does not close',
+          'the session of a VM whose QEMU has ended cannot be closed',
         );
       });
     }

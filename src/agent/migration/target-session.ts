@@ -1,10 +1,11 @@
 /**
- * A VM that arrives: from the empty QEMU that is prepared until the last page is here.
+ * An incoming VM, from the start of an empty QEMU to the arrival of the last page.
  *
  *   prepared ── connect, acceptState ──► loaded ── resume (owner record, then `cont`) ──► filling ──► complete
  *
- * The owner record in the registry divides its life: before it names this host, `discard` takes everything away and the
- * guest has never run; from then on the VM is ours and only waits for pages.
+ * The owner record in the registry divides the life of a session. Before it names this host, the guest has never run
+ * and
+ * `discard` removes everything. After it, the VM belongs to this host and only waits for pages.
  */
 
 import { unlink } from 'node:fs/promises';
@@ -32,38 +33,38 @@ export class TargetSession {
   readonly #state: StateImport;
   readonly #pages: PageSession | null;
   #record: TargetRecord;
-  /** The owner record names us by this session. */
+  /** True if the owner record names this host and this session. */
   #hasRun = false;
   #resuming: Promise<{ resumedAtUs: number }> | null = null;
   #gone: MigrationError | null = null;
   #isOver = false;
-  /** Epoch of our registry's present record of the VM; read beforehand to keep it out of the blackout. */
+  /** The VM's epoch in this host's registry before the move. It is read in advance to keep it out of the blackout. */
   readonly #epochBefore: number | null;
 
   private constructor(
     context: MigrationContext,
     record: TargetRecord,
     vm: ManagedVm,
-    before: { epoch: number | null; isTakenUp: boolean },
+    before: { epoch: number | null; isResume: boolean },
   ) {
     this.#context = context;
     this.#record = record;
     this.#vm = vm;
     this.#epochBefore = before.epoch;
-    this.#state = vm.process.importState(record.mode, before.isTakenUp);
+    this.#state = vm.process.importState(record.mode, before.isResume);
     this.#pages =
       MODE_TRAITS[record.mode].mover === 'pager' && record.state !== 'complete'
         ? new PageSession(context, vm, {
             session: record.session,
             token: record.token,
             bandwidthBytesPerS: record.bandwidthBytesPerS,
-            isResume: before.isTakenUp,
+            isResume: before.isResume,
             onComplete: () => this.#completed(),
           })
         : null;
   }
 
-  /** When it rejects, nothing is left. `signal` gives it up. */
+  /** `signal` cancels it. If it rejects, it has removed everything it had made. */
   static async prepare(
     context: MigrationContext,
     request: PrepareRequest,
@@ -74,7 +75,7 @@ export class TargetSession {
     const isNative = MODE_TRAITS[request.mode].mover === 'backend';
     const spec = withOwnMemory(request.spec);
     if (vms.has(spec.name) && vms.get(spec.name).state !== 'stopped') {
-      throw new MigrationError('CONFLICT', `a VM ${spec.name} is on ${context.host} already`);
+      throw new MigrationError('CONFLICT', `VM ${spec.name} already exists on ${context.host}`);
     }
     const before = (await registry.owner(spec.name))?.epoch ?? null;
     let record: TargetRecord = {
@@ -90,10 +91,11 @@ export class TargetSession {
     let target: TargetSession | null = null;
     try {
       const vm = await vms.prepareIncoming(spec, { session, accel, epoch: request.epoch + 1, isNative, signal });
-      target = new TargetSession(context, record, vm, { epoch: before, isTakenUp: false });
+      target = new TargetSession(context, record, vm, { epoch: before, isResume: false });
       const nativeUri = await target.#state.listen(context.dataAddress);
       await context.inject.hit('agent:prepared');
-      if (signal.aborted) throw new MigrationError('CANCELLED', 'the session was discarded while it was prepared');
+      if (signal.aborted)
+        throw new MigrationError('CANCELLED', `session ${session} was discarded while it was prepared`);
       record = { ...record, state: 'prepared', nativeUri };
       target.#record = record;
       await store.save(record);
@@ -106,10 +108,10 @@ export class TargetSession {
     }
   }
 
-  /** After a restart of the daemon. The VM is there; whether it has run, the registry knows. */
-  static async takeUp(context: MigrationContext, record: TargetRecord, vm: ManagedVm): Promise<TargetSession> {
+  /** Resumes a session after a restart of the daemon. The registry decides whether the VM has run. */
+  static async resumeSession(context: MigrationContext, record: TargetRecord, vm: ManagedVm): Promise<TargetSession> {
     const owner = await context.registry.owner(record.spec.name);
-    const target = new TargetSession(context, record, vm, { epoch: owner?.epoch ?? null, isTakenUp: true });
+    const target = new TargetSession(context, record, vm, { epoch: owner?.epoch ?? null, isResume: true });
     target.#hasRun = owner?.owner === context.host && owner.session === record.session;
     if (record.endpoint !== null && target.#pages !== null) {
       target.#pages.connect(record.endpoint).catch((error: unknown) => {
@@ -136,20 +138,21 @@ export class TargetSession {
   }
 
   async connect(endpoint: SourceEndpointInfo): Promise<void> {
-    this.#mustLive();
+    this.#refuseIfEnded();
     if (this.#pages === null) {
       if (MODE_TRAITS[this.#record.mode].mover === 'pager') return;
-      throw new MigrationError('CONFLICT', "QEMU's own migration has no page session to connect");
+      throw new MigrationError('CONFLICT', 'a native migration has no page session to connect');
     }
     if (endpoint.keys.length !== this.#vm.regions.length) {
-      throw new MigrationError('PEER_PROTOCOL', 'the source has another number of memory regions');
+      const counts = `${endpoint.keys.length} memory regions, this host ${this.#vm.regions.length}`;
+      throw new MigrationError('PEER_PROTOCOL', `the source of ${this.vmName} has ${counts}`);
     }
     await this.#pages.connect(endpoint);
     this.#record = { ...this.#record, endpoint };
     await this.#context.store.save(this.#record);
   }
 
-  /** The device state into QEMU. Resolves when QEMU has loaded all of it and stands still. */
+  /** Passes the device state to QEMU. Resolves when QEMU has loaded all of it. The VM does not run yet. */
   async acceptState(body: Readable): Promise<void> {
     const beganAtMs = performance.now();
     await this.#state.accept(body);
@@ -160,12 +163,12 @@ export class TargetSession {
   }
 
   /**
-   * The coordinator calls it once the source has stopped, so the source's memory is final and faults may be served from
-   * here on. They must be: a device that loads its state may read guest memory (virtio-net looks at its rings), and
-   * QEMU's main loop would wait for ever.
+   * The coordinator calls it once the source has stopped. The source's memory is final then, so faults may be served.
+   * They must be served, because a device may read guest memory while it loads its state (virtio-net reads its rings),
+   * and QEMU's main loop would wait for ever.
    */
   async awaitLoaded(): Promise<void> {
-    if (!this.#state.isLoaded) this.#mustLive();
+    if (!this.#state.isLoaded) this.#refuseIfEnded();
     this.#pages?.serveDemand();
     await this.#state.loaded();
   }
@@ -197,12 +200,12 @@ export class TargetSession {
     };
   }
 
-  /** Durable when it resolves. */
+  /** Records the exit code that the guest had written before it moved. Durable when it resolves. */
   async inherit({ exitCode }: Legacy): Promise<void> {
     if (!this.#isReplaced) await this.#context.vms.amend(this.vmName, () => ({ exitCodeBefore: exitCode }));
   }
 
-  /** Forget the session, keep the VM. */
+  /** Removes the session and keeps the VM. */
   async finish(): Promise<void> {
     if ((await this.#sessionState()) !== 'complete') {
       throw new MigrationError('CONFLICT', `pages of ${this.vmName} are still missing`);
@@ -217,47 +220,48 @@ export class TargetSession {
     await store.remove(this.#record);
   }
 
-  /** CONFLICT once the VM has been resumed. */
+  /** Throws CONFLICT if the VM has been resumed. */
   async discard(): Promise<void> {
     await this.#resuming?.catch(() => undefined);
-    if (this.#hasRun)
-      throw new MigrationError('CONFLICT', `${this.vmName} has been resumed: it is not taken away any more`);
+    if (this.#hasRun) {
+      throw new MigrationError('CONFLICT', `${this.vmName} has been resumed, so its session cannot be discarded`);
+    }
     await this.close();
     const { vms, store } = this.#context;
     if (!this.#isReplaced) await vms.destroy(this.vmName);
     await store.remove(this.#record);
   }
 
-  /** QEMU has ended by itself. */
+  /** Called when QEMU has ended by itself. */
   async lost(): Promise<void> {
     this.#gone ??= new MigrationError('QEMU_GONE', `the QEMU of ${this.vmName} has ended`);
     this.#state.end(this.#gone);
     await this.#pages?.close();
   }
 
-  /** Nothing listens or runs for it any more; files and QEMU stay. */
+  /** Closes the session's connections. Files and QEMU stay. */
   async close(): Promise<void> {
     this.#isOver = true;
-    this.#state.end(new MigrationError('CANCELLED', 'the session has ended'));
+    this.#state.end(new MigrationError('CANCELLED', `session ${this.#record.session} has ended`));
     await this.#pages?.close();
   }
 
-  /** Inside the blackout up to RESUME. */
+  /** The part up to RESUME is within the blackout. */
   async #resumeOnce(epoch: number): Promise<{ resumedAtUs: number }> {
-    this.#mustLive();
-    // A repetition of what an earlier life of the daemon has done.
+    this.#refuseIfEnded();
+    // An earlier life of the daemon has resumed the VM already.
     if (this.#hasRun && this.#record.state !== 'prepared') return { resumedAtUs: Date.now() * 1000 };
     const attaching = this.#state.attach();
     if (attaching !== null) await attaching;
-    // Asked before the VM is ours: whether it can run at all.
+    // The check that the VM can run comes before this host takes the ownership.
     const run = this.#state.readyToRun();
     const calledAtMs = performance.now();
-    await this.#own(epoch);
+    await this.#takeOwnership(epoch);
     const ownedAtMs = performance.now();
     await this.#context.inject.hit('agent:resume');
     this.#pages?.serveDemand();
     const resumedAtUs = await run();
-    // Not before: the prefetch would take the processor from the QEMUs that load and resume.
+    // The prefetch starts only now, because it would take the processor from QEMUs that load and resume.
     this.#pages?.start();
     const parts = { ownMs: ownedAtMs - calledAtMs, contMs: performance.now() - ownedAtMs };
     this.#context.log.debug({ session: this.#record.session, ...parts }, 'resumed');
@@ -265,8 +269,8 @@ export class TargetSession {
     return { resumedAtUs };
   }
 
-  /** Ownership at `epoch`, durable when it resolves: the one write between commit and the guest's first instruction. */
-  async #own(epoch: number): Promise<void> {
+  /** Takes the ownership at `epoch`. This is the one durable write between commit and the guest's first instruction. */
+  async #takeOwnership(epoch: number): Promise<void> {
     const { registry, host } = this.#context;
     const { session } = this.#record;
     const next = { vm: this.vmName, owner: host, epoch, session };
@@ -276,12 +280,12 @@ export class TargetSession {
       if (owner?.owner !== host || owner.session !== session || owner.epoch !== epoch) {
         throw new MigrationError(
           'OWNER_CHANGED',
-          `${this.vmName} has epoch ${this.#epochBefore} here, ${epoch} is not newer`,
+          `${this.vmName} has epoch ${this.#epochBefore} on this host; epoch ${epoch} is not newer`,
         );
       }
     } else {
       await registry.swapOwner(this.vmName, this.#epochBefore, next).catch(async (error: unknown) => {
-        // A repeated resume whose first write has taken effect.
+        // A repeated resume finds that its first write has taken effect.
         const owner = await registry.owner(this.vmName);
         if (owner?.owner !== host || owner.session !== session || owner.epoch !== epoch) throw error;
       });
@@ -312,7 +316,10 @@ export class TargetSession {
     this.#record = { ...this.#record, state: 'complete' };
     const ending = this.#pages?.close() ?? Promise.resolve();
     Promise.all([ending, store.save(this.#record)]).catch((error: unknown) => {
-      log.error({ session, err: toMigrationError(error) }, 'a complete session cannot be written down');
+      log.error(
+        { session, err: toMigrationError(error) },
+        `the end of the session of ${this.vmName} cannot be recorded`,
+      );
     });
   }
 
@@ -322,7 +329,7 @@ export class TargetSession {
     if (this.#pages === null) return this.#nativeState();
     const { state } = this.#pages.snapshot;
     if (state === 'complete' || state === 'failed' || state === 'disconnected' || state === 'filling') return state;
-    // Taken up again after a restart: faults wait, and the coordinator is to connect us.
+    // After a restart of the daemon, faults wait until the coordinator connects the session again.
     if (this.#hasRun) return 'disconnected';
     if (this.#state.isLoaded) return 'loaded';
     return this.#pages.isConnected ? 'connected' : 'prepared';
@@ -336,21 +343,21 @@ export class TargetSession {
   }
 
   /**
-   * The name may be a newer session's by now: a QEMU that has ended gives it free, and calls of the coordinator may
-   * come late.
+   * True if a newer session has the name. A QEMU that has ended frees its name, and calls of the coordinator may come
+   * late.
    */
   get #isReplaced(): boolean {
     const { vms } = this.#context;
     return !vms.has(this.vmName) || vms.get(this.vmName).session !== this.#record.session;
   }
 
-  #mustLive(): void {
+  #refuseIfEnded(): void {
     if (this.#gone !== null) throw this.#gone;
-    if (this.#isOver) throw new MigrationError('CONFLICT', 'the session has ended');
+    if (this.#isOver) throw new MigrationError('CONFLICT', `session ${this.#record.session} has ended`);
   }
 }
 
-/** All of a clone's memory comes here; the image that it shared with others stays where it is. */
+/** Gives an incoming clone memory of its own: all its pages are transferred, and the image stays on the source. */
 function withOwnMemory(spec: VmSpec): VmSpec {
   return spec.memory.backing === 'image' ? { ...spec, memory: { ...spec.memory, backing: 'shared' } } : spec;
 }

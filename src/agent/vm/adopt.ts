@@ -1,16 +1,16 @@
-/** Takes up a VM that an earlier daemon has left behind. */
+/** Reattaches this daemon to a VM that an earlier daemon has left running. */
 import { setTimeout as sleep } from 'node:timers/promises';
 import { toMigrationError } from '../../domain/errors.js';
 import type { Log } from '../../kit/log.js';
 import { isAlive } from '../../kit/process.js';
 import type { NativeBinding } from '../../native/types.js';
 import type { VmKeeper } from './keeper.js';
-import { unhasten } from './priority.js';
+import { restorePriority } from './priority.js';
 import type { Vm } from './vm.js';
 
 /**
- * A QEMU whose main loop waits for a missing page answers only once its session serves faults, which comes after all
- * VMs have been taken up.
+ * A QEMU whose main loop waits for a missing page does not answer until its session serves faults. Sessions start only
+ * after all VMs have been adopted, so the wait is bounded.
  */
 const ANSWER_WAIT_MS = 500;
 
@@ -20,7 +20,7 @@ export interface AdoptOptions {
   readonly log: Log;
 }
 
-/** `unwanted`: the caller removes it, nobody was ever told that it runs. */
+/** Returns `unwanted` if the VM's start was never reported to a user. The caller then removes the VM. */
 export async function adopt(vm: Vm, options: AdoptOptions): Promise<'kept' | 'unwanted'> {
   const { record } = vm;
   if (record.process === null) await options.keeper.endUnrecorded(vm);
@@ -30,16 +30,16 @@ export async function adopt(vm: Vm, options: AdoptOptions): Promise<'kept' | 'un
     if (record.exit === null) await options.keeper.settle(vm, 'vanished');
     return 'kept';
   }
-  // A daemon that ended in the middle of a fork has left its clones ahead of others.
-  unhasten(record.process.pid);
+  // If the earlier daemon ended in the middle of a fork, the clones still have a raised priority.
+  restorePriority(record.process.pid);
   if (record.memory !== null && options.native !== null) {
     try {
       vm.memory = options.native.adoptVm({ snapshot: record.memory, regions: record.regions });
     } catch (error) {
       const fields = { vm: vm.spec.name, error: toMigrationError(error).toJSON() };
-      options.log.error(fields, 'the memory of a VM cannot be taken over');
+      options.log.error(fields, "the VM's userfaultfd descriptors cannot be taken over");
     }
   }
-  await Promise.race([options.keeper.takeUp(vm), sleep(ANSWER_WAIT_MS)]);
+  await Promise.race([options.keeper.reconnect(vm), sleep(ANSWER_WAIT_MS)]);
   return 'kept';
 }

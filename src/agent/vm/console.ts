@@ -1,7 +1,7 @@
 /**
- * A VM's serial console for any number of readers. Output comes from the log file that QEMU appends to, so that every
- * reader gets every byte once, at its own pace, and a slow one never makes the guest wait. Input goes into the serial
- * socket, of which QEMU serves one connection at a time: all readers of a VM share it.
+ * A VM's serial console for any number of readers. Output comes from the log file that QEMU appends to. So every reader
+ * gets every byte once, at its own pace, and a slow reader never makes the guest wait. Input goes to the serial socket.
+ * QEMU serves one connection to it at a time, so all readers of a VM share one.
  */
 import { type FSWatcher, watch } from 'node:fs';
 import { type FileHandle, open } from 'node:fs/promises';
@@ -13,16 +13,18 @@ export const CONSOLE_BACKLOG_BYTES_MAX = 64 * 1024;
 const READ_BYTES = 64 * 1024;
 
 export interface ConsoleOptions {
-  /** Serial socket of a running VM; null for one that has stopped: its log can still be read. */
+  /** Serial socket of a running VM. Null for a stopped VM, whose log can still be read. */
   readonly socketPath: string | null;
   readonly logPath: string;
-  /** How much of the past to begin with; of a line that is followed at most CONSOLE_BACKLOG_BYTES_MAX. */
+  /** How much of the earlier output to send first. A reader that follows gets at most CONSOLE_BACKLOG_BYTES_MAX. */
   readonly backlogBytes: number;
-  /** False: end after the backlog instead of waiting for more. */
+  /** If false, the stream ends after the backlog instead of waiting for more output. */
   readonly isFollowing: boolean;
 }
 
-/** Ends when QEMU does. NOT_FOUND if there is no log (yet); QEMU_GONE if the socket does not answer. */
+/**
+ * The stream ends when QEMU ends. Throws NOT_FOUND if there is no log (yet), QEMU_GONE if the socket does not answer.
+ */
 export async function openConsole(options: ConsoleOptions): Promise<Duplex> {
   const { socketPath, logPath } = options;
   const input = socketPath === null || !options.isFollowing ? null : await SharedInput.take(socketPath);
@@ -46,7 +48,7 @@ class ConsoleStream extends Duplex {
   #offset: number;
   #isWanted = false;
   #isReading = false;
-  /** The log has changed since the read under way began. */
+  /** True if the log has changed since the current read began. */
   #isChanged = false;
   #isOver: boolean;
 
@@ -68,7 +70,8 @@ class ConsoleStream extends Duplex {
   }
 
   override _write(chunk: Buffer, _encoding: BufferEncoding, done: (error?: Error | null) => void): void {
-    if (this.#input === null || this.#isOver) done(new MigrationError('QEMU_GONE', 'nobody listens on this console'));
+    if (this.#input === null || this.#isOver)
+      done(new MigrationError('QEMU_GONE', 'the QEMU of this console has ended'));
     else this.#input.socket.write(chunk, done);
   }
 
@@ -84,7 +87,7 @@ class ConsoleStream extends Duplex {
     done(error);
   }
 
-  /** Waits for a read under way by itself. */
+  /** FileHandle.close() waits for a read in progress. */
   #closeLog(): void {
     this.#log.close().catch(() => undefined);
   }
@@ -125,7 +128,7 @@ class ConsoleStream extends Duplex {
   }
 }
 
-/** One connection to a serial socket, shared by everybody in this process, closed with its last user. */
+/** One connection to a serial socket, shared by all streams of this process. It is closed with its last user. */
 class SharedInput {
   static readonly #open = new Map<string, Promise<SharedInput>>();
   readonly socket: Socket;
@@ -136,13 +139,13 @@ class SharedInput {
     this.#path = path;
     this.socket = socket;
     socket.setMaxListeners(0);
-    // The same bytes come from the log: this only keeps QEMU from waiting for us.
+    // The output is discarded, because it comes from the log. Reading it only keeps QEMU from waiting.
     socket.resume();
     socket.on('error', () => socket.destroy());
     socket.on('close', () => SharedInput.#open.delete(path));
   }
 
-  /** QEMU_GONE if nobody listens. */
+  /** Throws QEMU_GONE if no process listens on the socket. */
   static async take(path: string): Promise<SharedInput> {
     let opening = SharedInput.#open.get(path);
     if (opening === undefined) {
@@ -176,7 +179,7 @@ function connectTo(path: string): Promise<Socket> {
   return new Promise((resolve, reject) => {
     const socket = connect({ path });
     const onError = (cause: Error) =>
-      reject(new MigrationError('QEMU_GONE', `the console ${path} does not answer`, { cause }));
+      reject(new MigrationError('QEMU_GONE', `the serial socket ${path} does not answer`, { cause }));
     socket.once('error', onError);
     socket.once('connect', () => {
       socket.off('error', onError);

@@ -1,6 +1,6 @@
 /**
- * What the parts of one host's agent share; a room that needs more adds it to this (../migration/context.ts,
- * ../image/context.ts).
+ * The dependencies that all parts of one host's agent share. A folder that needs more extends this interface
+ * (../migration/context.ts, ../image/context.ts).
  */
 import type { Clock } from '../../engine/ports/clock.js';
 import type { InjectPort } from '../../engine/ports/inject.js';
@@ -12,7 +12,7 @@ import type { RdmaHost } from '../../transports/rdma/host.js';
 import type { Peers } from './peers.js';
 import type { VmManager } from './vms.js';
 
-/** Debug lines hold what each part of a blackout took. */
+/** Debug lines record the duration of each part of a blackout. */
 export interface AgentLog extends Log {
   debug(fields: object, message: string): void;
 }
@@ -26,7 +26,7 @@ export interface HostContext {
   readonly rdma: Pick<RdmaHost, 'inventory' | 'probe'>;
   readonly registry: Registry;
   readonly peers: Peers;
-  /** IP address that other hosts reach our data ports at. */
+  /** IP address at which other hosts reach the data ports of this host. */
   readonly dataAddress: string;
   readonly clock: Clock;
   readonly log: AgentLog;

@@ -1,6 +1,5 @@
 /**
- * A VM's beginning: its record and directory, durable before anything else of it is made, and its process brought up
- * from them.
+ * Creates a VM and starts its process. The VM's record and directory are durable before anything else of it is made.
  */
 import { mkdir, rm } from 'node:fs/promises';
 import { join } from 'node:path';
@@ -15,12 +14,12 @@ import type { IdentityDue, VmRecord } from './record.js';
 import { Vm } from './vm.js';
 
 export interface VmStart extends Pick<VmRecord, 'state' | 'epoch' | 'accel' | 'session'> {
-  /** Of a clone. */
+  /** The image of a clone. Absent for any other VM. */
   readonly image?: string;
   readonly identityDue?: IdentityDue;
 }
 
-/** What was at `directory` goes: the name is free. */
+/** Creates the record in `directory`/NAME and removes what was there. The caller has checked that the name is free. */
 export async function createVm(
   directory: string,
   input: VmSpec,
@@ -55,7 +54,7 @@ export async function createVm(
 }
 
 export interface BringUpOptions extends Pick<LaunchOptions, 'isIncoming' | 'isRegistered' | 'statePath'> {
-  /** Default: as its spec says. */
+  /** Default: the value in the spec. */
   readonly hasPreload?: boolean;
 }
 
@@ -68,7 +67,7 @@ export async function bringUp(
   const isPreloaded = hasPreload && vm.regions.length > 0;
   if (isPreloaded && manager.preloadPath === null) {
     throw new MigrationError('UNSUPPORTED', 'this daemon has no preload library', {
-      remedy: 'build it, or set preload: false in the VM spec',
+      remedy: 'build the preload library, or set preload: false in the VM spec',
     });
   }
   await launch(vm, {

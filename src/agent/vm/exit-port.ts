@@ -1,7 +1,7 @@
 /**
- * The exit code of a guest: the last line that it has written to its exit port and that is a number from 0 to 255. QEMU
- * appends to a file in the VM's directory, so that the code outlives QEMU and the daemon. The guest writes what it
- * likes: only the end of the file is ever read.
+ * The exit code of a guest: the last line on its exit port that is a number from 0 to 255. QEMU appends the guest's
+ * output to a file in the VM's directory, so the code outlives QEMU and the daemon. The guest may write any amount, so
+ * only the end of the file is ever read.
  */
 import { type FSWatcher, watch } from 'node:fs';
 import { open } from 'node:fs/promises';
@@ -10,13 +10,13 @@ import { join } from 'node:path';
 const READ_BYTES_MAX = 4096;
 const CODE_MAX = 255;
 
-/** Of a VM whose files are in `directory`. */
+/** Returns the path of the exit port's file. `directory` is the VM's. */
 export function exitPath(directory: string): string {
   return join(directory, 'exit');
 }
 
 export function parseExitCode(text: string): number | null {
-  // What stands after the last newline is not complete yet.
+  // The text after the last newline is not complete yet.
   const codes = text
     .split('\n')
     .slice(0, -1)
@@ -26,7 +26,7 @@ export function parseExitCode(text: string): number | null {
   return last === undefined || last > CODE_MAX ? null : last;
 }
 
-/** null: nothing written, or no such file. */
+/** Returns null if the guest has not written a code, or if there is no such file. */
 export async function readExitCode(path: string): Promise<number | null> {
   const file = await open(path, 'r').catch(() => null);
   if (file === null) return null;
@@ -41,8 +41,8 @@ export async function readExitCode(path: string): Promise<number | null> {
 }
 
 /**
- * Tells each new code, from now on and once for what is there already. Reads one after the other, however fast the
- * guest writes.
+ * Reports each new code: the current one, if there is one, and each later one. The reads never overlap, however fast
+ * the guest writes.
  */
 export class ExitWatch {
   readonly #path: string;
@@ -84,7 +84,7 @@ export class ExitWatch {
   }
 }
 
-/** null where there is no file: a VM that is older than its exit port. */
+/** Returns null if there is no file, because the VM was started by a build without exit ports. */
 function follow(path: string, onChange: () => void): FSWatcher | null {
   try {
     const watcher = watch(path, { persistent: false }, onChange);

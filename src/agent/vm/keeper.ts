@@ -1,6 +1,6 @@
 /**
- * The life of a VM after its start: notices when QEMU ends, and ends it. Nothing here polls while QEMU is well; the end
- * of the connection to it is what starts it.
+ * The life of a VM after its start. The keeper notices when QEMU ends, and ends QEMU on request. It does not poll while
+ * the connection to QEMU is open; the end of the connection starts the polling.
  */
 import { rm } from 'node:fs/promises';
 import { setTimeout as sleep } from 'node:timers/promises';
@@ -18,9 +18,9 @@ import type { VmTable } from './table.js';
 import type { Vm } from './vm.js';
 
 export interface StopOptions {
-  /** SIGKILL, and also if a job holds the VM. */
+  /** True: kill QEMU with SIGKILL, even if a job holds the VM. */
   readonly isForced: boolean;
-  /** First ask the guest by its power button, and wait so long. */
+  /** Press the guest's power button first, and wait this long for it to shut down. */
   readonly gracefulMs?: number;
 }
 
@@ -36,7 +36,7 @@ export interface KeeperOptions {
 const QUIT_TIMEOUT_MS = 5_000;
 const TERM_GRACE_MS = 3_000;
 const RECONNECT_MS = 250;
-/** After the connection has ended: how long QEMU may take to end as well before it counts as alive. */
+/** After the end of the connection QEMU may take this long to exit before it counts as alive. */
 const END_AFTER_CONNECTION_MS = 2_000;
 const UNKNOWN_EXIT = { code: null, signal: null };
 
@@ -48,7 +48,7 @@ export class VmKeeper {
     this.#options = options;
   }
 
-  /** From now on the end of a QEMU is nobody's business: the daemon goes. */
+  /** Called when the daemon exits. The keeper ignores the end of a QEMU from then on. */
   close(): void {
     this.#isClosed = true;
   }
@@ -69,17 +69,21 @@ export class VmKeeper {
     if (vm.liveState === 'running') this.#settleIn(vm);
   }
 
-  /** A VM that runs since an earlier daemon. One that does not answer is tried again for as long as it lives. */
-  async takeUp(vm: Vm): Promise<void> {
+  /** Connects to a VM of an earlier daemon. If QEMU does not answer, the keeper retries for as long as it lives. */
+  async reconnect(vm: Vm): Promise<void> {
     if (!(await this.#connect(vm))) this.#startWatch(vm);
   }
 
-  /** QEMU goes in the gentlest way that works. The caller has set `isEnding`. */
+  /** Ends QEMU in the gentlest way that works. The caller has set `isEnding`. */
   async end(vm: Vm, options: StopOptions): Promise<void> {
     const { process } = vm.record;
     if (process === null) return;
     if (!options.isForced) {
-      if (options.gracefulMs !== undefined && (await isTold(vm)) && (await waitForExit(process, options.gracefulMs))) {
+      if (
+        options.gracefulMs !== undefined &&
+        (await pressPowerButton(vm)) &&
+        (await waitForExit(process, options.gracefulMs))
+      ) {
         return;
       }
       await vm.process.quit().catch(() => undefined);
@@ -89,8 +93,9 @@ export class VmKeeper {
   }
 
   /**
-   * QEMU has ended: note it, tell it, free what it had. The memory of a departed VM is kept, its new owner still needs
-   * it.
+   * Called when QEMU has ended. It records and reports the exit and frees the VM's resources. The memory of a departed
+   * VM
+   * is kept, because its new owner still needs it.
    */
   async settle(vm: Vm, fallbackReason: string): Promise<void> {
     const { name } = vm.spec;
@@ -110,19 +115,19 @@ export class VmKeeper {
       vm.memory?.close();
       vm.memory = null;
     } catch (error) {
-      // A listener of `exit` is still closing its session; `remove` closes the rest.
-      this.#warn(vm, error, 'a session is still open on the memory of a dead VM');
+      // A listener of `exit` is still closing its session. `remove` closes the handle later.
+      this.#warn(vm, error, 'QEMU has ended, but a session is still open on the memory of the VM');
     }
     await removeRegionFiles(this.#options.place, vm.spec);
     await removeTaps(vm.record.taps);
   }
 
-  /** The VM and all its traces; it is forgotten. The caller holds the VM's lock. */
+  /** Removes the VM and everything that belongs to it. The caller holds the VM's lock. */
   async remove(vm: Vm): Promise<void> {
     const { name } = vm.spec;
     const { host, place, registry } = this.#options;
     vm.isEnding = true;
-    // An incoming VM has never run: nothing in it is worth a gentle end.
+    // An incoming VM has never run, so it needs no gentle end.
     if (vm.record.process !== null) await endProcess(vm.record.process, vm.state === 'incoming' ? 0 : TERM_GRACE_MS);
     release(vm);
     vm.memory?.close();
@@ -136,7 +141,7 @@ export class VmKeeper {
     this.#options.table.forget(vm);
   }
 
-  /** For a record without a process: a crash may have come between starting QEMU and writing down its pid. */
+  /** Ends the QEMU of a record without a pid. A crash may have come between starting QEMU and recording its pid. */
   async endUnrecorded(vm: Vm): Promise<void> {
     for (const process of await this.#options.backend.findStray(vm.place)) await endProcess(process, 0);
   }
@@ -147,12 +152,13 @@ export class VmKeeper {
     if (vm.liveState === 'running') this.#settleIn(vm);
   }
 
-  /** A clone that runs for the first time, or that an earlier attempt has left without an identity of its own. */
+  /** Gives a clone its identity when it runs for the first time, or when an earlier attempt has failed. */
   #settleIn(vm: Vm): void {
     if (this.#isClosed || vm.record.identityDue === null) return;
     vm.settlingIn ??= settleIn(vm)
       .catch((error: unknown) => {
-        if (!this.#isClosed && !vm.isEnding) this.#warn(vm, error, 'a clone has not got all of its identity');
+        if (!this.#isClosed && !vm.isEnding)
+          this.#warn(vm, error, 'the clone could not be given all of its own identity');
       })
       .finally(() => {
         vm.settlingIn = null;
@@ -162,10 +168,10 @@ export class VmKeeper {
 
   #startWatch(vm: Vm): void {
     if (this.#isClosed || vm.isEnding) return;
-    this.#watch(vm).catch((error: unknown) => this.#warn(vm, error, 'a VM is no longer watched'));
+    this.#watch(vm).catch((error: unknown) => this.#warn(vm, error, 'the VM is no longer watched'));
   }
 
-  /** The connection has ended: so has QEMU, or it will answer again. Goes on only until one of the two is certain. */
+  /** Called after the end of the connection. Polls until QEMU has ended or answers again. */
   async #watch(vm: Vm): Promise<void> {
     const { process } = vm.record;
     if (process !== null && !(await waitForExit(process, END_AFTER_CONNECTION_MS))) {
@@ -183,7 +189,7 @@ export class VmKeeper {
     try {
       vm.liveState = await vm.process.connect();
     } catch (error) {
-      this.#warn(vm, error, 'QEMU lives but does not answer');
+      this.#warn(vm, error, 'QEMU is alive but does not answer');
       return false;
     }
     this.attach(vm);
@@ -196,8 +202,8 @@ export class VmKeeper {
   }
 }
 
-/** Its guest, that it is to end. Not one that cannot be reached. */
-function isTold(vm: Vm): Promise<boolean> {
+/** Asks the guest to shut down. Returns false if QEMU cannot be reached. */
+function pressPowerButton(vm: Vm): Promise<boolean> {
   return vm.process.powerdown().then(
     () => true,
     (error: unknown) => toMigrationError(error).code !== 'QEMU_GONE',

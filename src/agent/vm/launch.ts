@@ -1,7 +1,7 @@
 /**
- * Brings one VM up: region files, taps, the preload's socket, the process. Everything it makes is named in the VM's
- * record beforehand or lies at a fixed place, so that whoever undoes it (VmManager, also after a crash) needs no memory
- * of how far it came.
+ * Starts one VM: region files, taps, the preload's socket, the process. Everything it makes is named in the VM's record
+ * beforehand or has a fixed path. So VmManager can undo an interrupted start, also after a crash, without knowing how
+ * far it came.
  */
 
 import { join } from 'node:path';
@@ -9,37 +9,37 @@ import { MigrationError } from '../../domain/errors.js';
 import { deferred } from '../../kit/deferred.js';
 import { failureToError } from '../../native/binding.js';
 import type { NativeBinding, VmMemoryHandle } from '../../native/types.js';
-import { createTaps, inItsNetwork, joinIsolated } from './network.js';
-import { standInLine } from './priority.js';
+import { createTaps, inNamespace, joinIsolated } from './network.js';
+import { resetChildPriority } from './priority.js';
 import { checkRoom, createRegionFiles, type RamPlace } from './ram-files.js';
 import type { Vm } from './vm.js';
 
-/** A cold start takes 50 ms; this is for a machine that is busy with hundreds of them. */
+/** A cold start takes 50 ms. The limit allows for a machine that is busy with hundreds of starts. */
 const START_TIMEOUT_MS = 30_000;
-/** One userfaultfd serves some 150 000 faults a second; more than a few readers only compete for the processors. */
+/** One userfaultfd serves some 150 000 faults a second. More than a few readers only compete for the processors. */
 const SYNC_DESCRIPTORS_MAX = 4;
 
 export interface LaunchOptions {
   readonly place: RamPlace;
   readonly native: NativeBinding | null;
-  /** null: start without the preload. */
+  /** Null: start without the preload. */
   readonly preloadPath: string | null;
   readonly isIncoming: boolean;
-  /** Pages that are missing in the regions raise faults from the first mapping on. Default: as isIncoming. */
+  /** If true, missing pages of the regions raise faults from the first mapping on. Default: as isIncoming. */
   readonly isRegistered?: boolean;
-  /** Of a clone: the file that its state will come from. */
+  /** For a clone: the file that its device state will come from. */
   readonly statePath?: string;
 }
 
 /**
- * It is connected, all regions are mapped (and, incoming, registered), no vCPU has run. QEMU_FAILED with QEMU's own
- * words if it gave up.
+ * Resolves when QEMU is connected and has mapped all regions (and registered them if it is incoming). No vCPU has run
+ * yet. Throws QEMU_FAILED with QEMU's own message if QEMU exits.
  */
 export async function launch(vm: Vm, options: LaunchOptions): Promise<void> {
   await checkRoom(options.place, vm.spec);
   await createRegionFiles(options.place, vm.spec, vm.regions, options.native);
   await createTaps(vm.spec, vm.record.taps);
-  if (vm.start.signal.aborted) throw new MigrationError('CANCELLED', 'the start was given up');
+  if (vm.start.signal.aborted) throw startCancelled(vm);
   const preload = listen(vm, options);
   const started = await vm.process.launch({
     spec: vm.spec,
@@ -49,8 +49,8 @@ export async function launch(vm: Vm, options: LaunchOptions): Promise<void> {
     isIncoming: options.isIncoming,
     ...(options.statePath === undefined ? {} : { statePath: options.statePath }),
     environment: preload.environment,
-    enclose: (command) => inItsNetwork(vm.spec, command),
-    onSpawned: standInLine,
+    enclose: (command) => inNamespace(vm.spec, command),
+    onSpawned: resetChildPriority,
   });
   vm.exited = started.exited;
   await vm.update({ process: started.identity });
@@ -62,6 +62,10 @@ export async function launch(vm: Vm, options: LaunchOptions): Promise<void> {
   }
 }
 
+function startCancelled(vm: Vm): MigrationError {
+  return new MigrationError('CANCELLED', `the start of ${vm.spec.name} was cancelled`);
+}
+
 interface PreloadWait {
   readonly environment: Record<string, string>;
   readonly complete: (signal: AbortSignal) => Promise<void>;
@@ -71,7 +75,7 @@ function listen(vm: Vm, options: LaunchOptions): PreloadWait {
   if (options.preloadPath === null) return { environment: {}, complete: () => Promise.resolve() };
   if (options.native === null) {
     throw new MigrationError('UNSUPPORTED', 'the native addon is not built, and the preload needs it', {
-      remedy: 'build it, or set preload: false in the VM spec',
+      remedy: 'build the native addon, or set preload: false in the VM spec',
     });
   }
   const socketPath = join(vm.directory, 'preload.sock');
@@ -79,7 +83,7 @@ function listen(vm: Vm, options: LaunchOptions): PreloadWait {
   settled.promise.catch(() => undefined);
   let memory: VmMemoryHandle | null = null;
   const look = () => {
-    // An edge may still come after the handle has been closed.
+    // onEdge may still be called after the handle has been closed.
     if (memory === null || vm.memory !== memory) return;
     const { state, failure } = memory.snapshot();
     if (state === 'complete') settled.resolve();
@@ -106,8 +110,9 @@ function listen(vm: Vm, options: LaunchOptions): PreloadWait {
       VMIGRATE_PRELOAD_SYNC_FDS: String(Math.min(vm.spec.cpus, SYNC_DESCRIPTORS_MAX)),
     },
     complete: async (signal) => {
-      const late = () => settled.reject(new MigrationError('TIMEOUT', 'the preload has not reported all regions'));
-      const onAbort = () => settled.reject(new MigrationError('CANCELLED', 'the start was given up'));
+      const late = () =>
+        settled.reject(new MigrationError('TIMEOUT', `the preload of ${vm.spec.name} has not reported all regions`));
+      const onAbort = () => settled.reject(startCancelled(vm));
       const timer = setTimeout(late, START_TIMEOUT_MS);
       signal.addEventListener('abort', onAbort, { once: true });
       if (signal.aborted) onAbort();

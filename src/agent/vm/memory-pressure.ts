@@ -1,13 +1,13 @@
 /**
- * How short of memory this host is: what it has available, and, where the kernel says so (PSI), how much time is lost
- * to waiting for memory.
+ * Measures how short of memory this host is: the available memory and, if the kernel has PSI, the share of time that
+ * tasks wait for memory.
  */
 import { readFile } from 'node:fs/promises';
 import { memoryAvailableBytes } from './ram-files.js';
 
 export interface MemoryReading {
   readonly availableBytes: number;
-  /** Of the last 10 s, the share in which some task waited for memory. null: a kernel without PSI. */
+  /** The share of the last 10 s in which some task waited for memory. Null on a kernel without PSI. */
   readonly stallPercent: number | null;
 }
 
@@ -16,12 +16,12 @@ export interface MemoryBounds {
   readonly memoryStallPercentMax: number;
 }
 
-/** short: what only might be of use has to go. tight: nothing of the kind is added. */
+/** short: the pool must end its waiting QEMUs. tight: the pool must not add any. */
 export type MemoryState = 'ample' | 'tight' | 'short';
 
 /**
- * The average of 10 s is slow to fall; without a gap between going and coming back, what has gone would come back in
- * the next moment.
+ * The average of 10 s falls slowly. The gap between `short` and `ample` keeps sets that have just been ended from being
+ * made again at once.
  */
 const TIGHT_SHARE = 0.5;
 
@@ -32,14 +32,14 @@ export function memoryState({ availableBytes, stallPercent }: MemoryReading, bou
   return stalled > memoryStallPercentMax * TIGHT_SHARE ? 'tight' : 'ample';
 }
 
-/** From the text of /proc/pressure/memory; null for anything else. */
+/** Parses the text of /proc/pressure/memory. Returns null for any other text. */
 export function parseStallPercent(text: string): number | null {
   const match = /^some avg10=(\d{1,3}(?:\.\d+)?) /m.exec(text);
   return match === null ? null : Number(match[1]);
 }
 
 export async function readMemory(): Promise<MemoryReading> {
-  // Not built in, or switched off at boot: reading it fails then.
+  // Reading fails if the kernel is built without PSI or if PSI is switched off at boot.
   const pressure = await readFile('/proc/pressure/memory', 'utf8').catch(() => '');
   return { availableBytes: await memoryAvailableBytes(), stallPercent: parseStallPercent(pressure) };
 }

@@ -1,11 +1,13 @@
 /**
  * Tap devices for guests, joined to a bridge. They are made before QEMU starts and stay until the VM is removed, so
- * that QEMU needs no right to run programs. Names come from host, VM and NIC: the same VM on two hosts of one machine
+ * QEMU
+ * needs no right to run programs. A tap's name derives from host, VM and NIC, so the same VM on two hosts of one
+ * machine
  * gets two names.
  *
- * A VM with isolated NICs runs in a network namespace of its own, which has no name and ends with its QEMU: nothing can
- * be left of it. QEMU makes the taps in there itself; the bridges come after its start, while its guest does not run
- * yet.
+ * A VM with isolated NICs runs in a network namespace of its own. The namespace has no name and ends with its QEMU, so
+ * it needs no cleanup. QEMU makes the taps in the namespace itself. The bridges are made after QEMU's start, while the
+ * guest does not run yet.
  */
 import { execFile } from 'node:child_process';
 import { createHash } from 'node:crypto';
@@ -21,7 +23,7 @@ const NSENTER_PROGRAM = '/usr/bin/nsenter';
 const IP_TIMEOUT_MS = 5_000;
 const run = promisify(execFile);
 
-/** 15 characters, the kernel's maximum. */
+/** Returns a name of 15 characters, the kernel's maximum. */
 export function tapName(host: string, vm: string, nic: string): string {
   return `vmg${createHash('sha256').update(`${host}\0${vm}\0${nic}`).digest('hex').slice(0, 12)}`;
 }
@@ -36,10 +38,10 @@ export function isIsolated(spec: VmSpec): boolean {
 }
 
 /**
- * How to start the QEMU of such a VM. The environment is for QEMU alone: the preload is lost on the first program that
- * loads it.
+ * Returns the command that starts QEMU in the VM's own namespace, if the VM has isolated NICs. `env` sets the variables
+ * for QEMU alone, because the first program that loads the preload uses it up.
  */
-export function inItsNetwork(spec: VmSpec, command: Command): Command {
+export function inNamespace(spec: VmSpec, command: Command): Command {
   if (!isIsolated(spec)) return command;
   const variables = Object.entries(command.environment).map(([name, value]) => `${name}=${value}`);
   const args = ['--net', '--', ENV_PROGRAM, ...variables, command.program, ...command.args];
@@ -47,8 +49,8 @@ export function inItsNetwork(spec: VmSpec, command: Command): Command {
 }
 
 /**
- * All or none: what was made before a failure is removed again. In a VM with isolated NICs the others are connected to
- * nothing.
+ * Makes all taps, or removes them again after a failure. If the VM has isolated NICs, its other NICs are not connected
+ * to anything.
  */
 export async function createTaps(spec: VmSpec, taps: Readonly<Record<string, string>>): Promise<void> {
   if (isIsolated(spec)) return;
@@ -71,7 +73,7 @@ export async function removeTaps(taps: Readonly<Record<string, string>>): Promis
   }
 }
 
-/** In the network namespace of a VM with isolated NICs: its bridges, with the taps that QEMU has made. Idempotent. */
+/** Makes the bridges in the namespace of a VM with isolated NICs, and joins the taps that QEMU has made. Idempotent. */
 export async function joinIsolated(spec: VmSpec, taps: Readonly<Record<string, string>>, pid: number): Promise<void> {
   if (!isIsolated(spec)) return;
   const inside = (args: readonly string[], what: string) => ip(args, what, pid);
@@ -81,10 +83,10 @@ export async function joinIsolated(spec: VmSpec, taps: Readonly<Record<string, s
     if (!(await linkNames([], pid)).includes(nic.bridge)) {
       await inside(
         ['link', 'add', nic.bridge, 'type', 'bridge'],
-        `NIC ${nic.id}: no bridge ${nic.bridge} in its namespace`,
+        `NIC ${nic.id}: cannot create ${nic.bridge} in the VM's namespace`,
       );
     }
-    await inside(['link', 'set', 'dev', nic.bridge, 'up'], `NIC ${nic.id}: ${nic.bridge} does not come up`);
+    await inside(['link', 'set', 'dev', nic.bridge, 'up'], `NIC ${nic.id}: cannot set ${nic.bridge} up`);
     await inside(
       ['link', 'set', 'dev', tap, 'master', nic.bridge, 'up'],
       `NIC ${nic.id}: ${tap} cannot join ${nic.bridge}`,
@@ -92,7 +94,7 @@ export async function joinIsolated(spec: VmSpec, taps: Readonly<Record<string, s
   }
 }
 
-/** The bridge is there and the tap joins it: what an unplugged NIC's tap waits for. */
+/** Joins a tap to its bridge. The tap of an unplugged NIC exists before, without a bridge. */
 export async function joinBridge(nic: NicSpec, tap: string): Promise<void> {
   const bridge = nic.bridge ?? '';
   await ip(['link', 'set', 'dev', tap, 'master', bridge, 'up'], `NIC ${nic.id}: ${tap} cannot join ${bridge}`);
@@ -106,12 +108,12 @@ async function createTap(nic: NicSpec, tap: string): Promise<void> {
   const { bridge } = nic;
   if (bridge !== undefined && !(await listBridges()).includes(bridge)) {
     throw new MigrationError('NOT_FOUND', `NIC ${nic.id}: this host has no bridge ${bridge}`, {
-      remedy: `create it (ip link add ${bridge} type bridge) or name another in the VM's spec`,
+      remedy: `create it (ip link add ${bridge} type bridge), or set another bridge in the VM's spec`,
     });
   }
-  // One of an earlier run that was killed in between would make `add` fail.
+  // A tap left by a start that was killed would make `add` fail.
   await removeTaps({ [nic.id]: tap });
-  await ip(['tuntap', 'add', 'dev', tap, 'mode', 'tap'], `NIC ${nic.id}: no tap device`);
+  await ip(['tuntap', 'add', 'dev', tap, 'mode', 'tap'], `NIC ${nic.id}: cannot create tap ${tap}`);
   if (bridge === undefined) return;
   try {
     await joinBridge(nic, tap);
@@ -121,14 +123,16 @@ async function createTap(nic: NicSpec, tap: string): Promise<void> {
   }
 }
 
-/** From netlink, not /sys/class/net: that shows the network namespace of whoever mounted it. */
+/** Asks netlink, because /sys/class/net shows the network namespace of the process that mounted it. */
 async function linkNames(filter: readonly string[], pid?: number): Promise<string[]> {
-  const links: unknown = JSON.parse((await ip(['-j', 'link', 'show', ...filter], 'no list of links', pid)) || '[]');
+  const links: unknown = JSON.parse(
+    (await ip(['-j', 'link', 'show', ...filter], 'cannot list the links', pid)) || '[]',
+  );
   if (!Array.isArray(links)) return [];
   return links.map((link: { ifname?: unknown }) => link.ifname).filter((name) => typeof name === 'string');
 }
 
-/** With `pid` in the network namespace of that process. */
+/** Runs `ip`. If `pid` is given, it runs in the network namespace of that process. */
 async function ip(args: readonly string[], what: string, pid?: number): Promise<string> {
   const [program, ...line] =
     pid === undefined ? [IP_PROGRAM, ...args] : [NSENTER_PROGRAM, `--net=/proc/${pid}/ns/net`, IP_PROGRAM, ...args];

@@ -1,4 +1,4 @@
-/** What VmManager is told: once, and for each VM. */
+/** The options of VmManager, and those of each start of a VM. */
 import type { VmBackend } from '../../backends/backend.js';
 import type { NicSpec } from '../../domain/vm.js';
 import type { Registry } from '../../engine/ports/registry.js';
@@ -8,16 +8,16 @@ import type { NativeBinding } from '../../native/types.js';
 export interface VmManagerOptions {
   readonly host: string;
   readonly stateDir: string;
-  /** On tmpfs; made if missing. */
+  /** A directory on tmpfs. It is made if it is missing. */
   readonly ramDir: string;
-  /** What `auto` in a spec means on this host. */
+  /** The meaning of `auto` in a spec on this host. */
   readonly accel: 'auto' | 'kvm' | 'tcg';
   readonly preloadPath: string | null;
-  /** null: only VMs without preload. */
+  /** Null: only VMs without preload can run. */
   readonly native: NativeBinding | null;
   readonly registry: Registry;
   readonly log: Log;
-  /** What runs the VMs of this host, all of them. */
+  /** The back end that runs all VMs of this host. */
   readonly backend: VmBackend;
 }
 
@@ -26,23 +26,23 @@ export interface IncomingOptions {
   readonly accel: 'kvm' | 'tcg';
   /** The epoch at which the VM will belong here. */
   readonly epoch: number;
-  /** QEMU's own migration moves the memory: no preload, whose registrations would be in QEMU's way. */
+  /** True if QEMU's own migration moves the memory. The VM then has no preload, whose registrations would conflict. */
   readonly isNative?: boolean;
-  /** Aborted to give up a start that is under way. */
+  /** The caller aborts it to cancel the start. */
   readonly signal?: AbortSignal;
 }
 
 export interface CloneOptions {
   readonly image: string;
   readonly accel: 'kvm' | 'tcg';
-  /** The image is not complete: pages raise faults until it is. */
+  /** True if the image is not complete. Missing pages then raise faults. */
   readonly isRegistered: boolean;
-  /** Device state of the image; its process has it open. */
+  /** The file for the image's device state. The clone's process has it open. */
   readonly statePath: string;
-  /** The NICs that it shall have once it runs (settle-in.ts), if they are not those that it starts with. */
+  /** The NICs of the running clone (settle-in.ts), if they differ from those it starts with. */
   readonly nics?: readonly NicSpec[];
-  /** Aborted to give the start up. */
+  /** The caller aborts it to cancel the start. */
   readonly signal: AbortSignal;
-  /** Its directory is there, its QEMU is not. */
+  /** Called when the clone's directory exists, before its QEMU starts. */
   readonly beforeLaunch: () => Promise<void>;
 }

@@ -1,12 +1,12 @@
 /**
- * Who gets a processor first where guests take all of them. The daemon goes ahead of them: the calls of a switchover or
- * a fork are a few milliseconds of work, and each step of them would wait for a turn behind every busy guest. So does a
- * clone's QEMU between the image and its first instruction.
+ * Scheduling priorities, for hosts whose guests keep all processors busy. The daemon has a higher priority than the
+ * guests: a call of a switchover or a fork is a few milliseconds of work, and each step of it would otherwise wait
+ * behind every busy guest. A clone's QEMU has the same priority while it loads the image's state.
  *
- * Two things decide: a thread's nice value, and where the kernel groups by session (sched_autogroup) that of the group,
- * beside which the former counts only among the session's own threads. A daemon is in a session of its own if whatever
- * started it has made one, as service managers do; a QEMU always is. Where none of this is allowed things go on as they
- * would have.
+ * The kernel uses the nice value of the thread. With sched_autogroup it compares sessions by the nice value of their
+ * group, and the thread's own value counts only within its session. The daemon leads a session of its own if its
+ * starter has made one, as service managers do. A QEMU always leads one. If the kernel refuses a change, the priority
+ * stays as it was.
  */
 import { readdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { getPriority, setPriority } from 'node:os';
@@ -14,11 +14,11 @@ import { getPriority, setPriority } from 'node:os';
 const AHEAD_NICE = 10;
 const NICE_MIN = -20;
 
-/** What children begin with, whatever becomes of this process. */
+/** The nice value of this process at its start, which its children get as well. */
 let startNice: number | null = null;
 
-/** This process, all its threads. */
-export function goAhead(): void {
+/** Raises the priority of all threads of this process. */
+export function raiseDaemonPriority(): void {
   startNice ??= getPriority();
   const nice = Math.max(NICE_MIN, startNice - AHEAD_NICE);
   attempt(() => {
@@ -29,19 +29,19 @@ export function goAhead(): void {
   });
 }
 
-/** A child that has just been made: it has this process's nice value, and not yet a thread. */
-export function standInLine(pid: number): void {
+/** Gives a new child the nice value that this process had at its start. The child must not have other threads yet. */
+export function resetChildPriority(pid: number): void {
   const nice = startNice;
   if (nice !== null) attempt(() => setPriority(pid, nice));
 }
 
-/** A QEMU that has everybody waiting: its main thread, not its vCPUs, which do not run yet. */
-export function hasten(pid: number): void {
+/** Raises the priority of a QEMU's main thread. Its vCPUs, which do not run yet, keep theirs. */
+export function raisePriority(pid: number): void {
   setBoth(pid, -AHEAD_NICE);
 }
 
-/** The same when its guest runs. */
-export function unhasten(pid: number): void {
+/** Undoes `raisePriority`, when the guest runs. */
+export function restorePriority(pid: number): void {
   setBoth(pid, 0);
 }
 
@@ -52,15 +52,15 @@ function setBoth(pid: number, change: number): void {
 
 function isSessionLeader(): boolean {
   const stat = readFileSync('/proc/self/stat', 'utf8');
-  // Behind the name in brackets: state, parent, group, session.
+  // The fields after the name in parentheses are: state, parent, group, session.
   return Number(stat.slice(stat.lastIndexOf(')') + 2).split(' ')[3]) === process.pid;
 }
 
-/** Priorities make things faster or slower, never right or wrong. */
+/** Ignores errors, because a priority affects only speed. */
 function attempt(change: () => void): void {
   try {
     change();
   } catch {
-    // not allowed, not known to this kernel, or the process has ended
+    // The change is not permitted, the kernel does not support it, or the process has ended.
   }
 }

@@ -1,7 +1,8 @@
 /**
- * Region files: where guest memory lies. `RAMDIR/NAME/REGION.ram` on tmpfs, or the same below a hugetlbfs mount; the
- * presence map of a target always on tmpfs beside it. An image's are in `RAMDIR/.images/ID` in the same way. Room is
- * checked first: a guest that runs out of tmpfs later would die by SIGBUS.
+ * Region files, which hold guest memory. They are `RAMDIR/NAME/REGION.ram` on tmpfs, or the same path below a hugetlbfs
+ * mount. The presence map of a target is always in `RAMDIR/NAME` on tmpfs. The files of an image have the same layout
+ * in
+ * `RAMDIR/.images/ID`. The free space is checked first, because a guest that runs out of tmpfs later dies by SIGBUS.
  */
 import { link, mkdir, open, readdir, readFile, rm, rmdir, statfs } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
@@ -10,36 +11,36 @@ import type { VmSpec } from '../../domain/vm.js';
 import type { NativeBinding, RegionFile } from '../../native/types.js';
 
 const SMALL_PAGE_BYTES = 4096;
-/** What QEMU itself needs beside the guest's memory. */
+/** The memory that QEMU itself needs in addition to the guest's. */
 const QEMU_BYTES = 64 * 1024 * 1024;
-/** Beside the directories of the VMs: no VM can have this name. */
+/** The directory of the images, beside those of the VMs. No VM can have this name. */
 const IMAGES = '.images';
 
 export interface RamPlace {
   readonly host: string;
-  /** On tmpfs. */
+  /** A directory on tmpfs. */
   readonly ramDir: string;
 }
 
 /**
- * Paths only; nothing is created. UNSUPPORTED if no hugetlbfs of that page size is mounted. Empty for private memory.
- * `image`: a clone's.
+ * Returns the paths of a VM's region files and creates nothing. The list is empty for private memory. `image` is the
+ * image of a clone, null for any other VM. Throws UNSUPPORTED if no hugetlbfs of that page size is mounted.
  */
 export async function regionFiles(place: RamPlace, spec: VmSpec, image: string | null): Promise<RegionFile[]> {
   const { memory, name } = spec;
   if (memory.backing === 'private') return [];
   if (memory.backing === 'shared') return filesIn(join(await ramRoot(place, memory.pageBytes), name), memory);
-  if (image === null) throw new MigrationError('UNSUPPORTED', `${name} runs on an image, which is not on this host`);
+  if (image === null) throw new MigrationError('UNSUPPORTED', `the memory of ${name} is an image, and none was given`);
   const files = await imageFiles(place, memory, image);
   return files.map((file) => ({ ...file, isPrivate: true }));
 }
 
-/** The memory files of an image, whose guest had this memory. Paths only. */
+/** Returns the paths of an image's memory files. `memory` is that of the image's guest. */
 export async function imageFiles(place: RamPlace, memory: VmSpec['memory'], image: string): Promise<RegionFile[]> {
   return filesIn(join(await ramRoot(place, memory.pageBytes), IMAGES, image), memory);
 }
 
-/** Always on tmpfs. */
+/** The file is always on tmpfs. */
 export function imagePresencePath(place: RamPlace, image: string, region: string): string {
   return join(place.ramDir, IMAGES, image, `${region}.presence`);
 }
@@ -56,12 +57,14 @@ export function presencePath(place: RamPlace, vm: string, region: string): strin
   return join(place.ramDir, vm, `${region}.presence`);
 }
 
-/** Where a clone's own pages are kept while it leaves, always on tmpfs. Gone with its other files. */
+/**
+ * The file that keeps a clone's own pages while it migrates. It is always on tmpfs, and removed with the other files.
+ */
 export function ownPagesPath(place: RamPlace, vm: string, region: string): string {
   return join(place.ramDir, vm, `${region}.own`);
 }
 
-/** NO_SPACE or OUT_OF_MEMORY if the VM does not fit now. */
+/** Throws NO_SPACE or OUT_OF_MEMORY if the VM does not fit now. */
 export async function checkRoom(place: RamPlace, spec: VmSpec): Promise<void> {
   const { backing, pageBytes, sizeBytes } = spec.memory;
   if (backing === 'image') return;
@@ -90,7 +93,7 @@ export async function checkRoom(place: RamPlace, spec: VmSpec): Promise<void> {
   }
 }
 
-/** New, sparse, exclusive. Those of an image are there before its clones. */
+/** Creates sparse files, and fails if one exists. A clone needs none, because the files of its image exist already. */
 export async function createRegionFiles(
   place: RamPlace,
   spec: VmSpec,
@@ -106,7 +109,7 @@ export async function createRegionFiles(
   }
 }
 
-/** Everything of this VM, also presence maps. Idempotent. */
+/** Removes all memory files of this VM, including presence maps. Idempotent. */
 export async function removeRegionFiles(place: RamPlace, spec: VmSpec): Promise<void> {
   await rm(join(place.ramDir, spec.name), { recursive: true, force: true });
   if (spec.memory.pageBytes === SMALL_PAGE_BYTES) return;
@@ -114,7 +117,7 @@ export async function removeRegionFiles(place: RamPlace, spec: VmSpec): Promise<
   if (mount !== null) await rm(join(mount, `vmigrate-${place.host}`, spec.name), { recursive: true, force: true });
 }
 
-/** Empty files for an image, or, with `parent`, further names of the parent's own. */
+/** Creates empty files for an image. If `parent` is given, creates hard links to the parent's files instead. */
 export async function createImageFiles(
   place: RamPlace,
   image: string,
@@ -131,7 +134,7 @@ export async function createImageFiles(
   }
 }
 
-/** Memory files and presence maps. Idempotent. */
+/** Removes the memory files and presence maps of an image. Idempotent. */
 export async function removeImageFiles(place: RamPlace, image: string, pageBytes: number): Promise<void> {
   const roots = [place.ramDir];
   if (pageBytes !== SMALL_PAGE_BYTES) {
@@ -140,12 +143,12 @@ export async function removeImageFiles(place: RamPlace, image: string, pageBytes
   }
   for (const root of roots) {
     await rm(join(root, IMAGES, image), { recursive: true, force: true });
-    // The last one takes the folder along.
+    // This succeeds only for the last image.
     await rmdir(join(root, IMAGES)).catch(() => undefined);
   }
 }
 
-/** Ids of the images that have files. */
+/** Returns the ids of the images that have files. */
 export async function imagesWithFiles(place: RamPlace): Promise<string[]> {
   return readdir(join(place.ramDir, IMAGES)).catch(() => []);
 }

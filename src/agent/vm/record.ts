@@ -1,6 +1,6 @@
 /**
- * What a daemon must know of a VM to find it again: one JSON file in the VM's directory. When
- * `writeRecord` resolves, a crash of the machine leaves the new one.
+ * The record of a VM, by which a restarted daemon finds the VM again: one JSON file in the VM's directory. After
+ * `writeRecord` has resolved, the new record survives a crash of the machine.
  */
 
 import { readFile } from 'node:fs/promises';
@@ -16,11 +16,11 @@ import { accel, vmState } from '../../schemas/words.js';
 
 export const RECORD_FILE = 'record.json';
 
-/** What remains to be done to a clone once it runs (settle-in.ts). */
+/** The steps that a clone still needs when it runs (settle-in.ts). */
 export interface IdentityDue {
-  /** As they shall be. */
+  /** The NICs that the clone is to have. */
   readonly nics: readonly NicSpec[];
-  /** Of the last attempt. */
+  /** The error of the last attempt. */
   readonly failure: string | null;
 }
 
@@ -31,26 +31,26 @@ export interface VmRecord {
   readonly epoch: number;
   readonly accel: 'kvm' | 'tcg';
   readonly qemuVersion: string;
-  /** Session that made this VM a target; kept when it runs. */
+  /** The session that made this VM a target. It stays set when the VM runs. */
   readonly session: string | null;
   readonly job: string | null;
   readonly process: ProcessIdentity | null;
-  /** The image whose files are its memory; null for any VM but a clone. */
+  /** The image whose files are the clone's memory. Null for any other VM. */
   readonly image: string | null;
   /** Empty for private memory. */
   readonly regions: readonly RegionFile[];
   readonly memory: VmMemorySnapshot | null;
   /** Tap devices by NIC id. */
   readonly taps: Readonly<Record<string, string>>;
-  /** null: the VM has its identity. */
+  /** Null if the VM has its own identity. */
   readonly identityDue: IdentityDue | null;
   readonly exit: VmExit | null;
-  /** What its guest had written to its exit port before it moved here. */
+  /** The exit code that the guest had written to its exit port before the VM moved here. */
   readonly exitCodeBefore: number | null;
   readonly createdAt: string;
 }
 
-/** What has come about without the daemon's doing, and is only written down. */
+/** Changes of a record that describe what is already the case. */
 export type RecordAmendment = Pick<Partial<VmRecord>, 'spec' | 'image' | 'exitCodeBefore'>;
 
 const count = z.int().min(0);
@@ -121,14 +121,15 @@ const recordSchema = z.strictObject({
 });
 
 /**
- * The state that a VM is said to be in: one whose QEMU has ended, which whoever says that it runs has not heard of, is
- * stopped.
+ * Returns the state to record when a caller sets `state`. If QEMU has exited, the state is `stopped`, even if the
+ * caller
+ * says `running`: the caller may not know of the exit yet.
  */
-export function heldAgainst({ process, exit }: VmRecord, state: VmState): VmState {
+export function effectiveState({ process, exit }: VmRecord, state: VmState): VmState {
   return state === 'running' && process === null && exit !== null ? 'stopped' : state;
 }
 
-/** The change, null if there is none. VM_BUSY if another job has the VM. */
+/** Returns the change that reserves the VM, or null if the job has it already. Throws VM_BUSY if another job has it. */
 export function reservedBy({ spec, job: holder }: VmRecord, job: string): Partial<VmRecord> | null {
   if (holder === job) return null;
   if (holder === null) return { job };
@@ -149,14 +150,16 @@ export function withDisks(
 export async function writeRecord(directory: string, record: VmRecord): Promise<void> {
   const text = JSON.stringify(record, (_key, value: unknown) => (typeof value === 'bigint' ? String(value) : value), 2);
   const path = join(directory, RECORD_FILE);
-  // A clone that waits for its image ends with the machine, and so does the image: there is nothing to find again.
+  // A clone that waits for its image does not survive a crash of the machine, and neither does the image. So the record
+  // of a waiting clone need not survive it either.
   const isWaiting = record.image !== null && record.state === 'incoming';
   await (isWaiting ? writeWhole : writeDurably)(path, `${text}\n`);
 }
 
 /**
- * null: there is none (a crash came before the first one was written, or lost that of a clone that waited). CORRUPT: it
- * is not what we write.
+ * Returns null if there is no record: a crash came before the first write, or lost the record of a waiting clone.
+ * Throws
+ * CORRUPT if the file is not a valid record.
  */
 export async function readRecord(directory: string): Promise<VmRecord | null> {
   const path = join(directory, RECORD_FILE);

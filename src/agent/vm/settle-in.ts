@@ -1,10 +1,10 @@
 /**
- * What is done to a clone after it has begun to run, beside everything else: its own NICs instead of its parent's, its
- * clock, its host name. What is still due stands in its record, so that a restarted daemon does it again; each part may
- * be repeated.
+ * Gives a running clone its identity, in the background: its own NICs instead of its parent's, its clock, its host
+ * name.
+ * The VM's record lists the steps that are still due, so that a restarted daemon does them. Each step is idempotent.
  *
- * The clock: a guest's goes on where it stood when the image was taken. The agent sets it, if there is one; else that
- * is up to the guest, by its RTC (which follows the host's clock) or NTP.
+ * The guest's clock continues from the time at which the image was taken. The guest agent sets it, if there is one.
+ * Otherwise the guest sets it itself, from its RTC (which follows the host's clock) or by NTP.
  */
 
 import type { GuestAgentLink } from '../../backends/backend.js';
@@ -19,18 +19,18 @@ const HOOK_TIMEOUT_MS = 60_000;
 const HOSTNAME_PROGRAM = '/bin/hostname';
 const CLOCK_ERROR_MS_MAX = 2_000;
 
-/** Nothing, if the VM starts with all that it shall have. */
+/** Returns the steps that are due when the VM runs, or an empty object if there are none. */
 export function identityDueOf(spec: VmSpec, nics: readonly NicSpec[] = spec.nics): { identityDue?: IdentityDue } {
   const isDue = spec.hasGuestAgent === true || JSON.stringify(nics) !== JSON.stringify(spec.nics);
   return isDue ? { identityDue: { nics, failure: null } } : {};
 }
 
-/** The VM runs. Throws what kept it from the rest, which then stands in the record too. */
+/** Runs the steps that are due. The VM must run. If a step fails, the error is recorded and thrown. */
 export async function settleIn(vm: Vm): Promise<void> {
   const due = vm.record.identityDue;
   if (due === null) return;
   try {
-    // First, because the agent's hook may want to configure them.
+    // The NICs come first, because the agent's hook may configure them.
     await vm.process.replaceNics({ spec: vm.spec, nics: due.nics, onPresent: (nic) => connect(vm, nic) });
     const { hasGuestAgent = false } = vm.spec;
     await vm.update(({ spec }) => ({
@@ -42,13 +42,15 @@ export async function settleIn(vm: Vm): Promise<void> {
     await vm.update({ identityDue: null });
   } catch (error) {
     const { code, message } = toMigrationError(error);
-    // Its QEMU has ended, or the daemon goes: that is no finding about the clone.
+    // QEMU_GONE means that QEMU has ended or the daemon exits. It says nothing about the clone's identity.
     if (code !== 'QEMU_GONE') await vm.update({ identityDue: { ...due, failure: message } });
     throw error;
   }
 }
 
-/** Only now: its parent's address is never seen on a bridge twice. */
+/**
+ * Joins the new NIC's tap to the bridge. It happens only now, so that the parent's address is never on a bridge twice.
+ */
 async function connect(vm: Vm, nic: NicSpec): Promise<void> {
   const tap = vm.record.taps[nic.id];
   if (nic.type === 'tap' && tap !== undefined) await joinBridge(nic, tap);
@@ -68,8 +70,8 @@ async function tellAgent(vm: Vm): Promise<void> {
 }
 
 /**
- * The agent also tells the hardware clock, and calls it a failure if it cannot, though the guest's own is right by
- * then: what counts is the time it has.
+ * Sets the guest's clock. The agent also sets the hardware clock and reports an error if it cannot, although the system
+ * clock is right by then. So after an error the guest's time decides.
  */
 async function setClock(agent: GuestAgentLink, name: string): Promise<void> {
   const refusal = await agent.setTime(Date.now()).then(
@@ -80,5 +82,5 @@ async function setClock(agent: GuestAgentLink, name: string): Promise<void> {
   if (refusal.code !== 'QEMU_FAILED') throw refusal;
   const guestMs = await agent.timeMs();
   if (Math.abs(guestMs - Date.now()) <= CLOCK_ERROR_MS_MAX) return;
-  throw new MigrationError('QEMU_FAILED', `the clock of ${name} is wrong: ${refusal.message}`, { cause: refusal });
+  throw new MigrationError('QEMU_FAILED', `the clock of ${name} cannot be set: ${refusal.message}`, { cause: refusal });
 }

@@ -1,6 +1,6 @@
 /**
- * The ways in which a VM comes about on this host: run by a user, waiting for another host's, waiting for an image's.
- * When one of them rejects, nothing is left of the VM.
+ * The three ways to start a VM on this host: run by a user, waiting for the state of a VM on another host, waiting for
+ * the state of an image. If a start rejects, it removes everything of the VM.
  */
 import { MigrationError, toMigrationError } from '../../domain/errors.js';
 import type { VmSpec } from '../../domain/vm.js';
@@ -33,12 +33,12 @@ export class VmStarter {
     this.#keeper = keeper;
   }
 
-  /** No VM is started any more. */
+  /** Refuses further starts. */
   close(): void {
     this.#isClosed = true;
   }
 
-  /** It runs. */
+  /** Resolves when the VM runs. */
   async run(input: VmSpec): Promise<Vm> {
     const spec = checkSpec(input);
     return this.#table.locks.hold(spec.name, async () => {
@@ -48,7 +48,7 @@ export class VmStarter {
       const before = await registry.owner(spec.name);
       const epoch = (await registry.lastEpoch(spec.name)) + 1;
       const vm = await this.#create(spec, { state: 'starting', epoch, accel, session: null });
-      return this.#orNothing(vm, async () => {
+      return this.#withCleanup(vm, async () => {
         const owner = { vm: spec.name, owner: host, epoch, session: null };
         await registry.swapOwner(spec.name, before?.epoch ?? null, owner);
         await this.#launch(vm, { isIncoming: false });
@@ -70,13 +70,13 @@ export class VmStarter {
       if (owner !== null && owner.epoch >= options.epoch) {
         throw new MigrationError(
           'OWNER_CHANGED',
-          `${spec.name} has epoch ${owner.epoch} here, ${options.epoch} is not newer`,
+          `${spec.name} has epoch ${owner.epoch} on this host; epoch ${options.epoch} is not newer`,
         );
       }
       const accel = await backend.resolveAccel(options.accel);
       const vm = await this.#create(spec, { state: 'incoming', epoch: options.epoch, accel, session: options.session });
-      vm.giveUpOn(options.signal);
-      return this.#orNothing(vm, () =>
+      vm.cancelStartOn(options.signal);
+      return this.#withCleanup(vm, () =>
         this.#launch(vm, { isIncoming: true, hasPreload: spec.hasPreload && options.isNative !== true }),
       );
     });
@@ -93,8 +93,8 @@ export class VmStarter {
       const { image, accel, isRegistered, statePath } = options;
       const identityDue = identityDueOf(spec, options.nics);
       const vm = await this.#create(spec, { state: 'incoming', epoch, accel, session: null, image, ...identityDue });
-      vm.giveUpOn(options.signal);
-      return this.#orNothing(vm, async () => {
+      vm.cancelStartOn(options.signal);
+      return this.#withCleanup(vm, async () => {
         const owner = { vm: spec.name, owner: host, epoch, session: null };
         await registry.swapOwner(spec.name, before?.epoch ?? null, owner);
         await options.beforeLaunch();
@@ -103,14 +103,14 @@ export class VmStarter {
     });
   }
 
-  /** The name is free, or only a stopped VM has it, which then goes. */
+  /** Removes a stopped VM of this name. Throws CONFLICT if any other VM has the name. */
   async #clearName(name: string): Promise<void> {
     if (this.#isClosed) throw new MigrationError('CANCELLED', 'the daemon is closing');
-    this.#table.mustBeReadable(name);
+    this.#table.refuseUnreadable(name);
     const vm = this.#table.find(name);
     if (vm === undefined) return;
     if (vm.state !== 'stopped' || vm.job !== null) {
-      throw new MigrationError('CONFLICT', `a VM ${name} is ${vm.state} on ${this.#options.host}`);
+      throw new MigrationError('CONFLICT', `VM ${name} exists on ${this.#options.host} and is ${vm.state}`);
     }
     await this.#keeper.remove(vm);
   }
@@ -127,8 +127,8 @@ export class VmStarter {
     this.#keeper.attach(vm);
   }
 
-  /** The VM once `start` is done; nothing is left of it when that fails. */
-  async #orNothing(vm: Vm, start: () => Promise<void>): Promise<Vm> {
+  /** Runs `start` and returns the VM. If `start` fails, it removes everything of the VM. */
+  async #withCleanup(vm: Vm, start: () => Promise<void>): Promise<Vm> {
     try {
       await start();
     } catch (error) {
@@ -145,7 +145,7 @@ export class VmStarter {
     } catch (error) {
       this.#options.log.error(
         { vm: vm.spec.name, error: toMigrationError(error).toJSON() },
-        'a failed start leaves something',
+        `the start failed, and the VM's process, files or taps cannot be removed; its directory is ${vm.directory}`,
       );
     }
   }

@@ -1,4 +1,4 @@
-/** Which VMs this host has, by name, and who is told when one of them changes. */
+/** The VMs of this host by name, and the listeners for their changes. */
 import { EventEmitter } from 'node:events';
 import { join } from 'node:path';
 import { MigrationError } from '../../domain/errors.js';
@@ -7,13 +7,13 @@ import { KeyedLocks } from '../../kit/locks.js';
 import type { Vm } from './vm.js';
 
 export class VmTable {
-  /** Of a name: whoever starts, ends or removes the VM holds it. */
+  /** One lock per name. Every start, end or removal of the VM holds it. */
   readonly locks = new KeyedLocks();
-  /** Each VM has a directory in it, by its name. */
+  /** The directory that has one subdirectory per VM, named after it. */
   readonly directory: string;
   readonly #host: string;
   readonly #vms = new Map<string, Vm>();
-  /** Names whose directory holds a record that cannot be read: taken until someone looks. */
+  /** Names whose directory has a record that cannot be read. They stay taken until a user removes the directory. */
   readonly #unreadable = new Set<string>();
   readonly #emitter = new EventEmitter();
 
@@ -23,7 +23,7 @@ export class VmTable {
     this.#emitter.setMaxListeners(0);
   }
 
-  /** NOT_FOUND if there is none. */
+  /** Throws NOT_FOUND if this host has no such VM. */
   get(name: string): Vm {
     const vm = this.#vms.get(name);
     if (vm !== undefined) return vm;
@@ -46,7 +46,7 @@ export class VmTable {
     this.#vms.set(vm.spec.name, vm);
   }
 
-  /** It is gone; whoever follows changes is told. */
+  /** Removes the VM from the table and notifies the listeners. */
   forget(vm: Vm): void {
     this.#vms.delete(vm.spec.name);
     this.changed(vm);
@@ -56,11 +56,11 @@ export class VmTable {
     this.#unreadable.add(name);
   }
 
-  /** CORRUPT if the directory of this name is not known to be a VM's. */
-  mustBeReadable(name: string): void {
+  /** Throws CORRUPT if the directory of this name has a record that cannot be read. */
+  refuseUnreadable(name: string): void {
     if (!this.#unreadable.has(name)) return;
     throw new MigrationError('CORRUPT', `${join(this.directory, name)} holds a record that cannot be read`, {
-      remedy: 'look at it, then remove the directory and restart the daemon',
+      remedy: 'inspect the record, then remove the directory and restart the daemon',
     });
   }
 

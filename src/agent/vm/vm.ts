@@ -1,4 +1,4 @@
-/** One VM of this host: its durable record and what the daemon holds while it lives. Only VmManager changes it. */
+/** One VM of this host: its durable record, and the daemon's objects while it lives. Only VmManager changes it. */
 import { join } from 'node:path';
 import type { VmBackend, VmPlace, VmProcess } from '../../backends/backend.js';
 import { MigrationError } from '../../domain/errors.js';
@@ -8,7 +8,7 @@ import type { RegionFile, VmMemoryHandle } from '../../native/types.js';
 import { type ExitWatch, exitPath } from './exit-port.js';
 import { type VmRecord, writeRecord } from './record.js';
 
-/** What other parts of the agent see of a VM. It stays the same object until the VM is destroyed. */
+/** A VM as other parts of the agent see it. It stays the same object until the VM is destroyed. */
 export interface ManagedVm {
   readonly spec: VmSpec;
   readonly state: VmState;
@@ -16,17 +16,17 @@ export interface ManagedVm {
   readonly accel: 'kvm' | 'tcg';
   /** Throws QEMU_GONE if QEMU has ended. */
   readonly pid: number;
-  /** What may be done with it is up to its connection; of one that has ended, nothing. */
+  /** The QEMU process. If it has ended or is not connected, its calls fail. */
   readonly process: VmProcess;
   readonly directory: string;
   /** Empty for private memory. */
   readonly regions: readonly RegionFile[];
-  /** null without preload. */
+  /** Null without preload. */
   readonly memory: VmMemoryHandle | null;
   readonly job: string | null;
-  /** The session that made this VM a target; it stays when the VM runs, null for one started here. */
+  /** The session that made this VM a target. It stays set when the VM runs. Null for a VM started on this host. */
   readonly session: string | null;
-  /** The image that a clone runs on; null for any other VM. */
+  /** The image that a clone runs on. Null for any other VM. */
   readonly image: string | null;
   readonly qemuVersion: string;
   readonly machine: string;
@@ -38,21 +38,21 @@ export class Vm implements ManagedVm {
   readonly process: VmProcess;
   #record: VmRecord;
   #lastWrite: Promise<unknown> = Promise.resolve();
-  /** As the VM's own events say; not written down, because a restarted daemon asks QEMU. */
+  /** The state by QEMU's events. It is not recorded, because a restarted daemon asks QEMU. */
   liveState: 'running' | 'paused' | null = null;
   memory: VmMemoryHandle | null = null;
-  /** Known only to the daemon that started it. */
+  /** The exit of QEMU. Only the daemon that started the process knows it. */
   exited: Promise<ChildExit> | null = null;
-  /** What it has said of its end. */
+  /** The reason of the shutdown, as QEMU has reported it. */
   shutdown: { readonly reason: string; readonly isPowerOff: boolean } | null = null;
-  /** As the exit port says; of a VM that has ended the record knows it. */
+  /** The code from the exit port of a running VM. After the end of the VM it is in the record. */
   exitCode: number | null = null;
   exitWatch: ExitWatch | null = null;
-  /** The attempt under way to give a clone its identity. */
+  /** The current attempt to give a clone its identity. */
   settlingIn: Promise<void> | null = null;
-  /** The daemon itself is ending it: its end is no event. */
+  /** True while the daemon itself ends the VM, whose exit then needs no reaction. */
   isEnding = false;
-  /** Aborted to give up a start that is under way. */
+  /** Aborting it cancels a start in progress. */
   readonly start = new AbortController();
 
   constructor(directory: string, record: VmRecord, backend: VmBackend) {
@@ -70,8 +70,8 @@ export class Vm implements ManagedVm {
     this.process = backend.processAt(this.place);
   }
 
-  /** The start is given up when `signal` aborts, or has. */
-  giveUpOn(signal: AbortSignal | undefined): void {
+  /** Cancels the start when `signal` aborts, or at once if it has aborted. */
+  cancelStartOn(signal: AbortSignal | undefined): void {
     signal?.addEventListener('abort', () => this.start.abort(), { once: true });
     if (signal?.aborted === true) this.start.abort();
   }
@@ -131,8 +131,9 @@ export class Vm implements ManagedVm {
   }
 
   /**
-   * Changes are made one after the other; each is durable, and visible, when its promise resolves. `change` may throw
-   * to refuse, or answer null: the record is as it shall be, and nothing is written.
+   * Changes the record. Changes are made one after the other, and each is durable and visible when its promise
+   * resolves.
+   * `change` may throw to refuse, or return null if the record needs no change.
    */
   async update(change: Partial<VmRecord> | ((record: VmRecord) => Partial<VmRecord> | null)): Promise<void> {
     const write = this.#lastWrite.then(async () => {
@@ -146,7 +147,7 @@ export class Vm implements ManagedVm {
     await write;
   }
 
-  /** After this no write is under way. */
+  /** Resolves when no write is in progress. */
   async settled(): Promise<void> {
     await this.#lastWrite;
   }

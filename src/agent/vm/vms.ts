@@ -1,12 +1,12 @@
 /**
  * The VMs of this host. Each has a directory `STATE/vms/NAME` with its record, sockets and logs. VMs outlive the
- * daemon: `close` lets them be, `start` finds them again.
+ * daemon: `close` leaves them running, and `start` finds them again.
  *
- * Order of a start: record (durable) → owner → region files, taps → process → connection to it → record. Whatever a
- * crash leaves is found by the record alone. Order of an end: process → region files, taps → owner → directory.
+ * Order of a start: record (durable) → owner → region files, taps → process → connection to it → record. The record
+ * alone is enough to find what a crash has left. Order of an end: process → region files, taps → owner → directory.
  *
- * A VM in state `starting` that a new daemon finds is removed: nobody was told that it runs. One in state `incoming` is
- * kept; LocalAgent knows whether a session still claims it (`ManagedVm.session`) and destroys it if not.
+ * A new daemon removes a VM in state `starting`, because its start was never reported to a user. It keeps a VM in state
+ * `incoming`; LocalAgent destroys that VM if no session claims it (`ManagedVm.session`).
  */
 import { mkdir, readdir, rm } from 'node:fs/promises';
 import { join } from 'node:path';
@@ -17,7 +17,7 @@ import { adopt } from './adopt.js';
 import { type StopOptions, VmKeeper } from './keeper.js';
 import type { CloneOptions, IncomingOptions, VmManagerOptions } from './options.js';
 import { presencePath, type RamPlace } from './ram-files.js';
-import { heldAgainst, type RecordAmendment, readRecord, reservedBy, type VmRecord } from './record.js';
+import { effectiveState, type RecordAmendment, readRecord, reservedBy, type VmRecord } from './record.js';
 import { VmStarter } from './starts.js';
 import { VmTable } from './table.js';
 import { type ManagedVm, Vm, viewOf } from './vm.js';
@@ -44,8 +44,8 @@ export class VmManager {
   }
 
   /**
-   * Finds the VMs of an earlier daemon again. One that cannot be taken up is logged and does not keep the others from
-   * it.
+   * Finds the VMs of an earlier daemon and reattaches to them. If that fails for one VM, the error is logged and the
+   * others are adopted all the same.
    */
   async start(): Promise<void> {
     await mkdir(this.#table.directory, { recursive: true, mode: 0o700 });
@@ -54,28 +54,30 @@ export class VmManager {
     await Promise.all((await readdir(this.#table.directory)).map(find));
   }
 
-  /** Starts a VM. When it rejects, nothing is left of it. */
+  /** Starts a VM. If it rejects, it removes everything of the VM. */
   async run(spec: VmSpec): Promise<VmView> {
     return viewOf(await this.#starter.run(spec), this.#options.host);
   }
 
   /**
-   * A process that waits for the state of a VM on another host: regions mapped and registered, ready for `importState`.
-   * Repeating it for the same session returns the same VM. CONFLICT if the name is taken.
+   * Starts a process that waits for the state of a VM on another host: its regions are mapped and registered, and it is
+   * ready for `importState`. A second call for the same session returns the same VM. Throws CONFLICT if the name is
+   * taken.
    */
   prepareIncoming(spec: VmSpec, options: IncomingOptions): Promise<ManagedVm> {
     return this.#starter.prepareIncoming(spec, options);
   }
 
   /**
-   * A process that waits for the state of an image. Its owner record is there as well: nothing of the VM has to be
-   * written before it may run. When it rejects, nothing is left. CONFLICT if the name is taken.
+   * Starts a process that waits for the state of an image. It also writes the owner record, so nothing has to be
+   * written
+   * before the VM may run. If it rejects, it removes everything of the VM. Throws CONFLICT if the name is taken.
    */
   prepareClone(spec: VmSpec, options: CloneOptions): Promise<ManagedVm> {
     return this.#starter.prepareClone(spec, options);
   }
 
-  /** NOT_FOUND if there is none. */
+  /** Throws NOT_FOUND if this host has no such VM. */
   get(name: string): ManagedVm {
     return this.#table.get(name);
   }
@@ -98,12 +100,12 @@ export class VmManager {
     return viewOf(this.#table.get(vm.spec.name), this.#options.host);
   }
 
-  /** How a stopped VM came to its end. */
+  /** Returns the exit of a stopped VM. */
   exitOf(name: string): VmExit | null {
     return this.#table.get(name).record.exit;
   }
 
-  /** Where a VM of this name has its files, or would have them. */
+  /** Returns the directory for the files of a VM of this name, which need not exist. */
   directoryOf(name: string): string {
     return join(this.#table.directory, name);
   }
@@ -119,7 +121,7 @@ export class VmManager {
     return { socket: vm.place.serialPath, log: vm.place.serialLogPath };
   }
 
-  /** What runs the VMs of this host. */
+  /** The back end that runs the VMs of this host. */
   get backend(): VmBackend {
     return this.#options.backend;
   }
@@ -127,26 +129,28 @@ export class VmManager {
   /** Durable when it resolves. */
   async setState(name: string, state: VmState, options: { epoch?: number } = {}): Promise<void> {
     const vm = this.#table.get(name);
-    await vm.update((record) => ({ state: heldAgainst(record, state), ...options }));
+    await vm.update((record) => ({ state: effectiveState(record, state), ...options }));
     this.#table.changed(vm);
   }
 
   /**
-   * Writes down what is so already: which files its disks are in, whose pages its memory has. Durable when it resolves.
+   * Records a change that has already taken place: the files of the VM's disks, or the image of its memory. Durable
+   * when
+   * it resolves.
    */
   async amend(name: string, change: (record: VmRecord) => RecordAmendment): Promise<void> {
     await this.#table.get(name).update(change);
     this.#table.changed(this.#table.get(name));
   }
 
-  /** VM_BUSY if another job has it. Idempotent, durable. */
+  /** Reserves the VM for a job. Throws VM_BUSY if another job has it. Idempotent, durable. */
   async reserve(name: string, job: string): Promise<void> {
     const vm = this.#table.get(name);
     await vm.update((record) => reservedBy(record, job));
     this.#table.changed(vm);
   }
 
-  /** Leaves another job's reservation alone; nothing to do if the VM is gone. */
+  /** Removes the job's reservation. Does nothing if another job has the VM or if the VM is gone. */
   async unreserve(name: string, job: string): Promise<void> {
     const vm = this.#table.find(name);
     if (vm === undefined) return;
@@ -155,8 +159,9 @@ export class VmManager {
   }
 
   /**
-   * The VM and all its traces, also one that is starting. Idempotent; a VM that gets the name while this one goes is
-   * left alone.
+   * Removes the VM and everything that belongs to it, also while it starts. Idempotent. A VM that gets the name
+   * meanwhile
+   * is left alone.
    */
   async destroy(name: string): Promise<void> {
     const vm = this.#table.find(name);
@@ -167,18 +172,18 @@ export class VmManager {
   }
 
   pause(name: string): Promise<void> {
-    return this.#let(name, 'paused');
+    return this.#setRunState(name, 'paused');
   }
 
   resume(name: string): Promise<void> {
-    return this.#let(name, 'running');
+    return this.#setRunState(name, 'running');
   }
 
-  async #let(name: string, state: RunState): Promise<void> {
+  async #setRunState(name: string, state: RunState): Promise<void> {
     const { process } = this.#table.get(name);
     await process.connected().catch(() => undefined);
     await this.#table.locks.hold(name, async () => {
-      const vm = await this.#own(name, ['running', 'paused']);
+      const vm = await this.#checkUsable(name, ['running', 'paused']);
       await (state === 'running' ? vm.process.run() : vm.process.pause());
       vm.liveState = state;
       await vm.update({ state });
@@ -187,15 +192,15 @@ export class VmManager {
   }
 
   /**
-   * Ends QEMU and frees the memory; the VM stays listed as stopped until it is stopped again or its name is used again.
-   * What a departed VM has left goes at once, but only when no job has it any more, by force or not: its new home may
-   * still need it.
+   * Ends QEMU and frees the memory. The VM stays listed as stopped until it is stopped again or its name is used again.
+   * A departed VM is removed at once, but not while a job has it, even by force: its new host may still need its
+   * memory.
    */
   async stop(name: string, options: StopOptions): Promise<void> {
     await this.#table.locks.hold(name, async () => {
       const states: VmState[] = ['running', 'paused', 'stopped'];
       if (this.#table.get(name).job === null) states.push('departed');
-      const vm = await this.#own(name, states, options.isForced);
+      const vm = await this.#checkUsable(name, states, options.isForced);
       if (isOver(vm)) return this.#keeper.remove(vm);
       vm.isEnding = true;
       await this.#keeper.end(vm, options);
@@ -213,7 +218,7 @@ export class VmManager {
     this.#table.off(event, listener);
   }
 
-  /** The daemon goes, QEMUs stay. Sessions on the VMs' memory are closed before. */
+  /** Called when the daemon exits. QEMUs keep running. The sessions on the VMs' memory must be closed before. */
   async close(): Promise<void> {
     if (this.#isClosed) return;
     this.#isClosed = true;
@@ -231,14 +236,14 @@ export class VmManager {
     }
   }
 
-  /** For calls of users: the VM is in one of these states, belongs to this host, and no job has it. */
-  async #own(name: string, states: readonly VmState[], isJobIgnored = false): Promise<Vm> {
+  /** Checks for a user's call that the VM is in one of these states, belongs to this host, and is in no job. */
+  async #checkUsable(name: string, states: readonly VmState[], isJobIgnored = false): Promise<Vm> {
     const vm = this.#table.get(name);
     if (vm.job !== null && !isJobIgnored) throw new MigrationError('VM_BUSY', `${name} is part of job ${vm.job}`);
     if (!states.includes(vm.state)) throw new MigrationError('CONFLICT', `${name} is ${vm.state}`);
     const owner = await this.#options.registry.owner(name);
     if (!isOver(vm) && (owner?.owner !== this.#options.host || owner.epoch !== vm.epoch)) {
-      throw new MigrationError('OWNER_CHANGED', `${name} belongs to ${owner?.owner ?? 'nobody'}, not to this host`);
+      throw new MigrationError('OWNER_CHANGED', `${name} belongs to ${owner?.owner ?? 'no host'}, not to this host`);
     }
     return vm;
   }
@@ -258,7 +263,10 @@ export class VmManager {
       if ((await adopt(vm, { keeper: this.#keeper, native, log })) === 'unwanted') await this.#keeper.remove(vm);
     } catch (error) {
       if (!this.#table.has(name)) this.#table.addUnreadable(name);
-      this.#options.log.error({ vm: name, error: toMigrationError(error).toJSON() }, 'a VM cannot be taken up again');
+      this.#options.log.error(
+        { vm: name, error: toMigrationError(error).toJSON() },
+        `the VM in ${directory} cannot be adopted`,
+      );
     }
   }
 }

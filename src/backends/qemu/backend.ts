@@ -1,12 +1,12 @@
-/** QEMU as a back end for VMs: each VM a process of ours, driven over QMP. */
+/** QEMU as a back end for VMs. Each VM is a QEMU process that the daemon starts and controls over QMP. */
 import { MigrationError } from '../../domain/errors.js';
 import type { VmSpec } from '../../domain/vm.js';
 import { findByArgument, type ProcessIdentity } from '../../kit/process.js';
 import type { DiskFiles, SpecDevices, VmBackend, VmPlace } from '../backend.js';
-import { telltaleArgument } from './command-line.js';
+import { qmpSocketArgument } from './command-line.js';
 import { QemuConnection, socketsIn } from './connection.js';
 import { devicesIn } from './facts.js';
-import { commitOverlay, createOverlay, virtualSizeBytes, whyNot } from './img.js';
+import { commitOverlay, createOverlay, openProblem, virtualSizeBytes } from './img.js';
 import { askQemu, type InstalledQemu, isKvmUsable, resolveAccel, resolveMachine } from './installed.js';
 import { QemuProcess } from './process.js';
 
@@ -15,11 +15,11 @@ const PROGRAM_DEFAULT = 'qemu-system-x86_64';
 const SOCKET_PATH_BYTES_MAX = 107;
 
 export class QemuBackend implements VmBackend {
-  readonly diskFiles: DiskFiles = { virtualSizeBytes, createOverlay, commitOverlay, whyNot };
+  readonly diskFiles: DiskFiles = { virtualSizeBytes, createOverlay, commitOverlay, openProblem };
   readonly #program: string;
   #installed: Promise<InstalledQemu> | null = null;
 
-  /** `program`: a name in PATH, or a path. */
+  /** `program` is a name in PATH, or a path. */
   constructor(program: string = PROGRAM_DEFAULT) {
     this.#program = program;
   }
@@ -49,7 +49,7 @@ export class QemuBackend implements VmBackend {
   }
 
   checkPlace({ directory }: VmPlace): void {
-    // The longest of all that lie there.
+    // The monitor has the longest path of all sockets in the directory.
     const { monitor } = socketsIn(directory);
     if (Buffer.byteLength(monitor) <= SOCKET_PATH_BYTES_MAX) return;
     throw new MigrationError('SPEC_INVALID', `the path ${monitor} is too long for a socket`, {
@@ -62,6 +62,6 @@ export class QemuBackend implements VmBackend {
   }
 
   findStray({ directory }: VmPlace): Promise<readonly ProcessIdentity[]> {
-    return findByArgument(telltaleArgument(socketsIn(directory).qmp));
+    return findByArgument(qmpSocketArgument(socketsIn(directory).qmp));
   }
 }

@@ -1,6 +1,6 @@
 /**
- * QEMU's block graph as forks use it. The answers are checked here and not typed from QEMU's schema, where one of these
- * commands alone has more members than all others together.
+ * QEMU's block graph, as far as forks use it. This file checks the answers itself instead of using types generated from
+ * QEMU's schema, where one of these commands alone has more members than all others together.
  */
 import { z } from 'zod';
 import { MigrationError } from '../../domain/errors.js';
@@ -23,15 +23,15 @@ const blockList = z.array(
 
 const nodeList = z.array(z.object({ 'node-name': z.string().optional(), drv: z.string(), file: z.string() }));
 
-/** What a disk of the guest reads and writes now. */
+/** The node that a disk of the guest reads and writes now. */
 export interface ActiveNode {
   readonly node: string;
-  /** As QEMU opened it. */
+  /** The path by which QEMU opened the file. */
   readonly path: string;
   readonly isReadOnly: boolean;
 }
 
-/** By the device's id; one that the spec does not name by QEMU's path of it. */
+/** Returns the nodes by the device's id. A device without an id in the spec is listed by its path in QEMU. */
 export async function activeNodes(qmp: QmpClient): Promise<Map<string, ActiveNode>> {
   const blocks = blockList.parse(await qmp.executeUntyped('query-block'));
   const nodes = new Map<string, ActiveNode>();
@@ -43,13 +43,13 @@ export async function activeNodes(qmp: QmpClient): Promise<Map<string, ActiveNod
   return nodes;
 }
 
-/** The node that speaks a disk's format on this file; null if QEMU has not opened it. */
+/** Returns the format node on this file, or null if QEMU has not opened the file. */
 export async function nodeOfFile(qmp: QmpClient, path: string): Promise<string | null> {
   const nodes = nodeList.parse(await qmp.executeUntyped('query-named-block-nodes', { flat: true }));
   return nodes.find((node) => node.file === path && node.drv !== 'file')?.['node-name'] ?? null;
 }
 
-/** Opens a qcow2 that is to lie on what a disk reads now. */
+/** Opens a qcow2 overlay. Its backing file is not opened: switchToOverlays attaches the disk's current node. */
 export async function openOverlay(qmp: QmpClient, node: string, path: string): Promise<void> {
   await qmp.executeUntyped('blockdev-add', {
     driver: 'qcow2',
@@ -59,14 +59,14 @@ export async function openOverlay(qmp: QmpClient, node: string, path: string): P
   });
 }
 
-/** Nothing happens if there is no such node. QEMU_FAILED if a disk uses it. */
+/** Closes a node, if it exists. Throws QEMU_FAILED if a disk uses it. */
 export async function closeNode(qmp: QmpClient, node: string): Promise<void> {
   const nodes = nodeList.parse(await qmp.executeUntyped('query-named-block-nodes', { flat: true }));
   if (!nodes.some((known) => known['node-name'] === node)) return;
   await qmp.executeUntyped('blockdev-del', { 'node-name': node });
 }
 
-/** Every disk goes on in its overlay, all at one moment, or none. */
+/** Switches all disks to their overlays at one moment, or none. */
 export async function switchToOverlays(
   qmp: QmpClient,
   switches: readonly { readonly node: string; readonly overlay: string }[],
@@ -75,7 +75,7 @@ export async function switchToOverlays(
   await qmp.executeUntyped('transaction', { actions });
 }
 
-/** What stands in the overlay `top` goes into what it lies on, and `top` leaves the chain. The VM runs on meanwhile. */
+/** Merges the overlay `top` into `base` and removes `top` from the chain. The VM may run meanwhile. */
 export async function mergeDown(qmp: QmpClient, root: string, top: string, base: string): Promise<void> {
   const job = `merge-${top}`;
   const isActive = root === top;
@@ -96,5 +96,6 @@ export async function mergeDown(qmp: QmpClient, root: string, top: string, base:
     await qmp.executeUntyped('job-complete', { id: job });
   }
   const { error } = (await over).data;
-  if (typeof error === 'string') throw new MigrationError('QEMU_FAILED', `an overlay cannot be merged: ${error}`);
+  if (typeof error === 'string')
+    throw new MigrationError('QEMU_FAILED', `overlay ${top} cannot be merged into ${base}: ${error}`);
 }

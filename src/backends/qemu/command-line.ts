@@ -1,7 +1,8 @@
 /**
- * QEMU's command line from a VM spec. Pure: the same spec gives the same devices with the same ids at the same PCI
- * addresses on every host, which is what lets QEMU load the device state of one into the other. Only paths, names of
- * taps and the accelerator may differ.
+ * Builds QEMU's command line from a VM spec. The functions are pure: on every host the same spec gives the same
+ * devices,
+ * with the same ids, at the same PCI addresses. QEMU needs that to load the device state of one VM into the other. Only
+ * paths, names of taps and the accelerator may differ.
  */
 import type { DiskSpec, NicSpec, VmSpec } from '../../domain/vm.js';
 import {
@@ -12,31 +13,33 @@ import {
   machineBus,
 } from './identity-devices.js';
 
-/** What differs from host to host. All paths absolute. */
+/** The values that differ between hosts. All paths are absolute. */
 export interface QemuPlacement extends IdentityPlacement {
   readonly accel: 'kvm' | 'tcg';
-  /** QMP for the daemon, and another one for people and other tools. */
+  /** The QMP socket for the daemon, and a second one for users and other tools. */
   readonly qmpPath: string;
   readonly monitorPath: string;
   /** Used if the spec has a serial port. */
   readonly serialPath: string;
   readonly serialLogPath: string;
-  /** One for each region of a VM whose memory is in files, in the spec's order. */
+  /** One path per region, in the spec's order, if the VM's memory is in files. */
   readonly ramPaths: readonly string[];
-  /** Tap device for each NIC that has one, by the NIC's id. */
+  /** The tap device of each NIC that has one, by the NIC's id. */
   readonly taps: Readonly<Record<string, string>>;
   readonly isIncoming: boolean;
 }
 
 /**
- * First PCI slots of NICs and disks. Apart, so that adding a NIC moves no disk; slot 1 is PIIX on `pc`, 0x1f ICH9 on
- * `q35`.
+ * The first PCI slots of NICs and disks. The ranges are separate, so that an added NIC moves no disk. Slot 1 is PIIX on
+ * `pc`, and slot 0x1f is ICH9 on `q35`.
  */
 const NIC_SLOT = 0x02;
 const DISK_SLOT = 0x0a;
 const HUGE_PAGE_SIZES: Readonly<Record<number, string>> = { 2097152: '2M', 1073741824: '1G' };
 
-/** Arguments for QEMU. It starts stopped (-S): the caller lets it run once everything around it stands. */
+/**
+ * Returns the arguments for QEMU. The VM starts paused (-S), and the caller resumes it when everything else is ready.
+ */
 export function qemuArguments(spec: VmSpec, place: QemuPlacement): string[] {
   return [
     ...['-name', `guest=${escapeOption(spec.name)},debug-threads=on`],
@@ -46,8 +49,8 @@ export function qemuArguments(spec: VmSpec, place: QemuPlacement): string[] {
     ...['-no-user-config', '-nodefaults', '-display', 'none', '-vga', 'none'],
     ...['-accel', place.accel === 'tcg' ? 'tcg,thread=multi' : 'kvm'],
     ...['-cpu', spec.cpuModel],
-    // Only Windows XP gains from it, and it reads guest memory while device state is loaded: page faults in the
-    // blackout.
+    // Only Windows XP benefits from vapic. It reads guest memory while device state is loaded, which causes page faults
+    // in the blackout.
     ...['-global', 'apic-common.vapic=off'],
     ...['-smp', `cpus=${spec.cpus}`],
     ...memoryArguments(spec, place.ramPaths),
@@ -72,8 +75,8 @@ function memoryArguments(spec: VmSpec, ramPaths: readonly string[]): string[] {
     if (memory.backing !== 'private') {
       const path = ramPaths[index];
       if (path === undefined) throw new RangeError(`no file for region ${region.id}`);
-      // A clone's QEMU with the preload believes its memory shared, and leaves it out of its stream; the preload maps
-      // it copy-on-write.
+      // With the preload, a clone's QEMU is told that its memory is shared, so that it leaves the memory out of its
+      // stream. The preload maps the memory copy-on-write.
       const share = memory.backing === 'shared' || spec.hasPreload ? 'on' : 'off';
       return `memory-backend-file,${sized},share=${share},mem-path=${escapeOption(path)}`;
     }
@@ -92,8 +95,8 @@ function memoryArguments(spec: VmSpec, ramPaths: readonly string[]): string[] {
   return [...objects, '-machine', spec.machine, ...size, ...nodes];
 }
 
-/** What only the QEMU of a VM with its QMP socket there has on its command line. */
-export function telltaleArgument(qmpPath: string): string {
+/** Returns an argument that only the QEMU with this QMP socket has, by which its process can be found. */
+export function qmpSocketArgument(qmpPath: string): string {
   return socketChardev('qmp', qmpPath);
 }
 
@@ -116,9 +119,9 @@ function serialArguments(place: QemuPlacement): string[] {
 }
 
 /**
- * The properties of a NIC's device, as the command line and `device_add` have them. On q35 a NIC sits behind a root
- * port of its own: devices on the root bus cannot be unplugged. `romfile` empty: no boot ROM, which would be one more
- * block of memory in every migration.
+ * Returns the properties of a NIC's device, for the command line and for `device_add`. On q35 each NIC is behind a root
+ * port of its own, because devices on the root bus cannot be unplugged. `romfile` is empty, because a boot ROM would be
+ * one more block of memory in every migration.
  */
 export function nicProperties(spec: VmSpec, nic: NicSpec, index: number): Readonly<Record<string, string>> {
   const bus = machineBus(spec.machine);
@@ -138,7 +141,7 @@ function nicAddress(spec: VmSpec, bus: MachineBus, nic: NicSpec, index: number):
   return hasRootPorts(spec) ? { bus: rootPortId(nic), addr: hex(0) } : { addr: hex(NIC_SLOT + index) };
 }
 
-/** VMs that are older than their identity devices have their NICs on the root bus. */
+/** VMs that were started before there were identity devices have their NICs on the root bus. */
 function hasRootPorts(spec: VmSpec): boolean {
   return machineBus(spec.machine) === 'pci-express' && spec.vmGenerationId !== undefined;
 }
@@ -168,9 +171,9 @@ function nicArguments(spec: VmSpec, nic: NicSpec, index: number, tap: string | u
 }
 
 /**
- * A clone's memory holds its kernel already, and the blobs would cost each clone as much again. The ROM that once
- * loaded them stays: it is a block of memory, and one of the files that fw_cfg numbers. It would find nothing to load,
- * so that a reboot ends such a clone.
+ * A clone gets no kernel and no initrd: its memory contains the kernel already, and the files would take as much memory
+ * again in each clone. The boot ROM stays, because it is a block of memory and one of the files that fw_cfg numbers. It
+ * would find nothing to load, so a reboot ends the clone.
  */
 function kernelArguments(spec: VmSpec): string[] {
   if (spec.kernel === undefined) return [];

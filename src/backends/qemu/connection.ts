@@ -1,6 +1,6 @@
 /**
- * The QMP connection to the QEMU of one VM, for as long as the daemon knows the VM: it may come late, be lost, and come
- * again, and whoever holds this need not know.
+ * The QMP connection to the QEMU of one VM, for as long as the daemon knows the VM. The connection may be opened late,
+ * lost and reopened. Users of this class keep the same object throughout.
  */
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
@@ -11,12 +11,12 @@ import { QmpClient, type QmpConnectOptions } from './qmp/client.js';
 const ANSWER_TIMEOUT_MS = 10_000;
 const ANSWER_POLL_MS = 20;
 
-/** Sockets that QEMU makes, in the VM's directory. */
+/** The sockets of QEMU in the VM's directory. */
 export interface QemuSockets {
-  /** QMP for the daemon, and another one for people and other tools. */
+  /** The QMP socket for the daemon, and a second one for users and other tools. */
   readonly qmp: string;
   readonly monitor: string;
-  /** The device state on its way in, and out. */
+  /** The sockets for incoming and outgoing device state. */
   readonly stateIn: string;
   readonly stateOut: string;
 }
@@ -37,7 +37,7 @@ export class QemuConnection {
   readonly sockets: QemuSockets;
   readonly #dial: Dial;
   #client: QmpClient | null = null;
-  /** There is a QEMU, as far as is known. */
+  /** True if a QEMU has been started and this object has not been closed. */
   #isUp = false;
 
   constructor(place: VmPlace, dial: Dial = (path, options) => QmpClient.connect(path, options)) {
@@ -52,12 +52,12 @@ export class QemuConnection {
     return this.#client;
   }
 
-  /** The present connection, or the one that was lost last. */
+  /** The current connection, or the last one if it is lost. */
   get latest(): QmpClient | null {
     return this.#client;
   }
 
-  /** A QEMU has been started: it will answer. */
+  /** To be called when a QEMU has been started, so that `connected` waits for it. */
   started(): void {
     this.#isUp = true;
   }
@@ -69,7 +69,7 @@ export class QemuConnection {
     return client;
   }
 
-  /** Waits for the QEMU of an earlier daemon. QEMU_GONE if it does not answer in time, at once if there is none. */
+  /** Waits for the QEMU of an earlier daemon. Throws QEMU_GONE on timeout, or at once if there is no QEMU. */
   async connected(): Promise<QmpClient> {
     const deadlineMs = performance.now() + ANSWER_TIMEOUT_MS;
     for (;;) {
@@ -82,7 +82,7 @@ export class QemuConnection {
     }
   }
 
-  /** QEMU goes on. Idempotent. */
+  /** Closes the connection. QEMU keeps running. Idempotent. */
   close(): void {
     this.#isUp = false;
     this.#client?.close();

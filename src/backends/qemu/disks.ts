@@ -1,4 +1,4 @@
-/** The disks of a VM that is forked, and the overlays that they go on in. */
+/** The disks of a VM that is forked, and the overlays that they continue in. */
 import { MigrationError } from '../../domain/errors.js';
 import type { DiskOverlay, OpenOverlay, VmDisks } from '../backend.js';
 import {
@@ -37,7 +37,7 @@ export class QemuDisks implements VmDisks {
     const open: OpenOverlay[] = [];
     for (const [index, overlay] of overlays.entries()) {
       const node = active.get(overlay.id)?.node;
-      if (node === undefined) throw new MigrationError('CONFLICT', `disk ${overlay.id} of ${place.name} is not there`);
+      if (node === undefined) throw new MigrationError('CONFLICT', `${place.name} has no disk ${overlay.id}`);
       const overlayNode = overlayNodeName(image, index);
       await closeNode(qmp, overlayNode);
       await create(overlay, index);
@@ -47,12 +47,12 @@ export class QemuDisks implements VmDisks {
     return open;
   }
 
-  /** One transaction of QEMU's. */
+  /** All switches are one QMP transaction. */
   switchToOverlays(open: readonly OpenOverlay[]): Promise<void> {
     return switchToOverlays(this.#connection.qmp, open);
   }
 
-  async takeOut(image: string, index: number, overlay: DiskOverlay, open: readonly OpenOverlay[]): Promise<void> {
+  async removeOverlay(image: string, index: number, overlay: DiskOverlay, open: readonly OpenOverlay[]): Promise<void> {
     const { qmp } = this.#connection;
     const node = overlayNodeName(image, index);
     const active = (await activeNodes(qmp)).get(overlay.id);
@@ -74,7 +74,7 @@ export class QemuDisks implements VmDisks {
   }
 }
 
-/** QEMU takes 31 characters, a disk's id may have more. */
+/** The name has no disk id, because QEMU allows 31 characters and an id may be longer. */
 function overlayNodeName(image: string, index: number): string {
   return `vmg-${image}-${index}`;
 }

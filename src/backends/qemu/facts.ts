@@ -1,15 +1,15 @@
-/** What pre-flight wants to know of one VM that only its QEMU knows. */
+/** Collects the facts about one VM that pre-flight asks for and only QEMU knows. */
 import type { VmSpec } from '../../domain/vm.js';
 import type { SpecDevices, VmFacts } from '../backend.js';
 import type { QemuConnection } from './connection.js';
 
-/** QEMU has no state for these; it says so only when a migration is started. */
+/** Devices without migratable state. QEMU reports them only when a migration starts. */
 const WITHOUT_STATE = /^(nvme($|-)|pvrdma$|usb-mtp$|virtio-(gpu|vga)-gl)/;
 /** Devices whose state QEMU can move but whose memory accesses bypass our page faults. */
 const PASSTHROUGH = /^child<(vfio-|pci-assign|vhost-vdpa)/;
-/** Others than QEMU's own threads write to guest memory. */
+/** Devices by which processes other than QEMU write to guest memory. */
 const ESCAPING = /vfio-|vhost-user|vhost-vdpa|ivshmem|pci-assign|virtio-pmem/;
-/** They punch holes into the memory's files. */
+/** Devices that punch holes into the memory's files. */
 const DISCARDING = /virtio-(?:balloon|mem)[a-z-]*/;
 const DISCARDING_CHILD = /^child<(virtio-(?:balloon|mem)[^>]*)>$/;
 const DEVICE_CONTAINERS = ['/machine/peripheral', '/machine/peripheral-anon'];
@@ -53,7 +53,7 @@ export class QemuFacts implements VmFacts {
     return found;
   }
 
-  /** From QEMU, not from the spec alone: `qemuArgs` may say otherwise. */
+  /** Asks QEMU, because `qemuArgs` may override the spec. */
   async sharedRegions(): Promise<ReadonlySet<string>> {
     const backends = await this.#connection.qmp.execute('query-memdev');
     return new Set(backends.flatMap(({ id, share }) => (share && id !== undefined ? [id] : [])));

@@ -1,18 +1,20 @@
 /**
- * The state of an image into the QEMU of a clone, from a descriptor that it was started with. Costs two commands and
- * two events; nothing is polled.
+ * Loads the state of an image into a clone's QEMU, from a descriptor that QEMU was started with. A load takes two
+ * commands and two events. Nothing is polled.
  */
 import type { FileLoad } from '../backend.js';
 import type { QemuConnection } from './connection.js';
 import { configureIncoming } from './migration.js';
 import { MigrationWatch } from './migration-watch.js';
 
-/** The first that a QEMU finds open besides its output (start.ts, `inputPaths`). */
+/** The first descriptor after stdin, stdout and stderr (start.ts, `inputPaths`). */
 const STATE_URI = 'fd:3';
 const LOAD_TIMEOUT_MS = 60_000;
 const RESUME_TIMEOUT_MS = 30_000;
 
-/** QEMU takes its monitor's input byte by byte: what can be said beforehand is not said while clones are waited for. */
+/**
+ * QEMU reads its monitor byte by byte, so commands that can be sent early are not sent while a user waits for clones.
+ */
 export async function prepareFile({ qmp }: QemuConnection): Promise<void> {
   await configureIncoming(qmp, ['events', 'x-ignore-shared', 'late-block-activate']);
 }

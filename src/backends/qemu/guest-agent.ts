@@ -1,8 +1,8 @@
 /**
- * A client of the guest agent (qemu-ga) over the socket of its port: one command at a time, each with a deadline, after
- * which the connection is of no more use. The guest is not trusted: a line has a maximum length. What is no answer is
- * passed over: the agent of a clone may have been forked in the middle of one. Nothing says whether an agent runs in
- * the guest, so everything begins with `sync`.
+ * A client of the guest agent (qemu-ga) over the socket of its port. It sends one command at a time, each with a
+ * deadline. After a missed deadline the connection cannot be used any more. The guest is not trusted, so a line has a
+ * maximum length. Lines that are not an answer are skipped: the agent of a clone may have been forked in the middle of
+ * one. QEMU does not report whether an agent runs in the guest, so every connection starts with `sync`.
  *
  * Errors: TIMEOUT (no agent answers), QEMU_GONE (the port is closed), QEMU_FAILED (the agent refused), PEER_PROTOCOL.
  */
@@ -37,7 +37,7 @@ export class GuestAgent implements GuestAgentLink {
     socket.on('close', () => this.#end(new MigrationError('QEMU_GONE', 'the port of the guest agent is closed')));
   }
 
-  /** An agent answers, and what it was asked by others before is out of the way. */
+  /** Resolves when an agent answers. The answers to earlier commands of other clients have been skipped then. */
   static async connect(path: string, timeoutMs: number): Promise<GuestAgent> {
     const agent = new GuestAgent(await open(path));
     const deadlineMs = performance.now() + timeoutMs;
@@ -74,7 +74,7 @@ export class GuestAgent implements GuestAgentLink {
     return Number(await this.execute('guest-get-time')) / NS_PER_MS;
   }
 
-  /** Runs a program in the guest until it ends. QEMU_FAILED if it does not end with 0. */
+  /** Runs a program in the guest until it ends. Throws QEMU_FAILED if its exit code is not 0. */
   async run(path: string, args: readonly string[], timeoutMs: number): Promise<void> {
     const deadlineMs = performance.now() + timeoutMs;
     const started = await this.execute('guest-exec', { path, arg: args });
@@ -103,7 +103,7 @@ export class GuestAgent implements GuestAgentLink {
     return (await this.#ask({ execute: 'guest-sync', arguments: { id } }, timeoutMs, isOurs)) !== null;
   }
 
-  /** null: no answer that is wanted came in time. */
+  /** Returns the first wanted answer, or null if none came in time. */
   async #ask(
     request: object,
     timeoutMs: number,
@@ -126,7 +126,7 @@ export class GuestAgent implements GuestAgentLink {
 
   #receive(chunk: Buffer): void {
     const lines = this.#lines.push(chunk);
-    if (lines === null) this.#end(hostile(`a line is longer than ${LINE_BYTES_MAX} bytes`));
+    if (lines === null) this.#end(protocolError(`a line is longer than ${LINE_BYTES_MAX} bytes`));
     for (const line of lines ?? []) {
       const message = parsed(line);
       if (isRecord(message)) this.#answer?.(message);
@@ -152,8 +152,8 @@ function isRecord(value: unknown): value is Record<string, unknown> {
   return typeof value === 'object' && value !== null && !Array.isArray(value);
 }
 
-function hostile(what: string): MigrationError {
-  return new MigrationError('PEER_PROTOCOL', `this is no guest agent: ${what}`);
+function protocolError(what: string): MigrationError {
+  return new MigrationError('PEER_PROTOCOL', `the port is not answered by a guest agent: ${what}`);
 }
 
 function open(path: string): Promise<Socket> {

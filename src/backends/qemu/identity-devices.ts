@@ -1,37 +1,37 @@
 /**
- * What tells a guest which VM it is, and takes its last word. Every VM has these devices, so that a clone has the
- * layout of its parent and the state of the one loads into the other:
+ * The devices that tell a guest which VM it is, and that take its exit code. Every VM has these devices, so that a
+ * clone
+ * has the layout of its parent and can load the parent's state:
  *
- *   vmgenid                         a guid; when another VM's state is loaded QEMU writes its own into the guest's
- *   memory and raises an ACPI event
- *   fw_cfg opt/vmigrate/clone       JSON of constant length, read by the guest when it likes
- *   (/sys/firmware/qemu_fw_cfg/by_name/..)
- *   virtio-serial, port 1           org.vmigrate.exit: what the guest writes goes to a file; the last line is its exit
- *   code
- *   virtio-serial, port 2           org.qemu.guest_agent.0, if the spec wants it
+ *   vmgenid                     a guid; after a load of another VM's state QEMU writes its own guid into the guest's
+ *                               memory and raises an ACPI event
+ *   fw_cfg opt/vmigrate/clone   JSON of constant length; the guest reads it at any time
+ *                               (/sys/firmware/qemu_fw_cfg/by_name/..)
+ *   virtio-serial, port 1       org.vmigrate.exit: the guest's output goes to a file; the last line is its exit code
+ *   virtio-serial, port 2       org.qemu.guest_agent.0, if the spec has it
  */
 import type { VmSpec } from '../../domain/vm.js';
 
 export const EXIT_PORT = 'org.vmigrate.exit';
 export const CLONE_FILE = 'opt/vmigrate/clone';
 /**
- * A guest's driver has read the length once, before the fork: it must never change. The longest name and count need
- * some 200 bytes.
+ * The length must never change, because a guest's driver has read it once, before the fork. The longest name and count
+ * need some 200 bytes.
  */
 export const CLONE_FILE_BYTES = 256;
 const AGENT_PORT = 'org.qemu.guest_agent.0';
-/** Behind the slots of disks (command-line.ts). */
+/** The slot after those of the disks (command-line.ts). */
 const SERIAL_SLOT = 0x1b;
 const SERIAL_PORTS_MAX = 4;
 
 export interface IdentityPlacement {
-  /** The file that takes what the guest writes to its exit port. */
+  /** The file that receives the guest's output on its exit port. */
   readonly exitPath: string;
-  /** Socket of the guest agent's port; used if the spec has one. */
+  /** The socket of the guest agent's port. It is used if the spec has such a port. */
   readonly agentPath: string;
 }
 
-/** How devices are attached. bare: a machine without a bus for them (isapc, none). */
+/** The bus that devices are attached to. `bare` is a machine without a bus for them (isapc, none). */
 export type MachineBus = 'pci-express' | 'pci' | 'mmio' | 'bare';
 
 export function machineBus(machine: string): MachineBus {
@@ -40,12 +40,12 @@ export function machineBus(machine: string): MachineBus {
   return machine === 'isapc' || machine === 'none' ? 'bare' : 'pci';
 }
 
-/** A value inside a comma-separated option: QEMU reads `,,` as a comma. */
+/** Escapes a value for a comma-separated option, in which QEMU reads `,,` as a comma. */
 export function escapeOption(value: string): string {
   return value.replaceAll(',', ',,');
 }
 
-/** Arguments for QEMU; none for a VM that was started before there were such devices. */
+/** Returns the arguments for QEMU, or none for a VM that was started before there were such devices. */
 export function identityArguments(spec: VmSpec, place: IdentityPlacement): string[] {
   const bus = machineBus(spec.machine);
   if (spec.vmGenerationId === undefined || bus === 'bare') return [];
@@ -55,7 +55,7 @@ export function identityArguments(spec: VmSpec, place: IdentityPlacement): strin
       ? 'virtio-serial-device,id=vmg-serial'
       : `virtio-serial-pci,id=vmg-serial,addr=0x${SERIAL_SLOT.toString(16)}`;
   return [
-    // Without ACPI no guest would find it.
+    // A guest finds vmgenid by ACPI, which mmio machines do not have.
     ...(bus === 'mmio' ? [] : ['-device', `vmgenid,id=vmg-generation,guid=${spec.vmGenerationId}`]),
     ...file,
     ...['-device', `${controller},max_ports=${SERIAL_PORTS_MAX}`],
@@ -66,8 +66,9 @@ export function identityArguments(spec: VmSpec, place: IdentityPlacement): strin
 }
 
 /**
- * What the guest reads. The guid comes first: whoever looks for a change need not read on. Index, count and fork are
- * null in a VM that is no clone.
+ * Returns the text that the guest reads. The guid comes first, so that a program that checks for a change can stop
+ * there.
+ * Index, count and fork are null in a VM that is not a clone.
  */
 export function cloneFileText(spec: VmSpec): string {
   const text = JSON.stringify({

@@ -1,23 +1,23 @@
-/** Disk images, by qemu-img. */
+/** Calls on disk images, implemented with qemu-img. */
 import { execFile } from 'node:child_process';
 import { promisify } from 'node:util';
 import { MigrationError, toMigrationError } from '../../domain/errors.js';
 
 const run = promisify(execFile);
 const TIMEOUT_MS = 10_000;
-/** Merging an overlay writes all of it. */
+/** A merge writes the whole content of the overlay, so it may take long. */
 const COMMIT_TIMEOUT_MS = 3600_000;
 
-/** The size that a guest sees. The file may be in use. */
+/** Returns the size of the disk as the guest sees it. The file may be in use. */
 export async function virtualSizeBytes(path: string, format: string): Promise<number> {
   const text = await qemuImg(['info', '--output=json', '-U', '-f', format, path], TIMEOUT_MS);
   const info: unknown = JSON.parse(text);
   const size = typeof info === 'object' && info !== null && 'virtual-size' in info ? info['virtual-size'] : null;
   if (typeof size === 'number') return size;
-  throw new MigrationError('QEMU_FAILED', `qemu-img does not say how large ${path} is`);
+  throw new MigrationError('QEMU_FAILED', `qemu-img info ${path} has no virtual-size`);
 }
 
-/** A qcow2 without content of its own. Its base is not opened: a QEMU may have it. */
+/** Creates a qcow2 without content of its own. It does not open the base, which a QEMU may have open. */
 export async function createOverlay(
   path: string,
   base: { path: string; format: string },
@@ -27,16 +27,18 @@ export async function createOverlay(
   await qemuImg(args, TIMEOUT_MS);
 }
 
-/** What is in the overlay goes into its base. No QEMU may have either. */
+/** Writes the overlay's content into its base. No QEMU may have either file open. */
 export async function commitOverlay(path: string): Promise<void> {
   await qemuImg(['commit', '-q', '-f', 'qcow2', path], COMMIT_TIMEOUT_MS);
 }
 
 /**
- * null: it opens. A qcow2 whose header or backing file is missing opens as a file and not as a disk. -U: the QEMU of a
- * VM that is to come here holds the lock.
+ * Returns the reason why the disk does not open, or null. A qcow2 can be readable as a file and still not open as a
+ * disk,
+ * if its header is damaged or its backing file is missing. -U ignores the lock, which the QEMU of a VM that is about to
+ * migrate here holds.
  */
-export async function whyNot(path: string, format: string): Promise<string | null> {
+export async function openProblem(path: string, format: string): Promise<string | null> {
   if (format === 'raw') return null;
   const args = ['info', '--output=json', '-U', '--backing-chain', '-f', format, path];
   try {

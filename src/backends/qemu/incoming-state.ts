@@ -1,4 +1,4 @@
-/** The device state on its way into a QEMU that waits for it, and QEMU's verdict on it. */
+/** Loads device state into a QEMU that waits for it, and follows QEMU's result. */
 
 import { connect, type Socket } from 'node:net';
 import { finished, type Readable } from 'node:stream';
@@ -12,7 +12,7 @@ import { MigrationWatch } from './migration-watch.js';
 import { incomingUri } from './native-migration.js';
 
 const LOAD_TIMEOUT_MS = 120_000;
-/** After the stream broke: how long QEMU may take to say that it had all of it. */
+/** After the stream has broken, QEMU may take this long to report that it has loaded all of it. */
 const VERDICT_MS = 1_000;
 const RESUME_TIMEOUT_MS = 10_000;
 const NATIVE_POLL_MS = 2;
@@ -23,21 +23,22 @@ export class IncomingState implements StateImport {
   #watch: MigrationWatch | null;
   #isAccepting = false;
   #isLoaded = false;
-  /** An earlier daemon has made it run. */
+  /** True if an earlier daemon has resumed the VM. */
   #isRunning = false;
   #end: MigrationError | null = null;
 
   /**
-   * `isTakenUp`: the VM is that of an earlier daemon, and QEMU is asked how far it is when somebody needs to know. Not
-   * before: its main loop may wait for a page, and answers only once the session's faults are served.
+   * `isReattached` is true if an earlier daemon launched the VM. Then QEMU is queried only when a caller needs the
+   * answer.
+   * Its main loop may wait for a page, and answers only once the session's faults are served.
    */
-  constructor(connection: QemuConnection, mode: MigrationMode, isTakenUp: boolean) {
+  constructor(connection: QemuConnection, mode: MigrationMode, isReattached: boolean) {
     this.#connection = connection;
     this.#mode = mode;
-    this.#watch = isTakenUp ? null : new MigrationWatch(connection.qmp);
+    this.#watch = isReattached ? null : new MigrationWatch(connection.qmp);
   }
 
-  /** QEMU has loaded everything, as far as is known. */
+  /** True if QEMU is known to have loaded the whole state. */
   get isLoaded(): boolean {
     return this.#isLoaded;
   }
@@ -63,7 +64,7 @@ export class IncomingState implements StateImport {
     }
     const { qmp } = this.#connection;
     return () => {
-      // The event comes well before the answer: vCPUs that all fault at once keep QEMU's main loop busy.
+      // The event comes well before the answer, because vCPUs that all fault at once keep QEMU's main loop busy.
       const resumed = this.#isRunning ? Promise.resolve(Date.now() * 1000) : watch.resumed(RESUME_TIMEOUT_MS);
       const refused = qmp.execute('cont').then(() => resumed);
       return Promise.race([resumed, refused]);
@@ -76,17 +77,18 @@ export class IncomingState implements StateImport {
     return status === 'failed' ? 'failed' : 'filling';
   }
 
-  /** Whoever waits gets `error`. Idempotent. */
+  /** Pending calls reject with `error`. Idempotent. */
   end(error: MigrationError): void {
     this.#end ??= error;
     this.#watch?.end(this.#end);
   }
 
-  /** `body` until its end into QEMU. Resolves when QEMU has loaded all of it. */
+  /** Passes `body` to QEMU. Resolves when QEMU has loaded all of it. */
   async accept(body: Readable): Promise<void> {
     if (this.#isAccepting || this.#isLoaded || MODE_TRAITS[this.#mode].mover === 'backend') {
       body.destroy();
-      throw new MigrationError('CONFLICT', 'the session does not wait for a device state');
+      const { name } = this.#connection.place;
+      throw new MigrationError('CONFLICT', `${name} does not wait for a device state`);
     }
     this.#isAccepting = true;
     const socket = connect({ path: this.#connection.sockets.stateIn });
@@ -95,7 +97,7 @@ export class IncomingState implements StateImport {
     } catch (error) {
       const failure = toMigrationError(error);
       if (failure.code !== 'DISCONNECTED') throw failure;
-      // Cut off after its last byte, perhaps: QEMU knows.
+      // The stream may have been cut off after its last byte. QEMU then reports that it has loaded everything.
       await this.loaded(VERDICT_MS).catch(() => {
         throw failure;
       });
@@ -104,7 +106,7 @@ export class IncomingState implements StateImport {
     }
   }
 
-  /** QEMU_FAILED if QEMU ends meanwhile. */
+  /** Throws QEMU_FAILED if QEMU ends meanwhile. */
   async loaded(timeoutMs = LOAD_TIMEOUT_MS): Promise<void> {
     if (this.#isLoaded) return;
     try {
@@ -116,7 +118,7 @@ export class IncomingState implements StateImport {
     } catch (error) {
       const failure = toMigrationError(error);
       if (failure.code !== 'QEMU_GONE') throw failure;
-      throw new MigrationError('QEMU_FAILED', 'QEMU has ended while it loaded the device state', { cause: failure });
+      throw new MigrationError('QEMU_FAILED', 'QEMU ended while it loaded the device state', { cause: failure });
     }
     this.#isLoaded = true;
   }
@@ -132,22 +134,24 @@ export class IncomingState implements StateImport {
     return watch;
   }
 
-  /** QEMU's own post-copy says that it is under way before the device state is in; the run state says when it is. */
+  /** Native post-copy reports `postcopy-active` before the device state is loaded. The run state shows when it is. */
   async #packageLoaded(watch: MigrationWatch, timeoutMs: number): Promise<void> {
     const deadlineMs = performance.now() + timeoutMs;
     await watch.reached('postcopy-active', timeoutMs);
     while ((await this.#connection.qmp.execute('query-status')).status === 'inmigrate') {
-      if (performance.now() > deadlineMs) throw new MigrationError('TIMEOUT', 'QEMU does not load the device state');
+      if (performance.now() > deadlineMs) {
+        throw new MigrationError('TIMEOUT', `QEMU has not loaded the device state within ${timeoutMs} ms`);
+      }
       await sleep(NATIVE_POLL_MS);
     }
   }
 }
 
 /**
- * Resolves when all of `body` has been handed over, or when QEMU has closed its end: it does so at the last byte that
- * it wants, often before our end of the stream has been noticed, and what that means only its events say. `body` is
- * always read to its end and never destroyed, so that the request it belongs to can still be answered. Rejects with
- * DISCONNECTED when `body` fails.
+ * Resolves when all of `body` has been written, or when QEMU has closed the socket. QEMU closes it after the last byte
+ * that it needs, often before it has seen the end of the stream. Only QEMU's events show whether the load succeeded.
+ * `body` is always read to its end and never destroyed, so that its HTTP request can still be answered. Rejects with
+ * DISCONNECTED if `body` fails.
  */
 function pump(body: Readable, socket: Socket): Promise<void> {
   return new Promise((resolve, reject) => {

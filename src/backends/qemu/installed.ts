@@ -1,6 +1,7 @@
 /**
- * What the installed QEMU and the host's KVM can do. Asked once a daemon; a QEMU upgraded meanwhile is seen after a
- * restart.
+ * Queries the capabilities of the installed QEMU and of the host's KVM. A daemon asks QEMU once, so an upgrade of QEMU
+ * is
+ * noticed after a restart of the daemon.
  */
 import { execFile } from 'node:child_process';
 import { constants } from 'node:fs';
@@ -20,7 +21,7 @@ export interface InstalledQemu {
   readonly aliases: Readonly<Record<string, string>>;
 }
 
-/** UNSUPPORTED if it is not there or does not answer. */
+/** Throws UNSUPPORTED if the program is missing or does not answer. */
 export async function askQemu(program: string): Promise<InstalledQemu> {
   try {
     const options = { timeout: ASK_TIMEOUT_MS };
@@ -49,7 +50,7 @@ export function parseMachines(help: string): { machines: string[]; aliases: Reco
   return { machines, aliases };
 }
 
-/** The versioned name that an alias stands for on this host. UNSUPPORTED if this QEMU has no such machine. */
+/** Resolves an alias to the versioned name on this host. Throws UNSUPPORTED if this QEMU has no such machine. */
 export function resolveMachine(qemu: InstalledQemu, machine: string): string {
   const resolved = qemu.aliases[machine] ?? machine;
   if (qemu.machines.includes(resolved)) return resolved;
@@ -57,8 +58,8 @@ export function resolveMachine(qemu: InstalledQemu, machine: string): string {
 }
 
 /**
- * vmx or svm on the CPU and a /dev/kvm that opens. The flag matters: a nested host can offer a /dev/kvm without it that
- * creates VMs and then hangs ordinary kernels.
+ * True if the CPU has vmx or svm and /dev/kvm opens. The flag is needed, because a nested host without it can have a
+ * /dev/kvm that creates VMs and then hangs ordinary kernels.
  */
 export async function isKvmUsable(): Promise<boolean> {
   const flags = /^flags\s*:(.*)$/m.exec(await readFile('/proc/cpuinfo', 'utf8').catch(() => ''))?.[1] ?? '';
@@ -76,7 +77,9 @@ export async function resolveAccel(accel: 'auto' | 'kvm' | 'tcg'): Promise<'kvm'
   if (accel === 'tcg') return 'tcg';
   const isUsable = await isKvmUsable();
   if (accel === 'kvm' && !isUsable) {
-    throw new MigrationError('UNSUPPORTED', 'KVM cannot be used on this host', { remedy: 'accel: tcg, or auto' });
+    throw new MigrationError('UNSUPPORTED', 'KVM cannot be used on this host', {
+      remedy: 'set accel: tcg or accel: auto',
+    });
   }
   return isUsable ? 'kvm' : 'tcg';
 }

@@ -1,11 +1,11 @@
-/** Brings the QEMU of one VM up: the process, then QMP. */
+/** Starts the QEMU of one VM: the process first, then the QMP connection. */
 import { MigrationError } from '../../domain/errors.js';
 import type { LaunchOrder, StartedVm } from '../backend.js';
 import { qemuArguments } from './command-line.js';
 import type { QemuConnection } from './connection.js';
 import { outputTail, type StartedProcess, startDetached } from './start.js';
 
-/** A cold start takes 50 ms; this is for a machine that is busy with hundreds of them. */
+/** A cold start takes 50 ms. The limit allows for a machine that is busy with hundreds of starts. */
 const START_TIMEOUT_MS = 30_000;
 
 export async function launch(connection: QemuConnection, program: string, order: LaunchOrder): Promise<StartedVm> {
@@ -30,30 +30,30 @@ async function ready(
   connection: QemuConnection,
   { exited }: StartedProcess,
   mapped: (signal: AbortSignal) => Promise<void>,
-  givenUp: AbortSignal,
+  cancelled: AbortSignal,
 ): Promise<void> {
   const { outputPath } = connection.place;
-  const giveUp = new AbortController();
-  const signal = AbortSignal.any([giveUp.signal, givenUp]);
+  const hasDied = new AbortController();
+  const signal = AbortSignal.any([hasDied.signal, cancelled]);
   const died = exited.then(async (exit) => {
-    giveUp.abort();
+    hasDied.abort();
     const tail = await outputTail(outputPath);
     const how = exit.signal === null ? `with exit code ${exit.code}` : `by ${exit.signal}`;
     throw new MigrationError('QEMU_FAILED', `QEMU ended ${how} while starting: ${tail}`, { details: { output: tail } });
   });
   const answering = (async () => {
-    // QEMU makes its sockets before its memory, so that with a preload nobody has to try until one is there.
+    // QEMU makes its sockets before its memory. So with a preload the sockets exist when the memory is mapped.
     await mapped(signal);
     await connection.open({ timeoutMs: START_TIMEOUT_MS, signal, isRetrying: true });
   })();
-  // QMP also ends when QEMU does, and sooner: QEMU's own words are the better reason.
-  const orReason = answering.catch(async (error: unknown) => {
-    const isOver = error instanceof MigrationError && (error.code === 'QEMU_GONE' || giveUp.signal.aborted);
+  // QMP closes before the exit of QEMU is reported. QEMU's own message is the better reason, so the code waits for it.
+  const answeringOrDied = answering.catch(async (error: unknown) => {
+    const isOver = error instanceof MigrationError && (error.code === 'QEMU_GONE' || hasDied.signal.aborted);
     if (isOver) await Promise.race([died, new Promise((resolve) => setTimeout(resolve, 1000))]);
     throw error;
   });
   died.catch(() => undefined);
-  await Promise.race([orReason, died]);
+  await Promise.race([answeringOrDied, died]);
 }
 
 function commandLine({ place, sockets }: QemuConnection, order: LaunchOrder): string[] {

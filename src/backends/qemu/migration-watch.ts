@@ -1,6 +1,6 @@
 /**
- * Follows one QEMU through a migration by its events, so that nothing is polled while no vCPU runs. Needs the
- * capability `events`. Events that came before somebody asks are remembered.
+ * Follows a migration of one QEMU by its events, so that nothing is polled while no vCPU runs. It needs the capability
+ * `events`. It remembers events that come before a caller waits for them.
  */
 import { MigrationError } from '../../domain/errors.js';
 import { type Deferred, deferred } from '../../kit/deferred.js';
@@ -25,14 +25,14 @@ interface Waiter {
 }
 
 export class MigrationWatch {
-  /** QEMU's wall clock, µs; null until it happened. */
+  /** The time by QEMU's wall clock, in µs. Null before the event. */
   stoppedAtUs: number | null = null;
   resumedAtUs: number | null = null;
   readonly #qmp: QmpClient;
   readonly #seen = new Set<MigrationStatus>();
   readonly #waiters = new Set<Waiter>();
   readonly #onEvent = (event: QmpEvent) => this.#note(event);
-  /** A VM may see many attempts to move it in the life of its QMP connection. */
+  /** Removes the listener, because many migration attempts may use one QMP connection. */
   readonly #forgetClosed: () => void;
   #ended: MigrationError | null = null;
 
@@ -47,7 +47,8 @@ export class MigrationWatch {
   }
 
   /**
-   * Resolves when QEMU has been in `status`. Rejects with QEMU_FAILED and its reason if the migration fails first, and
+   * Resolves when QEMU has been in `status`. Rejects with QEMU_FAILED and QEMU's reason if the migration fails first,
+   * or
    * with TIMEOUT.
    */
   async reached(status: MigrationStatus, timeoutMs: number): Promise<void> {
@@ -60,7 +61,7 @@ export class MigrationWatch {
     );
   }
 
-  /** Resolves when the migration is over in any way. */
+  /** Resolves when the migration has completed, failed or been cancelled. */
   async over(timeoutMs: number): Promise<void> {
     const ends: MigrationStatus[] = ['completed', 'failed', 'cancelled'];
     await this.#until(() => ends.some((end) => this.#seen.has(end)), timeoutMs, 'the end of the migration');
@@ -72,8 +73,8 @@ export class MigrationWatch {
     return this.resumedAtUs ?? 0;
   }
 
-  /** Stops listening; whoever waits gets `error`. Idempotent. */
-  end(error = new MigrationError('CANCELLED', 'the session has ended')): void {
+  /** Stops listening. Pending calls reject with `error`. Idempotent. */
+  end(error = new MigrationError('CANCELLED', 'the migration attempt has ended')): void {
     if (this.#ended !== null) return;
     this.#ended = error;
     this.#qmp.off('event', this.#onEvent);

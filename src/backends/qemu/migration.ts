@@ -2,8 +2,9 @@
 import type { QmpClient } from './qmp/client.js';
 
 /**
- * What we ever switch on. Each is set to on or off every time: a VM that has moved before carries the settings of that
- * move.
+ * All capabilities that this project uses. An outgoing migration sets each of them on or off, because a VM that has
+ * moved
+ * before still has the settings of that move.
  */
 const CAPABILITIES = [
   'events',
@@ -15,17 +16,18 @@ const CAPABILITIES = [
 
 export type Capability = (typeof CAPABILITIES)[number];
 
-/** QEMU takes any 64-bit number; this one survives JSON and its own arithmetic, and no link reaches it. */
+/** QEMU accepts any 64-bit number. This one is exact in JSON and in QEMU's arithmetic, and no link is that fast. */
 const BANDWIDTH_UNLIMITED = 2 ** 40;
 /**
- * Only how QEMU decides that it may stop: everything but shared RAM is sent within this, else it sends another round
- * before.
+ * QEMU only uses it to decide when to stop the VM. If it cannot send everything but shared RAM within this time, it
+ * sends
+ * another round first.
  */
 const DOWNTIME_MS_DEFAULT = 300;
 
 /**
- * For a QEMU that was started to receive: everything is off still, and of its limits none counts. It says no more than
- * it must: QEMU takes its monitor's input byte by byte, 4 µs of processor time each, for every clone.
+ * Configures a QEMU that was started to receive. All capabilities are still off, and no limits apply. The command is as
+ * short as possible, because QEMU reads its monitor byte by byte, at 4 µs of processor time each, for every clone.
  */
 export async function configureIncoming(qmp: QmpClient, capabilities: readonly Capability[]): Promise<void> {
   await qmp.execute('migrate-set-capabilities', {
@@ -33,7 +35,7 @@ export async function configureIncoming(qmp: QmpClient, capabilities: readonly C
   });
 }
 
-/** 0 means no limit of ours. */
+/** Configures a QEMU for an outgoing migration. A limit of 0 means no limit. */
 export async function configureOutgoing(
   qmp: QmpClient,
   capabilities: readonly Capability[],

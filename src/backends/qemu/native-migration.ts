@@ -1,6 +1,7 @@
 /**
- * QEMU's own migration, pre-copy or post-copy, for VMs whose RAM is not ours to move. Here it is only driven; the
- * target's QEMU was started stopped, so the guest does not run there before the owner has changed.
+ * QEMU's own migration, pre-copy or post-copy, for VMs whose RAM the pager does not move. This file only controls it.
+ * The
+ * target's QEMU was started with -S, so the guest does not run there before the owner has changed.
  */
 
 import { MigrationError } from '../../domain/errors.js';
@@ -9,17 +10,18 @@ import { configureIncoming, configureOutgoing } from './migration.js';
 import { MigrationWatch } from './migration-watch.js';
 import type { QmpClient } from './qmp/client.js';
 
-/** Longer than any migration; the job's own deadlines and its cancel end it sooner. */
+/** Longer than any migration. The job's deadlines or its cancel end it sooner. */
 const MOVE_TIMEOUT_MS = 24 * 3600 * 1000;
 const CANCEL_TIMEOUT_MS = 5_000;
 
-/** Makes QEMU listen on a free port of `address` and says where. */
+/** Makes QEMU listen on a free port of `address` and returns the URI. */
 export async function incomingUri(qmp: QmpClient, isPostcopy: boolean, address: string): Promise<string> {
   const host = address.includes(':') ? `[${address}]` : address;
   await configureIncoming(qmp, ['events', 'late-block-activate', ...(isPostcopy ? (['postcopy-ram'] as const) : [])]);
   await qmp.execute('migrate-incoming', { uri: `tcp:${host}:0` });
   const listening = (await qmp.execute('query-migrate'))['socket-address']?.[0];
-  if (listening?.type !== 'inet') throw new MigrationError('QEMU_FAILED', 'QEMU does not say where it listens');
+  if (listening?.type !== 'inet')
+    throw new MigrationError('QEMU_FAILED', 'query-migrate has no socket-address of the incoming migration');
   return `tcp:${host}:${listening.port}`;
 }
 
@@ -27,7 +29,7 @@ export async function incomingUri(qmp: QmpClient, isPostcopy: boolean, address: 
 export async function nativeMove(qmp: QmpClient, order: NativeMoveOrder): Promise<void> {
   const { uri, isPostcopy } = order;
   if (!/^tcp:(\[[0-9a-f:.]+\]|[0-9.]+):\d{1,5}$/i.test(uri)) {
-    throw new MigrationError('PEER_PROTOCOL', 'the target listens at something that is not an address and port');
+    throw new MigrationError('PEER_PROTOCOL', 'the migration URI of the target is not tcp:ADDRESS:PORT');
   }
   await configureOutgoing(qmp, ['events', ...(isPostcopy ? (['postcopy-ram'] as const) : [])], order);
   const watch = new MigrationWatch(qmp);
@@ -45,7 +47,7 @@ export async function nativeMove(qmp: QmpClient, order: NativeMoveOrder): Promis
   }
 }
 
-/** Keys as SourcePort.nativeProgress names them. */
+/** Returns the progress. The keys are those of SourcePort.nativeProgress. */
 export async function nativeReading(qmp: QmpClient): Promise<Readonly<Record<string, number | string>>> {
   const { status, ram, downtime, 'error-desc': errorText } = await qmp.execute('query-migrate');
   return {
@@ -65,9 +67,9 @@ export async function nativeReading(qmp: QmpClient): Promise<Readonly<Record<str
   };
 }
 
-/** Ends any migration of this QEMU that can still be ended. Idempotent; nothing happens if there is none. */
+/** Cancels any migration of this QEMU that can still be cancelled. Does nothing if there is none. Idempotent. */
 export async function cancelMigration(qmp: QmpClient): Promise<void> {
-  // Before the question: the end of the migration may come in one piece with the answer.
+  // The watch starts before the query, because the end of the migration may arrive together with the answer.
   const watch = new MigrationWatch(qmp);
   try {
     const { status } = await qmp.execute('query-migrate');
@@ -79,8 +81,8 @@ export async function cancelMigration(qmp: QmpClient): Promise<void> {
   }
 }
 
-/** The VM runs on here, whatever its migration was at. The caller has made sure that it may. */
-export async function runAgain(qmp: QmpClient): Promise<void> {
+/** Cancels the VM's migration and resumes the VM. The caller has made sure that the VM may run on this host. */
+export async function cancelAndRun(qmp: QmpClient): Promise<void> {
   await cancelMigration(qmp);
   const { running } = await qmp.execute('query-status');
   if (!running) await qmp.execute('cont');

@@ -1,9 +1,10 @@
 /**
- * Gives a running clone NICs of its own: each that has its parent's address is unplugged, with the guest's consent, and
- * one with the clone's address plugged into its place. Only then may its tap join a bridge: the parent's address is
- * never seen on one twice, whatever fails.
+ * Gives a running clone NICs of its own. Each NIC with the parent's address is unplugged, with the guest's consent. A
+ * NIC
+ * with the clone's address is plugged into its place. Only then may its tap join a bridge. So the parent's address is
+ * never on a bridge twice, whatever fails.
  *
- * A step that has been done is not done again, so that a daemon restarted in between may simply repeat the call.
+ * A step that has been done is not repeated, so a restarted daemon may call it again.
  */
 
 import { MigrationError } from '../../domain/errors.js';
@@ -13,7 +14,7 @@ import { nicProperties } from './command-line.js';
 import type { QemuConnection } from './connection.js';
 import type { QmpClient } from './qmp/client.js';
 
-/** A guest takes some milliseconds; one of many that share a processor, many seconds. */
+/** A guest takes some milliseconds. If many guests share a processor, it takes many seconds. */
 const UNPLUG_TIMEOUT_MS = 120_000;
 const PERIPHERALS = '/machine/peripheral';
 
@@ -39,7 +40,7 @@ async function replaceNic(qmp: QmpClient, order: NicOrder, nic: NicSpec, index: 
   await order.onPresent(nic);
 }
 
-/** null: there is no such device. */
+/** Returns the NIC's current address, or null if there is no such device. */
 async function presentMac(qmp: QmpClient, nic: NicSpec): Promise<string | null> {
   const devices = await qmp.execute('qom-list', { path: PERIPHERALS });
   if (!devices.some((device) => device.name === nic.id)) return null;
@@ -57,7 +58,7 @@ async function unplug(qmp: QmpClient, order: NicOrder, nic: NicSpec): Promise<vo
   };
   const deleted = qmp.waitForEvent('DEVICE_DELETED', options);
   const refused = qmp.waitForEvent('DEVICE_UNPLUG_GUEST_ERROR', options).then(() => {
-    throw stays(spec, nic, 'refuses to give it up');
+    throw notUnplugged(spec, nic, 'refuses to unplug');
   });
   deleted.catch(() => undefined);
   refused.catch(() => undefined);
@@ -66,14 +67,14 @@ async function unplug(qmp: QmpClient, order: NicOrder, nic: NicSpec): Promise<vo
     await Promise.race([deleted, refused]);
   } catch (error) {
     if (!(error instanceof MigrationError) || error.code !== 'TIMEOUT') throw error;
-    throw stays(spec, nic, `has not given it up within ${unplugTimeoutMs} ms`, error);
+    throw notUnplugged(spec, nic, `has not unplugged, within ${unplugTimeoutMs} ms,`, error);
   } finally {
     waiting.abort();
   }
 }
 
-function stays({ name }: VmSpec, nic: NicSpec, what: string, cause?: unknown): MigrationError {
-  return new MigrationError('TIMEOUT', `${name} has no network: its guest ${what}, the NIC ${nic.id} of its parent`, {
+function notUnplugged({ name }: VmSpec, nic: NicSpec, what: string, cause?: unknown): MigrationError {
+  return new MigrationError('TIMEOUT', `${name} has no network: its guest ${what} NIC ${nic.id} of its parent`, {
     remedy: 'load the guest’s driver for PCI hot-plug, or fork with an isolated network or none',
     cause,
   });

@@ -1,10 +1,10 @@
 /**
- * The device state on its way out of a QEMU, for a VM that leaves and for one that is forked.
+ * Exports the device state of a QEMU, for an outgoing VM and for a fork.
  *
- * QEMU's stream is started while the VM still runs (pause-before-switchover): QEMU connects, sends what is neither
- * shared RAM nor device state, then stops the vCPUs itself and waits for `migrate-continue`. So while the VM stands
- * still only device state proper is saved. If the stream breaks before it is complete QEMU lets the VM run on by
- * itself; once it is complete, never.
+ * QEMU's stream starts while the VM still runs (pause-before-switchover). QEMU connects and sends everything that is
+ * neither shared RAM nor device state. Then it stops the vCPUs itself and waits for `migrate-continue`. So only the
+ * device state is saved while the VM is stopped. If the stream breaks before it is complete, QEMU resumes the VM by
+ * itself. After that it never does.
  */
 import { once } from 'node:events';
 import { unlink } from 'node:fs/promises';
@@ -24,7 +24,7 @@ const FINAL_POLL_MS = 1;
 
 interface Handover {
   readonly watch: MigrationWatch;
-  /** Until the consumer has all of it; the bytes that it was. */
+  /** Resolves with the number of bytes when the consumer has the whole stream. */
   readonly sent: Promise<number>;
 }
 
@@ -38,7 +38,7 @@ export class OutgoingState implements StateExport {
     this.#server = server;
   }
 
-  /** QEMU is set up and our end listens; the VM runs on. */
+  /** Configures QEMU and listens on the socket. The VM keeps running. */
   static async listen(connection: QemuConnection): Promise<OutgoingState> {
     await configureOutgoing(connection.qmp, ['events', 'x-ignore-shared', 'pause-before-switchover']);
     const path = connection.sockets.stateOut;
@@ -51,8 +51,9 @@ export class OutgoingState implements StateExport {
   }
 
   /**
-   * Resolves when the VM stands still, its disks drained. The VM runs during most of this call; QEMU's clock says when
-   * it was stopped.
+   * Resolves when the VM is stopped and its disks are drained. The VM runs during most of this call. `stoppedAtUs` is
+   * by
+   * QEMU's clock.
    */
   async stop(consume: StateConsumer): Promise<{ stoppedAtUs: number }> {
     const watch = new MigrationWatch(this.#connection.qmp);
@@ -60,17 +61,19 @@ export class OutgoingState implements StateExport {
     sent.catch(() => undefined);
     this.#handover = { watch, sent };
     await this.#connection.qmp.execute('migrate', { uri: `unix:${this.#connection.sockets.stateOut}` });
-    // Not the STOP event: requests under way at the disks may still write into the guest's memory until QEMU has
-    // drained them.
+    // The STOP event is too early: pending disk requests may still write to guest memory until QEMU has drained them.
     await Promise.race([watch.reached('pre-switchover', STOP_TIMEOUT_MS), sent.then(endedEarly)]);
     const stoppedAtUs = watch.stoppedAtUs;
-    if (stoppedAtUs === null) throw new MigrationError('QEMU_FAILED', 'QEMU waits for the switchover without a STOP');
+    if (stoppedAtUs === null) {
+      throw new MigrationError('QEMU_FAILED', 'QEMU reported pre-switchover without a STOP event');
+    }
     return { stoppedAtUs };
   }
 
   /**
-   * Resolves when the consumer has all of the state and QEMU is done with it: `doneAtMs`, by our clock, which may be
-   * sooner.
+   * Resolves when the consumer has the whole state and QEMU has finished sending. `doneAtMs` is the time of the latter,
+   * by
+   * the daemon's clock. It may be earlier.
    */
   async transfer(): Promise<{ deviceStateBytes: number; doneAtMs: number }> {
     const handover = this.#handover;
@@ -86,12 +89,13 @@ export class OutgoingState implements StateExport {
 
   async resume(): Promise<number> {
     const watch = this.#handover?.watch;
-    if (watch === undefined) throw new MigrationError('CANCELLED', 'the fork has been given up');
+    if (watch === undefined)
+      throw new MigrationError('CANCELLED', `the fork of ${this.#connection.place.name} was cancelled`);
     await continueWhenFinal(this.#connection.qmp);
     return watch.resumed(RESUME_TIMEOUT_MS);
   }
 
-  /** The attempt is over, whatever it was at; another one may follow. Idempotent. */
+  /** Ends the attempt at any point. Another attempt may follow. Idempotent. */
   end(): void {
     this.#handover?.watch.end();
     this.#handover = null;
@@ -105,14 +109,15 @@ export class OutgoingState implements StateExport {
   }
 }
 
-/** Handed over before QEMU has paused for the switchover: no QEMU of ours does that. */
+/** Called if the stream ends before QEMU has paused for the switchover, which no supported QEMU does. */
 function endedEarly(): never {
-  throw new MigrationError('QEMU_FAILED', 'QEMU has ended its stream before the switchover');
+  throw new MigrationError('QEMU_FAILED', 'QEMU ended its stream before the switchover');
 }
 
 /**
- * QEMU says that its migration is complete a moment before it lets itself be continued; there is no event for that
- * moment.
+ * Resumes the VM after a complete migration. QEMU reports `completed` a moment before it accepts `cont`, and there is
+ * no
+ * event for that moment.
  */
 async function continueWhenFinal(qmp: QmpClient): Promise<void> {
   const deadlineMs = performance.now() + RESUME_TIMEOUT_MS;

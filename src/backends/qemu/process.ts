@@ -1,4 +1,4 @@
-/** One VM that QEMU runs, as VmProcess: what each call is in QMP. */
+/** Implements VmProcess for a VM that QEMU runs: each call as QMP commands. */
 import { type MigrationError, toMigrationError } from '../../domain/errors.js';
 import type { MigrationMode } from '../../domain/migration.js';
 import type {
@@ -23,16 +23,16 @@ import { prepareFile, QemuFileLoad } from './file-load.js';
 import { GuestAgent } from './guest-agent.js';
 import { IncomingState } from './incoming-state.js';
 import { launch } from './launch.js';
-import { cancelMigration, nativeMove, nativeReading, runAgain } from './native-migration.js';
+import { cancelAndRun, cancelMigration, nativeMove, nativeReading } from './native-migration.js';
 import { replaceNics } from './nic-replace.js';
 import { OutgoingState } from './outgoing-state.js';
 import type { QmpClient, QmpEvent } from './qmp/client.js';
-import { inLastWords } from './start.js';
+import { withOutput } from './start.js';
 
 const CONNECT_TIMEOUT_MS = 5_000;
-/** QEMU's word for a guest that has switched itself off. */
+/** QEMU's shutdown reason if the guest has powered itself off. */
 const POWERED_OFF = 'guest-shutdown';
-/** Sent again in case one was lost. */
+/** The announcement is repeated in case one is lost. */
 const ANNOUNCE = { initial: 50, max: 550, rounds: 5, step: 100 } as const;
 
 export class QemuProcess implements VmProcess {
@@ -48,7 +48,7 @@ export class QemuProcess implements VmProcess {
     this.disks = new QemuDisks(connection);
   }
 
-  /** For tests, which ask QEMU what VmProcess has no word for. Throws QEMU_GONE while there is no connection. */
+  /** Tests use it for queries that VmProcess does not have. Throws QEMU_GONE while there is no connection. */
   get qmp(): QmpClient {
     return this.#connection.qmp;
   }
@@ -99,7 +99,7 @@ export class QemuProcess implements VmProcess {
   }
 
   explain(error: unknown): Promise<MigrationError> {
-    return inLastWords(this.#connection.place.outputPath, toMigrationError(error));
+    return withOutput(this.#connection.place.outputPath, toMigrationError(error));
   }
 
   replaceNics(order: NicOrder): Promise<void> {
@@ -118,8 +118,8 @@ export class QemuProcess implements VmProcess {
     return OutgoingState.listen(this.#connection);
   }
 
-  importState(mode: MigrationMode, isTakenUp: boolean): StateImport {
-    return new IncomingState(this.#connection, mode, isTakenUp);
+  importState(mode: MigrationMode, isReattached: boolean): StateImport {
+    return new IncomingState(this.#connection, mode, isReattached);
   }
 
   prepareFile(): Promise<void> {
@@ -142,8 +142,8 @@ export class QemuProcess implements VmProcess {
     await cancelMigration(await this.#connection.connected());
   }
 
-  async runAgain(): Promise<void> {
-    await runAgain(await this.#connection.connected());
+  async cancelAndRun(): Promise<void> {
+    await cancelAndRun(await this.#connection.connected());
   }
 }
 

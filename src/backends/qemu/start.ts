@@ -6,27 +6,27 @@ import { MigrationError } from '../../domain/errors.js';
 import { type ChildExit, identityOf, type ProcessIdentity } from '../../kit/process.js';
 
 const OUTPUT_TAIL_BYTES = 2048;
-/** A QEMU that ends closes its connection before its last words are all written. */
-const LAST_WORDS_MS = 100;
+/** When QEMU ends, it closes its QMP connection before all of its output is written. */
+const OUTPUT_DELAY_MS = 100;
 
 export interface StartedProcess {
   readonly identity: ProcessIdentity;
-  /** Resolves when it ends; never rejects. */
+  /** Resolves when the process ends. It never rejects. */
   readonly exited: Promise<ChildExit>;
 }
 
 export interface StartOptions {
   readonly outputPath: string;
   readonly directory: string;
-  /** All that the child gets besides PATH. */
+  /** All variables of the child except PATH. */
   readonly environment: Readonly<Record<string, string>>;
-  /** Opened for reading as the child's descriptors 3 and up, each with a position of its own. */
+  /** Files that are opened for reading as the child's descriptors 3 and up. Each has a file position of its own. */
   readonly inputPaths?: readonly string[];
-  /** At once: it has a single thread still. */
+  /** Called at once, while the child has a single thread. */
   readonly onSpawned?: (pid: number) => void;
 }
 
-/** QEMU_FAILED if the program cannot be started at all. */
+/** Throws QEMU_FAILED if the program cannot be started. */
 export async function startDetached(
   program: string,
   args: readonly string[],
@@ -46,7 +46,7 @@ export async function startDetached(
     });
     child.unref();
     if (child.pid !== undefined) options.onSpawned?.(child.pid);
-    // Listeners before anything is awaited: these events come once.
+    // The listeners are added before the first await, because these events come once.
     exited = new Promise((resolve) => child.once('exit', (code, signal) => resolve({ code, signal })));
     await new Promise<void>((resolve, reject) => {
       child.once('spawn', resolve);
@@ -61,7 +61,7 @@ export async function startDetached(
   return { identity: await identityOf(child.pid ?? 0), exited };
 }
 
-/** The end of what the process has written. */
+/** Returns the end of the process's output. */
 export async function outputTail(path: string): Promise<string> {
   const file = await open(path, 'r').catch(() => null);
   if (file === null) return '';
@@ -75,10 +75,10 @@ export async function outputTail(path: string): Promise<string> {
   }
 }
 
-/** `error`, with what QEMU has said, if it has ended. */
-export async function inLastWords(outputPath: string, error: MigrationError): Promise<MigrationError> {
+/** Returns `error`, with QEMU's last output if QEMU has ended. */
+export async function withOutput(outputPath: string, error: MigrationError): Promise<MigrationError> {
   if (error.code !== 'QEMU_GONE' && error.code !== 'QEMU_FAILED') return error;
-  await sleep(LAST_WORDS_MS);
+  await sleep(OUTPUT_DELAY_MS);
   const words = await outputTail(outputPath);
   if (words === '') return error;
   return new MigrationError('QEMU_FAILED', `${error.message}: ${words}`, { cause: error, details: { output: words } });

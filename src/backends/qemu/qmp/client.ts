@@ -1,9 +1,11 @@
 /**
  * A QMP client over QEMU's unix socket: commands with ids, out-of-band commands, events, deadlines, abort.
  *
- * QEMU is not trusted: a line has a maximum length, anything that is not QMP ends the connection with PEER_PROTOCOL. An
- * answer that comes after its command was given up (deadline, abort) is dropped; an answer to a command never sent is a
- * protocol error.
+ * QEMU is not trusted. A line has a maximum length, and anything that is not QMP ends the connection with
+ * PEER_PROTOCOL.
+ * An answer that comes after its command has been abandoned (deadline, abort) is dropped. An answer to a command that
+ * was
+ * never sent is a protocol error.
  *
  * Errors: QEMU_FAILED (QEMU refused; details {class, desc}), QEMU_GONE (connection lost), TIMEOUT, CANCELLED,
  * PEER_PROTOCOL.
@@ -32,7 +34,7 @@ export interface QmpConnectOptions {
   /** For connection, greeting and capabilities together. */
   readonly timeoutMs: number;
   readonly signal?: AbortSignal;
-  /** A QEMU that is just starting: try again while the socket does not exist or nobody listens. */
+  /** For a QEMU that is just starting: retry while the socket does not exist or no process listens. */
   readonly isRetrying?: boolean;
 }
 
@@ -40,7 +42,7 @@ export interface QmpExecuteOptions {
   /** Default 10 s. */
   readonly timeoutMs?: number;
   readonly signal?: AbortSignal;
-  /** Overtakes commands that QEMU is still busy with; only some commands allow it. */
+  /** The command overtakes commands that QEMU is still busy with. Only some commands allow it. */
   readonly isOutOfBand?: boolean;
 }
 
@@ -90,7 +92,7 @@ export class QmpClient {
     const signal = options.signal === undefined ? deadline : AbortSignal.any([deadline, options.signal]);
     const interrupted = () =>
       options.signal?.aborted === true
-        ? new MigrationError('CANCELLED', `connecting to ${path} was given up`)
+        ? new MigrationError('CANCELLED', `connecting to ${path} was cancelled`)
         : new MigrationError('TIMEOUT', `no QMP greeting on ${path} within ${options.timeoutMs} ms`);
     const socket = await openSocket(path, signal, options.isRetrying === true, interrupted);
     const client = new QmpClient(path, socket);
@@ -107,7 +109,7 @@ export class QmpClient {
     return this.#closedBy !== null;
   }
 
-  /** QEMU's version as its greeting says, "7.2.22". */
+  /** QEMU's version from its greeting, such as "7.2.22". */
   get version(): string {
     return this.#version;
   }
@@ -119,7 +121,7 @@ export class QmpClient {
     return this.executeUntyped(command, args, options);
   }
 
-  /** For a command that is not in the typed list. */
+  /** Executes a command that is not in the typed list. */
   async executeUntyped(command: string, args?: object, options: QmpExecuteOptions = {}): Promise<unknown> {
     if (this.#closedBy !== null) throw this.#closedBy;
     if (options.signal?.aborted === true) throw cancelled(command);
@@ -135,7 +137,7 @@ export class QmpClient {
     const onAbort = () => reject(cancelled(command));
     options.signal?.addEventListener('abort', onAbort, { once: true });
     const isBare = args === undefined || Object.keys(args).length === 0;
-    // QEMU reads its monitor byte by byte, some 4 µs each.
+    // The request is kept short, because QEMU reads its monitor byte by byte, at some 4 µs each.
     const request = {
       [isOutOfBand ? 'exec-oob' : 'execute']: command,
       ...(isBare ? {} : { arguments: args }),
@@ -159,14 +161,14 @@ export class QmpClient {
     this.#emitter.off('event', listener);
   }
 
-  /** Called once, also if the connection has already ended. Returns what takes the listener away again. */
+  /** The listener is called once, also if the connection has already ended. Returns a function that removes it. */
   onClosed(listener: (error: MigrationError) => void): () => void {
     if (this.#closedBy === null) this.#emitter.once('closed', listener);
     else queueMicrotask(() => listener(this.#closedBy ?? this.#gone()));
     return () => this.#emitter.off('closed', listener);
   }
 
-  /** The next such event from now on. Ask before sending the command that causes it. */
+  /** Waits for the next such event. It must be called before the command that causes the event. */
   async waitForEvent(name: string, options: QmpWaitOptions): Promise<QmpEvent> {
     if (this.#closedBy !== null) throw this.#closedBy;
     const { promise, resolve, reject } = deferred<QmpEvent>();
@@ -192,7 +194,7 @@ export class QmpClient {
     }
   }
 
-  /** Idempotent. QEMU goes on; commands not yet answered are rejected. */
+  /** Closes the connection. QEMU keeps running. Commands without an answer are rejected. Idempotent. */
   close(): void {
     this.#end(new MigrationError('QEMU_GONE', `the QMP connection ${this.#path} was closed`));
   }
@@ -221,7 +223,7 @@ export class QmpClient {
   #receive(chunk: Buffer): void {
     const lines = this.#lines.push(chunk);
     if (lines === null) {
-      this.#end(this.#hostile(`a line is longer than ${QMP_LINE_BYTES_MAX} bytes`));
+      this.#end(this.#protocolError(`a line is longer than ${QMP_LINE_BYTES_MAX} bytes`));
       return;
     }
     for (const line of lines) {
@@ -235,10 +237,10 @@ export class QmpClient {
     try {
       message = JSON.parse(line);
     } catch (error) {
-      this.#end(this.#hostile('a line is not JSON', error));
+      this.#end(this.#protocolError('a line is not JSON', error));
       return;
     }
-    if (!isRecord(message)) this.#end(this.#hostile('a message is not an object'));
+    if (!isRecord(message)) this.#end(this.#protocolError('a message is not an object'));
     else if (!this.#isGreeted) this.#greeting(message);
     else if (typeof message['event'] === 'string') this.#event(message['event'], message);
     else this.#answer(message);
@@ -248,7 +250,7 @@ export class QmpClient {
     const greeting = message['QMP'];
     const version = isRecord(greeting) && isRecord(greeting['version']) ? greeting['version']['qemu'] : undefined;
     if (!isRecord(greeting) || !isRecord(version) || !Array.isArray(greeting['capabilities'])) {
-      this.#end(this.#hostile('the greeting is not QMP'));
+      this.#end(this.#protocolError('the greeting is not QMP'));
       return;
     }
     this.#isGreeted = true;
@@ -269,7 +271,7 @@ export class QmpClient {
   #answer(message: Record<string, unknown>): void {
     const id = message['id'];
     if (typeof id !== 'number' || !Number.isInteger(id) || id < 1 || id >= this.#nextId) {
-      this.#end(this.#hostile('an answer to no command of ours'));
+      this.#end(this.#protocolError('an answer has an unknown id'));
       return;
     }
     const pending = this.#pending.get(id);
@@ -277,7 +279,7 @@ export class QmpClient {
     const error = message['error'];
     if (isRecord(error)) pending.reject(refused(pending.command, error));
     else if ('return' in message) pending.resolve(message['return']);
-    else this.#end(this.#hostile('an answer with neither return nor error'));
+    else this.#end(this.#protocolError('an answer has neither return nor error'));
   }
 
   #end(error: MigrationError): void {
@@ -292,7 +294,7 @@ export class QmpClient {
     return new MigrationError('QEMU_GONE', `QEMU has closed ${this.#path}`, cause === undefined ? {} : { cause });
   }
 
-  #hostile(what: string, cause?: unknown): MigrationError {
+  #protocolError(what: string, cause?: unknown): MigrationError {
     return new MigrationError('PEER_PROTOCOL', `${this.#path} does not speak QMP: ${what}`, { cause });
   }
 }
@@ -302,7 +304,7 @@ function isRecord(value: unknown): value is Record<string, unknown> {
 }
 
 function cancelled(what: string): MigrationError {
-  return new MigrationError('CANCELLED', `${what} was given up`);
+  return new MigrationError('CANCELLED', `${what} was cancelled`);
 }
 
 function refused(command: string, error: Record<string, unknown>): MigrationError {
@@ -327,7 +329,7 @@ async function openSocket(
       if (signal.aborted) throw interrupted();
       const code = (error as NodeJS.ErrnoException).code;
       if (!isRetrying || (code !== 'ENOENT' && code !== 'ECONNREFUSED')) {
-        throw new MigrationError('QEMU_GONE', `nobody answers on ${path}`, { cause: error });
+        throw new MigrationError('QEMU_GONE', `QEMU does not answer on ${path}`, { cause: error });
       }
     }
     await sleep(CONNECT_RETRY_MS);

@@ -1,6 +1,6 @@
 /**
- * Prints src/backends/qemu/qmp/schema.ts: the arguments and answers of the QMP commands that we use, as types, taken
- * from what a live QEMU says of itself (query-qmp-schema). Only this list is written by hand.
+ * Prints src/backends/qemu/qmp/schema.ts: the types of the arguments and answers of the QMP commands that this project
+ * uses. They come from the schema of a running QEMU (query-qmp-schema). Only this list is written by hand.
  *
  * QEMU's schema has no type names (they are numbers), so types are written in place. A member whose type contains
  * itself becomes `unknown`.
@@ -84,7 +84,7 @@ class TypeWriter {
     return entry;
   }
 
-  /** `open`: the types around this one, by which a type that contains itself is noticed. */
+  /** `open` has the types that enclose this one, so that a type that contains itself is detected. */
   type(name: string, open: readonly string[] = []): string {
     if (open.includes(name)) return 'unknown';
     const entry = this.entry(name);
@@ -125,7 +125,7 @@ class TypeWriter {
   }
 }
 
-/** The text of schema.ts, not yet formatted. Throws if QEMU lacks one of our commands. */
+/** Returns the text of schema.ts, not yet formatted. Throws if QEMU lacks one of the commands. */
 export function commandTypes(schema: readonly SchemaEntry[]): string {
   const writer = new TypeWriter(schema);
   const commands = QMP_COMMANDS_USED.map((name) => {

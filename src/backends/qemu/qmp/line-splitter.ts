@@ -1,4 +1,4 @@
-/** Cuts a byte stream into lines of bounded length. Work is linear in the bytes, however they are cut into chunks. */
+/** Splits a byte stream into lines of bounded length, in linear time for any sizes of chunks. */
 export class LineSplitter {
   readonly #lineBytesMax: number;
   #parts: Buffer[] = [];
@@ -9,8 +9,9 @@ export class LineSplitter {
   }
 
   /**
-   * The lines that this chunk completes, without their end; null if a line is too long (then the splitter is of no more
-   * use).
+   * Returns the lines that this chunk completes, without line ends. Returns null if a line is too long. The splitter
+   * must
+   * not be used after that.
    */
   push(chunk: Buffer): string[] | null {
     const lines: string[] = [];

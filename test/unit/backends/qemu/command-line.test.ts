@@ -3,7 +3,7 @@ import {
   nicProperties,
   type QemuPlacement,
   qemuArguments,
-  telltaleArgument,
+  qmpSocketArgument,
 } from '../../../../src/backends/qemu/command-line.js';
 import { CLONE_FILE_BYTES, cloneFileText, escapeOption } from '../../../../src/backends/qemu/identity-devices.js';
 import type { VmSpec } from '../../../../src/domain/vm.js';
@@ -219,6 +219,6 @@ test('commas in values stay values', () => {
 test('a QEMU is known by its QMP socket, whatever else it was started with', () => {
   for (const qmpPath of ['/s/qmp.sock', '/s/a,b/qmp.sock']) {
     const args = qemuArguments(parseSpec({ ...MINIMAL, serial: true }), place({ qmpPath, isIncoming: true }));
-    expect(args.filter((argument) => argument === telltaleArgument(qmpPath))).toHaveLength(1);
+    expect(args.filter((argument) => argument === qmpSocketArgument(qmpPath))).toHaveLength(1);
   }
 });
