@@ -20,10 +20,11 @@
  * The times of an event (STOP, RESUME), in `Us` or `Ms`, are by the wall clock of the VM's process. Durations are in
  * ms.
  */
+
 import type { Readable } from 'node:stream';
 import type { MigrationError } from '../domain/errors.js';
 import type { MigrationMode } from '../domain/migration.js';
-import type { DiskSpec, NicSpec, VmSpec } from '../domain/vm.js';
+import type { Accel, AccelChoice, DiskSpec, NicSpec, VmSpec } from '../domain/vm.js';
 import type { ChildExit, ProcessIdentity } from '../kit/process.js';
 
 /**
@@ -38,7 +39,7 @@ export interface VmBackend {
   /** Each call checks again. */
   isKvmUsable(): Promise<boolean>;
   /** Throws UNSUPPORTED if the caller asks for kvm and the host cannot use it. */
-  resolveAccel(accel: 'auto' | 'kvm' | 'tcg'): Promise<'kvm' | 'tcg'>;
+  resolveAccel(accel: AccelChoice): Promise<Accel>;
   /** Says what the back end's own fields of a spec (`devices`, `qemuArgs`) mean for a move or a fork. */
   devicesIn(spec: VmSpec): SpecDevices;
   readonly diskFiles: DiskFiles;
@@ -107,7 +108,7 @@ export interface Command {
 
 export interface LaunchOrder {
   readonly spec: VmSpec;
-  readonly accel: 'kvm' | 'tcg';
+  readonly accel: Accel;
   /** One path per region, in the spec's order, if the VM's memory is in files. The files exist. */
   readonly ramPaths: readonly string[];
   /**

@@ -1,6 +1,7 @@
 /** The options of VmManager, and those of each start of a VM. */
+
 import type { VmBackend } from '../../backends/backend.js';
-import type { NicSpec } from '../../domain/vm.js';
+import type { Accel, AccelChoice, NicSpec } from '../../domain/vm.js';
 import type { Registry } from '../../engine/ports/registry.js';
 import type { Log } from '../../kit/log.js';
 import type { NativeBinding } from '../../native/types.js';
@@ -11,7 +12,7 @@ export interface VmManagerOptions {
   /** A directory on tmpfs. It is made if it is missing. */
   readonly ramDir: string;
   /** The meaning of `auto` in a spec on this host. */
-  readonly accel: 'auto' | 'kvm' | 'tcg';
+  readonly accel: AccelChoice;
   readonly preloadPath: string | null;
   /** Null: only VMs without preload can run. */
   readonly native: NativeBinding | null;
@@ -23,7 +24,7 @@ export interface VmManagerOptions {
 
 export interface IncomingOptions {
   readonly session: string;
-  readonly accel: 'kvm' | 'tcg';
+  readonly accel: Accel;
   /** The epoch at which the VM will belong here. */
   readonly epoch: number;
   /** True if QEMU's own migration moves the memory. The VM then has no preload, whose registrations would conflict. */
@@ -34,7 +35,7 @@ export interface IncomingOptions {
 
 export interface CloneOptions {
   readonly image: string;
-  readonly accel: 'kvm' | 'tcg';
+  readonly accel: Accel;
   /** True if the image is not complete. Missing pages then raise faults. */
   readonly isRegistered: boolean;
   /** The file for the image's device state. The clone's process has it open. */

@@ -7,7 +7,7 @@ import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { z } from 'zod';
 import { MigrationError } from '../../domain/errors.js';
-import type { DiskSpec, NicSpec, VmExit, VmSpec, VmState } from '../../domain/vm.js';
+import type { Accel, DiskSpec, NicSpec, VmExit, VmSpec, VmState } from '../../domain/vm.js';
 import { writeDurably, writeWhole } from '../../durable/durable-file.js';
 import type { ProcessIdentity } from '../../kit/process.js';
 import type { RegionFile, VmMemorySnapshot } from '../../native/types.js';
@@ -29,7 +29,7 @@ export interface VmRecord {
   readonly spec: VmSpec;
   readonly state: VmState;
   readonly epoch: number;
-  readonly accel: 'kvm' | 'tcg';
+  readonly accel: Accel;
   readonly qemuVersion: string;
   /** The session that made this VM a target. It stays set when the VM runs. */
   readonly session: string | null;

@@ -1,8 +1,9 @@
 /** One VM of this host: its durable record, and the daemon's objects while it lives. Only VmManager changes it. */
+
 import { join } from 'node:path';
 import type { VmBackend, VmPlace, VmProcess } from '../../backends/backend.js';
 import { MigrationError } from '../../domain/errors.js';
-import type { VmSpec, VmState, VmView } from '../../domain/vm.js';
+import type { Accel, VmSpec, VmState, VmView } from '../../domain/vm.js';
 import type { ChildExit } from '../../kit/process.js';
 import type { RegionFile, VmMemoryHandle } from '../../native/types.js';
 import { type ExitWatch, exitPath } from './exit-port.js';
@@ -13,7 +14,7 @@ export interface ManagedVm {
   readonly spec: VmSpec;
   readonly state: VmState;
   readonly epoch: number;
-  readonly accel: 'kvm' | 'tcg';
+  readonly accel: Accel;
   /** Throws QEMU_GONE if QEMU has ended. */
   readonly pid: number;
   /** The QEMU process. If it has ended or is not connected, its calls fail. */
@@ -93,7 +94,7 @@ export class Vm implements ManagedVm {
     return this.#record.epoch;
   }
 
-  get accel(): 'kvm' | 'tcg' {
+  get accel(): Accel {
     return this.#record.accel;
   }
 

@@ -1,6 +1,7 @@
 /** QEMU as a back end for VMs. Each VM is a QEMU process that the daemon starts and controls over QMP. */
+
 import { MigrationError } from '../../domain/errors.js';
-import type { VmSpec } from '../../domain/vm.js';
+import type { Accel, AccelChoice, VmSpec } from '../../domain/vm.js';
 import { findByArgument, type ProcessIdentity } from '../../kit/process.js';
 import type { DiskFiles, SpecDevices, VmBackend, VmPlace } from '../backend.js';
 import { qmpSocketArgument } from './command-line.js';
@@ -40,7 +41,7 @@ export class QemuBackend implements VmBackend {
     return isKvmUsable();
   }
 
-  resolveAccel(accel: 'auto' | 'kvm' | 'tcg'): Promise<'kvm' | 'tcg'> {
+  resolveAccel(accel: AccelChoice): Promise<Accel> {
     return resolveAccel(accel);
   }
 

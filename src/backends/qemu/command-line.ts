@@ -4,7 +4,7 @@
  * with the same ids, at the same PCI addresses. QEMU needs that to load the device state of one VM into the other. Only
  * paths, names of taps and the accelerator may differ.
  */
-import type { DiskSpec, NicSpec, VmSpec } from '../../domain/vm.js';
+import type { Accel, DiskSpec, NicSpec, VmSpec } from '../../domain/vm.js';
 import {
   escapeOption,
   type IdentityPlacement,
@@ -15,7 +15,7 @@ import {
 
 /** The values that differ between hosts. All paths are absolute. */
 export interface QemuPlacement extends IdentityPlacement {
-  readonly accel: 'kvm' | 'tcg';
+  readonly accel: Accel;
   /** The QMP socket for the daemon, and a second one for users and other tools. */
   readonly qmpPath: string;
   readonly monitorPath: string;

@@ -3,11 +3,13 @@
  * is
  * noticed after a restart of the daemon.
  */
+
 import { execFile } from 'node:child_process';
 import { constants } from 'node:fs';
 import { access, open, readFile } from 'node:fs/promises';
 import { promisify } from 'node:util';
 import { MigrationError } from '../../domain/errors.js';
+import type { Accel, AccelChoice } from '../../domain/vm.js';
 
 const run = promisify(execFile);
 const ASK_TIMEOUT_MS = 10_000;
@@ -73,7 +75,7 @@ export async function isKvmUsable(): Promise<boolean> {
   }
 }
 
-export async function resolveAccel(accel: 'auto' | 'kvm' | 'tcg'): Promise<'kvm' | 'tcg'> {
+export async function resolveAccel(accel: AccelChoice): Promise<Accel> {
   if (accel === 'tcg') return 'tcg';
   const isUsable = await isKvmUsable();
   if (accel === 'kvm' && !isUsable) {
