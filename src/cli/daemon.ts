@@ -1,7 +1,7 @@
 /**
- * One host's daemon put together: the only place that knows all parts. Order of start: state directory (locked),
- * certificates, data ports, VMs, sessions, jobs, and the API last, so that nobody is answered before the host knows
- * itself. Order of end: the reverse; QEMUs stay.
+ * Assembles the daemon of a host. This is the only file that knows all parts. It starts the state directory (locked),
+ * certificates, data ports, VMs, sessions, jobs, and the API last, so that no request is answered before the host knows
+ * its own state. The daemon closes the parts in reverse order. The QEMUs keep running.
  */
 import { randomBytes } from 'node:crypto';
 import { existsSync } from 'node:fs';
@@ -30,7 +30,7 @@ import { HostTransports, sharedPlaces } from '../transports/host/host-transports
 import { RdmaHost } from '../transports/rdma/host.js';
 import { VERSION } from './version.js';
 
-/** The same from src/cli and from dist/cli. */
+/** The path is the same from src/cli and from dist/cli. */
 const PRELOAD = fileURLToPath(new URL('../../build/native/Release/libvmigrate-preload.so', import.meta.url));
 
 const clock: Clock = {
@@ -60,12 +60,12 @@ export function newLog(config: DaemonConfig): Logger {
 }
 
 export interface Daemon {
-  /** Where the https API ended up, for port 0. */
+  /** The actual ports of the https API, for a configuration with port 0. */
   readonly ports: readonly number[];
   close(): Promise<void>;
 }
 
-/** Resolves when the daemon answers. What had been started is closed again when a part cannot start. */
+/** Resolves when the daemon answers requests. If a part cannot start, the started ones are closed again. */
 export async function startDaemon(config: DaemonConfig, log: Logger): Promise<Daemon> {
   const closers: (() => Promise<void> | void)[] = [];
   const close = async (): Promise<void> => {
@@ -73,7 +73,7 @@ export async function startDaemon(config: DaemonConfig, log: Logger): Promise<Da
       try {
         await closer();
       } catch (error) {
-        log.error({ err: toMigrationError(error) }, 'a part does not close');
+        log.error({ err: toMigrationError(error) }, 'a part of the daemon cannot be closed');
       }
     }
   };
@@ -100,7 +100,7 @@ async function start(config: DaemonConfig, log: Logger, closers: (() => Promise<
 
   const native = loadNativeBinding();
   const socketPath = dataSocketPath(stateDir);
-  await rm(socketPath, { force: true }); // the directory is ours alone: an earlier daemon's
+  await rm(socketPath, { force: true }); // The directory is ours alone, so the socket is an earlier daemon's.
   const listener = native.openDataListener({ listen: sharedPlaces(config.data, socketPath) });
   closers.push(() => listener.close());
   const { address: rdmaAddress, ...rdmaTimeouts } = config.rdma;
@@ -156,7 +156,7 @@ async function start(config: DaemonConfig, log: Logger, closers: (() => Promise<
   await vms.start();
   await agent.start();
   closers.push(() => agent.close());
-  // Jobs that are taken up call other hosts, and those call back: the API must answer while that goes on.
+  // Resumed jobs call other hosts, and those call back. So the API must answer meanwhile.
   closers.push(() => jobs.close());
   closers.push(() => server.close());
   await jobs.start();
@@ -171,7 +171,7 @@ async function start(config: DaemonConfig, log: Logger, closers: (() => Promise<
 function openTls(config: DaemonConfig, log: Logger): TlsStore | null {
   if (config.tls === undefined) return null;
   const store = new TlsStore(config.tls, (error) =>
-    log.error({ err: error }, 'the certificate folder cannot be taken over'),
+    log.error({ err: error }, 'the changed certificate folder cannot be loaded'),
   );
   const { role, name } = store.identity;
   if (role === 'host' && name === config.name) return store;
@@ -187,7 +187,7 @@ function openTls(config: DaemonConfig, log: Logger): TlsStore | null {
 
 function defaultPreload(log: Logger): string | null {
   if (existsSync(PRELOAD)) return PRELOAD;
-  log.warn({ path: PRELOAD }, 'no preload library: VMs can only be started without it');
+  log.warn({ path: PRELOAD }, 'the preload library is missing: VMs are started without it');
   return null;
 }
 
@@ -219,8 +219,8 @@ function apiVms(vms: VmManager, agent: LocalAgent): ApiVms {
     find: (name) => vms.view(vms.get(name)),
     pause: (name) => vms.pause(name),
     resume: (name) => vms.resume(name),
-    // The first stop ends QEMU and keeps the logs, the second one forgets. A user who stops a VM means both; one that
-    // ended by itself stays listed until somebody has seen it.
+    // The first stop ends QEMU and keeps the logs; the second one forgets the VM. A user who stops a VM means both. A
+    // VM that has ended by itself stays listed until a user stops it.
     async stop(name, options) {
       const wasStopped = vms.get(name).state === 'stopped';
       await vms.stop(name, options);
@@ -234,7 +234,7 @@ function apiVms(vms: VmManager, agent: LocalAgent): ApiVms {
   };
 }
 
-/** What a partial config leaves open keeps the default; an explicit `undefined` would not. */
+/** Removes keys with the value `undefined`, which would otherwise replace the defaults. */
 function withoutUndefined<T extends object>(value: T): { [K in keyof T]: Exclude<T[K], undefined> } {
   return Object.fromEntries(Object.entries(value).filter(([, member]) => member !== undefined)) as {
     [K in keyof T]: Exclude<T[K], undefined>;

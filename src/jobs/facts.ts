@@ -10,8 +10,8 @@ import type { Registry } from '../engine/ports/registry.js';
 import type { PreflightFacts, TargetFacts } from '../planner/migration/facts.js';
 
 /**
- * For one answer at the least. Nothing has begun and the VM runs on, so a host that is only slow is given more time
- * than a call of a job under way is.
+ * The shortest time limit for one answer. Nothing has begun and the VM keeps running, so a slow host gets more time
+ * than in a call of a running job.
  */
 const ANSWER_MS = 20_000;
 
@@ -24,8 +24,8 @@ export interface FactSources {
 }
 
 /**
- * Asks both hosts all that pre-flight looks at. Throws only for what makes every other question pointless: no such VM,
- * no answer from ourselves.
+ * Asks both hosts for all facts that pre-flight checks. Throws only if no check is possible: the VM does not exist, or
+ * this host itself does not answer.
  */
 export async function gatherFacts(
   request: MigrationOrder,
@@ -37,7 +37,7 @@ export async function gatherFacts(
   const bounded = <T>(work: Promise<T>, what: string): Promise<T> => withDeadline(clock, work, answerMsMax, what);
   const record = await registry.owner(request.vm);
   if (record !== null && record.owner !== host) return { ownerElsewhere: record.owner };
-  const vm = await bounded(source.vmInventory(request.vm), `looking at ${request.vm}`);
+  const vm = await bounded(source.vmInventory(request.vm), `inspecting ${request.vm}`);
   const sourceHost = await bounded(source.inventory(), `asking ${host}`);
   const { address, port } = sourceHost.rdma;
   const isRdmaWanted =
@@ -53,7 +53,7 @@ export async function gatherFacts(
         bounded(target.checkTarget(vm.spec, rdmaPlace), `asking ${request.target} about the VM's files`),
       ]);
       if (inventory.host !== request.target) {
-        throw new MigrationError('PEER_PROTOCOL', `the host at its address calls itself ${inventory.host}`, {
+        throw new MigrationError('PEER_PROTOCOL', `the host at the address of ${request.target} is ${inventory.host}`, {
           remedy: 'correct the peers in the configuration of vmigrated',
         });
       }
@@ -65,7 +65,7 @@ export async function gatherFacts(
   return { sourceHost, target: await askTarget(), vm };
 }
 
-/** As gatherFacts: throws where there is no such VM or image. */
+/** The same for a fork. Throws if the VM or image does not exist. */
 export async function gatherForkFacts(
   request: ForkRequest,
   sources: FactSources,
@@ -76,7 +76,7 @@ export async function gatherForkFacts(
     if (record !== null && record.owner !== host) return { ownerElsewhere: record.owner };
   }
   const { isPartialAllowed: _, ...asked } = request;
-  const what = `looking at ${request.vm ?? `image ${request.image ?? ''}`}`;
+  const what = `inspecting ${request.vm ?? `image ${request.image ?? ''}`}`;
   const asking = agent(host).forks.forkInventory(asked);
   return { inventory: await withDeadline(clock, asking, Math.max(ANSWER_MS, callMsMax), what) };
 }

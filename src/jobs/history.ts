@@ -9,7 +9,7 @@ import { FORK_STEPS_AFTER_COMMIT } from '../planner/fork/plan.js';
 import { PLAN_STEPS_AFTER_COMMIT } from '../planner/migration/plan.js';
 
 interface AnyHistory {
-  /** Announced; may or may not have taken effect. */
+  /** Announced steps, which may or may not have taken effect. */
   readonly begun: Set<AnyStepName>;
   readonly ended: Set<AnyStepName>;
   readonly leftovers: Set<AnyStepName>;
@@ -33,7 +33,7 @@ export interface ForkHistory extends AnyHistory {
   report: ForkReport | undefined;
 }
 
-/** What the journal says of one job: the fold of its entries. */
+/** The state of one job according to the journal: the fold of its entries. */
 export type History = MigrationHistory | ForkHistory;
 
 export function emptyHistory(record: MigrationRecord | ForkJobRecord): History {
@@ -52,7 +52,7 @@ export function emptyHistory(record: MigrationRecord | ForkJobRecord): History {
     : { kind: 'migrate', record, findings: noFindings(), ...empty };
 }
 
-/** Does the journal itself prove the commit? If not, the registry (of a fork: its host) is asked. */
+/** Returns whether the journal itself proves the commit. If not, the registry decides, or the host for a fork. */
 export function isCommittedByJournal({ kind, ended }: History): boolean {
   const proofs: readonly AnyStepName[] =
     kind === 'fork' ? ['commitFork', ...FORK_STEPS_AFTER_COMMIT] : ['commit', ...PLAN_STEPS_AFTER_COMMIT];
@@ -60,8 +60,9 @@ export function isCommittedByJournal({ kind, ended }: History): boolean {
 }
 
 /**
- * Entries of one job in the order of the journal; entries of jobs that the journal does not introduce are ignored
- * (their job was compacted). Throws CORRUPT for a line that does not fit the kind of its job.
+ * Folds the entries of the journal, in order, into one history for each job. An entry without an earlier first line of
+ * its job is ignored, because that job was compacted away. Throws CORRUPT for a line that does not fit the kind of its
+ * job.
  */
 export function readHistories(entries: readonly JournalEntry[]): Map<string, History> {
   const histories = new Map<string, History>();
@@ -87,7 +88,7 @@ function note(history: History, entry: Exclude<JournalEntry, { type: 'job' | 'fo
     case 'end':
       history.ended.add(checked(history, entry.step));
       history.phases.push({ name: entry.step, ms: entry.ms });
-      // Written by this engine and checksummed by the journal: the keys are those of the findings.
+      // This engine wrote the result and the journal checks its checksum, so its keys are those of the findings.
       if (typeof entry.result === 'object' && entry.result !== null) Object.assign(history.findings, entry.result);
       break;
     case 'undo':
@@ -107,14 +108,17 @@ function note(history: History, entry: Exclude<JournalEntry, { type: 'job' | 'fo
   }
 }
 
-/** The step with which the VM stops: the others of the blackout are announced with it (engine/walk.ts). */
+/** Returns the step that stops the VM. The other steps of the blackout are announced with it (engine/walk.ts). */
 function blackoutBegin({ record }: MigrationHistory): AnyStepName | undefined {
   return record.plan.steps.find(({ isInBlackout }) => isInBlackout)?.name;
 }
 
 function checked({ record }: History, step: AnyStepName): AnyStepName {
   if (record.plan.steps.some(({ name }) => name === step)) return step;
-  throw new MigrationError('CORRUPT', `the journal tells of the step ${step} in job ${record.job}, which has none`);
+  throw new MigrationError(
+    'CORRUPT',
+    `the journal has an entry for step ${step} of job ${record.job}, whose plan has no such step`,
+  );
 }
 
 function noteReport(history: History, report: MigrationReport | ForkReport | undefined): void {
@@ -125,6 +129,9 @@ function noteReport(history: History, report: MigrationReport | ForkReport | und
   } else if (history.kind === 'migrate' && !('image' in report)) {
     history.report = report;
   } else {
-    throw new MigrationError('CORRUPT', `the journal holds a report of another kind for job ${history.record.job}`);
+    throw new MigrationError(
+      'CORRUPT',
+      `the report of ${history.kind} job ${history.record.job} in the journal is of the other kind`,
+    );
   }
 }

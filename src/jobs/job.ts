@@ -3,19 +3,19 @@ import type { ForkJobView, JobState, JobView, MigrationJobView } from '../domain
 import type { MigrationReport } from '../domain/migration.js';
 import { type ForkHistory, type History, isCommittedByJournal, type MigrationHistory } from './history.js';
 
-/** A job as this daemon has it in its hands. */
+/** A job in the memory of this daemon. */
 export interface Job {
   readonly history: History;
   view: JobView;
   readonly cancel: AbortController;
   isCommitBegun: boolean;
-  /** When this daemon was asked for it, by its monotonic clock; null: an earlier one was. */
+  /** Time of the request by this daemon's monotonic clock. Null if an earlier daemon accepted the job. */
   readonly submittedAtMs: number | null;
-  /** The present walk; settles when the job rests. Never rejects. */
+  /** The current walk. It resolves when the job has ended or needs recovery, and never rejects. */
   walk: Promise<void>;
 }
 
-/** What may change in a view of either kind; what does not fit the job's kind is not there. */
+/** A change of a view of either kind. It has no fields that do not fit the job's kind. */
 export type ViewChange = Partial<Omit<MigrationJobView, 'kind' | 'step' | 'report'>> & {
   readonly waitsFor?: string | null;
   readonly step?: JobView['step'];
@@ -34,7 +34,7 @@ export function newJob(history: History, submittedAtMs: number | null): Job {
   };
 }
 
-/** The VM that no other job may have meanwhile. */
+/** The VM that the job holds: no other job may hold it at the same time. */
 export function vmOf({ history }: Job): string | null {
   return history.record.plan.request.vm;
 }
@@ -84,7 +84,8 @@ function forkView(history: ForkHistory, isCommitted: boolean): ForkJobView {
 }
 
 /**
- * What the steps have found by now; of a job that is over its report says it, and one that was undone has left nothing.
+ * Returns the image and the clones that run. They come from the findings of the steps, and from the report once the job
+ * has ended. A job that was undone has left no clones.
  */
 function forkFacts(
   { record, findings, report }: ForkHistory,

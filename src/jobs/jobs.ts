@@ -1,14 +1,14 @@
 /**
- * The jobs of this daemon, each one state machine:
+ * The jobs of this daemon. Each job is a state machine:
  *
  *   queued -> running -> done
- *      |        |-----> failed | cancelled            before the commit: undone, the VM runs where it was; no clone
- *      |        |-----> recovering <-> running        after it: something does not answer and is tried again
+ *      |        |-----> failed | cancelled            before the commit: undone; the VM runs on the source, no clone
+ *      |        |-----> recovering <-> running        after the commit: a host does not answer; the job retries
  *      |        |-----> needsRecovery -> recovering   `recover`, or the daemon's next start
  *      |        `-----> lost
  *      `-----> cancelled
  *
- * A job is durable before `submit` answers. What a dead daemon has left is finished or undone by `start`.
+ * A job is durable before `submit` resolves. `start` finishes or undoes the jobs that a dead daemon has left.
  */
 
 import { MigrationError, toMigrationError } from '../domain/errors.js';
@@ -62,7 +62,7 @@ export class JobManager {
     });
   }
 
-  /** Takes up every job that the journal shows unfinished; resolves when all are under way again. */
+  /** Resumes every unfinished job in the journal. Resolves when all of them run again. */
   start(): Promise<void> {
     for (const history of readHistories(this.#options.journal.entries()).values()) {
       const job = newJob(history, null);
@@ -77,7 +77,7 @@ export class JobManager {
     return Promise.resolve();
   }
 
-  /** What `submit` would do, and every reason why it would not. */
+  /** Returns the plan that `submit` would run, or every reason for a refusal. */
   async dryRun(request: MigrationOrder): Promise<Planned<MigrationPlan>> {
     const { plan, refusals } = await planMigrationJob(request, this.#sources());
     return plan === null ? { plan, refusals } : { plan: plan.plan, refusals: [] };
@@ -96,7 +96,7 @@ export class JobManager {
     return this.#accept(submittedAtMs, migrationRecord(plan, this.#options));
   }
 
-  /** As `submit`. One whose VM another fork has waits until that has ended. */
+  /** The same for a fork. It waits if another fork holds its VM, until that has ended. */
   async submitFork(request: ForkRequest): Promise<JobView> {
     const submittedAtMs = this.#options.clock.nowMs();
     this.#refuseWhenClosing();
@@ -115,12 +115,12 @@ export class JobManager {
     return { ...this.#options, callMsMax: this.#limits.callMsMax, holderOf };
   }
 
-  /** Makes the job durable, then lets it go. */
+  /** Makes the job durable, then queues it. */
   async #accept(submittedAtMs: number, record: MigrationRecord | ForkJobRecord): Promise<JobView> {
     const job = newJob(emptyHistory(record), submittedAtMs);
     const { id, kind } = job.view;
     const vm = vmOf(job);
-    // Between the question and now another submit may have been faster; from here to the journal nothing else runs.
+    // Another submit may have taken the VM while pre-flight waited. From here to the journal nothing else runs.
     const other = vm === null ? undefined : this.#queue.holderOf(vm);
     if (other !== undefined && !mayFollow(job, other)) {
       throw new MigrationError('VM_BUSY', `${vm} is part of job ${other.view.id}`);
@@ -149,12 +149,12 @@ export class JobManager {
     return this.#jobs.all().map(({ view }) => view);
   }
 
-  /** Resolves when the VM runs on the source again; CONFLICT once the commit has begun. */
+  /** Resolves when the VM runs on the source again. Throws CONFLICT once the commit has begun. */
   async cancel(id: string): Promise<JobView> {
     const job = this.#jobs.get(id);
     if (isFinal(job.view.state)) {
       if (job.view.state === 'cancelled') return job.view;
-      throw new MigrationError('CONFLICT', `job ${id} is ${job.view.state} already`);
+      throw new MigrationError('CONFLICT', `job ${id} is already ${job.view.state}`);
     }
     if (job.isCommitBegun) {
       const why = job.view.kind === 'fork' ? 'its clones run' : `execution has moved to ${job.view.target}`;
@@ -168,7 +168,7 @@ export class JobManager {
     return job.view;
   }
 
-  /** Starts the retries of a job that needs recovery again; harmless for one that is under way. */
+  /** Starts the retries of a job that needs recovery again. It has no effect on a running job. */
   recover(id: string): Promise<JobView> {
     const job = this.#jobs.get(id);
     if (isFinal(job.view.state)) {
@@ -179,14 +179,14 @@ export class JobManager {
     return Promise.resolve(job.view);
   }
 
-  /** Each change of one job, or ('*') of all. Returns what ends the subscription. */
+  /** Calls `onChange` for each change of one job, or of all ('*'). Returns a function that ends the subscription. */
   subscribe(id: string, onChange: (view: JobView) => void): () => void {
     return this.#jobs.subscribe(id, onChange);
   }
 
   /**
-   * Undoes what is not committed, leaves the rest to the next daemon, and resolves when nothing of ours is under way
-   * any more.
+   * Undoes the jobs that are not committed and leaves the others to the next daemon. Resolves when no walk and no retry
+   * runs any more.
    */
   async close(): Promise<void> {
     const closing = new MigrationError('CANCELLED', 'the daemon is closing');
@@ -212,7 +212,7 @@ export class JobManager {
     }
   }
 
-  /** What was so when it was asked for need not be so any more when its turn has come. */
+  /** Starts a job. A fork that has waited is checked again first, because the VM may have changed meanwhile. */
   async #fromStart(job: Job, walk: JobWalk): Promise<Outcome<JobReport>> {
     if (job.history.kind === 'fork' && job.view.kind === 'fork' && job.view.waitsFor !== null) {
       const error = await reasonAgainst(job.history.record.plan.request, this.#sources());
@@ -222,9 +222,9 @@ export class JobManager {
     return walk.fromStart();
   }
 
-  /** Outside the limit: what has begun must not wait for what has not. */
+  /** Resumes a job. The limit of running jobs does not apply: a job that has begun must not wait for queued jobs. */
   #walkAgain(job: Job): void {
-    // A cancel could not tell any more whether it comes before or after the commit.
+    // A cancel could no longer tell whether it comes before or after the commit.
     job.isCommitBegun = true;
     this.#jobs.change(job, { state: 'recovering' });
     job.walk = this.#walk(job, (walk) => walk.again()).finally(() => this.#startQueued());
@@ -235,8 +235,8 @@ export class JobManager {
     try {
       outcome = await run(this.#walkOf(job));
     } catch (error) {
-      // The engine turns every failure into an outcome; what gets here is a bug, and the registry still decides at the
-      // next recover.
+      // The engine turns every failure into an outcome, so an error here is a bug. The registry still decides at the
+      // next `recover`.
       outcome = { kind: 'stalled', error: toMigrationError(error) };
     }
     await this.#settle(job, outcome);
@@ -277,9 +277,9 @@ export class JobManager {
       ...(report ? { report } : {}),
       ...(error === null ? {} : { error }),
     };
-    // Without this line the next daemon repeats the end of the job, which every agent call allows.
-    await journal.append(entry).catch((failure: unknown) => this.#warn('the journal lacks the end of a job', failure));
-    // At the journal's time: the next daemon shows the same.
+    // Without this entry the next daemon repeats the end of the job. Every agent call may be repeated.
+    await journal.append(entry).catch((failure: unknown) => this.#warn('cannot journal the end of a job', failure));
+    // The view has the time of the journal entry, so that the next daemon shows the same time.
     this.#jobs.change(job, { ...change, step: null }, at);
     this.#jobs.forgetOldest();
     const message = isFinal(state) ? 'job ended' : 'job needs recovery';

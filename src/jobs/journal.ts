@@ -4,21 +4,21 @@ import { RecordLog } from '../durable/record-log.js';
 import type { Journal, JournalEntry } from '../engine/ports/journal.js';
 import { decodeJournalEntry } from '../schemas/journal.js';
 
-/** A journal that can be read again: what JobManager needs. */
+/** A journal that JobManager can read back. */
 export interface ReplayableJournal extends Journal {
-  /** Everything known of the jobs that are kept, in the order in which it was written. */
+  /** All entries of the jobs that are kept, in the order of writing. */
   entries(): readonly JournalEntry[];
 }
 
-/** Finished jobs that stay to be listed. */
+/** The number of finished jobs that stay listed. */
 const FINISHED_JOBS_MAX = 100;
-/** Lines that nothing needs any more, before the file is written anew. */
+/** The number of obsolete lines that triggers a rewrite of the file. */
 const STALE_LINES_MAX = 2_000;
 
 /**
- * The jobs of this daemon as an append-only file: every act is announced by a line that is durable before the act
- * begins. What is needed of each job is kept in memory too, so that the file can be shortened at any time: all lines of
- * a job under way, of a finished one its first and its last.
+ * The journal of this daemon's jobs, an append-only file. A line announces every action and is durable before the
+ * action begins. Memory holds the lines that are still needed, so the file can be compacted at any time: all lines of
+ * an unfinished job, and the first and the last state line of a finished job.
  */
 export class FileJournal implements ReplayableJournal {
   readonly #log: RecordLog<JournalEntry>;
@@ -46,7 +46,7 @@ export class FileJournal implements ReplayableJournal {
 
   async append(entry: JournalEntry): Promise<void> {
     await this.#log.append(entry, () => this.#note(entry));
-    // Nobody waits for it. If it breaks the log, the next append says so.
+    // The compaction runs in the background. If it breaks the log, the next append throws.
     if (entry.type === 'state') this.#compactIfWorthwhile().catch(() => undefined);
   }
 
@@ -86,7 +86,7 @@ function isFirst({ type }: JournalEntry): boolean {
   return type === 'job' || type === 'fork';
 }
 
-/** A final state is the last word on a job, unless something of it is still left over. */
+/** Returns whether the job has a final state and no leftovers. Then no further lines follow. */
 function isOver(entries: readonly JournalEntry[]): boolean {
   const last = entries.at(-1);
   if (last === undefined) return false;

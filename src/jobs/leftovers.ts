@@ -1,4 +1,4 @@
-/** What could not be undone when a job ended, because its host did not answer: tried again until it is. */
+/** Retries the undo steps that failed when a job ended, because their host did not answer, until they succeed. */
 
 import { toMigrationError } from '../domain/errors.js';
 import type { Clock } from '../engine/ports/clock.js';
@@ -10,9 +10,9 @@ import type { ReplayableJournal } from './journal.js';
 export interface LeftoverOptions {
   readonly clock: Clock;
   readonly journal: ReplayableJournal;
-  /** Backoff. */
+  /** First and longest wait between two tries. */
   readonly limits: { readonly leftoverMsFirst: number; readonly leftoverMsMax: number };
-  /** The daemon is closing. */
+  /** Aborted when the daemon closes. */
   readonly signal: AbortSignal;
   readonly undoStep: (job: Job, step: AnyStepName) => Promise<void>;
   readonly warn: (message: string, error: unknown, job: string) => void;
@@ -26,7 +26,7 @@ export class Leftovers {
     this.#options = options;
   }
 
-  /** In the background. */
+  /** Starts the retries for the job in the background. */
   clear(job: Job): void {
     for (const step of job.history.leftovers) {
       const clearing: Promise<void> = this.#clear(job, step).finally(() => this.#underWay.delete(clearing));
@@ -34,7 +34,7 @@ export class Leftovers {
     }
   }
 
-  /** Resolves when nothing is under way any more; soon after the signal. */
+  /** Resolves when no retry runs any more, which is soon after the signal. */
   async rest(): Promise<void> {
     await Promise.all(this.#underWay);
   }
@@ -50,14 +50,14 @@ export class Leftovers {
       } catch (thrown) {
         const error = toMigrationError(thrown);
         if (isWorthAnotherTry(error)) continue;
-        warn(`${step} stays as it is`, error, job.view.id);
+        warn(`cannot undo ${step}; giving up`, error, job.view.id);
       }
       try {
         await journal.append({ type: 'cleared', job: job.view.id, step });
         job.history.leftovers.delete(step);
         return;
       } catch (error) {
-        warn('the journal lacks an entry (cleared)', error, job.view.id);
+        warn(`cannot journal that ${step} is undone`, error, job.view.id);
       }
     }
   }

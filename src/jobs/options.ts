@@ -1,4 +1,4 @@
-/** What the jobs of a daemon are given: their ports and their limits. */
+/** The ports and limits of a daemon's jobs. */
 import type { Clock, Random } from '../engine/ports/clock.js';
 import type { HostPort } from '../engine/ports/host.js';
 import type { InjectPort } from '../engine/ports/inject.js';
@@ -12,9 +12,9 @@ export interface JobLog {
 }
 
 export interface JobLimits extends EngineLimits {
-  /** Jobs that move something at the same time; others are queued. */
+  /** The number of jobs that run at the same time. Further jobs are queued. */
   readonly runningJobsMax: number;
-  /** Backoff of what is left over on a host that does not answer. */
+  /** First and longest wait before another try to undo a leftover on a host that does not answer. */
   readonly leftoverMsFirst: number;
   readonly leftoverMsMax: number;
 }
@@ -27,9 +27,9 @@ export const JOB_LIMITS: JobLimits = {
 };
 
 export interface JobManagerOptions {
-  /** This host: the source of every job here. */
+  /** The name of this host, which is the source of every job here. */
   readonly host: string;
-  /** This host or a peer; throws for any other. */
+  /** Returns the port of this host or of a peer. Throws for any other host. */
   readonly agent: (host: string) => HostPort;
   readonly registry: Registry;
   readonly journal: ReplayableJournal;

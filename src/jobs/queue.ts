@@ -1,21 +1,22 @@
 /**
- * Who has which VM, and who waits. A VM is in one job at a time; a fork may wait for another fork of the same VM, which
- * holds it until its image is complete. All else that waits does so because enough is under way.
+ * Tracks which job holds which VM, and which jobs wait. A VM is in one job at a time. A fork may wait for another fork
+ * of the same VM, which holds the VM until its image is complete. All other waiting jobs wait for the limit of running
+ * jobs.
  */
 import { isFinal } from '../domain/job.js';
 import { type Job, vmOf } from './job.js';
 
 export class JobQueue {
-  /** VM -> job that has it. */
+  /** VM name -> the job that holds it. */
   readonly #holders = new Map<string, Job>();
-  /** In the order of their requests. */
+  /** Waiting jobs in the order of their requests. */
   readonly #waiting: Job[] = [];
 
   holderOf(vm: string): Job | undefined {
     return this.#holders.get(vm);
   }
 
-  /** False: another has the VM. */
+  /** Takes the VM for the job. Returns false if another job holds it. */
   hold(job: Job): boolean {
     const vm = vmOf(job);
     if (vm === null) return true;
@@ -33,20 +34,20 @@ export class JobQueue {
     this.#waiting.push(job);
   }
 
-  /** The first that can begin; it has its VM from now on. */
+  /** Removes and returns the first job that can begin. It holds its VM from now on. */
   take(): Job | undefined {
     const position = this.#waiting.findIndex((job) => this.hold(job));
     return position < 0 ? undefined : this.#waiting.splice(position, 1)[0];
   }
 
-  /** False: it does not wait here. */
+  /** Returns false if the job is not in the queue. */
   remove(job: Job): boolean {
     const position = this.#waiting.indexOf(job);
     if (position >= 0) this.#waiting.splice(position, 1);
     return position >= 0;
   }
 
-  /** Those that wait for what this job has. */
+  /** Returns the jobs that wait for the VM of this job. */
   behind(job: Job): readonly Job[] {
     const vm = vmOf(job);
     if (vm === null || this.#holders.get(vm) !== job) return [];
@@ -58,13 +59,15 @@ export class JobQueue {
   }
 }
 
-/** A fork of its VM will be possible when it has ended, and it will end by itself. */
+/**
+ * Returns whether a fork may wait for this job: the job ends by itself, and then a fork of its VM is possible.
+ */
 export function isWaitedFor({ history, view }: Job): boolean {
   if (history.kind !== 'fork' || isFinal(view.state) || view.state === 'needsRecovery') return false;
   return history.record.plan.request.parentMode === 'continue';
 }
 
-/** May it wait for this one, which has its VM? */
+/** Returns whether `job` may wait for `holder`, which holds its VM. */
 export function mayFollow(job: Job, holder: Job): boolean {
   return job.history.kind === 'fork' && isWaitedFor(holder);
 }

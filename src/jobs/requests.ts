@@ -1,4 +1,4 @@
-/** From a request to the plan of a job and its first line in the journal, or to the reasons why there is none. */
+/** Turns a request into the plan of a job and its first journal entry, or into the reasons for a refusal. */
 
 import { MigrationError, toMigrationError } from '../domain/errors.js';
 import type { ForkPlan, ForkRequest } from '../domain/fork.js';
@@ -20,7 +20,7 @@ export type Planned<Plan> =
   | { readonly plan: null; readonly refusals: readonly Refusal[] };
 
 interface PlanSources extends FactSources {
-  /** The job of this daemon that has the VM. */
+  /** Returns the job of this daemon that holds the VM. */
   readonly holderOf: (vm: string) => Job | undefined;
 }
 
@@ -47,12 +47,12 @@ export async function planForkJob(request: ForkRequest, sources: PlanSources): P
   if (holder === undefined || holder.view.id !== job || !isWaitedFor(holder)) {
     return planFork(request, { host, inventory: { ...inventory, vm: { ...inventory.vm, job } }, waitsFor: null });
   }
-  // As the VM will be when that has ended; it is looked at once more then.
+  // The plan assumes the state of the VM after the holder has ended. The VM is checked again then.
   const vm = { ...inventory.vm, job: null, state: 'running' as const };
   return planFork(request, { host, inventory: { ...inventory, vm, isFilling: false }, waitsFor: job });
 }
 
-/** Of a fork that has waited: why it cannot be begun now, or null. */
+/** Checks a fork that has waited. Returns the reason why it cannot begin now, or null. */
 export async function reasonAgainst(request: ForkRequest, sources: PlanSources): Promise<MigrationError | null> {
   try {
     const { plan, refusals } = await planForkJob(request, { ...sources, holderOf: () => undefined });
@@ -62,7 +62,7 @@ export async function reasonAgainst(request: ForkRequest, sources: PlanSources):
   }
 }
 
-/** The beginning of a refusal. */
+/** The beginning of a refusal's message. */
 export function whatOf({ vm, image }: ForkRequest): string {
   return `${vm ?? `image ${image ?? ''}`} cannot be forked`;
 }

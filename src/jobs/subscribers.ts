@@ -1,8 +1,8 @@
 import type { JobView } from '../domain/job.js';
 
 /**
- * Who wants to hear of which job. A listener that throws is reported and keeps its subscription; a job never fails
- * because of it.
+ * The subscriptions to changes of jobs. If a listener throws, the error is reported and the subscription stays. A job
+ * never fails because of a listener.
  */
 export class Subscribers {
   readonly #byId = new Map<string, Set<(view: JobView) => void>>();

@@ -1,4 +1,4 @@
-/** The jobs that this daemon knows, with their views: what is listed, and who is told of a change. */
+/** The jobs that this daemon lists, with their views, and the subscriptions to their changes. */
 
 import { MigrationError } from '../domain/errors.js';
 import { isFinal, type JobView } from '../domain/job.js';
@@ -6,7 +6,7 @@ import type { Clock } from '../engine/ports/clock.js';
 import { changed, type Job, type ViewChange } from './job.js';
 import { Subscribers } from './subscribers.js';
 
-/** Jobs that are listed; older ones that are over are forgotten. */
+/** The number of listed jobs. Beyond it the oldest finished jobs are forgotten. */
 const JOBS_MAX = 1_000;
 
 export class JobTable {
@@ -24,7 +24,7 @@ export class JobTable {
     this.#jobs.set(job.view.id, job);
   }
 
-  /** NOT_FOUND if there is none. */
+  /** Throws NOT_FOUND if there is no such job. */
   get(id: string): Job {
     const job = this.#jobs.get(id);
     if (job === undefined) throw new MigrationError('NOT_FOUND', `there is no job ${id}`);
@@ -36,7 +36,7 @@ export class JobTable {
     return [...this.#jobs.values()];
   }
 
-  /** Of one job, or ('*') of all. Returns what ends the subscription. */
+  /** Subscribes to one job, or to all jobs ('*'). Returns a function that ends the subscription. */
   subscribe(id: string, onChange: (view: JobView) => void): () => void {
     if (id !== '*') this.get(id);
     return this.#subscribers.add(id, onChange);
@@ -47,7 +47,7 @@ export class JobTable {
     this.#subscribers.tell(job.view);
   }
 
-  /** The oldest that is over, if there are too many. */
+  /** Forgets the oldest finished job without leftovers if there are too many jobs. */
   forgetOldest(): void {
     if (this.#jobs.size <= JOBS_MAX) return;
     for (const [id, { view, history }] of this.#jobs) {

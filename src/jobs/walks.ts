@@ -1,4 +1,4 @@
-/** A job in the hands of the engine: the right walk for its kind, on this daemon's ports. */
+/** Makes the engine's walk for a job: that of its kind, on this daemon's ports. */
 
 import type { ForkReport } from '../domain/fork.js';
 import type { MigrationReport } from '../domain/migration.js';
@@ -21,7 +21,7 @@ export interface JobWalk {
 
 export interface WalkParts extends WalkPorts {
   readonly host: string;
-  /** Throws for a host that is no peer. */
+  /** Throws for a host that is not a peer. */
   readonly agent: (host: string) => HostPort;
   readonly registry: Registry;
   readonly limits: EngineLimits;
@@ -29,7 +29,7 @@ export interface WalkParts extends WalkPorts {
   readonly observer: RunObserver;
 }
 
-/** Ending many QEMU processes takes longer than the undo of a migration; the parent runs again before that begins. */
+/** Ending many QEMU processes takes longer than the undo of a migration. The parent runs again before that begins. */
 const FORK_UNDO_MS_MAX = 30_000;
 
 export function walkOf(job: Job, parts: WalkParts): JobWalk {
@@ -75,7 +75,7 @@ export function walkOf(job: Job, parts: WalkParts): JobWalk {
   };
 }
 
-/** What the journal takes is noted in the history too, so that a later walk of this daemon knows it. */
+/** Appends to the journal, and notes each entry in the history for a later walk of this daemon. */
 function appendTo(history: History, { journal }: WalkParts) {
   return async (entry: JournalEntry): Promise<void> => {
     await journal.append(entry);

@@ -1,10 +1,11 @@
 /**
- * The one door to the native addon: loads the .node file, types it, checks arguments once. Nothing else imports it.
+ * The only access to the native addon: it loads the .node file, adds types, and checks the arguments once. No other
+ * file imports the addon.
  *
- * Calls are coarse: none is made per page, and no guest byte enters JavaScript. u64 values are bigint; counts that fit
- * are numbers. `onEdge` means "something changed, look at the snapshot": edges coalesce, so a slow reader loses
- * nothing. Handles are closed explicitly; closing twice, during a transfer, or never (process exit) is safe. Failures
- * throw a MigrationError whose code comes from NATIVE_ERROR.
+ * Calls are coarse: there is no call per page, and no guest byte enters JavaScript. u64 values are bigint; counts that
+ * fit are numbers. `onEdge` means that something has changed and the caller should read the snapshot. Edges coalesce,
+ * and a slow reader loses nothing. Handles are closed explicitly. Closing twice, during a transfer, or never (process
+ * exit) is safe. A failure throws a MigrationError whose code comes from NATIVE_ERROR.
  */
 import { createRequire } from 'node:module';
 import { fileURLToPath } from 'node:url';
@@ -38,10 +39,10 @@ import type { NativeBinding } from './types.js';
 
 export { failureToError } from './failure.js';
 
-/** Names another build of the addon, for tests with a sanitizer. */
+/** The variable for the path of another build of the addon, for tests with a sanitizer. */
 const ADDON_PATH_VARIABLE = 'VMIGRATE_ADDON';
 
-/** The same from src/native and from dist/native. */
+/** The path is the same from src/native and from dist/native. */
 const ADDON_PATH = '../../build/native/Release/vmigrate.node';
 
 function loadAddon(): Addon {
@@ -129,7 +130,7 @@ function bind(addon: Addon): NativeBinding {
 
 let binding: NativeBinding | undefined;
 
-/** Loads the addon on first use. Throws UNSUPPORTED where it is not built. */
+/** Loads the addon on first use. Throws UNSUPPORTED if it is not built. */
 export function loadNativeBinding(): NativeBinding {
   binding ??= bind(loadAddon());
   return binding;

@@ -1,6 +1,6 @@
 /**
- * Arguments of native calls, checked once, here: the addon relies on their types. What a peer or a saved file could
- * have put into a value is checked again where it is used (ranges against the kernel, keys by the source).
+ * Checks the arguments of native calls once. The addon relies on their types. A value that may come from a peer or a
+ * saved file is checked again at its use (ranges by the kernel, keys by the source).
  */
 import { isIP } from 'node:net';
 import { type ErrorCode, MigrationError } from '../domain/errors.js';
@@ -37,12 +37,12 @@ const isHex = (value: unknown, digits: number): value is string =>
 
 export function checkPath(path: unknown, what: string, code?: ErrorCode): asserts path is string {
   require(typeof path === 'string' && path.startsWith('/'), `${what} must be an absolute path`, code);
-  require(!/[\0\n]/.test(path), `${what} must not hold a zero byte or a newline`, code);
+  require(!/[\0\n]/.test(path), `${what} must not contain a zero byte or a newline`, code);
 }
 
 export function checkSocketPath(path: unknown, what: string, code?: ErrorCode): asserts path is string {
   checkPath(path, what, code);
-  require(Buffer.byteLength(path) <= UNIX_PATH_BYTES_MAX, `${what} is longer than a unix socket's path may be`, code);
+  require(Buffer.byteLength(path) <= UNIX_PATH_BYTES_MAX, `${what} is longer than ${UNIX_PATH_BYTES_MAX} bytes`, code);
 }
 
 export function checkRegion(region: RegionFile): void {
@@ -52,9 +52,9 @@ export function checkRegion(region: RegionFile): void {
   require(isU64(lengthBytes) &&
     lengthBytes > 0n &&
     lengthBytes <= LENGTH_BYTES_MAX, 'lengthBytes must be a bigint above 0');
-  require(lengthBytes % BigInt(region.pageBytes) === 0n, 'lengthBytes must be whole pages');
+  require(lengthBytes % BigInt(region.pageBytes) === 0n, 'lengthBytes must be a multiple of pageBytes');
   require(region.isPrivate === undefined ||
-    typeof region.isPrivate === 'boolean', 'isPrivate must be a boolean, if it is there');
+    typeof region.isPrivate === 'boolean', 'isPrivate must be a boolean or absent');
 }
 
 export function checkRegions(regions: readonly RegionFile[]): void {
@@ -77,14 +77,14 @@ export function checkPort(port: unknown, min: number): void {
 }
 
 export function checkProvider(provider: unknown, options?: ProviderOptions): void {
-  require(typeof provider === 'string' && provider !== '', 'provider must be a name');
+  require(typeof provider === 'string' && provider !== '', 'provider must be a non-empty string');
   if (options === undefined) return;
   require(typeof options === 'object' && options !== null, 'options must be an object');
   const isGood = (value: unknown): boolean => typeof value === 'string' || isIntegerIn(value, 0, 2 ** 32);
-  require(Object.values(options).every(isGood), 'options must be texts and integers');
+  require(Object.values(options).every(isGood), 'the values of options must be strings or integers');
 }
 
-/** To listen at. */
+/** Checks a place to listen at. */
 export function checkPlace({ provider, host, port, options }: ProviderPlace): void {
   checkProvider(provider, options);
   if (typeof host === 'string' && host.startsWith('/')) checkSocketPath(host, 'host');
@@ -92,7 +92,7 @@ export function checkPlace({ provider, host, port, options }: ProviderPlace): vo
   checkPort(port, 0);
 }
 
-/** Host and port come from a peer. Whether this provider connects to such a host is the provider's to say. */
+/** Checks a place from a peer. The provider itself decides whether it connects to such a host. */
 export function checkPeerPlace({ provider, host, port, options }: ProviderPlace): void {
   checkProvider(provider, options);
   const isPath = typeof host === 'string' && host.startsWith('/');
@@ -115,7 +115,7 @@ export function checkCredentials({ session, token }: { session: string; token: s
   require(isHex(token, 2 * CONSTANTS.SESSION_TOKEN_BYTES), 'token must be 64 lower-case hex digits');
 }
 
-/** Comes from a peer but for provider and options. */
+/** Checks the address of a source. It comes from a peer, apart from provider and options. */
 export function checkSource(source: SourceAddress, timeoutMs: number): void {
   checkPeerPlace(source);
   checkCredentials(source);
@@ -138,7 +138,7 @@ export function checkTargetOptions(options: TargetOptions): void {
 export function checkSourceClone({ clone, regions }: SourceOptions): void {
   if (clone === undefined) return;
   const { ownPaths, isResume } = clone;
-  require(Array.isArray(ownPaths) && ownPaths.length === regions.length, 'ownPaths must be one for each region');
+  require(Array.isArray(ownPaths) && ownPaths.length === regions.length, 'ownPaths must have one path for each region');
   for (const path of ownPaths) checkPath(path, 'ownPaths');
   require(new Set(ownPaths).size === ownPaths.length, 'a file for own pages is named twice');
   require(typeof isResume === 'boolean', 'isResume must be a boolean');
@@ -159,7 +159,7 @@ export function checkImageOptions(options: ImageCaptureOptions): void {
   checkEdge(options.onEdge);
 }
 
-/** Comes from a file of ours. */
+/** Checks a snapshot that was read from a file of this daemon. */
 export function checkSnapshot(snapshot: VmMemorySnapshot): void {
   const good = (condition: boolean, what: string): void => require(condition, `VM snapshot: ${what}`, 'CORRUPT');
   good(isIntegerIn(snapshot.pid, 1, PID_MAX), 'pid');

@@ -1,6 +1,6 @@
 /**
- * Native failures as MigrationErrors. The native side decides the code (NATIVE_ERROR) where it first knows the error;
- * here it only gets the project's name.
+ * Turns native failures into MigrationErrors. The native code chooses a NATIVE_ERROR where the error occurs. This file
+ * maps it to an error code of the project.
  */
 import { getSystemErrorName } from 'node:util';
 import { type ErrorCode, MigrationError } from '../domain/errors.js';
@@ -28,11 +28,11 @@ const CODES: Readonly<Record<keyof typeof NATIVE_ERROR, ErrorCode>> = {
 const BY_NUMBER = new Map<number, ErrorCode>(
   (Object.keys(CODES) as (keyof typeof NATIVE_ERROR)[]).map((name) => [NATIVE_ERROR[name], CODES[name]]),
 );
-/** For a person who has read above them which host it was. */
+/** Remedies. A reader sees the name of the host in the lines above. */
 const REMEDIES: Partial<Readonly<Record<ErrorCode, string>>> = {
-  NO_SPACE: 'free space where the memory files of that host are',
+  NO_SPACE: 'free space in the directory of the memory files on that host',
   OUT_OF_MEMORY: 'free memory on that host, or raise the limits of vmigrated: "vmctl doctor" there shows them',
-  NOT_PERMITTED: 'look at what "vmctl doctor" says on that host',
+  NOT_PERMITTED: 'run "vmctl doctor" on that host and follow its remedies',
 };
 const RETRYABLE: readonly ErrorCode[] = ['DISCONNECTED', 'TIMEOUT'];
 
@@ -44,10 +44,10 @@ function errnoName(errno: number): string {
   }
 }
 
-/** `doing` says what was attempted, in a caller's words; `failure.what` names the operation that failed in it. */
+/** `doing` names the attempted call in the caller's words. `failure.what` names the operation in it that failed. */
 export function failureToError(failure: NativeFailure, doing: string, cause?: unknown): MigrationError {
   const known = BY_NUMBER.get(failure.code) ?? 'NATIVE_FAILED';
-  // An argument that only the kernel refused was no mistake of the caller's.
+  // If the kernel refused the argument, the caller made no mistake.
   const code = failure.code === NATIVE_ERROR.INVALID_ARGUMENT && failure.errno !== 0 ? 'NATIVE_FAILED' : known;
   const remedy = REMEDIES[code];
   const system = failure.errno === 0 ? '' : ` (${errnoName(failure.errno)})`;
@@ -59,7 +59,7 @@ export function failureToError(failure: NativeFailure, doing: string, cause?: un
   });
 }
 
-/** What a native call has thrown. Anything that it did not throw on purpose is a bug of ours. */
+/** Turns whatever a native call has thrown into a MigrationError. An error without a native code is a bug. */
 export function thrownToError(thrown: unknown, doing: string): MigrationError {
   if (thrown instanceof MigrationError) return thrown;
   const { nativeCode, errno, message } = thrown as { nativeCode?: unknown; errno?: unknown; message?: unknown };

@@ -1,6 +1,6 @@
 /**
- * The handles of binding.ts over the addon's own: each call's failure becomes a MigrationError that says what was
- * attempted.
+ * The handles of binding.ts, which wrap those of the addon. The failure of a call becomes a MigrationError that names
+ * the attempted action.
  */
 
 import { MigrationError } from '../domain/errors.js';
@@ -74,7 +74,7 @@ interface AddonImageCapture {
   leave(): Promise<void>;
 }
 
-/** What vmigrate.node exports. */
+/** The exports of vmigrate.node. */
 export interface Addon {
   support(): NativeSupport;
   createRegionFile(region: RegionFile): void;
@@ -94,7 +94,7 @@ export interface Addon {
   releaseVm(vm: AddonVmMemory): Promise<void>;
 }
 
-/** Runs a native call; `doing` heads the message of what it throws. */
+/** Runs a native call. The message of its errors begins with `doing`. */
 export function attempt<T>(doing: string, call: () => T): T {
   try {
     return call();
@@ -122,7 +122,7 @@ export class VmMemory implements VmMemoryHandle {
     this.native = native;
   }
 
-  /** The addon's handle behind a handle of ours; nothing else is let through. */
+  /** Returns the addon's handle behind a handle of this binding. Throws USAGE for anything else. */
   static nativeOf(handle: VmMemoryHandle): AddonVmMemory {
     if (handle instanceof VmMemory) return handle.native;
     throw new MigrationError('USAGE', 'native argument: vm is not a handle of this binding');
@@ -139,7 +139,7 @@ export class VmMemory implements VmMemoryHandle {
 
 export class DataListener implements DataListenerHandle {
   readonly native: AddonDataListener;
-  /** A provider that it does not listen for has none. */
+  /** The address for each provider that the listener serves. */
   readonly #addresses: Readonly<Record<string, Place>>;
 
   constructor(native: AddonDataListener) {
@@ -230,7 +230,7 @@ export class ImageCapture implements ImageCaptureHandle {
   }
 
   async protect(): Promise<void> {
-    await attemptAsync('protect what the parent has written', () => this.#native.protect());
+    await attemptAsync('protect the pages that the parent has written', () => this.#native.protect());
   }
 
   async seal({ isSweepLater } = { isSweepLater: false }): Promise<void> {
@@ -242,7 +242,7 @@ export class ImageCapture implements ImageCaptureHandle {
   }
 
   async resume(): Promise<void> {
-    await attemptAsync('take the image up again', () => this.#native.resume());
+    await attemptAsync('resume filling the image', () => this.#native.resume());
   }
 
   addClone(vm: VmMemoryHandle): void {

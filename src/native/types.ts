@@ -6,8 +6,8 @@ export interface RegionFile {
   readonly lengthBytes: bigint;
   readonly pageBytes: number;
   /**
-   * QEMU maps the file copy-on-write (`share=off`), as a clone maps its image. For listenForVm, adoptVm, and the source
-   * of openImageCapture, where the parent is a clone itself: what it has written is read from its process.
+   * QEMU maps the file copy-on-write (`share=off`), as a clone maps its image. Used by listenForVm, adoptVm, and the
+   * source of openImageCapture if the parent is itself a clone: pages that it has written are read from its process.
    */
   readonly isPrivate?: boolean;
 }
@@ -21,7 +21,7 @@ export interface NativeSupport {
   readonly pagemapScan: boolean;
 }
 
-/** What the preload gave us about one QEMU; enough to find the descriptors again after a restart. */
+/** The data of the preload about one QEMU, sufficient to find its descriptors again after a restart. */
 export interface VmMemorySnapshot {
   readonly state: 'waiting' | 'attached' | 'complete' | 'gone' | 'refused';
   readonly pid: number;
@@ -33,59 +33,59 @@ export interface VmMemorySnapshot {
     readonly base: bigint;
     readonly descriptorIndex: number;
   }[];
-  /** Why the state is `refused`. */
+  /** The reason for the state `refused`. */
   readonly failure?: NativeFailure | null;
 }
 
 export interface VmMemoryHandle {
   snapshot(): VmMemorySnapshot;
   /**
-   * Stops listening and drops our descriptors; the preload keeps its own. Not while a target session is open on it
-   * (throws).
+   * Stops listening and closes the daemon's descriptors; the preload keeps its own. Throws while a target session is
+   * open on the memory.
    */
   close(): void;
 }
 
-/** Keys travel as hex between daemons; only the provider that made one understands it. */
+/** Daemons exchange keys as hex. Only the provider that made a key can interpret it. */
 export interface RegionKeys {
   readonly ram: string;
   readonly dataMap: string;
 }
 
-/** What a provider is told beyond a place, by names of its own (native/transport, a folder for each provider). */
+/** Options of a provider besides the place, under names of its own (native/transport, a folder for each provider). */
 export type ProviderOptions = Readonly<Record<string, number | string>>;
 
-/** Where a provider listens. */
+/** The address at which a provider listens. */
 export interface Place {
   /** IP address, or the path of a unix socket. */
   readonly host: string;
-  /** 0 for a socket's path. To listen: 0 lets the kernel choose. */
+  /** 0 for the path of a socket. When listening, 0 lets the kernel choose. */
   readonly port: number;
 }
 
 export interface ProviderPlace extends Place {
-  /** Its name in the registry of native/transport. */
+  /** The provider's name in the registry of native/transport. */
   readonly provider: string;
   readonly options?: ProviderOptions;
 }
 
 export interface DataListenerHandle {
-  /** null: it does not listen for this provider. */
+  /** Returns null if the listener does not serve this provider. */
   address(provider: string): Place | null;
-  /** A device that it listens on has been removed: nobody is served there any more. */
+  /** A device of the listener has been removed. It serves nobody any more. */
   readonly isLost: boolean;
-  /** Not while a source session is open on it (throws). */
+  /** Throws while a source session is open on the listener. */
   close(): void;
 }
 
 export interface SourceSessionHandle {
   readonly keys: readonly RegionKeys[];
-  /** The VM has stopped: look through its files for holes (on a native thread). */
+  /** Starts the scan of the files for holes on a native thread. The VM must have stopped. */
   scan(): void;
   snapshot(): { readonly counters: Record<SourceCounter, bigint>; readonly failure: NativeFailure | null };
   /**
-   * Serves nobody from here on. Resolves when the memory is no longer registered, the session's name is free and the
-   * listener may be closed.
+   * Stops serving. Resolves when the memory is no longer registered, the session's id is free and the listener may be
+   * closed.
    */
   close(): Promise<void>;
 }
@@ -115,13 +115,13 @@ export interface SourceAddress extends ProviderPlace {
 
 export interface TargetSessionHandle {
   /**
-   * Opens both channels off the main thread; a provider with devices registers the memory, which puts a page behind
-   * each byte. From idle or disconnected.
+   * Opens both channels off the main thread. A provider with devices registers the memory, which puts a page behind
+   * each byte. The state must be idle or disconnected.
    */
   connect(source: SourceAddress, timeoutMs: number): Promise<void>;
-  /** Serve faults now, if serveDemand has not begun it; prefetch as soon as the source's data map is ready. */
+  /** Starts serving faults, if serveDemand has not done so, and prefetches once the source's data map is ready. */
   start(): void;
-  /** Serve faults now and fetch nothing else until start(): while the device state is loaded, before the VM runs. */
+  /** Serves faults and fetches nothing else until start(). For the load of the device state, before the VM runs. */
   serveDemand(): void;
   snapshot(): TargetSnapshot;
   /** Resolves when the session's threads have ended and its files are closed. */
@@ -150,45 +150,45 @@ export interface ImageSnapshot {
   readonly counters: Record<ImageCounter, bigint>;
 }
 
-/** Takes an image of a running VM and serves the clones that run on it meanwhile. docs/PAGE_STATES.md, "Images". */
+/** Copies a running VM into an image and meanwhile serves the clones that run on it: docs/PAGE_STATES.md, "Images". */
 export interface ImageCaptureHandle {
-  /** The parent runs: protects all of its memory, piece by piece. From here on its writes are noted and let through. */
+  /** Write-protects all memory of the running parent, piece by piece. From here on its writes are noted and allowed. */
   arm(): Promise<void>;
-  /** The parent stands still: protects again what was written since. Again as often as wanted. */
+  /** Protects the pages written since again. The parent must be stopped. May be repeated. */
   protect(): Promise<void>;
   /**
-   * The fork point: the last protect, from which on a write of the parent waits until its page is copied. Copying
-   * begins; `isSweepLater`: only of what parent and clones ask for, until `sweep`.
+   * The fork point: the last protect. From here on a write of the parent waits until its page is copied. Copying
+   * begins. With `isSweepLater` only pages that parent and clones ask for are copied until `sweep`.
    */
   seal(options?: { readonly isSweepLater: boolean }): Promise<void>;
-  /** After seal: the rest is copied as well. Idempotent. */
+  /** Copies the rest, after seal. Idempotent. */
   sweep(): Promise<void>;
-  /** From idle, after a restart of the daemon, in place of arm and seal: goes on where the presence maps say. */
+  /** Before `complete`: abandons the image and unprotects the parent, which runs on. After: frees what is left. */
   resume(): Promise<void>;
   /**
-   * Its faults are served from now on; before seal they wait. Registered by the preload (isIncoming), regions as the
-   * image's.
+   * Serves the clone's faults from now on. Before seal the faults wait. The preload has registered the clone
+   * (isIncoming), and its regions are those of the image.
    */
   addClone(vm: VmMemoryHandle): void;
-  /** Before its handle is closed. Nothing happens for one that was not added, or whose image is complete. */
+  /** Must precede the close of the clone's handle. No effect if it was not added or the image is complete. */
   removeClone(vm: VmMemoryHandle): void;
   snapshot(): ImageSnapshot;
-  /** Before complete: gives the image up; the parent is let go and runs on. After: frees what is left. */
+  /** Before `complete`: abandons the image and unprotects the parent, which keeps running. After: frees the rest. */
   close(): Promise<void>;
-  /** Ends our threads and leaves everything as it is, protected, for the next daemon's `resume`. */
+  /** Ends the threads and leaves all memory protected for the next daemon's `resume`. */
   leave(): Promise<void>;
 }
 
 export interface ImageCaptureOptions {
-  /** Whose writes are held back. null: it is gone, or the image is complete; only its files are read. */
+  /** The VM whose writes are held back. Null if it has ended or the image is complete: only its files are read. */
   readonly parent: VmMemoryHandle | null;
   /** The parent's region files. */
   readonly source: readonly RegionFile[];
-  /** As long, with the same page sizes, in the same order. */
+  /** The image's region files, with the lengths, page sizes and order of `source`. */
   readonly image: readonly (RegionFile & { readonly presencePath: string })[];
   /**
-   * Take over presence maps. Every page that they do not call present is still protected in the parent, or never
-   * changes.
+   * Use the existing presence maps. Every page that they do not show as present is still protected in the parent, or
+   * never changes.
    */
   readonly isResume: boolean;
   readonly onEdge: () => void;
@@ -196,40 +196,40 @@ export interface ImageCaptureOptions {
 
 export interface SourceOptions {
   readonly listener: DataListenerHandle;
-  /** One that the listener listens for. */
+  /** A provider that the listener serves. */
   readonly provider: string;
   readonly session: string;
   readonly token: string;
   readonly regions: readonly RegionFile[];
   /**
-   * The regions are files of an image that this clone maps copy-on-write. Over tcp only. Absent: the files have all of
-   * the memory.
+   * The clone that maps the regions, files of an image, copy-on-write. Over tcp only. Absent if the files contain all
+   * memory.
    */
   readonly clone?: SourceClone;
 }
 
 export interface SourceClone {
-  /** What it has written is read from its process until it has been copied. null: it has ended. */
+  /** The pages that it has written are read from its process until they are copied. Null if it has ended. */
   readonly vm: VmMemoryHandle | null;
-  /** Where that is copied to by the scan: one file for each region, made then and left there. */
+  /** The files to which the scan copies those pages, one for each region. The scan creates them and leaves them. */
   readonly ownPaths: readonly string[];
   /**
-   * The clone stands still, and an earlier daemon may have copied all of it. PROCESS_GONE if it has not and the clone
-   * has ended.
+   * The clone is stopped, and an earlier daemon may have copied all its pages. Fails with QEMU_GONE if some are not
+   * copied and the clone has ended.
    */
   readonly isResume: boolean;
 }
 
 export interface NativeBinding {
   support(): NativeSupport;
-  /** New sparse region file, exclusive. */
+  /** Creates a sparse region file. Fails if the file exists. */
   createRegionFile(region: RegionFile): void;
-  /** Bytes of the file that hold data. */
+  /** Returns the bytes of the file that are allocated. */
   allocatedBytes(path: string): bigint;
   /**
-   * Listens on a unix socket for the preload of one QEMU. `isIncoming`: every mapped range is registered for missing
-   * and minor faults before the mapping call returns. Each connection must come from a process of our own user; the
-   * first one to say hello is taken.
+   * Listens on a unix socket for the preload of one QEMU. If `isIncoming` is set, every mapped range is registered for
+   * missing and minor faults before the mapping call returns. Each connection must come from a process of the daemon's
+   * user. The first connection that says hello is accepted.
    */
   listenForVm(options: {
     socketPath: string;
@@ -238,19 +238,19 @@ export interface NativeBinding {
     onEdge: () => void;
   }): VmMemoryHandle;
   /**
-   * Takes the descriptors of a running QEMU back (pidfd_getfd), after our own restart. Throws PROCESS_GONE if that
-   * process has ended.
+   * Reattaches to a running QEMU after a restart of the daemon, by taking its descriptors back (pidfd_getfd). Fails
+   * with QEMU_GONE if that process has ended.
    */
   adoptVm(options: { snapshot: VmMemorySnapshot; regions: readonly RegionFile[]; onEdge?: () => void }): VmMemoryHandle;
-  /** A provider's devices here. UNSUPPORTED where its libraries are missing; the message names the package. */
+  /** Returns a provider's devices here. Throws UNSUPPORTED, naming the package, if its libraries are missing. */
   devices(provider: string): Promise<readonly RdmaDevice[]>;
-  /** Resolves when a host listens there, whoever it lets in. */
+  /** Resolves if a host listens at that place, whether or not it would accept a session. */
   probe(peer: ProviderPlace, timeoutMs: number): Promise<void>;
   openDataListener(options: { readonly listen: readonly ProviderPlace[] }): DataListenerHandle;
-  /** Where memory is registered it takes as long as that does: holes of its files are noted, then filled. */
+  /** If memory is registered, the call takes as long as that: the holes of its files are noted, then filled. */
   openSourceSession(options: SourceOptions): Promise<SourceSessionHandle>;
   openTargetSession(vm: VmMemoryHandle, options: TargetOptions): TargetSessionHandle;
   openImageCapture(options: ImageCaptureOptions): ImageCaptureHandle;
-  /** Lets a VM go whose capture is not taken up again: nothing of it is registered or protected after this. */
+  /** Unregisters and unprotects all memory of a VM whose capture is not resumed. */
   releaseVm(vm: VmMemoryHandle): Promise<void>;
 }

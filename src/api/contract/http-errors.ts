@@ -1,6 +1,6 @@
 /**
- * Every failure of the API is an ErrorJson body; this is which HTTP status goes with which code, and how foreign errors
- * become ours.
+ * The errors of the API over HTTP. Every failure has an ErrorJson body. This file maps each code to an HTTP status, and
+ * the errors of libraries to codes.
  */
 import type { z } from 'zod';
 import { type ErrorCode, MigrationError, toMigrationError } from '../../domain/errors.js';
@@ -38,7 +38,7 @@ export function httpStatus(code: ErrorCode): number {
   return STATUS[code];
 }
 
-/** The path and message of each issue; an unknown key is named with where it stands. */
+/** Returns the path and message of each issue, and the path of each unknown key. */
 export function describeIssues(error: z.ZodError, where: string): string {
   const place = (path: readonly PropertyKey[]) => [where, ...path.map(String)].join('.');
   return error.issues
@@ -50,7 +50,7 @@ export function describeIssues(error: z.ZodError, where: string): string {
     .join('; ');
 }
 
-/** `checked` or an error that names every wrong key. */
+/** Returns the checked input. Throws an error that names every wrong key. */
 export function check<T>(schema: z.ZodType<T>, input: unknown, where: string, code: ErrorCode = 'USAGE'): T {
   const result = schema.safeParse(input);
   if (result.success) return result.data;
@@ -58,7 +58,8 @@ export function check<T>(schema: z.ZodType<T>, input: unknown, where: string, co
 }
 
 /**
- * Fastify's own refusals (body too large, not JSON, wrong media type) carry a status below 500: the request's fault.
+ * Fastify's own refusals (body too large, not JSON, wrong media type) have a status below 500, since the request is
+ * wrong.
  */
 export function apiError(thrown: unknown): { error: MigrationError; status: number } {
   if (!(thrown instanceof MigrationError)) {

@@ -1,4 +1,4 @@
-/** What the API serves, as interfaces. The daemon plugs in its own parts; tests plug in others at the same places. */
+/** The interfaces of the services behind the API. The daemon passes its own parts; tests pass others. */
 import type { Duplex, Readable } from 'node:stream';
 import type { TLSSocket } from 'node:tls';
 import type { ForkPlan, ForkRequest, WarmRequest, WarmSetView } from '../../domain/fork.js';
@@ -14,14 +14,14 @@ import type { Identity } from '../../tls/identity.js';
 export interface ApiVms {
   run(spec: VmSpec): Promise<VmView>;
   list(): readonly VmView[];
-  /** NOT_FOUND if there is none. */
+  /** Throws NOT_FOUND if there is no such VM. */
   find(name: string): VmView;
   pause(name: string): Promise<void>;
   resume(name: string): Promise<void>;
   stop(name: string, options: { isForced: boolean }): Promise<void>;
   /**
-   * The VM's serial line, beginning with so much of its past; CONFLICT if it has none. Ends with the VM, or with the
-   * past if it is not followed.
+   * Opens the VM's serial line, beginning with the last `backlogBytes` of its output. Throws CONFLICT if the VM has no
+   * serial line. The stream ends with the VM, or after the earlier output if `isFollowing` is false.
    */
   openConsole(name: string, options: { backlogBytes: number; isFollowing: boolean }): Promise<Duplex>;
 }
@@ -41,26 +41,26 @@ export interface ApiJobs {
 /** The images on this host. */
 export interface ApiImages {
   list(): readonly ImageView[];
-  /** NOT_FOUND if there is none. */
+  /** Throws NOT_FOUND if there is no such image. */
   find(id: string): ImageView;
-  /** CONFLICT while clones run on it or pages are still copied into it. */
+  /** Throws CONFLICT while clones run on the image or pages are still copied into it. */
   remove(id: string): Promise<void>;
-  /** Into a file of its own, memory, device state and all; CONFLICT before the image is complete. */
+  /** Writes memory, device state and the rest of the image to one file. Throws CONFLICT before it is complete. */
   save(id: string, path: string): Promise<{ readonly fileBytes: number }>;
-  /** What `save` wrote, here or elsewhere; everything in it is checked. */
+  /** Loads a file that `save` has written on any host, and checks everything in it. */
   load(path: string): Promise<ImageView>;
 }
 
 /** QEMU processes that wait for a fork of a VM on this host. */
 export interface ApiPool {
   list(): readonly WarmSetView[];
-  /** Resolves when all of the set wait; PREFLIGHT_REFUSED where there is no room for them. */
+  /** Resolves when all processes of the set wait. Throws PREFLIGHT_REFUSED if there is no room for them. */
   warm(request: WarmRequest): Promise<WarmSetView>;
-  /** Ends those for one VM, or all. */
+  /** Ends the waiting processes for one VM, or all (null). */
   drain(vm: string | null): Promise<{ readonly endedCount: number }>;
 }
 
-/** This host, with what is no call: the device state of a session, which arrives as a stream. */
+/** This host. Besides the calls it accepts the device state of a session, which arrives as a stream. */
 export interface ApiAgent extends HostPort {
   readonly target: TargetPort & {
     /** Resolves when QEMU has loaded the state. */
@@ -68,19 +68,19 @@ export interface ApiAgent extends HostPort {
   };
 }
 
-/** The other hosts that this one knows, by name. */
+/** The other hosts that this host knows, by name. */
 export interface ApiPeers {
   readonly names: readonly string[];
   url(host: string): string;
-  /** NOT_FOUND for a host that is neither this one nor a peer; UNREACHABLE at the first call if it does not answer. */
+  /** Throws NOT_FOUND for a host that is neither this one nor a peer. If it is down, its calls throw UNREACHABLE. */
   agent(host: string): HostPort;
-  /** One empty call there and back. */
+  /** Times one empty call. */
   ping(host: string): Promise<{ roundTripMs: number }>;
 }
 
 export interface ApiTls {
   readonly expiresAt: string;
-  /** Who is at the other end now; null if nobody of ours any more. */
+  /** Returns the identity of the peer. Null if it has no valid certificate of this cluster any more. */
   peerOf(socket: TLSSocket): Identity | null;
 }
 
@@ -100,7 +100,7 @@ export interface ApiServices {
   readonly pool: ApiPool;
   readonly agent: ApiAgent;
   readonly peers: ApiPeers;
-  /** Null where only the unix socket is served. */
+  /** Null if only the unix socket is served. */
   readonly tls: ApiTls | null;
   readonly log: ApiLog;
 }

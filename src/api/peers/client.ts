@@ -1,7 +1,7 @@
 /**
- * Other hosts' agents, over https with mutual TLS 1.3. A peer is its name, not its address: the certificate it shows
- * must be that of the host we mean. Connections are kept and can be opened beforehand, so that a call in the blackout
- * costs one round trip.
+ * The client for the agents of other hosts, over https with mutual TLS 1.3. A peer is identified by its name, not by
+ * its address: its certificate must be that of the called host. Connections are kept alive and can be opened
+ * beforehand, so that a call in the blackout costs one round trip.
  */
 import type { IncomingMessage } from 'node:http';
 import { Agent, request as httpsRequest, type RequestOptions } from 'node:https';
@@ -21,9 +21,9 @@ const CONNECT_MS = 5_000;
 const PING_MS = 5_000;
 const STATE_MS = 600_000;
 const ANSWER_BYTES_MAX = 4 * 2 ** 20;
-/** Less than the server keeps one, see server.ts. */
+/** Shorter than the server's limit for idle connections (server.ts). */
 const IDLE_MS = 60_000;
-/** What a switchover uses at once: the device state, the wait for it, the resume, and one to spare. */
+/** The connections that a switchover uses at once: for the device state, the wait for it, the resume, and a spare. */
 const WARM_CONNECTIONS = 4;
 const CONNECTIONS_MAX = 32;
 
@@ -34,7 +34,7 @@ interface Call {
   readonly timeoutMs: number;
 }
 
-/** One host's connections. */
+/** The connections to one host. */
 class PeerConnections {
   private agent: Agent;
 
@@ -54,13 +54,16 @@ class PeerConnections {
       maxFreeSockets: WARM_CONNECTIONS,
       timeout: IDLE_MS,
       scheduling: 'lifo',
-      // A resumed session would not look at the peer's certificate again.
+      // A resumed TLS session would not check the peer's certificate again.
       maxCachedSessions: 0,
       checkServerIdentity: checkHostIdentity(this.host),
     });
   }
 
-  /** New certificates or revocations: idle connections go, and busy ones whose peer is nobody of ours any more. */
+  /**
+   * Applies new certificates or revocations. It closes all idle connections, and each busy one whose peer no longer has
+   * a valid certificate of the cluster.
+   */
   renew(): void {
     const old = this.agent;
     this.agent = this.newAgent();
@@ -74,8 +77,8 @@ class PeerConnections {
   }
 
   /**
-   * The `result` of the peer's answer. A connection that the peer had closed while it was idle is tried once more,
-   * anew.
+   * Returns the `result` of the peer's answer. If the peer had closed the idle connection, the call is repeated once on
+   * a new one.
    */
   async call(call: Call): Promise<unknown> {
     try {
@@ -83,7 +86,7 @@ class PeerConnections {
     } catch (error) {
       if (!(error instanceof StaleConnection) || typeof call.body !== 'string') throw unwrap(error);
     }
-    // The others that are idle are as old as that one.
+    // The other idle connections are as old as this one, so they are probably closed too.
     for (const socket of Object.values(this.agent.freeSockets).flat()) socket?.destroy();
     return this.attempt(call).catch((error: unknown) => {
       throw unwrap(error);
@@ -106,7 +109,7 @@ class PeerConnections {
           .then(resolve, reject)
           .finally(() => {
             finish();
-            // Answered before all of the body was sent: a refusal. The body's source is destroyed with the request.
+            // An answer before the whole body was sent is a refusal. The body's stream is destroyed with the request.
             if (!request.writableFinished) request.destroy();
           });
       });
@@ -123,8 +126,8 @@ class PeerConnections {
       request.on('socket', (socket) => {
         // The agent's idle limit must not end a call that waits for its answer.
         socket.setTimeout(0);
-        // Agent's `noDelay` does not reach TLS sockets: a call would wait 40 ms for the peer's delayed acknowledgement,
-        // in the blackout.
+        // Agent's `noDelay` does not reach TLS sockets. Without this, a call in the blackout would wait 40 ms for the
+        // peer's delayed acknowledgement.
         (socket as TLSSocket).setNoDelay(true);
         if (!socket.connecting) return;
         connecting = setTimeout(() => {
@@ -142,8 +145,7 @@ class PeerConnections {
       if (isStream) {
         request.flushHeaders();
         pipeline(body, request).catch((error: unknown) => {
-          // An answer that comes before the end of the body (a refusal) has been or will be reported; this is for a
-          // body that fails.
+          // This is for a body that fails. An answer before the end of the body (a refusal) is reported elsewhere.
           if (!request.destroyed) request.destroy(error as Error);
         });
       } else {
@@ -170,7 +172,7 @@ async function readAnswer(response: IncomingMessage, where: string): Promise<unk
     for await (const chunk of response as AsyncIterable<Buffer>) {
       bytes += chunk.length;
       if (bytes > ANSWER_BYTES_MAX)
-        throw new MigrationError('PEER_PROTOCOL', `${where} answered more than ${ANSWER_BYTES_MAX} bytes`);
+        throw new MigrationError('PEER_PROTOCOL', `the response of ${where} exceeds ${ANSWER_BYTES_MAX / 2 ** 20} MiB`);
       chunks.push(chunk);
     }
   } catch (error) {
@@ -181,11 +183,11 @@ async function readAnswer(response: IncomingMessage, where: string): Promise<unk
   try {
     json = JSON.parse(Buffer.concat(chunks).toString('utf8'));
   } catch (cause) {
-    throw new MigrationError('PEER_PROTOCOL', `${where} answered something that is not JSON`, { cause });
+    throw new MigrationError('PEER_PROTOCOL', `the response of ${where} is not JSON`, { cause });
   }
   if (response.statusCode !== 200) throw MigrationError.fromJSON(json, where);
   if (typeof json !== 'object' || json === null || !('result' in json))
-    throw new MigrationError('PEER_PROTOCOL', `${where} answered without a result`);
+    throw new MigrationError('PEER_PROTOCOL', `the response of ${where} has no result`);
   return json.result;
 }
 
@@ -197,7 +199,7 @@ function connectionError(error: NodeJS.ErrnoException, where: string, url: strin
   if (CERTIFICATE_ERROR.test(reason))
     return new MigrationError(
       'UNAUTHENTICATED',
-      `${where} and this host do not take each other's certificates: ${reason}`,
+      `${where} and this host do not accept each other's certificates: ${reason}`,
       {
         remedy: 'compare both with: vmctl certs show --dir TLS_DIR',
         cause: error,
@@ -212,15 +214,16 @@ function connectionError(error: NodeJS.ErrnoException, where: string, url: strin
 export interface RemoteAgentsOptions {
   readonly self: string;
   /**
-   * Calls to our own name do not go over the network. Asked for late, because the local agent itself needs the peers.
+   * The local agent, for calls to this host's own name. It is a function because the local agent itself needs the
+   * peers.
    */
   readonly local: () => ApiAgent;
   readonly peers: Readonly<Record<string, string>>;
-  /** Null: no TLS folder, so no peer can be called. */
+  /** Null if there is no TLS folder. Then no peer can be called. */
   readonly store: TlsStore | null;
 }
 
-/** All hosts that this one may call. */
+/** All hosts that this host may call. */
 export class RemoteAgents implements ApiPeers {
   private readonly connections = new Map<string, PeerConnections>();
   private readonly ports = new Map<string, HostPort>();
@@ -282,7 +285,7 @@ export class RemoteAgents implements ApiPeers {
     const connections = this.connections.get(host);
     if (connections !== undefined) return connections;
     throw new MigrationError('NOT_FOUND', `host ${this.options.self} does not know a host ${host}`, {
-      remedy: `name it in the daemon's configuration: --peer ${host}=https://ADDRESS:PORT`,
+      remedy: `add it to the daemon's configuration: --peer ${host}=https://ADDRESS:PORT`,
     });
   }
 }
@@ -297,6 +300,9 @@ function remoteHost(host: string, connections: PeerConnections): HostPort {
     });
     const checked = result.safeParse(answer);
     if (checked.success) return checked.data ?? undefined;
-    throw new MigrationError('PEER_PROTOCOL', `host ${host} answered nonsense: ${describeIssues(checked.error, name)}`);
+    throw new MigrationError(
+      'PEER_PROTOCOL',
+      `the response of host ${host} does not match the schema of ${name}: ${describeIssues(checked.error, name)}`,
+    );
   });
 }

@@ -1,7 +1,7 @@
 /**
- * The calls between hosts: each method of HostPort once, by role, with the schemas of its arguments and its result.
- * Client (client.ts) and server (routes.ts) are made of this table. A method of a port that is missing here, or whose
- * schema does not fit its types, does not compile.
+ * The table of calls between hosts: each method of HostPort once, by role, with the schemas of its arguments and its
+ * result. The client (client.ts) and the server (routes.ts) are built from this table. The compiler reports a method
+ * that is missing here, and a schema that does not fit the method's types.
  */
 import { z } from 'zod';
 import type { HostPort, HostRole } from '../../engine/ports/host.js';
@@ -31,13 +31,13 @@ import {
   vmInventory,
 } from './schemas.js';
 
-/** Arguments travel as a JSON array, the answer as `{"result": ...}`; what has no result answers null. */
+/** The arguments are sent as a JSON array, the answer as `{"result": ...}`. A call without a result answers null. */
 interface Method<Args extends readonly unknown[], Result> {
   readonly args: z.ZodType<Args>;
   readonly result: z.ZodType<Result>;
   /**
-   * How long the caller waits. Generous: the engine has deadlines of its own, this one frees what a dead peer would
-   * hold for ever.
+   * How long the caller waits. This limit is generous, because the engine has deadlines of its own. It frees resources
+   * that a dead peer would hold for ever.
    */
   readonly timeoutMs: number;
 }
@@ -53,11 +53,11 @@ type HostMethods = {
 const SHORT_MS = 5_000;
 const USUAL_MS = 30_000;
 const LONG_MS = 180_000;
-/** All of a VM's memory is registered with an RDMA device, which may have to allocate it first. */
+/** For calls that register all memory of a VM with an RDMA device, which may have to allocate it first. */
 const REGISTER_MS = 900_000;
-/** QEMU's own migration may take as long as the memory is large. */
+/** For QEMU's own migration, whose duration grows with the memory. */
 const NATIVE_MS = 24 * 3_600_000;
-/** As many QEMUs as a fork may have clones, one after the other; memory of any size that is write-protected. */
+/** For calls that start one QEMU after the other, for each clone of a fork, or write-protect memory of any size. */
 const CLONES_MS = 1_800_000;
 
 const method = <Args extends readonly unknown[], Result>(
@@ -119,10 +119,10 @@ const HOST_METHODS: HostMethods = {
   },
 };
 
-/** One line of the table. */
+/** One row of the table. */
 export interface HostCall extends Method<readonly unknown[], unknown> {
   readonly role: HostRole;
-  /** Unlike that of any other call. */
+  /** Unique among all calls. */
   readonly name: string;
 }
 
@@ -136,15 +136,15 @@ export const HOST_CALLS: readonly HostCall[] = Object.entries(HOST_METHODS).flat
 
 type AnyCall = (...args: readonly unknown[]) => Promise<unknown>;
 
-/** The call on that host. */
+/** Makes the call on that host. */
 export function callOn(host: HostPort, { role, name }: HostCall, args: readonly unknown[]): Promise<unknown> {
   const port = host[role];
-  // The table has the methods of the ports and no other.
+  // The table has exactly the methods of the ports.
   const call = Reflect.get(port, name) as AnyCall;
   return call.apply(port, [...args]);
 }
 
-/** A host whose every call is made by `call`, which answers what the call's schema says. */
+/** Returns a host whose calls are all made by `call`. The result of `call` must match the schema of the row. */
 export function hostOfCalls(
   host: string,
   call: (line: HostCall, args: readonly unknown[]) => Promise<unknown>,

@@ -1,4 +1,4 @@
-/** Hosts' routes: one for each call of the table in methods.ts, and the device state as a stream. */
+/** The routes for other hosts: one for each call of the table in methods.ts, and one for the device state, a stream. */
 import { type Readable, Transform } from 'node:stream';
 import type { FastifyInstance } from 'fastify';
 import type { ZodTypeProvider } from 'fastify-type-provider-zod';
@@ -14,7 +14,7 @@ export const PING_PATH = '/agent/v1/ping';
 export const callPath = (method: string): string => `/agent/v1/call/${method}`;
 export const statePath = (session: string): string => `/agent/v1/sessions/${session}/state`;
 
-/** Device state without RAM is some 0.3 MB; VGA memory and flash make it tens. A peer that sends more is cut off. */
+/** Device state without RAM has some 0.3 MB, or tens of MB with VGA memory and flash. A longer stream is cut off. */
 export const DEVICE_STATE_BYTES_MAX = 256 * 2 ** 20;
 
 export function agentRoutes(fastify: FastifyInstance, services: ApiServices): void {
@@ -39,10 +39,10 @@ export function agentRoutes(fastify: FastifyInstance, services: ApiServices): vo
       bodyLimit: DEVICE_STATE_BYTES_MAX,
     },
     async (request) => {
-      if (!isStream(request.body)) throw new MigrationError('USAGE', `the device state travels as ${OCTETS}`);
+      if (!isStream(request.body)) throw new MigrationError('USAGE', `the device state must be sent as ${OCTETS}`);
       const { body } = request;
       const limited = limit(DEVICE_STATE_BYTES_MAX);
-      // A peer that vanishes in the middle ends the stream with an error, not as if that had been all of it.
+      // If the peer vanishes in the middle, the stream ends with an error, so the state does not look complete.
       body.once('error', (error) => limited.destroy(error));
       body.once('close', () => {
         if (!body.readableEnded) limited.destroy(new MigrationError('DISCONNECTED', 'the device state was cut off'));
@@ -50,8 +50,8 @@ export function agentRoutes(fastify: FastifyInstance, services: ApiServices): vo
       try {
         await services.agent.target.acceptState(request.params.session, body.pipe(limited));
       } finally {
-        // In this order: a pipe whose end is destroyed stops its source, and what is not read to its end blocks the
-        // connection for later calls.
+        // The order matters. A pipe with a destroyed end stops its source, and a body that is not read to its end
+        // blocks the connection for later calls.
         body.unpipe(limited);
         limited.destroy();
         body.resume();
@@ -71,7 +71,7 @@ function limit(bytesMax: number): Transform {
     transform(chunk: Buffer, _, done) {
       seenBytes += chunk.length;
       if (seenBytes <= bytesMax) return done(null, chunk);
-      return done(new MigrationError('PEER_PROTOCOL', `more than ${bytesMax} bytes of device state`));
+      return done(new MigrationError('PEER_PROTOCOL', `the device state exceeds ${bytesMax / 2 ** 20} MiB`));
     },
   });
 }

@@ -1,4 +1,4 @@
-/** Arguments and results of the calls between hosts (methods.ts), as far as no client sees them. */
+/** Schemas of those arguments and results of calls between hosts (methods.ts) that no client sees. */
 import { z } from 'zod';
 import { CLONES_MAX } from '../../domain/fork.js';
 import { SESSION_STATES } from '../../engine/ports/session.js';
@@ -91,7 +91,7 @@ export const sessionProgress = z.object({
 
 // ---- forks
 
-/** A fork and its image have the same form of id. */
+/** The ids of forks and images have the same format. */
 export const forkId = imageId;
 
 export const forkQuestion = z.strictObject({

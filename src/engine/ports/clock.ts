@@ -1,13 +1,13 @@
 export interface Clock {
-  /** Monotonic, milliseconds with fractions. */
+  /** Monotonic clock, in milliseconds with fractions. */
   nowMs(): number;
-  /** Wall clock, ISO 8601. */
+  /** Wall clock, in ISO 8601 format. */
   isoNow(): string;
-  /** Resolves after `ms`; an aborted signal ends it early, by resolving or rejecting. */
+  /** Resolves after `ms`. An aborted signal ends the wait early, by resolving or rejecting. */
   sleep(ms: number, signal?: AbortSignal): Promise<void>;
 }
 
 export interface Random {
-  /** Unguessable, lower-case hex. */
+  /** Unguessable bytes as lower-case hex. */
   hex(bytes: number): string;
 }

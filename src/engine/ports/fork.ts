@@ -1,5 +1,5 @@
 /**
- * What a host does to make many VMs of one. The rules are in host.ts.
+ * The calls to a host that make many VMs of one. The rules are in host.ts.
  *
  *   prepareClones ──► armParent ──► forkPoint ──► startClones ──► commitFork ──► progress .. complete ──► finishFork
  *        └────────────────┴─────────────┴──────────────┴── discardFork: the parent runs on, unprotected; no clone,
@@ -18,7 +18,7 @@ import type {
 import type { ForkInventory } from '../../domain/host.js';
 
 export interface PrepareForkRequest {
-  /** Of the fork and the image: 16 hex digits. With `image` the image is that one, and this is the fork's id alone. */
+  /** Id of the fork and of its new image: 16 hex digits. If `image` is set, it is the id of the fork only. */
   readonly fork: string;
   readonly job: string;
   readonly vm: string | null;
@@ -32,20 +32,20 @@ export interface PrepareForkRequest {
   readonly isPartialAllowed: boolean;
 }
 
-/** What pre-flight knows of a fork that it asks about. */
+/** The part of the request that pre-flight knows. */
 export type ForkQuestion = Omit<PrepareForkRequest, 'fork' | 'job' | 'isPartialAllowed'>;
 
 export interface PrepareForkReply {
-  /** Of the image: another than the fork's where waiting processes were made for an image of theirs. */
+  /** Id of the image. It differs from the fork's id if the clones are waiting processes of an earlier image. */
   readonly image: string;
   readonly isWarm: boolean;
   readonly clones: readonly CloneIdentity[];
-  /** Their errors are JSON, as all that may come from another host. */
+  /** The errors are JSON, like everything that may come from another host. */
   readonly failures: readonly CloneFailure[];
 }
 
 export interface ForkPointReply {
-  /** STOP to RESUME by QEMU's clock; to the end of the call where the parent stays stopped. */
+  /** Time from STOP to RESUME by QEMU's clock, or to the end of the call if the parent stays stopped. */
   readonly parentPauseMs: number;
   readonly deviceStateBytes: number;
   /** Parts of the pause, for the report. */
@@ -53,61 +53,65 @@ export interface ForkPointReply {
 }
 
 export interface StartClonesReply {
-  /** When each clone's QEMU had resumed, counted from the beginning of this call. */
+  /** Time at which each clone's QEMU had resumed, counted from the beginning of this call. */
   readonly ready: readonly { readonly index: number; readonly atMs: number }[];
   readonly failures: readonly CloneFailure[];
 }
 
-/** What was committed: the answers of the steps before, for a coordinator whose journal lacks them. */
+/** The committed fork: the results of the earlier steps, for a coordinator whose journal lacks them. */
 export interface CommittedFork {
   readonly image: string;
   readonly isWarm: boolean;
-  /** Those that ran. */
+  /** The clones that ran at the commit. */
   readonly clones: readonly CloneIdentity[];
   readonly failures: readonly CloneFailure[];
   readonly parentPauseMs: number;
   readonly deviceStateBytes: number;
-  /** When each clone's QEMU had resumed, by the wall clock: the only one that two daemon lives share. */
+  /** Time at which each clone's QEMU had resumed, by the wall clock, which a daemon shares with its successor. */
   readonly ready: readonly { readonly index: number; readonly at: string }[];
 }
 
 export interface ForkProgress {
-  /** failed: for ever. Its clones have been ended, because they would wait for pages that never come. */
+  /** `failed` is final. The clones have been ended, because they would wait for pages that never come. */
   readonly state: 'filling' | 'complete' | 'failed';
   readonly error: unknown;
   readonly pagesTotal: number;
   readonly pagesDone: number;
   readonly pageBytes: number;
-  /** Of the native capture: copiedBytes, zeroBytes, parentFaultCount, cloneFaultCount, .. (src/protocol/wire.ts). */
+  /** Counters of the native capture: copiedBytes, zeroBytes, parentFaultCount and so on (src/protocol/wire.ts). */
   readonly counters: Readonly<Record<string, number>>;
-  /** null before the commit. */
+  /** Null before the commit. */
   readonly committed: CommittedFork | null;
 }
 
 export interface ForkPort {
-  /** For pre-flight. NOT_FOUND if there is no such VM or image. */
+  /** Returns the facts for pre-flight. Throws NOT_FOUND if there is no such VM or image. */
   forkInventory(question: ForkQuestion): Promise<ForkInventory>;
   /**
-   * The image's record and files, and a QEMU for each clone that waits for the state (from the pool where it has them).
+   * Creates the record and files of the image, and a QEMU for each clone that waits for the device state. The QEMUs
+   * come from the pool if it has them.
    */
   prepareClones(request: PrepareForkRequest): Promise<PrepareForkReply>;
-  /** The parent runs on: its memory is write-protected once, overlays for its disks are made. */
+  /** Write-protects the parent's memory once and creates overlays for its disks. The parent keeps running. */
   armParent(fork: string): Promise<void>;
-  /** Stop, device state, disk snapshot, protection of what was written since, resume. */
+  /**
+   * Stops the parent, saves its device state, snapshots its disks, protects the pages written since armParent, and
+   * resumes the parent.
+   */
   forkPoint(fork: string): Promise<ForkPointReply>;
-  /** Loads the state into every clone, gives it its identity, lets it run. */
+  /** Loads the state into every clone, gives the clone its identity and lets it run. */
   startClones(fork: string): Promise<StartClonesReply>;
   /**
-   * Durable: from here on the clones are VMs of their own, and a restarted daemon finishes the image instead of
-   * undoing.
+   * Commits the fork durably. From here on the clones are VMs of their own, and a restarted daemon finishes the image
+   * instead of undoing the fork.
    */
   commitFork(fork: string): Promise<void>;
-  /** NOT_FOUND for one that has been finished, as for one that has never been. */
+  /** Throws NOT_FOUND for a fork that is finished or never existed. */
   forkProgress(fork: string): Promise<ForkProgress>;
   /**
-   * The image is complete, or never will be: nothing of the fork is left but image and clones. CONFLICT before that.
+   * Removes everything of the fork but image and clones. Throws CONFLICT while the image may still become complete.
    */
   finishFork(fork: string): Promise<void>;
-  /** Before commitFork; CONFLICT after it. */
+  /** Undoes a fork before commitFork. Throws CONFLICT after it. */
   discardFork(fork: string): Promise<void>;
 }

@@ -1,16 +1,16 @@
 /**
- * One host as the engine sees it: a port for each role that it can have in a job. The daemon plugs in its own agent
- * and other hosts' (src/api/peers), test/sim plugs in simulated ones; the engine cannot tell.
+ * One host as the engine sees it: a port for each role that it can have in a job. The daemon passes its own agent and
+ * those of other hosts (src/api/peers). test/sim passes simulated ones. The engine cannot tell them apart.
  *
- * Rules that every implementation keeps:
- *  - Each call is idempotent for the same session or fork: the coordinator may repeat it after a crash, or when an
- *    answer was lost.
- *  - A call that throws may or may not have taken effect; the engine undoes as if it had.
- *  - An error carries a MigrationError code. UNREACHABLE, TIMEOUT and DISCONNECTED may pass; others are final.
- *  - `discard`, `unexpose`, `release` and `discardFork` are final for their session or fork: a `prepare`, `connect`,
- *    `expose` or `prepareClones` that arrives late (its caller has long given up) fails with CONFLICT and brings
- *    nothing back. An undo call for something that is not there succeeds.
- *  - No two roles have a call of the same name: between hosts the name alone says which is meant.
+ * Rules for every implementation:
+ *  - Each call is idempotent for the same session or fork. The coordinator may repeat it after a crash, or if an answer
+ *    was lost.
+ *  - A call that throws may or may not have taken effect. The engine undoes it in both cases.
+ *  - An error carries a MigrationError code. UNREACHABLE, TIMEOUT and DISCONNECTED may be transient; others are final.
+ *  - `discard`, `unexpose`, `release` and `discardFork` are final for their session or fork. A `prepare`, `connect`,
+ *    `expose` or `prepareClones` that arrives later, after its caller has given up, fails with CONFLICT and creates
+ *    nothing. An undo call for something that does not exist succeeds.
+ *  - No two roles have a call of the same name, because a call between hosts is identified by its name alone.
  */
 import type { ForkPort } from './fork.js';
 import type { InventoryPort } from './inventory.js';
@@ -19,13 +19,13 @@ import type { TargetPort } from './target.js';
 
 export interface HostPort {
   readonly host: string;
-  /** What is here, for pre-flight. */
+  /** Facts for pre-flight. */
   readonly inventory: InventoryPort;
-  /** VMs that leave. */
+  /** Calls for VMs that leave this host. */
   readonly source: SourcePort;
-  /** VMs that arrive. */
+  /** Calls for VMs that arrive at this host. */
   readonly target: TargetPort;
-  /** VMs that become many. */
+  /** Calls for VMs that are forked on this host. */
   readonly forks: ForkPort;
 }
 

@@ -2,11 +2,11 @@ import type { HostInventory, TargetChecks, VmInventory } from '../../domain/host
 import type { RdmaPlace } from '../../domain/transport.js';
 import type { VmSpec } from '../../domain/vm.js';
 
-/** What pre-flight asks of a host. Nothing is changed, and everything is looked at anew each time. */
+/** The calls of pre-flight to a host. They change nothing, and each call reads the current facts. */
 export interface InventoryPort {
   inventory(): Promise<HostInventory>;
-  /** NOT_FOUND if the VM is not here. */
+  /** Throws NOT_FOUND if the VM is not here. */
   vmInventory(vm: string): Promise<VmInventory>;
-  /** `source`: where it listens for RDMA, if it is to be found out whether this host gets there. */
+  /** `source` is the RDMA address of the source, if this host shall check whether it can connect to it; else null. */
   checkTarget(spec: VmSpec, source: RdmaPlace | null): Promise<TargetChecks>;
 }

@@ -3,12 +3,15 @@ import type { JobState } from '../../domain/job.js';
 import type { MigrationPlan, MigrationReport, StepName } from '../../domain/migration.js';
 import type { Accel, VmSpec } from '../../domain/vm.js';
 
-/** A step of a migration or of a fork: all lines of one job are of one kind, which its first line says. */
+/** A step of a migration or of a fork. All lines of one job are of the kind that its first line gives. */
 export type AnyStepName = StepName | ForkStepName;
 
-/** Appended before the act it announces; durable when the promise resolves. Replay is in order. */
+/**
+ * An entry of the journal. It is appended before the action that it announces, and is durable when the promise
+ * resolves. Replay keeps the order.
+ */
 export type JournalEntry =
-  /** A fork begins, as `job` is the beginning of a migration. */
+  /** The first entry of a fork. `job` is the first entry of a migration. */
   | {
       readonly type: 'fork';
       readonly job: string;
@@ -32,8 +35,8 @@ export type JournalEntry =
       readonly job: string;
       readonly step: AnyStepName;
       /**
-       * Steps announced together with `step`, so that no fsync falls into the blackout but the commit's own, or between
-       * two clones.
+       * Steps that are announced together with `step`. So the commit's own fsync is the only one in the blackout, and
+       * there is none between two clones.
        */
       readonly group?: readonly AnyStepName[];
       readonly at?: string;
@@ -47,8 +50,8 @@ export type JournalEntry =
     }
   | { readonly type: 'undo'; readonly job: string; readonly step: AnyStepName }
   /**
-   * The undo of `step` could not be done (its host does not answer); it is tried again until `cleared`, whatever state
-   * the job is in.
+   * The undo of `step` failed because its host does not answer. The undo is retried until `cleared`, in every state of
+   * the job.
    */
   | { readonly type: 'leftover'; readonly job: string; readonly step: AnyStepName }
   | { readonly type: 'cleared'; readonly job: string; readonly step: AnyStepName }

@@ -1,4 +1,4 @@
-/** What the two halves of a migration and its coordinator tell each other. */
+/** The messages between source, target and coordinator of a migration. */
 import type { MigrationMode } from '../../domain/migration.js';
 import type { Transport } from '../../domain/transport.js';
 import type { Accel, VmSpec } from '../../domain/vm.js';
@@ -23,13 +23,13 @@ export interface PrepareRequest {
   readonly epoch: number;
   readonly mode: MigrationMode;
   readonly accel: Accel;
-  /** Secret of this session (64 hex digits); the target shows it on the data port. */
+  /** Secret of this session (64 hex digits). The target presents it on the data port. */
   readonly token: string;
   readonly bandwidthBytesPerS: number;
 }
 
 export interface PrepareReply {
-  /** native modes: where QEMU listens for QEMU's own stream */
+  /** In native modes: where QEMU listens for its own migration stream. */
   readonly nativeUri: string | null;
 }
 
@@ -47,7 +47,7 @@ export type SessionState = (typeof SESSION_STATES)[number];
 
 export interface SessionProgress {
   readonly state: SessionState;
-  /** Has `resume` taken effect: the VM runs or has run here. */
+  /** `resume` has taken effect: the VM runs or has run here. */
   readonly hasRun: boolean;
   readonly error: unknown;
   readonly pagesTotal: number;
@@ -56,8 +56,8 @@ export interface SessionProgress {
   readonly counters: Readonly<Record<string, number>>;
 }
 
-/** What a VM that has moved keeps of its life before. */
+/** Facts about a VM that move with it and are not in its device state. */
 export interface Legacy {
-  /** As its guest wrote it to its exit port. */
+  /** The exit code that the guest wrote to its exit port. */
   readonly exitCode: number;
 }

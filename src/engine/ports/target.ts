@@ -1,23 +1,27 @@
 import type { Legacy, PrepareReply, PrepareRequest, SessionProgress, SourceEndpointInfo } from './session.js';
 
-/** What the host that a VM arrives at does in its migration. The rules are in host.ts. */
+/** The calls to the target of a migration. The rules are in host.ts. */
 export interface TargetPort {
-  /** Region files, presence maps, QEMU `-incoming defer` with the preload, registered. The VM cannot run yet. */
+  /**
+   * Creates region files and presence maps, and starts QEMU with `-incoming defer` and the preload, registered for
+   * faults. The VM cannot run yet.
+   */
   prepare(request: PrepareRequest): Promise<PrepareReply>;
   connect(session: string, source: SourceEndpointInfo): Promise<void>;
-  /** The target's promise that device state is loaded and that it will wait for resume. Rejects when loading failed. */
+  /** Resolves when the device state is loaded and the VM waits for `resume`. Rejects if loading fails. */
   awaitLoaded(session: string): Promise<void>;
-  /** After commit only: note ownership at `epoch`, start serving faults, run. Repeating it is harmless. */
+  /** Notes ownership at `epoch`, starts serving faults and runs the VM. Only after the commit. It may be repeated. */
   resume(session: string, epoch: number): Promise<{ readonly resumedAtUs: number }>;
   progress(session: string): Promise<SessionProgress>;
-  /** After commit, when the data connection is lost: connect again with fresh keys. */
+  /** Connects again with fresh keys, after the commit, if the data connection is lost. */
   reconnect(session: string, source: SourceEndpointInfo): Promise<void>;
-  /** After the commit: what the source's record says of the VM and no device state holds. */
+  /** Takes over, after the commit, the facts from the source's VM record that are not in the device state. */
   inherit(session: string, legacy: Legacy): Promise<void>;
-  /** The session is over and complete: forget it, keep the VM. */
+  /** Forgets a complete session and keeps the VM. */
   finish(session: string): Promise<void>;
   /**
-   * Before commit: kill QEMU, remove files, forget. Never touches a VM that has been resumed: throws CONFLICT then.
+   * Kills QEMU, removes the files and forgets the session, before the commit. Throws CONFLICT, and changes nothing, if
+   * the VM has been resumed.
    */
   discard(session: string): Promise<void>;
 }

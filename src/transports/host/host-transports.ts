@@ -1,7 +1,7 @@
 /**
- * One host's transports: which listener serves each, where a peer finds it, what a session that connects must pass on,
- * and how many calls may register memory at a time. What a transport is, its row says (../table.ts); one that works
- * with devices has a part of its own besides (../rdma/host.ts).
+ * The transports of this host: which listener serves each, its address for peers, the options that a connecting session
+ * passes on, and the limit of calls that register memory at a time. The row of a transport in ../table.ts describes it.
+ * A transport with devices also has a part of its own (../rdma/host.ts).
  */
 import { MigrationError } from '../../domain/errors.js';
 import type { TransportTable } from '../../domain/transport.js';
@@ -9,20 +9,23 @@ import type { DataListenerHandle, Place, ProviderOptions, ProviderPlace } from '
 import { TRANSPORT_TABLE, type TransportRow } from '../table.js';
 
 /**
- * Registering memory takes a thread of Node's pool for as long as it lasts. There are four, and a commit waits for one
- * that writes a file.
+ * Registering memory occupies a thread of Node's pool until it has finished. The pool has four threads, and a commit
+ * needs one of them to write a file.
  */
 const REGISTERING_MAX = 2;
 
-/** What a transport with devices does by itself. */
+/** The part of a transport with devices. */
 export interface DeviceTransport {
-  /** For a source session. UNSUPPORTED where there is no device now. */
+  /** Returns the listener for a source session. Throws UNSUPPORTED if there is no device now. */
   listener(): Promise<DataListenerHandle>;
-  /** What a target session passes on. UNSUPPORTED where there is no device now. */
+  /** Returns the options that a target session passes on. Throws UNSUPPORTED if there is no device now. */
   connection(): Promise<ProviderOptions>;
 }
 
-/** Where the transports without devices listen. The first of a kind gets its place, a further one a place beside it. */
+/**
+ * Returns the places at which the transports without devices listen. The first of a kind gets the configured socket or
+ * port. A further one gets a socket with its name as suffix, or a port that the kernel chooses.
+ */
 export function sharedPlaces(
   data: { readonly address: string; readonly port: number },
   socketPath: string,
@@ -47,7 +50,7 @@ export function sharedPlaces(
 export interface HostTransportsOptions {
   /** This host's name. */
   readonly host: string;
-  /** Of the transports without devices. */
+  /** The listener of the transports without devices. */
   readonly listener: DataListenerHandle;
   readonly devices: Readonly<Record<string, DeviceTransport>>;
   readonly table?: TransportTable;
@@ -64,7 +67,7 @@ export class HostTransports {
     this.#table = options.table ?? TRANSPORT_TABLE;
   }
 
-  /** What opens a source session. UNSUPPORTED where this host does not serve the transport now. */
+  /** Returns what a source session needs. Throws UNSUPPORTED if this host does not serve the transport now. */
   async served(transport: string): Promise<{ provider: string; listener: DataListenerHandle }> {
     const { provider } = this.#row(transport);
     const listener = (await this.#options.devices[transport]?.listener()) ?? this.#options.listener;
@@ -72,21 +75,21 @@ export class HostTransports {
     throw new MigrationError('UNSUPPORTED', `${this.#options.host} does not serve ${transport}`);
   }
 
-  /** What a peer is told of a listener that `served` has returned. */
+  /** Returns the address, for peers, of a listener that `served` has returned. */
   place(transport: string, listener: DataListenerHandle): Place {
     const place = listener.address(this.#row(transport).provider);
     if (place === null) throw new MigrationError('UNSUPPORTED', `the listener does not serve ${transport}`);
     return place;
   }
 
-  /** What connects a target session, beside the place. UNSUPPORTED where this host cannot connect now. */
+  /** Returns what a target session needs besides the place. Throws UNSUPPORTED if this host cannot connect now. */
   async connection(transport: string): Promise<{ provider: string; options: ProviderOptions; timeoutMs: number }> {
     const { provider, connectTimeoutMs } = this.#row(transport);
     const options = (await this.#options.devices[transport]?.connection()) ?? {};
     return { provider, options, timeoutMs: connectTimeoutMs };
   }
 
-  /** A call that opens or connects a session: where that registers memory, a few at a time. */
+  /** Makes a call that opens or connects a session. If the call registers memory, it waits for its turn. */
   async registering<T>(transport: string, call: () => Promise<T>): Promise<T> {
     if (!this.#row(transport).registersMemory) return call();
     while (this.#registeringCount >= REGISTERING_MAX) {

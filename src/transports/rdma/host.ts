@@ -1,7 +1,7 @@
 /**
- * This host's part in RDMA: which of its addresses leads to a device, the listener there, and what a peer must know.
- * Nothing is loaded or opened before somebody asks, so a host without RDMA is none the worse for it; and everything is
- * looked at anew each time, for ports go down and devices are removed.
+ * This host's part in RDMA: which of its addresses belongs to a device, the listener there, and the facts for a peer.
+ * Nothing is loaded or opened before the first call, so it costs a host without RDMA nothing. Each call looks at the
+ * devices again, because ports go down and devices are removed.
  */
 
 import { MigrationError, toMigrationError } from '../../domain/errors.js';
@@ -13,13 +13,13 @@ import type { DeviceTransport } from '../host/host-transports.js';
 import { TRANSPORT_TABLE } from '../table.js';
 import { cgroupFreeBytes, lockableBytes } from './memory-limits.js';
 
-/** A peer that listens answers at once; one that must first ask for its hardware address, within three seconds. */
+/** A listening peer answers at once, or within three seconds if its hardware address must be resolved first. */
 const PROBE_TIMEOUT_MS = 3_500;
 const { provider: PROVIDER } = TRANSPORT_TABLE.rdma;
 const NO_DEVICE_REMEDY = 'see "vmctl doctor" there, or use --tcp';
 
 export interface RdmaConfig {
-  /** null: the data address if it leads to an RDMA port, else the first one that does. */
+  /** Null for the data address if it belongs to an RDMA port, else the first address that does. */
   readonly address: string | null;
   readonly port: number;
   readonly ackTimeoutExponent: number;
@@ -42,7 +42,7 @@ interface Found {
 export class RdmaHost implements DeviceTransport {
   readonly #options: RdmaHostOptions;
   #listener: DataListenerHandle | null = null;
-  /** Of ports that are not used any more, with sessions that have not noticed yet. */
+  /** Listeners of ports that are no longer used, kept for the sessions that are still open on them. */
   #retired: DataListenerHandle[] = [];
 
   constructor(options: RdmaHostOptions) {
@@ -50,7 +50,8 @@ export class RdmaHost implements DeviceTransport {
   }
 
   /**
-   * Never throws: what is wrong is the answer. Listens, so that a peer that is asked can find out whether it gets here.
+   * Returns this host's RDMA facts. It never throws: the answer contains any problem. It also listens, so that a peer
+   * can check whether it can connect.
    */
   async inventory(): Promise<RdmaInventory> {
     const [found, lockable, cgroupFree] = await Promise.all([this.#find(), lockableBytes(), cgroupFreeBytes()]);
@@ -70,12 +71,12 @@ export class RdmaHost implements DeviceTransport {
     }
   }
 
-  /** For a source session. UNSUPPORTED where there is no RDMA now. */
+  /** Returns the listener for a source session. Throws UNSUPPORTED if there is no RDMA now. */
   async listener(): Promise<DataListenerHandle> {
     return this.#listen(await this.#address());
   }
 
-  /** How a target session connects. UNSUPPORTED where there is no RDMA now. */
+  /** Returns the options for connecting a target session. Throws UNSUPPORTED if there is no RDMA now. */
   async connection(): Promise<ProviderOptions> {
     return { localAddress: await this.#address(), ...this.#timeouts() };
   }
@@ -90,7 +91,7 @@ export class RdmaHost implements DeviceTransport {
     }
   }
 
-  /** No source session is open any more. */
+  /** Closes all listeners. No source session may be open. */
   close(): void {
     for (const listener of [this.#listener, ...this.#retired]) listener?.close();
     this.#listener = null;
@@ -111,14 +112,14 @@ export class RdmaHost implements DeviceTransport {
     if (devices.length === 0) return none('it has no RDMA device', NO_DEVICE_REMEDY);
     if (config.address !== null && !addresses.includes(config.address)) {
       return none(
-        `its RDMA address ${config.address} leads to no active RDMA port`,
+        `its RDMA address ${config.address} belongs to no active RDMA port`,
         'check the cable and the address (rdma.address in the configuration of vmigrated, or --data rdma://ADDRESS)',
       );
     }
     const preferred = addresses.find((address) => address === dataAddress) ?? addresses[0];
     const address = config.address ?? preferred ?? null;
     if (address !== null) return { devices, address, problem: null };
-    return none('none of its addresses leads to an active RDMA port', 'check the cable, and give the port an address');
+    return none('no address of it belongs to an active RDMA port', 'check the cable, and give the port an address');
   }
 
   async #address(): Promise<string> {
@@ -134,12 +135,12 @@ export class RdmaHost implements DeviceTransport {
     const open = (port: number): DataListenerHandle =>
       native.openDataListener({ listen: [{ provider: PROVIDER, host: address, port, options: this.#timeouts() }] });
     if (this.#listener !== null && (this.#listener.isLost || this.#listener.address(PROVIDER)?.host !== address)) {
-      log.warn({ address, isLost: this.#listener.isLost }, 'the RDMA port has changed: listening anew');
+      log.warn({ address, isLost: this.#listener.isLost }, 'the RDMA port has changed; opening a new listener');
       this.#retired.push(this.#listener);
       this.#listener = null;
     }
     this.#retired = this.#retired.filter((listener) => !isClosed(listener));
-    // A retired one may have the port still; peers are told the one that it is.
+    // A retired listener may still hold the port. Peers learn the actual port of the new one.
     this.#listener ??= open(this.#retired.length === 0 ? config.port : 0);
     return this.#listener;
   }
@@ -150,7 +151,7 @@ export class RdmaHost implements DeviceTransport {
   }
 }
 
-/** false: sessions are open on it. */
+/** Closes the listener. Returns false if sessions are open on it. */
 function isClosed(listener: DataListenerHandle): boolean {
   try {
     listener.close();

@@ -1,6 +1,6 @@
 /**
- * How much memory this process may still lock and allocate. An RDMA device wants the memory that it reaches both
- * allocated and locked.
+ * The amount of memory that this process may still lock and allocate. The memory that an RDMA device accesses must be
+ * both allocated and locked.
  */
 import { readFile } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
@@ -8,10 +8,10 @@ import { dirname, join } from 'node:path';
 const CAP_IPC_LOCK = 14n;
 const PROC_SELF = '/proc/self';
 const CGROUP_ROOT = '/sys/fs/cgroup';
-/** Version 1 says "no limit" by the largest number of pages that there is. */
+/** Version 1 of cgroups expresses "no limit" by the largest possible number of pages. */
 const UNLIMITED_BYTES = 2 ** 60;
 
-/** null: as much as there is. */
+/** Returns the bytes that the process may still lock. Null: there is no limit. */
 export async function lockableBytes(proc = PROC_SELF): Promise<number | null> {
   const status = await readFile(join(proc, 'status'), 'utf8');
   const capabilities = BigInt(`0x${/^CapEff:\s*([0-9a-f]+)/m.exec(status)?.[1] ?? '0'}`);
@@ -24,8 +24,8 @@ export async function lockableBytes(proc = PROC_SELF): Promise<number | null> {
 }
 
 /**
- * Of the narrowest memory cgroup around this process; null: there is no limit. What the kernel would give back first
- * counts as free.
+ * Returns the free bytes of the narrowest memory cgroup around this process. Null: there is no limit. File cache, which
+ * the kernel reclaims first, counts as free.
  */
 export async function cgroupFreeBytes(proc = PROC_SELF, cgroups = CGROUP_ROOT): Promise<number | null> {
   const membership = await readFile(join(proc, 'cgroup'), 'utf8').catch(() => '');

@@ -128,7 +128,7 @@ const MOVES: readonly (readonly [name: string, told: Scripted['on'], text: strin
   because: no page has arrived for 40 ms (NEEDS_RECOVERY)
   because: the target's page session failed: NO_SPACE
   because: fetching pages: UFFDIO_COPY (ENOSPC) (NO_SPACE)
-  → free space where the memory files of that host are
+  → free space in the directory of the memory files on that host
   → repair the cause, then: vmigrate --recover JOB
 `,
   ],
@@ -139,7 +139,7 @@ const MOVES: readonly (readonly [name: string, told: Scripted['on'], text: strin
   because: no page has arrived for 40 ms (NEEDS_RECOVERY)
   because: the target's page session failed: NO_SPACE
   because: fetching pages: fallocate huge page (ENOMEM) (NO_SPACE)
-  → free space where the memory files of that host are
+  → free space in the directory of the memory files on that host
   → repair the cause, then: vmigrate --recover JOB
 `,
   ],
@@ -207,7 +207,7 @@ const MOVES: readonly (readonly [name: string, told: Scripted['on'], text: strin
     `vmigrate: vm1 runs on A: the migration failed (STEP_FAILED)
   because: exposeSource on A failed (STEP_FAILED)
   because: open source session: register memory (EPERM) (NOT_PERMITTED)
-  → look at what "vmctl doctor" says on that host
+  → run "vmctl doctor" on that host and follow its remedies
 `,
   ],
   [
@@ -224,7 +224,7 @@ const MOVES: readonly (readonly [name: string, told: Scripted['on'], text: strin
     `vmigrate: vm1 runs on A: the migration failed (STEP_FAILED)
   because: prepareTarget on B failed (STEP_FAILED)
   because: take back VM process 4711: pidfd_getfd (EPERM) (NOT_PERMITTED)
-  → look at what "vmctl doctor" says on that host
+  → run "vmctl doctor" on that host and follow its remedies
 `,
   ],
   [
@@ -233,7 +233,7 @@ const MOVES: readonly (readonly [name: string, told: Scripted['on'], text: strin
     `vmigrate: vm1 runs on A: the migration failed (STEP_FAILED)
   because: prepareTarget on B failed (STEP_FAILED)
   because: the preload of vm1: userfaultfd (EPERM) (NOT_PERMITTED)
-  → look at what "vmctl doctor" says on that host
+  → run "vmctl doctor" on that host and follow its remedies
 `,
   ],
 ];
@@ -259,7 +259,7 @@ test('UFFDIO_WRITEPROTECT of an image: ENOSPC', async () => {
 vfork: the image of vm1 cannot be completed: its 3 clones ended; vm1 is unaffected (VM_LOST)
   because: the image of vm1 cannot be completed, so its clones have been ended (VM_LOST)
   because: filling the image: UFFDIO_WRITEPROTECT (ENOSPC) (NO_SPACE)
-  → free space where the memory files of that host are
+  → free space in the directory of the memory files on that host
   → vm1 is not affected; remove what is left with "vmctl stop --image 00112233445566ff" and \
 "vmctl image rm 00112233445566ff"
 `);

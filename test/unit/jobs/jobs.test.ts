@@ -43,7 +43,7 @@ describe('submit', () => {
     const { jobs } = await world.daemon();
     const { refusals } = await jobs.dryRun(request);
     expect(refusals).toMatchObject([{ code: 'TARGET_UNREACHABLE' }]);
-    expect(refusals[0]?.reason).toMatch(/calls itself C/);
+    expect(refusals[0]?.reason).toMatch(/the address of B is C/);
   });
 
   test('a VM that has moved away is refused with the name of the host that has it', async () => {

@@ -85,7 +85,7 @@ describe('the address', () => {
     expect(await scene.host('10.1.0.1').inventory()).toMatchObject({ address: '10.1.0.1' });
     const { problem, address } = await scene.host('10.3.0.1').inventory();
     expect(address).toBeNull();
-    expect(problem?.reason).toMatch(/10\.3\.0\.1 leads to no active RDMA port/);
+    expect(problem?.reason).toMatch(/10\.3\.0\.1 belongs to no active RDMA port/);
   });
 });
 
