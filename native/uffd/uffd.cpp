@@ -89,7 +89,8 @@ RangeOutcome by_parts(int uffd, unsigned long request, HostAddr base, uint64_t l
 
 Error call_error(int system_errno, const char* what) {
   switch (system_errno) {
-    case ENOENT:  // the VM has unmapped the range
+    case ENOENT:  // the range is not mapped any more
+      return {ErrorCode::kProcessGone, system_errno, what};
     case EFAULT:  // the file has no page there
       return {ErrorCode::kRegionChanged, system_errno, what};
     case ENOSPC:

@@ -17,7 +17,8 @@ export function addTransportOptions(
   for (const transport of transports) {
     const row = transportRow(transport, table);
     const others: string[] = transports.filter((other) => other !== transport);
-    if (!row.carriesBackendMoves) others.push('native');
+    // A flag that asks for a device is a mistake of usage; pre-flight refuses the others.
+    if (row.registersMemory && !row.carriesBackendMoves) others.push('native');
     program.addOption(new Option(`--${transport}`, helpOf?.(transport) ?? row.help).conflicts(others));
   }
   return program;

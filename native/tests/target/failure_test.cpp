@@ -101,7 +101,7 @@ TEST(TargetPagerCall, AnUnregisterThatFailsIsNamedWithItsErrno) {
   expect_failure(vm, ErrorCode::kInvalidArgument, EINVAL, "UFFDIO_UNREGISTER");
 }
 
-TEST(TargetPagerCall, AContinueIntoAnUnmappedRangeIsARegionThatHasChanged) {
+TEST(TargetPagerCall, AContinueIntoAnUnmappedRangeKeepsItsErrno) {
   PagerHarness vm(PagerHarness::Specs{{8}, {8}});
   vm.map_vm();
   vm.finish_maps();
@@ -111,7 +111,7 @@ TEST(TargetPagerCall, AContinueIntoAnUnmappedRangeIsARegionThatHasChanged) {
   vm.regions[1].base = nullptr;
   ASSERT_TRUE(vm.session->start().ok());
   ASSERT_TRUE(vm.reaches(TargetState::kFailed));
-  expect_failure(vm, ErrorCode::kRegionChanged, ENOENT, "UFFDIO_CONTINUE");
+  expect_failure(vm, ErrorCode::kProcessGone, ENOENT, "UFFDIO_CONTINUE");
 }
 
 class TargetPagerBadMap : public ::testing::TestWithParam<int> {};

@@ -146,7 +146,7 @@ TEST(UffdRead, SaysWhyItCouldNot) {
 
 TEST(UffdError, KeepsErrnoAndCallAndSaysWhatItMeans) {
   const std::map<int, ErrorCode> meanings = {
-      {ESRCH, ErrorCode::kProcessGone},      {ENOENT, ErrorCode::kRegionChanged},
+      {ESRCH, ErrorCode::kProcessGone},      {ENOENT, ErrorCode::kProcessGone},
       {EFAULT, ErrorCode::kRegionChanged},   {ENOMEM, ErrorCode::kOutOfMemory},
       {ENOSPC, ErrorCode::kOutOfMemory},     {EPERM, ErrorCode::kNotPermitted},
       {EINVAL, ErrorCode::kInvalidArgument}, {EBADF, ErrorCode::kSystem},

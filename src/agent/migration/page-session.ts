@@ -139,7 +139,7 @@ export class PageSession {
     const { transport, host, port, keys } = endpoint;
     const { session, token } = this.#options;
     const { transports } = this.#context;
-    const { provider, options, timeoutMs } = await transports.connection(transport);
+    const { provider, options, timeoutMs } = await transports.connection(transport, host);
     const source = { provider, host, port, options, keys, session, token };
     await transports.registering(transport, () => this.#handle.connect(source, timeoutMs));
     this.#isConnected = true;

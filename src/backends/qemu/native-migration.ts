@@ -47,12 +47,15 @@ export async function nativeMove(qmp: QmpClient, order: NativeMoveOrder): Promis
   }
 }
 
+/** Between hosts no text of a reading is longer (src/api/peers/schemas.ts). */
+const ERROR_TEXT_MAX = 1024;
+
 /** Returns the progress. The keys are those of SourcePort.nativeProgress. */
 export async function nativeReading(qmp: QmpClient): Promise<Readonly<Record<string, number | string>>> {
   const { status, ram, downtime, 'error-desc': errorText } = await qmp.execute('query-migrate');
   return {
     ...(status === undefined ? {} : { status }),
-    ...(errorText === undefined ? {} : { errorText }),
+    ...(errorText === undefined ? {} : { errorText: errorText.slice(0, ERROR_TEXT_MAX) }),
     ...(downtime === undefined ? {} : { downtimeMs: downtime }),
     ...(ram === undefined
       ? {}

@@ -82,9 +82,19 @@ export class HostTransports {
     return place;
   }
 
-  /** Returns what a target session needs besides the place. Throws UNSUPPORTED if this host cannot connect now. */
-  async connection(transport: string): Promise<{ provider: string; options: ProviderOptions; timeoutMs: number }> {
-    const { provider, connectTimeoutMs } = this.#row(transport);
+  /**
+   * Returns what a target session needs besides the place. `peerHost` is the host of that place, as the peer has said
+   * it. Throws UNSUPPORTED if this host cannot connect now, and PEER_PROTOCOL if such a host is not one of the transport.
+   */
+  async connection(
+    transport: string,
+    peerHost: string,
+  ): Promise<{ provider: string; options: ProviderOptions; timeoutMs: number }> {
+    const { provider, connectTimeoutMs, sameMachineOnly } = this.#row(transport);
+    if (sameMachineOnly !== peerHost.startsWith('/')) {
+      const wanted = sameMachineOnly ? 'the path of a socket' : 'an IP address';
+      throw new MigrationError('PEER_PROTOCOL', `${transport} needs ${wanted}, and the source has sent "${peerHost}"`);
+    }
     const options = (await this.#options.devices[transport]?.connection()) ?? {};
     return { provider, options, timeoutMs: connectTimeoutMs };
   }

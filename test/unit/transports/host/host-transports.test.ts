@@ -41,7 +41,7 @@ describe('a fifth row', () => {
     const { provider, listener } = await transports.served('fabric');
     expect(provider).toBe('libfabric');
     expect(transports.place('fabric', listener)).toEqual({ host: '10.9.0.1', port: 7 });
-    expect(await transports.connection('fabric')).toEqual({
+    expect(await transports.connection('fabric', '10.9.0.1')).toEqual({
       provider: 'libfabric',
       options: { domain: 'hfi1_0' },
       timeoutMs: 9_000,
@@ -93,14 +93,20 @@ describe('a host', () => {
     const { provider, listener } = await transports.served('tcp');
     expect(provider).toBe('tcp');
     expect(transports.place('tcp', listener)).toEqual({ host: '10.0.0.1', port: 7400 });
-    expect(await transports.connection('tcp')).toEqual({ provider: 'tcp', options: {}, timeoutMs: 3_000 });
+    expect(await transports.connection('tcp', '10.0.0.1')).toEqual({ provider: 'tcp', options: {}, timeoutMs: 3_000 });
   });
 
   test('refuses what it does not listen for, and what nobody knows', async () => {
     const refused = expect.objectContaining({ code: 'UNSUPPORTED' });
     await expect(hostWith().served('shm')).rejects.toEqual(refused);
     await expect(hostWith().served('pigeon')).rejects.toEqual(refused);
-    await expect(hostWith().connection('pigeon')).rejects.toEqual(refused);
+    await expect(hostWith().connection('pigeon', '10.0.0.1')).rejects.toEqual(refused);
+  });
+
+  test('refuses the place of a peer that its transport cannot have', async () => {
+    const refused = expect.objectContaining({ code: 'PEER_PROTOCOL' });
+    await expect(hostWith().connection('tcp', '/run/source.sock')).rejects.toEqual(refused);
+    await expect(hostWith().connection('shm', '10.0.0.1')).rejects.toEqual(refused);
   });
 
   test('has nobody wait where no memory is registered', async () => {
