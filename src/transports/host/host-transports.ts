@@ -84,7 +84,7 @@ export class HostTransports {
 
   /**
    * Returns what a target session needs besides the place. `peerHost` is the host of that place, as the peer has said
-   * it. Throws UNSUPPORTED if this host cannot connect now, and PEER_PROTOCOL if such a host is not one of the transport.
+   * it. Throws UNSUPPORTED if this host cannot connect now, and PEER_PROTOCOL if the transport cannot have such a host.
    */
   async connection(
     transport: string,
