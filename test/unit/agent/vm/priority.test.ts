@@ -1,7 +1,7 @@
 import { execFileSync } from 'node:child_process';
 import { expect, test } from 'vitest';
 
-/** In a process of its own, which keeps the priority that it takes. */
+/** Runs in a process of its own, because the process keeps the priority that it takes. */
 const PROGRAM = `
   import { spawn } from 'node:child_process';
   import { getPriority } from 'node:os';
