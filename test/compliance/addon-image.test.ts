@@ -1,6 +1,6 @@
 /**
- * The native face of cloning: a parent and clones in processes of their own, an image captured through the addon,
- * closed in every order.
+ * The native interface of cloning: a parent and clones in processes of their own, and an image captured through the
+ * addon and closed in every order.
  */
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
@@ -24,7 +24,7 @@ afterEach(async () => {
   await scene.dispose();
 });
 
-/** A VM on files with the pattern, as QEMU runs it: mapped shared, registered for nothing. */
+/** A VM on files with the pattern, as QEMU runs it: mapped shared, and not registered. */
 async function startParent() {
   const regions = await scene.filledRegions('ram', LENGTHS_MIB);
   const socketPath = scene.path('parent.sock');
@@ -76,7 +76,7 @@ describe('an image of a running VM', () => {
     for (const { vm, regions } of clones) {
       expect(await vm.ask('touch 0 0')).toBe('byte 77');
       expect(await vm.ask('poke 0 8192 5')).toBe('poked');
-      // All but the page that the parent wrote before the fork point, and the one of its own.
+      // All pages except the page that the parent wrote before the fork point, and the clone's own page.
       expect(await vm.badPages(regions)).toEqual([2, 0]);
     }
     const { counters } = capture.snapshot();
@@ -86,7 +86,7 @@ describe('an image of a running VM', () => {
     expect(counters.notedFaultCount).toBe(1n);
     await capture.close();
     expect(capture.snapshot().counters).toEqual(counters);
-    // Nothing of ours is needed for any of them any more.
+    // None of the clones needs the daemon any more.
     for (const { memory } of [...clones, parent]) memory.close();
     expect(await parent.vm.ask('poke 1 4096 1')).toBe('poked');
     expect(await clones[1]!.vm.ask('touch 1 4096')).not.toBe('byte 0');

@@ -1,6 +1,6 @@
 /**
- * Handles may be closed, dropped or abandoned in any order, at any moment, by any way in which a process or thread can
- * end.
+ * Handles may be closed, dropped or abandoned in any order, at any moment, and in every way in which a process or
+ * thread can end.
  */
 import { type ChildProcess, spawn } from 'node:child_process';
 import { createInterface } from 'node:readline';
@@ -13,7 +13,7 @@ import { expectToWait, FakeVm, openSource, Scene, until } from '../support/fake-
 const childProgram = fileURLToPath(new URL('../support/addon-child.ts', import.meta.url));
 const binding = loadNativeBinding();
 const lengthMiB = 32;
-/** The page before the last, which is a hole; the sweep comes to it last. */
+/** The page before the last page. It is a hole, and the sweep reaches it last. */
 const touchLastDataPage = `touch 0 ${(lengthMiB << 20) - 2 * 4096}`;
 let scene: Scene;
 
@@ -35,7 +35,7 @@ class Child {
       stdio: ['ignore', 'pipe', 'inherit'],
     });
     createInterface({ input: this.#process.stdout! }).on('line', (line) => this.lines.push(line));
-    // Not when it exits: what it said last may still be in the pipe.
+    // The exit itself is too early, because the last output may still be in the pipe.
     this.exited = new Promise((resolve) => this.#process.once('close', (code, signal) => resolve({ code, signal })));
     scene.later(() => this.#process.kill('SIGKILL'));
   }
@@ -51,7 +51,10 @@ class Child {
   }
 }
 
-/** The source here, the target's daemon in a child, the VM beside it, so that it outlives the child. */
+/**
+ * The source is in this process, the target's daemon in a child, and the VM beside that child, so it outlives the
+ * child.
+ */
 async function daemon(mode: string) {
   const sourceRegions = await scene.filledRegions('source', [lengthMiB]);
   const source = await openSource(binding, scene, 'tcp', sourceRegions);
@@ -164,7 +167,7 @@ describe('the end of a process or thread', () => {
     if (mode === 'collect') expect(child.lines).toContain('collected');
     if (mode === 'worker') expect(child.lines).toContain('worker ended true');
     if (mode === 'worker-exit-connecting') expect(child.lines).toContain('worker ended 7');
-    // The guest waits for a page that nobody brings; it never reads a zero.
+    // The guest waits for a page that never arrives. It never reads a zero.
     await expectToWait(vm.ask(touchLastDataPage));
   });
 

@@ -44,7 +44,7 @@ describe.each(['tcp', 'shm'] as const)('over %s', (transport) => {
     expect(failure).toBeNull();
     expect(counters.pageCount).toBe(pageCount);
     expect(counters.pagesPresent + counters.pagesZero).toBe(pageCount);
-    // A hole that faulted before the data map was here has been fetched like any page.
+    // A hole that faulted before the data map was ready has been fetched like any page.
     expect(counters.pagesZero).toBeLessThanOrEqual(pageCount / 4n);
     expect(counters.pagesZero).toBeGreaterThan(pageCount / 8n);
     expect(counters.demandBytes + counters.prefetchBytes).toBe(counters.pagesPresent * 4096n);
@@ -52,14 +52,14 @@ describe.each(['tcp', 'shm'] as const)('over %s', (transport) => {
     const sourceCounters = session.snapshot().counters;
     const dataPages = (pageCount * 3n) / 4n;
     if (transport === 'tcp') expect(sourceCounters.dataPages).toBe(dataPages);
-    // Over shm the target reads by itself: the source has nothing to count. And it reads through a mapping: a hole that
-    // faulted before the source has looked for data is filled by that.
+    // Over shm the target reads by itself, so the source counts nothing. The target reads through a mapping, which
+    // fills a hole that faulted before the source has scanned for data.
     expect(sourceCounters.dataPages).toBeGreaterThanOrEqual(dataPages);
     expect(sourceCounters.dataPages).toBeLessThanOrEqual(counters.pagesPresent);
     const fetchedBytes = counters.demandBytes + counters.prefetchBytes;
     if (transport === 'tcp') expect(sourceCounters.readBytes).toBeGreaterThanOrEqual(fetchedBytes);
 
-    // Nothing is registered any more: the bytes are read again after everybody has gone.
+    // Nothing is registered any more. The bytes are read again after all sessions have closed.
     await target.close();
     await session.close();
     listener.close();
@@ -131,7 +131,7 @@ describe.each(['tcp', 'shm'] as const)('over %s', (transport) => {
     for (const ram of ['', 'zz'.repeat(24), `${good.ram}0`, good.ram.slice(1), good.ram.toUpperCase() + 'X']) {
       expect(await codeOf({ keys: [{ ...good, ram }] })).toBe('PEER_PROTOCOL');
     }
-    // A region of another length is not this VM's memory.
+    // A region of another length does not belong to this VM.
     const longer = `${good.ram.slice(0, 32)}${'0'.repeat(8)}ffff0000`;
     expect(await codeOf({ keys: [{ ...good, ram: longer }] })).not.toBe('connected');
     expect(target.snapshot().state).toBe('idle');

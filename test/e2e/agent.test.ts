@@ -41,7 +41,7 @@ describe('post-copy', () => {
     ['busy-tcp', 'tcp', {}],
     ['busy-shm', 'shm', {}],
     ['busy-wide', 'tcp', { cpus: 2, regionsMiB: [96, 96] }],
-    // virtio-net looks at its rings in guest memory while it loads its state.
+    // virtio-net reads its rings in guest memory while it loads its state.
     ['busy-nic', 'tcp', { extra: { nics: [{ type: 'none' }], append: `${APPEND} vmg.ip=10.9.9.9/24` } }],
   ])('%s over %s: no bad page, nothing left at the source', async (name, transport, options) => {
     const { a, b } = pair;
@@ -95,7 +95,7 @@ describe('before the commit', () => {
     await expect(b.agent.target.prepare(await prepareRequest(move))).rejects.toEqual(code('CONFLICT'));
     await expect(b.agent.target.resume(move.session, 2)).rejects.toEqual(code('CONFLICT'));
     await expectClean(a, 'undone');
-    // The same VM again: nothing of the first attempt is in the way.
+    // The same VM again: nothing is left of the first attempt.
     await moveByPostcopy(pair.move('undone'));
     await expectClean(b, 'undone');
   });
@@ -243,8 +243,8 @@ describe('after the commit', () => {
   });
 });
 
-// Guests that write little: under TCG, QEMU 7.2's own pre-copy now and then loses a page that was written meanwhile
-// (stock QEMU alone does).
+// The guests write little: under TCG, QEMU 7.2's own pre-copy sometimes loses a page that was written meanwhile (stock
+// QEMU alone does so too).
 describe("QEMU's own migration", () => {
   test.each<MigrationMode>(['native-precopy', 'native-postcopy'])('%s of private memory', async (mode) => {
     const { a, b } = pair;

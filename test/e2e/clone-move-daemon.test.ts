@@ -1,4 +1,4 @@
-/** Clones that move as a user types it, between real daemons, one of which is killed on the way. */
+/** Moves of clones with the user's commands, between real daemons. One daemon is killed on the way. */
 import { appendFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { afterAll, beforeAll, expect, it } from 'vitest';
@@ -13,7 +13,7 @@ import { Cluster, eventually } from '../hosts/cluster.js';
 import { Guest } from '../hosts/guest.js';
 
 const SETTLE_MS = 120_000;
-/** Of the parent; its clones take those after it (guest/init). */
+/** The parent's address. Its clones take the addresses after it (guest/init). */
 const [ADDRESS, CLONE_ADDRESS] = ['10.84.0.10', '10.84.0.11'] as const;
 
 let cluster: Cluster;
@@ -46,13 +46,13 @@ it('vmigrate moves one, by tcp of its own accord, and refuses what cannot be', a
   expect(refusals.map(({ code }) => code)).toEqual(['TRANSPORT_UNAVAILABLE']);
   const guest = new Guest(cluster, 'c-0');
   await guest.expectProgress('A', 2);
-  // As QEMU does it when the guest writes to its exit port.
+  // QEMU writes the same when the guest writes to its exit port.
   await appendFile(join(cluster.hostDirectory('A'), 'state/vms/c-0/exit'), '7\n');
   const moved = await cluster.json<MigrationReport>('A', 'vmigrate', 'c-0', 'B', '--postcopy');
   expect(moved).toMatchObject({ vm: 'c-0', source: 'A', target: 'B', transport: 'tcp', mode: 'postcopy' });
   expect(moved.bytes.demand + moved.bytes.prefetch + moved.bytes.zeroSkipped).toBe(128 << 20);
   await expectSound('B', guest);
-  // At the address of its own, with the NIC that it was given on A.
+  // The clone answers at its own address, with the NIC that it got on A.
   expect(await answersAt(cluster, CLONE_ADDRESS)).toEqual([report.clones[0]?.mac]);
   expect(await guest.view('A')).toBeUndefined();
   expect(await guest.view('B')).toMatchObject({ state: 'running', image: null, identityIssue: null, exitCode: 7 });

@@ -1,7 +1,7 @@
 /**
- * Copy-on-write clones that leave their host: real QEMU guests that check themselves, two agents without daemons
- * (test/hosts/agent-pair.ts). All clones are of one fork; whatever happens to one of them, its parent and its sisters
- * must not notice.
+ * Copy-on-write clones that leave their host: real QEMU guests that check themselves, and two agents without daemons
+ * (test/hosts/agent-pair.ts). All clones are of one fork. Whatever happens to one of them, its parent and the other
+ * clones must not notice.
  */
 import { existsSync } from 'node:fs';
 import { join } from 'node:path';
@@ -31,7 +31,7 @@ beforeAll(async () => {
   pair = await AgentPair.start();
   await pair.boot({ name: PARENT, memoryMiB: 128, touchMiB: 24, writePercent: 50 });
   ({ image } = await forkOn(pair.a, forkRequest(PARENT, { cloneCount: 5, namePrefix: 'c' })));
-  // Each has pages of its own by then. Those that are not looked at leave the processors to the others.
+  // Each clone has pages of its own by then. Clones that are not checked leave the processors to the others.
   for (const { name } of pair.a.vms.list()) {
     await pair.a.goesOn(name, 2);
     await pair.a.vms.pause(name);
@@ -49,7 +49,7 @@ async function expectClean(host: AgentPair['a'], vm: string): Promise<void> {
   expect(await host.serial(vm)).not.toMatch(/VMG BAD/);
 }
 
-/** On its way, running on B, with most of its pages still at the source. */
+/** The clone is moving: it runs on B, with most of its pages still on the source. */
 async function departed(vm: string): Promise<Move> {
   const { a, b } = pair;
   await a.vms.resume(vm);
@@ -76,7 +76,7 @@ async function finished(move: Move): Promise<void> {
   await pair.b.agent.target.finish(move.session);
 }
 
-/** It has everything that it needs on B, and nothing of it is left on A. */
+/** Checks that the clone has everything that it needs on B, and that nothing of it is left on A. */
 async function expectArrived(vm: string): Promise<void> {
   const { a, b } = pair;
   await b.goesOn(vm, 1);
@@ -167,7 +167,7 @@ test("QEMU's own migration brings it too, as an ordinary VM", async () => {
   const { session } = move;
   const { nativeUri } = await b.agent.target.prepare(await prepareRequest(move));
   const options = { bandwidthBytesPerS: 0, downtimeMsMax: 2000, isPostcopy: false };
-  // Stopped: QEMU's pre-copy of a busy guest under TCG is not what is tried here.
+  // The VM is stopped, because this does not test QEMU's pre-copy of a busy guest under TCG.
   await qmpOf(a.vms.get('c-3')).execute('stop');
   await a.agent.source.nativeMigrate('c-3', session, { ...options, uri: nativeUri ?? '' });
   await b.agent.target.awaitLoaded(session);

@@ -1,4 +1,4 @@
-/** Two real daemons with mutual TLS and a real guest: everything but moving it. */
+/** Two real daemons with mutual TLS and a real guest: everything except moving it. */
 import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
@@ -8,7 +8,7 @@ import { Cluster, eventually, sleep } from '../hosts/cluster.js';
 import { Guest } from '../hosts/guest.js';
 
 const MIB = 2 ** 20;
-/** Documented goal: 64 MiB. The rest is for other versions of Node. */
+/** The documented goal is 64 MiB. The rest is a margin for other versions of Node. */
 const RESIDENT_BYTES_MAX = 72 * MIB;
 const IDLE_WINDOW_MS = 4000;
 const IDLE_CPU_MAX = 0.005;
@@ -24,7 +24,7 @@ async function pidOf(host: string): Promise<number> {
   return vm.pid;
 }
 
-/** Processor time a process has used, ms; the kernel counts in ticks of 10 ms. */
+/** Returns the processor time that a process has used, in ms. The kernel counts in ticks of 10 ms. */
 async function cpuMs(pid: number): Promise<number> {
   const stat = await readFile(`/proc/${pid}/stat`, 'utf8');
   const fields = stat.slice(stat.lastIndexOf(')') + 2).split(' ');

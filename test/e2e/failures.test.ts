@@ -1,11 +1,9 @@
 /**
- * Every process and the link are killed at every step of a real migration. Before commit the VM must go on at the
- * source and nothing may be left on the target; after commit it must go on at the target, and never read a page that is
- * not there. That the source is back within 5 s is shown by the simulation (test/sim/world.ts), whose clock no busy
- * machine can slow down.
- *
- * The coordinator parks before a step while a file exists (VMIGRATE_FAULT), so each fault hits exactly the step it
- * names.
+ * Every process and the link are killed at every step of a real migration. Before the commit the VM must continue on
+ * the source, and nothing may be left on the target. After the commit the VM must continue on the target, and never
+ * read a missing page. The simulation (test/sim/world.ts) shows that the source runs again within 5 s: a busy machine
+ * cannot slow down its clock. The coordinator parks before a step while a file exists (VMIGRATE_FAULT), so each fault
+ * hits exactly the step that it names.
  */
 import { existsSync } from 'node:fs';
 import { readdir } from 'node:fs/promises';
@@ -18,8 +16,7 @@ import { Parking } from '../hosts/parking.js';
 
 const BEFORE_COMMIT: StepName[] = ['prepareTarget', 'exposeSource', 'connectTarget', 'stopSource', 'transferState'];
 /**
- * Parked before `commit` everything else is done: whatever happens to the target meanwhile, the coordinator goes on and
- * commits.
+ * Before `commit` everything else is done. So the coordinator continues and commits, whatever happens to the target.
  */
 const COMMIT: StepName = 'commit';
 const AFTER_COMMIT: StepName[] = ['resumeTarget', 'drain', 'releaseSource'];
@@ -41,7 +38,7 @@ async function job(host: string, id: string): Promise<JobView> {
   return cluster.json<JobView>(host, 'vmctl', 'job', id);
 }
 
-/** Starts a migration that is parked before `step` when this resolves. */
+/** Starts a migration. Resolves when it is parked before `step`. */
 async function migrateUpTo(step: StepName, source: string, target: string, ...flags: string[]): Promise<JobView> {
   await parking.arm(before(step));
   const started = await cluster.json<JobView>(source, 'vmigrate', guest.name, target, '--detach', ...flags);
@@ -70,7 +67,7 @@ beforeAll(async () => {
   guest = await Guest.start(cluster, 'A', { name: 'survivor', touchMiB: 48, memoryMiB: 160, restPercent: 50 });
 });
 
-/** A test that failed half-way must not make the next ones fail. */
+/** A test that failed half-way must not make the next tests fail. */
 afterEach(async () => {
   await parking.releaseAll();
   await cluster.network.setLink('B', true);
@@ -99,11 +96,11 @@ const FAULTS_BEFORE: Fault[] = [
   },
   {
     name: 'the job is cancelled',
-    // It answers when the VM runs on the source again, so it is not waited for while the job is parked.
+    // Cancel returns when the VM runs on the source again. So the test does not wait for it while the job is parked.
     strike: async (id) => {
       const api = cluster.api('A');
       api.post(`/v1/jobs/${id}/cancel`).catch(() => undefined);
-      // The daemon takes requests as they come: once it has answered later ones, it has that one.
+      // The daemon accepts requests in order. Once it has answered a later request, it has received this one.
       for (let later = 0; later < 3; later++) await api.get(`/v1/jobs/${id}`);
     },
     heal: async () => undefined,

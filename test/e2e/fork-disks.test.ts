@@ -1,6 +1,6 @@
 /**
- * Disks of forked guests: each clone has its own, the parent goes on in another file, and nobody writes to what they
- * share.
+ * Disks of forked guests: each clone has its own disk, the parent continues in another file, and nobody writes to the
+ * shared file.
  */
 import { execFileSync } from 'node:child_process';
 import { createHash } from 'node:crypto';
@@ -33,7 +33,7 @@ async function boot(name: string, disks: object[]): Promise<void> {
   await forks.boot({ name, extra: { disks, append: APPEND } });
 }
 
-/** The latest number that stands on a disk; what stands in a sector is that sector's. */
+/** Returns the latest number on a disk. Each sector has a number of its own. */
 function latestNumber(path: string, format = 'qcow2'): number {
   const raw = join(forks.directory, 'read.raw');
   execFileSync('qemu-img', ['convert', '-U', '-f', format, '-O', 'raw', path, raw]);

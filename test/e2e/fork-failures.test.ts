@@ -1,7 +1,7 @@
 /**
- * The daemon is killed at every step of a fork, as by `kill -9`, and started again. Before the commit the guest runs on
- * alone and unprotected, and nothing of the fork is left; after it the clones run, and neither they nor the guest ever
- * see a page that is not there. An image that can never be complete ends its clones, and nobody else.
+ * The daemon is killed at every step of a fork, as by `kill -9`, and restarted. Before the commit the guest continues
+ * alone and unprotected, and nothing of the fork is left. After the commit the clones run, and neither they nor the
+ * guest ever read a missing page. An image that can never be complete ends only its clones.
  */
 import { execFileSync } from 'node:child_process';
 import { existsSync } from 'node:fs';
@@ -19,7 +19,7 @@ const BEFORE_COMMIT = ['before:reserveParent', ...AGENT_POINTS_BEFORE_COMMIT];
 const AFTER_COMMIT = ['agent:fork:committed', 'after:commitFork', 'before:fillImage', 'before:releaseParent'];
 const CLONES = 2;
 const ENDED_MS = 60_000;
-/** Memory files lie on a file system of their own. */
+/** The memory files are on a file system of their own. */
 const RAM_MIB = 4096;
 
 let cluster: Cluster;
@@ -40,7 +40,7 @@ afterEach(async () => {
   for (const { id } of await images()) await cluster.vmctl('A', 'image', 'rm', id);
 });
 afterAll(async () => {
-  // Lazily: QEMUs still have files there.
+  // The unmount is lazy, because QEMUs still have files there.
   if (cluster !== undefined) execFileSync('umount', ['--lazy', cluster.ramDirectory('A')]);
   await cluster?.destroy();
 });
@@ -53,7 +53,7 @@ async function restart(environment = parking.environment): Promise<void> {
   await cluster.startDaemon('A', environment);
 }
 
-/** A fork of the parent whose daemon is parked at `point` when this resolves. */
+/** Starts a fork of the parent. Resolves when its daemon is parked at `point`. */
 async function forkUpTo(point: string): Promise<string> {
   await parking.arm(point);
   const { id } = await cluster.api('A').post<ForkJobView>('/v1/forks', { vm: parent.name, cloneCount: CLONES });
@@ -68,7 +68,7 @@ function ended(id: string): Promise<ForkJobView> {
   });
 }
 
-/** The job of a fork whose daemon was killed at `point`, and which another one has taken up. */
+/** Returns the job of a fork whose daemon was killed at `point`, resumed by another daemon. */
 async function killedAt(point: string, meanwhile: () => Promise<void> = async () => undefined): Promise<ForkJobView> {
   const id = await forkUpTo(point);
   await cluster.stopDaemon('A');
@@ -78,7 +78,7 @@ async function killedAt(point: string, meanwhile: () => Promise<void> = async ()
   return ended(id);
 }
 
-/** The kernel's word for it: a mapping whose writes are held back has the flag `uw`. */
+/** The kernel shows the flag `uw` for a mapping whose writes are held back. */
 async function isProtected(pid: number): Promise<boolean> {
   const smaps = await readFile(`/proc/${pid}/smaps`, 'utf8');
   return /^VmFlags:.* uw( |$)/m.test(smaps);
@@ -102,7 +102,7 @@ async function expectNothingLeft(): Promise<void> {
 
 describe('a daemon that is killed', () => {
   beforeAll(async () => {
-    // Large enough that much of it is still to be copied when the clones run.
+    // The memory is so large that much of it remains to be copied when the clones run.
     parent = await Guest.start(cluster, 'A', { name: 'parent', memoryMiB: 256, touchMiB: 160, writePercent: 50 });
   });
   afterAll(() => cluster.vmctl('A', 'stop', parent.name, '--force'));
@@ -139,9 +139,9 @@ describe('an image that can never be complete', () => {
   };
 
   beforeAll(async () => {
-    // So large that it is far from complete when the clones run.
+    // The memory is so large that the copy is far from complete when the clones run.
     parent = await Guest.start(cluster, 'A', { name: 'large', memoryMiB: 768, touchMiB: 640 });
-    // Whatever becomes of the file system, the guest has its room.
+    // The guest's own pages are allocated, whatever happens to the file system.
     execFileSync('fallocate', ['-l', '768M', join(cluster.ramDirectory('A'), parent.name, 'ram0.ram')]);
   });
 
@@ -156,7 +156,7 @@ describe('an image that can never be complete', () => {
     expect(image).toMatchObject({ state: 'failed', clones: [], allocatedBytes: 0 });
     const clones = (await vms()).filter(({ name }) => name !== parent.name);
     expect(clones.map(({ state }) => state)).toEqual(Array(CLONES).fill('stopped'));
-    // None of them has seen a zero where there was data, nor anything else that is wrong.
+    // None of the clones has read a zero instead of data, or any other wrong byte.
     for (const { name } of clones) expect(await new Guest(cluster, name).serialLog('A')).not.toMatch(/VMG BAD/);
     await cluster.must(cluster.vmctl('A', 'stop', '--image', image?.id ?? ''));
     await cluster.must(cluster.vmctl('A', 'image', 'rm', image?.id ?? ''));
@@ -165,12 +165,12 @@ describe('an image that can never be complete', () => {
   }
 
   test('because there is no room: its clones are ended, and the guest runs on', async () => {
-    // Before its clones run, because from then on it is copied as fast as a processor can.
+    // The file system is filled before the clones run, because from then on the copy is as fast as a processor allows.
     const point = 'agent:fork:start';
     const id = await forkUpTo(point);
     const { blocks, bfree, bsize } = await statfs(cluster.ramDirectory('A'));
     const resize = (bytes: number) => execFileSync('mount', ['-o', `remount,size=${bytes}`, cluster.ramDirectory('A')]);
-    // Room for half of it: there is some until the fork is committed, and then there is not.
+    // There is space for half of the image. Until the commit the fork has space, and then it runs out.
     resize((blocks - bfree) * bsize + 384 * 2 ** 20);
     try {
       await parking.release(point);
@@ -181,7 +181,7 @@ describe('an image that can never be complete', () => {
   });
 
   test('because its file was cut while no daemon looked', async () => {
-    // It ends itself there: a test that ends it might come when the image is complete.
+    // The daemon ends itself at that point. A kill by the test might come after the image is complete.
     await restart({ VMIGRATE_FAULT: 'agent:fork:committed=crash' });
     const { id } = await cluster.api('A').post<ForkJobView>('/v1/forks', { vm: parent.name, cloneCount: CLONES });
     await eventually('the daemon dies', ENDED_MS, () => (cluster.isDaemonRunning('A') ? undefined : true));

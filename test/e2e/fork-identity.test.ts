@@ -13,7 +13,7 @@ const run = promisify(execFile);
 const CLONES = 4;
 const SETTLE_MS = 120_000;
 
-/** Says it until the guest has answered: a serial line may lose what arrives while nobody reads it. */
+/** Repeats the command until the guest has answered. A serial line may lose input while nobody reads it. */
 async function say(host: VmHost, name: string, words: string, answer: RegExp): Promise<RegExpExecArray> {
   const { socket, log } = host.vms.serialPaths(name);
   const console = await openConsole({ socketPath: socket, logPath: log, backlogBytes: 0, isFollowing: true });
@@ -31,7 +31,7 @@ async function say(host: VmHost, name: string, words: string, answer: RegExp): P
 
 test('clones have identities, random numbers and exit codes of their own, and the host’s time', async () => {
   const host = await VmHost.start();
-  // A clock that is years behind, as in an image that was saved long ago.
+  // The clock is years behind, as in an image that was saved long ago.
   const past = ['-rtc', 'base=2020-01-01T00:00:00'];
   const append = 'console=ttyS0 quiet vmg.workload=memtouch vmg.mb=16 vmg.restpct=75';
   const agent = { initrd: agentInitrd(), guestAgent: true };
@@ -97,7 +97,7 @@ interface CloneNetworkFacts {
   readonly forked: Record<string, string>;
   readonly answers: boolean;
   readonly namespace: string;
-  /** That have joined its bridge. */
+  /** The taps that have joined their bridge. */
   readonly taps: number;
 }
 
@@ -135,7 +135,7 @@ describe('the network of clones', () => {
 
   test('a guest that does not let go of its parent’s NIC is told of, and keeps running', async () => {
     const host = await VmHost.start();
-    // No operating system: nobody answers a request to unplug.
+    // The guest has no operating system, so nothing answers a request to unplug.
     await host.vms.run(vmSpec({ nics: [{}] }));
     const vm = host.vms.get('vm');
     const nics = vm.spec.nics.map((nic) => ({ ...nic, mac: '56:00:00:00:00:01' }));

@@ -1,4 +1,4 @@
-/** QEMUs that wait for a fork before anybody has asked for it. */
+/** QEMUs that are started before a fork, and wait for it. */
 import { afterAll, afterEach, beforeAll, describe, expect, test } from 'vitest';
 import type { WarmRequest } from '../../src/domain/fork.js';
 import { AMPLE } from '../hosts/agent-pair.js';
@@ -47,7 +47,7 @@ describe('a waiting set', () => {
     await forks.boot({ name: 'warm', touchMiB: 32, writePercent: 50 });
     const { image } = await agent.pool.warm(warmRequest('warm'));
     expect(readySets()).toMatchObject([{ image, vm: 'warm', cloneCount: 2, readyCount: 2 }]);
-    // Nothing that a user would take for an image, a clone or a VM of the kind that runs.
+    // The pool leaves nothing that a user could mistake for an image, a clone or a running VM.
     expect(agent.images.list()).toEqual([]);
     expect(vms.list().filter(({ state }) => state === 'running')).toHaveLength(1);
     const inventory = await agent.forks.forkInventory(forks.request('warm'));

@@ -49,7 +49,7 @@ describe('a parent that runs on', () => {
     expect(agent.images.list()).toMatchObject([{ id: image, state: 'complete', parent: 'busy' }]);
     expect(agent.images.find(image).clones).toHaveLength(8);
     await expect(agent.images.remove(image)).rejects.toEqual(code('CONFLICT'));
-    // What only the copying needed is gone with it.
+    // Everything that only the copying needed is gone with it.
     expect(forks.traces().filter((path) => /\.(parent|presence)$/.test(path))).toEqual([]);
     for (const { name } of clones) await vms.stop(name, { isForced: true });
     await agent.images.remove(image);
@@ -84,7 +84,7 @@ test('a clone is forked itself: what it has written is in the clones of it, and 
   await forks.host.goesOn('child-0');
   const grandchildren = await forks.fork(forks.request('child-0', { namePrefix: 'grandchild' }));
   expect(vms.view(vms.get('grandchild-1')).image).toBe(grandchildren.image);
-  // Neither needs the other any more.
+  // Parent and clones no longer need each other.
   await vms.stop('child-0', { isForced: true });
   await expectWorking(['first', 'child-1', 'grandchild-0', 'grandchild-1']);
   await vms.stop('child-1', { isForced: true });
@@ -127,7 +127,7 @@ describe('a fork that is given up', () => {
       await expectWorking(['kept']);
       await agent.forks.discardFork(request.fork);
       await expect(agent.forks.prepareClones(request)).rejects.toEqual(code('CONFLICT'));
-      // The same VM again: nothing of the first attempt is in the way.
+      // The same VM again: nothing is left of the first attempt.
       await forks.fork(forks.request('kept', { cloneCount: 1 }));
     },
   );
@@ -235,7 +235,7 @@ test('clones with memory of their own are VMs that need no image', async () => {
   }
   await agent.images.remove(image);
   await expectWorking(['giver', ...clones.map(({ name }) => name)]);
-  // As ordinary as any: it can be forked itself.
+  // The clone is an ordinary VM, so it can be forked itself.
   const next = await forks.fork(forks.request(clones[0]!.name, { cloneCount: 1 }));
   await expectWorking(next.clones.map(({ name }) => name));
 });
@@ -246,12 +246,12 @@ test('a file system that is full before the clones run: the fork is given up, an
   try {
     const { vms, agent } = small.host;
     await small.boot({ name: 'large', memoryMiB: 192, touchMiB: 64, writePercent: 50 });
-    // The guest itself shall not need more room than it has: that would be a fault of its own.
+    // The guest itself must not need more space than it has, because that would be a failure of its own.
     const [memory] = vms.get('large').regions;
     execFileSync('fallocate', ['-l', '192M', memory!.path]);
     const request = small.request('large');
     await agent.forks.prepareClones(request);
-    // Others take the room that there was when the image was made.
+    // Other files take the space that was free when the image was created.
     const { bavail, bsize } = await statfs(small.host.ramDir);
     execFileSync('fallocate', ['-l', String(bavail * bsize - 40 * 2 ** 20), filler]);
     await agent.forks.armParent(request.fork);

@@ -1,6 +1,4 @@
-/**
- * What a run leaves behind that was killed is taken away: the machine of the next run is as clean as that of the first.
- */
+/** The leftovers of a killed run are removed, so the next run finds a machine as clean as the first run did. */
 import { spawn } from 'node:child_process';
 import { existsSync } from 'node:fs';
 import { createInterface } from 'node:readline';
@@ -9,7 +7,7 @@ import { eventually } from '../hosts/cluster.js';
 
 const GONE_MS = 60_000;
 
-/** A run with a VM that says where it is, and never ends. */
+/** A run that starts a VM, reports its place, and never ends. */
 const RUN = `
   import { VmHost, vmSpec } from './test/hosts/vm-host.ts';
   const host = await VmHost.start();
@@ -26,8 +24,7 @@ test.each(['SIGINT', 'SIGKILL'] as const)('a run that ends by %s', async (signal
   const lines = createInterface({ input: child.stdout });
   const first = await Promise.race([new Promise<string>((resolve) => lines.once('line', resolve)), ended]);
   const { pid, paths } = JSON.parse(String(first)) as { pid: number; paths: string[] };
-  // Of a process that has ended, and whose end nobody has asked for yet, only the rest of it is there, without a
-  // program.
+  // A process that has ended and was not waited for is a zombie, without a program.
   const program = `/proc/${pid}/exe`;
   expect(existsSync(program)).toBe(true);
   child.kill(signal);

@@ -20,7 +20,7 @@ beforeAll(async () => {
   cluster = await Cluster.create({ hasGuestNetwork: true });
 });
 
-/** A test that failed half-way must not leave the next ones a machine full of busy guests. */
+/** A test that failed half-way must not leave busy guests to the next tests. */
 afterEach(async () => {
   for (const { name: host } of cluster.network.hosts) {
     for (const { name } of await cluster.json<{ name: string }[]>(host, 'vmctl', 'ps'))
@@ -40,7 +40,7 @@ async function stop(host: string, vm: string): Promise<void> {
   await cluster.must(cluster.vmctl(host, 'stop', vm));
 }
 
-/** After a move nothing of the VM is left on the host it left. */
+/** After a move nothing of the VM is left on the source. */
 async function expectNothingLeft(host: string, vm: string): Promise<void> {
   expect(await cluster.vmctl(host, 'ps', '--json').then((result) => result.stdout)).not.toContain(`"${vm}"`);
   expect(await cluster.qemuPids(host)).toEqual([]);
@@ -174,8 +174,8 @@ describe('a VM on its way', () => {
   });
 });
 
-// Of a guest that writes little: under TCG, QEMU 7.2's own pre-copy now and then loses a page that was written
-// meanwhile (stock QEMU alone does).
+// The guest writes little: under TCG, QEMU 7.2's own pre-copy sometimes loses a page that was written meanwhile (stock
+// QEMU alone does so too).
 describe('QEMU’s own migration', () => {
   it.each([[[] as string[]], [['--postcopy']]])('moves a VM with private memory: --native %s', async (flags) => {
     const guest = await Guest.start(cluster, 'A', {

@@ -1,5 +1,5 @@
 /**
- * Who gets in between real daemons: nobody without a valid certificate of this cluster, on the API port and on the data
+ * Access to real daemons: nobody gets in without a valid certificate of this cluster, on the API port and on the data
  * port.
  */
 import { randomBytes } from 'node:crypto';
@@ -36,7 +36,7 @@ interface Attempt {
   readonly maxVersion?: 'TLSv1.2' | 'TLSv1.3';
 }
 
-/** A client of its own in host B's namespace: `folder`'s certificate, or none. What it read of the answer's body. */
+/** Runs a client in host B's namespace, with the certificate in `folder` or none. Returns the body that it has read. */
 const CLIENT = `
   const { readFileSync } = require('node:fs');
   const { url, folder, ca, method, body, maxVersion } = JSON.parse(process.argv[1]);
@@ -103,7 +103,7 @@ describe('the data port', () => {
         bytes.toString('hex'),
       );
       const received = Number(/closed after (\d+)/.exec(stdout)?.[1]);
-      // At most the reply that refuses the hello: 8 bytes.
+      // The client reads at most the reply that refuses the hello: 8 bytes.
       expect(received).toBeLessThanOrEqual(8);
     }
     await guest.expectProgress('A');

@@ -1,4 +1,4 @@
-/** Forks of a guest that others talk to: from outside each clone is somebody else, or nobody. */
+/** Forks of a guest with network peers. From outside each clone has another address, or none. */
 import { afterAll, afterEach, beforeAll, expect, test } from 'vitest';
 import type { ForkReport } from '../../src/domain/fork.js';
 import type { VmView } from '../../src/domain/vm.js';
@@ -9,7 +9,7 @@ import { Guest } from '../hosts/guest.js';
 const SETTLE_MS = 120_000;
 const CLONES = 2;
 const MANY_CLONES = 16;
-/** Clone number N takes the N + 1st after its parent's (guest/init). */
+/** Clone number N takes the address N + 1 after its parent's (guest/init). */
 const addresses = Array.from({ length: MANY_CLONES + 1 }, (_, index) => `10.84.0.${10 + index}`);
 
 let cluster: Cluster;
@@ -56,7 +56,7 @@ test('fresh: parent and clones have their own addresses, though the daemon was k
   await parent.expectProgress('A');
 });
 
-/** Which port of the host's bridge has heard which guest. */
+/** Returns the port of the host's bridge at which each guest was heard. */
 async function learned(): Promise<{ mac: string; ifname: string }[]> {
   const { namespace } = cluster.host('A');
   const { stdout } = await cluster.inNamespace(namespace, 'bridge', '-json', 'fdb', 'show', 'br', 'br-guest');

@@ -1,5 +1,5 @@
 /**
- * `vfork` as a user types it, against a real daemon: busy guests become many, and every one of them proves its memory.
+ * `vfork` with the user's commands, against a real daemon: busy guests become many, and each of them proves its memory.
  */
 import { existsSync } from 'node:fs';
 import { readdir, readFile, writeFile } from 'node:fs/promises';
@@ -15,7 +15,7 @@ import { Cluster, eventually } from '../hosts/cluster.js';
 import { Guest, type GuestOptions } from '../hosts/guest.js';
 import { Parking } from '../hosts/parking.js';
 
-/** As many as two processors get through in a test's time; `npm run bench -- vfork` does the same with 64. */
+/** The number that two processors can handle in a test's time. `npm run bench -- vfork` does the same with 64. */
 const MANY = Number(process.env.VMIGRATE_TEST_CLONES ?? 16);
 
 const BEFORE_FILLING = 'before:fillImage';
@@ -44,7 +44,7 @@ async function expectSound(name: string): Promise<void> {
   await guest.expectClean('A');
 }
 
-/** Nothing of any fork is left but what `names` says. */
+/** Checks that nothing of any fork is left but the VMs in `names`. */
 async function expectOnly(...names: string[]): Promise<void> {
   expect((await ps()).map(({ name }) => name).sort()).toEqual([...names].sort());
   expect(await images()).toEqual([]);
@@ -114,7 +114,7 @@ describe('vfork --clones', () => {
     await cluster.startDaemon('A', parking.environment);
     await start({ name: 'queue' });
     const body = { vm: 'queue', cloneCount: 2 };
-    // Until the others have been asked for.
+    // The first fork is held here until the others have been requested.
     await parking.arm(BEFORE_FILLING);
     const [first, second, third] = [
       await cluster.api('A').post<ForkJobView>('/v1/forks', body),
@@ -194,7 +194,7 @@ describe('vfork --clones', () => {
     const logs = join(cluster.directory, 'logs');
     const { code, stdout } = await cluster.vfork('A', '--clones', '3', 'job', '--wait', '--logs', logs, '--json');
     const { ends } = JSON.parse(stdout) as { ends: { name: string; exitCode: number; log: string }[] };
-    // Each clone exits with its index, so one of three has ended well.
+    // Each clone exits with its index, so one of three exits with 0.
     expect(ends.map(({ exitCode }) => exitCode)).toEqual([0, 1, 2]);
     expect(code).toBe(1);
     expect(await readFile(ends[2]?.log ?? '', 'utf8')).toMatch(/VMG EXIT code=2/);

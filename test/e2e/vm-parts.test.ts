@@ -56,7 +56,7 @@ test('a tap on a bridge, in a network of its own', async () => {
       const taps = tapNames('A', spec);
       await createTaps(spec, taps);
       const joined = ip('link', 'show', 'master', 'br0');
-      // As after a crash: the tap is there already.
+      // The tap already exists, as after a crash.
       await createTaps(spec, taps);
       await removeTaps(taps);
       await removeTaps(taps);

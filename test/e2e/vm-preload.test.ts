@@ -1,4 +1,4 @@
-/** VMs whose memory the daemon serves: QEMU with the preload, the addon at the other end. */
+/** VMs whose memory the daemon serves: QEMU with the preload, connected to the addon. */
 
 import { stat } from 'node:fs/promises';
 import { fileURLToPath } from 'node:url';

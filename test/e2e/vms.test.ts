@@ -226,7 +226,7 @@ describe('a target', () => {
     expect(host.vms.list()).toEqual([]);
   });
 
-  // Memory is copied by hand here: what is shown is that the two command lines give the guest one and the same machine.
+  // The test copies the memory itself. It shows that both command lines give the guest the same machine.
   test('carries on where the source was stopped', async () => {
     const append = 'console=ttyS0 quiet vmg.workload=memtouch vmg.mb=16 vmg.restpct=75';
     const devices = {
@@ -314,7 +314,7 @@ describe('nothing is left of a start that fails', () => {
     await host.restart(async () => {
       const path = join(host.directory, 'state/vms/vm/record.json');
       const record = JSON.parse(await readFile(path, 'utf8')) as Record<string, unknown>;
-      // As it is between QEMU's start and the note of its pid.
+      // The state between QEMU's start and the record of its pid.
       await writeFile(path, JSON.stringify({ ...record, state: 'starting', process: null }));
     });
     expect(await host.qemus()).toEqual([]);

@@ -1,4 +1,4 @@
-/** One host in the simulation, as one life of its daemon has it. */
+/** One host in the simulation, during one life of its daemon. */
 
 import type { HostInventory, TargetChecks, VmInventory } from '../../src/domain/host.js';
 import type { HostPort } from '../../src/engine/ports/host.js';
@@ -14,7 +14,7 @@ export class SimAgent implements HostPort {
   readonly inventory: InventoryPort;
   readonly source: SimSource;
   readonly target: SimTarget;
-  /** No migration calls it. */
+  /** Migrations do not call it. */
   readonly forks: HostPort['forks'];
 
   /** `peer`: the other host, if its daemon lives and the network is up. */

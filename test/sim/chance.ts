@@ -1,4 +1,4 @@
-/** Deterministic chance (mulberry32): one seed, one run. */
+/** Deterministic random numbers (mulberry32): each seed gives one run. */
 export class Chance {
   #state: number;
 

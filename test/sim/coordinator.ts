@@ -1,6 +1,6 @@
 /**
- * What the simulations of migrations and of forks have in common: a coordinator's ports on a simulated world, and when
- * its job is at rest.
+ * The common part of the simulations of migrations and forks: a coordinator's ports on a simulated world, and the check
+ * whether its job has ended.
  */
 import { readHistories } from '../../src/jobs/history.js';
 import type { JobManager } from '../../src/jobs/jobs.js';
@@ -14,14 +14,14 @@ export interface AnyWorld {
   readonly time: Time;
   readonly trace: string[];
   readonly violation: unknown;
-  /** A moment at which a fault may strike. */
+  /** An event at which a fault may strike. */
   event(label: string): void;
-  /** No fault strikes any more. */
+  /** Stops all further faults. */
   endFaults(): void;
 }
 
 const REST_MS_MAX = 1_800_000;
-/** Longer than any call is late. */
+/** Longer than the delay of any call. */
 const AFTERMATH_MS = 90_000;
 const RECOVERIES_MAX = 3;
 
@@ -50,8 +50,8 @@ export function worldPorts(
 }
 
 /**
- * Is the only job of a world over, with nothing left to be undone? One that needs somebody's help gets it some times.
- * null: there is no job.
+ * Returns whether the only job of a world has ended, with nothing left to undo. A job that needs recovery gets
+ * `recover` several times. Null: there is no job.
  */
 export function jobWatch(): (jobs: JobManager, journal: FileJournal) => boolean | null {
   let recoveries = 0;
@@ -65,8 +65,8 @@ export function jobWatch(): (jobs: JobManager, journal: FileJournal) => boolean 
 }
 
 /**
- * Runs the world until it is at rest, and on until nothing that was late can come any more. False: it does not come to
- * rest.
+ * Runs the world until its job has ended, and then until no delayed call can arrive any more. Returns false if the job
+ * does not end.
  */
 export async function runToRest(world: AnyWorld, isAtRest: () => boolean): Promise<boolean> {
   const isOver = (): boolean => world.violation !== null || isAtRest();

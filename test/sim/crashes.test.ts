@@ -20,7 +20,7 @@ const KINDS: readonly [kind: FaultKind, ms: number][] = [
   ['delayCall', 20_000],
 ];
 
-/** For each step a mode whose walk has it: a step that nobody simulates does not compile. */
+/** For each step a mode whose walk has it. A step that no simulation covers does not compile. */
 const SIMULATED_IN: Readonly<Record<StepName, MigrationMode>> = {
   reserve: 'postcopy',
   prepareTarget: 'postcopy',

@@ -1,6 +1,6 @@
 import { type Result, type Scenario, simulate } from './simulate.js';
 
-/** How to see a failure again: the scenario as it stands, and the end of what happened in it. */
+/** Describes how to reproduce a failure: the scenario, and the last events of the run. */
 export async function expectSound(scenario: Scenario): Promise<Result> {
   const result = await simulate(scenario);
   const { violation, state, trace } = result;

@@ -1,6 +1,6 @@
 /**
- * The host's part of forks in the simulation: keeps the rules of ports/host.ts, forgets what a real daemon forgets when
- * it dies.
+ * The host's part of forks in the simulation. It keeps the rules of ports/host.ts, and forgets what a real daemon
+ * forgets when it dies.
  */
 
 import { type ErrorCode, MigrationError } from '../../src/domain/errors.js';
@@ -27,7 +27,7 @@ const PAGE_MS = 4;
 export class SimForkAgent implements ForkPort, Pick<SourcePort, 'reserve' | 'unreserve'> {
   readonly #world: ForkWorld;
   readonly #life: Life;
-  /** Forks that are over: nothing that arrives late brings them back. */
+  /** Forks that have ended. A late call does not bring them back. */
   readonly #closed = new Set<string>();
 
   constructor(world: ForkWorld, life: Life) {
@@ -35,7 +35,7 @@ export class SimForkAgent implements ForkPort, Pick<SourcePort, 'reserve' | 'unr
     this.#life = life;
   }
 
-  /** As the daemon comes up: what was not committed goes, the rest goes on. */
+  /** Starts the daemon: it removes what was not committed, and continues the rest. */
   async start(): Promise<void> {
     for (const { fork, isCommitted } of this.#world.forks.values()) {
       if (isCommitted) void this.#fill(fork);
@@ -219,7 +219,7 @@ export class SimForkAgent implements ForkPort, Pick<SourcePort, 'reserve' | 'unr
     if (parent.protectedFor === fork) parent.protectedFor = null;
   }
 
-  /** The copier. The parent's files stay when it dies. */
+  /** The copier. The parent's files remain when the parent dies. */
   async #fill(fork: string): Promise<void> {
     const { parent, images } = this.#world;
     for (let index = 0; index < PAGES; index++) {
@@ -227,23 +227,23 @@ export class SimForkAgent implements ForkPort, Pick<SourcePort, 'reserve' | 'unr
       if (image === undefined) return;
       if (image.pages[index] !== null) continue;
       await this.#life.sleep(PAGE_MS);
-      // Discarded or finished meanwhile.
+      // The fork was discarded or finished meanwhile.
       if (!images.has(fork) || parent.protectedFor !== fork) return;
-      // The parent may have written it, which has copied it, while we slept.
+      // The parent may have written the page during the sleep, which has copied it.
       image.pages[index] ??= parent.pages[index] ?? null;
       this.#world.event(`page ${index}`);
       await this.#life.survive();
     }
   }
 
-  /** What takes time, and where a crash may fall: what came before has happened then, what comes after has not. */
+  /** Lets time pass, and may crash. Earlier effects have happened then; later ones have not. */
   async #work(label: string): Promise<void> {
     this.#world.event(label);
     await this.#life.sleep(WORK_MS);
     if (!this.#life.isAlive) await NEVER;
   }
 
-  /** A durable record. */
+  /** Writes a durable record. */
   async #write(label: string, act: () => unknown = () => undefined): Promise<void> {
     this.#world.event(`write ${label}`);
     await this.#life.survive();

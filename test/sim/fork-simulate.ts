@@ -16,7 +16,7 @@ import { vmSpec } from './spec.js';
 import { SimStore } from './store.js';
 import { Life } from './time.js';
 
-/** Orders broken on purpose, one for each thing that the oracle claims to see. */
+/** Orders of steps that are broken on purpose, one for each kind of violation that the oracle detects. */
 export type ForkSabotage = 'discardNothing' | 'forgetCommit' | 'completeTooSoon' | 'keepReserved' | 'loseJournal';
 
 export interface ForkScenario {
@@ -28,7 +28,7 @@ export interface ForkScenario {
 
 export interface ForkResult {
   readonly violation: string | null;
-  /** null: the request was refused, or died with the daemon before it was durable. */
+  /** Null: the request was refused, or the daemon died before the job was durable. */
   readonly state: JobState | null;
   readonly eventCount: number;
   readonly trace: readonly string[];
@@ -96,7 +96,7 @@ export async function simulateFork({
   if (!hasRested) world.fail(`the job did not come to rest: ${JSON.stringify(job)}`);
   else if (world.violation === null) {
     checkAtRest(world, job?.state ?? null, parentMode);
-    // A question that got no answer may cost the report its names; a death of the daemon may not.
+    // A call without an answer may leave the names out of the report. A death of the daemon must not.
     const named = job?.kind === 'fork' ? (job.report?.clones.length ?? 0) : 0;
     const isHeard = faults.every(({ kind }) => kind === 'killDaemon');
     if (job?.state === 'done' && isHeard && named !== CLONES) world.fail(`the report names ${named} clones`);
@@ -105,7 +105,7 @@ export async function simulateFork({
   return { violation, state: job?.state ?? null, eventCount, trace };
 }
 
-/** How to see a failure again: the scenario as it stands, and the end of what happened in it. */
+/** Describes how to reproduce a failure: the scenario, and the last events of the run. */
 export async function expectSoundFork(scenario: ForkScenario): Promise<ForkResult> {
   const result = await simulateFork(scenario);
   const { violation, state, trace } = result;
@@ -121,7 +121,8 @@ function requestFor(parentMode: ParentMode): ForkRequest {
 }
 
 /**
- * Calls within one daemon: they may fail before or after they have taken effect, or be late. They die with the daemon.
+ * Calls within one daemon. They may fail before or after they have taken effect, or be delayed. They die with the
+ * daemon.
  */
 async function called(world: ForkWorld, life: Life, name: string, work: () => Promise<unknown>): Promise<unknown> {
   await life.survive();
@@ -138,7 +139,7 @@ async function called(world: ForkWorld, life: Life, name: string, work: () => Pr
   return answer;
 }
 
-/** What must hold when the daemon is up, all faults over and the job has ended. */
+/** Checks the invariants that hold when the daemon runs, all faults have ended and the job has ended. */
 function checkAtRest(world: ForkWorld, state: JobState | null, parentMode: ParentMode): void {
   const { parent, clones, images, forks, killed } = world;
   const fail = (what: string): void => world.fail(`at rest (${state}): ${what}`);

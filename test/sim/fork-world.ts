@@ -1,34 +1,34 @@
 /**
- * The simulated world of a fork: one host, its parent VM, its clones and images, and the oracle that looks at all of it
- * after every event. What is in here survives the daemon; what is in an agent (fork-agent.ts) does not.
+ * The simulated world of a fork: one host, its parent VM, its clones and images, and the oracle that checks all of it
+ * after every event. The state in this file survives the daemon; the state in an agent (fork-agent.ts) does not.
  */
 import { Chance } from './chance.js';
 import type { Disk } from './store.js';
 import { type Life, Time } from './time.js';
 
-/** So many that the parent has not written all of them before the clones run. */
+/** So many pages that the parent has not written all of them before the clones run. */
 export const PAGES = 24;
 export const CLONES = 3;
 
 export interface Parent {
   isAlive: boolean;
   state: 'running' | 'paused';
-  /** Grows with every event while it runs: what its memory would prove. */
+  /** Grows with every event while the VM runs. Its memory must prove this version. */
   version: number;
   readonly pages: number[];
-  /** Fork whose capture its writes wait for. */
+  /** The fork whose capture the VM's writes wait for. */
   protectedFor: string | null;
-  /** It stays stopped because it was asked to. */
+  /** The VM stays stopped because the request asked for that. */
   isFrozen: boolean;
   job: string | null;
 }
 
 export interface Image {
-  /** Version of each page, null: not copied yet. */
+  /** Version of each page. Null: not copied yet. */
   readonly pages: (number | null)[];
   /** The version of the guest at the fork point; null before it. */
   forkVersion: number | null;
-  /** What the pages were then: the proof that copies are checked against. */
+  /** The pages at the fork point, against which copies are checked. */
   wanted: readonly number[];
   hasState: boolean;
 }
@@ -57,10 +57,10 @@ export type ForkFaultKind =
   | 'delayCall';
 
 export interface ForkFault {
-  /** Number of the event at which it strikes. */
+  /** Number of the event at which the fault strikes. */
   readonly at: number;
   readonly kind: ForkFaultKind;
-  /** Until it is over, or by how much a call is late. */
+  /** Duration of the fault, or the delay of a call. */
   readonly ms: number;
 }
 
@@ -86,9 +86,9 @@ export class ForkWorld {
   eventCount = 0;
   violation: string | null = null;
   readonly trace: string[] = [];
-  /** The next call is treated so. */
+  /** The fault for the next call. */
   callFault: ForkFault | null = null;
-  /** Deaths that no engine could have prevented. */
+  /** Deaths of QEMU that no engine could have prevented. */
   readonly killed = { parent: false, clones: 0 };
   onRestart: () => void = () => undefined;
   onCancel: () => void = () => undefined;
@@ -102,7 +102,7 @@ export class ForkWorld {
     this.#faults = [...faults];
   }
 
-  /** No fault is still to come to its end. */
+  /** Every fault has ended. */
   get isCalm(): boolean {
     return this.#pending === 0;
   }
@@ -126,7 +126,7 @@ export class ForkWorld {
     this.#watch();
   }
 
-  /** A write to a page that the image lacks copies it first, as the kernel makes the agent do. */
+  /** A write to a page that the image lacks copies the page first, as the kernel forces the agent to do. */
   #runParent(): void {
     const { parent } = this;
     if (!parent.isAlive || parent.state !== 'running') return;
@@ -183,7 +183,7 @@ export class ForkWorld {
     });
   }
 
-  /** What must hold at every moment. */
+  /** Checks the invariants that hold at every moment. */
   #watch(): void {
     for (const { image, state, name } of this.clones.values()) {
       const { hasState, forkVersion } = this.images.get(image) ?? { hasState: false, forkVersion: null };
@@ -197,7 +197,7 @@ export class ForkWorld {
     this.#watchPause();
   }
 
-  /** A parent that is to run on stands still no longer than 5 s while the daemon lives. */
+  /** A parent that is to continue is stopped for at most 5 s while the daemon lives. */
   #watchPause(): void {
     const { parent } = this;
     if (!parent.isAlive || parent.state === 'running' || parent.isFrozen || this.life === null) {

@@ -17,7 +17,7 @@ const KINDS: readonly [kind: ForkFaultKind, ms: number][] = [
   ['delayCall', 80_000],
 ];
 
-/** For each step what becomes of a parent whose fork has it: a step that nobody simulates does not compile. */
+/** For each step the parent mode of a fork that has it. A step that no simulation covers does not compile. */
 const SIMULATED_WITH: Readonly<Record<ForkStepName, ParentMode>> = {
   reserveParent: 'continue',
   prepareClones: 'continue',
@@ -44,14 +44,14 @@ describe('one fault at every event of a fork', () => {
 
 const SEEDS_PER_TEST = 500;
 const TEST_COUNT = 4;
-/** More than any fork has, so that faults also come after its end. */
+/** More events than any fork has, so that faults also strike after its end. */
 const EVENTS = 120;
 const FAULTS_MAX = 5;
 
 function scenarioOf(seed: number) {
   const chance = new Chance(seed);
   const faults = Array.from({ length: 1 + chance.below(FAULTS_MAX) }, (): ForkFault => {
-    // Short and long ones alike often: 1 ms to 30 s.
+    // Short and long durations are equally frequent: 1 ms to 30 s.
     const ms = Math.round(30_000 ** chance.next());
     return { at: chance.below(EVENTS), kind: chance.pick(KINDS)[0], ms };
   });
@@ -66,14 +66,14 @@ test.each(Array.from({ length: TEST_COUNT }, (_, index) => index * SEEDS_PER_TES
       const { state } = await expectSoundFork(scenarioOf(seed));
       ends.set(state ?? 'refused', (ends.get(state ?? 'refused') ?? 0) + 1);
     }
-    // The faults reach every end that a fork can have; else the simulation has become tame.
+    // The faults reach every final state of a fork. Otherwise the simulation has become too weak.
     for (const state of ['cancelled', 'done', 'failed', 'refused']) {
       expect(ends.get(state) ?? 0, `jobs that ended ${state}`).toBeGreaterThan(SEEDS_PER_TEST / 100);
     }
   },
 );
 
-/** The first violation that one fault at any event brings to light, or the undisturbed run's. */
+/** Returns the first violation that a fault at any event causes, or that of the run without faults. */
 async function firstViolation(sabotage: ForkSabotage, kind: ForkFaultKind | null): Promise<string | null> {
   const calm = await simulateFork({ seed: 7, faults: [], sabotage });
   if (kind === null) return calm.violation;

@@ -1,11 +1,11 @@
-/** What both halves of a simulated host have: its disk, its life, and where a crash may fall. */
+/** The common part of both halves of a simulated host: its disk, its life, and the points at which it may crash. */
 
 import { type ErrorCode, MigrationError } from '../../src/domain/errors.js';
 import type { Registry } from '../../src/engine/ports/registry.js';
 import { type Life, NEVER } from './time.js';
 import type { HostState, Qemu, VmRecord, World } from './world.js';
 
-/** Time that QEMU or the disk takes. */
+/** Time that QEMU or the disk needs. */
 const WORK_MS = 2;
 
 export interface HalfParts {
@@ -20,7 +20,7 @@ export class SimHalf {
   protected readonly state: HostState;
   protected readonly life: Life;
   protected readonly registry: Registry;
-  /** Sessions, and VM/job pairs, that are over: nothing that arrives late brings them back. */
+  /** Sessions, and VM/job pairs, that have ended. A late call does not bring them back. */
   protected readonly closed = new Set<string>();
 
   constructor({ world, state, life, registry }: HalfParts) {
@@ -30,7 +30,7 @@ export class SimHalf {
     this.registry = registry;
   }
 
-  /** What takes time, and where a crash may fall: what came before is on the disk then, what comes after is not. */
+  /** Lets time pass, and may crash. Earlier effects are on the disk then; later ones are not. */
   protected async work(label: string): Promise<void> {
     this.world.event(`${this.state.name} ${label}`);
     await this.life.sleep(WORK_MS);

@@ -1,9 +1,9 @@
 import { type HostState, PAGES, type World } from './world.js';
 
-/** Time of one page on the way. */
+/** Transfer time of one page. */
 export const PAGE_MS = 4;
 
-/** QEMU's own migration: QEMU does it, and goes on with it when its daemon dies. */
+/** QEMU's own migration. QEMU runs it, and continues when its daemon dies. */
 export function moveNatively(
   world: World,
   source: HostState,

@@ -1,4 +1,4 @@
-/** Calls from one daemon's life to an agent, over a network that loses, repeats and delays. */
+/** Calls from one daemon life to an agent, over a network that loses, repeats and delays messages. */
 
 import { callOn, type HostCall, hostOfCalls } from '../../src/api/peers/methods.js';
 import { MigrationError } from '../../src/domain/errors.js';
@@ -7,16 +7,16 @@ import type { Life } from './time.js';
 import type { Fault, World } from './world.js';
 
 const LATENCY_MS = 0.5;
-/** A connection over a cut network is noticed by its client's own timeout. */
+/** The client's own timeout detects a connection over a cut network. */
 const SILENCE_MS = 3_000;
 
 export interface Callee {
   readonly host: 'A' | 'B';
-  /** Who answers now: null while the daemon is down. */
+  /** The agent that answers now. Null while the daemon is down. */
   readonly find: () => { agent: HostPort; life: Life } | null;
 }
 
-/** The callee as the daemon life `caller` on `from` sees it. */
+/** The callee as the daemon life `caller` on host `from` sees it. */
 export function remoteHost(world: World, from: 'A' | 'B', caller: Life, callee: Callee): HostPort {
   const isRemote = from !== callee.host;
   return hostOfCalls(callee.host, (line, parameters) => call(world, isRemote, caller, callee, line, parameters));
@@ -36,7 +36,7 @@ async function call(
   await caller.survive();
   const fault = takeCallFault(world);
   if (fault?.kind === 'delayCall') {
-    // The request is on its way, whatever becomes of the caller; only the callee's death ends it.
+    // The request is on its way, whatever happens to the caller. Only the death of the callee ends it.
     return outlive(caller, world, () => arrive(world, isRemote, callee, line, parameters, fault.ms));
   }
   if (fault?.kind === 'repeatCall') {
@@ -67,7 +67,7 @@ async function arrive(
     throw new MigrationError('UNREACHABLE', `${callee.host} is silent`);
   }
   const present = callee.find();
-  // A request dies with the connection, and that with the daemon that had accepted it.
+  // A request dies with its connection, and a connection dies with the daemon that accepted it.
   if (present === null || (delayMs > 0 && before?.life !== present.life)) {
     throw new MigrationError('UNREACHABLE', `${callee.host} refuses connections`);
   }

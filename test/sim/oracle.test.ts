@@ -1,12 +1,12 @@
 /**
- * The oracle can fail: orders broken on purpose are caught. Without these tests, a simulation that finds nothing would
- * prove nothing.
+ * The oracle can fail: it catches orders of steps that are broken on purpose. Without these tests a simulation that
+ * finds nothing would prove nothing.
  */
 import { describe, expect, test } from 'vitest';
 import { type Sabotage, simulate } from './simulate.js';
 import type { FaultKind } from './world.js';
 
-/** The first violation that one fault at any event brings to light, or the undisturbed run's. */
+/** Returns the first violation that a fault at any event causes, or that of the run without faults. */
 async function firstViolation(sabotage: Sabotage, kind: FaultKind | null): Promise<string | null> {
   const calm = await simulate({ seed: 7, faults: [], sabotage });
   if (kind === null) return calm.violation;

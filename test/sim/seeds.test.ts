@@ -6,7 +6,7 @@ import type { Fault, FaultKind } from './world.js';
 
 const SEEDS_PER_TEST = 500;
 const TEST_COUNT = 5;
-/** More than any migration has, so that faults also come after its end. */
+/** More events than any migration has, so that faults also strike after its end. */
 const EVENTS = 150;
 const FAULTS_MAX = 5;
 
@@ -28,11 +28,11 @@ const KINDS: readonly FaultKind[] = [
   'delayCall',
 ];
 
-/** Several faults, of which the later ones strike what the earlier ones have set going. */
+/** Several faults. The later ones strike what the earlier ones have caused. */
 function scenarioOf(seed: number): Scenario {
   const chance = new Chance(seed);
   const faults = Array.from({ length: 1 + chance.below(FAULTS_MAX) }, (): Fault => {
-    // Short and long ones alike often: 1 ms to 30 s.
+    // Short and long durations are equally frequent: 1 ms to 30 s.
     const ms = Math.round(30_000 ** chance.next());
     return { at: chance.below(EVENTS), kind: chance.pick(KINDS), ms };
   });
@@ -50,7 +50,7 @@ if (replayed === undefined) {
         const { state } = await expectSound(scenarioOf(seed));
         ends.set(state ?? 'refused', (ends.get(state ?? 'refused') ?? 0) + 1);
       }
-      // The faults reach every end that a job can have; else the simulation has become tame.
+      // The faults reach every final state of a job. Otherwise the simulation has become too weak.
       for (const state of ['cancelled', 'done', 'failed', 'lost', 'refused']) {
         expect(ends.get(state) ?? 0, `jobs that ended ${state}`).toBeGreaterThan(SEEDS_PER_TEST / 100);
       }

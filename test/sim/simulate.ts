@@ -14,7 +14,7 @@ import { SimStore } from './store.js';
 import { Life } from './time.js';
 import { type Fault, World } from './world.js';
 
-/** Orders broken on purpose, one for each thing that the oracle claims to see. */
+/** Orders of steps that are broken on purpose, one for each kind of violation that the oracle detects. */
 export type Sabotage =
   | 'resumeBeforeCommit'
   | 'continueAfterCommit'
@@ -31,7 +31,7 @@ export interface Scenario {
 
 export interface Result {
   readonly violation: string | null;
-  /** null: the request was refused, or died with the daemon before it was durable. */
+  /** Null: the request was refused, or the daemon died before the job was durable. */
   readonly state: JobState | null;
   readonly eventCount: number;
   readonly trace: readonly string[];
@@ -133,7 +133,7 @@ export async function simulate({ seed, faults, mode = 'postcopy', sabotage }: Sc
   };
 }
 
-/** The record that starting the VM has left. */
+/** The owner record that the start of the VM has written. */
 async function giveToSource({ hosts, time }: World): Promise<void> {
   const hooks = { isFull: () => false, event: () => undefined, chance: () => 0 };
   const registry = await FileRegistry.on(new SimStore(hosts.A.owners, new Life(time), hooks));
@@ -144,7 +144,7 @@ async function giveToSource({ hosts, time }: World): Promise<void> {
   await time.run(() => isDone, 1);
 }
 
-/** What must hold when all daemons are up, all faults over and the job has ended. */
+/** Checks the invariants that hold when all daemons run, all faults have ended and the job has ended. */
 function checkAtRest(world: World, { A, B }: { A: Daemon | null; B: Daemon | null }, state: JobState | null): void {
   const source = world.hosts.A.vms.get(vmSpec.name);
   const target = world.hosts.B.vms.get(vmSpec.name);

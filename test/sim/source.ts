@@ -1,4 +1,6 @@
-/** The source's half of a simulated host: keeps the rules of ports/host.ts, forgets what a real daemon forgets. */
+/**
+ * The source's half of a simulated host. It keeps the rules of ports/host.ts, and forgets what a real daemon forgets.
+ */
 
 import type { SourceEndpointInfo } from '../../src/engine/ports/session.js';
 import type { SourcePort } from '../../src/engine/ports/source.js';
@@ -10,7 +12,7 @@ interface Exposure {
   readonly vm: string;
 }
 
-/** Where the device state goes. */
+/** The receiver of the device state. */
 interface StateSink {
   load(session: string, version: number): void;
 }
@@ -120,7 +122,7 @@ export class SimSource extends SimHalf implements SourcePort {
     await this.work('release: files removed');
   }
 
-  // ---- what the target reads
+  // ---- reads of the target
 
   accepts(session: string, key: string): boolean {
     return this.#exposures.get(session)?.key === key;

@@ -17,7 +17,7 @@ export const vmSpec: VmSpec = {
   hasPreload: true,
 };
 
-/** The VM as it runs on the source before anything happens. */
+/** The VM as it runs on the source at the beginning. */
 export function startedVm(): VmRecord {
   return {
     spec: vmSpec,

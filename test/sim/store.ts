@@ -2,7 +2,7 @@ import { MigrationError } from '../../src/domain/errors.js';
 import type { LogStore } from '../../src/durable/log-store.js';
 import type { Life } from './time.js';
 
-/** The bytes of one file, which outlive the daemons that write them. */
+/** The bytes of one file. They survive the daemons that write them. */
 export interface Disk {
   readonly path: string;
   bytes: Buffer;
@@ -10,12 +10,12 @@ export interface Disk {
 
 export interface StoreWorld {
   isFull(): boolean;
-  /** Something happens: here a test kills, cuts or fills. */
+  /** Marks an event, at which a test may kill, cut or fill something. */
   event(label: string): void;
   chance(): number;
 }
 
-/** A daemon life's view of a file. A write cut short by a crash or a full disk leaves a part of its bytes behind. */
+/** A file as one life of a daemon sees it. A write that a crash or a full disk interrupts leaves part of its bytes. */
 export class SimStore implements LogStore {
   readonly #disk: Disk;
   readonly #life: Life;

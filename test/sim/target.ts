@@ -1,4 +1,6 @@
-/** The target's half of a simulated host: keeps the rules of ports/host.ts, forgets what a real daemon forgets. */
+/**
+ * The target's half of a simulated host. It keeps the rules of ports/host.ts, and forgets what a real daemon forgets.
+ */
 
 import type {
   PrepareReply,
@@ -11,7 +13,7 @@ import { failure, type HalfParts, SimHalf } from './half.js';
 import { PAGE_MS } from './native.js';
 import { PAGES, type VmRecord } from './world.js';
 
-/** Where pages come from. */
+/** The source of the pages. */
 interface PageSource {
   accepts(session: string, key: string): boolean;
   page(session: string, index: number): number | null;
@@ -20,7 +22,7 @@ interface PageSource {
 export class SimTarget extends SimHalf implements TargetPort {
   /** The other host's source, if its daemon lives and the network is up. */
   readonly #peer: () => PageSource | null;
-  /** Sessions that fetch, with the key they connected with. */
+  /** Sessions that fetch pages, with the key of their connection. */
   readonly #connections = new Map<string, string>();
 
   constructor(parts: HalfParts, peer: () => PageSource | null) {
@@ -150,7 +152,7 @@ export class SimTarget extends SimHalf implements TargetPort {
     this.state.sessions.delete(session);
   }
 
-  /** The source's device state arrives. */
+  /** Receives the source's device state. */
   load(session: string, version: number): void {
     const record = this.vm(this.#session(session).vm);
     const { qemu } = record;
@@ -177,7 +179,7 @@ export class SimTarget extends SimHalf implements TargetPort {
       }
       if (page > record.loadedVersion)
         this.world.fail(`page ${index} was written after the state that the VM runs from`);
-      // A page that the guest has written meanwhile was fetched before: it is not overwritten.
+      // A page that the guest has written meanwhile had been fetched before, so it is not overwritten.
       memory.pages[index] ??= page;
       this.world.event(`page ${index}`);
       await this.life.survive();

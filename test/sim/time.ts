@@ -7,12 +7,11 @@ interface Timer {
   isCancelled: boolean;
 }
 
-/** What never happens: the continuation of a process that has been killed. */
+/** Never resolves: the continuation of a process that has been killed. */
 export const NEVER: Promise<never> = new Promise(() => undefined);
 
 /**
- * Simulated time: it passes only when nothing else is left to do. Timers due together fire in an order that chance
- * decides.
+ * Simulated time. It advances only when nothing else is left to do. Timers that are due together fire in random order.
  */
 export class Time {
   nowMs = 0;
@@ -31,16 +30,16 @@ export class Time {
     };
   }
 
-  /** Runs until `isDone` says so; false if there is nothing left to happen, or `msMax` have passed, before that. */
+  /** Runs until `isDone` returns true. Returns false if no event is left, or `msMax` have passed, before that. */
   async run(isDone: () => boolean, msMax: number): Promise<boolean> {
     const endMs = this.nowMs + msMax;
     for (;;) {
-      // All that promises have to do is done before an immediate runs: the simulation does no I/O.
+      // All promises have settled before an immediate runs, because the simulation does no I/O.
       await new Promise((resolve) => setImmediate(resolve));
       if (isDone()) return true;
       let next = this.#takeNext();
       if (next === null) {
-        // isDone may have set something going.
+        // isDone may have started something.
         await new Promise((resolve) => setImmediate(resolve));
         next = this.#takeNext();
       }
@@ -71,7 +70,7 @@ export class Time {
   }
 }
 
-/** One life of one process. Everything it waits for never comes once it is dead. */
+/** One life of one process. Once the process is dead, everything that it awaits stays pending. */
 export class Life {
   #isAlive = true;
   readonly #time: Time;

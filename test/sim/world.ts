@@ -1,7 +1,6 @@
 /**
  * The simulated world: two hosts, their disks, their QEMU processes, the network between them, and the oracle that
- * looks at all of it after every event. What is in `HostState` survives the daemon; what is in an agent (agent.ts) does
- * not.
+ * checks all of it after every event. `HostState` survives the daemon; the state in an agent (agent.ts) does not.
  */
 import type { VmSpec } from '../../src/domain/vm.js';
 import { Chance } from './chance.js';
@@ -11,8 +10,8 @@ import { type Life, Time } from './time.js';
 export const PAGES = 6;
 
 /**
- * Guest memory on one host. Each page holds the version that the guest had when it was last the page's only copy; null:
- * not here.
+ * Guest memory on one host. Each page has the version of the guest at the time when this was the only copy of the page.
+ * Null: the page is not here.
  */
 export interface Memory {
   readonly pages: (number | null)[];
@@ -21,7 +20,7 @@ export interface Memory {
 export interface Qemu {
   isAlive: boolean;
   state: 'running' | 'paused' | 'incoming' | 'loaded';
-  /** Version of the guest when its device state was saved or, while it runs, now. */
+  /** Version of the guest when its device state was saved or, while it runs, the current one. */
   version: number;
 }
 
@@ -65,10 +64,12 @@ export type FaultKind =
   | 'delayCall';
 
 export interface Fault {
-  /** Number of the event at which it strikes. */
+  /** Number of the event at which the fault strikes. */
   readonly at: number;
   readonly kind: FaultKind;
-  /** Until it is over: the daemon restarts, the network heals, there is space again; or by how much a call is late. */
+  /**
+   * Time until the fault ends (the daemon restarts, the network heals, space is free again), or the delay of a call.
+   */
   readonly ms: number;
 }
 
@@ -82,7 +83,7 @@ export class World {
   eventCount = 0;
   readonly trace: string[] = [];
   violation: Violation | null = null;
-  /** The next call is treated so. */
+  /** The fault for the next call. */
   callFault: Fault | null = null;
   /** Sessions whose native migration QEMU was told to end. */
   readonly nativeCancelled = new Set<string>();
@@ -100,7 +101,7 @@ export class World {
     this.#faults = [...faults];
   }
 
-  /** No fault is still to come to its end. */
+  /** Every fault has ended. */
   get isCalm(): boolean {
     return this.#pending === 0;
   }
@@ -109,7 +110,7 @@ export class World {
     return this.#faults.length;
   }
 
-  /** Faults that the run was too short for do not strike at rest. */
+  /** Faults planned for events beyond the end of the run do not strike once the job has ended. */
   endFaults(): void {
     this.#faults = [];
     this.callFault = null;
@@ -136,7 +137,7 @@ export class World {
     this.violation ??= new Violation(message);
   }
 
-  /** Is it durable that the VM belongs to the target? */
+  /** Returns whether the registry durably names the target as owner. */
   get isCommitted(): boolean {
     const { bytes } = this.hosts.A.owners;
     return bytes.toString('utf8', 0, bytes.lastIndexOf(0x0a) + 1).includes('"owner":"B"');
@@ -206,7 +207,7 @@ export class World {
     this.killed[side] = true;
   }
 
-  /** What must hold at every moment. */
+  /** Checks the invariants that hold at every moment. */
   #watch(): void {
     const running = [this.hosts.A, this.hosts.B].flatMap((host) =>
       this.vmsOf(host).filter(({ qemu }) => qemu?.isAlive === true && qemu.state === 'running'),
@@ -220,7 +221,7 @@ export class World {
     this.#watchPause(left);
   }
 
-  /** A VM that is stopped and still the source's runs again within 5 s while the source's daemon lives. */
+  /** A stopped VM that still belongs to the source runs again within 5 s while the source's daemon lives. */
   #watchPause(left: VmRecord | undefined): void {
     const isPaused = left?.qemu?.isAlive === true && left.qemu.state === 'paused';
     if (!isPaused || this.hosts.A.life === null) {

@@ -113,7 +113,7 @@ describe('images', () => {
       name === 'web-7' ? Promise.reject(new TypeError('it holds on')) : stop(name, options);
     const { body } = await inject('POST', `/v1/images/${IMAGE}/stop`);
     const { stopped, failures } = body as { stopped: string[]; failures: object[] };
-    // web-39 had gone by itself.
+    // web-39 had ended by itself.
     expect(stopped.sort()).toEqual(names.filter((name) => name !== 'web-7').sort());
     expect(failures).toMatchObject([{ name: 'web-7', error: { code: 'INTERNAL' } }]);
     expect(services.vms.list().map(({ name }) => name)).toEqual(['web-7']);

@@ -1,4 +1,4 @@
-/** The failures that tests order, by point: none is silently ignored, and none happens unless it was ordered. */
+/** The failures that tests inject, by point. None is silently ignored, and none happens without a request. */
 import { spawnSync } from 'node:child_process';
 import { existsSync } from 'node:fs';
 import { mkdtemp, rm, writeFile } from 'node:fs/promises';
@@ -22,7 +22,7 @@ test('park waits while the file exists, and says so', async () => {
   const directory = await mkdtemp(join(tmpdir(), 'vmg-inject-'));
   const file = join(directory, 'park');
   const inject = parseInjections(`before:drain=park:${file}`);
-  await inject.hit('before:drain'); // no file: goes on
+  await inject.hit('before:drain'); // no file: it continues
   await writeFile(file, '');
   let isOver = false;
   const hit = inject.hit('before:drain').then(() => {

@@ -37,7 +37,7 @@ async function inject(options: InjectOptions): Promise<{ status: number; body: R
   return { status: answer.statusCode, body: answer.json() };
 }
 
-/** Bytes as they are, without an HTTP library in between. */
+/** Sends raw bytes, without an HTTP library in between. */
 async function raw(text: string | Buffer, isHalfOpen = false): Promise<string> {
   const socket = netConnect({ path: socketPath, allowHalfOpen: true });
   let answer = '';
@@ -225,7 +225,7 @@ describe('events', () => {
     await following;
     expect(seen.at(-1)).toBe('done');
     expect(seen.length).toBeLessThan(20);
-    expect(services.jobs.listeners.size).toBe(1); // the counters'; ours has gone
+    expect(services.jobs.listeners.size).toBe(1); // that of the counters; the test's own has ended
   });
 
   test('do not pile up for a reader that does not read', async () => {
@@ -240,7 +240,7 @@ describe('events', () => {
     for (let index = 0; index < 5000; index++)
       services.jobs.change('job-1', { state: 'done', updatedAt: padding + index });
     globalThis.gc?.();
-    // 100 MB of views went by; what waits is one of them, and what the kernel's buffers took.
+    // 100 MB of views have passed. At most one of them waits, besides those in the kernel's buffers.
     expect(process.memoryUsage().heapUsed - before).toBeLessThan(30 * 2 ** 20);
     socket.destroy();
     while (services.jobs.listeners.size > 1) await new Promise((resolve) => setTimeout(resolve, 5));

@@ -20,7 +20,7 @@ import { forkAnswers, forkRequest, IMAGE } from '../planner/fork-facts.js';
 
 const SESSION = 'ab'.repeat(16);
 
-/** A host is moved off one that runs the previous build: what that calls must be there. */
+/** A host may be moved from a host that runs the previous build. The calls of that build must exist. */
 const CALLS_OF_PREVIOUS_BUILDS = [
   ...['inventory', 'vmInventory', 'checkTarget'],
   ...['reserve', 'unreserve', 'expose', 'unexpose', 'stop', 'continueVm', 'transferState', 'release'],
@@ -40,7 +40,7 @@ beforeAll(async () => {
 });
 afterAll(() => rm(directory, { recursive: true, force: true }));
 
-/** Host A serves and knows B; what comes in is in `services`. */
+/** Host A serves and knows B. `services` records the incoming calls. */
 let services: FakeServices;
 let server: ApiServer;
 let port: number;
@@ -60,7 +60,7 @@ afterEach(async () => {
   for (const close of closers.splice(0).reverse()) await close();
 });
 
-/** Host `self`'s view of the others. */
+/** Host `self`'s view of the other hosts. */
 function remote(self: string, peers: Record<string, string>, local?: HostPort): RemoteAgents {
   const store = new TlsStore(at(self), () => undefined);
   const agents = new RemoteAgents({
@@ -188,7 +188,7 @@ describe('who may call', () => {
 
   test('hosts’ routes: known hosts; clients’ routes: hosts and users', async () => {
     expect(await status('B', PING_PATH)).toBe(200);
-    expect(await status('C', PING_PATH)).toBe(403); // a host of the cluster, but not one that A was told of
+    expect(await status('C', PING_PATH)).toBe(403); // a host of the cluster, but not a peer of A
     expect(await status('alice', PING_PATH)).toBe(403);
     for (const { name } of HOST_CALLS) {
       expect(await status('alice', callPath(name)), name).toBe(403);
@@ -229,7 +229,7 @@ describe('who may call', () => {
 
 describe('whom we call', () => {
   test('a host that shows another host’s certificate is refused before anything is sent', async () => {
-    const agents = remote('B', { C: url() }); // it is A that listens there
+    const agents = remote('B', { C: url() }); // A listens there
     await expect(agents.agent('C').inventory.inventory()).rejects.toMatchObject({ code: 'UNAUTHENTICATED' });
     expect(services.calls).toEqual([]);
   });
@@ -341,7 +341,7 @@ describe('the device state', () => {
 
   test('that the target refuses with much of it unread leaves a connection that later calls can use', async () => {
     const agents = remote('B', { A: url() });
-    // More than the target takes in unread, less than what is on its way in the kernel: all of it has been sent.
+    // More than the target accepts unread, less than the kernel's buffers hold: all of it has been sent.
     const body = Readable.from([Buffer.alloc(2 ** 19)]);
     const ended = new Promise((resolve) => body.once('close', resolve));
     services.agent.target.acceptState = async () => {
@@ -350,7 +350,7 @@ describe('the device state', () => {
       throw new MigrationError('QEMU_FAILED', 'QEMU has ended');
     };
     await expect(agents.sendState('A', SESSION, body)).rejects.toMatchObject({ code: 'QEMU_FAILED' });
-    // As many as there are connections.
+    // As many calls as there are connections.
     await Promise.all([agents.ping('A'), agents.ping('A')]);
   }, 30_000);
 });

@@ -1,4 +1,4 @@
-/** `vfork` and what of `vmctl` is about images, as processes against a daemon with fakes behind its API. */
+/** `vfork` and the commands of `vmctl` for images, as processes against a daemon with fakes behind its API. */
 import { spawn } from 'node:child_process';
 import { mkdtemp, readFile, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
@@ -8,7 +8,7 @@ import { afterAll, beforeAll, beforeEach, describe, expect, test, vi } from 'vit
 import { type ApiServer, buildServer } from '../../../src/api/server.js';
 import { type FakeServices, FORK_REPORT, fakeServices, imageView, vmView } from '../../support/api-fakes.js';
 
-// Each case is a process of its own, which takes its time to start on a busy machine.
+// Each case is a process of its own, which starts slowly on a busy machine.
 vi.setConfig({ testTimeout: 60_000 });
 
 const ROOT = fileURLToPath(new URL('../../..', import.meta.url));
@@ -49,7 +49,7 @@ function run(program: string, ...args: readonly string[]) {
   );
 }
 
-/** Lets the next job that is submitted come to `change` once somebody watches it. */
+/** Applies `change` to the next submitted job once a client watches it. */
 async function nextJobEnds(change: Parameters<FakeServices['jobs']['change']>[1]): Promise<void> {
   const id = `job-${services.jobs.views.size + 1}`;
   while (![...services.jobs.listeners].some((entry) => entry.id === id))
@@ -164,7 +164,7 @@ describe('vfork', () => {
     for (const { name } of FORK_REPORT.clones) await services.vms.run(vmView(name) as never);
     const waiting = run('vfork', '--clones', '2', 'web', '--wait', '--logs', join(directory, 'logs'), '--json');
     await nextJobEnds({ state: 'done', report: FORK_REPORT });
-    // More than a console that is followed begins with.
+    // More output than the backlog of a console.
     const said = 'x'.repeat(200_000);
     services.saysCode('web-0', said, 0);
     services.saysCode('web-1', 'done\n', 0);

@@ -1,4 +1,4 @@
-/** Our commands as processes against a daemon with fakes behind its API: exit codes, and what is on stdout. */
+/** The commands as processes against a daemon with fakes behind its API: exit codes and output on stdout. */
 import { type ChildProcess, spawn } from 'node:child_process';
 import { mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
@@ -10,7 +10,7 @@ import { exitCodeOfJob } from '../../../src/cli/exit-codes.js';
 import { type FakeServices, fakeServices, REPORT } from '../../support/api-fakes.js';
 import { rdma } from '../planner/planner-facts.js';
 
-// Each case is a process of its own, which takes its time to start on a busy machine.
+// Each case is a process of its own, which starts slowly on a busy machine.
 vi.setConfig({ testTimeout: 60_000 });
 
 const ROOT = fileURLToPath(new URL('../../..', import.meta.url));
@@ -62,7 +62,7 @@ function start(
 
 const run = (program: string, ...args: string[]): Promise<Ended> => start(program, args).ended;
 
-/** Lets the next job that is submitted come to `change` once somebody watches it. */
+/** Applies `change` to the next submitted job once a client watches it. */
 async function nextJobEnds(change: Parameters<FakeServices['jobs']['change']>[1]): Promise<void> {
   const known = services.jobs.views.size;
   const id = `job-${known + 1}`;
@@ -166,7 +166,7 @@ describe('vmigrate', () => {
     const asked: string[] = [];
     services.jobs.cancel = (id) => {
       asked.push(id);
-      return Promise.resolve(services.jobs.get(id)); // too late: goes on
+      return Promise.resolve(services.jobs.get(id)); // too late: the job continues
     };
     const { child, ended } = start('vmigrate', ['web', 'B']);
     const id = `job-${services.jobs.views.size + 1}`;

@@ -1,6 +1,6 @@
 /**
  * From an ioctl's errno to the text on the terminal: native failures of host B, over real TLS to host A, through the
- * real engine and journal into a job's view, and out of the command. Whatever is between must lose nothing.
+ * real engine and journal into a job's view, and out of the command. No layer in between may lose anything.
  */
 
 import { mkdtemp, rm } from 'node:fs/promises';
@@ -60,7 +60,7 @@ afterAll(async () => {
   for (const close of closers.reverse()) await close();
 });
 
-/** Host A as the test tells it; host B behind its server, told the same way. */
+/** Host A as the test scripts it, and host B behind its server, scripted in the same way. */
 function worldOverTls(): Scripted {
   const world = new Scripted();
   const local = world.agent.bind(world);
@@ -79,7 +79,7 @@ function asClientSeesIt(world: Scripted, view: JobView): JobView {
   return jobView.parse(JSON.parse(JSON.stringify({ ...view, error })));
 }
 
-/** What the command says, and the innermost cause that it knows of. */
+/** The output of the command, and the innermost cause in it. */
 async function printed(world: Scripted, kind: 'migrate' | 'fork'): Promise<{ actual: string; root: CauseJson }> {
   const { jobs } = await world.daemon({ recoveryMsMax: RECOVERY_MS_MAX });
   const { id } = kind === 'fork' ? await jobs.submitFork(forkRequest) : await jobs.submit(request);
@@ -91,18 +91,18 @@ async function printed(world: Scripted, kind: 'migrate' | 'fork'): Promise<{ act
   return { actual: errorText(kind === 'fork' ? 'vfork' : 'vmigrate', error).replaceAll(id, 'JOB'), root };
 }
 
-/** What the addon throws. */
+/** The error that the addon throws. */
 function thrown(code: keyof typeof NATIVE_ERROR, errno: number, what: string, doing: string): MigrationError {
   return thrownToError(Object.assign(new Error(what), { nativeCode: NATIVE_ERROR[code], errno }), doing);
 }
 
-/** What a session's snapshot holds, as target-session.ts reports it. */
+/** The failure in a session's snapshot, as target-session.ts reports it. */
 function failed(code: keyof typeof NATIVE_ERROR, errno: number, what: string) {
   const error = failureToError({ code: NATIVE_ERROR[code], errno, what }, 'fetching pages');
   return () => ({ ...complete, state: 'failed', pagesPresent: 20, error: error.toJSON() });
 }
 
-/** `doing` is what the agent was about, as the callers of the addon say it. */
+/** `doing` names the agent's attempt, as the callers of the addon name it. */
 const throwing =
   (...failure: Parameters<typeof thrown>) =>
   () =>

@@ -31,7 +31,7 @@ async function reopened<T>(use: (registry: FileRegistry) => Promise<T>): Promise
   }
 }
 
-/** The records of all VMs that tests here put into a registry. */
+/** The records of all VMs that these tests put into a registry. */
 async function ownersIn(registry: FileRegistry): Promise<OwnerRecord[]> {
   const records: OwnerRecord[] = [];
   for (const vm of ['vm1', 'vm2', 'vm3', 'vm4', 'busy']) {
@@ -151,7 +151,7 @@ describe('damage', () => {
       await truncate(path(), whole.length - cut);
       await reopened(async (registry) => {
         expect((await ownersIn(registry)).map(({ vm }) => vm)).toEqual(['vm1', 'vm2']);
-        // The next line begins where the last whole one ends.
+        // The next line begins at the end of the last whole line.
         await registry.swapOwner('vm4', null, record('vm4', 'A', 1));
       });
       await reopened(async (registry) => {
@@ -268,7 +268,7 @@ describe('a full disk', () => {
     await expect(registry.swapOwner('vm1', 1, record('vm1', 'B', 2))).rejects.toMatchObject({ code: 'CORRUPT' });
     await expect(registry.owner('vm1')).rejects.toMatchObject({ code: 'CORRUPT' });
     await expect(registry.swapOwner('vm2', null, record('vm2', 'A', 1))).rejects.toMatchObject({ code: 'CORRUPT' });
-    // Reading it again tells: here all of the line had got through.
+    // Reading the file again decides: in this case the whole line had been written.
     expect((await (await FileRegistry.on(store)).owner('vm1'))?.owner).toBe('B');
   });
 });

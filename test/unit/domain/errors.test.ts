@@ -29,7 +29,7 @@ const details = fc
   .jsonValue({ maxDepth: 2 })
   .filter((value) => JSON.stringify(value).length <= CAUSE_DETAILS_CHARS_MAX);
 
-/** One of ours, on top of `cause`. */
+/** An error of this project, on top of `cause`. */
 const ownLevel = (cause: fc.Arbitrary<Error | undefined>): fc.Arbitrary<MigrationError> =>
   fc
     .tuple(
@@ -43,7 +43,7 @@ const ownLevel = (cause: fc.Arbitrary<Error | undefined>): fc.Arbitrary<Migratio
       return new MigrationError(word, message, Object.assign(some, ...context) as object);
     });
 
-/** One of Node's, or of a library. */
+/** An error of Node or of a library. */
 const foreignLevel = (cause: fc.Arbitrary<Error | undefined>): fc.Arbitrary<Error> =>
   fc
     .record({

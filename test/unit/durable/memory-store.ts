@@ -1,11 +1,11 @@
 import { MigrationError } from '../../../src/domain/errors.js';
 import type { LogStore } from '../../../src/durable/log-store.js';
 
-/** A file in memory that fails as it is told to. */
+/** A file in memory that fails on demand. */
 export class MemoryStore implements LogStore {
   readonly path = 'memory';
   #chunks: Buffer[] = [];
-  /** Bytes that the next append still takes before it fails; null: it does not fail. */
+  /** Bytes that the next append still writes before it fails. Null: it does not fail. */
   room: number | null = null;
   canTruncate = true;
 

@@ -73,7 +73,7 @@ describe('forward', () => {
     });
     expect(report?.clones).toHaveLength(3);
     expect(report?.clones[1]).toMatchObject({ ...identity(1), host: 'A', mac: '52:54:00:00:01:01' });
-    // From the request on: the steps before have taken their time too.
+    // The time counts from the request, because the earlier steps take time too.
     expect(report?.firstReadyMs).toBeGreaterThanOrEqual(10);
     expect(report?.lastReadyMs).toBeCloseTo((report?.firstReadyMs ?? 0) + 2, 5);
     expect(report?.phases.map(({ name }) => name)).toContain('forkPoint.saveState');

@@ -188,7 +188,7 @@ describe('before the commit', () => {
     });
     expect(world.calls).not.toContain('A.continueVm');
     expect(world.calls).not.toContain('B.resume');
-    // The line had got through: a daemon that reads it again goes on.
+    // The entry had been written, so a daemon that reads the journal again continues.
     world.ownerStore.room = null;
     world.ownerStore.canTruncate = true;
     const next = await world.daemon();
@@ -270,7 +270,7 @@ describe('after the commit', () => {
     expect((view.error as { message: string }).message).toMatch(message);
     expect((view.error as { remedy: string }).remedy).toMatch(/keeps .*memory/);
     expect(world.calls).not.toContain('A.release');
-    // Its user can stop what is left on the source: the remedy says so.
+    // The remedy says that the user can stop the rest on the source.
     expect(world.acts.slice(-2)).toEqual(['A.unexpose', 'A.unreserve']);
   });
 

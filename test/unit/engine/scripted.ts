@@ -1,6 +1,5 @@
 /**
- * A coordinator on two agents that do as a test tells them; registry, journal, jobs and engine are the real ones, on
- * stores in memory.
+ * A coordinator with two agents that a test scripts. Registry, journal, jobs and engine are real, on stores in memory.
  */
 
 import { hostOfCalls } from '../../../src/api/peers/methods.js';
@@ -38,17 +37,17 @@ export const complete: SessionProgress = {
 };
 
 export class Scripted {
-  /** "A.stop", "B.prepare", in the order in which they were called. */
+  /** The calls in their order, as "A.stop" or "B.prepare". */
   readonly calls: string[] = [];
   readonly warnings: string[] = [];
   readonly journalStore = new MemoryStore();
   readonly ownerStore = new MemoryStore();
-  /** What a test changes; called in place of the ordinary answer. */
+  /** The calls that a test overrides, each called instead of the ordinary answer. */
   readonly on: { [call: string]: (...parameters: never[]) => unknown } = {};
   onInject: (point: string) => Promise<void> = () => Promise.resolve();
   peers = ['A', 'B'];
   #count = 0;
-  /** The clock never says the same twice: what is to be equal must not be so by chance. */
+  /** The clock never returns the same time twice, so that equal times are not equal by chance. */
   #isoMs = 0;
 
   async daemon(limits: Partial<JobLimits> = {}) {
@@ -113,7 +112,7 @@ export class Scripted {
     });
   }
 
-  /** Those that do something, without the questions before and the polls. */
+  /** The calls that change something, without the earlier questions and the polls. */
   get acts(): string[] {
     const questions = /[iI]nventory|checkTarget|\.progress|sourceCounters|nativeProgress|forkProgress/;
     return this.calls.filter((call) => !questions.test(call));
@@ -145,7 +144,7 @@ export async function restFork(jobs: JobManager, id: string): Promise<ForkJobVie
   return (await rest(jobs, id)) as ForkJobView;
 }
 
-/** A promise and what settles it. */
+/** A promise with its settling functions. */
 export function gate(): { passed: Promise<void>; open: () => void } {
   let open = (): void => undefined;
   const passed = new Promise<void>((resolve) => {
@@ -154,7 +153,7 @@ export function gate(): { passed: Promise<void>; open: () => void } {
   return { passed, open };
 }
 
-/** A call that is not answered before the test says so; `came` when it has been made. */
+/** A call that is answered only when the test says so. `came` resolves when the call has been made. */
 export function held(world: Scripted, call: string, answer?: unknown): { came: Promise<void>; release: () => void } {
   const came = gate();
   const parked = gate();
@@ -166,7 +165,7 @@ export function held(world: Scripted, call: string, answer?: unknown): { came: P
   return { came: came.passed, release: parked.open };
 }
 
-/** A daemon that never gets beyond `point`: what a crash there leaves in the files. */
+/** A daemon that never gets beyond `point`. The files are then as after a crash there. */
 export async function crashedAt(
   point: string,
   submit: (jobs: JobManager) => Promise<JobView>,

@@ -43,7 +43,7 @@ describe('one VM is in one job', () => {
 });
 
 describe('a fork of a VM that another fork has', () => {
-  /** One whose image fills until `release`. */
+  /** A fork whose image fills until `release`. */
   async function filling(limits = {}) {
     const world = new Scripted();
     const { came, release } = held(world, 'A.forkProgress', filled);
@@ -200,7 +200,7 @@ describe('a new daemon', () => {
     const { jobs } = await world.daemon();
     const view = await restFork(jobs, id);
     expect(view).toMatchObject({ state: 'done', isCommitted: true, clones: ['vm1-0', 'vm1-1', 'vm1-2'] });
-    // The first had found them; the agent has them in its record.
+    // The first daemon had found the clones. The agent has them in its record.
     expect(view.report).toMatchObject({ image: IMAGE, isWarm: true, parentPauseMs: 12.5, clones: [{}, {}, {}] });
     expect(view.report?.firstReadyMs).toBeGreaterThan(0);
     expect(world.acts).toEqual(['A.discardFork', 'A.finishFork', 'A.unreserve']);

@@ -1,4 +1,4 @@
-/** Arguments of native calls and names of native failures. None of these needs the addon. */
+/** Arguments of native calls and codes of native failures. None of these tests needs the addon. */
 import { describe, expect, test } from 'vitest';
 import {
   checkCredentials,

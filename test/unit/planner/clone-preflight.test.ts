@@ -1,4 +1,4 @@
-/** Clones that are to leave their host: what only they can be refused for. */
+/** Clones that are to leave their host: the refusals that only clones can get. */
 import { describe, expect, test } from 'vitest';
 import type { HostInventory, VmInventory } from '../../../src/domain/host.js';
 import type { MigrationOrder, MigrationRequest } from '../../../src/domain/migration.js';
@@ -25,7 +25,7 @@ function factsOf(change: Change) {
   return {
     sourceHost: { ...sourceHost, ...change.source },
     target: { ...target, inventory: { ...target.inventory, ...change.target } },
-    // As QEMU is asked: it cannot tell that its memory is no shared file.
+    // The request is for QEMU's own move. QEMU cannot tell that the memory is not a shared file.
     vm: {
       ...{ ...vm, isRamShared: false, isRamNamedFile: false, image, ...change.vm },
       spec: { ...spec, memory, ...change.spec },

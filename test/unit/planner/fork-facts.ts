@@ -35,7 +35,7 @@ export const image: ImageView = {
   clones: [],
 };
 
-/** Nothing stands in the way of `forkRequest` with these. */
+/** Facts with which `forkRequest` is accepted. */
 export const forkInventory: ForkInventory = {
   vm: { ...vm, owner: 'A' },
   image: null,
@@ -81,7 +81,7 @@ export const filled: ForkProgress = {
   },
 };
 
-/** What a scripted agent answers where a test does not say otherwise. */
+/** The answers of a scripted agent, unless a test gives others. */
 export const forkAnswers: { readonly [Call in keyof ForkPort]: unknown } = {
   forkInventory,
   prepareClones: { image: IMAGE, isWarm: true, clones: [0, 1, 2].map((index) => identity(index)), failures: [] },

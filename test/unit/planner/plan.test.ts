@@ -14,7 +14,7 @@ import {
 } from '../../../src/planner/migration/plan.js';
 import { goodFacts, host, NO_RDMA, request, spec, vm } from './planner-facts.js';
 
-/** Mostly what is there in good cases, else anything at all. */
+/** Usually a value of a good case, otherwise any value. */
 const near = <T>(good: T, wild: fc.Arbitrary<T>): fc.Arbitrary<T> =>
   fc.oneof({ weight: 39, arbitrary: fc.constant(good) }, { weight: 1, arbitrary: wild });
 const figure = fc.oneof(fc.double(), fc.nat(), fc.constant(-1));

@@ -102,7 +102,7 @@ export const vm: VmInventory = {
   exitCode: null,
 };
 
-/** Nothing stands in the way of `request` with these. */
+/** Facts with which `request` is accepted. */
 export function goodFacts(): PreflightFacts & { target: { kind: 'reachable' } } {
   return {
     sourceHost: host('A'),

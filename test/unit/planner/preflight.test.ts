@@ -39,7 +39,7 @@ function refusals(change: Change) {
 const MIB = 1024 * 1024;
 const hugeMemory = { ...spec.memory, pageBytes: 2 * MIB };
 
-/** One line for each way to be refused: what is different, the code, and what the reason has to name. */
+/** One line for each refusal: the changed fact, the code, and the text that the reason must contain. */
 const CASES: readonly [what: string, change: Change, code: MigrationRefusalCode, names: RegExp][] = [
   [
     'the source itself',

@@ -1,6 +1,6 @@
 /**
- * Records that daemons of build 0.1.0 have left behind, opened by the stores of this one: each is accepted, means what
- * it meant, and is written again as it was, so that the earlier build could go on with it.
+ * Records that daemons of build 0.1.0 have written, opened by the stores of this build. Each record is accepted, keeps
+ * its meaning, and is written again unchanged, so that the earlier build could continue with it.
  */
 import { cp, mkdir, mkdtemp, open, readdir, readFile, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
@@ -25,7 +25,7 @@ import { decodeJournalEntry } from '../../../src/schemas/journal.js';
 import { imagesKept, jobsKept, ownersKept, vmsKept } from './kept.js';
 
 const KEPT = fileURLToPath(new URL('../../fixtures/records-0.1.0', import.meta.url));
-/** The state directories that are kept, by moment and host. */
+/** The kept state directories, by moment and host. */
 const STATES = ['filling/A', 'forked/A', 'killed/A', 'killed/B', 'uncommitted/A', 'undone/A'];
 
 let directory: string;
@@ -34,7 +34,7 @@ beforeEach(async () => {
 });
 afterEach(() => rm(directory, { recursive: true, force: true }));
 
-/** A copy that may be written to. */
+/** Returns a writable copy. */
 async function copyOf(state: string): Promise<string> {
   const copy = join(directory, 'state');
   await cp(join(KEPT, state), copy, { recursive: true });
@@ -49,7 +49,7 @@ async function jsonOf(path: string): Promise<unknown> {
   return JSON.parse(await readFile(path, 'utf8'));
 }
 
-/** All files of a folder of records, as the JSON in them. */
+/** Returns the JSON of all files in a folder of records. */
 async function jsonIn(folder: string): Promise<Record<string, unknown>> {
   const names = await namesIn(folder);
   return Object.fromEntries(await Promise.all(names.map(async (name) => [name, await jsonOf(join(folder, name))])));
@@ -189,7 +189,7 @@ test('the waiting sets that were wanted are wanted still', async () => {
   });
   await pool.start();
   expect(errors).toEqual([]);
-  // Of another VM: what is wanted of this one is written again.
+  // The drain is for another VM, so the wanted sets of this VM are written again.
   await rm(join(copy, 'pool.json'));
   await pool.drain('another');
   await pool.close();
@@ -197,7 +197,7 @@ test('the waiting sets that were wanted are wanted still', async () => {
   expect(JSON.parse(before)).toMatchObject([{ vm: 'shop', cloneCount: 2, memory: 'cow', network: 'fresh' }]);
 });
 
-/** The same changes once more, as this build writes them. */
+/** Makes the same changes again, as this build writes them. */
 async function writtenAgain(text: string): Promise<string> {
   const store = await FileLogStore.open(join(directory, 'owners.log'));
   const registry = await FileRegistry.on(store);
@@ -214,7 +214,7 @@ async function writtenAgain(text: string): Promise<string> {
   return readFile(join(directory, 'owners.log'), 'utf8');
 }
 
-/** The store, on memory files that are empty: without any it would take their images for gone. */
+/** Opens the store on empty memory files. Without the files it would consider their images lost. */
 async function openImages(stateDir: string): Promise<{ store: ImageStore; errors: unknown[] }> {
   const place = { host: 'A', ramDir: join(directory, 'ram') };
   for (const image of Object.values(await jsonIn(join(stateDir, 'images')))) {

@@ -1,4 +1,7 @@
-/** What the kept records say, by state directory; read out of the files, but not by the code under test. */
+/**
+ * The expected contents of the kept records, by state directory. They were read from the files, but not by the code
+ * under test.
+ */
 
 const MIB = 1 << 20;
 
@@ -40,7 +43,7 @@ export const ownersKept: Record<string, Record<string, string>> = {
   'undone/A': { web: 'A 1', store: 'A 1', db: 'B 2', legacy: 'A 3', ended: 'A 1', late: 'A 1', half: 'B 2' },
 };
 
-/** Kind, VM, state, how many steps have begun and ended, and the steps that are left over. */
+/** Kind, VM, state, the numbers of steps that have begun and ended, and the steps that are left over. */
 export const jobsKept: Record<string, Record<string, unknown[]>> = {
   'filling/A': {
     'job-e9c8f0ed0b8c': ['fork', 'shop', 'done', 0, 0],

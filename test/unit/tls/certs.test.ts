@@ -1,4 +1,4 @@
-/** Who gets in: real TLS handshakes over loopback, with certificates that the project itself made. */
+/** Access: real TLS handshakes over loopback, with certificates that the project itself has issued. */
 import { mkdtemp, readFile, rm, stat, writeFile } from 'node:fs/promises';
 import { type AddressInfo, connect as tcpConnect } from 'node:net';
 import { tmpdir } from 'node:os';
@@ -38,8 +38,8 @@ afterAll(async () => {
 });
 
 /**
- * A server with A's certificate that says whom it sees, and a client: resolves to what the client reads, or to
- * "refused: " and the reason that the refusing side gives.
+ * A server with A's certificate that answers with the peer's identity, and a client. Resolves to what the client reads,
+ * or to "refused: " and the reason of the refusing side.
  */
 async function greet(client: object, options: { expected?: string; server?: TlsStore } = {}): Promise<string> {
   const store = options.server ?? open('A');
@@ -50,7 +50,7 @@ async function greet(client: object, options: { expected?: string; server?: TlsS
   });
   const reasons: string[] = [];
   server.on('tlsClientError', (error: NodeJS.ErrnoException, socket) =>
-    // For a certificate that it does not take node:tls says why on the socket only.
+    // If node:tls rejects a certificate, only the socket has the reason.
     reasons.push(String(socket.authorizationError ?? error.code)),
   );
   await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve));
@@ -149,7 +149,7 @@ test('a revocation takes effect without a restart, for new connections and for o
   socket.destroy();
   listener.close();
   expect(await greet({ ca, cert, key }, { server, expected: 'D' })).toMatch(/^refused: .*CERT_REVOKED/);
-  // Another name is not hit, and the same name can be issued anew.
+  // Another name is not affected, and the same name can be issued again.
   expect(await greet({ ...open('B').options(), crl: undefined }, { server, expected: 'D' })).toBe('host/B');
   await authority.issue({ role: 'host', name: 'C' }, [], at('C-new'));
   expect(await greet(open('C-new').options(), { server, expected: 'D' })).toBe('host/C');

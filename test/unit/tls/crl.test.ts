@@ -1,4 +1,4 @@
-/** Revocation lists that nobody's CA has written: none of them may be read as a shorter list than it is. */
+/** Revocation lists that no CA has written. None of them may be read as a shorter list than it is. */
 import { mkdtemp, readFile, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -18,7 +18,7 @@ const pemOf = (der: Buffer): string => `-----BEGIN X509 CRL-----\n${der.toString
 const derOf = (pem: string): Buffer => Buffer.from(pem.replace(/-----[^-]+-----|\s/g, ''), 'base64');
 const present = (): Promise<string> => readFile(join(directory, 'ca/crl.pem'), 'utf8');
 
-/** The serial numbers, or null where the list is refused for what it is. */
+/** Returns the serial numbers, or null if the list is refused as malformed. */
 function read(der: Buffer): ReadonlySet<string> | null {
   try {
     return revokedSerials(pemOf(der));
@@ -125,7 +125,7 @@ describe('a list by hand', () => {
   });
 
   test('nested a hundred thousand times is refused at once', () => {
-    // Each level is a length field that holds to the end: what matters is that no level costs a stack frame.
+    // Each level is a length field that reaches to the end. The test shows that a level needs no stack frame.
     const depth = 100_000;
     const bytes = Buffer.alloc(depth * 6);
     for (let level = 0; level < depth; level++) {

@@ -1,4 +1,4 @@
-/** Images on disk: records, budget, reference by clones, and the file that an image can be saved to. */
+/** Images on disk: records, budget, references by clones, and the file to which an image can be saved. */
 import { closeSync, openSync, truncateSync } from 'node:fs';
 import { access, mkdir, mkdtemp, open, readdir, readFile, rm, truncate, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';

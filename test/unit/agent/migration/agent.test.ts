@@ -190,7 +190,7 @@ describe('a VM that has left over RDMA', () => {
     host.rdmaListener = new FakeListener('verbs', { host: '10.0.1.1', port: 7401 });
     await host.agent.start();
     expect(await exposeByRdma()).toMatchObject({ transport: 'rdma', host: '10.0.1.1', port: 7401 });
-    // The VM still runs here: whatever has become of the device, that move is to be undone.
+    // The VM still runs here, so the move is undone, whatever has happened to the device.
     host.rdmaListener.isLost = true;
     await exposeByRdma();
     expect(host.exposures).toEqual(['opened']);
@@ -223,7 +223,7 @@ describe('a clone that has left, and whose pages have not all been fetched', () 
     await host.agent.start();
     expect(host.exposures).toEqual(['opened', 'opened', 'scanned']);
     await expose(FIRST);
-    // Pages that cannot be kept are in the process still.
+    // Pages that cannot be kept are still in the process.
     host.sourceFailure = { code: NATIVE_ERROR.NO_SPACE, errno: 28, what: 'write' };
     await expose(FIRST);
     host.sourceFailure = gone;

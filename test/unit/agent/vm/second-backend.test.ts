@@ -1,4 +1,4 @@
-/** The life of VMs on a back end that is not QEMU: VmManager needs nothing of it but what backend.ts says. */
+/** The life of VMs on a back end that is not QEMU. VmManager needs only what backend.ts declares. */
 import { type ChildProcess, spawn } from 'node:child_process';
 import { mkdtemp, readdir, readFile, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
@@ -21,7 +21,7 @@ import { type ChildExit, findByArgument, identityOf } from '../../../../src/kit/
 import { parseSpec } from '../../../../src/schemas/vm-spec.js';
 import { MemoryStore } from '../../durable/memory-store.js';
 
-/** A VM is a process that sleeps; that its guest runs is a word in a file. */
+/** A VM is a process that sleeps. A word in a file says whether its guest runs. */
 class Sleeper implements Partial<VmProcess> {
   readonly #place: VmPlace;
   #child: ChildProcess | null = null;

@@ -211,7 +211,7 @@ test('commas in values stay values', () => {
   expect(values(args, '-object')[0]).toContain('mem-path=/r,,share=off');
   expect(values(args, '-blockdev')[0]).toContain('filename=/d,,read-only=on');
   expect(values(args, '-chardev')[0]).toContain('path=/q,,path=/x');
-  // Not an option list: taken as it is.
+  // The value is not an option list, so it is passed unchanged.
   expect(values(args, '-kernel')).toEqual(['/k,share=off']);
   expect(values(args, '-append')).toEqual(['x=1,2']);
 });

@@ -15,7 +15,7 @@ class Line {
   }
 }
 
-/** Each call is answered by the next of these. */
+/** Each call gets the next of these answers. */
 function connectionTo(lines: readonly Line[], dialled: string[] = []): QemuConnection {
   const rest = [...lines];
   return new QemuConnection(PLACE, async (path) => {

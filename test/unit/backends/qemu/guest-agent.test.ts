@@ -26,7 +26,7 @@ afterEach(async () => {
   await rm(directory, { recursive: true });
 });
 
-/** What QEMU's socket and an agent in the guest answer; undefined: nothing. */
+/** The answers of QEMU's socket and of an agent in the guest. Undefined: no answer. */
 async function serve(answer: (request: Request) => unknown): Promise<Request[]> {
   const seen: Request[] = [];
   server = createServer((socket) => {

@@ -1,6 +1,6 @@
 /**
- * What a host does with a transport comes from its row: a fifth row costs no edit, neither here nor in planner and
- * commands.
+ * A transport's row decides what a host does with the transport. A fifth row needs no edit here, in the planner or in
+ * the commands.
  */
 import { Command } from 'commander';
 import { describe, expect, test, vi } from 'vitest';

@@ -1,4 +1,4 @@
-/** This host's part in RDMA: which address it takes, when it listens anew, and what it says where there is none. */
+/** This host's part in RDMA: the address that it chooses, when it opens a new listener, and its answer without RDMA. */
 import { describe, expect, test } from 'vitest';
 import { MigrationError } from '../../../../src/domain/errors.js';
 import type { RdmaDevice } from '../../../../src/domain/transport.js';

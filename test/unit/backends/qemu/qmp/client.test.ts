@@ -26,7 +26,7 @@ interface Request {
   readonly id: number;
 }
 
-/** A QMP server that says what a test wants, for what a real QEMU never does. */
+/** A QMP server that answers as a test wants, for answers that a real QEMU never gives. */
 class ScriptedQemu {
   readonly path = join(directory, 'scripted.sock');
   readonly requests: Request[] = [];

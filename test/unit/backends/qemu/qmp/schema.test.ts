@@ -35,7 +35,7 @@ test('the installed QEMU has every command we use, and commands.ts is what it sa
   const names = new Set(schema.filter((entry) => entry['meta-type'] === 'command').map((entry) => entry.name));
   expect(QMP_COMMANDS_USED.filter((name) => !names.has(name))).toEqual([]);
   const generated = commandTypes(schema);
-  // Types are generated from 7.2; another QEMU has more members, which is no fault of the file.
+  // Types are generated from 7.2. Another QEMU has more members, which is not an error of the file.
   if (!client.version.startsWith('7.2.')) return;
   const formatting = promisify(execFile)('node_modules/.bin/biome', [
     'format',
