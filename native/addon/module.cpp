@@ -2,7 +2,10 @@
 // maps errors after it.
 
 #include <napi.h>
+#include <sys/file.h>
 #include <sys/stat.h>
+
+#include <cerrno>
 
 #include "addon/handles.hpp"
 #include "addon/task.hpp"
@@ -40,6 +43,18 @@ Napi::Value allocated_bytes(const Napi::CallbackInfo& info) {
     return info.Env().Undefined();
   }
   return bigint(info.Env(), static_cast<uint64_t>(file.st_blocks) * kStatBlockBytes);
+}
+
+/// Locks the file behind a descriptor for as long as the descriptor is open. Returns false if another one holds it.
+Napi::Value lock_file(const Napi::CallbackInfo& info) {
+  const int fd = info[0].As<Napi::Number>().Int32Value();
+  int result = 0;
+  do result = ::flock(fd, LOCK_EX | LOCK_NB);
+  while (result != 0 && errno == EINTR);
+  if (result == 0) return Napi::Boolean::New(info.Env(), true);
+  if (errno == EWOULDBLOCK) return Napi::Boolean::New(info.Env(), false);
+  throw_error(info.Env(), system_error("flock"));
+  return info.Env().Undefined();
 }
 
 Napi::Value devices(const Napi::CallbackInfo& info) {
@@ -82,6 +97,7 @@ Napi::Object init(Napi::Env env, Napi::Object exports) {
   exports.Set("support", Napi::Function::New<support>(env));
   exports.Set("createRegionFile", Napi::Function::New<create_region_file>(env));
   exports.Set("allocatedBytes", Napi::Function::New<allocated_bytes>(env));
+  exports.Set("lockFile", Napi::Function::New<lock_file>(env));
   exports.Set("devices", Napi::Function::New<devices>(env));
   exports.Set("probe", Napi::Function::New<probe>(env));
   exports.Set("listenForVm", Napi::Function::New<PreloadListenerWrap::listen>(env));

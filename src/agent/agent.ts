@@ -17,12 +17,15 @@ import type { MigrationContext } from './migration/context.js';
 import { SessionStore } from './migration/session-store.js';
 import { SourceAgent } from './migration/source-agent.js';
 import { TargetAgent } from './migration/target-agent.js';
+import { UniqueNames } from './unique-names.js';
 import type { HostContext } from './vm/context.js';
 import { type MemoryReading, readMemory } from './vm/memory-pressure.js';
 
 export interface LocalAgentOptions extends HostContext {
   readonly stateDir: string;
   readonly hostInfo: HostInfo;
+  /** The other hosts, which are asked before a VM starts. Absent: there are none. */
+  readonly hosts?: { readonly names: readonly string[]; agent(host: string): HostPort };
   readonly imageBudgetBytes?: number | null;
   readonly pool?: Partial<PoolConfig>;
   /** A test replaces it to simulate a host that is short of memory. */
@@ -43,6 +46,7 @@ interface Parts {
   readonly forks: ForkAgent;
   readonly pool: Pool;
   readonly images: Images;
+  readonly names: UniqueNames;
 }
 
 export class LocalAgent implements HostPort {
@@ -63,6 +67,7 @@ export class LocalAgent implements HostPort {
       pool: poolConfig,
       readMemory: read,
       hostInfo,
+      hosts,
       ...options
     } = this.#options;
     const images = await ImageStore.open({ ...options, budgetBytes });
@@ -70,7 +75,13 @@ export class LocalAgent implements HostPort {
     const context: Parts['context'] = { ...options, store, images, forkStore };
     const target = new TargetAgent(context);
     const arriving = (vm: string): Promise<string | null> => target.arriving(vm);
-    const inventory = new InventoryAgent(context, hostInfo, arriving);
+    const names = new UniqueNames({
+      ...context,
+      peerNames: () => hosts?.names ?? [],
+      peer: (host) => hosts?.agent(host) ?? unknownHost(host),
+    });
+    const claims = (name: string, uuid: string) => names.claims(name, uuid);
+    const inventory = new InventoryAgent(context, { hostInfo, arriving, claims });
     const source = new SourceAgent(context, (vm) => missingMemory(context, arriving, vm));
     const pool = new Pool(context, {
       stateDir: options.stateDir,
@@ -80,7 +91,7 @@ export class LocalAgent implements HostPort {
     });
     const forks = new ForkAgent(context, pool, arriving);
     const ofUsers = new Images(context, (image) => forks.claims(image) || pool.has(image));
-    this.#parts = { context, inventory, source, target, forks, pool, images: ofUsers };
+    this.#parts = { context, inventory, source, target, forks, pool, images: ofUsers, names };
     const { records, corrupt } = await store.load();
     for (const error of corrupt) {
       context.log.error({ err: error }, 'a session record cannot be read: its session is not resumed');
@@ -131,6 +142,10 @@ export class LocalAgent implements HostPort {
     return this.#ready.pool;
   }
 
+  get names(): UniqueNames {
+    return this.#ready.names;
+  }
+
   get #ready(): Parts {
     if (this.#parts === null) throw new MigrationError('INTERNAL', 'the agent has not been started');
     return this.#parts;
@@ -153,6 +168,10 @@ export class LocalAgent implements HostPort {
     }
     for (const { id, state } of images.all()) if (state === 'capturing' && !forks.claims(id)) await images.delete(id);
   }
+}
+
+function unknownHost(host: string): never {
+  throw new MigrationError('NOT_FOUND', `no host ${host}`);
 }
 
 /**

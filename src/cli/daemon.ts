@@ -21,6 +21,8 @@ import { QemuBackend } from '../backends/qemu/backend.js';
 import { FileRegistry } from '../cluster/file.js';
 import { type DaemonConfig, dataSocketPath } from '../config.js';
 import { MigrationError, toMigrationError } from '../domain/errors.js';
+import { openStateDirectory } from '../durable/state-directory.js';
+import { JOBS_LOG } from '../durable/state-format.js';
 import type { Clock, Random } from '../engine/ports/clock.js';
 import { JobManager } from '../jobs/jobs.js';
 import { FileJournal } from '../jobs/journal.js';
@@ -91,14 +93,16 @@ async function start(config: DaemonConfig, log: Logger, closers: (() => Promise<
   const { name: host, state: stateDir } = config;
   const inject = config.testFaults ? parseInjections(process.env.VMIGRATE_FAULT ?? '') : NOTHING_INJECTED;
 
+  const native = loadNativeBinding();
+  const state = await openStateDirectory(stateDir, native.lockFile);
+  closers.push(() => state.giveBack());
   const registry = await FileRegistry.open(stateDir);
   closers.push(() => registry.close());
-  const { journal } = await FileJournal.open(join(stateDir, 'jobs.log'));
+  const { journal } = await FileJournal.open(join(stateDir, JOBS_LOG));
   closers.push(() => journal.close());
   const tls = openTls(config, log);
   if (tls !== null) closers.push(() => tls.close());
 
-  const native = loadNativeBinding();
   const socketPath = dataSocketPath(stateDir);
   await rm(socketPath, { force: true }); // The directory is ours alone, so the socket is an earlier daemon's.
   const listener = native.openDataListener({ listen: sharedPlaces(config.data, socketPath) });
@@ -133,6 +137,7 @@ async function start(config: DaemonConfig, log: Logger, closers: (() => Promise<
   const agent = new LocalAgent({
     ...{ host, vms, native, transports, rdma, registry, peers, stateDir, clock, inject },
     dataAddress: config.data.address,
+    hosts: peers,
     log: log.child({ part: 'agent' }),
     hostInfo: { preloadPath, certificateExpiresAt: () => tls?.expiresAt ?? null },
     imageBudgetBytes: config.images.budgetBytes ?? null,
@@ -211,9 +216,12 @@ function apiPool(agent: LocalAgent): ApiPool {
 
 function apiVms(vms: VmManager, agent: LocalAgent): ApiVms {
   return {
-    async run(spec) {
+    async run(spec, { isNameForced } = { isNameForced: false }) {
       agent.images.refuseWritesToImages(spec.disks);
-      return vms.run(spec);
+      return agent.names.guard(spec, isNameForced, async ({ epochMin, warnings }) => {
+        const view = await vms.run(spec, { epochMin });
+        return warnings.length === 0 ? view : { ...view, warnings };
+      });
     },
     list: () => vms.list(),
     find: (name) => vms.view(vms.get(name)),

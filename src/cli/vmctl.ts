@@ -16,6 +16,7 @@ import { hostTable, jobTable, plain, progressLine, reportText, table, vmTable } 
 import { forkReportText, recordText } from './render-fork.js';
 import { ProgressLine, print } from './terminal.js';
 import { addImages } from './vmctl-images.js';
+import { addState } from './vmctl-state.js';
 
 const SPEC_BYTES_MAX = 1024 * 1024;
 const outcome: { code: ExitCode } = { code: EXIT.done };
@@ -54,10 +55,14 @@ add('host', 'show this host and its daemon', async (_, options) => {
   print(options, { ...daemon, inventory }, () => recordText({ ...daemon, ...inventory }));
 });
 
-add('run <spec>', 'start a VM from a YAML or JSON file (- for stdin)', async (file, options) => {
+add('run <spec>', 'start a VM from a YAML or JSON file (- for stdin)', async (file, options, command) => {
   const text = await readSpec(file);
-  print(options, await client(options).postText<VmView>('/v1/vms', text), (vm) => vmTable([vm]));
-});
+  const { forceName } = command.opts<{ forceName?: boolean }>();
+  const query = forceName === true ? '?forceName=true' : '';
+  const view = await client(options).postText<VmView>(`/v1/vms${query}`, text);
+  for (const warning of view.warnings ?? []) process.stderr.write(`warning: ${plain(warning)}\n`);
+  print(options, view, (vm) => vmTable([vm]));
+}).option('--force-name', 'start it although the host to which a VM of this name last belonged does not answer');
 
 add('ps', 'list the VMs on the host', async (_, options) => {
   print(options, await client(options).get<VmView[]>('/v1/vms'), vmTable);
@@ -130,6 +135,9 @@ add('cancel <id>', 'cancel and undo a job that is not committed', async (id, opt
 
 addImages(program);
 addCerts(program);
+addState(program, () => {
+  outcome.code = EXIT.failed;
+});
 
 function jobText(job: JobView): string {
   const isWell = job.error === null || job.error === undefined;

@@ -1,11 +1,11 @@
-import { mkdir } from 'node:fs/promises';
 import { join } from 'node:path';
 import { z } from 'zod';
 import { MigrationError, toMigrationError } from '../domain/errors.js';
-import { DirectoryLock } from '../durable/directory-lock.js';
 import { FileLogStore, fileError, type LogStore } from '../durable/log-store.js';
 import { RecordLog } from '../durable/record-log.js';
+import { makeDirectory, OWNERS_LOG } from '../durable/state-format.js';
 import type { OwnerRecord, Registry } from '../engine/ports/registry.js';
+import { parseKept } from '../kit/unknown-keys.js';
 
 const ownerRecord = z.strictObject({
   vm: z.string().min(1).max(255),
@@ -15,6 +15,14 @@ const ownerRecord = z.strictObject({
     .string()
     .regex(/^[0-9a-f]{32}$/)
     .nullable(),
+  leaving: z
+    .string()
+    .regex(/^[0-9a-f]{32}$/)
+    .exactOptional(),
+  incarnation: z
+    .string()
+    .regex(/^[0-9a-f]{32}$/)
+    .exactOptional(),
 });
 /**
  * `swap` replaces the record of a VM. `remove` ends it at `epoch`, which logs of earlier builds lack. The last line of
@@ -24,7 +32,12 @@ const change = z.discriminatedUnion('type', [
   z.strictObject({ type: z.literal('swap'), record: ownerRecord }),
   z.strictObject({ type: z.literal('remove'), vm: z.string().min(1), epoch: z.int().min(1).optional() }),
 ]);
-type Change = z.infer<typeof change>;
+export type OwnerChange = z.infer<typeof change>;
+
+/** Decodes a line of `owners.log`. Throws for anything else. */
+export function decodeOwnerChange(json: unknown): OwnerChange {
+  return parseKept(change, json);
+}
 
 /** How many superseded lines may accumulate before the log is rewritten. */
 const STALE_LINES_MAX = 1024;
@@ -37,8 +50,7 @@ const ENDED_MAX = 4096;
  * fsync) takes 0.45 ms.
  */
 export class FileRegistry implements Registry {
-  readonly #log: RecordLog<Change>;
-  readonly #lock: DirectoryLock | null;
+  readonly #log: RecordLog<OwnerChange>;
   readonly #owners = new Map<string, OwnerRecord>();
   /**
    * Last epochs of VMs that no longer have a record. Other hosts may remember such an epoch, so a new VM of the same
@@ -47,29 +59,22 @@ export class FileRegistry implements Registry {
   readonly #ended = new Map<string, number>();
   #turn: Promise<unknown> = Promise.resolve();
 
-  private constructor(log: RecordLog<Change>, lock: DirectoryLock | null) {
+  private constructor(log: RecordLog<OwnerChange>) {
     this.#log = log;
-    this.#lock = lock;
   }
 
-  /** Opens the registry. Throws CONFLICT if a running daemon uses the directory, CORRUPT if a record is damaged. */
+  /** Opens the registry. The caller holds the directory's lock. Throws CORRUPT if a record is damaged. */
   static async open(directory: string): Promise<FileRegistry> {
-    await mkdir(directory, { recursive: true, mode: 0o700 }).catch((error: unknown) => {
+    await makeDirectory(directory).catch((error: unknown) => {
       throw fileError(error, directory);
     });
-    const lock = await DirectoryLock.take(directory);
-    try {
-      return await FileRegistry.on(await FileLogStore.open(join(directory, 'owners.log')), lock);
-    } catch (error) {
-      await lock.giveBack();
-      throw error;
-    }
+    return FileRegistry.on(await FileLogStore.open(join(directory, OWNERS_LOG)));
   }
 
   /** Opens the registry on a store of the caller, who ensures that nothing else uses it. */
-  static async on(store: LogStore, lock: DirectoryLock | null = null): Promise<FileRegistry> {
-    const { log, records } = await RecordLog.open(store, (json) => change.parse(json));
-    const registry = new FileRegistry(log, lock);
+  static async on(store: LogStore): Promise<FileRegistry> {
+    const { log, records } = await RecordLog.open(store, decodeOwnerChange);
+    const registry = new FileRegistry(log);
     for (const entry of records) registry.#note(entry);
     if (registry.#staleLines > STALE_LINES_MAX) await registry.#compact();
     return registry;
@@ -86,13 +91,22 @@ export class FileRegistry implements Registry {
   swapOwner(vm: string, expectedEpoch: number | null, next: OwnerRecord): Promise<void> {
     return this.#inTurn(async () => {
       this.#expect(vm, expectedEpoch);
-      const record = ownerRecord.parse(next);
+      const record = parseKept(ownerRecord, next);
       if (record.vm !== vm)
         throw new MigrationError('INTERNAL', `a record of ${record.vm} cannot replace one of ${vm}`);
       if (expectedEpoch !== null && record.epoch <= expectedEpoch) {
         throw new MigrationError('OWNER_CHANGED', `the new epoch of ${vm} must be greater than ${expectedEpoch}`);
       }
       await this.#append({ type: 'swap', record });
+    });
+  }
+
+  announceMove(vm: string, epoch: number, session: string): Promise<void> {
+    return this.#inTurn(async () => {
+      this.#expect(vm, epoch);
+      const present = this.#owners.get(vm);
+      if (present === undefined || present.leaving === session) return;
+      await this.#append({ type: 'swap', record: { ...present, leaving: session } });
     });
   }
 
@@ -113,7 +127,6 @@ export class FileRegistry implements Registry {
   async close(): Promise<void> {
     await this.#turn;
     await this.#log.close();
-    await this.#lock?.giveBack();
   }
 
   #expect(vm: string, expectedEpoch: number | null): void {
@@ -125,13 +138,13 @@ export class FileRegistry implements Registry {
     });
   }
 
-  async #append(entry: Change): Promise<void> {
+  async #append(entry: OwnerChange): Promise<void> {
     await this.#log.append(entry);
     this.#note(entry);
     this.#compactSoon();
   }
 
-  #note(entry: Change): void {
+  #note(entry: OwnerChange): void {
     if (entry.type === 'swap') {
       this.#owners.set(entry.record.vm, entry.record);
       this.#ended.delete(entry.record.vm);
@@ -158,8 +171,8 @@ export class FileRegistry implements Registry {
 
   async #compact(): Promise<void> {
     await this.#log.rewrite(() => [
-      ...[...this.#ended].map(([vm, epoch]): Change => ({ type: 'remove', vm, epoch })),
-      ...[...this.#owners.values()].map((record): Change => ({ type: 'swap', record })),
+      ...[...this.#ended].map(([vm, epoch]): OwnerChange => ({ type: 'remove', vm, epoch })),
+      ...[...this.#owners.values()].map((record): OwnerChange => ({ type: 'swap', record })),
     ]);
   }
 

@@ -99,3 +99,14 @@ export interface ForkInventory {
   /** Those names of the requested clones that VMs on this host already have. */
   readonly namesTaken: readonly string[];
 }
+
+/** What a host knows of a VM's name and UUID. A state may be one of a newer version. */
+export interface VmClaims {
+  /** Its VMs with that name or that UUID that have not ended. */
+  readonly vms: readonly { readonly name: string; readonly uuid: string; readonly state: string }[];
+  /** The newest epoch of that name that it knows. 0: none. */
+  readonly lastEpoch: number;
+  /** The host that its record of that name gives as owner, and the id of that start of the VM. */
+  readonly owner: string | null;
+  readonly incarnation: string | null;
+}

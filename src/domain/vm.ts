@@ -97,8 +97,9 @@ export interface VmSpec {
 /**
  * starting: QEMU is starting · running, paused: as QEMU reports · incoming: prepared as a target, not owned by this
  * host yet · departed: execution has moved away, and the frozen memory is kept for the target · stopped: QEMU has ended
+ * · unreadable: the VM's record is damaged, so it is only listed
  */
-export const VM_STATES = ['starting', 'running', 'paused', 'incoming', 'departed', 'stopped'] as const;
+export const VM_STATES = ['starting', 'running', 'paused', 'incoming', 'departed', 'stopped', 'unreadable'] as const;
 export type VmState = (typeof VM_STATES)[number];
 
 /** How QEMU ended, as far as the daemon knows. */
@@ -136,4 +137,6 @@ export interface VmView {
   readonly exit: VmExit | null;
   /** Which part of its own identity a clone still lacks, or why it could not get it; null for any other VM. */
   readonly identityIssue: string | null;
+  /** What the start of the VM could not find out, for example from a host that does not answer. Only in its answer. */
+  readonly warnings?: readonly string[];
 }

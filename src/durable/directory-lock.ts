@@ -1,50 +1,104 @@
-import { link, readdir, readFile, rename, rm, writeFile } from 'node:fs/promises';
+import { constants } from 'node:fs';
+import { type FileHandle, link, open, readdir, readFile, rename, rm, writeFile } from 'node:fs/promises';
+import { hostname } from 'node:os';
 import { join } from 'node:path';
 import { MigrationError } from '../domain/errors.js';
 import { fileError } from './log-store.js';
 
+/** Locks an open file for the life of its descriptor (flock). Returns false if another descriptor holds the lock. */
+export type LockFile = (descriptor: number) => boolean;
+
 /**
- * Ensures that one daemon at a time uses a directory. The lock file with the highest number counts. It names its holder
- * by pid, start time and boot, so that a reused pid does not look like the holder. A process that finds the holder dead
- * takes the next number with link(2), which only one process can do. The file with the highest number is never deleted,
- * not even when the lock is released. So a slow process cannot take a number used before without seeing a higher one.
+ * Ensures that one process at a time uses a directory. Two locks are taken, and held for life:
+ *
+ * - flock on the file `lock`. It excludes every other process, also one in another container that cannot see this
+ *   process, and one on another host that has the directory over NFS. It ends with its holder, however that ends.
+ * - the numbered lock of build 0.1.0, so that a daemon of that build is excluded, too. The lock file with the highest
+ *   number counts. It names its holder by pid, start time and boot, so that a reused pid does not look like the holder.
+ *   A process that finds the holder dead takes the next number with link(2), which only one process can do. The file
+ *   with the highest number is never deleted, not even when the lock is released. So a slow process cannot take a
+ *   number used before without seeing a higher one.
  */
 export class DirectoryLock {
   readonly #path: string;
+  readonly #file: FileHandle;
 
-  private constructor(path: string) {
+  private constructor(path: string, file: FileHandle) {
     this.#path = path;
+    this.#file = file;
   }
 
-  static async take(directory: string): Promise<DirectoryLock> {
-    const holder = await describeProcess(process.pid);
-    const draft = join(directory, `lock-draft.${process.pid}.${Math.trunc(performance.now() * 1000)}`);
+  /** Throws CONFLICT, naming the holder, if another process uses the directory. The directory exists. */
+  static async take(directory: string, lockFile: LockFile): Promise<DirectoryLock> {
     try {
-      await writeFile(draft, JSON.stringify(holder), { flag: 'wx', mode: 0o600 });
-      for (;;) {
-        const numbers = await lockNumbers(directory);
-        const highest = numbers.at(-1) ?? 0;
-        if (highest > 0) await refuseIfHeld(directory, highest);
-        const mine = highest + 1;
-        if (!(await linked(draft, join(directory, `lock.${mine}`)))) continue;
-        const after = await lockNumbers(directory);
-        if (after.at(-1) !== mine) {
-          await rm(join(directory, `lock.${mine}`), { force: true });
-          continue;
-        }
-        for (const number of after.slice(0, -1)) await rm(join(directory, `lock.${number}`), { force: true });
-        return new DirectoryLock(join(directory, `lock.${mine}`));
+      const file = await lockedFile(directory, lockFile);
+      try {
+        return new DirectoryLock(await takeNumber(directory), file);
+      } catch (error) {
+        await file.close();
+        throw error;
       }
     } catch (error) {
       throw fileError(error, directory);
-    } finally {
-      await rm(draft, { force: true });
     }
   }
 
   async giveBack(): Promise<void> {
     await writeFile(`${this.#path}-free`, '{}', { mode: 0o600 });
     await rename(`${this.#path}-free`, this.#path);
+    await this.#file.close();
+  }
+}
+
+async function lockedFile(directory: string, lockFile: LockFile): Promise<FileHandle> {
+  const path = join(directory, 'lock');
+  const file = await open(path, constants.O_RDWR | constants.O_CREAT | constants.O_NOFOLLOW, 0o600);
+  try {
+    if (!lockFile(file.fd)) throw inUse(directory, await holderText(path));
+    const text = `process ${process.pid} on ${hostname()}, since ${new Date().toISOString()}\n`;
+    await file.truncate(0);
+    await file.write(text, 0);
+    return file;
+  } catch (error) {
+    await file.close();
+    throw error;
+  }
+}
+
+/** The text is for people: the lock itself is the kernel's. */
+async function holderText(path: string): Promise<string> {
+  const text = await readFile(path, 'utf8').catch(() => '');
+  return text.slice(0, 200).trim() || 'another process';
+}
+
+function inUse(directory: string, holder: string): MigrationError {
+  return new MigrationError('CONFLICT', `${directory} is in use by ${holder}`, {
+    remedy: 'each vmigrated needs its own state directory: stop the other daemon, or change --state',
+  });
+}
+
+async function takeNumber(directory: string): Promise<string> {
+  const holder = await describeProcess(process.pid);
+  const draft = join(directory, `lock-draft.${process.pid}.${Math.trunc(performance.now() * 1000)}`);
+  try {
+    await writeFile(draft, JSON.stringify(holder), { flag: 'wx', mode: 0o600 });
+    for (;;) {
+      const numbers = await lockNumbers(directory);
+      const highest = numbers.at(-1) ?? 0;
+      if (highest > 0) await refuseIfHeld(directory, highest);
+      const mine = highest + 1;
+      const path = join(directory, `lock.${mine}`);
+      if (!(await linked(draft, path))) continue;
+      const after = await lockNumbers(directory);
+      if (after.at(-1) !== mine) {
+        await rm(path, { force: true });
+        continue;
+      }
+      for (const number of after.slice(0, -1)) await rm(join(directory, `lock.${number}`), { force: true });
+      return path;
+    }
+  } finally {
+    await rm(draft, { force: true });
   }
 }
 
@@ -86,9 +140,7 @@ async function refuseIfHeld(directory: string, number: number): Promise<void> {
   if (holder === null) return;
   const present = await describeProcess(holder.pid).catch(() => null);
   if (present === null || present.startTicks !== holder.startTicks || present.boot !== holder.boot) return;
-  throw new MigrationError('CONFLICT', `${directory} is in use by process ${holder.pid}`, {
-    remedy: 'each vmigrated needs its own state directory: stop the other daemon, or change --state',
-  });
+  throw inUse(directory, `process ${holder.pid}`);
 }
 
 /** Returns the holder, or null if the lock was released or a crash of the machine has lost the file's text. */

@@ -1,5 +1,5 @@
 /** Writes small files so that a crash of the machine leaves either the old or the new content. */
-import { open, rename } from 'node:fs/promises';
+import { open, rename, rm } from 'node:fs/promises';
 import { dirname } from 'node:path';
 
 /**
@@ -23,12 +23,17 @@ async function writeAside(path: string, text: string, isSynced: boolean): Promis
   const sidePath = `${path}.new`;
   const file = await open(sidePath, 'w', 0o600);
   try {
-    await file.writeFile(text);
-    if (isSynced) await file.sync();
-  } finally {
-    await file.close();
+    try {
+      await file.writeFile(text);
+      if (isSynced) await file.sync();
+    } finally {
+      await file.close();
+    }
+    await rename(sidePath, path);
+  } catch (error) {
+    await rm(sidePath, { force: true }).catch(() => undefined);
+    throw error;
   }
-  await rename(sidePath, path);
 }
 
 /** Makes renames and removals in the directory durable. */

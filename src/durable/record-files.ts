@@ -1,9 +1,12 @@
 /** Durable records of one kind: one JSON file for each, in a directory of their own. */
-import { mkdir, readdir, readFile, unlink } from 'node:fs/promises';
+import { readdir, readFile, rm, unlink } from 'node:fs/promises';
 import { basename, join } from 'node:path';
 import type { z } from 'zod';
 import { MigrationError } from '../domain/errors.js';
+import { parseKept } from '../kit/unknown-keys.js';
 import { syncDirectory, writeDurably } from './durable-file.js';
+import { checkVersion, corrupt, seal, unseal } from './sealed.js';
+import { makeDirectory } from './state-format.js';
 
 const SUFFIX = '.json';
 
@@ -11,11 +14,13 @@ export interface RecordKind<T> {
   /** Name of the kind in messages, for example "session record". */
   readonly what: string;
   readonly schema: z.ZodType<T>;
+  /** The newest version of the record that this build reads. */
+  readonly version: number;
   /** Returns the name of the record's file without the suffix. Ids come from peers, so it throws for an invalid one. */
   nameOf(record: T): string;
 }
 
-export class RecordFiles<T> {
+export class RecordFiles<T extends object> {
   readonly #directory: string;
   readonly #kind: RecordKind<T>;
   /** The last write of each file. Writes of one file run one after the other, so the newest record remains. */
@@ -26,16 +31,16 @@ export class RecordFiles<T> {
     this.#kind = kind;
   }
 
-  static async open<T>(directory: string, kind: RecordKind<T>): Promise<RecordFiles<T>> {
-    await mkdir(directory, { recursive: true, mode: 0o700 });
+  static async open<T extends object>(directory: string, kind: RecordKind<T>): Promise<RecordFiles<T>> {
+    await makeDirectory(directory);
+    for (const name of await readdir(directory))
+      if (name.endsWith(`${SUFFIX}.new`)) await rm(join(directory, name), { force: true });
     return new RecordFiles(directory, kind);
   }
 
   /** Writes the record. It is durable when the promise resolves. */
   save(record: T): Promise<void> {
-    return this.#enqueue(this.#kind.nameOf(record), (path) =>
-      writeDurably(path, `${JSON.stringify(record, null, 2)}\n`),
-    );
+    return this.#enqueue(this.#kind.nameOf(record), (path) => writeDurably(path, seal(record)));
   }
 
   /** Removes the record's file, if there is one. */
@@ -58,12 +63,9 @@ export class RecordFiles<T> {
       if (!file.endsWith(SUFFIX)) continue;
       const path = join(this.#directory, file);
       try {
-        const record = this.#kind.schema.parse(JSON.parse(await readFile(path, 'utf8')));
-        if (this.#kind.nameOf(record) !== basename(file, SUFFIX))
-          throw new Error('the file name does not match the record');
-        records.push(record);
+        records.push(decodeRecord(this.#kind, await readFile(path, 'utf8'), path));
       } catch (cause) {
-        corrupt.push(new MigrationError('CORRUPT', `${path} is not a valid ${this.#kind.what}`, { cause }));
+        corrupt.push(unreadable(`${path} cannot be read`, cause));
       }
     }
     return { records, corrupt };
@@ -83,4 +85,22 @@ export class RecordFiles<T> {
     done.then(forget, forget);
     return done;
   }
+}
+
+/** Throws CORRUPT if the text is not what `save` writes to this path, UNSUPPORTED if it is of a newer version. */
+export function decodeRecord<T>(kind: RecordKind<T>, text: string, path: string): T {
+  const json = unseal(text, path);
+  checkVersion(json, kind.version, path);
+  try {
+    const record = parseKept(kind.schema, json);
+    if (kind.nameOf(record) === basename(path, SUFFIX)) return record;
+    throw new Error('the file name does not match the record');
+  } catch (cause) {
+    throw unreadable(`${path} is not a valid ${kind.what}`, cause);
+  }
+}
+
+/** An error with a code of its own is kept: it says more than that the record is invalid. */
+export function unreadable(message: string, cause: unknown): MigrationError {
+  return cause instanceof MigrationError ? cause : corrupt(message, cause);
 }

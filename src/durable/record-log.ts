@@ -1,11 +1,12 @@
-import { crc32 } from 'node:zlib';
 import { MigrationError, toMigrationError } from '../domain/errors.js';
+import { decodeFrames, encodeFrame } from './frames.js';
 import type { LogStore } from './log-store.js';
 
 /**
- * Stores records as lines `CRC32 JSON\n`, appended durably and in order. A crash can cut the last line short, so bytes
- * after the last newline are dropped: their append never resolved. A whole line that fails its checksum is CORRUPT,
- * because dropping it (and with it perhaps a commit) can be worse than not starting.
+ * Stores records as lines with length and checksum (frames.ts), appended durably and in order. A crash can cut the last
+ * line short, so a line that is shorter than its length says is dropped: its append never resolved. A whole line that
+ * is damaged in any byte, its end included, is CORRUPT, because dropping it (and with it perhaps a commit) can be worse
+ * than not starting.
  */
 export class RecordLog<T> {
   readonly #store: LogStore;
@@ -32,11 +33,9 @@ export class RecordLog<T> {
   static async open<T>(store: LogStore, decode: (json: unknown) => T): Promise<{ log: RecordLog<T>; records: T[] }> {
     try {
       const bytes = await store.read();
-      const lengthBytes = bytes.lastIndexOf(0x0a) + 1;
-      const lines = lengthBytes === 0 ? [] : bytes.toString('utf8', 0, lengthBytes - 1).split('\n');
-      const records = lines.map((line, index) => decodeLine(line, decode, `${store.path}:${index + 1}`));
-      if (lengthBytes < bytes.length) await store.truncate(lengthBytes);
-      return { log: new RecordLog<T>(store, decode, lengthBytes, lines.length), records };
+      const { records, wholeBytes } = decodeFrames(bytes, decode, store.path);
+      if (wholeBytes < bytes.length) await store.truncate(wholeBytes);
+      return { log: new RecordLog<T>(store, decode, wholeBytes, records.length), records };
     } catch (error) {
       await store.close();
       throw error;
@@ -72,7 +71,7 @@ export class RecordLog<T> {
       const json = JSON.stringify(record);
       this.#check(json);
       this.#waiting.push({
-        line: lineOf(json),
+        line: encodeFrame(json),
         resolve,
         reject,
         ...(onDurable === undefined ? {} : { onDurable }),
@@ -89,7 +88,10 @@ export class RecordLog<T> {
     while (this.#writing !== null) await this.#writing;
     if (this.#broken !== null) throw this.#broken;
     const records = recordsNow();
-    const rewriting = this.#rewrite(Buffer.concat(records.map(encodeLine)), records.length);
+    const rewriting = this.#rewrite(
+      Buffer.concat(records.map((record) => encodeFrame(JSON.stringify(record)))),
+      records.length,
+    );
     this.#writing = rewriting.then(
       () => this.#next(),
       () => this.#next(),
@@ -155,30 +157,4 @@ export class RecordLog<T> {
       cause,
     });
   }
-}
-
-function encodeLine(record: unknown): Buffer {
-  return lineOf(JSON.stringify(record));
-}
-
-function lineOf(json: string): Buffer {
-  return Buffer.from(`${checksum(json)} ${json}\n`);
-}
-
-function decodeLine<T>(line: string, decode: (json: unknown) => T, where: string): T {
-  const json = line.slice(9);
-  if (line[8] !== ' ' || line.slice(0, 8) !== checksum(json)) {
-    throw new MigrationError('CORRUPT', `${where}: the line does not match its checksum`, {
-      remedy: 'restore the file from a copy; do not delete the line, because it may state the owner of a VM',
-    });
-  }
-  try {
-    return decode(JSON.parse(json));
-  } catch (error) {
-    throw new MigrationError('CORRUPT', `${where}: ${toMigrationError(error).message}`, { cause: error });
-  }
-}
-
-function checksum(text: string): string {
-  return crc32(text).toString(16).padStart(8, '0');
 }

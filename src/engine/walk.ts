@@ -40,8 +40,11 @@ export interface Procedure<Name extends AnyStepName, Step extends WalkStep<Name>
   onAnnounced(context: Context, step: Step, at: string): void;
   /** The host whose steps can be undone at once. Undoing steps of other hosts waits if they do not answer. */
   localHost(context: Context): string;
-  /** Returns whether the commit has taken effect. Throws if that cannot be found out. */
-  isCommitted(context: Context): Promise<boolean>;
+  /**
+   * Returns whether the commit has taken effect. Throws if that cannot be found out. `isAnnounced`: the journal has
+   * announced the commit, so it may have taken effect.
+   */
+  isCommitted(context: Context, isAnnounced: boolean): Promise<boolean>;
   unknownCommit(context: Context, cause: MigrationError): MigrationError;
   /** After the commit, in a later life of the daemon: returns findings of earlier steps that the journal lacks. */
   restoreFindings(context: Context): Promise<Partial<Found> | undefined>;
@@ -98,8 +101,9 @@ export class Walk<
       }
     } catch (thrown) {
       const error = atStep(thrown, begun.at(-1));
-      const isBehindCommit = begun.at(-1)?.name === this.#procedure.commit ? await this.#isCommitted(context) : false;
-      if (isBehindCommit === 'unknown') return this.#unknown(context, error);
+      const isBehindCommit =
+        begun.at(-1)?.name === this.#procedure.commit ? await this.#isCommitted(context, true) : false;
+      if (isBehindCommit instanceof MigrationError) return this.#unknown(context, error);
       if (!isBehindCommit) return { kind: 'undone', error, leftovers: await this.#undo(context, begun) };
       observer.onWarning('the job is committed, although the commit step failed', error);
     }
@@ -117,10 +121,9 @@ export class Walk<
     },
   ): Promise<Outcome<Report>> {
     const { before, after } = this.#split(context.record.plan.steps);
-    const isBehindCommit = journal.isCommitProven || (await this.#isCommitted(context));
-    if (isBehindCommit === 'unknown') {
-      return this.#unknown(context, new MigrationError('CORRUPT', 'it is not known whether the job was committed'));
-    }
+    const isAnnounced = journal.begun.has(this.#procedure.commit);
+    const isBehindCommit = journal.isCommitProven || (await this.#isCommitted(context, isAnnounced));
+    if (isBehindCommit instanceof MigrationError) return this.#unknown(context, isBehindCommit);
     if (!isBehindCommit) {
       const announced = before.filter(({ name }) => journal.begun.has(name));
       const error = new MigrationError(
@@ -241,13 +244,14 @@ export class Walk<
     }
   }
 
-  async #isCommitted(context: Context): Promise<boolean | 'unknown'> {
+  /** Returns the error of the last attempt if it cannot be found out. */
+  async #isCommitted(context: Context, isAnnounced: boolean): Promise<boolean | MigrationError> {
     for (let attempt = 1; ; attempt++) {
       try {
-        return await this.#procedure.isCommitted(context);
+        return await this.#procedure.isCommitted(context, isAnnounced);
       } catch (error) {
         context.observer.onWarning('it is not known whether the commit took effect', error);
-        if (attempt >= COMMIT_QUESTIONS) return 'unknown';
+        if (attempt >= COMMIT_QUESTIONS) return toMigrationError(error);
         await context.ports.clock.sleep(context.limits.retryMsFirst).catch(() => undefined);
       }
     }

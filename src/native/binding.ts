@@ -68,6 +68,12 @@ function bind(addon: Addon): NativeBinding {
       checkPath(path, 'path');
       return attempt(`region file ${path}`, () => addon.allocatedBytes(path));
     },
+    lockFile(descriptor) {
+      if (!Number.isInteger(descriptor) || descriptor < 0) {
+        throw new MigrationError('USAGE', 'native argument: descriptor must be an open file');
+      }
+      return attempt('lock a file', () => addon.lockFile(descriptor));
+    },
     listenForVm(options) {
       checkSocketPath(options.socketPath, 'socketPath');
       checkRegions(options.regions);

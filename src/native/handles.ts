@@ -79,6 +79,7 @@ export interface Addon {
   support(): NativeSupport;
   createRegionFile(region: RegionFile): void;
   allocatedBytes(path: string): bigint;
+  lockFile(descriptor: number): boolean;
   listenForVm(options: Parameters<NativeBinding['listenForVm']>[0]): AddonVmMemory;
   adoptVm(options: Parameters<NativeBinding['adoptVm']>[0]): AddonVmMemory;
   devices(provider: string): Promise<RdmaDevice[]>;

@@ -227,6 +227,11 @@ export interface NativeBinding {
   /** Returns the bytes of the file that are allocated. */
   allocatedBytes(path: string): bigint;
   /**
+   * Locks the file behind an open descriptor until it is closed or this process ends, also against other hosts that
+   * share the file system. Returns false if another descriptor holds the lock.
+   */
+  lockFile(descriptor: number): boolean;
+  /**
    * Listens on a unix socket for the preload of one QEMU. If `isIncoming` is set, every mapped range is registered for
    * missing and minor faults before the mapping call returns. Each connection must come from a process of the daemon's
    * user. The first connection that says hello is accepted.

@@ -3,6 +3,7 @@ import { CLONES_MAX, FORK_STEPS, type ForkReport } from '../domain/fork.js';
 import { MIGRATION_STEPS, type MigrationReport } from '../domain/migration.js';
 import type { VmSpec } from '../domain/vm.js';
 import type { JournalEntry } from '../engine/ports/journal.js';
+import { parseKept } from '../kit/unknown-keys.js';
 import {
   accel,
   cloneDisks,
@@ -139,7 +140,7 @@ const entry = z.discriminatedUnion('type', [
 
 /** Decodes a journal entry. Throws for anything that the journal would not have written. */
 export function decodeJournalEntry(json: unknown): JournalEntry {
-  const parsed = entry.parse(json);
+  const parsed = parseKept(entry, json);
   // The loose parts hold what JobManager wrote; the checksum of the line has protected them since.
   if (parsed.type === 'job') {
     return { ...parsed, spec: parsed.spec as unknown as VmSpec };

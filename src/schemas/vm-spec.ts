@@ -1,7 +1,7 @@
 /**
  * VM specs. A user writes YAML or JSON, which is checked and completed with defaults. The complete form is checked
- * again when it comes from a peer or from a file. Unknown keys are errors that name the key and its place. All errors
- * have the code SPEC_INVALID.
+ * again when it comes from a peer or from a file. Unknown keys of a user are errors that name the key and its place;
+ * those of a peer or a file are of a newer version, and are kept. All errors have the code SPEC_INVALID.
  */
 
 import { createHash, randomUUID } from 'node:crypto';
@@ -9,6 +9,7 @@ import { z } from 'zod';
 import { MigrationError } from '../domain/errors.js';
 import { CLONES_MAX } from '../domain/fork.js';
 import { MEMORY_BACKINGS, NIC_TYPES, type NicSpec, type VmSpec } from '../domain/vm.js';
+import { parseKeepingUnknown } from '../kit/unknown-keys.js';
 import { accelChoice, diskFormat } from './words.js';
 
 const KIB = 1024;
@@ -294,9 +295,9 @@ export function parseSpec(input: unknown): VmSpec {
   );
 }
 
-/** Checks a spec in its complete form, from a peer or a file. */
+/** Checks a spec in its complete form, from a peer or a file. Keys of a newer version are kept. */
 export function checkSpec(input: unknown): VmSpec {
-  return check(vmSpecSchema, input);
+  return checked(parseKeepingUnknown(vmSpecSchema, input));
 }
 
 async function parseText(spec: string): Promise<unknown> {
@@ -313,7 +314,10 @@ async function parseText(spec: string): Promise<unknown> {
 }
 
 function check<T>(schema: z.ZodType<T>, input: unknown): T {
-  const result = schema.safeParse(input);
+  return checked(schema.safeParse(input));
+}
+
+function checked<T>(result: z.ZodSafeParseResult<T>): T {
   if (result.success) return result.data;
   const issues = result.error.issues.flatMap((issue) => describe(issue));
   const shown = issues.map((issue) => `${issue.path}: ${issue.message}`).join('; ');

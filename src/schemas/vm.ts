@@ -1,10 +1,13 @@
 /** Schemas of the views of VMs. vm-spec.ts has their specs. */
 import { z } from 'zod';
 import type { VmView } from '../domain/vm.js';
-import { count, of, text } from './of.js';
+import { count, list, of, text } from './of.js';
 import { accel, hostName, vmName, vmState } from './words.js';
 
 export const stopBody = z.strictObject({ force: z.boolean().default(false) }).nullish();
+
+/** `forceName`: the host to which a VM of this name last belonged need not answer. */
+export const runQuery = z.strictObject({ forceName: z.stringbool().default(false) });
 
 export const emptyBody = z.strictObject({}).nullish();
 
@@ -35,5 +38,6 @@ export const vmView = of<VmView>(
       })
       .nullable(),
     identityIssue: text.nullable(),
+    warnings: list(text).exactOptional(),
   }),
 );

@@ -1,6 +1,6 @@
 /** One host in the simulation, during one life of its daemon. */
 
-import type { HostInventory, TargetChecks, VmInventory } from '../../src/domain/host.js';
+import type { HostInventory, TargetChecks, VmClaims, VmInventory } from '../../src/domain/host.js';
 import type { HostPort } from '../../src/engine/ports/host.js';
 import type { InventoryPort } from '../../src/engine/ports/inventory.js';
 import { unreachableHost } from '../../src/jobs/unreachable-host.js';
@@ -67,6 +67,10 @@ class SimInventory extends SimHalf implements InventoryPort {
       discardingDevices: [],
       ...{ image: null, identityIssue: null, fleetingDisks: [], exitCode: null },
     };
+  }
+
+  async vmClaims(): Promise<VmClaims> {
+    return { vms: [], lastEpoch: 0, owner: null, incarnation: null };
   }
 
   async checkTarget(): Promise<TargetChecks> {

@@ -175,6 +175,7 @@ function checkAtRest(world: World, { A, B }: { A: Daemon | null; B: Daemon | nul
 function resumeFirst(registry: Registry, { target }: HostPort): Registry {
   return {
     owner: (vm) => registry.owner(vm),
+    announceMove: (vm, epoch, session) => registry.announceMove(vm, epoch, session),
     removeOwner: (vm, epoch) => registry.removeOwner(vm, epoch),
     lastEpoch: (vm) => registry.lastEpoch(vm),
     swapOwner: async (vm, epoch, next) => {

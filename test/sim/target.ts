@@ -61,12 +61,14 @@ export class SimTarget extends SimHalf implements TargetPort {
 
   async connect(session: string, source: SourceEndpointInfo): Promise<void> {
     this.refuseClosed(session);
-    this.#session(session);
+    const noted = this.#session(session);
     const key = source.keys[0]?.ram ?? '';
     if (this.#peer()?.accepts(session, key) !== true) throw failure('DISCONNECTED', 'nobody listens');
     await this.work('connect');
     this.refuseClosed(session);
     this.#connections.set(session, key);
+    // A repeated call may arrive late, after the VM has begun to run.
+    if (noted.hasRun) void this.#fetch(session, this.vm(noted.vm));
   }
 
   async awaitLoaded(session: string): Promise<void> {
@@ -122,8 +124,6 @@ export class SimTarget extends SimHalf implements TargetPort {
 
   async reconnect(session: string, source: SourceEndpointInfo): Promise<void> {
     await this.connect(session, source);
-    const noted = this.#session(session);
-    if (noted.hasRun) void this.#fetch(session, this.vm(noted.vm));
   }
 
   async inherit(): Promise<void> {}

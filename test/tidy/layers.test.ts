@@ -57,7 +57,11 @@ const TYPESCRIPT_LAYERS: Record<string, readonly string[]> = {
   'api/public': [...WORDS, 'protocol', 'schemas', 'api/contract'],
   'api/peers': [...WORDS, PORTS, 'tls', 'schemas', 'api/contract'],
   api: [...WORDS, 'tls', 'config', 'schemas', 'api/contract', 'api/public', 'api/peers'],
-  cli: [...WORDS, 'transports', 'config', 'api/client', 'schemas', 'tls'],
+  state: [
+    ...[...WORDS, PORTS, 'durable', 'schemas', 'cluster'],
+    ...['agent/vm', 'agent/image', 'agent/migration', 'agent/fork'],
+  ],
+  cli: [...WORDS, 'transports', 'config', 'api/client', 'schemas', 'tls', 'state', 'durable/directory-lock', 'native'],
 };
 const COMPOSITION_ROOTS = new Set(['src/cli/vmigrated.ts', 'src/cli/daemon.ts']);
 /** The one file that says which back end there is. */

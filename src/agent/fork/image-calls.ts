@@ -58,9 +58,19 @@ export class Images {
       if (state === 'capturing' || state === 'filling' || this.#isClaimed(id)) {
         throw new MigrationError('CONFLICT', `a fork needs image ${id}`, { remedy: 'wait until its job has ended' });
       }
+      this.#refuseIfUnknown(id);
       await this.#refuseIfBackingFile(id);
       await mergeOverlays(this.#context, id);
       await images.delete(id);
+    });
+  }
+
+  /** Throws CONFLICT while a VM runs whose record cannot be read: it may be a clone of the image. */
+  #refuseIfUnknown(id: string): void {
+    const unknown = this.#context.vms.unreadable().find(({ pid }) => pid !== null);
+    if (unknown === undefined) return;
+    throw new MigrationError('CONFLICT', `${unknown.name} runs, and may use image ${id}: its record cannot be read`, {
+      remedy: 'stop vmigrated, then: vmctl state check DIR, and vmctl state repair DIR',
     });
   }
 

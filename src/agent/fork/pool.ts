@@ -13,6 +13,10 @@ import { z } from 'zod';
 import { MigrationError, toMigrationError } from '../../domain/errors.js';
 import type { WarmRequest, WarmSetView } from '../../domain/fork.js';
 import { writeDurably } from '../../durable/durable-file.js';
+import { unreadable } from '../../durable/record-files.js';
+import { checkVersion, seal, unseal } from '../../durable/sealed.js';
+import { POOL_FILE } from '../../durable/state-format.js';
+import { parseKept } from '../../kit/unknown-keys.js';
 import { cloneDisks, cloneMemory, cloneNetwork, parentMode } from '../../schemas/words.js';
 import { type MemoryBounds, type MemoryReading, memoryState } from '../vm/memory-pressure.js';
 import type { ManagedVm } from '../vm/vms.js';
@@ -50,17 +54,31 @@ const UPKEEP_MS = 2_000;
 /** The memory that a waiting QEMU takes. */
 const PROCESS_BYTES = 20 * 1024 * 1024;
 
-const wantedSchema: z.ZodType<WarmRequest[]> = z.array(
-  z.strictObject({
-    vm: z.string(),
-    cloneCount: z.int().min(1),
-    namePrefix: z.string().nullable(),
-    parentMode,
-    memory: cloneMemory,
-    network: cloneNetwork,
-    disks: cloneDisks,
-  }),
-);
+const VERSION = 1;
+
+const requestSchema: z.ZodType<WarmRequest> = z.strictObject({
+  vm: z.string(),
+  cloneCount: z.int().min(1),
+  namePrefix: z.string().nullable(),
+  parentMode,
+  memory: cloneMemory,
+  network: cloneNetwork,
+  disks: cloneDisks,
+});
+
+const wantedSchema = z.strictObject({ version: z.literal(VERSION), wanted: z.array(requestSchema) });
+
+/** Returns the sets that users have asked for. Throws CORRUPT if the file is damaged. */
+export async function readWanted(path: string): Promise<readonly WarmRequest[]> {
+  const text = await readFile(path, 'utf8').catch((error: NodeJS.ErrnoException) => {
+    if (error.code === 'ENOENT') return null;
+    throw error;
+  });
+  if (text === null) return [];
+  const json = unseal(text, path);
+  checkVersion(json, VERSION, path);
+  return parseKept(wantedSchema, json).wanted;
+}
 
 export class Pool {
   readonly #context: ForkContext;
@@ -79,17 +97,16 @@ export class Pool {
     this.#readMemory = options.readMemory;
     this.#config = options.config;
     this.#randomId = options.randomId;
-    this.#path = join(options.stateDir, 'pool.json');
+    this.#path = join(options.stateDir, POOL_FILE);
     context.vms.on('exit', this.#onExit);
   }
 
   /** Makes the sets that were wanted before the daemon's restart, in the background. */
   async start(): Promise<void> {
-    const text = await readFile(this.#path, 'utf8').catch(() => '[]');
     try {
-      this.#wanted = wantedSchema.parse(JSON.parse(text));
+      this.#wanted = await readWanted(this.#path);
     } catch (cause) {
-      const err = new MigrationError('CORRUPT', `${this.#path} is not a valid list of pool requests`, { cause });
+      const err = unreadable(`${this.#path} is not a valid list of pool requests`, cause);
       this.#context.log.error({ err }, 'the pool starts empty: no set of waiting QEMUs is made again');
     }
     this.#startUpkeep();
@@ -224,7 +241,7 @@ export class Pool {
 
   async #setWanted(wanted: readonly WarmRequest[]): Promise<void> {
     this.#wanted = wanted;
-    await writeDurably(this.#path, `${JSON.stringify(wanted, null, 2)}\n`);
+    await writeDurably(this.#path, seal({ version: VERSION, wanted }));
     this.#startUpkeep();
   }
 

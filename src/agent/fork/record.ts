@@ -7,7 +7,7 @@ import { join } from 'node:path';
 import { z } from 'zod';
 import type { ErrorJson } from '../../domain/errors.js';
 import type { CloneIdentity } from '../../domain/fork.js';
-import { RecordFiles } from '../../durable/record-files.js';
+import { RecordFiles, type RecordKind } from '../../durable/record-files.js';
 import type { CommittedFork, PrepareForkRequest } from '../../engine/ports/fork.js';
 import { cloneDisks, cloneMemory, cloneNetwork, imageId, parentMode } from '../../schemas/words.js';
 import { checkImageId } from '../image/record.js';
@@ -80,13 +80,16 @@ const schema: z.ZodType<ForkRecord> = z.strictObject({
 
 export type ForkStore = RecordFiles<ForkRecord>;
 
+export const FORK_RECORD: RecordKind<ForkRecord> = {
+  what: 'fork record',
+  schema,
+  version: 1,
+  nameOf: ({ request }) => {
+    checkImageId(request.fork);
+    return request.fork;
+  },
+};
+
 export function openForkStore(stateDir: string): Promise<ForkStore> {
-  return RecordFiles.open<ForkRecord>(join(stateDir, 'forks'), {
-    what: 'fork record',
-    schema,
-    nameOf: ({ request }) => {
-      checkImageId(request.fork);
-      return request.fork;
-    },
-  });
+  return RecordFiles.open<ForkRecord>(join(stateDir, 'forks'), FORK_RECORD);
 }

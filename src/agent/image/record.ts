@@ -8,6 +8,7 @@ import { MigrationError } from '../../domain/errors.js';
 import type { ParentMode } from '../../domain/fork.js';
 import type { ImageState } from '../../domain/image.js';
 import type { Accel, DiskFormat, VmSpec } from '../../domain/vm.js';
+import type { RecordKind } from '../../durable/record-files.js';
 import { vmSpecSchema } from '../../schemas/vm-spec.js';
 import { accel, diskFormat, imageId, imageState, parentMode } from '../../schemas/words.js';
 
@@ -56,6 +57,13 @@ export const imageRecordSchema: z.ZodType<ImageRecord> = z.strictObject({
   overlays: z.array(z.strictObject({ ...disk, vm: z.string(), base: z.strictObject(disk) })),
   createdAt: z.string(),
 });
+
+export const IMAGE_RECORD: RecordKind<ImageRecord> = {
+  what: 'image record',
+  schema: imageRecordSchema,
+  version: 1,
+  nameOf: ({ id }) => id,
+};
 
 /** Throws USAGE for an invalid id. Ids come from clients, and files are named after them. */
 export function checkImageId(id: string): void {

@@ -23,7 +23,7 @@ import {
   removeImageFiles,
 } from '../vm/ram-files.js';
 import type { VmManager } from '../vm/vms.js';
-import { checkImageId, type ImageRecord, imageRecordSchema } from './record.js';
+import { checkImageId, IMAGE_RECORD, type ImageRecord } from './record.js';
 
 /** The default share of the memory files' file system that images may take. */
 const BUDGET_SHARE = 0.5;
@@ -58,11 +58,7 @@ export class ImageStore {
    * without a record.
    */
   static async open(options: ImageStoreOptions): Promise<ImageStore> {
-    const files = await RecordFiles.open<ImageRecord>(join(options.stateDir, 'images'), {
-      what: 'image record',
-      schema: imageRecordSchema,
-      nameOf: ({ id }) => id,
-    });
+    const files = await RecordFiles.open<ImageRecord>(join(options.stateDir, 'images'), IMAGE_RECORD);
     const store = new ImageStore(options, files);
     const { records, corrupt } = await files.load();
     for (const err of corrupt) options.log.error({ err }, 'an image record cannot be read: its image is unavailable');

@@ -1,5 +1,5 @@
 /** Implements InventoryPort on this host. */
-import type { HostInventory, TargetChecks, VmInventory } from '../../domain/host.js';
+import type { HostInventory, TargetChecks, VmClaims, VmInventory } from '../../domain/host.js';
 import type { RdmaPlace } from '../../domain/transport.js';
 import type { VmSpec } from '../../domain/vm.js';
 import type { InventoryPort } from '../../engine/ports/inventory.js';
@@ -12,10 +12,20 @@ export class InventoryAgent implements InventoryPort {
   /** Returns the job that is still transferring pages of this VM to this host, or null. */
   readonly #arriving: (vm: string) => Promise<string | null>;
 
-  constructor(context: ImageContext, hostInfo: HostInfo, arriving: (vm: string) => Promise<string | null>) {
+  readonly #claims: InventoryPort['vmClaims'];
+
+  constructor(
+    context: ImageContext,
+    options: {
+      hostInfo: HostInfo;
+      arriving: (vm: string) => Promise<string | null>;
+      claims: InventoryPort['vmClaims'];
+    },
+  ) {
     this.#context = context;
-    this.#hostInfo = hostInfo;
-    this.#arriving = arriving;
+    this.#hostInfo = options.hostInfo;
+    this.#arriving = options.arriving;
+    this.#claims = options.claims;
   }
 
   inventory(): Promise<HostInventory> {
@@ -25,6 +35,10 @@ export class InventoryAgent implements InventoryPort {
   async vmInventory(vm: string): Promise<VmInventory> {
     const inventory = await vmInventory(this.#context, vm);
     return { ...inventory, job: inventory.job ?? (await this.#arriving(vm)) };
+  }
+
+  vmClaims(name: string, uuid: string): Promise<VmClaims> {
+    return this.#claims(name, uuid);
   }
 
   checkTarget(spec: VmSpec, source: RdmaPlace | null): Promise<TargetChecks> {

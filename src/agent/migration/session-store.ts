@@ -11,7 +11,7 @@ import { join } from 'node:path';
 import { z } from 'zod';
 import { MigrationError } from '../../domain/errors.js';
 import type { Transport } from '../../domain/transport.js';
-import { RecordFiles } from '../../durable/record-files.js';
+import { RecordFiles, type RecordKind } from '../../durable/record-files.js';
 import type { PrepareRequest, SourceEndpointInfo } from '../../engine/ports/session.js';
 import { vmSpecSchema } from '../../schemas/vm-spec.js';
 import { accel, migrationMode, sessionId, sessionToken, transport } from '../../schemas/words.js';
@@ -92,8 +92,7 @@ export class SessionStore {
   }
 
   static async open(stateDir: string): Promise<SessionStore> {
-    const kind = { what: 'session record', schema: recordSchema, nameOf: fileName };
-    return new SessionStore(await RecordFiles.open<SessionRecord>(join(stateDir, 'sessions'), kind));
+    return new SessionStore(await RecordFiles.open<SessionRecord>(join(stateDir, 'sessions'), SESSION_RECORD));
   }
 
   /** Durable when it resolves. */
@@ -116,3 +115,10 @@ function fileName({ session, role }: Pick<SessionRecord, 'session' | 'role'>): s
   checkSession(session);
   return `${session}.${role}`;
 }
+
+export const SESSION_RECORD: RecordKind<SessionRecord> = {
+  what: 'session record',
+  schema: recordSchema,
+  version: 1,
+  nameOf: fileName,
+};

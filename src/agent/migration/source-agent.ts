@@ -40,10 +40,9 @@ export class SourceAgent implements SourcePort {
   /** Resumes a session of an earlier daemon. */
   async resumeSession(record: SourceRecord): Promise<void> {
     const { vms, store, registry, host } = this.#context;
-    if (!vms.has(record.vm)) {
-      await store.remove(record);
-      return;
-    }
+    if (!vms.isTaken(record.vm)) return store.remove(record);
+    // The VM's record is damaged. Its session is kept for the time when it is repaired.
+    if (!vms.has(record.vm)) return;
     const owner = await registry.owner(record.vm);
     const hasDeparted = owner !== null && owner.owner !== host;
     const source = await SourceSession.resumeSession(this.#context, record, vms.get(record.vm), hasDeparted);
@@ -72,7 +71,8 @@ export class SourceAgent implements SourcePort {
       this.#ended.refuse(session);
       const existing = this.#sources.get(session);
       if (existing !== undefined) {
-        await existing.renew();
+        const owner = await this.#context.registry.owner(name);
+        await existing.renew(owner !== null && owner.owner !== this.#context.host && owner.session === session);
         return existing.endpoint;
       }
       const vm = this.#context.vms.get(name);
@@ -211,8 +211,12 @@ export class SourceAgent implements SourcePort {
 
   async #checkOwner(vm: string): Promise<void> {
     const owner = await this.#context.registry.owner(vm);
-    if (owner !== null && owner.owner !== this.#context.host) {
+    if (owner?.owner === this.#context.host) return;
+    if (owner !== null)
       throw new MigrationError('OWNER_CHANGED', `${vm} belongs to ${owner.owner} since epoch ${owner.epoch}`);
-    }
+    // A VM of this host has a record. Without it the VM may belong to any host.
+    throw new MigrationError('OWNER_CHANGED', `the owner record of ${vm} is missing, so it may run on another host`, {
+      remedy: 'stop vmigrated, then: vmctl state repair DIR',
+    });
   }
 }

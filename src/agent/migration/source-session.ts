@@ -96,9 +96,11 @@ export class SourceSession {
   }
 
   /**
-   * Exposes the memory of a departed VM again if its listener is lost, because the network device was removed.
+   * Exposes the memory of a departed VM again if its listener is lost, because the network device was removed, or if
+   * only now it is known that the VM has departed.
    */
-  async renew(): Promise<void> {
+  async renew(hasDeparted: boolean): Promise<void> {
+    if (hasDeparted) this.#hasDeparted = true;
     if (!this.#hasDeparted) return;
     this.#refuseIfLost();
     if (this.#pages !== null && this.#listener?.isLost !== true) return;

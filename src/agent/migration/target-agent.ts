@@ -40,9 +40,12 @@ export class TargetAgent implements TargetPort {
     const { vms, store, registry } = this.#context;
     const { session, spec } = record;
     const vm = vms.has(spec.name) ? vms.get(spec.name) : null;
+    // The VM's record is damaged. Its session is kept for the time when it is repaired.
+    if (vm === null && vms.isTaken(spec.name)) return;
     const isOurs = vm !== null && vm.session === session;
     if (!isOurs || record.state === 'preparing') {
-      if (isOurs && vm.state === 'incoming') await vms.destroy(spec.name);
+      // The QEMU of a preparation may have ended with the earlier daemon. The VM has never run, so nobody misses it.
+      if (isOurs && (vm.state === 'incoming' || vm.state === 'stopped')) await vms.destroy(spec.name);
       await store.remove(record);
       return;
     }

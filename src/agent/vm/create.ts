@@ -6,6 +6,7 @@ import { join } from 'node:path';
 import type { VmBackend } from '../../backends/backend.js';
 import { MigrationError } from '../../domain/errors.js';
 import type { VmSpec } from '../../domain/vm.js';
+import { makeDirectory } from '../../durable/state-format.js';
 import { type LaunchOptions, launch } from './launch.js';
 import { tapNames } from './network.js';
 import type { VmManagerOptions } from './options.js';
@@ -48,7 +49,10 @@ export async function createVm(
   const vm = new Vm(join(directory, spec.name), record, backend);
   backend.checkPlace(vm.place);
   await rm(vm.directory, { recursive: true, force: true });
-  await mkdir(vm.directory, { mode: 0o700 });
+  // Like its record, the directory of a waiting clone need not survive a crash of the machine.
+  await (image !== null && start.state === 'incoming'
+    ? mkdir(vm.directory, { mode: 0o700 })
+    : makeDirectory(vm.directory));
   await vm.update({});
   return vm;
 }

@@ -4,7 +4,7 @@
  */
 import { rm } from 'node:fs/promises';
 import { setTimeout as sleep } from 'node:timers/promises';
-import type { RunState, VmBackend } from '../../backends/backend.js';
+import type { RunState } from '../../backends/backend.js';
 import { toMigrationError } from '../../domain/errors.js';
 import type { VmExit } from '../../domain/vm.js';
 import type { Registry } from '../../engine/ports/registry.js';
@@ -29,7 +29,6 @@ export interface KeeperOptions {
   readonly place: RamPlace;
   readonly registry: Registry;
   readonly log: Log;
-  readonly backend: VmBackend;
   readonly table: VmTable;
 }
 
@@ -143,7 +142,7 @@ export class VmKeeper {
 
   /** Ends the QEMU of a record without a pid. A crash may have come between starting QEMU and recording its pid. */
   async endUnrecorded(vm: Vm): Promise<void> {
-    for (const process of await this.#options.backend.findStray(vm.place)) await endProcess(process, 0);
+    for (const process of await vm.findStray()) await endProcess(process, 0);
   }
 
   #onRunState(vm: Vm, state: RunState): void {

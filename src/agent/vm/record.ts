@@ -9,12 +9,16 @@ import { z } from 'zod';
 import { MigrationError } from '../../domain/errors.js';
 import type { Accel, DiskSpec, NicSpec, VmExit, VmSpec, VmState } from '../../domain/vm.js';
 import { writeDurably, writeWhole } from '../../durable/durable-file.js';
+import { unreadable } from '../../durable/record-files.js';
+import { checkVersion, seal, unseal } from '../../durable/sealed.js';
+import { VM_RECORD_FILE } from '../../durable/state-format.js';
 import type { ProcessIdentity } from '../../kit/process.js';
+import { parseKept } from '../../kit/unknown-keys.js';
 import type { RegionFile, VmMemorySnapshot } from '../../native/types.js';
 import { nicSpecSchema, vmSpecSchema } from '../../schemas/vm-spec.js';
 import { accel, vmState } from '../../schemas/words.js';
 
-export const RECORD_FILE = 'record.json';
+const VERSION = 1;
 
 /** The steps that a clone still needs when it runs (settle-in.ts). */
 export interface IdentityDue {
@@ -61,7 +65,7 @@ const bigCount = z
 const session = z.string().max(256).nullable();
 
 const recordSchema = z.strictObject({
-  version: z.literal(1),
+  version: z.literal(VERSION),
   spec: vmSpecSchema,
   state: vmState,
   epoch: count,
@@ -148,12 +152,11 @@ export function withDisks(
 }
 
 export async function writeRecord(directory: string, record: VmRecord): Promise<void> {
-  const text = JSON.stringify(record, (_key, value: unknown) => (typeof value === 'bigint' ? String(value) : value), 2);
-  const path = join(directory, RECORD_FILE);
+  const path = join(directory, VM_RECORD_FILE);
   // A clone that waits for its image does not survive a crash of the machine, and neither does the image. So the record
   // of a waiting clone need not survive it either.
   const isWaiting = record.image !== null && record.state === 'incoming';
-  await (isWaiting ? writeWhole : writeDurably)(path, `${text}\n`);
+  await (isWaiting ? writeWhole : writeDurably)(path, seal(record));
 }
 
 /**
@@ -162,18 +165,20 @@ export async function writeRecord(directory: string, record: VmRecord): Promise<
  * CORRUPT if the file is not a valid record.
  */
 export async function readRecord(directory: string): Promise<VmRecord | null> {
-  const path = join(directory, RECORD_FILE);
+  const path = join(directory, VM_RECORD_FILE);
   let text: string;
   try {
     text = await readFile(path, 'utf8');
   } catch (error) {
     if ((error as NodeJS.ErrnoException).code === 'ENOENT') return null;
-    throw new MigrationError('CORRUPT', `${path} cannot be read`, { cause: error });
+    throw unreadable(`${path} cannot be read`, error);
   }
   if (text === '') return null;
   try {
-    return recordSchema.parse(JSON.parse(text));
+    const json = unseal(text, path);
+    checkVersion(json, VERSION, path);
+    return parseKept(recordSchema, json);
   } catch (error) {
-    throw new MigrationError('CORRUPT', `${path} is not a VM record`, { cause: error });
+    throw unreadable(`${path} is not a VM record`, error);
   }
 }

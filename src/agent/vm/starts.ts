@@ -2,6 +2,7 @@
  * The three ways to start a VM on this host: run by a user, waiting for the state of a VM on another host, waiting for
  * the state of an image. If a start rejects, it removes everything of the VM.
  */
+import { randomBytes } from 'node:crypto';
 import { MigrationError, toMigrationError } from '../../domain/errors.js';
 import type { VmSpec } from '../../domain/vm.js';
 import { checkSpec } from '../../schemas/vm-spec.js';
@@ -38,18 +39,18 @@ export class VmStarter {
     this.#isClosed = true;
   }
 
-  /** Resolves when the VM runs. */
-  async run(input: VmSpec): Promise<Vm> {
+  /** Resolves when the VM runs, at an epoch above `epochMin`. */
+  async run(input: VmSpec, epochMin: number): Promise<Vm> {
     const spec = checkSpec(input);
     return this.#table.locks.hold(spec.name, async () => {
       const { accel: auto, backend, host, registry } = this.#options;
       await this.#clearName(spec.name);
       const accel = await backend.resolveAccel(spec.accel === 'auto' ? auto : spec.accel);
       const before = await registry.owner(spec.name);
-      const epoch = (await registry.lastEpoch(spec.name)) + 1;
+      const epoch = Math.max(await registry.lastEpoch(spec.name), epochMin) + 1;
       const vm = await this.#create(spec, { state: 'starting', epoch, accel, session: null });
       return this.#withCleanup(vm, async () => {
-        const owner = { vm: spec.name, owner: host, epoch, session: null };
+        const owner = { vm: spec.name, owner: host, epoch, session: null, incarnation: newIncarnation() };
         await registry.swapOwner(spec.name, before?.epoch ?? null, owner);
         await this.#launch(vm, { isIncoming: false });
         await vm.process.run();
@@ -95,7 +96,7 @@ export class VmStarter {
       const vm = await this.#create(spec, { state: 'incoming', epoch, accel, session: null, image, ...identityDue });
       vm.cancelStartOn(options.signal);
       return this.#withCleanup(vm, async () => {
-        const owner = { vm: spec.name, owner: host, epoch, session: null };
+        const owner = { vm: spec.name, owner: host, epoch, session: null, incarnation: newIncarnation() };
         await registry.swapOwner(spec.name, before?.epoch ?? null, owner);
         await options.beforeLaunch();
         await this.#launch(vm, { isIncoming: true, isRegistered, statePath });
@@ -149,4 +150,8 @@ export class VmStarter {
       );
     }
   }
+}
+
+function newIncarnation(): string {
+  return randomBytes(16).toString('hex');
 }

@@ -1,9 +1,9 @@
 /** The VMs of this host by name, and the listeners for their changes. */
 import { EventEmitter } from 'node:events';
-import { join } from 'node:path';
 import { MigrationError } from '../../domain/errors.js';
 import type { VmExit } from '../../domain/vm.js';
 import { KeyedLocks } from '../../kit/locks.js';
+import { refusal, type UnreadableVm } from './unreadable.js';
 import type { Vm } from './vm.js';
 
 export class VmTable {
@@ -13,8 +13,8 @@ export class VmTable {
   readonly directory: string;
   readonly #host: string;
   readonly #vms = new Map<string, Vm>();
-  /** Names whose directory has a record that cannot be read. They stay taken until a user removes the directory. */
-  readonly #unreadable = new Set<string>();
+  /** VMs with a record that cannot be read. Their names stay taken. */
+  readonly #unreadable = new Map<string, UnreadableVm>();
   readonly #emitter = new EventEmitter();
 
   constructor(host: string, directory: string) {
@@ -23,10 +23,11 @@ export class VmTable {
     this.#emitter.setMaxListeners(0);
   }
 
-  /** Throws NOT_FOUND if this host has no such VM. */
+  /** Throws NOT_FOUND if this host has no such VM, CORRUPT if its record cannot be read. */
   get(name: string): Vm {
     const vm = this.#vms.get(name);
     if (vm !== undefined) return vm;
+    this.refuseUnreadable(name);
     throw new MigrationError('NOT_FOUND', `no VM ${name} on ${this.#host}`);
   }
 
@@ -52,16 +53,18 @@ export class VmTable {
     this.changed(vm);
   }
 
-  addUnreadable(name: string): void {
-    this.#unreadable.add(name);
+  addUnreadable(vm: UnreadableVm): void {
+    this.#unreadable.set(vm.view.name, vm);
   }
 
-  /** Throws CORRUPT if the directory of this name has a record that cannot be read. */
+  unreadable(): readonly UnreadableVm[] {
+    return [...this.#unreadable.values()];
+  }
+
+  /** Throws CORRUPT if the VM of this name has a record that cannot be read. */
   refuseUnreadable(name: string): void {
-    if (!this.#unreadable.has(name)) return;
-    throw new MigrationError('CORRUPT', `${join(this.directory, name)} holds a record that cannot be read`, {
-      remedy: 'inspect the record, then remove the directory and restart the daemon',
-    });
+    const vm = this.#unreadable.get(name);
+    if (vm !== undefined) throw refusal(vm);
   }
 
   changed({ spec }: Vm): void {

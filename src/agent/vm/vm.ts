@@ -4,7 +4,7 @@ import { join } from 'node:path';
 import type { VmBackend, VmPlace, VmProcess } from '../../backends/backend.js';
 import { MigrationError } from '../../domain/errors.js';
 import type { Accel, VmSpec, VmState, VmView } from '../../domain/vm.js';
-import type { ChildExit } from '../../kit/process.js';
+import type { ChildExit, ProcessIdentity } from '../../kit/process.js';
 import type { RegionFile, VmMemoryHandle } from '../../native/types.js';
 import { type ExitWatch, exitPath } from './exit-port.js';
 import { type VmRecord, writeRecord } from './record.js';
@@ -37,6 +37,7 @@ export class Vm implements ManagedVm {
   readonly directory: string;
   readonly place: VmPlace;
   readonly process: VmProcess;
+  readonly #backend: VmBackend;
   #record: VmRecord;
   #lastWrite: Promise<unknown> = Promise.resolve();
   /** The state by QEMU's events. It is not recorded, because a restarted daemon asks QEMU. */
@@ -59,15 +60,8 @@ export class Vm implements ManagedVm {
   constructor(directory: string, record: VmRecord, backend: VmBackend) {
     this.directory = directory;
     this.#record = record;
-    this.place = {
-      name: record.spec.name,
-      directory,
-      serialPath: join(directory, 'serial.sock'),
-      serialLogPath: join(directory, 'serial.log'),
-      exitPath: exitPath(directory),
-      agentPath: join(directory, 'agent.sock'),
-      outputPath: join(directory, 'qemu.log'),
-    };
+    this.#backend = backend;
+    this.place = placeIn(directory, record.spec.name);
     this.process = backend.processAt(this.place);
   }
 
@@ -127,6 +121,11 @@ export class Vm implements ManagedVm {
     return this.#record.process.pid;
   }
 
+  /** Finds processes of this VM by their command line. */
+  findStray(): Promise<readonly ProcessIdentity[]> {
+    return this.#backend.findStray(this.place);
+  }
+
   gone(): MigrationError {
     return new MigrationError('QEMU_GONE', `the QEMU of ${this.spec.name} has ended or does not answer`);
   }
@@ -152,6 +151,19 @@ export class Vm implements ManagedVm {
   async settled(): Promise<void> {
     await this.#lastWrite;
   }
+}
+
+/** The files of a VM in its directory. */
+export function placeIn(directory: string, name: string): VmPlace {
+  return {
+    name,
+    directory,
+    serialPath: join(directory, 'serial.sock'),
+    serialLogPath: join(directory, 'serial.log'),
+    exitPath: exitPath(directory),
+    agentPath: join(directory, 'agent.sock'),
+    outputPath: join(directory, 'qemu.log'),
+  };
 }
 
 export function viewOf(vm: Vm, host: string): VmView {

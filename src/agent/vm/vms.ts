@@ -13,6 +13,7 @@ import { join } from 'node:path';
 import type { RunState, VmBackend } from '../../backends/backend.js';
 import { MigrationError, toMigrationError } from '../../domain/errors.js';
 import type { VmExit, VmSpec, VmState, VmView } from '../../domain/vm.js';
+import { makeDirectory } from '../../durable/state-format.js';
 import { adopt } from './adopt.js';
 import { type StopOptions, VmKeeper } from './keeper.js';
 import type { CloneOptions, IncomingOptions, VmManagerOptions } from './options.js';
@@ -20,7 +21,8 @@ import { presencePath, type RamPlace } from './ram-files.js';
 import { effectiveState, type RecordAmendment, readRecord, reservedBy, type VmRecord } from './record.js';
 import { VmStarter } from './starts.js';
 import { VmTable } from './table.js';
-import { type ManagedVm, Vm, viewOf } from './vm.js';
+import { describeUnreadable } from './unreadable.js';
+import { type ManagedVm, placeIn, Vm, viewOf } from './vm.js';
 
 export type { VmExit } from '../../domain/vm.js';
 export type { ManagedVm } from './vm.js';
@@ -34,12 +36,12 @@ export class VmManager {
   #isClosed = false;
 
   constructor(options: VmManagerOptions) {
-    const { host, ramDir, registry, backend, log } = options;
+    const { host, ramDir, registry, log } = options;
     this.#options = options;
     this.place = { host, ramDir };
     this.#table = new VmTable(host, join(options.stateDir, 'vms'));
     const shared = { place: this.place, table: this.#table };
-    this.#keeper = new VmKeeper({ ...shared, host, registry, backend, log });
+    this.#keeper = new VmKeeper({ ...shared, host, registry, log });
     this.#starter = new VmStarter(options, { ...shared, keeper: this.#keeper });
   }
 
@@ -48,15 +50,15 @@ export class VmManager {
    * others are adopted all the same.
    */
   async start(): Promise<void> {
-    await mkdir(this.#table.directory, { recursive: true, mode: 0o700 });
+    await makeDirectory(this.#table.directory);
     await mkdir(this.#options.ramDir, { recursive: true, mode: 0o700 });
     const find = (name: string) => this.#table.locks.hold(name, () => this.#find(name));
     await Promise.all((await readdir(this.#table.directory)).map(find));
   }
 
-  /** Starts a VM. If it rejects, it removes everything of the VM. */
-  async run(spec: VmSpec): Promise<VmView> {
-    return viewOf(await this.#starter.run(spec), this.#options.host);
+  /** Starts a VM at an epoch above `epochMin`. If it rejects, it removes everything of the VM. */
+  async run(spec: VmSpec, options: { epochMin?: number } = {}): Promise<VmView> {
+    return viewOf(await this.#starter.run(spec, options.epochMin ?? 0), this.#options.host);
   }
 
   /**
@@ -86,14 +88,22 @@ export class VmManager {
     return this.#table.has(name);
   }
 
+  /** True if this host has a VM of this name, also one whose record cannot be read. */
+  isTaken(name: string): boolean {
+    return this.has(name) || this.unreadable().some((vm) => vm.name === name);
+  }
+
+  /** The VMs whose record cannot be read. */
+  unreadable(): readonly VmView[] {
+    return this.#table.unreadable().map(({ view }) => view);
+  }
+
   all(): readonly ManagedVm[] {
     return this.#table.all();
   }
 
   list(): VmView[] {
-    return this.all()
-      .map((vm) => this.view(vm))
-      .sort((a, b) => (a.name < b.name ? -1 : 1));
+    return [...this.all().map((vm) => this.view(vm)), ...this.unreadable()].sort((a, b) => (a.name < b.name ? -1 : 1));
   }
 
   view(vm: ManagedVm): VmView {
@@ -253,6 +263,10 @@ export class VmManager {
     try {
       const record = await readRecord(directory);
       if (record === null) {
+        // A crash came before the first record, so the VM had no process. One that runs all the same has lost its record.
+        const [stray] = await this.#options.backend.findStray(placeIn(directory, name));
+        if (stray !== undefined)
+          throw new MigrationError('CORRUPT', `${directory} has no record, but process ${stray.pid} runs`);
         await rm(directory, { recursive: true, force: true });
         return;
       }
@@ -262,7 +276,9 @@ export class VmManager {
       const { native, log } = this.#options;
       if ((await adopt(vm, { keeper: this.#keeper, native, log })) === 'unwanted') await this.#keeper.remove(vm);
     } catch (error) {
-      if (!this.#table.has(name)) this.#table.addUnreadable(name);
+      const place = placeIn(directory, name);
+      if (!this.#table.has(name))
+        this.#table.addUnreadable(await describeUnreadable(place, toMigrationError(error), this.#options));
       this.#options.log.error(
         { vm: name, error: toMigrationError(error).toJSON() },
         `the VM in ${directory} cannot be adopted`,

@@ -4,6 +4,7 @@
  */
 import type { z } from 'zod';
 import { type ErrorCode, MigrationError, toMigrationError } from '../../domain/errors.js';
+import { parseKeepingUnknown } from '../../kit/unknown-keys.js';
 
 const STATUS: { readonly [C in ErrorCode]: number } = {
   USAGE: 400,
@@ -55,6 +56,13 @@ export function check<T>(schema: z.ZodType<T>, input: unknown, where: string, co
   const result = schema.safeParse(input);
   if (result.success) return result.data;
   throw new MigrationError(code, describeIssues(result.error, where));
+}
+
+/** Like `check`, for calls of other hosts: keys of a newer version are kept. */
+export function checkKept<T>(schema: z.ZodType<T>, input: unknown, where: string): T {
+  const result = parseKeepingUnknown(schema, input);
+  if (result.success) return result.data;
+  throw new MigrationError('USAGE', describeIssues(result.error, where));
 }
 
 /**

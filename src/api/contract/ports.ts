@@ -12,7 +12,11 @@ import type { TargetPort } from '../../engine/ports/target.js';
 import type { Identity } from '../../tls/identity.js';
 
 export interface ApiVms {
-  run(spec: VmSpec): Promise<VmView>;
+  /**
+   * Asks the peers for the name first. `isNameForced`: the host to which the VM last belonged need not answer. What
+   * could not be found out is in the view's `warnings`.
+   */
+  run(spec: VmSpec, options?: { isNameForced: boolean }): Promise<VmView>;
   list(): readonly VmView[];
   /** Throws NOT_FOUND if there is no such VM. */
   find(name: string): VmView;

@@ -10,6 +10,7 @@ import { pipeline } from 'node:stream/promises';
 import type { TLSSocket } from 'node:tls';
 import { MigrationError } from '../../domain/errors.js';
 import type { HostPort } from '../../engine/ports/host.js';
+import { parseKeepingUnknown } from '../../kit/unknown-keys.js';
 import { checkHostIdentity } from '../../tls/identity.js';
 import type { TlsStore } from '../../tls/store.js';
 import { describeIssues } from '../contract/http-errors.js';
@@ -298,7 +299,7 @@ function remoteHost(host: string, connections: PeerConnections): HostPort {
       body: JSON.stringify(args),
       timeoutMs,
     });
-    const checked = result.safeParse(answer);
+    const checked = parseKeepingUnknown(result, answer);
     if (checked.success) return checked.data ?? undefined;
     throw new MigrationError(
       'PEER_PROTOCOL',

@@ -5,7 +5,7 @@
  */
 import { z } from 'zod';
 import type { HostPort, HostRole } from '../../engine/ports/host.js';
-import { hostInventory, targetChecks } from '../../schemas/host.js';
+import { hostInventory, targetChecks, vmClaims } from '../../schemas/host.js';
 import { count } from '../../schemas/of.js';
 import { vmSpecSchema } from '../../schemas/vm-spec.js';
 import { exitCode, hostName, jobId, sessionId, vmName } from '../../schemas/words.js';
@@ -76,6 +76,7 @@ const HOST_METHODS: HostMethods = {
   inventory: {
     inventory: method(z.tuple([]), hostInventory, USUAL_MS),
     vmInventory: method(z.tuple([vmName]), vmInventory, USUAL_MS),
+    vmClaims: method(z.tuple([vmName, z.string().max(64)]), vmClaims, SHORT_MS),
     checkTarget: method(z.tuple([vmSpecSchema, rdmaPlace.nullable()]), targetChecks, USUAL_MS),
   },
 

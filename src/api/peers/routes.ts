@@ -6,6 +6,7 @@ import { z } from 'zod';
 import { MigrationError } from '../../domain/errors.js';
 import { errorJson } from '../../schemas/error.js';
 import { sessionId } from '../../schemas/words.js';
+import { checkKept } from '../contract/http-errors.js';
 import type { ApiServices } from '../contract/ports.js';
 import { callOn, HOST_CALLS } from './methods.js';
 
@@ -27,7 +28,19 @@ export function agentRoutes(fastify: FastifyInstance, services: ApiServices): vo
     const { name, args, result } = call;
     app.post(
       callPath(name),
-      { schema: { tags: ['hosts'], body: args, response: { 200: z.object({ result }), ...failures } } },
+      {
+        schema: { tags: ['hosts'], body: args, response: { 200: z.object({ result }), ...failures } },
+        // A host of a newer version may send keys that this one does not know.
+        validatorCompiler:
+          ({ httpPart }) =>
+          (body: unknown) => {
+            try {
+              return { value: checkKept(args, body, httpPart ?? 'request') };
+            } catch (error) {
+              return { error: error as MigrationError };
+            }
+          },
+      },
       async (request) => ({ result: (await callOn(services.agent, call, request.body)) ?? null }),
     );
   }

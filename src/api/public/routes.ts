@@ -11,8 +11,9 @@ import { errorJson } from '../../schemas/error.js';
 import { type DaemonView, daemonView, doctorCheck, type HostView, hostView } from '../../schemas/host.js';
 import { jobParams, jobView } from '../../schemas/job.js';
 import { dryRunView, migrationBody, migrationOrder } from '../../schemas/migration.js';
-import { emptyBody, stopBody, vmParams, vmView } from '../../schemas/vm.js';
+import { emptyBody, runQuery, stopBody, vmParams, vmView } from '../../schemas/vm.js';
 import { readSpec, userSpecSchema } from '../../schemas/vm-spec.js';
+import { check } from '../contract/http-errors.js';
 import type { ApiServices } from '../contract/ports.js';
 import { doctor } from './doctor.js';
 import { forkRoutes } from './forks.js';
@@ -113,10 +114,18 @@ function vmRoutes(app: TypedApp, services: ApiServices): void {
     '/v1/vms',
     {
       // The spec's parser, which also accepts YAML, checks the body. The schema is here only for the document.
-      schema: { summary: 'Start a VM', body: userSpecSchema, response: { 201: vmView, ...failures } },
+      schema: {
+        summary: 'Start a VM',
+        querystring: runQuery,
+        body: userSpecSchema,
+        response: { 201: vmView, ...failures },
+      },
       validatorCompiler: () => (value: unknown) => ({ value }),
     },
-    async (request, reply) => reply.code(201).send(await vms.run(await readSpec(request.body))),
+    async (request, reply) => {
+      const { forceName } = check(runQuery, request.query, 'querystring');
+      return reply.code(201).send(await vms.run(await readSpec(request.body), { isNameForced: forceName }));
+    },
   );
   app.get(
     '/v1/vms',

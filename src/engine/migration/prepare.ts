@@ -4,7 +4,9 @@ import type { StepExecutor } from './context.js';
 
 export const reserve: StepExecutor = {
   async forward({ record, ports }) {
-    await ports.source.reserve(record.plan.request.vm, record.job);
+    const { vm } = record.plan.request;
+    await ports.source.reserve(vm, record.job);
+    await ports.registry.announceMove(vm, record.epoch, record.session);
     return undefined;
   },
   async undo({ record, ports }) {

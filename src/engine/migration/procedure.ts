@@ -25,6 +25,9 @@
  *   releaseSource  target, running  continues at         continues at     nothing      VM dies (1)  continues later
  *                                   restart              restart
  *
+ *   A lost or restored owner record changes one thing: the restart of SD first asks TD whether it runs the VM, and the VM
+ *   stays stopped until TD answers (is-committed.ts).
+ *
  *   (1) The VM dies as it would without a migration.
  *   (2) The VM runs again at once. What is left on a target that does not answer is journalled as a leftover, and
  *       cleaned up when the target answers.
@@ -48,10 +51,11 @@ import { withDeadline } from '../deadline.js';
 import { Walk } from '../walk.js';
 import type { Findings, StepContext } from './context.js';
 import { fetchRest, releaseSource } from './fetch.js';
+import { isCommitted } from './is-committed.js';
 import { nativeStart, nativeSwitchover } from './native.js';
 import { connectTarget, exposeSource, prepareTarget, reserve } from './prepare.js';
 import { buildReport } from './report.js';
-import { commit, isCommitted, resumeTarget, stopSource, transferState } from './switchover.js';
+import { commit, resumeTarget, stopSource, transferState } from './switchover.js';
 
 export const migrationWalk = new Walk<StepName, PlanStep, StepContext, Findings, MigrationReport>({
   executors: {
@@ -84,8 +88,7 @@ export const migrationWalk = new Walk<StepName, PlanStep, StepContext, Findings,
   unknownCommit({ record }, cause) {
     const { vm, target } = record.plan.request;
     return new MigrationError('NEEDS_RECOVERY', `it is not known whether ${vm} now belongs to ${target}`, {
-      remedy:
-        'the VM is stopped and complete on both hosts; repair the registry, restart the daemon, then recover the job',
+      remedy: `the VM is stopped here until that is known: connect the hosts, or repair what the cause names, then: vmigrate --recover ${record.job}`,
       cause,
     });
   },

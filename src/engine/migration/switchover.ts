@@ -50,15 +50,6 @@ export const commit: StepExecutor = {
   },
 };
 
-/**
- * Returns whether the commit took effect. Only the registry decides: true also if the answer to the swap was lost, or
- * the daemon died between the swap and the journal entry. Throws if the registry cannot answer.
- */
-export async function isCommitted({ record, ports }: StepContext): Promise<boolean> {
-  const owner = await ports.registry.owner(record.plan.request.vm);
-  return owner !== null && owner.session === record.session && owner.owner === record.plan.request.target;
-}
-
 export const resumeTarget: StepExecutor = {
   async forward(context) {
     const { record, ports } = context;

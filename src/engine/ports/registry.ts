@@ -5,6 +5,14 @@ export interface OwnerRecord {
   readonly epoch: number;
   /** The session whose commit wrote this record. Null for a VM started here. */
   readonly session: string | null;
+  /**
+   * The session that may move the VM away next. It is noted before anything of the move happens. So a record without
+   * it, or no record at all, is older than a journal that knows of the session, and does not prove that the session
+   * has not been committed.
+   */
+  readonly leaving?: string;
+  /** A random id of this start of the VM, which tells two records of one epoch apart. Absent in old records. */
+  readonly incarnation?: string;
 }
 
 /**
@@ -18,6 +26,8 @@ export interface Registry {
    * null. Throws OWNER_CHANGED otherwise.
    */
   swapOwner(vm: string, expectedEpoch: number | null, next: OwnerRecord): Promise<void>;
+  /** Notes durably which session may move the VM away. Throws OWNER_CHANGED if the record does not have that epoch. */
+  announceMove(vm: string, epoch: number, session: string): Promise<void>;
   removeOwner(vm: string, expectedEpoch: number): Promise<void>;
   /**
    * Returns the epoch of the current record or of the last removed one, and 0 if none is known. A VM that is started

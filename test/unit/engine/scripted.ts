@@ -120,7 +120,7 @@ export class Scripted {
 
   journalled(): JournalEntry[] {
     const lines = this.journalStore.bytes.toString().trim().split('\n');
-    return lines.map((line) => JSON.parse(line.slice(9)) as JournalEntry);
+    return lines.map((line) => JSON.parse(line.slice(line.indexOf('{'))) as JournalEntry);
   }
 }
 

@@ -1,6 +1,6 @@
 /**
- * Records that daemons of build 0.1.0 have written, opened by the stores of this build. Each record is accepted, keeps
- * its meaning, and is written again unchanged, so that the earlier build could continue with it.
+ * Records that daemons of build 0.1.0 have written, opened by the stores of this build. Each record is accepted once,
+ * gets a checksum, and keeps its meaning and all its members when it is written again.
  */
 import { cp, mkdir, mkdtemp, open, readdir, readFile, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
@@ -17,6 +17,7 @@ import { readRecord, writeRecord } from '../../../src/agent/vm/record.js';
 import { FileRegistry } from '../../../src/cluster/file.js';
 import { FileLogStore } from '../../../src/durable/log-store.js';
 import { RecordLog } from '../../../src/durable/record-log.js';
+import { openState } from '../../../src/durable/state-format.js';
 import type { OwnerRecord } from '../../../src/engine/ports/registry.js';
 import { readHistories } from '../../../src/jobs/history.js';
 import { newJob } from '../../../src/jobs/job.js';
@@ -34,19 +35,30 @@ beforeEach(async () => {
 });
 afterEach(() => rm(directory, { recursive: true, force: true }));
 
-/** Returns a writable copy. */
+/** Returns a writable copy, as the first daemon of this build finds it. */
 async function copyOf(state: string): Promise<string> {
   const copy = join(directory, 'state');
   await cp(join(KEPT, state), copy, { recursive: true });
+  await openState(copy);
   return copy;
+}
+
+/** Returns the records of a log, of either build. */
+async function recordsOf(path: string): Promise<unknown[]> {
+  const lines = (await readFile(path, 'utf8')).split('\n').filter((line) => line !== '');
+  return lines.map((line) => JSON.parse(line.slice(line.indexOf('{'))) as unknown);
 }
 
 async function namesIn(path: string): Promise<string[]> {
   return (await readdir(path).catch((): string[] => [])).sort();
 }
 
+/** Returns the JSON of a file without its checksum. */
 async function jsonOf(path: string): Promise<unknown> {
-  return JSON.parse(await readFile(path, 'utf8'));
+  const json = JSON.parse(await readFile(path, 'utf8')) as { seal?: string };
+  if (Array.isArray(json)) return json;
+  const { seal: _, ...rest } = json;
+  return rest;
 }
 
 /** Returns the JSON of all files in a folder of records. */
@@ -80,8 +92,9 @@ describe.each(STATES)('%s', (state) => {
     }
     await registry.close();
     expect(owners).toEqual(ownersKept[state]);
-    expect(text).toBe(await readFile(join(KEPT, state, 'owners.log'), 'utf8'));
-    expect(await writtenAgain(text)).toBe(text);
+    const kept = await recordsOf(join(KEPT, state, 'owners.log'));
+    expect(await recordsOf(join(copy, 'owners.log'))).toEqual(kept);
+    expect(await writtenAgain(kept)).toEqual(kept);
   });
 
   test('jobs', async () => {
@@ -108,9 +121,7 @@ describe.each(STATES)('%s', (state) => {
     const again = await RecordLog.open(await FileLogStore.open(join(directory, 'again.log')), decodeJournalEntry);
     for (const record of records) await again.log.append(record);
     await again.log.close();
-    const linesOf = async (path: string) =>
-      (await readFile(path, 'utf8')).split('\n').map((line) => (line === '' ? null : JSON.parse(line.slice(9))));
-    expect(await linesOf(join(directory, 'again.log'))).toEqual(await linesOf(join(KEPT, state, 'jobs.log')));
+    expect(await recordsOf(join(directory, 'again.log'))).toEqual(await recordsOf(join(KEPT, state, 'jobs.log')));
   });
 
   test('VMs', async () => {
@@ -118,7 +129,7 @@ describe.each(STATES)('%s', (state) => {
     const found: Record<string, unknown[]> = {};
     for (const vm of await namesIn(join(copy, 'vms'))) {
       const folder = join(copy, 'vms', vm);
-      const before = await jsonOf(join(folder, 'record.json'));
+      const before = await jsonOf(join(KEPT, state, 'vms', vm, 'record.json'));
       const record = await readRecord(folder);
       if (record === null) throw new Error(`${vm} has no record`);
       found[vm] = [record.state, record.epoch, record.spec.memory.sizeBytes, record.regions.length, record.image];
@@ -134,7 +145,7 @@ describe.each(STATES)('%s', (state) => {
   test('sessions', async () => {
     const copy = await copyOf(state);
     const folder = join(copy, 'sessions');
-    const before = await jsonIn(folder);
+    const before = await jsonIn(join(KEPT, state, 'sessions'));
     const store = await SessionStore.open(copy);
     const { records, corrupt } = await store.load();
     expect(corrupt).toEqual([]);
@@ -147,7 +158,7 @@ describe.each(STATES)('%s', (state) => {
   test('forks', async () => {
     const copy = await copyOf(state);
     const folder = join(copy, 'forks');
-    const before = await jsonIn(folder);
+    const before = await jsonIn(join(KEPT, state, 'forks'));
     const { records, corrupt } = await (await openForkStore(copy)).load();
     expect(corrupt).toEqual([]);
     expect(byName(records, ({ request }) => `${request.fork}.json`)).toEqual(Object.values(before));
@@ -160,7 +171,7 @@ describe.each(STATES)('%s', (state) => {
   test('images', async () => {
     const copy = await copyOf(state);
     const folder = join(copy, 'images');
-    const before = await jsonIn(folder);
+    const before = await jsonIn(join(KEPT, state, 'images'));
     const { store, errors } = await openImages(copy);
     expect(errors).toEqual([]);
     expect(Object.fromEntries(store.all().map((image) => [image.id, [image.state, image.spec.name]]))).toEqual(
@@ -194,24 +205,24 @@ test('the waiting sets that were wanted are wanted still', async () => {
   await pool.drain('another');
   await pool.close();
   expect(await readFile(join(copy, 'pool.json'), 'utf8')).toBe(before);
-  expect(JSON.parse(before)).toMatchObject([{ vm: 'shop', cloneCount: 2, memory: 'cow', network: 'fresh' }]);
+  expect(JSON.parse(before)).toMatchObject({
+    version: 1,
+    wanted: [{ vm: 'shop', cloneCount: 2, memory: 'cow', network: 'fresh' }],
+  });
 });
 
-/** Makes the same changes again, as this build writes them. */
-async function writtenAgain(text: string): Promise<string> {
-  const store = await FileLogStore.open(join(directory, 'owners.log'));
-  const registry = await FileRegistry.on(store);
-  const changes = text
-    .split('\n')
-    .filter((line) => line !== '')
-    .map((line) => JSON.parse(line.slice(9)) as { type: string; record?: OwnerRecord; vm?: string; epoch?: number });
-  for (const { type, record, vm, epoch } of changes) {
+/** Makes the same changes again, and returns them as this build has written them. */
+async function writtenAgain(changes: readonly unknown[]): Promise<unknown[]> {
+  const path = join(directory, 'owners.log');
+  const registry = await FileRegistry.on(await FileLogStore.open(path));
+  for (const change of changes) {
+    const { type, record, vm, epoch } = change as { type: string; record?: OwnerRecord; vm?: string; epoch?: number };
     if (type === 'swap' && record !== undefined)
       await registry.swapOwner(record.vm, (await registry.owner(record.vm))?.epoch ?? null, record);
     else await registry.removeOwner(vm ?? '', epoch ?? 0);
   }
   await registry.close();
-  return readFile(join(directory, 'owners.log'), 'utf8');
+  return recordsOf(path);
 }
 
 /** Opens the store on empty memory files. Without the files it would consider their images lost. */

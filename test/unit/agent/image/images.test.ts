@@ -67,7 +67,7 @@ async function openStore(name: string, budgetBytes: number | null = null): Promi
 
 async function contextOn(name: string): Promise<ForkContext> {
   const images = await openStore(name);
-  const manager = { all: () => vms, backend };
+  const manager = { all: () => vms, unreadable: () => [], backend };
   return { images, vms: manager } as never;
 }
 
