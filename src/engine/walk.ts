@@ -23,6 +23,9 @@ export type Outcome<Report> =
   | { readonly kind: 'lost'; readonly error: MigrationError }
   | { readonly kind: 'halted' };
 
+/** What the journal says of the commit: nothing, that it may have taken effect, or that it has. */
+export type CommitEvidence = 'none' | 'announced' | 'proven';
+
 /** What distinguishes one kind of job from another. */
 export interface Procedure<Name extends AnyStepName, Step extends WalkStep<Name>, Context, Found, Report> {
   readonly executors: { readonly [N in Name]: Executor<Context, Found> };
@@ -40,11 +43,8 @@ export interface Procedure<Name extends AnyStepName, Step extends WalkStep<Name>
   onAnnounced(context: Context, step: Step, at: string): void;
   /** The host whose steps can be undone at once. Undoing steps of other hosts waits if they do not answer. */
   localHost(context: Context): string;
-  /**
-   * Returns whether the commit has taken effect. Throws if that cannot be found out. `isAnnounced`: the journal has
-   * announced the commit, so it may have taken effect.
-   */
-  isCommitted(context: Context, isAnnounced: boolean): Promise<boolean>;
+  /** Returns whether the commit has taken effect. Throws if that cannot be found out. */
+  isCommitted(context: Context, evidence: CommitEvidence): Promise<boolean>;
   unknownCommit(context: Context, cause: MigrationError): MigrationError;
   /** After the commit, in a later life of the daemon: returns findings of earlier steps that the journal lacks. */
   restoreFindings(context: Context): Promise<Partial<Found> | undefined>;
@@ -102,7 +102,7 @@ export class Walk<
     } catch (thrown) {
       const error = atStep(thrown, begun.at(-1));
       const isBehindCommit =
-        begun.at(-1)?.name === this.#procedure.commit ? await this.#isCommitted(context, true) : false;
+        begun.at(-1)?.name === this.#procedure.commit ? await this.#isCommitted(context, 'announced') : false;
       if (isBehindCommit instanceof MigrationError) return this.#unknown(context, error);
       if (!isBehindCommit) return { kind: 'undone', error, leftovers: await this.#undo(context, begun) };
       observer.onWarning('the job is committed, although the commit step failed', error);
@@ -122,7 +122,8 @@ export class Walk<
   ): Promise<Outcome<Report>> {
     const { before, after } = this.#split(context.record.plan.steps);
     const isAnnounced = journal.begun.has(this.#procedure.commit);
-    const isBehindCommit = journal.isCommitProven || (await this.#isCommitted(context, isAnnounced));
+    const evidence = journal.isCommitProven ? 'proven' : isAnnounced ? 'announced' : 'none';
+    const isBehindCommit = await this.#isCommitted(context, evidence);
     if (isBehindCommit instanceof MigrationError) return this.#unknown(context, isBehindCommit);
     if (!isBehindCommit) {
       const announced = before.filter(({ name }) => journal.begun.has(name));
@@ -134,7 +135,8 @@ export class Walk<
     }
     context.observer.onCommitted();
     await this.#restoreFindings(context);
-    const left = after.filter(({ name }) => !journal.ended.has(name));
+    // The end of a step proves those of the steps before it, which a full disk may have kept out of the journal.
+    const left = after.slice(after.findLastIndex(({ name }) => journal.ended.has(name)) + 1);
     return this.#goOn(context, left, []);
   }
 
@@ -245,12 +247,14 @@ export class Walk<
   }
 
   /** Returns the error of the last attempt if it cannot be found out. */
-  async #isCommitted(context: Context, isAnnounced: boolean): Promise<boolean | MigrationError> {
+  async #isCommitted(context: Context, evidence: CommitEvidence): Promise<boolean | MigrationError> {
     for (let attempt = 1; ; attempt++) {
       try {
-        return await this.#procedure.isCommitted(context, isAnnounced);
+        return await this.#procedure.isCommitted(context, evidence);
       } catch (error) {
         context.observer.onWarning('it is not known whether the commit took effect', error);
+        // The VM may run on the target and wait for pages, so a proven commit waits for nothing.
+        if (evidence === 'proven') return true;
         if (attempt >= COMMIT_QUESTIONS) return toMigrationError(error);
         await context.ports.clock.sleep(context.limits.retryMsFirst).catch(() => undefined);
       }

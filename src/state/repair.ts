@@ -1,6 +1,6 @@
 /**
- * Repair of a state directory. It keeps each damaged original beside it, cuts only what is damaged, and never guesses an
- * owner: a VM whose owner a damaged line may have changed has no owner record afterwards, unless the user names the
+ * Repair of a state directory. It keeps each damaged original beside it, cuts only what is damaged, and never guesses
+ * an owner: a VM whose owner a damaged line may have changed has no owner record afterwards, unless the user names the
  * owner. A daemon does not run such a VM, and asks the target of an unfinished move before it goes on.
  */
 import { copyFile, readFile, rename } from 'node:fs/promises';
@@ -45,7 +45,8 @@ export async function repairState(directory: string, options: RepairOptions): Pr
       done.push(`${record}: made anew; records without a checksum stay refused`);
     } else if (record.startsWith('vms/')) {
       left.push(
-        `${record}: inspect it, then: vmctl state repair --accept ${record}; or, if its QEMU has ended, remove the directory`,
+        `${record}: inspect it, then: vmctl state repair --accept ${record}; ` +
+          'or, if its QEMU has ended, remove the directory',
       );
     } else {
       await setAside(path, options.at);
@@ -82,7 +83,8 @@ async function repairOwners(
     } else {
       if (owners.has(vm)) extra.push(encodeFrame(JSON.stringify({ type: 'remove', vm, epoch })));
       left.push(
-        `${vm}: its owner is not known. Look where it runs, then: vmctl state repair --owner ${vm}=HOST. An unfinished move asks its target by itself`,
+        `${vm}: its owner is not known. Look where it runs, then: vmctl state repair --owner ${vm}=HOST. ` +
+          'An unfinished move asks its target by itself',
       );
     }
   }

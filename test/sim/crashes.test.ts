@@ -6,6 +6,8 @@ import type { FaultKind } from './world.js';
 
 const KINDS: readonly [kind: FaultKind, ms: number][] = [
   ['killSourceDaemon', 300],
+  ['loseOwners', 300],
+  ['restoreOwners', 300],
   ['killTargetDaemon', 300],
   ['killTargetDaemon', 20_000],
   ['killSourceQemu', 0],
@@ -47,6 +49,21 @@ describe('one fault at every event of a migration', () => {
         const { eventCount, state } = await expectSound({ seed: 1, faults: [], mode });
         expect(state).toBe('done');
         for (let at = 0; at < eventCount; at++) await expectSound({ seed: 1, faults: [{ at, kind, ms }], mode });
+      });
+    }
+  }
+});
+
+/** The target is the only witness of the commit, and it is away when the source's daemon starts again. */
+describe('owner records that are lost or restored while the hosts cannot reach each other', () => {
+  for (const mode of new Set(Object.values(SIMULATED_IN))) {
+    for (const kind of ['loseOwners', 'restoreOwners'] as const) {
+      test(`${mode}: ${kind}`, async () => {
+        const { eventCount } = await expectSound({ seed: 1, faults: [], mode });
+        for (let at = 0; at < eventCount; at++) {
+          const cut = { at, kind: 'cutNetwork', ms: 60_000 } as const;
+          await expectSound({ seed: 1, faults: [cut, { at, kind, ms: 300 }], mode });
+        }
       });
     }
   }

@@ -13,9 +13,12 @@ const FAULTS_MAX = 5;
 const KINDS: readonly FaultKind[] = [
   'killSourceDaemon',
   'killSourceDaemon',
+  'loseOwners',
+  'restoreOwners',
   'killTargetDaemon',
   'killTargetDaemon',
   'killSourceQemu',
+  'killTargetQemu',
   'killTargetQemu',
   'cutNetwork',
   'cutNetwork',

@@ -52,6 +52,9 @@ export interface HostState {
 
 export type FaultKind =
   | 'killSourceDaemon'
+  /** The source's daemon is killed, and its owner records are lost, or those of the start come back from a backup. */
+  | 'loseOwners'
+  | 'restoreOwners'
   | 'killTargetDaemon'
   | 'killSourceQemu'
   | 'killTargetQemu'
@@ -89,6 +92,10 @@ export class World {
   readonly nativeCancelled = new Set<string>();
   /** Deaths of QEMU that no engine could have prevented. */
   readonly killed = { source: false, target: false };
+  /** The source's owner records have been lost or restored, so they do not show what has been committed. */
+  areOwnersLost = false;
+  /** The source's owner records when the VM had been started. */
+  ownersBackup: Buffer = Buffer.alloc(0);
   onRestart: (host: 'A' | 'B') => void = () => undefined;
   onCancel: () => void = () => undefined;
   #faults: Fault[];
@@ -171,6 +178,12 @@ export class World {
     switch (fault.kind) {
       case 'killSourceDaemon':
         return this.killDaemon('A', fault.ms);
+      case 'loseOwners':
+      case 'restoreOwners':
+        this.areOwnersLost = true;
+        this.killDaemon('A', fault.ms);
+        A.owners.bytes = fault.kind === 'loseOwners' ? Buffer.alloc(0) : this.ownersBackup;
+        return;
       case 'killTargetDaemon':
         return this.killDaemon('B', fault.ms);
       case 'killSourceQemu':
@@ -230,7 +243,7 @@ export class World {
     }
     this.#pausedSinceMs ??= this.time.nowMs;
     const ms = this.time.nowMs - this.#pausedSinceMs;
-    if (ms > 5_000 && !this.isCommitted)
+    if (ms > 5_000 && !this.isCommitted && !this.areOwnersLost)
       this.fail(`the VM has been stopped on the source for ${ms} ms without a commit`);
   }
 }

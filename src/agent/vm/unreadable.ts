@@ -1,6 +1,6 @@
 /**
- * VMs whose record cannot be read. Such a VM may run, so it is shown, keeps its name, and nothing of it is deleted. Only
- * `vmctl state repair` or a person can tell what it is.
+ * VMs whose record cannot be read. Such a VM may run, so it is shown, keeps its name, and nothing of it is deleted.
+ * Only `vmctl state repair` or a person can tell what it is.
  */
 import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';

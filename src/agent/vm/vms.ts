@@ -263,7 +263,7 @@ export class VmManager {
     try {
       const record = await readRecord(directory);
       if (record === null) {
-        // A crash came before the first record, so the VM had no process. One that runs all the same has lost its record.
+        // A crash came before the first record, so the VM had no process. One that runs has lost its record.
         const [stray] = await this.#options.backend.findStray(placeIn(directory, name));
         if (stray !== undefined)
           throw new MigrationError('CORRUPT', `${directory} has no record, but process ${stray.pid} runs`);

@@ -10,7 +10,7 @@ import { PollPace } from '../poll.js';
 import type { ForkProgress } from '../ports/fork.js';
 import { describeProgress, troubleOf } from '../progress.js';
 import { Rate } from '../rate.js';
-import { neverUndone } from '../walk.js';
+import { type CommitEvidence, neverUndone } from '../walk.js';
 import { noteAdvance } from '../walk-context.js';
 import type { ForkExecutor, ForkStepContext } from './context.js';
 
@@ -91,7 +91,11 @@ export const commitFork: ForkExecutor = {
  * Returns whether the commit took effect. Only the agent's record decides, and the question is the undo itself: it
  * removes an uncommitted fork, so a commit that is still under way cannot take effect after the answer.
  */
-export async function isForkCommitted({ record, ports, limits }: ForkStepContext): Promise<boolean> {
+export async function isForkCommitted(
+  { record, ports, limits }: ForkStepContext,
+  evidence: CommitEvidence,
+): Promise<boolean> {
+  if (evidence === 'proven') return true;
   try {
     const discarding = ports.forks.discardFork(record.fork);
     await withDeadline(ports.clock, discarding, limits.undoCallMsMax, 'discarding the fork');

@@ -13,6 +13,7 @@ import { Rate } from '../rate.js';
 import { neverUndone } from '../walk.js';
 import { noteAdvance } from '../walk-context.js';
 import type { StepContext, StepExecutor } from './context.js';
+import { isCommitted } from './is-committed.js';
 import { lost } from './lost.js';
 import { fetchRestNatively } from './native.js';
 
@@ -126,6 +127,8 @@ export const releaseSource: StepExecutor = {
   async forward(context) {
     const { record, ports, limits, observer, findings } = context;
     const { vm } = record.plan.request;
+    // A lost or restored owner record is put right first: the source releases only a VM that has left.
+    await isCommitted(context, 'proven');
     const owner = await ports.registry.owner(vm);
     // If another session owns the VM, it has come back since. Then an earlier attempt of this step has succeeded, and
     // the VM must not be released again.

@@ -7,20 +7,23 @@
 import { MigrationError, toMigrationError } from '../../domain/errors.js';
 import { withDeadline } from '../deadline.js';
 import type { OwnerRecord } from '../ports/registry.js';
+import type { CommitEvidence } from '../walk.js';
 import type { StepContext } from './context.js';
 
 /**
  * Returns true also if the answer to the swap was lost, or the daemon died between the swap and the journal entry.
  * Throws if the registry, or the target that has to decide, cannot answer.
  */
-export async function isCommitted(context: StepContext, isAnnounced: boolean): Promise<boolean> {
+export async function isCommitted(context: StepContext, evidence: CommitEvidence): Promise<boolean> {
   const { record, ports } = context;
   const { vm, target } = record.plan.request;
   const owner = await ports.registry.owner(vm);
   if (owner?.session === record.session && owner.owner === target) return true;
-  const isKnown = owner !== null && (owner.epoch > record.epoch || owner.leaving === record.session);
-  if (isKnown || !isAnnounced) return false;
-  const hasRun = await askTarget(context);
+  if (owner !== null && owner.epoch > record.epoch) return evidence === 'proven';
+  const isKnown = evidence === 'none' ? owner?.epoch === record.epoch : owner?.leaving === record.session;
+  if (isKnown && evidence !== 'proven') return false;
+  // Without an announcement the VM has not left: it belonged here when the job was made.
+  const hasRun = evidence === 'proven' || (evidence === 'announced' && (await askTarget(context)));
   await repairRecord(context, owner, hasRun);
   return hasRun;
 }

@@ -25,8 +25,8 @@
  *   releaseSource  target, running  continues at         continues at     nothing      VM dies (1)  continues later
  *                                   restart              restart
  *
- *   A lost or restored owner record changes one thing: the restart of SD first asks TD whether it runs the VM, and the VM
- *   stays stopped until TD answers (is-committed.ts).
+ *   A lost or restored owner record changes one thing: the restart of SD first asks TD whether it runs the VM, and the
+ *   VM stays stopped until TD answers (is-committed.ts).
  *
  *   (1) The VM dies as it would without a migration.
  *   (2) The VM runs again at once. What is left on a target that does not answer is journalled as a leftover, and
@@ -88,7 +88,9 @@ export const migrationWalk = new Walk<StepName, PlanStep, StepContext, Findings,
   unknownCommit({ record }, cause) {
     const { vm, target } = record.plan.request;
     return new MigrationError('NEEDS_RECOVERY', `it is not known whether ${vm} now belongs to ${target}`, {
-      remedy: `the VM is stopped here until that is known: connect the hosts, or repair what the cause names, then: vmigrate --recover ${record.job}`,
+      remedy:
+        'the VM stays stopped here until that is known: connect the hosts, or repair what the cause names, then: ' +
+        `vmigrate --recover ${record.job}`,
       cause,
     });
   },

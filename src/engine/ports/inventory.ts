@@ -2,7 +2,7 @@ import type { HostInventory, TargetChecks, VmClaims, VmInventory } from '../../d
 import type { RdmaPlace } from '../../domain/transport.js';
 import type { VmSpec } from '../../domain/vm.js';
 
-/** The questions of other hosts, most of them of pre-flight. They change nothing, and each call reads the current facts. */
+/** The questions of other hosts, most of them of pre-flight. They change nothing, and read the current facts. */
 export interface InventoryPort {
   inventory(): Promise<HostInventory>;
   /** Throws NOT_FOUND if the VM is not here. */
