@@ -6,6 +6,7 @@ import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import { hostFacts } from '../../src/agent/inventory/host-facts.js';
 import { ramFacts } from '../../src/agent/inventory/vm-facts.js';
 import { openConsole } from '../../src/agent/vm/console.js';
+import { seal, unseal } from '../../src/durable/sealed.js';
 import { guestImage } from '../hosts/guest.js';
 import { qmpOf } from '../hosts/qmp.js';
 import { codeOf, expectOutput, VmHost, vmSpec } from '../hosts/vm-host.js';
@@ -25,7 +26,7 @@ describe('a VM', () => {
     const view = await host.vms.run(vmSpec({ cpus: 2 }));
     expect(view).toMatchObject({ name: 'vm', host: 'A', state: 'running', epoch: 1, accel: 'tcg', job: null });
     expect(view.machine).toMatch(/^pc-q35-\d/);
-    expect(await host.registry.owner('vm')).toEqual({ vm: 'vm', owner: 'A', epoch: 1, session: null });
+    expect(await host.registry.owner('vm')).toMatchObject({ vm: 'vm', owner: 'A', epoch: 1, session: null });
     expect(await qmpOf(host.vms.get('vm')).execute('query-status')).toMatchObject({ running: true });
     await host.vms.pause('vm');
     expect(host.vms.list()[0]?.state).toBe('paused');
@@ -312,10 +313,8 @@ describe('nothing is left of a start that fails', () => {
   test('a crash in the middle of a start: the next daemon removes it', async () => {
     await host.vms.run(vmSpec());
     await host.restart(async () => {
-      const path = join(host.directory, 'state/vms/vm/record.json');
-      const record = JSON.parse(await readFile(path, 'utf8')) as Record<string, unknown>;
       // The state between QEMU's start and the record of its pid.
-      await writeFile(path, JSON.stringify({ ...record, state: 'starting', process: null }));
+      await amendRecord('vm', () => ({ state: 'starting', process: null }));
     });
     expect(await host.qemus()).toEqual([]);
   });
@@ -328,7 +327,62 @@ test('a record that cannot be read keeps its name, and harms no other', async ()
     await mkdir(bad);
     await writeFile(join(bad, 'record.json'), '{"version":1,');
   });
-  expect(host.vms.list().map((vm) => vm.name)).toEqual(['good']);
+  expect(host.vms.list().map(({ name, state, pid }) => [name, state, pid !== null])).toEqual([
+    ['bad', 'unreadable', false],
+    ['good', 'running', true],
+  ]);
   expect(await codeOf(host.vms.run(vmSpec({ name: 'bad' })))).toBe('CORRUPT');
   await rm(bad, { recursive: true });
 });
+
+describe('a VM whose record does not say which process it is', () => {
+  test('is kept and taken over, also from the record of an earlier process', async () => {
+    const { pid } = await host.vms.run(vmSpec());
+    for (const change of [
+      (process: object) => ({ process: { ...process, startTicks: '1' } }),
+      (process: object) => ({ process: { ...process, pid: 2 } }),
+      () => ({ process: null, state: 'stopped', exit: { at: '', reason: 'killed', code: null, signal: null } }),
+    ]) {
+      await host.restart(() => amendRecord('vm', (record) => change(record.process as object)));
+      expect(host.vms.list()).toMatchObject([{ name: 'vm', state: 'running', pid, exit: null }]);
+      expect(await readdir(host.ramDir)).toEqual(['vm']);
+    }
+  });
+
+  test('is shown and not touched if a bit of its record is wrong', async () => {
+    const { pid } = await host.vms.run(vmSpec());
+    const path = join(host.directory, 'state/vms/vm/record.json');
+    const whole = await readFile(path);
+    const damaged = Buffer.from(whole);
+    const at = damaged.indexOf('"startTicks": "') + '"startTicks": "'.length;
+    damaged[at] = damaged[at]! ^ 1;
+    await host.restart(() => writeFile(path, damaged));
+    expect(host.vms.list()).toMatchObject([{ name: 'vm', state: 'unreadable', pid, memoryBytes: 64 << 20 }]);
+    for (const call of [host.vms.run(vmSpec()), host.vms.stop('vm', { isForced: true }), host.vms.pause('vm')])
+      await expect(call).rejects.toMatchObject({
+        code: 'CORRUPT',
+        message: expect.stringContaining(`its process ${pid} runs on`) as string,
+        remedy: expect.stringContaining('vmctl state repair') as string,
+      });
+    expect(await readdir(host.ramDir)).toEqual(['vm']);
+    await host.restart(() => writeFile(path, whole));
+    expect(host.vms.list()).toMatchObject([{ state: 'running', pid }]);
+  });
+
+  test('is not forgotten if it has no record at all', async () => {
+    const { pid } = await host.vms.run(vmSpec());
+    const path = join(host.directory, 'state/vms/vm/record.json');
+    const whole = await readFile(path);
+    await host.restart(() => rm(path));
+    expect(host.vms.list()).toMatchObject([{ state: 'unreadable', pid }]);
+    await host.restart(() => writeFile(path, whole));
+    expect(host.vms.list()).toMatchObject([{ state: 'running', pid }]);
+  });
+});
+
+/** Changes a record as an earlier daemon, or a backup, could have left it. */
+async function amendRecord(vm: string, change: (record: Record<string, unknown>) => object): Promise<void> {
+  const path = join(host.directory, 'state/vms', vm, 'record.json');
+  const record = unseal(await readFile(path, 'utf8'), path) as Record<string, unknown>;
+  await writeFile(path, seal({ ...record, ...change(record) }));
+}
