@@ -1,12 +1,14 @@
 /** The commands as processes against a daemon with fakes behind its API: exit codes and output on stdout. */
 import { type ChildProcess, spawn } from 'node:child_process';
-import { mkdtemp, rm, writeFile } from 'node:fs/promises';
+import { mkdir, mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { afterAll, beforeAll, beforeEach, describe, expect, test, vi } from 'vitest';
 import { type ApiServer, buildServer } from '../../../src/api/server.js';
 import { exitCodeOfJob } from '../../../src/cli/exit-codes.js';
+import { openStateDirectory } from '../../../src/durable/state-directory.js';
+import { loadNativeBinding } from '../../../src/native/binding.js';
 import { type FakeServices, fakeServices, REPORT } from '../../support/api-fakes.js';
 import { rdma } from '../planner/planner-facts.js';
 
@@ -197,6 +199,49 @@ describe('vmctl', () => {
     expect((await run('vmctl', 'pause', 'web')).stdout).toContain('paused');
     expect((await run('vmctl', 'stop', 'web', '--force')).code).toBe(0);
     expect((await run('vmctl', 'show', 'web')).code).toBe(1);
+  });
+
+  test('warns of what the start of a VM could not find out, on stderr', async () => {
+    const spec = join(directory, 'vm.yaml');
+    await writeFile(spec, 'name: web\nmemory: {size: 64M}\n');
+    const run0 = services.vms.run;
+    const asked: unknown[] = [];
+    services.vms.run = async (given, options) => {
+      asked.push(options);
+      return { ...(await run0(given, options)), warnings: ['B does not answer'] };
+    };
+    try {
+      expect(await run('vmctl', 'run', spec)).toMatchObject({ code: 0, stderr: 'warning: B does not answer\n' });
+      expect(await run('vmctl', 'run', spec, '--force-name')).toMatchObject({ code: 0 });
+      expect(asked).toEqual([{ isNameForced: false }, { isNameForced: true }]);
+    } finally {
+      services.vms.run = run0;
+    }
+  });
+
+  test('checks and repairs a state directory without a daemon', async () => {
+    const state = join(directory, 'state');
+    await mkdir(state);
+    const intact = await run('vmctl', 'state', 'check', state, '--json');
+    expect(intact).toMatchObject({ code: 0 });
+    expect(JSON.parse(intact.stdout)).toMatchObject({ directory: state, isDamaged: false });
+    await writeFile(join(state, 'pool.json'), '{ "nonsense": 1, "seal": "1 2" }');
+    const damaged = await run('vmctl', 'state', 'check', '--state', state);
+    expect(damaged).toMatchObject({ code: 1, stdout: expect.stringMatching(/damaged +pool\.json/) });
+    expect(await run('vmctl', 'state', 'repair', state)).toMatchObject({
+      code: 0,
+      stdout: 'done: pool.json: set aside\n',
+    });
+    expect((await run('vmctl', 'state', 'check', state)).code).toBe(0);
+    expect((await run('vmctl', 'state', 'repair', state, '--owner', 'x')).code).toBe(2);
+    expect((await run('vmctl', 'state', 'check', join(directory, 'none'))).code).toBe(1);
+    const { id, giveBack } = await openStateDirectory(state, loadNativeBinding().lockFile);
+    expect(id).toHaveLength(32);
+    expect(await run('vmctl', 'state', 'check', state)).toMatchObject({
+      code: 1,
+      stderr: expect.stringContaining(`is in use by process ${process.pid}`),
+    });
+    await giveBack();
   });
 
   test('hosts, jobs and doctor', async () => {

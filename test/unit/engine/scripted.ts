@@ -50,9 +50,10 @@ export class Scripted {
   /** The clock never returns the same time twice, so that equal times are not equal by chance. */
   #isoMs = 0;
 
-  async daemon(limits: Partial<JobLimits> = {}) {
+  /** `hasOwner`: the VM has an owner record, written now if there is none. */
+  async daemon(limits: Partial<JobLimits> = {}, { hasOwner } = { hasOwner: true }) {
     const registry = await FileRegistry.on(this.ownerStore);
-    if ((await registry.owner('vm1')) === null) {
+    if (hasOwner && (await registry.owner('vm1')) === null) {
       await registry.swapOwner('vm1', null, { vm: 'vm1', owner: 'A', epoch: 3, session: null });
     }
     const { journal } = await FileJournal.on(this.journalStore);

@@ -64,6 +64,18 @@ describe('an undo that comes late', () => {
   });
 });
 
+test('a VM without an owner record does not run: it may run on another host', async () => {
+  await host.agent.start();
+  await expose(SECOND);
+  await host.agent.source.stop('web', SECOND);
+  await host.registry.removeOwner('web', 1);
+  await expect(host.agent.source.continueVm('web', SECOND)).rejects.toMatchObject({
+    code: 'OWNER_CHANGED',
+    remedy: expect.stringContaining('vmctl state repair') as string,
+  });
+  expect(host.qemu.isRunning).toBe(false);
+});
+
 describe('a daemon that has just been started', () => {
   test('waits with an undo until QEMU answers, and lets the VM run', async () => {
     host.qemu.isRunning = false;
@@ -145,6 +157,15 @@ describe('a VM whose memory has not all arrived', () => {
     host.pages = 'complete';
     expect(await host.agent.inventory.vmInventory('web')).toMatchObject({ job: null });
     await expose(SECOND);
+  });
+
+  test('whose QEMU has ended with the daemon that was starting it is not left over', async () => {
+    const store = await SessionStore.open(host.stateDir);
+    await store.save({ ...record(), state: 'preparing' });
+    host.vm['state'] = 'stopped';
+    await host.agent.start();
+    expect(host.destroyed).toEqual(['web']);
+    expect((await store.load()).records).toEqual([]);
   });
 
   test('is not exposed either when the record of its session has been lost', async () => {
