@@ -105,7 +105,7 @@ export class LocalAgent implements HostPort {
       }
     }
     await forks.start();
-    await this.#settleVms(this.#parts);
+    await this.#settleVms(this.#parts, corrupt.length > 0);
     await pool.start();
   }
 
@@ -152,17 +152,20 @@ export class LocalAgent implements HostPort {
   }
 
   /**
-   * Destroys incoming VMs that no session or fork claims. Marks VMs that the registry gives to another host as
-   * departed.
+   * Destroys incoming VMs that no session or fork claims, but none that has run here by its owner record, and none
+   * while the record of a session cannot be read, which may be the VM's. Marks VMs that the registry gives to another
+   * host as departed.
    * Deletes images that no fork has committed, which are left from waiting sets of the earlier daemon.
    */
-  async #settleVms({ context, target, forks }: Parts): Promise<void> {
+  async #settleVms({ context, target, forks }: Parts, hasUnreadableSessions: boolean): Promise<void> {
     const { vms, images, registry, host } = context;
     for (const vm of vms.all()) {
       const { name } = vm.spec;
       const owner = await registry.owner(name);
       const isForeign = owner !== null && owner.owner !== host;
-      const isClaimed = vm.image === null ? target.claims(vm.session) : forks.claims(vm.image);
+      const hasRun = vm.session !== null && owner?.owner === host && owner.session === vm.session;
+      const isClaimed =
+        vm.image === null ? hasUnreadableSessions || hasRun || target.claims(vm.session) : forks.claims(vm.image);
       if (vm.state === 'incoming' && !isClaimed) await vms.destroy(name);
       else if (isForeign && (vm.state === 'running' || vm.state === 'paused')) await vms.setState(name, 'departed');
     }

@@ -67,7 +67,7 @@ describe('a host', () => {
     const { namespace } = cluster.host('A');
     const second = await cluster.inNamespace(namespace, program, 'dist/cli/vmigrated.js', ...args);
     expect(second.code).toBe(1);
-    expect(second.stderr).toMatch(/in use by process \d+ \(CONFLICT\)/);
+    expect(second.stderr).toMatch(/in use by process \d+ on .* \(CONFLICT\)/);
     expect(await list('A')).toHaveLength(1);
   });
 });

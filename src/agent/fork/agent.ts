@@ -28,6 +28,7 @@ export class ForkAgent implements ForkPort {
   readonly #context: ForkContext;
   readonly #pool: Pool;
   readonly #locks = new KeyedLocks();
+  #hasUnreadable = false;
   readonly #forks = new Map<string, ForkSession>();
   readonly #preparing = new Map<string, AbortController>();
   readonly #ended = new EndedSessions();
@@ -47,6 +48,7 @@ export class ForkAgent implements ForkPort {
     const { forkStore, log } = this.#context;
     const { records, corrupt } = await forkStore.load();
     for (const err of corrupt) log.error({ err }, 'a fork record cannot be read: its fork is not resumed');
+    this.#hasUnreadable = corrupt.length > 0;
     for (const record of records) {
       try {
         await this.#resume(record);
@@ -63,8 +65,9 @@ export class ForkAgent implements ForkPort {
     await Promise.all([...this.#forks.values()].map((fork) => fork.close()));
   }
 
-  /** True if a fork needs this image. */
+  /** True if a fork needs this image, or may need it, because a fork's record cannot be read. */
   claims(image: string): boolean {
+    if (this.#hasUnreadable) return true;
     return [...this.#forks.values()].some(({ record }) => record.image === image);
   }
 

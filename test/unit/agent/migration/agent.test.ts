@@ -1,4 +1,4 @@
-import { access, writeFile } from 'node:fs/promises';
+import { access, readFile, writeFile } from 'node:fs/promises';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import { SessionStore, type TargetRecord } from '../../../../src/agent/migration/session-store.js';
 import { MigrationWatch } from '../../../../src/backends/qemu/migration-watch.js';
@@ -166,6 +166,16 @@ describe('a VM whose memory has not all arrived', () => {
     await host.agent.start();
     expect(host.destroyed).toEqual(['web']);
     expect((await store.load()).records).toEqual([]);
+  });
+
+  test('is not destroyed when the record of its session is damaged, or lost after it has run', async () => {
+    await (await SessionStore.open(host.stateDir)).save(record());
+    const path = `${host.stateDir}/sessions/${FIRST}.target.json`;
+    await writeFile(path, (await readFile(path, 'utf8')).replace('"job-77"', '"job-78"'));
+    host.vm['state'] = 'incoming';
+    await host.registry.removeOwner('web', 2);
+    await host.agent.start();
+    expect(host.destroyed).toEqual([]);
   });
 
   test('is not exposed either when the record of its session has been lost', async () => {
