@@ -81,6 +81,21 @@ export class UniqueNames {
     }
   }
 
+  /**
+   * Throws CONFLICT if the VM runs on a peer: then this host's records come from a backup. Asked before a user lets a
+   * paused VM run.
+   */
+  async refuseIfElsewhere(name: string, uuid: string): Promise<void> {
+    const answers = await Promise.all(this.#options.peerNames().map((peer) => this.#askPeer(peer, name, uuid)));
+    for (const { peer, claims } of answers) {
+      const other = claims?.vms.find((vm) => vm.name === name && (vm.state === 'running' || vm.state === 'paused'));
+      if (other === undefined) continue;
+      throw new MigrationError('CONFLICT', `VM ${name} is ${other.state} on ${peer}, too`, {
+        remedy: `the records of this host are older: end its VM with "vmctl stop ${name}", or that on ${peer}`,
+      });
+    }
+  }
+
   async #ask({ name, uuid }: VmSpec, isForced: boolean): Promise<Start> {
     const { host, registry, peerNames } = this.#options;
     const answers = await Promise.all(peerNames().map((peer) => this.#askPeer(peer, name, uuid)));

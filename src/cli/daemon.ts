@@ -226,7 +226,10 @@ function apiVms(vms: VmManager, agent: LocalAgent): ApiVms {
     list: () => vms.list(),
     find: (name) => vms.view(vms.get(name)),
     pause: (name) => vms.pause(name),
-    resume: (name) => vms.resume(name),
+    async resume(name) {
+      await agent.names.refuseIfElsewhere(name, vms.get(name).spec.uuid);
+      await vms.resume(name);
+    },
     // The first stop ends QEMU and keeps the logs; the second one forgets the VM. A user who stops a VM means both. A
     // VM that has ended by itself stays listed until a user stops it.
     async stop(name, options) {

@@ -126,3 +126,12 @@ test('an owner record from a backup is recognised: the VM begins above every epo
   await host('B').registry.removeOwner('web', 8);
   expect((await start()).epochMin).toBe(8);
 });
+
+test('a paused VM does not run on if it runs on a peer, but if it has only left there', async () => {
+  const resume = () => host('A').names.refuseIfElsewhere('web', SPEC.uuid);
+  host('C').mode = 'away';
+  host('B').vms.push({ name: 'web', uuid: SPEC.uuid, state: 'departed' });
+  await resume();
+  host('B').vms[0]!.state = 'running';
+  await expect(resume()).rejects.toMatchObject({ code: 'CONFLICT', message: 'VM web is running on B, too' });
+});
