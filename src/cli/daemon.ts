@@ -94,7 +94,7 @@ async function start(config: DaemonConfig, log: Logger, closers: (() => Promise<
   const inject = config.testFaults ? parseInjections(process.env.VMIGRATE_FAULT ?? '') : NOTHING_INJECTED;
 
   const native = loadNativeBinding();
-  const state = await openStateDirectory(stateDir, native.lockFile);
+  const state = await openStateDirectory(stateDir, (descriptor) => native.lockFile(descriptor));
   closers.push(() => state.giveBack());
   const registry = await FileRegistry.open(stateDir);
   closers.push(() => registry.close());

@@ -94,7 +94,7 @@ async function locked(directory: string, work: (directory: string) => Promise<vo
   if (found?.isDirectory() !== true) throw new MigrationError('NOT_FOUND', `no directory ${directory}`);
   const { DirectoryLock } = await import('../durable/directory-lock.js');
   const { loadNativeBinding } = await import('../native/binding.js');
-  const lock = await DirectoryLock.take(directory, loadNativeBinding().lockFile);
+  const lock = await DirectoryLock.take(directory, (descriptor) => loadNativeBinding().lockFile(descriptor));
   try {
     await work(directory);
   } finally {

@@ -69,7 +69,7 @@ async function repairOwners(
   const owners = new Map<string, OwnerRecord>();
   for (const piece of pieces) {
     if (piece.kind !== 'record') continue;
-    if (piece.record.type === 'swap') owners.set(piece.record.record.vm, piece.record.record as OwnerRecord);
+    if (piece.record.type === 'swap') owners.set(piece.record.record.vm, piece.record.record);
     else owners.delete(piece.record.vm);
   }
   const extra: Buffer[] = [];

@@ -204,7 +204,7 @@ describe('vmctl', () => {
   test('warns of what the start of a VM could not find out, on stderr', async () => {
     const spec = join(directory, 'vm.yaml');
     await writeFile(spec, 'name: web\nmemory: {size: 64M}\n');
-    const run0 = services.vms.run;
+    const run0 = services.vms.run.bind(services.vms);
     const asked: unknown[] = [];
     services.vms.run = async (given, options) => {
       asked.push(options);
@@ -235,13 +235,13 @@ describe('vmctl', () => {
     expect((await run('vmctl', 'state', 'check', state)).code).toBe(0);
     expect((await run('vmctl', 'state', 'repair', state, '--owner', 'x')).code).toBe(2);
     expect((await run('vmctl', 'state', 'check', join(directory, 'none'))).code).toBe(1);
-    const { id, giveBack } = await openStateDirectory(state, loadNativeBinding().lockFile);
-    expect(id).toHaveLength(32);
+    const held = await openStateDirectory(state, (descriptor) => loadNativeBinding().lockFile(descriptor));
+    expect(held.id).toHaveLength(32);
     expect(await run('vmctl', 'state', 'check', state)).toMatchObject({
       code: 1,
       stderr: expect.stringContaining(`is in use by process ${process.pid}`),
     });
-    await giveBack();
+    await held.giveBack();
   });
 
   test('hosts, jobs and doctor', async () => {

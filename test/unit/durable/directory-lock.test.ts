@@ -14,7 +14,8 @@ beforeEach(async () => {
 });
 afterEach(() => rm(directory, { recursive: true, force: true }));
 
-const take = (): Promise<DirectoryLock> => DirectoryLock.take(directory, loadNativeBinding().lockFile);
+const take = (): Promise<DirectoryLock> =>
+  DirectoryLock.take(directory, (descriptor) => loadNativeBinding().lockFile(descriptor));
 
 /** The lock of build 0.1.0: it compares pids, which mean nothing in another container. */
 const withoutKernel = (): boolean => true;

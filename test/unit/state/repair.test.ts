@@ -19,7 +19,7 @@ beforeEach(async () => {
   directory = await mkdtemp(join(tmpdir(), 'vmg-state-'));
   state = join(directory, 'state');
   await cp(KEPT, state, { recursive: true });
-  await (await openStateDirectory(state, loadNativeBinding().lockFile)).giveBack();
+  await (await openStateDirectory(state, (descriptor) => loadNativeBinding().lockFile(descriptor))).giveBack();
 });
 afterEach(() => rm(directory, { recursive: true, force: true }));
 
@@ -139,9 +139,11 @@ test('a damaged session record and a damaged mark are set aside', async () => {
   expect(await damaged()).toEqual([]);
   expect(await aside('sessions')).toHaveLength(1);
   // The mark is made anew: records without a checksum stay refused.
-  const { id } = await openStateDirectory(state, loadNativeBinding().lockFile).then(async (open) => {
-    await open.giveBack();
-    return open;
-  });
+  const { id } = await openStateDirectory(state, (descriptor) => loadNativeBinding().lockFile(descriptor)).then(
+    async (open) => {
+      await open.giveBack();
+      return open;
+    },
+  );
   expect(id).toMatch(/^[0-9a-f]{32}$/);
 });
