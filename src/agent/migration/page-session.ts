@@ -52,7 +52,7 @@ export class PageSession {
   #retryTimer: NodeJS.Timeout | null = null;
   #retryMs = RETRY_MS_FIRST;
   /** The failure that was reported last. */
-  #reported: { readonly reason: string; readonly pagesPresent: TargetSnapshot['pagesPresent'] } | null = null;
+  #reported: { readonly reason: string; readonly pagesPresent: bigint } | null = null;
 
   constructor(context: HostContext, vm: ManagedVm, options: PageSessionOptions) {
     this.#context = context;
@@ -220,7 +220,7 @@ export class PageSession {
 
   /** Reports a failure once, although every reopened session meets it again, until pages arrive. */
   #reportFailure(failure: TargetSnapshot['failure']): void {
-    const { pagesPresent } = this.snapshot;
+    const { pagesPresent } = this.snapshot.counters;
     const reason = JSON.stringify(failure);
     const isKnown = this.#reported?.reason === reason && this.#reported.pagesPresent === pagesPresent;
     this.#reported = { reason, pagesPresent };
