@@ -33,7 +33,11 @@ export async function openOwnDirectory(path: string, isContentChecked: boolean):
   try {
     const { uid, mode } = await directory.stat();
     if (uid !== ownUid()) {
-      throw refused(path, `it belongs to user ${uid}`, `rm -r ${path} if its files are not wanted, or name another path`);
+      throw refused(
+        path,
+        `it belongs to user ${uid}`,
+        `make sure that nobody else uses it, then rm -r ${path}, or chown ${ownUid()} ${path}`,
+      );
     }
     const wasOpen = (mode & GROUP_OR_OTHERS_WRITE) !== 0;
     if (wasOpen) await directory.chmod(0o700);
@@ -68,7 +72,9 @@ async function makeMissing(path: string): Promise<void> {
 /** Checks this directory and all above it, and follows symbolic links as the kernel does. */
 async function checkAbove(path: string, linksLeft: number): Promise<void> {
   if (dirname(path) !== path) await checkAbove(dirname(path), linksLeft);
-  const found = await lstat(path);
+  const found = await lstat(path).catch((error: NodeJS.ErrnoException) => {
+    throw directoryError(path, error);
+  });
   const { uid, gid, mode } = found;
   if (uid !== 0 && uid !== ownUid()) throw refused(path, `it belongs to user ${uid}`, `chown root ${path}`);
   if (found.isSymbolicLink()) {

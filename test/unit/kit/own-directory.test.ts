@@ -56,7 +56,10 @@ test('a path below /proc is refused at once', async () => {
 
 test('a parent that others may write to is refused, and a sticky one is not', async () => {
   await chmod(base, 0o777);
-  await expect(modeOf(join(base, 'own'))).rejects.toMatchObject({ code: 'NOT_PERMITTED', remedy: expect.stringContaining("chmod go-w") });
+  await expect(modeOf(join(base, 'own'))).rejects.toMatchObject({
+    code: 'NOT_PERMITTED',
+    remedy: expect.stringContaining('chmod go-w'),
+  });
   await chmod(base, 0o1777);
   expect(await modeOf(join(base, 'own'))).toBe(0o700);
 });
@@ -65,9 +68,15 @@ test.runIf(isRoot)('a directory that another user has made beforehand is refused
   const path = join(base, 'theirs');
   await mkdir(path, { mode: 0o755 });
   await chown(path, NOBODY, NOBODY);
-  await expect(modeOf(path)).rejects.toMatchObject({ code: 'NOT_PERMITTED', message: expect.stringContaining("belongs to user 65534") });
+  await expect(modeOf(path)).rejects.toMatchObject({
+    code: 'NOT_PERMITTED',
+    message: expect.stringContaining('belongs to user 65534'),
+  });
   expect((await stat(path)).uid).toBe(NOBODY);
-  await expect(modeOf(join(path, 'below'))).rejects.toMatchObject({ code: 'NOT_PERMITTED', remedy: expect.stringContaining("chown root") });
+  await expect(modeOf(join(path, 'below'))).rejects.toMatchObject({
+    code: 'NOT_PERMITTED',
+    remedy: expect.stringContaining('chown root'),
+  });
 });
 
 test.runIf(isRoot)('content of another user is refused', async () => {
@@ -75,5 +84,8 @@ test.runIf(isRoot)('content of another user is refused', async () => {
   await mkdir(join(path, 'VM'), { recursive: true });
   await chmod(path, 0o777);
   await chown(join(path, 'VM'), NOBODY, NOBODY);
-  await expect(modeOf(path, false)).rejects.toMatchObject({ code: 'CONFLICT', message: expect.stringContaining("VM belongs to user 65534") });
+  await expect(modeOf(path, false)).rejects.toMatchObject({
+    code: 'CONFLICT',
+    message: expect.stringContaining('VM belongs to user 65534'),
+  });
 });
