@@ -5,12 +5,14 @@
  */
 import { randomBytes } from 'node:crypto';
 import { existsSync } from 'node:fs';
-import { mkdir, rm } from 'node:fs/promises';
+import { readFile, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { type Logger, pino } from 'pino';
 import { LocalAgent } from '../agent/agent.js';
 import { NOTHING_INJECTED, parseInjections } from '../agent/inject.js';
+import { defaultMemoryDirectory } from '../agent/memory/default-directory.js';
+import { tieMemoryDirectory } from '../agent/memory/mark.js';
 import { openConsole } from '../agent/vm/console.js';
 import { raiseDaemonPriority } from '../agent/vm/priority.js';
 import { VmManager } from '../agent/vm/vms.js';
@@ -26,6 +28,7 @@ import { JOBS_LOG } from '../durable/state-format.js';
 import type { Clock, Random } from '../engine/ports/clock.js';
 import { JobManager } from '../jobs/jobs.js';
 import { FileJournal } from '../jobs/journal.js';
+import { openOwnDirectory } from '../kit/own-directory.js';
 import { loadNativeBinding } from '../native/binding.js';
 import { TlsStore } from '../tls/store.js';
 import { HostTransports, sharedPlaces } from '../transports/host/host-transports.js';
@@ -93,6 +96,8 @@ async function start(config: DaemonConfig, log: Logger, closers: (() => Promise<
   const { name: host, state: stateDir } = config;
   const inject = config.testFaults ? parseInjections(process.env.VMIGRATE_FAULT ?? '') : NOTHING_INJECTED;
 
+  const ownState = await openOwnDirectory(stateDir, false);
+  closers.push(() => ownState.close());
   const native = loadNativeBinding();
   const state = await openStateDirectory(stateDir, (descriptor) => native.lockFile(descriptor));
   closers.push(() => state.giveBack());
@@ -122,8 +127,7 @@ async function start(config: DaemonConfig, log: Logger, closers: (() => Promise<
   const transports = new HostTransports({ host, listener, devices: { rdma } });
 
   const preloadPath = config.preload === undefined ? defaultPreload(log) : config.preload;
-  const ramDir = config.ramDir ?? `/dev/shm/vmigrate-${host}`;
-  await mkdir(ramDir, { recursive: true, mode: 0o700 });
+  const ramDir = await openMemoryDirectory(config, log, closers);
   const { accel } = config;
   const backend = new QemuBackend(config.qemu);
   const vms = new VmManager({
@@ -171,6 +175,21 @@ async function start(config: DaemonConfig, log: Logger, closers: (() => Promise<
     else if (tls !== null) ports.push(await server.listenTls(api.address, api.port, tls));
   }
   return ports;
+}
+
+/** Chooses the directory of the guests' memory, and ties it to the state directory, which is locked by now. */
+async function openMemoryDirectory(
+  config: DaemonConfig,
+  log: Logger,
+  closers: (() => Promise<void> | void)[],
+): Promise<string> {
+  const { name: host, state: stateDir } = config;
+  const bootId = (await readFile('/proc/sys/kernel/random/boot_id', 'utf8')).trim();
+  const ramDir = config.ramDir ?? (await defaultMemoryDirectory({ host, stateDir, bootId }, log));
+  const own = await openOwnDirectory(ramDir, true);
+  closers.push(() => own.close());
+  await tieMemoryDirectory({ stateDir, ramDir, bootId });
+  return ramDir;
 }
 
 function openTls(config: DaemonConfig, log: Logger): TlsStore | null {

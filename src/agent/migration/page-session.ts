@@ -51,6 +51,8 @@ export class PageSession {
   #connecting: Promise<void> | null = null;
   #retryTimer: NodeJS.Timeout | null = null;
   #retryMs = RETRY_MS_FIRST;
+  /** The failure that was reported last. */
+  #reported: { readonly reason: string; readonly pagesPresent: bigint } | null = null;
 
   constructor(context: HostContext, vm: ManagedVm, options: PageSessionOptions) {
     this.#context = context;
@@ -212,8 +214,19 @@ export class PageSession {
       this.#retryLater();
     } else if (state === 'failed') {
       this.#isConnected = false;
-      this.#context.log.error({ session, failure }, 'the page session cannot continue without a new endpoint');
+      this.#reportFailure(failure);
     }
+  }
+
+  /** Reports a failure once, although every reopened session meets it again, until pages arrive. */
+  #reportFailure(failure: TargetSnapshot['failure']): void {
+    const { pagesPresent } = this.snapshot.counters;
+    const reason = JSON.stringify(failure);
+    const isKnown = this.#reported?.reason === reason && this.#reported.pagesPresent === pagesPresent;
+    this.#reported = { reason, pagesPresent };
+    if (isKnown) return;
+    const { session } = this.#options;
+    this.#context.log.error({ session, failure }, 'the page session cannot continue; it is tried again');
   }
 
   /**

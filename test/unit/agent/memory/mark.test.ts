@@ -1,0 +1,102 @@
+import { mkdir, mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { afterEach, beforeEach, expect, test } from 'vitest';
+import { defaultMemoryDirectory } from '../../../../src/agent/memory/default-directory.js';
+import { memoryDirectoryInUse, tieMemoryDirectory } from '../../../../src/agent/memory/mark.js';
+
+const BOOT = 'boot-1';
+let base: string;
+let stateDir: string;
+let ramDir: string;
+
+beforeEach(async () => {
+  base = await mkdtemp(join(tmpdir(), 'vmg-mark-'));
+  [stateDir, ramDir] = [join(base, 'state'), join(base, 'ram')];
+  await mkdir(stateDir);
+  await mkdir(ramDir);
+});
+afterEach(async () => {
+  await rm(base, { recursive: true, force: true });
+});
+
+const tie = (changes: { stateDir?: string; ramDir?: string; bootId?: string } = {}) =>
+  tieMemoryDirectory({ stateDir, ramDir, bootId: BOOT, ...changes });
+
+/** A VM whose record cannot be read counts as one that has memory. */
+async function addVm(name: string): Promise<void> {
+  await mkdir(join(stateDir, 'vms', name), { recursive: true });
+  await writeFile(join(stateDir, 'vms', name, 'record.json'), 'damaged');
+}
+
+test('the directories are tied once, and found tied again', async () => {
+  await tie();
+  const mark = await readFile(join(ramDir, '.owner'), 'utf8');
+  await tie();
+  expect(await readFile(join(ramDir, '.owner'), 'utf8')).toBe(mark);
+  expect(await memoryDirectoryInUse({ stateDir, bootId: BOOT })).toBe(ramDir);
+  expect(await memoryDirectoryInUse({ stateDir, bootId: 'boot-2' })).toBeNull();
+});
+
+test('a daemon with another state directory is refused, and nothing is changed', async () => {
+  await tie();
+  const mark = await readFile(join(ramDir, '.owner'), 'utf8');
+  const other = join(base, 'other');
+  await mkdir(other);
+  const remedy = expect.stringContaining(`--state ${stateDir}`);
+  await expect(tie({ stateDir: other })).rejects.toMatchObject({ code: 'CONFLICT', remedy });
+  expect(await readFile(join(ramDir, '.owner'), 'utf8')).toBe(mark);
+});
+
+test('an empty directory in place of the memory of VMs is refused during the same boot alone', async () => {
+  await tie();
+  await addVm('v1');
+  const hidden = join(base, 'hidden');
+  await mkdir(hidden);
+  const message = expect.stringContaining(`the memory of v1 was in ${ramDir}`);
+  await expect(tie({ ramDir: hidden })).rejects.toMatchObject({ code: 'CONFLICT', message });
+  await rm(join(ramDir, '.owner'));
+  await expect(tie()).rejects.toMatchObject({ code: 'CONFLICT', message });
+  await tie({ bootId: 'boot-2' });
+});
+
+test('a memory directory of build 0.1.0 is accepted if all that lies there is known', async () => {
+  await addVm('v1');
+  await mkdir(join(ramDir, 'v1'));
+  await mkdir(join(ramDir, '.images', 'i1'), { recursive: true });
+  await expect(tie()).rejects.toMatchObject({ code: 'CONFLICT', message: expect.stringContaining('.images/i1') });
+  await mkdir(join(stateDir, 'images'));
+  await writeFile(join(stateDir, 'images', 'i1.json'), '{}');
+  await tie();
+});
+
+test('a start that a crash cut short between the two sides is taken up', async () => {
+  await tie();
+  const path = join(stateDir, 'memory-directory.json');
+  const made = JSON.parse(await readFile(path, 'utf8')) as object;
+  await writeFile(path, JSON.stringify({ ...made, isMade: false }));
+  await tie();
+  await addVm('v1');
+  await mkdir(join(ramDir, 'v1'));
+  await writeFile(path, JSON.stringify({ ...made, isMade: false }));
+  await rm(join(ramDir, '.owner'));
+  await tie();
+  expect(JSON.parse(await readFile(path, 'utf8'))).toMatchObject({ isMade: true });
+});
+
+test.each([['state'], ['ram']])('a damaged side is an error: %s', async (side) => {
+  await tie();
+  const path = side === 'state' ? join(stateDir, 'memory-directory.json') : join(ramDir, '.owner');
+  await writeFile(path, '{"version":1');
+  await expect(tie()).rejects.toMatchObject({ code: 'CORRUPT', remedy: expect.stringContaining(path) });
+});
+
+test('the default is that of this boot, else that of 0.1.0 with memory of this daemon', async () => {
+  const log = { info: () => {}, warn: () => {}, error: () => {} };
+  const places = { host: 'A', stateDir, bootId: BOOT, root: join(base, 'run'), oldDefault: join(base, 'shm') };
+  await addVm('v1');
+  await mkdir(join(base, 'shm', 'v1'), { recursive: true });
+  expect(await defaultMemoryDirectory(places, log)).toBe(join(base, 'shm'));
+  await tie();
+  expect(await defaultMemoryDirectory(places, log)).toBe(ramDir);
+});
