@@ -9,6 +9,7 @@ import { resolve } from 'node:path';
 import { z } from 'zod';
 import { MigrationError } from './domain/errors.js';
 import { ACCEL_CHOICES } from './domain/vm.js';
+import { parseSize } from './kit/size.js';
 
 const CONFIG_BYTES_MAX = 1024 * 1024;
 /** The longest path of a unix socket. The name of the data socket is appended to the state directory. */
@@ -74,6 +75,17 @@ const apiEndpoint = parsed((text): ApiEndpoint | null => {
   return where === null ? null : { kind: 'https', ...where };
 }, 'unix:PATH (107 bytes at most) or https://IP:PORT');
 
+const size = z.union([z.number(), z.string()]).transform((value, context): number => {
+  const bytes = typeof value === 'number' ? value : parseSize(value);
+  if (Number.isSafeInteger(bytes) && bytes >= 0) return bytes;
+  context.addIssue({
+    code: 'custom',
+    message: `"${value}" is not a size: use a number with K, M, G or T, or of bytes`,
+  });
+  return z.NEVER;
+});
+const overcommit = z.number().min(0.1).max(1000);
+
 const peerUrl = parsed((text) => {
   const match = /^https:\/\/([^/?#@]+)$/.exec(text);
   if (match === null || !URL.canParse(text)) return null;
@@ -107,6 +119,16 @@ const schema = z
     state: path,
     /** Folder for guest memory, on tmpfs or hugetlbfs. */
     ramDir: path.optional(),
+    /**
+     * What the VMs of this daemon may be promised together: by default what the host has, once. Daemons that share a
+     * machine need a budget each.
+     */
+    memory: z.strictObject({ budget: size, overcommit }).partial().default({}),
+    /**
+     * What clones may write together: by default half of the host's memory. Each clone is promised its whole memory,
+     * and the budget may be promised `overcommit` times (default 16). If it runs out, the newest clones are ended.
+     */
+    clones: z.strictObject({ budget: size, overcommit }).partial().default({}),
     accel: z.enum(ACCEL_CHOICES).default('auto'),
     /** The other hosts: name → URL of the https API. */
     peers: z.record(name, peerUrl).default({}),
@@ -126,10 +148,7 @@ const schema = z
       .partial()
       .default({}),
     /** Limits of the memory files of all images together. The default is half of what memory files may take. */
-    images: z
-      .strictObject({ budgetBytes: z.int().min(0) })
-      .partial()
-      .default({}),
+    images: z.strictObject({ budgetBytes: size }).partial().default({}),
     /**
      * Limits of the QEMUs that wait for forks. They are ended if little memory is available, or if tasks wait for
      * memory (PSI, `some avg10`).

@@ -6,6 +6,7 @@ import { randomBytes } from 'node:crypto';
 import { MigrationError, toMigrationError } from '../domain/errors.js';
 import type { HostPort } from '../engine/ports/host.js';
 import { ForkAgent } from './fork/agent.js';
+import { CloneMemoryWatch } from './fork/clone-memory.js';
 import type { ForkContext } from './fork/context.js';
 import { Images } from './fork/image-calls.js';
 import { Pool, type PoolConfig } from './fork/pool.js';
@@ -53,10 +54,12 @@ export class LocalAgent implements HostPort {
   readonly host: string;
   readonly #options: LocalAgentOptions;
   #parts: Parts | null = null;
+  readonly #cloneMemory: CloneMemoryWatch;
 
   constructor(options: LocalAgentOptions) {
     this.host = options.host;
     this.#options = options;
+    this.#cloneMemory = new CloneMemoryWatch(options);
   }
 
   /** Resumes the sessions of an earlier daemon. To be called after VmManager.start and before any other call. */
@@ -107,10 +110,12 @@ export class LocalAgent implements HostPort {
     await forks.start();
     await this.#settleVms(this.#parts, corrupt.length > 0);
     await pool.start();
+    this.#cloneMemory.start();
   }
 
   /** Leaves sessions and QEMUs as they are for the next daemon. To be called before VmManager.close. */
   async close(): Promise<void> {
+    await this.#cloneMemory.close();
     await this.#parts?.source.close();
     await this.#parts?.target.close();
     await this.#parts?.pool.close();

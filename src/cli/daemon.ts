@@ -14,6 +14,7 @@ import { NOTHING_INJECTED, parseInjections } from '../agent/inject.js';
 import { defaultMemoryDirectory } from '../agent/memory/default-directory.js';
 import { tieMemoryDirectory } from '../agent/memory/mark.js';
 import { openConsole } from '../agent/vm/console.js';
+import { protectDaemon } from '../agent/vm/oom-score.js';
 import { raiseDaemonPriority } from '../agent/vm/priority.js';
 import { VmManager } from '../agent/vm/vms.js';
 import type { ApiImages, ApiPool, ApiVms } from '../api/contract/ports.js';
@@ -92,6 +93,7 @@ export async function startDaemon(config: DaemonConfig, log: Logger): Promise<Da
 
 async function start(config: DaemonConfig, log: Logger, closers: (() => Promise<void> | void)[]): Promise<number[]> {
   raiseDaemonPriority();
+  protectDaemon();
   const startedAt = clock.isoNow();
   const { name: host, state: stateDir } = config;
   const inject = config.testFaults ? parseInjections(process.env.VMIGRATE_FAULT ?? '') : NOTHING_INJECTED;
@@ -132,6 +134,10 @@ async function start(config: DaemonConfig, log: Logger, closers: (() => Promise<
   const backend = new QemuBackend(config.qemu);
   const vms = new VmManager({
     ...{ host, stateDir, ramDir, accel, preloadPath, native, registry, backend },
+    memory: withoutUndefined({
+      ...{ budgetBytes: config.memory.budget, overcommit: config.memory.overcommit },
+      ...{ cloneBudgetBytes: config.clones.budget, cloneOvercommit: config.clones.overcommit },
+    }),
     log: log.child({ part: 'vms' }),
   });
   closers.push(() => vms.close());

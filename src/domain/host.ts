@@ -13,6 +13,7 @@ export interface HostInventory {
   readonly isUserfaultfdPermitted: boolean;
   readonly hasMinorFaults: boolean;
   readonly isPreloadPresent: boolean;
+  /** Memory that is neither used nor promised to a VM or image, as are the two below. */
   readonly memoryAvailableBytes: number;
   /** Free space of the file system that region files go to, and free huge pages by size. */
   readonly ramFileFreeBytes: number;
@@ -90,6 +91,8 @@ export interface ForkInventory {
   readonly diskBlockers: readonly string[];
   /** What is left of the host's budget for images. */
   readonly imageBytesFree: number;
+  /** What clones that share an image may still be promised, each with its whole memory. Absent: it is not limited. */
+  readonly cloneBytesFree?: number | undefined;
   readonly memoryAvailableBytes: number;
   /** Memory that an image of this VM takes, and memory that each clone takes at its start. */
   readonly imageBytesNeeded: number;

@@ -105,7 +105,10 @@ export type VmState = (typeof VM_STATES)[number];
 /** How QEMU ended, as far as the daemon knows. */
 export interface VmExit {
   readonly at: string;
-  /** The reason in QEMU's SHUTDOWN event, or `killed`, `stopped`, or `vanished` (QEMU ended while no daemon ran). */
+  /**
+   * The reason in QEMU's SHUTDOWN event, or `killed`, `stopped`, `memory` (a clone was ended because the clones of this
+   * host had written more than their budget), or `vanished` (QEMU ended while no daemon ran).
+   */
   readonly reason: string;
   readonly code: number | null;
   readonly signal: string | null;

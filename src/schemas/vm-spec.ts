@@ -9,6 +9,7 @@ import { z } from 'zod';
 import { MigrationError } from '../domain/errors.js';
 import { CLONES_MAX } from '../domain/fork.js';
 import { MEMORY_BACKINGS, NIC_TYPES, type NicSpec, type VmSpec } from '../domain/vm.js';
+import { parseSize } from '../kit/size.js';
 import { parseKeepingUnknown } from '../kit/unknown-keys.js';
 import { accelChoice, diskFormat } from './words.js';
 
@@ -158,7 +159,7 @@ const vmSpec = z
   });
 
 const size = z.union([z.number(), z.string()]).transform((value, context) => {
-  const bytes = typeof value === 'number' ? value : sizeBytes(value);
+  const bytes = typeof value === 'number' ? value : parseSize(value);
   if (Number.isSafeInteger(bytes) && bytes >= MEMORY_BYTES_MIN && bytes <= MEMORY_BYTES_MAX) return bytes;
   if (Number.isInteger(bytes)) {
     context.addIssue({ code: 'custom', message: `"${value}" is not between 16 MiB and 16 TiB` });
@@ -332,14 +333,6 @@ function describe(issue: z.core.$ZodIssue): { path: string; message: string }[] 
   );
   if (issue.code !== 'unrecognized_keys') return [{ path: path || '(top level)', message: issue.message }];
   return issue.keys.map((key) => ({ path: path === '' ? key : `${path}.${key}`, message: 'unknown key' }));
-}
-
-/** Returns the size in bytes, or NaN if the text is not a size. */
-function sizeBytes(value: string): number {
-  const match = /^(\d{1,15})\s*([KMGT]?)(i?B)?$/i.exec(value.trim());
-  if (match === null) return Number.NaN;
-  const unit = { '': 1, K: KIB, M: MIB, G: GIB, T: TIB }[(match[2] ?? '').toUpperCase()] ?? Number.NaN;
-  return Number(match[1]) * unit;
 }
 
 /** Derives a stable MAC: a spec with a fixed uuid gets the same one each time. 52:54:00 is QEMU's usual prefix. */

@@ -9,6 +9,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { LocalAgent, type LocalAgentOptions } from '../../src/agent/agent.js';
+import { MemoryRoom } from '../../src/agent/vm/memory-room.js';
 import type { VmManager } from '../../src/agent/vm/vms.js';
 import { QemuBackend } from '../../src/backends/qemu/backend.js';
 import { QemuConnection } from '../../src/backends/qemu/connection.js';
@@ -230,6 +231,8 @@ export class FakeHost {
       view: () => ({ identityIssue: null, exitCode: null }) as never,
       exitOf: () => null,
       place: { host: 'A', ramDir: join(this.#directory, 'ram') },
+      room: new MemoryRoom({ host: 'A', ramDir: join(this.#directory, 'ram') }),
+      clonesWriting: () => [],
       destroy: async (name) => void this.destroyed.push(name),
       presencePath: (_, region) => this.presencePath(region),
       setState: async (_, state) => {

@@ -111,6 +111,7 @@ export class ForkAgent implements ForkPort {
 
   async commitFork(fork: string): Promise<void> {
     await this.#fork(fork).commit();
+    this.#context.vms.room.release(fork);
   }
 
   async forkProgress(fork: string): Promise<ForkProgress> {
@@ -139,6 +140,7 @@ export class ForkAgent implements ForkPort {
     await this.#locks.hold(fork, async () => {
       await this.#forks.get(fork)?.discard();
       this.#forks.delete(fork);
+      this.#context.vms.room.release(fork);
     });
   }
 

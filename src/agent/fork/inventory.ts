@@ -7,7 +7,6 @@ import type { VmSpec } from '../../domain/vm.js';
 import type { ForkQuestion } from '../../engine/ports/fork.js';
 import type { ImageRecord } from '../image/record.js';
 import { vmInventory } from '../inventory/inventory.js';
-import { memoryAvailableBytes } from '../vm/ram-files.js';
 import { cloneNames } from './clone-names.js';
 import type { ForkContext } from './context.js';
 import { diskBlockers } from './parent-disks.js';
@@ -27,10 +26,12 @@ export async function forkInventory(
   arriving: (vm: string) => Promise<string | null>,
 ): Promise<ForkInventory> {
   const { images, vms, native } = context;
+  const free = await vms.room.free();
   const common = {
     isWriteProtectSupported: isKernelAtLeast(KERNEL_MIN) && native.support().userfaultfdPermitted,
     imageBytesFree: await images.bytesFree(),
-    memoryAvailableBytes: await memoryAvailableBytes(),
+    cloneBytesFree: free.cloneBytes,
+    memoryAvailableBytes: free.hostBytes,
   };
   if (question.image !== null) {
     const image = images.get(question.image);

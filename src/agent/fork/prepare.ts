@@ -3,6 +3,8 @@
  * each clone.
  */
 import type { PrepareForkRequest } from '../../engine/ports/fork.js';
+import { allocatedBytes } from '../vm/memory-room.js';
+import type { ManagedVm } from '../vm/vms.js';
 import type { ForkContext } from './context.js';
 import type { Pool } from './pool.js';
 import type { ForkRecord } from './record.js';
@@ -31,6 +33,8 @@ export async function prepareFork(
   try {
     await forkStore.save(record);
     await inject.hit('agent:fork:prepare');
+    if (isNewImage && parent !== null && request.parentMode === 'continue')
+      await holdRoom(context, request.fork, parent);
     if (isNewImage && set === null) await images.create(newImage(context, image, shape), ramOfImage(shape, parent));
     made ??= await makeWaitingSet(context, images.get(image), shape, {
       fork: isNewImage ? image : request.fork,
@@ -44,7 +48,16 @@ export async function prepareFork(
   } catch (error) {
     await endClones(context, made?.clones ?? []);
     if (isNewImage) await images.delete(image);
+    context.vms.room.release(request.fork);
     await forkStore.remove(request.fork);
     throw error;
   }
+}
+
+/** Promises the room that the image will take. From the commit on the image itself counts, with its full size. */
+async function holdRoom({ vms }: ForkContext, fork: string, parent: ManagedVm): Promise<void> {
+  const { sizeBytes, pageBytes } = parent.spec.memory;
+  // The pages of a clone are in its image and in its process, so its image may need them all.
+  const bytes = parent.image === null ? allocatedBytes(parent.regions) : sizeBytes;
+  await vms.room.hold(fork, bytes, pageBytes);
 }

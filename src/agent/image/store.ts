@@ -6,7 +6,6 @@
  * the
  * VMs whose record names it, so there is no counter that a crash could leave wrong.
  */
-import { statSync } from 'node:fs';
 import { open, rm, stat } from 'node:fs/promises';
 import { join } from 'node:path';
 import { MigrationError, toMigrationError } from '../../domain/errors.js';
@@ -14,20 +13,13 @@ import type { ImageView } from '../../domain/image.js';
 import { RecordFiles } from '../../durable/record-files.js';
 import type { Log } from '../../kit/log.js';
 import type { NativeBinding, RegionFile } from '../../native/types.js';
-import {
-  createImageFiles,
-  imageFiles,
-  imagePresencePath,
-  imagesWithFiles,
-  ramFileFreeBytes,
-  removeImageFiles,
-} from '../vm/ram-files.js';
+import { allocatedBytes, kindOf, type MemoryPromise } from '../vm/memory-room.js';
+import { createImageFiles, imageFiles, imagePresencePath, imagesWithFiles, removeImageFiles } from '../vm/ram-files.js';
 import type { VmManager } from '../vm/vms.js';
 import { checkImageId, IMAGE_RECORD, type ImageRecord } from './record.js';
 
 /** The default share of the memory files' file system that images may take. */
 const BUDGET_SHARE = 0.5;
-const STAT_BLOCK_BYTES = 512;
 
 export interface ImageStoreOptions {
   readonly host: string;
@@ -60,6 +52,7 @@ export class ImageStore {
   static async open(options: ImageStoreOptions): Promise<ImageStore> {
     const files = await RecordFiles.open<ImageRecord>(join(options.stateDir, 'images'), IMAGE_RECORD);
     const store = new ImageStore(options, files);
+    options.vms.room.addHolder(() => store.promises());
     const { records, corrupt } = await files.load();
     for (const err of corrupt) options.log.error({ err }, 'an image record cannot be read: its image is unavailable');
     for (const record of records) {
@@ -203,23 +196,27 @@ export class ImageStore {
    * counts with its full size.
    */
   async bytesFree(): Promise<number> {
-    const { place } = this.#options.vms;
-    const freeBytes = await ramFileFreeBytes(place);
-    let usedBytes = 0;
-    let promisedBytes = 0;
-    for (const record of this.all()) {
-      const allocatedBytes = this.#allocatedBytes(record);
-      usedBytes += allocatedBytes;
-      if (record.state === 'filling') promisedBytes += record.spec.memory.sizeBytes - allocatedBytes;
-    }
+    const { fileBytes: freeBytes } = await this.#options.vms.room.free();
+    const promises = [...this.promises()];
+    const usedBytes = promises.reduce((bytes, promise) => bytes + promise.usedBytes, 0);
+    const promisedBytes = promises.reduce((bytes, promise) => bytes + promise.promisedBytes, 0);
     const budgetBytes = this.#options.budgetBytes ?? (freeBytes + usedBytes) * BUDGET_SHARE;
-    return Math.max(0, Math.floor(Math.min(budgetBytes - usedBytes, freeBytes) - promisedBytes));
+    return Math.max(0, Math.floor(Math.min(budgetBytes - promisedBytes, freeBytes)));
+  }
+
+  /** What each image takes or will take, for the room of this host. One that fills counts with its full size. */
+  *promises(): Iterable<MemoryPromise> {
+    for (const record of this.all()) {
+      const { pageBytes, sizeBytes } = record.spec.memory;
+      const usedBytes = this.#allocatedBytes(record);
+      const promisedBytes = record.state === 'filling' ? Math.max(sizeBytes, usedBytes) : usedBytes;
+      yield { kind: kindOf(pageBytes), pageBytes, promisedBytes, usedBytes };
+    }
   }
 
   /** Counts the blocks that the file system has allocated, not the length of the files. */
   #allocatedBytes({ id }: ImageRecord): number {
-    const files = (this.#paths.get(id) ?? []).map((path) => statSync(path, { throwIfNoEntry: false }));
-    return files.reduce((sum, file) => sum + (file?.blocks ?? 0) * STAT_BLOCK_BYTES, 0);
+    return allocatedBytes((this.#paths.get(id) ?? []).map((path) => ({ path })));
   }
 
   async #hasFiles(record: ImageRecord): Promise<boolean> {

@@ -3,7 +3,6 @@
 import { readFile } from 'node:fs/promises';
 import { hostname } from 'node:os';
 import { listBridges } from '../vm/network.js';
-import { hugePagesFree, memoryAvailableBytes, type RamPlace, ramFileFreeBytes } from '../vm/ram-files.js';
 import type { VmManager } from '../vm/vms.js';
 
 export interface HostFacts {
@@ -19,15 +18,13 @@ export interface HostFacts {
   readonly vmNames: readonly string[];
 }
 
-export async function hostFacts(vms: VmManager, place: RamPlace): Promise<HostFacts> {
+export async function hostFacts(vms: VmManager): Promise<HostFacts> {
   const { backend } = vms;
-  const [installed, machine, kvm, memory, ramFile, hugePages, bridges] = await Promise.all([
+  const [installed, machine, kvm, free, bridges] = await Promise.all([
     backend.installed().catch(() => null),
     machineId(),
     backend.isKvmUsable(),
-    memoryAvailableBytes(),
-    ramFileFreeBytes(place),
-    hugePagesFree(),
+    vms.room.free(),
     listBridges().catch(() => []),
   ]);
   return {
@@ -35,9 +32,9 @@ export async function hostFacts(vms: VmManager, place: RamPlace): Promise<HostFa
     qemuVersion: installed?.version ?? null,
     machines: installed?.machines ?? [],
     isKvmUsable: kvm,
-    memoryAvailableBytes: memory,
-    ramFileFreeBytes: ramFile,
-    hugePagesFree: hugePages,
+    memoryAvailableBytes: free.hostBytes,
+    ramFileFreeBytes: free.fileBytes,
+    hugePagesFree: free.hugePages,
     bridges,
     vmNames: vms
       .list()

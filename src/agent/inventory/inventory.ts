@@ -22,7 +22,7 @@ export async function hostInventory(context: HostContext, info: HostInfo): Promi
   const { vms, native, host, dataAddress, rdma } = context;
   const support = native.support();
   return {
-    ...(await hostFacts(vms, vms.place)),
+    ...(await hostFacts(vms)),
     host,
     protocolVersion: PROTOCOL_VERSION,
     isUserfaultfdPermitted: support.userfaultfdPermitted,

@@ -10,8 +10,9 @@ import { deferred } from '../../kit/deferred.js';
 import { failureToError } from '../../native/binding.js';
 import type { NativeBinding, VmMemoryHandle } from '../../native/types.js';
 import { createTaps, inNamespace, joinIsolated } from './network.js';
+import { setOomScore } from './oom-score.js';
 import { resetChildPriority } from './priority.js';
-import { checkRoom, createRegionFiles, type RamPlace } from './ram-files.js';
+import { createRegionFiles, type RamPlace } from './ram-files.js';
 import type { Vm } from './vm.js';
 
 /** A cold start takes 50 ms. The limit allows for a machine that is busy with hundreds of starts. */
@@ -36,7 +37,6 @@ export interface LaunchOptions {
  * yet. Throws QEMU_FAILED with QEMU's own message if QEMU exits.
  */
 export async function launch(vm: Vm, options: LaunchOptions): Promise<void> {
-  await checkRoom(options.place, vm.spec);
   await createRegionFiles(options.place, vm.spec, vm.regions, options.native);
   await createTaps(vm.spec, vm.record.taps);
   if (vm.start.signal.aborted) throw startCancelled(vm);
@@ -50,7 +50,10 @@ export async function launch(vm: Vm, options: LaunchOptions): Promise<void> {
     ...(options.statePath === undefined ? {} : { statePath: options.statePath }),
     environment: preload.environment,
     enclose: (command) => inNamespace(vm.spec, command),
-    onSpawned: resetChildPriority,
+    onSpawned: (pid) => {
+      resetChildPriority(pid);
+      setOomScore(pid, vm.spec);
+    },
   });
   vm.exited = started.exited;
   await vm.update({ process: started.identity });

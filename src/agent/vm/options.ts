@@ -5,6 +5,7 @@ import type { Accel, AccelChoice, NicSpec } from '../../domain/vm.js';
 import type { Registry } from '../../engine/ports/registry.js';
 import type { Log } from '../../kit/log.js';
 import type { NativeBinding } from '../../native/types.js';
+import type { MemoryLimits } from './memory-room.js';
 
 export interface VmManagerOptions {
   readonly host: string;
@@ -20,6 +21,8 @@ export interface VmManagerOptions {
   readonly log: Log;
   /** The back end that runs all VMs of this host. */
   readonly backend: VmBackend;
+  /** What is missing has the defaults of memory-room.ts. */
+  readonly memory?: Partial<MemoryLimits>;
 }
 
 export interface IncomingOptions {

@@ -1,8 +1,7 @@
 /**
  * Region files, which hold guest memory. They are `RAMDIR/NAME/REGION.ram` on tmpfs, or the same path below a hugetlbfs
  * mount. The presence map of a target is always in `RAMDIR/NAME` on tmpfs. The files of an image have the same layout
- * in
- * `RAMDIR/.images/ID`. The free space is checked first, because a guest that runs out of tmpfs later dies by SIGBUS.
+ * in `RAMDIR/.images/ID`. memory-room.ts says which VMs and images have room.
  */
 import { link, mkdir, open, readdir, readFile, rm, rmdir, statfs } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
@@ -10,9 +9,7 @@ import { MigrationError } from '../../domain/errors.js';
 import type { VmSpec } from '../../domain/vm.js';
 import type { NativeBinding, RegionFile } from '../../native/types.js';
 
-const SMALL_PAGE_BYTES = 4096;
-/** The memory that QEMU itself needs in addition to the guest's. */
-const QEMU_BYTES = 64 * 1024 * 1024;
+export const SMALL_PAGE_BYTES = 4096;
 /** The directory of the images, beside those of the VMs. No VM can have this name. */
 const IMAGES = '.images';
 
@@ -62,35 +59,6 @@ export function presencePath(place: RamPlace, vm: string, region: string): strin
  */
 export function ownPagesPath(place: RamPlace, vm: string, region: string): string {
   return join(place.ramDir, vm, `${region}.own`);
-}
-
-/** Throws NO_SPACE or OUT_OF_MEMORY if the VM does not fit now. */
-export async function checkRoom(place: RamPlace, spec: VmSpec): Promise<void> {
-  const { backing, pageBytes, sizeBytes } = spec.memory;
-  if (backing === 'image') return;
-  if (pageBytes !== SMALL_PAGE_BYTES) {
-    const free = (await hugePagesFree())[String(pageBytes)] ?? 0;
-    if (free * pageBytes >= sizeBytes) return;
-    throw new MigrationError(
-      'OUT_OF_MEMORY',
-      `${spec.name} needs ${sizeBytes / pageBytes} huge pages, ${free} are free`,
-      {
-        remedy: 'reserve more huge pages (vm.nr_hugepages)',
-      },
-    );
-  }
-  const available = await memoryAvailableBytes();
-  if (sizeBytes + QEMU_BYTES > available) {
-    throw new MigrationError(
-      'OUT_OF_MEMORY',
-      `${spec.name} needs ${sizeBytes} bytes, the host has ${available} available`,
-    );
-  }
-  if (backing === 'private') return;
-  const free = await ramFileFreeBytes(place);
-  if (sizeBytes > free) {
-    throw new MigrationError('NO_SPACE', `${spec.name} needs ${sizeBytes} bytes in ${place.ramDir}, ${free} are free`);
-  }
 }
 
 /** Creates sparse files, and fails if one exists. A clone needs none, because the files of its image exist already. */

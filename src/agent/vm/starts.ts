@@ -8,8 +8,9 @@ import type { VmSpec } from '../../domain/vm.js';
 import { checkSpec } from '../../schemas/vm-spec.js';
 import { type BringUpOptions, bringUp, createVm, type VmStart } from './create.js';
 import type { VmKeeper } from './keeper.js';
+import type { MemoryRoom } from './memory-room.js';
 import type { CloneOptions, IncomingOptions, VmManagerOptions } from './options.js';
-import type { RamPlace } from './ram-files.js';
+import { type RamPlace, regionFiles } from './ram-files.js';
 import { identityDueOf } from './settle-in.js';
 import type { VmTable } from './table.js';
 import type { Vm } from './vm.js';
@@ -18,6 +19,7 @@ export interface StarterParts {
   readonly place: RamPlace;
   readonly table: VmTable;
   readonly keeper: VmKeeper;
+  readonly room: MemoryRoom;
 }
 
 export class VmStarter {
@@ -25,13 +27,15 @@ export class VmStarter {
   readonly #place: RamPlace;
   readonly #table: VmTable;
   readonly #keeper: VmKeeper;
+  readonly #room: MemoryRoom;
   #isClosed = false;
 
-  constructor(options: VmManagerOptions, { place, table, keeper }: StarterParts) {
+  constructor(options: VmManagerOptions, { place, table, keeper, room }: StarterParts) {
     this.#options = options;
     this.#place = place;
     this.#table = table;
     this.#keeper = keeper;
+    this.#room = room;
   }
 
   /** Refuses further starts. */
@@ -118,9 +122,13 @@ export class VmStarter {
 
   async #create(spec: VmSpec, start: VmStart): Promise<Vm> {
     const context = { place: this.#place, backend: this.#options.backend };
-    const vm = await createVm(this.#table.directory, spec, start, context);
-    this.#table.add(vm);
-    return vm;
+    // A place that does not exist is a clearer reason than one that has no room.
+    await regionFiles(this.#place, spec, start.image ?? null);
+    return this.#room.admit(spec, async () => {
+      const vm = await createVm(this.#table.directory, spec, start, context);
+      this.#table.add(vm);
+      return vm;
+    });
   }
 
   async #launch(vm: Vm, options: BringUpOptions): Promise<void> {

@@ -16,6 +16,7 @@ import type { VmExit, VmSpec, VmState, VmView } from '../../domain/vm.js';
 import { makeDirectory } from '../../durable/state-format.js';
 import { adopt } from './adopt.js';
 import { type StopOptions, VmKeeper } from './keeper.js';
+import { MemoryRoom, ownBytesOf, promisesOf } from './memory-room.js';
 import type { CloneOptions, IncomingOptions, VmManagerOptions } from './options.js';
 import { presencePath, type RamPlace } from './ram-files.js';
 import { effectiveState, type RecordAmendment, readRecord, reservedBy, type VmRecord } from './record.js';
@@ -27,12 +28,17 @@ import { type ManagedVm, placeIn, Vm, viewOf } from './vm.js';
 export type { VmExit } from '../../domain/vm.js';
 export type { ManagedVm } from './vm.js';
 
+/** The reason in the exit of a clone that was ended because clones had written too much. */
+const OUT_OF_MEMORY = 'memory';
+
 export class VmManager {
   readonly #options: VmManagerOptions;
   readonly #table: VmTable;
   readonly #keeper: VmKeeper;
   readonly #starter: VmStarter;
   readonly place: RamPlace;
+  /** The memory of this host, which VMs and images share. */
+  readonly room: MemoryRoom;
   #isClosed = false;
 
   constructor(options: VmManagerOptions) {
@@ -40,9 +46,11 @@ export class VmManager {
     this.#options = options;
     this.place = { host, ramDir };
     this.#table = new VmTable(host, join(options.stateDir, 'vms'));
+    this.room = new MemoryRoom(this.place, options.memory);
+    this.room.addHolder(() => promisesOf(this.#table.all()));
     const shared = { place: this.place, table: this.#table };
     this.#keeper = new VmKeeper({ ...shared, host, registry, log });
-    this.#starter = new VmStarter(options, { ...shared, keeper: this.#keeper });
+    this.#starter = new VmStarter(options, { ...shared, keeper: this.#keeper, room: this.room });
   }
 
   /**
@@ -215,6 +223,26 @@ export class VmManager {
       vm.isEnding = true;
       await this.#keeper.end(vm, options);
       await this.#keeper.settle(vm, 'stopped');
+    });
+  }
+
+  /** The running clones that share an image, oldest first, with the memory that each has written for itself. */
+  clonesWriting(): { readonly name: string; readonly ownBytes: number }[] {
+    return this.#table
+      .all()
+      .filter((vm) => vm.spec.memory.backing === 'image' && (vm.state === 'running' || vm.state === 'paused'))
+      .sort((a, b) => (a.record.createdAt < b.record.createdAt ? -1 : 1))
+      .map((vm) => ({ name: vm.spec.name, ownBytes: ownBytesOf(vm) }));
+  }
+
+  /** Ends a clone for which there is no memory. It stays listed, with that reason. */
+  async endForMemory(name: string): Promise<void> {
+    await this.#table.locks.hold(name, async () => {
+      const vm = this.#table.find(name);
+      if (vm === undefined || isOver(vm) || vm.isEnding) return;
+      vm.isEnding = true;
+      await this.#keeper.end(vm, { isForced: true });
+      await this.#keeper.settle(vm, OUT_OF_MEMORY);
     });
   }
 

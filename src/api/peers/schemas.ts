@@ -116,6 +116,7 @@ export const forkInventory = z.object({
   isFilling: z.boolean(),
   diskBlockers: list(text),
   imageBytesFree: count,
+  cloneBytesFree: count.optional(),
   memoryAvailableBytes: count,
   imageBytesNeeded: count,
   cloneBytesNeeded: count,

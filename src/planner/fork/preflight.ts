@@ -34,8 +34,15 @@ export function cloneCountThatFits(request: ForkRequest, inventory: ForkInventor
   if (!Number.isFinite(forClonesBytes) || !Number.isFinite(cloneBytesNeeded)) return 0;
   const warm = Math.min(warmCloneCount, request.cloneCount);
   const cold = cloneBytesNeeded > 0 ? Math.floor(Math.max(0, forClonesBytes) / cloneBytesNeeded) : request.cloneCount;
+  const inBudget = cloneCountInBudget(request, inventory);
   // Waiting processes already hold the memory that a clone needs at its start.
-  return forClonesBytes < 0 ? 0 : Math.min(request.cloneCount, warm + cold);
+  return forClonesBytes < 0 ? 0 : Math.min(request.cloneCount, warm + Math.min(cold, inBudget));
+}
+
+/** Returns how many more clones the clones' budget allows. Waiting processes count already. */
+function cloneCountInBudget({ memory }: ForkRequest, { vm, cloneBytesFree }: ForkInventory): number {
+  if (memory !== 'cow' || cloneBytesFree === undefined) return Infinity;
+  return Math.floor(cloneBytesFree / vm.spec.memory.sizeBytes);
 }
 
 function refuse(code: RefusalCode, reason: string, remedy: string): Refusal {
@@ -189,6 +196,16 @@ function* checkMemory(request: ForkRequest, host: string, inventory: ForkInvento
   }
   const count = cloneCountThatFits(request, inventory);
   if (count >= request.cloneCount || (request.isPartialAllowed && count > 0)) return;
+  const inBudget = cloneCountInBudget(request, inventory) + Math.min(inventory.warmCloneCount, request.cloneCount);
+  if (inBudget < request.cloneCount && inBudget === count) {
+    const size = mib(inventory.vm.spec.memory.sizeBytes);
+    yield refuse(
+      'CLONE_MEMORY',
+      `each clone may write ${size}; the budget for clones on ${host} allows ${count} more clones`,
+      'end clones ("vmctl stop"), or raise clones.budget or clones.overcommit in the configuration of vmigrated',
+    );
+    return;
+  }
   const neededBytes = imageBytesNeeded + request.cloneCount * cloneBytesNeeded;
   const missingBytes = neededBytes - (Number.isFinite(memoryAvailableBytes) ? memoryAvailableBytes : 0);
   const need = `${request.cloneCount} clones and their image need ${mib(neededBytes)}`;

@@ -12,6 +12,7 @@ import { openForkStore } from '../../../src/agent/fork/record.js';
 import type { ImageRecord } from '../../../src/agent/image/record.js';
 import { ImageStore } from '../../../src/agent/image/store.js';
 import { SessionStore } from '../../../src/agent/migration/session-store.js';
+import { MemoryRoom } from '../../../src/agent/vm/memory-room.js';
 import { imageFiles } from '../../../src/agent/vm/ram-files.js';
 import { readRecord, writeRecord } from '../../../src/agent/vm/record.js';
 import { FileRegistry } from '../../../src/cluster/file.js';
@@ -242,7 +243,7 @@ async function openImages(stateDir: string): Promise<{ store: ImageStore; errors
   const note = (...words: unknown[]) => errors.push(words);
   const store = await ImageStore.open({
     ...{ host: 'A', stateDir, budgetBytes: null, log: { info: note, warn: note, error: note } },
-    vms: { place, all: () => [] } as never,
+    vms: { place, room: new MemoryRoom(place), all: () => [] } as never,
     native: {} as never,
   });
   return { store, errors };

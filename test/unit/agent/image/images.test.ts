@@ -9,6 +9,7 @@ import { Images } from '../../../../src/agent/fork/image-calls.js';
 import { loadImage, saveImage } from '../../../../src/agent/image/file.js';
 import type { ImageRecord } from '../../../../src/agent/image/record.js';
 import { ImageStore } from '../../../../src/agent/image/store.js';
+import { MemoryRoom } from '../../../../src/agent/vm/memory-room.js';
 import type { RegionFile } from '../../../../src/native/types.js';
 import { parseSpec } from '../../../../src/schemas/vm-spec.js';
 
@@ -57,7 +58,7 @@ async function openStore(name: string, budgetBytes: number | null = null): Promi
   const stateDir = join(directory, name);
   const place = { host: name, ramDir: join(stateDir, 'ram') };
   await mkdir(place.ramDir, { recursive: true });
-  const manager = { place, all: () => vms, backend };
+  const manager = { place, room: new MemoryRoom(place), all: () => vms, backend };
   return ImageStore.open({
     ...{ host: name, stateDir, budgetBytes, log: silent },
     vms: manager as never,
