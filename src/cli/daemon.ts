@@ -13,6 +13,7 @@ import { LocalAgent } from '../agent/agent.js';
 import { NOTHING_INJECTED, parseInjections } from '../agent/inject.js';
 import { openConsole } from '../agent/vm/console.js';
 import { raiseDaemonPriority } from '../agent/vm/priority.js';
+import { stopForUser } from '../agent/vm/user-stop.js';
 import { VmManager } from '../agent/vm/vms.js';
 import type { ApiImages, ApiPool, ApiVms } from '../api/contract/ports.js';
 import { RemoteAgents } from '../api/peers/client.js';
@@ -122,6 +123,7 @@ async function start(config: DaemonConfig, log: Logger, closers: (() => Promise<
   await mkdir(ramDir, { recursive: true, mode: 0o700 });
   const { accel } = config;
   const backend = new QemuBackend(config.qemu);
+  if (!backend.isOutputBounded) log.warn('the program vmigrate-spool is missing: the logs of VMs have no limit');
   const vms = new VmManager({
     ...{ host, stateDir, ramDir, accel, preloadPath, native, registry, backend },
     log: log.child({ part: 'vms' }),
@@ -219,13 +221,8 @@ function apiVms(vms: VmManager, agent: LocalAgent): ApiVms {
     find: (name) => vms.view(vms.get(name)),
     pause: (name) => vms.pause(name),
     resume: (name) => vms.resume(name),
-    // The first stop ends QEMU and keeps the logs; the second one forgets the VM. A user who stops a VM means both. A
-    // VM that has ended by itself stays listed until a user stops it.
-    async stop(name, options) {
-      const wasStopped = vms.get(name).state === 'stopped';
-      await vms.stop(name, options);
-      if (!wasStopped && vms.has(name)) await vms.stop(name, options);
-    },
+    reset: (name) => vms.reset(name),
+    stop: (name, options) => stopForUser(vms, name, options),
     openConsole(name, options) {
       const { socket, log } = vms.serialPaths(name);
       const isFollowing = options.isFollowing && vms.get(name).state !== 'stopped';
