@@ -22,6 +22,7 @@ import { QemuBackend } from '../backends/qemu/backend.js';
 import { FileRegistry } from '../cluster/file.js';
 import { type DaemonConfig, dataSocketPath } from '../config.js';
 import { MigrationError, toMigrationError } from '../domain/errors.js';
+import { Reserve } from '../durable/reserve.js';
 import type { Clock, Random } from '../engine/ports/clock.js';
 import { JobManager } from '../jobs/jobs.js';
 import { FileJournal } from '../jobs/journal.js';
@@ -92,8 +93,12 @@ async function start(config: DaemonConfig, log: Logger, closers: (() => Promise<
   const { name: host, state: stateDir } = config;
   const inject = config.testFaults ? parseInjections(process.env.VMIGRATE_FAULT ?? '') : NOTHING_INJECTED;
 
+  const reserve = Reserve.of(stateDir);
   const registry = await FileRegistry.open(stateDir);
   closers.push(() => registry.close());
+  closers.push(() => reserve.close());
+  // Only the holder of the directory may make the file.
+  if (!(await reserve.restore())) log.warn({ stateDir }, 'the state directory is full: new VMs and moves are refused');
   const { journal } = await FileJournal.open(join(stateDir, 'jobs.log'));
   closers.push(() => journal.close());
   const tls = openTls(config, log);
@@ -225,8 +230,9 @@ function apiVms(vms: VmManager, agent: LocalAgent): ApiVms {
     stop: (name, options) => stopForUser(vms, name, options),
     openConsole(name, options) {
       const { socket, log } = vms.serialPaths(name);
+      const kept = () => vms.get(name).process.outputKept();
       const isFollowing = options.isFollowing && vms.get(name).state !== 'stopped';
-      return openConsole({ ...options, isFollowing, socketPath: isFollowing ? socket : null, logPath: log });
+      return openConsole({ ...options, isFollowing, socketPath: isFollowing ? socket : null, logPath: log, kept });
     },
   };
 }

@@ -80,6 +80,16 @@ add('console <vm>', 'connect to the VM’s serial line; leave with Ctrl-]', asyn
   await attachConsole(client(options), name);
 });
 
+add('logs <vm>', 'print the serial output that is kept of a VM, also of one that has ended', async (name, options) => {
+  const { pipeline } = await import('node:stream/promises');
+  const log = await client(options).serialLog(name);
+  log.end();
+  if (!options.isJson) return pipeline(log, process.stdout, { end: false });
+  const chunks: Buffer[] = [];
+  for await (const chunk of log as AsyncIterable<Buffer>) chunks.push(chunk);
+  print(options, { name, log: Buffer.concat(chunks).toString('utf8') }, ({ log: text }) => text);
+});
+
 for (const [verb, description] of [
   ['pause', 'stop the VM’s vCPUs'],
   ['resume', 'let the VM’s vCPUs run again'],

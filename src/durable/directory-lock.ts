@@ -2,6 +2,7 @@ import { link, readdir, readFile, rename, rm, writeFile } from 'node:fs/promises
 import { join } from 'node:path';
 import { MigrationError } from '../domain/errors.js';
 import { fileError } from './log-store.js';
+import { withReserve } from './reserve.js';
 
 /**
  * Ensures that one daemon at a time uses a directory. The lock file with the highest number counts. It names its holder
@@ -20,7 +21,7 @@ export class DirectoryLock {
     const holder = await describeProcess(process.pid);
     const draft = join(directory, `lock-draft.${process.pid}.${Math.trunc(performance.now() * 1000)}`);
     try {
-      await writeFile(draft, JSON.stringify(holder), { flag: 'wx', mode: 0o600 });
+      await withReserve(draft, () => writeFile(draft, JSON.stringify(holder), { mode: 0o600 }));
       for (;;) {
         const numbers = await lockNumbers(directory);
         const highest = numbers.at(-1) ?? 0;
@@ -43,7 +44,7 @@ export class DirectoryLock {
   }
 
   async giveBack(): Promise<void> {
-    await writeFile(`${this.#path}-free`, '{}', { mode: 0o600 });
+    await withReserve(this.#path, () => writeFile(`${this.#path}-free`, '{}', { mode: 0o600 }));
     await rename(`${this.#path}-free`, this.#path);
   }
 }

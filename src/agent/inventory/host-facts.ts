@@ -3,6 +3,7 @@
 import { readFile } from 'node:fs/promises';
 import { hostname } from 'node:os';
 import { listBridges } from '../vm/network.js';
+import { Reserve } from '../../durable/reserve.js';
 import { hugePagesFree, memoryAvailableBytes, type RamPlace, ramFileFreeBytes } from '../vm/ram-files.js';
 import type { VmManager } from '../vm/vms.js';
 
@@ -13,6 +14,7 @@ export interface HostFacts {
   readonly isKvmUsable: boolean;
   readonly memoryAvailableBytes: number;
   readonly ramFileFreeBytes: number;
+  readonly stateFreeBytes?: number;
   readonly hugePagesFree: Readonly<Record<string, number>>;
   readonly bridges: readonly string[];
   /** Names that an incoming VM cannot have. Stopped VMs are not listed, because an incoming VM replaces them. */
@@ -30,6 +32,7 @@ export async function hostFacts(vms: VmManager, place: RamPlace): Promise<HostFa
     hugePagesFree(),
     listBridges().catch(() => []),
   ]);
+  const stateFreeBytes = await Reserve.for(vms.directoryOf('any'))?.freeBytes();
   return {
     machineId: machine,
     qemuVersion: installed?.version ?? null,
@@ -37,6 +40,7 @@ export async function hostFacts(vms: VmManager, place: RamPlace): Promise<HostFa
     isKvmUsable: kvm,
     memoryAvailableBytes: memory,
     ramFileFreeBytes: ramFile,
+    ...(stateFreeBytes === undefined ? {} : { stateFreeBytes }),
     hugePagesFree: hugePages,
     bridges,
     vmNames: vms

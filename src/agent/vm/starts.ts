@@ -2,8 +2,10 @@
  * The three ways to start a VM on this host: run by a user, waiting for the state of a VM on another host, waiting for
  * the state of an image. If a start rejects, it removes everything of the VM.
  */
+import { join } from 'node:path';
 import { MigrationError, toMigrationError } from '../../domain/errors.js';
 import type { VmSpec } from '../../domain/vm.js';
+import { Reserve } from '../../durable/reserve.js';
 import { checkSpec } from '../../schemas/vm-spec.js';
 import { type BringUpOptions, bringUp, createVm, type VmStart } from './create.js';
 import type { VmKeeper } from './keeper.js';
@@ -103,9 +105,13 @@ export class VmStarter {
     });
   }
 
-  /** Removes a stopped VM of this name. Throws CONFLICT if any other VM has the name. */
+  /**
+   * Removes a stopped VM of this name. Throws CONFLICT if any other VM has the name, NO_SPACE if the state disk has no
+   * room for a VM.
+   */
   async #clearName(name: string): Promise<void> {
     if (this.#isClosed) throw new MigrationError('CANCELLED', 'the daemon is closing');
+    await Reserve.for(join(this.#table.directory, name))?.checkRoom();
     this.#table.refuseUnreadable(name);
     const vm = this.#table.find(name);
     if (vm === undefined) return;
