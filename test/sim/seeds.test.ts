@@ -17,6 +17,7 @@ const KINDS: readonly FaultKind[] = [
   'killTargetDaemon',
   'killSourceQemu',
   'killTargetQemu',
+  'endGuest',
   'cutNetwork',
   'cutNetwork',
   'fillSourceDisk',

@@ -22,6 +22,8 @@ export interface Qemu {
   state: 'running' | 'paused' | 'incoming' | 'loaded';
   /** Version of the guest when its device state was saved or, while it runs, the current one. */
   version: number;
+  /** The guest has ended by itself. */
+  hasEnded?: boolean;
 }
 
 export interface VmRecord {
@@ -55,6 +57,7 @@ export type FaultKind =
   | 'killTargetDaemon'
   | 'killSourceQemu'
   | 'killTargetQemu'
+  | 'endGuest'
   | 'cutNetwork'
   | 'fillSourceDisk'
   | 'fillTargetDisk'
@@ -89,6 +92,7 @@ export class World {
   readonly nativeCancelled = new Set<string>();
   /** Deaths of QEMU that no engine could have prevented. */
   readonly killed = { source: false, target: false };
+  guestEndedOn: 'source' | 'target' | null = null;
   onRestart: (host: 'A' | 'B') => void = () => undefined;
   onCancel: () => void = () => undefined;
   #faults: Fault[];
@@ -179,6 +183,11 @@ export class World {
       case 'killTargetQemu':
         for (const { qemu } of B.vms.values()) if (qemu?.isAlive) this.#kill(qemu, 'target');
         return;
+      case 'endGuest':
+        for (const [side, host] of [['source', A] as const, ['target', B] as const])
+          for (const { qemu } of host.vms.values())
+            if (qemu?.isAlive === true && qemu.state === 'running') this.#endGuest(qemu, side);
+        return;
       case 'cutNetwork':
         this.isNetworkUp = false;
         return this.#later(fault.ms, () => {
@@ -200,6 +209,13 @@ export class World {
         this.callFault = fault;
         return;
     }
+  }
+
+  /** A guest that runs may end at any moment. A stopped one cannot. */
+  #endGuest(qemu: Qemu, side: 'source' | 'target'): void {
+    qemu.isAlive = false;
+    qemu.hasEnded = true;
+    this.guestEndedOn = side;
   }
 
   #kill(qemu: Qemu, side: 'source' | 'target'): void {
