@@ -20,7 +20,9 @@ export const stopBody = z
 /** Clones of an image end at once: nobody presses as many power buttons. */
 export const stopImageBody = z.strictObject({ force: z.boolean().default(false) }).nullish();
 
-export const stopView = of<StopResult>(z.object({ name: vmName, how: z.enum(STOP_WAYS), exitCode: z.int().nullable() }));
+export const stopView = of<StopResult>(
+  z.object({ name: vmName, how: z.enum(STOP_WAYS), exitCode: z.int().nullable() }),
+);
 
 export const emptyBody = z.strictObject({}).nullish();
 

@@ -7,9 +7,9 @@ import { afterAll, beforeAll, expect, it } from 'vitest';
 import { readRecord } from '../../src/agent/vm/record.js';
 import { stopForUser } from '../../src/agent/vm/user-stop.js';
 import { GuestAgent } from '../../src/backends/qemu/guest-agent.js';
+import type { JobView } from '../../src/domain/job.js';
 import { DirectoryLock } from '../../src/durable/directory-lock.js';
 import { Reserve } from '../../src/durable/reserve.js';
-import type { JobView } from '../../src/domain/job.js';
 import { Cluster, eventually } from '../hosts/cluster.js';
 import { agentInitrd, Guest } from '../hosts/guest.js';
 import { codeOf, VmHost, vmSpec } from '../hosts/vm-host.js';
@@ -100,6 +100,6 @@ it('a guest that powers off while its pages still come ends the move as done, an
     (await deaf.serialLog('A')).split('VMG BOOT').length === 3 ? true : undefined,
   );
   const { stdout } = await cluster.must(cluster.vmctl('A', 'stop', '--timeout', '1', 'deaf'));
-  expect(stdout).toBe('stopped deaf: the guest did not react to the power button within 1 s, so it was ended\n');
+  expect(stdout).toBe('stopped deaf: the guest did not react to its power button within 1 s, so it was ended\n');
   expect(await cluster.qemuPids('A')).toEqual([]);
 });

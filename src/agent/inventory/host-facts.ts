@@ -2,8 +2,8 @@
 
 import { readFile } from 'node:fs/promises';
 import { hostname } from 'node:os';
-import { listBridges } from '../vm/network.js';
 import { Reserve } from '../../durable/reserve.js';
+import { listBridges } from '../vm/network.js';
 import { hugePagesFree, memoryAvailableBytes, type RamPlace, ramFileFreeBytes } from '../vm/ram-files.js';
 import type { VmManager } from '../vm/vms.js';
 

@@ -3,8 +3,8 @@
  */
 
 import { MigrationError } from '../../domain/errors.js';
-import type { SourceEndpointInfo } from '../../engine/ports/session.js';
 import { guestEndText } from '../../domain/guest-end.js';
+import type { SourceEndpointInfo } from '../../engine/ports/session.js';
 import type { ExposeRequest, NativeMigrateOptions, SourcePort } from '../../engine/ports/source.js';
 import { KeyedLocks } from '../../kit/locks.js';
 import type { MigrationContext } from './context.js';

@@ -9,9 +9,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import type { Command, VmPlace } from '../backend.js';
 
-export const SPOOL_PROGRAM = fileURLToPath(
-  new URL('../../../build/native/Release/vmigrate-spool', import.meta.url),
-);
+export const SPOOL_PROGRAM = fileURLToPath(new URL('../../../build/native/Release/vmigrate-spool', import.meta.url));
 /** Each log has this many bytes at most, and so has each of the older files that are kept beside it. */
 export const LOG_BYTES_MAX = 2 * 1024 * 1024;
 export const OLDER_LOGS_KEPT = 2;

@@ -71,7 +71,8 @@ async function ask(context: StepContext): Promise<SessionProgress> {
   const { ports, limits, record } = context;
   const call = ports.target.progress(record.session);
   const progress = await withDeadline(ports.clock, call, limits.callMsMax, 'asking the target for progress');
-  if (progress.state === 'gone' && guestEndOf(progress) === null) throw lost(context, progress.hasRun, troubleOf(progress, 'the target'));
+  if (progress.state === 'gone' && guestEndOf(progress) === null)
+    throw lost(context, progress.hasRun, troubleOf(progress, 'the target'));
   return progress;
 }
 

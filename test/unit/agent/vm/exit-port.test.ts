@@ -3,7 +3,13 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import * as fc from 'fast-check';
 import { afterEach, beforeEach, expect, test } from 'vitest';
-import { ExitWatch, parseExitCode, ProcessExitSource, readExitCode, watchExitPort } from '../../../../src/agent/vm/exit-port.js';
+import {
+  ExitWatch,
+  ProcessExitSource,
+  parseExitCode,
+  readExitCode,
+  watchExitPort,
+} from '../../../../src/agent/vm/exit-port.js';
 
 let directory: string;
 let path: string;
