@@ -119,8 +119,8 @@ export interface VmExit {
 }
 
 /**
- * How a stop went. shutDown: the guest reacted to its power button · noReaction: it did not in time, so QEMU was ended ·
- * ended: QEMU was ended without asking the guest · killed: by force · removed: it had ended before
+ * How a stop went. shutDown: the guest reacted to its power button · noReaction: it did not in time, so QEMU was
+ * ended · ended: QEMU was ended without asking the guest · killed: by force · removed: it had ended before
  */
 export const STOP_WAYS = ['shutDown', 'noReaction', 'ended', 'killed', 'removed'] as const;
 export type StopWay = (typeof STOP_WAYS)[number];

@@ -2,7 +2,6 @@
 
 import { readFile } from 'node:fs/promises';
 import { hostname } from 'node:os';
-import { Reserve } from '../../durable/reserve.js';
 import { listBridges } from '../vm/network.js';
 import { hugePagesFree, memoryAvailableBytes, type RamPlace, ramFileFreeBytes } from '../vm/ram-files.js';
 import type { VmManager } from '../vm/vms.js';
@@ -32,7 +31,7 @@ export async function hostFacts(vms: VmManager, place: RamPlace): Promise<HostFa
     hugePagesFree(),
     listBridges().catch(() => []),
   ]);
-  const stateFreeBytes = await Reserve.for(vms.directoryOf('any'))?.freeBytes();
+  const stateFreeBytes = await vms.stateFreeBytes();
   return {
     machineId: machine,
     qemuVersion: installed?.version ?? null,

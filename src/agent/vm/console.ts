@@ -1,7 +1,7 @@
 /**
  * A VM's serial console for any number of readers. Output comes from the VM's log, which is bounded. So every reader
- * gets every byte once, at its own pace, and a slow reader never makes the guest wait; it may miss some output. Input goes to the serial socket.
- * QEMU serves one connection to it at a time, so all readers of a VM share one.
+ * gets every byte once, at its own pace, unless it is slower than the log is overwritten. No reader makes the guest
+ * wait. Input goes to the serial socket. QEMU serves one connection to it at a time, so all readers of a VM share one.
  */
 import { type FSWatcher, watch } from 'node:fs';
 import { connect, type Socket } from 'node:net';

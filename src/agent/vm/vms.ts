@@ -14,6 +14,7 @@ import type { RunState, VmBackend } from '../../backends/backend.js';
 import { MigrationError, toMigrationError } from '../../domain/errors.js';
 import type { GuestEnd } from '../../domain/guest-end.js';
 import type { VmExit, VmSpec, VmState, VmView } from '../../domain/vm.js';
+import { Reserve } from '../../durable/reserve.js';
 import { deferred } from '../../kit/deferred.js';
 import { adopt } from './adopt.js';
 import { type StopOptions, VmKeeper } from './keeper.js';
@@ -130,6 +131,11 @@ export class VmManager {
   /** Returns the directory for the files of a VM of this name, which need not exist. */
   directoryOf(name: string): string {
     return join(this.#table.directory, name);
+  }
+
+  /** The room for new work on the state disk. Undefined if the state directory has no reserve, as in some tests. */
+  async stateFreeBytes(): Promise<number | undefined> {
+    return Reserve.for(this.#table.directory)?.freeBytes();
   }
 
   presencePath(name: string, regionId: string): string {

@@ -7,8 +7,8 @@
  *                               memory and raises an ACPI event
  *   fw_cfg opt/vmigrate/clone   JSON of constant length; the guest reads it at any time
  *                               (/sys/firmware/qemu_fw_cfg/by_name/..)
- *   virtio-serial, port 1       org.vmigrate.exit: QEMU keeps the last 4 KiB of the guest's output until the daemon takes
- *                               them; the last line is its exit code
+ *   virtio-serial, port 1       org.vmigrate.exit: QEMU keeps the end of the guest's output until the
+ *                               daemon takes it; the last line is its exit code
  *   virtio-serial, port 2       org.qemu.guest_agent.0, if the spec has it
  */
 import type { VmSpec } from '../../domain/vm.js';

@@ -103,12 +103,13 @@ function* checkVm({ vm: name }: MigrationRequest, source: HostInventory, vm: VmI
   }
 }
 
-/** A move writes records on both hosts, and after its commit it can only go on. A host of an older build says nothing. */
+/** A move writes records on both hosts, and after its commit it can only go on. An older build says nothing. */
 function* checkState({ host, stateFreeBytes }: HostInventory): Iterable<Refusal> {
   if (stateFreeBytes === undefined || stateFreeBytes >= STATE_ROOM_BYTES) return;
   yield refuse(
     'NO_SPACE',
-    `the state directory of ${host} needs ${describeBytes(STATE_ROOM_BYTES)} of free space; it has ${describeBytes(stateFreeBytes)}`,
+    `the state directory of ${host} needs ${describeBytes(STATE_ROOM_BYTES)} of free space; it has ` +
+      describeBytes(stateFreeBytes),
     `free space on its file system on ${host}`,
   );
 }

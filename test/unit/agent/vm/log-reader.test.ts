@@ -43,7 +43,7 @@ test('every byte is read once and in order, however often the log is rotated in 
   await reader.close();
 });
 
-test('a backlog goes back into the older files, and a reader that was overtaken goes on with what there is', async () => {
+test('a backlog goes back into older files, and a reader that was overtaken goes on with what is left', async () => {
   await writeFile(`${path}.1`, 'older ');
   await writeFile(path, 'newer');
   const some = await LogReader.open(path, 7);
