@@ -37,7 +37,7 @@ async function blackoutOf(cluster: Cluster, memoryMiB: number, touchMiB: number,
   const side = await OurSide.start(cluster, { ...GUEST, name: `size${memoryMiB}`, memoryMiB, touchMiB });
   const samples: number[] = [];
   for (let n = 0; n < rounds; n++) samples.push((await side.move('--tcp')).report.blackoutByEventsMs);
-  await cluster.must(cluster.vmctl(side.host, 'stop', side.guest.name));
+  await cluster.must(cluster.vmctl(side.host, 'stop', '--force', side.guest.name));
   return samples;
 }
 
@@ -103,7 +103,7 @@ export async function benchMigrate(options: { isQuick: boolean; log: (line: stri
     await pair.end(baseline);
     await ours.resume();
     const verdict = await ours.guest.verify(ours.host);
-    await cluster.must(cluster.vmctl(ours.host, 'stop', ours.guest.name));
+    await cluster.must(cluster.vmctl(ours.host, 'stop', '--force', ours.guest.name));
 
     const finished = { host: ours.host, meter: daemonCost(cluster, ours.host) };
     const idleMs = options.isQuick ? 3000 : 10_000;

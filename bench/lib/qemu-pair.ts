@@ -102,7 +102,6 @@ export class QemuPair {
       monitorPath: join(directory, 'monitor.sock'),
       serialPath: join(directory, 'serial.sock'),
       serialLogPath: join(directory, 'serial.log'),
-      exitPath: join(directory, 'exit'),
       agentPath: join(directory, 'agent.sock'),
       ramPaths: [],
       taps: {},

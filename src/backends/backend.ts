@@ -87,15 +87,16 @@ export interface VmPlace {
   /** The VM's own directory. The back end may keep its sockets in it. They are removed with the directory. */
   readonly directory: string;
   /**
-   * The serial port's socket, if the spec has a serial port. It serves one connection. The log has all of the output.
+   * The serial port's socket, if the spec has a serial port. It serves one connection. The log has the latest output:
+   * a back end bounds it, and keeps older output in `serialLogPath.1` and so on.
    */
   readonly serialPath: string;
   readonly serialLogPath: string;
-  /** The file that receives the guest's output on its exit port. */
+  /** The file that received the guest's output on its exit port in VMs that an earlier build has started. */
   readonly exitPath: string;
   /** The socket of the guest agent's port, if the spec has one. */
   readonly agentPath: string;
-  /** The output of the process itself. */
+  /** The output of the process itself, bounded as the serial log is. */
   readonly outputPath: string;
 }
 
@@ -142,14 +143,19 @@ export interface StartedVm {
 
 export type RunState = 'running' | 'paused';
 
+/** `shutdown`, `panicked`: the guest has ended, and its process only waits for the daemon. */
+export type ConnectedState = RunState | 'shutdown' | 'panicked';
+
 export interface VmListener {
   /** Called when the vCPUs have been stopped or resumed, whoever has asked for it. */
   onRunState(state: RunState): void;
   /**
-   * Called when the VM is about to end. `reason` is the back end's word. `isPowerOff`: the guest has powered itself
-   * off.
+   * Called when the VM is about to end, or when its guest has ended and the process waits for `quit`. `reason` is the
+   * back end's word, or `panicked`. `isPowerOff`: the guest has powered itself off.
    */
   onShutdown(reason: string, isPowerOff: boolean): void;
+  /** Called when the guest has opened or closed its exit port, at most about once a second. */
+  onExitPort(): void;
   /** Called once per connection when it is lost, also if that was before `follow`. The process may still be alive. */
   onLost(): void;
 }
@@ -159,7 +165,7 @@ export interface VmProcess {
   /** Allowed once, on a new VmProcess. Throws QEMU_FAILED if the program cannot be started. */
   launch(order: LaunchOrder): Promise<StartedVm>;
   /** Connects to a process of an earlier daemon, or again after a loss of the connection. One call at a time. */
-  connect(): Promise<RunState>;
+  connect(): Promise<ConnectedState>;
   /** Waits up to 10 s for a connection, then throws QEMU_GONE. It throws at once if the VmProcess is new or closed. */
   connected(): Promise<void>;
   /** Reports the events of the current connection. It must be called again after each `connect`. */
@@ -172,8 +178,17 @@ export interface VmProcess {
   pause(): Promise<void>;
   /** Presses the guest's power button. The guest may ignore it. */
   powerdown(): Promise<void>;
+  /** Restarts the guest, as its reset button does. */
+  reset(): Promise<void>;
   /** Ends the process, whatever its guest does. */
   quit(): Promise<void>;
+  /**
+   * Takes what the guest has written to its exit port since the last call: the last 4 KiB at most. `isOpen`: the guest
+   * has the port open now. The process keeps the text until it is taken, also while no daemon runs.
+   */
+  takeExitText(): Promise<{ readonly text: string; readonly isOpen: boolean }>;
+  /** Waits up to a second until the logs of an ended process have all of its output. Needs no connection. */
+  outputKept(): Promise<void>;
   /** Returns `error`, with the last output of the process if it has ended. */
   explain(error: unknown): Promise<MigrationError>;
 

@@ -16,6 +16,7 @@ import { tieMemoryDirectory } from '../agent/memory/mark.js';
 import { openConsole } from '../agent/vm/console.js';
 import { protectDaemon } from '../agent/vm/oom-score.js';
 import { raiseDaemonPriority } from '../agent/vm/priority.js';
+import { stopForUser } from '../agent/vm/user-stop.js';
 import { VmManager } from '../agent/vm/vms.js';
 import type { ApiImages, ApiPool, ApiVms } from '../api/contract/ports.js';
 import { RemoteAgents } from '../api/peers/client.js';
@@ -24,6 +25,7 @@ import { QemuBackend } from '../backends/qemu/backend.js';
 import { FileRegistry } from '../cluster/file.js';
 import { type DaemonConfig, dataSocketPath } from '../config.js';
 import { MigrationError, toMigrationError } from '../domain/errors.js';
+import { Reserve } from '../durable/reserve.js';
 import { openStateDirectory } from '../durable/state-directory.js';
 import { JOBS_LOG } from '../durable/state-format.js';
 import type { Clock, Random } from '../engine/ports/clock.js';
@@ -101,8 +103,12 @@ async function start(config: DaemonConfig, log: Logger, closers: (() => Promise<
   const ownState = await openOwnDirectory(stateDir, false);
   closers.push(() => ownState.close());
   const native = loadNativeBinding();
+  const reserve = Reserve.of(stateDir);
   const state = await openStateDirectory(stateDir, (descriptor) => native.lockFile(descriptor));
   closers.push(() => state.giveBack());
+  closers.push(() => reserve.close());
+  // Only the holder of the directory may make the file.
+  if (!(await reserve.restore())) log.warn({ stateDir }, 'the state directory is full: new VMs and moves are refused');
   const registry = await FileRegistry.open(stateDir);
   closers.push(() => registry.close());
   const { journal } = await FileJournal.open(join(stateDir, JOBS_LOG));
@@ -132,6 +138,7 @@ async function start(config: DaemonConfig, log: Logger, closers: (() => Promise<
   const ramDir = await openMemoryDirectory(config, log, closers);
   const { accel } = config;
   const backend = new QemuBackend(config.qemu);
+  if (!backend.isOutputBounded) log.warn('the program vmigrate-spool is missing: the logs of VMs have no limit');
   const vms = new VmManager({
     ...{ host, stateDir, ramDir, accel, preloadPath, native, registry, backend },
     memory: withoutUndefined({
@@ -255,17 +262,13 @@ function apiVms(vms: VmManager, agent: LocalAgent): ApiVms {
       await agent.names.refuseIfElsewhere(name, vms.get(name).spec.uuid);
       await vms.resume(name);
     },
-    // The first stop ends QEMU and keeps the logs; the second one forgets the VM. A user who stops a VM means both. A
-    // VM that has ended by itself stays listed until a user stops it.
-    async stop(name, options) {
-      const wasStopped = vms.get(name).state === 'stopped';
-      await vms.stop(name, options);
-      if (!wasStopped && vms.has(name)) await vms.stop(name, options);
-    },
+    reset: (name) => vms.reset(name),
+    stop: (name, options) => stopForUser(vms, name, options),
     openConsole(name, options) {
       const { socket, log } = vms.serialPaths(name);
+      const kept = () => vms.get(name).process.outputKept();
       const isFollowing = options.isFollowing && vms.get(name).state !== 'stopped';
-      return openConsole({ ...options, isFollowing, socketPath: isFollowing ? socket : null, logPath: log });
+      return openConsole({ ...options, isFollowing, socketPath: isFollowing ? socket : null, logPath: log, kept });
     },
   };
 }

@@ -1,5 +1,6 @@
 /** Formats tables, the progress line and reports for a person. terminal.ts decides where the text goes. */
 
+import { guestEndText } from '../domain/guest-end.js';
 import type { JobView } from '../domain/job.js';
 import type { MigrationPlan, MigrationReport } from '../domain/migration.js';
 import type { Refusal } from '../domain/refusal.js';
@@ -50,10 +51,11 @@ export function plain(text: string): string {
   return text.replace(/[\u0000-\u001f\u007f-\u009f]+/g, ' ');
 }
 
-/** Returns the state, with the guest's exit code if it has reported one or has ended. */
+/** Returns the state; of a VM that has ended also how; and the guest's exit code, if it has reported one. */
 function stateText({ state, exitCode, exit }: VmView): string {
   const code = exit?.exitCode ?? exitCode;
-  return code === null ? state : `${state} (${code})`;
+  const how = exit === null || exit.reason === state ? state : `${state}: ${exit.reason}`;
+  return code === null ? how : `${how} (${code})`;
 }
 
 export function vmTable(vms: readonly VmView[]): string {
@@ -123,7 +125,7 @@ export function progressLine(job: JobView): string {
 }
 
 export function reportText(report: MigrationReport): string {
-  const { bytes: moved, faults } = report;
+  const { bytes: moved, faults, guestEnd = null } = report;
   const movedBytes = moved.push + moved.demand + moved.prefetch + moved.deviceState;
   const kinds = [
     `push ${bytes(moved.push)}`,
@@ -143,6 +145,7 @@ export function reportText(report: MigrationReport): string {
     ['faults', `${faults.count}, ${latencies.join(', ')}`],
     ['moved', `${bytes(movedBytes)} (${kinds.join(', ')}), ${bytes(moved.zeroSkipped)} known to be zero`],
     ['CPU', `source ${report.sourceCpuS.toFixed(2)} s, target ${report.targetCpuS.toFixed(2)} s`],
+    ...(guestEnd === null ? [] : [['guest', guestEndText(report.vm, guestEnd)] as const]),
     ...(report.reconnects === 0 ? [] : [['reconnects', String(report.reconnects)] as const]),
   ];
   const route = `${report.source} → ${report.target}`;

@@ -7,7 +7,7 @@ import { MigrationError, toMigrationError } from '../domain/errors.js';
 import type { JobView } from '../domain/job.js';
 import { errorText } from './error-text.js';
 import { type ExitCode, exitCodeOf } from './exit-codes.js';
-import { progressLine } from './render.js';
+import { plain, progressLine } from './render.js';
 
 const CLEAR_LINE = '\r\u001b[K';
 
@@ -40,8 +40,12 @@ export class ProgressLine {
   }
 
   show(job: JobView): void {
+    if (this.isShown) this.text(progressLine(job));
+  }
+
+  text(text: string): void {
     if (!this.isShown) return;
-    const line = progressLine(job).slice(0, Math.max(20, (this.stream.columns ?? 80) - 1));
+    const line = plain(text).slice(0, Math.max(20, (this.stream.columns ?? 80) - 1));
     this.stream.write(`${CLEAR_LINE}${line}`);
     this.width = line.length;
   }

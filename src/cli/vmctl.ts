@@ -4,7 +4,7 @@ import { createReadStream } from 'node:fs';
 import type { Command } from 'commander';
 import { MigrationError } from '../domain/errors.js';
 import type { JobView } from '../domain/job.js';
-import type { VmView } from '../domain/vm.js';
+import type { StopResult, VmView } from '../domain/vm.js';
 import type { StoppedView } from '../schemas/fork.js';
 import type { DaemonView, DoctorCheck, HostView } from '../schemas/host.js';
 import { addCerts } from './certs.js';
@@ -14,9 +14,16 @@ import { followJob } from './follow.js';
 import { type CommonOptions, client, main, newProgram } from './program.js';
 import { hostTable, jobTable, plain, progressLine, reportText, table, vmTable } from './render.js';
 import { forkReportText, recordText } from './render-fork.js';
+import { secondsOf, showWait, stopText } from './stop.js';
 import { ProgressLine, print } from './terminal.js';
 import { addImages } from './vmctl-images.js';
 import { addState } from './vmctl-state.js';
+
+interface StopFlags {
+  readonly force?: boolean;
+  readonly image?: string;
+  readonly timeout: string;
+}
 
 const SPEC_BYTES_MAX = 1024 * 1024;
 const outcome: { code: ExitCode } = { code: EXIT.done };
@@ -78,16 +85,27 @@ add('console <vm>', 'connect to the VM’s serial line; leave with Ctrl-]', asyn
   await attachConsole(client(options), name);
 });
 
+add('logs <vm>', 'print the serial output that is kept of a VM, also of one that has ended', async (name, options) => {
+  const { pipeline } = await import('node:stream/promises');
+  const log = await client(options).serialLog(name);
+  log.end();
+  if (!options.isJson) return pipeline(log, process.stdout, { end: false });
+  const chunks: Buffer[] = [];
+  for await (const chunk of log as AsyncIterable<Buffer>) chunks.push(chunk);
+  print(options, { name, log: Buffer.concat(chunks).toString('utf8') }, ({ log: text }) => text);
+});
+
 for (const [verb, description] of [
   ['pause', 'stop the VM’s vCPUs'],
   ['resume', 'let the VM’s vCPUs run again'],
+  ['reset', 'restart the guest at once, as its reset button does'],
 ] as const)
   add(`${verb} <vm>`, description, async (name, options) => {
     print(options, await client(options).post<VmView>(path('vms', name, verb)), (vm) => vmTable([vm]));
   });
 
-add('stop [vm]', 'end a VM and free its memory', async (name, options, command) => {
-  const { force = false, image } = command.opts<{ force?: boolean; image?: string }>();
+add('stop [vm]', 'shut a VM down by its power button, and free its memory', async (name, options, command) => {
+  const { force = false, image, timeout } = command.opts<StopFlags>();
   if ((name === '') === (image === undefined)) throw new MigrationError('USAGE', 'name a VM, or an image with --image');
   if (image !== undefined) {
     const ended = await client(options).post<StoppedView>(path('images', image, 'stop'), { force });
@@ -95,14 +113,14 @@ add('stop [vm]', 'end a VM and free its memory', async (name, options, command) 
     if (ended.failures.length > 0) outcome.code = EXIT.failed;
     return;
   }
-  print(
-    options,
-    await client(options).post<{ name: string }>(path('vms', name, 'stop'), { force }),
-    () => `stopped ${name}\n`,
-  );
+  const timeoutS = secondsOf(timeout);
+  const stopping = client(options).post<StopResult>(path('vms', name, 'stop'), { force, timeoutMs: timeoutS * 1000 });
+  const result = force ? await stopping : await showWait(name, timeoutS, options, stopping);
+  print(options, result, (stopped) => stopText(stopped, timeoutS));
 })
-  .option('--force', 'end it at once, even if it belongs to a job')
-  .option('--image <id>', 'end all clones that run on the image, instead of one VM');
+  .option('--timeout <seconds>', 'how long the guest may take to shut down; 0: its power button is not pressed', '30')
+  .option('--force', 'kill it at once, even if it belongs to a job')
+  .option('--image <id>', 'end all clones that run on the image at once, instead of one VM');
 
 function stoppedText({ stopped, failures }: StoppedView): string {
   const kept = failures.map(({ name, error }) => `  ${plain(name)} still runs: ${levelLines(error).join(': ')}\n`);

@@ -2,6 +2,9 @@ import type { ImageView } from './image.js';
 import type { RdmaInventory } from './transport.js';
 import type { Accel, VmSpec, VmState } from './vm.js';
 
+/** New work needs this much room for state: records, logs and sockets of a VM, and its lines in the journals. */
+export const STATE_ROOM_BYTES = 8 * 1024 * 1024;
+
 export interface HostInventory {
   readonly host: string;
   /** Boot id and machine id. Two daemons with the same value can use shm. */
@@ -17,6 +20,11 @@ export interface HostInventory {
   readonly memoryAvailableBytes: number;
   /** Free space of the file system that region files go to, and free huge pages by size. */
   readonly ramFileFreeBytes: number;
+  /**
+   * Room for new work on the file system of the state directory, 0 while its reserve is missing. Absent if the host's
+   * build is older.
+   */
+  readonly stateFreeBytes?: number;
   readonly hugePagesFree: Readonly<Record<string, number>>;
   readonly dataAddress: string;
   readonly rdma: RdmaInventory;

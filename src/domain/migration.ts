@@ -2,6 +2,7 @@
  * The terms of migration as types. Imports only its neighbours in domain/; every layer may import it. Names of amounts
  * end with their unit. Numbers of bytes stay below 2^53, because the spec refuses a VM of more than 16 TiB.
  */
+import type { GuestEnd } from './guest-end.js';
 import type { PhaseTime } from './progress.js';
 import type { Transport, TransportChoice } from './transport.js';
 
@@ -112,5 +113,7 @@ export interface MigrationReport {
   readonly sourceCpuS: number;
   readonly targetCpuS: number;
   readonly reconnects: number;
+  /** Set if the guest ended by itself on the target while its pages still came. The other pages were given up then. */
+  readonly guestEnd?: GuestEnd | null;
   readonly phases: readonly PhaseTime[];
 }

@@ -22,6 +22,7 @@ export type MigrationRefusalCode =
   | 'CLOCK_SKEW'
   | 'TRANSPORT_UNAVAILABLE'
   | 'RDMA_LIMIT'
+  | 'NO_SPACE'
   | 'SOURCE_MEMORY'
   | 'IDENTITY_PENDING'
   | 'DISK_NOT_MOVABLE'

@@ -106,8 +106,9 @@ export type VmState = (typeof VM_STATES)[number];
 export interface VmExit {
   readonly at: string;
   /**
-   * The reason in QEMU's SHUTDOWN event, or `killed`, `stopped`, `memory` (a clone was ended because the clones of this
-   * host had written more than their budget), or `vanished` (QEMU ended while no daemon ran).
+   * The reason in QEMU's SHUTDOWN event, such as `guest-shutdown`; `panicked`; or `stopped` (by a user), `forked` (its
+   * memory became an image), `memory` (a clone was ended because the clones of this host had written more than their
+   * budget), `killed`, or `vanished` (QEMU ended while no daemon ran).
    */
   readonly reason: string;
   readonly code: number | null;
@@ -116,6 +117,20 @@ export interface VmExit {
    * The guest's exit code: what it wrote to its exit port, 0 if it powered off without writing one, null if it did not
    * end by itself.
    */
+  readonly exitCode: number | null;
+}
+
+/**
+ * How a stop went. shutDown: the guest reacted to its power button · noReaction: it did not in time, so QEMU was
+ * ended · ended: QEMU was ended without asking the guest · killed: by force · removed: it had ended before
+ */
+export const STOP_WAYS = ['shutDown', 'noReaction', 'ended', 'killed', 'removed'] as const;
+export type StopWay = (typeof STOP_WAYS)[number];
+
+export interface StopResult {
+  readonly name: string;
+  readonly how: StopWay;
+  /** The guest's exit code, as in VmExit. */
   readonly exitCode: number | null;
 }
 

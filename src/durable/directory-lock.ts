@@ -4,6 +4,7 @@ import { hostname } from 'node:os';
 import { join } from 'node:path';
 import { MigrationError } from '../domain/errors.js';
 import { fileError } from './log-store.js';
+import { withReserve } from './reserve.js';
 
 /** Locks an open file for the life of its descriptor (flock). Returns false if another descriptor holds the lock. */
 export type LockFile = (descriptor: number) => boolean;
@@ -44,7 +45,7 @@ export class DirectoryLock {
   }
 
   async giveBack(): Promise<void> {
-    await writeFile(`${this.#path}-free`, '{}', { mode: 0o600 });
+    await withReserve(this.#path, () => writeFile(`${this.#path}-free`, '{}', { mode: 0o600 }));
     await rename(`${this.#path}-free`, this.#path);
     await this.#file.close();
   }
@@ -57,7 +58,7 @@ async function lockedFile(directory: string, lockFile: LockFile): Promise<FileHa
     if (!lockFile(file.fd)) throw inUse(directory, await holderText(path));
     const text = `process ${process.pid} on ${hostname()}, since ${new Date().toISOString()}\n`;
     await file.truncate(0);
-    await file.write(text, 0);
+    await withReserve(path, () => file.write(text, 0));
     return file;
   } catch (error) {
     await file.close();
@@ -81,7 +82,7 @@ async function takeNumber(directory: string): Promise<string> {
   const holder = await describeProcess(process.pid);
   const draft = join(directory, `lock-draft.${process.pid}.${Math.trunc(performance.now() * 1000)}`);
   try {
-    await writeFile(draft, JSON.stringify(holder), { flag: 'wx', mode: 0o600 });
+    await withReserve(draft, () => writeFile(draft, JSON.stringify(holder), { mode: 0o600 }));
     for (;;) {
       const numbers = await lockNumbers(directory);
       const highest = numbers.at(-1) ?? 0;

@@ -1,10 +1,12 @@
 /** Writes small files so that a crash of the machine leaves either the old or the new content. */
 import { open, rename, rm } from 'node:fs/promises';
 import { dirname } from 'node:path';
+import { fileError } from './log-store.js';
+import { isDiskFull, withReserve } from './reserve.js';
 
 /**
  * Writes a temporary file, syncs it, renames it, and syncs the directory. The mode is 0600. Two writes of one path must
- * not run at the same time.
+ * not run at the same time. Throws NO_SPACE if the disk is full, also without its reserve. The old content stays then.
  */
 export async function writeDurably(path: string, text: string): Promise<void> {
   await writeAside(path, text, true);
@@ -20,6 +22,14 @@ export function writeWhole(path: string, text: string): Promise<void> {
 }
 
 async function writeAside(path: string, text: string, isSynced: boolean): Promise<void> {
+  try {
+    await withReserve(path, () => writeOnce(path, text, isSynced));
+  } catch (error) {
+    throw isDiskFull(error) ? fileError(error, path) : error;
+  }
+}
+
+async function writeOnce(path: string, text: string, isSynced: boolean): Promise<void> {
   const sidePath = `${path}.new`;
   const file = await open(sidePath, 'w', 0o600);
   try {

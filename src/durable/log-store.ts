@@ -2,6 +2,7 @@ import { constants } from 'node:fs';
 import { type FileHandle, open, rename, rm } from 'node:fs/promises';
 import { dirname } from 'node:path';
 import { MigrationError, toMigrationError } from '../domain/errors.js';
+import { withReserve } from './reserve.js';
 
 /**
  * Stores the bytes of a record log: in a file, or in memory in the simulation. Everything that a resolved call has
@@ -66,7 +67,12 @@ export class FileLogStore implements LogStore {
   }
 
   async append(bytes: Buffer): Promise<void> {
-    await this.#guard(() => writeAll(this.#file, bytes));
+    // A full disk may take a part of the bytes. The repetition goes on from there.
+    let done = 0;
+    const write = async () => {
+      while (done < bytes.length) done += (await this.#file.write(bytes, done, bytes.length - done)).bytesWritten;
+    };
+    await this.#guard(() => withReserve(this.path, write));
   }
 
   async truncate(lengthBytes: number): Promise<void> {

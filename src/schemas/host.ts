@@ -46,6 +46,7 @@ export const hostInventory = of<HostInventory>(
     isPreloadPresent: z.boolean(),
     memoryAvailableBytes: count,
     ramFileFreeBytes: count,
+    stateFreeBytes: count.exactOptional(),
     hugePagesFree: z.record(text, count),
     dataAddress: text,
     rdma: rdmaInventory,

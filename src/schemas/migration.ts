@@ -78,6 +78,7 @@ export const reportView = of<MigrationReport>(
     sourceCpuS: count,
     targetCpuS: count,
     reconnects: count,
+    guestEnd: z.object({ reason: text, exitCode: z.int().nullable() }).nullable().exactOptional(),
     phases: list(z.object({ name: text, ms: z.number() })),
   }),
 );

@@ -1,7 +1,7 @@
 /** Moves of clones with the user's commands, between real daemons. One daemon is killed on the way. */
-import { appendFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { afterAll, beforeAll, expect, it } from 'vitest';
+import { QmpClient } from '../../src/backends/qemu/qmp/client.js';
 import type { ForkReport } from '../../src/domain/fork.js';
 import type { ImageView } from '../../src/domain/image.js';
 import type { MigrationJobView } from '../../src/domain/job.js';
@@ -46,8 +46,12 @@ it('vmigrate moves one, by tcp of its own accord, and refuses what cannot be', a
   expect(refusals.map(({ code }) => code)).toEqual(['TRANSPORT_UNAVAILABLE']);
   const guest = new Guest(cluster, 'c-0');
   await guest.expectProgress('A', 2);
-  // QEMU writes the same when the guest writes to its exit port.
-  await appendFile(join(cluster.hostDirectory('A'), 'state/vms/c-0/exit'), '7\n');
+  // QEMU keeps the same when the guest writes to its exit port.
+  const monitor = await QmpClient.connect(join(cluster.hostDirectory('A'), 'state/vms/c-0/monitor.sock'), {
+    timeoutMs: 10_000,
+  });
+  await monitor.executeUntyped('ringbuf-write', { device: 'chr-exit', data: '7\n' });
+  monitor.close();
   const moved = await cluster.json<MigrationReport>('A', 'vmigrate', 'c-0', 'B', '--postcopy');
   expect(moved).toMatchObject({ vm: 'c-0', source: 'A', target: 'B', transport: 'tcp', mode: 'postcopy' });
   expect(moved.bytes.demand + moved.bytes.prefetch + moved.bytes.zeroSkipped).toBe(128 << 20);

@@ -117,7 +117,7 @@ describe('a VM', () => {
 
   it('leaves nothing when it is stopped', async () => {
     await guest.expectClean('A');
-    await cluster.must(cluster.vmctl('A', 'stop', guest.name));
+    await cluster.must(cluster.vmctl('A', 'stop', '--force', guest.name));
     expect(await list('A')).toEqual([]);
     expect(await cluster.qemuPids('A')).toEqual([]);
   });

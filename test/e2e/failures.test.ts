@@ -228,6 +228,6 @@ it('says plainly that a VM is lost when its QEMU is killed on the target before 
   );
   expect(await guest.isSilent(source)).toBe(true);
   expect((await cluster.vmctl(source, 'resume', guest.name)).code).not.toBe(0);
-  await cluster.must(cluster.vmctl(source, 'stop', guest.name));
+  await cluster.must(cluster.vmctl(source, 'stop', '--force', guest.name));
   await expectNothingLeft(source);
 });

@@ -24,7 +24,7 @@ beforeAll(async () => {
 afterEach(async () => {
   for (const { name: host } of cluster.network.hosts) {
     for (const { name } of await cluster.json<{ name: string }[]>(host, 'vmctl', 'ps'))
-      await cluster.vmctl(host, 'stop', name);
+      await cluster.vmctl(host, 'stop', '--force', name);
   }
 });
 
@@ -37,7 +37,7 @@ async function migrate(source: string, vm: string, target: string, ...flags: str
 }
 
 async function stop(host: string, vm: string): Promise<void> {
-  await cluster.must(cluster.vmctl(host, 'stop', vm));
+  await cluster.must(cluster.vmctl(host, 'stop', '--force', vm));
 }
 
 /** After a move nothing of the VM is left on the source. */

@@ -35,7 +35,7 @@ describe('a VM', () => {
     expect(host.vms.list()[0]?.state).toBe('running');
     await host.vms.stop('vm', { isForced: false });
     expect(host.vms.list()[0]).toMatchObject({ state: 'stopped', pid: null });
-    expect(host.vms.exitOf('vm')).toMatchObject({ reason: 'host-qmp-quit', code: 0 });
+    expect(host.vms.exitOf('vm')).toMatchObject({ reason: 'stopped', code: 0 });
     expect(await readdir(host.ramDir)).toEqual([]);
     expect(() => host.vms.get('vm').pid).toThrow(/ended/);
     await host.vms.stop('vm', { isForced: false });

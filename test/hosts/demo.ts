@@ -95,7 +95,7 @@ async function main(): Promise<void> {
     if (bad !== 0) throw new Error('the guest found bad pages');
     say(`\nAt last it is forked into ${CLONES} clones; all of them keep working.`);
     await fork(cluster, guest);
-    await typed(cluster, 'A', 'vmctl', ['stop', guest.name]);
+    await typed(cluster, 'A', 'vmctl', ['stop', '--force', guest.name]);
     say(`\nThe guest moved twice and was forked into ${CLONES} clones while it worked. No page was lost.`);
   } finally {
     await cluster.destroy();

@@ -12,6 +12,7 @@ const KINDS: readonly [kind: FaultKind, ms: number][] = [
   ['killTargetDaemon', 20_000],
   ['killSourceQemu', 0],
   ['killTargetQemu', 0],
+  ['endGuest', 0],
   ['cutNetwork', 1_000],
   ['cutNetwork', 30_000],
   ['fillSourceDisk', 2_000],

@@ -20,6 +20,7 @@ const KINDS: readonly FaultKind[] = [
   'killSourceQemu',
   'killTargetQemu',
   'killTargetQemu',
+  'endGuest',
   'cutNetwork',
   'cutNetwork',
   'fillSourceDisk',

@@ -119,7 +119,9 @@ export class SimTarget extends SimHalf implements TargetPort {
             : qemu.state === 'loaded'
               ? 'loaded'
               : 'prepared';
-    return { state, hasRun: noted.hasRun, error: null, pagesTotal: PAGES, pagesPresent, pageBytes: 4096, counters: {} };
+    const ended = qemu?.hasEnded === true ? { ended: { reason: 'guest-shutdown', exitCode: 0 } } : {};
+    const pages = { pagesTotal: PAGES, pagesPresent, pageBytes: 4096 };
+    return { state, hasRun: noted.hasRun, error: null, ...pages, counters: {}, ...ended };
   }
 
   async reconnect(session: string, source: SourceEndpointInfo): Promise<void> {
@@ -131,7 +133,8 @@ export class SimTarget extends SimHalf implements TargetPort {
   async finish(session: string): Promise<void> {
     const { vm } = this.#session(session);
     const record = this.vm(vm);
-    if (record.memory?.pages.includes(null)) throw failure('CONFLICT', 'pages are missing');
+    if (record.qemu?.hasEnded !== true && record.memory?.pages.includes(null))
+      throw failure('CONFLICT', 'pages are missing');
     this.#connections.delete(session);
     this.state.sessions.delete(session);
     record.job = null;

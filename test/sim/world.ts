@@ -22,6 +22,8 @@ export interface Qemu {
   state: 'running' | 'paused' | 'incoming' | 'loaded';
   /** Version of the guest when its device state was saved or, while it runs, the current one. */
   version: number;
+  /** The guest has ended by itself. */
+  hasEnded?: boolean;
 }
 
 export interface VmRecord {
@@ -58,6 +60,7 @@ export type FaultKind =
   | 'killTargetDaemon'
   | 'killSourceQemu'
   | 'killTargetQemu'
+  | 'endGuest'
   | 'cutNetwork'
   | 'fillSourceDisk'
   | 'fillTargetDisk'
@@ -96,6 +99,7 @@ export class World {
   areOwnersLost = false;
   /** The source's owner records when the VM had been started. */
   ownersBackup: Buffer = Buffer.alloc(0);
+  guestEndedOn: 'source' | 'target' | null = null;
   onRestart: (host: 'A' | 'B') => void = () => undefined;
   onCancel: () => void = () => undefined;
   #faults: Fault[];
@@ -192,6 +196,11 @@ export class World {
       case 'killTargetQemu':
         for (const { qemu } of B.vms.values()) if (qemu?.isAlive) this.#kill(qemu, 'target');
         return;
+      case 'endGuest':
+        for (const [side, host] of [['source', A] as const, ['target', B] as const])
+          for (const { qemu } of host.vms.values())
+            if (qemu?.isAlive === true && qemu.state === 'running') this.#endGuest(qemu, side);
+        return;
       case 'cutNetwork':
         this.isNetworkUp = false;
         return this.#later(fault.ms, () => {
@@ -213,6 +222,13 @@ export class World {
         this.callFault = fault;
         return;
     }
+  }
+
+  /** A guest that runs may end at any moment. A stopped one cannot. */
+  #endGuest(qemu: Qemu, side: 'source' | 'target'): void {
+    qemu.isAlive = false;
+    qemu.hasEnded = true;
+    this.guestEndedOn = side;
   }
 
   #kill(qemu: Qemu, side: 'source' | 'target'): void {

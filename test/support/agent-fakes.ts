@@ -214,7 +214,10 @@ export class FakeHost {
       await sleep(delayMs);
       return this.qemu as never;
     };
-    return new QemuProcess(new QemuConnection({ name: 'web', directory, ...none }, answer), 'qemu');
+    return new QemuProcess(new QemuConnection({ name: 'web', directory, ...none }, answer), {
+      program: 'qemu',
+      spool: null,
+    });
   }
 
   #vms(): Partial<VmManager> {

@@ -320,10 +320,13 @@ export function fakeServices(change: Partial<ApiServices> = {}): FakeServices {
       find,
       pause: (name) => setState(name, 'paused'),
       resume: (name) => setState(name, 'running'),
-      stop: (name) => {
+      reset: (name) => setState(name, 'running'),
+      stop: (name, { isForced, gracefulMs }) => {
         find(name);
+        calls.push({ method: 'vms.stop', args: [name, { isForced, gracefulMs }] });
         vms.delete(name);
-        return Promise.resolve();
+        const how = isForced ? 'killed' : gracefulMs > 0 ? 'shutDown' : 'ended';
+        return Promise.resolve({ name, how, exitCode: how === 'shutDown' ? 0 : null });
       },
       openConsole: (name, { isFollowing }) => {
         const { state } = find(name);

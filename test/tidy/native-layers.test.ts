@@ -28,6 +28,7 @@ const NATIVE_LAYERS: Record<string, readonly string[]> = {
   source: [...TRANSPORT_CONTRACT, ...PAGES],
   image: PAGES,
   preload: [],
+  spool: [],
   addon: ['target', 'source', 'image', 'transport/registry', ...TRANSPORT_CONTRACT, ...PAGES],
 };
 const NATIVE_UNBOUND = /^(tests|bench)(\/|$)/;
@@ -85,8 +86,8 @@ describe('includes point one way', () => {
     ).toEqual([]);
   });
 
-  test('the preload is plain C on libc', () => {
-    const files = filesUnder('native/preload');
+  test.each(['preload', 'spool'])('the %s is plain C on libc', (room) => {
+    const files = filesUnder(`native/${room}`);
     expect(files.map(({ path }) => path).filter((path) => !/\.(c|h)$/.test(path))).toEqual([]);
   });
 });

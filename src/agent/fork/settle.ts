@@ -1,6 +1,7 @@
 /** Writes the records that follow from a committed fork. Idempotent: a restarted daemon does it again. */
 
 import { inParallel } from '../../kit/parallel.js';
+import { FORKED } from '../vm/keeper.js';
 import type { ManagedVm } from '../vm/vms.js';
 import type { ForkContext } from './context.js';
 import type { ForkRecord } from './record.js';
@@ -32,6 +33,7 @@ export async function settleCommitted(context: ForkContext, parts: SettledParts)
   if (request.parentMode !== 'stop' || parent === null) return;
   const { name } = parent.spec;
   if (vms.has(name) && vms.get(name) === parent && parent.state !== 'stopped') {
-    await vms.stop(name, { isForced: true });
+    // Its memory is the image's by now, so it must not write to it any more.
+    await vms.stop(name, { isForced: true, reason: FORKED });
   }
 }

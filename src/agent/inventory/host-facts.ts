@@ -12,6 +12,7 @@ export interface HostFacts {
   readonly isKvmUsable: boolean;
   readonly memoryAvailableBytes: number;
   readonly ramFileFreeBytes: number;
+  readonly stateFreeBytes?: number;
   readonly hugePagesFree: Readonly<Record<string, number>>;
   readonly bridges: readonly string[];
   /** Names that an incoming VM cannot have. Stopped VMs are not listed, because an incoming VM replaces them. */
@@ -27,6 +28,7 @@ export async function hostFacts(vms: VmManager): Promise<HostFacts> {
     vms.room.free(),
     listBridges().catch(() => []),
   ]);
+  const stateFreeBytes = await vms.stateFreeBytes();
   return {
     machineId: machine,
     qemuVersion: installed?.version ?? null,
@@ -34,6 +36,7 @@ export async function hostFacts(vms: VmManager): Promise<HostFacts> {
     isKvmUsable: kvm,
     memoryAvailableBytes: free.hostBytes,
     ramFileFreeBytes: free.fileBytes,
+    ...(stateFreeBytes === undefined ? {} : { stateFreeBytes }),
     hugePagesFree: free.hugePages,
     bridges,
     vmNames: vms

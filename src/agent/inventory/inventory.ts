@@ -8,7 +8,6 @@ import type { DiskSpec, VmSpec } from '../../domain/vm.js';
 import { PROTOCOL_VERSION } from '../../protocol/wire.js';
 import type { ImageContext } from '../image/context.js';
 import type { HostContext } from '../vm/context.js';
-import { exitPath, readExitCode } from '../vm/exit-port.js';
 import { hostFacts } from './host-facts.js';
 import { fleetingDisks, ownBytes, ramAllocatedBytes, ramFacts } from './vm-facts.js';
 
@@ -67,7 +66,7 @@ export async function vmInventory(context: ImageContext, name: string): Promise<
           },
     identityIssue: vms.view(vm).identityIssue,
     fleetingDisks: fleetingDisks(vm),
-    exitCode: (await readExitCode(exitPath(vm.directory))) ?? vms.view(vm).exitCode,
+    exitCode: await vms.exitCode(name),
   };
 }
 

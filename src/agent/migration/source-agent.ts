@@ -3,6 +3,7 @@
  */
 
 import { MigrationError } from '../../domain/errors.js';
+import { guestEndText } from '../../domain/guest-end.js';
 import type { SourceEndpointInfo } from '../../engine/ports/session.js';
 import type { ExposeRequest, NativeMigrateOptions, SourcePort } from '../../engine/ports/source.js';
 import { KeyedLocks } from '../../kit/locks.js';
@@ -97,7 +98,7 @@ export class SourceAgent implements SourcePort {
   async stop(_vm: string, session: string): Promise<{ readonly stoppedAtUs: number; readonly stoppedForMs: number }> {
     const source = this.#source(session);
     await this.#becomeStopper(source.record.vm, session);
-    return source.stop();
+    return this.#sayingGuestEnd(source.record.vm, () => source.stop());
   }
 
   /** Does nothing if the VM is not on this host or runs. Throws CONFLICT if another session has stopped it since. */
@@ -123,15 +124,33 @@ export class SourceAgent implements SourcePort {
     try {
       await managed.process.cancelAndRun();
     } catch (error) {
+      const guestEnd = await vms.guestEnd(vm);
       // QEMU has ended and this host still owns the VM, so what is left of the VM may be removed.
       if (managed.state === 'departed' && vms.exitOf(vm) !== null) await vms.setState(vm, 'stopped');
+      // A guest that has ended by itself has nothing to continue.
+      if (guestEnd !== null) return;
       throw error;
     }
     await vms.setState(vm, 'running');
   }
 
-  async transferState(_vm: string, session: string, target: string): Promise<{ readonly deviceStateBytes: number }> {
-    return this.#source(session).transferState(target);
+  async transferState(vm: string, session: string, target: string): Promise<{ readonly deviceStateBytes: number }> {
+    return this.#sayingGuestEnd(vm, () => this.#source(session).transferState(target));
+  }
+
+  /** If the guest has ended by itself, that is the reason why QEMU has failed a call. */
+  async #sayingGuestEnd<T>(vm: string, call: () => Promise<T>): Promise<T> {
+    try {
+      return await call();
+    } catch (error) {
+      const { vms, host } = this.#context;
+      const end = vms.has(vm) ? await vms.guestEnd(vm) : null;
+      if (end === null) throw error;
+      throw new MigrationError('QEMU_GONE', `${guestEndText(vm, end)} on ${host} before it was moved`, {
+        remedy: `there is nothing left to move; "vmctl stop ${vm}" removes it from the list`,
+        cause: error,
+      });
+    }
   }
 
   async nativeMigrate(name: string, session: string, options: NativeMigrateOptions): Promise<void> {
@@ -143,7 +162,7 @@ export class SourceAgent implements SourcePort {
     const move = this.#moves.get(session) ?? vms.get(name).process.nativeMove(options);
     this.#moves.set(session, move);
     try {
-      await move;
+      await this.#sayingGuestEnd(name, () => move);
     } catch (error) {
       this.#moves.delete(session);
       throw error;

@@ -4,6 +4,7 @@
 import { access } from 'node:fs/promises';
 import type { Readable } from 'node:stream';
 import { MigrationError, toMigrationError } from '../../domain/errors.js';
+import type { VmExit } from '../../domain/vm.js';
 import type {
   Legacy,
   PrepareReply,
@@ -15,6 +16,7 @@ import type { TargetPort } from '../../engine/ports/target.js';
 import { KeyedLocks } from '../../kit/locks.js';
 import type { MigrationContext } from './context.js';
 import { EndedSessions } from './ended-sessions.js';
+import { endedOf, inheritExitCode } from './ended-vm.js';
 import { checkSession, type TargetRecord } from './session-store.js';
 import { TargetSession } from './target-session.js';
 
@@ -137,7 +139,7 @@ export class TargetAgent implements TargetPort {
 
   async progress(session: string): Promise<SessionProgress> {
     const gone = this.#gone.get(session);
-    return gone === undefined ? this.#target(session).progress() : goneProgress(gone);
+    return gone === undefined ? this.#target(session).progress() : goneProgress(gone, this.#exitOf(gone.record));
   }
 
   async reconnect(session: string, source: SourceEndpointInfo): Promise<void> {
@@ -145,13 +147,21 @@ export class TargetAgent implements TargetPort {
   }
 
   async inherit(session: string, legacy: Legacy): Promise<void> {
-    await this.#target(session).inherit(legacy);
+    const gone = this.#gone.get(session);
+    if (gone === undefined) await this.#target(session).inherit(legacy);
+    else if (this.#exitOf(gone.record) !== null) {
+      await inheritExitCode(this.#context.vms, gone.record.spec.name, legacy.exitCode);
+    }
   }
 
   async finish(session: string): Promise<void> {
     await this.#locks.hold(session, async () => {
       const target = this.#targets.get(session);
       await target?.finish();
+      const gone = this.#gone.get(session);
+      // The coordinator finishes such a session only if the guest has ended by itself.
+      if (gone !== undefined) await this.#context.store.remove(gone.record);
+      this.#gone.delete(session);
       this.#targets.delete(session);
       this.#jobs.delete(session);
       this.#ended.add(session);
@@ -185,6 +195,12 @@ export class TargetAgent implements TargetPort {
     });
   }
 
+  /** Returns null if a newer session has the name. */
+  #exitOf({ session, spec }: TargetRecord): VmExit | null {
+    const { vms } = this.#context;
+    return vms.has(spec.name) && vms.get(spec.name).session === session ? vms.exitOf(spec.name) : null;
+  }
+
   #target(session: string): TargetSession {
     const target = this.#targets.get(session);
     if (target !== undefined) return target;
@@ -205,7 +221,10 @@ export class TargetAgent implements TargetPort {
   };
 }
 
-function goneProgress({ record, hasRun }: { record: TargetRecord; hasRun: boolean }): SessionProgress {
+function goneProgress(
+  { record, hasRun }: { record: TargetRecord; hasRun: boolean },
+  exit: VmExit | null,
+): SessionProgress {
   const { name, memory } = record.spec;
   return {
     state: 'gone',
@@ -215,5 +234,6 @@ function goneProgress({ record, hasRun }: { record: TargetRecord; hasRun: boolea
     pagesPresent: 0,
     pageBytes: memory.pageBytes,
     counters: {},
+    ...endedOf(exit),
   };
 }

@@ -12,6 +12,7 @@ import { unlink } from 'node:fs/promises';
 import type { Readable } from 'node:stream';
 import type { StateImport } from '../../backends/backend.js';
 import { MigrationError, toMigrationError } from '../../domain/errors.js';
+import { type GuestEnd, isGuestEnd } from '../../domain/guest-end.js';
 import { MODE_TRAITS } from '../../domain/migration.js';
 import type { VmSpec } from '../../domain/vm.js';
 import type {
@@ -24,6 +25,7 @@ import type {
 import { failureToError } from '../../native/failure.js';
 import type { ManagedVm } from '../vm/vms.js';
 import type { MigrationContext } from './context.js';
+import { endedOf, inheritExitCode } from './ended-vm.js';
 import { PageSession } from './page-session.js';
 import type { TargetRecord } from './session-store.js';
 
@@ -197,17 +199,20 @@ export class TargetSession {
       pagesPresent: state === 'complete' ? pagesTotal : (counters['pagesPresent'] ?? 0) + (counters['pagesZero'] ?? 0),
       pageBytes,
       counters,
+      ...this.#ended(),
     };
   }
 
   /** Records the exit code that the guest had written before it moved. Durable when it resolves. */
   async inherit({ exitCode }: Legacy): Promise<void> {
-    if (!this.#isReplaced) await this.#context.vms.amend(this.vmName, () => ({ exitCodeBefore: exitCode }));
+    if (!this.#isReplaced) await inheritExitCode(this.#context.vms, this.vmName, exitCode);
   }
 
-  /** Removes the session and keeps the VM. */
+  /** Removes the session and keeps the VM. A guest that has ended by itself needs no more pages. */
   async finish(): Promise<void> {
-    if ((await this.#sessionState()) !== 'complete') {
+    const { ended } = this.#ended();
+    const hasGuestEnded = this.#hasRun && ended !== undefined && isGuestEnd(ended.reason);
+    if (!hasGuestEnded && (await this.#sessionState()) !== 'complete') {
       throw new MigrationError('CONFLICT', `pages of ${this.vmName} are still missing`);
     }
     await this.close();
@@ -321,6 +326,11 @@ export class TargetSession {
         `the end of the session of ${this.vmName} cannot be recorded`,
       );
     });
+  }
+
+  #ended(): { ended?: GuestEnd } {
+    if (this.#gone === null || this.#isReplaced) return {};
+    return endedOf(this.#context.vms.exitOf(this.vmName));
   }
 
   async #sessionState(): Promise<SessionState> {

@@ -1,13 +1,14 @@
 /**
- * A VM's serial console for any number of readers. Output comes from the log file that QEMU appends to. So every reader
- * gets every byte once, at its own pace, and a slow reader never makes the guest wait. Input goes to the serial socket.
- * QEMU serves one connection to it at a time, so all readers of a VM share one.
+ * A VM's serial console for any number of readers. Output comes from the VM's log, which is bounded. So every reader
+ * gets every byte once, at its own pace, unless it is slower than the log is overwritten. No reader makes the guest
+ * wait. Input goes to the serial socket. QEMU serves one connection to it at a time, so all readers of a VM share one.
  */
 import { type FSWatcher, watch } from 'node:fs';
-import { type FileHandle, open } from 'node:fs/promises';
 import { connect, type Socket } from 'node:net';
+import { basename, dirname } from 'node:path';
 import { Duplex } from 'node:stream';
 import { MigrationError } from '../../domain/errors.js';
+import { LogReader } from './log-reader.js';
 
 export const CONSOLE_BACKLOG_BYTES_MAX = 64 * 1024;
 const READ_BYTES = 64 * 1024;
@@ -20,6 +21,8 @@ export interface ConsoleOptions {
   readonly backlogBytes: number;
   /** If false, the stream ends after the backlog instead of waiting for more output. */
   readonly isFollowing: boolean;
+  /** Resolves when the log has all output of a VM that has ended. Default: at once. */
+  readonly kept?: () => Promise<void>;
 }
 
 /**
@@ -28,38 +31,40 @@ export interface ConsoleOptions {
 export async function openConsole(options: ConsoleOptions): Promise<Duplex> {
   const { socketPath, logPath } = options;
   const input = socketPath === null || !options.isFollowing ? null : await SharedInput.take(socketPath);
-  let log: FileHandle;
+  const backlogBytesMax = options.isFollowing ? CONSOLE_BACKLOG_BYTES_MAX : Number.MAX_SAFE_INTEGER;
+  const backlogBytes = Math.max(0, Math.min(options.backlogBytes, backlogBytesMax));
+  let log: LogReader;
   try {
-    log = await open(logPath, 'r');
+    log = await LogReader.open(logPath, backlogBytes);
   } catch (error) {
     input?.giveBack();
     throw new MigrationError('NOT_FOUND', `${logPath} cannot be read`, { cause: error });
   }
-  const { size } = await log.stat();
-  const backlogBytesMax = options.isFollowing ? CONSOLE_BACKLOG_BYTES_MAX : size;
-  const backlogBytes = Math.max(0, Math.min(options.backlogBytes, backlogBytesMax));
-  return new ConsoleStream(log, logPath, Math.max(0, size - backlogBytes), input);
+  return new ConsoleStream(log, options, input);
 }
 
 class ConsoleStream extends Duplex {
-  readonly #log: FileHandle;
+  readonly #log: LogReader;
+  readonly #kept: () => Promise<void>;
   readonly #input: SharedInput | null;
   readonly #watcher: FSWatcher | null = null;
-  #offset: number;
   #isWanted = false;
   #isReading = false;
   /** True if the log has changed since the current read began. */
   #isChanged = false;
   #isOver: boolean;
 
-  constructor(log: FileHandle, path: string, offset: number, input: SharedInput | null) {
+  constructor(log: LogReader, { logPath, kept }: ConsoleOptions, input: SharedInput | null) {
     super({ allowHalfOpen: false });
     this.#log = log;
-    this.#offset = offset;
+    this.#kept = kept ?? (() => Promise.resolve());
     this.#input = input;
     this.#isOver = input === null;
     if (input === null) return;
-    this.#watcher = watch(path, () => this.#onChange());
+    // A rotation gives the path to another file, so the directory is watched.
+    this.#watcher = watch(dirname(logPath), (_, name) => {
+      if (name === basename(logPath)) this.#onChange();
+    });
     this.#watcher.on('error', (error) => this.destroy(error));
     input.onClosed(this.#onClosed);
   }
@@ -87,14 +92,16 @@ class ConsoleStream extends Duplex {
     done(error);
   }
 
-  /** FileHandle.close() waits for a read in progress. */
   #closeLog(): void {
     this.#log.close().catch(() => undefined);
   }
 
   readonly #onClosed = (): void => {
-    this.#isOver = true;
-    this.#onChange();
+    const end = () => {
+      this.#isOver = true;
+      this.#onChange();
+    };
+    this.#kept().then(end, end);
   };
 
   #onChange(): void {
@@ -109,9 +116,9 @@ class ConsoleStream extends Duplex {
       while (this.#isWanted && !this.destroyed) {
         this.#isChanged = false;
         const wasOver = this.#isOver;
-        const { buffer, bytesRead } = await this.#log.read(Buffer.alloc(READ_BYTES), 0, READ_BYTES, this.#offset);
+        const buffer = Buffer.alloc(READ_BYTES);
+        const bytesRead = await this.#log.read(buffer);
         if (bytesRead > 0) {
-          this.#offset += bytesRead;
           this.#isWanted = this.push(buffer.subarray(0, bytesRead));
         } else if (wasOver) {
           this.push(null);

@@ -4,13 +4,13 @@
  */
 import { rm } from 'node:fs/promises';
 import { setTimeout as sleep } from 'node:timers/promises';
-import type { RunState } from '../../backends/backend.js';
+import type { ConnectedState, RunState } from '../../backends/backend.js';
 import { toMigrationError } from '../../domain/errors.js';
 import type { VmExit } from '../../domain/vm.js';
 import type { Registry } from '../../engine/ports/registry.js';
 import type { Log } from '../../kit/log.js';
 import { endProcess, isAlive, waitForExit } from '../../kit/process.js';
-import { ExitWatch, readExitCode } from './exit-port.js';
+import { readExitCode, watchExitPort } from './exit-port.js';
 import { removeTaps } from './network.js';
 import { type RamPlace, removeRegionFiles } from './ram-files.js';
 import { settleIn } from './settle-in.js';
@@ -20,8 +20,8 @@ import type { Vm } from './vm.js';
 export interface StopOptions {
   /** True: kill QEMU with SIGKILL, even if a job holds the VM. */
   readonly isForced: boolean;
-  /** Press the guest's power button first, and wait this long for it to shut down. */
-  readonly gracefulMs?: number;
+  /** Our word for the end in the VM's view. Default: `stopped`. */
+  readonly reason?: string;
 }
 
 export interface KeeperOptions {
@@ -37,6 +37,8 @@ const TERM_GRACE_MS = 3_000;
 const RECONNECT_MS = 250;
 /** After the end of the connection QEMU may take this long to exit before it counts as alive. */
 const END_AFTER_CONNECTION_MS = 2_000;
+/** The exit's reason of a parent that ended with its fork. */
+export const FORKED = 'forked';
 const UNKNOWN_EXIT = { code: null, signal: null };
 
 export class VmKeeper {
@@ -56,15 +58,13 @@ export class VmKeeper {
   attach(vm: Vm): void {
     vm.process.follow({
       onRunState: (state) => this.#onRunState(vm, state),
-      onShutdown: (reason, isPowerOff) => {
-        vm.shutdown = { reason, isPowerOff };
-      },
+      onShutdown: (reason, isPowerOff) => this.#onShutdown(vm, reason, isPowerOff),
+      onExitPort: () => vm.exitWatch?.look(),
       onLost: () => this.#startWatch(vm),
     });
-    vm.exitWatch ??= new ExitWatch(vm.place.exitPath, (code) => {
-      vm.exitCode = code;
-      this.#options.table.changed(vm);
-    });
+    vm.exitWatch ??= watchExitPort(vm.process, vm.place.exitPath, (code) => this.#onExitCode(vm, code));
+    // There may be output of a time in which no daemon was connected.
+    vm.exitWatch.look();
     if (vm.liveState === 'running') this.#settleIn(vm);
   }
 
@@ -78,13 +78,6 @@ export class VmKeeper {
     const { process } = vm.record;
     if (process === null) return;
     if (!options.isForced) {
-      if (
-        options.gracefulMs !== undefined &&
-        (await pressPowerButton(vm)) &&
-        (await waitForExit(process, options.gracefulMs))
-      ) {
-        return;
-      }
       await vm.process.quit().catch(() => undefined);
       if (await waitForExit(process, QUIT_TIMEOUT_MS)) return;
     }
@@ -98,14 +91,19 @@ export class VmKeeper {
    */
   async settle(vm: Vm, fallbackReason: string): Promise<void> {
     const { name } = vm.spec;
-    const child = vm.exited === null ? UNKNOWN_EXIT : await Promise.race([vm.exited, sleep(1000, UNKNOWN_EXIT)]);
+    // A parent whose memory became an image is killed on purpose. That must not look like a crash.
+    const exited = fallbackReason === FORKED ? null : vm.exited;
+    const child = exited === null ? UNKNOWN_EXIT : await Promise.race([exited, sleep(1000, UNKNOWN_EXIT)]);
     const isDeparted = vm.state === 'departed';
-    const reason = vm.shutdown?.reason ?? fallbackReason;
-    const written = (await readExitCode(vm.place.exitPath)) ?? vm.record.exitCodeBefore;
-    const exitCode = written ?? (vm.shutdown?.isPowerOff === true ? 0 : null);
+    const { guestEnd } = vm;
+    // If the daemon has ended QEMU, QEMU's own word says only that.
+    const reason = guestEnd?.reason ?? (vm.isEnding ? null : vm.shutdown?.reason) ?? fallbackReason;
+    const written = vm.exitCode ?? (await readExitCode(vm.place.exitPath)) ?? vm.record.exitCodeBefore;
+    const exitCode = written ?? guestEnd?.exitCode ?? null;
     const exit: VmExit = { at: new Date().toISOString(), reason, ...child, exitCode };
     release(vm);
-    await vm.update({ process: null, exit, memory: null, ...(isDeparted ? {} : { state: 'stopped' as const }) });
+    await vm.process.outputKept();
+    await vm.updateOrOwe({ process: null, exit, memory: null, ...(isDeparted ? {} : { state: 'stopped' as const }) });
     this.#options.log.info({ vm: name, exit }, 'QEMU has ended');
     this.#options.table.ended(vm, exit);
     this.#options.table.changed(vm);
@@ -143,6 +141,33 @@ export class VmKeeper {
   /** Ends the QEMU of a record without a pid. A crash may have come between starting QEMU and recording its pid. */
   async endUnrecorded(vm: Vm): Promise<void> {
     for (const process of await vm.findStray()) await endProcess(process, 0);
+  }
+
+  #onExitCode(vm: Vm, code: number): void {
+    vm.exitCode = code;
+    this.#options.table.changed(vm);
+    // The process has given the code away, so it is recorded.
+    vm.update({ exitCodeBefore: code }).catch((error: unknown) => {
+      if (!vm.isForgotten) this.#warn(vm, error, "the guest's exit code cannot be recorded");
+    });
+  }
+
+  /**
+   * The first reason counts: that of the guest, not that of the `quit` that follows it. A guest that has ended leaves
+   * its process paused, so that its last words can be read.
+   */
+  #onShutdown(vm: Vm, reason: string, isPowerOff: boolean): void {
+    vm.shutdown ??= { reason, isPowerOff };
+    if (this.#isClosed || vm.guestEnd === null) return;
+    const ending = async () => {
+      await vm.exitWatch?.drain();
+      await vm.process.quit();
+    };
+    ending().catch((error: unknown) => {
+      // A process of an earlier build ends without being told.
+      const { code } = toMigrationError(error);
+      if (code !== 'QEMU_GONE') this.#warn(vm, error, 'the guest has ended, but its QEMU does not end');
+    });
   }
 
   #onRunState(vm: Vm, state: RunState): void {
@@ -185,28 +210,25 @@ export class VmKeeper {
   }
 
   async #connect(vm: Vm): Promise<boolean> {
+    let state: ConnectedState;
     try {
-      vm.liveState = await vm.process.connect();
+      state = await vm.process.connect();
     } catch (error) {
       this.#warn(vm, error, 'QEMU is alive but does not answer');
       return false;
     }
+    vm.liveState = state === 'running' ? 'running' : 'paused';
     this.attach(vm);
     this.#options.table.changed(vm);
+    // The guest has ended while no daemon was connected.
+    if (state === 'shutdown') this.#onShutdown(vm, 'guest-shutdown', true);
+    if (state === 'panicked') this.#onShutdown(vm, state, false);
     return true;
   }
 
   #warn(vm: Vm, error: unknown, message: string): void {
     this.#options.log.warn({ vm: vm.spec.name, error: toMigrationError(error).toJSON() }, message);
   }
-}
-
-/** Asks the guest to shut down. Returns false if QEMU cannot be reached. */
-function pressPowerButton(vm: Vm): Promise<boolean> {
-  return vm.process.powerdown().then(
-    () => true,
-    (error: unknown) => toMigrationError(error).code !== 'QEMU_GONE',
-  );
 }
 
 function release(vm: Vm): void {

@@ -55,7 +55,7 @@ export interface VmRecord {
 }
 
 /** Changes of a record that describe what is already the case. */
-export type RecordAmendment = Pick<Partial<VmRecord>, 'spec' | 'image' | 'exitCodeBefore'>;
+export type RecordAmendment = Pick<Partial<VmRecord>, 'spec' | 'image' | 'exit' | 'exitCodeBefore'>;
 
 const count = z.int().min(0);
 const bigCount = z

@@ -3,8 +3,10 @@
  * the state of an image. If a start rejects, it removes everything of the VM.
  */
 import { randomBytes } from 'node:crypto';
+import { join } from 'node:path';
 import { MigrationError, toMigrationError } from '../../domain/errors.js';
 import type { VmSpec } from '../../domain/vm.js';
+import { Reserve } from '../../durable/reserve.js';
 import { checkSpec } from '../../schemas/vm-spec.js';
 import { type BringUpOptions, bringUp, createVm, type VmStart } from './create.js';
 import type { VmKeeper } from './keeper.js';
@@ -108,9 +110,13 @@ export class VmStarter {
     });
   }
 
-  /** Removes a stopped VM of this name. Throws CONFLICT if any other VM has the name. */
+  /**
+   * Removes a stopped VM of this name. Throws CONFLICT if any other VM has the name, NO_SPACE if the state disk has no
+   * room for a VM.
+   */
   async #clearName(name: string): Promise<void> {
     if (this.#isClosed) throw new MigrationError('CANCELLED', 'the daemon is closing');
+    await Reserve.for(join(this.#table.directory, name))?.checkRoom();
     this.#table.refuseUnreadable(name);
     const vm = this.#table.find(name);
     if (vm === undefined) return;

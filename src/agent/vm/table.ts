@@ -50,6 +50,7 @@ export class VmTable {
   /** Removes the VM from the table and notifies the listeners. */
   forget(vm: Vm): void {
     this.#vms.delete(vm.spec.name);
+    vm.isForgotten = true;
     this.changed(vm);
   }
 

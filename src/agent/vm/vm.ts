@@ -2,12 +2,15 @@
 
 import { join } from 'node:path';
 import type { VmBackend, VmPlace, VmProcess } from '../../backends/backend.js';
-import { MigrationError } from '../../domain/errors.js';
+import { MigrationError, toMigrationError } from '../../domain/errors.js';
+import { type GuestEnd, guestEndText, isGuestEnd } from '../../domain/guest-end.js';
 import type { Accel, VmSpec, VmState, VmView } from '../../domain/vm.js';
 import type { ChildExit, ProcessIdentity } from '../../kit/process.js';
 import type { RegionFile, VmMemoryHandle } from '../../native/types.js';
 import { type ExitWatch, exitPath } from './exit-port.js';
 import { type VmRecord, writeRecord } from './record.js';
+
+const OWED_RETRY_MS = 2_000;
 
 /** A VM as other parts of the agent see it. It stays the same object until the VM is destroyed. */
 export interface ManagedVm {
@@ -52,6 +55,8 @@ export class Vm implements ManagedVm {
   exitWatch: ExitWatch | null = null;
   /** The current attempt to give a clone its identity. */
   settlingIn: Promise<void> | null = null;
+  /** True if the VM has been removed, so that nothing of it may be written any more. */
+  isForgotten = false;
   /** True while the daemon itself ends the VM, whose exit then needs no reaction. */
   isEnding = false;
   /** Aborting it cancels a start in progress. */
@@ -127,7 +132,20 @@ export class Vm implements ManagedVm {
   }
 
   gone(): MigrationError {
-    return new MigrationError('QEMU_GONE', `the QEMU of ${this.spec.name} has ended or does not answer`);
+    const { name } = this.spec;
+    const end = this.guestEnd;
+    const text = end === null ? `the QEMU of ${name} has ended or does not answer` : guestEndText(name, end);
+    return new MigrationError('QEMU_GONE', text);
+  }
+
+  /** How the guest has ended, or null if it has not ended by itself. Known as soon as QEMU has reported it. */
+  get guestEnd(): GuestEnd | null {
+    const reason = this.#record.exit?.reason ?? this.shutdown?.reason;
+    const hasPoweredOff = this.shutdown?.isPowerOff === true;
+    if (reason === undefined || !(hasPoweredOff || isGuestEnd(reason))) return null;
+    const powerOff = hasPoweredOff ? 0 : null;
+    const exitCode = this.#record.exit?.exitCode ?? this.exitCode ?? this.#record.exitCodeBefore ?? powerOff;
+    return { reason, exitCode };
   }
 
   /**
@@ -145,6 +163,30 @@ export class Vm implements ManagedVm {
     });
     this.#lastWrite = write.catch(() => undefined);
     await write;
+  }
+
+  /**
+   * Changes the record as `update` does. If the disk is full, the change holds in memory, and is written as soon as
+   * there is room. It is for what has happened already and cannot be refused: the end of a VM.
+   */
+  async updateOrOwe(change: Partial<VmRecord>): Promise<void> {
+    try {
+      await this.update(change);
+    } catch (error) {
+      if (!isFull(error)) throw error;
+      this.#record = { ...this.#record, ...change };
+      this.#owe();
+    }
+  }
+
+  /** Writes the record again until there is room for it. A daemon that ends before finds the VM's process gone. */
+  #owe(): void {
+    setTimeout(() => {
+      if (this.isForgotten) return;
+      this.update({}).catch((error: unknown) => {
+        if (isFull(error)) this.#owe();
+      });
+    }, OWED_RETRY_MS).unref();
   }
 
   /** Resolves when no write is in progress. */
@@ -184,6 +226,10 @@ export function viewOf(vm: Vm, host: string): VmView {
     exit: vm.record.exit,
     identityIssue: identityIssue(vm),
   };
+}
+
+function isFull(error: unknown): boolean {
+  return toMigrationError(error).code === 'NO_SPACE';
 }
 
 function identityIssue({ record }: Vm): string | null {

@@ -12,8 +12,11 @@ import { mkdir, readdir, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import type { RunState, VmBackend } from '../../backends/backend.js';
 import { MigrationError, toMigrationError } from '../../domain/errors.js';
+import type { GuestEnd } from '../../domain/guest-end.js';
 import type { VmExit, VmSpec, VmState, VmView } from '../../domain/vm.js';
+import { Reserve } from '../../durable/reserve.js';
 import { makeDirectory } from '../../durable/state-format.js';
+import { deferred } from '../../kit/deferred.js';
 import { adopt } from './adopt.js';
 import { type StopOptions, VmKeeper } from './keeper.js';
 import { MemoryRoom, ownBytesOf, promisesOf } from './memory-room.js';
@@ -30,6 +33,8 @@ export type { ManagedVm } from './vm.js';
 
 /** The reason in the exit of a clone that was ended because clones had written too much. */
 const OUT_OF_MEMORY = 'memory';
+/** How long the QEMU of an ended guest may take to end. */
+const GUEST_END_MS = 5_000;
 
 export class VmManager {
   readonly #options: VmManagerOptions;
@@ -123,9 +128,31 @@ export class VmManager {
     return this.#table.get(name).record.exit;
   }
 
+  /** Returns the exit code that the guest has written so far, now or before it came here. */
+  async exitCode(name: string): Promise<number | null> {
+    const vm = this.#table.get(name);
+    await vm.exitWatch?.drain();
+    return this.view(vm).exitCode;
+  }
+
+  /**
+   * Returns how the guest of a VM has ended by itself, or null. Its QEMU may take a moment longer; the call waits for
+   * that, so the VM's exit is recorded then.
+   */
+  async guestEnd(name: string): Promise<GuestEnd | null> {
+    const vm = this.#table.get(name);
+    if (vm.guestEnd !== null) await this.#untilExit(vm, GUEST_END_MS);
+    return vm.guestEnd;
+  }
+
   /** Returns the directory for the files of a VM of this name, which need not exist. */
   directoryOf(name: string): string {
     return join(this.#table.directory, name);
+  }
+
+  /** The room for new work on the state disk. Undefined if the state directory has no reserve, as in some tests. */
+  async stateFreeBytes(): Promise<number | undefined> {
+    return Reserve.for(this.#table.directory)?.freeBytes();
   }
 
   presencePath(name: string, regionId: string): string {
@@ -210,6 +237,48 @@ export class VmManager {
   }
 
   /**
+   * Presses the guest's power button and waits for the guest to end, at most `timeoutMs`. Returns false if it did not;
+   * it runs on then. A guest that does not run is not waited for. Other calls for the VM are allowed meanwhile, so a
+   * forced stop ends the wait.
+   */
+  async shutDown(name: string, timeoutMs: number): Promise<boolean> {
+    const vm = await this.#checkUsable(name, ['running', 'paused']);
+    if (vm.state !== 'running') return false;
+    await vm.process.powerdown();
+    return this.#untilExit(vm, timeoutMs);
+  }
+
+  /** Restarts the guest, as its reset button does. Throws UNSUPPORTED for a clone whose kernel QEMU has not loaded. */
+  async reset(name: string): Promise<void> {
+    await this.#table.locks.hold(name, async () => {
+      const vm = await this.#checkUsable(name, ['running', 'paused']);
+      if (vm.spec.clone !== undefined && vm.spec.kernel !== undefined) {
+        throw new MigrationError('UNSUPPORTED', `${name} is a clone, and has no kernel to start again with`, {
+          remedy: `"vmctl stop ${name}" ends it; make another with "vfork --image ${vm.image ?? 'ID'}"`,
+        });
+      }
+      await vm.process.reset();
+    });
+  }
+
+  /** Returns false if the VM's process has not ended and been recorded as ended within `timeoutMs`. */
+  async #untilExit(vm: Vm, timeoutMs: number): Promise<boolean> {
+    const ended = deferred<boolean>();
+    const look = (name: string) => {
+      if (name === vm.spec.name && (vm.record.exit !== null || vm.isForgotten)) ended.resolve(true);
+    };
+    const timer = setTimeout(() => ended.resolve(false), timeoutMs);
+    this.#table.on('change', look);
+    look(vm.spec.name);
+    try {
+      return await ended.promise;
+    } finally {
+      clearTimeout(timer);
+      this.#table.off('change', look);
+    }
+  }
+
+  /**
    * Ends QEMU and frees the memory. The VM stays listed as stopped until it is stopped again or its name is used again.
    * A departed VM is removed at once, but not while a job has it, even by force: its new host may still need its
    * memory.
@@ -222,7 +291,7 @@ export class VmManager {
       if (isOver(vm)) return this.#keeper.remove(vm);
       vm.isEnding = true;
       await this.#keeper.end(vm, options);
-      await this.#keeper.settle(vm, 'stopped');
+      await this.#keeper.settle(vm, options.reason ?? 'stopped');
     });
   }
 

@@ -6,7 +6,7 @@ import type { ImageView } from '../../domain/image.js';
 import type { JobView } from '../../domain/job.js';
 import type { MigrationOrder, MigrationPlan } from '../../domain/migration.js';
 import type { Refusal } from '../../domain/refusal.js';
-import type { VmSpec, VmView } from '../../domain/vm.js';
+import type { StopResult, VmSpec, VmView } from '../../domain/vm.js';
 import type { HostPort } from '../../engine/ports/host.js';
 import type { TargetPort } from '../../engine/ports/target.js';
 import type { Identity } from '../../tls/identity.js';
@@ -22,7 +22,10 @@ export interface ApiVms {
   find(name: string): VmView;
   pause(name: string): Promise<void>;
   resume(name: string): Promise<void>;
-  stop(name: string, options: { isForced: boolean }): Promise<void>;
+  /** Restarts the guest, as its reset button does. */
+  reset(name: string): Promise<void>;
+  /** `gracefulMs`: how long the guest may take to react to its power button; 0: it is not pressed. */
+  stop(name: string, options: { isForced: boolean; gracefulMs: number }): Promise<StopResult>;
   /**
    * Opens the VM's serial line, beginning with the last `backlogBytes` of its output. Throws CONFLICT if the VM has no
    * serial line. The stream ends with the VM, or after the earlier output if `isFollowing` is false.

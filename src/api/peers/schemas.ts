@@ -87,6 +87,8 @@ export const sessionProgress = z.object({
   pagesPresent: count,
   pageBytes: count,
   counters,
+  // Hosts of earlier builds do not say how a VM has ended.
+  ended: z.object({ reason: z.string().max(NAME_MAX), exitCode: z.int().nullable() }).exactOptional(),
 });
 
 // ---- forks

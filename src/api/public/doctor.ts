@@ -4,7 +4,7 @@
  */
 import { release } from 'node:os';
 import { toMigrationError } from '../../domain/errors.js';
-import type { HostInventory } from '../../domain/host.js';
+import { type HostInventory, STATE_ROOM_BYTES } from '../../domain/host.js';
 import type { RdmaDevice, RdmaInventory } from '../../domain/transport.js';
 import type { DoctorCheck } from '../../schemas/host.js';
 import type { ApiServices } from '../contract/ports.js';
@@ -74,6 +74,13 @@ function ramFiles(inventory: HostInventory): Verdict {
   return inventory.ramFileFreeBytes >= RAM_FILES_WARN_BYTES
     ? ok(text)
     : warn(text, 'enlarge the tmpfs: mount -o remount,size=… /dev/shm, or use another with --ram-dir');
+}
+
+function stateRoom({ stateFreeBytes }: HostInventory): Verdict {
+  if (stateFreeBytes === undefined) return ok('not looked at');
+  const text = `${Math.floor(stateFreeBytes / MIB)} MiB free for records and logs`;
+  if (stateFreeBytes >= STATE_ROOM_BYTES) return ok(text);
+  return warn(`${text}: new VMs and moves are refused`, 'free space on the file system of the state directory');
 }
 
 function hugePages(inventory: HostInventory): Verdict {
@@ -160,6 +167,7 @@ export async function doctor(services: ApiServices): Promise<DoctorCheck[]> {
     ],
     ['KVM', kvm(inventory)],
     ['guest memory', ramFiles(inventory)],
+    ['state directory', stateRoom(inventory)],
     ['huge pages', hugePages(inventory)],
     ['memlock', memlock(inventory.rdma)],
     ['memory cgroup', cgroup(inventory.rdma)],

@@ -18,7 +18,7 @@ import {
 import { fileBody, imageParams, imageView } from '../../schemas/image.js';
 import { jobView } from '../../schemas/job.js';
 import { list, text } from '../../schemas/of.js';
-import { emptyBody, stopBody } from '../../schemas/vm.js';
+import { emptyBody, stopImageBody } from '../../schemas/vm.js';
 import type { ApiServices, ApiVms } from '../contract/ports.js';
 
 const failures = { '4xx': errorJson, '5xx': errorJson };
@@ -134,7 +134,7 @@ function imageRoutes(fastify: FastifyInstance, { images, vms }: ApiServices): vo
       schema: {
         summary: 'End all clones that run on an image, and remove those that have ended',
         params: imageParams,
-        body: stopBody,
+        body: stopImageBody,
         response: { 200: stoppedView, ...failures },
       },
     },
@@ -153,7 +153,7 @@ async function stopAll(vms: ApiVms, names: ReadonlySet<string>, isForced: boolea
   const work = async (): Promise<void> => {
     for (let name = waiting.shift(); name !== undefined; name = waiting.shift()) {
       try {
-        await vms.stop(name, { isForced });
+        await vms.stop(name, { isForced, gracefulMs: 0 });
         result.stopped.push(name);
       } catch (thrown) {
         const error = toMigrationError(thrown);

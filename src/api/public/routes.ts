@@ -11,7 +11,7 @@ import { errorJson } from '../../schemas/error.js';
 import { type DaemonView, daemonView, doctorCheck, type HostView, hostView } from '../../schemas/host.js';
 import { jobParams, jobView } from '../../schemas/job.js';
 import { dryRunView, migrationBody, migrationOrder } from '../../schemas/migration.js';
-import { emptyBody, runQuery, stopBody, vmParams, vmView } from '../../schemas/vm.js';
+import { emptyBody, runQuery, stopBody, stopView, vmParams, vmView } from '../../schemas/vm.js';
 import { readSpec, userSpecSchema } from '../../schemas/vm-spec.js';
 import { check } from '../contract/http-errors.js';
 import type { ApiServices } from '../contract/ports.js';
@@ -153,19 +153,24 @@ function vmRoutes(app: TypedApp, services: ApiServices): void {
     },
   );
   app.post(
+    '/v1/vms/:name/reset',
+    { schema: { summary: 'Restart the guest, as its reset button does', body: emptyBody, ...oneVm } },
+    async ({ params }) => {
+      await vms.reset(params.name);
+      return vms.find(params.name);
+    },
+  );
+  app.post(
     '/v1/vms/:name/stop',
     {
       schema: {
-        summary: 'End a VM and remove its memory',
+        summary: 'Press the power button of a VM, then end it and remove its memory',
         params: vmParams,
         body: stopBody,
-        response: { 200: z.object({ name: z.string() }), ...failures },
+        response: { 200: stopView, ...failures },
       },
     },
-    async ({ params, body }) => {
-      await vms.stop(params.name, { isForced: body?.force ?? false });
-      return { name: params.name };
-    },
+    ({ params, body }) => vms.stop(params.name, { isForced: body.force, gracefulMs: body.timeoutMs }),
   );
 }
 

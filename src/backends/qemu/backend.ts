@@ -1,5 +1,6 @@
 /** QEMU as a back end for VMs. Each VM is a QEMU process that the daemon starts and controls over QMP. */
 
+import { existsSync } from 'node:fs';
 import { MigrationError } from '../../domain/errors.js';
 import type { Accel, AccelChoice, VmSpec } from '../../domain/vm.js';
 import { findByArgument, type ProcessIdentity } from '../../kit/process.js';
@@ -10,6 +11,7 @@ import { devicesIn } from './facts.js';
 import { commitOverlay, createOverlay, openProblem, virtualSizeBytes } from './img.js';
 import { askQemu, type InstalledQemu, isKvmUsable, resolveAccel, resolveMachine } from './installed.js';
 import { QemuProcess } from './process.js';
+import { SPOOL_PROGRAM } from './spool.js';
 
 const PROGRAM_DEFAULT = 'qemu-system-x86_64';
 /** A unix socket's path has at most this many bytes. */
@@ -58,8 +60,14 @@ export class QemuBackend implements VmBackend {
     });
   }
 
+  /** False if a part of the native build is missing. Then a guest's output can fill the disk. */
+  get isOutputBounded(): boolean {
+    return existsSync(SPOOL_PROGRAM);
+  }
+
   processAt(place: VmPlace): QemuProcess {
-    return new QemuProcess(new QemuConnection(place), this.#program);
+    const spool = this.isOutputBounded ? SPOOL_PROGRAM : null;
+    return new QemuProcess(new QemuConnection(place), { program: this.#program, spool });
   }
 
   findStray({ directory }: VmPlace): Promise<readonly ProcessIdentity[]> {

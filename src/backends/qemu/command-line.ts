@@ -62,6 +62,8 @@ export function qemuArguments(spec: VmSpec, place: QemuPlacement): string[] {
     ...spec.disks.flatMap((disk, index) => diskArguments(disk, DISK_SLOT + index)),
     ...kernelArguments(spec),
     ...spec.devices.flatMap((device) => ['-device', device]),
+    // A guest that ends leaves its QEMU paused. So the daemon learns how it ended, also one that was away meanwhile.
+    ...['-action', 'shutdown=pause'],
     ...spec.qemuArgs,
     '-S',
     ...(place.isIncoming ? ['-incoming', 'defer'] : []),

@@ -7,12 +7,18 @@
  *                               memory and raises an ACPI event
  *   fw_cfg opt/vmigrate/clone   JSON of constant length; the guest reads it at any time
  *                               (/sys/firmware/qemu_fw_cfg/by_name/..)
- *   virtio-serial, port 1       org.vmigrate.exit: the guest's output goes to a file; the last line is its exit code
+ *   virtio-serial, port 1       org.vmigrate.exit: QEMU keeps the end of the guest's output until the
+ *                               daemon takes it; the last line is its exit code
  *   virtio-serial, port 2       org.qemu.guest_agent.0, if the spec has it
  */
 import type { VmSpec } from '../../domain/vm.js';
 
 export const EXIT_PORT = 'org.vmigrate.exit';
+/** QEMU's names of the exit port's device and of its memory. */
+export const EXIT_DEVICE = 'vmg-exit';
+export const EXIT_CHARDEV = 'chr-exit';
+/** QEMU overwrites the oldest bytes: whatever the guest writes, it never waits and never fills anything. */
+export const EXIT_BYTES_MAX = 4096;
 export const CLONE_FILE = 'opt/vmigrate/clone';
 /**
  * The length must never change, because a guest's driver has read it once, before the fork. The longest name and count
@@ -25,8 +31,6 @@ const SERIAL_SLOT = 0x1b;
 const SERIAL_PORTS_MAX = 4;
 
 export interface IdentityPlacement {
-  /** The file that receives the guest's output on its exit port. */
-  readonly exitPath: string;
   /** The socket of the guest agent's port. It is used if the spec has such a port. */
   readonly agentPath: string;
 }
@@ -59,8 +63,8 @@ export function identityArguments(spec: VmSpec, place: IdentityPlacement): strin
     ...(bus === 'mmio' ? [] : ['-device', `vmgenid,id=vmg-generation,guid=${spec.vmGenerationId}`]),
     ...file,
     ...['-device', `${controller},max_ports=${SERIAL_PORTS_MAX}`],
-    ...['-chardev', `file,id=chr-exit,path=${escapeOption(place.exitPath)},append=on`],
-    ...['-device', `virtserialport,id=vmg-exit,bus=vmg-serial.0,nr=1,chardev=chr-exit,name=${EXIT_PORT}`],
+    ...['-chardev', `ringbuf,id=${EXIT_CHARDEV},size=${EXIT_BYTES_MAX}`],
+    ...['-device', `virtserialport,id=${EXIT_DEVICE},bus=vmg-serial.0,nr=1,chardev=${EXIT_CHARDEV},name=${EXIT_PORT}`],
     ...(spec.hasGuestAgent === true ? agentArguments(place.agentPath) : []),
   ];
 }

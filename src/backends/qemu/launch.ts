@@ -3,18 +3,23 @@ import { MigrationError } from '../../domain/errors.js';
 import type { LaunchOrder, StartedVm } from '../backend.js';
 import { qemuArguments } from './command-line.js';
 import type { QemuConnection } from './connection.js';
+import { SPOOLED_SERIAL_PATH, spooled, untilKept } from './spool.js';
 import { outputTail, type StartedProcess, startDetached } from './start.js';
 
 /** A cold start takes 50 ms. The limit allows for a machine that is busy with hundreds of starts. */
 const START_TIMEOUT_MS = 30_000;
+const OUTPUT_KEPT_MS = 500;
 
-export async function launch(connection: QemuConnection, program: string, order: LaunchOrder): Promise<StartedVm> {
+/** `spool`: the program that bounds the logs, or null if there is none. Then the logs grow without limit. */
+export async function launch(
+  connection: QemuConnection,
+  { program, spool }: { program: string; spool: string | null },
+  order: LaunchOrder,
+): Promise<StartedVm> {
   const { place } = connection;
-  const command = order.enclose({
-    program,
-    args: commandLine(connection, order),
-    environment: order.environment,
-  });
+  const serialLogPath = spool === null ? place.serialLogPath : SPOOLED_SERIAL_PATH;
+  const qemu = { program, args: commandLine(connection, order, serialLogPath), environment: order.environment };
+  const command = order.enclose(spool === null ? qemu : spooled(qemu, spool, place));
   const started = await startDetached(command.program, command.args, {
     outputPath: place.outputPath,
     directory: place.directory,
@@ -32,11 +37,12 @@ async function ready(
   mapped: (signal: AbortSignal) => Promise<void>,
   cancelled: AbortSignal,
 ): Promise<void> {
-  const { outputPath } = connection.place;
+  const { directory, outputPath } = connection.place;
   const hasDied = new AbortController();
   const signal = AbortSignal.any([hasDied.signal, cancelled]);
   const died = exited.then(async (exit) => {
     hasDied.abort();
+    await untilKept(directory, OUTPUT_KEPT_MS);
     const tail = await outputTail(outputPath);
     const how = exit.signal === null ? `with exit code ${exit.code}` : `by ${exit.signal}`;
     throw new MigrationError('QEMU_FAILED', `QEMU ended ${how} while starting: ${tail}`, { details: { output: tail } });
@@ -56,15 +62,14 @@ async function ready(
   await Promise.race([answeringOrDied, died]);
 }
 
-function commandLine({ place, sockets }: QemuConnection, order: LaunchOrder): string[] {
+function commandLine({ place, sockets }: QemuConnection, order: LaunchOrder, serialLogPath: string): string[] {
   const { spec, accel, ramPaths, taps, isIncoming } = order;
   return qemuArguments(spec, {
     ...{ accel, ramPaths, taps, isIncoming },
     qmpPath: sockets.qmp,
     monitorPath: sockets.monitor,
     serialPath: place.serialPath,
-    serialLogPath: place.serialLogPath,
-    exitPath: place.exitPath,
+    serialLogPath,
     agentPath: place.agentPath,
   });
 }

@@ -2,12 +2,12 @@
 import { type MigrationError, toMigrationError } from '../../domain/errors.js';
 import type { MigrationMode } from '../../domain/migration.js';
 import type {
+  ConnectedState,
   FileLoad,
   GuestAgentLink,
   LaunchOrder,
   NativeMoveOrder,
   NicOrder,
-  RunState,
   StartedVm,
   StateExport,
   StateImport,
@@ -21,17 +21,22 @@ import { QemuDisks } from './disks.js';
 import { QemuFacts } from './facts.js';
 import { prepareFile, QemuFileLoad } from './file-load.js';
 import { GuestAgent } from './guest-agent.js';
+import { EXIT_BYTES_MAX, EXIT_CHARDEV, EXIT_DEVICE } from './identity-devices.js';
 import { IncomingState } from './incoming-state.js';
 import { launch } from './launch.js';
 import { cancelAndRun, cancelMigration, nativeMove, nativeReading } from './native-migration.js';
 import { replaceNics } from './nic-replace.js';
 import { OutgoingState } from './outgoing-state.js';
 import type { QmpClient, QmpEvent } from './qmp/client.js';
+import { untilKept } from './spool.js';
 import { withOutput } from './start.js';
 
 const CONNECT_TIMEOUT_MS = 5_000;
 /** QEMU's shutdown reason if the guest has powered itself off. */
 const POWERED_OFF = 'guest-shutdown';
+/** Our word for the end of a guest whose kernel has reported a panic (pvpanic). */
+const PANICKED = 'panicked';
+const OUTPUT_KEPT_MS = 1_000;
 /** The announcement is repeated in case one is lost. */
 const ANNOUNCE = { initial: 50, max: 550, rounds: 5, step: 100 } as const;
 
@@ -39,11 +44,11 @@ export class QemuProcess implements VmProcess {
   readonly facts: VmFacts;
   readonly disks: VmDisks;
   readonly #connection: QemuConnection;
-  readonly #program: string;
+  readonly #programs: { readonly program: string; readonly spool: string | null };
 
-  constructor(connection: QemuConnection, program: string) {
+  constructor(connection: QemuConnection, programs: { program: string; spool: string | null }) {
     this.#connection = connection;
-    this.#program = program;
+    this.#programs = programs;
     this.facts = new QemuFacts(connection);
     this.disks = new QemuDisks(connection);
   }
@@ -54,13 +59,15 @@ export class QemuProcess implements VmProcess {
   }
 
   launch(order: LaunchOrder): Promise<StartedVm> {
-    return launch(this.#connection, this.#program, order);
+    return launch(this.#connection, this.#programs, order);
   }
 
-  async connect(): Promise<RunState> {
+  async connect(): Promise<ConnectedState> {
     const client = await this.#connection.open({ timeoutMs: CONNECT_TIMEOUT_MS });
     try {
-      const { running } = await client.execute('query-status');
+      const { running, status } = await client.execute('query-status');
+      if (status === 'shutdown') return 'shutdown';
+      if (status === 'guest-panicked') return PANICKED;
       return running ? 'running' : 'paused';
     } catch (error) {
       client.close();
@@ -94,12 +101,29 @@ export class QemuProcess implements VmProcess {
     await this.qmp.execute('system_powerdown');
   }
 
+  async reset(): Promise<void> {
+    await this.qmp.execute('system_reset');
+  }
+
+  async takeExitText(): Promise<{ text: string; isOpen: boolean }> {
+    const chardevs = await this.qmp.execute('query-chardev');
+    const port = chardevs.find(({ label }) => label === EXIT_CHARDEV);
+    if (port === undefined) return { text: '', isOpen: false };
+    const order = { device: EXIT_CHARDEV, size: EXIT_BYTES_MAX, format: 'base64' } as const;
+    const text = Buffer.from(await this.qmp.execute('ringbuf-read', order), 'base64').toString('latin1');
+    return { text, isOpen: port['frontend-open'] };
+  }
+
+  outputKept(): Promise<void> {
+    return untilKept(this.#connection.place.directory, OUTPUT_KEPT_MS);
+  }
+
   async quit(): Promise<void> {
     await this.qmp.execute('quit');
   }
 
   explain(error: unknown): Promise<MigrationError> {
-    return withOutput(this.#connection.place.outputPath, toMigrationError(error));
+    return withOutput(this.#connection.place, toMigrationError(error));
   }
 
   replaceNics(order: NicOrder): Promise<void> {
@@ -150,6 +174,8 @@ export class QemuProcess implements VmProcess {
 function tell(listener: VmListener, { name, data }: QmpEvent): void {
   const reason = data['reason'];
   if (name === 'SHUTDOWN' && typeof reason === 'string') listener.onShutdown(reason, reason === POWERED_OFF);
+  else if (name === 'GUEST_PANICKED') listener.onShutdown(PANICKED, false);
+  else if (name === 'VSERPORT_CHANGE' && data['id'] === EXIT_DEVICE) listener.onExitPort();
   else if (name === 'STOP') listener.onRunState('paused');
   else if (name === 'RESUME') listener.onRunState('running');
 }

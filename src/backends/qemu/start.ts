@@ -4,6 +4,8 @@ import { type FileHandle, open } from 'node:fs/promises';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { MigrationError } from '../../domain/errors.js';
 import { type ChildExit, identityOf, type ProcessIdentity } from '../../kit/process.js';
+import type { VmPlace } from '../backend.js';
+import { untilKept } from './spool.js';
 
 const OUTPUT_TAIL_BYTES = 2048;
 /** When QEMU ends, it closes its QMP connection before all of its output is written. */
@@ -76,9 +78,13 @@ export async function outputTail(path: string): Promise<string> {
 }
 
 /** Returns `error`, with QEMU's last output if QEMU has ended. */
-export async function withOutput(outputPath: string, error: MigrationError): Promise<MigrationError> {
+export async function withOutput(
+  { directory, outputPath }: Pick<VmPlace, 'directory' | 'outputPath'>,
+  error: MigrationError,
+): Promise<MigrationError> {
   if (error.code !== 'QEMU_GONE' && error.code !== 'QEMU_FAILED') return error;
   await sleep(OUTPUT_DELAY_MS);
+  if (error.code === 'QEMU_GONE') await untilKept(directory, OUTPUT_DELAY_MS);
   const words = await outputTail(outputPath);
   if (words === '') return error;
   return new MigrationError('QEMU_FAILED', `${error.message}: ${words}`, { cause: error, details: { output: words } });

@@ -1,3 +1,4 @@
+import type { GuestEnd } from '../../domain/guest-end.js';
 import type { StepName } from '../../domain/migration.js';
 import type { InventoryPort } from '../ports/inventory.js';
 import type { JournalEntry } from '../ports/journal.js';
@@ -28,6 +29,8 @@ export interface Findings {
   pushBytes: number;
   targetCounters: Readonly<Record<string, number>>;
   sourceCounters: Readonly<Record<string, number>>;
+  /** Set if the guest has ended by itself on the target. */
+  guestEnd: GuestEnd | null;
 }
 
 export function noFindings(): Findings {
@@ -43,6 +46,7 @@ export function noFindings(): Findings {
     pushBytes: 0,
     targetCounters: {},
     sourceCounters: {},
+    guestEnd: null,
   };
 }
 

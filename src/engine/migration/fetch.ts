@@ -12,9 +12,9 @@ import { describeProgress, troubleOf } from '../progress.js';
 import { Rate } from '../rate.js';
 import { neverUndone } from '../walk.js';
 import { noteAdvance } from '../walk-context.js';
-import type { StepContext, StepExecutor } from './context.js';
+import type { Findings, StepContext, StepExecutor } from './context.js';
 import { isCommitted } from './is-committed.js';
-import { lost } from './lost.js';
+import { guestEndOf, lost } from './lost.js';
 import { fetchRestNatively } from './native.js';
 
 const CONNECTION_REMEDY = 'repair the connection between the hosts, then recover the job';
@@ -29,12 +29,14 @@ export const fetchRest: StepExecutor = {
 
 async function fetchPages(
   context: StepContext,
-): Promise<{ targetCounters: Record<string, number>; pageBytes: number }> {
+): Promise<Pick<Findings, 'targetCounters' | 'pageBytes'> & Partial<Pick<Findings, 'guestEnd'>>> {
   const { ports, limits, marks, halt, observer } = context;
   const pace = new PollPace(limits);
   const rate = new Rate();
   for (;;) {
     const progress = await ask(context);
+    const guestEnd = guestEndOf(progress);
+    if (guestEnd !== null) return { targetCounters: progress.counters, pageBytes: progress.pageBytes, guestEnd };
     const nowMs = ports.clock.nowMs();
     noteAdvance(context, progress.pagesPresent, nowMs);
     rate.note(nowMs, bytesFetched(progress));
@@ -70,7 +72,8 @@ async function ask(context: StepContext): Promise<SessionProgress> {
   const { ports, limits, record } = context;
   const call = ports.target.progress(record.session);
   const progress = await withDeadline(ports.clock, call, limits.callMsMax, 'asking the target for progress');
-  if (progress.state === 'gone') throw lost(context, progress.hasRun, troubleOf(progress, 'the target'));
+  if (progress.state === 'gone' && guestEndOf(progress) === null)
+    throw lost(context, progress.hasRun, troubleOf(progress, 'the target'));
   return progress;
 }
 
@@ -151,14 +154,20 @@ export const releaseSource: StepExecutor = {
 };
 
 /** Passes the guest's exit code to the target, because the release deletes the source's record. */
-async function passOnExitCode({ record, ports, limits }: StepContext): Promise<void> {
+async function passOnExitCode({ record, ports, limits, findings }: StepContext): Promise<void> {
   const looking = ports.sourceInventory.vmInventory(record.plan.request.vm).catch((thrown: unknown) => {
     // An earlier attempt, whose answer was lost, has released the VM.
     if (toMigrationError(thrown).code === 'NOT_FOUND') return { exitCode: null };
     throw thrown;
   });
   const { exitCode } = await withDeadline(ports.clock, looking, limits.callMsMax, 'asking for the exit code');
-  if (exitCode !== null) await ports.target.inherit(record.session, { exitCode }).catch(ignoreNotFound);
+  if (exitCode === null) return;
+  await ports.target.inherit(record.session, { exitCode }).catch(ignoreNotFound);
+  // A guest that has written its code before the move, and has ended after it, has ended with that code.
+  if (findings.guestEnd === null) return;
+  const asking = ports.target.progress(record.session);
+  const progress = await withDeadline(ports.clock, asking, limits.callMsMax, 'asking how the guest has ended');
+  findings.guestEnd = guestEndOf(progress) ?? findings.guestEnd;
 }
 
 /** Ignores NOT_FOUND: an earlier attempt, whose answer was lost, has finished the target's session. */

@@ -11,7 +11,7 @@ import { PollPace } from '../poll.js';
 import { describeProgress, troubleOf } from '../progress.js';
 import { noteAdvance } from '../walk-context.js';
 import type { Findings, StepContext, StepExecutor } from './context.js';
-import { lost } from './lost.js';
+import { guestEndOf, lost } from './lost.js';
 
 type NativeReading = Readonly<Record<string, number | string>>;
 
@@ -85,6 +85,8 @@ export async function fetchRestNatively(context: StepContext): Promise<Partial<F
   for (;;) {
     const asking = ports.target.progress(record.session);
     const target = await withDeadline(ports.clock, asking, limits.callMsMax, 'asking the target for progress');
+    const guestEnd = guestEndOf(target);
+    if (guestEnd !== null) return { guestEnd, pageBytes: record.spec.memory.pageBytes };
     if (target.state === 'gone') throw lost(context, target.hasRun, troubleOf(target, 'the target'));
     const reading = await read(context);
     const nowMs = ports.clock.nowMs();

@@ -53,6 +53,7 @@ export function buildReport({ record, ports, findings, phases, marks }: StepCont
     sourceCpuS: origin('cpuNs') / NS_PER_S,
     targetCpuS: target('cpuNs') / NS_PER_S,
     reconnects: target('reconnectCount'),
+    guestEnd: findings.guestEnd,
     phases,
   };
 }

@@ -5,8 +5,10 @@
 import { toMigrationError } from '../../domain/errors.js';
 import { neverUndone } from '../walk.js';
 import type { StepContext, StepExecutor } from './context.js';
-import { lost } from './lost.js';
+import { guestEndOf, lost } from './lost.js';
 import { nativeFigures } from './native.js';
+
+const US_PER_MS = 1e3;
 
 export const stopSource: StepExecutor = {
   async forward(context) {
@@ -60,7 +62,10 @@ export const resumeTarget: StepExecutor = {
       // QEMU may have died before this resume, or after an earlier one whose answer was lost. Only the session knows.
       const error = toMigrationError(thrown);
       if (error.code !== 'QEMU_GONE') throw error;
-      throw lost(context, (await ports.target.progress(record.session)).hasRun, error);
+      const progress = await ports.target.progress(record.session);
+      // An earlier resume has run the guest, which has ended by itself since. The next step finds out how.
+      if (guestEndOf(progress) === null) throw lost(context, progress.hasRun, error);
+      resumedAtUs = Date.parse(ports.clock.isoNow()) * US_PER_MS;
     }
     const blackoutMs = sinceStop(context);
     const { downtimeMs, ...figures } = await nativeFigures(context);

@@ -1,4 +1,5 @@
 /** The messages between source, target and coordinator of a migration. */
+import type { GuestEnd } from '../../domain/guest-end.js';
 import type { MigrationMode } from '../../domain/migration.js';
 import type { Transport } from '../../domain/transport.js';
 import type { Accel, VmSpec } from '../../domain/vm.js';
@@ -54,6 +55,8 @@ export interface SessionProgress {
   readonly pagesPresent: number;
   readonly pageBytes: number;
   readonly counters: Readonly<Record<string, number>>;
+  /** How the VM has ended, in state `gone`. Absent if the host does not know, or if its build is older. */
+  readonly ended?: GuestEnd;
 }
 
 /** Facts about a VM that move with it and are not in its device state. */

@@ -4,7 +4,7 @@
  * together.
  */
 
-import type { HostInventory, TargetChecks, VmInventory } from '../../domain/host.js';
+import { type HostInventory, STATE_ROOM_BYTES, type TargetChecks, type VmInventory } from '../../domain/host.js';
 import { type MigrationRequest, MODE_TRAITS } from '../../domain/migration.js';
 import type { Refusal, RefusalCode } from '../../domain/refusal.js';
 import { describeBytes } from '../bytes.js';
@@ -31,6 +31,7 @@ export function preflight(request: MigrationRequest, { sourceHost, target, vm }:
   const refusals = [
     ...checkVm(request, sourceHost, vm),
     ...checkRam(request, vm),
+    ...checkState(sourceHost),
     ...checkClone(request, sourceHost, vm),
   ];
   switch (target.kind) {
@@ -54,6 +55,7 @@ export function preflight(request: MigrationRequest, { sourceHost, target, vm }:
         ...checkPeers(request, sourceHost, target.inventory),
         ...checkQemu(request, target.inventory, vm),
         ...checkMemory(request, target.inventory, vm),
+        ...checkState(target.inventory),
         ...checkFiles(request, target.inventory, target.checks, vm),
       );
       refusals.push(
@@ -99,6 +101,17 @@ function* checkVm({ vm: name }: MigrationRequest, source: HostInventory, vm: VmI
       'remove the device from the VM, or replace it by a device that can migrate',
     );
   }
+}
+
+/** A move writes records on both hosts, and after its commit it can only go on. An older build says nothing. */
+function* checkState({ host, stateFreeBytes }: HostInventory): Iterable<Refusal> {
+  if (stateFreeBytes === undefined || stateFreeBytes >= STATE_ROOM_BYTES) return;
+  yield refuse(
+    'NO_SPACE',
+    `the state directory of ${host} needs ${describeBytes(STATE_ROOM_BYTES)} of free space; it has ` +
+      describeBytes(stateFreeBytes),
+    `free space on its file system on ${host}`,
+  );
 }
 
 function* checkRam({ mode, vm: name }: MigrationRequest, vm: VmInventory): Iterable<Refusal> {

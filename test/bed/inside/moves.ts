@@ -110,7 +110,7 @@ async function runMoves(guest: Guest, names: readonly string[]): Promise<void> {
     print({ move, report, ...verdict, badSeen, ms: Math.round(performance.now() - startedAt) });
     [source, target] = [target, source];
   }
-  await cluster.must(cluster.vmctl(source, 'stop', guest.name));
+  await cluster.must(cluster.vmctl(source, 'stop', '--force', guest.name));
 }
 
 try {

@@ -58,7 +58,8 @@ describe('VMs', () => {
     expect(await api.get<unknown[]>('/v1/vms')).toHaveLength(2);
     expect(await api.post('/v1/vms/web/pause')).toMatchObject({ state: 'paused' });
     expect(await api.post('/v1/vms/web/resume')).toMatchObject({ state: 'running' });
-    expect(await api.post('/v1/vms/web/stop')).toEqual({ name: 'web' });
+    expect(await api.post('/v1/vms/web/reset')).toMatchObject({ state: 'running' });
+    expect(await api.post('/v1/vms/web/stop')).toEqual({ name: 'web', how: 'shutDown', exitCode: 0 });
     await expect(api.get('/v1/vms/web')).rejects.toMatchObject({ code: 'NOT_FOUND' });
   });
 

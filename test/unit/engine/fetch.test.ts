@@ -46,6 +46,37 @@ describe('a page session that failed', () => {
   });
 });
 
+describe('a guest that ends while its pages still come', () => {
+  const gone = { ...complete, state: 'gone', pagesPresent: 20, error: { code: 'QEMU_GONE', message: 'it has ended' } };
+  const ended = { reason: 'guest-shutdown', exitCode: 0 };
+  async function moved(progress: object, ownerSays = {}) {
+    const world = new Scripted();
+    world.on['B.progress'] = () => progress;
+    Object.assign(world.on, ownerSays);
+    const { jobs } = await world.daemon({ recoveryMsMax: 30 });
+    const view = await rest(jobs, (await jobs.submit(request)).id);
+    return { view, calls: world.calls };
+  }
+
+  test.each([
+    ['has shut down', ended],
+    ['has panicked', { reason: 'panicked', exitCode: null }],
+    ['was a clone and has restarted', { reason: 'guest-reset', exitCode: 3 }],
+  ])('%s: the move is done, its source is released', async (_what, end) => {
+    const { view, calls } = await moved({ ...gone, ended: end });
+    expect(view).toMatchObject({ state: 'done', error: null, report: { guestEnd: end } });
+    for (const call of ['A.release', 'B.finish']) expect(calls).toContain(call);
+  });
+
+  test('was killed, or its host does not say how it ended: the VM is lost', async () => {
+    for (const end of [{}, { ended: { reason: 'killed', exitCode: null } }]) {
+      const { view, calls } = await moved({ ...gone, ...end });
+      expect(view).toMatchObject({ state: 'lost', error: { code: 'VM_LOST' } });
+      expect(calls).not.toContain('A.release');
+    }
+  });
+});
+
 test("QEMU's own post-copy that has stopped says why, in QEMU's words", async () => {
   const world = new Scripted();
   world.on['A.vmInventory'] = () => ({ ...vm, owner: 'A', isRamShared: false, isRamNamedFile: false });

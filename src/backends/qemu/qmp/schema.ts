@@ -181,6 +181,15 @@ export interface QmpCommands {
     }[];
     readonly isOutOfBandAllowed: false;
   };
+  'query-chardev': {
+    readonly arguments: Record<string, never>;
+    readonly returns: readonly {
+      readonly label: string;
+      readonly filename: string;
+      readonly 'frontend-open': boolean;
+    }[];
+    readonly isOutOfBandAllowed: false;
+  };
   'query-cpus-fast': {
     readonly arguments: Record<string, never>;
     readonly returns: readonly ({
@@ -514,6 +523,11 @@ export interface QmpCommands {
   quit: {
     readonly arguments: Record<string, never>;
     readonly returns: Record<string, never>;
+    readonly isOutOfBandAllowed: false;
+  };
+  'ringbuf-read': {
+    readonly arguments: { readonly device: string; readonly size: number; readonly format?: 'utf8' | 'base64' };
+    readonly returns: string;
     readonly isOutOfBandAllowed: false;
   };
   set_link: {

@@ -27,6 +27,10 @@ class Sleeper implements Partial<VmProcess> {
   #child: ChildProcess | null = null;
   #isConnected = false;
   readonly #listeners: VmListener[] = [];
+  /** False: the guest ignores its power button. */
+  isObedient = true;
+  buttonCount = 0;
+  resetCount = 0;
 
   constructor(place: VmPlace) {
     this.#place = place;
@@ -79,7 +83,19 @@ class Sleeper implements Partial<VmProcess> {
 
   async powerdown(): Promise<void> {
     await this.connected();
-    this.powerOff();
+    this.buttonCount++;
+    if (this.isObedient) this.powerOff();
+  }
+
+  async takeExitText() {
+    return { text: '', isOpen: false };
+  }
+
+  async outputKept(): Promise<void> {}
+
+  async reset(): Promise<void> {
+    await this.connected();
+    this.resetCount++;
   }
 
   async quit(): Promise<void> {

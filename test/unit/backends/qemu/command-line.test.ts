@@ -19,7 +19,6 @@ function place(change: Partial<QemuPlacement> = {}): QemuPlacement {
     monitorPath: '/s/monitor.sock',
     serialPath: '/s/serial.sock',
     serialLogPath: '/s/serial.log',
-    exitPath: '/s/exit',
     agentPath: '/s/agent.sock',
     ramPaths: ['/dev/shm/a/ram0.ram'],
     taps: {},
@@ -101,14 +100,13 @@ describe('the guest sees the same devices on every host', () => {
       monitorPath: '/t/monitor.sock',
       serialPath: '/t/serial.sock',
       serialLogPath: '/t/serial.log',
-      exitPath: '/t/exit',
       agentPath: '/t/agent.sock',
       ramPaths: ['/dev/shm/b/ram0.ram'],
       taps: { net0: 'vmgbbb' },
       isIncoming: false,
     });
     const differing = here.flatMap((argument, index) => (argument === there[index] ? [] : [here[index - 1]]));
-    const paths = Array.from({ length: 5 }, () => '-chardev');
+    const paths = Array.from({ length: 4 }, () => '-chardev');
     expect(differing).toEqual(['-accel', '-object', ...paths, '-netdev']);
     expect(there).toHaveLength(here.length);
   });
