@@ -25,6 +25,8 @@ export interface LocalAgentOptions extends HostContext {
   readonly hostInfo: HostInfo;
   readonly imageBudgetBytes?: number | null;
   readonly pool?: Partial<PoolConfig>;
+  /** How long nothing may arrive before an incoming job counts as one that needs recovery. */
+  readonly recoveryMsMax?: number | undefined;
   /** A test replaces it to simulate a host that is short of memory. */
   readonly readMemory?: () => Promise<MemoryReading>;
 }
@@ -63,14 +65,15 @@ export class LocalAgent implements HostPort {
       pool: poolConfig,
       readMemory: read,
       hostInfo,
+      recoveryMsMax,
       ...options
     } = this.#options;
     const images = await ImageStore.open({ ...options, budgetBytes });
     const forkStore = await openForkStore(options.stateDir);
     const context: Parts['context'] = { ...options, store, images, forkStore };
-    const target = new TargetAgent(context);
+    const target = new TargetAgent(context, recoveryMsMax);
     const arriving = (vm: string): Promise<string | null> => target.arriving(vm);
-    const inventory = new InventoryAgent(context, hostInfo, arriving);
+    const inventory = new InventoryAgent(context, hostInfo, arriving, (vm) => target.arrivalOf(vm)?.request.source ?? null);
     const source = new SourceAgent(context, (vm) => missingMemory(context, arriving, vm));
     const pool = new Pool(context, {
       stateDir: options.stateDir,

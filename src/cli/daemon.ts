@@ -11,6 +11,7 @@ import { fileURLToPath } from 'node:url';
 import { type Logger, pino } from 'pino';
 import { LocalAgent } from '../agent/agent.js';
 import { NOTHING_INJECTED, parseInjections } from '../agent/inject.js';
+import { VmMoves } from '../agent/vm-moves.js';
 import { openConsole } from '../agent/vm/console.js';
 import { raiseDaemonPriority } from '../agent/vm/priority.js';
 import { VmManager } from '../agent/vm/vms.js';
@@ -23,6 +24,7 @@ import { type DaemonConfig, dataSocketPath } from '../config.js';
 import { MigrationError, toMigrationError } from '../domain/errors.js';
 import type { Clock, Random } from '../engine/ports/clock.js';
 import { JobManager } from '../jobs/jobs.js';
+import { JobsOfBothEnds } from '../jobs/both-ends.js';
 import { FileJournal } from '../jobs/journal.js';
 import { loadNativeBinding } from '../native/binding.js';
 import { TlsStore } from '../tls/store.js';
@@ -137,6 +139,7 @@ async function start(config: DaemonConfig, log: Logger, closers: (() => Promise<
     hostInfo: { preloadPath, certificateExpiresAt: () => tls?.expiresAt ?? null },
     imageBudgetBytes: config.images.budgetBytes ?? null,
     pool: withoutUndefined(config.pool),
+    recoveryMsMax: config.limits.recoveryMsMax,
   });
   const jobs = new JobManager({
     ...{ host, registry, journal, clock, random, inject },
@@ -144,18 +147,25 @@ async function start(config: DaemonConfig, log: Logger, closers: (() => Promise<
     log: log.child({ part: 'jobs' }),
     limits: withoutUndefined(config.limits),
   });
+  const moves = new VmMoves({
+    ...{ host, registry },
+    arrivalOf: (vm) => agent.target.arrivalOf(vm),
+    jobOf: (vm) => jobs.jobOf(vm),
+    giveUp: (job) => jobs.giveUp(job),
+  });
+  await vms.start();
+  await agent.start();
+  closers.push(() => agent.close());
   const server = buildServer({
-    ...{ host, startedAt, jobs, agent, peers, tls },
+    ...{ host, startedAt, agent, peers, tls },
+    jobs: new JobsOfBothEnds(jobs, agent.target.incoming),
     version: VERSION,
-    vms: apiVms(vms, agent),
+    vms: apiVms(vms, agent, moves),
     images: apiImages(agent),
     pool: apiPool(agent),
     log: log.child({ part: 'api' }),
   });
 
-  await vms.start();
-  await agent.start();
-  closers.push(() => agent.close());
   // Resumed jobs call other hosts, and those call back. So the API must answer meanwhile.
   closers.push(() => jobs.close());
   closers.push(() => server.close());
@@ -209,19 +219,22 @@ function apiPool(agent: LocalAgent): ApiPool {
   };
 }
 
-function apiVms(vms: VmManager, agent: LocalAgent): ApiVms {
+function apiVms(vms: VmManager, agent: LocalAgent, moves: VmMoves): ApiVms {
+  const find = (name: string) => moves.view(vms.view(vms.get(name)));
   return {
     async run(spec) {
       agent.images.refuseWritesToImages(spec.disks);
       return vms.run(spec);
     },
-    list: () => vms.list(),
-    find: (name) => vms.view(vms.get(name)),
-    pause: (name) => vms.pause(name),
-    resume: (name) => vms.resume(name),
+    list: () => vms.list().map((vm) => moves.view(vm)),
+    find,
+    locate: (name) => moves.located(name, () => find(name)),
+    pause: (name) => moves.located(name, () => vms.pause(name)),
+    resume: (name) => moves.located(name, () => vms.resume(name)),
     // The first stop ends QEMU and keeps the logs; the second one forgets the VM. A user who stops a VM means both. A
     // VM that has ended by itself stays listed until a user stops it.
     async stop(name, options) {
+      await moves.located(name, () => moves.beforeStop(vms.view(vms.get(name)), options.isForced));
       const wasStopped = vms.get(name).state === 'stopped';
       await vms.stop(name, options);
       if (!wasStopped && vms.has(name)) await vms.stop(name, options);

@@ -154,6 +154,7 @@ function checkAtRest(world: World, { A, B }: { A: Daemon | null; B: Daemon | nul
   if (state === 'lost') {
     if (!isCommitted || !killed.target) fail('lost, although nothing was killed that the VM needs');
     if (runs(source) || runs(target)) fail('lost, but it runs');
+    if (world.hosts.B.sessions.size > 0) fail('the session of a lost VM is left over on the target');
     return;
   }
   if ((state === 'done') !== isCommitted) fail(`the registry says ${isCommitted ? 'moved' : 'not moved'}`);

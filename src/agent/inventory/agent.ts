@@ -11,11 +11,19 @@ export class InventoryAgent implements InventoryPort {
   readonly #hostInfo: HostInfo;
   /** Returns the job that is still transferring pages of this VM to this host, or null. */
   readonly #arriving: (vm: string) => Promise<string | null>;
+  /** Returns the host that the missing pages of this VM come from, or null. */
+  readonly #arrivingFrom: (vm: string) => string | null;
 
-  constructor(context: ImageContext, hostInfo: HostInfo, arriving: (vm: string) => Promise<string | null>) {
+  constructor(
+    context: ImageContext,
+    hostInfo: HostInfo,
+    arriving: (vm: string) => Promise<string | null>,
+    arrivingFrom: (vm: string) => string | null,
+  ) {
     this.#context = context;
     this.#hostInfo = hostInfo;
     this.#arriving = arriving;
+    this.#arrivingFrom = arrivingFrom;
   }
 
   inventory(): Promise<HostInventory> {
@@ -24,7 +32,9 @@ export class InventoryAgent implements InventoryPort {
 
   async vmInventory(vm: string): Promise<VmInventory> {
     const inventory = await vmInventory(this.#context, vm);
-    return { ...inventory, job: inventory.job ?? (await this.#arriving(vm)) };
+    const arrivingFrom = this.#arrivingFrom(vm);
+    const job = inventory.job ?? (await this.#arriving(vm));
+    return { ...inventory, job, ...(arrivingFrom === null ? {} : { arrivingFrom }) };
   }
 
   checkTarget(spec: VmSpec, source: RdmaPlace | null): Promise<TargetChecks> {

@@ -13,7 +13,7 @@ import type { Readable } from 'node:stream';
 import type { StateImport } from '../../backends/backend.js';
 import { MigrationError, toMigrationError } from '../../domain/errors.js';
 import { MODE_TRAITS } from '../../domain/migration.js';
-import type { VmSpec } from '../../domain/vm.js';
+import type { VmExit, VmSpec } from '../../domain/vm.js';
 import type {
   Legacy,
   PrepareRequest,
@@ -23,7 +23,9 @@ import type {
 } from '../../engine/ports/session.js';
 import { failureToError } from '../../native/failure.js';
 import type { ManagedVm } from '../vm/vms.js';
+import { Arrival, type ArrivalView } from './arrival.js';
 import type { MigrationContext } from './context.js';
+import { goneError } from './gone.js';
 import { PageSession } from './page-session.js';
 import type { TargetRecord } from './session-store.js';
 
@@ -40,6 +42,7 @@ export class TargetSession {
   #isOver = false;
   /** The VM's epoch in this host's registry before the move. It is read in advance to keep it out of the blackout. */
   readonly #epochBefore: number | null;
+  readonly #arrival: Arrival;
 
   private constructor(
     context: MigrationContext,
@@ -51,6 +54,7 @@ export class TargetSession {
     this.#record = record;
     this.#vm = vm;
     this.#epochBefore = before.epoch;
+    this.#arrival = new Arrival(record, context.clock);
     this.#state = vm.process.importState(record.mode, before.isResume);
     this.#pages =
       MODE_TRAITS[record.mode].mover === 'pager' && record.state !== 'complete'
@@ -182,20 +186,45 @@ export class TargetSession {
   }
 
   async progress(): Promise<SessionProgress> {
+    const state = await this.#sessionState();
+    const { pagesTotal, pagesPresent, counters, error } = this.#read(state);
+    const { pageBytes } = this.#vm.spec.memory;
+    return { state, hasRun: this.#hasRun, error: error?.toJSON() ?? null, pagesTotal, pagesPresent, pageBytes, counters };
+  }
+
+  /** What this host knows of the move, without asking anybody. */
+  arrival(): ArrivalView {
+    const state = this.#knownState();
+    const { counters, ...read } = this.#read(state);
+    const { demandBytes = 0, prefetchBytes = 0, faultCount = 0 } = counters;
+    return this.#arrival.view({
+      ...read,
+      ...{ state, faultCount, hasRun: this.#hasRun, bytesDone: demandBytes + prefetchBytes },
+    });
+  }
+
+  /** Asks QEMU whether its own post-copy has ended, which nobody else would notice while the coordinator is away. */
+  async refresh(): Promise<void> {
+    if (this.#pages === null) await this.#sessionState();
+  }
+
+  /** Connects to the source again at once, if the connection is lost. */
+  hurry(): void {
+    this.#pages?.hurry();
+  }
+
+  #read(state: SessionState | null) {
     const snapshot = this.#pages?.snapshot ?? null;
     const { pageBytes, sizeBytes } = this.#vm.spec.memory;
     const counters: Record<string, number> = {};
     for (const [name, value] of Object.entries(snapshot?.counters ?? {})) counters[name] = Number(value);
     const pagesTotal = sizeBytes / pageBytes;
-    const state = await this.#sessionState();
     const failure = snapshot?.failure ?? null;
+    const { pagesPresent = 0, pagesZero = 0 } = counters;
     return {
-      state,
-      hasRun: this.#hasRun,
-      error: this.#gone?.toJSON() ?? (failure === null ? null : failureToError(failure, 'fetching pages').toJSON()),
+      error: this.#gone ?? (failure === null ? null : failureToError(failure, 'fetching pages')),
       pagesTotal,
-      pagesPresent: state === 'complete' ? pagesTotal : (counters['pagesPresent'] ?? 0) + (counters['pagesZero'] ?? 0),
-      pageBytes,
+      pagesPresent: state === 'complete' ? pagesTotal : pagesPresent + pagesZero,
       counters,
     };
   }
@@ -205,9 +234,10 @@ export class TargetSession {
     if (!this.#isReplaced) await this.#context.vms.amend(this.vmName, () => ({ exitCodeBefore: exitCode }));
   }
 
-  /** Removes the session and keeps the VM. */
+  /** Removes the session and keeps the VM, or what is left of one whose QEMU has ended. */
   async finish(): Promise<void> {
-    if ((await this.#sessionState()) !== 'complete') {
+    const state = await this.#sessionState();
+    if (state !== 'complete' && state !== 'gone') {
       throw new MigrationError('CONFLICT', `pages of ${this.vmName} are still missing`);
     }
     await this.close();
@@ -232,9 +262,9 @@ export class TargetSession {
     await store.remove(this.#record);
   }
 
-  /** Called when QEMU has ended by itself. */
-  async lost(): Promise<void> {
-    this.#gone ??= new MigrationError('QEMU_GONE', `the QEMU of ${this.vmName} has ended`);
+  /** Called when QEMU has ended. The coordinator learns from the error how. */
+  async lost(exit: VmExit): Promise<void> {
+    this.#gone ??= goneError(this.vmName, this.#context.host, exit);
     this.#state.end(this.#gone);
     await this.#pages?.close();
   }
@@ -324,9 +354,14 @@ export class TargetSession {
   }
 
   async #sessionState(): Promise<SessionState> {
+    return this.#knownState() ?? this.#nativeState();
+  }
+
+  /** Null: only QEMU knows. */
+  #knownState(): SessionState | null {
     if (this.#record.state === 'complete') return 'complete';
     if (this.#gone !== null) return 'gone';
-    if (this.#pages === null) return this.#nativeState();
+    if (this.#pages === null) return null;
     const { state } = this.#pages.snapshot;
     if (state === 'complete' || state === 'failed' || state === 'disconnected' || state === 'filling') return state;
     // After a restart of the daemon, faults wait until the coordinator connects the session again.

@@ -50,6 +50,7 @@ import type { Findings, StepContext } from './context.js';
 import { fetchRest, releaseSource } from './fetch.js';
 import { nativeStart, nativeSwitchover } from './native.js';
 import { connectTarget, exposeSource, prepareTarget, reserve } from './prepare.js';
+import { wasForced } from './lost.js';
 import { buildReport } from './report.js';
 import { commit, isCommitted, resumeTarget, stopSource, transferState } from './switchover.js';
 
@@ -85,7 +86,8 @@ export const migrationWalk = new Walk<StepName, PlanStep, StepContext, Findings,
     const { vm, target } = record.plan.request;
     return new MigrationError('NEEDS_RECOVERY', `it is not known whether ${vm} now belongs to ${target}`, {
       remedy:
-        'the VM is stopped and complete on both hosts; repair the registry, restart the daemon, then recover the job',
+        'the VM is stopped and complete on both hosts; repair the registry, and restart the daemon if the job does not ' +
+        'go on by itself then',
       cause,
     });
   },
@@ -94,18 +96,25 @@ export const migrationWalk = new Walk<StepName, PlanStep, StepContext, Findings,
   report: buildReport,
 });
 
-/** Ends the source's part of a lost migration. The source keeps the memory for its user until `stop` frees it. */
-async function releaseLost({ record, ports, limits, observer }: StepContext): Promise<void> {
+/**
+ * Ends the source's part of a lost migration. The source keeps the memory for its user until `stop` frees it, except if
+ * a user has ended the VM by force on the target: then nobody wants it any more. The target's part ends with the undo
+ * of resumeTarget, when the end of the job is durable. Until then the target must be able to say again what happened.
+ */
+async function releaseLost(context: StepContext, error: MigrationError): Promise<readonly StepName[]> {
+  const { record, ports, limits, observer } = context;
   const { vm } = record.plan.request;
   const calls: [string, () => Promise<void>][] = [
     ['unexposing', () => ports.source.unexpose(record.session)],
     ['unreserving', () => ports.source.unreserve(vm, record.job)],
   ];
+  if (wasForced(error)) calls.push(['releasing', () => ports.source.release(vm, record.session)]);
   for (const [doing, call] of calls) {
     try {
       await withDeadline(ports.clock, call(), limits.callMsMax, `${doing} ${vm}`);
-    } catch (error) {
-      observer.onWarning(`${doing} a lost VM failed`, error);
+    } catch (failure) {
+      observer.onWarning(`${doing} a lost VM failed`, failure);
     }
   }
+  return ['resumeTarget'];
 }
