@@ -1,5 +1,5 @@
 import type { ForkReport } from '../domain/fork.js';
-import type { ForkJobView, JobState, JobView, MigrationJobView } from '../domain/job.js';
+import { type ForkJobView, isFinal, type JobState, type JobView, type MigrationJobView } from '../domain/job.js';
 import type { MigrationReport } from '../domain/migration.js';
 import { type ForkHistory, type History, isCommittedByJournal, type MigrationHistory } from './history.js';
 
@@ -44,6 +44,11 @@ export function standing({ progress }: JobView): Pick<ViewChange, 'progress'> {
 
 export function isHeldUp(state: JobState): boolean {
   return state === 'recovering' || state === 'needsRecovery';
+}
+
+/** Returns whether a cancel would be accepted now. */
+export function isCancellable({ view, isCommitBegun }: Job): boolean {
+  return !isFinal(view.state) && !isCommitBegun;
 }
 
 /** The VM that the job holds: no other job may hold it at the same time. */

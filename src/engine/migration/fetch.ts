@@ -16,7 +16,7 @@ import type { StepContext, StepExecutor } from './context.js';
 import { lost } from './lost.js';
 import { fetchRestNatively } from './native.js';
 
-const CONNECTION_REMEDY = 'repair the connection between the hosts; the job then goes on by itself';
+const CONNECTION_REMEDY = 'repair the connection between the hosts';
 
 export const fetchRest: StepExecutor = {
   async forward(context) {
@@ -93,7 +93,7 @@ function troubleInState(
 /** Builds the error for missing progress. Without a known trouble, a bad connection is the most likely reason. */
 function standstill(message: string, trouble: MigrationError | null): MigrationError {
   const isNetwork = trouble === null || NETWORK_CODES.has(trouble.code);
-  const remedy = isNetwork ? CONNECTION_REMEDY : (trouble.remedy ?? 'repair the cause; the job then goes on by itself');
+  const remedy = isNetwork ? CONNECTION_REMEDY : (trouble.remedy ?? 'repair the cause');
   return new MigrationError('NEEDS_RECOVERY', message, { remedy, ...(trouble === null ? {} : { cause: trouble }) });
 }
 
