@@ -59,6 +59,15 @@ async function expectNothingLeft(host: string): Promise<void> {
   });
 }
 
+/** The host has neither the VM nor its memory. */
+async function expectGone(host: string, name: string): Promise<void> {
+  await eventually(`nothing of ${name} is left on ${host}`, 60_000, async () => {
+    const files = (await readdir(cluster.ramDirectory(host))).filter((file) => file.includes(name));
+    const list = await cluster.json<{ name: string }[]>(host, 'vmctl', 'ps');
+    return files.length === 0 && !list.some((vm) => vm.name === name) ? true : undefined;
+  });
+}
+
 /** The target forgets a session, and the secret in its record, when the job is over. */
 async function expectNoSession(host: string): Promise<void> {
   await eventually(`no session is left on ${host}`, 60_000, async () => {
@@ -280,7 +289,26 @@ it('shows an incomplete move on both hosts, and ends the VM there only by force'
   expect(followed).toMatchObject({ code: EXIT.lost });
   expect(followed.stdout).toMatch(/halfway was stopped by force on B/);
   await expectNoSession('B');
-  await expectNothingLeft('A');
+  await expectGone('A', name);
   const gone = await cluster.vmctl('A', 'show', name);
   expect(gone.stderr).toMatch(/halfway is not on A: it has moved to B/);
+});
+
+it('gives a VM up on its source by force, and the target says that nothing comes any more', async () => {
+  const name = 'abandoned';
+  await Guest.start(cluster, 'A', { name, touchMiB: 32, memoryMiB: 128, restPercent: 50 });
+  const { id } = await cluster.json<JobView>('A', 'vmigrate', name, 'B', '--detach', '--bandwidth', '2');
+  await eventually('the job is committed', 30_000, async () => ((await job('A', id)).isCommitted ? true : undefined));
+  await cluster.must(cluster.vmctl('A', 'stop', name, '--force'));
+  const { state, error } = await job('A', id);
+  expect({ state, error }).toMatchObject({ state: 'lost', error: { code: 'VM_LOST' } });
+  await expectGone('A', name);
+  await eventually('B says that nothing comes', 30_000, async () => {
+    const { arriving } = await cluster.json<VmView>('B', 'vmctl', 'show', name);
+    return arriving?.isStalled === true ? true : undefined;
+  });
+  expect((await cluster.vmctl('B', 'stop', name)).code).toBe(1);
+  await cluster.must(cluster.vmctl('B', 'stop', name, '--force'));
+  await expectGone('B', name);
+  await expectNoSession('B');
 });
