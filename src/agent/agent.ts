@@ -73,7 +73,12 @@ export class LocalAgent implements HostPort {
     const context: Parts['context'] = { ...options, store, images, forkStore };
     const target = new TargetAgent(context, recoveryMsMax);
     const arriving = (vm: string): Promise<string | null> => target.arriving(vm);
-    const inventory = new InventoryAgent(context, hostInfo, arriving, (vm) => target.arrivalOf(vm)?.request.source ?? null);
+    const inventory = new InventoryAgent(
+      context,
+      hostInfo,
+      arriving,
+      (vm) => target.arrivalOf(vm)?.request.source ?? null,
+    );
     const source = new SourceAgent(context, (vm) => missingMemory(context, arriving, vm));
     const pool = new Pool(context, {
       stateDir: options.stateDir,

@@ -277,11 +277,7 @@ export class JobManager {
     await this.#settle(job, await this.#outcomeOf(job, walk, () => run(walk)));
   }
 
-  async #outcomeOf(
-    job: Job,
-    walk: JobWalk,
-    run: () => Promise<Outcome<JobReport>>,
-  ): Promise<Outcome<JobReport>> {
+  async #outcomeOf(job: Job, walk: JobWalk, run: () => Promise<Outcome<JobReport>>): Promise<Outcome<JobReport>> {
     const { signal } = job.giveUp;
     try {
       const outcome = signal.aborted ? ({ kind: 'halted' } as const) : await run();

@@ -3,8 +3,8 @@
 import { MigrationError } from '../domain/errors.js';
 import { isFinal, type JobView } from '../domain/job.js';
 import type { Clock } from '../engine/ports/clock.js';
-import { changed, type Job, type ViewChange } from './job.js';
 import { Subscribers } from '../kit/subscribers.js';
+import { changed, type Job, type ViewChange } from './job.js';
 
 /** The number of listed jobs. Beyond it the oldest finished jobs are forgotten. */
 const JOBS_MAX = 1_000;

@@ -1,5 +1,6 @@
 /** Makes the engine's walk for a job: that of its kind, on this daemon's ports. */
 
+import type { MigrationError } from '../domain/errors.js';
 import type { ForkReport } from '../domain/fork.js';
 import type { MigrationReport } from '../domain/migration.js';
 import { forkWalk } from '../engine/fork/procedure.js';
@@ -7,7 +8,6 @@ import { migrationWalk } from '../engine/migration/procedure.js';
 import type { HostPort } from '../engine/ports/host.js';
 import type { AnyStepName, JournalEntry } from '../engine/ports/journal.js';
 import type { Registry } from '../engine/ports/registry.js';
-import type { MigrationError } from '../domain/errors.js';
 import type { Outcome } from '../engine/walk.js';
 import { type EngineLimits, newMarks, type RunObserver, type WalkPorts } from '../engine/walk-context.js';
 import { type History, isCommittedByJournal } from './history.js';

@@ -131,7 +131,8 @@ export class SimTarget extends SimHalf implements TargetPort {
   async finish(session: string): Promise<void> {
     const { vm } = this.#session(session);
     const record = this.vm(vm);
-    if (record.qemu?.isAlive === true && record.memory?.pages.includes(null)) throw failure('CONFLICT', 'pages are missing');
+    if (record.qemu?.isAlive === true && record.memory?.pages.includes(null))
+      throw failure('CONFLICT', 'pages are missing');
     this.#connections.delete(session);
     this.state.sessions.delete(session);
     record.job = null;

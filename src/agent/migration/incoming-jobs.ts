@@ -140,7 +140,9 @@ export class IncomingJobs {
       step: isFinal(state) ? null : stepOf(arrival),
       isCommitted: hasRun,
       progress:
-        arrival.state === null ? null : { pagesTotal, pagesDone: pagesPresent, bytesDone, bytesPerS, secondsLeft, faultCount },
+        arrival.state === null
+          ? null
+          : { pagesTotal, pagesDone: pagesPresent, bytesDone, bytesPerS, secondsLeft, faultCount },
       error: errorOf(arrival, state),
       report: null,
       createdAt: preparedAt,

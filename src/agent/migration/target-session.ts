@@ -189,7 +189,15 @@ export class TargetSession {
     const state = await this.#sessionState();
     const { pagesTotal, pagesPresent, counters, error } = this.#read(state);
     const { pageBytes } = this.#vm.spec.memory;
-    return { state, hasRun: this.#hasRun, error: error?.toJSON() ?? null, pagesTotal, pagesPresent, pageBytes, counters };
+    return {
+      state,
+      hasRun: this.#hasRun,
+      error: error?.toJSON() ?? null,
+      pagesTotal,
+      pagesPresent,
+      pageBytes,
+      counters,
+    };
   }
 
   /** What this host knows of the move, without asking anybody. */

@@ -30,6 +30,8 @@
  *   (6) This holds for every reason why the image cannot be filled: its clones are ended, because they would wait for
  *       ever, and the parent keeps running.
  *
+ * A job that cannot go on after the commit is called needsRecovery, and is tried again until it ends (jobs/stalled.ts).
+ *
  * The commit is one durable write of the agent. After a crash, `discardFork` decides whether it took place: the call
  * removes an uncommitted fork, and is refused for a committed one.
  *

@@ -5,11 +5,11 @@
 
 import { MigrationError, toMigrationError } from '../../domain/errors.js';
 import type { CloneFailure } from '../../domain/fork.js';
+import { Rate } from '../../kit/rate.js';
 import { pause, withDeadline } from '../deadline.js';
 import { PollPace } from '../poll.js';
 import type { ForkProgress } from '../ports/fork.js';
 import { describeProgress, troubleOf } from '../progress.js';
-import { Rate } from '../../kit/rate.js';
 import { neverUndone } from '../walk.js';
 import { noteAdvance, reportTrouble } from '../walk-context.js';
 import type { ForkExecutor, ForkStepContext } from './context.js';

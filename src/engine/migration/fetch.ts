@@ -5,11 +5,11 @@
 
 import { MigrationError, NETWORK_CODES, toMigrationError } from '../../domain/errors.js';
 import { MODE_TRAITS } from '../../domain/migration.js';
+import { Rate } from '../../kit/rate.js';
 import { pause, withDeadline } from '../deadline.js';
 import { PollPace } from '../poll.js';
 import type { SessionProgress } from '../ports/session.js';
 import { describeProgress, troubleOf } from '../progress.js';
-import { Rate } from '../../kit/rate.js';
 import { neverUndone } from '../walk.js';
 import { noteAdvance, reportTrouble } from '../walk-context.js';
 import type { StepContext, StepExecutor } from './context.js';

@@ -96,7 +96,8 @@ export async function fetchRestNatively(context: StepContext): Promise<Partial<F
     const hasBroken = reading.status === 'postcopy-paused' || reading.status === 'failed';
     if (hasBroken || nowMs - marks.advancedAtMs > limits.recoveryMsMax) {
       throw new MigrationError('NEEDS_RECOVERY', `QEMU's own post-copy has stopped: ${reading.status ?? 'no status'}`, {
-        remedy: "each QEMU keeps its part of the VM; recover QEMU's migration by hand, or end the VM: vmctl stop --force",
+        remedy:
+          "each QEMU keeps its part of the VM; recover QEMU's migration by hand, or end the VM: vmctl stop --force",
         cause: reasonOf(reading) ?? troubleOf(target, 'the target'),
       });
     }

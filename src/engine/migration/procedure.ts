@@ -32,9 +32,12 @@
  *       the pages it has written are copied to a file within some tenths of a second after the commit. If its QEMU dies
  *       before that, the VM is lost.
  *   (4) The source keeps the stopped VM, complete, but never resumes it by itself: only a person can know that the
- *       target will not run it.
+ *       target will not run it. If a user has ended the VM there by force, the source frees it.
  *   (5) Native post-copy: the VM is lost.
  *   (6) Native post-copy: QEMU pauses, and an operator has to recover it.
+ *
+ * "Waits" and "continues" after the commit have no end: when nothing has advanced for long the job is called
+ * needsRecovery, and is tried again until it ends as done or lost (jobs/stalled.ts).
  *
  * Journal: the steps of the blackout are announced together before the VM is stopped, and their ends are written when
  * the VM runs again. So there is one fsync inside the blackout on this host (the target makes its own): that of the
@@ -48,9 +51,9 @@ import { withDeadline } from '../deadline.js';
 import { Walk } from '../walk.js';
 import type { Findings, StepContext } from './context.js';
 import { fetchRest, releaseSource } from './fetch.js';
+import { wasForced } from './lost.js';
 import { nativeStart, nativeSwitchover } from './native.js';
 import { connectTarget, exposeSource, prepareTarget, reserve } from './prepare.js';
-import { wasForced } from './lost.js';
 import { buildReport } from './report.js';
 import { commit, isCommitted, resumeTarget, stopSource, transferState } from './switchover.js';
 

@@ -30,11 +30,7 @@ const SMALL_PAGE_BYTES = 4096;
 
 export function preflight(request: MigrationRequest, facts: PreflightFacts): Refusal[] {
   const { sourceHost, target, vm } = facts;
-  const refusals = [
-    ...checkVm(request, facts),
-    ...checkRam(request, vm),
-    ...checkClone(request, sourceHost, vm),
-  ];
+  const refusals = [...checkVm(request, facts), ...checkRam(request, vm), ...checkClone(request, sourceHost, vm)];
   switch (target.kind) {
     case 'isSource':
       refusals.push(

@@ -53,7 +53,9 @@ describe('a progress line', () => {
   });
   test('has no rate and no time left for what has ended', () => {
     for (const state of ['lost', 'cancelled', 'failed', 'needsRecovery'] as const)
-      expect(progressLine(jobView('job-1', { state, step: null, progress }))).toBe(`web: ${state}  250/1000 pages 25 %`);
+      expect(progressLine(jobView('job-1', { state, step: null, progress }))).toBe(
+        `web: ${state}  250/1000 pages 25 %`,
+      );
   });
   test('says that it is recovering', () => {
     expect(progressLine(jobView('job-1', { state: 'recovering', progress }))).toContain('recovering, drain');

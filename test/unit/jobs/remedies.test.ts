@@ -32,8 +32,21 @@ interface Case {
 }
 
 const CASES: readonly Case[] = [
-  { what: 'a queued move', state: 'queued', isCommitted: false, kind: 'migrate', on: {}, limits: { runningJobsMax: 0 } },
-  { what: 'a move before its commit', state: 'running', isCommitted: false, kind: 'migrate', on: { 'B.prepare': never } },
+  {
+    what: 'a queued move',
+    state: 'queued',
+    isCommitted: false,
+    kind: 'migrate',
+    on: {},
+    limits: { runningJobsMax: 0 },
+  },
+  {
+    what: 'a move before its commit',
+    state: 'running',
+    isCommitted: false,
+    kind: 'migrate',
+    on: { 'B.prepare': never },
+  },
   {
     ...{ what: 'a move that fetches', state: 'running', isCommitted: true, kind: 'migrate' },
     on: { 'B.progress': () => filling },
@@ -49,7 +62,13 @@ const CASES: readonly Case[] = [
     on: { 'B.progress': () => ({ ...filling, state: 'disconnected' }), 'B.reconnect': failing('DISCONNECTED') },
   },
   { what: 'a move that is done', state: 'done', isCommitted: true, kind: 'migrate', on: {} },
-  { what: 'a move that failed', state: 'failed', isCommitted: false, kind: 'migrate', on: { 'B.prepare': failing('CONFLICT') } },
+  {
+    what: 'a move that failed',
+    state: 'failed',
+    isCommitted: false,
+    kind: 'migrate',
+    on: { 'B.prepare': failing('CONFLICT') },
+  },
   {
     ...{ what: 'a move that was cancelled', state: 'cancelled', isCommitted: false, kind: 'migrate' },
     ...{ on: { 'B.prepare': never }, isCancelled: true },
@@ -67,7 +86,13 @@ const CASES: readonly Case[] = [
       }),
     },
   },
-  { what: 'a fork before its commit', state: 'running', isCommitted: false, kind: 'fork', on: { 'A.armParent': never } },
+  {
+    what: 'a fork before its commit',
+    state: 'running',
+    isCommitted: false,
+    kind: 'fork',
+    on: { 'A.armParent': never },
+  },
   {
     ...{ what: 'a fork that fills', state: 'running', isCommitted: true, kind: 'fork' },
     on: { 'A.forkProgress': () => ({ ...filled, state: 'filling', pagesDone: 5 }) },

@@ -29,7 +29,9 @@ function expectOptionsWork<Change>(
   });
   for (const { option, change } of known) expect(again(change), `${refusal.code} → ${option}`).toEqual([]);
   const named = refusal.remedy.match(/--[a-z]+/g) ?? [];
-  const unknown = named.filter((option) => !FREE.test(option) && !known.some((entry) => entry.option.startsWith(option)));
+  const unknown = named.filter(
+    (option) => !FREE.test(option) && !known.some((entry) => entry.option.startsWith(option)),
+  );
   expect(unknown, refusal.remedy).toEqual([]);
 }
 

@@ -149,7 +149,12 @@ describe('the jobs of both ends', () => {
 
   test('are listed and found together', async () => {
     const { jobs, ownJob } = await both();
-    expect(jobs.list().map(({ id }) => id).sort()).toEqual([ownJob.id, 'job-7'].sort());
+    expect(
+      jobs
+        .list()
+        .map(({ id }) => id)
+        .sort(),
+    ).toEqual([ownJob.id, 'job-7'].sort());
     expect(jobs.get('job-7')).toMatchObject({ coordinator: 'A' });
     expect(jobs.get(ownJob.id)).toEqual(ownJob);
     expect(() => jobs.get('job-none')).toThrow(expect.objectContaining({ code: 'NOT_FOUND' }) as Error);
@@ -163,7 +168,9 @@ describe('the jobs of both ends', () => {
       remedy: 'run "vmctl cancel job-7" on A',
     });
     session.reading = { ...filling, state: 'disconnected' };
-    await expect(jobs.cancel('job-7')).rejects.toMatchObject({ message: expect.stringMatching(/only be finished/) as string });
+    await expect(jobs.cancel('job-7')).rejects.toMatchObject({
+      message: expect.stringMatching(/only be finished/) as string,
+    });
     expect(await jobs.recover('job-7')).toMatchObject({ id: 'job-7' });
     expect(session.hurries).toBe(1);
     const seen: string[] = [];
