@@ -107,8 +107,8 @@ addTransportOptions(program)
   .addHelpText(
     'after',
     '\nExit codes: 0 done; 1 failed, the VM still runs on the source; 2 usage; 3 refused by pre-flight;\n' +
-      '4 the VM has moved and waits for memory: the job goes on by itself when the cause is gone; 5 daemon unreachable;\n' +
-      '6 the VM is lost.',
+      '4 the VM has moved and waits for memory: the job goes on by itself when the cause is gone;\n' +
+      '5 daemon unreachable; 6 the VM is lost.',
   )
   .action(migrate);
 

@@ -300,7 +300,7 @@ export class Walk<
           } catch (thrown) {
             const error = toMigrationError(thrown);
             if (halt.aborted) return { kind: 'halted' };
-            if (error.code === 'VM_LOST') return this.giveUp(context, error);
+            if (error.code === 'VM_LOST') return await this.giveUp(context, error);
             const quietMs = ports.clock.nowMs() - marks.advancedAtMs;
             if (marks.isStalled || !isTransientAfterCommit(error) || quietMs > limits.recoveryMsMax) {
               marks.isStalled = true;

@@ -1,6 +1,6 @@
 /**
- * The retries of jobs that need recovery. A job of a committed move or fork is never given up: its daemon tries it again
- * and again, with growing waits, until it goes on or a user gives it up. `hurry` ends the current wait.
+ * The retries of jobs that need recovery. Its daemon never gives up a committed move or fork: it tries again and again,
+ * with growing waits, until the job goes on or a user gives it up. `hurry` ends the current wait.
  */
 import type { Clock, Random } from '../engine/ports/clock.js';
 import type { Outcome } from '../engine/walk.js';

@@ -13,7 +13,7 @@ import type { Readable } from 'node:stream';
 import type { StateImport } from '../../backends/backend.js';
 import { MigrationError, toMigrationError } from '../../domain/errors.js';
 import { MODE_TRAITS } from '../../domain/migration.js';
-import type { VmExit, VmSpec } from '../../domain/vm.js';
+import type { VmExit } from '../../domain/vm.js';
 import type {
   Legacy,
   PrepareRequest,
@@ -26,6 +26,7 @@ import type { ManagedVm } from '../vm/vms.js';
 import { Arrival, type ArrivalView } from './arrival.js';
 import type { MigrationContext } from './context.js';
 import { goneError } from './gone.js';
+import { withOwnMemory } from './own-memory.js';
 import { PageSession } from './page-session.js';
 import type { TargetRecord } from './session-store.js';
 
@@ -398,9 +399,4 @@ export class TargetSession {
     if (this.#gone !== null) throw this.#gone;
     if (this.#isOver) throw new MigrationError('CONFLICT', `session ${this.#record.session} has ended`);
   }
-}
-
-/** Gives an incoming clone memory of its own: all its pages are transferred, and the image stays on the source. */
-function withOwnMemory(spec: VmSpec): VmSpec {
-  return spec.memory.backing === 'image' ? { ...spec, memory: { ...spec.memory, backing: 'shared' } } : spec;
 }

@@ -89,8 +89,8 @@ export const migrationWalk = new Walk<StepName, PlanStep, StepContext, Findings,
     const { vm, target } = record.plan.request;
     return new MigrationError('NEEDS_RECOVERY', `it is not known whether ${vm} now belongs to ${target}`, {
       remedy:
-        'the VM is stopped and complete on both hosts; repair the registry, and restart the daemon if the job does not ' +
-        'go on by itself then',
+        'the VM is stopped and complete on both hosts; repair the registry, and restart the daemon if the job ' +
+        'does not go on by itself then',
       cause,
     });
   },

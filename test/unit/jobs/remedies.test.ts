@@ -132,7 +132,7 @@ async function remediesNow(world: Scripted, jobs: JobManager, id: string): Promi
   return [...refusals.map(({ remedy }) => remedy), ...chain];
 }
 
-const ACTS: readonly [RegExp, (jobs: JobManager, of: string) => Promise<unknown> | unknown][] = [
+const ACTS: readonly [RegExp, (jobs: JobManager, of: string) => unknown][] = [
   [/vmctl job (\S+) --follow/g, (jobs, id) => jobs.get(id)],
   [/(?:vmigrate|vfork) --recover (\S+)/g, (jobs, id) => jobs.recover(id)],
   [/vmctl stop (?:--force )?(\S+)/g, (jobs, name) => stopOnSource(jobs, name)],
