@@ -56,10 +56,8 @@ test('a cut that outlasts every patience ends well without anybody: the job need
   const { eventCount } = await expectSound({ seed: 3, faults: [] });
   const ends = new Set<string>();
   for (let at = 0; at < eventCount; at++) {
-    const { state, hasNeededRecovery } = await expectSound({
-      seed: 3,
-      faults: [{ at, kind: 'cutNetwork', ms: 400_000 }],
-    });
+    const faults = [{ at, kind: 'cutNetwork', ms: 400_000 } as const];
+    const { state, hasNeededRecovery } = await expectSound({ seed: 3, faults });
     ends.add(`${state}${hasNeededRecovery ? ' after it needed recovery' : ''}`);
   }
   expect(ends).toContain('done after it needed recovery');

@@ -3,8 +3,10 @@
  * it costs a snapshot of the native counters, and nothing is read unless somebody asks.
  */
 import type { MigrationError } from '../../domain/errors.js';
+import type { VmSpec } from '../../domain/vm.js';
 import type { Clock } from '../../engine/ports/clock.js';
 import type { PrepareRequest, SessionState } from '../../engine/ports/session.js';
+import type { TargetSnapshot } from '../../native/types.js';
 
 /** Nothing may arrive for this long before the move counts as stalled: longer than any pause of a slow prefetch. */
 const QUIET_MS_MAX = 10_000;
@@ -66,6 +68,20 @@ export class Arrival {
       isStalled,
     };
   }
+}
+
+/** Counts the pages that have arrived: all of them if the session `isComplete`, whatever its last snapshot says. */
+export function pagesOf(snapshot: TargetSnapshot | null, { memory }: VmSpec, isComplete: boolean) {
+  const counters: Record<string, number> = {};
+  for (const [name, value] of Object.entries(snapshot?.counters ?? {})) counters[name] = Number(value);
+  const pagesTotal = memory.sizeBytes / memory.pageBytes;
+  const { pagesPresent = 0, pagesZero = 0 } = counters;
+  return {
+    failure: snapshot?.failure ?? null,
+    pagesTotal,
+    pagesPresent: isComplete ? pagesTotal : pagesPresent + pagesZero,
+    counters,
+  };
 }
 
 /** Whole per cent, and 100 only if nothing is missing. */

@@ -23,7 +23,7 @@ import type {
 } from '../../engine/ports/session.js';
 import { failureToError } from '../../native/failure.js';
 import type { ManagedVm } from '../vm/vms.js';
-import { Arrival, type ArrivalView } from './arrival.js';
+import { Arrival, type ArrivalView, pagesOf } from './arrival.js';
 import type { MigrationContext } from './context.js';
 import { goneError } from './gone.js';
 import { withOwnMemory } from './own-memory.js';
@@ -223,19 +223,8 @@ export class TargetSession {
   }
 
   #read(state: SessionState | null) {
-    const snapshot = this.#pages?.snapshot ?? null;
-    const { pageBytes, sizeBytes } = this.#vm.spec.memory;
-    const counters: Record<string, number> = {};
-    for (const [name, value] of Object.entries(snapshot?.counters ?? {})) counters[name] = Number(value);
-    const pagesTotal = sizeBytes / pageBytes;
-    const failure = snapshot?.failure ?? null;
-    const { pagesPresent = 0, pagesZero = 0 } = counters;
-    return {
-      error: this.#gone ?? (failure === null ? null : failureToError(failure, 'fetching pages')),
-      pagesTotal,
-      pagesPresent: state === 'complete' ? pagesTotal : pagesPresent + pagesZero,
-      counters,
-    };
+    const { failure, ...pages } = pagesOf(this.#pages?.snapshot ?? null, this.#vm.spec, state === 'complete');
+    return { ...pages, error: this.#gone ?? (failure === null ? null : failureToError(failure, 'fetching pages')) };
   }
 
   /** Records the exit code that the guest had written before it moved. Durable when it resolves. */
