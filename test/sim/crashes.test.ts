@@ -52,7 +52,7 @@ describe('one fault at every event of a migration', () => {
   }
 });
 
-test('a cut that outlasts every patience ends well without anybody: the job needs recovery, and then goes on', async () => {
+test('a cut that outlasts all patience ends well without help: the job needs recovery and goes on', async () => {
   const { eventCount } = await expectSound({ seed: 3, faults: [] });
   const ends = new Set<string>();
   for (let at = 0; at < eventCount; at++) {
