@@ -32,6 +32,7 @@ class DemandThread {
   bool wait_for_claim(PageKey key, uint64_t read_ns);
   void post();
   void drop_connection();
+  void drop_lost_link();
   bool room_for_faults(size_t& count_max) const;
   void pause_reading(bool paused);
   void sleep();

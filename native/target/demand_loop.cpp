@@ -31,6 +31,7 @@ void DemandThread::run() {
       finish();
       break;
     }
+    drop_lost_link();
     bool worked = take_new_link();
     worked |= publisher_.retry_count() != 0 && publisher_.retry();
     worked |= poll_completions();

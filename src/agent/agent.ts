@@ -29,6 +29,8 @@ export interface LocalAgentOptions extends HostContext {
   readonly hosts?: { readonly names: readonly string[]; agent(host: string): HostPort };
   readonly imageBudgetBytes?: number | null;
   readonly pool?: Partial<PoolConfig>;
+  /** How long nothing may arrive before an incoming job counts as one that needs recovery. */
+  readonly recoveryMsMax?: number | undefined;
   /** A test replaces it to simulate a host that is short of memory. */
   readonly readMemory?: () => Promise<MemoryReading>;
 }
@@ -71,20 +73,24 @@ export class LocalAgent implements HostPort {
       readMemory: read,
       hostInfo,
       hosts,
+      recoveryMsMax,
       ...options
     } = this.#options;
     const images = await ImageStore.open({ ...options, budgetBytes });
     const forkStore = await openForkStore(options.stateDir);
     const context: Parts['context'] = { ...options, store, images, forkStore };
-    const target = new TargetAgent(context);
+    const target = new TargetAgent(context, recoveryMsMax);
     const arriving = (vm: string): Promise<string | null> => target.arriving(vm);
     const names = new UniqueNames({
       ...context,
       peerNames: () => hosts?.names ?? [],
       peer: (host) => hosts?.agent(host) ?? unknownHost(host),
     });
-    const claims = (name: string, uuid: string) => names.claims(name, uuid);
-    const inventory = new InventoryAgent(context, { hostInfo, arriving, claims });
+    const inventory = new InventoryAgent(context, {
+      ...{ hostInfo, arriving },
+      arrivingFrom: (vm) => target.arrivalOf(vm)?.request.source ?? null,
+      claims: (name, uuid) => names.claims(name, uuid),
+    });
     const source = new SourceAgent(context, (vm) => missingMemory(context, arriving, vm));
     const pool = new Pool(context, {
       stateDir: options.stateDir,

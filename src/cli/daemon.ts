@@ -18,6 +18,7 @@ import { protectDaemon } from '../agent/vm/oom-score.js';
 import { raiseDaemonPriority } from '../agent/vm/priority.js';
 import { stopForUser } from '../agent/vm/user-stop.js';
 import { VmManager } from '../agent/vm/vms.js';
+import { VmMoves } from '../agent/vm-moves.js';
 import type { ApiImages, ApiPool, ApiVms } from '../api/contract/ports.js';
 import { RemoteAgents } from '../api/peers/client.js';
 import { buildServer } from '../api/server.js';
@@ -29,6 +30,7 @@ import { Reserve } from '../durable/reserve.js';
 import { openStateDirectory } from '../durable/state-directory.js';
 import { JOBS_LOG } from '../durable/state-format.js';
 import type { Clock, Random } from '../engine/ports/clock.js';
+import { JobsOfBothEnds } from '../jobs/both-ends.js';
 import { JobManager } from '../jobs/jobs.js';
 import { FileJournal } from '../jobs/journal.js';
 import { openOwnDirectory } from '../kit/own-directory.js';
@@ -159,6 +161,7 @@ async function start(config: DaemonConfig, log: Logger, closers: (() => Promise<
     hostInfo: { preloadPath, certificateExpiresAt: () => tls?.expiresAt ?? null },
     imageBudgetBytes: config.images.budgetBytes ?? null,
     pool: withoutUndefined(config.pool),
+    recoveryMsMax: config.limits.recoveryMsMax,
   });
   const jobs = new JobManager({
     ...{ host, registry, journal, clock, random, inject },
@@ -166,18 +169,25 @@ async function start(config: DaemonConfig, log: Logger, closers: (() => Promise<
     log: log.child({ part: 'jobs' }),
     limits: withoutUndefined(config.limits),
   });
+  const moves = new VmMoves({
+    ...{ host, registry },
+    arrivalOf: (vm) => agent.target.arrivalOf(vm),
+    jobOf: (vm) => jobs.jobOf(vm),
+    giveUp: (job) => jobs.giveUp(job),
+  });
+  await vms.start();
+  await agent.start();
+  closers.push(() => agent.close());
   const server = buildServer({
-    ...{ host, startedAt, jobs, agent, peers, tls },
+    ...{ host, startedAt, agent, peers, tls },
+    jobs: new JobsOfBothEnds(jobs, agent.target.incoming),
     version: VERSION,
-    vms: apiVms(vms, agent),
+    vms: apiVms(vms, agent, moves),
     images: apiImages(agent),
     pool: apiPool(agent),
     log: log.child({ part: 'api' }),
   });
 
-  await vms.start();
-  await agent.start();
-  closers.push(() => agent.close());
   // Resumed jobs call other hosts, and those call back. So the API must answer meanwhile.
   closers.push(() => jobs.close());
   closers.push(() => server.close());
@@ -246,7 +256,8 @@ function apiPool(agent: LocalAgent): ApiPool {
   };
 }
 
-function apiVms(vms: VmManager, agent: LocalAgent): ApiVms {
+function apiVms(vms: VmManager, agent: LocalAgent, moves: VmMoves): ApiVms {
+  const find = (name: string) => moves.view(vms.view(vms.get(name)));
   return {
     async run(spec, { isNameForced } = { isNameForced: false }) {
       agent.images.refuseWritesToImages(spec.disks);
@@ -255,15 +266,20 @@ function apiVms(vms: VmManager, agent: LocalAgent): ApiVms {
         return warnings.length === 0 ? view : { ...view, warnings };
       });
     },
-    list: () => vms.list(),
-    find: (name) => vms.view(vms.get(name)),
-    pause: (name) => vms.pause(name),
-    async resume(name) {
-      await agent.names.refuseIfElsewhere(name, vms.get(name).spec.uuid);
-      await vms.resume(name);
+    list: () => vms.list().map((vm) => moves.view(vm)),
+    find,
+    locate: (name) => moves.located(name, () => find(name)),
+    pause: (name) => moves.located(name, () => vms.pause(name)),
+    resume: (name) =>
+      moves.located(name, async () => {
+        await agent.names.refuseIfElsewhere(name, vms.get(name).spec.uuid);
+        await vms.resume(name);
+      }),
+    reset: (name) => moves.located(name, () => vms.reset(name)),
+    async stop(name, options) {
+      await moves.located(name, () => moves.beforeStop(vms.view(vms.get(name)), options.isForced));
+      return stopForUser(vms, name, options);
     },
-    reset: (name) => vms.reset(name),
-    stop: (name, options) => stopForUser(vms, name, options),
     openConsole(name, options) {
       const { socket, log } = vms.serialPaths(name);
       const kept = () => vms.get(name).process.outputKept();

@@ -22,7 +22,8 @@ function becauseText(lines: readonly string[]): string {
   return lines.map((line) => `  because: ${line}\n`).join('');
 }
 
-function remedyText(error: ErrorJson): string {
+/** Formats the remedies only. */
+export function remedyText(error: ErrorJson): string {
   return remediesOf(error)
     .map((remedy) => `  → ${remedy}\n`)
     .join('');

@@ -9,9 +9,11 @@ export const EXIT = {
   failed: 1,
   usage: 2,
   refused: 3,
-  /** The VM is paused and needs `vmigrate --recover JOB`. */
+  /** The VM has moved, but nothing has arrived for long. The job goes on by itself when the cause is gone. */
   needsRecovery: 4,
   unreachable: 5,
+  /** The VM, or the clones of the fork, cannot run any more. */
+  lost: 6,
 } as const;
 
 export type ExitCode = (typeof EXIT)[keyof typeof EXIT];
@@ -27,6 +29,8 @@ export function exitCodeOf(error: unknown): ExitCode {
       return EXIT.refused;
     case 'NEEDS_RECOVERY':
       return EXIT.needsRecovery;
+    case 'VM_LOST':
+      return EXIT.lost;
     default:
       return EXIT.failed;
   }
@@ -40,7 +44,7 @@ const OF_JOB: { readonly [S in JobState]: ExitCode } = {
   done: EXIT.done,
   failed: EXIT.failed,
   cancelled: EXIT.failed,
-  lost: EXIT.failed,
+  lost: EXIT.lost,
   needsRecovery: EXIT.needsRecovery,
 };
 

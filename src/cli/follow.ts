@@ -44,7 +44,10 @@ export async function followJob(
   }
 }
 
-/** Returns the error to print for a job that did not succeed; it says what became of the VM. */
+/**
+ * Returns the error to print for a job that did not succeed, or does not advance at present; it says what became of the
+ * VM, and what to do.
+ */
 export function jobError(job: JobView): MigrationError {
   return job.kind === 'fork' ? forkError(job) : migrationError(job);
 }
@@ -60,8 +63,14 @@ function migrationError(job: MigrationJobView): MigrationError {
         `${job.vm} belongs to ${job.target} and waits for memory from ${job.source}`,
         {
           ...context,
-          remedy: `repair the cause, then: vmigrate --recover ${job.id}`,
+          remedy: `then the job goes on by itself; to try at once: vmigrate --recover ${job.id}`,
         },
+      );
+    case 'recovering':
+      return new MigrationError(
+        toMigrationError(cause).code,
+        `${job.vm} belongs to ${job.target}, and its move is being recovered`,
+        context,
       );
     case 'lost':
       return new MigrationError('VM_LOST', `${job.vm} is lost: it cannot run on any host`, context);
@@ -82,8 +91,14 @@ function forkError(job: ForkJobView): MigrationError {
     case 'needsRecovery':
       return new MigrationError('NEEDS_RECOVERY', `the fork of ${job.vm} is committed, but its image is not complete`, {
         ...context,
-        remedy: `repair the cause, then: vfork --recover ${job.id}`,
+        remedy: `then the job goes on by itself; to try at once: vfork --recover ${job.id}`,
       });
+    case 'recovering':
+      return new MigrationError(
+        toMigrationError(cause).code,
+        `the fork of ${job.vm} is committed, and its image is being recovered`,
+        context,
+      );
     case 'lost':
       return new MigrationError(
         'VM_LOST',

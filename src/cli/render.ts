@@ -1,7 +1,7 @@
 /** Formats tables, the progress line and reports for a person. terminal.ts decides where the text goes. */
 
 import { guestEndText } from '../domain/guest-end.js';
-import type { JobView } from '../domain/job.js';
+import { isEnded, type JobView } from '../domain/job.js';
 import type { MigrationPlan, MigrationReport } from '../domain/migration.js';
 import type { Refusal } from '../domain/refusal.js';
 import type { VmView } from '../domain/vm.js';
@@ -51,11 +51,25 @@ export function plain(text: string): string {
   return text.replace(/[\u0000-\u001f\u007f-\u009f]+/g, ' ');
 }
 
-/** Returns the state; of a VM that has ended also how; and the guest's exit code, if it has reported one. */
-function stateText({ state, exitCode, exit }: VmView): string {
+/**
+ * Returns the state; of a VM that has ended also how; the guest's exit code, if it has reported one; and the move that
+ * is under way.
+ */
+function stateText(vm: VmView): string {
+  const { state, exitCode, exit } = vm;
   const code = exit?.exitCode ?? exitCode;
   const how = exit === null || exit.reason === state ? state : `${state}: ${exit.reason}`;
-  return code === null ? how : `${how} (${code})`;
+  return [code === null ? how : `${how} (${code})`, ...Object.values(moveTexts(vm))].join(', ');
+}
+
+/** Describes the move that is under way, by the name of its field. */
+export function moveTexts({ arriving, leaving }: VmView): { arriving?: string; leaving?: string } {
+  const text = (way: string, { percent, isStalled }: { percent: number | null; isStalled: boolean }): string =>
+    `${way}${percent === null ? '' : `, ${percent} %`}${isStalled ? ', stalled' : ''}`;
+  return {
+    ...(arriving === undefined ? {} : { arriving: text(`arriving from ${arriving.source}`, arriving) }),
+    ...(leaving === undefined ? {} : { leaving: text(`leaving for ${leaving.target}`, leaving) }),
+  };
 }
 
 export function vmTable(vms: readonly VmView[]): string {
@@ -112,15 +126,19 @@ function stoppedTime(job: JobView): string {
   return milliseconds(job.kind === 'fork' ? job.report.parentPauseMs : job.report.blackoutMs);
 }
 
-/** Returns one line for a job under way: step, pages, rate, time left, page faults. */
+/**
+ * Returns one line for a job: step and pages; while pages move also rate, time left and page faults. What has ended has
+ * no rate and no time left.
+ */
 export function progressLine(job: JobView): string {
   const waitsFor = job.kind === 'fork' && job.waitsFor !== null ? `, waits for ${job.waitsFor}` : '';
   const head = `${job.vm}: ${job.state === 'recovering' ? 'recovering, ' : ''}${job.step ?? job.state}${waitsFor}`;
   const { progress } = job;
   if (progress === null || progress.pagesTotal === 0) return plain(head);
   const percent = Math.floor((100 * progress.pagesDone) / progress.pagesTotal);
-  const left = progress.secondsLeft === null ? '' : `, ${Math.ceil(progress.secondsLeft)} s left`;
   const pages = `${progress.pagesDone}/${progress.pagesTotal} pages ${percent} %`;
+  if (isEnded(job.state)) return plain(`${head}  ${pages}`);
+  const left = progress.secondsLeft === null ? '' : `, ${Math.ceil(progress.secondsLeft)} s left`;
   return plain(`${head}  ${pages}, ${bytes(progress.bytesPerS)}/s${left}, ${progress.faultCount} faults`);
 }
 

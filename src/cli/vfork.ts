@@ -164,7 +164,7 @@ const program = newProgram('vfork', 'Starts copies (clones) of a running VM, whi
   .option('--logs <dir>', 'with --wait: write the serial log of each clone to this folder')
   .option('--dry-run', 'print the plan and start nothing')
   .option('--detach', 'start the job, print its ID and return')
-  .option('--recover <job>', 'continue a fork whose image could not be completed')
+  .option('--recover <job>', 'try at once to go on with a fork that needs recovery')
   .option('--hosts <list>', 'hosts for the clones (this build: this host only)')
   .addOption(new Option('--topology <file>', 'tree of the network (not implemented yet)'))
   .addOption(
@@ -179,7 +179,8 @@ addTransportOptions(program, () => 'transport between hosts (not implemented yet
   .addHelpText(
     'after',
     '\nExit codes: 0 done; 1 failed, the VM runs and no clone exists (with --wait also: a clone failed); 2 usage;\n' +
-      '3 refused by pre-flight; 4 the clones run but their image needs --recover; 5 daemon unreachable.',
+      '3 refused by pre-flight; 4 the clones run, and their image waits for memory; 5 daemon unreachable;\n' +
+      '6 the image cannot be completed, and its clones have been ended.',
   )
   .action(fork);
 

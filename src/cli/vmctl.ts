@@ -8,11 +8,11 @@ import type { StopResult, VmView } from '../domain/vm.js';
 import type { StoppedView } from '../schemas/fork.js';
 import type { DaemonView, DoctorCheck, HostView } from '../schemas/host.js';
 import { addCerts } from './certs.js';
-import { levelLines, reasonText } from './error-text.js';
+import { levelLines, reasonText, remedyText } from './error-text.js';
 import { EXIT, type ExitCode, exitCodeOfJob } from './exit-codes.js';
-import { followJob } from './follow.js';
+import { followJob, jobError } from './follow.js';
 import { type CommonOptions, client, main, newProgram } from './program.js';
-import { hostTable, jobTable, plain, progressLine, reportText, table, vmTable } from './render.js';
+import { hostTable, jobTable, moveTexts, plain, progressLine, reportText, table, vmTable } from './render.js';
 import { forkReportText, recordText } from './render-fork.js';
 import { secondsOf, showWait, stopText } from './stop.js';
 import { ProgressLine, print } from './terminal.js';
@@ -26,6 +26,8 @@ interface StopFlags {
 }
 
 const SPEC_BYTES_MAX = 1024 * 1024;
+/** How many of the latest jobs that went wrong are explained below the list. */
+const JOBS_EXPLAINED_MAX = 5;
 const outcome: { code: ExitCode } = { code: EXIT.done };
 const program = newProgram('vmctl', 'Manages the VMs, jobs and images of a host.');
 
@@ -77,7 +79,7 @@ add('ps', 'list the VMs on the host', async (_, options) => {
 
 add('show <vm>', 'show one VM', async (name, options) => {
   const vm = await client(options).get<VmView>(path('vms', name));
-  print(options, vm, recordText);
+  print(options, vm, () => recordText({ ...vm, ...moveTexts(vm) }));
 });
 
 add('console <vm>', 'connect to the VM’s serial line; leave with Ctrl-]', async (name, options) => {
@@ -119,7 +121,7 @@ add('stop [vm]', 'shut a VM down by its power button, and free its memory', asyn
   print(options, result, (stopped) => stopText(stopped, timeoutS));
 })
   .option('--timeout <seconds>', 'how long the guest may take to shut down; 0: its power button is not pressed', '30')
-  .option('--force', 'kill it at once, even if it belongs to a job')
+  .option('--force', 'kill it at once, even if it belongs to a job or has not all of its memory')
   .option('--image <id>', 'end all clones that run on the image at once, instead of one VM');
 
 function stoppedText({ stopped, failures }: StoppedView): string {
@@ -131,8 +133,8 @@ add('hosts', 'list this host and the hosts it knows', async (_, options) => {
   print(options, await client(options).get<HostView[]>('/v1/hosts'), hostTable);
 });
 
-add('jobs', 'list the migrations and forks that the host coordinates', async (_, options) => {
-  print(options, await client(options).get<JobView[]>('/v1/jobs'), jobTable);
+add('jobs', 'list the migrations and forks that the host coordinates or receives', async (_, options) => {
+  print(options, await client(options).get<JobView[]>('/v1/jobs'), jobsText);
 });
 
 add('job <id>', 'show one job', async (id, options, command) => {
@@ -158,9 +160,23 @@ addState(program, () => {
 });
 
 function jobText(job: JobView): string {
-  const isWell = job.error === null || job.error === undefined;
-  const reason = isWell ? '' : reasonText(MigrationError.fromJSON(job.error, `job ${job.id}`).toJSON());
-  return `${jobTable([job])}${bodyText(job)}${reason}`;
+  return `${jobTable([job])}${bodyText(job)}${isWell(job) ? '' : reasonText(jobError(job).toJSON())}`;
+}
+
+function isWell({ state, error }: JobView): boolean {
+  return state !== 'needsRecovery' && (error === null || error === undefined);
+}
+
+/** The remedies of the jobs that somebody may still do something about stand below the table. */
+function jobsText(jobs: readonly JobView[]): string {
+  const lines = jobs
+    .filter((job) => job.state !== 'cancelled' && !isWell(job))
+    .slice(-JOBS_EXPLAINED_MAX)
+    .map((job) => {
+      const remedies = remedyText(jobError(job).toJSON());
+      return remedies === '' ? '' : `${plain(`${job.id}: ${job.vm}, ${job.state}`)}\n${remedies}`;
+    });
+  return `${jobTable(jobs)}${lines.join('')}`;
 }
 
 function bodyText(job: JobView): string {

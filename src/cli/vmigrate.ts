@@ -103,11 +103,12 @@ addTransportOptions(program)
   .option('--max-downtime <ms>', 'longest downtime of pre-copy in ms', integer('--max-downtime', 1))
   .option('--dry-run', 'print the plan and start nothing')
   .option('--detach', 'start the job, print its ID and return')
-  .option('--recover <job>', 'continue a committed migration that has given up')
+  .option('--recover <job>', 'try at once to go on with a migration that needs recovery')
   .addHelpText(
     'after',
     '\nExit codes: 0 done; 1 failed, the VM still runs on the source; 2 usage; 3 refused by pre-flight;\n' +
-      '4 the VM is paused and needs --recover; 5 daemon unreachable.',
+      '4 the VM has moved and waits for memory: the job goes on by itself when the cause is gone;\n' +
+      '5 daemon unreachable; 6 the VM is lost.',
   )
   .action(migrate);
 

@@ -42,6 +42,8 @@ export interface VmInventory {
   readonly epoch: number;
   readonly owner: string;
   readonly job: string | null;
+  /** The host that the missing pages of the VM come from. Absent if it has all of its memory, as far as is known. */
+  readonly arrivingFrom?: string;
   readonly qemuVersion: string;
   readonly accel: Accel;
   readonly isRamShared: boolean;

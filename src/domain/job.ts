@@ -5,8 +5,8 @@ import type { MigrationProgress } from './progress.js';
 
 /**
  * running: under way · recovering: committed, something is unreachable and is retried · done · failed: the VM runs on
- * the source · needsRecovery: committed, retries have ended, `vmigrate --recover JOB` continues the job · lost:
- * committed, and the VM's memory is lost
+ * the source · needsRecovery: committed, and nothing has advanced for long; it is retried all the same, less often, and
+ * goes on by itself when the cause is gone · lost: committed, and the VM's memory is lost
  */
 export const JOB_STATES = [
   'queued',
@@ -20,14 +20,14 @@ export const JOB_STATES = [
 ] as const;
 export type JobState = (typeof JOB_STATES)[number];
 
-/** States of jobs that cannot continue. A job that needs recovery has also ended, but can continue. */
+/** States of jobs that cannot continue. A job that needs recovery is retried, but a command waits no longer for it. */
 const FINAL: ReadonlySet<JobState> = new Set(['done', 'failed', 'cancelled', 'lost']);
 
 export function isFinal(state: JobState): boolean {
   return FINAL.has(state);
 }
 
-/** True if the job is not being worked on. */
+/** True if nobody should wait for the job any longer: it has ended, or needs recovery. */
 export function isEnded(state: JobState): boolean {
   return isFinal(state) || state === 'needsRecovery';
 }
@@ -48,6 +48,8 @@ interface AnyJobView {
   readonly error: unknown;
   readonly createdAt: string;
   readonly updatedAt: string;
+  /** The host that coordinates the job. Absent: this host does. */
+  readonly coordinator?: string;
 }
 
 export interface MigrationJobView extends AnyJobView {

@@ -134,6 +134,27 @@ export interface StopResult {
   readonly exitCode: number | null;
 }
 
+/** A move whose pages have not all arrived, as either end sees it. */
+interface OpenMove {
+  readonly job: string;
+  /** How much of the memory has arrived; null if only the other end, or QEMU itself, knows. */
+  readonly percent: number | null;
+  /** Nothing arrives at present: the guest stands still as soon as it needs a page that is missing. */
+  readonly isStalled: boolean;
+}
+
+/** The VM arrives at this host. */
+export interface Arrival extends OpenMove {
+  readonly source: string;
+  /** Since when the VM runs here without all of its memory; null before it runs. */
+  readonly incompleteSince: string | null;
+}
+
+/** The VM leaves this host, or has left it and its frozen memory is still fetched from here. */
+export interface Departure extends OpenMove {
+  readonly target: string;
+}
+
 export interface VmView {
   readonly name: string;
   readonly uuid: string;
@@ -157,4 +178,8 @@ export interface VmView {
   readonly identityIssue: string | null;
   /** What the start of the VM could not find out, for example from a host that does not answer. Only in its answer. */
   readonly warnings?: readonly string[];
+  /** Absent if the VM has all of its memory. */
+  readonly arriving?: Arrival;
+  /** Absent if no move of the VM from this host is under way. */
+  readonly leaving?: Departure;
 }

@@ -12,7 +12,7 @@ export interface WalkPorts {
 }
 
 export interface EngineLimits {
-  /** After the commit: how long nothing may advance before the engine gives up and asks for `recover`. */
+  /** After the commit: how long nothing may advance before the job needs recovery. It is tried again all the same. */
   readonly recoveryMsMax: number;
   /** Deadline of one call to an agent outside a step with its own deadline. */
   readonly callMsMax: number;
@@ -63,6 +63,12 @@ export interface Marks {
   advancedTo: number;
   /** The known reason why nothing advances. null: nothing is wrong, or something has advanced since. */
   trouble: MigrationError | null;
+  /** The job needs recovery, and nothing has advanced since. Its walk then makes one attempt at a time. */
+  isStalled: boolean;
+}
+
+export function newMarks(startedAtMs: number | null, nowMs: number): Marks {
+  return { startedAtMs, stoppedAtMs: null, advancedAtMs: nowMs, advancedTo: -1, trouble: null, isStalled: false };
 }
 
 /**
@@ -73,7 +79,19 @@ export function noteAdvance({ marks }: { readonly marks: Marks }, amount: number
   if (amount <= marks.advancedTo) return;
   marks.advancedTo = amount;
   marks.trouble = null;
+  marks.isStalled = false;
   marks.advancedAtMs = nowMs;
+}
+
+/**
+ * Reports what keeps the job from advancing, or that nothing does (null). A stalled job is reported again only when
+ * something has advanced: an attempt that connects and moves nothing is not a recovery.
+ */
+export function reportTrouble(
+  { marks, observer }: { readonly marks: Marks; readonly observer: RunObserver },
+  error: MigrationError | null,
+): void {
+  if (!marks.isStalled) observer.onRecovering(error);
 }
 
 /** The part of a step that the walk needs, whatever the step does. */

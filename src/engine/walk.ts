@@ -13,14 +13,15 @@ import type { AnyStepName, JournalEntry } from './ports/journal.js';
 import type { Executor, WalkContext, WalkStep } from './walk-context.js';
 
 /**
- * halted: the daemon is closing, and the journal holds all that the next one needs. stalled: the job waits for
- * `recover`.
+ * halted: the daemon is closing, or the job was given up, and the journal holds all that is needed. stalled: nothing
+ * has advanced for long, or something fails that a repetition does not mend; the caller tries again later. `leftovers`
+ * are steps whose undo is still due, in a lost job too.
  */
 export type Outcome<Report> =
   | { readonly kind: 'done'; readonly report: Report }
   | { readonly kind: 'undone'; readonly error: MigrationError; readonly leftovers: readonly AnyStepName[] }
   | { readonly kind: 'stalled'; readonly error: MigrationError }
-  | { readonly kind: 'lost'; readonly error: MigrationError }
+  | { readonly kind: 'lost'; readonly error: MigrationError; readonly leftovers: readonly AnyStepName[] }
   | { readonly kind: 'halted' };
 
 /** What the journal says of the commit: nothing, that it may have taken effect, or that it has. */
@@ -48,8 +49,11 @@ export interface Procedure<Name extends AnyStepName, Step extends WalkStep<Name>
   unknownCommit(context: Context, cause: MigrationError): MigrationError;
   /** After the commit, in a later life of the daemon: returns findings of earlier steps that the journal lacks. */
   restoreFindings(context: Context): Promise<Partial<Found> | undefined>;
-  /** Releases what a lost job holds. Failures are logged and have no other effect. */
-  releaseLost(context: Context): Promise<void>;
+  /**
+   * Releases what a lost job holds. Failures are logged and have no other effect. Returns the steps that are to be
+   * undone once the end of the job is durable.
+   */
+  releaseLost(context: Context, error: MigrationError): Promise<readonly Name[]>;
   report(context: Context): Report;
 }
 
@@ -58,7 +62,7 @@ export function isWorthAnotherTry(error: MigrationError): boolean {
   return error.code !== 'OWNER_CHANGED' && error.code !== 'CONFLICT' && error.code !== 'QEMU_GONE';
 }
 
-/** The undo of steps after the commit. */
+/** The undo of steps after the commit that leave nothing to undo, even if the job is lost. */
 export function neverUndone(): Promise<void> {
   return Promise.reject(new MigrationError('INTERNAL', 'a step after the commit cannot be undone'));
 }
@@ -127,10 +131,7 @@ export class Walk<
     if (isBehindCommit instanceof MigrationError) return this.#unknown(context, isBehindCommit);
     if (!isBehindCommit) {
       const announced = before.filter(({ name }) => journal.begun.has(name));
-      const error = new MigrationError(
-        'STEP_FAILED',
-        'the daemon ended before the commit; the job was undone at its restart',
-      );
+      const error = new MigrationError('STEP_FAILED', 'the job was interrupted before its commit, and has been undone');
       return { kind: 'undone', error, leftovers: await this.#undo(context, announced) };
     }
     context.observer.onCommitted();
@@ -246,6 +247,11 @@ export class Walk<
     }
   }
 
+  /** Ends a job that cannot be finished, and frees what it holds. */
+  async giveUp(context: Context, error: MigrationError): Promise<Outcome<Report>> {
+    return { kind: 'lost', error, leftovers: await this.#procedure.releaseLost(context, error) };
+  }
+
   /** Returns the error of the last attempt if it cannot be found out. */
   async #isCommitted(context: Context, evidence: CommitEvidence): Promise<boolean | MigrationError> {
     for (let attempt = 1; ; attempt++) {
@@ -283,7 +289,7 @@ export class Walk<
         // A grouped step was announced with its group, so nothing is written before it has ended.
         const isGrouped = this.#procedure.isGrouped(step);
         const startMs = ports.clock.nowMs();
-        marks.advancedAtMs = startMs;
+        if (!marks.isStalled) marks.advancedAtMs = startMs;
         let retryMs = limits.retryMsFirst;
         let retryAdvancedAtMs = startMs;
         for (;;) {
@@ -293,6 +299,7 @@ export class Walk<
             if (!isGrouped) await flush(context, unwritten);
             if (!isGrouped) await this.#announceAfterCommit(context, step);
             const end = await this.#forward(context, step, startMs);
+            marks.isStalled = false;
             observer.onRecovering(null);
             await flush(context, unwritten);
             if (this.#procedure.durableEnds.has(step.name)) await retryable(ports.journal.append(end));
@@ -301,13 +308,12 @@ export class Walk<
           } catch (thrown) {
             const error = toMigrationError(thrown);
             if (halt.aborted) return { kind: 'halted' };
-            if (error.code === 'VM_LOST') {
-              await this.#procedure.releaseLost(context);
-              return { kind: 'lost', error };
-            }
-            const nowMs = ports.clock.nowMs();
-            if (!isTransientAfterCommit(error) || nowMs - marks.advancedAtMs > limits.recoveryMsMax) {
-              return { kind: 'stalled', error: stalled(error, step, nowMs - marks.advancedAtMs) };
+            if (error.code === 'VM_LOST') return await this.giveUp(context, error);
+            const quietMs = ports.clock.nowMs() - marks.advancedAtMs;
+            if (marks.isStalled || !isTransientAfterCommit(error) || quietMs > limits.recoveryMsMax) {
+              marks.isStalled = true;
+              await flush(context, unwritten);
+              return { kind: 'stalled', error: stalled(error, step, quietMs) };
             }
             observer.onRecovering(atStep(error, step));
             await flush(context, unwritten);
@@ -373,7 +379,7 @@ function stalled(error: MigrationError, step: WalkStep<AnyStepName>, quietMs: nu
   if (error.code === 'NEEDS_RECOVERY') return error;
   return new MigrationError('NEEDS_RECOVERY', `${step.name} on ${step.host} keeps failing: ${error.message}`, {
     step: step.name,
-    remedy: error.remedy ?? 'nothing is lost: repair the cause, then recover the job',
+    remedy: error.remedy ?? 'nothing is lost: repair the cause; the job goes on by itself',
     details: { quietMs: Math.round(quietMs) },
     cause: error,
   });

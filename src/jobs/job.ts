@@ -1,5 +1,5 @@
 import type { ForkReport } from '../domain/fork.js';
-import type { ForkJobView, JobState, JobView, MigrationJobView } from '../domain/job.js';
+import { type ForkJobView, isFinal, type JobState, type JobView, type MigrationJobView } from '../domain/job.js';
 import type { MigrationReport } from '../domain/migration.js';
 import { type ForkHistory, type History, isCommittedByJournal, type MigrationHistory } from './history.js';
 
@@ -9,6 +9,8 @@ export interface Job {
   view: JobView;
   readonly cancel: AbortController;
   isCommitBegun: boolean;
+  /** Aborted, with the reason, when a user gives up a committed job: it ends as lost. */
+  giveUp: AbortController;
   /** Time of the request by this daemon's monotonic clock. Null if an earlier daemon accepted the job. */
   readonly submittedAtMs: number | null;
   /** The current walk. It resolves when the job has ended or needs recovery, and never rejects. */
@@ -28,10 +30,25 @@ export function newJob(history: History, submittedAtMs: number | null): Job {
     history,
     view: history.kind === 'fork' ? forkView(history, isCommitted) : migrationView(history, isCommitted),
     cancel: new AbortController(),
+    giveUp: new AbortController(),
     isCommitBegun: isCommitted,
     submittedAtMs,
     walk: Promise.resolve(),
   };
+}
+
+/** The figures of a job in which nothing advances: what has arrived, without a rate. */
+export function standing({ progress }: JobView): Pick<ViewChange, 'progress'> {
+  return progress === null ? {} : { progress: { ...progress, bytesPerS: 0, secondsLeft: null } };
+}
+
+export function isHeldUp(state: JobState): boolean {
+  return state === 'recovering' || state === 'needsRecovery';
+}
+
+/** Returns whether a cancel would be accepted now. */
+export function isCancellable({ view, isCommitBegun }: Job): boolean {
+  return !isFinal(view.state) && !isCommitBegun;
 }
 
 /** The VM that the job holds: no other job may hold it at the same time. */

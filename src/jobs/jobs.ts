@@ -4,7 +4,9 @@
  *   queued -> running -> done
  *      |        |-----> failed | cancelled            before the commit: undone; the VM runs on the source, no clone
  *      |        |-----> recovering <-> running        after the commit: a host does not answer; the job retries
- *      |        |-----> needsRecovery -> recovering   `recover`, or the daemon's next start
+ *      |        |-----> needsRecovery                nothing has advanced for long; the job retries all the same
+ *      |        |          |-> recovering, running   something advances again, `recover`, or the daemon's next start
+ *      |        |          `-> done | lost
  *      |        `-----> lost
  *      `-----> cancelled
  *
@@ -17,12 +19,13 @@ import { isFinal, type JobView } from '../domain/job.js';
 import type { MigrationOrder, MigrationPlan, MigrationReport } from '../domain/migration.js';
 import type { ForkJobRecord } from '../engine/fork/context.js';
 import type { MigrationRecord } from '../engine/migration/context.js';
-import type { JournalEntry } from '../engine/ports/journal.js';
+import type { AnyStepName, JournalEntry } from '../engine/ports/journal.js';
 import type { Outcome } from '../engine/walk.js';
-import type { RunObserver } from '../engine/walk-context.js';
+import { givenUp, hasArrived, stillNeeded } from './give-up.js';
 import { emptyHistory, readHistories } from './history.js';
-import { changed, type Job, newJob, type ViewChange, vmOf } from './job.js';
+import { changed, type Job, newJob, standing, type ViewChange, vmOf } from './job.js';
 import { Leftovers } from './leftovers.js';
+import { observerOf } from './observer.js';
 import { JOB_LIMITS, type JobLimits, type JobManagerOptions } from './options.js';
 import { JobQueue, mayFollow } from './queue.js';
 import {
@@ -35,6 +38,7 @@ import {
   refused,
   whatOf,
 } from './requests.js';
+import { StalledJobs } from './stalled.js';
 import { JobTable } from './table.js';
 import { type JobWalk, walkOf } from './walks.js';
 
@@ -48,6 +52,9 @@ export class JobManager {
   #runningCount = 0;
   readonly #halt = new AbortController();
   readonly #leftovers: Leftovers;
+  readonly #stalled: StalledJobs;
+  /** The current walk of each job that is under way. */
+  readonly #walks = new Map<Job, JobWalk>();
 
   constructor(options: JobManagerOptions) {
     this.#options = options;
@@ -60,6 +67,7 @@ export class JobManager {
       undoStep: (job, step) => this.#walkOf(job).undoStep(step),
       warn: (message, error, job) => this.#warn(message, error, job),
     });
+    this.#stalled = new StalledJobs({ ...options, limits: this.#limits, signal: this.#halt.signal });
   }
 
   /** Resumes every unfinished job in the journal. Resolves when all of them run again. */
@@ -140,8 +148,18 @@ export class JobManager {
     return job.view;
   }
 
+  /** Throws NOT_FOUND if there is no such job. */
   get(id: string): JobView {
     return this.#jobs.get(id).view;
+  }
+
+  find(id: string): JobView | undefined {
+    return this.#jobs.find(id)?.view;
+  }
+
+  /** Returns the job that holds the VM. */
+  jobOf(vm: string): JobView | undefined {
+    return this.#queue.holderOf(vm)?.view;
   }
 
   /** Oldest first. */
@@ -168,15 +186,38 @@ export class JobManager {
     return job.view;
   }
 
-  /** Starts the retries of a job that needs recovery again. It has no effect on a running job. */
+  /** Makes the next attempt of a job that needs recovery at once. It has no effect on a running job. */
   recover(id: string): Promise<JobView> {
     const job = this.#jobs.get(id);
     if (isFinal(job.view.state)) {
       const error = new MigrationError('CONFLICT', `job ${id} is ${job.view.state}: there is nothing to recover`);
       return Promise.reject(error);
     }
-    if (job.view.state === 'needsRecovery') this.#walkAgain(job);
+    if (job.view.state === 'needsRecovery') {
+      this.#walks.get(job)?.refresh();
+      this.#jobs.change(job, { state: 'recovering' });
+      this.#stalled.hurry(job);
+    }
     return Promise.resolve(job.view);
+  }
+
+  /**
+   * Ends a committed migration whose VM a user gives up on this host. Resolves when the end of the job is durable and
+   * nothing holds the VM's memory any more. Throws CONFLICT if the memory has all arrived, so that nothing is lost.
+   */
+  async giveUp(id: string): Promise<void> {
+    const job = this.#jobs.get(id);
+    const { view, history } = job;
+    if (history.kind !== 'migrate' || view.kind !== 'migrate' || isFinal(view.state)) return;
+    if (!view.isCommitted || hasArrived(history)) throw stillNeeded(view);
+    job.giveUp.abort(givenUp(view));
+    this.#stalled.hurry(job);
+    // A walk that has just stalled is followed by the walk of its retries.
+    for (let walk = null; walk !== job.walk; ) {
+      walk = job.walk;
+      await walk;
+    }
+    if (job.view.state !== 'lost') throw stillNeeded(view);
   }
 
   /** Calls `onChange` for each change of one job, or of all ('*'). Returns a function that ends the subscription. */
@@ -231,20 +272,49 @@ export class JobManager {
   }
 
   async #walk(job: Job, run: (walk: JobWalk) => Promise<Outcome<JobReport>>): Promise<void> {
-    let outcome: Outcome<JobReport>;
+    const walk = this.#walkOf(job);
+    this.#walks.set(job, walk);
+    await this.#settle(job, await this.#outcomeOf(job, walk, () => run(walk)));
+  }
+
+  async #outcomeOf(job: Job, walk: JobWalk, run: () => Promise<Outcome<JobReport>>): Promise<Outcome<JobReport>> {
+    const { signal } = job.giveUp;
     try {
-      outcome = await run(this.#walkOf(job));
+      const outcome = signal.aborted ? ({ kind: 'halted' } as const) : await run();
+      if (outcome.kind !== 'halted' || !signal.aborted || this.#halt.signal.aborted) return outcome;
+      if (!hasArrived(job.history)) return await walk.giveUp(toMigrationError(signal.reason));
+      job.giveUp = new AbortController(); // The last page came at the same moment, so nothing is given up.
+      return await this.#walkOf(job).again();
     } catch (error) {
       // The engine turns every failure into an outcome, so an error here is a bug. The registry still decides at the
-      // next `recover`.
-      outcome = { kind: 'stalled', error: toMigrationError(error) };
+      // next attempt.
+      return { kind: 'stalled', error: toMigrationError(error) };
     }
-    await this.#settle(job, outcome);
+  }
+
+  /** Goes on with a job that needs recovery, outside the limit of running jobs: it may take for ever. */
+  async #retry(job: Job): Promise<void> {
+    const walk = this.#walks.get(job) ?? this.#walkOf(job);
+    const attempt = () => this.#outcomeOf(job, walk, () => walk.again());
+    const onFailure = (outcome: { error: MigrationError }): void => this.#stillStalled(job, outcome.error);
+    await this.#settle(job, await this.#stalled.retry(job, attempt, onFailure));
+  }
+
+  #stillStalled(job: Job, error: MigrationError): void {
+    const { code, message } = toMigrationError(error);
+    const known = job.view.error as { code?: unknown; message?: unknown } | null;
+    const isKnown = job.view.state === 'needsRecovery' && known?.code === code && known.message === message;
+    if (isKnown) return;
+    this.#jobs.change(job, { state: 'needsRecovery', error: error.toJSON(), step: null, ...standing(job.view) });
+    this.#options.log.info({ job: job.view.id, vm: job.view.vm, error }, 'job still needs recovery');
   }
 
   async #settle(job: Job, outcome: Outcome<JobReport>): Promise<void> {
     if (outcome.kind === 'halted') return;
-    if (outcome.kind !== 'stalled') this.#queue.release(job);
+    if (outcome.kind !== 'stalled') {
+      this.#queue.release(job);
+      this.#walks.delete(job);
+    }
     switch (outcome.kind) {
       case 'done':
         await this.#rest(job, { state: 'done', report: outcome.report, error: null });
@@ -257,12 +327,21 @@ export class JobManager {
         break;
       }
       case 'stalled':
-        await this.#rest(job, { state: 'needsRecovery', error: outcome.error.toJSON() });
+        await this.#rest(job, { state: 'needsRecovery', error: outcome.error.toJSON(), ...standing(job.view) });
+        job.walk = this.#retry(job);
         break;
       case 'lost':
+        for (const step of outcome.leftovers) await this.#noteLeftover(job, step);
         await this.#rest(job, { state: 'lost', error: outcome.error.toJSON() });
+        this.#leftovers.clear(job);
         break;
     }
+  }
+
+  async #noteLeftover(job: Job, step: AnyStepName): Promise<void> {
+    job.history.leftovers.add(step);
+    const entry: JournalEntry = { type: 'leftover', job: job.view.id, step };
+    await this.#options.journal.append(entry).catch((failure: unknown) => this.#warn('cannot journal it', failure));
   }
 
   async #rest(job: Job, change: Required<Pick<ViewChange, 'state' | 'error'>> & ViewChange): Promise<void> {
@@ -291,31 +370,12 @@ export class JobManager {
       ...this.#options,
       limits: this.#limits,
       halt: this.#halt.signal,
-      observer: this.#observerOf(job),
+      observer: observerOf(job, {
+        jobs: this.#jobs,
+        queue: this.#queue,
+        warn: (message, error) => this.#warn(message, error, job.view.id),
+      }),
     });
-  }
-
-  #observerOf(job: Job): RunObserver {
-    const change = (to: ViewChange): void => this.#jobs.change(job, to);
-    return {
-      onStep: (step) => change({ step }),
-      onProgress: (progress) => {
-        change({ progress });
-        for (const other of this.#queue.behind(job)) this.#jobs.change(other, { progress });
-      },
-      onCommitBegun: () => {
-        job.isCommitBegun = true;
-      },
-      onCommitted: () => {
-        job.isCommitBegun = true;
-        change({ isCommitted: true });
-      },
-      onRecovering: (error) => {
-        if (error !== null) change({ state: 'recovering', error: error.toJSON() });
-        else if (job.view.state === 'recovering') change({ state: 'running', error: null });
-      },
-      onWarning: (message, error) => this.#warn(message, error, job.view.id),
-    };
   }
 
   #warn(message: string, thrown: unknown, job?: string): void {

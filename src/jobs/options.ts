@@ -17,6 +17,9 @@ export interface JobLimits extends EngineLimits {
   /** First and longest wait before another try to undo a leftover on a host that does not answer. */
   readonly leftoverMsFirst: number;
   readonly leftoverMsMax: number;
+  /** First and longest wait before another attempt to go on with a job that needs recovery. */
+  readonly stalledMsFirst: number;
+  readonly stalledMsMax: number;
 }
 
 export const JOB_LIMITS: JobLimits = {
@@ -24,6 +27,8 @@ export const JOB_LIMITS: JobLimits = {
   runningJobsMax: 4,
   leftoverMsFirst: 500,
   leftoverMsMax: 30_000,
+  stalledMsFirst: 1_000,
+  stalledMsMax: 10_000,
 };
 
 export interface JobManagerOptions {

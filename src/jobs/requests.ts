@@ -12,7 +12,7 @@ import { planFork } from '../planner/fork/plan.js';
 import { checkCount } from '../planner/fork/preflight.js';
 import { planMigration } from '../planner/migration/plan.js';
 import { type FactSources, gatherFacts, gatherForkFacts } from './facts.js';
-import type { Job } from './job.js';
+import { isCancellable, type Job } from './job.js';
 import { isWaitedFor } from './queue.js';
 
 export type Planned<Plan> =
@@ -30,8 +30,10 @@ export async function planMigrationJob(
 ): Promise<Planned<{ readonly plan: MigrationPlan; readonly vm: VmInventory }>> {
   const facts = await gatherFacts(request, sources);
   if ('ownerElsewhere' in facts) return notOwned(request.vm, facts.ownerElsewhere, sources.host);
-  const vm = { ...facts.vm, job: facts.vm.job ?? sources.holderOf(request.vm)?.view.id ?? null };
-  const { plan, refusals } = planMigration(request, { ...facts, vm });
+  const holder = sources.holderOf(request.vm);
+  const vm = { ...facts.vm, job: facts.vm.job ?? holder?.view.id ?? null };
+  const isJobCancellable = holder !== undefined && holder.view.id === vm.job && isCancellable(holder);
+  const { plan, refusals } = planMigration(request, { ...facts, vm, isJobCancellable });
   return plan === null ? { plan, refusals } : { plan: { plan, vm }, refusals: [] };
 }
 
@@ -45,7 +47,9 @@ export async function planForkJob(request: ForkRequest, sources: PlanSources): P
   const holder = request.vm === null ? undefined : sources.holderOf(request.vm);
   const job = inventory.vm.job ?? holder?.view.id ?? null;
   if (holder === undefined || holder.view.id !== job || !isWaitedFor(holder)) {
-    return planFork(request, { host, inventory: { ...inventory, vm: { ...inventory.vm, job } }, waitsFor: null });
+    const isJobCancellable = holder !== undefined && holder.view.id === job && isCancellable(holder);
+    const facts = { host, inventory: { ...inventory, vm: { ...inventory.vm, job } }, waitsFor: null };
+    return planFork(request, { ...facts, isJobCancellable });
   }
   // The plan assumes the state of the VM after the holder has ended. The VM is checked again then.
   const vm = { ...inventory.vm, job: null, state: 'running' as const };

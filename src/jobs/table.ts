@@ -3,8 +3,8 @@
 import { MigrationError } from '../domain/errors.js';
 import { isFinal, type JobView } from '../domain/job.js';
 import type { Clock } from '../engine/ports/clock.js';
+import { Subscribers } from '../kit/subscribers.js';
 import { changed, type Job, type ViewChange } from './job.js';
-import { Subscribers } from './subscribers.js';
 
 /** The number of listed jobs. Beyond it the oldest finished jobs are forgotten. */
 const JOBS_MAX = 1_000;
@@ -12,7 +12,7 @@ const JOBS_MAX = 1_000;
 export class JobTable {
   /** In the order of their creation. */
   readonly #jobs = new Map<string, Job>();
-  readonly #subscribers: Subscribers;
+  readonly #subscribers: Subscribers<JobView>;
   readonly #clock: Clock;
 
   constructor(clock: Clock, onSubscriberFailure: (error: unknown) => void) {
@@ -29,6 +29,10 @@ export class JobTable {
     const job = this.#jobs.get(id);
     if (job === undefined) throw new MigrationError('NOT_FOUND', `there is no job ${id}`);
     return job;
+  }
+
+  find(id: string): Job | undefined {
+    return this.#jobs.get(id);
   }
 
   /** Oldest first. */

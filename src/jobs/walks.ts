@@ -1,5 +1,6 @@
 /** Makes the engine's walk for a job: that of its kind, on this daemon's ports. */
 
+import type { MigrationError } from '../domain/errors.js';
 import type { ForkReport } from '../domain/fork.js';
 import type { MigrationReport } from '../domain/migration.js';
 import { forkWalk } from '../engine/fork/procedure.js';
@@ -8,7 +9,7 @@ import type { HostPort } from '../engine/ports/host.js';
 import type { AnyStepName, JournalEntry } from '../engine/ports/journal.js';
 import type { Registry } from '../engine/ports/registry.js';
 import type { Outcome } from '../engine/walk.js';
-import type { EngineLimits, Marks, RunObserver, WalkPorts } from '../engine/walk-context.js';
+import { type EngineLimits, newMarks, type RunObserver, type WalkPorts } from '../engine/walk-context.js';
 import { type History, isCommittedByJournal } from './history.js';
 import type { Job } from './job.js';
 import { hostOrUnreachable } from './unreachable-host.js';
@@ -16,6 +17,10 @@ import { hostOrUnreachable } from './unreachable-host.js';
 export interface JobWalk {
   fromStart(): Promise<Outcome<MigrationReport | ForkReport>>;
   again(): Promise<Outcome<MigrationReport | ForkReport>>;
+  /** Ends a job that cannot be finished, and frees what it holds. */
+  giveUp(error: MigrationError): Promise<Outcome<MigrationReport | ForkReport>>;
+  /** Gives the job the full time again in which nothing need advance. */
+  refresh(): void;
   undoStep(step: AnyStepName): Promise<void>;
 }
 
@@ -34,18 +39,23 @@ const FORK_UNDO_MS_MAX = 30_000;
 
 export function walkOf(job: Job, parts: WalkParts): JobWalk {
   const { history, cancel, submittedAtMs } = job;
-  const { host, agent, registry, clock, inject, limits, halt, observer } = parts;
+  const { host, agent, registry, clock, inject, limits, observer } = parts;
+  const halt = AbortSignal.any([parts.halt, job.giveUp.signal]);
   const local = agent(host);
   const ports = { journal: { append: appendTo(history, parts) }, clock, inject };
-  const marks: Marks = {
-    startedAtMs: history.kind === 'fork' ? submittedAtMs : null,
-    stoppedAtMs: null,
-    advancedAtMs: clock.nowMs(),
-    advancedTo: -1,
-    trouble: null,
+  const marks = newMarks(history.kind === 'fork' ? submittedAtMs : null, clock.nowMs());
+  const refresh = (): void => {
+    marks.isStalled = false;
+    marks.advancedAtMs = clock.nowMs();
   };
   const common = { cancel: cancel.signal, halt, observer, phases: history.phases, marks };
-  const journal = { begun: history.begun, ended: history.ended, isCommitProven: isCommittedByJournal(history) };
+  const journal = {
+    begun: history.begun,
+    ended: history.ended,
+    get isCommitProven() {
+      return isCommittedByJournal(history);
+    },
+  };
   if (history.kind === 'fork') {
     const { record, findings } = history;
     const context = {
@@ -57,6 +67,8 @@ export function walkOf(job: Job, parts: WalkParts): JobWalk {
     return {
       fromStart: () => forkWalk.fromStart(context),
       again: () => forkWalk.again(context, journal),
+      giveUp: (error) => forkWalk.giveUp(context, error),
+      refresh,
       undoStep: (step) => forkWalk.undoStep(context, step),
     };
   }
@@ -71,6 +83,8 @@ export function walkOf(job: Job, parts: WalkParts): JobWalk {
   return {
     fromStart: () => migrationWalk.fromStart(context),
     again: () => migrationWalk.again(context, journal),
+    giveUp: (error) => migrationWalk.giveUp(context, error),
+    refresh,
     undoStep: (step) => migrationWalk.undoStep(context, step),
   };
 }

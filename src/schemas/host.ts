@@ -71,6 +71,7 @@ export const vmInventoryBase = z.object({
   epoch: count,
   owner: text,
   job: text.nullable(),
+  arrivingFrom: text.exactOptional(),
   qemuVersion: text,
   accel,
   isRamShared: z.boolean(),

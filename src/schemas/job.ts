@@ -27,6 +27,7 @@ const ofAnyJob = {
   error: z.unknown(),
   createdAt: text,
   updatedAt: text,
+  coordinator: hostName.exactOptional(),
 };
 
 const migrationJobView = of<MigrationJobView>(

@@ -31,6 +31,8 @@ export const emptyBody = z.strictObject({}).nullish();
 
 export const vmParams = z.strictObject({ name: vmName });
 
+const openMove = { job: text, percent: count.nullable(), isStalled: z.boolean() };
+
 export const vmView = of<VmView>(
   z.object({
     name: vmName,
@@ -57,5 +59,7 @@ export const vmView = of<VmView>(
       .nullable(),
     identityIssue: text.nullable(),
     warnings: list(text).exactOptional(),
+    arriving: z.object({ ...openMove, source: text, incompleteSince: text.nullable() }).exactOptional(),
+    leaving: z.object({ ...openMove, target: text }).exactOptional(),
   }),
 );

@@ -7,9 +7,12 @@
  */
 import { existsSync } from 'node:fs';
 import { readdir } from 'node:fs/promises';
+import { join } from 'node:path';
 import { afterAll, afterEach, beforeAll, describe, expect, it } from 'vitest';
+import { EXIT } from '../../src/cli/exit-codes.js';
 import type { JobView } from '../../src/domain/job.js';
 import type { StepName } from '../../src/domain/migration.js';
+import type { VmView } from '../../src/domain/vm.js';
 import { Cluster, eventually, sleep } from '../hosts/cluster.js';
 import { Guest } from '../hosts/guest.js';
 import { Parking } from '../hosts/parking.js';
@@ -54,6 +57,23 @@ async function expectNothingLeft(host: string): Promise<void> {
     const list = await cluster.json<{ name: string }[]>(host, 'vmctl', 'ps');
     const isListed = list.some((vm) => vm.name === guest.name);
     return !isListed && files.length === 0 && (await cluster.qemuPids(host)).length === 0 ? true : undefined;
+  });
+}
+
+/** The host has neither the VM nor its memory. */
+async function expectGone(host: string, name: string): Promise<void> {
+  await eventually(`nothing of ${name} is left on ${host}`, 60_000, async () => {
+    const files = (await readdir(cluster.ramDirectory(host))).filter((file) => file.includes(name));
+    const list = await cluster.json<{ name: string }[]>(host, 'vmctl', 'ps');
+    return files.length === 0 && !list.some((vm) => vm.name === name) ? true : undefined;
+  });
+}
+
+/** The target forgets a session, and the secret in its record, when the job is over. */
+async function expectNoSession(host: string): Promise<void> {
+  await eventually(`no session is left on ${host}`, 60_000, async () => {
+    const sessions = await readdir(join(cluster.hostDirectory(host), 'state', 'sessions'));
+    return sessions.length === 0 ? true : undefined;
   });
 }
 
@@ -223,11 +243,73 @@ it('says plainly that a VM is lost when its QEMU is killed on the target before 
   const { id } = await migrateUpTo('drain', source, target, '--bandwidth', '4');
   await killQemu(target);
   await parking.release(before('drain'));
-  await eventually('the job says so', 60_000, async () =>
-    (await job(source, id)).state === 'lost' ? true : undefined,
-  );
+  expect((await cluster.vmctl(source, 'job', id, '--follow')).code).toBe(EXIT.lost);
+  expect(await job(source, id)).toMatchObject({ state: 'lost' });
+  await expectNoSession(target);
   expect(await guest.isSilent(source)).toBe(true);
   expect((await cluster.vmctl(source, 'resume', guest.name)).code).not.toBe(0);
   await cluster.must(cluster.vmctl(source, 'stop', '--force', guest.name));
   await expectNothingLeft(source);
+});
+
+it('shows an incomplete move on both hosts, and ends the VM there only by force', async () => {
+  const name = 'halfway';
+  const half = await Guest.start(cluster, 'A', { name, touchMiB: 32, memoryMiB: 128, restPercent: 50 });
+  const started = await cluster.json<JobView>('A', 'vmigrate', half.name, 'B', '--detach', '--bandwidth', '2');
+  const { id } = started;
+  const vm = (host: string) => cluster.json<VmView>(host, 'vmctl', 'show', name);
+  await eventually('the VM runs on B', 30_000, async () => {
+    const view = await cluster.json<VmView[]>('B', 'vmctl', 'ps');
+    return view.some((other) => other.name === name && other.state === 'running') ? true : undefined;
+  });
+  const { arriving } = await vm('B');
+  expect(arriving).toMatchObject({ source: 'A', job: id, isStalled: false });
+  expect(arriving?.percent).toBeLessThan(100);
+  expect((await vm('A')).leaving).toMatchObject({ target: 'B', job: id });
+  expect((await cluster.vmctl('B', 'ps')).stdout).toMatch(/halfway +running, arriving from A, \d+ % /);
+  expect((await cluster.vmctl('B', 'jobs')).stdout).toContain(id);
+  for (const host of ['A', 'B']) {
+    const refused = await cluster.vmctl(host, 'stop', name);
+    expect(refused.code).toBe(1);
+    expect(refused.stderr).toMatch(/lost.*\(CONFLICT\)\n.*vmctl job .* --follow.*vmctl stop --force halfway/s);
+  }
+
+  // While the coordinator is away and no page comes, the target knows by itself.
+  await cluster.stopDaemon('A');
+  await eventually('B says that nothing comes', 30_000, async () => {
+    const { state } = await job('B', id);
+    return state === 'recovering' && (await vm('B')).arriving?.isStalled === true ? true : undefined;
+  });
+  await restart('A');
+  await eventually('B says that pages come again', 60_000, async () =>
+    (await job('B', id)).state === 'running' ? true : undefined,
+  );
+
+  await cluster.must(cluster.vmctl('B', 'stop', name, '--force'));
+  const followed = await cluster.vmctl('A', 'job', id, '--follow');
+  expect(followed).toMatchObject({ code: EXIT.lost });
+  expect(followed.stdout).toMatch(/halfway was stopped by force on B/);
+  await expectNoSession('B');
+  await expectGone('A', name);
+  const gone = await cluster.vmctl('A', 'show', name);
+  expect(gone.stderr).toMatch(/halfway is not on A: it has moved to B/);
+});
+
+it('gives a VM up on its source by force, and the target says that nothing comes any more', async () => {
+  const name = 'abandoned';
+  await Guest.start(cluster, 'A', { name, touchMiB: 32, memoryMiB: 128, restPercent: 50 });
+  const { id } = await cluster.json<JobView>('A', 'vmigrate', name, 'B', '--detach', '--bandwidth', '2');
+  await eventually('the job is committed', 30_000, async () => ((await job('A', id)).isCommitted ? true : undefined));
+  await cluster.must(cluster.vmctl('A', 'stop', name, '--force'));
+  const { state, error } = await job('A', id);
+  expect({ state, error }).toMatchObject({ state: 'lost', error: { code: 'VM_LOST' } });
+  await expectGone('A', name);
+  await eventually('B says that nothing comes', 30_000, async () => {
+    const { arriving } = await cluster.json<VmView>('B', 'vmctl', 'show', name);
+    return arriving?.isStalled === true ? true : undefined;
+  });
+  expect((await cluster.vmctl('B', 'stop', name)).code).toBe(1);
+  await cluster.must(cluster.vmctl('B', 'stop', name, '--force'));
+  await expectGone('B', name);
+  await expectNoSession('B');
 });

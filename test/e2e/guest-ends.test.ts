@@ -10,6 +10,7 @@ import { GuestAgent } from '../../src/backends/qemu/guest-agent.js';
 import type { JobView } from '../../src/domain/job.js';
 import { DirectoryLock } from '../../src/durable/directory-lock.js';
 import { Reserve } from '../../src/durable/reserve.js';
+import { loadNativeBinding } from '../../src/native/binding.js';
 import { Cluster, eventually } from '../hosts/cluster.js';
 import { agentInitrd, Guest } from '../hosts/guest.js';
 import { codeOf, VmHost, vmSpec } from '../hosts/vm-host.js';
@@ -41,7 +42,7 @@ it('a full state disk refuses new VMs, keeps none from ending, and no daemon fro
     for (const name of ['one', 'two']) await vms.run(vmSpec({ name }));
     fill();
     expect(await codeOf(vms.run(vmSpec({ name: 'three' })))).toBe('NO_SPACE');
-    const lock = await DirectoryLock.take(directory);
+    const lock = await DirectoryLock.take(directory, (descriptor) => loadNativeBinding().lockFile(descriptor));
     await lock.giveBack();
     expect(await stopForUser(vms, 'one', { isForced: false, gracefulMs: 0 })).toMatchObject({ how: 'ended' });
     // Nothing is left of the reserve either.

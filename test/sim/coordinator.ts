@@ -23,7 +23,6 @@ export interface AnyWorld {
 const REST_MS_MAX = 1_800_000;
 /** Longer than the delay of any call. */
 const AFTERMATH_MS = 90_000;
-const RECOVERIES_MAX = 3;
 
 export function diskHooks(world: AnyWorld, isFull: () => boolean) {
   return { isFull, event: (label: string) => world.event(label), chance: () => world.chance.next() };
@@ -50,15 +49,13 @@ export function worldPorts(
 }
 
 /**
- * Returns whether the only job of a world has ended, with nothing left to undo. A job that needs recovery gets
- * `recover` several times. Null: there is no job.
+ * Returns whether the only job of a world has ended, with nothing left to undo. Nobody helps a job that needs recovery:
+ * it must go on by itself. Null: there is no job.
  */
 export function jobWatch(): (jobs: JobManager, journal: FileJournal) => boolean | null {
-  let recoveries = 0;
   return (jobs, journal) => {
     const job = jobs.list()[0];
     if (job === undefined) return null;
-    if (job.state === 'needsRecovery' && recoveries++ < RECOVERIES_MAX) void jobs.recover(job.id);
     const isOver = ['done', 'failed', 'cancelled', 'lost'].includes(job.state);
     return isOver && [...readHistories(journal.entries()).values()].every(({ leftovers }) => leftovers.size === 0);
   };

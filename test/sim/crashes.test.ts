@@ -69,3 +69,15 @@ describe('owner records that are lost or restored while the hosts cannot reach e
     }
   }
 });
+
+test('a cut that outlasts all patience ends well without help: the job needs recovery and goes on', async () => {
+  const { eventCount } = await expectSound({ seed: 3, faults: [] });
+  const ends = new Set<string>();
+  for (let at = 0; at < eventCount; at++) {
+    const faults = [{ at, kind: 'cutNetwork', ms: 400_000 } as const];
+    const { state, hasNeededRecovery } = await expectSound({ seed: 3, faults });
+    ends.add(`${state}${hasNeededRecovery ? ' after it needed recovery' : ''}`);
+  }
+  expect(ends).toContain('done after it needed recovery');
+  expect([...ends].filter((end) => !/^(done|failed|null)/.test(end))).toEqual([]);
+});

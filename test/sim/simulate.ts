@@ -33,6 +33,8 @@ export interface Result {
   readonly violation: string | null;
   /** Null: the request was refused, or the daemon died before the job was durable. */
   readonly state: JobState | null;
+  /** Whether the job needed recovery at any time. */
+  readonly hasNeededRecovery: boolean;
   readonly eventCount: number;
   readonly trace: readonly string[];
 }
@@ -48,6 +50,7 @@ export async function simulate({ seed, faults, mode = 'postcopy', sabotage }: Sc
   const world = new World(seed, faults);
   const daemons: { A: Daemon | null; B: Daemon | null } = { A: null, B: null };
   const { A, B } = world.hosts;
+  let hasNeededRecovery = false;
 
   const boot = async (host: 'A' | 'B'): Promise<void> => {
     const state = world.hosts[host];
@@ -79,6 +82,9 @@ export async function simulate({ seed, faults, mode = 'postcopy', sabotage }: Sc
       ...worldPorts(world, life),
     });
     daemons.A = { life, agent, jobs, journal };
+    jobs.subscribe('*', ({ state: jobState }) => {
+      hasNeededRecovery ||= jobState === 'needsRecovery';
+    });
     await jobs.start();
   };
 
@@ -129,6 +135,7 @@ export async function simulate({ seed, faults, mode = 'postcopy', sabotage }: Sc
   return {
     violation: world.violation?.message ?? null,
     state: job?.state ?? null,
+    hasNeededRecovery,
     eventCount: world.eventCount,
     trace: world.trace,
   };
@@ -156,6 +163,7 @@ function checkAtRest(world: World, { A, B }: { A: Daemon | null; B: Daemon | nul
     if (!(isCommitted || world.areOwnersLost) || !killed.target)
       fail('lost, although nothing was killed that the VM needs');
     if (runs(source) || runs(target)) fail('lost, but it runs');
+    if (world.hosts.B.sessions.size > 0) fail('the session of a lost VM is left over on the target');
     return;
   }
   if ((state === 'done') !== isCommitted && !world.areOwnersLost)

@@ -318,6 +318,7 @@ export function fakeServices(change: Partial<ApiServices> = {}): FakeServices {
       },
       list: () => [...vms.values()],
       find,
+      locate: async (name) => find(name),
       pause: (name) => setState(name, 'paused'),
       resume: (name) => setState(name, 'running'),
       reset: (name) => setState(name, 'running'),

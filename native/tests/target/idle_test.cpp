@@ -44,6 +44,25 @@ TEST(Idle, WaitingForANewConnectionWithAFaultInHand) {
   EXPECT_EQ(reading.get(), vm.expected(0, 3));
 }
 
+// The demand thread neither polls nor posts while the session is disconnected. So it must not watch its own dead
+// connection either, which stays readable for ever.
+TEST(Idle, LossThatTheBulkThreadReportsFirst) {
+  PagerHarness vm(PagerHarness::Specs{{16}});
+  vm.start(false);
+  auto reading = vm.touch(0, 3);
+  ASSERT_TRUE(PagerHarness::arrives(reading));  // so the demand thread has taken its connection
+  vm.bulk->disconnect();
+  ASSERT_TRUE(vm.reaches(TargetState::kDisconnected));
+  vm.demand->disconnect();
+  EXPECT_LT(work_in(500ms).cpu, 100ms);
+  EXPECT_TRUE(vm.demand->was_destroyed());
+  auto waiting = vm.touch(0, 5);
+  ASSERT_TRUE(test::eventually([&] { return vm.counter(TargetCounter::kFaultCount) == 2; }));
+  ASSERT_TRUE(vm.session->connect(vm.endpoints()).ok());
+  ASSERT_TRUE(PagerHarness::arrives(waiting));
+  EXPECT_EQ(waiting.get(), vm.expected(0, 5));
+}
+
 TEST(Idle, ConnectionLostWhenEveryPageHasBeenFetchedOnDemand) {
   PagerHarness vm(PagerHarness::Specs{{1}});
   vm.map_vm();

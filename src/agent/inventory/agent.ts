@@ -11,6 +11,8 @@ export class InventoryAgent implements InventoryPort {
   readonly #hostInfo: HostInfo;
   /** Returns the job that is still transferring pages of this VM to this host, or null. */
   readonly #arriving: (vm: string) => Promise<string | null>;
+  /** Returns the host that the missing pages of this VM come from, or null. */
+  readonly #arrivingFrom: (vm: string) => string | null;
 
   readonly #claims: InventoryPort['vmClaims'];
 
@@ -19,12 +21,14 @@ export class InventoryAgent implements InventoryPort {
     options: {
       hostInfo: HostInfo;
       arriving: (vm: string) => Promise<string | null>;
+      arrivingFrom: (vm: string) => string | null;
       claims: InventoryPort['vmClaims'];
     },
   ) {
     this.#context = context;
     this.#hostInfo = options.hostInfo;
     this.#arriving = options.arriving;
+    this.#arrivingFrom = options.arrivingFrom;
     this.#claims = options.claims;
   }
 
@@ -34,7 +38,9 @@ export class InventoryAgent implements InventoryPort {
 
   async vmInventory(vm: string): Promise<VmInventory> {
     const inventory = await vmInventory(this.#context, vm);
-    return { ...inventory, job: inventory.job ?? (await this.#arriving(vm)) };
+    const arrivingFrom = this.#arrivingFrom(vm);
+    const job = inventory.job ?? (await this.#arriving(vm));
+    return { ...inventory, job, ...(arrivingFrom === null ? {} : { arrivingFrom }) };
   }
 
   vmClaims(name: string, uuid: string): Promise<VmClaims> {

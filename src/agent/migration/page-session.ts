@@ -97,6 +97,14 @@ export class PageSession {
     this.#startWanted();
   }
 
+  /** Makes the next attempt to connect at once, if one is due. */
+  hurry(): void {
+    if (this.#retryTimer === null) return;
+    this.#stopRetrying();
+    this.#retryMs = 0;
+    this.#retryLater();
+  }
+
   /** Closes the session. Missing pages stay missing, and their faults wait. Idempotent. */
   async close(): Promise<void> {
     if (this.#isClosed) return;
@@ -246,7 +254,7 @@ export class PageSession {
         this.#retryLater();
       });
     }, this.#retryMs);
-    this.#retryMs = Math.min(this.#retryMs * 2, RETRY_MS_MAX);
+    this.#retryMs = Math.min(Math.max(this.#retryMs * 2, RETRY_MS_FIRST), RETRY_MS_MAX);
   }
 
   #stopRetrying(): void {

@@ -197,7 +197,9 @@ export class SourceSession {
       'VM_LOST',
       `the source QEMU of ${vm} has ended with pages that ${target} has not fetched`,
       {
-        remedy: `the VM on ${target} waits for these pages for ever: run "vmctl stop ${vm}" there and on this host`,
+        remedy:
+          `the VM on ${target} waits for these pages for ever: run "vmctl stop --force ${vm}" there ` +
+          `and "vmctl stop ${vm}" on this host`,
         cause: error,
       },
     );

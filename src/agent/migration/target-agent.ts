@@ -14,9 +14,12 @@ import type {
 } from '../../engine/ports/session.js';
 import type { TargetPort } from '../../engine/ports/target.js';
 import { KeyedLocks } from '../../kit/locks.js';
+import type { ArrivalView } from './arrival.js';
 import type { MigrationContext } from './context.js';
 import { EndedSessions } from './ended-sessions.js';
-import { endedOf, inheritExitCode } from './ended-vm.js';
+import { inheritExitCode } from './ended-vm.js';
+import { type GoneSession, goneProgress } from './gone.js';
+import { IncomingJobs } from './incoming-jobs.js';
 import { checkSession, type TargetRecord } from './session-store.js';
 import { TargetSession } from './target-session.js';
 
@@ -27,13 +30,17 @@ export class TargetAgent implements TargetPort {
   /** The job of each session in `#targets`. */
   readonly #jobs = new Map<string, string>();
   /** The sessions whose QEMU had ended when this daemon started. */
-  readonly #gone = new Map<string, { record: TargetRecord; hasRun: boolean }>();
+  readonly #gone = new Map<string, GoneSession>();
+  /** The jobs that bring VMs to this host, as this host sees them. */
+  readonly incoming: IncomingJobs;
   /** Aborts the preparation that is in progress, by session. */
   readonly #preparing = new Map<string, AbortController>();
   readonly #ended = new EndedSessions();
 
-  constructor(context: MigrationContext) {
+  /** `recoveryMsMax`: how long nothing may arrive before an incoming job counts as one that needs recovery. */
+  constructor(context: MigrationContext, recoveryMsMax?: number) {
     this.#context = context;
+    this.incoming = new IncomingJobs(context, recoveryMsMax);
     context.vms.on('exit', this.#onExit);
   }
 
@@ -45,6 +52,11 @@ export class TargetAgent implements TargetPort {
     // The VM's record is damaged. Its session is kept for the time when it is repaired.
     if (vm === null && vms.isTaken(spec.name)) return;
     const isOurs = vm !== null && vm.session === session;
+    if (!isOurs && (record.state === 'resumed' || record.state === 'complete')) {
+      // A user has removed the VM. The coordinator, which may be away, still has to hear of it.
+      this.#gone.set(session, { record, hasRun: true, exit: null });
+      return;
+    }
     if (!isOurs || record.state === 'preparing') {
       // The QEMU of a preparation may have ended with the earlier daemon. The VM has never run, so nobody misses it.
       if (isOurs && (vm.state === 'incoming' || vm.state === 'stopped')) await vms.destroy(spec.name);
@@ -53,11 +65,20 @@ export class TargetAgent implements TargetPort {
     }
     if (vm.state === 'stopped') {
       const owner = await registry.owner(spec.name);
-      this.#gone.set(session, { record, hasRun: owner?.session === session });
+      this.#gone.set(session, { record, hasRun: owner?.session === session, exit: vms.exitOf(spec.name) });
       return;
     }
-    this.#targets.set(session, await TargetSession.resumeSession(this.#context, record, vm));
-    this.#jobs.set(session, record.job);
+    this.#add(record, await TargetSession.resumeSession(this.#context, record, vm));
+  }
+
+  /** Returns what this host knows of the move that brings the VM, or null if no page of the VM is missing. */
+  arrivalOf(name: string): ArrivalView | null {
+    for (const target of this.#targets.values()) {
+      if (target.vmName !== name) continue;
+      const arrival = target.arrival();
+      return arrival.state === 'complete' || arrival.state === 'gone' ? null : arrival;
+    }
+    return null;
   }
 
   /**
@@ -90,6 +111,7 @@ export class TargetAgent implements TargetPort {
 
   async close(): Promise<void> {
     this.#context.vms.off('exit', this.#onExit);
+    this.incoming.close();
     await Promise.all([...this.#targets.values()].map((target) => target.close()));
   }
 
@@ -104,8 +126,7 @@ export class TargetAgent implements TargetPort {
       this.#preparing.set(session, cancel);
       try {
         const target = await TargetSession.prepare(this.#context, request, cancel.signal);
-        this.#targets.set(session, target);
-        this.#jobs.set(session, request.job);
+        this.#add(request, target);
         return target.reply;
       } finally {
         this.#preparing.delete(session);
@@ -139,7 +160,8 @@ export class TargetAgent implements TargetPort {
 
   async progress(session: string): Promise<SessionProgress> {
     const gone = this.#gone.get(session);
-    return gone === undefined ? this.#target(session).progress() : goneProgress(gone, this.#exitOf(gone.record));
+    if (gone === undefined) return this.#target(session).progress();
+    return goneProgress({ ...gone, exit: this.#exitOf(gone.record) ?? gone.exit }, this.#context.host);
   }
 
   async reconnect(session: string, source: SourceEndpointInfo): Promise<void> {
@@ -159,9 +181,9 @@ export class TargetAgent implements TargetPort {
       const target = this.#targets.get(session);
       await target?.finish();
       const gone = this.#gone.get(session);
-      // The coordinator finishes such a session only if the guest has ended by itself.
       if (gone !== undefined) await this.#context.store.remove(gone.record);
       this.#gone.delete(session);
+      if (target !== undefined) this.incoming.end(target, null);
       this.#targets.delete(session);
       this.#jobs.delete(session);
       this.#ended.add(session);
@@ -182,7 +204,9 @@ export class TargetAgent implements TargetPort {
     // removes nothing during a preparation: one that was just ending would keep a dead QEMU that nobody removes.
     this.#preparing.get(session)?.abort();
     await this.#locks.hold(session, async () => {
-      await this.#targets.get(session)?.discard();
+      const target = this.#targets.get(session);
+      await target?.discard();
+      if (target !== undefined) this.incoming.end(target, this.#undone(target));
       this.#targets.delete(session);
       this.#jobs.delete(session);
       if (gone === undefined) return;
@@ -201,6 +225,19 @@ export class TargetAgent implements TargetPort {
     return vms.has(spec.name) && vms.get(spec.name).session === session ? vms.exitOf(spec.name) : null;
   }
 
+  #add({ session, job }: PrepareRequest, target: TargetSession): void {
+    this.#targets.set(session, target);
+    this.#jobs.set(session, job);
+    this.incoming.begin(target);
+  }
+
+  #undone(target: TargetSession): MigrationError {
+    const { request } = target.arrival();
+    return new MigrationError('STEP_FAILED', `${request.source} has undone the move of ${target.vmName}`, {
+      remedy: `the job's own host says why: "vmctl job ${request.job}" on ${request.source}`,
+    });
+  }
+
   #target(session: string): TargetSession {
     const target = this.#targets.get(session);
     if (target !== undefined) return target;
@@ -208,32 +245,15 @@ export class TargetAgent implements TargetPort {
     throw new MigrationError('NOT_FOUND', `no incoming session ${session.slice(0, 32)} on ${this.#context.host}`);
   }
 
-  readonly #onExit = (name: string): void => {
+  readonly #onExit = (name: string, exit: VmExit): void => {
     for (const target of this.#targets.values()) {
       if (target.vmName !== name) continue;
-      target.lost().catch((error: unknown) => {
+      target.lost(exit).catch((error: unknown) => {
         this.#context.log.error(
           { vm: name, err: toMigrationError(error) },
           'the session of a VM whose QEMU has ended cannot be closed',
         );
       });
     }
-  };
-}
-
-function goneProgress(
-  { record, hasRun }: { record: TargetRecord; hasRun: boolean },
-  exit: VmExit | null,
-): SessionProgress {
-  const { name, memory } = record.spec;
-  return {
-    state: 'gone',
-    hasRun,
-    error: new MigrationError('QEMU_GONE', `the QEMU of ${name} has ended`).toJSON(),
-    pagesTotal: memory.sizeBytes / memory.pageBytes,
-    pagesPresent: 0,
-    pageBytes: memory.pageBytes,
-    counters: {},
-    ...endedOf(exit),
   };
 }

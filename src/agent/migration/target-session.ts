@@ -12,9 +12,9 @@ import { unlink } from 'node:fs/promises';
 import type { Readable } from 'node:stream';
 import type { StateImport } from '../../backends/backend.js';
 import { MigrationError, toMigrationError } from '../../domain/errors.js';
-import { type GuestEnd, isGuestEnd } from '../../domain/guest-end.js';
+import type { GuestEnd } from '../../domain/guest-end.js';
 import { MODE_TRAITS } from '../../domain/migration.js';
-import type { VmSpec } from '../../domain/vm.js';
+import type { VmExit } from '../../domain/vm.js';
 import type {
   Legacy,
   PrepareRequest,
@@ -24,8 +24,11 @@ import type {
 } from '../../engine/ports/session.js';
 import { failureToError } from '../../native/failure.js';
 import type { ManagedVm } from '../vm/vms.js';
+import { Arrival, type ArrivalView, pagesOf } from './arrival.js';
 import type { MigrationContext } from './context.js';
 import { endedOf, inheritExitCode } from './ended-vm.js';
+import { goneError } from './gone.js';
+import { withOwnMemory } from './own-memory.js';
 import { PageSession } from './page-session.js';
 import type { TargetRecord } from './session-store.js';
 
@@ -42,6 +45,7 @@ export class TargetSession {
   #isOver = false;
   /** The VM's epoch in this host's registry before the move. It is read in advance to keep it out of the blackout. */
   readonly #epochBefore: number | null;
+  readonly #arrival: Arrival;
 
   private constructor(
     context: MigrationContext,
@@ -53,6 +57,7 @@ export class TargetSession {
     this.#record = record;
     this.#vm = vm;
     this.#epochBefore = before.epoch;
+    this.#arrival = new Arrival(record, context.clock);
     this.#state = vm.process.importState(record.mode, before.isResume);
     this.#pages =
       MODE_TRAITS[record.mode].mover === 'pager' && record.state !== 'complete'
@@ -184,23 +189,45 @@ export class TargetSession {
   }
 
   async progress(): Promise<SessionProgress> {
-    const snapshot = this.#pages?.snapshot ?? null;
-    const { pageBytes, sizeBytes } = this.#vm.spec.memory;
-    const counters: Record<string, number> = {};
-    for (const [name, value] of Object.entries(snapshot?.counters ?? {})) counters[name] = Number(value);
-    const pagesTotal = sizeBytes / pageBytes;
     const state = await this.#sessionState();
-    const failure = snapshot?.failure ?? null;
+    const { pagesTotal, pagesPresent, counters, error } = this.#read(state);
+    const { pageBytes } = this.#vm.spec.memory;
     return {
       state,
       hasRun: this.#hasRun,
-      error: this.#gone?.toJSON() ?? (failure === null ? null : failureToError(failure, 'fetching pages').toJSON()),
+      error: error?.toJSON() ?? null,
       pagesTotal,
-      pagesPresent: state === 'complete' ? pagesTotal : (counters['pagesPresent'] ?? 0) + (counters['pagesZero'] ?? 0),
+      pagesPresent,
       pageBytes,
       counters,
       ...this.#ended(),
     };
+  }
+
+  /** What this host knows of the move, without asking anybody. */
+  arrival(): ArrivalView {
+    const state = this.#knownState();
+    const { counters, ...read } = this.#read(state);
+    const { demandBytes = 0, prefetchBytes = 0, faultCount = 0 } = counters;
+    return this.#arrival.view({
+      ...read,
+      ...{ state, faultCount, hasRun: this.#hasRun, bytesDone: demandBytes + prefetchBytes },
+    });
+  }
+
+  /** Asks QEMU whether its own post-copy has ended, which nobody else would notice while the coordinator is away. */
+  async refresh(): Promise<void> {
+    if (this.#pages === null) await this.#sessionState();
+  }
+
+  /** Connects to the source again at once, if the connection is lost. */
+  hurry(): void {
+    this.#pages?.hurry();
+  }
+
+  #read(state: SessionState | null) {
+    const { failure, ...pages } = pagesOf(this.#pages?.snapshot ?? null, this.#vm.spec, state === 'complete');
+    return { ...pages, error: this.#gone ?? (failure === null ? null : failureToError(failure, 'fetching pages')) };
   }
 
   /** Records the exit code that the guest had written before it moved. Durable when it resolves. */
@@ -208,11 +235,10 @@ export class TargetSession {
     if (!this.#isReplaced) await inheritExitCode(this.#context.vms, this.vmName, exitCode);
   }
 
-  /** Removes the session and keeps the VM. A guest that has ended by itself needs no more pages. */
+  /** Removes the session and keeps the VM, or what is left of one whose QEMU has ended. */
   async finish(): Promise<void> {
-    const { ended } = this.#ended();
-    const hasGuestEnded = this.#hasRun && ended !== undefined && isGuestEnd(ended.reason);
-    if (!hasGuestEnded && (await this.#sessionState()) !== 'complete') {
+    const state = await this.#sessionState();
+    if (state !== 'complete' && state !== 'gone') {
       throw new MigrationError('CONFLICT', `pages of ${this.vmName} are still missing`);
     }
     await this.close();
@@ -237,9 +263,9 @@ export class TargetSession {
     await store.remove(this.#record);
   }
 
-  /** Called when QEMU has ended by itself. */
-  async lost(): Promise<void> {
-    this.#gone ??= new MigrationError('QEMU_GONE', `the QEMU of ${this.vmName} has ended`);
+  /** Called when QEMU has ended. The coordinator learns from the error how. */
+  async lost(exit: VmExit): Promise<void> {
+    this.#gone ??= goneError(this.vmName, this.#context.host, exit);
     this.#state.end(this.#gone);
     await this.#pages?.close();
   }
@@ -334,9 +360,14 @@ export class TargetSession {
   }
 
   async #sessionState(): Promise<SessionState> {
+    return this.#knownState() ?? this.#nativeState();
+  }
+
+  /** Null: only QEMU knows. */
+  #knownState(): SessionState | null {
     if (this.#record.state === 'complete') return 'complete';
     if (this.#gone !== null) return 'gone';
-    if (this.#pages === null) return this.#nativeState();
+    if (this.#pages === null) return null;
     const { state } = this.#pages.snapshot;
     if (state === 'complete' || state === 'failed' || state === 'disconnected' || state === 'filling') return state;
     // After a restart of the daemon, faults wait until the coordinator connects the session again.
@@ -365,9 +396,4 @@ export class TargetSession {
     if (this.#gone !== null) throw this.#gone;
     if (this.#isOver) throw new MigrationError('CONFLICT', `session ${this.#record.session} has ended`);
   }
-}
-
-/** Gives an incoming clone memory of its own: all its pages are transferred, and the image stays on the source. */
-function withOwnMemory(spec: VmSpec): VmSpec {
-  return spec.memory.backing === 'image' ? { ...spec, memory: { ...spec.memory, backing: 'shared' } } : spec;
 }

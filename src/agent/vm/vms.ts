@@ -346,7 +346,11 @@ export class VmManager {
   /** Checks for a user's call that the VM is in one of these states, belongs to this host, and is in no job. */
   async #checkUsable(name: string, states: readonly VmState[], isJobIgnored = false): Promise<Vm> {
     const vm = this.#table.get(name);
-    if (vm.job !== null && !isJobIgnored) throw new MigrationError('VM_BUSY', `${name} is part of job ${vm.job}`);
+    if (vm.job !== null && !isJobIgnored) {
+      throw new MigrationError('VM_BUSY', `${name} is part of job ${vm.job}`, {
+        remedy: `wait until it has ended: "vmctl job ${vm.job} --follow"`,
+      });
+    }
     if (!states.includes(vm.state)) throw new MigrationError('CONFLICT', `${name} is ${vm.state}`);
     const owner = await this.#options.registry.owner(name);
     if (!isOver(vm) && (owner?.owner !== this.#options.host || owner.epoch !== vm.epoch)) {

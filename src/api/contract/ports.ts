@@ -20,6 +20,8 @@ export interface ApiVms {
   list(): readonly VmView[];
   /** Throws NOT_FOUND if there is no such VM. */
   find(name: string): VmView;
+  /** The same. The error says where the VM went, if this host knows it. */
+  locate(name: string): Promise<VmView>;
   pause(name: string): Promise<void>;
   resume(name: string): Promise<void>;
   /** Restarts the guest, as its reset button does. */

@@ -5,7 +5,7 @@
 
 import { IMAGE_STATES } from '../../domain/image.js';
 import { isEnded, JOB_STATES, type JobView } from '../../domain/job.js';
-import { VM_STATES } from '../../domain/vm.js';
+import { VM_STATES, type VmView } from '../../domain/vm.js';
 import type { ApiServices } from '../contract/ports.js';
 
 export const METRICS_CONTENT_TYPE = 'text/plain; version=0.0.4; charset=utf-8';
@@ -19,6 +19,20 @@ interface Metric {
   readonly type: 'counter' | 'gauge';
   readonly help: string;
   readonly samples: () => Samples;
+}
+
+/** The coordinator of a job counts it, and no other host. */
+function isOwn({ coordinator }: JobView): boolean {
+  return coordinator === undefined;
+}
+
+/** The VMs that run here and lack memory. Their names, and those of hosts, need no escaping in labels. */
+function incomplete(vms: readonly VmView[]) {
+  return vms.flatMap(({ name, arriving }) => {
+    if (arriving === undefined || arriving.incompleteSince === null) return [];
+    const seconds = Math.max(0, (Date.now() - Date.parse(arriving.incompleteSince)) / 1000);
+    return [{ labels: `{vm="${name}",source="${arriving.source}"}`, seconds, isStalled: arriving.isStalled }];
+  });
 }
 
 export class Metrics {
@@ -39,9 +53,9 @@ export class Metrics {
       {
         name: 'vmigrate_jobs',
         type: 'gauge',
-        help: 'Jobs that this daemon knows, by state.',
+        help: 'Jobs that this daemon coordinates, by state.',
         samples: () => {
-          const list = jobs.list();
+          const list = jobs.list().filter(isOwn);
           return JOB_STATES.map((state) => [`{state="${state}"}`, list.filter((job) => job.state === state).length]);
         },
       },
@@ -53,6 +67,18 @@ export class Metrics {
           const list = vms.list();
           return VM_STATES.map((state) => [`{state="${state}"}`, list.filter((vm) => vm.state === state).length]);
         },
+      },
+      {
+        name: 'vmigrate_vm_incomplete_seconds',
+        type: 'gauge',
+        help: 'How long a VM has run on this host without all of its memory, as far as this daemon has seen.',
+        samples: () => incomplete(vms.list()).map(({ labels, seconds }) => [labels, seconds]),
+      },
+      {
+        name: 'vmigrate_vm_stalled',
+        type: 'gauge',
+        help: '1 for a VM on this host whose missing memory does not come at present.',
+        samples: () => incomplete(vms.list()).map(({ labels, isStalled }) => [labels, isStalled ? 1 : 0]),
       },
       {
         name: 'vmigrate_bytes_total',
@@ -136,7 +162,7 @@ export class Metrics {
         samples: () => [['', process.memoryUsage.rss()]],
       },
     ];
-    for (const job of jobs.list()) if (isEnded(job.state)) this.counted.add(job.id);
+    for (const job of jobs.list()) if (isOwn(job) && isEnded(job.state)) this.counted.add(job.id);
     this.unsubscribe = jobs.subscribe('*', (view) => this.count(view));
   }
 
@@ -159,6 +185,7 @@ export class Metrics {
 
   /** Counts a job that has ended. A recovered job is counted again when it ends again. */
   private count(view: JobView): void {
+    if (!isOwn(view)) return;
     if (!isEnded(view.state)) {
       this.counted.delete(view.id);
       return;

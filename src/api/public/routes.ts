@@ -134,7 +134,7 @@ function vmRoutes(app: TypedApp, services: ApiServices): void {
   );
   const oneVm = { params: vmParams, response: { 200: vmView, ...failures } };
   app.get('/v1/vms/:name', { schema: { summary: 'Show one VM', ...oneVm } }, (request) =>
-    vms.find(request.params.name),
+    vms.locate(request.params.name),
   );
   app.post(
     '/v1/vms/:name/pause',
@@ -196,7 +196,7 @@ function jobRoutes(app: TypedApp, services: ApiServices): void {
     '/v1/jobs',
     {
       schema: {
-        summary: 'List the jobs that this daemon coordinates',
+        summary: 'List the jobs that this daemon coordinates, and those that bring VMs to this host',
         response: { 200: z.array(jobView), ...failures },
       },
     },
@@ -211,7 +211,7 @@ function jobRoutes(app: TypedApp, services: ApiServices): void {
   );
   app.post(
     '/v1/jobs/:id/recover',
-    { schema: { summary: 'Continue a committed job that has given up', body: emptyBody, ...oneJob } },
+    { schema: { summary: 'Make the next attempt of a job that needs recovery at once', body: emptyBody, ...oneJob } },
     ({ params }) => jobs.recover(params.id),
   );
 }

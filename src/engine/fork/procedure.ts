@@ -30,6 +30,8 @@
  *   (6) This holds for every reason why the image cannot be filled: its clones are ended, because they would wait for
  *       ever, and the parent keeps running.
  *
+ * A job that cannot go on after the commit is called needsRecovery, and is tried again until it ends (jobs/stalled.ts).
+ *
  * The commit is one durable write of the agent. After a crash, `discardFork` decides whether it took place: the call
  * removes an uncommitted fork, and is refused for a committed one.
  *
@@ -81,7 +83,7 @@ export const forkWalk = new Walk<ForkStepName, ForkStep, ForkStepContext, ForkFi
       'NEEDS_RECOVERY',
       `it is not known whether the fork of ${record.plan.parent} was committed`,
       {
-        remedy: 'repair the cause, restart the daemon, then recover the job',
+        remedy: 'repair the cause, and restart the daemon if the job does not go on by itself then',
         cause,
       },
     );
@@ -108,7 +110,7 @@ async function restoreFindings({
 }
 
 /** After an image that cannot be completed: the host forgets the fork, and the parent is no longer reserved. */
-async function releaseLost({ record, ports, limits, observer }: ForkStepContext): Promise<void> {
+async function releaseLost({ record, ports, limits, observer }: ForkStepContext): Promise<readonly ForkStepName[]> {
   const { vm } = record.plan.request;
   const calls: [string, () => Promise<void>][] = [['forgetting', () => ports.forks.finishFork(record.fork)]];
   if (vm !== null) calls.push(['unreserving the parent of', () => ports.parent.unreserve(vm, record.job)]);
@@ -119,4 +121,5 @@ async function releaseLost({ record, ports, limits, observer }: ForkStepContext)
       observer.onWarning(`${doing} a lost fork failed`, error);
     }
   }
+  return [];
 }

@@ -5,13 +5,13 @@
 
 import { MigrationError, toMigrationError } from '../../domain/errors.js';
 import type { CloneFailure } from '../../domain/fork.js';
+import { Rate } from '../../kit/rate.js';
 import { pause, withDeadline } from '../deadline.js';
 import { PollPace } from '../poll.js';
 import type { ForkProgress } from '../ports/fork.js';
 import { describeProgress, troubleOf } from '../progress.js';
-import { Rate } from '../rate.js';
 import { type CommitEvidence, neverUndone } from '../walk.js';
-import { noteAdvance } from '../walk-context.js';
+import { noteAdvance, reportTrouble } from '../walk-context.js';
 import type { ForkExecutor, ForkStepContext } from './context.js';
 
 /** Names the origin of errors that come as JSON. */
@@ -129,10 +129,10 @@ export const fillImage: ForkExecutor = {
       observer.onProgress(described);
       if (progress.state === 'complete') return { counters: progress.counters, pageBytes: progress.pageBytes };
       if (progress.state === 'failed') throw incomplete(context, progress.error);
-      observer.onRecovering(null);
+      reportTrouble(context, null);
       if (nowMs - marks.advancedAtMs > limits.recoveryMsMax) {
         throw new MigrationError('NEEDS_RECOVERY', `no page has been copied for ${limits.recoveryMsMax} ms`, {
-          remedy: `check the load of ${record.plan.host}, then recover the job`,
+          remedy: `check the load of ${record.plan.host}; the job goes on by itself`,
           cause: troubleOf(progress, AGENT),
         });
       }

@@ -5,19 +5,19 @@
 
 import { MigrationError, NETWORK_CODES, toMigrationError } from '../../domain/errors.js';
 import { MODE_TRAITS } from '../../domain/migration.js';
+import { Rate } from '../../kit/rate.js';
 import { pause, withDeadline } from '../deadline.js';
 import { PollPace } from '../poll.js';
 import type { SessionProgress } from '../ports/session.js';
 import { describeProgress, troubleOf } from '../progress.js';
-import { Rate } from '../rate.js';
 import { neverUndone } from '../walk.js';
-import { noteAdvance } from '../walk-context.js';
+import { noteAdvance, reportTrouble } from '../walk-context.js';
 import type { Findings, StepContext, StepExecutor } from './context.js';
 import { isCommitted } from './is-committed.js';
 import { guestEndOf, lost } from './lost.js';
 import { fetchRestNatively } from './native.js';
 
-const CONNECTION_REMEDY = 'repair the connection between the hosts, then recover the job';
+const CONNECTION_REMEDY = 'repair the connection between the hosts';
 
 export const fetchRest: StepExecutor = {
   async forward(context) {
@@ -56,10 +56,10 @@ async function fetchPages(
       const trouble = troubleInState(progress.state, context, progress);
       // A reopened session does not know why the previous one failed, so an earlier cause is kept.
       if (trouble.cause !== undefined || marks.trouble === null) marks.trouble = trouble;
-      observer.onRecovering(trouble);
+      reportTrouble(context, trouble);
       await reconnect(context);
     } else {
-      observer.onRecovering(null);
+      reportTrouble(context, null);
     }
     if (nowMs - marks.advancedAtMs > limits.recoveryMsMax) {
       throw standstill(`no page has arrived for ${limits.recoveryMsMax} ms`, marks.trouble);
@@ -97,7 +97,7 @@ function troubleInState(
 /** Builds the error for missing progress. Without a known trouble, a bad connection is the most likely reason. */
 function standstill(message: string, trouble: MigrationError | null): MigrationError {
   const isNetwork = trouble === null || NETWORK_CODES.has(trouble.code);
-  const remedy = isNetwork ? CONNECTION_REMEDY : (trouble.remedy ?? 'repair the cause, then recover the job');
+  const remedy = isNetwork ? CONNECTION_REMEDY : (trouble.remedy ?? 'repair the cause');
   return new MigrationError('NEEDS_RECOVERY', message, { remedy, ...(trouble === null ? {} : { cause: trouble }) });
 }
 

@@ -9,7 +9,7 @@ import type { MigrationProgress } from '../../domain/progress.js';
 import { pause, withDeadline } from '../deadline.js';
 import { PollPace } from '../poll.js';
 import { describeProgress, troubleOf } from '../progress.js';
-import { noteAdvance } from '../walk-context.js';
+import { noteAdvance, reportTrouble } from '../walk-context.js';
 import type { Findings, StepContext, StepExecutor } from './context.js';
 import { guestEndOf, lost } from './lost.js';
 
@@ -93,12 +93,13 @@ export async function fetchRestNatively(context: StepContext): Promise<Partial<F
     noteAdvance(context, numberOf(reading, 'ramTransferredBytes'), nowMs);
     const described = describe(context, reading);
     observer.onProgress(described);
-    observer.onRecovering(null);
+    reportTrouble(context, null);
     if (reading.status === 'completed') return figures(context, reading);
     const hasBroken = reading.status === 'postcopy-paused' || reading.status === 'failed';
     if (hasBroken || nowMs - marks.advancedAtMs > limits.recoveryMsMax) {
       throw new MigrationError('NEEDS_RECOVERY', `QEMU's own post-copy has stopped: ${reading.status ?? 'no status'}`, {
-        remedy: "each QEMU keeps its part of the VM; recover QEMU's migration by hand or stop the VM",
+        remedy:
+          "each QEMU keeps its part of the VM; recover QEMU's migration by hand, or end the VM: vmctl stop --force",
         cause: reasonOf(reading) ?? troubleOf(target, 'the target'),
       });
     }

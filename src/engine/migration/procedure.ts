@@ -35,9 +35,12 @@
  *       the pages it has written are copied to a file within some tenths of a second after the commit. If its QEMU dies
  *       before that, the VM is lost.
  *   (4) The source keeps the stopped VM, complete, but never resumes it by itself: only a person can know that the
- *       target will not run it.
+ *       target will not run it. If a user has ended the VM there by force, the source frees it.
  *   (5) Native post-copy: the VM is lost.
  *   (6) Native post-copy: QEMU pauses, and an operator has to recover it.
+ *
+ * "Waits" and "continues" after the commit have no end: when nothing has advanced for long the job is called
+ * needsRecovery, and is tried again until it ends as done or lost (jobs/stalled.ts).
  *
  * Journal: the steps of the blackout are announced together before the VM is stopped, and their ends are written when
  * the VM runs again. So there is one fsync inside the blackout on this host (the target makes its own): that of the
@@ -52,6 +55,7 @@ import { Walk } from '../walk.js';
 import type { Findings, StepContext } from './context.js';
 import { fetchRest, releaseSource } from './fetch.js';
 import { isCommitted } from './is-committed.js';
+import { wasForced } from './lost.js';
 import { nativeStart, nativeSwitchover } from './native.js';
 import { connectTarget, exposeSource, prepareTarget, reserve } from './prepare.js';
 import { buildReport } from './report.js';
@@ -89,8 +93,8 @@ export const migrationWalk = new Walk<StepName, PlanStep, StepContext, Findings,
     const { vm, target } = record.plan.request;
     return new MigrationError('NEEDS_RECOVERY', `it is not known whether ${vm} now belongs to ${target}`, {
       remedy:
-        'the VM stays stopped here until that is known: connect the hosts, or repair what the cause names, then: ' +
-        `vmigrate --recover ${record.job}`,
+        'the VM stays stopped here until that is known: connect the hosts, or repair what the cause names; ' +
+        'the job goes on by itself then',
       cause,
     });
   },
@@ -99,18 +103,25 @@ export const migrationWalk = new Walk<StepName, PlanStep, StepContext, Findings,
   report: buildReport,
 });
 
-/** Ends the source's part of a lost migration. The source keeps the memory for its user until `stop` frees it. */
-async function releaseLost({ record, ports, limits, observer }: StepContext): Promise<void> {
+/**
+ * Ends the source's part of a lost migration. The source keeps the memory for its user until `stop` frees it, except if
+ * a user has ended the VM by force on the target: then nobody wants it any more. The target's part ends with the undo
+ * of resumeTarget, when the end of the job is durable. Until then the target must be able to say again what happened.
+ */
+async function releaseLost(context: StepContext, error: MigrationError): Promise<readonly StepName[]> {
+  const { record, ports, limits, observer } = context;
   const { vm } = record.plan.request;
   const calls: [string, () => Promise<void>][] = [
     ['unexposing', () => ports.source.unexpose(record.session)],
     ['unreserving', () => ports.source.unreserve(vm, record.job)],
   ];
+  if (wasForced(error)) calls.push(['releasing', () => ports.source.release(vm, record.session)]);
   for (const [doing, call] of calls) {
     try {
       await withDeadline(ports.clock, call(), limits.callMsMax, `${doing} ${vm}`);
-    } catch (error) {
-      observer.onWarning(`${doing} a lost VM failed`, error);
+    } catch (failure) {
+      observer.onWarning(`${doing} a lost VM failed`, failure);
     }
   }
+  return ['resumeTarget'];
 }

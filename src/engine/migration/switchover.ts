@@ -2,8 +2,7 @@
  * The steps from the VM's last instruction on the source to its first on the target. Every await here adds to the
  * blackout, so everything that can be awaited elsewhere is.
  */
-import { toMigrationError } from '../../domain/errors.js';
-import { neverUndone } from '../walk.js';
+import { MigrationError, toMigrationError } from '../../domain/errors.js';
 import type { StepContext, StepExecutor } from './context.js';
 import { guestEndOf, lost } from './lost.js';
 import { nativeFigures } from './native.js';
@@ -71,7 +70,19 @@ export const resumeTarget: StepExecutor = {
     const { downtimeMs, ...figures } = await nativeFigures(context);
     return { ...figures, resumedAtUs, blackoutMs: blackoutMs + downtimeMs };
   },
-  undo: neverUndone,
+  /**
+   * Only after the VM was lost: the target forgets the session. While its QEMU still waits for pages that never come,
+   * the target refuses that; it is asked again until a user has ended the VM there.
+   */
+  async undo({ record, ports }) {
+    try {
+      await ports.target.finish(record.session);
+    } catch (thrown) {
+      const error = toMigrationError(thrown);
+      if (error.code !== 'CONFLICT') throw error;
+      throw new MigrationError('VM_BUSY', error.message, { isRetryable: true, cause: error });
+    }
+  },
 };
 
 /** Returns the time since the stop, by the wall clock if an earlier life of the daemon stopped the VM. */

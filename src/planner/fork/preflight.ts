@@ -6,20 +6,24 @@
 import { CLONES_MAX, type ForkRequest } from '../../domain/fork.js';
 import type { ForkInventory } from '../../domain/host.js';
 import type { Refusal, RefusalCode } from '../../domain/refusal.js';
+import { inJob, notRunning } from '../busy.js';
 
 export interface ForkFacts {
   readonly host: string;
   readonly inventory: ForkInventory;
   /** Job of another fork of the VM that must end first. The inventory is then taken as if that job had ended. */
   readonly waitsFor: string | null;
+  /** The job that holds the VM can still be cancelled. Absent: it cannot. */
+  readonly isJobCancellable?: boolean;
 }
 
 const MIB = 1024 * 1024;
 
-export function preflightFork(request: ForkRequest, { host, inventory }: ForkFacts): Refusal[] {
+export function preflightFork(request: ForkRequest, facts: ForkFacts): Refusal[] {
+  const { host, inventory } = facts;
   return [
     ...checkCount(request),
-    ...(request.vm === null ? checkImage(request, inventory) : checkParent(request.vm, host, inventory)),
+    ...(request.vm === null ? checkImage(request, inventory) : checkParent(request.vm, facts)),
     ...(request.vm === null ? [] : checkCapture(request.vm, request, host, inventory)),
     ...checkDiscarding(request, inventory),
     ...checkNames(host, inventory),
@@ -59,23 +63,16 @@ export function* checkCount({ cloneCount }: ForkRequest): Iterable<Refusal> {
   yield refuse('CLONE_COUNT', `clone count must be 1-${CLONES_MAX}, not ${cloneCount}`, 'change --clones');
 }
 
-function* checkParent(name: string, host: string, { vm, isFilling }: ForkInventory): Iterable<Refusal> {
+function* checkParent(name: string, { host, inventory, isJobCancellable = false }: ForkFacts): Iterable<Refusal> {
+  const { vm, isFilling } = inventory;
   if (vm.owner !== host) {
     yield refuse('VM_NOT_OWNED', `${name} belongs to ${vm.owner}, not to ${host}`, `ask the daemon on ${vm.owner}`);
   }
-  if (vm.state !== 'running') {
-    yield refuse(
-      'VM_NOT_RUNNING',
-      `${name} is ${vm.state}, not running`,
-      `start it with "vmctl resume ${name}" or "vmctl run"`,
-    );
-  }
-  if (vm.job !== null) {
-    yield refuse(
-      'VM_IN_JOB',
-      `${name} is part of job ${vm.job}`,
-      `wait until the job ends: "vmctl job ${vm.job} --follow"`,
-    );
+  const stopped = notRunning(name, vm);
+  if (stopped !== null) yield stopped;
+  const busy = inJob(name, vm, isJobCancellable);
+  if (busy !== null) {
+    yield busy;
   } else if (isFilling) {
     yield refuse(
       'VM_FILLING',
@@ -119,27 +116,28 @@ function* checkCapture(
       'detach the disk',
     );
   }
-  // A parent that stays stopped does not write, so it needs no write protection.
+  // A parent that stays stopped does not write, so it needs no write protection. A clone cannot become an image.
   if (parentMode === 'stop') return;
+  const orStop = (remedy: string): string => (vm.image === null ? `${remedy}, or use --parent stop` : remedy);
   for (const device of inventory.escapingDevices) {
     yield refuse(
       'WRITES_ESCAPE',
       `a device of ${name} writes to memory in spite of write protection: ${device}`,
-      'remove the device, or use --parent stop',
+      orStop('remove the device'),
     );
   }
   if (!inventory.isWriteProtectSupported) {
     yield refuse(
       'WRITE_PROTECT_MISSING',
       `the kernel of ${host} cannot write-protect shared memory through userfaultfd`,
-      'use a kernel of version 5.19 or newer, or --parent stop',
+      orStop('use a kernel of version 5.19 or newer'),
     );
   }
   if (!inventory.hasPreload) {
     yield refuse(
       'PRELOAD_MISSING',
       `${name} runs without the preload library, so its memory cannot be write-protected`,
-      'run the VM with preload: true, or use --parent stop',
+      orStop('run the VM with preload: true'),
     );
   }
 }

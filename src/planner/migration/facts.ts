@@ -16,6 +16,8 @@ export type TargetFacts =
   | { readonly kind: 'isSource' };
 
 export interface PreflightFacts {
+  /** The job that holds the VM can still be cancelled. Absent: it cannot. */
+  readonly isJobCancellable?: boolean;
   readonly sourceHost: HostInventory;
   readonly target: TargetFacts;
   readonly vm: VmInventory;

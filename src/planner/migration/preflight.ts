@@ -7,6 +7,7 @@
 import { type HostInventory, STATE_ROOM_BYTES, type TargetChecks, type VmInventory } from '../../domain/host.js';
 import { type MigrationRequest, MODE_TRAITS } from '../../domain/migration.js';
 import type { Refusal, RefusalCode } from '../../domain/refusal.js';
+import { inJob, notRunning } from '../busy.js';
 import { describeBytes } from '../bytes.js';
 import { checkClone } from './clone-preflight.js';
 import type { PreflightFacts } from './facts.js';
@@ -27,9 +28,10 @@ const CLOCK_SKEW_MS_MAX = 300_000;
 
 const SMALL_PAGE_BYTES = 4096;
 
-export function preflight(request: MigrationRequest, { sourceHost, target, vm }: PreflightFacts): Refusal[] {
+export function preflight(request: MigrationRequest, facts: PreflightFacts): Refusal[] {
+  const { sourceHost, target, vm } = facts;
   const refusals = [
-    ...checkVm(request, sourceHost, vm),
+    ...checkVm(request, facts),
     ...checkRam(request, vm),
     ...checkState(sourceHost),
     ...checkClone(request, sourceHost, vm),
@@ -72,7 +74,10 @@ function refuse(code: RefusalCode, reason: string, remedy: string): Refusal {
   return { code, reason, remedy };
 }
 
-function* checkVm({ vm: name }: MigrationRequest, source: HostInventory, vm: VmInventory): Iterable<Refusal> {
+function* checkVm(
+  { vm: name }: MigrationRequest,
+  { sourceHost: source, vm, isJobCancellable = false }: PreflightFacts,
+): Iterable<Refusal> {
   if (vm.owner !== source.host) {
     yield refuse(
       'VM_NOT_OWNED',
@@ -80,20 +85,7 @@ function* checkVm({ vm: name }: MigrationRequest, source: HostInventory, vm: VmI
       `ask the daemon on ${vm.owner}`,
     );
   }
-  if (vm.state !== 'running') {
-    yield refuse(
-      'VM_NOT_RUNNING',
-      `${name} is ${vm.state}, not running`,
-      `start it with "vmctl resume ${name}" or "vmctl run"`,
-    );
-  }
-  if (vm.job !== null) {
-    yield refuse(
-      'VM_IN_JOB',
-      `${name} is part of job ${vm.job}`,
-      `wait until the job ends, or cancel it: "vmctl cancel ${vm.job}"`,
-    );
-  }
+  for (const refusal of [notRunning(name, vm), inJob(name, vm, isJobCancellable)]) if (refusal !== null) yield refusal;
   for (const blocker of vm.migrationBlockers) {
     yield refuse(
       'DEVICE_NOT_MIGRATABLE',
@@ -270,10 +262,14 @@ function* checkFiles(
   const { spec } = vm;
   const remedy = `make the same file available on ${host} under the same path`;
   if (target.vmNames.includes(spec.name)) {
+    // The memory that is still fetched from there is that VM. Ending it would lose this one.
+    const isOwnSource = vm.arrivingFrom === host && vm.job !== null;
     yield refuse(
       'NAME_TAKEN',
       `${host} already has a VM named ${spec.name}`,
-      `end it there with "vmctl stop ${spec.name}" if it is not needed, or choose another host`,
+      isOwnSource
+        ? `${host} frees it as soon as all memory of ${spec.name} has arrived: "vmctl job ${vm.job} --follow"`
+        : `end it there with "vmctl stop ${spec.name}" if it is not needed, or choose another host`,
     );
   }
   for (const disk of spec.disks) {

@@ -9,7 +9,7 @@ import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import { ApiClient, DaemonUnreachable } from '../../../src/api/client.js';
 import { type ApiServer, buildServer } from '../../../src/api/server.js';
 import type { JobView } from '../../../src/domain/job.js';
-import { type FakeServices, fakeServices, jobView, REPORT } from '../../support/api-fakes.js';
+import { type FakeServices, fakeServices, jobView, REPORT, vmView } from '../../support/api-fakes.js';
 
 let services: FakeServices;
 let server: ApiServer;
@@ -289,6 +289,20 @@ test('metrics count each ended job once', async () => {
   expect(body).toContain(`vmigrate_bytes_total{kind="prefetch"} ${REPORT.bytes.prefetch}\n`);
   expect(body).toContain('vmigrate_faults_total 10\n');
   expect(body).toMatch(/^# HELP vmigrate_jobs .*\n# TYPE vmigrate_jobs gauge$/m);
+});
+
+test('metrics leave the jobs of other hosts to their coordinators, and show the VMs that lack memory', async () => {
+  services.jobs.views.set('job-1', jobView('job-1', { coordinator: 'B' }));
+  services.jobs.change('job-1', { state: 'done', report: REPORT });
+  const since = new Date(Date.now() - 60_000).toISOString();
+  const arriving = { source: 'B', job: 'job-1', percent: 41, isStalled: true, incompleteSince: since };
+  services.vms.list = () => [vmView('web', { arriving }), vmView('other')];
+  const { body } = await server.app.inject({ method: 'GET', url: '/metrics' });
+  expect(body).toContain('vmigrate_jobs_ended_total{state="done"} 0\n');
+  expect(body).toContain('vmigrate_jobs{state="done"} 0\n');
+  expect(body).toMatch(/^vmigrate_vm_incomplete_seconds\{vm="web",source="B"\} (?:6\d|[7-9]\d|\d{3,})/m);
+  expect(body).toContain('vmigrate_vm_stalled{vm="web",source="B"} 1\n');
+  expect(body).not.toContain('vm="other"');
 });
 
 test('the OpenAPI document describes every route', async () => {

@@ -185,7 +185,7 @@ describe('vmigrate', () => {
 
 test('every state of a job has its exit code', () => {
   const states = ['done', 'failed', 'cancelled', 'lost', 'needsRecovery'] as const;
-  expect(states.map(exitCodeOfJob)).toEqual([0, 1, 1, 1, 4]);
+  expect(states.map(exitCodeOfJob)).toEqual([0, 1, 1, 6, 4]);
 });
 
 describe('vmctl', () => {

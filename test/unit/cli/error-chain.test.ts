@@ -118,7 +118,7 @@ const MOVES: readonly (readonly [name: string, told: Scripted['on'], text: strin
   because: the target's page session failed: OUT_OF_MEMORY
   because: fetching pages: UFFDIO_CONTINUE (ENOMEM) (OUT_OF_MEMORY)
   → free memory on that host, or raise the limits of vmigrated: "vmctl doctor" there shows them
-  → repair the cause, then: vmigrate --recover JOB
+  → then the job goes on by itself; to try at once: vmigrate --recover JOB
 `,
   ],
   [
@@ -129,7 +129,7 @@ const MOVES: readonly (readonly [name: string, told: Scripted['on'], text: strin
   because: the target's page session failed: NO_SPACE
   because: fetching pages: UFFDIO_COPY (ENOSPC) (NO_SPACE)
   → free space in the directory of the memory files on that host
-  → repair the cause, then: vmigrate --recover JOB
+  → then the job goes on by itself; to try at once: vmigrate --recover JOB
 `,
   ],
   [
@@ -140,7 +140,7 @@ const MOVES: readonly (readonly [name: string, told: Scripted['on'], text: strin
   because: the target's page session failed: NO_SPACE
   because: fetching pages: fallocate huge page (ENOMEM) (NO_SPACE)
   → free space in the directory of the memory files on that host
-  → repair the cause, then: vmigrate --recover JOB
+  → then the job goes on by itself; to try at once: vmigrate --recover JOB
 `,
   ],
   [
@@ -150,8 +150,8 @@ const MOVES: readonly (readonly [name: string, told: Scripted['on'], text: strin
   because: no page has arrived for 40 ms (NEEDS_RECOVERY)
   because: the target's page session failed: QEMU_GONE
   because: fetching pages: read userfaultfd (ESRCH) (QEMU_GONE)
-  → repair the cause, then recover the job
-  → repair the cause, then: vmigrate --recover JOB
+  → repair the cause
+  → then the job goes on by itself; to try at once: vmigrate --recover JOB
 `,
   ],
   [
@@ -161,8 +161,8 @@ const MOVES: readonly (readonly [name: string, told: Scripted['on'], text: strin
   because: no page has arrived for 40 ms (NEEDS_RECOVERY)
   because: the target's page session failed: REGION_CHANGED
   because: fetching pages: fstat region (EIO) (REGION_CHANGED)
-  → repair the cause, then recover the job
-  → repair the cause, then: vmigrate --recover JOB
+  → repair the cause
+  → then the job goes on by itself; to try at once: vmigrate --recover JOB
 `,
   ],
   [
@@ -172,8 +172,8 @@ const MOVES: readonly (readonly [name: string, told: Scripted['on'], text: strin
   because: no page has arrived for 40 ms (NEEDS_RECOVERY)
   because: the target's page session failed: PEER_PROTOCOL
   because: fetching pages: read data map (EPROTO) (PEER_PROTOCOL)
-  → repair the cause, then recover the job
-  → repair the cause, then: vmigrate --recover JOB
+  → repair the cause
+  → then the job goes on by itself; to try at once: vmigrate --recover JOB
 `,
   ],
   [
@@ -186,8 +186,8 @@ const MOVES: readonly (readonly [name: string, told: Scripted['on'], text: strin
   because: drain on B keeps failing (NEEDS_RECOVERY)
   because: the target cannot connect again (DISCONNECTED)
   because: connect to the source at 10.0.0.1 over tcp: connect data connection (ECONNREFUSED) (DISCONNECTED)
-  → repair the connection between the hosts, then recover the job
-  → repair the cause, then: vmigrate --recover JOB
+  → repair the connection between the hosts
+  → then the job goes on by itself; to try at once: vmigrate --recover JOB
 `,
   ],
   [

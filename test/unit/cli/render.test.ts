@@ -9,9 +9,10 @@ import {
   progressLine,
   reportText,
   table,
+  vmTable,
 } from '../../../src/cli/render.js';
 import type { MigrationPlan } from '../../../src/domain/migration.js';
-import { jobView, REPORT } from '../../support/api-fakes.js';
+import { jobView, REPORT, vmView } from '../../support/api-fakes.js';
 
 test.each([
   [0, '0 B'],
@@ -50,9 +51,24 @@ describe('a progress line', () => {
   test('before there is anything to count says the step', () => {
     expect(progressLine(jobView('job-1', { step: 'prepareTarget' }))).toBe('web: prepareTarget');
   });
+  test('has no rate and no time left for what has ended', () => {
+    for (const state of ['lost', 'cancelled', 'failed', 'needsRecovery'] as const)
+      expect(progressLine(jobView('job-1', { state, step: null, progress }))).toBe(
+        `web: ${state}  250/1000 pages 25 %`,
+      );
+  });
   test('says that it is recovering', () => {
     expect(progressLine(jobView('job-1', { state: 'recovering', progress }))).toContain('recovering, drain');
   });
+});
+
+test('a VM that moves is listed with what has arrived', () => {
+  const open = { job: 'job-1', percent: 41, isStalled: false };
+  const arriving = { ...open, source: 'A', incompleteSince: null };
+  expect(vmTable([vmView('web', { arriving })])).toContain(' running, arriving from A, 41 %  ');
+  expect(vmTable([vmView('web', { arriving: { ...arriving, isStalled: true } })])).toContain('41 %, stalled');
+  const leaving = { ...open, percent: null, target: 'B' };
+  expect(vmTable([vmView('web', { state: 'departed', leaving })])).toContain(' departed, leaving for B  ');
 });
 
 test('a report names blackout, degraded time, faults, bytes and CPU', () => {

@@ -265,7 +265,7 @@ describe('after the commit', () => {
     },
   );
 
-  test('without any advance it stops and waits for recover', async () => {
+  test('without any advance it needs recovery', async () => {
     const world = new Scripted();
     world.on['A.forkProgress'] = () => ({ ...filled, state: 'filling', pagesDone: 5 });
     const { jobs } = await world.daemon({ recoveryMsMax: 60 });

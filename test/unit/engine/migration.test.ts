@@ -240,7 +240,7 @@ describe('after the commit', () => {
     expect(states).toContain('recovering');
   });
 
-  test('without any advance it stops and waits for recover, which goes on where it was', async () => {
+  test('without any advance it needs recovery, and goes on where it was', async () => {
     const world = new Scripted();
     world.on['B.progress'] = () => ({ ...complete, state: 'disconnected', pagesPresent: 20 });
     world.on['B.reconnect'] = failing('DISCONNECTED');

@@ -119,6 +119,10 @@ export class Scripted {
     return this.calls.filter((call) => !questions.test(call));
   }
 
+  sessionOf(id: string): string | undefined {
+    return this.journalled().flatMap((entry) => (entry.type === 'job' && entry.job === id ? [entry.session] : []))[0];
+  }
+
   journalled(): JournalEntry[] {
     const lines = this.journalStore.bytes.toString().trim().split('\n');
     return lines.map((line) => JSON.parse(line.slice(line.indexOf('{'))) as JournalEntry);

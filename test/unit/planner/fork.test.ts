@@ -4,6 +4,7 @@ import type { ForkInventory } from '../../../src/domain/host.js';
 import type { ForkRefusalCode, RefusalCode } from '../../../src/domain/refusal.js';
 import { firstForkStepOutOfOrder, planFork } from '../../../src/planner/fork/plan.js';
 import { forkInventory, forkRequest, IMAGE, image } from './fork-facts.js';
+import { expectForkRemedyWorks } from './remedies.js';
 
 const MIB = 1024 * 1024;
 
@@ -21,6 +22,7 @@ function planned({ request = {}, inventory = {}, vm = {} }: Change = {}) {
   );
 }
 
+const ofClone: Change = { vm: { image: { id: IMAGE, isComplete: true, ownBytes: 0 } } };
 const ofImage: Change = { request: { vm: null, image: IMAGE }, inventory: { image } };
 
 const CASES: readonly [what: string, change: Change, code: RefusalCode, names: RegExp][] = [
@@ -44,7 +46,7 @@ const CASES: readonly [what: string, change: Change, code: RefusalCode, names: R
     'a clone that shall become an image without a copy',
     {
       request: { parentMode: 'stop' },
-      vm: { isRamShared: false, image: { id: IMAGE, isComplete: true, ownBytes: 0 } },
+      vm: { image: { id: IMAGE, isComplete: true, ownBytes: 0 } },
     },
     'RAM_NOT_SHARED',
     /shares its memory with image 0011/,
@@ -62,6 +64,7 @@ const CASES: readonly [what: string, change: Change, code: RefusalCode, names: R
     /virtio-mem-pci.*for all clones/,
   ],
   ['an old kernel', { inventory: { isWriteProtectSupported: false } }, 'WRITE_PROTECT_MISSING', /write-protect/],
+  ['a clone without preload', { ...ofClone, inventory: { hasPreload: false } }, 'PRELOAD_MISSING', /preload/],
   ['no preload', { inventory: { hasPreload: false } }, 'PRELOAD_MISSING', /preload/],
   ['a raw device', { inventory: { diskBlockers: ['d0 is a pipe'] } }, 'DISK_NOT_SNAPSHOTTABLE', /d0 is a pipe/],
   ['names that are taken', { inventory: { namesTaken: ['vm1-0', 'vm1-2'] } }, 'NAME_TAKEN', /vm1-0, vm1-2/],
@@ -88,6 +91,9 @@ describe('pre-flight', () => {
     expect(refusals.map((refusal) => refusal.code)).toEqual([code]);
     expect(refusals[0]?.reason).toMatch(names);
     expect(refusals[0]?.remedy).not.toBe('');
+    expectForkRemedyWorks(refusals[0]!, (to) => {
+      return planned({ ...change, request: { ...change.request, ...to } }).refusals;
+    });
   });
 
   test('the cases name every code that only forks have', () => {

@@ -8,6 +8,7 @@ import type { VmSpec } from '../../../src/domain/vm.js';
 import type { TargetFacts } from '../../../src/planner/migration/facts.js';
 import { preflight } from '../../../src/planner/migration/preflight.js';
 import { goodFacts, NO_RDMA, rdma, request, spec, vm } from './planner-facts.js';
+import { expectMigrationRemedyWorks } from './remedies.js';
 
 interface Change {
   request?: Partial<MigrationRequest>;
@@ -166,6 +167,8 @@ describe('pre-flight', () => {
     expect(found.map((refusal) => refusal.code)).toEqual([code]);
     expect(found[0]?.reason).toMatch(names);
     expect(found[0]?.remedy).not.toBe('');
+    const again = (to: Partial<MigrationRequest>) => refusals({ ...change, request: { ...change.request, ...to } });
+    expectMigrationRemedyWorks(found[0]!, again);
   });
 
   test('the cases name every code there is', () => {

@@ -1,18 +1,16 @@
-import type { JobView } from '../domain/job.js';
-
 /**
- * The subscriptions to changes of jobs. If a listener throws, the error is reported and the subscription stays. A job
- * never fails because of a listener.
+ * The subscriptions to changes of things with an id. If a listener throws, the error is reported and the subscription
+ * stays. What changes never fails because of a listener.
  */
-export class Subscribers {
-  readonly #byId = new Map<string, Set<(view: JobView) => void>>();
+export class Subscribers<View extends { readonly id: string }> {
+  readonly #byId = new Map<string, Set<(view: View) => void>>();
   readonly #onFailure: (error: unknown) => void;
 
   constructor(onFailure: (error: unknown) => void) {
     this.#onFailure = onFailure;
   }
 
-  add(id: string, listener: (view: JobView) => void): () => void {
+  add(id: string, listener: (view: View) => void): () => void {
     const listeners = this.#byId.get(id) ?? new Set();
     this.#byId.set(id, listeners);
     listeners.add(listener);
@@ -22,7 +20,7 @@ export class Subscribers {
     };
   }
 
-  tell(view: JobView): void {
+  tell(view: View): void {
     for (const id of [view.id, '*']) {
       for (const listener of this.#byId.get(id) ?? []) {
         try {
