@@ -40,7 +40,7 @@ const DEFAULT_LIMITS: MemoryLimits = {
   ...{ cloneBudgetBytes: null, cloneOvercommit: CLONE_OVERCOMMIT },
 };
 
-/** file: pages of a file on tmpfs · huge: huge pages · process: the process's own memory · clone: what a clone writes */
+/** file: pages on tmpfs · huge: huge pages · process: the process's own memory · clone: what a clone writes */
 export type MemoryKind = 'file' | 'huge' | 'process' | 'clone';
 
 export interface MemoryPromise {
