@@ -78,17 +78,15 @@ export class Field {
   }
 
   async destroy(): Promise<void> {
-    await this.cluster.destroy();
+    // The unmount is lazy, because QEMUs still have files there.
     for (const host of HOSTS)
       for (const kind of FILE_SYSTEMS) {
-        // The unmount is lazy, because a QEMU that was killed may not have released its files yet.
         try {
           execFileSync('umount', ['--lazy', this.path(host, kind)], { stdio: 'ignore' });
         } catch {
           // It was not mounted yet.
         }
       }
-    for (const host of HOSTS) await rm(this.cluster.ramDirectory(host), { recursive: true, force: true });
-    await rm(this.cluster.directory, { recursive: true, force: true });
+    await this.cluster.destroy();
   }
 }
