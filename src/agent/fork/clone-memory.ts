@@ -1,7 +1,7 @@
 /**
  * Ends clones before they take memory that others were promised. A clone costs only the pages that it writes, so clones
  * may be promised more than there is. What they write is counted here, once a second. If it is more than their budget,
- * or if the host has hardly any memory left, the newest clones are ended until it is enough. Other VMs are never touched.
+ * or if the host has hardly any memory left, the newest clones end until it is enough. Other VMs are never touched.
  */
 import { toMigrationError } from '../../domain/errors.js';
 import type { Log } from '../../kit/log.js';

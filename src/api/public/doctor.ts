@@ -70,10 +70,13 @@ function kvm(inventory: HostInventory): Verdict {
 }
 
 function ramFiles(inventory: HostInventory): Verdict {
-  const text = `${Math.floor(inventory.ramFileFreeBytes / MIB)} MiB free for guest memory`;
+  const text = `${Math.floor(inventory.ramFileFreeBytes / MIB)} MiB not promised to guests yet`;
   return inventory.ramFileFreeBytes >= RAM_FILES_WARN_BYTES
     ? ok(text)
-    : warn(text, 'enlarge the tmpfs: mount -o remount,size=… /dev/shm, or use another with --ram-dir');
+    : warn(
+        text,
+        'end VMs, enlarge the tmpfs (mount -o remount,size=…), use another with --ram-dir, or raise memory.budget',
+      );
 }
 
 function stateRoom({ stateFreeBytes }: HostInventory): Verdict {
