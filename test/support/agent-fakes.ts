@@ -236,6 +236,8 @@ export class FakeHost {
       place: { host: 'A', ramDir: join(this.#directory, 'ram') },
       room: new MemoryRoom({ host: 'A', ramDir: join(this.#directory, 'ram') }),
       clonesWriting: () => [],
+      exitCode: async () => null,
+      guestEnd: () => null as never,
       destroy: async (name) => void this.destroyed.push(name),
       presencePath: (_, region) => this.presencePath(region),
       setState: async (_, state) => {
