@@ -17,6 +17,7 @@ import type { MigrationContext } from './migration/context.js';
 import { SessionStore } from './migration/session-store.js';
 import { SourceAgent } from './migration/source-agent.js';
 import { TargetAgent } from './migration/target-agent.js';
+import { Markers } from './storage/markers.js';
 import type { HostContext } from './vm/context.js';
 import { type MemoryReading, readMemory } from './vm/memory-pressure.js';
 
@@ -70,7 +71,8 @@ export class LocalAgent implements HostPort {
     const context: Parts['context'] = { ...options, store, images, forkStore };
     const target = new TargetAgent(context);
     const arriving = (vm: string): Promise<string | null> => target.arriving(vm);
-    const inventory = new InventoryAgent(context, hostInfo, arriving);
+    const markers = await Markers.open(options.stateDir, options.log);
+    const inventory = new InventoryAgent(context, markers, hostInfo, arriving);
     const source = new SourceAgent(context, (vm) => missingMemory(context, arriving, vm));
     const pool = new Pool(context, {
       stateDir: options.stateDir,
@@ -100,6 +102,7 @@ export class LocalAgent implements HostPort {
 
   /** Leaves sessions and QEMUs as they are for the next daemon. To be called before VmManager.close. */
   async close(): Promise<void> {
+    await this.#parts?.inventory.close();
     await this.#parts?.source.close();
     await this.#parts?.target.close();
     await this.#parts?.pool.close();

@@ -23,7 +23,9 @@
 
 import type { Readable } from 'node:stream';
 import type { MigrationError } from '../domain/errors.js';
+import type { HostResource } from '../domain/host.js';
 import type { MigrationMode } from '../domain/migration.js';
+import type { ChainLink } from '../domain/storage.js';
 import type { Accel, AccelChoice, DiskSpec, NicSpec, VmSpec } from '../domain/vm.js';
 import type { ChildExit, ProcessIdentity } from '../kit/process.js';
 
@@ -42,6 +44,8 @@ export interface VmBackend {
   resolveAccel(accel: AccelChoice): Promise<Accel>;
   /** Says what the back end's own fields of a spec (`devices`, `qemuArgs`) mean for a move or a fork. */
   devicesIn(spec: VmSpec): SpecDevices;
+  /** Returns the files that the back end's own fields of a spec name. */
+  filesIn(spec: VmSpec): readonly ArgumentFile[];
   readonly diskFiles: DiskFiles;
   /** Throws SPEC_INVALID if no VM can have its files there, because the path of a socket is too long. */
   checkPlace(place: VmPlace): void;
@@ -67,9 +71,27 @@ export interface SpecDevices {
   readonly escaping: readonly string[];
   /** Devices by which the guest gives pages back to the host. */
   readonly discarding: readonly string[];
+  /** What only one process of a host can have. */
+  readonly hostResources: readonly HostResource[];
 }
 
-/** Calls on disk images. No VM may have the image open for writing, except for virtualSizeBytes and openProblem. */
+/** A file that an argument of a spec names. */
+export interface ArgumentFile {
+  /** As it is written: it may be relative to the VM's directory. */
+  readonly path: string;
+  /** The option that names it, for a person. */
+  readonly use: string;
+  readonly isWritable: boolean;
+}
+
+/** A file that the drives of a running VM use, as a disk or behind one. */
+export interface OpenFile {
+  /** A relative path is relative to the VM's directory. */
+  readonly path: string;
+  readonly isReadOnly: boolean;
+}
+
+/** Calls on disk images. Only for virtualSizeBytes, openProblem and chain may a VM have the image open for writing. */
 export interface DiskFiles {
   /** Returns the size of the disk as the guest sees it. */
   virtualSizeBytes(path: string, format: DiskSpec['format']): Promise<number>;
@@ -79,6 +101,8 @@ export interface DiskFiles {
   commitOverlay(path: string): Promise<void>;
   /** Returns the reason why the file and its backing files do not open as a disk of that format, or null. */
   openProblem(path: string, format: DiskSpec['format']): Promise<string | null>;
+  /** Returns the image and the images behind it, the front one first. Throws QEMU_FAILED if one does not open. */
+  chain(path: string, format: DiskSpec['format']): Promise<readonly ChainLink[]>;
 }
 
 /** The paths of a VM's files. All paths are absolute. Those of sockets are in `directory`. */
@@ -227,6 +251,10 @@ export interface VmFacts {
   discardingDevices(): Promise<string[]>;
   /** Returns the ids of the memory regions that are mapped so that writes go to their files. */
   sharedRegions(): Promise<ReadonlySet<string>>;
+  /** Returns how the devices differ from those that `spec`, with which the VM was started, has made. */
+  deviceChanges(spec: VmSpec): Promise<readonly string[]>;
+  /** Returns the files of all drives, also of those that no spec names. */
+  openFiles(): Promise<readonly OpenFile[]>;
 }
 
 export interface NicOrder {

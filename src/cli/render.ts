@@ -143,6 +143,7 @@ export function reportText(report: MigrationReport): string {
     ['faults', `${faults.count}, ${latencies.join(', ')}`],
     ['moved', `${bytes(movedBytes)} (${kinds.join(', ')}), ${bytes(moved.zeroSkipped)} known to be zero`],
     ['CPU', `source ${report.sourceCpuS.toFixed(2)} s, target ${report.targetCpuS.toFixed(2)} s`],
+    ...(report.sharedStorage === 'assume' ? [['storage', 'assumed to be shared, nobody has checked it'] as const] : []),
     ...(report.reconnects === 0 ? [] : [['reconnects', String(report.reconnects)] as const]),
   ];
   const route = `${report.source} → ${report.target}`;

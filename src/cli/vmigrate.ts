@@ -5,6 +5,7 @@ import { MigrationError } from '../domain/errors.js';
 import type { JobView } from '../domain/job.js';
 import type { MigrationMode, MigrationPlan } from '../domain/migration.js';
 import type { Refusal } from '../domain/refusal.js';
+import { SHARED_STORAGES, type SharedStorage } from '../domain/storage.js';
 import type { MigrationBody } from '../schemas/migration.js';
 import { attend } from './attend.js';
 import { EXIT, type ExitCode } from './exit-codes.js';
@@ -22,6 +23,7 @@ interface Options extends CommonOptions, TransportOptions {
   readonly native?: boolean;
   readonly bandwidth?: number;
   readonly maxDowntime?: number;
+  readonly sharedStorage?: SharedStorage;
   readonly dryRun?: boolean;
   readonly detach?: boolean;
   readonly recover?: string;
@@ -58,6 +60,7 @@ async function migrate(vm: string | undefined, host: string | undefined, options
     transport: chosenTransport(options),
     ...(options.bandwidth === undefined ? {} : { bandwidthBytesPerS: options.bandwidth * MIB }),
     ...(options.maxDowntime === undefined ? {} : { downtimeMsMax: options.maxDowntime }),
+    ...(options.sharedStorage === undefined ? {} : { sharedStorage: options.sharedStorage }),
   };
   if (options.dryRun === true) {
     const answer = await api.post<{ plan: MigrationPlan | null; refusals: Refusal[] }>('/v1/migrations', {
@@ -101,6 +104,12 @@ const program = newProgram('vmigrate', 'Moves a running VM to another host.')
 addTransportOptions(program)
   .option('--bandwidth <mib_s>', 'limit of the prefetch rate in MiB/s', integer('--bandwidth', 1))
   .option('--max-downtime <ms>', 'longest downtime of pre-copy in ms', integer('--max-downtime', 1))
+  .addOption(
+    new Option(
+      '--shared-storage <how>',
+      'prove: refuse unless both hosts see the same disks (default); assume: take your word that they do',
+    ).choices(SHARED_STORAGES),
+  )
   .option('--dry-run', 'print the plan and start nothing')
   .option('--detach', 'start the job, print its ID and return')
   .option('--recover <job>', 'continue a committed migration that has given up')

@@ -51,6 +51,11 @@ export interface VmInventory {
   readonly fleetingDisks: readonly string[];
   /** What the guest has written to its exit port so far. */
   readonly exitCode: number | null;
+  /**
+   * How the VM's devices differ from those that its spec makes. Absent from a host of build 0.1.0, which does not
+   * look.
+   */
+  readonly deviceChanges?: readonly string[];
 }
 
 /** A clone's use of an image: pages that it has not written are in the image's files, the others in its process. */
@@ -98,4 +103,14 @@ export interface ForkInventory {
   readonly warmCloneCount: number;
   /** Those names of the requested clones that VMs on this host already have. */
   readonly namesTaken: readonly string[];
+  /** Things of the host that the spec names and that only one VM can have. Absent from build 0.1.0. */
+  readonly hostResources?: readonly HostResource[];
+}
+
+export interface HostResource {
+  /** The argument as the spec has it. */
+  readonly argument: string;
+  readonly what: string;
+  /** The thing belongs to a network namespace, so that a VM in a namespace of its own can have it too. */
+  readonly isOfNetwork: boolean;
 }

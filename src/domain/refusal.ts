@@ -12,6 +12,10 @@ export type MigrationRefusalCode =
   | 'ACCEL_MISSING'
   | 'DISK_MISSING'
   | 'FILE_MISSING'
+  | 'DISK_NOT_SHARED'
+  | 'FILE_DIFFERS'
+  | 'STORAGE_NOT_PROVEN'
+  | 'DEVICE_CHANGED'
   | 'BRIDGE_MISSING'
   | 'DEVICE_NOT_MIGRATABLE'
   | 'VM_IN_JOB'
@@ -36,7 +40,8 @@ export type ForkRefusalCode =
   | 'VM_FILLING'
   | 'WRITES_ESCAPE'
   | 'WRITE_PROTECT_MISSING'
-  | 'DISK_NOT_SNAPSHOTTABLE';
+  | 'DISK_NOT_SNAPSHOTTABLE'
+  | 'HOST_RESOURCE';
 
 export type RefusalCode = MigrationRefusalCode | ForkRefusalCode;
 

@@ -81,6 +81,7 @@ export const vmInventoryBase = z.object({
   identityIssue: text.nullable(),
   fleetingDisks: list(text),
   exitCode: exitCode.nullable(),
+  deviceChanges: list(text).exactOptional(),
 }) satisfies z.ZodType<Omit<VmInventory, 'spec'>>;
 
 export const doctorCheck = z.object({

@@ -3,6 +3,7 @@ import { CLONES_MAX, FORK_STEPS, type ForkReport } from '../domain/fork.js';
 import { MIGRATION_STEPS, type MigrationReport } from '../domain/migration.js';
 import type { VmSpec } from '../domain/vm.js';
 import type { JournalEntry } from '../engine/ports/journal.js';
+import { sharedStorage } from './storage.js';
 import {
   accel,
   cloneDisks,
@@ -34,6 +35,7 @@ const request = z.strictObject({
   transport,
   bandwidthBytesPerS: amount,
   downtimeMsMax: amount,
+  sharedStorage: sharedStorage.exactOptional(),
 });
 
 const plan = z.strictObject({

@@ -45,13 +45,17 @@ const TYPESCRIPT_LAYERS: Record<string, readonly string[]> = {
   'backends/qemu': [...WORDS, BACKEND, 'backends/qemu/qmp'],
   'agent/vm': [...WORDS, PORTS, BACKEND, 'durable', 'schemas', 'native', 'transports/host', 'transports/rdma'],
   'agent/image': [...WORDS, PORTS, 'durable', 'schemas', 'native', 'agent/vm'],
-  'agent/inventory': [...WORDS, PORTS, BACKEND, 'protocol', 'agent/vm', 'agent/image'],
+  'agent/storage': [...WORDS, BACKEND, 'durable', 'schemas', 'agent/vm'],
+  'agent/inventory': [...WORDS, PORTS, BACKEND, 'protocol', 'agent/vm', 'agent/image', 'agent/storage'],
   'agent/migration': [...WORDS, PORTS, BACKEND, 'protocol', 'durable', 'schemas', 'native', 'agent/vm'],
   'agent/fork': [
     ...[...WORDS, PORTS, BACKEND, 'durable', 'schemas', 'native'],
     ...['agent/vm', 'agent/image', 'agent/inventory', 'agent/migration'],
   ],
-  agent: [...WORDS, PORTS, BACKEND, 'agent/vm', 'agent/image', 'agent/inventory', 'agent/migration', 'agent/fork'],
+  agent: [
+    ...[...WORDS, PORTS, BACKEND, 'agent/vm', 'agent/image', 'agent/storage', 'agent/inventory'],
+    ...['agent/migration', 'agent/fork'],
+  ],
 
   'api/contract': [...WORDS, PORTS, 'tls'],
   'api/public': [...WORDS, 'protocol', 'schemas', 'api/contract'],

@@ -42,6 +42,7 @@ export async function forkInventory(
       cloneBytesNeeded: cloneBytes(question, image.spec),
       warmCloneCount: 0,
       namesTaken: namesTaken(context, question, image.spec, null),
+      hostResources: vms.backend.devicesIn(image.spec).hostResources,
     };
   }
   const parent = vms.get(question.vm ?? '');
@@ -64,6 +65,7 @@ export async function forkInventory(
     cloneBytesNeeded: cloneBytes(question, spec),
     warmCloneCount: warm?.clones.length ?? 0,
     namesTaken: namesTaken(context, question, spec, warm),
+    hostResources: vms.backend.devicesIn(spec).hostResources,
   };
 }
 

@@ -1,19 +1,29 @@
 /** Implements InventoryPort on this host. */
 import type { HostInventory, TargetChecks, VmInventory } from '../../domain/host.js';
+import type { FileView, StorageFile, StorageOffer } from '../../domain/storage.js';
 import type { RdmaPlace } from '../../domain/transport.js';
 import type { VmSpec } from '../../domain/vm.js';
 import type { InventoryPort } from '../../engine/ports/inventory.js';
 import type { ImageContext } from '../image/context.js';
+import type { Markers } from '../storage/markers.js';
+import { offerStorage, viewStorage } from '../storage/storage.js';
 import { checkTarget, type HostInfo, hostInventory, vmInventory } from './inventory.js';
 
 export class InventoryAgent implements InventoryPort {
   readonly #context: ImageContext;
+  readonly #markers: Markers;
   readonly #hostInfo: HostInfo;
   /** Returns the job that is still transferring pages of this VM to this host, or null. */
   readonly #arriving: (vm: string) => Promise<string | null>;
 
-  constructor(context: ImageContext, hostInfo: HostInfo, arriving: (vm: string) => Promise<string | null>) {
+  constructor(
+    context: ImageContext,
+    markers: Markers,
+    hostInfo: HostInfo,
+    arriving: (vm: string) => Promise<string | null>,
+  ) {
     this.#context = context;
+    this.#markers = markers;
     this.#hostInfo = hostInfo;
     this.#arriving = arriving;
   }
@@ -29,5 +39,22 @@ export class InventoryAgent implements InventoryPort {
 
   checkTarget(spec: VmSpec, source: RdmaPlace | null): Promise<TargetChecks> {
     return checkTarget(this.#context, spec, source);
+  }
+
+  offerStorage(vm: string): Promise<StorageOffer> {
+    return offerStorage({ vms: this.#context.vms, markers: this.#markers }, vm);
+  }
+
+  viewStorage(proof: string, files: readonly StorageFile[]): Promise<readonly FileView[]> {
+    return viewStorage(this.#context, proof, files);
+  }
+
+  endStorage(proof: string): Promise<void> {
+    return this.#markers.end(proof);
+  }
+
+  /** Called when the daemon exits. */
+  close(): Promise<void> {
+    return this.#markers.close();
   }
 }

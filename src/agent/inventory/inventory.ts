@@ -68,6 +68,7 @@ export async function vmInventory(context: ImageContext, name: string): Promise<
     identityIssue: vms.view(vm).identityIssue,
     fleetingDisks: fleetingDisks(vm),
     exitCode: (await readExitCode(exitPath(vm.directory))) ?? vms.view(vm).exitCode,
+    deviceChanges: isUp ? await vm.process.facts.deviceChanges(vm.spec) : [],
   };
 }
 

@@ -121,6 +121,7 @@ export const forkInventory = z.object({
   cloneBytesNeeded: count,
   warmCloneCount: count,
   namesTaken: list(text),
+  hostResources: list(z.object({ argument: text, what: text, isOfNetwork: z.boolean() })).exactOptional(),
 });
 
 const clones = z.array(cloneIdentity).max(CLONES_MAX);

@@ -3,11 +3,12 @@
 import { MigrationError } from '../../domain/errors.js';
 import type { Accel, AccelChoice, VmSpec } from '../../domain/vm.js';
 import { findByArgument, type ProcessIdentity } from '../../kit/process.js';
-import type { DiskFiles, SpecDevices, VmBackend, VmPlace } from '../backend.js';
+import type { ArgumentFile, DiskFiles, SpecDevices, VmBackend, VmPlace } from '../backend.js';
+import { argumentFiles } from './argument-files.js';
 import { qmpSocketArgument } from './command-line.js';
 import { QemuConnection, socketsIn } from './connection.js';
 import { devicesIn } from './facts.js';
-import { commitOverlay, createOverlay, openProblem, virtualSizeBytes } from './img.js';
+import { chain, commitOverlay, createOverlay, openProblem, virtualSizeBytes } from './img.js';
 import { askQemu, type InstalledQemu, isKvmUsable, resolveAccel, resolveMachine } from './installed.js';
 import { QemuProcess } from './process.js';
 
@@ -16,7 +17,7 @@ const PROGRAM_DEFAULT = 'qemu-system-x86_64';
 const SOCKET_PATH_BYTES_MAX = 107;
 
 export class QemuBackend implements VmBackend {
-  readonly diskFiles: DiskFiles = { virtualSizeBytes, createOverlay, commitOverlay, openProblem };
+  readonly diskFiles: DiskFiles = { virtualSizeBytes, createOverlay, commitOverlay, openProblem, chain };
   readonly #program: string;
   #installed: Promise<InstalledQemu> | null = null;
 
@@ -47,6 +48,10 @@ export class QemuBackend implements VmBackend {
 
   devicesIn(spec: VmSpec): SpecDevices {
     return devicesIn(spec);
+  }
+
+  filesIn(spec: VmSpec): readonly ArgumentFile[] {
+    return argumentFiles(spec);
   }
 
   checkPlace({ directory }: VmPlace): void {

@@ -1,7 +1,9 @@
 /** Calls on disk images, implemented with qemu-img. */
 import { execFile } from 'node:child_process';
 import { promisify } from 'node:util';
+import { z } from 'zod';
 import { MigrationError, toMigrationError } from '../../domain/errors.js';
+import type { ChainLink } from '../../domain/storage.js';
 
 const run = promisify(execFile);
 const TIMEOUT_MS = 10_000;
@@ -15,6 +17,18 @@ export async function virtualSizeBytes(path: string, format: string): Promise<nu
   const size = typeof info === 'object' && info !== null && 'virtual-size' in info ? info['virtual-size'] : null;
   if (typeof size === 'number') return size;
   throw new MigrationError('QEMU_FAILED', `qemu-img info ${path} has no virtual-size`);
+}
+
+const chainAnswer = z.array(z.object({ filename: z.string(), format: z.string(), 'virtual-size': z.number() }));
+
+/** Returns the image and the images behind it, the front one first. The files may be in use. */
+export async function chain(path: string, format: string): Promise<ChainLink[]> {
+  const text = await qemuImg(['info', '--output=json', '-U', '--backing-chain', '-f', format, path], TIMEOUT_MS);
+  return chainAnswer.parse(JSON.parse(text)).map((link) => ({
+    path: link.filename,
+    format: link.format,
+    virtualSizeBytes: link['virtual-size'],
+  }));
 }
 
 /** Creates a qcow2 without content of its own. It does not open the base, which a QEMU may have open. */

@@ -1,12 +1,25 @@
 import type { HostInventory, TargetChecks, VmInventory } from '../../domain/host.js';
+import type { FileView, StorageFile, StorageOffer } from '../../domain/storage.js';
 import type { RdmaPlace } from '../../domain/transport.js';
 import type { VmSpec } from '../../domain/vm.js';
 
-/** The calls of pre-flight to a host. They change nothing, and each call reads the current facts. */
+/**
+ * The calls of pre-flight to a host. They change nothing, and each call reads the current facts. The one exception is
+ * offerStorage, whose markers a host removes again by itself.
+ */
 export interface InventoryPort {
   inventory(): Promise<HostInventory>;
   /** Throws NOT_FOUND if the VM is not here. */
   vmInventory(vm: string): Promise<VmInventory>;
   /** `source` is the RDMA address of the source, if this host shall check whether it can connect to it; else null. */
   checkTarget(spec: VmSpec, source: RdmaPlace | null): Promise<TargetChecks>;
+  /**
+   * Describes the files of a running VM, and leaves a marker beside each that the VM may write. The markers stay until
+   * endStorage, or until the host's own deadline.
+   */
+  offerStorage(vm: string): Promise<StorageOffer>;
+  /** Describes what this host sees under the same paths, with the markers of that proof: one view for each file. */
+  viewStorage(proof: string, files: readonly StorageFile[]): Promise<readonly FileView[]>;
+  /** Removes the markers. Idempotent. */
+  endStorage(proof: string): Promise<void>;
 }

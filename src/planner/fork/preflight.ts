@@ -22,6 +22,7 @@ export function preflightFork(request: ForkRequest, { host, inventory }: ForkFac
     ...(request.vm === null ? checkImage(request, inventory) : checkParent(request.vm, host, inventory)),
     ...(request.vm === null ? [] : checkCapture(request.vm, request, host, inventory)),
     ...checkDiscarding(request, inventory),
+    ...checkHostResources(request, inventory),
     ...checkNames(host, inventory),
     ...checkMemory(request, host, inventory),
   ];
@@ -92,6 +93,13 @@ function* checkCapture(
       'remove the device from the VM, or replace it by a device that can migrate',
     );
   }
+  for (const change of vm.deviceChanges ?? []) {
+    yield refuse(
+      'DEVICE_CHANGED',
+      `the devices of ${name} are not those of its spec, from which clones are made: ${change}`,
+      "undo the change on the VM's monitor socket (device_del, device_add), or stop the VM and put the device into its spec",
+    );
+  }
   if (vm.image !== null && parentMode === 'stop') {
     yield refuse(
       'RAM_NOT_SHARED',
@@ -148,6 +156,25 @@ function* checkDiscarding({ vm: name, parentMode, memory }: ForkRequest, { vm }:
       'WRITES_ESCAPE',
       `a clone of ${vm.spec.name} could free memory (${device}), which would remove pages of the image for all clones`,
       'remove the device, or use --memory private',
+    );
+  }
+}
+
+/**
+ * The process of each clone starts with the arguments of the parent, which has what they take of the host. Clones with a
+ * network namespace of their own may have the same ports.
+ */
+function* checkHostResources({ network }: ForkRequest, { vm, hostResources }: ForkInventory): Iterable<Refusal> {
+  const hasOwnNetwork =
+    network === 'isolated' && vm.spec.nics.some(({ type }) => type === 'tap' || type === 'isolated');
+  for (const { argument, what, isOfNetwork } of hostResources ?? []) {
+    if (isOfNetwork && hasOwnNetwork) continue;
+    yield refuse(
+      'HOST_RESOURCE',
+      `only one VM of a host can have ${what}, which ${vm.spec.name} takes by "${argument}"`,
+      isOfNetwork
+        ? 'start the VM without this argument, let the system choose the port, or fork with --network isolated'
+        : 'start the VM without this argument',
     );
   }
 }

@@ -64,6 +64,27 @@ const CASES: readonly [what: string, change: Change, code: RefusalCode, names: R
   ['an old kernel', { inventory: { isWriteProtectSupported: false } }, 'WRITE_PROTECT_MISSING', /write-protect/],
   ['no preload', { inventory: { hasPreload: false } }, 'PRELOAD_MISSING', /preload/],
   ['a raw device', { inventory: { diskBlockers: ['d0 is a pipe'] } }, 'DISK_NOT_SNAPSHOTTABLE', /d0 is a pipe/],
+  [
+    'a device that somebody has added',
+    { vm: { deviceChanges: ['device p was added'] } },
+    'DEVICE_CHANGED',
+    /p was added/,
+  ],
+  [
+    'a port of the host',
+    { inventory: { hostResources: [{ argument: '-vnc :7', what: 'the VNC display :7', isOfNetwork: true }] } },
+    'HOST_RESOURCE',
+    /only one VM of a host can have the VNC display :7, which vm1 takes by "-vnc :7"/,
+  ],
+  [
+    'a socket of the host, in a network of its own too',
+    {
+      request: { network: 'isolated' },
+      inventory: { hostResources: [{ argument: '-vnc unix:/v', what: 'the socket /v', isOfNetwork: false }] },
+    },
+    'HOST_RESOURCE',
+    /socket \/v/,
+  ],
   ['names that are taken', { inventory: { namesTaken: ['vm1-0', 'vm1-2'] } }, 'NAME_TAKEN', /vm1-0, vm1-2/],
   ['an image without room', { inventory: { imageBytesFree: 100 * MIB } }, 'IMAGE_MEMORY', /512 MiB.*100 MiB/],
   [
@@ -100,9 +121,15 @@ describe('pre-flight', () => {
       WRITES_ESCAPE: true,
       WRITE_PROTECT_MISSING: true,
       DISK_NOT_SNAPSHOTTABLE: true,
+      HOST_RESOURCE: true,
     };
     const named = new Set(CASES.map(([, , code]) => code));
     expect(Object.keys(codes).filter((code) => !named.has(code as ForkRefusalCode))).toEqual([]);
+  });
+
+  test('clones in network namespaces of their own may have the same ports', () => {
+    const hostResources = [{ argument: '-vnc :7', what: 'the VNC display :7', isOfNetwork: true }];
+    expect(planned({ request: { network: 'isolated' }, inventory: { hostResources } }).refusals).toEqual([]);
   });
 
   test('gives all reasons at once', () => {

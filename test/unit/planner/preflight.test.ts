@@ -3,9 +3,10 @@ import { MigrationError } from '../../../src/domain/errors.js';
 import type { HostInventory, TargetChecks, VmInventory } from '../../../src/domain/host.js';
 import type { MigrationRequest } from '../../../src/domain/migration.js';
 import type { MigrationRefusalCode } from '../../../src/domain/refusal.js';
+import type { FileView } from '../../../src/domain/storage.js';
 import type { RdmaInventory } from '../../../src/domain/transport.js';
 import type { VmSpec } from '../../../src/domain/vm.js';
-import type { TargetFacts } from '../../../src/planner/migration/facts.js';
+import type { StorageFacts, TargetFacts } from '../../../src/planner/migration/facts.js';
 import { preflight } from '../../../src/planner/migration/preflight.js';
 import { goodFacts, NO_RDMA, rdma, request, spec, vm } from './planner-facts.js';
 
@@ -17,6 +18,7 @@ interface Change {
   vm?: Partial<VmInventory>;
   spec?: Partial<VmSpec>;
   facts?: TargetFacts;
+  storage?: StorageFacts;
 }
 
 function refusals(change: Change) {
@@ -25,6 +27,7 @@ function refusals(change: Change) {
     kind: 'reachable',
     inventory: { ...good.target.inventory, ...change.target },
     checks: { ...good.target.checks, ...change.checks },
+    storage: change.storage ?? good.target.storage,
   };
   return preflight(
     { ...request, ...change.request },
@@ -38,6 +41,17 @@ function refusals(change: Change) {
 
 const MIB = 1024 * 1024;
 const hugeMemory = { ...spec.memory, pageBytes: 2 * MIB };
+
+/** One file with these views of it. */
+function compared(isWritable: boolean, source: Partial<FileView>, target: Partial<FileView>): StorageFacts {
+  const path = '/disks/d0.qcow2';
+  const view: FileView = {
+    ...{ path, problem: null, kind: 'file', sizeBytes: 1, realName: 'd0.qcow2', isMountPoint: false, inode: '1:1' },
+    ...{ deviceId: null, marker: null, markerProblem: null, digest: null, isSampled: false, chain: [] },
+  };
+  const file = { path, use: 'disk d0', isWritable, format: null };
+  return { kind: 'compared', files: [{ file, source: { ...view, ...source }, target: { ...view, ...target } }] };
+}
 
 /** One line for each refusal: the changed fact, the code, and the text that the reason must contain. */
 const CASES: readonly [what: string, change: Change, code: MigrationRefusalCode, names: RegExp][] = [
@@ -146,6 +160,25 @@ const CASES: readonly [what: string, change: Change, code: MigrationRefusalCode,
     'TRANSPORT_UNAVAILABLE',
     /A and B are on different machines/,
   ],
+  [
+    'a device that somebody has added',
+    { vm: { deviceChanges: ['device p was added'] } },
+    'DEVICE_CHANGED',
+    /p was added/,
+  ],
+  [
+    'a disk that is not shared',
+    { storage: compared(true, { marker: 'a' }, { marker: 'b' }) },
+    'DISK_NOT_SHARED',
+    /B does not see what A has just written/,
+  ],
+  ['another kernel', { storage: compared(false, { digest: 'a' }, { digest: 'b' }) }, 'FILE_DIFFERS', /content of/],
+  [
+    'a target that cannot compare',
+    { storage: { kind: 'unsupported' } },
+    'STORAGE_NOT_PROVEN',
+    /B has an older vmigrate/,
+  ],
   ['another protocol', { target: { protocolVersion: 2 } }, 'PROTOCOL_VERSION', /protocol versions differ: A 1, B 2/],
 ];
 
@@ -189,6 +222,10 @@ describe('pre-flight', () => {
       SOURCE_MEMORY: true,
       IDENTITY_PENDING: true,
       DISK_NOT_MOVABLE: true,
+      DISK_NOT_SHARED: true,
+      FILE_DIFFERS: true,
+      STORAGE_NOT_PROVEN: true,
+      DEVICE_CHANGED: true,
       PROTOCOL_VERSION: true,
     };
     expect(new Set(CASES.map(([, , code]) => code))).toEqual(new Set(Object.keys(codes)));
