@@ -12,6 +12,7 @@ import {
   upToConnect,
 } from '../hosts/agent-pair.js';
 import { eventually } from '../hosts/cluster.js';
+import { qmpOf } from '../hosts/qmp.js';
 
 const APPEND = 'console=ttyS0 quiet vmg.workload=memtouch vmg.mb=64';
 
@@ -155,7 +156,10 @@ describe('before the commit', () => {
       b.agent.target.awaitLoaded(move.session),
     ]);
     expect(sent.status).toBe('rejected');
-    expect(loaded).toMatchObject({ status: 'rejected', reason: { message: expect.stringMatching(/qemu-system.*load/s) } });
+    expect(loaded).toMatchObject({
+      status: 'rejected',
+      reason: { message: expect.stringMatching(/qemu-system.*load/s) },
+    });
     await a.agent.source.continueVm('plugged', move.session);
     await b.agent.target.discard(move.session);
     await a.agent.source.unexpose(move.session);

@@ -28,11 +28,7 @@ export const stopSource: StepExecutor = {
 export const transferState: StepExecutor = {
   async forward({ record, ports }) {
     const loaded = ports.target.awaitLoaded(record.session);
-    const transferred = ports.source.transferState(
-      record.plan.request.vm,
-      record.session,
-      record.plan.request.target,
-    );
+    const transferred = ports.source.transferState(record.plan.request.vm, record.session, record.plan.request.target);
     try {
       const [{ deviceStateBytes }] = await Promise.all([transferred, loaded]);
       return { deviceStateBytes };

@@ -145,7 +145,12 @@ describe('before the commit', () => {
     const { jobs } = await world.daemon();
     expect(await rest(jobs, (await jobs.submit(request)).id)).toMatchObject({
       state: 'failed',
-      error: { cause: { message: expect.stringContaining('migration has failed'), cause: { message: expect.stringContaining('virtserialport') } } },
+      error: {
+        cause: {
+          message: expect.stringContaining('migration has failed'),
+          cause: { message: expect.stringContaining('virtserialport') },
+        },
+      },
     });
   });
 
