@@ -24,6 +24,7 @@ const CODES: Readonly<Record<keyof typeof NATIVE_ERROR, ErrorCode>> = {
   PROCESS_GONE: 'QEMU_GONE',
   CLOSED: 'CONFLICT',
   CORRUPT: 'CORRUPT',
+  PATH_STALLED: 'TIMEOUT',
 };
 const BY_NUMBER = new Map<number, ErrorCode>(
   (Object.keys(CODES) as (keyof typeof NATIVE_ERROR)[]).map((name) => [NATIVE_ERROR[name], CODES[name]]),
@@ -34,6 +35,14 @@ const REMEDIES: Partial<Readonly<Record<ErrorCode, string>>> = {
   OUT_OF_MEMORY: 'free memory on that host, or raise the limits of vmigrated: "vmctl doctor" there shows them',
   NOT_PERMITTED: 'run "vmctl doctor" on that host and follow its remedies',
 };
+/** The remedy of a failure that its error code does not tell enough of. */
+const REMEDIES_BY_NUMBER: ReadonlyMap<number, string> = new Map([
+  [
+    NATIVE_ERROR.PATH_STALLED,
+    'the network between the data addresses (--data) of the hosts loses full-size packets: give both ends and every ' +
+      'switch between them the same MTU, and try "ping -M do -s SIZE" with the size of the MTU less 28',
+  ],
+]);
 const RETRYABLE: readonly ErrorCode[] = ['DISCONNECTED', 'TIMEOUT'];
 
 function errnoName(errno: number): string {
@@ -49,7 +58,7 @@ export function failureToError(failure: NativeFailure, doing: string, cause?: un
   const known = BY_NUMBER.get(failure.code) ?? 'NATIVE_FAILED';
   // If the kernel refused the argument, the caller made no mistake.
   const code = failure.code === NATIVE_ERROR.INVALID_ARGUMENT && failure.errno !== 0 ? 'NATIVE_FAILED' : known;
-  const remedy = REMEDIES[code];
+  const remedy = REMEDIES_BY_NUMBER.get(failure.code) ?? REMEDIES[code];
   const system = failure.errno === 0 ? '' : ` (${errnoName(failure.errno)})`;
   return new MigrationError(code, `${doing}: ${failure.what}${system}`, {
     ...(remedy === undefined ? {} : { remedy }),

@@ -1,0 +1,20 @@
+#pragma once
+
+#include <chrono>
+
+#include "base/result.hpp"
+#include "transport/transport.hpp"
+
+namespace vmigrate::pager {
+
+/// Length of the READ by which a new connection is tried: more than any network's largest frame.
+inline constexpr uint32_t kProbeBytes = 64 << 10;
+
+/// Reads the first bytes of the source's memory over a connection that nobody uses yet, and drops them.
+/// Connecting needs small packets only. A path that loses full-size ones would show that when the VM has
+/// stopped and waits for its first page. kPathStalled: no answer within `timeout`. kDisconnected: the
+/// connection is lost. Any answer of the source is fine, also that it cannot read there now. Blocks.
+Status probe_path(transport::Endpoint& endpoint, transport::LocalId buffer, const transport::RemoteKey& from,
+                  std::chrono::milliseconds timeout);
+
+}  // namespace vmigrate::pager
