@@ -55,12 +55,8 @@ Status connect_both(pager::TargetSession& session, ConnectRequest request) {
   const auto left = std::chrono::duration_cast<milliseconds>(deadline - steady_clock::now());
   auto bulk = connect(transport::Channel::kBulk, std::max(left, milliseconds(1)));
   if (!bulk) return bulk.error();
-  // Reading an exposed file in place sends nothing, and would fill its holes.
   const auto probe_timeout =
-      request.provider->shares_files
-          ? milliseconds(0)
-          : std::max(std::chrono::duration_cast<milliseconds>(deadline - steady_clock::now()),
-                     milliseconds(1));
+      std::max(std::chrono::duration_cast<milliseconds>(deadline - steady_clock::now()), milliseconds(1));
   return session.connect(
       {std::move(demand).value(), std::move(bulk).value(), std::move(request.keys), probe_timeout});
 }

@@ -131,7 +131,8 @@ Status TargetCore::attach(SourceEndpoints endpoints) {
     link->map_buffer = buffer.value();
     // The threads do not run yet, so the buffer is free.
     if (probe_timeout.count() == 0 || resume_ || state() != TargetState::kIdle) continue;
-    const auto probed = probe_path(*link->endpoint, link->map_buffer, link->keys.front().ram, probe_timeout);
+    const auto probed =
+        probe_path(*link->endpoint, link->map_buffer, link->keys.front().data_map, probe_timeout);
     if (!probed) return probed.error();
   }
   {

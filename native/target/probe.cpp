@@ -23,16 +23,16 @@ void wait(const transport::Endpoint& endpoint, milliseconds timeout) {
 
 }  // namespace
 
-Status probe_path(transport::Endpoint& endpoint, transport::LocalId buffer, const transport::RemoteKey& from,
+Status probe_path(transport::Endpoint& endpoint, transport::LocalId buffer, const transport::RemoteKey& map,
                   milliseconds timeout) {
   const auto deadline = steady_clock::now() + timeout;
   const transport::Operation operation{
       .tag = kProbeTag,
       .local = buffer,
       .local_offset_bytes = 0,
-      .remote = from,
+      .remote = map,
       .remote_offset_bytes = 0,
-      .length_bytes = static_cast<uint32_t>(std::min<uint64_t>(kProbeBytes, from.length_bytes)),
+      .length_bytes = static_cast<uint32_t>(std::min<uint64_t>(kProbeBytes, map.length_bytes)),
   };
   bool posted = false;
   for (;;) {

@@ -185,7 +185,9 @@ describe('a VM', () => {
     const qmp = qmpOf(vm);
     const port = { driver: 'virtserialport', id: 'added', bus: 'vmg-serial.0', name: 'x.y' };
     await qmp.executeUntyped('device_add', port);
-    expect(await vm.process.facts.deviceChanges(vm.spec)).toEqual(['device added (virtserialport) was added while the VM ran']);
+    expect(await vm.process.facts.deviceChanges(vm.spec)).toEqual([
+      'device added (virtserialport) was added while the VM ran',
+    ]);
     await qmp.executeUntyped('device_del', { id: 'added' });
     await host.vms.run(vmSpec({ name: 'private', memory: { size: '64M', backing: 'private' } }));
     expect(await ramFacts(host.vms.get('private'))).toEqual({ isRamShared: false, isRamNamedFile: false });

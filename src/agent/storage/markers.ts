@@ -53,13 +53,18 @@ export class Markers {
   readonly #files: RecordFiles<MarkerRecord>;
   readonly #log: Log;
   readonly #proofs = new Map<string, Proof>();
+  /** Resolves when what an earlier daemon has left has been looked at. It never rejects. */
+  swept: Promise<void> = Promise.resolve();
 
   private constructor(files: RecordFiles<MarkerRecord>, log: Log) {
     this.#files = files;
     this.#log = log;
   }
 
-  /** Removes the markers that an earlier daemon has left. A marker that cannot be removed now is tried again then. */
+  /**
+   * Begins to remove the markers that an earlier daemon has left. A marker that cannot be removed is tried again at the
+   * next start. Nobody waits for it: a marker may be on storage that does not answer.
+   */
   static async open(stateDir: string, log: Log): Promise<Markers> {
     const files = await RecordFiles.open<MarkerRecord>(join(stateDir, 'storage-checks'), {
       what: 'record of markers',
@@ -69,7 +74,7 @@ export class Markers {
     const markers = new Markers(files, log);
     const { records, corrupt } = await files.load();
     for (const error of corrupt) log.warn({ err: error }, 'a record of markers cannot be read');
-    for (const left of records) await markers.#remove(left);
+    markers.swept = Promise.all(records.map((left) => markers.#remove(left))).then(() => undefined);
     return markers;
   }
 

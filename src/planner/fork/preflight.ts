@@ -164,7 +164,12 @@ function* checkDiscarding({ vm: name, parentMode, memory }: ForkRequest, { vm }:
  * The process of each clone starts with the arguments of the parent, which has what they take of the host. Clones with a
  * network namespace of their own may have the same ports.
  */
-function* checkHostResources({ network }: ForkRequest, { vm, hostResources }: ForkInventory): Iterable<Refusal> {
+function* checkHostResources(
+  { vm: parent, network, cloneCount }: ForkRequest,
+  { vm, hostResources }: ForkInventory,
+): Iterable<Refusal> {
+  // A single clone of an image may have what its parent had.
+  if (parent === null && cloneCount === 1) return;
   const hasOwnNetwork =
     network === 'isolated' && vm.spec.nics.some(({ type }) => type === 'tap' || type === 'isolated');
   for (const { argument, what, isOfNetwork } of hostResources ?? []) {

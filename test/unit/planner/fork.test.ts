@@ -132,6 +132,18 @@ describe('pre-flight', () => {
     expect(planned({ request: { network: 'isolated' }, inventory: { hostResources } }).refusals).toEqual([]);
   });
 
+  test('a single clone of an image may have what its parent had', () => {
+    const inventory = {
+      image,
+      hostResources: [{ argument: '-vnc unix:/v', what: 'the socket /v', isOfNetwork: false }],
+    };
+    const one = { vm: null, image: IMAGE, cloneCount: 1 };
+    expect(planned({ request: one, inventory }).refusals).toEqual([]);
+    expect(planned({ request: { ...one, cloneCount: 2 }, inventory }).refusals).toMatchObject([
+      { code: 'HOST_RESOURCE' },
+    ]);
+  });
+
   test('gives all reasons at once', () => {
     const { refusals } = planned({ vm: { state: 'paused' }, inventory: { hasPreload: false, namesTaken: ['vm1-1'] } });
     expect(refusals.map(({ code }) => code)).toEqual(['VM_NOT_RUNNING', 'PRELOAD_MISSING', 'NAME_TAKEN']);

@@ -51,7 +51,7 @@ describe('markers', () => {
   test('of a daemon that was killed are removed by the next one', async () => {
     await (await Markers.open(state, log)).leave(PROOF, [disk]);
     expect(await readdir(disks)).toHaveLength(2);
-    await Markers.open(state, log);
+    await (await Markers.open(state, log)).swept;
     expect(await readdir(disks)).toEqual(['d.img']);
   });
 
@@ -59,7 +59,7 @@ describe('markers', () => {
     await mkdir(join(state, 'storage-checks'));
     const record = { version: 1, proof: PROOF, paths: [disk] };
     await writeFile(join(state, 'storage-checks', `${PROOF}.json`), JSON.stringify(record));
-    await Markers.open(state, log);
+    await (await Markers.open(state, log)).swept;
     expect(await readdir(disks)).toEqual(['d.img']);
   });
 
