@@ -25,7 +25,7 @@ import type { Readable } from 'node:stream';
 import type { MigrationError } from '../domain/errors.js';
 import type { HostResource } from '../domain/host.js';
 import type { MigrationMode } from '../domain/migration.js';
-import type { ChainLink } from '../domain/storage.js';
+import type { ArgumentFile, ChainLink, OpenFile } from '../domain/storage.js';
 import type { Accel, AccelChoice, DiskSpec, NicSpec, VmSpec } from '../domain/vm.js';
 import type { ChildExit, ProcessIdentity } from '../kit/process.js';
 
@@ -73,22 +73,6 @@ export interface SpecDevices {
   readonly discarding: readonly string[];
   /** What only one process of a host can have. */
   readonly hostResources: readonly HostResource[];
-}
-
-/** A file that an argument of a spec names. */
-export interface ArgumentFile {
-  /** As it is written: it may be relative to the VM's directory. */
-  readonly path: string;
-  /** The option that names it, for a person. */
-  readonly use: string;
-  readonly isWritable: boolean;
-}
-
-/** A file that the drives of a running VM use, as a disk or behind one. */
-export interface OpenFile {
-  /** A relative path is relative to the VM's directory. */
-  readonly path: string;
-  readonly isReadOnly: boolean;
 }
 
 /** Calls on disk images. Only for virtualSizeBytes, openProblem and chain may a VM have the image open for writing. */

@@ -61,3 +61,19 @@ export interface StorageOffer {
   /** One for each file. */
   readonly views: readonly FileView[];
 }
+
+/** A file that an argument of a spec names. */
+export interface ArgumentFile {
+  /** As it is written: it may be relative to the VM's directory. */
+  readonly path: string;
+  /** The option that names it, for a person. */
+  readonly use: string;
+  readonly isWritable: boolean;
+}
+
+/** A file that the drives of a running VM use, as a disk or behind one. */
+export interface OpenFile {
+  /** A relative path is relative to the VM's directory. */
+  readonly path: string;
+  readonly isReadOnly: boolean;
+}

@@ -3,7 +3,7 @@ import { randomBytes } from 'node:crypto';
 import { readdir, realpath, stat } from 'node:fs/promises';
 import { isAbsolute, join } from 'node:path';
 import { MigrationError } from '../../domain/errors.js';
-import type { FileView, StorageFile, StorageOffer } from '../../domain/storage.js';
+import type { ArgumentFile, FileView, OpenFile, StorageFile, StorageOffer } from '../../domain/storage.js';
 import type { HostContext } from '../vm/context.js';
 import type { ManagedVm } from '../vm/vm.js';
 import { WHOLE_BYTES_MAX } from './content.js';
@@ -46,8 +46,8 @@ export async function viewStorage(
 /** Combines what the spec names and what the process has open. A file that either side may write is writable. */
 function filesOf(
   { spec, directory }: ManagedVm,
-  named: readonly { readonly path: string; readonly use: string; readonly isWritable: boolean }[],
-  open: readonly { readonly path: string; readonly isReadOnly: boolean }[],
+  named: readonly ArgumentFile[],
+  open: readonly OpenFile[],
 ): StorageFile[] {
   const files = new Map<string, StorageFile>();
   const add = (file: StorageFile): void => {

@@ -2,8 +2,8 @@
  * Finds the files that a spec's own arguments for QEMU name. Pure. QEMU knows its drives better than its command line
  * does (facts.ts); the files of all other options are known only from here.
  */
+import type { ArgumentFile } from '../../domain/storage.js';
 import type { VmSpec } from '../../domain/vm.js';
-import type { ArgumentFile } from '../backend.js';
 import { argumentsIn, isOn, type Options, optionsIn } from './options.js';
 
 /** Options whose whole value is the path of a file that QEMU only reads. */

@@ -1,9 +1,10 @@
 /** QEMU as a back end for VMs. Each VM is a QEMU process that the daemon starts and controls over QMP. */
 
 import { MigrationError } from '../../domain/errors.js';
+import type { ArgumentFile } from '../../domain/storage.js';
 import type { Accel, AccelChoice, VmSpec } from '../../domain/vm.js';
 import { findByArgument, type ProcessIdentity } from '../../kit/process.js';
-import type { ArgumentFile, DiskFiles, SpecDevices, VmBackend, VmPlace } from '../backend.js';
+import type { DiskFiles, SpecDevices, VmBackend, VmPlace } from '../backend.js';
 import { argumentFiles } from './argument-files.js';
 import { qmpSocketArgument } from './command-line.js';
 import { QemuConnection, socketsIn } from './connection.js';

@@ -4,7 +4,7 @@
  */
 import { z } from 'zod';
 import { MigrationError } from '../../domain/errors.js';
-import type { OpenFile } from '../backend.js';
+import type { OpenFile } from '../../domain/storage.js';
 import type { QmpClient } from './qmp/client.js';
 
 const JOB_TIMEOUT_MS = 3600_000;

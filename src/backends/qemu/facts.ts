@@ -1,6 +1,7 @@
 /** Collects the facts about one VM that pre-flight asks for and only QEMU knows. */
+import type { OpenFile } from '../../domain/storage.js';
 import type { VmSpec } from '../../domain/vm.js';
-import type { OpenFile, SpecDevices, VmFacts } from '../backend.js';
+import type { SpecDevices, VmFacts } from '../backend.js';
 import { openFiles } from './block.js';
 import { qemuArguments } from './command-line.js';
 import type { QemuConnection } from './connection.js';

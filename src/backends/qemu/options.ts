@@ -9,7 +9,7 @@ export interface Argument {
   readonly text: string;
 }
 
-/** Splits arguments. An argument that begins with a dash is an option; the next one is its value unless it is another. */
+/** Splits arguments. One that begins with a dash is an option; the next one is its value unless it is another. */
 export function argumentsIn(args: readonly string[]): Argument[] {
   const found: Argument[] = [];
   for (let index = 0; index < args.length; index++) {

@@ -27,8 +27,8 @@ export const stopSource: StepExecutor = {
 
 export const transferState: StepExecutor = {
   async forward({ record, ports }) {
-    const loaded = ports.target.awaitLoaded(record.session);
     const transferred = ports.source.transferState(record.plan.request.vm, record.session, record.plan.request.target);
+    const loaded = ports.target.awaitLoaded(record.session);
     try {
       const [{ deviceStateBytes }] = await Promise.all([transferred, loaded]);
       return { deviceStateBytes };
@@ -45,7 +45,7 @@ export const transferState: StepExecutor = {
  * If the target's QEMU refuses the state, the source often notices first, and knows nothing but that its stream has
  * ended. The target's reason becomes the cause. The VM is stopped meanwhile, so little time is given to it.
  */
-async function withTargetsReason(error: MigrationError, loaded: Promise<void>, clock: Clock): Promise<MigrationError> {
+async function withTargetsReason(failed: MigrationError, loaded: Promise<void>, clock: Clock): Promise<MigrationError> {
   const over = new AbortController();
   const reason = await Promise.race([
     loaded.then(
@@ -55,11 +55,11 @@ async function withTargetsReason(error: MigrationError, loaded: Promise<void>, c
     clock.sleep(TARGETS_REASON_MS, over.signal).then(() => null),
   ]);
   over.abort();
-  if (reason === null || reason === error || reason.message === error.message) return error;
-  return new MigrationError(error.code, error.message, {
-    ...(error.remedy === undefined ? {} : { remedy: error.remedy }),
-    isRetryable: error.isRetryable,
-    details: error.details,
+  if (reason === null || reason === failed || reason.message === failed.message) return failed;
+  return new MigrationError(failed.code, failed.message, {
+    ...(failed.remedy === undefined ? {} : { remedy: failed.remedy }),
+    isRetryable: failed.isRetryable,
+    details: failed.details,
     cause: reason,
   });
 }

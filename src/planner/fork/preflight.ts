@@ -97,7 +97,7 @@ function* checkCapture(
     yield refuse(
       'DEVICE_CHANGED',
       `the devices of ${name} are not those of its spec, from which clones are made: ${change}`,
-      "undo the change on the VM's monitor socket (device_del, device_add), or stop the VM and put the device into its spec",
+      "undo the change on the VM's monitor socket (device_del, device_add), or stop the VM and change its spec",
     );
   }
   if (vm.image !== null && parentMode === 'stop') {
@@ -161,8 +161,8 @@ function* checkDiscarding({ vm: name, parentMode, memory }: ForkRequest, { vm }:
 }
 
 /**
- * The process of each clone starts with the arguments of the parent, which has what they take of the host. Clones with a
- * network namespace of their own may have the same ports.
+ * The process of each clone starts with the arguments of the parent, which has what they take of the host. Clones with
+ * a network namespace of their own may have the same ports.
  */
 function* checkHostResources(
   { vm: parent, network, cloneCount }: ForkRequest,

@@ -105,7 +105,7 @@ function* checkVm({ vm: name }: MigrationRequest, source: HostInventory, vm: VmI
     yield refuse(
       'DEVICE_CHANGED',
       `the devices of ${name} are not those of its spec: ${change}`,
-      "undo the change on the VM's monitor socket (device_del, device_add), or stop the VM and put the device into its spec",
+      "undo the change on the VM's monitor socket (device_del, device_add), or stop the VM and change its spec",
     );
   }
 }

@@ -6,8 +6,8 @@
  *    and is no mount point of its own: then both names are in one directory.
  *  - The block device has the same id of its own.
  *  - Both hosts are one running kernel, and the inode is the same.
- * A file that the VM only reads needs less: the same length and content. A writable file is never judged by its content,
- * because the VM writes meanwhile, and because a copy that is equal now would be another disk a moment later.
+ * A file that the VM only reads needs less: the same length and content. A writable file is never judged by its
+ * content, because the VM writes meanwhile, and a copy that is equal now would be another disk a moment later.
  */
 import type { HostInventory } from '../../domain/host.js';
 import type { MigrationRequest } from '../../domain/migration.js';

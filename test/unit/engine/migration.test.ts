@@ -130,30 +130,6 @@ describe('before the commit', () => {
     expect(await registry.owner('vm1')).toMatchObject({ owner: 'A', epoch: 3 });
   });
 
-  test('the reason of the target’s QEMU becomes the cause, also if the source notices first', async () => {
-    const world = new Scripted();
-    const noticed = gate();
-    world.on['A.transferState'] = () => {
-      noticed.open();
-      throw new MigrationError('QEMU_FAILED', "QEMU's migration has failed");
-    };
-    world.on['B.awaitLoaded'] = async () => {
-      await noticed.passed;
-      await new Promise((resolve) => setTimeout(resolve, 5));
-      throw new MigrationError('QEMU_FAILED', "QEMU ended: Unknown section 'virtserialport'");
-    };
-    const { jobs } = await world.daemon();
-    expect(await rest(jobs, (await jobs.submit(request)).id)).toMatchObject({
-      state: 'failed',
-      error: {
-        cause: {
-          message: expect.stringContaining('migration has failed'),
-          cause: { message: expect.stringContaining('virtserialport') },
-        },
-      },
-    });
-  });
-
   test('the VM runs again although the target does not answer, which is cleaned up when it does', async () => {
     const world = new Scripted();
     const running = gate();
