@@ -48,6 +48,8 @@ export interface ForkRequest {
   readonly disks: CloneDisks;
   /** false: all clones or none. true: some clones suffice, and the report lists those that failed. */
   readonly isPartialAllowed: boolean;
+  /** Ended VMs with the clones' names are removed, with their exit codes and logs. Absent: they are not. */
+  readonly isReplacing?: boolean;
 }
 
 /** What distinguishes a clone from its parent and from the other clones. It is set when the clone's QEMU starts. */

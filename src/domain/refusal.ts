@@ -36,7 +36,10 @@ export type ForkRefusalCode =
   | 'VM_FILLING'
   | 'WRITES_ESCAPE'
   | 'WRITE_PROTECT_MISSING'
-  | 'DISK_NOT_SNAPSHOTTABLE';
+  | 'DISK_NOT_SNAPSHOTTABLE'
+  | 'DISK_CHANGED'
+  | 'DISK_IN_USE'
+  | 'DISK_CHAIN_LONG';
 
 export type RefusalCode = MigrationRefusalCode | ForkRefusalCode;
 

@@ -64,6 +64,7 @@ const forkRequest = z
     network: cloneNetwork,
     disks: cloneDisks,
     isPartialAllowed: z.boolean(),
+    isReplacing: z.boolean().exactOptional(),
   })
   .refine(({ vm, image }) => (vm === null) !== (image === null), 'must have either a VM or an image');
 

@@ -15,6 +15,7 @@ import type { ImageDisk, ParentOverlay } from '../image/record.js';
 import { withDisks } from '../vm/record.js';
 import type { ManagedVm, VmManager } from '../vm/vms.js';
 import type { ForkContext } from './context.js';
+import { CHAIN_FILES_MAX, overlayPath } from './overlay-names.js';
 
 export class ParentDisks {
   readonly #context: ForkContext;
@@ -36,6 +37,8 @@ export class ParentDisks {
     const { diskFiles } = vms.backend;
     const disks = spec.disks.filter(({ isReadOnly }) => !isReadOnly);
     if (mode === 'stop' || disks.length === 0) return;
+    const [tooLong] = await longChains(this.#context, this.#parent);
+    if (tooLong !== undefined) throw new MigrationError('CONFLICT', tooLong, { remedy: `vmctl flatten ${spec.name}` });
     const overlays = disks.map((disk) => this.#overlayOf(disk));
     await images.update(this.#image, { overlays });
     this.#open = await process.disks.openOverlays(this.#image, overlays, async ({ path, base }) => {
@@ -79,7 +82,7 @@ export class ParentDisks {
 
   #overlayOf({ id, path, format }: DiskSpec): ParentOverlay {
     const base: ImageDisk = { id, path, format };
-    return { id, path: `${path}.${this.#image}`, format: 'qcow2', vm: this.#parent.spec.name, base };
+    return { id, path: overlayPath(path, this.#image), format: 'qcow2', vm: this.#parent.spec.name, base };
   }
 }
 
@@ -101,6 +104,17 @@ export async function diskBlockers(parent: ManagedVm): Promise<string[]> {
   const active = await parent.process.disks.active();
   const foreign = [...active].filter(([id, { isReadOnly }]) => !known.has(id) && !isReadOnly);
   return foreign.map(([id, { path }]) => `${id} (${path}) is not among the disks of the spec`);
+}
+
+/** Returns the reason for each disk whose chain of files has no room for another overlay. */
+export async function longChains({ vms }: Pick<ForkContext, 'vms'>, parent: ManagedVm): Promise<string[]> {
+  const reasons: string[] = [];
+  for (const { id, path, format, isReadOnly } of parent.spec.disks) {
+    if (isReadOnly || format === 'raw') continue;
+    const { length } = await vms.backend.diskFiles.chain(path, format);
+    if (length >= CHAIN_FILES_MAX) reasons.push(`disk ${id} of ${parent.spec.name} is a chain of ${length} files`);
+  }
+  return reasons;
 }
 
 /** Merges an overlay whose VM has ended. Does nothing if the overlay is missing. */

@@ -12,10 +12,25 @@ export class InventoryAgent implements InventoryPort {
   /** Returns the job that is still transferring pages of this VM to this host, or null. */
   readonly #arriving: (vm: string) => Promise<string | null>;
 
-  constructor(context: ImageContext, hostInfo: HostInfo, arriving: (vm: string) => Promise<string | null>) {
+  /** Returns what on this host needs one of the disk files. */
+  readonly #holders: (paths: readonly string[]) => Promise<readonly string[]>;
+
+  constructor(
+    context: ImageContext,
+    parts: {
+      readonly hostInfo: HostInfo;
+      readonly arriving: (vm: string) => Promise<string | null>;
+      readonly holders: (paths: readonly string[]) => Promise<readonly string[]>;
+    },
+  ) {
     this.#context = context;
-    this.#hostInfo = hostInfo;
-    this.#arriving = arriving;
+    this.#hostInfo = parts.hostInfo;
+    this.#arriving = parts.arriving;
+    this.#holders = parts.holders;
+  }
+
+  async layerHolders(paths: readonly string[]): Promise<{ holders: readonly string[] }> {
+    return { holders: await this.#holders(paths) };
   }
 
   inventory(): Promise<HostInventory> {

@@ -7,7 +7,7 @@ import type { DiskFiles, SpecDevices, VmBackend, VmPlace } from '../backend.js';
 import { qmpSocketArgument } from './command-line.js';
 import { QemuConnection, socketsIn } from './connection.js';
 import { devicesIn } from './facts.js';
-import { commitOverlay, createOverlay, openProblem, virtualSizeBytes } from './img.js';
+import { chain, commitOverlay, createOverlay, isWritten, openProblem, rebase, virtualSizeBytes } from './img.js';
 import { askQemu, type InstalledQemu, isKvmUsable, resolveAccel, resolveMachine } from './installed.js';
 import { QemuProcess } from './process.js';
 
@@ -16,7 +16,10 @@ const PROGRAM_DEFAULT = 'qemu-system-x86_64';
 const SOCKET_PATH_BYTES_MAX = 107;
 
 export class QemuBackend implements VmBackend {
-  readonly diskFiles: DiskFiles = { virtualSizeBytes, createOverlay, commitOverlay, openProblem };
+  readonly diskFiles: DiskFiles = {
+    ...{ virtualSizeBytes, createOverlay, commitOverlay, openProblem },
+    ...{ chain, isWritten, rebase },
+  };
   readonly #program: string;
   #installed: Promise<InstalledQemu> | null = null;
 

@@ -1,7 +1,10 @@
 /** Calls on disk images, implemented with qemu-img. */
 import { execFile } from 'node:child_process';
 import { promisify } from 'node:util';
+import { z } from 'zod';
 import { MigrationError, toMigrationError } from '../../domain/errors.js';
+import { DISK_FORMATS, type DiskFormat } from '../../domain/vm.js';
+import type { DiskFile } from '../backend.js';
 
 const run = promisify(execFile);
 const TIMEOUT_MS = 10_000;
@@ -48,6 +51,45 @@ export async function openProblem(path: string, format: string): Promise<string 
     const stderr = (error as { stderr?: unknown }).stderr;
     return typeof stderr === 'string' && stderr !== '' ? stderr.trim() : toMigrationError(error).message;
   }
+}
+
+const chainInfo = z.array(z.object({ filename: z.string(), format: z.string() })).min(1);
+
+/** Returns the file and its backing files, the top first. -U: the files may be in use. */
+export async function chain(path: string, format: DiskFormat): Promise<readonly DiskFile[]> {
+  if (format === 'raw') return [{ path, format }];
+  const text = await qemuImg(['info', '--output=json', '-U', '--backing-chain', '-f', format, path], TIMEOUT_MS);
+  const files = chainInfo.parse(JSON.parse(text));
+  return files.map((file, index) => {
+    const known = DISK_FORMATS.find((name) => name === file.format);
+    const filePath = index === 0 ? path : file.filename;
+    if (known === undefined || !filePath.startsWith('/')) {
+      throw new MigrationError(
+        'UNSUPPORTED',
+        `${path} lies on ${filePath} (${file.format}), which is not a disk file`,
+        {
+          remedy: 'use backing files of format raw or qcow2 with absolute paths',
+        },
+      );
+    }
+    return { path: filePath, format: known };
+  });
+}
+
+/** Without -U qemu-img fails where another process has locked the file for writing. */
+export async function isWritten(path: string, format: string): Promise<boolean> {
+  try {
+    await qemuImg(['info', '--output=json', '-f', format, path], TIMEOUT_MS);
+    return false;
+  } catch (error) {
+    if (error instanceof MigrationError && /Failed to get .*lock/i.test(error.message)) return true;
+    throw error;
+  }
+}
+
+/** -u: only the header is written; nobody compares the old backing file with the new one. */
+export async function rebase(path: string, base: DiskFile): Promise<void> {
+  await qemuImg(['rebase', '-q', '-u', '-f', 'qcow2', '-b', base.path, '-F', base.format, path], TIMEOUT_MS);
 }
 
 async function qemuImg(args: readonly string[], timeoutMs: number): Promise<string> {

@@ -96,6 +96,7 @@ function notesOf(request: ForkRequest, { inventory, waitsFor }: ForkFacts): stri
       ? 'all QEMU processes are already waiting (warm)'
       : `${request.cloneCount - warm} QEMU processes must be started (cold)`,
   );
+  if (inventory.coldReason !== undefined && inventory.coldReason !== null) notes.push(inventory.coldReason);
   const count = cloneCountThatFits(request, inventory);
   if (count < request.cloneCount)
     notes.push(`memory suffices for about ${count} clones; the report will list the others`);
