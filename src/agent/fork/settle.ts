@@ -44,16 +44,15 @@ export async function settleCommitted(context: ForkContext, parts: SettledParts)
 }
 
 /**
- * Records what the files of the image's disks are, once. From the fork point on nobody writes to them. A disk that cannot
- * be read leaves the image without layers: then the clones run, and the next daemon tries again.
+ * Records what the files of the image's disks are, once. From the fork point on nobody writes to them. If a disk cannot
+ * be read, the record says that nothing is known (an empty list): the clones run, and no others are started.
  */
 export async function sealLayers(context: ForkContext, id: string): Promise<void> {
   const { images, log } = context;
   if (!images.has(id) || images.get(id).layers !== undefined || images.get(id).disks.length === 0) return;
-  try {
-    const layers = await sealImage(context, images.get(id));
-    if (images.has(id)) await images.update(id, { layers });
-  } catch (error) {
+  const layers = await sealImage(context, images.get(id)).catch((error: unknown) => {
     log.error({ image: id, err: toMigrationError(error) }, 'the disks of an image cannot be described');
-  }
+    return [];
+  });
+  if (images.has(id)) await images.update(id, { layers });
 }

@@ -23,7 +23,6 @@ import {
 } from './file-format.js';
 import { checkLayers, type DiskLayer, withDigests } from './layers.js';
 import type { ImageRecord, SavedFile } from './record.js';
-import { sealImage } from './start-check.js';
 import type { ImageStore } from './store.js';
 
 const ZEROS = Buffer.alloc(CHUNK_BYTES);
@@ -90,10 +89,12 @@ function sidePathOf(path: string, id: string, host: string): string {
 async function knownLayers(context: ImageContext, id: string): Promise<readonly DiskLayer[]> {
   const { images } = context;
   const record = images.get(id);
-  const sealed = record.layers ?? (await sealImage(context, record));
-  const { layers, problem } = await checkLayers(sealed);
-  if (problem !== null) {
-    throw new MigrationError('DISK_CHANGED', `image ${id}: ${problem.reason}`, {
+  const known = record.layers ?? [];
+  const { layers, problem } = await checkLayers(known);
+  const isUnknown = known.length !== record.disks.length;
+  if (problem !== null || isUnknown) {
+    const reason = problem?.reason ?? 'it does not say what its disks were';
+    throw new MigrationError('DISK_CHANGED', `image ${id} cannot be saved: ${reason}`, {
       remedy: `the image cannot be started any more; remove it: "vmctl image rm ${id}"`,
     });
   }

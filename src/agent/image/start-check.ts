@@ -23,7 +23,7 @@ export async function startProblem({ images, vms }: Parts, id: string): Promise<
   const record = images.get(id);
   if (record.disks.length === 0) return null;
   const { layers } = record;
-  if (layers === undefined) {
+  if (layers === undefined || layers.length !== record.disks.length) {
     return { code: 'DISK_CHANGED', reason: `image ${id} does not say what its disks were: they could not be read` };
   }
   const { layers: now, problem } = await checkLayers(layers);
