@@ -1,7 +1,7 @@
 /**
  * Merges the overlays that forks have left below a VM's disks, from the top of the chain down to the first layer that
- * somebody needs. The host that runs the VM does this: the chain travels with the VM's spec, and only its QEMU may merge
- * while it runs. Backing files of the user's own are left alone.
+ * somebody needs. The host that runs the VM does this: the chain travels with the VM's spec, and only the VM's QEMU may
+ * merge while it runs. Backing files of the user's own are left alone.
  */
 import { rm } from 'node:fs/promises';
 import type { DiskFile } from '../../backends/backend.js';
@@ -9,8 +9,7 @@ import { MigrationError } from '../../domain/errors.js';
 import type { FlattenReport, KeptLayer } from '../../domain/image.js';
 import type { ForkContext } from './context.js';
 import { holdersElsewhere, holdersHere, keptBecause, type OtherHosts } from './layer-holders.js';
-import { isOverlayOf } from './overlay-names.js';
-import { amendDisks } from './parent-disks.js';
+import { amendDisks, isOverlayOf } from './parent-disks.js';
 
 /** Throws CONFLICT if the VM does not run here, VM_BUSY if a job has it. */
 export async function flattenVm(context: ForkContext, others: OtherHosts, name: string): Promise<FlattenReport> {
@@ -51,6 +50,6 @@ export async function flattenVm(context: ForkContext, others: OtherHosts, name: 
 
 /** Returns the overlays of forks at the top of the chain. */
 function overlaysAtTop(chain: readonly DiskFile[]): readonly DiskFile[] {
-  const end = chain.findIndex(({ path }, index) => !isOverlayOf(path, chain[index + 1]?.path ?? null));
-  return end === -1 ? chain : chain.slice(0, end);
+  const end = chain.findIndex(({ path }, index) => !isOverlayOf(path, chain[index + 1]?.path ?? ''));
+  return chain.slice(0, end);
 }

@@ -85,7 +85,7 @@ export async function holdersElsewhere(others: OtherHosts, spec: VmSpec, paths: 
 /** How long the start of a VM waits for the other hosts. */
 const ASK_BEFORE_RUN_MS = 2_000;
 
-/** Returns the images and saved files on other hosts that need the file, and the hosts that have not answered in time. */
+/** Returns the images and saved files on other hosts that need the file, and the hosts that did not answer in time. */
 export async function imagesElsewhere(
   others: OtherHosts,
   path: string,
@@ -131,6 +131,7 @@ async function holdersOnOldHost(
 
 /** Returns one line for each file that somebody needs. */
 export function keptBecause(paths: readonly string[], holders: readonly string[]): KeptLayer[] {
-  const reason = `needed by ${holders.slice(0, 3).join(', ')}${holders.length > 3 ? ` and ${holders.length - 3} more` : ''}`;
+  const more = holders.length > 3 ? ` and ${holders.length - 3} more` : '';
+  const reason = `needed by ${holders.slice(0, 3).join(', ')}${more}`;
   return holders.length === 0 ? [] : paths.map((path) => ({ path, reason }));
 }

@@ -15,7 +15,11 @@ import type { ImageDisk, ParentOverlay } from '../image/record.js';
 import { withDisks } from '../vm/record.js';
 import type { ManagedVm, VmManager } from '../vm/vms.js';
 import type { ForkContext } from './context.js';
-import { CHAIN_FILES_MAX, overlayPath } from './overlay-names.js';
+
+/** The longest chain of files below a disk. QEMU opens all of them, and each read may pass through all. */
+const CHAIN_FILES_MAX = 16;
+/** An overlay is named by the disk's first file and the image's id, so no name grows with the number of forks. */
+const OVERLAY_SUFFIX = /\.[0-9a-f]{16}$/;
 
 export class ParentDisks {
   readonly #context: ForkContext;
@@ -82,7 +86,13 @@ export class ParentDisks {
 
   #overlayOf({ id, path, format }: DiskSpec): ParentOverlay {
     const base: ImageDisk = { id, path, format };
-    return { id, path: overlayPath(path, this.#image), format: 'qcow2', vm: this.#parent.spec.name, base };
+    return {
+      id,
+      path: `${path.replace(OVERLAY_SUFFIX, '')}.${this.#image}`,
+      format: 'qcow2',
+      vm: this.#parent.spec.name,
+      base,
+    };
   }
 }
 
@@ -104,6 +114,14 @@ export async function diskBlockers(parent: ManagedVm): Promise<string[]> {
   const active = await parent.process.disks.active();
   const foreign = [...active].filter(([id, { isReadOnly }]) => !known.has(id) && !isReadOnly);
   return foreign.map(([id, { path }]) => `${id} (${path}) is not among the disks of the spec`);
+}
+
+/** True if `path` is an overlay that a fork has made on `base`, and not one of the user's own. */
+export function isOverlayOf(path: string, base: string): boolean {
+  if (!OVERLAY_SUFFIX.test(path)) return false;
+  const stem = path.replace(OVERLAY_SUFFIX, '');
+  // Build 0.1.0 appended the id to the name of the overlay before.
+  return stem === base || stem === base.replace(OVERLAY_SUFFIX, '');
 }
 
 /** Returns the reason for each disk whose chain of files has no room for another overlay. */

@@ -50,7 +50,8 @@ export class BroughtDisks {
     await mkdir(this.#directory, { recursive: true, mode: 0o700 });
     for (const { target, sizeBytes } of this.#files) {
       const file = await open(target, 'wx', 0o600);
-      await file.truncate(sizeBytes).finally(() => file.close());
+      await file.truncate(sizeBytes);
+      await file.close();
     }
   }
 
@@ -74,7 +75,8 @@ export class BroughtDisks {
     const sealed = await sealDisks(diskFiles, brought);
     for (const { target } of this.#files) {
       const file = await open(target, 'r');
-      await file.sync().finally(() => file.close());
+      await file.sync();
+      await file.close();
     }
     return {
       spec: { ...record.spec, disks },
