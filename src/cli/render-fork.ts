@@ -19,6 +19,7 @@ export function forkReportText(report: ForkReport): string {
     ['last', milliseconds(report.lastReadyMs)],
     ['total', milliseconds(report.totalMs)],
     ['image', `${report.image}: ${imageBytesText(report.bytes)}`],
+    ...(report.coldReason === undefined ? [] : [['cold', report.coldReason] as const]),
     ['faults', `${faults.parent} of the parent, ${faults.clones} of the clones`],
   ];
   const warmth = report.isWarm ? 'warm' : 'cold';
@@ -94,7 +95,9 @@ export function imageTable(images: readonly ImageView[]): string {
 export function removalText({ id, freedBytes, mergedDisks, keptLayers }: ImageRemoval): string {
   const isGone = keptLayers.length === 0;
   const head = `${isGone ? 'removed' : 'unloaded'} image ${id}: freed ${bytes(freedBytes)} of memory\n`;
-  return [head, ...mergedDisks.map(mergedText), ...keptLayers.map(keptText)].join('');
+  const hint =
+    '  They go with the next "vmctl image rm" when nobody needs them; --drop-saved gives up saved files, --force other hosts.\n';
+  return [head, ...mergedDisks.map(mergedText), ...keptLayers.map(keptText), isGone ? '' : hint].join('');
 }
 
 export function pruneText({ removed, kept, freedBytes }: PruneReport, isDryRun: boolean): string {

@@ -82,6 +82,7 @@ const forkPlanView = of<ForkPlan>(
     memoryBytes: count,
     steps: list(z.object({ name: forkStep, host: hostName, text, isInPause: z.boolean(), timeoutMs: count })),
     notes: list(text),
+    coldReason: text.optional(),
   }),
 );
 
@@ -111,6 +112,7 @@ export const forkReportView = of<ForkReport>(
     parent: text,
     parentPauseMs: count,
     isWarm: z.boolean(),
+    coldReason: text.optional(),
     totalMs: count,
     firstReadyMs: count,
     lastReadyMs: count,

@@ -51,6 +51,7 @@ const plan = z.strictObject({
     }),
   ),
   notes: z.array(z.string()),
+  coldReason: z.string().exactOptional(),
 });
 
 const forkRequest = z

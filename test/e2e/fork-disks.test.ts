@@ -173,7 +173,7 @@ test('of a parent that stays stopped, the clones go on from its disk', async () 
     expect(latestNumber(vms.get(name).spec.disks[0]!.path)).toBeGreaterThan(latestNumber(base));
 });
 
-test('memory runs on the disk of its moment alone: saved, removed, loaded; the parent’s chain is flattened', async () => {
+test('memory runs on the disk of its moment alone, and the chain of a moved parent is flattened', async () => {
   const { vms, agent, registry } = forks.host;
   const { images } = agent;
   const base = makeDisk('moment');
@@ -201,6 +201,10 @@ test('memory runs on the disk of its moment alone: saved, removed, loaded; the p
   await images.load(plain);
   const loaded = await forks.fork(again('loaded'));
   await expectSound(loaded.clones[0]!.name);
+  // The ended clone's exit code and log go only if the request says so.
+  const asked = (change: object) => agent.forks.forkInventory({ ...again('loaded'), ...change });
+  expect((await asked({})).namesOfEnded).toEqual(['loaded-0']);
+  expect((await asked({ isReplacing: true })).namesOfEnded).toEqual([]);
 
   // A moved parent keeps its overlay: only its own host may merge it.
   const owner = await registry.owner('moment');

@@ -43,7 +43,7 @@ export async function forkInventory(
       cloneBytesNeeded: cloneBytes(question, image.spec),
       warmCloneCount: 0,
       ...namesInUse(context, question, image.spec, null),
-      diskProblem: await startProblem(context, image.id),
+      diskProblem: image.state === 'complete' ? await startProblem(context, image.id) : null,
     };
   }
   const parent = vms.get(question.vm ?? '');

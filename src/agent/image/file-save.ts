@@ -29,8 +29,8 @@ const ZEROS = Buffer.alloc(CHUNK_BYTES);
 
 /**
  * Creates the whole file or none. `withDisks`: the file has the content of the writable disks too, and so needs nothing
- * of this host. Throws CONFLICT if the file exists or the image is not complete, DISK_CHANGED if its disks are not those
- * of its moment any more.
+ * of this host. Throws CONFLICT if the file exists or the image is not complete, DISK_CHANGED if its disks are not
+ * those of its moment any more.
  */
 export async function saveImage(
   context: ImageContext,

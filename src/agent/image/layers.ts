@@ -4,8 +4,8 @@
  * image checks its layers first.
  *
  * A layer is proven in one of two ways. The stamp (size, inode, times of change) costs one `stat` and counts on the
- * host that took it. The digest covers all of the content and counts everywhere. It costs one read of the file, so it is
- * computed when an image is saved, and compared when the stamp does not fit.
+ * host that took it. The digest covers all of the content and counts everywhere. It costs one read of the file, so it
+ * is computed when an image is saved, and compared when the stamp does not fit.
  */
 import { createHash } from 'node:crypto';
 import { constants } from 'node:fs';
@@ -117,8 +117,8 @@ function isSame(before: FileStamp, now: FileStamp | null, hasDigest: boolean): b
 }
 
 /**
- * Returns the digest of a file's content. It covers each mebibyte that is not all zeros with its offset, and the length,
- * so the holes of a sparse file cost no hashing.
+ * Returns the digest of a file's content. It covers each mebibyte that is not all zeros with its offset, and the
+ * length, so the holes of a sparse file cost no hashing.
  */
 export async function digestOf(file: FileHandle): Promise<string> {
   const hash = createHash('sha256');

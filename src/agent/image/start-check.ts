@@ -18,8 +18,21 @@ interface Parts {
   readonly vms: VmManager;
 }
 
+/** Checks in progress. Reading a large disk takes longer than a caller waits, and the next caller joins in. */
+const checks = new WeakMap<ImageStore, Map<string, Promise<StartProblem | null>>>();
+
 /** Returns the reason why no clone may start on the image's disks, or null. Keeps the stamps that it had to renew. */
-export async function startProblem({ images, vms }: Parts, id: string): Promise<StartProblem | null> {
+export function startProblem(parts: Parts, id: string): Promise<StartProblem | null> {
+  const running = checks.get(parts.images) ?? new Map<string, Promise<StartProblem | null>>();
+  checks.set(parts.images, running);
+  const before = running.get(id);
+  if (before !== undefined) return before;
+  const check = findProblem(parts, id).finally(() => running.delete(id));
+  running.set(id, check);
+  return check;
+}
+
+async function findProblem({ images, vms }: Parts, id: string): Promise<StartProblem | null> {
   const record = images.get(id);
   if (record.disks.length === 0) return null;
   const { layers } = record;

@@ -43,7 +43,9 @@ export function planFork(request: ForkRequest, facts: ForkFacts): Planned {
       timeoutMs: timeoutMs(name, request.cloneCount, memoryBytes),
     }),
   );
-  return { plan: { request, host, parent, memoryBytes, steps, notes: notesOf(request, facts) }, refusals: [] };
+  const { coldReason } = inventory;
+  const why = coldReason === undefined || coldReason === null ? {} : { coldReason };
+  return { plan: { request, host, parent, memoryBytes, steps, notes: notesOf(request, facts), ...why }, refusals: [] };
 }
 
 /** Returns the first step that is out of order, or null. The engine refuses a plan that has one. */

@@ -127,7 +127,7 @@ describe('saving', () => {
   });
 });
 
-test('a file of build 0.1.0 does not say what its disks were: it is loaded only where a user vouches for them', async () => {
+test('a file of build 0.1.0 says nothing of its disks: it is loaded only if a user vouches for them', async () => {
   const host = await scene.contextOn('A');
   await scene.forked(host);
   const { layers: _, ...old } = host.context.images.get(ID);
