@@ -78,7 +78,7 @@ export class LocalAgent implements HostPort {
     const arriving = (vm: string): Promise<string | null> => target.arriving(vm);
     const inventory = new InventoryAgent(context, {
       ...{ hostInfo, arriving },
-      holders: (paths) => holdersHere(context, paths),
+      holders: (paths, flattened) => holdersHere(context, paths, flattened),
     });
     const source = new SourceAgent(context, (vm) => missingMemory(context, arriving, vm));
     const pool = new Pool(context, {

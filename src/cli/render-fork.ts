@@ -96,7 +96,7 @@ export function removalText({ id, freedBytes, mergedDisks, keptLayers }: ImageRe
   const isGone = keptLayers.length === 0;
   const head = `${isGone ? 'removed' : 'unloaded'} image ${id}: freed ${bytes(freedBytes)} of memory\n`;
   const hint =
-    '  They go with the next "vmctl image rm" when nobody needs them; --drop-saved gives up saved files, --force other hosts.\n';
+    '  The next "vmctl image rm" removes what nobody needs; --drop-saved gives up saved files, --force other hosts.\n';
   return [head, ...mergedDisks.map(mergedText), ...keptLayers.map(keptText), isGone ? '' : hint].join('');
 }
 

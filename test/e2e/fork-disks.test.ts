@@ -211,12 +211,15 @@ test('memory runs on the disk of its moment alone, and the chain of a moved pare
   const epoch = (owner?.epoch ?? 0) + 1;
   await registry.swapOwner('moment', owner?.epoch ?? null, { vm: 'moment', owner: 'B', epoch, session: null });
   const dropped = await images.remove(image, { isForced: false, isDroppingSaved: true });
-  expect(dropped).toMatchObject({ mergedDisks: [], keptLayers: [{ reason: expect.stringContaining('runs on B') }] });
+  expect(dropped).toMatchObject({ mergedDisks: [], keptLayers: [{ reason: expect.stringContaining('belongs to B') }] });
   await registry.swapOwner('moment', epoch, { vm: 'moment', owner: 'A', epoch: epoch + 1, session: null });
   const overlay = vms.get('moment').spec.disks[0]!.path;
   expect(await images.flatten('moment')).toEqual({ vm: 'moment', mergedDisks: [overlay], keptLayers: [] });
   expect(vms.get('moment').spec.disks[0]!.path).toBe(base);
   expect(existsSync(overlay)).toBe(false);
+  // The image that waited for the overlay has nothing left to wait for.
+  expect(await images.remove(image)).toMatchObject({ mergedDisks: [], keptLayers: [] });
+  expect(images.list()).toEqual([]);
   await writes('moment');
   await eventually('it writes to its own file', 60_000, () => (latestNumber(base) > atFork ? true : undefined));
 

@@ -11,12 +11,13 @@ import type { ForkContext } from './context.js';
 import { holdersElsewhere, holdersHere, keptBecause, type OtherHosts } from './layer-holders.js';
 import { amendDisks, isOverlayOf } from './parent-disks.js';
 
-/** Throws CONFLICT if the VM does not run here, VM_BUSY if a job has it. */
+/** Throws CONFLICT if the VM does not belong to this host or is being started, VM_BUSY if a job has it. */
 export async function flattenVm(context: ForkContext, others: OtherHosts, name: string): Promise<FlattenReport> {
   const { vms } = context;
   const vm = vms.get(name);
-  if (vm.state !== 'running' && vm.state !== 'paused') {
-    throw new MigrationError('CONFLICT', `${name} is ${vm.state}`, { remedy: 'flatten the disks of a VM that runs' });
+  const isEnded = vm.state === 'stopped';
+  if (!isEnded && vm.state !== 'running' && vm.state !== 'paused') {
+    throw new MigrationError('CONFLICT', `${name} is ${vm.state}`);
   }
   if (vm.job !== null) throw new MigrationError('VM_BUSY', `${name} is part of job ${vm.job}`);
   const mergedDisks: string[] = [];
@@ -30,14 +31,15 @@ export async function flattenVm(context: ForkContext, others: OtherHosts, name: 
       if (base === undefined) break;
       const paths = [overlay.path, base.path];
       const holders = [
-        ...(await holdersHere(context, paths, { image: null, vm: name })),
-        ...(await holdersElsewhere(others, vm.spec, paths)),
+        ...(await holdersHere(context, paths, name)),
+        ...(await holdersElsewhere(others, vm.spec, paths, name)),
       ];
       if (holders.length > 0) {
         keptLayers.push(...keptBecause([base.path], holders));
         break;
       }
-      if (!(await vm.process.disks.merge({ id, path: overlay.path, base }))) {
+      if (isEnded) await vms.backend.diskFiles.commitOverlay(overlay.path);
+      else if (!(await vm.process.disks.merge({ id, path: overlay.path, base }))) {
         throw new MigrationError('CONFLICT', `QEMU of ${name} does not have ${overlay.path} above ${base.path} open`);
       }
       await amendDisks(vms, name, (disk) => (disk.id === id ? base : disk));

@@ -8,10 +8,10 @@ import type { ImageRemoval, KeptLayer } from '../../domain/image.js';
 import type { ManagedVm } from '../vm/vms.js';
 import type { ForkContext } from './context.js';
 import { holdersElsewhere, keptBecause, layerPaths, type OtherHosts } from './layer-holders.js';
-import { mergeOverlays, overlaysElsewhere } from './overlay-merge.js';
+import { mergeOverlays, overlaysElsewhere, overlaysLeft } from './overlay-merge.js';
 
 export interface RemoveOptions {
-  /** Merges the layers although another host needs them or cannot be asked. */
+  /** Merges the layers although another host may need them, owns their VM or cannot be asked. */
   readonly isForced: boolean;
   /** Gives up the saved files that need the layers. They are refused once a layer has changed. */
   readonly isDroppingSaved: boolean;
@@ -27,13 +27,14 @@ export async function planRemoval(
   const record = context.images.get(id);
   const saves = isDroppingSaved ? [] : (record.saves ?? []).map(({ path }) => `saved image ${path}`);
   if (saves.length > 0) return { kept: keptBecause(layerPaths(record), saves) };
-  // Only a merge changes a layer. The overlays of a VM on another host are left alone.
-  const elsewhere = new Set((await overlaysElsewhere(context, id)).map(({ path }) => path));
-  const changed = record.overlays
-    .filter(({ path }) => !elsewhere.has(path))
-    .flatMap(({ path, base }) => [path, base.path]);
-  if (isForced || changed.length === 0) return { kept: [] };
-  return { kept: keptBecause(changed, await holdersElsewhere(others, record.spec, changed)) };
+  if (isForced) return { kept: [] };
+  const elsewhere = await overlaysElsewhere(context, id);
+  if (elsewhere.length > 0) return { kept: elsewhere };
+  // Only a merge changes a layer.
+  const overlays = await overlaysLeft(record);
+  const changed = overlays.flatMap(({ path, base }) => [path, base.path]);
+  const holders = changed.length === 0 ? [] : await holdersElsewhere(others, record.spec, changed);
+  return { kept: keptBecause(changed, holders) };
 }
 
 /** The caller has checked that no clone and no fork needs the image. */
@@ -47,6 +48,7 @@ export async function removeImage(
   const { kept } = await planRemoval(context, others, id, options);
   const freedBytes = images.view(id).allocatedBytes;
   if (kept.length > 0) {
+    // The record also keeps VMs from being run on a disk without its overlay.
     await images.unload(id);
     return { id, freedBytes, mergedDisks: [], keptLayers: kept };
   }
@@ -54,10 +56,9 @@ export async function removeImage(
     const { saves: _, ...record } = images.get(id);
     await images.replace(id, record);
   }
-  const elsewhere = await overlaysElsewhere(context, id);
   const mergedDisks = await mergeOverlays(context, id);
   await images.delete(id);
-  return { id, freedBytes, mergedDisks, keptLayers: elsewhere };
+  return { id, freedBytes, mergedDisks, keptLayers: [] };
 }
 
 /**

@@ -5,7 +5,7 @@
  * A daemon of build 0.1.0 does not know the question. It counts as a holder if it can read the file: then it may have
  * loaded a saved image of it.
  */
-import { MigrationError, NETWORK_CODES, toMigrationError } from '../../domain/errors.js';
+import { type ErrorCode, MigrationError, toMigrationError } from '../../domain/errors.js';
 import type { KeptLayer } from '../../domain/image.js';
 import type { VmSpec } from '../../domain/vm.js';
 import type { InventoryPort } from '../../engine/ports/inventory.js';
@@ -32,28 +32,34 @@ export function layerPaths({ disks, layers = [] }: ImageRecord): string[] {
 }
 
 /**
- * Returns what on this host needs one of the files: images but `except`, saved files, and VMs that read it below their
- * own disk. Each is described for a person.
+ * Returns what on this host needs one of the files: images, saved files, and VMs that have it open. Each is described
+ * for a person. `flattened` is the VM whose own overlays are to be merged: it does not count, nor does an image of
+ * which only those overlays are left.
  */
 export async function holdersHere(
   { images, vms }: Pick<ForkContext, 'images' | 'vms'>,
   paths: readonly string[],
-  except: { readonly image: string | null; readonly vm: string | null } = { image: null, vm: null },
+  flattened: string | null = null,
 ): Promise<string[]> {
   const asked = new Set(paths);
   const holders: string[] = [];
   for (const image of images.all()) {
-    if (image.id === except.image || !layerPaths(image).some((path) => asked.has(path))) continue;
+    if (!layerPaths(image).some((path) => asked.has(path)) || waitsFor(image, flattened)) continue;
     holders.push(...holdersOfImage(image));
   }
   const isUp = ({ state }: ManagedVm) => state === 'running' || state === 'paused';
   for (const vm of vms.all()) {
     const { name, disks } = vm.spec;
-    if (name === except.vm || vm.state === 'stopped' || vm.state === 'departed') continue;
+    if (name === flattened || vm.state === 'stopped' || vm.state === 'departed') continue;
     const isNamed = disks.some(({ path }) => asked.has(path));
     if (isNamed || (isUp(vm) && disks.length > 0 && (await hasOpen(vm, paths)))) holders.push(`VM ${name}`);
   }
   return holders;
+}
+
+/** True if the image stays only because the VM's overlays are not merged. */
+function waitsFor({ state, overlays, saves = [] }: ImageRecord, vm: string | null): boolean {
+  return state === 'unloaded' && saves.length === 0 && overlays.every((overlay) => overlay.vm === vm);
 }
 
 function holdersOfImage({ id, state, saves = [] }: ImageRecord): string[] {
@@ -67,12 +73,17 @@ async function hasOpen({ process }: ManagedVm, paths: readonly string[]): Promis
 }
 
 /** Returns, for all other hosts, who needs one of the files, or that the host cannot be asked. */
-export async function holdersElsewhere(others: OtherHosts, spec: VmSpec, paths: readonly string[]): Promise<string[]> {
+export async function holdersElsewhere(
+  others: OtherHosts,
+  spec: VmSpec,
+  paths: readonly string[],
+  flattened: string | null = null,
+): Promise<string[]> {
   const answers = await Promise.all(
     others.names.map(async (host) => {
       const { inventory } = others.agent(host);
       try {
-        const { holders } = await inventory.layerHolders(paths);
+        const { holders } = await inventory.layerHolders(paths, flattened);
         return holders.map((holder) => `${holder} on ${host}`);
       } catch (error) {
         return holdersOnOldHost(inventory, host, spec, { paths, error });
@@ -98,7 +109,7 @@ export async function imagesElsewhere(
       timer = setTimeout(() => reject(new MigrationError('TIMEOUT', `${host} does not answer`)), ASK_BEFORE_RUN_MS);
     });
     try {
-      const answer = await Promise.race([others.agent(host).inventory.layerHolders([path]), tooLate]);
+      const answer = await Promise.race([others.agent(host).inventory.layerHolders([path], null), tooLate]);
       // A VM there is no image. Its lock on the disk is QEMU's matter.
       holders.push(...answer.holders.filter((holder) => !holder.startsWith('VM ')).map((text) => `${text} on ${host}`));
     } catch {
@@ -111,6 +122,9 @@ export async function imagesElsewhere(
   return { holders, silent };
 }
 
+/** How a daemon answers a call that it does not know. */
+const UNKNOWN_CALL_CODES: ReadonlySet<ErrorCode> = new Set(['NOT_FOUND', 'USAGE', 'UNSUPPORTED']);
+
 async function holdersOnOldHost(
   inventory: InventoryPort,
   host: string,
@@ -118,7 +132,7 @@ async function holdersOnOldHost(
   { paths, error }: { paths: readonly string[]; error: unknown },
 ): Promise<string[]> {
   const unasked = [`host ${host}, which cannot be asked (${toMigrationError(error).message})`];
-  if (NETWORK_CODES.has(toMigrationError(error).code)) return unasked;
+  if (!UNKNOWN_CALL_CODES.has(toMigrationError(error).code)) return unasked;
   const disks = paths.map((path, index) => ({ id: `disk${index}`, path, format: 'raw' as const, isReadOnly: true }));
   try {
     const checks = await inventory.checkTarget({ ...spec, disks }, null);

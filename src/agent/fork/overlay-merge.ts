@@ -1,5 +1,5 @@
 /** Merges the overlays that parents have written to since their fork, when the image is removed. */
-import { rm } from 'node:fs/promises';
+import { access, rm } from 'node:fs/promises';
 import type { KeptLayer } from '../../domain/image.js';
 import type { ImageRecord, ParentOverlay } from '../image/record.js';
 import type { ForkContext } from './context.js';
@@ -9,8 +9,8 @@ import { amendDisks, mergeOffline } from './parent-disks.js';
 /**
  * Merges each overlay of the image into its backing file, also while the overlay's VM runs, and returns the files that
  * are gone. If another image uses the overlay or its backing file as a disk, the overlay stays and that image merges it
- * later. If the VM has moved to another host, the overlay stays, because the VM needs it there: `flatten` on that host
- * merges it.
+ * later. The caller has made sure that no other host needs the layers: after the parent has moved, `flatten` on its
+ * host merges. qemu-img refuses to merge an overlay that is in use.
  */
 export async function mergeOverlays(context: ForkContext, id: string): Promise<string[]> {
   const { images } = context;
@@ -26,15 +26,28 @@ export async function mergeOverlays(context: ForkContext, id: string): Promise<s
   return merged;
 }
 
-/** Returns the overlays of the image whose VMs have moved to other hosts. Their chains travel with the specs. */
+/** Returns the overlays that nobody has merged. */
+export async function overlaysLeft({ overlays }: ImageRecord): Promise<ParentOverlay[]> {
+  const left = await Promise.all(overlays.map(({ path }) => isThere(path)));
+  return overlays.filter((_, index) => left[index] === true);
+}
+
+/** Returns the overlays of the image whose VMs have moved to other hosts and still need them. */
 export async function overlaysElsewhere({ images, registry, host }: ForkContext, id: string): Promise<KeptLayer[]> {
   const kept: KeptLayer[] = [];
-  for (const { vm, path } of images.get(id).overlays) {
+  for (const { vm, path } of await overlaysLeft(images.get(id))) {
     const owner = await registry.owner(vm);
     if (owner === null || owner.owner === host) continue;
-    kept.push({ path, reason: `${vm} runs on ${owner.owner}: "vmctl flatten ${vm}" there merges it` });
+    kept.push({ path, reason: `${vm} belongs to ${owner.owner}: "vmctl flatten ${vm}" there merges it` });
   }
   return kept;
+}
+
+function isThere(path: string): Promise<boolean> {
+  return access(path).then(
+    () => true,
+    () => false,
+  );
 }
 
 function needs(image: ImageRecord, { path, base }: ParentOverlay): boolean {
@@ -42,12 +55,11 @@ function needs(image: ImageRecord, { path, base }: ParentOverlay): boolean {
   return paths.includes(path) || paths.includes(base.path);
 }
 
-async function merge({ vms, registry, host }: ForkContext, overlay: ParentOverlay): Promise<boolean> {
+async function merge({ vms }: ForkContext, overlay: ParentOverlay): Promise<boolean> {
   const name = overlay.vm;
   const vm = vms.has(name) ? vms.get(name) : null;
-  const owner = await registry.owner(name);
-  if (owner !== null && owner.owner !== host) return false;
-  if (vm === null || vm.state === 'stopped') {
+  if (vm === null || vm.state === 'stopped' || vm.state === 'departed') {
+    if (!(await isThere(overlay.path))) return false;
     await mergeOffline(vms.backend.diskFiles, overlay);
     return true;
   }

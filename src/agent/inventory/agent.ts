@@ -6,6 +6,8 @@ import type { InventoryPort } from '../../engine/ports/inventory.js';
 import type { ImageContext } from '../image/context.js';
 import { checkTarget, type HostInfo, hostInventory, vmInventory } from './inventory.js';
 
+type Holders = (paths: readonly string[], flattened: string | null) => Promise<readonly string[]>;
+
 export class InventoryAgent implements InventoryPort {
   readonly #context: ImageContext;
   readonly #hostInfo: HostInfo;
@@ -13,14 +15,14 @@ export class InventoryAgent implements InventoryPort {
   readonly #arriving: (vm: string) => Promise<string | null>;
 
   /** Returns what on this host needs one of the disk files. */
-  readonly #holders: (paths: readonly string[]) => Promise<readonly string[]>;
+  readonly #holders: Holders;
 
   constructor(
     context: ImageContext,
     parts: {
       readonly hostInfo: HostInfo;
       readonly arriving: (vm: string) => Promise<string | null>;
-      readonly holders: (paths: readonly string[]) => Promise<readonly string[]>;
+      readonly holders: Holders;
     },
   ) {
     this.#context = context;
@@ -29,8 +31,8 @@ export class InventoryAgent implements InventoryPort {
     this.#holders = parts.holders;
   }
 
-  async layerHolders(paths: readonly string[]): Promise<{ holders: readonly string[] }> {
-    return { holders: await this.#holders(paths) };
+  async layerHolders(paths: readonly string[], flattened: string | null): Promise<{ holders: readonly string[] }> {
+    return { holders: await this.#holders(paths, flattened) };
   }
 
   inventory(): Promise<HostInventory> {

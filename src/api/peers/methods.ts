@@ -77,7 +77,7 @@ const HOST_METHODS: HostMethods = {
   inventory: {
     inventory: method(z.tuple([]), hostInventory, USUAL_MS),
     vmInventory: method(z.tuple([vmName]), vmInventory, USUAL_MS),
-    layerHolders: method(z.tuple([layerPaths]), z.object({ holders: list(text) }), SHORT_MS),
+    layerHolders: method(z.tuple([layerPaths, vmName.nullable()]), z.object({ holders: list(text) }), SHORT_MS),
     checkTarget: method(z.tuple([vmSpecSchema, rdmaPlace.nullable()]), targetChecks, USUAL_MS),
   },
 

@@ -32,7 +32,15 @@ export async function createOverlay(
 
 /** Writes the overlay's content into its base. No QEMU may have either file open. */
 export async function commitOverlay(path: string): Promise<void> {
-  await qemuImg(['commit', '-q', '-f', 'qcow2', path], COMMIT_TIMEOUT_MS);
+  try {
+    await qemuImg(['commit', '-q', '-f', 'qcow2', path], COMMIT_TIMEOUT_MS);
+  } catch (error) {
+    if (!isLocked(error)) throw error;
+    throw new MigrationError('CONFLICT', `${path} or its backing file is open in another program`, {
+      cause: error,
+      remedy: 'end the VM or the program that has it open',
+    });
+  }
 }
 
 /**
@@ -82,9 +90,13 @@ export async function isWritten(path: string, format: string): Promise<boolean> 
     await qemuImg(['info', '--output=json', '-f', format, path], TIMEOUT_MS);
     return false;
   } catch (error) {
-    if (error instanceof MigrationError && /Failed to get .*lock/i.test(error.message)) return true;
+    if (isLocked(error)) return true;
     throw error;
   }
+}
+
+function isLocked(error: unknown): boolean {
+  return error instanceof MigrationError && /Failed to get .*lock/i.test(error.message);
 }
 
 /** -u: only the header is written; nobody compares the old backing file with the new one. */

@@ -215,6 +215,8 @@ describe('vmctl', () => {
   });
 
   test('what happens to disk layers is the user’s word, and what stays is said', async () => {
+    const { images } = services;
+    for (const calls of [images.removals, images.saves, images.loads]) calls.length = 0;
     services.images.views.set(IMAGE, imageView(IMAGE));
     services.images.keptLayers = [{ path: '/srv/web.qcow2', reason: 'needed by saved image /srv/x.image' }];
     await run('vmctl', 'image', 'save', IMAGE, '/srv/x.image', '--with-disks');

@@ -153,11 +153,7 @@ describe('a layer stays as long as somebody needs it', () => {
     ['does not need it', async () => ({ holders: [] }), null],
     ['has loaded a saved image of it', async () => ({ holders: [`image ${ID}`] }), /image a{16} on B/],
     ['cannot be asked', () => Promise.reject(new MigrationError('UNREACHABLE', 'down')), /B, which cannot be asked/],
-    [
-      'is of build 0.1.0 and has it',
-      () => Promise.reject(new MigrationError('USAGE', 'Route not found')),
-      /older build/,
-    ],
+    ['is of build 0.1.0 and has it', () => Promise.reject(new MigrationError('NOT_FOUND', 'no route')), /older build/],
   ];
   test.each(answers)('another host %s', async (_, layerHolders, reason) => {
     const checkTarget = async () => ({ disks: [{ path: scene.disk, isReadable: true, isWritable: true }] });
@@ -175,7 +171,7 @@ describe('a layer stays as long as somebody needs it', () => {
 
   test('a host of build 0.1.0 that does not have the file needs nothing', async () => {
     const inventory = {
-      layerHolders: () => Promise.reject(new MigrationError('USAGE', 'Route not found')),
+      layerHolders: () => Promise.reject(new MigrationError('NOT_FOUND', 'no route')),
       checkTarget: async () => ({ disks: [{ path: scene.disk, isReadable: false, isWritable: false }] }),
     };
     const host = await scene.contextOn('A', { names: ['B'], agent: () => ({ inventory: inventory as never }) });
@@ -194,6 +190,22 @@ describe('a layer stays as long as somebody needs it', () => {
     const down = { layerHolders: () => Promise.reject(new MigrationError('UNREACHABLE', 'down')) };
     const silent = { names: ['B'], agent: () => ({ inventory: down as never }) };
     await (await scene.contextOn('A', silent)).images.refuseWritesToImages(spec);
+  });
+
+  test('the overlay of a parent that has moved stays until its host has merged it', async () => {
+    const host = await scene.contextOn('A');
+    await scene.forked(host);
+    Object.assign(host.context, { registry: { owner: async () => ({ owner: 'B' }) } });
+    const reason = 'web belongs to B: "vmctl flatten web" there merges it';
+    expect(await host.images.remove(ID)).toMatchObject({ keptLayers: [{ path: scene.overlay, reason }] });
+    expect(host.images.find(ID).state).toBe('unloaded');
+    // It does not stand in the way of that host, but in everybody else's.
+    const paths = [scene.disk];
+    expect(await holdersHere(host.context, paths)).toEqual([`image ${ID}`]);
+    expect(await holdersHere(host.context, paths, 'web')).toEqual([]);
+    await rm(scene.overlay);
+    expect(await host.images.remove(ID)).toEqual({ id: ID, freedBytes: 0, mergedDisks: [], keptLayers: [] });
+    expect(host.images.list()).toEqual([]);
   });
 
   test('prune removes what nobody needs, and says what it would remove', async () => {
