@@ -6,7 +6,7 @@ import { MigrationError, toMigrationError } from '../../domain/errors.js';
 import type { FlattenReport, ImageRemoval, ImageView, PruneReport } from '../../domain/image.js';
 import type { VmSpec } from '../../domain/vm.js';
 import { KeyedLocks } from '../../kit/locks.js';
-import { type LoadOptions, loadImage } from '../image/file-load.js';
+import { imageIdIn, type LoadOptions, loadImage } from '../image/file-load.js';
 import { saveImage } from '../image/file-save.js';
 import type { ForkContext } from './context.js';
 import { flattenVm } from './flatten.js';
@@ -124,6 +124,7 @@ export class Images {
 
   /** The image keeps the id that it was saved with. Throws CONFLICT if this host has that image already. */
   async load(path: string, options: LoadOptions = {}): Promise<ImageView> {
-    return this.find(await loadImage(this.#context, path, options));
+    const id = await imageIdIn(path);
+    return this.find(await this.#locks.hold(id, () => loadImage(this.#context, path, options)));
   }
 }

@@ -73,6 +73,10 @@ export class BroughtDisks {
     const disks = record.spec.disks.map((disk) => ({ ...disk, path: pathOf(disk.id, disk.path) }));
     const brought = disks.filter(({ id }) => tops.some(({ disk }) => disk === id));
     const sealed = await sealDisks(diskFiles, brought);
+    // A header may name any file of this host as the content below.
+    const own = new Set(this.#files.map(({ target }) => target));
+    const foreign = sealed.flatMap(({ files }) => files).find(({ path }) => !own.has(path));
+    if (foreign !== undefined) throw damaged(`a disk lies on ${foreign.path}, which is not in the file`);
     for (const { target } of this.#files) {
       const file = await open(target, 'r');
       await file.sync();

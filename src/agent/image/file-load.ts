@@ -72,6 +72,11 @@ export async function loadImage(context: ImageContext, path: string, options: Lo
   });
 }
 
+/** Returns the id of the image in the file. Throws as `loadImage` does. */
+export async function imageIdIn(path: string): Promise<string> {
+  return withFile(path, async (file) => (await new ImageFileReader(file).begin()).record.id);
+}
+
 /**
  * Returns the layers that the image starts on, with stamps of this host. The writable disks that the file brings are
  * not checked here.

@@ -61,26 +61,32 @@ export async function openProblem(path: string, format: string): Promise<string 
   }
 }
 
-const chainInfo = z.array(z.object({ filename: z.string(), format: z.string() })).min(1);
+const chainInfo = z
+  .array(
+    z.object({
+      filename: z.string(),
+      format: z.string(),
+      // A qcow2 may keep its content in another file.
+      'format-specific': z.object({ data: z.object({ 'data-file': z.string().optional() }).optional() }).optional(),
+    }),
+  )
+  .min(1);
 
 /** Returns the file and its backing files, the top first. -U: the files may be in use. */
 export async function chain(path: string, format: DiskFormat): Promise<readonly DiskFile[]> {
   if (format === 'raw') return [{ path, format }];
   const text = await qemuImg(['info', '--output=json', '-U', '--backing-chain', '-f', format, path], TIMEOUT_MS);
-  const files = chainInfo.parse(JSON.parse(text));
-  return files.map((file, index) => {
+  const files = chainInfo.parse(JSON.parse(text)).flatMap((file, index) => {
+    const own = { path: index === 0 ? path : file.filename, format: file.format };
+    const content = file['format-specific']?.data?.['data-file'];
+    return content === undefined ? [own] : [own, { path: content, format: 'raw' }];
+  });
+  return files.map((file) => {
     const known = DISK_FORMATS.find((name) => name === file.format);
-    const filePath = index === 0 ? path : file.filename;
-    if (known === undefined || !filePath.startsWith('/')) {
-      throw new MigrationError(
-        'UNSUPPORTED',
-        `${path} lies on ${filePath} (${file.format}), which is not a disk file`,
-        {
-          remedy: 'use backing files of format raw or qcow2 with absolute paths',
-        },
-      );
-    }
-    return { path: filePath, format: known };
+    if (known !== undefined && file.path.startsWith('/')) return { path: file.path, format: known };
+    throw new MigrationError('UNSUPPORTED', `${path} lies on ${file.path} (${file.format}), which is not a disk file`, {
+      remedy: 'use backing files of format raw or qcow2 with absolute paths',
+    });
   });
 }
 

@@ -13,8 +13,10 @@ import {
   HEAD_BYTES,
 } from '../../../../src/agent/image/file-format.js';
 import { clearBrokenSaves } from '../../../../src/agent/image/file-save.js';
+import { sealDisks } from '../../../../src/agent/image/layers.js';
 import { startProblem } from '../../../../src/agent/image/start-check.js';
-import { ID, ImageScene, write } from '../../../support/image-scene.js';
+import { QemuBackend } from '../../../../src/backends/qemu/backend.js';
+import { ID, ImageScene, img, write } from '../../../support/image-scene.js';
 
 const DROP = { isForced: false, isDroppingSaved: true };
 const code = (expected: string) => expect.objectContaining({ code: expected });
@@ -81,6 +83,27 @@ describe('a file with the disks in it', () => {
         });
       }
     }
+    expect(await readdir(join(scene.directory, 'B/images'))).toEqual([]);
+  });
+
+  test('whose disk names a file of the host as its content is refused', async () => {
+    const secret = join(scene.directory, 'secret.raw');
+    await writeFile(secret, Buffer.alloc(1 << 20, 'secret'));
+    const host = await scene.contextOn('A');
+    await scene.forked(host);
+    const { layers = [] } = host.context.images.get(ID);
+    // The description says that the disk has no backing file; its header names one.
+    img('rebase', '-q', '-u', '-b', secret, '-F', 'raw', scene.disk);
+    const [top] =
+      (await sealDisks(new QemuBackend().diskFiles, host.context.images.get(ID).spec.disks))[0]?.files ?? [];
+    await host.context.images.update(ID, { layers: [{ ...layers[0]!, files: [top!] }, layers[1]!] });
+    const file = join(scene.directory, 'hostile.img');
+    await host.images.save(ID, file, { withDisks: true });
+    const { images } = await scene.contextOn('B');
+    await expect(images.load(file)).rejects.toMatchObject({
+      code: 'CORRUPT',
+      message: expect.stringContaining(`lies on ${secret}`) as string,
+    });
     expect(await readdir(join(scene.directory, 'B/images'))).toEqual([]);
   });
 
