@@ -45,16 +45,17 @@ export async function removeImage(
   options: RemoveOptions,
 ): Promise<ImageRemoval> {
   const { images } = context;
+  // The saved files are given up even if the layers stay for another reason.
+  if (options.isDroppingSaved) {
+    const { saves: _, ...record } = images.get(id);
+    await images.replace(id, record);
+  }
   const { kept } = await planRemoval(context, others, id, options);
   const freedBytes = images.view(id).allocatedBytes;
   if (kept.length > 0) {
     // The record also keeps VMs from being run on a disk without its overlay.
     await images.unload(id);
     return { id, freedBytes, mergedDisks: [], keptLayers: kept };
-  }
-  if (options.isDroppingSaved) {
-    const { saves: _, ...record } = images.get(id);
-    await images.replace(id, record);
   }
   const mergedDisks = await mergeOverlays(context, id);
   await images.delete(id);

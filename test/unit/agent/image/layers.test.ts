@@ -199,6 +199,10 @@ describe('a layer stays as long as somebody needs it', () => {
     const reason = 'web belongs to B: "vmctl flatten web" there merges it';
     expect(await host.images.remove(ID)).toMatchObject({ keptLayers: [{ path: scene.overlay, reason }] });
     expect(host.images.find(ID).state).toBe('unloaded');
+    const saves = [{ path: join(scene.directory, 'x.img'), state: 'saved' as const }];
+    await host.context.images.update(ID, { saves });
+    expect(await holdersHere(host.context, [scene.disk], 'web')).toHaveLength(1);
+    await host.images.remove(ID, DROP);
     // It does not stand in the way of that host, but in everybody else's.
     const paths = [scene.disk];
     expect(await holdersHere(host.context, paths)).toEqual([`image ${ID}`]);
