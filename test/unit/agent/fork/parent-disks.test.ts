@@ -57,7 +57,7 @@ test('flattening merges from the top down to the first layer that somebody needs
   const host = await scene.contextOn('A');
   const top = await stack(3);
   const vm = vmOn(top);
-  host.vms.push(vm as never);
+  host.vms.push(vm);
   const amended: string[] = [];
   Object.assign(host.context.vms, {
     amend: async (_: string, change: (record: object) => { spec: { disks: { path: string }[] } }) => {
