@@ -8,8 +8,11 @@ import type { HostPort } from '../engine/ports/host.js';
 import { ForkAgent } from './fork/agent.js';
 import type { ForkContext } from './fork/context.js';
 import { Images } from './fork/image-calls.js';
+import { holdersHere, type OtherHosts } from './fork/layer-holders.js';
 import { Pool, type PoolConfig } from './fork/pool.js';
 import { openForkStore } from './fork/record.js';
+import { sealLayers } from './fork/settle.js';
+import { clearBrokenSaves } from './image/file-save.js';
 import { ImageStore } from './image/store.js';
 import { InventoryAgent } from './inventory/agent.js';
 import type { HostInfo } from './inventory/inventory.js';
@@ -26,6 +29,8 @@ export interface LocalAgentOptions extends HostContext {
   readonly hostInfo: HostInfo;
   readonly imageBudgetBytes?: number | null;
   readonly pool?: Partial<PoolConfig>;
+  /** The hosts that may need disk layers of this one. Absent: there are none. */
+  readonly otherHosts?: OtherHosts;
   /** A test replaces it to simulate a host that is short of memory. */
   readonly readMemory?: () => Promise<MemoryReading>;
 }
@@ -64,6 +69,7 @@ export class LocalAgent implements HostPort {
       pool: poolConfig,
       readMemory: read,
       hostInfo,
+      otherHosts,
       ...options
     } = this.#options;
     const images = await ImageStore.open({ ...options, budgetBytes });
@@ -72,7 +78,10 @@ export class LocalAgent implements HostPort {
     const target = new TargetAgent(context);
     const arriving = (vm: string): Promise<string | null> => target.arriving(vm);
     const markers = await Markers.open(options.stateDir, options.log);
-    const inventory = new InventoryAgent(context, markers, hostInfo, arriving);
+    const inventory = new InventoryAgent(context, {
+      ...{ markers, hostInfo, arriving },
+      holders: (paths, flattened) => holdersHere(context, paths, flattened),
+    });
     const source = new SourceAgent(context, (vm) => missingMemory(context, arriving, vm));
     const pool = new Pool(context, {
       stateDir: options.stateDir,
@@ -81,7 +90,7 @@ export class LocalAgent implements HostPort {
       readMemory: read ?? readMemory,
     });
     const forks = new ForkAgent(context, pool, arriving);
-    const ofUsers = new Images(context, (image) => forks.claims(image) || pool.has(image));
+    const ofUsers = new Images(context, (image) => forks.claims(image) || pool.has(image), otherHosts);
     this.#parts = { context, inventory, source, target, forks, pool, images: ofUsers };
     const { records, corrupt } = await store.load();
     for (const error of corrupt) {
@@ -95,6 +104,7 @@ export class LocalAgent implements HostPort {
         context.log.error({ session: record.session, err }, 'the session cannot be resumed');
       }
     }
+    await clearBrokenSaves(context);
     await forks.start();
     await this.#settleVms(this.#parts);
     await pool.start();
@@ -155,6 +165,8 @@ export class LocalAgent implements HostPort {
       else if (isForeign && (vm.state === 'running' || vm.state === 'paused')) await vms.setState(name, 'departed');
     }
     for (const { id, state } of images.all()) if (state === 'capturing' && !forks.claims(id)) await images.delete(id);
+    // Images of build 0.1.0: their disks have been kept from writes, so they still are what they were.
+    for (const { id, state } of images.all()) if (state === 'complete') await sealLayers(context, id);
   }
 }
 

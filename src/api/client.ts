@@ -62,8 +62,10 @@ export class ApiClient {
     });
   }
 
-  delete<T>(path: string): Promise<T> {
-    return this.json({ method: 'DELETE', path });
+  delete<T>(path: string, body?: unknown): Promise<T> {
+    if (body === undefined) return this.json({ method: 'DELETE', path });
+    const headers = { 'content-type': 'application/json' };
+    return this.json({ method: 'DELETE', path, headers, body: JSON.stringify(body) });
   }
 
   /** Posts the YAML (or JSON) text of a user's file. */

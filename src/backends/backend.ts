@@ -75,7 +75,10 @@ export interface SpecDevices {
   readonly hostResources: readonly HostResource[];
 }
 
-/** Calls on disk images. Only for virtualSizeBytes, openProblem and chain may a VM have the image open for writing. */
+/**
+ * Calls on disk images. No VM may have the image open for writing, except for virtualSizeBytes, openProblem, chainLinks,
+ * chain and isWritten.
+ */
 export interface DiskFiles {
   /** Returns the size of the disk as the guest sees it. */
   virtualSizeBytes(path: string, format: DiskSpec['format']): Promise<number>;
@@ -85,9 +88,24 @@ export interface DiskFiles {
   commitOverlay(path: string): Promise<void>;
   /** Returns the reason why the file and its backing files do not open as a disk of that format, or null. */
   openProblem(path: string, format: DiskSpec['format']): Promise<string | null>;
-  /** Returns the image and the images behind it, the front one first. Throws QEMU_FAILED if one does not open. */
-  chain(path: string, format: DiskSpec['format']): Promise<readonly ChainLink[]>;
+  /**
+   * Returns the image and the images behind it, the front one first, whatever they are: for comparing two hosts' views.
+   * Throws QEMU_FAILED if one does not open.
+   */
+  chainLinks(path: string, format: DiskSpec['format']): Promise<readonly ChainLink[]>;
+  /**
+   * Returns the file and its backing files, the top first. The files may be in use. Throws UNSUPPORTED if one of them
+   * is not a file with an absolute path.
+   */
+  chain(path: string, format: DiskSpec['format']): Promise<readonly DiskFile[]>;
+  /** True if another process has the file open for writing. Knows only processes that lock the file as QEMU does. */
+  isWritten(path: string, format: DiskSpec['format']): Promise<boolean>;
+  /** Changes the name of the overlay's backing file, and no content. */
+  rebase(path: string, base: DiskFile): Promise<void>;
 }
+
+/** One file of a disk. */
+export type DiskFile = Pick<DiskSpec, 'path' | 'format'>;
 
 /** The paths of a VM's files. All paths are absolute. Those of sockets are in `directory`. */
 export interface VmPlace {

@@ -135,6 +135,7 @@ async function start(config: DaemonConfig, log: Logger, closers: (() => Promise<
     dataAddress: config.data.address,
     log: log.child({ part: 'agent' }),
     hostInfo: { preloadPath, certificateExpiresAt: () => tls?.expiresAt ?? null },
+    otherHosts: peers,
     imageBudgetBytes: config.images.budgetBytes ?? null,
     pool: withoutUndefined(config.pool),
   });
@@ -195,9 +196,11 @@ function apiImages(agent: LocalAgent): ApiImages {
   return {
     list: () => agent.images.list(),
     find: (id) => agent.images.find(id),
-    remove: (id) => agent.images.remove(id),
-    save: (id, path) => agent.images.save(id, path),
-    load: (path) => agent.images.load(path),
+    remove: (id, options) => agent.images.remove(id, options),
+    prune: (options) => agent.images.prune(options),
+    save: (id, path, options) => agent.images.save(id, path, options),
+    load: (path, options) => agent.images.load(path, options),
+    flatten: (vm) => agent.images.flatten(vm),
   };
 }
 
@@ -212,7 +215,7 @@ function apiPool(agent: LocalAgent): ApiPool {
 function apiVms(vms: VmManager, agent: LocalAgent): ApiVms {
   return {
     async run(spec) {
-      agent.images.refuseWritesToImages(spec.disks);
+      await agent.images.refuseWritesToImages(spec);
       return vms.run(spec);
     },
     list: () => vms.list(),

@@ -24,6 +24,7 @@ export const ERROR_CODES = {
   NOT_PERMITTED: 'the kernel or the daemon does not permit this',
   REGION_CHANGED: 'a region file has been replaced or resized',
   CORRUPT: 'a file does not hold what vmigrate wrote to it',
+  DISK_CHANGED: 'a disk is not as it was at the moment of the memory that is to run on it',
   // QEMU and native
   QEMU_FAILED: 'QEMU refused or failed a command',
   QEMU_GONE: 'the QEMU process has ended',

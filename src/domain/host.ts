@@ -105,6 +105,15 @@ export interface ForkInventory {
   readonly namesTaken: readonly string[];
   /** Things of the host that the spec names and that only one VM can have. Absent from build 0.1.0. */
   readonly hostResources?: readonly HostResource[];
+  // A host of build 0.1.0 does not report the following.
+  /** Those that ended VMs have, whose exit codes and logs would be lost. Empty if the request replaces them. */
+  readonly namesOfEnded?: readonly string[];
+  /** Why no clone may start on the disks of the image, or null. */
+  readonly diskProblem?: { readonly code: 'DISK_CHANGED' | 'DISK_IN_USE'; readonly reason: string } | null;
+  /** Disks of the parent that cannot get another overlay, each with the reason. */
+  readonly longChains?: readonly string[];
+  /** Why waiting processes of the parent do not fit the request. Null if there are none, or if they fit. */
+  readonly coldReason?: string | null;
 }
 
 export interface HostResource {

@@ -41,7 +41,10 @@ export type ForkRefusalCode =
   | 'WRITES_ESCAPE'
   | 'WRITE_PROTECT_MISSING'
   | 'DISK_NOT_SNAPSHOTTABLE'
-  | 'HOST_RESOURCE';
+  | 'HOST_RESOURCE'
+  | 'DISK_CHANGED'
+  | 'DISK_IN_USE'
+  | 'DISK_CHAIN_LONG';
 
 export type RefusalCode = MigrationRefusalCode | ForkRefusalCode;
 

@@ -53,6 +53,7 @@ const plan = z.strictObject({
     }),
   ),
   notes: z.array(z.string()),
+  coldReason: z.string().exactOptional(),
 });
 
 const forkRequest = z
@@ -66,6 +67,7 @@ const forkRequest = z
     network: cloneNetwork,
     disks: cloneDisks,
     isPartialAllowed: z.boolean(),
+    isReplacing: z.boolean().exactOptional(),
   })
   .refine(({ vm, image }) => (vm === null) !== (image === null), 'must have either a VM or an image');
 

@@ -70,6 +70,10 @@ class SimInventory extends SimHalf implements InventoryPort {
     };
   }
 
+  async layerHolders(): Promise<{ holders: string[] }> {
+    return { holders: [] };
+  }
+
   async checkTarget(): Promise<TargetChecks> {
     return { disks: [], files: [], rdma: null };
   }

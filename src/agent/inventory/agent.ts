@@ -9,6 +9,8 @@ import type { Markers } from '../storage/markers.js';
 import { offerStorage, viewStorage } from '../storage/storage.js';
 import { checkTarget, type HostInfo, hostInventory, vmInventory } from './inventory.js';
 
+type Holders = (paths: readonly string[], flattened: string | null) => Promise<readonly string[]>;
+
 export class InventoryAgent implements InventoryPort {
   readonly #context: ImageContext;
   readonly #markers: Markers;
@@ -16,16 +18,27 @@ export class InventoryAgent implements InventoryPort {
   /** Returns the job that is still transferring pages of this VM to this host, or null. */
   readonly #arriving: (vm: string) => Promise<string | null>;
 
+  /** Returns what on this host needs one of the disk files. */
+  readonly #holders: Holders;
+
   constructor(
     context: ImageContext,
-    markers: Markers,
-    hostInfo: HostInfo,
-    arriving: (vm: string) => Promise<string | null>,
+    parts: {
+      readonly markers: Markers;
+      readonly hostInfo: HostInfo;
+      readonly arriving: (vm: string) => Promise<string | null>;
+      readonly holders: Holders;
+    },
   ) {
     this.#context = context;
-    this.#markers = markers;
-    this.#hostInfo = hostInfo;
-    this.#arriving = arriving;
+    this.#markers = parts.markers;
+    this.#hostInfo = parts.hostInfo;
+    this.#arriving = parts.arriving;
+    this.#holders = parts.holders;
+  }
+
+  async layerHolders(paths: readonly string[], flattened: string | null): Promise<{ holders: readonly string[] }> {
+    return { holders: await this.#holders(paths, flattened) };
   }
 
   inventory(): Promise<HostInventory> {

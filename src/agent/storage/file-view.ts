@@ -67,7 +67,7 @@ async function look(file: StorageFile, context: ViewContext): Promise<FileView> 
       marker: await readMarker(markerPath(context.proof, real)),
       markerProblem: null,
       ...(await content(handle, { isWritable, sizeBytes, version, key: context.proof })),
-      chain: format === null ? [] : await context.diskFiles.chain(path, format),
+      chain: format === null ? [] : await context.diskFiles.chainLinks(path, format),
     };
   } finally {
     await handle.close();

@@ -6,7 +6,7 @@
 import { z } from 'zod';
 import type { HostPort, HostRole } from '../../engine/ports/host.js';
 import { hostInventory, targetChecks } from '../../schemas/host.js';
-import { count, list } from '../../schemas/of.js';
+import { count, list, text } from '../../schemas/of.js';
 import { fileView, proofId, storageFile, storageOffer } from '../../schemas/storage.js';
 import { vmSpecSchema } from '../../schemas/vm-spec.js';
 import { exitCode, hostName, jobId, sessionId, vmName } from '../../schemas/words.js';
@@ -20,6 +20,7 @@ import {
   forkPointReply,
   forkProgress,
   forkQuestion,
+  layerPaths,
   microseconds,
   nativeOptions,
   nativeReading,
@@ -77,6 +78,7 @@ const HOST_METHODS: HostMethods = {
   inventory: {
     inventory: method(z.tuple([]), hostInventory, USUAL_MS),
     vmInventory: method(z.tuple([vmName]), vmInventory, USUAL_MS),
+    layerHolders: method(z.tuple([layerPaths, vmName.nullable()]), z.object({ holders: list(text) }), SHORT_MS),
     checkTarget: method(z.tuple([vmSpecSchema, rdmaPlace.nullable()]), targetChecks, USUAL_MS),
     offerStorage: method(z.tuple([vmName]), storageOffer, USUAL_MS),
     viewStorage: method(z.tuple([proofId, list(storageFile)]), list(fileView), USUAL_MS),

@@ -37,6 +37,8 @@ export const counters = z.record(z.string().max(NAME_MAX), z.number());
 export const microseconds = z.number().nonnegative();
 export const epoch = z.int().min(1);
 
+export const layerPaths = z.array(z.string().max(4096).startsWith('/')).max(256);
+
 // ---- migrations
 
 export const vmInventory = vmInventoryBase.extend({ spec: vmSpecSchema });
@@ -103,6 +105,7 @@ export const forkQuestion = z.strictObject({
   memory: cloneMemory,
   network: cloneNetwork,
   disks: cloneDisks,
+  isReplacing: z.boolean().exactOptional(),
 });
 
 export const prepareForkRequest = forkQuestion.extend({ fork: forkId, job: jobId, isPartialAllowed: z.boolean() });
@@ -122,6 +125,13 @@ export const forkInventory = z.object({
   warmCloneCount: count,
   namesTaken: list(text),
   hostResources: list(z.object({ argument: text, what: text, isOfNetwork: z.boolean() })).exactOptional(),
+  namesOfEnded: list(text).exactOptional(),
+  diskProblem: z
+    .object({ code: z.enum(['DISK_CHANGED', 'DISK_IN_USE']), reason: text })
+    .nullable()
+    .exactOptional(),
+  longChains: list(text).exactOptional(),
+  coldReason: text.nullable().exactOptional(),
 });
 
 const clones = z.array(cloneIdentity).max(CLONES_MAX);

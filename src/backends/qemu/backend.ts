@@ -9,7 +9,16 @@ import { argumentFiles } from './argument-files.js';
 import { qmpSocketArgument } from './command-line.js';
 import { QemuConnection, socketsIn } from './connection.js';
 import { devicesIn } from './facts.js';
-import { chain, commitOverlay, createOverlay, openProblem, virtualSizeBytes } from './img.js';
+import {
+  chain,
+  chainLinks,
+  commitOverlay,
+  createOverlay,
+  isWritten,
+  openProblem,
+  rebase,
+  virtualSizeBytes,
+} from './img.js';
 import { askQemu, type InstalledQemu, isKvmUsable, resolveAccel, resolveMachine } from './installed.js';
 import { QemuProcess } from './process.js';
 
@@ -18,7 +27,10 @@ const PROGRAM_DEFAULT = 'qemu-system-x86_64';
 const SOCKET_PATH_BYTES_MAX = 107;
 
 export class QemuBackend implements VmBackend {
-  readonly diskFiles: DiskFiles = { virtualSizeBytes, createOverlay, commitOverlay, openProblem, chain };
+  readonly diskFiles: DiskFiles = {
+    ...{ virtualSizeBytes, createOverlay, commitOverlay, openProblem },
+    ...{ chain, chainLinks, isWritten, rebase },
+  };
   readonly #program: string;
   #installed: Promise<InstalledQemu> | null = null;
 

@@ -4,6 +4,8 @@ import { promisify } from 'node:util';
 import { z } from 'zod';
 import { MigrationError, toMigrationError } from '../../domain/errors.js';
 import type { ChainLink } from '../../domain/storage.js';
+import { DISK_FORMATS, type DiskFormat } from '../../domain/vm.js';
+import type { DiskFile } from '../backend.js';
 
 const run = promisify(execFile);
 const TIMEOUT_MS = 10_000;
@@ -22,7 +24,7 @@ export async function virtualSizeBytes(path: string, format: string): Promise<nu
 const chainAnswer = z.array(z.object({ filename: z.string(), format: z.string(), 'virtual-size': z.number() }));
 
 /** Returns the image and the images behind it, the front one first. The files may be in use. */
-export async function chain(path: string, format: string): Promise<ChainLink[]> {
+export async function chainLinks(path: string, format: string): Promise<ChainLink[]> {
   const text = await qemuImg(['info', '--output=json', '-U', '--backing-chain', '-f', format, path], TIMEOUT_MS);
   return chainAnswer.parse(JSON.parse(text)).map((link) => ({
     path: link.filename,
@@ -43,7 +45,15 @@ export async function createOverlay(
 
 /** Writes the overlay's content into its base. No QEMU may have either file open. */
 export async function commitOverlay(path: string): Promise<void> {
-  await qemuImg(['commit', '-q', '-f', 'qcow2', path], COMMIT_TIMEOUT_MS);
+  try {
+    await qemuImg(['commit', '-q', '-f', 'qcow2', path], COMMIT_TIMEOUT_MS);
+  } catch (error) {
+    if (!isLocked(error)) throw error;
+    throw new MigrationError('CONFLICT', `${path} or its backing file is open in another program`, {
+      cause: error,
+      remedy: 'end the VM or the program that has it open',
+    });
+  }
 }
 
 /**
@@ -62,6 +72,55 @@ export async function openProblem(path: string, format: string): Promise<string 
     const stderr = (error as { stderr?: unknown }).stderr;
     return typeof stderr === 'string' && stderr !== '' ? stderr.trim() : toMigrationError(error).message;
   }
+}
+
+const chainInfo = z
+  .array(
+    z.object({
+      filename: z.string(),
+      format: z.string(),
+      // A qcow2 may keep its content in another file.
+      'format-specific': z.object({ data: z.object({ 'data-file': z.string().optional() }).optional() }).optional(),
+    }),
+  )
+  .min(1);
+
+/** Returns the file and its backing files, the top first. -U: the files may be in use. */
+export async function chain(path: string, format: DiskFormat): Promise<readonly DiskFile[]> {
+  if (format === 'raw') return [{ path, format }];
+  const text = await qemuImg(['info', '--output=json', '-U', '--backing-chain', '-f', format, path], TIMEOUT_MS);
+  const files = chainInfo.parse(JSON.parse(text)).flatMap((file, index) => {
+    const own = { path: index === 0 ? path : file.filename, format: file.format };
+    const content = file['format-specific']?.data?.['data-file'];
+    return content === undefined ? [own] : [own, { path: content, format: 'raw' }];
+  });
+  return files.map((file) => {
+    const known = DISK_FORMATS.find((name) => name === file.format);
+    if (known !== undefined && file.path.startsWith('/')) return { path: file.path, format: known };
+    throw new MigrationError('UNSUPPORTED', `${path} lies on ${file.path} (${file.format}), which is not a disk file`, {
+      remedy: 'use backing files of format raw or qcow2 with absolute paths',
+    });
+  });
+}
+
+/** Without -U qemu-img fails where another process has locked the file for writing. */
+export async function isWritten(path: string, format: string): Promise<boolean> {
+  try {
+    await qemuImg(['info', '--output=json', '-f', format, path], TIMEOUT_MS);
+    return false;
+  } catch (error) {
+    if (isLocked(error)) return true;
+    throw error;
+  }
+}
+
+function isLocked(error: unknown): boolean {
+  return error instanceof MigrationError && /Failed to get .*lock/i.test(error.message);
+}
+
+/** -u: only the header is written; nobody compares the old backing file with the new one. */
+export async function rebase(path: string, base: DiskFile): Promise<void> {
+  await qemuImg(['rebase', '-q', '-u', '-f', 'qcow2', '-b', base.path, '-F', base.format, path], TIMEOUT_MS);
 }
 
 async function qemuImg(args: readonly string[], timeoutMs: number): Promise<string> {

@@ -11,6 +11,12 @@ export interface InventoryPort {
   inventory(): Promise<HostInventory>;
   /** Throws NOT_FOUND if the VM is not here. */
   vmInventory(vm: string): Promise<VmInventory>;
+  /**
+   * Returns what on this host needs one of these disk files (an image, a saved image, a VM), for a host that wants to
+   * change or remove them. Empty: nothing. `flattened` is the VM for whose disks the caller asks, or null: what only
+   * waits for its overlays does not count. A host of build 0.1.0 does not know this call.
+   */
+  layerHolders(paths: readonly string[], flattened: string | null): Promise<{ readonly holders: readonly string[] }>;
   /** `source` is the RDMA address of the source, if this host shall check whether it can connect to it; else null. */
   checkTarget(spec: VmSpec, source: RdmaPlace | null): Promise<TargetChecks>;
   /**

@@ -120,6 +120,9 @@ function* checkCapture(
       'detach the disk',
     );
   }
+  for (const chain of inventory.longChains ?? []) {
+    yield refuse('DISK_CHAIN_LONG', `${chain}, and a fork adds one`, `merge them: "vmctl flatten ${name}"`);
+  }
   // A parent that stays stopped does not write, so it needs no write protection.
   if (parentMode === 'stop') return;
   for (const device of inventory.escapingDevices) {
@@ -184,7 +187,16 @@ function* checkHostResources(
   }
 }
 
-function* checkImage({ image: id }: ForkRequest, { image }: ForkInventory): Iterable<Refusal> {
+function* checkImage({ image: id }: ForkRequest, { image, diskProblem }: ForkInventory): Iterable<Refusal> {
+  if (diskProblem !== undefined && diskProblem !== null && image?.state === 'complete') {
+    yield refuse(
+      diskProblem.code,
+      diskProblem.reason,
+      diskProblem.code === 'DISK_IN_USE'
+        ? 'end the VM or the program that has the disk open'
+        : `put the disk's files back as they were, or remove the image: "vmctl image rm ${image.id}"`,
+    );
+  }
   if (image === null) {
     yield refuse('IMAGE_INCOMPLETE', `no image ${id ?? ''} on this host`, 'list the images with "vmctl images"');
   } else if (image.state !== 'complete') {
@@ -193,21 +205,34 @@ function* checkImage({ image: id }: ForkRequest, { image }: ForkInventory): Iter
       `image ${image.id} is ${image.state}, not complete`,
       image.state === 'failed'
         ? `remove it: "vmctl image rm ${image.id}"`
-        : 'wait until it is complete: "vmctl images"',
+        : image.state === 'unloaded'
+          ? 'load it from its file: "vmctl image load FILE"'
+          : 'wait until it is complete: "vmctl images"',
     );
   }
 }
 
 const NAMES_SHOWN_MAX = 5;
 
-function* checkNames(host: string, { namesTaken }: ForkInventory): Iterable<Refusal> {
-  if (namesTaken.length === 0) return;
-  const more = namesTaken.length > NAMES_SHOWN_MAX ? ` and ${namesTaken.length - NAMES_SHOWN_MAX} more` : '';
-  yield refuse(
-    'NAME_TAKEN',
-    `names of the clones are already used on ${host}: ${namesTaken.slice(0, NAMES_SHOWN_MAX).join(', ')}${more}`,
-    'choose another --name, or end those VMs with "vmctl stop"',
-  );
+function* checkNames(host: string, { namesTaken, namesOfEnded = [] }: ForkInventory): Iterable<Refusal> {
+  const some = (names: readonly string[]) => {
+    const more = names.length > NAMES_SHOWN_MAX ? ` and ${names.length - NAMES_SHOWN_MAX} more` : '';
+    return `${names.slice(0, NAMES_SHOWN_MAX).join(', ')}${more}`;
+  };
+  if (namesTaken.length > 0) {
+    yield refuse(
+      'NAME_TAKEN',
+      `names of the clones are already used on ${host}: ${some(namesTaken)}`,
+      'choose another --name, or end those VMs with "vmctl stop"',
+    );
+  }
+  if (namesOfEnded.length > 0) {
+    yield refuse(
+      'NAME_TAKEN',
+      `ended VMs on ${host} have names of the clones, with exit codes and logs: ${some(namesOfEnded)}`,
+      'choose another --name, remove those VMs with "vmctl stop", or add --replace',
+    );
+  }
 }
 
 function* checkMemory(request: ForkRequest, host: string, inventory: ForkInventory): Iterable<Refusal> {

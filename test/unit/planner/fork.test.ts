@@ -85,6 +85,20 @@ const CASES: readonly [what: string, change: Change, code: RefusalCode, names: R
     'HOST_RESOURCE',
     /socket \/v/,
   ],
+  [
+    'a disk of another moment',
+    { ...ofImage, inventory: { image, diskProblem: { code: 'DISK_CHANGED', reason: '/srv/d has 5 bytes, not 4' } } },
+    'DISK_CHANGED',
+    /5 bytes, not 4/,
+  ],
+  [
+    'a disk that somebody writes to',
+    { ...ofImage, inventory: { image, diskProblem: { code: 'DISK_IN_USE', reason: 'web writes to /srv/d' } } },
+    'DISK_IN_USE',
+    /web writes to/,
+  ],
+  ['a long chain', { inventory: { longChains: ['disk d0 is a chain of 16 files'] } }, 'DISK_CHAIN_LONG', /16 files/],
+  ['names of ended VMs', { inventory: { namesOfEnded: ['vm1-1'] } }, 'NAME_TAKEN', /exit codes and logs: vm1-1/],
   ['names that are taken', { inventory: { namesTaken: ['vm1-0', 'vm1-2'] } }, 'NAME_TAKEN', /vm1-0, vm1-2/],
   ['an image without room', { inventory: { imageBytesFree: 100 * MIB } }, 'IMAGE_MEMORY', /512 MiB.*100 MiB/],
   [
@@ -122,6 +136,9 @@ describe('pre-flight', () => {
       WRITE_PROTECT_MISSING: true,
       DISK_NOT_SNAPSHOTTABLE: true,
       HOST_RESOURCE: true,
+      DISK_CHANGED: true,
+      DISK_IN_USE: true,
+      DISK_CHAIN_LONG: true,
     };
     const named = new Set(CASES.map(([, , code]) => code));
     expect(Object.keys(codes).filter((code) => !named.has(code as ForkRefusalCode))).toEqual([]);
