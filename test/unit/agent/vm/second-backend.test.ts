@@ -1,6 +1,6 @@
 /** The life of VMs on a back end that is not QEMU. VmManager needs only what backend.ts declares. */
 import { type ChildProcess, spawn } from 'node:child_process';
-import { mkdtemp, readdir, readFile, rm, writeFile } from 'node:fs/promises';
+import { mkdir, mkdtemp, readdir, readFile, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, beforeEach, expect, test } from 'vitest';
@@ -209,4 +209,33 @@ test('a VM outlives the daemon, and is taken up in the state that it is in', asy
   expect(vms.list()).toMatchObject([{ state: 'running' }]);
   await vms.stop('web', { isForced: true });
   expect(vms.list()).toMatchObject([{ state: 'stopped', exit: { reason: 'stopped' } }]);
+});
+
+test('a VM that has never run is ended by force only if no session or fork needs it', async () => {
+  const options = { session: 'ab'.repeat(16), accel: 'tcg', epoch: 5 } as const;
+  await vms.prepareIncoming(spec, options);
+  const { pid } = vms.get('web');
+  const refused = { code: 'CONFLICT', message: 'web is incoming' };
+  await expect(vms.stop('web', { isForced: true })).rejects.toMatchObject(refused);
+  await expect(vms.stop('web', { isForced: false, isUnclaimed: true })).rejects.toMatchObject(refused);
+  await vms.stop('web', { isForced: true, isUnclaimed: true });
+  expect(vms.list()).toEqual([]);
+  expect(() => process.kill(pid, 0)).toThrow(/ESRCH/);
+});
+
+test('a start whose record cannot be written leaves no process', async () => {
+  const launch = Sleeper.prototype.launch;
+  Sleeper.prototype.launch = async function (this: Sleeper, order) {
+    const started = await launch.call(this, order);
+    // From here on the record of the VM cannot be written.
+    await mkdir(join(directory, 'vms/web/record.json.new'), { recursive: true });
+    return started;
+  };
+  try {
+    await expect(vms.run(spec)).rejects.toThrow();
+  } finally {
+    Sleeper.prototype.launch = launch;
+  }
+  expect(await findByArgument(`sleeper ${join(directory, 'vms/web')}`)).toEqual([]);
+  expect(vms.list()).toEqual([]);
 });
