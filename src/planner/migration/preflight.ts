@@ -8,6 +8,7 @@ import type { HostInventory, TargetChecks, VmInventory } from '../../domain/host
 import { type MigrationRequest, MODE_TRAITS } from '../../domain/migration.js';
 import type { Refusal, RefusalCode } from '../../domain/refusal.js';
 import { describeBytes } from '../bytes.js';
+import { checkLimits } from '../limits.js';
 import { checkClone } from './clone-preflight.js';
 import type { PreflightFacts } from './facts.js';
 import { isOlder, parseQemuVersion } from './qemu-version.js';
@@ -54,6 +55,8 @@ export function preflight(request: MigrationRequest, { sourceHost, target, vm }:
         ...checkPeers(request, sourceHost, target.inventory),
         ...checkQemu(request, target.inventory, vm),
         ...checkMemory(request, target.inventory, vm),
+        ...checkLimits(sourceHost.host, sourceHost.limits, { vmCount: 1, cpus: 0 }),
+        ...checkLimits(target.inventory.host, target.inventory.limits, { vmCount: 1, cpus: vm.spec.cpus }),
         ...checkFiles(request, target.inventory, target.checks, vm),
       );
       refusals.push(
