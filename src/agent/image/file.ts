@@ -7,6 +7,7 @@ import { type FileHandle, link, open, rm } from 'node:fs/promises';
 import { dirname } from 'node:path';
 import { MigrationError } from '../../domain/errors.js';
 import { syncDirectory } from '../../durable/durable-file.js';
+import { fileSystemAnswers, openUserFile } from '../../kit/user-file.js';
 import type { ImageContext } from './context.js';
 import {
   CHUNK_BYTES,
@@ -32,6 +33,7 @@ export async function saveImage(context: ImageContext, id: string, path: string)
   const record = images.get(id);
   if (record.state !== 'complete') throw new MigrationError('CONFLICT', `image ${id} is ${record.state}`);
   if (!path.startsWith('/')) throw new MigrationError('USAGE', 'the path of an image file must be absolute');
+  await fileSystemAnswers(dirname(path));
   const sidePath = `${path}.${id}.part`;
   const file = await openNew(sidePath);
   try {
@@ -65,7 +67,8 @@ export async function saveImage(context: ImageContext, id: string, path: string)
  */
 export async function loadImage(context: ImageContext, path: string): Promise<string> {
   const { images, vms } = context;
-  const file = await open(path, 'r').catch((cause: unknown) => {
+  const file = await openUserFile(path, 'read').catch((cause: unknown) => {
+    if (cause instanceof MigrationError) throw cause;
     throw new MigrationError('NOT_FOUND', `no image file ${path}`, { cause });
   });
   try {
@@ -245,7 +248,7 @@ async function openNew(path: string): Promise<FileHandle> {
 }
 
 async function checkDiskOpens(path: string): Promise<void> {
-  const disk = await open(path, 'r').catch((cause: unknown) => {
+  const disk = await openUserFile(path, 'read').catch((cause: unknown) => {
     throw new MigrationError('NOT_FOUND', `the image needs the disk ${path}, which cannot be opened`, { cause });
   });
   await disk.close();
