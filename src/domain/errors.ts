@@ -124,7 +124,8 @@ export class MigrationError extends Error {
 
 /**
  * Converts any thrown value to a MigrationError. An error of the system that names a limit gets the code and the remedy
- * of that limit, unless the caller knows it already. Other errors get the code `fallback`. The thrown error becomes the cause.
+ * of that limit, unless the caller knows it already. Other errors get the code `fallback`. The thrown error becomes the
+ * cause.
  */
 export function toMigrationError(thrown: unknown, fallback: ErrorCode = 'INTERNAL'): MigrationError {
   if (thrown instanceof MigrationError) return thrown;

@@ -100,7 +100,7 @@ describe('a request whose body does not arrive', () => {
       const headers = { 'content-type': 'application/json', 'content-length': 100 };
       const request = httpsRequest(`https://127.0.0.1:${port}/v1/vms`, { ...options, headers });
       request.on('error', () => ends.push('ended'));
-      request.on('socket', (socket) => sockets.push(socket as unknown as Socket));
+      request.on('socket', (socket) => sockets.push(socket));
       request.write('{');
       return request;
     };

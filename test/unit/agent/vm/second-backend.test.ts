@@ -23,6 +23,8 @@ import { MemoryStore } from '../../durable/memory-store.js';
 
 /** A VM is a process that sleeps. A word in a file says whether its guest runs. */
 class Sleeper implements Partial<VmProcess> {
+  /** A test sets it to do something once the process is there. */
+  static onLaunched: () => Promise<unknown> = async () => undefined;
   readonly #place: VmPlace;
   #child: ChildProcess | null = null;
   #isConnected = false;
@@ -49,6 +51,7 @@ class Sleeper implements Partial<VmProcess> {
       await mapped(signal);
       this.#isConnected = true;
     };
+    await Sleeper.onLaunched();
     return { identity: await identityOf(pid), exited, ready };
   }
 
@@ -224,18 +227,10 @@ test('a VM that has never run is ended by force only if no session or fork needs
 });
 
 test('a start whose record cannot be written leaves no process', async () => {
-  const launch = Sleeper.prototype.launch;
-  Sleeper.prototype.launch = async function (this: Sleeper, order) {
-    const started = await launch.call(this, order);
-    // From here on the record of the VM cannot be written.
-    await mkdir(join(directory, 'vms/web/record.json.new'), { recursive: true });
-    return started;
-  };
-  try {
-    await expect(vms.run(spec)).rejects.toThrow();
-  } finally {
-    Sleeper.prototype.launch = launch;
-  }
+  // A directory where the next record would be written.
+  Sleeper.onLaunched = () => mkdir(join(directory, 'vms/web/record.json.new'));
+  await expect(vms.run(spec)).rejects.toThrow(/EISDIR/);
+  Sleeper.onLaunched = async () => undefined;
   expect(await findByArgument(`sleeper ${join(directory, 'vms/web')}`)).toEqual([]);
   expect(vms.list()).toEqual([]);
 });
