@@ -119,6 +119,14 @@ export class LocalAgent implements HostPort {
     await this.#parts?.forks.close();
   }
 
+  /** True if an incoming VM is left of a job that has failed: no session, fork or waiting set needs it. */
+  isUnclaimed(name: string): boolean {
+    const { context, target, forks, pool } = this.#ready;
+    const { session, image } = context.vms.get(name);
+    if (image === null) return !target.claims(session);
+    return !forks.isPreparing && !forks.claims(image) && !pool.has(image);
+  }
+
   /** This getter and those below may be used only after `start`. */
   get inventory(): InventoryAgent {
     return this.#ready.inventory;

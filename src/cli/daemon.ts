@@ -5,7 +5,7 @@
  */
 import { randomBytes } from 'node:crypto';
 import { existsSync } from 'node:fs';
-import { mkdir, rm } from 'node:fs/promises';
+import { rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { type Logger, pino } from 'pino';
@@ -24,6 +24,8 @@ import { MigrationError, toMigrationError } from '../domain/errors.js';
 import type { Clock, Random } from '../engine/ports/clock.js';
 import { JobManager } from '../jobs/jobs.js';
 import { FileJournal } from '../jobs/journal.js';
+import { makeDirectories } from '../kit/directory.js';
+import { keepSpareDescriptor } from '../kit/spare-descriptor.js';
 import { loadNativeBinding } from '../native/binding.js';
 import { TlsStore } from '../tls/store.js';
 import { HostTransports, sharedPlaces } from '../transports/host/host-transports.js';
@@ -87,10 +89,12 @@ export async function startDaemon(config: DaemonConfig, log: Logger): Promise<Da
 
 async function start(config: DaemonConfig, log: Logger, closers: (() => Promise<void> | void)[]): Promise<number[]> {
   raiseDaemonPriority();
+  keepSpareDescriptor();
   const startedAt = clock.isoNow();
   const { name: host, state: stateDir } = config;
   const inject = config.testFaults ? parseInjections(process.env.VMIGRATE_FAULT ?? '') : NOTHING_INJECTED;
 
+  await makeDirectories(stateDir, 0o700);
   const registry = await FileRegistry.open(stateDir);
   closers.push(() => registry.close());
   const { journal } = await FileJournal.open(join(stateDir, 'jobs.log'));
@@ -119,9 +123,13 @@ async function start(config: DaemonConfig, log: Logger, closers: (() => Promise<
 
   const preloadPath = config.preload === undefined ? defaultPreload(log) : config.preload;
   const ramDir = config.ramDir ?? `/dev/shm/vmigrate-${host}`;
-  await mkdir(ramDir, { recursive: true, mode: 0o700 });
+  await makeDirectories(ramDir, 0o700);
   const { accel } = config;
   const backend = new QemuBackend(config.qemu);
+  backend.installed().catch((error: unknown) => {
+    const { message, remedy } = toMigrationError(error);
+    log.warn({ qemu: config.qemu, remedy }, `this host cannot run VMs: ${message}`);
+  });
   const vms = new VmManager({
     ...{ host, stateDir, ramDir, accel, preloadPath, native, registry, backend },
     log: log.child({ part: 'vms' }),
@@ -226,7 +234,7 @@ function apiVms(vms: VmManager, agent: LocalAgent): ApiVms {
     // VM that has ended by itself stays listed until a user stops it.
     async stop(name, options) {
       const wasStopped = vms.get(name).state === 'stopped';
-      await vms.stop(name, options);
+      await vms.stop(name, { ...options, isUnclaimed: agent.isUnclaimed(name) });
       if (!wasStopped && vms.has(name)) await vms.stop(name, options);
     },
     openConsole(name, options) {

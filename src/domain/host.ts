@@ -24,7 +24,36 @@ export interface HostInventory {
   /** ISO time until which the host's certificate is valid; null where no https API is configured. */
   readonly certificateExpiresAt: string | null;
   readonly clockMs: number;
+  /** Absent from hosts of earlier builds. */
+  readonly limits?: HostLimits;
+  /** Why QEMU cannot be asked; absent if it can. */
+  readonly qemuProblem?: string;
 }
+
+/** How much of a limit is used; both are counts. */
+export interface LimitUse {
+  readonly used: number;
+  readonly max: number;
+}
+
+/** Limits that many VMs meet. Null: there is no such limit, or the kernel does not tell. */
+export interface HostLimits {
+  /** Descriptors of the daemon (RLIMIT_NOFILE, the soft limit). Node raises it to the hard limit at its start. */
+  readonly openFiles: LimitUse | null;
+  readonly openFilesOfHost: LimitUse | null;
+  /** Processes and threads: the narrowest of cgroup, user and host. */
+  readonly tasks: LimitUse | null;
+  /** Memory mappings of the daemon (vm.max_map_count). */
+  readonly mappings: LimitUse | null;
+  readonly fileWatchesMax: number | null;
+}
+
+/** Upper bounds of what the daemon needs for one more VM or clone: connections, userfaultfds, pidfd. */
+export const OPEN_FILES_PER_VM = 12;
+/** What a session, a fork, requests and files opened for a moment need together. */
+export const OPEN_FILES_RESERVE = 32;
+/** QEMU's threads besides one for each vCPU. */
+export const TASKS_PER_VM = 6;
 
 /** What the source reports about the VM that is to move. */
 export interface VmInventory {
@@ -114,6 +143,7 @@ export interface ForkInventory {
   readonly longChains?: readonly string[];
   /** Why waiting processes of the parent do not fit the request. Null if there are none, or if they fit. */
   readonly coldReason?: string | null;
+  readonly limits?: HostLimits;
 }
 
 export interface HostResource {

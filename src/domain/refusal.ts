@@ -29,11 +29,13 @@ export type MigrationRefusalCode =
   | 'SOURCE_MEMORY'
   | 'IDENTITY_PENDING'
   | 'DISK_NOT_MOVABLE'
-  | 'PROTOCOL_VERSION';
+  | 'PROTOCOL_VERSION'
+  | 'HOST_LIMIT';
 
 /** Codes that only forks use. A fork may also be refused with some of the codes of migrations. */
 export type ForkRefusalCode =
   | 'CLONE_COUNT'
+  | 'CLONE_NAME'
   | 'CLONE_MEMORY'
   | 'IMAGE_MEMORY'
   | 'IMAGE_INCOMPLETE'

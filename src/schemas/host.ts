@@ -33,6 +33,8 @@ const rdmaInventory = of<RdmaInventory>(
   }),
 );
 
+const limitUse = z.object({ used: count, max: count }).nullable();
+
 export const hostInventory = of<HostInventory>(
   z.object({
     host: hostName,
@@ -53,6 +55,16 @@ export const hostInventory = of<HostInventory>(
     bridges: list(text),
     certificateExpiresAt: text.nullable(),
     clockMs: z.number(),
+    limits: z
+      .object({
+        openFiles: limitUse,
+        openFilesOfHost: limitUse,
+        tasks: limitUse,
+        mappings: limitUse,
+        fileWatchesMax: count.nullable(),
+      })
+      .optional(),
+    qemuProblem: text.optional(),
   }),
 );
 

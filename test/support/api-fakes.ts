@@ -368,6 +368,7 @@ export function fakeServices(change: Partial<ApiServices> = {}): FakeServices {
       url: () => 'https://127.0.0.2:7400',
       agent: () => agent,
       ping: () => Promise.resolve({ roundTripMs: 0.5 }),
+      check: () => Promise.resolve({ roundTripMs: 0.5 }),
     },
     tls: null,
     log: { info: log('info'), warn: log('warn'), error: log('error') },

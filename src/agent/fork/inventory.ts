@@ -8,6 +8,7 @@ import type { ForkQuestion } from '../../engine/ports/fork.js';
 import type { ImageRecord } from '../image/record.js';
 import { startProblem } from '../image/start-check.js';
 import { vmInventory } from '../inventory/inventory.js';
+import { hostLimits } from '../inventory/limits.js';
 import { memoryAvailableBytes } from '../vm/ram-files.js';
 import { cloneNames } from './clone-names.js';
 import type { ForkContext } from './context.js';
@@ -32,6 +33,7 @@ export async function forkInventory(
     isWriteProtectSupported: isKernelAtLeast(KERNEL_MIN) && native.support().userfaultfdPermitted,
     imageBytesFree: await images.bytesFree(),
     memoryAvailableBytes: await memoryAvailableBytes(),
+    limits: await hostLimits(),
   };
   if (question.image !== null) {
     const image = images.get(question.image);

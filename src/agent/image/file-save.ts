@@ -10,6 +10,7 @@ import { access, type FileHandle, link, open, rm } from 'node:fs/promises';
 import { dirname } from 'node:path';
 import { MigrationError } from '../../domain/errors.js';
 import { syncDirectory } from '../../durable/durable-file.js';
+import { fileSystemAnswers } from '../../kit/user-file.js';
 import type { ImageContext } from './context.js';
 import {
   CHUNK_BYTES,
@@ -42,6 +43,7 @@ export async function saveImage(
   const { state } = images.get(id);
   if (state !== 'complete') throw new MigrationError('CONFLICT', `image ${id} is ${state}`);
   if (!path.startsWith('/')) throw new MigrationError('USAGE', 'the path of an image file must be absolute');
+  await fileSystemAnswers(dirname(path));
   await refuseExisting(path);
   const layers = await knownLayers(context, id);
   const record = images.get(id);

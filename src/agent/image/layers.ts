@@ -8,11 +8,11 @@
  * is computed when an image is saved, and compared when the stamp does not fit.
  */
 import { createHash } from 'node:crypto';
-import { constants } from 'node:fs';
-import { type FileHandle, open } from 'node:fs/promises';
+import type { FileHandle } from 'node:fs/promises';
 import type { DiskFiles } from '../../backends/backend.js';
-import { MigrationError } from '../../domain/errors.js';
+import { type ErrorCode, MigrationError } from '../../domain/errors.js';
 import type { DiskFormat, DiskSpec } from '../../domain/vm.js';
+import { openUserFile } from '../../kit/user-file.js';
 
 /** The state of a file on the host that took the stamp. Decimal numbers, because JSON has none of 64 bits. */
 export interface FileStamp {
@@ -41,6 +41,8 @@ export interface DiskLayer {
 
 const CHUNK_BYTES = 1024 * 1024;
 const ZEROS = Buffer.alloc(CHUNK_BYTES);
+/** What `withFile` throws because of what lies under the path. */
+const OF_THE_FILE: readonly ErrorCode[] = ['NOT_FOUND', 'NOT_PERMITTED', 'USAGE'];
 
 /** Describes the files of these disks as they are now. No VM writes to them any more. Throws NOT_FOUND. */
 export async function sealDisks(files: DiskFiles, disks: readonly DiskSpec[]): Promise<DiskLayer[]> {
@@ -105,8 +107,9 @@ async function checkFile(file: LayerFile): Promise<LayerFile | { isMissing: bool
       return { ...file, stamp: now.stamp };
     });
   } catch (error) {
-    if (error instanceof MigrationError) return { isMissing: error.code === 'NOT_FOUND', reason: error.message };
-    throw error;
+    // Any other error, such as TIMEOUT, says nothing about the disk.
+    if (!(error instanceof MigrationError) || !OF_THE_FILE.includes(error.code)) throw error;
+    return { isMissing: error.code === 'NOT_FOUND', reason: error.message };
   }
 }
 
@@ -162,18 +165,15 @@ async function stampOf(file: FileHandle): Promise<Pick<LayerFile, 'sizeBytes' | 
   return { sizeBytes: Number(size), stamp: isFile ? stamp : null };
 }
 
-/** O_NONBLOCK: a pipe under this name must not hold a thread until somebody writes to it. */
+/** Throws NOT_FOUND, NOT_PERMITTED or USAGE, and TIMEOUT if the file system of the path does not answer. */
 export async function withFile<T>(path: string, work: (file: FileHandle) => Promise<T>): Promise<T> {
-  const file = await open(path, constants.O_RDONLY | constants.O_NONBLOCK).catch((cause: NodeJS.ErrnoException) => {
+  const file = await openUserFile(path, 'read').catch((cause: NodeJS.ErrnoException) => {
+    if (cause instanceof MigrationError) throw cause;
     const isMissing = cause.code === 'ENOENT' || cause.code === 'ENOTDIR';
     const message = isMissing ? `there is no ${path}` : `${path} cannot be opened: ${cause.message}`;
     throw new MigrationError(isMissing ? 'NOT_FOUND' : 'NOT_PERMITTED', message, { cause });
   });
   try {
-    const status = await file.stat();
-    if (!status.isFile() && !status.isBlockDevice()) {
-      throw new MigrationError('SPEC_INVALID', `${path} is neither a file nor a block device`);
-    }
     return await work(file);
   } finally {
     await file.close();

@@ -2,6 +2,7 @@
 
 import { readFile } from 'node:fs/promises';
 import { hostname } from 'node:os';
+import { MigrationError, toMigrationError } from '../../domain/errors.js';
 import { listBridges } from '../vm/network.js';
 import { hugePagesFree, memoryAvailableBytes, type RamPlace, ramFileFreeBytes } from '../vm/ram-files.js';
 import type { VmManager } from '../vm/vms.js';
@@ -9,6 +10,7 @@ import type { VmManager } from '../vm/vms.js';
 export interface HostFacts {
   readonly machineId: string;
   readonly qemuVersion: string | null;
+  readonly qemuProblem?: string;
   readonly machines: readonly string[];
   readonly isKvmUsable: boolean;
   readonly memoryAvailableBytes: number;
@@ -22,7 +24,7 @@ export interface HostFacts {
 export async function hostFacts(vms: VmManager, place: RamPlace): Promise<HostFacts> {
   const { backend } = vms;
   const [installed, machine, kvm, memory, ramFile, hugePages, bridges] = await Promise.all([
-    backend.installed().catch(() => null),
+    backend.installed().catch((error: unknown) => toMigrationError(error)),
     machineId(),
     backend.isKvmUsable(),
     memoryAvailableBytes(),
@@ -32,8 +34,9 @@ export async function hostFacts(vms: VmManager, place: RamPlace): Promise<HostFa
   ]);
   return {
     machineId: machine,
-    qemuVersion: installed?.version ?? null,
-    machines: installed?.machines ?? [],
+    ...(installed instanceof MigrationError
+      ? { qemuVersion: null, machines: [], qemuProblem: installed.message }
+      : { qemuVersion: installed.version, machines: installed.machines }),
     isKvmUsable: kvm,
     memoryAvailableBytes: memory,
     ramFileFreeBytes: ramFile,

@@ -1,10 +1,11 @@
 /** Describes what this host sees under a path that a VM uses. Nothing is changed. */
 import { constants } from 'node:fs';
-import { access, type FileHandle, open, readFile, realpath } from 'node:fs/promises';
+import { access, type FileHandle, readFile, realpath } from 'node:fs/promises';
 import { basename, join } from 'node:path';
 import type { DiskFiles } from '../../backends/backend.js';
 import { toMigrationError } from '../../domain/errors.js';
 import type { FileView, StorageFile } from '../../domain/storage.js';
+import { openUserFile } from '../../kit/user-file.js';
 import { contentDigest } from './content.js';
 import { markerPath, readMarker } from './markers.js';
 
@@ -44,13 +45,11 @@ export async function viewFile(file: StorageFile, context: ViewContext): Promise
 
 async function look(file: StorageFile, context: ViewContext): Promise<FileView> {
   const { path, isWritable, format } = file;
-  const real = await realpath(path);
-  // A FIFO that nobody writes to would block an open without O_NONBLOCK for ever.
-  const handle = await open(real, constants.O_RDONLY | constants.O_NONBLOCK);
+  const handle = await openUserFile(path, 'read');
   try {
+    const real = await realpath(path);
     const stat = await handle.stat({ bigint: true });
     const isBlock = stat.isBlockDevice();
-    if (!isBlock && !stat.isFile()) return { ...UNUSABLE, path, problem: 'it is neither a file nor a block device' };
     if (isWritable) await access(real, constants.W_OK);
     const number = isBlock ? deviceNumber(stat.rdev) : '';
     const sizeBytes = isBlock ? await deviceBytes(number) : Number(stat.size);

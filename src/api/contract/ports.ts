@@ -83,6 +83,8 @@ export interface ApiPeers {
   agent(host: string): HostPort;
   /** Times one empty call. */
   ping(host: string): Promise<{ roundTripMs: number }>;
+  /** The same, after a connection has been made anew, so that both certificates are checked now. */
+  check(host: string): Promise<{ roundTripMs: number }>;
 }
 
 export interface ApiTls {

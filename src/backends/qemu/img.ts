@@ -2,7 +2,8 @@
 import { execFile } from 'node:child_process';
 import { promisify } from 'node:util';
 import { z } from 'zod';
-import { MigrationError, toMigrationError } from '../../domain/errors.js';
+import { type ErrorCode, MigrationError, toMigrationError } from '../../domain/errors.js';
+import { LIMITS, limitInText, limitOfError } from '../../domain/limits.js';
 import type { ChainLink } from '../../domain/storage.js';
 import { DISK_FORMATS, type DiskFormat } from '../../domain/vm.js';
 import type { DiskFile } from '../backend.js';
@@ -129,11 +130,14 @@ async function qemuImg(args: readonly string[], timeoutMs: number): Promise<stri
   } catch (error) {
     const { stderr, code } = error as { stderr?: string; code?: unknown };
     const message = stderr?.trim() || (error instanceof Error ? error.message : String(error));
-    const isFull = /No space left/i.test(message);
-    throw new MigrationError(
-      code === 'ENOENT' ? 'UNSUPPORTED' : isFull ? 'NO_SPACE' : 'QEMU_FAILED',
-      `qemu-img ${args[0] ?? ''}: ${message}`,
-      { cause: error, ...(code === 'ENOENT' ? { remedy: 'install qemu-utils' } : {}) },
-    );
+    const isMissing = code === 'ENOENT';
+    const limit = limitOfError(error) ?? limitInText(message);
+    const known: ErrorCode = limit === null ? 'QEMU_FAILED' : LIMITS[limit].code;
+    const remedy = isMissing ? 'install qemu-utils' : limit === null ? undefined : LIMITS[limit].remedy;
+    throw new MigrationError(isMissing ? 'UNSUPPORTED' : known, `qemu-img ${args[0] ?? ''}: ${message}`, {
+      ...(remedy === undefined ? {} : { remedy }),
+      ...(limit === null ? {} : { details: { limit } }),
+      cause: error,
+    });
   }
 }

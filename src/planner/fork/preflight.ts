@@ -6,6 +6,7 @@
 import { CLONES_MAX, type ForkRequest } from '../../domain/fork.js';
 import type { ForkInventory } from '../../domain/host.js';
 import type { Refusal, RefusalCode } from '../../domain/refusal.js';
+import { checkLimits, vmCountWithinLimits } from '../limits.js';
 
 export interface ForkFacts {
   readonly host: string;
@@ -23,8 +24,10 @@ export function preflightFork(request: ForkRequest, { host, inventory }: ForkFac
     ...(request.vm === null ? [] : checkCapture(request.vm, request, host, inventory)),
     ...checkDiscarding(request, inventory),
     ...checkHostResources(request, inventory),
+    ...checkPrefix(request),
     ...checkNames(host, inventory),
     ...checkMemory(request, host, inventory),
+    ...checkRoomForClones(request, host, inventory),
   ];
 }
 
@@ -210,6 +213,31 @@ function* checkImage({ image: id }: ForkRequest, { image, diskProblem }: ForkInv
           : 'wait until it is complete: "vmctl images"',
     );
   }
+}
+
+/** Waiting processes hold their descriptors and tasks already. */
+function* checkRoomForClones(request: ForkRequest, host: string, inventory: ForkInventory): Iterable<Refusal> {
+  const need = {
+    vmCount: Math.max(0, request.cloneCount - inventory.warmCloneCount),
+    cpus: inventory.vm.spec.cpus,
+  };
+  const count = vmCountWithinLimits(inventory.limits, need) + inventory.warmCloneCount;
+  if (request.isPartialAllowed && count > 0) return;
+  for (const refusal of checkLimits(host, inventory.limits, need)) {
+    yield count > 0 ? { ...refusal, remedy: `use --clones ${count}, or ${refusal.remedy}` } : refusal;
+  }
+}
+
+/** The rule of VM specs: a clone is a VM. */
+const NAME_START = /^[a-z0-9][a-z0-9-]*$/;
+
+function* checkPrefix({ namePrefix }: ForkRequest): Iterable<Refusal> {
+  if (namePrefix === null || NAME_START.test(namePrefix)) return;
+  yield refuse(
+    'CLONE_NAME',
+    `clones cannot be named after "${namePrefix}": names have lower-case letters, digits and "-"`,
+    'choose another --name',
+  );
 }
 
 const NAMES_SHOWN_MAX = 5;

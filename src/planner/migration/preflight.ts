@@ -9,6 +9,7 @@ import { type MigrationRequest, MODE_TRAITS } from '../../domain/migration.js';
 import type { Refusal, RefusalCode } from '../../domain/refusal.js';
 import type { DiskSpec } from '../../domain/vm.js';
 import { describeBytes } from '../bytes.js';
+import { checkLimits } from '../limits.js';
 import { checkClone } from './clone-preflight.js';
 import type { PreflightFacts, TargetFacts } from './facts.js';
 import { isOlder, parseQemuVersion } from './qemu-version.js';
@@ -56,6 +57,8 @@ export function preflight(request: MigrationRequest, { sourceHost, target, vm }:
         ...checkPeers(request, sourceHost, target.inventory),
         ...checkQemu(request, target.inventory, vm),
         ...checkMemory(request, target.inventory, vm),
+        ...checkLimits(sourceHost.host, sourceHost.limits, { vmCount: 1, cpus: 0 }),
+        ...checkLimits(target.inventory.host, target.inventory.limits, { vmCount: 1, cpus: vm.spec.cpus }),
       );
       refusals.push(...checkAllFiles(request, sourceHost, target, vm));
       refusals.push(

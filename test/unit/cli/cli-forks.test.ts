@@ -241,7 +241,7 @@ describe('vmctl', () => {
   test('stop --image ends all clones of an image', async () => {
     await services.vms.run(vmView('web-5') as never);
     services.images.views.set(IMAGE, imageView(IMAGE, { clones: ['web-5'] }));
-    expect(await run('vmctl', 'stop', '--image', IMAGE)).toMatchObject({ code: 0, stdout: 'stopped 1 clones\n' });
+    expect(await run('vmctl', 'stop', '--image', IMAGE)).toMatchObject({ code: 0, stdout: 'stopped 1 clone\n' });
     expect(await run('vmctl', 'stop')).toMatchObject({ code: 2 });
     expect(await run('vmctl', 'stop', 'web', '--image', IMAGE)).toMatchObject({ code: 2 });
   });

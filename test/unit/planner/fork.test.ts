@@ -33,6 +33,20 @@ const CASES: readonly [what: string, change: Change, code: RefusalCode, names: R
     /1-1024, not 10000/,
   ],
   ['half a clone', { request: { cloneCount: 1.5 } }, 'CLONE_COUNT', /1\.5/],
+  ['a name that no VM may have', { request: { namePrefix: 'Job_X' } }, 'CLONE_NAME', /named after "Job_X"/],
+  [
+    'more clones than descriptors',
+    {
+      inventory: {
+        limits: {
+          ...{ openFiles: { used: 964, max: 1024 }, openFilesOfHost: null, tasks: null },
+          ...{ mappings: null, fileWatchesMax: null },
+        },
+      },
+    },
+    'HOST_LIMIT',
+    /^A: open files of vmigrated are limited to 1024, 964 are in use, and about 68 more are needed$/,
+  ],
   ['a VM of another host', { vm: { owner: 'C' } }, 'VM_NOT_OWNED', /belongs to C/],
   ['a paused VM', { vm: { state: 'paused' } }, 'VM_NOT_RUNNING', /is paused/],
   ['a VM in a job', { vm: { job: 'job-7' } }, 'VM_IN_JOB', /job-7/],
@@ -128,6 +142,7 @@ describe('pre-flight', () => {
   test('the cases name every code that only forks have', () => {
     const codes: Record<ForkRefusalCode, true> = {
       CLONE_COUNT: true,
+      CLONE_NAME: true,
       CLONE_MEMORY: true,
       IMAGE_MEMORY: true,
       IMAGE_INCOMPLETE: true,

@@ -1,6 +1,6 @@
 import { describe, expect, test } from 'vitest';
 import { MigrationError } from '../../../src/domain/errors.js';
-import type { HostInventory, TargetChecks, VmInventory } from '../../../src/domain/host.js';
+import type { HostInventory, HostLimits, TargetChecks, VmInventory } from '../../../src/domain/host.js';
 import type { MigrationRequest } from '../../../src/domain/migration.js';
 import type { MigrationRefusalCode } from '../../../src/domain/refusal.js';
 import type { FileView } from '../../../src/domain/storage.js';
@@ -52,9 +52,31 @@ function compared(isWritable: boolean, source: Partial<FileView>, target: Partia
   const file = { path, use: 'disk d0', isWritable, format: null };
   return { kind: 'compared', files: [{ file, source: { ...view, ...source }, target: { ...view, ...target } }] };
 }
+const limits: HostLimits = {
+  ...{ openFiles: { used: 40, max: 20_000 }, openFilesOfHost: null, tasks: { used: 300, max: 30_000 } },
+  ...{ mappings: null, fileWatchesMax: null },
+};
 
 /** One line for each refusal: the changed fact, the code, and the text that the reason must contain. */
 const CASES: readonly [what: string, change: Change, code: MigrationRefusalCode, names: RegExp][] = [
+  [
+    'a target without descriptors',
+    { target: { limits: { ...limits, openFiles: { used: 1000, max: 1024 } } } },
+    'HOST_LIMIT',
+    /^B: open files of vmigrated are limited to 1024, 1000 are in use, and about 44 more are needed/,
+  ],
+  [
+    'a source without descriptors',
+    { source: { limits: { ...limits, openFiles: { used: 1000, max: 1024 } } } },
+    'HOST_LIMIT',
+    /^A: open files of vmigrated/,
+  ],
+  [
+    'a target that may start no threads',
+    { target: { limits: { ...limits, tasks: { used: 99, max: 100 } } } },
+    'HOST_LIMIT',
+    /^B: processes and threads are limited to 100/,
+  ],
   [
     'the source itself',
     { request: { target: 'A' }, facts: { kind: 'isSource' } },
@@ -227,6 +249,7 @@ describe('pre-flight', () => {
       STORAGE_NOT_PROVEN: true,
       DEVICE_CHANGED: true,
       PROTOCOL_VERSION: true,
+      HOST_LIMIT: true,
     };
     expect(new Set(CASES.map(([, , code]) => code))).toEqual(new Set(Object.keys(codes)));
   });
