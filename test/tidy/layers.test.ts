@@ -7,7 +7,7 @@ import { complaints, filesUnder, type TextFile } from './tree.js';
 const WORDS = ['domain', 'kit'] as const;
 const PORTS = 'engine/ports';
 /** What the agent knows of whatever runs its VMs. */
-const BACKEND = 'backends/backend';
+const BACKEND = 'backends';
 
 /**
  * The imports that each room of src/ may have: other rooms, or single files of them. A room is a folder, named by its

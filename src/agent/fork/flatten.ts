@@ -4,7 +4,7 @@
  * merge while it runs. Backing files of the user's own are left alone.
  */
 import { rm } from 'node:fs/promises';
-import type { DiskFile } from '../../backends/backend.js';
+import type { DiskFile } from '../../backends/disk-files.js';
 import { MigrationError } from '../../domain/errors.js';
 import type { FlattenReport, KeptLayer } from '../../domain/image.js';
 import type { ForkContext } from './context.js';

@@ -7,7 +7,8 @@
  * the parent writes to (its own record). If a crash has interrupted this, the VM is asked which file it has open.
  */
 import { rm } from 'node:fs/promises';
-import type { DiskFiles, OpenOverlay } from '../../backends/backend.js';
+import type { OpenOverlay } from '../../backends/backend.js';
+import type { DiskFiles } from '../../backends/disk-files.js';
 import { MigrationError } from '../../domain/errors.js';
 import type { ParentMode } from '../../domain/fork.js';
 import type { DiskSpec } from '../../domain/vm.js';

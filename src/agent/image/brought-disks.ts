@@ -5,7 +5,7 @@
 import { randomBytes } from 'node:crypto';
 import { mkdir, open, rm } from 'node:fs/promises';
 import { join } from 'node:path';
-import type { DiskFiles } from '../../backends/backend.js';
+import type { DiskFiles } from '../../backends/disk-files.js';
 import { damaged } from './file-format.js';
 import { digestOf, type LayerFile, sealDisks, withFile } from './layers.js';
 import type { ImageRecord } from './record.js';

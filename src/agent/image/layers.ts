@@ -9,7 +9,7 @@
  */
 import { createHash } from 'node:crypto';
 import type { FileHandle } from 'node:fs/promises';
-import type { DiskFiles } from '../../backends/backend.js';
+import type { DiskFiles } from '../../backends/disk-files.js';
 import { type ErrorCode, MigrationError } from '../../domain/errors.js';
 import type { DiskFormat, DiskSpec } from '../../domain/vm.js';
 import { openUserFile } from '../../kit/user-file.js';

@@ -1,6 +1,6 @@
 /** Answers what pre-flight asks a host. Each call inspects the host again and changes nothing. */
 import { constants } from 'node:fs';
-import type { DiskFiles } from '../../backends/backend.js';
+import type { DiskFiles } from '../../backends/disk-files.js';
 import type { HostInventory, TargetChecks, VmInventory } from '../../domain/host.js';
 import type { RdmaPlace } from '../../domain/transport.js';
 import type { DiskSpec, VmSpec } from '../../domain/vm.js';

@@ -2,7 +2,7 @@
 import { constants } from 'node:fs';
 import { access, type FileHandle, readFile, realpath } from 'node:fs/promises';
 import { basename, join } from 'node:path';
-import type { DiskFiles } from '../../backends/backend.js';
+import type { DiskFiles } from '../../backends/disk-files.js';
 import { toMigrationError } from '../../domain/errors.js';
 import type { FileView, StorageFile } from '../../domain/storage.js';
 import { openUserFile } from '../../kit/user-file.js';

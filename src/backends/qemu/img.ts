@@ -6,7 +6,7 @@ import { type ErrorCode, MigrationError, toMigrationError } from '../../domain/e
 import { LIMITS, limitInText, limitOfError } from '../../domain/limits.js';
 import type { ChainLink } from '../../domain/storage.js';
 import { DISK_FORMATS, type DiskFormat } from '../../domain/vm.js';
-import type { DiskFile } from '../backend.js';
+import type { DiskFile } from '../disk-files.js';
 
 const run = promisify(execFile);
 const TIMEOUT_MS = 10_000;
