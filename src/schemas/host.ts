@@ -35,6 +35,14 @@ const rdmaInventory = of<RdmaInventory>(
 
 const limitUse = z.object({ used: count, max: count }).nullable();
 
+export const hostLimits = z.object({
+  openFiles: limitUse,
+  openFilesOfHost: limitUse,
+  tasks: limitUse,
+  mappings: limitUse,
+  fileWatchesMax: count.nullable(),
+});
+
 export const hostInventory = of<HostInventory>(
   z.object({
     host: hostName,
@@ -55,15 +63,7 @@ export const hostInventory = of<HostInventory>(
     bridges: list(text),
     certificateExpiresAt: text.nullable(),
     clockMs: z.number(),
-    limits: z
-      .object({
-        openFiles: limitUse,
-        openFilesOfHost: limitUse,
-        tasks: limitUse,
-        mappings: limitUse,
-        fileWatchesMax: count.nullable(),
-      })
-      .optional(),
+    limits: hostLimits.optional(),
     qemuProblem: text.optional(),
   }),
 );

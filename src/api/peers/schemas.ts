@@ -3,7 +3,7 @@ import { z } from 'zod';
 import { CLONES_MAX } from '../../domain/fork.js';
 import { SESSION_STATES } from '../../engine/ports/session.js';
 import { cloneFailure, cloneIdentity, namePrefix } from '../../schemas/fork.js';
-import { vmInventoryBase } from '../../schemas/host.js';
+import { hostLimits, vmInventoryBase } from '../../schemas/host.js';
 import { imageView } from '../../schemas/image.js';
 import { count, list, text } from '../../schemas/of.js';
 import { vmSpecSchema } from '../../schemas/vm-spec.js';
@@ -132,6 +132,7 @@ export const forkInventory = z.object({
     .exactOptional(),
   longChains: list(text).exactOptional(),
   coldReason: text.nullable().exactOptional(),
+  limits: hostLimits.exactOptional(),
 });
 
 const clones = z.array(cloneIdentity).max(CLONES_MAX);

@@ -1,4 +1,5 @@
 /** Images on disk: records, budget, references by clones, and the file to which an image can be saved. */
+import { execFileSync } from 'node:child_process';
 import { closeSync, openSync, truncateSync } from 'node:fs';
 import { access, mkdir, mkdtemp, open, readdir, readFile, rm, truncate, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
@@ -172,6 +173,13 @@ describe('a saved image', () => {
     await expect(saveImage(await contextOn('A'), FIRST, file())).rejects.toEqual(code('CONFLICT'));
     await expect(saveImage(await contextOn('A'), FIRST, 'saved.img')).rejects.toEqual(code('USAGE'));
     expect((await readdir(directory)).filter((name) => name.endsWith('.part'))).toEqual([]);
+  });
+
+  test('is not read from a pipe, nor does anybody wait for its writer', async () => {
+    execFileSync('mkfifo', [file()]);
+    await expect(loadImage(await contextOn('B'), file())).rejects.toEqual(code('USAGE'));
+    await rm(file());
+    await expect(loadImage(await contextOn('B'), file())).rejects.toEqual(code('NOT_FOUND'));
   });
 
   test('that was changed or cut anywhere is refused, and leaves nothing', async () => {
