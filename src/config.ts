@@ -10,6 +10,7 @@ import { z } from 'zod';
 import { MigrationError } from './domain/errors.js';
 import { ACCEL_CHOICES } from './domain/vm.js';
 import { parseSize } from './kit/size.js';
+import { parseYaml } from './kit/yaml.js';
 
 const CONFIG_BYTES_MAX = 1024 * 1024;
 /** The longest path of a unix socket. The name of the data socket is appended to the state directory. */
@@ -209,10 +210,9 @@ async function readConfigFile(file: string): Promise<Record<string, unknown>> {
   });
   if (text.length > CONFIG_BYTES_MAX)
     throw new MigrationError('SPEC_INVALID', `${file} is too long for a configuration`);
-  const { parse } = await import('yaml');
   let json: unknown;
   try {
-    json = parse(text, { maxAliasCount: 16 });
+    json = await parseYaml(text);
   } catch (cause) {
     throw new MigrationError('SPEC_INVALID', `${file} is not valid YAML or JSON: ${(cause as Error).message}`, {
       cause,

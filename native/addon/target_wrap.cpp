@@ -55,7 +55,10 @@ Status connect_both(pager::TargetSession& session, ConnectRequest request) {
   const auto left = std::chrono::duration_cast<milliseconds>(deadline - steady_clock::now());
   auto bulk = connect(transport::Channel::kBulk, std::max(left, milliseconds(1)));
   if (!bulk) return bulk.error();
-  return session.connect({std::move(demand).value(), std::move(bulk).value(), std::move(request.keys)});
+  const auto probe_timeout =
+      std::max(std::chrono::duration_cast<milliseconds>(deadline - steady_clock::now()), milliseconds(1));
+  return session.connect(
+      {std::move(demand).value(), std::move(bulk).value(), std::move(request.keys), probe_timeout});
 }
 
 Result<ConnectRequest> connect_request(const Napi::CallbackInfo& info, size_t region_count) {

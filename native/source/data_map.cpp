@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <atomic>
 #include <bit>
 #include <cstddef>
@@ -13,13 +14,17 @@
 
 namespace vmigrate::pager {
 
+/// A map of a small region is padded, so that a READ of a whole map fills several of any network's frames:
+/// the target tries its connections with it (target/probe.hpp).
+constexpr uint64_t kLengthBytesMin = 64 << 10;
+
 static_assert(std::endian::native == std::endian::little, "the map is little-endian on the wire");
 static_assert(sizeof(wire::DataMapHeader) == wire::kDataMapHeaderBytes);
 
 Result<std::unique_ptr<DataMap>> DataMap::create(uint64_t page_count) {
   std::unique_ptr<DataMap> map(new DataMap());
   map->page_count_ = page_count;
-  map->length_bytes_ = wire::kDataMapHeaderBytes + (page_count + 7) / 8;
+  map->length_bytes_ = std::max(wire::kDataMapHeaderBytes + (page_count + 7) / 8, kLengthBytesMin);
   const UniqueFd fd(::memfd_create("vmigrate-data-map", MFD_CLOEXEC | MFD_ALLOW_SEALING));
   if (!fd.valid()) return system_error("memfd_create data map");
   if (::ftruncate(fd.get(), static_cast<off_t>(map->length_bytes_)) != 0)

@@ -1,8 +1,12 @@
 #include "target/core.hpp"
 
 #include "base/check.hpp"
+#include "target/limits.hpp"
+#include "target/probe.hpp"
 
 namespace vmigrate::pager {
+
+static_assert(kProbeBytes <= kMapPartBytes);
 
 void TargetCore::notice_done(uint64_t done_before, uint64_t added) {
   VMG_CHECK(done_before + added <= page_count_);
@@ -111,6 +115,7 @@ Status TargetCore::attach(SourceEndpoints endpoints) {
     return Error{ErrorCode::kInvalidArgument, 0, "connect without endpoints"};
   }
   if (auto status = check_keys(regions_, endpoints.keys); !status) return status;
+  const auto probe_timeout = endpoints.probe_timeout;
   Link demand;
   demand.endpoint = std::move(endpoints.demand);
   demand.keys = endpoints.keys;
@@ -119,10 +124,17 @@ Status TargetCore::attach(SourceEndpoints endpoints) {
   bulk.keys = std::move(endpoints.keys);
   if (auto status = register_regions(demand, regions_); !status) return status;
   if (auto status = register_regions(bulk, regions_); !status) return status;
-  auto buffer = bulk.endpoint->register_local(
-      transport::LocalMemory{.base = map_buffer.data(), .length_bytes = map_buffer.size()});
-  if (!buffer) return buffer.error();
-  bulk.map_buffer = buffer.value();
+  for (Link* link : {&demand, &bulk}) {
+    auto buffer = link->endpoint->register_local(
+        transport::LocalMemory{.base = map_buffer.data(), .length_bytes = map_buffer.size()});
+    if (!buffer) return buffer.error();
+    link->map_buffer = buffer.value();
+    // The threads do not run yet, so the buffer is free.
+    if (probe_timeout.count() == 0 || resume_ || state() != TargetState::kIdle) continue;
+    const auto probed =
+        probe_path(*link->endpoint, link->map_buffer, link->keys.front().data_map, probe_timeout);
+    if (!probed) return probed.error();
+  }
   {
     const std::lock_guard lock(mutex_);
     if (state() != TargetState::kIdle && state() != TargetState::kDisconnected) {

@@ -35,7 +35,7 @@ struct Link {
   std::unique_ptr<transport::Endpoint> endpoint;
   std::vector<SourceRegionKeys> keys;
   std::vector<transport::LocalId> local;  ///< one per region
-  transport::LocalId map_buffer{};        ///< bulk only
+  transport::LocalId map_buffer{};        ///< TargetCore::map_buffer; demand uses it before the threads run
   uint64_t epoch = 0;                     ///< number of the connect() that made it; 0: none yet
 };
 
@@ -121,7 +121,7 @@ class TargetCore {
   /// The bulk thread sets this last; from then on the demand thread is alone.
   std::atomic<bool> bulk_ended{false};
   uint64_t start_ns = 0;  ///< written by begin, before the threads exist
-  /// Buffer that parts of a data map are read into; registered with every bulk endpoint.
+  /// Buffer that parts of a data map are read into, and the probe of a connection.
   std::vector<std::byte> map_buffer;
 
  private:

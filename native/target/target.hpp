@@ -1,5 +1,6 @@
 #pragma once
 
+#include <chrono>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -21,6 +22,8 @@ struct SourceEndpoints {
   std::unique_ptr<transport::Endpoint> demand;
   std::unique_ptr<transport::Endpoint> bulk;
   std::vector<SourceRegionKeys> keys;  ///< one per region, in order
+  /// If not 0, connect() of a session that has not begun tries each connection with a READ (probe.hpp).
+  std::chrono::milliseconds probe_timeout{0};
 };
 
 enum class TargetState : uint32_t {

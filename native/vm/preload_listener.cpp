@@ -162,7 +162,7 @@ void PreloadListener::on_connection() {
   const int connection = socket.connection.get();
   if (peers_.size() == kPeersMax) drop_peer(peers_.front().socket.connection.get());
   auto watch = loop_->watch(connection, [this, connection] { handle([&] { on_record(connection); }); });
-  if (!watch) return;
+  if (!watch) return refuse(-1, watch.error());
   peers_.push_back({std::move(socket), watch.value()});
 }
 
@@ -183,6 +183,7 @@ void PreloadListener::on_record(int connection) {
   PreloadRecord& record = received.value();
   const bool is_whole = !record.is_cut;
   Status done = Error{ErrorCode::kProtocol, 0, "message from the preload"};
+  if (record.lacks_descriptors) done = system_error("take the descriptors of QEMU", EMFILE);
   if (is_whole && state_ == VmState::kWaiting && record.length_bytes == sizeof(wire::PreloadHello)) {
     wire::PreloadHello hello;
     std::memcpy(&hello, buffer, sizeof hello);

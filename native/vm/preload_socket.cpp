@@ -82,7 +82,8 @@ Result<PreloadRecord> receive_record(int connection, std::span<std::byte> out) {
     return record;
   }
   record.length_bytes = static_cast<size_t>(received);
-  record.is_cut = (message.msg_flags & (MSG_TRUNC | MSG_CTRUNC)) != 0;
+  const bool is_control_cut = (message.msg_flags & MSG_CTRUNC) != 0;
+  record.is_cut = is_control_cut || (message.msg_flags & MSG_TRUNC) != 0;
   for (cmsghdr* part = CMSG_FIRSTHDR(&message); part != nullptr; part = CMSG_NXTHDR(&message, part)) {
     if (part->cmsg_level != SOL_SOCKET || part->cmsg_type != SCM_RIGHTS) continue;
     const size_t count = (part->cmsg_len - CMSG_LEN(0)) / sizeof(int);
@@ -92,6 +93,8 @@ Result<PreloadRecord> receive_record(int connection, std::span<std::byte> out) {
       record.descriptors.emplace_back(fd);
     }
   }
+  // There was room for more descriptors than came, so the kernel could not install the others in this process.
+  record.lacks_descriptors = is_control_cut && record.descriptors.size() < wire::kPreloadDescriptorsMax;
   return record;
 }
 

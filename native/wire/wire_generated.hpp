@@ -99,6 +99,7 @@ enum class NativeError : uint32_t {
   kProcessGone = 14,
   kClosed = 15,
   kCorrupt = 16,
+  kPathStalled = 17,
 };
 
 enum class InjectPoint : uint32_t {

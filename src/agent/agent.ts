@@ -9,8 +9,11 @@ import { ForkAgent } from './fork/agent.js';
 import { CloneMemoryWatch } from './fork/clone-memory.js';
 import type { ForkContext } from './fork/context.js';
 import { Images } from './fork/image-calls.js';
+import { holdersHere, type OtherHosts } from './fork/layer-holders.js';
 import { Pool, type PoolConfig } from './fork/pool.js';
 import { openForkStore } from './fork/record.js';
+import { sealLayers } from './fork/settle.js';
+import { clearBrokenSaves } from './image/file-save.js';
 import { ImageStore } from './image/store.js';
 import { InventoryAgent } from './inventory/agent.js';
 import type { HostInfo } from './inventory/inventory.js';
@@ -18,6 +21,7 @@ import type { MigrationContext } from './migration/context.js';
 import { SessionStore } from './migration/session-store.js';
 import { SourceAgent } from './migration/source-agent.js';
 import { TargetAgent } from './migration/target-agent.js';
+import { Markers } from './storage/markers.js';
 import { UniqueNames } from './unique-names.js';
 import type { HostContext } from './vm/context.js';
 import { type MemoryReading, readMemory } from './vm/memory-pressure.js';
@@ -31,6 +35,8 @@ export interface LocalAgentOptions extends HostContext {
   readonly pool?: Partial<PoolConfig>;
   /** How long nothing may arrive before an incoming job counts as one that needs recovery. */
   readonly recoveryMsMax?: number | undefined;
+  /** The hosts that may need disk layers of this one. Absent: there are none. */
+  readonly otherHosts?: OtherHosts;
   /** A test replaces it to simulate a host that is short of memory. */
   readonly readMemory?: () => Promise<MemoryReading>;
 }
@@ -74,6 +80,7 @@ export class LocalAgent implements HostPort {
       hostInfo,
       hosts,
       recoveryMsMax,
+      otherHosts,
       ...options
     } = this.#options;
     const images = await ImageStore.open({ ...options, budgetBytes });
@@ -86,10 +93,12 @@ export class LocalAgent implements HostPort {
       peerNames: () => hosts?.names ?? [],
       peer: (host) => hosts?.agent(host) ?? unknownHost(host),
     });
+    const markers = await Markers.open(options.stateDir, options.log);
     const inventory = new InventoryAgent(context, {
-      ...{ hostInfo, arriving },
+      ...{ markers, hostInfo, arriving },
       arrivingFrom: (vm) => target.arrivalOf(vm)?.request.source ?? null,
       claims: (name, uuid) => names.claims(name, uuid),
+      holders: (paths, flattened) => holdersHere(context, paths, flattened),
     });
     const source = new SourceAgent(context, (vm) => missingMemory(context, arriving, vm));
     const pool = new Pool(context, {
@@ -99,7 +108,7 @@ export class LocalAgent implements HostPort {
       readMemory: read ?? readMemory,
     });
     const forks = new ForkAgent(context, pool, arriving);
-    const ofUsers = new Images(context, (image) => forks.claims(image) || pool.has(image));
+    const ofUsers = new Images(context, (image) => forks.claims(image) || pool.has(image), otherHosts);
     this.#parts = { context, inventory, source, target, forks, pool, images: ofUsers, names };
     const { records, corrupt } = await store.load();
     for (const error of corrupt) {
@@ -113,6 +122,7 @@ export class LocalAgent implements HostPort {
         context.log.error({ session: record.session, err }, 'the session cannot be resumed');
       }
     }
+    await clearBrokenSaves(context);
     await forks.start();
     await this.#settleVms(this.#parts, corrupt.length > 0);
     await pool.start();
@@ -122,10 +132,19 @@ export class LocalAgent implements HostPort {
   /** Leaves sessions and QEMUs as they are for the next daemon. To be called before VmManager.close. */
   async close(): Promise<void> {
     await this.#cloneMemory.close();
+    await this.#parts?.inventory.close();
     await this.#parts?.source.close();
     await this.#parts?.target.close();
     await this.#parts?.pool.close();
     await this.#parts?.forks.close();
+  }
+
+  /** True if an incoming VM is left of a job that has failed: no session, fork or waiting set needs it. */
+  isUnclaimed(name: string): boolean {
+    const { context, target, forks, pool } = this.#ready;
+    const { session, image } = context.vms.get(name);
+    if (image === null) return !target.claims(session);
+    return !forks.isPreparing && !forks.claims(image) && !pool.has(image);
   }
 
   /** This getter and those below may be used only after `start`. */
@@ -181,6 +200,8 @@ export class LocalAgent implements HostPort {
       else if (isForeign && (vm.state === 'running' || vm.state === 'paused')) await vms.setState(name, 'departed');
     }
     for (const { id, state } of images.all()) if (state === 'capturing' && !forks.claims(id)) await images.delete(id);
+    // Images of build 0.1.0: their disks have been kept from writes, so they still are what they were.
+    for (const { id, state } of images.all()) if (state === 'complete') await sealLayers(context, id);
   }
 }
 

@@ -2,6 +2,7 @@
  * The client of the API for the commands: over the daemon's unix socket, or over https with a client certificate. It is
  * small on purpose, because every command loads it: it needs no package, and loads TLS only if it is used.
  */
+import type { X509Certificate as X509CertificateType } from 'node:crypto';
 import { type ClientRequest, request as httpRequest, type IncomingMessage, type RequestOptions } from 'node:http';
 import type { Duplex } from 'node:stream';
 import { MigrationError } from '../domain/errors.js';
@@ -28,15 +29,42 @@ interface SendOptions {
   readonly body?: string;
 }
 
+const START_REMEDY = 'start vmigrated, or give its address with --host or VMIGRATE_HOST';
+
 /** The daemon itself does not answer. UNREACHABLE in the daemon's answer is about another host. */
 export class DaemonUnreachable extends MigrationError {
-  constructor(message: string, cause: unknown) {
-    super('UNREACHABLE', message, {
-      remedy: 'start vmigrated, or give its address with --host or VMIGRATE_HOST',
-      cause,
-    });
+  constructor(message: string, cause: unknown, remedy = START_REMEDY) {
+    super('UNREACHABLE', message, { remedy, cause });
   }
 }
+
+/** Says which of the causes it is: no right to the socket, a certificate that is refused, or nobody listening. */
+export function unreachable({ host, tls }: ClientOptions, cause: NodeJS.ErrnoException): DaemonUnreachable {
+  const reason = cause.code ?? cause.message;
+  if (host.startsWith('unix:') && (reason === 'EACCES' || reason === 'EPERM'))
+    return new DaemonUnreachable(
+      `this user may not use the daemon's socket ${host.slice('unix:'.length)}`,
+      cause,
+      'run the command as the user of vmigrated (root), or use https with a certificate: vmctl certs user NAME',
+    );
+  if (CERTIFICATE_ERROR.test(reason))
+    return new DaemonUnreachable(
+      `the certificate of the daemon at ${host} is not accepted here: ${reason}`,
+      cause,
+      `look at both with vmctl certs show --dir ${tls ?? 'DIR'}, and compare the clocks of both machines (date)`,
+    );
+  if (host.startsWith('https:') && (reason === 'ECONNRESET' || reason === 'EPIPE' || REFUSED_BY_TLS.test(reason)))
+    return new DaemonUnreachable(
+      `the daemon at ${host} closed the connection: it probably does not accept the certificate in ${tls ?? ''}`,
+      cause,
+      'the certificate is revoked, has expired, or belongs to another cluster (vmctl certs show), or a clock is ' +
+        'wrong (date); the log of the daemon has the reason under "refused a connection"',
+    );
+  return new DaemonUnreachable(`no daemon answers at ${host}`, cause);
+}
+
+const CERTIFICATE_ERROR = /^(CERT_|UNABLE_TO_|DEPTH_ZERO_|SELF_SIGNED_|CRL_)/;
+const REFUSED_BY_TLS = /^(ERR_SSL_|ERR_TLS_)/;
 
 export class ApiClient {
   constructor(private readonly options: ClientOptions) {
@@ -62,8 +90,10 @@ export class ApiClient {
     });
   }
 
-  delete<T>(path: string): Promise<T> {
-    return this.json({ method: 'DELETE', path });
+  delete<T>(path: string, body?: unknown): Promise<T> {
+    if (body === undefined) return this.json({ method: 'DELETE', path });
+    const headers = { 'content-type': 'application/json' };
+    return this.json({ method: 'DELETE', path, headers, body: JSON.stringify(body) });
   }
 
   /** Posts the YAML (or JSON) text of a user's file. */
@@ -148,13 +178,14 @@ export class ApiClient {
 
   private unreachable(cause: NodeJS.ErrnoException): MigrationError {
     if (cause instanceof MigrationError) return cause;
-    return new DaemonUnreachable(`no daemon answers at ${this.options.host}`, cause);
+    return unreachable(this.options, cause);
   }
 }
 
 async function tlsRequest(host: string, directory: string, common: RequestOptions): Promise<ClientRequest> {
-  const [{ readFile }, { request }, { checkHostIdentity }] = await Promise.all([
+  const [{ readFile }, { X509Certificate }, { request }, { checkHostIdentity }] = await Promise.all([
     import('node:fs/promises'),
+    import('node:crypto'),
     import('node:https'),
     import('../tls/identity.js'),
   ]);
@@ -163,11 +194,24 @@ async function tlsRequest(host: string, directory: string, common: RequestOption
       throw new MigrationError('USAGE', `cannot read ${directory}/${name}`, { cause });
     });
   const [ca, cert, key, crl] = await Promise.all(['ca.pem', 'cert.pem', 'key.pem', 'crl.pem'].map(read));
+  refuseOutdated(new X509Certificate(cert ?? ''), directory);
   return request(new URL(common.path ?? '/', host), {
     ...common,
     ...{ ca, cert, key, crl },
     minVersion: 'TLSv1.3',
     checkServerIdentity: checkHostIdentity(null),
+  });
+}
+
+/** The daemon would close the connection without a word. */
+function refuseOutdated({ validFrom, validTo }: X509CertificateType, directory: string): void {
+  const nowMs = Date.now();
+  const isEarly = Date.parse(validFrom) > nowMs;
+  if (!isEarly && Date.parse(validTo) > nowMs) return;
+  const when = isEarly ? `is valid only from ${validFrom} on` : `expired on ${validTo}`;
+  throw new MigrationError('UNAUTHENTICATED', `the certificate in ${directory} ${when}`, {
+    remedy:
+      'check the clock of this machine (date); else create a new one: vmctl certs user NAME --dir CA_DIR --out DIR',
   });
 }
 

@@ -9,12 +9,14 @@ import { type AddressInfo, connect, type Socket } from 'node:net';
 import type { TLSSocket } from 'node:tls';
 import { type FastifyInstance, type FastifyReply, type FastifyRequest, fastify } from 'fastify';
 import { MigrationError } from '../domain/errors.js';
+import { makeSocketDirectory } from '../kit/directory.js';
 import type { TlsStore } from '../tls/store.js';
 import { authorize, HOST_ROUTES } from './access.js';
+import { Connections, HANDSHAKE_TIMEOUT_MS } from './connections.js';
 import { Consoles } from './console.js';
 import { apiError, check } from './contract/http-errors.js';
 import type { ApiServices } from './contract/ports.js';
-import { agentRoutes, OCTETS } from './peers/routes.js';
+import { agentRoutes, OCTETS, STATE_ROUTE } from './peers/routes.js';
 import { Metrics } from './public/metrics.js';
 import { EventStreams, publicRoutes, YAML } from './public/routes.js';
 
@@ -22,7 +24,8 @@ const BODY_BYTES_MAX = 2 ** 20;
 const HEADERS_TIMEOUT_MS = 10_000;
 /** Longer than clients keep an idle connection, so that no request meets a connection that the server is closing. */
 const KEEP_ALIVE_MS = 75_000;
-const CONNECTIONS_MAX = 512;
+/** A request other than that with a device state must have arrived by then. */
+const BODY_TIMEOUT_MS = 30_000;
 
 export interface ApiServer {
   readonly app: FastifyInstance;
@@ -36,38 +39,48 @@ export interface ApiServer {
 export function buildServer(services: ApiServices): ApiServer {
   const app = buildApp(services);
   const consoles = new Consoles(services);
-  const servers = new Set<Server>();
+  const servers: Connections[] = [];
   const closers: (() => void)[] = [];
 
-  const prepare = (server: Server): Server => {
+  const prepare = (server: Server, isTls: boolean): Connections => {
     server.keepAliveTimeout = KEEP_ALIVE_MS;
     server.headersTimeout = HEADERS_TIMEOUT_MS;
-    // The transfer of a device state may take as long as its migration. Size limits bound all other requests.
+    // The transfer of a device state may take as long as its migration. buildApp limits all other requests.
     server.requestTimeout = 0;
-    server.maxConnections = CONNECTIONS_MAX;
+    const connections = new Connections(server, isTls);
     server.on('upgrade', (request, socket, head) => consoles.handle(request, socket, head));
     // After listening, this event means that accept() failed, for example for want of descriptors. The next call may
     // succeed.
     server.on('error', (err) => services.log.error({ err }, 'cannot accept connections'));
-    servers.add(server);
-    return server;
+    servers.push(connections);
+    return connections;
   };
 
   return {
     app: app.fastify,
     async listenUnix(path) {
+      await makeSocketDirectory(path);
       await removeStaleSocket(path);
       await app.fastify.ready();
-      const server = prepare(createServer((request, response) => app.fastify.routing(request, response)));
+      const server = createServer((request, response) => app.fastify.routing(request, response));
+      prepare(server, false);
       await listen(server, { path });
       await chmod(path, 0o600);
     },
     async listenTls(address, port, store) {
       await app.fastify.ready();
-      const server = createTlsServer(store.options(), (request, response) => app.fastify.routing(request, response));
-      prepare(server);
+      const options = { ...store.options(), handshakeTimeout: HANDSHAKE_TIMEOUT_MS };
+      const server = createTlsServer(options, (request, response) => app.fastify.routing(request, response));
+      const connections = prepare(server, true);
       const sockets = new Set<TLSSocket>();
       server.on('secureConnection', (socket) => {
+        const identity = store.peerOf(socket);
+        // A caller without a valid certificate gets its refusal from access.ts, and the connection ends with it.
+        if (!connections.admit(socket, identity ?? { role: 'user', name: `at ${socket.remoteAddress ?? ''}` })) {
+          services.log.warn({ peer: socket.remoteAddress, ...identity }, 'refused a connection: it has too many');
+          socket.destroy();
+          return;
+        }
         socket.setNoDelay(true);
         sockets.add(socket);
         socket.once('close', () => sockets.delete(socket));
@@ -90,7 +103,7 @@ export function buildServer(services: ApiServices): ApiServer {
       for (const close of closers) close();
       app.close();
       consoles.close();
-      await Promise.all([...servers].map((server) => closeServer(server)));
+      await Promise.all(servers.map((connections) => connections.close()));
       await app.fastify.close();
     },
   };
@@ -129,7 +142,8 @@ function buildApp(services: ApiServices): { fastify: FastifyInstance; close: () 
     else done(new MigrationError('USAGE', `${OCTETS} is accepted for device states only`));
   });
 
-  app.addHook('onRequest', async (request) => {
+  app.addHook('onRequest', async (request, reply) => {
+    if (request.routeOptions.url !== STATE_ROUTE) limitBody(request, reply);
     authorize(request.raw.socket, request.routeOptions.url?.startsWith(HOST_ROUTES) === true, services);
   });
   app.setErrorHandler(fail);
@@ -154,6 +168,17 @@ function buildApp(services: ApiServices): { fastify: FastifyInstance; close: () 
     streams.close();
   };
   return { fastify: app, close };
+}
+
+/** Ends the connection of a request whose body does not arrive. */
+function limitBody({ raw }: FastifyRequest, reply: FastifyReply): void {
+  const timer = setTimeout(() => {
+    if (!raw.complete) raw.socket.destroy();
+  }, BODY_TIMEOUT_MS);
+  timer.unref();
+  const clear = (): void => clearTimeout(timer);
+  raw.once('end', clear);
+  reply.raw.once('close', clear);
 }
 
 function listen(server: Server, where: { path: string } | { host: string; port: number }): Promise<void> {
@@ -183,18 +208,5 @@ async function removeStaleSocket(path: string): Promise<void> {
   await unlink(path).catch((error: NodeJS.ErrnoException) => {
     if (error.code !== 'ENOENT')
       throw new MigrationError('CONFLICT', `cannot use ${path}: ${error.code}`, { cause: error });
-  });
-}
-
-const CLOSE_GRACE_MS = 2_000;
-
-function closeServer(server: Server): Promise<void> {
-  return new Promise((resolve) => {
-    const force = setTimeout(() => server.closeAllConnections(), CLOSE_GRACE_MS);
-    server.close(() => {
-      clearTimeout(force);
-      resolve();
-    });
-    server.closeIdleConnections();
   });
 }

@@ -23,9 +23,12 @@
 
 import type { Readable } from 'node:stream';
 import type { MigrationError } from '../domain/errors.js';
+import type { HostResource } from '../domain/host.js';
 import type { MigrationMode } from '../domain/migration.js';
+import type { ArgumentFile, OpenFile } from '../domain/storage.js';
 import type { Accel, AccelChoice, DiskSpec, NicSpec, VmSpec } from '../domain/vm.js';
 import type { ChildExit, ProcessIdentity } from '../kit/process.js';
+import type { DiskFiles } from './disk-files.js';
 
 /**
  * The installed back end of a host and its calls that concern no single VM. Its caller sees no state; calls may
@@ -42,6 +45,8 @@ export interface VmBackend {
   resolveAccel(accel: AccelChoice): Promise<Accel>;
   /** Says what the back end's own fields of a spec (`devices`, `qemuArgs`) mean for a move or a fork. */
   devicesIn(spec: VmSpec): SpecDevices;
+  /** Returns the files that the back end's own fields of a spec name. */
+  filesIn(spec: VmSpec): readonly ArgumentFile[];
   readonly diskFiles: DiskFiles;
   /** Throws SPEC_INVALID if no VM can have its files there, because the path of a socket is too long. */
   checkPlace(place: VmPlace): void;
@@ -67,18 +72,8 @@ export interface SpecDevices {
   readonly escaping: readonly string[];
   /** Devices by which the guest gives pages back to the host. */
   readonly discarding: readonly string[];
-}
-
-/** Calls on disk images. No VM may have the image open for writing, except for virtualSizeBytes and openProblem. */
-export interface DiskFiles {
-  /** Returns the size of the disk as the guest sees it. */
-  virtualSizeBytes(path: string, format: DiskSpec['format']): Promise<number>;
-  /** Creates a qcow2 without content of its own. The call does not open the base. */
-  createOverlay(path: string, base: Pick<DiskSpec, 'path' | 'format'>, sizeBytes: number): Promise<void>;
-  /** Writes the overlay's content into its base. Throws NO_SPACE if the file system is full. */
-  commitOverlay(path: string): Promise<void>;
-  /** Returns the reason why the file and its backing files do not open as a disk of that format, or null. */
-  openProblem(path: string, format: DiskSpec['format']): Promise<string | null>;
+  /** What only one process of a host can have. */
+  readonly hostResources: readonly HostResource[];
 }
 
 /** The paths of a VM's files. All paths are absolute. Those of sockets are in `directory`. */
@@ -242,6 +237,10 @@ export interface VmFacts {
   discardingDevices(): Promise<string[]>;
   /** Returns the ids of the memory regions that are mapped so that writes go to their files. */
   sharedRegions(): Promise<ReadonlySet<string>>;
+  /** Returns how the devices differ from those that `spec`, with which the VM was started, has made. */
+  deviceChanges(spec: VmSpec): Promise<readonly string[]>;
+  /** Returns the files of all drives, also of those that no spec names. */
+  openFiles(): Promise<readonly OpenFile[]>;
 }
 
 export interface NicOrder {

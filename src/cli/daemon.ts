@@ -34,6 +34,7 @@ import { JobsOfBothEnds } from '../jobs/both-ends.js';
 import { JobManager } from '../jobs/jobs.js';
 import { FileJournal } from '../jobs/journal.js';
 import { openOwnDirectory } from '../kit/own-directory.js';
+import { keepSpareDescriptor } from '../kit/spare-descriptor.js';
 import { loadNativeBinding } from '../native/binding.js';
 import { TlsStore } from '../tls/store.js';
 import { HostTransports, sharedPlaces } from '../transports/host/host-transports.js';
@@ -98,6 +99,7 @@ export async function startDaemon(config: DaemonConfig, log: Logger): Promise<Da
 async function start(config: DaemonConfig, log: Logger, closers: (() => Promise<void> | void)[]): Promise<number[]> {
   raiseDaemonPriority();
   protectDaemon();
+  keepSpareDescriptor();
   const startedAt = clock.isoNow();
   const { name: host, state: stateDir } = config;
   const inject = config.testFaults ? parseInjections(process.env.VMIGRATE_FAULT ?? '') : NOTHING_INJECTED;
@@ -140,6 +142,10 @@ async function start(config: DaemonConfig, log: Logger, closers: (() => Promise<
   const ramDir = await openMemoryDirectory(config, log, closers);
   const { accel } = config;
   const backend = new QemuBackend(config.qemu);
+  backend.installed().catch((error: unknown) => {
+    const { message, remedy } = toMigrationError(error);
+    log.warn({ qemu: config.qemu, remedy }, `this host cannot run VMs: ${message}`);
+  });
   if (!backend.isOutputBounded) log.warn('the program vmigrate-spool is missing: the logs of VMs have no limit');
   const vms = new VmManager({
     ...{ host, stateDir, ramDir, accel, preloadPath, native, registry, backend },
@@ -159,6 +165,7 @@ async function start(config: DaemonConfig, log: Logger, closers: (() => Promise<
     hosts: peers,
     log: log.child({ part: 'agent' }),
     hostInfo: { preloadPath, certificateExpiresAt: () => tls?.expiresAt ?? null },
+    otherHosts: peers,
     imageBudgetBytes: config.images.budgetBytes ?? null,
     pool: withoutUndefined(config.pool),
     recoveryMsMax: config.limits.recoveryMsMax,
@@ -242,9 +249,11 @@ function apiImages(agent: LocalAgent): ApiImages {
   return {
     list: () => agent.images.list(),
     find: (id) => agent.images.find(id),
-    remove: (id) => agent.images.remove(id),
-    save: (id, path) => agent.images.save(id, path),
-    load: (path) => agent.images.load(path),
+    remove: (id, options) => agent.images.remove(id, options),
+    prune: (options) => agent.images.prune(options),
+    save: (id, path, options) => agent.images.save(id, path, options),
+    load: (path, options) => agent.images.load(path, options),
+    flatten: (vm) => agent.images.flatten(vm),
   };
 }
 
@@ -260,7 +269,7 @@ function apiVms(vms: VmManager, agent: LocalAgent, moves: VmMoves): ApiVms {
   const find = (name: string) => moves.view(vms.view(vms.get(name)));
   return {
     async run(spec, { isNameForced } = { isNameForced: false }) {
-      agent.images.refuseWritesToImages(spec.disks);
+      await agent.images.refuseWritesToImages(spec);
       return agent.names.guard(spec, isNameForced, async ({ epochMin, warnings }) => {
         const view = await vms.run(spec, { epochMin });
         return warnings.length === 0 ? view : { ...view, warnings };
@@ -278,7 +287,7 @@ function apiVms(vms: VmManager, agent: LocalAgent, moves: VmMoves): ApiVms {
     reset: (name) => moves.located(name, () => vms.reset(name)),
     async stop(name, options) {
       await moves.located(name, () => moves.beforeStop(vms.view(vms.get(name)), options.isForced));
-      return stopForUser(vms, name, options);
+      return stopForUser(vms, name, { ...options, isUnclaimed: agent.isUnclaimed(name) });
     },
     openConsole(name, options) {
       const { socket, log } = vms.serialPaths(name);

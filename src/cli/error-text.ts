@@ -9,8 +9,14 @@ const ERRNO_NAME = /^E[A-Z0-9]+$/;
 export function errorText(program: string, error: ErrorJson): string {
   const refusals =
     error.code === 'PREFLIGHT_REFUSED' && Array.isArray(error.details) ? (error.details as Refusal[]) : [];
-  const [head = '', ...because] = levelLines(error);
+  const [head = '', ...because] = levelLines({ ...error, message: withoutReasons(error.message, refusals) });
   return `${program}: ${head}\n${refusalText(refusals)}${becauseText(because)}${remedyText(error)}`;
+}
+
+/** The message joins all reasons for callers of the API. A person gets them below, each with its remedy. */
+function withoutReasons(message: string, [first]: readonly Refusal[]): string {
+  const at = first === undefined ? -1 : message.indexOf(first.reason);
+  return at > 0 ? message.slice(0, at).replace(/[:\s]+$/, '') : message;
 }
 
 /** Formats causes and remedies only, for use below a table or list that already names the failure. */

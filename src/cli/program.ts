@@ -4,6 +4,7 @@ import { ApiClient, DEFAULT_HOST } from '../api/client.js';
 import { MigrationError } from '../domain/errors.js';
 import { EXIT, type ExitCode } from './exit-codes.js';
 import { printError } from './terminal.js';
+import { VERSION } from './version.js';
 
 export interface CommonOptions {
   readonly host?: string;
@@ -15,6 +16,7 @@ export interface CommonOptions {
 export function newProgram(name: string, description: string): Command {
   return new Command(name)
     .description(description)
+    .version(VERSION, '--version', 'print the version')
     .option('--host <url>', 'address of the daemon: unix:PATH or https://ADDRESS:PORT (or set VMIGRATE_HOST)')
     .option('--tls <dir>', 'certificate folder for https (or set VMIGRATE_TLS)')
     .option('--json', 'print one JSON document on stdout and nothing else')

@@ -2,7 +2,7 @@
 
 import { MigrationError } from '../domain/errors.js';
 import type { ForkPlan, ForkReport, WarmSetView } from '../domain/fork.js';
-import type { ImageView } from '../domain/image.js';
+import type { FlattenReport, ImageRemoval, ImageView, KeptLayer, PruneReport } from '../domain/image.js';
 import type { Refusal } from '../domain/refusal.js';
 import { levelLines } from './error-text.js';
 import { bytes, milliseconds, plain, table } from './render.js';
@@ -19,6 +19,7 @@ export function forkReportText(report: ForkReport): string {
     ['last', milliseconds(report.lastReadyMs)],
     ['total', milliseconds(report.totalMs)],
     ['image', `${report.image}: ${imageBytesText(report.bytes)}`],
+    ...(report.coldReason === undefined ? [] : [['cold', report.coldReason] as const]),
     ['faults', `${faults.parent} of the parent, ${faults.clones} of the clones`],
   ];
   const warmth = report.isWarm ? 'warm' : 'cold';
@@ -90,6 +91,32 @@ export function imageTable(images: readonly ImageView[]): string {
     ]),
   );
 }
+
+export function removalText({ id, freedBytes, mergedDisks, keptLayers }: ImageRemoval): string {
+  const isGone = keptLayers.length === 0;
+  const head = `${isGone ? 'removed' : 'unloaded'} image ${id}: freed ${bytes(freedBytes)} of memory\n`;
+  const hint =
+    '  The next "vmctl image rm" removes what nobody needs; --drop-saved gives up saved files, --force other hosts.\n';
+  return [head, ...mergedDisks.map(mergedText), ...keptLayers.map(keptText), isGone ? '' : hint].join('');
+}
+
+export function pruneText({ removed, kept, freedBytes }: PruneReport, isDryRun: boolean): string {
+  const verb = isDryRun ? 'would remove' : 'removed';
+  return [
+    ...removed.map((image) => `${verb} image ${image.id}: ${bytes(image.freedBytes)}\n`),
+    ...kept.map(({ id, reason }) => `kept image ${id}: ${plain(reason)}\n`),
+    `${isDryRun ? 'would free' : 'freed'} ${bytes(freedBytes)} of memory\n`,
+  ].join('');
+}
+
+export function flattenText({ vm, mergedDisks, keptLayers }: FlattenReport): string {
+  const isFlat = mergedDisks.length === 0 && keptLayers.length === 0;
+  const head = isFlat ? `${plain(vm)} has no overlays of forks\n` : `${plain(vm)}:\n`;
+  return [head, ...mergedDisks.map(mergedText), ...keptLayers.map(keptText)].join('');
+}
+
+const mergedText = (path: string): string => `  merged ${plain(path)} into its backing file\n`;
+const keptText = ({ path, reason }: KeptLayer): string => `  kept ${plain(path)}: ${plain(reason)}\n`;
 
 export function poolTable(sets: readonly WarmSetView[]): string {
   return table(

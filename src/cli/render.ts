@@ -2,7 +2,7 @@
 
 import { guestEndText } from '../domain/guest-end.js';
 import { isEnded, type JobView } from '../domain/job.js';
-import type { MigrationPlan, MigrationReport } from '../domain/migration.js';
+import { type MigrationPlan, type MigrationReport, MODE_TRAITS } from '../domain/migration.js';
 import type { Refusal } from '../domain/refusal.js';
 import type { VmView } from '../domain/vm.js';
 import type { HostView } from '../schemas/host.js';
@@ -156,13 +156,17 @@ export function reportText(report: MigrationReport): string {
     `p99 ${microseconds(faults.p99Us)}`,
     `max ${microseconds(faults.maxUs)}`,
   ];
+  const isMeasured = MODE_TRAITS[report.mode].mover === 'pager';
   const lines: readonly (readonly [string, string])[] = [
     ['blackout', milliseconds(report.blackoutMs)],
-    ['degraded', milliseconds(report.degradedMs)],
+    ['degraded', isMeasured ? milliseconds(report.degradedMs) : '-'],
     ['total', milliseconds(report.totalMs)],
-    ['faults', `${faults.count}, ${latencies.join(', ')}`],
-    ['moved', `${bytes(movedBytes)} (${kinds.join(', ')}), ${bytes(moved.zeroSkipped)} known to be zero`],
-    ['CPU', `source ${report.sourceCpuS.toFixed(2)} s, target ${report.targetCpuS.toFixed(2)} s`],
+    ['faults', isMeasured ? `${faults.count}, ${latencies.join(', ')}` : '-'],
+    isMeasured
+      ? ['moved', `${bytes(movedBytes)} (${kinds.join(', ')}), ${bytes(moved.zeroSkipped)} known to be zero`]
+      : ['moved', `${bytes(movedBytes)} by QEMU`],
+    ['CPU', isMeasured ? `source ${report.sourceCpuS.toFixed(2)} s, target ${report.targetCpuS.toFixed(2)} s` : '-'],
+    ...(report.sharedStorage === 'assume' ? [['storage', 'assumed to be shared, nobody has checked it'] as const] : []),
     ...(guestEnd === null ? [] : [['guest', guestEndText(report.vm, guestEnd)] as const]),
     ...(report.reconnects === 0 ? [] : [['reconnects', String(report.reconnects)] as const]),
   ];

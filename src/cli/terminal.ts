@@ -9,6 +9,7 @@ import { errorText } from './error-text.js';
 import { type ExitCode, exitCodeOf } from './exit-codes.js';
 import { plain, progressLine } from './render.js';
 
+const WAITING_SHOWN_MS = 1_000;
 const CLEAR_LINE = '\r\u001b[K';
 
 export interface Output {
@@ -25,6 +26,23 @@ export function printError(program: string, output: Output, thrown: unknown): Ex
   if (output.isJson) process.stdout.write(`${JSON.stringify({ error: error.toJSON() }, null, 2)}\n`);
   else process.stderr.write(errorText(program, error.toJSON()));
   return exitCodeOf(thrown);
+}
+
+/** Says on a terminal what a command waits for, if that takes longer than a moment. */
+export async function whileWaiting<T>(output: Output, text: string, work: Promise<T>): Promise<T> {
+  const { stderr } = process;
+  if (!stderr.isTTY || output.isJson) return work;
+  let isShown = false;
+  const timer = setTimeout(() => {
+    isShown = true;
+    stderr.write(text);
+  }, WAITING_SHOWN_MS);
+  try {
+    return await work;
+  } finally {
+    clearTimeout(timer);
+    if (isShown) stderr.write(CLEAR_LINE);
+  }
 }
 
 /** A status line that each update overwrites. It prints nothing if stderr is not a terminal. */

@@ -12,6 +12,7 @@ import {
   type ForkReport,
   PARENT_MODES,
 } from '../domain/fork.js';
+import type { ImageRemoval } from '../domain/image.js';
 import type { ForkJobView, JobView } from '../domain/job.js';
 import { TRANSPORTS } from '../domain/transport.js';
 import type { ForkBody } from '../schemas/fork.js';
@@ -20,7 +21,7 @@ import { awaitClones } from './await-clones.js';
 import { EXIT, type ExitCode } from './exit-codes.js';
 import { type CommonOptions, client, integer, main, newProgram } from './program.js';
 import { refusalText } from './render.js';
-import { type DryRunAnswer, endTable, forkPlanText, forkReportText } from './render-fork.js';
+import { type DryRunAnswer, endTable, forkPlanText, forkReportText, removalText } from './render-fork.js';
 import { print } from './terminal.js';
 import { addTransportOptions, type TransportOptions } from './transport-options.js';
 
@@ -38,6 +39,8 @@ interface Options extends CommonOptions, TransportOptions {
   readonly fanout?: string;
   readonly wait?: boolean;
   readonly logs?: string;
+  readonly replace?: boolean;
+  readonly rm?: boolean;
   readonly dryRun?: boolean;
   readonly detach?: boolean;
   readonly recover?: string;
@@ -68,6 +71,7 @@ function bodyOf(vm: string | undefined, options: Options): ForkBody {
   refuseFanOut(options);
   if (options.wait === true && options.detach === true)
     throw new MigrationError('USAGE', '--wait and --detach exclude each other');
+  if (options.rm === true && options.wait !== true) throw new MigrationError('USAGE', '--rm needs --wait');
   if (options.logs !== undefined && options.wait !== true) throw new MigrationError('USAGE', '--logs needs --wait');
   return {
     vm: vm ?? null,
@@ -79,6 +83,7 @@ function bodyOf(vm: string | undefined, options: Options): ForkBody {
     network: options.network,
     disks: options.disks,
     isPartialAllowed: options.partial === true,
+    replace: options.replace === true,
     hosts: options.hosts === undefined ? [] : options.hosts.split(',').map((host) => host.trim()),
   };
 }
@@ -120,6 +125,21 @@ async function show(report: ForkReport, options: Options): Promise<void> {
   const ends = await awaitClones(client(options), report.clones, options.logs ?? null);
   if (ends.some(({ exitCode }) => exitCode !== 0)) outcome.code = EXIT.failed;
   print(output, { ...report, ends }, () => endTable(ends));
+  if (options.rm === true) await removeFork(report, options);
+}
+
+/** Ends clones that run on after their word, and removes all clones and the image. Clones of another fork keep it. */
+async function removeFork({ clones, image }: ForkReport, options: Options): Promise<void> {
+  const api = client(options);
+  for (const { name } of clones) {
+    await api.post(`/v1/vms/${encodeURIComponent(name)}/stop`, { force: true }).catch((error: unknown) => {
+      if (!(error instanceof MigrationError && error.code === 'NOT_FOUND')) throw error;
+    });
+  }
+  // An image that was there before is somebody else's to remove.
+  if (options.image !== undefined) return;
+  const removal = await api.delete<ImageRemoval>(`/v1/images/${image}`, {});
+  if (options.json !== true) process.stdout.write(removalText(removal));
 }
 
 const program = newProgram('vfork', 'Starts copies (clones) of a running VM, which itself keeps running.')
@@ -162,6 +182,8 @@ const program = newProgram('vfork', 'Starts copies (clones) of a running VM, whi
   .option('--partial', 'succeed if some clones start, and list those that do not')
   .option('--wait', 'wait until all clones have ended; exit code 0 only if theirs all are 0')
   .option('--logs <dir>', 'with --wait: write the serial log of each clone to this folder')
+  .option('--rm', 'with --wait: then remove the clones, and the image unless it was there before')
+  .option('--replace', 'remove ended VMs that have names of the clones, with their exit codes and logs')
   .option('--dry-run', 'print the plan and start nothing')
   .option('--detach', 'start the job, print its ID and return')
   .option('--recover <job>', 'try at once to go on with a fork that needs recovery')

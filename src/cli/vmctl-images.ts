@@ -4,11 +4,11 @@ import { resolve } from 'node:path';
 import { type Command, Option } from 'commander';
 import { MigrationError } from '../domain/errors.js';
 import { CLONE_DISKS, CLONE_MEMORIES, CLONE_NETWORKS, PARENT_MODES, type WarmSetView } from '../domain/fork.js';
-import type { ImageView } from '../domain/image.js';
+import type { FlattenReport, ImageRemoval, ImageView, PruneReport } from '../domain/image.js';
 import type { WarmBody } from '../schemas/fork.js';
 import { type CommonOptions, client, integer } from './program.js';
 import { bytes } from './render.js';
-import { imageTable, poolTable, recordText } from './render-fork.js';
+import { flattenText, imageTable, poolTable, pruneText, recordText, removalText } from './render-fork.js';
 import { print } from './terminal.js';
 
 interface WarmOptions extends CommonOptions {
@@ -18,6 +18,11 @@ interface WarmOptions extends CommonOptions {
   readonly network: 'fresh' | 'isolated' | 'none';
   readonly disks: 'overlay' | 'scratch';
   readonly name?: string;
+}
+
+interface RemoveOptions extends CommonOptions {
+  readonly dropSaved?: boolean;
+  readonly force?: boolean;
 }
 
 const imagePath = (id: string, verb?: string): string =>
@@ -53,30 +58,63 @@ export function addImages(program: Command): void {
     );
   image
     .command('rm <id>')
-    .description('remove an image on which no clone runs')
+    .description('remove an image on which no clone runs; disk layers that somebody needs are kept')
+    .option('--drop-saved', 'give up the files that it was saved to without disks: they cannot be loaded any more')
+    .option('--force', 'merge its disk layers although another host may need them or cannot be asked')
     .action(
-      act(async ([id = ''], options) => {
-        const answer = await client(options).delete<{ id: string }>(imagePath(id));
-        print(output(options), answer, () => `removed image ${id}\n`);
+      act<RemoveOptions>(async ([id = ''], options) => {
+        const body = { force: options.force === true, dropSaved: options.dropSaved === true };
+        const answer = await client(options).delete<ImageRemoval>(imagePath(id), body);
+        print(output(options), answer, removalText);
+      }),
+    );
+  image
+    .command('prune')
+    .description('remove the images that no clone, fork or saved file needs')
+    .option('--dry-run', 'only say which')
+    .action(
+      act<CommonOptions & { dryRun?: boolean }>(async (_, options) => {
+        const dryRun = options.dryRun === true;
+        const report = await client(options).post<PruneReport>('/v1/images/prune', { dryRun });
+        print(output(options), report, () => pruneText(report, dryRun));
       }),
     );
   image
     .command('save <id> <file>')
-    .description('write the image (memory and device state) to a file on the host')
+    .description('write the image (memory, device state, checksums of its disks) to a file on the host')
+    .option('--with-disks', 'put the writable disks into the file: it needs no disk when it is loaded')
     .action(
-      act(async ([id = '', file = ''], options) => {
+      act<CommonOptions & { withDisks?: boolean }>(async ([id = '', file = ''], options) => {
         const path = absolute(file);
-        const answer = await client(options).post<{ fileBytes: number }>(imagePath(id, 'save'), { path });
+        const body = { path, withDisks: options.withDisks === true };
+        const answer = await client(options).post<{ fileBytes: number }>(imagePath(id, 'save'), body);
         print(output(options), { ...answer, path }, () => `${path}: ${bytes(answer.fileBytes)}\n`);
       }),
     );
   image
     .command('load <file>')
     .description('load an image from a file on the host that "save" has written')
+    .addOption(
+      new Option('--disks <how>', 'check: refuse disks with another content; assume: take them as they are').choices([
+        'check',
+        'assume',
+      ]),
+    )
     .action(
-      act(async ([file = ''], options) => {
-        const loaded = await client(options).post<ImageView>('/v1/images/load', { path: absolute(file) });
+      act<CommonOptions & { disks?: 'check' | 'assume' }>(async ([file = ''], options) => {
+        const body = { path: absolute(file), assumeDisks: options.disks === 'assume' };
+        const loaded = await client(options).post<ImageView>('/v1/images/load', body);
         print(output(options), loaded, (view) => imageTable([view]));
+      }),
+    );
+
+  program
+    .command('flatten <vm>')
+    .description('merge the disk overlays that forks of the VM have left, as far as nobody needs them')
+    .action(
+      act(async ([vm = ''], options) => {
+        const path = `/v1/vms/${encodeURIComponent(vm)}/flatten`;
+        print(output(options), await client(options).post<FlattenReport>(path), flattenText);
       }),
     );
 

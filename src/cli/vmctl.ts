@@ -15,7 +15,7 @@ import { type CommonOptions, client, main, newProgram } from './program.js';
 import { hostTable, jobTable, moveTexts, plain, progressLine, reportText, table, vmTable } from './render.js';
 import { forkReportText, recordText } from './render-fork.js';
 import { secondsOf, showWait, stopText } from './stop.js';
-import { ProgressLine, print } from './terminal.js';
+import { ProgressLine, print, whileWaiting } from './terminal.js';
 import { addImages } from './vmctl-images.js';
 import { addState } from './vmctl-state.js';
 
@@ -49,7 +49,8 @@ const path = (kind: 'vms' | 'jobs' | 'images', name: string, verb?: string): str
   `/v1/${kind}/${encodeURIComponent(name)}${verb === undefined ? '' : `/${verb}`}`;
 
 add('doctor', 'check what this host can do, and how to mend what it cannot', async (_, options) => {
-  const checks = await client(options).get<DoctorCheck[]>('/v1/doctor');
+  const asked = client(options).get<DoctorCheck[]>('/v1/doctor');
+  const checks = await whileWaiting(options, 'asking this host and its peers …', asked);
   const remedies = (list: DoctorCheck[]) =>
     list.filter(({ remedy }) => remedy !== '').map(({ name, remedy }) => `  ${plain(name)} → ${plain(remedy)}\n`);
   print(options, checks, (list) => {
@@ -126,11 +127,12 @@ add('stop [vm]', 'shut a VM down by its power button, and free its memory', asyn
 
 function stoppedText({ stopped, failures }: StoppedView): string {
   const kept = failures.map(({ name, error }) => `  ${plain(name)} still runs: ${levelLines(error).join(': ')}\n`);
-  return `stopped ${stopped.length} clones\n${kept.join('')}`;
+  return `stopped ${stopped.length} ${stopped.length === 1 ? 'clone' : 'clones'}\n${kept.join('')}`;
 }
 
 add('hosts', 'list this host and the hosts it knows', async (_, options) => {
-  print(options, await client(options).get<HostView[]>('/v1/hosts'), hostTable);
+  const asked = client(options).get<HostView[]>('/v1/hosts');
+  print(options, await whileWaiting(options, 'asking this host and its peers …', asked), hostTable);
 });
 
 add('jobs', 'list the migrations and forks that the host coordinates or receives', async (_, options) => {

@@ -5,12 +5,13 @@ import { MigrationError } from '../domain/errors.js';
 import type { JobView } from '../domain/job.js';
 import type { MigrationMode, MigrationPlan } from '../domain/migration.js';
 import type { Refusal } from '../domain/refusal.js';
+import { SHARED_STORAGES, type SharedStorage } from '../domain/storage.js';
 import type { MigrationBody } from '../schemas/migration.js';
 import { attend } from './attend.js';
 import { EXIT, type ExitCode } from './exit-codes.js';
 import { type CommonOptions, client, integer, main, newProgram } from './program.js';
 import { planText, refusalText, reportText } from './render.js';
-import { print } from './terminal.js';
+import { print, whileWaiting } from './terminal.js';
 import { addTransportOptions, chosenTransport, type TransportOptions } from './transport-options.js';
 
 const MIB = 2 ** 20;
@@ -22,6 +23,7 @@ interface Options extends CommonOptions, TransportOptions {
   readonly native?: boolean;
   readonly bandwidth?: number;
   readonly maxDowntime?: number;
+  readonly sharedStorage?: SharedStorage;
   readonly dryRun?: boolean;
   readonly detach?: boolean;
   readonly recover?: string;
@@ -51,26 +53,34 @@ async function migrate(vm: string | undefined, host: string | undefined, options
   }
   if (vm === undefined || host === undefined)
     throw new MigrationError('USAGE', 'give a VM and a host: vmigrate VM HOST');
+  const chosen = mode(options);
+  if (options.maxDowntime !== undefined && chosen === 'postcopy')
+    throw new MigrationError('USAGE', `--max-downtime is for QEMU's own migration; ${chosen} has no such limit`, {
+      remedy: 'leave it out, or use --native',
+    });
   const body: MigrationBody = {
     vm,
     target: host,
-    mode: mode(options),
+    mode: chosen,
     transport: chosenTransport(options),
     ...(options.bandwidth === undefined ? {} : { bandwidthBytesPerS: options.bandwidth * MIB }),
     ...(options.maxDowntime === undefined ? {} : { downtimeMsMax: options.maxDowntime }),
+    ...(options.sharedStorage === undefined ? {} : { sharedStorage: options.sharedStorage }),
   };
+  const waiting = `asking ${host} and the source what they can do …`;
   if (options.dryRun === true) {
-    const answer = await api.post<{ plan: MigrationPlan | null; refusals: Refusal[] }>('/v1/migrations', {
+    const asked = api.post<{ plan: MigrationPlan | null; refusals: Refusal[] }>('/v1/migrations', {
       ...body,
       dryRun: true,
     });
+    const answer = await whileWaiting(output, waiting, asked);
     print(output, answer, ({ plan, refusals }) =>
       plan === null ? `refused:\n${refusalText(refusals)}` : planText(plan),
     );
     if (answer.refusals.length > 0) outcome.code = EXIT.refused;
     return;
   }
-  await follow(await api.post<JobView>('/v1/migrations', body), options);
+  await follow(await whileWaiting(output, waiting, api.post<JobView>('/v1/migrations', body)), options);
 }
 
 function follow(started: JobView, options: Options): Promise<void> {
@@ -100,7 +110,13 @@ const program = newProgram('vmigrate', 'Moves a running VM to another host.')
 
 addTransportOptions(program)
   .option('--bandwidth <mib_s>', 'limit of the prefetch rate in MiB/s', integer('--bandwidth', 1))
-  .option('--max-downtime <ms>', 'longest downtime of pre-copy in ms', integer('--max-downtime', 1))
+  .addOption(
+    new Option(
+      '--shared-storage <how>',
+      'prove: refuse unless both hosts see the same disks (default); assume: take your word that they do',
+    ).choices(SHARED_STORAGES),
+  )
+  .option('--max-downtime <ms>', 'longest downtime of --native in ms', integer('--max-downtime', 1))
   .option('--dry-run', 'print the plan and start nothing')
   .option('--detach', 'start the job, print its ID and return')
   .option('--recover <job>', 'try at once to go on with a migration that needs recovery')

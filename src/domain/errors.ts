@@ -3,6 +3,8 @@
  * code and logs it. Outer layers wrap it as `cause`. The chain of causes is kept in JSON: between hosts, in files and
  * over the API.
  */
+import { LIMITS, limitOfError } from './limits.js';
+
 export const ERROR_CODES = {
   // request
   USAGE: 'the request is malformed',
@@ -20,10 +22,11 @@ export const ERROR_CODES = {
   TIMEOUT: 'a deadline passed',
   // resources
   NO_SPACE: 'a file system is full',
-  OUT_OF_MEMORY: 'not enough memory',
+  OUT_OF_MEMORY: 'not enough memory, or another limit of the host is reached (details.limit)',
   NOT_PERMITTED: 'the kernel or the daemon does not permit this',
   REGION_CHANGED: 'a region file has been replaced or resized',
   CORRUPT: 'a file does not hold what vmigrate wrote to it',
+  DISK_CHANGED: 'a disk is not as it was at the moment of the memory that is to run on it',
   // QEMU and native
   QEMU_FAILED: 'QEMU refused or failed a command',
   QEMU_GONE: 'the QEMU process has ended',
@@ -120,10 +123,19 @@ export class MigrationError extends Error {
   }
 }
 
-/** Converts any thrown value to a MigrationError. Other errors get the code `fallback` and become its cause. */
+/**
+ * Converts any thrown value to a MigrationError. An error of the system that names a limit gets the code and the remedy
+ * of that limit, unless the caller knows it already. Other errors get the code `fallback`. The thrown error becomes the
+ * cause.
+ */
 export function toMigrationError(thrown: unknown, fallback: ErrorCode = 'INTERNAL'): MigrationError {
   if (thrown instanceof MigrationError) return thrown;
   const message = thrown instanceof Error ? thrown.message : String(thrown);
+  const limit = limitOfError(thrown);
+  if (limit !== null && LIMITS[limit].code !== fallback) {
+    const { code, text, remedy } = LIMITS[limit];
+    return new MigrationError(code, `${text}: ${message}`, { remedy, details: { limit }, cause: thrown });
+  }
   return new MigrationError(fallback, message, { cause: thrown });
 }
 

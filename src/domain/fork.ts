@@ -48,6 +48,8 @@ export interface ForkRequest {
   readonly disks: CloneDisks;
   /** false: all clones or none. true: some clones suffice, and the report lists those that failed. */
   readonly isPartialAllowed: boolean;
+  /** Ended VMs with the clones' names are removed, with their exit codes and logs. Absent: they are not. */
+  readonly isReplacing?: boolean;
 }
 
 /** What distinguishes a clone from its parent and from the other clones. It is set when the clone's QEMU starts. */
@@ -91,6 +93,8 @@ export interface ForkPlan {
   readonly memoryBytes: number;
   readonly steps: readonly ForkStep[];
   readonly notes: readonly string[];
+  /** Why the waiting processes of the parent do not fit the request. Absent if there are none, or if they fit. */
+  readonly coldReason?: string;
 }
 
 export interface CloneReport extends CloneIdentity {
@@ -115,6 +119,8 @@ export interface ForkReport {
   readonly parentPauseMs: number;
   /** The clones' QEMU processes had been started before the fork. */
   readonly isWarm: boolean;
+  /** Why waiting processes of the parent were not used, if there were any. */
+  readonly coldReason?: string;
   readonly totalMs: number;
   readonly firstReadyMs: number;
   readonly lastReadyMs: number;

@@ -33,7 +33,36 @@ export interface HostInventory {
   /** ISO time until which the host's certificate is valid; null where no https API is configured. */
   readonly certificateExpiresAt: string | null;
   readonly clockMs: number;
+  /** Absent from hosts of earlier builds. */
+  readonly limits?: HostLimits;
+  /** Why QEMU cannot be asked; absent if it can. */
+  readonly qemuProblem?: string;
 }
+
+/** How much of a limit is used; both are counts. */
+export interface LimitUse {
+  readonly used: number;
+  readonly max: number;
+}
+
+/** Limits that many VMs meet. Null: there is no such limit, or the kernel does not tell. */
+export interface HostLimits {
+  /** Descriptors of the daemon (RLIMIT_NOFILE, the soft limit). Node raises it to the hard limit at its start. */
+  readonly openFiles: LimitUse | null;
+  readonly openFilesOfHost: LimitUse | null;
+  /** Processes and threads: the narrowest of cgroup, user and host. */
+  readonly tasks: LimitUse | null;
+  /** Memory mappings of the daemon (vm.max_map_count). */
+  readonly mappings: LimitUse | null;
+  readonly fileWatchesMax: number | null;
+}
+
+/** Upper bounds of what the daemon needs for one more VM or clone: connections, userfaultfds, pidfd. */
+export const OPEN_FILES_PER_VM = 12;
+/** What a session, a fork, requests and files opened for a moment need together. */
+export const OPEN_FILES_RESERVE = 32;
+/** QEMU's threads besides one for each vCPU. */
+export const TASKS_PER_VM = 6;
 
 /** What the source reports about the VM that is to move. */
 export interface VmInventory {
@@ -62,6 +91,11 @@ export interface VmInventory {
   readonly fleetingDisks: readonly string[];
   /** What the guest has written to its exit port so far. */
   readonly exitCode: number | null;
+  /**
+   * How the VM's devices differ from those that its spec makes. Absent from a host of build 0.1.0, which does not
+   * look.
+   */
+  readonly deviceChanges?: readonly string[];
 }
 
 /** A clone's use of an image: pages that it has not written are in the image's files, the others in its process. */
@@ -111,6 +145,26 @@ export interface ForkInventory {
   readonly warmCloneCount: number;
   /** Those names of the requested clones that VMs on this host already have. */
   readonly namesTaken: readonly string[];
+  /** Things of the host that the spec names and that only one VM can have. Absent from build 0.1.0. */
+  readonly hostResources?: readonly HostResource[];
+  // A host of build 0.1.0 does not report the following.
+  /** Those that ended VMs have, whose exit codes and logs would be lost. Empty if the request replaces them. */
+  readonly namesOfEnded?: readonly string[];
+  /** Why no clone may start on the disks of the image, or null. */
+  readonly diskProblem?: { readonly code: 'DISK_CHANGED' | 'DISK_IN_USE'; readonly reason: string } | null;
+  /** Disks of the parent that cannot get another overlay, each with the reason. */
+  readonly longChains?: readonly string[];
+  /** Why waiting processes of the parent do not fit the request. Null if there are none, or if they fit. */
+  readonly coldReason?: string | null;
+  readonly limits?: HostLimits;
+}
+
+export interface HostResource {
+  /** The argument as the spec has it. */
+  readonly argument: string;
+  readonly what: string;
+  /** The thing belongs to a network namespace, so that a VM in a namespace of its own can have it too. */
+  readonly isOfNetwork: boolean;
 }
 
 /** What a host knows of a VM's name and UUID. A state may be one of a newer version. */

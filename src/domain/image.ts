@@ -1,8 +1,9 @@
 /**
  * capturing: not committed yet; a restarted daemon removes it. filling: committed, pages are still being copied, and
  * clones may run. complete: all pages are in the image, so the parent is no longer needed. failed: not usable.
+ * unloaded: its memory is gone from this host, and its disk layers are kept for saved files or other hosts.
  */
-export const IMAGE_STATES = ['capturing', 'filling', 'complete', 'failed'] as const;
+export const IMAGE_STATES = ['capturing', 'filling', 'complete', 'failed', 'unloaded'] as const;
 export type ImageState = (typeof IMAGE_STATES)[number];
 
 export interface ImageView {
@@ -23,4 +24,37 @@ export interface ImageView {
   readonly disks: readonly string[];
   /** VMs that run on the image. The image cannot be removed before them. */
   readonly clones: readonly string[];
+  /** Files that the image was saved to without its disks, which need the disks as they are. Absent: none. */
+  readonly savedFiles?: readonly string[];
+}
+
+/** A disk file that `image rm` has kept, and who needs it. */
+export interface KeptLayer {
+  readonly path: string;
+  readonly reason: string;
+}
+
+/** What the removal of an image has done, or would do. */
+export interface ImageRemoval {
+  readonly id: string;
+  /** Memory that the image took. */
+  readonly freedBytes: number;
+  /** Overlays of parents that were merged into their backing files. */
+  readonly mergedDisks: readonly string[];
+  /** Layers that stay. If there are any of this image's own, it stays listed as `unloaded`. */
+  readonly keptLayers: readonly KeptLayer[];
+}
+
+export interface PruneReport {
+  readonly removed: readonly ImageRemoval[];
+  /** Images that stay, each with the reason. */
+  readonly kept: readonly { readonly id: string; readonly reason: string }[];
+  readonly freedBytes: number;
+}
+
+/** What merging the overlays of one VM has done. */
+export interface FlattenReport {
+  readonly vm: string;
+  readonly mergedDisks: readonly string[];
+  readonly keptLayers: readonly KeptLayer[];
 }

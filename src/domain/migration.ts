@@ -4,6 +4,7 @@
  */
 import type { GuestEnd } from './guest-end.js';
 import type { PhaseTime } from './progress.js';
+import type { SharedStorage } from './storage.js';
 import type { Transport, TransportChoice } from './transport.js';
 
 export const MIGRATION_MODES = ['postcopy', 'native-precopy', 'native-postcopy'] as const;
@@ -32,6 +33,8 @@ export interface MigrationRequest {
   readonly transport: Transport;
   readonly bandwidthBytesPerS: number;
   readonly downtimeMsMax: number;
+  /** Absent in records of build 0.1.0, which compared nothing. A new request without it is to prove. */
+  readonly sharedStorage?: SharedStorage;
 }
 
 /** A user's order. The planner turns it into a request: `auto` becomes rdma if both hosts have it, else tcp. */
@@ -87,6 +90,8 @@ export interface MigrationReport {
   readonly source: string;
   readonly target: string;
   readonly memoryBytes: number;
+  /** Whether the hosts have proven that they share the VM's disks. Absent in reports of build 0.1.0. */
+  readonly sharedStorage?: SharedStorage;
   /**
    * Time in which no vCPU ran: from just before the stop was sent to QEMU until the target acknowledged the resume, by
    * the coordinator's clock.

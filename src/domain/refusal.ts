@@ -12,6 +12,10 @@ export type MigrationRefusalCode =
   | 'ACCEL_MISSING'
   | 'DISK_MISSING'
   | 'FILE_MISSING'
+  | 'DISK_NOT_SHARED'
+  | 'FILE_DIFFERS'
+  | 'STORAGE_NOT_PROVEN'
+  | 'DEVICE_CHANGED'
   | 'BRIDGE_MISSING'
   | 'DEVICE_NOT_MIGRATABLE'
   | 'VM_IN_JOB'
@@ -26,18 +30,24 @@ export type MigrationRefusalCode =
   | 'SOURCE_MEMORY'
   | 'IDENTITY_PENDING'
   | 'DISK_NOT_MOVABLE'
-  | 'PROTOCOL_VERSION';
+  | 'PROTOCOL_VERSION'
+  | 'HOST_LIMIT';
 
 /** Codes that only forks use. A fork may also be refused with some of the codes of migrations. */
 export type ForkRefusalCode =
   | 'CLONE_COUNT'
+  | 'CLONE_NAME'
   | 'CLONE_MEMORY'
   | 'IMAGE_MEMORY'
   | 'IMAGE_INCOMPLETE'
   | 'VM_FILLING'
   | 'WRITES_ESCAPE'
   | 'WRITE_PROTECT_MISSING'
-  | 'DISK_NOT_SNAPSHOTTABLE';
+  | 'DISK_NOT_SNAPSHOTTABLE'
+  | 'HOST_RESOURCE'
+  | 'DISK_CHANGED'
+  | 'DISK_IN_USE'
+  | 'DISK_CHAIN_LONG';
 
 export type RefusalCode = MigrationRefusalCode | ForkRefusalCode;
 

@@ -7,7 +7,8 @@ import { withDeadline } from '../engine/deadline.js';
 import type { Clock } from '../engine/ports/clock.js';
 import type { HostPort } from '../engine/ports/host.js';
 import type { Registry } from '../engine/ports/registry.js';
-import type { PreflightFacts, TargetFacts } from '../planner/migration/facts.js';
+import type { PreflightFacts, StorageFacts, TargetFacts } from '../planner/migration/facts.js';
+import { compareStorage } from './storage-facts.js';
 
 /**
  * The shortest time limit for one answer. Nothing has begun and the VM keeps running, so a slow host gets more time
@@ -57,7 +58,11 @@ export async function gatherFacts(
           remedy: 'correct the peers in the configuration of vmigrated',
         });
       }
-      return { kind: 'reachable', inventory, checks };
+      const isAsked = request.sharedStorage !== 'assume' && (vm.state === 'running' || vm.state === 'paused');
+      const storage: StorageFacts = isAsked
+        ? await compareStorage({ vm: request.vm, source, target, targetHost: request.target, bounded })
+        : { kind: 'unasked' };
+      return { kind: 'reachable', inventory, checks, storage };
     } catch (error) {
       return { kind: 'unreachable', error: toMigrationError(error) };
     }

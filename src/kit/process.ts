@@ -5,6 +5,7 @@
 import { readdir, readFile } from 'node:fs/promises';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { MigrationError } from '../domain/errors.js';
+import { isOutOfDescriptors, readWithSpare } from './spare-descriptor.js';
 
 const EXIT_POLL_MS = 5;
 
@@ -27,7 +28,10 @@ export async function identityOf(pid: number): Promise<ProcessIdentity> {
   return { pid, startTicks: stat?.startTicks ?? '0', bootId: await bootId() };
 }
 
-/** A zombie counts as dead. */
+/**
+ * A zombie counts as dead. A process that cannot be looked at, for example for want of descriptors, does not: the call
+ * throws, because its caller would free the memory of a process that lives.
+ */
 export async function isAlive(identity: ProcessIdentity): Promise<boolean> {
   const stat = await readStat(identity.pid);
   return (
@@ -73,7 +77,11 @@ export async function findByArgument(argument: string): Promise<ProcessIdentity[
   const found: ProcessIdentity[] = [];
   for (const entry of await readdir('/proc')) {
     if (!/^\d+$/.test(entry)) continue;
-    const commandLine = await readFile(`/proc/${entry}/cmdline`, 'utf8').catch(() => '');
+    const commandLine = await readProc(`/proc/${entry}/cmdline`).catch((error: unknown) => {
+      // A process that could not be looked at for want of descriptors may be the one that is sought.
+      if (isOutOfDescriptors(error)) throw error;
+      return '';
+    });
     if (!commandLine.split('\0').includes(argument)) continue;
     const stat = await readStat(Number(entry));
     if (stat !== null && !stat.isZombie) found.push({ pid: Number(entry), startTicks: stat.startTicks, bootId: boot });
@@ -84,12 +92,24 @@ export async function findByArgument(argument: string): Promise<ProcessIdentity[
 let cachedBootId: string | null = null;
 
 async function bootId(): Promise<string> {
-  cachedBootId ??= (await readFile('/proc/sys/kernel/random/boot_id', 'utf8')).trim();
+  cachedBootId ??= (await readProc('/proc/sys/kernel/random/boot_id')).trim();
   return cachedBootId;
 }
 
+async function readProc(path: string): Promise<string> {
+  try {
+    return await readFile(path, 'utf8');
+  } catch (error) {
+    if (!isOutOfDescriptors(error)) throw error;
+    return readWithSpare(path);
+  }
+}
+
 async function readStat(pid: number): Promise<{ startTicks: string; isZombie: boolean } | null> {
-  const stat = await readFile(`/proc/${pid}/stat`, 'utf8').catch(() => null);
+  const stat = await readProc(`/proc/${pid}/stat`).catch((error: NodeJS.ErrnoException) => {
+    if (error.code === 'ENOENT' || error.code === 'ESRCH') return null;
+    throw error;
+  });
   if (stat === null) return null;
   // The second field is the program's name in brackets and may hold anything: count from the last bracket.
   const fields = stat.slice(stat.lastIndexOf(')') + 2).split(' ');

@@ -100,6 +100,8 @@ export const NATIVE_ERROR = {
   PROCESS_GONE: 14,
   CLOSED: 15,
   CORRUPT: 16,
+  /** A connection is open, but full-size packets do not pass. */
+  PATH_STALLED: 17,
 } as const;
 
 /** Points at which tests may park, delay or fail the native code. The order is the numbering. */

@@ -28,6 +28,8 @@ export const forkBody = z.strictObject({
   image: imageId.nullable().default(null),
   ...ofClones,
   isPartialAllowed: z.boolean().default(false),
+  /** Remove ended VMs that have the clones' names, with their exit codes and logs. */
+  replace: z.boolean().default(false),
   /** Hosts on which the clones run; empty means this host. */
   hosts: z.array(hostName).max(HOSTS_MAX).default([]),
   /** Return the plan and start nothing. */
@@ -44,7 +46,7 @@ export const drainBody = z.strictObject({ vm: vmName.nullable().default(null) })
 
 /** Turns the body into a request. Throws USAGE for a contradiction, UNSUPPORTED for what this build cannot do. */
 export function forkRequest(body: z.output<typeof forkBody>, host: string): ForkRequest {
-  const { dryRun: _, hosts, ...request } = body;
+  const { dryRun: _, hosts, replace, ...request } = body;
   if ((request.vm === null) === (request.image === null)) {
     throw new MigrationError('USAGE', 'a fork needs either a VM or an image');
   }
@@ -54,7 +56,7 @@ export function forkRequest(body: z.output<typeof forkBody>, host: string): Fork
       remedy: 'omit hosts: this build does not send images to other hosts',
     });
   }
-  return request;
+  return replace ? { ...request, isReplacing: true } : request;
 }
 
 const requestView = of<ForkRequest>(
@@ -68,6 +70,7 @@ const requestView = of<ForkRequest>(
     network: cloneNetwork,
     disks: cloneDisks,
     isPartialAllowed: z.boolean(),
+    isReplacing: z.boolean().optional(),
   }),
 );
 
@@ -79,6 +82,7 @@ const forkPlanView = of<ForkPlan>(
     memoryBytes: count,
     steps: list(z.object({ name: forkStep, host: hostName, text, isInPause: z.boolean(), timeoutMs: count })),
     notes: list(text),
+    coldReason: text.optional(),
   }),
 );
 
@@ -108,6 +112,7 @@ export const forkReportView = of<ForkReport>(
     parent: text,
     parentPauseMs: count,
     isWarm: z.boolean(),
+    coldReason: text.optional(),
     totalMs: count,
     firstReadyMs: count,
     lastReadyMs: count,

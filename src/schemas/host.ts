@@ -33,6 +33,16 @@ const rdmaInventory = of<RdmaInventory>(
   }),
 );
 
+const limitUse = z.object({ used: count, max: count }).nullable();
+
+export const hostLimits = z.object({
+  openFiles: limitUse,
+  openFilesOfHost: limitUse,
+  tasks: limitUse,
+  mappings: limitUse,
+  fileWatchesMax: count.nullable(),
+});
+
 export const hostInventory = of<HostInventory>(
   z.object({
     host: hostName,
@@ -54,6 +64,8 @@ export const hostInventory = of<HostInventory>(
     bridges: list(text),
     certificateExpiresAt: text.nullable(),
     clockMs: z.number(),
+    limits: hostLimits.optional(),
+    qemuProblem: text.optional(),
   }),
 );
 
@@ -83,6 +95,7 @@ export const vmInventoryBase = z.object({
   identityIssue: text.nullable(),
   fleetingDisks: list(text),
   exitCode: exitCode.nullable(),
+  deviceChanges: list(text).exactOptional(),
 }) satisfies z.ZodType<Omit<VmInventory, 'spec'>>;
 
 export const doctorCheck = z.object({

@@ -4,6 +4,7 @@ import { MIGRATION_STEPS, type MigrationReport } from '../domain/migration.js';
 import type { VmSpec } from '../domain/vm.js';
 import type { JournalEntry } from '../engine/ports/journal.js';
 import { parseKept } from '../kit/unknown-keys.js';
+import { sharedStorage } from './storage.js';
 import {
   accel,
   cloneDisks,
@@ -35,6 +36,7 @@ const request = z.strictObject({
   transport,
   bandwidthBytesPerS: amount,
   downtimeMsMax: amount,
+  sharedStorage: sharedStorage.exactOptional(),
 });
 
 const plan = z.strictObject({
@@ -52,6 +54,7 @@ const plan = z.strictObject({
     }),
   ),
   notes: z.array(z.string()),
+  coldReason: z.string().exactOptional(),
 });
 
 const forkRequest = z
@@ -65,6 +68,7 @@ const forkRequest = z
     network: cloneNetwork,
     disks: cloneDisks,
     isPartialAllowed: z.boolean(),
+    isReplacing: z.boolean().exactOptional(),
   })
   .refine(({ vm, image }) => (vm === null) !== (image === null), 'must have either a VM or an image');
 

@@ -3,6 +3,7 @@ import { z } from 'zod';
 import type { MigrationOrder, MigrationPlan, MigrationReport, MigrationRequest } from '../domain/migration.js';
 import type { Refusal, RefusalCode } from '../domain/refusal.js';
 import { count, list, of, text } from './of.js';
+import { sharedStorage } from './storage.js';
 import { hostName, migrationMode, migrationStep, transport, transportChoice, vmName } from './words.js';
 
 const BANDWIDTH_MAX = 2 ** 50;
@@ -18,6 +19,8 @@ export const migrationBody = z.strictObject({
   /** 0: no limit */
   bandwidthBytesPerS: z.int().min(0).max(BANDWIDTH_MAX).default(0),
   downtimeMsMax: z.int().min(1).max(DOWNTIME_MS_MAX).default(300),
+  /** prove: refuse unless both hosts see the same disks. assume: do not look. */
+  sharedStorage: sharedStorage.default('prove'),
   /** Return the plan and start nothing. */
   dryRun: z.boolean().default(false),
 });
@@ -37,6 +40,7 @@ const requestView = of<MigrationRequest>(
     transport,
     bandwidthBytesPerS: count,
     downtimeMsMax: count,
+    sharedStorage: sharedStorage.exactOptional(),
   }),
 );
 
@@ -68,6 +72,7 @@ export const reportView = of<MigrationReport>(
     source: hostName,
     target: hostName,
     memoryBytes: count,
+    sharedStorage: sharedStorage.exactOptional(),
     blackoutMs: count,
     blackoutByEventsMs: z.number(),
     degradedMs: count,

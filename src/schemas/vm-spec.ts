@@ -11,6 +11,7 @@ import { CLONES_MAX } from '../domain/fork.js';
 import { MEMORY_BACKINGS, NIC_TYPES, type NicSpec, type VmSpec } from '../domain/vm.js';
 import { parseSize } from '../kit/size.js';
 import { parseKeepingUnknown } from '../kit/unknown-keys.js';
+import { parseYaml } from '../kit/yaml.js';
 import { accelChoice, diskFormat } from './words.js';
 
 const KIB = 1024;
@@ -26,7 +27,8 @@ export const NICS_MAX = 8;
 export const DISKS_MAX = 16;
 const DEVICES_MAX = 32;
 const QEMU_ARGS_MAX = 128;
-const SPEC_BYTES_MAX = 256 * KIB;
+/** Reading a text of this length takes some tenths of a second, in which the daemon does nothing else. */
+const SPEC_BYTES_MAX = 32 * KIB;
 /** Options of QEMU that the daemon sets itself, or that would break its control of QEMU. */
 const LOCKED_QEMU_OPTIONS = [
   ...['qmp', 'qmp-pretty', 'mon', 'monitor', 'serial', 'incoming', 'loadvm', 'snapshot', 'readconfig'],
@@ -305,9 +307,8 @@ async function parseText(spec: string): Promise<unknown> {
   if (Buffer.byteLength(spec) > SPEC_BYTES_MAX) {
     throw new MigrationError('SPEC_INVALID', `VM spec: longer than ${SPEC_BYTES_MAX} bytes`);
   }
-  const { parse } = await import('yaml');
   try {
-    return parse(spec, { maxAliasCount: 16, logLevel: 'error' });
+    return await parseYaml(spec);
   } catch (error) {
     const message = error instanceof Error ? error.message : String(error);
     throw new MigrationError('SPEC_INVALID', `VM spec: not valid YAML or JSON: ${message}`, { cause: error });

@@ -15,6 +15,7 @@ interface Material {
   readonly revoked: ReadonlySet<string>;
   readonly digest: string;
   readonly identity: Identity;
+  readonly validFrom: string;
   readonly expiresAt: string;
 }
 
@@ -43,6 +44,10 @@ export class TlsStore {
 
   get identity(): Identity {
     return this.material.identity;
+  }
+
+  get validFrom(): string {
+    return this.material.validFrom;
   }
 
   get expiresAt(): string {
@@ -110,7 +115,8 @@ function read(directory: string): Material {
     createSecureContext(context); // throws when key, certificate and list do not fit together
     const digest = createHash('sha256').update(ca).update(crl).update(cert).update(key).digest('hex');
     const expiresAt = new Date(certificate.validTo).toISOString();
-    return { context, revoked: revokedSerials(crl.toString('latin1')), digest, identity, expiresAt };
+    const validFrom = new Date(certificate.validFrom).toISOString();
+    return { context, revoked: revokedSerials(crl.toString('latin1')), digest, identity, validFrom, expiresAt };
   } catch (error) {
     if (error instanceof MigrationError) throw error;
     throw new MigrationError('SPEC_INVALID', `the certificate folder ${directory} cannot be used`, { cause: error });

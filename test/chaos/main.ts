@@ -1,4 +1,4 @@
-/** `npm run -s chaos -- [--seed N] [--moves N] [--forks N] [--json]`: a chaos run by hand. Exits with 1 on a violation. */
+/** `npm run -s chaos -- [--seed N] [--moves N] [--forks N] [--json]`: a chaos run by hand. Exits 1 on a violation. */
 import { parseArgs } from 'node:util';
 import { chaos } from './run.js';
 
@@ -23,7 +23,8 @@ else {
   for (const [outcome, count] of Object.entries(result.outcomes).sort(([a], [b]) => a.localeCompare(b)))
     process.stdout.write(`${String(count).padStart(5)}  ${outcome}\n`);
   process.stdout.write(
-    `${result.roundCount} rounds, ${result.endedCount} guests ended as permitted, ${result.violations.length} violations\n`,
+    `${result.roundCount} rounds, ${result.endedCount} guests ended as permitted, ` +
+      `${result.violations.length} violations\n`,
   );
 }
 process.exitCode = result.violations.length === 0 ? 0 : 1;

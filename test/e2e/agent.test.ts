@@ -12,6 +12,7 @@ import {
   upToConnect,
 } from '../hosts/agent-pair.js';
 import { eventually } from '../hosts/cluster.js';
+import { qmpOf } from '../hosts/qmp.js';
 
 const APPEND = 'console=ttyS0 quiet vmg.workload=memtouch vmg.mb=64';
 
@@ -138,6 +139,31 @@ describe('before the commit', () => {
     expect(b.traces('orphan')).toEqual([]);
     await a.agent.source.unexpose(move.session);
     expect(a.vms.get('orphan').state).toBe('running');
+  });
+
+  test('a state that the target’s QEMU refuses: the error has its last words', async () => {
+    const { a, b } = pair;
+    await pair.boot({ name: 'plugged', touchMiB: 16, restPercent: 90 });
+    // Behind the daemon's back, which pre-flight would refuse.
+    const port = { driver: 'virtserialport', id: 'added', bus: 'vmg-serial.0', name: 'x.y' };
+    await qmpOf(a.vms.get('plugged')).executeUntyped('device_add', port);
+    const move = pair.move('plugged');
+    await upToConnect(move);
+    const { stoppedAtUs } = await a.agent.source.stop('plugged', move.session);
+    expect(stoppedAtUs).toBeGreaterThan(0);
+    const [sent, loaded] = await Promise.allSettled([
+      a.agent.source.transferState('plugged', move.session, 'B'),
+      b.agent.target.awaitLoaded(move.session),
+    ]);
+    expect(sent.status).toBe('rejected');
+    expect(loaded).toMatchObject({
+      status: 'rejected',
+      reason: { message: expect.stringMatching(/qemu-system.*load/s) },
+    });
+    await a.agent.source.continueVm('plugged', move.session);
+    await b.agent.target.discard(move.session);
+    await a.agent.source.unexpose(move.session);
+    await a.goesOn('plugged');
   });
 
   test('resume refuses an epoch that is not newer, and a state that is not loaded', async () => {

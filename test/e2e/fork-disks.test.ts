@@ -172,3 +172,66 @@ test('of a parent that stays stopped, the clones go on from its disk', async () 
   for (const { name } of clones)
     expect(latestNumber(vms.get(name).spec.disks[0]!.path)).toBeGreaterThan(latestNumber(base));
 });
+
+test('memory runs on the disk of its moment alone, and the chain of a moved parent is flattened', async () => {
+  const { vms, agent, registry } = forks.host;
+  const { images } = agent;
+  const base = makeDisk('moment');
+  await boot('moment', [{ path: base }]);
+  const request = forks.request('moment', { cloneCount: 1 });
+  const { clones, image } = await forks.fork(request);
+  const [plain, whole] = [join(forks.directory, 'plain.image'), join(forks.directory, 'whole.image')];
+  await images.save(image, plain);
+  await images.save(image, whole, { withDisks: true });
+  await vms.stop(clones[0]!.name, { isForced: true });
+  const atFork = latestNumber(base);
+  const again = (namePrefix: string) => forks.request(null, { image, cloneCount: 1, namePrefix });
+  const expectSound = async (name: string): Promise<void> => {
+    await writes(name);
+    // Right after its start the clone goes on with the number after the last one on its disk.
+    const first = /VMG DISK n=(\d+)/.exec(await forks.host.serial(name));
+    expect(Number(first?.[1])).toBeGreaterThanOrEqual(atFork);
+    expect(latestNumber(vms.get(name).spec.disks[0]!.path)).toBeGreaterThan(atFork);
+    await vms.stop(name, { isForced: true });
+  };
+
+  expect((await images.remove(image)).keptLayers).toMatchObject([{ path: base }]);
+  await writes('moment');
+  expect(latestNumber(base)).toBe(atFork);
+  await images.load(plain);
+  const loaded = await forks.fork(again('loaded'));
+  await expectSound(loaded.clones[0]!.name);
+  // The ended clone's exit code and log go only if the request says so.
+  const asked = (change: object) => agent.forks.forkInventory({ ...again('loaded'), ...change });
+  expect((await asked({})).namesOfEnded).toEqual(['loaded-0']);
+  expect((await asked({ isReplacing: true })).namesOfEnded).toEqual([]);
+
+  // A moved parent keeps its overlay: only its own host may merge it.
+  const owner = await registry.owner('moment');
+  const epoch = (owner?.epoch ?? 0) + 1;
+  await registry.swapOwner('moment', owner?.epoch ?? null, { vm: 'moment', owner: 'B', epoch, session: null });
+  const dropped = await images.remove(image, { isForced: false, isDroppingSaved: true });
+  expect(dropped).toMatchObject({ mergedDisks: [], keptLayers: [{ reason: expect.stringContaining('belongs to B') }] });
+  await registry.swapOwner('moment', epoch, { vm: 'moment', owner: 'A', epoch: epoch + 1, session: null });
+  const overlay = vms.get('moment').spec.disks[0]!.path;
+  expect(await images.flatten('moment')).toEqual({ vm: 'moment', mergedDisks: [overlay], keptLayers: [] });
+  expect(vms.get('moment').spec.disks[0]!.path).toBe(base);
+  expect(existsSync(overlay)).toBe(false);
+  // The image that waited for the overlay has nothing left to wait for.
+  expect(await images.remove(image)).toMatchObject({ mergedDisks: [], keptLayers: [] });
+  expect(images.list()).toEqual([]);
+  await writes('moment');
+  await eventually('it writes to its own file', 60_000, () => (latestNumber(base) > atFork ? true : undefined));
+
+  await expect(images.load(plain)).rejects.toMatchObject({ code: 'DISK_CHANGED' });
+  await images.load(whole);
+  const brought = await forks.fork(again('brought'));
+  await expectSound(brought.clones[0]!.name);
+  const own = images.find(image).disks[0]!;
+  execFileSync('qemu-io', ['-f', 'qcow2', '-c', 'write 32M 64k', own]);
+  const inventory = await agent.forks.forkInventory(again('late'));
+  expect(inventory.diskProblem).toMatchObject({ code: 'DISK_CHANGED' });
+  await expect(agent.forks.prepareClones(again('late'))).rejects.toMatchObject({ code: 'DISK_CHANGED' });
+  expect(vms.has('late-0')).toBe(false);
+  await images.remove(image);
+});

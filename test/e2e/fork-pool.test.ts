@@ -62,6 +62,10 @@ describe('a waiting set', () => {
     const { agent } = forks.host;
     await forks.boot({ name: 'shape', touchMiB: 16 });
     await agent.pool.warm(warmRequest('shape', 2));
+    const { coldReason } = await agent.forks.forkInventory(
+      forks.request('shape', { namePrefix: 'job', cloneCount: 1 }),
+    );
+    expect(coldReason).toMatch(/cannot be used: they wait for --clones 2, the default names$/);
     expect((await forks.fork(forks.request('shape', { cloneCount: 1 }))).isWarm).toBe(false);
     expect((await forks.fork(forks.request('shape', { network: 'isolated' }))).isWarm).toBe(false);
     expect((await forks.fork(forks.request('shape'))).isWarm).toBe(true);

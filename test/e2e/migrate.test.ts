@@ -4,14 +4,14 @@
  */
 import { spawn } from 'node:child_process';
 import { existsSync } from 'node:fs';
-import { readdir } from 'node:fs/promises';
+import { mkdir, readdir, truncate, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { afterAll, afterEach, beforeAll, describe, expect, it } from 'vitest';
 import type { JobView } from '../../src/domain/job.js';
 import type { MigrationPlan, MigrationReport } from '../../src/domain/migration.js';
 import type { Refusal } from '../../src/domain/refusal.js';
-import { Cluster, eventually } from '../hosts/cluster.js';
+import { Cluster, eventually, type Program, runCommand } from '../hosts/cluster.js';
 import { Guest } from '../hosts/guest.js';
 
 let cluster: Cluster;
@@ -212,6 +212,52 @@ describe('pre-flight', () => {
     expect(await cluster.qemuPids('B')).toEqual([]);
     await guest.expectProgress('A');
     await stop('A', guest.name);
+  });
+
+  it('refuses to move onto a disk that is not shared, and to fork what only one VM can have', async () => {
+    const [disks, others] = [join(cluster.directory, 'disks'), join(cluster.directory, 'other-disks')];
+    const path = join(disks, 'root.img');
+    for (const directory of [disks, others]) {
+      await mkdir(directory);
+      await writeFile(join(directory, 'root.img'), '');
+      await truncate(join(directory, 'root.img'), 16 << 20);
+    }
+    const guest = await Guest.start(cluster, 'A', {
+      ...{ name: 'disk', workload: 'idle', touchMiB: 16 },
+      extra: { disks: [{ path }], qemuArgs: ['-vnc', '127.0.0.1:7'] },
+    });
+    const onB = (...command: string[]) =>
+      cluster.must(runCommand('nsenter', ['-t', String(cluster.daemonPid('B')), '-m', ...command]));
+    const refusal = async (program: Program, ...args: string[]): Promise<Refusal[]> => {
+      const result = await cluster.command('A', program, [...args, '--json']);
+      expect(result.code).toBe(3);
+      return (JSON.parse(result.stdout) as { error: { details: Refusal[] } }).error.details;
+    };
+    await onB('mount', '--bind', others, disks);
+    expect(await refusal('vmigrate', guest.name, 'B')).toMatchObject([
+      {
+        code: 'DISK_NOT_SHARED',
+        reason: expect.stringContaining('B does not see what A has just written beside disk disk0'),
+      },
+    ]);
+    const dryRun = (...flags: string[]) => cluster.vmigrate('A', guest.name, 'B', '--dry-run', ...flags);
+    expect(await dryRun()).toMatchObject({ code: 3, stdout: expect.stringContaining('--shared-storage assume') });
+    expect(await dryRun('--shared-storage', 'assume')).toMatchObject({
+      code: 0,
+      stdout: expect.stringContaining('nobody has checked'),
+    });
+    await truncate(join(others, 'root.img'), 32 << 20);
+    expect((await dryRun()).stdout).toContain('16 MiB and 32 MiB');
+    await onB('umount', disks);
+    expect(await readdir(disks)).toEqual(['root.img']);
+
+    expect((await cluster.vfork('A', guest.name, '--clones', '2', '--dry-run')).stdout).toMatch(
+      /HOST_RESOURCE: only one VM of a host can have the VNC display 127\.0\.0\.1:7/,
+    );
+    expect(await migrate('A', guest.name, 'B')).toMatchObject({ sharedStorage: 'prove' });
+    expect(await readdir(disks)).toEqual(['root.img']);
+    await guest.expectProgress('B');
+    await stop('B', guest.name);
   });
 
   it('refuses --rdma clearly where there is no RDMA device', async () => {

@@ -182,13 +182,24 @@ describe('a VM', () => {
     const vm = host.vms.get('vm');
     expect(await vm.process.facts.migrationBlockers()).toEqual([]);
     expect(await ramFacts(vm)).toEqual({ isRamShared: true, isRamNamedFile: true });
+    expect(await vm.process.facts.deviceChanges(vm.spec)).toEqual([]);
+    const qmp = qmpOf(vm);
+    const port = { driver: 'virtserialport', id: 'added', bus: 'vmg-serial.0', name: 'x.y' };
+    await qmp.executeUntyped('device_add', port);
+    expect(await vm.process.facts.deviceChanges(vm.spec)).toEqual([
+      'device added (virtserialport) was added while the VM ran',
+    ]);
+    await qmp.executeUntyped('device_del', { id: 'added' });
     await host.vms.run(vmSpec({ name: 'private', memory: { size: '64M', backing: 'private' } }));
     expect(await ramFacts(host.vms.get('private'))).toEqual({ isRamShared: false, isRamNamedFile: false });
     const image = join(host.directory, 'disk.vdi');
     await run('qemu-img', ['create', '-f', 'vdi', image, '1M']);
     const blockdev = `driver=vdi,node-name=stuck,file.driver=file,file.filename=${image}`;
     await host.vms.run(vmSpec({ name: 'stuck', qemuArgs: ['-blockdev', blockdev] }));
-    expect(await host.vms.get('stuck').process.facts.migrationBlockers()).toEqual([expect.stringContaining('vdi')]);
+    const stuck = host.vms.get('stuck');
+    expect(await stuck.process.facts.migrationBlockers()).toEqual([expect.stringContaining('vdi')]);
+    expect(await stuck.process.facts.openFiles()).toEqual([{ path: image, isReadOnly: false }]);
+    expect(await stuck.process.facts.deviceChanges(stuck.spec)).toEqual([]);
     const facts = await hostFacts(host.vms);
     expect(facts.vmNames.toSorted()).toEqual(['private', 'stuck', 'vm']);
     expect(facts.qemuVersion).toMatch(/^\d+\.\d+\.\d+$/);

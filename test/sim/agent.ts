@@ -1,6 +1,7 @@
 /** One host in the simulation, during one life of its daemon. */
 
 import type { HostInventory, TargetChecks, VmClaims, VmInventory } from '../../src/domain/host.js';
+import type { FileView, StorageOffer } from '../../src/domain/storage.js';
 import type { HostPort } from '../../src/engine/ports/host.js';
 import type { InventoryPort } from '../../src/engine/ports/inventory.js';
 import { unreachableHost } from '../../src/jobs/unreachable-host.js';
@@ -73,7 +74,21 @@ class SimInventory extends SimHalf implements InventoryPort {
     return { vms: [], lastEpoch: 0, owner: null, incarnation: null };
   }
 
+  async layerHolders(): Promise<{ holders: string[] }> {
+    return { holders: [] };
+  }
+
   async checkTarget(): Promise<TargetChecks> {
     return { disks: [], files: [], rdma: null };
   }
+
+  async offerStorage(): Promise<StorageOffer> {
+    return { proof: '0'.repeat(32), files: [], views: [] };
+  }
+
+  async viewStorage(): Promise<readonly FileView[]> {
+    return [];
+  }
+
+  async endStorage(): Promise<void> {}
 }

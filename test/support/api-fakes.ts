@@ -4,7 +4,7 @@ import type { ApiAgent, ApiImages, ApiPool, ApiServices } from '../../src/api/co
 import { hostOfCalls } from '../../src/api/peers/methods.js';
 import { MigrationError } from '../../src/domain/errors.js';
 import type { ForkReport, ForkRequest, WarmRequest, WarmSetView } from '../../src/domain/fork.js';
-import type { ImageView } from '../../src/domain/image.js';
+import type { FlattenReport, ImageRemoval, ImageView, KeptLayer, PruneReport } from '../../src/domain/image.js';
 import type { ForkJobView, JobView, MigrationJobView } from '../../src/domain/job.js';
 import type { MigrationOrder, MigrationReport } from '../../src/domain/migration.js';
 import type { Refusal } from '../../src/domain/refusal.js';
@@ -141,17 +141,46 @@ export class FakeImages implements ApiImages {
     return view;
   }
 
-  async remove(id: string): Promise<void> {
-    if (this.find(id).clones.length > 0) throw new MigrationError('CONFLICT', 'clones run on it');
+  readonly removals: { id: string; options: object }[] = [];
+  keptLayers: KeptLayer[] = [];
+
+  async remove(id: string, options: { isForced: boolean; isDroppingSaved: boolean }): Promise<ImageRemoval> {
+    const { allocatedBytes, clones } = this.find(id);
+    if (clones.length > 0) throw new MigrationError('CONFLICT', 'clones run on it');
+    this.removals.push({ id, options });
     this.views.delete(id);
+    return { id, freedBytes: allocatedBytes, mergedDisks: [], keptLayers: this.keptLayers };
   }
 
-  async save(id: string, path: string): Promise<{ fileBytes: number }> {
+  async prune({ isDryRun }: { isDryRun: boolean }): Promise<PruneReport> {
+    const idle = this.list().filter(({ clones }) => clones.length === 0);
+    const kept = this.list().filter(({ clones }) => clones.length > 0);
+    const removed = idle.map(({ id, allocatedBytes: freedBytes }) => ({
+      id,
+      freedBytes,
+      mergedDisks: [],
+      keptLayers: [],
+    }));
+    if (!isDryRun) for (const { id } of idle) this.views.delete(id);
+    const freedBytes = removed.reduce((sum, image) => sum + image.freedBytes, 0);
+    return { removed, kept: kept.map(({ id }) => ({ id, reason: 'it has clones' })), freedBytes };
+  }
+
+  async flatten(vm: string): Promise<FlattenReport> {
+    return { vm, mergedDisks: ['/srv/web.qcow2.0011223344556677'], keptLayers: this.keptLayers };
+  }
+
+  readonly saves: object[] = [];
+  readonly loads: object[] = [];
+
+  async save(id: string, path: string, options: { withDisks: boolean }): Promise<{ fileBytes: number }> {
+    this.saves.push(options);
     this.files.set(path, this.find(id).id);
     return { fileBytes: 4096 };
   }
 
-  async load(path: string): Promise<ImageView> {
+  async load(path: string, options: { isAssumed: boolean }): Promise<ImageView> {
+    this.loads.push(options);
     const id = this.files.get(path);
     if (id === undefined) throw new MigrationError('NOT_FOUND', `no file ${path}`);
     this.views.set(id, imageView(id));
@@ -343,6 +372,7 @@ export function fakeServices(change: Partial<ApiServices> = {}): FakeServices {
       url: () => 'https://127.0.0.2:7400',
       agent: () => agent,
       ping: () => Promise.resolve({ roundTripMs: 0.5 }),
+      check: () => Promise.resolve({ roundTripMs: 0.5 }),
     },
     tls: null,
     log: { info: log('info'), warn: log('warn'), error: log('error') },

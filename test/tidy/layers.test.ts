@@ -7,7 +7,7 @@ import { complaints, filesUnder, type TextFile } from './tree.js';
 const WORDS = ['domain', 'kit'] as const;
 const PORTS = 'engine/ports';
 /** What the agent knows of whatever runs its VMs. */
-const BACKEND = 'backends/backend';
+const BACKEND = 'backends';
 
 /**
  * The imports that each room of src/ may have: other rooms, or single files of them. A room is a folder, named by its
@@ -45,14 +45,18 @@ const TYPESCRIPT_LAYERS: Record<string, readonly string[]> = {
   'backends/qemu': [...WORDS, BACKEND, 'backends/qemu/qmp'],
   'agent/vm': [...WORDS, PORTS, BACKEND, 'durable', 'schemas', 'native', 'transports/host', 'transports/rdma'],
   'agent/memory': [...WORDS, 'durable', 'agent/vm'],
-  'agent/image': [...WORDS, PORTS, 'durable', 'schemas', 'native', 'agent/vm'],
-  'agent/inventory': [...WORDS, PORTS, BACKEND, 'protocol', 'agent/vm', 'agent/image'],
+  'agent/image': [...WORDS, PORTS, BACKEND, 'durable', 'schemas', 'native', 'agent/vm'],
+  'agent/storage': [...WORDS, BACKEND, 'durable', 'schemas', 'agent/vm'],
+  'agent/inventory': [...WORDS, PORTS, BACKEND, 'protocol', 'agent/vm', 'agent/image', 'agent/storage'],
   'agent/migration': [...WORDS, PORTS, BACKEND, 'protocol', 'durable', 'schemas', 'native', 'agent/vm'],
   'agent/fork': [
     ...[...WORDS, PORTS, BACKEND, 'durable', 'schemas', 'native'],
     ...['agent/vm', 'agent/image', 'agent/inventory', 'agent/migration'],
   ],
-  agent: [...WORDS, PORTS, BACKEND, 'agent/vm', 'agent/image', 'agent/inventory', 'agent/migration', 'agent/fork'],
+  agent: [
+    ...[...WORDS, PORTS, BACKEND, 'agent/vm', 'agent/image', 'agent/storage', 'agent/inventory'],
+    ...['agent/migration', 'agent/fork'],
+  ],
 
   'api/contract': [...WORDS, PORTS, 'tls'],
   'api/public': [...WORDS, 'protocol', 'schemas', 'api/contract'],

@@ -71,6 +71,11 @@ export class ForkAgent implements ForkPort {
     return [...this.#forks.values()].some(({ record }) => record.image === image);
   }
 
+  /** True while clones start whose image no fork claims yet. */
+  get isPreparing(): boolean {
+    return this.#preparing.size > 0;
+  }
+
   forkInventory(question: ForkQuestion): Promise<ForkInventory> {
     return forkInventory(this.#context, question, this.#pool, this.#arriving);
   }

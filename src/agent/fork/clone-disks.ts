@@ -5,7 +5,7 @@
  */
 import { copyFile, rm, unlink } from 'node:fs/promises';
 import { join } from 'node:path';
-import type { DiskFiles } from '../../backends/backend.js';
+import type { DiskFiles } from '../../backends/disk-files.js';
 import type { CloneDisks } from '../../domain/fork.js';
 import type { DiskSpec } from '../../domain/vm.js';
 

@@ -2,24 +2,28 @@
  * The calls that users make on the images of this host: list, show, remove (which also merges the overlays), save and
  * load.
  */
-import { MigrationError } from '../../domain/errors.js';
-import type { ImageView } from '../../domain/image.js';
-import type { DiskSpec } from '../../domain/vm.js';
+import { MigrationError, toMigrationError } from '../../domain/errors.js';
+import type { FlattenReport, ImageRemoval, ImageView, PruneReport } from '../../domain/image.js';
+import type { VmSpec } from '../../domain/vm.js';
 import { KeyedLocks } from '../../kit/locks.js';
-import { loadImage, saveImage } from '../image/file.js';
-import type { ManagedVm } from '../vm/vms.js';
+import { imageIdIn, type LoadOptions, loadImage } from '../image/file-load.js';
+import { saveImage } from '../image/file-save.js';
 import type { ForkContext } from './context.js';
-import { mergeOverlays } from './overlay-merge.js';
+import { flattenVm } from './flatten.js';
+import { planRemoval, type RemoveOptions, refuseIfBackingFile, removeImage } from './image-removal.js';
+import { imagesElsewhere, layerPaths, NO_OTHER_HOSTS, type OtherHosts } from './layer-holders.js';
 
 export class Images {
   readonly #context: ForkContext;
+  readonly #others: OtherHosts;
   readonly #locks = new KeyedLocks();
   /** True if a waiting set or a fork in progress needs the image. */
   readonly #isClaimed: (image: string) => boolean;
 
-  constructor(context: ForkContext, isClaimed: (image: string) => boolean) {
+  constructor(context: ForkContext, isClaimed: (image: string) => boolean, others: OtherHosts = NO_OTHER_HOSTS) {
     this.#context = context;
     this.#isClaimed = isClaimed;
+    this.#others = others;
   }
 
   /** Leaves out the records of waiting sets, which are not images yet. */
@@ -32,36 +36,37 @@ export class Images {
     return this.#context.images.view(id);
   }
 
-  /** Throws CONFLICT if a VM with these disks would write to a disk of an image, which its clones still read. */
-  refuseWritesToImages(disks: readonly DiskSpec[]): void {
-    for (const { path, isReadOnly } of disks) {
-      const image = this.#context.images.all().find((record) => record.disks.some((disk) => disk.path === path));
-      if (isReadOnly || image === undefined) continue;
-      throw new MigrationError('CONFLICT', `${path} is a disk of image ${image.id}: no VM may write to it`, {
-        remedy: `run "vmctl image rm ${image.id}", or set readOnly: true for the disk`,
+  /**
+   * Throws CONFLICT if a VM with these disks would write to a layer of an image, here or on another host that answers.
+   * A host that does not answer is passed over: it must not keep VMs from being started.
+   */
+  async refuseWritesToImages({ disks, name }: Pick<VmSpec, 'disks' | 'name'>): Promise<void> {
+    const { images, log } = this.#context;
+    for (const { path } of disks.filter(({ isReadOnly }) => !isReadOnly)) {
+      const image = images.all().find((record) => layerPaths(record).includes(path));
+      if (image !== undefined) {
+        throw new MigrationError('CONFLICT', `${path} is a disk of image ${image.id}: no VM may write to it`, {
+          remedy: `run "vmctl image rm ${image.id}", or set readOnly: true for the disk`,
+        });
+      }
+      const { holders, silent } = await imagesElsewhere(this.#others, path);
+      if (silent.length > 0) log.warn({ vm: name, path, hosts: silent }, 'hosts cannot be asked for images of a disk');
+      const [holder] = holders;
+      if (holder === undefined) continue;
+      throw new MigrationError('CONFLICT', `${path} is a disk of ${holder}: no VM may write to it`, {
+        remedy: 'remove that image there, or set readOnly: true for the disk',
       });
     }
   }
 
   /** Throws CONFLICT while the image has clones or a fork needs it. */
-  remove(id: string): Promise<void> {
-    const { images } = this.#context;
+  remove(id: string, options: RemoveOptions = { isForced: false, isDroppingSaved: false }): Promise<ImageRemoval> {
     return this.#locks.hold(id, async () => {
-      const { state } = images.get(id);
-      const clones = images.clonesOf(id);
-      if (clones.length > 0) {
-        const shown = `${clones.slice(0, 3).join(', ')}${clones.length > 3 ? ` and ${clones.length - 3} more` : ''}`;
-        throw new MigrationError('CONFLICT', `image ${id} has clones: ${shown}`, {
-          remedy: `vmctl stop --image ${id}`,
-        });
-      }
-      if (state === 'capturing' || state === 'filling' || this.#isClaimed(id)) {
-        throw new MigrationError('CONFLICT', `a fork needs image ${id}`, { remedy: 'wait until its job has ended' });
-      }
+      const need = this.#needOf(id);
+      if (need !== null) throw need;
       this.#refuseIfUnknown(id);
-      await this.#refuseIfBackingFile(id);
-      await mergeOverlays(this.#context, id);
-      await images.delete(id);
+      await refuseIfBackingFile(this.#context, id);
+      return removeImage(this.#context, this.#others, id, options);
     });
   }
 
@@ -74,33 +79,63 @@ export class Images {
     });
   }
 
-  /**
-   * Throws CONFLICT if a clone has one of the image's disks as a backing file. Such a clone may have private memory, so
-   * that it does not need the image any more, but removing the image would give the disk back to the parent for writes.
-   */
-  async #refuseIfBackingFile(id: string): Promise<void> {
-    const { vms, images } = this.#context;
-    const isUp = ({ state }: ManagedVm) => state === 'running' || state === 'paused';
-    const clones = vms.all().filter((vm) => vm.spec.clone !== undefined && isUp(vm));
-    for (const { base, vm: parent } of images.get(id).overlays) {
-      for (const clone of clones) {
-        if (clone.spec.name === parent || !(await clone.process.disks.isOpen(base.path))) continue;
-        throw new MigrationError(
-          'CONFLICT',
-          `disk ${base.id} of ${clone.spec.name} uses a disk of image ${id} as its backing file`,
-          { remedy: `vmctl stop ${clone.spec.name}` },
-        );
-      }
+  /** Removes the images that nobody needs: no clone, no fork, no saved file. `isDryRun`: only says which. */
+  async prune({ isDryRun }: { isDryRun: boolean }): Promise<PruneReport> {
+    const options = { isForced: false, isDroppingSaved: false };
+    const removed: ImageRemoval[] = [];
+    const kept: { id: string; reason: string }[] = [];
+    for (const { id } of this.list()) {
+      const outcome = await this.#locks.hold(id, () => this.#prune(id, isDryRun, options));
+      if (typeof outcome === 'string') kept.push({ id, reason: outcome });
+      else if (outcome !== null) removed.push(outcome);
+    }
+    return { removed, kept, freedBytes: removed.reduce((sum, { freedBytes }) => sum + freedBytes, 0) };
+  }
+
+  /** Returns the removal, or the reason why the image stays. Null: it has gone meanwhile. */
+  async #prune(id: string, isDryRun: boolean, options: RemoveOptions): Promise<ImageRemoval | string | null> {
+    const { images } = this.#context;
+    if (!images.has(id)) return null;
+    const need = this.#needOf(id);
+    if (need !== null) return need.message;
+    try {
+      this.#refuseIfUnknown(id);
+      await refuseIfBackingFile(this.#context, id);
+      const { kept } = await planRemoval(this.#context, this.#others, id, options);
+      // The memory of an image whose layers are needed is somebody's choice to keep.
+      if (kept.length > 0) return `${kept[0]?.path ?? ''} is ${kept[0]?.reason ?? ''}`;
+      if (isDryRun) return { id, freedBytes: images.view(id).allocatedBytes, mergedDisks: [], keptLayers: [] };
+      return await removeImage(this.#context, this.#others, id, options);
+    } catch (error) {
+      return toMigrationError(error).message;
     }
   }
 
+  #needOf(id: string): MigrationError | null {
+    const { images } = this.#context;
+    const { state } = images.get(id);
+    const clones = images.clonesOf(id);
+    if (clones.length > 0) {
+      const shown = `${clones.slice(0, 3).join(', ')}${clones.length > 3 ? ` and ${clones.length - 3} more` : ''}`;
+      return new MigrationError('CONFLICT', `image ${id} has clones: ${shown}`, { remedy: `vmctl stop --image ${id}` });
+    }
+    if (state !== 'capturing' && state !== 'filling' && !this.#isClaimed(id)) return null;
+    return new MigrationError('CONFLICT', `a fork needs image ${id}`, { remedy: 'wait until its job has ended' });
+  }
+
+  /** Merges the overlays that forks have left below a VM's disks, as far as nobody needs the layers. */
+  flatten(vm: string): Promise<FlattenReport> {
+    return this.#locks.hold(`vm ${vm}`, () => flattenVm(this.#context, this.#others, vm));
+  }
+
   /** Throws CONFLICT if the image is not complete, or if the file exists. */
-  save(id: string, path: string): Promise<{ readonly fileBytes: number }> {
-    return this.#locks.hold(id, () => saveImage(this.#context, id, path));
+  save(id: string, path: string, options: { withDisks?: boolean } = {}): Promise<{ readonly fileBytes: number }> {
+    return this.#locks.hold(id, () => saveImage(this.#context, id, path, options));
   }
 
   /** The image keeps the id that it was saved with. Throws CONFLICT if this host has that image already. */
-  async load(path: string): Promise<ImageView> {
-    return this.find(await loadImage(this.#context, path));
+  async load(path: string, options: LoadOptions = {}): Promise<ImageView> {
+    const id = await imageIdIn(path);
+    return this.find(await this.#locks.hold(id, () => loadImage(this.#context, path, options)));
   }
 }

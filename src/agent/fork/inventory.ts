@@ -6,10 +6,12 @@ import type { ForkInventory, VmInventory } from '../../domain/host.js';
 import type { VmSpec } from '../../domain/vm.js';
 import type { ForkQuestion } from '../../engine/ports/fork.js';
 import type { ImageRecord } from '../image/record.js';
+import { startProblem } from '../image/start-check.js';
 import { vmInventory } from '../inventory/inventory.js';
+import { hostLimits } from '../inventory/limits.js';
 import { cloneNames } from './clone-names.js';
 import type { ForkContext } from './context.js';
-import { diskBlockers } from './parent-disks.js';
+import { diskBlockers, longChains } from './parent-disks.js';
 import type { Pool, PooledSet } from './pool.js';
 
 /**
@@ -32,6 +34,7 @@ export async function forkInventory(
     imageBytesFree: await images.bytesFree(),
     cloneBytesFree: free.cloneBytes,
     memoryAvailableBytes: free.hostBytes,
+    limits: await hostLimits(),
   };
   if (question.image !== null) {
     const image = images.get(question.image);
@@ -42,7 +45,9 @@ export async function forkInventory(
       ...{ escapingDevices: [], hasPreload: true, isFilling: false, diskBlockers: [], imageBytesNeeded: 0 },
       cloneBytesNeeded: cloneBytes(question, image.spec),
       warmCloneCount: 0,
-      namesTaken: namesTaken(context, question, image.spec, null),
+      hostResources: vms.backend.devicesIn(image.spec).hostResources,
+      ...namesInUse(context, question, image.spec, null),
+      diskProblem: image.state === 'complete' ? await startProblem(context, image.id) : null,
     };
   }
   const parent = vms.get(question.vm ?? '');
@@ -64,7 +69,10 @@ export async function forkInventory(
     imageBytesNeeded: question.parentMode === 'stop' ? 0 : isClone ? spec.memory.sizeBytes : vm.ramAllocatedBytes,
     cloneBytesNeeded: cloneBytes(question, spec),
     warmCloneCount: warm?.clones.length ?? 0,
-    namesTaken: namesTaken(context, question, spec, warm),
+    hostResources: vms.backend.devicesIn(spec).hostResources,
+    ...namesInUse(context, question, spec, warm),
+    longChains: question.parentMode === 'stop' ? [] : await longChains(context, parent),
+    coldReason: warm === null ? pool.whyCold(parent, question) : null,
   };
 }
 
@@ -73,14 +81,23 @@ function cloneBytes({ memory }: ForkQuestion, spec: VmSpec): number {
 }
 
 /**
- * Returns the clones' names that other VMs have. Only names from a user's prefix can collide. A stopped VM is replaced,
- * and a waiting set has its names already.
+ * Returns the clones' names that other VMs have. Only names from a user's prefix can collide. A waiting set has its
+ * names already. An ended VM is replaced if the request says so, because its exit code and log go with it.
  */
-function namesTaken({ vms }: ForkContext, question: ForkQuestion, spec: VmSpec, warm: PooledSet | null): string[] {
-  if (question.namePrefix === null) return [];
+function namesInUse(
+  { vms }: ForkContext,
+  question: ForkQuestion,
+  spec: VmSpec,
+  warm: PooledSet | null,
+): Required<Pick<ForkInventory, 'namesTaken' | 'namesOfEnded'>> {
+  if (question.namePrefix === null) return { namesTaken: [], namesOfEnded: [] };
   const own = new Set(warm?.clones.map(({ vm }) => vm.spec.name));
-  const names = cloneNames({ ...question, fork: '' }, spec.name);
-  return names.filter((name) => vms.has(name) && vms.get(name).state !== 'stopped' && !own.has(name));
+  const used = cloneNames({ ...question, fork: '' }, spec.name).filter((name) => vms.has(name) && !own.has(name));
+  const isEnded = (name: string) => vms.get(name).state === 'stopped';
+  return {
+    namesTaken: used.filter((name) => !isEnded(name)),
+    namesOfEnded: question.isReplacing === true ? [] : used.filter(isEnded),
+  };
 }
 
 function escapingDevices({ discardingDevices }: VmInventory, { escaping }: SpecDevices): string[] {

@@ -7,7 +7,8 @@
  * the parent writes to (its own record). If a crash has interrupted this, the VM is asked which file it has open.
  */
 import { rm } from 'node:fs/promises';
-import type { DiskFiles, OpenOverlay } from '../../backends/backend.js';
+import type { OpenOverlay } from '../../backends/backend.js';
+import type { DiskFiles } from '../../backends/disk-files.js';
 import { MigrationError } from '../../domain/errors.js';
 import type { ParentMode } from '../../domain/fork.js';
 import type { DiskSpec } from '../../domain/vm.js';
@@ -15,6 +16,11 @@ import type { ImageDisk, ParentOverlay } from '../image/record.js';
 import { withDisks } from '../vm/record.js';
 import type { ManagedVm, VmManager } from '../vm/vms.js';
 import type { ForkContext } from './context.js';
+
+/** The longest chain of files below a disk. QEMU opens all of them, and each read may pass through all. */
+const CHAIN_FILES_MAX = 16;
+/** An overlay is named by the disk's first file and the image's id, so no name grows with the number of forks. */
+const OVERLAY_SUFFIX = /\.[0-9a-f]{16}$/;
 
 export class ParentDisks {
   readonly #context: ForkContext;
@@ -36,6 +42,8 @@ export class ParentDisks {
     const { diskFiles } = vms.backend;
     const disks = spec.disks.filter(({ isReadOnly }) => !isReadOnly);
     if (mode === 'stop' || disks.length === 0) return;
+    const [tooLong] = await longChains(this.#context, this.#parent);
+    if (tooLong !== undefined) throw new MigrationError('CONFLICT', tooLong, { remedy: `vmctl flatten ${spec.name}` });
     const overlays = disks.map((disk) => this.#overlayOf(disk));
     await images.update(this.#image, { overlays });
     this.#open = await process.disks.openOverlays(this.#image, overlays, async ({ path, base }) => {
@@ -79,7 +87,13 @@ export class ParentDisks {
 
   #overlayOf({ id, path, format }: DiskSpec): ParentOverlay {
     const base: ImageDisk = { id, path, format };
-    return { id, path: `${path}.${this.#image}`, format: 'qcow2', vm: this.#parent.spec.name, base };
+    return {
+      id,
+      path: `${path.replace(OVERLAY_SUFFIX, '')}.${this.#image}`,
+      format: 'qcow2',
+      vm: this.#parent.spec.name,
+      base,
+    };
   }
 }
 
@@ -101,6 +115,25 @@ export async function diskBlockers(parent: ManagedVm): Promise<string[]> {
   const active = await parent.process.disks.active();
   const foreign = [...active].filter(([id, { isReadOnly }]) => !known.has(id) && !isReadOnly);
   return foreign.map(([id, { path }]) => `${id} (${path}) is not among the disks of the spec`);
+}
+
+/** True if `path` is an overlay that a fork has made on `base`, and not one of the user's own. */
+export function isOverlayOf(path: string, base: string): boolean {
+  if (!OVERLAY_SUFFIX.test(path)) return false;
+  const stem = path.replace(OVERLAY_SUFFIX, '');
+  // Build 0.1.0 appended the id to the name of the overlay before.
+  return stem === base || stem === base.replace(OVERLAY_SUFFIX, '');
+}
+
+/** Returns the reason for each disk whose chain of files has no room for another overlay. */
+export async function longChains({ vms }: Pick<ForkContext, 'vms'>, parent: ManagedVm): Promise<string[]> {
+  const reasons: string[] = [];
+  for (const { id, path, format, isReadOnly } of parent.spec.disks) {
+    if (isReadOnly || format === 'raw') continue;
+    const { length } = await vms.backend.diskFiles.chain(path, format);
+    if (length >= CHAIN_FILES_MAX) reasons.push(`disk ${id} of ${parent.spec.name} is a chain of ${length} files`);
+  }
+  return reasons;
 }
 
 /** Merges an overlay whose VM has ended. Does nothing if the overlay is missing. */

@@ -167,6 +167,22 @@ export class Pool {
     return this.#entryFor(shape)?.set ?? null;
   }
 
+  /** Returns why a set of the VM does not fit the fork, or null if the pool has no set of it. */
+  whyCold({ spec, accel }: ManagedVm, question: Omit<CloneShape, 'parent' | 'accel'>): string | null {
+    const sets = [...this.#entries.values()].filter(({ request }) => request.vm === spec.name);
+    const [nearest] = sets
+      .map(({ key, request, set }) => ({ key, set, differences: differencesOf(request, question) }))
+      .sort((a, b) => a.differences.length - b.differences.length);
+    if (nearest === undefined) return null;
+    const { differences, key, set } = nearest;
+    const prefix = `the waiting processes of ${spec.name} cannot be used`;
+    if (differences.length > 0) return `${prefix}: they wait for ${differences.join(', ')}`;
+    if (set === null) return `${prefix}: they are still being started`;
+    return key === keyOf({ ...question, parent: spec, accel })
+      ? `${prefix}: one of them has ended`
+      : `${prefix}: the VM has changed since they were started, and new ones will be`;
+  }
+
   /** Takes a matching set out of the pool, and the caller owns it. Returns null if there is none. */
   claim(shape: CloneShape): PooledSet | null {
     const entry = this.#entryFor(shape);
@@ -305,6 +321,19 @@ export class Pool {
 function keyOf(shape: CloneShape): string {
   const { parent, accel, cloneCount, namePrefix, parentMode, memory, network, disks } = shape;
   return JSON.stringify([parent, accel, cloneCount, namePrefix, parentMode, memory, network, disks]);
+}
+
+/** Returns what the waiting processes were started for, where the fork asks for something else. */
+function differencesOf(waiting: WarmRequest, asked: Omit<CloneShape, 'parent' | 'accel'>): string[] {
+  const names = (prefix: string | null) => (prefix === null ? 'the default names' : `--name ${prefix}`);
+  return [
+    ...(waiting.cloneCount === asked.cloneCount ? [] : [`--clones ${waiting.cloneCount}`]),
+    ...(waiting.namePrefix === asked.namePrefix ? [] : [names(waiting.namePrefix)]),
+    ...(waiting.parentMode === asked.parentMode ? [] : [`--parent ${waiting.parentMode}`]),
+    ...(waiting.memory === asked.memory ? [] : [`--memory ${waiting.memory}`]),
+    ...(waiting.network === asked.network ? [] : [`--network ${waiting.network}`]),
+    ...(waiting.disks === asked.disks ? [] : [`--disks ${waiting.disks}`]),
+  ];
 }
 
 function sameRequest(a: WarmRequest, b: WarmRequest): boolean {

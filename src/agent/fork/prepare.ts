@@ -3,6 +3,7 @@
  * each clone.
  */
 import type { PrepareForkRequest } from '../../engine/ports/fork.js';
+import { refuseBadStart } from '../image/start-check.js';
 import { allocatedBytes } from '../vm/memory-room.js';
 import type { ManagedVm } from '../vm/vms.js';
 import type { ForkContext } from './context.js';
@@ -21,6 +22,7 @@ export async function prepareFork(
 ): Promise<ForkParts> {
   const { images, forkStore, inject } = context;
   const { shape, parent } = shapeOf(context, request);
+  if (request.image !== null) await refuseBadStart(context, request.image);
   const set = request.image === null ? pool.claim(shape) : null;
   const image = request.image ?? set?.image ?? request.fork;
   const isNewImage = request.image === null;

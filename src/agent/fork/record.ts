@@ -49,6 +49,7 @@ const requestSchema: z.ZodType<PrepareForkRequest> = z.strictObject({
   network: cloneNetwork,
   disks: cloneDisks,
   isPartialAllowed: z.boolean(),
+  isReplacing: z.boolean().exactOptional(),
 });
 
 const outcomeSchema: z.ZodType<ForkOutcome> = z.strictObject({

@@ -1,6 +1,8 @@
 /** Writes the records that follow from a committed fork. Idempotent: a restarted daemon does it again. */
 
+import { toMigrationError } from '../../domain/errors.js';
 import { inParallel } from '../../kit/parallel.js';
+import { sealImage } from '../image/start-check.js';
 import { FORKED } from '../vm/keeper.js';
 import type { ManagedVm } from '../vm/vms.js';
 import type { ForkContext } from './context.js';
@@ -20,7 +22,10 @@ export async function settleCommitted(context: ForkContext, parts: SettledParts)
   const { images, vms } = context;
   const { parent, clones, isCopied } = parts;
   const { image: id, request } = parts.record;
-  if (images.get(id).state === 'capturing') await images.update(id, { state: isCopied ? 'filling' : 'complete' });
+  // A complete image says what its disks are, so its layers come first.
+  const describing = sealLayers(context, id).then(async () => {
+    if (images.get(id).state === 'capturing') await images.update(id, { state: isCopied ? 'filling' : 'complete' });
+  });
   // In parallel, because each step of the daemon waits for a processor beside guests that have just resumed.
   const settled = await inParallel(clones, SETTLED_AT_ONCE, async ({ vm }) => {
     const { name } = vm.spec;
@@ -29,11 +34,27 @@ export async function settleCommitted(context: ForkContext, parts: SettledParts)
     // A private clone lacks pages, so no job may migrate it before it has them.
     if (request.memory === 'private' && vm.state !== 'stopped') await vms.reserve(name, request.job);
   });
+  await describing;
   for (const outcome of settled) if ('error' in outcome) throw outcome.error;
-  if (request.parentMode !== 'stop' || parent === null) return;
-  const { name } = parent.spec;
-  if (vms.has(name) && vms.get(name) === parent && parent.state !== 'stopped') {
-    // Its memory is the image's by now, so it must not write to it any more.
-    await vms.stop(name, { isForced: true, reason: FORKED });
+  if (request.parentMode === 'stop' && parent !== null) {
+    const { name } = parent.spec;
+    if (vms.has(name) && vms.get(name) === parent && parent.state !== 'stopped') {
+      // Its memory is the image's by now, so it must not write to it any more.
+      await vms.stop(name, { isForced: true, reason: FORKED });
+    }
   }
+}
+
+/**
+ * Records what the files of the image's disks are, once. From the fork point on nobody writes to them. If a disk cannot
+ * be read, the record says that nothing is known (an empty list): the clones run, and no others are started.
+ */
+export async function sealLayers(context: ForkContext, id: string): Promise<void> {
+  const { images, log } = context;
+  if (!images.has(id) || images.get(id).layers !== undefined || images.get(id).disks.length === 0) return;
+  const layers = await sealImage(context, images.get(id)).catch((error: unknown) => {
+    log.error({ image: id, err: toMigrationError(error) }, 'the disks of an image cannot be described');
+    return [];
+  });
+  if (images.has(id)) await images.update(id, { layers });
 }

@@ -6,7 +6,8 @@
  */
 
 import { setMaxListeners } from 'node:events';
-import { MigrationError } from '../../domain/errors.js';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { MigrationError, toMigrationError } from '../../domain/errors.js';
 import type {
   CloneDisks,
   CloneFailure,
@@ -26,6 +27,9 @@ import type { ForkContext } from './context.js';
 /** A starting QEMU keeps one processor busy for some 50 ms. More starts at once only compete for the processors. */
 const STARTS_AT_ONCE = 8;
 const ENDS_AT_ONCE = 16;
+/** Each clone that ends gives descriptors and memory back, which the end of another one may lack. */
+const END_ATTEMPTS = 4;
+const END_AGAIN_MS = 250;
 
 /**
  * Everything that is on the clones' command lines. The same processes can serve two requests of the same shape.
@@ -99,7 +103,6 @@ export async function makeWaitingSet(
       throw error;
     }
   });
-  await templates.remove();
   const clones: WaitingClone[] = [];
   const failures: CloneFailure[] = [];
   for (const [position, identity] of identities.entries()) {
@@ -107,6 +110,12 @@ export async function makeWaitingSet(
     if (outcome === undefined) continue;
     if ('value' in outcome) clones.push({ identity, vm: outcome.value });
     else failures.push({ index: identity.index, name: identity.name, error: outcome.error });
+  }
+  try {
+    await templates.remove();
+  } catch (error) {
+    await endClones(context, clones);
+    throw error;
   }
   const isEnough = options.isPartialAllowed ? clones.length > 0 : failures.length === 0;
   if (isEnough && !options.signal.aborted) return { clones, failures };
@@ -117,15 +126,27 @@ export async function makeWaitingSet(
 /** Kills and removes the clones. Idempotent. */
 export async function endClones(context: ForkContext, clones: readonly { vm: ManagedVm }[]): Promise<void> {
   const { vms, log } = context;
-  const outcomes = await inParallel(clones, ENDS_AT_ONCE, async ({ vm }) => {
+  let left: readonly { vm: ManagedVm; error?: unknown }[] = clones;
+  for (let attempt = 1; left.length > 0; attempt++) {
+    const these = left;
+    const outcomes = await inParallel(these, ENDS_AT_ONCE, async ({ vm }) => {
+      const { name } = vm.spec;
+      // Another VM may have the name by now.
+      if (vms.has(name) && vms.get(name) === vm) await vms.destroy(name);
+    });
+    left = these.flatMap(({ vm }, position) => {
+      const outcome = outcomes[position];
+      return outcome !== undefined && 'error' in outcome ? [{ vm, error: outcome.error }] : [];
+    });
+    if (attempt === END_ATTEMPTS) break;
+    if (left.length > 0) await sleep(END_AGAIN_MS);
+  }
+  for (const { vm, error } of left) {
     const { name } = vm.spec;
-    // Another VM may have the name by now.
-    if (vms.has(name) && vms.get(name) === vm) await vms.destroy(name);
-  });
-  for (const [position, outcome] of outcomes.entries()) {
-    if (!('error' in outcome)) continue;
-    const vm = clones[position]?.vm.spec.name;
-    log.error({ vm, err: outcome.error }, 'a clone of a cancelled fork cannot be removed');
+    log.error(
+      { vm: name, err: toMigrationError(error) },
+      `a clone of a cancelled fork cannot be removed; end it with: vmctl stop ${name} --force`,
+    );
   }
 }
 
@@ -134,11 +155,10 @@ export function firstFailure(failures: readonly CloneFailure[]): MigrationError 
   const isCause = ({ error }: CloneFailure) => !(error instanceof MigrationError && error.code === 'CANCELLED');
   const first = failures.find(isCause) ?? failures[0];
   if (first === undefined) return new MigrationError('CANCELLED', 'the fork was cancelled');
-  const cause = first.error instanceof MigrationError ? first.error : null;
-  const message = first.error instanceof Error ? first.error.message : String(first.error);
-  return new MigrationError(cause?.code ?? 'INTERNAL', `clone ${first.name}: ${message}`, {
-    cause: first.error,
-    ...(cause?.remedy === undefined ? {} : { remedy: cause.remedy }),
+  const cause = toMigrationError(first.error);
+  return new MigrationError(cause.code, `clone ${first.name}: ${cause.message}`, {
+    cause,
+    ...(cause.remedy === undefined ? {} : { remedy: cause.remedy }),
     details: { index: first.index, name: first.name },
   });
 }
@@ -176,7 +196,7 @@ async function startClone(
     await vm.process.prepareFile();
     return vm;
   } catch (error) {
-    await vms.destroy(identity.name);
+    await endClones(context, [{ vm }]);
     throw error;
   }
 }

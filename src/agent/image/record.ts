@@ -11,6 +11,7 @@ import type { Accel, DiskFormat, VmSpec } from '../../domain/vm.js';
 import type { RecordKind } from '../../durable/record-files.js';
 import { vmSpecSchema } from '../../schemas/vm-spec.js';
 import { accel, diskFormat, imageId, imageState, parentMode } from '../../schemas/words.js';
+import type { DiskLayer } from './layers.js';
 
 /** A disk of the image's guest, as it was at the fork point. No VM writes to the file any more. */
 export interface ImageDisk {
@@ -39,10 +40,38 @@ export interface ImageRecord {
   readonly deviceStateBytes: number;
   readonly disks: readonly ImageDisk[];
   readonly overlays: readonly ParentOverlay[];
+  /** What the files of the disks were at the fork point. Absent in a record of build 0.1.0 and before the commit. */
+  readonly layers?: readonly DiskLayer[];
+  /** The files that the image was saved to, and that need its layers. Absent: none. */
+  readonly saves?: readonly SavedFile[];
   readonly createdAt: string;
 }
 
+/** A file that `image save` has written without the disks in it. It can be started as long as the layers exist. */
+export interface SavedFile {
+  readonly path: string;
+  /** `writing` is recorded first, so that a restarted daemon removes what a broken save has left. */
+  readonly state: 'writing' | 'saved';
+}
+
 const disk = { id: z.string(), path: z.string().startsWith('/'), format: diskFormat };
+
+const decimal = z.string().regex(/^\d{1,20}$/);
+const layerFile = z.strictObject({
+  path: z.string().startsWith('/'),
+  format: diskFormat,
+  sizeBytes: z.int().min(0),
+  stamp: z.strictObject({ inode: decimal, mtimeNs: decimal, ctimeNs: decimal }).nullable(),
+  digest: z
+    .string()
+    .regex(/^[0-9a-f]{64}$/)
+    .nullable(),
+});
+const diskLayer = z.strictObject({ id: z.string(), isReadOnly: z.boolean(), files: z.array(layerFile).min(1) });
+const savedFile = z.strictObject({
+  path: z.string().startsWith('/'),
+  state: z.enum(['writing', 'saved']),
+});
 
 export const imageRecordSchema: z.ZodType<ImageRecord> = z.strictObject({
   version: z.literal(1),
@@ -55,6 +84,8 @@ export const imageRecordSchema: z.ZodType<ImageRecord> = z.strictObject({
   deviceStateBytes: z.int().min(0),
   disks: z.array(z.strictObject(disk)),
   overlays: z.array(z.strictObject({ ...disk, vm: z.string(), base: z.strictObject(disk) })),
+  layers: z.array(diskLayer).exactOptional(),
+  saves: z.array(savedFile).exactOptional(),
   createdAt: z.string(),
 });
 

@@ -1,10 +1,10 @@
 /**
- * The images of this host: `STATE/images/ID.json` (the record), `STATE/images/ID.state` (device state), and memory
- * files on tmpfs (ram-files.ts).
+ * The images of this host: `STATE/images/ID.json` (the record), `STATE/images/ID.state` (device state),
+ * `STATE/images/ID.disks` (disks that came with a file), and memory files on tmpfs (ram-files.ts).
  *
  * An image exists until a user removes it. It cannot be removed while a clone runs on it. The clones of an image are
- * the
- * VMs whose record names it, so there is no counter that a crash could leave wrong.
+ * the VMs whose record names it, so there is no counter that a crash could leave wrong. The record outlives the memory
+ * (`unloaded`) as long as overlays wait to be merged or saved files need the disk layers.
  */
 import { open, rm, stat } from 'node:fs/promises';
 import { join } from 'node:path';
@@ -46,8 +46,8 @@ export class ImageStore {
   }
 
   /**
-   * Finds the images of an earlier daemon. An image whose memory files are missing is deleted, and so are memory files
-   * without a record.
+   * Finds the images of an earlier daemon. An image whose memory files are missing is deleted, or unloaded if its disk
+   * layers are still needed. Memory files without a record are deleted.
    */
   static async open(options: ImageStoreOptions): Promise<ImageStore> {
     const files = await RecordFiles.open<ImageRecord>(join(options.stateDir, 'images'), IMAGE_RECORD);
@@ -57,6 +57,11 @@ export class ImageStore {
     for (const err of corrupt) options.log.error({ err }, 'an image record cannot be read: its image is unavailable');
     for (const record of records) {
       await store.#remember(record);
+      if (record.state === 'unloaded') {
+        // A load that the daemon's end has interrupted leaves memory files.
+        await store.unload(record.id);
+        continue;
+      }
       const isThere = await store.#hasFiles(record);
       if (isThere || record.state === 'capturing' || record.state === 'failed') continue;
       if (record.state === 'filling') {
@@ -66,9 +71,10 @@ export class ImageStore {
       }
       options.log.warn(
         { image: record.id },
-        'the memory files of the image are missing, as after a reboot: it is deleted',
+        'the memory files of the image are missing, as after a reboot: it is deleted or unloaded',
       );
-      await store.delete(record.id);
+      if (hasLayerDuty(record)) await store.unload(record.id);
+      else await store.delete(record.id);
     }
     if (corrupt.length === 0) await store.#removeStray();
     return store;
@@ -96,6 +102,12 @@ export class ImageStore {
     return join(this.#options.stateDir, 'images', `${id}.state`);
   }
 
+  /** The directory of the disks that came with the image's file. */
+  disksDirectory(id: string): string {
+    checkImageId(id);
+    return join(this.#options.stateDir, 'images', `${id}.disks`);
+  }
+
   regions(record: ImageRecord): Promise<RegionFile[]> {
     return imageFiles(this.#options.vms.place, record.spec.memory, record.id);
   }
@@ -112,24 +124,39 @@ export class ImageStore {
 
   /**
    * Creates the record, an empty device state and empty memory files. If `parent` is given, the memory files are hard
-   * links to the parent's instead.
+   * links to the parent's instead. If it rejects, an unloaded image of this id is as it was.
    */
   async create(record: ImageRecord, parent: readonly RegionFile[] | null): Promise<void> {
     checkImageId(record.id);
     const { vms, native } = this.#options;
+    const before = this.#records.get(record.id);
     await this.#save(record);
     try {
       await (await open(this.statePath(record.id), 'w', 0o600)).close();
       await createImageFiles(vms.place, record.id, await this.regions(record), { native, parent });
     } catch (error) {
-      await this.delete(record.id);
+      if (before === undefined) await this.delete(record.id);
+      else await this.unload(record.id, before);
       throw asNoSpace(error);
     }
+  }
+
+  /** Removes everything but the record, which becomes `before`, or stays with the state `unloaded`. Idempotent. */
+  async unload(id: string, before: ImageRecord = this.get(id)): Promise<void> {
+    await this.#save({ ...before, state: 'unloaded' });
+    await removeImageFiles(this.#options.vms.place, id, before.spec.memory.pageBytes);
+    await rm(this.statePath(id), { force: true });
   }
 
   /** Durable when it resolves. */
   async update(id: string, change: Partial<ImageRecord>): Promise<void> {
     await this.#save({ ...this.get(id), ...change });
+  }
+
+  /** Writes a whole record in place of the image's. Durable when it resolves. */
+  async replace(id: string, record: ImageRecord): Promise<void> {
+    this.get(id);
+    await this.#save({ ...record, id });
   }
 
   /** Registers the counter of an image whose pages are being copied. Null: the copying has ended. */
@@ -158,6 +185,7 @@ export class ImageStore {
     const pageBytes = this.#records.get(id)?.spec.memory.pageBytes ?? 4096;
     await removeImageFiles(this.#options.vms.place, id, pageBytes);
     await rm(this.statePath(id), { force: true });
+    await rm(this.disksDirectory(id), { recursive: true, force: true });
     await this.#files.remove(id);
     this.#records.delete(id);
     this.#paths.delete(id);
@@ -182,6 +210,7 @@ export class ImageStore {
       pagesDone,
       disks: record.disks.map(({ path }) => path),
       clones: this.clonesOf(id),
+      ...(record.saves === undefined ? {} : { savedFiles: record.saves.map(({ path }) => path) }),
     };
   }
 
@@ -251,6 +280,11 @@ export class ImageStore {
     await this.#remember(record);
     await this.#files.save(record);
   }
+}
+
+/** True if the record must outlive the memory: parents' overlays lie on its disks, or saved files need them. */
+export function hasLayerDuty({ overlays, saves = [] }: ImageRecord): boolean {
+  return overlays.length > 0 || saves.length > 0;
 }
 
 function asNoSpace(error: unknown): MigrationError {

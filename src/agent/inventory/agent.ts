@@ -1,13 +1,19 @@
 /** Implements InventoryPort on this host. */
 import type { HostInventory, TargetChecks, VmClaims, VmInventory } from '../../domain/host.js';
+import type { FileView, StorageFile, StorageOffer } from '../../domain/storage.js';
 import type { RdmaPlace } from '../../domain/transport.js';
 import type { VmSpec } from '../../domain/vm.js';
 import type { InventoryPort } from '../../engine/ports/inventory.js';
 import type { ImageContext } from '../image/context.js';
+import type { Markers } from '../storage/markers.js';
+import { offerStorage, viewStorage } from '../storage/storage.js';
 import { checkTarget, type HostInfo, hostInventory, vmInventory } from './inventory.js';
+
+type Holders = (paths: readonly string[], flattened: string | null) => Promise<readonly string[]>;
 
 export class InventoryAgent implements InventoryPort {
   readonly #context: ImageContext;
+  readonly #markers: Markers;
   readonly #hostInfo: HostInfo;
   /** Returns the job that is still transferring pages of this VM to this host, or null. */
   readonly #arriving: (vm: string) => Promise<string | null>;
@@ -15,21 +21,31 @@ export class InventoryAgent implements InventoryPort {
   readonly #arrivingFrom: (vm: string) => string | null;
 
   readonly #claims: InventoryPort['vmClaims'];
+  /** Returns what on this host needs one of the disk files. */
+  readonly #holders: Holders;
 
   constructor(
     context: ImageContext,
-    options: {
-      hostInfo: HostInfo;
-      arriving: (vm: string) => Promise<string | null>;
-      arrivingFrom: (vm: string) => string | null;
-      claims: InventoryPort['vmClaims'];
+    parts: {
+      readonly markers: Markers;
+      readonly hostInfo: HostInfo;
+      readonly arriving: (vm: string) => Promise<string | null>;
+      readonly arrivingFrom: (vm: string) => string | null;
+      readonly claims: InventoryPort['vmClaims'];
+      readonly holders: Holders;
     },
   ) {
     this.#context = context;
-    this.#hostInfo = options.hostInfo;
-    this.#arriving = options.arriving;
-    this.#arrivingFrom = options.arrivingFrom;
-    this.#claims = options.claims;
+    this.#markers = parts.markers;
+    this.#hostInfo = parts.hostInfo;
+    this.#arriving = parts.arriving;
+    this.#arrivingFrom = parts.arrivingFrom;
+    this.#claims = parts.claims;
+    this.#holders = parts.holders;
+  }
+
+  async layerHolders(paths: readonly string[], flattened: string | null): Promise<{ holders: readonly string[] }> {
+    return { holders: await this.#holders(paths, flattened) };
   }
 
   inventory(): Promise<HostInventory> {
@@ -49,5 +65,22 @@ export class InventoryAgent implements InventoryPort {
 
   checkTarget(spec: VmSpec, source: RdmaPlace | null): Promise<TargetChecks> {
     return checkTarget(this.#context, spec, source);
+  }
+
+  offerStorage(vm: string): Promise<StorageOffer> {
+    return offerStorage({ vms: this.#context.vms, markers: this.#markers }, vm);
+  }
+
+  viewStorage(proof: string, files: readonly StorageFile[]): Promise<readonly FileView[]> {
+    return viewStorage(this.#context, proof, files);
+  }
+
+  endStorage(proof: string): Promise<void> {
+    return this.#markers.end(proof);
+  }
+
+  /** Called when the daemon exits. */
+  close(): Promise<void> {
+    return this.#markers.close();
   }
 }

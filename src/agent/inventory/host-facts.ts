@@ -2,12 +2,14 @@
 
 import { readFile } from 'node:fs/promises';
 import { hostname } from 'node:os';
+import { MigrationError, toMigrationError } from '../../domain/errors.js';
 import { listBridges } from '../vm/network.js';
 import type { VmManager } from '../vm/vms.js';
 
 export interface HostFacts {
   readonly machineId: string;
   readonly qemuVersion: string | null;
+  readonly qemuProblem?: string;
   readonly machines: readonly string[];
   readonly isKvmUsable: boolean;
   readonly memoryAvailableBytes: number;
@@ -22,7 +24,7 @@ export interface HostFacts {
 export async function hostFacts(vms: VmManager): Promise<HostFacts> {
   const { backend } = vms;
   const [installed, machine, kvm, free, bridges] = await Promise.all([
-    backend.installed().catch(() => null),
+    backend.installed().catch((error: unknown) => toMigrationError(error)),
     machineId(),
     backend.isKvmUsable(),
     vms.room.free(),
@@ -31,8 +33,9 @@ export async function hostFacts(vms: VmManager): Promise<HostFacts> {
   const stateFreeBytes = await vms.stateFreeBytes();
   return {
     machineId: machine,
-    qemuVersion: installed?.version ?? null,
-    machines: installed?.machines ?? [],
+    ...(installed instanceof MigrationError
+      ? { qemuVersion: null, machines: [], qemuProblem: installed.message }
+      : { qemuVersion: installed.version, machines: installed.machines }),
     isKvmUsable: kvm,
     memoryAvailableBytes: free.hostBytes,
     ramFileFreeBytes: free.fileBytes,

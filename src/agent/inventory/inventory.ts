@@ -1,14 +1,15 @@
 /** Answers what pre-flight asks a host. Each call inspects the host again and changes nothing. */
 import { constants } from 'node:fs';
-import { access, open } from 'node:fs/promises';
-import type { DiskFiles } from '../../backends/backend.js';
+import type { DiskFiles } from '../../backends/disk-files.js';
 import type { HostInventory, TargetChecks, VmInventory } from '../../domain/host.js';
 import type { RdmaPlace } from '../../domain/transport.js';
 import type { DiskSpec, VmSpec } from '../../domain/vm.js';
+import { openUserFile } from '../../kit/user-file.js';
 import { PROTOCOL_VERSION } from '../../protocol/wire.js';
 import type { ImageContext } from '../image/context.js';
 import type { HostContext } from '../vm/context.js';
 import { hostFacts } from './host-facts.js';
+import { hostLimits } from './limits.js';
 import { fleetingDisks, ownBytes, ramAllocatedBytes, ramFacts } from './vm-facts.js';
 
 export interface HostInfo {
@@ -31,6 +32,7 @@ export async function hostInventory(context: HostContext, info: HostInfo): Promi
     rdma: await rdma.inventory(),
     certificateExpiresAt: info.certificateExpiresAt(),
     clockMs: Date.now(),
+    limits: await hostLimits(),
   };
 }
 
@@ -67,6 +69,7 @@ export async function vmInventory(context: ImageContext, name: string): Promise<
     identityIssue: vms.view(vm).identityIssue,
     fleetingDisks: fleetingDisks(vm),
     exitCode: await vms.exitCode(name),
+    deviceChanges: isUp ? await vm.process.facts.deviceChanges(vm.spec) : [],
   };
 }
 
@@ -104,8 +107,7 @@ async function checkDisk(disk: DiskSpec, files: DiskFiles): Promise<TargetChecks
  */
 async function refusal(path: string, mode: number): Promise<string | null> {
   try {
-    await access(path, mode);
-    await (await open(path, mode === constants.W_OK ? 'r+' : 'r')).close();
+    await (await openUserFile(path, mode === constants.W_OK ? 'readWrite' : 'read')).close();
     return null;
   } catch (error) {
     return error instanceof Error ? error.message : String(error);

@@ -151,7 +151,11 @@ export class PageSession {
     const { transports } = this.#context;
     const { provider, options, timeoutMs } = await transports.connection(transport, host);
     const source = { provider, host, port, options, keys, session, token };
-    await transports.registering(transport, () => this.#handle.connect(source, timeoutMs));
+    await transports
+      .registering(transport, () => this.#handle.connect(source, timeoutMs))
+      .catch((error: unknown) => {
+        throw withMountHint(toMigrationError(error), host);
+      });
     this.#isConnected = true;
     this.#retryMs = RETRY_MS_FIRST;
     this.#startWantedNow();
@@ -265,4 +269,19 @@ export class PageSession {
   #closedError(): MigrationError {
     return new MigrationError('CONFLICT', `session ${this.#options.session} has ended`);
   }
+}
+
+/**
+ * A daemon that refuses the session on a socket of this machine is another one: the path names a different socket in
+ * this daemon's mount namespace than in the source's.
+ */
+export function withMountHint(error: MigrationError, host: string): MigrationError {
+  if (error.code !== 'UNAUTHENTICATED' || !host.startsWith('/')) return error;
+  return new MigrationError(error.code, `${error.message}: the daemon that answers at ${host} is not the source's`, {
+    remedy:
+      'use --tcp; --shm needs both daemons in one mount namespace, or the same files under their state directories',
+    isRetryable: error.isRetryable,
+    details: error.details,
+    cause: error,
+  });
 }

@@ -162,7 +162,7 @@ export class TargetSession {
   /** Passes the device state to QEMU. Resolves when QEMU has loaded all of it. The VM does not run yet. */
   async acceptState(body: Readable): Promise<void> {
     const beganAtMs = performance.now();
-    await this.#state.accept(body);
+    await this.#explained(this.#state.accept(body));
     this.#context.log.debug(
       { session: this.#record.session, ms: performance.now() - beganAtMs },
       'device state loaded',
@@ -177,7 +177,16 @@ export class TargetSession {
   async awaitLoaded(): Promise<void> {
     if (!this.#state.isLoaded) this.#refuseIfEnded();
     this.#pages?.serveDemand();
-    await this.#state.loaded();
+    await this.#explained(this.#state.loaded());
+  }
+
+  /** Adds the last words of QEMU, whose log goes with the session. */
+  async #explained<T>(work: Promise<T>): Promise<T> {
+    try {
+      return await work;
+    } catch (error) {
+      throw await this.#vm.process.explain(error);
+    }
   }
 
   resume(epoch: number): Promise<{ resumedAtUs: number }> {

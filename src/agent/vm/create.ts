@@ -1,7 +1,8 @@
 /**
  * Creates a VM and starts its process. The VM's record and directory are durable before anything else of it is made.
  */
-import { mkdir, rm } from 'node:fs/promises';
+import { constants } from 'node:fs';
+import { access, mkdir, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import type { VmBackend } from '../../backends/backend.js';
 import { MigrationError } from '../../domain/errors.js';
@@ -74,10 +75,21 @@ export async function bringUp(
       remedy: 'build the preload library, or set preload: false in the VM spec',
     });
   }
+  if (isPreloaded && manager.preloadPath !== null) await checkPreload(manager.preloadPath);
   await launch(vm, {
     ...launchOptions,
     place,
     native: manager.native,
     preloadPath: isPreloaded ? manager.preloadPath : null,
+  });
+}
+
+/** Without this check QEMU would start without the library, and the daemon would wait for it until its time limit. */
+async function checkPreload(path: string): Promise<void> {
+  await access(path, constants.R_OK).catch((cause: unknown) => {
+    throw new MigrationError('UNSUPPORTED', `the preload library ${path} is missing`, {
+      remedy: 'install or build vmigrate again on this host, then restart vmigrated',
+      cause,
+    });
   });
 }

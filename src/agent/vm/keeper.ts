@@ -22,6 +22,8 @@ export interface StopOptions {
   readonly isForced: boolean;
   /** Our word for the end in the VM's view. Default: `stopped`. */
   readonly reason?: string;
+  /** No session and no fork needs the VM. By force it is then ended in any state. */
+  readonly isUnclaimed?: boolean;
 }
 
 export interface KeeperOptions {
@@ -126,6 +128,8 @@ export class VmKeeper {
     vm.isEnding = true;
     // An incoming VM has never run, so it needs no gentle end.
     if (vm.record.process !== null) await endProcess(vm.record.process, vm.state === 'incoming' ? 0 : TERM_GRACE_MS);
+    // The record may not have been written, for example to a full file system.
+    else if (vm.state === 'incoming' || vm.state === 'starting') await this.endUnrecorded(vm);
     release(vm);
     vm.memory?.close();
     vm.memory = null;
@@ -198,8 +202,9 @@ export class VmKeeper {
   /** Called after the end of the connection. Polls until QEMU has ended or answers again. */
   async #watch(vm: Vm): Promise<void> {
     const { process } = vm.record;
-    if (process !== null && !(await waitForExit(process, END_AFTER_CONNECTION_MS))) {
-      while (await isAlive(process)) {
+    if (process !== null && !(await waitForExit(process, END_AFTER_CONNECTION_MS).catch(() => false))) {
+      // A process that cannot be looked at, for want of descriptors, counts as alive.
+      while (await isAlive(process).catch(() => true)) {
         if (this.#isClosed || vm.isEnding || (await this.#connect(vm))) return;
         await sleep(RECONNECT_MS);
       }

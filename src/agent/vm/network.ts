@@ -13,7 +13,8 @@ import { execFile } from 'node:child_process';
 import { createHash } from 'node:crypto';
 import { promisify } from 'node:util';
 import type { Command } from '../../backends/backend.js';
-import { MigrationError } from '../../domain/errors.js';
+import { MigrationError, toMigrationError } from '../../domain/errors.js';
+import { limitOfError } from '../../domain/limits.js';
 import type { NicSpec, VmSpec } from '../../domain/vm.js';
 
 const IP_PROGRAM = '/sbin/ip';
@@ -143,6 +144,7 @@ async function ip(args: readonly string[], what: string, pid?: number): Promise<
     const reason = stderr?.trim() || (error instanceof Error ? error.message : String(error));
     const isRefused = /not permitted/i.test(reason);
     const isMissing = code === 'ENOENT';
+    if (limitOfError(error) !== null) throw toMigrationError(error);
     throw new MigrationError(
       isMissing ? 'UNSUPPORTED' : isRefused ? 'NOT_PERMITTED' : 'INTERNAL',
       `${what}: ip ${args.join(' ')}: ${reason}`,

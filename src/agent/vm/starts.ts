@@ -156,11 +156,13 @@ export class VmStarter {
 
   async #undo(vm: Vm): Promise<void> {
     try {
-      await this.#keeper.remove(vm);
+      // What the process held is free after the first attempt, and the second one may need it: descriptors, above all.
+      await this.#keeper.remove(vm).catch(() => this.#keeper.remove(vm));
     } catch (error) {
       this.#options.log.error(
         { vm: vm.spec.name, error: toMigrationError(error).toJSON() },
-        `the start failed, and the VM's process, files or taps cannot be removed; its directory is ${vm.directory}`,
+        "the start failed, and the VM's process, files or taps cannot be removed; " +
+          `its directory is ${vm.directory}; try: vmctl stop ${vm.spec.name} --force`,
       );
     }
   }

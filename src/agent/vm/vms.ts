@@ -281,12 +281,16 @@ export class VmManager {
   /**
    * Ends QEMU and frees the memory. The VM stays listed as stopped until it is stopped again or its name is used again.
    * A departed VM is removed at once, but not while a job has it, even by force: its new host may still need its
-   * memory.
+   * memory. By force, a VM is removed that has never run and that nobody needs: what a failed job could not undo.
    */
   async stop(name: string, options: StopOptions): Promise<void> {
     await this.#table.locks.hold(name, async () => {
       const states: VmState[] = ['running', 'paused', 'stopped'];
-      if (this.#table.get(name).job === null) states.push('departed');
+      const { job, state } = this.#table.get(name);
+      if (job === null) states.push('departed');
+      const isLeftOver = state === 'incoming' || state === 'starting';
+      if (isLeftOver && options.isForced && options.isUnclaimed === true)
+        return this.#keeper.remove(this.#table.get(name));
       const vm = await this.#checkUsable(name, states, options.isForced);
       if (isOver(vm)) return this.#keeper.remove(vm);
       vm.isEnding = true;

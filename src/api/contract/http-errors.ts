@@ -24,6 +24,7 @@ const STATUS: { readonly [C in ErrorCode]: number } = {
   NOT_PERMITTED: 403,
   REGION_CHANGED: 500,
   CORRUPT: 500,
+  DISK_CHANGED: 409,
   QEMU_FAILED: 500,
   QEMU_GONE: 500,
   NATIVE_FAILED: 500,

@@ -2,7 +2,7 @@
 import type { Duplex, Readable } from 'node:stream';
 import type { TLSSocket } from 'node:tls';
 import type { ForkPlan, ForkRequest, WarmRequest, WarmSetView } from '../../domain/fork.js';
-import type { ImageView } from '../../domain/image.js';
+import type { FlattenReport, ImageRemoval, ImageView, PruneReport } from '../../domain/image.js';
 import type { JobView } from '../../domain/job.js';
 import type { MigrationOrder, MigrationPlan } from '../../domain/migration.js';
 import type { Refusal } from '../../domain/refusal.js';
@@ -52,12 +52,19 @@ export interface ApiImages {
   list(): readonly ImageView[];
   /** Throws NOT_FOUND if there is no such image. */
   find(id: string): ImageView;
-  /** Throws CONFLICT while clones run on the image or pages are still copied into it. */
-  remove(id: string): Promise<void>;
+  /**
+   * Throws CONFLICT while clones run on the image or pages are still copied into it. `isForced` merges layers although
+   * another host may need them, `isDroppingSaved` gives up saved files that need them.
+   */
+  remove(id: string, options: { isForced: boolean; isDroppingSaved: boolean }): Promise<ImageRemoval>;
+  /** Removes the images that nobody needs, or only says which. */
+  prune(options: { isDryRun: boolean }): Promise<PruneReport>;
   /** Writes memory, device state and the rest of the image to one file. Throws CONFLICT before it is complete. */
-  save(id: string, path: string): Promise<{ readonly fileBytes: number }>;
+  save(id: string, path: string, options: { withDisks: boolean }): Promise<{ readonly fileBytes: number }>;
   /** Loads a file that `save` has written on any host, and checks everything in it. */
-  load(path: string): Promise<ImageView>;
+  load(path: string, options: { isAssumed: boolean }): Promise<ImageView>;
+  /** Merges the overlays that forks have left below a VM's disks, as far as nobody needs the layers. */
+  flatten(vm: string): Promise<FlattenReport>;
 }
 
 /** QEMU processes that wait for a fork of a VM on this host. */
@@ -85,6 +92,8 @@ export interface ApiPeers {
   agent(host: string): HostPort;
   /** Times one empty call. */
   ping(host: string): Promise<{ roundTripMs: number }>;
+  /** The same, after a connection has been made anew, so that both certificates are checked now. */
+  check(host: string): Promise<{ roundTripMs: number }>;
 }
 
 export interface ApiTls {

@@ -8,7 +8,7 @@ import { Agent, request as httpsRequest, type RequestOptions } from 'node:https'
 import type { Readable } from 'node:stream';
 import { pipeline } from 'node:stream/promises';
 import type { TLSSocket } from 'node:tls';
-import { MigrationError } from '../../domain/errors.js';
+import { MigrationError, toMigrationError } from '../../domain/errors.js';
 import type { HostPort } from '../../engine/ports/host.js';
 import { parseKeepingUnknown } from '../../kit/unknown-keys.js';
 import { checkHostIdentity } from '../../tls/identity.js';
@@ -20,6 +20,9 @@ import { callPath, OCTETS, PING_PATH, statePath } from './routes.js';
 
 const CONNECT_MS = 5_000;
 const PING_MS = 5_000;
+/** How long a question of pre-flight may stay without answer before it is asked whether the host is there at all. */
+const SILENT_MS = 3_000;
+const PREFLIGHT_PATHS: ReadonlySet<string> = new Set([callPath('inventory'), callPath('checkTarget')]);
 const STATE_MS = 600_000;
 const ANSWER_BYTES_MAX = 4 * 2 ** 20;
 /** Shorter than the server's limit for idle connections (server.ts). */
@@ -94,11 +97,23 @@ class PeerConnections {
     });
   }
 
-  private async attempt({ path, method, body, timeoutMs }: Call): Promise<unknown> {
+  /** An empty call on a connection of its own, so that both hosts check each other's certificate now. */
+  async check(timeoutMs: number): Promise<void> {
+    const agent = this.newAgent();
+    try {
+      await this.attempt({ path: PING_PATH, method: 'POST', body: '[]', timeoutMs }, agent);
+    } catch (error) {
+      throw unwrap(error);
+    } finally {
+      agent.destroy();
+    }
+  }
+
+  private async attempt({ path, method, body, timeoutMs }: Call, agent = this.agent): Promise<unknown> {
     const where = `host ${this.host}`;
     const isStream = typeof body !== 'string';
     const options: RequestOptions = {
-      agent: this.agent,
+      agent,
       method,
       headers: isStream
         ? { 'content-type': OCTETS }
@@ -120,9 +135,19 @@ class PeerConnections {
         );
       }, timeoutMs);
       let connecting: NodeJS.Timeout | undefined;
+      let silent: NodeJS.Timeout | undefined;
       const finish = (): void => {
         clearTimeout(deadline);
         clearTimeout(connecting);
+        clearTimeout(silent);
+      };
+      // Nothing tells that the host at the other end of an idle connection is gone, except that no new one can be made.
+      const checkHost = (): void => {
+        this.check(SILENT_MS).catch(() => {
+          request.destroy(
+            new MigrationError('UNREACHABLE', `${where} (${this.url}) does not answer any more`, { isRetryable: true }),
+          );
+        });
       };
       request.on('socket', (socket) => {
         // The agent's idle limit must not end a call that waits for its answer.
@@ -130,7 +155,10 @@ class PeerConnections {
         // Agent's `noDelay` does not reach TLS sockets. Without this, a call in the blackout would wait 40 ms for the
         // peer's delayed acknowledgement.
         (socket as TLSSocket).setNoDelay(true);
-        if (!socket.connecting) return;
+        if (!socket.connecting) {
+          if (PREFLIGHT_PATHS.has(path)) silent = setTimeout(checkHost, SILENT_MS);
+          return;
+        }
         connecting = setTimeout(() => {
           request.destroy(
             new MigrationError('UNREACHABLE', `${where} (${this.url}) does not answer`, { isRetryable: true }),
@@ -202,7 +230,9 @@ function connectionError(error: NodeJS.ErrnoException, where: string, url: strin
       'UNAUTHENTICATED',
       `${where} and this host do not accept each other's certificates: ${reason}`,
       {
-        remedy: 'compare both with: vmctl certs show --dir TLS_DIR',
+        remedy:
+          'compare both certificates (vmctl certs show --dir TLS_DIR) and the clocks of both hosts (date); ' +
+          'an expired one is replaced with vmctl certs host',
         cause: error,
       },
     );
@@ -211,6 +241,29 @@ function connectionError(error: NodeJS.ErrnoException, where: string, url: strin
     cause: error,
   });
 }
+
+/** A host that refuses a certificate only closes the connection. The usual reasons for that are known here. */
+function withOwnCertificate(error: MigrationError, store: TlsStore | null): MigrationError {
+  if (error.code !== 'UNREACHABLE' || store === null || !CLOSED.test(error.message)) return error;
+  const nowMs = Date.now();
+  const isExpired = Date.parse(store.expiresAt) <= nowMs;
+  const isEarly = Date.parse(store.validFrom) > nowMs;
+  if (!isExpired && !isEarly)
+    return new MigrationError(error.code, error.message, {
+      remedy:
+        'that host may refuse the certificate of this one: its log has the reason under "refused a connection"; ' +
+        'compare the clocks of both hosts (date); else start vmigrated there and check the network',
+      isRetryable: true,
+      cause: error,
+    });
+  const when = isExpired ? `expired on ${store.expiresAt}` : `is valid only from ${store.validFrom} on`;
+  return new MigrationError('UNAUTHENTICATED', `${error.message}: the certificate of this host ${when}`, {
+    remedy: 'check the clock of this host (date); else create a new certificate with vmctl certs host',
+    cause: error,
+  });
+}
+
+const CLOSED = /ECONNRESET|EPIPE|socket hang up/;
 
 export interface RemoteAgentsOptions {
   readonly self: string;
@@ -271,6 +324,17 @@ export class RemoteAgents implements ApiPeers {
     const startedMs = performance.now();
     await this.peer(host).call({ path: PING_PATH, method: 'POST', body: '[]', timeoutMs: PING_MS });
     return { roundTripMs: performance.now() - startedMs };
+  }
+
+  /** Throws UNAUTHENTICATED if one of the two hosts does not accept the other's certificate now. */
+  async check(host: string): Promise<{ roundTripMs: number }> {
+    const peer = this.peer(host);
+    try {
+      await peer.check(PING_MS);
+    } catch (error) {
+      throw withOwnCertificate(toMigrationError(error), this.options.store);
+    }
+    return this.ping(host);
   }
 
   close(): void {

@@ -6,7 +6,8 @@
 import { z } from 'zod';
 import type { HostPort, HostRole } from '../../engine/ports/host.js';
 import { hostInventory, targetChecks, vmClaims } from '../../schemas/host.js';
-import { count } from '../../schemas/of.js';
+import { count, list, text } from '../../schemas/of.js';
+import { fileView, proofId, storageFile, storageOffer } from '../../schemas/storage.js';
 import { vmSpecSchema } from '../../schemas/vm-spec.js';
 import { exitCode, hostName, jobId, sessionId, vmName } from '../../schemas/words.js';
 import {
@@ -19,6 +20,7 @@ import {
   forkPointReply,
   forkProgress,
   forkQuestion,
+  layerPaths,
   microseconds,
   nativeOptions,
   nativeReading,
@@ -77,7 +79,11 @@ const HOST_METHODS: HostMethods = {
     inventory: method(z.tuple([]), hostInventory, USUAL_MS),
     vmInventory: method(z.tuple([vmName]), vmInventory, USUAL_MS),
     vmClaims: method(z.tuple([vmName, z.string().max(64)]), vmClaims, SHORT_MS),
+    layerHolders: method(z.tuple([layerPaths, vmName.nullable()]), z.object({ holders: list(text) }), SHORT_MS),
     checkTarget: method(z.tuple([vmSpecSchema, rdmaPlace.nullable()]), targetChecks, USUAL_MS),
+    offerStorage: method(z.tuple([vmName]), storageOffer, USUAL_MS),
+    viewStorage: method(z.tuple([proofId, list(storageFile)]), list(fileView), USUAL_MS),
+    endStorage: method(z.tuple([proofId]), nothing, USUAL_MS),
   },
 
   source: {

@@ -14,6 +14,7 @@ export const OCTETS = 'application/octet-stream';
 export const PING_PATH = '/agent/v1/ping';
 export const callPath = (method: string): string => `/agent/v1/call/${method}`;
 export const statePath = (session: string): string => `/agent/v1/sessions/${session}/state`;
+export const STATE_ROUTE = statePath(':session');
 
 /** Device state without RAM has some 0.3 MB, or tens of MB with VGA memory and flash. A longer stream is cut off. */
 export const DEVICE_STATE_BYTES_MAX = 256 * 2 ** 20;
@@ -46,7 +47,7 @@ export function agentRoutes(fastify: FastifyInstance, services: ApiServices): vo
   }
 
   app.put(
-    statePath(':session'),
+    STATE_ROUTE,
     {
       schema: { tags: ['hosts'], params: z.strictObject({ session: sessionId }), consumes: [OCTETS] },
       bodyLimit: DEVICE_STATE_BYTES_MAX,

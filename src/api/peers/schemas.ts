@@ -3,7 +3,7 @@ import { z } from 'zod';
 import { CLONES_MAX } from '../../domain/fork.js';
 import { SESSION_STATES } from '../../engine/ports/session.js';
 import { cloneFailure, cloneIdentity, namePrefix } from '../../schemas/fork.js';
-import { vmInventoryBase } from '../../schemas/host.js';
+import { hostLimits, vmInventoryBase } from '../../schemas/host.js';
 import { imageView } from '../../schemas/image.js';
 import { count, list, text } from '../../schemas/of.js';
 import { vmSpecSchema } from '../../schemas/vm-spec.js';
@@ -36,6 +36,8 @@ const hex = z
 export const counters = z.record(z.string().max(NAME_MAX), z.number());
 export const microseconds = z.number().nonnegative();
 export const epoch = z.int().min(1);
+
+export const layerPaths = z.array(z.string().max(4096).startsWith('/')).max(256);
 
 // ---- migrations
 
@@ -105,6 +107,7 @@ export const forkQuestion = z.strictObject({
   memory: cloneMemory,
   network: cloneNetwork,
   disks: cloneDisks,
+  isReplacing: z.boolean().exactOptional(),
 });
 
 export const prepareForkRequest = forkQuestion.extend({ fork: forkId, job: jobId, isPartialAllowed: z.boolean() });
@@ -124,6 +127,15 @@ export const forkInventory = z.object({
   cloneBytesNeeded: count,
   warmCloneCount: count,
   namesTaken: list(text),
+  hostResources: list(z.object({ argument: text, what: text, isOfNetwork: z.boolean() })).exactOptional(),
+  namesOfEnded: list(text).exactOptional(),
+  diskProblem: z
+    .object({ code: z.enum(['DISK_CHANGED', 'DISK_IN_USE']), reason: text })
+    .nullable()
+    .exactOptional(),
+  longChains: list(text).exactOptional(),
+  coldReason: text.nullable().exactOptional(),
+  limits: hostLimits.exactOptional(),
 });
 
 const clones = z.array(cloneIdentity).max(CLONES_MAX);

@@ -8,6 +8,8 @@ import { type HostInventory, STATE_ROOM_BYTES } from '../../domain/host.js';
 import type { RdmaDevice, RdmaInventory } from '../../domain/transport.js';
 import type { DoctorCheck } from '../../schemas/host.js';
 import type { ApiServices } from '../contract/ports.js';
+import { limitChecks } from './doctor-limits.js';
+import { fail, ok, type Verdict, warn } from './doctor-verdict.js';
 
 const MIB = 2 ** 20;
 const DAY_MS = 86_400_000;
@@ -17,12 +19,6 @@ const KERNEL_MIN = [5, 14];
 /** The oldest kernel that can write-protect shared memory through userfaultfd. */
 const KERNEL_FORK_MIN = [5, 19];
 const QEMU_MIN = [7, 2];
-
-type Verdict = Omit<DoctorCheck, 'name'>;
-
-const ok = (text: string): Verdict => ({ status: 'ok', text, remedy: '' });
-const warn = (text: string, remedy: string): Verdict => ({ status: 'warn', text, remedy });
-const fail = (text: string, remedy: string): Verdict => ({ status: 'fail', text, remedy });
 
 function isAtLeast(version: string, [major = 0, minor = 0]: readonly number[]): boolean {
   const [, found = '0', foundMinor = '0'] = /(\d+)\.(\d+)/.exec(version) ?? [];
@@ -35,8 +31,12 @@ function kernel(version: string): Verdict {
     : fail(`Linux ${version} has no minor faults on tmpfs`, 'run Linux 5.14 or newer (Debian 12 has 6.1)');
 }
 
-function qemu(version: string | null): Verdict {
-  if (version === null) return fail('no QEMU found', 'install it: apt-get install qemu-system-x86');
+function qemu(version: string | null, problem: string | undefined): Verdict {
+  if (version === null)
+    return fail(
+      problem ?? 'no QEMU found',
+      'install it: apt-get install qemu-system-x86, or correct the key qemu in the configuration',
+    );
   return isAtLeast(version, QEMU_MIN)
     ? ok(`QEMU ${version}`)
     : fail(`QEMU ${version} is too old`, `install QEMU ${QEMU_MIN.join('.')} or newer`);
@@ -49,6 +49,9 @@ function userfaultfd(inventory: HostInventory): Verdict {
 }
 
 function minorFaults(inventory: HostInventory): Verdict {
+  // A kernel that does not permit userfaultfd does not tell what it could do.
+  if (!inventory.isUserfaultfdPermitted)
+    return fail('unknown, because userfaultfd is not permitted', 'run the daemon as root, then ask again');
   return inventory.hasMinorFaults
     ? ok('on tmpfs')
     : fail('not supported on tmpfs', 'run Linux 5.14 or newer with CONFIG_USERFAULTFD');
@@ -139,7 +142,7 @@ function certificate(services: ApiServices): Verdict {
 
 async function peer(services: ApiServices, name: string): Promise<Verdict> {
   try {
-    const { roundTripMs } = await services.peers.ping(name);
+    const { roundTripMs } = await services.peers.check(name);
     return ok(`${services.peers.url(name)}, ${roundTripMs.toFixed(1)} ms`);
   } catch (thrown) {
     const error = toMigrationError(thrown);
@@ -161,7 +164,7 @@ export async function doctor(services: ApiServices): Promise<DoctorCheck[]> {
         ? ok('present')
         : fail('libvmigrate-preload.so is missing', 'build it: npm run build:native'),
     ],
-    ['QEMU', qemu(inventory.qemuVersion)],
+    ['QEMU', qemu(inventory.qemuVersion, inventory.qemuProblem)],
     [
       'machines',
       inventory.machines.length > 0
@@ -172,6 +175,7 @@ export async function doctor(services: ApiServices): Promise<DoctorCheck[]> {
     ['guest memory', ramFiles(inventory)],
     ['state directory', stateRoom(inventory)],
     ['huge pages', hugePages(inventory)],
+    ...limitChecks(inventory.limits),
     ['memlock', memlock(inventory.rdma)],
     ['memory cgroup', cgroup(inventory.rdma)],
     ['certificate', certificate(services)],

@@ -15,10 +15,20 @@ import {
   warmRequest,
   warmSetView,
 } from '../../schemas/fork.js';
-import { fileBody, imageParams, imageView } from '../../schemas/image.js';
+import {
+  flattenView,
+  imageParams,
+  imageView,
+  loadBody,
+  pruneBody,
+  pruneView,
+  removalView,
+  removeBody,
+  saveBody,
+} from '../../schemas/image.js';
 import { jobView } from '../../schemas/job.js';
-import { list, text } from '../../schemas/of.js';
-import { emptyBody, stopImageBody } from '../../schemas/vm.js';
+import { list } from '../../schemas/of.js';
+import { emptyBody, stopImageBody, vmParams } from '../../schemas/vm.js';
 import type { ApiServices, ApiVms } from '../contract/ports.js';
 
 const failures = { '4xx': errorJson, '5xx': errorJson };
@@ -91,11 +101,34 @@ function imageRoutes(fastify: FastifyInstance, { images, vms }: ApiServices): vo
     {
       schema: {
         summary: 'Load an image from a file that save has written',
-        body: fileBody,
+        body: loadBody,
         response: { 201: imageView, ...failures },
       },
     },
-    async ({ body }, reply) => reply.code(201).send(await images.load(body.path)),
+    async ({ body }, reply) => reply.code(201).send(await images.load(body.path, { isAssumed: body.assumeDisks })),
+  );
+  app.post(
+    '/v1/images/prune',
+    {
+      schema: {
+        summary: 'Remove the images that no clone, fork or saved file needs, or (dryRun) say which',
+        body: pruneBody,
+        response: { 200: pruneView, ...failures },
+      },
+    },
+    ({ body }) => images.prune({ isDryRun: body?.dryRun ?? false }),
+  );
+  app.post(
+    '/v1/vms/:name/flatten',
+    {
+      schema: {
+        summary: 'Merge the disk overlays that forks of a VM have left, as far as nobody needs them',
+        params: vmParams,
+        body: emptyBody,
+        response: { 200: flattenView, ...failures },
+      },
+    },
+    ({ params }) => images.flatten(params.name),
   );
   const oneImage = { params: imageParams, response: { 200: imageView, ...failures } };
   app.get('/v1/images/:id', { schema: { summary: 'Show one image', ...oneImage } }, ({ params }) =>
@@ -105,16 +138,14 @@ function imageRoutes(fastify: FastifyInstance, { images, vms }: ApiServices): vo
     '/v1/images/:id',
     {
       schema: {
-        summary: 'Remove an image on which no clone runs',
+        summary: 'Remove an image on which no clone runs; disk layers that somebody needs are kept',
         params: imageParams,
-        body: emptyBody,
-        response: { 200: z.object({ id: text }), ...failures },
+        body: removeBody,
+        response: { 200: removalView, ...failures },
       },
     },
-    async ({ params }) => {
-      await images.remove(params.id);
-      return { id: params.id };
-    },
+    ({ params, body }) =>
+      images.remove(params.id, { isForced: body?.force ?? false, isDroppingSaved: body?.dropSaved ?? false }),
   );
   app.post(
     '/v1/images/:id/save',
@@ -122,11 +153,11 @@ function imageRoutes(fastify: FastifyInstance, { images, vms }: ApiServices): vo
       schema: {
         summary: 'Write an image to a file on this host',
         params: imageParams,
-        body: fileBody,
+        body: saveBody,
         response: { 200: z.object({ fileBytes: z.number() }), ...failures },
       },
     },
-    ({ params, body }) => images.save(params.id, body.path),
+    ({ params, body }) => images.save(params.id, body.path, { withDisks: body.withDisks }),
   );
   app.post(
     '/v1/images/:id/stop',

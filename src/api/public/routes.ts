@@ -100,7 +100,7 @@ async function peerView(services: ApiServices, host: string): Promise<HostView> 
   const base = { host, url: services.peers.url(host), isSelf: false };
   try {
     const inventory = await services.peers.agent(host).inventory.inventory();
-    const { roundTripMs } = await services.peers.ping(host);
+    const { roundTripMs } = await services.peers.check(host);
     return { ...base, isReachable: true, roundTripMs, error: null, inventory };
   } catch (thrown) {
     const error = toMigrationError(thrown).toJSON();

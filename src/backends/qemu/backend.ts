@@ -2,13 +2,25 @@
 
 import { existsSync } from 'node:fs';
 import { MigrationError } from '../../domain/errors.js';
+import type { ArgumentFile } from '../../domain/storage.js';
 import type { Accel, AccelChoice, VmSpec } from '../../domain/vm.js';
 import { findByArgument, type ProcessIdentity } from '../../kit/process.js';
-import type { DiskFiles, SpecDevices, VmBackend, VmPlace } from '../backend.js';
+import type { SpecDevices, VmBackend, VmPlace } from '../backend.js';
+import type { DiskFiles } from '../disk-files.js';
+import { argumentFiles } from './argument-files.js';
 import { qmpSocketArgument } from './command-line.js';
 import { QemuConnection, socketsIn } from './connection.js';
 import { devicesIn } from './facts.js';
-import { commitOverlay, createOverlay, openProblem, virtualSizeBytes } from './img.js';
+import {
+  chain,
+  chainLinks,
+  commitOverlay,
+  createOverlay,
+  isWritten,
+  openProblem,
+  rebase,
+  virtualSizeBytes,
+} from './img.js';
 import { askQemu, type InstalledQemu, isKvmUsable, resolveAccel, resolveMachine } from './installed.js';
 import { QemuProcess } from './process.js';
 import { SPOOL_PROGRAM } from './spool.js';
@@ -18,7 +30,10 @@ const PROGRAM_DEFAULT = 'qemu-system-x86_64';
 const SOCKET_PATH_BYTES_MAX = 107;
 
 export class QemuBackend implements VmBackend {
-  readonly diskFiles: DiskFiles = { virtualSizeBytes, createOverlay, commitOverlay, openProblem };
+  readonly diskFiles: DiskFiles = {
+    ...{ virtualSizeBytes, createOverlay, commitOverlay, openProblem },
+    ...{ chain, chainLinks, isWritten, rebase },
+  };
   readonly #program: string;
   #installed: Promise<InstalledQemu> | null = null;
 
@@ -49,6 +64,10 @@ export class QemuBackend implements VmBackend {
 
   devicesIn(spec: VmSpec): SpecDevices {
     return devicesIn(spec);
+  }
+
+  filesIn(spec: VmSpec): readonly ArgumentFile[] {
+    return argumentFiles(spec);
   }
 
   checkPlace({ directory }: VmPlace): void {

@@ -4,6 +4,7 @@
  */
 import { z } from 'zod';
 import { MigrationError } from '../../domain/errors.js';
+import type { OpenFile } from '../../domain/storage.js';
 import type { QmpClient } from './qmp/client.js';
 
 const JOB_TIMEOUT_MS = 3600_000;
@@ -21,7 +22,11 @@ const blockList = z.array(
   }),
 );
 
-const nodeList = z.array(z.object({ 'node-name': z.string().optional(), drv: z.string(), file: z.string() }));
+const nodeList = z.array(
+  z.object({ 'node-name': z.string().optional(), drv: z.string(), file: z.string(), ro: z.boolean().optional() }),
+);
+/** Drivers of nodes that are files or block devices of the host. */
+const FILE_DRIVERS: ReadonlySet<string> = new Set(['file', 'host_device', 'host_cdrom']);
 
 /** The node that a disk of the guest reads and writes now. */
 export interface ActiveNode {
@@ -41,6 +46,13 @@ export async function activeNodes(qmp: QmpClient): Promise<Map<string, ActiveNod
     nodes.set(id, { node: inserted['node-name'], path: inserted.file, isReadOnly: inserted.ro });
   }
   return nodes;
+}
+
+/** Returns the files that all drives use, with the files behind them. */
+export async function openFiles(qmp: QmpClient): Promise<OpenFile[]> {
+  const nodes = nodeList.parse(await qmp.executeUntyped('query-named-block-nodes', { flat: true }));
+  const files = nodes.filter(({ drv }) => FILE_DRIVERS.has(drv));
+  return files.map(({ file, ro }) => ({ path: file, isReadOnly: ro === true }));
 }
 
 /** Returns the format node on this file, or null if QEMU has not opened the file. */

@@ -1,7 +1,12 @@
 /** Calls on disk images, implemented with qemu-img. */
 import { execFile } from 'node:child_process';
 import { promisify } from 'node:util';
-import { MigrationError, toMigrationError } from '../../domain/errors.js';
+import { z } from 'zod';
+import { type ErrorCode, MigrationError, toMigrationError } from '../../domain/errors.js';
+import { LIMITS, limitInText, limitOfError } from '../../domain/limits.js';
+import type { ChainLink } from '../../domain/storage.js';
+import { DISK_FORMATS, type DiskFormat } from '../../domain/vm.js';
+import type { DiskFile } from '../disk-files.js';
 
 const run = promisify(execFile);
 const TIMEOUT_MS = 10_000;
@@ -17,6 +22,18 @@ export async function virtualSizeBytes(path: string, format: string): Promise<nu
   throw new MigrationError('QEMU_FAILED', `qemu-img info ${path} has no virtual-size`);
 }
 
+const chainAnswer = z.array(z.object({ filename: z.string(), format: z.string(), 'virtual-size': z.number() }));
+
+/** Returns the image and the images behind it, the front one first. The files may be in use. */
+export async function chainLinks(path: string, format: string): Promise<ChainLink[]> {
+  const text = await qemuImg(['info', '--output=json', '-U', '--backing-chain', '-f', format, path], TIMEOUT_MS);
+  return chainAnswer.parse(JSON.parse(text)).map((link) => ({
+    path: link.filename,
+    format: link.format,
+    virtualSizeBytes: link['virtual-size'],
+  }));
+}
+
 /** Creates a qcow2 without content of its own. It does not open the base, which a QEMU may have open. */
 export async function createOverlay(
   path: string,
@@ -29,7 +46,15 @@ export async function createOverlay(
 
 /** Writes the overlay's content into its base. No QEMU may have either file open. */
 export async function commitOverlay(path: string): Promise<void> {
-  await qemuImg(['commit', '-q', '-f', 'qcow2', path], COMMIT_TIMEOUT_MS);
+  try {
+    await qemuImg(['commit', '-q', '-f', 'qcow2', path], COMMIT_TIMEOUT_MS);
+  } catch (error) {
+    if (!isLocked(error)) throw error;
+    throw new MigrationError('CONFLICT', `${path} or its backing file is open in another program`, {
+      cause: error,
+      remedy: 'end the VM or the program that has it open',
+    });
+  }
 }
 
 /**
@@ -50,17 +75,69 @@ export async function openProblem(path: string, format: string): Promise<string 
   }
 }
 
+const chainInfo = z
+  .array(
+    z.object({
+      filename: z.string(),
+      format: z.string(),
+      // A qcow2 may keep its content in another file.
+      'format-specific': z.object({ data: z.object({ 'data-file': z.string().optional() }).optional() }).optional(),
+    }),
+  )
+  .min(1);
+
+/** Returns the file and its backing files, the top first. -U: the files may be in use. */
+export async function chain(path: string, format: DiskFormat): Promise<readonly DiskFile[]> {
+  if (format === 'raw') return [{ path, format }];
+  const text = await qemuImg(['info', '--output=json', '-U', '--backing-chain', '-f', format, path], TIMEOUT_MS);
+  const files = chainInfo.parse(JSON.parse(text)).flatMap((file, index) => {
+    const own = { path: index === 0 ? path : file.filename, format: file.format };
+    const content = file['format-specific']?.data?.['data-file'];
+    return content === undefined ? [own] : [own, { path: content, format: 'raw' }];
+  });
+  return files.map((file) => {
+    const known = DISK_FORMATS.find((name) => name === file.format);
+    if (known !== undefined && file.path.startsWith('/')) return { path: file.path, format: known };
+    throw new MigrationError('UNSUPPORTED', `${path} lies on ${file.path} (${file.format}), which is not a disk file`, {
+      remedy: 'use backing files of format raw or qcow2 with absolute paths',
+    });
+  });
+}
+
+/** Without -U qemu-img fails where another process has locked the file for writing. */
+export async function isWritten(path: string, format: string): Promise<boolean> {
+  try {
+    await qemuImg(['info', '--output=json', '-f', format, path], TIMEOUT_MS);
+    return false;
+  } catch (error) {
+    if (isLocked(error)) return true;
+    throw error;
+  }
+}
+
+function isLocked(error: unknown): boolean {
+  return error instanceof MigrationError && /Failed to get .*lock/i.test(error.message);
+}
+
+/** -u: only the header is written; nobody compares the old backing file with the new one. */
+export async function rebase(path: string, base: DiskFile): Promise<void> {
+  await qemuImg(['rebase', '-q', '-u', '-f', 'qcow2', '-b', base.path, '-F', base.format, path], TIMEOUT_MS);
+}
+
 async function qemuImg(args: readonly string[], timeoutMs: number): Promise<string> {
   try {
     return (await run('qemu-img', args, { timeout: timeoutMs })).stdout;
   } catch (error) {
     const { stderr, code } = error as { stderr?: string; code?: unknown };
     const message = stderr?.trim() || (error instanceof Error ? error.message : String(error));
-    const isFull = /No space left/i.test(message);
-    throw new MigrationError(
-      code === 'ENOENT' ? 'UNSUPPORTED' : isFull ? 'NO_SPACE' : 'QEMU_FAILED',
-      `qemu-img ${args[0] ?? ''}: ${message}`,
-      { cause: error, ...(code === 'ENOENT' ? { remedy: 'install qemu-utils' } : {}) },
-    );
+    const isMissing = code === 'ENOENT';
+    const limit = limitOfError(error) ?? limitInText(message);
+    const known: ErrorCode = limit === null ? 'QEMU_FAILED' : LIMITS[limit].code;
+    const remedy = isMissing ? 'install qemu-utils' : limit === null ? undefined : LIMITS[limit].remedy;
+    throw new MigrationError(isMissing ? 'UNSUPPORTED' : known, `qemu-img ${args[0] ?? ''}: ${message}`, {
+      ...(remedy === undefined ? {} : { remedy }),
+      ...(limit === null ? {} : { details: { limit } }),
+      cause: error,
+    });
   }
 }

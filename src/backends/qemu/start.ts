@@ -2,7 +2,8 @@
 import { type ChildProcess, spawn } from 'node:child_process';
 import { type FileHandle, open } from 'node:fs/promises';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { MigrationError } from '../../domain/errors.js';
+import { MigrationError, toMigrationError } from '../../domain/errors.js';
+import { LIMITS, limitInText, limitOfError } from '../../domain/limits.js';
 import { type ChildExit, identityOf, type ProcessIdentity } from '../../kit/process.js';
 import type { VmPlace } from '../backend.js';
 import { untilKept } from './spool.js';
@@ -52,15 +53,24 @@ export async function startDetached(
     exited = new Promise((resolve) => child.once('exit', (code, signal) => resolve({ code, signal })));
     await new Promise<void>((resolve, reject) => {
       child.once('spawn', resolve);
-      child.once('error', (cause) =>
-        reject(new MigrationError('QEMU_FAILED', `${program} cannot be started: ${cause.message}`, { cause })),
-      );
+      child.once('error', (cause) => reject(startError(program, cause)));
     });
   } finally {
     for (const input of inputs) await input.close();
     await output.close();
   }
-  return { identity: await identityOf(child.pid ?? 0), exited };
+  try {
+    return { identity: await identityOf(child.pid ?? 0), exited };
+  } catch (error) {
+    // Nobody could find this process again, because no record names it.
+    child.kill('SIGKILL');
+    throw toMigrationError(error);
+  }
+}
+
+function startError(program: string, cause: Error): MigrationError {
+  if (limitOfError(cause) !== null) return toMigrationError(cause);
+  return new MigrationError('QEMU_FAILED', `${program} cannot be started: ${cause.message}`, { cause });
 }
 
 /** Returns the end of the process's output. */
@@ -87,5 +97,10 @@ export async function withOutput(
   if (error.code === 'QEMU_GONE') await untilKept(directory, OUTPUT_DELAY_MS);
   const words = await outputTail(outputPath);
   if (words === '') return error;
-  return new MigrationError('QEMU_FAILED', `${error.message}: ${words}`, { cause: error, details: { output: words } });
+  const limit = limitInText(words);
+  return new MigrationError('QEMU_FAILED', `${error.message}: ${words}`, {
+    ...(limit === null ? {} : { remedy: LIMITS[limit].remedy }),
+    details: { output: words, ...(limit === null ? {} : { limit }) },
+    cause: error,
+  });
 }

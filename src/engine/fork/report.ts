@@ -3,7 +3,7 @@ import type { ForkStepContext } from './context.js';
 
 /** Builds the report from the steps' findings, also if these come from several lives of the daemon. */
 export function buildForkReport({ record, ports, findings, phases, marks }: ForkStepContext): ForkReport {
-  const { host, parent, memoryBytes } = record.plan;
+  const { host, parent, memoryBytes, coldReason } = record.plan;
   const counter = (name: string): number => findings.counters[name] ?? 0;
   const totalMs =
     marks.startedAtMs !== null
@@ -21,6 +21,7 @@ export function buildForkReport({ record, ports, findings, phases, marks }: Fork
     parent,
     parentPauseMs: findings.parentPauseMs,
     isWarm: findings.isWarm,
+    ...(coldReason === undefined || findings.isWarm ? {} : { coldReason }),
     totalMs: Math.max(0, totalMs),
     firstReadyMs: readyMs.length === 0 ? 0 : Math.min(...readyMs),
     lastReadyMs: readyMs.length === 0 ? 0 : Math.max(...readyMs),

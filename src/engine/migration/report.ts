@@ -32,6 +32,7 @@ export function buildReport({ record, ports, findings, phases, marks }: StepCont
     source,
     target: request.target,
     memoryBytes,
+    ...(request.sharedStorage === undefined ? {} : { sharedStorage: request.sharedStorage }),
     blackoutMs: findings.blackoutMs ?? 0,
     blackoutByEventsMs: blackoutByEventsMs(findings),
     degradedMs: target('degradedNs') / NS_PER_MS,

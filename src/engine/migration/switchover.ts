@@ -3,11 +3,14 @@
  * blackout, so everything that can be awaited elsewhere is.
  */
 import { MigrationError, toMigrationError } from '../../domain/errors.js';
+import type { Clock } from '../ports/clock.js';
 import type { StepContext, StepExecutor } from './context.js';
 import { guestEndOf, lost } from './lost.js';
 import { nativeFigures } from './native.js';
 
 const US_PER_MS = 1e3;
+/** How long the target may take to say why its QEMU has not loaded the state. */
+const TARGETS_REASON_MS = 400;
 
 export const stopSource: StepExecutor = {
   async forward(context) {
@@ -24,16 +27,42 @@ export const stopSource: StepExecutor = {
 
 export const transferState: StepExecutor = {
   async forward({ record, ports }) {
-    const [transferred] = await Promise.all([
-      ports.source.transferState(record.plan.request.vm, record.session, record.plan.request.target),
-      ports.target.awaitLoaded(record.session),
-    ]);
-    return { deviceStateBytes: transferred.deviceStateBytes };
+    const transferred = ports.source.transferState(record.plan.request.vm, record.session, record.plan.request.target);
+    const loaded = ports.target.awaitLoaded(record.session);
+    try {
+      const [{ deviceStateBytes }] = await Promise.all([transferred, loaded]);
+      return { deviceStateBytes };
+    } catch (error) {
+      throw await withTargetsReason(toMigrationError(error), loaded, ports.clock);
+    }
   },
   async undo() {
     // Source: continueVm ends a transfer under way. Target: discarding the session removes the loaded state.
   },
 };
+
+/**
+ * If the target's QEMU refuses the state, the source often notices first, and knows nothing but that its stream has
+ * ended. The target's reason becomes the cause. The VM is stopped meanwhile, so little time is given to it.
+ */
+async function withTargetsReason(failed: MigrationError, loaded: Promise<void>, clock: Clock): Promise<MigrationError> {
+  const over = new AbortController();
+  const reason = await Promise.race([
+    loaded.then(
+      () => null,
+      (thrown: unknown) => toMigrationError(thrown),
+    ),
+    clock.sleep(TARGETS_REASON_MS, over.signal).then(() => null),
+  ]);
+  over.abort();
+  if (reason === null || reason === failed || reason.message === failed.message) return failed;
+  return new MigrationError(failed.code, failed.message, {
+    ...(failed.remedy === undefined ? {} : { remedy: failed.remedy }),
+    isRetryable: failed.isRetryable,
+    details: failed.details,
+    cause: reason,
+  });
+}
 
 export const commit: StepExecutor = {
   async forward({ record, ports }) {

@@ -30,6 +30,8 @@ export interface PrepareForkRequest {
   readonly network: CloneNetwork;
   readonly disks: CloneDisks;
   readonly isPartialAllowed: boolean;
+  /** True: ended VMs with the clones' names are removed. Absent: only names that no VM has are used. */
+  readonly isReplacing?: boolean;
 }
 
 /** The part of the request that pre-flight knows. */

@@ -43,7 +43,9 @@ export function planFork(request: ForkRequest, facts: ForkFacts): Planned {
       timeoutMs: timeoutMs(name, request.cloneCount, memoryBytes),
     }),
   );
-  return { plan: { request, host, parent, memoryBytes, steps, notes: notesOf(request, facts) }, refusals: [] };
+  const { coldReason } = inventory;
+  const why = coldReason === undefined || coldReason === null ? {} : { coldReason };
+  return { plan: { request, host, parent, memoryBytes, steps, notes: notesOf(request, facts), ...why }, refusals: [] };
 }
 
 /** Returns the first step that is out of order, or null. The engine refuses a plan that has one. */
@@ -96,6 +98,7 @@ function notesOf(request: ForkRequest, { inventory, waitsFor }: ForkFacts): stri
       ? 'all QEMU processes are already waiting (warm)'
       : `${request.cloneCount - warm} QEMU processes must be started (cold)`,
   );
+  if (inventory.coldReason !== undefined && inventory.coldReason !== null) notes.push(inventory.coldReason);
   const count = cloneCountThatFits(request, inventory);
   if (count < request.cloneCount)
     notes.push(`memory suffices for about ${count} clones; the report will list the others`);

@@ -7,6 +7,7 @@ import { CLONES_MAX, type ForkRequest } from '../../domain/fork.js';
 import type { ForkInventory } from '../../domain/host.js';
 import type { Refusal, RefusalCode } from '../../domain/refusal.js';
 import { inJob, notRunning } from '../busy.js';
+import { checkLimits, vmCountWithinLimits } from '../limits.js';
 
 export interface ForkFacts {
   readonly host: string;
@@ -26,8 +27,11 @@ export function preflightFork(request: ForkRequest, facts: ForkFacts): Refusal[]
     ...(request.vm === null ? checkImage(request, inventory) : checkParent(request.vm, facts)),
     ...(request.vm === null ? [] : checkCapture(request.vm, request, host, inventory)),
     ...checkDiscarding(request, inventory),
+    ...checkHostResources(request, inventory),
+    ...checkPrefix(request),
     ...checkNames(host, inventory),
     ...checkMemory(request, host, inventory),
+    ...checkRoomForClones(request, host, inventory),
   ];
 }
 
@@ -96,6 +100,13 @@ function* checkCapture(
       'remove the device from the VM, or replace it by a device that can migrate',
     );
   }
+  for (const change of vm.deviceChanges ?? []) {
+    yield refuse(
+      'DEVICE_CHANGED',
+      `the devices of ${name} are not those of its spec, from which clones are made: ${change}`,
+      "undo the change on the VM's monitor socket (device_del, device_add), or stop the VM and change its spec",
+    );
+  }
   if (vm.image !== null && parentMode === 'stop') {
     yield refuse(
       'RAM_NOT_SHARED',
@@ -115,6 +126,9 @@ function* checkCapture(
       `a disk of ${name} does not support snapshots: ${blocker}`,
       'detach the disk',
     );
+  }
+  for (const chain of inventory.longChains ?? []) {
+    yield refuse('DISK_CHAIN_LONG', `${chain}, and a fork adds one`, `merge them: "vmctl flatten ${name}"`);
   }
   // A parent that stays stopped does not write, so it needs no write protection. A clone cannot become an image.
   if (parentMode === 'stop') return;
@@ -157,7 +171,40 @@ function* checkDiscarding({ vm: name, parentMode, memory }: ForkRequest, { vm }:
   }
 }
 
-function* checkImage({ image: id }: ForkRequest, { image }: ForkInventory): Iterable<Refusal> {
+/**
+ * The process of each clone starts with the arguments of the parent, which has what they take of the host. Clones with
+ * a network namespace of their own may have the same ports.
+ */
+function* checkHostResources(
+  { vm: parent, network, cloneCount }: ForkRequest,
+  { vm, hostResources }: ForkInventory,
+): Iterable<Refusal> {
+  // A single clone of an image may have what its parent had.
+  if (parent === null && cloneCount === 1) return;
+  const hasOwnNetwork =
+    network === 'isolated' && vm.spec.nics.some(({ type }) => type === 'tap' || type === 'isolated');
+  for (const { argument, what, isOfNetwork } of hostResources ?? []) {
+    if (isOfNetwork && hasOwnNetwork) continue;
+    yield refuse(
+      'HOST_RESOURCE',
+      `only one VM of a host can have ${what}, which ${vm.spec.name} takes by "${argument}"`,
+      isOfNetwork
+        ? 'start the VM without this argument, let the system choose the port, or fork with --network isolated'
+        : 'start the VM without this argument',
+    );
+  }
+}
+
+function* checkImage({ image: id }: ForkRequest, { image, diskProblem }: ForkInventory): Iterable<Refusal> {
+  if (diskProblem !== undefined && diskProblem !== null && image?.state === 'complete') {
+    yield refuse(
+      diskProblem.code,
+      diskProblem.reason,
+      diskProblem.code === 'DISK_IN_USE'
+        ? 'end the VM or the program that has the disk open'
+        : `put the disk's files back as they were, or remove the image: "vmctl image rm ${image.id}"`,
+    );
+  }
   if (image === null) {
     yield refuse('IMAGE_INCOMPLETE', `no image ${id ?? ''} on this host`, 'list the images with "vmctl images"');
   } else if (image.state !== 'complete') {
@@ -166,21 +213,59 @@ function* checkImage({ image: id }: ForkRequest, { image }: ForkInventory): Iter
       `image ${image.id} is ${image.state}, not complete`,
       image.state === 'failed'
         ? `remove it: "vmctl image rm ${image.id}"`
-        : 'wait until it is complete: "vmctl images"',
+        : image.state === 'unloaded'
+          ? 'load it from its file: "vmctl image load FILE"'
+          : 'wait until it is complete: "vmctl images"',
     );
   }
 }
 
+/** Waiting processes hold their descriptors and tasks already. */
+function* checkRoomForClones(request: ForkRequest, host: string, inventory: ForkInventory): Iterable<Refusal> {
+  const need = {
+    vmCount: Math.max(0, request.cloneCount - inventory.warmCloneCount),
+    cpus: inventory.vm.spec.cpus,
+  };
+  const count = vmCountWithinLimits(inventory.limits, need) + inventory.warmCloneCount;
+  if (request.isPartialAllowed && count > 0) return;
+  for (const refusal of checkLimits(host, inventory.limits, need)) {
+    yield count > 0 ? { ...refusal, remedy: `use --clones ${count}, or ${refusal.remedy}` } : refusal;
+  }
+}
+
+/** The rule of VM specs: a clone is a VM. */
+const NAME_START = /^[a-z0-9][a-z0-9-]*$/;
+
+function* checkPrefix({ namePrefix }: ForkRequest): Iterable<Refusal> {
+  if (namePrefix === null || NAME_START.test(namePrefix)) return;
+  yield refuse(
+    'CLONE_NAME',
+    `clones cannot be named after "${namePrefix}": names have lower-case letters, digits and "-"`,
+    'choose another --name',
+  );
+}
+
 const NAMES_SHOWN_MAX = 5;
 
-function* checkNames(host: string, { namesTaken }: ForkInventory): Iterable<Refusal> {
-  if (namesTaken.length === 0) return;
-  const more = namesTaken.length > NAMES_SHOWN_MAX ? ` and ${namesTaken.length - NAMES_SHOWN_MAX} more` : '';
-  yield refuse(
-    'NAME_TAKEN',
-    `names of the clones are already used on ${host}: ${namesTaken.slice(0, NAMES_SHOWN_MAX).join(', ')}${more}`,
-    'choose another --name, or end those VMs with "vmctl stop"',
-  );
+function* checkNames(host: string, { namesTaken, namesOfEnded = [] }: ForkInventory): Iterable<Refusal> {
+  const some = (names: readonly string[]) => {
+    const more = names.length > NAMES_SHOWN_MAX ? ` and ${names.length - NAMES_SHOWN_MAX} more` : '';
+    return `${names.slice(0, NAMES_SHOWN_MAX).join(', ')}${more}`;
+  };
+  if (namesTaken.length > 0) {
+    yield refuse(
+      'NAME_TAKEN',
+      `names of the clones are already used on ${host}: ${some(namesTaken)}`,
+      'choose another --name, or end those VMs with "vmctl stop"',
+    );
+  }
+  if (namesOfEnded.length > 0) {
+    yield refuse(
+      'NAME_TAKEN',
+      `ended VMs on ${host} have names of the clones, with exit codes and logs: ${some(namesOfEnded)}`,
+      'choose another --name, remove those VMs with "vmctl stop", or add --replace',
+    );
+  }
 }
 
 function* checkMemory(request: ForkRequest, host: string, inventory: ForkInventory): Iterable<Refusal> {

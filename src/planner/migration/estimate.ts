@@ -2,10 +2,10 @@ import { type MigrationRequest, MODE_TRAITS } from '../../domain/migration.js';
 import { describeBytes } from '../bytes.js';
 
 /**
- * Assumed rate if there is neither a limit nor a measurement: that of one 10 GbE link. Used only for texts and generous
- * deadlines.
+ * Assumed rate for deadlines if there is no limit: that of a slow link (100 Mbit/s), because a deadline must be
+ * generous. No text names it: nobody has measured the link.
  */
-const ASSUMED_BYTES_PER_S = 1_000_000_000;
+const ASSUMED_BYTES_PER_S = 12_500_000;
 
 export interface Estimate {
   /** Time to move every page once. */
@@ -17,12 +17,10 @@ export function estimate(request: MigrationRequest, memoryBytes: number): Estima
   const isLimited = request.bandwidthBytesPerS > 0;
   const bytesPerS = isLimited ? request.bandwidthBytesPerS : ASSUMED_BYTES_PER_S;
   const moveMs = (memoryBytes * 1000) / bytesPerS;
-  const rate = isLimited
-    ? `the limit of ${describeBytes(bytesPerS)}/s`
-    : `${describeBytes(bytesPerS)}/s (no limit set)`;
-  const notes = [
-    `at most ${describeBytes(memoryBytes)} move, which takes ${describeMs(moveMs)} at ${rate}; zero pages are skipped`,
-  ];
+  const time = isLimited
+    ? `which takes ${describeMs(moveMs)} at the limit of ${describeBytes(bytesPerS)}/s`
+    : 'as fast as the link is (it has not been measured, and no limit is set)';
+  const notes = [`at most ${describeBytes(memoryBytes)} move, ${time}; zero pages are skipped`];
   const { mover, fetches } = MODE_TRAITS[request.mode];
   if (mover === 'pager') {
     notes.push(

@@ -18,6 +18,7 @@ import { describeBytes } from '../bytes.js';
 import { estimate } from './estimate.js';
 import type { PreflightFacts } from './facts.js';
 import { preflight } from './preflight.js';
+import { storageNotes } from './storage.js';
 import { type Choice, chooseTransport } from './transport.js';
 
 /** The steps of each mode, in order. */
@@ -134,7 +135,9 @@ export function planMigration(order: MigrationOrder, facts: PreflightFacts): Pla
   const choice = chooseTransport(order, facts);
   const refusals = preflight({ ...order, transport: choice.transport }, facts);
   if (refusals.length > 0 || facts.target.kind !== 'reachable') return { plan: null, refusals };
-  return { plan: plan(order, choice, facts.sourceHost, facts.vm), refusals: [] };
+  const planned = plan(order, choice, facts.sourceHost, facts.vm);
+  const notes = [...storageNotes(planned.request, facts.target.storage), ...planned.notes];
+  return { plan: { ...planned, notes }, refusals: [] };
 }
 
 function plan(order: MigrationOrder, choice: Choice, sourceHost: HostInventory, vm: VmInventory): MigrationPlan {

@@ -7,11 +7,14 @@
 import { type HostInventory, STATE_ROOM_BYTES, type TargetChecks, type VmInventory } from '../../domain/host.js';
 import { type MigrationRequest, MODE_TRAITS } from '../../domain/migration.js';
 import type { Refusal, RefusalCode } from '../../domain/refusal.js';
+import type { DiskSpec } from '../../domain/vm.js';
 import { inJob, notRunning } from '../busy.js';
 import { describeBytes } from '../bytes.js';
+import { checkLimits } from '../limits.js';
 import { checkClone } from './clone-preflight.js';
-import type { PreflightFacts } from './facts.js';
+import type { PreflightFacts, TargetFacts } from './facts.js';
 import { isOlder, parseQemuVersion } from './qemu-version.js';
+import { checkStorage } from './storage.js';
 import { checkTransport } from './transport.js';
 
 /**
@@ -58,8 +61,10 @@ export function preflight(request: MigrationRequest, facts: PreflightFacts): Ref
         ...checkQemu(request, target.inventory, vm),
         ...checkMemory(request, target.inventory, vm),
         ...checkState(target.inventory),
-        ...checkFiles(request, target.inventory, target.checks, vm),
+        ...checkLimits(sourceHost.host, sourceHost.limits, { vmCount: 1, cpus: 0 }),
+        ...checkLimits(target.inventory.host, target.inventory.limits, { vmCount: 1, cpus: vm.spec.cpus }),
       );
+      refusals.push(...checkAllFiles(request, sourceHost, target, vm));
       refusals.push(
         ...checkTransport(request.transport, request.mode, {
           ...{ source: sourceHost, target: target.inventory, checks: target.checks, vm },
@@ -91,6 +96,13 @@ function* checkVm(
       'DEVICE_NOT_MIGRATABLE',
       `a device of ${name} cannot migrate: ${blocker}`,
       'remove the device from the VM, or replace it by a device that can migrate',
+    );
+  }
+  for (const change of vm.deviceChanges ?? []) {
+    yield refuse(
+      'DEVICE_CHANGED',
+      `the devices of ${name} are not those of its spec: ${change}`,
+      "undo the change on the VM's monitor socket (device_del, device_add), or stop the VM and change its spec",
     );
   }
 }
@@ -252,6 +264,34 @@ function needs(vm: string, neededBytes: number, host: string, availableBytes: nu
   return `${vm} needs ${mib(neededBytes)} ${where}; ${host} has ${available}`;
 }
 
+/** A file that the target cannot use at all is not compared as well. */
+function checkAllFiles(
+  request: MigrationRequest,
+  source: HostInventory,
+  { inventory, checks, storage }: Extract<TargetFacts, { kind: 'reachable' }>,
+  vm: VmInventory,
+): Refusal[] {
+  const { disks, kernel, initrd } = vm.spec;
+  const boot = [kernel, initrd].filter((path) => path !== undefined);
+  const refusedPaths = new Set([
+    ...disks.filter((disk) => !isDiskUsable(disk, checks)).map(({ path }) => path),
+    ...boot.filter((path) => !isFileReadable(path, checks)),
+  ]);
+  return [
+    ...checkFiles(request, inventory, checks, vm),
+    ...checkStorage({ request, source, target: inventory, storage, refusedPaths }),
+  ];
+}
+
+function isDiskUsable(disk: DiskSpec, { disks }: TargetChecks): boolean {
+  const check = disks.find(({ path }) => path === disk.path);
+  return check !== undefined && check.isReadable && (disk.isReadOnly || check.isWritable);
+}
+
+function isFileReadable(path: string, { files }: TargetChecks): boolean {
+  return files.some((file) => file.path === path && file.isReadable);
+}
+
 function* checkFiles(
   request: MigrationRequest,
   target: HostInventory,
@@ -273,15 +313,14 @@ function* checkFiles(
     );
   }
   for (const disk of spec.disks) {
+    if (isDiskUsable(disk, checks)) continue;
     const check = checks.disks.find(({ path }) => path === disk.path);
-    const isUsable = check !== undefined && check.isReadable && (disk.isReadOnly || check.isWritable);
-    if (isUsable) continue;
     const how = check?.isReadable === true ? 'cannot write' : 'cannot open';
     const why = check?.reason === undefined ? '' : `: ${check.reason}`;
     yield refuse('DISK_MISSING', `${host} ${how} the disk ${disk.id} of ${request.vm} (${disk.path})${why}`, remedy);
   }
   for (const path of [spec.kernel, spec.initrd]) {
-    if (path === undefined || checks.files.some((file) => file.path === path && file.isReadable)) continue;
+    if (path === undefined || isFileReadable(path, checks)) continue;
     yield refuse('FILE_MISSING', `${host} cannot read ${path}, which ${request.vm} boots from`, remedy);
   }
   for (const nic of spec.nics) {

@@ -193,7 +193,10 @@ describe('migrations', () => {
     const job = await client().post<JobView>('/v1/migrations', { vm: 'web', target: 'B' });
     expect(job.id).toBe('job-1');
     expect(services.jobs.requests).toEqual([
-      { vm: 'web', target: 'B', mode: 'postcopy', transport: 'auto', bandwidthBytesPerS: 0, downtimeMsMax: 300 },
+      {
+        ...{ vm: 'web', target: 'B', mode: 'postcopy', transport: 'auto', bandwidthBytesPerS: 0, downtimeMsMax: 300 },
+        sharedStorage: 'prove',
+      },
     ]);
     expect(await client().get<JobView[]>('/v1/jobs')).toHaveLength(1);
     expect(await client().post<JobView>('/v1/jobs/job-1/recover')).toMatchObject({ state: 'recovering' });

@@ -69,7 +69,18 @@ describe('vfork', () => {
 
   test('every flag arrives', async () => {
     const flags = ['--parent', 'stop', '--memory', 'private', '--network', 'none', '--disks', 'scratch'];
-    const ended = await run('vfork', 'web', '--clones', '5', ...flags, '--name', 'w', '--partial', '--detach');
+    const ended = await run(
+      'vfork',
+      'web',
+      '--clones',
+      '5',
+      ...flags,
+      '--name',
+      'w',
+      '--partial',
+      '--replace',
+      '--detach',
+    );
     expect(ended).toMatchObject({ code: 0, stdout: expect.stringMatching(/^job-\d+\n$/) as string });
     expect(services.jobs.forkRequests).toEqual([
       {
@@ -82,6 +93,7 @@ describe('vfork', () => {
         network: 'none',
         disks: 'scratch',
         isPartialAllowed: true,
+        isReplacing: true,
       },
     ]);
   });
@@ -160,6 +172,20 @@ describe('vfork', () => {
     expect(await readFile(ends[1]?.log ?? '', 'utf8')).toBe(`bye from ${exitCode}\n`);
   });
 
+  test.each([
+    ['removes clones and image', ['web'], []],
+    ['leaves an image that was there before', ['--image', IMAGE], [IMAGE]],
+  ])('--rm %s', async (_, of, left) => {
+    services.images.views.set(IMAGE, imageView(IMAGE));
+    for (const { name } of FORK_REPORT.clones) await services.vms.run(vmView(name) as never);
+    const waiting = run('vfork', '--clones', '2', ...of, '--wait', '--rm');
+    await nextJobEnds({ state: 'done', report: FORK_REPORT });
+    for (const { name } of FORK_REPORT.clones) services.ends(name, '');
+    expect(await waiting).toMatchObject({ code: 0 });
+    expect(services.vms.list()).toEqual([]);
+    expect(services.images.list().map(({ id }) => id)).toEqual(left);
+  });
+
   test('--wait takes a code for the end, and the log as far as it goes', async () => {
     for (const { name } of FORK_REPORT.clones) await services.vms.run(vmView(name) as never);
     const waiting = run('vfork', '--clones', '2', 'web', '--wait', '--logs', join(directory, 'logs'), '--json');
@@ -188,6 +214,23 @@ describe('vmctl', () => {
     expect(services.images.list()).toHaveLength(1);
   });
 
+  test('what happens to disk layers is the user’s word, and what stays is said', async () => {
+    const { images } = services;
+    for (const calls of [images.removals, images.saves, images.loads]) calls.length = 0;
+    services.images.views.set(IMAGE, imageView(IMAGE));
+    services.images.keptLayers = [{ path: '/srv/web.qcow2', reason: 'needed by saved image /srv/x.image' }];
+    await run('vmctl', 'image', 'save', IMAGE, '/srv/x.image', '--with-disks');
+    const removed = await run('vmctl', 'image', 'rm', IMAGE, '--drop-saved', '--force');
+    expect(removed.stdout).toMatch(/^unloaded image .*freed 128 MiB/);
+    expect(removed.stdout).toMatch(/kept \/srv\/web.qcow2: needed by saved image \/srv\/x.image\n.*--drop-saved/);
+    expect(services.images.removals).toEqual([{ id: IMAGE, options: { isForced: true, isDroppingSaved: true } }]);
+    await run('vmctl', 'image', 'load', '/srv/x.image', '--disks', 'assume');
+    expect([services.images.saves, services.images.loads]).toEqual([[{ withDisks: true }], [{ isAssumed: true }]]);
+    expect((await run('vmctl', 'image', 'prune', '--dry-run')).stdout).toMatch(/would remove image 0011.*\nwould free/);
+    expect((await run('vmctl', 'image', 'prune')).stdout).toMatch(/^removed image 00112233445566ff: 128 MiB\nfreed/);
+    expect((await run('vmctl', 'flatten', 'web')).stdout).toMatch(/^web:\n {2}merged \/srv\/web.qcow2.0011/);
+  });
+
   test('pool warm, list and drain', async () => {
     expect(await run('vmctl', 'pool', 'warm', 'web', '--clones', '4', '--network', 'none')).toMatchObject({ code: 0 });
     expect((await run('vmctl', 'pool')).stdout).toMatch(/web +4 +4 +cow +none/);
@@ -198,7 +241,7 @@ describe('vmctl', () => {
   test('stop --image ends all clones of an image', async () => {
     await services.vms.run(vmView('web-5') as never);
     services.images.views.set(IMAGE, imageView(IMAGE, { clones: ['web-5'] }));
-    expect(await run('vmctl', 'stop', '--image', IMAGE)).toMatchObject({ code: 0, stdout: 'stopped 1 clones\n' });
+    expect(await run('vmctl', 'stop', '--image', IMAGE)).toMatchObject({ code: 0, stdout: 'stopped 1 clone\n' });
     expect(await run('vmctl', 'stop')).toMatchObject({ code: 2 });
     expect(await run('vmctl', 'stop', 'web', '--image', IMAGE)).toMatchObject({ code: 2 });
   });

@@ -5,6 +5,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { afterAll, beforeAll, beforeEach, describe, expect, test, vi } from 'vitest';
+import { unreachable } from '../../../src/api/client.js';
 import { type ApiServer, buildServer } from '../../../src/api/server.js';
 import { exitCodeOfJob } from '../../../src/cli/exit-codes.js';
 import { openStateDirectory } from '../../../src/durable/state-directory.js';
@@ -73,7 +74,49 @@ async function nextJobEnds(change: Parameters<FakeServices['jobs']['change']>[1]
   services.jobs.change(id, change);
 }
 
+describe('every command', () => {
+  test.each(['vmctl', 'vmigrate', 'vfork', 'vmigrated'])('%s tells its version', async (program) => {
+    expect(await run(program, '--version')).toEqual({ code: 0, stdout: '0.1.0\n', stderr: '' });
+  });
+});
+
+describe('a daemon that cannot be used', () => {
+  const ask = (host: string) => start('vmctl', ['ps', '--host', host]).ended;
+
+  test('is not called absent if only its socket is closed to this user', async () => {
+    const error = Object.assign(new Error('connect EACCES'), { code: 'EACCES' });
+    expect(unreachable({ host: 'unix:/run/x.sock', tls: null }, error)).toMatchObject({
+      code: 'UNREACHABLE',
+      message: "this user may not use the daemon's socket /run/x.sock",
+      remedy: expect.stringContaining('https with a certificate'),
+    });
+  });
+
+  test('is told apart from one that nobody has started, and from one that refuses the certificate', async () => {
+    const absent = await ask(`unix:${directory}/none.sock`);
+    expect(absent).toMatchObject({
+      code: 5,
+      stderr: expect.stringMatching(/no daemon answers.*\n[^]*start vmigrated/),
+    });
+    const texts = ['ECONNREFUSED', 'ECONNRESET', 'CERT_HAS_EXPIRED'].map(
+      (code) =>
+        unreachable({ host: 'https://10.0.0.1:7400', tls: '/tls' }, Object.assign(new Error(code), { code })).message,
+    );
+    expect(texts).toEqual([
+      'no daemon answers at https://10.0.0.1:7400',
+      'the daemon at https://10.0.0.1:7400 closed the connection: it probably does not accept the certificate in /tls',
+      'the certificate of the daemon at https://10.0.0.1:7400 is not accepted here: CERT_HAS_EXPIRED',
+    ]);
+  });
+});
+
 describe('vmigrate', () => {
+  test('2: a limit of the downtime where none holds', async () => {
+    const ended = await run('vmigrate', 'web', 'B', '--max-downtime', '300');
+    expect(ended).toMatchObject({ code: 2, stdout: '' });
+    expect(ended.stderr).toMatch(/--max-downtime is for QEMU's own migration; postcopy has no such limit/);
+  });
+
   test('0: done, with the report as the only thing on stdout', async () => {
     const [ended] = await Promise.all([
       run('vmigrate', 'web', 'B', '--json'),

@@ -15,6 +15,7 @@ import { errorText } from '../../../src/cli/error-text.js';
 import { jobError } from '../../../src/cli/follow.js';
 import type { CauseJson, MigrationError } from '../../../src/domain/errors.js';
 import type { JobView } from '../../../src/domain/job.js';
+import { LIMITS } from '../../../src/domain/limits.js';
 import type { HostPort } from '../../../src/engine/ports/host.js';
 import { failureToError, thrownToError } from '../../../src/native/failure.js';
 import { NATIVE_ERROR } from '../../../src/protocol/wire.js';
@@ -117,7 +118,7 @@ const MOVES: readonly (readonly [name: string, told: Scripted['on'], text: strin
   because: no page has arrived for 40 ms (NEEDS_RECOVERY)
   because: the target's page session failed: OUT_OF_MEMORY
   because: fetching pages: UFFDIO_CONTINUE (ENOMEM) (OUT_OF_MEMORY)
-  → free memory on that host, or raise the limits of vmigrated: "vmctl doctor" there shows them
+  → ${LIMITS.memory.remedy}
   → then the job goes on by itself; to try at once: vmigrate --recover JOB
 `,
   ],
@@ -197,8 +198,9 @@ const MOVES: readonly (readonly [name: string, told: Scripted['on'], text: strin
     },
     `vmigrate: vm1 runs on A: the migration failed (STEP_FAILED)
   because: connectTarget on B failed (STEP_FAILED)
-  because: connect to the source at 10.0.0.1 over rdma: register memory: over memlock (ENOMEM) (OUT_OF_MEMORY)
-  → free memory on that host, or raise the limits of vmigrated: "vmctl doctor" there shows them
+  because: connect to the source at 10.0.0.1 over rdma: register memory: over memlock (ENOMEM): \
+${LIMITS.lockedMemory.text} (OUT_OF_MEMORY)
+  → ${LIMITS.lockedMemory.remedy}
 `,
   ],
   [

@@ -5,6 +5,18 @@ import { MigrationError, toMigrationError } from '../../../src/domain/errors.js'
 
 const text = (error: MigrationError): string => errorText('vmigrate', error.toJSON());
 
+test('the reasons of a refusal are said once', () => {
+  const refusals = [
+    { code: 'RAM_NOT_SHARED', reason: 'RAM is private', remedy: 'use --native' },
+    { code: 'VM_IN_JOB', reason: 'web is in a job', remedy: '' },
+  ];
+  const message = 'web cannot move to B: RAM is private; web is in a job';
+  expect(errorText('vmigrate', new MigrationError('PREFLIGHT_REFUSED', message, { details: refusals }).toJSON())).toBe(
+    'vmigrate: web cannot move to B (PREFLIGHT_REFUSED)\n' +
+      '  RAM_NOT_SHARED: RAM is private\n    → use --native\n  VM_IN_JOB: web is in a job\n',
+  );
+});
+
 test('code, refusals with remedies, cause and remedy', () => {
   const refusals = [{ code: 'RAM_NOT_SHARED', reason: 'RAM is private', remedy: 'use --native' }];
   const error = new MigrationError('PREFLIGHT_REFUSED', 'web cannot move', {

@@ -48,6 +48,10 @@ describe('a progress line', () => {
     const line = progressLine(jobView('job-1', { progress }));
     expect(line).toBe('web: drain  250/1000 pages 25 %, 128 MiB/s, 3 s left, 7 faults');
   });
+  test('says no time left for a job that has ended', () => {
+    for (const state of ['cancelled', 'lost', 'failed'] as const)
+      expect(progressLine(jobView('job-1', { state, progress }))).not.toContain('s left');
+  });
   test('before there is anything to count says the step', () => {
     expect(progressLine(jobView('job-1', { step: 'prepareTarget' }))).toBe('web: prepareTarget');
   });
@@ -86,6 +90,20 @@ test('a report names blackout, degraded time, faults, bytes and CPU', () => {
     ].join('\n'),
   );
   expect(reportText({ ...REPORT, reconnects: 2 })).toContain('reconnects 2');
+  // Nobody measures what QEMU does by itself, so nothing is claimed.
+  expect(
+    reportText({ ...REPORT, mode: 'native-precopy' })
+      .split('\n')
+      .slice(1),
+  ).toEqual([
+    '  blackout   8.3 ms',
+    '  degraded   -',
+    '  total      650 ms',
+    '  faults     -',
+    '  moved      256 MiB by QEMU',
+    '  CPU        -',
+    '',
+  ]);
 });
 
 test('a plan marks the steps in which the VM does not run', () => {

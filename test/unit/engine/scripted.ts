@@ -96,6 +96,8 @@ export class Scripted {
       inventory: host(name),
       vmInventory: { ...vm, owner: 'A' },
       checkTarget: goodFacts().target.checks,
+      offerStorage: { proof: '0'.repeat(32), files: [], views: [] },
+      viewStorage: [],
       prepare: { nativeUri: 'tcp:10.0.0.2:4444' },
       resume: { resumedAtUs: 12_000 },
       progress: complete,
@@ -115,7 +117,7 @@ export class Scripted {
 
   /** The calls that change something, without the earlier questions and the polls. */
   get acts(): string[] {
-    const questions = /[iI]nventory|checkTarget|\.progress|sourceCounters|nativeProgress|forkProgress/;
+    const questions = /[iI]nventory|checkTarget|Storage|\.progress|sourceCounters|nativeProgress|forkProgress/;
     return this.calls.filter((call) => !questions.test(call));
   }
 

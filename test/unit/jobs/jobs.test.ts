@@ -77,6 +77,35 @@ describe('submit', () => {
     await rest(jobs, (await jobs.submit(request)).id);
   });
 
+  test.each([
+    ['answers for none', 'STORAGE_NOT_PROVEN', () => [], /has not answered for/],
+    [
+      'is of an earlier build',
+      'STORAGE_NOT_PROVEN',
+      () => Promise.reject(new MigrationError('NOT_FOUND', 'no such call')),
+      /older vmigrate/,
+    ],
+    ['fails', 'STORAGE_NOT_PROVEN', () => Promise.reject(new MigrationError('TIMEOUT', 'late')), /late/],
+  ])('the markers are taken away again, also if the target %s', async (_, code, answer, reason) => {
+    const world = new Scripted();
+    const file = { path: '/d', use: 'disk d0', isWritable: true, format: 'raw' };
+    const view = { path: '/d', problem: null, marker: 'x' };
+    world.on['A.offerStorage'] = () => ({ proof: 'ef'.repeat(16), files: [file], views: [view] });
+    world.on['B.viewStorage'] = answer;
+    const { jobs } = await world.daemon();
+    const { refusals } = await jobs.dryRun(request);
+    expect(refusals).toMatchObject([{ code }]);
+    expect(refusals[0]?.reason).toMatch(reason);
+    expect(world.calls.filter((call) => call.endsWith('Storage'))).toEqual([
+      'A.offerStorage',
+      'B.viewStorage',
+      'A.endStorage',
+    ]);
+    world.calls.length = 0;
+    expect((await jobs.dryRun({ ...request, sharedStorage: 'assume' })).refusals).toEqual([]);
+    expect(world.calls.filter((call) => call.endsWith('Storage'))).toEqual([]);
+  });
+
   test('a dry run shows the plan and touches nothing', async () => {
     const world = new Scripted();
     const { jobs } = await world.daemon();

@@ -35,6 +35,20 @@ const CASES: readonly [what: string, change: Change, code: RefusalCode, names: R
     /1-1024, not 10000/,
   ],
   ['half a clone', { request: { cloneCount: 1.5 } }, 'CLONE_COUNT', /1\.5/],
+  ['a name that no VM may have', { request: { namePrefix: 'Job_X' } }, 'CLONE_NAME', /named after "Job_X"/],
+  [
+    'more clones than descriptors',
+    {
+      inventory: {
+        limits: {
+          ...{ openFiles: { used: 964, max: 1024 }, openFilesOfHost: null, tasks: null },
+          ...{ mappings: null, fileWatchesMax: null },
+        },
+      },
+    },
+    'HOST_LIMIT',
+    /^A: open files of vmigrated are limited to 1024, 964 are in use, and about 68 more are needed$/,
+  ],
   ['a VM of another host', { vm: { owner: 'C' } }, 'VM_NOT_OWNED', /belongs to C/],
   ['a paused VM', { vm: { state: 'paused' } }, 'VM_NOT_RUNNING', /is paused/],
   ['a VM in a job', { vm: { job: 'job-7' } }, 'VM_IN_JOB', /job-7/],
@@ -67,6 +81,41 @@ const CASES: readonly [what: string, change: Change, code: RefusalCode, names: R
   ['a clone without preload', { ...ofClone, inventory: { hasPreload: false } }, 'PRELOAD_MISSING', /preload/],
   ['no preload', { inventory: { hasPreload: false } }, 'PRELOAD_MISSING', /preload/],
   ['a raw device', { inventory: { diskBlockers: ['d0 is a pipe'] } }, 'DISK_NOT_SNAPSHOTTABLE', /d0 is a pipe/],
+  [
+    'a device that somebody has added',
+    { vm: { deviceChanges: ['device p was added'] } },
+    'DEVICE_CHANGED',
+    /p was added/,
+  ],
+  [
+    'a port of the host',
+    { inventory: { hostResources: [{ argument: '-vnc :7', what: 'the VNC display :7', isOfNetwork: true }] } },
+    'HOST_RESOURCE',
+    /only one VM of a host can have the VNC display :7, which vm1 takes by "-vnc :7"/,
+  ],
+  [
+    'a socket of the host, in a network of its own too',
+    {
+      request: { network: 'isolated' },
+      inventory: { hostResources: [{ argument: '-vnc unix:/v', what: 'the socket /v', isOfNetwork: false }] },
+    },
+    'HOST_RESOURCE',
+    /socket \/v/,
+  ],
+  [
+    'a disk of another moment',
+    { ...ofImage, inventory: { image, diskProblem: { code: 'DISK_CHANGED', reason: '/srv/d has 5 bytes, not 4' } } },
+    'DISK_CHANGED',
+    /5 bytes, not 4/,
+  ],
+  [
+    'a disk that somebody writes to',
+    { ...ofImage, inventory: { image, diskProblem: { code: 'DISK_IN_USE', reason: 'web writes to /srv/d' } } },
+    'DISK_IN_USE',
+    /web writes to/,
+  ],
+  ['a long chain', { inventory: { longChains: ['disk d0 is a chain of 16 files'] } }, 'DISK_CHAIN_LONG', /16 files/],
+  ['names of ended VMs', { inventory: { namesOfEnded: ['vm1-1'] } }, 'NAME_TAKEN', /exit codes and logs: vm1-1/],
   ['names that are taken', { inventory: { namesTaken: ['vm1-0', 'vm1-2'] } }, 'NAME_TAKEN', /vm1-0, vm1-2/],
   ['an image without room', { inventory: { imageBytesFree: 100 * MIB } }, 'IMAGE_MEMORY', /512 MiB.*100 MiB/],
   [
@@ -99,6 +148,7 @@ describe('pre-flight', () => {
   test('the cases name every code that only forks have', () => {
     const codes: Record<ForkRefusalCode, true> = {
       CLONE_COUNT: true,
+      CLONE_NAME: true,
       CLONE_MEMORY: true,
       IMAGE_MEMORY: true,
       IMAGE_INCOMPLETE: true,
@@ -106,9 +156,30 @@ describe('pre-flight', () => {
       WRITES_ESCAPE: true,
       WRITE_PROTECT_MISSING: true,
       DISK_NOT_SNAPSHOTTABLE: true,
+      HOST_RESOURCE: true,
+      DISK_CHANGED: true,
+      DISK_IN_USE: true,
+      DISK_CHAIN_LONG: true,
     };
     const named = new Set(CASES.map(([, , code]) => code));
     expect(Object.keys(codes).filter((code) => !named.has(code as ForkRefusalCode))).toEqual([]);
+  });
+
+  test('clones in network namespaces of their own may have the same ports', () => {
+    const hostResources = [{ argument: '-vnc :7', what: 'the VNC display :7', isOfNetwork: true }];
+    expect(planned({ request: { network: 'isolated' }, inventory: { hostResources } }).refusals).toEqual([]);
+  });
+
+  test('a single clone of an image may have what its parent had', () => {
+    const inventory = {
+      image,
+      hostResources: [{ argument: '-vnc unix:/v', what: 'the socket /v', isOfNetwork: false }],
+    };
+    const one = { vm: null, image: IMAGE, cloneCount: 1 };
+    expect(planned({ request: one, inventory }).refusals).toEqual([]);
+    expect(planned({ request: { ...one, cloneCount: 2 }, inventory }).refusals).toMatchObject([
+      { code: 'HOST_RESOURCE' },
+    ]);
   });
 
   test('gives all reasons at once', () => {

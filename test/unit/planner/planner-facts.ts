@@ -117,6 +117,7 @@ export function goodFacts(): PreflightFacts & { target: { kind: 'reachable' } } 
         ],
         rdma: { isReached: true },
       },
+      storage: { kind: 'compared', files: [] },
     },
     vm,
   };

@@ -1,11 +1,12 @@
 import { describe, expect, test } from 'vitest';
 import { MigrationError } from '../../../src/domain/errors.js';
-import type { HostInventory, TargetChecks, VmInventory } from '../../../src/domain/host.js';
+import type { HostInventory, HostLimits, TargetChecks, VmInventory } from '../../../src/domain/host.js';
 import type { MigrationRequest } from '../../../src/domain/migration.js';
 import type { MigrationRefusalCode } from '../../../src/domain/refusal.js';
+import type { FileView } from '../../../src/domain/storage.js';
 import type { RdmaInventory } from '../../../src/domain/transport.js';
 import type { VmSpec } from '../../../src/domain/vm.js';
-import type { TargetFacts } from '../../../src/planner/migration/facts.js';
+import type { StorageFacts, TargetFacts } from '../../../src/planner/migration/facts.js';
 import { preflight } from '../../../src/planner/migration/preflight.js';
 import { goodFacts, NO_RDMA, rdma, request, spec, vm } from './planner-facts.js';
 import { expectMigrationRemedyWorks } from './remedies.js';
@@ -18,6 +19,7 @@ interface Change {
   vm?: Partial<VmInventory>;
   spec?: Partial<VmSpec>;
   facts?: TargetFacts;
+  storage?: StorageFacts;
 }
 
 function refusals(change: Change) {
@@ -26,6 +28,7 @@ function refusals(change: Change) {
     kind: 'reachable',
     inventory: { ...good.target.inventory, ...change.target },
     checks: { ...good.target.checks, ...change.checks },
+    storage: change.storage ?? good.target.storage,
   };
   return preflight(
     { ...request, ...change.request },
@@ -40,8 +43,41 @@ function refusals(change: Change) {
 const MIB = 1024 * 1024;
 const hugeMemory = { ...spec.memory, pageBytes: 2 * MIB };
 
+/** One file with these views of it. */
+function compared(isWritable: boolean, source: Partial<FileView>, target: Partial<FileView>): StorageFacts {
+  const path = '/disks/d0.qcow2';
+  const view: FileView = {
+    ...{ path, problem: null, kind: 'file', sizeBytes: 1, realName: 'd0.qcow2', isMountPoint: false, inode: '1:1' },
+    ...{ deviceId: null, marker: null, markerProblem: null, digest: null, isSampled: false, chain: [] },
+  };
+  const file = { path, use: 'disk d0', isWritable, format: null };
+  return { kind: 'compared', files: [{ file, source: { ...view, ...source }, target: { ...view, ...target } }] };
+}
+const limits: HostLimits = {
+  ...{ openFiles: { used: 40, max: 20_000 }, openFilesOfHost: null, tasks: { used: 300, max: 30_000 } },
+  ...{ mappings: null, fileWatchesMax: null },
+};
+
 /** One line for each refusal: the changed fact, the code, and the text that the reason must contain. */
 const CASES: readonly [what: string, change: Change, code: MigrationRefusalCode, names: RegExp][] = [
+  [
+    'a target without descriptors',
+    { target: { limits: { ...limits, openFiles: { used: 1000, max: 1024 } } } },
+    'HOST_LIMIT',
+    /^B: open files of vmigrated are limited to 1024, 1000 are in use, and about 44 more are needed/,
+  ],
+  [
+    'a source without descriptors',
+    { source: { limits: { ...limits, openFiles: { used: 1000, max: 1024 } } } },
+    'HOST_LIMIT',
+    /^A: open files of vmigrated/,
+  ],
+  [
+    'a target that may start no threads',
+    { target: { limits: { ...limits, tasks: { used: 99, max: 100 } } } },
+    'HOST_LIMIT',
+    /^B: processes and threads are limited to 100/,
+  ],
   [
     'the source itself',
     { request: { target: 'A' }, facts: { kind: 'isSource' } },
@@ -154,6 +190,25 @@ const CASES: readonly [what: string, change: Change, code: MigrationRefusalCode,
     'TRANSPORT_UNAVAILABLE',
     /A and B are on different machines/,
   ],
+  [
+    'a device that somebody has added',
+    { vm: { deviceChanges: ['device p was added'] } },
+    'DEVICE_CHANGED',
+    /p was added/,
+  ],
+  [
+    'a disk that is not shared',
+    { storage: compared(true, { marker: 'a' }, { marker: 'b' }) },
+    'DISK_NOT_SHARED',
+    /B does not see what A has just written/,
+  ],
+  ['another kernel', { storage: compared(false, { digest: 'a' }, { digest: 'b' }) }, 'FILE_DIFFERS', /content of/],
+  [
+    'a target that cannot compare',
+    { storage: { kind: 'unsupported' } },
+    'STORAGE_NOT_PROVEN',
+    /B has an older vmigrate/,
+  ],
   ['another protocol', { target: { protocolVersion: 2 } }, 'PROTOCOL_VERSION', /protocol versions differ: A 1, B 2/],
 ];
 
@@ -200,7 +255,12 @@ describe('pre-flight', () => {
       SOURCE_MEMORY: true,
       IDENTITY_PENDING: true,
       DISK_NOT_MOVABLE: true,
+      DISK_NOT_SHARED: true,
+      FILE_DIFFERS: true,
+      STORAGE_NOT_PROVEN: true,
+      DEVICE_CHANGED: true,
       PROTOCOL_VERSION: true,
+      HOST_LIMIT: true,
     };
     expect(new Set(CASES.map(([, , code]) => code))).toEqual(new Set(Object.keys(codes)));
   });

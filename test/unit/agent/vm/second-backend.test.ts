@@ -1,6 +1,6 @@
 /** The life of VMs on a back end that is not QEMU. VmManager needs only what backend.ts declares. */
 import { type ChildProcess, spawn } from 'node:child_process';
-import { mkdtemp, readdir, readFile, rm, writeFile } from 'node:fs/promises';
+import { mkdir, mkdtemp, readdir, readFile, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, beforeEach, expect, test } from 'vitest';
@@ -23,6 +23,8 @@ import { MemoryStore } from '../../durable/memory-store.js';
 
 /** A VM is a process that sleeps. A word in a file says whether its guest runs. */
 class Sleeper implements Partial<VmProcess> {
+  /** A test sets it to do something once the process is there. */
+  static onLaunched: () => Promise<unknown> = async () => undefined;
   readonly #place: VmPlace;
   #child: ChildProcess | null = null;
   #isConnected = false;
@@ -53,6 +55,7 @@ class Sleeper implements Partial<VmProcess> {
       await mapped(signal);
       this.#isConnected = true;
     };
+    await Sleeper.onLaunched();
     return { identity: await identityOf(pid), exited, ready };
   }
 
@@ -225,4 +228,25 @@ test('a VM outlives the daemon, and is taken up in the state that it is in', asy
   expect(vms.list()).toMatchObject([{ state: 'running' }]);
   await vms.stop('web', { isForced: true });
   expect(vms.list()).toMatchObject([{ state: 'stopped', exit: { reason: 'stopped' } }]);
+});
+
+test('a VM that has never run is ended by force only if no session or fork needs it', async () => {
+  const options = { session: 'ab'.repeat(16), accel: 'tcg', epoch: 5 } as const;
+  await vms.prepareIncoming(spec, options);
+  const { pid } = vms.get('web');
+  const refused = { code: 'CONFLICT', message: 'web is incoming' };
+  await expect(vms.stop('web', { isForced: true })).rejects.toMatchObject(refused);
+  await expect(vms.stop('web', { isForced: false, isUnclaimed: true })).rejects.toMatchObject(refused);
+  await vms.stop('web', { isForced: true, isUnclaimed: true });
+  expect(vms.list()).toEqual([]);
+  expect(() => process.kill(pid, 0)).toThrow(/ESRCH/);
+});
+
+test('a start whose record cannot be written leaves no process', async () => {
+  // A directory where the next record would be written.
+  Sleeper.onLaunched = () => mkdir(join(directory, 'vms/web/record.json.new'));
+  await expect(vms.run(spec)).rejects.toThrow(/EISDIR/);
+  Sleeper.onLaunched = async () => undefined;
+  expect(await findByArgument(`sleeper ${join(directory, 'vms/web')}`)).toEqual([]);
+  expect(vms.list()).toEqual([]);
 });

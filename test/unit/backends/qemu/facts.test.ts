@@ -10,6 +10,7 @@ test('what the devices of a spec mean for a move or a fork', () => {
     withoutState: [],
     escaping: [],
     discarding: [],
+    hostResources: [],
   });
   const devices = ['nvme,serial=1', 'nvme-ns', 'virtio-gpu-gl-pci', 'vfio-pci,host=01:00.0', 'virtio-balloon-pci,id=b'];
   expect(devicesIn(specWith(devices, ['-device', 'ivshmem-plain,memdev=m', '-device', 'virtio-mem-pci,id=m']))).toEqual(
@@ -17,6 +18,7 @@ test('what the devices of a spec mean for a move or a fork', () => {
       withoutState: ['nvme', 'nvme-ns', 'virtio-gpu-gl-pci'],
       escaping: ['vfio-pci', 'ivshmem-plain,memdev=m'],
       discarding: ['virtio-balloon-pci', 'virtio-mem-pci'],
+      hostResources: [],
     },
   );
 });

@@ -1,0 +1,84 @@
+/**
+ * Whether clones may start on an image's disks now. Asked by pre-flight, and again right before the clones' QEMUs are
+ * made, so that nothing is made for a start that would pair memory with newer disks.
+ */
+import { MigrationError } from '../../domain/errors.js';
+import type { VmManager } from '../vm/vms.js';
+import { checkLayers, type DiskLayer, sealDisks } from './layers.js';
+import type { ImageRecord } from './record.js';
+import type { ImageStore } from './store.js';
+
+export interface StartProblem {
+  readonly code: 'DISK_CHANGED' | 'DISK_IN_USE';
+  readonly reason: string;
+}
+
+interface Parts {
+  readonly images: ImageStore;
+  readonly vms: VmManager;
+}
+
+/** Checks in progress. Reading a large disk takes longer than a caller waits, and the next caller joins in. */
+const checks = new WeakMap<ImageStore, Map<string, Promise<StartProblem | null>>>();
+
+/** Returns the reason why no clone may start on the image's disks, or null. Keeps the stamps that it had to renew. */
+export function startProblem(parts: Parts, id: string): Promise<StartProblem | null> {
+  const running = checks.get(parts.images) ?? new Map<string, Promise<StartProblem | null>>();
+  checks.set(parts.images, running);
+  const before = running.get(id);
+  if (before !== undefined) return before;
+  const check = findProblem(parts, id).finally(() => running.delete(id));
+  running.set(id, check);
+  return check;
+}
+
+async function findProblem({ images, vms }: Parts, id: string): Promise<StartProblem | null> {
+  const record = images.get(id);
+  if (record.disks.length === 0) return null;
+  const { layers } = record;
+  if (layers === undefined || layers.length !== record.disks.length) {
+    return { code: 'DISK_CHANGED', reason: `image ${id} does not say what its disks were: they could not be read` };
+  }
+  const { layers: now, problem } = await checkLayers(layers);
+  if (problem !== null) return { code: 'DISK_CHANGED', reason: `image ${id}: ${problem.reason}` };
+  if (JSON.stringify(now) !== JSON.stringify(layers) && images.has(id)) await images.update(id, { layers: now });
+  return writerOf(vms, layers);
+}
+
+/** Throws DISK_CHANGED, or CONFLICT if somebody writes to a disk of the image. */
+export async function refuseBadStart(parts: Parts, id: string): Promise<void> {
+  const problem = await startProblem(parts, id);
+  if (problem === null) return;
+  throw new MigrationError(problem.code === 'DISK_CHANGED' ? 'DISK_CHANGED' : 'CONFLICT', problem.reason, {
+    remedy: remedyOf(problem, id),
+  });
+}
+
+function remedyOf({ code }: StartProblem, id: string): string {
+  if (code === 'DISK_IN_USE') return 'end the VM or the program that has the disk open';
+  return `put the disk's files back as they were, or remove the image: "vmctl image rm ${id}"`;
+}
+
+/** A VM that writes to a layer would change it under the clones, even if it has not written yet. */
+export async function writerOf(vms: VmManager, layers: readonly DiskLayer[]): Promise<StartProblem | null> {
+  const isUp = new Set(['starting', 'running', 'paused', 'incoming']);
+  for (const { path, format } of layers.flatMap(({ files }) => files)) {
+    const writer = vms
+      .all()
+      .find((vm) => isUp.has(vm.state) && vm.spec.disks.some((disk) => disk.path === path && !disk.isReadOnly));
+    if (writer !== undefined) return { code: 'DISK_IN_USE', reason: `${writer.spec.name} writes to ${path}` };
+    if (await vms.backend.diskFiles.isWritten(path, format)) {
+      return { code: 'DISK_IN_USE', reason: `another program has ${path} open for writing` };
+    }
+  }
+  return null;
+}
+
+/** Returns what the image's disks are now, for the record. Called when no VM writes to them any more. */
+export function sealImage({ vms }: Pick<Parts, 'vms'>, { spec, disks }: ImageRecord): Promise<DiskLayer[]> {
+  const files = disks.map((disk) => ({
+    ...disk,
+    isReadOnly: spec.disks.find(({ id }) => id === disk.id)?.isReadOnly ?? false,
+  }));
+  return sealDisks(vms.backend.diskFiles, files);
+}

@@ -1,0 +1,171 @@
+/** The files that images with disks are saved to, with and without the disks. */
+import { execFileSync } from 'node:child_process';
+import { existsSync } from 'node:fs';
+import { readdir, readFile, rm, writeFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import { afterEach, beforeEach, describe, expect, test } from 'vitest';
+import {
+  decodeHead,
+  ENTRY,
+  ENTRY_HEADER_BYTES,
+  encodeEntry,
+  encodeHead,
+  HEAD_BYTES,
+} from '../../../../src/agent/image/file-format.js';
+import { clearBrokenSaves } from '../../../../src/agent/image/file-save.js';
+import { sealDisks } from '../../../../src/agent/image/layers.js';
+import { startProblem } from '../../../../src/agent/image/start-check.js';
+import { QemuBackend } from '../../../../src/backends/qemu/backend.js';
+import { ID, ImageScene, img, write } from '../../../support/image-scene.js';
+
+const DROP = { isForced: false, isDroppingSaved: true };
+const code = (expected: string) => expect.objectContaining({ code: expected });
+
+let scene: ImageScene;
+beforeEach(() => {
+  scene = new ImageScene();
+});
+afterEach(() => scene.end());
+
+/** Replaces the description of an image's file of format 1. */
+function withDescription(file: Buffer, record: object): Buffer {
+  const { descriptionBytes } = decodeHead(file);
+  const text = Buffer.from(JSON.stringify(record));
+  const header = { kind: ENTRY.DESCRIPTION, region: 0, offsetBytes: 0, lengthBytes: text.length };
+  const rest = file.subarray(HEAD_BYTES + ENTRY_HEADER_BYTES + descriptionBytes);
+  return Buffer.concat([encodeHead(1, text.length), encodeEntry(header, text), text, rest]);
+}
+
+describe('a file with the disks in it', () => {
+  test('needs no disk of its host, holds nothing, and takes its disks along when it goes', async () => {
+    const source = await scene.savedOn('A', { withDisks: true });
+    expect(source.images.find(ID).savedFiles).toBeUndefined();
+    await source.images.remove(ID);
+    write(scene.disk, 'second');
+    await rm(scene.golden);
+    const { images, context } = await scene.contextOn('B');
+    const view = await images.load(source.file);
+    expect(await startProblem(context, ID)).toBeNull();
+    const own = join(scene.directory, `B/images/${ID}.disks`);
+    expect(view.disks[0]).toMatch(new RegExp(`^${own}/`));
+    const read = execFileSync('qemu-io', [
+      '-f',
+      'qcow2',
+      '-r',
+      '-c',
+      'read -P 102 64k 64k',
+      '-c',
+      'read -P 103 0 1',
+      view.disks[0]!,
+    ]);
+    expect(read.toString()).not.toMatch(/fail/i);
+    // What was unpacked can be saved again, without the disks too.
+    await images.save(ID, join(scene.directory, 'again.img'));
+    await images.remove(ID);
+    expect(existsSync(own)).toBe(true);
+    await images.load(join(scene.directory, 'again.img'));
+    await images.remove(ID, DROP);
+    expect(await readdir(join(scene.directory, 'B/images'))).toEqual([]);
+  });
+
+  test('that was changed anywhere in its disks or its format is refused, and leaves nothing', async () => {
+    const { file } = await scene.savedOn('A', { withDisks: true });
+    const good = await readFile(file);
+    const { images } = await scene.contextOn('B');
+    const places = [8, good.indexOf('golden', 4096) + 9, Math.floor(good.length * 0.9), good.length - 60];
+    for (const place of places) {
+      for (const bit of [1, 2]) {
+        const bad = Buffer.from(good);
+        bad[place]! ^= bit;
+        await writeFile(file, bad);
+        await expect(images.load(file), `byte ${place}`).rejects.toMatchObject({
+          code: expect.stringMatching(/^(CORRUPT|SPEC_INVALID)$/) as string,
+        });
+      }
+    }
+    expect(await readdir(join(scene.directory, 'B/images'))).toEqual([]);
+  });
+
+  test('whose disk names a file of the host as its content is refused', async () => {
+    const secret = join(scene.directory, 'secret.raw');
+    await writeFile(secret, Buffer.alloc(1 << 20, 'secret'));
+    const host = await scene.contextOn('A');
+    await scene.forked(host);
+    const { layers = [] } = host.context.images.get(ID);
+    // The description says that the disk has no backing file; its header names one.
+    img('rebase', '-q', '-u', '-b', secret, '-F', 'raw', scene.disk);
+    const [top] =
+      (await sealDisks(new QemuBackend().diskFiles, host.context.images.get(ID).spec.disks))[0]?.files ?? [];
+    await host.context.images.update(ID, { layers: [{ ...layers[0]!, files: [top!] }, layers[1]!] });
+    const file = join(scene.directory, 'hostile.img');
+    await host.images.save(ID, file, { withDisks: true });
+    const { images } = await scene.contextOn('B');
+    await expect(images.load(file)).rejects.toMatchObject({
+      code: 'CORRUPT',
+      message: expect.stringContaining(`lies on ${secret}`) as string,
+    });
+    expect(await readdir(join(scene.directory, 'B/images'))).toEqual([]);
+  });
+
+  test('of fingerprints alone is not taken for one with disks', async () => {
+    const { file } = await scene.savedOn('A');
+    const bytes = await readFile(file);
+    expect(bytes[8]).toBe(2);
+    bytes[8] = 3;
+    await writeFile(file, bytes);
+    await expect((await scene.contextOn('B')).images.load(file)).rejects.toEqual(code('CORRUPT'));
+    bytes[8] = 1;
+    await writeFile(file, bytes);
+    await expect((await scene.contextOn('B')).images.load(file)).rejects.toEqual(code('CORRUPT'));
+  });
+});
+
+describe('saving', () => {
+  test('twice to one file is refused in plain words, and what a broken save has left is replaced', async () => {
+    const { images, file, context } = await scene.savedOn('A');
+    await expect(images.save(ID, file)).rejects.toMatchObject({
+      code: 'CONFLICT',
+      message: `${file} exists`,
+      remedy: expect.stringContaining('another name') as string,
+    });
+    expect(context.images.get(ID).saves).toEqual([{ path: file, state: 'saved' }]);
+    const other = join(scene.directory, 'other.img');
+    await writeFile(`${other}.${ID}.A.part`, 'half');
+    await images.save(ID, other);
+    await expect(images.save(ID, join(scene.directory, 'none/x.img'))).rejects.toEqual(code('NOT_FOUND'));
+    expect(context.images.get(ID).saves).toHaveLength(2);
+    expect((await readdir(scene.directory)).filter((name) => name.endsWith('.part'))).toEqual([]);
+  });
+
+  test('that ended with the daemon is cleared by the next one', async () => {
+    const { context } = await scene.savedOn('A');
+    const lost = join(scene.directory, 'lost.img');
+    const saves = [...(context.images.get(ID).saves ?? []), { path: lost, state: 'writing' as const }];
+    await context.images.update(ID, { saves });
+    await writeFile(`${lost}.${ID}.A.part`, 'half');
+    const next = await scene.contextOn('A');
+    await clearBrokenSaves(next.context);
+    expect(existsSync(`${lost}.${ID}.A.part`)).toBe(false);
+    expect(next.context.images.get(ID).saves).toEqual([{ path: join(scene.directory, 'saved.img'), state: 'saved' }]);
+  });
+});
+
+test('a file of build 0.1.0 says nothing of its disks: it is loaded only if a user vouches for them', async () => {
+  const host = await scene.contextOn('A');
+  await scene.forked(host);
+  const { layers: _, ...old } = host.context.images.get(ID);
+  // Build 0.1.0 wrote the record without layers, in format 1.
+  await host.context.images.replace(ID, { ...old, disks: [], spec: { ...old.spec, disks: [] } });
+  const file = join(scene.directory, 'old.img');
+  await host.images.save(ID, file);
+  const bytes = await readFile(file);
+  expect(bytes[8]).toBe(1);
+  await writeFile(file, withDescription(bytes, { ...old, overlays: [] }));
+  const { images, context } = await scene.contextOn('B');
+  await expect(images.load(file)).rejects.toMatchObject({
+    code: 'DISK_CHANGED',
+    remedy: expect.stringContaining('--disks assume') as string,
+  });
+  await images.load(file, { isAssumed: true });
+  expect(await startProblem(context, ID)).toBeNull();
+});
