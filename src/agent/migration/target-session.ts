@@ -29,6 +29,7 @@ import type { MigrationContext } from './context.js';
 import { endedOf, inheritExitCode } from './ended-vm.js';
 import { goneError } from './gone.js';
 import { withOwnMemory } from './own-memory.js';
+import { takeOwnership } from './ownership.js';
 import { PageSession } from './page-session.js';
 import type { TargetRecord } from './session-store.js';
 
@@ -309,27 +310,11 @@ export class TargetSession {
     return { resumedAtUs };
   }
 
-  /** Takes the ownership at `epoch`. This is the one durable write between commit and the guest's first instruction. */
   async #takeOwnership(epoch: number): Promise<void> {
+    if (this.#hasRun) return;
     const { registry, host } = this.#context;
     const { session } = this.#record;
-    const next = { vm: this.vmName, owner: host, epoch, session };
-    if (this.#hasRun) return;
-    if (this.#epochBefore !== null && this.#epochBefore >= epoch) {
-      const owner = await registry.owner(this.vmName);
-      if (owner?.owner !== host || owner.session !== session || owner.epoch !== epoch) {
-        throw new MigrationError(
-          'OWNER_CHANGED',
-          `${this.vmName} has epoch ${this.#epochBefore} on this host; epoch ${epoch} is not newer`,
-        );
-      }
-    } else {
-      await registry.swapOwner(this.vmName, this.#epochBefore, next).catch(async (error: unknown) => {
-        // A repeated resume finds that its first write has taken effect.
-        const owner = await registry.owner(this.vmName);
-        if (owner?.owner !== host || owner.session !== session || owner.epoch !== epoch) throw error;
-      });
-    }
+    await takeOwnership(registry, { vm: this.vmName, owner: host, epoch, session }, this.#epochBefore);
     this.#hasRun = true;
   }
 

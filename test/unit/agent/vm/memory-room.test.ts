@@ -4,7 +4,7 @@ import { mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
-import { CloneMemoryWatch } from '../../../../src/agent/fork/clone-memory.js';
+import { CloneMemoryWatch } from '../../../../src/agent/memory/clone-memory.js';
 import { allocatedBytes, type MemoryPromise, MemoryRoom } from '../../../../src/agent/vm/memory-room.js';
 import { memoryAvailableBytes } from '../../../../src/agent/vm/ram-files.js';
 import type { MemoryBacking, VmSpec } from '../../../../src/domain/vm.js';
