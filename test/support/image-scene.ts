@@ -8,6 +8,7 @@ import type { ForkContext } from '../../src/agent/fork/context.js';
 import { Images } from '../../src/agent/fork/image-calls.js';
 import type { OtherHosts } from '../../src/agent/fork/layer-holders.js';
 import { sealLayers } from '../../src/agent/fork/settle.js';
+import { MemoryRoom } from '../../src/agent/vm/memory-room.js';
 import { ImageStore } from '../../src/agent/image/store.js';
 import { QemuBackend } from '../../src/backends/qemu/backend.js';
 import { parseSpec } from '../../src/schemas/vm-spec.js';
@@ -59,6 +60,7 @@ export class ImageScene {
     const named = (vm: string) => vms.find(({ spec }) => (spec as { name: string }).name === vm);
     const manager = {
       ...{ place, all: () => vms, has: (vm: string) => named(vm) !== undefined, get: named },
+      ...{ room: new MemoryRoom(place), unreadable: () => [] },
       backend: { installed: async () => ({ machines: ['pc-q35-7.2'], version: '7.2.22' }), diskFiles },
     };
     const native = {

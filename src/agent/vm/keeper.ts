@@ -161,7 +161,8 @@ export class VmKeeper {
    * its process paused, so that its last words can be read.
    */
   #onShutdown(vm: Vm, reason: string, isPowerOff: boolean): void {
-    vm.shutdown ??= { reason, isPowerOff };
+    if (vm.shutdown !== null) return;
+    vm.shutdown = { reason, isPowerOff };
     if (this.#isClosed || vm.guestEnd === null) return;
     const ending = async () => {
       await vm.exitWatch?.drain();

@@ -8,9 +8,11 @@ import type { Refusal } from '../../../src/domain/refusal.js';
 const OF_MIGRATIONS: readonly [RegExp, (match: RegExpExecArray) => Partial<MigrationRequest>][] = [
   [/--tcp/, () => ({ transport: 'tcp' })],
   [/--native/, () => ({ mode: 'native-precopy' })],
+  [/--shared-storage assume/, () => ({ sharedStorage: 'assume' })],
 ];
 const OF_FORKS: readonly [RegExp, (match: RegExpExecArray) => Partial<ForkRequest>][] = [
   [/--clones (\d+)/, ([, count]) => ({ cloneCount: Number(count) })],
+  [/--replace/, () => ({ isReplacing: true })],
   [/--partial/, () => ({ isPartialAllowed: true })],
   [/--parent (stop|continue)/, ([, mode]) => ({ parentMode: mode as ForkRequest['parentMode'] })],
   [/--memory private/, () => ({ memory: 'private' })],
@@ -28,7 +30,7 @@ function expectOptionsWork<Change>(
     return match === null ? [] : [{ option: match[0], change: change(match) }];
   });
   for (const { option, change } of known) expect(again(change), `${refusal.code} → ${option}`).toEqual([]);
-  const named = refusal.remedy.match(/--[a-z]+/g) ?? [];
+  const named = refusal.remedy.match(/--[a-z-]+/g) ?? [];
   const unknown = named.filter(
     (option) => !FREE.test(option) && !known.some((entry) => entry.option.startsWith(option)),
   );

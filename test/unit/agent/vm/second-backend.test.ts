@@ -198,7 +198,7 @@ test('a VM is run, paused, resumed, shown, stopped and forgotten', async () => {
   await vms.resume('web');
   expect(vms.list()).toMatchObject([{ state: 'running' }]);
   await vms.stop('web', { isForced: false });
-  expect(vms.list()).toMatchObject([{ state: 'stopped', pid: null, exit: { reason: 'asked to', signal: 'SIGTERM' } }]);
+  expect(vms.list()).toMatchObject([{ state: 'stopped', pid: null, exit: { reason: 'stopped', signal: 'SIGTERM' } }]);
   await expect(vms.resume('web')).rejects.toMatchObject({ code: 'CONFLICT' });
   await vms.stop('web', { isForced: false });
   expect(vms.list()).toEqual([]);
