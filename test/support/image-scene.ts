@@ -8,8 +8,8 @@ import type { ForkContext } from '../../src/agent/fork/context.js';
 import { Images } from '../../src/agent/fork/image-calls.js';
 import type { OtherHosts } from '../../src/agent/fork/layer-holders.js';
 import { sealLayers } from '../../src/agent/fork/settle.js';
-import { MemoryRoom } from '../../src/agent/vm/memory-room.js';
 import { ImageStore } from '../../src/agent/image/store.js';
+import { MemoryRoom } from '../../src/agent/vm/memory-room.js';
 import { QemuBackend } from '../../src/backends/qemu/backend.js';
 import { parseSpec } from '../../src/schemas/vm-spec.js';
 

@@ -12,13 +12,15 @@ const OF_MIGRATIONS: readonly [RegExp, (match: RegExpExecArray) => Partial<Migra
 ];
 const OF_FORKS: readonly [RegExp, (match: RegExpExecArray) => Partial<ForkRequest>][] = [
   [/--clones (\d+)/, ([, count]) => ({ cloneCount: Number(count) })],
-  [/--replace/, () => ({ isReplacing: true })],
   [/--partial/, () => ({ isPartialAllowed: true })],
   [/--parent (stop|continue)/, ([, mode]) => ({ parentMode: mode as ForkRequest['parentMode'] })],
   [/--memory private/, () => ({ memory: 'private' })],
 ];
-/** Options that the remedies name and no check can apply: the user chooses the value, or another command has them. */
-const FREE = /--clones$|--name|--network|--dir|--force|--follow/;
+/**
+ * Options that the remedies name and no check can apply: the user chooses the value, another command has them, or the
+ * host answers differently because of them.
+ */
+const FREE = /--clones$|--name|--replace|--network|--dir|--force|--follow/;
 
 function expectOptionsWork<Change>(
   refusal: Refusal,

@@ -41,13 +41,16 @@ async function flips(bytes: Buffer, step: number, use: (flipped: Buffer, at: num
   }
 }
 
+/** Thousands of records are written and read. */
+const FLIPS_MS = 60_000;
+
 describe('a record with any bit changed is CORRUPT', () => {
   const textKinds = [
     ['session', 'killed/A', 'sessions', SESSION_RECORD],
     ['fork', 'forked/A', 'forks', FORK_RECORD],
     ['image', 'forked/A', 'images', IMAGE_RECORD],
   ] as const;
-  test.each(textKinds)('%s', async (_, kept, folder, kind) => {
+  test.each(textKinds)('%s', { timeout: FLIPS_MS }, async (_, kept, folder, kind) => {
     await upgraded(kept === 'forked/A' && folder === 'forks' ? 'filling/A' : kept);
     const names = (await readdir(join(state, folder))).filter((name) => name.endsWith('.json'));
     expect(names).not.toEqual([]);
@@ -68,7 +71,7 @@ describe('a record with any bit changed is CORRUPT', () => {
     ['waiting sets', 'forked/A', 'pool.json', readWanted],
     ['mark of the directory', 'killed/A', 'format', (path) => readFormat(dirname(path))],
   ];
-  test.each(fileKinds)('%s', async (_, kept, name, read) => {
+  test.each(fileKinds)('%s', { timeout: FLIPS_MS }, async (_, kept, name, read) => {
     await upgraded(kept);
     const path = join(state, name);
     const bytes = await readFile(path);
@@ -82,7 +85,7 @@ describe('a record with any bit changed is CORRUPT', () => {
   test.each<[string, (json: unknown) => unknown]>([
     ['owners.log', decodeOwnerChange],
     ['jobs.log', decodeJournalEntry],
-  ])('%s', async (log, decode) => {
+  ])('%s', { timeout: FLIPS_MS }, async (log, decode) => {
     await upgraded('killed/A');
     const bytes = await readFile(join(state, log));
     const { records, wholeBytes } = decodeFrames(bytes, decode, log);
