@@ -45,7 +45,8 @@ Napi::Value allocated_bytes(const Napi::CallbackInfo& info) {
   return bigint(info.Env(), static_cast<uint64_t>(file.st_blocks) * kStatBlockBytes);
 }
 
-/// Locks the file behind a descriptor for as long as the descriptor is open. Returns false if another one holds it.
+/// Locks the file behind a descriptor for as long as the descriptor is open. Returns false if another one
+/// holds it.
 Napi::Value lock_file(const Napi::CallbackInfo& info) {
   const int fd = info[0].As<Napi::Number>().Int32Value();
   int result = 0;

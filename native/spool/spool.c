@@ -1,18 +1,19 @@
 /*
- * Runs a program whose output may never fill a disk. The output goes through pipes to a small process of its own, which
- * keeps the last bytes of it in files of a limited size. That process is no child of the daemon and outlives it, so
- * nothing is lost when the daemon restarts.
+ * Runs a program whose output may never fill a disk. The output goes through pipes to a small process of its
+ * own, which keeps the last bytes of it in files of a limited size. That process is no child of the daemon
+ * and outlives it, so nothing is lost when the daemon restarts.
  *
- *   vmigrate-spool --limit BYTES --keep COUNT --mark PATH --log FD PATH [--log FD PATH]... [--env NAME=VALUE]...
+ *   vmigrate-spool --limit BYTES --keep COUNT --mark PATH --log FD PATH [--log FD PATH]... [--env
+ * NAME=VALUE]...
  *                  -- PROGRAM [ARGUMENT]...
  *
- * The program keeps this process's pid. What it writes to the descriptor FD is appended to the file PATH. When PATH has
- * BYTES, it becomes PATH.1, PATH.1 becomes PATH.2, and so on; COUNT such files are kept beside PATH. FD 1 stands for
- * standard output and standard error. The file of --mark exists until everything that the program has written is in the
- * files. A variable of --env is set for the program only.
+ * The program keeps this process's pid. What it writes to the descriptor FD is appended to the file PATH.
+ * When PATH has BYTES, it becomes PATH.1, PATH.1 becomes PATH.2, and so on; COUNT such files are kept beside
+ * PATH. FD 1 stands for standard output and standard error. The file of --mark exists until everything that
+ * the program has written is in the files. A variable of --env is set for the program only.
  *
- * A program whose spool has been killed gets EPIPE for its output, and goes on without it. The spool never waits for
- * anything but its pipes and the disk: what the disk does not take is dropped.
+ * A program whose spool has been killed gets EPIPE for its output, and goes on without it. The spool never
+ * waits for anything but its pipes and the disk: what the disk does not take is dropped.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -78,7 +79,8 @@ static bool take_options(int count, char** words, struct options* options) {
       if (putenv(words[++i]) != 0) return false;
     } else if (strcmp(words[i], "--log") == 0 && left >= 2 && options->log_count < LOGS_MAX) {
       if (!number_of(words[++i], FD_MAX, &value) || value < 1 || value == STDERR_FILENO) return false;
-      options->logs[options->log_count++] = (struct log){.number = (int)value, .path = words[++i], .file = -1};
+      options->logs[options->log_count++] =
+          (struct log){.number = (int)value, .path = words[++i], .file = -1};
     } else {
       return false;
     }
@@ -101,7 +103,8 @@ static void numbered(char* buffer, const char* path, unsigned number) {
   }
 }
 
-/* A rename needs no space. If it fails all the same, the file is emptied: the limit matters more than old output. */
+/* A rename needs no space. If it fails all the same, the file is emptied: the limit matters more than old
+ * output. */
 static void rotate(struct log* log, unsigned keep_count) {
   char from[PATH_MAX_BYTES];
   char to[PATH_MAX_BYTES];
@@ -166,8 +169,8 @@ static bool is_own(const struct options* options, int fd) {
   return false;
 }
 
-/* The spool has nothing of the program: no descriptor, no signal, no place on a file system, and no words by which
- * somebody could take it for the program. */
+/* The spool has nothing of the program: no descriptor, no signal, no place on a file system, and no words by
+ * which somebody could take it for the program. */
 static bool become_spool(struct options* options, char** words, int count) {
   setsid();
   for (int number = 1; number <= SIGRTMAX; number++)
@@ -220,7 +223,8 @@ int main(int count, char** words) {
   for (unsigned i = 0; i < options.log_count; i++) {
     const int from = options.logs[i].pipe_ends[1];
     if (dup2(from, options.logs[i].number) < 0) return complain("no descriptor");
-    if (options.logs[i].number == STDOUT_FILENO && dup2(from, STDERR_FILENO) < 0) return complain("no descriptor");
+    if (options.logs[i].number == STDOUT_FILENO && dup2(from, STDERR_FILENO) < 0)
+      return complain("no descriptor");
   }
   execvp(options.command[0], options.command);
   return complain(options.command[0]);

@@ -62,8 +62,8 @@ void DemandThread::drop_connection() {
   core_.report_disconnected(link_.epoch);
 }
 
-/// The bulk thread may report a loss first. Then nothing is polled or posted here any more, so a connection that
-/// stays readable would end every sleep at once.
+/// The bulk thread may report a loss first. Then nothing is polled or posted here any more, so a connection
+/// that stays readable would end every sleep at once.
 void DemandThread::drop_lost_link() {
   if (!link_.endpoint || core_.state() != TargetState::kDisconnected) return;
   watch_endpoint(false);

@@ -93,7 +93,8 @@ Result<PreloadRecord> receive_record(int connection, std::span<std::byte> out) {
       record.descriptors.emplace_back(fd);
     }
   }
-  // There was room for more descriptors than came, so the kernel could not install the others in this process.
+  // There was room for more descriptors than came, so the kernel could not install the others in this
+  // process.
   record.lacks_descriptors = is_control_cut && record.descriptors.size() < wire::kPreloadDescriptorsMax;
   return record;
 }

@@ -28,9 +28,9 @@ struct PreloadPeer {
 Result<PreloadPeer> accept_preload(int listener);
 
 struct PreloadRecord {
-  size_t length_bytes = 0;  ///< 0: end of file
-  bool is_waiting = false;  ///< there was nothing to read
-  bool is_cut = false;      ///< the record or its descriptors did not fit
+  size_t length_bytes = 0;         ///< 0: end of file
+  bool is_waiting = false;         ///< there was nothing to read
+  bool is_cut = false;             ///< the record or its descriptors did not fit
   bool lacks_descriptors = false;  ///< this process may not open as many files as were sent
   std::vector<UniqueFd> descriptors;
 };

@@ -151,7 +151,7 @@ describe('an image that can never be complete', () => {
       isCommitted: true,
       error: { code: 'VM_LOST', cause: { code: cause } },
     });
-    expect(await cluster.vmctl('A', 'job', job.id, '--follow')).toMatchObject({ code: 1 });
+    expect(await cluster.vmctl('A', 'job', job.id, '--follow')).toMatchObject({ code: 6 });
     const [image] = await images();
     expect(image).toMatchObject({ state: 'failed', clones: [], allocatedBytes: 0 });
     const clones = (await vms()).filter(({ name }) => name !== parent.name);

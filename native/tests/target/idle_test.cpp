@@ -44,8 +44,8 @@ TEST(Idle, WaitingForANewConnectionWithAFaultInHand) {
   EXPECT_EQ(reading.get(), vm.expected(0, 3));
 }
 
-// The demand thread neither polls nor posts while the session is disconnected. So it must not watch its own dead
-// connection either, which stays readable for ever.
+// The demand thread neither polls nor posts while the session is disconnected. So it must not watch its own
+// dead connection either, which stays readable for ever.
 TEST(Idle, LossThatTheBulkThreadReportsFirst) {
   PagerHarness vm(PagerHarness::Specs{{16}});
   vm.start(false);
