@@ -200,7 +200,11 @@ int main(int count, char** words) {
     if (pipe2(ends, O_CLOEXEC) != 0) return complain("no pipe");
     for (unsigned end = 0; end < 2; end++) {
       options.logs[i].pipe_ends[end] = fcntl(ends[end], F_DUPFD_CLOEXEC, FD_MAX - 100 + 1);
-      if (options.logs[i].pipe_ends[end] < 0) return complain("no descriptor");
+      if (options.logs[i].pipe_ends[end] < 0) {
+        /* The kernel says EINVAL for a number that RLIMIT_NOFILE does not allow. */
+        if (errno == EINVAL) errno = EMFILE;
+        return complain("no descriptor");
+      }
       close(ends[end]);
     }
   }
