@@ -2,7 +2,9 @@
  * The faults of a chaos run. Each strikes some time after a job was accepted, lasts a while, and is healed. The table
  * says what the crash tables of the engine permit under the fault: anything else is a violation.
  */
-import { sleep } from '../hosts/cluster.js';
+import { readFile } from 'node:fs/promises';
+import { eventually, sleep } from '../hosts/cluster.js';
+import { vmsOn } from './checks.js';
 import type { Field } from './field.js';
 
 /** What a fault may cost, by the crash tables at the head of both procedures (src/engine). */
@@ -29,6 +31,8 @@ export interface Fault {
   /** Absent if there is nothing to heal. */
   heal?(scene: Scene): Promise<void> | void;
 }
+
+const NOTICED_MS = 30_000;
 
 type Side = 'source' | 'target';
 
@@ -72,11 +76,17 @@ function qemuKilled(side: Side, whose: string, costs: Cost, isVictim: (commandLi
     name: `QEMU killed: ${whose}`,
     costs,
     strike: async ({ field, ...scene }) => {
-      const { readFile } = await import('node:fs/promises');
+      const killed = new Set<number>();
       for (const pid of await field.cluster.qemuPids(scene[side])) {
         const commandLine = await readFile(`/proc/${pid}/cmdline`, 'utf8').catch(() => '');
-        if (isVictim(commandLine)) process.kill(pid, 'SIGKILL');
+        if (!isVictim(commandLine)) continue;
+        process.kill(pid, 'SIGKILL');
+        killed.add(pid);
       }
+      // Until the daemon has noticed, it lists them as running.
+      await eventually('the daemon notices the end of its QEMUs', NOTICED_MS, async () =>
+        (await vmsOn(field, scene[side])).some(({ pid }) => pid !== null && killed.has(pid)) ? undefined : true,
+      );
     },
   };
 }

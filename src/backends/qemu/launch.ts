@@ -4,7 +4,7 @@ import type { LaunchOrder, StartedVm } from '../backend.js';
 import { qemuArguments } from './command-line.js';
 import type { QemuConnection } from './connection.js';
 import { SPOOLED_SERIAL_PATH, spooled, untilKept } from './spool.js';
-import { outputTail, type StartedProcess, startDetached } from './start.js';
+import { outputTail, type StartedProcess, saidBy, startDetached } from './start.js';
 
 /** A cold start takes 50 ms. The limit allows for a machine that is busy with hundreds of starts. */
 const START_TIMEOUT_MS = 30_000;
@@ -45,7 +45,7 @@ async function ready(
     await untilKept(directory, OUTPUT_KEPT_MS);
     const tail = await outputTail(outputPath);
     const how = exit.signal === null ? `with exit code ${exit.code}` : `by ${exit.signal}`;
-    throw new MigrationError('QEMU_FAILED', `QEMU ended ${how} while starting: ${tail}`, { details: { output: tail } });
+    throw new MigrationError('QEMU_FAILED', `QEMU ended ${how} while starting: ${tail}`, saidBy(tail));
   });
   const answering = (async () => {
     // QEMU makes its sockets before its memory. So with a preload the sockets exist when the memory is mapped.

@@ -97,10 +97,13 @@ export async function withOutput(
   if (error.code === 'QEMU_GONE') await untilKept(directory, OUTPUT_DELAY_MS);
   const words = await outputTail(outputPath);
   if (words === '') return error;
+  return new MigrationError('QEMU_FAILED', `${error.message}: ${words}`, { ...saidBy(words), cause: error });
+}
+
+/** Returns what an error keeps of QEMU's last words: the words, and the limit of the host that they name. */
+export function saidBy(words: string): { remedy?: string; details: object } {
   const limit = limitInText(words);
-  return new MigrationError('QEMU_FAILED', `${error.message}: ${words}`, {
-    ...(limit === null ? {} : { remedy: LIMITS[limit].remedy }),
-    details: { output: words, ...(limit === null ? {} : { limit }) },
-    cause: error,
-  });
+  return limit === null
+    ? { details: { output: words } }
+    : { remedy: LIMITS[limit].remedy, details: { output: words, limit } };
 }
