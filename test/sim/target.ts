@@ -133,7 +133,7 @@ export class SimTarget extends SimHalf implements TargetPort {
   async finish(session: string): Promise<void> {
     const { vm } = this.#session(session);
     const record = this.vm(vm);
-    if (record.qemu?.hasEnded !== true && record.memory?.pages.includes(null))
+    if (record.qemu?.isAlive === true && !record.qemu.hasEnded && record.memory?.pages.includes(null))
       throw failure('CONFLICT', 'pages are missing');
     this.#connections.delete(session);
     this.state.sessions.delete(session);
