@@ -70,7 +70,8 @@ TEST_F(Source, ExposesRegionsAndMapsReadOnly) {
     EXPECT_EQ(::fcntl(exposed.memory.fd, F_GETFL) & O_ACCMODE, O_RDONLY);
   }
   EXPECT_EQ(session_->keys()[0].ram.length_bytes, 20 * kPage);
-  EXPECT_EQ(session_->keys()[0].data_map.length_bytes, 64u << 10) << "a READ of a whole map fills several frames";
+  EXPECT_EQ(session_->keys()[0].data_map.length_bytes, 64u << 10)
+      << "a READ of a whole map fills several frames";
   EXPECT_EQ(header(0).ready, 0u);
   EXPECT_EQ(header(0).magic, wire::kDataMapMagic);
   EXPECT_EQ(header(0).page_count, 20u);
