@@ -4,8 +4,9 @@ import { dirname } from 'node:path';
 import { MigrationError, toMigrationError } from '../domain/errors.js';
 
 /**
- * Makes what is missing of `path`, each directory with `mode`. Node's own recursive call tries for ever below /proc.
- * Throws SPEC_INVALID if a part of the path is a file or cannot hold directories, NOT_PERMITTED if this user may not.
+ * Makes what is missing of `path`: itself with `mode`, and those above it with 0755. Node's own recursive call never
+ * ends below /proc. Throws SPEC_INVALID if a part of the path is a file or cannot hold directories, NOT_PERMITTED if
+ * this user may not.
  */
 export async function makeDirectories(path: string, mode: number): Promise<void> {
   const missing: string[] = [];
@@ -20,7 +21,7 @@ export async function makeDirectories(path: string, mode: number): Promise<void>
     missing.push(each);
   }
   for (const each of missing.reverse()) {
-    await mkdir(each, { mode }).catch((error: NodeJS.ErrnoException) => {
+    await mkdir(each, { mode: each === path ? mode : 0o755 }).catch((error: NodeJS.ErrnoException) => {
       // Another process has made it meanwhile.
       if (error.code !== 'EEXIST') throw directoryError(each, error);
     });
@@ -44,19 +45,19 @@ export async function makeSocketDirectory(socketPath: string): Promise<void> {
   });
 }
 
-function notADirectory(path: string): MigrationError {
-  return new MigrationError('SPEC_INVALID', `${path} is not a directory`, {
-    remedy: 'name another path, or move that file away',
+export function notADirectory(path: string): MigrationError {
+  return new MigrationError('SPEC_INVALID', `${path} is not a directory, or is a symbolic link`, {
+    remedy: 'name the directory itself, or move that file away',
   });
 }
 
-function directoryError(path: string, error: NodeJS.ErrnoException): MigrationError {
+export function directoryError(path: string, error: NodeJS.ErrnoException): MigrationError {
   if (error.code === 'EACCES' || error.code === 'EPERM' || error.code === 'EROFS')
-    return new MigrationError('NOT_PERMITTED', `the directory ${path} cannot be made: ${error.code}`, {
+    return new MigrationError('NOT_PERMITTED', `the directory ${path} cannot be used: ${error.code}`, {
       remedy: 'run vmigrated as root, or name a directory that its user may write to',
       cause: error,
     });
-  if (error.code === 'ENOENT' || error.code === 'EINVAL' || error.code === 'ENAMETOOLONG')
+  if (error.code === 'ENOENT' || error.code === 'EINVAL' || error.code === 'ENAMETOOLONG' || error.code === 'ELOOP')
     return new MigrationError('SPEC_INVALID', `the directory ${path} cannot be made there: ${error.code}`, {
       remedy: 'name a directory on a disk',
       cause: error,

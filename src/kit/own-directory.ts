@@ -4,9 +4,10 @@
  * later rename or a symbolic link cannot redirect.
  */
 import { constants } from 'node:fs';
-import { type FileHandle, lstat, mkdir, open, readdir, readlink, stat } from 'node:fs/promises';
+import { type FileHandle, lstat, open, readdir, readlink } from 'node:fs/promises';
 import { dirname, join, resolve } from 'node:path';
-import { MigrationError, toMigrationError } from '../domain/errors.js';
+import { MigrationError } from '../domain/errors.js';
+import { directoryError, makeDirectories, notADirectory } from './directory.js';
 
 const GROUP_OR_OTHERS_WRITE = 0o022;
 const OTHERS_WRITE = 0o002;
@@ -23,7 +24,7 @@ const LINKS_MAX = 40;
  * replace it, or if this user may not make it, CONFLICT if it holds files of others.
  */
 export async function openOwnDirectory(path: string, isContentChecked: boolean): Promise<FileHandle> {
-  await makeMissing(path);
+  await makeDirectories(path, 0o700);
   await checkAbove(dirname(path), LINKS_MAX);
   const flags = constants.O_RDONLY | constants.O_DIRECTORY | constants.O_NOFOLLOW;
   const directory = await open(path, flags).catch((error: NodeJS.ErrnoException) => {
@@ -46,26 +47,6 @@ export async function openOwnDirectory(path: string, isContentChecked: boolean):
   } catch (error) {
     await directory.close();
     throw error instanceof MigrationError ? error : directoryError(path, error as NodeJS.ErrnoException);
-  }
-}
-
-/** Makes what is missing, one by one: Node's recursive call tries for ever below /proc. */
-async function makeMissing(path: string): Promise<void> {
-  const missing: string[] = [];
-  for (let each = path; ; each = dirname(each)) {
-    const found = await stat(each).catch((error: NodeJS.ErrnoException) => {
-      if ((error.code === 'ENOENT' || error.code === 'ENOTDIR') && each !== dirname(each)) return null;
-      throw directoryError(each, error);
-    });
-    if (found !== null && !found.isDirectory()) throw notADirectory(each);
-    if (found !== null) break;
-    missing.push(each);
-  }
-  for (const each of missing.reverse()) {
-    await mkdir(each, { mode: each === path ? 0o700 : 0o755 }).catch((error: NodeJS.ErrnoException) => {
-      // Somebody has made it meanwhile. The checks say whether it is ours.
-      if (error.code !== 'EEXIST') throw directoryError(each, error);
-    });
   }
 }
 
@@ -103,26 +84,4 @@ function ownUid(): number {
 
 function refused(path: string, reason: string, remedy: string): MigrationError {
   return new MigrationError('NOT_PERMITTED', `${path} is not safe for a daemon's files: ${reason}`, { remedy });
-}
-
-function notADirectory(path: string): MigrationError {
-  return new MigrationError('SPEC_INVALID', `${path} is not a directory, or is a symbolic link`, {
-    remedy: 'name the directory itself, or move that file away',
-  });
-}
-
-function directoryError(path: string, error: NodeJS.ErrnoException): MigrationError {
-  if (error.code === 'EACCES' || error.code === 'EPERM' || error.code === 'EROFS') {
-    return new MigrationError('NOT_PERMITTED', `the directory ${path} cannot be used: ${error.code}`, {
-      remedy: 'run vmigrated as root, or name a directory that its user may write to',
-      cause: error,
-    });
-  }
-  if (error.code === 'ENOENT' || error.code === 'EINVAL' || error.code === 'ENAMETOOLONG' || error.code === 'ELOOP') {
-    return new MigrationError('SPEC_INVALID', `the directory ${path} cannot be made there: ${error.code}`, {
-      remedy: 'name another directory',
-      cause: error,
-    });
-  }
-  return toMigrationError(error);
 }

@@ -68,7 +68,7 @@ export class MemoryRoom {
   readonly #place: RamPlace;
   readonly #holders: (() => Iterable<MemoryPromise>)[] = [];
   /** Promises to jobs whose objects do not exist yet. */
-  readonly #held = new Map<string, MemoryPromise>();
+  readonly #held = new Map<string | symbol, MemoryPromise>();
   #turn: Promise<unknown> = Promise.resolve();
 
   constructor(place: RamPlace, limits: Partial<MemoryLimits> = {}) {
@@ -82,14 +82,22 @@ export class MemoryRoom {
   }
 
   /**
-   * Runs `create` if the VM has room, and no other admission meanwhile. What `create` makes must be among the promises
-   * of a holder when it resolves. Throws NO_SPACE or OUT_OF_MEMORY if there is no room.
+   * Runs `create` if the VM has room. Only the look at what is free is made one at a time: from then on the VM counts,
+   * so many clones are created at once. What `create` makes must be among the promises of a holder when it resolves.
+   * Throws NO_SPACE or OUT_OF_MEMORY if there is no room.
    */
-  admit<T>(spec: VmSpec, create: () => Promise<T>): Promise<T> {
-    return this.#inTurn(async () => {
-      refuseWithoutRoom(spec, await this.free(), this.#place);
-      return create();
+  async admit<T>(spec: VmSpec, create: () => Promise<T>): Promise<T> {
+    const admission = Symbol(spec.name);
+    await this.#inTurn(async () => {
+      if (spec.memory.backing === 'image') refuseWithoutCloneRoom(spec, await this.#cloneBytesFree());
+      else refuseWithoutRoom(spec, await this.free(), this.#place);
+      this.#held.set(admission, promiseOf(spec, 0));
     });
+    try {
+      return await create();
+    } finally {
+      this.#held.delete(admission);
+    }
   }
 
   /**
@@ -112,15 +120,15 @@ export class MemoryRoom {
   }
 
   async free(): Promise<MemoryFree> {
-    const [availableBytes, fileFreeBytes, hugeFree, totalBytes] = await Promise.all([
+    const [availableBytes, fileFreeBytes, hugeFree, cloneBytes] = await Promise.all([
       memoryAvailableBytes(),
       ramFileFreeBytes(this.#place),
       hugePagesFree(),
-      memoryTotalBytes(),
+      this.#cloneBytesFree(),
     ]);
-    const promises = [...this.#holders.flatMap((holder) => [...holder()]), ...this.#held.values()];
+    const promises = this.#promises();
     const of = (...kinds: MemoryKind[]): Sum => sum(promises.filter(({ kind }) => kinds.includes(kind)));
-    const { budgetBytes, overcommit, cloneBudgetBytes, cloneOvercommit } = this.limits;
+    const { budgetBytes, overcommit } = this.limits;
     const left = (freeBytes: number, { promisedBytes, usedBytes }: Sum): number =>
       Math.max(0, Math.floor((freeBytes + usedBytes) * overcommit - promisedBytes));
     const inBudgetBytes =
@@ -132,19 +140,28 @@ export class MemoryRoom {
       const freeBytes = Math.min(inBudgetBytes, left(pageCount * Number(pageBytes), ofSize));
       return [pageBytes, Math.floor(freeBytes / Number(pageBytes))] as const;
     });
-    const cloneBytes = (cloneBudgetBytes ?? totalBytes * CLONE_BUDGET_SHARE) * cloneOvercommit;
     return {
       // The budget is for guests: what QEMU needs besides is not taken from it.
       hostBytes: Math.min(inBudgetBytes + QEMU_BYTES, left(availableBytes, of('file', 'process'))),
       fileBytes: Math.min(inBudgetBytes, left(fileFreeBytes, of('file'))),
       hugePages: Object.fromEntries(hugePages),
-      cloneBytes: Math.max(0, Math.floor(cloneBytes - of('clone').promisedBytes)),
+      cloneBytes,
     };
   }
 
   /** The most that clones may write together, without overcommit. */
   async cloneBudgetBytes(): Promise<number> {
     return this.limits.cloneBudgetBytes ?? Math.floor((await memoryTotalBytes()) * CLONE_BUDGET_SHARE);
+  }
+
+  async #cloneBytesFree(): Promise<number> {
+    const budgetBytes = await this.cloneBudgetBytes();
+    const { promisedBytes } = sum(this.#promises().filter(({ kind }) => kind === 'clone'));
+    return Math.max(0, Math.floor(budgetBytes * this.limits.cloneOvercommit - promisedBytes));
+  }
+
+  #promises(): MemoryPromise[] {
+    return [...this.#holders.flatMap((holder) => [...holder()]), ...this.#held.values()];
   }
 
   #inTurn<T>(work: () => Promise<T>): Promise<T> {
@@ -158,11 +175,18 @@ export class MemoryRoom {
 export function* promisesOf(vms: Iterable<Vm>): Iterable<MemoryPromise> {
   for (const vm of vms) {
     if (vm.state === 'stopped') continue;
-    const { backing, pageBytes, sizeBytes } = vm.spec.memory;
-    const kind = backing === 'shared' ? kindOf(pageBytes) : backing === 'private' ? 'process' : 'clone';
-    const usedBytes = kind === 'process' ? ownBytesOf(vm) : kind === 'clone' ? 0 : allocatedBytes(vm.regions);
-    yield { kind, pageBytes, promisedBytes: sizeBytes, usedBytes: Math.min(usedBytes, sizeBytes) };
+    const { backing } = vm.spec.memory;
+    yield promiseOf(
+      vm.spec,
+      backing === 'image' ? 0 : backing === 'private' ? ownBytesOf(vm) : allocatedBytes(vm.regions),
+    );
   }
+}
+
+function promiseOf({ memory }: VmSpec, usedBytes: number): MemoryPromise {
+  const { backing, pageBytes, sizeBytes } = memory;
+  const kind = backing === 'shared' ? kindOf(pageBytes) : backing === 'private' ? 'process' : 'clone';
+  return { kind, pageBytes, promisedBytes: sizeBytes, usedBytes: Math.min(usedBytes, sizeBytes) };
 }
 
 export function kindOf(pageBytes: number): 'file' | 'huge' {
@@ -203,16 +227,17 @@ function sum(promises: readonly MemoryPromise[]): Sum {
   );
 }
 
+function refuseWithoutCloneRoom({ name, memory: { sizeBytes } }: VmSpec, freeBytes: number): void {
+  if (sizeBytes <= freeBytes) return;
+  throw new MigrationError(
+    'OUT_OF_MEMORY',
+    `${name} may write ${mib(sizeBytes)}; ${mib(freeBytes)} of the clones' budget are not promised`,
+    { remedy: 'end clones ("vmctl stop"), or raise clones.budget or clones.overcommit in the configuration' },
+  );
+}
+
 function refuseWithoutRoom({ name, memory }: VmSpec, free: MemoryFree, { ramDir }: RamPlace): void {
   const { backing, pageBytes, sizeBytes } = memory;
-  if (backing === 'image') {
-    if (sizeBytes <= free.cloneBytes) return;
-    throw new MigrationError(
-      'OUT_OF_MEMORY',
-      `${name} may write ${mib(sizeBytes)}; ${mib(free.cloneBytes)} of the clones' budget are not promised`,
-      { remedy: 'end clones ("vmctl stop"), or raise clones.budget or clones.overcommit in the configuration' },
-    );
-  }
   if (kindOf(pageBytes) === 'huge' && backing === 'shared') {
     const neededCount = Math.ceil(sizeBytes / pageBytes);
     const freeCount = free.hugePages[pageBytes] ?? 0;

