@@ -4,7 +4,8 @@
  * each VM counts with its whole memory, from the moment it exists here until it has ended, whatever it has touched.
  *
  * No promise is stored. The promises are the VMs and images that exist, so no crash can leave a wrong one, and a
- * restarted daemon knows them when it has found its VMs. `admit` lets one caller at a time look, and counts the VM from then on.
+ * restarted daemon knows them when it has found its VMs. `admit` lets one caller at a time look, and counts its VM from
+ * then on.
  *
  * What other programs use is known, what they will use is not. Daemons that share a machine, or a file system, need
  * `budgetBytes`, which bounds what each of them promises.
