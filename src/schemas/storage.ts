@@ -10,7 +10,7 @@ export const sharedStorage = z.enum(SHARED_STORAGES);
 export const proofId = sessionId;
 
 export const storageFile = of<StorageFile>(
-  z.strictObject({
+  z.object({
     path: text.regex(/^\//, 'must be an absolute path'),
     use: text,
     isWritable: z.boolean(),
