@@ -3,13 +3,14 @@
  * can fill them without touching the machine.
  */
 import { execFileSync } from 'node:child_process';
-import { mkdir, rm, statfs } from 'node:fs/promises';
+import { mkdir, open, rm, statfs } from 'node:fs/promises';
 import { join } from 'node:path';
 import { Cluster } from '../hosts/cluster.js';
 
 const MIB = 2 ** 20;
 const SIZES_MIB = { memory: 1024, state: 48 } as const;
-const FILL_TRIES = 10;
+const FILL_TRIES = 12;
+const FILL_SLACK_BYTES = 32 * 1024;
 const HOSTS = ['A', 'B', 'C'] as const;
 
 export type FileSystem = keyof typeof SIZES_MIB;
@@ -52,21 +53,30 @@ export class Field {
     return kind === 'memory' ? this.cluster.ramDirectory(host) : join(this.cluster.hostDirectory(host), 'state');
   }
 
-  /** Leaves no free block, by making the file system as small as what is in it. */
+  /**
+   * Leaves no free block: makes the file system hardly larger than what is in it, and fills the rest. It cannot be made
+   * smaller than its content, which may grow until it is resized, so what is left to fill doubles with each try.
+   */
   async fill(host: string, kind: FileSystem): Promise<void> {
     for (let tries = 1; ; tries++) {
       const { blocks, bfree, bsize } = await statfs(this.path(host, kind));
       try {
-        return this.#resize(host, kind, Math.max(1, blocks - bfree) * bsize);
+        this.#resize(host, kind, (blocks - bfree) * bsize + FILL_SLACK_BYTES * 2 ** tries);
+        break;
       } catch (error) {
-        // It has grown since it was looked at, and cannot be made smaller than its content.
         if (tries === FILL_TRIES) throw error;
       }
     }
+    await appendUntilFull(this.#filler(host, kind));
   }
 
-  unfill(host: string, kind: FileSystem): void {
+  async unfill(host: string, kind: FileSystem): Promise<void> {
+    await rm(this.#filler(host, kind), { force: true });
     this.#resize(host, kind, SIZES_MIB[kind] * MIB);
+  }
+
+  #filler(host: string, kind: FileSystem): string {
+    return join(this.path(host, kind), 'filler');
   }
 
   #resize(host: string, kind: FileSystem, sizeBytes: number): void {
@@ -88,5 +98,16 @@ export class Field {
         }
       }
     await this.cluster.destroy();
+  }
+}
+
+async function appendUntilFull(path: string): Promise<void> {
+  const file = await open(path, 'a');
+  try {
+    for (;;) await file.write(Buffer.alloc(4096, 1));
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code !== 'ENOSPC') throw error;
+  } finally {
+    await file.close();
   }
 }

@@ -22,10 +22,13 @@ test('a VM that comes when the memory is promised is refused, and the one that h
     const [{ name } = { name: '' }, ...others] = host.vms.list();
     expect(others).toEqual([]);
     await host.restart();
-    expect((await hostFacts(host.vms)).ramFileFreeBytes).toBe(36 * 2 ** 20);
+    // A page that the guest takes while the host is looked at makes it less, never more.
+    expect((await hostFacts(host.vms)).ramFileFreeBytes).toBeLessThanOrEqual(36 * 2 ** 20);
+    await expect.poll(async () => (await hostFacts(host.vms)).ramFileFreeBytes).toBe(36 * 2 ** 20);
     expect(host.vms.list()).toMatchObject([{ name, state: 'running' }]);
     await host.vms.destroy(name);
-    expect((await hostFacts(host.vms)).ramFileFreeBytes).toBe(100 * 2 ** 20);
+    // The kernel frees the pages when the process of QEMU is gone, a little later.
+    await expect.poll(async () => (await hostFacts(host.vms)).ramFileFreeBytes).toBe(100 * 2 ** 20);
   } finally {
     execFileSync('umount', ['--lazy', host.ramDir]);
   }

@@ -121,13 +121,14 @@ export class MemoryRoom {
   }
 
   async free(): Promise<MemoryFree> {
+    // Looked at before what is free: a page that a guest takes in between must not count as used and as free.
+    const promises = this.#promises();
     const [availableBytes, fileFreeBytes, hugeFree, cloneBytes] = await Promise.all([
       memoryAvailableBytes(),
       ramFileFreeBytes(this.#place),
       hugePagesFree(),
       this.#cloneBytesFree(),
     ]);
-    const promises = this.#promises();
     const of = (...kinds: MemoryKind[]): Sum => sum(promises.filter(({ kind }) => kinds.includes(kind)));
     const { budgetBytes, overcommit } = this.limits;
     const left = (freeBytes: number, { promisedBytes, usedBytes }: Sum): number =>

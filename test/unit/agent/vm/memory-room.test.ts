@@ -1,5 +1,6 @@
 /** The memory of a host is promised once. The memory files are on a real tmpfs, because its free space is the point. */
 import { execFileSync } from 'node:child_process';
+import { writeFileSync } from 'node:fs';
 import { mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -62,6 +63,17 @@ describe('the file system of the memory files', () => {
     const { room, admit } = roomWith();
     await expect(admit(specOf('other', 40))).rejects.toMatchObject({ code: 'NO_SPACE' });
     room.addHolder(() => [{ kind: 'file', pageBytes: 4096, promisedBytes: 40 * MIB, usedBytes: 30 * MIB }]);
+    expect((await room.free()).fileBytes).toBe(24 * MIB);
+  });
+
+  test('is never overestimated while a guest takes pages', async () => {
+    const path = join(ramDir, 'ram0.ram');
+    writeFileSync(path, Buffer.alloc(10 * MIB, 1));
+    const { room } = roomWith();
+    room.addHolder(() => {
+      writeFileSync(path, Buffer.alloc(20 * MIB, 1));
+      return [{ kind: 'file', pageBytes: 4096, promisedBytes: 40 * MIB, usedBytes: allocatedBytes([{ path }]) }];
+    });
     expect((await room.free()).fileBytes).toBe(24 * MIB);
   });
 
