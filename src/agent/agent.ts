@@ -3,12 +3,14 @@
  * inventory that pre-flight asks.
  */
 import { randomBytes } from 'node:crypto';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { MigrationError, toMigrationError } from '../domain/errors.js';
 import type { HostPort } from '../engine/ports/host.js';
 import { ForkAgent } from './fork/agent.js';
 import type { ForkContext } from './fork/context.js';
 import { Images } from './fork/image-calls.js';
 import { holdersHere, type OtherHosts } from './fork/layer-holders.js';
+import { resumeMerges } from './fork/overlay-merge.js';
 import { Pool, type PoolConfig } from './fork/pool.js';
 import { openForkStore } from './fork/record.js';
 import { sealLayers } from './fork/settle.js';
@@ -41,6 +43,9 @@ export interface LocalAgentOptions extends HostContext {
   readonly readMemory?: () => Promise<MemoryReading>;
 }
 
+/** A VM whose QEMU does not answer must not keep the daemon from starting. */
+const MERGES_WAIT_MS = 2_000;
+
 const POOL_DEFAULT: PoolConfig = {
   processesMax: 256,
   memoryAvailableBytesMin: 512 * 1024 * 1024,
@@ -62,6 +67,7 @@ export class LocalAgent implements HostPort {
   readonly host: string;
   readonly #options: LocalAgentOptions;
   #parts: Parts | null = null;
+  readonly #closing = new AbortController();
   readonly #cloneMemory: CloneMemoryWatch;
 
   constructor(options: LocalAgentOptions) {
@@ -125,12 +131,14 @@ export class LocalAgent implements HostPort {
     await clearBrokenSaves(context);
     await forks.start();
     await this.#settleVms(this.#parts, corrupt.length > 0);
+    await Promise.race([resumeMerges(context, this.#closing.signal), sleep(MERGES_WAIT_MS, undefined, { ref: false })]);
     await pool.start();
     this.#cloneMemory.start();
   }
 
   /** Leaves sessions and QEMUs as they are for the next daemon. To be called before VmManager.close. */
   async close(): Promise<void> {
+    this.#closing.abort();
     await this.#cloneMemory.close();
     await this.#parts?.inventory.close();
     await this.#parts?.source.close();

@@ -26,9 +26,10 @@ import type { MigrationError } from '../domain/errors.js';
 import type { HostResource } from '../domain/host.js';
 import type { MigrationMode } from '../domain/migration.js';
 import type { ArgumentFile, OpenFile } from '../domain/storage.js';
-import type { Accel, AccelChoice, DiskSpec, NicSpec, VmSpec } from '../domain/vm.js';
+import type { Accel, AccelChoice, NicSpec, VmSpec } from '../domain/vm.js';
 import type { ChildExit, ProcessIdentity } from '../kit/process.js';
 import type { DiskFiles } from './disk-files.js';
+import type { VmDisks } from './vm-disks.js';
 
 /**
  * The installed back end of a host and its calls that concern no single VM. Its caller sees no state; calls may
@@ -263,52 +264,6 @@ export interface GuestAgentLink {
   run(path: string, args: readonly string[], timeoutMs: number): Promise<void>;
   /** Idempotent. */
   close(): void;
-}
-
-/** A disk and the overlay that it is to continue in. The names are the back end's own. */
-export interface OpenOverlay {
-  readonly node: string;
-  readonly overlay: string;
-}
-
-/** A disk of the VM, and a qcow2 whose backing file is the disk's earlier file. */
-export interface DiskOverlay {
-  /** The id of the disk. */
-  readonly id: string;
-  readonly path: string;
-  readonly base: Pick<DiskSpec, 'path' | 'format'>;
-}
-
-export interface VmDisks {
-  /**
-   * Returns the files that the guest's disks use now, by the disk's id, or by the device of a disk that no spec has.
-   */
-  active(): Promise<ReadonlyMap<string, { readonly path: string; readonly isReadOnly: boolean }>>;
-  /** True if the VM has this file open as a disk or as a disk's backing file. */
-  isOpen(path: string): Promise<boolean>;
-  /**
-   * Opens overlays on the files that the disks use now. If an earlier attempt has left an overlay open, it is closed
-   * first. Then `create` makes it. The guest does not notice. The overlays are named by `image` and their order, so
-   * every
-   * attempt uses the same names. Throws CONFLICT if the guest has no such disk.
-   */
-  openOverlays(
-    image: string,
-    overlays: readonly DiskOverlay[],
-    create: (overlay: DiskOverlay, index: number) => Promise<void>,
-  ): Promise<readonly OpenOverlay[]>;
-  /** Switches all disks to their overlays at one moment, or none. The VM must be stopped. */
-  switchToOverlays(open: readonly OpenOverlay[]): Promise<void>;
-  /**
-   * Undoes both calls for the overlay at `index`: it merges the overlay into the base, and the disk uses the base
-   * again.
-   * `open` is empty if an earlier daemon opened the overlays. The VM may run.
-   */
-  removeOverlay(image: string, index: number, overlay: DiskOverlay, open: readonly OpenOverlay[]): Promise<void>;
-  /**
-   * Merges the overlay into its base and removes it from the disk's chain. Returns false if the VM has no such chain.
-   */
-  merge(overlay: DiskOverlay): Promise<boolean>;
 }
 
 export type StateStream = Readable & { readonly bytesRead: number };

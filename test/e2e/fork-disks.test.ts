@@ -235,3 +235,56 @@ test('memory runs on the disk of its moment alone, and the chain of a moved pare
   expect(vms.has('late-0')).toBe(false);
   await images.remove(image);
 });
+
+test('the next daemon ends a merge that was interrupted, and no job moves the VM meanwhile', async () => {
+  const base = makeDisk('merged');
+  await boot('merged', [{ path: base }]);
+  const { clones, image } = await forks.fork(forks.request('merged', { cloneCount: 1 }));
+  await forks.host.agent.source.unreserve('merged', 'job-1');
+  await forks.host.vms.stop(clones[0]!.name, { isForced: true });
+  await writes('merged');
+  const vm = () => forks.host.vms.get('merged');
+  const overlay = vm().spec.disks[0]!.path;
+  expect(overlay).not.toBe(base);
+  const atFork = latestNumber(base);
+  const remove = () => forks.host.agent.images.remove(image);
+
+  // It dies when both files have the same content.
+  await new Promise<void>((reached) => {
+    Object.assign(forks.host.vms, { whilePaused: () => new Promise(() => reached()) });
+    remove().catch(() => undefined);
+  });
+  await expect(forks.host.agent.source.reserve('merged', 'job-2')).rejects.toMatchObject({
+    ...{ code: 'VM_BUSY', message: expect.stringContaining('are being merged') },
+  });
+  await forks.host.restart();
+  expect(vm()).toMatchObject({ state: 'running', isMerging: false, spec: { disks: [{ path: overlay }] } });
+  expect(await vm().process.disks.jobs()).toEqual([]);
+  await writes('merged');
+
+  // It dies when the disk has switched, before the record says so.
+  const dies = () => Promise.reject(new Error('the daemon has died'));
+  Object.assign(forks.host.vms, {
+    whilePaused: async (_: string, work: () => Promise<void>) => {
+      await vm().process.pause();
+      Object.assign(forks.host.vms, { amend: dies });
+      return work();
+    },
+  });
+  await expect(remove()).rejects.toThrow('the daemon has died');
+  await forks.host.restart();
+  expect(vm()).toMatchObject({ state: 'running', isMerging: false, spec: { disks: [{ path: base }] } });
+  expect(existsSync(overlay)).toBe(false);
+  await writes('merged');
+  await eventually('it writes to its own file', 60_000, () => (latestNumber(base) > atFork ? true : undefined));
+  expect(await remove()).toMatchObject({ mergedDisks: [], keptLayers: [] });
+  expect(vm().spec.disks[0]!.path).toBe(base);
+
+  // A job of somebody else on the disk keeps the VM from being moved, too.
+  const source = forks.host.agent.source;
+  Object.assign(vm().process.disks, { jobs: async () => ['backup nightly'] });
+  await expect(source.reserve('merged', 'job-3')).rejects.toMatchObject({
+    ...{ code: 'VM_BUSY', message: expect.stringContaining('backup nightly') },
+  });
+  expect(vm().job).toBeNull();
+});

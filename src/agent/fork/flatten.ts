@@ -9,17 +9,21 @@ import { MigrationError } from '../../domain/errors.js';
 import type { FlattenReport, KeptLayer } from '../../domain/image.js';
 import type { ForkContext } from './context.js';
 import { holdersElsewhere, holdersHere, keptBecause, type OtherHosts } from './layer-holders.js';
-import { amendDisks, isOverlayOf } from './parent-disks.js';
+import { amendDisks, isOverlayOf, mergeLive, whileMerging } from './overlay-merge.js';
 
 /** Throws CONFLICT if the VM does not belong to this host or is being started, VM_BUSY if a job has it. */
 export async function flattenVm(context: ForkContext, others: OtherHosts, name: string): Promise<FlattenReport> {
+  context.vms.get(name);
+  return whileMerging(context.vms, name, () => flatten(context, others, name));
+}
+
+async function flatten(context: ForkContext, others: OtherHosts, name: string): Promise<FlattenReport> {
   const { vms } = context;
   const vm = vms.get(name);
   const isEnded = vm.state === 'stopped';
   if (!isEnded && vm.state !== 'running' && vm.state !== 'paused') {
     throw new MigrationError('CONFLICT', `${name} is ${vm.state}`);
   }
-  if (vm.job !== null) throw new MigrationError('VM_BUSY', `${name} is part of job ${vm.job}`);
   const mergedDisks: string[] = [];
   const keptLayers: KeptLayer[] = [];
   for (const { id, isReadOnly, path, format } of vm.spec.disks) {
@@ -38,12 +42,13 @@ export async function flattenVm(context: ForkContext, others: OtherHosts, name: 
         keptLayers.push(...keptBecause([base.path], holders));
         break;
       }
-      if (isEnded) await vms.backend.diskFiles.commitOverlay(overlay.path);
-      else if (!(await vm.process.disks.merge({ id, path: overlay.path, base }))) {
+      if (isEnded) {
+        await vms.backend.diskFiles.commitOverlay(overlay.path);
+        await amendDisks(vms, name, (disk) => (disk.id === id ? base : disk));
+        await rm(overlay.path, { force: true });
+      } else if (!(await mergeLive(vms, vm, { id, path: overlay.path, format: 'qcow2', base: { id, ...base } }))) {
         throw new MigrationError('CONFLICT', `QEMU of ${name} does not have ${overlay.path} above ${base.path} open`);
       }
-      await amendDisks(vms, name, (disk) => (disk.id === id ? base : disk));
-      await rm(overlay.path, { force: true });
       mergedDisks.push(overlay.path);
     }
   }

@@ -7,20 +7,17 @@
  * the parent writes to (its own record). If a crash has interrupted this, the VM is asked which file it has open.
  */
 import { rm } from 'node:fs/promises';
-import type { OpenOverlay } from '../../backends/backend.js';
-import type { DiskFiles } from '../../backends/disk-files.js';
+import type { OpenOverlay } from '../../backends/vm-disks.js';
 import { MigrationError } from '../../domain/errors.js';
 import type { ParentMode } from '../../domain/fork.js';
 import type { DiskSpec } from '../../domain/vm.js';
 import type { ImageDisk, ParentOverlay } from '../image/record.js';
-import { withDisks } from '../vm/record.js';
-import type { ManagedVm, VmManager } from '../vm/vms.js';
+import type { ManagedVm } from '../vm/vms.js';
 import type { ForkContext } from './context.js';
+import { amendDisks, mergeOffline, overlayPath, switchTo } from './overlay-merge.js';
 
 /** The longest chain of files below a disk. QEMU opens all of them, and each read may pass through all. */
 const CHAIN_FILES_MAX = 16;
-/** An overlay is named by the disk's first file and the image's id, so no name grows with the number of forks. */
-const OVERLAY_SUFFIX = /\.[0-9a-f]{16}$/;
 
 export class ParentDisks {
   readonly #context: ForkContext;
@@ -76,8 +73,10 @@ export class ParentDisks {
     const { overlays } = images.get(this.#image);
     const isThere = vms.has(name) && vms.get(name) === this.#parent && this.#parent.state !== 'stopped';
     for (const [index, overlay] of overlays.entries()) {
-      if (isThere) await this.#parent.process.disks.removeOverlay(this.#image, index, overlay, this.#open);
-      else await mergeOffline(vms.backend.diskFiles, overlay);
+      if (isThere) {
+        const removal = { image: this.#image, index, overlay, open: this.#open };
+        await this.#parent.process.disks.removeOverlay(removal, switchTo(vms, name, overlay));
+      } else await mergeOffline(vms.backend.diskFiles, overlay);
       await rm(overlay.path, { force: true });
     }
     if (isThere && overlays.length > 0) {
@@ -89,21 +88,12 @@ export class ParentDisks {
     const base: ImageDisk = { id, path, format };
     return {
       id,
-      path: `${path.replace(OVERLAY_SUFFIX, '')}.${this.#image}`,
+      path: overlayPath(path, this.#image),
       format: 'qcow2',
       vm: this.#parent.spec.name,
       base,
     };
   }
-}
-
-/** Writes these disk files into the VM's record. Durable when it resolves. */
-export async function amendDisks(
-  vms: VmManager,
-  name: string,
-  fileOf: (disk: DiskSpec) => Pick<DiskSpec, 'path' | 'format'>,
-): Promise<void> {
-  await vms.amend(name, (record) => withDisks(record, fileOf));
 }
 
 /** Returns the reason for each disk that no snapshot can be taken of. */
@@ -117,14 +107,6 @@ export async function diskBlockers(parent: ManagedVm): Promise<string[]> {
   return foreign.map(([id, { path }]) => `${id} (${path}) is not among the disks of the spec`);
 }
 
-/** True if `path` is an overlay that a fork has made on `base`, and not one of the user's own. */
-export function isOverlayOf(path: string, base: string): boolean {
-  if (!OVERLAY_SUFFIX.test(path)) return false;
-  const stem = path.replace(OVERLAY_SUFFIX, '');
-  // Build 0.1.0 appended the id to the name of the overlay before.
-  return stem === base || stem === base.replace(OVERLAY_SUFFIX, '');
-}
-
 /** Returns the reason for each disk whose chain of files has no room for another overlay. */
 export async function longChains({ vms }: Pick<ForkContext, 'vms'>, parent: ManagedVm): Promise<string[]> {
   const reasons: string[] = [];
@@ -134,15 +116,4 @@ export async function longChains({ vms }: Pick<ForkContext, 'vms'>, parent: Mana
     if (length >= CHAIN_FILES_MAX) reasons.push(`disk ${id} of ${parent.spec.name} is a chain of ${length} files`);
   }
   return reasons;
-}
-
-/** Merges an overlay whose VM has ended. Does nothing if the overlay is missing. */
-export async function mergeOffline(files: DiskFiles, overlay: ParentOverlay): Promise<void> {
-  try {
-    await files.commitOverlay(overlay.path);
-  } catch (error) {
-    const isGone = error instanceof MigrationError && /No such file/i.test(error.message);
-    if (!isGone) throw error;
-  }
-  await rm(overlay.path, { force: true });
 }

@@ -7,6 +7,7 @@ import { guestEndText } from '../../domain/guest-end.js';
 import type { SourceEndpointInfo } from '../../engine/ports/session.js';
 import type { ExposeRequest, NativeMigrateOptions, SourcePort } from '../../engine/ports/source.js';
 import { KeyedLocks } from '../../kit/locks.js';
+import type { ManagedVm } from '../vm/vms.js';
 import type { MigrationContext } from './context.js';
 import { EndedSessions } from './ended-sessions.js';
 import { checkSession, type SourceRecord } from './session-store.js';
@@ -55,7 +56,14 @@ export class SourceAgent implements SourcePort {
   }
 
   async reserve(vm: string, job: string): Promise<void> {
-    await this.#context.vms.reserve(vm, job);
+    const { vms } = this.#context;
+    await vms.reserve(vm, job);
+    try {
+      await refuseDiskJobs(vms.get(vm));
+    } catch (error) {
+      await vms.unreserve(vm, job);
+      throw error;
+    }
   }
 
   async unreserve(vm: string, job: string): Promise<void> {
@@ -238,4 +246,14 @@ export class SourceAgent implements SourcePort {
       remedy: 'stop vmigrated, then: vmctl state repair DIR',
     });
   }
+}
+
+/** A job of QEMU on a disk, such as a backup, would go on at the source when the target writes to the same disk. */
+async function refuseDiskJobs({ process, spec }: ManagedVm): Promise<void> {
+  if (spec.disks.length === 0) return;
+  const [job] = await process.disks.jobs();
+  if (job === undefined) return;
+  throw new MigrationError('VM_BUSY', `QEMU of ${spec.name} has a job on a disk: ${job}`, {
+    remedy: 'wait until that job has ended, or cancel it with the program that began it',
+  });
 }

@@ -52,10 +52,12 @@ export interface VmRecord {
   /** The exit code that the guest had written to its exit port before the VM moved here. */
   readonly exitCodeBefore: number | null;
   readonly createdAt: string;
+  /** Overlays of the VM's disks are being merged. No job may have the VM, and a restarted daemon ends the merge. */
+  readonly isMerging?: boolean;
 }
 
 /** Changes of a record that describe what is already the case. */
-export type RecordAmendment = Pick<Partial<VmRecord>, 'spec' | 'image' | 'exit' | 'exitCodeBefore'>;
+export type RecordAmendment = Pick<Partial<VmRecord>, 'spec' | 'image' | 'exit' | 'exitCodeBefore' | 'isMerging'>;
 
 const count = z.int().min(0);
 const bigCount = z
@@ -122,6 +124,7 @@ const recordSchema = z.strictObject({
     .nullable(),
   exitCodeBefore: z.int().min(0).max(255).nullable().default(null),
   createdAt: z.string(),
+  isMerging: z.boolean().exactOptional(),
 });
 
 /**
@@ -133,11 +136,21 @@ export function effectiveState({ process, exit }: VmRecord, state: VmState): VmS
   return state === 'running' && process === null && exit !== null ? 'stopped' : state;
 }
 
-/** Returns the change that reserves the VM, or null if the job has it already. Throws VM_BUSY if another job has it. */
-export function reservedBy({ spec, job: holder }: VmRecord, job: string): Partial<VmRecord> | null {
+/**
+ * Returns the change that reserves the VM, or null if the job has it already. Throws VM_BUSY if another job has it, or
+ * while its disks are merged.
+ */
+export function reservedBy({ spec, job: holder, isMerging }: VmRecord, job: string): Partial<VmRecord> | null {
   if (holder === job) return null;
+  if (isMerging === true) throw mergesDisks(spec.name);
   if (holder === null) return { job };
   throw new MigrationError('VM_BUSY', `${spec.name} is part of job ${holder}`);
+}
+
+export function mergesDisks(name: string): MigrationError {
+  return new MigrationError('VM_BUSY', `overlays of the disks of ${name} are being merged`, {
+    remedy: 'wait until "vmctl flatten" or "vmctl image rm" has ended, then try again',
+  });
 }
 
 export function withDisks(

@@ -2,6 +2,7 @@
 import { EventEmitter } from 'node:events';
 import { MigrationError } from '../../domain/errors.js';
 import type { VmExit } from '../../domain/vm.js';
+import { deferred } from '../../kit/deferred.js';
 import { KeyedLocks } from '../../kit/locks.js';
 import { refusal, type UnreadableVm } from './unreadable.js';
 import type { Vm } from './vm.js';
@@ -82,5 +83,22 @@ export class VmTable {
 
   off(event: 'exit' | 'change', listener: (...args: never[]) => void): void {
     this.#emitter.off(event, listener as (...args: unknown[]) => void);
+  }
+
+  /** Returns false if the VM's process has not ended and been recorded as ended within `timeoutMs`. */
+  async untilEnded(vm: Vm, timeoutMs: number): Promise<boolean> {
+    const ended = deferred<boolean>();
+    const look = (name: string) => {
+      if (name === vm.spec.name && (vm.record.exit !== null || vm.isForgotten)) ended.resolve(true);
+    };
+    const timer = setTimeout(() => ended.resolve(false), timeoutMs);
+    this.on('change', look);
+    look(vm.spec.name);
+    try {
+      return await ended.promise;
+    } finally {
+      clearTimeout(timer);
+      this.off('change', look);
+    }
   }
 }

@@ -28,6 +28,8 @@ export interface ManagedVm {
   /** Null without preload. */
   readonly memory: VmMemoryHandle | null;
   readonly job: string | null;
+  /** Overlays of its disks are being merged. */
+  readonly isMerging: boolean;
   /** The session that made this VM a target. It stays set when the VM runs. Null for a VM started on this host. */
   readonly session: string | null;
   /** The image that a clone runs on. Null for any other VM. */
@@ -99,6 +101,10 @@ export class Vm implements ManagedVm {
 
   get regions(): readonly RegionFile[] {
     return this.#record.regions;
+  }
+
+  get isMerging(): boolean {
+    return this.#record.isMerging === true;
   }
 
   get job(): string | null {
@@ -235,4 +241,15 @@ function isFull(error: unknown): boolean {
 function identityIssue({ record }: Vm): string | null {
   if (record.identityDue === null) return null;
   return record.identityDue.failure ?? 'is still being given its own network and clock';
+}
+
+/** Pauses a running VM for `work`, however that ends. */
+export async function whilePaused<T>({ process, state }: ManagedVm, work: () => Promise<T>): Promise<T> {
+  if (state !== 'running') return work();
+  await process.pause();
+  try {
+    return await work();
+  } finally {
+    await process.run();
+  }
 }

@@ -16,7 +16,6 @@ import type { GuestEnd } from '../../domain/guest-end.js';
 import type { VmExit, VmSpec, VmState, VmView } from '../../domain/vm.js';
 import { Reserve } from '../../durable/reserve.js';
 import { makeDirectory } from '../../durable/state-format.js';
-import { deferred } from '../../kit/deferred.js';
 import { adopt } from './adopt.js';
 import { type StopOptions, VmKeeper } from './keeper.js';
 import { MemoryRoom, ownBytesOf, promisesOf } from './memory-room.js';
@@ -26,7 +25,7 @@ import { effectiveState, type RecordAmendment, readRecord, reservedBy, type VmRe
 import { VmStarter } from './starts.js';
 import { VmTable } from './table.js';
 import { describeUnreadable } from './unreadable.js';
-import { type ManagedVm, placeIn, Vm, viewOf } from './vm.js';
+import { type ManagedVm, placeIn, Vm, viewOf, whilePaused } from './vm.js';
 
 export type { VmExit } from '../../domain/vm.js';
 export type { ManagedVm } from './vm.js';
@@ -141,7 +140,7 @@ export class VmManager {
    */
   async guestEnd(name: string): Promise<GuestEnd | null> {
     const vm = this.#table.get(name);
-    if (vm.guestEnd !== null) await this.#untilExit(vm, GUEST_END_MS);
+    if (vm.guestEnd !== null) await this.#table.untilEnded(vm, GUEST_END_MS);
     return vm.guestEnd;
   }
 
@@ -236,6 +235,19 @@ export class VmManager {
     });
   }
 
+  /** Pauses a running VM for `work`, however that ends. A user's call for the VM waits meanwhile. */
+  whilePaused<T>(name: string, work: () => Promise<T>): Promise<T> {
+    return this.#table.locks.hold(name, () => whilePaused(this.#table.get(name), work));
+  }
+
+  /** Lets the VM run if its user has not paused it. A daemon that died may have left it paused. */
+  restoreRunState(name: string): Promise<void> {
+    return this.#table.locks.hold(name, async () => {
+      const { process, record } = this.#table.get(name);
+      if (record.state === 'running') await process.run();
+    });
+  }
+
   /**
    * Presses the guest's power button and waits for the guest to end, at most `timeoutMs`. Returns false if it did not;
    * it runs on then. A guest that does not run is not waited for. Other calls for the VM are allowed meanwhile, so a
@@ -245,7 +257,7 @@ export class VmManager {
     const vm = await this.#checkUsable(name, ['running', 'paused']);
     if (vm.state !== 'running') return false;
     await vm.process.powerdown();
-    return this.#untilExit(vm, timeoutMs);
+    return this.#table.untilEnded(vm, timeoutMs);
   }
 
   /** Restarts the guest, as its reset button does. Throws UNSUPPORTED for a clone whose kernel QEMU has not loaded. */
@@ -259,23 +271,6 @@ export class VmManager {
       }
       await vm.process.reset();
     });
-  }
-
-  /** Returns false if the VM's process has not ended and been recorded as ended within `timeoutMs`. */
-  async #untilExit(vm: Vm, timeoutMs: number): Promise<boolean> {
-    const ended = deferred<boolean>();
-    const look = (name: string) => {
-      if (name === vm.spec.name && (vm.record.exit !== null || vm.isForgotten)) ended.resolve(true);
-    };
-    const timer = setTimeout(() => ended.resolve(false), timeoutMs);
-    this.#table.on('change', look);
-    look(vm.spec.name);
-    try {
-      return await ended.promise;
-    } finally {
-      clearTimeout(timer);
-      this.#table.off('change', look);
-    }
   }
 
   /**

@@ -2,12 +2,17 @@
  * QEMU's block graph, as far as forks use it. This file checks the answers itself instead of using types generated from
  * QEMU's schema, where one of these commands alone has more members than all others together.
  */
+import { setTimeout as sleep } from 'node:timers/promises';
 import { z } from 'zod';
 import { MigrationError } from '../../domain/errors.js';
 import type { OpenFile } from '../../domain/storage.js';
+import type { AtSwitch } from '../vm-disks.js';
 import type { QmpClient } from './qmp/client.js';
 
 const JOB_TIMEOUT_MS = 3600_000;
+const ABANDON_TIMEOUT_MS = 10_000;
+const ABANDON_POLL_MS = 20;
+const MERGE_JOB_PREFIX = 'merge-';
 
 const blockList = z.array(
   z.object({
@@ -87,9 +92,46 @@ export async function switchToOverlays(
   await qmp.executeUntyped('transaction', { actions });
 }
 
-/** Merges the overlay `top` into `base` and removes `top` from the chain. The VM may run meanwhile. */
-export async function mergeDown(qmp: QmpClient, root: string, top: string, base: string): Promise<void> {
-  const job = `merge-${top}`;
+const jobList = z.array(z.object({ device: z.string(), type: z.string() }));
+
+/** Returns the jobs that read or write disks now, of this program and of others. */
+export async function blockJobs(qmp: QmpClient): Promise<{ readonly id: string; readonly type: string }[]> {
+  const jobs = jobList.parse(await qmp.executeUntyped('query-block-jobs'));
+  return jobs.map(({ device, type }) => ({ id: device, type }));
+}
+
+/**
+ * Cancels the merges that an earlier daemon has begun. Each disk stays as it is: one that still uses its overlay has
+ * all of its content there. Throws TIMEOUT if QEMU does not end them.
+ */
+export async function abandonMerges(qmp: QmpClient): Promise<void> {
+  const isMerge = ({ id }: { readonly id: string }): boolean => id.startsWith(MERGE_JOB_PREFIX);
+  const deadlineMs = performance.now() + ABANDON_TIMEOUT_MS;
+  for (const { id } of (await blockJobs(qmp)).filter(isMerge)) {
+    // It may have ended meanwhile.
+    await qmp.executeUntyped('block-job-cancel', { device: id, force: true }).catch(() => undefined);
+  }
+  while ((await blockJobs(qmp)).some(isMerge)) {
+    if (performance.now() > deadlineMs) throw new MigrationError('TIMEOUT', 'QEMU does not end the merge of a disk');
+    await sleep(ABANDON_POLL_MS);
+  }
+}
+
+export interface Merge {
+  /** The node that the disk uses. */
+  readonly root: string;
+  readonly top: string;
+  readonly base: string;
+}
+
+/**
+ * Merges the overlay `top` into `base` and removes `top` from the chain. The VM may run meanwhile. If the disk uses the
+ * overlay itself, `atSwitch` is called when both have the same content. It calls `complete`, after which the disk uses
+ * the base. If `atSwitch` throws before that, the disk stays on the overlay.
+ */
+export async function mergeDown(qmp: QmpClient, { root, top, base }: Merge, atSwitch: AtSwitch): Promise<void> {
+  await abandonMerges(qmp);
+  const job = `${MERGE_JOB_PREFIX}${top}`;
   const isActive = root === top;
   const concluded = (name: string) =>
     qmp.waitForEvent(name, { timeoutMs: JOB_TIMEOUT_MS, filter: ({ data }) => data['device'] === job });
@@ -103,11 +145,21 @@ export async function mergeDown(qmp: QmpClient, root: string, top: string, base:
     ...(isActive ? {} : { 'top-node': top }),
     'base-node': base,
   });
-  if (ready !== null) {
-    await Promise.race([ready, over]);
-    await qmp.executeUntyped('job-complete', { id: job });
+  const concluding = async (): Promise<void> => {
+    const { error } = (await over).data;
+    if (typeof error === 'string')
+      throw new MigrationError('QEMU_FAILED', `overlay ${top} cannot be merged into ${base}: ${error}`);
+  };
+  if (ready === null) return concluding();
+  // A job that fails does not become ready.
+  await Promise.race([ready, over.then(concluding)]);
+  try {
+    await atSwitch(async () => {
+      await qmp.executeUntyped('job-complete', { id: job });
+      await concluding();
+    });
+  } catch (error) {
+    await abandonMerges(qmp).catch(() => undefined);
+    throw error;
   }
-  const { error } = (await over).data;
-  if (typeof error === 'string')
-    throw new MigrationError('QEMU_FAILED', `overlay ${top} cannot be merged into ${base}: ${error}`);
 }

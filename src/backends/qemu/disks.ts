@@ -1,9 +1,11 @@
 /** The disks of a VM that is forked, and the overlays that they continue in. */
 import { MigrationError } from '../../domain/errors.js';
-import type { DiskOverlay, OpenOverlay, VmDisks } from '../backend.js';
+import type { AtSwitch, DiskOverlay, OpenOverlay, OverlayToRemove, VmDisks } from '../vm-disks.js';
 import {
   type ActiveNode,
+  abandonMerges,
   activeNodes,
+  blockJobs,
   closeNode,
   mergeDown,
   nodeOfFile,
@@ -52,25 +54,39 @@ export class QemuDisks implements VmDisks {
     return switchToOverlays(this.#connection.qmp, open);
   }
 
-  async removeOverlay(image: string, index: number, overlay: DiskOverlay, open: readonly OpenOverlay[]): Promise<void> {
+  async removeOverlay({ image, index, overlay, open }: OverlayToRemove, atSwitch: AtSwitch): Promise<void> {
     const { qmp } = this.#connection;
     const node = overlayNodeName(image, index);
     const active = (await activeNodes(qmp)).get(overlay.id);
     if (active?.node === node) {
       const base = open.find((taken) => taken.overlay === node)?.node ?? `format-${overlay.id}`;
-      await mergeDown(qmp, node, node, base);
+      await mergeDown(qmp, { root: node, top: node, base }, atSwitch);
     }
     await closeNode(qmp, node);
   }
 
-  async merge(overlay: DiskOverlay): Promise<boolean> {
+  async merge(overlay: DiskOverlay, atSwitch: AtSwitch): Promise<boolean> {
     const { qmp } = this.#connection;
     const root = (await activeNodes(qmp)).get(overlay.id)?.node;
     const [top, base] = [await nodeOfFile(qmp, overlay.path), await nodeOfFile(qmp, overlay.base.path)];
     if (root === undefined || top === null || base === null) return false;
-    await mergeDown(qmp, root, top, base);
+    await mergeDown(qmp, { root, top, base }, atSwitch);
     await closeNode(qmp, top);
     return true;
+  }
+
+  async jobs(): Promise<readonly string[]> {
+    return (await blockJobs(this.#connection.qmp)).map(({ id, type }) => `${type} ${id}`);
+  }
+
+  async close(path: string): Promise<void> {
+    const { qmp } = this.#connection;
+    const node = await nodeOfFile(qmp, path);
+    if (node !== null) await closeNode(qmp, node);
+  }
+
+  abandonMerges(): Promise<void> {
+    return abandonMerges(this.#connection.qmp);
   }
 }
 

@@ -11,11 +11,11 @@ import type {
   StartedVm,
   StateExport,
   StateImport,
-  VmDisks,
   VmFacts,
   VmListener,
   VmProcess,
 } from '../backend.js';
+import type { VmDisks } from '../vm-disks.js';
 import type { QemuConnection } from './connection.js';
 import { QemuDisks } from './disks.js';
 import { QemuFacts } from './facts.js';

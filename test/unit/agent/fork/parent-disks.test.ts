@@ -2,8 +2,10 @@
 import { afterEach, beforeEach, expect, test } from 'vitest';
 import { flattenVm } from '../../../../src/agent/fork/flatten.js';
 import { NO_OTHER_HOSTS } from '../../../../src/agent/fork/layer-holders.js';
-import { isOverlayOf, longChains } from '../../../../src/agent/fork/parent-disks.js';
+import { isOverlayOf } from '../../../../src/agent/fork/overlay-merge.js';
+import { longChains } from '../../../../src/agent/fork/parent-disks.js';
 import type { ManagedVm } from '../../../../src/agent/vm/vms.js';
+import type { VmDisks } from '../../../../src/backends/vm-disks.js';
 import { ID, ImageScene, img } from '../../../support/image-scene.js';
 
 let scene: ImageScene;
@@ -28,8 +30,8 @@ async function stack(count: number): Promise<string> {
 /** A VM that runs on the disk. Its QEMU's part of a merge is done by qemu-img. */
 function vmOn(path: string): ManagedVm {
   const disk = { id: 'd0', path, format: 'qcow2', isReadOnly: false };
-  const merge = async (overlay: { path: string }): Promise<boolean> => {
-    img('commit', '-q', overlay.path);
+  const merge: VmDisks['merge'] = async ({ path }, atSwitch) => {
+    await atSwitch(async () => img('commit', '-q', path));
     return true;
   };
   const process = { disks: { merge, isOpen: async () => false } };
@@ -60,10 +62,11 @@ test('flattening merges from the top down to the first layer that somebody needs
   host.vms.push(vm);
   const amended: string[] = [];
   Object.assign(host.context.vms, {
-    amend: async (_: string, change: (record: object) => { spec: { disks: { path: string }[] } }) => {
-      const { spec } = change(vm);
-      Object.assign(vm, { spec });
-      amended.push(spec.disks[0]!.path);
+    whilePaused: (_: string, work: () => Promise<void>) => work(),
+    amend: async (_: string, change: (record: object) => { spec?: { disks: { path: string }[] } }) => {
+      const changed = change(vm);
+      Object.assign(vm, changed);
+      if (changed.spec !== undefined) amended.push(changed.spec.disks[0]!.path);
     },
   });
   await scene.forked(host);
