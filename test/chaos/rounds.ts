@@ -39,6 +39,8 @@ export interface RoundEnd {
 
 export async function moveRound(field: Field, vm: string, round: MoveRound): Promise<RoundEnd> {
   const { fault, source, target, transport, bandwidthMiBPerS } = round;
+  // After a cut the kernel takes a host for unreachable for another moment.
+  await field.cluster.expectAcquaintance(source);
   const watch = new Watch(field, vm);
   watch.start();
   try {
