@@ -14,8 +14,8 @@ import type { RunState, VmBackend } from '../../backends/backend.js';
 import { MigrationError, toMigrationError } from '../../domain/errors.js';
 import type { GuestEnd } from '../../domain/guest-end.js';
 import type { VmExit, VmSpec, VmState, VmView } from '../../domain/vm.js';
+import { makeDirectoryDurably } from '../../durable/durable-file.js';
 import { Reserve } from '../../durable/reserve.js';
-import { makeDirectory } from '../../durable/state-format.js';
 import { deferred } from '../../kit/deferred.js';
 import { adopt } from './adopt.js';
 import { type StopOptions, VmKeeper } from './keeper.js';
@@ -63,7 +63,7 @@ export class VmManager {
    * others are adopted all the same.
    */
   async start(): Promise<void> {
-    await makeDirectory(this.#table.directory);
+    await makeDirectoryDurably(this.#table.directory);
     await mkdir(this.#options.ramDir, { recursive: true, mode: 0o700 });
     const find = (name: string) => this.#table.locks.hold(name, () => this.#find(name));
     await Promise.all((await readdir(this.#table.directory)).map(find));
