@@ -11,7 +11,8 @@ import { makeDirectoryDurably } from '../../durable/durable-file.js';
 import { type LaunchOptions, launch } from './launch.js';
 import { tapNames } from './network.js';
 import type { VmManagerOptions } from './options.js';
-import { type RamPlace, regionFiles } from './ram-files.js';
+import { regionFiles } from './ram-files.js';
+import type { RamPlace } from './ram-place.js';
 import type { IdentityDue, VmRecord } from './record.js';
 import { Vm } from './vm.js';
 

@@ -8,7 +8,7 @@
  * A new daemon removes a VM in state `starting`, because its start was never reported to a user. It keeps a VM in state
  * `incoming`; LocalAgent destroys that VM if no session claims it (`ManagedVm.session`).
  */
-import { mkdir, readdir, rm } from 'node:fs/promises';
+import { readdir, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import type { RunState, VmBackend } from '../../backends/backend.js';
 import { MigrationError, toMigrationError } from '../../domain/errors.js';
@@ -21,7 +21,8 @@ import { adopt } from './adopt.js';
 import { type StopOptions, VmKeeper } from './keeper.js';
 import { MemoryRoom, ownBytesOf, promisesOf } from './memory-room.js';
 import type { CloneOptions, IncomingOptions, VmManagerOptions } from './options.js';
-import { presencePath, type RamPlace } from './ram-files.js';
+import { presencePath } from './ram-files.js';
+import { RamPlace } from './ram-place.js';
 import { effectiveState, type RecordAmendment, readRecord, reservedBy, type VmRecord } from './record.js';
 import { VmStarter } from './starts.js';
 import { VmTable } from './table.js';
@@ -47,9 +48,9 @@ export class VmManager {
   #isClosed = false;
 
   constructor(options: VmManagerOptions) {
-    const { host, ramDir, registry, log } = options;
+    const { host, ramDir, memoryId: ownerId, registry, log } = options;
     this.#options = options;
-    this.place = { host, ramDir };
+    this.place = new RamPlace({ host, ramDir, ownerId });
     this.#table = new VmTable(host, join(options.stateDir, 'vms'));
     this.room = new MemoryRoom(this.place, options.memory);
     this.room.addHolder(() => promisesOf(this.#table.all()));
@@ -64,7 +65,7 @@ export class VmManager {
    */
   async start(): Promise<void> {
     await makeDirectoryDurably(this.#table.directory);
-    await mkdir(this.#options.ramDir, { recursive: true, mode: 0o700 });
+    await this.place.inRamDir(() => Promise.resolve());
     const find = (name: string) => this.#table.locks.hold(name, () => this.#find(name));
     await Promise.all((await readdir(this.#table.directory)).map(find));
   }
@@ -345,6 +346,7 @@ export class VmManager {
       vm.memory = null;
       await vm.settled();
     }
+    await this.place.close();
   }
 
   /** Checks for a user's call that the VM is in one of these states, belongs to this host, and is in no job. */

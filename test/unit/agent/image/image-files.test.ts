@@ -29,7 +29,7 @@ beforeEach(() => {
 const cleanups: (() => void)[] = [];
 afterEach(() => {
   for (const cleanup of cleanups.splice(0)) cleanup();
-  scene.end();
+  return scene.end();
 });
 
 /** Replaces the description of an image's file of format 1. */
