@@ -11,7 +11,8 @@ import { fileURLToPath } from 'node:url';
 import { type Logger, pino } from 'pino';
 import { LocalAgent } from '../agent/agent.js';
 import { NOTHING_INJECTED, parseInjections } from '../agent/inject.js';
-import { defaultMemoryDirectory } from '../agent/memory/default-directory.js';
+import { defaultMemoryDirectory, type MemoryDirectory } from '../agent/memory/default-directory.js';
+import { tieHugePages } from '../agent/memory/huge-pages.js';
 import { tieMemoryDirectory } from '../agent/memory/mark.js';
 import { openConsole } from '../agent/vm/console.js';
 import { protectDaemon } from '../agent/vm/oom-score.js';
@@ -139,7 +140,7 @@ async function start(config: DaemonConfig, log: Logger, closers: (() => Promise<
   const transports = new HostTransports({ host, listener, devices: { rdma } });
 
   const preloadPath = config.preload === undefined ? defaultPreload(log) : config.preload;
-  const ramDir = await openMemoryDirectory(config, log, closers);
+  const { path: ramDir, memoryId, problem: ramDirProblem } = await openMemoryDirectory(config, state.id, log);
   const { accel } = config;
   const backend = new QemuBackend(config.qemu);
   backend.installed().catch((error: unknown) => {
@@ -148,7 +149,7 @@ async function start(config: DaemonConfig, log: Logger, closers: (() => Promise<
   });
   if (!backend.isOutputBounded) log.warn('the program vmigrate-spool is missing: the logs of VMs have no limit');
   const vms = new VmManager({
-    ...{ host, stateDir, ramDir, accel, preloadPath, native, registry, backend },
+    ...{ host, stateDir, ramDir, memoryId, accel, preloadPath, native, registry, backend },
     memory: withoutUndefined({
       ...{ budgetBytes: config.memory.budget, overcommit: config.memory.overcommit },
       ...{ cloneBudgetBytes: config.clones.budget, cloneOvercommit: config.clones.overcommit },
@@ -164,7 +165,7 @@ async function start(config: DaemonConfig, log: Logger, closers: (() => Promise<
     dataAddress: config.data.address,
     hosts: peers,
     log: log.child({ part: 'agent' }),
-    hostInfo: { preloadPath, certificateExpiresAt: () => tls?.expiresAt ?? null },
+    hostInfo: { preloadPath, ramDirProblem, certificateExpiresAt: () => tls?.expiresAt ?? null },
     otherHosts: peers,
     imageBudgetBytes: config.images.budgetBytes ?? null,
     pool: withoutUndefined(config.pool),
@@ -210,16 +211,24 @@ async function start(config: DaemonConfig, log: Logger, closers: (() => Promise<
 /** Chooses the directory of the guests' memory, and ties it to the state directory, which is locked by now. */
 async function openMemoryDirectory(
   config: DaemonConfig,
+  stateId: string,
   log: Logger,
-  closers: (() => Promise<void> | void)[],
-): Promise<string> {
-  const { name: host, state: stateDir } = config;
+): Promise<MemoryDirectory & { readonly memoryId: string }> {
+  const { name: host, state: stateDir, memory, clones } = config;
   const bootId = (await readFile('/proc/sys/kernel/random/boot_id', 'utf8')).trim();
-  const ramDir = config.ramDir ?? (await defaultMemoryDirectory({ host, stateDir, bootId }, log));
-  const own = await openOwnDirectory(ramDir, true);
-  closers.push(() => own.close());
-  await tieMemoryDirectory({ stateDir, ramDir, bootId });
-  return ramDir;
+  const sizes = { budgetBytes: memory.budget, cloneBudgetBytes: clones.budget };
+  const directory =
+    config.ramDir === undefined
+      ? await defaultMemoryDirectory({ host, stateDir, bootId, sizes }, log)
+      : { path: config.ramDir, problem: null };
+  const own = await openOwnDirectory(directory.path, true);
+  try {
+    const memoryId = await tieMemoryDirectory({ stateDir, stateId, ramDir: directory.path, bootId });
+    await tieHugePages({ host, stateDir, memoryId }, log);
+    return { ...directory, memoryId };
+  } finally {
+    await own.close();
+  }
 }
 
 function openTls(config: DaemonConfig, log: Logger): TlsStore | null {

@@ -20,6 +20,8 @@ export interface HostInventory {
   readonly memoryAvailableBytes: number;
   /** Free space of the file system that region files go to, and free huge pages by size. */
   readonly ramFileFreeBytes: number;
+  /** Why the daemon has no tmpfs of its own for region files. Absent if there is nothing to say. */
+  readonly ramDirProblem?: string;
   /**
    * Room for new work on the file system of the state directory, 0 while its reserve is missing. Absent if the host's
    * build is older.

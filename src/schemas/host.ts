@@ -56,6 +56,7 @@ export const hostInventory = of<HostInventory>(
     isPreloadPresent: z.boolean(),
     memoryAvailableBytes: count,
     ramFileFreeBytes: count,
+    ramDirProblem: text.exactOptional(),
     stateFreeBytes: count.exactOptional(),
     hugePagesFree: z.record(text, count),
     dataAddress: text,

@@ -14,6 +14,8 @@ import { fleetingDisks, ownBytes, ramAllocatedBytes, ramFacts } from './vm-facts
 
 export interface HostInfo {
   readonly preloadPath: string | null;
+  /** Why the daemon has no tmpfs of its own for guest memory, or null. */
+  readonly ramDirProblem: string | null;
   /** ISO time. Null if no https API is configured. */
   certificateExpiresAt(): string | null;
 }
@@ -32,6 +34,7 @@ export async function hostInventory(context: HostContext, info: HostInfo): Promi
     rdma: await rdma.inventory(),
     certificateExpiresAt: info.certificateExpiresAt(),
     clockMs: Date.now(),
+    ...(info.ramDirProblem === null ? {} : { ramDirProblem: info.ramDirProblem }),
     limits: await hostLimits(),
   };
 }
