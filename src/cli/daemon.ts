@@ -5,7 +5,7 @@
  */
 import { randomBytes } from 'node:crypto';
 import { existsSync } from 'node:fs';
-import { readFile, rm } from 'node:fs/promises';
+import { readFile, rm, stat } from 'node:fs/promises';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { type Logger, pino } from 'pino';
@@ -27,9 +27,10 @@ import { QemuBackend } from '../backends/qemu/backend.js';
 import { FileRegistry } from '../cluster/file.js';
 import { type DaemonConfig, dataSocketPath } from '../config.js';
 import { MigrationError, toMigrationError } from '../domain/errors.js';
+import type { SocketMark } from '../domain/host.js';
 import { Reserve } from '../durable/reserve.js';
 import { openStateDirectory } from '../durable/state-directory.js';
-import { JOBS_LOG } from '../durable/state-format.js';
+import { FORMAT_FILE, JOBS_LOG } from '../durable/state-format.js';
 import type { Clock, Random } from '../engine/ports/clock.js';
 import { JobsOfBothEnds } from '../jobs/both-ends.js';
 import { JobManager } from '../jobs/jobs.js';
@@ -165,7 +166,10 @@ async function start(config: DaemonConfig, log: Logger, closers: (() => Promise<
     dataAddress: config.data.address,
     hosts: peers,
     log: log.child({ part: 'agent' }),
-    hostInfo: { preloadPath, ramDirProblem, certificateExpiresAt: () => tls?.expiresAt ?? null },
+    hostInfo: {
+      ...{ preloadPath, ramDirProblem, certificateExpiresAt: () => tls?.expiresAt ?? null },
+      socketMark: await markOf(join(stateDir, FORMAT_FILE)),
+    },
     otherHosts: peers,
     imageBudgetBytes: config.images.budgetBytes ?? null,
     pool: withoutUndefined(config.pool),
@@ -229,6 +233,12 @@ async function openMemoryDirectory(
   } finally {
     await own.close();
   }
+}
+
+/** A file of the state directory that is never replaced while its daemon runs. */
+async function markOf(path: string): Promise<SocketMark> {
+  const { dev, ino } = await stat(path, { bigint: true });
+  return { path, inode: `${dev}:${ino}` };
 }
 
 function openTls(config: DaemonConfig, log: Logger): TlsStore | null {

@@ -29,6 +29,8 @@ export interface HostInventory {
   readonly stateFreeBytes?: number;
   readonly hugePagesFree: Readonly<Record<string, number>>;
   readonly dataAddress: string;
+  /** A file beside the data socket of this daemon. Absent if the host's build is older. */
+  readonly socketMark?: SocketMark;
   readonly rdma: RdmaInventory;
   readonly vmNames: readonly string[];
   readonly bridges: readonly string[];
@@ -39,6 +41,13 @@ export interface HostInventory {
   readonly limits?: HostLimits;
   /** Why QEMU cannot be asked; absent if it can. */
   readonly qemuProblem?: string;
+}
+
+/** A daemon that sees this file under this path reaches the socket beside it, also from another mount namespace. */
+export interface SocketMark {
+  readonly path: string;
+  /** As in a FileView. */
+  readonly inode: string;
 }
 
 /** How much of a limit is used; both are counts. */

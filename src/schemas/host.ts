@@ -60,6 +60,7 @@ export const hostInventory = of<HostInventory>(
     stateFreeBytes: count.exactOptional(),
     hugePagesFree: z.record(text, count),
     dataAddress: text,
+    socketMark: z.object({ path: text, inode: text }).exactOptional(),
     rdma: rdmaInventory,
     vmNames: list(text),
     bridges: list(text),

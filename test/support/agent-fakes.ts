@@ -170,7 +170,7 @@ export class FakeHost {
       clock: { nowMs: () => performance.now(), isoNow: () => new Date().toISOString(), sleep: async () => undefined },
       log: { debug: silent, info: silent, warn: silent, error: silent },
       inject: { hit: async () => undefined },
-      hostInfo: { preloadPath: null, ramDirProblem: null, certificateExpiresAt: () => null },
+      hostInfo: { preloadPath: null, ramDirProblem: null, socketMark: null, certificateExpiresAt: () => null },
     });
   }
 
