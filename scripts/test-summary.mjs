@@ -50,6 +50,7 @@ const capabilities = {
       return false;
     }
   },
+  fuse: () => canAccess('/dev/fuse'),
   root: () => process.getuid?.() === 0,
   'kernel-6.7': () => kernelIsAtLeast(6, 7),
 };

@@ -94,7 +94,8 @@ Result<std::unique_ptr<Region>> Region::open(const std::string& path, uint64_t l
   if (!fd.valid()) return system_error("open region file");
   struct stat file {};
   if (::fstat(fd.get(), &file) != 0) return system_error("fstat region");
-  if (!S_ISREG(file.st_mode)) return Error{ErrorCode::kInvalidArgument, 0, "region is not a regular file"};
+  if (!S_ISREG(file.st_mode) || file.st_uid != ::geteuid())
+    return Error{ErrorCode::kInvalidArgument, 0, "region is not a regular file of this user"};
   if (static_cast<uint64_t>(file.st_size) != length_bytes) {
     return Error{ErrorCode::kRegionChanged, 0, "region file has another length"};
   }

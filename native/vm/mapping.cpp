@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <sys/stat.h>
 #include <sys/sysmacros.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <bit>
@@ -45,8 +46,10 @@ Result<std::string> read_maps(pid_t pid) {
 
 Result<FileIdentity> identify(const RegionFileConfig& region) {
   struct stat file {};
-  if (::stat(region.path.c_str(), &file) != 0) return system_error("stat region file");
-  if (!S_ISREG(file.st_mode) || static_cast<uint64_t>(file.st_size) != region.length_bytes)
+  if (::lstat(region.path.c_str(), &file) != 0) return system_error("lstat region file");
+  if (!S_ISREG(file.st_mode) || file.st_uid != ::geteuid())
+    return Error{ErrorCode::kRegionChanged, 0, "region is not a regular file of this user"};
+  if (static_cast<uint64_t>(file.st_size) != region.length_bytes)
     return Error{ErrorCode::kRegionChanged, 0, "region file has another length"};
   return FileIdentity{file.st_dev, file.st_ino};
 }

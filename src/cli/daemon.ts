@@ -5,13 +5,14 @@
  */
 import { randomBytes } from 'node:crypto';
 import { existsSync } from 'node:fs';
-import { readFile, rm } from 'node:fs/promises';
+import { readFile, rm, stat } from 'node:fs/promises';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { type Logger, pino } from 'pino';
 import { LocalAgent } from '../agent/agent.js';
 import { NOTHING_INJECTED, parseInjections } from '../agent/inject.js';
-import { defaultMemoryDirectory } from '../agent/memory/default-directory.js';
+import { defaultMemoryDirectory, type MemoryDirectory } from '../agent/memory/default-directory.js';
+import { tieHugePages } from '../agent/memory/huge-pages.js';
 import { tieMemoryDirectory } from '../agent/memory/mark.js';
 import { openConsole } from '../agent/vm/console.js';
 import { protectDaemon } from '../agent/vm/oom-score.js';
@@ -26,9 +27,10 @@ import { QemuBackend } from '../backends/qemu/backend.js';
 import { FileRegistry } from '../cluster/file.js';
 import { type DaemonConfig, dataSocketPath } from '../config.js';
 import { MigrationError, toMigrationError } from '../domain/errors.js';
+import type { SocketMark } from '../domain/host.js';
 import { Reserve } from '../durable/reserve.js';
 import { openStateDirectory } from '../durable/state-directory.js';
-import { JOBS_LOG } from '../durable/state-format.js';
+import { FORMAT_FILE, JOBS_LOG } from '../durable/state-format.js';
 import type { Clock, Random } from '../engine/ports/clock.js';
 import { JobsOfBothEnds } from '../jobs/both-ends.js';
 import { JobManager } from '../jobs/jobs.js';
@@ -139,7 +141,7 @@ async function start(config: DaemonConfig, log: Logger, closers: (() => Promise<
   const transports = new HostTransports({ host, listener, devices: { rdma } });
 
   const preloadPath = config.preload === undefined ? defaultPreload(log) : config.preload;
-  const ramDir = await openMemoryDirectory(config, log, closers);
+  const { path: ramDir, memoryId, problem: ramDirProblem } = await openMemoryDirectory(config, state.id, log);
   const { accel } = config;
   const backend = new QemuBackend(config.qemu);
   backend.installed().catch((error: unknown) => {
@@ -148,7 +150,7 @@ async function start(config: DaemonConfig, log: Logger, closers: (() => Promise<
   });
   if (!backend.isOutputBounded) log.warn('the program vmigrate-spool is missing: the logs of VMs have no limit');
   const vms = new VmManager({
-    ...{ host, stateDir, ramDir, accel, preloadPath, native, registry, backend },
+    ...{ host, stateDir, ramDir, memoryId, accel, preloadPath, native, registry, backend },
     memory: withoutUndefined({
       ...{ budgetBytes: config.memory.budget, overcommit: config.memory.overcommit },
       ...{ cloneBudgetBytes: config.clones.budget, cloneOvercommit: config.clones.overcommit },
@@ -164,7 +166,10 @@ async function start(config: DaemonConfig, log: Logger, closers: (() => Promise<
     dataAddress: config.data.address,
     hosts: peers,
     log: log.child({ part: 'agent' }),
-    hostInfo: { preloadPath, certificateExpiresAt: () => tls?.expiresAt ?? null },
+    hostInfo: {
+      ...{ preloadPath, ramDirProblem, certificateExpiresAt: () => tls?.expiresAt ?? null },
+      socketMark: await markOf(join(stateDir, FORMAT_FILE)),
+    },
     otherHosts: peers,
     imageBudgetBytes: config.images.budgetBytes ?? null,
     pool: withoutUndefined(config.pool),
@@ -210,16 +215,30 @@ async function start(config: DaemonConfig, log: Logger, closers: (() => Promise<
 /** Chooses the directory of the guests' memory, and ties it to the state directory, which is locked by now. */
 async function openMemoryDirectory(
   config: DaemonConfig,
+  stateId: string,
   log: Logger,
-  closers: (() => Promise<void> | void)[],
-): Promise<string> {
-  const { name: host, state: stateDir } = config;
+): Promise<MemoryDirectory & { readonly memoryId: string }> {
+  const { name: host, state: stateDir, memory, clones } = config;
   const bootId = (await readFile('/proc/sys/kernel/random/boot_id', 'utf8')).trim();
-  const ramDir = config.ramDir ?? (await defaultMemoryDirectory({ host, stateDir, bootId }, log));
-  const own = await openOwnDirectory(ramDir, true);
-  closers.push(() => own.close());
-  await tieMemoryDirectory({ stateDir, ramDir, bootId });
-  return ramDir;
+  const sizes = { budgetBytes: memory.budget, cloneBudgetBytes: clones.budget };
+  const directory =
+    config.ramDir === undefined
+      ? await defaultMemoryDirectory({ host, stateDir, bootId, sizes }, log)
+      : { path: config.ramDir, problem: null };
+  const own = await openOwnDirectory(directory.path, true);
+  try {
+    const memoryId = await tieMemoryDirectory({ stateDir, stateId, ramDir: directory.path, bootId });
+    await tieHugePages({ host, stateDir, memoryId }, log);
+    return { ...directory, memoryId };
+  } finally {
+    await own.close();
+  }
+}
+
+/** A file of the state directory that is never replaced while its daemon runs. */
+async function markOf(path: string): Promise<SocketMark> {
+  const { dev, ino } = await stat(path, { bigint: true });
+  return { path, inode: `${dev}:${ino}` };
 }
 
 function openTls(config: DaemonConfig, log: Logger): TlsStore | null {

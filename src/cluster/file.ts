@@ -1,9 +1,10 @@
 import { join } from 'node:path';
 import { z } from 'zod';
 import { MigrationError, toMigrationError } from '../domain/errors.js';
+import { makeDirectoryDurably } from '../durable/durable-file.js';
 import { FileLogStore, fileError, type LogStore } from '../durable/log-store.js';
 import { RecordLog } from '../durable/record-log.js';
-import { makeDirectory, OWNERS_LOG } from '../durable/state-format.js';
+import { OWNERS_LOG } from '../durable/state-format.js';
 import type { OwnerRecord, Registry } from '../engine/ports/registry.js';
 import { parseKept } from '../kit/unknown-keys.js';
 
@@ -65,7 +66,7 @@ export class FileRegistry implements Registry {
 
   /** Opens the registry. The caller holds the directory's lock. Throws CORRUPT if a record is damaged. */
   static async open(directory: string): Promise<FileRegistry> {
-    await makeDirectory(directory).catch((error: unknown) => {
+    await makeDirectoryDurably(directory).catch((error: unknown) => {
       throw fileError(error, directory);
     });
     return FileRegistry.on(await FileLogStore.open(join(directory, OWNERS_LOG)));

@@ -20,6 +20,8 @@ export interface HostInventory {
   readonly memoryAvailableBytes: number;
   /** Free space of the file system that region files go to, and free huge pages by size. */
   readonly ramFileFreeBytes: number;
+  /** Why the daemon has no tmpfs of its own for region files. Absent if there is nothing to say. */
+  readonly ramDirProblem?: string;
   /**
    * Room for new work on the file system of the state directory, 0 while its reserve is missing. Absent if the host's
    * build is older.
@@ -27,6 +29,8 @@ export interface HostInventory {
   readonly stateFreeBytes?: number;
   readonly hugePagesFree: Readonly<Record<string, number>>;
   readonly dataAddress: string;
+  /** A file beside the data socket of this daemon. Absent if the host's build is older. */
+  readonly socketMark?: SocketMark;
   readonly rdma: RdmaInventory;
   readonly vmNames: readonly string[];
   readonly bridges: readonly string[];
@@ -37,6 +41,13 @@ export interface HostInventory {
   readonly limits?: HostLimits;
   /** Why QEMU cannot be asked; absent if it can. */
   readonly qemuProblem?: string;
+}
+
+/** A daemon that sees this file under this path reaches the socket beside it, also from another mount namespace. */
+export interface SocketMark {
+  readonly path: string;
+  /** As in a FileView. */
+  readonly inode: string;
 }
 
 /** How much of a limit is used; both are counts. */

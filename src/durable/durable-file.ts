@@ -1,6 +1,10 @@
-/** Writes small files so that a crash of the machine leaves either the old or the new content. */
+/**
+ * Writes small files so that a crash of the machine leaves either the old or the new content, and makes directories
+ * that survive one.
+ */
 import { open, rename, rm } from 'node:fs/promises';
 import { dirname } from 'node:path';
+import { makeDirectories } from '../kit/directory.js';
 import { fileError } from './log-store.js';
 import { isDiskFull, withReserve } from './reserve.js';
 
@@ -53,5 +57,18 @@ export async function syncDirectory(path: string): Promise<void> {
     await directory.sync();
   } finally {
     await directory.close();
+  }
+}
+
+/**
+ * Makes the directory, for its owner alone, and those above it that are missing. Their entries are durable when it
+ * resolves. Throws NO_SPACE if the disk is full, and what `makeDirectories` throws.
+ */
+export async function makeDirectoryDurably(path: string): Promise<void> {
+  try {
+    const made = await makeDirectories(path, 0o700);
+    for (const each of made) await syncDirectory(dirname(each));
+  } catch (error) {
+    throw isDiskFull(error) ? fileError(error, path) : error;
   }
 }

@@ -4,9 +4,8 @@ import { basename, join } from 'node:path';
 import type { z } from 'zod';
 import { MigrationError } from '../domain/errors.js';
 import { parseKept } from '../kit/unknown-keys.js';
-import { syncDirectory, writeDurably } from './durable-file.js';
+import { makeDirectoryDurably, syncDirectory, writeDurably } from './durable-file.js';
 import { checkVersion, corrupt, seal, unseal } from './sealed.js';
-import { makeDirectory } from './state-format.js';
 
 const SUFFIX = '.json';
 
@@ -32,7 +31,7 @@ export class RecordFiles<T extends object> {
   }
 
   static async open<T extends object>(directory: string, kind: RecordKind<T>): Promise<RecordFiles<T>> {
-    await makeDirectory(directory);
+    await makeDirectoryDurably(directory);
     for (const name of await readdir(directory))
       if (name.endsWith(`${SUFFIX}.new`)) await rm(join(directory, name), { force: true });
     return new RecordFiles(directory, kind);

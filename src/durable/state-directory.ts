@@ -1,7 +1,8 @@
 /** The state directory of a daemon: locked for life, and in the present format. */
 import { DirectoryLock, type LockFile } from './directory-lock.js';
+import { makeDirectoryDurably } from './durable-file.js';
 import { fileError } from './log-store.js';
-import { makeDirectory, openState } from './state-format.js';
+import { openState } from './state-format.js';
 
 export interface StateDirectory {
   /** Distinguishes this directory from every other. 32 hex digits. */
@@ -15,7 +16,7 @@ export interface StateDirectory {
  * has written it.
  */
 export async function openStateDirectory(directory: string, lockFile: LockFile): Promise<StateDirectory> {
-  await makeDirectory(directory).catch((error: unknown) => {
+  await makeDirectoryDurably(directory).catch((error: unknown) => {
     throw fileError(error, directory);
   });
   const lock = await DirectoryLock.take(directory, lockFile);

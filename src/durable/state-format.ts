@@ -6,12 +6,12 @@
  * repeats the work. A record that cannot be read is left alone, and its reader reports it.
  */
 import { randomBytes } from 'node:crypto';
-import { mkdir, readdir, readFile, rm } from 'node:fs/promises';
-import { dirname, join } from 'node:path';
+import { readdir, readFile, rm } from 'node:fs/promises';
+import { join } from 'node:path';
 import { z } from 'zod';
 import { MigrationError } from '../domain/errors.js';
 import { parseKept } from '../kit/unknown-keys.js';
-import { syncDirectory, writeDurably } from './durable-file.js';
+import { makeDirectoryDurably, writeDurably } from './durable-file.js';
 import { decodeOldLines, encodeFrame, isOldLog } from './frames.js';
 import { FileLogStore, fileError } from './log-store.js';
 import { checkVersion, corrupt, isUnsealed, seal, unseal } from './sealed.js';
@@ -42,7 +42,7 @@ export type StateFormat = z.infer<typeof schema>;
  */
 export async function openState(directory: string): Promise<StateFormat> {
   try {
-    await makeDirectory(directory);
+    await makeDirectoryDurably(directory);
     await removeSideFiles(directory);
     const present = await readFormat(directory);
     if (present !== null) return present;
@@ -88,16 +88,6 @@ export async function recordPaths(directory: string): Promise<string[]> {
   paths.push(join(directory, POOL_FILE));
   const isThere = await Promise.all(paths.map(async (path) => (await readIfThere(path)) !== null));
   return paths.filter((_, index) => isThere[index]);
-}
-
-/** Makes the directory and those above it that are missing. Their entries are durable when it resolves. */
-export async function makeDirectory(path: string): Promise<void> {
-  const first = await mkdir(path, { recursive: true, mode: 0o700 });
-  if (first === undefined) return;
-  for (let made = path; ; made = dirname(made)) {
-    await syncDirectory(dirname(made));
-    if (made === first || made === dirname(made)) return;
-  }
 }
 
 /** Removes the side files of writes that a crash has interrupted. They may hold the token of a session. */

@@ -8,6 +8,7 @@ import type { Clock } from '../engine/ports/clock.js';
 import type { HostPort } from '../engine/ports/host.js';
 import type { Registry } from '../engine/ports/registry.js';
 import type { PreflightFacts, StorageFacts, TargetFacts } from '../planner/migration/facts.js';
+import { seesSocket } from './socket-facts.js';
 import { compareStorage } from './storage-facts.js';
 
 /**
@@ -62,7 +63,15 @@ export async function gatherFacts(
       const storage: StorageFacts = isAsked
         ? await compareStorage({ vm: request.vm, source, target, targetHost: request.target, bounded })
         : { kind: 'unasked' };
-      return { kind: 'reachable', inventory, checks, storage };
+      const isLocal = request.transport !== 'auto' && transportRow(request.transport).sameMachineOnly;
+      const isSocketSeen =
+        isLocal && inventory.machineId === sourceHost.machineId
+          ? await seesSocket(sourceHost, target, bounded)
+          : undefined;
+      return {
+        ...{ kind: 'reachable', inventory, checks, storage },
+        ...(isSocketSeen === undefined ? {} : { isSocketSeen }),
+      };
     } catch (error) {
       return { kind: 'unreachable', error: toMigrationError(error) };
     }

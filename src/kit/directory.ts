@@ -4,11 +4,11 @@ import { dirname } from 'node:path';
 import { MigrationError, toMigrationError } from '../domain/errors.js';
 
 /**
- * Makes what is missing of `path`: itself with `mode`, and those above it with 0755. Node's own recursive call never
- * ends below /proc. Throws SPEC_INVALID if a part of the path is a file or cannot hold directories, NOT_PERMITTED if
- * this user may not.
+ * Makes what is missing of `path`: itself with `mode`, and those above it with 0755. Returns what was missing, the
+ * highest first. Node's own recursive call never ends below /proc. Throws SPEC_INVALID if a part of the path is a file
+ * or cannot hold directories, NOT_PERMITTED if this user may not.
  */
-export async function makeDirectories(path: string, mode: number): Promise<void> {
+export async function makeDirectories(path: string, mode: number): Promise<readonly string[]> {
   const missing: string[] = [];
   for (let each = path; ; each = dirname(each)) {
     const found = await stat(each).catch((error: NodeJS.ErrnoException) => {
@@ -26,6 +26,7 @@ export async function makeDirectories(path: string, mode: number): Promise<void>
       if (error.code !== 'EEXIST') throw directoryError(each, error);
     });
   }
+  return missing;
 }
 
 /**

@@ -4,7 +4,7 @@
  * later rename or a symbolic link cannot redirect.
  */
 import { constants } from 'node:fs';
-import { type FileHandle, lstat, open, readdir, readlink } from 'node:fs/promises';
+import { type FileHandle, lstat, mkdir, open, readdir, readlink } from 'node:fs/promises';
 import { dirname, join, resolve } from 'node:path';
 import { MigrationError } from '../domain/errors.js';
 import { directoryError, makeDirectories, notADirectory } from './directory.js';
@@ -26,8 +26,30 @@ const LINKS_MAX = 40;
 export async function openOwnDirectory(path: string, isContentChecked: boolean): Promise<FileHandle> {
   await makeDirectories(path, 0o700);
   await checkAbove(dirname(path), LINKS_MAX);
+  return openChecked(path, path, isContentChecked);
+}
+
+/**
+ * The same for the folder `name` of a directory that is open, which nothing can redirect meanwhile. `opened` is the
+ * directory's `openedPath`, and `path` its path in messages. The caller closes the folder.
+ */
+export async function openBelow(opened: string, path: string, name: string): Promise<FileHandle> {
+  const at = join(opened, name);
+  await mkdir(at, { mode: 0o700 }).catch((error: NodeJS.ErrnoException) => {
+    if (error.code !== 'EEXIST') throw directoryError(join(path, name), error);
+  });
+  return openChecked(at, join(path, name), false);
+}
+
+/** Returns a path to an open directory that stays the same whatever is moved or mounted. It is valid in this process. */
+export function openedPath({ fd }: FileHandle): string {
+  return `/proc/self/fd/${fd}`;
+}
+
+/** Opens what lies at `at`; messages name it `path`. */
+async function openChecked(at: string, path: string, isContentChecked: boolean): Promise<FileHandle> {
   const flags = constants.O_RDONLY | constants.O_DIRECTORY | constants.O_NOFOLLOW;
-  const directory = await open(path, flags).catch((error: NodeJS.ErrnoException) => {
+  const directory = await open(at, flags).catch((error: NodeJS.ErrnoException) => {
     if (error.code === 'ELOOP' || error.code === 'ENOTDIR') throw notADirectory(path);
     throw directoryError(path, error);
   });
@@ -42,7 +64,7 @@ export async function openOwnDirectory(path: string, isContentChecked: boolean):
     }
     const wasOpen = (mode & GROUP_OR_OTHERS_WRITE) !== 0;
     if (wasOpen) await directory.chmod(0o700);
-    if (wasOpen || isContentChecked) await checkContent(path, `/proc/self/fd/${directory.fd}`);
+    if (wasOpen || isContentChecked) await checkContent(path, openedPath(directory));
     return directory;
   } catch (error) {
     await directory.close();

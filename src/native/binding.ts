@@ -60,9 +60,10 @@ function loadAddon(): Addon {
 function bind(addon: Addon): NativeBinding {
   return {
     support: () => attempt('userfaultfd', () => addon.support()),
-    createRegionFile(region) {
+    createRegionFile(region, at = region.path) {
       checkRegion(region);
-      attempt(`create region file ${region.path}`, () => addon.createRegionFile(region));
+      checkPath(at, 'region path');
+      attempt(`create region file ${region.path}`, () => addon.createRegionFile({ ...region, path: at }));
     },
     allocatedBytes(path) {
       checkPath(path, 'path');

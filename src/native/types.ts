@@ -222,8 +222,11 @@ export interface SourceClone {
 
 export interface NativeBinding {
   support(): NativeSupport;
-  /** Creates a sparse region file. Fails if the file exists. */
-  createRegionFile(region: RegionFile): void;
+  /**
+   * Creates a sparse region file. Fails if the file exists. `at` is another path of the same file, for example through
+   * an open directory; errors name `region.path`.
+   */
+  createRegionFile(region: RegionFile, at?: string): void;
   /** Returns the bytes of the file that are allocated. */
   allocatedBytes(path: string): bigint;
   /**

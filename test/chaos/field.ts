@@ -3,14 +3,13 @@
  * can fill them without touching the machine.
  */
 import { execFileSync } from 'node:child_process';
-import { mkdir, open, rm, statfs } from 'node:fs/promises';
+import { mkdir, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { Cluster } from '../hosts/cluster.js';
+import { fillTmpfs, freeTmpfs } from '../hosts/full-file-system.js';
 
 const MIB = 2 ** 20;
 const SIZES_MIB = { memory: 1024, state: 48 } as const;
-const FILL_TRIES = 12;
-const FILL_SLACK_BYTES = 32 * 1024;
 const HOSTS = ['A', 'B', 'C'] as const;
 
 export type FileSystem = keyof typeof SIZES_MIB;
@@ -53,34 +52,12 @@ export class Field {
     return kind === 'memory' ? this.cluster.ramDirectory(host) : join(this.cluster.hostDirectory(host), 'state');
   }
 
-  /**
-   * Leaves no free block: makes the file system hardly larger than what is in it, and fills the rest. It cannot be made
-   * smaller than its content, which may grow until it is resized, so what is left to fill doubles with each try.
-   */
-  async fill(host: string, kind: FileSystem): Promise<void> {
-    for (let tries = 1; ; tries++) {
-      const { blocks, bfree, bsize } = await statfs(this.path(host, kind));
-      try {
-        this.#resize(host, kind, (blocks - bfree) * bsize + FILL_SLACK_BYTES * 2 ** tries);
-        break;
-      } catch (error) {
-        if (tries === FILL_TRIES) throw error;
-      }
-    }
-    await appendUntilFull(this.#filler(host, kind));
+  fill(host: string, kind: FileSystem): Promise<void> {
+    return fillTmpfs(this.path(host, kind));
   }
 
-  async unfill(host: string, kind: FileSystem): Promise<void> {
-    await rm(this.#filler(host, kind), { force: true });
-    this.#resize(host, kind, SIZES_MIB[kind] * MIB);
-  }
-
-  #filler(host: string, kind: FileSystem): string {
-    return join(this.path(host, kind), 'filler');
-  }
-
-  #resize(host: string, kind: FileSystem, sizeBytes: number): void {
-    execFileSync('mount', ['-o', `remount,size=${sizeBytes}`, this.path(host, kind)], { stdio: 'pipe' });
+  unfill(host: string, kind: FileSystem): Promise<void> {
+    return freeTmpfs(this.path(host, kind), SIZES_MIB[kind] * MIB);
   }
 
   async restart(host: string): Promise<void> {
@@ -98,16 +75,5 @@ export class Field {
         }
       }
     await this.cluster.destroy();
-  }
-}
-
-async function appendUntilFull(path: string): Promise<void> {
-  const file = await open(path, 'a');
-  try {
-    for (;;) await file.write(Buffer.alloc(4096, 1));
-  } catch (error) {
-    if ((error as NodeJS.ErrnoException).code !== 'ENOSPC') throw error;
-  } finally {
-    await file.close();
   }
 }

@@ -112,7 +112,7 @@ export class AgentHost {
             throw new MigrationError('CANCELLED', `a test ordered a failure at ${point}`);
         },
       },
-      hostInfo: { preloadPath, certificateExpiresAt: () => null },
+      hostInfo: { preloadPath, ramDirProblem: null, socketMark: null, certificateExpiresAt: () => null },
       readMemory: async () => this.memory,
     });
     await this.agent.start();

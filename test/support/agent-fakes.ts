@@ -10,6 +10,7 @@ import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { LocalAgent, type LocalAgentOptions } from '../../src/agent/agent.js';
 import { MemoryRoom } from '../../src/agent/vm/memory-room.js';
+import { RamPlace } from '../../src/agent/vm/ram-place.js';
 import type { VmManager } from '../../src/agent/vm/vms.js';
 import { QemuBackend } from '../../src/backends/qemu/backend.js';
 import { QemuConnection } from '../../src/backends/qemu/connection.js';
@@ -128,9 +129,11 @@ export class FakeHost {
   readonly registry: FileRegistry;
   readonly agent: LocalAgent;
   readonly #directory: string;
+  readonly #place: RamPlace;
 
   private constructor(directory: string, registry: FileRegistry) {
     this.#directory = directory;
+    this.#place = new RamPlace({ host: 'A', ramDir: join(directory, 'ram') });
     this.registry = registry;
     const spec = parseSpec({ name: 'web', memory: { size: '64M' } });
     const regions = [{ path: '/nowhere', lengthBytes: 64n << 20n, pageBytes: 4096 }];
@@ -167,7 +170,7 @@ export class FakeHost {
       clock: { nowMs: () => performance.now(), isoNow: () => new Date().toISOString(), sleep: async () => undefined },
       log: { debug: silent, info: silent, warn: silent, error: silent },
       inject: { hit: async () => undefined },
-      hostInfo: { preloadPath: null, certificateExpiresAt: () => null },
+      hostInfo: { preloadPath: null, ramDirProblem: null, socketMark: null, certificateExpiresAt: () => null },
     });
   }
 
@@ -203,6 +206,7 @@ export class FakeHost {
 
   async end(): Promise<void> {
     await this.agent.close();
+    await this.#place.close();
     await rm(this.#directory, { recursive: true, force: true });
   }
 
@@ -221,6 +225,7 @@ export class FakeHost {
   }
 
   #vms(): Partial<VmManager> {
+    const place = this.#place;
     return {
       on: () => undefined,
       off: () => undefined,
@@ -233,8 +238,8 @@ export class FakeHost {
       backend: new QemuBackend(),
       view: () => ({ identityIssue: null, exitCode: null }) as never,
       exitOf: () => null,
-      place: { host: 'A', ramDir: join(this.#directory, 'ram') },
-      room: new MemoryRoom({ host: 'A', ramDir: join(this.#directory, 'ram') }),
+      place,
+      room: new MemoryRoom(place),
       clonesWriting: () => [],
       exitCode: async () => null,
       guestEnd: () => null as never,

@@ -10,6 +10,7 @@ import type { OtherHosts } from '../../src/agent/fork/layer-holders.js';
 import { sealLayers } from '../../src/agent/fork/settle.js';
 import { ImageStore } from '../../src/agent/image/store.js';
 import { MemoryRoom } from '../../src/agent/vm/memory-room.js';
+import { RamPlace } from '../../src/agent/vm/ram-place.js';
 import { QemuBackend } from '../../src/backends/qemu/backend.js';
 import { parseSpec } from '../../src/schemas/vm-spec.js';
 
@@ -31,6 +32,7 @@ export class ImageScene {
   /** The file that the parent continues in. */
   readonly overlay = `${this.disk}.${ID}`;
   readonly #children: ChildProcess[] = [];
+  readonly #places: RamPlace[] = [];
 
   constructor() {
     writeFileSync(this.golden, Buffer.alloc(1 << 20, 'golden'));
@@ -46,14 +48,16 @@ export class ImageScene {
     await new Promise((ready) => writer.stdout.once('data', ready));
   }
 
-  end(): void {
+  async end(): Promise<void> {
+    for (const place of this.#places) await place.close();
     for (const child of this.#children) child.kill('SIGKILL');
     rmSync(this.directory, { recursive: true, force: true });
   }
 
   async contextOn(name: string, others?: OtherHosts): Promise<ImageHost> {
     const stateDir = join(this.directory, name);
-    const place = { host: name, ramDir: join(stateDir, 'ram') };
+    const place = new RamPlace({ host: name, ramDir: join(stateDir, 'ram') });
+    this.#places.push(place);
     await mkdir(place.ramDir, { recursive: true });
     const { diskFiles } = new QemuBackend();
     const vms: ImageHost['vms'] = [];

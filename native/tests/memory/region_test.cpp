@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 #include <sys/mount.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include <vector>
 
@@ -60,6 +61,13 @@ TEST(Region, RefusesAnotherLengthAndWhatIsNoRegularFile) {
 
   ASSERT_EQ(::symlink((dir / "ram").c_str(), (dir / "link").c_str()), 0);
   EXPECT_FALSE(Region::open(dir / "link", 8 * kPage, kPage, Mode::kReadOnly).ok());
+
+  if (::geteuid() == 0) {
+    ASSERT_EQ(::chown((dir / "ram").c_str(), 65534, 65534), 0);
+    opened = Region::open(dir / "ram", 8 * kPage, kPage, Mode::kReadOnly);
+    ASSERT_FALSE(opened.ok());
+    EXPECT_EQ(opened.error().code, ErrorCode::kInvalidArgument);
+  }
 
   opened = Region::open(dir / "nothing", 8 * kPage, kPage, Mode::kReadOnly);
   ASSERT_FALSE(opened.ok());

@@ -10,10 +10,12 @@
 #include <sys/ioctl.h>
 
 #include <fcntl.h>
+#include <unistd.h>
 
 #include <cstring>
 
 #include "tests/preload/preload_fixture.hpp"
+#include "vm/mapping.hpp"
 
 namespace vmigrate::test {
 namespace {
@@ -127,6 +129,22 @@ TEST_F(PreloadListenerTest, ABadHelloIsRefused) {
     EXPECT_EQ(listener->snapshot().failure->code, ErrorCode::kProtocol) << "lie " << i;
     EXPECT_TRUE(listener->snapshot().descriptors.empty());
   }
+}
+
+TEST_F(PreloadListenerTest, OnlyARegularFileOfThisUserIsARegion) {
+  const auto ram = region("ram", kMiB);
+  EXPECT_TRUE(pager::identify(ram).ok());
+  auto link = ram;
+  link.path = path("link");
+  ASSERT_EQ(::symlink(ram.path.c_str(), link.path.c_str()), 0);
+  auto found = pager::identify(link);
+  ASSERT_FALSE(found.ok());
+  EXPECT_EQ(found.error().code, ErrorCode::kRegionChanged);
+  if (::geteuid() != 0) return;
+  ASSERT_EQ(::chown(ram.path.c_str(), 65534, 65534), 0);
+  found = pager::identify(ram);
+  ASSERT_FALSE(found.ok());
+  EXPECT_EQ(found.error().code, ErrorCode::kRegionChanged);
 }
 
 TEST_F(PreloadListenerTest, ABadRegionIsRefused) {

@@ -10,7 +10,7 @@ import { access, type FileHandle, link, open, rm } from 'node:fs/promises';
 import { dirname } from 'node:path';
 import { MigrationError } from '../../domain/errors.js';
 import { syncDirectory } from '../../durable/durable-file.js';
-import { fileSystemAnswers } from '../../kit/user-file.js';
+import { fileSystemAnswers, openUserFile } from '../../kit/user-file.js';
 import type { ImageContext } from './context.js';
 import {
   CHUNK_BYTES,
@@ -70,16 +70,35 @@ export async function saveImage(
   }
 }
 
-/** Removes what saves of an earlier daemon have left, which ended in the middle. */
-export async function clearBrokenSaves({ images, host }: Pick<ImageContext, 'images' | 'host'>): Promise<void> {
-  for (const { id, saves = [] } of images.all()) {
-    for (const { path, state } of saves) {
-      if (state !== 'writing') continue;
-      await rm(sidePathOf(path, id, host), { force: true });
-      // The link is the last step, so a file under the final name is complete.
-      await setSave(images, id, path, (await isThere(path)) ? 'saved' : null);
-    }
+/**
+ * Removes what saves of an earlier daemon have left, which ended in the middle. A save on a file system that does not
+ * answer is left to a later start.
+ */
+export async function clearBrokenSaves(context: Pick<ImageContext, 'images' | 'host' | 'log'>): Promise<void> {
+  const { images, host, log } = context;
+  const broken = images.all().flatMap(({ id, saves = [] }) => {
+    return saves.filter(({ state }) => state === 'writing').map(({ path }) => ({ id, path }));
+  });
+  // All are asked at once, because the daemon answers nobody before this has ended.
+  const answers = new Map(
+    [...new Set(broken.map(({ path }) => dirname(path)))].map((folder) => {
+      const answer = fileSystemAnswers(folder).catch((error: unknown) => {
+        log.warn({ folder, err: error }, 'what a broken save of an image has left cannot be removed now');
+        return 'none' as const;
+      });
+      return [folder, answer] as const;
+    }),
+  );
+  for (const { id, path } of broken) {
+    if ((await answers.get(dirname(path))) === 'none') continue;
+    await clear(images, id, path, sidePathOf(path, id, host));
   }
+}
+
+async function clear(images: ImageStore, id: string, path: string, sidePath: string): Promise<void> {
+  await rm(sidePath, { force: true });
+  // The link is the last step, so a file under the final name is complete.
+  await setSave(images, id, path, (await isThere(path)) ? 'saved' : null);
 }
 
 /** The host's name is in it, so that no other daemon writes to the same file, and what exists is a leftover. */
@@ -180,7 +199,7 @@ class Writer {
 
 /** Writes the file's content as entries. Chunks of memory and disks that are all zeros are left out. */
 async function copyInto(writer: Writer, path: string, kind: number, region: number): Promise<void> {
-  const file = await open(path, 'r');
+  const file = await (kind === ENTRY.DISK ? openUserFile(path, 'read') : open(path, 'r'));
   try {
     const buffer = Buffer.alloc(CHUNK_BYTES);
     for (let offsetBytes = 0; ; ) {

@@ -1,7 +1,7 @@
 /** Answers what pre-flight asks a host. Each call inspects the host again and changes nothing. */
 import { constants } from 'node:fs';
 import type { DiskFiles } from '../../backends/disk-files.js';
-import type { HostInventory, TargetChecks, VmInventory } from '../../domain/host.js';
+import type { HostInventory, SocketMark, TargetChecks, VmInventory } from '../../domain/host.js';
 import type { RdmaPlace } from '../../domain/transport.js';
 import type { DiskSpec, VmSpec } from '../../domain/vm.js';
 import { openUserFile } from '../../kit/user-file.js';
@@ -14,6 +14,10 @@ import { fleetingDisks, ownBytes, ramAllocatedBytes, ramFacts } from './vm-facts
 
 export interface HostInfo {
   readonly preloadPath: string | null;
+  /** Why the daemon has no tmpfs of its own for guest memory, or null. */
+  readonly ramDirProblem: string | null;
+  /** Null: this host does not tell. */
+  readonly socketMark: SocketMark | null;
   /** ISO time. Null if no https API is configured. */
   certificateExpiresAt(): string | null;
 }
@@ -29,9 +33,11 @@ export async function hostInventory(context: HostContext, info: HostInfo): Promi
     hasMinorFaults: support.minorShmem,
     isPreloadPresent: info.preloadPath !== null && (await refusal(info.preloadPath, constants.R_OK)) === null,
     dataAddress,
+    ...(info.socketMark === null ? {} : { socketMark: info.socketMark }),
     rdma: await rdma.inventory(),
     certificateExpiresAt: info.certificateExpiresAt(),
     clockMs: Date.now(),
+    ...(info.ramDirProblem === null ? {} : { ramDirProblem: info.ramDirProblem }),
     limits: await hostLimits(),
   };
 }

@@ -1,14 +1,15 @@
 /**
- * The mark that ties a memory directory to a state directory. The state directory names the memory directory, its
- * random id and the boot (`memory-directory.json`); the memory directory holds the same id (`.owner`). So a daemon with
- * another state directory cannot take memory for its own and remove it. And a daemon that sees an empty directory in
- * place of its memory (another mount namespace, a mount on top) does not believe that its VMs have vanished.
+ * The mark that ties a memory directory to a state directory. The state directory names the memory directory, the id
+ * of its mark and the boot (`memory-directory.json`); the memory directory holds the same id (`.owner`). It is the id of
+ * the state directory itself; a mark that an earlier build has made keeps its own until the memory is gone. So a daemon
+ * with another state directory cannot take memory for its own and remove it. And a daemon that sees an empty directory
+ * in place of its memory (another mount namespace, a mount on top) does not believe that its VMs have vanished.
  *
  * Memory is gone after a reboot, so a directory without a mark is then accepted. Directories of build 0.1.0 have no
- * mark; one is accepted if the state directory knows all VMs and images in it. The state's side is written before the
+ * mark. One without a mark, or whose state directory is from another boot (it may be a copy that came back), is accepted
+ * if the state directory knows all VMs and images in it. The state's side is written before the
  * memory's side and once more after it (`isMade`), so a crash in between is not taken for a foreign directory.
  */
-import { randomBytes } from 'node:crypto';
 import { readdir, readFile, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { z } from 'zod';
@@ -17,7 +18,7 @@ import { writeDurably, writeWhole } from '../../durable/durable-file.js';
 import { readRecord } from '../vm/record.js';
 
 const STATE_FILE = 'memory-directory.json';
-const MARK_FILE = '.owner';
+export const MARK_FILE = '.owner';
 const IMAGES = '.images';
 
 const id = z.string().regex(/^[0-9a-f]{32}$/);
@@ -27,13 +28,15 @@ const memorySide = z.object({ version: z.literal(1), id, stateDir: z.string() })
 
 export interface MarkPlaces {
   readonly stateDir: string;
+  /** The id of the state directory. */
+  readonly stateId: string;
   readonly ramDir: string;
   /** The kernel's boot id. */
   readonly bootId: string;
 }
 
 /** Returns the memory directory that the last start on this state directory used during this boot, or null. */
-export async function memoryDirectoryInUse(places: Omit<MarkPlaces, 'ramDir'>): Promise<string | null> {
+export async function memoryDirectoryInUse(places: Pick<MarkPlaces, 'stateDir' | 'bootId'>): Promise<string | null> {
   const state = await readSide(join(places.stateDir, STATE_FILE), stateSide);
   return state?.bootId === places.bootId ? state.ramDir : null;
 }
@@ -41,23 +44,26 @@ export async function memoryDirectoryInUse(places: Omit<MarkPlaces, 'ramDir'>): 
 /**
  * Ties the directories, or checks that they are tied. Both exist, belong to this daemon, and the state directory is
  * locked. Throws CONFLICT if the memory directory is not the one of this state directory, CORRUPT if a side of the mark
- * cannot be read. Changes nothing if it throws. Idempotent.
+ * cannot be read. Changes nothing if it throws. Idempotent. Returns the id of the mark.
  */
-export async function tieMemoryDirectory(places: MarkPlaces): Promise<void> {
-  const { stateDir, ramDir, bootId } = places;
+export async function tieMemoryDirectory(places: MarkPlaces): Promise<string> {
+  const { stateDir, stateId, ramDir, bootId } = places;
   const state = await readSide(join(stateDir, STATE_FILE), stateSide);
   const memory = await readSide(join(ramDir, MARK_FILE), memorySide);
-  if (memory !== null && memory.id !== state?.id) throw foreign(ramDir, memory.stateDir);
+  if (memory !== null && memory.id !== state?.id && memory.id !== stateId) throw foreign(ramDir, memory.stateDir);
   const isThisBoot = state?.bootId === bootId && state.isMade;
   if (memory === null) {
     const missing = isThisBoot ? await vmsWithMemory(stateDir) : [];
     if (missing.length > 0) throw elsewhere(missing, state?.ramDir ?? ramDir, places);
     await refuseUnknownContent(places);
-  } else if (isThisBoot && state.ramDir === ramDir) return;
-  const made = { version: 1 as const, id: memory?.id ?? randomBytes(16).toString('hex'), bootId, ramDir };
+  } else if (!isThisBoot || memory.id !== state.id) {
+    await refuseUnknownContent(places);
+  } else if (state.ramDir === ramDir) return memory.id;
+  const made = { version: 1 as const, id: memory?.id ?? stateId, bootId, ramDir };
   await writeDurably(join(stateDir, STATE_FILE), JSON.stringify({ ...made, isMade: false }));
   await writeWhole(join(ramDir, MARK_FILE), JSON.stringify({ version: 1, id: made.id, stateDir }));
   await writeDurably(join(stateDir, STATE_FILE), JSON.stringify({ ...made, isMade: true }));
+  return made.id;
 }
 
 /** Returns the VMs whose memory must be in the memory directory. One whose record cannot be read is among them. */
@@ -79,7 +85,7 @@ async function refuseUnknownContent({ stateDir, ramDir }: MarkPlaces): Promise<v
   const vms = new Set(await namesIn(join(stateDir, 'vms')));
   const images = new Set((await namesIn(join(stateDir, 'images'))).map((name) => name.replace(/\.json$/, '')));
   const unknown = [
-    ...(await namesIn(ramDir)).filter((name) => name !== IMAGES && !vms.has(name)),
+    ...(await namesIn(ramDir)).filter((name) => name !== IMAGES && name !== MARK_FILE && !vms.has(name)),
     ...(await namesIn(join(ramDir, IMAGES))).filter((name) => !images.has(name)).map((name) => join(IMAGES, name)),
   ];
   const [first] = unknown;

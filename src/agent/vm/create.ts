@@ -7,11 +7,12 @@ import { join } from 'node:path';
 import type { VmBackend } from '../../backends/backend.js';
 import { MigrationError } from '../../domain/errors.js';
 import type { VmSpec } from '../../domain/vm.js';
-import { makeDirectory } from '../../durable/state-format.js';
+import { makeDirectoryDurably } from '../../durable/durable-file.js';
 import { type LaunchOptions, launch } from './launch.js';
 import { tapNames } from './network.js';
 import type { VmManagerOptions } from './options.js';
-import { type RamPlace, regionFiles } from './ram-files.js';
+import { regionFiles } from './ram-files.js';
+import type { RamPlace } from './ram-place.js';
 import type { IdentityDue, VmRecord } from './record.js';
 import { Vm } from './vm.js';
 
@@ -53,7 +54,7 @@ export async function createVm(
   // Like its record, the directory of a waiting clone need not survive a crash of the machine.
   await (image !== null && start.state === 'incoming'
     ? mkdir(vm.directory, { mode: 0o700 })
-    : makeDirectory(vm.directory));
+    : makeDirectoryDurably(vm.directory));
   await vm.update({});
   return vm;
 }

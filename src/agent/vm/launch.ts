@@ -12,7 +12,8 @@ import type { NativeBinding, VmMemoryHandle } from '../../native/types.js';
 import { createTaps, inNamespace, joinIsolated } from './network.js';
 import { setOomScore } from './oom-score.js';
 import { resetChildPriority } from './priority.js';
-import { createRegionFiles, type RamPlace } from './ram-files.js';
+import { createRegionFiles } from './ram-files.js';
+import type { RamPlace } from './ram-place.js';
 import type { Vm } from './vm.js';
 
 /** A cold start takes 50 ms. The limit allows for a machine that is busy with hundreds of starts. */

@@ -14,7 +14,8 @@ import { readFileSync, statSync } from 'node:fs';
 import { readFile } from 'node:fs/promises';
 import { MigrationError } from '../../domain/errors.js';
 import type { VmSpec } from '../../domain/vm.js';
-import { hugePagesFree, memoryAvailableBytes, type RamPlace, ramFileFreeBytes, SMALL_PAGE_BYTES } from './ram-files.js';
+import { hugePagesFree, memoryAvailableBytes, ramFileFreeBytes } from './ram-files.js';
+import { type RamPlace, SMALL_PAGE_BYTES } from './ram-place.js';
 import type { Vm } from './vm.js';
 
 /** The memory that QEMU itself needs in addition to the guest's. */

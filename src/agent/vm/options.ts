@@ -12,6 +12,8 @@ export interface VmManagerOptions {
   readonly stateDir: string;
   /** A directory on tmpfs. It is made if it is missing. */
   readonly ramDir: string;
+  /** The id of the mark that ties the memory to the state directory. Absent: huge pages are not tied. */
+  readonly memoryId?: string;
   /** The meaning of `auto` in a spec on this host. */
   readonly accel: AccelChoice;
   readonly preloadPath: string | null;

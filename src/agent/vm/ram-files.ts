@@ -3,21 +3,16 @@
  * mount. The presence map of a target is always in `RAMDIR/NAME` on tmpfs. The files of an image have the same layout
  * in `RAMDIR/.images/ID`. memory-room.ts says which VMs and images have room.
  */
-import { link, mkdir, open, readdir, readFile, rm, rmdir, statfs } from 'node:fs/promises';
-import { dirname, join } from 'node:path';
+import { constants } from 'node:fs';
+import { link, open, readdir, readFile, rm, rmdir, statfs } from 'node:fs/promises';
+import { basename, join } from 'node:path';
 import { MigrationError } from '../../domain/errors.js';
 import type { VmSpec } from '../../domain/vm.js';
 import type { NativeBinding, RegionFile } from '../../native/types.js';
+import { type RamPlace, SMALL_PAGE_BYTES } from './ram-place.js';
 
-export const SMALL_PAGE_BYTES = 4096;
 /** The directory of the images, beside those of the VMs. No VM can have this name. */
 const IMAGES = '.images';
-
-export interface RamPlace {
-  readonly host: string;
-  /** A directory on tmpfs. */
-  readonly ramDir: string;
-}
 
 /**
  * Returns the paths of a VM's region files and creates nothing. The list is empty for private memory. `image` is the
@@ -26,7 +21,7 @@ export interface RamPlace {
 export async function regionFiles(place: RamPlace, spec: VmSpec, image: string | null): Promise<RegionFile[]> {
   const { memory, name } = spec;
   if (memory.backing === 'private') return [];
-  if (memory.backing === 'shared') return filesIn(join(await ramRoot(place, memory.pageBytes), name), memory);
+  if (memory.backing === 'shared') return filesIn(join(await place.path(memory.pageBytes), name), memory);
   if (image === null) throw new MigrationError('UNSUPPORTED', `the memory of ${name} is an image, and none was given`);
   const files = await imageFiles(place, memory, image);
   return files.map((file) => ({ ...file, isPrivate: true }));
@@ -34,7 +29,7 @@ export async function regionFiles(place: RamPlace, spec: VmSpec, image: string |
 
 /** Returns the paths of an image's memory files. `memory` is that of the image's guest. */
 export async function imageFiles(place: RamPlace, memory: VmSpec['memory'], image: string): Promise<RegionFile[]> {
-  return filesIn(join(await ramRoot(place, memory.pageBytes), IMAGES, image), memory);
+  return filesIn(join(await place.path(memory.pageBytes), IMAGES, image), memory);
 }
 
 /** The file is always on tmpfs. */
@@ -61,7 +56,10 @@ export function ownPagesPath(place: RamPlace, vm: string, region: string): strin
   return join(place.ramDir, vm, `${region}.own`);
 }
 
-/** Creates sparse files, and fails if one exists. A clone needs none, because the files of its image exist already. */
+/**
+ * Creates sparse files, and fails if one exists. A clone needs none, because the files of its image exist already.
+ * Throws CONFLICT or NOT_PERMITTED if the directory for them is not this daemon's (ram-place.ts).
+ */
 export async function createRegionFiles(
   place: RamPlace,
   spec: VmSpec,
@@ -69,20 +67,16 @@ export async function createRegionFiles(
   native: NativeBinding | null,
 ): Promise<void> {
   if (regions.length === 0 || spec.memory.backing === 'image') return;
-  await mkdir(join(place.ramDir, spec.name), { recursive: true, mode: 0o700 });
-  await mkdir(join(await ramRoot(place, spec.memory.pageBytes), spec.name), { recursive: true, mode: 0o700 });
-  for (const region of regions) {
-    if (native === null) await createSparse(region);
-    else native.createRegionFile(region);
-  }
+  // The directory for the presence maps, which are on tmpfs in any case.
+  await place.make(SMALL_PAGE_BYTES, [spec.name], () => Promise.resolve());
+  await place.make(spec.memory.pageBytes, [spec.name], async (opened) => {
+    for (const region of regions) await create(region, opened, native);
+  });
 }
 
 /** Removes all memory files of this VM, including presence maps. Idempotent. */
 export async function removeRegionFiles(place: RamPlace, spec: VmSpec): Promise<void> {
-  await rm(join(place.ramDir, spec.name), { recursive: true, force: true });
-  if (spec.memory.pageBytes === SMALL_PAGE_BYTES) return;
-  const mount = await hugetlbMount(spec.memory.pageBytes);
-  if (mount !== null) await rm(join(mount, `vmigrate-${place.host}`, spec.name), { recursive: true, force: true });
+  await place.each(spec.memory.pageBytes, (opened) => rm(join(opened, spec.name), { recursive: true, force: true }));
 }
 
 /** Creates empty files for an image. If `parent` is given, creates hard links to the parent's files instead. */
@@ -92,33 +86,28 @@ export async function createImageFiles(
   files: readonly RegionFile[],
   options: { native: NativeBinding | null; parent: readonly RegionFile[] | null },
 ): Promise<void> {
-  await mkdir(join(place.ramDir, IMAGES, image), { recursive: true, mode: 0o700 });
-  for (const [index, file] of files.entries()) {
-    await mkdir(dirname(file.path), { recursive: true, mode: 0o700 });
-    const original = options.parent?.[index];
-    if (original !== undefined) await link(original.path, file.path);
-    else if (options.native !== null) options.native.createRegionFile(file);
-    else await createSparse(file);
-  }
+  await place.make(SMALL_PAGE_BYTES, [IMAGES, image], () => Promise.resolve());
+  await place.make(files[0]?.pageBytes ?? SMALL_PAGE_BYTES, [IMAGES, image], async (opened) => {
+    for (const [index, file] of files.entries()) {
+      const original = options.parent?.[index];
+      if (original !== undefined) await link(original.path, join(opened, basename(file.path)));
+      else await create(file, opened, options.native);
+    }
+  });
 }
 
 /** Removes the memory files and presence maps of an image. Idempotent. */
 export async function removeImageFiles(place: RamPlace, image: string, pageBytes: number): Promise<void> {
-  const roots = [place.ramDir];
-  if (pageBytes !== SMALL_PAGE_BYTES) {
-    const mount = await hugetlbMount(pageBytes);
-    if (mount !== null) roots.push(join(mount, `vmigrate-${place.host}`));
-  }
-  for (const root of roots) {
-    await rm(join(root, IMAGES, image), { recursive: true, force: true });
+  await place.each(pageBytes, async (opened) => {
+    await rm(join(opened, IMAGES, image), { recursive: true, force: true });
     // This succeeds only for the last image.
-    await rmdir(join(root, IMAGES)).catch(() => undefined);
-  }
+    await rmdir(join(opened, IMAGES)).catch(() => undefined);
+  });
 }
 
 /** Returns the ids of the images that have files. */
 export async function imagesWithFiles(place: RamPlace): Promise<string[]> {
-  return readdir(join(place.ramDir, IMAGES)).catch(() => []);
+  return place.inRamDir((opened) => readdir(join(opened, IMAGES)).catch(() => []));
 }
 
 export async function memoryAvailableBytes(): Promise<number> {
@@ -126,10 +115,11 @@ export async function memoryAvailableBytes(): Promise<number> {
   return Number(match?.[1] ?? 0) * 1024;
 }
 
-export async function ramFileFreeBytes(place: RamPlace): Promise<number> {
-  await mkdir(place.ramDir, { recursive: true, mode: 0o700 });
-  const { bavail, bsize } = await statfs(place.ramDir);
-  return bavail * bsize;
+export function ramFileFreeBytes(place: RamPlace): Promise<number> {
+  return place.inRamDir(async (opened) => {
+    const { bavail, bsize } = await statfs(opened);
+    return bavail * bsize;
+  });
 }
 
 /** Free huge pages by page size in bytes. */
@@ -143,30 +133,17 @@ export async function hugePagesFree(): Promise<Record<string, number>> {
   return free;
 }
 
-async function ramRoot(place: RamPlace, pageBytes: number): Promise<string> {
-  if (pageBytes === SMALL_PAGE_BYTES) return place.ramDir;
-  const mount = await hugetlbMount(pageBytes);
-  if (mount !== null) return join(mount, `vmigrate-${place.host}`);
-  throw new MigrationError('UNSUPPORTED', `no hugetlbfs with pages of ${pageBytes} bytes is mounted`, {
-    remedy: `mount -t hugetlbfs -o pagesize=${pageBytes} none /dev/hugepages`,
-  });
+/** Makes the file in the directory that is opened. Neither a link nor what exists is ever taken for it. */
+async function create(region: RegionFile, opened: string, native: NativeBinding | null): Promise<void> {
+  const at = join(opened, basename(region.path));
+  if (native === null) await createSparse(region, at);
+  else native.createRegionFile(region, at);
 }
 
-async function hugetlbMount(pageBytes: number): Promise<string | null> {
-  for (const line of (await readFile('/proc/mounts', 'utf8')).split('\n')) {
-    const [, mount, type] = line.split(' ');
-    if (type !== 'hugetlbfs' || mount === undefined) continue;
-    // The block size of a hugetlbfs is its page size.
-    const { bsize } = await statfs(mount).catch(() => ({ bsize: 0 }));
-    if (bsize === pageBytes) return mount;
-  }
-  return null;
-}
-
-async function createSparse(region: RegionFile): Promise<void> {
+async function createSparse(region: RegionFile, at: string): Promise<void> {
   let file: Awaited<ReturnType<typeof open>>;
   try {
-    file = await open(region.path, 'wx', 0o600);
+    file = await open(at, constants.O_RDWR | constants.O_CREAT | constants.O_EXCL | constants.O_NOFOLLOW, 0o600);
   } catch (error) {
     const isThere = (error as NodeJS.ErrnoException).code === 'EEXIST';
     throw new MigrationError(isThere ? 'CONFLICT' : 'NO_SPACE', `${region.path} cannot be created`, { cause: error });

@@ -12,7 +12,8 @@ import { type BringUpOptions, bringUp, createVm, type VmStart } from './create.j
 import type { VmKeeper } from './keeper.js';
 import type { MemoryRoom } from './memory-room.js';
 import type { CloneOptions, IncomingOptions, VmManagerOptions } from './options.js';
-import { type RamPlace, regionFiles } from './ram-files.js';
+import { regionFiles } from './ram-files.js';
+import type { RamPlace } from './ram-place.js';
 import { identityDueOf } from './settle-in.js';
 import type { VmTable } from './table.js';
 import type { Vm } from './vm.js';

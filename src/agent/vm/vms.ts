@@ -8,19 +8,20 @@
  * A new daemon removes a VM in state `starting`, because its start was never reported to a user. It keeps a VM in state
  * `incoming`; LocalAgent destroys that VM if no session claims it (`ManagedVm.session`).
  */
-import { mkdir, readdir, rm } from 'node:fs/promises';
+import { readdir, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import type { RunState, VmBackend } from '../../backends/backend.js';
 import { MigrationError, toMigrationError } from '../../domain/errors.js';
 import type { GuestEnd } from '../../domain/guest-end.js';
 import type { VmExit, VmSpec, VmState, VmView } from '../../domain/vm.js';
+import { makeDirectoryDurably } from '../../durable/durable-file.js';
 import { Reserve } from '../../durable/reserve.js';
-import { makeDirectory } from '../../durable/state-format.js';
 import { adopt } from './adopt.js';
 import { type StopOptions, VmKeeper } from './keeper.js';
 import { MemoryRoom, ownBytesOf, promisesOf } from './memory-room.js';
 import type { CloneOptions, IncomingOptions, VmManagerOptions } from './options.js';
-import { presencePath, type RamPlace } from './ram-files.js';
+import { presencePath } from './ram-files.js';
+import { RamPlace } from './ram-place.js';
 import { effectiveState, type RecordAmendment, readRecord, reservedBy, type VmRecord } from './record.js';
 import { VmStarter } from './starts.js';
 import { VmTable } from './table.js';
@@ -46,9 +47,9 @@ export class VmManager {
   #isClosed = false;
 
   constructor(options: VmManagerOptions) {
-    const { host, ramDir, registry, log } = options;
+    const { host, ramDir, memoryId: ownerId, registry, log } = options;
     this.#options = options;
-    this.place = { host, ramDir };
+    this.place = new RamPlace({ host, ramDir, ownerId });
     this.#table = new VmTable(host, join(options.stateDir, 'vms'));
     this.room = new MemoryRoom(this.place, options.memory);
     this.room.addHolder(() => promisesOf(this.#table.all()));
@@ -62,8 +63,8 @@ export class VmManager {
    * others are adopted all the same.
    */
   async start(): Promise<void> {
-    await makeDirectory(this.#table.directory);
-    await mkdir(this.#options.ramDir, { recursive: true, mode: 0o700 });
+    await makeDirectoryDurably(this.#table.directory);
+    await this.place.inRamDir(() => Promise.resolve());
     const find = (name: string) => this.#table.locks.hold(name, () => this.#find(name));
     await Promise.all((await readdir(this.#table.directory)).map(find));
   }
@@ -340,6 +341,7 @@ export class VmManager {
       vm.memory = null;
       await vm.settled();
     }
+    await this.place.close();
   }
 
   /** Checks for a user's call that the VM is in one of these states, belongs to this host, and is in no job. */

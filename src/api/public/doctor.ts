@@ -74,6 +74,12 @@ function kvm(inventory: HostInventory): Verdict {
 
 function ramFiles(inventory: HostInventory): Verdict {
   const text = `${Math.floor(inventory.ramFileFreeBytes / MIB)} MiB not promised to guests yet`;
+  if (inventory.ramDirProblem !== undefined)
+    return warn(
+      `${text}; ${inventory.ramDirProblem}`,
+      'run vmigrated as root with CAP_SYS_ADMIN, or mount a tmpfs and name it with --ram-dir; ' +
+        'until then the file system that is there is used, which may be small',
+    );
   return inventory.ramFileFreeBytes >= RAM_FILES_WARN_BYTES
     ? ok(text)
     : warn(

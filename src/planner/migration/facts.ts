@@ -8,6 +8,11 @@ export interface TransportFacts {
   readonly target: HostInventory;
   readonly checks: TargetChecks;
   readonly vm: VmInventory;
+  /**
+   * Whether the target sees the directory of the source's data socket. Only asked where a transport needs it; absent
+   * also if a host's build is older.
+   */
+  readonly isSocketSeen?: boolean;
 }
 
 export type TargetFacts =
@@ -16,6 +21,8 @@ export type TargetFacts =
       readonly inventory: HostInventory;
       readonly checks: TargetChecks;
       readonly storage: StorageFacts;
+      /** As in TransportFacts. */
+      readonly isSocketSeen?: boolean;
     }
   | { readonly kind: 'unreachable'; readonly error: MigrationError }
   /** The request names the source itself as the target. */

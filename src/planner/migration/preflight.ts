@@ -68,6 +68,7 @@ export function preflight(request: MigrationRequest, facts: PreflightFacts): Ref
       refusals.push(
         ...checkTransport(request.transport, request.mode, {
           ...{ source: sourceHost, target: target.inventory, checks: target.checks, vm },
+          ...(target.isSocketSeen === undefined ? {} : { isSocketSeen: target.isSocketSeen }),
         }),
       );
       break;

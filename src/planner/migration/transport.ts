@@ -59,7 +59,7 @@ export function* checkTransport(
   table = ALL_TRANSPORTS,
 ): Iterable<Refusal> {
   const { title, sameMachineOnly, carriesBackendMoves } = transportRow(transport, table);
-  const { source, target, vm } = facts;
+  const { source, target, vm, isSocketSeen } = facts;
   const refuse = (reason: string): Refusal => ({ code: 'TRANSPORT_UNAVAILABLE', reason, remedy: 'use --tcp' });
   if (MODE_TRAITS[mode].mover === 'backend' && !carriesBackendMoves) {
     yield refuse(`vmigrate does not run QEMU's own migration over ${title}`);
@@ -68,6 +68,13 @@ export function* checkTransport(
   if (sameMachineOnly && target.machineId !== source.machineId) {
     yield refuse(
       `${title} needs both daemons on one machine; ${source.host} and ${target.host} are on different machines`,
+    );
+    return;
+  }
+  if (sameMachineOnly && isSocketSeen === false) {
+    yield refuse(
+      `${target.host} does not see the socket of ${source.host} under its path, because the daemons have different ` +
+        'mount namespaces',
     );
     return;
   }

@@ -1,7 +1,7 @@
 import { describe, expect, test } from 'vitest';
 import { MigrationError } from '../../../src/domain/errors.js';
 import { complete, crashedAt, gate, held, rest, restMigration, Scripted } from '../engine/scripted.js';
-import { request, vm } from '../planner/planner-facts.js';
+import { host, request, vm } from '../planner/planner-facts.js';
 
 describe('submit', () => {
   test('is durable when it answers', async () => {
@@ -104,6 +104,25 @@ describe('submit', () => {
     world.calls.length = 0;
     expect((await jobs.dryRun({ ...request, sharedStorage: 'assume' })).refusals).toEqual([]);
     expect(world.calls.filter((call) => call.endsWith('Storage'))).toEqual([]);
+  });
+
+  test.each([
+    ['sees another file there', [{ problem: null, inode: '1:3' }], 1],
+    ['sees nothing there', [{ problem: 'ENOENT', inode: '' }], 1],
+    ['sees it', [{ problem: null, inode: '1:2' }], 0],
+    ['cannot tell', [], 0],
+  ])('shm is refused if the target does not reach the socket of the source: it %s', async (_, views, count) => {
+    const world = new Scripted();
+    const socketMark = { path: '/state/format', inode: '1:2' };
+    for (const name of ['A', 'B'])
+      world.on[`${name}.inventory`] = () => ({ ...host(name), machineId: 'one', socketMark });
+    world.on['B.viewStorage'] = () => views;
+    const { jobs } = await world.daemon();
+    const { refusals } = await jobs.dryRun({ ...request, transport: 'shm' });
+    expect(refusals.map(({ code }) => code)).toEqual(Array(count).fill('TRANSPORT_UNAVAILABLE'));
+    world.calls.length = 0;
+    await jobs.dryRun(request);
+    expect(world.calls).not.toContain('B.viewStorage');
   });
 
   test('a dry run shows the plan and touches nothing', async () => {

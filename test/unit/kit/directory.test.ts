@@ -14,8 +14,8 @@ afterEach(() => rm(directory, { recursive: true, force: true }));
 
 describe('a directory', () => {
   test('is made with those above it, and a second time too', async () => {
-    await makeDirectories(at('a/b/c'), 0o700);
-    await makeDirectories(at('a/b/c'), 0o755);
+    expect(await makeDirectories(at('a/b/c'), 0o700)).toEqual([at('a'), at('a/b'), at('a/b/c')]);
+    expect(await makeDirectories(at('a/b/c'), 0o755)).toEqual([]);
     expect((await stat(at('a/b'))).mode & 0o777).toBe(0o755);
     expect((await stat(at('a/b/c'))).mode & 0o777).toBe(0o700);
   });

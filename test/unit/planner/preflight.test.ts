@@ -20,6 +20,7 @@ interface Change {
   spec?: Partial<VmSpec>;
   facts?: TargetFacts;
   storage?: StorageFacts;
+  isSocketSeen?: boolean;
 }
 
 function refusals(change: Change) {
@@ -29,6 +30,7 @@ function refusals(change: Change) {
     inventory: { ...good.target.inventory, ...change.target },
     checks: { ...good.target.checks, ...change.checks },
     storage: change.storage ?? good.target.storage,
+    ...(change.isSocketSeen === undefined ? {} : { isSocketSeen: change.isSocketSeen }),
   };
   return preflight(
     { ...request, ...change.request },
@@ -189,6 +191,12 @@ const CASES: readonly [what: string, change: Change, code: MigrationRefusalCode,
     { request: { transport: 'shm' } },
     'TRANSPORT_UNAVAILABLE',
     /A and B are on different machines/,
+  ],
+  [
+    'shm between mount namespaces',
+    { request: { transport: 'shm' }, target: { machineId: 'machine-of-A' }, isSocketSeen: false },
+    'TRANSPORT_UNAVAILABLE',
+    /B does not see the socket of A under its path, .* different mount namespaces/,
   ],
   [
     'a device that somebody has added',

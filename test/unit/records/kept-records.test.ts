@@ -14,6 +14,7 @@ import { ImageStore } from '../../../src/agent/image/store.js';
 import { SessionStore } from '../../../src/agent/migration/session-store.js';
 import { MemoryRoom } from '../../../src/agent/vm/memory-room.js';
 import { imageFiles } from '../../../src/agent/vm/ram-files.js';
+import { RamPlace } from '../../../src/agent/vm/ram-place.js';
 import { readRecord, writeRecord } from '../../../src/agent/vm/record.js';
 import { FileRegistry } from '../../../src/cluster/file.js';
 import { FileLogStore } from '../../../src/durable/log-store.js';
@@ -228,7 +229,7 @@ async function writtenAgain(changes: readonly unknown[]): Promise<unknown[]> {
 
 /** Opens the store on empty memory files. Without the files it would consider their images lost. */
 async function openImages(stateDir: string): Promise<{ store: ImageStore; errors: unknown[] }> {
-  const place = { host: 'A', ramDir: join(directory, 'ram') };
+  const place = new RamPlace({ host: 'A', ramDir: join(directory, 'ram') });
   for (const image of Object.values(await jsonIn(join(stateDir, 'images')))) {
     const { id, spec } = image as Pick<ImageRecord, 'id' | 'spec'>;
     for (const { path, lengthBytes } of await imageFiles(place, spec.memory, id)) {
@@ -246,5 +247,6 @@ async function openImages(stateDir: string): Promise<{ store: ImageStore; errors
     vms: { place, room: new MemoryRoom(place), all: () => [] } as never,
     native: {} as never,
   });
+  await place.close();
   return { store, errors };
 }

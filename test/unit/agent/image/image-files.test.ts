@@ -1,7 +1,7 @@
 /** The files that images with disks are saved to, with and without the disks. */
 import { execFileSync } from 'node:child_process';
 import { existsSync } from 'node:fs';
-import { readdir, readFile, rm, writeFile } from 'node:fs/promises';
+import { mkdir, readdir, readFile, rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import {
@@ -17,6 +17,7 @@ import { sealDisks } from '../../../../src/agent/image/layers.js';
 import { startProblem } from '../../../../src/agent/image/start-check.js';
 import { QemuBackend } from '../../../../src/backends/qemu/backend.js';
 import { ID, ImageScene, img, write } from '../../../support/image-scene.js';
+import { mountSilent } from '../../../support/silent-mount.js';
 
 const DROP = { isForced: false, isDroppingSaved: true };
 const code = (expected: string) => expect.objectContaining({ code: expected });
@@ -25,7 +26,11 @@ let scene: ImageScene;
 beforeEach(() => {
   scene = new ImageScene();
 });
-afterEach(() => scene.end());
+const cleanups: (() => void)[] = [];
+afterEach(() => {
+  for (const cleanup of cleanups.splice(0)) cleanup();
+  return scene.end();
+});
 
 /** Replaces the description of an image's file of format 1. */
 function withDescription(file: Buffer, record: object): Buffer {
@@ -147,6 +152,20 @@ describe('saving', () => {
     await clearBrokenSaves(next.context);
     expect(existsSync(`${lost}.${ID}.A.part`)).toBe(false);
     expect(next.context.images.get(ID).saves).toEqual([{ path: join(scene.directory, 'saved.img'), state: 'saved' }]);
+  });
+
+  test('that ended with the daemon on a file system that is away now does not hold up the next one', async (ctx) => {
+    if (!existsSync('/dev/fuse')) return ctx.skip('needs fuse');
+    const { context } = await scene.savedOn('A');
+    const away = join(scene.directory, 'away');
+    await mkdir(away);
+    const [here, there] = [join(scene.directory, 'here.img'), join(away, 'there.img')];
+    const saves = [there, here].map((path) => ({ path, state: 'writing' as const }));
+    await context.images.update(ID, { saves });
+    const next = await scene.contextOn('A');
+    cleanups.push(mountSilent(away));
+    await clearBrokenSaves(next.context);
+    expect(next.context.images.get(ID).saves).toEqual([{ path: there, state: 'writing' }]);
   });
 });
 

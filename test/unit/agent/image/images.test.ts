@@ -12,6 +12,7 @@ import { saveImage } from '../../../../src/agent/image/file-save.js';
 import type { ImageRecord } from '../../../../src/agent/image/record.js';
 import { ImageStore } from '../../../../src/agent/image/store.js';
 import { MemoryRoom } from '../../../../src/agent/vm/memory-room.js';
+import { RamPlace } from '../../../../src/agent/vm/ram-place.js';
 import type { RegionFile } from '../../../../src/native/types.js';
 import { parseSpec } from '../../../../src/schemas/vm-spec.js';
 
@@ -25,7 +26,11 @@ beforeEach(async () => {
   directory = await mkdtemp(join(tmpdir(), 'vmg-images-'));
   vms = [];
 });
-afterEach(() => rm(directory, { recursive: true, force: true }));
+const places: RamPlace[] = [];
+afterEach(async () => {
+  for (const place of places.splice(0)) await place.close();
+  await rm(directory, { recursive: true, force: true });
+});
 
 function createRegionFile({ path, lengthBytes }: RegionFile): void {
   closeSync(openSync(path, 'wx'));
@@ -58,7 +63,8 @@ const backend = { installed: async () => ({ machines: ['pc-q35-7.2'], version: '
 
 async function openStore(name: string, budgetBytes: number | null = null): Promise<ImageStore> {
   const stateDir = join(directory, name);
-  const place = { host: name, ramDir: join(stateDir, 'ram') };
+  const place = new RamPlace({ host: name, ramDir: join(stateDir, 'ram') });
+  places.push(place);
   await mkdir(place.ramDir, { recursive: true });
   const manager = { place, room: new MemoryRoom(place), all: () => vms, backend };
   return ImageStore.open({

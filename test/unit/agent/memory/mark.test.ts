@@ -2,8 +2,7 @@ import { mkdir, mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, beforeEach, expect, test } from 'vitest';
-import { defaultMemoryDirectory } from '../../../../src/agent/memory/default-directory.js';
-import { memoryDirectoryInUse, tieMemoryDirectory } from '../../../../src/agent/memory/mark.js';
+import { type MarkPlaces, memoryDirectoryInUse, tieMemoryDirectory } from '../../../../src/agent/memory/mark.js';
 
 const BOOT = 'boot-1';
 let base: string;
@@ -20,8 +19,10 @@ afterEach(async () => {
   await rm(base, { recursive: true, force: true });
 });
 
-const tie = (changes: { stateDir?: string; ramDir?: string; bootId?: string } = {}) =>
-  tieMemoryDirectory({ stateDir, ramDir, bootId: BOOT, ...changes });
+const STATE_ID = '1'.repeat(32);
+
+const tie = (changes: Partial<MarkPlaces> = {}) =>
+  tieMemoryDirectory({ stateDir, stateId: STATE_ID, ramDir, bootId: BOOT, ...changes });
 
 /** A VM whose record cannot be read counts as one that has memory. */
 async function addVm(name: string): Promise<void> {
@@ -30,9 +31,10 @@ async function addVm(name: string): Promise<void> {
 }
 
 test('the directories are tied once, and found tied again', async () => {
-  await tie();
+  expect(await tie()).toBe(STATE_ID);
   const mark = await readFile(join(ramDir, '.owner'), 'utf8');
-  await tie();
+  expect(JSON.parse(mark)).toMatchObject({ id: STATE_ID });
+  expect(await tie()).toBe(STATE_ID);
   expect(await readFile(join(ramDir, '.owner'), 'utf8')).toBe(mark);
   expect(await memoryDirectoryInUse({ stateDir, bootId: BOOT })).toBe(ramDir);
   expect(await memoryDirectoryInUse({ stateDir, bootId: 'boot-2' })).toBeNull();
@@ -44,7 +46,7 @@ test('a daemon with another state directory is refused, and nothing is changed',
   const other = join(base, 'other');
   await mkdir(other);
   const remedy = expect.stringContaining(`--state ${stateDir}`);
-  await expect(tie({ stateDir: other })).rejects.toMatchObject({ code: 'CONFLICT', remedy });
+  await expect(tie({ stateDir: other, stateId: '2'.repeat(32) })).rejects.toMatchObject({ code: 'CONFLICT', remedy });
   expect(await readFile(join(ramDir, '.owner'), 'utf8')).toBe(mark);
 });
 
@@ -70,6 +72,32 @@ test('a memory directory of build 0.1.0 is accepted if all that lies there is kn
   await tie();
 });
 
+test('a mark with an id of its own, as earlier builds make, is accepted, and kept as long as the memory', async () => {
+  const id = '3'.repeat(32);
+  await tie({ stateId: id });
+  await addVm('v1');
+  await mkdir(join(ramDir, 'v1'));
+  expect(await tie()).toBe(id);
+  await rm(ramDir, { recursive: true });
+  await mkdir(ramDir);
+  expect(await tie({ bootId: 'boot-2' })).toBe(STATE_ID);
+});
+
+test.each([
+  ['from another boot', JSON.stringify({ version: 1, id: STATE_ID, bootId: 'boot-0', ramDir: '/x', isMade: true })],
+  ['from before the memory', null],
+])('a state directory that came back from a copy has its memory again if it knows all of it: %s', async (_, side) => {
+  await tie();
+  await mkdir(join(ramDir, '.images', 'i1'), { recursive: true });
+  const path = join(stateDir, 'memory-directory.json');
+  await (side === null ? rm(path) : writeFile(path, side));
+  // An image that the state does not know would be removed as a stray.
+  await expect(tie()).rejects.toMatchObject({ code: 'CONFLICT', message: expect.stringContaining('.images/i1') });
+  await mkdir(join(stateDir, 'images'));
+  await writeFile(join(stateDir, 'images', 'i1.json'), '{}');
+  expect(await tie()).toBe(STATE_ID);
+});
+
 test('a start that a crash cut short between the two sides is taken up', async () => {
   await tie();
   const path = join(stateDir, 'memory-directory.json');
@@ -89,14 +117,4 @@ test.each([['state'], ['ram']])('a damaged side is an error: %s', async (side) =
   const path = side === 'state' ? join(stateDir, 'memory-directory.json') : join(ramDir, '.owner');
   await writeFile(path, '{"version":1');
   await expect(tie()).rejects.toMatchObject({ code: 'CORRUPT', remedy: expect.stringContaining(path) });
-});
-
-test('the default is that of this boot, else that of 0.1.0 with memory of this daemon', async () => {
-  const log = { info: () => {}, warn: () => {}, error: () => {} };
-  const places = { host: 'A', stateDir, bootId: BOOT, root: join(base, 'run'), oldDefault: join(base, 'shm') };
-  await addVm('v1');
-  await mkdir(join(base, 'shm', 'v1'), { recursive: true });
-  expect(await defaultMemoryDirectory(places, log)).toBe(join(base, 'shm'));
-  await tie();
-  expect(await defaultMemoryDirectory(places, log)).toBe(ramDir);
 });

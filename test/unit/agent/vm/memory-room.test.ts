@@ -8,17 +8,21 @@ import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import { CloneMemoryWatch } from '../../../../src/agent/memory/clone-memory.js';
 import { allocatedBytes, type MemoryPromise, MemoryRoom } from '../../../../src/agent/vm/memory-room.js';
 import { memoryAvailableBytes } from '../../../../src/agent/vm/ram-files.js';
+import { RamPlace } from '../../../../src/agent/vm/ram-place.js';
 import type { MemoryBacking, VmSpec } from '../../../../src/domain/vm.js';
 
 const MIB = 2 ** 20;
 const FILES_MIB = 64;
 
 let ramDir: string;
+let place: RamPlace;
 beforeEach(async () => {
   ramDir = await mkdtemp(join(tmpdir(), 'vmigrate-room-'));
   execFileSync('mount', ['-t', 'tmpfs', '-o', `size=${FILES_MIB}m`, 'none', ramDir]);
+  place = new RamPlace({ host: 'A', ramDir });
 });
 afterEach(async () => {
+  await place.close();
   execFileSync('umount', [ramDir]);
   await rm(ramDir, { recursive: true });
 });
@@ -29,7 +33,7 @@ function specOf(name: string, sizeMiB: number, backing: MemoryBacking = 'shared'
 
 /** A room with the VMs that `admit` has let in. Each has touched `usedBytes` of its memory. */
 function roomWith(limits: ConstructorParameters<typeof MemoryRoom>[1] = {}) {
-  const room = new MemoryRoom({ host: 'A', ramDir }, limits);
+  const room = new MemoryRoom(place, limits);
   const vms = new Map<string, MemoryPromise>();
   room.addHolder(() => vms.values());
   const admit = (spec: VmSpec, usedBytes = 0): Promise<void> =>
