@@ -7,6 +7,7 @@ import { type ClientRequest, request as httpRequest, type IncomingMessage, type 
 import type { Duplex } from 'node:stream';
 import { MigrationError } from '../domain/errors.js';
 import type { JobView } from '../domain/job.js';
+import type { VmEvent } from '../domain/vm-event.js';
 
 export const DEFAULT_HOST = 'unix:/run/vmigrate/api.sock';
 const CONNECT_MS = 5_000;
@@ -103,12 +104,31 @@ export class ApiClient {
 
   /** Follows the views of a job until `onView` returns true or the daemon ends the stream. */
   async followJob(id: string, onView: (view: JobView) => boolean, signal?: AbortSignal): Promise<void> {
-    const { response, request } = await this.send({ method: 'GET', path: `/v1/jobs/${id}/events` });
+    await this.followEvents(`/v1/jobs/${id}/events`, (_, data) => onView(data as JobView), signal);
+  }
+
+  /** Follows what happens to the VMs: all that is kept, or what comes after the event `after`. */
+  async followVms(after: string | undefined, onEvent: (event: VmEvent) => void, signal?: AbortSignal): Promise<void> {
+    const query = after === undefined ? '' : `?after=${encodeURIComponent(after)}`;
+    const onData = (type: string, data: unknown): boolean => {
+      if (type === 'vm') onEvent(data as VmEvent);
+      return false;
+    };
+    await this.followEvents(`/v1/events${query}`, onData, signal);
+  }
+
+  /** Resolves when `onData` returns true, or the daemon ends the stream, or `signal` aborts. */
+  private async followEvents(
+    path: string,
+    onData: (type: string, data: unknown) => boolean,
+    signal: AbortSignal | undefined,
+  ): Promise<void> {
+    const { response, request } = await this.send({ method: 'GET', path });
     if (response.statusCode !== 200) throw await errorOf(response);
     const stop = (): void => void request.destroy();
     signal?.addEventListener('abort', stop, { once: true });
     try {
-      for await (const data of eventData(response)) if (onView(JSON.parse(data) as JobView)) break;
+      for await (const { type, data } of events(response)) if (onData(type, JSON.parse(data))) break;
     } catch (cause) {
       if (signal?.aborted !== true) throw new DaemonUnreachable('the connection to the daemon is lost', cause);
     } finally {
@@ -239,21 +259,22 @@ async function errorOf(response: IncomingMessage): Promise<MigrationError> {
   return MigrationError.fromJSON(parse(await readText(response)), 'the daemon');
 }
 
-/** Yields the data of each server-sent event. */
-async function* eventData(response: IncomingMessage): AsyncGenerator<string> {
+/** Yields the type and the data of each server-sent event. */
+async function* events(response: IncomingMessage): AsyncGenerator<{ type: string; data: string }> {
   response.setEncoding('utf8');
   let rest = '';
   for await (const chunk of response as AsyncIterable<string>) {
     rest += chunk;
     for (let end = rest.indexOf('\n\n'); end >= 0; end = rest.indexOf('\n\n')) {
-      const data = rest
-        .slice(0, end)
-        .split('\n')
-        .filter((line) => line.startsWith('data:'))
-        .map((line) => line.slice('data:'.length).trimStart())
-        .join('\n');
+      const lines = rest.slice(0, end).split('\n');
+      const field = (name: string): string =>
+        lines
+          .filter((line) => line.startsWith(`${name}:`))
+          .map((line) => line.slice(name.length + 1).trimStart())
+          .join('\n');
       rest = rest.slice(end + 2);
-      if (data !== '') yield data;
+      const data = field('data');
+      if (data !== '') yield { type: field('event'), data };
     }
     if (rest.length > EVENT_BYTES_MAX)
       throw new MigrationError('PEER_PROTOCOL', `an event of the daemon exceeds ${EVENT_BYTES_MAX / 2 ** 20} MiB`);

@@ -16,6 +16,7 @@ import { hostTable, jobTable, moveTexts, plain, progressLine, reportText, table,
 import { forkReportText, recordText } from './render-fork.js';
 import { secondsOf, showWait, stopText } from './stop.js';
 import { ProgressLine, print, whileWaiting } from './terminal.js';
+import { addEvents } from './vmctl-events.js';
 import { addImages } from './vmctl-images.js';
 import { addState } from './vmctl-state.js';
 
@@ -155,6 +156,7 @@ add('cancel <id>', 'cancel and undo a job that is not committed', async (id, opt
   print(options, await client(options).post<JobView>(path('jobs', id, 'cancel')), jobText);
 });
 
+addEvents(program);
 addImages(program);
 addCerts(program);
 addState(program, () => {

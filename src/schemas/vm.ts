@@ -31,6 +31,14 @@ export const emptyBody = z.strictObject({}).nullish();
 
 export const vmParams = z.strictObject({ name: vmName });
 
+export const vmExit = z.object({
+  at: text,
+  reason: text,
+  code: z.int().nullable(),
+  signal: text.nullable(),
+  exitCode: z.int().nullable(),
+});
+
 const openMove = { job: text, percent: count.nullable(), isStalled: z.boolean() };
 
 export const vmView = of<VmView>(
@@ -48,15 +56,7 @@ export const vmView = of<VmView>(
     serialLog: text.nullable(),
     image: text.nullable(),
     exitCode: z.int().nullable(),
-    exit: z
-      .object({
-        at: text,
-        reason: text,
-        code: z.int().nullable(),
-        signal: text.nullable(),
-        exitCode: z.int().nullable(),
-      })
-      .nullable(),
+    exit: vmExit.nullable(),
     identityIssue: text.nullable(),
     warnings: list(text).exactOptional(),
     arriving: z.object({ ...openMove, source: text, incompleteSince: text.nullable() }).exactOptional(),

@@ -126,11 +126,15 @@ export class VmKeeper {
     const { name } = vm.spec;
     const { host, place, registry } = this.#options;
     vm.isEnding = true;
+    const { process } = vm.record;
+    const isStart = vm.state === 'incoming' || vm.state === 'starting';
     // An incoming VM has never run, so it needs no gentle end.
-    if (vm.record.process !== null) await endProcess(vm.record.process, vm.state === 'incoming' ? 0 : TERM_GRACE_MS);
+    if (process !== null) await endProcess(process, vm.state === 'incoming' ? 0 : TERM_GRACE_MS);
     // The record may not have been written, for example to a full file system.
-    else if (vm.state === 'incoming' || vm.state === 'starting') await this.endUnrecorded(vm);
+    else if (isStart) await this.endUnrecorded(vm);
     release(vm);
+    // Whoever gets the name next has logs at the same place.
+    if (process !== null || isStart) await vm.process.outputKept();
     vm.memory?.close();
     vm.memory = null;
     await removeRegionFiles(place, vm.spec);

@@ -34,6 +34,8 @@ export interface ManagedVm {
   readonly image: string | null;
   readonly qemuVersion: string;
   readonly machine: string;
+  /** How the guest has ended by itself, or null if it has not. Known as soon as its QEMU has reported it. */
+  readonly guestEnd: GuestEnd | null;
 }
 
 export class Vm implements ManagedVm {
@@ -138,7 +140,6 @@ export class Vm implements ManagedVm {
     return new MigrationError('QEMU_GONE', text);
   }
 
-  /** How the guest has ended, or null if it has not ended by itself. Known as soon as QEMU has reported it. */
   get guestEnd(): GuestEnd | null {
     const reason = this.#record.exit?.reason ?? this.shutdown?.reason;
     const hasPoweredOff = this.shutdown?.isPowerOff === true;
