@@ -21,7 +21,7 @@ export const stopBody = z
 export const stopImageBody = z.strictObject({ force: z.boolean().default(false) }).nullish();
 
 export const stopView = of<StopResult>(
-  z.object({ name: vmName, how: z.enum(STOP_WAYS), exitCode: z.int().nullable() }),
+  z.object({ name: vmName, how: z.enum(STOP_WAYS), exitCode: z.int().nullable(), reason: text.nullable() }),
 );
 
 /** `forceName`: the host to which a VM of this name last belonged need not answer. */

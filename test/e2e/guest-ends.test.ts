@@ -117,8 +117,17 @@ it('a guest that ends while its pages still come ends the move as done, on both 
     const events = await cluster.json<VmEvent[]>(host, 'vmctl', 'events');
     return events.filter(({ vm }) => vm === 'frail').map(({ kind, peer, exit }) => [kind, peer ?? exit?.reason]);
   };
-  expect(await happened('A')).toEqual([['started', undefined], ['leaving', 'B'], ['left', 'B'], ['gone', undefined]]);
-  expect(await happened('B')).toEqual([['arriving', 'A'], ['arrived', 'A'], ['stopped', 'panicked']]);
+  expect(await happened('A')).toEqual([
+    ['started', undefined],
+    ['leaving', 'B'],
+    ['left', 'B'],
+    ['gone', undefined],
+  ]);
+  expect(await happened('B')).toEqual([
+    ['arriving', 'A'],
+    ['arrived', 'A'],
+    ['stopped', 'panicked'],
+  ]);
   for (const { id } of [ended, panicked]) {
     expect(await cluster.json<JobView>('B', 'vmctl', 'job', id)).toMatchObject({ state: 'done', error: null });
   }

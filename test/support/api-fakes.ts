@@ -372,7 +372,7 @@ export function fakeServices(change: Partial<ApiServices> = {}): FakeServices {
         calls.push({ method: 'vms.stop', args: [name, { isForced, gracefulMs }] });
         vms.delete(name);
         const how = isForced ? 'killed' : gracefulMs > 0 ? 'shutDown' : 'ended';
-        return Promise.resolve({ name, how, exitCode: how === 'shutDown' ? 0 : null });
+        return Promise.resolve({ name, how, exitCode: how === 'shutDown' ? 0 : null, reason: 'stopped' });
       },
       openConsole: (name, { isFollowing }) => {
         const { state } = find(name);

@@ -15,7 +15,7 @@ import { removeTaps } from './network.js';
 import { type RamPlace, removeRegionFiles } from './ram-files.js';
 import { settleIn } from './settle-in.js';
 import type { VmTable } from './table.js';
-import type { Vm } from './vm.js';
+import type { ManagedVm, Vm } from './vm.js';
 
 export interface StopOptions {
   /** True: kill QEMU with SIGKILL, even if a job holds the VM. */
@@ -24,6 +24,8 @@ export interface StopOptions {
   readonly reason?: string;
   /** No session and no fork needs the VM. By force it is then ended in any state. */
   readonly isUnclaimed?: boolean;
+  /** The VM that is meant. If another one has the name by now, nothing happens. */
+  readonly only?: ManagedVm;
 }
 
 export interface KeeperOptions {

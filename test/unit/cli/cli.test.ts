@@ -304,7 +304,10 @@ describe('vmctl', () => {
     await expect.poll(() => lines, { timeout: 30_000 }).toContain('f00d-3');
     child.kill('SIGINT');
     await ended;
-    const ids = lines.trim().split('\n').map((line) => (JSON.parse(line) as { id: string }).id);
+    const ids = lines
+      .trim()
+      .split('\n')
+      .map((line) => (JSON.parse(line) as { id: string }).id);
     expect(ids).toEqual(['f00d-2', 'f00d-3']);
   });
 
