@@ -9,7 +9,7 @@ import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import { ApiClient, DaemonUnreachable } from '../../../src/api/client.js';
 import { type ApiServer, buildServer } from '../../../src/api/server.js';
 import type { JobView } from '../../../src/domain/job.js';
-import { type FakeServices, fakeServices, jobView, REPORT, vmEvent, vmView } from '../../support/api-fakes.js';
+import { type FakeServices, fakeServices, jobView, REPORT, vmView } from '../../support/api-fakes.js';
 
 let services: FakeServices;
 let server: ApiServer;
@@ -209,96 +209,6 @@ describe('migrations', () => {
     await expect(submitted).rejects.toMatchObject({ code: 'PREFLIGHT_REFUSED', details: services.jobs.refusals });
     const shown = await client().post('/v1/migrations', { vm: 'web', target: 'B', dryRun: true });
     expect(shown).toEqual({ plan: null, refusals: services.jobs.refusals });
-  });
-});
-
-describe('events', () => {
-  test('of a job come until it has ended, the last one always', async () => {
-    services.jobs.views.set('job-1', jobView('job-1'));
-    const seen: string[] = [];
-    const following = client().followJob('job-1', (view) => {
-      seen.push(view.state);
-      return false;
-    });
-    while (services.jobs.listeners.size < 2) await new Promise((resolve) => setTimeout(resolve, 5));
-    for (let pages = 0; pages < 5000; pages++)
-      services.jobs.change('job-1', {
-        progress: { pagesTotal: 5000, pagesDone: pages, bytesDone: 0, bytesPerS: 0, secondsLeft: null, faultCount: 0 },
-      });
-    services.jobs.change('job-1', { state: 'done', report: REPORT });
-    await following;
-    expect(seen.at(-1)).toBe('done');
-    expect(seen.length).toBeLessThan(20);
-    expect(services.jobs.listeners.size).toBe(1); // that of the counters; the test's own has ended
-  });
-
-  test('of VMs come as they happen, and a reader goes on after the last one that it has seen', async () => {
-    const exit = { at: '2030-01-01T00:00:00Z', reason: 'panicked', code: 0, signal: null, exitCode: null };
-    services.happens(vmEvent(1));
-    services.happens(vmEvent(2, { kind: 'stopped', exit }));
-    expect(await client().get('/v1/events/vms')).toMatchObject([{ kind: 'started' }, { kind: 'stopped', exit }]);
-    expect(await client().get('/v1/events/vms?after=f00d-1')).toMatchObject([{ id: 'f00d-2' }]);
-    const seen: string[] = [];
-    const stop = new AbortController();
-    const following = client().followVms('f00d-1', ({ id }) => void seen.push(id), stop.signal);
-    await expect.poll(() => seen).toEqual(['f00d-2']);
-    services.happens(vmEvent(3, { kind: 'gone' }));
-    await expect.poll(() => seen).toEqual(['f00d-2', 'f00d-3']);
-    stop.abort();
-    await following;
-
-    services.jobs.views.set('job-1', jobView('job-1'));
-    const text = await raw('GET /v1/events HTTP/1.1\r\nHost: x\r\nLast-Event-ID: f00d-2\r\n\r\n', true);
-    // A job's view has no id: it would make the reader begin anew.
-    expect(text.match(/^(?:event|id): .*$/gm)).toEqual(['event: vm', 'id: f00d-3', 'event: job']);
-  });
-
-  test('of VMs do not pile up either: a slow reader misses those that are not kept any more', async () => {
-    const kept = Array.from({ length: 1024 }, (_, index) => vmEvent(index, { vm: 'x'.repeat(4000) }));
-    services.vmEvents.list = () => kept;
-    let wake = () => undefined as void;
-    services.vmEvents.subscribe = (onEvent) => {
-      wake = onEvent;
-      return () => true;
-    };
-    const socket = netConnect(socketPath);
-    socket.write('GET /v1/events HTTP/1.1\r\nHost: x\r\n\r\n');
-    await once(socket, 'data');
-    socket.pause();
-    const before = process.memoryUsage().heapUsed;
-    for (let turn = 0; turn < 200; turn++) wake();
-    globalThis.gc?.();
-    // 800 MB would have been sent.
-    expect(process.memoryUsage().heapUsed - before).toBeLessThan(30 * 2 ** 20);
-    socket.destroy();
-  });
-
-  test('do not pile up for a reader that does not read', async () => {
-    services.jobs.views.set('job-1', jobView('job-1'));
-    const socket = netConnect(socketPath);
-    socket.write('GET /v1/events HTTP/1.1\r\nHost: x\r\n\r\n');
-    await once(socket, 'data');
-    socket.pause();
-    while (services.jobs.listeners.size < 2) await new Promise((resolve) => setTimeout(resolve, 5));
-    const before = process.memoryUsage().heapUsed;
-    const padding = 'x'.repeat(20_000);
-    for (let index = 0; index < 5000; index++)
-      services.jobs.change('job-1', { state: 'done', updatedAt: padding + index });
-    globalThis.gc?.();
-    // 100 MB of views have passed. At most one of them waits, besides those in the kernel's buffers.
-    expect(process.memoryUsage().heapUsed - before).toBeLessThan(30 * 2 ** 20);
-    socket.destroy();
-    while (services.jobs.listeners.size > 1) await new Promise((resolve) => setTimeout(resolve, 5));
-  });
-
-  test('end with the server, which does not wait for its readers', async () => {
-    services.jobs.views.set('job-1', jobView('job-1'));
-    const following = client().followJob('job-1', () => false);
-    while (services.jobs.listeners.size < 2) await new Promise((resolve) => setTimeout(resolve, 5));
-    const startedMs = performance.now();
-    await server.close();
-    await following;
-    expect(performance.now() - startedMs).toBeLessThan(1500);
   });
 });
 
