@@ -24,6 +24,8 @@ export class Sleeper implements Partial<VmProcess> {
   readonly #listeners: VmListener[] = [];
   /** False: the guest ignores its power button. */
   isObedient = true;
+  #isDumb = false;
+  connectCount = 0;
   buttonCount = 0;
   resetCount = 0;
 
@@ -53,6 +55,8 @@ export class Sleeper implements Partial<VmProcess> {
   }
 
   async connect(): Promise<RunState> {
+    this.connectCount++;
+    if (this.#isDumb) throw new MigrationError('TIMEOUT', 'it does not answer');
     this.#isConnected = true;
     return (await readFile(this.#statePath, 'utf8')) as RunState;
   }
@@ -98,6 +102,16 @@ export class Sleeper implements Partial<VmProcess> {
     await this.connected();
     for (const listener of this.#listeners) listener.onShutdown('asked to', false);
     this.#child?.kill();
+  }
+
+  /** The process lives on and does not answer, until it is told to. */
+  fallSilent(): void {
+    this.#isDumb = true;
+    this.#lose();
+  }
+
+  speakAgain(): void {
+    this.#isDumb = false;
   }
 
   /** What its guest may do. */

@@ -38,7 +38,9 @@ export interface KeeperOptions {
 
 const QUIT_TIMEOUT_MS = 5_000;
 const TERM_GRACE_MS = 3_000;
-const RECONNECT_MS = 250;
+/** The waits between two attempts to reach a QEMU that does not answer. Its memory may be away for hours. */
+const RECONNECT_MS_FIRST = 250;
+const RECONNECT_MS_MAX = 5_000;
 /** After the end of the connection QEMU may take this long to exit before it counts as alive. */
 const END_AFTER_CONNECTION_MS = 2_000;
 /** The exit's reason of a parent that ended with its fork. */
@@ -211,9 +213,12 @@ export class VmKeeper {
     const { process } = vm.record;
     if (process !== null && !(await waitForExit(process, END_AFTER_CONNECTION_MS).catch(() => false))) {
       // A process that cannot be looked at, for want of descriptors, counts as alive.
+      let waitMs = RECONNECT_MS_FIRST;
       while (await isAlive(process).catch(() => true)) {
-        if (this.#isClosed || vm.isEnding || (await this.#connect(vm))) return;
-        await sleep(RECONNECT_MS);
+        const isToldAlready = waitMs > RECONNECT_MS_FIRST;
+        if (this.#isClosed || vm.isEnding || (await this.#connect(vm, isToldAlready))) return;
+        if (await waitForExit(process, waitMs).catch(() => false)) break;
+        waitMs = Math.min(waitMs * 2, RECONNECT_MS_MAX);
       }
     }
     await this.#options.table.locks.hold(vm.spec.name, async () => {
@@ -221,12 +226,12 @@ export class VmKeeper {
     });
   }
 
-  async #connect(vm: Vm): Promise<boolean> {
+  async #connect(vm: Vm, isToldAlready = false): Promise<boolean> {
     let state: ConnectedState;
     try {
       state = await vm.process.connect();
     } catch (error) {
-      this.#warn(vm, error, 'QEMU is alive but does not answer');
+      if (!isToldAlready) this.#warn(vm, error, 'QEMU is alive but does not answer; it is asked now and then');
       return false;
     }
     vm.liveState = state === 'running' ? 'running' : 'paused';

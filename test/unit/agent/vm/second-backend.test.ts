@@ -16,7 +16,12 @@ let registry: FileRegistry;
 let backend: SleeperBackend;
 let vms: VmManager;
 
-const log = { info: () => undefined, warn: () => undefined, error: () => undefined };
+const warnings: string[] = [];
+const log = {
+  info: () => undefined,
+  warn: (_: object, message: string) => void warnings.push(message),
+  error: () => undefined,
+};
 const spec = parseSpec({ name: 'web', memory: { size: '16M' }, preload: false });
 
 async function start(): Promise<void> {
@@ -36,6 +41,7 @@ async function start(): Promise<void> {
 }
 
 beforeEach(async () => {
+  warnings.length = 0;
   directory = await mkdtemp(join(tmpdir(), 'vmg-second-'));
   registry = await FileRegistry.on(new MemoryStore());
   await start();
@@ -87,6 +93,25 @@ test('a VM outlives the daemon, and is taken up in the state that it is in', asy
   expect(vms.list()).toMatchObject([{ state: 'running' }]);
   await vms.stop('web', { isForced: true });
   expect(vms.list()).toMatchObject([{ state: 'stopped', exit: { reason: 'stopped' } }]);
+});
+
+test('a process that does not answer is asked again and again, and complained of once', async () => {
+  await vms.run(spec);
+  const sleeper = backend.sleepers.get('web');
+  sleeper?.fallSilent();
+  await expect.poll(() => sleeper?.connectCount, { timeout: 20_000 }).toBeGreaterThan(3);
+  expect(warnings).toEqual(['QEMU is alive but does not answer; it is asked now and then']);
+  sleeper?.speakAgain();
+  await expect
+    .poll(
+      () =>
+        vms.pause('web').then(
+          () => vms.list()[0]?.state,
+          () => null,
+        ),
+      { timeout: 20_000 },
+    )
+    .toBe('paused');
 });
 
 test('a VM that has never run is ended by force only if no session or fork needs it', async () => {
