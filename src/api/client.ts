@@ -7,9 +7,18 @@ import { type ClientRequest, request as httpRequest, type IncomingMessage, type 
 import type { Duplex } from 'node:stream';
 import { MigrationError } from '../domain/errors.js';
 import type { JobView } from '../domain/job.js';
+import type { VmEvent } from '../domain/vm-event.js';
 
 export const DEFAULT_HOST = 'unix:/run/vmigrate/api.sock';
 const CONNECT_MS = 5_000;
+/**
+ * A question is answered by then, also one that the daemon passes on to peers. A request that changes something may take
+ * as long as what it does.
+ */
+const ANSWER_MS_MAX = 120_000;
+/** The daemon writes to an event stream every 15 s. */
+const SILENCE_MS_MAX = 60_000;
+const KEEP_ALIVE_MS = 15_000;
 const ANSWER_BYTES_MAX = 64 * 2 ** 20;
 /** Enough for the view of a fork of CLONES_MAX clones that all failed, each with its causes. */
 const EVENT_BYTES_MAX = 16 * 2 ** 20;
@@ -20,6 +29,9 @@ export interface ClientOptions {
   readonly host: string;
   /** Folder with ca.pem, cert.pem and key.pem for https. */
   readonly tls: string | null;
+  /** For tests: how long a question may stay unanswered, and an event stream silent. */
+  readonly answerMsMax?: number;
+  readonly silenceMsMax?: number;
 }
 
 interface SendOptions {
@@ -38,9 +50,22 @@ export class DaemonUnreachable extends MigrationError {
   }
 }
 
+/** The daemon has taken the connection, and is silent since. */
+class Silence extends Error {}
+
+function silentFor(ms: number): Silence {
+  return new Silence(`has taken the connection, but has been silent for ${ms / 1000} s`);
+}
+
 /** Says which of the causes it is: no right to the socket, a certificate that is refused, or nobody listening. */
 export function unreachable({ host, tls }: ClientOptions, cause: NodeJS.ErrnoException): DaemonUnreachable {
   const reason = cause.code ?? cause.message;
+  if (cause instanceof Silence)
+    return new DaemonUnreachable(
+      `the daemon at ${host} ${cause.message}`,
+      undefined,
+      'it may be stopped or very busy: look at its process and at its log; restarting it leaves the VMs running',
+    );
   if (host.startsWith('unix:') && (reason === 'EACCES' || reason === 'EPERM'))
     return new DaemonUnreachable(
       `this user may not use the daemon's socket ${host.slice('unix:'.length)}`,
@@ -103,13 +128,37 @@ export class ApiClient {
 
   /** Follows the views of a job until `onView` returns true or the daemon ends the stream. */
   async followJob(id: string, onView: (view: JobView) => boolean, signal?: AbortSignal): Promise<void> {
-    const { response, request } = await this.send({ method: 'GET', path: `/v1/jobs/${id}/events` });
+    await this.followEvents(`/v1/jobs/${id}/events`, (_, data) => onView(data as JobView), signal);
+  }
+
+  /** Follows what happens to the VMs: all that is kept, or what comes after the event `after`. */
+  async followVms(after: string | undefined, onEvent: (event: VmEvent) => void, signal?: AbortSignal): Promise<void> {
+    const query = after === undefined ? '' : `?after=${encodeURIComponent(after)}`;
+    const onData = (type: string, data: unknown): boolean => {
+      if (type === 'vm') onEvent(data as VmEvent);
+      return false;
+    };
+    await this.followEvents(`/v1/events${query}`, onData, signal);
+  }
+
+  /** Resolves when `onData` returns true, or the daemon ends the stream, or `signal` aborts. */
+  private async followEvents(
+    path: string,
+    onData: (type: string, data: unknown) => boolean,
+    signal: AbortSignal | undefined,
+  ): Promise<void> {
+    const request = await this.request({ method: 'GET', path });
+    const { answerMsMax = ANSWER_MS_MAX, silenceMsMax = SILENCE_MS_MAX } = this.options;
+    const deadline = setTimeout(() => request.destroy(silentFor(answerMsMax)), answerMsMax);
+    const response = await this.send(request).finally(() => clearTimeout(deadline));
     if (response.statusCode !== 200) throw await errorOf(response);
     const stop = (): void => void request.destroy();
     signal?.addEventListener('abort', stop, { once: true });
+    response.setTimeout(silenceMsMax, () => response.destroy(silentFor(silenceMsMax)));
     try {
-      for await (const data of eventData(response)) if (onView(JSON.parse(data) as JobView)) break;
+      for await (const { type, data } of events(response)) if (onData(type, JSON.parse(data))) break;
     } catch (cause) {
+      if (cause instanceof Silence) throw unreachable(this.options, cause);
       if (signal?.aborted !== true) throw new DaemonUnreachable('the connection to the daemon is lost', cause);
     } finally {
       signal?.removeEventListener('abort', stop);
@@ -146,17 +195,28 @@ export class ApiClient {
   }
 
   private async json<T>(options: SendOptions): Promise<T> {
-    const { response } = await this.send(options);
-    if (response.statusCode === undefined || response.statusCode >= 300) throw await errorOf(response);
-    return parse(await readText(response)) as T;
+    const { answerMsMax = ANSWER_MS_MAX } = this.options;
+    const request = await this.request(options);
+    let stuck: ClientRequest | IncomingMessage = request;
+    const giveUp = (): void => void stuck.destroy(silentFor(answerMsMax));
+    const deadline = options.method === 'GET' ? setTimeout(giveUp, answerMsMax) : undefined;
+    try {
+      const response = await this.send(request, options.body);
+      stuck = response;
+      if (response.statusCode === undefined || response.statusCode >= 300) throw await errorOf(response);
+      return parse(await readText(response)) as T;
+    } catch (cause) {
+      throw this.unreachable(cause as NodeJS.ErrnoException);
+    } finally {
+      clearTimeout(deadline);
+    }
   }
 
-  private async send(options: SendOptions): Promise<{ response: IncomingMessage; request: ClientRequest }> {
-    const request = await this.request(options);
+  private send(request: ClientRequest, body?: string): Promise<IncomingMessage> {
     return new Promise((resolve, reject) => {
-      request.once('response', (response) => resolve({ response, request }));
+      request.once('response', resolve);
       request.once('error', (error) => reject(this.unreachable(error)));
-      request.end(options.body);
+      request.end(body);
     });
   }
 
@@ -171,7 +231,11 @@ export class ApiClient {
       socket.setTimeout(CONNECT_MS, () => {
         if (socket.connecting) request.destroy(new Error(`no answer within ${CONNECT_MS} ms`));
       });
-      socket.once('connect', () => socket.setTimeout(0));
+      socket.once('connect', () => {
+        socket.setTimeout(0);
+        // The host of the daemon may vanish while a long request runs.
+        socket.setKeepAlive(true, KEEP_ALIVE_MS);
+      });
     });
     return request;
   }
@@ -239,21 +303,22 @@ async function errorOf(response: IncomingMessage): Promise<MigrationError> {
   return MigrationError.fromJSON(parse(await readText(response)), 'the daemon');
 }
 
-/** Yields the data of each server-sent event. */
-async function* eventData(response: IncomingMessage): AsyncGenerator<string> {
+/** Yields the type and the data of each server-sent event. */
+async function* events(response: IncomingMessage): AsyncGenerator<{ type: string; data: string }> {
   response.setEncoding('utf8');
   let rest = '';
   for await (const chunk of response as AsyncIterable<string>) {
     rest += chunk;
     for (let end = rest.indexOf('\n\n'); end >= 0; end = rest.indexOf('\n\n')) {
-      const data = rest
-        .slice(0, end)
-        .split('\n')
-        .filter((line) => line.startsWith('data:'))
-        .map((line) => line.slice('data:'.length).trimStart())
-        .join('\n');
+      const lines = rest.slice(0, end).split('\n');
+      const field = (name: string): string =>
+        lines
+          .filter((line) => line.startsWith(`${name}:`))
+          .map((line) => line.slice(name.length + 1).trimStart())
+          .join('\n');
       rest = rest.slice(end + 2);
-      if (data !== '') yield data;
+      const data = field('data');
+      if (data !== '') yield { type: field('event'), data };
     }
     if (rest.length > EVENT_BYTES_MAX)
       throw new MigrationError('PEER_PROTOCOL', `an event of the daemon exceeds ${EVENT_BYTES_MAX / 2 ** 20} MiB`);

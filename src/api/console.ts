@@ -35,7 +35,11 @@ export class Consoles {
     const protocol = request.headers.upgrade?.toLowerCase();
     if (request.method !== 'GET' || name === undefined || protocol !== CONSOLE_PROTOCOL)
       throw new MigrationError('NOT_FOUND', 'this address does not support upgrades');
-    if (this.open.size >= CONSOLES_MAX) throw new MigrationError('CONFLICT', 'too many consoles are open');
+    if (this.open.size >= CONSOLES_MAX) {
+      throw new MigrationError('CONFLICT', `${CONSOLES_MAX} consoles and logs are open, and there may be no more`, {
+        remedy: 'end some of the "vmctl console", "vmctl logs" and "vfork --wait --logs" that run, then try again',
+      });
+    }
     this.open.add(socket);
     socket.once('close', () => this.open.delete(socket));
     const line = await this.services.vms.openConsole(name, {

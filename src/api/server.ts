@@ -17,8 +17,9 @@ import { Consoles } from './console.js';
 import { apiError, check } from './contract/http-errors.js';
 import type { ApiServices } from './contract/ports.js';
 import { agentRoutes, OCTETS, STATE_ROUTE } from './peers/routes.js';
+import { EventStreams } from './public/events.js';
 import { Metrics } from './public/metrics.js';
-import { EventStreams, publicRoutes, YAML } from './public/routes.js';
+import { publicRoutes, YAML } from './public/routes.js';
 
 const BODY_BYTES_MAX = 2 ** 20;
 const HEADERS_TIMEOUT_MS = 10_000;

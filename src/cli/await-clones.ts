@@ -3,13 +3,13 @@
  * daemon lists an ended clone until somebody stops it, so no end is missed.
  */
 import { createWriteStream } from 'node:fs';
-import { mkdir } from 'node:fs/promises';
 import { join, resolve } from 'node:path';
 import { pipeline } from 'node:stream/promises';
 import { type ApiClient, DaemonUnreachable } from '../api/client.js';
 import { MigrationError } from '../domain/errors.js';
 import type { CloneReport } from '../domain/fork.js';
 import type { VmView } from '../domain/vm.js';
+import { makeDirectories } from '../kit/directory.js';
 import type { CloneEnd } from './render-fork.js';
 
 const POLL_MS = 250;
@@ -21,8 +21,9 @@ export async function awaitClones(
   clones: readonly CloneReport[],
   logDirectory: string | null,
 ): Promise<CloneEnd[]> {
+  // A folder that cannot be made is told before the wait, which may be long.
+  if (logDirectory !== null) await makeFolder(logDirectory);
   const vms = await untilEnded(api, new Set(clones.map(({ name }) => name)));
-  if (logDirectory !== null) await mkdir(logDirectory, { recursive: true });
   const ends: CloneEnd[] = [];
   for (const { name, index } of clones) {
     const vm = vms.get(name);
@@ -31,6 +32,12 @@ export async function awaitClones(
     ends.push({ name, index, ...endOf(vm), log });
   }
   return ends;
+}
+
+async function makeFolder(path: string): Promise<void> {
+  await makeDirectories(resolve(path), 0o755).catch((cause: unknown) => {
+    throw new MigrationError('USAGE', `${path} cannot be made for the logs; the clones run on: vmctl ps`, { cause });
+  });
 }
 
 async function untilEnded(api: ApiClient, names: ReadonlySet<string>): Promise<Map<string, VmView>> {

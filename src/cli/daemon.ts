@@ -19,6 +19,7 @@ import { protectDaemon } from '../agent/vm/oom-score.js';
 import { raiseDaemonPriority } from '../agent/vm/priority.js';
 import { stopForUser } from '../agent/vm/user-stop.js';
 import { VmManager } from '../agent/vm/vms.js';
+import { VmEvents } from '../agent/vm-events.js';
 import { VmMoves } from '../agent/vm-moves.js';
 import type { ApiImages, ApiPool, ApiVms } from '../api/contract/ports.js';
 import { RemoteAgents } from '../api/peers/client.js';
@@ -187,12 +188,17 @@ async function start(config: DaemonConfig, log: Logger, closers: (() => Promise<
     jobOf: (vm) => jobs.jobOf(vm),
     giveUp: (job) => jobs.giveUp(job),
   });
+  const vmEvents = new VmEvents({
+    ...{ host, clock, vms, life: random.hex(4) },
+    onFailure: (error) => log.warn({ err: toMigrationError(error) }, 'a reader of events failed'),
+  });
   await vms.start();
   await agent.start();
   closers.push(() => agent.close());
+  const jobsOfBothEnds = new JobsOfBothEnds(jobs, agent.target.incoming);
   const server = buildServer({
-    ...{ host, startedAt, agent, peers, tls },
-    jobs: new JobsOfBothEnds(jobs, agent.target.incoming),
+    ...{ host, startedAt, agent, peers, tls, vmEvents },
+    jobs: jobsOfBothEnds,
     version: VERSION,
     vms: apiVms(vms, agent, moves),
     images: apiImages(agent),
@@ -204,6 +210,7 @@ async function start(config: DaemonConfig, log: Logger, closers: (() => Promise<
   closers.push(() => jobs.close());
   closers.push(() => server.close());
   await jobs.start();
+  vmEvents.begin({ jobs: jobsOfBothEnds, arrivalOf: (vm) => agent.target.arrivalOf(vm) });
   const ports: number[] = [];
   for (const api of config.api) {
     if (api.kind === 'unix') await server.listenUnix(api.path);

@@ -23,17 +23,20 @@ export async function followJob(
   let awayAtMs: number | null = null;
   for (;;) {
     try {
-      await client.followJob(
-        id,
-        (view) => {
-          last = view;
-          awayAtMs = null;
-          onView(view);
-          return isEnded(view.state);
-        },
-        signal,
-      );
+      await client
+        .followJob(
+          id,
+          (view) => {
+            last = view;
+            awayAtMs = null;
+            onView(view);
+            return isEnded(view.state);
+          },
+          signal,
+        )
+        .catch(unlessCrowded);
       last = await client.get<JobView>(`/v1/jobs/${id}`);
+      onView(last);
       if (isEnded(last.state) || signal?.aborted === true) return last;
     } catch (error) {
       if (signal?.aborted === true && last !== null) return last;
@@ -42,6 +45,11 @@ export async function followJob(
     }
     await new Promise((resolve) => setTimeout(resolve, RECONNECT_MS));
   }
+}
+
+/** The daemon has no event stream to give at present. The job goes on, and is asked for now and then. */
+function unlessCrowded(error: unknown): void {
+  if (!(error instanceof MigrationError && error.code === 'CONFLICT')) throw error;
 }
 
 /**

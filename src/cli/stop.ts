@@ -31,7 +31,7 @@ export async function showWait<T>(vm: string, timeoutS: number, output: Output, 
   }
 }
 
-export function stopText({ name, how, exitCode }: StopResult, timeoutS: number): string {
+export function stopText({ name, how, exitCode, reason }: StopResult, timeoutS: number): string {
   const code = exitCode === null ? '' : ` (exit code ${exitCode})`;
   const words: { readonly [W in StopResult['how']]: string } = {
     shutDown: `: the guest has shut down${code}`,
@@ -39,6 +39,8 @@ export function stopText({ name, how, exitCode }: StopResult, timeoutS: number):
     ended: ': its power button was not pressed',
     killed: ': killed',
     removed: `: it had ended before${code}`,
+    endedMeanwhile: `: it ended while the guest was asked to shut down: ${reason ?? 'for an unknown reason'}${code}`,
   };
-  return `stopped ${plain(name)}${words[how]}\n`;
+  // A daemon of a newer build may know further ways.
+  return `stopped ${plain(name)}${plain(words[how] ?? '')}\n`;
 }

@@ -22,7 +22,7 @@ import { EXIT, type ExitCode } from './exit-codes.js';
 import { type CommonOptions, client, integer, main, newProgram } from './program.js';
 import { refusalText } from './render.js';
 import { type DryRunAnswer, endTable, forkPlanText, forkReportText, removalText } from './render-fork.js';
-import { print } from './terminal.js';
+import { print, printError } from './terminal.js';
 import { addTransportOptions, type TransportOptions } from './transport-options.js';
 
 interface Options extends CommonOptions, TransportOptions {
@@ -125,7 +125,14 @@ async function show(report: ForkReport, options: Options): Promise<void> {
   const ends = await awaitClones(client(options), report.clones, options.logs ?? null);
   if (ends.some(({ exitCode }) => exitCode !== 0)) outcome.code = EXIT.failed;
   print(output, { ...report, ends }, () => endTable(ends));
-  if (options.rm === true) await removeFork(report, options);
+  if (options.rm !== true) return;
+  try {
+    await removeFork(report, options);
+  } catch (error) {
+    // The clones' ends are told already, and with --json there is one document only.
+    printError('vfork', { isJson: false }, error);
+    outcome.code = EXIT.failed;
+  }
 }
 
 /** Ends clones that run on after their word, and removes all clones and the image. Clones of another fork keep it. */

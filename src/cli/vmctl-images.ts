@@ -47,7 +47,7 @@ export function addImages(program: Command): void {
       }),
     );
 
-  const image = program.command('image').description('show, remove, save or load an image');
+  const image = program.command('image').description('show, remove, prune, save or load images');
   image
     .command('show <id>')
     .description('show one image')

@@ -16,6 +16,7 @@ import { hostTable, jobTable, moveTexts, plain, progressLine, reportText, table,
 import { forkReportText, recordText } from './render-fork.js';
 import { secondsOf, showWait, stopText } from './stop.js';
 import { ProgressLine, print, whileWaiting } from './terminal.js';
+import { addEvents } from './vmctl-events.js';
 import { addImages } from './vmctl-images.js';
 import { addState } from './vmctl-state.js';
 
@@ -65,7 +66,7 @@ add('host', 'show this host and its daemon', async (_, options) => {
   print(options, { ...daemon, inventory }, () => recordText({ ...daemon, ...inventory }));
 });
 
-add('run <spec>', 'start a VM from a YAML or JSON file (- for stdin)', async (file, options, command) => {
+add('run <spec>', 'start a VM that a YAML or JSON file describes (- for stdin)', async (file, options, command) => {
   const text = await readSpec(file);
   const { forceName } = command.opts<{ forceName?: boolean }>();
   const query = forceName === true ? '?forceName=true' : '';
@@ -121,7 +122,11 @@ add('stop [vm]', 'shut a VM down by its power button, and free its memory', asyn
   const result = force ? await stopping : await showWait(name, timeoutS, options, stopping);
   print(options, result, (stopped) => stopText(stopped, timeoutS));
 })
-  .option('--timeout <seconds>', 'how long the guest may take to shut down; 0: its power button is not pressed', '30')
+  .option(
+    '--timeout <seconds>',
+    'how long the guest may take to shut down before it is ended; 0: its power button is not pressed',
+    '30',
+  )
   .option('--force', 'kill it at once, even if it belongs to a job or has not all of its memory')
   .option('--image <id>', 'end all clones that run on the image at once, instead of one VM');
 
@@ -149,12 +154,18 @@ add('job <id>', 'show one job', async (id, options, command) => {
     outcome.code = exitCodeOfJob(job.state);
   }
   print(options, job, jobText);
-}).option('--follow', 'watch the job until it ends');
+}).option('--follow', 'watch the job until it ends, or nothing has advanced for long (exit code 4; the job goes on)');
 
 add('cancel <id>', 'cancel and undo a job that is not committed', async (id, options) => {
   print(options, await client(options).post<JobView>(path('jobs', id, 'cancel')), jobText);
 });
 
+program.addHelpText(
+  'after',
+  '\nExit codes: 0 done; 1 failed; 2 usage; 3 refused by pre-flight; 5 daemon unreachable; of "job --follow" also\n' +
+    '4 the job needs recovery, and goes on by itself when the cause is gone; 6 the VM, or the clones, are lost.',
+);
+addEvents(program);
 addImages(program);
 addCerts(program);
 addState(program, () => {

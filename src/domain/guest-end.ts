@@ -6,7 +6,12 @@ export interface GuestEnd {
   readonly exitCode: number | null;
 }
 
-const GUEST_ENDS: ReadonlySet<string> = new Set(['guest-shutdown', 'guest-reset', 'guest-panic', 'panicked']);
+const PANICS: ReadonlySet<string> = new Set(['guest-panic', 'panicked']);
+const GUEST_ENDS: ReadonlySet<string> = new Set(['guest-shutdown', 'guest-reset', ...PANICS]);
+
+export function isPanic(reason: string): boolean {
+  return PANICS.has(reason);
+}
 
 /** True if `reason`, a VM's exit reason, says that its guest has ended by itself. */
 export function isGuestEnd(reason: string): boolean {

@@ -122,16 +122,18 @@ export interface VmExit {
 
 /**
  * How a stop went. shutDown: the guest reacted to its power button · noReaction: it did not in time, so QEMU was
- * ended · ended: QEMU was ended without asking the guest · killed: by force · removed: it had ended before
+ * ended · ended: QEMU was ended without asking the guest · killed: by force · removed: it had ended before ·
+ * endedMeanwhile: it ended otherwise while the guest was waited for, for example by another stop
  */
-export const STOP_WAYS = ['shutDown', 'noReaction', 'ended', 'killed', 'removed'] as const;
+export const STOP_WAYS = ['shutDown', 'noReaction', 'ended', 'killed', 'removed', 'endedMeanwhile'] as const;
 export type StopWay = (typeof STOP_WAYS)[number];
 
 export interface StopResult {
   readonly name: string;
   readonly how: StopWay;
-  /** The guest's exit code, as in VmExit. */
+  /** The guest's exit code, and why the VM ended, as in VmExit. */
   readonly exitCode: number | null;
+  readonly reason: string | null;
 }
 
 /** A move whose pages have not all arrived, as either end sees it. */

@@ -45,9 +45,12 @@ export class DirectoryLock {
   }
 
   async giveBack(): Promise<void> {
-    await withReserve(this.#path, () => writeFile(`${this.#path}-free`, '{}', { mode: 0o600 }));
-    await rename(`${this.#path}-free`, this.#path);
-    await this.#file.close();
+    try {
+      await withReserve(this.#path, () => writeFile(`${this.#path}-free`, '{}', { mode: 0o600 }));
+      await rename(`${this.#path}-free`, this.#path);
+    } finally {
+      await this.#file.close();
+    }
   }
 }
 

@@ -30,7 +30,7 @@ export interface ProbeOptions {
 /** Throws TIMEOUT if the file system of the path does not answer. Says nothing about whether the file exists. */
 export async function fileSystemAnswers(path: string, options: ProbeOptions = {}): Promise<void> {
   const { timeoutMs = ANSWER_MS, command = ['/bin/sh', '-c', PROBE, 'sh', path] } = options;
-  if (probes >= PROBES_MAX) throw noAnswer(path, `${PROBES_MAX} checks of files wait already`);
+  if (probes >= PROBES_MAX) throw crowded(path);
   const [program = '', ...args] = command;
   let child: ChildProcess;
   try {
@@ -79,6 +79,14 @@ export async function openUserFile(path: string, access: 'read' | 'readWrite'): 
     await file.close();
     throw error;
   }
+}
+
+/** Nothing is known of this path. The file systems of other paths are to blame. */
+function crowded(path: string): MigrationError {
+  return new MigrationError('TIMEOUT', `${path} is not looked at: ${PROBES_MAX} other files have not answered yet`, {
+    remedy: 'look for file systems that do not answer, for example by "df" on each mount; then try again',
+    isRetryable: true,
+  });
 }
 
 function noAnswer(path: string, why: string): MigrationError {

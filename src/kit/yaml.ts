@@ -2,11 +2,23 @@
 
 const ALIASES_MAX = 16;
 
+const TOO_DEEP = 'it is nested too deeply';
+
 /**
  * Returns the content. Throws an Error with the place of the mistake. The package's own check for keys that come twice
  * compares each key with all others, which takes many seconds for a text of some hundred kilobytes.
  */
 export async function parseYaml(text: string): Promise<unknown> {
+  try {
+    return await parse(text);
+  } catch (error) {
+    // The package's parser calls itself for each level.
+    if (error instanceof Error && /call stack/i.test(error.message)) throw new Error(TOO_DEEP, { cause: error });
+    throw error;
+  }
+}
+
+async function parse(text: string): Promise<unknown> {
   const { isMap, isScalar, parseDocument, visit } = await import('yaml');
   const document = parseDocument(text, { uniqueKeys: false, logLevel: 'error' });
   const [mistake] = document.errors;

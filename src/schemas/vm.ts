@@ -21,7 +21,7 @@ export const stopBody = z
 export const stopImageBody = z.strictObject({ force: z.boolean().default(false) }).nullish();
 
 export const stopView = of<StopResult>(
-  z.object({ name: vmName, how: z.enum(STOP_WAYS), exitCode: z.int().nullable() }),
+  z.object({ name: vmName, how: z.enum(STOP_WAYS), exitCode: z.int().nullable(), reason: text.nullable() }),
 );
 
 /** `forceName`: the host to which a VM of this name last belonged need not answer. */
@@ -30,6 +30,14 @@ export const runQuery = z.strictObject({ forceName: z.stringbool().default(false
 export const emptyBody = z.strictObject({}).nullish();
 
 export const vmParams = z.strictObject({ name: vmName });
+
+export const vmExit = z.object({
+  at: text,
+  reason: text,
+  code: z.int().nullable(),
+  signal: text.nullable(),
+  exitCode: z.int().nullable(),
+});
 
 const openMove = { job: text, percent: count.nullable(), isStalled: z.boolean() };
 
@@ -48,15 +56,7 @@ export const vmView = of<VmView>(
     serialLog: text.nullable(),
     image: text.nullable(),
     exitCode: z.int().nullable(),
-    exit: z
-      .object({
-        at: text,
-        reason: text,
-        code: z.int().nullable(),
-        signal: text.nullable(),
-        exitCode: z.int().nullable(),
-      })
-      .nullable(),
+    exit: vmExit.nullable(),
     identityIssue: text.nullable(),
     warnings: list(text).exactOptional(),
     arriving: z.object({ ...openMove, source: text, incompleteSince: text.nullable() }).exactOptional(),

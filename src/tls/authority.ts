@@ -7,13 +7,14 @@
  *     crl.pem                                    cert.pem, key.pem (0600)
  *     issued.json
  */
-import { webcrypto } from 'node:crypto';
-import { mkdir, open, readFile, rename } from 'node:fs/promises';
+import { webcrypto, X509Certificate } from 'node:crypto';
+import { open, readFile, rename } from 'node:fs/promises';
 import { isIP } from 'node:net';
-import { join } from 'node:path';
+import { join, resolve } from 'node:path';
 import type * as x509Types from '@peculiar/x509';
 import { MigrationError } from '../domain/errors.js';
-import { commonName, type Identity, isName } from './identity.js';
+import { makeDirectories } from '../kit/directory.js';
+import { commonName, type Identity, isName, parseCommonName } from './identity.js';
 
 const DAY_MS = 86_400_000;
 const CA_DAYS = 3652;
@@ -97,7 +98,7 @@ export class Authority {
    */
   static async create(directory: string, cluster: string): Promise<Authority> {
     if (!isName(cluster)) throw new MigrationError('USAGE', `"${cluster}" is not a valid cluster name`);
-    await mkdir(directory, { recursive: true, mode: 0o700 });
+    await makeDirectories(resolve(directory), 0o700);
     const keyPath = join(directory, 'ca-key.pem');
     if (await exists(keyPath))
       throw new MigrationError('CONFLICT', `${directory} already holds a certificate authority`);
@@ -158,6 +159,7 @@ export class Authority {
   async issue(identity: Identity, addresses: readonly string[], out: string, days = LEAF_DAYS): Promise<Issued> {
     if (!isName(identity.name))
       throw new MigrationError('USAGE', `"${identity.name}" is not a valid name for a ${identity.role}`);
+    await refuseOthersFolder(resolve(out), identity);
     const { x509 } = this;
     const isHost = identity.role === 'host';
     const keys = await webcrypto.subtle.generateKey(KEY, true, ['sign', 'verify']);
@@ -200,7 +202,7 @@ export class Authority {
     // The certificate is recorded before it is written: one that is not recorded could not be revoked.
     this.book = { ...this.book, issued: [...this.book.issued, issued] };
     await this.save();
-    await mkdir(out, { recursive: true, mode: 0o700 });
+    await makeDirectories(resolve(out), 0o700);
     await writeDurably(join(out, 'key.pem'), await pemOfKey(keys.privateKey), 0o600);
     await writeDurably(join(out, 'cert.pem'), pem('CERTIFICATE', certificate.rawData), 0o644);
     await writeDurably(join(out, 'ca.pem'), this.caPem, 0o644);
@@ -262,4 +264,22 @@ function parseBook(text: string, directory: string): Book {
     throw new MigrationError('CORRUPT', `${directory}/issued.json is not JSON`, { cause: error });
   }
   throw new MigrationError('CORRUPT', `${directory}/issued.json is not a valid list of issued certificates`);
+}
+
+/** A lost key could not be had back, and its certificate would stay valid. The same name may get a new certificate. */
+async function refuseOthersFolder(directory: string, identity: Identity): Promise<void> {
+  const text = await readFile(join(directory, 'cert.pem'), 'utf8').catch(() => null);
+  if (text === null) return;
+  let owner: Identity | null = null;
+  try {
+    owner = parseCommonName(/^CN=(.*)$/m.exec(new X509Certificate(text).subject)?.[1]);
+  } catch {
+    // It is no certificate, so it is nobody's that this authority knows.
+  }
+  if (owner !== null && commonName(owner) === commonName(identity)) return;
+  const whose =
+    owner === null ? 'a file that is no certificate of this kind' : `the certificate of ${commonName(owner)}`;
+  throw new MigrationError('CONFLICT', `${join(directory, 'cert.pem')} is ${whose}`, {
+    remedy: `name another folder with --out: each host and user needs one of its own`,
+  });
 }

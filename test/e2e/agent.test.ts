@@ -214,7 +214,10 @@ describe('after the commit', () => {
     await stopAndTransfer(move);
     await b.agent.target.resume(move.session, await commit(move));
     const before = await b.agent.target.progress(move.session);
+    const since = b.agent.target.arrivalOf('restarted')?.incompleteSince;
+    expect(since).toEqual(expect.any(String));
     await b.restart();
+    expect(b.agent.target.arrivalOf('restarted')).toMatchObject({ incompleteSince: since });
     const after = await b.agent.target.progress(move.session);
     expect(after.hasRun).toBe(true);
     expect(before.pagesPresent).toBeLessThan(before.pagesTotal);

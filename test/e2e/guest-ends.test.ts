@@ -8,6 +8,7 @@ import { readRecord } from '../../src/agent/vm/record.js';
 import { stopForUser } from '../../src/agent/vm/user-stop.js';
 import { GuestAgent } from '../../src/backends/qemu/guest-agent.js';
 import type { JobView } from '../../src/domain/job.js';
+import type { VmEvent } from '../../src/domain/vm-event.js';
 import { DirectoryLock } from '../../src/durable/directory-lock.js';
 import { Reserve } from '../../src/durable/reserve.js';
 import { loadNativeBinding } from '../../src/native/binding.js';
@@ -73,29 +74,73 @@ beforeAll(async () => {
 });
 afterAll(() => cluster?.destroy());
 
-it('a guest that powers off while its pages still come ends the move as done, and a deaf one is ended', async () => {
-  const extra = { guestAgent: true, initrd: agentInitrd() };
-  const guest = await Guest.start(cluster, 'A', { name: 'w', memoryMiB: 192, touchMiB: 96, restPercent: 80, extra });
-  const started = await cluster.json<JobView>('A', 'vmigrate', 'w', 'B', '--bandwidth', '2', '--detach');
-  const job = () => cluster.json<JobView>('A', 'vmctl', 'job', started.id);
-  await eventually('pages come', MOVE_MS, async () => ((await job()).step === 'drain' ? true : undefined));
-  const agent = await GuestAgent.connect(join(cluster.hostDirectory('B'), 'state/vms/w/agent.sock'), MOVE_MS);
-  await agent.execute('guest-exec', { path: '/bin/busybox', arg: ['poweroff', '-f'] }).catch(() => undefined);
+/** Runs a command in the guest by its agent, while it is on B. The answer may not come any more. */
+async function tellGuest(name: string, ...command: string[]): Promise<void> {
+  const agent = await GuestAgent.connect(join(cluster.hostDirectory('B'), `state/vms/${name}/agent.sock`), MOVE_MS);
+  await agent.execute('guest-exec', { path: '/bin/busybox', arg: command }).catch(() => undefined);
   agent.close();
-  const ended = await eventually('the job has ended', MOVE_MS, async () => {
+}
+
+/** Moves the guest to B so slowly that it ends by this command before its pages are there. Returns the ended job. */
+async function endWhileMoving(name: string, ...command: string[]): Promise<JobView> {
+  const { id } = await cluster.json<JobView>('A', 'vmigrate', name, 'B', '--bandwidth', '2', '--detach');
+  const job = () => cluster.json<JobView>('A', 'vmctl', 'job', id);
+  await eventually('pages come', MOVE_MS, async () => ((await job()).step === 'drain' ? true : undefined));
+  await tellGuest(name, ...command);
+  return eventually('the job has ended', MOVE_MS, async () => {
     const view = await job();
     return view.state === 'running' || view.state === 'recovering' ? undefined : view;
   });
+}
+
+it('a guest that ends while its pages still come ends the move as done, on both hosts', async () => {
+  const options = { memoryMiB: 192, touchMiB: 96, restPercent: 80 };
+  const extra = { guestAgent: true, initrd: agentInitrd(), devices: ['pvpanic'] };
+  const [guest, frail] = await Promise.all(
+    ['w', 'frail'].map((name) => Guest.start(cluster, 'A', { name, ...options, extra })),
+  );
+  const ended = await endWhileMoving('w', 'poweroff', '-f');
   expect(ended).toMatchObject({ state: 'done', error: null });
   expect(ended.report).toMatchObject({ guestEnd: { reason: 'guest-shutdown', exitCode: 0 } });
-  expect(await guest.view('A')).toBeUndefined();
-  expect(await guest.view('B')).toMatchObject({ state: 'stopped', exit: { reason: 'guest-shutdown', exitCode: 0 } });
+  expect(await guest?.view('A')).toBeUndefined();
+  expect(await guest?.view('B')).toMatchObject({ state: 'stopped', exit: { reason: 'guest-shutdown', exitCode: 0 } });
   expect((await cluster.must(cluster.vmctl('B', 'ps'))).stdout).toContain('stopped: guest-shutdown (0)');
   expect((await cluster.must(cluster.vmctl('B', 'logs', 'w'))).stdout).toContain('VMG WORK');
   expect((await cluster.must(cluster.vmctl('B', 'stop', 'w'))).stdout).toContain('it had ended before (exit code 0)');
 
-  // This guest has no program that reacts to the button.
-  const deaf = await Guest.start(cluster, 'A', { name: 'deaf', memoryMiB: 96, touchMiB: 8, restPercent: 80 });
+  const panicked = await endWhileMoving('frail', 'sh', '-c', 'echo c >/proc/sysrq-trigger');
+  expect(panicked).toMatchObject({ state: 'done', error: null });
+  expect(panicked.report).toMatchObject({ guestEnd: { reason: 'panicked', exitCode: null } });
+  expect(await frail?.view('A')).toBeUndefined();
+  expect(await frail?.view('B')).toMatchObject({ state: 'stopped', exit: { reason: 'panicked', exitCode: null } });
+  const happened = async (host: string) => {
+    const events = await cluster.json<VmEvent[]>(host, 'vmctl', 'events');
+    return events.filter(({ vm }) => vm === 'frail').map(({ kind, peer, exit }) => [kind, peer ?? exit?.reason]);
+  };
+  expect(await happened('A')).toEqual([
+    ['started', undefined],
+    ['leaving', 'B'],
+    ['left', 'B'],
+    ['gone', undefined],
+  ]);
+  expect(await happened('B')).toEqual([
+    ['arriving', 'A'],
+    ['arrived', 'A'],
+    ['stopped', 'panicked'],
+  ]);
+  for (const { id } of [ended, panicked]) {
+    expect(await cluster.json<JobView>('B', 'vmctl', 'job', id)).toMatchObject({ state: 'done', error: null });
+  }
+});
+
+it('the power button shuts a guest down that listens to it, and a deaf one is ended after the time limit', async () => {
+  const [keen, deaf] = await Promise.all([
+    Guest.start(cluster, 'A', { name: 'keen', memoryMiB: 96, touchMiB: 8, restPercent: 80, hasButton: true }),
+    Guest.start(cluster, 'A', { name: 'deaf', memoryMiB: 16, touchMiB: 4, image: 'nano' }),
+  ]);
+  expect(await keen.serialLog('A')).toContain('VMG BUTTON ready');
+  const shutDown = await cluster.must(cluster.vmctl('A', 'stop', 'keen'));
+  expect(shutDown.stdout).toBe('stopped keen: the guest has shut down (exit code 0)\n');
   await cluster.must(cluster.vmctl('A', 'reset', 'deaf'));
   await eventually('it boots again', MOVE_MS, async () =>
     (await deaf.serialLog('A')).split('VMG BOOT').length === 3 ? true : undefined,

@@ -31,6 +31,8 @@ export interface ClusterOptions {
   readonly hosts?: readonly string[];
   readonly hasGuestNetwork?: boolean;
   readonly isVerbose?: boolean;
+  /** Configuration of the daemons beyond their flags. */
+  readonly daemonConfig?: Readonly<Record<string, unknown>>;
 }
 
 export class Cluster<Network extends HostNetwork = Namespaces> {
@@ -54,6 +56,7 @@ export class Cluster<Network extends HostNetwork = Namespaces> {
       id,
       hosts: options.hosts ?? ['A', 'B'],
       hasGuestNetwork: options.hasGuestNetwork ?? false,
+      ...(options.daemonConfig === undefined ? {} : { daemonConfig: options.daemonConfig }),
     });
     return Cluster.on(network, id, options.isVerbose);
   }

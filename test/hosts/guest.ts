@@ -35,6 +35,8 @@ export interface GuestOptions {
   readonly hasPreload?: boolean;
   /** Address of the guest's NIC in the cluster's guest network. */
   readonly address?: string;
+  /** The guest shuts down when its power button is pressed. By default it has nobody who listens. */
+  readonly hasButton?: boolean;
   readonly extra?: Record<string, unknown>;
 }
 
@@ -86,6 +88,7 @@ export function guestSpec(options: GuestOptions): Record<string, unknown> {
     `vmg.workload=${workload} vmg.mb=${options.touchMiB ?? 64} vmg.writepct=${options.writePercent ?? 20}`,
     `vmg.threads=${cpus} vmg.restpct=${options.restPercent ?? 0}`,
     ...(options.address === undefined ? [] : [`vmg.ip=${options.address}/24`]),
+    ...(options.hasButton === true ? ['vmg.button=poweroff'] : []),
   ].join(' ');
   return {
     name: options.name,

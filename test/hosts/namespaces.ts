@@ -23,6 +23,7 @@ export interface NamespaceOptions {
   readonly id: string;
   readonly hosts: readonly string[];
   readonly hasGuestNetwork: boolean;
+  readonly daemonConfig?: Readonly<Record<string, unknown>>;
 }
 
 async function ip(...args: string[]): Promise<string> {
@@ -32,14 +33,18 @@ async function ip(...args: string[]): Promise<string> {
 
 export class Namespaces implements HostNetwork<NamespaceHost> {
   readonly hosts: readonly NamespaceHost[];
-  /** The tests must not depend on the free memory of this machine. */
-  readonly daemonConfig = { pool: { memoryAvailableBytesMin: 0, memoryStallPercentMax: 100 } };
+  readonly daemonConfig: Readonly<Record<string, unknown>>;
   readonly switchNamespace: string;
   readonly clientNamespace: string;
   readonly guestSubnet = '10.84.0';
   private readonly created: string[] = [];
 
   private constructor(private readonly options: NamespaceOptions) {
+    // The tests must not depend on the free memory of this machine.
+    this.daemonConfig = {
+      pool: { memoryAvailableBytesMin: 0, memoryStallPercentMax: 100 },
+      ...options.daemonConfig,
+    };
     this.switchNamespace = `vmg-${options.id}-sw`;
     this.clientNamespace = `vmg-${options.id}-client`;
     this.hosts = options.hosts.map((name, index) => ({

@@ -9,6 +9,7 @@ import type { ForkJobView, JobView, MigrationJobView } from '../../src/domain/jo
 import type { MigrationOrder, MigrationReport } from '../../src/domain/migration.js';
 import type { Refusal } from '../../src/domain/refusal.js';
 import type { VmView } from '../../src/domain/vm.js';
+import type { VmEvent } from '../../src/domain/vm-event.js';
 
 export const REPORT: MigrationReport = {
   job: 'job-1',
@@ -47,6 +48,14 @@ export function vmView(name: string, change: Partial<VmView> = {}): VmView {
       exit: null,
       identityIssue: null,
     },
+    ...change,
+  };
+}
+
+export function vmEvent(number: number, change: Partial<VmEvent> = {}): VmEvent {
+  return {
+    ...{ id: `f00d-${number}`, at: '2030-01-01T00:00:00Z', kind: 'started', vm: 'web', host: 'A' },
+    ...{ uuid: '00000000-0000-4000-8000-000000000001', job: null, peer: null, exit: null },
     ...change,
   };
 }
@@ -296,6 +305,7 @@ export interface FakeServices extends ApiServices {
   readonly ends: (vm: string, log: string, exitCode?: number, image?: string) => void;
   /** The guest reports its exit code and keeps running; `log` is the output of its serial line. */
   readonly saysCode: (vm: string, log: string, exitCode: number) => void;
+  readonly happens: (event: VmEvent) => void;
   readonly logged: { level: string; message: string }[];
 }
 
@@ -305,6 +315,12 @@ export function fakeServices(change: Partial<ApiServices> = {}): FakeServices {
   const states: FakeServices['states'] = new Map();
   const consoles: FakeServices['consoles'] = new Map();
   const logged: FakeServices['logged'] = [];
+  const events: VmEvent[] = [];
+  const eventListeners = new Set<() => void>();
+  const happens: FakeServices['happens'] = (event) => {
+    events.push(event);
+    for (const onEvent of eventListeners) onEvent();
+  };
   const vms = new Map<string, VmView>();
   const logs = new Map<string, string>();
   const ends: FakeServices['ends'] = (name, log, exitCode = 0, image) => {
@@ -356,7 +372,7 @@ export function fakeServices(change: Partial<ApiServices> = {}): FakeServices {
         calls.push({ method: 'vms.stop', args: [name, { isForced, gracefulMs }] });
         vms.delete(name);
         const how = isForced ? 'killed' : gracefulMs > 0 ? 'shutDown' : 'ended';
-        return Promise.resolve({ name, how, exitCode: how === 'shutDown' ? 0 : null });
+        return Promise.resolve({ name, how, exitCode: how === 'shutDown' ? 0 : null, reason: 'stopped' });
       },
       openConsole: (name, { isFollowing }) => {
         const { state } = find(name);
@@ -364,6 +380,13 @@ export function fakeServices(change: Partial<ApiServices> = {}): FakeServices {
         if (state === 'stopped' || !isFollowing) line.end(logs.get(name) ?? '');
         consoles.set(name, line);
         return Promise.resolve(line);
+      },
+    },
+    vmEvents: {
+      list: (after) => events.slice(after === undefined ? 0 : events.findIndex(({ id }) => id === after) + 1),
+      subscribe: (onEvent) => {
+        eventListeners.add(onEvent);
+        return () => eventListeners.delete(onEvent);
       },
     },
     agent,
@@ -380,6 +403,6 @@ export function fakeServices(change: Partial<ApiServices> = {}): FakeServices {
     jobs: (change.jobs as FakeJobs | undefined) ?? new FakeJobs(),
     images: new FakeImages(),
     pool: new FakePool(),
-    ...{ calls, answers, states, consoles, logged, ends, saysCode },
+    ...{ calls, answers, states, consoles, logged, ends, saysCode, happens },
   };
 }

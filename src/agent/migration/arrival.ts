@@ -38,15 +38,23 @@ export class Arrival {
   readonly #request: PrepareRequest;
   readonly #clock: Clock;
   readonly #preparedAt: string;
-  #incompleteSince: string | null = null;
+  #incompleteSince: string | null;
   #pagesPresent = -1;
   #advancedAtMs: number;
 
-  constructor(request: PrepareRequest, clock: Clock) {
+  /** `known`: the times of a session that an earlier daemon has begun. */
+  constructor(request: PrepareRequest, clock: Clock, known: { preparedAt?: string; resumedAt?: string } = {}) {
     this.#request = request;
     this.#clock = clock;
-    this.#preparedAt = clock.isoNow();
+    this.#preparedAt = known.preparedAt ?? clock.isoNow();
+    this.#incompleteSince = known.resumedAt ?? null;
     this.#advancedAtMs = clock.nowMs();
+  }
+
+  /** Notes that the VM runs here now. Returns the time since when it does; the first one counts. */
+  began(): string {
+    this.#incompleteSince ??= this.#clock.isoNow();
+    return this.#incompleteSince;
   }
 
   view(reading: ArrivalReading): ArrivalView {
@@ -55,7 +63,7 @@ export class Arrival {
       this.#pagesPresent = reading.pagesPresent;
       this.#advancedAtMs = nowMs;
     }
-    if (reading.hasRun) this.#incompleteSince ??= this.#clock.isoNow();
+    if (reading.hasRun) this.began();
     const quietMs = nowMs - this.#advancedAtMs;
     const isStalled =
       reading.hasRun && (STANDING.has(reading.state) || (reading.state !== null && quietMs > QUIET_MS_MAX));
@@ -63,7 +71,7 @@ export class Arrival {
       ...reading,
       request: this.#request,
       preparedAt: this.#preparedAt,
-      incompleteSince: this.#incompleteSince,
+      incompleteSince: reading.hasRun ? this.#incompleteSince : null,
       quietMs,
       isStalled,
     };

@@ -4,6 +4,7 @@
  * has taken up. What a job was in the end, and its report, only its coordinator knows for certain.
  */
 import { MigrationError, toMigrationError } from '../../domain/errors.js';
+import { isGuestEnd } from '../../domain/guest-end.js';
 import { isFinal, type JobState, type MigrationJobView } from '../../domain/job.js';
 import type { StepName } from '../../domain/migration.js';
 import type { Clock } from '../../engine/ports/clock.js';
@@ -164,9 +165,10 @@ export class IncomingJobs {
   }
 }
 
-/** The guest has shut down by itself, so nothing of it is lost. */
+/** The guest has shut down or panicked by itself, so nothing of it is lost. */
 function endedItself(error: MigrationError | null): boolean {
-  return (error?.details as { reason?: unknown } | undefined)?.reason === 'guest-shutdown';
+  const { reason } = (error?.details ?? {}) as { reason?: unknown };
+  return typeof reason === 'string' && isGuestEnd(reason);
 }
 
 function stepOf({ state, hasRun }: ArrivalView): StepName {

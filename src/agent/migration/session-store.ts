@@ -30,6 +30,9 @@ export interface TargetRecord extends PrepareRequest {
   readonly nativeUri: string | null;
   /** The latest endpoint of the source from the coordinator. Its keys become invalid when the source's daemon ends. */
   readonly endpoint: SourceEndpointInfo | null;
+  /** When the session began, and when the VM ran here first. Sessions of earlier builds have neither. */
+  readonly preparedAt?: string;
+  readonly resumedAt?: string;
 }
 
 export interface SourceRecord {
@@ -67,6 +70,8 @@ const recordSchema = z.discriminatedUnion('role', [
     state: z.enum(TARGET_RECORD_STATES),
     nativeUri: z.string().nullable(),
     endpoint: endpoint.nullable(),
+    preparedAt: z.string().exactOptional(),
+    resumedAt: z.string().exactOptional(),
   }),
   z.strictObject({
     version: z.literal(1),

@@ -58,7 +58,7 @@ export class TargetSession {
     this.#record = record;
     this.#vm = vm;
     this.#epochBefore = before.epoch;
-    this.#arrival = new Arrival(record, context.clock);
+    this.#arrival = new Arrival(record, context.clock, record);
     this.#state = vm.process.importState(record.mode, before.isResume);
     this.#pages =
       MODE_TRAITS[record.mode].mover === 'pager' && record.state !== 'complete'
@@ -94,6 +94,7 @@ export class TargetSession {
       state: 'preparing',
       nativeUri: null,
       endpoint: null,
+      preparedAt: context.clock.isoNow(),
     };
     await store.save(record);
     let target: TargetSession | null = null;
@@ -127,6 +128,8 @@ export class TargetSession {
       });
     }
     if (target.#hasRun) {
+      // The earlier daemon may have ended before it could note the time, or was of an earlier build.
+      if (record.resumedAt === undefined) target.#inBackground('session record', target.#noteRun(record.state));
       target.#pages?.start();
       if (vm.state === 'incoming') await context.vms.setState(vm.spec.name, 'running', { epoch: owner?.epoch ?? 0 });
     }
@@ -319,20 +322,23 @@ export class TargetSession {
   }
 
   #afterResume(epoch: number): void {
-    const { vms, store, log } = this.#context;
-    const { session } = this.#record;
     const state = this.#record.state === 'complete' || !MODE_TRAITS[this.#record.mode].fetches ? 'complete' : 'resumed';
-    this.#record = { ...this.#record, state };
-    const background: [string, Promise<unknown>][] = [
-      ['session record', store.save(this.#record)],
-      ['VM record', vms.setState(this.vmName, 'running', { epoch })],
-      ['announcement', this.#vm.process.announce()],
-    ];
-    for (const [what, done] of background) {
-      done.catch((error: unknown) =>
-        log.warn({ session, err: toMigrationError(error) }, `${what} failed after resume`),
-      );
-    }
+    this.#inBackground('session record', this.#noteRun(state));
+    this.#inBackground('VM record', this.#context.vms.setState(this.vmName, 'running', { epoch }));
+    this.#inBackground('announcement', this.#vm.process.announce());
+  }
+
+  #inBackground(what: string, done: Promise<unknown>): void {
+    const { session } = this.#record;
+    done.catch((error: unknown) => {
+      this.#context.log.warn({ session, err: toMigrationError(error) }, `${what} failed after resume`);
+    });
+  }
+
+  /** Records since when the VM runs here. Durable when it resolves. */
+  #noteRun(state: TargetRecord['state']): Promise<void> {
+    this.#record = { ...this.#record, state, resumedAt: this.#arrival.began() };
+    return this.#context.store.save(this.#record);
   }
 
   #completed(): void {

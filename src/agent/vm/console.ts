@@ -7,7 +7,7 @@ import { type FSWatcher, watch } from 'node:fs';
 import { connect, type Socket } from 'node:net';
 import { basename, dirname } from 'node:path';
 import { Duplex } from 'node:stream';
-import { MigrationError } from '../../domain/errors.js';
+import { MigrationError, toMigrationError } from '../../domain/errors.js';
 import { LogReader } from './log-reader.js';
 
 export const CONSOLE_BACKLOG_BYTES_MAX = 64 * 1024;
@@ -26,21 +26,24 @@ export interface ConsoleOptions {
 }
 
 /**
- * The stream ends when QEMU ends. Throws NOT_FOUND if there is no log (yet), QEMU_GONE if the socket does not answer.
+ * The stream ends when QEMU ends. Throws NOT_FOUND if there is no log (yet), QEMU_GONE if the socket does not answer,
+ * OUT_OF_MEMORY if a limit of the host is met.
  */
 export async function openConsole(options: ConsoleOptions): Promise<Duplex> {
   const { socketPath, logPath } = options;
   const input = socketPath === null || !options.isFollowing ? null : await SharedInput.take(socketPath);
   const backlogBytesMax = options.isFollowing ? CONSOLE_BACKLOG_BYTES_MAX : Number.MAX_SAFE_INTEGER;
   const backlogBytes = Math.max(0, Math.min(options.backlogBytes, backlogBytesMax));
-  let log: LogReader;
+  let log: LogReader | null = null;
   try {
     log = await LogReader.open(logPath, backlogBytes);
+    return new ConsoleStream(log, options, input);
   } catch (error) {
     input?.giveBack();
+    await log?.close();
+    if ((error as NodeJS.ErrnoException).code !== 'ENOENT') throw toMigrationError(error);
     throw new MigrationError('NOT_FOUND', `${logPath} cannot be read`, { cause: error });
   }
-  return new ConsoleStream(log, options, input);
 }
 
 class ConsoleStream extends Duplex {

@@ -16,7 +16,7 @@ import { removeRegionFiles } from './ram-files.js';
 import type { RamPlace } from './ram-place.js';
 import { settleIn } from './settle-in.js';
 import type { VmTable } from './table.js';
-import type { Vm } from './vm.js';
+import type { ManagedVm, Vm } from './vm.js';
 
 export interface StopOptions {
   /** True: kill QEMU with SIGKILL, even if a job holds the VM. */
@@ -25,6 +25,8 @@ export interface StopOptions {
   readonly reason?: string;
   /** No session and no fork needs the VM. By force it is then ended in any state. */
   readonly isUnclaimed?: boolean;
+  /** The VM that is meant. If another one has the name by now, nothing happens. */
+  readonly only?: ManagedVm;
 }
 
 export interface KeeperOptions {
@@ -37,7 +39,9 @@ export interface KeeperOptions {
 
 const QUIT_TIMEOUT_MS = 5_000;
 const TERM_GRACE_MS = 3_000;
-const RECONNECT_MS = 250;
+/** The waits between two attempts to reach a QEMU that does not answer. Its memory may be away for hours. */
+const RECONNECT_MS_FIRST = 250;
+const RECONNECT_MS_MAX = 5_000;
 /** After the end of the connection QEMU may take this long to exit before it counts as alive. */
 const END_AFTER_CONNECTION_MS = 2_000;
 /** The exit's reason of a parent that ended with its fork. */
@@ -127,11 +131,15 @@ export class VmKeeper {
     const { name } = vm.spec;
     const { host, place, registry } = this.#options;
     vm.isEnding = true;
+    const { process } = vm.record;
+    const isStart = vm.state === 'incoming' || vm.state === 'starting';
     // An incoming VM has never run, so it needs no gentle end.
-    if (vm.record.process !== null) await endProcess(vm.record.process, vm.state === 'incoming' ? 0 : TERM_GRACE_MS);
+    if (process !== null) await endProcess(process, vm.state === 'incoming' ? 0 : TERM_GRACE_MS);
     // The record may not have been written, for example to a full file system.
-    else if (vm.state === 'incoming' || vm.state === 'starting') await this.endUnrecorded(vm);
+    else if (isStart) await this.endUnrecorded(vm);
     release(vm);
+    // Whoever gets the name next has logs at the same place.
+    if (process !== null || isStart) await vm.process.outputKept();
     vm.memory?.close();
     vm.memory = null;
     await removeRegionFiles(place, vm.spec);
@@ -206,9 +214,12 @@ export class VmKeeper {
     const { process } = vm.record;
     if (process !== null && !(await waitForExit(process, END_AFTER_CONNECTION_MS).catch(() => false))) {
       // A process that cannot be looked at, for want of descriptors, counts as alive.
+      let waitMs = RECONNECT_MS_FIRST;
       while (await isAlive(process).catch(() => true)) {
-        if (this.#isClosed || vm.isEnding || (await this.#connect(vm))) return;
-        await sleep(RECONNECT_MS);
+        const isToldAlready = waitMs > RECONNECT_MS_FIRST;
+        if (this.#isClosed || vm.isEnding || (await this.#connect(vm, isToldAlready))) return;
+        if (await waitForExit(process, waitMs).catch(() => false)) break;
+        waitMs = Math.min(waitMs * 2, RECONNECT_MS_MAX);
       }
     }
     await this.#options.table.locks.hold(vm.spec.name, async () => {
@@ -216,12 +227,12 @@ export class VmKeeper {
     });
   }
 
-  async #connect(vm: Vm): Promise<boolean> {
+  async #connect(vm: Vm, isToldAlready = false): Promise<boolean> {
     let state: ConnectedState;
     try {
       state = await vm.process.connect();
     } catch (error) {
-      this.#warn(vm, error, 'QEMU is alive but does not answer');
+      if (!isToldAlready) this.#warn(vm, error, 'QEMU is alive but does not answer; it is asked now and then');
       return false;
     }
     vm.liveState = state === 'running' ? 'running' : 'paused';

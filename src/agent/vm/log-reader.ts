@@ -65,7 +65,8 @@ export class LogReader {
   }
 
   async #findNewer({ inode }: LogFile): Promise<boolean> {
-    const files = await openAll(this.#path);
+    // A file that cannot be opened now, for want of descriptors, is tried again with the next output.
+    const files = await openAll(this.#path).catch(() => []);
     const place = files.findIndex((file) => file.inode === inode);
     for (const { handle } of files.splice(0, place + 1)) await handle.close();
     // The reader may have been closed meanwhile.
@@ -75,18 +76,40 @@ export class LogReader {
   }
 }
 
-/** Opens the files of a log, the oldest first. */
+/** Opens the files of a log, the oldest first. Throws the system's error if one is there and cannot be opened. */
 async function openAll(path: string): Promise<LogFile[]> {
   const files: LogFile[] = [];
-  for (let number = 0; number <= OLDER_FILES_MAX; number++) {
-    const handle = await open(number === 0 ? path : `${path}.${number}`, 'r').catch(() => null);
-    // In the middle of a rotation one of the names is free for a moment. The newest file may be the one that lacks.
-    if (handle === null && number > 0) break;
-    if (handle === null) continue;
-    const { ino, size } = await handle.stat();
-    // A rotation between two of these calls shows one file under two names.
-    if (files.some(({ inode }) => inode === ino)) await handle.close();
-    else files.unshift({ handle, inode: ino, sizeBytes: size });
+  try {
+    for (let number = 0; number <= OLDER_FILES_MAX; number++) {
+      const file = await openOne(number === 0 ? path : `${path}.${number}`);
+      // In the middle of a rotation one of the names is free for a moment. The newest file may be the one that lacks.
+      if (file === null && number > 0) break;
+      if (file === null) continue;
+      // A rotation between two of these calls shows one file under two names.
+      if (files.some(({ inode }) => inode === file.inode)) await file.handle.close();
+      else files.unshift(file);
+    }
+    return files;
+  } catch (error) {
+    for (const { handle } of files) await handle.close();
+    throw error;
   }
-  return files;
+}
+
+/** Returns null if there is no such file. */
+async function openOne(path: string): Promise<LogFile | null> {
+  let handle: FileHandle;
+  try {
+    handle = await open(path, 'r');
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code === 'ENOENT') return null;
+    throw error;
+  }
+  try {
+    const { ino, size } = await handle.stat();
+    return { handle, inode: ino, sizeBytes: size };
+  } catch (error) {
+    await handle.close();
+    throw error;
+  }
 }

@@ -4,7 +4,7 @@ import { join } from 'node:path';
 import type { VmBackend, VmPlace, VmProcess } from '../../backends/backend.js';
 import { MigrationError, toMigrationError } from '../../domain/errors.js';
 import { type GuestEnd, guestEndText, isGuestEnd } from '../../domain/guest-end.js';
-import type { Accel, VmSpec, VmState, VmView } from '../../domain/vm.js';
+import type { Accel, VmExit, VmSpec, VmState, VmView } from '../../domain/vm.js';
 import type { ChildExit, ProcessIdentity } from '../../kit/process.js';
 import type { RegionFile, VmMemoryHandle } from '../../native/types.js';
 import { type ExitWatch, exitPath } from './exit-port.js';
@@ -36,6 +36,10 @@ export interface ManagedVm {
   readonly image: string | null;
   readonly qemuVersion: string;
   readonly machine: string;
+  /** How the guest has ended by itself, or null if it has not. Known as soon as its QEMU has reported it. */
+  readonly guestEnd: GuestEnd | null;
+  /** Null while QEMU runs. */
+  readonly exit: VmExit | null;
 }
 
 export class Vm implements ManagedVm {
@@ -127,6 +131,10 @@ export class Vm implements ManagedVm {
     return this.#record.spec.machine;
   }
 
+  get exit(): VmExit | null {
+    return this.#record.exit;
+  }
+
   get pid(): number {
     if (this.#record.process === null) throw this.gone();
     return this.#record.process.pid;
@@ -144,7 +152,6 @@ export class Vm implements ManagedVm {
     return new MigrationError('QEMU_GONE', text);
   }
 
-  /** How the guest has ended, or null if it has not ended by itself. Known as soon as QEMU has reported it. */
   get guestEnd(): GuestEnd | null {
     const reason = this.#record.exit?.reason ?? this.shutdown?.reason;
     const hasPoweredOff = this.shutdown?.isPowerOff === true;

@@ -281,6 +281,7 @@ export class VmManager {
    */
   async stop(name: string, options: StopOptions): Promise<void> {
     await this.#table.locks.hold(name, async () => {
+      if (options.only !== undefined && options.only !== this.#table.find(name)) return;
       const states: VmState[] = ['running', 'paused', 'stopped'];
       const { job, state } = this.#table.get(name);
       if (job === null) states.push('departed');

@@ -7,6 +7,7 @@ import type { JobView } from '../../domain/job.js';
 import type { MigrationOrder, MigrationPlan } from '../../domain/migration.js';
 import type { Refusal } from '../../domain/refusal.js';
 import type { StopResult, VmSpec, VmView } from '../../domain/vm.js';
+import type { VmEvent } from '../../domain/vm-event.js';
 import type { HostPort } from '../../engine/ports/host.js';
 import type { TargetPort } from '../../engine/ports/target.js';
 import type { Identity } from '../../tls/identity.js';
@@ -45,6 +46,14 @@ export interface ApiJobs {
   cancel(id: string): Promise<JobView>;
   recover(id: string): Promise<JobView>;
   subscribe(id: string, listener: (view: JobView) => void): () => void;
+}
+
+/** What has happened to the VMs on this host, as far as it is kept. */
+export interface ApiVmEvents {
+  /** Oldest first: the events after the one with the id `after`, or all if that is not one of this daemon's. */
+  list(after?: string): readonly VmEvent[];
+  /** Calls `onEvent` after each event. Returns a function that ends the subscription. */
+  subscribe(onEvent: () => void): () => void;
 }
 
 /** The images on this host. */
@@ -113,6 +122,7 @@ export interface ApiServices {
   readonly version: string;
   readonly startedAt: string;
   readonly vms: ApiVms;
+  readonly vmEvents: ApiVmEvents;
   readonly jobs: ApiJobs;
   readonly images: ApiImages;
   readonly pool: ApiPool;

@@ -2,11 +2,10 @@
  * Routes for clients: hosts, VMs, jobs. A handler only translates and calls a port; the ports decide what may happen.
  */
 
-import type { FastifyInstance, FastifyReply } from 'fastify';
+import type { FastifyInstance } from 'fastify';
 import type { ZodTypeProvider } from 'fastify-type-provider-zod';
 import { z } from 'zod';
-import { MigrationError, toMigrationError } from '../../domain/errors.js';
-import { isEnded } from '../../domain/job.js';
+import { toMigrationError } from '../../domain/errors.js';
 import { errorJson } from '../../schemas/error.js';
 import { type DaemonView, daemonView, doctorCheck, type HostView, hostView } from '../../schemas/host.js';
 import { jobParams, jobView } from '../../schemas/job.js';
@@ -16,35 +15,14 @@ import { readSpec, userSpecSchema } from '../../schemas/vm-spec.js';
 import { check } from '../contract/http-errors.js';
 import type { ApiServices } from '../contract/ports.js';
 import { doctor } from './doctor.js';
+import { type EventStreams, eventRoutes } from './events.js';
 import { forkRoutes } from './forks.js';
 import { METRICS_CONTENT_TYPE, type Metrics } from './metrics.js';
-import { JobEventStream } from './sse.js';
 
 export const YAML = 'application/yaml';
-const EVENT_STREAMS_MAX = 256;
 
 /** Responses that every route may return besides its own. */
 const failures = { '4xx': errorJson, '5xx': errorJson };
-
-/** Open event streams; the server ends them when it closes. */
-export class EventStreams {
-  private readonly open = new Set<JobEventStream>();
-
-  start(reply: FastifyReply, onEnd: () => void): JobEventStream {
-    if (this.open.size >= EVENT_STREAMS_MAX) throw new MigrationError('CONFLICT', 'too many event streams are open');
-    reply.hijack();
-    const stream = new JobEventStream(reply.raw, () => {
-      this.open.delete(stream);
-      onEnd();
-    });
-    this.open.add(stream);
-    return stream;
-  }
-
-  close(): void {
-    for (const stream of this.open) stream.finish();
-  }
-}
 
 export function publicRoutes(fastify: FastifyInstance, services: ApiServices, metrics: Metrics, streams: EventStreams) {
   const app = fastify.withTypeProvider<ZodTypeProvider>();
@@ -214,29 +192,4 @@ function jobRoutes(app: TypedApp, services: ApiServices): void {
     { schema: { summary: 'Make the next attempt of a job that needs recovery at once', body: emptyBody, ...oneJob } },
     ({ params }) => jobs.recover(params.id),
   );
-}
-
-function eventRoutes(app: TypedApp, services: ApiServices, streams: EventStreams): void {
-  const { jobs } = services;
-  const schema = { summary: 'Server-sent events: the job’s view after each change', produces: ['text/event-stream'] };
-  app.get('/v1/jobs/:id/events', { schema: { ...schema, params: jobParams } }, ({ params }, reply) => {
-    const { id } = params;
-    const first = jobs.get(id); // NOT_FOUND before the stream begins
-    let unsubscribe = (): void => undefined;
-    const stream = streams.start(reply, () => unsubscribe());
-    const show = (view: typeof first): void => {
-      stream.push(view);
-      if (isEnded(view.state)) stream.finish();
-    };
-    if (isEnded(first.state)) return show(first);
-    unsubscribe = jobs.subscribe(id, show);
-    // The job is read again, because it may have changed before the subscription.
-    return show(jobs.get(id));
-  });
-  app.get('/v1/events', { schema }, (_, reply) => {
-    let unsubscribe = (): void => undefined;
-    const stream = streams.start(reply, () => unsubscribe());
-    unsubscribe = jobs.subscribe('*', (view) => stream.push(view));
-    for (const view of jobs.list()) stream.push(view);
-  });
 }

@@ -16,7 +16,7 @@ import { cgroupFreeBytes, lockableBytes } from './memory-limits.js';
 /** A listening peer answers at once, or within three seconds if its hardware address must be resolved first. */
 const PROBE_TIMEOUT_MS = 3_500;
 const { provider: PROVIDER } = TRANSPORT_TABLE.rdma;
-const NO_DEVICE_REMEDY = 'see "vmctl doctor" there, or use --tcp';
+const NO_DEVICE_REMEDY = 'without RDMA moves go over TCP (--tcp); "rdma link" on that host shows the ports that it has';
 
 export interface RdmaConfig {
   /** Null for the data address if it belongs to an RDMA port, else the first address that does. */

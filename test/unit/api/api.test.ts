@@ -59,7 +59,7 @@ describe('VMs', () => {
     expect(await api.post('/v1/vms/web/pause')).toMatchObject({ state: 'paused' });
     expect(await api.post('/v1/vms/web/resume')).toMatchObject({ state: 'running' });
     expect(await api.post('/v1/vms/web/reset')).toMatchObject({ state: 'running' });
-    expect(await api.post('/v1/vms/web/stop')).toEqual({ name: 'web', how: 'shutDown', exitCode: 0 });
+    expect(await api.post('/v1/vms/web/stop')).toMatchObject({ name: 'web', how: 'shutDown', exitCode: 0 });
     await expect(api.get('/v1/vms/web')).rejects.toMatchObject({ code: 'NOT_FOUND' });
   });
 
@@ -209,55 +209,6 @@ describe('migrations', () => {
     await expect(submitted).rejects.toMatchObject({ code: 'PREFLIGHT_REFUSED', details: services.jobs.refusals });
     const shown = await client().post('/v1/migrations', { vm: 'web', target: 'B', dryRun: true });
     expect(shown).toEqual({ plan: null, refusals: services.jobs.refusals });
-  });
-});
-
-describe('events', () => {
-  test('of a job come until it has ended, the last one always', async () => {
-    services.jobs.views.set('job-1', jobView('job-1'));
-    const seen: string[] = [];
-    const following = client().followJob('job-1', (view) => {
-      seen.push(view.state);
-      return false;
-    });
-    while (services.jobs.listeners.size < 2) await new Promise((resolve) => setTimeout(resolve, 5));
-    for (let pages = 0; pages < 5000; pages++)
-      services.jobs.change('job-1', {
-        progress: { pagesTotal: 5000, pagesDone: pages, bytesDone: 0, bytesPerS: 0, secondsLeft: null, faultCount: 0 },
-      });
-    services.jobs.change('job-1', { state: 'done', report: REPORT });
-    await following;
-    expect(seen.at(-1)).toBe('done');
-    expect(seen.length).toBeLessThan(20);
-    expect(services.jobs.listeners.size).toBe(1); // that of the counters; the test's own has ended
-  });
-
-  test('do not pile up for a reader that does not read', async () => {
-    services.jobs.views.set('job-1', jobView('job-1'));
-    const socket = netConnect(socketPath);
-    socket.write('GET /v1/events HTTP/1.1\r\nHost: x\r\n\r\n');
-    await once(socket, 'data');
-    socket.pause();
-    while (services.jobs.listeners.size < 2) await new Promise((resolve) => setTimeout(resolve, 5));
-    const before = process.memoryUsage().heapUsed;
-    const padding = 'x'.repeat(20_000);
-    for (let index = 0; index < 5000; index++)
-      services.jobs.change('job-1', { state: 'done', updatedAt: padding + index });
-    globalThis.gc?.();
-    // 100 MB of views have passed. At most one of them waits, besides those in the kernel's buffers.
-    expect(process.memoryUsage().heapUsed - before).toBeLessThan(30 * 2 ** 20);
-    socket.destroy();
-    while (services.jobs.listeners.size > 1) await new Promise((resolve) => setTimeout(resolve, 5));
-  });
-
-  test('end with the server, which does not wait for its readers', async () => {
-    services.jobs.views.set('job-1', jobView('job-1'));
-    const following = client().followJob('job-1', () => false);
-    while (services.jobs.listeners.size < 2) await new Promise((resolve) => setTimeout(resolve, 5));
-    const startedMs = performance.now();
-    await server.close();
-    await following;
-    expect(performance.now() - startedMs).toBeLessThan(1500);
   });
 });
 

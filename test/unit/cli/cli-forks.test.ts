@@ -186,6 +186,26 @@ describe('vfork', () => {
     expect(services.images.list().map(({ id }) => id)).toEqual(left);
   });
 
+  test('--rm that fails adds no second document to --json, and says why', async () => {
+    for (const { name } of FORK_REPORT.clones) await services.vms.run(vmView(name) as never);
+    const waiting = run('vfork', '--clones', '2', 'web', '--wait', '--rm', '--json');
+    await nextJobEnds({ state: 'done', report: { ...FORK_REPORT, image: 'f'.repeat(16) } });
+    for (const { name } of FORK_REPORT.clones) services.ends(name, '');
+    const { code, stdout, stderr } = await waiting;
+    expect(code).toBe(1);
+    expect(JSON.parse(stdout)).toMatchObject({ ends: [{ exitCode: 0 }, { exitCode: 0 }] });
+    expect(stderr).toMatch(/^vfork: no image f+ \(NOT_FOUND\)\n/);
+  });
+
+  test('--logs that cannot be written are told before the wait', async () => {
+    for (const { name } of FORK_REPORT.clones) await services.vms.run(vmView(name) as never);
+    const waiting = run('vfork', '--clones', '2', 'web', '--wait', '--logs', '/proc/none/logs');
+    await nextJobEnds({ state: 'done', report: FORK_REPORT });
+    // Nobody ends the clones.
+    expect(await waiting).toMatchObject({ code: 2, stderr: expect.stringContaining('/proc/none/logs cannot be made') });
+    for (const { name } of FORK_REPORT.clones) services.ends(name, '');
+  });
+
   test('--wait takes a code for the end, and the log as far as it goes', async () => {
     for (const { name } of FORK_REPORT.clones) await services.vms.run(vmView(name) as never);
     const waiting = run('vfork', '--clones', '2', 'web', '--wait', '--logs', join(directory, 'logs'), '--json');

@@ -10,7 +10,7 @@ import { type ApiServer, buildServer } from '../../../src/api/server.js';
 import { exitCodeOfJob } from '../../../src/cli/exit-codes.js';
 import { openStateDirectory } from '../../../src/durable/state-directory.js';
 import { loadNativeBinding } from '../../../src/native/binding.js';
-import { type FakeServices, fakeServices, REPORT } from '../../support/api-fakes.js';
+import { type FakeServices, fakeServices, REPORT, vmEvent } from '../../support/api-fakes.js';
 import { rdma } from '../planner/planner-facts.js';
 
 // Each case is a process of its own, which starts slowly on a busy machine.
@@ -285,6 +285,30 @@ describe('vmctl', () => {
       stderr: expect.stringContaining(`is in use by process ${process.pid}`),
     });
     await held.giveBack();
+  });
+
+  test('events lists what has happened to VMs, and follows what happens', async () => {
+    const exit = { at: '2030-01-01T00:00:00Z', reason: 'panicked', code: 0, signal: null, exitCode: 3 };
+    services.happens(vmEvent(1, { kind: 'arriving', peer: 'B', job: 'job-9' }));
+    services.happens(vmEvent(2, { kind: 'stopped', exit }));
+    const listed = await run('vmctl', 'events');
+    expect(listed).toMatchObject({ code: 0, stdout: expect.stringMatching(/web +arriving from B +job-9 +f00d-1\n/) });
+    expect(listed.stdout).toContain('stopped: panicked (exit code 3)');
+    const later = await run('vmctl', 'events', '--after', 'f00d-1', '--json');
+    expect(JSON.parse(later.stdout)).toMatchObject([{ id: 'f00d-2', exit }]);
+    const { child, ended } = start('vmctl', ['events', '--follow', '--after', 'f00d-1', '--json']);
+    let lines = '';
+    child.stdout?.on('data', (data: Buffer) => (lines += data.toString()));
+    await expect.poll(() => lines, { timeout: 30_000 }).toContain('f00d-2');
+    services.happens(vmEvent(3, { kind: 'gone' }));
+    await expect.poll(() => lines, { timeout: 30_000 }).toContain('f00d-3');
+    child.kill('SIGINT');
+    await ended;
+    const ids = lines
+      .trim()
+      .split('\n')
+      .map((line) => (JSON.parse(line) as { id: string }).id);
+    expect(ids).toEqual(['f00d-2', 'f00d-3']);
   });
 
   test('hosts, jobs and doctor', async () => {

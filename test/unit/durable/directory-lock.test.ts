@@ -1,6 +1,6 @@
 import { execFile, spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { mkdtemp, readdir, readFile, rm, writeFile } from 'node:fs/promises';
+import { mkdir, mkdtemp, open, readdir, readFile, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { promisify } from 'node:util';
@@ -26,6 +26,18 @@ test('a second open, also by the same process, is refused until the first is clo
   await expect(take()).rejects.toMatchObject(refusal);
   await first.giveBack();
   await (await take()).giveBack();
+});
+
+test('a lock that cannot be marked as free is given back all the same', async () => {
+  const first = await take();
+  // A directory in the place of the file that says so.
+  for (const name of await readdir(directory)) {
+    if (/^lock\.\d+$/.test(name)) await mkdir(join(directory, `${name}-free`));
+  }
+  await expect(first.giveBack()).rejects.toThrow();
+  const locked = await open(join(directory, 'lock'), 'r+');
+  expect(loadNativeBinding().lockFile(locked.fd)).toBe(true);
+  await locked.close();
 });
 
 test('the lock of a process that was killed is taken over', async () => {

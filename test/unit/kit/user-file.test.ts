@@ -65,7 +65,9 @@ describe('a file of a user', () => {
       fileSystemAnswers('/mnt/gone', { timeoutMs: 500, command }).catch((error: Error) => error.message),
     );
     const messages = await Promise.all(all);
-    expect(messages.filter((message) => /checks of files wait already/.test(String(message)))).toHaveLength(1);
+    expect(
+      messages.filter((message) => /is not looked at: 32 other files have not answered yet/.test(String(message))),
+    ).toHaveLength(1);
     await expect.poll(() => fileSystemAnswers(directory).then(() => 'answers', String)).toBe('answers');
   });
 });

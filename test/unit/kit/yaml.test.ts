@@ -16,3 +16,8 @@ test('a text that is wrong, or grows by its aliases, is refused', async () => {
   const bomb = Array.from({ length: 20 }, (_, index) => `a${index + 1}: &a${index + 1} [*a${index}, *a${index}]`);
   await expect(parseYaml(['a0: &a0 x', ...bomb].join('\n'))).rejects.toThrow(/alias/i);
 });
+
+test('a text that is nested too deeply is refused in plain words', async () => {
+  for (const text of ['['.repeat(16_000), '{a: '.repeat(8_000), '- '.repeat(16_000)])
+    await expect(parseYaml(text)).rejects.toThrow(/^it is nested too deeply$/);
+});

@@ -35,6 +35,31 @@ beforeAll(async () => {
 afterAll(async () => {
   for (const store of stores) store.close();
   await rm(directory, { recursive: true, force: true });
+
+  test('the folder of one name is not overwritten by another, and may be renewed', async () => {
+    await authority.issue({ role: 'host', name: 'C' }, ['127.0.0.3'], at('C'));
+    const key = await readFile(join(at('C'), 'key.pem'), 'utf8');
+    for (const identity of [
+      { role: 'host', name: 'D' },
+      { role: 'user', name: 'C' },
+    ] as const) {
+      await expect(authority.issue(identity, [], at('C'))).rejects.toMatchObject({
+        code: 'CONFLICT',
+        message: expect.stringContaining('the certificate of host/C') as string,
+      });
+    }
+    expect(await readFile(join(at('C'), 'key.pem'), 'utf8')).toBe(key);
+    expect(authority.issued.filter(({ name }) => name === 'D')).toEqual([]);
+    await authority.issue({ role: 'host', name: 'C' }, ['127.0.0.3'], at('C'));
+    expect(await readFile(join(at('C'), 'key.pem'), 'utf8')).not.toBe(key);
+  });
+
+  test('a folder that nobody can make is refused at once', async () => {
+    await expect(Authority.create('/proc/none/ca', 'test')).rejects.toMatchObject({ code: 'SPEC_INVALID' });
+    await expect(authority.issue({ role: 'user', name: 'bob' }, [], '/proc/none/tls')).rejects.toMatchObject({
+      code: 'SPEC_INVALID',
+    });
+  });
 });
 
 /**

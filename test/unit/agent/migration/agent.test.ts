@@ -159,6 +159,24 @@ describe('a VM whose memory has not all arrived', () => {
     await expose(SECOND);
   });
 
+  test('keeps the times of its session, and gets those that an earlier build has not noted', async () => {
+    const store = await SessionStore.open(host.stateDir);
+    const times = { preparedAt: '2030-01-01T00:00:00.000Z', resumedAt: '2030-01-01T00:00:01.000Z' };
+    await store.save({ ...record(), ...times });
+    await host.agent.start();
+    expect(host.agent.target.arrivalOf('web')).toMatchObject({ incompleteSince: times.resumedAt });
+    expect(host.agent.target.incoming.find('job-77')).toMatchObject({ createdAt: times.preparedAt });
+    await host.agent.close();
+
+    await store.save(record());
+    await host.agent.start();
+    const since = host.agent.target.arrivalOf('web')?.incompleteSince;
+    expect(since).toEqual(expect.any(String));
+    await expect
+      .poll(async () => (await store.load()).records)
+      .toMatchObject([{ session: FIRST, state: 'resumed', resumedAt: since }]);
+  });
+
   test('whose QEMU has ended with the daemon that was starting it is not left over', async () => {
     const store = await SessionStore.open(host.stateDir);
     await store.save({ ...record(), state: 'preparing' });

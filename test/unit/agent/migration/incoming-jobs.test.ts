@@ -82,6 +82,8 @@ describe('an incoming job', () => {
     ['a kill', 'killed', 'lost'],
     ['a stop by force', 'stopped', 'lost'],
     ["the guest's own end", 'guest-shutdown', 'done'],
+    ['a panic', 'panicked', 'done'],
+    ['the reboot of a clone', 'guest-reset', 'done'],
   ])('ends as what it is after %s', (_, reason, state) => {
     const { session, job } = started();
     const exit = { at: '', reason, code: null, signal: null, exitCode: null };

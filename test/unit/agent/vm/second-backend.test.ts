@@ -1,163 +1,27 @@
 /** The life of VMs on a back end that is not QEMU. VmManager needs only what backend.ts declares. */
-import { type ChildProcess, spawn } from 'node:child_process';
-import { mkdir, mkdtemp, readdir, readFile, rm, writeFile } from 'node:fs/promises';
+import { mkdir, mkdtemp, readdir, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, beforeEach, expect, test } from 'vitest';
 import { VmManager } from '../../../../src/agent/vm/vms.js';
-import type {
-  LaunchOrder,
-  RunState,
-  StartedVm,
-  VmBackend,
-  VmListener,
-  VmPlace,
-  VmProcess,
-} from '../../../../src/backends/backend.js';
 import { FileRegistry } from '../../../../src/cluster/file.js';
-import { MigrationError } from '../../../../src/domain/errors.js';
 import type { VmExit } from '../../../../src/domain/vm.js';
-import { type ChildExit, findByArgument, identityOf } from '../../../../src/kit/process.js';
+import { findByArgument } from '../../../../src/kit/process.js';
 import { parseSpec } from '../../../../src/schemas/vm-spec.js';
+import { Sleeper, SleeperBackend } from '../../../support/sleeper.js';
 import { MemoryStore } from '../../durable/memory-store.js';
-
-/** A VM is a process that sleeps. A word in a file says whether its guest runs. */
-class Sleeper implements Partial<VmProcess> {
-  /** A test sets it to do something once the process is there. */
-  static onLaunched: () => Promise<unknown> = async () => undefined;
-  readonly #place: VmPlace;
-  #child: ChildProcess | null = null;
-  #isConnected = false;
-  readonly #listeners: VmListener[] = [];
-  /** False: the guest ignores its power button. */
-  isObedient = true;
-  buttonCount = 0;
-  resetCount = 0;
-
-  constructor(place: VmPlace) {
-    this.#place = place;
-  }
-
-  async launch(order: LaunchOrder): Promise<StartedVm> {
-    const { program, args } = order.enclose({ program: 'sleep', args: ['600'], environment: order.environment });
-    const child = spawn(program, args, { detached: true, stdio: 'ignore', argv0: `sleeper ${this.#place.directory}` });
-    this.#child = child;
-    const exited = new Promise<ChildExit>((resolve) => {
-      child.once('exit', (code, signal) => {
-        this.#lose();
-        resolve({ code, signal });
-      });
-    });
-    const pid = child.pid ?? 0;
-    order.onSpawned(pid);
-    await writeFile(this.#statePath, 'paused');
-    const ready: StartedVm['ready'] = async (mapped, signal) => {
-      await mapped(signal);
-      this.#isConnected = true;
-    };
-    await Sleeper.onLaunched();
-    return { identity: await identityOf(pid), exited, ready };
-  }
-
-  async connect(): Promise<RunState> {
-    this.#isConnected = true;
-    return (await readFile(this.#statePath, 'utf8')) as RunState;
-  }
-
-  async connected(): Promise<void> {
-    if (!this.#isConnected) throw new MigrationError('QEMU_GONE', 'it has ended');
-  }
-
-  follow(listener: VmListener): void {
-    this.#listeners.push(listener);
-  }
-
-  close(): void {
-    this.#isConnected = false;
-  }
-
-  run(): Promise<void> {
-    return this.#become('running');
-  }
-
-  pause(): Promise<void> {
-    return this.#become('paused');
-  }
-
-  async powerdown(): Promise<void> {
-    await this.connected();
-    this.buttonCount++;
-    if (this.isObedient) this.powerOff();
-  }
-
-  async takeExitText() {
-    return { text: '', isOpen: false };
-  }
-
-  async outputKept(): Promise<void> {}
-
-  async reset(): Promise<void> {
-    await this.connected();
-    this.resetCount++;
-  }
-
-  async quit(): Promise<void> {
-    await this.connected();
-    for (const listener of this.#listeners) listener.onShutdown('asked to', false);
-    this.#child?.kill();
-  }
-
-  /** What its guest may do. */
-  powerOff(): void {
-    for (const listener of this.#listeners) listener.onShutdown('lay down', true);
-    this.#child?.kill();
-  }
-
-  get #statePath(): string {
-    return join(this.#place.directory, 'sleeper');
-  }
-
-  async #become(state: RunState): Promise<void> {
-    await this.connected();
-    await writeFile(this.#statePath, state);
-    for (const listener of this.#listeners) listener.onRunState(state);
-  }
-
-  #lose(): void {
-    this.#isConnected = false;
-    for (const listener of this.#listeners) listener.onLost();
-  }
-}
-
-class SleeperBackend implements Partial<VmBackend> {
-  readonly sleepers = new Map<string, Sleeper>();
-
-  async installed() {
-    return { version: '1.0', machines: ['bed'] };
-  }
-  async resolveMachine() {
-    return 'bed';
-  }
-  async resolveAccel(): Promise<'tcg'> {
-    return 'tcg';
-  }
-  checkPlace(): void {}
-  processAt(place: VmPlace): VmProcess {
-    const sleeper = new Sleeper(place);
-    this.sleepers.set(place.name, sleeper);
-    return sleeper as never;
-  }
-  findStray(place: VmPlace) {
-    return findByArgument(`sleeper ${place.directory}`);
-  }
-}
 
 let directory: string;
 let registry: FileRegistry;
 let backend: SleeperBackend;
 let vms: VmManager;
 
-const log = { info: () => undefined, warn: () => undefined, error: () => undefined };
+const warnings: string[] = [];
+const log = {
+  info: () => undefined,
+  warn: (_: object, message: string) => void warnings.push(message),
+  error: () => undefined,
+};
 const spec = parseSpec({ name: 'web', memory: { size: '16M' }, preload: false });
 
 async function start(): Promise<void> {
@@ -177,6 +41,7 @@ async function start(): Promise<void> {
 }
 
 beforeEach(async () => {
+  warnings.length = 0;
   directory = await mkdtemp(join(tmpdir(), 'vmg-second-'));
   registry = await FileRegistry.on(new MemoryStore());
   await start();
@@ -228,6 +93,25 @@ test('a VM outlives the daemon, and is taken up in the state that it is in', asy
   expect(vms.list()).toMatchObject([{ state: 'running' }]);
   await vms.stop('web', { isForced: true });
   expect(vms.list()).toMatchObject([{ state: 'stopped', exit: { reason: 'stopped' } }]);
+});
+
+test('a process that does not answer is asked again and again, and complained of once', async () => {
+  await vms.run(spec);
+  const sleeper = backend.sleepers.get('web');
+  sleeper?.fallSilent();
+  await expect.poll(() => sleeper?.connectCount, { timeout: 20_000 }).toBeGreaterThan(3);
+  expect(warnings).toEqual(['QEMU is alive but does not answer; it is asked now and then']);
+  sleeper?.speakAgain();
+  await expect
+    .poll(
+      () =>
+        vms.pause('web').then(
+          () => vms.list()[0]?.state,
+          () => null,
+        ),
+      { timeout: 20_000 },
+    )
+    .toBe('paused');
 });
 
 test('a VM that has never run is ended by force only if no session or fork needs it', async () => {
