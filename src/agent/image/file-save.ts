@@ -24,6 +24,7 @@ import {
 } from './file-format.js';
 import { checkLayers, type DiskLayer, withDigests } from './layers.js';
 import type { ImageRecord, SavedFile } from './record.js';
+import { describeLayers } from './start-check.js';
 import type { ImageStore } from './store.js';
 
 const ZEROS = Buffer.alloc(CHUNK_BYTES);
@@ -90,6 +91,7 @@ function sidePathOf(path: string, id: string, host: string): string {
 /** Returns the image's layers with digests, and keeps them. Throws DISK_CHANGED if a layer is not as it was. */
 async function knownLayers(context: ImageContext, id: string): Promise<readonly DiskLayer[]> {
   const { images } = context;
+  await describeLayers(context, id);
   const record = images.get(id);
   const known = record.layers ?? [];
   const { layers, problem } = await checkLayers(known);
