@@ -23,7 +23,7 @@
 
 import type { Readable } from 'node:stream';
 import type { MigrationError } from '../domain/errors.js';
-import type { HostResource } from '../domain/host.js';
+import type { HostResource } from '../domain/host-resource.js';
 import type { MigrationMode } from '../domain/migration.js';
 import type { ArgumentFile, OpenFile } from '../domain/storage.js';
 import type { Accel, AccelChoice, DiskSpec, NicSpec, VmSpec } from '../domain/vm.js';

@@ -205,6 +205,13 @@ test('memory runs on the disk of its moment alone, and the chain of a moved pare
   const asked = (change: object) => agent.forks.forkInventory({ ...again('loaded'), ...change });
   expect((await asked({})).namesOfEnded).toEqual(['loaded-0']);
   expect((await asked({ isReplacing: true })).namesOfEnded).toEqual([]);
+  // The VM may have ended since pre-flight looked.
+  await expect(agent.forks.prepareClones(again('loaded'))).rejects.toMatchObject({ code: 'CONFLICT' });
+  expect(vms.get('loaded-0').state).toBe('stopped');
+  const replacing = { ...again('loaded'), isReplacing: true };
+  await agent.forks.prepareClones(replacing);
+  expect(vms.get('loaded-0').state).toBe('incoming');
+  await agent.forks.discardFork(replacing.fork);
 
   // A moved parent keeps its overlay: only its own host may merge it.
   const owner = await registry.owner('moment');

@@ -175,7 +175,7 @@ export function isOfTheFile(error: unknown): error is MigrationError {
  */
 export async function withFile<T>(path: string, work: (file: FileHandle) => Promise<T>): Promise<T> {
   const file = await openUserFile(path, 'read').catch((cause: unknown) => {
-    throw readFailure(path, 'opened', cause);
+    throw fileFailure(path, 'opened', cause);
   });
   try {
     return await work(file);
@@ -183,7 +183,7 @@ export async function withFile<T>(path: string, work: (file: FileHandle) => Prom
     // A call on a handle knows no path. Other files that the work uses are named by their own errors.
     const { syscall, path: named } = error as NodeJS.ErrnoException;
     const isOfHandle = named === undefined && (syscall === 'read' || syscall === 'fstat');
-    throw isOfHandle ? readFailure(path, 'read', error) : error;
+    throw isOfHandle ? fileFailure(path, 'read', error) : error;
   } finally {
     await file.close();
   }
@@ -195,8 +195,8 @@ const BY_ERRNO: Readonly<Record<string, ErrorCode>> = {
   ...{ EACCES: 'NOT_PERMITTED', EPERM: 'NOT_PERMITTED', ELOOP: 'NOT_PERMITTED', ENAMETOOLONG: 'NOT_PERMITTED' },
 };
 
-/** Returns the error of a file that could not be opened or read. A limit of the host stays that limit. */
-export function readFailure(path: string, what: 'opened' | 'read', cause: unknown): MigrationError {
+/** Returns the error of a file that could not be opened, read or written. A limit of the host stays that limit. */
+export function fileFailure(path: string, what: 'opened' | 'read' | 'written', cause: unknown): MigrationError {
   if (cause instanceof MigrationError) return cause;
   const known = BY_ERRNO[String((cause as NodeJS.ErrnoException).code)];
   if (known === 'NOT_FOUND') return new MigrationError(known, `there is no ${path}`, { cause });

@@ -9,7 +9,7 @@ import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import { holdersHere } from '../../../../src/agent/fork/layer-holders.js';
 import { sealLayers } from '../../../../src/agent/fork/settle.js';
-import { readFailure } from '../../../../src/agent/image/layers.js';
+import { fileFailure } from '../../../../src/agent/image/layers.js';
 import { startProblem } from '../../../../src/agent/image/start-check.js';
 import { MigrationError } from '../../../../src/domain/errors.js';
 import { ID, ImageScene, img, write } from '../../../support/image-scene.js';
@@ -116,7 +116,7 @@ describe('an image starts only on the disks of its moment', () => {
     ['ENOTDIR', 'NOT_FOUND'],
   ];
   test.each(errnos)('%s keeps its meaning', (errno, expected, limit) => {
-    const error = readFailure('/d', 'opened', Object.assign(new Error(errno), { code: errno, syscall: 'open' }));
+    const error = fileFailure('/d', 'opened', Object.assign(new Error(errno), { code: errno, syscall: 'open' }));
     expect(error).toMatchObject({ code: expected, ...(limit === undefined ? {} : { details: { limit } }) });
     expect(error.message).toContain('/d');
   });
