@@ -64,7 +64,7 @@ export interface Installed {
   readonly machines: readonly string[];
 }
 
-/** Names of devices in a spec. The devices of an existing VM are in its `facts`. */
+/** What a spec's devices mean. The devices of an existing VM are in its `facts`. */
 export interface SpecDevices {
   /** Devices whose state cannot be moved. QEMU reports them only when a migration starts. */
   readonly withoutState: readonly string[];
@@ -74,6 +74,8 @@ export interface SpecDevices {
   readonly discarding: readonly string[];
   /** What only one process of a host can have. */
   readonly hostResources: readonly HostResource[];
+  /** False if the guest certainly finds nothing to boot from. */
+  readonly hasBootSource: boolean;
 }
 
 /** The paths of a VM's files. All paths are absolute. Those of sockets are in `directory`. */
