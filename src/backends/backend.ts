@@ -23,7 +23,7 @@
 
 import type { Readable } from 'node:stream';
 import type { MigrationError } from '../domain/errors.js';
-import type { HostResource } from '../domain/host.js';
+import type { HostResource } from '../domain/host-resource.js';
 import type { MigrationMode } from '../domain/migration.js';
 import type { ArgumentFile, OpenFile } from '../domain/storage.js';
 import type { Accel, AccelChoice, NicSpec, VmSpec } from '../domain/vm.js';
@@ -65,7 +65,7 @@ export interface Installed {
   readonly machines: readonly string[];
 }
 
-/** Names of devices in a spec. The devices of an existing VM are in its `facts`. */
+/** What a spec's devices mean. The devices of an existing VM are in its `facts`. */
 export interface SpecDevices {
   /** Devices whose state cannot be moved. QEMU reports them only when a migration starts. */
   readonly withoutState: readonly string[];
@@ -75,6 +75,8 @@ export interface SpecDevices {
   readonly discarding: readonly string[];
   /** What only one process of a host can have. */
   readonly hostResources: readonly HostResource[];
+  /** False if the guest certainly finds nothing to boot from. */
+  readonly hasBootSource: boolean;
 }
 
 /** The paths of a VM's files. All paths are absolute. Those of sockets are in `directory`. */

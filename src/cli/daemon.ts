@@ -29,6 +29,7 @@ import { FileRegistry } from '../cluster/file.js';
 import { type DaemonConfig, dataSocketPath } from '../config.js';
 import { MigrationError, toMigrationError } from '../domain/errors.js';
 import type { SocketMark } from '../domain/host.js';
+import type { VmSpec } from '../domain/vm.js';
 import { Reserve } from '../durable/reserve.js';
 import { openStateDirectory } from '../durable/state-directory.js';
 import { FORMAT_FILE, JOBS_LOG } from '../durable/state-format.js';
@@ -298,7 +299,8 @@ function apiVms(vms: VmManager, agent: LocalAgent, moves: VmMoves): ApiVms {
       await agent.images.refuseWritesToImages(spec);
       return agent.names.guard(spec, isNameForced, async ({ epochMin, warnings }) => {
         const view = await vms.run(spec, { epochMin });
-        return warnings.length === 0 ? view : { ...view, warnings };
+        const all = [...warnings, ...bootWarnings(vms, spec)];
+        return all.length === 0 ? view : { ...view, warnings: all };
       });
     },
     list: () => vms.list().map((vm) => moves.view(vm)),
@@ -322,6 +324,11 @@ function apiVms(vms: VmManager, agent: LocalAgent, moves: VmMoves): ApiVms {
       return openConsole({ ...options, isFollowing, socketPath: isFollowing ? socket : null, logPath: log, kept });
     },
   };
+}
+
+function bootWarnings({ backend }: VmManager, spec: VmSpec): string[] {
+  if (backend.devicesIn(spec).hasBootSource) return [];
+  return [`${spec.name} has nothing to boot from: its spec names neither kernel nor disks`];
 }
 
 /** Removes keys with the value `undefined`, which would otherwise replace the defaults. */

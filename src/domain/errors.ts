@@ -24,6 +24,7 @@ export const ERROR_CODES = {
   NO_SPACE: 'a file system is full',
   OUT_OF_MEMORY: 'not enough memory, or another limit of the host is reached (details.limit)',
   NOT_PERMITTED: 'the kernel or the daemon does not permit this',
+  IO_FAILED: 'the system cannot read or write a file, for example because of a damaged disk',
   REGION_CHANGED: 'a region file has been replaced or resized',
   CORRUPT: 'a file does not hold what vmigrate wrote to it',
   DISK_CHANGED: 'a disk is not as it was at the moment of the memory that is to run on it',

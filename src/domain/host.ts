@@ -1,3 +1,4 @@
+import type { HostResource } from './host-resource.js';
 import type { ImageView } from './image.js';
 import type { RdmaInventory } from './transport.js';
 import type { Accel, VmSpec, VmState } from './vm.js';
@@ -168,14 +169,8 @@ export interface ForkInventory {
   /** Why waiting processes of the parent do not fit the request. Null if there are none, or if they fit. */
   readonly coldReason?: string | null;
   readonly limits?: HostLimits;
-}
-
-export interface HostResource {
-  /** The argument as the spec has it. */
-  readonly argument: string;
-  readonly what: string;
-  /** The thing belongs to a network namespace, so that a VM in a namespace of its own can have it too. */
-  readonly isOfNetwork: boolean;
+  /** As in HostInventory. */
+  readonly stateFreeBytes?: number;
 }
 
 /** What a host knows of a VM's name and UUID. A state may be one of a newer version. */

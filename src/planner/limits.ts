@@ -1,7 +1,18 @@
-/** Checks beforehand whether a host may open the files and start the tasks that further VMs need. Pure. */
-import { type HostLimits, type LimitUse, OPEN_FILES_PER_VM, OPEN_FILES_RESERVE, TASKS_PER_VM } from '../domain/host.js';
+/**
+ * Checks beforehand whether a host may open the files and start the tasks that further VMs need, and has room for their
+ * records. Pure.
+ */
+import {
+  type HostLimits,
+  type LimitUse,
+  OPEN_FILES_PER_VM,
+  OPEN_FILES_RESERVE,
+  STATE_ROOM_BYTES,
+  TASKS_PER_VM,
+} from '../domain/host.js';
 import { LIMITS } from '../domain/limits.js';
 import type { Refusal } from '../domain/refusal.js';
+import { describeBytes } from './bytes.js';
 
 export interface LimitNeed {
   readonly vmCount: number;
@@ -35,6 +46,20 @@ export function* checkLimits(host: string, limits: HostLimits | undefined, need:
       remedy: LIMITS[limit].remedy,
     };
   }
+}
+
+/**
+ * A job writes records, and after its commit it can only go on. `freeBytes` is undefined if the host's build is older
+ * and does not say.
+ */
+export function* checkState(host: string, freeBytes: number | undefined): Iterable<Refusal> {
+  if (freeBytes === undefined || freeBytes >= STATE_ROOM_BYTES) return;
+  const need = `needs ${describeBytes(STATE_ROOM_BYTES)} of free space; it has ${describeBytes(freeBytes)}`;
+  yield {
+    code: 'NO_SPACE',
+    reason: `the state directory of ${host} ${need}`,
+    remedy: `free space on its file system on ${host}`,
+  };
 }
 
 const NOUNS = {

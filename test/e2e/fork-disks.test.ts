@@ -5,8 +5,10 @@
 import { execFileSync } from 'node:child_process';
 import { createHash } from 'node:crypto';
 import { existsSync, readdirSync, readFileSync, rmSync } from 'node:fs';
+import { connect } from 'node:net';
 import { join } from 'node:path';
 import { afterAll, afterEach, beforeAll, describe, expect, test } from 'vitest';
+import { QmpClient } from '../../src/backends/qemu/qmp/client.js';
 import { eventually } from '../hosts/cluster.js';
 import { ForkHost } from '../hosts/fork-host.js';
 
@@ -139,6 +141,24 @@ test('a fork that is given up leaves the parent on its own file', async () => {
   const before = latestNumber(base);
   await writes('undone');
   await eventually('its writes reach the file', 60_000, () => (latestNumber(base) > before ? true : undefined));
+
+  // The daemon dies while the clones wait, and the guest powers off before the next one undoes the fork.
+  const other = forks.request('undone');
+  await agent.forks.prepareClones(other);
+  const console = connect({ path: vms.serialPaths('undone').socket });
+  console.resume().on('error', () => undefined);
+  const monitor = await QmpClient.connect(join(vms.directoryOf('undone'), 'monitor.sock'), { timeoutMs: 10_000 });
+  await forks.host.stop();
+  console.write('poweroff\n');
+  await eventually('the guest has ended', 60_000, async () =>
+    (await monitor.execute('query-status')).status === 'shutdown' ? true : undefined,
+  );
+  monitor.close();
+  console.destroy();
+  await forks.host.start();
+  expect(forks.traces()).toEqual([]);
+  expect(readdirSync(forks.directory).filter((name) => name.startsWith('undone.qcow2.'))).toEqual([]);
+  expect(forks.host.vms.list()).toMatchObject([{ name: 'undone', exit: { reason: 'guest-shutdown' } }]);
 });
 
 test('scratch disks are gone with their clones; two forks make a chain that is merged in any order', async () => {
@@ -205,6 +225,13 @@ test('memory runs on the disk of its moment alone, and the chain of a moved pare
   const asked = (change: object) => agent.forks.forkInventory({ ...again('loaded'), ...change });
   expect((await asked({})).namesOfEnded).toEqual(['loaded-0']);
   expect((await asked({ isReplacing: true })).namesOfEnded).toEqual([]);
+  // The VM may have ended since pre-flight looked.
+  await expect(agent.forks.prepareClones(again('loaded'))).rejects.toMatchObject({ code: 'CONFLICT' });
+  expect(vms.get('loaded-0').state).toBe('stopped');
+  const replacing = { ...again('loaded'), isReplacing: true };
+  await agent.forks.prepareClones(replacing);
+  expect(vms.get('loaded-0').state).toBe('incoming');
+  await agent.forks.discardFork(replacing.fork);
 
   // A moved parent keeps its overlay: only its own host may merge it.
   const owner = await registry.owner('moment');

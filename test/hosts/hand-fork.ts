@@ -46,6 +46,7 @@ export class HandFork {
           image: FORK,
           accel: 'tcg',
           isRegistered: false,
+          isReplacing: false,
           statePath,
           signal: new AbortController().signal,
           beforeLaunch: () => Promise.resolve(),

@@ -39,7 +39,8 @@ export class SimForkAgent implements ForkPort, Pick<SourcePort, 'reserve' | 'unr
   async start(): Promise<void> {
     for (const { fork, isCommitted } of this.#world.forks.values()) {
       if (isCommitted) void this.#fill(fork);
-      else await this.#remove(fork);
+      // What cannot be undone yet stays, and the coordinator asks again.
+      else await this.#remove(fork).catch(() => undefined);
     }
   }
 
@@ -106,7 +107,7 @@ export class SimForkAgent implements ForkPort, Pick<SourcePort, 'reserve' | 'unr
     for (let index = 0; index < CLONES; index++) {
       this.#refuseClosed(fork);
       const name = `clone-${index}`;
-      clones.set(name, { name, image: fork, isAlive: true, state: 'waiting' });
+      clones.set(name, { name, image: fork, isAlive: true, hasEnded: false, state: 'waiting' });
       await this.#work(`prepare: ${name} waits`);
     }
     this.#refuseClosed(fork);
@@ -151,6 +152,7 @@ export class SimForkAgent implements ForkPort, Pick<SourcePort, 'reserve' | 'unr
     const ready: { index: number; atMs: number }[] = [];
     for (const clone of this.#clonesOf(fork)) {
       this.#refuseClosed(fork);
+      if (clone.hasEnded) continue;
       if (!clone.isAlive) throw failure('QEMU_GONE', `${clone.name} has ended`);
       clone.state = 'loaded';
       await this.#work(`start: ${clone.name} loaded`);
@@ -201,6 +203,8 @@ export class SimForkAgent implements ForkPort, Pick<SourcePort, 'reserve' | 'unr
     const note = forks.get(fork);
     this.#unprotect(fork);
     if (note !== undefined && parent.isAlive && parent.state === 'paused') {
+      // The QEMU of a guest that has ended refuses to run, until the daemon has ended it.
+      if (parent.hasEnded) throw failure('STEP_FAILED', 'the guest has ended');
       parent.state = 'running';
       parent.isFrozen = false;
     }
@@ -274,7 +278,8 @@ export class SimForkAgent implements ForkPort, Pick<SourcePort, 'reserve' | 'unr
   }
 
   #living(): void {
-    if (!this.#world.parent.isAlive) throw failure('QEMU_GONE', 'the parent has ended');
+    const { isAlive, hasEnded } = this.#world.parent;
+    if (!isAlive || hasEnded) throw failure('QEMU_GONE', 'the parent has ended');
   }
 
   #refuseClosed(key: string): void {

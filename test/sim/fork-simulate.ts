@@ -141,7 +141,7 @@ async function called(world: ForkWorld, life: Life, name: string, work: () => Pr
 
 /** Checks the invariants that hold when the daemon runs, all faults have ended and the job has ended. */
 function checkAtRest(world: ForkWorld, state: JobState | null, parentMode: ParentMode): void {
-  const { parent, clones, images, forks, killed } = world;
+  const { parent, clones, images, forks, killed, ended } = world;
   const fail = (what: string): void => world.fail(`at rest (${state}): ${what}`);
   if (parent.job !== null) fail('the parent is still reserved');
   if (parent.protectedFor !== null) fail('the parent is still write-protected');
@@ -149,16 +149,16 @@ function checkAtRest(world: ForkWorld, state: JobState | null, parentMode: Paren
   if (state === 'done') {
     if (clones.size !== CLONES) fail(`${clones.size} clones are there`);
     const deadCount = [...clones.values()].filter(({ isAlive, state: run }) => !isAlive || run !== 'running').length;
-    if (deadCount > killed.clones) fail(`${deadCount} clones do not run`);
+    if (deadCount > killed.clones + ended.clones) fail(`${deadCount} clones do not run`);
     if (images.size !== 1 || [...images.values()].some(({ pages }) => pages.includes(null))) fail('pages are missing');
     const wanted = parentMode === 'stop' ? 'paused' : 'running';
-    if (!killed.parent && parent.state !== wanted) fail(`the parent is ${parent.state}`);
+    if (!killed.parent && !ended.parent && parent.state !== wanted) fail(`the parent is ${parent.state}`);
     return;
   }
   if (state === 'lost') fail('lost, although its files are there');
   if (clones.size > 0) fail(`${clones.size} clones are left over`);
   if (images.size > 0) fail('an image is left over');
-  if (!killed.parent && parent.state !== 'running') fail('the parent does not run');
+  if (!killed.parent && !ended.parent && parent.state !== 'running') fail('the parent does not run');
 }
 
 function sabotaged(host: HostPort, world: ForkWorld, sabotage: ForkSabotage | undefined): HostPort {

@@ -10,8 +10,13 @@ import { type Life, Time } from './time.js';
 export const PAGES = 24;
 export const CLONES = 3;
 
+/** The guest that is the parent, or a clone by its index. */
+export type GuestChoice = 'parent' | number;
+
 export interface Parent {
   isAlive: boolean;
+  /** The guest has ended by itself. Its QEMU is paused until a daemon ends it. */
+  hasEnded: boolean;
   state: 'running' | 'paused';
   /** Grows with every event while the VM runs. Its memory must prove this version. */
   version: number;
@@ -37,6 +42,7 @@ export interface Clone {
   readonly name: string;
   readonly image: string;
   isAlive: boolean;
+  hasEnded: boolean;
   state: 'waiting' | 'loaded' | 'running';
 }
 
@@ -50,6 +56,8 @@ export type ForkFaultKind =
   | 'killDaemon'
   | 'killParent'
   | 'killClone'
+  /** A guest that runs ends by itself: it powers off, or panics. */
+  | 'endGuest'
   | 'fillDisk'
   | 'cancel'
   | 'failCall'
@@ -62,7 +70,12 @@ export interface ForkFault {
   readonly kind: ForkFaultKind;
   /** Duration of the fault, or the delay of a call. */
   readonly ms: number;
+  /** The guest that ends. Absent: any that runs. */
+  readonly guest?: GuestChoice;
 }
+
+/** The time that a daemon takes to end the QEMU of a guest that has ended. */
+const REAP_MS = 3;
 
 export class ForkWorld {
   readonly chance: Chance;
@@ -71,6 +84,7 @@ export class ForkWorld {
   readonly owners: Disk = { path: 'A/owners', bytes: Buffer.alloc(0) };
   readonly parent: Parent = {
     isAlive: true,
+    hasEnded: false,
     state: 'running',
     version: 1,
     pages: Array.from({ length: PAGES }, () => 1),
@@ -90,6 +104,8 @@ export class ForkWorld {
   callFault: ForkFault | null = null;
   /** Deaths of QEMU that no engine could have prevented. */
   readonly killed = { parent: false, clones: 0 };
+  /** Guests that have ended by themselves. */
+  readonly ended = { parent: false, clones: 0 };
   onRestart: () => void = () => undefined;
   onCancel: () => void = () => undefined;
   #faults: ForkFault[];
@@ -163,6 +179,8 @@ export class ForkWorld {
         this.killed.clones++;
         return;
       }
+      case 'endGuest':
+        return this.#endGuest(fault.guest);
       case 'fillDisk':
         this.isDiskFull = true;
         return this.#later(fault.ms, () => {
@@ -173,6 +191,26 @@ export class ForkWorld {
       default:
         this.callFault = fault;
     }
+  }
+
+  /** A guest whose vCPUs stand still cannot end. */
+  #endGuest(choice: GuestChoice | undefined): void {
+    const { parent } = this;
+    const clones = [...this.clones.values()];
+    const chosen = choice === undefined ? [parent, ...clones] : [choice === 'parent' ? parent : clones[choice]];
+    const running = chosen.filter((vm) => vm?.isAlive === true && vm.state === 'running' && !vm.hasEnded);
+    const victim = running.length === 0 ? undefined : this.chance.pick(running);
+    if (victim === undefined) return;
+    victim.hasEnded = true;
+    if (victim === parent) {
+      this.ended.parent = true;
+      parent.state = 'paused';
+    } else this.ended.clones++;
+    const reap = (): void => {
+      if (this.life === null) this.#later(REAP_MS, reap);
+      else victim.isAlive = false;
+    };
+    this.#later(REAP_MS, reap);
   }
 
   #later(ms: number, act: () => void): void {
@@ -200,7 +238,8 @@ export class ForkWorld {
   /** A parent that is to continue is stopped for at most 5 s while the daemon lives. */
   #watchPause(): void {
     const { parent } = this;
-    if (!parent.isAlive || parent.state === 'running' || parent.isFrozen || this.life === null) {
+    const isMeantToRun = parent.isAlive && !parent.hasEnded && !parent.isFrozen;
+    if (!isMeantToRun || parent.state === 'running' || this.life === null) {
       this.#pausedSinceMs = null;
       return;
     }

@@ -2,13 +2,14 @@ import { describe, expect, test } from 'vitest';
 import type { ForkStepName, ParentMode } from '../../src/domain/fork.js';
 import { Chance } from './chance.js';
 import { expectSoundFork, type ForkSabotage, simulateFork } from './fork-simulate.js';
-import type { ForkFault, ForkFaultKind } from './fork-world.js';
+import { CLONES, type ForkFault, type ForkFaultKind, type GuestChoice } from './fork-world.js';
 
 const KINDS: readonly [kind: ForkFaultKind, ms: number][] = [
   ['killDaemon', 300],
   ['killDaemon', 20_000],
   ['killParent', 0],
   ['killClone', 0],
+  ['endGuest', 0],
   ['fillDisk', 2_000],
   ['cancel', 0],
   ['failCall', 0],
@@ -40,6 +41,23 @@ describe('one fault at every event of a fork', () => {
       });
     }
   }
+});
+
+describe('a guest that ends at every event of a fork', () => {
+  const guests: readonly GuestChoice[] = ['parent', ...Array.from({ length: CLONES }, (_, index) => index)];
+  test.each(guests)('%s: the others go on, and nobody is called lost', async (guest) => {
+    const { eventCount } = await expectSoundFork({ seed: 1, faults: [] });
+    const ends = new Set<string | null>();
+    for (let at = 0; at < eventCount; at++) {
+      const end = { at, kind: 'endGuest', ms: 0, guest } as const;
+      const { state } = await expectSoundFork({ seed: 1, faults: [end] });
+      ends.add(state);
+      // The daemon dies while QEMU still waits to be ended, and the next one finds a guest that has ended.
+      await expectSoundFork({ seed: 1, faults: [end, { at: at + 1, kind: 'killDaemon', ms: 300 }] });
+    }
+    // Before the fork point there is nothing to fork once the parent has ended; the end of a clone is its own matter.
+    expect([...ends].sort()).toEqual(guest === 'parent' ? ['done', 'failed', null] : ['done']);
+  });
 });
 
 const SEEDS_PER_TEST = 500;

@@ -30,6 +30,8 @@ export class ForkAgent implements ForkPort {
   readonly #locks = new KeyedLocks();
   #hasUnreadable = false;
   readonly #forks = new Map<string, ForkSession>();
+  /** Uncommitted forks of an earlier daemon that could not be undone yet. `discardFork` tries again. */
+  readonly #leftover = new Map<string, ForkRecord>();
   readonly #preparing = new Map<string, AbortController>();
   readonly #ended = new EndedSessions();
 
@@ -53,7 +55,9 @@ export class ForkAgent implements ForkPort {
       try {
         await this.#resume(record);
       } catch (error) {
-        log.error({ fork: record.request.fork, err: toMigrationError(error) }, 'the fork cannot be resumed');
+        const { fork } = record.request;
+        if (record.state !== 'committed') this.#leftover.set(fork, record);
+        log.error({ fork, err: toMigrationError(error) }, 'a fork of the earlier daemon cannot be resumed or undone');
       }
     }
   }
@@ -68,7 +72,8 @@ export class ForkAgent implements ForkPort {
   /** True if a fork needs this image, or may need it, because a fork's record cannot be read. */
   claims(image: string): boolean {
     if (this.#hasUnreadable) return true;
-    return [...this.#forks.values()].some(({ record }) => record.image === image);
+    const records = [...[...this.#forks.values()].map(({ record }) => record), ...this.#leftover.values()];
+    return records.some((record) => record.image === image);
   }
 
   /** True while clones start whose image no fork claims yet. */
@@ -85,6 +90,7 @@ export class ForkAgent implements ForkPort {
     checkImageId(fork);
     return this.#locks.hold(fork, async () => {
       this.#ended.refuse(fork);
+      if (this.#leftover.has(fork)) throw new MigrationError('CONFLICT', `fork ${fork} is to be undone`);
       const existing = this.#forks.get(fork);
       if (existing !== undefined) return existing.reply;
       const controller = new AbortController();
@@ -143,10 +149,23 @@ export class ForkAgent implements ForkPort {
     // The abort ends a preparation that still waits for QEMUs. The preparation then removes what it has made.
     this.#preparing.get(fork)?.abort();
     await this.#locks.hold(fork, async () => {
-      await this.#forks.get(fork)?.discard();
-      this.#forks.delete(fork);
+      await this.#undo(fork).catch((cause: unknown) => {
+        if (this.#forks.get(fork)?.isCommitted === true) throw cause;
+        // CONFLICT would say that the fork is committed, NOT_FOUND that nothing is left of it.
+        const { message, remedy } = toMigrationError(cause);
+        const advice = remedy === undefined ? {} : { remedy };
+        throw new MigrationError('STEP_FAILED', `fork ${fork} cannot be undone: ${message}`, { cause, ...advice });
+      });
       this.#context.vms.room.release(fork);
     });
+  }
+
+  async #undo(fork: string): Promise<void> {
+    const leftover = this.#leftover.get(fork);
+    if (leftover !== undefined) await undoFork(this.#context, leftover);
+    this.#leftover.delete(fork);
+    await this.#forks.get(fork)?.discard();
+    this.#forks.delete(fork);
   }
 
   async #resume(record: ForkRecord): Promise<void> {

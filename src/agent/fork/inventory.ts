@@ -29,12 +29,14 @@ export async function forkInventory(
 ): Promise<ForkInventory> {
   const { images, vms, native } = context;
   const free = await vms.room.free();
+  const stateFreeBytes = await vms.stateFreeBytes();
   const common = {
     isWriteProtectSupported: isKernelAtLeast(KERNEL_MIN) && native.support().userfaultfdPermitted,
     imageBytesFree: await images.bytesFree(),
     cloneBytesFree: free.cloneBytes,
     memoryAvailableBytes: free.hostBytes,
     limits: await hostLimits(),
+    ...(stateFreeBytes === undefined ? {} : { stateFreeBytes }),
   };
   if (question.image !== null) {
     const image = images.get(question.image);

@@ -12,6 +12,7 @@ import { join } from 'node:path';
 import { z } from 'zod';
 import { MigrationError, toMigrationError } from '../../domain/errors.js';
 import type { WarmRequest, WarmSetView } from '../../domain/fork.js';
+import { resourceClashes } from '../../domain/host-resource.js';
 import { writeDurably } from '../../durable/durable-file.js';
 import { unreadable } from '../../durable/record-files.js';
 import { checkVersion, seal, unseal } from '../../durable/sealed.js';
@@ -88,6 +89,8 @@ export class Pool {
   readonly #readMemory: () => Promise<MemoryReading>;
   readonly #entries = new Map<string, Entry>();
   #wanted: readonly WarmRequest[] = [];
+  /** Why the wanted sets could not be made again, by request. */
+  readonly #failures = new Map<string, string>();
   #upkeep: NodeJS.Timeout | null = null;
   #working: Promise<void> = Promise.resolve();
   #isClosed = false;
@@ -209,6 +212,12 @@ export class Pool {
     const key = keyOf(shape);
     const existing = [...this.#entries.values()].find((entry) => entry.key === key);
     if (existing !== undefined) return existing;
+    const { hostResources } = vms.backend.devicesIn(shape.parent);
+    const refusals = [...resourceClashes(shape.parent, shape.network, hostResources)];
+    if (refusals.length > 0) {
+      const reasons = refusals.map(({ reason }) => reason).join('; ');
+      throw new MigrationError('PREFLIGHT_REFUSED', `no process of ${vm} can wait: ${reasons}`, { details: refusals });
+    }
     const processCount = [...this.#entries.values()].reduce((sum, entry) => sum + entry.request.cloneCount, 0);
     if (processCount + request.cloneCount > this.#config.processesMax) {
       const { processesMax } = this.#config;
@@ -232,7 +241,7 @@ export class Pool {
     try {
       const record = newImage(this.#context, image, shape);
       await images.create(record, ramOfImage(shape, parent));
-      const options = { fork: image, isPartialAllowed: false, signal: entry.cancel.signal };
+      const options = { fork: image, isPartialAllowed: false, isReplacing: false, signal: entry.cancel.signal };
       const set = await makeWaitingSet(this.#context, record, shape, options);
       entry.set = { ...set, image };
       if (!this.#entries.has(image) || !vms.has(vm)) {
@@ -257,6 +266,7 @@ export class Pool {
 
   async #setWanted(wanted: readonly WarmRequest[]): Promise<void> {
     this.#wanted = wanted;
+    this.#failures.clear();
     await writeDurably(this.#path, seal({ version: VERSION, wanted }));
     this.#startUpkeep();
   }
@@ -291,7 +301,21 @@ export class Pool {
     if (state === 'tight') return;
     for (const request of this.#wanted) {
       if (this.#isClosed || !vms.has(request.vm) || vms.get(request.vm).state !== 'running') continue;
+      await this.#makeAgain(request);
+    }
+  }
+
+  /** Logs a failure once, not at every try: an ended VM may have a name of the set for days. */
+  async #makeAgain(request: WarmRequest): Promise<void> {
+    const key = JSON.stringify(request);
+    try {
       await this.#make(request);
+      this.#failures.delete(key);
+    } catch (thrown) {
+      const err = toMigrationError(thrown);
+      if (this.#failures.get(key) === err.message) return;
+      this.#failures.set(key, err.message);
+      this.#context.log.warn({ vm: request.vm, err }, 'a set of waiting QEMUs cannot be made; it is tried again');
     }
   }
 

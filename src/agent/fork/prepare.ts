@@ -41,6 +41,7 @@ export async function prepareFork(
     made ??= await makeWaitingSet(context, images.get(image), shape, {
       fork: isNewImage ? image : request.fork,
       isPartialAllowed: request.isPartialAllowed,
+      isReplacing: request.isReplacing === true,
       signal,
     });
     record = { ...record, state: 'prepared', clones: made.clones.map(({ identity }) => identity) };

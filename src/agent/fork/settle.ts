@@ -2,7 +2,7 @@
 
 import { toMigrationError } from '../../domain/errors.js';
 import { inParallel } from '../../kit/parallel.js';
-import { sealImage } from '../image/start-check.js';
+import { describeLayers } from '../image/start-check.js';
 import { FORKED } from '../vm/keeper.js';
 import type { ManagedVm } from '../vm/vms.js';
 import type { ForkContext } from './context.js';
@@ -45,16 +45,8 @@ export async function settleCommitted(context: ForkContext, parts: SettledParts)
   }
 }
 
-/**
- * Records what the files of the image's disks are, once. From the fork point on nobody writes to them. If a disk cannot
- * be read, the record says that nothing is known (an empty list): the clones run, and no others are started.
- */
+/** Records what the image's disks are (`describeLayers`). A failure is only logged, because the clones run. */
 export async function sealLayers(context: ForkContext, id: string): Promise<void> {
-  const { images, log } = context;
-  if (!images.has(id) || images.get(id).layers !== undefined || images.get(id).disks.length === 0) return;
-  const layers = await sealImage(context, images.get(id)).catch((error: unknown) => {
-    log.error({ image: id, err: toMigrationError(error) }, 'the disks of an image cannot be described');
-    return [];
-  });
-  if (images.has(id)) await images.update(id, { layers });
+  const failure = await describeLayers(context, id).catch(toMigrationError);
+  if (failure !== null) context.log.error({ image: id, err: failure }, 'the disks of an image cannot be described');
 }

@@ -7,21 +7,26 @@ import { ParentDisks } from './parent-disks.js';
 import type { ForkRecord } from './record.js';
 import { endClones } from './waiting-set.js';
 
-/** Resumes the parent. Its memory must not be protected any more. Does nothing for a parent that has ended. */
+/**
+ * Resumes the parent. Its memory must not be protected any more. Does nothing for a parent that has ended. The QEMU of
+ * a guest that has ended cannot be resumed, and lasts a moment longer: the call waits for its end.
+ */
 export async function resumeParent(context: ForkContext, parent: ManagedVm): Promise<void> {
   const { vms, log } = context;
   const { name } = parent.spec;
   const isThere = (): boolean => vms.has(name) && vms.get(name) === parent && parent.state !== 'stopped';
-  if (!isThere()) return;
+  const hasGuestEnded = async (): Promise<boolean> => isThere() && (await vms.guestEnd(name)) !== null;
+  if (!isThere() || ((await hasGuestEnded()) && !isThere())) return;
   try {
     await parent.process.cancelAndRun();
   } catch (error) {
+    await hasGuestEnded();
     if (isThere()) throw toMigrationError(error);
     log.warn({ vm: name }, 'the parent of a fork ended before the fork was undone');
   }
 }
 
-/** Undoes an uncommitted fork of an earlier daemon. */
+/** Undoes an uncommitted fork of an earlier daemon. It may be repeated if it has rejected. */
 export async function undoFork(context: ForkContext, record: ForkRecord): Promise<void> {
   const { vms, images, forkStore, native } = context;
   const { fork, vm: name, image, parentMode } = record.request;

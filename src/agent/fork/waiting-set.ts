@@ -59,6 +59,8 @@ export interface MakeSetOptions {
   /** The id that the clones' names derive from: the image's, or the fork's if the fork runs an existing image. */
   readonly fork: string;
   readonly isPartialAllowed: boolean;
+  /** Ended VMs with the clones' names are removed. Otherwise such a clone is refused. */
+  readonly isReplacing: boolean;
   /** The caller aborts it to cancel. */
   readonly signal: AbortSignal;
 }
@@ -96,6 +98,7 @@ export async function makeWaitingSet(
         identity,
         fork: options.fork,
         templates,
+        isReplacing: options.isReplacing,
         signal: options.signal,
       });
     } catch (error) {
@@ -167,10 +170,13 @@ async function startClone(
   context: ForkContext,
   image: ImageRecord,
   shape: CloneShape,
-  clone: { identity: CloneIdentity; fork: string; templates: OverlayTemplates; signal: AbortSignal },
+  clone: Pick<MakeSetOptions, 'fork' | 'isReplacing' | 'signal'> & {
+    readonly identity: CloneIdentity;
+    readonly templates: OverlayTemplates;
+  },
 ): Promise<ManagedVm> {
   const { vms, images } = context;
-  const { identity, fork, templates, signal } = clone;
+  const { identity, fork, templates, isReplacing, signal } = clone;
   const isPrivate = shape.memory === 'private';
   const spec = cloneSpec(shape.parent, fork, identity, shape.network);
   const disks = planCloneDisks(spec.disks, vms.directoryOf(identity.name), shape.disks, templates);
@@ -186,6 +192,7 @@ async function startClone(
       accel: shape.accel,
       isRegistered: isPrivate || (image.state !== 'complete' && shape.parentMode === 'continue'),
       statePath: images.statePath(image.id),
+      isReplacing,
       signal,
       nics: runningNics(shape.parent, identity, shape.network),
       beforeLaunch: () => disks.create(),

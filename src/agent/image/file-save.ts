@@ -22,8 +22,9 @@ import {
   FILE_VERSIONS,
   type FileVersion,
 } from './file-format.js';
-import { checkLayers, type DiskLayer, withDigests } from './layers.js';
+import { checkLayers, type DiskLayer, fileFailure, withDigests } from './layers.js';
 import type { ImageRecord, SavedFile } from './record.js';
+import { describeLayers } from './start-check.js';
 import type { ImageStore } from './store.js';
 
 const ZEROS = Buffer.alloc(CHUNK_BYTES);
@@ -57,7 +58,7 @@ export async function saveImage(
     const fileBytes = await writeImage(context, { ...record, layers }, { sidePath, version });
     await link(sidePath, path).catch((cause: NodeJS.ErrnoException) => {
       if (cause.code === 'EEXIST') throw existing(path);
-      throw new MigrationError('INTERNAL', `${path}: ${cause.message}`, { cause });
+      throw fileFailure(path, 'written', cause);
     });
     await syncDirectory(dirname(path));
     isSaved = true;
@@ -109,6 +110,7 @@ function sidePathOf(path: string, id: string, host: string): string {
 /** Returns the image's layers with digests, and keeps them. Throws DISK_CHANGED if a layer is not as it was. */
 async function knownLayers(context: ImageContext, id: string): Promise<readonly DiskLayer[]> {
   const { images } = context;
+  await describeLayers(context, id);
   const record = images.get(id);
   const known = record.layers ?? [];
   const { layers, problem } = await checkLayers(known);
@@ -221,7 +223,7 @@ async function openNew(path: string): Promise<FileHandle> {
   return open(path, 'wx', 0o600).catch((cause: NodeJS.ErrnoException) => {
     const isMissing = cause.code === 'ENOENT' || cause.code === 'ENOTDIR';
     if (isMissing) throw new MigrationError('NOT_FOUND', `there is no folder ${dirname(path)}`, { cause });
-    throw new MigrationError('NOT_PERMITTED', `${path} cannot be written: ${cause.message}`, { cause });
+    throw fileFailure(path, 'written', cause);
   });
 }
 

@@ -10,7 +10,7 @@
 import { createHash } from 'node:crypto';
 import type { FileHandle } from 'node:fs/promises';
 import type { DiskFiles } from '../../backends/disk-files.js';
-import { type ErrorCode, MigrationError } from '../../domain/errors.js';
+import { type ErrorCode, MigrationError, toMigrationError } from '../../domain/errors.js';
 import type { DiskFormat, DiskSpec } from '../../domain/vm.js';
 import { openUserFile } from '../../kit/user-file.js';
 
@@ -41,8 +41,8 @@ export interface DiskLayer {
 
 const CHUNK_BYTES = 1024 * 1024;
 const ZEROS = Buffer.alloc(CHUNK_BYTES);
-/** What `withFile` throws because of what lies under the path. */
-const OF_THE_FILE: readonly ErrorCode[] = ['NOT_FOUND', 'NOT_PERMITTED', 'USAGE'];
+/** What `withFile` throws because of what lies under the path. Any other error says nothing about the file. */
+const OF_THE_FILE: ReadonlySet<ErrorCode> = new Set(['NOT_FOUND', 'NOT_PERMITTED', 'USAGE']);
 
 /** Describes the files of these disks as they are now. No VM writes to them any more. Throws NOT_FOUND. */
 export async function sealDisks(files: DiskFiles, disks: readonly DiskSpec[]): Promise<DiskLayer[]> {
@@ -107,8 +107,7 @@ async function checkFile(file: LayerFile): Promise<LayerFile | { isMissing: bool
       return { ...file, stamp: now.stamp };
     });
   } catch (error) {
-    // Any other error, such as TIMEOUT, says nothing about the disk.
-    if (!(error instanceof MigrationError) || !OF_THE_FILE.includes(error.code)) throw error;
+    if (!isOfTheFile(error)) throw error;
     return { isMissing: error.code === 'NOT_FOUND', reason: error.message };
   }
 }
@@ -165,17 +164,47 @@ async function stampOf(file: FileHandle): Promise<Pick<LayerFile, 'sizeBytes' | 
   return { sizeBytes: Number(size), stamp: isFile ? stamp : null };
 }
 
-/** Throws NOT_FOUND, NOT_PERMITTED or USAGE, and TIMEOUT if the file system of the path does not answer. */
+/** True if `withFile` has thrown the error because of what lies under the path, so that trying again is of no use. */
+export function isOfTheFile(error: unknown): error is MigrationError {
+  return error instanceof MigrationError && OF_THE_FILE.has(error.code);
+}
+
+/**
+ * Throws NOT_FOUND, NOT_PERMITTED or USAGE because of what lies under the path. Otherwise TIMEOUT if its file system
+ * does not answer, OUT_OF_MEMORY if a limit of the host is met, and IO_FAILED if the system cannot read the file.
+ */
 export async function withFile<T>(path: string, work: (file: FileHandle) => Promise<T>): Promise<T> {
-  const file = await openUserFile(path, 'read').catch((cause: NodeJS.ErrnoException) => {
-    if (cause instanceof MigrationError) throw cause;
-    const isMissing = cause.code === 'ENOENT' || cause.code === 'ENOTDIR';
-    const message = isMissing ? `there is no ${path}` : `${path} cannot be opened: ${cause.message}`;
-    throw new MigrationError(isMissing ? 'NOT_FOUND' : 'NOT_PERMITTED', message, { cause });
+  const file = await openUserFile(path, 'read').catch((cause: unknown) => {
+    throw fileFailure(path, 'opened', cause);
   });
   try {
     return await work(file);
+  } catch (error) {
+    // A call on a handle knows no path. Other files that the work uses are named by their own errors.
+    const { syscall, path: named } = error as NodeJS.ErrnoException;
+    const isOfHandle = named === undefined && (syscall === 'read' || syscall === 'fstat');
+    throw isOfHandle ? fileFailure(path, 'read', error) : error;
   } finally {
     await file.close();
   }
+}
+
+/** Errors of the system that come from the name and the mode of a file. */
+const BY_ERRNO: Readonly<Record<string, ErrorCode>> = {
+  ...{ ENOENT: 'NOT_FOUND', ENOTDIR: 'NOT_FOUND' },
+  ...{ EACCES: 'NOT_PERMITTED', EPERM: 'NOT_PERMITTED', ELOOP: 'NOT_PERMITTED', ENAMETOOLONG: 'NOT_PERMITTED' },
+};
+
+/** Returns the error of a file that could not be opened, read or written. A limit of the host stays that limit. */
+export function fileFailure(path: string, what: 'opened' | 'read' | 'written', cause: unknown): MigrationError {
+  if (cause instanceof MigrationError) return cause;
+  const known = BY_ERRNO[String((cause as NodeJS.ErrnoException).code)];
+  if (known === 'NOT_FOUND') return new MigrationError(known, `there is no ${path}`, { cause });
+  const { code, message, remedy, details } = toMigrationError(cause, known ?? 'IO_FAILED');
+  const ioRemedy = code === 'IO_FAILED' ? `look at the disk or file server that ${path} is on, then try again` : null;
+  const advice = remedy ?? ioRemedy;
+  return new MigrationError(code, `${path} cannot be ${what}: ${message}`, {
+    ...{ cause, details },
+    ...(advice === null ? {} : { remedy: advice }),
+  });
 }

@@ -2,7 +2,7 @@
  * Whether clones may start on an image's disks now. Asked by pre-flight, and again right before the clones' QEMUs are
  * made, so that nothing is made for a start that would pair memory with newer disks.
  */
-import { MigrationError } from '../../domain/errors.js';
+import { type ErrorCode, MigrationError, toMigrationError } from '../../domain/errors.js';
 import type { VmManager } from '../vm/vms.js';
 import { checkLayers, type DiskLayer, sealDisks } from './layers.js';
 import type { ImageRecord } from './record.js';
@@ -32,10 +32,12 @@ export function startProblem(parts: Parts, id: string): Promise<StartProblem | n
   return check;
 }
 
-async function findProblem({ images, vms }: Parts, id: string): Promise<StartProblem | null> {
+async function findProblem(parts: Parts, id: string): Promise<StartProblem | null> {
+  const { images, vms } = parts;
   const record = images.get(id);
   if (record.disks.length === 0) return null;
-  const { layers } = record;
+  await describeLayers(parts, id);
+  const { layers } = images.get(id);
   if (layers === undefined || layers.length !== record.disks.length) {
     return { code: 'DISK_CHANGED', reason: `image ${id} does not say what its disks were: they could not be read` };
   }
@@ -72,6 +74,27 @@ export async function writerOf(vms: VmManager, layers: readonly DiskLayer[]): Pr
     }
   }
   return null;
+}
+
+/** Errors that pass: they say nothing about the disks. */
+const PASSING: ReadonlySet<ErrorCode> = new Set(['OUT_OF_MEMORY', 'TIMEOUT', 'IO_FAILED']);
+
+/**
+ * Records what the files of the image's disks are, once. From the fork point on nobody writes to them. If a disk cannot
+ * be described, the record says that nothing is known (an empty list), no clone is started, and the reason is returned.
+ * An error that passes, such as a limit of the host, is thrown: the record stays as it is, and the next call tries again.
+ */
+export async function describeLayers(parts: Parts, id: string): Promise<MigrationError | null> {
+  const { images } = parts;
+  if (!images.has(id) || images.get(id).layers !== undefined || images.get(id).disks.length === 0) return null;
+  const layers = await sealImage(parts, images.get(id)).catch((thrown: unknown) => {
+    const error = toMigrationError(thrown);
+    if (PASSING.has(error.code)) throw error;
+    return error;
+  });
+  const isDescribed = !(layers instanceof MigrationError);
+  if (images.has(id)) await images.update(id, { layers: isDescribed ? layers : [] });
+  return isDescribed ? null : layers;
 }
 
 /** Returns what the image's disks are now, for the record. Called when no VM writes to them any more. */

@@ -49,6 +49,8 @@ export interface CloneOptions {
   readonly nics?: readonly NicSpec[];
   /** The caller aborts it to cancel the start. */
   readonly signal: AbortSignal;
+  /** True: an ended VM of the clone's name is removed, with its exit code and logs. False: the start is refused. */
+  readonly isReplacing: boolean;
   /** Called when the clone's directory exists, before its QEMU starts. */
   readonly beforeLaunch: () => Promise<void>;
 }

@@ -94,6 +94,7 @@ export class VmStarter {
   async prepareClone(input: VmSpec, options: CloneOptions): Promise<Vm> {
     const spec = checkSpec(input);
     return this.#table.locks.hold(spec.name, async () => {
+      if (!options.isReplacing && this.#table.find(spec.name)?.state === 'stopped') throw endedVmHas(spec.name);
       await this.#clearName(spec.name);
       const { registry, host } = this.#options;
       const before = await registry.owner(spec.name);
@@ -167,6 +168,12 @@ export class VmStarter {
       );
     }
   }
+}
+
+function endedVmHas(name: string): MigrationError {
+  return new MigrationError('CONFLICT', `an ended VM is named ${name}, and has its exit code and logs`, {
+    remedy: `choose another --name, remove that VM with "vmctl stop ${name}", or fork with --replace`,
+  });
 }
 
 function newIncarnation(): string {

@@ -22,6 +22,7 @@ const STATUS: { readonly [C in ErrorCode]: number } = {
   NO_SPACE: 507,
   OUT_OF_MEMORY: 507,
   NOT_PERMITTED: 403,
+  IO_FAILED: 500,
   REGION_CHANGED: 500,
   CORRUPT: 500,
   DISK_CHANGED: 409,

@@ -136,6 +136,7 @@ export const forkInventory = z.object({
   longChains: list(text).exactOptional(),
   coldReason: text.nullable().exactOptional(),
   limits: hostLimits.exactOptional(),
+  stateFreeBytes: count.exactOptional(),
 });
 
 const clones = z.array(cloneIdentity).max(CLONES_MAX);

@@ -3,6 +3,7 @@ import type { OpenFile } from '../../domain/storage.js';
 import type { VmSpec } from '../../domain/vm.js';
 import type { SpecDevices, VmFacts } from '../backend.js';
 import { openFiles } from './block.js';
+import { hasBootSource } from './boot-source.js';
 import { qemuArguments } from './command-line.js';
 import type { QemuConnection } from './connection.js';
 import { deviceChanges, type PresentDevice } from './device-changes.js';
@@ -29,6 +30,7 @@ export function devicesIn(spec: VmSpec): SpecDevices {
     escaping: [...drivers, ...qemuArgs].filter((what) => ESCAPING.test(what)),
     discarding: [...devices, ...qemuArgs].flatMap((what) => DISCARDING.exec(what)?.[0] ?? []),
     hostResources: hostResources(spec),
+    hasBootSource: hasBootSource(spec),
   };
 }
 

@@ -2,7 +2,7 @@
  * Finds what a spec's own arguments take of the host that only one process can have: ports it listens on, sockets,
  * files that it writes, devices. Clones of the VM would want the same. Pure.
  */
-import type { HostResource } from '../../domain/host.js';
+import type { HostResource } from '../../domain/host-resource.js';
 import type { VmSpec } from '../../domain/vm.js';
 import { type Argument, argumentsIn, isOn, type Options, optionsIn } from './options.js';
 

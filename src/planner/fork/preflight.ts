@@ -5,9 +5,10 @@
 
 import { CLONES_MAX, type ForkRequest } from '../../domain/fork.js';
 import type { ForkInventory } from '../../domain/host.js';
+import { resourceClashes } from '../../domain/host-resource.js';
 import type { Refusal, RefusalCode } from '../../domain/refusal.js';
 import { inJob, notRunning } from '../busy.js';
-import { checkLimits, vmCountWithinLimits } from '../limits.js';
+import { checkLimits, checkState, vmCountWithinLimits } from '../limits.js';
 
 export interface ForkFacts {
   readonly host: string;
@@ -32,6 +33,7 @@ export function preflightFork(request: ForkRequest, facts: ForkFacts): Refusal[]
     ...checkNames(host, inventory),
     ...checkMemory(request, host, inventory),
     ...checkRoomForClones(request, host, inventory),
+    ...checkState(host, inventory.stateFreeBytes),
   ];
 }
 
@@ -171,28 +173,13 @@ function* checkDiscarding({ vm: name, parentMode, memory }: ForkRequest, { vm }:
   }
 }
 
-/**
- * The process of each clone starts with the arguments of the parent, which has what they take of the host. Clones with
- * a network namespace of their own may have the same ports.
- */
 function* checkHostResources(
   { vm: parent, network, cloneCount }: ForkRequest,
   { vm, hostResources }: ForkInventory,
 ): Iterable<Refusal> {
   // A single clone of an image may have what its parent had.
   if (parent === null && cloneCount === 1) return;
-  const hasOwnNetwork =
-    network === 'isolated' && vm.spec.nics.some(({ type }) => type === 'tap' || type === 'isolated');
-  for (const { argument, what, isOfNetwork } of hostResources ?? []) {
-    if (isOfNetwork && hasOwnNetwork) continue;
-    yield refuse(
-      'HOST_RESOURCE',
-      `only one VM of a host can have ${what}, which ${vm.spec.name} takes by "${argument}"`,
-      isOfNetwork
-        ? 'start the VM without this argument, let the system choose the port, or fork with --network isolated'
-        : 'start the VM without this argument',
-    );
-  }
+  yield* resourceClashes(vm.spec, network, hostResources ?? []);
 }
 
 function* checkImage({ image: id }: ForkRequest, { image, diskProblem }: ForkInventory): Iterable<Refusal> {

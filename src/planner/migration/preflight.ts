@@ -4,13 +4,13 @@
  * together.
  */
 
-import { type HostInventory, STATE_ROOM_BYTES, type TargetChecks, type VmInventory } from '../../domain/host.js';
+import type { HostInventory, TargetChecks, VmInventory } from '../../domain/host.js';
 import { type MigrationRequest, MODE_TRAITS } from '../../domain/migration.js';
 import type { Refusal, RefusalCode } from '../../domain/refusal.js';
 import type { DiskSpec } from '../../domain/vm.js';
 import { inJob, notRunning } from '../busy.js';
 import { describeBytes } from '../bytes.js';
-import { checkLimits } from '../limits.js';
+import { checkLimits, checkState } from '../limits.js';
 import { checkClone } from './clone-preflight.js';
 import type { PreflightFacts, TargetFacts } from './facts.js';
 import { isOlder, parseQemuVersion } from './qemu-version.js';
@@ -36,7 +36,7 @@ export function preflight(request: MigrationRequest, facts: PreflightFacts): Ref
   const refusals = [
     ...checkVm(request, facts),
     ...checkRam(request, vm),
-    ...checkState(sourceHost),
+    ...checkState(sourceHost.host, sourceHost.stateFreeBytes),
     ...checkClone(request, sourceHost, vm),
   ];
   switch (target.kind) {
@@ -60,7 +60,7 @@ export function preflight(request: MigrationRequest, facts: PreflightFacts): Ref
         ...checkPeers(request, sourceHost, target.inventory),
         ...checkQemu(request, target.inventory, vm),
         ...checkMemory(request, target.inventory, vm),
-        ...checkState(target.inventory),
+        ...checkState(target.inventory.host, target.inventory.stateFreeBytes),
         ...checkLimits(sourceHost.host, sourceHost.limits, { vmCount: 1, cpus: 0 }),
         ...checkLimits(target.inventory.host, target.inventory.limits, { vmCount: 1, cpus: vm.spec.cpus }),
       );
@@ -106,17 +106,6 @@ function* checkVm(
       "undo the change on the VM's monitor socket (device_del, device_add), or stop the VM and change its spec",
     );
   }
-}
-
-/** A move writes records on both hosts, and after its commit it can only go on. An older build says nothing. */
-function* checkState({ host, stateFreeBytes }: HostInventory): Iterable<Refusal> {
-  if (stateFreeBytes === undefined || stateFreeBytes >= STATE_ROOM_BYTES) return;
-  yield refuse(
-    'NO_SPACE',
-    `the state directory of ${host} needs ${describeBytes(STATE_ROOM_BYTES)} of free space; it has ` +
-      describeBytes(stateFreeBytes),
-    `free space on its file system on ${host}`,
-  );
 }
 
 function* checkRam({ mode, vm: name }: MigrationRequest, vm: VmInventory): Iterable<Refusal> {

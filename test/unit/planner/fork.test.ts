@@ -102,6 +102,7 @@ const CASES: readonly [what: string, change: Change, code: RefusalCode, names: R
     'HOST_RESOURCE',
     /socket \/v/,
   ],
+  ['a full state directory', { inventory: { stateFreeBytes: 7 * MIB } }, 'NO_SPACE', /directory of A needs 8 MiB/],
   [
     'a disk of another moment',
     { ...ofImage, inventory: { image, diskProblem: { code: 'DISK_CHANGED', reason: '/srv/d has 5 bytes, not 4' } } },
@@ -168,6 +169,15 @@ describe('pre-flight', () => {
   test('clones in network namespaces of their own may have the same ports', () => {
     const hostResources = [{ argument: '-vnc :7', what: 'the VNC display :7', isOfNetwork: true }];
     expect(planned({ request: { network: 'isolated' }, inventory: { hostResources } }).refusals).toEqual([]);
+  });
+
+  test('a network namespace is advised only where one would be made', () => {
+    const hostResources = [{ argument: '-vnc :7', what: 'the VNC display :7', isOfNetwork: true }];
+    const [tap] = forkInventory.vm.spec.nics;
+    const refused = (nics: ForkInventory['vm']['spec']['nics']) =>
+      planned({ inventory: { hostResources }, vm: { spec: { ...forkInventory.vm.spec, nics } } }).refusals[0]?.remedy;
+    expect(refused([{ ...tap!, type: 'tap' }])).toContain('--network isolated');
+    expect(refused([])).not.toContain('--network');
   });
 
   test('a single clone of an image may have what its parent had', () => {

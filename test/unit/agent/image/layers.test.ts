@@ -8,6 +8,8 @@ import { chmod, readdir, readFile, rm, stat, utimes, writeFile } from 'node:fs/p
 import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import { holdersHere } from '../../../../src/agent/fork/layer-holders.js';
+import { sealLayers } from '../../../../src/agent/fork/settle.js';
+import { fileFailure } from '../../../../src/agent/image/layers.js';
 import { startProblem } from '../../../../src/agent/image/start-check.js';
 import { MigrationError } from '../../../../src/domain/errors.js';
 import { ID, ImageScene, img, write } from '../../../support/image-scene.js';
@@ -87,6 +89,52 @@ describe('an image starts only on the disks of its moment', () => {
       code: 'CONFLICT',
       message: expect.stringContaining(reason) as string,
     });
+  });
+
+  test('what the host or its disk fails at is no changed disk', async () => {
+    const host = await scene.contextOn('A');
+    await scene.forked(host);
+    const { images } = host.context;
+    const [layer, ...others] = images.get(ID).layers ?? [];
+    // A regular file of length 0 whose first byte cannot be read: EIO.
+    const unreadable = { ...layer!.files[0]!, path: '/proc/self/mem', sizeBytes: 0, digest: 'f'.repeat(64) };
+    await images.update(ID, { layers: [{ ...layer!, files: [unreadable] }, ...others] });
+    await expect(startProblem(host.context, ID)).rejects.toMatchObject({
+      code: 'IO_FAILED',
+      message: expect.stringContaining('/proc/self/mem cannot be read') as string,
+      remedy: expect.stringContaining('disk or file server') as string,
+    });
+  });
+
+  const errnos: [errno: string, code: string, limit?: string][] = [
+    ['EMFILE', 'OUT_OF_MEMORY', 'openFiles'],
+    ['ENFILE', 'OUT_OF_MEMORY', 'openFilesOfHost'],
+    ['ENOMEM', 'OUT_OF_MEMORY', 'memory'],
+    ['EIO', 'IO_FAILED'],
+    ['ESTALE', 'IO_FAILED'],
+    ['EACCES', 'NOT_PERMITTED'],
+    ['ENOTDIR', 'NOT_FOUND'],
+  ];
+  test.each(errnos)('%s keeps its meaning', (errno, expected, limit) => {
+    const error = fileFailure('/d', 'opened', Object.assign(new Error(errno), { code: errno, syscall: 'open' }));
+    expect(error).toMatchObject({ code: expected, ...(limit === undefined ? {} : { details: { limit } }) });
+    expect(error.message).toContain('/d');
+  });
+
+  test('disks that could not be described for want of descriptors are described at the next start', async () => {
+    const host = await scene.contextOn('A');
+    await scene.forked(host);
+    const { images, vms } = host.context;
+    const { layers: sealed, ...bare } = images.get(ID);
+    await images.replace(ID, bare);
+    const { diskFiles } = vms.backend;
+    const chain = () => Promise.reject(new MigrationError('OUT_OF_MEMORY', 'too many open files'));
+    Object.assign(vms.backend, { diskFiles: { ...diskFiles, chain } });
+    await sealLayers(host.context, ID);
+    await expect(startProblem(host.context, ID)).rejects.toEqual(code('OUT_OF_MEMORY'));
+    Object.assign(vms.backend, { diskFiles });
+    expect(await startProblem(host.context, ID)).toBeNull();
+    expect(images.get(ID).layers).toEqual(sealed);
   });
 
   test('an image whose disks could not be read is not started', async () => {

@@ -1,5 +1,6 @@
 import { describe, expect, test } from 'vitest';
 import { argumentFiles } from '../../../../src/backends/qemu/argument-files.js';
+import { hasBootSource } from '../../../../src/backends/qemu/boot-source.js';
 import { deviceChanges } from '../../../../src/backends/qemu/device-changes.js';
 import { hostResources } from '../../../../src/backends/qemu/host-arguments.js';
 import { argumentsIn, optionsIn } from '../../../../src/backends/qemu/options.js';
@@ -139,6 +140,21 @@ test('ports belong to a network namespace, paths do not', () => {
     ['-vnc unix:/v', false],
     ['-chardev socket,id=a,port=1,server=on', true],
   ]);
+});
+
+const BOOTS: readonly [what: string, spec: Partial<Parameters<typeof hasBootSource>[0]>, boots: boolean][] = [
+  ['nothing', {}, false],
+  ['a kernel', { kernel: '/k' }, true],
+  ['a disk', { disks: [{ id: 'd', path: '/d', format: 'raw', isReadOnly: false }] }, true],
+  ['devices that nothing boots from', { devices: ['virtio-rng-pci'], qemuArgs: ['-vnc', 'none'] }, false],
+  ['a CD', { qemuArgs: ['-cdrom', '/a.iso'] }, true],
+  ['a NIC with a boot ROM', { devices: ['virtio-net-pci,netdev=n'] }, true],
+  ['a drive of its own', { qemuArgs: ['-device', '{"driver":"ide-hd","drive":"x"}'] }, true],
+  ['a firmware', { qemuArgs: ['-bios', '/fw/OVMF.fd'] }, true],
+];
+
+test.each(BOOTS)('a guest with %s boots or not', (_, spec, boots) => {
+  expect(hasBootSource({ disks: [], devices: [], qemuArgs: [], ...spec })).toBe(boots);
 });
 
 describe('devices behind the daemon’s back', () => {

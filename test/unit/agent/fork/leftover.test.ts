@@ -1,0 +1,74 @@
+/** A fork of an earlier daemon whose undo fails: nobody forgets it, and it is tried again. */
+import { expect, test } from 'vitest';
+import { ForkAgent } from '../../../../src/agent/fork/agent.js';
+import { MigrationError } from '../../../../src/domain/errors.js';
+
+const FORK = 'f'.repeat(16);
+const SILENT = { info: () => undefined, warn: () => undefined, error: () => undefined, debug: () => undefined };
+const code = (expected: string) => expect.objectContaining({ code: expected });
+
+/**
+ * The agent of a daemon that finds an uncommitted fork of `web`. The QEMU of `web` refuses with `failures`, one at a
+ * time. The end of the guest is known, and that of QEMU recorded, from question number `endsAt` on.
+ */
+async function agentWith(failures: MigrationError[], endsAt = Infinity) {
+  let questionCount = 0;
+  const parent = {
+    ...{ spec: { name: 'web', disks: [] }, state: 'running', memory: null, image: null },
+    process: {
+      cancelAndRun: async () => {
+        const failure = failures.shift();
+        if (failure !== undefined) throw failure;
+      },
+    },
+  };
+  const kept = { records: [FORK], images: [FORK] };
+  const record = {
+    ...{ version: 1, image: FORK, state: 'prepared', isWarm: false, clones: [], outcome: null, failure: null },
+    request: { fork: FORK, job: 'job-1', vm: 'web', image: null, parentMode: 'continue' },
+  };
+  const context = {
+    vms: {
+      ...{ on: () => undefined, off: () => undefined, all: () => [parent], has: () => true, get: () => parent },
+      room: { release: () => undefined },
+      guestEnd: async () => {
+        if (++questionCount >= endsAt) parent.state = 'stopped';
+        return parent.state === 'stopped' ? { reason: 'guest-shutdown', exitCode: 0 } : null;
+      },
+    },
+    images: {
+      has: (id: string) => kept.images.includes(id),
+      get: () => ({ overlays: [] }),
+      delete: async () => (kept.images = []),
+    },
+    forkStore: { load: async () => ({ records: [record], corrupt: [] }), remove: async () => (kept.records = []) },
+    ...{ native: {}, log: SILENT, host: 'A' },
+  };
+  const agent = new ForkAgent(context as never, {} as never, async () => null);
+  await agent.start();
+  return { agent, kept };
+}
+
+test('is undone by the next try, and claims its image until then', async () => {
+  const { agent, kept } = await agentWith([new MigrationError('TIMEOUT', 'QEMU does not answer')]);
+  expect(kept).toEqual({ records: [FORK], images: [FORK] });
+  expect(agent.claims(FORK)).toBe(true);
+  await expect(agent.prepareClones({ fork: FORK } as never)).rejects.toEqual(code('CONFLICT'));
+  await agent.discardFork(FORK);
+  expect(kept).toEqual({ records: [], images: [] });
+  expect(agent.claims(FORK)).toBe(false);
+});
+
+test('that fails again does not look like a committed one, nor like one of which nothing is left', async () => {
+  const failure = (word: 'CONFLICT' | 'NOT_FOUND') => new MigrationError(word, 'the disk is open in another program');
+  const { agent, kept } = await agentWith([failure('CONFLICT'), failure('CONFLICT'), failure('NOT_FOUND')]);
+  await expect(agent.discardFork(FORK)).rejects.toEqual(code('STEP_FAILED'));
+  await expect(agent.discardFork(FORK)).rejects.toEqual(code('STEP_FAILED'));
+  await agent.discardFork(FORK);
+  expect(kept).toEqual({ records: [], images: [] });
+});
+
+test.each([1, 2])('is undone at once if the guest of its parent has ended (seen by question %i)', async (question) => {
+  const { kept } = await agentWith([new MigrationError('QEMU_FAILED', 'a reset is required')], question);
+  expect(kept).toEqual({ records: [], images: [] });
+});
