@@ -80,6 +80,7 @@ export class FileRegistry implements Registry {
       if (expectedEpoch !== null && record.epoch <= expectedEpoch) {
         throw new MigrationError('OWNER_CHANGED', `the new epoch of ${vm} must be greater than ${expectedEpoch}`);
       }
+      refuseOtherStart(this.#owners.get(vm), record);
       await this.#append({ type: 'swap', record });
     });
   }
@@ -195,4 +196,11 @@ export class FileRegistry implements Registry {
     this.#turn = result.catch(() => undefined);
     return result;
   }
+}
+
+/** A move does not change which start of the VM it is. */
+function refuseOtherStart(present: OwnerRecord | undefined, { vm, epoch, session, incarnation }: OwnerRecord): void {
+  if (present?.incarnation === undefined || incarnation === undefined || present.incarnation === incarnation) return;
+  if (session === null || epoch !== present.epoch + 1) return;
+  throw new MigrationError('OWNER_CHANGED', `${vm} in epoch ${present.epoch} is another start than the one that moves`);
 }

@@ -70,6 +70,8 @@ export interface VmInventory {
   readonly state: VmState;
   readonly epoch: number;
   readonly owner: string;
+  /** The id of this start of the VM. Absent from a host of build 0.1.0, and for a VM that such a build has started. */
+  readonly incarnation?: string;
   readonly job: string | null;
   /** The host that the missing pages of the VM come from. Absent if it has all of its memory, as far as is known. */
   readonly arrivingFrom?: string;

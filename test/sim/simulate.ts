@@ -10,7 +10,7 @@ import { FileJournal } from '../../src/jobs/journal.js';
 import { SimAgent } from './agent.js';
 import { diskHooks, jobWatch, runToRest, worldPorts } from './coordinator.js';
 import { remoteHost } from './network.js';
-import { startedVm, vmSpec } from './spec.js';
+import { INCARNATION, startedVm, vmSpec } from './spec.js';
 import { SimStore } from './store.js';
 import { Life } from './time.js';
 import { type Fault, type HostState, World } from './world.js';
@@ -166,9 +166,11 @@ async function giveToSource({ hosts, time }: World): Promise<void> {
   );
   const registry = await FileRegistry.on(new SimStore(hosts.A.owners, life, hooks), mirror);
   let isDone = false;
-  void registry.swapOwner(vmSpec.name, null, { vm: vmSpec.name, owner: 'A', epoch: 1, session: null }).then(() => {
-    isDone = true;
-  });
+  void registry
+    .swapOwner(vmSpec.name, null, { vm: vmSpec.name, owner: 'A', epoch: 1, session: null, incarnation: INCARNATION })
+    .then(() => {
+      isDone = true;
+    });
   await time.run(() => isDone, 1);
 }
 
