@@ -185,6 +185,7 @@ async function start(config: DaemonConfig, log: Logger, closers: (() => Promise<
   const moves = new VmMoves({
     ...{ host, registry },
     arrivalOf: (vm) => agent.target.arrivalOf(vm),
+    noticeOf: (vm) => agent.outdated.noticeOf(vm),
     jobOf: (vm) => jobs.jobOf(vm),
     giveUp: (job) => jobs.giveUp(job),
   });

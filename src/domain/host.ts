@@ -150,6 +150,8 @@ export interface ForkInventory {
   /** Things of the host that the spec names and that only one VM can have. Absent from build 0.1.0. */
   readonly hostResources?: readonly HostResource[];
   // A host of build 0.1.0 does not report the following.
+  /** Those that VMs on other hosts have, each with that host, as far as the hosts answer. */
+  readonly namesElsewhere?: readonly string[];
   /** Those that ended VMs have, whose exit codes and logs would be lost. Empty if the request replaces them. */
   readonly namesOfEnded?: readonly string[];
   /** Why no clone may start on the disks of the image, or null. */
@@ -167,6 +169,11 @@ export interface HostResource {
   readonly what: string;
   /** The thing belongs to a network namespace, so that a VM in a namespace of its own can have it too. */
   readonly isOfNetwork: boolean;
+}
+
+export interface VmIdentity {
+  readonly name: string;
+  readonly uuid: string;
 }
 
 /** What a host knows of a VM's name and UUID. A state may be one of a newer version. */

@@ -72,8 +72,8 @@ class SimInventory extends SimHalf implements InventoryPort {
     };
   }
 
-  async vmClaims(): Promise<VmClaims> {
-    return { vms: [], lastEpoch: 0, owner: null, incarnation: null };
+  async vmClaims(): Promise<{ claims: VmClaims[] }> {
+    return { claims: [] };
   }
 
   async layerHolders(): Promise<{ holders: string[] }> {

@@ -40,6 +40,8 @@ export const epoch = z.int().min(1);
 
 export const layerPaths = z.array(z.string().max(4096).startsWith('/')).max(256);
 
+export const vmIdentities = z.array(z.strictObject({ name: vmName, uuid: z.string().max(NAME_MAX) })).max(CLONES_MAX);
+
 // ---- migrations
 
 export const vmInventory = vmInventoryBase.extend({ spec: vmSpecSchema });
@@ -130,6 +132,7 @@ export const forkInventory = z.object({
   warmCloneCount: count,
   namesTaken: list(text),
   hostResources: list(z.object({ argument: text, what: text, isOfNetwork: z.boolean() })).exactOptional(),
+  namesElsewhere: list(text).exactOptional(),
   namesOfEnded: list(text).exactOptional(),
   diskProblem: z
     .object({ code: z.enum(['DISK_CHANGED', 'DISK_IN_USE']), reason: text })
