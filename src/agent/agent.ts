@@ -23,6 +23,7 @@ import type { MigrationContext } from './migration/context.js';
 import { SessionStore } from './migration/session-store.js';
 import { SourceAgent } from './migration/source-agent.js';
 import { TargetAgent } from './migration/target-agent.js';
+import { OutdatedRecords } from './outdated.js';
 import { Markers } from './storage/markers.js';
 import { UniqueNames } from './unique-names.js';
 import type { HostContext } from './vm/context.js';
@@ -61,6 +62,7 @@ interface Parts {
   readonly pool: Pool;
   readonly images: Images;
   readonly names: UniqueNames;
+  readonly outdated: OutdatedRecords;
 }
 
 export class LocalAgent implements HostPort {
@@ -91,19 +93,19 @@ export class LocalAgent implements HostPort {
     } = this.#options;
     const images = await ImageStore.open({ ...options, budgetBytes });
     const forkStore = await openForkStore(options.stateDir);
-    const context: Parts['context'] = { ...options, store, images, forkStore };
+    const peers = {
+      peerNames: () => hosts?.names ?? [],
+      peer: (host: string) => hosts?.agent(host) ?? unknownHost(host),
+    };
+    const names = new UniqueNames({ ...options, ...peers });
+    const context: Parts['context'] = { ...options, store, images, forkStore, names };
     const target = new TargetAgent(context, recoveryMsMax);
     const arriving = (vm: string): Promise<string | null> => target.arriving(vm);
-    const names = new UniqueNames({
-      ...context,
-      peerNames: () => hosts?.names ?? [],
-      peer: (host) => hosts?.agent(host) ?? unknownHost(host),
-    });
     const markers = await Markers.open(options.stateDir, options.log);
     const inventory = new InventoryAgent(context, {
       ...{ markers, hostInfo, arriving },
       arrivingFrom: (vm) => target.arrivalOf(vm)?.request.source ?? null,
-      claims: (name, uuid) => names.claims(name, uuid),
+      claims: (asked) => names.claims(asked),
       holders: (paths, flattened) => holdersHere(context, paths, flattened),
     });
     const source = new SourceAgent(context, (vm) => missingMemory(context, arriving, vm));
@@ -114,8 +116,9 @@ export class LocalAgent implements HostPort {
       readMemory: read ?? readMemory,
     });
     const forks = new ForkAgent(context, pool, arriving);
+    const outdated = new OutdatedRecords({ ...options, ...peers });
     const ofUsers = new Images(context, (image) => forks.claims(image) || pool.has(image), otherHosts);
-    this.#parts = { context, inventory, source, target, forks, pool, images: ofUsers, names };
+    this.#parts = { context, inventory, source, target, forks, pool, images: ofUsers, names, outdated };
     const { records, corrupt } = await store.load();
     for (const error of corrupt) {
       context.log.error({ err: error }, 'a session record cannot be read: its session is not resumed');
@@ -134,12 +137,14 @@ export class LocalAgent implements HostPort {
     await Promise.race([resumeMerges(context, this.#closing.signal), sleep(MERGES_WAIT_MS, undefined, { ref: false })]);
     await pool.start();
     this.#cloneMemory.start();
+    outdated.start();
   }
 
   /** Leaves sessions and QEMUs as they are for the next daemon. To be called before VmManager.close. */
   async close(): Promise<void> {
     this.#closing.abort();
     await this.#cloneMemory.close();
+    this.#parts?.outdated.close();
     await this.#parts?.inventory.close();
     await this.#parts?.source.close();
     await this.#parts?.target.close();
@@ -182,6 +187,10 @@ export class LocalAgent implements HostPort {
 
   get names(): UniqueNames {
     return this.#ready.names;
+  }
+
+  get outdated(): OutdatedRecords {
+    return this.#ready.outdated;
   }
 
   get #ready(): Parts {

@@ -6,24 +6,17 @@
  * A peer that does not answer does not keep a VM from starting, and is named in the answer, with one exception: the
  * host to which the VM last belonged. It may run the VM, and only a person can know that it does not.
  */
-import { setTimeout as sleep } from 'node:timers/promises';
-import { MigrationError, toMigrationError } from '../domain/errors.js';
-import type { VmClaims } from '../domain/host.js';
+import { MigrationError } from '../domain/errors.js';
+import type { VmClaims, VmIdentity } from '../domain/host.js';
 import type { VmSpec } from '../domain/vm.js';
-import type { HostPort } from '../engine/ports/host.js';
-import type { InventoryPort } from '../engine/ports/inventory.js';
 import type { Registry } from '../engine/ports/registry.js';
+import { askPeers, type PeerAnswer, type Peers } from './peer-claims.js';
 import type { VmManager } from './vm/vms.js';
 
-const ANSWER_MS_MAX = 2_000;
-
-export interface UniqueNamesOptions {
+export interface UniqueNamesOptions extends Peers {
   readonly host: string;
   readonly registry: Registry;
   readonly vms: VmManager;
-  /** The names of all peers. */
-  readonly peerNames: () => readonly string[];
-  readonly peer: (host: string) => HostPort;
 }
 
 export interface Start {
@@ -31,12 +24,6 @@ export interface Start {
   readonly epochMin: number;
   /** What could not be found out. */
   readonly warnings: readonly string[];
-}
-
-interface Answer {
-  readonly peer: string;
-  readonly claims: VmClaims | null;
-  readonly failure: MigrationError | null;
 }
 
 export class UniqueNames {
@@ -48,37 +35,64 @@ export class UniqueNames {
     this.#options = options;
   }
 
-  /** The answer to another host that asks. */
-  async claims(name: string, uuid: string): Promise<VmClaims> {
+  /** The answer to another host that asks, in the order of its VMs. */
+  async claims(asked: readonly VmIdentity[]): Promise<{ readonly claims: readonly VmClaims[] }> {
     const { registry, vms } = this.#options;
-    const owner = await registry.owner(name);
-    const known = vms.list().map((vm) => ({ name: vm.name, uuid: vm.uuid, state: vm.state }));
-    const starting = [...this.#asking].map(([asked, askedUuid]) => ({
-      name: asked,
-      uuid: askedUuid,
-      state: 'starting',
-    }));
-    return {
-      vms: [...known, ...starting].filter((vm) => vm.state !== 'stopped' && (vm.name === name || vm.uuid === uuid)),
-      lastEpoch: await registry.lastEpoch(name),
-      owner: owner?.owner ?? null,
-      incarnation: owner?.incarnation ?? null,
-    };
+    const known = [
+      ...vms.list().map(({ name, uuid, state }) => ({ name, uuid, state })),
+      ...[...this.#asking].map(([name, uuid]) => ({ name, uuid, state: 'starting' })),
+    ].filter(({ state }) => state !== 'stopped');
+    const claims = asked.map(async ({ name, uuid }): Promise<VmClaims> => {
+      const owner = await registry.owner(name);
+      return {
+        vms: known.filter((vm) => isSame(vm, { name, uuid })),
+        lastEpoch: await registry.lastEpoch(name),
+        owner: owner?.owner ?? null,
+        incarnation: owner?.incarnation ?? null,
+      };
+    });
+    return { claims: await Promise.all(claims) };
   }
 
   /**
    * Runs `start` if nobody has the name or the UUID. Throws CONFLICT, naming the host, if a peer has it, or if the host
    * to which the VM last belonged does not answer. `isForced` lifts the second refusal only.
    */
-  async guard<T>(spec: VmSpec, isForced: boolean, start: (found: Start) => Promise<T>): Promise<T> {
-    const { name, uuid } = spec;
-    if (this.#asking.has(name)) throw new MigrationError('CONFLICT', `VM ${name} is being started`);
-    this.#asking.set(name, uuid);
-    try {
-      return await start(await this.#ask(spec, isForced));
-    } finally {
-      this.#asking.delete(name);
-    }
+  guard<T>(spec: VmSpec, isForced: boolean, start: (found: Start) => Promise<T>): Promise<T> {
+    return this.#hold([spec], async () => {
+      const answers = await askPeers(this.#options, [spec]);
+      refuseTaken(answers, [spec]);
+      const epochMin = epochsOf(answers, [spec]).get(spec.name) ?? 0;
+      const newest = await this.#newestOwner(spec.name, answers);
+      const failed = answers.filter(({ claims }) => claims === null);
+      const hasAnswered = answers.some(({ peer, claims }) => peer === newest && claims !== null);
+      if (newest !== null && newest !== this.#options.host && !hasAnswered && !isForced) {
+        throw new MigrationError('CONFLICT', `${spec.name} last belonged to ${newest}, which does not answer`, {
+          remedy: `connect ${newest}; or, if ${spec.name} certainly does not run there: vmctl run --force-name`,
+          cause: failed.find(({ peer }) => peer === newest)?.failure ?? undefined,
+        });
+      }
+      const doubts = failed.map(({ peer }) => `${peer} does not answer: whether it has a VM ${spec.name} is not known`);
+      return start({ epochMin, warnings: doubts });
+    });
+  }
+
+  /**
+   * Runs `start` if no peer that answers has one of the names, with the epochs above which the VMs must begin. For
+   * clones, whose UUIDs are new: a peer that does not answer hinders none of them. Throws CONFLICT otherwise.
+   */
+  guardClones<T>(vms: readonly VmIdentity[], start: (epochs: ReadonlyMap<string, number>) => Promise<T>): Promise<T> {
+    return this.#hold(vms, async () => {
+      const answers = await askPeers(this.#options, vms);
+      refuseTaken(answers, vms);
+      return start(epochsOf(answers, vms));
+    });
+  }
+
+  /** Returns those of the names that peers have, as far as they answer. */
+  async namesElsewhere(vms: readonly VmIdentity[]): Promise<readonly string[]> {
+    const taken = takenBy(await askPeers(this.#options, vms), vms);
+    return [...new Set(taken.map(({ peer, vm, asked }) => `${asked.name} (${vm.state} on ${peer})`))];
   }
 
   /**
@@ -86,9 +100,10 @@ export class UniqueNames {
    * paused VM run.
    */
   async refuseIfElsewhere(name: string, uuid: string): Promise<void> {
-    const answers = await Promise.all(this.#options.peerNames().map((peer) => this.#askPeer(peer, name, uuid)));
+    const answers = await askPeers(this.#options, [{ name, uuid }]);
     for (const { peer, claims } of answers) {
-      const other = claims?.vms.find((vm) => vm.name === name && (vm.state === 'running' || vm.state === 'paused'));
+      const vms = claims?.flatMap((claim) => claim.vms) ?? [];
+      const other = vms.find((vm) => vm.name === name && (vm.state === 'running' || vm.state === 'paused'));
       if (other === undefined) continue;
       throw new MigrationError('CONFLICT', `VM ${name} is ${other.state} on ${peer}, too`, {
         remedy: `the records of this host are older: end its VM with "vmctl stop ${name}", or that on ${peer}`,
@@ -96,69 +111,59 @@ export class UniqueNames {
     }
   }
 
-  async #ask({ name, uuid }: VmSpec, isForced: boolean): Promise<Start> {
-    const { host, registry, peerNames } = this.#options;
-    const answers = await Promise.all(peerNames().map((peer) => this.#askPeer(peer, name, uuid)));
-    for (const { peer, claims } of answers) refuseIfTaken(name, uuid, peer, claims);
-    const own = await registry.owner(name);
+  async #hold<T>(vms: readonly VmIdentity[], work: () => Promise<T>): Promise<T> {
+    const taken = vms.find(({ name }) => this.#asking.has(name));
+    if (taken !== undefined) throw new MigrationError('CONFLICT', `VM ${taken.name} is being started`);
+    for (const { name, uuid } of vms) this.#asking.set(name, uuid);
+    try {
+      return await work();
+    } finally {
+      for (const { name } of vms) this.#asking.delete(name);
+    }
+  }
+
+  /** Returns the owner in the newest record of the name that this host or a peer has. */
+  async #newestOwner(name: string, answers: readonly PeerAnswer[]): Promise<string | null> {
+    const own = await this.#options.registry.owner(name);
     const records = [
       ...(own === null ? [] : [{ owner: own.owner, epoch: own.epoch }]),
       ...answers.flatMap(({ claims }) =>
-        claims === null || claims.owner === null ? [] : [{ owner: claims.owner, epoch: claims.lastEpoch }],
+        (claims ?? []).flatMap(({ owner, lastEpoch }) => (owner === null ? [] : [{ owner, epoch: lastEpoch }])),
       ),
     ];
-    const [newest] = records.sort((a, b) => b.epoch - a.epoch);
-    const hasAnswered = answers.some(({ peer, claims }) => peer === newest?.owner && claims !== null);
-    const failed = answers.filter(({ claims }) => claims === null);
-    if (newest !== undefined && newest.owner !== host && !hasAnswered && !isForced) {
-      throw new MigrationError('CONFLICT', `${name} last belonged to ${newest.owner}, which does not answer`, {
-        remedy: `connect ${newest.owner}; or, if ${name} certainly does not run there: vmctl run --force-name`,
-        cause: failed.find(({ peer }) => peer === newest.owner)?.failure ?? undefined,
-      });
-    }
-    return {
-      epochMin: Math.max(0, ...answers.map(({ claims }) => claims?.lastEpoch ?? 0)),
-      warnings: failed.map(({ peer }) => `${peer} does not answer: whether it has a VM ${name} is not known`),
-    };
-  }
-
-  async #askPeer(peer: string, name: string, uuid: string): Promise<Answer> {
-    try {
-      const asking = ask(this.#options.peer(peer).inventory, name, uuid);
-      const tooLate = new AbortController();
-      const timeout = sleep(ANSWER_MS_MAX, null, { signal: tooLate.signal }).then(() => {
-        throw new MigrationError('TIMEOUT', `${peer} did not answer within ${ANSWER_MS_MAX} ms`);
-      });
-      timeout.catch(() => undefined);
-      asking.catch(() => undefined);
-      try {
-        return { peer, claims: await Promise.race([asking, timeout]), failure: null };
-      } finally {
-        tooLate.abort();
-      }
-    } catch (error) {
-      return { peer, claims: null, failure: toMigrationError(error) };
-    }
+    return records.sort((a, b) => b.epoch - a.epoch)[0]?.owner ?? null;
   }
 }
 
-/** A host of build 0.1.0 does not know the call, but lists the names of its VMs. */
-async function ask(inventory: InventoryPort, name: string, uuid: string): Promise<VmClaims> {
-  try {
-    return await inventory.vmClaims(name, uuid);
-  } catch (error) {
-    if (toMigrationError(error).code !== 'NOT_FOUND') throw error;
-  }
-  const { vmNames } = await inventory.inventory();
-  const vms = vmNames.includes(name) ? [{ name, uuid: '', state: 'running' }] : [];
-  return { vms, lastEpoch: 0, owner: null, incarnation: null };
+/** Returns the newest epoch of each name that a peer knows. */
+function epochsOf(answers: readonly PeerAnswer[], vms: readonly VmIdentity[]): Map<string, number> {
+  return new Map(
+    vms.map(({ name }, index) => [name, Math.max(0, ...answers.map(({ claims }) => claims?.[index]?.lastEpoch ?? 0))]),
+  );
 }
 
-function refuseIfTaken(name: string, uuid: string, peer: string, claims: VmClaims | null): void {
-  const taken = claims?.vms.find((vm) => vm.name === name || vm.uuid === uuid);
+function takenBy(answers: readonly PeerAnswer[], asked: readonly VmIdentity[]) {
+  return answers.flatMap(({ peer, claims }) =>
+    (claims ?? []).flatMap((claim, index) => {
+      const of = asked[index];
+      if (of === undefined) return [];
+      return claim.vms.filter((vm) => isSame(vm, of)).map((vm) => ({ peer, vm, asked: of }));
+    }),
+  );
+}
+
+/** A VM whose record cannot be read has no UUID, nor has a question for a name alone. */
+function isSame(vm: VmIdentity, { name, uuid }: VmIdentity): boolean {
+  return vm.name === name || (uuid !== '' && vm.uuid === uuid);
+}
+
+function refuseTaken(answers: readonly PeerAnswer[], asked: readonly VmIdentity[]): void {
+  const [taken] = takenBy(answers, asked);
   if (taken === undefined) return;
-  const what = taken.name === name ? `VM ${name}` : `VM ${taken.name}, which has the same UUID,`;
-  throw new MigrationError('CONFLICT', `${what} is ${taken.state} on ${peer}`, {
-    remedy: taken.name === name ? `choose another name, or stop it on ${peer}` : 'leave the uuid out of the spec',
+  const { peer, vm } = taken;
+  const isName = vm.name === taken.asked.name;
+  const what = isName ? `VM ${vm.name}` : `VM ${vm.name}, which has the same UUID,`;
+  throw new MigrationError('CONFLICT', `${what} is ${vm.state} on ${peer}`, {
+    remedy: isName ? `choose another name, or stop it on ${peer}` : 'leave the uuid out of the spec',
   });
 }

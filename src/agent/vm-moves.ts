@@ -13,6 +13,8 @@ export interface VmMovesOptions {
   readonly registry: Pick<Registry, 'owner'>;
   /** Returns what is known of a VM whose pages have not all arrived on this host, or null. */
   readonly arrivalOf: (vm: string) => ArrivalView | null;
+  /** Returns what is wrong with the VM's records, for people, or null. */
+  readonly noticeOf: (vm: string) => string | null;
   /** Returns the job of this daemon that holds the VM, if any. */
   readonly jobOf: (vm: string) => JobView | undefined;
   /** Ends a committed migration from this host as lost. Throws CONFLICT if that would lose nothing. */
@@ -30,9 +32,11 @@ export class VmMoves {
   view(vm: VmView): VmView {
     const arriving = arrivalFor(this.#options.arrivalOf(vm.name));
     const leaving = departureFor(this.#options.jobOf(vm.name));
+    const notice = this.#options.noticeOf(vm.name);
     return {
       ...vm,
       job: vm.job ?? arriving?.job ?? null,
+      ...(notice === null ? {} : { notice }),
       ...(arriving === null ? {} : { arriving }),
       ...(leaving === null ? {} : { leaving }),
     };

@@ -26,6 +26,7 @@ import { RemoteAgents } from '../api/peers/client.js';
 import { buildServer } from '../api/server.js';
 import { QemuBackend } from '../backends/qemu/backend.js';
 import { FileRegistry } from '../cluster/file.js';
+import { OwnerMirror } from '../cluster/mirror.js';
 import { type DaemonConfig, dataSocketPath } from '../config.js';
 import { MigrationError, toMigrationError } from '../domain/errors.js';
 import type { SocketMark } from '../domain/host.js';
@@ -117,8 +118,14 @@ async function start(config: DaemonConfig, log: Logger, closers: (() => Promise<
   closers.push(() => reserve.close());
   // Only the holder of the directory may make the file.
   if (!(await reserve.restore())) log.warn({ stateDir }, 'the state directory is full: new VMs and moves are refused');
-  const registry = await FileRegistry.open(stateDir);
+  const { path: ramDir, memoryId, problem: ramDirProblem } = await openMemoryDirectory(config, state.id, log);
+  const mirror = await OwnerMirror.open(ramDir, (error) =>
+    log.warn({ err: error, ramDir }, 'the second copy of the owner records, in the memory directory, is not kept'),
+  );
+  const registry = await FileRegistry.open(stateDir, mirror);
   closers.push(() => registry.close());
+  if (registry.restored.length > 0)
+    log.warn({ vms: registry.restored }, 'owner records were older than those in the memory directory: put right');
   const { journal } = await FileJournal.open(join(stateDir, JOBS_LOG));
   closers.push(() => journal.close());
   const tls = openTls(config, log);
@@ -143,7 +150,6 @@ async function start(config: DaemonConfig, log: Logger, closers: (() => Promise<
   const transports = new HostTransports({ host, listener, devices: { rdma } });
 
   const preloadPath = config.preload === undefined ? defaultPreload(log) : config.preload;
-  const { path: ramDir, memoryId, problem: ramDirProblem } = await openMemoryDirectory(config, state.id, log);
   const { accel } = config;
   const backend = new QemuBackend(config.qemu);
   backend.installed().catch((error: unknown) => {
@@ -186,6 +192,7 @@ async function start(config: DaemonConfig, log: Logger, closers: (() => Promise<
   const moves = new VmMoves({
     ...{ host, registry },
     arrivalOf: (vm) => agent.target.arrivalOf(vm),
+    noticeOf: (vm) => agent.outdated.noticeOf(vm),
     jobOf: (vm) => jobs.jobOf(vm),
     giveUp: (job) => jobs.giveUp(job),
   });

@@ -73,6 +73,13 @@ export function moveTexts({ arriving, leaving }: VmView): { arriving?: string; l
 }
 
 export function vmTable(vms: readonly VmView[]): string {
+  const notices = vms.flatMap(({ name, notice }) =>
+    notice === undefined ? [] : [`${plain(name)}: ${plain(notice)}\n`],
+  );
+  return vmRows(vms) + notices.join('');
+}
+
+function vmRows(vms: readonly VmView[]): string {
   return table(
     ['NAME', 'STATE', 'HOST', 'MEMORY', 'ACCEL', 'PID', 'EPOCH', 'JOB', 'IMAGE'],
     vms.map((vm) => [

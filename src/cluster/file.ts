@@ -1,5 +1,4 @@
 import { join } from 'node:path';
-import { z } from 'zod';
 import { MigrationError, toMigrationError } from '../domain/errors.js';
 import { makeDirectoryDurably } from '../durable/durable-file.js';
 import { FileLogStore, fileError, type LogStore } from '../durable/log-store.js';
@@ -7,38 +6,10 @@ import { RecordLog } from '../durable/record-log.js';
 import { OWNERS_LOG } from '../durable/state-format.js';
 import type { OwnerRecord, Registry } from '../engine/ports/registry.js';
 import { parseKept } from '../kit/unknown-keys.js';
+import { decodeOwnerChange, epochOf, type OwnerChange, ownerRecord, vmOf } from './change.js';
+import type { OwnerMirror } from './mirror.js';
 
-const ownerRecord = z.strictObject({
-  vm: z.string().min(1).max(255),
-  owner: z.string().min(1).max(255),
-  epoch: z.int().min(1),
-  session: z
-    .string()
-    .regex(/^[0-9a-f]{32}$/)
-    .nullable(),
-  leaving: z
-    .string()
-    .regex(/^[0-9a-f]{32}$/)
-    .exactOptional(),
-  incarnation: z
-    .string()
-    .regex(/^[0-9a-f]{32}$/)
-    .exactOptional(),
-});
-/**
- * `swap` replaces the record of a VM. `remove` ends it at `epoch`, which logs of earlier builds lack. The last line of
- * a VM counts.
- */
-const change = z.discriminatedUnion('type', [
-  z.strictObject({ type: z.literal('swap'), record: ownerRecord }),
-  z.strictObject({ type: z.literal('remove'), vm: z.string().min(1), epoch: z.int().min(1).optional() }),
-]);
-export type OwnerChange = z.infer<typeof change>;
-
-/** Decodes a line of `owners.log`. Throws for anything else. */
-export function decodeOwnerChange(json: unknown): OwnerChange {
-  return parseKept(change, json);
-}
+export { decodeOwnerChange, type OwnerChange } from './change.js';
 
 /** How many superseded lines may accumulate before the log is rewritten. */
 const STALE_LINES_MAX = 1024;
@@ -58,27 +29,39 @@ export class FileRegistry implements Registry {
    * name that began at 1 again could not move there.
    */
   readonly #ended = new Map<string, number>();
+  readonly #mirror: OwnerMirror | null;
+  readonly #restored: string[] = [];
   #turn: Promise<unknown> = Promise.resolve();
 
-  private constructor(log: RecordLog<OwnerChange>) {
+  private constructor(log: RecordLog<OwnerChange>, mirror: OwnerMirror | null) {
     this.#log = log;
+    this.#mirror = mirror;
   }
 
-  /** Opens the registry. The caller holds the directory's lock. Throws CORRUPT if a record is damaged. */
-  static async open(directory: string): Promise<FileRegistry> {
+  /**
+   * Opens the registry. The caller holds the directory's lock. Throws CORRUPT if a record is damaged. Records that the
+   * mirror knows better have come back from a backup, and are put right.
+   */
+  static async open(directory: string, mirror: OwnerMirror | null = null): Promise<FileRegistry> {
     await makeDirectoryDurably(directory).catch((error: unknown) => {
       throw fileError(error, directory);
     });
-    return FileRegistry.on(await FileLogStore.open(join(directory, OWNERS_LOG)));
+    return FileRegistry.on(await FileLogStore.open(join(directory, OWNERS_LOG)), mirror);
   }
 
   /** Opens the registry on a store of the caller, who ensures that nothing else uses it. */
-  static async on(store: LogStore): Promise<FileRegistry> {
+  static async on(store: LogStore, mirror: OwnerMirror | null = null): Promise<FileRegistry> {
     const { log, records } = await RecordLog.open(store, decodeOwnerChange);
-    const registry = new FileRegistry(log);
+    const registry = new FileRegistry(log, mirror);
     for (const entry of records) registry.#note(entry);
+    await registry.#followMirror();
     if (registry.#staleLines > STALE_LINES_MAX) await registry.#compact();
     return registry;
+  }
+
+  /** The VMs whose records had come back from a backup, or had been lost, when the registry was opened. */
+  get restored(): readonly string[] {
+    return this.#restored;
   }
 
   /** Returns the owner record. Rejects if a failed write has left the record unknown. */
@@ -98,6 +81,7 @@ export class FileRegistry implements Registry {
       if (expectedEpoch !== null && record.epoch <= expectedEpoch) {
         throw new MigrationError('OWNER_CHANGED', `the new epoch of ${vm} must be greater than ${expectedEpoch}`);
       }
+      refuseOtherStart(this.#owners.get(vm), record);
       await this.#append({ type: 'swap', record });
     });
   }
@@ -128,6 +112,7 @@ export class FileRegistry implements Registry {
   async close(): Promise<void> {
     await this.#turn;
     await this.#log.close();
+    await this.#mirror?.close();
   }
 
   #expect(vm: string, expectedEpoch: number | null): void {
@@ -142,7 +127,35 @@ export class FileRegistry implements Registry {
   async #append(entry: OwnerChange): Promise<void> {
     await this.#log.append(entry);
     this.#note(entry);
+    await this.#mirror?.note(entry);
     this.#compactSoon();
+  }
+
+  /** A change that only the mirror has was in this log, too: the mirror's copies are written after the log. */
+  async #followMirror(): Promise<void> {
+    if (this.#mirror === null) return;
+    for (const entry of this.#mirror.changes) {
+      if (!this.#isOlderThan(entry)) continue;
+      await this.#log.append(entry);
+      this.#note(entry);
+      this.#restored.push(vmOf(entry));
+    }
+    await this.#mirror.keepOnly((vm, epoch) => (this.#owners.get(vm)?.epoch ?? this.#ended.get(vm)) === epoch);
+    const isCopied = new Set(this.#mirror.changes.map(vmOf));
+    for (const record of this.#owners.values())
+      if (!isCopied.has(record.vm)) await this.#mirror.note({ type: 'swap', record });
+  }
+
+  #isOlderThan(entry: OwnerChange): boolean {
+    const present = this.#owners.get(vmOf(entry));
+    const epoch = present?.epoch ?? this.#ended.get(vmOf(entry)) ?? 0;
+    if (epochOf(entry) !== epoch) return epochOf(entry) > epoch;
+    // The mirror is written after the log. What it has and the log has not, the log has lost.
+    if (present === undefined || entry.type !== 'swap') return present !== undefined;
+    const { incarnation, leaving } = entry.record;
+    const isOtherStart =
+      present.incarnation !== undefined && incarnation !== undefined && incarnation !== present.incarnation;
+    return isOtherStart || (leaving !== undefined && leaving !== present.leaving);
   }
 
   #note(entry: OwnerChange): void {
@@ -184,4 +197,11 @@ export class FileRegistry implements Registry {
     this.#turn = result.catch(() => undefined);
     return result;
   }
+}
+
+/** A move does not change which start of the VM it is. */
+function refuseOtherStart(present: OwnerRecord | undefined, { vm, epoch, session, incarnation }: OwnerRecord): void {
+  if (present?.incarnation === undefined || incarnation === undefined || present.incarnation === incarnation) return;
+  if (session === null || epoch !== present.epoch + 1) return;
+  throw new MigrationError('OWNER_CHANGED', `${vm} in epoch ${present.epoch} is another start than the one that moves`);
 }

@@ -82,6 +82,8 @@ export interface VmInventory {
   readonly state: VmState;
   readonly epoch: number;
   readonly owner: string;
+  /** The id of this start of the VM. Absent from a host of build 0.1.0, and for a VM that such a build has started. */
+  readonly incarnation?: string;
   readonly job: string | null;
   /** The host that the missing pages of the VM come from. Absent if it has all of its memory, as far as is known. */
   readonly arrivingFrom?: string;
@@ -160,6 +162,8 @@ export interface ForkInventory {
   /** Things of the host that the spec names and that only one VM can have. Absent from build 0.1.0. */
   readonly hostResources?: readonly HostResource[];
   // A host of build 0.1.0 does not report the following.
+  /** Those that VMs on other hosts have, each with that host, as far as the hosts answer. */
+  readonly namesElsewhere?: readonly string[];
   /** Those that ended VMs have, whose exit codes and logs would be lost. Empty if the request replaces them. */
   readonly namesOfEnded?: readonly string[];
   /** Why no clone may start on the disks of the image, or null. */
@@ -171,6 +175,11 @@ export interface ForkInventory {
   readonly limits?: HostLimits;
   /** As in HostInventory. */
   readonly stateFreeBytes?: number;
+}
+
+export interface VmIdentity {
+  readonly name: string;
+  readonly uuid: string;
 }
 
 /** What a host knows of a VM's name and UUID. A state may be one of a newer version. */

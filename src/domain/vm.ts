@@ -180,6 +180,8 @@ export interface VmView {
   readonly identityIssue: string | null;
   /** What the start of the VM could not find out, for example from a host that does not answer. Only in its answer. */
   readonly warnings?: readonly string[];
+  /** The records of this host do not fit those of another one, and what to do. Absent if nothing is known of that. */
+  readonly notice?: string;
   /** Absent if the VM has all of its memory. */
   readonly arriving?: Arrival;
   /** Absent if no move of the VM from this host is under way. */

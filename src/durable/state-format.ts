@@ -19,6 +19,8 @@ import { checkVersion, corrupt, isUnsealed, seal, unseal } from './sealed.js';
 export const FORMAT_FILE = 'format';
 export const OWNERS_LOG = 'owners.log';
 export const JOBS_LOG = 'jobs.log';
+/** The copy of the owner records in the memory directory. */
+export const OWNERS_MIRROR = '.owners.log';
 export const LOGS = [OWNERS_LOG, JOBS_LOG] as const;
 /** Folders with one record a file. */
 export const RECORD_FOLDERS = ['sessions', 'forks', 'images'] as const;

@@ -80,13 +80,13 @@ export function migrationRecord(
   { plan, vm }: { readonly plan: MigrationPlan; readonly vm: VmInventory },
   { random, clock }: RecordSources,
 ): MigrationRecord {
-  const { spec, epoch, accel } = vm;
+  const { spec, epoch, accel, incarnation } = vm;
   return {
     type: 'job',
     job: `job-${random.hex(6)}`,
     session: random.hex(16),
     token: random.hex(32),
-    ...{ plan, spec, epoch, accel },
+    ...{ plan, spec, epoch, accel, ...(incarnation === undefined ? {} : { incarnation }) },
     createdAt: clock.isoNow(),
   };
 }

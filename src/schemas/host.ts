@@ -4,7 +4,7 @@ import type { HostInventory, TargetChecks, VmClaims, VmInventory } from '../doma
 import type { RdmaInventory } from '../domain/transport.js';
 import { errorJson } from './error.js';
 import { count, list, of, text } from './of.js';
-import { accel, exitCode, hostName, vmState } from './words.js';
+import { accel, exitCode, hostName, incarnationId, vmState } from './words.js';
 
 const rdmaInventory = of<RdmaInventory>(
   z.object({
@@ -84,6 +84,7 @@ export const vmInventoryBase = z.object({
   state: vmState,
   epoch: count,
   owner: text,
+  incarnation: incarnationId.exactOptional(),
   job: text.nullable(),
   arrivingFrom: text.exactOptional(),
   qemuVersion: text,

@@ -59,6 +59,7 @@ export const vmView = of<VmView>(
     exit: vmExit.nullable(),
     identityIssue: text.nullable(),
     warnings: list(text).exactOptional(),
+    notice: text.exactOptional(),
     arriving: z.object({ ...openMove, source: text, incompleteSince: text.nullable() }).exactOptional(),
     leaving: z.object({ ...openMove, target: text }).exactOptional(),
   }),

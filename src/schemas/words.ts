@@ -31,6 +31,9 @@ export const exitCode = z.int().min(0).max(255);
 /** 128 bits in hexadecimal. */
 export const sessionId = z.string().regex(/^[0-9a-f]{32}$/, 'is not a session id');
 
+/** Tells two starts of a VM of one name apart. */
+export const incarnationId = z.string().regex(/^[0-9a-f]{32}$/, 'is not the id of a start');
+
 export const sessionToken = z.string().regex(/^[0-9a-f]{64}$/, 'is not a session token');
 export const accel = z.enum(ACCELS);
 export const accelChoice = z.enum(ACCEL_CHOICES);

@@ -45,6 +45,7 @@ export class HandFork {
         {
           image: FORK,
           accel: 'tcg',
+          epochMin: 0,
           isRegistered: false,
           isReplacing: false,
           statePath,

@@ -8,6 +8,7 @@ import { unreachableHost } from '../../src/jobs/unreachable-host.js';
 import { NO_RDMA } from '../unit/planner/planner-facts.js';
 import { type HalfParts, SimHalf } from './half.js';
 import { SimSource } from './source.js';
+import { INCARNATION } from './spec.js';
 import { SimTarget } from './target.js';
 
 export class SimAgent implements HostPort {
@@ -59,6 +60,7 @@ class SimInventory extends SimHalf implements InventoryPort {
       state: record.qemu?.isAlive === true && record.qemu.state === 'running' ? 'running' : 'paused',
       epoch: record.epoch,
       owner: (await this.registry.owner(vm))?.owner ?? '',
+      incarnation: INCARNATION,
       job: record.job,
       qemuVersion: '7.2.22',
       accel: 'tcg',
@@ -70,8 +72,8 @@ class SimInventory extends SimHalf implements InventoryPort {
     };
   }
 
-  async vmClaims(): Promise<VmClaims> {
-    return { vms: [], lastEpoch: 0, owner: null, incarnation: null };
+  async vmClaims(): Promise<{ claims: VmClaims[] }> {
+    return { claims: [] };
   }
 
   async layerHolders(): Promise<{ holders: string[] }> {

@@ -70,6 +70,30 @@ describe('owner records that are lost or restored while the hosts cannot reach e
   }
 });
 
+/** Nobody need answer: the mirror in the memory directory knows better than the copy. */
+describe('any copy of the owner records of a host, restored at any later event', () => {
+  const hosts = [
+    ['A', 'restoreOwners'],
+    ['B', 'restoreTargetOwners'],
+  ] as const;
+  for (const mode of new Set(Object.values(SIMULATED_IN))) {
+    for (const [host, kind] of hosts) {
+      for (const cutMs of [0, 60_000]) {
+        test(`${mode}: ${host}, with the network cut for ${cutMs} ms`, async () => {
+          const { eventCount, ownersChangedAt } = await expectSound({ seed: 1, faults: [], mode });
+          const copies = ownersChangedAt[host];
+          expect(copies.length).toBeGreaterThan(1);
+          for (let at = 0; at < eventCount; at++) {
+            const cuts = cutMs === 0 ? [] : [{ at, kind: 'cutNetwork', ms: cutMs } as const];
+            for (const copiedAt of copies.filter((event) => event < at))
+              await expectSound({ seed: 1, faults: [...cuts, { at, kind, ms: 300, copiedAt }], mode });
+          }
+        });
+      }
+    }
+  }
+});
+
 test('a cut that outlasts all patience ends well without help: the job needs recovery and goes on', async () => {
   const { eventCount } = await expectSound({ seed: 3, faults: [] });
   const ends = new Set<string>();

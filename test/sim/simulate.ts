@@ -1,4 +1,5 @@
 import { FileRegistry } from '../../src/cluster/file.js';
+import { OwnerMirror } from '../../src/cluster/mirror.js';
 import type { JobState } from '../../src/domain/job.js';
 import type { MigrationMode } from '../../src/domain/migration.js';
 import type { HostPort } from '../../src/engine/ports/host.js';
@@ -9,10 +10,10 @@ import { FileJournal } from '../../src/jobs/journal.js';
 import { SimAgent } from './agent.js';
 import { diskHooks, jobWatch, runToRest, worldPorts } from './coordinator.js';
 import { remoteHost } from './network.js';
-import { startedVm, vmSpec } from './spec.js';
+import { INCARNATION, startedVm, vmSpec } from './spec.js';
 import { SimStore } from './store.js';
 import { Life } from './time.js';
-import { type Fault, World } from './world.js';
+import { type Fault, type HostState, World } from './world.js';
 
 /** Orders of steps that are broken on purpose, one for each kind of violation that the oracle detects. */
 export type Sabotage =
@@ -36,6 +37,8 @@ export interface Result {
   /** Whether the job needed recovery at any time. */
   readonly hasNeededRecovery: boolean;
   readonly eventCount: number;
+  /** The events at which the owner records of a host were other ones than before. */
+  readonly ownersChangedAt: { readonly A: readonly number[]; readonly B: readonly number[] };
   readonly trace: readonly string[];
 }
 
@@ -58,7 +61,10 @@ export async function simulate({ seed, faults, mode = 'postcopy', sabotage }: Sc
     const life = new Life(world.time);
     state.life = life;
     const hooks = diskHooks(world, () => state.isDiskFull);
-    const registry = await FileRegistry.on(new SimStore(state.owners, life, hooks));
+    const registry = await registryOf(world, state, life);
+    // Whether a session has run its VM, its host knows by the owner record alone.
+    for (const noted of state.sessions.values())
+      noted.hasRun = (await registry.owner(noted.vm))?.session === noted.session;
     const peer = (): SimAgent | null =>
       world.isNetworkUp && world.hosts[other].life ? (daemons[other]?.agent ?? null) : null;
     const agent = new SimAgent({ world, state, life, registry }, peer);
@@ -137,18 +143,34 @@ export async function simulate({ seed, faults, mode = 'postcopy', sabotage }: Sc
     state: job?.state ?? null,
     hasNeededRecovery,
     eventCount: world.eventCount,
+    ownersChangedAt: world.ownersChangedAt,
     trace: world.trace,
   };
+}
+
+async function registryOf(world: World, state: HostState, life: Life): Promise<FileRegistry> {
+  const hooks = diskHooks(world, () => state.isDiskFull);
+  const inMemory = diskHooks(world, () => false);
+  const mirrorOf = async () => new SimStore(state.mirror, life, inMemory);
+  const mirror = await OwnerMirror.on(mirrorOf, () => undefined);
+  return FileRegistry.on(new SimStore(state.owners, life, hooks), mirror);
 }
 
 /** The owner record that the start of the VM has written. */
 async function giveToSource({ hosts, time }: World): Promise<void> {
   const hooks = { isFull: () => false, event: () => undefined, chance: () => 0 };
-  const registry = await FileRegistry.on(new SimStore(hosts.A.owners, new Life(time), hooks));
+  const life = new Life(time);
+  const mirror = await OwnerMirror.on(
+    async () => new SimStore(hosts.A.mirror, life, hooks),
+    () => undefined,
+  );
+  const registry = await FileRegistry.on(new SimStore(hosts.A.owners, life, hooks), mirror);
   let isDone = false;
-  void registry.swapOwner(vmSpec.name, null, { vm: vmSpec.name, owner: 'A', epoch: 1, session: null }).then(() => {
-    isDone = true;
-  });
+  void registry
+    .swapOwner(vmSpec.name, null, { vm: vmSpec.name, owner: 'A', epoch: 1, session: null, incarnation: INCARNATION })
+    .then(() => {
+      isDone = true;
+    });
   await time.run(() => isDone, 1);
 }
 

@@ -1,6 +1,8 @@
 import type { VmSpec } from '../../src/domain/vm.js';
 import { PAGES, type VmRecord } from './world.js';
 
+export const INCARNATION = 'f'.repeat(32);
+
 export const vmSpec: VmSpec = {
   name: 'vm1',
   uuid: '9d3c1f1e-0000-4000-8000-000000000001',

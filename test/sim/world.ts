@@ -48,16 +48,20 @@ export interface HostState {
   readonly sessions: Map<string, SessionRecord>;
   readonly journal: Disk;
   readonly owners: Disk;
+  /** The copy of the owner records in the memory directory. */
+  readonly mirror: Disk;
   life: Life | null;
   isDiskFull: boolean;
 }
 
 export type FaultKind =
   | 'killSourceDaemon'
-  /** The source's daemon is killed, and its owner records are lost, or those of the start come back from a backup. */
+  /** The source's daemon is killed, and its owner records are lost, or come back from a backup. */
   | 'loseOwners'
   | 'restoreOwners'
   | 'killTargetDaemon'
+  /** The same at the target. Its copies always come back under a mirror. */
+  | 'restoreTargetOwners'
   | 'killSourceQemu'
   | 'killTargetQemu'
   | 'endGuest'
@@ -77,6 +81,8 @@ export interface Fault {
    * Time until the fault ends (the daemon restarts, the network heals, space is free again), or the delay of a call.
    */
   readonly ms: number;
+  /** Of the restores: number of the event at which the copy was made. Absent: when the VM had been started. */
+  readonly copiedAt?: number;
 }
 
 export class Violation extends Error {}
@@ -95,10 +101,16 @@ export class World {
   readonly nativeCancelled = new Set<string>();
   /** Deaths of QEMU that no engine could have prevented. */
   readonly killed = { source: false, target: false };
-  /** The source's owner records have been lost or restored, so they do not show what has been committed. */
+  /**
+   * The source's owner records have been lost or restored, and their mirror lost, so they do not show what has been
+   * committed.
+   */
   areOwnersLost = false;
-  /** The source's owner records when the VM had been started. */
+  /** The source's owner records when the VM had been started, and at each event since. */
   ownersBackup: Buffer = Buffer.alloc(0);
+  readonly #ownersAt: { readonly A: Buffer; readonly B: Buffer }[] = [];
+  /** The events at which the owner records of a host were other ones than before. */
+  readonly ownersChangedAt: { readonly A: number[]; readonly B: number[] } = { A: [], B: [] };
   guestEndedOn: 'source' | 'target' | null = null;
   onRestart: (host: 'A' | 'B') => void = () => undefined;
   onCancel: () => void = () => undefined;
@@ -130,6 +142,10 @@ export class World {
   event(label: string): void {
     const number = this.eventCount++;
     this.trace.push(`${number} ${this.time.nowMs.toFixed(1)} ${label}`);
+    const [A, B] = [this.hosts.A.owners.bytes, this.hosts.B.owners.bytes];
+    if (A !== this.#ownersAt.at(-1)?.A) this.ownersChangedAt.A.push(number);
+    if (B !== this.#ownersAt.at(-1)?.B) this.ownersChangedAt.B.push(number);
+    this.#ownersAt.push({ A, B });
     for (const host of [this.hosts.A, this.hosts.B]) {
       for (const { qemu, memory } of host.vms.values()) {
         if (qemu?.isAlive !== true || qemu.state !== 'running' || memory === null) continue;
@@ -184,9 +200,16 @@ export class World {
         return this.killDaemon('A', fault.ms);
       case 'loseOwners':
       case 'restoreOwners':
-        this.areOwnersLost = true;
         this.killDaemon('A', fault.ms);
-        A.owners.bytes = fault.kind === 'loseOwners' ? Buffer.alloc(0) : this.ownersBackup;
+        A.owners.bytes = fault.kind === 'loseOwners' ? Buffer.alloc(0) : this.#backupOf(fault);
+        // A copy comes back while the memory directory is what it was. Without its mirror the target has to be asked.
+        if (fault.copiedAt !== undefined) return;
+        this.areOwnersLost = true;
+        A.mirror.bytes = Buffer.alloc(0);
+        return;
+      case 'restoreTargetOwners':
+        this.killDaemon('B', fault.ms);
+        B.owners.bytes = this.#ownersAt[fault.copiedAt ?? 0]?.B ?? Buffer.alloc(0);
         return;
       case 'killTargetDaemon':
         return this.killDaemon('B', fault.ms);
@@ -222,6 +245,10 @@ export class World {
         this.callFault = fault;
         return;
     }
+  }
+
+  #backupOf({ copiedAt }: Fault): Buffer {
+    return copiedAt === undefined ? this.ownersBackup : (this.#ownersAt[copiedAt]?.A ?? this.ownersBackup);
   }
 
   /** A guest that runs may end at any moment. A stopped one cannot. */
@@ -271,6 +298,7 @@ function hostState(name: string): HostState {
     sessions: new Map(),
     journal: { path: `${name}/journal`, bytes: Buffer.alloc(0) },
     owners: { path: `${name}/owners`, bytes: Buffer.alloc(0) },
+    mirror: { path: `${name}/mirror`, bytes: Buffer.alloc(0) },
     life: null,
     isDiskFull: false,
   };

@@ -48,7 +48,7 @@ export async function forkInventory(
       cloneBytesNeeded: cloneBytes(question, image.spec),
       warmCloneCount: 0,
       hostResources: vms.backend.devicesIn(image.spec).hostResources,
-      ...namesInUse(context, question, image.spec, null),
+      ...(await namesInUse(context, question, image.spec, null)),
       diskProblem: image.state === 'complete' ? await startProblem(context, image.id) : null,
     };
   }
@@ -72,7 +72,7 @@ export async function forkInventory(
     cloneBytesNeeded: cloneBytes(question, spec),
     warmCloneCount: warm?.clones.length ?? 0,
     hostResources: vms.backend.devicesIn(spec).hostResources,
-    ...namesInUse(context, question, spec, warm),
+    ...(await namesInUse(context, question, spec, warm)),
     longChains: question.parentMode === 'stop' ? [] : await longChains(context, parent),
     coldReason: warm === null ? pool.whyCold(parent, question) : null,
   };
@@ -86,19 +86,22 @@ function cloneBytes({ memory }: ForkQuestion, spec: VmSpec): number {
  * Returns the clones' names that other VMs have. Only names from a user's prefix can collide. A waiting set has its
  * names already. An ended VM is replaced if the request says so, because its exit code and log go with it.
  */
-function namesInUse(
-  { vms }: ForkContext,
+async function namesInUse(
+  { vms, names }: ForkContext,
   question: ForkQuestion,
   spec: VmSpec,
   warm: PooledSet | null,
-): Required<Pick<ForkInventory, 'namesTaken' | 'namesOfEnded'>> {
-  if (question.namePrefix === null) return { namesTaken: [], namesOfEnded: [] };
+): Promise<Required<Pick<ForkInventory, 'namesTaken' | 'namesOfEnded' | 'namesElsewhere'>>> {
+  if (question.namePrefix === null) return { namesTaken: [], namesOfEnded: [], namesElsewhere: [] };
   const own = new Set(warm?.clones.map(({ vm }) => vm.spec.name));
-  const used = cloneNames({ ...question, fork: '' }, spec.name).filter((name) => vms.has(name) && !own.has(name));
+  const wanted = cloneNames({ ...question, fork: '' }, spec.name).filter((name) => !own.has(name));
+  const used = wanted.filter((name) => vms.has(name));
   const isEnded = (name: string) => vms.get(name).state === 'stopped';
   return {
     namesTaken: used.filter((name) => !isEnded(name)),
     namesOfEnded: question.isReplacing === true ? [] : used.filter(isEnded),
+    // The UUIDs are new, and known only when the fork has an id.
+    namesElsewhere: wanted.length === 0 ? [] : await names.namesElsewhere(wanted.map((name) => ({ name, uuid: '' }))),
   };
 }
 

@@ -91,20 +91,23 @@ export async function makeWaitingSet(
     `${context.images.statePath(image.id)}-${options.fork}`,
   );
   let isGivenUp = false;
-  const outcomes = await inParallel(identities, STARTS_AT_ONCE, async (identity) => {
-    if (isGivenUp || options.signal.aborted) throw new MigrationError('CANCELLED', 'the fork was cancelled');
-    try {
-      return await startClone(context, image, shape, {
-        identity,
-        fork: options.fork,
-        templates,
-        isReplacing: options.isReplacing,
-        signal: options.signal,
-      });
-    } catch (error) {
-      isGivenUp ||= !options.isPartialAllowed;
-      throw error;
-    }
+  const startAll = (epochs: ReadonlyMap<string, number>) =>
+    inParallel(identities, STARTS_AT_ONCE, async (identity) => {
+      if (isGivenUp || options.signal.aborted) throw new MigrationError('CANCELLED', 'the fork was cancelled');
+      const epochMin = epochs.get(identity.name) ?? 0;
+      try {
+        return await startClone(context, image, shape, { identity, epochMin, templates, ...options });
+      } catch (error) {
+        isGivenUp ||= !options.isPartialAllowed;
+        throw error;
+      }
+    });
+  // Names that derive from the id of the fork are new. The parent runs, so that the question costs it nothing.
+  const isNamed = shape.namePrefix !== null;
+  const starting = isNamed ? context.names.guardClones(identities, startAll) : startAll(new Map());
+  const outcomes = await starting.catch(async (error: unknown) => {
+    await templates.remove().catch(() => undefined);
+    throw error;
   });
   const clones: WaitingClone[] = [];
   const failures: CloneFailure[] = [];
@@ -172,11 +175,12 @@ async function startClone(
   shape: CloneShape,
   clone: Pick<MakeSetOptions, 'fork' | 'isReplacing' | 'signal'> & {
     readonly identity: CloneIdentity;
+    readonly epochMin: number;
     readonly templates: OverlayTemplates;
   },
 ): Promise<ManagedVm> {
   const { vms, images } = context;
-  const { identity, fork, templates, isReplacing, signal } = clone;
+  const { identity, epochMin, fork, templates, isReplacing, signal } = clone;
   const isPrivate = shape.memory === 'private';
   const spec = cloneSpec(shape.parent, fork, identity, shape.network);
   const disks = planCloneDisks(spec.disks, vms.directoryOf(identity.name), shape.disks, templates);
@@ -189,6 +193,7 @@ async function startClone(
     },
     {
       image: image.id,
+      epochMin,
       accel: shape.accel,
       isRegistered: isPrivate || (image.state !== 'complete' && shape.parentMode === 'continue'),
       statePath: images.statePath(image.id),

@@ -1,5 +1,5 @@
 /** Implements InventoryPort on this host. */
-import type { HostInventory, TargetChecks, VmClaims, VmInventory } from '../../domain/host.js';
+import type { HostInventory, TargetChecks, VmClaims, VmIdentity, VmInventory } from '../../domain/host.js';
 import type { FileView, StorageFile, StorageOffer } from '../../domain/storage.js';
 import type { RdmaPlace } from '../../domain/transport.js';
 import type { VmSpec } from '../../domain/vm.js';
@@ -59,8 +59,8 @@ export class InventoryAgent implements InventoryPort {
     return { ...inventory, job, ...(arrivingFrom === null ? {} : { arrivingFrom }) };
   }
 
-  vmClaims(name: string, uuid: string): Promise<VmClaims> {
-    return this.#claims(name, uuid);
+  vmClaims(vms: readonly VmIdentity[]): Promise<{ readonly claims: readonly VmClaims[] }> {
+    return this.#claims(vms);
   }
 
   checkTarget(spec: VmSpec, source: RdmaPlace | null): Promise<TargetChecks> {

@@ -54,6 +54,7 @@ export async function vmInventory(context: ImageContext, name: string): Promise<
     state: vm.state,
     epoch: vm.epoch,
     owner: owner?.owner ?? host,
+    ...(owner?.incarnation === undefined ? {} : { incarnation: owner.incarnation }),
     job: vm.job,
     qemuVersion: vm.qemuVersion,
     accel: vm.accel,

@@ -15,11 +15,13 @@ import { join } from 'node:path';
 import { z } from 'zod';
 import { MigrationError } from '../../domain/errors.js';
 import { writeDurably, writeWhole } from '../../durable/durable-file.js';
+import { OWNERS_MIRROR } from '../../durable/state-format.js';
 import { readRecord } from '../vm/record.js';
 
 const STATE_FILE = 'memory-directory.json';
 export const MARK_FILE = '.owner';
 const IMAGES = '.images';
+const OWN_NAMES: ReadonlySet<string> = new Set([IMAGES, OWNERS_MIRROR, `${OWNERS_MIRROR}.new`]);
 
 const id = z.string().regex(/^[0-9a-f]{32}$/);
 // Newer builds may add keys.
@@ -56,6 +58,8 @@ export async function tieMemoryDirectory(places: MarkPlaces): Promise<string> {
     const missing = isThisBoot ? await vmsWithMemory(stateDir) : [];
     if (missing.length > 0) throw elsewhere(missing, state?.ramDir ?? ramDir, places);
     await refuseUnknownContent(places);
+    // Without a mark nobody knows whose copy of the owner records it is.
+    await rm(join(ramDir, OWNERS_MIRROR), { force: true });
   } else if (!isThisBoot || memory.id !== state.id) {
     await refuseUnknownContent(places);
   } else if (state.ramDir === ramDir) return memory.id;
@@ -85,7 +89,7 @@ async function refuseUnknownContent({ stateDir, ramDir }: MarkPlaces): Promise<v
   const vms = new Set(await namesIn(join(stateDir, 'vms')));
   const images = new Set((await namesIn(join(stateDir, 'images'))).map((name) => name.replace(/\.json$/, '')));
   const unknown = [
-    ...(await namesIn(ramDir)).filter((name) => name !== IMAGES && name !== MARK_FILE && !vms.has(name)),
+    ...(await namesIn(ramDir)).filter((name) => !OWN_NAMES.has(name) && name !== MARK_FILE && !vms.has(name)),
     ...(await namesIn(join(ramDir, IMAGES))).filter((name) => !images.has(name)).map((name) => join(IMAGES, name)),
   ];
   const [first] = unknown;

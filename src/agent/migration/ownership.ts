@@ -1,6 +1,28 @@
 /** The target's half of the commit: its own owner record, without which it never runs the VM. */
 import { MigrationError } from '../../domain/errors.js';
 import type { OwnerRecord, Registry } from '../../engine/ports/registry.js';
+import type { PrepareRequest } from '../../engine/ports/session.js';
+
+/**
+ * Throws OWNER_CHANGED if this host knows that another VM of that name, started separately, has been in the epoch from
+ * which this one comes. Then at least one of the two was started beside the other, or from an old copy of its records.
+ */
+export function refuseOtherStart(
+  present: OwnerRecord | null,
+  { spec, source, epoch, incarnation }: Pick<PrepareRequest, 'spec' | 'source' | 'epoch' | 'incarnation'>,
+  host: string,
+): void {
+  if (present === null || present.epoch < epoch) return;
+  const isOther = incarnation !== undefined && present.incarnation !== undefined && incarnation !== present.incarnation;
+  if (present.epoch === epoch && !isOther) return;
+  const { name } = spec;
+  const known = `${host} knows ${present.epoch === epoch ? 'another start' : 'a later state'} of ${name}`;
+  throw new MigrationError('OWNER_CHANGED', `${known}: it belongs to ${present.owner} in epoch ${present.epoch}`, {
+    remedy:
+      `make sure that ${name} runs on ${source} alone; then "vmctl stop ${name}" on ${host} if it is listed there, ` +
+      `and stop and run it again on ${source}: a new start is newer than all records`,
+  });
+}
 
 /**
  * Makes `next` the owner record of this host. This is the one durable write between the commit and the guest's first

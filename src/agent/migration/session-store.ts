@@ -14,7 +14,7 @@ import type { Transport } from '../../domain/transport.js';
 import { RecordFiles, type RecordKind } from '../../durable/record-files.js';
 import type { PrepareRequest, SourceEndpointInfo } from '../../engine/ports/session.js';
 import { vmSpecSchema } from '../../schemas/vm-spec.js';
-import { accel, migrationMode, sessionId, sessionToken, transport } from '../../schemas/words.js';
+import { accel, incarnationId, migrationMode, sessionId, sessionToken, transport } from '../../schemas/words.js';
 
 /**
  * preparing: QEMU is being started, and nothing of it is kept after a crash · prepared: the VM can be connected and
@@ -63,6 +63,7 @@ const recordSchema = z.discriminatedUnion('role', [
     spec: vmSpecSchema,
     source: z.string(),
     epoch: z.int().min(0),
+    incarnation: incarnationId.exactOptional(),
     mode: migrationMode,
     accel,
     token: sessionToken,

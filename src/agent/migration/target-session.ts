@@ -29,7 +29,7 @@ import type { MigrationContext } from './context.js';
 import { endedOf, inheritExitCode } from './ended-vm.js';
 import { goneError } from './gone.js';
 import { withOwnMemory } from './own-memory.js';
-import { takeOwnership } from './ownership.js';
+import { refuseOtherStart, takeOwnership } from './ownership.js';
 import { PageSession } from './page-session.js';
 import type { TargetRecord } from './session-store.js';
 
@@ -85,7 +85,9 @@ export class TargetSession {
     if (vms.has(spec.name) && vms.get(spec.name).state !== 'stopped') {
       throw new MigrationError('CONFLICT', `VM ${spec.name} already exists on ${context.host}`);
     }
-    const before = (await registry.owner(spec.name))?.epoch ?? null;
+    const owner = await registry.owner(spec.name);
+    refuseOtherStart(owner, request, context.host);
+    const before = owner?.epoch ?? null;
     let record: TargetRecord = {
       ...request,
       spec,
@@ -316,8 +318,9 @@ export class TargetSession {
   async #takeOwnership(epoch: number): Promise<void> {
     if (this.#hasRun) return;
     const { registry, host } = this.#context;
-    const { session } = this.#record;
-    await takeOwnership(registry, { vm: this.vmName, owner: host, epoch, session }, this.#epochBefore);
+    const { session, incarnation } = this.#record;
+    const next = { vm: this.vmName, owner: host, epoch, session };
+    await takeOwnership(registry, incarnation === undefined ? next : { ...next, incarnation }, this.#epochBefore);
     this.#hasRun = true;
   }
 

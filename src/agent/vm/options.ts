@@ -40,6 +40,8 @@ export interface IncomingOptions {
 
 export interface CloneOptions {
   readonly image: string;
+  /** The clone must begin above this epoch. */
+  readonly epochMin: number;
   readonly accel: Accel;
   /** True if the image is not complete. Missing pages then raise faults. */
   readonly isRegistered: boolean;

@@ -98,7 +98,7 @@ export class VmStarter {
       await this.#clearName(spec.name);
       const { registry, host } = this.#options;
       const before = await registry.owner(spec.name);
-      const epoch = (await registry.lastEpoch(spec.name)) + 1;
+      const epoch = Math.max(await registry.lastEpoch(spec.name), options.epochMin) + 1;
       const { image, accel, isRegistered, statePath } = options;
       const identityDue = identityDueOf(spec, options.nics);
       const vm = await this.#create(spec, { state: 'incoming', epoch, accel, session: null, image, ...identityDue });

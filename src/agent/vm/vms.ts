@@ -355,8 +355,14 @@ export class VmManager {
     }
     if (!states.includes(vm.state)) throw new MigrationError('CONFLICT', `${name} is ${vm.state}`);
     const owner = await this.#options.registry.owner(name);
-    if (!isOver(vm) && (owner?.owner !== this.#options.host || owner.epoch !== vm.epoch)) {
-      throw new MigrationError('OWNER_CHANGED', `${name} belongs to ${owner?.owner ?? 'no host'}, not to this host`);
+    // Force ends a process of this host, whatever the records say.
+    if (!isJobIgnored && !isOver(vm) && (owner?.owner !== this.#options.host || owner.epoch !== vm.epoch)) {
+      throw new MigrationError('OWNER_CHANGED', `${name} belongs to ${owner?.owner ?? 'no host'}, not to this host`, {
+        remedy:
+          owner === null || owner.owner === this.#options.host
+            ? 'stop vmigrated, then: vmctl state repair DIR; to end what runs here: vmctl stop --force'
+            : `ask ${owner.owner}; to end what is left here: "vmctl stop --force ${name}"`,
+      });
     }
     return vm;
   }

@@ -30,6 +30,7 @@ import {
   rdmaPlace,
   sessionProgress,
   startClonesReply,
+  vmIdentities,
   vmInventory,
 } from './schemas.js';
 
@@ -78,7 +79,7 @@ const HOST_METHODS: HostMethods = {
   inventory: {
     inventory: method(z.tuple([]), hostInventory, USUAL_MS),
     vmInventory: method(z.tuple([vmName]), vmInventory, USUAL_MS),
-    vmClaims: method(z.tuple([vmName, z.string().max(64)]), vmClaims, SHORT_MS),
+    vmClaims: method(z.tuple([vmIdentities]), z.object({ claims: list(vmClaims) }), SHORT_MS),
     layerHolders: method(z.tuple([layerPaths, vmName.nullable()]), z.object({ holders: list(text) }), SHORT_MS),
     checkTarget: method(z.tuple([vmSpecSchema, rdmaPlace.nullable()]), targetChecks, USUAL_MS),
     offerStorage: method(z.tuple([vmName]), storageOffer, USUAL_MS),

@@ -14,6 +14,7 @@ import {
   cloneNetwork,
   hostName,
   imageId,
+  incarnationId,
   jobId,
   migrationMode,
   parentMode,
@@ -38,6 +39,8 @@ export const microseconds = z.number().nonnegative();
 export const epoch = z.int().min(1);
 
 export const layerPaths = z.array(z.string().max(4096).startsWith('/')).max(256);
+
+export const vmIdentities = z.array(z.strictObject({ name: vmName, uuid: z.string().max(NAME_MAX) })).max(CLONES_MAX);
 
 // ---- migrations
 
@@ -75,6 +78,7 @@ export const prepareRequest = z.strictObject({
   spec: vmSpecSchema,
   source: hostName,
   epoch,
+  incarnation: incarnationId.exactOptional(),
   mode: migrationMode,
   accel,
   token: sessionToken,
@@ -128,6 +132,7 @@ export const forkInventory = z.object({
   warmCloneCount: count,
   namesTaken: list(text),
   hostResources: list(z.object({ argument: text, what: text, isOfNetwork: z.boolean() })).exactOptional(),
+  namesElsewhere: list(text).exactOptional(),
   namesOfEnded: list(text).exactOptional(),
   diskProblem: z
     .object({ code: z.enum(['DISK_CHANGED', 'DISK_IN_USE']), reason: text })

@@ -61,10 +61,11 @@ async function repairRecord(
 ): Promise<void> {
   const { vm, target } = record.plan.request;
   const { source } = record.plan;
-  const { session, epoch } = record;
+  const { session, epoch, incarnation } = record;
   const { registry } = ports;
-  if (hasRun) return registry.swapOwner(vm, present?.epoch ?? null, { vm, owner: target, epoch: epoch + 1, session });
-  if (present?.epoch !== epoch)
-    await registry.swapOwner(vm, present?.epoch ?? null, { vm, owner: source, epoch, session: null });
+  const known = { vm, ...(incarnation === undefined ? {} : { incarnation }) };
+  const before = present?.epoch ?? null;
+  if (hasRun) return registry.swapOwner(vm, before, { ...known, owner: target, epoch: epoch + 1, session });
+  if (present?.epoch !== epoch) await registry.swapOwner(vm, before, { ...known, owner: source, epoch, session: null });
   await registry.announceMove(vm, epoch, session);
 }

@@ -1,5 +1,5 @@
 /** The steps during which the VM runs undisturbed on the source. Their undo does not affect the guest. */
-import { MigrationError } from '../../domain/errors.js';
+import { MigrationError, toMigrationError } from '../../domain/errors.js';
 import type { StepExecutor } from './context.js';
 
 export const reserve: StepExecutor = {
@@ -17,7 +17,7 @@ export const reserve: StepExecutor = {
 export const prepareTarget: StepExecutor = {
   async forward({ record, ports }) {
     const { request, source } = record.plan;
-    const reply = await ports.target.prepare({
+    const known = {
       session: record.session,
       job: record.job,
       spec: record.spec,
@@ -27,7 +27,15 @@ export const prepareTarget: StepExecutor = {
       accel: record.accel,
       token: record.token,
       bandwidthBytesPerS: request.bandwidthBytesPerS,
-    });
+    };
+    const { incarnation } = record;
+    const reply = await ports.target.prepare(incarnation === undefined ? known : { ...known, incarnation }).catch(
+      // Build 0.1.0 refuses a key that it does not know.
+      async (thrown: unknown) => {
+        if (incarnation === undefined || toMigrationError(thrown).code !== 'USAGE') throw thrown;
+        return ports.target.prepare(known);
+      },
+    );
     return { nativeUri: reply.nativeUri };
   },
   /** `discard` removes the whole session, so connectTarget and transferState have nothing to undo on the target. */

@@ -72,6 +72,7 @@ export const commit: StepExecutor = {
       owner: target,
       epoch: record.epoch + 1,
       session: record.session,
+      ...(record.incarnation === undefined ? {} : { incarnation: record.incarnation }),
     });
     return undefined;
   },

@@ -1,4 +1,4 @@
-import type { HostInventory, TargetChecks, VmClaims, VmInventory } from '../../domain/host.js';
+import type { HostInventory, TargetChecks, VmClaims, VmIdentity, VmInventory } from '../../domain/host.js';
 import type { FileView, StorageFile, StorageOffer } from '../../domain/storage.js';
 import type { RdmaPlace } from '../../domain/transport.js';
 import type { VmSpec } from '../../domain/vm.js';
@@ -11,8 +11,11 @@ export interface InventoryPort {
   inventory(): Promise<HostInventory>;
   /** Throws NOT_FOUND if the VM is not here. */
   vmInventory(vm: string): Promise<VmInventory>;
-  /** Says what this host knows of a VM's name and UUID. Hosts of build 0.1.0 do not know this call. */
-  vmClaims(name: string, uuid: string): Promise<VmClaims>;
+  /**
+   * Says what this host knows of the names and UUIDs of VMs: one answer for each, in their order. Hosts of build 0.1.0
+   * do not know this call.
+   */
+  vmClaims(vms: readonly VmIdentity[]): Promise<{ readonly claims: readonly VmClaims[] }>;
   /**
    * Returns what on this host needs one of these disk files (an image, a saved image, a VM), for a host that wants to
    * change or remove them. Empty: nothing. `flattened` is the VM for whose disks the caller asks, or null: what only

@@ -27,6 +27,8 @@ export type JournalEntry =
       readonly plan: MigrationPlan;
       readonly spec: VmSpec;
       readonly epoch: number;
+      /** The id of the VM's start. Absent: the VM has none, or an earlier build has written the entry. */
+      readonly incarnation?: string;
       readonly accel: Accel;
       readonly createdAt: string;
     }

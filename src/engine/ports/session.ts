@@ -22,6 +22,8 @@ export interface PrepareRequest {
   readonly spec: VmSpec;
   readonly source: string;
   readonly epoch: number;
+  /** The id of the VM's start. Absent: the VM has none, or one of the hosts is of build 0.1.0. */
+  readonly incarnation?: string;
   readonly mode: MigrationMode;
   readonly accel: Accel;
   /** Secret of this session (64 hex digits). The target presents it on the data port. */

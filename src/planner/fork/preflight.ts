@@ -234,7 +234,10 @@ function* checkPrefix({ namePrefix }: ForkRequest): Iterable<Refusal> {
 
 const NAMES_SHOWN_MAX = 5;
 
-function* checkNames(host: string, { namesTaken, namesOfEnded = [] }: ForkInventory): Iterable<Refusal> {
+function* checkNames(
+  host: string,
+  { namesTaken, namesOfEnded = [], namesElsewhere = [] }: ForkInventory,
+): Iterable<Refusal> {
   const some = (names: readonly string[]) => {
     const more = names.length > NAMES_SHOWN_MAX ? ` and ${names.length - NAMES_SHOWN_MAX} more` : '';
     return `${names.slice(0, NAMES_SHOWN_MAX).join(', ')}${more}`;
@@ -244,6 +247,13 @@ function* checkNames(host: string, { namesTaken, namesOfEnded = [] }: ForkInvent
       'NAME_TAKEN',
       `names of the clones are already used on ${host}: ${some(namesTaken)}`,
       'choose another --name, or end those VMs with "vmctl stop"',
+    );
+  }
+  if (namesElsewhere.length > 0) {
+    yield refuse(
+      'NAME_TAKEN',
+      `names of the clones are already used on other hosts: ${some(namesElsewhere)}`,
+      'choose another --name, or end those VMs with "vmctl stop" on their hosts',
     );
   }
   if (namesOfEnded.length > 0) {

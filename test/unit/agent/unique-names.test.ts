@@ -3,6 +3,7 @@ import { beforeEach, describe, expect, test } from 'vitest';
 import { UniqueNames } from '../../../src/agent/unique-names.js';
 import { FileRegistry } from '../../../src/cluster/file.js';
 import { MigrationError } from '../../../src/domain/errors.js';
+import type { VmIdentity } from '../../../src/domain/host.js';
 import type { HostPort } from '../../../src/engine/ports/host.js';
 import { parseSpec } from '../../../src/schemas/vm-spec.js';
 import { MemoryStore } from '../durable/memory-store.js';
@@ -18,6 +19,8 @@ interface Host {
 }
 
 let hosts: Record<string, Host>;
+/** The questions, as "B 3": peer, number of VMs. */
+let calls: string[];
 
 async function addHost(name: string, peerNames: readonly string[]): Promise<void> {
   const registry = await FileRegistry.on(new MemoryStore());
@@ -36,9 +39,10 @@ function portOf(peer: string): HostPort {
   if (host === undefined || host.mode === 'away')
     throw new MigrationError('UNREACHABLE', `${peer} does not answer`, { isRetryable: true });
   const inventory = {
-    vmClaims: async (name: string, uuid: string) => {
+    vmClaims: async (asked: readonly VmIdentity[]) => {
+      calls.push(`${peer} ${asked.length}`);
       if (host.mode === 'old') throw new MigrationError('NOT_FOUND', 'no route');
-      return host.names.claims(name, uuid);
+      return host.names.claims(asked);
     },
     inventory: async () => ({ vmNames: host.vms.map(({ name }) => name) }),
   };
@@ -47,6 +51,7 @@ function portOf(peer: string): HostPort {
 
 beforeEach(async () => {
   hosts = {};
+  calls = [];
   await addHost('A', ['B', 'C']);
   await addHost('B', ['A', 'C']);
   await addHost('C', ['A', 'B']);
@@ -134,4 +139,40 @@ test('a paused VM does not run on if it runs on a peer, but if it has only left 
   await resume();
   host('B').vms[0]!.state = 'running';
   await expect(resume()).rejects.toMatchObject({ code: 'CONFLICT', message: 'VM web is running on B, too' });
+});
+
+describe('the names of clones', () => {
+  const CLONES = Array.from({ length: 64 }, (_, index) => ({ name: `job-${index}`, uuid: `uuid-${index}` }));
+  const fork = () => host('A').names.guardClones(CLONES, async (epochs) => epochs);
+
+  test('cost one call for each peer, and begin above the epochs that peers know', async () => {
+    await host('B').registry.swapOwner('job-7', null, { vm: 'job-7', owner: 'B', epoch: 5, session: null });
+    await host('B').registry.removeOwner('job-7', 5);
+    const epochs = await fork();
+    expect(calls).toEqual(['B 64', 'C 64']);
+    expect([epochs.get('job-6'), epochs.get('job-7')]).toEqual([0, 5]);
+  });
+
+  test('are refused if a peer has one of them, and pre-flight names it', async () => {
+    host('B').vms.push({ name: 'job-3', uuid: 'x', state: 'running' });
+    await expect(fork()).rejects.toMatchObject({ code: 'CONFLICT', message: 'VM job-3 is running on B' });
+    expect(await host('A').names.namesElsewhere(CLONES)).toEqual(['job-3 (running on B)']);
+    host('B').mode = 'old';
+    await expect(fork()).rejects.toMatchObject({ code: 'CONFLICT', message: 'VM job-3 is running on B' });
+  });
+
+  test('are not waited for if a peer is away', async () => {
+    host('B').mode = 'away';
+    host('C').mode = 'away';
+    expect((await fork()).get('job-1')).toBe(0);
+    expect(await host('A').names.namesElsewhere(CLONES)).toEqual([]);
+  });
+
+  test('that two hosts start at once are seen by each other', async () => {
+    const ends = await Promise.allSettled(
+      ['A', 'B'].map((name) => host(name).names.guardClones(CLONES, async () => name)),
+    );
+    expect(ends.filter(({ status }) => status === 'fulfilled').length).toBeLessThanOrEqual(1);
+    await fork();
+  });
 });

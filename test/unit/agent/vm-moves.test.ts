@@ -24,6 +24,7 @@ function moves(known: { reading?: ArrivalReading; job?: JobView; owner?: OwnerRe
     moves: new VmMoves({
       host: 'B',
       registry: { owner: async () => known.owner ?? null },
+      noticeOf: () => null,
       arrivalOf: () => (known.reading === undefined ? null : arrival.view(known.reading)),
       jobOf: () => known.job,
       giveUp: async (id) => void givenUp.push(id),

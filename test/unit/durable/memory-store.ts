@@ -12,6 +12,9 @@ export class MemoryStore implements LogStore {
   get bytes(): Buffer {
     return Buffer.concat(this.#chunks);
   }
+  set bytes(bytes: Buffer) {
+    this.#chunks = [bytes];
+  }
 
   async read(): Promise<Buffer> {
     return this.bytes;

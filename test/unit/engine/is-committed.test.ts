@@ -1,7 +1,7 @@
 import { describe, expect, test } from 'vitest';
 import { type ErrorCode, MigrationError } from '../../../src/domain/errors.js';
 import { request } from '../planner/planner-facts.js';
-import { complete, gate, rest, Scripted } from './scripted.js';
+import { complete, gate, INCARNATION, rest, Scripted } from './scripted.js';
 
 const failing = (code: ErrorCode) => () => Promise.reject(new MigrationError(code, 'as told'));
 
@@ -32,6 +32,23 @@ describe('a daemon whose owner records are lost', () => {
     expect(world.calls).not.toContain('A.continueVm');
     expect(world.calls).not.toContain('B.discard');
     expect(await registry.owner('vm1')).toMatchObject({ owner: 'B', epoch: 4 });
+  });
+
+  test('keeps the id of the start of the VM, as the commit and the target do', async () => {
+    const world = new Scripted();
+    const prepared: unknown[] = [];
+    world.on['B.prepare'] = (asked: unknown) => {
+      prepared.push(asked);
+      return { nativeUri: null };
+    };
+    const { jobs, registry } = await world.daemon();
+    expect(await rest(jobs, (await jobs.submit(request)).id)).toMatchObject({ state: 'done' });
+    expect(prepared).toEqual([expect.objectContaining({ epoch: 3, incarnation: INCARNATION })]);
+    expect(await registry.owner('vm1')).toMatchObject({ owner: 'B', epoch: 4, incarnation: INCARNATION });
+    const lost = await crashed();
+    const next = await lost.daemon({}, { hasOwner: false });
+    expect(await rest(next.jobs, next.jobs.list()[0]!.id)).toMatchObject({ state: 'done' });
+    expect(await next.registry.owner('vm1')).toMatchObject({ owner: 'B', epoch: 4, incarnation: INCARNATION });
   });
 
   test('runs nothing while the target does not answer', async () => {

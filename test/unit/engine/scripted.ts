@@ -36,6 +36,8 @@ export const complete: SessionProgress = {
   },
 };
 
+export const INCARNATION = 'e'.repeat(32);
+
 export class Scripted {
   /** The calls in their order, as "A.stop" or "B.prepare". */
   readonly calls: string[] = [];
@@ -54,7 +56,13 @@ export class Scripted {
   async daemon(limits: Partial<JobLimits> = {}, { hasOwner } = { hasOwner: true }) {
     const registry = await FileRegistry.on(this.ownerStore);
     if (hasOwner && (await registry.owner('vm1')) === null) {
-      await registry.swapOwner('vm1', null, { vm: 'vm1', owner: 'A', epoch: 3, session: null });
+      await registry.swapOwner('vm1', null, {
+        vm: 'vm1',
+        owner: 'A',
+        epoch: 3,
+        session: null,
+        incarnation: INCARNATION,
+      });
     }
     const { journal } = await FileJournal.on(this.journalStore);
     const jobs = new JobManager({
@@ -94,7 +102,7 @@ export class Scripted {
   agent(name: string): HostPort {
     const answers: Readonly<Record<string, unknown>> = {
       inventory: host(name),
-      vmInventory: { ...vm, owner: 'A' },
+      vmInventory: { ...vm, owner: 'A', incarnation: INCARNATION },
       checkTarget: goodFacts().target.checks,
       offerStorage: { proof: '0'.repeat(32), files: [], views: [] },
       viewStorage: [],

@@ -145,7 +145,7 @@ async function stopOnSource(jobs: JobManager, name: string): Promise<void> {
   const state: VmState = job?.isCommitted === true ? 'departed' : 'running';
   const registry = { owner: async () => null };
   const moves = new VmMoves({
-    ...{ host: 'A', registry, arrivalOf: () => null },
+    ...{ host: 'A', registry, noticeOf: () => null, arrivalOf: () => null },
     jobOf: (other) => jobs.jobOf(other),
     giveUp: (id) => jobs.giveUp(id),
   });

@@ -6,6 +6,7 @@ import { readFile } from 'node:fs/promises';
 import { fileURLToPath } from 'node:url';
 import { describe, expect, test } from 'vitest';
 import { HOST_CALLS } from '../../../src/api/peers/methods.js';
+import { MigrationError } from '../../../src/domain/errors.js';
 import { parseKept } from '../../../src/kit/unknown-keys.js';
 import { rest, Scripted } from '../engine/scripted.js';
 import { request } from '../planner/planner-facts.js';
@@ -51,6 +52,7 @@ test('this build sends no key that build 0.1.0 does not know', async () => {
     for (const { body, result } of kept.filter((line) => line.call === call))
       world.on[`B.${call}`] = (...args: unknown[]) => {
         expect(body).toHaveLength(args.length);
+        refuseUnknown(body, args);
         sent.set(call, args);
         return result ?? undefined;
       };
@@ -65,6 +67,12 @@ test('this build sends no key that build 0.1.0 does not know', async () => {
   }
   expect([...sent.keys()]).toEqual(['prepare', 'connect', 'resume']);
 });
+
+/** Build 0.1.0 refuses a key that it does not know. */
+function refuseUnknown(body: unknown, args: unknown): void {
+  if (!keysOf(args).has('.*.incarnation') || keysOf(body).has('.*.incarnation')) return;
+  throw new MigrationError('USAGE', 'body.0.incarnation: unknown key');
+}
 
 /** Returns the paths of all keys of a value, with `*` for the items of a list. */
 function keysOf(value: unknown, path = ''): Set<string> {
