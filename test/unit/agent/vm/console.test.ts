@@ -17,7 +17,10 @@ beforeEach(async () => {
 afterEach(() => rm(directory, { recursive: true }));
 
 /** Opens consoles in a process of its own, as `prepare` says. Returns what its errors are, and what stays. */
-async function openIn(wrapper: readonly string[], prepare: string): Promise<{ codes: string[]; openedMore: number }> {
+async function openIn(
+  wrapper: readonly [string, ...string[]],
+  prepare: string,
+): Promise<{ codes: string[]; openedMore: number }> {
   const script = `
     import { readdirSync, openSync, closeSync } from 'node:fs';
     import { createServer } from 'node:net';
@@ -38,7 +41,7 @@ async function openIn(wrapper: readonly string[], prepare: string): Promise<{ co
     process.exit(0);`;
   const file = join(directory, 'script.mts');
   await writeFile(file, script);
-  const [program = '', ...args] = [...wrapper, process.execPath, '--import', 'tsx', file];
+  const [program, ...args] = [...wrapper, process.execPath, '--import', 'tsx', file];
   const { stdout } = await promisify(execFile)(program, args, { cwd: ROOT, timeout: 25_000 });
   return JSON.parse(stdout) as { codes: string[]; openedMore: number };
 }
