@@ -12,8 +12,8 @@ import type { VmEvent } from '../domain/vm-event.js';
 export const DEFAULT_HOST = 'unix:/run/vmigrate/api.sock';
 const CONNECT_MS = 5_000;
 /**
- * A question is answered by then, also one that the daemon passes on to peers. A request that changes something may take
- * as long as what it does.
+ * A question is answered by then, also one that the daemon passes on to peers. A request that changes something may
+ * take as long as what it does.
  */
 const ANSWER_MS_MAX = 120_000;
 /** The daemon writes to an event stream every 15 s. */

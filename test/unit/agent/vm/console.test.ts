@@ -31,7 +31,8 @@ async function openIn(
     const options = { socketPath, logPath: '${directory}/serial.log', backlogBytes: 100, isFollowing: true };
     const connections = () => new Promise((resolve) => server.getConnections((_, count) => resolve(count)));
     const open = async () => openConsole(options).then((line) => (line.destroy(), 'opened'), (error) => error.code);
-    await open().then(async () => { while ((await connections()) > 0) await new Promise((next) => setImmediate(next)); });
+    await open();
+    while ((await connections()) > 0) await new Promise((next) => setImmediate(next));
     const count = () => readdirSync('/proc/self/fd').length;
     const before = count();
     const codes = [];
