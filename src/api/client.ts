@@ -182,7 +182,9 @@ export class ApiClient {
       path: `/v1/vms/${encodeURIComponent(vm)}/console?${query}`,
       headers: { connection: 'Upgrade', upgrade: CONSOLE_PROTOCOL },
     });
-    return new Promise((resolve, reject) => {
+    const { answerMsMax = ANSWER_MS_MAX } = this.options;
+    const deadline = setTimeout(() => request.destroy(silentFor(answerMsMax)), answerMsMax);
+    const opening = new Promise<Duplex>((resolve, reject) => {
       request.once('upgrade', (_, socket, head) => {
         if (head.length > 0) socket.unshift(head);
         socket.setTimeout(0);
@@ -192,6 +194,7 @@ export class ApiClient {
       request.once('error', (error) => reject(this.unreachable(error)));
       request.end();
     });
+    return opening.finally(() => clearTimeout(deadline));
   }
 
   private async json<T>(options: SendOptions): Promise<T> {
