@@ -1,11 +1,13 @@
-/** A console that cannot be opened: which limit was met is told, and nothing stays open. */
+/** Consoles at their limits: a log that grows while it is read, and limits of the host, which are told. */
 import { execFile } from 'node:child_process';
+import { appendFileSync } from 'node:fs';
 import { mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { promisify } from 'node:util';
 import { afterEach, beforeEach, expect, test } from 'vitest';
+import { openConsole } from '../../../../src/agent/vm/console.js';
 
 const ROOT = fileURLToPath(new URL('../../../..', import.meta.url));
 
@@ -47,7 +49,21 @@ async function openIn(
   return JSON.parse(stdout) as { codes: string[]; openedMore: number };
 }
 
-test('for want of file watches', async () => {
+test('the log of a guest that writes without end has an end all the same', async () => {
+  const logPath = join(directory, 'serial.log');
+  await writeFile(logPath, 'x'.repeat(300_000));
+  const past = { socketPath: null, backlogBytes: Number.MAX_SAFE_INTEGER, isFollowing: false };
+  const line = await openConsole({ ...past, logPath });
+  let lengthBytes = 0;
+  for await (const data of line as AsyncIterable<Buffer>) {
+    lengthBytes += data.length;
+    if (lengthBytes > 10_000_000) break;
+    appendFileSync(logPath, 'y'.repeat(data.length * 2));
+  }
+  expect(lengthBytes).toBe(300_000);
+});
+
+test('a console that cannot be opened for want of file watches leaves nothing open', async () => {
   const noWatches = 'echo 0 >/proc/sys/user/max_inotify_watches && exec "$0" "$@"';
   const seen = await openIn(
     ['unshare', '--user', '--map-root-user', 'sh', '-c', noWatches],
@@ -57,7 +73,7 @@ test('for want of file watches', async () => {
   expect(seen.openedMore).toBeLessThanOrEqual(0);
 });
 
-test('for want of descriptors', async () => {
+test('a console that cannot be opened for want of descriptors leaves nothing open', async () => {
   // Two are left, for the connection and one of its server's end and the log.
   const prepare = `
     const held = [];
