@@ -53,7 +53,7 @@ class ConsoleStream extends Duplex {
   readonly #watcher: FSWatcher | null = null;
   #isWanted = false;
   #isReading = false;
-  /** How much is still to be sent. A guest may write faster than its log is read, so a backlog has an end of its own. */
+  /** How much is still to be sent. A guest may write faster than anybody reads, so a backlog has an end. */
   #bytesLeft: number;
   /** True if the log has changed since the current read began. */
   #isChanged = false;
