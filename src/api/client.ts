@@ -12,8 +12,8 @@ import type { VmEvent } from '../domain/vm-event.js';
 export const DEFAULT_HOST = 'unix:/run/vmigrate/api.sock';
 const CONNECT_MS = 5_000;
 /**
- * A question is answered by then, also one that the daemon passes on to peers. A request that changes something may take
- * as long as what it does.
+ * A question is answered by then, also one that the daemon passes on to peers. A request that changes something may
+ * take as long as what it does.
  */
 const ANSWER_MS_MAX = 120_000;
 /** The daemon writes to an event stream every 15 s. */
@@ -182,7 +182,9 @@ export class ApiClient {
       path: `/v1/vms/${encodeURIComponent(vm)}/console?${query}`,
       headers: { connection: 'Upgrade', upgrade: CONSOLE_PROTOCOL },
     });
-    return new Promise((resolve, reject) => {
+    const { answerMsMax = ANSWER_MS_MAX } = this.options;
+    const deadline = setTimeout(() => request.destroy(silentFor(answerMsMax)), answerMsMax);
+    const opening = new Promise<Duplex>((resolve, reject) => {
       request.once('upgrade', (_, socket, head) => {
         if (head.length > 0) socket.unshift(head);
         socket.setTimeout(0);
@@ -192,6 +194,7 @@ export class ApiClient {
       request.once('error', (error) => reject(this.unreachable(error)));
       request.end();
     });
+    return opening.finally(() => clearTimeout(deadline));
   }
 
   private async json<T>(options: SendOptions): Promise<T> {

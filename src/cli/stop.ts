@@ -20,7 +20,9 @@ export async function showWait<T>(vm: string, timeoutS: number, output: Output, 
   const beganAtMs = performance.now();
   const show = () => {
     const seconds = Math.floor((performance.now() - beganAtMs) / 1000);
-    progress.text(`${vm}: the guest is shutting down, ${seconds} of ${timeoutS} s (--force ends it at once)`);
+    progress.text(
+      `${vm}: the guest is shutting down, ${seconds} of ${timeoutS} s (--force ends it at once, Ctrl-C only this wait)`,
+    );
   };
   const timer = setInterval(show, SHOWN_EVERY_MS);
   try {

@@ -53,13 +53,16 @@ class ConsoleStream extends Duplex {
   readonly #watcher: FSWatcher | null = null;
   #isWanted = false;
   #isReading = false;
+  /** How much is still to be sent. A guest may write faster than anybody reads, so a backlog has an end. */
+  #bytesLeft: number;
   /** True if the log has changed since the current read began. */
   #isChanged = false;
   #isOver: boolean;
 
-  constructor(log: LogReader, { logPath, kept }: ConsoleOptions, input: SharedInput | null) {
+  constructor(log: LogReader, { logPath, kept, isFollowing }: ConsoleOptions, input: SharedInput | null) {
     super({ allowHalfOpen: false });
     this.#log = log;
+    this.#bytesLeft = isFollowing ? Number.POSITIVE_INFINITY : log.backlogBytes;
     this.#kept = kept ?? (() => Promise.resolve());
     this.#input = input;
     this.#isOver = input === null;
@@ -119,8 +122,9 @@ class ConsoleStream extends Duplex {
       while (this.#isWanted && !this.destroyed) {
         this.#isChanged = false;
         const wasOver = this.#isOver;
-        const buffer = Buffer.alloc(READ_BYTES);
-        const bytesRead = await this.#log.read(buffer);
+        const buffer = Buffer.alloc(Math.min(READ_BYTES, this.#bytesLeft));
+        const bytesRead = buffer.length === 0 ? 0 : await this.#log.read(buffer);
+        this.#bytesLeft -= bytesRead;
         if (bytesRead > 0) {
           this.#isWanted = this.push(buffer.subarray(0, bytesRead));
         } else if (wasOver) {

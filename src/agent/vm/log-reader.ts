@@ -19,8 +19,11 @@ export class LogReader {
   /** The files that are still to be read, the oldest first. The first one is being read. */
   #files: LogFile[];
   #offset: number;
+  /** How many bytes there were to read when the reader was opened. */
+  readonly backlogBytes: number;
 
   private constructor(path: string, files: LogFile[], offset: number) {
+    this.backlogBytes = files.reduce((sum, { sizeBytes }) => sum + sizeBytes, 0) - offset;
     this.#path = path;
     this.#files = files;
     this.#offset = offset;

@@ -309,7 +309,7 @@ export class VmManager {
   async endForMemory(name: string): Promise<void> {
     await this.#table.locks.hold(name, async () => {
       const vm = this.#table.find(name);
-      if (vm === undefined || isOver(vm) || vm.isEnding) return;
+      if (vm?.spec.memory.backing !== 'image' || isOver(vm) || vm.isEnding) return;
       vm.isEnding = true;
       await this.#keeper.end(vm, { isForced: true });
       await this.#keeper.settle(vm, OUT_OF_MEMORY);

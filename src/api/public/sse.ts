@@ -1,7 +1,7 @@
 /**
- * Server-sent events of jobs and VMs. A slow reader gets the latest view of each job, not a backlog: at most one view of
- * each job waits, and views of at most EVENT_JOBS_MAX jobs. Events of VMs wait in the history that all readers share, so
- * a reader that is too slow for it misses some.
+ * Server-sent events of jobs and VMs. A slow reader gets the latest view of each job, not a backlog: at most one view
+ * of each job waits, and views of at most EVENT_JOBS_MAX jobs. Events of VMs wait in the history that all readers
+ * share, so a reader that is too slow for it misses some.
  */
 
 import type { ServerResponse } from 'node:http';

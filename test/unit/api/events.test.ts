@@ -178,6 +178,7 @@ describe('a daemon that takes connections and is silent', () => {
     answer = text;
     await expect(ask().get('/v1/vms')).rejects.toMatchObject(isSilent);
     await expect(ask().followJob('job-1', () => false)).rejects.toMatchObject(isSilent);
+    if (text === '') await expect(ask().serialLog('web')).rejects.toMatchObject(isSilent);
   });
 
   test('or ends in the middle of its answer is away, not a bug', async () => {
