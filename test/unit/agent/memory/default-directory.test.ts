@@ -92,7 +92,7 @@ test('a mount of somebody else is left as it is', async () => {
   expect(await sizeMiB()).toBe(40);
 });
 
-test('where no tmpfs can be mounted, the directory is used as it is, and the reason is told at each start', async () => {
+test('where none can be mounted, the directory is used as it is, and the reason is told at each start', async () => {
   const path = process.env.PATH;
   const refusing = join(base, 'bin');
   await mkdir(refusing);
