@@ -4,7 +4,6 @@
  */
 import { lstat, readdir } from 'node:fs/promises';
 import { join } from 'node:path';
-import type { Log } from '../../kit/log.js';
 import { openOwnDirectory } from '../../kit/own-directory.js';
 import { MARK_FILE, memoryDirectoryInUse } from './mark.js';
 import { mountOwnTmpfs, type TmpfsSizes } from './own-tmpfs.js';
@@ -23,7 +22,7 @@ export interface DefaultPlaces {
 
 export interface MemoryDirectory {
   readonly path: string;
-  /** Why the daemon has no tmpfs of its own there, or one of the wrong size. Null if there is nothing to say. */
+  /** Why the daemon has no tmpfs of its own there, for a person. Null if there is nothing to say. */
   readonly problem: string | null;
 }
 
@@ -31,7 +30,7 @@ export interface MemoryDirectory {
  * Returns the directory that was used during this boot, or that of build 0.1.0 while it holds memory of this daemon's
  * VMs or images, or the default, which is made. Its caller checks and opens it.
  */
-export async function defaultMemoryDirectory(places: DefaultPlaces, log: Log): Promise<MemoryDirectory> {
+export async function defaultMemoryDirectory(places: DefaultPlaces): Promise<MemoryDirectory> {
   const { host, stateDir, sizes, root = '/run/vmigrate', oldDefault = `/dev/shm/vmigrate-${host}` } = places;
   const own = join(root, host, 'ram');
   const inUse = await memoryDirectoryInUse(places);
@@ -40,9 +39,7 @@ export async function defaultMemoryDirectory(places: DefaultPlaces, log: Log): P
   const isHidden = inUse !== null && (await lstat(join(path, MARK_FILE)).catch(() => null)) === null;
   if (path !== own || isHidden) return { path, problem: null };
   await (await openOwnDirectory(path, true)).close();
-  const problem = await mountOwnTmpfs(path, sizes);
-  if (problem !== null) log.warn({ directory: path }, problem);
-  return { path, problem };
+  return { path, problem: await mountOwnTmpfs(path, sizes) };
 }
 
 async function holdsOurMemory(directory: string, stateDir: string): Promise<boolean> {
