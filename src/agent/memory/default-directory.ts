@@ -5,7 +5,7 @@
 import { lstat, readdir } from 'node:fs/promises';
 import { join } from 'node:path';
 import { openOwnDirectory } from '../../kit/own-directory.js';
-import { MARK_FILE, memoryDirectoryInUse } from './mark.js';
+import { MARK_FILE, memoryDirectoryInUse, vmsWithMemory } from './mark.js';
 import { mountOwnTmpfs, type TmpfsSizes } from './own-tmpfs.js';
 
 export interface DefaultPlaces {
@@ -35,10 +35,11 @@ export async function defaultMemoryDirectory(places: DefaultPlaces): Promise<Mem
   const own = join(root, host, 'ram');
   const inUse = await memoryDirectoryInUse(places);
   const path = inUse ?? ((await holdsOurMemory(oldDefault, stateDir)) ? oldDefault : own);
-  // Where the mark is missing, the memory of this boot is elsewhere: a new tmpfs would only hide the place for it.
-  const isHidden = inUse !== null && (await lstat(join(path, MARK_FILE)).catch(() => null)) === null;
-  if (path !== own || isHidden) return { path, problem: null };
+  if (path !== own) return { path, problem: null };
   await (await openOwnDirectory(path, true)).close();
+  // Where the mark is missing, the memory of this boot is elsewhere. The start is refused then, and mounts nothing.
+  const isMarkThere = (await lstat(join(path, MARK_FILE)).catch(() => null)) !== null;
+  if (inUse !== null && !isMarkThere && (await vmsWithMemory(stateDir)).length > 0) return { path, problem: null };
   return { path, problem: await mountOwnTmpfs(path, sizes) };
 }
 

@@ -68,7 +68,7 @@ export async function tieMemoryDirectory(places: MarkPlaces): Promise<string> {
 }
 
 /** Returns the VMs whose memory must be in the memory directory. One whose record cannot be read is among them. */
-async function vmsWithMemory(stateDir: string): Promise<string[]> {
+export async function vmsWithMemory(stateDir: string): Promise<string[]> {
   const names: string[] = [];
   for (const name of await namesIn(join(stateDir, 'vms'))) {
     const hasMemory = await readRecord(join(stateDir, 'vms', name)).then(

@@ -122,10 +122,15 @@ test('where none can be mounted, the directory is used as it is, and the reason 
   await tie(own);
 });
 
-test('where the memory of this boot is hidden, nothing is mounted in its place', async () => {
-  await choose();
-  await tie(own);
+test('where the memory of this boot is hidden, nothing is mounted in its place, unless there is none', async () => {
+  await start();
   execFileSync('umount', [own]);
-  expect(await choose()).toEqual({ path: own, problem: null });
+  await mkdir(join(stateDir, 'vms', 'v1'), { recursive: true });
+  // A VM whose record cannot be read counts as one that has memory.
+  await writeFile(join(stateDir, 'vms', 'v1', 'record.json'), 'damaged');
+  await expect(start()).rejects.toMatchObject({ code: 'CONFLICT' });
   expect(await readFile('/proc/self/mounts', 'utf8')).not.toContain(` ${own} `);
+  await rm(join(stateDir, 'vms'), { recursive: true });
+  expect(await start()).toBeNull();
+  expect(await readFile('/proc/self/mounts', 'utf8')).toContain(` ${own} `);
 });
