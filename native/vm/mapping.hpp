@@ -21,8 +21,8 @@ struct FileIdentity {
   bool operator==(const FileIdentity&) const = default;
 };
 
-/// kRegionChanged unless the file is a regular file of this user, of exactly the configured length. A symbolic
-/// link is none.
+/// kRegionChanged unless the file is a regular file of this user, of exactly the configured length. A
+/// symbolic link is none.
 Result<FileIdentity> identify(const RegionFileConfig& region);
 
 /// kInvalidArgument unless every path is absolute, every length is a number of whole pages of a sane size,

@@ -14,6 +14,7 @@ import { NOTHING_INJECTED, parseInjections } from '../agent/inject.js';
 import { defaultMemoryDirectory, type MemoryDirectory } from '../agent/memory/default-directory.js';
 import { tieHugePages } from '../agent/memory/huge-pages.js';
 import { tieMemoryDirectory } from '../agent/memory/mark.js';
+import { resizeOwnTmpfs } from '../agent/memory/own-tmpfs.js';
 import { openConsole } from '../agent/vm/console.js';
 import { protectDaemon } from '../agent/vm/oom-score.js';
 import { raiseDaemonPriority } from '../agent/vm/priority.js';
@@ -238,13 +239,16 @@ async function openMemoryDirectory(
   const sizes = { budgetBytes: memory.budget, cloneBudgetBytes: clones.budget };
   const directory =
     config.ramDir === undefined
-      ? await defaultMemoryDirectory({ host, stateDir, bootId, sizes }, log)
+      ? await defaultMemoryDirectory({ host, stateDir, bootId, sizes })
       : { path: config.ramDir, problem: null };
   const own = await openOwnDirectory(directory.path, true);
   try {
     const memoryId = await tieMemoryDirectory({ stateDir, stateId, ramDir: directory.path, bootId });
     await tieHugePages({ host, stateDir, memoryId }, log);
-    return { ...directory, memoryId };
+    const isDefault = config.ramDir === undefined;
+    const problem = directory.problem ?? (isDefault ? await resizeOwnTmpfs(directory.path, sizes) : null);
+    if (problem !== null) log.warn({ directory: directory.path }, problem);
+    return { ...directory, problem, memoryId };
   } finally {
     await own.close();
   }

@@ -41,7 +41,7 @@ export async function openBelow(opened: string, path: string, name: string): Pro
   return openChecked(at, join(path, name), false);
 }
 
-/** Returns a path to an open directory that stays the same whatever is moved or mounted. It is valid in this process. */
+/** Returns a path to an open directory that nothing moved or mounted can redirect. It is valid in this process. */
 export function openedPath({ fd }: FileHandle): string {
   return `/proc/self/fd/${fd}`;
 }

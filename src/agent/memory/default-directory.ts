@@ -4,9 +4,8 @@
  */
 import { lstat, readdir } from 'node:fs/promises';
 import { join } from 'node:path';
-import type { Log } from '../../kit/log.js';
 import { openOwnDirectory } from '../../kit/own-directory.js';
-import { MARK_FILE, memoryDirectoryInUse } from './mark.js';
+import { MARK_FILE, memoryDirectoryInUse, vmsWithMemory } from './mark.js';
 import { mountOwnTmpfs, type TmpfsSizes } from './own-tmpfs.js';
 
 export interface DefaultPlaces {
@@ -23,7 +22,7 @@ export interface DefaultPlaces {
 
 export interface MemoryDirectory {
   readonly path: string;
-  /** Why the daemon has no tmpfs of its own there, or one of the wrong size. Null if there is nothing to say. */
+  /** Why the daemon has no tmpfs of its own there, for a person. Null if there is nothing to say. */
   readonly problem: string | null;
 }
 
@@ -31,18 +30,17 @@ export interface MemoryDirectory {
  * Returns the directory that was used during this boot, or that of build 0.1.0 while it holds memory of this daemon's
  * VMs or images, or the default, which is made. Its caller checks and opens it.
  */
-export async function defaultMemoryDirectory(places: DefaultPlaces, log: Log): Promise<MemoryDirectory> {
+export async function defaultMemoryDirectory(places: DefaultPlaces): Promise<MemoryDirectory> {
   const { host, stateDir, sizes, root = '/run/vmigrate', oldDefault = `/dev/shm/vmigrate-${host}` } = places;
   const own = join(root, host, 'ram');
   const inUse = await memoryDirectoryInUse(places);
   const path = inUse ?? ((await holdsOurMemory(oldDefault, stateDir)) ? oldDefault : own);
-  // Where the mark is missing, the memory of this boot is elsewhere: a new tmpfs would only hide the place for it.
-  const isHidden = inUse !== null && (await lstat(join(path, MARK_FILE)).catch(() => null)) === null;
-  if (path !== own || isHidden) return { path, problem: null };
+  if (path !== own) return { path, problem: null };
   await (await openOwnDirectory(path, true)).close();
-  const problem = await mountOwnTmpfs(path, sizes);
-  if (problem !== null) log.warn({ directory: path }, problem);
-  return { path, problem };
+  // Where the mark is missing, the memory of this boot is elsewhere. The start is refused then, and mounts nothing.
+  const isMarkThere = (await lstat(join(path, MARK_FILE)).catch(() => null)) !== null;
+  if (inUse !== null && !isMarkThere && (await vmsWithMemory(stateDir)).length > 0) return { path, problem: null };
+  return { path, problem: await mountOwnTmpfs(path, sizes) };
 }
 
 async function holdsOurMemory(directory: string, stateDir: string): Promise<boolean> {

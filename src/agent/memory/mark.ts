@@ -1,13 +1,14 @@
 /**
  * The mark that ties a memory directory to a state directory. The state directory names the memory directory, the id
- * of its mark and the boot (`memory-directory.json`); the memory directory holds the same id (`.owner`). It is the id of
- * the state directory itself; a mark that an earlier build has made keeps its own until the memory is gone. So a daemon
- * with another state directory cannot take memory for its own and remove it. And a daemon that sees an empty directory
- * in place of its memory (another mount namespace, a mount on top) does not believe that its VMs have vanished.
+ * of its mark and the boot (`memory-directory.json`); the memory directory holds the same id (`.owner`). It is the id
+ * of the state directory itself; a mark that an earlier build has made keeps its own until the memory is gone. So a
+ * daemon with another state directory cannot take memory for its own and remove it. And a daemon that sees an empty
+ * directory in place of its memory (another mount namespace, a mount on top) does not believe that its VMs have
+ * vanished.
  *
  * Memory is gone after a reboot, so a directory without a mark is then accepted. Directories of build 0.1.0 have no
- * mark. One without a mark, or whose state directory is from another boot (it may be a copy that came back), is accepted
- * if the state directory knows all VMs and images in it. The state's side is written before the
+ * mark. One without a mark, or whose state directory is from another boot (it may be a copy that came back), is
+ * accepted if the state directory knows all VMs and images in it. The state's side is written before the
  * memory's side and once more after it (`isMade`), so a crash in between is not taken for a foreign directory.
  */
 import { readdir, readFile, rm } from 'node:fs/promises';
@@ -71,7 +72,7 @@ export async function tieMemoryDirectory(places: MarkPlaces): Promise<string> {
 }
 
 /** Returns the VMs whose memory must be in the memory directory. One whose record cannot be read is among them. */
-async function vmsWithMemory(stateDir: string): Promise<string[]> {
+export async function vmsWithMemory(stateDir: string): Promise<string[]> {
   const names: string[] = [];
   for (const name of await namesIn(join(stateDir, 'vms'))) {
     const hasMemory = await readRecord(join(stateDir, 'vms', name)).then(

@@ -29,13 +29,12 @@ export interface TmpfsSizes {
 }
 
 /**
- * Mounts a tmpfs on the directory if nothing is mounted and no memory lies there, or gives the one of an earlier start
- * the size that the configuration has now. A mount of somebody else is left as it is. Returns why there is no such
- * tmpfs now, for a person, or null. Rejects only if the directory cannot be read.
+ * Mounts a tmpfs on the directory if nothing is mounted and no memory lies there. Returns why there is none, for a
+ * person, or null. Rejects only if the directory cannot be read.
  */
 export async function mountOwnTmpfs(directory: string, sizes: TmpfsSizes): Promise<string | null> {
   const isMount = (await stat(directory)).dev !== (await stat(dirname(directory))).dev;
-  if (isMount) return (await isOurs(directory)) ? resize(directory, sizes) : null;
+  if (isMount) return null;
   if ((await readdir(directory)).some((name) => name !== MARK_FILE))
     return `no tmpfs is mounted on ${directory}, because it was refused before memory came there`;
   const options = `mode=0700,size=${wantedBytes(sizes)},${FLAGS}`;
@@ -49,7 +48,13 @@ function wantedBytes({ budgetBytes, cloneBudgetBytes }: TmpfsSizes): number {
   return wholePages(budgetBytes + mapsBytes + (cloneBudgetBytes ?? half));
 }
 
-async function resize(directory: string, sizes: TmpfsSizes): Promise<string | null> {
+/**
+ * Gives the tmpfs of this or an earlier start the size that the configuration has now. A mount of somebody else is left
+ * as it is. The caller has found the directory to be tied to its state directory, so no other daemon uses it. Returns
+ * why the size is still another, for a person, or null. Rejects only if the directory cannot be read.
+ */
+export async function resizeOwnTmpfs(directory: string, sizes: TmpfsSizes): Promise<string | null> {
+  if (!(await isOurs(directory))) return null;
   const { blocks, bsize } = await statfs(directory);
   const sizeBytes = blocks * bsize;
   const floorBytes = await promisedBytes(directory);

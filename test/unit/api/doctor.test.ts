@@ -63,3 +63,13 @@ test('a QEMU that does not work is named', async () => {
   const found = await checks({ qemuVersion: null, machines: [], qemuProblem });
   expect(found['QEMU']).toMatchObject({ status: 'fail', text: qemuProblem });
 });
+
+test('a daemon without a tmpfs of its own for guest memory says why', async () => {
+  expect((await checks({}))['guest memory']?.status).toBe('ok');
+  const ramDirProblem = 'no tmpfs can be mounted on /run/vmigrate/A/ram: permission denied';
+  expect((await checks({ ramDirProblem }))['guest memory']).toMatchObject({
+    status: 'warn',
+    text: expect.stringContaining(ramDirProblem),
+    remedy: expect.stringMatching(/CAP_SYS_ADMIN.*--ram-dir/),
+  });
+});

@@ -155,7 +155,7 @@ describe('saving', () => {
   });
 
   test('that ended with the daemon on a file system that is away now does not hold up the next one', async (ctx) => {
-    if (!existsSync('/dev/fuse')) return ctx.skip('needs fuse');
+    if (!existsSync('/dev/fuse')) ctx.skip('needs fuse');
     const { context } = await scene.savedOn('A');
     const away = join(scene.directory, 'away');
     await mkdir(away);

@@ -6,20 +6,18 @@ import { join } from 'node:path';
 import { afterEach, beforeEach, expect, test } from 'vitest';
 import { defaultMemoryDirectory } from '../../../../src/agent/memory/default-directory.js';
 import { tieMemoryDirectory } from '../../../../src/agent/memory/mark.js';
-import type { TmpfsSizes } from '../../../../src/agent/memory/own-tmpfs.js';
+import { resizeOwnTmpfs, type TmpfsSizes } from '../../../../src/agent/memory/own-tmpfs.js';
 
 const MIB = 2 ** 20;
 const BOOT = 'boot-1';
 let base: string;
 let stateDir: string;
 let own: string;
-let warnings: unknown[];
 
 beforeEach(async () => {
   base = await mkdtemp(join(tmpdir(), 'vmg-default-'));
   stateDir = join(base, 'state');
   own = join(base, 'run/A/ram');
-  warnings = [];
   await mkdir(stateDir);
 });
 afterEach(async () => {
@@ -30,9 +28,15 @@ afterEach(async () => {
 });
 
 function choose(sizes: TmpfsSizes = {}) {
-  const log = { info: () => {}, warn: (...words: unknown[]) => void warnings.push(words), error: () => {} };
   const places = { host: 'A', stateDir, bootId: BOOT, root: join(base, 'run'), oldDefault: join(base, 'shm') };
-  return defaultMemoryDirectory({ ...places, sizes }, log);
+  return defaultMemoryDirectory({ ...places, sizes });
+}
+
+/** What a start does: the directory is tied before it is resized. */
+async function start(sizes: TmpfsSizes = {}): Promise<string | null> {
+  const { path, problem } = await choose(sizes);
+  await tie(path);
+  return problem ?? resizeOwnTmpfs(path, sizes);
 }
 
 const tie = (ramDir: string) => tieMemoryDirectory({ stateDir, stateId: '1'.repeat(32), ramDir, bootId: BOOT });
@@ -55,44 +59,45 @@ test('it is a tmpfs of its own with room for what the daemon may promise, whatev
   const halfMiB = Math.round(totalmem() / MIB / 2);
   expect(await choose()).toEqual({ path: own, problem: null });
   expect(await sizeMiB()).toBe(halfMiB);
-  await tie(own);
   // A budget, what clones may write, and the maps beside both.
-  const cloneBudgetBytes = 64 * MIB;
-  await choose({ budgetBytes: 128 * MIB, cloneBudgetBytes });
+  const small = { budgetBytes: 128 * MIB, cloneBudgetBytes: 64 * MIB };
+  // A daemon that does not know yet whether the directory is its own leaves it as it is.
+  await choose(small);
+  expect(await sizeMiB()).toBe(halfMiB);
+  expect(await start(small)).toBeNull();
   expect(await sizeMiB()).toBe(128 + 64 + 16);
-  await choose({ budgetBytes: 2 * totalmem(), cloneBudgetBytes: 0 });
+  await start({ budgetBytes: 2 * totalmem(), cloneBudgetBytes: 0 });
   expect(await sizeMiB()).toBeGreaterThanOrEqual(4 * halfMiB);
-  await choose({ budgetBytes: 128 * MIB, cloneBudgetBytes });
-  await choose();
+  await start(small);
+  await start();
   expect(await sizeMiB()).toBe(halfMiB);
   const mounts = (await readFile('/proc/self/mounts', 'utf8')).split('\n').filter((line) => line.includes(` ${own} `));
   expect(mounts).toHaveLength(1);
   expect(mounts[0]).toMatch(/ tmpfs rw,nosuid,nodev,noexec.*mode=700/);
-  expect(warnings).toEqual([]);
 });
 
 test('it is never made smaller than the files in it can become, nor than a person has made it', async () => {
-  await choose({ budgetBytes: 512 * MIB, cloneBudgetBytes: 0 });
+  await start({ budgetBytes: 512 * MIB, cloneBudgetBytes: 0 });
   await mkdir(join(own, 'v1'));
   const file = await open(join(own, 'v1', 'ram0.ram'), 'w');
   await file.truncate(300 * MIB);
   await file.close();
-  expect(await choose({ budgetBytes: 32 * MIB, cloneBudgetBytes: 0 })).toEqual({ path: own, problem: null });
+  expect(await start({ budgetBytes: 32 * MIB, cloneBudgetBytes: 0 })).toBeNull();
   expect(await sizeMiB()).toBe(300);
   const largeBytes = totalmem();
   execFileSync('mount', ['-o', `remount,size=${largeBytes}`, own]);
-  await choose();
+  await start();
   expect(await sizeMiB()).toBe(Math.round(largeBytes / MIB));
 });
 
 test('a mount of somebody else is left as it is', async () => {
   await mkdir(own, { recursive: true });
   execFileSync('mount', ['-t', 'tmpfs', '-o', 'size=40m,mode=0700', 'theirs', own]);
-  expect(await choose({ budgetBytes: 128 * MIB })).toEqual({ path: own, problem: null });
+  expect(await start({ budgetBytes: 128 * MIB })).toBeNull();
   expect(await sizeMiB()).toBe(40);
 });
 
-test('where no tmpfs can be mounted, the directory is used as it is, and the reason is told at each start', async () => {
+test('where none can be mounted, the directory is used as it is, and the reason is told at each start', async () => {
   const path = process.env.PATH;
   const refusing = join(base, 'bin');
   await mkdir(refusing);
@@ -103,7 +108,6 @@ test('where no tmpfs can be mounted, the directory is used as it is, and the rea
   try {
     const problem = `no tmpfs can be mounted on ${own}: mount: permission denied.`;
     expect(await choose()).toEqual({ path: own, problem });
-    expect(warnings).toHaveLength(1);
     await tie(own);
     expect(await choose()).toEqual({ path: own, problem });
   } finally {
@@ -118,10 +122,15 @@ test('where no tmpfs can be mounted, the directory is used as it is, and the rea
   await tie(own);
 });
 
-test('where the memory of this boot is hidden, nothing is mounted in its place', async () => {
-  await choose();
-  await tie(own);
+test('where the memory of this boot is hidden, nothing is mounted in its place, unless there is none', async () => {
+  await start();
   execFileSync('umount', [own]);
-  expect(await choose()).toEqual({ path: own, problem: null });
+  await mkdir(join(stateDir, 'vms', 'v1'), { recursive: true });
+  // A VM whose record cannot be read counts as one that has memory.
+  await writeFile(join(stateDir, 'vms', 'v1', 'record.json'), 'damaged');
+  await expect(start()).rejects.toMatchObject({ code: 'CONFLICT' });
   expect(await readFile('/proc/self/mounts', 'utf8')).not.toContain(` ${own} `);
+  await rm(join(stateDir, 'vms'), { recursive: true });
+  expect(await start()).toBeNull();
+  expect(await readFile('/proc/self/mounts', 'utf8')).toContain(` ${own} `);
 });

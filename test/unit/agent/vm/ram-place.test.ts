@@ -32,6 +32,11 @@ function specOf(name: string, pageBytes = 4096): VmSpec {
   return { name, memory: { sizeBytes: HUGE, pageBytes, regions, backing: 'shared' } } as unknown as VmSpec;
 }
 
+async function strangers(path: string): Promise<void> {
+  await mkdir(path);
+  await chown(path, NOBODY, 0);
+}
+
 async function make(name: string, pageBytes?: number, where = place): Promise<void> {
   const spec = specOf(name, pageBytes);
   await createRegionFiles(where, spec, await regionFiles(where, spec, null), null);
@@ -67,11 +72,7 @@ describe('the directory on tmpfs', () => {
 
   test.each([
     ['a link', async (path: string, other: string) => symlink(other, path), 'SPEC_INVALID'],
-    [
-      'a folder of another user',
-      async (path: string) => void (await mkdir(path), await chown(path, NOBODY, 0)),
-      /NOT_/,
-    ],
+    ['a folder of another user', (path: string) => strangers(path), /NOT_/],
     ['a file', async (path: string) => writeFile(path, ''), 'SPEC_INVALID'],
   ] as const)('has no folder for a VM where there is %s', async (_, put, code) => {
     await place.inRamDir(() => Promise.resolve());
@@ -131,7 +132,7 @@ describe('the directory on hugetlbfs', () => {
   });
 
   test.each([
-    ['of another user', async () => void (await mkdir(root), await chown(root, NOBODY, 0)), 'NOT_PERMITTED'],
+    ['of another user', () => strangers(root), 'NOT_PERMITTED'],
     ['with files of another user', async () => theirs(NOBODY), 'CONFLICT'],
     ['with memory that nobody has marked', async () => theirs(0), 'CONFLICT'],
     ['of another daemon', async () => make('vm', HUGE, theirPlace), 'CONFLICT'],
