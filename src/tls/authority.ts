@@ -7,7 +7,7 @@
  *     crl.pem                                    cert.pem, key.pem (0600)
  *     issued.json
  */
-import { webcrypto } from 'node:crypto';
+import { webcrypto, X509Certificate } from 'node:crypto';
 import { mkdir, open, readFile, rename } from 'node:fs/promises';
 import { isIP } from 'node:net';
 import { join } from 'node:path';
@@ -154,10 +154,12 @@ export class Authority {
 
   /**
    * Issues a new key and certificate into `out`. Earlier certificates of the name stay valid until they are revoked.
+   * Throws CONFLICT if the folder has the certificate of another name: its key would be lost.
    */
   async issue(identity: Identity, addresses: readonly string[], out: string, days = LEAF_DAYS): Promise<Issued> {
     if (!isName(identity.name))
       throw new MigrationError('USAGE', `"${identity.name}" is not a valid name for a ${identity.role}`);
+    await refuseOtherName(out, commonName(identity));
     const { x509 } = this;
     const isHost = identity.role === 'host';
     const keys = await webcrypto.subtle.generateKey(KEY, true, ['sign', 'verify']);
@@ -244,6 +246,28 @@ export class Authority {
     });
     await writeDurably(join(this.directory, 'issued.json'), `${JSON.stringify(this.book, null, 2)}\n`, 0o600);
     await writeDurably(join(this.directory, 'crl.pem'), pem('X509 CRL', list.rawData), 0o644);
+  }
+}
+
+async function refuseOtherName(directory: string, name: string): Promise<void> {
+  const text = await readFile(join(directory, 'cert.pem'), 'utf8').catch((error: NodeJS.ErrnoException) => {
+    if (error.code === 'ENOENT') return null;
+    throw error;
+  });
+  if (text === null) return;
+  const before = commonNameIn(text);
+  if (before === name || before === null) return;
+  throw new MigrationError('CONFLICT', `${directory} holds the certificate of ${before}`, {
+    remedy: 'use a folder of its own for each name',
+  });
+}
+
+/** Returns null for a damaged certificate: nobody needs its key. */
+function commonNameIn(certificate: string): string | null {
+  try {
+    return /^CN=(.*)$/m.exec(new X509Certificate(certificate).subject)?.[1] ?? null;
+  } catch {
+    return null;
   }
 }
 

@@ -3,7 +3,6 @@
  * an image's disks keeps the other from merging them.
  */
 import { existsSync } from 'node:fs';
-import { writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { afterAll, beforeAll, expect, it } from 'vitest';
 import { QmpClient } from '../../src/backends/qemu/qmp/client.js';
@@ -102,26 +101,23 @@ it('the others run on, and the image stays for the one that is left', async () =
 it('a disk layer that another host needs is not merged, nor one of a host that cannot be asked', async () => {
   const disk = join(cluster.directory, 'layer.qcow2');
   await cluster.must(runCommand('qemu-img', ['create', '-q', '-f', 'qcow2', disk, '16M']));
+  const [a, b] = [() => cluster.api('A'), () => cluster.api('B')];
   // No guest is needed to name a disk, so none has to boot.
-  const spec = { name: 'bare', accel: 'tcg', memory: { size: '32M' } };
-  const specFile = join(cluster.directory, 'bare.json');
-  const run = async (disks: object[]): Promise<string> => {
-    await writeFile(specFile, JSON.stringify({ ...spec, disks }));
-    return (await cluster.must(cluster.vmctl('A', 'run', specFile))).stderr;
-  };
-  expect(await run([])).toContain('nothing to boot from');
-  await cluster.must(cluster.vmctl('A', 'stop', 'bare', '--force'));
-  expect(await run([{ path: disk }])).toBe('');
+  const run = (disks: object[]) =>
+    a().postText<VmView>('/v1/vms', JSON.stringify({ name: 'bare', accel: 'tcg', memory: { size: '32M' }, disks }));
+  expect((await run([])).warnings).toEqual([expect.stringContaining('nothing to boot from')]);
+  await a().post('/v1/vms/bare/stop', { force: true });
+  expect((await run([{ path: disk }])).warnings).toBeUndefined();
   const { image } = await cluster.json<ForkReport>('A', 'vfork', 'bare', '--clones', '1', '--name', 'here');
   const saved = join(cluster.directory, 'bare.image');
-  await cluster.must(cluster.vmctl('A', 'image', 'save', image, saved));
-  await cluster.must(cluster.vmctl('A', 'stop', '--image', image, '--force'));
-  await cluster.must(cluster.vmctl('B', 'image', 'load', saved));
+  await a().post(`/v1/images/${image}/save`, { path: saved });
+  await a().post(`/v1/images/${image}/stop`, { force: true });
+  await b().post('/v1/images/load', { path: saved });
   await cluster.must(cluster.vfork('B', '--image', image, '--clones', '1', '--name', 'there'));
 
   const overlay = `${disk}.${image}`;
-  const remove = () => cluster.json<ImageRemoval>('A', 'vmctl', 'image', 'rm', image, '--drop-saved');
-  const flatten = () => cluster.json<FlattenReport>('A', 'vmctl', 'flatten', 'bare');
+  const remove = () => a().delete<ImageRemoval>(`/v1/images/${image}`, { dropSaved: true });
+  const flatten = () => a().post<FlattenReport>('/v1/vms/bare/flatten');
   const expectKept = async (reason: RegExp): Promise<void> => {
     for (const { mergedDisks, keptLayers } of [await remove(), await flatten()]) {
       expect(mergedDisks).toEqual([]);
@@ -133,8 +129,8 @@ it('a disk layer that another host needs is not merged, nor one of a host that c
   await cluster.stopDaemon('B');
   await expectKept(/host B, which cannot be asked/);
   await cluster.startDaemon('B');
-  await cluster.must(cluster.vmctl('B', 'stop', '--image', image, '--force'));
-  await cluster.must(cluster.vmctl('B', 'image', 'rm', image));
+  await b().post(`/v1/images/${image}/stop`, { force: true });
+  await b().delete(`/v1/images/${image}`);
   await eventually('A reaches B again', SETTLE_MS, async () =>
     (await flatten()).keptLayers.length === 0 ? true : undefined,
   );

@@ -32,6 +32,17 @@ beforeAll(async () => {
   await stranger.issue({ role: 'host', name: 'B' }, ['127.0.0.2'], at('B2'));
 });
 
+test('the folder of one name is not overwritten with another', async () => {
+  const before = await readFile(join(at('A'), 'key.pem'), 'utf8');
+  const issued = authority.issued.length;
+  await expect(authority.issue({ role: 'host', name: 'B' }, ['127.0.0.2'], at('A'))).rejects.toMatchObject({
+    code: 'CONFLICT',
+    message: expect.stringContaining('the certificate of host/A') as string,
+  });
+  expect(await readFile(join(at('A'), 'key.pem'), 'utf8')).toBe(before);
+  expect(authority.issued).toHaveLength(issued);
+});
+
 afterAll(async () => {
   for (const store of stores) store.close();
   await rm(directory, { recursive: true, force: true });
