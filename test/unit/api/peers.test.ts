@@ -228,6 +228,18 @@ describe('who may call', () => {
 });
 
 describe('whom we call', () => {
+  test('a host of which only small packets come through is told from one that is away', async () => {
+    const silent = createServer((socket) => socket.on('error', () => undefined).resume());
+    await new Promise<void>((resolve) => silent.listen(0, '127.0.0.1', resolve));
+    closers.push(() => silent.close());
+    const { port: open } = silent.address() as AddressInfo;
+    await expect(remote('B', { C: `https://127.0.0.1:${open}` }).ping('C')).rejects.toMatchObject({
+      code: 'UNREACHABLE',
+      message: expect.stringContaining('does not answer a TLS handshake') as string,
+      remedy: expect.stringContaining('MTU') as string,
+    });
+  });
+
   test('a host that shows another host’s certificate is refused before anything is sent', async () => {
     const agents = remote('B', { C: url() }); // A listens there
     await expect(agents.agent('C').inventory.inventory()).rejects.toMatchObject({ code: 'UNAUTHENTICATED' });
