@@ -1,6 +1,6 @@
 /**
- * Moves of clones with the user's commands, between real daemons. One daemon is killed on the way. What one host needs of
- * an image's disks keeps the other from merging them.
+ * Moves of clones with the user's commands, between real daemons. One daemon is killed on the way. What one host needs
+ * of an image's disks keeps the other from merging them.
  */
 import { existsSync } from 'node:fs';
 import { join } from 'node:path';

@@ -1,8 +1,8 @@
 /**
  * The disk layers of an image: the files that its disks consisted of at the fork point, the top first and then their
- * backing files. Read-only drives that no disk of the spec is (a CD, the code of a firmware) count too, after the disks.
- * Writable ones do not occur, because their VM cannot be forked. Memory of one moment over disks of another damages file systems in silence, so every start from an
- * image checks its layers first.
+ * backing files. Read-only drives that no disk of the spec is (a CD, the code of a firmware) count too, after the
+ * disks. Writable ones do not occur, because their VM cannot be forked. Memory of one moment over disks of another
+ * damages file systems in silence, so every start from an image checks its layers first.
  *
  * A layer is proven in one of two ways. The stamp (size, inode, times of change) costs one `stat` and counts on the
  * host that took it. The digest covers all of the content and counts everywhere. It costs one read of the file, so it

@@ -82,7 +82,8 @@ const PASSING: ReadonlySet<ErrorCode> = new Set(['OUT_OF_MEMORY', 'TIMEOUT', 'IO
 /**
  * Records what the files of the image's disks are, once. From the fork point on nobody writes to them. If a disk cannot
  * be described, the record says that nothing is known (an empty list), no clone is started, and the reason is returned.
- * An error that passes, such as a limit of the host, is thrown: the record stays as it is, and the next call tries again.
+ * An error that passes, such as a limit of the host, is thrown: the record stays as it is, and the next call tries
+ * again.
  */
 export async function describeLayers(parts: Parts, id: string): Promise<MigrationError | null> {
   const { images } = parts;

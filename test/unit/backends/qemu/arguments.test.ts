@@ -1,7 +1,7 @@
 import { describe, expect, test } from 'vitest';
 import { argumentFiles } from '../../../../src/backends/qemu/argument-files.js';
-import { hasBootSource } from '../../../../src/backends/qemu/boot-source.js';
 import { deviceChanges } from '../../../../src/backends/qemu/device-changes.js';
+import { hasBootSource } from '../../../../src/backends/qemu/facts.js';
 import { hostResources } from '../../../../src/backends/qemu/host-arguments.js';
 import { argumentsIn, optionsIn } from '../../../../src/backends/qemu/options.js';
 
