@@ -20,6 +20,8 @@ test('what the devices of a spec mean for a move or a fork', () => {
       escaping: ['vfio-pci', 'ivshmem-plain,memdev=m'],
       discarding: ['virtio-balloon-pci', 'virtio-mem-pci'],
       hostResources: [],
+      // A passed-through disk or NIC may boot.
+      hasBootSource: true,
     },
   );
 });
