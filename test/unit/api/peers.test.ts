@@ -219,7 +219,7 @@ describe('who may call', () => {
     await authority.revoke('B');
     await authority.copyRevocations(at('A'));
     await expect
-      .poll(() => services.logged.map(({ message }) => message), { timeout: 3000 })
+      .poll(() => services.logged.map(({ message }) => message), { timeout: 20_000 })
       .toContain('loaded new certificates or a new revocation list');
     await expect(lost.ping('A')).rejects.toMatchObject({ code: expect.stringMatching(/UNAUTHENTICATED|UNREACHABLE/) });
     expect(services.logged.map(({ message }) => message)).toContain('refused a connection');
@@ -318,7 +318,7 @@ describe('the device state', () => {
     await new Promise((resolve) => setTimeout(resolve, 100));
     body.destroy(new Error('QEMU died'));
     await expect(sent).rejects.toBeInstanceOf(MigrationError);
-    await expect.poll(() => outcome).not.toBe('pending');
+    await expect.poll(() => outcome, { timeout: 20_000 }).not.toBe('pending');
     expect(outcome).toBeInstanceOf(Error);
   });
 
