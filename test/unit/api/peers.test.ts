@@ -336,7 +336,7 @@ describe('the device state', () => {
     const sent = remote('B', { A: url() }).sendState('A', SESSION, endless);
     await expect(sent).rejects.toMatchObject({ code: expect.stringMatching(/PEER_PROTOCOL|UNREACHABLE/) });
     expect(seenBytes).toBeLessThanOrEqual(DEVICE_STATE_BYTES_MAX);
-    await expect.poll(() => endless.destroyed).toBe(true);
+    await expect.poll(() => endless.destroyed, { timeout: 20_000 }).toBe(true);
   }, 60_000); // 256 MiB through TLS, on a machine that may be busy
 
   test('that the target refuses ends the stream at the source', async () => {
