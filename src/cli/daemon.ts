@@ -11,6 +11,7 @@ import { fileURLToPath } from 'node:url';
 import { type Logger, pino } from 'pino';
 import { LocalAgent } from '../agent/agent.js';
 import { NOTHING_INJECTED, parseInjections } from '../agent/inject.js';
+import { refuseUnusableFiles } from '../agent/inventory/spec-files.js';
 import { defaultMemoryDirectory, type MemoryDirectory } from '../agent/memory/default-directory.js';
 import { tieHugePages } from '../agent/memory/huge-pages.js';
 import { tieMemoryDirectory } from '../agent/memory/mark.js';
@@ -307,6 +308,7 @@ function apiVms(vms: VmManager, agent: LocalAgent, moves: VmMoves): ApiVms {
   const find = (name: string) => moves.view(vms.view(vms.get(name)));
   return {
     async run(spec, { isNameForced } = { isNameForced: false }) {
+      await refuseUnusableFiles(vms.backend.diskFiles, spec);
       await agent.images.refuseWritesToImages(spec);
       return agent.names.guard(spec, isNameForced, async ({ epochMin, warnings }) => {
         const view = await vms.run(spec, { epochMin });

@@ -69,6 +69,10 @@ export interface ArgumentFile {
   /** The option that names it, for a person. */
   readonly use: string;
   readonly isWritable: boolean;
+  /** A drive: the guest may read it at any time. Other files are read when the VM starts. */
+  readonly isDrive: boolean;
+  /** The format that the argument gives to a drive; null if it gives none. */
+  readonly format: DiskFormat | null;
 }
 
 /** A file that the drives of a running VM use, as a disk or behind one. */

@@ -1,15 +1,19 @@
-/** Moves of clones with the user's commands, between real daemons. One daemon is killed on the way. */
+/**
+ * Moves of clones with the user's commands, between real daemons. One daemon is killed on the way. What one host needs
+ * of an image's disks keeps the other from merging them.
+ */
+import { existsSync } from 'node:fs';
 import { join } from 'node:path';
 import { afterAll, beforeAll, expect, it } from 'vitest';
 import { QmpClient } from '../../src/backends/qemu/qmp/client.js';
 import type { ForkReport } from '../../src/domain/fork.js';
-import type { ImageView } from '../../src/domain/image.js';
+import type { FlattenReport, ImageRemoval, ImageView } from '../../src/domain/image.js';
 import type { MigrationJobView } from '../../src/domain/job.js';
 import type { MigrationReport } from '../../src/domain/migration.js';
 import type { Refusal } from '../../src/domain/refusal.js';
 import type { VmView } from '../../src/domain/vm.js';
 import { answersAt } from '../hosts/arping.js';
-import { Cluster, eventually } from '../hosts/cluster.js';
+import { Cluster, eventually, runCommand } from '../hosts/cluster.js';
 import { Guest } from '../hosts/guest.js';
 
 const SETTLE_MS = 120_000;
@@ -92,4 +96,44 @@ it('the others run on, and the image stays for the one that is left', async () =
   expect(image).toMatchObject({ id: report.image, state: 'complete', clones: ['c-2'] });
   await expectSound('A', new Guest(cluster, 'c-2'));
   await expectSound('A', parent);
+});
+
+it('a disk layer that another host needs is not merged, nor one of a host that cannot be asked', async () => {
+  const disk = join(cluster.directory, 'layer.qcow2');
+  await cluster.must(runCommand('qemu-img', ['create', '-q', '-f', 'qcow2', disk, '16M']));
+  const [a, b] = [() => cluster.api('A'), () => cluster.api('B')];
+  // No guest is needed to name a disk, so none has to boot.
+  const run = (disks: object[]) =>
+    a().postText<VmView>('/v1/vms', JSON.stringify({ name: 'bare', accel: 'tcg', memory: { size: '32M' }, disks }));
+  expect((await run([])).warnings).toEqual([expect.stringContaining('nothing to boot from')]);
+  await a().post('/v1/vms/bare/stop', { force: true });
+  expect((await run([{ path: disk }])).warnings).toBeUndefined();
+  const { image } = await cluster.json<ForkReport>('A', 'vfork', 'bare', '--clones', '1', '--name', 'here');
+  const saved = join(cluster.directory, 'bare.image');
+  await a().post(`/v1/images/${image}/save`, { path: saved });
+  await a().post(`/v1/images/${image}/stop`, { force: true });
+  await b().post('/v1/images/load', { path: saved });
+  await cluster.must(cluster.vfork('B', '--image', image, '--clones', '1', '--name', 'there'));
+
+  const overlay = `${disk}.${image}`;
+  const remove = () => a().delete<ImageRemoval>(`/v1/images/${image}`, { dropSaved: true });
+  const flatten = () => a().post<FlattenReport>('/v1/vms/bare/flatten');
+  const expectKept = async (reason: RegExp): Promise<void> => {
+    for (const { mergedDisks, keptLayers } of [await remove(), await flatten()]) {
+      expect(mergedDisks).toEqual([]);
+      expect(keptLayers.map(({ reason: why }) => why).join()).toMatch(reason);
+    }
+    expect(existsSync(overlay)).toBe(true);
+  };
+  await expectKept(new RegExp(`image ${image} on B, VM there-0 on B`));
+  await cluster.stopDaemon('B');
+  await expectKept(/host B, which cannot be asked/);
+  await cluster.startDaemon('B');
+  await b().post(`/v1/images/${image}/stop`, { force: true });
+  await b().delete(`/v1/images/${image}`);
+  await eventually('A reaches B again', SETTLE_MS, async () =>
+    (await flatten()).keptLayers.length === 0 ? true : undefined,
+  );
+  expect(existsSync(overlay)).toBe(false);
+  expect(await remove()).toMatchObject({ mergedDisks: [], keptLayers: [] });
 });

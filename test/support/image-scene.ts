@@ -12,6 +12,7 @@ import { ImageStore } from '../../src/agent/image/store.js';
 import { MemoryRoom } from '../../src/agent/vm/memory-room.js';
 import { RamPlace } from '../../src/agent/vm/ram-place.js';
 import { QemuBackend } from '../../src/backends/qemu/backend.js';
+import type { VmSpec } from '../../src/domain/vm.js';
 import { parseSpec } from '../../src/schemas/vm-spec.js';
 
 export const ID = 'a'.repeat(16);
@@ -29,6 +30,10 @@ export class ImageScene {
   readonly golden = join(this.directory, 'golden.raw');
   readonly disk = join(this.directory, 'disk.qcow2');
   readonly iso = join(this.directory, 'cd.iso');
+  /** The kernel of the spec, a CD and the code of a firmware that only its own arguments name. */
+  readonly kernel = join(this.directory, 'vmlinuz');
+  readonly cd = join(this.directory, 'drivers.iso');
+  readonly firmware = join(this.directory, 'CODE.fd');
   /** The file that the parent continues in. */
   readonly overlay = `${this.disk}.${ID}`;
   readonly #children: ChildProcess[] = [];
@@ -37,6 +42,7 @@ export class ImageScene {
   constructor() {
     writeFileSync(this.golden, Buffer.alloc(1 << 20, 'golden'));
     writeFileSync(this.iso, 'iso');
+    for (const path of [this.kernel, this.cd, this.firmware]) writeFileSync(path, 'first');
     img('create', '-q', '-f', 'qcow2', '-b', this.golden, '-F', 'raw', this.disk);
     write(this.disk, 'first');
   }
@@ -59,13 +65,18 @@ export class ImageScene {
     const place = new RamPlace({ host: name, ramDir: join(stateDir, 'ram') });
     this.#places.push(place);
     await mkdir(place.ramDir, { recursive: true });
-    const { diskFiles } = new QemuBackend();
+    const backend = new QemuBackend();
+    const { diskFiles } = backend;
     const vms: ImageHost['vms'] = [];
     const named = (vm: string) => vms.find(({ spec }) => (spec as { name: string }).name === vm);
     const manager = {
       ...{ place, all: () => vms, has: (vm: string) => named(vm) !== undefined, get: named },
       ...{ room: new MemoryRoom(place), unreadable: () => [] },
-      backend: { installed: async () => ({ machines: ['pc-q35-7.2'], version: '7.2.22' }), diskFiles },
+      backend: {
+        installed: async () => ({ machines: ['pc-q35-7.2'], version: '7.2.22' }),
+        diskFiles,
+        filesIn: (spec: VmSpec) => backend.filesIn(spec),
+      },
     };
     const native = {
       createRegionFile: ({ path, lengthBytes }: { path: string; lengthBytes: bigint }) => {
@@ -90,6 +101,8 @@ export class ImageScene {
       ...parseSpec({
         name: 'web',
         memory: { size: '16M' },
+        kernel: this.kernel,
+        qemuArgs: ['-cdrom', this.cd, '-drive', `if=pflash,format=raw,readonly=on,file=${this.firmware}`],
         disks: [
           { id: 'd0', path: this.disk },
           { id: 'cd', path: this.iso, format: 'raw', readOnly: true },

@@ -21,6 +21,7 @@ import { parseKept } from '../../kit/unknown-keys.js';
 import { cloneDisks, cloneMemory, cloneNetwork, parentMode } from '../../schemas/words.js';
 import { type MemoryBounds, type MemoryReading, memoryState } from '../vm/memory-pressure.js';
 import type { ManagedVm } from '../vm/vms.js';
+import { cloneNames } from './clone-names.js';
 import type { ForkContext } from './context.js';
 import { newImage, ramOfImage, shapeOf } from './shape.js';
 import { type CloneShape, endClones, makeWaitingSet, type WaitingSet } from './waiting-set.js';
@@ -218,6 +219,7 @@ export class Pool {
       const reasons = refusals.map(({ reason }) => reason).join('; ');
       throw new MigrationError('PREFLIGHT_REFUSED', `no process of ${vm} can wait: ${reasons}`, { details: refusals });
     }
+    this.#refuseTakenNames(request);
     const processCount = [...this.#entries.values()].reduce((sum, entry) => sum + entry.request.cloneCount, 0);
     if (processCount + request.cloneCount > this.#config.processesMax) {
       const { processesMax } = this.#config;
@@ -255,6 +257,17 @@ export class Pool {
       else await images.delete(image);
       throw error;
     }
+  }
+
+  /** A set would only find out by its first start, and the upkeep would try that again and again. */
+  #refuseTakenNames(request: WarmRequest): void {
+    const { vms } = this.#context;
+    if (request.namePrefix === null) return;
+    const taken = cloneNames({ ...request, fork: '' }, request.vm).find((name) => vms.has(name));
+    if (taken === undefined) return;
+    throw new MigrationError('CONFLICT', `no process can wait as ${taken}: a VM of that name is there`, {
+      remedy: `use another --name, or remove that VM: "vmctl stop ${taken}"`,
+    });
   }
 
   /** Takes a set out of the pool and ends its processes. If the set is still being made, `#make` ends them. */

@@ -86,9 +86,8 @@ async function layersHere(
   described: ImageRecord,
   { before, isBrought, isAssumed = false }: LoadOptions & { before: ImageRecord | null; isBrought: boolean },
 ): Promise<readonly DiskLayer[]> {
-  if (described.disks.length === 0) return [];
   if (described.layers === undefined) {
-    if (!isAssumed) {
+    if (described.disks.length > 0 && !isAssumed) {
       throw new MigrationError('DISK_CHANGED', 'the file is of an older build: it does not say what its disks held', {
         remedy: 'if nobody has written to the disks since, load it with --disks assume',
       });
@@ -104,7 +103,9 @@ async function layersHere(
       problem.isMissing ? 'NOT_FOUND' : 'DISK_CHANGED',
       `the image cannot run: ${problem.reason}`,
       {
-        remedy: 'bring back the disk of the image’s moment; a file saved with --with-disks needs none',
+        remedy: problem.isReadOnly
+          ? 'bring back that file as it was at the image’s moment'
+          : 'bring back the disk of the image’s moment; a file saved with --with-disks needs none',
       },
     );
   }

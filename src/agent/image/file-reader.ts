@@ -121,14 +121,18 @@ function isConsistent({ spec, disks, layers }: ImageRecord): boolean {
     return false;
   if (layers === undefined) return true;
   const hasDigests = layers.every(({ files }) => files.every(({ digest }) => digest !== null));
-  const tops = layers.map(({ id, isReadOnly, files: [top] }) => ({
+  const tops = layers.slice(0, disks.length).map(({ id, isReadOnly, files: [top] }) => ({
     id,
     path: top?.path,
     format: top?.format,
     isReadOnly,
   }));
+  const areDrivesReadOnly = layers.slice(disks.length).every(({ isReadOnly }) => isReadOnly);
+  const areUnique = new Set(layers.map(({ id }) => id)).size === layers.length;
   return (
     hasDigests &&
+    areDrivesReadOnly &&
+    areUnique &&
     same(
       tops,
       spec.disks.map(({ id, path, format, isReadOnly }) => ({ id, path, format, isReadOnly })),

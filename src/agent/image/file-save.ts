@@ -24,7 +24,7 @@ import {
 } from './file-format.js';
 import { checkLayers, type DiskLayer, fileFailure, withDigests } from './layers.js';
 import type { ImageRecord, SavedFile } from './record.js';
-import { describeLayers } from './start-check.js';
+import { describeLayers, isDescribed } from './start-check.js';
 import type { ImageStore } from './store.js';
 
 const ZEROS = Buffer.alloc(CHUNK_BYTES);
@@ -114,8 +114,7 @@ async function knownLayers(context: ImageContext, id: string): Promise<readonly 
   const record = images.get(id);
   const known = record.layers ?? [];
   const { layers, problem } = await checkLayers(known);
-  const isUnknown = known.length !== record.disks.length;
-  if (problem !== null || isUnknown) {
+  if (problem !== null || !isDescribed(context, record)) {
     const reason = problem?.reason ?? 'it does not say what its disks were';
     throw new MigrationError('DISK_CHANGED', `image ${id} cannot be saved: ${reason}`, {
       remedy: `the image cannot be started any more; remove it: "vmctl image rm ${id}"`,

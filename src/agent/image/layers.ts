@@ -1,7 +1,8 @@
 /**
  * The disk layers of an image: the files that its disks consisted of at the fork point, the top first and then their
- * backing files. Memory of one moment over disks of another damages file systems in silence, so every start from an
- * image checks its layers first.
+ * backing files. Read-only drives that no disk of the spec is (a CD, the code of a firmware) count too, after the
+ * disks. Writable ones do not occur, because their VM cannot be forked. Memory of one moment over disks of another
+ * damages file systems in silence, so every start from an image checks its layers first.
  *
  * A layer is proven in one of two ways. The stamp (size, inode, times of change) costs one `stat` and counts on the
  * host that took it. The digest covers all of the content and counts everywhere. It costs one read of the file, so it
@@ -33,7 +34,7 @@ export interface LayerFile {
 }
 
 export interface DiskLayer {
-  /** The id of the disk. */
+  /** The id of the disk. Of a drive that the back end's own arguments name: the argument and the path. */
   readonly id: string;
   readonly isReadOnly: boolean;
   readonly files: readonly LayerFile[];
@@ -72,7 +73,13 @@ export async function withDigests(layers: readonly DiskLayer[]): Promise<DiskLay
 /** The outcome of a check: the layers with stamps of this host, or the reason why a start is refused. */
 export type LayerCheck =
   | { readonly layers: readonly DiskLayer[]; readonly problem: null }
-  | { readonly layers: null; readonly problem: { readonly isMissing: boolean; readonly reason: string } };
+  | { readonly layers: null; readonly problem: LayerProblem };
+
+export interface LayerProblem {
+  readonly isMissing: boolean;
+  readonly isReadOnly: boolean;
+  readonly reason: string;
+}
 
 /** Compares each file with what it was. A digest is computed only for a file whose stamp does not fit. */
 export async function checkLayers(layers: readonly DiskLayer[]): Promise<LayerCheck> {
@@ -82,7 +89,9 @@ export async function checkLayers(layers: readonly DiskLayer[]): Promise<LayerCh
     for (const file of layer.files) {
       const outcome = await checkFile(file);
       if ('reason' in outcome) {
-        return { layers: null, problem: { ...outcome, reason: `disk ${layer.id}: ${outcome.reason}` } };
+        const { id, isReadOnly } = layer;
+        const what = id.startsWith('-') ? id : `disk ${id}`;
+        return { layers: null, problem: { ...outcome, isReadOnly, reason: `${what}: ${outcome.reason}` } };
       }
       files.push(outcome);
     }

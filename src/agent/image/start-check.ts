@@ -2,7 +2,9 @@
  * Whether clones may start on an image's disks now. Asked by pre-flight, and again right before the clones' QEMUs are
  * made, so that nothing is made for a start that would pair memory with newer disks.
  */
+import { isAbsolute } from 'node:path';
 import { type ErrorCode, MigrationError, toMigrationError } from '../../domain/errors.js';
+import type { DiskSpec } from '../../domain/vm.js';
 import type { VmManager } from '../vm/vms.js';
 import { checkLayers, type DiskLayer, sealDisks } from './layers.js';
 import type { ImageRecord } from './record.js';
@@ -34,13 +36,11 @@ export function startProblem(parts: Parts, id: string): Promise<StartProblem | n
 
 async function findProblem(parts: Parts, id: string): Promise<StartProblem | null> {
   const { images, vms } = parts;
-  const record = images.get(id);
-  if (record.disks.length === 0) return null;
   await describeLayers(parts, id);
-  const { layers } = images.get(id);
-  if (layers === undefined || layers.length !== record.disks.length) {
+  if (!isDescribed(parts, images.get(id))) {
     return { code: 'DISK_CHANGED', reason: `image ${id} does not say what its disks were: they could not be read` };
   }
+  const { layers = [] } = images.get(id);
   const { layers: now, problem } = await checkLayers(layers);
   if (problem !== null) return { code: 'DISK_CHANGED', reason: `image ${id}: ${problem.reason}` };
   if (JSON.stringify(now) !== JSON.stringify(layers) && images.has(id)) await images.update(id, { layers: now });
@@ -82,11 +82,13 @@ const PASSING: ReadonlySet<ErrorCode> = new Set(['OUT_OF_MEMORY', 'TIMEOUT', 'IO
 /**
  * Records what the files of the image's disks are, once. From the fork point on nobody writes to them. If a disk cannot
  * be described, the record says that nothing is known (an empty list), no clone is started, and the reason is returned.
- * An error that passes, such as a limit of the host, is thrown: the record stays as it is, and the next call tries again.
+ * An error that passes, such as a limit of the host, is thrown: the record stays as it is, and the next call tries
+ * again.
  */
 export async function describeLayers(parts: Parts, id: string): Promise<MigrationError | null> {
   const { images } = parts;
-  if (!images.has(id) || images.get(id).layers !== undefined || images.get(id).disks.length === 0) return null;
+  if (!images.has(id) || images.get(id).layers !== undefined || layeredDisks(parts, images.get(id)).length === 0)
+    return null;
   const layers = await sealImage(parts, images.get(id)).catch((thrown: unknown) => {
     const error = toMigrationError(thrown);
     if (PASSING.has(error.code)) throw error;
@@ -97,11 +99,33 @@ export async function describeLayers(parts: Parts, id: string): Promise<Migratio
   return isDescribed ? null : layers;
 }
 
+/** True if the record says what the image's disks were. */
+export function isDescribed({ vms }: Pick<Parts, 'vms'>, record: ImageRecord): boolean {
+  const { layers = [], disks } = record;
+  // An image that was described before drives counted has the layers of its disks alone.
+  return layers.length >= Math.max(disks.length, layeredDisks({ vms }, record).length === 0 ? 0 : 1);
+}
+
 /** Returns what the image's disks are now, for the record. Called when no VM writes to them any more. */
-export function sealImage({ vms }: Pick<Parts, 'vms'>, { spec, disks }: ImageRecord): Promise<DiskLayer[]> {
-  const files = disks.map((disk) => ({
+export function sealImage(parts: Pick<Parts, 'vms'>, record: ImageRecord): Promise<DiskLayer[]> {
+  return sealDisks(parts.vms.backend.diskFiles, layeredDisks(parts, record));
+}
+
+/** The disks of the spec, and the drives that only the back end's own arguments name. */
+function layeredDisks({ vms }: Pick<Parts, 'vms'>, { spec, disks }: ImageRecord): DiskSpec[] {
+  const own = disks.map((disk) => ({
     ...disk,
     isReadOnly: spec.disks.find(({ id }) => id === disk.id)?.isReadOnly ?? false,
   }));
-  return sealDisks(vms.backend.diskFiles, files);
+  const known = new Set(disks.map(({ path }) => path));
+  // A relative path leads to another file for each VM.
+  const drives = vms.backend.filesIn(spec).filter((file) => file.isDrive && !file.isWritable && isAbsolute(file.path));
+  return [
+    ...own,
+    ...drives.flatMap(({ path, use, format }): DiskSpec[] => {
+      if (known.has(path)) return [];
+      known.add(path);
+      return [{ id: `${use} ${path}`, path, format: format ?? 'raw', isReadOnly: true }];
+    }),
+  ];
 }

@@ -61,7 +61,7 @@ function filesOf(
   // A clone's memory holds its kernel already, so its process opens neither file.
   const boot = spec.clone === undefined ? [spec.kernel, spec.initrd] : [];
   for (const path of boot) if (path !== undefined) add({ path, use: 'boot file', isWritable: false, format: null });
-  for (const file of named) add({ ...file, format: null });
+  for (const { path, use, isWritable } of named) add({ path, use, isWritable, format: null });
   for (const { path, isReadOnly } of open) {
     // A network disk is named by its address.
     if (/^(json:|[a-z][a-z0-9+.-]*:)/i.test(path)) continue;

@@ -18,7 +18,8 @@ import type { ApiAgent, ApiPeers } from '../contract/ports.js';
 import { hostOfCalls } from './methods.js';
 import { callPath, OCTETS, PING_PATH, statePath } from './routes.js';
 
-const CONNECT_MS = 5_000;
+/** Less than a ping may take, so that its error says why there is no connection. */
+const CONNECT_MS = 4_000;
 const PING_MS = 5_000;
 /** How long a question of pre-flight may stay without answer before it is asked whether the host is there at all. */
 const SILENT_MS = 3_000;
@@ -160,9 +161,7 @@ class PeerConnections {
           return;
         }
         connecting = setTimeout(() => {
-          request.destroy(
-            new MigrationError('UNREACHABLE', `${where} (${this.url}) does not answer`, { isRetryable: true }),
-          );
+          request.destroy(noConnection(`${where} (${this.url})`, !socket.connecting));
         }, CONNECT_MS);
         socket.once('secureConnect', () => clearTimeout(connecting));
       });
@@ -188,6 +187,17 @@ class StaleConnection extends Error {
   constructor(readonly known: MigrationError) {
     super(known.message);
   }
+}
+
+/** `isOpen`: the connection is open, but the packets of the TLS handshake do not come through. */
+function noConnection(where: string, isOpen: boolean): MigrationError {
+  if (!isOpen) return new MigrationError('UNREACHABLE', `${where} does not answer`, { isRetryable: true });
+  return new MigrationError('UNREACHABLE', `${where} accepts connections, but does not answer a TLS handshake`, {
+    remedy:
+      'a network that drops full-size packets does this: compare the MTU of both hosts, and try ' +
+      '"ping -M do -s SIZE" with the size of the MTU less 28; or another program listens there',
+    isRetryable: true,
+  });
 }
 
 function unwrap(error: unknown): unknown {

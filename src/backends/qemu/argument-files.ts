@@ -3,13 +3,13 @@
  * does (facts.ts); the files of all other options are known only from here.
  */
 import type { ArgumentFile } from '../../domain/storage.js';
-import type { VmSpec } from '../../domain/vm.js';
+import { DISK_FORMATS, type VmSpec } from '../../domain/vm.js';
 import { argumentsIn, isOn, type Options, optionsIn } from './options.js';
 
-/** Options whose whole value is the path of a file that QEMU only reads. */
-const READ_WHOLE: ReadonlySet<string> = new Set(['cdrom', 'bios', 'dtb', 'initrd', 'kernel', 'option-rom']);
-/** Options whose whole value is the path of a writable drive. */
-const DRIVE_WHOLE = /^(hd[a-d]|fd[ab]|mtdblock|pflash|sd)$/;
+/** Options whose whole value is the path of a file that QEMU only reads, at its start. */
+const READ_WHOLE: ReadonlySet<string> = new Set(['bios', 'dtb', 'initrd', 'kernel', 'option-rom']);
+/** Options whose whole value is the path of a drive. All but a CD are writable. */
+const DRIVE_WHOLE = /^(cdrom|hd[a-d]|fd[ab]|mtdblock|pflash|sd)$/;
 /** Options that describe a drive. The names of its files end with one of DRIVE_KEYS. */
 const DRIVES: ReadonlySet<string> = new Set(['drive', 'blockdev']);
 const DRIVE_KEY = /^(?:.*\.)?(?:file|filename)$/;
@@ -38,15 +38,16 @@ export function argumentFiles({ devices, qemuArgs }: Pick<VmSpec, 'devices' | 'q
 
 function* filesOf(option: string, value: string): Iterable<ArgumentFile> {
   const use = `-${option}`;
-  if (READ_WHOLE.has(option)) yield { path: value, use, isWritable: false };
-  else if (DRIVE_WHOLE.test(option)) yield { path: withoutFilePrefix(value), use, isWritable: true };
-  else if (DRIVES.has(option)) yield* drive(use, optionsIn(value));
+  const read = { use, isWritable: false, isDrive: false, format: null };
+  if (READ_WHOLE.has(option)) yield { ...read, path: value };
+  else if (DRIVE_WHOLE.test(option)) {
+    yield { path: withoutFilePrefix(value), use, isWritable: option !== 'cdrom', isDrive: true, format: null };
+  } else if (DRIVES.has(option)) yield* drive(use, optionsIn(value));
   else {
     for (const [key, path] of optionsIn(value).pairs) {
       if (READ_KEYS[option]?.includes(key) !== true) continue;
       // acpitable's files are separated by colons.
-      for (const part of option === 'acpitable' ? path.split(':') : [path])
-        yield { path: part, use, isWritable: false };
+      for (const part of option === 'acpitable' ? path.split(':') : [path]) yield { ...read, path: part };
     }
   }
 }
@@ -55,11 +56,16 @@ function* filesOf(option: string, value: string): Iterable<ArgumentFile> {
 function* drive(use: string, { head, keys, pairs }: Options): Iterable<ArgumentFile> {
   const isReadOnly =
     ['readonly', 'read-only', 'snapshot'].some((key) => isOn(keys.get(key))) || keys.get('media') === 'cdrom';
-  if (head !== '' && use === '-drive') yield { path: withoutFilePrefix(head), use, isWritable: !isReadOnly };
+  const named = keys.get('format') ?? keys.get('driver');
+  const format = DISK_FORMATS.find((known) => known === named) ?? null;
+  const common = { use, isDrive: true };
+  if (head !== '' && use === '-drive')
+    yield { ...common, path: withoutFilePrefix(head), isWritable: !isReadOnly, format };
   for (const [key, path] of pairs) {
     if (!DRIVE_KEY.test(key)) continue;
     const isBehind = /(^|\.)backing\./.test(key);
-    yield { path: withoutFilePrefix(path), use, isWritable: !isReadOnly && !isBehind };
+    const isWritable = !isReadOnly && !isBehind;
+    yield { ...common, path: withoutFilePrefix(path), isWritable, format: isBehind ? null : format };
   }
 }
 

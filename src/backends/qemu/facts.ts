@@ -3,11 +3,11 @@ import type { OpenFile } from '../../domain/storage.js';
 import type { VmSpec } from '../../domain/vm.js';
 import type { SpecDevices, VmFacts } from '../backend.js';
 import { openFiles } from './block.js';
-import { hasBootSource } from './boot-source.js';
 import { qemuArguments } from './command-line.js';
 import type { QemuConnection } from './connection.js';
 import { deviceChanges, type PresentDevice } from './device-changes.js';
 import { hostResources } from './host-arguments.js';
+import { argumentsIn, optionsIn } from './options.js';
 
 /** Devices without migratable state. QEMU reports them only when a migration starts. */
 const WITHOUT_STATE = /^(nvme($|-)|pvrdma$|usb-mtp$|virtio-(gpu|vga)-gl)/;
@@ -18,6 +18,11 @@ const ESCAPING = /vfio-|vhost-user|vhost-vdpa|ivshmem|pci-assign|virtio-pmem/;
 /** Devices that punch holes into the memory's files. */
 const DISCARDING = /virtio-(?:balloon|mem)[a-z-]*/;
 const DISCARDING_CHILD = /^child<(virtio-(?:balloon|mem)[^>]*)>$/;
+/** Options that bring a kernel, a firmware with a boot menu of its own, a drive, or a boot over the network. */
+const BOOT_OPTIONS =
+  /^(kernel|bios|cdrom|hd[a-d]|fd[ab]|pflash|mtdblock|sd|drive|blockdev|boot|option-rom|nic|net|readconfig)$/;
+/** Devices that a firmware can boot from without a drive of the command line. NICs boot over the network. */
+const BOOT_DEVICES = /net-|net$|e1000|rtl8139|pcnet|vmxnet|loader|vfio|vhost-user-(blk|scsi)/;
 const WITH_ID = '/machine/peripheral';
 const WITHOUT_ID = '/machine/peripheral-anon';
 const DEVICE_CONTAINERS = [WITH_ID, WITHOUT_ID];
@@ -32,6 +37,21 @@ export function devicesIn(spec: VmSpec): SpecDevices {
     hostResources: hostResources(spec),
     hasBootSource: hasBootSource(spec),
   };
+}
+
+type BootArguments = Pick<VmSpec, 'kernel' | 'disks' | 'devices' | 'qemuArgs'>;
+
+/** Whether a guest finds anything to boot from; in doubt there is something. The NICs of a spec have no boot ROM. */
+export function hasBootSource({ kernel, disks, devices, qemuArgs }: BootArguments): boolean {
+  if (kernel !== undefined || disks.length > 0) return true;
+  const all = [...argumentsIn(qemuArgs), ...devices.map((value) => ({ option: 'device', value }))];
+  return all.some(({ option, value }) => (option === 'device' ? isBootDevice(value) : BOOT_OPTIONS.test(option)));
+}
+
+function isBootDevice(value: string): boolean {
+  const { head, keys } = optionsIn(value);
+  const driver = head === '' ? (keys.get('driver') ?? '') : head;
+  return keys.has('drive') || keys.has('romfile') || BOOT_DEVICES.test(driver);
 }
 
 export class QemuFacts implements VmFacts {

@@ -126,7 +126,9 @@ function* checkCapture(
     yield refuse(
       'DISK_NOT_SNAPSHOTTABLE',
       `a disk of ${name} does not support snapshots: ${blocker}`,
-      'detach the disk',
+      vm.image === null
+        ? 'start the VM with that disk in the disks of its spec, or with the drive read-only'
+        : `start more clones of its image: "vfork --image ${vm.image.id}"`,
     );
   }
   for (const chain of inventory.longChains ?? []) {

@@ -219,7 +219,7 @@ describe('who may call', () => {
     await authority.revoke('B');
     await authority.copyRevocations(at('A'));
     await expect
-      .poll(() => services.logged.map(({ message }) => message), { timeout: 3000 })
+      .poll(() => services.logged.map(({ message }) => message), { timeout: 20_000 })
       .toContain('loaded new certificates or a new revocation list');
     await expect(lost.ping('A')).rejects.toMatchObject({ code: expect.stringMatching(/UNAUTHENTICATED|UNREACHABLE/) });
     expect(services.logged.map(({ message }) => message)).toContain('refused a connection');
@@ -228,6 +228,18 @@ describe('who may call', () => {
 });
 
 describe('whom we call', () => {
+  test('a host of which only small packets come through is told from one that is away', async () => {
+    const silent = createServer((socket) => socket.on('error', () => undefined).resume());
+    await new Promise<void>((resolve) => silent.listen(0, '127.0.0.1', resolve));
+    closers.push(() => silent.close());
+    const { port: open } = silent.address() as AddressInfo;
+    await expect(remote('B', { C: `https://127.0.0.1:${open}` }).ping('C')).rejects.toMatchObject({
+      code: 'UNREACHABLE',
+      message: expect.stringContaining('does not answer a TLS handshake') as string,
+      remedy: expect.stringContaining('MTU') as string,
+    });
+  });
+
   test('a host that shows another host’s certificate is refused before anything is sent', async () => {
     const agents = remote('B', { C: url() }); // A listens there
     await expect(agents.agent('C').inventory.inventory()).rejects.toMatchObject({ code: 'UNAUTHENTICATED' });
@@ -306,7 +318,7 @@ describe('the device state', () => {
     await new Promise((resolve) => setTimeout(resolve, 100));
     body.destroy(new Error('QEMU died'));
     await expect(sent).rejects.toBeInstanceOf(MigrationError);
-    await expect.poll(() => outcome).not.toBe('pending');
+    await expect.poll(() => outcome, { timeout: 20_000 }).not.toBe('pending');
     expect(outcome).toBeInstanceOf(Error);
   });
 
@@ -324,7 +336,7 @@ describe('the device state', () => {
     const sent = remote('B', { A: url() }).sendState('A', SESSION, endless);
     await expect(sent).rejects.toMatchObject({ code: expect.stringMatching(/PEER_PROTOCOL|UNREACHABLE/) });
     expect(seenBytes).toBeLessThanOrEqual(DEVICE_STATE_BYTES_MAX);
-    await expect.poll(() => endless.destroyed).toBe(true);
+    await expect.poll(() => endless.destroyed, { timeout: 20_000 }).toBe(true);
   }, 60_000); // 256 MiB through TLS, on a machine that may be busy
 
   test('that the target refuses ends the stream at the source', async () => {

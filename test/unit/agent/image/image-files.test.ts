@@ -174,7 +174,7 @@ test('a file of build 0.1.0 says nothing of its disks: it is loaded only if a us
   await scene.forked(host);
   const { layers: _, ...old } = host.context.images.get(ID);
   // Build 0.1.0 wrote the record without layers, in format 1.
-  await host.context.images.replace(ID, { ...old, disks: [], spec: { ...old.spec, disks: [] } });
+  await host.context.images.replace(ID, { ...old, disks: [], spec: { ...old.spec, disks: [], qemuArgs: [] } });
   const file = join(scene.directory, 'old.img');
   await host.images.save(ID, file);
   const bytes = await readFile(file);

@@ -59,7 +59,7 @@ function record(change: Partial<ImageRecord> = {}): ImageRecord {
 
 const silent = { info: () => undefined, warn: () => undefined, error: () => undefined };
 
-const backend = { installed: async () => ({ machines: ['pc-q35-7.2'], version: '7.2.22' }) };
+const backend = { installed: async () => ({ machines: ['pc-q35-7.2'], version: '7.2.22' }), filesIn: () => [] };
 
 async function openStore(name: string, budgetBytes: number | null = null): Promise<ImageStore> {
   const stateDir = join(directory, name);

@@ -28,6 +28,8 @@ describe('an image starts only on the disks of its moment', () => {
     ['the disk was written to', () => write(scene.disk, 'second')],
     ['the disk has another size', () => img('resize', '-q', scene.disk, '2M')],
     ['the backing file was written to', () => writeFile(scene.golden, Buffer.alloc(1 << 20, 'silver'))],
+    ['a CD that only an argument names was replaced', () => writeFile(scene.cd, 'other')],
+    ['the code of the firmware was replaced', () => writeFile(scene.firmware, 'other')],
     ['a read-only disk was replaced', () => writeFile(scene.iso, 'ISO')],
     ['the disk was replaced by a copy of another', () => writeFile(scene.disk, 'x'.repeat(200_000))],
     ['the disk is gone', () => rm(scene.disk)],
@@ -49,6 +51,14 @@ describe('an image starts only on the disks of its moment', () => {
     if (existsSync(scene.disk) && (await stat(scene.disk)).isFile())
       await utimes(scene.disk, before.atime, before.mtime);
     expect(await startProblem(source.context, ID)).toMatchObject({ code: 'DISK_CHANGED' });
+  });
+
+  test('a kernel does not count: a clone has it in its memory, and its process never opens it', async () => {
+    const { context, file } = await scene.savedOn('A');
+    await writeFile(scene.kernel, 'other');
+    expect(await startProblem(context, ID)).toBeNull();
+    await rm(scene.kernel);
+    await (await scene.contextOn('B')).images.load(file);
   });
 
   test('without a saved file its stamp alone tells', async () => {
@@ -154,6 +164,8 @@ describe('a layer stays as long as somebody needs it', () => {
         { path: scene.disk, reason: `needed by saved image ${file}` },
         { path: scene.iso },
         { path: scene.golden },
+        { path: scene.cd },
+        { path: scene.firmware },
       ],
     });
     expect(images.find(ID)).toMatchObject({ state: 'unloaded', allocatedBytes: 0, savedFiles: [file] });

@@ -1,7 +1,7 @@
 import { describe, expect, test } from 'vitest';
 import { argumentFiles } from '../../../../src/backends/qemu/argument-files.js';
-import { hasBootSource } from '../../../../src/backends/qemu/boot-source.js';
 import { deviceChanges } from '../../../../src/backends/qemu/device-changes.js';
+import { hasBootSource } from '../../../../src/backends/qemu/facts.js';
 import { hostResources } from '../../../../src/backends/qemu/host-arguments.js';
 import { argumentsIn, optionsIn } from '../../../../src/backends/qemu/options.js';
 
@@ -88,7 +88,7 @@ test.each(FILES)('the files of %j', (qemuArgs, files) => {
 test('devices of a spec name files, too', () => {
   expect(
     argumentFiles({ devices: ['e1000,romfile=/rom', 'e1000,romfile=', 'e1000,romfile=pxe.rom'], qemuArgs: [] }),
-  ).toEqual([{ path: '/rom', use: '-device', isWritable: false }]);
+  ).toMatchObject([{ path: '/rom', use: '-device', isWritable: false }]);
 });
 
 const HOST: readonly [args: readonly string[], found: readonly RegExp[]][] = [
@@ -139,6 +139,19 @@ test('ports belong to a network namespace, paths do not', () => {
     ['-vnc :1', true],
     ['-vnc unix:/v', false],
     ['-chardev socket,id=a,port=1,server=on', true],
+  ]);
+});
+
+test('a drive is told from what QEMU reads at its start, with the format that it is given', () => {
+  const qemuArgs = ['-cdrom', '/a', '-drive', 'file=/b,format=qcow2,readonly=on', '-bios', '/c', '-fw_cfg', 'file=/d'];
+  expect(
+    argumentFiles({ devices: ['x,romfile=/e'], qemuArgs }).map(({ path, isDrive, format }) => [path, isDrive, format]),
+  ).toEqual([
+    ['/a', true, null],
+    ['/b', true, 'qcow2'],
+    ['/c', false, null],
+    ['/d', false, null],
+    ['/e', false, null],
   ]);
 });
 

@@ -11,6 +11,7 @@ test('what the devices of a spec mean for a move or a fork', () => {
     escaping: [],
     discarding: [],
     hostResources: [],
+    hasBootSource: false,
   });
   const devices = ['nvme,serial=1', 'nvme-ns', 'virtio-gpu-gl-pci', 'vfio-pci,host=01:00.0', 'virtio-balloon-pci,id=b'];
   expect(devicesIn(specWith(devices, ['-device', 'ivshmem-plain,memdev=m', '-device', 'virtio-mem-pci,id=m']))).toEqual(
@@ -19,6 +20,8 @@ test('what the devices of a spec mean for a move or a fork', () => {
       escaping: ['vfio-pci', 'ivshmem-plain,memdev=m'],
       discarding: ['virtio-balloon-pci', 'virtio-mem-pci'],
       hostResources: [],
+      // A passed-through disk or NIC may boot.
+      hasBootSource: true,
     },
   );
 });
