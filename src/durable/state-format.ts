@@ -25,6 +25,8 @@ export const LOGS = [OWNERS_LOG, JOBS_LOG] as const;
 /** Folders with one record a file. */
 export const RECORD_FOLDERS = ['sessions', 'forks', 'images'] as const;
 export const POOL_FILE = 'pool.json';
+/** Who the other hosts are: for `vmctl state repair`. */
+export const HOSTS_FILE = 'hosts.json';
 export const VMS_FOLDER = 'vms';
 export const VM_RECORD_FILE = 'record.json';
 
@@ -87,7 +89,7 @@ export async function recordPaths(directory: string): Promise<string[]> {
   }
   for (const vm of await namesIn(join(directory, VMS_FOLDER)))
     paths.push(join(directory, VMS_FOLDER, vm, VM_RECORD_FILE));
-  paths.push(join(directory, POOL_FILE));
+  paths.push(join(directory, POOL_FILE), join(directory, HOSTS_FILE));
   const isThere = await Promise.all(paths.map(async (path) => (await readIfThere(path)) !== null));
   return paths.filter((_, index) => isThere[index]);
 }

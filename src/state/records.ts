@@ -13,6 +13,7 @@ import { decodeRecord } from '../durable/record-files.js';
 import { isUnsealed } from '../durable/sealed.js';
 import {
   FORMAT_FILE,
+  HOSTS_FILE,
   JOBS_LOG,
   OWNERS_LOG,
   POOL_FILE,
@@ -23,6 +24,7 @@ import {
 } from '../durable/state-format.js';
 import type { JournalEntry } from '../engine/ports/journal.js';
 import { decodeJournalEntry } from '../schemas/journal.js';
+import { readKnownHosts } from './known-hosts.js';
 
 /**
  * intact · torn: a crash has cut the last line short, which loses nothing · old: of build 0.1.0, without a checksum ·
@@ -85,6 +87,11 @@ async function readOne(path: string, name: string): Promise<object> {
       return decodeRecord(IMAGE_RECORD, await readFile(path, 'utf8'), path);
     case POOL_FILE:
       return readWanted(path);
+    case HOSTS_FILE: {
+      const hosts = await readKnownHosts(dirname(path));
+      if (hosts === null) throw new MigrationError('CORRUPT', `${path} is gone`);
+      return hosts;
+    }
     default:
       throw new MigrationError('INTERNAL', `${path} is a record of no known kind`);
   }
