@@ -64,7 +64,8 @@ const TYPESCRIPT_LAYERS: Record<string, readonly string[]> = {
   api: [...WORDS, 'tls', 'config', 'schemas', 'api/contract', 'api/public', 'api/peers'],
   state: [
     ...[...WORDS, PORTS, 'durable', 'schemas', 'cluster'],
-    ...['agent/vm', 'agent/image', 'agent/migration', 'agent/fork', 'agent/memory/mark', 'agent/peer-claims'],
+    ...['agent/vm', 'agent/image', 'agent/migration', 'agent/fork'],
+    ...['agent/memory/mark', 'agent/storage/markers', 'agent/peer-claims'],
   ],
   cli: [
     ...[...WORDS, 'transports', 'config', 'api/client', 'schemas', 'tls', 'state', 'durable/directory-lock', 'native'],
