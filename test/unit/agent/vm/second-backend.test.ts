@@ -242,6 +242,22 @@ test('a VM that has never run is ended by force only if no session or fork needs
   expect(() => process.kill(pid, 0)).toThrow(/ESRCH/);
 });
 
+test.each(['missing', "another host's"])(
+  'force ends a VM whose owner record is %s, nothing else does',
+  async (which) => {
+    const { pid } = await vms.run(spec);
+    if (which === 'missing') await registry.removeOwner('web', 1);
+    else await registry.swapOwner('web', 1, { vm: 'web', owner: 'Z', epoch: 2, session: null });
+    const refused = { code: 'OWNER_CHANGED', remedy: expect.stringContaining('vmctl stop --force') as string };
+    await expect(vms.stop('web', { isForced: false })).rejects.toMatchObject(refused);
+    await expect(vms.resume('web')).rejects.toMatchObject(refused);
+    await vms.stop('web', { isForced: true });
+    expect(() => process.kill(pid!, 0)).toThrow(/ESRCH/);
+    await vms.stop('web', { isForced: true });
+    expect(vms.list()).toEqual([]);
+  },
+);
+
 test('a start whose record cannot be written leaves no process', async () => {
   // A directory where the next record would be written.
   Sleeper.onLaunched = () => mkdir(join(directory, 'vms/web/record.json.new'));
