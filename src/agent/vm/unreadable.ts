@@ -63,10 +63,7 @@ export async function describeUnreadable(
 export function refusal({ view, error }: UnreadableVm): MigrationError {
   const runs = view.pid === null ? 'it does not seem to run' : `its process ${view.pid} runs on`;
   return new MigrationError('CORRUPT', `the record of ${view.name} cannot be read; ${runs}`, {
-    remedy:
-      error.code === 'UNSUPPORTED' && error.remedy
-        ? error.remedy
-        : 'stop vmigrated, then: vmctl state check DIR, and vmctl state repair DIR',
+    remedy: error.remedy ?? 'stop vmigrated, then: vmctl state check DIR, and vmctl state repair DIR',
     cause: error,
   });
 }

@@ -15,7 +15,7 @@ import { MigrationError, toMigrationError } from '../../domain/errors.js';
 import type { GuestEnd } from '../../domain/guest-end.js';
 import type { VmExit, VmSpec, VmState, VmView } from '../../domain/vm.js';
 import { Reserve } from '../../durable/reserve.js';
-import { makeDirectory } from '../../durable/state-format.js';
+import { makeDirectory, VM_RECORD_FILE } from '../../durable/state-format.js';
 import { deferred } from '../../kit/deferred.js';
 import { adopt } from './adopt.js';
 import { type StopOptions, VmKeeper } from './keeper.js';
@@ -66,7 +66,9 @@ export class VmManager {
     await makeDirectory(this.#table.directory);
     await mkdir(this.#options.ramDir, { recursive: true, mode: 0o700 });
     const find = (name: string) => this.#table.locks.hold(name, () => this.#find(name));
-    await Promise.all((await readdir(this.#table.directory)).map(find));
+    // A VM whose directory is gone, for example because a backup came back, still has its memory and its process.
+    const withMemory = (await readdir(this.#options.ramDir)).filter((name) => !name.startsWith('.'));
+    await Promise.all([...new Set([...(await readdir(this.#table.directory)), ...withMemory])].map(find));
   }
 
   /** Starts a VM at an epoch above `epochMin`. If it rejects, it removes everything of the VM. */
@@ -377,7 +379,9 @@ export class VmManager {
         // A crash came before the first record, so the VM had no process. One that runs has lost its record.
         const [stray] = await this.#options.backend.findStray(placeIn(directory, name));
         if (stray !== undefined)
-          throw new MigrationError('CORRUPT', `${directory} has no record, but process ${stray.pid} runs`);
+          throw new MigrationError('CORRUPT', `${directory} has no record, but process ${stray.pid} runs`, {
+            remedy: `bring its ${VM_RECORD_FILE} back and restart vmigrated; or end it ("kill ${stray.pid}") and restart`,
+          });
         await rm(directory, { recursive: true, force: true });
         return;
       }

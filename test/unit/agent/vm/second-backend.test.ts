@@ -1,6 +1,6 @@
 /** The life of VMs on a back end that is not QEMU. VmManager needs only what backend.ts declares. */
 import { type ChildProcess, spawn } from 'node:child_process';
-import { mkdir, mkdtemp, readdir, readFile, rm, writeFile } from 'node:fs/promises';
+import { mkdir, mkdtemp, readdir, readFile, rename, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, beforeEach, expect, test } from 'vitest';
@@ -240,6 +240,29 @@ test('a VM that has never run is ended by force only if no session or fork needs
   await vms.stop('web', { isForced: true, isUnclaimed: true });
   expect(vms.list()).toEqual([]);
   expect(() => process.kill(pid, 0)).toThrow(/ESRCH/);
+});
+
+test('a VM whose directory is gone, as after a backup, is listed, and a new one does not end it', async () => {
+  const { pid } = await vms.run(spec);
+  const record = await readFile(join(directory, 'vms/web/record.json'));
+  const state = await readdir(join(directory, 'vms/web'));
+  await vms.close();
+  await rm(join(directory, 'vms/web/record.json'));
+  await rename(join(directory, 'vms/web'), join(directory, 'web.aside'));
+  await start();
+  expect(vms.list()).toMatchObject([{ name: 'web', state: 'unreadable', pid }]);
+  await expect(vms.run(spec)).rejects.toMatchObject({
+    code: 'CORRUPT',
+    remedy: expect.stringContaining(`kill ${pid}`) as string,
+  });
+  process.kill(pid!, 0);
+  // The remedy: the record comes back.
+  await vms.close();
+  expect(state).toContain('record.json');
+  await rename(join(directory, 'web.aside'), join(directory, 'vms/web'));
+  await writeFile(join(directory, 'vms/web/record.json'), record);
+  await start();
+  expect(vms.list()).toMatchObject([{ name: 'web', state: 'running', pid }]);
 });
 
 test.each(['missing', "another host's"])(
