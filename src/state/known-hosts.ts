@@ -1,6 +1,6 @@
 /**
- * The other hosts, as the last daemon of a state directory was configured. The daemon itself never reads this: it is for
- * `vmctl state repair`, which asks them while no daemon runs.
+ * The other hosts, as the last daemon of a state directory was configured. The daemon itself never reads this: it is
+ * for `vmctl state repair`, which asks them while no daemon runs.
  */
 import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';

@@ -46,8 +46,9 @@ export function proveOwner(
   const [newest] = said
     .filter(({ claims }) => claims.owner !== null && claims.lastEpoch > epoch)
     .sort((a, b) => b.claims.lastEpoch - a.claims.lastEpoch);
-  if (newest?.claims.owner != null)
-    return { record: recordOf(vm, newest.claims.owner, newest.claims), why: `${newest.peer} knows that it went there` };
+  const went = newest?.claims.owner ?? null;
+  if (newest !== undefined && went !== null)
+    return { record: recordOf(vm, went, newest.claims), why: `${newest.peer} knows that it went there` };
   if (self === null || !isHere) return unproven('no peer has it, and neither has this host, by its own records');
   const why = 'it is here, and no peer has it or knows of a later epoch';
   return { record: { vm, owner: self, epoch, session: null }, why };
@@ -65,7 +66,8 @@ export function answerLines(vm: string, answers: readonly PeerAnswer[], index: n
     const of = claims[index];
     const states = of?.vms.filter(({ name }) => name === vm).map(({ state }) => state) ?? [];
     const epoch = of === undefined || of.lastEpoch === 0 ? 'knows no epoch of it' : `knows epoch ${of.lastEpoch}`;
-    const owner = of?.owner == null ? '' : ` with owner ${of.owner}`;
-    return `${vm}: ${peer} ${states.length === 0 ? 'does not have it' : `has it ${states.join(' and ')}`}, ${epoch}${owner}`;
+    const owner = of === undefined || of.owner === null ? '' : ` with owner ${of.owner}`;
+    const has = states.length === 0 ? 'does not have it' : `has it ${states.join(' and ')}`;
+    return `${vm}: ${peer} ${has}, ${epoch}${owner}`;
   });
 }

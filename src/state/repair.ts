@@ -1,7 +1,8 @@
 /**
  * Repair of a state directory. It keeps each damaged original beside it, cuts only what is damaged, and never guesses
  * an owner: a VM whose owner a damaged line may have changed has no owner record afterwards, unless the user names the
- * owner, or the memory directory or the peers prove it. A daemon does not run such a VM, and asks the target of an unfinished move before it goes on.
+ * owner, or the memory directory or the peers prove it. A daemon does not run such a VM, and asks the target of an
+ * unfinished move before it goes on.
  */
 import { copyFile, readFile, rename } from 'node:fs/promises';
 import { join } from 'node:path';

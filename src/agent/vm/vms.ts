@@ -15,7 +15,7 @@ import { MigrationError, toMigrationError } from '../../domain/errors.js';
 import type { GuestEnd } from '../../domain/guest-end.js';
 import type { VmExit, VmSpec, VmState, VmView } from '../../domain/vm.js';
 import { Reserve } from '../../durable/reserve.js';
-import { makeDirectory, VM_RECORD_FILE } from '../../durable/state-format.js';
+import { makeDirectory } from '../../durable/state-format.js';
 import { deferred } from '../../kit/deferred.js';
 import { adopt } from './adopt.js';
 import { type StopOptions, VmKeeper } from './keeper.js';
@@ -24,8 +24,8 @@ import type { CloneOptions, IncomingOptions, VmManagerOptions } from './options.
 import { presencePath, type RamPlace } from './ram-files.js';
 import { effectiveState, type RecordAmendment, readRecord, reservedBy, type VmRecord } from './record.js';
 import { VmStarter } from './starts.js';
-import { VmTable } from './table.js';
-import { describeUnreadable } from './unreadable.js';
+import { notOurs, VmTable } from './table.js';
+import { describeUnreadable, noRecord } from './unreadable.js';
 import { type ManagedVm, placeIn, Vm, viewOf } from './vm.js';
 
 export type { VmExit } from '../../domain/vm.js';
@@ -358,16 +358,9 @@ export class VmManager {
       });
     }
     if (!states.includes(vm.state)) throw new MigrationError('CONFLICT', `${name} is ${vm.state}`);
+    if (isJobIgnored || isOver(vm)) return vm; // Force ends a process of this host, whatever the records say.
     const owner = await this.#options.registry.owner(name);
-    // Force ends a process of this host, whatever the records say.
-    if (!isJobIgnored && !isOver(vm) && (owner?.owner !== this.#options.host || owner.epoch !== vm.epoch)) {
-      throw new MigrationError('OWNER_CHANGED', `${name} belongs to ${owner?.owner ?? 'no host'}, not to this host`, {
-        remedy:
-          owner === null || owner.owner === this.#options.host
-            ? 'stop vmigrated, then: vmctl state repair DIR; to end what runs here: vmctl stop --force'
-            : `ask ${owner.owner}; to end what is left here: "vmctl stop --force ${name}"`,
-      });
-    }
+    if (owner?.owner !== this.#options.host || owner.epoch !== vm.epoch) throw notOurs(vm, owner, this.#options.host);
     return vm;
   }
 
@@ -378,10 +371,7 @@ export class VmManager {
       if (record === null) {
         // A crash came before the first record, so the VM had no process. One that runs has lost its record.
         const [stray] = await this.#options.backend.findStray(placeIn(directory, name));
-        if (stray !== undefined)
-          throw new MigrationError('CORRUPT', `${directory} has no record, but process ${stray.pid} runs`, {
-            remedy: `bring its ${VM_RECORD_FILE} back and restart vmigrated; or end it ("kill ${stray.pid}") and restart`,
-          });
+        if (stray !== undefined) throw noRecord(directory, stray.pid);
         await rm(directory, { recursive: true, force: true });
         return;
       }
