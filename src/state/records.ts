@@ -73,7 +73,29 @@ export async function readState(directory: string): Promise<StateRecords> {
   }
   const owners = await readLog(directory, OWNERS_LOG, decodeOwnerChange, findings);
   const jobs = await readLog(directory, JOBS_LOG, decodeJournalEntry, findings);
+  const isOld = findings.some(({ record, state }) => record === OWNERS_LOG && state === 'old');
+  for (const vm of isOld ? [] : vmsWithoutOwner(vms, owners)) {
+    const error = new MigrationError('OWNER_CHANGED', `${vm} has no owner record, so it may run on another host`, {
+      remedy: 'vmctl state repair DIR',
+    });
+    findings.push({ record: `${OWNERS_LOG} (${vm})`, state: 'missing', error: error.toJSON() });
+  }
   return { directory, findings, vms, unreadableVms, owners, jobs };
+}
+
+/** Returns the VMs that are or have been on this host, by their records, and for which there is no owner record. */
+export function vmsWithoutOwner(
+  vms: ReadonlyMap<string, VmRecord>,
+  owners: readonly Piece<OwnerChange>[],
+): readonly string[] {
+  const owned = new Set<string>();
+  for (const piece of owners) {
+    if (piece.kind !== 'record') continue;
+    if (piece.record.type === 'swap') owned.add(piece.record.record.vm);
+    else owned.delete(piece.record.vm);
+  }
+  const lives = ([, { state }]: readonly [string, VmRecord]) => state !== 'incoming' && state !== 'stopped';
+  return [...vms].filter((vm) => lives(vm) && !owned.has(vm[0])).map(([name]) => name);
 }
 
 /** How the record files of each kind are read. The logs have readers of their own. */

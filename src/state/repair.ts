@@ -17,7 +17,7 @@ import { seal } from '../durable/sealed.js';
 import { FORMAT_FILE, JOBS_LOG, OWNERS_LOG, writeFormat } from '../durable/state-format.js';
 import type { OwnerRecord } from '../engine/ports/registry.js';
 import { answerLines, type OwnerProof, proveOwner } from './owner-proof.js';
-import { readState, type StateRecords } from './records.js';
+import { readState, type StateRecords, vmsWithoutOwner } from './records.js';
 
 export interface RepairOptions {
   /** VM → the host that owns it, as the user says. */
@@ -68,7 +68,10 @@ export async function repairState(directory: string, options: RepairOptions): Pr
       done.push(`${record}: set aside`);
     }
   }
-  await repairOwners(state, options, { done, left, answers });
+  // A log of build 0.1.0 is upgraded by the daemon, which refuses one that is damaged.
+  if (state.findings.some(({ record, state: how }) => record === OWNERS_LOG && how === 'old'))
+    left.push(`${OWNERS_LOG}: it is of an earlier build; start vmigrated once, then repair what it complains of`);
+  else await repairOwners(state, options, { done, left, answers });
   if (await rewriteLog(state, JOBS_LOG, state.jobs, options.at))
     done.push(`${JOBS_LOG}: damaged lines set aside; the jobs that they belong to may be undone or repeated`);
   return { done, left, answers };
@@ -180,8 +183,7 @@ function doubtfulVms({ owners, vms, unreadableVms }: StateRecords): Set<string> 
       for (const vm of [...known, ...vms.keys(), ...unreadableVms]) doubtful.add(vm);
     }
   }
-  const own = [...vms].filter(([, { state }]) => state !== 'incoming' && state !== 'stopped');
-  for (const [vm] of own) if (!known.has(vm)) doubtful.add(vm);
+  for (const vm of vmsWithoutOwner(vms, owners)) doubtful.add(vm);
   return doubtful;
 }
 

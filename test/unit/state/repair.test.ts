@@ -8,6 +8,7 @@ import { readRecord } from '../../../src/agent/vm/record.js';
 import { FileRegistry } from '../../../src/cluster/file.js';
 import type { VmClaims, VmIdentity } from '../../../src/domain/host.js';
 import { openStateDirectory } from '../../../src/durable/state-directory.js';
+import { openState } from '../../../src/durable/state-format.js';
 import { loadNativeBinding } from '../../../src/native/binding.js';
 import { readState } from '../../../src/state/records.js';
 import { type RepairOptions, type RepairReport, repairState } from '../../../src/state/repair.js';
@@ -65,6 +66,16 @@ test('an intact directory has nothing to repair', async () => {
   expect(await damaged()).toEqual([]);
   expect(await repair()).toEqual({ done: [], left: [], answers: [] });
   expect(await aside()).toEqual([]);
+});
+
+test('a directory of build 0.1.0 is left to the daemon, which upgrades it', async () => {
+  await rm(state, { recursive: true });
+  await cp(KEPT, state, { recursive: true });
+  const before = await readFile(join(state, 'owners.log'));
+  const { done, left } = await repair({ web: 'A' });
+  expect(done).toEqual([]);
+  expect(left).toEqual([expect.stringContaining('start vmigrated once')]);
+  expect(await readFile(join(state, 'owners.log'))).toEqual(before);
 });
 
 describe('a damaged line of owners.log', () => {
@@ -187,6 +198,24 @@ describe('an owner that is not known', () => {
     expect([owners.web, owners.store]).toEqual(['A 1', 'A 1']);
     // Unfinished moves ask their targets.
     expect([owners.half, owners.late]).toEqual([undefined, undefined]);
+  });
+
+  test('is asked for again when the peers answer, and check says that it is missing', async () => {
+    await openState(state);
+    await cp(join(KEPT, 'owners.log'), join(state, 'owners.log'));
+    await rm(join(state, 'format'));
+    await openState(state);
+    await flip('owners.log', (bytes) => bytes.length - 1);
+    await repair();
+    expect((await ownersNow()).web).toBeUndefined();
+    const { findings } = await readState(state);
+    expect(findings.filter(({ state: how }) => how === 'missing').map(({ record }) => record)).toContain(
+      'owners.log (web)',
+    );
+    const { left } = await repair();
+    expect(left.some((line) => line.startsWith('web:'))).toBe(true);
+    await repair({}, [], { hosts: hosts(() => nothing) });
+    expect((await ownersNow()).web).toBe('A 1');
   });
 
   test('is where a peer knows that it went', async () => {
