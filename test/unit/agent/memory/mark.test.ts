@@ -4,6 +4,7 @@ import { join } from 'node:path';
 import { afterEach, beforeEach, expect, test } from 'vitest';
 import { defaultMemoryDirectory } from '../../../../src/agent/memory/default-directory.js';
 import { memoryDirectoryInUse, tieMemoryDirectory } from '../../../../src/agent/memory/mark.js';
+import { seal } from '../../../../src/durable/sealed.js';
 
 const BOOT = 'boot-1';
 let base: string;
@@ -74,11 +75,11 @@ test('a start that a crash cut short between the two sides is taken up', async (
   await tie();
   const path = join(stateDir, 'memory-directory.json');
   const made = JSON.parse(await readFile(path, 'utf8')) as object;
-  await writeFile(path, JSON.stringify({ ...made, isMade: false }));
+  await writeFile(path, seal({ ...made, isMade: false }));
   await tie();
   await addVm('v1');
   await mkdir(join(ramDir, 'v1'));
-  await writeFile(path, JSON.stringify({ ...made, isMade: false }));
+  await writeFile(path, seal({ ...made, isMade: false }));
   await rm(join(ramDir, '.owner'));
   await tie();
   expect(JSON.parse(await readFile(path, 'utf8'))).toMatchObject({ isMade: true });
