@@ -46,7 +46,7 @@ async function expectNothingLeft(host: string, vm: string): Promise<void> {
   expect(await cluster.qemuPids(host)).toEqual([]);
   const ram = cluster.ramDirectory(host);
   // The mark of the directory stays.
-  expect(existsSync(ram) ? await readdir(ram) : []).toEqual(['.owner']);
+  expect(existsSync(ram) ? await readdir(ram) : []).toEqual(['.owner', '.owners.log']);
 }
 
 describe.each([['tcp'], ['shm']])('post-copy over %s', (transport) => {
