@@ -1,10 +1,10 @@
 /**
  * After its start the daemon compares its owner records with what the peers know. A state directory that has come back
- * from a backup gives VMs to this host that have moved on since: a peer that has the VM then knows a later epoch, or the
- * same epoch with another incarnation.
+ * from a backup gives VMs to this host that have moved on since: a peer that has the VM then knows a later epoch, or
+ * the same epoch with another incarnation.
  *
- * A VM that a peer has, by a later record, and whose guest does not run here, belongs to that peer: this is recorded, so
- * that nobody resumes or moves what is left of it here. Everything else is only shown, because either side may be right.
+ * A VM that a peer has, by a later record, and whose guest does not run here, belongs to that peer. This is recorded,
+ * so that nobody resumes or moves what is left of it here. All else is only shown, because either side may be right.
  */
 import { toMigrationError } from '../domain/errors.js';
 import type { VmClaims } from '../domain/host.js';

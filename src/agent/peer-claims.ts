@@ -1,4 +1,4 @@
-/** Asks all peers what they know of VMs, by name and UUID: one call to each peer, at the same time, for a short time. */
+/** Asks all peers at once what they know of VMs, by name and UUID: one call to each peer, for a short time. */
 import { setTimeout as sleep } from 'node:timers/promises';
 import { MigrationError, toMigrationError } from '../domain/errors.js';
 import type { VmClaims, VmIdentity } from '../domain/host.js';

@@ -43,6 +43,7 @@ import { FileJournal } from '../jobs/journal.js';
 import { openOwnDirectory } from '../kit/own-directory.js';
 import { keepSpareDescriptor } from '../kit/spare-descriptor.js';
 import { loadNativeBinding } from '../native/binding.js';
+import { keepKnownHosts } from '../state/known-hosts.js';
 import { TlsStore } from '../tls/store.js';
 import { HostTransports, sharedPlaces } from '../transports/host/host-transports.js';
 import { RdmaHost } from '../transports/rdma/host.js';
@@ -216,6 +217,9 @@ async function start(config: DaemonConfig, log: Logger, closers: (() => Promise<
     log: log.child({ part: 'api' }),
   });
 
+  await keepKnownHosts(stateDir, { name: host, peers: config.peers, tls: config.tls ?? null }).catch((error: unknown) =>
+    log.warn({ err: toMigrationError(error) }, 'the list of the other hosts, for "vmctl state repair", is not kept'),
+  );
   // Resumed jobs call other hosts, and those call back. So the API must answer meanwhile.
   closers.push(() => jobs.close());
   closers.push(() => server.close());

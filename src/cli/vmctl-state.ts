@@ -3,6 +3,7 @@
 import { resolve } from 'node:path';
 import type { Command } from 'commander';
 import { MigrationError } from '../domain/errors.js';
+import type { VmIdentity } from '../domain/host.js';
 import type { RecordFinding } from '../state/records.js';
 import type { RepairReport } from '../state/repair.js';
 import { levelLines } from './error-text.js';
@@ -14,6 +15,7 @@ interface StateOptions extends CommonOptions {
   readonly state?: string;
   readonly owner?: string[];
   readonly accept?: string[];
+  readonly offline?: boolean;
 }
 
 export interface StateCheckView {
@@ -45,6 +47,7 @@ export function addState(program: Command, onDamaged: () => void): void {
     .description('repair the records; damaged originals are kept beside, as NAME.damaged-TIME')
     .option('--state <dir>', `the same as DIR; default: ${STATE_DEFAULT}`)
     .option('--owner <vm=host>', 'the host to which a VM belongs; may be repeated', collect)
+    .option('--offline', 'do not ask the other hosts to which VMs belong whose owner record is damaged or missing')
     .option(
       '--accept <record>',
       'a damaged record that you have inspected, as check names it; may be repeated',
@@ -52,10 +55,16 @@ export function addState(program: Command, onDamaged: () => void): void {
     )
     .action((dir: string | undefined, _, command: Command) =>
       locked(directoryOf(dir, command), async (directory) => {
-        const { owner = [], accept = [] } = command.opts<StateOptions>();
+        const { owner = [], accept = [], offline = false } = command.opts<StateOptions>();
+        const owners = ownersOf(owner);
         const { repairState } = await import('../state/repair.js');
+        const { mirroredOwners } = await import('../state/mirrored.js');
         const at = new Date().toISOString();
-        const report = await repairState(directory, { owners: ownersOf(owner), accepted: accept, at });
+        const mirrored = await mirroredOwners(directory);
+        const peers = offline ? null : await peersOf(directory);
+        const report = await repairState(directory, {
+          ...{ owners, accepted: accept, at, mirrored, hosts: peers },
+        }).finally(() => peers?.close());
         print(output(command), report, repairText);
         if (report.left.length > 0) onDamaged();
       }),
@@ -87,6 +96,34 @@ function ownersOf(words: readonly string[]): Map<string, string> {
   );
 }
 
+/** The peers that the last daemon of the directory knew. Null: they cannot be asked, and stderr has the reason. */
+async function peersOf(directory: string) {
+  const { toMigrationError } = await import('../domain/errors.js');
+  try {
+    const { readKnownHosts } = await import('../state/known-hosts.js');
+    const known = await readKnownHosts(directory);
+    if (known === null || known.tls === null || Object.keys(known.peers).length === 0) return null;
+    const { TlsStore } = await import('../tls/store.js');
+    const { RemoteAgents } = await import('../api/peers/client.js');
+    const { askPeers } = await import('../agent/peer-claims.js');
+    const store = new TlsStore(known.tls, () => undefined);
+    const local = () => {
+      throw new MigrationError('INTERNAL', 'there is no daemon');
+    };
+    const agents = new RemoteAgents({ self: known.name, local, peers: known.peers, store });
+    const ask = (vms: readonly VmIdentity[]) =>
+      askPeers({ peerNames: () => agents.names, peer: (host) => agents.agent(host) }, vms);
+    const close = () => {
+      agents.close();
+      store.close();
+    };
+    return { self: known.name, ask, close };
+  } catch (error) {
+    process.stderr.write(`warning: the other hosts cannot be asked: ${plain(toMigrationError(error).message)}\n`);
+    return null;
+  }
+}
+
 /** Runs the work under the lock that a daemon holds. Throws CONFLICT while a daemon runs there. */
 async function locked(directory: string, work: (directory: string) => Promise<void>): Promise<void> {
   const { stat } = await import('node:fs/promises');
@@ -111,7 +148,11 @@ function checkText({ directory, records }: StateCheckView): string {
   return `${directory}\n${table(['STATE', 'RECORD', ''], rows)}`;
 }
 
-function repairText({ done, left }: RepairReport): string {
-  const lines = [...done.map((line) => `done: ${plain(line)}`), ...left.map((line) => `to do: ${plain(line)}`)];
+function repairText({ done, left, answers }: RepairReport): string {
+  const lines = [
+    ...answers.map((line) => `answer: ${plain(line)}`),
+    ...done.map((line) => `done: ${plain(line)}`),
+    ...left.map((line) => `to do: ${plain(line)}`),
+  ];
   return lines.length === 0 ? 'nothing to repair\n' : `${lines.join('\n')}\n`;
 }

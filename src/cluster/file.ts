@@ -152,10 +152,10 @@ export class FileRegistry implements Registry {
     if (epochOf(entry) !== epoch) return epochOf(entry) > epoch;
     // The mirror is written after the log. What it has and the log has not, the log has lost.
     if (present === undefined || entry.type !== 'swap') return present !== undefined;
-    const { incarnation, leaving } = entry.record;
+    const { incarnation, leaving, owner } = entry.record;
     const isOtherStart =
       present.incarnation !== undefined && incarnation !== undefined && incarnation !== present.incarnation;
-    return isOtherStart || (leaving !== undefined && leaving !== present.leaving);
+    return isOtherStart || (leaving !== undefined && leaving !== present.leaving && owner === present.owner);
   }
 
   #note(entry: OwnerChange): void {

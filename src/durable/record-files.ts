@@ -6,6 +6,7 @@ import { MigrationError } from '../domain/errors.js';
 import { parseKept } from '../kit/unknown-keys.js';
 import { makeDirectoryDurably, syncDirectory, writeDurably } from './durable-file.js';
 import { checkVersion, corrupt, seal, unseal } from './sealed.js';
+import type { RecordFolder } from './state-format.js';
 
 const SUFFIX = '.json';
 
@@ -30,7 +31,13 @@ export class RecordFiles<T extends object> {
     this.#kind = kind;
   }
 
-  static async open<T extends object>(directory: string, kind: RecordKind<T>): Promise<RecordFiles<T>> {
+  /** Opens the records in that folder of the state directory. */
+  static async open<T extends object>(
+    stateDir: string,
+    folder: RecordFolder,
+    kind: RecordKind<T>,
+  ): Promise<RecordFiles<T>> {
+    const directory = join(stateDir, folder);
     await makeDirectoryDurably(directory);
     for (const name of await readdir(directory))
       if (name.endsWith(`${SUFFIX}.new`)) await rm(join(directory, name), { force: true });

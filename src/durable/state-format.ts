@@ -23,10 +23,26 @@ export const JOBS_LOG = 'jobs.log';
 export const OWNERS_MIRROR = '.owners.log';
 export const LOGS = [OWNERS_LOG, JOBS_LOG] as const;
 /** Folders with one record a file. */
-export const RECORD_FOLDERS = ['sessions', 'forks', 'images'] as const;
+export const RECORD_FOLDERS = ['sessions', 'forks', 'images', 'storage-checks'] as const;
+export type RecordFolder = (typeof RECORD_FOLDERS)[number];
 export const POOL_FILE = 'pool.json';
+/** Who the other hosts are: for `vmctl state repair`. */
+export const HOSTS_FILE = 'hosts.json';
 export const VMS_FOLDER = 'vms';
 export const VM_RECORD_FILE = 'record.json';
+/** Which memory directory belongs to the state directory. */
+export const MEMORY_FILE = 'memory-directory.json';
+/** Every kind of record, by its file, or by the folder of its files. */
+export const RECORD_KINDS = [
+  ...RECORD_FOLDERS,
+  VMS_FOLDER,
+  POOL_FILE,
+  HOSTS_FILE,
+  MEMORY_FILE,
+  FORMAT_FILE,
+  ...LOGS,
+] as const;
+export type RecordKindName = (typeof RECORD_KINDS)[number];
 
 const FORMAT_VERSION = 1;
 
@@ -87,7 +103,7 @@ export async function recordPaths(directory: string): Promise<string[]> {
   }
   for (const vm of await namesIn(join(directory, VMS_FOLDER)))
     paths.push(join(directory, VMS_FOLDER, vm, VM_RECORD_FILE));
-  paths.push(join(directory, POOL_FILE));
+  paths.push(join(directory, POOL_FILE), join(directory, HOSTS_FILE), join(directory, MEMORY_FILE));
   const isThere = await Promise.all(paths.map(async (path) => (await readIfThere(path)) !== null));
   return paths.filter((_, index) => isThere[index]);
 }

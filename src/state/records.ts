@@ -4,7 +4,9 @@ import { dirname, join, relative, sep } from 'node:path';
 import { readWanted } from '../agent/fork/pool.js';
 import { FORK_RECORD } from '../agent/fork/record.js';
 import { IMAGE_RECORD } from '../agent/image/record.js';
+import { readMemoryFile } from '../agent/memory/mark.js';
 import { SESSION_RECORD } from '../agent/migration/session-store.js';
+import { MARKER_RECORD } from '../agent/storage/markers.js';
 import { readRecord, type VmRecord } from '../agent/vm/record.js';
 import { decodeOwnerChange, type OwnerChange } from '../cluster/file.js';
 import { type ErrorJson, MigrationError, toMigrationError } from '../domain/errors.js';
@@ -13,9 +15,13 @@ import { decodeRecord } from '../durable/record-files.js';
 import { isUnsealed } from '../durable/sealed.js';
 import {
   FORMAT_FILE,
+  HOSTS_FILE,
   JOBS_LOG,
+  type LOGS,
+  MEMORY_FILE,
   OWNERS_LOG,
   POOL_FILE,
+  type RecordKindName,
   readFormat,
   recordPaths,
   VM_RECORD_FILE,
@@ -23,6 +29,7 @@ import {
 } from '../durable/state-format.js';
 import type { JournalEntry } from '../engine/ports/journal.js';
 import { decodeJournalEntry } from '../schemas/journal.js';
+import { readKnownHosts } from './known-hosts.js';
 
 /**
  * intact · torn: a crash has cut the last line short, which loses nothing · old: of build 0.1.0, without a checksum ·
@@ -60,34 +67,62 @@ export async function readState(directory: string): Promise<StateRecords> {
       continue;
     }
     const vm = vmOf(name);
-    const record = await note(findings, name, () => readOne(path, name));
+    const record = await note(findings, name, () => readRecordFile(directory, name));
     if (vm !== null && record !== undefined) vms.set(vm, record as VmRecord);
     else if (vm !== null) unreadableVms.push(vm);
   }
   const owners = await readLog(directory, OWNERS_LOG, decodeOwnerChange, findings);
   const jobs = await readLog(directory, JOBS_LOG, decodeJournalEntry, findings);
+  const isOld = findings.some(({ record, state }) => record === OWNERS_LOG && state === 'old');
+  for (const vm of isOld ? [] : vmsWithoutOwner(vms, owners)) {
+    const error = new MigrationError('OWNER_CHANGED', `${vm} has no owner record, so it may run on another host`, {
+      remedy: 'vmctl state repair DIR',
+    });
+    findings.push({ record: `${OWNERS_LOG} (${vm})`, state: 'missing', error: error.toJSON() });
+  }
   return { directory, findings, vms, unreadableVms, owners, jobs };
 }
 
-async function readOne(path: string, name: string): Promise<object> {
-  const [folder] = name.split(sep);
-  switch (folder) {
-    case VMS_FOLDER: {
-      const record = await readRecord(dirname(path));
-      if (record === null) throw new MigrationError('CORRUPT', `${path} is empty`);
-      return record;
-    }
-    case 'sessions':
-      return decodeRecord(SESSION_RECORD, await readFile(path, 'utf8'), path);
-    case 'forks':
-      return decodeRecord(FORK_RECORD, await readFile(path, 'utf8'), path);
-    case 'images':
-      return decodeRecord(IMAGE_RECORD, await readFile(path, 'utf8'), path);
-    case POOL_FILE:
-      return readWanted(path);
-    default:
-      throw new MigrationError('INTERNAL', `${path} is a record of no known kind`);
+/** Returns the VMs that are or have been on this host, by their records, and for which there is no owner record. */
+export function vmsWithoutOwner(
+  vms: ReadonlyMap<string, VmRecord>,
+  owners: readonly Piece<OwnerChange>[],
+): readonly string[] {
+  const owned = new Set<string>();
+  for (const piece of owners) {
+    if (piece.kind !== 'record') continue;
+    if (piece.record.type === 'swap') owned.add(piece.record.record.vm);
+    else owned.delete(piece.record.vm);
   }
+  const lives = ([, { state }]: readonly [string, VmRecord]) => state !== 'incoming' && state !== 'stopped';
+  return [...vms].filter((vm) => lives(vm) && !owned.has(vm[0])).map(([name]) => name);
+}
+
+/** How the record files of each kind are read. The logs have readers of their own. */
+const READERS: Readonly<Record<Exclude<RecordKindName, (typeof LOGS)[number]>, (path: string) => Promise<object>>> = {
+  sessions: async (path) => decodeRecord(SESSION_RECORD, await readFile(path, 'utf8'), path),
+  forks: async (path) => decodeRecord(FORK_RECORD, await readFile(path, 'utf8'), path),
+  images: async (path) => decodeRecord(IMAGE_RECORD, await readFile(path, 'utf8'), path),
+  'storage-checks': async (path) => decodeRecord(MARKER_RECORD, await readFile(path, 'utf8'), path),
+  [VMS_FOLDER]: async (path) => orGone(await readRecord(dirname(path)), path),
+  [POOL_FILE]: readWanted,
+  [HOSTS_FILE]: async (path) => orGone(await readKnownHosts(dirname(path)), path),
+  [MEMORY_FILE]: readMemoryFile,
+  [FORMAT_FILE]: async (path) => orGone(await readFormat(dirname(path)), path),
+};
+
+/** Reads the record file at `name`, relative to the state directory. Throws CORRUPT, or UNSUPPORTED. */
+export async function readRecordFile(directory: string, name: string): Promise<object> {
+  const [kind = ''] = name.split(sep);
+  const path = join(directory, name);
+  const reader = Object.hasOwn(READERS, kind) ? READERS[kind as keyof typeof READERS] : undefined;
+  if (reader === undefined) throw new MigrationError('INTERNAL', `${path} is a record of no known kind`);
+  return reader(path);
+}
+
+function orGone<T>(record: T | null, path: string): T {
+  if (record === null) throw new MigrationError('CORRUPT', `${path} is empty or gone`);
+  return record;
 }
 
 function vmOf(name: string): string | null {

@@ -1,18 +1,23 @@
 /**
  * Repair of a state directory. It keeps each damaged original beside it, cuts only what is damaged, and never guesses
  * an owner: a VM whose owner a damaged line may have changed has no owner record afterwards, unless the user names the
- * owner. A daemon does not run such a VM, and asks the target of an unfinished move before it goes on.
+ * owner, or the memory directory or the peers prove it. A daemon does not run such a VM, and asks the target of an
+ * unfinished move before it goes on.
  */
 import { copyFile, readFile, rename } from 'node:fs/promises';
 import { join } from 'node:path';
+import type { PeerAnswer } from '../agent/peer-claims.js';
 import { MigrationError } from '../domain/errors.js';
+import type { VmIdentity } from '../domain/host.js';
+import { isFinal } from '../domain/job.js';
 import { syncDirectory, writeDurably } from '../durable/durable-file.js';
 import { encodeFrame, type Piece } from '../durable/frames.js';
 import { FileLogStore } from '../durable/log-store.js';
 import { seal } from '../durable/sealed.js';
 import { FORMAT_FILE, JOBS_LOG, OWNERS_LOG, writeFormat } from '../durable/state-format.js';
 import type { OwnerRecord } from '../engine/ports/registry.js';
-import { readState, type StateRecords } from './records.js';
+import { answerLines, type OwnerProof, proveOwner } from './owner-proof.js';
+import { readState, type StateRecords, vmsWithoutOwner } from './records.js';
 
 export interface RepairOptions {
   /** VM → the host that owns it, as the user says. */
@@ -21,6 +26,13 @@ export interface RepairOptions {
   readonly accepted: readonly string[];
   /** For the names of the originals. */
   readonly at: string;
+  /** The name of this host, and its peers, which are asked for owners. Null: nobody is asked. */
+  readonly hosts: {
+    readonly self: string;
+    readonly ask: (vms: readonly VmIdentity[]) => Promise<readonly PeerAnswer[]>;
+  } | null;
+  /** The copy of the owner records in the memory directory of this boot. */
+  readonly mirrored: readonly OwnerRecord[];
 }
 
 export interface RepairReport {
@@ -28,12 +40,15 @@ export interface RepairReport {
   readonly done: readonly string[];
   /** What a person has to do, one line each. */
   readonly left: readonly string[];
+  /** What the peers said of VMs whose owner is not known, one line each. */
+  readonly answers: readonly string[];
 }
 
 /** The caller holds the lock of the directory. */
 export async function repairState(directory: string, options: RepairOptions): Promise<RepairReport> {
   const done: string[] = [];
   const left: string[] = [];
+  const answers: string[] = [];
   for (const record of options.accepted) done.push(await acceptRecord(directory, record, options.at));
   const state = await readState(directory);
   for (const { record, state: how } of state.findings) {
@@ -53,16 +68,19 @@ export async function repairState(directory: string, options: RepairOptions): Pr
       done.push(`${record}: set aside`);
     }
   }
-  await repairOwners(state, options, { done, left });
+  // A log of build 0.1.0 is upgraded by the daemon, which refuses one that is damaged.
+  if (state.findings.some(({ record, state: how }) => record === OWNERS_LOG && how === 'old'))
+    left.push(`${OWNERS_LOG}: it is of an earlier build; start vmigrated once, then repair what it complains of`);
+  else await repairOwners(state, options, { done, left, answers });
   if (await rewriteLog(state, JOBS_LOG, state.jobs, options.at))
     done.push(`${JOBS_LOG}: damaged lines set aside; the jobs that they belong to may be undone or repeated`);
-  return { done, left };
+  return { done, left, answers };
 }
 
 async function repairOwners(
   state: StateRecords,
   options: RepairOptions,
-  { done, left }: { done: string[]; left: string[] },
+  { done, left, answers }: { done: string[]; left: string[]; answers: string[] },
 ): Promise<void> {
   const { directory, owners: pieces, vms } = state;
   const doubtful = doubtfulVms(state);
@@ -73,26 +91,81 @@ async function repairOwners(
     else owners.delete(piece.record.vm);
   }
   const extra: Buffer[] = [];
-  for (const vm of new Set([...doubtful, ...options.owners.keys()])) {
-    const named = options.owners.get(vm);
-    const epoch = Math.max(owners.get(vm)?.epoch ?? 0, vms.get(vm)?.epoch ?? 0, 1);
-    if (named !== undefined) {
-      const record: OwnerRecord = { vm, owner: named, epoch, session: null };
-      extra.push(encodeFrame(JSON.stringify({ type: 'swap', record })));
-      done.push(`${vm}: belongs to ${named} in epoch ${epoch}, as you say`);
-    } else {
-      if (owners.has(vm)) extra.push(encodeFrame(JSON.stringify({ type: 'remove', vm, epoch })));
-      left.push(
-        `${vm}: its owner is not known. Look where it runs, then: vmctl state repair --owner ${vm}=HOST. ` +
-          'An unfinished move asks its target by itself',
-      );
+  const append = (record: OwnerRecord, why: string) => {
+    extra.push(encodeFrame(JSON.stringify({ type: 'swap', record })));
+    done.push(`${record.vm}: belongs to ${record.owner} in epoch ${record.epoch}${why}`);
+  };
+  const epochOf = (vm: string) => Math.max(owners.get(vm)?.epoch ?? 0, vms.get(vm)?.epoch ?? 0, 1);
+  for (const [vm, named] of options.owners) {
+    const epoch = Math.max(epochOf(vm), options.mirrored.find((record) => record.vm === vm)?.epoch ?? 0);
+    append({ vm, owner: named, epoch, session: null }, ', as you say');
+  }
+  const unnamed = [...doubtful].filter((vm) => !options.owners.has(vm));
+  const mirrored = (vm: string) => options.mirrored.find((record) => record.vm === vm && record.epoch >= epochOf(vm));
+  const open = unnamed.filter((vm) => mirrored(vm) === undefined);
+  for (const vm of unnamed) {
+    const record = mirrored(vm);
+    if (record !== undefined) append(record, ', as the copy in the memory directory says');
+  }
+  const proofs = await askForOwners(state, open, options, { answers, epochOf });
+  for (const [vm, { record, why }] of proofs) {
+    if (record !== null) {
+      append(record, `: ${why}`);
+      continue;
     }
+    if (owners.has(vm)) extra.push(encodeFrame(JSON.stringify({ type: 'remove', vm, epoch: epochOf(vm) })));
+    left.push(
+      `${vm}: its owner is not known (${why}). Look where it runs, then: vmctl state repair --owner ${vm}=HOST. ` +
+        'An unfinished move asks its target by itself',
+    );
   }
   const isDamaged = pieces.some(({ kind }) => kind === 'damaged');
   if (!isDamaged && extra.length === 0) return;
   await rewriteLog(state, OWNERS_LOG, pieces, options.at, extra);
   if (isDamaged) done.push(`${OWNERS_LOG}: damaged lines set aside`);
   await syncDirectory(directory);
+}
+
+/** Asks the peers for all these VMs at once. */
+async function askForOwners(
+  { vms, jobs }: StateRecords,
+  names: readonly string[],
+  { hosts }: RepairOptions,
+  { answers, epochOf }: { answers: string[]; epochOf: (vm: string) => number },
+): Promise<Map<string, OwnerProof>> {
+  const moving = movingVms(jobs);
+  const asked = names.map((name) => ({ name, uuid: vms.get(name)?.spec.uuid ?? '' }));
+  const said = hosts === null || names.length === 0 ? [] : await hosts.ask(asked);
+  return new Map(
+    names.map((vm, index) => {
+      answers.push(...answerLines(vm, said, index));
+      const state = vms.get(vm)?.state;
+      const question = {
+        ...{ vm, self: hosts?.self ?? null, epoch: epochOf(vm), isMoving: moving === null || moving.has(vm) },
+        isHere: state === 'running' || state === 'paused',
+      };
+      return [
+        vm,
+        proveOwner(
+          question,
+          said.map(({ peer, claims }) => ({ peer, claims: claims?.[index] ?? null })),
+        ),
+      ];
+    }),
+  );
+}
+
+/** Returns the VMs of unfinished moves; null if the journal is damaged, so that any VM may be in one. */
+function movingVms(jobs: StateRecords['jobs']): ReadonlySet<string> | null {
+  const moving = new Map<string, string>();
+  for (const piece of jobs) {
+    if (piece.kind === 'damaged') return null;
+    if (piece.kind === 'torn') continue;
+    const { record } = piece;
+    if (record.type === 'job') moving.set(record.job, record.plan.request.vm);
+    else if (record.type === 'state' && isFinal(record.state)) moving.delete(record.job);
+  }
+  return new Set(moving.values());
 }
 
 /** Returns the VMs whose owner is not proven: those that a damaged line may be about, and those without a record. */
@@ -110,8 +183,7 @@ function doubtfulVms({ owners, vms, unreadableVms }: StateRecords): Set<string> 
       for (const vm of [...known, ...vms.keys(), ...unreadableVms]) doubtful.add(vm);
     }
   }
-  const own = [...vms].filter(([, { state }]) => state !== 'incoming' && state !== 'stopped');
-  for (const [vm] of own) if (!known.has(vm)) doubtful.add(vm);
+  for (const vm of vmsWithoutOwner(vms, owners)) doubtful.add(vm);
   return doubtful;
 }
 

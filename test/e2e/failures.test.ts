@@ -55,7 +55,7 @@ async function expectNothingLeft(host: string): Promise<void> {
   await eventually(`nothing is left on ${host}`, 60_000, async () => {
     const ram = cluster.ramDirectory(host);
     // The mark of the directory stays.
-    const files = (existsSync(ram) ? await readdir(ram) : []).filter((name) => name !== '.owner');
+    const files = (existsSync(ram) ? await readdir(ram) : []).filter((name) => !name.startsWith('.owner'));
     const list = await cluster.json<{ name: string }[]>(host, 'vmctl', 'ps');
     const isListed = list.some((vm) => vm.name === guest.name);
     return !isListed && files.length === 0 && (await cluster.qemuPids(host)).length === 0 ? true : undefined;

@@ -65,8 +65,13 @@ const TYPESCRIPT_LAYERS: Record<string, readonly string[]> = {
   state: [
     ...[...WORDS, PORTS, 'durable', 'schemas', 'cluster'],
     ...['agent/vm', 'agent/image', 'agent/migration', 'agent/fork'],
+    ...['agent/memory/mark', 'agent/storage/markers', 'agent/peer-claims'],
   ],
-  cli: [...WORDS, 'transports', 'config', 'api/client', 'schemas', 'tls', 'state', 'durable/directory-lock', 'native'],
+  cli: [
+    ...[...WORDS, 'transports', 'config', 'api/client', 'schemas', 'tls', 'state', 'durable/directory-lock', 'native'],
+    // For the repair of a state directory whose daemon does not run.
+    ...['api/peers/client', 'agent/peer-claims'],
+  ],
 };
 const COMPOSITION_ROOTS = new Set(['src/cli/vmigrated.ts', 'src/cli/daemon.ts']);
 /** The one file that says which back end there is. */

@@ -3,7 +3,6 @@
  * `committed` is the one write that makes the clones VMs.
  */
 
-import { join } from 'node:path';
 import { z } from 'zod';
 import type { ErrorJson } from '../../domain/errors.js';
 import type { CloneIdentity } from '../../domain/fork.js';
@@ -92,5 +91,5 @@ export const FORK_RECORD: RecordKind<ForkRecord> = {
 };
 
 export function openForkStore(stateDir: string): Promise<ForkStore> {
-  return RecordFiles.open<ForkRecord>(join(stateDir, 'forks'), FORK_RECORD);
+  return RecordFiles.open<ForkRecord>(stateDir, 'forks', FORK_RECORD);
 }

@@ -50,7 +50,7 @@ export class ImageStore {
    * layers are still needed. Memory files without a record are deleted.
    */
   static async open(options: ImageStoreOptions): Promise<ImageStore> {
-    const files = await RecordFiles.open<ImageRecord>(join(options.stateDir, 'images'), IMAGE_RECORD);
+    const files = await RecordFiles.open<ImageRecord>(options.stateDir, 'images', IMAGE_RECORD);
     const store = new ImageStore(options, files);
     options.vms.room.addHolder(() => store.promises());
     const { records, corrupt } = await files.load();

@@ -16,10 +16,10 @@ import { join } from 'node:path';
 import { z } from 'zod';
 import { MigrationError } from '../../domain/errors.js';
 import { writeDurably, writeWhole } from '../../durable/durable-file.js';
-import { OWNERS_MIRROR } from '../../durable/state-format.js';
+import { corrupt, seal, unseal } from '../../durable/sealed.js';
+import { MEMORY_FILE, OWNERS_MIRROR } from '../../durable/state-format.js';
 import { readRecord } from '../vm/record.js';
 
-const STATE_FILE = 'memory-directory.json';
 export const MARK_FILE = '.owner';
 const IMAGES = '.images';
 const OWN_NAMES: ReadonlySet<string> = new Set([IMAGES, OWNERS_MIRROR, `${OWNERS_MIRROR}.new`]);
@@ -38,9 +38,16 @@ export interface MarkPlaces {
   readonly bootId: string;
 }
 
+/** Reads the state directory's side, for checks. Throws CORRUPT. */
+export async function readMemoryFile(path: string): Promise<object> {
+  const state = await readSide(path, stateSide);
+  if (state === null) throw corrupt(`${path} is gone`);
+  return state;
+}
+
 /** Returns the memory directory that the last start on this state directory used during this boot, or null. */
 export async function memoryDirectoryInUse(places: Pick<MarkPlaces, 'stateDir' | 'bootId'>): Promise<string | null> {
-  const state = await readSide(join(places.stateDir, STATE_FILE), stateSide);
+  const state = await readSide(join(places.stateDir, MEMORY_FILE), stateSide);
   return state?.bootId === places.bootId ? state.ramDir : null;
 }
 
@@ -51,7 +58,7 @@ export async function memoryDirectoryInUse(places: Pick<MarkPlaces, 'stateDir' |
  */
 export async function tieMemoryDirectory(places: MarkPlaces): Promise<string> {
   const { stateDir, stateId, ramDir, bootId } = places;
-  const state = await readSide(join(stateDir, STATE_FILE), stateSide);
+  const state = await readSide(join(stateDir, MEMORY_FILE), stateSide);
   const memory = await readSide(join(ramDir, MARK_FILE), memorySide);
   if (memory !== null && memory.id !== state?.id && memory.id !== stateId) throw foreign(ramDir, memory.stateDir);
   const isThisBoot = state?.bootId === bootId && state.isMade;
@@ -65,9 +72,9 @@ export async function tieMemoryDirectory(places: MarkPlaces): Promise<string> {
     await refuseUnknownContent(places);
   } else if (state.ramDir === ramDir) return memory.id;
   const made = { version: 1 as const, id: memory?.id ?? stateId, bootId, ramDir };
-  await writeDurably(join(stateDir, STATE_FILE), JSON.stringify({ ...made, isMade: false }));
-  await writeWhole(join(ramDir, MARK_FILE), JSON.stringify({ version: 1, id: made.id, stateDir }));
-  await writeDurably(join(stateDir, STATE_FILE), JSON.stringify({ ...made, isMade: true }));
+  await writeDurably(join(stateDir, MEMORY_FILE), seal({ ...made, isMade: false }));
+  await writeWhole(join(ramDir, MARK_FILE), seal({ version: 1, id: made.id, stateDir }));
+  await writeDurably(join(stateDir, MEMORY_FILE), seal({ ...made, isMade: true }));
   return made.id;
 }
 
@@ -100,14 +107,18 @@ async function refuseUnknownContent({ stateDir, ramDir }: MarkPlaces): Promise<v
   });
 }
 
-async function readSide<T>(path: string, schema: z.ZodType<T>): Promise<T | null> {
+async function readSide<T extends z.ZodRawShape>(
+  path: string,
+  schema: z.ZodObject<T>,
+): Promise<z.output<z.ZodObject<T>> | null> {
   const text = await readFile(path, 'utf8').catch((error: NodeJS.ErrnoException) => {
     if (error.code === 'ENOENT') return null;
     throw error;
   });
   if (text === null) return null;
   try {
-    return schema.parse(JSON.parse(text));
+    // Marks of the build before have no checksum.
+    return text.includes('"seal"') ? schema.parse(unseal(text, path)) : schema.strict().parse(JSON.parse(text));
   } catch (cause) {
     throw new MigrationError('CORRUPT', `${path} is not the mark of a memory directory`, {
       remedy: `make sure that no other vmigrated uses the directory, then rm ${path} and start again`,
@@ -136,6 +147,6 @@ function elsewhere(names: readonly string[], before: string, { ramDir, stateDir 
   return new MigrationError('CONFLICT', `the memory of ${names.join(', ')} was in ${before}, ${where}`, {
     remedy:
       `start vmigrated with --ram-dir ${before} in the mount namespace of before; ` +
-      `if those QEMUs have ended for good: rm ${join(stateDir, STATE_FILE)}`,
+      `if those QEMUs have ended for good: rm ${join(stateDir, MEMORY_FILE)}`,
   });
 }

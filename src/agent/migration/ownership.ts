@@ -2,6 +2,7 @@
 import { MigrationError } from '../../domain/errors.js';
 import type { OwnerRecord, Registry } from '../../engine/ports/registry.js';
 import type { PrepareRequest } from '../../engine/ports/session.js';
+import type { TargetRecord } from './session-store.js';
 
 /**
  * Throws OWNER_CHANGED if this host knows that another VM of that name, started separately, has been in the epoch from
@@ -45,4 +46,22 @@ export async function takeOwnership(registry: Registry, next: OwnerRecord, epoch
   await registry.swapOwner(vm, epochBefore, next).catch(async (error: unknown) => {
     if (!(await isTaken())) throw error;
   });
+}
+
+/**
+ * Returns the owner record when the daemon takes up a session. The session's record may say that the VM has run while
+ * the owner record does not: then that is older, and is written anew.
+ */
+export async function ownerAfterRestart(
+  registry: Registry,
+  host: string,
+  { session, spec, epoch, incarnation, state }: TargetRecord,
+): Promise<OwnerRecord | null> {
+  const owner = await registry.owner(spec.name);
+  const hasRun = state === 'resumed' || state === 'complete';
+  if (!hasRun || (owner !== null && owner.epoch > epoch)) return owner;
+  const known = { vm: spec.name, owner: host, epoch: epoch + 1, session };
+  const next = incarnation === undefined ? known : { ...known, incarnation };
+  await registry.swapOwner(spec.name, owner?.epoch ?? null, next);
+  return next;
 }

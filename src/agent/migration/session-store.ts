@@ -7,7 +7,6 @@
  * behind it.
  */
 
-import { join } from 'node:path';
 import { z } from 'zod';
 import { MigrationError } from '../../domain/errors.js';
 import type { Transport } from '../../domain/transport.js';
@@ -98,7 +97,7 @@ export class SessionStore {
   }
 
   static async open(stateDir: string): Promise<SessionStore> {
-    return new SessionStore(await RecordFiles.open<SessionRecord>(join(stateDir, 'sessions'), SESSION_RECORD));
+    return new SessionStore(await RecordFiles.open<SessionRecord>(stateDir, 'sessions', SESSION_RECORD));
   }
 
   /** Durable when it resolves. */

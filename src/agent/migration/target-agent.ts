@@ -65,7 +65,11 @@ export class TargetAgent implements TargetPort {
     }
     if (vm.state === 'stopped') {
       const owner = await registry.owner(spec.name);
-      this.#gone.set(session, { record, hasRun: owner?.session === session, exit: vms.exitOf(spec.name) });
+      this.#gone.set(session, {
+        record,
+        hasRun: owner?.session === session || record.state !== 'prepared',
+        exit: vms.exitOf(spec.name),
+      });
       return;
     }
     this.#add(record, await TargetSession.resumeSession(this.#context, record, vm));

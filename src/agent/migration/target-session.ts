@@ -29,7 +29,7 @@ import type { MigrationContext } from './context.js';
 import { endedOf, inheritExitCode } from './ended-vm.js';
 import { goneError } from './gone.js';
 import { withOwnMemory } from './own-memory.js';
-import { refuseOtherStart, takeOwnership } from './ownership.js';
+import { ownerAfterRestart, refuseOtherStart, takeOwnership } from './ownership.js';
 import { PageSession } from './page-session.js';
 import type { TargetRecord } from './session-store.js';
 
@@ -119,9 +119,12 @@ export class TargetSession {
     }
   }
 
-  /** Resumes a session after a restart of the daemon. The registry decides whether the VM has run. */
+  /**
+   * Resumes a session after a restart of the daemon. The registry decides whether the VM has run. If it is older than
+   * the session's record, which says so, it is put right.
+   */
   static async resumeSession(context: MigrationContext, record: TargetRecord, vm: ManagedVm): Promise<TargetSession> {
-    const owner = await context.registry.owner(record.spec.name);
+    const owner = await ownerAfterRestart(context.registry, context.host, record);
     const target = new TargetSession(context, record, vm, { epoch: owner?.epoch ?? null, isResume: true });
     target.#hasRun = owner?.owner === context.host && owner.session === record.session;
     if (record.endpoint !== null && target.#pages !== null) {

@@ -10,7 +10,7 @@ import { lstat, open, unlink } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import { z } from 'zod';
 import { MigrationError, toMigrationError } from '../../domain/errors.js';
-import { RecordFiles } from '../../durable/record-files.js';
+import { RecordFiles, type RecordKind } from '../../durable/record-files.js';
 import type { Log } from '../../kit/log.js';
 import { proofId } from '../../schemas/storage.js';
 
@@ -24,6 +24,10 @@ const PROOFS_MAX = 64;
 
 const record = z.strictObject({ version: z.literal(1), proof: proofId, paths: z.array(z.string().max(4096)).max(256) });
 type MarkerRecord = z.output<typeof record>;
+export const MARKER_RECORD: RecordKind<MarkerRecord> = {
+  ...{ what: 'record of markers', version: 1, schema: record },
+  nameOf: ({ proof }) => proof,
+};
 
 /** Returns the path of a proof's marker beside a file. */
 export function markerPath(proof: string, filePath: string): string {
@@ -66,12 +70,7 @@ export class Markers {
    * next start. Nobody waits for it: a marker may be on storage that does not answer.
    */
   static async open(stateDir: string, log: Log): Promise<Markers> {
-    const files = await RecordFiles.open<MarkerRecord>(join(stateDir, 'storage-checks'), {
-      what: 'record of markers',
-      version: 1,
-      schema: record,
-      nameOf: ({ proof }) => proof,
-    });
+    const files = await RecordFiles.open<MarkerRecord>(stateDir, 'storage-checks', MARKER_RECORD);
     const markers = new Markers(files, log);
     const { records, corrupt } = await files.load();
     for (const error of corrupt) log.warn({ err: error }, 'a record of markers cannot be read');

@@ -2,6 +2,7 @@
 import { EventEmitter } from 'node:events';
 import { MigrationError } from '../../domain/errors.js';
 import type { VmExit } from '../../domain/vm.js';
+import type { OwnerRecord } from '../../engine/ports/registry.js';
 import { deferred } from '../../kit/deferred.js';
 import { KeyedLocks } from '../../kit/locks.js';
 import { refusal, type UnreadableVm } from './unreadable.js';
@@ -101,4 +102,15 @@ export class VmTable {
       this.off('change', look);
     }
   }
+}
+
+/** The answer to calls for a VM that by its owner record is not this host's, or not in this epoch. */
+export function notOurs({ spec }: Vm, owner: OwnerRecord | null, host: string): MigrationError {
+  const { name } = spec;
+  const isElsewhere = owner !== null && owner.owner !== host;
+  return new MigrationError('OWNER_CHANGED', `${name} belongs to ${owner?.owner ?? 'no host'}, not to this host`, {
+    remedy: isElsewhere
+      ? `ask ${owner.owner}; to end what is left here: "vmctl stop --force ${name}"`
+      : `stop vmigrated, then: vmctl state repair DIR; to end what runs here: "vmctl stop --force ${name}"`,
+  });
 }

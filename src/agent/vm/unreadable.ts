@@ -59,14 +59,18 @@ export async function describeUnreadable(
   return { view, error };
 }
 
+/** A process whose record is gone, for example because the state directory has come back from a backup. */
+export function noRecord(directory: string, pid: number): MigrationError {
+  return new MigrationError('CORRUPT', `${directory} has no record, but process ${pid} runs`, {
+    remedy: `bring its ${VM_RECORD_FILE} back and restart vmigrated; or end it ("kill ${pid}") and restart vmigrated`,
+  });
+}
+
 /** The answer to every call for such a VM. */
 export function refusal({ view, error }: UnreadableVm): MigrationError {
   const runs = view.pid === null ? 'it does not seem to run' : `its process ${view.pid} runs on`;
   return new MigrationError('CORRUPT', `the record of ${view.name} cannot be read; ${runs}`, {
-    remedy:
-      error.code === 'UNSUPPORTED' && error.remedy
-        ? error.remedy
-        : 'stop vmigrated, then: vmctl state check DIR, and vmctl state repair DIR',
+    remedy: error.remedy ?? 'stop vmigrated, then: vmctl state check DIR, and vmctl state repair DIR',
     cause: error,
   });
 }

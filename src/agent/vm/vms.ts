@@ -24,8 +24,8 @@ import { presencePath } from './ram-files.js';
 import { RamPlace } from './ram-place.js';
 import { effectiveState, type RecordAmendment, readRecord, reservedBy, type VmRecord } from './record.js';
 import { VmStarter } from './starts.js';
-import { VmTable } from './table.js';
-import { describeUnreadable } from './unreadable.js';
+import { notOurs, VmTable } from './table.js';
+import { describeUnreadable, noRecord } from './unreadable.js';
 import { type ManagedVm, placeIn, Vm, viewOf, whilePaused } from './vm.js';
 
 export type { VmExit } from '../../domain/vm.js';
@@ -66,7 +66,9 @@ export class VmManager {
     await makeDirectoryDurably(this.#table.directory);
     await this.place.inRamDir(() => Promise.resolve());
     const find = (name: string) => this.#table.locks.hold(name, () => this.#find(name));
-    await Promise.all((await readdir(this.#table.directory)).map(find));
+    // A VM whose directory is gone, for example because a backup came back, still has its memory and its process.
+    const withMemory = (await readdir(this.#options.ramDir)).filter((name) => !name.startsWith('.'));
+    await Promise.all([...new Set([...(await readdir(this.#table.directory)), ...withMemory])].map(find));
   }
 
   /** Starts a VM at an epoch above `epochMin`. If it rejects, it removes everything of the VM. */
@@ -354,16 +356,9 @@ export class VmManager {
       });
     }
     if (!states.includes(vm.state)) throw new MigrationError('CONFLICT', `${name} is ${vm.state}`);
+    if (isJobIgnored || isOver(vm)) return vm; // Force ends a process of this host, whatever the records say.
     const owner = await this.#options.registry.owner(name);
-    // Force ends a process of this host, whatever the records say.
-    if (!isJobIgnored && !isOver(vm) && (owner?.owner !== this.#options.host || owner.epoch !== vm.epoch)) {
-      throw new MigrationError('OWNER_CHANGED', `${name} belongs to ${owner?.owner ?? 'no host'}, not to this host`, {
-        remedy:
-          owner === null || owner.owner === this.#options.host
-            ? 'stop vmigrated, then: vmctl state repair DIR; to end what runs here: vmctl stop --force'
-            : `ask ${owner.owner}; to end what is left here: "vmctl stop --force ${name}"`,
-      });
-    }
+    if (owner?.owner !== this.#options.host || owner.epoch !== vm.epoch) throw notOurs(vm, owner, this.#options.host);
     return vm;
   }
 
@@ -374,8 +369,7 @@ export class VmManager {
       if (record === null) {
         // A crash came before the first record, so the VM had no process. One that runs has lost its record.
         const [stray] = await this.#options.backend.findStray(placeIn(directory, name));
-        if (stray !== undefined)
-          throw new MigrationError('CORRUPT', `${directory} has no record, but process ${stray.pid} runs`);
+        if (stray !== undefined) throw noRecord(directory, stray.pid);
         await rm(directory, { recursive: true, force: true });
         return;
       }

@@ -11,7 +11,9 @@ export interface OwnerRecord {
    * has not been committed.
    */
   readonly leaving?: string;
-  /** A random id of this start of the VM, which moves keep. It tells two records of one epoch apart. Absent in old ones. */
+  /**
+   * A random id of this start of the VM, which moves keep. It tells two records of one epoch apart. Absent in old ones.
+   */
   readonly incarnation?: string;
 }
 

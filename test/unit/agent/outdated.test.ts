@@ -45,8 +45,8 @@ const running = (lastEpoch: number, incarnation: string): VmClaims => ({
 
 async function answer(host: string): Promise<{ claims: VmClaims[] }> {
   asked.push(host);
-  const claims = peers[host];
-  if (claims == null) throw new MigrationError('UNREACHABLE', `${host} does not answer`);
+  const claims = peers[host] ?? null;
+  if (claims === null) throw new MigrationError('UNREACHABLE', `${host} does not answer`);
   return { claims: [claims] };
 }
 

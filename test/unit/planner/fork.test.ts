@@ -117,6 +117,12 @@ const CASES: readonly [what: string, change: Change, code: RefusalCode, names: R
   ],
   ['a long chain', { inventory: { longChains: ['disk d0 is a chain of 16 files'] } }, 'DISK_CHAIN_LONG', /16 files/],
   ['names of ended VMs', { inventory: { namesOfEnded: ['vm1-1'] } }, 'NAME_TAKEN', /exit codes and logs: vm1-1/],
+  [
+    'names that other hosts have',
+    { inventory: { namesElsewhere: ['vm1-0 (running on B)'] } },
+    'NAME_TAKEN',
+    /on other hosts: vm1-0 \(running on B\)/,
+  ],
   ['names that are taken', { inventory: { namesTaken: ['vm1-0', 'vm1-2'] } }, 'NAME_TAKEN', /vm1-0, vm1-2/],
   ['an image without room', { inventory: { imageBytesFree: 100 * MIB } }, 'IMAGE_MEMORY', /512 MiB.*100 MiB/],
   [

@@ -2,22 +2,32 @@
  * Every kind of record with every single bit changed: none of them is accepted. The records are those of build 0.1.0,
  * as this build has upgraded them.
  */
-import { cp, mkdtemp, readdir, readFile, rm, writeFile } from 'node:fs/promises';
+import { cp, mkdir, mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
-import { readWanted } from '../../../src/agent/fork/pool.js';
-import { FORK_RECORD } from '../../../src/agent/fork/record.js';
-import { IMAGE_RECORD } from '../../../src/agent/image/record.js';
-import { SESSION_RECORD } from '../../../src/agent/migration/session-store.js';
+import { tieMemoryDirectory } from '../../../src/agent/memory/mark.js';
+import { MARKER_RECORD } from '../../../src/agent/storage/markers.js';
 import { readRecord } from '../../../src/agent/vm/record.js';
 import { decodeOwnerChange } from '../../../src/cluster/file.js';
 import { decodeFrames, encodeFrame } from '../../../src/durable/frames.js';
-import { decodeRecord } from '../../../src/durable/record-files.js';
-import { openState, readFormat } from '../../../src/durable/state-format.js';
+import { RecordFiles } from '../../../src/durable/record-files.js';
+import {
+  FORMAT_FILE,
+  LOGS,
+  openState,
+  RECORD_KINDS,
+  type RecordKindName,
+  readFormat,
+  recordPaths,
+} from '../../../src/durable/state-format.js';
 import { decodeJournalEntry } from '../../../src/schemas/journal.js';
+import { keepKnownHosts } from '../../../src/state/known-hosts.js';
+import { readRecordFile } from '../../../src/state/records.js';
+import { filesUnder } from '../../tidy/tree.js';
 
+const STATE_ID = '5'.repeat(32);
 const KEPT = fileURLToPath(new URL('../../fixtures/records-0.1.0', import.meta.url));
 
 let state: string;
@@ -44,55 +54,100 @@ async function flips(bytes: Buffer, step: number, use: (flipped: Buffer, at: num
 /** Thousands of records are written and read. */
 const FLIPS_MS = 60_000;
 
+const LOG_DECODERS: Readonly<Record<(typeof LOGS)[number], (json: unknown) => unknown>> = {
+  'owners.log': decodeOwnerChange,
+  'jobs.log': decodeJournalEntry,
+};
+
+/** One record of each kind: the kept state directory it is in, or how it is made, and its path. */
+const SAMPLES: Readonly<Record<Exclude<RecordKindName, (typeof LOGS)[number]>, readonly [kept: string, name: string]>> =
+  {
+    sessions: ['killed/A', 'sessions/29bba82225cffb320b40beb025334d3f.source.json'],
+    forks: ['filling/A', 'forks/70a137ce2fd57e2e.json'],
+    images: ['forked/A', 'images/240d278d455acd9b.json'],
+    'storage-checks': ['killed/A', `storage-checks/${'c'.repeat(32)}.json`],
+    vms: ['killed/A', 'vms/half/record.json'],
+    'pool.json': ['forked/A', 'pool.json'],
+    'hosts.json': ['killed/A', 'hosts.json'],
+    'memory-directory.json': ['killed/A', 'memory-directory.json'],
+    format: ['killed/A', 'format'],
+  };
+
+/** Makes the records that no daemon of build 0.1.0 has kept, with the code that writes them. */
+async function makeOthers(): Promise<void> {
+  await keepKnownHosts(state, { name: 'A', peers: { B: 'https://192.0.2.2:7400' }, tls: '/etc/vmigrate/tls' });
+  const proof = 'c'.repeat(32);
+  await (await RecordFiles.open(state, 'storage-checks', MARKER_RECORD)).save({
+    version: 1,
+    proof,
+    paths: ['/a/d.raw'],
+  });
+  const ramDir = join(dirname(state), 'ram');
+  await mkdir(ramDir);
+  await tieMemoryDirectory({ stateDir: state, stateId: STATE_ID, ramDir, bootId: 'this boot' });
+}
+
+/** Daemons write their records by these two alone, or by `RecordFiles`, whose folders have a type. */
+test('no file writes a record of a kind that is not in the list', async () => {
+  const writers = filesUnder('src').filter(({ text }) => /\bwriteDurably\b|FileLogStore\.open/.test(text));
+  expect(writers.map(({ path }) => path).sort()).toEqual([
+    'src/agent/fork/pool.ts',
+    'src/agent/memory/mark.ts',
+    'src/agent/vm/record.ts',
+    'src/cluster/file.ts',
+    'src/cluster/mirror.ts',
+    'src/durable/durable-file.ts',
+    'src/durable/record-files.ts',
+    'src/durable/state-format.ts',
+    'src/jobs/journal.ts',
+    'src/state/known-hosts.ts',
+    'src/state/repair.ts',
+    'src/tls/authority.ts',
+  ]);
+});
+
 describe('a record with any bit changed is CORRUPT', () => {
-  const textKinds = [
-    ['session', 'killed/A', 'sessions', SESSION_RECORD],
-    ['fork', 'forked/A', 'forks', FORK_RECORD],
-    ['image', 'forked/A', 'images', IMAGE_RECORD],
-  ] as const;
-  test.each(textKinds)('%s', { timeout: FLIPS_MS }, async (_, kept, folder, kind) => {
-    await upgraded(kept === 'forked/A' && folder === 'forks' ? 'filling/A' : kept);
-    const names = (await readdir(join(state, folder))).filter((name) => name.endsWith('.json'));
-    expect(names).not.toEqual([]);
-    for (const name of names.slice(0, 2)) {
-      const path = join(state, folder, name);
+  test.each(RECORD_KINDS.filter((kind) => !Object.hasOwn(LOG_DECODERS, kind)))(
+    '%s',
+    { timeout: FLIPS_MS },
+    async (kind) => {
+      const [kept, name] = SAMPLES[kind as keyof typeof SAMPLES];
+      await upgraded(kept);
+      await makeOthers();
+      const path = join(state, name);
       const bytes = await readFile(path);
-      expect(() => decodeRecord(kind as never, bytes.toString(), path)).not.toThrow();
-      await flips(bytes, 1, async (flipped) => {
-        expect(() => decodeRecord(kind as never, flipped.toString(), path)).toThrow(
-          expect.objectContaining({ code: 'CORRUPT' }),
-        );
+      await readRecordFile(state, name);
+      // What is checked offline is what the daemon finds when it looks for records.
+      expect([...(await recordPaths(state)), join(state, FORMAT_FILE)]).toContain(path);
+      await flips(bytes, 37, async (flipped) => {
+        await writeFile(path, flipped);
+        await expect(readRecordFile(state, name)).rejects.toMatchObject({ code: 'CORRUPT' });
       });
-    }
-  });
+    },
+  );
 
-  const fileKinds: readonly (readonly [string, string, string, (path: string) => Promise<unknown>])[] = [
-    ['VM', 'killed/A', 'vms/half/record.json', (path) => readRecord(dirname(path))],
-    ['waiting sets', 'forked/A', 'pool.json', readWanted],
-    ['mark of the directory', 'killed/A', 'format', (path) => readFormat(dirname(path))],
-  ];
-  test.each(fileKinds)('%s', { timeout: FLIPS_MS }, async (_, kept, name, read) => {
-    await upgraded(kept);
-    const path = join(state, name);
-    const bytes = await readFile(path);
-    await read(path);
-    await flips(bytes, 37, async (flipped) => {
-      await writeFile(path, flipped);
-      await expect(read(path)).rejects.toMatchObject({ code: 'CORRUPT' });
-    });
-  });
-
-  test.each<[string, (json: unknown) => unknown]>([
-    ['owners.log', decodeOwnerChange],
-    ['jobs.log', decodeJournalEntry],
-  ])('%s', { timeout: FLIPS_MS }, async (log, decode) => {
+  test.each(LOGS)('%s', { timeout: FLIPS_MS }, async (log) => {
     await upgraded('killed/A');
+    const decode = LOG_DECODERS[log];
     const bytes = await readFile(join(state, log));
     const { records, wholeBytes } = decodeFrames(bytes, decode, log);
     expect(wholeBytes).toBe(bytes.length);
     expect(records.length).toBeGreaterThan(5);
     await flips(bytes, 499, async (flipped) => {
       expect(() => decodeFrames(flipped, decode, log)).toThrow(expect.objectContaining({ code: 'CORRUPT' }));
+    });
+  });
+
+  test('the mark of the memory directory', { timeout: FLIPS_MS }, async () => {
+    await upgraded('killed/A');
+    await makeOthers();
+    const path = join(dirname(state), 'ram', '.owner');
+    const bytes = await readFile(path);
+    const places = { stateDir: state, stateId: STATE_ID, ramDir: dirname(path), bootId: 'this boot' };
+    await tieMemoryDirectory(places);
+    await flips(bytes, 37, async (flipped) => {
+      await writeFile(path, flipped);
+      await expect(tieMemoryDirectory(places)).rejects.toMatchObject({ code: 'CORRUPT' });
     });
   });
 });

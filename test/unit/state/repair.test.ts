@@ -6,10 +6,12 @@ import { fileURLToPath } from 'node:url';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import { readRecord } from '../../../src/agent/vm/record.js';
 import { FileRegistry } from '../../../src/cluster/file.js';
+import type { VmClaims, VmIdentity } from '../../../src/domain/host.js';
 import { openStateDirectory } from '../../../src/durable/state-directory.js';
+import { openState } from '../../../src/durable/state-format.js';
 import { loadNativeBinding } from '../../../src/native/binding.js';
 import { readState } from '../../../src/state/records.js';
-import { type RepairReport, repairState } from '../../../src/state/repair.js';
+import { type RepairOptions, type RepairReport, repairState } from '../../../src/state/repair.js';
 
 const KEPT = fileURLToPath(new URL('../../fixtures/records-0.1.0/killed/A', import.meta.url));
 
@@ -28,8 +30,15 @@ async function damaged(): Promise<string[]> {
   return findings.filter(({ state: how }) => how === 'damaged').map(({ record }) => record);
 }
 
-const repair = (owners: Record<string, string> = {}, accepted: readonly string[] = []): Promise<RepairReport> =>
-  repairState(state, { owners: new Map(Object.entries(owners)), accepted, at: '2026-01-01T00:00:00.000Z' });
+const repair = (
+  owners: Record<string, string> = {},
+  accepted: readonly string[] = [],
+  more: Partial<Pick<RepairOptions, 'hosts' | 'mirrored'>> = {},
+): Promise<RepairReport> =>
+  repairState(state, {
+    ...{ owners: new Map(Object.entries(owners)), accepted, at: '2026-01-01T00:00:00.000Z' },
+    ...{ hosts: null, mirrored: [], ...more },
+  });
 
 async function flip(name: string, at: (bytes: Buffer) => number): Promise<void> {
   const path = join(state, name);
@@ -55,8 +64,18 @@ const aside = async (folder = ''): Promise<string[]> =>
 
 test('an intact directory has nothing to repair', async () => {
   expect(await damaged()).toEqual([]);
-  expect(await repair()).toEqual({ done: [], left: [] });
+  expect(await repair()).toEqual({ done: [], left: [], answers: [] });
   expect(await aside()).toEqual([]);
+});
+
+test('a directory of build 0.1.0 is left to the daemon, which upgrades it', async () => {
+  await rm(state, { recursive: true });
+  await cp(KEPT, state, { recursive: true });
+  const before = await readFile(join(state, 'owners.log'));
+  const { done, left } = await repair({ web: 'A' });
+  expect(done).toEqual([]);
+  expect(left).toEqual([expect.stringContaining('start vmigrated once')]);
+  expect(await readFile(join(state, 'owners.log'))).toEqual(before);
 });
 
 describe('a damaged line of owners.log', () => {
@@ -146,4 +165,95 @@ test('a damaged session record and a damaged mark are set aside', async () => {
     },
   );
   expect(id).toMatch(/^[0-9a-f]{32}$/);
+});
+
+describe('an owner that is not known', () => {
+  const nothing: VmClaims = { vms: [], lastEpoch: 0, owner: null, incarnation: null };
+  /** B and C answer for all VMs; `null` does not answer. */
+  const hosts = (B: (vm: string) => VmClaims | null, C: (vm: string) => VmClaims | null = () => nothing) => ({
+    self: 'A',
+    ask: async (vms: readonly VmIdentity[]) =>
+      Object.entries({ B, C }).map(([peer, say]) => {
+        const claims = vms.flatMap(({ name }) => say(name) ?? []);
+        return { peer, claims: claims.length < vms.length ? null : claims, failure: null };
+      }),
+  });
+  const running =
+    (lastEpoch: number, owner = 'B') =>
+    (vm: string): VmClaims =>
+      vm === 'web' ? { ...nothing, vms: [{ name: vm, uuid: 'x', state: 'running' }], lastEpoch, owner } : nothing;
+  beforeEach(() => writeFile(join(state, 'owners.log'), ''));
+
+  test('is that of the peer that has the VM', async () => {
+    const { done, answers } = await repair({}, [], { hosts: hosts(running(2)) });
+    expect((await ownersNow()).web).toBe('B 2');
+    expect(done).toContain('web: belongs to B in epoch 2: B has it');
+    expect(answers).toContain('web: B has it running, knows epoch 2 with owner B');
+    expect(answers).toContain('web: C does not have it, knows no epoch of it');
+  });
+
+  test('is this host if the VM is here, and all peers say that they have not got it', async () => {
+    await repair({}, [], { hosts: hosts(() => nothing) });
+    const owners = await ownersNow();
+    expect([owners.web, owners.store]).toEqual(['A 1', 'A 1']);
+    // Unfinished moves ask their targets.
+    expect([owners.half, owners.late]).toEqual([undefined, undefined]);
+  });
+
+  test('is asked for again when the peers answer, and check says that it is missing', async () => {
+    await openState(state);
+    await cp(join(KEPT, 'owners.log'), join(state, 'owners.log'));
+    await rm(join(state, 'format'));
+    await openState(state);
+    await flip('owners.log', (bytes) => bytes.length - 1);
+    await repair();
+    expect((await ownersNow()).web).toBeUndefined();
+    const { findings } = await readState(state);
+    expect(findings.filter(({ state: how }) => how === 'missing').map(({ record }) => record)).toContain(
+      'owners.log (web)',
+    );
+    const { left } = await repair();
+    expect(left.some((line) => line.startsWith('web:'))).toBe(true);
+    await repair({}, [], { hosts: hosts(() => nothing) });
+    expect((await ownersNow()).web).toBe('A 1');
+  });
+
+  test('is where a peer knows that it went', async () => {
+    const went = (vm: string) => (vm === 'web' ? { ...nothing, lastEpoch: 5, owner: 'C' } : nothing);
+    await repair({}, [], { hosts: hosts(went) });
+    expect((await ownersNow()).web).toBe('C 5');
+  });
+
+  test.each<[string, RepairOptions['hosts']]>([
+    [
+      'a peer does not answer',
+      hosts(
+        () => nothing,
+        () => null,
+      ),
+    ],
+    ['two peers have it', hosts(running(2), running(2, 'C'))],
+    ['the peer that has it knows an older epoch', hosts(running(0))],
+    ['the peer that has it does not call it its own', hosts(running(2, 'C'))],
+    ['it is arriving', hosts((vm) => ({ ...nothing, vms: [{ name: vm, uuid: 'x', state: 'incoming' }] }))],
+    ['nobody is asked', null],
+  ])('stays unknown if %s', async (_, asked) => {
+    const { left } = await repair({}, [], { hosts: asked });
+    expect((await ownersNow()).web).toBeUndefined();
+    expect(left.find((line) => line.startsWith('web:'))).toContain('--owner web=HOST');
+  });
+
+  test('is what the user says, whatever the peers say', async () => {
+    await repair({ web: 'A' }, [], { hosts: hosts(running(2)) });
+    expect((await ownersNow()).web).toBe('A 1');
+  });
+
+  test('is in the copy of this boot, which needs no peer', async () => {
+    const record = { vm: 'web', owner: 'B', epoch: 2, session: 'ab'.repeat(16) };
+    const { done } = await repair({}, [], { mirrored: [record] });
+    expect(done).toContain('web: belongs to B in epoch 2, as the copy in the memory directory says');
+    const registry = await FileRegistry.open(state);
+    expect(await registry.owner('web')).toEqual(record);
+    await registry.close();
+  });
 });

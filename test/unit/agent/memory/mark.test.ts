@@ -3,6 +3,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, beforeEach, expect, test } from 'vitest';
 import { type MarkPlaces, memoryDirectoryInUse, tieMemoryDirectory } from '../../../../src/agent/memory/mark.js';
+import { seal } from '../../../../src/durable/sealed.js';
 
 const BOOT = 'boot-1';
 let base: string;
@@ -102,11 +103,11 @@ test('a start that a crash cut short between the two sides is taken up', async (
   await tie();
   const path = join(stateDir, 'memory-directory.json');
   const made = JSON.parse(await readFile(path, 'utf8')) as object;
-  await writeFile(path, JSON.stringify({ ...made, isMade: false }));
+  await writeFile(path, seal({ ...made, isMade: false }));
   await tie();
   await addVm('v1');
   await mkdir(join(ramDir, 'v1'));
-  await writeFile(path, JSON.stringify({ ...made, isMade: false }));
+  await writeFile(path, seal({ ...made, isMade: false }));
   await rm(join(ramDir, '.owner'));
   await tie();
   expect(JSON.parse(await readFile(path, 'utf8'))).toMatchObject({ isMade: true });

@@ -1,5 +1,5 @@
 /** The life of VMs on a back end that is not QEMU. VmManager needs only what backend.ts declares. */
-import { mkdir, mkdtemp, readdir, rm } from 'node:fs/promises';
+import { mkdir, mkdtemp, readdir, readFile, rename, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, beforeEach, expect, test } from 'vitest';
@@ -125,6 +125,45 @@ test('a VM that has never run is ended by force only if no session or fork needs
   expect(vms.list()).toEqual([]);
   expect(() => process.kill(pid, 0)).toThrow(/ESRCH/);
 });
+
+test('a VM whose directory is gone, as after a backup, is listed, and a new one does not end it', async () => {
+  const { pid } = await vms.run(spec);
+  const record = await readFile(join(directory, 'vms/web/record.json'));
+  const state = await readdir(join(directory, 'vms/web'));
+  await vms.close();
+  await rm(join(directory, 'vms/web/record.json'));
+  await rename(join(directory, 'vms/web'), join(directory, 'web.aside'));
+  await start();
+  expect(vms.list()).toMatchObject([{ name: 'web', state: 'unreadable', pid }]);
+  await expect(vms.run(spec)).rejects.toMatchObject({
+    code: 'CORRUPT',
+    remedy: expect.stringContaining(`kill ${pid}`) as string,
+  });
+  process.kill(pid!, 0);
+  // The remedy: the record comes back.
+  await vms.close();
+  expect(state).toContain('record.json');
+  await rename(join(directory, 'web.aside'), join(directory, 'vms/web'));
+  await writeFile(join(directory, 'vms/web/record.json'), record);
+  await start();
+  expect(vms.list()).toMatchObject([{ name: 'web', state: 'running', pid }]);
+});
+
+test.each(['missing', "another host's"])(
+  'force ends a VM whose owner record is %s, nothing else does',
+  async (which) => {
+    const { pid } = await vms.run(spec);
+    if (which === 'missing') await registry.removeOwner('web', 1);
+    else await registry.swapOwner('web', 1, { vm: 'web', owner: 'Z', epoch: 2, session: null });
+    const refused = { code: 'OWNER_CHANGED', remedy: expect.stringContaining('vmctl stop --force') as string };
+    await expect(vms.stop('web', { isForced: false })).rejects.toMatchObject(refused);
+    await expect(vms.resume('web')).rejects.toMatchObject(refused);
+    await vms.stop('web', { isForced: true });
+    expect(() => process.kill(pid!, 0)).toThrow(/ESRCH/);
+    await vms.stop('web', { isForced: true });
+    expect(vms.list()).toEqual([]);
+  },
+);
 
 test('a start whose record cannot be written leaves no process', async () => {
   // A directory where the next record would be written.
