@@ -204,8 +204,7 @@ export interface VmProcess {
   /**
    * Makes the import of a VM's state, at most one per process. The process was launched as incoming. `isReattached` is
    * true if an earlier daemon launched it. Then the process may not be connected yet, and is not queried before an
-   * answer
-   * is needed.
+   * answer is needed.
    */
   importState(mode: MigrationMode, isReattached: boolean): StateImport;
   /** Does everything for `loadFile` that does not need the state, long before it. */
@@ -215,11 +214,9 @@ export interface VmProcess {
 
   /**
    * Runs the back end's own migration, for VMs whose RAM the pager does not move. Resolves when the VM is stopped on
-   * this
-   * host and everything that the target needs to run it has been sent: all of it (pre-copy), or the device state
+   * this host and everything that the target needs to run it has been sent: all of it (pre-copy), or the device state
    * (post-copy). If it fails before, the VM resumes on this host by itself. Throws PEER_PROTOCOL for a `uri` that is
-   * not
-   * from `StateImport.listen`.
+   * not from `StateImport.listen`.
    */
   nativeMove(order: NativeMoveOrder): Promise<void>;
   /** Returns the progress. The keys are those of src/engine/ports. It waits as `connected` does. */

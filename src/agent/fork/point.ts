@@ -7,8 +7,7 @@
  * All memory was write-protected before, while the parent ran (arm), so protect handles only the pages written since
  * then. Protect comes first because it takes the longest. Writes of QEMU itself to guest memory while it saves the
  * devices are recorded like any write, and seal protects these pages again. After seal a write of the parent waits
- * until
- * its page has been copied.
+ * until its page has been copied.
  */
 import { writeFile } from 'node:fs/promises';
 import type { StateExport, StateStream } from '../../backends/backend.js';

@@ -1,8 +1,7 @@
 /**
  * Clones with memory of their own (`--memory private`). Each clone is filled from the complete image like a migrating
- * VM
- * from its source: by page faults, ahead of a sweep, over the host's own shared-memory transport. A clone that is full
- * is an ordinary VM and does not depend on the image any more.
+ * VM from its source: by page faults, ahead of a sweep, over the host's own shared-memory transport. A clone that is
+ * full is an ordinary VM and does not depend on the image any more.
  */
 import { randomBytes } from 'node:crypto';
 import { unlink } from 'node:fs/promises';

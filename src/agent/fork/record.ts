@@ -13,8 +13,7 @@ import { checkImageId } from '../image/record.js';
 
 /**
  * preparing: nothing of the fork is kept after a crash · prepared: until the commit · committed: its clones are VMs,
- * and
- * its image may still be filling
+ * and its image may still be filling
  */
 const FORK_RECORD_STATES = ['preparing', 'prepared', 'committed'] as const;
 export type ForkRecordState = (typeof FORK_RECORD_STATES)[number];

@@ -1,8 +1,7 @@
 /**
  * A waiting set: QEMUs that wait for the device state of one image, before that state exists. Each QEMU has mapped the
  * image's empty files, is registered for page faults, and has its clone's identity on its command line. A fork then
- * only
- * hands over a few hundred kilobytes. A set is made within a fork, or beforehand by the pool.
+ * only hands over a few hundred kilobytes. A set is made within a fork, or beforehand by the pool.
  */
 
 import { setMaxListeners } from 'node:events';

@@ -24,8 +24,7 @@ export class SourceAgent implements SourcePort {
   readonly #ended = new EndedSessions();
   /**
    * VM → the session that has stopped it last, or is about to. The undo of an older session may come late, because it
-   * is
-   * repeated until it succeeds. It must not resume the VM while this session may be committed.
+   * is repeated until it succeeds. It must not resume the VM while this session may be committed.
    */
   readonly #stoppers = new Map<string, string>();
   /**

@@ -40,8 +40,7 @@ export class SourceSession {
   #loss: MigrationError | null = null;
   /**
    * True if the VM's device state has been transferred, so that the VM is stopped for good. This session has done it,
-   * or
-   * after a restart the owner record says so.
+   * or after a restart the owner record says so.
    */
   #hasDeparted = false;
 
@@ -74,8 +73,7 @@ export class SourceSession {
 
   /**
    * Resumes a session after a restart of the daemon. If the VM has departed, its memory is exposed again, unchanged
-   * since
-   * the stop. Otherwise the session is only kept so that it can be undone.
+   * since the stop. Otherwise the session is only kept so that it can be undone.
    */
   static async resumeSession(
     context: MigrationContext,
@@ -139,8 +137,7 @@ export class SourceSession {
 
   /**
    * Must be called before the VM runs again. It closes the page session, whose data map holds only for a stopped VM.
-   * The
-   * session cannot be used any more.
+   * The session cannot be used any more.
    */
   endBeforeRun(): void {
     this.#hasDeparted = false;
@@ -244,8 +241,7 @@ export class SourceSession {
     const state = this.#state;
     if (state === null || this.#pages === null) throw new MigrationError('CONFLICT', `${vm} is not exposed`);
     // The state is written while the vCPUs still run. If QEMU dies from here on, the VM's memory files are kept until
-    // the
-    // job has decided which host owns the VM.
+    // the job has decided which host owns the VM.
     await vms.setState(vm, 'departed');
     // The session may have been undone during the write. The undo has resumed the VM and would not do it again.
     if (this.#pages === null) throw new MigrationError('CONFLICT', `${vm} is no longer exposed`);

@@ -4,8 +4,7 @@
  *   prepared ── connect, acceptState ──► loaded ── resume (owner record, then `cont`) ──► filling ──► complete
  *
  * The owner record in the registry divides the life of a session. Before it names this host, the guest has never run
- * and
- * `discard` removes everything. After it, the VM belongs to this host and only waits for pages.
+ * and `discard` removes everything. After it, the VM belongs to this host and only waits for pages.
  */
 
 import { unlink } from 'node:fs/promises';

@@ -93,8 +93,7 @@ export class VmKeeper {
 
   /**
    * Called when QEMU has ended. It records and reports the exit and frees the VM's resources. The memory of a departed
-   * VM
-   * is kept, because its new owner still needs it.
+   * VM is kept, because its new owner still needs it.
    */
   async settle(vm: Vm, fallbackReason: string): Promise<void> {
     const { name } = vm.spec;

@@ -1,9 +1,7 @@
 /**
  * Tap devices for guests, joined to a bridge. They are made before QEMU starts and stay until the VM is removed, so
- * QEMU
- * needs no right to run programs. A tap's name derives from host, VM and NIC, so the same VM on two hosts of one
- * machine
- * gets two names.
+ * QEMU needs no right to run programs. A tap's name derives from host, VM and NIC, so the same VM on two hosts of one
+ * machine gets two names.
  *
  * A VM with isolated NICs runs in a network namespace of its own. The namespace has no name and ends with its QEMU, so
  * it needs no cleanup. QEMU makes the taps in the namespace itself. The bridges are made after QEMU's start, while the

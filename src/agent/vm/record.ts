@@ -129,8 +129,7 @@ const recordSchema = z.strictObject({
 
 /**
  * Returns the state to record when a caller sets `state`. If QEMU has exited, the state is `stopped`, even if the
- * caller
- * says `running`: the caller may not know of the exit yet.
+ * caller says `running`: the caller may not know of the exit yet.
  */
 export function effectiveState({ process, exit }: VmRecord, state: VmState): VmState {
   return state === 'running' && process === null && exit !== null ? 'stopped' : state;

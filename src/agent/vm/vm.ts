@@ -163,8 +163,7 @@ export class Vm implements ManagedVm {
 
   /**
    * Changes the record. Changes are made one after the other, and each is durable and visible when its promise
-   * resolves.
-   * `change` may throw to refuse, or return null if the record needs no change.
+   * resolves. `change` may throw to refuse, or return null if the record needs no change.
    */
   async update(change: Partial<VmRecord> | ((record: VmRecord) => Partial<VmRecord> | null)): Promise<void> {
     const write = this.#lastWrite.then(async () => {

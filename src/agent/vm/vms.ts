@@ -87,8 +87,8 @@ export class VmManager {
 
   /**
    * Starts a process that waits for the state of an image. It also writes the owner record, so nothing has to be
-   * written
-   * before the VM may run. If it rejects, it removes everything of the VM. Throws CONFLICT if the name is taken.
+   * written before the VM may run. If it rejects, it removes everything of the VM. Throws CONFLICT if the name is
+   * taken.
    */
   prepareClone(spec: VmSpec, options: CloneOptions): Promise<ManagedVm> {
     return this.#starter.prepareClone(spec, options);
@@ -182,8 +182,7 @@ export class VmManager {
 
   /**
    * Records a change that has already taken place: the files of the VM's disks, or the image of its memory. Durable
-   * when
-   * it resolves.
+   * when it resolves.
    */
   async amend(name: string, change: (record: VmRecord) => RecordAmendment): Promise<void> {
     await this.#table.get(name).update(change);
@@ -207,8 +206,7 @@ export class VmManager {
 
   /**
    * Removes the VM and everything that belongs to it, also while it starts. Idempotent. A VM that gets the name
-   * meanwhile
-   * is left alone.
+   * meanwhile is left alone.
    */
   async destroy(name: string): Promise<void> {
     const vm = this.#table.find(name);

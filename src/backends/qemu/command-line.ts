@@ -1,8 +1,7 @@
 /**
  * Builds QEMU's command line from a VM spec. The functions are pure: on every host the same spec gives the same
- * devices,
- * with the same ids, at the same PCI addresses. QEMU needs that to load the device state of one VM into the other. Only
- * paths, names of taps and the accelerator may differ.
+ * devices, with the same ids, at the same PCI addresses. QEMU needs that to load the device state of one VM into the
+ * other. Only paths, names of taps and the accelerator may differ.
  */
 import type { Accel, DiskSpec, NicSpec, VmSpec } from '../../domain/vm.js';
 import {

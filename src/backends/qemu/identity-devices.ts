@@ -1,7 +1,6 @@
 /**
  * The devices that tell a guest which VM it is, and that take its exit code. Every VM has these devices, so that a
- * clone
- * has the layout of its parent and can load the parent's state:
+ * clone has the layout of its parent and can load the parent's state:
  *
  *   vmgenid                     a guid; after a load of another VM's state QEMU writes its own guid into the guest's
  *                               memory and raises an ACPI event

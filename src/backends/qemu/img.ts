@@ -59,9 +59,8 @@ export async function commitOverlay(path: string): Promise<void> {
 
 /**
  * Returns the reason why the disk does not open, or null. A qcow2 can be readable as a file and still not open as a
- * disk,
- * if its header is damaged or its backing file is missing. -U ignores the lock, which the QEMU of a VM that is about to
- * migrate here holds.
+ * disk, if its header is damaged or its backing file is missing. -U ignores the lock, which the QEMU of a VM that is
+ * about to migrate here holds.
  */
 export async function openProblem(path: string, format: string): Promise<string | null> {
   if (format === 'raw') return null;

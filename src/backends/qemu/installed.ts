@@ -1,7 +1,6 @@
 /**
  * Queries the capabilities of the installed QEMU and of the host's KVM. A daemon asks QEMU once, so an upgrade of QEMU
- * is
- * noticed after a restart of the daemon.
+ * is noticed after a restart of the daemon.
  */
 
 import { execFile } from 'node:child_process';

@@ -48,8 +48,7 @@ export class MigrationWatch {
 
   /**
    * Resolves when QEMU has been in `status`. Rejects with QEMU_FAILED and QEMU's reason if the migration fails first,
-   * or
-   * with TIMEOUT.
+   * or with TIMEOUT.
    */
   async reached(status: MigrationStatus, timeoutMs: number): Promise<void> {
     const isOver = () => this.#seen.has('failed') || this.#seen.has('cancelled');

@@ -3,8 +3,7 @@ import type { QmpClient } from './qmp/client.js';
 
 /**
  * All capabilities that this project uses. An outgoing migration sets each of them on or off, because a VM that has
- * moved
- * before still has the settings of that move.
+ * moved before still has the settings of that move.
  */
 const CAPABILITIES = [
   'events',
@@ -20,8 +19,7 @@ export type Capability = (typeof CAPABILITIES)[number];
 const BANDWIDTH_UNLIMITED = 2 ** 40;
 /**
  * QEMU only uses it to decide when to stop the VM. If it cannot send everything but shared RAM within this time, it
- * sends
- * another round first.
+ * sends another round first.
  */
 const DOWNTIME_MS_DEFAULT = 300;
 

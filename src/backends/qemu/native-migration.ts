@@ -1,7 +1,6 @@
 /**
  * QEMU's own migration, pre-copy or post-copy, for VMs whose RAM the pager does not move. This file only controls it.
- * The
- * target's QEMU was started with -S, so the guest does not run there before the owner has changed.
+ * The target's QEMU was started with -S, so the guest does not run there before the owner has changed.
  */
 
 import { MigrationError } from '../../domain/errors.js';

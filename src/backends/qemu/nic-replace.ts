@@ -1,8 +1,7 @@
 /**
  * Gives a running clone NICs of its own. Each NIC with the parent's address is unplugged, with the guest's consent. A
- * NIC
- * with the clone's address is plugged into its place. Only then may its tap join a bridge. So the parent's address is
- * never on a bridge twice, whatever fails.
+ * NIC with the clone's address is plugged into its place. Only then may its tap join a bridge. So the parent's address
+ * is never on a bridge twice, whatever fails.
  *
  * A step that has been done is not repeated, so a restarted daemon may call it again.
  */

@@ -72,8 +72,7 @@ export class OutgoingState implements StateExport {
 
   /**
    * Resolves when the consumer has the whole state and QEMU has finished sending. `doneAtMs` is the time of the latter,
-   * by
-   * the daemon's clock. It may be earlier.
+   * by the daemon's clock. It may be earlier.
    */
   async transfer(): Promise<{ deviceStateBytes: number; doneAtMs: number }> {
     const handover = this.#handover;
@@ -116,8 +115,7 @@ function endedEarly(): never {
 
 /**
  * Resumes the VM after a complete migration. QEMU reports `completed` a moment before it accepts `cont`, and there is
- * no
- * event for that moment.
+ * no event for that moment.
  */
 async function continueWhenFinal(qmp: QmpClient): Promise<void> {
   const deadlineMs = performance.now() + RESUME_TIMEOUT_MS;

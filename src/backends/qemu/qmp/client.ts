@@ -2,10 +2,8 @@
  * A QMP client over QEMU's unix socket: commands with ids, out-of-band commands, events, deadlines, abort.
  *
  * QEMU is not trusted. A line has a maximum length, and anything that is not QMP ends the connection with
- * PEER_PROTOCOL.
- * An answer that comes after its command has been abandoned (deadline, abort) is dropped. An answer to a command that
- * was
- * never sent is a protocol error.
+ * PEER_PROTOCOL. An answer that comes after its command has been abandoned (deadline, abort) is dropped. An answer to a
+ * command that was never sent is a protocol error.
  *
  * Errors: QEMU_FAILED (QEMU refused; details {class, desc}), QEMU_GONE (connection lost), TIMEOUT, CANCELLED,
  * PEER_PROTOCOL.

@@ -10,8 +10,7 @@ export class LineSplitter {
 
   /**
    * Returns the lines that this chunk completes, without line ends. Returns null if a line is too long. The splitter
-   * must
-   * not be used after that.
+   * must not be used after that.
    */
   push(chunk: Buffer): string[] | null {
     const lines: string[] = [];
