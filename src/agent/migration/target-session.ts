@@ -11,7 +11,6 @@ import { unlink } from 'node:fs/promises';
 import type { Readable } from 'node:stream';
 import type { StateImport } from '../../backends/backend.js';
 import { MigrationError, toMigrationError } from '../../domain/errors.js';
-import type { GuestEnd } from '../../domain/guest-end.js';
 import { MODE_TRAITS } from '../../domain/migration.js';
 import type { VmExit } from '../../domain/vm.js';
 import type {
@@ -217,7 +216,7 @@ export class TargetSession {
       pagesPresent,
       pageBytes,
       counters,
-      ...this.#ended(),
+      ...(this.#gone === null || this.#isReplaced ? {} : endedOf(this.#context.vms.exitOf(this.vmName))),
     };
   }
 
@@ -352,16 +351,9 @@ export class TargetSession {
     this.#record = { ...this.#record, state: 'complete' };
     const ending = this.#pages?.close() ?? Promise.resolve();
     Promise.all([ending, store.save(this.#record)]).catch((error: unknown) => {
-      log.error(
-        { session, err: toMigrationError(error) },
-        `the end of the session of ${this.vmName} cannot be recorded`,
-      );
+      const err = toMigrationError(error);
+      log.error({ session, err }, `the end of the session of ${this.vmName} cannot be recorded`);
     });
-  }
-
-  #ended(): { ended?: GuestEnd } {
-    if (this.#gone === null || this.#isReplaced) return {};
-    return endedOf(this.#context.vms.exitOf(this.vmName));
   }
 
   async #sessionState(): Promise<SessionState> {
