@@ -58,8 +58,13 @@ export class CloneMemoryWatch {
           { vm: name, ownMiB: Math.round(ownBytes / MIB), budgetMiB: Math.round(budgetBytes / MIB) },
           'the clones have written more than their budget: the newest is ended',
         );
-        await vms.endForMemory(name);
-        excessBytes -= ownBytes;
+        try {
+          await vms.endForMemory(name);
+          excessBytes -= ownBytes;
+        } catch (error) {
+          // The next newest ends in its place.
+          log.error({ vm: name, err: toMigrationError(error) }, 'the clone cannot be ended');
+        }
       }
     } catch (error) {
       log.warn({ err: toMigrationError(error) }, 'the memory of the clones could not be counted');

@@ -165,4 +165,22 @@ describe('clones', () => {
     await watch.look();
     expect(gone).toEqual(ended);
   });
+
+  test('end in the order of their age also if one of them cannot be ended', async () => {
+    const gone: string[] = [];
+    const watch = new CloneMemoryWatch({
+      vms: {
+        room: roomWith({ cloneBudgetBytes: 10 * MIB }).room,
+        clonesWriting: () => ['old', 'middle', 'stuck'].map((name) => ({ name, ownBytes: 6 * MIB })),
+        endForMemory: async (name) => {
+          if (name === 'stuck') throw new Error('it does not end');
+          gone.push(name);
+        },
+      },
+      log: { info: () => undefined, warn: () => undefined, error: () => undefined },
+      availableBytes: () => Promise.resolve(1024 * MIB),
+    });
+    await watch.look();
+    expect(gone).toEqual(['middle', 'old']);
+  });
 });
