@@ -112,6 +112,9 @@ async function start(config: DaemonConfig, log: Logger, closers: (() => Promise<
   const { name: host, state: stateDir } = config;
   const inject = config.testFaults ? parseInjections(process.env.VMIGRATE_FAULT ?? '') : NOTHING_INJECTED;
 
+  // What the user has named wrongly is refused before anything is made or changed.
+  const tls = openTls(config, log);
+  if (tls !== null) closers.push(() => tls.close());
   const ownState = await openOwnDirectory(stateDir, false);
   closers.push(() => ownState.close());
   const native = loadNativeBinding();
@@ -131,8 +134,6 @@ async function start(config: DaemonConfig, log: Logger, closers: (() => Promise<
     log.warn({ vms: registry.restored }, 'owner records were older than those in the memory directory: put right');
   const { journal } = await FileJournal.open(join(stateDir, JOBS_LOG));
   closers.push(() => journal.close());
-  const tls = openTls(config, log);
-  if (tls !== null) closers.push(() => tls.close());
 
   const socketPath = dataSocketPath(stateDir);
   await rm(socketPath, { force: true }); // The directory is ours alone, so the socket is an earlier daemon's.

@@ -17,7 +17,7 @@ const USAGE = `Usage: vmigrated --config FILE
 
 A flag takes precedence over the file. --test-faults honours VMIGRATE_FAULT and is for tests only.
 `;
-const SMALL_AT_RUN_TIME = ['--no-opt', '--semi-space-growth-factor=1'];
+const SMALL_AT_RUN_TIME = ['--no-opt', '--optimize-for-size', '--semi-space-growth-factor=1'];
 const EXIT_FAILED = 1;
 const EXIT_USAGE = 2;
 /** Undoing a job that is not committed may take some seconds; what is left is done by the next daemon. */

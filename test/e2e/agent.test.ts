@@ -13,6 +13,7 @@ import {
 } from '../hosts/agent-pair.js';
 import { eventually } from '../hosts/cluster.js';
 import { qmpOf } from '../hosts/qmp.js';
+import { codeOf } from '../hosts/vm-host.js';
 
 const APPEND = 'console=ttyS0 quiet vmg.workload=memtouch vmg.mb=64';
 
@@ -132,7 +133,8 @@ describe('before the commit', () => {
     pair.onSendState = async () => {
       process.kill(b.vms.get('orphan').pid, 'SIGKILL');
     };
-    await expect(stopAndTransfer(move)).rejects.toEqual(code('QEMU_FAILED'));
+    // The transfer may break before the end of QEMU is noticed, or after it.
+    expect(['QEMU_FAILED', 'QEMU_GONE']).toContain(await codeOf(stopAndTransfer(move)));
     await a.agent.source.continueVm('orphan', move.session);
     await a.goesOn('orphan');
     await b.agent.target.discard(move.session);

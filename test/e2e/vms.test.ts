@@ -120,11 +120,13 @@ describe('a VM', () => {
     await host.vms.pause('vm');
   });
 
-  test('that belongs to another host is left alone', async () => {
+  test('that belongs to another host is left alone, or ended by force, and stays that host’s', async () => {
     await host.vms.run(vmSpec());
     await host.registry.swapOwner('vm', 1, { vm: 'vm', owner: 'B', epoch: 2, session: null });
     expect(await codeOf(host.vms.resume('vm'))).toBe('OWNER_CHANGED');
-    expect(await codeOf(host.vms.stop('vm', { isForced: true }))).toBe('OWNER_CHANGED');
+    expect(await codeOf(host.vms.stop('vm', { isForced: false }))).toBe('OWNER_CHANGED');
+    await host.vms.stop('vm', { isForced: true });
+    expect(host.vms.get('vm').state).toBe('stopped');
     await host.vms.destroy('vm');
     expect(await host.registry.owner('vm')).toMatchObject({ owner: 'B' });
   });
