@@ -3,8 +3,9 @@
  * from a backup gives VMs to this host that have moved on since: a peer that has the VM then knows a later epoch, or
  * the same epoch with another incarnation.
  *
- * A VM that a peer has, by a later record, and whose guest does not run here, belongs to that peer. This is recorded,
- * so that nobody resumes or moves what is left of it here. All else is only shown, because either side may be right.
+ * A VM that a peer has, by a later record of the same start, and whose guest does not run here, belongs to that peer.
+ * This is recorded, so that nobody resumes or moves what is left of it here. All else is only shown, because either
+ * side may be right.
  */
 import { toMigrationError } from '../domain/errors.js';
 import type { VmClaims } from '../domain/host.js';
@@ -93,7 +94,12 @@ export class OutdatedRecords {
       for (const [vm, notice] of this.#notices) if (notice.peer === name && !notice.isSettled) this.#notices.delete(vm);
       for (const [index, { owner }] of mine.entries()) {
         const theirs = claims[index];
-        if (theirs !== undefined) await this.#compare(owner, name, theirs);
+        if (theirs === undefined) continue;
+        await this.#compare(owner, name, theirs).catch((error: unknown) => {
+          this.#unasked.add(name);
+          const fields = { vm: owner.vm, peer: name, err: toMigrationError(error) };
+          this.#options.log.warn(fields, 'the owner record cannot be compared with that of the peer');
+        });
       }
     }
   }
@@ -106,17 +112,22 @@ export class OutdatedRecords {
     const vm = vms.get(name);
     const { state } = vm;
     // A move under way finds out by itself what has become of the VM.
-    const isBusy = vm.job !== null || state === 'incoming' || state === 'departed';
+    const isBusy = vm.job !== null || vm.isMerging || state === 'incoming' || state === 'departed';
     if (isBusy || (await registry.owner(name))?.epoch !== epoch) return;
     const isLater = theirs.lastEpoch > epoch;
-    const isSettled = isLater && state !== 'running';
+    // The id of a start moves with the VM, so an equal one in a later epoch proves that the VM has moved there. Without
+    // that proof it may be another VM, which was started under the name while this host could not be reached.
+    const isSameStart = theirs.incarnation !== null && theirs.incarnation === ours.incarnation;
+    const isSettled = isLater && isSameStart && theirs.owner === peer && state !== 'running';
     const known = `this host has a record of ${isLater ? `epoch ${epoch}` : 'another start'}`;
     const since = `in epoch ${theirs.lastEpoch}, and ${known}`;
     const text =
       state === 'running'
         ? `it runs here and is ${there.state} on ${peer}, too (${since}): ` +
           `end one of the two with "vmctl stop --force ${name}"`
-        : `it is ${there.state} on ${peer} ${since}: "vmctl stop --force ${name}" removes what is left of it here`;
+        : isSettled
+          ? `it is ${there.state} on ${peer} ${since}: "vmctl stop --force ${name}" removes what is left of it here`
+          : `a VM of this name is ${there.state} on ${peer}, too (${since}): end one of the two`;
     this.#notices.set(name, { vm, peer, text, isSettled });
     log.error(
       { vm: name, peer, ours, theirs },
@@ -129,6 +140,6 @@ export class OutdatedRecords {
     const { incarnation } = theirs;
     const next = { vm: name, owner: peer, epoch: theirs.lastEpoch, session: null };
     await registry.swapOwner(name, epoch, incarnation === null ? next : { ...next, incarnation });
-    if (state === 'paused') await vms.setState(name, 'departed');
+    if (vm.state === 'paused') await vms.setState(name, 'departed');
   }
 }

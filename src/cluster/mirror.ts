@@ -61,7 +61,10 @@ export class OwnerMirror {
   async note(change: OwnerChange): Promise<void> {
     this.#newest.set(vmOf(change), change);
     try {
-      await this.#log.append(change);
+      // Changes that could not be written before are written now, too.
+      if (this.#isFailing) {
+        if (!(await this.#log.rewrite(() => this.changes))) return;
+      } else await this.#log.append(change);
       this.#isFailing = false;
       if (this.#log.lineCount > this.#newest.size + STALE_LINES_MAX) await this.#log.rewrite(() => this.changes);
     } catch (error) {

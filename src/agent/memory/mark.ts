@@ -22,7 +22,8 @@ import { readRecord } from '../vm/record.js';
 
 export const MARK_FILE = '.owner';
 const IMAGES = '.images';
-const OWN_NAMES: ReadonlySet<string> = new Set([IMAGES, OWNERS_MIRROR, `${OWNERS_MIRROR}.new`]);
+/** The daemon's own files in its memory directory. No guest's memory is in them. */
+export const OF_NO_GUEST: ReadonlySet<string> = new Set([MARK_FILE, OWNERS_MIRROR, `${OWNERS_MIRROR}.new`]);
 
 const id = z.string().regex(/^[0-9a-f]{32}$/);
 // Newer builds may add keys.
@@ -97,7 +98,7 @@ async function refuseUnknownContent({ stateDir, ramDir }: MarkPlaces): Promise<v
   const vms = new Set(await namesIn(join(stateDir, 'vms')));
   const images = new Set((await namesIn(join(stateDir, 'images'))).map((name) => name.replace(/\.json$/, '')));
   const unknown = [
-    ...(await namesIn(ramDir)).filter((name) => !OWN_NAMES.has(name) && name !== MARK_FILE && !vms.has(name)),
+    ...(await namesIn(ramDir)).filter((name) => !OF_NO_GUEST.has(name) && name !== IMAGES && !vms.has(name)),
     ...(await namesIn(join(ramDir, IMAGES))).filter((name) => !images.has(name)).map((name) => join(IMAGES, name)),
   ];
   const [first] = unknown;

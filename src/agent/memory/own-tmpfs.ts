@@ -8,7 +8,7 @@ import { lstat, readdir, readFile, stat, statfs } from 'node:fs/promises';
 import { totalmem } from 'node:os';
 import { dirname, join } from 'node:path';
 import { promisify } from 'node:util';
-import { MARK_FILE } from './mark.js';
+import { OF_NO_GUEST } from './mark.js';
 
 const MOUNT_MS_MAX = 10_000;
 const SOURCE = 'vmigrate';
@@ -35,7 +35,7 @@ export interface TmpfsSizes {
 export async function mountOwnTmpfs(directory: string, sizes: TmpfsSizes): Promise<string | null> {
   const isMount = (await stat(directory)).dev !== (await stat(dirname(directory))).dev;
   if (isMount) return null;
-  if ((await readdir(directory)).some((name) => name !== MARK_FILE))
+  if ((await readdir(directory)).some((name) => !OF_NO_GUEST.has(name)))
     return `no tmpfs is mounted on ${directory}, because it was refused before memory came there`;
   const options = `mode=0700,size=${wantedBytes(sizes)},${FLAGS}`;
   return mount(['-t', 'tmpfs', '-o', options, SOURCE, directory], `no tmpfs can be mounted on ${directory}`);

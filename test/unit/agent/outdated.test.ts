@@ -9,7 +9,7 @@ import { MemoryStore } from '../durable/memory-store.js';
 const [FIRST, SECOND] = ['1'.repeat(32), '2'.repeat(32)];
 
 let registry: FileRegistry;
-let vm: { spec: { name: string; uuid: string }; state: string; job: string | null };
+let vm: { spec: { name: string; uuid: string }; state: string; job: string | null; isMerging: boolean };
 let peers: Record<string, VmClaims | null>;
 let asked: string[];
 let outdated: OutdatedRecords;
@@ -17,7 +17,7 @@ let outdated: OutdatedRecords;
 beforeEach(async () => {
   registry = await FileRegistry.on(new MemoryStore());
   await registry.swapOwner('web', null, { vm: 'web', owner: 'A', epoch: 7, session: null, incarnation: FIRST });
-  vm = { spec: { name: 'web', uuid: 'u' }, state: 'stopped', job: null };
+  vm = { spec: { name: 'web', uuid: 'u' }, state: 'stopped', job: null, isMerging: false };
   peers = { B: nothing(), C: nothing() };
   asked = [];
   outdated = new OutdatedRecords(options());
@@ -68,6 +68,33 @@ test('a VM that runs here as well is only shown: a person has to end one of the 
   expect(await registry.owner('web')).toMatchObject({ owner: 'A', epoch: 7 });
   expect(vm.state).toBe('running');
   expect(outdated.noticeOf('web')).toMatch(/runs here and is running on B, too .* one of the two .*--force web/);
+});
+
+test.each([SECOND, null])('a later epoch of another start, or of an unknown one (%s), is only shown', async (start) => {
+  vm.state = 'paused';
+  peers['B'] = { ...running(8, FIRST), incarnation: start };
+  await outdated.check();
+  expect(await registry.owner('web')).toMatchObject({ owner: 'A', epoch: 7 });
+  expect(vm.state).toBe('paused');
+  expect(outdated.noticeOf('web')).toMatch(/^a VM of this name is running on B, too .* end one of the two/);
+});
+
+test('a record that cannot be written does not end the comparison with that peer', async () => {
+  vm.state = 'paused';
+  peers = { B: running(8, FIRST) };
+  const { swapOwner } = registry;
+  Object.assign(registry, { swapOwner: () => Promise.reject(new MigrationError('NO_SPACE', 'the disk is full')) });
+  await outdated.check();
+  Object.assign(registry, { swapOwner });
+  await outdated.check();
+  expect(await registry.owner('web')).toMatchObject({ owner: 'B', epoch: 8 });
+});
+
+test('a VM that is paused for a merge of its disks is left alone', async () => {
+  vm = { ...vm, state: 'paused', isMerging: true };
+  peers['B'] = running(8, FIRST);
+  await outdated.check();
+  expect(await registry.owner('web')).toMatchObject({ owner: 'A', epoch: 7 });
 });
 
 test('the same epoch with another incarnation is shown, with the same one it is not', async () => {

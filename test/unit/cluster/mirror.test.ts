@@ -146,6 +146,24 @@ test('a copy that cannot be written keeps no change from happening, and warns on
   expect(await registry.owner('web')).toMatchObject({ owner: 'B' });
 });
 
+test('what could not be copied is copied with the next change for which there is room', async () => {
+  const mirrored = new MemoryStore();
+  const mirrorOf = () =>
+    OwnerMirror.on(
+      async () => mirrored,
+      (error) => warnings.push(error),
+    );
+  const registry = await FileRegistry.on(store, await mirrorOf());
+  await registry.swapOwner('web', null, record('A', 1));
+  const backup = Buffer.from(store.bytes);
+  mirrored.room = 0;
+  await registry.swapOwner('web', 1, record('B', 2, { session }));
+  mirrored.room = null;
+  await registry.swapOwner('other', null, record('A', 1, { vm: 'other' }));
+  store.bytes = backup;
+  expect(await (await FileRegistry.on(store, await mirrorOf())).owner('web')).toMatchObject({ owner: 'B', epoch: 2 });
+});
+
 test('it does not grow without end', async () => {
   const mirrored = new MemoryStore();
   const mirrorOf = () =>

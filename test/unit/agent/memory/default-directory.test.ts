@@ -7,6 +7,7 @@ import { afterEach, beforeEach, expect, test } from 'vitest';
 import { defaultMemoryDirectory } from '../../../../src/agent/memory/default-directory.js';
 import { tieMemoryDirectory } from '../../../../src/agent/memory/mark.js';
 import { resizeOwnTmpfs, type TmpfsSizes } from '../../../../src/agent/memory/own-tmpfs.js';
+import { OWNERS_MIRROR } from '../../../../src/durable/state-format.js';
 
 const MIB = 2 ** 20;
 const BOOT = 'boot-1';
@@ -115,7 +116,8 @@ test('where none can be mounted, the directory is used as it is, and the reason 
   }
   await mkdir(join(own, 'v1'));
   expect(await choose()).toMatchObject({ problem: expect.stringContaining('before memory came there') as string });
-  // Nothing lies there any more, so the mount is tried again. The mark is made anew.
+  // Nothing but the daemon's own files lies there any more, so the mount is tried again. The mark is made anew.
+  await writeFile(join(own, OWNERS_MIRROR), '');
   await rm(join(own, 'v1'), { recursive: true });
   expect(await choose()).toEqual({ path: own, problem: null });
   expect(await readdir(own)).toEqual([]);
