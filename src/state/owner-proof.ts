@@ -5,6 +5,8 @@ import type { OwnerRecord } from '../engine/ports/registry.js';
 
 export interface OwnerQuestion {
   readonly vm: string;
+  /** Empty if no record of this host has it. */
+  readonly uuid: string;
   /** The name of this host; null: not known. */
   readonly self: string | null;
   /** The newest epoch of the VM that an intact record of this host has. */
@@ -23,11 +25,15 @@ const unproven = (why: string): OwnerProof => ({ record: null, why });
 
 /** `answers` has one claim of each peer, that for this VM. */
 export function proveOwner(
-  { vm, self, epoch, isHere, isMoving }: OwnerQuestion,
+  { vm, uuid, self, epoch, isHere, isMoving }: OwnerQuestion,
   answers: readonly { readonly peer: string; readonly claims: VmClaims | null }[],
 ): OwnerProof {
   if (isMoving) return unproven('an unfinished move of it asks its target by itself when vmigrated runs');
   const said = answers.flatMap(({ peer, claims }) => (claims === null ? [] : [{ peer, claims }]));
+  const namesake = said.find(({ claims }) =>
+    claims.vms.some((other) => other.name === vm && uuid !== '' && other.uuid !== '' && other.uuid !== uuid),
+  );
+  if (namesake !== undefined) return unproven(`${namesake.peer} has another VM of that name`);
   const statesAt = ({ claims }: { claims: VmClaims }) =>
     claims.vms.filter(({ name }) => name === vm).map(({ state }) => state);
   const has = (state: string) => said.filter((answer) => statesAt(answer).includes(state));
@@ -38,6 +44,7 @@ export function proveOwner(
   if (only !== undefined) {
     const { peer, claims } = only;
     if (claims.owner !== peer || claims.lastEpoch < epoch) return unproven(`it is on ${peer}, in an older epoch`);
+    if (isHere && claims.lastEpoch === epoch) return unproven(`it is here and on ${peer}, in one epoch`);
     return { record: recordOf(vm, peer, claims), why: `${peer} has it` };
   }
   const silent = answers.filter(({ claims }) => claims === null).map(({ peer }) => peer);

@@ -141,7 +141,8 @@ async function askForOwners(
       answers.push(...answerLines(vm, said, index));
       const state = vms.get(vm)?.state;
       const question = {
-        ...{ vm, self: hosts?.self ?? null, epoch: epochOf(vm), isMoving: moving === null || moving.has(vm) },
+        ...{ vm, uuid: vms.get(vm)?.spec.uuid ?? '', self: hosts?.self ?? null, epoch: epochOf(vm) },
+        isMoving: moving === null || moving.has(vm),
         isHere: state === 'running' || state === 'paused',
       };
       return [

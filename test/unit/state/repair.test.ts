@@ -174,7 +174,11 @@ describe('an owner that is not known', () => {
     self: 'A',
     ask: async (vms: readonly VmIdentity[]) =>
       Object.entries({ B, C }).map(([peer, say]) => {
-        const claims = vms.flatMap(({ name }) => say(name) ?? []);
+        const claims = vms.flatMap(({ name, uuid }) => {
+          const said = say(name);
+          // `x` stands for the VM that is asked for.
+          return said === null ? [] : { ...said, vms: said.vms.map((vm) => (vm.uuid === 'x' ? { ...vm, uuid } : vm)) };
+        });
         return { peer, claims: claims.length < vms.length ? null : claims, failure: null };
       }),
   });
@@ -233,6 +237,11 @@ describe('an owner that is not known', () => {
       ),
     ],
     ['two peers have it', hosts(running(2), running(2, 'C'))],
+    ['it is here and at a peer in one epoch', hosts(running(1))],
+    [
+      'a peer has another VM of that name',
+      hosts((vm) => ({ ...nothing, vms: [{ name: vm, uuid: 'y', state: 'running' }], lastEpoch: 9, owner: 'B' })),
+    ],
     ['the peer that has it knows an older epoch', hosts(running(0))],
     ['the peer that has it does not call it its own', hosts(running(2, 'C'))],
     ['it is arriving', hosts((vm) => ({ ...nothing, vms: [{ name: vm, uuid: 'x', state: 'incoming' }] }))],
