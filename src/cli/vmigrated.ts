@@ -1,9 +1,9 @@
 #!/usr/bin/env -S node --lite-mode --no-expose-wasm --max-lazy --max-semi-space-size=1
 /**
  * The daemon's entry point: flags → configuration → daemon, and signals. The daemon does a few calls a second, so
- * optimized code is not worth its memory. The first line tells V8 so, which lowers resident memory from 83 to 63 MiB
+ * optimized code is not worth its memory. The first line tells V8 so, which lowers resident memory by some 20 MiB
  * (Node 20). If started as `node vmigrated.js`, the program sets the flags that V8 accepts at run time, before it loads
- * the other parts (66 MiB). Setting `--lite-mode` at run time would crash it.
+ * the other parts, and takes some 3 MiB more. Setting `--lite-mode` at run time would crash it.
  */
 import { parseArgs } from 'node:util';
 import { setFlagsFromString } from 'node:v8';

@@ -132,12 +132,9 @@ export class Cluster<Network extends HostNetwork = Namespaces> {
 
   /** Starts the host's daemon and waits until its API answers. `env` may carry VMIGRATE_FAULT. */
   async startDaemon(name: string, env: Record<string, string> = {}): Promise<void> {
+    // Run by its first line, as users run it, which sets flags for V8.
     const program = join(ROOT, 'dist/cli/vmigrated.js');
-    const [command = '', ...args] = this.network.commandOn(name, [
-      process.execPath,
-      program,
-      ...this.daemonArguments(name),
-    ]);
+    const [command = '', ...args] = this.network.commandOn(name, [program, ...this.daemonArguments(name)]);
     // The daemon gets its own session, as from a service manager; the janitor ends it with this process.
     const child = spawn(command, args, {
       detached: true,
