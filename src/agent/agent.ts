@@ -152,11 +152,16 @@ export class LocalAgent implements HostPort {
     await this.#parts?.forks.close();
   }
 
-  /** True if an incoming VM is left of a job that has failed: no session, fork or waiting set needs it. */
+  /**
+   * True if an incoming VM may be ended by force: no session, fork or waiting set needs it. A committed fork goes on
+   * without a clone that a user has ended, and so does one whose clone runs although it should not.
+   */
   isUnclaimed(name: string): boolean {
     const { context, target, forks, pool } = this.#ready;
-    const { session, image } = context.vms.get(name);
+    const vm = context.vms.get(name);
+    const { session, image } = vm;
     if (image === null) return !target.claims(session);
+    if (vm.hasRun || forks.hasCommitted(vm)) return true;
     return !forks.isPreparing && !forks.claims(image) && !pool.has(image);
   }
 

@@ -211,6 +211,13 @@ export interface VmProcess {
   prepareFile(): Promise<void>;
   /** Makes the load of the state from the launch's `statePath`. `loaded` starts it. */
   loadFile(): FileLoad;
+  /** Returns how far that load is, also one of an earlier daemon. It waits as `connected` does. */
+  loadState(): Promise<LoadState>;
+  /**
+   * Runs the vCPUs after a load, also one of an earlier daemon. Does nothing if they have run. Throws CONFLICT if the
+   * state is not loaded. It waits as `connected` does.
+   */
+  runLoaded(): Promise<void>;
 
   /**
    * Runs the back end's own migration, for VMs whose RAM the pager does not move. Resolves when the VM is stopped on
@@ -327,6 +334,9 @@ export interface StateImport {
   /** Pending calls reject with `error`. Idempotent. */
   end(error: MigrationError): void;
 }
+
+/** `loaded`: no vCPU has run. `hasRun` also holds for a guest that has been stopped since, or has ended. */
+export type LoadState = 'waiting' | 'loaded' | 'hasRun';
 
 /** Loads the state of an image into a clone. */
 export interface FileLoad {

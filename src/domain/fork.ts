@@ -69,12 +69,17 @@ export const FORK_STEPS = [
   'prepareClones',
   'armParent',
   'forkPoint',
-  'startClones',
+  'loadClones',
   'commitFork',
+  'runClones',
   'fillImage',
   'releaseParent',
 ] as const;
 export type ForkStepName = (typeof FORK_STEPS)[number];
+
+/** Steps that only journals of earlier builds have: `startClones` let the clones run before the commit. */
+export const EARLIER_FORK_STEPS = ['startClones'] as const;
+export type EarlierForkStepName = (typeof EARLIER_FORK_STEPS)[number];
 
 export interface ForkStep {
   readonly name: ForkStepName;

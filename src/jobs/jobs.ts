@@ -175,7 +175,7 @@ export class JobManager {
       throw new MigrationError('CONFLICT', `job ${id} is already ${job.view.state}`);
     }
     if (job.isCommitBegun) {
-      const why = job.view.kind === 'fork' ? 'its clones run' : `execution has moved to ${job.view.target}`;
+      const why = job.view.kind === 'fork' ? 'the fork is committed' : `execution has moved to ${job.view.target}`;
       throw new MigrationError('CONFLICT', `${why}: job ${id} can only be finished`);
     }
     job.cancel.abort(new MigrationError('CANCELLED', 'cancelled on request'));

@@ -1,4 +1,5 @@
 /** Shows the progress of a walk in the view of its job, and in the views of the jobs that wait behind it. */
+import type { JobView } from '../domain/job.js';
 import type { RunObserver } from '../engine/walk-context.js';
 import { isHeldUp, type Job, standing, type ViewChange } from './job.js';
 import type { JobQueue } from './queue.js';
@@ -13,7 +14,8 @@ interface ObserverParts {
 export function observerOf(job: Job, { jobs, queue, warn }: ObserverParts): RunObserver {
   const change = (to: ViewChange): void => jobs.change(job, to);
   return {
-    onStep: (step) => change({ step }),
+    // No walk goes forward to a step of an earlier build.
+    onStep: (step) => change({ step: step as JobView['step'] }),
     onProgress: (progress) => {
       change({ progress });
       for (const other of queue.behind(job)) jobs.change(other, { progress });

@@ -1,5 +1,5 @@
 import { z } from 'zod';
-import { CLONES_MAX, FORK_STEPS, type ForkReport } from '../domain/fork.js';
+import { CLONES_MAX, EARLIER_FORK_STEPS, FORK_STEPS, type ForkReport } from '../domain/fork.js';
 import { MIGRATION_STEPS, type MigrationReport } from '../domain/migration.js';
 import type { VmSpec } from '../domain/vm.js';
 import type { JournalEntry } from '../engine/ports/journal.js';
@@ -10,7 +10,6 @@ import {
   cloneDisks,
   cloneMemory,
   cloneNetwork,
-  forkStep,
   imageId,
   incarnationId,
   jobState,
@@ -27,7 +26,7 @@ const id = z.string().min(1).max(255);
  * A step of either kind of job. Whether it fits its job's kind is checked when the job's lines are read together
  * (jobs/history.ts).
  */
-const step = z.enum([...MIGRATION_STEPS, ...FORK_STEPS]);
+const step = z.enum([...MIGRATION_STEPS, ...FORK_STEPS, ...EARLIER_FORK_STEPS]);
 const amount = z.number().min(0);
 
 const request = z.strictObject({
@@ -80,7 +79,7 @@ const forkPlan = z.strictObject({
   memoryBytes: amount,
   steps: z.array(
     z.strictObject({
-      name: forkStep,
+      name: z.enum([...FORK_STEPS, ...EARLIER_FORK_STEPS]),
       host: id,
       text: z.string(),
       isInPause: z.boolean(),

@@ -8,15 +8,19 @@ import { existsSync } from 'node:fs';
 import { readdir, readFile, statfs, truncate } from 'node:fs/promises';
 import { join } from 'node:path';
 import { afterAll, afterEach, beforeAll, describe, expect, test } from 'vitest';
+import { QmpClient } from '../../src/backends/qemu/qmp/client.js';
 import type { ImageView } from '../../src/domain/image.js';
 import type { ForkJobView } from '../../src/domain/job.js';
 import type { VmView } from '../../src/domain/vm.js';
 import { Cluster, eventually } from '../hosts/cluster.js';
 import { Guest } from '../hosts/guest.js';
-import { AGENT_POINTS_BEFORE_COMMIT, Parking } from '../hosts/parking.js';
+import { AGENT_POINTS_AFTER_COMMIT, AGENT_POINTS_BEFORE_COMMIT, Parking } from '../hosts/parking.js';
 
 const BEFORE_COMMIT = ['before:reserveParent', ...AGENT_POINTS_BEFORE_COMMIT];
-const AFTER_COMMIT = ['agent:fork:committed', 'after:commitFork', 'before:fillImage', 'before:releaseParent'];
+const AFTER_COMMIT = [
+  ...AGENT_POINTS_AFTER_COMMIT,
+  ...['after:commitFork', 'before:runClones', 'after:runClones', 'before:fillImage', 'before:releaseParent'],
+];
 const CLONES = 2;
 const ENDED_MS = 60_000;
 /** The memory files are on a file system of their own. */
@@ -131,6 +135,73 @@ describe('a daemon that is killed', () => {
   });
 });
 
+describe('a daemon that is killed between the commit and the go', () => {
+  beforeAll(async () => {
+    parent = await Guest.start(cluster, 'A', { name: 'patient', memoryMiB: 192, touchMiB: 96, writePercent: 50 });
+  });
+  afterAll(() => cluster.vmctl('A', 'stop', parent.name, '--force'));
+
+  const others = async (): Promise<VmView[]> => (await vms()).filter(({ name }) => name !== parent.name);
+
+  /** QEMU's own word for the state of a VM, by the socket for users. */
+  async function statusOf(name: string): Promise<string> {
+    const path = join(cluster.hostDirectory('A'), 'state', 'vms', name, 'monitor.sock');
+    const monitor = await QmpClient.connect(path, { timeoutMs: 10_000 });
+    const { status } = await monitor.execute('query-status');
+    monitor.close();
+    return status;
+  }
+
+  test('twice: no clone runs, ends or counts as paused before its job goes on', async () => {
+    const id = await forkUpTo('agent:fork:committed');
+    const names = (await others()).map(({ name }) => name);
+    expect(names).toHaveLength(CLONES);
+    await cluster.stopDaemon('A');
+    await parking.release('agent:fork:committed');
+    for (const name of names) expect(await statusOf(name)).toBe('paused');
+    await parking.arm('agent:fork:run');
+    await restart();
+    await parking.parked('agent:fork:run');
+    await parent.expectProgress('A', 2);
+    expect((await others()).map(({ state }) => state)).toEqual(Array(CLONES).fill('incoming'));
+    for (const name of names) {
+      expect(await statusOf(name)).toBe('paused');
+      expect(await new Guest(cluster, name).serialLog('A')).toBe('');
+    }
+    await cluster.stopDaemon('A');
+    await parking.release('agent:fork:run');
+    await restart();
+    const job = await ended(id);
+    expect(job).toMatchObject({ state: 'done', clones: names, report: { failures: [] } });
+    for (const name of [parent.name, ...names]) {
+      await new Guest(cluster, name).expectProgress('A', 2);
+      await new Guest(cluster, name).expectClean('A');
+    }
+  });
+
+  test('and whose clone is killed meanwhile: the others run, and the report lists it', async () => {
+    let name = '';
+    const job = await killedAt('agent:fork:run', async () => {
+      const pids = await cluster.qemuPids('A');
+      const record = JSON.parse(
+        await readFile(join(cluster.hostDirectory('A'), 'state', 'vms', await firstClone(), 'record.json'), 'utf8'),
+      ) as { spec: { name: string }; process: { pid: number } };
+      name = record.spec.name;
+      expect(pids).toContain(record.process.pid);
+      process.kill(record.process.pid, 'SIGKILL');
+    });
+    expect(job).toMatchObject({ state: 'done', report: { failures: [{ name }] } });
+    expect(job.clones).toHaveLength(CLONES - 1);
+    expect((await others()).find((vm) => vm.name === name)).toMatchObject({ state: 'stopped' });
+    for (const clone of job.clones) await new Guest(cluster, clone).expectProgress('A', 2);
+  });
+
+  async function firstClone(): Promise<string> {
+    const names = await readdir(join(cluster.hostDirectory('A'), 'state', 'vms'));
+    return names.filter((name) => name !== parent.name).sort()[0] ?? '';
+  }
+});
+
 describe('an image that can never be complete', () => {
   const imageFile = async (): Promise<string> => {
     const folder = join(cluster.ramDirectory('A'), '.images');
@@ -166,7 +237,7 @@ describe('an image that can never be complete', () => {
 
   test('because there is no room: its clones are ended, and the guest runs on', async () => {
     // The file system is filled before the clones run, because from then on the copy is as fast as a processor allows.
-    const point = 'agent:fork:start';
+    const point = 'agent:fork:load';
     const id = await forkUpTo(point);
     const { blocks, bfree, bsize } = await statfs(cluster.ramDirectory('A'));
     const resize = (bytes: number) => execFileSync('mount', ['-o', `remount,size=${bytes}`, cluster.ramDirectory('A')]);

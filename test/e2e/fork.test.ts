@@ -35,9 +35,9 @@ describe('a parent that runs on', () => {
   test('eight clones of a busy guest: no bad page in any of them, nor in the parent', async () => {
     const { vms, agent } = forks.host;
     await forks.boot({ name: 'busy', memoryMiB: 256, touchMiB: 96, writePercent: 50 });
-    const { clones, image, start, point, progress } = await forks.fork(forks.request('busy', { cloneCount: 8 }));
-    expect(start.failures).toEqual([]);
-    expect(start.ready).toHaveLength(8);
+    const { clones, image, run, point, progress } = await forks.fork(forks.request('busy', { cloneCount: 8 }));
+    expect(run.failures).toEqual([]);
+    expect(run.ready).toHaveLength(8);
     expect(point.deviceStateBytes).toBeGreaterThan(10_000);
     expect(progress.pagesDone).toBe(progress.pagesTotal);
     expect(progress.counters['pagesZero']).toBeGreaterThan(0);
@@ -99,9 +99,9 @@ describe('a parent that stays stopped', () => {
   test('is the image of its clones, and ends', async () => {
     const { vms } = forks.host;
     await forks.boot({ name: 'frozen', touchMiB: 64 });
-    const { clones, image, start } = await forks.fork(forks.request('frozen', { parentMode: 'stop', cloneCount: 3 }));
-    expect(start.failures).toEqual([]);
-    expect(start.ready).toHaveLength(3);
+    const { clones, image, run } = await forks.fork(forks.request('frozen', { parentMode: 'stop', cloneCount: 3 }));
+    expect(run.failures).toEqual([]);
+    expect(run.ready).toHaveLength(3);
     expect(vms.get('frozen').state).toBe('stopped');
     for (const { name } of clones) expect(vms.view(vms.get(name))).toMatchObject({ state: 'running', image });
     await expectWorking(clones.map(({ name }) => name));
@@ -109,14 +109,14 @@ describe('a parent that stays stopped', () => {
 });
 
 describe('a fork that is given up', () => {
-  test.each(['prepareClones', 'armParent', 'forkPoint', 'startClones'] as const)(
+  test.each(['prepareClones', 'armParent', 'forkPoint', 'loadClones'] as const)(
     'after %s: the parent runs on, and nothing is left',
     async (last) => {
       const { agent, vms } = forks.host;
       await forks.boot({ name: 'kept', touchMiB: 32, writePercent: 50 });
       const request = forks.request('kept', { cloneCount: 3 });
       await agent.forks.prepareClones(request);
-      for (const step of ['armParent', 'forkPoint', 'startClones'] as const) {
+      for (const step of ['armParent', 'forkPoint', 'loadClones'] as const) {
         if (last === 'prepareClones') break;
         await agent.forks[step](request.fork);
         if (step === last) break;
@@ -152,14 +152,18 @@ describe('a fork that is given up', () => {
     await agent.forks.prepareClones(request);
     await agent.forks.armParent(request.fork);
     await agent.forks.forkPoint(request.fork);
-    await agent.forks.startClones(request.fork);
+    await agent.forks.loadClones(request.fork);
+    await expect(agent.forks.runClones(request.fork)).rejects.toEqual(code('CONFLICT'));
     await agent.forks.commitFork(request.fork);
     await expect(agent.forks.discardFork(request.fork)).rejects.toEqual(code('CONFLICT'));
+    // Nor is it forgotten before the clones have run.
+    await expect(agent.forks.finishFork(request.fork)).rejects.toEqual(code('CONFLICT'));
+    await agent.forks.runClones(request.fork);
     await forks.filled(request.fork);
     await agent.forks.finishFork(request.fork);
   });
 
-  test('because a clone dies at its start: the clone is named, and its QEMU quoted', async () => {
+  test('because a clone dies before it loads: the clone is named, and its QEMU quoted', async () => {
     const { agent, vms } = forks.host;
     await forks.boot({ name: 'unlucky', touchMiB: 32 });
     const request = forks.request('unlucky', { cloneCount: 3, namePrefix: 'sad' });
@@ -167,7 +171,7 @@ describe('a fork that is given up', () => {
     await agent.forks.armParent(request.fork);
     await agent.forks.forkPoint(request.fork);
     process.kill(vms.get('sad-1').pid, 'SIGKILL');
-    await expect(agent.forks.startClones(request.fork)).rejects.toMatchObject({
+    await expect(agent.forks.loadClones(request.fork)).rejects.toMatchObject({
       message: expect.stringContaining('sad-1'),
     });
     await agent.forks.discardFork(request.fork);
@@ -183,10 +187,11 @@ describe('a fork that is given up', () => {
     await agent.forks.armParent(request.fork);
     await agent.forks.forkPoint(request.fork);
     process.kill(vms.get('some-1').pid, 'SIGKILL');
-    const { ready, failures } = await agent.forks.startClones(request.fork);
-    expect(new Set(ready.map(({ index }) => index))).toEqual(new Set([0, 2]));
+    const { failures } = await agent.forks.loadClones(request.fork);
     expect(failures).toMatchObject([{ index: 1, name: 'some-1' }]);
     await agent.forks.commitFork(request.fork);
+    const { ready } = await agent.forks.runClones(request.fork);
+    expect(new Set(ready.map(({ index }) => index))).toEqual(new Set([0, 2]));
     await forks.filled(request.fork);
     await agent.forks.finishFork(request.fork);
     expect(vms.has('some-1')).toBe(false);
@@ -202,8 +207,9 @@ test('a parent that is killed while its image is filled: the clones lack nothing
   await agent.forks.armParent(request.fork);
   await agent.forks.forkPoint(request.fork);
   process.kill(vms.get('killed').pid, 'SIGKILL');
-  await agent.forks.startClones(request.fork);
+  await agent.forks.loadClones(request.fork);
   await agent.forks.commitFork(request.fork);
+  await agent.forks.runClones(request.fork);
   await forks.filled(request.fork);
   await agent.forks.finishFork(request.fork);
   expect(vms.get('killed').state).toBe('stopped');
@@ -217,9 +223,10 @@ test('a clone that is killed while the image is filled does not keep the others 
   await agent.forks.prepareClones(request);
   await agent.forks.armParent(request.fork);
   await agent.forks.forkPoint(request.fork);
-  await agent.forks.startClones(request.fork);
-  process.kill(vms.get('child-1').pid, 'SIGKILL');
+  await agent.forks.loadClones(request.fork);
   await agent.forks.commitFork(request.fork);
+  await agent.forks.runClones(request.fork);
+  process.kill(vms.get('child-1').pid, 'SIGKILL');
   await forks.filled(request.fork);
   await agent.forks.finishFork(request.fork);
   await expectWorking(['family', 'child-0', 'child-2']);
@@ -259,7 +266,7 @@ test('a file system that is full before the clones run: the fork is given up, an
     await eventually('the failure', 60_000, async () =>
       (await agent.forks.forkProgress(request.fork)).state === 'failed' ? true : undefined,
     );
-    await expect(agent.forks.startClones(request.fork)).rejects.toEqual(code('NO_SPACE'));
+    await expect(agent.forks.loadClones(request.fork)).rejects.toEqual(code('NO_SPACE'));
     await agent.forks.discardFork(request.fork);
     await rm(filler);
     expect(vms.list().map(({ name }) => name)).toEqual(['large']);
@@ -272,13 +279,13 @@ test('a file system that is full before the clones run: the fork is given up, an
 });
 
 describe('a host whose daemon is restarted', () => {
-  test.each(['armParent', 'forkPoint', 'startClones'] as const)(
+  test.each(['armParent', 'forkPoint', 'loadClones'] as const)(
     'after %s undoes the fork, and the parent runs on',
     async (last) => {
       await forks.boot({ name: 'survivor', touchMiB: 32, writePercent: 50 });
       const request = forks.request('survivor');
       await forks.host.agent.forks.prepareClones(request);
-      for (const step of ['armParent', 'forkPoint', 'startClones'] as const) {
+      for (const step of ['armParent', 'forkPoint', 'loadClones'] as const) {
         await forks.host.agent.forks[step](request.fork);
         if (step === last) break;
       }
@@ -296,8 +303,9 @@ describe('a host whose daemon is restarted', () => {
     const { clones } = await agent.forks.prepareClones(request);
     await agent.forks.armParent(request.fork);
     await agent.forks.forkPoint(request.fork);
-    await agent.forks.startClones(request.fork);
+    await agent.forks.loadClones(request.fork);
     await agent.forks.commitFork(request.fork);
+    await agent.forks.runClones(request.fork);
     await forks.host.restart();
     await forks.filled(request.fork);
     await forks.host.agent.forks.finishFork(request.fork);

@@ -11,12 +11,7 @@ import { join } from 'node:path';
 import { MigrationError } from '../../src/domain/errors.js';
 import type { CloneIdentity } from '../../src/domain/fork.js';
 import type { VmSpec } from '../../src/domain/vm.js';
-import type {
-  ForkPointReply,
-  ForkProgress,
-  PrepareForkRequest,
-  StartClonesReply,
-} from '../../src/engine/ports/fork.js';
+import type { ForkPointReply, ForkProgress, PrepareForkRequest, RunClonesReply } from '../../src/engine/ports/fork.js';
 import { parseSpec } from '../../src/schemas/vm-spec.js';
 import { AgentHost } from './agent-pair.js';
 import { eventually } from './cluster.js';
@@ -31,7 +26,7 @@ export interface ForkOutcome {
   readonly isWarm: boolean;
   readonly clones: readonly CloneIdentity[];
   readonly point: ForkPointReply;
-  readonly start: StartClonesReply;
+  readonly run: RunClonesReply;
   readonly progress: ForkProgress;
 }
 
@@ -140,12 +135,13 @@ export async function forkOn(host: AgentHost, request: PrepareForkRequest): Prom
   const { clones, image, isWarm } = await agent.forks.prepareClones(request);
   await agent.forks.armParent(fork);
   const point = await agent.forks.forkPoint(fork);
-  const start = await agent.forks.startClones(fork);
+  await agent.forks.loadClones(fork);
   await agent.forks.commitFork(fork);
+  const run = await agent.forks.runClones(fork);
   const progress = await filledOn(host, fork);
   await agent.forks.finishFork(fork);
   if (vm !== null) await agent.source.unreserve(vm, job);
-  return { image, isWarm, clones, point, start, progress };
+  return { image, isWarm, clones, point, run, progress };
 }
 
 function filledOn(host: AgentHost, fork: string): Promise<ForkProgress> {

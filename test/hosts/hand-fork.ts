@@ -8,7 +8,7 @@ import { readFile } from 'node:fs/promises';
 import { createServer, type Socket } from 'node:net';
 import { join } from 'node:path';
 import { pipeline } from 'node:stream/promises';
-import { cloneIdentities, cloneSpec, runningNics } from '../../src/agent/fork/clone-names.js';
+import { cloneIdentities, cloneSpec, runningNics } from '../../src/agent/fork/clones/names.js';
 import { createImageFiles, imageFiles, removeImageFiles } from '../../src/agent/vm/ram-files.js';
 import type { ManagedVm } from '../../src/agent/vm/vms.js';
 import { configureIncoming, configureOutgoing } from '../../src/backends/qemu/migration.js';

@@ -13,9 +13,17 @@ export const AGENT_POINTS_BEFORE_COMMIT = [
   'agent:fork:stopped',
   'agent:fork:saved',
   'agent:fork:pointed',
-  'agent:fork:start',
-  'agent:fork:started',
+  'agent:fork:load',
+  'agent:fork:loaded',
   'agent:fork:commit',
+];
+
+/** The fault points of the same host that follow, until the clones run. At the third some of them run. */
+export const AGENT_POINTS_AFTER_COMMIT = [
+  'agent:fork:committed',
+  'agent:fork:run',
+  'agent:fork:resume',
+  'agent:fork:running',
 ];
 
 const PARKED_MS = 60_000;

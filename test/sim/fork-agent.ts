@@ -4,16 +4,17 @@
  */
 
 import { type ErrorCode, MigrationError } from '../../src/domain/errors.js';
-import type { CloneIdentity } from '../../src/domain/fork.js';
+import type { CloneFailure, CloneIdentity } from '../../src/domain/fork.js';
 import type { ForkInventory } from '../../src/domain/host.js';
 import type {
   CommittedFork,
   ForkPointReply,
   ForkPort,
   ForkProgress,
+  LoadClonesReply,
   PrepareForkReply,
   PrepareForkRequest,
-  StartClonesReply,
+  RunClonesReply,
 } from '../../src/engine/ports/fork.js';
 import type { SourcePort } from '../../src/engine/ports/source.js';
 import { CLONES, type Clone, type ForkNote, type ForkWorld, type Image, PAGES } from './fork-world.js';
@@ -35,7 +36,7 @@ export class SimForkAgent implements ForkPort, Pick<SourcePort, 'reserve' | 'unr
     this.#life = life;
   }
 
-  /** Starts the daemon: it removes what was not committed, and continues the rest. */
+  /** Starts the daemon: it removes what was not committed, and continues the rest. It lets no clone run. */
   async start(): Promise<void> {
     for (const { fork, isCommitted } of this.#world.forks.values()) {
       if (isCommitted) void this.#fill(fork);
@@ -107,7 +108,7 @@ export class SimForkAgent implements ForkPort, Pick<SourcePort, 'reserve' | 'unr
     for (let index = 0; index < CLONES; index++) {
       this.#refuseClosed(fork);
       const name = `clone-${index}`;
-      clones.set(name, { name, image: fork, isAlive: true, hasEnded: false, state: 'waiting' });
+      clones.set(name, { name, image: fork, isAlive: true, hasEnded: false, hasRun: false, state: 'waiting' });
       await this.#work(`prepare: ${name} waits`);
     }
     this.#refuseClosed(fork);
@@ -147,21 +148,16 @@ export class SimForkAgent implements ForkPort, Pick<SourcePort, 'reserve' | 'unr
     return { parentPauseMs: 4, deviceStateBytes: 1000, parts: [] };
   }
 
-  async startClones(fork: string): Promise<StartClonesReply> {
+  async loadClones(fork: string): Promise<LoadClonesReply> {
     this.#open(fork);
-    const ready: { index: number; atMs: number }[] = [];
     for (const clone of this.#clonesOf(fork)) {
       this.#refuseClosed(fork);
-      if (clone.hasEnded) continue;
       if (!clone.isAlive) throw failure('QEMU_GONE', `${clone.name} has ended`);
       clone.state = 'loaded';
-      await this.#work(`start: ${clone.name} loaded`);
-      this.#refuseClosed(fork);
-      clone.state = 'running';
-      ready.push({ index: ready.length, atMs: ready.length });
+      await this.#work(`load: ${clone.name} loaded`);
     }
-    await this.#work('start: all run');
-    return { ready, failures: [] };
+    await this.#work('load: all loaded');
+    return { failures: [] };
   }
 
   async commitFork(fork: string): Promise<void> {
@@ -169,7 +165,25 @@ export class SimForkAgent implements ForkPort, Pick<SourcePort, 'reserve' | 'unr
     await this.#write('commit', () => {
       this.#refuseClosed(fork);
       note.isCommitted = true;
+      this.#world.committed.add(fork);
     });
+  }
+
+  async runClones(fork: string): Promise<RunClonesReply> {
+    if (!this.#note(fork).isCommitted) throw failure('CONFLICT', 'the fork is not committed');
+    const ready: { index: number; atMs: number }[] = [];
+    const failures: CloneFailure[] = [];
+    for (const [index, clone] of this.#clonesOf(fork).entries()) {
+      if (!clone.hasRun && !clone.isAlive) {
+        failures.push({ index, name: clone.name, error: failure('QEMU_GONE', `${clone.name} has ended`) });
+        continue;
+      }
+      this.#world.run(clone);
+      await this.#work(`run: ${clone.name} runs`);
+      ready.push({ index, atMs: index });
+    }
+    await this.#work('run: all run');
+    return { ready, failures };
   }
 
   async forkProgress(fork: string): Promise<ForkProgress> {
@@ -179,13 +193,15 @@ export class SimForkAgent implements ForkPort, Pick<SourcePort, 'reserve' | 'unr
     const state = pagesDone === PAGES ? 'complete' : 'filling';
     return {
       ...{ state, error: null, pagesTotal: PAGES, pagesDone, pageBytes: 4096, counters: {} },
-      committed: this.#note(fork).isCommitted ? committedFork(fork) : null,
+      committed: this.#note(fork).isCommitted ? committedFork(fork, this.#clonesOf(fork)) : null,
     };
   }
 
   async finishFork(fork: string): Promise<void> {
     this.#note(fork);
     if (this.#image(fork).pages.includes(null)) throw failure('CONFLICT', 'pages are missing');
+    const isWaiting = this.#clonesOf(fork).some(({ isAlive, hasRun }) => isAlive && !hasRun);
+    if (isWaiting) throw failure('CONFLICT', 'clones have not run');
     this.#unprotect(fork);
     await this.#write('finish', () => this.#world.forks.delete(fork));
   }
@@ -199,8 +215,10 @@ export class SimForkAgent implements ForkPort, Pick<SourcePort, 'reserve' | 'unr
   // ---- parts
 
   async #remove(fork: string): Promise<void> {
-    const { parent, clones, images, forks } = this.#world;
+    const { parent, images, forks } = this.#world;
     const note = forks.get(fork);
+    const ran = this.#clonesOf(fork).filter(({ hasRun }) => hasRun);
+    if (ran.length > 0) throw failure('STEP_FAILED', `${ran.map(({ name }) => name).join(', ')} has run`);
     this.#unprotect(fork);
     if (note !== undefined && parent.isAlive && parent.state === 'paused') {
       // The QEMU of a guest that has ended refuses to run, until the daemon has ended it.
@@ -210,7 +228,7 @@ export class SimForkAgent implements ForkPort, Pick<SourcePort, 'reserve' | 'unr
     }
     await this.#work('remove: parent runs');
     for (const { name } of this.#clonesOf(fork)) {
-      clones.delete(name);
+      this.#world.take(name);
       await this.#work(`remove: ${name} ended`);
     }
     images.delete(fork);
@@ -291,9 +309,10 @@ function identity(index: number): CloneIdentity {
   return { index, cloneCount: CLONES, name: `clone-${index}`, uuid: '', vmGenerationId: '', macs: {} };
 }
 
-function committedFork(image: string): CommittedFork {
+function committedFork(image: string, all: readonly Clone[]): CommittedFork {
   const clones = Array.from({ length: CLONES }, (_, index) => identity(index));
-  const ready = clones.map(({ index }) => ({ index, at: '2000-01-01T00:00:00Z' }));
+  const ran = clones.filter(({ index }) => all[index]?.hasRun === true);
+  const ready = ran.map(({ index }) => ({ index, at: '2000-01-01T00:00:00Z' }));
   return { image, isWarm: false, clones, failures: [], parentPauseMs: 4, deviceStateBytes: 1000, ready };
 }
 

@@ -17,7 +17,15 @@ import { SimStore } from './store.js';
 import { Life } from './time.js';
 
 /** Orders of steps that are broken on purpose, one for each kind of violation that the oracle detects. */
-export type ForkSabotage = 'discardNothing' | 'forgetCommit' | 'completeTooSoon' | 'keepReserved' | 'loseJournal';
+export type ForkSabotage =
+  | 'discardNothing'
+  | 'forgetCommit'
+  | 'runBeforeCommit'
+  | 'takeBack'
+  | 'neverRun'
+  | 'completeTooSoon'
+  | 'keepReserved'
+  | 'loseJournal';
 
 export interface ForkScenario {
   readonly seed: number;
@@ -146,6 +154,8 @@ function checkAtRest(world: ForkWorld, state: JobState | null, parentMode: Paren
   if (parent.job !== null) fail('the parent is still reserved');
   if (parent.protectedFor !== null) fail('the parent is still write-protected');
   if (forks.size > 0) fail('a fork is left over');
+  const waiting = [...clones.values()].filter(({ isAlive, hasRun }) => isAlive && !hasRun);
+  if (waiting.length > 0) fail(`${waiting.map(({ name }) => name).join(', ')} never ran`);
   if (state === 'done') {
     if (clones.size !== CLONES) fail(`${clones.size} clones are there`);
     const deadCount = [...clones.values()].filter(({ isAlive, state: run }) => !isAlive || run !== 'running').length;
@@ -169,8 +179,39 @@ function sabotaged(host: HostPort, world: ForkWorld, sabotage: ForkSabotage | un
       return withForks({ discardFork: () => Promise.resolve() });
     case 'forgetCommit':
       return withForks({
-        commitFork: async () => {
+        commitFork: async (fork) => {
           world.event('commit, not written');
+          const note = world.forks.get(fork);
+          if (note !== undefined) note.isCommitted = true;
+        },
+      });
+    case 'runBeforeCommit':
+      return withForks({
+        loadClones: async (fork) => {
+          const reply = await forks.loadClones(fork);
+          for (const clone of world.clones.values()) world.run(clone);
+          return reply;
+        },
+      });
+    case 'takeBack':
+      return withForks({
+        discardFork: async (fork) => {
+          for (const { name } of [...world.clones.values()]) world.take(name);
+          world.images.delete(fork);
+          world.forks.delete(fork);
+          world.parent.protectedFor = null;
+          world.parent.state = 'running';
+        },
+      });
+    case 'neverRun':
+      return withForks({
+        runClones: async () => ({
+          ready: [...Array(CLONES).keys()].map((index) => ({ index, atMs: 1 })),
+          failures: [],
+        }),
+        finishFork: async (fork) => {
+          world.parent.protectedFor = null;
+          world.forks.delete(fork);
         },
       });
     case 'completeTooSoon':

@@ -43,6 +43,8 @@ export interface Clone {
   readonly image: string;
   isAlive: boolean;
   hasEnded: boolean;
+  /** Its vCPUs have run. */
+  hasRun: boolean;
   state: 'waiting' | 'loaded' | 'running';
 }
 
@@ -95,6 +97,8 @@ export class ForkWorld {
   readonly forks = new Map<string, ForkNote>();
   readonly images = new Map<string, Image>();
   readonly clones = new Map<string, Clone>();
+  /** The forks whose commit has been written. They stay in it when they are finished. */
+  readonly committed = new Set<string>();
   life: Life | null = null;
   isDiskFull = false;
   eventCount = 0;
@@ -130,6 +134,20 @@ export class ForkWorld {
 
   fail(message: string): void {
     this.violation ??= message;
+  }
+
+  /** Resumes a clone, unless it has run. */
+  run(clone: Clone): void {
+    if (!this.committed.has(clone.image)) this.fail(`${clone.name} runs before its fork is committed`);
+    if (clone.hasRun) return;
+    clone.hasRun = true;
+    clone.state = 'running';
+  }
+
+  /** Ends and removes a clone in an undo. */
+  take(name: string): void {
+    if (this.clones.get(name)?.hasRun === true) this.fail(`an undo takes ${name}, which has run`);
+    this.clones.delete(name);
   }
 
   event(label: string): void {

@@ -24,8 +24,9 @@ const SIMULATED_WITH: Readonly<Record<ForkStepName, ParentMode>> = {
   prepareClones: 'continue',
   armParent: 'continue',
   forkPoint: 'continue',
-  startClones: 'continue',
+  loadClones: 'continue',
   commitFork: 'continue',
+  runClones: 'continue',
   fillImage: 'continue',
   releaseParent: 'stop',
 };
@@ -109,7 +110,19 @@ describe('the oracle sees', () => {
   });
 
   test('a commit that nobody has written down', async () => {
-    expect(await firstViolation('forgetCommit', 'killDaemon')).not.toBeNull();
+    expect(await firstViolation('forgetCommit', null)).toMatch(/runs before its fork is committed/);
+  });
+
+  test('a clone that runs before the commit', async () => {
+    expect(await firstViolation('runBeforeCommit', null)).toMatch(/runs before its fork is committed/);
+  });
+
+  test('an undo that takes back a clone that has run', async () => {
+    expect(await firstViolation('takeBack', 'killDaemon')).toMatch(/takes clone-\d, which has run/);
+  });
+
+  test('a clone that never runs after the commit', async () => {
+    expect(await firstViolation('neverRun', null)).toMatch(/never ran/);
   });
 
   test('a parent let go before its last page is copied', async () => {

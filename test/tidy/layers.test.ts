@@ -49,9 +49,10 @@ const TYPESCRIPT_LAYERS: Record<string, readonly string[]> = {
   'agent/storage': [...WORDS, BACKEND, 'durable', 'schemas', 'agent/vm'],
   'agent/inventory': [...WORDS, PORTS, BACKEND, 'protocol', 'agent/vm', 'agent/image', 'agent/storage'],
   'agent/migration': [...WORDS, PORTS, BACKEND, 'protocol', 'durable', 'schemas', 'native', 'agent/vm'],
+  'agent/fork/clones': [...WORDS, PORTS, BACKEND, 'agent/vm'],
   'agent/fork': [
     ...[...WORDS, PORTS, BACKEND, 'durable', 'schemas', 'native'],
-    ...['agent/vm', 'agent/image', 'agent/inventory', 'agent/migration'],
+    ...['agent/fork/clones', 'agent/vm', 'agent/image', 'agent/inventory', 'agent/migration'],
   ],
   agent: [
     ...[...WORDS, PORTS, BACKEND, 'agent/vm', 'agent/image', 'agent/storage', 'agent/inventory'],

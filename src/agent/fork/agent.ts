@@ -8,9 +8,10 @@ import type {
   ForkPort,
   ForkProgress,
   ForkQuestion,
+  LoadClonesReply,
   PrepareForkReply,
   PrepareForkRequest,
-  StartClonesReply,
+  RunClonesReply,
 } from '../../engine/ports/fork.js';
 import { KeyedLocks } from '../../kit/locks.js';
 import { checkImageId } from '../image/record.js';
@@ -76,6 +77,11 @@ export class ForkAgent implements ForkPort {
     return records.some((record) => record.image === image);
   }
 
+  /** True if the VM is a clone of a committed fork. It may wait for the go. */
+  hasCommitted(vm: ManagedVm): boolean {
+    return [...this.#forks.values()].some((fork) => fork.isCommitted && fork.has(vm));
+  }
+
   /** True while clones start whose image no fork claims yet. */
   get isPreparing(): boolean {
     return this.#preparing.size > 0;
@@ -116,13 +122,17 @@ export class ForkAgent implements ForkPort {
     return this.#fork(fork).point();
   }
 
-  async startClones(fork: string): Promise<StartClonesReply> {
-    return this.#fork(fork).start();
+  async loadClones(fork: string): Promise<LoadClonesReply> {
+    return this.#fork(fork).load();
   }
 
   async commitFork(fork: string): Promise<void> {
     await this.#fork(fork).commit();
     this.#context.vms.room.release(fork);
+  }
+
+  async runClones(fork: string): Promise<RunClonesReply> {
+    return this.#fork(fork).run();
   }
 
   async forkProgress(fork: string): Promise<ForkProgress> {
@@ -142,9 +152,7 @@ export class ForkAgent implements ForkPort {
 
   async discardFork(fork: string): Promise<void> {
     checkImageId(fork);
-    if (this.#forks.get(fork)?.isCommitted === true) {
-      throw new MigrationError('CONFLICT', `fork ${fork} is committed: its clones run and cannot be discarded`);
-    }
+    this.#forks.get(fork)?.refuseIfCommitted();
     this.#ended.add(fork);
     // The abort ends a preparation that still waits for QEMUs. The preparation then removes what it has made.
     this.#preparing.get(fork)?.abort();

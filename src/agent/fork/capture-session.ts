@@ -6,6 +6,7 @@
 import { link, unlink } from 'node:fs/promises';
 import { MigrationError, toMigrationError } from '../../domain/errors.js';
 import { deferred } from '../../kit/deferred.js';
+import { failureToError } from '../../native/failure.js';
 import type { ImageCaptureHandle, ImageSnapshot, RegionFile } from '../../native/types.js';
 import type { ImageRecord } from '../image/record.js';
 import type { ManagedVm } from '../vm/vms.js';
@@ -66,6 +67,14 @@ export class CaptureSession {
   get snapshot(): ImageSnapshot {
     if (this.#isOpen || this.#last === null) this.#last = this.handle.snapshot();
     return this.#last;
+  }
+
+  /** The error that stopped the capture, or null. */
+  get failure(): MigrationError | null {
+    const { state, failure } = this.snapshot;
+    if (state !== 'failed') return null;
+    if (failure !== null) return failureToError(failure, 'filling the image');
+    return new MigrationError('NATIVE_FAILED', 'the image of the clones cannot be filled');
   }
 
   get counters(): Readonly<Record<string, number>> {

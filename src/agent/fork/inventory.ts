@@ -9,7 +9,7 @@ import type { ImageRecord } from '../image/record.js';
 import { startProblem } from '../image/start-check.js';
 import { vmInventory } from '../inventory/inventory.js';
 import { hostLimits } from '../inventory/limits.js';
-import { cloneNames } from './clone-names.js';
+import { cloneNames } from './clones/names.js';
 import type { ForkContext } from './context.js';
 import { diskBlockers, longChains } from './parent-disks.js';
 import type { Pool, PooledSet } from './pool.js';

@@ -21,7 +21,7 @@ import { parseKept } from '../../kit/unknown-keys.js';
 import { cloneDisks, cloneMemory, cloneNetwork, parentMode } from '../../schemas/words.js';
 import { type MemoryBounds, type MemoryReading, memoryState } from '../vm/memory-pressure.js';
 import type { ManagedVm } from '../vm/vms.js';
-import { cloneNames } from './clone-names.js';
+import { cloneNames } from './clones/names.js';
 import type { ForkContext } from './context.js';
 import { newImage, ramOfImage, shapeOf } from './shape.js';
 import { type CloneShape, endClones, makeWaitingSet, type WaitingSet } from './waiting-set.js';

@@ -27,7 +27,7 @@ export async function prepareFork(
   const image = request.image ?? set?.image ?? request.fork;
   const isNewImage = request.image === null;
   let record: ForkRecord = {
-    ...{ version: 1, request, image, state: 'preparing' },
+    ...{ version: 1, request, image, state: 'preparing', runsAfterCommit: true },
     isWarm: set !== null,
     ...{ clones: [], outcome: null, failure: null },
   };

@@ -1,6 +1,6 @@
 /**
  * The record of a fork: what a daemon must know to finish or undo it after a restart. Saving a record with the state
- * `committed` is the one write that makes the clones VMs.
+ * `committed` is the one write after which the clones may run.
  */
 
 import { z } from 'zod';
@@ -12,8 +12,8 @@ import { cloneDisks, cloneMemory, cloneNetwork, imageId, parentMode } from '../.
 import { checkImageId } from '../image/record.js';
 
 /**
- * preparing: nothing of the fork is kept after a crash · prepared: until the commit · committed: its clones are VMs,
- * and its image may still be filling
+ * preparing: nothing of the fork is kept after a crash · prepared: until the commit · committed: its clones run or wait
+ * for the go, and its image may still be filling
  */
 const FORK_RECORD_STATES = ['preparing', 'prepared', 'committed'] as const;
 export type ForkRecordState = (typeof FORK_RECORD_STATES)[number];
@@ -22,12 +22,17 @@ export interface ForkRecord {
   readonly version: 1;
   readonly request: PrepareForkRequest;
   readonly state: ForkRecordState;
+  /** Absent: an earlier build has prepared the fork. Its clones run before the commit. */
+  readonly runsAfterCommit?: true;
   /** It differs from the fork's id if the fork took a waiting set or runs an existing image. */
   readonly image: string;
   readonly isWarm: boolean;
-  /** The clones that have not failed. In a committed record these are the clones that run. */
+  /** The clones that have not failed. In a committed record these are the clones that may run. */
   readonly clones: readonly CloneIdentity[];
-  /** The other results, for a coordinator that has lost them. Null before the commit. */
+  /**
+   * The other results, for a coordinator that has lost them. Null before the commit. `ready` is written once more when
+   * the clones run. It may lack clones that have run, because nobody waits for that write.
+   */
   readonly outcome: ForkOutcome | null;
   /** The reason why the image cannot be filled, or null. With a failure, the clones are ended. */
   readonly failure: ErrorJson | null;
@@ -61,6 +66,7 @@ const schema: z.ZodType<ForkRecord> = z.strictObject({
   version: z.literal(1),
   request: requestSchema,
   state: z.enum(FORK_RECORD_STATES),
+  runsAfterCommit: z.literal(true).exactOptional(),
   image: imageId,
   isWarm: z.boolean(),
   clones: z.array(

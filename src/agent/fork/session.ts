@@ -2,10 +2,11 @@
  * One fork on its host, from the waiting QEMUs to the complete image. src/engine/ports/fork.ts defines the order of the
  * calls.
  *
- *   prepared ─ armParent ─► armed ─ forkPoint ─► pointed ─ startClones ─► started ─ commitFork ─► committed ─► complete
+ *   prepared ─ armParent ─► armed ─ forkPoint ─► pointed ─ loadClones ─► loaded ─ commitFork ─► committed
+ *   committed ─ runClones ─► running ─► complete
  *
  * The commit divides the life of a fork. Before it, `discard` removes everything and the parent continues as if there
- * had been no fork. After it, the clones are VMs and the image only waits for pages.
+ * had been no fork. No clone has run then. After it, the clones wait for `run`, and the image waits for pages.
  */
 
 import type { StateExport } from '../../backends/backend.js';
@@ -14,24 +15,23 @@ import type { CloneFailure } from '../../domain/fork.js';
 import type {
   ForkPointReply,
   ForkProgress,
+  LoadClonesReply,
   PrepareForkReply,
   PrepareForkRequest,
-  StartClonesReply,
+  RunClonesReply,
 } from '../../engine/ports/fork.js';
-import { failureToError } from '../../native/failure.js';
 import type { ManagedVm } from '../vm/vms.js';
-import { CaptureSession } from './capture-session.js';
-import { startLoaded } from './clone-start.js';
+import type { CaptureSession } from './capture-session.js';
+import { CloneStarts, type WaitingClone } from './clones/start.js';
 import type { ForkContext } from './context.js';
+import { ForkPages } from './pages.js';
 import { ParentDisks } from './parent-disks.js';
 import { takeForkPoint } from './point.js';
-import { PrivateCopies } from './private-copies.js';
-import { progressOf } from './progress.js';
 import type { ForkOutcome, ForkRecord } from './record.js';
 import { settleCommitted } from './settle.js';
-import { resumeParent } from './undo.js';
+import { refuseIfRun, resumeParent } from './undo.js';
 import { filesChanged, giveUpImage, isPermanent } from './unfillable.js';
-import { endClones, firstFailure, type WaitingClone } from './waiting-set.js';
+import { endClones, firstFailure } from './waiting-set.js';
 
 export interface ForkParts {
   readonly record: ForkRecord;
@@ -47,19 +47,22 @@ export class ForkSession {
   readonly #failures: readonly CloneFailure[];
   #record: ForkRecord;
   #clones: readonly WaitingClone[];
-  #capture: CaptureSession | null = null;
+  readonly #pages: ForkPages;
+  readonly #starts: CloneStarts;
   #state: StateExport | null = null;
   #disks: ParentDisks | null = null;
-  #copies: PrivateCopies | null = null;
   #arming: Promise<void> | null = null;
   #pointing: Promise<ForkPointReply> | null = null;
-  #starting: Promise<StartClonesReply> | null = null;
+  #loading: Promise<LoadClonesReply> | null = null;
   #committing: Promise<void> | null = null;
-  /** The writes that follow the commit. They are done before the fork is forgotten. */
+  #running: Promise<readonly CloneFailure[]> | null = null;
+  /** Opens again what serves the pages of private clones of an earlier daemon. */
+  #reopening: Promise<void> = Promise.resolve();
+  /** The writes that follow the commit, when the clones run. They are done before the fork is forgotten. */
   #afterCommit: Promise<void> = Promise.resolve();
   /** The work that follows the end of the capture. */
   #afterCapture: Promise<void> = Promise.resolve();
-  #outcome: ForkOutcome = { failures: [], parentPauseMs: 0, deviceStateBytes: 0, ready: [] };
+  #outcome: ForkOutcome;
   #isOver = false;
 
   constructor(context: ForkContext, parts: ForkParts) {
@@ -68,6 +71,13 @@ export class ForkSession {
     this.#parent = parts.parent;
     this.#clones = parts.clones;
     this.#failures = parts.failures;
+    this.#pages = new ForkPages(context, parts.record, parts.parent);
+    const { outcome } = parts.record;
+    this.#outcome = outcome ?? { failures: [], parentPauseMs: 0, deviceStateBytes: 0, ready: [] };
+    this.#starts = new CloneStarts({
+      ...{ vms: context.vms, inject: context.inject, isClosing: () => this.#isOver },
+      readyAtMs: new Map(this.#outcome.ready.map(({ index, at }) => [index, Date.parse(at)])),
+    });
   }
 
   get record(): ForkRecord {
@@ -82,12 +92,19 @@ export class ForkSession {
     return this.#record.state === 'committed';
   }
 
+  has(vm: ManagedVm): boolean {
+    return this.#clones.some((clone) => clone.vm === vm);
+  }
+
   get reply(): PrepareForkReply {
     const { image, isWarm, clones } = this.#record;
     return { image, isWarm, clones, failures: this.#failures.map(inJson) };
   }
 
-  /** Continues a committed fork of an earlier daemon. Its clones run, and its image may still be filling. */
+  /**
+   * Continues a committed fork of an earlier daemon. Its image may still be filling. Clones that have not run stay
+   * stopped until `run`.
+   */
   async resume(): Promise<void> {
     const { failure } = this.#record;
     const hasFailed = failure !== null || this.#context.images.get(this.#record.image).state === 'failed';
@@ -96,26 +113,16 @@ export class ForkSession {
       return;
     }
     try {
-      await this.#resumeCapture();
+      await this.#pages.resume(this.#vms, (capture) => this.#followCapture(capture));
     } catch (thrown) {
       const error = toMigrationError(thrown);
       if (!isPermanent(error)) throw error;
       await this.#fail(error);
       return;
     }
-    const copying = this.#isPrivate ? this.#openCopies(true) : Promise.resolve();
-    this.#afterCommit = copying.then(() => this.#settleCommitted());
+    this.#reopening = this.#pages.openCopies(this.#vms, true);
+    this.#afterCommit = this.#reopening.then(() => this.#settleCommitted());
     this.#afterCommit.catch(() => undefined);
-  }
-
-  async #resumeCapture(): Promise<void> {
-    const image = this.#context.images.get(this.#record.image);
-    if (!this.#isCopied || image.state === 'complete') return;
-    const capture = await CaptureSession.open(this.#context, image, { parent: this.#parent, isResume: true });
-    this.#capture = capture;
-    if (!this.#isPrivate) for (const { vm } of this.#clones) capture.addClone(vm);
-    this.#followCapture(capture);
-    await capture.resume();
   }
 
   arm(): Promise<void> {
@@ -131,9 +138,9 @@ export class ForkSession {
     return this.#pointing;
   }
 
-  start(): Promise<StartClonesReply> {
-    this.#starting ??= this.#startOnce();
-    return this.#starting;
+  load(): Promise<LoadClonesReply> {
+    this.#loading ??= this.#loadOnce();
+    return this.#loading;
   }
 
   commit(): Promise<void> {
@@ -144,49 +151,56 @@ export class ForkSession {
     return this.#committing;
   }
 
-  async progress(): Promise<ForkProgress> {
-    const { images, host } = this.#context;
-    if (!images.has(this.#record.image)) {
-      throw new MigrationError('NOT_FOUND', `image ${this.#record.image} is no longer on ${host}`);
-    }
-    const image = images.get(this.#record.image);
-    return progressOf({
-      ...{ record: this.#record, image, isCopied: this.#isCopied, capture: this.#capture, copies: this.#copies },
-      failure: this.#record.failure ?? this.#captureFailure?.toJSON() ?? null,
+  async run(): Promise<RunClonesReply> {
+    const beganAtMs = performance.timeOrigin + performance.now();
+    this.#running ??= this.#runOnce().catch((error: unknown) => {
+      this.#running = null;
+      throw error;
     });
+    const failures = await this.#running;
+    const ready = [...this.#starts.readyAtMs].map(([index, atMs]) => ({ index, atMs: atMs - beganAtMs }));
+    return { ready, failures: failures.map(inJson) };
   }
 
-  /** Throws CONFLICT while pages are still being copied. */
+  async progress(): Promise<ForkProgress> {
+    return this.#pages.progress(this.#record);
+  }
+
+  /** Throws CONFLICT while pages are still being copied, or clones have not run. */
   async finish(): Promise<void> {
     const { state } = await this.progress();
     if (!this.isCommitted || state === 'filling') {
       throw new MigrationError('CONFLICT', `pages of image ${this.#record.image} are still being copied`);
     }
-    await this.#afterCommit;
+    await this.#afterCommit.catch(() => this.#settleCommitted());
+    if (this.#isAnyWaiting) await this.#settleCommitted();
+    if (this.#isAnyWaiting) throw new MigrationError('CONFLICT', `clones of fork ${this.request.fork} have not run`);
     await this.#afterCapture;
-    await this.#capture?.finish();
-    await this.#copies?.finish();
+    await this.#pages.finish();
     for (const { vm } of this.#clones) await this.#context.vms.unreserve(vm.spec.name, this.request.job);
     await this.#context.forkStore.remove(this.request.fork);
     this.#isOver = true;
   }
 
+  refuseIfCommitted(): void {
+    if (this.isCommitted) throw new MigrationError('CONFLICT', `fork ${this.request.fork} is committed: it stays`);
+  }
+
   /** Throws CONFLICT after the commit. */
   async discard(): Promise<void> {
     await this.#committing?.catch(() => undefined);
-    if (this.isCommitted) {
-      const { fork } = this.request;
-      throw new MigrationError('CONFLICT', `fork ${fork} is committed: its clones run and cannot be discarded`);
-    }
+    this.refuseIfCommitted();
+    refuseIfRun(this.#clones);
     this.#isOver = true;
     // Steps in progress fail, or find that #isOver is set.
     this.#state?.end();
     const { images, forkStore } = this.#context;
-    // Clones that have loaded the state must not run on without their missing pages, so they end first. If no clone has
-    // started, the parent is released first.
-    if (this.#starting !== null) await this.#endClones();
-    await Promise.allSettled([this.#arming, this.#pointing, this.#starting]);
-    await this.#capture?.abandon();
+    // A QEMU that loads the state waits for missing pages, so the clones end first. If none loads, the parent is
+    // released first.
+    if (this.#loading !== null) await this.#endClones();
+    await Promise.allSettled([this.#arming, this.#pointing, this.#loading]);
+    this.#starts.end();
+    await this.#pages.abandon();
     await this.#state?.close();
     if (this.#parent !== null) await resumeParent(this.#context, this.#parent);
     await this.#endClones();
@@ -197,9 +211,8 @@ export class ForkSession {
 
   /** Called when a QEMU has ended by itself, before the handle on its memory is closed. */
   lost(vm: ManagedVm): void {
-    if (!this.#clones.some((clone) => clone.vm === vm)) return;
-    if (!this.#isPrivate) this.#capture?.removeClone(vm);
-    this.#copies?.drop(vm).catch((error: unknown) => {
+    if (!this.has(vm)) return;
+    this.#pages.drop(vm).catch((error: unknown) => {
       this.#context.log.error(
         { vm: vm.spec.name, err: toMigrationError(error) },
         'the page session of a clone that has ended cannot be closed',
@@ -210,55 +223,19 @@ export class ForkSession {
   /** Called when the daemon exits. Everything stays as it is for the next daemon. */
   async close(): Promise<void> {
     this.#isOver = true;
-    await this.#copies?.close();
-    await this.#capture?.leave();
+    this.#starts.end();
+    await this.#pages.leave();
     await this.#state?.close();
     await this.#afterCommit.catch(() => undefined);
   }
 
   async #endClones(clones: readonly WaitingClone[] = this.#clones): Promise<void> {
-    for (const { vm } of clones) {
-      if (!this.#isPrivate) this.#capture?.removeClone(vm);
-      await this.#copies?.drop(vm);
-    }
+    for (const { vm } of clones) await this.#pages.drop(vm);
     await endClones(this.#context, clones);
   }
 
-  /** The error that stopped the capture, or null. */
-  get #captureFailure(): MigrationError | null {
-    const snapshot = this.#capture?.snapshot;
-    if (snapshot?.state !== 'failed') return null;
-    if (snapshot.failure !== null) return failureToError(snapshot.failure, 'filling the image');
-    return new MigrationError('NATIVE_FAILED', 'the image of the clones cannot be filled');
-  }
-
-  /** Rejects if the capture fails. Otherwise it never settles. */
-  async #rejectOnFailure(): Promise<never> {
-    await this.#capture?.over;
-    if (this.#captureFailure !== null) throw this.#captureFailure;
-    return new Promise(() => undefined);
-  }
-
-  /** Waits for the complete image first: pages that have not been copied yet would be zeros in its files. */
-  async #openCopies(isResume: boolean): Promise<void> {
-    await this.#capture?.over;
-    if (this.#captureFailure !== null) throw this.#captureFailure;
-    const { images } = this.#context;
-    this.#copies ??= new PrivateCopies(this.#context, images.get(this.#record.image));
-    await this.#copies.open(
-      this.#clones.map(({ vm }) => vm),
-      isResume,
-    );
-    if (isResume) this.#copies.fill();
-  }
-
-  get #isPrivate(): boolean {
-    return this.request.memory === 'private';
-  }
-
-  /** True if the parent continues to run, so that its pages are copied. */
-  get #isCopied(): boolean {
-    return this.request.image === null && this.request.parentMode === 'continue';
+  get #vms(): ManagedVm[] {
+    return this.#clones.map(({ vm }) => vm);
   }
 
   async #armOnce(): Promise<void> {
@@ -271,12 +248,7 @@ export class ForkSession {
     this.#disks ??= new ParentDisks(this.#context, parent, image.id);
     await this.#disks.prepare(this.request.parentMode);
     this.#state ??= await parent.process.exportState();
-    if (!this.#isCopied) return;
-    if (this.#capture === null) {
-      this.#capture = await CaptureSession.open(this.#context, image, { parent, isResume: false });
-      if (!this.#isPrivate) for (const { vm } of this.#clones) this.#capture.addClone(vm);
-    }
-    await this.#capture.arm();
+    await this.#pages.arm(this.#vms);
   }
 
   async #pointOnce(): Promise<ForkPointReply> {
@@ -290,9 +262,9 @@ export class ForkSession {
     await inject.hit('agent:fork:point');
     const reply = await takeForkPoint({
       state,
-      capture: this.#capture?.handle ?? null,
+      capture: this.#pages.capture?.handle ?? null,
       // Private clones start only when the image is complete, so the sweep must not wait for them.
-      isSweepLater: !this.#isPrivate,
+      isSweepLater: !this.#pages.isPrivate,
       statePath: images.statePath(id),
       snapshotDisks: () => disks.snapshot(),
       inject,
@@ -306,60 +278,82 @@ export class ForkSession {
     return reply;
   }
 
-  async #startOnce(): Promise<StartClonesReply> {
+  async #loadOnce(): Promise<LoadClonesReply> {
     this.#refuseIfEnded();
-    const beganAtMs = performance.now();
-    const beganAt = Date.now();
-    await this.#context.inject.hit('agent:fork:start');
-    if (this.#isPrivate) await this.#openCopies(false);
+    await this.#context.inject.hit('agent:fork:load');
+    await this.#pages.openCopies(this.#vms, false);
     const { isPartialAllowed } = this.request;
-    const starting = startLoaded(this.#clones, { isPartialAllowed });
+    const loading = this.#starts.load(this.#clones, { isPartialAllowed });
     // Clones wait for pages while they load. If the image cannot be filled, these pages never come.
-    const { running, failures } = await Promise.race([starting, this.#rejectOnFailure()]);
-    await this.#capture?.sweep();
-    this.#context.log.debug(
-      { fork: this.request.fork, clones: running.length, ms: performance.now() - beganAtMs },
-      'clones resumed',
-    );
-    if (running.length === 0 || (failures.length > 0 && !isPartialAllowed)) throw firstFailure(failures);
-    const failed = this.#clones.filter(({ identity }) => failures.some(({ index }) => index === identity.index));
-    await this.#endClones(failed);
-    this.#clones = running;
-    this.#copies?.fill();
-    await this.#context.inject.hit('agent:fork:started');
-    const ready = running.map(({ identity, resumedAtMs }) => ({
-      index: identity.index,
-      atMs: resumedAtMs - beganAtMs,
-    }));
-    this.#outcome = {
-      ...this.#outcome,
-      failures: [...this.#failures, ...failures].map(inJson),
-      ready: ready.map(({ index, atMs }) => ({ index, at: new Date(beganAt + atMs).toISOString() })),
-    };
-    return { ready, failures: failures.map(inJson) };
+    const { loaded, failures } = await Promise.race([loading, this.#pages.captured().then(() => loading)]);
+    if (loaded.length === 0 || (failures.length > 0 && !isPartialAllowed)) throw firstFailure(failures);
+    await this.#endClones(this.#clones.filter((clone) => !loaded.includes(clone)));
+    this.#clones = loaded;
+    await this.#context.inject.hit('agent:fork:loaded');
+    this.#outcome = { ...this.#outcome, failures: [...this.#failures, ...failures].map(inJson) };
+    return { failures: failures.map(inJson) };
   }
 
   async #commitOnce(): Promise<void> {
     if (this.isCommitted) return;
     this.#refuseIfEnded();
-    if (this.#starting === null) throw new MigrationError('CONFLICT', 'the clones have not been started');
-    await this.#starting;
+    if (this.#loading === null) throw new MigrationError('CONFLICT', 'the clones have not been loaded');
+    await this.#loading;
     const { forkStore, inject } = this.#context;
     await inject.hit('agent:fork:commit');
     const clones = this.#clones.map(({ identity }) => identity);
     const committed: ForkRecord = { ...this.#record, state: 'committed', clones, outcome: this.#outcome };
     await forkStore.save(committed);
     this.#record = committed;
+    if (this.#pages.capture !== null) this.#followCapture(this.#pages.capture);
     await inject.hit('agent:fork:committed');
-    if (this.#capture !== null) this.#followCapture(this.#capture);
-    this.#afterCommit = this.#settleCommitted();
-    this.#afterCommit.catch(() => undefined);
   }
 
+  async #runOnce(): Promise<readonly CloneFailure[]> {
+    if (!this.isCommitted) throw new MigrationError('CONFLICT', `fork ${this.request.fork} is not committed`);
+    this.#refuseIfEnded();
+    const { inject } = this.#context;
+    await inject.hit('agent:fork:run');
+    await this.#reopening;
+    // An image that cannot be filled ends its clones.
+    if (this.#pages.failure !== null) await this.#afterCapture;
+    const running = this.#starts.run(this.#clones);
+    await Promise.allSettled([running]);
+    await this.#pages.fill();
+    const failures = await running;
+    await inject.hit('agent:fork:running');
+    const known = new Set(this.#outcome.failures.map(({ index }) => index));
+    const others = failures.filter(({ index }) => !known.has(index)).map(inJson);
+    this.#outcome = { ...this.#outcome, failures: [...this.#outcome.failures, ...others] };
+    this.#afterCommit = this.#afterCommit.catch(() => undefined).then(() => this.#settleCommitted());
+    this.#afterCommit.catch(() => undefined);
+    return failures;
+  }
+
+  /** Records what has happened since the commit. It may be called again, when more clones have run. */
   async #settleCommitted(): Promise<void> {
-    const parts = { record: this.#record, parent: this.#parent, clones: this.#clones, isCopied: this.#isCopied };
-    await settleCommitted(this.#context, parts);
+    await this.#starts.look(this.#clones);
+    const { readyAtMs } = this.#starts;
+    const ready = [...readyAtMs].map(([index, atMs]) => ({ index, at: new Date(atMs).toISOString() }));
+    this.#outcome = { ...this.#outcome, ready };
+    this.#record = { ...this.#record, outcome: this.#outcome };
+    // Only the report of a later daemon needs it.
+    await this.#context.forkStore.save(this.#record).catch((error: unknown) => {
+      const err = toMigrationError(error);
+      this.#context.log.warn({ fork: this.request.fork, err }, 'the fork record lacks when its clones were ready');
+    });
+    const clones = this.#clones.filter(({ identity }) => readyAtMs.has(identity.index));
+    await settleCommitted(this.#context, {
+      ...{ record: this.#record, parent: this.#parent, clones, isCopied: this.#pages.isCopied },
+    });
     await this.#state?.close();
+  }
+
+  /** A clone waits for the go, or has run without that it is known. */
+  get #isAnyWaiting(): boolean {
+    const { vms } = this.#context;
+    const isThere = ({ vm }: WaitingClone) => vms.has(vm.spec.name) && vms.get(vm.spec.name) === vm;
+    return this.#clones.some((clone) => clone.vm.state === 'incoming' && isThere(clone));
   }
 
   #followCapture(capture: CaptureSession): void {
@@ -374,7 +368,7 @@ export class ForkSession {
   async #captureOver(outcome: 'complete' | 'failed'): Promise<void> {
     if (this.#isOver) return;
     await this.#afterCommit;
-    const failure = this.#captureFailure;
+    const failure = this.#pages.failure;
     if (outcome === 'failed' && failure !== null) return this.#fail(failure);
     await this.#context.images.update(this.#record.image, { state: outcome });
   }
@@ -382,8 +376,8 @@ export class ForkSession {
   /** Gives up the image, which can never be complete. */
   async #fail(failure: MigrationError): Promise<void> {
     this.#record = { ...this.#record, failure: failure.toJSON() };
-    const clones = this.#clones.map(({ vm }) => vm);
-    await giveUpImage(this.#context, { record: this.#record, clones, capture: this.#capture, parent: this.#parent });
+    const [clones, { capture }] = [this.#vms, this.#pages];
+    await giveUpImage(this.#context, { record: this.#record, clones, capture, parent: this.#parent });
   }
 
   #refuseIfEnded(): void {

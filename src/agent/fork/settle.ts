@@ -13,6 +13,7 @@ const SETTLED_AT_ONCE = 16;
 export interface SettledParts {
   readonly record: ForkRecord;
   readonly parent: ManagedVm | null;
+  /** The clones that have run. The others wait for the go, and nothing is recorded of them. */
   readonly clones: readonly { readonly vm: ManagedVm }[];
   /** True if the parent continues to run, so that its pages are copied. */
   readonly isCopied: boolean;

@@ -1,6 +1,6 @@
 /** Restores the parent of a cancelled fork, left by this daemon or an earlier one. */
 
-import { toMigrationError } from '../../domain/errors.js';
+import { MigrationError, toMigrationError } from '../../domain/errors.js';
 import type { ManagedVm } from '../vm/vms.js';
 import type { ForkContext } from './context.js';
 import { ParentDisks } from './parent-disks.js';
@@ -26,21 +26,34 @@ export async function resumeParent(context: ForkContext, parent: ManagedVm): Pro
   }
 }
 
+/**
+ * Throws if one of the clones has run. No clone runs before its fork is committed, so somebody else has resumed this
+ * one, or there is an error in this program. Either way it is not taken back.
+ */
+export function refuseIfRun(clones: readonly { readonly vm: ManagedVm }[]): void {
+  const names = clones.filter(({ vm }) => vm.hasRun).map(({ vm }) => vm.spec.name);
+  if (names.length === 0) return;
+  throw new MigrationError('STEP_FAILED', `${names.join(', ')} has run, although the fork is not committed`, {
+    remedy: `to give it up: "vmctl stop ${names[0]} --force"; the fork is undone then`,
+  });
+}
+
 /** Undoes an uncommitted fork of an earlier daemon. It may be repeated if it has rejected. */
 export async function undoFork(context: ForkContext, record: ForkRecord): Promise<void> {
   const { vms, images, forkStore, native } = context;
   const { fork, vm: name, image, parentMode } = record.request;
   const setId = image === null ? record.image : fork;
-  const clones = vms.all().filter((vm) => vm.image === record.image && vm.spec.clone?.fork === setId);
+  const clones = vms
+    .all()
+    .filter((vm) => vm.image === record.image && vm.spec.clone?.fork === setId)
+    .map((vm) => ({ vm }));
+  if (record.runsAfterCommit === true) refuseIfRun(clones);
   const parent = image === null && name !== null && vms.has(name) ? vms.get(name) : null;
   if (parent !== null && images.has(record.image)) {
     if (parentMode === 'continue' && parent.memory !== null) await native.releaseVm(parent.memory);
     await resumeParent(context, parent);
   }
-  await endClones(
-    context,
-    clones.map((vm) => ({ vm })),
-  );
+  await endClones(context, clones);
   if (parent !== null && images.has(record.image)) {
     await new ParentDisks(context, parent, record.image).undo();
   }

@@ -47,11 +47,7 @@ export async function giveUpImage(
   });
   if (images.get(image).state !== 'failed') await images.update(image, { state: 'failed' });
   const outcomes = await inParallel(clones, ENDS_AT_ONCE, async (vm) => {
-    const { name } = vm.spec;
-    if (!vms.has(name) || vms.get(name) !== vm || vm.state === 'stopped') return;
-    // The clone is a VM since the commit, even if its own record does not say so yet.
-    if (vm.state === 'incoming') await vms.setState(name, 'running');
-    await vms.stop(name, { isForced: true });
+    await vms.endClone(vm, 'stopped');
   });
   for (const outcome of outcomes) {
     if (!('error' in outcome)) continue;

@@ -19,8 +19,9 @@ import type { Accel, VmSpec } from '../../domain/vm.js';
 import { inParallel } from '../../kit/parallel.js';
 import type { ImageRecord } from '../image/record.js';
 import type { ManagedVm } from '../vm/vms.js';
-import { OverlayTemplates, planCloneDisks } from './clone-disks.js';
-import { cloneIdentities, cloneSpec, runningNics } from './clone-names.js';
+import { OverlayTemplates, planCloneDisks } from './clones/disks.js';
+import { cloneIdentities, cloneSpec, runningNics } from './clones/names.js';
+import type { WaitingClone } from './clones/start.js';
 import type { ForkContext } from './context.js';
 
 /** A starting QEMU keeps one processor busy for some 50 ms. More starts at once only compete for the processors. */
@@ -42,11 +43,6 @@ export interface CloneShape {
   readonly memory: CloneMemory;
   readonly network: CloneNetwork;
   readonly disks: CloneDisks;
-}
-
-export interface WaitingClone {
-  readonly identity: CloneIdentity;
-  readonly vm: ManagedVm;
 }
 
 export interface WaitingSet {

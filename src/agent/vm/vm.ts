@@ -36,6 +36,8 @@ export interface ManagedVm {
   readonly image: string | null;
   readonly qemuVersion: string;
   readonly machine: string;
+  /** Its vCPUs have run here, as far as this daemon knows. */
+  readonly hasRun: boolean;
   /** How the guest has ended by itself, or null if it has not. Known as soon as its QEMU has reported it. */
   readonly guestEnd: GuestEnd | null;
   /** Null while QEMU runs. */
@@ -49,8 +51,8 @@ export class Vm implements ManagedVm {
   readonly #backend: VmBackend;
   #record: VmRecord;
   #lastWrite: Promise<unknown> = Promise.resolve();
-  /** The state by QEMU's events. It is not recorded, because a restarted daemon asks QEMU. */
-  liveState: 'running' | 'paused' | null = null;
+  #liveState: 'running' | 'paused' | null = null;
+  #isKnownToRun = false;
   memory: VmMemoryHandle | null = null;
   /** The exit of QEMU. Only the daemon that started the process knows it. */
   exited: Promise<ChildExit> | null = null;
@@ -80,6 +82,21 @@ export class Vm implements ManagedVm {
   cancelStartOn(signal: AbortSignal | undefined): void {
     signal?.addEventListener('abort', () => this.start.abort(), { once: true });
     if (signal?.aborted === true) this.start.abort();
+  }
+
+  /** The state by QEMU's events. It is not recorded, because a restarted daemon asks QEMU. */
+  get liveState(): 'running' | 'paused' | null {
+    return this.#liveState;
+  }
+
+  set liveState(state: 'running' | 'paused') {
+    this.#liveState = state;
+    this.#isKnownToRun ||= state === 'running';
+  }
+
+  get hasRun(): boolean {
+    const { state } = this.#record;
+    return this.#isKnownToRun || this.guestEnd !== null || state === 'running' || state === 'paused';
   }
 
   get record(): VmRecord {

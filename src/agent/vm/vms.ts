@@ -307,12 +307,18 @@ export class VmManager {
 
   /** Ends a clone for which there is no memory. It stays listed, with that reason. */
   async endForMemory(name: string): Promise<void> {
-    await this.#table.locks.hold(name, async () => {
-      const vm = this.#table.find(name);
-      if (vm?.spec.memory.backing !== 'image' || isOver(vm) || vm.isEnding) return;
+    const vm = this.#table.find(name);
+    if (vm?.spec.memory.backing === 'image') await this.endClone(vm, OUT_OF_MEMORY);
+  }
+
+  /** Kills a clone, also one that has not run yet. It stays listed, with that reason. Idempotent. */
+  async endClone(clone: ManagedVm, reason: string): Promise<void> {
+    await this.#table.locks.hold(clone.spec.name, async () => {
+      const vm = this.#table.find(clone.spec.name);
+      if (vm === undefined || vm !== clone || isOver(vm)) return;
       vm.isEnding = true;
       await this.#keeper.end(vm, { isForced: true });
-      await this.#keeper.settle(vm, OUT_OF_MEMORY);
+      await this.#keeper.settle(vm, reason);
     });
   }
 

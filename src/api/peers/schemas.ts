@@ -155,7 +155,9 @@ export const forkPointReply = z.object({
   parts: z.array(z.object({ name: z.string().max(NAME_MAX), ms: z.number() })).max(PARTS_MAX),
 });
 
-export const startClonesReply = z.object({
+export const loadClonesReply = z.object({ failures });
+
+export const runClonesReply = z.object({
   ready: z.array(z.object({ index: count, atMs: z.number() })).max(CLONES_MAX),
   failures,
 });

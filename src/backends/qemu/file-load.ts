@@ -2,10 +2,12 @@
  * Loads the state of an image into a clone's QEMU, from a descriptor that QEMU was started with. A load takes two
  * commands and two events. Nothing is polled.
  */
-import type { FileLoad } from '../backend.js';
+import { MigrationError } from '../../domain/errors.js';
+import type { FileLoad, LoadState } from '../backend.js';
 import type { QemuConnection } from './connection.js';
 import { configureIncoming } from './migration.js';
 import { MigrationWatch } from './migration-watch.js';
+import type { QmpClient } from './qmp/client.js';
 
 /** The first descriptor after stdin, stdout and stderr (start.ts, `inputPaths`). */
 const STATE_URI = 'fd:3';
@@ -17,6 +19,24 @@ const RESUME_TIMEOUT_MS = 30_000;
  */
 export async function prepareFile({ qmp }: QemuConnection): Promise<void> {
   await configureIncoming(qmp, ['events', 'x-ignore-shared', 'late-block-activate']);
+}
+
+export async function loadState(connection: QemuConnection): Promise<LoadState> {
+  return stateBy(await connection.connected());
+}
+
+export async function runLoaded(connection: QemuConnection): Promise<void> {
+  const qmp = await connection.connected();
+  const watch = new MigrationWatch(qmp);
+  try {
+    const state = await stateBy(qmp);
+    if (state === 'waiting') {
+      throw new MigrationError('CONFLICT', `the device state of ${connection.place.name} is not loaded`);
+    }
+    if (state === 'loaded') await run(qmp, watch);
+  } finally {
+    watch.end();
+  }
 }
 
 export class QemuFileLoad implements FileLoad {
@@ -34,11 +54,22 @@ export class QemuFileLoad implements FileLoad {
   }
 
   async run(): Promise<void> {
-    const resumed = this.#watch.resumed(RESUME_TIMEOUT_MS);
-    await Promise.race([resumed, this.#connection.qmp.execute('cont').then(() => resumed)]);
+    await run(this.#connection.qmp, this.#watch);
   }
 
   end(): void {
     this.#watch.end();
   }
+}
+
+/** After a load QEMU is `paused`, because it was started with -S. Nobody pauses a clone that has not run. */
+async function stateBy(qmp: QmpClient): Promise<LoadState> {
+  const { status } = await qmp.execute('query-status');
+  if (status === 'inmigrate') return 'waiting';
+  return status === 'paused' ? 'loaded' : 'hasRun';
+}
+
+async function run(qmp: QmpClient, watch: MigrationWatch): Promise<void> {
+  const resumed = watch.resumed(RESUME_TIMEOUT_MS);
+  await Promise.race([resumed, qmp.execute('cont').then(() => resumed)]);
 }

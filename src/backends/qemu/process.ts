@@ -6,6 +6,7 @@ import type {
   FileLoad,
   GuestAgentLink,
   LaunchOrder,
+  LoadState,
   NativeMoveOrder,
   NicOrder,
   StartedVm,
@@ -19,7 +20,7 @@ import type { VmDisks } from '../vm-disks.js';
 import type { QemuConnection } from './connection.js';
 import { QemuDisks } from './disks.js';
 import { QemuFacts } from './facts.js';
-import { prepareFile, QemuFileLoad } from './file-load.js';
+import { loadState, prepareFile, QemuFileLoad, runLoaded } from './file-load.js';
 import { GuestAgent } from './guest-agent.js';
 import { EXIT_BYTES_MAX, EXIT_CHARDEV, EXIT_DEVICE } from './identity-devices.js';
 import { IncomingState } from './incoming-state.js';
@@ -152,6 +153,14 @@ export class QemuProcess implements VmProcess {
 
   loadFile(): FileLoad {
     return new QemuFileLoad(this.#connection);
+  }
+
+  loadState(): Promise<LoadState> {
+    return loadState(this.#connection);
+  }
+
+  runLoaded(): Promise<void> {
+    return runLoaded(this.#connection);
   }
 
   async nativeMove(order: NativeMoveOrder): Promise<void> {

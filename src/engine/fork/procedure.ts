@@ -12,10 +12,12 @@
  *   prepareClones  parent's memory       undone at restart      undone        undone (1)    undone
  *   armParent      parent's memory       undone at restart (2)  undone        undone (1)    undone
  *   forkPoint      parent's memory       undone at restart (3)  undone        undone (1)    undone
- *   startClones    image, rest parent's  undone at restart (2)  continues(4)  undone (1)    undone
+ *   loadClones     image, rest parent's  undone at restart (2)  continues(4)  undone (1)    undone
  *   commitFork     image, rest parent's  restart asks the       continues(4)  continues(5)  undone; unknown if the
  *                                        agent's record, and                                record cannot be read
  *                                        undoes or continues
+ *   runClones      image, rest parent's  continues at           continues(4)  continues(5)  continues
+ *                                        restart (2, 7)
  *   fillImage      image, rest parent's  continues at           continues(4)  continues(5)  lost (6)
  *                                        restart (2)
  *   releaseParent  image                 continues at restart   nothing       nothing       tried again
@@ -26,22 +28,28 @@
  *   (3) If the parent was stopped it stays stopped until then.
  *   (4) The parent's memory files stay until the image is complete. Protected pages are as they were at the fork point,
  *       and the others have been copied already.
- *   (5) The clone is a VM that has ended.
+ *   (5) The clone is a VM that has ended, and the report lists it if it had not run. All clones or none holds until the
+ *       commit.
  *   (6) This holds for every reason why the image cannot be filled: its clones are ended, because they would wait for
  *       ever, and the parent keeps running.
+ *   (7) The clones that have not run wait, loaded and stopped. Neither the next daemon's start nor anything else lets
+ *       them run before the job comes to runClones again. That call leaves alone what has run.
+ *
+ * The commit comes before the first instruction of any clone. So an undo never meets a clone that has run, and a clone
+ * that runs is never taken back.
  *
  * A job that cannot go on after the commit is called needsRecovery, and is tried again until it ends (jobs/stalled.ts).
  *
  * The commit is one durable write of the agent. After a crash, `discardFork` decides whether it took place: the call
  * removes an uncommitted fork, and is refused for a committed one.
  *
- * Journal: the first step announces all steps up to the commit, because one undo removes all of them. So between the
- * request and the clones only the agent's own records are synced.
+ * Journal: the first step announces all steps until the clones run, because one undo removes all of them up to the
+ * commit. So between the request and the clones only the agent's own records are synced.
  */
 
 import { MigrationError } from '../../domain/errors.js';
-import type { ForkReport, ForkStep, ForkStepName } from '../../domain/fork.js';
-import { FORK_STEPS_AFTER_COMMIT, firstForkStepOutOfOrder } from '../../planner/fork/plan.js';
+import type { EarlierForkStepName, ForkReport, ForkStep, ForkStepName } from '../../domain/fork.js';
+import { firstForkStepOutOfOrder, UNGROUPED_FORK_STEPS } from '../../planner/fork/plan.js';
 import { withDeadline } from '../deadline.js';
 import { Walk } from '../walk.js';
 import type { ForkFindings, ForkStepContext } from './context.js';
@@ -52,29 +60,35 @@ import {
   fillImage,
   forkPoint,
   isForkCommitted,
+  loadClones,
   prepareClones,
   releaseParent,
   reserveParent,
+  runClones,
   startClones,
 } from './steps.js';
 
-export const forkWalk = new Walk<ForkStepName, ForkStep, ForkStepContext, ForkFindings, ForkReport>({
+type AnyForkStepName = ForkStepName | EarlierForkStepName;
+
+export const forkWalk = new Walk<AnyForkStepName, ForkStep, ForkStepContext, ForkFindings, ForkReport>({
   executors: {
     reserveParent,
     prepareClones,
     armParent,
     forkPoint,
     startClones,
+    loadClones,
     commitFork,
+    runClones,
     fillImage,
     releaseParent,
   },
   commit: 'commitFork',
-  awaitedBeforeUndo: new Set<ForkStepName>(['reserveParent']),
-  durableBegins: new Set<ForkStepName>(),
-  durableEnds: new Set<ForkStepName>(),
+  awaitedBeforeUndo: new Set<AnyForkStepName>(['reserveParent']),
+  durableBegins: new Set<AnyForkStepName>(),
+  durableEnds: new Set<AnyForkStepName>(),
   firstStepOutOfOrder: firstForkStepOutOfOrder,
-  isGrouped: ({ name }) => !FORK_STEPS_AFTER_COMMIT.includes(name),
+  isGrouped: ({ name }) => !UNGROUPED_FORK_STEPS.includes(name),
   onAnnounced: () => undefined,
   localHost: ({ record }) => record.plan.host,
   isCommitted: isForkCommitted,
@@ -110,7 +124,7 @@ async function restoreFindings({
 }
 
 /** After an image that cannot be completed: the host forgets the fork, and the parent is no longer reserved. */
-async function releaseLost({ record, ports, limits, observer }: ForkStepContext): Promise<readonly ForkStepName[]> {
+async function releaseLost({ record, ports, limits, observer }: ForkStepContext): Promise<readonly AnyForkStepName[]> {
   const { vm } = record.plan.request;
   const calls: [string, () => Promise<void>][] = [['forgetting', () => ports.forks.finishFork(record.fork)]];
   if (vm !== null) calls.push(['unreserving the parent of', () => ports.parent.unreserve(vm, record.job)]);

@@ -63,18 +63,19 @@ export const forkPoint: ForkExecutor = {
   undo: undoneWithClones,
 };
 
-export const startClones: ForkExecutor = {
+export const loadClones: ForkExecutor = {
   async forward(context) {
-    const { record, ports, findings, marks } = context;
-    const beganAtMs = ports.clock.nowMs();
-    const { ready, failures } = await ports.forks.startClones(record.fork);
-    const named = acceptedFailures(context, ready.length, failures, 'started');
-    const beganMs = beganAtMs - (marks.startedAtMs ?? beganAtMs);
-    return {
-      ready: ready.map(({ index, atMs }) => ({ index, readyMs: beganMs + atMs })),
-      failures: [...findings.failures, ...named],
-    };
+    const { record, ports, findings } = context;
+    const { failures } = await ports.forks.loadClones(record.fork);
+    const named = acceptedFailures(context, findings.clones.length - failures.length, failures, 'loaded');
+    return { failures: [...findings.failures, ...named] };
   },
+  undo: undoneWithClones,
+};
+
+/** A step of earlier builds, whose jobs are only undone or continued behind their commit. */
+export const startClones: ForkExecutor = {
+  forward: () => Promise.reject(new MigrationError('INTERNAL', 'no plan of this build has the step startClones')),
   undo: undoneWithClones,
 };
 
@@ -108,6 +109,24 @@ export async function isForkCommitted(
   }
 }
 
+/** The fork is committed, so a clone that cannot run is only named. */
+export const runClones: ForkExecutor = {
+  async forward(context) {
+    const { record, ports, findings } = context;
+    const beganMs = sinceRequestMs(context);
+    const reply = await unlessForgotten(ports.forks.runClones(record.fork));
+    if (reply === null) return undefined;
+    // The answer of an earlier call may be among the findings.
+    const known = new Set(findings.failures.map(({ index }) => index));
+    const others = reply.failures.filter(({ index }) => !known.has(index));
+    return {
+      ready: reply.ready.map(({ index, atMs }) => ({ index, readyMs: Math.max(0, beganMs + atMs) })),
+      failures: [...findings.failures, ...inJson(others)],
+    };
+  },
+  undo: neverUndone,
+};
+
 export const fillImage: ForkExecutor = {
   async forward(context) {
     const { ports, limits, marks, halt, observer, record } = context;
@@ -115,7 +134,6 @@ export const fillImage: ForkExecutor = {
     const rate = new Rate();
     for (;;) {
       const progress = await askProgress(context);
-      // The agent forgets a fork only when its image is complete: an earlier life finished it without journalling it.
       if (progress === null) return undefined;
       const nowMs = ports.clock.nowMs();
       noteAdvance(context, progress.pagesDone, nowMs);
@@ -157,15 +175,29 @@ export const releaseParent: ForkExecutor = {
   undo: neverUndone,
 };
 
-/** Asks the agent for the progress of the fork. Returns null if the agent has forgotten the fork. */
-async function askProgress({ record, ports, limits }: ForkStepContext): Promise<ForkProgress | null> {
+function askProgress({ record, ports, limits }: ForkStepContext): Promise<ForkProgress | null> {
+  const asking = ports.forks.forkProgress(record.fork);
+  return unlessForgotten(withDeadline(ports.clock, asking, limits.callMsMax, 'asking how full the image is'));
+}
+
+/**
+ * Returns null if the agent has forgotten the fork. It does so only when the clones have run and the image is complete:
+ * an earlier life of the daemon has finished the fork without journalling it.
+ */
+async function unlessForgotten<T>(asking: Promise<T>): Promise<T | null> {
   try {
-    const asking = ports.forks.forkProgress(record.fork);
-    return await withDeadline(ports.clock, asking, limits.callMsMax, 'asking how full the image is');
+    return await asking;
   } catch (thrown) {
     if (toMigrationError(thrown).code === 'NOT_FOUND') return null;
     throw thrown;
   }
+}
+
+/** Time since the request, also in a later life of the daemon. */
+function sinceRequestMs({ record, ports, marks }: ForkStepContext): number {
+  return marks.startedAtMs === null
+    ? Date.parse(ports.clock.isoNow()) - Date.parse(record.createdAt)
+    : ports.clock.nowMs() - marks.startedAtMs;
 }
 
 function parentOf({ plan }: ForkStepContext['record']): string {
@@ -184,7 +216,7 @@ function acceptedFailures(
   failures: readonly CloneFailure[],
   done: string,
 ): CloneFailure[] {
-  const named = failures.map((failure) => ({ ...failure, error: MigrationError.from(failure.error, AGENT).toJSON() }));
+  const named = inJson(failures);
   const first = failures[0];
   if (first === undefined && count > 0) return named;
   if (record.plan.request.isPartialAllowed && count > 0) return named;
@@ -200,6 +232,10 @@ function acceptedFailures(
       ...(cause === undefined ? {} : { cause }),
     },
   );
+}
+
+function inJson(failures: readonly CloneFailure[]): CloneFailure[] {
+  return failures.map((failure) => ({ ...failure, error: MigrationError.from(failure.error, AGENT).toJSON() }));
 }
 
 function incomplete({ record, findings }: ForkStepContext, thrown: unknown): MigrationError {

@@ -1,9 +1,11 @@
 /**
  * The calls to a host that make many VMs of one. The rules are in host.ts.
  *
- *   prepareClones ──► armParent ──► forkPoint ──► startClones ──► commitFork ──► progress .. complete ──► finishFork
- *        └────────────────┴─────────────┴──────────────┴── discardFork: the parent runs on, unprotected; no clone,
- *        image or overlay is left
+ *   prepareClones ─► armParent ─► forkPoint ─► loadClones ─► commitFork ─► runClones ─► progress .. ─► finishFork
+ *        └──────────────┴────────────┴────────────┴── discardFork: the parent runs on, unprotected; no clone, image or
+ *        overlay is left
+ *
+ * No clone runs before the fork is committed, so a fork that is undone takes no clone that has run.
  *
  * A fork and its image have the same id.
  */
@@ -54,9 +56,18 @@ export interface ForkPointReply {
   readonly parts: readonly { readonly name: string; readonly ms: number }[];
 }
 
-export interface StartClonesReply {
-  /** Time at which each clone's QEMU had resumed, counted from the beginning of this call. */
+export interface LoadClonesReply {
+  /** The clones that are left out. */
+  readonly failures: readonly CloneFailure[];
+}
+
+export interface RunClonesReply {
+  /**
+   * Time at which each clone's QEMU had resumed, counted from the beginning of this call. It is negative for a clone
+   * that an earlier call has resumed.
+   */
   readonly ready: readonly { readonly index: number; readonly atMs: number }[];
+  /** The clones that could not be resumed. They have ended. */
   readonly failures: readonly CloneFailure[];
 }
 
@@ -64,12 +75,15 @@ export interface StartClonesReply {
 export interface CommittedFork {
   readonly image: string;
   readonly isWarm: boolean;
-  /** The clones that ran at the commit. */
+  /** The clones that were loaded at the commit. */
   readonly clones: readonly CloneIdentity[];
   readonly failures: readonly CloneFailure[];
   readonly parentPauseMs: number;
   readonly deviceStateBytes: number;
-  /** Time at which each clone's QEMU had resumed, by the wall clock, which a daemon shares with its successor. */
+  /**
+   * Time at which each clone's QEMU had resumed, by the wall clock, which a daemon shares with its successor. Only the
+   * clones that are known to have run are in it.
+   */
   readonly ready: readonly { readonly index: number; readonly at: string }[];
 }
 
@@ -101,17 +115,25 @@ export interface ForkPort {
    * resumes the parent.
    */
   forkPoint(fork: string): Promise<ForkPointReply>;
-  /** Loads the state into every clone, gives the clone its identity and lets it run. */
-  startClones(fork: string): Promise<StartClonesReply>;
   /**
-   * Commits the fork durably. From here on the clones are VMs of their own, and a restarted daemon finishes the image
-   * instead of undoing the fork.
+   * Loads the state into every clone. No vCPU runs. If one clone fails, all do, unless the request allows a part of
+   * them.
+   */
+  loadClones(fork: string): Promise<LoadClonesReply>;
+  /**
+   * Commits the fork durably. From here on it is never undone, and a restarted daemon continues it. No clone has run.
    */
   commitFork(fork: string): Promise<void>;
+  /**
+   * Lets the clones of a committed fork run. A clone that has run is left alone, so a repeated call does the rest. A
+   * clone that cannot be resumed is ended; the others run. Throws CONFLICT before the commit.
+   */
+  runClones(fork: string): Promise<RunClonesReply>;
   /** Throws NOT_FOUND for a fork that is finished or never existed. */
   forkProgress(fork: string): Promise<ForkProgress>;
   /**
-   * Removes everything of the fork but image and clones. Throws CONFLICT while the image may still become complete.
+   * Removes everything of the fork but image and clones. Throws CONFLICT while the image may still become complete, or
+   * clones have not run.
    */
   finishFork(fork: string): Promise<void>;
   /** Undoes a fork before commitFork. Throws CONFLICT after it. */

@@ -1,10 +1,10 @@
-import type { ForkPlan, ForkReport, ForkStepName } from '../../domain/fork.js';
+import type { EarlierForkStepName, ForkPlan, ForkReport, ForkStepName } from '../../domain/fork.js';
 import type { JobState } from '../../domain/job.js';
 import type { MigrationPlan, MigrationReport, StepName } from '../../domain/migration.js';
 import type { Accel, VmSpec } from '../../domain/vm.js';
 
 /** A step of a migration or of a fork. All lines of one job are of the kind that its first line gives. */
-export type AnyStepName = StepName | ForkStepName;
+export type AnyStepName = StepName | ForkStepName | EarlierForkStepName;
 
 /**
  * An entry of the journal. It is appended before the action that it announces, and is durable when the promise

@@ -14,14 +14,23 @@ const STEPS_OF_VM: readonly ForkStepName[] = [
   'prepareClones',
   'armParent',
   'forkPoint',
-  'startClones',
+  'loadClones',
   'commitFork',
+  'runClones',
   'fillImage',
   'releaseParent',
 ];
-const STEPS_OF_IMAGE: readonly ForkStepName[] = ['prepareClones', 'startClones', 'commitFork', 'releaseParent'];
+const STEPS_OF_IMAGE: readonly ForkStepName[] = [
+  'prepareClones',
+  'loadClones',
+  'commitFork',
+  'runClones',
+  'releaseParent',
+];
 
-export const FORK_STEPS_AFTER_COMMIT: readonly ForkStepName[] = ['fillImage', 'releaseParent'];
+export const FORK_STEPS_AFTER_COMMIT: readonly ForkStepName[] = ['runClones', 'fillImage', 'releaseParent'];
+/** The steps that the journal announces by themselves. The others are announced together, before the first of them. */
+export const UNGROUPED_FORK_STEPS: readonly ForkStepName[] = ['fillImage', 'releaseParent'];
 
 type Planned =
   | { readonly plan: ForkPlan; readonly refusals: readonly [] }
@@ -65,14 +74,16 @@ const BASE_MS: { readonly [Name in ForkStepName]: number } = {
   prepareClones: 60_000,
   armParent: 30_000,
   forkPoint: 10_000,
-  startClones: 30_000,
+  loadClones: 30_000,
+  runClones: 30_000,
   // 0: no deadline. After one, the outcome of commitFork would be unknown. For fillImage the engine watches progress.
   commitFork: 0,
   fillImage: 0,
   releaseParent: 30_000,
 };
 const PREPARE_MS_PER_CLONE = 1_000;
-const START_MS_PER_CLONE = 500;
+const LOAD_MS_PER_CLONE = 500;
+const RUN_MS_PER_CLONE = 100;
 /** Far slower than write-protecting really is (2 GiB take about 50 ms), to allow for machines under load. */
 const ARM_BYTES_PER_MS = 256 * 1024;
 
@@ -80,8 +91,10 @@ function timeoutMs(step: ForkStepName, cloneCount: number, memoryBytes: number):
   switch (step) {
     case 'prepareClones':
       return BASE_MS[step] + cloneCount * PREPARE_MS_PER_CLONE;
-    case 'startClones':
-      return BASE_MS[step] + cloneCount * START_MS_PER_CLONE;
+    case 'loadClones':
+      return BASE_MS[step] + cloneCount * LOAD_MS_PER_CLONE;
+    case 'runClones':
+      return BASE_MS[step] + cloneCount * RUN_MS_PER_CLONE;
     case 'armParent':
       return BASE_MS[step] + Math.ceil(memoryBytes / ARM_BYTES_PER_MS);
     default:
@@ -133,8 +146,9 @@ const TEXTS: { readonly [Name in ForkStepName]: (names: Names) => string } = {
     request.parentMode === 'stop'
       ? `stop ${parent} for good, save its device state, snapshot its disks; its memory becomes the image`
       : `stop ${parent}, save its device state, snapshot its disks, protect the pages it has written; resume it`,
-  startClones: ({ request }) => `load the device state into ${count(request)}, give each its identity, let them run`,
-  commitFork: ({ request }) => `commit: from here on ${count(request)} are VMs of their own`,
+  loadClones: ({ request }) => `load the device state into ${count(request)}; none runs yet`,
+  commitFork: ({ request }) => `commit: from here on the fork stays, and ${count(request)} may run`,
+  runClones: ({ request }) => `let ${count(request)} run, and give each its identity`,
   fillImage: ({ request, parent }) =>
     request.parentMode === 'stop'
       ? 'wait until the image is complete'

@@ -27,8 +27,9 @@ describe('forward', () => {
       'A.prepareClones',
       'A.armParent',
       'A.forkPoint',
-      'A.startClones',
+      'A.loadClones',
       'A.commitFork',
+      'A.runClones',
       'A.finishFork',
       'A.unreserve',
     ]);
@@ -40,7 +41,7 @@ describe('forward', () => {
     const { jobs } = await world.daemon();
     const view = await rest(jobs, (await jobs.submitFork({ ...forkRequest, vm: null, image: IMAGE })).id);
     expect(view).toMatchObject({ state: 'done', vm: 'vm1' });
-    expect(world.acts).toEqual(['A.prepareClones', 'A.startClones', 'A.commitFork', 'A.finishFork']);
+    expect(world.acts).toEqual(['A.prepareClones', 'A.loadClones', 'A.commitFork', 'A.runClones', 'A.finishFork']);
   });
 
   test('the agent gets the request with the ids of fork and job', async () => {
@@ -79,7 +80,7 @@ describe('forward', () => {
     expect(report?.phases.map(({ name }) => name)).toContain('forkPoint.saveState');
   });
 
-  test('between the announcement and the commit the journal is not written', async () => {
+  test('between the announcement and the first instruction of a clone the journal is not written', async () => {
     const world = new Scripted();
     let writes = 0;
     const append = world.journalStore.append.bind(world.journalStore);
@@ -91,8 +92,9 @@ describe('forward', () => {
       writes = 0;
     };
     let written = -1;
-    world.on['A.commitFork'] = () => {
+    world.on['A.runClones'] = () => {
       written = writes;
+      return forkAnswers.runClones;
     };
     const { jobs } = await world.daemon();
     await rest(jobs, (await jobs.submitFork(forkRequest)).id);
@@ -101,7 +103,7 @@ describe('forward', () => {
 });
 
 describe('before the commit', () => {
-  test.each(['A.prepareClones', 'A.armParent', 'A.forkPoint', 'A.startClones', 'A.commitFork'])(
+  test.each(['A.prepareClones', 'A.armParent', 'A.forkPoint', 'A.loadClones', 'A.commitFork'])(
     'a failure of %s takes the fork away, and the parent runs',
     async (call) => {
       const world = new Scripted();
@@ -114,20 +116,21 @@ describe('before the commit', () => {
         error: { code: 'STEP_FAILED', remedy: 'look at it', cause: { code: 'QEMU_FAILED' } },
       });
       expect(world.acts.slice(-2)).toEqual(UNDONE);
+      expect(world.acts).not.toContain('A.runClones');
       expect(world.acts).not.toContain('A.finishFork');
     },
   );
 
-  test('one clone that cannot start is named, and none is left', async () => {
+  test('one clone that cannot load is named, and none is left', async () => {
     const world = new Scripted();
-    world.on['A.startClones'] = () => ({ ready: [{ index: 0, atMs: 3 }], failures: [failure(1), failure(2)] });
+    world.on['A.loadClones'] = () => ({ failures: [failure(1), failure(2)] });
     const { jobs } = await world.daemon();
     const view = await rest(jobs, (await jobs.submitFork(forkRequest)).id);
     expect(view).toMatchObject({
       state: 'failed',
       error: { remedy: 'look at its log', details: [{ name: 'vm1-1', error: { message: 'it died' } }, {}] },
     });
-    expect((view.error as Error).message).toMatch(/clone vm1-1 \(and 1 more\) could not be started: it died/);
+    expect((view.error as Error).message).toMatch(/clone vm1-1 \(and 1 more\) could not be loaded: it died/);
     expect(world.acts.slice(-2)).toEqual(UNDONE);
     expect(world.acts).not.toContain('A.commitFork');
   });
@@ -140,7 +143,8 @@ describe('before the commit', () => {
       clones: [identity(0), identity(1)],
       failures: [failure(2)],
     });
-    world.on['A.startClones'] = () => ({ ready: [{ index: 0, atMs: 3 }], failures: [failure(1)] });
+    world.on['A.loadClones'] = () => ({ failures: [failure(1)] });
+    world.on['A.runClones'] = () => ({ ready: [{ index: 0, atMs: 3 }], failures: [] });
     const { jobs } = await world.daemon();
     const view = await restFork(jobs, (await jobs.submitFork({ ...forkRequest, isPartialAllowed: true })).id);
     expect(view).toMatchObject({ state: 'done', clones: ['vm1-0'] });
@@ -149,7 +153,7 @@ describe('before the commit', () => {
 
   test('with --partial and no clone at all it fails', async () => {
     const world = new Scripted();
-    world.on['A.startClones'] = () => ({ ready: [], failures: [failure(0), failure(1), failure(2)] });
+    world.on['A.loadClones'] = () => ({ failures: [failure(0), failure(1), failure(2)] });
     const { jobs } = await world.daemon();
     const view = await rest(jobs, (await jobs.submitFork({ ...forkRequest, isPartialAllowed: true })).id);
     expect(view).toMatchObject({ state: 'failed' });
@@ -158,7 +162,7 @@ describe('before the commit', () => {
 
   test('a cancel takes the fork away before it answers', async () => {
     const world = new Scripted();
-    const loading = held(world, 'A.startClones');
+    const loading = held(world, 'A.loadClones');
     const { jobs } = await world.daemon();
     const { id } = await jobs.submitFork(forkRequest);
     await loading.came;
@@ -214,6 +218,62 @@ describe('the commit', () => {
   });
 });
 
+describe('the go', () => {
+  test('whose answer was lost is given again, and the clones are named once', async () => {
+    const world = new Scripted();
+    let calls = 0;
+    world.on['A.runClones'] = () => {
+      if (++calls === 1) throw new MigrationError('TIMEOUT', 'the answer was lost');
+      return {
+        ready: [
+          { index: 0, atMs: -40 },
+          { index: 2, atMs: 1 },
+        ],
+        failures: [failure(1)],
+      };
+    };
+    const { jobs } = await world.daemon();
+    const view = await restFork(jobs, (await jobs.submitFork(forkRequest)).id);
+    expect(view).toMatchObject({
+      state: 'done',
+      clones: ['vm1-0', 'vm1-2'],
+      report: { failures: [{ name: 'vm1-1' }] },
+    });
+    expect(world.acts).not.toContain('A.discardFork');
+    expect(view.report?.firstReadyMs).toBeGreaterThanOrEqual(0);
+  });
+
+  test('leaves out a clone that cannot run, although the request demands all: the fork is committed', async () => {
+    const world = new Scripted();
+    world.on['A.runClones'] = () => ({ ready: [], failures: [failure(0), failure(1), failure(2)] });
+    const { jobs } = await world.daemon();
+    const view = await restFork(jobs, (await jobs.submitFork(forkRequest)).id);
+    expect(view).toMatchObject({ state: 'done', isCommitted: true, clones: [] });
+    expect(view.report?.failures.map(({ name }) => name)).toEqual(['vm1-0', 'vm1-1', 'vm1-2']);
+    expect(world.acts).not.toContain('A.discardFork');
+  });
+
+  test('is given by the next daemon if this one died between commit and go', async () => {
+    const world = new Scripted();
+    const going = held(world, 'A.runClones');
+    const first = await world.daemon();
+    const { id } = await first.jobs.submitFork(forkRequest);
+    await going.came;
+    delete world.on['A.runClones'];
+    world.on['A.discardFork'] = failing('CONFLICT');
+    const { jobs } = await world.daemon();
+    expect(await rest(jobs, id)).toMatchObject({ state: 'done', clones: ['vm1-0', 'vm1-1', 'vm1-2'] });
+    expect(world.acts.slice(-4)).toEqual(['A.discardFork', 'A.runClones', 'A.finishFork', 'A.unreserve']);
+  });
+
+  test('of a fork that the agent has finished is not missed', async () => {
+    const world = new Scripted();
+    world.on['A.runClones'] = failing('NOT_FOUND');
+    const { jobs } = await world.daemon();
+    expect(await rest(jobs, (await jobs.submitFork(forkRequest)).id)).toMatchObject({ state: 'done' });
+  });
+});
+
 describe('after the commit', () => {
   test('a cancel is refused, and says why', async () => {
     const world = new Scripted();
@@ -221,7 +281,7 @@ describe('after the commit', () => {
     const { jobs } = await world.daemon();
     const { id } = await jobs.submitFork(forkRequest);
     await filling.came;
-    await expect(jobs.cancel(id)).rejects.toThrow(/its clones run/);
+    await expect(jobs.cancel(id)).rejects.toThrow(/the fork is committed/);
     filling.release();
     expect(await rest(jobs, id)).toMatchObject({ state: 'done' });
   });

@@ -176,7 +176,7 @@ describe('requests', () => {
     const world = new Scripted();
     const { jobs } = await world.daemon();
     const { plan } = await jobs.dryRunFork(forkRequest);
-    expect(plan?.steps).toHaveLength(8);
+    expect(plan?.steps).toHaveLength(9);
     expect(world.acts).toEqual([]);
   });
 });
@@ -194,17 +194,20 @@ describe('a new daemon', () => {
     },
   );
 
-  test('goes on where the agent knows of the commit and the journal does not', async () => {
-    const { world, id } = await forkCrashedAt('after:commitFork');
-    world.on['A.discardFork'] = () => Promise.reject(new MigrationError('CONFLICT', 'committed'));
-    const { jobs } = await world.daemon();
-    const view = await restFork(jobs, id);
-    expect(view).toMatchObject({ state: 'done', isCommitted: true, clones: ['vm1-0', 'vm1-1', 'vm1-2'] });
-    // The first daemon had found the clones. The agent has them in its record.
-    expect(view.report).toMatchObject({ image: IMAGE, isWarm: true, parentPauseMs: 12.5, clones: [{}, {}, {}] });
-    expect(view.report?.firstReadyMs).toBeGreaterThan(0);
-    expect(world.acts).toEqual(['A.discardFork', 'A.finishFork', 'A.unreserve']);
-  });
+  test.each(['after:commitFork', 'before:runClones', 'after:runClones'])(
+    'goes on at %s, where the agent knows of the commit and the journal does not',
+    async (point) => {
+      const { world, id } = await forkCrashedAt(point);
+      world.on['A.discardFork'] = () => Promise.reject(new MigrationError('CONFLICT', 'committed'));
+      const { jobs } = await world.daemon();
+      const view = await restFork(jobs, id);
+      expect(view).toMatchObject({ state: 'done', isCommitted: true, clones: ['vm1-0', 'vm1-1', 'vm1-2'] });
+      // The first daemon had found the clones. The agent has them in its record.
+      expect(view.report).toMatchObject({ image: IMAGE, isWarm: true, parentPauseMs: 12.5, clones: [{}, {}, {}] });
+      expect(view.report?.firstReadyMs).toBeGreaterThan(0);
+      expect(world.acts).toEqual(['A.discardFork', 'A.runClones', 'A.finishFork', 'A.unreserve']);
+    },
+  );
 
   test.each(['before:fillImage', 'after:fillImage', 'before:releaseParent'])(
     'finishes what had crashed at %s, and reports what the first had found',

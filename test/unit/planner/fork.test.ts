@@ -241,8 +241,9 @@ describe('the plan', () => {
       'prepareClones',
       'armParent',
       'forkPoint',
-      'startClones',
+      'loadClones',
       'commitFork',
+      'runClones',
       'fillImage',
       'releaseParent',
     ]);
@@ -253,7 +254,7 @@ describe('the plan', () => {
 
   test('of an image: nobody stands still', () => {
     const { plan } = planned(ofImage);
-    expect(names(plan)).toEqual(['prepareClones', 'startClones', 'commitFork', 'releaseParent']);
+    expect(names(plan)).toEqual(['prepareClones', 'loadClones', 'commitFork', 'runClones', 'releaseParent']);
     expect(plan?.steps.some(({ isInPause }) => isInPause)).toBe(false);
   });
 

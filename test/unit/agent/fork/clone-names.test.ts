@@ -6,7 +6,7 @@ import {
   cloneNames,
   cloneSpec,
   runningNics,
-} from '../../../../src/agent/fork/clone-names.js';
+} from '../../../../src/agent/fork/clones/names.js';
 import type { CloneNetwork } from '../../../../src/domain/fork.js';
 import { checkSpec, parseSpec } from '../../../../src/schemas/vm-spec.js';
 

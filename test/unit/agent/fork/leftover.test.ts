@@ -5,13 +5,14 @@ import { MigrationError } from '../../../../src/domain/errors.js';
 
 const FORK = 'f'.repeat(16);
 const SILENT = { info: () => undefined, warn: () => undefined, error: () => undefined, debug: () => undefined };
+const GONE = { records: [], images: [], clones: [] };
 const code = (expected: string) => expect.objectContaining({ code: expected });
 
 /**
  * The agent of a daemon that finds an uncommitted fork of `web`. The QEMU of `web` refuses with `failures`, one at a
  * time. The end of the guest is known, and that of QEMU recorded, from question number `endsAt` on.
  */
-async function agentWith(failures: MigrationError[], endsAt = Infinity) {
+async function agentWith(failures: MigrationError[], { endsAt = Infinity, hasRun = false, isEarlier = false } = {}) {
   let questionCount = 0;
   const parent = {
     ...{ spec: { name: 'web', disks: [] }, state: 'running', memory: null, image: null },
@@ -22,14 +23,22 @@ async function agentWith(failures: MigrationError[], endsAt = Infinity) {
       },
     },
   };
-  const kept = { records: [FORK], images: [FORK] };
+  const kept = { records: [FORK], images: [FORK], clones: ['web-0'] };
+  const clone = { spec: { name: 'web-0', clone: { fork: FORK } }, image: FORK, state: 'incoming', hasRun };
+  const vms = new Map<string, object>([
+    ['web', parent],
+    ['web-0', clone],
+  ]);
   const record = {
+    ...(isEarlier ? {} : { runsAfterCommit: true }),
     ...{ version: 1, image: FORK, state: 'prepared', isWarm: false, clones: [], outcome: null, failure: null },
     request: { fork: FORK, job: 'job-1', vm: 'web', image: null, parentMode: 'continue' },
   };
   const context = {
     vms: {
-      ...{ on: () => undefined, off: () => undefined, all: () => [parent], has: () => true, get: () => parent },
+      ...{ on: () => undefined, off: () => undefined, all: () => [...vms.values()] },
+      ...{ has: (name: string) => vms.has(name), get: (name: string) => vms.get(name) },
+      destroy: async () => void (kept.clones = []),
       room: { release: () => undefined },
       guestEnd: async () => {
         if (++questionCount >= endsAt) parent.state = 'stopped';
@@ -51,11 +60,11 @@ async function agentWith(failures: MigrationError[], endsAt = Infinity) {
 
 test('is undone by the next try, and claims its image until then', async () => {
   const { agent, kept } = await agentWith([new MigrationError('TIMEOUT', 'QEMU does not answer')]);
-  expect(kept).toEqual({ records: [FORK], images: [FORK] });
+  expect(kept).toEqual({ records: [FORK], images: [FORK], clones: ['web-0'] });
   expect(agent.claims(FORK)).toBe(true);
   await expect(agent.prepareClones({ fork: FORK } as never)).rejects.toEqual(code('CONFLICT'));
   await agent.discardFork(FORK);
-  expect(kept).toEqual({ records: [], images: [] });
+  expect(kept).toEqual(GONE);
   expect(agent.claims(FORK)).toBe(false);
 });
 
@@ -65,10 +74,26 @@ test('that fails again does not look like a committed one, nor like one of which
   await expect(agent.discardFork(FORK)).rejects.toEqual(code('STEP_FAILED'));
   await expect(agent.discardFork(FORK)).rejects.toEqual(code('STEP_FAILED'));
   await agent.discardFork(FORK);
-  expect(kept).toEqual({ records: [], images: [] });
+  expect(kept).toEqual(GONE);
 });
 
 test.each([1, 2])('is undone at once if the guest of its parent has ended (seen by question %i)', async (question) => {
-  const { kept } = await agentWith([new MigrationError('QEMU_FAILED', 'a reset is required')], question);
-  expect(kept).toEqual({ records: [], images: [] });
+  const { kept } = await agentWith([new MigrationError('QEMU_FAILED', 'a reset is required')], {
+    endsAt: question,
+  });
+  expect(kept).toEqual(GONE);
+});
+
+test('does not take a clone that has run, and says so', async () => {
+  const { agent, kept } = await agentWith([], { hasRun: true });
+  expect(kept.clones).toEqual(['web-0']);
+  await expect(agent.discardFork(FORK)).rejects.toMatchObject({
+    ...{ code: 'STEP_FAILED', message: expect.stringContaining('web-0 has run') },
+  });
+  expect(kept).toEqual({ records: [FORK], images: [FORK], clones: ['web-0'] });
+});
+
+test('of an earlier build, whose clones ran before the commit, is undone with them', async () => {
+  const { kept } = await agentWith([], { hasRun: true, isEarlier: true });
+  expect(kept).toEqual(GONE);
 });

@@ -7,8 +7,8 @@
  * and only a NIC with an address of its own joins the bridge.
  */
 import { createHash, randomUUID } from 'node:crypto';
-import type { CloneIdentity, CloneNetwork } from '../../domain/fork.js';
-import type { NicSpec, VmSpec } from '../../domain/vm.js';
+import type { CloneIdentity, CloneNetwork } from '../../../domain/fork.js';
+import type { NicSpec, VmSpec } from '../../../domain/vm.js';
 
 const NAME_LENGTH_MAX = 63;
 const FORK_DIGITS_IN_NAME = 6;

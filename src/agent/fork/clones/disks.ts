@@ -5,9 +5,9 @@
  */
 import { copyFile, rm, unlink } from 'node:fs/promises';
 import { join } from 'node:path';
-import type { DiskFiles } from '../../backends/disk-files.js';
-import type { CloneDisks } from '../../domain/fork.js';
-import type { DiskSpec } from '../../domain/vm.js';
+import type { DiskFiles } from '../../../backends/disk-files.js';
+import type { CloneDisks } from '../../../domain/fork.js';
+import type { DiskSpec } from '../../../domain/vm.js';
 
 /** Holds the empty overlays on the disks of a parent, by disk id. */
 export class OverlayTemplates {
