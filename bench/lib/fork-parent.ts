@@ -175,7 +175,7 @@ export class OurParent {
     const onView = (view: JobView): boolean => {
       if (view.kind !== 'fork') return true;
       last = view;
-      const isRunning = view.isCommitted || view.step === 'commitFork';
+      const isRunning = view.clones.length > 0;
       if (isRunning && Number.isNaN(cpuS)) cpuS = usedS() - beforeS;
       return view.report !== null || view.error !== null;
     };

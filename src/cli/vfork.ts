@@ -114,16 +114,19 @@ function follow(started: JobView, options: Options): Promise<void> {
   });
 }
 
-/** Prints the report and the clones' ends. A partial fork that has started some clones counts as a success. */
+/** Prints the report and the clones' ends. A fork whose clones run counts as a success, also if some have failed. */
 async function show(report: ForkReport, options: Options): Promise<void> {
   const output = { isJson: options.json === true };
+  if (report.clones.length === 0) outcome.code = EXIT.failed;
   if (options.wait !== true) {
     print(output, report, forkReportText);
     return;
   }
   if (!output.isJson) process.stdout.write(forkReportText(report));
   const ends = await awaitClones(client(options), report.clones, options.logs ?? null);
-  if (ends.some(({ exitCode }) => exitCode !== 0)) outcome.code = EXIT.failed;
+  // Without --partial a clone that has never run is missed.
+  const isAnyMissing = report.failures.length > 0 && options.partial !== true;
+  if (isAnyMissing || ends.some(({ exitCode }) => exitCode !== 0)) outcome.code = EXIT.failed;
   print(output, { ...report, ends }, () => endTable(ends));
   if (options.rm !== true) return;
   try {

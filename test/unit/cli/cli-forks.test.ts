@@ -118,6 +118,17 @@ describe('vfork', () => {
     expect(ended.stderr).toMatch(/the fork of web failed: no clone exists \(STEP_FAILED\)\n {2}because: clone web-1/);
   });
 
+  test('1: the fork is committed, but none of its clones could run', async () => {
+    const failures = [0, 1].map((index) => ({
+      ...{ index, name: `web-${index}`, error: { code: 'QEMU_GONE', message: 'it has ended' } },
+    }));
+    const [ended] = await Promise.all([
+      run('vfork', '--clones', '2', 'web'),
+      nextJobEnds({ state: 'done', report: { ...FORK_REPORT, clones: [], failures } }),
+    ]);
+    expect(ended).toMatchObject({ code: 1, stdout: expect.stringContaining('web-1: it has ended') as string });
+  });
+
   test('3: refused, 4: needs recovery', async () => {
     const [stalled] = await Promise.all([
       run('vfork', '--clones', '2', 'web'),
