@@ -28,7 +28,7 @@ import { ForkPages } from './pages.js';
 import { ParentDisks } from './parent-disks.js';
 import { takeForkPoint } from './point.js';
 import type { ForkOutcome, ForkRecord } from './record.js';
-import { settleCommitted } from './settle.js';
+import { saveReady, settleCommitted } from './settle.js';
 import { refuseIfRun, resumeParent } from './undo.js';
 import { filesChanged, giveUpImage, isPermanent } from './unfillable.js';
 import { endClones, firstFailure } from './waiting-set.js';
@@ -56,13 +56,14 @@ export class ForkSession {
   #loading: Promise<LoadClonesReply> | null = null;
   #committing: Promise<void> | null = null;
   #running: Promise<readonly CloneFailure[]> | null = null;
-  /** Opens again what serves the pages of private clones of an earlier daemon. */
-  #reopening: Promise<void> = Promise.resolve();
+  /** Opens again what serves the pages of private clones of an earlier daemon. Null in the daemon that made them. */
+  #reopening: Promise<void> | null = null;
   /** The writes that follow the commit, when the clones run. They are done before the fork is forgotten. */
   #afterCommit: Promise<void> = Promise.resolve();
   /** The work that follows the end of the capture. */
   #afterCapture: Promise<void> = Promise.resolve();
   #outcome: ForkOutcome;
+  #isFollowed = false;
   #isOver = false;
 
   constructor(context: ForkContext, parts: ForkParts) {
@@ -305,7 +306,6 @@ export class ForkSession {
     const committed: ForkRecord = { ...this.#record, state: 'committed', clones, outcome: this.#outcome };
     await forkStore.save(committed);
     this.#record = committed;
-    if (this.#pages.capture !== null) this.#followCapture(this.#pages.capture);
     await inject.hit('agent:fork:committed');
   }
 
@@ -314,9 +314,13 @@ export class ForkSession {
     this.#refuseIfEnded();
     const { inject } = this.#context;
     await inject.hit('agent:fork:run');
-    await this.#reopening;
+    await this.#reopening?.catch(() => {
+      this.#reopening = this.#pages.openCopies(this.#vms, true);
+      return this.#reopening;
+    });
     // An image that cannot be filled ends its clones.
-    if (this.#pages.failure !== null) await this.#afterCapture;
+    if (this.#isFollowed && this.#pages.failure !== null) await this.#afterCapture;
+    else if (this.#pages.failure !== null) await this.#fail(this.#pages.failure);
     const running = this.#starts.run(this.#clones);
     await Promise.allSettled([running]);
     await this.#pages.fill();
@@ -327,6 +331,7 @@ export class ForkSession {
     this.#outcome = { ...this.#outcome, failures: [...this.#outcome.failures, ...others] };
     this.#afterCommit = this.#afterCommit.catch(() => undefined).then(() => this.#settleCommitted());
     this.#afterCommit.catch(() => undefined);
+    if (this.#pages.capture !== null && !this.#isFollowed) this.#followCapture(this.#pages.capture);
     return failures;
   }
 
@@ -337,19 +342,16 @@ export class ForkSession {
     const ready = [...readyAtMs].map(([index, atMs]) => ({ index, at: new Date(atMs).toISOString() }));
     this.#outcome = { ...this.#outcome, ready };
     this.#record = { ...this.#record, outcome: this.#outcome };
-    // Only the report of a later daemon needs it.
-    await this.#context.forkStore.save(this.#record).catch((error: unknown) => {
-      const err = toMigrationError(error);
-      this.#context.log.warn({ fork: this.request.fork, err }, 'the fork record lacks when its clones were ready');
-    });
     const clones = this.#clones.filter(({ identity }) => readyAtMs.has(identity.index));
-    await settleCommitted(this.#context, {
-      ...{ record: this.#record, parent: this.#parent, clones, isCopied: this.#pages.isCopied },
-    });
+    const parts = { record: this.#record, parent: this.#parent, clones, isCopied: this.#pages.isCopied };
+    const saving = saveReady(this.#context, this.#record);
+    const settling = settleCommitted(this.#context, parts);
+    await Promise.allSettled([saving, settling]);
+    await settling;
     await this.#state?.close();
   }
 
-  /** A clone waits for the go, or has run without that it is known. */
+  /** A clone has not run, as far as this daemon knows. */
   get #isAnyWaiting(): boolean {
     const { vms } = this.#context;
     const isThere = ({ vm }: WaitingClone) => vms.has(vm.spec.name) && vms.get(vm.spec.name) === vm;
@@ -357,6 +359,7 @@ export class ForkSession {
   }
 
   #followCapture(capture: CaptureSession): void {
+    this.#isFollowed = true;
     this.#afterCapture = capture.over
       .then((outcome) => this.#captureOver(outcome))
       .catch((error: unknown) => {
@@ -367,9 +370,13 @@ export class ForkSession {
 
   async #captureOver(outcome: 'complete' | 'failed'): Promise<void> {
     if (this.#isOver) return;
-    await this.#afterCommit;
     const failure = this.#pages.failure;
-    if (outcome === 'failed' && failure !== null) return this.#fail(failure);
+    const settling = this.#afterCommit;
+    if (outcome === 'failed' && failure !== null) {
+      await settling.catch(() => undefined);
+      return this.#fail(failure);
+    }
+    await settling;
     await this.#context.images.update(this.#record.image, { state: outcome });
   }
 

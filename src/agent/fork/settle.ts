@@ -46,6 +46,13 @@ export async function settleCommitted(context: ForkContext, parts: SettledParts)
   }
 }
 
+/** Records when the clones were ready. A failure is only logged, because only the report of a later daemon needs it. */
+export async function saveReady({ forkStore, log }: ForkContext, record: ForkRecord): Promise<void> {
+  const failure = await forkStore.save(record).then(() => null, toMigrationError);
+  const { fork } = record.request;
+  if (failure !== null) log.warn({ fork, err: failure }, 'the fork record lacks when its clones were ready');
+}
+
 /** Records what the image's disks are (`describeLayers`). A failure is only logged, because the clones run. */
 export async function sealLayers(context: ForkContext, id: string): Promise<void> {
   const failure = await describeLayers(context, id).catch(toMigrationError);

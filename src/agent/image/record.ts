@@ -30,7 +30,7 @@ export interface ParentOverlay extends ImageDisk {
 export interface ImageRecord {
   readonly version: 1;
   readonly id: string;
-  /** The image is `capturing` until its fork is committed. A restarted daemon deletes such an image. */
+  /** `capturing` until the clones run. A restarted daemon deletes such an image, unless its fork is committed. */
   readonly state: ImageState;
   readonly parentMode: ParentMode;
   /** The parent's spec at the fork. A QEMU started with it can load the device state. */
