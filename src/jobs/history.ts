@@ -5,7 +5,7 @@ import type { MigrationReport } from '../domain/migration.js';
 import { type ForkFindings, type ForkJobRecord, noForkFindings } from '../engine/fork/context.js';
 import { type Findings, type MigrationRecord, noFindings } from '../engine/migration/context.js';
 import type { AnyStepName, JournalEntry } from '../engine/ports/journal.js';
-import { FORK_STEPS_AFTER_COMMIT } from '../planner/fork/plan.js';
+import { FORK_STEPS_AFTER_COMMIT, UNGROUPED_FORK_STEPS } from '../planner/fork/plan.js';
 import { PLAN_STEPS_AFTER_COMMIT } from '../planner/migration/plan.js';
 
 interface AnyHistory {
@@ -53,10 +53,12 @@ export function emptyHistory(record: MigrationRecord | ForkJobRecord): History {
 }
 
 /** Returns whether the journal itself proves the commit. If not, the registry decides, or the host for a fork. */
-export function isCommittedByJournal({ kind, ended }: History): boolean {
+export function isCommittedByJournal({ kind, begun, ended }: History): boolean {
   const proofs: readonly AnyStepName[] =
     kind === 'fork' ? ['commitFork', ...FORK_STEPS_AFTER_COMMIT] : ['commit', ...PLAN_STEPS_AFTER_COMMIT];
-  return proofs.some((step) => ended.has(step));
+  // These steps are announced by themselves, after the commit.
+  const begins: readonly AnyStepName[] = kind === 'fork' ? UNGROUPED_FORK_STEPS : [];
+  return proofs.some((step) => ended.has(step)) || begins.some((step) => begun.has(step));
 }
 
 /**

@@ -61,6 +61,29 @@ describe('a guest that ends at every event of a fork', () => {
   });
 });
 
+describe('a daemon that dies', () => {
+  /** The first daemon has at most so many events left after the first fault. */
+  const LATER = 60;
+
+  test.each([
+    ['killDaemon', 300],
+    ['fillDisk', 500],
+  ] as const)('after %s %i, at every few events', async (kind, ms) => {
+    const { eventCount } = await expectSoundFork({ seed: 1, faults: [] });
+    for (let at = 0; at < eventCount; at++) {
+      for (let next = at + 1 + (at % 3); next < at + LATER; next += 3) {
+        await expectSoundFork({
+          seed: 1,
+          faults: [
+            { at, kind, ms },
+            { at: next, kind: 'killDaemon', ms: 100 },
+          ],
+        });
+      }
+    }
+  });
+});
+
 const SEEDS_PER_TEST = 500;
 const TEST_COUNT = 4;
 /** More events than any fork has, so that faults also strike after its end. */

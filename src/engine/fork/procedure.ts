@@ -85,7 +85,8 @@ export const forkWalk = new Walk<AnyForkStepName, ForkStep, ForkStepContext, For
   },
   commit: 'commitFork',
   awaitedBeforeUndo: new Set<AnyForkStepName>(['reserveParent']),
-  durableBegins: new Set<AnyForkStepName>(),
+  // The agent forgets the fork in this step. From then on only the journal knows that it was committed.
+  durableBegins: new Set<AnyForkStepName>(['releaseParent']),
   durableEnds: new Set<AnyForkStepName>(),
   firstStepOutOfOrder: firstForkStepOutOfOrder,
   isGrouped: ({ name }) => !UNGROUPED_FORK_STEPS.includes(name),

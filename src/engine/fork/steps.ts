@@ -12,7 +12,7 @@ import type { ForkProgress } from '../ports/fork.js';
 import { describeProgress, troubleOf } from '../progress.js';
 import { type CommitEvidence, neverUndone } from '../walk.js';
 import { noteAdvance, reportTrouble } from '../walk-context.js';
-import type { ForkExecutor, ForkStepContext } from './context.js';
+import type { ForkExecutor, ForkFindings, ForkStepContext } from './context.js';
 
 /** Names the origin of errors that come as JSON. */
 const AGENT = 'the agent';
@@ -112,7 +112,7 @@ export async function isForkCommitted(
 /** The fork is committed, so a clone that cannot run is only named. */
 export const runClones: ForkExecutor = {
   async forward(context) {
-    const { record, ports, findings } = context;
+    const { record, ports, findings, marks } = context;
     const beganMs = sinceRequestMs(context);
     const reply = await unlessForgotten(ports.forks.runClones(record.fork));
     if (reply === null) return undefined;
@@ -120,6 +120,8 @@ export const runClones: ForkExecutor = {
     const known = new Set(findings.failures.map(({ index }) => index));
     const others = reply.failures.filter(({ index }) => !known.has(index));
     return {
+      // In a later life of the daemon only the agent had these. From here on the journal has them.
+      ...(marks.startedAtMs === null ? beforeCommit(findings) : {}),
       ready: reply.ready.map(({ index, atMs }) => ({ index, readyMs: Math.max(0, beganMs + atMs) })),
       failures: [...findings.failures, ...inJson(others)],
     };
@@ -191,6 +193,10 @@ async function unlessForgotten<T>(asking: Promise<T>): Promise<T | null> {
     if (toMigrationError(thrown).code === 'NOT_FOUND') return null;
     throw thrown;
   }
+}
+
+function beforeCommit({ image, isWarm, clones, parentPauseMs, deviceStateBytes }: ForkFindings): Partial<ForkFindings> {
+  return { image, isWarm, clones, parentPauseMs, deviceStateBytes };
 }
 
 /** Time since the request, also in a later life of the daemon. */

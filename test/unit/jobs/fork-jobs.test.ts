@@ -1,5 +1,8 @@
 import { describe, expect, test } from 'vitest';
 import { MigrationError } from '../../../src/domain/errors.js';
+import type { JournalEntry } from '../../../src/engine/ports/journal.js';
+import { FileJournal } from '../../../src/jobs/journal.js';
+import { planFork } from '../../../src/planner/fork/plan.js';
 import { crashedAt, held, rest, restFork, Scripted } from '../engine/scripted.js';
 import { filled, forkAnswers, forkInventory, forkRequest, IMAGE, image } from '../planner/fork-facts.js';
 import { request } from '../planner/planner-facts.js';
@@ -218,6 +221,31 @@ describe('a new daemon', () => {
       expect(view).toMatchObject({ state: 'done', isCommitted: true, clones: ['vm1-0', 'vm1-1', 'vm1-2'] });
       expect(view.report).toMatchObject({ parentPauseMs: 12.5, faults: { parent: 5 } });
       expect(world.acts).toEqual(['A.finishFork', 'A.unreserve']);
+    },
+  );
+
+  test.each([
+    [false, UNDONE],
+    [true, ['A.discardFork', 'A.finishFork', 'A.unreserve']],
+  ])(
+    'takes up a fork of an earlier build, whose clones ran before the commit (committed: %s)',
+    async (isCommitted, acts) => {
+      const world = new Scripted();
+      const { plan } = planFork(forkRequest, { host: 'A', inventory: forkInventory, waitsFor: null });
+      const steps = plan?.steps
+        .filter(({ name }) => name !== 'runClones')
+        .map((step) => (step.name === 'loadClones' ? { ...step, name: 'startClones' } : step));
+      const { journal } = await FileJournal.on(world.journalStore);
+      const at = new Date(0).toISOString();
+      const fork = { type: 'fork', job: 'job-1', fork: IMAGE, plan: { ...plan, steps }, createdAt: at };
+      await journal.append(fork as JournalEntry);
+      const group = ['prepareClones', 'armParent', 'forkPoint', 'startClones', 'commitFork'] as const;
+      await journal.append({ type: 'begin', job: 'job-1', step: 'reserveParent', at, group });
+      if (isCommitted) world.on['A.discardFork'] = () => Promise.reject(new MigrationError('CONFLICT', 'committed'));
+      const { jobs } = await world.daemon();
+      expect(await rest(jobs, 'job-1')).toMatchObject({ state: isCommitted ? 'done' : 'failed', isCommitted });
+      expect(world.acts.slice(-acts.length)).toEqual(acts);
+      expect(world.acts).not.toContain('A.runClones');
     },
   );
 

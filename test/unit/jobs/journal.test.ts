@@ -206,9 +206,17 @@ describe('forks in the journal', () => {
   });
 
   test('are committed when the commit or anything after it has ended', () => {
-    for (const step of ['commitFork', 'fillImage', 'releaseParent'] as const) {
+    for (const step of ['commitFork', 'runClones', 'fillImage', 'releaseParent'] as const) {
       const history = readHistories([forkEntry('f1'), { type: 'end', job: 'f1', step, ms: 1 }]).get('f1');
       expect(history && isCommittedByJournal(history)).toBe(true);
+    }
+    for (const [step, isProof] of [
+      ['runClones', false],
+      ['fillImage', true],
+      ['releaseParent', true],
+    ] as const) {
+      const history = readHistories([forkEntry('f1'), { type: 'begin', job: 'f1', step, at }]).get('f1');
+      expect(history && isCommittedByJournal(history), step).toBe(isProof);
     }
   });
 
