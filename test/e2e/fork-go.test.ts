@@ -88,7 +88,7 @@ describe('between the commit and the go', () => {
     await vms.stop('of-1', { isForced: true, isUnclaimed: true });
     expect((await agent.forks.runClones(request.fork)).failures).toMatchObject([{ name: 'of-1' }]);
     await finish(request);
-    expect(vms.has('of-1')).toBe(false);
+    expect(vms.get('of-1').state).toBe('stopped');
     await expectWorking(['two', 'of-0']);
   });
 });

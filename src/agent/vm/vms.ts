@@ -277,17 +277,18 @@ export class VmManager {
   /**
    * Ends QEMU and frees the memory. The VM stays listed as stopped until it is stopped again or its name is used again.
    * A departed VM is removed at once, but not while a job has it, even by force: its new host may still need its
-   * memory. By force, a VM is removed that has never run and that nobody needs: what a failed job could not undo.
+   * memory. By force, a VM is ended that has never run and that nobody needs: what a failed job could not undo.
    */
   async stop(name: string, options: StopOptions): Promise<void> {
     await this.#table.locks.hold(name, async () => {
       if (options.only !== undefined && options.only !== this.#table.find(name)) return;
       const states: VmState[] = ['running', 'paused', 'stopped'];
-      const { job, state } = this.#table.get(name);
+      const { job, state, image } = this.#table.get(name);
       if (job === null) states.push('departed');
-      const isLeftOver = state === 'incoming' || state === 'starting';
-      if (isLeftOver && options.isForced && options.isUnclaimed === true)
-        return this.#keeper.remove(this.#table.get(name));
+      if ((state === 'incoming' || state === 'starting') && options.isForced && options.isUnclaimed === true) {
+        if (image === null) return this.#keeper.remove(this.#table.get(name));
+        states.push(state);
+      }
       const vm = await this.#checkUsable(name, states, options.isForced);
       if (isOver(vm)) return this.#keeper.remove(vm);
       vm.isEnding = true;
