@@ -6,7 +6,7 @@
 
 #include "addon/edge.hpp"
 #include "addon/wrap.hpp"
-#include "image/image.hpp"
+#include "image/capture.hpp"
 #include "source/source.hpp"
 #include "target/target.hpp"
 #include "transport/transport.hpp"

@@ -1,4 +1,4 @@
-#include "target/bulk.hpp"
+#include "fetch/bulk.hpp"
 
 #include <poll.h>
 
@@ -12,10 +12,10 @@ constexpr uint64_t kBurstNs = 10'000'000;
 
 }  // namespace
 
-BulkThread::BulkThread(TargetCore& core)
+BulkThread::BulkThread(FetchCore& core, PageSink& sink)
     : core_(core),
-      publisher_(core),
-      fetches_(core, core.counters.prefetch_bytes, kBulkFetchesMax),
+      sink_(sink),
+      fetches_(core.fill(), core.counters.prefetch_bytes, kBulkFetchesMax),
       maps_(core),
       prefetch_(core, maps_, rate_) {}
 
@@ -26,9 +26,9 @@ void BulkThread::run() {
   set_up_thread("vmg-bulk", -5);
   // A page whose CONTINUE was deferred is present but may have waiters, so this thread stays until it is
   // done.
-  while (!core_.must_end() && !(core_.all_done() && publisher_.retry_count() == 0)) {
+  while (!core_.owner().must_end() && !(core_.fill().all_done() && !sink_.has_deferred())) {
     bool worked = take_new_link();
-    worked |= publisher_.retry_count() != 0 && publisher_.retry();
+    worked |= sink_.has_deferred() && sink_.retry();
     worked |= poll_completions();
     const uint64_t at_ns = now_ns();
     worked |= fetch(at_ns);
@@ -38,16 +38,16 @@ void BulkThread::run() {
   core_.counters.bulk_cpu_ns.store(thread_cpu_ns(), std::memory_order_relaxed);
   // R8 pairs with A8 in DemandThread::run: every ioctl of this thread before the ranges are unregistered.
   core_.bulk_ended.store(true, std::memory_order_release);
-  core_.demand_wake.signal();
+  core_.wake_demand();
 }
 
 bool BulkThread::connected() const {
-  return link_.endpoint && !link_dropped_ && core_.state() == TargetState::kFilling;
+  return link_.endpoint && !link_dropped_ && !core_.is_lost();
 }
 
 void BulkThread::drop_connection() {
   link_dropped_ = true;
-  core_.report_disconnected(link_.epoch);
+  core_.report_lost(link_.epoch);
 }
 
 bool BulkThread::take_new_link() {
@@ -74,16 +74,15 @@ bool BulkThread::poll_completions() {
     }
     const FetchTable::Completed done = fetches_.complete(completions[i]);
     if (done.progress == FetchTable::Progress::kFinished) finished[finished_count++] = done.slot;
-    if (done.progress == FetchTable::Progress::kFailed) core_.fail(done.error);
+    if (done.progress == FetchTable::Progress::kFailed) core_.owner().fail(done.error);
     lost |= done.progress == FetchTable::Progress::kDisconnected;
   }
   // Runs that a vCPU waits for go first.
   const auto wanted = [this](size_t slot) {
     const Fetch& fetch = fetches_.get(slot);
-    const PageKey first = page_key(fetch.region_index, fetch.run.first);
-    return core_.waits.find(first, first + fetch.run.count) != 0;
+    return sink_.is_awaited(fetch.region_index, fetch.run);
   };
-  if (finished_count > 1 && core_.waits.count() != 0) {
+  if (finished_count > 1) {
     std::stable_partition(finished.begin(), finished.begin() + static_cast<std::ptrdiff_t>(finished_count),
                           wanted);
   }
@@ -93,7 +92,7 @@ bool BulkThread::poll_completions() {
   for (size_t i = 0; i < finished_count; ++i) {
     const Fetch fetch = fetches_.get(finished[i]);
     fetches_.release(finished[i]);
-    publisher_.publish(fetch.region_index, fetch.run);
+    sink_.publish(fetch.region_index, fetch.run);
   }
   if (lost) drop_connection();
   return count != 0 || lost;
@@ -118,15 +117,14 @@ bool BulkThread::fetch(uint64_t at_ns) {
     }
     worked = maps_.due_ns() == UINT64_MAX;
   }
-  // Each fetch may defer two runs (Publisher::publish), so two free places are needed for each.
-  while (fetches_.free_count() != 0 && !fetches_.has_unposted() &&
-         publisher_.retry_count() + 2 * (fetches_.used_count() + 1) <= kRetriesMax &&
+  while (core_.fetches_all.load(std::memory_order_relaxed) && fetches_.free_count() != 0 && !fetches_.has_unposted() &&
+         sink_.has_room(fetches_.used_count() + 1) &&
          fetches_.bytes() < prefetch_.in_flight_bytes_max(at_ns) && at_ns >= next_fetch_ns_) {
     const auto claimed = prefetch_.claim_next(at_ns);
     if (!claimed) break;
     if (fetches_.used_count() == 0) rate_.begin(at_ns);
     fetches_.start(claimed->region_index, claimed->run);
-    pace(at_ns, claimed->run.count * core_.regions()[claimed->region_index].region->page_bytes());
+    pace(at_ns, claimed->run.count * core_.fill().region(claimed->region_index).page_bytes());
     worked = true;
     if (!fetches_.post(link_)) {
       drop_connection();
@@ -151,7 +149,7 @@ void BulkThread::sleep(uint64_t at_ns) {
     if (next_fetch_ns_ > at_ns) due_ns = std::min(due_ns, next_fetch_ns_);
   }
   // connect() signals a new connection.
-  if (publisher_.retry_count() != 0 || (connected() && fetches_.has_unposted()))
+  if (sink_.has_deferred() || (connected() && fetches_.has_unposted()))
     due_ns = std::min(due_ns, at_ns + kRetryMs * 1'000'000u);
   timespec timeout{};
   if (due_ns != UINT64_MAX) {
@@ -161,7 +159,7 @@ void BulkThread::sleep(uint64_t at_ns) {
   }
   if (::ppoll(watched.data(), watched_count, due_ns == UINT64_MAX ? nullptr : &timeout, nullptr) < 0 &&
       errno != EINTR) {
-    core_.fail(system_error("ppoll"));
+    core_.owner().fail(system_error("ppoll"));
   }
   core_.bulk_wake.drain();
 }

@@ -3,11 +3,11 @@
 #include <array>
 #include <cstdint>
 
-#include "target/core.hpp"
-#include "target/data_map_reader.hpp"
-#include "target/fetch_table.hpp"
-#include "target/prefetch.hpp"
-#include "target/publish.hpp"
+#include "fetch/core.hpp"
+#include "fetch/data_map_reader.hpp"
+#include "fetch/fetch_table.hpp"
+#include "fetch/page_sink.hpp"
+#include "fetch/prefetch.hpp"
 
 namespace vmigrate::pager {
 
@@ -15,7 +15,7 @@ namespace vmigrate::pager {
 /// asks for them. run() is the thread's whole life; it ends when every page is here.
 class BulkThread {
  public:
-  explicit BulkThread(TargetCore& core);
+  BulkThread(FetchCore& core, PageSink& sink);
   void run();
 
  private:
@@ -27,8 +27,8 @@ class BulkThread {
   void drop_connection();
   void sleep(uint64_t at_ns);
 
-  TargetCore& core_;
-  Publisher publisher_;
+  FetchCore& core_;
+  PageSink& sink_;
   FetchTable fetches_;
   DataMapReader maps_;
   ServiceRate rate_;

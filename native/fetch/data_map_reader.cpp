@@ -1,4 +1,4 @@
-#include "target/data_map_reader.hpp"
+#include "fetch/data_map_reader.hpp"
 
 #include <algorithm>
 #include <cstring>
@@ -30,7 +30,7 @@ bool DataMapReader::complete(const transport::Completion& completion) {
   if (completion.result == transport::OpResult::kDisconnected) return false;
   if (!in_flight_ || completion.tag != (kTagFlag | generation_) ||
       completion.result != transport::OpResult::kOk) {
-    core_.fail({ErrorCode::kProtocol, completion.system_errno, "read data map"});
+    core_.owner().fail({ErrorCode::kProtocol, completion.system_errno, "read data map"});
     return true;
   }
   in_flight_ = false;
@@ -48,10 +48,10 @@ bool DataMapReader::complete(const transport::Completion& completion) {
 bool DataMapReader::take_header() {
   wire::DataMapHeader header{};
   std::memcpy(&header, core_.map_buffer.data(), sizeof(header));
-  const uint64_t page_count = core_.regions()[region_index_].region->page_count();
+  const uint64_t page_count = core_.fill().region(region_index_).page_count();
   if (header.magic != wire::kDataMapMagic || header.page_count != page_count || header.ready > 1 ||
       header.data_page_count > page_count || header.ready < (header_seen_ ? 1u : 0u)) {
-    core_.fail({ErrorCode::kProtocol, 0, "data map header"});
+    core_.owner().fail({ErrorCode::kProtocol, 0, "data map header"});
     return false;
   }
   if (header.ready == 0) {
@@ -64,8 +64,8 @@ bool DataMapReader::take_header() {
 }
 
 void DataMapReader::take_bits() {
-  TargetRegion& region = core_.regions()[region_index_];
-  const uint64_t page_count = region.region->page_count();
+  FilledRegion& region = core_.fill().region(region_index_);
+  const uint64_t page_count = region.page_count();
   uint64_t zeroed = 0;
   for (uint32_t i = 0; i < part_bytes_; ++i) {
     const auto bits = static_cast<uint8_t>(core_.map_buffer[head_bytes_ + i]);
@@ -83,14 +83,14 @@ void DataMapReader::take_bits() {
   at_bytes_ += part_bytes_;
   if (at_bytes_ == map_bytes()) {
     if (data_pages_seen_ != data_pages_expected_) {
-      core_.fail({ErrorCode::kProtocol, 0, "data map bits do not add up"});
+      core_.owner().fail({ErrorCode::kProtocol, 0, "data map bits do not add up"});
       return;
     }
     ++region_index_;
     header_seen_ = false;
     at_bytes_ = 0;
   }
-  if (zeroed != 0) core_.add_zero(zeroed);
+  if (zeroed != 0) core_.fill().add_zero(zeroed);
 }
 
 void DataMapReader::rewind() {

@@ -2,8 +2,8 @@
 
 #include <cstdint>
 
-#include "target/core.hpp"
-#include "target/limits.hpp"
+#include "fetch/core.hpp"
+#include "fetch/limits.hpp"
 
 namespace vmigrate::pager {
 
@@ -11,14 +11,14 @@ namespace vmigrate::pager {
 /// them kZero. One operation at a time. Bulk thread.
 class DataMapReader {
  public:
-  explicit DataMapReader(TargetCore& core) : core_(core) {}
+  explicit DataMapReader(FetchCore& core) : core_(core) {}
 
   /// Marks the tags of this reader's operations, so that they differ from a FetchTable's.
   static bool owns(uint64_t tag) { return (tag & kTagFlag) != 0; }
 
   /// True once all holes of the region are marked: its absent pages are data.
   bool known(uint32_t region_index) const { return region_index < region_index_; }
-  bool finished() const { return region_index_ == core_.regions().size(); }
+  bool finished() const { return region_index_ == core_.fill().regions().size(); }
   /// Posts the next read if one is due. False: disconnected.
   bool step(Link& link, uint64_t at_ns);
   /// When step must be called next; UINT64_MAX: not before a completion.
@@ -30,11 +30,11 @@ class DataMapReader {
 
  private:
   static constexpr uint64_t kTagFlag = uint64_t{1} << 63;
-  uint64_t map_bytes() const { return (core_.regions()[region_index_].region->page_count() + 7) / 8; }
+  uint64_t map_bytes() const { return (core_.fill().region(region_index_).page_count() + 7) / 8; }
   bool take_header();
   void take_bits();
 
-  TargetCore& core_;
+  FetchCore& core_;
   uint32_t region_index_ = 0;
   bool header_seen_ =
       false;  // this region's header was read and was ready; its count may have been read before that

@@ -5,7 +5,7 @@
 #include <cstdint>
 
 #include "base/page_key.hpp"
-#include "target/limits.hpp"
+#include "fetch/limits.hpp"
 
 namespace vmigrate::pager {
 

@@ -1,4 +1,4 @@
-#include "target/fetch_table.hpp"
+#include "fetch/fetch_table.hpp"
 
 #include <algorithm>
 
@@ -44,7 +44,7 @@ void FetchTable::start(uint32_t region_index, PageRun run) {
   Fetch& fetch = slots_[slot];
   fetch = Fetch{.region_index = region_index,
                 .run = run,
-                .length_bytes = run.count * core_.regions()[region_index].region->page_bytes(),
+                .length_bytes = run.count * fill_.regions()[region_index].page_bytes(),
                 .generation = fetch.generation + 1,
                 .in_use = true};
   ++used_count_;
@@ -62,7 +62,7 @@ bool FetchTable::post(Link& link) {
       const uint16_t slot = queue_[(queue_head_ + i) % kSlotsMax];
       const Fetch& fetch = slots_[slot];
       const uint64_t run_offset_bytes =
-          raw(fetch.run.first) * core_.regions()[fetch.region_index].region->page_bytes();
+          raw(fetch.run.first) * fill_.regions()[fetch.region_index].page_bytes();
       for (uint64_t at = fetch.posted_bytes; at < fetch.length_bytes && count < batch.size();) {
         const auto part_bytes =
             static_cast<uint32_t>(std::min<uint64_t>(fetch.length_bytes - at, wire::kTransferBytesMax));

@@ -5,8 +5,8 @@
 #include <cstdint>
 
 #include "base/types.hpp"
-#include "target/core.hpp"
-#include "target/limits.hpp"
+#include "fetch/core.hpp"
+#include "fetch/limits.hpp"
 
 namespace vmigrate::pager {
 
@@ -27,8 +27,8 @@ struct Fetch {
 /// was claimed by a process that is dead.
 class FetchTable {
  public:
-  FetchTable(TargetCore& core, std::atomic<uint64_t>& bytes_counter, size_t capacity)
-      : core_(core), bytes_counter_(bytes_counter), capacity_(capacity) {}
+  FetchTable(const FillState& fill, std::atomic<uint64_t>& bytes_counter, size_t capacity)
+      : fill_(fill), bytes_counter_(bytes_counter), capacity_(capacity) {}
 
   size_t free_count() const { return capacity_ - used_count_; }
   size_t used_count() const { return used_count_; }
@@ -59,7 +59,7 @@ class FetchTable {
 
   void enqueue(size_t slot);
 
-  TargetCore& core_;
+  const FillState& fill_;
   std::atomic<uint64_t>& bytes_counter_;
   const size_t capacity_;
   std::array<Fetch, kSlotsMax> slots_;

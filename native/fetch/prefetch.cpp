@@ -1,4 +1,4 @@
-#include "target/prefetch.hpp"
+#include "fetch/prefetch.hpp"
 
 #include <algorithm>
 
@@ -8,8 +8,8 @@ namespace vmigrate::pager {
 
 using wire::PageState;
 
-Prefetch::Prefetch(TargetCore& core, const DataMapReader& maps, const ServiceRate& rate)
-    : core_(core), maps_(maps), rate_(rate), sweep_page_(core.regions().size(), 0) {}
+Prefetch::Prefetch(FetchCore& core, const DataMapReader& maps, const ServiceRate& rate)
+    : core_(core), maps_(maps), rate_(rate), sweep_page_(core.fill().regions().size(), 0) {}
 
 bool Prefetch::busy(uint64_t at_ns) const {
   const uint64_t last_fault_ns = core_.last_fault_ns.load(std::memory_order_relaxed);
@@ -81,7 +81,7 @@ std::optional<Prefetch::Claimed> Prefetch::claim_from_streams(uint64_t chunk_byt
     }
     if (latest == nullptr) return std::nullopt;
     Stream& stream = *latest;
-    memory::PresenceMap& presence = *core_.regions()[stream.region_index].presence;
+    memory::PresenceMap& presence = *core_.fill().region(stream.region_index).presence;
     while (stream.pages_left != 0) {
       if (stream.next_page >= presence.page_count()) {
         stream.pages_left = 0;
@@ -102,7 +102,7 @@ std::optional<Prefetch::Claimed> Prefetch::claim_from_streams(uint64_t chunk_byt
 std::optional<Prefetch::Claimed> Prefetch::claim_from_sweep(uint64_t chunk_bytes) {
   for (uint32_t region_index = 0; region_index < sweep_page_.size() && maps_.known(region_index);
        ++region_index) {
-    memory::PresenceMap& presence = *core_.regions()[region_index].presence;
+    memory::PresenceMap& presence = *core_.fill().region(region_index).presence;
     uint64_t& page = sweep_page_[region_index];
     while (page < presence.page_count()) {
       page = raw(presence.next_absent(PageIndex{page}));

@@ -5,10 +5,10 @@
 #include <optional>
 #include <vector>
 
-#include "target/core.hpp"
-#include "target/data_map_reader.hpp"
-#include "target/limits.hpp"
-#include "target/service_rate.hpp"
+#include "fetch/core.hpp"
+#include "fetch/data_map_reader.hpp"
+#include "fetch/limits.hpp"
+#include "fetch/service_rate.hpp"
 
 namespace vmigrate::pager {
 
@@ -17,7 +17,7 @@ namespace vmigrate::pager {
 /// else. Bulk thread; posts nothing.
 class Prefetch {
  public:
-  Prefetch(TargetCore& core, const DataMapReader& maps, const ServiceRate& rate);
+  Prefetch(FetchCore& core, const DataMapReader& maps, const ServiceRate& rate);
 
   struct Claimed {
     uint32_t region_index;
@@ -43,10 +43,10 @@ class Prefetch {
   std::optional<Claimed> claim_from_streams(uint64_t chunk_bytes);
   std::optional<Claimed> claim_from_sweep(uint64_t chunk_bytes);
   uint64_t page_bytes(uint32_t region_index) const {
-    return core_.regions()[region_index].region->page_bytes();
+    return core_.fill().region(region_index).page_bytes();
   }
 
-  TargetCore& core_;
+  FetchCore& core_;
   const DataMapReader& maps_;
   const ServiceRate& rate_;
   std::array<Stream, kStreamsMax> streams_{};

@@ -1,4 +1,4 @@
-#include "target/probe.hpp"
+#include "fetch/probe.hpp"
 
 #include <poll.h>
 

@@ -8,24 +8,13 @@
 #include <vector>
 
 #include "base/result.hpp"
+#include "image/serve/clone_mapper.hpp"
+#include "image/serve/state.hpp"
 #include "memory/region_config.hpp"
+#include "source/region_reader.hpp"
 #include "vm/memory.hpp"
 
 namespace vmigrate::pager {
-
-///   kIdle --arm--> kArming --> kArmed --seal--> kCopying --last page--> kComplete
-///     `------------------------ resume ------------´
-/// Each state between kIdle and kComplete may change to kFailed. close and leave change every state to
-/// kClosed, except kComplete and kFailed.
-enum class ImageState : uint32_t {
-  kIdle = 1,
-  kArming,    ///< the parent runs; its memory is being write-protected and its writes are recorded
-  kArmed,     ///< the first write-protect pass is complete
-  kCopying,   ///< the image's contents are fixed: the parent's memory at the time of seal
-  kComplete,  ///< every page is in the image; no process is registered any more, threads have ended
-  kFailed,    ///< failure() says why. The parent was released and runs on; clones wait for missing pages
-  kClosed,
-};
 
 enum class Sweep : uint8_t { kAtOnce, kLater };
 
@@ -60,6 +49,9 @@ class ImageCapture {
   virtual Status sweep() = 0;
   /// With the option `resume`, from kIdle: continues a capture that an earlier process sealed.
   virtual Status resume() = 0;
+  /// One region of the image as other hosts may read it, for SourceSession; from seal on it has content. The
+  /// capture must outlive the reader, and not be left or closed while the reader is read.
+  virtual std::unique_ptr<RegionReader> reader(uint32_t region_index) = 0;
   /// `memory` must be complete, registered for missing and minor, map the image's regions in order, and
   /// outlive its removal. If the image is already complete, the ranges are unregistered at once.
   virtual Status add_clone(const VmMemory& memory) = 0;
@@ -74,9 +66,5 @@ class ImageCapture {
   virtual std::optional<Error> failure() const = 0;
   virtual void counters(std::span<uint64_t, wire::kImageCounterCount> out) const = 0;
 };
-
-/// Unregisters every range of a VM piece by piece and wakes all waiters. A process that has exited needs no
-/// release.
-Status release_vm(const VmMemory& memory);
 
 }  // namespace vmigrate::pager

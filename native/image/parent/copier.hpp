@@ -4,7 +4,7 @@
 #include <optional>
 #include <vector>
 
-#include "image/core.hpp"
+#include "image/parent/memory.hpp"
 
 namespace vmigrate::pager {
 
@@ -15,7 +15,7 @@ class ParentGuard;
 class ImageCopier {
  public:
   /// `claimed`: the injection point at which tests may park this thread.
-  ImageCopier(ImageCore& core, ParentGuard& guard, wire::InjectPoint claimed);
+  ImageCopier(ParentMemory& memory, ParentGuard& guard, wire::InjectPoint claimed);
 
   /// Brings every unclaimed page of the run into the image: holes become zero; the other pages are claimed,
   /// copied and published. Then allows the parent to write to all pages of the run that are here, and wakes
@@ -33,8 +33,9 @@ class ImageCopier {
   std::optional<uint64_t> find_own(uint32_t region_index, uint64_t page, uint64_t end);
   ssize_t move_bytes(uint32_t region_index, uint64_t offset_bytes, uint64_t length_bytes);
   bool copy(uint32_t region_index, PageRun run);
-  bool is_here(const ImageRegion& region, uint64_t page) const;
+  bool is_here(const FilledRegion& region, uint64_t page) const;
 
+  ParentMemory& memory_;
   ImageCore& core_;
   ParentGuard& guard_;
   const wire::InjectPoint claimed_point_;

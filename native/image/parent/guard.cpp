@@ -1,4 +1,4 @@
-#include "image/guard.hpp"
+#include "image/parent/guard.hpp"
 
 #include <sched.h>
 
@@ -6,7 +6,8 @@
 #include <bit>
 
 #include "base/inject_point.hpp"
-#include "image/limits.hpp"
+#include "image/serve/clone_mapper.hpp"
+#include "image/serve/limits.hpp"
 
 namespace vmigrate::pager {
 
@@ -27,32 +28,14 @@ RangeOutcome write_protect(int uffd, HostAddr base, uint64_t length_bytes, bool 
   }
 }
 
-/// Unregisters one range and wakes its waiters. False: its process is gone.
-bool release_range(int uffd, const MappedRange& range) {
-  for (uint64_t at = 0; at < range.length_bytes; at += kImagePieceBytes) {
-    const uint64_t length_bytes = std::min(kImagePieceBytes, range.length_bytes - at);
-    // Unregistering clears the protection of the range. It wakes only waiters for missing pages, and before
-    // that. So all waiters are woken once more, when no thread can begin to wait any longer.
-    if (uffd::unregister_range(uffd, range.base + at, length_bytes).outcome == Outcome::kGone) return false;
-    if (uffd::wake_range(uffd, range.base + at, length_bytes).outcome == Outcome::kGone) return false;
-  }
-  return true;
-}
-
 }  // namespace
 
-Status release_vm(const VmMemory& memory) {
-  for (const MappedRange& range : memory.ranges) {
-    if (!release_range(memory.descriptors[range.descriptor_index].fd.get(), range)) return ok();
-  }
-  return ok();
-}
-
-ParentGuard::ParentGuard(ImageCore& core) : core_(core), parent_(core.parent()) {
+ParentGuard::ParentGuard(ParentMemory& memory)
+    : memory_(memory), core_(memory.core()), parent_(memory.vm()) {
   if (parent_ == nullptr) return;
   for (const MappedRange& range : parent_->ranges) {
     const uint64_t cluster_bytes =
-        std::max(kImageClusterBytes, core.regions()[range.region_index].page_bytes());
+        std::max(kImageClusterBytes, memory.page_bytes(range.region_index));
     const uint64_t clusters = (range.length_bytes + cluster_bytes - 1) / cluster_bytes;
     notes_.push_back(
         {cluster_bytes, std::vector<std::atomic<uint64_t>>((clusters + kBitsPerWord - 1) / kBitsPerWord)});
@@ -117,8 +100,8 @@ Status ParentGuard::protect_noted_in(size_t range_index) {
     if (begin == end) return ok();
     const uint64_t from = begin * notes.cluster_bytes;
     const uint64_t length_bytes = std::min(end * notes.cluster_bytes, range.length_bytes) - from;
-    core_.counters.rearmed_pages.fetch_add(length_bytes / core_.regions()[range.region_index].page_bytes(),
-                                           std::memory_order_relaxed);
+    memory_.counters.rearmed_pages.fetch_add(length_bytes / memory_.page_bytes(range.region_index),
+                                             std::memory_order_relaxed);
     return protect(range, from, length_bytes);
   };
   for (size_t word = 0; word < notes.words.size(); ++word) {
@@ -166,7 +149,7 @@ void ParentGuard::unprotect(const MappedRange& range, uint64_t offset_bytes, uin
 
 void ParentGuard::release(uint32_t region_index, PageRun run) {
   if (is_gone()) return;
-  const uint64_t page_bytes = core_.regions()[region_index].page_bytes();
+  const uint64_t page_bytes = memory_.page_bytes(region_index);
   const uint64_t begin = raw(run.first) * page_bytes;
   const uint64_t end = begin + run.count * page_bytes;
   for (const MappedRange& range : parent_->ranges) {

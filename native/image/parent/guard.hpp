@@ -5,7 +5,7 @@
 #include <memory>
 #include <vector>
 
-#include "image/core.hpp"
+#include "image/parent/memory.hpp"
 #include "uffd/uffd.hpp"
 
 namespace vmigrate::pager {
@@ -15,7 +15,7 @@ namespace vmigrate::pager {
 class ParentGuard {
  public:
   /// Call it before the capture's threads start.
-  explicit ParentGuard(ImageCore& core);
+  explicit ParentGuard(ParentMemory& memory);
 
   /// Registers every range for write-protection. Protects nothing yet.
   Status register_ranges();
@@ -47,6 +47,7 @@ class ParentGuard {
   void unprotect(const MappedRange& range, uint64_t offset_bytes, uint64_t length_bytes);
   bool is_gone() const { return parent_ == nullptr || is_gone_.load(std::memory_order_relaxed); }
 
+  ParentMemory& memory_;
   ImageCore& core_;
   const VmMemory* const parent_;
   std::vector<Notes> notes_;  ///< one per range

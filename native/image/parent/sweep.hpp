@@ -1,6 +1,6 @@
 #pragma once
 
-#include "image/copier.hpp"
+#include "image/parent/copier.hpp"
 
 namespace vmigrate::pager {
 
@@ -8,12 +8,13 @@ namespace vmigrate::pager {
 /// whole life.
 class SweepThread {
  public:
-  SweepThread(ImageCore& core, ParentGuard& guard);
+  SweepThread(ParentMemory& memory, ParentGuard& guard);
   void run();
 
  private:
   bool sweep_region(uint32_t region_index);
 
+  ParentMemory& memory_;
   ImageCore& core_;
   ImageCopier copier_;
 };

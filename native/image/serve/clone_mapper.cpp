@@ -1,6 +1,10 @@
-#include "image/clones.hpp"
+#include "image/serve/clone_mapper.hpp"
+
+#include <fcntl.h>
 
 #include <algorithm>
+
+#include "image/serve/limits.hpp"
 
 namespace vmigrate::pager {
 
@@ -8,24 +12,66 @@ using uffd::Outcome;
 using uffd::RangeOutcome;
 using wire::PageState;
 
+namespace {
+
+/// Unregisters one range and wakes its waiters. False: its process is gone.
+bool release_range(int uffd, const MappedRange& range) {
+  for (uint64_t at = 0; at < range.length_bytes; at += kImagePieceBytes) {
+    const uint64_t length_bytes = std::min(kImagePieceBytes, range.length_bytes - at);
+    // Unregistering clears the protection of the range. It wakes only waiters for missing pages, and before
+    // that. So all waiters are woken once more, when no thread can begin to wait any longer.
+    if (uffd::unregister_range(uffd, range.base + at, length_bytes).outcome == Outcome::kGone) return false;
+    if (uffd::wake_range(uffd, range.base + at, length_bytes).outcome == Outcome::kGone) return false;
+  }
+  return true;
+}
+
+}  // namespace
+
+Status release_vm(const VmMemory& memory) {
+  for (const MappedRange& range : memory.ranges) {
+    if (!release_range(memory.descriptors[range.descriptor_index].fd.get(), range)) return ok();
+  }
+  return ok();
+}
+
 void CloneMapper::map_present(const VmMemory& clone, uint32_t region_index, PageIndex page) {
   map(clone, region_index, page, PageState::kPresent, {uffd::continue_range, "UFFDIO_CONTINUE"});
 }
 
-/// In a private mapping zero pages are not pages of the file. hugetlbfs has no zero pages, and no holes are
-/// known there.
+/// In a private mapping zero pages are not pages of the file. hugetlbfs has no zero pages: there the file gets
+/// a page, which the kernel zeroes.
 void CloneMapper::map_zero(const VmMemory& clone, uint32_t region_index, PageIndex page) {
+  if (core_.region(region_index).hugetlbfs) {
+    if (!allocate_huge_page(region_index, page)) return;
+    return map(clone, region_index, page, PageState::kZero, {uffd::continue_range, "UFFDIO_CONTINUE"});
+  }
   map(clone, region_index, page, PageState::kZero, {uffd::zero_range, "UFFDIO_ZEROPAGE"});
+}
+
+bool CloneMapper::allocate_huge_page(uint32_t region_index, PageIndex page) {
+  const FilledRegion& region = core_.region(region_index);
+  int rc;
+  do {
+    rc = ::fallocate(region.file->fd(), FALLOC_FL_KEEP_SIZE, static_cast<off_t>(raw(page) * region.page_bytes()),
+                     static_cast<off_t>(region.page_bytes()));
+  } while (rc != 0 && errno == EINTR);
+  if (rc == 0) return true;
+  core_.fail(errno == ENOMEM ? Error{ErrorCode::kNoSpace, ENOMEM, "fallocate huge page"}
+                             : system_error("fallocate huge page"));
+  return false;
 }
 
 void CloneMapper::map(const VmMemory& clone, uint32_t region_index, PageIndex page, PageState state,
                       const Call& call) {
-  const ImageRegion& region = core_.regions()[region_index];
+  const FilledRegion& region = core_.region(region_index);
   const uint64_t page_bytes = region.page_bytes();
-  const PageRun cluster = region.cluster(page);
+  const PageRun cluster = core_.cluster(region_index, page);
   const uint64_t cluster_end = raw(cluster.first) + cluster.count;
   uint64_t end = raw(page) + 1;
-  while (end < cluster_end && region.presence->state(PageIndex{end}) == state) ++end;
+  // The next hole of a huge page has no page in the file yet.
+  const bool is_alone = region.hugetlbfs && state == PageState::kZero;
+  while (!is_alone && end < cluster_end && region.presence->state(PageIndex{end}) == state) ++end;
   const uint64_t begin_bytes = raw(page) * page_bytes;
   const uint64_t step_bytes = region.hugetlbfs ? page_bytes : wire::kPageBytesMin;
   for (const MappedRange& range : clone.ranges) {
@@ -74,10 +120,6 @@ bool CloneMapper::map_piece(int uffd, HostAddr base, uint64_t length_bytes, uint
     }
   } while (at < needed_bytes);
   return true;
-}
-
-void CloneMapper::let_go(const VmMemory& clone) {
-  static_cast<void>(release_vm(clone));
 }
 
 }  // namespace vmigrate::pager

@@ -2,10 +2,15 @@
 
 #include <cstdint>
 
-#include "image/core.hpp"
+#include "image/serve/core.hpp"
 #include "uffd/uffd.hpp"
+#include "vm/memory.hpp"
 
 namespace vmigrate::pager {
+
+/// Unregisters every range of a VM piece by piece and wakes all waiters. A process that has exited needs no
+/// release.
+Status release_vm(const VmMemory& memory);
 
 /// Maps pages of the image into a clone, on the thread that reads the clone's faults. A clone may be killed
 /// at any time; nothing then remains to be done for it.
@@ -18,8 +23,6 @@ class CloneMapper {
   void map_present(const VmMemory& clone, uint32_t region_index, PageIndex page);
   /// Handles a fault on a hole: maps zeros to it and to the holes that follow it in its cluster, and wakes.
   void map_zero(const VmMemory& clone, uint32_t region_index, PageIndex page);
-  /// Call it when the whole image is here: from then on the kernel serves the clone.
-  void let_go(const VmMemory& clone);
 
  private:
   struct Call {
@@ -28,6 +31,7 @@ class CloneMapper {
   };
   void map(const VmMemory& clone, uint32_t region_index, PageIndex page, wire::PageState state,
            const Call& call);
+  bool allocate_huge_page(uint32_t region_index, PageIndex page);
   bool map_piece(int uffd, HostAddr base, uint64_t length_bytes, uint64_t needed_bytes, uint64_t step_bytes,
                  const Call& call);
 

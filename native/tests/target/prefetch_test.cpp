@@ -1,4 +1,4 @@
-#include "target/prefetch.hpp"
+#include "fetch/prefetch.hpp"
 
 #include <gtest/gtest.h>
 

@@ -2,7 +2,7 @@
 
 #include <gtest/gtest.h>
 
-#include "target/probe.hpp"
+#include "fetch/probe.hpp"
 #include "tests/support/pager_harness.hpp"
 
 namespace vmigrate::pager {

@@ -1,4 +1,4 @@
-#include "target/service_rate.hpp"
+#include "fetch/service_rate.hpp"
 
 #include <gtest/gtest.h>
 
