@@ -42,7 +42,7 @@ void BulkThread::run() {
 }
 
 bool BulkThread::connected() const {
-  return link_.endpoint && !link_dropped_ && !core_.is_lost();
+  return link_.endpoint && !link_dropped_ && core_.may_ask();
 }
 
 void BulkThread::drop_connection() {

@@ -14,7 +14,7 @@ class DemandLane {
   /// All arguments must outlive it. The endpoint's descriptor is watched with `tag`.
   DemandLane(FetchCore& core, PageSink& sink, Watcher& watcher, uint32_t tag);
 
-  bool connected() const { return link_.endpoint && !core_.is_lost(); }
+  bool connected() const { return link_.endpoint && core_.may_ask(); }
   /// A device has a READ of ours.
   bool awaits_device() const { return connected() && fetches_.used_count() != 0 && link_.endpoint->is_device(); }
   /// Descriptor of the connection; -1 if there is none.

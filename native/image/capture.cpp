@@ -91,6 +91,7 @@ class CaptureThreads final : public ImageCapture {
   }
 
   std::unique_ptr<RegionReader> reader(uint32_t region_index) override {
+    if (region_index >= core_->fill().regions().size()) return nullptr;
     return std::make_unique<ImageReader>(*parent_, guard_, region_index);
   }
 
@@ -225,6 +226,7 @@ void CaptureThreads::counters(std::span<uint64_t, wire::kImageCounterCount> out)
 }  // namespace
 
 Result<std::unique_ptr<ImageCapture>> ImageCapture::open(ImageConfig config) {
+  if (Status good = ParentMemory::check(config.source, config.image); !good) return good.error();
   auto core = ImageCore::open(config.image, config.resume, std::move(config.on_edge));
   if (!core) return core.error();
   auto parent = ParentMemory::open(*core.value(), config.parent, config.source);

@@ -9,12 +9,18 @@
 
 namespace vmigrate::pager {
 
+Status ParentMemory::check(std::span<const RegionFileConfig> source, std::span<const TargetRegionConfig> image) {
+  if (source.size() != image.size()) return Error{ErrorCode::kInvalidArgument, 0, "regions of image and source"};
+  for (size_t i = 0; i < source.size(); ++i) {
+    if (image[i].length_bytes != source[i].length_bytes || image[i].page_bytes != source[i].page_bytes) {
+      return Error{ErrorCode::kInvalidArgument, 0, "image region has another length or page size"};
+    }
+  }
+  return check_regions(source);
+}
+
 Result<std::unique_ptr<ParentMemory>> ParentMemory::open(ImageCore& core, const VmMemory* parent,
                                                          std::span<const RegionFileConfig> source) {
-  if (source.size() != core.fill().regions().size()) {
-    return Error{ErrorCode::kInvalidArgument, 0, "regions of image and source"};
-  }
-  if (Status good = check_regions(source); !good) return good.error();
   std::unique_ptr<ParentMemory> memory(new ParentMemory(core, parent));
   for (const RegionFileConfig& region : source) {
     if (auto status = memory->open_region(region); !status) return status.error();
@@ -33,9 +39,6 @@ Result<std::unique_ptr<ParentMemory>> ParentMemory::open(ImageCore& core, const 
 
 Status ParentMemory::open_region(const RegionFileConfig& source) {
   const FilledRegion& image = core_.region(static_cast<uint32_t>(regions_.size()));
-  if (image.file->length_bytes() != source.length_bytes || image.page_bytes() != source.page_bytes) {
-    return Error{ErrorCode::kInvalidArgument, 0, "image region has another length or page size"};
-  }
   auto file =
       memory::Region::open(source.path, source.length_bytes, source.page_bytes, memory::Mode::kReadOnly);
   if (!file) return file.error();

@@ -40,7 +40,9 @@ struct ParentCounters {
 
 class ParentMemory {
  public:
-  /// Opens the parent's files, which must have the geometry of the image. `parent` may be nullptr: no process
+  /// Call it before anything is opened.
+  static Status check(std::span<const RegionFileConfig> source, std::span<const TargetRegionConfig> image);
+  /// Opens the parent's files, which have been checked against those of the image. `parent` may be nullptr: no process
   /// maps them. It must outlive the object.
   static Result<std::unique_ptr<ParentMemory>> open(ImageCore& core, const VmMemory* parent,
                                                     std::span<const RegionFileConfig> source);

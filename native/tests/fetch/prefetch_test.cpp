@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include "target/core.hpp"
 #include "tests/support/pager_harness.hpp"
 
 namespace vmigrate::pager {
@@ -15,12 +16,13 @@ TEST(Prefetch, AsksForNoMoreThanTheLinkCarries) {
   vm.map_vm();
   auto core = TargetCore::open(vm.memory, vm.configs(), {}, false, {});
   ASSERT_TRUE(core.ok()) << core.error().what;
-  const DataMapReader maps(*core.value());
+  FetchCore& fetch = core.value()->fetch();
+  const DataMapReader maps(fetch);
   ServiceRate rate;
-  const Prefetch prefetch(*core.value(), maps, rate);
+  const Prefetch prefetch(fetch, maps, rate);
   const uint64_t fault_ns = 1'000 * kMs;
   const uint64_t quiet_ns = fault_ns + kQuietNs;
-  core.value()->last_fault_ns.store(fault_ns);
+  fetch.last_fault_ns.store(fault_ns);
 
   // The rate of the link is not known yet.
   EXPECT_EQ(prefetch.in_flight_bytes_max(fault_ns), kInFlightBytesBusy);
@@ -38,7 +40,7 @@ TEST(Prefetch, AsksForNoMoreThanTheLinkCarries) {
   ServiceRate fast;
   fast.begin(0);
   fast.note(1024 * kMib, 20 * kMs);
-  EXPECT_EQ(Prefetch(*core.value(), maps, fast).in_flight_bytes_max(fault_ns), kInFlightBytesBusy);
+  EXPECT_EQ(Prefetch(fetch, maps, fast).in_flight_bytes_max(fault_ns), kInFlightBytesBusy);
 }
 
 }  // namespace
