@@ -25,7 +25,8 @@ Result<ConnectRequest> connect_request(const Napi::CallbackInfo& info, size_t re
 Result<pager::SourceEndpoints> open_endpoints(ConnectRequest request) {
   const auto deadline = steady_clock::now() + request.timeout;
   const auto left = [&] {
-    return std::max(std::chrono::duration_cast<milliseconds>(deadline - steady_clock::now()), milliseconds(1));
+    return std::max(std::chrono::duration_cast<milliseconds>(deadline - steady_clock::now()),
+                    milliseconds(1));
   };
   const auto connect = [&](transport::Channel channel) {
     return request.provider->connect(request.address, request.credentials, channel, left(), request.options);

@@ -21,9 +21,11 @@ Napi::FunctionReference ImageFetchWrap::define(Napi::Env env) {
   return Napi::Persistent(DefineClass(
       env, "ImageFetch",
       {InstanceMethod<&ImageFetchWrap::connect>("connect"), InstanceMethod<&ImageFetchWrap::start>("start"),
-       InstanceMethod<&ImageFetchWrap::sweep>("sweep"), InstanceMethod<&ImageFetchWrap::add_clone>("addClone"),
+       InstanceMethod<&ImageFetchWrap::sweep>("sweep"),
+       InstanceMethod<&ImageFetchWrap::add_clone>("addClone"),
        InstanceMethod<&ImageFetchWrap::remove_clone>("removeClone"),
-       InstanceMethod<&ImageFetchWrap::snapshot>("snapshot"), InstanceMethod<&ImageFetchWrap::close>("close")}));
+       InstanceMethod<&ImageFetchWrap::snapshot>("snapshot"),
+       InstanceMethod<&ImageFetchWrap::close>("close")}));
 }
 
 Napi::Value ImageFetchWrap::open(const Napi::CallbackInfo& info) {

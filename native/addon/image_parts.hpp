@@ -8,7 +8,8 @@ namespace vmigrate::addon {
 
 // What the two ways to fill an image, a capture and a fetch, have in common.
 
-inline const Error kNoMemory{ErrorCode::kClosed, 0, "the VM's memory is not complete, or its handle is closed"};
+inline const Error kNoMemory{ErrorCode::kClosed, 0,
+                             "the VM's memory is not complete, or its handle is closed"};
 
 const char* image_state_name(pager::ImageState state);
 /// nullptr unless the VM is complete and its handle is open.

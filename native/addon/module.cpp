@@ -92,8 +92,8 @@ Napi::Value probe(const Napi::CallbackInfo& info) {
 
 Napi::Object init(Napi::Env env, Napi::Object exports) {
   auto* data = new InstanceData{PreloadListenerWrap::define(env), DataListenerWrap::define(env),
-                                SourceSessionWrap::define(env), TargetSessionWrap::define(env),
-                                ImageCaptureWrap::define(env), ImageFetchWrap::define(env)};
+                                SourceSessionWrap::define(env),   TargetSessionWrap::define(env),
+                                ImageCaptureWrap::define(env),    ImageFetchWrap::define(env)};
   env.SetInstanceData(data);
   exports.Set("support", Napi::Function::New<support>(env));
   exports.Set("createRegionFile", Napi::Function::New<create_region_file>(env));

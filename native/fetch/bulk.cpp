@@ -117,8 +117,8 @@ bool BulkThread::fetch(uint64_t at_ns) {
     }
     worked = maps_.due_ns() == UINT64_MAX;
   }
-  while (core_.fetches_all.load(std::memory_order_relaxed) && fetches_.free_count() != 0 && !fetches_.has_unposted() &&
-         sink_.has_room(fetches_.used_count() + 1) &&
+  while (core_.fetches_all.load(std::memory_order_relaxed) && fetches_.free_count() != 0 &&
+         !fetches_.has_unposted() && sink_.has_room(fetches_.used_count() + 1) &&
          fetches_.bytes() < prefetch_.in_flight_bytes_max(at_ns) && at_ns >= next_fetch_ns_) {
     const auto claimed = prefetch_.claim_next(at_ns);
     if (!claimed) break;

@@ -92,7 +92,7 @@ Status FetchCore::attach(SourceEndpoints endpoints, bool is_begun) {
     link_epoch_.store(epoch, std::memory_order_release);
     if (is_lost_.load(std::memory_order_relaxed)) {
       counters.reconnect_count.fetch_add(1, std::memory_order_relaxed);
-      is_lost_.store(false, std::memory_order_release);
+      is_lost_.store(false, std::memory_order_relaxed);
     }
   }
   wake_lanes();
@@ -115,7 +115,7 @@ void FetchCore::report_lost(uint64_t epoch) {
         fill_.all_done()) {
       return;
     }
-    is_lost_.store(true, std::memory_order_release);
+    is_lost_.store(true, std::memory_order_relaxed);
   }
   wake_lanes();
   owner_.on_connection();

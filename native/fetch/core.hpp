@@ -70,9 +70,11 @@ class FetchCore {
   Link take_link(Lane lane);
   /// Drops connections that no lane has taken. Call it after the threads have ended.
   void drop_links();
-  /// The connections of the newest attach() do not work any more; attach() is allowed.
-  bool is_lost() const { return is_lost_.load(std::memory_order_acquire); }
-  /// A lane may use its link. After an error nothing may be asked for any more: what a peer has said may be wrong.
+  /// The connections of the newest attach() do not work any more; attach() is allowed. Relaxed: a link is
+  /// handed over by its number alone.
+  bool is_lost() const { return is_lost_.load(std::memory_order_relaxed); }
+  /// A lane may use its link. After an error nothing may be asked for any more: what a peer has said may be
+  /// wrong.
   bool may_ask() const { return !is_lost() && !owner_.must_end(); }
   /// A lane has lost its link. Does nothing if there is a newer link, or if nothing is left to fetch.
   void report_lost(uint64_t epoch);

@@ -16,7 +16,9 @@ class DemandLane {
 
   bool connected() const { return link_.endpoint && core_.may_ask(); }
   /// A device has a READ of ours.
-  bool awaits_device() const { return connected() && fetches_.used_count() != 0 && link_.endpoint->is_device(); }
+  bool awaits_device() const {
+    return connected() && fetches_.used_count() != 0 && link_.endpoint->is_device();
+  }
   /// Descriptor of the connection; -1 if there is none.
   int event_fd() const { return link_.endpoint ? link_.endpoint->event_fd() : -1; }
   size_t free_count() const { return fetches_.free_count(); }

@@ -10,8 +10,8 @@
 
 namespace vmigrate::pager {
 
-/// Connections to a holder of the pages, and its keys. Created anew for each connection, because a holder that
-/// restarted has new keys.
+/// Connections to a holder of the pages, and its keys. Created anew for each connection, because a holder
+/// that restarted has new keys.
 struct SourceEndpoints {
   std::unique_ptr<transport::Endpoint> demand;
   std::unique_ptr<transport::Endpoint> bulk;

@@ -11,8 +11,8 @@ namespace vmigrate::pager {
 class PageSink {
  public:
   virtual ~PageSink() = default;
-  /// The run's bytes are complete, and its pages claimed by the caller: makes them present, and lets those run
-  /// on that wait for them.
+  /// The run's bytes are complete, and its pages claimed by the caller: makes them present, and lets those
+  /// run on that wait for them.
   virtual void publish(uint32_t region_index, PageRun run) = 0;
   /// A fault that was read waits for one of these pages. A hint: it may have changed already.
   virtual bool is_awaited(uint32_t region_index, PageRun run) const = 0;

@@ -42,9 +42,7 @@ class Prefetch {
   void follow(PageKey fault);
   std::optional<Claimed> claim_from_streams(uint64_t chunk_bytes);
   std::optional<Claimed> claim_from_sweep(uint64_t chunk_bytes);
-  uint64_t page_bytes(uint32_t region_index) const {
-    return core_.fill().region(region_index).page_bytes();
-  }
+  uint64_t page_bytes(uint32_t region_index) const { return core_.fill().region(region_index).page_bytes(); }
 
   FetchCore& core_;
   const DataMapReader& maps_;

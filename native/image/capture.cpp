@@ -136,7 +136,8 @@ class CaptureThreads final : public ImageCapture {
     return ok();
   }
 
-  /// Runs on the thread that serves the clones and reads the faults, so that no fault is half way through let_write.
+  /// Runs on the thread that serves the clones and reads the faults, so that no fault is half way through
+  /// let_write.
   template <typename Step>
   Status in_pause(std::atomic<uint64_t>& counter, Step step) {
     const uint64_t begin_ns = now_ns();

@@ -50,8 +50,8 @@ class ImageCapture {
   /// With the option `resume`, from kIdle: continues a capture that an earlier process sealed.
   virtual Status resume() = 0;
   /// One region of the image as other hosts may read it, for SourceSession; from seal on it has content. The
-  /// capture must outlive the reader, and not be left or closed while the reader is read. nullptr: there is no such
-  /// region.
+  /// capture must outlive the reader, and not be left or closed while the reader is read. nullptr: there is
+  /// no such region.
   virtual std::unique_ptr<RegionReader> reader(uint32_t region_index) = 0;
   /// `memory` must be complete, registered for missing and minor, map the image's regions in order, and
   /// outlive its removal. If the image is already complete, the ranges are unregistered at once.

@@ -34,8 +34,8 @@ class ImageFetch {
   /// Gives the session its connections. Allowed from kIdle or kDisconnected. Operations that were outstanding
   /// when the old connections broke are posted again.
   virtual Status connect(SourceEndpoints endpoints) = 0;
-  /// From kIdle, once connected: clones are served. Only pages that they ask for are read, and which pages are
-  /// holes.
+  /// From kIdle, once connected: clones are served. Only pages that they ask for are read, and which pages
+  /// are holes.
   virtual Status start() = 0;
   /// After start: reads the remaining pages as well. Idempotent.
   virtual Status sweep() = 0;

@@ -99,15 +99,15 @@ Status ExposedSource::open_process(const SourceCloneConfig& clone) {
 }
 
 Status ExposedSource::add_region(const SourceRegionConfig& config, const SourceCloneConfig* clone) {
-  // No such region is registered: a device cannot read memory that is in two places, or that comes when asked.
+  // No such region is registered: a device cannot read memory that is in two places, or that comes when
+  // asked.
   const bool fills_holes = clone == nullptr && config.reader == nullptr && listener_.fills_holes();
   auto region = memory::Region::open(config.path, config.length_bytes, config.page_bytes,
                                      fills_holes ? memory::Mode::kReadWrite : memory::Mode::kReadOnly);
   if (!region) return region.error();
   auto map = DataMap::create(region.value()->page_count());
   if (!map) return map.error();
-  SourceRegion& added =
-      regions_.emplace_back(
+  SourceRegion& added = regions_.emplace_back(
       SourceRegion{std::move(region).value(), std::move(map).value(), {}, nullptr, config.reader});
   const auto region_index = static_cast<uint32_t>(regions_.size() - 1);
   if (clone != nullptr) {

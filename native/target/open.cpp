@@ -18,8 +18,8 @@ Result<std::unique_ptr<TargetCore>> TargetCore::open(const VmMemory& memory,
   auto fill = FillState::open(configs, resume, [core = core.get()] { core->fetch_->wake_lanes(); });
   if (!fill) return fill.error();
   core->fill_ = std::move(fill).value();
-  core->fetch_ = std::make_unique<FetchCore>(*core->fill_, options, core->demand_wake,
-                                             static_cast<FetchOwner&>(*core));
+  core->fetch_ =
+      std::make_unique<FetchCore>(*core->fill_, options, core->demand_wake, static_cast<FetchOwner&>(*core));
   if (auto status = core->fetch_->check(); !status) return status.error();
   if (auto status = check_vm_fits(memory, geometry_of(*core->fill_)); !status) return status.error();
   core->ranges_.resize(core->fill_->regions().size());

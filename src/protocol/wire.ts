@@ -174,7 +174,10 @@ export const SOURCE_COUNTERS = [
 ] as const;
 export type SourceCounter = (typeof SOURCE_COUNTERS)[number];
 
-/** Counters of an image's capture, or of its transfer from another holder. All are unsigned 64-bit, and all but the percentiles only grow. */
+/**
+ * Counters of an image's capture, or of its transfer from another holder. All are unsigned 64-bit, and all but the
+ * percentiles only grow.
+ */
 export const IMAGE_COUNTERS = [
   'pagesTotal',
   /** Pages copied with their bytes; together with `pagesZero` they add up to `pagesTotal`. */

@@ -9,8 +9,8 @@
 
 namespace vmigrate::pager {
 
-/// Supplies an image with the pages of another holder of it, on another host: a page that a clone waits for is
-/// read at once, and the bulk thread reads which pages are holes, and the other pages.
+/// Supplies an image with the pages of another holder of it, on another host: a page that a clone waits for
+/// is read at once, and the bulk thread reads which pages are holes, and the other pages.
 class HolderSupply final : public Supply, private FetchOwner, private PageSink {
  public:
   HolderSupply(ImageCore& core, const FetchOptions& options);

@@ -61,7 +61,8 @@ std::optional<ImageCopier::Data> ImageCopier::find_data(uint32_t region_index, u
     core_.fail({ErrorCode::kRegionChanged, 0, "region file changed its length"});
     return std::nullopt;
   }
-  const uint64_t first = data < 0 ? end : std::min(static_cast<uint64_t>(data) / region.file->page_bytes(), end);
+  const uint64_t first =
+      data < 0 ? end : std::min(static_cast<uint64_t>(data) / region.file->page_bytes(), end);
   return Data{first, std::min(first + 1, end)};
 }
 

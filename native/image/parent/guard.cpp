@@ -30,12 +30,10 @@ RangeOutcome write_protect(int uffd, HostAddr base, uint64_t length_bytes, bool 
 
 }  // namespace
 
-ParentGuard::ParentGuard(ParentMemory& memory)
-    : memory_(memory), core_(memory.core()), parent_(memory.vm()) {
+ParentGuard::ParentGuard(ParentMemory& memory) : memory_(memory), core_(memory.core()), parent_(memory.vm()) {
   if (parent_ == nullptr) return;
   for (const MappedRange& range : parent_->ranges) {
-    const uint64_t cluster_bytes =
-        std::max(kImageClusterBytes, memory.page_bytes(range.region_index));
+    const uint64_t cluster_bytes = std::max(kImageClusterBytes, memory.page_bytes(range.region_index));
     const uint64_t clusters = (range.length_bytes + cluster_bytes - 1) / cluster_bytes;
     notes_.push_back(
         {cluster_bytes, std::vector<std::atomic<uint64_t>>((clusters + kBitsPerWord - 1) / kBitsPerWord)});

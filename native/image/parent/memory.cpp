@@ -9,8 +9,10 @@
 
 namespace vmigrate::pager {
 
-Status ParentMemory::check(std::span<const RegionFileConfig> source, std::span<const TargetRegionConfig> image) {
-  if (source.size() != image.size()) return Error{ErrorCode::kInvalidArgument, 0, "regions of image and source"};
+Status ParentMemory::check(std::span<const RegionFileConfig> source,
+                           std::span<const TargetRegionConfig> image) {
+  if (source.size() != image.size())
+    return Error{ErrorCode::kInvalidArgument, 0, "regions of image and source"};
   for (size_t i = 0; i < source.size(); ++i) {
     if (image[i].length_bytes != source[i].length_bytes || image[i].page_bytes != source[i].page_bytes) {
       return Error{ErrorCode::kInvalidArgument, 0, "image region has another length or page size"};
@@ -86,8 +88,8 @@ bool ParentMemory::enter() {
 void ParentMemory::bar() {
   // F14 pairs with F13 in enter.
   is_barred_.store(true, std::memory_order_seq_cst);
-  // Acquire pairs with the release in leave: every ioctl of a visitor comes before what follows here. A visit
-  // is the copying of one cluster, or a look at the files.
+  // A17 pairs with R17 in leave (sequentially consistent, for F14): every ioctl of a visitor comes before
+  // what follows here. A visit is the copying of one cluster, or a look at the files.
   while (visitor_count_.load(std::memory_order_seq_cst) != 0) ::sched_yield();
 }
 

@@ -42,8 +42,8 @@ class ParentMemory {
  public:
   /// Call it before anything is opened.
   static Status check(std::span<const RegionFileConfig> source, std::span<const TargetRegionConfig> image);
-  /// Opens the parent's files, which have been checked against those of the image. `parent` may be nullptr: no process
-  /// maps them. It must outlive the object.
+  /// Opens the parent's files, which have been checked against those of the image. `parent` may be nullptr:
+  /// no process maps them. It must outlive the object.
   static Result<std::unique_ptr<ParentMemory>> open(ImageCore& core, const VmMemory* parent,
                                                     std::span<const RegionFileConfig> source);
 
@@ -63,7 +63,10 @@ class ParentMemory {
   // --- threads that are not of the capture, and copy for other hosts
   /// True: the caller may touch the parent until it calls leave(). False: the parent is released, or will be.
   bool enter();
-  void leave() { visitor_count_.fetch_sub(1, std::memory_order_release); }
+  void leave() {
+    // R17 pairs with A17 in bar: every ioctl of the visit before its end.
+    visitor_count_.fetch_sub(1, std::memory_order_release);
+  }
   /// Lets nobody in any more, and waits until the last one has left.
   void bar();
 

@@ -48,15 +48,16 @@ bool ParentSupply::has_ended() const {
   return memory_.sweep_ended.load(std::memory_order_acquire);
 }
 
-/// Readers on behalf of other hosts release pages of the parent too, and must not do so when another capture has
-/// begun to protect it.
+/// Readers on behalf of other hosts release pages of the parent too, and must not do so when another capture
+/// has begun to protect it.
 void ParentSupply::let_go() {
   memory_.bar();
   guard_.let_go();
 }
 
 int ParentSupply::step() {
-  if (!waits_.empty()) waits_.serve_ready([this](const WaitList::Wait& wait) { serve(wait.key, wait.read_ns); });
+  if (!waits_.empty())
+    waits_.serve_ready([this](const WaitList::Wait& wait) { serve(wait.key, wait.read_ns); });
   return -1;
 }
 

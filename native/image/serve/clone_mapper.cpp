@@ -39,8 +39,8 @@ void CloneMapper::map_present(const VmMemory& clone, uint32_t region_index, Page
   map(clone, region_index, page, PageState::kPresent, {uffd::continue_range, "UFFDIO_CONTINUE"});
 }
 
-/// In a private mapping zero pages are not pages of the file. hugetlbfs has no zero pages: there the file gets
-/// a page, which the kernel zeroes.
+/// In a private mapping zero pages are not pages of the file. hugetlbfs has no zero pages: there the file
+/// gets a page, which the kernel zeroes.
 void CloneMapper::map_zero(const VmMemory& clone, uint32_t region_index, PageIndex page) {
   if (core_.region(region_index).hugetlbfs) {
     if (!allocate_huge_page(region_index, page)) return;
@@ -53,7 +53,8 @@ bool CloneMapper::allocate_huge_page(uint32_t region_index, PageIndex page) {
   const FilledRegion& region = core_.region(region_index);
   int rc;
   do {
-    rc = ::fallocate(region.file->fd(), FALLOC_FL_KEEP_SIZE, static_cast<off_t>(raw(page) * region.page_bytes()),
+    rc = ::fallocate(region.file->fd(), FALLOC_FL_KEEP_SIZE,
+                     static_cast<off_t>(raw(page) * region.page_bytes()),
                      static_cast<off_t>(region.page_bytes()));
   } while (rc != 0 && errno == EINTR);
   if (rc == 0) return true;

@@ -103,8 +103,8 @@ Status CloneServer::add_clone(const VmMemory& memory) {
                                   [&](const Clone& clone) { return clone.memory == &memory; });
   if (known != clones_.end()) return Error{ErrorCode::kAlreadyExists, 0, "the clone is served already"};
   if (core_.state() == ImageState::kComplete) return release_vm(memory);
-  auto slot =
-      std::find_if(clones_.begin(), clones_.end(), [](const Clone& clone) { return clone.memory == nullptr; });
+  auto slot = std::find_if(clones_.begin(), clones_.end(),
+                           [](const Clone& clone) { return clone.memory == nullptr; });
   if (slot == clones_.end()) {
     if (clones_.size() == kImageClonesMax) {
       return Error{ErrorCode::kInvalidArgument, 0, "number of clones of one image"};
@@ -140,7 +140,8 @@ void CloneServer::run() {
   commands_.end();
 }
 
-/// The supply's threads touch pages and processes until they have ended, so no process is released before that.
+/// The supply's threads touch pages and processes until they have ended, so no process is released before
+/// that.
 bool CloneServer::must_go_on() {
   const ImageCore::Stop stop = core_.must_stop();
   if (stop == ImageCore::Stop::kLeave) return false;

@@ -12,9 +12,9 @@
 
 namespace vmigrate::pager {
 
-/// The thread that reads the faults of all clones, asks the supply for the pages they wait for, and maps these.
-/// No other thread touches clones. run() is the thread's whole life. Everything else here is called on this
-/// thread (by a CommandSlot), or while it does not exist.
+/// The thread that reads the faults of all clones, asks the supply for the pages they wait for, and maps
+/// these. No other thread touches clones. run() is the thread's whole life. Everything else here is called on
+/// this thread (by a CommandSlot), or while it does not exist.
 class CloneServer final : private Watcher {
  public:
   CloneServer(ImageCore& core, Supply& supply);

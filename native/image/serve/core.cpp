@@ -8,7 +8,8 @@ namespace vmigrate::pager {
 
 Result<std::unique_ptr<ImageCore>> ImageCore::open(std::span<const TargetRegionConfig> image, bool resume,
                                                    std::function<void()> on_edge) {
-  std::unique_ptr<ImageCore> core(new ImageCore(resume, on_edge ? std::move(on_edge) : [] {}));
+  std::unique_ptr<ImageCore> core(new ImageCore(
+      resume, on_edge ? std::move(on_edge) : [] {}));
   if (!core->serve_wake.valid()) return system_error("eventfd");
   auto fill = FillState::open(image, resume, [core = core.get()] { core->serve_wake.signal(); });
   if (!fill) return fill.error();
@@ -30,7 +31,8 @@ void ImageCore::begin_copying() {
 }
 
 void ImageCore::fail(const Error& error) {
-  if (!state_.fail({ImageState::kArming, ImageState::kArmed, ImageState::kCopying}, ImageState::kFailed, error))
+  if (!state_.fail({ImageState::kArming, ImageState::kArmed, ImageState::kCopying}, ImageState::kFailed,
+                   error))
     return;
   serve_wake.signal();
   on_edge_();
@@ -55,8 +57,9 @@ ImageCore::Stop ImageCore::must_stop() const {
 }
 
 void ImageCore::finish_close() {
-  static_cast<void>(state_.advance(
-      {ImageState::kIdle, ImageState::kArming, ImageState::kArmed, ImageState::kCopying}, ImageState::kClosed));
+  static_cast<void>(
+      state_.advance({ImageState::kIdle, ImageState::kArming, ImageState::kArmed, ImageState::kCopying},
+                     ImageState::kClosed));
 }
 
 void ImageCore::wake_waits() {

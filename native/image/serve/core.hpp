@@ -1,8 +1,8 @@
 #pragma once
 
 // State that the threads of one image share while it fills. The thread that serves the clones
-// (clone_server.hpp) and the threads of the supply (supply.hpp) meet only here; docs/PAGE_STATES.md, "Images",
-// describes the protocol between them.
+// (clone_server.hpp) and the threads of the supply (supply.hpp) meet only here; docs/PAGE_STATES.md,
+// "Images", describes the protocol between them.
 
 #include <atomic>
 #include <functional>

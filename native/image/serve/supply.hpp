@@ -11,7 +11,8 @@ namespace vmigrate::pager {
 
 /// Where the pages of an image come from: the parent's memory on this host (parent/supply.hpp), or another
 /// holder of the image (holder/supply.hpp). It may have threads of its own, which publish pages too and then
-/// call ImageCore::wake_waits. The thread that serves the clones makes all calls below, unless stated otherwise.
+/// call ImageCore::wake_waits. The thread that serves the clones makes all calls below, unless stated
+/// otherwise.
 class Supply {
  public:
   enum class Answer : uint8_t {

@@ -57,7 +57,8 @@ class WaitList {
   }
   void remove(uint32_t waiter) {
     const auto end = waits_.begin() + static_cast<std::ptrdiff_t>(count_);
-    const auto kept = std::remove_if(waits_.begin(), end, [&](const Wait& wait) { return wait.waiter == waiter; });
+    const auto kept =
+        std::remove_if(waits_.begin(), end, [&](const Wait& wait) { return wait.waiter == waiter; });
     core_.wait_count.fetch_sub(static_cast<size_t>(end - kept), std::memory_order_relaxed);
     count_ = static_cast<size_t>(kept - waits_.begin());
   }

@@ -210,7 +210,8 @@ TEST(ImageFetch, APageThatBulkPublishesWhileAFaultIsNotedIsMapped) {
   host.open();
   auto& clone = host.add_clone();
   ASSERT_TRUE(host.fetch->connect(host.endpoints()).ok());
-  host.bulk->hold_if([](const transport::Operation& op) { return op.length_bytes > wire::kDataMapHeaderBytes + 64; });
+  host.bulk->hold_if(
+      [](const transport::Operation& op) { return op.length_bytes > wire::kDataMapHeaderBytes + 64; });
   ASSERT_TRUE(host.fetch->start().ok());
   ASSERT_TRUE(host.fetch->sweep().ok());
   ASSERT_TRUE(test::eventually([&] { return host.bulk->held_count() != 0; }));
@@ -236,7 +237,8 @@ TEST(ImageFetch, AFaultOnAPageThatBulkHasIsWokenWhenItArrives) {
   host.open();
   auto& clone = host.add_clone();
   ASSERT_TRUE(host.fetch->connect(host.endpoints()).ok());
-  host.bulk->hold_if([](const transport::Operation& op) { return op.length_bytes > wire::kDataMapHeaderBytes + 64; });
+  host.bulk->hold_if(
+      [](const transport::Operation& op) { return op.length_bytes > wire::kDataMapHeaderBytes + 64; });
   ASSERT_TRUE(host.fetch->start().ok());
   ASSERT_TRUE(host.fetch->sweep().ok());
   ASSERT_TRUE(test::eventually([&] { return host.bulk->held_count() != 0; }));

@@ -29,7 +29,8 @@ class RemoteImage : public ::testing::TestWithParam<const transport::Provider*> 
   static bool has_data(uint64_t page) { return page % 4 != 3; }
 
   void SetUp() override {
-    if (const std::string missing = transport::missing_for(*GetParam()); !missing.empty()) GTEST_SKIP() << missing;
+    if (const std::string missing = transport::missing_for(*GetParam()); !missing.empty())
+      GTEST_SKIP() << missing;
     listener_ = transport::must_listen(*GetParam());
     const std::string path = dir_ / "leaf.image";
     ASSERT_TRUE(memory::Region::create_file(path, kPages * kPage, kPage).ok());
@@ -45,7 +46,8 @@ class RemoteImage : public ::testing::TestWithParam<const transport::Provider*> 
   Status serve(const std::vector<std::string>& paths, ImageCapture* capture) {
     credentials_.session[0] = ++sessions_;
     if (capture != nullptr) reader_ = capture->reader(0);
-    const SourceRegionConfig config{paths[0], kPages * kPage, kPage, capture != nullptr ? reader_.get() : nullptr};
+    const SourceRegionConfig config{paths[0], kPages * kPage, kPage,
+                                    capture != nullptr ? reader_.get() : nullptr};
     auto opened = SourceSession::open(*listener_, credentials_, {&config, 1});
     if (!opened) return opened.error();
     source_ = std::move(opened).value();
@@ -53,7 +55,8 @@ class RemoteImage : public ::testing::TestWithParam<const transport::Provider*> 
   }
   SourceEndpoints endpoints() {
     SourceEndpoints result;
-    for (auto [channel, endpoint] : {std::pair{Channel::kDemand, &result.demand}, {Channel::kBulk, &result.bulk}}) {
+    for (auto [channel, endpoint] :
+         {std::pair{Channel::kDemand, &result.demand}, {Channel::kBulk, &result.bulk}}) {
       auto connected = transport::connect(*GetParam(), listener_->address(), credentials_, channel);
       EXPECT_TRUE(connected.ok()) << connected.error().what;
       *endpoint = std::move(connected).value();
@@ -107,7 +110,8 @@ TEST_P(RemoteImage, HoldsTheForkPointOfAParentThatRunsOn) {
   ASSERT_TRUE(leaf_fetch_->start().ok());
   std::atomic<bool> is_ended{false};
   std::thread writer([&] {
-    for (std::mt19937_64 random(1); !is_ended;) root.parent->word(0, random() % kPages)[random() % 512] = random();
+    for (std::mt19937_64 random(1); !is_ended;)
+      root.parent->word(0, random() % kPages)[random() % 512] = random();
   });
   auto& local = root.add_clone();
   // Pages that neither the parent nor a clone of its host has asked for.
@@ -171,8 +175,8 @@ TEST(ImageReader, CopiesAPageThatAnotherHostAsksForFirst) {
   EXPECT_EQ(root.counter(ImageCounter::kCopiedBytes), 12 * kPage) << "the data pages of one cluster";
 }
 
-/// F13 and F14: a reader that is about to release pages of the parent holds up the end of the capture, because
-/// the next capture of the same parent protects them again.
+/// F13 and F14: a reader that is about to release pages of the parent holds up the end of the capture,
+/// because the next capture of the same parent protects them again.
 TEST(ImageReader, TouchesTheParentNoMoreAfterItsRelease) {
   ImageHarness root(ImageHarness::Specs{{16}});
   root.open();
