@@ -131,6 +131,8 @@ TEST_P(RemoteImage, HoldsTheForkPointOfAParentThatRunsOn) {
   EXPECT_EQ(root.bad_image_pages(), 0u);
   EXPECT_EQ(ImageHarness::contents(leaf_[0].path, kPages * kPage), root.fork_point[0]);
   EXPECT_EQ(root.bad_pages(add_clone()), 0u);
+  // The session reads the capture.
+  source_.reset();
 }
 
 TEST_P(RemoteImage, IsReadFromTheFilesOfACompleteOne) {
