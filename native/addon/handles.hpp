@@ -6,7 +6,8 @@
 
 #include "addon/edge.hpp"
 #include "addon/wrap.hpp"
-#include "image/image.hpp"
+#include "image/capture.hpp"
+#include "image/fetch.hpp"
 #include "source/source.hpp"
 #include "target/target.hpp"
 #include "transport/transport.hpp"
@@ -14,7 +15,7 @@
 
 namespace vmigrate::addon {
 
-// The five handle classes. Owners hold their dependencies by shared_ptr, so that environments may end, and
+// The handle classes. Owners hold their dependencies by shared_ptr, so that environments may end, and
 // the collector may run, in any order. A handle on which others still depend refuses an explicit close. Only
 // the JS thread touches the state; Tasks hold references of their own.
 
@@ -61,10 +62,15 @@ class DataListenerWrap final : public Wrap<DataListenerWrap, DataListenerState> 
   void close(const Napi::CallbackInfo& info);
 };
 
+struct ImageHolder;
+
 struct SourceSessionState {
   std::shared_ptr<transport::Listener> listener;  ///< outlives `session`: declared first
   /// As `listener`; the clone whose process is read, or nullptr.
   std::shared_ptr<pager::PreloadListener> clone;
+  /// As `listener`; the capture whose image is served, or nullptr, and its readers.
+  std::shared_ptr<ImageHolder> image;
+  std::vector<std::unique_ptr<pager::RegionReader>> readers;
   std::unique_ptr<pager::SourceSession> session;  ///< nullptr once closed
   std::vector<uint64_t> final_counters;
   std::optional<Error> final_failure;
@@ -112,6 +118,37 @@ class TargetSessionWrap final : public Wrap<TargetSessionWrap, TargetSessionStat
   bool is_connecting_ = false;
 };
 
+/// A fetch and the clones that it serves, in the order in which they must be destroyed (last member first).
+struct ImageFetchHolder {
+  std::vector<std::shared_ptr<pager::PreloadListener>> clones;  ///< JS thread
+  std::unique_ptr<pager::ImageFetch> fetch;
+  size_t region_count = 0;
+};
+
+struct ImageFetchState {
+  std::shared_ptr<ImageFetchHolder> holder;  ///< nullptr once closed
+  OwnedEdge edge;
+  std::vector<uint64_t> final_counters;
+  std::optional<Error> final_failure;
+};
+
+class ImageFetchWrap final : public Wrap<ImageFetchWrap, ImageFetchState> {
+ public:
+  using Wrap::Wrap;
+  static Napi::FunctionReference define(Napi::Env env);
+  static Napi::Value open(const Napi::CallbackInfo& info);
+
+ private:
+  Napi::Value connect(const Napi::CallbackInfo& info);
+  void start(const Napi::CallbackInfo& info);
+  void sweep(const Napi::CallbackInfo& info);
+  void add_clone(const Napi::CallbackInfo& info);
+  void remove_clone(const Napi::CallbackInfo& info);
+  Napi::Value snapshot(const Napi::CallbackInfo& info);
+  Napi::Value close(const Napi::CallbackInfo& info);
+  bool is_connecting_ = false;
+};
+
 /// A capture and the VMs that it serves, in the order in which they must be destroyed (last member first).
 struct ImageHolder {
   std::shared_ptr<pager::PreloadListener> parent;               ///< nullptr: there is no parent
@@ -129,6 +166,7 @@ struct ImageCaptureState {
 class ImageCaptureWrap final : public Wrap<ImageCaptureWrap, ImageCaptureState> {
  public:
   using Wrap::Wrap;
+  const std::shared_ptr<ImageHolder>& holder() const { return state_.holder; }
   static Napi::FunctionReference define(Napi::Env env);
   static Napi::Value open(const Napi::CallbackInfo& info);
   static Napi::Value release_vm(const Napi::CallbackInfo& info);

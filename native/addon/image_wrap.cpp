@@ -1,44 +1,17 @@
 #include <algorithm>
 
 #include "addon/handles.hpp"
+#include "addon/image_parts.hpp"
 #include "addon/task.hpp"
 
 namespace vmigrate::addon {
 
 namespace {
 
-const Error kNoMemory{ErrorCode::kClosed, 0, "the VM's memory is not complete, or its handle is closed"};
-
 std::vector<uint64_t> counters_of(const pager::ImageCapture& capture) {
   std::vector<uint64_t> counters(wire::kImageCounterCount);
   capture.counters(std::span<uint64_t, wire::kImageCounterCount>(counters));
   return counters;
-}
-
-const char* state_name(pager::ImageState state) {
-  switch (state) {
-    case pager::ImageState::kIdle:
-      return "idle";
-    case pager::ImageState::kArming:
-      return "arming";
-    case pager::ImageState::kArmed:
-      return "armed";
-    case pager::ImageState::kCopying:
-      return "copying";
-    case pager::ImageState::kComplete:
-      return "complete";
-    case pager::ImageState::kFailed:
-      return "failed";
-    case pager::ImageState::kClosed:
-      return "closed";
-  }
-  return "failed";
-}
-
-/// nullptr unless the VM is complete and its handle is open.
-std::shared_ptr<pager::PreloadListener> complete_vm(const Napi::Value& handle) {
-  auto listener = PreloadListenerWrap::Unwrap(handle.As<Napi::Object>())->listener();
-  return listener && listener->memory() != nullptr ? listener : nullptr;
 }
 
 }  // namespace
@@ -144,7 +117,7 @@ Napi::Value ImageCaptureWrap::snapshot(const Napi::CallbackInfo& info) {
   const Napi::Env env = info.Env();
   const pager::ImageCapture* capture = state_.holder ? state_.holder->capture.get() : nullptr;
   Napi::Object object = Napi::Object::New(env);
-  object.Set("state", capture != nullptr ? state_name(capture->state()) : "closed");
+  object.Set("state", capture != nullptr ? image_state_name(capture->state()) : "closed");
   object.Set("failure", failure_object(env, capture != nullptr ? capture->failure() : state_.final_failure));
   object.Set("counters",
              counters_array(env, capture != nullptr ? counters_of(*capture) : state_.final_counters));

@@ -36,10 +36,21 @@ Napi::Value SourceSessionWrap::open(const Napi::CallbackInfo& info) {
     state->clone = PreloadListenerWrap::Unwrap(info[2].As<Napi::Object>())->listener();
     if (!state->clone) return Task::rejected(env, kClosedHandle);
   }
+  auto regions = source_regions(options);
+  if (!info[3].IsNull()) {
+    state->image = ImageCaptureWrap::Unwrap(info[3].As<Napi::Object>())->holder();
+    if (!state->image) return Task::rejected(env, kClosedHandle);
+    for (uint32_t i = 0; i < regions.size(); ++i) {
+      state->readers.push_back(state->image->capture->reader(i));
+      regions[i].reader = state->readers.back().get();
+      if (regions[i].reader == nullptr)
+        return Task::rejected(env, {ErrorCode::kInvalidArgument, 0, "the image has fewer regions"});
+    }
+  }
   // Runs as a task, because registering a big VM's memory with an RDMA device takes seconds.
   return Task::start(
       env,
-      [state, parsed = parsed.value(), regions = source_regions(options), clone]() mutable -> Status {
+      [state, parsed = parsed.value(), regions = std::move(regions), clone]() mutable -> Status {
         if (state->clone) clone->memory = state->clone->memory();
         auto session =
             pager::SourceSession::open(*state->listener, parsed, regions, clone ? &*clone : nullptr);
@@ -92,9 +103,13 @@ Napi::Value SourceSessionWrap::close(const Napi::CallbackInfo& info) {
   auto ending = std::make_shared<SourceSessionState>();
   ending->listener = std::move(state_.listener);
   ending->clone = std::move(state_.clone);
+  ending->image = std::move(state_.image);
+  ending->readers = std::move(state_.readers);
   ending->session = std::move(state_.session);
   return Task::start(info.Env(), [ending] {
     ending->session.reset();
+    ending->readers.clear();
+    ending->image.reset();
     ending->clone.reset();
     ending->listener.reset();
     return ok();

@@ -1,15 +1,10 @@
-#include <algorithm>
-#include <chrono>
-
+#include "addon/connect.hpp"
 #include "addon/handles.hpp"
 #include "addon/task.hpp"
 
 namespace vmigrate::addon {
 
 namespace {
-
-using std::chrono::milliseconds;
-using std::chrono::steady_clock;
 
 std::vector<uint64_t> counters_of(const pager::TargetSession& session) {
   std::vector<uint64_t> counters(wire::kTargetCounterCount);
@@ -33,47 +28,6 @@ const char* state_name(pager::TargetState state) {
       return "closed";
   }
   return "failed";
-}
-
-/// The data that connect() needs outside the JS thread.
-struct ConnectRequest {
-  const transport::Provider* provider;
-  transport::Address address;
-  transport::Options options;
-  transport::Credentials credentials;
-  std::vector<pager::SourceRegionKeys> keys;
-  milliseconds timeout;
-};
-
-Status connect_both(pager::TargetSession& session, ConnectRequest request) {
-  const auto deadline = steady_clock::now() + request.timeout;
-  const auto connect = [&request](transport::Channel channel, milliseconds timeout) {
-    return request.provider->connect(request.address, request.credentials, channel, timeout, request.options);
-  };
-  auto demand = connect(transport::Channel::kDemand, request.timeout);
-  if (!demand) return demand.error();
-  const auto left = std::chrono::duration_cast<milliseconds>(deadline - steady_clock::now());
-  auto bulk = connect(transport::Channel::kBulk, std::max(left, milliseconds(1)));
-  if (!bulk) return bulk.error();
-  const auto probe_timeout =
-      std::max(std::chrono::duration_cast<milliseconds>(deadline - steady_clock::now()), milliseconds(1));
-  return session.connect(
-      {std::move(demand).value(), std::move(bulk).value(), std::move(request.keys), probe_timeout});
-}
-
-Result<ConnectRequest> connect_request(const Napi::CallbackInfo& info, size_t region_count) {
-  const Napi::Object source = info[0].As<Napi::Object>();
-  const auto parsed = credentials(source);
-  if (!parsed) return parsed.error();
-  const auto keys = region_keys(source);
-  if (!keys) return keys.error();
-  if (keys.value().size() != region_count)
-    return Error{ErrorCode::kProtocol, 0, "the source has another number of regions"};
-  const auto found = provider(source);
-  if (!found) return found.error();
-  return ConnectRequest{
-      found.value(),  address(source), provider_options(source),
-      parsed.value(), keys.value(),    milliseconds(info[1].As<Napi::Number>().Int64Value())};
 }
 
 }  // namespace
@@ -127,8 +81,10 @@ Napi::Value TargetSessionWrap::connect(const Napi::CallbackInfo& info) {
   Ref();  // until finish, so that the wrapper is not collected during the task
   return Task::start(
       env,
-      [core = state_.core, request = std::move(request).value()] {
-        return connect_both(*core->session, request);
+      [core = state_.core, request = std::move(request).value()]() -> Status {
+        auto endpoints = open_endpoints(request);
+        if (!endpoints) return endpoints.error();
+        return core->session->connect(std::move(endpoints).value());
       },
       [this] {
         is_connecting_ = false;

@@ -22,7 +22,7 @@
 #include <vector>
 
 #include "base/thread_util.hpp"
-#include "image/image.hpp"
+#include "image/capture.hpp"
 #include "memory/region.hpp"
 
 namespace {

@@ -15,7 +15,7 @@
 namespace vmigrate::pager {
 
 /// A map of a small region is padded, so that a READ of a whole map fills several of any network's frames:
-/// the target tries its connections with it (target/probe.hpp).
+/// the target tries its connections with it (fetch/probe.hpp).
 constexpr uint64_t kLengthBytesMin = 64 << 10;
 
 static_assert(std::endian::native == std::endian::little, "the map is little-endian on the wire");

@@ -36,7 +36,8 @@ class ExposedSource final : public SourceSession {
     /// Pages that were holes before `expose` filled them; empty if the provider does not fill holes. The VM
     /// may have written to them since, so the scan reads these pages when the VM has stopped.
     std::vector<bool> filled_holes;
-    std::unique_ptr<CloneRegion> clone;  ///< nullptr: the file holds the whole region
+    std::unique_ptr<CloneRegion> clone;  ///< nullptr: the file holds the whole region, or `reader` shows it
+    const RegionReader* reader = nullptr;
   };
 
   Status open_process(const SourceCloneConfig& clone);
@@ -98,15 +99,16 @@ Status ExposedSource::open_process(const SourceCloneConfig& clone) {
 }
 
 Status ExposedSource::add_region(const SourceRegionConfig& config, const SourceCloneConfig* clone) {
-  // No region of a clone is registered: a device cannot read memory that is in two places.
-  const bool fills_holes = clone == nullptr && listener_.fills_holes();
+  // No such region is registered: a device cannot read memory that is in two places, or that comes when
+  // asked.
+  const bool fills_holes = clone == nullptr && config.reader == nullptr && listener_.fills_holes();
   auto region = memory::Region::open(config.path, config.length_bytes, config.page_bytes,
                                      fills_holes ? memory::Mode::kReadWrite : memory::Mode::kReadOnly);
   if (!region) return region.error();
   auto map = DataMap::create(region.value()->page_count());
   if (!map) return map.error();
-  SourceRegion& added =
-      regions_.emplace_back(SourceRegion{std::move(region).value(), std::move(map).value(), {}, nullptr});
+  SourceRegion& added = regions_.emplace_back(
+      SourceRegion{std::move(region).value(), std::move(map).value(), {}, nullptr, config.reader});
   const auto region_index = static_cast<uint32_t>(regions_.size() - 1);
   if (clone != nullptr) {
     auto opened = CloneRegion::open(*added.region, region_index, process_.get(),
@@ -120,6 +122,8 @@ Status ExposedSource::add_region(const SourceRegionConfig& config, const SourceC
   transport::LocalMemory memory{.length_bytes = added.region->length_bytes()};
   if (added.clone) {
     memory.reader = added.clone.get();
+  } else if (added.reader != nullptr) {
+    memory.reader = added.reader;
   } else {
     memory.base = added.region->base();
     memory.fd = added.region->fd();
@@ -203,6 +207,7 @@ Status ExposedSource::scan_region(uint32_t region_index) {
 Status ExposedSource::each_used_run(const SourceRegion& source,
                                     const std::function<void(PageRun)>& visit) const {
   if (source.clone) return source.clone->each_used_run(visit);
+  if (source.reader != nullptr) return source.reader->each_data_run(visit);
   if (source.filled_holes.empty()) return source.region->each_data_run(visit);
   Status looked = ok();
   const Status walked = source.region->each_data_run([&](PageRun run) {

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "base/result.hpp"
+#include "source/region_reader.hpp"
 #include "transport/region_keys.hpp"
 #include "transport/transport.hpp"
 #include "vm/memory.hpp"
@@ -18,6 +19,9 @@ struct SourceRegionConfig {
   std::string path;
   uint64_t length_bytes = 0;
   uint64_t page_bytes = 0;
+  /// Replaces the content of the file, whose length the region still has. Must outlive the session. Only for
+  /// listeners whose provider serves by thread.
+  const RegionReader* reader = nullptr;
 };
 
 /// The VM is a clone: its regions are the files of its image, mapped copy-on-write.

@@ -13,118 +13,40 @@ namespace vmigrate::pager {
 using wire::PageState;
 
 DemandThread::DemandThread(TargetCore& core)
-    : core_(core), publisher_(core), fetches_(core, core.counters.demand_bytes, kDemandFetchesMax) {}
+    : core_(core), publisher_(core), lane_(core.fetch(), publisher_, *this, /*tag=*/0) {}
 
 Status DemandThread::open() {
   epoll_.reset(::epoll_create1(EPOLL_CLOEXEC));
   if (!epoll_.valid()) return system_error("epoll_create1");
-  epoll_event event{};
-  event.events = EPOLLIN;
-  if (::epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, core_.demand_wake.fd(), &event) != 0) {
-    return system_error("epoll_ctl");
-  }
+  if (auto status = watch(core_.demand_wake.fd(), 0); !status) return status;
   for (const MappedRange& range : core_.vm().ranges) {
     if (std::find(descriptors_.begin(), descriptors_.end(), range.descriptor_index) != descriptors_.end()) {
       continue;
     }
     descriptors_.push_back(range.descriptor_index);
     const int uffd = core_.vm().descriptors[range.descriptor_index].fd.get();
-    if (::epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, uffd, &event) != 0) return system_error("epoll_ctl");
+    if (auto status = watch(uffd, 0); !status) return status;
   }
   return ok();
 }
 
-bool DemandThread::connected() const {
-  return link_.endpoint && core_.state() == TargetState::kFilling;
-}
-
-bool DemandThread::awaits_device() const {
-  return connected() && fetches_.used_count() != 0 && link_.endpoint->is_device();
-}
-
-void DemandThread::watch_endpoint(bool watch) {
-  if (watch == endpoint_watched_ || !link_.endpoint) return;
+/// Everything is looked at after each sleep, so no tag is needed.
+Status DemandThread::watch(int fd, uint32_t /*tag*/) {
   epoll_event event{};
   event.events = EPOLLIN;
-  if (::epoll_ctl(epoll_.get(), watch ? EPOLL_CTL_ADD : EPOLL_CTL_DEL, link_.endpoint->event_fd(), &event) !=
-      0) {
-    core_.fail(system_error("epoll_ctl"));
-    return;
-  }
-  endpoint_watched_ = watch;
+  return ::epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, fd, &event) == 0 ? ok() : Status(system_error("epoll_ctl"));
 }
 
-/// A broken connection stays readable for ever and never recovers, so it is no longer watched. Its fetches
-/// are posted again when the next connection comes, if one is needed.
-void DemandThread::drop_connection() {
-  watch_endpoint(false);
-  link_.endpoint.reset();
-  core_.report_disconnected(link_.epoch);
-}
-
-/// The bulk thread may report a loss first. Then nothing is polled or posted here any more, so a connection
-/// that stays readable would end every sleep at once.
-void DemandThread::drop_lost_link() {
-  if (!link_.endpoint || core_.state() != TargetState::kDisconnected) return;
-  watch_endpoint(false);
-  link_.endpoint.reset();
-}
-
-bool DemandThread::take_new_link() {
-  if (core_.link_epoch() == link_.epoch) return false;
-  watch_endpoint(false);
-  const bool reconnected = link_.epoch != 0;
-  link_ = Link{};  // first: the old endpoint must not write into pages that are fetched again
-  link_ = core_.take_link(Lane::kDemand);
-  fetches_.rewind();
-  watch_endpoint(true);
-  post();
-  if (reconnected) core_.notify();
-  return true;
-}
-
-bool DemandThread::poll_completions() {
-  if (!connected()) return false;
-  std::array<transport::Completion, kCompletionBatchMax> completions;
-  const size_t count = link_.endpoint->poll(completions);
-  for (size_t i = 0; i < count; ++i) {
-    const FetchTable::Completed done = fetches_.complete(completions[i]);
-    switch (done.progress) {
-      case FetchTable::Progress::kMore:
-        break;
-      case FetchTable::Progress::kFinished: {
-        const Fetch fetch = fetches_.get(done.slot);
-        fetches_.release(done.slot);
-        publisher_.publish(fetch.region_index, fetch.run);
-        break;
-      }
-      case FetchTable::Progress::kDisconnected:
-        drop_connection();
-        return true;
-      case FetchTable::Progress::kFailed:
-        core_.fail(done.error);
-        return true;
-    }
-  }
-  if (count == 0 && link_.endpoint->disconnected()) {
-    drop_connection();
-    return true;
-  }
-  return count != 0;
-}
-
-void DemandThread::post() {
-  if (!connected()) return;
-  if (awaits_device()) link_.endpoint->set_polled(true);
-  if (!fetches_.post(link_)) drop_connection();
+void DemandThread::unwatch(int fd) {
+  if (::epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, fd, nullptr) != 0) core_.fail(system_error("epoll_ctl"));
 }
 
 /// How many faults may be read without overflowing any table, whatever kind they are.
 bool DemandThread::room_for_faults(size_t& count_max) const {
   const size_t waits = core_.waits.count();
-  const size_t fetch_room = fetches_.free_count();
+  const size_t fetch_room = lane_.free_count();
   const size_t wait_room = waits < kWaitingFaultsMax ? kWaitingFaultsMax - waits : 0;
-  const size_t retry_used = publisher_.retry_count() + fetches_.used_count();
+  const size_t retry_used = publisher_.retry_count() + lane_.used_count();
   const size_t retry_room = retry_used < kRetriesMax ? kRetriesMax - retry_used : 0;
   count_max = std::min({kFaultBatchMax, fetch_room, wait_room, retry_room});
   return count_max != 0;
@@ -147,7 +69,7 @@ bool DemandThread::read_faults() {
     any = true;
     const uint64_t read_ns = now_ns();
     core_.counters.fault_count.fetch_add(read.count, std::memory_order_relaxed);
-    core_.last_fault_ns.store(read_ns, std::memory_order_relaxed);
+    core_.fetch().last_fault_ns.store(read_ns, std::memory_order_relaxed);
     for (size_t fault = 0; fault < read.count; ++fault) {
       const auto key = core_.locate(index, faults[fault].address);
       if (!key || faults[fault].is_write_protect) {
@@ -158,7 +80,7 @@ bool DemandThread::read_faults() {
       inject_point(wire::InjectPoint::kTargetFaultRead, *key);
       serve(*key, read_ns);
     }
-    if (fetches_.has_unposted()) post();
+    if (lane_.has_unposted()) lane_.post();
   }
   first_descriptor_ = (first_descriptor_ + 1) % descriptors_.size();
   return any;
@@ -167,8 +89,8 @@ bool DemandThread::read_faults() {
 void DemandThread::serve(PageKey key, uint64_t read_ns) {
   const uint32_t region_index = key_region(key);
   const PageIndex page = key_page(key);
-  memory::PresenceMap& presence = *core_.regions()[region_index].presence;
-  core_.recent_faults.push(key);
+  memory::PresenceMap& presence = *core_.region(region_index).presence;
+  core_.fetch().recent_faults.push(key);
   // States only move forward, so this loop ends: an absent page may go to another claim or to zero, a claimed
   // page to present.
   for (;;) {
@@ -185,7 +107,7 @@ void DemandThread::serve(PageKey key, uint64_t read_ns) {
         if (!presence.claim(page)) break;
         inject_point(wire::InjectPoint::kTargetClaimed, key);
         core_.waits.insert(key, read_ns);
-        fetches_.start(region_index, PageRun{page, 1});
+        lane_.start(region_index, PageRun{page, 1});
         return;
       case PageState::kClaimed:
         core_.counters.fault_on_claimed_count.fetch_add(1, std::memory_order_relaxed);
@@ -201,7 +123,7 @@ bool DemandThread::wait_for_claim(PageKey key, uint64_t read_ns) {
   core_.waits.insert(key, read_ns);
   // F2 pairs with F1 in Publisher::account: the wait stored before, the state looked at after.
   std::atomic_thread_fence(std::memory_order_seq_cst);
-  if (core_.regions()[key_region(key)].presence->state(key_page(key)) == PageState::kClaimed) return true;
+  if (core_.region(key_region(key)).presence->state(key_page(key)) == PageState::kClaimed) return true;
   // The thread that removes the wait must answer it. If the publisher removed it, it did so after its
   // CONTINUE.
   bool taken = false;

@@ -5,8 +5,9 @@
 
 #include "base/adaptive_spin.hpp"
 #include "base/unique_fd.hpp"
+#include "base/watcher.hpp"
+#include "fetch/demand_lane.hpp"
 #include "target/core.hpp"
-#include "target/fetch_table.hpp"
 #include "target/publish.hpp"
 
 namespace vmigrate::pager {
@@ -14,7 +15,7 @@ namespace vmigrate::pager {
 /// The thread that reads the VM's faults, fetches pages that a vCPU waits for, and at the end unregisters the
 /// ranges. No other thread reads the userfaultfds. run() is the thread's whole life; the object dies after
 /// it.
-class DemandThread {
+class DemandThread final : private Watcher {
  public:
   explicit DemandThread(TargetCore& core);
   /// Call it before run(), on any thread.
@@ -22,31 +23,23 @@ class DemandThread {
   void run();
 
  private:
-  bool take_new_link();
-  bool connected() const;
-  bool awaits_device() const;
-  bool poll_completions();
+  Status watch(int fd, uint32_t tag) override;
+  void unwatch(int fd) override;
   bool poll_some();
   bool read_faults();
   void serve(PageKey key, uint64_t read_ns);
   bool wait_for_claim(PageKey key, uint64_t read_ns);
-  void post();
-  void drop_connection();
-  void drop_lost_link();
   bool room_for_faults(size_t& count_max) const;
   void pause_reading(bool paused);
   void sleep();
   void finish();
-  void watch_endpoint(bool watch);
 
   TargetCore& core_;
   Publisher publisher_;
-  FetchTable fetches_;
-  Link link_;
+  DemandLane lane_;
   std::vector<uint32_t> descriptors_;  ///< indices of the userfaultfds to read
   size_t first_descriptor_ = 0;        ///< read first next time, so that no descriptor starves another
   UniqueFd epoll_;
-  bool endpoint_watched_ = false;
   bool reading_paused_ = false;
 
   // Busy polling: how long to look for work before sleeping. The time grows while polling finds work and

@@ -27,17 +27,17 @@ void DemandThread::run() {
   bool spun = false;
   while (!core_.must_end()) {
     // A8 pairs with R8 in BulkThread::run: the bulk thread touches no range any more.
-    if (core_.all_done() && core_.bulk_ended.load(std::memory_order_acquire)) {
+    if (core_.fill().all_done() && core_.fetch().bulk_ended.load(std::memory_order_acquire)) {
       finish();
       break;
     }
-    drop_lost_link();
-    bool worked = take_new_link();
+    lane_.drop_lost_link();
+    bool worked = lane_.take_new_link();
     worked |= publisher_.retry_count() != 0 && publisher_.retry();
-    worked |= poll_completions();
+    worked |= lane_.poll();
     worked |= read_faults();
     // Posts again the operations that the transport did not accept before, whatever the reason.
-    if (fetches_.has_unposted()) post();
+    if (lane_.has_unposted()) lane_.post();
     const uint64_t at_ns = now_ns();
     if (worked) {
       if (spun) spin_ns_ = std::min(spin_ns_ * 2, kSpinNsMax);
@@ -46,7 +46,7 @@ void DemandThread::run() {
       device_spin_.succeed();
       continue;
     }
-    if (awaits_device() && device_spin_.go_on()) {
+    if (lane_.awaits_device() && device_spin_.go_on()) {
       if (poll_some())
         last_work_ns = now_ns();
       else
@@ -64,7 +64,7 @@ void DemandThread::run() {
     sleep();
     last_work_ns = now_ns();
   }
-  link_ = Link{};
+  lane_.close();
   core_.counters.demand_cpu_ns.store(thread_cpu_ns(), std::memory_order_relaxed);
 }
 
@@ -72,7 +72,7 @@ void DemandThread::run() {
 /// is a system call.
 bool DemandThread::poll_some() {
   for (int i = 0; i < kPollsPerLook; ++i) {
-    if (poll_completions()) return true;
+    if (lane_.poll()) return true;
   }
   return false;
 }
@@ -82,10 +82,10 @@ void DemandThread::sleep() {
   core_.counters.demand_cpu_ns.store(thread_cpu_ns(), std::memory_order_relaxed);
   size_t room = 0;
   pause_reading(!room_for_faults(room));
-  if (link_.endpoint) link_.endpoint->set_polled(false);
+  lane_.stop_polling();
   std::array<epoll_event, 4> events;
   // connect() signals a new connection.
-  const bool posts_soon = connected() && fetches_.has_unposted();
+  const bool posts_soon = lane_.connected() && lane_.has_unposted();
   const int timeout_ms = publisher_.retry_count() != 0 || posts_soon ? kRetryMs : -1;
   const int count = ::epoll_wait(epoll_.get(), events.data(), events.size(), timeout_ms);
   if (count < 0 && errno != EINTR) core_.fail(system_error("epoll_wait"));
@@ -131,9 +131,9 @@ void DemandThread::finish() {
       return core_.fail(uffd::call_error(woken.system_errno, "UFFDIO_WAKE"));
     }
   }
-  link_ = Link{};
+  lane_.close();
   // A connection may be left that neither thread has taken, because all pages were here before it was needed.
-  for (const Lane lane : {Lane::kDemand, Lane::kBulk}) (void)core_.take_link(lane);
+  core_.fetch().drop_links();
   core_.counters.demand_cpu_ns.store(thread_cpu_ns(), std::memory_order_relaxed);
   core_.complete(now_ns());
 }

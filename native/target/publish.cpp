@@ -17,18 +17,18 @@ namespace {
 
 /// The unit in which CONTINUE and ZEROPAGE map and stop. One of our pages may hold many of them: if a VM
 /// discards one, the others stay mapped.
-uint64_t kernel_page_bytes(const TargetRegion& region) {
-  return region.hugetlbfs ? region.region->page_bytes() : wire::kPageBytesMin;
+uint64_t kernel_page_bytes(const FilledRegion& region) {
+  return region.hugetlbfs ? region.page_bytes() : wire::kPageBytesMin;
 }
 
 }  // namespace
 
 template <typename Visit>
-bool Publisher::each_piece(const TargetRegion& region, PageRun run, Visit visit) {
-  const uint64_t page_bytes = region.region->page_bytes();
+bool Publisher::each_piece(uint32_t region_index, PageRun run, Visit visit) {
+  const uint64_t page_bytes = core_.region(region_index).page_bytes();
   const uint64_t begin = raw(run.first) * page_bytes;
   const uint64_t end = begin + run.count * page_bytes;
-  for (const MappedRange& range : region.ranges) {
+  for (const MappedRange& range : core_.ranges(region_index)) {
     const uint64_t from = std::max(begin, range.region_offset_bytes);
     const uint64_t to = std::min(end, range.region_offset_bytes + range.length_bytes);
     if (from >= to) continue;
@@ -50,6 +50,11 @@ void Publisher::defer(uint32_t region_index, PageRun run) {
   retries_[retry_count_++] = {region_index, run};
 }
 
+bool Publisher::is_awaited(uint32_t region_index, PageRun run) const {
+  const PageKey first = page_key(region_index, run.first);
+  return core_.waits.find(first, first + run.count) != 0;
+}
+
 bool Publisher::retry() {
   const size_t count = std::exchange(retry_count_, 0);
   const auto pending = retries_;
@@ -61,10 +66,10 @@ bool Publisher::retry() {
 
 /// False: deferred, or the session has failed.
 bool Publisher::continue_run(uint32_t region_index, PageRun run, OnHole on_hole) {
-  const TargetRegion& region = core_.regions()[region_index];
-  const uint64_t page_bytes = region.region->page_bytes();
+  const FilledRegion& region = core_.region(region_index);
+  const uint64_t page_bytes = region.page_bytes();
   const uint64_t step_bytes = kernel_page_bytes(region);
-  return each_piece(region, run, [&](const Piece& piece, PageIndex first) {
+  return each_piece(region_index, run, [&](const Piece& piece, PageIndex first) {
     uint64_t at = 0;
     while (at < piece.length_bytes) {
       const RangeOutcome result = uffd::continue_range(piece.uffd, piece.base + at, piece.length_bytes - at);
@@ -117,12 +122,12 @@ void Publisher::account(uint32_t region_index, PageRun run) {
     std::atomic_thread_fence(std::memory_order_seq_cst);
     if (core_.reading_paused.load(std::memory_order_relaxed)) core_.demand_wake.signal();
   }
-  core_.add_present(run.count);
+  core_.fill().add_present(run.count);
 }
 
 void Publisher::publish(uint32_t region_index, PageRun run) {
   inject_point(wire::InjectPoint::kTargetBeforePublish, page_key(region_index, run.first));
-  core_.regions()[region_index].presence->publish(run);
+  core_.region(region_index).presence->publish(run);
   const PageKey first = page_key(region_index, run.first);
   const PageKey wanted = run.count == 1 ? 0 : core_.waits.find(first, first + run.count);
   if (wanted > first) {
@@ -142,11 +147,11 @@ void Publisher::serve_present(uint32_t region_index, PageIndex page) {
 
 /// hugetlbfs has no zero page: the kernel zeroes a page when it allocates it, and leaves an existing page as
 /// it is.
-bool Publisher::allocate_huge_page(const TargetRegion& region, uint64_t offset_bytes) {
+bool Publisher::allocate_huge_page(const FilledRegion& region, uint64_t offset_bytes) {
   int rc;
   do {
-    rc = ::fallocate(region.region->fd(), FALLOC_FL_KEEP_SIZE, static_cast<off_t>(offset_bytes),
-                     static_cast<off_t>(region.region->page_bytes()));
+    rc = ::fallocate(region.file->fd(), FALLOC_FL_KEEP_SIZE, static_cast<off_t>(offset_bytes),
+                     static_cast<off_t>(region.page_bytes()));
   } while (rc != 0 && errno == EINTR);
   if (rc == 0) return true;
   core_.fail(errno == ENOMEM ? Error{ErrorCode::kNoSpace, ENOMEM, "fallocate huge page"}
@@ -159,7 +164,7 @@ bool Publisher::allocate_huge_page(const TargetRegion& region, uint64_t offset_b
 /// failed.
 bool Publisher::zero_piece(uint32_t region_index, uint64_t offset_bytes, const Piece& piece,
                            uint64_t needed_bytes) {
-  const TargetRegion& region = core_.regions()[region_index];
+  const FilledRegion& region = core_.region(region_index);
   const uint64_t step_bytes = kernel_page_bytes(region);
   uint64_t at = 0;
   while (at < needed_bytes) {
@@ -185,7 +190,7 @@ bool Publisher::zero_piece(uint32_t region_index, uint64_t offset_bytes, const P
     // The page is in the page cache, mapped or not. If an RDMA device has filled the file, its neighbours are
     // too.
     inject_point(wire::InjectPoint::kTargetBeforePublish,
-                 page_key(region_index, PageIndex{(offset_bytes + at) / region.region->page_bytes()}));
+                 page_key(region_index, PageIndex{(offset_bytes + at) / region.page_bytes()}));
     const RangeOutcome mapped = uffd::continue_range(piece.uffd, piece.base + at, piece.length_bytes - at);
     at += mapped.done_bytes;
     if (mapped.done_bytes != 0) continue;
@@ -209,8 +214,8 @@ bool Publisher::zero_piece(uint32_t region_index, uint64_t offset_bytes, const P
 }
 
 void Publisher::serve_zero(uint32_t region_index, PageIndex page) {
-  const TargetRegion& region = core_.regions()[region_index];
-  const uint64_t page_bytes = region.region->page_bytes();
+  const FilledRegion& region = core_.region(region_index);
+  const uint64_t page_bytes = region.page_bytes();
   const uint64_t count_max = region.hugetlbfs ? 1 : std::max<uint64_t>(1, kZeroBatchBytes / page_bytes);
   uint64_t count = 1;
   while (count < count_max && raw(page) + count < region.presence->page_count() &&
@@ -218,7 +223,7 @@ void Publisher::serve_zero(uint32_t region_index, PageIndex page) {
     ++count;
   }
   // The page that faulted. Its neighbours may wait for their own faults.
-  each_piece(region, PageRun{page, count}, [&](const Piece& piece, PageIndex first) {
+  each_piece(region_index, PageRun{page, count}, [&](const Piece& piece, PageIndex first) {
     return zero_piece(region_index, raw(first) * page_bytes, piece, first == page ? page_bytes : 0);
   });
 }

@@ -3,9 +3,10 @@
 #include <mutex>
 #include <thread>
 
-#include "target/bulk.hpp"
+#include "fetch/bulk.hpp"
 #include "target/core.hpp"
 #include "target/demand.hpp"
+#include "target/publish.hpp"
 
 namespace vmigrate::pager {
 namespace {
@@ -13,7 +14,7 @@ namespace {
 class TargetThreads final : public TargetSession {
  public:
   explicit TargetThreads(std::unique_ptr<TargetCore> core)
-      : core_(std::move(core)), demand_(*core_), bulk_(*core_) {}
+      : core_(std::move(core)), demand_(*core_), bulk_sink_(*core_), bulk_(core_->fetch(), bulk_sink_) {}
   ~TargetThreads() override { close(); }
 
   Status open() { return demand_.open(); }
@@ -61,11 +62,12 @@ class TargetThreads final : public TargetSession {
       return counter.load(std::memory_order_relaxed);
     };
     const TargetCounters& counted = core_->counters;
-    set(TargetCounter::kPageCount, core_->page_count());
-    set(TargetCounter::kPagesPresent, core_->pages_present());
-    set(TargetCounter::kPagesZero, core_->pages_zero());
-    set(TargetCounter::kDemandBytes, get(counted.demand_bytes));
-    set(TargetCounter::kPrefetchBytes, get(counted.prefetch_bytes));
+    const FetchCounters& fetched = core_->fetch().counters;
+    set(TargetCounter::kPageCount, core_->fill().page_count());
+    set(TargetCounter::kPagesPresent, core_->fill().pages_present());
+    set(TargetCounter::kPagesZero, core_->fill().pages_zero());
+    set(TargetCounter::kDemandBytes, get(fetched.demand_bytes));
+    set(TargetCounter::kPrefetchBytes, get(fetched.prefetch_bytes));
     set(TargetCounter::kFaultCount, get(counted.fault_count));
     set(TargetCounter::kFaultOnClaimedCount, get(counted.fault_on_claimed_count));
     set(TargetCounter::kFaultP50Ns, core_->stats.percentile_ns(500));
@@ -73,14 +75,15 @@ class TargetThreads final : public TargetSession {
     set(TargetCounter::kFaultMaxNs, core_->stats.max_ns());
     set(TargetCounter::kFaultWaitNs, core_->stats.wait_ns());
     set(TargetCounter::kDegradedNs, core_->stats.degraded_ns());
-    set(TargetCounter::kReconnectCount, get(counted.reconnect_count));
+    set(TargetCounter::kReconnectCount, get(fetched.reconnect_count));
     set(TargetCounter::kCompletedNs, get(counted.completed_ns));
-    set(TargetCounter::kCpuNs, get(counted.demand_cpu_ns) + get(counted.bulk_cpu_ns));
+    set(TargetCounter::kCpuNs, get(counted.demand_cpu_ns) + get(fetched.bulk_cpu_ns));
   }
 
  private:
   std::unique_ptr<TargetCore> core_;
   DemandThread demand_;
+  Publisher bulk_sink_;
   BulkThread bulk_;
   std::mutex threads_mutex_;  // guards start and close
   std::thread demand_thread_;

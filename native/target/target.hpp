@@ -1,6 +1,5 @@
 #pragma once
 
-#include <chrono>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -9,22 +8,11 @@
 #include <vector>
 
 #include "base/result.hpp"
+#include "fetch/endpoints.hpp"
 #include "memory/region_config.hpp"
-#include "transport/region_keys.hpp"
-#include "transport/transport.hpp"
 #include "vm/memory.hpp"
 
 namespace vmigrate::pager {
-
-/// Connections to the source and its keys. Created anew for each connection, because a source that restarted
-/// has new keys.
-struct SourceEndpoints {
-  std::unique_ptr<transport::Endpoint> demand;
-  std::unique_ptr<transport::Endpoint> bulk;
-  std::vector<SourceRegionKeys> keys;  ///< one per region, in order
-  /// If not 0, connect() of a session that has not begun tries each connection with a READ (probe.hpp).
-  std::chrono::milliseconds probe_timeout{0};
-};
 
 enum class TargetState : uint32_t {
   kIdle = 1,      ///< opened; faults wait in the kernel
@@ -36,10 +24,7 @@ enum class TargetState : uint32_t {
   kClosed,
 };
 
-struct TargetOptions {
-  uint64_t bandwidth_bytes_per_s = 0;  ///< prefetch only; 0: no limit
-  uint32_t prefetch_bytes_max = wire::kTransferBytesMax;
-};
+using TargetOptions = FetchOptions;
 
 /// The target's side of one post-copy. It serves QEMU's faults first, then fetches the pages around them,
 /// then sweeps the rest. It never fetches pages that are holes according to the source's data map. It owns

@@ -55,6 +55,14 @@ bool covers(const VmMemory& memory, uint32_t region_index, uint64_t length_bytes
 
 }  // namespace
 
+std::vector<RegionGeometry> geometry_of(const FillState& fill) {
+  std::vector<RegionGeometry> geometry;
+  for (const FilledRegion& region : fill.regions()) {
+    geometry.push_back({region.file->length_bytes(), region.page_bytes()});
+  }
+  return geometry;
+}
+
 Status check_vm_fits(const VmMemory& memory, std::span<const RegionGeometry> regions) {
   for (const MappedRange& range : memory.ranges) {
     if (auto status = check_range(range, memory, regions); !status) return status;
@@ -68,6 +76,21 @@ Status check_vm_fits(const VmMemory& memory, std::span<const RegionGeometry> reg
     }
   }
   return ok();
+}
+
+const MappedRange* find_range(const VmMemory& memory, uint32_t descriptor_index, HostAddr address) {
+  for (const MappedRange& range : memory.ranges) {
+    if (range.descriptor_index == descriptor_index && raw(address) >= raw(range.base) &&
+        raw(address) - raw(range.base) < range.length_bytes) {
+      return &range;
+    }
+  }
+  return nullptr;
+}
+
+PageKey key_in(const MappedRange& range, HostAddr address, uint64_t page_bytes) {
+  const uint64_t offset_bytes = range.region_offset_bytes + (raw(address) - raw(range.base));
+  return page_key(range.region_index, PageIndex{offset_bytes / page_bytes});
 }
 
 }  // namespace vmigrate::pager

@@ -119,6 +119,7 @@ enum class InjectPoint : uint32_t {
   kSourceKeep = 14,
   kImageStop = 15,
   kSourceRead = 16,
+  kImageReaderClaimed = 17,
 };
 
 enum class TargetCounter : size_t {
@@ -172,9 +173,12 @@ enum class ImageCounter : size_t {
   kProtectNs = 15,
   kSealNs = 16,
   kCopyNs = 17,
-  kCpuNs = 18,
+  kDemandBytes = 18,
+  kPrefetchBytes = 19,
+  kReconnectCount = 20,
+  kCpuNs = 21,
 };
-inline constexpr size_t kImageCounterCount = 19;
+inline constexpr size_t kImageCounterCount = 22;
 
 /* First bytes of every data connection, from the target. */
 struct Hello {

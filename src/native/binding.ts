@@ -13,6 +13,7 @@ import { MigrationError } from '../domain/errors.js';
 import {
   checkCredentials,
   checkEdge,
+  checkFetchOptions,
   checkImageOptions,
   checkPath,
   checkPlace,
@@ -31,6 +32,7 @@ import {
   attemptAsync,
   DataListener,
   ImageCapture,
+  ImageFetch,
   SourceSession,
   TargetSession,
   VmMemory,
@@ -114,8 +116,9 @@ function bind(addon: Addon): NativeBinding {
       const listener = DataListener.nativeOf(options.listener);
       const vm = options.clone?.vm ?? null;
       const clone = vm === null ? null : VmMemory.nativeOf(vm);
+      const image = options.image === undefined ? null : ImageCapture.nativeOf(options.image);
       return new SourceSession(
-        await attemptAsync('open source session', () => addon.openSourceSession(listener, options, clone)),
+        await attemptAsync('open source session', () => addon.openSourceSession(listener, options, clone, image)),
       );
     },
     openTargetSession(vm, options) {
@@ -127,6 +130,10 @@ function bind(addon: Addon): NativeBinding {
       checkImageOptions(options);
       const parent = options.parent === null ? null : VmMemory.nativeOf(options.parent);
       return attempt('open image capture', () => new ImageCapture(addon.openImageCapture(parent, options)));
+    },
+    openImageFetch(options) {
+      checkFetchOptions(options);
+      return attempt('open image fetch', () => new ImageFetch(addon.openImageFetch(options)));
     },
     async releaseVm(vm) {
       const memory = VmMemory.nativeOf(vm);

@@ -7,6 +7,7 @@ import { type ErrorCode, MigrationError } from '../domain/errors.js';
 import { CONSTANTS, PRELOAD_DESCRIPTOR } from '../protocol/wire.js';
 import type {
   ImageCaptureOptions,
+  ImageFetchOptions,
   ProviderOptions,
   ProviderPlace,
   RegionFile,
@@ -128,11 +129,22 @@ export function checkSource(source: SourceAddress, timeoutMs: number): void {
 }
 
 export function checkTargetOptions(options: TargetOptions): void {
-  checkRegions(options.regions);
-  for (const { presencePath } of options.regions) checkPath(presencePath, 'presencePath');
-  require(isIntegerIn(options.bandwidthBytesPerS, 0, Number.MAX_SAFE_INTEGER), 'bandwidthBytesPerS must be 0 or more');
-  require(typeof options.isResume === 'boolean', 'isResume must be a boolean');
-  checkEdge(options.onEdge);
+  checkFilled(options.regions, options);
+}
+
+export function checkFetchOptions(options: ImageFetchOptions): void {
+  checkFilled(options.image, options);
+}
+
+function checkFilled(
+  regions: TargetOptions['regions'],
+  { bandwidthBytesPerS, isResume, onEdge }: Omit<TargetOptions, 'regions'>,
+): void {
+  checkRegions(regions);
+  for (const { presencePath } of regions) checkPath(presencePath, 'presencePath');
+  require(isIntegerIn(bandwidthBytesPerS, 0, Number.MAX_SAFE_INTEGER), 'bandwidthBytesPerS must be 0 or more');
+  require(typeof isResume === 'boolean', 'isResume must be a boolean');
+  checkEdge(onEdge);
 }
 
 export function checkSourceClone({ clone, regions }: SourceOptions): void {

@@ -20,6 +20,10 @@ import type {
   ImageCaptureHandle,
   ImageCaptureOptions,
   ImageCaptureState,
+  ImageFetchHandle,
+  ImageFetchOptions,
+  ImageFetchSnapshot,
+  ImageFetchState,
   ImageSnapshot,
   NativeBinding,
   NativeFailure,
@@ -74,6 +78,16 @@ interface AddonImageCapture {
   leave(): Promise<void>;
 }
 
+interface AddonImageFetch {
+  connect(source: SourceAddress, timeoutMs: number): Promise<void>;
+  start(): void;
+  sweep(): void;
+  addClone(vm: AddonVmMemory): void;
+  removeClone(vm: AddonVmMemory): void;
+  snapshot(): { state: ImageFetchState; counters: BigUint64Array; failure: NativeFailure | null };
+  close(): Promise<void>;
+}
+
 /** The exports of vmigrate.node. */
 export interface Addon {
   support(): NativeSupport;
@@ -89,9 +103,11 @@ export interface Addon {
     listener: AddonDataListener,
     options: Omit<SourceOptions, 'listener'>,
     clone: AddonVmMemory | null,
+    image: AddonImageCapture | null,
   ): Promise<AddonSourceSession>;
   openTargetSession(vm: AddonVmMemory, options: TargetOptions): AddonTargetSession;
   openImageCapture(parent: AddonVmMemory | null, options: ImageCaptureOptions): AddonImageCapture;
+  openImageFetch(options: ImageFetchOptions): AddonImageFetch;
   releaseVm(vm: AddonVmMemory): Promise<void>;
 }
 
@@ -219,11 +235,54 @@ export class TargetSession implements TargetSessionHandle {
   }
 }
 
+export class ImageFetch implements ImageFetchHandle {
+  readonly #native: AddonImageFetch;
+
+  constructor(native: AddonImageFetch) {
+    this.#native = native;
+  }
+
+  async connect(source: SourceAddress, timeoutMs: number): Promise<void> {
+    checkSource(source, timeoutMs);
+    await attemptAsync(`connect to the image at ${source.host}`, () => this.#native.connect(source, timeoutMs));
+  }
+
+  start(): void {
+    attempt('serve the clones of an image', () => this.#native.start());
+  }
+
+  sweep(): void {
+    attempt('read the rest of the image', () => this.#native.sweep());
+  }
+
+  addClone(vm: VmMemoryHandle): void {
+    attempt('serve a clone', () => this.#native.addClone(VmMemory.nativeOf(vm)));
+  }
+
+  removeClone(vm: VmMemoryHandle): void {
+    attempt('remove a clone', () => this.#native.removeClone(VmMemory.nativeOf(vm)));
+  }
+
+  snapshot(): ImageFetchSnapshot {
+    const { state, counters, failure } = attempt('image fetch', () => this.#native.snapshot());
+    return { state, failure, counters: named<ImageCounter>(IMAGE_COUNTERS, counters) };
+  }
+
+  async close(): Promise<void> {
+    await attemptAsync('close image fetch', () => this.#native.close());
+  }
+}
+
 export class ImageCapture implements ImageCaptureHandle {
   readonly #native: AddonImageCapture;
 
   constructor(native: AddonImageCapture) {
     this.#native = native;
+  }
+
+  static nativeOf(handle: ImageCaptureHandle): AddonImageCapture {
+    if (handle instanceof ImageCapture) return handle.#native;
+    throw new MigrationError('USAGE', 'native argument: image is not a handle of this binding');
   }
 
   async arm(): Promise<void> {

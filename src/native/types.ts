@@ -179,6 +179,44 @@ export interface ImageCaptureHandle {
   leave(): Promise<void>;
 }
 
+/** idle ──start──► copying ◄──► disconnected; copying ──► complete; failed from any of the middle ones. */
+export type ImageFetchState = 'idle' | 'copying' | 'disconnected' | 'complete' | 'failed' | 'closed';
+
+export interface ImageFetchSnapshot {
+  readonly state: ImageFetchState;
+  readonly failure: NativeFailure | null;
+  /** Those of the parent are 0. */
+  readonly counters: Record<ImageCounter, bigint>;
+}
+
+/**
+ * Fills an image of this host from another holder of it, and meanwhile serves the clones that run on it:
+ * docs/PAGE_STATES.md, "Images".
+ */
+export interface ImageFetchHandle {
+  /** As for a target session. The state must be idle or disconnected. */
+  connect(source: SourceAddress, timeoutMs: number): Promise<void>;
+  /** Serves clones from now on. Only the pages that they ask for are read, and which pages are holes. */
+  start(): void;
+  /** Reads the remaining pages as well, after start. Idempotent. */
+  sweep(): void;
+  /** As for a capture. Before start the faults wait. */
+  addClone(vm: VmMemoryHandle): void;
+  removeClone(vm: VmMemoryHandle): void;
+  snapshot(): ImageFetchSnapshot;
+  /** Resolves when the threads have ended. Missing pages stay missing, and clones that wait for them keep waiting. */
+  close(): Promise<void>;
+}
+
+export interface ImageFetchOptions {
+  readonly image: readonly (RegionFile & { readonly presencePath: string })[];
+  /** Of pages that no clone waits for; 0 for no limit. */
+  readonly bandwidthBytesPerS: number;
+  /** Take over the presence maps of an earlier process. */
+  readonly isResume: boolean;
+  readonly onEdge: () => void;
+}
+
 export interface ImageCaptureOptions {
   /** The VM whose writes are held back. Null if it has ended or the image is complete: only its files are read. */
   readonly parent: VmMemoryHandle | null;
@@ -206,6 +244,12 @@ export interface SourceOptions {
    * memory.
    */
   readonly clone?: SourceClone;
+  /**
+   * The capture whose image the regions are. From its seal on their pages can be read, and pages that are not in the
+   * image yet are copied first. Scan after the seal; close the session before the capture. Not over providers that
+   * register memory or share files. Absent if the files contain all memory.
+   */
+  readonly image?: ImageCaptureHandle;
 }
 
 export interface SourceClone {
@@ -259,6 +303,7 @@ export interface NativeBinding {
   openSourceSession(options: SourceOptions): Promise<SourceSessionHandle>;
   openTargetSession(vm: VmMemoryHandle, options: TargetOptions): TargetSessionHandle;
   openImageCapture(options: ImageCaptureOptions): ImageCaptureHandle;
+  openImageFetch(options: ImageFetchOptions): ImageFetchHandle;
   /** Unregisters and unprotects all memory of a VM whose capture is not resumed. */
   releaseVm(vm: VmMemoryHandle): Promise<void>;
 }

@@ -129,6 +129,8 @@ export const INJECT_POINT = {
   IMAGE_STOP: 15,
   /** Some of a clone's memory is about to be read from its process, where its own pages were a moment ago. */
   SOURCE_READ: 16,
+  /** Pages of an image are claimed because another host waits for one of them. */
+  IMAGE_READER_CLAIMED: 17,
 } as const;
 
 /**
@@ -172,7 +174,10 @@ export const SOURCE_COUNTERS = [
 ] as const;
 export type SourceCounter = (typeof SOURCE_COUNTERS)[number];
 
-/** Counters of an image's capture. All are unsigned 64-bit, and all but the percentiles only grow. */
+/**
+ * Counters of an image's capture, or of its transfer from another holder. All are unsigned 64-bit, and all but the
+ * percentiles only grow.
+ */
 export const IMAGE_COUNTERS = [
   'pagesTotal',
   /** Pages copied with their bytes; together with `pagesZero` they add up to `pagesTotal`. */
@@ -199,6 +204,10 @@ export const IMAGE_COUNTERS = [
   'sealNs',
   /** Time from seal until the image was complete; 0 until then. */
   'copyNs',
+  /** Only in an image that is read from another holder: bytes that a clone waited for, and the others. */
+  'demandBytes',
+  'prefetchBytes',
+  'reconnectCount',
   'cpuNs',
 ] as const;
 export type ImageCounter = (typeof IMAGE_COUNTERS)[number];

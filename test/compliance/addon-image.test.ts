@@ -9,7 +9,7 @@ import { fileURLToPath } from 'node:url';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import { loadNativeBinding } from '../../src/native/binding.js';
 import type { ImageCaptureHandle, VmMemoryHandle, VmMemorySnapshot } from '../../src/native/types.js';
-import { expectToWait, FakeVm, Scene, until } from '../support/fake-vm.js';
+import { expectToWait, FakeVm, openSource, Scene, until } from '../support/fake-vm.js';
 
 const childProgram = fileURLToPath(new URL('../support/addon-child.ts', import.meta.url));
 const binding = loadNativeBinding();
@@ -35,15 +35,15 @@ async function startParent() {
   return { regions, memory, vm };
 }
 
-function makeImage() {
-  const regions = scene.withPresence(scene.regions('image', LENGTHS_MIB));
+function makeImage(side = 'image') {
+  const regions = scene.withPresence(scene.regions(side, LENGTHS_MIB));
   for (const region of regions) binding.createRegionFile(region);
   return regions;
 }
 
-async function startClone(number: number) {
-  const regions = scene.regions('image', LENGTHS_MIB).map((region) => ({ ...region, isPrivate: true }));
-  const socketPath = scene.path(`clone${number}.sock`);
+async function startClone(number: number, side = 'image') {
+  const regions = scene.regions(side, LENGTHS_MIB).map((region) => ({ ...region, isPrivate: true }));
+  const socketPath = scene.path(`${side}${number}.sock`);
   const memory = binding.listenForVm({ socketPath, regions, isIncoming: true, onEdge: () => undefined });
   const vm = FakeVm.withPreload(socketPath, regions);
   scene.later(async () => vm.kill());
@@ -129,6 +129,91 @@ describe('an image of a running VM', () => {
     expect(await vm.badPages(regions)).toEqual([0, 0]);
     await until('complete', () => next.snapshot().state === 'complete');
     await next.close();
+  });
+});
+
+describe('an image on a second host', () => {
+  const fetchOf = (isResume: boolean) => {
+    const image = isResume ? scene.withPresence(scene.regions('leaf', LENGTHS_MIB)) : makeImage('leaf');
+    return binding.openImageFetch({ image, bandwidthBytesPerS: 0, isResume, onEdge: () => undefined });
+  };
+
+  test('is read from one that is still being captured, and its clones see the fork point', async () => {
+    const { parent, image, capture } = await startCapture();
+    const fetch = fetchOf(false);
+    const clones = [await startClone(0, 'leaf'), await startClone(1, 'leaf')];
+    for (const { memory } of clones) fetch.addClone(memory);
+    await expect(openSource(binding, scene, 'shm', image, { image: capture })).rejects.toMatchObject({
+      code: 'UNSUPPORTED',
+    });
+    const { listener, session, address } = await openSource(binding, scene, 'tcp', image, { image: capture });
+    expect(() => fetch.start()).toThrow(expect.objectContaining({ code: 'USAGE' }));
+    await fetch.connect(address, 5000);
+    await capture.arm();
+    expect(await parent.vm.ask('poke 0 0 77')).toBe('poked');
+    await capture.seal({ isSweepLater: true });
+    expect(await parent.vm.ask('poke 0 4096 78')).toBe('poked');
+    session.scan();
+    fetch.start();
+    expect(await clones[0]!.vm.ask('touch 0 0')).toBe('byte 77');
+    fetch.sweep();
+    for (const { vm, regions } of clones) expect(await vm.badPages(regions)).toEqual([1, 0]);
+    await until('complete', () => fetch.snapshot().state === 'complete');
+    const { counters } = fetch.snapshot();
+    expect(counters.pagesCopied + counters.pagesZero).toBe(BigInt(PAGES));
+    expect(counters.demandBytes + counters.prefetchBytes).toBe(counters.copiedBytes);
+    await fetch.close();
+    expect(fetch.snapshot()).toMatchObject({ state: 'closed', counters });
+    await session.close();
+    await capture.close();
+    listener.close();
+    for (const { memory } of [...clones, parent]) memory.close();
+    // Only pages that were read are in the image of the root: nobody has swept it.
+    expect(await clones[1]!.vm.ask('touch 1 4096')).not.toBe('byte 0');
+  });
+
+  test('reads on from another holder when the first is gone, also in another life of its daemon', async () => {
+    const files = await scene.filledRegions('ram', LENGTHS_MIB);
+    const first = await openSource(binding, scene, 'tcp', files);
+    const fetch = fetchOf(false);
+    const { memory, vm, regions } = await startClone(0, 'leaf');
+    fetch.addClone(memory);
+    await fetch.connect(first.address, 5000);
+    first.session.scan();
+    fetch.start();
+    expect(await vm.ask('touch 1 4096')).not.toBe('byte 0');
+    await first.session.close();
+    first.listener.close();
+    await until('disconnected', () => fetch.snapshot().state === 'disconnected');
+    const verified = vm.badPages(regions);
+    await expectToWait(verified);
+    await fetch.close();
+    const next = fetchOf(true);
+    next.addClone(memory);
+    const second = await openSource(binding, scene, 'tcp', files);
+    second.session.scan();
+    await next.connect(second.address, 5000);
+    next.start();
+    next.sweep();
+    expect(await verified).toEqual([0, 0]);
+    await until('complete', () => next.snapshot().state === 'complete');
+    await next.close();
+    await second.session.close();
+    second.listener.close();
+  });
+
+  test('a clone that is served refuses to be closed, and closed handles say so', async () => {
+    const fetch = fetchOf(false);
+    const { memory } = await startClone(0, 'leaf');
+    fetch.addClone(memory);
+    const conflict = expect.objectContaining({ code: 'CONFLICT' });
+    expect(() => memory.close()).toThrow(conflict);
+    expect(() => fetch.addClone(memory)).toThrow(conflict);
+    fetch.removeClone(memory);
+    memory.close();
+    await Promise.all([fetch.close(), fetch.close()]);
+    expect(() => fetch.start()).toThrow(conflict);
+    expect(() => fetch.sweep()).toThrow(conflict);
   });
 });
 

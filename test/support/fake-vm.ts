@@ -13,6 +13,7 @@ import type {
   NativeBinding,
   RegionFile,
   SourceAddress,
+  SourceOptions,
   SourceSessionHandle,
 } from '../../src/native/types.js';
 
@@ -158,11 +159,12 @@ export async function openSource(
   scene: Scene,
   provider: 'tcp' | 'shm',
   regions: readonly RegionFile[],
+  served: Pick<SourceOptions, 'image'> = {},
 ): Promise<{ listener: DataListenerHandle; session: SourceSessionHandle; address: SourceAddress }> {
   const host = provider === 'tcp' ? '127.0.0.1' : scene.path(`data-${randomBytes(4).toString('hex')}.sock`);
   const listener = binding.openDataListener({ listen: [{ provider, host, port: 0 }] });
   const credentials = { session: randomBytes(16).toString('hex'), token: randomBytes(32).toString('hex') };
-  const session = await binding.openSourceSession({ listener, provider, regions, ...credentials });
+  const session = await binding.openSourceSession({ listener, provider, regions, ...credentials, ...served });
   const place = listener.address(provider);
   if (place === null) throw new Error(`nothing listens for ${provider}`);
   const address = { provider, ...place, keys: session.keys, ...credentials };

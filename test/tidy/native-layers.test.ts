@@ -24,12 +24,16 @@ const NATIVE_LAYERS: Record<string, readonly string[]> = {
   'transport/registry': ['transport', 'transport/tcp', 'transport/shm', 'transport/verbs'],
   'transport/testing': ['transport', 'base', 'wire'],
   vm: ['uffd', 'memory', 'base', 'wire'],
-  target: [...TRANSPORT_CONTRACT, ...PAGES],
+  fetch: [...TRANSPORT_CONTRACT, 'memory', 'base', 'wire'],
+  target: ['fetch', ...PAGES],
   source: [...TRANSPORT_CONTRACT, ...PAGES],
-  image: PAGES,
+  'image/serve': PAGES,
+  'image/parent': ['image/serve', 'source', ...PAGES],
+  'image/holder': ['image/serve', 'fetch', ...PAGES],
+  image: ['image/parent', 'image/holder', 'image/serve', 'source', 'fetch', ...PAGES],
   preload: [],
   spool: [],
-  addon: ['target', 'source', 'image', 'transport/registry', ...TRANSPORT_CONTRACT, ...PAGES],
+  addon: ['fetch', 'target', 'source', 'image', 'image/serve', 'transport/registry', ...TRANSPORT_CONTRACT, ...PAGES],
 };
 const NATIVE_UNBOUND = /^(tests|bench)(\/|$)/;
 

@@ -13,7 +13,7 @@
 #include <string>
 #include <vector>
 
-#include "image/image.hpp"
+#include "image/capture.hpp"
 #include "tests/support/pager_harness.hpp"
 
 namespace vmigrate::test {

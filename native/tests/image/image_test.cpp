@@ -5,7 +5,7 @@
 
 #include <random>
 
-#include "image/limits.hpp"
+#include "image/serve/limits.hpp"
 #include "tests/image/harness.hpp"
 #include "tests/support/huge_pages.hpp"
 

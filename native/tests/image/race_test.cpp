@@ -4,7 +4,7 @@
 #include <gtest/gtest.h>
 
 #include "base/page_key.hpp"
-#include "image/limits.hpp"
+#include "image/serve/limits.hpp"
 #include "tests/image/harness.hpp"
 
 namespace vmigrate::pager {

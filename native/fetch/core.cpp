@@ -1,0 +1,124 @@
+#include "fetch/core.hpp"
+
+#include <utility>
+
+#include "fetch/limits.hpp"
+#include "fetch/probe.hpp"
+
+namespace vmigrate::pager {
+namespace {
+
+static_assert(kProbeBytes <= kMapPartBytes);
+
+/// A key that cannot hold the region is a peer's mistake. It is refused here, so that operations need no
+/// check.
+Status check_keys(const std::vector<FilledRegion>& regions, const std::vector<SourceRegionKeys>& keys) {
+  if (keys.size() != regions.size()) return Error{ErrorCode::kProtocol, 0, "number of source keys"};
+  for (size_t i = 0; i < keys.size(); ++i) {
+    if (keys[i].ram.length_bytes != regions[i].file->length_bytes()) {
+      return Error{ErrorCode::kProtocol, 0, "source region has another length"};
+    }
+    if (keys[i].data_map.length_bytes < wire::kDataMapHeaderBytes + (regions[i].page_count() + 7) / 8) {
+      return Error{ErrorCode::kProtocol, 0, "source data map is too short"};
+    }
+  }
+  return ok();
+}
+
+Status register_regions(Link& link, const std::vector<FilledRegion>& regions) {
+  for (const FilledRegion& region : regions) {
+    auto id =
+        link.endpoint->register_local(transport::LocalMemory{.base = region.file->base(),
+                                                             .fd = region.file->fd(),
+                                                             .fd_offset_bytes = 0,
+                                                             .length_bytes = region.file->length_bytes()});
+    if (!id) return id.error();
+    link.local.push_back(id.value());
+  }
+  return ok();
+}
+
+}  // namespace
+
+FetchCore::FetchCore(FillState& fill, const FetchOptions& options, const WakeEvent& demand_wake,
+                     FetchOwner& owner)
+    : map_buffer(kMapPartBytes), fill_(fill), options_(options), demand_wake_(demand_wake), owner_(owner) {}
+
+Status FetchCore::check() const {
+  if (options_.prefetch_bytes_max < wire::kPageBytesMin ||
+      options_.prefetch_bytes_max > wire::kTransferBytesMax) {
+    return Error{ErrorCode::kInvalidArgument, 0, "prefetch_bytes_max"};
+  }
+  if (!bulk_wake.valid()) return system_error("eventfd");
+  return ok();
+}
+
+Status FetchCore::attach(SourceEndpoints endpoints, bool is_begun) {
+  if (!endpoints.demand || !endpoints.bulk) {
+    return Error{ErrorCode::kInvalidArgument, 0, "connect without endpoints"};
+  }
+  if (auto status = check_keys(fill_.regions(), endpoints.keys); !status) return status;
+  const auto probe_timeout = endpoints.probe_timeout;
+  Link demand;
+  demand.endpoint = std::move(endpoints.demand);
+  demand.keys = endpoints.keys;
+  Link bulk;
+  bulk.endpoint = std::move(endpoints.bulk);
+  bulk.keys = std::move(endpoints.keys);
+  for (Link* link : {&demand, &bulk}) {
+    if (auto status = register_regions(*link, fill_.regions()); !status) return status;
+    auto buffer = link->endpoint->register_local(
+        transport::LocalMemory{.base = map_buffer.data(), .length_bytes = map_buffer.size()});
+    if (!buffer) return buffer.error();
+    link->map_buffer = buffer.value();
+  }
+  // No lane runs yet, so the buffer is free.
+  for (Link* link : {&demand, &bulk}) {
+    if (is_begun || probe_timeout.count() == 0) break;
+    const auto probed =
+        probe_path(*link->endpoint, link->map_buffer, link->keys.front().data_map, probe_timeout);
+    if (!probed) return probed.error();
+  }
+  {
+    const std::lock_guard lock(mutex_);
+    const uint64_t epoch = link_epoch_.load(std::memory_order_relaxed) + 1;
+    if (is_begun && !is_lost_.load(std::memory_order_relaxed)) {
+      return Error{ErrorCode::kInvalidArgument, 0, "connect in this state"};
+    }
+    demand.epoch = bulk.epoch = epoch;
+    pending_demand_ = std::move(demand);
+    pending_bulk_ = std::move(bulk);
+    // R5 pairs with A5 in link_epoch.
+    link_epoch_.store(epoch, std::memory_order_release);
+    if (is_lost_.load(std::memory_order_relaxed)) {
+      counters.reconnect_count.fetch_add(1, std::memory_order_relaxed);
+      is_lost_.store(false, std::memory_order_relaxed);
+    }
+  }
+  wake_lanes();
+  return ok();
+}
+
+Link FetchCore::take_link(Lane lane) {
+  const std::lock_guard lock(mutex_);
+  return std::exchange(lane == Lane::kDemand ? pending_demand_ : pending_bulk_, Link{});
+}
+
+void FetchCore::drop_links() {
+  for (const Lane lane : {Lane::kDemand, Lane::kBulk}) (void)take_link(lane);
+}
+
+void FetchCore::report_lost(uint64_t epoch) {
+  {
+    const std::lock_guard lock(mutex_);
+    if (is_lost_.load(std::memory_order_relaxed) || epoch != link_epoch_.load(std::memory_order_relaxed) ||
+        fill_.all_done()) {
+      return;
+    }
+    is_lost_.store(true, std::memory_order_relaxed);
+  }
+  wake_lanes();
+  owner_.on_connection();
+}
+
+}  // namespace vmigrate::pager

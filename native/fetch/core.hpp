@@ -1,0 +1,115 @@
+#pragma once
+
+// State that the two lanes of a fetch share. The lane for demand belongs to the thread that reads faults, and
+// the lane for bulk to a thread of its own (bulk.hpp); they meet only here. docs/PAGE_STATES.md describes the
+// protocol between them.
+
+#include <atomic>
+#include <memory>
+#include <mutex>
+#include <vector>
+
+#include "base/thread_util.hpp"
+#include "fetch/endpoints.hpp"
+#include "fetch/fault_ring.hpp"
+#include "memory/fill_state.hpp"
+
+namespace vmigrate::pager {
+
+/// One lane's connection to the holder of the pages. The lane's thread owns it once it has taken it.
+struct Link {
+  std::unique_ptr<transport::Endpoint> endpoint;
+  std::vector<SourceRegionKeys> keys;
+  std::vector<transport::LocalId> local;  ///< one per region
+  transport::LocalId map_buffer{};        ///< FetchCore::map_buffer; demand uses it before the threads run
+  uint64_t epoch = 0;                     ///< number of the attach() that made it; 0: none yet
+};
+
+enum class Lane { kDemand, kBulk };
+
+/// The session that a fetch is a part of. Any thread may call it.
+class FetchOwner {
+ public:
+  virtual ~FetchOwner() = default;
+  /// Ends the session with an error. The first error counts.
+  virtual void fail(const Error& error) = 0;
+  /// The lanes keep running while this is false.
+  virtual bool must_end() const = 0;
+  /// FetchCore::is_lost has changed.
+  virtual void on_connection() = 0;
+};
+
+struct FetchCounters {
+  std::atomic<uint64_t> demand_bytes{0};
+  std::atomic<uint64_t> prefetch_bytes{0};
+  std::atomic<uint64_t> reconnect_count{0};
+  std::atomic<uint64_t> bulk_cpu_ns{0};
+};
+
+class FetchCore {
+ public:
+  /// All arguments must outlive it. `demand_wake` wakes the thread of the demand lane.
+  FetchCore(FillState& fill, const FetchOptions& options, const WakeEvent& demand_wake, FetchOwner& owner);
+  /// For open: kInvalidArgument, or what the system lacks.
+  Status check() const;
+
+  FillState& fill() { return fill_; }
+  const FetchOptions& options() const { return options_; }
+  FetchOwner& owner() { return owner_; }
+
+  // --- connections
+  /// Gives both lanes new connections. With `is_begun` the lanes run, and the last connections must be lost;
+  /// kInvalidArgument if they are not. Otherwise each connection is tried first (probe_timeout).
+  Status attach(SourceEndpoints endpoints, bool is_begun);
+  uint64_t link_epoch() const {
+    // A5 pairs with R5 in attach: the link is in place before its number.
+    return link_epoch_.load(std::memory_order_acquire);
+  }
+  /// Returns the newest link of a lane to the thread that owns the lane. The thread's old link may still be
+  /// open.
+  Link take_link(Lane lane);
+  /// Drops connections that no lane has taken. Call it after the threads have ended.
+  void drop_links();
+  /// The connections of the newest attach() do not work any more; attach() is allowed. Relaxed: a link is
+  /// handed over by its number alone.
+  bool is_lost() const { return is_lost_.load(std::memory_order_relaxed); }
+  /// A lane may use its link. After an error nothing may be asked for any more: what a peer has said may be
+  /// wrong.
+  bool may_ask() const { return !is_lost() && !owner_.must_end(); }
+  /// A lane has lost its link. Does nothing if there is a newer link, or if nothing is left to fetch.
+  void report_lost(uint64_t epoch);
+
+  void wake_demand() const { demand_wake_.signal(); }
+  void wake_lanes() const {
+    wake_demand();
+    bulk_wake.signal();
+  }
+
+  // --- between the lanes
+  FaultRing recent_faults;
+  FetchCounters counters;
+  WakeEvent bulk_wake;
+  /// Pages that no fault asks for are fetched as well. While it is false bulk only looks for holes. Wake the
+  /// lanes after a change.
+  std::atomic<bool> fetches_all{true};
+  /// Time of the latest fault, a hint for prefetch. Relaxed.
+  std::atomic<uint64_t> last_fault_ns{0};
+  /// The bulk thread sets this last; from then on the demand lane is alone (R8).
+  std::atomic<bool> bulk_ended{false};
+  /// Buffer that parts of a data map are read into, and the probe of a connection.
+  std::vector<std::byte> map_buffer;
+
+ private:
+  FillState& fill_;
+  const FetchOptions options_;
+  const WakeEvent& demand_wake_;
+  FetchOwner& owner_;
+
+  std::mutex mutex_;  // guards the pending links, and changes of the two below
+  Link pending_demand_;
+  Link pending_bulk_;
+  std::atomic<uint64_t> link_epoch_{0};
+  std::atomic<bool> is_lost_{false};
+};
+
+}  // namespace vmigrate::pager

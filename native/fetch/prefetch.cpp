@@ -1,0 +1,120 @@
+#include "fetch/prefetch.hpp"
+
+#include <algorithm>
+
+#include "base/inject_point.hpp"
+
+namespace vmigrate::pager {
+
+using wire::PageState;
+
+Prefetch::Prefetch(FetchCore& core, const DataMapReader& maps, const ServiceRate& rate)
+    : core_(core), maps_(maps), rate_(rate), sweep_page_(core.fill().regions().size(), 0) {}
+
+bool Prefetch::busy(uint64_t at_ns) const {
+  const uint64_t last_fault_ns = core_.last_fault_ns.load(std::memory_order_relaxed);
+  return last_fault_ns != 0 && at_ns < last_fault_ns + kQuietNs;
+}
+
+uint64_t Prefetch::chunk_bytes_busy() const {
+  return std::clamp(rate_.bytes_within(kChunkNsBusy), kChunkBytesMin, kChunkBytesBusy);
+}
+
+uint64_t Prefetch::in_flight_bytes_max(uint64_t at_ns) const {
+  const uint64_t least_bytes = 4 * kChunkBytesMin;
+  return busy(at_ns) ? std::clamp(rate_.bytes_within(kInFlightNsBusy), least_bytes, kInFlightBytesBusy)
+                     : std::clamp(rate_.bytes_within(kInFlightNsQuiet), least_bytes, kInFlightBytesQuiet);
+}
+
+std::optional<Prefetch::Claimed> Prefetch::claim_next(uint64_t at_ns) {
+  while (const PageKey fault = core_.recent_faults.pop()) follow(fault);
+  if (busy(at_ns)) chunk_bytes_ = chunk_bytes_busy();
+  // Four chunks fill the limit of outstanding bytes, so that the link is never without a request.
+  const uint64_t limit_bytes =
+      std::min<uint64_t>(in_flight_bytes_max(at_ns) / 4, core_.options().prefetch_bytes_max);
+  chunk_bytes_ = std::min(chunk_bytes_, limit_bytes);
+  auto claimed = claim_from_streams(chunk_bytes_);
+  if (!claimed) claimed = claim_from_sweep(chunk_bytes_);
+  if (claimed) {
+    chunk_bytes_ *= 2;  // while no fault comes
+    inject_point(wire::InjectPoint::kTargetPrefetchClaimed,
+                 page_key(claimed->region_index, claimed->run.first));
+  }
+  return claimed;
+}
+
+/// A fault near the position of a stream continues that stream. Any other fault starts a stream in place of
+/// the one that was unused longest.
+void Prefetch::follow(PageKey fault) {
+  const uint32_t region_index = key_region(fault);
+  const uint64_t page = raw(key_page(fault));
+  const uint64_t bytes = page_bytes(region_index);
+  Stream* oldest = &streams_[0];
+  for (Stream& stream : streams_) {
+    const uint64_t window_pages = std::max<uint64_t>(1, stream.window_bytes / bytes);
+    if (stream.used_at != 0 && stream.region_index == region_index &&
+        page + window_pages >= stream.next_page && page <= stream.next_page + window_pages) {
+      stream.window_bytes = std::min<uint64_t>(stream.window_bytes * 2, core_.options().prefetch_bytes_max);
+      stream.next_page = std::max(stream.next_page, page + 1);
+      stream.pages_left = std::max<uint64_t>(1, stream.window_bytes / bytes);
+      stream.used_at = ++stream_uses_;
+      return;
+    }
+    if (stream.used_at < oldest->used_at) oldest = &stream;
+  }
+  const uint64_t window_bytes = std::min<uint64_t>(kStreamBytesFirst, core_.options().prefetch_bytes_max);
+  *oldest = Stream{.region_index = region_index,
+                   .next_page = page + 1,
+                   .pages_left = std::max<uint64_t>(1, window_bytes / bytes),
+                   .window_bytes = window_bytes,
+                   .used_at = ++stream_uses_};
+}
+
+std::optional<Prefetch::Claimed> Prefetch::claim_from_streams(uint64_t chunk_bytes) {
+  for (;;) {
+    Stream* latest = nullptr;
+    for (Stream& stream : streams_) {
+      if (stream.pages_left != 0 && maps_.known(stream.region_index) &&
+          (latest == nullptr || stream.used_at > latest->used_at)) {
+        latest = &stream;
+      }
+    }
+    if (latest == nullptr) return std::nullopt;
+    Stream& stream = *latest;
+    memory::PresenceMap& presence = *core_.fill().region(stream.region_index).presence;
+    while (stream.pages_left != 0) {
+      if (stream.next_page >= presence.page_count()) {
+        stream.pages_left = 0;
+        break;
+      }
+      const PageIndex first{stream.next_page};
+      const uint64_t count_max =
+          std::min(stream.pages_left, std::max<uint64_t>(1, chunk_bytes / page_bytes(stream.region_index)));
+      const uint64_t count = presence.claim_run(first, count_max);
+      const uint64_t passed = std::max<uint64_t>(count, 1);
+      stream.next_page += passed;
+      stream.pages_left -= passed;
+      if (count != 0) return Claimed{stream.region_index, PageRun{first, count}};
+    }
+  }
+}
+
+std::optional<Prefetch::Claimed> Prefetch::claim_from_sweep(uint64_t chunk_bytes) {
+  for (uint32_t region_index = 0; region_index < sweep_page_.size() && maps_.known(region_index);
+       ++region_index) {
+    memory::PresenceMap& presence = *core_.fill().region(region_index).presence;
+    uint64_t& page = sweep_page_[region_index];
+    while (page < presence.page_count()) {
+      page = raw(presence.next_absent(PageIndex{page}));
+      if (page == presence.page_count()) break;
+      const PageIndex first{page};
+      const uint64_t count =
+          presence.claim_run(first, std::max<uint64_t>(1, chunk_bytes / page_bytes(region_index)));
+      page += count;
+      if (count != 0) return Claimed{region_index, PageRun{first, count}};
+    }
+  }
+  return std::nullopt;
+}
+
+}  // namespace vmigrate::pager

@@ -1,0 +1,57 @@
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <optional>
+#include <vector>
+
+#include "fetch/core.hpp"
+#include "fetch/data_map_reader.hpp"
+#include "fetch/limits.hpp"
+#include "fetch/service_rate.hpp"
+
+namespace vmigrate::pager {
+
+/// Decides what bulk fetches next: pages ahead of recent faults, then upwards from the lowest absent page. It
+/// chooses small pieces while vCPUs fault, so that a fault on a page that bulk has claimed waits for little
+/// else. Bulk thread; posts nothing.
+class Prefetch {
+ public:
+  Prefetch(FetchCore& core, const DataMapReader& maps, const ServiceRate& rate);
+
+  struct Claimed {
+    uint32_t region_index;
+    PageRun run;
+  };
+  /// Claims a run and returns it; nullopt if no page that is known to be data is absent.
+  std::optional<Claimed> claim_next(uint64_t at_ns);
+  /// How many bytes may be outstanding at once just now.
+  uint64_t in_flight_bytes_max(uint64_t at_ns) const;
+
+ private:
+  /// A place where the guest faulted, and how far to fetch ahead from there.
+  struct Stream {
+    uint32_t region_index = 0;
+    uint64_t next_page = 0;
+    uint64_t pages_left = 0;
+    uint64_t window_bytes = 0;
+    uint64_t used_at = 0;  // 0: free
+  };
+  bool busy(uint64_t at_ns) const;
+  uint64_t chunk_bytes_busy() const;
+  void follow(PageKey fault);
+  std::optional<Claimed> claim_from_streams(uint64_t chunk_bytes);
+  std::optional<Claimed> claim_from_sweep(uint64_t chunk_bytes);
+  uint64_t page_bytes(uint32_t region_index) const { return core_.fill().region(region_index).page_bytes(); }
+
+  FetchCore& core_;
+  const DataMapReader& maps_;
+  const ServiceRate& rate_;
+  std::array<Stream, kStreamsMax> streams_{};
+  uint64_t stream_uses_ = 0;
+  std::vector<uint64_t>
+      sweep_page_;  // one per region: no page below it is absent, because states only move forward
+  uint64_t chunk_bytes_ = kChunkBytesBusy;
+};
+
+}  // namespace vmigrate::pager

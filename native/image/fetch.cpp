@@ -1,0 +1,130 @@
+#include "image/fetch.hpp"
+
+#include <mutex>
+#include <thread>
+
+#include "image/holder/supply.hpp"
+#include "image/serve/clone_server.hpp"
+
+namespace vmigrate::pager {
+namespace {
+
+class FetchThreads final : public ImageFetch {
+ public:
+  FetchThreads(std::unique_ptr<ImageCore> core, const FetchOptions& options)
+      : core_(std::move(core)), supply_(*core_, options), server_(*core_, supply_) {}
+  ~FetchThreads() override { close(); }
+
+  Status open() { return server_.open(); }
+
+  Status connect(SourceEndpoints endpoints) override {
+    const ImageState at = core_->state();
+    if (at != ImageState::kIdle && at != ImageState::kCopying) return wrong_state("connect in this state");
+    return supply_.fetch().attach(std::move(endpoints), at == ImageState::kCopying);
+  }
+
+  Status start() override {
+    const std::lock_guard lock(steps_mutex_);
+    if (core_->state() != ImageState::kIdle) return wrong_state("start in this state");
+    // If every page was here when the session took over, it no longer needs a holder.
+    if (supply_.fetch().link_epoch() == 0 && !core_->fill().all_done()) {
+      return Error{ErrorCode::kInvalidArgument, 0, "start before connect"};
+    }
+    core_->begin_copying();
+    if (!core_->advance(ImageState::kIdle, ImageState::kCopying)) return wrong_state("start in this state");
+    Status begun = ok();
+    server_.commands().run([&] { begun = server_.begin_copying(); });
+    if (!begun) {
+      core_->fail(begun.error());
+      return begun;
+    }
+    supply_.has_begun_bulk();
+    server_.commands().begin();
+    const SignalsBlocked blocked;
+    bulk_thread_ = std::thread([this] { supply_.run_bulk(); });
+    server_thread_ = std::thread([this] { server_.run(); });
+    return ok();
+  }
+
+  Status sweep() override {
+    const ImageState at = core_->state();
+    if (at == ImageState::kComplete) return ok();
+    if (at != ImageState::kCopying) return wrong_state("sweep in this state");
+    supply_.fetch().fetches_all.store(true, std::memory_order_relaxed);
+    supply_.wake_bulk();
+    return ok();
+  }
+
+  Status add_clone(const VmMemory& memory) override {
+    Status added = ok();
+    server_.commands().run([&] { added = server_.add_clone(memory); });
+    return added;
+  }
+  void remove_clone(const VmMemory& memory) override {
+    server_.commands().run([&] { server_.remove_clone(memory); });
+  }
+
+  void close() override {
+    core_->request_stop(ImageCore::Stop::kLetGo);
+    supply_.wake_bulk();
+    const std::lock_guard lock(steps_mutex_);
+    if (bulk_thread_.joinable()) bulk_thread_.join();
+    if (server_thread_.joinable()) server_thread_.join();
+    supply_.let_go();
+    core_->finish_close();
+  }
+
+  ImageState state() const override {
+    const ImageState state = core_->state();
+    return state == ImageState::kCopying && supply_.is_lost() ? ImageState::kDisconnected : state;
+  }
+  std::optional<Error> failure() const override { return core_->failure(); }
+  void counters(std::span<uint64_t, wire::kImageCounterCount> out) const override;
+
+ private:
+  Error wrong_state(const char* what) const {
+    if (const auto failure = core_->failure()) return *failure;
+    const bool is_closed = core_->must_stop() != ImageCore::Stop::kNone;
+    return {is_closed ? ErrorCode::kClosed : ErrorCode::kInvalidArgument, 0, what};
+  }
+
+  std::unique_ptr<ImageCore> core_;
+  HolderSupply supply_;
+  CloneServer server_;
+  std::mutex steps_mutex_;  // guards start, and the end
+  std::thread server_thread_;
+  std::thread bulk_thread_;
+};
+
+void FetchThreads::counters(std::span<uint64_t, wire::kImageCounterCount> out) const {
+  using wire::ImageCounter;
+  const auto set = [&](ImageCounter counter, uint64_t value) { out[static_cast<size_t>(counter)] = value; };
+  const auto get = [](const std::atomic<uint64_t>& counter) {
+    return counter.load(std::memory_order_relaxed);
+  };
+  const FetchCounters& fetched = supply_.counters();
+  const uint64_t demand_bytes = get(fetched.demand_bytes), prefetch_bytes = get(fetched.prefetch_bytes);
+  set(ImageCounter::kPagesTotal, core_->fill().page_count());
+  set(ImageCounter::kPagesCopied, core_->fill().pages_present());
+  set(ImageCounter::kPagesZero, core_->fill().pages_zero());
+  set(ImageCounter::kCopiedBytes, demand_bytes + prefetch_bytes);
+  set(ImageCounter::kDemandBytes, demand_bytes);
+  set(ImageCounter::kPrefetchBytes, prefetch_bytes);
+  set(ImageCounter::kReconnectCount, get(fetched.reconnect_count));
+  set(ImageCounter::kCloneFaultCount, get(core_->clone_fault_count));
+  set(ImageCounter::kCloneFaultP99Ns, core_->clone_stats.percentile_ns(990));
+  set(ImageCounter::kCopyNs, get(core_->copy_ns));
+  set(ImageCounter::kCpuNs, get(core_->serve_cpu_ns) + get(fetched.bulk_cpu_ns));
+}
+
+}  // namespace
+
+Result<std::unique_ptr<ImageFetch>> ImageFetch::open(ImageFetchConfig config) {
+  auto core = ImageCore::open(config.image, config.resume, std::move(config.on_edge));
+  if (!core) return core.error();
+  auto fetch = std::make_unique<FetchThreads>(std::move(core).value(), config.options);
+  if (auto status = fetch->open(); !status) return status.error();
+  return std::unique_ptr<ImageFetch>(std::move(fetch));
+}
+
+}  // namespace vmigrate::pager

@@ -1,0 +1,55 @@
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <span>
+#include <vector>
+
+#include "base/result.hpp"
+#include "fetch/endpoints.hpp"
+#include "image/serve/state.hpp"
+#include "memory/region_config.hpp"
+#include "vm/memory.hpp"
+
+namespace vmigrate::pager {
+
+struct ImageFetchConfig {
+  std::vector<TargetRegionConfig> image;
+  FetchOptions options;
+  bool resume = false;            ///< take over the presence maps
+  std::function<void()> on_edge;  ///< as for TargetSession::open
+};
+
+/// Fills an image of this host from another holder of it, and serves the clones that run on it meanwhile
+/// (docs/PAGE_STATES.md, "Images"). It owns its threads: one that serves the clones and reads the pages they
+/// wait for, and one for bulk. The threads end when the image is complete. Thread-safe for its callers.
+class ImageFetch {
+ public:
+  static Result<std::unique_ptr<ImageFetch>> open(ImageFetchConfig config);
+  /// Calls leave() unless close or leave was called before.
+  virtual ~ImageFetch() = default;
+
+  /// Gives the session its connections. Allowed from kIdle or kDisconnected. Operations that were outstanding
+  /// when the old connections broke are posted again.
+  virtual Status connect(SourceEndpoints endpoints) = 0;
+  /// From kIdle, once connected: clones are served. Only pages that they ask for are read, and which pages
+  /// are holes.
+  virtual Status start() = 0;
+  /// After start: reads the remaining pages as well. Idempotent.
+  virtual Status sweep() = 0;
+  /// As for ImageCapture.
+  virtual Status add_clone(const VmMemory& memory) = 0;
+  virtual void remove_clone(const VmMemory& memory) = 0;
+  /// Ends the threads. Pages that are not here stay missing, and the clones that wait for them keep waiting.
+  /// Idempotent.
+  virtual void close() = 0;
+
+  virtual ImageState state() const = 0;
+  virtual std::optional<Error> failure() const = 0;
+  /// Those of the parent stay 0.
+  virtual void counters(std::span<uint64_t, wire::kImageCounterCount> out) const = 0;
+};
+
+}  // namespace vmigrate::pager

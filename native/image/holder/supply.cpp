@@ -1,0 +1,81 @@
+#include "image/holder/supply.hpp"
+
+#include "base/inject_point.hpp"
+#include "fetch/limits.hpp"
+
+namespace vmigrate::pager {
+
+using wire::InjectPoint;
+
+HolderSupply::HolderSupply(ImageCore& core, const FetchOptions& options)
+    : core_(core),
+      fetch_(core.fill(), options, core.serve_wake, *this),
+      demand_sink_(core),
+      bulk_(fetch_, *this) {
+  fetch_.fetches_all.store(false, std::memory_order_relaxed);
+}
+
+Status HolderSupply::open(Watcher& watcher) {
+  lane_.emplace(fetch_, demand_sink_, watcher, /*tag=*/0);
+  return fetch_.check();
+}
+
+void HolderSupply::on_fault(PageKey key, uint64_t read_ns) {
+  fetch_.recent_faults.push(key);
+  fetch_.last_fault_ns.store(read_ns, std::memory_order_relaxed);
+}
+
+/// One page, like a target: the faults of several clones on it wait for the one READ.
+Supply::Answer HolderSupply::want(uint32_t region_index, PageIndex page) {
+  if (lane_->free_count() == 0) return Answer::kLater;
+  if (!core_.region(region_index).presence->claim(page)) return Answer::kHere;
+  inject_point(InjectPoint::kImageClaimed, page_key(region_index, page));
+  lane_->start(region_index, PageRun{page, 1});
+  lane_->post();
+  return Answer::kLater;
+}
+
+int HolderSupply::step() {
+  lane_->drop_lost_link();
+  (void)lane_->take_new_link();
+  while (lane_->poll()) {
+  }
+  if (lane_->has_unposted()) lane_->post();
+  // The last page may have come here, and a session may end from here.
+  if (must_end() || core_.fill().all_done()) wake_bulk();
+  return lane_->connected() && lane_->has_unposted() ? kRetryMs : -1;
+}
+
+bool HolderSupply::has_ended() const {
+  // A8 pairs with R8 in BulkThread::run: every state and byte of the bulk thread before what is done now.
+  return !is_bulk_begun_ || fetch_.bulk_ended.load(std::memory_order_acquire);
+}
+
+void HolderSupply::let_go() {
+  if (lane_) lane_->close();
+  fetch_.drop_links();
+}
+
+void HolderSupply::fail(const Error& error) {
+  core_.fail(error);
+  fetch_.wake_lanes();
+}
+
+bool HolderSupply::must_end() const {
+  return core_.must_stop() != ImageCore::Stop::kNone;
+}
+
+void HolderSupply::DemandSink::publish(uint32_t region_index, PageRun run) {
+  core_.region(region_index).presence->publish(run);
+  inject_point(InjectPoint::kImagePublished, page_key(region_index, run.first));
+  core_.fill().add_present(run.count);
+}
+
+void HolderSupply::publish(uint32_t region_index, PageRun run) {
+  core_.region(region_index).presence->publish(run);
+  inject_point(InjectPoint::kImagePublished, page_key(region_index, run.first));
+  core_.wake_waits();
+  core_.fill().add_present(run.count);
+}
+
+}  // namespace vmigrate::pager

@@ -1,0 +1,73 @@
+#pragma once
+
+#include <optional>
+
+#include "fetch/bulk.hpp"
+#include "fetch/demand_lane.hpp"
+#include "image/serve/core.hpp"
+#include "image/serve/supply.hpp"
+
+namespace vmigrate::pager {
+
+/// Supplies an image with the pages of another holder of it, on another host: a page that a clone waits for
+/// is read at once, and the bulk thread reads which pages are holes, and the other pages.
+class HolderSupply final : public Supply, private FetchOwner, private PageSink {
+ public:
+  HolderSupply(ImageCore& core, const FetchOptions& options);
+
+  FetchCore& fetch() { return fetch_; }
+  /// Body of the bulk thread. Call has_begun_bulk before the thread exists.
+  void run_bulk() { bulk_.run(); }
+  void has_begun_bulk() { is_bulk_begun_ = true; }
+  bool is_lost() const { return fetch_.is_lost(); }
+  const FetchCounters& counters() const { return fetch_.counters; }
+  /// Any thread: lets the bulk thread look whether it must end.
+  void wake_bulk() const { fetch_.bulk_wake.signal(); }
+
+  Status open(Watcher& watcher) override;
+  void begin() override {}
+  Status begin_copying() override { return ok(); }
+  void on_fault(PageKey key, uint64_t read_ns) override;
+  Answer want(uint32_t region_index, PageIndex page) override;
+  void on_ready(uint32_t /*tag*/) override {}  // the next step looks at the connection
+  int step() override;
+  int completion_fd() const override { return lane_ ? lane_->event_fd() : -1; }
+  bool has_ended() const override;
+  void let_go() override;
+
+ private:
+  /// Of pages that the thread which serves the clones has fetched: it looks at all waits after each step.
+  class DemandSink final : public PageSink {
+   public:
+    explicit DemandSink(ImageCore& core) : core_(core) {}
+    void publish(uint32_t region_index, PageRun run) override;
+    bool is_awaited(uint32_t, PageRun) const override { return true; }
+    bool has_room(size_t) const override { return true; }
+    bool has_deferred() const override { return false; }
+    bool retry() override { return false; }
+
+   private:
+    ImageCore& core_;
+  };
+
+  // FetchOwner
+  void fail(const Error& error) override;
+  bool must_end() const override;
+  void on_connection() override { core_.notify(); }
+  // PageSink of the bulk thread
+  void publish(uint32_t region_index, PageRun run) override;
+  /// Publishing is a store for each page here, so the order of two runs makes no difference.
+  bool is_awaited(uint32_t, PageRun) const override { return false; }
+  bool has_room(size_t) const override { return true; }
+  bool has_deferred() const override { return false; }
+  bool retry() override { return false; }
+
+  ImageCore& core_;
+  FetchCore fetch_;
+  DemandSink demand_sink_;
+  std::optional<DemandLane> lane_;
+  BulkThread bulk_;
+  bool is_bulk_begun_ = false;
+};
+
+}  // namespace vmigrate::pager

@@ -1,0 +1,130 @@
+#pragma once
+
+// An image of one host that is filled from a holder (files of the test, over fake connections), with clones
+// inside the test's own process.
+
+#include "image/fetch.hpp"
+#include "tests/image/harness.hpp"
+
+namespace vmigrate::test {
+
+class FetchHarness {
+ public:
+  using Specs = ImageHarness::Specs;
+  explicit FetchHarness(const Specs& specs) {
+    for (size_t i = 0; i < specs.size(); ++i) {
+      const std::string name = "ram" + std::to_string(i);
+      const uint64_t length_bytes = specs[i].page_count * kPage;
+      lengths.push_back(length_bytes);
+      holder_paths.push_back(dir_ / (name + ".holder"));
+      image_paths.push_back(dir_ / (name + ".image"));
+      presence_paths.push_back(dir_ / (name + ".presence"));
+      for (const std::string& path : {holder_paths[i], image_paths[i]})
+        EXPECT_TRUE(memory::Region::create_file(path, length_bytes, kPage).ok());
+      holder_fds.emplace_back(::open(holder_paths[i].c_str(), O_RDWR | O_CLOEXEC));
+      auto map = pager::DataMap::create(specs[i].page_count);
+      EXPECT_TRUE(map.ok());
+      maps.push_back(std::move(map).value());
+      std::vector<bool> has_data;
+      for (uint64_t page = 0; page < specs[i].page_count; ++page) {
+        has_data.push_back(specs[i].has_data(page));
+        if (has_data.back()) write_pattern(holder_fds[i].get(), i + 1, page);
+      }
+      data.push_back(std::move(has_data));
+    }
+  }
+  ~FetchHarness() {
+    fetch.reset();
+    clones.clear();
+  }
+
+  /// The holder's maps become final.
+  void finish_maps() {
+    for (size_t i = 0; i < maps.size(); ++i) {
+      uint64_t count = 0;
+      for (uint64_t page = 0; page < data[i].size(); ++page) {
+        if (!data[i][page]) continue;
+        maps[i]->set(PageRun{PageIndex{page}, 1});
+        ++count;
+      }
+      maps[i]->finish(count);
+    }
+  }
+  void open(bool resume = false) {
+    pager::ImageFetchConfig config;
+    for (size_t i = 0; i < lengths.size(); ++i)
+      config.image.push_back({image_paths[i], presence_paths[i], lengths[i], kPage});
+    config.resume = resume;
+    config.on_edge = [this] { ++edges; };
+    auto opened = pager::ImageFetch::open(std::move(config));
+    ASSERT_TRUE(opened.ok()) << opened.error().what;
+    fetch = std::move(opened).value();
+  }
+  pager::SourceEndpoints endpoints() {
+    demand = std::make_shared<FakeControl>();
+    bulk = std::make_shared<FakeControl>();
+    pager::SourceEndpoints result;
+    result.demand = std::make_unique<FakeEndpoint>(source, demand);
+    result.bulk = std::make_unique<FakeEndpoint>(source, bulk);
+    for (size_t i = 0; i < lengths.size(); ++i) {
+      const transport::LocalMemory map = maps[i]->readable();
+      result.keys.push_back(
+          {source.expose(holder_fds[i].get(), lengths[i]), source.expose(map.fd, map.length_bytes)});
+    }
+    return result;
+  }
+  /// Up to a session that serves clones and reads only what they ask for.
+  void start() {
+    open();
+    ASSERT_TRUE(fetch->connect(endpoints()).ok());
+    ASSERT_TRUE(fetch->start().ok());
+  }
+  MappedVm& add_clone() {
+    clones.push_back(std::make_unique<MappedVm>(image_paths, lengths, VmKind::kClone));
+    EXPECT_TRUE(fetch->add_clone(clones.back()->memory).ok());
+    return *clones.back();
+  }
+  uint64_t expected(uint64_t page, uint32_t region = 0) const {
+    return data[region][page] ? pattern_word(region + 1, page, 0) : 0;
+  }
+  uint64_t bad_pages(const MappedVm& clone) const {
+    uint64_t bad = 0;
+    for (uint32_t i = 0; i < lengths.size(); ++i) {
+      for (uint64_t page = 0; page < lengths[i] / kPage; ++page) {
+        bool good = true;
+        for (uint64_t word = 0; word < kPage / 8; ++word)
+          good &= clone.word(i, page)[word] == (data[i][page] ? pattern_word(i + 1, page, word) : 0);
+        bad += good ? 0 : 1;
+      }
+    }
+    return bad;
+  }
+  /// Memory that the image's file of a region takes.
+  uint64_t allocated_bytes(uint32_t region = 0) const {
+    struct stat file {};
+    EXPECT_EQ(::stat(image_paths[region].c_str(), &file), 0);
+    return static_cast<uint64_t>(file.st_blocks) * 512;
+  }
+  [[nodiscard]] bool reaches(pager::ImageState state) const {
+    return eventually([&] { return fetch->state() == state; });
+  }
+  uint64_t counter(wire::ImageCounter which) const {
+    std::array<uint64_t, wire::kImageCounterCount> all{};
+    fetch->counters(all);
+    return all[static_cast<size_t>(which)];
+  }
+
+  TempDir dir_;
+  FakeSource source;
+  std::vector<std::string> holder_paths, image_paths, presence_paths;
+  std::vector<UniqueFd> holder_fds;
+  std::vector<std::unique_ptr<pager::DataMap>> maps;
+  std::vector<std::vector<bool>> data;
+  std::vector<uint64_t> lengths;
+  std::vector<std::unique_ptr<MappedVm>> clones;
+  std::shared_ptr<FakeControl> demand, bulk;
+  std::atomic<int> edges{0};
+  std::unique_ptr<pager::ImageFetch> fetch;
+};
+
+}  // namespace vmigrate::test

@@ -1,0 +1,207 @@
+// A fork over two hosts: a parent that runs on, its image on one host, and a clone on the image of the other,
+// which reads it over a real transport while both fill.
+
+#include <gtest/gtest.h>
+
+#include <random>
+
+#include "source/source.hpp"
+#include "tests/image/fetch_harness.hpp"
+#include "tests/transport/fixture.hpp"
+
+namespace vmigrate::pager {
+namespace {
+
+using namespace std::chrono_literals;
+using test::arrives;
+using test::Gates;
+using test::ImageHarness;
+using test::kPage;
+using test::MappedVm;
+using test::VmKind;
+using transport::Channel;
+using wire::ImageCounter;
+using wire::InjectPoint;
+
+class RemoteImage : public ::testing::TestWithParam<const transport::Provider*> {
+ protected:
+  static constexpr uint64_t kPages = 2048;
+  static bool has_data(uint64_t page) { return page % 4 != 3; }
+
+  void SetUp() override {
+    if (const std::string missing = transport::missing_for(*GetParam()); !missing.empty())
+      GTEST_SKIP() << missing;
+    listener_ = transport::must_listen(*GetParam());
+    const std::string path = dir_ / "leaf.image";
+    ASSERT_TRUE(memory::Region::create_file(path, kPages * kPage, kPage).ok());
+    leaf_.push_back({path, dir_ / "leaf.presence", kPages * kPage, kPage});
+  }
+  void TearDown() override {
+    leaf_fetch_.reset();
+    source_.reset();
+    clones_.clear();
+  }
+
+  /// With a capture its readers are served, otherwise the files themselves.
+  Status serve(const std::vector<std::string>& paths, ImageCapture* capture) {
+    credentials_.session[0] = ++sessions_;
+    if (capture != nullptr) reader_ = capture->reader(0);
+    const SourceRegionConfig config{paths[0], kPages * kPage, kPage,
+                                    capture != nullptr ? reader_.get() : nullptr};
+    auto opened = SourceSession::open(*listener_, credentials_, {&config, 1});
+    if (!opened) return opened.error();
+    source_ = std::move(opened).value();
+    return ok();
+  }
+  SourceEndpoints endpoints() {
+    SourceEndpoints result;
+    for (auto [channel, endpoint] :
+         {std::pair{Channel::kDemand, &result.demand}, {Channel::kBulk, &result.bulk}}) {
+      auto connected = transport::connect(*GetParam(), listener_->address(), credentials_, channel);
+      EXPECT_TRUE(connected.ok()) << connected.error().what;
+      *endpoint = std::move(connected).value();
+    }
+    result.keys.assign(source_->keys().begin(), source_->keys().end());
+    result.probe_timeout = 5s;
+    return result;
+  }
+  void open_leaf(bool resume = false) {
+    auto opened = ImageFetch::open({leaf_, {}, resume, {}});
+    ASSERT_TRUE(opened.ok()) << opened.error().what;
+    leaf_fetch_ = std::move(opened).value();
+  }
+  MappedVm& add_clone() {
+    clones_.push_back(
+        std::make_unique<MappedVm>(std::vector{leaf_[0].path}, std::vector{kPages * kPage}, VmKind::kClone));
+    EXPECT_TRUE(leaf_fetch_->add_clone(clones_.back()->memory).ok());
+    return *clones_.back();
+  }
+  bool leaf_reaches(ImageState state) {
+    return test::eventually([&] { return leaf_fetch_->state() == state; });
+  }
+
+  test::TempDir dir_;
+  transport::Credentials credentials_;
+  uint8_t sessions_ = 0;
+  std::unique_ptr<transport::Listener> listener_;
+  std::unique_ptr<RegionReader> reader_;
+  std::unique_ptr<SourceSession> source_;
+  std::vector<TargetRegionConfig> leaf_;
+  std::vector<std::unique_ptr<MappedVm>> clones_;
+  std::unique_ptr<ImageFetch> leaf_fetch_;
+};
+
+TEST_P(RemoteImage, HoldsTheForkPointOfAParentThatRunsOn) {
+  ImageHarness root(ImageHarness::Specs{{kPages, has_data}});
+  root.open();
+  const Status served = serve(root.image_paths, root.capture.get());
+  if (!GetParam()->serves_by_thread) {
+    // No device and no other process can read what comes when it is asked for.
+    EXPECT_FALSE(served.ok());
+    return;
+  }
+  ASSERT_TRUE(served.ok());
+  open_leaf();
+  auto& clone = add_clone();
+  ASSERT_TRUE(leaf_fetch_->connect(endpoints()).ok());
+  root.arm();
+  root.seal(Sweep::kLater);
+  ASSERT_TRUE(source_->scan().ok());
+  ASSERT_TRUE(leaf_fetch_->start().ok());
+  std::atomic<bool> is_ended{false};
+  std::thread writer([&] {
+    for (std::mt19937_64 random(1); !is_ended;)
+      root.parent->word(0, random() % kPages)[random() % 512] = random();
+  });
+  auto& local = root.add_clone();
+  // Pages that neither the parent nor a clone of its host has asked for.
+  std::mt19937_64 random(2);
+  for (int i = 0; i < 300; ++i) {
+    const uint64_t page = random() % kPages;
+    EXPECT_EQ(*clone.word(0, page), root.expected(page));
+  }
+  ASSERT_TRUE(root.capture->sweep().ok());
+  ASSERT_TRUE(leaf_fetch_->sweep().ok());
+  EXPECT_EQ(root.bad_pages(clone), 0u);
+  EXPECT_EQ(root.bad_pages(local), 0u);
+  ASSERT_TRUE(root.reaches(ImageState::kComplete));
+  ASSERT_TRUE(leaf_reaches(ImageState::kComplete));
+  is_ended = true;
+  writer.join();
+  EXPECT_EQ(root.bad_image_pages(), 0u);
+  EXPECT_EQ(ImageHarness::contents(leaf_[0].path, kPages * kPage), root.fork_point[0]);
+  EXPECT_EQ(root.bad_pages(add_clone()), 0u);
+  // The session reads the capture.
+  source_.reset();
+}
+
+TEST_P(RemoteImage, IsReadFromTheFilesOfACompleteOne) {
+  ImageHarness root(ImageHarness::Specs{{kPages, has_data}});
+  root.remember();
+  ASSERT_TRUE(serve(root.source_paths, nullptr).ok());
+  open_leaf();
+  auto& clone = add_clone();
+  ASSERT_TRUE(leaf_fetch_->connect(endpoints()).ok());
+  ASSERT_TRUE(leaf_fetch_->start().ok());
+  EXPECT_EQ(*clone.word(0, 8), root.expected(8));
+  ASSERT_TRUE(source_->scan().ok());
+  ASSERT_TRUE(leaf_fetch_->sweep().ok());
+  EXPECT_EQ(root.bad_pages(clone), 0u);
+  ASSERT_TRUE(leaf_reaches(ImageState::kComplete));
+}
+
+/// A reader copies the page for itself, and lets the parent write to it.
+TEST(ImageReader, CopiesAPageThatAnotherHostAsksForFirst) {
+  ImageHarness root(ImageHarness::Specs{{2048, [](uint64_t page) { return page % 4 != 3; }}});
+  root.open();
+  const auto reader = root.capture->reader(0);
+  std::vector<std::byte> bytes(2 * kPage);
+  EXPECT_FALSE(reader->read(0, bytes).ok()) << "there is no fork point yet";
+  root.arm();
+  root.seal(Sweep::kLater);
+  Gates gates;
+  auto& claimed = gates.close(InjectPoint::kImageReaderClaimed, page_key(0, PageIndex{100}));
+  auto reading = std::async(std::launch::async, [&] { return reader->read(100 * kPage, bytes).ok(); });
+  ASSERT_TRUE(gates.wait_parked(claimed));
+  auto writing = root.parent->write(100, 1);
+  auto& clone = root.add_clone();
+  auto touched = clone.read(100);
+  EXPECT_TRUE(test::waits(writing));
+  EXPECT_TRUE(test::waits(touched));
+  gates.open(claimed);
+  EXPECT_TRUE(reading.get());
+  ASSERT_TRUE(arrives(writing));
+  ASSERT_TRUE(arrives(touched));
+  EXPECT_EQ(touched.get(), root.expected(100));
+  EXPECT_EQ(std::memcmp(bytes.data(), &root.fork_point[0][100 * (kPage / 8)], bytes.size()), 0);
+  EXPECT_EQ(root.counter(ImageCounter::kCopiedBytes), 12 * kPage) << "the data pages of one cluster";
+}
+
+/// F13 and F14: a reader that is about to release pages of the parent holds up the end of the capture,
+/// because the next capture of the same parent protects them again.
+TEST(ImageReader, TouchesTheParentNoMoreAfterItsRelease) {
+  ImageHarness root(ImageHarness::Specs{{16}});
+  root.open();
+  const auto reader = root.capture->reader(0);
+  root.arm();
+  root.seal(Sweep::kLater);
+  Gates gates;
+  auto& published = gates.close(InjectPoint::kImagePublished);
+  std::vector<std::byte> bytes(kPage);
+  auto reading = std::async(std::launch::async, [&] { return reader->read(0, bytes).ok(); });
+  ASSERT_TRUE(gates.wait_parked(published));
+  auto closing = std::async(std::launch::async, [&] { root.capture->close(); });
+  EXPECT_EQ(closing.wait_for(100ms), std::future_status::timeout);
+  EXPECT_TRUE(root.parent->is_registered());
+  gates.open(published);
+  ASSERT_EQ(closing.wait_for(test::kPatience), std::future_status::ready);
+  (void)reading.get();
+  EXPECT_FALSE(root.parent->is_registered());
+  EXPECT_FALSE(reader->read(0, bytes).ok()) << "a capture that was given up serves nobody";
+}
+
+INSTANTIATE_TEST_SUITE_P(Providers, RemoteImage, ::testing::ValuesIn(transport::tested_providers()),
+                         [](const auto& tested) { return std::string(tested.param->name); });
+
+}  // namespace
+}  // namespace vmigrate::pager
