@@ -1,5 +1,5 @@
 import { expect, test } from 'vitest';
-import { withMountHint } from '../../../../src/agent/migration/page-session.js';
+import { withMountHint } from '../../../../src/agent/migration/page-link.js';
 import { MigrationError } from '../../../../src/domain/errors.js';
 
 const refused = new MigrationError('UNAUTHENTICATED', 'connect: peer refused the session or its token');

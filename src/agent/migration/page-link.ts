@@ -1,0 +1,187 @@
+/**
+ * The connection of a native session that reads pages from another host: it connects, connects again after a loss, and
+ * opens the session anew where it cannot continue. What the session fills, and when it starts, its owner says.
+ */
+import { MigrationError, toMigrationError } from '../../domain/errors.js';
+import type { SourceEndpointInfo } from '../../engine/ports/session.js';
+import type { NativeFailure, SourceAddress } from '../../native/types.js';
+import type { HostContext } from '../vm/context.js';
+
+const RETRY_MS_FIRST = 100;
+const RETRY_MS_MAX = 5_000;
+
+/** What the link needs of the native session. */
+export interface PageReader {
+  connect(source: SourceAddress, timeoutMs: number): Promise<void>;
+  snapshot(): { readonly state: string; readonly failure: NativeFailure | null };
+  close(): Promise<void>;
+}
+
+/** Where the pages are, and the secret for them. */
+export interface PageHolder {
+  readonly session: string;
+  readonly token: string;
+  readonly endpoint: SourceEndpointInfo;
+}
+
+export interface PageLinkOptions<Reader extends PageReader> {
+  /** Opens the native session. It is called again to replace one that cannot continue; `isResume` is true then. */
+  readonly open: (isResume: boolean) => Reader;
+  readonly isResume: boolean;
+  /** The state of a session that is connected and reads: it takes no other connection. */
+  readonly reading: 'filling' | 'copying';
+  /** Starts what the owner wants. Called after each connect. */
+  readonly onConnected: (reader: Reader) => void;
+  /** The session will be closed, and replaced by another that starts anew. */
+  readonly onReplace: (reader: Reader) => void;
+  /** The fields that name the session in the log. */
+  readonly fields: object;
+}
+
+export class PageLink<Reader extends PageReader> {
+  readonly #context: Pick<HostContext, 'transports' | 'log'>;
+  readonly #options: PageLinkOptions<Reader>;
+  #reader: Reader;
+  #holder: PageHolder | null = null;
+  #isConnected = false;
+  #isClosed = false;
+  #connecting: Promise<void> | null = null;
+  #retryTimer: NodeJS.Timeout | null = null;
+  #retryMs = RETRY_MS_FIRST;
+
+  constructor(context: Pick<HostContext, 'transports' | 'log'>, options: PageLinkOptions<Reader>) {
+    this.#context = context;
+    this.#options = options;
+    this.#reader = options.open(options.isResume);
+  }
+
+  get reader(): Reader {
+    return this.#reader;
+  }
+
+  /** This session has been connected and has not reported the loss of its connection. */
+  get isConnected(): boolean {
+    return this.#isConnected;
+  }
+
+  /**
+   * Connects to `holder`, now and after each loss of the connection. If the native session cannot continue (its keys
+   * are from before a restart of the holder's daemon), it is closed and opened anew. The pages that have arrived stay.
+   */
+  async connect(holder: PageHolder): Promise<void> {
+    await this.#connecting?.catch(() => undefined);
+    if (this.#isClosed) throw closedError();
+    const isNew = JSON.stringify(holder) !== JSON.stringify(this.#holder);
+    this.#holder = holder;
+    if (this.#isConnected && !isNew) return;
+    await this.#connectOnce(isNew);
+  }
+
+  /** The native session has reported a loss. */
+  noteLost(failure: NativeFailure | null): void {
+    this.#isConnected = false;
+    this.#context.log.warn({ ...this.#options.fields, failure }, 'the connection to the source is lost');
+    this.retryLater();
+  }
+
+  /** The native session has failed. Only another holder helps. */
+  noteFailed(): void {
+    this.#isConnected = false;
+  }
+
+  /**
+   * Retries with the last holder. The coordinator reconnects the session too, with current keys, but takes longer to
+   * notice. The retry is enough for a short loss of the connection.
+   */
+  retryLater(): void {
+    if (this.#holder === null || this.#retryTimer !== null || this.#connecting !== null || this.#isClosed) return;
+    this.#retryTimer = setTimeout(() => {
+      this.#retryTimer = null;
+      if (this.#isClosed || this.#isConnected || this.#connecting !== null) return;
+      this.#connectOnce(false).catch((error: unknown) => {
+        const err = toMigrationError(error);
+        this.#context.log.debug({ ...this.#options.fields, err }, 'the source still cannot be reached');
+        this.retryLater();
+      });
+    }, this.#retryMs);
+    this.#retryMs = Math.min(Math.max(this.#retryMs * 2, RETRY_MS_FIRST), RETRY_MS_MAX);
+  }
+
+  /** Makes the next attempt to connect at once, if one is due. */
+  hurry(): void {
+    if (this.#retryTimer === null) return;
+    this.stopRetrying();
+    this.#retryMs = 0;
+    this.retryLater();
+  }
+
+  stopRetrying(): void {
+    if (this.#retryTimer !== null) clearTimeout(this.#retryTimer);
+    this.#retryTimer = null;
+  }
+
+  /** Closes the native session. Missing pages stay missing. Idempotent. */
+  async close(): Promise<void> {
+    if (this.#isClosed) return;
+    this.#isClosed = true;
+    this.stopRetrying();
+    await this.#reader.close();
+  }
+
+  #connectOnce(isAnew: boolean): Promise<void> {
+    const attempt = this.#connectNow(isAnew).finally(() => {
+      this.#connecting = null;
+    });
+    this.#connecting = attempt;
+    return attempt;
+  }
+
+  async #connectNow(isAnew: boolean): Promise<void> {
+    const holder = this.#holder;
+    if (holder === null) throw new MigrationError('CONFLICT', 'a page session has no endpoint of its source');
+    this.stopRetrying();
+    const { state } = this.#reader.snapshot();
+    if (state === 'complete') return;
+    if (state === 'failed' || (state === this.#options.reading && isAnew)) await this.#replace();
+    const { session, token, endpoint } = holder;
+    const { transport, host, port, keys } = endpoint;
+    const { transports } = this.#context;
+    const { provider, options, timeoutMs } = await transports.connection(transport, host);
+    const source = { provider, host, port, options, keys, session, token };
+    await transports
+      .registering(transport, () => this.#reader.connect(source, timeoutMs))
+      .catch((error: unknown) => {
+        throw withMountHint(toMigrationError(error), host);
+      });
+    this.#isConnected = true;
+    this.#retryMs = RETRY_MS_FIRST;
+    this.#options.onConnected(this.#reader);
+  }
+
+  async #replace(): Promise<void> {
+    this.#isConnected = false;
+    this.#options.onReplace(this.#reader);
+    await this.#reader.close();
+    if (this.#isClosed) throw closedError();
+    this.#reader = this.#options.open(true);
+  }
+}
+
+function closedError(): MigrationError {
+  return new MigrationError('CONFLICT', 'the page session has ended');
+}
+
+/**
+ * A daemon that refuses the session on a socket of this machine is another one: the path names a different socket in
+ * this daemon's mount namespace than in the source's.
+ */
+export function withMountHint(error: MigrationError, host: string): MigrationError {
+  if (error.code !== 'UNAUTHENTICATED' || !host.startsWith('/')) return error;
+  return new MigrationError(error.code, `${error.message}: the daemon that answers at ${host} is not the source's`, {
+    remedy:
+      'use --tcp; --shm needs both daemons in one mount namespace, or the same files under their state directories',
+    isRetryable: error.isRetryable,
+    details: error.details,
+    cause: error,
+  });
+}
