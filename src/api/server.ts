@@ -16,7 +16,7 @@ import { Connections, HANDSHAKE_TIMEOUT_MS } from './connections.js';
 import { Consoles } from './console.js';
 import { apiError, check } from './contract/http-errors.js';
 import type { ApiServices } from './contract/ports.js';
-import { agentRoutes, OCTETS, STATE_ROUTE } from './peers/routes.js';
+import { agentRoutes, OCTETS, STATE_ROUTES } from './peers/routes.js';
 import { EventStreams } from './public/events.js';
 import { Metrics } from './public/metrics.js';
 import { publicRoutes, YAML } from './public/routes.js';
@@ -144,7 +144,7 @@ function buildApp(services: ApiServices): { fastify: FastifyInstance; close: () 
   });
 
   app.addHook('onRequest', async (request, reply) => {
-    if (request.routeOptions.url !== STATE_ROUTE) limitBody(request, reply);
+    if (!STATE_ROUTES.has(request.routeOptions.url ?? '')) limitBody(request, reply);
     authorize(request.raw.socket, request.routeOptions.url?.startsWith(HOST_ROUTES) === true, services);
   });
   app.setErrorHandler(fail);

@@ -196,6 +196,7 @@ export class AgentPair {
         await this.onSendState();
         await find(name).agent.target.acceptState(session, body);
       },
+      sendForkState: async (name, fork, body) => find(name).agent.forks.acceptForkState(fork, body),
       warm: async () => undefined,
     };
     this.a = new AgentHost('A', directory, peers);

@@ -148,6 +148,20 @@ export class SimForkAgent implements ForkPort, Pick<SourcePort, 'reserve' | 'unr
     return { parentPauseMs: 4, deviceStateBytes: 1000, parts: [] };
   }
 
+  // The simulated fork has one host.
+
+  async serveImage(): Promise<never> {
+    throw failure('UNSUPPORTED', 'there is one host');
+  }
+
+  async connectImage(): Promise<never> {
+    throw failure('UNSUPPORTED', 'there is one host');
+  }
+
+  async sendForkState(): Promise<never> {
+    throw failure('UNSUPPORTED', 'there is one host');
+  }
+
   async loadClones(fork: string): Promise<LoadClonesReply> {
     this.#open(fork);
     for (const clone of this.#clonesOf(fork)) {

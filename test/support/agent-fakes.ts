@@ -158,7 +158,11 @@ export class FakeHost {
       ...(fakes as unknown as Pick<LocalAgentOptions, 'vms' | 'native'>),
       host: 'A',
       registry,
-      peers: { sendState: () => new Promise(() => undefined), warm: async () => undefined },
+      peers: {
+        sendState: () => new Promise(() => undefined),
+        sendForkState: () => new Promise(() => undefined),
+        warm: async () => undefined,
+      },
       dataAddress: '127.0.0.1',
       transports: new HostTransports({
         host: 'A',

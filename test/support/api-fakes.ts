@@ -230,7 +230,11 @@ export function fakeServices(change: Partial<ApiServices> = {}): FakeServices {
     calls.push({ method: name, args: [...args] });
     return answers.get(name)?.();
   });
-  const agent: ApiAgent = { ...host, target: { ...host.target, acceptState } };
+  const agent: ApiAgent = {
+    ...host,
+    target: { ...host.target, acceptState },
+    forks: { ...host.forks, acceptForkState: acceptState },
+  };
   const log = (level: string) => (_: object, message: string) => void logged.push({ level, message });
   return {
     host: 'A',

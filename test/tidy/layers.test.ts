@@ -51,7 +51,7 @@ const TYPESCRIPT_LAYERS: Record<string, readonly string[]> = {
   'agent/migration': [...WORDS, PORTS, BACKEND, 'protocol', 'durable', 'schemas', 'native', 'agent/vm'],
   'agent/fork/clones': [...WORDS, PORTS, BACKEND, 'agent/vm'],
   'agent/fork': [
-    ...[...WORDS, PORTS, BACKEND, 'durable', 'schemas', 'native'],
+    ...[...WORDS, PORTS, BACKEND, 'protocol', 'durable', 'schemas', 'native'],
     ...['agent/fork/clones', 'agent/vm', 'agent/image', 'agent/inventory', 'agent/migration'],
   ],
   agent: [

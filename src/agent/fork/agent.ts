@@ -1,13 +1,16 @@
 /** Implements ForkPort on this host and holds its forks by id. session.ts implements a single fork. */
 
+import type { Readable } from 'node:stream';
 import { MigrationError, toMigrationError } from '../../domain/errors.js';
 import type { CloneIdentity } from '../../domain/fork.js';
 import type { ForkInventory } from '../../domain/host.js';
+import type { Transport } from '../../domain/transport.js';
 import type {
   ForkPointReply,
   ForkPort,
   ForkProgress,
   ForkQuestion,
+  ImageHolder,
   LoadClonesReply,
   PrepareForkReply,
   PrepareForkRequest,
@@ -18,6 +21,7 @@ import { checkImageId } from '../image/record.js';
 import { EndedSessions } from '../migration/ended-sessions.js';
 import type { ManagedVm } from '../vm/vms.js';
 import type { ForkContext } from './context.js';
+import { sendDeviceState } from './device-state.js';
 import { forkInventory } from './inventory.js';
 import type { Pool } from './pool.js';
 import { prepareFork } from './prepare.js';
@@ -122,6 +126,30 @@ export class ForkAgent implements ForkPort {
     return this.#fork(fork).point();
   }
 
+  async serveImage(fork: string, transport: Transport): Promise<ImageHolder> {
+    return this.#fork(fork).serveImage(transport);
+  }
+
+  async connectImage(fork: string, holder: ImageHolder): Promise<void> {
+    await this.#fork(fork).connectImage(holder);
+  }
+
+  async sendForkState(fork: string, host: string): Promise<void> {
+    await sendDeviceState(this.#context, fork, this.#fork(fork).record.image, host);
+  }
+
+  /** Takes the device state from the host that has the image. */
+  async acceptForkState(fork: string, stream: Readable): Promise<void> {
+    let session: ForkSession;
+    try {
+      session = this.#fork(fork);
+    } catch (error) {
+      stream.destroy();
+      throw error;
+    }
+    await session.acceptState(stream);
+  }
+
   async loadClones(fork: string): Promise<LoadClonesReply> {
     return this.#fork(fork).load();
   }
@@ -179,7 +207,8 @@ export class ForkAgent implements ForkPort {
   async #resume(record: ForkRecord): Promise<void> {
     const { vms, images, forkStore } = this.#context;
     const { fork, vm, image } = record.request;
-    if (record.state !== 'committed') {
+    const isUndecided = record.request.origin !== undefined && record.state === 'prepared';
+    if (record.state !== 'committed' && !(isUndecided && images.has(record.image))) {
       await undoFork(this.#context, record);
       return;
     }
@@ -195,7 +224,7 @@ export class ForkAgent implements ForkPort {
     const clones = record.clones.flatMap(find);
     const session = new ForkSession(this.#context, { record, parent, clones, failures: [] });
     this.#forks.set(fork, session);
-    await session.resume();
+    await (isUndecided ? session.rejoin() : session.resume());
   }
 
   #fork(fork: string): ForkSession {

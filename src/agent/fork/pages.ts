@@ -1,14 +1,18 @@
 /**
- * What brings the pages of a fork: the capture of a parent that continues to run, and the copies of private clones. A
- * fork whose pages are all there has neither.
+ * What brings the pages of a fork: the capture of a parent that continues to run, or another host's image that is read;
+ * and the copies of private clones. A fork whose pages are all there has none of them. It also serves the image to
+ * other hosts.
  */
-import { MigrationError } from '../../domain/errors.js';
-import type { ForkProgress } from '../../engine/ports/fork.js';
+import { type ErrorJson, MigrationError, toMigrationError } from '../../domain/errors.js';
+import type { Transport } from '../../domain/transport.js';
+import type { ForkProgress, ImageHolder } from '../../engine/ports/fork.js';
+import type { ImageRecord } from '../image/record.js';
 import type { ManagedVm } from '../vm/vms.js';
 import { CaptureSession } from './capture-session.js';
 import type { ForkContext } from './context.js';
+import { FetchSession } from './fetch-session.js';
+import { ImageServer } from './image-server.js';
 import { PrivateCopies } from './private-copies.js';
-import { progressOf } from './progress.js';
 import type { ForkRecord } from './record.js';
 
 export class ForkPages {
@@ -17,44 +21,85 @@ export class ForkPages {
   readonly #parent: ManagedVm | null;
   /** The clones have memory files of their own, which are filled from the complete image. */
   readonly isPrivate: boolean;
-  /** The parent continues to run, so that its pages are copied. */
-  readonly isCopied: boolean;
-  #capture: CaptureSession | null = null;
+  /** The pages come after the fork point: the parent continues to run, or another host has them. */
+  readonly isFilled: boolean;
+  /** Another host has the image. */
+  readonly isJoined: boolean;
+  readonly #server: ImageServer;
+  readonly #wasCommitted: boolean;
+  #filling: CaptureSession | FetchSession | null = null;
   #copies: PrivateCopies | null = null;
 
-  constructor(context: ForkContext, { request, image }: ForkRecord, parent: ManagedVm | null) {
+  constructor(context: ForkContext, { request, image, state }: ForkRecord, parent: ManagedVm | null) {
     this.#context = context;
     this.#image = image;
     this.#parent = parent;
+    this.#wasCommitted = state === 'committed';
     this.isPrivate = request.memory === 'private';
-    this.isCopied = request.image === null && request.parentMode === 'continue';
+    this.isJoined = request.origin !== undefined;
+    this.isFilled = this.isJoined || (request.image === null && request.parentMode === 'continue');
+    this.#server = new ImageServer(context, image, request.image !== null);
+  }
+
+  get filling(): CaptureSession | FetchSession | null {
+    return this.#filling;
   }
 
   get capture(): CaptureSession | null {
-    return this.#capture;
+    return this.#filling instanceof CaptureSession ? this.#filling : null;
   }
 
-  /** The error that stopped the capture, or null. */
+  /** The error that stopped the filling of the image, or null. */
   get failure(): MigrationError | null {
-    return this.#capture?.failure ?? null;
+    return this.#filling?.failure ?? null;
   }
 
   /** Write-protects the parent. */
   async arm(clones: readonly ManagedVm[]): Promise<void> {
-    if (this.isCopied) await (await this.#open(clones, false)).arm();
+    if (this.isFilled && !this.isJoined) await (await this.#openCapture(clones, false)).arm();
   }
 
-  /** Takes up the capture of an earlier daemon, unless it is complete. `onOpen` is called before it goes on. */
-  async resume(clones: readonly ManagedVm[], onOpen: (capture: CaptureSession) => void): Promise<void> {
-    if (!this.isCopied || this.#context.images.get(this.#image).state === 'complete') return;
-    const capture = await this.#open(clones, true);
+  /** Takes up the filling of an earlier daemon, unless it is complete. `onOpen` is called before it goes on. */
+  async resume(clones: readonly ManagedVm[], onOpen: (filling: CaptureSession | FetchSession) => void): Promise<void> {
+    if (!this.isFilled || this.#isImageComplete) return;
+    if (this.isJoined) {
+      const fetch = await this.#openFetch(clones, true);
+      onOpen(fetch);
+      // If every page is here, no holder is needed. Otherwise the coordinator names one.
+      if (this.#wasCommitted) await fetch.sweep();
+      else fetch.serve();
+      return;
+    }
+    const capture = await this.#openCapture(clones, true);
     onOpen(capture);
     await capture.resume();
   }
 
-  /** Resolves when the image is complete. Rejects if the capture fails. */
+  /** Reads the image from this holder from now on. */
+  async connect(holder: ImageHolder, clones: readonly ManagedVm[]): Promise<void> {
+    if (!this.isJoined) throw new MigrationError('CONFLICT', `image ${this.#image} does not come from another host`);
+    if (!this.#isImageComplete) await (await this.#openFetch(clones, false)).connect(holder);
+  }
+
+  /** Serves the image to other hosts. */
+  async serve(transport: Transport): Promise<ImageHolder> {
+    const capture = this.capture;
+    return this.#server.serve(transport, capture?.snapshot.state === 'complete' ? null : (capture?.handle ?? null));
+  }
+
+  /** The fork point has been taken: other hosts may read the image. */
+  async fix(): Promise<void> {
+    await this.#server.fix();
+  }
+
+  /** The clones are about to load the state, and touch pages. */
+  beginServing(): void {
+    if (this.#filling instanceof FetchSession) this.#filling.serve();
+  }
+
+  /** Resolves when the image is complete. Rejects if it cannot be filled. */
   async captured(): Promise<void> {
-    await this.#capture?.over;
+    await this.#filling?.over;
     if (this.failure !== null) throw this.failure;
   }
 
@@ -72,14 +117,24 @@ export class ForkPages {
 
   /** Starts to bring the pages that nobody has asked for. To be called when the clones run. Idempotent. */
   async fill(): Promise<void> {
-    if (this.failure === null) await this.#capture?.sweep();
+    if (this.failure === null) await this.#filling?.sweep();
     this.#copies?.fill();
   }
 
   /** Forgets a clone that is to end, or has ended. Its memory is still open. */
   async drop(vm: ManagedVm): Promise<void> {
-    if (!this.isPrivate) this.#capture?.removeClone(vm);
+    if (!this.isPrivate) this.#filling?.removeClone(vm);
     await this.#copies?.drop(vm);
+  }
+
+  /** The same for a clone that has ended by itself. */
+  forget(vm: ManagedVm): void {
+    this.drop(vm).catch((error: unknown) => {
+      this.#context.log.error(
+        { vm: vm.spec.name, err: toMigrationError(error) },
+        'the page session of a clone that has ended cannot be closed',
+      );
+    });
   }
 
   progress(record: ForkRecord): ForkProgress {
@@ -88,33 +143,81 @@ export class ForkPages {
       throw new MigrationError('NOT_FOUND', `image ${this.#image} is no longer on ${host}`);
     }
     const failure = record.failure ?? this.failure?.toJSON() ?? null;
-    const [image, capture, copies] = [images.get(this.#image), this.#capture, this.#copies];
-    return progressOf({ record, image, isCopied: this.isCopied, capture, copies, failure });
+    const [image, filling, copies] = [images.get(this.#image), this.#filling, this.#copies];
+    return progressOf({ record, image, isFilled: this.isFilled, filling, copies, failure });
   }
 
   /** Ends what is complete. */
   async finish(): Promise<void> {
-    await this.#capture?.finish();
+    // It reads the capture, so it ends before it: here and below.
+    await this.#server.close();
+    await this.#filling?.finish();
     await this.#copies?.finish();
   }
 
   /** Gives up the capture, which releases the parent. */
   async abandon(): Promise<void> {
-    await this.#capture?.abandon();
+    await this.#server.close();
+    await this.#filling?.abandon();
   }
 
   /** Leaves everything in place for the next daemon. */
   async leave(): Promise<void> {
     await this.#copies?.close();
-    await this.#capture?.leave();
+    await this.#server.close();
+    await this.#filling?.leave();
   }
 
-  async #open(clones: readonly ManagedVm[], isResume: boolean): Promise<CaptureSession> {
-    if (this.#capture !== null) return this.#capture;
+  get #isImageComplete(): boolean {
+    return this.#context.images.get(this.#image).state === 'complete';
+  }
+
+  async #openCapture(clones: readonly ManagedVm[], isResume: boolean): Promise<CaptureSession> {
+    if (this.#filling instanceof CaptureSession) return this.#filling;
     const image = this.#context.images.get(this.#image);
     const capture = await CaptureSession.open(this.#context, image, { parent: this.#parent, isResume });
-    this.#capture = capture;
-    if (!this.isPrivate) for (const vm of clones) capture.addClone(vm);
+    this.#begin(capture, clones);
     return capture;
   }
+
+  async #openFetch(clones: readonly ManagedVm[], isResume: boolean): Promise<FetchSession> {
+    if (this.#filling instanceof FetchSession) return this.#filling;
+    const image = this.#context.images.get(this.#image);
+    const fetch = await FetchSession.open(this.#context, image, isResume);
+    this.#begin(fetch, clones);
+    return fetch;
+  }
+
+  #begin(filling: CaptureSession | FetchSession, clones: readonly ManagedVm[]): void {
+    this.#filling = filling;
+    if (!this.isPrivate) for (const vm of clones) filling.addClone(vm);
+  }
+}
+
+interface ProgressParts {
+  readonly record: ForkRecord;
+  readonly image: ImageRecord;
+  /** The pages come after the fork point. */
+  readonly isFilled: boolean;
+  readonly filling: CaptureSession | FetchSession | null;
+  readonly copies: PrivateCopies | null;
+  readonly failure: ErrorJson | null;
+}
+
+/** Computes the progress of a fork from its record and from the sessions that bring its pages. */
+function progressOf({ record, image, isFilled, filling, copies, failure }: ProgressParts): ForkProgress {
+  const { sizeBytes, pageBytes } = image.spec.memory;
+  const pagesTotal = sizeBytes / pageBytes;
+  const isFilling = isFilled && image.state !== 'complete' && filling?.snapshot.state !== 'complete';
+  const isCopying = isFilling || (record.request.memory === 'private' && copies?.isComplete !== true);
+  const { isWarm, clones, outcome } = record;
+  return {
+    state: failure !== null ? 'failed' : isCopying || record.state !== 'committed' ? 'filling' : 'complete',
+    error: failure,
+    pagesTotal: pagesTotal + (copies?.pagesTotal ?? 0),
+    pagesDone: (isFilling ? (filling?.pagesDone ?? 0) : pagesTotal) + (copies?.pagesDone ?? 0),
+    pageBytes,
+    counters: filling?.counters ?? {},
+    committed: outcome === null ? null : { image: image.id, isWarm, clones, ...outcome },
+  };
 }

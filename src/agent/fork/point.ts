@@ -15,6 +15,10 @@ import { MigrationError } from '../../domain/errors.js';
 import type { ForkPointReply } from '../../engine/ports/fork.js';
 import type { InjectPort } from '../../engine/ports/inject.js';
 import type { ImageCaptureHandle } from '../../native/types.js';
+import type { ForkContext } from './context.js';
+import type { ForkPages } from './pages.js';
+import type { ParentDisks } from './parent-disks.js';
+import type { ForkRecord } from './record.js';
 
 /** Upper bound of the parent's device state. A healthy QEMU sends less than 1 MB. */
 const STATE_BYTES_MAX = 1024 * 1024 * 1024;
@@ -77,4 +81,28 @@ async function collect(stream: StateStream, chunks: Buffer[]): Promise<number> {
     }
   }
   return bytes;
+}
+
+/** Takes the fork point of a fork, and records it. Other hosts may read the image from then on. */
+export async function takeForkPointOf(
+  { images, inject, log }: ForkContext,
+  { image, request }: ForkRecord,
+  { state, disks, pages }: { state: StateExport; disks: ParentDisks; pages: ForkPages },
+): Promise<ForkPointReply> {
+  await inject.hit('agent:fork:point');
+  const reply = await takeForkPoint({
+    state,
+    capture: pages.capture?.handle ?? null,
+    // Private clones start only when the image is complete, so the sweep must not wait for them.
+    isSweepLater: !pages.isPrivate,
+    statePath: images.statePath(image),
+    snapshotDisks: () => disks.snapshot(),
+    inject,
+  });
+  log.debug({ fork: request.fork, ...reply }, 'fork point');
+  await inject.hit('agent:fork:pointed');
+  await disks.settle();
+  await images.update(image, { deviceStateBytes: reply.deviceStateBytes });
+  await pages.fix();
+  return reply;
 }

@@ -2,16 +2,26 @@
  * Makes everything that a fork needs before it touches the parent: the image's record and files, and a waiting QEMU for
  * each clone.
  */
+import { MigrationError } from '../../domain/errors.js';
+import type { CloneFailure } from '../../domain/fork.js';
 import type { PrepareForkRequest } from '../../engine/ports/fork.js';
 import { refuseBadStart } from '../image/start-check.js';
 import { allocatedBytes } from '../vm/memory-room.js';
 import type { ManagedVm } from '../vm/vms.js';
+import type { WaitingClone } from './clones/start.js';
 import type { ForkContext } from './context.js';
 import type { Pool } from './pool.js';
 import type { ForkRecord } from './record.js';
-import type { ForkParts } from './session.js';
 import { newImage, ramOfImage, shapeOf } from './shape.js';
 import { endClones, makeWaitingSet, type WaitingSet } from './waiting-set.js';
+
+export interface ForkParts {
+  readonly record: ForkRecord;
+  /** Null if the fork runs an existing image. */
+  readonly parent: ManagedVm | null;
+  readonly clones: readonly WaitingClone[];
+  readonly failures: readonly CloneFailure[];
+}
 
 /** If it rejects, it has removed everything it had made. */
 export async function prepareFork(
@@ -22,10 +32,13 @@ export async function prepareFork(
 ): Promise<ForkParts> {
   const { images, forkStore, inject } = context;
   const { shape, parent } = shapeOf(context, request);
-  if (request.image !== null) await refuseBadStart(context, request.image);
-  const set = request.image === null ? pool.claim(shape) : null;
-  const image = request.image ?? set?.image ?? request.fork;
-  const isNewImage = request.image === null;
+  const { origin, share } = request;
+  if (request.image !== null && origin === undefined) await refuseBadStart(context, request.image);
+  // A waiting set has all clones of a fork.
+  const isPoolable = request.image === null && origin === undefined && share === undefined;
+  const set = isPoolable ? pool.claim(shape) : null;
+  const image = origin?.image ?? request.image ?? set?.image ?? request.fork;
+  const isNewImage = origin === undefined ? request.image === null : !hasComplete(context, image);
   let record: ForkRecord = {
     ...{ version: 1, request, image, state: 'preparing', runsAfterCommit: true },
     isWarm: set !== null,
@@ -37,9 +50,14 @@ export async function prepareFork(
     await inject.hit('agent:fork:prepare');
     if (isNewImage && parent !== null && request.parentMode === 'continue')
       await holdRoom(context, request.fork, parent);
-    if (isNewImage && set === null) await images.create(newImage(context, image, shape), ramOfImage(shape, parent));
+    if (isNewImage && origin !== undefined)
+      await context.vms.room.hold(request.fork, origin.allocatedBytes, origin.spec.memory.pageBytes);
+    if (isNewImage && set === null) {
+      const qemuVersion = origin?.qemuVersion ?? parent?.qemuVersion ?? '';
+      await images.create(newImage(context, image, shape, qemuVersion), ramOfImage(shape, parent));
+    }
     made ??= await makeWaitingSet(context, images.get(image), shape, {
-      fork: isNewImage ? image : request.fork,
+      fork: request.image === null ? image : request.fork,
       isPartialAllowed: request.isPartialAllowed,
       isReplacing: request.isReplacing === true,
       signal,
@@ -55,6 +73,14 @@ export async function prepareFork(
     await forkStore.remove(request.fork);
     throw error;
   }
+}
+
+/** An earlier fork has brought the image here. Throws CONFLICT if it is not all here. */
+function hasComplete({ images, host }: ForkContext, id: string): boolean {
+  if (!images.has(id)) return false;
+  const { state } = images.get(id);
+  if (state !== 'complete') throw new MigrationError('CONFLICT', `image ${id} on ${host} is ${state}`);
+  return true;
 }
 
 /** Promises the room that the image will take. From the commit on the image itself counts, with its full size. */

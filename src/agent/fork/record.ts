@@ -8,6 +8,7 @@ import type { ErrorJson } from '../../domain/errors.js';
 import type { CloneIdentity } from '../../domain/fork.js';
 import { RecordFiles, type RecordKind } from '../../durable/record-files.js';
 import type { CommittedFork, PrepareForkRequest } from '../../engine/ports/fork.js';
+import { forkOrigin, forkShare } from '../../schemas/fork-join.js';
 import { cloneDisks, cloneMemory, cloneNetwork, imageId, parentMode } from '../../schemas/words.js';
 import { checkImageId } from '../image/record.js';
 
@@ -53,6 +54,8 @@ const requestSchema: z.ZodType<PrepareForkRequest> = z.strictObject({
   disks: cloneDisks,
   isPartialAllowed: z.boolean(),
   isReplacing: z.boolean().exactOptional(),
+  share: forkShare.exactOptional(),
+  origin: forkOrigin.exactOptional(),
 });
 
 const outcomeSchema: z.ZodType<ForkOutcome> = z.strictObject({

@@ -9,12 +9,15 @@
  * had been no fork. No clone has run then. After it, the clones wait for `run`, and the image waits for pages.
  */
 
+import type { Readable } from 'node:stream';
 import type { StateExport } from '../../backends/backend.js';
 import { MigrationError, toMigrationError } from '../../domain/errors.js';
 import type { CloneFailure } from '../../domain/fork.js';
+import type { Transport } from '../../domain/transport.js';
 import type {
   ForkPointReply,
   ForkProgress,
+  ImageHolder,
   LoadClonesReply,
   PrepareForkReply,
   PrepareForkRequest,
@@ -22,24 +25,18 @@ import type {
 } from '../../engine/ports/fork.js';
 import type { ManagedVm } from '../vm/vms.js';
 import type { CaptureSession } from './capture-session.js';
-import { CloneStarts, type WaitingClone } from './clones/start.js';
+import { CloneStarts, failureInJson, type WaitingClone } from './clones/start.js';
 import type { ForkContext } from './context.js';
+import { acceptDeviceState } from './device-state.js';
 import { ForkPages } from './pages.js';
 import { ParentDisks } from './parent-disks.js';
-import { takeForkPoint } from './point.js';
+import { takeForkPointOf } from './point.js';
+import type { ForkParts } from './prepare.js';
 import type { ForkOutcome, ForkRecord } from './record.js';
 import { saveReady, settleCommitted } from './settle.js';
-import { refuseIfRun, resumeParent } from './undo.js';
+import { isOwnImage, refuseIfRun, resumeParent } from './undo.js';
 import { filesChanged, giveUpImage, isPermanent } from './unfillable.js';
 import { endClones, firstFailure } from './waiting-set.js';
-
-export interface ForkParts {
-  readonly record: ForkRecord;
-  /** Null if the fork runs an existing image. */
-  readonly parent: ManagedVm | null;
-  readonly clones: readonly WaitingClone[];
-  readonly failures: readonly CloneFailure[];
-}
 
 export class ForkSession {
   readonly #context: ForkContext;
@@ -60,8 +57,8 @@ export class ForkSession {
   #reopening: Promise<void> | null = null;
   /** The writes that follow the commit, when the clones run. They are done before the fork is forgotten. */
   #afterCommit: Promise<void> = Promise.resolve();
-  /** The work that follows the end of the capture. */
-  #afterCapture: Promise<void> = Promise.resolve();
+  /** The work that follows the last page of the image. */
+  #afterFilling: Promise<void> = Promise.resolve();
   #outcome: ForkOutcome;
   #isFollowed = false;
   #isOver = false;
@@ -99,7 +96,7 @@ export class ForkSession {
 
   get reply(): PrepareForkReply {
     const { image, isWarm, clones } = this.#record;
-    return { image, isWarm, clones, failures: this.#failures.map(inJson) };
+    return { image, isWarm, clones, failures: this.#failures.map(failureInJson) };
   }
 
   /**
@@ -114,7 +111,7 @@ export class ForkSession {
       return;
     }
     try {
-      await this.#pages.resume(this.#vms, (capture) => this.#followCapture(capture));
+      await this.#pages.resume(this.#vms, (filling) => this.#follow(filling));
     } catch (thrown) {
       const error = toMigrationError(thrown);
       if (!isPermanent(error)) throw error;
@@ -124,6 +121,15 @@ export class ForkSession {
     this.#reopening = this.#pages.openCopies(this.#vms, true);
     this.#afterCommit = this.#reopening.then(() => this.#settleCommitted());
     this.#afterCommit.catch(() => undefined);
+  }
+
+  /**
+   * Takes up a fork of an earlier daemon that this host has joined, and whose commit is decided elsewhere: its clones
+   * stay until `commit` or `discard`.
+   */
+  async rejoin(): Promise<void> {
+    await this.#pages.resume(this.#vms, () => undefined);
+    if (await this.#starts.haveLoaded(this.#clones)) this.#loading = Promise.resolve({ failures: [] });
   }
 
   arm(): Promise<void> {
@@ -137,6 +143,23 @@ export class ForkSession {
   point(): Promise<ForkPointReply> {
     this.#pointing ??= this.#pointOnce();
     return this.#pointing;
+  }
+
+  serveImage(transport: Transport): Promise<ImageHolder> {
+    this.#refuseIfEnded();
+    return this.#pages.serve(transport);
+  }
+
+  async connectImage(holder: ImageHolder): Promise<void> {
+    this.#refuseIfEnded();
+    await this.#pages.connect(holder, this.#vms);
+  }
+
+  async acceptState(stream: Readable): Promise<void> {
+    this.#refuseIfEnded();
+    if (this.#loading !== null) throw new MigrationError('CONFLICT', 'the clones have begun to load the device state');
+    const deviceStateBytes = await acceptDeviceState(this.#context, this.#record.image, stream);
+    this.#outcome = { ...this.#outcome, deviceStateBytes };
   }
 
   load(): Promise<LoadClonesReply> {
@@ -160,7 +183,7 @@ export class ForkSession {
     });
     const failures = await this.#running;
     const ready = [...this.#starts.readyAtMs].map(([index, atMs]) => ({ index, atMs: atMs - beganAtMs }));
-    return { ready, failures: failures.map(inJson) };
+    return { ready, failures: failures.map(failureInJson) };
   }
 
   async progress(): Promise<ForkProgress> {
@@ -176,7 +199,7 @@ export class ForkSession {
     await this.#afterCommit.catch(() => this.#settleCommitted());
     if (this.#isAnyWaiting) await this.#settleCommitted();
     if (this.#isAnyWaiting) throw new MigrationError('CONFLICT', `clones of fork ${this.request.fork} have not run`);
-    await this.#afterCapture;
+    await this.#afterFilling;
     await this.#pages.finish();
     for (const { vm } of this.#clones) await this.#context.vms.unreserve(vm.spec.name, this.request.job);
     await this.#context.forkStore.remove(this.request.fork);
@@ -206,19 +229,14 @@ export class ForkSession {
     if (this.#parent !== null) await resumeParent(this.#context, this.#parent);
     await this.#endClones();
     await this.#disks?.undo();
-    if (this.request.image === null) await images.delete(this.#record.image);
+    if (isOwnImage(this.#context, this.#record)) await images.delete(this.#record.image);
     await forkStore.remove(this.request.fork);
   }
 
   /** Called when a QEMU has ended by itself, before the handle on its memory is closed. */
   lost(vm: ManagedVm): void {
     if (!this.has(vm)) return;
-    this.#pages.drop(vm).catch((error: unknown) => {
-      this.#context.log.error(
-        { vm: vm.spec.name, err: toMigrationError(error) },
-        'the page session of a clone that has ended cannot be closed',
-      );
-    });
+    this.#pages.forget(vm);
   }
 
   /** Called when the daemon exits. Everything stays as it is for the next daemon. */
@@ -254,45 +272,34 @@ export class ForkSession {
 
   async #pointOnce(): Promise<ForkPointReply> {
     this.#refuseIfEnded();
-    const { images, inject, log } = this.#context;
-    const { image: id, request } = this.#record;
-    if (this.#parent === null)
-      return { parentPauseMs: 0, deviceStateBytes: images.get(id).deviceStateBytes, parts: [] };
+    if (this.#parent === null) {
+      const { deviceStateBytes } = this.#context.images.get(this.#record.image);
+      return { parentPauseMs: 0, deviceStateBytes, parts: [] };
+    }
     const [state, disks] = [this.#state, this.#disks];
     if (state === null || disks === null) throw new MigrationError('CONFLICT', 'the parent has not been armed');
-    await inject.hit('agent:fork:point');
-    const reply = await takeForkPoint({
-      state,
-      capture: this.#pages.capture?.handle ?? null,
-      // Private clones start only when the image is complete, so the sweep must not wait for them.
-      isSweepLater: !this.#pages.isPrivate,
-      statePath: images.statePath(id),
-      snapshotDisks: () => disks.snapshot(),
-      inject,
-    });
-    log.debug({ fork: request.fork, ...reply }, 'fork point');
-    await inject.hit('agent:fork:pointed');
-    await disks.settle();
+    const reply = await takeForkPointOf(this.#context, this.#record, { state, disks, pages: this.#pages });
     const { parentPauseMs, deviceStateBytes } = reply;
     this.#outcome = { ...this.#outcome, parentPauseMs, deviceStateBytes };
-    await images.update(id, { deviceStateBytes });
     return reply;
   }
 
   async #loadOnce(): Promise<LoadClonesReply> {
     this.#refuseIfEnded();
     await this.#context.inject.hit('agent:fork:load');
+    this.#pages.beginServing();
     await this.#pages.openCopies(this.#vms, false);
     const { isPartialAllowed } = this.request;
     const loading = this.#starts.load(this.#clones, { isPartialAllowed });
     // Clones wait for pages while they load. If the image cannot be filled, these pages never come.
     const { loaded, failures } = await Promise.race([loading, this.#pages.captured().then(() => loading)]);
-    if (loaded.length === 0 || (failures.length > 0 && !isPartialAllowed)) throw firstFailure(failures);
+    const isNoneLoaded = loaded.length === 0 && this.#clones.length > 0;
+    if (isNoneLoaded || (failures.length > 0 && !isPartialAllowed)) throw firstFailure(failures);
     await this.#endClones(this.#clones.filter((clone) => !loaded.includes(clone)));
     this.#clones = loaded;
     await this.#context.inject.hit('agent:fork:loaded');
-    this.#outcome = { ...this.#outcome, failures: [...this.#failures, ...failures].map(inJson) };
-    return { failures: failures.map(inJson) };
+    this.#outcome = { ...this.#outcome, failures: [...this.#failures, ...failures].map(failureInJson) };
+    return { failures: failures.map(failureInJson) };
   }
 
   async #commitOnce(): Promise<void> {
@@ -319,7 +326,7 @@ export class ForkSession {
       return this.#reopening;
     });
     // An image that cannot be filled ends its clones.
-    if (this.#isFollowed && this.#pages.failure !== null) await this.#afterCapture;
+    if (this.#isFollowed && this.#pages.failure !== null) await this.#afterFilling;
     else if (this.#pages.failure !== null) await this.#fail(this.#pages.failure);
     const running = this.#starts.run(this.#clones);
     await Promise.allSettled([running]);
@@ -327,11 +334,11 @@ export class ForkSession {
     const failures = await running;
     await inject.hit('agent:fork:running');
     const known = new Set(this.#outcome.failures.map(({ index }) => index));
-    const others = failures.filter(({ index }) => !known.has(index)).map(inJson);
+    const others = failures.filter(({ index }) => !known.has(index)).map(failureInJson);
     this.#outcome = { ...this.#outcome, failures: [...this.#outcome.failures, ...others] };
     this.#afterCommit = this.#afterCommit.catch(() => undefined).then(() => this.#settleCommitted());
     this.#afterCommit.catch(() => undefined);
-    if (this.#pages.capture !== null && !this.#isFollowed) this.#followCapture(this.#pages.capture);
+    if (this.#pages.filling !== null && !this.#isFollowed) this.#follow(this.#pages.filling);
     return failures;
   }
 
@@ -343,7 +350,7 @@ export class ForkSession {
     this.#outcome = { ...this.#outcome, ready };
     this.#record = { ...this.#record, outcome: this.#outcome };
     const clones = this.#clones.filter(({ identity }) => readyAtMs.has(identity.index));
-    const parts = { record: this.#record, parent: this.#parent, clones, isCopied: this.#pages.isCopied };
+    const parts = { record: this.#record, parent: this.#parent, clones, isFilled: this.#pages.isFilled };
     const saving = saveReady(this.#context, this.#record);
     const settling = settleCommitted(this.#context, parts);
     await Promise.allSettled([saving, settling]);
@@ -358,17 +365,17 @@ export class ForkSession {
     return this.#clones.some((clone) => clone.vm.state === 'incoming' && isThere(clone));
   }
 
-  #followCapture(capture: CaptureSession): void {
+  #follow({ over }: Pick<CaptureSession, 'over'>): void {
     this.#isFollowed = true;
-    this.#afterCapture = capture.over
-      .then((outcome) => this.#captureOver(outcome))
+    this.#afterFilling = over
+      .then((outcome) => this.#fillingOver(outcome))
       .catch((error: unknown) => {
         const err = toMigrationError(error);
-        this.#context.log.error({ fork: this.request.fork, err }, 'the end of the capture cannot be recorded');
+        this.#context.log.error({ fork: this.request.fork, err }, 'the end of the filling cannot be recorded');
       });
   }
 
-  async #captureOver(outcome: 'complete' | 'failed'): Promise<void> {
+  async #fillingOver(outcome: 'complete' | 'failed'): Promise<void> {
     if (this.#isOver) return;
     const failure = this.#pages.failure;
     const settling = this.#afterCommit;
@@ -383,15 +390,11 @@ export class ForkSession {
   /** Gives up the image, which can never be complete. */
   async #fail(failure: MigrationError): Promise<void> {
     this.#record = { ...this.#record, failure: failure.toJSON() };
-    const [clones, { capture }] = [this.#vms, this.#pages];
-    await giveUpImage(this.#context, { record: this.#record, clones, capture, parent: this.#parent });
+    const [clones, { filling }] = [this.#vms, this.#pages];
+    await giveUpImage(this.#context, { record: this.#record, clones, filling, parent: this.#parent });
   }
 
   #refuseIfEnded(): void {
     if (this.#isOver) throw new MigrationError('CONFLICT', `fork ${this.request.fork} has ended`);
   }
-}
-
-function inJson({ index, name, error }: CloneFailure): CloneFailure {
-  return { index, name, error: toMigrationError(error).toJSON() };
 }

@@ -15,17 +15,17 @@ export interface SettledParts {
   readonly parent: ManagedVm | null;
   /** The clones that have run. The others wait for the go, and nothing is recorded of them. */
   readonly clones: readonly { readonly vm: ManagedVm }[];
-  /** True if the parent continues to run, so that its pages are copied. */
-  readonly isCopied: boolean;
+  /** The pages come after the fork point. */
+  readonly isFilled: boolean;
 }
 
 export async function settleCommitted(context: ForkContext, parts: SettledParts): Promise<void> {
   const { images, vms } = context;
-  const { parent, clones, isCopied } = parts;
+  const { parent, clones, isFilled } = parts;
   const { image: id, request } = parts.record;
   // A complete image says what its disks are, so its layers come first.
   const describing = sealLayers(context, id).then(async () => {
-    if (images.get(id).state === 'capturing') await images.update(id, { state: isCopied ? 'filling' : 'complete' });
+    if (images.get(id).state === 'capturing') await images.update(id, { state: isFilled ? 'filling' : 'complete' });
   });
   // In parallel, because each step of the daemon waits for a processor beside guests that have just resumed.
   const settled = await inParallel(clones, SETTLED_AT_ONCE, async ({ vm }) => {

@@ -16,10 +16,19 @@ export function shapeOf(context: ForkContext, request: ShapeRequest): { shape: C
     throw new MigrationError('USAGE', `the clone count of a fork must be 1-${CLONES_MAX}`);
   }
   const common = { cloneCount, namePrefix, parentMode, memory, network, disks };
+  const { share, origin } = request;
+  const own = share === undefined ? {} : { share };
+  if (origin !== undefined) {
+    // Its pages come while the clones run, whether or not the parent does.
+    return {
+      shape: { ...common, ...own, parentMode: 'continue', parent: origin.spec, accel: origin.accel },
+      parent: null,
+    };
+  }
   if (request.image !== null) {
     const image = images.get(request.image);
     if (image.state !== 'complete') throw new MigrationError('CONFLICT', `image ${image.id} is ${image.state}`);
-    return { shape: { ...common, parent: image.spec, accel: image.accel }, parent: null };
+    return { shape: { ...common, ...own, parent: image.spec, accel: image.accel }, parent: null };
   }
   if (request.vm === null) throw new MigrationError('USAGE', 'a fork needs the name of a VM or the id of an image');
   const parent = vms.get(request.vm);
@@ -45,10 +54,11 @@ export function shapeOf(context: ForkContext, request: ShapeRequest): { shape: C
   if (filling !== undefined) {
     throw new MigrationError('VM_BUSY', `image ${filling.id} of ${spec.name} is still being filled`);
   }
-  return { shape: { ...common, parent: spec, accel }, parent };
+  return { shape: { ...common, ...own, parent: spec, accel }, parent };
 }
 
-export function newImage(context: ForkContext, id: string, shape: CloneShape): ImageRecord {
+/** `qemuVersion`: of the parent. */
+export function newImage(context: ForkContext, id: string, shape: CloneShape, qemuVersion: string): ImageRecord {
   return {
     version: 1,
     id,
@@ -57,7 +67,7 @@ export function newImage(context: ForkContext, id: string, shape: CloneShape): I
     // The image has memory files of its own, whatever the parent's backing is.
     spec: { ...shape.parent, memory: { ...shape.parent.memory, backing: 'shared' } },
     accel: shape.accel,
-    qemuVersion: context.vms.get(shape.parent.name).qemuVersion,
+    qemuVersion,
     deviceStateBytes: 0,
     disks: shape.parent.disks.map(({ id: disk, path, format }) => ({ id: disk, path, format })),
     overlays: [],

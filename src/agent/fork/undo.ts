@@ -38,6 +38,12 @@ export function refuseIfRun(clones: readonly { readonly vm: ManagedVm }[]): void
   });
 }
 
+/** The fork has made its image on this host, and nobody else needs it as long as the fork is not committed. */
+export function isOwnImage({ images }: ForkContext, { request, image }: ForkRecord): boolean {
+  if (request.origin === undefined) return request.image === null;
+  return images.has(image) && images.get(image).state === 'capturing';
+}
+
 /** Undoes an uncommitted fork of an earlier daemon. It may be repeated if it has rejected. */
 export async function undoFork(context: ForkContext, record: ForkRecord): Promise<void> {
   const { vms, images, forkStore, native } = context;
@@ -57,6 +63,6 @@ export async function undoFork(context: ForkContext, record: ForkRecord): Promis
   if (parent !== null && images.has(record.image)) {
     await new ParentDisks(context, parent, record.image).undo();
   }
-  if (image === null) await images.delete(record.image);
+  if (isOwnImage(context, record)) await images.delete(record.image);
   await forkStore.remove(fork);
 }

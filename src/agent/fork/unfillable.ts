@@ -28,14 +28,14 @@ export interface FailedFork {
   readonly record: ForkRecord;
   readonly parent: ManagedVm | null;
   readonly clones: readonly ManagedVm[];
-  /** Null if the capture belonged to an earlier daemon. */
-  readonly capture: CaptureSession | null;
+  /** Null if what filled the image belonged to an earlier daemon. */
+  readonly filling: Pick<CaptureSession, 'finish'> | null;
 }
 
 /** Idempotent, because a daemon may be killed in between. */
 export async function giveUpImage(
   context: ForkContext,
-  { record, parent, clones, capture }: FailedFork,
+  { record, parent, clones, filling }: FailedFork,
 ): Promise<void> {
   const { vms, images, forkStore, native, log } = context;
   const { image } = record;
@@ -56,7 +56,7 @@ export async function giveUpImage(
       'a clone of an image that cannot be filled cannot be ended',
     );
   }
-  if (capture !== null) await capture.finish();
+  if (filling !== null) await filling.finish();
   else if (parent !== null && parent.memory !== null) await native.releaseVm(parent.memory);
   await images.dropMemory(image);
 }

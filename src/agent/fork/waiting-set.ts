@@ -16,6 +16,7 @@ import type {
   ParentMode,
 } from '../../domain/fork.js';
 import type { Accel, VmSpec } from '../../domain/vm.js';
+import type { ForkShare } from '../../engine/ports/fork.js';
 import { inParallel } from '../../kit/parallel.js';
 import type { ImageRecord } from '../image/record.js';
 import type { ManagedVm } from '../vm/vms.js';
@@ -38,6 +39,8 @@ export interface CloneShape {
   readonly parent: VmSpec;
   readonly accel: Accel;
   readonly cloneCount: number;
+  /** The clones that this host makes. Absent: all. */
+  readonly share?: ForkShare;
   readonly namePrefix: string | null;
   readonly parentMode: ParentMode;
   readonly memory: CloneMemory;
@@ -72,6 +75,7 @@ export async function makeWaitingSet(
 ): Promise<WaitingSet> {
   // Each start adds a listener.
   setMaxListeners(0, options.signal);
+  const { first, count } = shape.share ?? { first: 0, count: shape.cloneCount };
   const identities = cloneIdentities({
     fork: options.fork,
     cloneCount: shape.cloneCount,
@@ -79,7 +83,7 @@ export async function makeWaitingSet(
     parent: shape.parent,
     network: shape.network,
     macsTaken: new Set(context.vms.all().flatMap(({ spec }) => spec.nics.map(({ mac }) => mac))),
-  });
+  }).slice(first, first + count);
   const templates = await OverlayTemplates.make(
     context.vms.backend.diskFiles,
     shape.parent.disks,
@@ -118,7 +122,7 @@ export async function makeWaitingSet(
     await endClones(context, clones);
     throw error;
   }
-  const isEnough = options.isPartialAllowed ? clones.length > 0 : failures.length === 0;
+  const isEnough = options.isPartialAllowed ? clones.length > 0 || identities.length === 0 : failures.length === 0;
   if (isEnough && !options.signal.aborted) return { clones, failures };
   await endClones(context, clones);
   throw firstFailure(failures);

@@ -11,6 +11,8 @@ export interface Peers {
    * NOT_FOUND if no such host is configured.
    */
   sendState(host: string, session: string, body: Readable): Promise<void>;
+  /** Sends the device state of a fork to a host that joins it. Resolves when that host has all of it. */
+  sendForkState(host: string, fork: string, body: Readable): Promise<void>;
   /** Opens the connection that sendState will use. */
   warm(host: string): Promise<void>;
 }

@@ -8,6 +8,7 @@ import type { MigrationOrder, MigrationPlan } from '../../domain/migration.js';
 import type { Refusal } from '../../domain/refusal.js';
 import type { StopResult, VmSpec, VmView } from '../../domain/vm.js';
 import type { VmEvent } from '../../domain/vm-event.js';
+import type { ForkPort } from '../../engine/ports/fork.js';
 import type { HostPort } from '../../engine/ports/host.js';
 import type { TargetPort } from '../../engine/ports/target.js';
 import type { Identity } from '../../tls/identity.js';
@@ -85,11 +86,15 @@ export interface ApiPool {
   drain(vm: string | null): Promise<{ readonly endedCount: number }>;
 }
 
-/** This host. Besides the calls it accepts the device state of a session, which arrives as a stream. */
+/** This host. Besides the calls it accepts the device state of a session or fork, which arrives as a stream. */
 export interface ApiAgent extends HostPort {
   readonly target: TargetPort & {
     /** Resolves when QEMU has loaded the state. */
     acceptState(session: string, stream: Readable): Promise<void>;
+  };
+  readonly forks: ForkPort & {
+    /** Resolves when this host has all of the state. */
+    acceptForkState(fork: string, stream: Readable): Promise<void>;
   };
 }
 

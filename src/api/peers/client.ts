@@ -16,7 +16,7 @@ import type { TlsStore } from '../../tls/store.js';
 import { describeIssues } from '../contract/http-errors.js';
 import type { ApiAgent, ApiPeers } from '../contract/ports.js';
 import { hostOfCalls } from './methods.js';
-import { callPath, OCTETS, PING_PATH, statePath } from './routes.js';
+import { callPath, forkStatePath, OCTETS, PING_PATH, statePath } from './routes.js';
 
 /** Less than a ping may take, so that its error says why there is no connection. */
 const CONNECT_MS = 4_000;
@@ -322,6 +322,11 @@ export class RemoteAgents implements ApiPeers {
   async sendState(host: string, session: string, body: Readable): Promise<void> {
     if (host === this.options.self) return this.options.local().target.acceptState(session, body);
     await this.peer(host).call({ path: statePath(session), method: 'PUT', body, timeoutMs: STATE_MS });
+  }
+
+  async sendForkState(host: string, fork: string, body: Readable): Promise<void> {
+    if (host === this.options.self) return this.options.local().forks.acceptForkState(fork, body);
+    await this.peer(host).call({ path: forkStatePath(fork), method: 'PUT', body, timeoutMs: STATE_MS });
   }
 
   /** Opens as many connections as a switchover needs at once. */

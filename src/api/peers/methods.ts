@@ -9,7 +9,7 @@ import { hostInventory, targetChecks, vmClaims } from '../../schemas/host.js';
 import { count, list, text } from '../../schemas/of.js';
 import { fileView, proofId, storageFile, storageOffer } from '../../schemas/storage.js';
 import { vmSpecSchema } from '../../schemas/vm-spec.js';
-import { exitCode, hostName, jobId, sessionId, vmName } from '../../schemas/words.js';
+import { exitCode, hostName, jobId, sessionId, transport, vmName } from '../../schemas/words.js';
 import {
   counters,
   endpoint,
@@ -20,6 +20,7 @@ import {
   forkPointReply,
   forkProgress,
   forkQuestion,
+  imageHolder,
   layerPaths,
   loadClonesReply,
   microseconds,
@@ -120,6 +121,9 @@ const HOST_METHODS: HostMethods = {
     prepareClones: method(z.tuple([prepareForkRequest]), prepareForkReply, CLONES_MS),
     armParent: method(fork, nothing, CLONES_MS),
     forkPoint: method(fork, forkPointReply, LONG_MS),
+    serveImage: method(z.tuple([forkId, transport]), imageHolder, REGISTER_MS),
+    connectImage: method(z.tuple([forkId, imageHolder]), nothing, REGISTER_MS),
+    sendForkState: method(z.tuple([forkId, hostName]), nothing, LONG_MS),
     loadClones: method(fork, loadClonesReply, CLONES_MS),
     commitFork: method(fork, nothing, USUAL_MS),
     runClones: method(fork, runClonesReply, CLONES_MS),

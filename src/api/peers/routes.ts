@@ -5,7 +5,7 @@ import type { ZodTypeProvider } from 'fastify-type-provider-zod';
 import { z } from 'zod';
 import { MigrationError } from '../../domain/errors.js';
 import { errorJson } from '../../schemas/error.js';
-import { sessionId } from '../../schemas/words.js';
+import { imageId, sessionId } from '../../schemas/words.js';
 import { checkKept } from '../contract/http-errors.js';
 import type { ApiServices } from '../contract/ports.js';
 import { callOn, HOST_CALLS } from './methods.js';
@@ -15,6 +15,10 @@ export const PING_PATH = '/agent/v1/ping';
 export const callPath = (method: string): string => `/agent/v1/call/${method}`;
 export const statePath = (session: string): string => `/agent/v1/sessions/${session}/state`;
 export const STATE_ROUTE = statePath(':session');
+export const forkStatePath = (fork: string): string => `/agent/v1/forks/${fork}/state`;
+export const FORK_STATE_ROUTE = forkStatePath(':fork');
+/** Their bodies are streams of any length up to DEVICE_STATE_BYTES_MAX. */
+export const STATE_ROUTES: ReadonlySet<string> = new Set([STATE_ROUTE, FORK_STATE_ROUTE]);
 
 /** Device state without RAM has some 0.3 MB, or tens of MB with VGA memory and flash. A longer stream is cut off. */
 export const DEVICE_STATE_BYTES_MAX = 256 * 2 ** 20;
@@ -46,12 +50,24 @@ export function agentRoutes(fastify: FastifyInstance, services: ApiServices): vo
     );
   }
 
+  acceptStreams(app, STATE_ROUTE, z.strictObject({ session: sessionId }), ({ session }, state) =>
+    services.agent.target.acceptState(session, state),
+  );
+  acceptStreams(app, FORK_STATE_ROUTE, z.strictObject({ fork: imageId }), ({ fork }, state) =>
+    services.agent.forks.acceptForkState(fork, state),
+  );
+}
+
+/** A route that takes device state as a stream. */
+function acceptStreams<Params>(
+  app: FastifyInstance,
+  route: string,
+  params: z.ZodType<Params>,
+  accept: (params: Params, state: Readable) => Promise<void>,
+): void {
   app.put(
-    STATE_ROUTE,
-    {
-      schema: { tags: ['hosts'], params: z.strictObject({ session: sessionId }), consumes: [OCTETS] },
-      bodyLimit: DEVICE_STATE_BYTES_MAX,
-    },
+    route,
+    { schema: { tags: ['hosts'], params, consumes: [OCTETS] }, bodyLimit: DEVICE_STATE_BYTES_MAX },
     async (request) => {
       if (!isStream(request.body)) throw new MigrationError('USAGE', `the device state must be sent as ${OCTETS}`);
       const { body } = request;
@@ -62,7 +78,7 @@ export function agentRoutes(fastify: FastifyInstance, services: ApiServices): vo
         if (!body.readableEnded) limited.destroy(new MigrationError('DISCONNECTED', 'the device state was cut off'));
       });
       try {
-        await services.agent.target.acceptState(request.params.session, body.pipe(limited));
+        await accept(request.params as Params, body.pipe(limited));
       } finally {
         // The order matters. A pipe with a destroyed end stops its source, and a body that is not read to its end
         // blocks the connection for later calls.

@@ -3,6 +3,7 @@ import { z } from 'zod';
 import { CLONES_MAX } from '../../domain/fork.js';
 import { SESSION_STATES } from '../../engine/ports/session.js';
 import { cloneFailure, cloneIdentity, namePrefix } from '../../schemas/fork.js';
+import { forkOrigin, forkShare } from '../../schemas/fork-join.js';
 import { hostLimits, vmInventoryBase } from '../../schemas/host.js';
 import { imageView } from '../../schemas/image.js';
 import { count, list, text } from '../../schemas/of.js';
@@ -114,7 +115,15 @@ export const forkQuestion = z.strictObject({
   isReplacing: z.boolean().exactOptional(),
 });
 
-export const prepareForkRequest = forkQuestion.extend({ fork: forkId, job: jobId, isPartialAllowed: z.boolean() });
+export const prepareForkRequest = forkQuestion.extend({
+  fork: forkId,
+  job: jobId,
+  isPartialAllowed: z.boolean(),
+  share: forkShare.exactOptional(),
+  origin: forkOrigin.exactOptional(),
+});
+
+export const imageHolder = z.strictObject({ session: sessionId, token: sessionToken, endpoint });
 
 export const forkInventory = z.object({
   vm: vmInventory,

@@ -18,6 +18,35 @@ import type {
   ParentMode,
 } from '../../domain/fork.js';
 import type { ForkInventory } from '../../domain/host.js';
+import type { Transport } from '../../domain/transport.js';
+import type { Accel, VmSpec } from '../../domain/vm.js';
+import type { SourceEndpointInfo } from './session.js';
+
+/** The clones that one host makes of a fork over several hosts: `count` of them, from the index `first` on. */
+export interface ForkShare {
+  readonly first: number;
+  readonly count: number;
+}
+
+/** The image of a fork, for a host that joins the fork and does not have the image's parent. */
+export interface ForkOrigin {
+  /** The host that has the image, or takes it. */
+  readonly host: string;
+  readonly image: string;
+  /** The parent's spec at the fork. */
+  readonly spec: VmSpec;
+  readonly accel: Accel;
+  readonly qemuVersion: string;
+  /** Memory that the image will take here. */
+  readonly allocatedBytes: number;
+}
+
+/** Where the pages of an image can be read, and the secret for it. */
+export interface ImageHolder {
+  readonly session: string;
+  readonly token: string;
+  readonly endpoint: SourceEndpointInfo;
+}
 
 export interface PrepareForkRequest {
   /** Id of the fork and of its new image: 16 hex digits. If `image` is set, it is the id of the fork only. */
@@ -34,10 +63,14 @@ export interface PrepareForkRequest {
   readonly isPartialAllowed: boolean;
   /** True: ended VMs with the clones' names are removed. Absent: only names that no VM has are used. */
   readonly isReplacing?: boolean;
+  /** The clones that this host makes; `cloneCount` is that of the whole fork. Absent: all. */
+  readonly share?: ForkShare;
+  /** Set on a host that joins the fork: its image is read from another host. */
+  readonly origin?: ForkOrigin;
 }
 
 /** The part of the request that pre-flight knows. */
-export type ForkQuestion = Omit<PrepareForkRequest, 'fork' | 'job' | 'isPartialAllowed'>;
+export type ForkQuestion = Omit<PrepareForkRequest, 'fork' | 'job' | 'isPartialAllowed' | 'share' | 'origin'>;
 
 export interface PrepareForkReply {
   /** Id of the image. It differs from the fork's id if the clones are waiting processes of an earlier image. */
@@ -115,6 +148,15 @@ export interface ForkPort {
    * resumes the parent.
    */
   forkPoint(fork: string): Promise<ForkPointReply>;
+  /**
+   * On the host that has the image, once the parent is armed: other hosts may read its pages over this transport. They
+   * get none before the fork point. Repeated, it returns the same holder, unless the daemon has been restarted.
+   */
+  serveImage(fork: string, transport: Transport): Promise<ImageHolder>;
+  /** On a host that joins: the place from which it reads the pages. It may be replaced at any time. */
+  connectImage(fork: string, holder: ImageHolder): Promise<void>;
+  /** On the host that has the image, after the fork point: sends the device state to a host that joins. */
+  sendForkState(fork: string, host: string): Promise<void>;
   /**
    * Loads the state into every clone. No vCPU runs. If one clone fails, all do, unless the request allows a part of
    * them.

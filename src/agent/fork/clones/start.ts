@@ -106,6 +106,14 @@ export class CloneStarts {
     });
   }
 
+  /** Asks the processes of an earlier daemon whether each has loaded the state, or has ended since. */
+  async haveLoaded(clones: readonly WaitingClone[]): Promise<boolean> {
+    const outcomes = await inParallel(clones, clones.length, async ({ vm }) => {
+      return vm.state === 'stopped' || (vm.state === 'incoming' && (await vm.process.loadState()) === 'loaded');
+    });
+    return outcomes.every((outcome) => 'value' in outcome && outcome.value);
+  }
+
   /** Gives up the loads in progress. */
   end(): void {
     for (const load of this.#loads.values()) load.end();
@@ -151,6 +159,11 @@ export class CloneStarts {
 /** True if the VM's own record says so. A clone that has not run is `incoming` by its record until it has settled. */
 function hasRun({ state, guestEnd }: ManagedVm): boolean {
   return guestEnd !== null || (state !== 'incoming' && state !== 'stopped');
+}
+
+/** A failure as other hosts get it. */
+export function failureInJson({ index, name, error }: CloneFailure): CloneFailure {
+  return { index, name, error: toMigrationError(error).toJSON() };
 }
 
 function otherCloneFailed(): MigrationError {

@@ -1,0 +1,200 @@
+/**
+ * Reads an image from another host while clones of this host run on it. It is to a host that joins a fork what a
+ * capture is to the host of the parent.
+ */
+import { unlink } from 'node:fs/promises';
+import { MigrationError } from '../../domain/errors.js';
+import type { ImageHolder } from '../../engine/ports/fork.js';
+import { deferred } from '../../kit/deferred.js';
+import { failureToError } from '../../native/failure.js';
+import type { ImageFetchHandle, ImageFetchSnapshot } from '../../native/types.js';
+import type { ImageCounter } from '../../protocol/wire.js';
+import type { ImageRecord } from '../image/record.js';
+import { PageLink } from '../migration/page-link.js';
+import type { ManagedVm } from '../vm/vms.js';
+import type { ForkContext } from './context.js';
+
+/** The counters that a native session opened anew starts at zero. The others are read from the presence maps. */
+const SUMMED: readonly ImageCounter[] = ['copiedBytes', 'demandBytes', 'prefetchBytes', 'cloneFaultCount', 'cpuNs'];
+
+export class FetchSession {
+  readonly #context: ForkContext;
+  readonly #image: ImageRecord;
+  readonly #link: PageLink<ImageFetchHandle>;
+  readonly #presencePaths: readonly string[];
+  readonly #over = deferred<'complete' | 'failed'>();
+  readonly #clones = new Set<ManagedVm>();
+  /** Those of which the present native session knows. */
+  readonly #known = new Set<ManagedVm>();
+  readonly #carried = new Map<ImageCounter, bigint>();
+  #last: ImageFetchSnapshot;
+  #isServeWanted = false;
+  #isSweepWanted = false;
+  #isServing = false;
+  #isOpen = true;
+
+  private constructor(context: ForkContext, image: ImageRecord, files: ImageFiles, isResume: boolean) {
+    this.#context = context;
+    this.#image = image;
+    this.#presencePaths = files.map(({ presencePath }) => presencePath);
+    this.#link = new PageLink(context, {
+      open: (isAgain) =>
+        context.native.openImageFetch({
+          ...{ image: files, bandwidthBytesPerS: 0, isResume: isAgain },
+          onEdge: () => this.#onEdge(),
+        }),
+      isResume,
+      reading: 'copying',
+      onConnected: () => this.#startWanted(),
+      onReplace: () => this.#carry(),
+      fields: { image: image.id },
+    });
+    this.#last = this.#link.reader.snapshot();
+    context.images.setFilling(image.id, () => this.pagesDone);
+  }
+
+  /** `isResume`: an earlier daemon has read some of the pages. */
+  static async open(context: ForkContext, image: ImageRecord, isResume: boolean): Promise<FetchSession> {
+    return new FetchSession(context, image, await context.images.withPresence(image), isResume);
+  }
+
+  /** Resolves when every page is here, or when the pages that are here cannot be kept. */
+  get over(): Promise<'complete' | 'failed'> {
+    this.#checkState();
+    return this.#over.promise;
+  }
+
+  get snapshot(): ImageFetchSnapshot {
+    if (this.#isOpen) this.#last = this.#read();
+    return this.#last;
+  }
+
+  /** The error that stopped the session, or null. */
+  get failure(): MigrationError | null {
+    const { state, failure } = this.snapshot;
+    if (state !== 'failed') return null;
+    if (failure !== null) return failureToError(failure, 'reading the image');
+    return new MigrationError('NATIVE_FAILED', 'the image of the clones cannot be read');
+  }
+
+  get counters(): Readonly<Record<string, number>> {
+    return Object.fromEntries(Object.entries(this.snapshot.counters).map(([name, value]) => [name, Number(value)]));
+  }
+
+  get pagesDone(): number {
+    const { pagesCopied, pagesZero } = this.snapshot.counters;
+    return Number(pagesCopied) + Number(pagesZero);
+  }
+
+  /** Connects to a holder of the image, now and after each loss of the connection. Another holder replaces it. */
+  connect(holder: ImageHolder): Promise<void> {
+    return this.#link.connect(holder);
+  }
+
+  /** Serves the clones from now on, as soon as there is a connection. Only the pages that they ask for are read. */
+  serve(): void {
+    this.#isServeWanted = true;
+    this.#startIfPossible();
+  }
+
+  /** Reads the pages that no clone has asked for, too. Idempotent. */
+  async sweep(): Promise<void> {
+    this.#isSweepWanted = true;
+    this.serve();
+  }
+
+  /** Does nothing for a clone that has ended. */
+  addClone(vm: ManagedVm): void {
+    if (vm.memory === null || this.#known.has(vm)) return;
+    this.#clones.add(vm);
+    this.#link.reader.addClone(vm.memory);
+    this.#known.add(vm);
+  }
+
+  removeClone(vm: ManagedVm): void {
+    this.#clones.delete(vm);
+    if (!this.#known.delete(vm) || vm.memory === null || !this.#isOpen) return;
+    this.#link.reader.removeClone(vm.memory);
+  }
+
+  /** Closes a session that is over, and removes its presence maps. Only the image is left. */
+  async finish(): Promise<void> {
+    await this.#end();
+    for (const path of this.#presencePaths) {
+      await unlink(path).catch((error: NodeJS.ErrnoException) => {
+        if (error.code !== 'ENOENT') throw error;
+      });
+    }
+  }
+
+  /** Closes a session that is given up. The caller removes the files. */
+  async abandon(): Promise<void> {
+    await this.#end();
+  }
+
+  /** Closes the session and leaves everything in place for the next daemon. */
+  async leave(): Promise<void> {
+    await this.#end();
+  }
+
+  async #end(): Promise<void> {
+    this.#context.images.setFilling(this.#image.id, null);
+    if (!this.#isOpen) return;
+    this.#last = this.#read();
+    this.#isOpen = false;
+    await this.#link.close();
+  }
+
+  #read(): ImageFetchSnapshot {
+    const { counters, ...rest } = this.#link.reader.snapshot();
+    const summed = { ...counters };
+    for (const [counter, before] of this.#carried) summed[counter] += before;
+    return { ...rest, counters: summed };
+  }
+
+  #carry(): void {
+    this.#isServing = false;
+    const { counters } = this.#read();
+    for (const counter of SUMMED) this.#carried.set(counter, counters[counter]);
+    this.#carried.set('reconnectCount', counters.reconnectCount + 1n);
+    for (const { memory } of this.#known) if (memory !== null) this.#link.reader.removeClone(memory);
+    this.#known.clear();
+  }
+
+  /** A session that an earlier daemon has filled to the end needs no holder. */
+  #startIfPossible(): void {
+    if (this.#link.isConnected) return this.#startWanted();
+    try {
+      this.#startWanted();
+    } catch {
+      this.#link.retryLater();
+    }
+  }
+
+  #startWanted(): void {
+    const { reader } = this.#link;
+    if (!this.#isServing && this.#isServeWanted) {
+      for (const vm of this.#clones) this.addClone(vm);
+      reader.start();
+      this.#isServing = true;
+    }
+    if (this.#isServing && this.#isSweepWanted) reader.sweep();
+  }
+
+  #onEdge(): void {
+    // The first edge may come before the constructor has stored the link.
+    if (!this.#isOpen || this.#link === undefined) return;
+    this.#checkState();
+    const { state, failure } = this.snapshot;
+    if (state === 'complete') this.#link.stopRetrying();
+    if (state === 'disconnected') this.#link.noteLost(failure);
+    if (state === 'failed') this.#link.noteFailed();
+  }
+
+  #checkState(): void {
+    const { state } = this.snapshot;
+    if (state === 'complete' || state === 'failed') this.#over.resolve(state);
+  }
+}
+
+type ImageFiles = Awaited<ReturnType<ForkContext['images']['withPresence']>>;

@@ -1,0 +1,245 @@
+/**
+ * A fork on two hosts, with real QEMU guests and without daemons (test/hosts/agent-pair.ts): the clones of the second
+ * host run on an image that it reads from the first, while the parent runs on and both images fill.
+ */
+import { existsSync, readdirSync } from 'node:fs';
+import { rm } from 'node:fs/promises';
+import { join } from 'node:path';
+import { afterAll, afterEach, beforeAll, describe, expect, test } from 'vitest';
+import type { ForkOrigin, PrepareForkRequest } from '../../src/engine/ports/fork.js';
+import { type AgentHost, AgentPair } from '../hosts/agent-pair.js';
+import { eventually } from '../hosts/cluster.js';
+import { forkRequest } from '../hosts/fork-host.js';
+
+const FILL_MS = 60_000;
+
+let pair: AgentPair;
+
+beforeAll(async () => {
+  pair = await AgentPair.start();
+});
+afterEach(async () => {
+  await clear(pair.a);
+  await clear(pair.b);
+});
+afterAll(() => pair.end());
+
+const code = (expected: string) => expect.objectContaining({ code: expected });
+
+/** What forks have left on a host: image files and records. */
+function traces(host: AgentHost): string[] {
+  const state = join(host.directory, host.name);
+  const files = (path: string) => (existsSync(path) ? readdirSync(path).map((name) => join(path, name)) : []);
+  return [...files(join(host.ramDir, '.images')), ...files(join(state, 'images')), ...files(join(state, 'forks'))];
+}
+
+async function clear(host: AgentHost): Promise<void> {
+  await host.agent.close();
+  for (const { name } of host.vms.list()) await host.vms.destroy(name);
+  for (const kind of ['images', 'forks']) {
+    await rm(join(host.directory, host.name, kind), { recursive: true, force: true });
+  }
+  await host.restart();
+}
+
+/** A fork of the VM with one clone on A and two on B, as the coordinator asks for it. */
+class TwoHostFork {
+  readonly request: PrepareForkRequest;
+  readonly joining: PrepareForkRequest;
+  readonly fork: string;
+
+  private constructor(request: PrepareForkRequest, origin: ForkOrigin) {
+    this.fork = request.fork;
+    this.request = { ...request, share: { first: 0, count: 1 } };
+    this.joining = { ...request, vm: null, share: { first: 1, count: 2 }, origin };
+  }
+
+  static async of(vm: string, change: Partial<PrepareForkRequest> = {}): Promise<TwoHostFork> {
+    const { a } = pair;
+    const request = forkRequest(vm, { cloneCount: 3, ...change });
+    const { spec, accel, qemuVersion } = a.vms.get(vm);
+    const { imageBytesNeeded } = await a.agent.forks.forkInventory(request);
+    const size = spec.memory.sizeBytes;
+    const origin = {
+      host: 'A',
+      image: request.fork,
+      spec,
+      accel,
+      qemuVersion,
+      allocatedBytes: imageBytesNeeded || size,
+    };
+    return new TwoHostFork(request, origin);
+  }
+
+  async upToLoad(): Promise<void> {
+    const { a, b } = pair;
+    await a.agent.source.reserve(this.request.vm ?? '', this.request.job);
+    const [root, leaf] = await Promise.all([
+      a.agent.forks.prepareClones(this.request),
+      b.agent.forks.prepareClones(this.joining),
+    ]);
+    expect([...root.clones, ...leaf.clones].map(({ index }) => index)).toEqual([0, 1, 2]);
+    expect(new Set([...root.clones, ...leaf.clones].map(({ uuid }) => uuid)).size).toBe(3);
+    await a.agent.forks.armParent(this.fork);
+    await this.connect();
+    await a.agent.forks.forkPoint(this.fork);
+    await a.agent.forks.sendForkState(this.fork, 'B');
+    await Promise.all([a.agent.forks.loadClones(this.fork), b.agent.forks.loadClones(this.fork)]);
+  }
+
+  async connect(): Promise<void> {
+    await pair.b.agent.forks.connectImage(this.fork, await pair.a.agent.forks.serveImage(this.fork, 'tcp'));
+  }
+
+  async commit(): Promise<void> {
+    for (const { agent } of [pair.a, pair.b]) await agent.forks.commitFork(this.fork);
+  }
+
+  async run(): Promise<void> {
+    const outcomes = await Promise.all([pair.a, pair.b].map(({ agent }) => agent.forks.runClones(this.fork)));
+    expect(outcomes.map(({ ready, failures }) => [ready.length, failures])).toEqual([
+      [1, []],
+      [2, []],
+    ]);
+  }
+
+  /** Ends the fork when both images are complete. The host that serves the image ends last. */
+  async finish(): Promise<void> {
+    for (const { agent } of [pair.b, pair.a]) {
+      await eventually('the image is complete', FILL_MS, async () => {
+        const progress = await agent.forks.forkProgress(this.fork);
+        if (progress.state === 'failed') throw new Error(JSON.stringify(progress));
+        return progress.state === 'complete' ? true : undefined;
+      });
+    }
+    for (const { agent } of [pair.b, pair.a]) await agent.forks.finishFork(this.fork);
+    await pair.a.agent.source.unreserve(this.request.vm ?? '', this.request.job);
+  }
+}
+
+function clonesOn(host: AgentHost): string[] {
+  return host.vms.list().flatMap(({ name, state }) => (name.includes('-') && state === 'running' ? [name] : []));
+}
+
+async function expectSound(host: AgentHost, vms: readonly string[]): Promise<void> {
+  for (const vm of vms) {
+    await host.goesOn(vm);
+    const { pages, bad } = await host.verify(vm);
+    expect([vm, pages > 0, bad]).toEqual([vm, true, 0]);
+    expect(await host.serial(vm)).not.toMatch(/VMG BAD/);
+  }
+}
+
+describe('a fork on two hosts', () => {
+  test('its clones run on both, from pages of one moment, and share each image', async () => {
+    const { a, b } = pair;
+    await pair.boot({ name: 'web', touchMiB: 64 });
+    const fork = await TwoHostFork.of('web');
+    await fork.upToLoad();
+    await expect(b.agent.forks.runClones(fork.fork)).rejects.toThrow(code('CONFLICT'));
+    await fork.commit();
+    await fork.run();
+    await fork.finish();
+    expect([clonesOn(a).length, clonesOn(b).length]).toEqual([1, 2]);
+    await expectSound(a, ['web', ...clonesOn(a)]);
+    await expectSound(b, clonesOn(b));
+    const [here, there] = [a, b].map(({ agent }) => agent.images.find(fork.fork));
+    expect(there).toMatchObject({ state: 'complete', parent: 'web', pagesDone: here?.pagesTotal });
+    // The holes of the image are holes on the other host, too.
+    expect(there?.allocatedBytes).toBeLessThanOrEqual((here?.allocatedBytes ?? 0) * 1.1);
+    expect(there?.allocatedBytes).toBeGreaterThan(0);
+  });
+
+  test('before the commit all of it is undone', async () => {
+    const { a, b } = pair;
+    await pair.boot({ name: 'web', touchMiB: 32 });
+    const fork = await TwoHostFork.of('web');
+    await fork.upToLoad();
+    await Promise.all([a, b].map(({ agent }) => agent.forks.discardFork(fork.fork)));
+    await a.agent.source.unreserve('web', fork.request.job);
+    expect([...traces(a), ...traces(b)]).toEqual([]);
+    expect(b.vms.list()).toEqual([]);
+    await expectSound(a, ['web']);
+    await expect(b.agent.forks.prepareClones(fork.joining)).rejects.toThrow(code('CONFLICT'));
+  });
+
+  test('a restarted daemon of the host that joined leaves the decision to the coordinator', async () => {
+    const { a, b } = pair;
+    await pair.boot({ name: 'web', touchMiB: 32 });
+    const fork = await TwoHostFork.of('web');
+    await fork.upToLoad();
+    // The commit was decided, and this host has not heard of it.
+    await a.agent.forks.commitFork(fork.fork);
+    await b.restart();
+    expect(b.vms.list().map(({ state }) => state)).toEqual(['incoming', 'incoming']);
+    await b.agent.forks.commitFork(fork.fork);
+    await fork.connect();
+    await fork.run();
+    await fork.finish();
+    await expectSound(b, clonesOn(b));
+
+    // Another fork, which is decided otherwise.
+    const other = await TwoHostFork.of('web');
+    await other.upToLoad();
+    await b.restart();
+    await Promise.all([a, b].map(({ agent }) => agent.forks.discardFork(other.fork)));
+    await a.agent.source.unreserve('web', other.request.job);
+    expect(traces(b).filter((path) => path.includes(other.fork))).toEqual([]);
+    expect(clonesOn(b)).toHaveLength(2);
+  });
+
+  test('goes on when either daemon is restarted while the images fill', async () => {
+    const { a, b } = pair;
+    await pair.boot({ name: 'web', touchMiB: 64 });
+    const fork = await TwoHostFork.of('web');
+    await fork.upToLoad();
+    await fork.commit();
+    await b.restart();
+    await fork.connect();
+    await fork.run();
+    await a.restart();
+    await fork.connect();
+    await fork.finish();
+    await expectSound(a, ['web', ...clonesOn(a)]);
+    await expectSound(b, clonesOn(b));
+  });
+
+  test('goes on when the parent dies after the fork point', async () => {
+    const { a, b } = pair;
+    await pair.boot({ name: 'web', touchMiB: 64 });
+    const fork = await TwoHostFork.of('web');
+    await fork.upToLoad();
+    process.kill(a.vms.get('web').pid ?? 0, 'SIGKILL');
+    await fork.commit();
+    await fork.run();
+    await fork.finish();
+    await expectSound(b, clonesOn(b));
+  });
+
+  test('a parent that stays stopped gives its files, also by shared memory', async () => {
+    const { a, b } = pair;
+    await pair.boot({ name: 'web', touchMiB: 32 });
+    const fork = await TwoHostFork.of('web', { parentMode: 'stop' });
+    await fork.upToLoad();
+    await b.agent.forks.connectImage(fork.fork, await a.agent.forks.serveImage(fork.fork, 'shm'));
+    await fork.commit();
+    await fork.run();
+    await fork.finish();
+    await expectSound(b, clonesOn(b));
+  });
+
+  test('an image that is still being captured is not served by shared memory', async () => {
+    const { a, b } = pair;
+    await pair.boot({ name: 'web', touchMiB: 16 });
+    const fork = await TwoHostFork.of('web');
+    await a.agent.forks.prepareClones(fork.request);
+    await a.agent.forks.armParent(fork.fork);
+    await expect(a.agent.forks.serveImage(fork.fork, 'shm')).rejects.toThrow(code('UNSUPPORTED'));
+    await expect(
+      a.agent.forks.connectImage(fork.fork, await a.agent.forks.serveImage(fork.fork, 'tcp')),
+    ).rejects.toThrow(code('CONFLICT'));
+    await expect(a.agent.forks.sendForkState(fork.fork, 'B')).rejects.toThrow(code('CONFLICT'));
+    await a.agent.forks.discardFork(fork.fork);
+    expect([...traces(a), ...traces(b)]).toEqual([]);
+  });
+});
