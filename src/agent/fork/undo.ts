@@ -27,8 +27,8 @@ export async function resumeParent(context: ForkContext, parent: ManagedVm): Pro
 }
 
 /**
- * Throws if one of the clones runs, or has run and been paused. No clone runs before its fork is committed, so somebody else has resumed this
- * one, or there is an error in this program. Either way it is not taken back.
+ * Throws if one of the clones runs, or has run and been paused. No clone runs before its fork is committed, so somebody
+ * else has resumed this one, or there is an error in this program. Either way it is not taken back.
  */
 export function refuseIfRun(clones: readonly { readonly vm: ManagedVm }[]): void {
   const names = clones.filter(({ vm }) => vm.hasRun && vm.exit === null).map(({ vm }) => vm.spec.name);
