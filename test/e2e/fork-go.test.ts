@@ -113,3 +113,27 @@ test('a go that was interrupted runs the rest, and not what its user has paused'
   await forks.host.vms.resume(first[0]!);
   await expectWorking(['begun', ...names]);
 });
+
+test('an undo refuses to end a clone that somebody has resumed before the commit', async () => {
+  await forks.boot({ name: 'meddled', touchMiB: 32 });
+  const { vms, agent } = forks.host;
+  const request = forks.request('meddled', { namePrefix: 'early' });
+  await agent.forks.prepareClones(request);
+  await agent.forks.armParent(request.fork);
+  await agent.forks.forkPoint(request.fork);
+  await agent.forks.loadClones(request.fork);
+  await vms.get('early-1').process.run();
+  await eventually('it is known to run', 10_000, () => (vms.get('early-1').hasRun ? true : undefined));
+  await expect(agent.forks.discardFork(request.fork)).rejects.toMatchObject({
+    ...{ code: 'STEP_FAILED', message: expect.stringContaining('early-1 has run') },
+  });
+  await forks.host.goesOn('early-1');
+  expect(agent.isUnclaimed('early-0')).toBe(false);
+  expect(agent.isUnclaimed('early-1')).toBe(true);
+  await vms.stop('early-1', { isForced: true, isUnclaimed: true });
+  await vms.stop('early-1', { isForced: true });
+  await agent.forks.discardFork(request.fork);
+  expect(vms.list().map(({ name }) => name)).toEqual(['meddled']);
+  expect(forks.traces()).toEqual([]);
+  await expectWorking(['meddled']);
+});

@@ -27,11 +27,11 @@ export async function resumeParent(context: ForkContext, parent: ManagedVm): Pro
 }
 
 /**
- * Throws if one of the clones has run. No clone runs before its fork is committed, so somebody else has resumed this
- * one, or there is an error in this program. Either way it is not taken back.
+ * Throws if one of the clones runs, or has run and been paused. No clone runs before its fork is committed, so somebody
+ * else has resumed this one, or there is an error in this program. Either way it is not taken back.
  */
 export function refuseIfRun(clones: readonly { readonly vm: ManagedVm }[]): void {
-  const names = clones.filter(({ vm }) => vm.hasRun).map(({ vm }) => vm.spec.name);
+  const names = clones.filter(({ vm }) => vm.hasRun && vm.exit === null).map(({ vm }) => vm.spec.name);
   if (names.length === 0) return;
   throw new MigrationError('STEP_FAILED', `${names.join(', ')} has run, although the fork is not committed`, {
     remedy: `to give it up: "vmctl stop ${names[0]} --force"; the fork is undone then`,

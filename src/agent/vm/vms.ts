@@ -282,9 +282,8 @@ export class VmManager {
   async stop(name: string, options: StopOptions): Promise<void> {
     await this.#table.locks.hold(name, async () => {
       if (options.only !== undefined && options.only !== this.#table.find(name)) return;
-      const states: VmState[] = ['running', 'paused', 'stopped'];
       const { job, state, image } = this.#table.get(name);
-      if (job === null) states.push('departed');
+      const states: VmState[] = ['running', 'paused', 'stopped', ...(job === null ? ['departed' as const] : [])];
       if ((state === 'incoming' || state === 'starting') && options.isForced && options.isUnclaimed === true) {
         if (image === null) return this.#keeper.remove(this.#table.get(name));
         states.push(state);
@@ -316,7 +315,7 @@ export class VmManager {
   async endClone(clone: ManagedVm, reason: string): Promise<void> {
     await this.#table.locks.hold(clone.spec.name, async () => {
       const vm = this.#table.find(clone.spec.name);
-      if (vm === undefined || vm !== clone || isOver(vm)) return;
+      if (vm !== clone || vm === undefined || isOver(vm)) return;
       vm.isEnding = true;
       await this.#keeper.end(vm, { isForced: true });
       await this.#keeper.settle(vm, reason);

@@ -24,7 +24,7 @@ async function agentWith(failures: MigrationError[], { endsAt = Infinity, hasRun
     },
   };
   const kept = { records: [FORK], images: [FORK], clones: ['web-0'] };
-  const clone = { spec: { name: 'web-0', clone: { fork: FORK } }, image: FORK, state: 'incoming', hasRun };
+  const clone = { spec: { name: 'web-0', clone: { fork: FORK } }, image: FORK, state: 'incoming', hasRun, exit: null };
   const vms = new Map<string, object>([
     ['web', parent],
     ['web-0', clone],
