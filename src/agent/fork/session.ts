@@ -293,8 +293,7 @@ export class ForkSession {
     const loading = this.#starts.load(this.#clones, { isPartialAllowed });
     // Clones wait for pages while they load. If the image cannot be filled, these pages never come.
     const { loaded, failures } = await Promise.race([loading, this.#pages.captured().then(() => loading)]);
-    const isNoneLoaded = loaded.length === 0 && this.#clones.length > 0;
-    if (isNoneLoaded || (failures.length > 0 && !isPartialAllowed)) throw firstFailure(failures);
+    if (failures.length > 0 && (loaded.length === 0 || !isPartialAllowed)) throw firstFailure(failures);
     await this.#endClones(this.#clones.filter((clone) => !loaded.includes(clone)));
     this.#clones = loaded;
     await this.#context.inject.hit('agent:fork:loaded');

@@ -16,7 +16,7 @@ import type { HostPort } from '../../../src/engine/ports/host.js';
 import { Authority } from '../../../src/tls/authority.js';
 import { TlsStore } from '../../../src/tls/store.js';
 import { type FakeServices, fakeServices } from '../../support/api-fakes.js';
-import { forkAnswers, forkRequest, IMAGE } from '../planner/fork-facts.js';
+import { forkAnswers, forkInventory, forkRequest, IMAGE } from '../planner/fork-facts.js';
 
 const SESSION = 'ab'.repeat(16);
 
@@ -110,10 +110,23 @@ describe('calls', () => {
     const error = new MigrationError('QEMU_FAILED', 'no', { remedy: 'look' });
     services.answers.set('runClones', () => ({ ready: [], failures: [{ index: 0, name: 'vm1-0', error }] }));
     expect(await forks.forkInventory(question)).toEqual(forkAnswers.forkInventory);
-    const prepare = { ...forkRequest, fork: IMAGE, job: 'job-1' };
+    const { spec } = forkInventory.vm;
+    const origin = {
+      host: 'A',
+      image: IMAGE,
+      spec,
+      accel: 'tcg',
+      qemuVersion: '7.2.22',
+      allocatedBytes: 2 ** 28,
+    } as const;
+    const prepare = { ...forkRequest, fork: IMAGE, job: 'job-1', share: { first: 1, count: 2 }, origin };
     expect(await forks.prepareClones(prepare)).toEqual(forkAnswers.prepareClones);
     await forks.armParent(IMAGE);
     expect(await forks.forkPoint(IMAGE)).toEqual(forkAnswers.forkPoint);
+    const holder = await forks.serveImage(IMAGE, 'tcp');
+    expect(holder).toEqual(forkAnswers.serveImage);
+    await forks.connectImage(IMAGE, holder);
+    await forks.sendForkState(IMAGE, 'B');
     expect(await forks.loadClones(IMAGE)).toEqual(forkAnswers.loadClones);
     await forks.commitFork(IMAGE);
     const { failures } = await forks.runClones(IMAGE);
@@ -301,6 +314,8 @@ describe('the device state', () => {
     const bytes = Buffer.alloc(3 * 2 ** 20, 'state');
     await remote('B', { A: url() }).sendState('A', SESSION, Readable.from([bytes.subarray(0, 7), bytes.subarray(7)]));
     expect(services.states.get(SESSION)?.equals(bytes)).toBe(true);
+    await remote('B', { A: url() }).sendForkState('A', IMAGE, Readable.from([bytes]));
+    expect(services.states.get(IMAGE)?.equals(bytes)).toBe(true);
   });
 
   test('that breaks off is never taken for a whole one', async () => {

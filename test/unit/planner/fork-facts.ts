@@ -87,7 +87,16 @@ export const forkAnswers: { readonly [Call in keyof ForkPort]: unknown } = {
   prepareClones: { image: IMAGE, isWarm: true, clones: [0, 1, 2].map((index) => identity(index)), failures: [] },
   armParent: undefined,
   forkPoint: { parentPauseMs: 12.5, deviceStateBytes: 300_000, parts: [{ name: 'saveState', ms: 8 }] },
-  serveImage: undefined,
+  serveImage: {
+    session: '5'.repeat(32),
+    token: '6'.repeat(64),
+    endpoint: {
+      transport: 'tcp',
+      host: '10.0.0.1',
+      port: 7401,
+      keys: [{ ram: 'a'.repeat(48), dataMap: 'b'.repeat(48) }],
+    },
+  },
   connectImage: undefined,
   sendForkState: undefined,
   loadClones: { failures: [] },
