@@ -19,9 +19,10 @@ export async function sendDeviceState(
   await peers.sendForkState(host, fork, createReadStream(images.statePath(image)));
 }
 
-/** Writes the state to the file that the waiting QEMUs have opened. Returns its length. */
+/** Writes the state to the file that the waiting QEMUs have opened. Returns its length. 0 stays recorded until then. */
 export async function acceptDeviceState({ images }: ForkContext, image: string, stream: Readable): Promise<number> {
   const path = images.statePath(image);
+  if (images.get(image).deviceStateBytes !== 0) await images.update(image, { deviceStateBytes: 0 });
   await pipeline(stream, createWriteStream(path));
   const { size } = await stat(path);
   await images.update(image, { deviceStateBytes: size });

@@ -92,9 +92,14 @@ export class ForkPages {
     await this.#server.fix();
   }
 
-  /** The clones are about to load the state, and touch pages. */
+  /** The clones are about to load the state, and touch pages. Throws CONFLICT if this host lacks what they need. */
   beginServing(): void {
-    if (this.#filling instanceof FetchSession) this.#filling.serve();
+    if (!this.isJoined || this.#isImageComplete) return;
+    const { deviceStateBytes } = this.#context.images.get(this.#image);
+    if (!(this.#filling instanceof FetchSession) || deviceStateBytes === 0) {
+      throw new MigrationError('CONFLICT', `image ${this.#image} has no holder or no device state yet`);
+    }
+    this.#filling.serve();
   }
 
   /** Resolves when the image is complete. Rejects if it cannot be filled. */
