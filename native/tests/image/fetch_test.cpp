@@ -206,6 +206,7 @@ TEST(ImageFetch, ACloneThatIsRemovedIsForgottenWithItsWaits) {
 /// F11 and F12: bulk publishes a page between the fault that found it claimed and the note of that fault.
 TEST(ImageFetch, APageThatBulkPublishesWhileAFaultIsNotedIsMapped) {
   FetchHarness host(FetchHarness::Specs{{512}});
+  Gates gates;
   host.finish_maps();
   host.open();
   auto& clone = host.add_clone();
@@ -215,7 +216,6 @@ TEST(ImageFetch, APageThatBulkPublishesWhileAFaultIsNotedIsMapped) {
   ASSERT_TRUE(host.fetch->start().ok());
   ASSERT_TRUE(host.fetch->sweep().ok());
   ASSERT_TRUE(test::eventually([&] { return host.bulk->held_count() != 0; }));
-  Gates gates;
   auto& at_fault = gates.close(InjectPoint::kImageFaultRead, page_key(0, PageIndex{0}));
   auto& published = gates.close(InjectPoint::kImagePublished);
   auto reading = clone.read(0);
@@ -266,9 +266,9 @@ TEST(ImageFetch, ASuccessorOfACompleteImageNeedsNoHolder) {
 
 TEST(ImageFetch, AnImageFileThatHasLostPagesIsNeverComplete) {
   FetchHarness host(FetchHarness::Specs{{256}});
+  Gates gates;
   host.finish_maps();
   host.start();
-  Gates gates;
   auto& finishing = gates.close(InjectPoint::kImageFinish);
   ASSERT_TRUE(host.fetch->sweep().ok());
   ASSERT_TRUE(gates.wait_parked(finishing));

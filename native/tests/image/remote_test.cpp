@@ -153,13 +153,13 @@ TEST_P(RemoteImage, IsReadFromTheFilesOfACompleteOne) {
 /// A reader copies the page for itself, and lets the parent write to it.
 TEST(ImageReader, CopiesAPageThatAnotherHostAsksForFirst) {
   ImageHarness root(ImageHarness::Specs{{2048, [](uint64_t page) { return page % 4 != 3; }}});
+  Gates gates;
   root.open();
   const auto reader = root.capture->reader(0);
   std::vector<std::byte> bytes(2 * kPage);
   EXPECT_FALSE(reader->read(0, bytes).ok()) << "there is no fork point yet";
   root.arm();
   root.seal(Sweep::kLater);
-  Gates gates;
   auto& claimed = gates.close(InjectPoint::kImageReaderClaimed, page_key(0, PageIndex{100}));
   auto reading = std::async(std::launch::async, [&] { return reader->read(100 * kPage, bytes).ok(); });
   ASSERT_TRUE(gates.wait_parked(claimed));
@@ -175,17 +175,18 @@ TEST(ImageReader, CopiesAPageThatAnotherHostAsksForFirst) {
   EXPECT_EQ(touched.get(), root.expected(100));
   EXPECT_EQ(std::memcmp(bytes.data(), &root.fork_point[0][100 * (kPage / 8)], bytes.size()), 0);
   EXPECT_EQ(root.counter(ImageCounter::kCopiedBytes), 12 * kPage) << "the data pages of one cluster";
+  root.capture->close();
 }
 
 /// F13 and F14: a reader that is about to release pages of the parent holds up the end of the capture,
 /// because the next capture of the same parent protects them again.
 TEST(ImageReader, TouchesTheParentNoMoreAfterItsRelease) {
   ImageHarness root(ImageHarness::Specs{{16}});
+  Gates gates;
   root.open();
   const auto reader = root.capture->reader(0);
   root.arm();
   root.seal(Sweep::kLater);
-  Gates gates;
   auto& published = gates.close(InjectPoint::kImagePublished);
   std::vector<std::byte> bytes(kPage);
   auto reading = std::async(std::launch::async, [&] { return reader->read(0, bytes).ok(); });
