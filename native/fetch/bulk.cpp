@@ -67,6 +67,7 @@ bool BulkThread::poll_completions() {
   std::array<size_t, kCompletionBatchMax> finished;
   size_t finished_count = 0;
   bool lost = count == 0 && link_.endpoint->disconnected();
+  if (count == 0 && !lost) drop_messages(*link_.endpoint);
   for (size_t i = 0; i < count; ++i) {
     if (DataMapReader::owns(completions[i].tag)) {
       lost |= !maps_.complete(completions[i]);

@@ -1,5 +1,6 @@
 #include "fetch/core.hpp"
 
+#include <array>
 #include <utility>
 
 #include "fetch/limits.hpp"
@@ -7,8 +8,6 @@
 
 namespace vmigrate::pager {
 namespace {
-
-static_assert(kProbeBytes <= kMapPartBytes);
 
 /// A key that cannot hold the region is a peer's mistake. It is refused here, so that operations need no
 /// check.
@@ -40,9 +39,20 @@ Status register_regions(Link& link, const std::vector<FilledRegion>& regions) {
 
 }  // namespace
 
+void drop_messages(transport::Endpoint& endpoint) {
+  std::array<std::byte, wire::kMessageBytesMax> message;
+  while (endpoint.receive(message) != 0) {
+  }
+}
+
 FetchCore::FetchCore(FillState& fill, const FetchOptions& options, const WakeEvent& demand_wake,
                      FetchOwner& owner)
-    : map_buffer(kMapPartBytes), fill_(fill), options_(options), demand_wake_(demand_wake), owner_(owner) {}
+    : map_buffer(kMapPartBytes),
+      fill_(fill),
+      options_(options),
+      demand_wake_(demand_wake),
+      owner_(owner),
+      probe_buffer_(kProbeBytes) {}
 
 Status FetchCore::check() const {
   if (options_.prefetch_bytes_max < wire::kPageBytesMin ||
@@ -53,11 +63,25 @@ Status FetchCore::check() const {
   return ok();
 }
 
-Status FetchCore::attach(SourceEndpoints endpoints, bool is_begun) {
+Status FetchCore::check_may_attach() const {
+  if (is_ended_) return Error{ErrorCode::kClosed, 0, "the session has ended"};
+  if (is_begun_ && !is_lost_.load(std::memory_order_relaxed)) {
+    return Error{ErrorCode::kInvalidArgument, 0, "connect in this state"};
+  }
+  return ok();
+}
+
+Status FetchCore::attach(SourceEndpoints endpoints) {
   if (!endpoints.demand || !endpoints.bulk) {
     return Error{ErrorCode::kInvalidArgument, 0, "connect without endpoints"};
   }
   if (auto status = check_keys(fill_.regions(), endpoints.keys); !status) return status;
+  bool is_begun;
+  {
+    const std::lock_guard lock(mutex_);
+    if (auto status = check_may_attach(); !status) return status;
+    is_begun = is_begun_;
+  }
   const auto probe_timeout = endpoints.probe_timeout;
   Link demand;
   demand.endpoint = std::move(endpoints.demand);
@@ -71,20 +95,18 @@ Status FetchCore::attach(SourceEndpoints endpoints, bool is_begun) {
         transport::LocalMemory{.base = map_buffer.data(), .length_bytes = map_buffer.size()});
     if (!buffer) return buffer.error();
     link->map_buffer = buffer.value();
-  }
-  // No lane runs yet, so the buffer is free.
-  for (Link* link : {&demand, &bulk}) {
-    if (is_begun || probe_timeout.count() == 0) break;
-    const auto probed =
-        probe_path(*link->endpoint, link->map_buffer, link->keys.front().data_map, probe_timeout);
-    if (!probed) return probed.error();
+    if (is_begun || probe_timeout.count() == 0) continue;
+    auto place = link->endpoint->register_local(
+        transport::LocalMemory{.base = probe_buffer_.data(), .length_bytes = probe_buffer_.size()});
+    if (!place) return place.error();
+    const Status answered =
+        probe_path(*link->endpoint, place.value(), link->keys.front().data_map, probe_timeout);
+    if (!answered) return answered;
   }
   {
     const std::lock_guard lock(mutex_);
+    if (auto status = check_may_attach(); !status) return status;
     const uint64_t epoch = link_epoch_.load(std::memory_order_relaxed) + 1;
-    if (is_begun && !is_lost_.load(std::memory_order_relaxed)) {
-      return Error{ErrorCode::kInvalidArgument, 0, "connect in this state"};
-    }
     demand.epoch = bulk.epoch = epoch;
     pending_demand_ = std::move(demand);
     pending_bulk_ = std::move(bulk);
@@ -99,13 +121,22 @@ Status FetchCore::attach(SourceEndpoints endpoints, bool is_begun) {
   return ok();
 }
 
+void FetchCore::begin() {
+  const std::lock_guard lock(mutex_);
+  is_begun_ = true;
+}
+
+void FetchCore::end() {
+  {
+    const std::lock_guard lock(mutex_);
+    is_ended_ = true;
+  }
+  for (const Lane lane : {Lane::kDemand, Lane::kBulk}) (void)take_link(lane);
+}
+
 Link FetchCore::take_link(Lane lane) {
   const std::lock_guard lock(mutex_);
   return std::exchange(lane == Lane::kDemand ? pending_demand_ : pending_bulk_, Link{});
-}
-
-void FetchCore::drop_links() {
-  for (const Lane lane : {Lane::kDemand, Lane::kBulk}) (void)take_link(lane);
 }
 
 void FetchCore::report_lost(uint64_t epoch) {

@@ -21,11 +21,15 @@ struct Link {
   std::unique_ptr<transport::Endpoint> endpoint;
   std::vector<SourceRegionKeys> keys;
   std::vector<transport::LocalId> local;  ///< one per region
-  transport::LocalId map_buffer{};        ///< FetchCore::map_buffer; demand uses it before the threads run
+  transport::LocalId map_buffer{};        ///< FetchCore::map_buffer; for bulk
   uint64_t epoch = 0;                     ///< number of the attach() that made it; 0: none yet
 };
 
 enum class Lane { kDemand, kBulk };
+
+/// A holder has no messages for us. One that sends some would keep the descriptor readable, and our thread
+/// awake.
+void drop_messages(transport::Endpoint& endpoint);
 
 /// The session that a fetch is a part of. Any thread may call it.
 class FetchOwner {
@@ -58,9 +62,15 @@ class FetchCore {
   FetchOwner& owner() { return owner_; }
 
   // --- connections
-  /// Gives both lanes new connections. With `is_begun` the lanes run, and the last connections must be lost;
-  /// kInvalidArgument if they are not. Otherwise each connection is tried first (probe_timeout).
-  Status attach(SourceEndpoints endpoints, bool is_begun);
+  /// Gives both lanes new connections. Allowed before begin(), and when the last connections are lost;
+  /// otherwise kInvalidArgument, or kClosed after end(). Before begin() each connection is tried first
+  /// (probe_timeout).
+  Status attach(SourceEndpoints endpoints);
+  /// The lanes will run.
+  void begin();
+  /// The session has ended, whatever the reason: drops connections that no lane has taken, and refuses
+  /// others.
+  void end();
   uint64_t link_epoch() const {
     // A5 pairs with R5 in attach: the link is in place before its number.
     return link_epoch_.load(std::memory_order_acquire);
@@ -68,8 +78,6 @@ class FetchCore {
   /// Returns the newest link of a lane to the thread that owns the lane. The thread's old link may still be
   /// open.
   Link take_link(Lane lane);
-  /// Drops connections that no lane has taken. Call it after the threads have ended.
-  void drop_links();
   /// The connections of the newest attach() do not work any more; attach() is allowed. Relaxed: a link is
   /// handed over by its number alone.
   bool is_lost() const { return is_lost_.load(std::memory_order_relaxed); }
@@ -96,7 +104,7 @@ class FetchCore {
   std::atomic<uint64_t> last_fault_ns{0};
   /// The bulk thread sets this last; from then on the demand lane is alone (R8).
   std::atomic<bool> bulk_ended{false};
-  /// Buffer that parts of a data map are read into, and the probe of a connection.
+  /// Buffer that parts of a data map are read into.
   std::vector<std::byte> map_buffer;
 
  private:
@@ -104,8 +112,14 @@ class FetchCore {
   const FetchOptions options_;
   const WakeEvent& demand_wake_;
   FetchOwner& owner_;
+  /// What a probe reads, and nobody looks at. Not map_buffer: the lanes may begin during a probe.
+  std::vector<std::byte> probe_buffer_;
 
-  std::mutex mutex_;  // guards the pending links, and changes of the two below
+  Status check_may_attach() const;  ///< with mutex_
+
+  std::mutex mutex_;  // guards the pending links and the two flags, and changes of the two atomics below
+  bool is_begun_ = false;
+  bool is_ended_ = false;
   Link pending_demand_;
   Link pending_bulk_;
   std::atomic<uint64_t> link_epoch_{0};

@@ -90,7 +90,10 @@ void DataMapReader::take_bits() {
     header_seen_ = false;
     at_bytes_ = 0;
   }
-  if (zeroed != 0) core_.fill().add_zero(zeroed);
+  if (zeroed != 0) {
+    core_.fill().add_zero(zeroed);
+    core_.wake_demand();
+  }
 }
 
 void DataMapReader::rewind() {

@@ -6,11 +6,12 @@
 
 namespace vmigrate::pager {
 
-DemandLane::DemandLane(FetchCore& core, PageSink& sink, Watcher& watcher, uint32_t tag)
+DemandLane::DemandLane(FetchCore& core, PageSink& sink, Watcher& watcher, uint32_t tag, bool spins)
     : core_(core),
       sink_(sink),
       watcher_(watcher),
       tag_(tag),
+      spins_(spins),
       fetches_(core.fill(), core.counters.demand_bytes, kDemandFetchesMax) {}
 
 void DemandLane::drop_link() {
@@ -68,16 +69,18 @@ bool DemandLane::poll() {
         return true;
     }
   }
-  if (count == 0 && link_.endpoint->disconnected()) {
+  if (count != 0) return true;
+  if (link_.endpoint->disconnected()) {
     drop_connection();
     return true;
   }
-  return count != 0;
+  drop_messages(*link_.endpoint);
+  return false;
 }
 
 void DemandLane::post() {
   if (!connected()) return;
-  if (awaits_device()) link_.endpoint->set_polled(true);
+  if (spins_ && awaits_device()) link_.endpoint->set_polled(true);
   if (!fetches_.post(link_)) drop_connection();
 }
 

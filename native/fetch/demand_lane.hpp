@@ -11,8 +11,9 @@ namespace vmigrate::pager {
 /// thread's connection. Bulk's lane is a thread of its own (bulk.hpp).
 class DemandLane {
  public:
-  /// All arguments must outlive it. The endpoint's descriptor is watched with `tag`.
-  DemandLane(FetchCore& core, PageSink& sink, Watcher& watcher, uint32_t tag);
+  /// All arguments must outlive it. The endpoint's descriptor is watched with `tag`. `spins`: the thread
+  /// polls a device for a while, and calls stop_polling before it sleeps.
+  DemandLane(FetchCore& core, PageSink& sink, Watcher& watcher, uint32_t tag, bool spins);
 
   bool connected() const { return link_.endpoint && core_.may_ask(); }
   /// A device has a READ of ours.
@@ -51,6 +52,7 @@ class DemandLane {
   PageSink& sink_;
   Watcher& watcher_;
   const uint32_t tag_;
+  const bool spins_;
   FetchTable fetches_;
   Link link_;
 };

@@ -82,7 +82,7 @@ class CaptureThreads final : public ImageCapture {
     if (!core_->advance(ImageState::kIdle, ImageState::kCopying)) return closed_or_wrong();
     if (auto status = server_.begin_copying(); !status) {
       core_->fail(status.error());
-      guard_.let_go();
+      supply_.let_go();
       return status;
     }
     start_server();

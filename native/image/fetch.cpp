@@ -20,7 +20,7 @@ class FetchThreads final : public ImageFetch {
   Status connect(SourceEndpoints endpoints) override {
     const ImageState at = core_->state();
     if (at != ImageState::kIdle && at != ImageState::kCopying) return wrong_state("connect in this state");
-    return supply_.fetch().attach(std::move(endpoints), at == ImageState::kCopying);
+    return supply_.fetch().attach(std::move(endpoints));
   }
 
   Status start() override {
@@ -31,6 +31,7 @@ class FetchThreads final : public ImageFetch {
       return Error{ErrorCode::kInvalidArgument, 0, "start before connect"};
     }
     core_->begin_copying();
+    supply_.fetch().begin();
     if (!core_->advance(ImageState::kIdle, ImageState::kCopying)) return wrong_state("start in this state");
     Status begun = ok();
     server_.commands().run([&] { begun = server_.begin_copying(); });

@@ -16,6 +16,7 @@ bool TargetCore::must_end() const {
 
 void TargetCore::fail(const Error& error) {
   if (!state_.fail({TargetState::kFilling}, TargetState::kFailed, error)) return;
+  fetch_->end();
   fetch_->wake_lanes();
   on_edge_();
 }
@@ -36,7 +37,7 @@ Status TargetCore::attach(SourceEndpoints endpoints) {
   if (at != TargetState::kIdle && at != TargetState::kFilling) return wrong_state("connect in this state");
   // A session that takes over does not try its path: its VM waits.
   if (resume_) endpoints.probe_timeout = {};
-  return fetch_->attach(std::move(endpoints), at == TargetState::kFilling);
+  return fetch_->attach(std::move(endpoints));
 }
 
 Status TargetCore::begin() {
@@ -47,6 +48,7 @@ Status TargetCore::begin() {
   const bool begun = state_.advance({TargetState::kIdle}, TargetState::kFilling, [&] {
     start_ns_ = now_ns();
     stats.start(start_ns_);
+    fetch_->begin();
   });
   return begun ? ok() : Status(wrong_state("start in this state"));
 }
@@ -58,7 +60,7 @@ void TargetCore::request_stop() {
 }
 
 void TargetCore::finish_close() {
-  fetch_->drop_links();
+  fetch_->end();
   static_cast<void>(state_.advance({TargetState::kIdle, TargetState::kFilling}, TargetState::kClosed));
 }
 

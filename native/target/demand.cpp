@@ -13,7 +13,7 @@ namespace vmigrate::pager {
 using wire::PageState;
 
 DemandThread::DemandThread(TargetCore& core)
-    : core_(core), publisher_(core), lane_(core.fetch(), publisher_, *this, /*tag=*/0) {}
+    : core_(core), publisher_(core), lane_(core.fetch(), publisher_, *this, /*tag=*/0, /*spins=*/true) {}
 
 Status DemandThread::open() {
   epoll_.reset(::epoll_create1(EPOLL_CLOEXEC));

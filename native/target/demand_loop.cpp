@@ -133,7 +133,7 @@ void DemandThread::finish() {
   }
   lane_.close();
   // A connection may be left that neither thread has taken, because all pages were here before it was needed.
-  core_.fetch().drop_links();
+  core_.fetch().end();
   core_.counters.demand_cpu_ns.store(thread_cpu_ns(), std::memory_order_relaxed);
   core_.complete(now_ns());
 }

@@ -16,7 +16,7 @@ HolderSupply::HolderSupply(ImageCore& core, const FetchOptions& options)
 }
 
 Status HolderSupply::open(Watcher& watcher) {
-  lane_.emplace(fetch_, demand_sink_, watcher, /*tag=*/0);
+  lane_.emplace(fetch_, demand_sink_, watcher, /*tag=*/0, /*spins=*/false);
   return fetch_.check();
 }
 
@@ -35,7 +35,7 @@ Supply::Answer HolderSupply::want(uint32_t region_index, PageIndex page) {
   return Answer::kLater;
 }
 
-int HolderSupply::step() {
+void HolderSupply::step() {
   lane_->drop_lost_link();
   (void)lane_->take_new_link();
   while (lane_->poll()) {
@@ -43,6 +43,9 @@ int HolderSupply::step() {
   if (lane_->has_unposted()) lane_->post();
   // The last page may have come here, and a session may end from here.
   if (must_end() || core_.fill().all_done()) wake_bulk();
+}
+
+int HolderSupply::timeout_ms() const {
   return lane_->connected() && lane_->has_unposted() ? kRetryMs : -1;
 }
 
@@ -53,11 +56,12 @@ bool HolderSupply::has_ended() const {
 
 void HolderSupply::let_go() {
   if (lane_) lane_->close();
-  fetch_.drop_links();
+  fetch_.end();
 }
 
 void HolderSupply::fail(const Error& error) {
   core_.fail(error);
+  fetch_.end();
   fetch_.wake_lanes();
 }
 

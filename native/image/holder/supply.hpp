@@ -30,7 +30,8 @@ class HolderSupply final : public Supply, private FetchOwner, private PageSink {
   void on_fault(PageKey key, uint64_t read_ns) override;
   Answer want(uint32_t region_index, PageIndex page) override;
   void on_ready(uint32_t /*tag*/) override {}  // the next step looks at the connection
-  int step() override;
+  void step() override;
+  int timeout_ms() const override;
   int completion_fd() const override { return lane_ ? lane_->event_fd() : -1; }
   bool has_ended() const override;
   void let_go() override;

@@ -89,7 +89,7 @@ void ParentMemory::bar() {
   // F14 pairs with F13 in enter.
   is_barred_.store(true, std::memory_order_seq_cst);
   // A17 pairs with R17 in leave (sequentially consistent, for F14): every ioctl of a visitor comes before
-  // what follows here. A visit is the copying of one cluster, or a look at the files.
+  // what follows here. A visit is the copying of one cluster.
   while (visitor_count_.load(std::memory_order_seq_cst) != 0) ::sched_yield();
 }
 

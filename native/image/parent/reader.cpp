@@ -92,10 +92,12 @@ Status ImageReader::each_data_run(const std::function<void(PageRun)>& visit) con
   if (auto status = check_sealed(); !status) return status;
   const FilledRegion& region = core_.region(region_index_);
   std::vector<bool> has_data(region.page_count());
-  if (!memory_.enter()) return Error{ErrorCode::kClosed, 0, "the capture was closed"};
-  const Status looked = memory_.each_data_page(region_index_, [&](uint64_t page) { has_data[page] = true; });
-  memory_.leave();
-  if (!looked) return looked;
+  // Looking releases nothing. Once every page is here the states alone tell, and the parent may be gone.
+  if (!core_.fill().all_done()) {
+    const Status looked =
+        memory_.each_data_page(region_index_, [&](uint64_t page) { has_data[page] = true; });
+    if (!looked && !core_.fill().all_done()) return looked;
+  }
   const auto is_data = [&](uint64_t page) {
     const PageState state = region.presence->state(PageIndex{page});
     return state == PageState::kPresent || (state != PageState::kZero && has_data[page]);

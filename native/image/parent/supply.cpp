@@ -55,10 +55,9 @@ void ParentSupply::let_go() {
   guard_.let_go();
 }
 
-int ParentSupply::step() {
+void ParentSupply::step() {
   if (!waits_.empty())
     waits_.serve_ready([this](const WaitList::Wait& wait) { serve(wait.key, wait.read_ns); });
-  return -1;
 }
 
 /// A parent that waits in silence would hang, so the capture fails if a fault cannot be answered.

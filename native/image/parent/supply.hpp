@@ -19,7 +19,7 @@ class ParentSupply final : public Supply {
   Status begin_copying() override;
   Answer want(uint32_t region_index, PageIndex page) override;
   void on_ready(uint32_t tag) override;
-  int step() override;
+  void step() override;
   bool has_room() const override { return waits_.has_room(); }
   bool has_ended() const override;
   void let_go() override;

@@ -113,7 +113,9 @@ Status CloneServer::add_clone(const VmMemory& memory) {
   }
   *slot = {&memory};
   if (!is_copying_) return ok();
-  return serve_clone(static_cast<uint32_t>(slot - clones_.begin()));
+  const Status served = serve_clone(static_cast<uint32_t>(slot - clones_.begin()));
+  if (!served) remove_clone(memory);
+  return served;
 }
 
 void CloneServer::remove_clone(const VmMemory& memory) {
@@ -129,9 +131,9 @@ void CloneServer::run() {
   set_up_thread("vmg-image", -10);
   supply_.begin();
   while (must_go_on()) {
-    const int timeout_ms = supply_.step();
+    supply_.step();
     serve_waits();
-    sleep_and_read(timeout_ms);
+    sleep_and_read(supply_.timeout_ms());
   }
   if (core_.must_stop() == ImageCore::Stop::kLetGo) supply_.let_go();
   // When an image is seen complete, its counters no longer change.
@@ -156,7 +158,7 @@ bool CloneServer::must_go_on() {
 /// zeros where the files have a hole.
 void CloneServer::finish() {
   inject_point(InjectPoint::kImageFinish);
-  (void)supply_.step();
+  supply_.step();
   serve_waits();
   if (const Status whole = core_.fill().check_files(); !whole) {
     core_.fail(whole.error());
@@ -173,10 +175,13 @@ void CloneServer::finish() {
 /// Everything polled here is level-triggered, so an event since the last look is not missed.
 void CloneServer::sleep_and_read(int timeout_ms) {
   core_.serve_cpu_ns.store(thread_cpu_ns(), std::memory_order_relaxed);
-  if (!waits_.has_room() || !supply_.has_room() || core_.must_stop() != ImageCore::Stop::kNone) {
+  // Then nothing is polled any more, and what has arrived would keep this thread awake.
+  const bool is_ending = core_.must_stop() != ImageCore::Stop::kNone;
+  if (!waits_.has_room() || !supply_.has_room() || is_ending) {
     // No fault may be read. A publisher signals when that changes, or when it ends.
-    std::array<pollfd, 2> watched{{{.fd = core_.serve_wake.fd(), .events = POLLIN, .revents = 0},
-                                   {.fd = supply_.completion_fd(), .events = POLLIN, .revents = 0}}};
+    std::array<pollfd, 2> watched{
+        {{.fd = core_.serve_wake.fd(), .events = POLLIN, .revents = 0},
+         {.fd = is_ending ? -1 : supply_.completion_fd(), .events = POLLIN, .revents = 0}}};
     (void)::poll(watched.data(), watched.size(), timeout_ms);  // a negative descriptor is passed over
     core_.serve_wake.drain();
     commands_.serve();

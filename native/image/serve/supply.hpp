@@ -34,9 +34,11 @@ class Supply {
   virtual Answer want(uint32_t region_index, PageIndex page) = 0;
   /// The descriptor with this tag is readable, and stays so until this call has dealt with it or step() has.
   virtual void on_ready(uint32_t tag) = 0;
-  /// Called before each sleep. Returns the time in ms after which it wants to be called again at the latest;
-  /// -1: whenever the thread wakes.
-  virtual int step() = 0;
+  /// Called whenever the thread is awake, before the waits are looked at again.
+  virtual void step() = 0;
+  /// How long the thread may sleep before the next step(), in ms; -1: until it is woken. Asked last before
+  /// the sleep.
+  virtual int timeout_ms() const { return -1; }
   /// While this is false no fault is read.
   virtual bool has_room() const { return true; }
   /// A descriptor that is watched also while no fault may be read, because what it announces makes room. -1:
