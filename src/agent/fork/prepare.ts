@@ -20,15 +20,17 @@ export async function prepareFork(
   pool: Pool,
   signal: AbortSignal,
 ): Promise<ForkParts> {
-  const { images, forkStore, inject } = context;
+  const { images, forkStore, inject, registry } = context;
   const { shape, parent } = shapeOf(context, request);
   if (request.image !== null) await refuseBadStart(context, request.image);
-  const set = request.image === null ? pool.claim(shape) : null;
-  const image = request.image ?? set?.image ?? request.fork;
   const isNewImage = request.image === null;
+  const owner = isNewImage && parent !== null ? await registry.owner(parent.spec.name) : null;
+  const set = isNewImage ? pool.claim(shape) : null;
+  const image = request.image ?? set?.image ?? request.fork;
   let record: ForkRecord = {
     ...{ version: 1, request, image, state: 'preparing' },
     isWarm: set !== null,
+    ...(owner?.incarnation === undefined ? {} : { incarnation: owner.incarnation }),
     ...{ clones: [], outcome: null, failure: null },
   };
   let made: WaitingSet | null = set;

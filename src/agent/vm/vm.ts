@@ -8,7 +8,7 @@ import type { Accel, VmExit, VmSpec, VmState, VmView } from '../../domain/vm.js'
 import type { ChildExit, ProcessIdentity } from '../../kit/process.js';
 import type { RegionFile, VmMemoryHandle } from '../../native/types.js';
 import { type ExitWatch, exitPath } from './exit-port.js';
-import { type VmRecord, writeRecord } from './record.js';
+import { isMerging, type MergedOverlay, mergesDisks, type VmRecord, writeRecord } from './record.js';
 
 const OWED_RETRY_MS = 2_000;
 
@@ -28,8 +28,10 @@ export interface ManagedVm {
   /** Null without preload. */
   readonly memory: VmMemoryHandle | null;
   readonly job: string | null;
-  /** Overlays of its disks are being merged. */
+  /** Overlays of its disks are being merged, or a merge has not been ended yet. */
   readonly isMerging: boolean;
+  /** The overlay that is being merged. The same object until that merge has ended. */
+  readonly mergedOverlay: MergedOverlay | null;
   /** The session that made this VM a target. It stays set when the VM runs. Null for a VM started on this host. */
   readonly session: string | null;
   /** The image that a clone runs on. Null for any other VM. */
@@ -107,8 +109,23 @@ export class Vm implements ManagedVm {
     return this.#record.regions;
   }
 
+  /** Throws VM_BUSY while a merge has not been ended: its disk may be on a base beside the overlay. */
+  refuseIfMerging(): void {
+    if (this.isMerging) throw mergesDisks(this.spec.name);
+  }
+
+  /** See VmManager. */
+  async restoreRunState(work: () => Promise<void>): Promise<void> {
+    await work();
+    if (this.#record.state === 'running') await this.process.run();
+  }
+
   get isMerging(): boolean {
-    return this.#record.isMerging === true;
+    return isMerging(this.#record);
+  }
+
+  get mergedOverlay(): MergedOverlay | null {
+    return this.#record.mergedOverlay ?? null;
   }
 
   get job(): string | null {
@@ -249,13 +266,11 @@ function identityIssue({ record }: Vm): string | null {
   return record.identityDue.failure ?? 'is still being given its own network and clock';
 }
 
-/** Pauses a running VM for `work`, however that ends. */
+/** Pauses a running VM for `work`. If that rejects, the VM stays paused. */
 export async function whilePaused<T>({ process, state }: ManagedVm, work: () => Promise<T>): Promise<T> {
   if (state !== 'running') return work();
   await process.pause();
-  try {
-    return await work();
-  } finally {
-    await process.run();
-  }
+  const result = await work();
+  await process.run();
+  return result;
 }
