@@ -213,17 +213,27 @@ export class LocalAgent implements HostPort {
       const hasRun = vm.session !== null && owner?.owner === host && owner.session === vm.session;
       const isClaimed =
         vm.image === null ? hasUnreadableSessions || hasRun || target.claims(vm.session) : forks.claims(vm.image);
-      if (vm.state === 'incoming' && !isClaimed) await vms.destroy(name);
-      else if (isForeign && (vm.state === 'running' || vm.state === 'paused')) await vms.setState(name, 'departed');
+      await this.#attempt({ vm: name }, async () => {
+        if (vm.state === 'incoming' && !isClaimed) await vms.destroy(name);
+        else if (isForeign && (vm.state === 'running' || vm.state === 'paused')) await vms.setState(name, 'departed');
+      });
     }
     for (const record of images.all()) {
       const { id, state } = record;
       if (state !== 'capturing' || forks.claims(id)) continue;
       // Its fork's record is lost. What a parent has written to an overlay must not be.
-      await (hasLayerDuty(record) ? images.unload(id) : images.delete(id));
+      await this.#attempt({ image: id }, () => (hasLayerDuty(record) ? images.unload(id) : images.delete(id)));
     }
     // Images of build 0.1.0: their disks have been kept from writes, so they still are what they were.
     for (const { id, state } of images.all()) if (state === 'complete') await sealLayers(context, id);
+  }
+
+  /** One VM or image that cannot be settled must not keep the daemon from the others. */
+  async #attempt(subject: object, work: () => Promise<void>): Promise<void> {
+    await work().catch((error: unknown) => {
+      const fields = { ...subject, err: toMigrationError(error) };
+      this.#options.log.error(fields, 'what the earlier daemon has left cannot be settled');
+    });
   }
 }
 
