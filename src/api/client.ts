@@ -162,7 +162,7 @@ export class ApiClient {
     const response = await this.send(request).finally(() => clearTimeout(deadline));
     response.setTimeout(silenceMsMax, () => response.destroy(silentFor(silenceMsMax)));
     if (response.statusCode !== 200)
-      throw await errorOf(response).catch((cause) => Promise.reject(this.unreachable(cause)));
+      throw await errorOf(response).catch((cause: NodeJS.ErrnoException) => this.unreachable(cause));
     onOpen?.();
     const stop = (): void => void request.destroy();
     signal?.addEventListener('abort', stop, { once: true });
@@ -182,7 +182,7 @@ export class ApiClient {
     return this.upgrade(vm, `backlog=${backlogBytes}`);
   }
 
-  /** Opens a stream of all output of the VM's serial line so far. It fails if the daemon falls silent before the end. */
+  /** Opens a stream of all output of the VM's serial line so far. It fails if the daemon falls silent in between. */
   async serialLog(vm: string): Promise<Duplex> {
     const { silenceMsMax = SILENCE_MS_MAX } = this.options;
     const socket = await this.upgrade(vm, 'follow=false');
