@@ -69,13 +69,19 @@ export async function mergeLive(context: ForkContext, vm: ManagedVm, overlay: Ov
 }
 
 /** Merges an overlay of a VM that has ended and removes it. Its record names the base then. */
-export async function mergeEnded({ vms }: ForkContext, { spec }: ManagedVm, overlay: Overlay): Promise<void> {
-  const { name } = spec;
+export async function mergeEnded(context: ForkContext, vm: ManagedVm, overlay: Overlay): Promise<void> {
+  const { vms } = context;
+  const { name } = vm.spec;
   await mark(vms, name, overlay, true);
-  await vms.backend.diskFiles.commitOverlay(overlay.path);
-  await useBase(vms, name, overlay);
-  await removeOverlay(overlay.path);
-  await vms.amend(name, () => ({ mergedOverlay: null }));
+  try {
+    await vms.backend.diskFiles.commitOverlay(overlay.path);
+    await useBase(vms, name, overlay);
+    await removeOverlay(overlay.path);
+    await vms.amend(name, () => ({ mergedOverlay: null }));
+  } catch (error) {
+    await settle(context, vm);
+    throw error;
+  }
 }
 
 /**

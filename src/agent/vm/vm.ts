@@ -65,6 +65,8 @@ export class Vm implements ManagedVm {
   settlingIn: Promise<void> | null = null;
   /** True if the VM has been removed, so that nothing of it may be written any more. */
   isForgotten = false;
+  /** Nobody may let the VM run: a disk may have switched to a base beside its overlay. */
+  isHeld: boolean;
   /** True while the daemon itself ends the VM, whose exit then needs no reaction. */
   isEnding = false;
   /** Aborting it cancels a start in progress. */
@@ -73,6 +75,8 @@ export class Vm implements ManagedVm {
   constructor(directory: string, record: VmRecord, backend: VmBackend) {
     this.directory = directory;
     this.#record = record;
+    // An earlier daemon has been merging.
+    this.isHeld = this.mergedOverlay !== null;
     this.#backend = backend;
     this.place = placeIn(directory, record.spec.name);
     this.process = backend.processAt(this.place);
@@ -109,14 +113,15 @@ export class Vm implements ManagedVm {
     return this.#record.regions;
   }
 
-  /** Throws VM_BUSY while a merge has not been ended: its disk may be on a base beside the overlay. */
-  refuseIfMerging(): void {
-    if (this.isMerging) throw mergesDisks(this.spec.name);
+  /** Throws VM_BUSY while the VM is held. */
+  refuseIfHeld(): void {
+    if (this.isHeld) throw mergesDisks(this.spec.name);
   }
 
   /** See VmManager. */
   async restoreRunState(work: () => Promise<void>): Promise<void> {
     await work();
+    this.isHeld = false;
     if (this.#record.state === 'running') await this.process.run();
   }
 
@@ -266,11 +271,13 @@ function identityIssue({ record }: Vm): string | null {
   return record.identityDue.failure ?? 'is still being given its own network and clock';
 }
 
-/** Pauses a running VM for `work`. If that rejects, the VM stays paused. */
-export async function whilePaused<T>({ process, state }: ManagedVm, work: () => Promise<T>): Promise<T> {
-  if (state !== 'running') return work();
-  await process.pause();
+/** Pauses a running VM for `work`. If that rejects, the VM stays paused, and is held. */
+export async function whilePaused<T>(vm: Vm, work: () => Promise<T>): Promise<T> {
+  const { process, state } = vm;
+  if (state === 'running') await process.pause();
+  vm.isHeld = true;
   const result = await work();
-  await process.run();
+  vm.isHeld = false;
+  if (state === 'running') await process.run();
   return result;
 }

@@ -229,7 +229,7 @@ export class VmManager {
     await process.connected().catch(() => undefined);
     await this.#table.locks.hold(name, async () => {
       const vm = await this.#checkUsable(name, ['running', 'paused']);
-      if (state === 'running') vm.refuseIfMerging();
+      if (state === 'running') vm.refuseIfHeld();
       await (state === 'running' ? vm.process.run() : vm.process.pause());
       vm.liveState = state;
       await vm.update({ state });
@@ -237,7 +237,10 @@ export class VmManager {
     });
   }
 
-  /** Pauses a running VM for `work`. If that rejects, the VM stays paused. A user's call for the VM waits meanwhile. */
+  /**
+   * Pauses a running VM for `work`. If that rejects, the VM stays paused, and nobody can resume it, until
+   * `restoreRunState` has succeeded. A user's call for the VM waits meanwhile.
+   */
   whilePaused<T>(name: string, work: () => Promise<T>): Promise<T> {
     return this.#table.locks.hold(name, () => whilePaused(this.#table.get(name), work));
   }

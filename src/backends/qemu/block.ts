@@ -10,15 +10,38 @@ import type { AtSwitch } from '../vm-disks.js';
 import type { QmpClient } from './qmp/client.js';
 
 const ABANDON_TIMEOUT_MS = 10_000;
-const ABANDON_POLL_MS = 20;
+const CLOSE_TIMEOUT_MS = 2_000;
+const POLL_MS = 20;
+/** Begins the name of a node that QEMU has made by itself. It goes with the node above it. */
+const OWN_NODE = '#';
 /** How often a merge is asked for its progress. */
 const PROGRESS_POLL_MS = 5_000;
 /** How long the switch to the base may take. The VM is paused meanwhile, and both files have the same content. */
-const SWITCH_MS = 60_000;
+const SWITCH_MS = 10_000;
 /** The longest time that a timer can have. */
 const LONGEST_TIMER_MS = 2 ** 31 - 1;
 /** A VM has one merge at a time. No name of a node is part of it: those that QEMU gives are not allowed in it. */
 const MERGE_JOB = 'merge-overlay';
+
+const DESCRIBED = 'json:';
+const described: z.ZodType<string> = z.union([
+  z.object({ filename: z.string() }).transform(({ filename }) => filename),
+  z.object({ file: z.lazy(() => described) }).transform(({ file }) => file),
+]);
+
+/**
+ * QEMU names a node by its file, or by a description of its own if the node was opened otherwise than its file says: an
+ * overlay before the switch has no backing file. The file is in there.
+ */
+const filePath = z.string().transform((name) => {
+  if (!name.startsWith(DESCRIBED)) return name;
+  try {
+    return described.parse(JSON.parse(name.slice(DESCRIBED.length)));
+  } catch {
+    // A long description is cut off.
+    return name;
+  }
+});
 
 interface ImageInfo {
   readonly filename: string;
@@ -26,7 +49,7 @@ interface ImageInfo {
 }
 
 const imageInfo: z.ZodType<ImageInfo> = z.object({
-  filename: z.string(),
+  filename: filePath,
   'backing-image': z.lazy(() => imageInfo).optional(),
 });
 
@@ -36,7 +59,7 @@ const blockList = z.array(
     inserted: z
       .object({
         'node-name': z.string(),
-        file: z.string(),
+        file: filePath,
         ro: z.boolean(),
         image: imageInfo,
       })
@@ -45,7 +68,7 @@ const blockList = z.array(
 );
 
 const nodeList = z.array(
-  z.object({ 'node-name': z.string().optional(), drv: z.string(), file: z.string(), ro: z.boolean().optional() }),
+  z.object({ 'node-name': z.string().optional(), drv: z.string(), file: filePath, ro: z.boolean().optional() }),
 );
 /** Drivers of nodes that are files or block devices of the host. */
 const FILE_DRIVERS: ReadonlySet<string> = new Set(['file', 'host_device', 'host_cdrom']);
@@ -90,6 +113,28 @@ export async function filesInUse(qmp: QmpClient): Promise<ReadonlySet<string>> {
 export async function nodeOfFile(qmp: QmpClient, path: string): Promise<string | null> {
   const nodes = nodeList.parse(await qmp.executeUntyped('query-named-block-nodes', { flat: true }));
   return nodes.find((node) => node.file === path && !FILE_DRIVERS.has(node.drv))?.['node-name'] ?? null;
+}
+
+/**
+ * Closes all nodes on this file, which no disk may use. Throws CONFLICT if QEMU does not close the file, QEMU_FAILED if
+ * a node is in use.
+ */
+export async function closeFile(qmp: QmpClient, path: string): Promise<void> {
+  const nodesOf = async () => {
+    const nodes = nodeList.parse(await qmp.executeUntyped('query-named-block-nodes', { flat: true }));
+    return nodes.filter(({ file }) => file === path);
+  };
+  // A node on the file itself is in use as long as there is a format on it.
+  for (const isFile of [false, true]) {
+    for (const { drv, 'node-name': node = '' } of await nodesOf()) {
+      if (FILE_DRIVERS.has(drv) === isFile && !node.startsWith(OWN_NODE)) await closeNode(qmp, node);
+    }
+  }
+  const deadlineMs = performance.now() + CLOSE_TIMEOUT_MS;
+  while ((await nodesOf()).length > 0) {
+    if (performance.now() > deadlineMs) throw new MigrationError('CONFLICT', `QEMU does not close ${path}`);
+    await sleep(POLL_MS);
+  }
 }
 
 /** Opens a qcow2 overlay. Its backing file is not opened: switchToOverlays attaches the disk's current node. */
@@ -137,7 +182,7 @@ export async function abandonMerges(qmp: QmpClient): Promise<void> {
   await qmp.executeUntyped('block-job-cancel', { device: MERGE_JOB, force: true }).catch(() => undefined);
   while ((await mergeOffset(qmp)) !== null) {
     if (performance.now() > deadlineMs) throw new MigrationError('TIMEOUT', 'QEMU does not end the merge of a disk');
-    await sleep(ABANDON_POLL_MS);
+    await sleep(POLL_MS);
   }
 }
 

@@ -6,6 +6,7 @@ import {
   abandonMerges,
   activeNodes,
   blockJobs,
+  closeFile,
   closeNode,
   filesInUse,
   mergeDown,
@@ -63,7 +64,7 @@ export class QemuDisks implements VmDisks {
     const [top, base] = [await nodeOfFile(qmp, overlay.path), await nodeOfFile(qmp, overlay.base.path)];
     if (root === undefined || top === null || base === null) return false;
     await mergeDown(qmp, { root, top, base, stalledMs: this.stalledMs }, atSwitch);
-    await closeNode(qmp, top);
+    await closeFile(qmp, overlay.path);
     return true;
   }
 
@@ -74,8 +75,7 @@ export class QemuDisks implements VmDisks {
   async release(path: string): Promise<boolean> {
     const { qmp } = this.#connection;
     if ((await filesInUse(qmp)).has(path)) return false;
-    const node = await nodeOfFile(qmp, path);
-    if (node !== null) await closeNode(qmp, node);
+    await closeFile(qmp, path);
     return true;
   }
 

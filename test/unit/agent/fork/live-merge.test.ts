@@ -145,6 +145,39 @@ test('an overlay between others is removed by the next daemon, if QEMU has merge
   expect(host.read(top)).toBe('a');
 });
 
+test('a VM can be paused and resumed while its overlay is merged', async () => {
+  const { begun } = await stalling();
+  const removal = host.images.remove(IMAGE).catch((error: unknown) => error);
+  await begun;
+  await host.vms.pause(NAME);
+  await host.vms.resume(NAME);
+  expect([host.vm.state, host.vm.isMerging]).toEqual(['running', true]);
+  await host.vms.stop(NAME, { isForced: true });
+  await removal;
+  await expect.poll(() => host.vm.isMerging).toBe(false);
+});
+
+test('a VM that its user has paused stays paused on its base', async () => {
+  await host.vms.pause(NAME);
+  expect((await host.images.remove(IMAGE)).mergedDisks).toEqual([overlay]);
+  expect([await host.active(), host.recorded, host.vm.state]).toEqual([host.disk, host.disk, 'paused']);
+  await host.vms.resume(NAME);
+  await expectNothingLost();
+});
+
+test('a merge of an ended VM that fails leaves it as it was', async () => {
+  await host.vms.stop(NAME, { isForced: true });
+  const { diskFiles } = host.vms.backend;
+  await host.context.images.delete(IMAGE);
+  const commitOverlay = diskFiles.commitOverlay.bind(diskFiles);
+  Object.assign(diskFiles, { commitOverlay: () => Promise.reject(new MigrationError('NO_SPACE', 'no room')) });
+  await expect(host.images.flatten(NAME)).rejects.toMatchObject({ code: 'NO_SPACE' });
+  expect([host.vm.isMerging, host.recorded, host.has(overlay)]).toEqual([false, overlay, true]);
+  Object.assign(diskFiles, { commitOverlay });
+  expect((await host.images.flatten(NAME)).mergedDisks).toEqual([overlay]);
+  expect([host.read(), host.recorded, host.has(overlay)]).toEqual(['a', host.disk, false]);
+});
+
 test('a merge without progress is given up', async () => {
   const { begun } = await stalling();
   const { disks } = host.vm.process;
@@ -186,6 +219,7 @@ test('flattening merges files to which QEMU has given names of its own', async (
   execFileSync('qemu-img', ['create', '-q', '-f', 'qcow2', '-b', overlay, '-F', 'qcow2', top]);
   await host.boot({ disks: [{ id: 'd0', path: top, format: 'qcow2' }] });
   expect((await host.images.flatten(NAME)).mergedDisks).toEqual([top, overlay]);
+  expect(await host.vm.process.disks.isOpen(top)).toBe(false);
   await expectOnBase();
   await expectNothingLost();
 });
