@@ -128,10 +128,11 @@ export async function settleMerge({ vms }: Pick<ForkContext, 'vms'>, vm: Managed
   if (overlay !== null && isUp) {
     await vm.process.connected();
     await vms.restoreRunState(name, async () => {
-      // Somebody else has ended it meanwhile.
-      if (vm.mergedOverlay !== overlay) return;
+      // Somebody else has ended it meanwhile, and the next merge may have begun.
+      if (vm.mergedOverlay !== overlay) return false;
       await vm.process.disks.abandonMerges();
       if (await vm.process.disks.release(overlay.path)) await useBase(vms, name, overlay);
+      return true;
     });
   }
   const isOnBase = vm.spec.disks.some(({ id, path }) => id === overlay?.id && path === overlay.base.path);

@@ -65,7 +65,7 @@ export class Vm implements ManagedVm {
   settlingIn: Promise<void> | null = null;
   /** True if the VM has been removed, so that nothing of it may be written any more. */
   isForgotten = false;
-  /** Nobody may let the VM run: a disk may have switched to a base beside its overlay. */
+  /** Nobody may let the VM run: a disk may have switched to a base beside its overlay. See `restoreRunState`. */
   isHeld: boolean;
   /** True while the daemon itself ends the VM, whose exit then needs no reaction. */
   isEnding = false;
@@ -119,8 +119,8 @@ export class Vm implements ManagedVm {
   }
 
   /** See VmManager. */
-  async restoreRunState(work: () => Promise<void>): Promise<void> {
-    await work();
+  async restoreRunState(work: () => Promise<boolean>): Promise<void> {
+    if (!(await work())) return;
     this.isHeld = false;
     if (this.#record.state === 'running') await this.process.run();
   }

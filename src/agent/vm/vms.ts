@@ -237,16 +237,13 @@ export class VmManager {
     });
   }
 
-  /**
-   * Pauses a running VM for `work`. If that rejects, the VM stays paused, and nobody can resume it, until
-   * `restoreRunState` has succeeded. A user's call for the VM waits meanwhile.
-   */
+  /** Pauses a running VM for `work`. If that rejects, it stays paused and held. A user's call for it waits meanwhile. */
   whilePaused<T>(name: string, work: () => Promise<T>): Promise<T> {
     return this.#table.locks.hold(name, () => whilePaused(this.#table.get(name), work));
   }
 
-  /** Does `work`, then lets the VM run if its user has not paused it. A user's call for the VM waits meanwhile. */
-  restoreRunState(name: string, work: () => Promise<void>): Promise<void> {
+  /** Lets the VM run if `work` allows it and its user has not paused it. A user's call for it waits meanwhile. */
+  restoreRunState(name: string, work: () => Promise<boolean>): Promise<void> {
     return this.#table.locks.hold(name, () => this.#table.get(name).restoreRunState(work));
   }
 

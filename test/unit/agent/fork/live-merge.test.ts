@@ -1,8 +1,9 @@
 /** Merges of the disk of a VM that a real QEMU runs. The daemon dies, its disk is full, or QEMU does not answer. */
 import { execFileSync } from 'node:child_process';
 import { afterEach, beforeEach, expect, test } from 'vitest';
-import { resumeMerges } from '../../../../src/agent/fork/live-merge.js';
+import { resumeMerges, settleMerge } from '../../../../src/agent/fork/live-merge.js';
 import { MigrationError } from '../../../../src/domain/errors.js';
+import type { VmSpec } from '../../../../src/domain/vm.js';
 import { NAME, RunningVm } from '../../../support/running-vm.js';
 
 const IMAGE = '1'.repeat(16);
@@ -74,6 +75,35 @@ test('the guest stays paused until the record can be written, and nobody can res
   await expect.poll(() => host.vm.isMerging).toBe(false);
   await expectOnBase();
   await expectNothingLost();
+});
+
+test('a late attempt to end one merge leaves the next one alone', async () => {
+  const isBase = ({ spec }: { spec?: VmSpec }): boolean => spec?.disks[0]?.path === host.disk;
+  let mend = host.refuseRecords(isBase);
+  await expect(host.images.remove(IMAGE)).rejects.toMatchObject({ code: 'NO_SPACE' });
+  const { process } = host.vm;
+  const connected = process.connected.bind(process);
+  let arrive = (): void => undefined;
+  const late = new Promise<void>((resolve) => {
+    arrive = resolve;
+  });
+  Object.assign(process, { connected: () => late });
+  const attempt = settleMerge(host.context, host.vm);
+  Object.assign(process, { connected });
+  mend();
+  await expect.poll(() => host.vm.isMerging).toBe(false);
+  await host.images.remove(IMAGE);
+
+  const second = await host.fork('2'.repeat(16));
+  await host.write('b');
+  mend = host.refuseRecords(isBase);
+  await expect(host.images.remove('2'.repeat(16))).rejects.toMatchObject({ code: 'NO_SPACE' });
+  arrive();
+  await attempt;
+  expect([host.vm.state, host.vm.isMerging, host.has(second)]).toEqual(['paused', true, true]);
+  mend();
+  await expect.poll(() => host.vm.isMerging).toBe(false);
+  await expectOnBase();
 });
 
 test('a VM that is ended while its record cannot be written loses nothing', async () => {
