@@ -237,7 +237,7 @@ export class VmManager {
     });
   }
 
-  /** Pauses a running VM for `work`. If that rejects, it stays paused and held. A user's call for it waits meanwhile. */
+  /** Pauses a running VM for `work`. If that rejects, it stays paused and held. A user's call waits meanwhile. */
   whilePaused<T>(name: string, work: () => Promise<T>): Promise<T> {
     return this.#table.locks.hold(name, () => whilePaused(this.#table.get(name), work));
   }
