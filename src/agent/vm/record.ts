@@ -170,7 +170,9 @@ export function isMerging({ isMerging, mergedOverlay }: VmRecord): boolean {
 
 export function mergesDisks(name: string): MigrationError {
   return new MigrationError('VM_BUSY', `overlays of the disks of ${name} are being merged`, {
-    remedy: 'wait until "vmctl flatten" or "vmctl image rm" has ended, then try again',
+    remedy:
+      'wait until "vmctl flatten" or "vmctl image rm" has ended, then try again; ' +
+      'if it lasts, the log of vmigrated says why',
   });
 }
 
