@@ -9,13 +9,13 @@ import type { HostPort } from '../engine/ports/host.js';
 import { ForkAgent } from './fork/agent.js';
 import type { ForkContext } from './fork/context.js';
 import { Images } from './fork/image-calls.js';
-import { holdersHere, type OtherHosts } from './fork/layer-holders.js';
-import { resumeMerges } from './fork/overlay-merge.js';
+import { resumeMerges } from './fork/live-merge.js';
 import { Pool, type PoolConfig } from './fork/pool.js';
 import { openForkStore } from './fork/record.js';
 import { sealLayers } from './fork/settle.js';
 import { clearBrokenSaves } from './image/file-save.js';
-import { ImageStore } from './image/store.js';
+import { holdersHere, type OtherHosts } from './image/layer-holders.js';
+import { hasLayerDuty, ImageStore } from './image/store.js';
 import { InventoryAgent } from './inventory/agent.js';
 import type { HostInfo } from './inventory/inventory.js';
 import { CloneMemoryWatch } from './memory/clone-memory.js';
@@ -98,7 +98,7 @@ export class LocalAgent implements HostPort {
       peer: (host: string) => hosts?.agent(host) ?? unknownHost(host),
     };
     const names = new UniqueNames({ ...options, ...peers });
-    const context: Parts['context'] = { ...options, store, images, forkStore, names };
+    const context: Parts['context'] = { ...options, store, images, forkStore, names, closing: this.#closing.signal };
     const target = new TargetAgent(context, recoveryMsMax);
     const arriving = (vm: string): Promise<string | null> => target.arriving(vm);
     const markers = await Markers.open(options.stateDir, options.log);
@@ -134,7 +134,7 @@ export class LocalAgent implements HostPort {
     await clearBrokenSaves(context);
     await forks.start();
     await this.#settleVms(this.#parts, corrupt.length > 0);
-    await Promise.race([resumeMerges(context, this.#closing.signal), sleep(MERGES_WAIT_MS, undefined, { ref: false })]);
+    await Promise.race([resumeMerges(context), sleep(MERGES_WAIT_MS, undefined, { ref: false })]);
     await pool.start();
     this.#cloneMemory.start();
     outdated.start();
@@ -218,12 +218,27 @@ export class LocalAgent implements HostPort {
       const hasRun = vm.session !== null && owner?.owner === host && owner.session === vm.session;
       const isClaimed =
         vm.image === null ? hasUnreadableSessions || hasRun || target.claims(vm.session) : forks.claims(vm.image);
-      if (vm.state === 'incoming' && !isClaimed) await vms.destroy(name);
-      else if (isForeign && (vm.state === 'running' || vm.state === 'paused')) await vms.setState(name, 'departed');
+      await this.#attempt({ vm: name }, async () => {
+        if (vm.state === 'incoming' && !isClaimed) await vms.destroy(name);
+        else if (isForeign && (vm.state === 'running' || vm.state === 'paused')) await vms.setState(name, 'departed');
+      });
     }
-    for (const { id, state } of images.all()) if (state === 'capturing' && !forks.claims(id)) await images.delete(id);
+    for (const record of images.all()) {
+      const { id, state } = record;
+      if (state !== 'capturing' || forks.claims(id)) continue;
+      // Its fork's record is lost. What a parent has written to an overlay must not be.
+      await this.#attempt({ image: id }, () => (hasLayerDuty(record) ? images.unload(id) : images.delete(id)));
+    }
     // Images of build 0.1.0: their disks have been kept from writes, so they still are what they were.
     for (const { id, state } of images.all()) if (state === 'complete') await sealLayers(context, id);
+  }
+
+  /** One VM or image that cannot be settled must not keep the daemon from the others. */
+  async #attempt(subject: object, work: () => Promise<void>): Promise<void> {
+    await work().catch((error: unknown) => {
+      const fields = { ...subject, err: toMigrationError(error) };
+      this.#options.log.error(fields, 'what the earlier daemon has left cannot be settled');
+    });
   }
 }
 

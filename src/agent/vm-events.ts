@@ -36,7 +36,8 @@ export interface VmEventSources {
 interface Seen {
   readonly uuid: string;
   readonly state: VmState;
-  readonly job: string | null;
+  /** A job or a merge of its disks pauses and continues it. */
+  readonly isInWork: boolean;
   /** An event has told of the VM, so another one tells that it is gone. */
   readonly isKnown: boolean;
 }
@@ -66,13 +67,14 @@ export class VmEvents {
     for (const job of sources.jobs.list()) {
       if (job.kind === 'migrate' && !isFinal(job.state)) this.#phases.set(job.id, phaseOf(job));
     }
-    this.#sources = sources;
+    // Until then a VM that has not been looked at yet is no new one: its QEMU may have been slow to answer.
     for (const { spec, state } of this.#options.vms.all()) {
       const { name } = spec;
       if (!this.#seen.has(name)) this.#look(name);
       const isThere = state === 'running' || state === 'paused' || state === 'departed';
       if (isThere) this.#tell('found', name);
     }
+    this.#sources = sources;
     sources.jobs.subscribe('*', (view) => {
       if (view.kind === 'migrate') this.#follow(view);
     });
@@ -103,14 +105,15 @@ export class VmEvents {
       return;
     }
     const vm = vms.get(name);
-    const { state, job } = vm;
-    this.#seen.set(name, { uuid: vm.spec.uuid, state, job, isKnown: before?.isKnown ?? false });
+    const { state } = vm;
+    const isInWork = vm.job !== null || vm.isMerging;
+    this.#seen.set(name, { uuid: vm.spec.uuid, state, isInWork, isKnown: before?.isKnown ?? false });
     if (this.#sources === null || before?.state === state) return;
     const isNew = before === undefined || before.state === 'starting' || before.state === 'incoming';
     if (state !== 'running' && state !== 'paused') return;
     if (isNew) this.#tell(vm.session === null ? 'started' : 'arrived', name, this.#arrivalOf(name));
-    // A guest that has ended, and a VM that a job stops and continues, have events of their own.
-    else if (before.state !== 'departed' && job === null && before.job === null && vm.guestEnd === null)
+    // A guest that has ended, and a VM that a job stops and continues, have events of their own. A merge has none.
+    else if (before.state !== 'departed' && !isInWork && !before.isInWork && vm.guestEnd === null)
       this.#tell(state === 'running' ? 'resumed' : 'paused', name);
   }
 

@@ -4,6 +4,7 @@
  */
 import type { X509Certificate as X509CertificateType } from 'node:crypto';
 import { type ClientRequest, request as httpRequest, type IncomingMessage, type RequestOptions } from 'node:http';
+import type { Socket } from 'node:net';
 import type { Duplex } from 'node:stream';
 import { MigrationError } from '../domain/errors.js';
 import type { JobView } from '../domain/job.js';
@@ -131,14 +132,21 @@ export class ApiClient {
     await this.followEvents(`/v1/jobs/${id}/events`, (_, data) => onView(data as JobView), signal);
   }
 
-  /** Follows what happens to the VMs: all that is kept, or what comes after the event `after`. */
-  async followVms(after: string | undefined, onEvent: (event: VmEvent) => void, signal?: AbortSignal): Promise<void> {
+  /**
+   * Follows what happens to the VMs: all that is kept, or what comes after the event `after`. `onOpen` is called when
+   * the daemon has answered, also if nothing happens.
+   */
+  async followVms(
+    after: string | undefined,
+    onEvent: (event: VmEvent) => void,
+    { onOpen, signal }: { readonly onOpen?: () => void; readonly signal?: AbortSignal } = {},
+  ): Promise<void> {
     const query = after === undefined ? '' : `?after=${encodeURIComponent(after)}`;
     const onData = (type: string, data: unknown): boolean => {
       if (type === 'vm') onEvent(data as VmEvent);
       return false;
     };
-    await this.followEvents(`/v1/events${query}`, onData, signal);
+    await this.followEvents(`/v1/events${query}`, onData, signal, onOpen);
   }
 
   /** Resolves when `onData` returns true, or the daemon ends the stream, or `signal` aborts. */
@@ -146,15 +154,18 @@ export class ApiClient {
     path: string,
     onData: (type: string, data: unknown) => boolean,
     signal: AbortSignal | undefined,
+    onOpen?: () => void,
   ): Promise<void> {
     const request = await this.request({ method: 'GET', path });
     const { answerMsMax = ANSWER_MS_MAX, silenceMsMax = SILENCE_MS_MAX } = this.options;
     const deadline = setTimeout(() => request.destroy(silentFor(answerMsMax)), answerMsMax);
     const response = await this.send(request).finally(() => clearTimeout(deadline));
-    if (response.statusCode !== 200) throw await errorOf(response);
+    response.setTimeout(silenceMsMax, () => response.destroy(silentFor(silenceMsMax)));
+    if (response.statusCode !== 200)
+      throw await errorOf(response).catch((cause: NodeJS.ErrnoException) => this.unreachable(cause));
+    onOpen?.();
     const stop = (): void => void request.destroy();
     signal?.addEventListener('abort', stop, { once: true });
-    response.setTimeout(silenceMsMax, () => response.destroy(silentFor(silenceMsMax)));
     try {
       for await (const { type, data } of events(response)) if (onData(type, JSON.parse(data))) break;
     } catch (cause) {
@@ -171,12 +182,15 @@ export class ApiClient {
     return this.upgrade(vm, `backlog=${backlogBytes}`);
   }
 
-  /** Opens a stream of all output of the VM's serial line so far. */
-  serialLog(vm: string): Promise<Duplex> {
-    return this.upgrade(vm, 'follow=false');
+  /** Opens a stream of all output of the VM's serial line so far. It fails if the daemon falls silent in between. */
+  async serialLog(vm: string): Promise<Duplex> {
+    const { silenceMsMax = SILENCE_MS_MAX } = this.options;
+    const socket = await this.upgrade(vm, 'follow=false');
+    socket.setTimeout(silenceMsMax, () => socket.destroy(unreachable(this.options, silentFor(silenceMsMax))));
+    return socket;
   }
 
-  private async upgrade(vm: string, query: string): Promise<Duplex> {
+  private async upgrade(vm: string, query: string): Promise<Socket> {
     const request = await this.request({
       method: 'GET',
       path: `/v1/vms/${encodeURIComponent(vm)}/console?${query}`,
@@ -184,7 +198,7 @@ export class ApiClient {
     });
     const { answerMsMax = ANSWER_MS_MAX } = this.options;
     const deadline = setTimeout(() => request.destroy(silentFor(answerMsMax)), answerMsMax);
-    const opening = new Promise<Duplex>((resolve, reject) => {
+    const opening = new Promise<Socket>((resolve, reject) => {
       request.once('upgrade', (_, socket, head) => {
         if (head.length > 0) socket.unshift(head);
         socket.setTimeout(0);

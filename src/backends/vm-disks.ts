@@ -35,34 +35,23 @@ export interface VmDisks {
   /** Switches all disks to their overlays at one moment, or none. The VM must be stopped. */
   switchToOverlays(open: readonly OpenOverlay[]): Promise<void>;
   /**
-   * Undoes both calls for an overlay: it merges the overlay into the base, and the disk uses the base again. The VM may
-   * run. `atSwitch` is called as in `merge`.
-   */
-  removeOverlay(removal: OverlayToRemove, atSwitch: AtSwitch): Promise<void>;
-  /**
    * Merges the overlay into its base and removes it from the disk's chain. Returns false if the VM has no such chain.
    * The VM may run. `atSwitch` is called if the disk itself uses the overlay, when both have the same content.
    */
   merge(overlay: DiskOverlay, atSwitch: AtSwitch): Promise<boolean>;
   /** Returns a description of each job that reads or writes the disks now, such as a merge or a backup. */
   jobs(): Promise<readonly string[]>;
-  /** Closes a file that no disk uses any more. Does nothing if it is not open. */
-  close(path: string): Promise<void>;
-  /** Ends the merges that an earlier daemon has begun. A disk that still uses its overlay keeps it. */
+  /**
+   * Closes the file unless a disk uses it, also as a backing file. Returns false if one does. True: the file may be
+   * removed.
+   */
+  release(path: string): Promise<boolean>;
+  /** Cancels the merge in progress, also one of an earlier daemon. A disk that still uses its overlay keeps it. */
   abandonMerges(): Promise<void>;
 }
 
 /**
  * Switches a disk from its overlay to the base by calling `complete`. If it throws before, the disk stays on the
- * overlay.
+ * overlay. If `complete` throws, the disk may use either.
  */
 export type AtSwitch = (complete: () => Promise<void>) => Promise<void>;
-
-export interface OverlayToRemove {
-  readonly image: string;
-  /** The overlay's place in the list that `openOverlays` got. */
-  readonly index: number;
-  readonly overlay: DiskOverlay;
-  /** What `openOverlays` returned. Empty if an earlier daemon opened the overlays. */
-  readonly open: readonly OpenOverlay[];
-}

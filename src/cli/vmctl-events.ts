@@ -11,8 +11,8 @@ interface EventsOptions extends CommonOptions {
   readonly after?: string;
 }
 
-const RECONNECT_MS = 500;
-const RECONNECT_FOR_MS = 15_000;
+/** How often a daemon that is away is asked again, and for how long. */
+const RECONNECT = { everyMs: 500, forMs: 15_000 };
 
 export function addEvents(program: Command): void {
   program
@@ -31,24 +31,31 @@ export function addEvents(program: Command): void {
 }
 
 /** Goes on until it is interrupted. Throws DaemonUnreachable if the daemon does not come back within a while. */
-async function follow(api: ApiClient, after: string | undefined, isJson: boolean): Promise<void> {
+export async function follow(
+  api: Pick<ApiClient, 'followVms'>,
+  after: string | undefined,
+  isJson: boolean,
+  { everyMs, forMs } = RECONNECT,
+): Promise<void> {
   let last = after;
   let awayAtMs: number | null = null;
   const show = (event: VmEvent): void => {
     last = event.id;
-    awayAtMs = null;
     const { at, vm } = event;
     process.stdout.write(isJson ? `${JSON.stringify(event)}\n` : `${plain(`${at}  ${vm}  ${eventText(event)}`)}\n`);
   };
+  const onOpen = (): void => {
+    awayAtMs = null;
+  };
   for (;;) {
     try {
-      await api.followVms(last, show);
+      await api.followVms(last, show, { onOpen });
       awayAtMs ??= performance.now();
     } catch (error) {
       awayAtMs ??= performance.now();
-      if (!(error instanceof DaemonUnreachable) || performance.now() - awayAtMs > RECONNECT_FOR_MS) throw error;
+      if (!(error instanceof DaemonUnreachable) || performance.now() - awayAtMs > forMs) throw error;
     }
-    await new Promise((resolve) => setTimeout(resolve, RECONNECT_MS));
+    await new Promise((resolve) => setTimeout(resolve, everyMs));
   }
 }
 

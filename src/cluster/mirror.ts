@@ -30,10 +30,15 @@ export class OwnerMirror {
   /**
    * Opens the copy in the memory directory. A damaged one is begun anew, and `warn` is called: it only adds to the
    * records of the state directory, which are checked by themselves. It is also called if the copy can no longer be
-   * written.
+   * written. Null, after a warning: it cannot be opened at all, and the daemon goes on without it.
    */
-  static async open(ramDir: string, warn: (error: MigrationError) => void): Promise<OwnerMirror> {
-    return OwnerMirror.on(() => FileLogStore.open(join(ramDir, OWNERS_MIRROR)), warn);
+  static async open(ramDir: string, warn: (error: MigrationError) => void): Promise<OwnerMirror | null> {
+    try {
+      return await OwnerMirror.on(() => FileLogStore.open(join(ramDir, OWNERS_MIRROR)), warn);
+    } catch (error) {
+      warn(toMigrationError(error));
+      return null;
+    }
   }
 
   /** The same on stores of the caller, each for the same bytes. */

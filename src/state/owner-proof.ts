@@ -50,12 +50,14 @@ export function proveOwner(
   const silent = answers.filter(({ claims }) => claims === null).map(({ peer }) => peer);
   if (silent.length > 0) return unproven(`${silent.join(', ')} did not answer`);
   if (answers.length === 0) return unproven('no peer was asked');
-  const [newest] = said
-    .filter(({ claims }) => claims.owner !== null && claims.lastEpoch > epoch)
-    .sort((a, b) => b.claims.lastEpoch - a.claims.lastEpoch);
+  const latest = Math.max(epoch, ...said.map(({ claims }) => claims.lastEpoch));
+  const later = said.filter(({ claims }) => claims.lastEpoch === latest && latest > epoch);
+  const newest = later.find(({ claims }) => claims.owner !== null);
   const went = newest?.claims.owner ?? null;
   if (newest !== undefined && went !== null)
     return { record: recordOf(vm, went, newest.claims), why: `${newest.peer} knows that it went there` };
+  const [witness] = later;
+  if (witness !== undefined) return unproven(`${witness.peer} knows of epoch ${latest}, but not to whom it belongs`);
   if (self === null || !isHere) return unproven('no peer has it, and neither has this host, by its own records');
   const why = 'it is here, and no peer has it or knows of a later epoch';
   return { record: { vm, owner: self, epoch, session: null }, why };

@@ -10,6 +10,7 @@ import { MARKER_RECORD } from '../agent/storage/markers.js';
 import { readRecord, type VmRecord } from '../agent/vm/record.js';
 import { decodeOwnerChange, type OwnerChange } from '../cluster/file.js';
 import { type ErrorJson, MigrationError, toMigrationError } from '../domain/errors.js';
+import type { VmState } from '../domain/vm.js';
 import { decodePieces, isOldLog, type Piece } from '../durable/frames.js';
 import { decodeRecord } from '../durable/record-files.js';
 import { isUnsealed } from '../durable/sealed.js';
@@ -83,7 +84,10 @@ export async function readState(directory: string): Promise<StateRecords> {
   return { directory, findings, vms, unreadableVms, owners, jobs };
 }
 
-/** Returns the VMs that are or have been on this host, by their records, and for which there is no owner record. */
+/**
+ * Returns the VMs that are or have been on this host, by their records, and for which there is no owner record. A VM
+ * that was starting is not one: its start may have ended before its owner was written, and the next daemon removes it.
+ */
 export function vmsWithoutOwner(
   vms: ReadonlyMap<string, VmRecord>,
   owners: readonly Piece<OwnerChange>[],
@@ -94,7 +98,8 @@ export function vmsWithoutOwner(
     if (piece.record.type === 'swap') owned.add(piece.record.record.vm);
     else owned.delete(piece.record.vm);
   }
-  const lives = ([, { state }]: readonly [string, VmRecord]) => state !== 'incoming' && state !== 'stopped';
+  const notYet: readonly VmState[] = ['incoming', 'starting', 'stopped'];
+  const lives = ([, { state }]: readonly [string, VmRecord]) => !notYet.includes(state);
   return [...vms].filter((vm) => lives(vm) && !owned.has(vm[0])).map(([name]) => name);
 }
 

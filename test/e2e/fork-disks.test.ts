@@ -180,6 +180,36 @@ test('scratch disks are gone with their clones; two forks make a chain that is m
   expect(readdirSync(forks.directory).filter((name) => name.startsWith('chain.qcow2.'))).toEqual([]);
 });
 
+test('the next daemon undoes the second fork of a VM into the file of the first', async () => {
+  const base = makeDisk('second');
+  await boot('twice', [{ path: base }]);
+  const first = await forks.fork(forks.request('twice', { cloneCount: 1 }));
+  await forks.host.vms.stop(first.clones[0]!.name, { isForced: true });
+  await writes('twice');
+  const vm = () => forks.host.vms.get('twice');
+  const overlay = vm().spec.disks[0]!.path;
+  const hash = hashOf(base);
+  const second = forks.request('twice', { cloneCount: 1 });
+  const { agent } = forks.host;
+  await agent.forks.prepareClones(second);
+  await agent.forks.armParent(second.fork);
+  // The daemon dies at the fork point: the disks have switched, and the record does not say so.
+  await new Promise<void>((reached) => {
+    Object.assign(forks.host.vms, { amend: () => new Promise(() => reached()) });
+    agent.forks.forkPoint(second.fork).catch(() => undefined);
+  });
+  await forks.host.restart();
+  const active = (await vm().process.disks.active()).get('disk0')?.path;
+  expect([active, vm().spec.disks[0]!.path]).toEqual([overlay, overlay]);
+  expect(hashOf(base)).toBe(hash);
+  await writes('twice');
+  expect(readdirSync(forks.directory).filter((name) => name.startsWith('second.qcow2.'))).toHaveLength(1);
+  await forks.host.agent.source.unreserve('twice', 'job-1');
+  await forks.host.agent.images.remove(first.image);
+  expect(vm().spec.disks[0]!.path).toBe(base);
+  await writes('twice');
+});
+
 test('of a parent that stays stopped, the clones go on from its disk', async () => {
   const { vms } = forks.host;
   const base = makeDisk('frozen');

@@ -6,8 +6,8 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import type { ForkContext } from '../../src/agent/fork/context.js';
 import { Images } from '../../src/agent/fork/image-calls.js';
-import type { OtherHosts } from '../../src/agent/fork/layer-holders.js';
 import { sealLayers } from '../../src/agent/fork/settle.js';
+import type { OtherHosts } from '../../src/agent/image/layer-holders.js';
 import { ImageStore } from '../../src/agent/image/store.js';
 import { MemoryRoom } from '../../src/agent/vm/memory-room.js';
 import { RamPlace } from '../../src/agent/vm/ram-place.js';
@@ -89,7 +89,8 @@ export class ImageScene {
       ...{ vms: manager as never, native: native as never },
     });
     const registry = { owner: async () => null };
-    const context = { host: name, images, vms: manager, registry, log: SILENT } as unknown as ForkContext;
+    const closing = new AbortController().signal;
+    const context = { host: name, images, vms: manager, registry, closing, log: SILENT } as unknown as ForkContext;
     return { context, images: new Images(context, () => false, others), vms };
   }
 

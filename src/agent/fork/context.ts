@@ -18,4 +18,6 @@ export interface NamesOfAllHosts {
 export interface ForkContext extends ImageContext {
   readonly forkStore: ForkStore;
   readonly names: NamesOfAllHosts;
+  /** Aborts when the daemon ends. */
+  readonly closing: AbortSignal;
 }

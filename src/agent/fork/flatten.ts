@@ -3,18 +3,18 @@
  * somebody needs. The host that runs the VM does this: the chain travels with the VM's spec, and only the VM's QEMU may
  * merge while it runs. Backing files of the user's own are left alone.
  */
-import { rm } from 'node:fs/promises';
 import type { DiskFile } from '../../backends/disk-files.js';
 import { MigrationError } from '../../domain/errors.js';
 import type { FlattenReport, KeptLayer } from '../../domain/image.js';
+import { holdersElsewhere, holdersHere, keptBecause, type OtherHosts } from '../image/layer-holders.js';
 import type { ForkContext } from './context.js';
-import { holdersElsewhere, holdersHere, keptBecause, type OtherHosts } from './layer-holders.js';
-import { amendDisks, isOverlayOf, mergeLive, whileMerging } from './overlay-merge.js';
+import { mergeEnded, mergeLive, whileMerging } from './live-merge.js';
+import { isOverlayOf } from './overlay-merge.js';
 
 /** Throws CONFLICT if the VM does not belong to this host or is being started, VM_BUSY if a job has it. */
 export async function flattenVm(context: ForkContext, others: OtherHosts, name: string): Promise<FlattenReport> {
   context.vms.get(name);
-  return whileMerging(context.vms, name, () => flatten(context, others, name));
+  return whileMerging(context, name, () => flatten(context, others, name));
 }
 
 async function flatten(context: ForkContext, others: OtherHosts, name: string): Promise<FlattenReport> {
@@ -42,11 +42,9 @@ async function flatten(context: ForkContext, others: OtherHosts, name: string): 
         keptLayers.push(...keptBecause([base.path], holders));
         break;
       }
-      if (isEnded) {
-        await vms.backend.diskFiles.commitOverlay(overlay.path);
-        await amendDisks(vms, name, (disk) => (disk.id === id ? base : disk));
-        await rm(overlay.path, { force: true });
-      } else if (!(await mergeLive(vms, vm, { id, path: overlay.path, format: 'qcow2', base: { id, ...base } }))) {
+      const merged = { id, path: overlay.path, format: 'qcow2' as const, base: { id, ...base } };
+      if (isEnded) await mergeEnded(context, vm, merged);
+      else if (!(await mergeLive(context, vm, merged))) {
         throw new MigrationError('CONFLICT', `QEMU of ${name} does not have ${overlay.path} above ${base.path} open`);
       }
       mergedDisks.push(overlay.path);

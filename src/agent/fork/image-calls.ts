@@ -8,10 +8,10 @@ import type { VmSpec } from '../../domain/vm.js';
 import { KeyedLocks } from '../../kit/locks.js';
 import { imageIdIn, type LoadOptions, loadImage } from '../image/file-load.js';
 import { saveImage } from '../image/file-save.js';
+import { imagesElsewhere, layerPaths, NO_OTHER_HOSTS, type OtherHosts } from '../image/layer-holders.js';
 import type { ForkContext } from './context.js';
 import { flattenVm } from './flatten.js';
 import { planRemoval, type RemoveOptions, refuseIfBackingFile, removeImage } from './image-removal.js';
-import { imagesElsewhere, layerPaths, NO_OTHER_HOSTS, type OtherHosts } from './layer-holders.js';
 
 export class Images {
   readonly #context: ForkContext;

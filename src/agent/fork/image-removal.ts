@@ -5,9 +5,9 @@
  */
 import { MigrationError } from '../../domain/errors.js';
 import type { ImageRemoval, KeptLayer } from '../../domain/image.js';
+import { holdersElsewhere, keptBecause, layerPaths, type OtherHosts } from '../image/layer-holders.js';
 import type { ManagedVm } from '../vm/vms.js';
 import type { ForkContext } from './context.js';
-import { holdersElsewhere, keptBecause, layerPaths, type OtherHosts } from './layer-holders.js';
 import { mergeOverlays, overlaysElsewhere, overlaysLeft } from './overlay-merge.js';
 
 export interface RemoveOptions {

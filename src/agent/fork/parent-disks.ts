@@ -14,7 +14,8 @@ import type { DiskSpec } from '../../domain/vm.js';
 import type { ImageDisk, ParentOverlay } from '../image/record.js';
 import type { ManagedVm } from '../vm/vms.js';
 import type { ForkContext } from './context.js';
-import { amendDisks, mergeOffline, overlayPath, switchTo } from './overlay-merge.js';
+import { amendDisks, mergeLive } from './live-merge.js';
+import { handOn, mergeOffline, overlayPath } from './overlay-merge.js';
 
 /** The longest chain of files below a disk. QEMU opens all of them, and each read may pass through all. */
 const CHAIN_FILES_MAX = 16;
@@ -62,26 +63,8 @@ export class ParentDisks {
     await amendDisks(vms, this.#parent.spec.name, (disk) => overlays.find(({ id }) => id === disk.id) ?? disk);
   }
 
-  /**
-   * Merges the overlays into the parent's own files, and the parent uses these again. If the parent has ended, the
-   * overlays are merged offline and its record is left as it is.
-   */
-  async undo(): Promise<void> {
-    const { vms, images } = this.#context;
-    const { name } = this.#parent.spec;
-    if (!images.has(this.#image)) return;
-    const { overlays } = images.get(this.#image);
-    const isThere = vms.has(name) && vms.get(name) === this.#parent && this.#parent.state !== 'stopped';
-    for (const [index, overlay] of overlays.entries()) {
-      if (isThere) {
-        const removal = { image: this.#image, index, overlay, open: this.#open };
-        await this.#parent.process.disks.removeOverlay(removal, switchTo(vms, name, overlay));
-      } else await mergeOffline(vms.backend.diskFiles, overlay);
-      await rm(overlay.path, { force: true });
-    }
-    if (isThere && overlays.length > 0) {
-      await amendDisks(vms, name, (disk) => overlays.find(({ id }) => id === disk.id)?.base ?? disk);
-    }
+  undo(): Promise<void> {
+    return undoOverlays(this.#context, this.#parent, this.#image);
   }
 
   #overlayOf({ id, path, format }: DiskSpec): ParentOverlay {
@@ -94,6 +77,31 @@ export class ParentDisks {
       base,
     };
   }
+}
+
+/**
+ * Merges the overlays of an uncommitted fork into the parent's own files, and the parent uses these again. If it has
+ * ended, or this host has it no more (null), the overlays are merged offline. Idempotent.
+ */
+export async function undoOverlays(context: ForkContext, parent: ManagedVm | null, image: string): Promise<void> {
+  const { vms, images } = context;
+  if (!images.has(image)) return;
+  const isUp = (vm: ManagedVm): boolean =>
+    vms.has(vm.spec.name) && vms.get(vm.spec.name) === vm && vm.state !== 'stopped';
+  // The latest comes first. Those before it have been left to this image by another one.
+  for (const overlay of images.get(image).overlays.toReversed()) {
+    if (!overlay.path.endsWith(`.${image}`) && (await handOn(context, image, overlay))) continue;
+    if (parent !== null && isUp(parent)) await undoOverlay(context, parent, overlay);
+    else await mergeOffline(vms.backend.diskFiles, overlay);
+  }
+}
+
+async function undoOverlay(context: ForkContext, parent: ManagedVm, overlay: ParentOverlay): Promise<void> {
+  const { process, spec } = parent;
+  // An overlay that no disk uses has no content: the fork has not come to its fork point.
+  if (await process.disks.release(overlay.path)) return rm(overlay.path, { force: true });
+  if (await mergeLive(context, parent, overlay)) return;
+  throw new MigrationError('CONFLICT', `QEMU of ${spec.name} does not have ${overlay.base.path} open`);
 }
 
 /** Returns the reason for each disk that no snapshot can be taken of. */

@@ -30,10 +30,11 @@ export async function prepareFork(
   pool: Pool,
   signal: AbortSignal,
 ): Promise<ForkParts> {
-  const { images, forkStore, inject } = context;
+  const { images, forkStore, inject, registry } = context;
   const { shape, parent } = shapeOf(context, request);
   const { origin, share } = request;
   if (request.image !== null && origin === undefined) await refuseBadStart(context, request.image);
+  const owner = parent !== null ? await registry.owner(parent.spec.name) : null;
   // A waiting set has all clones of a fork.
   const isPoolable = request.image === null && origin === undefined && share === undefined;
   const set = isPoolable ? pool.claim(shape) : null;
@@ -42,6 +43,7 @@ export async function prepareFork(
   let record: ForkRecord = {
     ...{ version: 1, request, image, state: 'preparing', runsAfterCommit: true },
     isWarm: set !== null,
+    ...(owner?.incarnation === undefined ? {} : { incarnation: owner.incarnation }),
     ...{ clones: [], outcome: null, failure: null },
   };
   let made: WaitingSet | null = set;

@@ -9,7 +9,7 @@ import type { CloneIdentity } from '../../domain/fork.js';
 import { RecordFiles, type RecordKind } from '../../durable/record-files.js';
 import type { CommittedFork, PrepareForkRequest } from '../../engine/ports/fork.js';
 import { forkOrigin, forkShare } from '../../schemas/fork-join.js';
-import { cloneDisks, cloneMemory, cloneNetwork, imageId, parentMode } from '../../schemas/words.js';
+import { cloneDisks, cloneMemory, cloneNetwork, imageId, incarnationId, parentMode } from '../../schemas/words.js';
 import { checkImageId } from '../image/record.js';
 
 /**
@@ -28,6 +28,8 @@ export interface ForkRecord {
   /** It differs from the fork's id if the fork took a waiting set or runs an existing image. */
   readonly image: string;
   readonly isWarm: boolean;
+  /** The start of the parent that was forked (`OwnerRecord`). Another VM may have its name when the fork is undone. */
+  readonly incarnation?: string;
   /** The clones that have not failed. In a committed record these are the clones that may run. */
   readonly clones: readonly CloneIdentity[];
   /**
@@ -72,6 +74,7 @@ const schema: z.ZodType<ForkRecord> = z.strictObject({
   runsAfterCommit: z.literal(true).exactOptional(),
   image: imageId,
   isWarm: z.boolean(),
+  incarnation: incarnationId.exactOptional(),
   clones: z.array(
     z.strictObject({
       index: z.int().min(0),

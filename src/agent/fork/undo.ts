@@ -3,7 +3,9 @@
 import { MigrationError, toMigrationError } from '../../domain/errors.js';
 import type { ManagedVm } from '../vm/vms.js';
 import type { ForkContext } from './context.js';
-import { ParentDisks } from './parent-disks.js';
+import { settleMerge } from './live-merge.js';
+import { overlaysElsewhere } from './overlay-merge.js';
+import { undoOverlays } from './parent-disks.js';
 import type { ForkRecord } from './record.js';
 import { endClones } from './waiting-set.js';
 
@@ -18,6 +20,8 @@ export async function resumeParent(context: ForkContext, parent: ManagedVm): Pro
   const hasGuestEnded = async (): Promise<boolean> => isThere() && (await vms.guestEnd(name)) !== null;
   if (!isThere() || ((await hasGuestEnded()) && !isThere())) return;
   try {
+    // An undo that was interrupted at the switch of a disk: until it is ended, the parent must not run.
+    if (parent.mergedOverlay !== null) await settleMerge(context, parent);
     await parent.process.cancelAndRun();
   } catch (error) {
     await hasGuestEnded();
@@ -47,22 +51,44 @@ export function isOwnImage({ images }: ForkContext, { request, image }: ForkReco
 /** Undoes an uncommitted fork of an earlier daemon. It may be repeated if it has rejected. */
 export async function undoFork(context: ForkContext, record: ForkRecord): Promise<void> {
   const { vms, images, forkStore, native } = context;
-  const { fork, vm: name, image, parentMode } = record.request;
+  const { fork, image, parentMode, origin } = record.request;
   const setId = image === null ? record.image : fork;
   const clones = vms
     .all()
     .filter((vm) => vm.image === record.image && vm.spec.clone?.fork === setId)
     .map((vm) => ({ vm }));
   if (record.runsAfterCommit === true) refuseIfRun(clones);
-  const parent = image === null && name !== null && vms.has(name) ? vms.get(name) : null;
-  if (parent !== null && images.has(record.image)) {
+  const hasImage = origin === undefined && image === null && images.has(record.image);
+  const parent = hasImage ? await findParent(context, record) : null;
+  if (parent !== null) {
     if (parentMode === 'continue' && parent.memory !== null) await native.releaseVm(parent.memory);
     await resumeParent(context, parent);
   }
   await endClones(context, clones);
-  if (parent !== null && images.has(record.image)) {
-    await new ParentDisks(context, parent, record.image).undo();
-  }
-  if (isOwnImage(context, record)) await images.delete(record.image);
+  if (hasImage) await undoDisks(context, parent, record.image);
+  else if (origin !== undefined && isOwnImage(context, record)) await images.delete(record.image);
   await forkStore.remove(fork);
+}
+
+/** Returns the VM that was forked, or null if this host has it no more. Another VM may have its name by now. */
+async function findParent({ vms, images, registry }: ForkContext, record: ForkRecord): Promise<ManagedVm | null> {
+  const { vm: name } = record.request;
+  if (name === null || !vms.has(name)) return null;
+  const vm = vms.get(name);
+  if (vm.state === 'departed' || vm.spec.uuid !== images.get(record.image).spec.uuid) return null;
+  const owner = await registry.owner(name);
+  const isOther =
+    owner?.incarnation !== undefined && record.incarnation !== undefined && owner.incarnation !== record.incarnation;
+  return isOther ? null : vm;
+}
+
+/**
+ * Gives the parent its own disks back and removes the image. If the parent has moved meanwhile, its new host needs the
+ * overlays: the image stays, without memory, until a user removes it.
+ */
+async function undoDisks(context: ForkContext, parent: ManagedVm | null, image: string): Promise<void> {
+  const { images } = context;
+  if (parent === null && (await overlaysElsewhere(context, image)).length > 0) return images.unload(image);
+  await undoOverlays(context, parent, image);
+  await images.delete(image);
 }

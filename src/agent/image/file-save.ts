@@ -8,7 +8,7 @@
 import { constants } from 'node:fs';
 import { access, type FileHandle, link, open, rm } from 'node:fs/promises';
 import { dirname } from 'node:path';
-import { MigrationError } from '../../domain/errors.js';
+import { MigrationError, toMigrationError } from '../../domain/errors.js';
 import { syncDirectory } from '../../durable/durable-file.js';
 import { fileSystemAnswers, openUserFile } from '../../kit/user-file.js';
 import type { ImageContext } from './context.js';
@@ -27,6 +27,7 @@ import type { ImageRecord, SavedFile } from './record.js';
 import { describeLayers, isDescribed } from './start-check.js';
 import type { ImageStore } from './store.js';
 
+const LEFT = 'what a broken save of an image has left cannot be removed now';
 const ZEROS = Buffer.alloc(CHUNK_BYTES);
 
 /**
@@ -66,14 +67,21 @@ export async function saveImage(
   } catch (error) {
     throw asNoSpace(error);
   } finally {
-    await rm(sidePath, { force: true });
-    await setSave(images, id, path, isSaved && version === SEALED ? 'saved' : null);
+    const isCleared = await rm(sidePath, { force: true }).then(
+      () => true,
+      (error: unknown) => {
+        context.log.warn({ path: sidePath, err: toMigrationError(error) }, LEFT);
+        return false;
+      },
+    );
+    const after = isCleared || isSaved ? null : 'writing';
+    await setSave(images, id, path, isSaved && version === SEALED ? 'saved' : after);
   }
 }
 
 /**
- * Removes what saves of an earlier daemon have left, which ended in the middle. A save on a file system that does not
- * answer is left to a later start.
+ * Removes what saves of an earlier daemon have left, which ended in the middle. What cannot be removed now, for example
+ * because its file system does not answer, is left to a later start.
  */
 export async function clearBrokenSaves(context: Pick<ImageContext, 'images' | 'host' | 'log'>): Promise<void> {
   const { images, host, log } = context;
@@ -84,7 +92,7 @@ export async function clearBrokenSaves(context: Pick<ImageContext, 'images' | 'h
   const answers = new Map(
     [...new Set(broken.map(({ path }) => dirname(path)))].map((folder) => {
       const answer = fileSystemAnswers(folder).catch((error: unknown) => {
-        log.warn({ folder, err: error }, 'what a broken save of an image has left cannot be removed now');
+        log.warn({ folder, err: error }, LEFT);
         return 'none' as const;
       });
       return [folder, answer] as const;
@@ -92,7 +100,9 @@ export async function clearBrokenSaves(context: Pick<ImageContext, 'images' | 'h
   );
   for (const { id, path } of broken) {
     if ((await answers.get(dirname(path))) === 'none') continue;
-    await clear(images, id, path, sidePathOf(path, id, host));
+    await clear(images, id, path, sidePathOf(path, id, host)).catch((error: unknown) => {
+      log.warn({ image: id, path, err: toMigrationError(error) }, LEFT);
+    });
   }
 }
 

@@ -57,27 +57,25 @@ export class ImageStore {
     for (const err of corrupt) options.log.error({ err }, 'an image record cannot be read: its image is unavailable');
     for (const record of records) {
       await store.#remember(record);
-      if (record.state === 'unloaded') {
-        // A load that the daemon's end has interrupted leaves memory files.
-        await store.unload(record.id);
-        continue;
-      }
-      const isThere = await store.#hasFiles(record);
-      if (isThere || record.state === 'capturing' || record.state === 'failed') continue;
-      if (record.state === 'filling') {
-        // Clones wait for its pages. Their fork sees the state `failed` and ends them (fork/session.ts).
-        await store.update(record.id, { state: 'failed' });
-        continue;
-      }
-      options.log.warn(
-        { image: record.id },
-        'the memory files of the image are missing, as after a reboot: it is deleted or unloaded',
-      );
-      if (hasLayerDuty(record)) await store.unload(record.id);
-      else await store.delete(record.id);
+      await store.#takeUp(record).catch((error: unknown) => {
+        const fields = { image: record.id, err: toMigrationError(error) };
+        options.log.error(fields, 'what is left of an image cannot be removed; the next start tries again');
+      });
     }
     if (corrupt.length === 0) await store.#removeStray();
     return store;
+  }
+
+  async #takeUp(record: ImageRecord): Promise<void> {
+    // A load that the daemon's end has interrupted leaves memory files.
+    if (record.state === 'unloaded') return this.unload(record.id);
+    const isThere = await this.#hasFiles(record);
+    if (isThere || record.state === 'capturing' || record.state === 'failed') return;
+    // Clones wait for its pages. Their fork sees the state `failed` and ends them (fork/session.ts).
+    if (record.state === 'filling') return this.update(record.id, { state: 'failed' });
+    const missing = 'the memory files of the image are missing, as after a reboot: it is deleted or unloaded';
+    this.#options.log.warn({ image: record.id }, missing);
+    await (hasLayerDuty(record) ? this.unload(record.id) : this.delete(record.id));
   }
 
   has(id: string): boolean {

@@ -16,7 +16,7 @@ import type { ProcessIdentity } from '../../kit/process.js';
 import { parseKept } from '../../kit/unknown-keys.js';
 import type { RegionFile, VmMemorySnapshot } from '../../native/types.js';
 import { nicSpecSchema, vmSpecSchema } from '../../schemas/vm-spec.js';
-import { accel, vmState } from '../../schemas/words.js';
+import { accel, diskFormat, vmState } from '../../schemas/words.js';
 
 const VERSION = 1;
 
@@ -54,10 +54,23 @@ export interface VmRecord {
   readonly createdAt: string;
   /** Overlays of the VM's disks are being merged. No job may have the VM, and a restarted daemon ends the merge. */
   readonly isMerging?: boolean;
+  /** Set before the merge of this overlay begins, and until its file is gone or the merge has been given up. */
+  readonly mergedOverlay?: MergedOverlay | null;
+}
+
+/** An overlay of a disk of the VM, and the file that it is merged into. */
+export interface MergedOverlay {
+  /** The id of the disk. */
+  readonly id: string;
+  readonly path: string;
+  readonly base: Pick<DiskSpec, 'path' | 'format'>;
 }
 
 /** Changes of a record that describe what is already the case. */
-export type RecordAmendment = Pick<Partial<VmRecord>, 'spec' | 'image' | 'exit' | 'exitCodeBefore' | 'isMerging'>;
+export type RecordAmendment = Pick<
+  Partial<VmRecord>,
+  'spec' | 'image' | 'exit' | 'exitCodeBefore' | 'isMerging' | 'mergedOverlay'
+>;
 
 const count = z.int().min(0);
 const bigCount = z
@@ -125,6 +138,10 @@ const recordSchema = z.strictObject({
   exitCodeBefore: z.int().min(0).max(255).nullable().default(null),
   createdAt: z.string(),
   isMerging: z.boolean().exactOptional(),
+  mergedOverlay: z
+    .strictObject({ id: z.string(), path: z.string(), base: z.strictObject({ path: z.string(), format: diskFormat }) })
+    .nullable()
+    .exactOptional(),
 });
 
 /**
@@ -139,16 +156,23 @@ export function effectiveState({ process, exit }: VmRecord, state: VmState): VmS
  * Returns the change that reserves the VM, or null if the job has it already. Throws VM_BUSY if another job has it, or
  * while its disks are merged.
  */
-export function reservedBy({ spec, job: holder, isMerging }: VmRecord, job: string): Partial<VmRecord> | null {
+export function reservedBy(record: VmRecord, job: string): Partial<VmRecord> | null {
+  const { spec, job: holder } = record;
   if (holder === job) return null;
-  if (isMerging === true) throw mergesDisks(spec.name);
+  if (isMerging(record)) throw mergesDisks(spec.name);
   if (holder === null) return { job };
   throw new MigrationError('VM_BUSY', `${spec.name} is part of job ${holder}`);
 }
 
+export function isMerging({ isMerging, mergedOverlay }: VmRecord): boolean {
+  return isMerging === true || (mergedOverlay !== undefined && mergedOverlay !== null);
+}
+
 export function mergesDisks(name: string): MigrationError {
   return new MigrationError('VM_BUSY', `overlays of the disks of ${name} are being merged`, {
-    remedy: 'wait until "vmctl flatten" or "vmctl image rm" has ended, then try again',
+    remedy:
+      'wait until "vmctl flatten" or "vmctl image rm" has ended, then try again; ' +
+      'if it lasts, the log of vmigrated says why',
   });
 }
 

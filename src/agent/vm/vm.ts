@@ -8,7 +8,7 @@ import type { Accel, VmExit, VmSpec, VmState, VmView } from '../../domain/vm.js'
 import type { ChildExit, ProcessIdentity } from '../../kit/process.js';
 import type { RegionFile, VmMemoryHandle } from '../../native/types.js';
 import { type ExitWatch, exitPath } from './exit-port.js';
-import { type VmRecord, writeRecord } from './record.js';
+import { isMerging, type MergedOverlay, mergesDisks, type VmRecord, writeRecord } from './record.js';
 
 const OWED_RETRY_MS = 2_000;
 
@@ -28,8 +28,10 @@ export interface ManagedVm {
   /** Null without preload. */
   readonly memory: VmMemoryHandle | null;
   readonly job: string | null;
-  /** Overlays of its disks are being merged. */
+  /** Overlays of its disks are being merged, or a merge has not been ended yet. */
   readonly isMerging: boolean;
+  /** The overlay that is being merged. The same object until that merge has ended. */
+  readonly mergedOverlay: MergedOverlay | null;
   /** The session that made this VM a target. It stays set when the VM runs. Null for a VM started on this host. */
   readonly session: string | null;
   /** The image that a clone runs on. Null for any other VM. */
@@ -65,6 +67,8 @@ export class Vm implements ManagedVm {
   settlingIn: Promise<void> | null = null;
   /** True if the VM has been removed, so that nothing of it may be written any more. */
   isForgotten = false;
+  /** Nobody may let the VM run: a disk may have switched to a base beside its overlay. See `restoreRunState`. */
+  isHeld: boolean;
   /** True while the daemon itself ends the VM, whose exit then needs no reaction. */
   isEnding = false;
   /** Aborting it cancels a start in progress. */
@@ -73,6 +77,8 @@ export class Vm implements ManagedVm {
   constructor(directory: string, record: VmRecord, backend: VmBackend) {
     this.directory = directory;
     this.#record = record;
+    // An earlier daemon has been merging.
+    this.isHeld = this.mergedOverlay !== null;
     this.#backend = backend;
     this.place = placeIn(directory, record.spec.name);
     this.process = backend.processAt(this.place);
@@ -124,8 +130,24 @@ export class Vm implements ManagedVm {
     return this.#record.regions;
   }
 
+  /** Throws VM_BUSY while the VM is held. */
+  refuseIfHeld(): void {
+    if (this.isHeld) throw mergesDisks(this.spec.name);
+  }
+
+  /** See VmManager. */
+  async restoreRunState(work: () => Promise<boolean>): Promise<void> {
+    if (!(await work())) return;
+    this.isHeld = false;
+    if (this.#record.state === 'running') await this.process.run();
+  }
+
   get isMerging(): boolean {
-    return this.#record.isMerging === true;
+    return isMerging(this.#record);
+  }
+
+  get mergedOverlay(): MergedOverlay | null {
+    return this.#record.mergedOverlay ?? null;
   }
 
   get job(): string | null {
@@ -266,13 +288,13 @@ function identityIssue({ record }: Vm): string | null {
   return record.identityDue.failure ?? 'is still being given its own network and clock';
 }
 
-/** Pauses a running VM for `work`, however that ends. */
-export async function whilePaused<T>({ process, state }: ManagedVm, work: () => Promise<T>): Promise<T> {
-  if (state !== 'running') return work();
-  await process.pause();
-  try {
-    return await work();
-  } finally {
-    await process.run();
-  }
+/** Pauses a running VM for `work`. If that rejects, the VM stays paused, and is held. */
+export async function whilePaused<T>(vm: Vm, work: () => Promise<T>): Promise<T> {
+  const { process, state } = vm;
+  if (state === 'running') await process.pause();
+  vm.isHeld = true;
+  const result = await work();
+  vm.isHeld = false;
+  if (state === 'running') await process.run();
+  return result;
 }

@@ -184,7 +184,7 @@ export class VmManager {
    * Records a change that has already taken place: the files of the VM's disks, or the image of its memory. Durable
    * when it resolves.
    */
-  async amend(name: string, change: (record: VmRecord) => RecordAmendment): Promise<void> {
+  async amend(name: string, change: (record: VmRecord) => RecordAmendment | null): Promise<void> {
     await this.#table.get(name).update(change);
     this.#table.changed(this.#table.get(name));
   }
@@ -229,6 +229,7 @@ export class VmManager {
     await process.connected().catch(() => undefined);
     await this.#table.locks.hold(name, async () => {
       const vm = await this.#checkUsable(name, ['running', 'paused']);
+      if (state === 'running') vm.refuseIfHeld();
       await (state === 'running' ? vm.process.run() : vm.process.pause());
       vm.liveState = state;
       await vm.update({ state });
@@ -236,17 +237,14 @@ export class VmManager {
     });
   }
 
-  /** Pauses a running VM for `work`, however that ends. A user's call for the VM waits meanwhile. */
+  /** Pauses a running VM for `work`. If that rejects, it stays paused and held. A user's call waits meanwhile. */
   whilePaused<T>(name: string, work: () => Promise<T>): Promise<T> {
     return this.#table.locks.hold(name, () => whilePaused(this.#table.get(name), work));
   }
 
-  /** Lets the VM run if its user has not paused it. A daemon that died may have left it paused. */
-  restoreRunState(name: string): Promise<void> {
-    return this.#table.locks.hold(name, async () => {
-      const { process, record } = this.#table.get(name);
-      if (record.state === 'running') await process.run();
-    });
+  /** Lets the VM run if `work` allows it and its user has not paused it. A user's call for it waits meanwhile. */
+  restoreRunState(name: string, work: () => Promise<boolean>): Promise<void> {
+    return this.#table.locks.hold(name, () => this.#table.get(name).restoreRunState(work));
   }
 
   /**

@@ -1,12 +1,14 @@
 /** The disks of a VM that is forked, and the overlays that they continue in. */
 import { MigrationError } from '../../domain/errors.js';
-import type { AtSwitch, DiskOverlay, OpenOverlay, OverlayToRemove, VmDisks } from '../vm-disks.js';
+import type { AtSwitch, DiskOverlay, OpenOverlay, VmDisks } from '../vm-disks.js';
 import {
   type ActiveNode,
   abandonMerges,
   activeNodes,
   blockJobs,
+  closeFile,
   closeNode,
+  filesInUse,
   mergeDown,
   nodeOfFile,
   openOverlay,
@@ -16,6 +18,8 @@ import type { QemuConnection } from './connection.js';
 
 export class QemuDisks implements VmDisks {
   readonly #connection: QemuConnection;
+  /** How long a merge may make no progress. A test shortens it. */
+  stalledMs = 600_000;
 
   constructor(connection: QemuConnection) {
     this.#connection = connection;
@@ -54,24 +58,13 @@ export class QemuDisks implements VmDisks {
     return switchToOverlays(this.#connection.qmp, open);
   }
 
-  async removeOverlay({ image, index, overlay, open }: OverlayToRemove, atSwitch: AtSwitch): Promise<void> {
-    const { qmp } = this.#connection;
-    const node = overlayNodeName(image, index);
-    const active = (await activeNodes(qmp)).get(overlay.id);
-    if (active?.node === node) {
-      const base = open.find((taken) => taken.overlay === node)?.node ?? `format-${overlay.id}`;
-      await mergeDown(qmp, { root: node, top: node, base }, atSwitch);
-    }
-    await closeNode(qmp, node);
-  }
-
   async merge(overlay: DiskOverlay, atSwitch: AtSwitch): Promise<boolean> {
     const { qmp } = this.#connection;
     const root = (await activeNodes(qmp)).get(overlay.id)?.node;
     const [top, base] = [await nodeOfFile(qmp, overlay.path), await nodeOfFile(qmp, overlay.base.path)];
     if (root === undefined || top === null || base === null) return false;
-    await mergeDown(qmp, { root, top, base }, atSwitch);
-    await closeNode(qmp, top);
+    await mergeDown(qmp, { root, top, base, stalledMs: this.stalledMs }, atSwitch);
+    await closeFile(qmp, overlay.path);
     return true;
   }
 
@@ -79,10 +72,11 @@ export class QemuDisks implements VmDisks {
     return (await blockJobs(this.#connection.qmp)).map(({ id, type }) => `${type} ${id}`);
   }
 
-  async close(path: string): Promise<void> {
+  async release(path: string): Promise<boolean> {
     const { qmp } = this.#connection;
-    const node = await nodeOfFile(qmp, path);
-    if (node !== null) await closeNode(qmp, node);
+    if ((await filesInUse(qmp)).has(path)) return false;
+    await closeFile(qmp, path);
+    return true;
   }
 
   abandonMerges(): Promise<void> {

@@ -14,7 +14,7 @@ const exit = (reason: string, exitCode: number | null = null): VmExit => ({
   exitCode,
 });
 
-type Changes = Partial<Pick<ManagedVm, 'state' | 'job' | 'session' | 'guestEnd'>>;
+type Changes = Partial<Pick<ManagedVm, 'state' | 'job' | 'session' | 'guestEnd' | 'isMerging'>>;
 
 /** The table of a host's VMs, and its jobs, whose changes a test makes. */
 class Scene {
@@ -55,7 +55,7 @@ class Scene {
   }
 
   set(name: string, change: Changes): this {
-    const before = this.vms.get(name) ?? { job: null, session: null, guestEnd: null };
+    const before = this.vms.get(name) ?? { job: null, session: null, guestEnd: null, isMerging: false };
     this.vms.set(name, { ...before, spec: { ...spec, name }, ...change } as ManagedVm);
     this.emitter.emit('change', name);
     return this;
@@ -154,6 +154,21 @@ test('a new daemon tells which VMs it has found and which have vanished, and no 
     'web found',
     'away found',
   ]);
+});
+
+test('a VM whose QEMU has not answered by the start of the daemon is found, not started', () => {
+  const scene = new Scene();
+  const slow = { spec: { ...spec, name: 'slow' }, state: 'running', job: null, session: null, guestEnd: null };
+  scene.vms.set('slow', { ...slow, isMerging: false } as ManagedVm);
+  scene.begin().set('slow', { state: 'paused' }).set('slow', { state: 'running' });
+  expect(scene.kinds).toEqual(['found', 'paused', 'resumed']);
+});
+
+test('the pause in which a disk is switched is no event', () => {
+  const scene = new Scene().begin().set('web', { state: 'running' });
+  scene.set('web', { isMerging: true }).set('web', { state: 'paused' }).set('web', { state: 'running' });
+  scene.set('web', { isMerging: false }).set('web', { state: 'paused' });
+  expect(scene.kinds).toEqual(['started', 'paused']);
 });
 
 test('a reader goes on after the last event it has seen, and only the last 1024 are kept', () => {

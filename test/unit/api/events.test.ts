@@ -4,6 +4,7 @@ import { mkdtemp, rm } from 'node:fs/promises';
 import { createServer, connect as netConnect, type Server } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { text as readAll } from 'node:stream/consumers';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import { ApiClient } from '../../../src/api/client.js';
 import { type ApiServer, buildServer } from '../../../src/api/server.js';
@@ -88,7 +89,7 @@ describe('events', () => {
     expect(await client().get('/v1/events/vms?after=f00d-1')).toMatchObject([{ id: 'f00d-2' }]);
     const seen: string[] = [];
     const stop = new AbortController();
-    const following = client().followVms('f00d-1', ({ id }) => void seen.push(id), stop.signal);
+    const following = client().followVms('f00d-1', ({ id }) => void seen.push(id), { signal: stop.signal });
     await expect.poll(() => seen).toEqual(['f00d-2']);
     services.happens(vmEvent(3, { kind: 'gone' }));
     await expect.poll(() => seen).toEqual(['f00d-2', 'f00d-3']);
@@ -179,6 +180,19 @@ describe('a daemon that takes connections and is silent', () => {
     await expect(ask().get('/v1/vms')).rejects.toMatchObject(isSilent);
     await expect(ask().followJob('job-1', () => false)).rejects.toMatchObject(isSilent);
     if (text === '') await expect(ask().serialLog('web')).rejects.toMatchObject(isSilent);
+  });
+
+  test.each([
+    ['in the middle of a serial log', 'hello'],
+    ['before the first byte of a serial log', ''],
+  ])('is not waited for %s', async (_, text) => {
+    answer = `HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: x\r\n\r\n${text}`;
+    await expect(readAll(await ask().serialLog('web'))).rejects.toMatchObject(isSilent);
+  });
+
+  test('is not waited for in the middle of a refusal', async () => {
+    answer = 'HTTP/1.1 409 Conflict\r\nContent-Length: 1000\r\n\r\n{';
+    await expect(ask().followJob('job-1', () => false)).rejects.toMatchObject(isSilent);
   });
 
   test('or ends in the middle of its answer is away, not a bug', async () => {

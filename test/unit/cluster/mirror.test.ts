@@ -1,5 +1,5 @@
 /** The copy of the owner records in the memory directory, which no backup of the state directory brings back. */
-import { mkdtemp, rm, writeFile } from 'node:fs/promises';
+import { mkdir, mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
@@ -182,4 +182,11 @@ test('it does not grow without end', async () => {
   await FileRegistry.on(store, await mirrorOf());
   // No more than the registry remembers itself.
   expect(lines()).toBeLessThan(4_200);
+});
+
+test('a copy that cannot be opened is done without', async () => {
+  await mkdir(join(ramDir, OWNERS_MIRROR));
+  await life((registry) => registry.swapOwner('web', null, record('A', 1)));
+  expect(warnings).toHaveLength(1);
+  await life(async (registry) => expect(await registry.owner('web')).toEqual(record('A', 1)));
 });

@@ -4,7 +4,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
-import { readRecord } from '../../../src/agent/vm/record.js';
+import { readRecord, writeRecord } from '../../../src/agent/vm/record.js';
 import { FileRegistry } from '../../../src/cluster/file.js';
 import type { VmClaims, VmIdentity } from '../../../src/domain/host.js';
 import { openStateDirectory } from '../../../src/durable/state-directory.js';
@@ -244,6 +244,17 @@ describe('an owner that is not known', () => {
     ],
     ['the peer that has it knows an older epoch', hosts(running(0))],
     ['the peer that has it does not call it its own', hosts(running(2, 'C'))],
+    [
+      'a peer knows a later epoch, but no owner',
+      hosts((vm) => (vm === 'web' ? { ...nothing, lastEpoch: 5 } : nothing)),
+    ],
+    [
+      'a peer knows an owner, and another one a later epoch without',
+      hosts(
+        (vm) => (vm === 'web' ? { ...nothing, lastEpoch: 5, owner: 'C' } : nothing),
+        (vm) => (vm === 'web' ? { ...nothing, lastEpoch: 6 } : nothing),
+      ),
+    ],
     ['it is arriving', hosts((vm) => ({ ...nothing, vms: [{ name: vm, uuid: 'x', state: 'incoming' }] }))],
     ['nobody is asked', null],
   ])('stays unknown if %s', async (_, asked) => {
@@ -265,4 +276,16 @@ describe('an owner that is not known', () => {
     expect(await registry.owner('web')).toEqual(record);
     await registry.close();
   });
+});
+
+test('a VM whose start ended with the daemon needs no owner record', async () => {
+  await openState(state);
+  const path = join(state, 'vms', 'web');
+  const record = await readRecord(path);
+  await writeRecord(path, { ...record!, state: 'starting', process: null });
+  await writeFile(join(state, 'owners.log'), '');
+  const { findings } = await readState(state);
+  const missing = findings.filter(({ state: how }) => how === 'missing').map(({ record: what }) => what);
+  expect(missing).toContain('owners.log (store)');
+  expect(missing).not.toContain('owners.log (web)');
 });

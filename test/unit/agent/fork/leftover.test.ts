@@ -15,7 +15,8 @@ const code = (expected: string) => expect.objectContaining({ code: expected });
 async function agentWith(failures: MigrationError[], { endsAt = Infinity, hasRun = false, isEarlier = false } = {}) {
   let questionCount = 0;
   const parent = {
-    ...{ spec: { name: 'web', disks: [] }, state: 'running', memory: null, image: null },
+    ...{ spec: { name: 'web', uuid: 'u', disks: [] }, state: 'running', memory: null, image: null },
+    mergedOverlay: null,
     process: {
       cancelAndRun: async () => {
         const failure = failures.shift();
@@ -47,11 +48,11 @@ async function agentWith(failures: MigrationError[], { endsAt = Infinity, hasRun
     },
     images: {
       has: (id: string) => kept.images.includes(id),
-      get: () => ({ overlays: [] }),
+      get: () => ({ overlays: [], spec: { uuid: 'u' } }),
       delete: async () => (kept.images = []),
     },
     forkStore: { load: async () => ({ records: [record], corrupt: [] }), remove: async () => (kept.records = []) },
-    ...{ native: {}, log: SILENT, host: 'A' },
+    ...{ native: {}, log: SILENT, host: 'A', registry: { owner: async () => null } },
   };
   const agent = new ForkAgent(context as never, {} as never, async () => null);
   await agent.start();

@@ -1,9 +1,10 @@
 /** The chain of files below a disk that is forked again and again, and what flattens it. Real files, real qemu-img. */
 import { afterEach, beforeEach, expect, test } from 'vitest';
 import { flattenVm } from '../../../../src/agent/fork/flatten.js';
-import { NO_OTHER_HOSTS } from '../../../../src/agent/fork/layer-holders.js';
 import { isOverlayOf } from '../../../../src/agent/fork/overlay-merge.js';
 import { longChains } from '../../../../src/agent/fork/parent-disks.js';
+import { NO_OTHER_HOSTS } from '../../../../src/agent/image/layer-holders.js';
+import type { RecordAmendment } from '../../../../src/agent/vm/record.js';
 import type { ManagedVm } from '../../../../src/agent/vm/vms.js';
 import type { VmDisks } from '../../../../src/backends/vm-disks.js';
 import { ID, ImageScene, img } from '../../../support/image-scene.js';
@@ -31,11 +32,14 @@ async function stack(count: number): Promise<string> {
 function vmOn(path: string): ManagedVm {
   const disk = { id: 'd0', path, format: 'qcow2', isReadOnly: false };
   const merge: VmDisks['merge'] = async ({ path }, atSwitch) => {
-    await atSwitch(async () => img('commit', '-q', path));
+    // QEMU leaves the content in the overlay, too.
+    await atSwitch(async () => img('commit', '-q', '-d', path));
     return true;
   };
-  const process = { disks: { merge, isOpen: async () => false } };
-  return { spec: { name: 'web', disks: [disk] }, state: 'running', job: null, image: null, process } as never;
+  const active = async () => new Map([['d0', { path: vm.spec.disks[0]!.path }]]);
+  const process = { disks: { merge, active, isOpen: async () => true } };
+  const vm = { spec: { name: 'web', disks: [disk] }, state: 'running', job: null, image: null, mergedOverlay: null };
+  return Object.assign(vm, { process }) as never;
 }
 
 test('a disk of 16 files gets no other overlay', async () => {
@@ -63,10 +67,10 @@ test('flattening merges from the top down to the first layer that somebody needs
   const amended: string[] = [];
   Object.assign(host.context.vms, {
     whilePaused: (_: string, work: () => Promise<void>) => work(),
-    amend: async (_: string, change: (record: object) => { spec?: { disks: { path: string }[] } }) => {
+    amend: async (_: string, change: (record: object) => RecordAmendment | null) => {
       const changed = change(vm);
       Object.assign(vm, changed);
-      if (changed.spec !== undefined) amended.push(changed.spec.disks[0]!.path);
+      if (changed?.spec !== undefined && changed.mergedOverlay === undefined) amended.push(changed.spec.disks[0]!.path);
     },
   });
   await scene.forked(host);

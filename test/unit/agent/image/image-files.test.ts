@@ -1,7 +1,7 @@
 /** The files that images with disks are saved to, with and without the disks. */
 import { execFileSync } from 'node:child_process';
 import { existsSync } from 'node:fs';
-import { mkdir, readdir, readFile, rm, writeFile } from 'node:fs/promises';
+import { mkdir, readdir, readFile, rename, rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import {
@@ -154,6 +154,37 @@ describe('saving', () => {
     expect(next.context.images.get(ID).saves).toEqual([{ path: join(scene.directory, 'saved.img'), state: 'saved' }]);
   });
 
+  test('that cannot be cleared is left to a later start, and does not keep the daemon from this one', async () => {
+    const { context } = await scene.savedOn('A');
+    const file = join(scene.directory, 'a-file');
+    await writeFile(file, '');
+    const [lost, cleared] = [join(file, 'lost.img'), join(scene.directory, 'cleared.img')];
+    const saves = [lost, cleared].map((path) => ({ path, state: 'writing' as const }));
+    await context.images.update(ID, { saves });
+    const next = await scene.contextOn('A');
+    await clearBrokenSaves(next.context);
+    expect(next.context.images.get(ID).saves).toEqual([{ path: lost, state: 'writing' }]);
+  });
+
+  test('that fails and cannot be cleared says why it has failed', async () => {
+    const { images, context } = await scene.contextOn('A');
+    await scene.forked({ images, context, vms: [] });
+    const folder = join(scene.directory, 'folder');
+    await mkdir(folder);
+    // Somebody moves the folder away while the file is written.
+    const regions = context.images.regions.bind(context.images);
+    context.images.regions = async (record) => {
+      if (existsSync(join(folder, `saved.img.${ID}.A.part`))) {
+        await rename(folder, `${folder}.moved`);
+        await writeFile(folder, '');
+      }
+      return regions(record);
+    };
+    const failed = images.save(ID, join(folder, 'saved.img'));
+    await expect(failed).rejects.toMatchObject({ code: 'NOT_FOUND', message: expect.stringContaining('there is no') });
+    expect(context.images.get(ID).saves).toEqual([{ path: join(folder, 'saved.img'), state: 'writing' }]);
+  });
+
   test('that ended with the daemon on a file system that is away now does not hold up the next one', async (ctx) => {
     if (!existsSync('/dev/fuse')) ctx.skip('needs fuse');
     const { context } = await scene.savedOn('A');
@@ -167,6 +198,16 @@ describe('saving', () => {
     await clearBrokenSaves(next.context);
     expect(next.context.images.get(ID).saves).toEqual([{ path: there, state: 'writing' }]);
   });
+});
+
+test('an image of which something cannot be removed does not keep the daemon from starting', async () => {
+  const { context } = await scene.contextOn('A');
+  await scene.forked({ context, images: {} as never, vms: [] });
+  await context.images.update(ID, { state: 'unloaded' });
+  await rm(context.images.statePath(ID));
+  await mkdir(context.images.statePath(ID));
+  const next = await scene.contextOn('A');
+  expect(next.context.images.get(ID).state).toBe('unloaded');
 });
 
 test('a file of build 0.1.0 says nothing of its disks: it is loaded only if a user vouches for them', async () => {

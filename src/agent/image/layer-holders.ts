@@ -9,9 +9,9 @@ import { type ErrorCode, MigrationError, toMigrationError } from '../../domain/e
 import type { KeptLayer } from '../../domain/image.js';
 import type { VmSpec } from '../../domain/vm.js';
 import type { InventoryPort } from '../../engine/ports/inventory.js';
-import type { ImageRecord } from '../image/record.js';
 import type { ManagedVm } from '../vm/vms.js';
-import type { ForkContext } from './context.js';
+import type { ImageContext } from './context.js';
+import type { ImageRecord } from './record.js';
 
 /** The other hosts of the cluster. */
 export interface OtherHosts {
@@ -37,7 +37,7 @@ export function layerPaths({ disks, layers = [] }: ImageRecord): string[] {
  * which only those overlays are left.
  */
 export async function holdersHere(
-  { images, vms }: Pick<ForkContext, 'images' | 'vms'>,
+  { images, vms }: Pick<ImageContext, 'images' | 'vms'>,
   paths: readonly string[],
   flattened: string | null = null,
 ): Promise<string[]> {
