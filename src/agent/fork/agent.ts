@@ -108,7 +108,11 @@ export class ForkAgent implements ForkPort {
       try {
         const job = request.vm === null ? null : await this.#arriving(request.vm);
         if (job !== null) throw new MigrationError('VM_BUSY', `pages of ${request.vm} are still missing: job ${job}`);
-        const parts = await prepareFork(this.#context, request, this.#pool, controller.signal);
+        const preparing = () => prepareFork(this.#context, request, this.#pool, controller.signal);
+        // Two forks may bring the same image here.
+        const parts = await (request.origin === undefined
+          ? preparing()
+          : this.#locks.hold(`image ${request.origin.image}`, preparing));
         const session = new ForkSession(this.#context, parts);
         this.#forks.set(fork, session);
         return session.reply;
@@ -156,7 +160,6 @@ export class ForkAgent implements ForkPort {
 
   async commitFork(fork: string): Promise<void> {
     await this.#fork(fork).commit();
-    this.#context.vms.room.release(fork);
   }
 
   async runClones(fork: string): Promise<RunClonesReply> {

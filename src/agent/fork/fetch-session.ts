@@ -22,7 +22,7 @@ export class FetchSession {
   readonly #image: ImageRecord;
   readonly #link: PageLink<ImageFetchHandle>;
   readonly #presencePaths: readonly string[];
-  readonly #over = deferred<'complete' | 'failed'>();
+  #over = deferred<'complete' | 'failed'>();
   readonly #clones = new Set<ManagedVm>();
   /** Those of which the present native session knows. */
   readonly #known = new Set<ManagedVm>();
@@ -58,7 +58,7 @@ export class FetchSession {
     return new FetchSession(context, image, await context.images.withPresence(image), isResume);
   }
 
-  /** Resolves when every page is here, or when the pages that are here cannot be kept. */
+  /** Resolves when every page is here, when the session has failed, or when it is closed before. */
   get over(): Promise<'complete' | 'failed'> {
     this.#checkState();
     return this.#over.promise;
@@ -142,6 +142,8 @@ export class FetchSession {
     if (!this.#isOpen) return;
     this.#last = this.#read();
     this.#isOpen = false;
+    // Nobody waits any longer. It changes nothing if the image is complete.
+    this.#over.resolve('failed');
     await this.#link.close();
   }
 
@@ -154,6 +156,8 @@ export class FetchSession {
 
   #carry(): void {
     this.#isServing = false;
+    // A failure of the session that is replaced is not the next one's.
+    this.#over = deferred();
     const { counters } = this.#read();
     for (const counter of SUMMED) this.#carried.set(counter, counters[counter]);
     this.#carried.set('reconnectCount', counters.reconnectCount + 1n);

@@ -28,6 +28,8 @@ export class ForkPages {
   readonly #server: ImageServer;
   readonly #wasCommitted: boolean;
   #filling: CaptureSession | FetchSession | null = null;
+  #opening: Promise<FetchSession> | null = null;
+  #isOver = false;
   #copies: PrivateCopies | null = null;
 
   constructor(context: ForkContext, { request, image, state }: ForkRecord, parent: ManagedVm | null) {
@@ -38,7 +40,7 @@ export class ForkPages {
     this.isPrivate = request.memory === 'private';
     this.isJoined = request.origin !== undefined;
     this.isFilled = this.isJoined || (request.image === null && request.parentMode === 'continue');
-    this.#server = new ImageServer(context, image, request.image !== null);
+    this.#server = new ImageServer(context, image, request.image !== null || this.#wasCommitted);
   }
 
   get filling(): CaptureSession | FetchSession | null {
@@ -81,10 +83,14 @@ export class ForkPages {
     if (!this.#isImageComplete) await (await this.#openFetch(clones, false)).connect(holder);
   }
 
-  /** Serves the image to other hosts. */
+  /** Serves the image to other hosts. Throws CONFLICT if its files lack pages and nothing here can bring them. */
   async serve(transport: Transport): Promise<ImageHolder> {
-    const capture = this.capture;
-    return this.#server.serve(transport, capture?.snapshot.state === 'complete' ? null : (capture?.handle ?? null));
+    const { capture } = this;
+    const isIncomplete = this.isFilled && !this.#isImageComplete && capture?.snapshot.state !== 'complete';
+    if (isIncomplete && capture === null) {
+      throw new MigrationError('CONFLICT', `image ${this.#image} is not complete, and is not captured here`);
+    }
+    return this.#server.serve(transport, isIncomplete ? (capture?.handle ?? null) : null);
   }
 
   /** The fork point has been taken: other hosts may read the image. */
@@ -99,13 +105,16 @@ export class ForkPages {
     if (!(this.#filling instanceof FetchSession) || deviceStateBytes === 0) {
       throw new MigrationError('CONFLICT', `image ${this.#image} has no holder or no device state yet`);
     }
-    this.#filling.serve();
+    // Private clones load when the image is complete.
+    if (this.isPrivate) void this.#filling.sweep();
+    else this.#filling.serve();
   }
 
   /** Resolves when the image is complete. Rejects if it cannot be filled. */
   async captured(): Promise<void> {
-    await this.#filling?.over;
+    const outcome = await this.#filling?.over;
     if (this.failure !== null) throw this.failure;
+    if (outcome === 'failed') throw new MigrationError('CONFLICT', `image ${this.#image} was given up`);
   }
 
   /**
@@ -162,12 +171,14 @@ export class ForkPages {
 
   /** Gives up the capture, which releases the parent. */
   async abandon(): Promise<void> {
+    this.#isOver = true;
     await this.#server.close();
     await this.#filling?.abandon();
   }
 
   /** Leaves everything in place for the next daemon. */
   async leave(): Promise<void> {
+    this.#isOver = true;
     await this.#copies?.close();
     await this.#server.close();
     await this.#filling?.leave();
@@ -185,10 +196,20 @@ export class ForkPages {
     return capture;
   }
 
-  async #openFetch(clones: readonly ManagedVm[], isResume: boolean): Promise<FetchSession> {
-    if (this.#filling instanceof FetchSession) return this.#filling;
-    const image = this.#context.images.get(this.#image);
-    const fetch = await FetchSession.open(this.#context, image, isResume);
+  #openFetch(clones: readonly ManagedVm[], isResume: boolean): Promise<FetchSession> {
+    this.#opening ??= this.#openFetchOnce(clones, isResume).catch((error: unknown) => {
+      this.#opening = null;
+      throw error;
+    });
+    return this.#opening;
+  }
+
+  async #openFetchOnce(clones: readonly ManagedVm[], isResume: boolean): Promise<FetchSession> {
+    const fetch = await FetchSession.open(this.#context, this.#context.images.get(this.#image), isResume);
+    if (this.#isOver) {
+      await fetch.abandon();
+      throw new MigrationError('CONFLICT', `the fork of image ${this.#image} has ended`);
+    }
     this.#begin(fetch, clones);
     return fetch;
   }

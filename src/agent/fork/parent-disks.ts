@@ -88,6 +88,9 @@ export async function undoOverlays(context: ForkContext, parent: ManagedVm | nul
   if (!images.has(image)) return;
   const isUp = (vm: ManagedVm): boolean =>
     vms.has(vm.spec.name) && vms.get(vm.spec.name) === vm && vm.state !== 'stopped';
+  if (parent?.state === 'departed' && isUp(parent) && images.get(image).overlays.length > 0) {
+    throw new MigrationError('CONFLICT', `${parent.spec.name} has moved, and uses the overlays on its new host`);
+  }
   // The latest comes first. Those before it have been left to this image by another one.
   for (const overlay of images.get(image).overlays.toReversed()) {
     if (!overlay.path.endsWith(`.${image}`) && (await handOn(context, image, overlay))) continue;

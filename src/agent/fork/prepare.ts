@@ -47,6 +47,8 @@ export async function prepareFork(
     ...{ clones: [], outcome: null, failure: null },
   };
   let made: WaitingSet | null = set;
+  // The image of a waiting set is this fork's, too.
+  let hasMadeImage = set !== null;
   try {
     await forkStore.save(record);
     await inject.hit('agent:fork:prepare');
@@ -57,6 +59,7 @@ export async function prepareFork(
     if (isNewImage && set === null) {
       const qemuVersion = origin?.qemuVersion ?? parent?.qemuVersion ?? '';
       await images.create(newImage(context, image, shape, qemuVersion), ramOfImage(shape, parent));
+      hasMadeImage = true;
     }
     made ??= await makeWaitingSet(context, images.get(image), shape, {
       fork: request.image === null ? image : request.fork,
@@ -70,7 +73,7 @@ export async function prepareFork(
     return { record, parent, clones: made.clones, failures: made.failures };
   } catch (error) {
     await endClones(context, made?.clones ?? []);
-    if (isNewImage) await images.delete(image);
+    if (hasMadeImage) await images.delete(image);
     context.vms.room.release(request.fork);
     await forkStore.remove(request.fork);
     throw error;
@@ -85,7 +88,7 @@ function hasComplete({ images, host }: ForkContext, id: string): boolean {
   return true;
 }
 
-/** Promises the room that the image will take. From the commit on the image itself counts, with its full size. */
+/** Promises the room that the image will take. When the clones run the image itself counts, with its full size. */
 async function holdRoom({ vms }: ForkContext, fork: string, parent: ManagedVm): Promise<void> {
   const { sizeBytes, pageBytes } = parent.spec.memory;
   // The pages of a clone are in its image and in its process, so its image may need them all.

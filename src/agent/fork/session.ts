@@ -33,7 +33,7 @@ import { ParentDisks } from './parent-disks.js';
 import { takeForkPointOf } from './point.js';
 import type { ForkParts } from './prepare.js';
 import type { ForkOutcome, ForkRecord } from './record.js';
-import { saveReady, settleCommitted } from './settle.js';
+import { settleRun } from './settle.js';
 import { isOwnImage, refuseIfRun, resumeParent } from './undo.js';
 import { filesChanged, giveUpImage, isPermanent } from './unfillable.js';
 import { endClones, firstFailure } from './waiting-set.js';
@@ -55,12 +55,11 @@ export class ForkSession {
   #running: Promise<readonly CloneFailure[]> | null = null;
   /** Opens again what serves the pages of private clones of an earlier daemon. Null in the daemon that made them. */
   #reopening: Promise<void> | null = null;
-  /** The writes that follow the commit, when the clones run. They are done before the fork is forgotten. */
   #afterCommit: Promise<void> = Promise.resolve();
-  /** The work that follows the last page of the image. */
   #afterFilling: Promise<void> = Promise.resolve();
   #outcome: ForkOutcome;
   #isFollowed = false;
+  #isRejoined = false;
   #isOver = false;
 
   constructor(context: ForkContext, parts: ForkParts) {
@@ -123,13 +122,10 @@ export class ForkSession {
     this.#afterCommit.catch(() => undefined);
   }
 
-  /**
-   * Takes up a fork of an earlier daemon that this host has joined, and whose commit is decided elsewhere: its clones
-   * stay until `commit` or `discard`.
-   */
+  /** Takes up a joined fork of an earlier daemon. Its clones stay stopped until `commit` or `discard`. */
   async rejoin(): Promise<void> {
+    this.#isRejoined = true;
     await this.#pages.resume(this.#vms, () => undefined);
-    if (await this.#starts.haveLoaded(this.#clones)) this.#loading = Promise.resolve({ failures: [] });
   }
 
   arm(): Promise<void> {
@@ -157,14 +153,22 @@ export class ForkSession {
 
   async acceptState(stream: Readable): Promise<void> {
     this.#refuseIfEnded();
-    if (this.#loading !== null) throw new MigrationError('CONFLICT', 'the clones have begun to load the device state');
+    const isWanted = this.#pages.isJoined && this.#loading === null;
+    if (!isWanted) throw new MigrationError('CONFLICT', `fork ${this.request.fork} takes no device state`);
     const deviceStateBytes = await acceptDeviceState(this.#context, this.#record.image, stream);
     this.#outcome = { ...this.#outcome, deviceStateBytes };
   }
 
-  load(): Promise<LoadClonesReply> {
+  async load(): Promise<LoadClonesReply> {
+    await this.#lookForLoads();
     this.#loading ??= this.#loadOnce();
     return this.#loading;
+  }
+
+  /** An earlier daemon may have loaded the clones. Their QEMUs say so as soon as all of them answer. */
+  async #lookForLoads(): Promise<void> {
+    if (!this.#isRejoined || this.#loading !== null) return;
+    if (await this.#starts.haveLoaded(this.#clones)) this.#loading ??= Promise.resolve({ failures: [] });
   }
 
   commit(): Promise<void> {
@@ -222,11 +226,12 @@ export class ForkSession {
     // A QEMU that loads the state waits for missing pages, so the clones end first. If none loads, the parent is
     // released first.
     if (this.#loading !== null) await this.#endClones();
+    if (this.#pages.isJoined) await this.#pages.abandon();
     await Promise.allSettled([this.#arming, this.#pointing, this.#loading]);
     this.#starts.end();
     await this.#pages.abandon();
     await this.#state?.close();
-    if (this.#parent !== null) await resumeParent(this.#context, this.#parent);
+    if (this.#parent !== null) await resumeParent(this.#context, this.#parent, this.request.job);
     await this.#endClones();
     await this.#disks?.undo();
     if (isOwnImage(this.#context, this.#record)) await images.delete(this.#record.image);
@@ -304,6 +309,7 @@ export class ForkSession {
   async #commitOnce(): Promise<void> {
     if (this.isCommitted) return;
     this.#refuseIfEnded();
+    await this.#lookForLoads();
     if (this.#loading === null) throw new MigrationError('CONFLICT', 'the clones have not been loaded');
     await this.#loading;
     const { forkStore, inject } = this.#context;
@@ -343,17 +349,11 @@ export class ForkSession {
 
   /** Records what has happened since the commit. It may be called again, when more clones have run. */
   async #settleCommitted(): Promise<void> {
-    await this.#starts.look(this.#clones);
-    const { readyAtMs } = this.#starts;
-    const ready = [...readyAtMs].map(([index, atMs]) => ({ index, at: new Date(atMs).toISOString() }));
-    this.#outcome = { ...this.#outcome, ready };
+    this.#outcome = { ...this.#outcome, ready: await this.#starts.ready(this.#clones) };
     this.#record = { ...this.#record, outcome: this.#outcome };
-    const clones = this.#clones.filter(({ identity }) => readyAtMs.has(identity.index));
+    const clones = this.#clones.filter(({ identity }) => this.#starts.readyAtMs.has(identity.index));
     const parts = { record: this.#record, parent: this.#parent, clones, isFilled: this.#pages.isFilled };
-    const saving = saveReady(this.#context, this.#record);
-    const settling = settleCommitted(this.#context, parts);
-    await Promise.allSettled([saving, settling]);
-    await settling;
+    await settleRun(this.#context, parts);
     await this.#state?.close();
   }
 

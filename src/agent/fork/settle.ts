@@ -19,7 +19,17 @@ export interface SettledParts {
   readonly isFilled: boolean;
 }
 
-export async function settleCommitted(context: ForkContext, parts: SettledParts): Promise<void> {
+/** Records that clones have run, and when. */
+export async function settleRun(context: ForkContext, parts: SettledParts): Promise<void> {
+  const saving = saveReady(context, parts.record);
+  const settling = settleCommitted(context, parts);
+  await Promise.allSettled([saving, settling]);
+  await settling;
+  // From here on the image counts with its full size.
+  context.vms.room.release(parts.record.request.fork);
+}
+
+async function settleCommitted(context: ForkContext, parts: SettledParts): Promise<void> {
   const { images, vms } = context;
   const { parent, clones, isFilled } = parts;
   const { image: id, request } = parts.record;
@@ -47,7 +57,7 @@ export async function settleCommitted(context: ForkContext, parts: SettledParts)
 }
 
 /** Records when the clones were ready. A failure is only logged, because only the report of a later daemon needs it. */
-export async function saveReady({ forkStore, log }: ForkContext, record: ForkRecord): Promise<void> {
+async function saveReady({ forkStore, log }: ForkContext, record: ForkRecord): Promise<void> {
   const failure = await forkStore.save(record).then(() => null, toMigrationError);
   const { fork } = record.request;
   if (failure !== null) log.warn({ fork, err: failure }, 'the fork record lacks when its clones were ready');

@@ -18,7 +18,13 @@ export function shapeOf(context: ForkContext, request: ShapeRequest): { shape: C
   const common = { cloneCount, namePrefix, parentMode, memory, network, disks };
   const { share, origin } = request;
   const own = share === undefined ? {} : { share };
+  if (share !== undefined && share.first + share.count > cloneCount) {
+    throw new MigrationError('USAGE', `a fork of ${cloneCount} clones has no clone ${share.first + share.count - 1}`);
+  }
   if (origin !== undefined) {
+    if (origin.spec.disks.length > 0) {
+      throw new MigrationError('UNSUPPORTED', `${origin.spec.name} has disks, of which a host that joins cannot tell`);
+    }
     // Its pages come while the clones run, whether or not the parent does.
     return {
       shape: { ...common, ...own, parentMode: 'continue', parent: origin.spec, accel: origin.accel },

@@ -10,13 +10,15 @@ import type { ForkRecord } from './record.js';
 import { endClones } from './waiting-set.js';
 
 /**
- * Resumes the parent. Its memory must not be protected any more. Does nothing for a parent that has ended. The QEMU of
- * a guest that has ended cannot be resumed, and lasts a moment longer: the call waits for its end.
+ * Resumes the parent. Its memory must not be protected any more. Does nothing for a parent that has ended or has moved
+ * to another host. The QEMU of a guest that has ended cannot be resumed, and lasts a moment longer: the call waits for
+ * its end. Throws VM_BUSY if another job than the fork's has the parent by now.
  */
-export async function resumeParent(context: ForkContext, parent: ManagedVm): Promise<void> {
+export async function resumeParent(context: ForkContext, parent: ManagedVm, job: string): Promise<void> {
   const { vms, log } = context;
   const { name } = parent.spec;
-  const isThere = (): boolean => vms.has(name) && vms.get(name) === parent && parent.state !== 'stopped';
+  const isThere = (): boolean => vms.has(name) && vms.get(name) === parent && isHere(parent);
+  if (isThere()) refuseOtherJob(parent, job);
   const hasGuestEnded = async (): Promise<boolean> => isThere() && (await vms.guestEnd(name)) !== null;
   if (!isThere() || ((await hasGuestEnded()) && !isThere())) return;
   try {
@@ -28,6 +30,16 @@ export async function resumeParent(context: ForkContext, parent: ManagedVm): Pro
     if (isThere()) throw toMigrationError(error);
     log.warn({ vm: name }, 'the parent of a fork ended before the fork was undone');
   }
+}
+
+/** It has neither ended nor moved. */
+function isHere({ state }: ManagedVm): boolean {
+  return state !== 'stopped' && state !== 'departed';
+}
+
+function refuseOtherJob({ spec, job: holder }: ManagedVm, job: string): void {
+  if (holder === null || holder === job) return;
+  throw new MigrationError('VM_BUSY', `${spec.name} is part of job ${holder} by now`, { remedy: 'wait for that job' });
 }
 
 /**
@@ -62,7 +74,7 @@ export async function undoFork(context: ForkContext, record: ForkRecord): Promis
   const parent = hasImage ? await findParent(context, record) : null;
   if (parent !== null) {
     if (parentMode === 'continue' && parent.memory !== null) await native.releaseVm(parent.memory);
-    await resumeParent(context, parent);
+    await resumeParent(context, parent, record.request.job);
   }
   await endClones(context, clones);
   if (hasImage) await undoDisks(context, parent, record.image);
@@ -76,6 +88,7 @@ async function findParent({ vms, images, registry }: ForkContext, record: ForkRe
   if (name === null || !vms.has(name)) return null;
   const vm = vms.get(name);
   if (vm.state === 'departed' || vm.spec.uuid !== images.get(record.image).spec.uuid) return null;
+  if (isHere(vm)) refuseOtherJob(vm, record.request.job);
   const owner = await registry.owner(name);
   const isOther =
     owner?.incarnation !== undefined && record.incarnation !== undefined && owner.incarnation !== record.incarnation;

@@ -44,6 +44,7 @@ export class PageLink<Reader extends PageReader> {
   #reader: Reader;
   #holder: PageHolder | null = null;
   #isConnected = false;
+  #isLostMeanwhile = false;
   #isClosed = false;
   #connecting: Promise<void> | null = null;
   #retryTimer: NodeJS.Timeout | null = null;
@@ -131,6 +132,8 @@ export class PageLink<Reader extends PageReader> {
   #connectOnce(isAnew: boolean): Promise<void> {
     const attempt = this.#connectNow(isAnew).finally(() => {
       this.#connecting = null;
+      // Its loss was reported before the connect had returned.
+      if (this.#isLostMeanwhile) this.retryLater();
     });
     this.#connecting = attempt;
     return attempt;
@@ -153,6 +156,8 @@ export class PageLink<Reader extends PageReader> {
       .catch((error: unknown) => {
         throw withMountHint(toMigrationError(error), host);
       });
+    this.#isLostMeanwhile = this.#reader.snapshot().state === 'disconnected';
+    if (this.#isLostMeanwhile) return;
     this.#isConnected = true;
     this.#retryMs = RETRY_MS_FIRST;
     this.#options.onConnected(this.#reader);

@@ -25,7 +25,12 @@ export const reserveParent: ForkExecutor = {
     await ports.parent.reserve(parentOf(record), record.job);
     return undefined;
   },
+  /**
+   * The parent is free only when nothing of the fork is left: a later undo would resume a VM that another job may have
+   * moved by then.
+   */
   async undo({ record, ports }) {
+    await ports.forks.discardFork(record.fork);
     await ports.parent.unreserve(parentOf(record), record.job);
   },
 };

@@ -179,8 +179,25 @@ describe('before the commit', () => {
     };
     const { jobs } = await world.daemon();
     await rest(jobs, (await jobs.submitFork(forkRequest)).id);
-    expect(attempts).toBe(3);
+    // The fourth comes before the parent is free for other jobs.
+    expect(attempts).toBe(4);
+    expect(world.acts.slice(-2)).toEqual(['A.discardFork', 'A.unreserve']);
     expect(world.journalled().filter(({ type }) => type === 'leftover')).toEqual([]);
+  });
+
+  test('the parent stays reserved until nothing of the fork is left', async () => {
+    const world = new Scripted();
+    let isStuck = true;
+    world.on['A.loadClones'] = failing('STEP_FAILED');
+    world.on['A.discardFork'] = () => {
+      if (isStuck) throw new MigrationError('STEP_FAILED', 'the state disk is full');
+    };
+    const { jobs } = await world.daemon();
+    await rest(jobs, (await jobs.submitFork(forkRequest)).id);
+    expect(world.acts).not.toContain('A.unreserve');
+    isStuck = false;
+    await expect.poll(() => world.acts.at(-1), { timeout: 20_000 }).toBe('A.unreserve');
+    expect(world.acts.filter((act) => act === 'A.unreserve')).toHaveLength(1);
   });
 });
 

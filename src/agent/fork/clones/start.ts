@@ -106,6 +106,12 @@ export class CloneStarts {
     });
   }
 
+  /** The same, as the record keeps them. */
+  async ready(clones: readonly WaitingClone[]): Promise<{ readonly index: number; readonly at: string }[]> {
+    await this.look(clones);
+    return [...this.#readyAtMs].map(([index, atMs]) => ({ index, at: new Date(atMs).toISOString() }));
+  }
+
   /** Asks the processes of an earlier daemon whether each has loaded the state, or has ended since. */
   async haveLoaded(clones: readonly WaitingClone[]): Promise<boolean> {
     const outcomes = await inParallel(clones, clones.length, async ({ vm }) => {

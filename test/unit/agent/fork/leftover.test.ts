@@ -15,7 +15,7 @@ const code = (expected: string) => expect.objectContaining({ code: expected });
 async function agentWith(failures: MigrationError[], { endsAt = Infinity, hasRun = false, isEarlier = false } = {}) {
   let questionCount = 0;
   const parent = {
-    ...{ spec: { name: 'web', uuid: 'u', disks: [] }, state: 'running', memory: null, image: null },
+    ...{ spec: { name: 'web', uuid: 'u', disks: [] }, state: 'running', job: 'job-1', memory: null, image: null },
     mergedOverlay: null,
     process: {
       cancelAndRun: async () => {
