@@ -112,7 +112,7 @@ async function useBase(vms: VmManager, name: string, { id, path, base }: MergedO
 }
 
 /** Removes the file. It does not come back in a crash of the machine, if its file system can promise that. */
-async function removeOverlay(path: string): Promise<void> {
+export async function removeOverlay(path: string): Promise<void> {
   await rm(path, { force: true });
   await syncDirectory(dirname(path)).catch(() => undefined);
 }
