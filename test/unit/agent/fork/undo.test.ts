@@ -1,6 +1,6 @@
 /** The disks of a fork that is undone, with a real QEMU: what the parent has written is never lost or misplaced. */
 import { execFileSync } from 'node:child_process';
-import { renameSync } from 'node:fs';
+import { copyFileSync, renameSync } from 'node:fs';
 import { afterEach, beforeEach, expect, test } from 'vitest';
 import { mergeOffline } from '../../../../src/agent/fork/overlay-merge.js';
 import { ParentDisks } from '../../../../src/agent/fork/parent-disks.js';
@@ -133,6 +133,32 @@ test('of a parent that was removed, the overlay is merged', async () => {
   for (const _ of ['ended', 'removed']) await host.vms.stop(NAME, { isForced: true });
   await undo();
   expect([host.read(), host.has(overlay), host.context.images.has(FORK)]).toEqual(['b', false, false]);
+});
+
+test('an overlay that comes back in a crash of the machine is not merged over newer content', async () => {
+  const overlay = await host.fork(FORK);
+  await host.write('b');
+  const saved = `${overlay}.saved`;
+  let isOff = false;
+  host.intercept(async (command, args, send) => {
+    if (command === 'job-complete') copyFileSync(overlay, saved);
+    if (command === 'blockdev-del' && !isOff) {
+      // The parent runs on its base, and the mark of the merge is still there.
+      await host.write('c');
+      isOff = true;
+    }
+    if (isOff) throw new Error('the power is off');
+    return send(args);
+  });
+  await expect(undo()).rejects.toThrow('the power is off');
+  const { pid } = host.vm;
+  await host.restart();
+  process.kill(pid, 'SIGKILL');
+  await expect.poll(() => host.vm.state).toBe('stopped');
+  renameSync(saved, overlay);
+  await undo();
+  expect([host.read(), host.has(overlay), host.vm.isMerging]).toEqual(['c', false, false]);
+  expect([host.recorded, host.context.images.has(FORK)]).toEqual([host.disk, false]);
 });
 
 test.each([
