@@ -44,9 +44,9 @@ export async function mergeOverlays(context: ForkContext, id: string): Promise<s
   return merged;
 }
 
-/** Leaves the overlay to another image that needs its layers. Returns false if none does. */
+/** Leaves the overlay to another image that needs its layers and is kept. Returns false if there is none. */
 export async function handOn({ images }: ForkContext, id: string, overlay: ParentOverlay): Promise<boolean> {
-  const heir = images.all().find((image) => image.id !== id && needs(image, overlay));
+  const heir = images.all().find((image) => image.id !== id && isKept(image) && needs(image, overlay));
   if (heir !== undefined) await images.update(heir.id, { overlays: [overlay, ...heir.overlays] });
   return heir !== undefined;
 }
@@ -77,6 +77,14 @@ async function isThere(path: string): Promise<boolean> {
     if ((error as NodeJS.ErrnoException).code === 'ENOENT') return false;
     throw error;
   }
+}
+
+/**
+ * True if nobody deletes the image without a look at its list of overlays. One that is not committed may be deleted at
+ * any time, as those of the pool are, until its fork has made overlays: then the undo goes through that list.
+ */
+function isKept({ state, overlays }: ImageRecord): boolean {
+  return state !== 'capturing' || overlays.length > 0;
 }
 
 function needs(image: ImageRecord, { path, base }: ParentOverlay): boolean {
