@@ -102,7 +102,7 @@ export class RunningVm {
     await disks.snapshot();
     if (options.isRecorded) await disks.settle();
     await this.vm.process.run();
-    return images.get(image).overlays[0]!.path;
+    return images.get(image).overlays.at(-1)!.path;
   }
 
   async makeImage(id: string): Promise<void> {

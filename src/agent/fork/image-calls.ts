@@ -9,6 +9,7 @@ import { KeyedLocks } from '../../kit/locks.js';
 import { imageIdIn, type LoadOptions, loadImage } from '../image/file-load.js';
 import { saveImage } from '../image/file-save.js';
 import { imagesElsewhere, layerPaths, NO_OTHER_HOSTS, type OtherHosts } from '../image/layer-holders.js';
+import type { ImageRecord } from '../image/record.js';
 import type { ForkContext } from './context.js';
 import { flattenVm } from './flatten.js';
 import { planRemoval, type RemoveOptions, refuseIfBackingFile, removeImage } from './image-removal.js';
@@ -43,7 +44,7 @@ export class Images {
   async refuseWritesToImages({ disks, name }: Pick<VmSpec, 'disks' | 'name'>): Promise<void> {
     const { images, log } = this.#context;
     for (const { path } of disks.filter(({ isReadOnly }) => !isReadOnly)) {
-      const image = images.all().find((record) => layerPaths(record).includes(path));
+      const image = images.all().find((record) => isLayer(record, path));
       if (image !== undefined) {
         throw new MigrationError('CONFLICT', `${path} is a disk of image ${image.id}: no VM may write to it`, {
           remedy: `run "vmctl image rm ${image.id}", or set readOnly: true for the disk`,
@@ -138,4 +139,9 @@ export class Images {
     const id = await imageIdIn(path);
     return this.find(await this.#locks.hold(id, () => loadImage(this.#context, path, options)));
   }
+}
+
+/** The list of an image's overlays may have files that its layers lack: the layers are only described at the commit. */
+function isLayer(record: ImageRecord, path: string): boolean {
+  return layerPaths(record).includes(path) || record.overlays.some(({ base }) => base.path === path);
 }

@@ -5,7 +5,7 @@
  * this holds at every moment: while an overlay exists that QEMU has merged, its VM does not write to the base.
  *
  * The order is: mark in the VM's record → QEMU copies → pause → switch to the base → the disk in the VM's record → the
- * file of the overlay is removed → the VM runs → the mark is removed.
+ * file of the overlay is removed, which a crash of the machine does not undo → the VM runs → the mark is removed.
  *
  * From the moment at which QEMU may have the order to switch, the VM stays paused until the overlay is gone, or until
  * QEMU has said that it still uses the overlay. `settleMerge` brings this about after whatever has interrupted a merge:
@@ -76,7 +76,6 @@ export async function mergeEnded(context: ForkContext, vm: ManagedVm, overlay: O
   try {
     await vms.backend.diskFiles.commitOverlay(overlay.path);
     await useBase(vms, name, overlay);
-    await removeOverlay(overlay.path);
     await vms.amend(name, () => ({ mergedOverlay: null }));
   } catch (error) {
     await settle(context, vm);
@@ -108,11 +107,11 @@ function switchTo(vms: VmManager, name: string, overlay: MergedOverlay): AtSwitc
 
 async function useBase(vms: VmManager, name: string, { id, path, base }: MergedOverlay): Promise<void> {
   await amendDisks(vms, name, (disk) => (disk.id === id && disk.path === path ? base : disk));
-  await rm(path, { force: true });
+  await removeOverlay(path);
 }
 
 /** Removes the file. It does not come back in a crash of the machine, if its file system can promise that. */
-async function removeOverlay(path: string): Promise<void> {
+export async function removeOverlay(path: string): Promise<void> {
   await rm(path, { force: true });
   await syncDirectory(dirname(path)).catch(() => undefined);
 }

@@ -2,15 +2,14 @@
  * Merges the overlays that parents have written to since their fork: offline if the VM of the overlay has ended, else
  * through its QEMU (live-merge.ts).
  */
-import { access, rm } from 'node:fs/promises';
+import { access } from 'node:fs/promises';
 import type { DiskFiles } from '../../backends/disk-files.js';
-import { MigrationError } from '../../domain/errors.js';
 import type { KeptLayer } from '../../domain/image.js';
 import { layerPaths } from '../image/layer-holders.js';
 import type { ImageRecord, ParentOverlay } from '../image/record.js';
 import { mergesDisks } from '../vm/record.js';
 import type { ForkContext } from './context.js';
-import { mergeLive, whileMerging } from './live-merge.js';
+import { mergeLive, removeOverlay, whileMerging } from './live-merge.js';
 
 /** An overlay is named by the disk's first file and the image's id, so no name grows with the number of forks. */
 const OVERLAY_SUFFIX = /\.[0-9a-f]{16}$/;
@@ -45,9 +44,9 @@ export async function mergeOverlays(context: ForkContext, id: string): Promise<s
   return merged;
 }
 
-/** Leaves the overlay to another image that needs its layers. Returns false if none does. */
+/** Leaves the overlay to another image that needs its layers and is kept. Returns false if there is none. */
 export async function handOn({ images }: ForkContext, id: string, overlay: ParentOverlay): Promise<boolean> {
-  const heir = images.all().find((image) => image.id !== id && needs(image, overlay));
+  const heir = images.all().find((image) => image.id !== id && isKept(image) && needs(image, overlay));
   if (heir !== undefined) await images.update(heir.id, { overlays: [overlay, ...heir.overlays] });
   return heir !== undefined;
 }
@@ -69,11 +68,23 @@ export async function overlaysElsewhere({ images, registry, host }: ForkContext,
   return kept;
 }
 
-function isThere(path: string): Promise<boolean> {
-  return access(path).then(
-    () => true,
-    () => false,
-  );
+/** Throws if the file system does not say: a file that cannot be reached now may have content that nobody else has. */
+async function isThere(path: string): Promise<boolean> {
+  try {
+    await access(path);
+    return true;
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code === 'ENOENT') return false;
+    throw error;
+  }
+}
+
+/**
+ * True if nobody deletes the image without a look at its list of overlays. One that is not committed may be deleted at
+ * any time, as those of the pool are, until its fork has made overlays: then the undo goes through that list.
+ */
+function isKept({ state, overlays }: ImageRecord): boolean {
+  return state !== 'capturing' || overlays.length > 0;
 }
 
 function needs(image: ImageRecord, { path, base }: ParentOverlay): boolean {
@@ -92,18 +103,16 @@ async function merge(context: ForkContext, overlay: ParentOverlay): Promise<bool
     // It has merged the overlay. Any other VM has only the name of the one that has written to the overlay.
     if (await disks.isOpen(overlay.base.path)) return false;
   }
-  if (!(await isThere(overlay.path))) return false;
-  await mergeOffline(vms.backend.diskFiles, overlay);
-  return true;
+  return mergeOffline(vms.backend.diskFiles, overlay);
 }
 
-/** Merges an overlay whose VM has ended. Does nothing if the overlay is missing. */
-export async function mergeOffline(files: DiskFiles, overlay: ParentOverlay): Promise<void> {
-  try {
-    await files.commitOverlay(overlay.path);
-  } catch (error) {
-    const isGone = error instanceof MigrationError && /No such file/i.test(error.message);
-    if (!isGone) throw error;
-  }
-  await rm(overlay.path, { force: true });
+/**
+ * Merges an overlay whose VM has ended, and removes it. Returns false if the overlay is missing. If a file below it is
+ * missing, that is an error and the overlay stays.
+ */
+export async function mergeOffline(files: DiskFiles, overlay: ParentOverlay): Promise<boolean> {
+  if (!(await isThere(overlay.path))) return false;
+  await files.commitOverlay(overlay.path);
+  await removeOverlay(overlay.path);
+  return true;
 }

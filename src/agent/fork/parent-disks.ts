@@ -43,7 +43,9 @@ export class ParentDisks {
     const [tooLong] = await longChains(this.#context, this.#parent);
     if (tooLong !== undefined) throw new MigrationError('CONFLICT', tooLong, { remedy: `vmctl flatten ${spec.name}` });
     const overlays = disks.map((disk) => this.#overlayOf(disk));
-    await images.update(this.#image, { overlays });
+    // The removal of an older image may have left overlays to this one.
+    const left = images.get(this.#image).overlays.filter((overlay) => !this.#isOwn(overlay));
+    await images.update(this.#image, { overlays: [...left, ...overlays] });
     this.#open = await process.disks.openOverlays(this.#image, overlays, async ({ path, base }) => {
       await rm(path, { force: true });
       await diskFiles.createOverlay(path, base, await diskFiles.virtualSizeBytes(base.path, base.format));
@@ -59,12 +61,16 @@ export class ParentDisks {
   async settle(): Promise<void> {
     if (this.#open.length === 0) return;
     const { vms, images } = this.#context;
-    const { overlays } = images.get(this.#image);
+    const overlays = images.get(this.#image).overlays.filter((overlay) => this.#isOwn(overlay));
     await amendDisks(vms, this.#parent.spec.name, (disk) => overlays.find(({ id }) => id === disk.id) ?? disk);
   }
 
   undo(): Promise<void> {
     return undoOverlays(this.#context, this.#parent, this.#image);
+  }
+
+  #isOwn({ path }: ParentOverlay): boolean {
+    return path.endsWith(`.${this.#image}`);
   }
 
   #overlayOf({ id, path, format }: DiskSpec): ParentOverlay {

@@ -102,6 +102,8 @@ async function findParent({ vms, images, registry }: ForkContext, record: ForkRe
 async function undoDisks(context: ForkContext, parent: ManagedVm | null, image: string): Promise<void> {
   const { images } = context;
   if (parent === null && (await overlaysElsewhere(context, image)).length > 0) return images.unload(image);
+  // It may have written to its base since the disk has switched. The overlay must not be merged over that.
+  if (parent?.state === 'stopped' && parent.mergedOverlay !== null) await settleMerge(context, parent);
   await undoOverlays(context, parent, image);
   await images.delete(image);
 }

@@ -1,10 +1,18 @@
 /** Merges of the disk of a VM that a real QEMU runs. The daemon dies, its disk is full, or QEMU does not answer. */
 import { execFileSync } from 'node:child_process';
-import { afterEach, beforeEach, expect, test } from 'vitest';
+import { dirname } from 'node:path';
+import { afterEach, beforeEach, expect, test, vi } from 'vitest';
 import { resumeMerges, settleMerge } from '../../../../src/agent/fork/live-merge.js';
 import { MigrationError } from '../../../../src/domain/errors.js';
 import type { VmSpec } from '../../../../src/domain/vm.js';
 import { NAME, RunningVm } from '../../../support/running-vm.js';
+
+/** Called before a directory is synced. */
+const beforeSync = vi.hoisted(() => vi.fn<(path: string) => void>());
+vi.mock(import('../../../../src/durable/durable-file.js'), async (original) => {
+  const { syncDirectory, ...others } = await original();
+  return { ...others, syncDirectory: (path) => (beforeSync(path), syncDirectory(path)) };
+});
 
 const IMAGE = '1'.repeat(16);
 const BUSY = { code: 'VM_BUSY', message: expect.stringContaining('are being merged') };
@@ -54,12 +62,14 @@ async function stalling(): Promise<{ readonly begun: Promise<void> }> {
   return { begun };
 }
 
-test('a merge puts the guest on the base, and the overlay is gone before it runs on', async () => {
+test('a merge puts the guest on the base, and the overlay is durably gone before it runs on', async () => {
   const run = host.vm.process.run.bind(host.vm.process);
-  const isThere: boolean[] = [];
-  Object.assign(host.vm.process, { run: () => (isThere.push(host.has(overlay)), run()) });
+  const events: string[] = [];
+  const is = (): string => (host.has(overlay) ? 'there' : 'gone');
+  Object.assign(host.vm.process, { run: () => (events.push(`run: ${is()}`), run()) });
+  beforeSync.mockImplementation((path) => void (path === dirname(overlay) && events.push(`sync: ${is()}`)));
   expect((await host.images.remove(IMAGE)).mergedDisks).toEqual([overlay]);
-  expect(isThere).toEqual([false]);
+  expect(events.slice(0, 2)).toEqual(['sync: gone', 'run: gone']);
   await expectOnBase();
   await expectNothingLost();
 });

@@ -1,6 +1,8 @@
 /** The disks of a fork that is undone, with a real QEMU: what the parent has written is never lost or misplaced. */
 import { execFileSync } from 'node:child_process';
+import { copyFileSync, renameSync } from 'node:fs';
 import { afterEach, beforeEach, expect, test } from 'vitest';
+import { mergeOffline } from '../../../../src/agent/fork/overlay-merge.js';
 import { ParentDisks } from '../../../../src/agent/fork/parent-disks.js';
 import type { ForkRecord } from '../../../../src/agent/fork/record.js';
 import { undoFork } from '../../../../src/agent/fork/undo.js';
@@ -131,6 +133,55 @@ test('of a parent that was removed, the overlay is merged', async () => {
   for (const _ of ['ended', 'removed']) await host.vms.stop(NAME, { isForced: true });
   await undo();
   expect([host.read(), host.has(overlay), host.context.images.has(FORK)]).toEqual(['b', false, false]);
+});
+
+test('an overlay that comes back in a crash of the machine is not merged over newer content', async () => {
+  const overlay = await host.fork(FORK);
+  await host.write('b');
+  const saved = `${overlay}.saved`;
+  let isOff = false;
+  host.intercept(async (command, args, send) => {
+    if (command === 'job-complete') copyFileSync(overlay, saved);
+    if (command === 'blockdev-del' && !isOff) {
+      // The parent runs on its base, and the mark of the merge is still there.
+      await host.write('c');
+      isOff = true;
+    }
+    if (isOff) throw new Error('the power is off');
+    return send(args);
+  });
+  await expect(undo()).rejects.toThrow('the power is off');
+  const { pid } = host.vm;
+  await host.restart();
+  process.kill(pid, 'SIGKILL');
+  await expect.poll(() => host.vm.state).toBe('stopped');
+  renameSync(saved, overlay);
+  await undo();
+  expect([host.read(), host.has(overlay), host.vm.isMerging]).toEqual(['c', false, false]);
+  expect([host.recorded, host.context.images.has(FORK)]).toEqual([host.disk, false]);
+});
+
+test.each([
+  ['an undo', false],
+  ['the removal of the image', true],
+])('%s keeps the overlay of an ended parent while a file below it is missing', async (_, isRemoval) => {
+  const overlay = await host.fork(FORK);
+  await host.write('b');
+  await host.vms.stop(NAME, { isForced: true });
+  const work = (): Promise<unknown> => (isRemoval ? host.images.remove(FORK) : undo());
+  const elsewhere = `${host.disk}.unmounted`;
+  renameSync(host.disk, elsewhere);
+  await expect(work()).rejects.toThrow('No such file');
+  expect([host.has(overlay), host.context.images.has(FORK)]).toEqual([true, true]);
+  renameSync(elsewhere, host.disk);
+  await work();
+  expect([host.read(), host.has(overlay), host.context.images.has(FORK)]).toEqual(['b', false, false]);
+});
+
+test('an overlay is not taken for missing if its file system does not say', async () => {
+  const base = { id: 'd0', path: host.disk, format: 'raw' } as const;
+  const overlay = { id: 'd0', path: `${host.disk}/overlay`, format: 'qcow2', vm: NAME, base } as const;
+  await expect(mergeOffline(host.vms.backend.diskFiles, overlay)).rejects.toMatchObject({ code: 'ENOTDIR' });
 });
 
 test.each([
