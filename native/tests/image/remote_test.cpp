@@ -23,7 +23,8 @@ using transport::Channel;
 using wire::ImageCounter;
 using wire::InjectPoint;
 
-class RemoteImage : public ::testing::TestWithParam<const transport::Provider*> {
+/// Serves an image over a real transport, and reads it on another "host".
+class RemoteTest : public ::testing::TestWithParam<const transport::Provider*> {
  protected:
   static constexpr uint64_t kPages = 2048;
   static bool has_data(uint64_t page) { return page % 4 != 3; }
@@ -42,12 +43,10 @@ class RemoteImage : public ::testing::TestWithParam<const transport::Provider*> 
     clones_.clear();
   }
 
-  /// With a capture its readers are served, otherwise the files themselves.
-  Status serve(const std::vector<std::string>& paths, ImageCapture* capture) {
+  /// With a reader its content is served, otherwise the file itself.
+  Status serve(const std::string& path, const RegionReader* reader) {
     credentials_.session[0] = ++sessions_;
-    if (capture != nullptr) reader_ = capture->reader(0);
-    const SourceRegionConfig config{paths[0], kPages * kPage, kPage,
-                                    capture != nullptr ? reader_.get() : nullptr};
+    const SourceRegionConfig config{path, kPages * kPage, kPage, reader};
     auto opened = SourceSession::open(*listener_, credentials_, {&config, 1});
     if (!opened) return opened.error();
     source_ = std::move(opened).value();
@@ -84,23 +83,59 @@ class RemoteImage : public ::testing::TestWithParam<const transport::Provider*> 
   transport::Credentials credentials_;
   uint8_t sessions_ = 0;
   std::unique_ptr<transport::Listener> listener_;
-  std::unique_ptr<RegionReader> reader_;
   std::unique_ptr<SourceSession> source_;
   std::vector<TargetRegionConfig> leaf_;
   std::vector<std::unique_ptr<MappedVm>> clones_;
   std::unique_ptr<ImageFetch> leaf_fetch_;
 };
 
-TEST_P(RemoteImage, HoldsTheForkPointOfAParentThatRunsOn) {
+/// Every provider. These tests run also where the kernel cannot write-protect shared memory.
+class RemoteImage : public RemoteTest {};
+
+/// Providers whose threads serve the READs: an image that is still being captured comes when it is asked for.
+class RemoteCapture : public RemoteTest {};
+
+std::vector<const transport::Provider*> providers_that_serve() {
+  std::vector<const transport::Provider*> found;
+  for (const transport::Provider* provider : transport::tested_providers())
+    if (provider->serves_by_thread) found.push_back(provider);
+  return found;
+}
+
+/// Content that no file shows.
+class Sevens final : public RegionReader {
+ public:
+  Status read(uint64_t, std::span<std::byte> out) const override {
+    std::memset(out.data(), 7, out.size());
+    return ok();
+  }
+  Status each_data_run(const std::function<void(PageRun)>& visit) const override {
+    visit(PageRun{PageIndex{0}, 4});
+    return ok();
+  }
+};
+
+TEST_P(RemoteImage, ContentOfNoFileIsServedByThreadsOnly) {
+  const Sevens sevens;
+  ASSERT_EQ(serve(leaf_[0].path, &sevens).ok(), GetParam()->serves_by_thread);
+  if (!source_) return;
+  ASSERT_TRUE(source_->scan().ok());
+  open_leaf();
+  ASSERT_TRUE(leaf_fetch_->connect(endpoints()).ok());
+  ASSERT_TRUE(leaf_fetch_->start().ok());
+  ASSERT_TRUE(leaf_fetch_->sweep().ok());
+  ASSERT_TRUE(leaf_reaches(ImageState::kComplete));
+  const auto words = ImageHarness::contents(leaf_[0].path, kPages * kPage);
+  EXPECT_EQ(words[4 * (kPage / 8) - 1], 0x0707070707070707u);
+  EXPECT_EQ(words[4 * (kPage / 8)], 0u);
+  source_.reset();
+}
+
+TEST_P(RemoteCapture, HoldsTheForkPointOfAParentThatRunsOn) {
   ImageHarness root(ImageHarness::Specs{{kPages, has_data}});
   root.open();
-  const Status served = serve(root.image_paths, root.capture.get());
-  if (!GetParam()->serves_by_thread) {
-    // No device and no other process can read what comes when it is asked for.
-    EXPECT_FALSE(served.ok());
-    return;
-  }
-  ASSERT_TRUE(served.ok());
+  const auto reader = root.capture->reader(0);
+  ASSERT_TRUE(serve(root.image_paths[0], reader.get()).ok());
   open_leaf();
   auto& clone = add_clone();
   ASSERT_TRUE(leaf_fetch_->connect(endpoints()).ok());
@@ -136,18 +171,19 @@ TEST_P(RemoteImage, HoldsTheForkPointOfAParentThatRunsOn) {
 }
 
 TEST_P(RemoteImage, IsReadFromTheFilesOfACompleteOne) {
-  ImageHarness root(ImageHarness::Specs{{kPages, has_data}});
-  root.remember();
-  ASSERT_TRUE(serve(root.source_paths, nullptr).ok());
-  open_leaf();
-  auto& clone = add_clone();
-  ASSERT_TRUE(leaf_fetch_->connect(endpoints()).ok());
-  ASSERT_TRUE(leaf_fetch_->start().ok());
-  EXPECT_EQ(*clone.word(0, 8), root.expected(8));
+  test::FetchHarness host(test::FetchHarness::Specs{{kPages, has_data}});
+  ASSERT_TRUE(serve(host.holder_paths[0], nullptr).ok());
+  host.open();
+  auto& clone = host.add_clone();
+  ASSERT_TRUE(host.fetch->connect(endpoints()).ok());
+  ASSERT_TRUE(host.fetch->start().ok());
+  EXPECT_EQ(*clone.word(0, 8), host.expected(8));
   ASSERT_TRUE(source_->scan().ok());
-  ASSERT_TRUE(leaf_fetch_->sweep().ok());
-  EXPECT_EQ(root.bad_pages(clone), 0u);
-  ASSERT_TRUE(leaf_reaches(ImageState::kComplete));
+  ASSERT_TRUE(host.fetch->sweep().ok());
+  EXPECT_EQ(host.bad_pages(clone), 0u);
+  ASSERT_TRUE(host.reaches(ImageState::kComplete));
+  EXPECT_FALSE(clone.is_registered());
+  host.fetch->close();
 }
 
 /// A reader copies the page for itself, and lets the parent write to it.
@@ -201,6 +237,8 @@ TEST(ImageReader, TouchesTheParentNoMoreAfterItsRelease) {
   EXPECT_FALSE(reader->read(0, bytes).ok()) << "a capture that was given up serves nobody";
 }
 
+INSTANTIATE_TEST_SUITE_P(Providers, RemoteCapture, ::testing::ValuesIn(providers_that_serve()),
+                         [](const auto& tested) { return std::string(tested.param->name); });
 INSTANTIATE_TEST_SUITE_P(Providers, RemoteImage, ::testing::ValuesIn(transport::tested_providers()),
                          [](const auto& tested) { return std::string(tested.param->name); });
 
