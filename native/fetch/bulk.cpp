@@ -67,7 +67,6 @@ bool BulkThread::poll_completions() {
   std::array<size_t, kCompletionBatchMax> finished;
   size_t finished_count = 0;
   bool lost = count == 0 && link_.endpoint->disconnected();
-  if (count == 0 && !lost) drop_messages(*link_.endpoint);
   for (size_t i = 0; i < count; ++i) {
     if (DataMapReader::owns(completions[i].tag)) {
       lost |= !maps_.complete(completions[i]);
@@ -145,6 +144,7 @@ void BulkThread::sleep(uint64_t at_ns) {
   std::array<pollfd, 2> watched{{{.fd = core_.bulk_wake.fd(), .events = POLLIN, .revents = 0}, {}}};
   nfds_t watched_count = 1;
   if (connected()) {
+    drop_messages(*link_.endpoint);
     watched[watched_count++] = {.fd = link_.endpoint->event_fd(), .events = POLLIN, .revents = 0};
     due_ns = maps_.due_ns();
     if (next_fetch_ns_ > at_ns) due_ns = std::min(due_ns, next_fetch_ns_);

@@ -74,7 +74,6 @@ bool DemandLane::poll() {
     drop_connection();
     return true;
   }
-  drop_messages(*link_.endpoint);
   return false;
 }
 

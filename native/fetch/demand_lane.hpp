@@ -39,7 +39,9 @@ class DemandLane {
   void drop_lost_link();
   /// The thread is about to sleep.
   void stop_polling() {
-    if (link_.endpoint) link_.endpoint->set_polled(false);
+    if (!link_.endpoint) return;
+    drop_messages(*link_.endpoint);
+    link_.endpoint->set_polled(false);
   }
   /// The thread ends.
   void close() { drop_link(); }

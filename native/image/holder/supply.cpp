@@ -41,6 +41,7 @@ void HolderSupply::step() {
   while (lane_->poll()) {
   }
   if (lane_->has_unposted()) lane_->post();
+  lane_->stop_polling();
   // The last page may have come here, and a session may end from here.
   if (must_end() || core_.fill().all_done()) wake_bulk();
 }
