@@ -3,6 +3,7 @@
  * disks) and runs clones on it. Imports only its neighbours in domain/; every layer may import it.
  */
 import type { PhaseTime } from './progress.js';
+import type { Transport, TransportChoice } from './transport.js';
 
 /**
  * continue: the parent keeps running, and its pages are copied. stop: the parent stays stopped, and its memory files
@@ -34,6 +35,34 @@ export type CloneDisks = (typeof CLONE_DISKS)[number];
 
 export const CLONES_MAX = 1024;
 
+/** spread: as many clones on each host as on the others. pack: the first hosts are filled before the next ones. */
+export const PLACEMENTS = ['spread', 'pack'] as const;
+export type Placement = (typeof PLACEMENTS)[number];
+
+/**
+ * all: a host that joins a fork reads the whole image, the pages that its clones touch first. demand: it reads only what
+ * its clones touch.
+ */
+export const IMAGE_FETCHES = ['all', 'demand'] as const;
+export type ImageFetchMode = (typeof IMAGE_FETCHES)[number];
+
+/** A host on which clones are to run. */
+export interface HostWish {
+  readonly host: string;
+  /** Null: as many as the placement gives it. */
+  readonly cloneCount: number | null;
+}
+
+/** The clones that one host makes of a fork over several hosts: `count` of them, from the index `first` on. */
+export interface ForkShare {
+  readonly first: number;
+  readonly count: number;
+}
+
+export interface HostShare extends ForkShare {
+  readonly host: string;
+}
+
 export interface ForkRequest {
   /** The VM to fork. null: the clones run on `image`. */
   readonly vm: string | null;
@@ -50,6 +79,14 @@ export interface ForkRequest {
   readonly isPartialAllowed: boolean;
   /** Ended VMs with the clones' names are removed, with their exit codes and logs. Absent: they are not. */
   readonly isReplacing?: boolean;
+  /** Absent: all clones run on the host that has the parent or the image. */
+  readonly hosts?: readonly HostWish[];
+  /** Absent: spread. */
+  readonly placement?: Placement;
+  /** Absent: all. */
+  readonly fetch?: ImageFetchMode;
+  /** How the other hosts read the image. Absent: auto. */
+  readonly transport?: TransportChoice;
 }
 
 /** What distinguishes a clone from its parent and from the other clones. It is set when the clone's QEMU starts. */
@@ -68,6 +105,7 @@ export const FORK_STEPS = [
   'reserveParent',
   'prepareClones',
   'armParent',
+  'connectHosts',
   'forkPoint',
   'loadClones',
   'commitFork',
@@ -98,6 +136,11 @@ export interface ForkPlan {
   readonly memoryBytes: number;
   readonly steps: readonly ForkStep[];
   readonly notes: readonly string[];
+  /** Which host makes which clones. The first is `host`, also if it makes none. Absent: `host` makes all of them. */
+  readonly shares?: readonly HostShare[];
+  /** How the other hosts read the image, and why. Absent if there are none. */
+  readonly transport?: Transport;
+  readonly transportReason?: string;
   /** Why the waiting processes of the parent do not fit the request. Absent if there are none, or if they fit. */
   readonly coldReason?: string;
 }
@@ -114,6 +157,8 @@ export interface CloneFailure {
   readonly index: number;
   readonly name: string;
   readonly error: unknown;
+  /** Absent: the host of the parent. */
+  readonly host?: string;
 }
 
 export interface ForkReport {

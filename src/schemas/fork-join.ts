@@ -1,6 +1,7 @@
 /** What a host that joins a fork gets: its share of the clones, and the image of another host. */
 import { z } from 'zod';
-import type { ForkOrigin, ForkShare } from '../engine/ports/fork.js';
+import type { ForkShare } from '../domain/fork.js';
+import type { ForkOrigin } from '../engine/ports/fork.js';
 import { vmSpecSchema } from './vm-spec.js';
 import { accel, hostName, imageId } from './words.js';
 

@@ -1,7 +1,15 @@
 /** Schemas of single values: names, ids, and the lists of the domain. All other schemas are built of them. */
 
 import { z } from 'zod';
-import { CLONE_DISKS, CLONE_MEMORIES, CLONE_NETWORKS, FORK_STEPS, PARENT_MODES } from '../domain/fork.js';
+import {
+  CLONE_DISKS,
+  CLONE_MEMORIES,
+  CLONE_NETWORKS,
+  FORK_STEPS,
+  IMAGE_FETCHES,
+  PARENT_MODES,
+  PLACEMENTS,
+} from '../domain/fork.js';
 import { IMAGE_STATES } from '../domain/image.js';
 import { JOB_STATES } from '../domain/job.js';
 import { MIGRATION_MODES, MIGRATION_STEPS } from '../domain/migration.js';
@@ -49,6 +57,8 @@ export const parentMode = z.enum(PARENT_MODES);
 export const cloneMemory = z.enum(CLONE_MEMORIES);
 export const cloneNetwork = z.enum(CLONE_NETWORKS);
 export const cloneDisks = z.enum(CLONE_DISKS);
+export const placement = z.enum(PLACEMENTS);
+export const imageFetchMode = z.enum(IMAGE_FETCHES);
 export const forkStep = z.enum(FORK_STEPS);
 export const jobState = z.enum(JOB_STATES);
 export const imageState = z.enum(IMAGE_STATES);

@@ -88,7 +88,7 @@ class TwoHostFork {
   }
 
   async connect(): Promise<void> {
-    await pair.b.agent.forks.connectImage(this.fork, await pair.a.agent.forks.serveImage(this.fork, 'tcp'));
+    await pair.b.agent.forks.connectImage(this.fork, 'tcp');
   }
 
   async commit(): Promise<void> {
@@ -217,11 +217,11 @@ describe('a fork on two hosts', () => {
   });
 
   test('a parent that stays stopped gives its files, also by shared memory', async () => {
-    const { a, b } = pair;
+    const { b } = pair;
     await pair.boot({ name: 'web', touchMiB: 32 });
     const fork = await TwoHostFork.of('web', { parentMode: 'stop' });
     await fork.upToLoad();
-    await b.agent.forks.connectImage(fork.fork, await a.agent.forks.serveImage(fork.fork, 'shm'));
+    await b.agent.forks.connectImage(fork.fork, 'shm');
     await fork.commit();
     await fork.run();
     await fork.finish();
@@ -234,10 +234,8 @@ describe('a fork on two hosts', () => {
     const fork = await TwoHostFork.of('web');
     await a.agent.forks.prepareClones(fork.request);
     await a.agent.forks.armParent(fork.fork);
-    await expect(a.agent.forks.serveImage(fork.fork, 'shm')).rejects.toThrow(code('UNSUPPORTED'));
-    await expect(
-      a.agent.forks.connectImage(fork.fork, await a.agent.forks.serveImage(fork.fork, 'tcp')),
-    ).rejects.toThrow(code('CONFLICT'));
+    await expect(a.agent.forks.serveImage(fork.fork, 'B', 'shm')).rejects.toThrow(code('UNSUPPORTED'));
+    await expect(a.agent.forks.connectImage(fork.fork, 'tcp')).rejects.toThrow(code('CONFLICT'));
     await expect(a.agent.forks.sendForkState(fork.fork, 'B')).rejects.toThrow(code('CONFLICT'));
     await a.agent.forks.discardFork(fork.fork);
     expect([...traces(a), ...traces(b)]).toEqual([]);

@@ -192,6 +192,7 @@ export class AgentPair {
       return host;
     };
     const peers: Peers = {
+      agent: (name) => find(name).agent,
       sendState: async (name, session, body) => {
         await this.onSendState();
         await find(name).agent.target.acceptState(session, body);

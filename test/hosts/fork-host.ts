@@ -39,7 +39,12 @@ export class ForkHost {
     const none = () => {
       throw new MigrationError('NOT_FOUND', 'there is one host');
     };
-    this.host = new AgentHost('A', directory, { sendState: none, sendForkState: none, warm: async () => undefined });
+    this.host = new AgentHost('A', directory, {
+      agent: none,
+      sendState: none,
+      sendForkState: none,
+      warm: async () => undefined,
+    });
     this.#janitor = new Janitor({ paths: [directory, this.host.ramDir] });
   }
 

@@ -158,6 +158,12 @@ export class SimForkAgent implements ForkPort, Pick<SourcePort, 'reserve' | 'unr
     throw failure('UNSUPPORTED', 'there is one host');
   }
 
+  async endImage(): Promise<void> {}
+
+  async forkDecision(): Promise<never> {
+    throw failure('UNSUPPORTED', 'there is one host');
+  }
+
   async sendForkState(): Promise<never> {
     throw failure('UNSUPPORTED', 'there is one host');
   }

@@ -23,6 +23,7 @@ const SIMULATED_WITH: Readonly<Record<ForkStepName, ParentMode>> = {
   reserveParent: 'continue',
   prepareClones: 'continue',
   armParent: 'continue',
+  connectHosts: 'continue',
   forkPoint: 'continue',
   loadClones: 'continue',
   commitFork: 'continue',

@@ -161,6 +161,9 @@ export class FakeHost {
       peers: {
         sendState: () => new Promise(() => undefined),
         sendForkState: () => new Promise(() => undefined),
+        agent: () => {
+          throw new MigrationError('NOT_FOUND', 'there is one host');
+        },
         warm: async () => undefined,
       },
       dataAddress: '127.0.0.1',

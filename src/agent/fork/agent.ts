@@ -6,6 +6,7 @@ import type { CloneIdentity } from '../../domain/fork.js';
 import type { ForkInventory } from '../../domain/host.js';
 import type { Transport } from '../../domain/transport.js';
 import type {
+  ForkDecision,
   ForkPointReply,
   ForkPort,
   ForkProgress,
@@ -130,12 +131,26 @@ export class ForkAgent implements ForkPort {
     return this.#fork(fork).point();
   }
 
-  async serveImage(fork: string, transport: Transport): Promise<ImageHolder> {
-    return this.#fork(fork).serveImage(transport);
+  async serveImage(image: string, _reader: string, transport: Transport): Promise<ImageHolder> {
+    const session = [...this.#forks.values()].find(({ record }) => record.image === image);
+    if (session === undefined) throw new MigrationError('NOT_FOUND', `no fork serves image ${image}`);
+    return session.serveImage(transport);
   }
 
-  async connectImage(fork: string, holder: ImageHolder): Promise<void> {
-    await this.#fork(fork).connectImage(holder);
+  async endImage(): Promise<void> {}
+
+  async connectImage(fork: string, transport: Transport): Promise<void> {
+    const session = this.#fork(fork);
+    const { origin } = session.request;
+    if (origin === undefined) throw new MigrationError('CONFLICT', `fork ${fork} does not read another host`);
+    const { forks } = this.#context.peers.agent(origin.host);
+    await session.connectImage(await forks.serveImage(origin.image, this.#context.host, transport));
+  }
+
+  async forkDecision(fork: string): Promise<{ readonly decision: ForkDecision }> {
+    const session = this.#forks.get(fork);
+    if (session?.isCommitted === true) return { decision: 'committed' };
+    return { decision: session === undefined ? 'discarded' : 'open' };
   }
 
   async sendForkState(fork: string, host: string): Promise<void> {

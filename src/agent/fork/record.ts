@@ -9,7 +9,15 @@ import type { CloneIdentity } from '../../domain/fork.js';
 import { RecordFiles, type RecordKind } from '../../durable/record-files.js';
 import type { CommittedFork, PrepareForkRequest } from '../../engine/ports/fork.js';
 import { forkOrigin, forkShare } from '../../schemas/fork-join.js';
-import { cloneDisks, cloneMemory, cloneNetwork, imageId, incarnationId, parentMode } from '../../schemas/words.js';
+import {
+  cloneDisks,
+  cloneMemory,
+  cloneNetwork,
+  imageFetchMode,
+  imageId,
+  incarnationId,
+  parentMode,
+} from '../../schemas/words.js';
 import { checkImageId } from '../image/record.js';
 
 /**
@@ -58,6 +66,7 @@ const requestSchema: z.ZodType<PrepareForkRequest> = z.strictObject({
   isReplacing: z.boolean().exactOptional(),
   share: forkShare.exactOptional(),
   origin: forkOrigin.exactOptional(),
+  fetch: imageFetchMode.exactOptional(),
 });
 
 const outcomeSchema: z.ZodType<ForkOutcome> = z.strictObject({

@@ -24,11 +24,11 @@ import type {
   RunClonesReply,
 } from '../../engine/ports/fork.js';
 import type { ManagedVm } from '../vm/vms.js';
-import type { CaptureSession } from './capture-session.js';
 import { CloneStarts, failureInJson, type WaitingClone } from './clones/start.js';
 import type { ForkContext } from './context.js';
 import { acceptDeviceState } from './device-state.js';
-import { ForkPages } from './pages.js';
+import type { CaptureSession } from './pages/capture-session.js';
+import { ForkPages } from './pages/pages.js';
 import { ParentDisks } from './parent-disks.js';
 import { takeForkPointOf } from './point.js';
 import type { ForkParts } from './prepare.js';

@@ -6,8 +6,8 @@
 import { type ErrorCode, MigrationError, toMigrationError } from '../../domain/errors.js';
 import { inParallel } from '../../kit/parallel.js';
 import type { ManagedVm } from '../vm/vms.js';
-import type { CaptureSession } from './capture-session.js';
 import type { ForkContext } from './context.js';
+import type { CaptureSession } from './pages/capture-session.js';
 import type { ForkRecord } from './record.js';
 
 const ENDS_AT_ONCE = 16;

@@ -13,10 +13,10 @@ import type {
   CloneIdentity,
   CloneMemory,
   CloneNetwork,
+  ForkShare,
   ParentMode,
 } from '../../domain/fork.js';
 import type { Accel, VmSpec } from '../../domain/vm.js';
-import type { ForkShare } from '../../engine/ports/fork.js';
 import { inParallel } from '../../kit/parallel.js';
 import type { ImageRecord } from '../image/record.js';
 import type { ManagedVm } from '../vm/vms.js';

@@ -3,8 +3,11 @@
  * within one process.
  */
 import type { Readable } from 'node:stream';
+import type { HostPort } from '../../engine/ports/host.js';
 
 export interface Peers {
+  /** Throws NOT_FOUND if no such host is configured. */
+  agent(host: string): HostPort;
   /**
    * Sends the device state of a session to its target. Resolves when the target's QEMU has loaded all of it. The stream
    * begins before the source VM is stopped, and pauses in between. If the call rejects, it destroys the stream. Throws

@@ -9,12 +9,13 @@ import { hostInventory, targetChecks, vmClaims } from '../../schemas/host.js';
 import { count, list, text } from '../../schemas/of.js';
 import { fileView, proofId, storageFile, storageOffer } from '../../schemas/storage.js';
 import { vmSpecSchema } from '../../schemas/vm-spec.js';
-import { exitCode, hostName, jobId, sessionId, transport, vmName } from '../../schemas/words.js';
+import { exitCode, hostName, imageId, jobId, sessionId, transport, vmName } from '../../schemas/words.js';
 import {
   counters,
   endpoint,
   epoch,
   exposeRequest,
+  forkDecision,
   forkId,
   forkInventory,
   forkPointReply,
@@ -121,14 +122,16 @@ const HOST_METHODS: HostMethods = {
     prepareClones: method(z.tuple([prepareForkRequest]), prepareForkReply, CLONES_MS),
     armParent: method(fork, nothing, CLONES_MS),
     forkPoint: method(fork, forkPointReply, LONG_MS),
-    serveImage: method(z.tuple([forkId, transport]), imageHolder, REGISTER_MS),
-    connectImage: method(z.tuple([forkId, imageHolder]), nothing, REGISTER_MS),
+    serveImage: method(z.tuple([imageId, hostName, transport]), imageHolder, REGISTER_MS),
+    endImage: method(z.tuple([imageId, hostName]), nothing, USUAL_MS),
+    connectImage: method(z.tuple([forkId, transport]), nothing, REGISTER_MS),
     sendForkState: method(z.tuple([forkId, hostName]), nothing, LONG_MS),
     loadClones: method(fork, loadClonesReply, CLONES_MS),
     commitFork: method(fork, nothing, USUAL_MS),
     runClones: method(fork, runClonesReply, CLONES_MS),
     forkProgress: method(fork, forkProgress, SHORT_MS),
     finishFork: method(fork, nothing, USUAL_MS),
+    forkDecision: method(fork, forkDecision, SHORT_MS),
     discardFork: method(fork, nothing, LONG_MS),
   },
 };

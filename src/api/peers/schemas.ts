@@ -1,6 +1,7 @@
 /** Schemas of those arguments and results of calls between hosts (methods.ts) that no client sees. */
 import { z } from 'zod';
 import { CLONES_MAX } from '../../domain/fork.js';
+import { FORK_DECISIONS } from '../../engine/ports/fork.js';
 import { SESSION_STATES } from '../../engine/ports/session.js';
 import { cloneFailure, cloneIdentity, namePrefix } from '../../schemas/fork.js';
 import { forkOrigin, forkShare } from '../../schemas/fork-join.js';
@@ -14,6 +15,7 @@ import {
   cloneMemory,
   cloneNetwork,
   hostName,
+  imageFetchMode,
   imageId,
   incarnationId,
   jobId,
@@ -113,14 +115,15 @@ export const forkQuestion = z.strictObject({
   network: cloneNetwork,
   disks: cloneDisks,
   isReplacing: z.boolean().exactOptional(),
+  share: forkShare.exactOptional(),
+  origin: forkOrigin.exactOptional(),
 });
 
 export const prepareForkRequest = forkQuestion.extend({
   fork: forkId,
   job: jobId,
   isPartialAllowed: z.boolean(),
-  share: forkShare.exactOptional(),
-  origin: forkOrigin.exactOptional(),
+  fetch: imageFetchMode.exactOptional(),
 });
 
 export const imageHolder = z.strictObject({ session: sessionId, token: sessionToken, endpoint });
@@ -158,6 +161,8 @@ const failures = z.array(cloneFailure).max(CLONES_MAX);
 
 export const prepareForkReply = z.object({ image: imageId, isWarm: z.boolean(), clones, failures });
 
+export const forkDecision = z.object({ decision: z.enum(FORK_DECISIONS) });
+
 export const forkPointReply = z.object({
   parentPauseMs: count,
   deviceStateBytes: count,
@@ -172,7 +177,7 @@ export const runClonesReply = z.object({
 });
 
 export const forkProgress = z.object({
-  state: z.enum(['filling', 'complete', 'failed']),
+  state: z.enum(['filling', 'lazy', 'complete', 'failed']),
   error: z.unknown(),
   pagesTotal: count,
   pagesDone: count,

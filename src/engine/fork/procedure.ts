@@ -57,6 +57,7 @@ import { buildForkReport } from './report.js';
 import {
   armParent,
   commitFork,
+  connectHosts,
   fillImage,
   forkPoint,
   isForkCommitted,
@@ -75,6 +76,7 @@ export const forkWalk = new Walk<AnyForkStepName, ForkStep, ForkStepContext, For
     reserveParent,
     prepareClones,
     armParent,
+    connectHosts,
     forkPoint,
     startClones,
     loadClones,

@@ -60,6 +60,11 @@ export const armParent: ForkExecutor = {
   undo: undoneWithClones,
 };
 
+export const connectHosts: ForkExecutor = {
+  forward: () => Promise.resolve(undefined),
+  undo: undoneWithClones,
+};
+
 export const forkPoint: ForkExecutor = {
   async forward({ record, ports }) {
     const { parentPauseMs, deviceStateBytes, parts } = await ports.forks.forkPoint(record.fork);

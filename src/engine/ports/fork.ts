@@ -15,18 +15,14 @@ import type {
   CloneIdentity,
   CloneMemory,
   CloneNetwork,
+  ForkShare,
+  ImageFetchMode,
   ParentMode,
 } from '../../domain/fork.js';
 import type { ForkInventory } from '../../domain/host.js';
 import type { Transport } from '../../domain/transport.js';
 import type { Accel, VmSpec } from '../../domain/vm.js';
 import type { SourceEndpointInfo } from './session.js';
-
-/** The clones that one host makes of a fork over several hosts: `count` of them, from the index `first` on. */
-export interface ForkShare {
-  readonly first: number;
-  readonly count: number;
-}
 
 /** The image of a fork, for a host that joins the fork and does not have the image's parent. */
 export interface ForkOrigin {
@@ -67,10 +63,12 @@ export interface PrepareForkRequest {
   readonly share?: ForkShare;
   /** Set on a host that joins the fork: its image is read from another host. */
   readonly origin?: ForkOrigin;
+  /** How much of the image a host that joins reads. Absent: all. */
+  readonly fetch?: ImageFetchMode;
 }
 
-/** The part of the request that pre-flight knows. */
-export type ForkQuestion = Omit<PrepareForkRequest, 'fork' | 'job' | 'isPartialAllowed' | 'share' | 'origin'>;
+/** The part of the request that pre-flight knows. With `origin` it asks a host that would join. */
+export type ForkQuestion = Omit<PrepareForkRequest, 'fork' | 'job' | 'isPartialAllowed' | 'fetch'>;
 
 export interface PrepareForkReply {
   /** Id of the image. It differs from the fork's id if the clones are waiting processes of an earlier image. */
@@ -121,8 +119,8 @@ export interface CommittedFork {
 }
 
 export interface ForkProgress {
-  /** `failed` is final. The clones have been ended, because they would wait for pages that never come. */
-  readonly state: 'filling' | 'complete' | 'failed';
+  /** lazy: only what the clones touch is read, so that the fork can be finished. `failed` is final. The clones have been ended, because they would wait for pages that never come. */
+  readonly state: 'filling' | 'lazy' | 'complete' | 'failed';
   readonly error: unknown;
   readonly pagesTotal: number;
   readonly pagesDone: number;
@@ -132,6 +130,9 @@ export interface ForkProgress {
   /** Null before the commit. */
   readonly committed: CommittedFork | null;
 }
+
+export const FORK_DECISIONS = ['open', 'committed', 'discarded'] as const;
+export type ForkDecision = (typeof FORK_DECISIONS)[number];
 
 export interface ForkPort {
   /** Returns the facts for pre-flight. Throws NOT_FOUND if there is no such VM or image. */
@@ -149,12 +150,19 @@ export interface ForkPort {
    */
   forkPoint(fork: string): Promise<ForkPointReply>;
   /**
-   * On the host that has the image, once the parent is armed: other hosts may read its pages over this transport. They
-   * get none before the fork point. Repeated, it returns the same holder, unless the daemon has been restarted.
+   * On the host that has the image, once the parent is armed: the host `reader` may read its pages. It gets none before
+   * the fork point. While the image is captured, another transport may be used than the one that is asked for. Repeated,
+   * it returns the same holder, unless the daemon has been restarted or the image has become complete. The host that
+   * has asked counts as a reader until `endImage`.
    */
-  serveImage(fork: string, transport: Transport): Promise<ImageHolder>;
-  /** On a host that joins: the place from which it reads the pages. It may be replaced at any time. */
-  connectImage(fork: string, holder: ImageHolder): Promise<void>;
+  serveImage(image: string, reader: string, transport: Transport): Promise<ImageHolder>;
+  /** The host does not read the image any more. Idempotent. */
+  endImage(image: string, reader: string): Promise<void>;
+  /**
+   * On a host that joins: connects to the host that has the image, over this transport, now and after each loss of the
+   * connection.
+   */
+  connectImage(fork: string, transport: Transport): Promise<void>;
   /** On the host that has the image, after the fork point: sends the device state to a host that joins. */
   sendForkState(fork: string, host: string): Promise<void>;
   /**
@@ -178,6 +186,11 @@ export interface ForkPort {
    * clones have not run.
    */
   finishFork(fork: string): Promise<void>;
+  /**
+   * On the host whose record decides: whether the fork is committed. A host that joined and hears nothing asks this.
+   * `discarded` is final: the fork will never be committed.
+   */
+  forkDecision(fork: string): Promise<{ readonly decision: ForkDecision }>;
   /** Undoes a fork before commitFork. Throws CONFLICT after it. */
   discardFork(fork: string): Promise<void>;
 }

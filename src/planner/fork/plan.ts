@@ -73,6 +73,7 @@ const BASE_MS: { readonly [Name in ForkStepName]: number } = {
   reserveParent: 5_000,
   prepareClones: 60_000,
   armParent: 30_000,
+  connectHosts: 30_000,
   forkPoint: 10_000,
   loadClones: 30_000,
   runClones: 30_000,
@@ -142,6 +143,7 @@ const TEXTS: { readonly [Name in ForkStepName]: (names: Names) => string } = {
     request.parentMode === 'stop'
       ? `create the snapshot files for the disks of ${parent}`
       : `write-protect the memory of ${parent} while it runs, create the snapshot files for its disks`,
+  connectHosts: ({ host }) => `let the other hosts connect to ${host}, from which they read the image`,
   forkPoint: ({ request, parent }) =>
     request.parentMode === 'stop'
       ? `stop ${parent} for good, save its device state, snapshot its disks; its memory becomes the image`

@@ -123,9 +123,9 @@ describe('calls', () => {
     expect(await forks.prepareClones(prepare)).toEqual(forkAnswers.prepareClones);
     await forks.armParent(IMAGE);
     expect(await forks.forkPoint(IMAGE)).toEqual(forkAnswers.forkPoint);
-    const holder = await forks.serveImage(IMAGE, 'tcp');
-    expect(holder).toEqual(forkAnswers.serveImage);
-    await forks.connectImage(IMAGE, holder);
+    expect(await forks.serveImage(IMAGE, 'B', 'tcp')).toEqual(forkAnswers.serveImage);
+    await forks.endImage(IMAGE, 'B');
+    await forks.connectImage(IMAGE, 'tcp');
     await forks.sendForkState(IMAGE, 'B');
     expect(await forks.loadClones(IMAGE)).toEqual(forkAnswers.loadClones);
     await forks.commitFork(IMAGE);
@@ -133,6 +133,7 @@ describe('calls', () => {
     expect(MigrationError.fromJSON(failures[0]?.error, 'A')).toMatchObject({ code: 'QEMU_FAILED', remedy: 'look' });
     expect(await forks.forkProgress(IMAGE)).toEqual(forkAnswers.forkProgress);
     await forks.finishFork(IMAGE);
+    expect(await forks.forkDecision(IMAGE)).toEqual(forkAnswers.forkDecision);
     await forks.discardFork(IMAGE);
     expect(services.calls.map(({ method }) => method)).toEqual(Object.keys(forkAnswers));
     expect(services.calls[1]?.args).toEqual([prepare]);

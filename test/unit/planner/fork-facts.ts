@@ -97,6 +97,7 @@ export const forkAnswers: { readonly [Call in keyof ForkPort]: unknown } = {
       keys: [{ ram: 'a'.repeat(48), dataMap: 'b'.repeat(48) }],
     },
   },
+  endImage: undefined,
   connectImage: undefined,
   sendForkState: undefined,
   loadClones: { failures: [] },
@@ -104,5 +105,6 @@ export const forkAnswers: { readonly [Call in keyof ForkPort]: unknown } = {
   runClones: { ready: [0, 1, 2].map((index) => ({ index, atMs: 10 + index })), failures: [] },
   forkProgress: filled,
   finishFork: undefined,
+  forkDecision: { decision: 'open' },
   discardFork: undefined,
 };

@@ -3,11 +3,11 @@
  * the parent is still being captured, a page that is asked for is copied first.
  */
 import { randomBytes } from 'node:crypto';
-import { MigrationError, toMigrationError } from '../../domain/errors.js';
-import { type Transport, transportRow } from '../../domain/transport.js';
-import type { ImageHolder } from '../../engine/ports/fork.js';
-import type { ImageCaptureHandle, SourceSessionHandle } from '../../native/types.js';
-import type { ForkContext } from './context.js';
+import { MigrationError, toMigrationError } from '../../../domain/errors.js';
+import { type Transport, transportRow } from '../../../domain/transport.js';
+import type { ImageHolder } from '../../../engine/ports/fork.js';
+import type { ImageCaptureHandle, SourceSessionHandle } from '../../../native/types.js';
+import type { ForkContext } from '../context.js';
 
 const SESSION_BYTES = 16;
 const TOKEN_BYTES = 32;

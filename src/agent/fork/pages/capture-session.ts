@@ -4,13 +4,13 @@
  */
 
 import { link, unlink } from 'node:fs/promises';
-import { MigrationError, toMigrationError } from '../../domain/errors.js';
-import { deferred } from '../../kit/deferred.js';
-import { failureToError } from '../../native/failure.js';
-import type { ImageCaptureHandle, ImageSnapshot, RegionFile } from '../../native/types.js';
-import type { ImageRecord } from '../image/record.js';
-import type { ManagedVm } from '../vm/vms.js';
-import type { ForkContext } from './context.js';
+import { MigrationError, toMigrationError } from '../../../domain/errors.js';
+import { deferred } from '../../../kit/deferred.js';
+import { failureToError } from '../../../native/failure.js';
+import type { ImageCaptureHandle, ImageSnapshot, RegionFile } from '../../../native/types.js';
+import type { ImageRecord } from '../../image/record.js';
+import type { ManagedVm } from '../../vm/vms.js';
+import type { ForkContext } from '../context.js';
 
 export class CaptureSession {
   readonly handle: ImageCaptureHandle;

@@ -5,12 +5,12 @@
  */
 import { randomBytes } from 'node:crypto';
 import { unlink } from 'node:fs/promises';
-import { OWN_MACHINE_TRANSPORT } from '../../domain/transport.js';
-import type { SourceSessionHandle } from '../../native/types.js';
-import type { ImageRecord } from '../image/record.js';
-import { PageSession } from '../migration/page-session.js';
-import type { ManagedVm } from '../vm/vms.js';
-import type { ForkContext } from './context.js';
+import { OWN_MACHINE_TRANSPORT } from '../../../domain/transport.js';
+import type { SourceSessionHandle } from '../../../native/types.js';
+import type { ImageRecord } from '../../image/record.js';
+import { PageSession } from '../../migration/page-session.js';
+import type { ManagedVm } from '../../vm/vms.js';
+import type { ForkContext } from '../context.js';
 
 const SESSION_BYTES = 16;
 const TOKEN_BYTES = 32;

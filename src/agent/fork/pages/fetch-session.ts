@@ -3,16 +3,16 @@
  * capture is to the host of the parent.
  */
 import { unlink } from 'node:fs/promises';
-import { MigrationError } from '../../domain/errors.js';
-import type { ImageHolder } from '../../engine/ports/fork.js';
-import { deferred } from '../../kit/deferred.js';
-import { failureToError } from '../../native/failure.js';
-import type { ImageFetchHandle, ImageFetchSnapshot } from '../../native/types.js';
-import type { ImageCounter } from '../../protocol/wire.js';
-import type { ImageRecord } from '../image/record.js';
-import { PageLink } from '../migration/page-link.js';
-import type { ManagedVm } from '../vm/vms.js';
-import type { ForkContext } from './context.js';
+import { MigrationError } from '../../../domain/errors.js';
+import type { ImageHolder } from '../../../engine/ports/fork.js';
+import { deferred } from '../../../kit/deferred.js';
+import { failureToError } from '../../../native/failure.js';
+import type { ImageFetchHandle, ImageFetchSnapshot } from '../../../native/types.js';
+import type { ImageCounter } from '../../../protocol/wire.js';
+import type { ImageRecord } from '../../image/record.js';
+import { PageLink } from '../../migration/page-link.js';
+import type { ManagedVm } from '../../vm/vms.js';
+import type { ForkContext } from '../context.js';
 
 /** The counters that a native session opened anew starts at zero. The others are read from the presence maps. */
 const SUMMED: readonly ImageCounter[] = ['copiedBytes', 'demandBytes', 'prefetchBytes', 'cloneFaultCount', 'cpuNs'];
