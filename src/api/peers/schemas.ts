@@ -195,3 +195,12 @@ export const forkProgress = z.object({
     })
     .nullable(),
 });
+
+// ---- images
+
+export const removeImageOptions = z.strictObject({ isForced: z.boolean(), isDroppingSaved: z.boolean() });
+
+export const stoppedVms = z.object({
+  stopped: list(vmName),
+  failures: list(z.object({ name: vmName, error: z.unknown() })),
+});
