@@ -38,6 +38,7 @@ import {
   sessionProgress,
   stoppedVms,
   vmIdentities,
+  vmIdentity,
   vmInventory,
 } from './schemas.js';
 
@@ -143,7 +144,7 @@ const HOST_METHODS: HostMethods = {
   images: {
     imageViews: method(z.tuple([imageId.nullable()]), z.object({ images: list(imageView) }), SHORT_MS),
     imageClones: method(z.tuple([imageId]), z.object({ clones: list(vmView) }), SHORT_MS),
-    stopClones: method(z.tuple([vmIdentities, z.boolean()]), stoppedVms, CLONES_MS),
+    stopClones: method(z.tuple([list(vmIdentity), z.boolean()]), stoppedVms, CLONES_MS),
     removeImage: method(z.tuple([imageId, removeImageOptions]), removalView, CLONES_MS),
   },
 };

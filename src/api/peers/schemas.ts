@@ -43,7 +43,9 @@ export const epoch = z.int().min(1);
 
 export const layerPaths = z.array(z.string().max(4096).startsWith('/')).max(256);
 
-export const vmIdentities = z.array(z.strictObject({ name: vmName, uuid: z.string().max(NAME_MAX) })).max(CLONES_MAX);
+export const vmIdentity = z.strictObject({ name: vmName, uuid: z.string().max(NAME_MAX) });
+
+export const vmIdentities = z.array(vmIdentity).max(CLONES_MAX);
 
 // ---- migrations
 
