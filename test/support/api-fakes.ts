@@ -268,7 +268,7 @@ export function fakeServices(change: Partial<ApiServices> = {}): FakeServices {
     startedAt: '2030-01-01T00:00:00Z',
     vms: {
       run: (spec) => {
-        vms.set(spec.name, vmView(spec.name));
+        vms.set(spec.name, vmView(spec.name, { uuid: spec.uuid }));
         return Promise.resolve(find(spec.name));
       },
       list: () => [...vms.values()],

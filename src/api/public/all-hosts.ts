@@ -21,7 +21,7 @@ type Outcome<T> = { readonly host: string } & ({ readonly value: T } | { readonl
 
 const ANSWER_MS_MAX = 5_000;
 /** For an order that ends many VMs, or merges disks. */
-const ORDER_MS_MAX = 1_800_000;
+const ORDER_MS_MAX = 600_000;
 
 /** How a host of an earlier build answers a question that it does not know. */
 const UNKNOWN_CALL_CODES: ReadonlySet<ErrorCode> = new Set(['NOT_FOUND', 'USAGE', 'UNSUPPORTED']);
@@ -56,12 +56,19 @@ export async function stopImage(
 }
 
 /** Ends the VMs wherever they are. One that nobody has is not in the result. */
-export function stopClones(
+export async function stopClones(
   services: Services,
   clones: readonly VmIdentity[],
   isForced: boolean,
 ): Promise<StoppedOnHosts> {
-  return stop(services, new Map(allHosts(services).map((host) => [host, clones])), isForced);
+  const { values, unanswered } = await ask(services, allHosts(services), ({ inventory }) => inventory.vmViews());
+  const asked = new Map(clones.map(({ name, uuid }) => [name, uuid]));
+  const found = values.map(({ host, value }) => {
+    return [host, value.vms.filter(({ name, uuid }) => asked.get(name) === uuid)] as const;
+  });
+  const clonesOf = new Map(found.filter(([, vms]) => vms.length > 0));
+  const stopped = await stop(services, clonesOf, isForced);
+  return { ...stopped, unanswered: [...unanswered, ...stopped.unanswered] };
 }
 
 /**
@@ -73,10 +80,10 @@ export async function removeImage(
   image: string,
   options: { isForced: boolean; isDroppingSaved: boolean },
 ): Promise<RemovedOnHosts> {
-  const { images, unanswered } = await imagesOnHosts(services, image);
-  if (images.length === 0) throw notFound(image, unanswered);
+  const { values, unanswered } = await ask(services, allHosts(services), ({ images }) => images.imageViews(image));
   const removals: RemovedOnHosts['removals'] = [];
-  let left = images.map(({ host }) => host);
+  let left = values.flatMap(({ host, value }) => (value.images.length > 0 ? [host] : []));
+  if (left.length === 0) throw notFound(image, unanswered);
   let failures: RemovedOnHosts['failures'] = [];
   for (let isAdvancing = true; isAdvancing && left.length > 0; ) {
     const outcomes = await callAll(services, left, ORDER_MS_MAX, (host) => host.images.removeImage(image, options));
