@@ -369,7 +369,13 @@ describe('vmctl', () => {
   });
 
   test('image copy is a fork without clones on that host', async () => {
-    // Hosts of a request are refused until they can join.
-    expect(await run('vmctl', 'image', 'copy', IMAGE, 'B')).not.toMatchObject({ code: 0 });
+    expect(await run('vmctl', 'image', 'copy', IMAGE, 'B', '--detach')).toMatchObject({ code: 0 });
+    const hosts = [{ host: 'B', cloneCount: 0 }];
+    expect(services.jobs.forkRequests).toMatchObject([{ vm: null, image: IMAGE, cloneCount: 0, hosts }]);
+    services.answers.set('imageViews', () => ({ images: [imageView(IMAGE, { host: 'B' })] }));
+    const copying = run('vmctl', 'image', 'copy', IMAGE, 'B');
+    await nextJobEnds({ state: 'done', report: { ...FORK_REPORT, clones: [] } });
+    const copied = await copying;
+    expect(copied).toMatchObject({ code: 0, stdout: expect.stringMatching(/0011\S+ +B +complete/) as string });
   });
 });
