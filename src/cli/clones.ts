@@ -11,10 +11,11 @@ import type { RemovedOnHosts, StoppedOnHosts, Unanswered } from '../schemas/all-
  */
 export async function removeFork(
   api: ApiClient,
-  { clones, image }: Pick<ForkReport, 'clones' | 'image'>,
+  { clones, failures, image, bytes }: Pick<ForkReport, 'clones' | 'failures' | 'image' | 'bytes'>,
   isImageKept: boolean,
 ): Promise<RemovedOnHosts> {
-  const ofFork = new Set(clones.map(({ host }) => host));
+  const withClones = [...clones, ...failures].flatMap(({ host }) => (host === undefined ? [] : [host]));
+  const ofFork = new Set([...withClones, ...Object.keys(bytes.perHost)]);
   const vms = clones.map(({ name, uuid }) => ({ name, uuid }));
   const stopped = await api.post<StoppedOnHosts>('/v1/clones/stop', { clones: vms, force: true });
   refuseSilent(stopped.unanswered, ofFork, 'clones');
@@ -28,7 +29,7 @@ export async function removeFork(
   return { ...removed, unanswered: [] };
 }
 
-/** A silent host on which the fork has made no clone has nothing of it. */
+/** A silent host that has no part in the fork has nothing of it. */
 function refuseSilent(unanswered: Unanswered, ofFork: ReadonlySet<string>, what: string): void {
   for (const { host, error } of unanswered)
     if (ofFork.has(host)) throw stays(`${what} of the fork may stay on ${host}`, error, host);

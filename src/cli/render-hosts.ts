@@ -6,7 +6,13 @@ import { bytes, plain, table, vmTable } from './render.js';
 import { removalText } from './render-fork.js';
 
 export function imagesOnHostsText({ images, unanswered }: ImagesOnHosts): string {
-  const sorted = [...images].sort((a, b) => (a.id === b.id ? 0 : a.createdAt < b.createdAt ? -1 : 1));
+  const madeAt = new Map<string, string>();
+  for (const { id, createdAt } of images) {
+    const known = madeAt.get(id);
+    if (known === undefined || createdAt < known) madeAt.set(id, createdAt);
+  }
+  const keyOf = ({ id, host }: ImagesOnHosts['images'][number]): string => `${madeAt.get(id)} ${id} ${host}`;
+  const sorted = [...images].sort((a, b) => (keyOf(a) < keyOf(b) ? -1 : 1));
   const rows = sorted.map((image) => [
     image.id,
     image.host,

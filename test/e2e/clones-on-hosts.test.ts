@@ -8,7 +8,7 @@ import { afterAll, beforeAll, expect, it } from 'vitest';
 import type { HostCloneEnd } from '../../src/cli/await-clones.js';
 import type { ForkReport } from '../../src/domain/fork.js';
 import type { ImagesOnHosts, StoppedOnHosts, VmsOnHosts } from '../../src/schemas/all-hosts.js';
-import { Cluster } from '../hosts/cluster.js';
+import { Cluster, eventually } from '../hosts/cluster.js';
 import { Guest } from '../hosts/guest.js';
 
 const SMALL = { memoryMiB: 128, touchMiB: 16, restPercent: 50 };
@@ -69,6 +69,30 @@ it('images, logs and stop --image reach both hosts, and a copy makes an image kn
   expect(await vmsOf()).toEqual(['web A running']);
   await cluster.must(cluster.vmctl('A', 'image', 'rm', image, '--all-hosts'));
   expect(await imagesOf()).toEqual([]);
+});
+
+it('a clone that moves while it is waited for is followed to its new host', async () => {
+  const logs = join(cluster.directory, 'logs-of-moved');
+  const flags = ['--clones', '2', '--hosts', 'A,B', '--name', 'm', '--wait', '--logs', logs, '--json'];
+  const waiting = cluster.vfork('A', 'web', ...flags);
+  await eventually('the image is complete on both hosts', 60_000, async () => {
+    const images = await imagesOf();
+    return images.length === 2 && images.every((image) => image.endsWith('complete')) ? true : undefined;
+  });
+  await cluster.must(cluster.vmigrate('A', 'm-0', 'B', '--postcopy'));
+  await new Guest(cluster, 'm-0').expectProgress('B');
+  for (const pid of await cluster.qemuPids('B')) process.kill(pid, 'SIGKILL');
+  const { code, stdout } = await waiting;
+  const { ends, image } = JSON.parse(stdout) as ForkReport & { ends: HostCloneEnd[] };
+  expect({ code, ends }).toMatchObject({
+    code: 1,
+    ends: [0, 1].map((index) => ({ name: `m-${index}`, host: 'B', exitCode: null, reason: 'killed' })),
+  });
+  for (const { log } of ends) expect(await readFile(log ?? '', 'utf8')).toContain('VMG');
+  // The clone that has moved has left the image.
+  expect(await cluster.vmctl('A', 'stop', '--image', image)).toMatchObject({ code: 0, stdout: 'stopped 1 clone\n' });
+  await cluster.must(cluster.vmctl('B', 'stop', 'm-0'));
+  await cluster.must(cluster.vmctl('A', 'image', 'rm', image, '--all-hosts'));
 });
 
 it('a host that does not answer is named, and what it has is not called ended', async () => {
