@@ -104,16 +104,16 @@ class TwoHostFork {
   }
 
   /** Ends the fork when both images are complete. The host that serves the image ends last. */
-  async finish(): Promise<void> {
-    for (const { agent } of [pair.b, pair.a]) {
+  async finish(hosts: readonly AgentHost[] = [pair.b, pair.a]): Promise<void> {
+    for (const { agent } of hosts) {
       await eventually('the image is complete', FILL_MS, async () => {
         const progress = await agent.forks.forkProgress(this.fork);
         if (progress.state === 'failed') throw new Error(JSON.stringify(progress));
         return progress.state === 'complete' ? true : undefined;
       });
     }
-    for (const { agent } of [pair.b, pair.a]) await agent.forks.finishFork(this.fork);
-    await pair.a.agent.source.unreserve(this.request.vm ?? '', this.request.job);
+    for (const { agent } of hosts) await agent.forks.finishFork(this.fork);
+    if (hosts.includes(pair.a)) await pair.a.agent.source.unreserve(this.request.vm ?? '', this.request.job);
   }
 }
 
@@ -173,7 +173,6 @@ describe('a fork on two hosts', () => {
     await b.restart();
     expect(b.vms.list().map(({ state }) => state)).toEqual(['incoming', 'incoming']);
     await b.agent.forks.commitFork(fork.fork);
-    await fork.connect();
     await fork.run();
     await fork.finish();
     await expectSound(b, clonesOn(b));
@@ -194,14 +193,57 @@ describe('a fork on two hosts', () => {
     const fork = await TwoHostFork.of('web');
     await fork.upToLoad();
     await fork.commit();
+    // Nobody tells the host that joined where the image is now.
     await b.restart();
-    await fork.connect();
     await fork.run();
     await a.restart();
-    await fork.connect();
     await fork.finish();
     await expectSound(a, ['web', ...clonesOn(a)]);
     await expectSound(b, clonesOn(b));
+  });
+
+  test('the image is read after the fork of its host is over, and is kept for its reader', async () => {
+    const { a, b } = pair;
+    await pair.boot({ name: 'web', touchMiB: 64 });
+    const fork = await TwoHostFork.of('web');
+    await fork.upToLoad();
+    await fork.commit();
+    await a.agent.forks.runClones(fork.fork);
+    await fork.finish([a]);
+    expect(await a.agent.forks.forkDecision(fork.fork)).toEqual({ decision: 'committed' });
+    await expect(a.agent.forks.forkProgress(fork.fork)).rejects.toThrow(code('NOT_FOUND'));
+    await expect(a.agent.forks.prepareClones(fork.request)).rejects.toThrow(code('CONFLICT'));
+    for (const name of clonesOn(a)) await a.vms.destroy(name);
+    await expect(a.agent.images.remove(fork.fork)).rejects.toThrow('host B still reads image');
+    await a.restart();
+    expect(await a.agent.forks.forkDecision(fork.fork)).toEqual({ decision: 'committed' });
+    await expect(a.agent.images.remove(fork.fork)).rejects.toThrow('host B still reads image');
+    await b.agent.forks.runClones(fork.fork);
+    await fork.finish([b]);
+    await expectSound(b, clonesOn(b));
+    await eventually('nobody reads the image', 5000, async () =>
+      a.agent.images.find(fork.fork).readers === undefined ? true : undefined,
+    );
+    await a.agent.images.remove(fork.fork);
+  });
+
+  test('an image that is gone from its host leaves its clones on the other host waiting, and that shows', async () => {
+    const { a, b } = pair;
+    await pair.boot({ name: 'web', touchMiB: 32 });
+    const fork = await TwoHostFork.of('web');
+    await fork.upToLoad();
+    await fork.commit();
+    await a.agent.forks.runClones(fork.fork);
+    await fork.finish([a]);
+    for (const name of clonesOn(a)) await a.vms.destroy(name);
+    await a.agent.images.remove(fork.fork, { isForced: true, isDroppingSaved: false });
+    await b.agent.forks.runClones(fork.fork);
+    await eventually('the trouble is visible', 10_000, async () => {
+      const { state, error } = await b.agent.forks.forkProgress(fork.fork);
+      expect(state).toBe('filling');
+      return (error as { code?: string } | null)?.code === 'NOT_FOUND' ? true : undefined;
+    });
+    expect(clonesOn(b)).toHaveLength(2);
   });
 
   test('goes on when the parent dies after the fork point', async () => {
@@ -228,13 +270,13 @@ describe('a fork on two hosts', () => {
     await expectSound(b, clonesOn(b));
   });
 
-  test('an image that is still being captured is not served by shared memory', async () => {
+  test('an image that is still being captured is served by TCP, whatever is asked for', async () => {
     const { a, b } = pair;
     await pair.boot({ name: 'web', touchMiB: 16 });
     const fork = await TwoHostFork.of('web');
     await a.agent.forks.prepareClones(fork.request);
     await a.agent.forks.armParent(fork.fork);
-    await expect(a.agent.forks.serveImage(fork.fork, 'B', 'shm')).rejects.toThrow(code('UNSUPPORTED'));
+    expect(await a.agent.forks.serveImage(fork.fork, 'B', 'shm')).toMatchObject({ endpoint: { transport: 'tcp' } });
     await expect(a.agent.forks.connectImage(fork.fork, 'tcp')).rejects.toThrow(code('CONFLICT'));
     await expect(a.agent.forks.sendForkState(fork.fork, 'B')).rejects.toThrow(code('CONFLICT'));
     await a.agent.forks.discardFork(fork.fork);
