@@ -42,21 +42,29 @@ async function clear(host: AgentHost): Promise<void> {
   await host.restart();
 }
 
-/** A fork of the VM with one clone on A and two on B, as the coordinator asks for it. */
+/** How many clones the two hosts make. */
+type Counts = readonly [a: number, b: number];
+
+/** A fork of the VM, by default with one clone on A and two on B, as the coordinator asks for it. */
 class TwoHostFork {
   readonly request: PrepareForkRequest;
   readonly joining: PrepareForkRequest;
   readonly fork: string;
 
-  private constructor(request: PrepareForkRequest, origin: ForkOrigin) {
+  private constructor(
+    request: PrepareForkRequest,
+    origin: ForkOrigin,
+    private readonly counts: Counts,
+  ) {
+    const [own, others] = counts;
     this.fork = request.fork;
-    this.request = { ...request, share: { first: 0, count: 1 } };
-    this.joining = { ...request, vm: null, share: { first: 1, count: 2 }, origin };
+    this.request = { ...request, share: { first: 0, count: own } };
+    this.joining = { ...request, vm: null, share: { first: own, count: others }, origin };
   }
 
-  static async of(vm: string, change: Partial<PrepareForkRequest> = {}): Promise<TwoHostFork> {
+  static async of(vm: string, change: Partial<PrepareForkRequest> = {}, counts: Counts = [1, 2]): Promise<TwoHostFork> {
     const { a } = pair;
-    const request = forkRequest(vm, { cloneCount: 3, ...change });
+    const request = forkRequest(vm, { cloneCount: counts[0] + counts[1], ...change });
     const { spec, accel, qemuVersion } = a.vms.get(vm);
     const { imageBytesNeeded } = await a.agent.forks.forkInventory(request);
     const size = spec.memory.sizeBytes;
@@ -68,7 +76,7 @@ class TwoHostFork {
       qemuVersion,
       allocatedBytes: imageBytesNeeded || size,
     };
-    return new TwoHostFork(request, origin);
+    return new TwoHostFork(request, origin, counts);
   }
 
   async upToLoad(): Promise<void> {
@@ -78,8 +86,9 @@ class TwoHostFork {
       a.agent.forks.prepareClones(this.request),
       b.agent.forks.prepareClones(this.joining),
     ]);
-    expect([...root.clones, ...leaf.clones].map(({ index }) => index)).toEqual([0, 1, 2]);
-    expect(new Set([...root.clones, ...leaf.clones].map(({ uuid }) => uuid)).size).toBe(3);
+    const clones = [...root.clones, ...leaf.clones];
+    expect(clones.map(({ index }) => index)).toEqual(Array.from({ length: this.request.cloneCount }, (_, at) => at));
+    expect(new Set(clones.map(({ uuid }) => uuid)).size).toBe(clones.length);
     await a.agent.forks.armParent(this.fork);
     await this.connect();
     await a.agent.forks.forkPoint(this.fork);
@@ -97,10 +106,7 @@ class TwoHostFork {
 
   async run(): Promise<void> {
     const outcomes = await Promise.all([pair.a, pair.b].map(({ agent }) => agent.forks.runClones(this.fork)));
-    expect(outcomes.map(({ ready, failures }) => [ready.length, failures])).toEqual([
-      [1, []],
-      [2, []],
-    ]);
+    expect(outcomes.map(({ ready, failures }) => [ready.length, failures])).toEqual(this.counts.map((n) => [n, []]));
   }
 
   /** Ends the fork when both images are complete. The host that serves the image ends last. */
@@ -200,6 +206,34 @@ describe('a fork on two hosts', () => {
     await fork.finish();
     await expectSound(a, ['web', ...clonesOn(a)]);
     await expectSound(b, clonesOn(b));
+  });
+
+  test.each([
+    ['the host of the parent', [0, 2]],
+    ['the host that joins, which only gets the image,', [1, 0]],
+  ] as const)('%s makes no clones', async (_, counts) => {
+    const { a, b } = pair;
+    await pair.boot({ name: 'web', touchMiB: 32 });
+    const fork = await TwoHostFork.of('web', {}, counts);
+    await fork.upToLoad();
+    await b.restart();
+    await fork.commit();
+    await a.restart();
+    await fork.run();
+    await fork.finish();
+    expect([clonesOn(a).length, clonesOn(b).length]).toEqual(counts);
+    expect(b.agent.images.find(fork.fork)).toMatchObject({ state: 'complete' });
+    await expectSound(a, ['web', ...clonesOn(a)]);
+    await expectSound(b, clonesOn(b));
+    if (counts[1] > 0) return;
+    // The image that was copied is as good as the original.
+    const later = forkRequest(null, { image: fork.fork, cloneCount: 1 });
+    await b.agent.forks.prepareClones(later);
+    await b.agent.forks.loadClones(later.fork);
+    await b.agent.forks.commitFork(later.fork);
+    await b.agent.forks.runClones(later.fork);
+    await expectSound(b, clonesOn(b));
+    await b.agent.forks.finishFork(later.fork);
   });
 
   test('the image is read after the fork of its host is over, and is kept for its reader', async () => {
