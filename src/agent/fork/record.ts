@@ -62,7 +62,7 @@ const requestSchema: z.ZodType<PrepareForkRequest> = z.strictObject({
   job: z.string().max(256),
   vm: z.string().nullable(),
   image: imageId.nullable(),
-  cloneCount: z.int().min(1),
+  cloneCount: z.int().min(0),
   namePrefix: z.string().nullable(),
   parentMode,
   memory: cloneMemory,
