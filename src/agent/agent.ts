@@ -10,6 +10,7 @@ import type { HostPort } from '../engine/ports/host.js';
 import { ForkAgent } from './fork/agent.js';
 import type { ForkContext } from './fork/context.js';
 import { resumeMerges } from './fork/live-merge.js';
+import { ImageServers } from './fork/pages/image-servers.js';
 import { Pool, type PoolConfig } from './fork/pool.js';
 import { openForkStore } from './fork/record.js';
 import { sealLayers } from './fork/settle.js';
@@ -113,7 +114,9 @@ export class LocalAgent implements HostPort {
       peer: (host: string) => hosts?.agent(host) ?? unknownHost(host),
     };
     const names = new UniqueNames({ ...options, ...peers });
-    const context: Parts['context'] = { ...options, store, images, forkStore, names, closing: this.#closing.signal };
+    const servers = new ImageServers({ ...options, images });
+    const closing = this.#closing.signal;
+    const context: Parts['context'] = { ...options, store, images, forkStore, names, servers, closing };
     const target = new TargetAgent(context, recoveryMsMax);
     const arriving = (vm: string): Promise<string | null> => target.arriving(vm);
     const outdated = new OutdatedRecords({ ...options, ...peers });
