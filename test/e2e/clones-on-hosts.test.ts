@@ -1,6 +1,6 @@
 /**
- * What a user sees of an image and its clones on two hosts, with the user's commands and real daemons: clones are waited
- * for, listed and ended on both, and so are the copies of the image. In the end one host is silent.
+ * What a user sees of an image and its clones on two hosts, with the commands and real daemons: clones are waited for,
+ * listed and ended on both, and so are the copies of the image. In the end one host is silent.
  */
 import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
