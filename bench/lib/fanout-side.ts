@@ -44,9 +44,9 @@ export class FanoutSide {
   }
 
   /** Forks the guest, checks the clones, and removes them. `checked` is how many of each host's clones are checked. */
-  async fork(cloneCount: number, where: string, checked: number): Promise<FanoutTrial> {
-    const report = await this.#fork(cloneCount, '--hosts', where, '--tcp');
-    const stoppedMs = beforeForkPoint(report);
+  async fork(cloneCount: number, where: 'root' | 'all', checked: number): Promise<FanoutTrial> {
+    const report = await this.#fork(cloneCount, ...(where === 'all' ? ['--hosts', 'all', '--tcp'] : []));
+    const lastFromStopMs = lastAfterStop(report);
     const seen: Record<string, number> = {};
     const isChecked = ({ host }: CloneReport) => {
       seen[host] = (seen[host] ?? 0) + 1;
@@ -58,8 +58,8 @@ export class FanoutSide {
     await this.hosts.clear();
     return {
       report,
-      firstFromStopMs: report.firstReadyMs - stoppedMs,
-      lastFromStopMs: report.lastReadyMs - stoppedMs,
+      firstFromStopMs: lastFromStopMs - (report.lastReadyMs - report.firstReadyMs),
+      lastFromStopMs,
       badPages,
     };
   }
@@ -112,9 +112,13 @@ export class FanoutSide {
   }
 }
 
-/** The report has no time of the parent's stop: it is at most as early as the end of the steps before `forkPoint`. */
-function beforeForkPoint({ phases }: ForkReport): number {
-  const at = phases.findIndex(({ name }) => name === 'forkPoint');
-  if (at < 0) throw new Error('the report has no step forkPoint');
-  return phases.slice(0, at).reduce((sum, { ms }) => sum + ms, 0);
+/**
+ * The report counts a clone's time from the request and does not say when the parent stopped. From the beginning of
+ * `forkPoint` to the end of `runClones` the steps follow one another without a gap, and the last clone has resumed when
+ * the last of them ends. So this is an upper bound.
+ */
+function lastAfterStop({ phases }: ForkReport): number {
+  const [from, to] = ['forkPoint', 'runClones'].map((step) => phases.findIndex(({ name }) => name === step));
+  if (from === undefined || to === undefined || from < 0 || to < from) throw new Error('the report lacks steps');
+  return phases.slice(from, to + 1).reduce((sum, { ms }) => sum + ms, 0);
 }
