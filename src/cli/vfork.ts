@@ -10,11 +10,16 @@ import {
   type CloneMemory,
   type CloneNetwork,
   type ForkReport,
+  type HostWish,
+  IMAGE_FETCHES,
+  type ImageFetchMode,
   PARENT_MODES,
+  PLACEMENTS,
+  type Placement,
 } from '../domain/fork.js';
 import type { ImageRemoval } from '../domain/image.js';
 import type { ForkJobView, JobView } from '../domain/job.js';
-import { TRANSPORTS } from '../domain/transport.js';
+import { TRANSPORTS, transportRow } from '../domain/transport.js';
 import type { ForkBody } from '../schemas/fork.js';
 import { attend } from './attend.js';
 import { awaitClones } from './await-clones.js';
@@ -23,7 +28,7 @@ import { type CommonOptions, client, integer, main, newProgram } from './program
 import { refusalText } from './render.js';
 import { type DryRunAnswer, endTable, forkPlanText, forkReportText, removalText } from './render-fork.js';
 import { print, printError } from './terminal.js';
-import { addTransportOptions, type TransportOptions } from './transport-options.js';
+import { addTransportOptions, chosenTransport, type TransportOptions } from './transport-options.js';
 
 interface Options extends CommonOptions, TransportOptions {
   readonly clones?: number;
@@ -35,6 +40,8 @@ interface Options extends CommonOptions, TransportOptions {
   readonly name?: string;
   readonly partial?: boolean;
   readonly hosts?: string;
+  readonly placement?: Placement;
+  readonly fetch?: ImageFetchMode;
   readonly topology?: string;
   readonly fanout?: string;
   readonly wait?: boolean;
@@ -48,27 +55,55 @@ interface Options extends CommonOptions, TransportOptions {
 
 const outcome: { code: ExitCode } = { code: EXIT.done };
 
-/** Refuses the options for clones on several hosts; on one host no image has to be sent. */
-function refuseFanOut(options: Options): void {
-  const { topology, fanout } = options;
-  const flags: readonly (readonly [string, unknown])[] = [
-    ['--topology', topology],
-    ['--fanout', fanout === 'auto' ? undefined : fanout],
-    ...TRANSPORTS.map((transport) => [`--${transport}`, options[transport]] as const),
-  ];
-  for (const [flag, value] of flags) {
-    if (value === undefined) continue;
-    throw new MigrationError('USAGE', `${flag} is not implemented yet: clones run on the host of the VM`, {
+/** Refuses options that say nothing without --hosts, and those that are not implemented yet. */
+function refuseUseless(options: Options): void {
+  const { hosts, topology, fanout, placement, fetch } = options;
+  const isOther = (value: string | undefined, ...usual: string[]) => value !== undefined && !usual.includes(value);
+  if (topology !== undefined || isOther(fanout, 'auto', 'unicast')) {
+    const flag = topology === undefined ? `--fanout ${fanout}` : '--topology';
+    throw new MigrationError('USAGE', `${flag} is not implemented yet: each host reads the image from the VM's host`, {
       remedy: `omit ${flag}`,
     });
   }
+  if (hosts !== undefined) return;
+  const flags: readonly (readonly [string, unknown])[] = [
+    ['--placement', placement],
+    ['--fetch', fetch],
+    ...TRANSPORTS.map((transport) => [`--${transport}`, options[transport]] as const),
+  ];
+  for (const [flag, value] of flags) {
+    if (value !== undefined) throw new MigrationError('USAGE', `${flag} needs --hosts`);
+  }
+}
+
+/** Parses `a,b:16,c`. */
+function parseHosts(text: string): HostWish[] {
+  return text.split(',').map((part) => {
+    const [host = '', count, ...rest] = part.trim().split(':');
+    const isCount = count === undefined || /^\d{1,4}$/.test(count);
+    if (host === '' || !isCount || rest.length > 0) {
+      throw new MigrationError('USAGE', `--hosts: "${part}" is neither HOST nor HOST:CLONES`);
+    }
+    return { host, cloneCount: count === undefined ? null : Number(count) };
+  });
+}
+
+/** The number of clones, which need not be given if every host has its own. */
+function cloneCountOf({ clones }: Options, wishes: readonly HostWish[]): number {
+  if (clones !== undefined) return clones;
+  const counts = wishes.map(({ cloneCount }) => cloneCount);
+  if (counts.length === 0 || counts.includes(null)) {
+    throw new MigrationError('USAGE', 'give the number of clones: --clones N');
+  }
+  return counts.reduce<number>((sum, count) => sum + (count ?? 0), 0);
 }
 
 function bodyOf(vm: string | undefined, options: Options): ForkBody {
   if ((vm === undefined) === (options.image === undefined))
     throw new MigrationError('USAGE', 'name a VM, or an image with --image: vfork --clones N VM');
-  if (options.clones === undefined) throw new MigrationError('USAGE', 'give the number of clones: --clones N');
-  refuseFanOut(options);
+  refuseUseless(options);
+  const isAll = options.hosts?.trim() === 'all';
+  const wishes = options.hosts === undefined || isAll ? [] : parseHosts(options.hosts);
   if (options.wait === true && options.detach === true)
     throw new MigrationError('USAGE', '--wait and --detach exclude each other');
   if (options.rm === true && options.wait !== true) throw new MigrationError('USAGE', '--rm needs --wait');
@@ -76,7 +111,7 @@ function bodyOf(vm: string | undefined, options: Options): ForkBody {
   return {
     vm: vm ?? null,
     image: options.image ?? null,
-    cloneCount: options.clones,
+    cloneCount: cloneCountOf(options, wishes),
     namePrefix: options.name ?? null,
     parentMode: options.parent,
     memory: options.memory,
@@ -84,7 +119,12 @@ function bodyOf(vm: string | undefined, options: Options): ForkBody {
     disks: options.disks,
     isPartialAllowed: options.partial === true,
     replace: options.replace === true,
-    hosts: options.hosts === undefined ? [] : options.hosts.split(',').map((host) => host.trim()),
+    hosts: isAll
+      ? 'all'
+      : wishes.map((wish) => (wish.cloneCount === null ? wish.host : { host: wish.host, cloneCount: wish.cloneCount })),
+    placement: options.placement ?? 'spread',
+    fetch: options.fetch ?? 'all',
+    transport: chosenTransport(options),
   };
 }
 
@@ -197,17 +237,26 @@ const program = newProgram('vfork', 'Starts copies (clones) of a running VM, whi
   .option('--dry-run', 'print the plan and start nothing')
   .option('--detach', 'start the job, print its ID and return')
   .option('--recover <job>', 'try at once to go on with a fork that needs recovery')
-  .option('--hosts <list>', 'hosts for the clones (this build: this host only)')
-  .addOption(new Option('--topology <file>', 'tree of the network (not implemented yet)'))
+  .option(
+    '--hosts <list>',
+    'hosts for the clones: a,b,c or a:16,b:16, or all; the VM’s host makes clones only if it is among them',
+  )
   .addOption(
-    new Option('--fanout <how>', 'how the image is sent to the hosts (not implemented yet)').choices([
-      'auto',
-      'unicast',
-      'multicast',
-    ]),
-  );
+    new Option(
+      '--placement <how>',
+      'with --hosts: spread (default): the same load on each host; pack: fill the first hosts before the next',
+    ).choices(PLACEMENTS),
+  )
+  .addOption(
+    new Option(
+      '--fetch <what>',
+      'with --hosts: all (default): each host reads the whole image; demand: only what its clones touch',
+    ).choices(IMAGE_FETCHES),
+  )
+  .addOption(new Option('--topology <file>').hideHelp())
+  .addOption(new Option('--fanout <how>').choices(['auto', 'unicast', 'multicast', 'tree']).hideHelp());
 
-addTransportOptions(program, () => 'transport between hosts (not implemented yet)')
+addTransportOptions(program, (transport) => `with --hosts: ${transportRow(transport).help}`)
   .addHelpText(
     'after',
     '\nExit codes: 0 done; 1 failed, the VM runs and no clone exists (with --wait also: a clone failed); 2 usage;\n' +

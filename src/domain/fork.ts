@@ -40,8 +40,8 @@ export const PLACEMENTS = ['spread', 'pack'] as const;
 export type Placement = (typeof PLACEMENTS)[number];
 
 /**
- * all: a host that joins a fork reads the whole image, the pages that its clones touch first. demand: it reads only what
- * its clones touch.
+ * all: a host that joins a fork reads the whole image, the pages that its clones touch first. demand: it reads only
+ * what its clones touch.
  */
 export const IMAGE_FETCHES = ['all', 'demand'] as const;
 export type ImageFetchMode = (typeof IMAGE_FETCHES)[number];

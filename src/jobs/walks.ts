@@ -62,7 +62,10 @@ export function walkOf(job: Job, parts: WalkParts): JobWalk {
       ...common,
       ...{ record, findings },
       limits: { ...limits, undoCallMsMax: Math.max(limits.undoCallMsMax, FORK_UNDO_MS_MAX) },
-      ports: { ...ports, parent: local.source, forks: local.forks },
+      ports: {
+        ...{ ...ports, parent: local.source, forks: local.forks },
+        forksOf: (name: string) => hostOrUnreachable(agent, name).forks,
+      },
     };
     return {
       fromStart: () => forkWalk.fromStart(context),

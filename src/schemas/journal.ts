@@ -10,15 +10,18 @@ import {
   cloneDisks,
   cloneMemory,
   cloneNetwork,
+  imageFetchMode,
   imageId,
   incarnationId,
   jobState,
   migrationMode,
   migrationStep,
   parentMode,
+  placement,
   sessionId,
   sessionToken,
   transport,
+  transportChoice,
 } from './words.js';
 
 const id = z.string().min(1).max(255);
@@ -61,7 +64,7 @@ const forkRequest = z
   .strictObject({
     vm: id.nullable(),
     image: imageId.nullable(),
-    cloneCount: z.int().min(1).max(CLONES_MAX),
+    cloneCount: z.int().min(0).max(CLONES_MAX),
     namePrefix: id.nullable(),
     parentMode,
     memory: cloneMemory,
@@ -69,6 +72,10 @@ const forkRequest = z
     disks: cloneDisks,
     isPartialAllowed: z.boolean(),
     isReplacing: z.boolean().exactOptional(),
+    hosts: z.array(z.strictObject({ host: id, cloneCount: amount.nullable() })).exactOptional(),
+    placement: placement.exactOptional(),
+    fetch: imageFetchMode.exactOptional(),
+    transport: transportChoice.exactOptional(),
   })
   .refine(({ vm, image }) => (vm === null) !== (image === null), 'must have either a VM or an image');
 
@@ -87,6 +94,13 @@ const forkPlan = z.strictObject({
     }),
   ),
   notes: z.array(z.string()),
+  shares: z
+    .array(z.strictObject({ host: id, first: z.int().min(0), count: z.int().min(0) }))
+    .min(1)
+    .exactOptional(),
+  transport: transport.exactOptional(),
+  transportReason: z.string().exactOptional(),
+  coldReason: z.string().exactOptional(),
 });
 
 /** Replay reads only these members, so only they are checked. `prepare`, which needs the rest, is never replayed. */

@@ -27,7 +27,8 @@ const TYPESCRIPT_LAYERS: Record<string, readonly string[]> = {
 
   planner: WORDS,
   'planner/migration': [...WORDS, 'planner'],
-  'planner/fork': [...WORDS, 'planner'],
+  // The choice of a transport is the same for the image of a fork.
+  'planner/fork': [...WORDS, 'planner', 'planner/migration/transport'],
   'engine/ports': WORDS,
   engine: [...WORDS, PORTS],
   'engine/migration': [...WORDS, PORTS, 'engine', 'planner', 'planner/migration'],
@@ -50,9 +51,13 @@ const TYPESCRIPT_LAYERS: Record<string, readonly string[]> = {
   'agent/inventory': [...WORDS, PORTS, BACKEND, 'protocol', 'agent/vm', 'agent/image', 'agent/storage'],
   'agent/migration': [...WORDS, PORTS, BACKEND, 'protocol', 'durable', 'schemas', 'native', 'agent/vm'],
   'agent/fork/clones': [...WORDS, PORTS, BACKEND, 'agent/vm'],
+  'agent/fork/pages': [
+    ...[...WORDS, PORTS, BACKEND, 'protocol', 'native'],
+    ...['agent/vm', 'agent/image', 'agent/migration'],
+  ],
   'agent/fork': [
     ...[...WORDS, PORTS, BACKEND, 'protocol', 'durable', 'schemas', 'native'],
-    ...['agent/fork/clones', 'agent/vm', 'agent/image', 'agent/inventory', 'agent/migration'],
+    ...['agent/fork/clones', 'agent/fork/pages', 'agent/vm', 'agent/image', 'agent/inventory', 'agent/migration'],
   ],
   agent: [
     ...[...WORDS, PORTS, BACKEND, 'agent/vm', 'agent/image', 'agent/storage', 'agent/inventory'],

@@ -4,7 +4,7 @@ import { release } from 'node:os';
 import type { SpecDevices } from '../../backends/backend.js';
 import type { ForkInventory, VmInventory } from '../../domain/host.js';
 import type { VmSpec } from '../../domain/vm.js';
-import type { ForkQuestion } from '../../engine/ports/fork.js';
+import type { ForkOrigin, ForkQuestion } from '../../engine/ports/fork.js';
 import type { ImageRecord } from '../image/record.js';
 import { startProblem } from '../image/start-check.js';
 import { vmInventory } from '../inventory/inventory.js';
@@ -38,6 +38,7 @@ export async function forkInventory(
     limits: await hostLimits(),
     ...(stateFreeBytes === undefined ? {} : { stateFreeBytes }),
   };
+  if (question.origin !== undefined) return { ...common, ...(await joinInventory(context, question, question.origin)) };
   if (question.image !== null) {
     const image = images.get(question.image);
     return {
@@ -78,6 +79,22 @@ export async function forkInventory(
   };
 }
 
+/** For a host that would join a fork: the image is another host's, and comes here unless it is here already. */
+async function joinInventory(context: ForkContext, question: ForkQuestion, origin: ForkOrigin) {
+  const { images, vms } = context;
+  const { spec, accel, qemuVersion, image: id, allocatedBytes } = origin;
+  const image = images.has(id) ? images.view(id) : null;
+  return {
+    vm: inventoryOf(context, { spec, accel, qemuVersion }),
+    image,
+    ...{ escapingDevices: [], hasPreload: true, isFilling: false, diskBlockers: [], warmCloneCount: 0 },
+    imageBytesNeeded: image?.state === 'complete' ? 0 : allocatedBytes,
+    cloneBytesNeeded: cloneBytes(question, spec),
+    hostResources: vms.backend.devicesIn(spec).hostResources,
+    ...(await namesInUse(context, question, spec, null)),
+  };
+}
+
 function cloneBytes({ memory }: ForkQuestion, spec: VmSpec): number {
   return CLONE_BYTES + (memory === 'private' ? spec.memory.sizeBytes : 0);
 }
@@ -113,7 +130,10 @@ function escapingDevices({ discardingDevices }: VmInventory, { escaping }: SpecD
 }
 
 /** Describes the VM of an image for pre-flight. The image's record is all that is left of that VM. */
-function inventoryOf({ host, vms }: ForkContext, { spec, accel, qemuVersion }: ImageRecord): VmInventory {
+function inventoryOf(
+  { host, vms }: ForkContext,
+  { spec, accel, qemuVersion }: Pick<ImageRecord, 'spec' | 'accel' | 'qemuVersion'>,
+): VmInventory {
   return {
     ...{ spec, accel, qemuVersion, state: 'stopped', epoch: 0, owner: host, job: null },
     ...{ isRamShared: true, isRamNamedFile: true, migrationBlockers: [], ramAllocatedBytes: 0 },

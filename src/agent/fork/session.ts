@@ -28,7 +28,7 @@ import { CloneStarts, failureInJson, type WaitingClone } from './clones/start.js
 import type { ForkContext } from './context.js';
 import { acceptDeviceState } from './device-state.js';
 import type { CaptureSession } from './pages/capture-session.js';
-import { ForkPages } from './pages/pages.js';
+import { ForkPages } from './pages.js';
 import { ParentDisks } from './parent-disks.js';
 import { takeForkPointOf } from './point.js';
 import type { ForkParts } from './prepare.js';

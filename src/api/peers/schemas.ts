@@ -108,7 +108,7 @@ export const forkId = imageId;
 export const forkQuestion = z.strictObject({
   vm: vmName.nullable(),
   image: imageId.nullable(),
-  cloneCount: z.int().min(1).max(CLONES_MAX),
+  cloneCount: z.int().min(0).max(CLONES_MAX),
   namePrefix: namePrefix.nullable(),
   parentMode,
   memory: cloneMemory,

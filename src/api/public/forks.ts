@@ -36,7 +36,7 @@ const failures = { '4xx': errorJson, '5xx': errorJson };
 const STOPS_MAX = 16;
 
 export function forkRoutes(fastify: FastifyInstance, services: ApiServices): void {
-  const { host, jobs, pool } = services;
+  const { host, jobs, peers, pool } = services;
   const app = fastify.withTypeProvider<ZodTypeProvider>();
   app.post(
     '/v1/forks',
@@ -48,7 +48,7 @@ export function forkRoutes(fastify: FastifyInstance, services: ApiServices): voi
       },
     },
     async ({ body }, reply) => {
-      const request = forkRequest(body, host);
+      const request = forkRequest(body, host, peers.names);
       if (!body.dryRun) return reply.code(202).send(await jobs.submitFork(request));
       const { plan, refusals } = await jobs.dryRunFork(request);
       return reply.code(200).send({ plan, refusals: [...refusals] });

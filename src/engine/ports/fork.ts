@@ -119,7 +119,10 @@ export interface CommittedFork {
 }
 
 export interface ForkProgress {
-  /** lazy: only what the clones touch is read, so that the fork can be finished. `failed` is final. The clones have been ended, because they would wait for pages that never come. */
+  /**
+   * lazy: only what the clones touch is read, so that the fork can be finished. `failed` is final: the clones have been
+   * ended, because they would wait for pages that never come.
+   */
   readonly state: 'filling' | 'lazy' | 'complete' | 'failed';
   readonly error: unknown;
   readonly pagesTotal: number;
@@ -151,9 +154,9 @@ export interface ForkPort {
   forkPoint(fork: string): Promise<ForkPointReply>;
   /**
    * On the host that has the image, once the parent is armed: the host `reader` may read its pages. It gets none before
-   * the fork point. While the image is captured, another transport may be used than the one that is asked for. Repeated,
-   * it returns the same holder, unless the daemon has been restarted or the image has become complete. The host that
-   * has asked counts as a reader until `endImage`.
+   * the fork point. While the image is captured, another transport may be used than the one that is asked for.
+   * Repeated, it returns the same holder, unless the daemon has been restarted or the image has become complete. The
+   * host that has asked counts as a reader until `endImage`.
    */
   serveImage(image: string, reader: string, transport: Transport): Promise<ImageHolder>;
   /** The host does not read the image any more. Idempotent. */

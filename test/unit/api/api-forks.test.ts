@@ -64,7 +64,13 @@ describe('forks', () => {
     ['an unknown key', { vm: 'web', cloneCount: 1, speed: 9 }, 400, 'USAGE'],
     ['an image that is a path', { image: '../../etc/passwd', cloneCount: 1 }, 400, 'USAGE'],
     ['a prefix that makes no name', { vm: 'web', cloneCount: 1, namePrefix: '-x' }, 400, 'USAGE'],
-    ['another host', { vm: 'web', cloneCount: 1, hosts: ['A', 'B'] }, 501, 'UNSUPPORTED'],
+    ['a host twice', { vm: 'web', cloneCount: 2, hosts: ['A', 'B', 'A'] }, 400, 'USAGE'],
+    [
+      'numbers that do not add up',
+      { vm: 'web', cloneCount: 2, hosts: ['A', { host: 'B', cloneCount: 3 }] },
+      400,
+      'USAGE',
+    ],
   ])('with %s are refused', async (_, asked, status, code) => {
     expect(await inject('POST', '/v1/forks', asked)).toMatchObject({ status, body: { code } });
     expect(services.jobs.forkRequests).toEqual([]);
@@ -74,6 +80,20 @@ describe('forks', () => {
     expect(await inject('POST', '/v1/forks', { vm: 'web', cloneCount: 1, hosts: ['A'] })).toMatchObject({
       status: 202,
     });
+    expect(services.jobs.forkRequests[0]).not.toHaveProperty('hosts');
+  });
+
+  test('may name other hosts, or all', async () => {
+    const asked = { vm: 'web', cloneCount: 3, hosts: ['A', { host: 'B', cloneCount: 2 }], placement: 'pack' };
+    expect(await inject('POST', '/v1/forks', asked)).toMatchObject({ status: 202 });
+    expect(await inject('POST', '/v1/forks', { vm: 'web', cloneCount: 3, hosts: 'all' })).toMatchObject({
+      status: 202,
+    });
+    const own = { host: 'A', cloneCount: null };
+    expect(services.jobs.forkRequests).toMatchObject([
+      { hosts: [own, { host: 'B', cloneCount: 2 }], placement: 'pack', fetch: 'all', transport: 'auto' },
+      { hosts: [own, { host: 'B', cloneCount: null }], placement: 'spread' },
+    ]);
   });
 });
 

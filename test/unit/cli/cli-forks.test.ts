@@ -158,9 +158,27 @@ describe('vfork', () => {
     expect(ended.stderr).not.toBe('');
   });
 
-  test('other hosts are refused by the daemon', async () => {
-    const ended = await run('vfork', '--clones', '2', 'web', '--hosts', 'A,B');
-    expect(ended).toMatchObject({ code: 1, stderr: expect.stringMatching(/UNSUPPORTED/) as string });
+  test.each([
+    ['A,B,B', [], /named twice/],
+    ['A:1,B:2', ['--clones', '2'], /to have 3 clones, and the fork has 2/],
+    ['A,B:x', ['--clones', '2'], /neither HOST nor HOST:CLONES/],
+    ['A,B', [], /give the number of clones/],
+  ])('--hosts %s %j is a mistake of usage', async (hosts, flags, message) => {
+    const ended = await run(
+      'vfork',
+      ...(flags.length > 0 || hosts === 'A,B' ? flags : ['--clones', '2']),
+      'web',
+      '--hosts',
+      hosts,
+    );
+    expect(ended).toMatchObject({ code: 2, stderr: expect.stringMatching(message) as string });
+  });
+
+  test('--placement, --fetch and transports need --hosts', async () => {
+    for (const flag of ['--placement=pack', '--fetch=demand', '--tcp']) {
+      const ended = await run('vfork', '--clones', '2', 'web', flag);
+      expect(ended).toMatchObject({ code: 2, stderr: expect.stringMatching(/needs --hosts/) as string });
+    }
   });
 
   test.each([

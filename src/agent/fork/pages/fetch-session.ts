@@ -9,16 +9,16 @@ import { deferred } from '../../../kit/deferred.js';
 import { failureToError } from '../../../native/failure.js';
 import type { ImageFetchHandle, ImageFetchSnapshot } from '../../../native/types.js';
 import type { ImageCounter } from '../../../protocol/wire.js';
+import type { ImageContext } from '../../image/context.js';
 import type { ImageRecord } from '../../image/record.js';
 import { PageLink } from '../../migration/page-link.js';
 import type { ManagedVm } from '../../vm/vms.js';
-import type { ForkContext } from '../context.js';
 
 /** The counters that a native session opened anew starts at zero. The others are read from the presence maps. */
 const SUMMED: readonly ImageCounter[] = ['copiedBytes', 'demandBytes', 'prefetchBytes', 'cloneFaultCount', 'cpuNs'];
 
 export class FetchSession {
-  readonly #context: ForkContext;
+  readonly #context: ImageContext;
   readonly #image: ImageRecord;
   readonly #link: PageLink<ImageFetchHandle>;
   readonly #presencePaths: readonly string[];
@@ -33,7 +33,7 @@ export class FetchSession {
   #isServing = false;
   #isOpen = true;
 
-  private constructor(context: ForkContext, image: ImageRecord, files: ImageFiles, isResume: boolean) {
+  private constructor(context: ImageContext, image: ImageRecord, files: ImageFiles, isResume: boolean) {
     this.#context = context;
     this.#image = image;
     this.#presencePaths = files.map(({ presencePath }) => presencePath);
@@ -54,7 +54,7 @@ export class FetchSession {
   }
 
   /** `isResume`: an earlier daemon has read some of the pages. */
-  static async open(context: ForkContext, image: ImageRecord, isResume: boolean): Promise<FetchSession> {
+  static async open(context: ImageContext, image: ImageRecord, isResume: boolean): Promise<FetchSession> {
     return new FetchSession(context, image, await context.images.withPresence(image), isResume);
   }
 
@@ -201,4 +201,4 @@ export class FetchSession {
   }
 }
 
-type ImageFiles = Awaited<ReturnType<ForkContext['images']['withPresence']>>;
+type ImageFiles = Awaited<ReturnType<ImageContext['images']['withPresence']>>;

@@ -7,7 +7,7 @@ import { MigrationError, toMigrationError } from '../../../domain/errors.js';
 import { type Transport, transportRow } from '../../../domain/transport.js';
 import type { ImageHolder } from '../../../engine/ports/fork.js';
 import type { ImageCaptureHandle, SourceSessionHandle } from '../../../native/types.js';
-import type { ForkContext } from '../context.js';
+import type { ImageContext } from '../../image/context.js';
 
 const SESSION_BYTES = 16;
 const TOKEN_BYTES = 32;
@@ -18,14 +18,14 @@ interface Served {
 }
 
 export class ImageServer {
-  readonly #context: ForkContext;
+  readonly #context: ImageContext;
   readonly #image: string;
   readonly #served = new Map<Transport, Promise<Served>>();
   #isFixed: boolean;
   #isClosed = false;
 
   /** `isFixed`: the image has its content already. Otherwise `fix` says when it has. */
-  constructor(context: ForkContext, image: string, isFixed: boolean) {
+  constructor(context: ImageContext, image: string, isFixed: boolean) {
     this.#context = context;
     this.#image = image;
     this.#isFixed = isFixed;

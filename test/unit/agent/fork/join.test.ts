@@ -4,7 +4,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { Readable } from 'node:stream';
 import { afterEach, expect, test } from 'vitest';
-import { ForkPages } from '../../../../src/agent/fork/pages/pages.js';
+import { ForkPages } from '../../../../src/agent/fork/pages.js';
 import { ForkSession } from '../../../../src/agent/fork/session.js';
 import { PageLink, type PageReader } from '../../../../src/agent/migration/page-link.js';
 

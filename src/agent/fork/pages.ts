@@ -3,17 +3,17 @@
  * and the copies of private clones. A fork whose pages are all there has none of them. It also serves the image to
  * other hosts.
  */
-import { type ErrorJson, MigrationError, toMigrationError } from '../../../domain/errors.js';
-import type { Transport } from '../../../domain/transport.js';
-import type { ForkProgress, ImageHolder } from '../../../engine/ports/fork.js';
-import type { ImageRecord } from '../../image/record.js';
-import type { ManagedVm } from '../../vm/vms.js';
-import type { ForkContext } from '../context.js';
-import type { ForkRecord } from '../record.js';
-import { CaptureSession } from './capture-session.js';
-import { FetchSession } from './fetch-session.js';
-import { ImageServer } from './image-server.js';
-import { PrivateCopies } from './private-copies.js';
+import { type ErrorJson, MigrationError, toMigrationError } from '../../domain/errors.js';
+import type { Transport } from '../../domain/transport.js';
+import type { ForkProgress, ImageHolder } from '../../engine/ports/fork.js';
+import type { ImageRecord } from '../image/record.js';
+import type { ManagedVm } from '../vm/vms.js';
+import type { ForkContext } from './context.js';
+import { CaptureSession } from './pages/capture-session.js';
+import { FetchSession } from './pages/fetch-session.js';
+import { ImageServer } from './pages/image-server.js';
+import { PrivateCopies } from './pages/private-copies.js';
+import type { ForkRecord } from './record.js';
 
 export class ForkPages {
   readonly #context: ForkContext;
