@@ -160,6 +160,7 @@ test('metrics count clones, pauses, images and waiting processes', async () => {
     'vmigrate_clones_total 2',
     'vmigrate_fork_pause_seconds_total 0.0145',
     `vmigrate_fork_copied_bytes_total ${2 ** 27}`,
+    'vmigrate_fork_sent_bytes_total 0',
     'vmigrate_fork_faults_total{side="parent"} 12',
     'vmigrate_fork_faults_total{side="clones"} 34',
     'vmigrate_images{state="complete"} 1',
