@@ -5,14 +5,16 @@
 import { randomBytes } from 'node:crypto';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { MigrationError, toMigrationError } from '../domain/errors.js';
+import type { JobView } from '../domain/job.js';
 import type { HostPort } from '../engine/ports/host.js';
 import { ForkAgent } from './fork/agent.js';
 import type { ForkContext } from './fork/context.js';
-import { Images } from './fork/image-calls.js';
 import { resumeMerges } from './fork/live-merge.js';
+import { ImageServers } from './fork/pages/image-servers.js';
 import { Pool, type PoolConfig } from './fork/pool.js';
 import { openForkStore } from './fork/record.js';
 import { sealLayers } from './fork/settle.js';
+import { HostImages } from './host-images.js';
 import { clearBrokenSaves } from './image/file-save.js';
 import { holdersHere, type OtherHosts } from './image/layer-holders.js';
 import { hasLayerDuty, ImageStore } from './image/store.js';
@@ -26,8 +28,18 @@ import { TargetAgent } from './migration/target-agent.js';
 import { OutdatedRecords } from './outdated.js';
 import { Markers } from './storage/markers.js';
 import { UniqueNames } from './unique-names.js';
+import { UserVms } from './user-vms.js';
 import type { HostContext } from './vm/context.js';
 import { type MemoryReading, readMemory } from './vm/memory-pressure.js';
+import { VmMoves } from './vm-moves.js';
+
+/** What the agent asks the jobs that this host coordinates. */
+export interface JobsHere {
+  /** The job that holds the VM, if any. */
+  jobOf(vm: string): JobView | undefined;
+  /** Ends a committed migration from this host as lost. Throws CONFLICT if that would lose nothing. */
+  giveUp(job: string): Promise<void>;
+}
 
 export interface LocalAgentOptions extends HostContext {
   readonly stateDir: string;
@@ -38,6 +50,8 @@ export interface LocalAgentOptions extends HostContext {
   readonly pool?: Partial<PoolConfig>;
   /** How long nothing may arrive before an incoming job counts as one that needs recovery. */
   readonly recoveryMsMax?: number | undefined;
+  /** Absent: this host coordinates no jobs. It is a function because the jobs themselves need the agent. */
+  readonly jobs?: () => JobsHere;
   /** The hosts that may need disk layers of this one. Absent: there are none. */
   readonly otherHosts?: OtherHosts;
   /** A test replaces it to simulate a host that is short of memory. */
@@ -60,7 +74,8 @@ interface Parts {
   readonly target: TargetAgent;
   readonly forks: ForkAgent;
   readonly pool: Pool;
-  readonly images: Images;
+  readonly images: HostImages;
+  readonly userVms: UserVms;
   readonly names: UniqueNames;
   readonly outdated: OutdatedRecords;
 }
@@ -89,6 +104,7 @@ export class LocalAgent implements HostPort {
       hosts,
       recoveryMsMax,
       otherHosts,
+      jobs,
       ...options
     } = this.#options;
     const images = await ImageStore.open({ ...options, budgetBytes });
@@ -98,15 +114,27 @@ export class LocalAgent implements HostPort {
       peer: (host: string) => hosts?.agent(host) ?? unknownHost(host),
     };
     const names = new UniqueNames({ ...options, ...peers });
-    const context: Parts['context'] = { ...options, store, images, forkStore, names, closing: this.#closing.signal };
+    const servers = new ImageServers({ ...options, images });
+    const closing = this.#closing.signal;
+    const context: Parts['context'] = { ...options, store, images, forkStore, names, servers, closing };
     const target = new TargetAgent(context, recoveryMsMax);
     const arriving = (vm: string): Promise<string | null> => target.arriving(vm);
+    const outdated = new OutdatedRecords({ ...options, ...peers });
+    const moves = new VmMoves({
+      ...options,
+      arrivalOf: (vm) => target.arrivalOf(vm),
+      noticeOf: (vm) => outdated.noticeOf(vm),
+      jobOf: (vm) => jobs?.().jobOf(vm),
+      giveUp: async (job) => jobs?.().giveUp(job),
+    });
+    const userVms = new UserVms(options.vms, moves, (vm) => this.isUnclaimed(vm));
     const markers = await Markers.open(options.stateDir, options.log);
     const inventory = new InventoryAgent(context, {
       ...{ markers, hostInfo, arriving },
       arrivingFrom: (vm) => target.arrivalOf(vm)?.request.source ?? null,
       claims: (asked) => names.claims(asked),
       holders: (paths, flattened) => holdersHere(context, paths, flattened),
+      views: () => userVms.list(),
     });
     const source = new SourceAgent(context, (vm) => missingMemory(context, arriving, vm));
     const pool = new Pool(context, {
@@ -116,9 +144,9 @@ export class LocalAgent implements HostPort {
       readMemory: read ?? readMemory,
     });
     const forks = new ForkAgent(context, pool, arriving);
-    const outdated = new OutdatedRecords({ ...options, ...peers });
-    const ofUsers = new Images(context, (image) => forks.claims(image) || pool.has(image), otherHosts);
-    this.#parts = { context, inventory, source, target, forks, pool, images: ofUsers, names, outdated };
+    const isClaimed = (image: string): boolean => forks.claims(image) || pool.has(image);
+    const ofUsers = new HostImages(userVms, context, isClaimed, otherHosts);
+    this.#parts = { context, inventory, source, target, forks, pool, images: ofUsers, userVms, names, outdated };
     const { records, corrupt } = await store.load();
     for (const error of corrupt) {
       context.log.error({ err: error }, 'a session record cannot be read: its session is not resumed');
@@ -182,7 +210,11 @@ export class LocalAgent implements HostPort {
     return this.#ready.forks;
   }
 
-  get images(): Images {
+  get userVms(): UserVms {
+    return this.#ready.userVms;
+  }
+
+  get images(): HostImages {
     return this.#ready.images;
   }
 

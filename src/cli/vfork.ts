@@ -17,16 +17,17 @@ import {
   PLACEMENTS,
   type Placement,
 } from '../domain/fork.js';
-import type { ImageRemoval } from '../domain/image.js';
 import type { ForkJobView, JobView } from '../domain/job.js';
 import { TRANSPORTS, transportRow } from '../domain/transport.js';
 import type { ForkBody } from '../schemas/fork.js';
 import { attend } from './attend.js';
 import { awaitClones } from './await-clones.js';
+import { removeFork } from './clones.js';
 import { EXIT, type ExitCode } from './exit-codes.js';
 import { type CommonOptions, client, integer, main, newProgram } from './program.js';
 import { refusalText } from './render.js';
-import { type DryRunAnswer, endTable, forkPlanText, forkReportText, removalText } from './render-fork.js';
+import { type DryRunAnswer, forkPlanText, forkReportText } from './render-fork.js';
+import { endsText, removedText } from './render-hosts.js';
 import { print, printError } from './terminal.js';
 import { addTransportOptions, chosenTransport, type TransportOptions } from './transport-options.js';
 
@@ -167,29 +168,16 @@ async function show(report: ForkReport, options: Options): Promise<void> {
   // Without --partial a clone that has never run is missed.
   const isAnyMissing = report.failures.length > 0 && options.partial !== true;
   if (isAnyMissing || ends.some(({ exitCode }) => exitCode !== 0)) outcome.code = EXIT.failed;
-  print(output, { ...report, ends }, () => endTable(ends));
+  print(output, { ...report, ends }, () => endsText(ends));
   if (options.rm !== true) return;
   try {
-    await removeFork(report, options);
+    const removed = await removeFork(client(options), report, options.image !== undefined);
+    if (!output.isJson) process.stdout.write(removedText(removed));
   } catch (error) {
     // The clones' ends are told already, and with --json there is one document only.
     printError('vfork', { isJson: false }, error);
     outcome.code = EXIT.failed;
   }
-}
-
-/** Ends clones that run on after their word, and removes all clones and the image. Clones of another fork keep it. */
-async function removeFork({ clones, image }: ForkReport, options: Options): Promise<void> {
-  const api = client(options);
-  for (const { name } of clones) {
-    await api.post(`/v1/vms/${encodeURIComponent(name)}/stop`, { force: true }).catch((error: unknown) => {
-      if (!(error instanceof MigrationError && error.code === 'NOT_FOUND')) throw error;
-    });
-  }
-  // An image that was there before is somebody else's to remove.
-  if (options.image !== undefined) return;
-  const removal = await api.delete<ImageRemoval>(`/v1/images/${image}`, {});
-  if (options.json !== true) process.stdout.write(removalText(removal));
 }
 
 const program = newProgram('vfork', 'Starts copies (clones) of a running VM, which itself keeps running.')
@@ -231,8 +219,8 @@ const program = newProgram('vfork', 'Starts copies (clones) of a running VM, whi
   .option('--name <prefix>', 'name the clones PREFIX-0, PREFIX-1, … (default: the VM’s name and the image’s ID)')
   .option('--partial', 'succeed if some clones start, and list those that do not')
   .option('--wait', 'wait until all clones have ended; exit code 0 only if theirs all are 0')
-  .option('--logs <dir>', 'with --wait: write the serial log of each clone to this folder')
-  .option('--rm', 'with --wait: then remove the clones, and the image unless it was there before')
+  .option('--logs <dir>', 'with --wait: write the serial log of each clone, of whatever host, to this folder')
+  .option('--rm', 'with --wait: then remove the clones on all hosts, and the image unless it was there before')
   .option('--replace', 'remove ended VMs that have names of the clones, with their exit codes and logs')
   .option('--dry-run', 'print the plan and start nothing')
   .option('--detach', 'start the job, print its ID and return')

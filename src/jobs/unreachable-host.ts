@@ -6,7 +6,7 @@ export function unreachableHost(host: string, cause: unknown): HostPort {
   const fail = (): Promise<never> =>
     Promise.reject(new MigrationError('UNREACHABLE', `${host} is not among the peers of this host`, { cause }));
   const role = new Proxy({}, { get: () => fail });
-  const roles: Record<HostRole, object> = { inventory: role, source: role, target: role, forks: role };
+  const roles: Record<HostRole, object> = { inventory: role, source: role, target: role, forks: role, images: role };
   return { host, ...roles } as HostPort;
 }
 

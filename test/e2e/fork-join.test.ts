@@ -42,21 +42,29 @@ async function clear(host: AgentHost): Promise<void> {
   await host.restart();
 }
 
-/** A fork of the VM with one clone on A and two on B, as the coordinator asks for it. */
+/** How many clones the two hosts make. */
+type Counts = readonly [a: number, b: number];
+
+/** A fork of the VM, by default with one clone on A and two on B, as the coordinator asks for it. */
 class TwoHostFork {
   readonly request: PrepareForkRequest;
   readonly joining: PrepareForkRequest;
   readonly fork: string;
 
-  private constructor(request: PrepareForkRequest, origin: ForkOrigin) {
+  private constructor(
+    request: PrepareForkRequest,
+    origin: ForkOrigin,
+    private readonly counts: Counts,
+  ) {
+    const [own, others] = counts;
     this.fork = request.fork;
-    this.request = { ...request, share: { first: 0, count: 1 } };
-    this.joining = { ...request, vm: null, share: { first: 1, count: 2 }, origin };
+    this.request = { ...request, share: { first: 0, count: own } };
+    this.joining = { ...request, vm: null, share: { first: own, count: others }, origin };
   }
 
-  static async of(vm: string, change: Partial<PrepareForkRequest> = {}): Promise<TwoHostFork> {
+  static async of(vm: string, change: Partial<PrepareForkRequest> = {}, counts: Counts = [1, 2]): Promise<TwoHostFork> {
     const { a } = pair;
-    const request = forkRequest(vm, { cloneCount: 3, ...change });
+    const request = forkRequest(vm, { cloneCount: counts[0] + counts[1], ...change });
     const { spec, accel, qemuVersion } = a.vms.get(vm);
     const { imageBytesNeeded } = await a.agent.forks.forkInventory(request);
     const size = spec.memory.sizeBytes;
@@ -68,7 +76,7 @@ class TwoHostFork {
       qemuVersion,
       allocatedBytes: imageBytesNeeded || size,
     };
-    return new TwoHostFork(request, origin);
+    return new TwoHostFork(request, origin, counts);
   }
 
   async upToLoad(): Promise<void> {
@@ -78,8 +86,9 @@ class TwoHostFork {
       a.agent.forks.prepareClones(this.request),
       b.agent.forks.prepareClones(this.joining),
     ]);
-    expect([...root.clones, ...leaf.clones].map(({ index }) => index)).toEqual([0, 1, 2]);
-    expect(new Set([...root.clones, ...leaf.clones].map(({ uuid }) => uuid)).size).toBe(3);
+    const clones = [...root.clones, ...leaf.clones];
+    expect(clones.map(({ index }) => index)).toEqual(Array.from({ length: this.request.cloneCount }, (_, at) => at));
+    expect(new Set(clones.map(({ uuid }) => uuid)).size).toBe(clones.length);
     await a.agent.forks.armParent(this.fork);
     await this.connect();
     await a.agent.forks.forkPoint(this.fork);
@@ -97,23 +106,20 @@ class TwoHostFork {
 
   async run(): Promise<void> {
     const outcomes = await Promise.all([pair.a, pair.b].map(({ agent }) => agent.forks.runClones(this.fork)));
-    expect(outcomes.map(({ ready, failures }) => [ready.length, failures])).toEqual([
-      [1, []],
-      [2, []],
-    ]);
+    expect(outcomes.map(({ ready, failures }) => [ready.length, failures])).toEqual(this.counts.map((n) => [n, []]));
   }
 
   /** Ends the fork when both images are complete. The host that serves the image ends last. */
-  async finish(): Promise<void> {
-    for (const { agent } of [pair.b, pair.a]) {
+  async finish(hosts: readonly AgentHost[] = [pair.b, pair.a]): Promise<void> {
+    for (const { agent } of hosts) {
       await eventually('the image is complete', FILL_MS, async () => {
         const progress = await agent.forks.forkProgress(this.fork);
         if (progress.state === 'failed') throw new Error(JSON.stringify(progress));
         return progress.state === 'complete' ? true : undefined;
       });
     }
-    for (const { agent } of [pair.b, pair.a]) await agent.forks.finishFork(this.fork);
-    await pair.a.agent.source.unreserve(this.request.vm ?? '', this.request.job);
+    for (const { agent } of hosts) await agent.forks.finishFork(this.fork);
+    if (hosts.includes(pair.a)) await pair.a.agent.source.unreserve(this.request.vm ?? '', this.request.job);
   }
 }
 
@@ -173,7 +179,6 @@ describe('a fork on two hosts', () => {
     await b.restart();
     expect(b.vms.list().map(({ state }) => state)).toEqual(['incoming', 'incoming']);
     await b.agent.forks.commitFork(fork.fork);
-    await fork.connect();
     await fork.run();
     await fork.finish();
     await expectSound(b, clonesOn(b));
@@ -194,14 +199,85 @@ describe('a fork on two hosts', () => {
     const fork = await TwoHostFork.of('web');
     await fork.upToLoad();
     await fork.commit();
+    // Nobody tells the host that joined where the image is now.
     await b.restart();
-    await fork.connect();
     await fork.run();
     await a.restart();
-    await fork.connect();
     await fork.finish();
     await expectSound(a, ['web', ...clonesOn(a)]);
     await expectSound(b, clonesOn(b));
+  });
+
+  test.each([
+    ['the host of the parent', [0, 2]],
+    ['the host that joins, which only gets the image,', [1, 0]],
+  ] as const)('%s makes no clones', async (_, counts) => {
+    const { a, b } = pair;
+    await pair.boot({ name: 'web', touchMiB: 32 });
+    const fork = await TwoHostFork.of('web', {}, counts);
+    await fork.upToLoad();
+    await b.restart();
+    await fork.commit();
+    await a.restart();
+    await fork.run();
+    await fork.finish();
+    expect([clonesOn(a).length, clonesOn(b).length]).toEqual(counts);
+    expect(b.agent.images.find(fork.fork)).toMatchObject({ state: 'complete' });
+    await expectSound(a, ['web', ...clonesOn(a)]);
+    await expectSound(b, clonesOn(b));
+    if (counts[1] > 0) return;
+    // The image that was copied is as good as the original.
+    const later = forkRequest(null, { image: fork.fork, cloneCount: 1 });
+    await b.agent.forks.prepareClones(later);
+    await b.agent.forks.loadClones(later.fork);
+    await b.agent.forks.commitFork(later.fork);
+    await b.agent.forks.runClones(later.fork);
+    await expectSound(b, clonesOn(b));
+    await b.agent.forks.finishFork(later.fork);
+  });
+
+  test('the image is read after the fork of its host is over, and is kept for its reader', async () => {
+    const { a, b } = pair;
+    await pair.boot({ name: 'web', touchMiB: 64 });
+    const fork = await TwoHostFork.of('web');
+    await fork.upToLoad();
+    await fork.commit();
+    await a.agent.forks.runClones(fork.fork);
+    await fork.finish([a]);
+    expect(await a.agent.forks.forkDecision(fork.fork)).toEqual({ decision: 'committed' });
+    await expect(a.agent.forks.forkProgress(fork.fork)).rejects.toThrow(code('NOT_FOUND'));
+    await expect(a.agent.forks.prepareClones(fork.request)).rejects.toThrow(code('CONFLICT'));
+    for (const name of clonesOn(a)) await a.vms.destroy(name);
+    await expect(a.agent.images.remove(fork.fork)).rejects.toThrow('host B still reads image');
+    await a.restart();
+    expect(await a.agent.forks.forkDecision(fork.fork)).toEqual({ decision: 'committed' });
+    await expect(a.agent.images.remove(fork.fork)).rejects.toThrow('host B still reads image');
+    await b.agent.forks.runClones(fork.fork);
+    await fork.finish([b]);
+    await expectSound(b, clonesOn(b));
+    await eventually('nobody reads the image', 5000, async () =>
+      a.agent.images.find(fork.fork).readers === undefined ? true : undefined,
+    );
+    await a.agent.images.remove(fork.fork);
+  });
+
+  test('an image that is gone from its host leaves its clones on the other host waiting, and that shows', async () => {
+    const { a, b } = pair;
+    await pair.boot({ name: 'web', touchMiB: 32 });
+    const fork = await TwoHostFork.of('web');
+    await fork.upToLoad();
+    await fork.commit();
+    await a.agent.forks.runClones(fork.fork);
+    await fork.finish([a]);
+    for (const name of clonesOn(a)) await a.vms.destroy(name);
+    await a.agent.images.remove(fork.fork, { isForced: true, isDroppingSaved: false });
+    await b.agent.forks.runClones(fork.fork);
+    await eventually('the trouble is visible', 10_000, async () => {
+      const { state, error } = await b.agent.forks.forkProgress(fork.fork);
+      expect(state).toBe('filling');
+      return (error as { code?: string } | null)?.code === 'NOT_FOUND' ? true : undefined;
+    });
+    expect(clonesOn(b)).toHaveLength(2);
   });
 
   test('goes on when the parent dies after the fork point', async () => {
@@ -228,13 +304,13 @@ describe('a fork on two hosts', () => {
     await expectSound(b, clonesOn(b));
   });
 
-  test('an image that is still being captured is not served by shared memory', async () => {
+  test('an image that is still being captured is served by TCP, whatever is asked for', async () => {
     const { a, b } = pair;
     await pair.boot({ name: 'web', touchMiB: 16 });
     const fork = await TwoHostFork.of('web');
     await a.agent.forks.prepareClones(fork.request);
     await a.agent.forks.armParent(fork.fork);
-    await expect(a.agent.forks.serveImage(fork.fork, 'B', 'shm')).rejects.toThrow(code('UNSUPPORTED'));
+    expect(await a.agent.forks.serveImage(fork.fork, 'B', 'shm')).toMatchObject({ endpoint: { transport: 'tcp' } });
     await expect(a.agent.forks.connectImage(fork.fork, 'tcp')).rejects.toThrow(code('CONFLICT'));
     await expect(a.agent.forks.sendForkState(fork.fork, 'B')).rejects.toThrow(code('CONFLICT'));
     await a.agent.forks.discardFork(fork.fork);

@@ -6,6 +6,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import type { ForkContext } from '../../src/agent/fork/context.js';
 import { Images } from '../../src/agent/fork/image-calls.js';
+import { ImageServers } from '../../src/agent/fork/pages/image-servers.js';
 import { sealLayers } from '../../src/agent/fork/settle.js';
 import type { OtherHosts } from '../../src/agent/image/layer-holders.js';
 import { ImageStore } from '../../src/agent/image/store.js';
@@ -90,7 +91,9 @@ export class ImageScene {
     });
     const registry = { owner: async () => null };
     const closing = new AbortController().signal;
-    const context = { host: name, images, vms: manager, registry, closing, log: SILENT } as unknown as ForkContext;
+    const shared = { host: name, images, vms: manager, registry, closing, log: SILENT };
+    const servers = new ImageServers(shared as never);
+    const context = { ...shared, servers } as unknown as ForkContext;
     return { context, images: new Images(context, () => false, others), vms };
   }
 

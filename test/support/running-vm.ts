@@ -5,6 +5,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import type { ForkContext } from '../../src/agent/fork/context.js';
 import { Images } from '../../src/agent/fork/image-calls.js';
+import { ImageServers } from '../../src/agent/fork/pages/image-servers.js';
 import { ParentDisks } from '../../src/agent/fork/parent-disks.js';
 import { type ForkStore, openForkStore } from '../../src/agent/fork/record.js';
 import { ImageStore } from '../../src/agent/image/store.js';
@@ -53,7 +54,8 @@ export class RunningVm {
     const images = await ImageStore.open({ ...shared, budgetBytes: null, vms, native });
     const closing = new AbortController();
     const forkStore: ForkStore = await openForkStore(this.directory);
-    const context = { ...shared, vms, images, forkStore, closing: closing.signal, native } as never as ForkContext;
+    const parts = { ...shared, vms, images, forkStore, closing: closing.signal, native };
+    const context = { ...parts, servers: new ImageServers(parts as never) } as never as ForkContext;
     this.#daemon = { vms, context, images: new Images(context, () => false), closing };
   }
 

@@ -61,7 +61,7 @@ const TYPESCRIPT_LAYERS: Record<string, readonly string[]> = {
   ],
   agent: [
     ...[...WORDS, PORTS, BACKEND, 'agent/vm', 'agent/image', 'agent/storage', 'agent/inventory'],
-    ...['agent/migration', 'agent/fork', 'agent/memory'],
+    ...['agent/migration', 'agent/fork', 'agent/fork/pages/image-servers', 'agent/memory'],
   ],
 
   'api/contract': [...WORDS, PORTS, 'tls'],

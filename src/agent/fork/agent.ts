@@ -7,6 +7,7 @@ import type { ForkInventory } from '../../domain/host.js';
 import type { Transport } from '../../domain/transport.js';
 import type {
   ForkDecision,
+  ForkOrigin,
   ForkPointReply,
   ForkPort,
   ForkProgress,
@@ -23,11 +24,15 @@ import { EndedSessions } from '../migration/ended-sessions.js';
 import type { ManagedVm } from '../vm/vms.js';
 import type { ForkContext } from './context.js';
 import { sendDeviceState } from './device-state.js';
+import { FinishedForks } from './finished.js';
 import { forkInventory } from './inventory.js';
+import type { ImagePages } from './pages/image-server.js';
+import { failedImage } from './pages/image-servers.js';
 import type { Pool } from './pool.js';
 import { prepareFork } from './prepare.js';
-import type { ForkRecord } from './record.js';
+import { type ForkRecord, finishRecord } from './record.js';
 import { ForkSession } from './session.js';
+import { UndecidedForks } from './undecided.js';
 import { undoFork } from './undo.js';
 
 export class ForkAgent implements ForkPort {
@@ -40,6 +45,8 @@ export class ForkAgent implements ForkPort {
   readonly #leftover = new Map<string, ForkRecord>();
   readonly #preparing = new Map<string, AbortController>();
   readonly #ended = new EndedSessions();
+  readonly #finished: FinishedForks;
+  readonly #undecided: UndecidedForks;
 
   /** Returns the job that is still transferring pages of this VM to this host, or null. */
   readonly #arriving: (vm: string) => Promise<string | null>;
@@ -48,6 +55,13 @@ export class ForkAgent implements ForkPort {
     this.#arriving = arriving;
     this.#context = context;
     this.#pool = pool;
+    this.#finished = new FinishedForks(context.forkStore);
+    this.#undecided = new UndecidedForks({
+      log: context.log,
+      ask: async (host, fork) => context.peers.agent(host).forks.forkDecision(fork),
+      isUndecided: (fork) => this.#isOpen(fork),
+      discard: (fork) => this.discardFork(fork),
+    });
     context.vms.on('exit', this.#onExit);
   }
 
@@ -61,7 +75,8 @@ export class ForkAgent implements ForkPort {
       try {
         await this.#resume(record);
       } catch (error) {
-        const { fork } = record.request;
+        const { fork, origin } = record.request;
+        if (record.state !== 'committed' && origin !== undefined) this.#undecided.watch(fork, origin.host);
         if (record.state !== 'committed') this.#leftover.set(fork, record);
         log.error({ fork, err: toMigrationError(error) }, 'a fork of the earlier daemon cannot be resumed or undone');
       }
@@ -72,7 +87,9 @@ export class ForkAgent implements ForkPort {
     this.#context.vms.off('exit', this.#onExit);
     for (const controller of this.#preparing.values()) controller.abort();
     await Promise.all([...this.#preparing.keys()].map((fork) => this.#locks.hold(fork, () => Promise.resolve())));
+    this.#undecided.close();
     await Promise.all([...this.#forks.values()].map((fork) => fork.close()));
+    await this.#context.servers.closeAll();
   }
 
   /** True if a fork needs this image, or may need it, because a fork's record cannot be read. */
@@ -103,6 +120,7 @@ export class ForkAgent implements ForkPort {
       this.#ended.refuse(fork);
       if (this.#leftover.has(fork)) throw new MigrationError('CONFLICT', `fork ${fork} is to be undone`);
       const existing = this.#forks.get(fork);
+      this.#undecided.heard(fork);
       if (existing !== undefined) return existing.reply;
       const controller = new AbortController();
       this.#preparing.set(fork, controller);
@@ -116,6 +134,7 @@ export class ForkAgent implements ForkPort {
           : this.#locks.hold(`image ${request.origin.image}`, preparing));
         const session = new ForkSession(this.#context, parts);
         this.#forks.set(fork, session);
+        if (request.origin !== undefined) this.#undecided.watch(fork, request.origin.host);
         return session.reply;
       } finally {
         this.#preparing.delete(fork);
@@ -131,26 +150,28 @@ export class ForkAgent implements ForkPort {
     return this.#fork(fork).point();
   }
 
-  async serveImage(image: string, _reader: string, transport: Transport): Promise<ImageHolder> {
-    const session = [...this.#forks.values()].find(({ record }) => record.image === image);
-    if (session === undefined) throw new MigrationError('NOT_FOUND', `no fork serves image ${image}`);
-    return session.serveImage(transport);
+  async serveImage(image: string, reader: string, transport: Transport): Promise<ImageHolder> {
+    checkImageId(image);
+    return this.#context.servers.serve(image, reader, transport, this.#served(image));
   }
 
-  async endImage(): Promise<void> {}
+  async endImage(image: string, reader: string): Promise<void> {
+    checkImageId(image);
+    await this.#context.servers.end(image, reader);
+  }
 
   async connectImage(fork: string, transport: Transport): Promise<void> {
-    const session = this.#fork(fork);
-    const { origin } = session.request;
-    if (origin === undefined) throw new MigrationError('CONFLICT', `fork ${fork} does not read another host`);
-    const { forks } = this.#context.peers.agent(origin.host);
-    await session.connectImage(await forks.serveImage(origin.image, this.#context.host, transport));
+    await this.#fork(fork).connectImage(transport);
   }
 
+  /** After `discarded` no late call can prepare the fork. */
   async forkDecision(fork: string): Promise<{ readonly decision: ForkDecision }> {
-    const session = this.#forks.get(fork);
-    if (session?.isCommitted === true) return { decision: 'committed' };
-    return { decision: session === undefined ? 'discarded' : 'open' };
+    checkImageId(fork);
+    if (this.#forks.get(fork)?.isCommitted === true || this.#finished.has(fork)) return { decision: 'committed' };
+    // A record that cannot be read may be the fork's.
+    if (this.#isOpen(fork) || this.#hasUnreadable) return { decision: 'open' };
+    this.#ended.add(fork);
+    return { decision: 'discarded' };
   }
 
   async sendForkState(fork: string, host: string): Promise<void> {
@@ -175,6 +196,7 @@ export class ForkAgent implements ForkPort {
 
   async commitFork(fork: string): Promise<void> {
     await this.#fork(fork).commit();
+    this.#undecided.forget(fork);
   }
 
   async runClones(fork: string): Promise<RunClonesReply> {
@@ -193,12 +215,14 @@ export class ForkAgent implements ForkPort {
       await session.finish();
       this.#forks.delete(fork);
       this.#ended.add(fork);
+      await this.#finished.add(fork);
     });
   }
 
   async discardFork(fork: string): Promise<void> {
     checkImageId(fork);
     this.#forks.get(fork)?.refuseIfCommitted();
+    if (this.#finished.has(fork)) throw new MigrationError('CONFLICT', `fork ${fork} is committed, and over`);
     this.#ended.add(fork);
     // The abort ends a preparation that still waits for QEMUs. The preparation then removes what it has made.
     this.#preparing.get(fork)?.abort();
@@ -211,6 +235,7 @@ export class ForkAgent implements ForkPort {
         throw new MigrationError('STEP_FAILED', `fork ${fork} cannot be undone: ${message}`, { cause, ...advice });
       });
       this.#context.vms.room.release(fork);
+      this.#undecided.forget(fork);
     });
   }
 
@@ -223,15 +248,20 @@ export class ForkAgent implements ForkPort {
   }
 
   async #resume(record: ForkRecord): Promise<void> {
-    const { vms, images, forkStore } = this.#context;
-    const { fork, vm, image } = record.request;
-    const isUndecided = record.request.origin !== undefined && record.state === 'prepared';
+    const { vms, images } = this.#context;
+    const { fork, vm, image, origin } = record.request;
+    if (record.isFinished === true) {
+      this.#ended.add(fork);
+      return this.#finished.add(fork);
+    }
+    const isUndecided = origin !== undefined && record.state === 'prepared';
     if (record.state !== 'committed' && !(isUndecided && images.has(record.image))) {
       await undoFork(this.#context, record);
       return;
     }
     if (!images.has(record.image)) {
-      await forkStore.remove(fork);
+      await finishRecord(this.#context, record);
+      if (record.request.share !== undefined) await this.#finished.add(fork);
       return;
     }
     const parent = vm !== null && image === null && vms.has(vm) ? vms.get(vm) : null;
@@ -242,14 +272,46 @@ export class ForkAgent implements ForkPort {
     const clones = record.clones.flatMap(find);
     const session = new ForkSession(this.#context, { record, parent, clones, failures: [] });
     this.#forks.set(fork, session);
-    await (isUndecided ? session.rejoin() : session.resume());
+    if (!isUndecided) return session.resume();
+    this.#undecided.watch(fork, origin.host);
+    await this.#holdRoom(record, origin);
+    await session.rejoin();
+  }
+
+  /** Promises the room of an image that fills only after the commit. It may be taken by now: the fork stays. */
+  async #holdRoom({ request, image }: ForkRecord, { allocatedBytes, spec }: ForkOrigin): Promise<void> {
+    const { images, vms, log } = this.#context;
+    if (images.get(image).state === 'complete') return;
+    await vms.room.hold(request.fork, allocatedBytes, spec.memory.pageBytes).catch((error: unknown) => {
+      log.warn({ fork: request.fork, image, err: toMigrationError(error) }, 'there may be no room for an image');
+    });
+  }
+
+  /** The fork may still be committed here, or its undo is not durable yet. */
+  #isOpen(fork: string): boolean {
+    const session = this.#forks.get(fork);
+    if (session !== undefined) return !session.isCommitted;
+    return this.#preparing.has(fork) || this.#leftover.has(fork);
+  }
+
+  /** Where the pages of an image of this host are. Throws CONFLICT as long as nobody can read them. */
+  #served(image: string): ImagePages {
+    const { images, host } = this.#context;
+    const { state } = images.get(image);
+    if (state === 'complete') return { capture: null, isFixed: true };
+    if (state === 'failed') throw failedImage(image, host);
+    if (state === 'unloaded') throw new MigrationError('NOT_FOUND', `the memory of image ${image} is not on ${host}`);
+    const session = [...this.#forks.values()].find(({ record }) => record.image === image);
+    if (session === undefined) throw new MigrationError('CONFLICT', `image ${image} on ${host} is not complete`);
+    return session.served;
   }
 
   #fork(fork: string): ForkSession {
+    this.#undecided.heard(fork);
     const session = this.#forks.get(fork);
     if (session !== undefined) return session;
     checkImageId(fork);
-    this.#ended.refuse(fork);
+    if (!this.#finished.has(fork)) this.#ended.refuse(fork);
     throw new MigrationError('NOT_FOUND', `no fork ${fork} on ${this.#context.host}`);
   }
 

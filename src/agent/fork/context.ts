@@ -2,6 +2,7 @@
 
 import type { VmIdentity } from '../../domain/host.js';
 import type { ImageContext } from '../image/context.js';
+import type { ImageServers } from './pages/image-servers.js';
 import type { ForkStore } from './record.js';
 
 /** The names of VMs on all hosts. */
@@ -18,6 +19,7 @@ export interface NamesOfAllHosts {
 export interface ForkContext extends ImageContext {
   readonly forkStore: ForkStore;
   readonly names: NamesOfAllHosts;
+  readonly servers: ImageServers;
   /** Aborts when the daemon ends. */
   readonly closing: AbortSignal;
 }

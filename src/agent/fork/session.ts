@@ -17,22 +17,23 @@ import type { Transport } from '../../domain/transport.js';
 import type {
   ForkPointReply,
   ForkProgress,
-  ImageHolder,
   LoadClonesReply,
   PrepareForkReply,
   PrepareForkRequest,
   RunClonesReply,
 } from '../../engine/ports/fork.js';
 import type { ManagedVm } from '../vm/vms.js';
+import { ForkBook } from './book.js';
 import { CloneStarts, failureInJson, type WaitingClone } from './clones/start.js';
 import type { ForkContext } from './context.js';
 import { acceptDeviceState } from './device-state.js';
 import type { CaptureSession } from './pages/capture-session.js';
+import type { ImagePages } from './pages/image-server.js';
 import { ForkPages } from './pages.js';
 import { ParentDisks } from './parent-disks.js';
 import { takeForkPointOf } from './point.js';
 import type { ForkParts } from './prepare.js';
-import type { ForkOutcome, ForkRecord } from './record.js';
+import { type ForkRecord, finishRecord } from './record.js';
 import { settleRun } from './settle.js';
 import { isOwnImage, refuseIfRun, resumeParent } from './undo.js';
 import { filesChanged, giveUpImage, isPermanent } from './unfillable.js';
@@ -42,7 +43,7 @@ export class ForkSession {
   readonly #context: ForkContext;
   readonly #parent: ManagedVm | null;
   readonly #failures: readonly CloneFailure[];
-  #record: ForkRecord;
+  readonly #book: ForkBook;
   #clones: readonly WaitingClone[];
   readonly #pages: ForkPages;
   readonly #starts: CloneStarts;
@@ -57,36 +58,33 @@ export class ForkSession {
   #reopening: Promise<void> | null = null;
   #afterCommit: Promise<void> = Promise.resolve();
   #afterFilling: Promise<void> = Promise.resolve();
-  #outcome: ForkOutcome;
   #isFollowed = false;
   #isRejoined = false;
   #isOver = false;
 
   constructor(context: ForkContext, parts: ForkParts) {
     this.#context = context;
-    this.#record = parts.record;
+    this.#book = new ForkBook(context.forkStore, parts.record);
     this.#parent = parts.parent;
     this.#clones = parts.clones;
     this.#failures = parts.failures;
     this.#pages = new ForkPages(context, parts.record, parts.parent);
-    const { outcome } = parts.record;
-    this.#outcome = outcome ?? { failures: [], parentPauseMs: 0, deviceStateBytes: 0, ready: [] };
     this.#starts = new CloneStarts({
       ...{ vms: context.vms, inject: context.inject, isClosing: () => this.#isOver },
-      readyAtMs: new Map(this.#outcome.ready.map(({ index, at }) => [index, Date.parse(at)])),
+      readyAtMs: new Map(this.#book.outcome.ready.map(({ index, at }) => [index, Date.parse(at)])),
     });
   }
 
   get record(): ForkRecord {
-    return this.#record;
+    return this.#book.record;
   }
 
   get request(): PrepareForkRequest {
-    return this.#record.request;
+    return this.record.request;
   }
 
   get isCommitted(): boolean {
-    return this.#record.state === 'committed';
+    return this.#book.isCommitted;
   }
 
   has(vm: ManagedVm): boolean {
@@ -94,7 +92,7 @@ export class ForkSession {
   }
 
   get reply(): PrepareForkReply {
-    const { image, isWarm, clones } = this.#record;
+    const { image, isWarm, clones } = this.record;
     return { image, isWarm, clones, failures: this.#failures.map(failureInJson) };
   }
 
@@ -103,8 +101,8 @@ export class ForkSession {
    * stopped until `run`.
    */
   async resume(): Promise<void> {
-    const { failure } = this.#record;
-    const hasFailed = failure !== null || this.#context.images.get(this.#record.image).state === 'failed';
+    const { failure } = this.record;
+    const hasFailed = failure !== null || this.#context.images.get(this.record.image).state === 'failed';
     if (hasFailed) {
       await this.#fail(failure === null ? filesChanged() : MigrationError.fromJSON(failure, 'the fork record'));
       return;
@@ -141,22 +139,25 @@ export class ForkSession {
     return this.#pointing;
   }
 
-  serveImage(transport: Transport): Promise<ImageHolder> {
+  /** The pages of the image for other hosts. */
+  get served(): ImagePages {
     this.#refuseIfEnded();
-    return this.#pages.serve(transport);
+    return this.#pages.served;
   }
 
-  async connectImage(holder: ImageHolder): Promise<void> {
+  async connectImage(transport: Transport): Promise<void> {
+    // A record that is written now must not take the place of the committed one.
+    while (this.#committing !== null && !this.isCommitted) await this.#committing.catch(() => undefined);
     this.#refuseIfEnded();
-    await this.#pages.connect(holder, this.#vms);
+    await this.#book.want(transport);
+    await this.#pages.connect(transport, this.#vms);
   }
 
   async acceptState(stream: Readable): Promise<void> {
     this.#refuseIfEnded();
     const isWanted = this.#pages.isJoined && this.#loading === null;
     if (!isWanted) throw new MigrationError('CONFLICT', `fork ${this.request.fork} takes no device state`);
-    const deviceStateBytes = await acceptDeviceState(this.#context, this.#record.image, stream);
-    this.#outcome = { ...this.#outcome, deviceStateBytes };
+    this.#book.note({ deviceStateBytes: await acceptDeviceState(this.#context, this.record.image, stream) });
   }
 
   async load(): Promise<LoadClonesReply> {
@@ -168,6 +169,7 @@ export class ForkSession {
   /** An earlier daemon may have loaded the clones. Their QEMUs say so as soon as all of them answer. */
   async #lookForLoads(): Promise<void> {
     if (!this.#isRejoined || this.#loading !== null) return;
+    if (this.#clones.length === 0 && this.#context.images.get(this.record.image).deviceStateBytes === 0) return;
     if (await this.#starts.haveLoaded(this.#clones)) this.#loading ??= Promise.resolve({ failures: [] });
   }
 
@@ -191,14 +193,14 @@ export class ForkSession {
   }
 
   async progress(): Promise<ForkProgress> {
-    return this.#pages.progress(this.#record);
+    return this.#pages.progress(this.record);
   }
 
   /** Throws CONFLICT while pages are still being copied, or clones have not run. */
   async finish(): Promise<void> {
     const { state } = await this.progress();
     if (!this.isCommitted || state === 'filling') {
-      throw new MigrationError('CONFLICT', `pages of image ${this.#record.image} are still being copied`);
+      throw new MigrationError('CONFLICT', `pages of image ${this.record.image} are still being copied`);
     }
     await this.#afterCommit.catch(() => this.#settleCommitted());
     if (this.#isAnyWaiting) await this.#settleCommitted();
@@ -206,7 +208,7 @@ export class ForkSession {
     await this.#afterFilling;
     await this.#pages.finish();
     for (const { vm } of this.#clones) await this.#context.vms.unreserve(vm.spec.name, this.request.job);
-    await this.#context.forkStore.remove(this.request.fork);
+    await finishRecord(this.#context, this.record);
     this.#isOver = true;
   }
 
@@ -234,7 +236,7 @@ export class ForkSession {
     if (this.#parent !== null) await resumeParent(this.#context, this.#parent, this.request.job);
     await this.#endClones();
     await this.#disks?.undo();
-    if (isOwnImage(this.#context, this.#record)) await images.delete(this.#record.image);
+    if (isOwnImage(this.#context, this.record)) await images.delete(this.record.image);
     await forkStore.remove(this.request.fork);
   }
 
@@ -267,7 +269,7 @@ export class ForkSession {
     const parent = this.#parent;
     if (parent === null) return;
     const { images, inject } = this.#context;
-    const image = images.get(this.#record.image);
+    const image = images.get(this.record.image);
     await inject.hit('agent:fork:arm');
     this.#disks ??= new ParentDisks(this.#context, parent, image.id);
     await this.#disks.prepare(this.request.parentMode);
@@ -278,14 +280,14 @@ export class ForkSession {
   async #pointOnce(): Promise<ForkPointReply> {
     this.#refuseIfEnded();
     if (this.#parent === null) {
-      const { deviceStateBytes } = this.#context.images.get(this.#record.image);
+      const { deviceStateBytes } = this.#context.images.get(this.record.image);
       return { parentPauseMs: 0, deviceStateBytes, parts: [] };
     }
     const [state, disks] = [this.#state, this.#disks];
     if (state === null || disks === null) throw new MigrationError('CONFLICT', 'the parent has not been armed');
-    const reply = await takeForkPointOf(this.#context, this.#record, { state, disks, pages: this.#pages });
+    const reply = await takeForkPointOf(this.#context, this.record, { state, disks, pages: this.#pages });
     const { parentPauseMs, deviceStateBytes } = reply;
-    this.#outcome = { ...this.#outcome, parentPauseMs, deviceStateBytes };
+    this.#book.note({ parentPauseMs, deviceStateBytes });
     return reply;
   }
 
@@ -302,7 +304,7 @@ export class ForkSession {
     await this.#endClones(this.#clones.filter((clone) => !loaded.includes(clone)));
     this.#clones = loaded;
     await this.#context.inject.hit('agent:fork:loaded');
-    this.#outcome = { ...this.#outcome, failures: [...this.#failures, ...failures].map(failureInJson) };
+    this.#book.note({ failures: [...this.#failures, ...failures].map(failureInJson) });
     return { failures: failures.map(failureInJson) };
   }
 
@@ -312,12 +314,9 @@ export class ForkSession {
     await this.#lookForLoads();
     if (this.#loading === null) throw new MigrationError('CONFLICT', 'the clones have not been loaded');
     await this.#loading;
-    const { forkStore, inject } = this.#context;
+    const { inject } = this.#context;
     await inject.hit('agent:fork:commit');
-    const clones = this.#clones.map(({ identity }) => identity);
-    const committed: ForkRecord = { ...this.#record, state: 'committed', clones, outcome: this.#outcome };
-    await forkStore.save(committed);
-    this.#record = committed;
+    await this.#book.commit(this.#clones.map(({ identity }) => identity));
     await inject.hit('agent:fork:committed');
   }
 
@@ -338,9 +337,10 @@ export class ForkSession {
     await this.#pages.fill();
     const failures = await running;
     await inject.hit('agent:fork:running');
-    const known = new Set(this.#outcome.failures.map(({ index }) => index));
+    const before = this.#book.outcome.failures;
+    const known = new Set(before.map(({ index }) => index));
     const others = failures.filter(({ index }) => !known.has(index)).map(failureInJson);
-    this.#outcome = { ...this.#outcome, failures: [...this.#outcome.failures, ...others] };
+    this.#book.note({ failures: [...before, ...others] });
     this.#afterCommit = this.#afterCommit.catch(() => undefined).then(() => this.#settleCommitted());
     this.#afterCommit.catch(() => undefined);
     if (this.#pages.filling !== null && !this.#isFollowed) this.#follow(this.#pages.filling);
@@ -349,10 +349,9 @@ export class ForkSession {
 
   /** Records what has happened since the commit. It may be called again, when more clones have run. */
   async #settleCommitted(): Promise<void> {
-    this.#outcome = { ...this.#outcome, ready: await this.#starts.ready(this.#clones) };
-    this.#record = { ...this.#record, outcome: this.#outcome };
+    this.#book.settle({ ready: await this.#starts.ready(this.#clones) });
     const clones = this.#clones.filter(({ identity }) => this.#starts.readyAtMs.has(identity.index));
-    const parts = { record: this.#record, parent: this.#parent, clones, isFilled: this.#pages.isFilled };
+    const parts = { record: this.record, parent: this.#parent, clones, isFilled: this.#pages.isFilled };
     await settleRun(this.#context, parts);
     await this.#state?.close();
   }
@@ -383,14 +382,15 @@ export class ForkSession {
       return this.#fail(failure);
     }
     await settling;
-    await this.#context.images.update(this.#record.image, { state: outcome });
+    await this.#context.images.update(this.record.image, { state: outcome });
   }
 
   /** Gives up the image, which can never be complete. */
   async #fail(failure: MigrationError): Promise<void> {
-    this.#record = { ...this.#record, failure: failure.toJSON() };
+    this.#book.fail(failure.toJSON());
     const [clones, { filling }] = [this.#vms, this.#pages];
-    await giveUpImage(this.#context, { record: this.#record, clones, filling, parent: this.#parent });
+    await this.#pages.giveUp();
+    await giveUpImage(this.#context, { record: this.record, clones, filling, parent: this.#parent });
   }
 
   #refuseIfEnded(): void {

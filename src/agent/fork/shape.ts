@@ -12,8 +12,10 @@ export type ShapeRequest = Omit<PrepareForkRequest, 'fork' | 'job' | 'isPartialA
 export function shapeOf(context: ForkContext, request: ShapeRequest): { shape: CloneShape; parent: ManagedVm | null } {
   const { images, vms } = context;
   const { cloneCount, namePrefix, parentMode, memory, network, disks } = request;
-  if (!Number.isInteger(cloneCount) || cloneCount < 1 || cloneCount > CLONES_MAX) {
-    throw new MigrationError('USAGE', `the clone count of a fork must be 1-${CLONES_MAX}`);
+  // An image is brought to another host by a fork without clones.
+  const min = request.image === null && request.origin === undefined ? 1 : 0;
+  if (!Number.isInteger(cloneCount) || cloneCount < min || cloneCount > CLONES_MAX) {
+    throw new MigrationError('USAGE', `the clone count of a fork must be ${min}-${CLONES_MAX}`);
   }
   const common = { cloneCount, namePrefix, parentMode, memory, network, disks };
   const { share, origin } = request;

@@ -153,7 +153,7 @@ async function writeImage(
   try {
     const writer = new Writer(file);
     // The overlays that the parent writes to, and the other saved files, are matters of this host.
-    const { saves: _, layers = [], ...described } = record;
+    const { saves: _, readers: __, layers = [], ...described } = record;
     await writer.begin(version, { ...described, overlays: [], ...(layers.length === 0 ? {} : { layers }) });
     await copyInto(writer, images.statePath(record.id), ENTRY.DEVICE_STATE, 0);
     for (const [region, { path: memory }] of (await images.regions(record)).entries()) {

@@ -10,7 +10,7 @@ import type { ImageState } from '../../domain/image.js';
 import type { Accel, DiskFormat, VmSpec } from '../../domain/vm.js';
 import type { RecordKind } from '../../durable/record-files.js';
 import { vmSpecSchema } from '../../schemas/vm-spec.js';
-import { accel, diskFormat, imageId, imageState, parentMode } from '../../schemas/words.js';
+import { accel, diskFormat, hostName, imageId, imageState, parentMode } from '../../schemas/words.js';
 import type { DiskLayer } from './layers.js';
 
 /** A disk of the image's guest, as it was at the fork point. No VM writes to the file any more. */
@@ -44,6 +44,8 @@ export interface ImageRecord {
   readonly layers?: readonly DiskLayer[];
   /** The files that the image was saved to, and that need its layers. Absent: none. */
   readonly saves?: readonly SavedFile[];
+  /** The other hosts that read the image, or mean to. Absent: none. */
+  readonly readers?: readonly string[];
   readonly createdAt: string;
 }
 
@@ -86,6 +88,7 @@ export const imageRecordSchema: z.ZodType<ImageRecord> = z.strictObject({
   overlays: z.array(z.strictObject({ ...disk, vm: z.string(), base: z.strictObject(disk) })),
   layers: z.array(diskLayer).exactOptional(),
   saves: z.array(savedFile).exactOptional(),
+  readers: z.array(hostName).exactOptional(),
   createdAt: z.string(),
 });
 

@@ -3,7 +3,6 @@
  * its address: its certificate must be that of the called host. Connections are kept alive and can be opened
  * beforehand, so that a call in the blackout costs one round trip.
  */
-import type { IncomingMessage } from 'node:http';
 import { Agent, request as httpsRequest, type RequestOptions } from 'node:https';
 import type { Readable } from 'node:stream';
 import { pipeline } from 'node:stream/promises';
@@ -15,8 +14,10 @@ import { checkHostIdentity } from '../../tls/identity.js';
 import type { TlsStore } from '../../tls/store.js';
 import { describeIssues } from '../contract/http-errors.js';
 import type { ApiAgent, ApiPeers } from '../contract/ports.js';
+import { openStream, readAnswer } from './answer.js';
 import { hostOfCalls } from './methods.js';
-import { callPath, forkStatePath, OCTETS, PING_PATH, statePath } from './routes.js';
+import { connectionError, noConnection, withOwnCertificate } from './peer-errors.js';
+import { callPath, forkStatePath, OCTETS, PING_PATH, serialPath, statePath } from './routes.js';
 
 /** Less than a ping may take, so that its error says why there is no connection. */
 const CONNECT_MS = 4_000;
@@ -25,7 +26,8 @@ const PING_MS = 5_000;
 const SILENT_MS = 3_000;
 const PREFLIGHT_PATHS: ReadonlySet<string> = new Set([callPath('inventory'), callPath('checkTarget')]);
 const STATE_MS = 600_000;
-const ANSWER_BYTES_MAX = 4 * 2 ** 20;
+/** Of a serial log a host keeps some MiB. */
+const SERIAL_BYTES_MAX = 64 * 2 ** 20;
 /** Shorter than the server's limit for idle connections (server.ts). */
 const IDLE_MS = 60_000;
 /** The connections that a switchover uses at once: for the device state, the wait for it, the resume, and a spare. */
@@ -42,6 +44,8 @@ interface Call {
 /** The connections to one host. */
 class PeerConnections {
   private agent: Agent;
+  /** Those of streams, which have a connection each: whoever reads one may be slow. */
+  private readonly ofStreams = new Set<Agent>();
 
   constructor(
     readonly host: string,
@@ -73,12 +77,30 @@ class PeerConnections {
     const old = this.agent;
     this.agent = this.newAgent();
     for (const socket of Object.values(old.freeSockets).flat()) socket?.destroy();
-    for (const socket of Object.values(old.sockets).flat())
+    const busy = [old, ...this.ofStreams].flatMap(({ sockets }) => Object.values(sockets).flat());
+    for (const socket of busy)
       if (socket !== undefined && this.store.peerOf(socket as TLSSocket) === null) socket.destroy();
   }
 
   close(): void {
     this.agent.destroy();
+    for (const agent of this.ofStreams) agent.destroy();
+  }
+
+  async stream(path: string, bytesMax: number): Promise<Readable> {
+    const agent = this.newAgent();
+    const end = (): void => {
+      this.ofStreams.delete(agent);
+      agent.destroy();
+    };
+    this.ofStreams.add(agent);
+    try {
+      const { host, url } = this;
+      return (await openStream({ agent, where: `host ${host}`, url, path, bytesMax })).once('close', end);
+    } catch (error) {
+      end();
+      throw error;
+    }
   }
 
   /**
@@ -189,91 +211,9 @@ class StaleConnection extends Error {
   }
 }
 
-/** `isOpen`: the connection is open, but the packets of the TLS handshake do not come through. */
-function noConnection(where: string, isOpen: boolean): MigrationError {
-  if (!isOpen) return new MigrationError('UNREACHABLE', `${where} does not answer`, { isRetryable: true });
-  return new MigrationError('UNREACHABLE', `${where} accepts connections, but does not answer a TLS handshake`, {
-    remedy:
-      'a network that drops full-size packets does this: compare the MTU of both hosts, and try ' +
-      '"ping -M do -s SIZE" with the size of the MTU less 28; or another program listens there',
-    isRetryable: true,
-  });
-}
-
 function unwrap(error: unknown): unknown {
   return error instanceof StaleConnection ? error.known : error;
 }
-
-async function readAnswer(response: IncomingMessage, where: string): Promise<unknown> {
-  const chunks: Buffer[] = [];
-  let bytes = 0;
-  try {
-    for await (const chunk of response as AsyncIterable<Buffer>) {
-      bytes += chunk.length;
-      if (bytes > ANSWER_BYTES_MAX)
-        throw new MigrationError('PEER_PROTOCOL', `the response of ${where} exceeds ${ANSWER_BYTES_MAX / 2 ** 20} MiB`);
-      chunks.push(chunk);
-    }
-  } catch (error) {
-    if (error instanceof MigrationError) throw error;
-    throw connectionError(error as NodeJS.ErrnoException, where, '');
-  }
-  let json: unknown;
-  try {
-    json = JSON.parse(Buffer.concat(chunks).toString('utf8'));
-  } catch (cause) {
-    throw new MigrationError('PEER_PROTOCOL', `the response of ${where} is not JSON`, { cause });
-  }
-  if (response.statusCode !== 200) throw MigrationError.fromJSON(json, where);
-  if (typeof json !== 'object' || json === null || !('result' in json))
-    throw new MigrationError('PEER_PROTOCOL', `the response of ${where} has no result`);
-  return json.result;
-}
-
-const CERTIFICATE_ERROR = /^(CERT_|UNABLE_TO_|DEPTH_ZERO_|SELF_SIGNED_|CRL_|INVALID_|ERR_TLS_|ERR_SSL_|EPROTO)/;
-
-function connectionError(error: NodeJS.ErrnoException, where: string, url: string): MigrationError {
-  if (error instanceof MigrationError) return error;
-  const reason = error.code ?? error.message;
-  if (CERTIFICATE_ERROR.test(reason))
-    return new MigrationError(
-      'UNAUTHENTICATED',
-      `${where} and this host do not accept each other's certificates: ${reason}`,
-      {
-        remedy:
-          'compare both certificates (vmctl certs show --dir TLS_DIR) and the clocks of both hosts (date); ' +
-          'an expired one is replaced with vmctl certs host',
-        cause: error,
-      },
-    );
-  return new MigrationError('UNREACHABLE', `${where}${url === '' ? '' : ` (${url})`} cannot be reached: ${reason}`, {
-    isRetryable: true,
-    cause: error,
-  });
-}
-
-/** A host that refuses a certificate only closes the connection. The usual reasons for that are known here. */
-function withOwnCertificate(error: MigrationError, store: TlsStore | null): MigrationError {
-  if (error.code !== 'UNREACHABLE' || store === null || !CLOSED.test(error.message)) return error;
-  const nowMs = Date.now();
-  const isExpired = Date.parse(store.expiresAt) <= nowMs;
-  const isEarly = Date.parse(store.validFrom) > nowMs;
-  if (!isExpired && !isEarly)
-    return new MigrationError(error.code, error.message, {
-      remedy:
-        'that host may refuse the certificate of this one: its log has the reason under "refused a connection"; ' +
-        'compare the clocks of both hosts (date); else start vmigrated there and check the network',
-      isRetryable: true,
-      cause: error,
-    });
-  const when = isExpired ? `expired on ${store.expiresAt}` : `is valid only from ${store.validFrom} on`;
-  return new MigrationError('UNAUTHENTICATED', `${error.message}: the certificate of this host ${when}`, {
-    remedy: 'check the clock of this host (date); else create a new certificate with vmctl certs host',
-    cause: error,
-  });
-}
-
-const CLOSED = /ECONNRESET|EPIPE|socket hang up/;
 
 export interface RemoteAgentsOptions {
   readonly self: string;
@@ -327,6 +267,11 @@ export class RemoteAgents implements ApiPeers {
   async sendForkState(host: string, fork: string, body: Readable): Promise<void> {
     if (host === this.options.self) return this.options.local().forks.acceptForkState(fork, body);
     await this.peer(host).call({ path: forkStatePath(fork), method: 'PUT', body, timeoutMs: STATE_MS });
+  }
+
+  /** The serial output that another host keeps of a VM. */
+  async serialLog(host: string, vm: string): Promise<Readable> {
+    return this.peer(host).stream(serialPath(vm), SERIAL_BYTES_MAX);
   }
 
   /** Opens as many connections as a switchover needs at once. */

@@ -6,8 +6,10 @@
 import { z } from 'zod';
 import type { HostPort, HostRole } from '../../engine/ports/host.js';
 import { hostInventory, targetChecks, vmClaims } from '../../schemas/host.js';
+import { imageView, removalView } from '../../schemas/image.js';
 import { count, list, text } from '../../schemas/of.js';
 import { fileView, proofId, storageFile, storageOffer } from '../../schemas/storage.js';
+import { vmView } from '../../schemas/vm.js';
 import { vmSpecSchema } from '../../schemas/vm-spec.js';
 import { exitCode, hostName, imageId, jobId, sessionId, transport, vmName } from '../../schemas/words.js';
 import {
@@ -31,9 +33,12 @@ import {
   prepareForkRequest,
   prepareRequest,
   rdmaPlace,
+  removeImageOptions,
   runClonesReply,
   sessionProgress,
+  stoppedVms,
   vmIdentities,
+  vmIdentity,
   vmInventory,
 } from './schemas.js';
 
@@ -84,6 +89,7 @@ const HOST_METHODS: HostMethods = {
     vmInventory: method(z.tuple([vmName]), vmInventory, USUAL_MS),
     vmClaims: method(z.tuple([vmIdentities]), z.object({ claims: list(vmClaims) }), SHORT_MS),
     layerHolders: method(z.tuple([layerPaths, vmName.nullable()]), z.object({ holders: list(text) }), SHORT_MS),
+    vmViews: method(z.tuple([]), z.object({ vms: list(vmView) }), SHORT_MS),
     checkTarget: method(z.tuple([vmSpecSchema, rdmaPlace.nullable()]), targetChecks, USUAL_MS),
     offerStorage: method(z.tuple([vmName]), storageOffer, USUAL_MS),
     viewStorage: method(z.tuple([proofId, list(storageFile)]), list(fileView), USUAL_MS),
@@ -134,6 +140,13 @@ const HOST_METHODS: HostMethods = {
     forkDecision: method(fork, forkDecision, SHORT_MS),
     discardFork: method(fork, nothing, LONG_MS),
   },
+
+  images: {
+    imageViews: method(z.tuple([imageId.nullable()]), z.object({ images: list(imageView) }), SHORT_MS),
+    imageClones: method(z.tuple([imageId]), z.object({ clones: list(vmView) }), SHORT_MS),
+    stopClones: method(z.tuple([list(vmIdentity), z.boolean()]), stoppedVms, CLONES_MS),
+    removeImage: method(z.tuple([imageId, removeImageOptions]), removalView, CLONES_MS),
+  },
 };
 
 /** One row of the table. */
@@ -166,7 +179,9 @@ export function hostOfCalls(
   host: string,
   call: (line: HostCall, args: readonly unknown[]) => Promise<unknown>,
 ): HostPort {
-  const roles: Record<HostRole, Record<string, AnyCall>> = { inventory: {}, source: {}, target: {}, forks: {} };
+  const roles: Record<HostRole, Record<string, AnyCall>> = {
+    ...{ inventory: {}, source: {}, target: {}, forks: {}, images: {} },
+  };
   for (const line of HOST_CALLS) roles[line.role][line.name] = (...args) => call(line, args);
   return { host, ...roles } as unknown as HostPort;
 }

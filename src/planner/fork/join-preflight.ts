@@ -36,6 +36,7 @@ export function checkJoin(request: ForkRequest, root: HostInventory, vm: VmInven
     ...checkBootFiles(host, vm.spec, checks),
     ...(request.network === 'fresh' ? checkBridges(inventory, vm.spec) : []),
     ...checkDisks(host, vm),
+    ...checkImageThere(host, fork),
     ...checkNames(host, fork),
     ...checkState(host, fork.stateFreeBytes),
   ];
@@ -55,6 +56,19 @@ export function roomFor(request: ForkRequest, fork: ForkInventory): number {
   if (!(fork.imageBytesFree >= fork.imageBytesNeeded)) return 0;
   const inMemory = cloneCountThatFits(request, fork);
   return vmCountWithinLimits(fork.limits, { vmCount: inMemory, cpus: fork.vm.spec.cpus });
+}
+
+/** Another fork may be bringing the image there, or has left only its disks. */
+function* checkImageThere(host: string, { image }: ForkInventory): Iterable<Refusal> {
+  if (image === null || image.state === 'complete') return;
+  yield {
+    code: 'IMAGE_INCOMPLETE',
+    reason: `image ${image.id} on ${host} is ${image.state}, not complete`,
+    remedy:
+      image.state === 'filling'
+        ? `wait until it is complete: "vmctl images" on ${host}`
+        : `remove it there: "vmctl image rm ${image.id}"`,
+  };
 }
 
 function* checkDisks(host: string, { spec }: VmInventory): Iterable<Refusal> {

@@ -2,6 +2,7 @@
 import type { InjectOptions } from 'fastify';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import { type ApiServer, buildServer } from '../../../src/api/server.js';
+import { MigrationError } from '../../../src/domain/errors.js';
 import { type FakeServices, FORK_REPORT, fakeServices, imageView, vmView } from '../../support/api-fakes.js';
 
 const IMAGE = '00112233445566ff';
@@ -125,17 +126,20 @@ describe('images', () => {
   test('all clones of one are stopped; those that cannot be are named', async () => {
     const names = Array.from({ length: 40 }, (_, index) => `web-${index}`);
     services.images.views.set(IMAGE, imageView(IMAGE, { clones: names }));
-    for (const name of names.slice(0, 39)) await services.vms.run(vmView(name) as never);
+    for (const name of names) await services.vms.run(vmView(name) as never);
     services.ends('web-3', 'bye', 7, IMAGE);
     services.images.views.set(IMAGE, imageView(IMAGE, { clones: names.filter((name) => name !== 'web-3') }));
     const stop = services.vms.stop.bind(services.vms);
-    services.vms.stop = (name, options) =>
-      name === 'web-7' ? Promise.reject(new TypeError('it holds on')) : stop(name, options);
+    services.vms.stop = async (name, options) => {
+      if (name === 'web-7') throw new TypeError('it holds on');
+      const result = await stop(name, options);
+      if (name === 'web-39') throw new MigrationError('NOT_FOUND', 'it has ended and was removed meanwhile');
+      return result;
+    };
     const { body } = await inject('POST', `/v1/images/${IMAGE}/stop`);
     const { stopped, failures } = body as { stopped: string[]; failures: object[] };
-    // web-39 had ended by itself.
     expect(stopped.sort()).toEqual(names.filter((name) => name !== 'web-7').sort());
-    expect(failures).toMatchObject([{ name: 'web-7', error: { code: 'INTERNAL' } }]);
+    expect(failures).toMatchObject([{ name: 'web-7', host: 'A', error: { code: 'INTERNAL' } }]);
     expect(services.vms.list().map(({ name }) => name)).toEqual(['web-7']);
   });
 });

@@ -9,7 +9,7 @@ import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } fr
 import { ApiClient } from '../../../src/api/client.js';
 import { RemoteAgents } from '../../../src/api/peers/client.js';
 import { callOn, HOST_CALLS } from '../../../src/api/peers/methods.js';
-import { callPath, DEVICE_STATE_BYTES_MAX, PING_PATH, statePath } from '../../../src/api/peers/routes.js';
+import { callPath, DEVICE_STATE_BYTES_MAX, PING_PATH, serialPath, statePath } from '../../../src/api/peers/routes.js';
 import { type ApiServer, buildServer } from '../../../src/api/server.js';
 import { MigrationError } from '../../../src/domain/errors.js';
 import type { HostPort } from '../../../src/engine/ports/host.js';
@@ -210,6 +210,7 @@ describe('who may call', () => {
       expect(await status('C', callPath(name)), name).toBe(403);
     }
     expect(await status('alice', statePath(SESSION), 'PUT')).toBe(403);
+    for (const caller of ['alice', 'C']) expect(await status(caller, serialPath('web'), 'GET')).toBe(403);
     expect(await status('B', '/v1/vms')).toBe(200);
     expect(await status('alice', '/v1/vms')).toBe(200);
     expect(services.calls).toEqual([]);

@@ -7,6 +7,7 @@ import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import type { ForkContext } from '../../../../src/agent/fork/context.js';
 import { Images } from '../../../../src/agent/fork/image-calls.js';
+import { ImageServers } from '../../../../src/agent/fork/pages/image-servers.js';
 import { loadImage } from '../../../../src/agent/image/file-load.js';
 import { saveImage } from '../../../../src/agent/image/file-save.js';
 import type { ImageRecord } from '../../../../src/agent/image/record.js';
@@ -77,7 +78,7 @@ async function openStore(name: string, budgetBytes: number | null = null): Promi
 async function contextOn(name: string): Promise<ForkContext> {
   const images = await openStore(name);
   const manager = { all: () => vms, unreadable: () => [], backend };
-  return { images, vms: manager } as never;
+  return { images, vms: manager, servers: new ImageServers({ images } as never) } as never;
 }
 
 /** An image with device state, and with bytes at the ends of both regions. */
