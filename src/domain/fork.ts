@@ -33,6 +33,13 @@ export type CloneNetwork = (typeof CLONE_NETWORKS)[number];
 export const CLONE_DISKS = ['overlay', 'scratch'] as const;
 export type CloneDisks = (typeof CLONE_DISKS)[number];
 
+/**
+ * How a host that joins a fork gets at a disk of the image. shared: both hosts see the same files under the same paths.
+ * served: the host that has the image serves them.
+ */
+export const DISK_ACCESSES = ['shared', 'served'] as const;
+export type DiskAccess = (typeof DISK_ACCESSES)[number];
+
 export const CLONES_MAX = 1024;
 
 /** spread: as many clones on each host as on the others. pack: the first hosts are filled before the next ones. */

@@ -24,6 +24,7 @@ import type { ManagedVm } from '../vm/vms.js';
 import type { ForkContext } from './context.js';
 import { sendDeviceState } from './device-state.js';
 import { forkInventory } from './inventory.js';
+import { refuseOtherDisks } from './join-disks.js';
 import type { Pool } from './pool.js';
 import { prepareFork } from './prepare.js';
 import type { ForkRecord } from './record.js';
@@ -143,8 +144,10 @@ export class ForkAgent implements ForkPort {
     const session = this.#fork(fork);
     const { origin } = session.request;
     if (origin === undefined) throw new MigrationError('CONFLICT', `fork ${fork} does not read another host`);
-    const { forks } = this.#context.peers.agent(origin.host);
-    await session.connectImage(await forks.serveImage(origin.image, this.#context.host, transport));
+    const { peers, images, host } = this.#context;
+    const holder = await peers.agent(origin.host).forks.serveImage(origin.image, host, transport);
+    refuseOtherDisks(images.get(origin.image), holder.disks);
+    await session.connectImage(holder);
   }
 
   async forkDecision(fork: string): Promise<{ readonly decision: ForkDecision }> {
