@@ -5,11 +5,11 @@
 import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { afterAll, beforeAll, expect, it } from 'vitest';
-import type { HostCloneEnd } from '../../src/cli/await-clones.js';
-import type { ForkReport } from '../../src/domain/fork.js';
-import type { ImagesOnHosts, StoppedOnHosts, VmsOnHosts } from '../../src/schemas/all-hosts.js';
-import { Cluster, eventually } from '../hosts/cluster.js';
-import { Guest } from '../hosts/guest.js';
+import type { HostCloneEnd } from '../../../src/cli/await-clones.js';
+import type { ForkReport } from '../../../src/domain/fork.js';
+import type { ImagesOnHosts, StoppedOnHosts, VmsOnHosts } from '../../../src/schemas/all-hosts.js';
+import { Cluster, eventually } from '../../hosts/cluster.js';
+import { Guest } from '../../hosts/guest.js';
 
 const SMALL = { memoryMiB: 128, touchMiB: 16, restPercent: 50 };
 
