@@ -27,8 +27,8 @@ export function hostOrUnreachable(agent: (host: string) => HostPort, host: strin
 }
 
 /**
- * Returns the host's port. A host that is no longer a peer has nothing of a fork any more: so a user gives up a host that
- * does not come back.
+ * Returns the host's port. A host that is no longer a peer has nothing of a fork any more: so a user gives up a host
+ * that does not come back.
  */
 export function hostOrGone(agent: (host: string) => HostPort, host: string): HostPort {
   try {
