@@ -18,6 +18,7 @@ import {
   type Placement,
 } from '../domain/fork.js';
 import type { ForkJobView, JobView } from '../domain/job.js';
+import { SHARED_STORAGES, type SharedStorage } from '../domain/storage.js';
 import { TRANSPORTS, transportRow } from '../domain/transport.js';
 import type { ForkBody } from '../schemas/fork.js';
 import { attend } from './attend.js';
@@ -43,6 +44,7 @@ interface Options extends CommonOptions, TransportOptions {
   readonly hosts?: string;
   readonly placement?: Placement;
   readonly fetch?: ImageFetchMode;
+  readonly sharedStorage?: SharedStorage;
   readonly topology?: string;
   readonly fanout?: string;
   readonly wait?: boolean;
@@ -58,7 +60,7 @@ const outcome: { code: ExitCode } = { code: EXIT.done };
 
 /** Refuses options that say nothing without --hosts, and those that are not implemented yet. */
 function refuseUseless(options: Options): void {
-  const { hosts, topology, fanout, placement, fetch } = options;
+  const { hosts, topology, fanout, placement, fetch, sharedStorage } = options;
   const isOther = (value: string | undefined, ...usual: string[]) => value !== undefined && !usual.includes(value);
   if (topology !== undefined || isOther(fanout, 'auto', 'unicast')) {
     const flag = topology === undefined ? `--fanout ${fanout}` : '--topology';
@@ -70,6 +72,7 @@ function refuseUseless(options: Options): void {
   const flags: readonly (readonly [string, unknown])[] = [
     ['--placement', placement],
     ['--fetch', fetch],
+    ['--shared-storage', sharedStorage],
     ...TRANSPORTS.map((transport) => [`--${transport}`, options[transport]] as const),
   ];
   for (const [flag, value] of flags) {
@@ -126,6 +129,7 @@ function bodyOf(vm: string | undefined, options: Options): ForkBody {
     placement: options.placement ?? 'spread',
     fetch: options.fetch ?? 'all',
     transport: chosenTransport(options),
+    sharedStorage: options.sharedStorage ?? 'prove',
   };
 }
 
@@ -240,6 +244,12 @@ const program = newProgram('vfork', 'Starts copies (clones) of a running VM, whi
       '--fetch <what>',
       'with --hosts: all (default): each host reads the whole image; demand: only what its clones touch',
     ).choices(IMAGE_FETCHES),
+  )
+  .addOption(
+    new Option(
+      '--shared-storage <how>',
+      'with --hosts: prove: refuse unless all hosts see the same disks (default); assume: take your word that they do',
+    ).choices(SHARED_STORAGES),
   )
   .addOption(new Option('--topology <file>').hideHelp())
   .addOption(new Option('--fanout <how>').choices(['auto', 'unicast', 'multicast', 'tree']).hideHelp());

@@ -3,6 +3,7 @@
  * disks) and runs clones on it. Imports only its neighbours in domain/; every layer may import it.
  */
 import type { PhaseTime } from './progress.js';
+import type { SharedStorage } from './storage.js';
 import type { Transport, TransportChoice } from './transport.js';
 
 /**
@@ -33,6 +34,13 @@ export type CloneNetwork = (typeof CLONE_NETWORKS)[number];
 export const CLONE_DISKS = ['overlay', 'scratch'] as const;
 export type CloneDisks = (typeof CLONE_DISKS)[number];
 
+/**
+ * How a host that joins a fork gets at a disk of the image. shared: both hosts see the same files under the same paths.
+ * served: the host that has the image serves them.
+ */
+export const DISK_ACCESSES = ['shared', 'served'] as const;
+export type DiskAccess = (typeof DISK_ACCESSES)[number];
+
 export const CLONES_MAX = 1024;
 
 /** spread: as many clones on each host as on the others. pack: the first hosts are filled before the next ones. */
@@ -61,6 +69,13 @@ export interface ForkShare {
 
 export interface HostShare extends ForkShare {
   readonly host: string;
+  /** How the host gets at each disk of the parent. Absent: the host has the parent, or there are no disks. */
+  readonly disks?: readonly DiskShare[];
+}
+
+export interface DiskShare {
+  readonly id: string;
+  readonly access: DiskAccess;
 }
 
 export interface ForkRequest {
@@ -87,6 +102,8 @@ export interface ForkRequest {
   readonly fetch?: ImageFetchMode;
   /** How the other hosts read the image. Absent: auto. */
   readonly transport?: TransportChoice;
+  /** assume: the user says that all hosts share the parent's disks. Absent: that is checked. */
+  readonly sharedStorage?: SharedStorage;
 }
 
 /** What distinguishes a clone from its parent and from the other clones. It is set when the clone's QEMU starts. */

@@ -11,6 +11,7 @@ import { inParallel } from '../kit/parallel.js';
 import type { HostsFacts } from '../planner/fork/hosts.js';
 import type { JoinFacts } from '../planner/fork/join-preflight.js';
 import { ANSWER_MS, type FactSources } from './facts.js';
+import { compareStorage } from './storage-facts.js';
 
 /** How many hosts are asked at the same time. */
 const HOSTS_AT_ONCE = 64;
@@ -36,9 +37,16 @@ export async function gatherForkFacts(
   const isRdmaWanted = asked === 'auto' || transportRow(asked).registersMemory;
   const rdmaPlace = isRdmaWanted && address !== null && port !== null ? { host: address, port } : null;
   const origin = originOf(host, inventory, request.image ?? IMAGE_TO_COME);
+  const { spec } = inventory.vm;
+  // An image has no VM whose files could be compared.
+  const isStorageAsked = request.vm !== null && spec.disks.length > 0 && request.sharedStorage !== 'assume';
   const others = request.hosts.filter((wish) => wish.host !== host).map((wish) => wish.host);
   const outcomes = await inParallel(others, HOSTS_AT_ONCE, (name) =>
-    askHost(name, { ...question, vm: null, origin }, rdmaPlace, agent, bounded),
+    askHost(name, { ...question, vm: null, origin }, rdmaPlace, agent, bounded).then(async (facts) => {
+      if (facts.kind !== 'reachable' || !isStorageAsked) return facts;
+      const [source, target] = [agent(host).inventory, agent(name).inventory];
+      return { ...facts, storage: await compareStorage({ vm: spec.name, source, target, targetHost: name, bounded }) };
+    }),
   );
   const joins = outcomes.map((outcome, index): JoinFacts => {
     if ('value' in outcome) return outcome.value;
@@ -52,10 +60,11 @@ type Bounded = <T>(work: Promise<T>, what: string) => Promise<T>;
 function questionOf(request: ForkRequest): ForkQuestion {
   const {
     isPartialAllowed: _,
-    hosts: _hosts,
-    placement: _placement,
-    fetch: _fetch,
-    transport: _by,
+    hosts: _h,
+    placement: _p,
+    fetch: _f,
+    transport: _t,
+    sharedStorage: _s,
     ...asked
   } = request;
   return asked;
@@ -81,7 +90,7 @@ async function askHost(
       remedy: 'correct the peers in the configuration of vmigrated',
     });
   }
-  return { kind: 'reachable', host, inventory, checks, fork };
+  return { kind: 'reachable', host, inventory, checks, fork, storage: { kind: 'unasked' } };
 }
 
 /** A host of an earlier build does not know the origin, so it looks for a VM or image that it does not have. */

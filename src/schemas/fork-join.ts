@@ -1,9 +1,9 @@
 /** What a host that joins a fork gets: its share of the clones, and the image of another host. */
 import { z } from 'zod';
-import type { ForkShare } from '../domain/fork.js';
-import type { ForkOrigin } from '../engine/ports/fork.js';
-import { vmSpecSchema } from './vm-spec.js';
-import { accel, hostName, imageId } from './words.js';
+import { DISK_ACCESSES, type ForkShare } from '../domain/fork.js';
+import type { ForkOrigin, ImageDisk } from '../engine/ports/fork.js';
+import { DISKS_MAX, vmSpecSchema } from './vm-spec.js';
+import { accel, diskFormat, hostName, imageId } from './words.js';
 
 export const forkShare: z.ZodType<ForkShare> = z.strictObject({ first: z.int().min(0), count: z.int().min(0) });
 
@@ -14,4 +14,12 @@ export const forkOrigin: z.ZodType<ForkOrigin> = z.strictObject({
   accel,
   qemuVersion: z.string().max(256),
   allocatedBytes: z.int().min(0),
+  disks: z
+    .array(z.strictObject({ id: z.string().max(64), access: z.enum(DISK_ACCESSES) }))
+    .max(DISKS_MAX)
+    .exactOptional(),
 });
+
+export const imageDisks: z.ZodType<readonly ImageDisk[]> = z
+  .array(z.strictObject({ id: z.string().max(64), path: z.string().startsWith('/').max(4096), format: diskFormat }))
+  .max(DISKS_MAX);

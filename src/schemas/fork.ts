@@ -2,10 +2,11 @@
 import { z } from 'zod';
 import { MigrationError } from '../domain/errors.js';
 import type { ForkPlan, ForkReport, ForkRequest, HostWish, WarmRequest, WarmSetView } from '../domain/fork.js';
-import { CLONES_MAX } from '../domain/fork.js';
+import { CLONES_MAX, DISK_ACCESSES } from '../domain/fork.js';
 import { errorJson } from './error.js';
 import { refusalView } from './migration.js';
 import { count, list, of, text } from './of.js';
+import { sharedStorage } from './storage.js';
 import {
   cloneDisks,
   cloneMemory,
@@ -58,6 +59,8 @@ export const forkBody = z.strictObject({
   fetch: imageFetchMode.default('all'),
   /** How they read it. */
   transport: transportChoice.default('auto'),
+  /** Whether it is checked that the hosts share the parent's disks. */
+  sharedStorage: sharedStorage.default('prove'),
   /** Return the plan and start nothing. */
   dryRun: z.boolean().default(false),
 });
@@ -72,7 +75,7 @@ export const drainBody = z.strictObject({ vm: vmName.nullable().default(null) })
 
 /** Turns the body into a request to the host `host`, which knows `peers`. Throws USAGE for a contradiction. */
 export function forkRequest(body: z.output<typeof forkBody>, host: string, peers: readonly string[]): ForkRequest {
-  const { dryRun: _, hosts, replace, placement: placed, fetch, transport: by, ...rest } = body;
+  const { dryRun: _, hosts, replace, placement: placed, fetch, transport: by, sharedStorage: shared, ...rest } = body;
   if ((rest.vm === null) === (rest.image === null)) {
     throw new MigrationError('USAGE', 'a fork needs either a VM or an image');
   }
@@ -81,7 +84,8 @@ export function forkRequest(body: z.output<typeof forkBody>, host: string, peers
   checkWishes(wishes, request.cloneCount);
   // A fork on this host alone is the same whether or not its name is given.
   if (wishes.every((wish) => wish.host === host)) return request;
-  return { ...request, hosts: wishes, placement: placed, fetch, transport: by };
+  const onHosts = { ...request, hosts: wishes, placement: placed, fetch, transport: by };
+  return shared === 'assume' ? { ...onHosts, sharedStorage: shared } : onHosts;
 }
 
 function wishesOf(hosts: readonly (string | HostWish)[]): HostWish[] {
@@ -116,10 +120,12 @@ const requestView = of<ForkRequest>(
     placement: placement.exactOptional(),
     fetch: imageFetchMode.exactOptional(),
     transport: transportChoice.exactOptional(),
+    sharedStorage: sharedStorage.exactOptional(),
   }),
 );
 
-const hostShare = z.object({ host: hostName, first: count, count });
+const diskShare = z.object({ id: text, access: z.enum(DISK_ACCESSES) });
+const hostShare = z.object({ host: hostName, first: count, count, disks: list(diskShare).exactOptional() });
 
 const forkPlanView = of<ForkPlan>(
   z.object({

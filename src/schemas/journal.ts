@@ -1,5 +1,5 @@
 import { z } from 'zod';
-import { CLONES_MAX, EARLIER_FORK_STEPS, FORK_STEPS, type ForkReport } from '../domain/fork.js';
+import { CLONES_MAX, DISK_ACCESSES, EARLIER_FORK_STEPS, FORK_STEPS, type ForkReport } from '../domain/fork.js';
 import { MIGRATION_STEPS, type MigrationReport } from '../domain/migration.js';
 import type { VmSpec } from '../domain/vm.js';
 import type { JournalEntry } from '../engine/ports/journal.js';
@@ -76,6 +76,7 @@ const forkRequest = z
     placement: placement.exactOptional(),
     fetch: imageFetchMode.exactOptional(),
     transport: transportChoice.exactOptional(),
+    sharedStorage: sharedStorage.exactOptional(),
   })
   .refine(({ vm, image }) => (vm === null) !== (image === null), 'must have either a VM or an image');
 
@@ -95,7 +96,14 @@ const forkPlan = z.strictObject({
   ),
   notes: z.array(z.string()),
   shares: z
-    .array(z.strictObject({ host: id, first: z.int().min(0), count: z.int().min(0) }))
+    .array(
+      z.strictObject({
+        host: id,
+        first: z.int().min(0),
+        count: z.int().min(0),
+        disks: z.array(z.strictObject({ id, access: z.enum(DISK_ACCESSES) })).exactOptional(),
+      }),
+    )
     .min(1)
     .exactOptional(),
   transport: transport.exactOptional(),

@@ -11,6 +11,7 @@ import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import { LocalAgent } from '../../src/agent/agent.js';
+import { NO_OTHER_HOSTS, type OtherHosts } from '../../src/agent/image/layer-holders.js';
 import type { MemoryReading } from '../../src/agent/vm/memory-pressure.js';
 import type { Peers } from '../../src/agent/vm/peers.js';
 import { VmManager } from '../../src/agent/vm/vms.js';
@@ -53,6 +54,8 @@ export class AgentHost {
   /** The memory reading that the agent gets, because the tests must not depend on the free memory of this machine. */
   memory: MemoryReading = AMPLE;
   registry!: FileRegistry;
+  /** The hosts that may need disk layers of this one. */
+  others: OtherHosts = NO_OTHER_HOSTS;
   #listener!: DataListenerHandle;
 
   constructor(
@@ -114,6 +117,7 @@ export class AgentHost {
       },
       hostInfo: { preloadPath, ramDirProblem: null, socketMark: null, certificateExpiresAt: () => null },
       readMemory: async () => this.memory,
+      otherHosts: this.others,
     });
     await this.agent.start();
   }
@@ -202,6 +206,8 @@ export class AgentPair {
     };
     this.a = new AgentHost('A', directory, peers);
     this.b = new AgentHost('B', directory, peers);
+    this.a.others = { names: ['B'], agent: (name) => find(name).agent };
+    this.b.others = { names: ['A'], agent: (name) => find(name).agent };
     this.#janitor = new Janitor({ paths: [directory, this.a.ramDir, this.b.ramDir] });
   }
 

@@ -5,6 +5,7 @@
 import { MigrationError } from '../../domain/errors.js';
 import type { CloneFailure } from '../../domain/fork.js';
 import type { PrepareForkRequest } from '../../engine/ports/fork.js';
+import { refuseOtherDisks } from '../image/join-disks.js';
 import { refuseBadStart } from '../image/start-check.js';
 import { allocatedBytes } from '../vm/memory-room.js';
 import type { ManagedVm } from '../vm/vms.js';
@@ -33,13 +34,16 @@ export async function prepareFork(
   const { images, forkStore, inject, registry } = context;
   const { shape, parent } = shapeOf(context, request);
   const { origin, share } = request;
-  if (request.image !== null && origin === undefined) await refuseBadStart(context, request.image);
+  const brought = origin !== undefined && hasComplete(context, origin.image) ? origin.image : null;
+  if (brought !== null) refuseOtherDisks(images.get(brought), origin?.spec.disks);
+  const existing = origin === undefined ? request.image : brought;
+  if (existing !== null) await refuseBadStart(context, existing);
   const owner = parent !== null ? await registry.owner(parent.spec.name) : null;
   // A waiting set has all clones of a fork.
   const isPoolable = request.image === null && origin === undefined && share === undefined;
   const set = isPoolable ? pool.claim(shape) : null;
   const image = origin?.image ?? request.image ?? set?.image ?? request.fork;
-  const isNewImage = origin === undefined ? request.image === null : !hasComplete(context, image);
+  const isNewImage = existing === null;
   let record: ForkRecord = {
     ...{ version: 1, request, image, state: 'preparing', runsAfterCommit: true },
     isWarm: set !== null,

@@ -1,6 +1,7 @@
 import { MigrationError } from '../../domain/errors.js';
 import { CLONES_MAX } from '../../domain/fork.js';
 import type { PrepareForkRequest } from '../../engine/ports/fork.js';
+import { refuseDisks } from '../image/join-disks.js';
 import type { ImageRecord } from '../image/record.js';
 import type { ManagedVm } from '../vm/vms.js';
 import type { ForkContext } from './context.js';
@@ -24,9 +25,7 @@ export function shapeOf(context: ForkContext, request: ShapeRequest): { shape: C
     throw new MigrationError('USAGE', `a fork of ${cloneCount} clones has no clone ${share.first + share.count - 1}`);
   }
   if (origin !== undefined) {
-    if (origin.spec.disks.length > 0) {
-      throw new MigrationError('UNSUPPORTED', `${origin.spec.name} has disks, of which a host that joins cannot tell`);
-    }
+    refuseDisks(context, origin);
     // Its pages come while the clones run, whether or not the parent does.
     return {
       shape: { ...common, ...own, parentMode: 'continue', parent: origin.spec, accel: origin.accel },

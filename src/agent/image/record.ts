@@ -7,18 +7,12 @@ import { z } from 'zod';
 import { MigrationError } from '../../domain/errors.js';
 import type { ParentMode } from '../../domain/fork.js';
 import type { ImageState } from '../../domain/image.js';
-import type { Accel, DiskFormat, VmSpec } from '../../domain/vm.js';
+import type { Accel, VmSpec } from '../../domain/vm.js';
 import type { RecordKind } from '../../durable/record-files.js';
+import type { ImageDisk } from '../../engine/ports/fork.js';
 import { vmSpecSchema } from '../../schemas/vm-spec.js';
 import { accel, diskFormat, hostName, imageId, imageState, parentMode } from '../../schemas/words.js';
 import type { DiskLayer } from './layers.js';
-
-/** A disk of the image's guest, as it was at the fork point. No VM writes to the file any more. */
-export interface ImageDisk {
-  readonly id: string;
-  readonly path: string;
-  readonly format: DiskFormat;
-}
 
 /** The file that the parent writes to since the fork point. */
 export interface ParentOverlay extends ImageDisk {

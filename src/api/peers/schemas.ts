@@ -4,7 +4,7 @@ import { CLONES_MAX } from '../../domain/fork.js';
 import { FORK_DECISIONS } from '../../engine/ports/fork.js';
 import { SESSION_STATES } from '../../engine/ports/session.js';
 import { cloneFailure, cloneIdentity, namePrefix } from '../../schemas/fork.js';
-import { forkOrigin, forkShare } from '../../schemas/fork-join.js';
+import { forkOrigin, forkShare, imageDisks } from '../../schemas/fork-join.js';
 import { hostLimits, vmInventoryBase } from '../../schemas/host.js';
 import { imageView } from '../../schemas/image.js';
 import { count, list, text } from '../../schemas/of.js';
@@ -128,7 +128,12 @@ export const prepareForkRequest = forkQuestion.extend({
   fetch: imageFetchMode.exactOptional(),
 });
 
-export const imageHolder = z.strictObject({ session: sessionId, token: sessionToken, endpoint });
+export const imageHolder = z.strictObject({
+  session: sessionId,
+  token: sessionToken,
+  endpoint,
+  disks: imageDisks.exactOptional(),
+});
 
 export const forkInventory = z.object({
   vm: vmInventory,

@@ -10,7 +10,7 @@ import { noteAdvance, reportTrouble } from '../walk-context.js';
 import type { ForkFindings, ForkStepContext } from './context.js';
 import { noteLost, runJoined } from './go.js';
 import { type JoinedHost, joinedHosts } from './hosts.js';
-import { AGENT } from './steps.js';
+import { AGENT, parentOf } from './steps.js';
 
 /** The last that is known of one host. */
 interface Fill {
@@ -30,6 +30,7 @@ export class Filling {
   readonly #context: ForkStepContext;
   readonly #root: Fill;
   readonly #joined: readonly Fill[];
+  #isRootReleased = false;
 
   constructor(context: ForkStepContext) {
     const { record, ports, findings } = context;
@@ -67,6 +68,7 @@ export class Filling {
       const trouble = this.#joined.find((fill) => fill.trouble !== null)?.trouble ?? null;
       reportTrouble(this.#context, trouble);
       if (nowMs - marks.advancedAtMs > limits.recoveryMsMax) throw this.#stuck(trouble ?? this.#root.trouble);
+      await this.#releaseRoot();
       await pause(ports.clock, pace.nextMs(described.secondsLeft), halt);
     }
   }
@@ -114,6 +116,24 @@ export class Filling {
       // An earlier life of the daemon has finished the fork, which it does only when the image is complete.
       if (toMigrationError(error).code === 'NOT_FOUND') return null;
       throw error;
+    }
+  }
+
+  /** The parent need not wait for the other hosts: the image is complete, and the root serves it without the parent. */
+  async #releaseRoot(): Promise<void> {
+    const { record, ports, findings, limits, observer } = this.#context;
+    const isGone = this.#joined.every(({ host, state }) => state === 'lost' || findings.ran.includes(host));
+    if (this.#isRootReleased || this.#joined.length === 0 || !isOver(this.#root) || !isGone) return;
+    this.#isRootReleased = true;
+    const releasing = async (): Promise<void> => {
+      await ports.forks.finishFork(record.fork);
+      if (record.plan.request.vm !== null) await ports.parent.unreserve(parentOf(record), record.job);
+    };
+    try {
+      await withDeadline(ports.clock, releasing(), limits.callMsMax, 'releasing the parent');
+    } catch (error) {
+      // The step releaseParent does it again.
+      observer.onWarning('the parent waits for the hosts that read its image', error);
     }
   }
 

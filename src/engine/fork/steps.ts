@@ -63,9 +63,10 @@ export const prepareClones: ForkExecutor = {
     const { fetch } = record.plan.request;
     const [root, others] = await Promise.all([
       ports.forks.prepareClones(request),
-      onAllNeeded(context, joined, ({ forks, share: { first, count } }) =>
+      onAllNeeded(context, joined, ({ forks, share: { first, count, disks } }) =>
         forks.prepareClones({
-          ...{ ...request, vm: null, share: { first, count }, origin },
+          ...{ ...request, vm: null, share: { first, count } },
+          origin: disks === undefined ? origin : { ...origin, disks },
           ...(fetch === undefined ? {} : { fetch }),
         }),
       ),
@@ -82,7 +83,7 @@ export const prepareClones: ForkExecutor = {
 
 /** The part of the request that is the same on all hosts. */
 function requestOfAgent({ plan }: ForkJobRecord) {
-  const { hosts: _hosts, placement: _placement, fetch: _fetch, transport: _transport, ...request } = plan.request;
+  const { hosts: _h, placement: _p, fetch: _f, transport: _t, sharedStorage: _s, ...request } = plan.request;
   return request;
 }
 

@@ -15,14 +15,22 @@ import type {
   CloneIdentity,
   CloneMemory,
   CloneNetwork,
+  DiskShare,
   ForkShare,
   ImageFetchMode,
   ParentMode,
 } from '../../domain/fork.js';
 import type { ForkInventory } from '../../domain/host.js';
 import type { Transport } from '../../domain/transport.js';
-import type { Accel, VmSpec } from '../../domain/vm.js';
+import type { Accel, DiskFormat, VmSpec } from '../../domain/vm.js';
 import type { SourceEndpointInfo } from './session.js';
+
+/** A disk of an image, as it was at the fork point. No VM writes to the file any more. */
+export interface ImageDisk {
+  readonly id: string;
+  readonly path: string;
+  readonly format: DiskFormat;
+}
 
 /** The image of a fork, for a host that joins the fork and does not have the image's parent. */
 export interface ForkOrigin {
@@ -35,6 +43,8 @@ export interface ForkOrigin {
   readonly qemuVersion: string;
   /** Memory that the image will take here. */
   readonly allocatedBytes: number;
+  /** How that host gets at each disk of the spec. Absent: the spec has no disks. */
+  readonly disks?: readonly DiskShare[];
 }
 
 /** Where the pages of an image can be read, and the secret for it. */
@@ -42,6 +52,8 @@ export interface ImageHolder {
   readonly session: string;
   readonly token: string;
   readonly endpoint: SourceEndpointInfo;
+  /** The disks of the image. A host that joins refuses other disks than those that it was told. Absent: none. */
+  readonly disks?: readonly ImageDisk[];
 }
 
 export interface PrepareForkRequest {

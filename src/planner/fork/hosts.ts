@@ -3,7 +3,7 @@ import type { ForkRequest, HostShare, HostWish } from '../../domain/fork.js';
 import type { ForkInventory, HostInventory } from '../../domain/host.js';
 import type { Refusal } from '../../domain/refusal.js';
 import type { Transport } from '../../domain/transport.js';
-import { checkJoin, checkShare, chooseForkTransport, type JoinFacts, roomFor } from './join-preflight.js';
+import { checkJoin, checkShare, chooseForkTransport, disksOf, type JoinFacts, roomFor } from './join-preflight.js';
 import { type HostRoom, placeClones, sharesOf } from './place.js';
 
 export interface HostsFacts {
@@ -58,7 +58,13 @@ export function planHosts(
     return { host, count: fork === null ? 0 : roomFor(request, fork), cpuCount: host_?.cpuCount ?? null };
   });
   const counts = placeClones({ cloneCount, placement, wishes, rooms, isPartialAllowed });
-  const shares = sharesOf(root.host, wishes, counts).filter(({ host }) => !unfit.has(host));
+  const shares = sharesOf(root.host, wishes, counts)
+    .filter(({ host }) => !unfit.has(host))
+    .map((share): HostShare => {
+      const join = joins.find(({ host }) => host === share.host);
+      if (join?.kind !== 'reachable' || inventory.vm.spec.disks.length === 0) return share;
+      return { ...share, disks: disksOf(request, root, inventory.vm, join).disks };
+    });
   const placedCount = counts.reduce((sum, count) => sum + count, 0);
   for (const { host, count } of shares) {
     const fork = forkOf(host);

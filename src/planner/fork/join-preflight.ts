@@ -1,14 +1,16 @@
 /** Checks whether a host can join a fork: make clones on an image that it reads from the root. Pure. */
 import type { MigrationError } from '../../domain/errors.js';
-import type { ForkRequest } from '../../domain/fork.js';
+import type { DiskShare, ForkRequest } from '../../domain/fork.js';
 import type { ForkInventory, HostInventory, TargetChecks, VmInventory } from '../../domain/host.js';
 import type { Refusal } from '../../domain/refusal.js';
 import { type Transport, transportRow } from '../../domain/transport.js';
+import type { StorageFacts } from '../compared-files.js';
 import { checkLimits, checkState, vmCountWithinLimits } from '../limits.js';
 import { checkTransport, rankedTransports } from '../migration/transport.js';
 import { checkBootFiles, checkBridges, checkPeers, checkQemu } from '../target-host.js';
 import { cloneCountThatFits } from './clone-room.js';
 import { checkMemory, checkNames } from './host-checks.js';
+import { joinStorage } from './join-storage.js';
 
 /** What a host that is to join a fork says. */
 export type JoinFacts =
@@ -19,6 +21,8 @@ export type JoinFacts =
       readonly inventory: HostInventory;
       readonly checks: TargetChecks;
       readonly fork: ForkInventory;
+      /** The parent's files. */
+      readonly storage: StorageFacts;
     };
 
 /** The checks that do not depend on how many clones the host makes. */
@@ -35,7 +39,7 @@ export function checkJoin(request: ForkRequest, root: HostInventory, vm: VmInven
     ...checkQemu(inventory, vm, { isPaged: true, fetches: true }),
     ...checkBootFiles(host, vm.spec, checks),
     ...(request.network === 'fresh' ? checkBridges(inventory, vm.spec) : []),
-    ...checkDisks(host, vm),
+    ...disksOf(request, root, vm, joins).refusals,
     ...checkImageThere(host, fork),
     ...checkNames(host, fork),
     ...checkState(host, fork.stateFreeBytes),
@@ -71,14 +75,22 @@ function* checkImageThere(host: string, { image }: ForkInventory): Iterable<Refu
   };
 }
 
-function* checkDisks(host: string, { spec }: VmInventory): Iterable<Refusal> {
-  for (const { id, path } of spec.disks) {
-    yield {
-      code: 'DISK_NOT_SHARED',
-      reason: `clones of ${spec.name} on ${host} would need its disk ${id} (${path})`,
-      remedy: `leave ${host} out: this build makes clones with disks on the host of the parent only`,
-    };
-  }
+/** Returns how the host gets at each disk of the parent, or why it cannot. */
+export function disksOf(
+  { sharedStorage }: ForkRequest,
+  root: HostInventory,
+  { spec }: VmInventory,
+  { host, inventory, storage }: Extract<JoinFacts, { kind: 'reachable' }>,
+): { readonly disks: readonly DiskShare[]; readonly refusals: readonly Refusal[] } {
+  if (spec.disks.length === 0) return { disks: [], refusals: [] };
+  const isSharingAssumed = sharedStorage === 'assume';
+  const { disks, refusals } = joinStorage({ spec, root, joining: inventory, storage, isSharingAssumed });
+  const unshared = disks.flatMap(({ id, reason }): Refusal[] => {
+    if (reason === null) return [];
+    const what = `disk ${id} of ${spec.name} is not shared with ${host}`;
+    return [{ code: 'DISK_NOT_SHARED', reason: `${what}: ${reason}`, remedy: `share it, or leave ${host} out` }];
+  });
+  return { disks: disks.map(({ id, access }) => ({ id, access })), refusals: [...refusals, ...unshared] };
 }
 
 export interface ForkTransport {

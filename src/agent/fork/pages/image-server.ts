@@ -110,13 +110,15 @@ export class ImageServer {
       token: randomBytes(TOKEN_BYTES).toString('hex'),
     };
     const { provider, listener } = await transports.served(transport);
-    const regions = await images.regions(images.get(this.#image));
+    const record = images.get(this.#image);
+    const regions = await images.regions(record);
     const image = capture === null ? {} : { image: capture };
     const pages = await transports.registering(transport, () =>
       native.openSourceSession({ listener, provider, ...credentials, regions, ...image }),
     );
     if (this.#isFixed) pages.scan();
     const { host, port } = transports.place(transport, listener);
-    return { pages, holder: { ...credentials, endpoint: { transport, host, port, keys: pages.keys } } };
+    const endpoint = { transport, host, port, keys: pages.keys };
+    return { pages, holder: { ...credentials, endpoint, disks: record.disks } };
   }
 }

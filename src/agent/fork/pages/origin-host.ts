@@ -4,6 +4,7 @@ import { MigrationError, toMigrationError } from '../../../domain/errors.js';
 import type { Transport } from '../../../domain/transport.js';
 import type { ForkOrigin, ImageHolder } from '../../../engine/ports/fork.js';
 import type { ImageContext } from '../../image/context.js';
+import { refuseOtherDisks } from '../../image/join-disks.js';
 import { ANY_HOLDER_TRANSPORT } from './image-server.js';
 
 /** Asking again is cheap: the host continues with what it has begun for an earlier question. */
@@ -23,9 +24,12 @@ export class OriginHost {
   }
 
   /** Asks for a holder as long as that takes: a device may have to register the memory first. */
-  serveImage(): Promise<ImageHolder> {
-    const { peers, host } = this.#context;
-    return peers.agent(this.#origin.host).forks.serveImage(this.#origin.image, host, this.transport);
+  async serveImage(): Promise<ImageHolder> {
+    const { peers, host, images } = this.#context;
+    const { image } = this.#origin;
+    const holder = await peers.agent(this.#origin.host).forks.serveImage(image, host, this.transport);
+    refuseOtherDisks(images.get(image), holder.disks);
+    return holder;
   }
 
   /** The same for an attempt of many: a host that is silent must not keep the next one from being made. */

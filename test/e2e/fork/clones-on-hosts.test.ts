@@ -1,15 +1,15 @@
 /**
- * What a user sees of an image and its clones on two hosts, with the user's commands and real daemons: clones are waited
- * for, listed and ended on both, and so are the copies of the image. In the end one host is silent.
+ * What a user sees of an image and its clones on two hosts, with the commands and real daemons: clones are waited for,
+ * listed and ended on both, and so are the copies of the image. In the end one host is silent.
  */
 import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { afterAll, beforeAll, expect, it } from 'vitest';
-import type { HostCloneEnd } from '../../src/cli/await-clones.js';
-import type { ForkReport } from '../../src/domain/fork.js';
-import type { ImagesOnHosts, StoppedOnHosts, VmsOnHosts } from '../../src/schemas/all-hosts.js';
-import { Cluster, eventually } from '../hosts/cluster.js';
-import { Guest } from '../hosts/guest.js';
+import type { HostCloneEnd } from '../../../src/cli/await-clones.js';
+import type { ForkReport } from '../../../src/domain/fork.js';
+import type { ImagesOnHosts, StoppedOnHosts, VmsOnHosts } from '../../../src/schemas/all-hosts.js';
+import { Cluster, eventually } from '../../hosts/cluster.js';
+import { Guest } from '../../hosts/guest.js';
 
 const SMALL = { memoryMiB: 128, touchMiB: 16, restPercent: 50 };
 

@@ -6,10 +6,10 @@ import { existsSync, readdirSync } from 'node:fs';
 import { rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { afterAll, afterEach, beforeAll, describe, expect, test } from 'vitest';
-import type { ForkOrigin, PrepareForkRequest } from '../../src/engine/ports/fork.js';
-import { type AgentHost, AgentPair } from '../hosts/agent-pair.js';
-import { eventually } from '../hosts/cluster.js';
-import { forkRequest } from '../hosts/fork-host.js';
+import type { ForkOrigin, PrepareForkRequest } from '../../../src/engine/ports/fork.js';
+import { type AgentHost, AgentPair } from '../../hosts/agent-pair.js';
+import { eventually } from '../../hosts/cluster.js';
+import { forkRequest } from '../../hosts/fork-host.js';
 
 const FILL_MS = 60_000;
 

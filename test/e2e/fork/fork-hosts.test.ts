@@ -4,14 +4,14 @@
  * on any host, after it all clones run.
  */
 import { afterAll, afterEach, beforeAll, describe, expect, test } from 'vitest';
-import { EXIT } from '../../src/cli/exit-codes.js';
-import type { CloneReport } from '../../src/domain/fork.js';
-import type { ForkJobView } from '../../src/domain/job.js';
-import type { HostProgress } from '../../src/domain/progress.js';
-import { checkClones } from '../hosts/clone-check.js';
-import { eventually } from '../hosts/cluster.js';
-import { Guest } from '../hosts/guest.js';
-import { ManyHosts } from '../hosts/many-hosts.js';
+import { EXIT } from '../../../src/cli/exit-codes.js';
+import type { CloneReport } from '../../../src/domain/fork.js';
+import type { ForkJobView } from '../../../src/domain/job.js';
+import type { HostProgress } from '../../../src/domain/progress.js';
+import { checkClones } from '../../hosts/clone-check.js';
+import { eventually } from '../../hosts/cluster.js';
+import { Guest } from '../../hosts/guest.js';
+import { ManyHosts } from '../../hosts/many-hosts.js';
 
 /** As many as two processors check in a test's time; 64 for runs by hand. */
 const CLONES = Number(process.env.VMIGRATE_TEST_CLONES ?? 16);

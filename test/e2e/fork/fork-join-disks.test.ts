@@ -1,0 +1,229 @@
+/**
+ * Disks of a fork on two hosts (test/hosts/agent-pair.ts): the clones of both have overlays on the file that the parent
+ * has left at the fork point.
+ */
+import { execFileSync } from 'node:child_process';
+import { createHash } from 'node:crypto';
+import { existsSync, readdirSync, readFileSync } from 'node:fs';
+import { rm } from 'node:fs/promises';
+import { basename, dirname, join } from 'node:path';
+import { afterAll, afterEach, beforeAll, describe, expect, test } from 'vitest';
+import type { DiskAccess } from '../../../src/domain/fork.js';
+import type { DiskFormat } from '../../../src/domain/vm.js';
+import type { PrepareForkRequest } from '../../../src/engine/ports/fork.js';
+import { type AgentHost, AgentPair } from '../../hosts/agent-pair.js';
+import { eventually } from '../../hosts/cluster.js';
+import { byteAt, diskContent, latestNumber, writeDisk } from '../../hosts/disk-content.js';
+import { forkRequest } from '../../hosts/fork-host.js';
+
+const FILL_MS = 60_000;
+const WRITES_MS = 120_000;
+const APPEND = 'console=ttyS0 quiet no_timer_check vmg.workload=idle vmg.mb=16 vmg.disk=vda';
+/** Where the disk has bytes that no guest writes, and what they are before the fork. */
+const [MARK_MIB, MARK] = [32, 0x5a];
+const OWN_MIB = 40;
+
+let pair: AgentPair;
+
+beforeAll(async () => {
+  pair = await AgentPair.start();
+});
+afterEach(async () => {
+  for (const host of [pair.b, pair.a]) {
+    await host.agent.close();
+    for (const { name } of host.vms.list()) await host.vms.destroy(name);
+    for (const kind of ['images', 'forks']) {
+      await rm(join(host.directory, host.name, kind), { recursive: true, force: true });
+    }
+    await host.restart();
+  }
+});
+afterAll(() => pair.end());
+
+const code = (expected: string) => expect.objectContaining({ code: expected });
+const hashOf = (path: string) => createHash('sha256').update(readFileSync(path)).digest('hex');
+const contentOf = (host: AgentHost, vm: string) => diskContent(host.vms.get(vm), 'disk0');
+const overlaysOf = (path: string) => readdirSync(dirname(path)).filter((name) => name.startsWith(`${basename(path)}.`));
+
+function makeDisk(name: string, format: DiskFormat): string {
+  const path = join(pair.directory, `${name}.${format}`);
+  execFileSync('qemu-img', ['create', '-q', '-f', format, path, '64M']);
+  execFileSync('qemu-io', ['-f', format, '-c', `write -P ${MARK} ${MARK_MIB}M 64k`, path]);
+  return path;
+}
+
+async function boot(name: string, disks: readonly object[]): Promise<void> {
+  await pair.boot({ name, extra: { disks, append: APPEND } });
+  await writes(pair.a, name);
+}
+
+async function writes(host: AgentHost, vm: string): Promise<void> {
+  const count = async () => [...(await host.serial(vm)).matchAll(/VMG DISK n=/g)].length;
+  const before = await count();
+  await eventually(`${vm} writes to its disk`, WRITES_MS, async () =>
+    (await count()) >= before + 2 ? true : undefined,
+  );
+  expect(await host.serial(vm)).not.toMatch(/VMG ERROR/);
+}
+
+/** The requests of a fork with one clone on A and two on B. */
+async function requestsOf(
+  vm: string,
+  access: DiskAccess,
+): Promise<{ root: PrepareForkRequest; joining: PrepareForkRequest }> {
+  const request = forkRequest(vm, { cloneCount: 3 });
+  const { spec, accel, qemuVersion } = pair.a.vms.get(vm);
+  const disks = spec.disks.map(({ id }) => ({ id, access }));
+  const allocatedBytes = spec.memory.sizeBytes;
+  const origin = { host: 'A', image: request.fork, spec, accel, qemuVersion, allocatedBytes, disks };
+  return {
+    root: { ...request, share: { first: 0, count: 1 } },
+    joining: { ...request, vm: null, share: { first: 1, count: 2 }, origin },
+  };
+}
+
+type Requests = Awaited<ReturnType<typeof requestsOf>>;
+
+async function prepare({ root, joining }: Requests): Promise<string> {
+  const { a, b } = pair;
+  await a.agent.source.reserve(root.vm ?? '', root.job);
+  await Promise.all([a.agent.forks.prepareClones(root), b.agent.forks.prepareClones(joining)]);
+  await a.agent.forks.armParent(root.fork);
+  await b.agent.forks.connectImage(root.fork, 'tcp');
+  return root.fork;
+}
+
+async function upToLoad(requests: Requests): Promise<string> {
+  const { a, b } = pair;
+  const fork = await prepare(requests);
+  await a.agent.forks.forkPoint(fork);
+  await a.agent.forks.sendForkState(fork, 'B');
+  await Promise.all([a.agent.forks.loadClones(fork), b.agent.forks.loadClones(fork)]);
+  return fork;
+}
+
+async function fromCommit({ root }: Requests): Promise<void> {
+  const hosts = [pair.a, pair.b];
+  for (const { agent } of hosts) await agent.forks.commitFork(root.fork);
+  const outcomes = await Promise.all(hosts.map(({ agent }) => agent.forks.runClones(root.fork)));
+  expect(outcomes.flatMap(({ failures }) => failures)).toEqual([]);
+  for (const { agent } of hosts.toReversed()) {
+    await eventually('the image is complete', FILL_MS, async () => {
+      const { state } = await agent.forks.forkProgress(root.fork);
+      return state === 'complete' ? true : undefined;
+    });
+  }
+  for (const { agent } of hosts.toReversed()) await agent.forks.finishFork(root.fork);
+  await pair.a.agent.source.unreserve(root.vm ?? '', root.job);
+}
+
+/** The host that joined hears of it last. Its clones have loaded the state, and leave the parent its file. */
+async function undo({ root }: Requests): Promise<void> {
+  await pair.a.agent.forks.discardFork(root.fork);
+  await pair.b.agent.forks.discardFork(root.fork);
+  await pair.a.agent.source.unreserve(root.vm ?? '', root.job);
+}
+
+function clonesOn(host: AgentHost): string[] {
+  return host.vms.list().flatMap(({ name, state }) => (name.includes('-') && state === 'running' ? [name] : []));
+}
+
+const removal = { isForced: false, isDroppingSaved: false };
+
+describe.each(['qcow2', 'raw'] as const)('a %s disk that both hosts see', (format) => {
+  test('is the base of the clones of both, and nobody changes it while one of them needs it', async () => {
+    const { a, b } = pair;
+    const base = makeDisk(`both-${format}`, format);
+    const media = makeDisk(`media-${format}`, format);
+    await boot('web', [
+      { path: base, format },
+      { path: media, format, readOnly: true },
+    ]);
+    const requests = await requestsOf('web', 'shared');
+    const image = await upToLoad(requests);
+    await fromCommit(requests);
+    const hash = hashOf(base);
+    const vms = [[a, 'web'] as const, ...clonesOn(a).map((name) => [a, name] as const)];
+    vms.push(...clonesOn(b).map((name) => [b, name] as const));
+    expect(vms).toHaveLength(4);
+    const atFork = latestNumber(readRaw(base, format));
+    expect(atFork).toBeGreaterThan(0);
+    for (const [index, [host, name]] of vms.entries())
+      await writeDisk(host.vms.get(name), 'disk0', 0xa0 + index, OWN_MIB);
+    for (const [host, name] of vms) await writes(host, name);
+    for (const [index, [host, name]] of vms.entries()) {
+      const content = await contentOf(host, name);
+      expect([name, byteAt(content, MARK_MIB), byteAt(content, OWN_MIB)]).toEqual([name, MARK, 0xa0 + index]);
+      expect(latestNumber(content)).toBeGreaterThan(atFork);
+      expect(host.vms.get(name).spec.disks[1]?.path).toBe(media);
+    }
+    expect(hashOf(base)).toBe(hash);
+    expect(b.agent.images.find(image).disks).toEqual([base, media]);
+
+    // What the joined host has is not its own to remove, and keeps what the other has.
+    for (const name of clonesOn(a)) await a.vms.stop(name, { isForced: true });
+    const [first, last] = clonesOn(b);
+    await b.vms.stop(first ?? '', { isForced: true });
+    const kept = await a.agent.images.remove(image, removal);
+    expect(kept.keptLayers).toMatchObject([{ reason: expect.stringContaining('on B') }, { path: base }]);
+    expect(await a.agent.images.flatten('web')).toMatchObject({ mergedDisks: [], keptLayers: [{ path: base }] });
+    await writes(b, last ?? '');
+    await b.vms.stop(last ?? '', { isForced: true });
+    expect(await b.agent.images.remove(image, removal)).toMatchObject({ mergedDisks: [], keptLayers: [] });
+    expect(hashOf(base)).toBe(hash);
+    expect(overlaysOf(base)).toHaveLength(1);
+    expect((await a.agent.images.remove(image, removal)).mergedDisks).toHaveLength(1);
+    expect([a.vms.get('web').spec.disks[0]?.path, overlaysOf(base)]).toEqual([base, []]);
+    await writes(a, 'web');
+    const after = await contentOf(a, 'web');
+    expect([byteAt(after, MARK_MIB), byteAt(after, OWN_MIB)]).toEqual([MARK, 0xa0]);
+  });
+
+  test('is the parent’s alone again when the fork is undone', async () => {
+    const { a, b } = pair;
+    const base = makeDisk(`undone-${format}`, format);
+    await boot('web', [{ path: base, format }]);
+    const requests = await requestsOf('web', 'shared');
+    await upToLoad(requests);
+    await writes(a, 'web');
+    await undo(requests);
+    expect(a.vms.get('web').spec.disks[0]).toMatchObject({ path: base, format });
+    expect([overlaysOf(base), b.vms.list(), b.agent.images.list()]).toEqual([[], [], []]);
+    const before = latestNumber(readRaw(base, format));
+    await writes(a, 'web');
+    await eventually('its writes reach the file', WRITES_MS, () =>
+      latestNumber(readRaw(base, format)) > before ? true : undefined,
+    );
+  });
+});
+
+test('a host that was told of another disk than the image has does not join', async () => {
+  const base = makeDisk('planned', 'qcow2');
+  const other = makeDisk('other', 'qcow2');
+  await boot('web', [{ path: base }]);
+  const { root, joining } = await requestsOf('web', 'shared');
+  const { origin } = joining;
+  if (origin === undefined) throw new Error('the request has no origin');
+  const spec = { ...origin.spec, disks: origin.spec.disks.map((disk) => ({ ...disk, path: other })) };
+  const requests = { root, joining: { ...joining, origin: { ...origin, spec } } };
+  await expect(prepare(requests)).rejects.toThrow(code('CONFLICT'));
+  await undo(requests);
+  expect(overlaysOf(base)).toEqual([]);
+
+  const { disks: _, ...untold } = origin;
+  const request = { ...joining, fork: '00000000000000aa', origin: { ...untold, image: '00000000000000aa' } };
+  await expect(pair.b.agent.forks.prepareClones(request)).rejects.toThrow(code('UNSUPPORTED'));
+  // What lies in the directory of the image's disks goes with the image.
+  const { fork } = request;
+  const own = join(pair.directory, 'B', 'images', `${fork}.disks`, '0-0.qcow2');
+  const within = { ...spec, disks: spec.disks.map((disk) => ({ ...disk, path: own })) };
+  const risky = { ...request, origin: { ...origin, image: fork, spec: within } };
+  await expect(pair.b.agent.forks.prepareClones(risky)).rejects.toThrow(code('UNSUPPORTED'));
+  expect(existsSync(base)).toBe(true);
+});
+
+function readRaw(path: string, format: DiskFormat): Buffer {
+  const raw = join(pair.directory, 'read.raw');
+  execFileSync('qemu-img', ['convert', '-U', '-f', format, '-O', 'raw', path, raw]);
+  return readFileSync(raw);
+}
