@@ -9,7 +9,7 @@ import { describeProgress, troubleOf } from '../progress.js';
 import { noteAdvance, reportTrouble } from '../walk-context.js';
 import type { ForkFindings, ForkStepContext } from './context.js';
 import { noteLost, runJoined } from './go.js';
-import { type JoinedHost, joinedHosts } from './hosts.js';
+import { type JoinedHost, joinedHosts, namingHost } from './hosts.js';
 import { AGENT } from './steps.js';
 
 /** The last that is known of one host. */
@@ -93,7 +93,7 @@ export class Filling {
       if (progress?.state === 'failed') this.#lose(fill, fill.joined, progress.error);
       else note(fill, progress);
     } catch (error) {
-      fill.trouble = toMigrationError(error);
+      fill.trouble = namingHost(fill.host, toMigrationError(error));
     }
   }
 
