@@ -30,7 +30,7 @@ import { type Life, NEVER } from './time.js';
 const WORK_MS = 2;
 
 /** How an agent that is broken on purpose breaks the rules. */
-export type AgentSabotage = 'startByItself' | 'discardWhenOpen' | 'givePagesEarly';
+export type AgentSabotage = 'startByItself' | 'discardWhenOpen' | 'givePagesEarly' | 'rememberForEver';
 
 export interface ForkAgentParts {
   readonly world: ForkWorld;
@@ -49,6 +49,8 @@ export class SimForkAgent implements ForkPort, Pick<SourcePort, 'reserve' | 'unr
   readonly #sabotage: AgentSabotage | null;
   /** Forks that have ended. A late call does not bring them back. */
   readonly #closed = new Set<string>();
+  /** Committed forks that are over here. */
+  readonly #finished = new Set<string>();
   readonly #pointing = new Map<string, Promise<ForkPointReply>>();
 
   constructor(parts: ForkAgentParts) {
@@ -115,6 +117,7 @@ export class SimForkAgent implements ForkPort, Pick<SourcePort, 'reserve' | 'unr
     const { fork, origin, share } = request;
     const { forks, images, clones } = this.#host;
     this.#refuseClosed(fork);
+    if (this.#finished.has(fork)) throw failure('CONFLICT', `${fork} is over`);
     await this.#write('prepare: fork noted');
     this.#refuseClosed(fork);
     const image = origin?.image ?? request.image ?? fork;
@@ -283,12 +286,14 @@ export class SimForkAgent implements ForkPort, Pick<SourcePort, 'reserve' | 'unr
     if (isWaiting) throw failure('CONFLICT', 'clones have not run');
     this.#unprotect(note);
     await this.#write('finish', () => this.#host.forks.delete(fork));
-    this.#closed.add(fork);
+    this.#finished.add(fork);
   }
 
   async forkDecision(fork: string): Promise<{ readonly decision: ForkDecision }> {
     const note = this.#host.forks.get(fork);
-    if (note === undefined) return { decision: 'discarded' };
+    const isRemembered = this.#sabotage === 'rememberForEver' && this.#world.committed.has(fork);
+    // Whoever asks after the end of a committed fork has no part in it: all others have committed by then.
+    if (note === undefined) return { decision: isRemembered ? 'committed' : 'discarded' };
     return { decision: note.isCommitted ? 'committed' : 'open' };
   }
 

@@ -160,6 +160,11 @@ describe('the oracle sees', () => {
     );
   });
 
+  test('a root that tells a host which was left out for ever that the fork is committed', async () => {
+    const fault = { kind: 'killDaemon', ms: 6_000, host: 'B' } as const;
+    expect(await firstViolation('rememberForEver', fault, SHAPES.partial)).toMatch(/a fork is left over on B/);
+  });
+
   test('a clone of a joined host that never runs', async () => {
     expect(await firstViolation('neverRun', null)).toMatch(/never ran/);
   });

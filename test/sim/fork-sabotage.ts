@@ -19,7 +19,12 @@ type CallSabotage =
   | 'commitWithout'
   | 'hideFailures';
 
-const AGENTS: readonly string[] = ['startByItself', 'discardWhenOpen', 'givePagesEarly'] satisfies AgentSabotage[];
+const AGENTS: readonly string[] = [
+  'startByItself',
+  'discardWhenOpen',
+  'givePagesEarly',
+  'rememberForEver',
+] satisfies AgentSabotage[];
 
 export function ofAgent(sabotage: ForkSabotage | undefined): AgentSabotage | null {
   return sabotage !== undefined && AGENTS.includes(sabotage) ? (sabotage as AgentSabotage) : null;

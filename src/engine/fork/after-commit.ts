@@ -4,7 +4,7 @@ import { neverUndone } from '../walk.js';
 import type { ForkExecutor, ForkFindings } from './context.js';
 import { Filling } from './filling.js';
 import { learnClones, noteFailures, noteRun, runJoined, sinceRequestMs, unlessForgotten } from './go.js';
-import { joinedHosts, onAll } from './hosts.js';
+import { joinedHosts, onAll, tellLeftOut } from './hosts.js';
 import { parentOf, unplaced } from './steps.js';
 
 /**
@@ -37,10 +37,13 @@ export const fillImage: ForkExecutor = {
 };
 
 export const releaseParent: ForkExecutor = {
-  /** The root ends last, because the others may still ask it. */
+  /** The root ends last, because the others may still ask it. A host that asks later has no part in the fork. */
   async forward(context) {
     const { record, ports, findings, observer } = context;
-    const { failed } = await onAll(joinedHosts(context), ({ forks }) => unlessForgotten(forks.finishFork(record.fork)));
+    const [{ failed }] = await Promise.all([
+      onAll(joinedHosts(context), ({ forks }) => unlessForgotten(forks.finishFork(record.fork))),
+      tellLeftOut(context),
+    ]);
     for (const { host, error } of failed) {
       if (!findings.lost.includes(host.host)) throw error;
       observer.onWarning(`${host.host}, which has lost its part of a fork, has not ended it`, error);

@@ -121,6 +121,22 @@ export function leaveOut(
   return { leftOut, failures };
 }
 
+/** Tells the hosts that were left out once more, in case they have not heard of it. Never rejects. */
+export async function tellLeftOut({ record, ports, limits, findings, observer }: ForkStepContext): Promise<void> {
+  const hosts = joinedHosts({ record, ports, findings: { ...findings, leftOut: [] } });
+  const left = hosts.filter(({ host }) => findings.leftOut.includes(host));
+  const { failed } = await onAll(left, ({ host, forks }) =>
+    withDeadline(ports.clock, forks.discardFork(record.fork), limits.callMsMax, `discarding the fork on ${host}`),
+  );
+  for (const { host, error } of failed) {
+    if (error.code === 'NOT_FOUND') continue;
+    observer.onWarning(
+      `${host.host} may still have a part of a fork that has left it out: it asks for it later`,
+      error,
+    );
+  }
+}
+
 /** The clones of a share as failures. Their names follow from that of any other clone. */
 export function failuresOf(share: HostShare, error: MigrationError, known: readonly CloneIdentity[]): CloneFailure[] {
   const stem = known[0]?.name.replace(/\d+$/, '');
