@@ -8,7 +8,7 @@ import type { ForkPort, ForkProgress } from '../ports/fork.js';
 import { describeProgress, troubleOf } from '../progress.js';
 import { noteAdvance, reportTrouble } from '../walk-context.js';
 import type { ForkFindings, ForkStepContext } from './context.js';
-import { noteLost, runJoined } from './go.js';
+import { noteEnded, runJoined } from './go.js';
 import { type JoinedHost, joinedHosts, namingHost } from './hosts.js';
 import { AGENT } from './steps.js';
 
@@ -100,7 +100,7 @@ export class Filling {
   #lose(fill: Fill, joined: JoinedHost, thrown: unknown): void {
     const error = MigrationError.from(thrown, fill.host);
     this.#context.observer.onWarning(`the clones on ${fill.host} have ended, because their pages cannot come`, error);
-    noteLost(this.#context, joined, error);
+    noteEnded(this.#context, joined, error);
     fill.state = 'lost';
     fill.trouble = null;
   }

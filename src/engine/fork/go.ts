@@ -98,8 +98,16 @@ export function noteRun(
   noteFailures(context, missing(context, share, vanished));
 }
 
+/** The host has ended its clones, also those that have run. */
+export function noteEnded(context: ForkStepContext, host: JoinedHost, error: MigrationError): void {
+  const { first, count } = host.share;
+  const { findings } = context;
+  findings.ready = findings.ready.filter(({ index }) => index < first || index >= first + count);
+  noteLost(context, host, error);
+}
+
 /** The host has lost its part: its clones that have not run never will. */
-export function noteLost(context: ForkStepContext, host: JoinedHost, error: MigrationError): void {
+function noteLost(context: ForkStepContext, host: JoinedHost, error: MigrationError): void {
   context.findings.lost = [...context.findings.lost, host.host];
   noteFailures(context, missing(context, host.share, error));
 }
