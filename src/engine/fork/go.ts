@@ -4,7 +4,7 @@
 import { MigrationError, toMigrationError } from '../../domain/errors.js';
 import type { CloneFailure } from '../../domain/fork.js';
 import { withDeadline } from '../deadline.js';
-import type { RunClonesReply } from '../ports/fork.js';
+import type { ForkProgress, RunClonesReply } from '../ports/fork.js';
 import type { ForkFindings, ForkStepContext } from './context.js';
 import { failuresOf, inOrder, type JoinedHost } from './hosts.js';
 import { inJson } from './steps.js';
@@ -27,6 +27,9 @@ export async function runJoined(context: ForkStepContext, host: JoinedHost): Pro
     withDeadline(ports.clock, work, msMax, `${what} on ${host.host}`);
   try {
     await bounded(host.forks.commitFork(record.fork), 'committing the fork');
+    if (isAnyUnknown(context, host)) {
+      noteCommitted(context, host, await bounded(host.forks.forkProgress(record.fork), 'asking for the clones'));
+    }
     const beganMs = sinceRequestMs(context);
     const reply = await bounded(host.forks.runClones(record.fork), 'letting the clones run');
     const vanished = new MigrationError('NOT_FOUND', `${host.host} has lost the clone before it has run`);
@@ -37,6 +40,25 @@ export async function runJoined(context: ForkStepContext, host: JoinedHost): Pro
     noteLost(context, host, error);
   }
   assign(context, { ran: [...context.findings.ran, host.host] });
+}
+
+/** A root that died right after its own commit has lost what this host had answered before. */
+function isAnyUnknown({ findings }: ForkStepContext, { share }: JoinedHost): boolean {
+  const known = new Set([...findings.clones, ...findings.failures].map(({ index }) => index));
+  return Array.from({ length: share.count }, (_, position) => share.first + position).some(
+    (index) => !known.has(index),
+  );
+}
+
+function noteCommitted(context: ForkStepContext, { host }: JoinedHost, { committed }: ForkProgress): void {
+  if (committed === null) return;
+  const { clones } = context.findings;
+  const known = new Set(clones.map(({ index }) => index));
+  assign(context, { clones: inOrder([...clones, ...committed.clones.filter(({ index }) => !known.has(index))]) });
+  noteFailures(
+    context,
+    committed.failures.map((failure) => ({ ...failure, host })),
+  );
 }
 
 /** Notes the answer of a host. `beganMs`: when it was asked, since the request. */
