@@ -143,9 +143,9 @@ export class Filling {
     // The root has finished the fork in an earlier life of the daemon.
     const own = pageBytes === 0 ? {} : { counters, pageBytes };
     if (this.#joined.length === 0) return pageBytes === 0 ? undefined : own;
-    const { ready, failures, ran, lost } = findings;
+    const { clones, ready, failures, ran, lost } = findings;
     const joined = Object.fromEntries(this.#joined.map((fill) => [fill.host, fill.counters]));
-    return { ...own, joined, ready, failures, ran, lost };
+    return { ...own, joined, clones, ready, failures, ran, lost };
   }
 
   #stuck(cause: MigrationError | null): MigrationError {
