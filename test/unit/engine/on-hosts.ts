@@ -21,12 +21,12 @@ export function scriptedHosts(): Scripted {
     let indexes: number[] = [];
     const ready = (): RunClonesReply['ready'] => indexes.map((index) => ({ index, atMs: 10 + index }));
     world.on[`${host}.forkInventory`] = () => ({ ...forkInventory, vm: { ...vm, spec: { ...vm.spec, disks: [] } } });
-    world.on[`${host}.prepareClones`] = (({ share, origin, fork, cloneCount, image }: PrepareForkRequest) => {
+    world.on[`${host}.prepareClones`] = ({ share, origin, fork, cloneCount, image }: PrepareForkRequest) => {
       const { first, count } = share ?? { first: 0, count: cloneCount };
       indexes = Array.from({ length: count }, (_, position) => first + position);
       const clones = indexes.map((index) => identity(index));
       return { image: origin?.image ?? image ?? fork, isWarm: false, clones, failures: [] } satisfies PrepareForkReply;
-    }) as (...parameters: never[]) => unknown;
+    };
     world.on[`${host}.runClones`] = () => ({ ready: ready(), failures: [] });
     world.on[`${host}.forkProgress`] = () => progressOf(indexes);
   }
