@@ -120,7 +120,7 @@ export class LocalAgent implements HostPort {
     });
     const forks = new ForkAgent(context, pool, arriving);
     const outdated = new OutdatedRecords({ ...options, ...peers });
-    const ofUsers = new Images(context, (image) => forks.claims(image) || pool.has(image), otherHosts);
+    const ofUsers = new Images(context, (image) => forks.claims(image) || pool.has(image), otherHosts, forks.released);
     this.#parts = { context, inventory, source, target, forks, pool, images: ofUsers, names, outdated };
     const { records, corrupt } = await store.load();
     for (const error of corrupt) {

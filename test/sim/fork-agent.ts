@@ -160,6 +160,8 @@ export class SimForkAgent implements ForkPort, Pick<SourcePort, 'reserve' | 'unr
 
   async endImage(): Promise<void> {}
 
+  async completeImage(): Promise<void> {}
+
   async forkDecision(): Promise<never> {
     throw failure('UNSUPPORTED', 'there is one host');
   }
