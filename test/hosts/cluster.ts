@@ -77,7 +77,7 @@ export class Cluster<Network extends HostNetwork = Namespaces> {
     try {
       await cluster.makeCertificates();
       await cluster.writeConfigs();
-      await inTurns(network.hosts, STARTS_AT_ONCE, ({ name }) => cluster.startDaemon(name));
+      await inTurns(network.hosts, network.startsAtOnce ?? STARTS_AT_ONCE, ({ name }) => cluster.startDaemon(name));
       for (const host of network.hosts) await cluster.expectAcquaintance(host.name);
     } catch (error) {
       await cluster.destroy();

@@ -13,6 +13,8 @@ export interface HostNetwork<Host extends TestHost = TestHost> {
   readonly daemonConfig?: Readonly<Record<string, unknown>>;
   /** Configuration of single hosts. Its keys replace those of `daemonConfig`. */
   readonly hostConfigs?: Readonly<Record<string, Readonly<Record<string, unknown>>>>;
+  /** How many daemons are started at the same time. Absent: some. */
+  readonly startsAtOnce?: number;
   host(name: string): Host;
   /** Returns the command line that runs `command` on that host. */
   commandOn(name: string, command: readonly string[]): readonly string[];

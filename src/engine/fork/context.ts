@@ -57,7 +57,7 @@ export interface ForkPorts extends WalkPorts {
   /** Both are ports of the host that has the parent, or the image. */
   readonly parent: Pick<SourcePort, 'reserve' | 'unreserve'>;
   readonly forks: ForkPort;
-  /** Those of a host that joins the fork. A host that is not known counts as unreachable. */
+  /** Those of a host that joins the fork. One that is not a peer any more has nothing of the fork. */
   readonly forksOf: (host: string) => ForkPort;
 }
 

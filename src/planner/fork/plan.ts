@@ -6,6 +6,7 @@
 import type { ForkPlan, ForkRequest, ForkStep, ForkStepName, HostShare } from '../../domain/fork.js';
 import type { ForkInventory } from '../../domain/host.js';
 import type { Refusal } from '../../domain/refusal.js';
+import { transportRow } from '../../domain/transport.js';
 import { describeBytes } from '../bytes.js';
 import { cloneCountThatFits } from './clone-room.js';
 import { type HostsPlan, planHosts } from './hosts.js';
@@ -61,7 +62,7 @@ export function planFork(request: ForkRequest, facts: ForkFacts): Planned {
       host,
       text: TEXTS[name](names),
       isInPause: name === 'forkPoint',
-      timeoutMs: timeoutMs(name, request.cloneCount, memoryBytes),
+      timeoutMs: timeoutMs(name, request, memoryBytes, placed),
     }),
   );
   const { coldReason } = inventory;
@@ -115,12 +116,27 @@ const RUN_MS_PER_CLONE = 100;
 /** Far slower than write-protecting really is (2 GiB take about 50 ms), to allow for machines under load. */
 const ARM_BYTES_PER_MS = 256 * 1024;
 
-function timeoutMs(step: ForkStepName, cloneCount: number, memoryBytes: number): number {
+/** An RDMA device registers the image on both hosts. A slow machine allocates, clears and locks memory at this rate. */
+const REGISTERED_BYTES_PER_MS = 256 * 1024;
+/** Clones with memory of their own load when all of the image has arrived, also over a slow network. */
+const READ_BYTES_PER_MS = 4 * 1024;
+
+function timeoutMs(
+  step: ForkStepName,
+  { cloneCount, memory }: ForkRequest,
+  memoryBytes: number,
+  { transport }: Partial<HostsPlan>,
+): number {
+  const registerMs =
+    transport !== undefined && transportRow(transport).registersMemory ? memoryBytes / REGISTERED_BYTES_PER_MS : 0;
+  const readMs = transport !== undefined && memory === 'private' ? memoryBytes / READ_BYTES_PER_MS : 0;
   switch (step) {
     case 'prepareClones':
       return BASE_MS[step] + cloneCount * PREPARE_MS_PER_CLONE;
     case 'loadClones':
-      return BASE_MS[step] + cloneCount * LOAD_MS_PER_CLONE;
+      return BASE_MS[step] + cloneCount * LOAD_MS_PER_CLONE + Math.ceil(readMs);
+    case 'connectHosts':
+      return BASE_MS[step] + Math.ceil(registerMs);
     case 'runClones':
       return BASE_MS[step] + cloneCount * RUN_MS_PER_CLONE;
     case 'armParent':

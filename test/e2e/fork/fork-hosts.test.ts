@@ -16,7 +16,7 @@ import { ManyHosts } from '../../hosts/many-hosts.js';
 /** As many as two processors check in a test's time; 64 for runs by hand. */
 const CLONES = Number(process.env.VMIGRATE_TEST_CLONES ?? 16);
 const MEMORY_MIB = 128;
-const ENDED_MS = 120_000;
+const ENDED_MS = 60_000;
 const RUNNING_MS = 60_000;
 /** At this rate the image takes some seconds to arrive. */
 const SLOW_MBIT_PER_S = 80;
@@ -57,7 +57,7 @@ function job(id: string): Promise<ForkJobView> {
 function ended(id: string): Promise<ForkJobView> {
   return eventually(`job ${id} has ended`, ENDED_MS, async () => {
     const view = await job(id);
-    return ['done', 'failed', 'lost', 'needsRecovery'].includes(view.state) ? view : undefined;
+    return ['done', 'failed', 'lost'].includes(view.state) ? view : undefined;
   });
 }
 

@@ -33,7 +33,7 @@ function scene(change: { image?: object; request?: object; state?: string; isCut
   const calls: string[] = [];
   const memory = { sizeBytes: 1 << 24, pageBytes: 4096, regions: [] };
   let image: object = {
-    ...{ id: IMAGE, state: 'capturing', spec: { name: 'web', memory }, deviceStateBytes: 0, overlays: [] },
+    ...{ id: IMAGE, state: 'capturing', spec: { name: 'web', memory }, deviceStateBytes: 0, overlays: [], disks: [] },
     ...change.image,
   };
   const images = {
