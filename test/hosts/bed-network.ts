@@ -21,6 +21,7 @@ export class BedNetwork implements HostNetwork<BedHost> {
   readonly daemonConfig = { limits: { callMsMax: 30_000, recoveryMsMax: 240_000 } };
 
   readonly startsAtOnce = 1;
+  readonly daemonReadyMs = 180_000;
 
   /** `addresses` are RDMA addresses of this machine, outside the bed; then no cable can be pulled. */
   constructor(count: number, addresses?: readonly string[]) {

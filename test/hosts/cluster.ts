@@ -86,6 +86,10 @@ export class Cluster<Network extends HostNetwork = Namespaces> {
     return cluster;
   }
 
+  private get readyMs(): number {
+    return this.network.daemonReadyMs ?? DAEMON_READY_MS;
+  }
+
   hostDirectory(host: string): string {
     return join(this.directory, host);
   }
@@ -158,7 +162,7 @@ export class Cluster<Network extends HostNetwork = Namespaces> {
     child.stderr.pipe(log, { end: false });
     if (this.isVerbose) child.stderr.pipe(process.stderr, { end: false });
     this.daemons.set(name, child);
-    const deadline = Date.now() + DAEMON_READY_MS;
+    const deadline = Date.now() + this.readyMs;
     for (;;) {
       if (child.exitCode !== null || child.signalCode !== null)
         throw new Error(`vmigrated on ${name} ended at once:\n${await this.daemonLog(name)}`);
@@ -174,7 +178,7 @@ export class Cluster<Network extends HostNetwork = Namespaces> {
    * takes long, a command would not wait for it.
    */
   async expectAcquaintance(name: string): Promise<void> {
-    await eventually(`${name} knows its peers`, DAEMON_READY_MS, async () => {
+    await eventually(`${name} knows its peers`, this.readyMs, async () => {
       const hosts = await this.api(name).get<{ inventory: unknown }[]>('/v1/hosts');
       return hosts.every(({ inventory }) => inventory !== null) ? true : undefined;
     });

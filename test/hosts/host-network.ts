@@ -15,6 +15,8 @@ export interface HostNetwork<Host extends TestHost = TestHost> {
   readonly hostConfigs?: Readonly<Record<string, Readonly<Record<string, unknown>>>>;
   /** How many daemons are started at the same time. Absent: some. */
   readonly startsAtOnce?: number;
+  /** How long a daemon may take to answer after its start. Absent: a minute. */
+  readonly daemonReadyMs?: number;
   host(name: string): Host;
   /** Returns the command line that runs `command` on that host. */
   commandOn(name: string, command: readonly string[]): readonly string[];

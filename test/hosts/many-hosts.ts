@@ -4,7 +4,7 @@
  * there.
  */
 import { existsSync } from 'node:fs';
-import { readdir } from 'node:fs/promises';
+import { readdir, readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import type { ForkReport } from '../../src/domain/fork.js';
 import type { ImageView } from '../../src/domain/image.js';
@@ -26,6 +26,11 @@ export interface ManyHostsOptions {
   readonly hostConfigs?: Readonly<Record<string, Readonly<Record<string, unknown>>>>;
   /** Points at which a test may park one of the daemons. */
   readonly parkingPoints?: readonly string[];
+}
+
+/** The root keeps the records of some forks that are over, for hosts that have not heard of the commit. */
+async function isFinished(path: string): Promise<boolean> {
+  return path.endsWith('.json') && (await readFile(path, 'utf8')).includes('"isFinished": true');
 }
 
 export class ManyHosts {
@@ -133,7 +138,8 @@ export class ManyHosts {
     const files: string[] = [];
     for (const folder of folders) {
       const names = existsSync(folder) ? await readdir(folder) : [];
-      files.push(...names.filter((name) => !vms.includes(name)).map((name) => join(folder, name)));
+      for (const name of names.filter((other) => !vms.includes(other)))
+        if (!(await isFinished(join(folder, name)))) files.push(join(folder, name));
     }
     return { vms, files, qemus: (await this.cluster.qemuPids(host)).length };
   }

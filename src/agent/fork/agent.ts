@@ -164,10 +164,13 @@ export class ForkAgent implements ForkPort {
     await this.#fork(fork).connectImage(transport);
   }
 
-  /** After `discarded` no late call can prepare the fork. */
+  /**
+   * After `discarded` no late call can prepare the fork. It is also the answer once a committed fork is over: all hosts
+   * that take part have committed by then, so whoever still asks was left out.
+   */
   async forkDecision(fork: string): Promise<{ readonly decision: ForkDecision }> {
     checkImageId(fork);
-    if (this.#forks.get(fork)?.isCommitted === true || this.#finished.has(fork)) return { decision: 'committed' };
+    if (this.#forks.get(fork)?.isCommitted === true) return { decision: 'committed' };
     // A record that cannot be read may be the fork's.
     if (this.#isOpen(fork) || this.#hasUnreadable) return { decision: 'open' };
     this.#ended.add(fork);

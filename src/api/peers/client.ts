@@ -22,9 +22,14 @@ import { callPath, forkStatePath, OCTETS, PING_PATH, serialPath, statePath } fro
 /** Less than a ping may take, so that its error says why there is no connection. */
 const CONNECT_MS = 4_000;
 const PING_MS = 5_000;
-/** How long a question of pre-flight may stay without answer before it is asked whether the host is there at all. */
+/**
+ * How long some calls may stay without answer before it is asked whether the host is there at all: questions of
+ * pre-flight, and the calls of a fork for which all of its other hosts wait.
+ */
 const SILENT_MS = 3_000;
-const PREFLIGHT_PATHS: ReadonlySet<string> = new Set([callPath('inventory'), callPath('checkTarget')]);
+const WATCHED_PATHS: ReadonlySet<string> = new Set([
+  ...['inventory', 'checkTarget', 'connectImage', 'loadClones'].map(callPath),
+]);
 const STATE_MS = 600_000;
 /** Of a serial log a host keeps some MiB. */
 const SERIAL_BYTES_MAX = 64 * 2 ** 20;
@@ -39,6 +44,8 @@ interface Call {
   readonly method: 'POST' | 'PUT';
   readonly body: string | Readable;
   readonly timeoutMs: number;
+  /** It is asked whether the host is there if it stays silent. Absent: the path tells. */
+  readonly isWatched?: boolean;
 }
 
 /** The connections to one host. */
@@ -132,7 +139,8 @@ class PeerConnections {
     }
   }
 
-  private async attempt({ path, method, body, timeoutMs }: Call, agent = this.agent): Promise<unknown> {
+  private async attempt(call: Call, agent = this.agent): Promise<unknown> {
+    const { path, method, body, timeoutMs, isWatched = WATCHED_PATHS.has(path) } = call;
     const where = `host ${this.host}`;
     const isStream = typeof body !== 'string';
     const options: RequestOptions = {
@@ -179,7 +187,7 @@ class PeerConnections {
         // peer's delayed acknowledgement.
         (socket as TLSSocket).setNoDelay(true);
         if (!socket.connecting) {
-          if (PREFLIGHT_PATHS.has(path)) silent = setTimeout(checkHost, SILENT_MS);
+          if (isWatched) silent = setTimeout(checkHost, SILENT_MS);
           return;
         }
         connecting = setTimeout(() => {
@@ -266,7 +274,8 @@ export class RemoteAgents implements ApiPeers {
 
   async sendForkState(host: string, fork: string, body: Readable): Promise<void> {
     if (host === this.options.self) return this.options.local().forks.acceptForkState(fork, body);
-    await this.peer(host).call({ path: forkStatePath(fork), method: 'PUT', body, timeoutMs: STATE_MS });
+    const path = forkStatePath(fork);
+    await this.peer(host).call({ path, method: 'PUT', body, timeoutMs: STATE_MS, isWatched: true });
   }
 
   /** The serial output that another host keeps of a VM. */

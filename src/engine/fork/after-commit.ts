@@ -1,11 +1,11 @@
 /** The steps of a fork after its commit. They are repeated until they succeed, and nothing undoes them. */
-import { toMigrationError } from '../../domain/errors.js';
+import { MigrationError } from '../../domain/errors.js';
 import { neverUndone } from '../walk.js';
 import type { ForkExecutor, ForkFindings } from './context.js';
 import { Filling } from './filling.js';
-import { noteRun, runJoined, sinceRequestMs } from './go.js';
-import { joinedHosts, onAll } from './hosts.js';
-import { parentOf } from './steps.js';
+import { learnClones, noteFailures, noteRun, runJoined, sinceRequestMs, unlessForgotten } from './go.js';
+import { joinedHosts, onAll, tellLeftOut } from './hosts.js';
+import { parentOf, unplaced } from './steps.js';
 
 /**
  * The fork is committed, so a clone that cannot run is only named. A host that does not answer keeps no other host from
@@ -13,7 +13,7 @@ import { parentOf } from './steps.js';
  */
 export const runClones: ForkExecutor = {
   async forward(context) {
-    const { record, ports, findings, marks, observer } = context;
+    const { record, ports, findings, observer } = context;
     const beganMs = sinceRequestMs(context);
     const late = joinedHosts(context).filter(({ host }) => !findings.ran.includes(host));
     const [reply, { failed }] = await Promise.all([
@@ -21,14 +21,12 @@ export const runClones: ForkExecutor = {
       onAll(late, (host) => runJoined(context, host)),
     ]);
     for (const { host, error } of failed) observer.onWarning(`${host.host} has not let its clones run yet`, error);
-    if (reply !== null) noteRun(context, reply, beganMs, null, null);
-    else if (joinedHosts(context).length === 0) return undefined;
-    const { ready, failures, ran, lost } = findings;
-    return {
-      // In a later life of the daemon only the agents had these. From here on the journal has them.
-      ...(marks.startedAtMs === null ? beforeCommit(findings) : {}),
-      ...{ ready, failures, ran, lost },
-    };
+    if (reply !== null) {
+      noteRun(context, reply, beganMs, null);
+      await learnClones(context, ports.forks, reply);
+    }
+    noteFailures(context, unplaced(record, findings.clones));
+    return soFar(findings);
   },
   undo: neverUndone,
 };
@@ -39,10 +37,13 @@ export const fillImage: ForkExecutor = {
 };
 
 export const releaseParent: ForkExecutor = {
-  /** The root ends last, because the others may still ask it. */
+  /** The root ends last, because the others may still ask it. A host that asks later has no part in the fork. */
   async forward(context) {
     const { record, ports, findings, observer } = context;
-    const { failed } = await onAll(joinedHosts(context), ({ forks }) => unlessForgotten(forks.finishFork(record.fork)));
+    const [{ failed }] = await Promise.all([
+      onAll(joinedHosts(context), ({ forks }) => unlessForgotten(forks.finishFork(record.fork))),
+      tellLeftOut(context),
+    ]);
     for (const { host, error } of failed) {
       if (!findings.lost.includes(host.host)) throw error;
       observer.onWarning(`${host.host}, which has lost its part of a fork, has not ended it`, error);
@@ -52,23 +53,23 @@ export const releaseParent: ForkExecutor = {
     if (record.plan.request.vm !== null) await ports.parent.unreserve(parentOf(record), record.job);
     return undefined;
   },
-  undo: neverUndone,
+  /** Of a lost fork only: the hosts that joined forget it as soon as they can. */
+  async undo(context) {
+    const { record } = context;
+    const { failed } = await onAll(joinedHosts(context), ({ forks }) => unlessForgotten(forks.finishFork(record.fork)));
+    const names = failed.map(({ host }) => host.host).join(', ');
+    const cause = failed[0]?.error;
+    if (cause !== undefined) {
+      throw new MigrationError('STEP_FAILED', `${names}: the lost fork is not ended there yet`, { cause });
+    }
+  },
 };
 
 /**
- * Returns null if the agent has forgotten the fork. It does so only when the clones have run and the image is complete:
- * an earlier life of the daemon has finished the fork without journalling it.
+ * What the report needs. The journal may lack the ends of the steps before the commit: nothing waits until they are
+ * durable.
  */
-export async function unlessForgotten<T>(asking: Promise<T>): Promise<T | null> {
-  try {
-    return await asking;
-  } catch (thrown) {
-    if (toMigrationError(thrown).code === 'NOT_FOUND') return null;
-    throw thrown;
-  }
-}
-
-function beforeCommit(findings: ForkFindings): Partial<ForkFindings> {
-  const { image, isWarm, clones, parentPauseMs, deviceStateBytes, leftOut } = findings;
-  return { image, isWarm, clones, parentPauseMs, deviceStateBytes, leftOut };
+function soFar(findings: ForkFindings): Partial<ForkFindings> {
+  const { image, isWarm, clones, parentPauseMs, deviceStateBytes, leftOut, ready, failures, ran, lost } = findings;
+  return { image, isWarm, clones, parentPauseMs, deviceStateBytes, leftOut, ready, failures, ran, lost };
 }

@@ -8,8 +8,8 @@ import type { ForkPort, ForkProgress } from '../ports/fork.js';
 import { describeProgress, troubleOf } from '../progress.js';
 import { noteAdvance, reportTrouble } from '../walk-context.js';
 import type { ForkFindings, ForkStepContext } from './context.js';
-import { noteLost, runJoined } from './go.js';
-import { type JoinedHost, joinedHosts } from './hosts.js';
+import { noteEnded, runJoined } from './go.js';
+import { type JoinedHost, joinedHosts, namingHost } from './hosts.js';
 import { AGENT, parentOf } from './steps.js';
 
 /** The last that is known of one host. */
@@ -95,14 +95,14 @@ export class Filling {
       if (progress?.state === 'failed') this.#lose(fill, fill.joined, progress.error);
       else note(fill, progress);
     } catch (error) {
-      fill.trouble = toMigrationError(error);
+      fill.trouble = namingHost(fill.host, toMigrationError(error));
     }
   }
 
   #lose(fill: Fill, joined: JoinedHost, thrown: unknown): void {
     const error = MigrationError.from(thrown, fill.host);
     this.#context.observer.onWarning(`the clones on ${fill.host} have ended, because their pages cannot come`, error);
-    noteLost(this.#context, joined, error);
+    noteEnded(this.#context, joined, error);
     fill.state = 'lost';
     fill.trouble = null;
   }
@@ -143,9 +143,9 @@ export class Filling {
     // The root has finished the fork in an earlier life of the daemon.
     const own = pageBytes === 0 ? {} : { counters, pageBytes };
     if (this.#joined.length === 0) return pageBytes === 0 ? undefined : own;
-    const { ready, failures, ran, lost } = findings;
+    const { clones, ready, failures, ran, lost } = findings;
     const joined = Object.fromEntries(this.#joined.map((fill) => [fill.host, fill.counters]));
-    return { ...own, joined, ready, failures, ran, lost };
+    return { ...own, joined, clones, ready, failures, ran, lost };
   }
 
   #stuck(cause: MigrationError | null): MigrationError {

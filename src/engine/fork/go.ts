@@ -2,11 +2,11 @@
  * The go: the clones of a committed fork run. A host that joined commits its part first, whenever it can be reached.
  */
 import { MigrationError, toMigrationError } from '../../domain/errors.js';
-import type { CloneFailure } from '../../domain/fork.js';
+import type { CloneFailure, HostShare } from '../../domain/fork.js';
 import { withDeadline } from '../deadline.js';
-import type { RunClonesReply } from '../ports/fork.js';
-import type { ForkFindings, ForkStepContext } from './context.js';
-import { failuresOf, inOrder, type JoinedHost } from './hosts.js';
+import type { ForkPort, RunClonesReply } from '../ports/fork.js';
+import type { ForkStepContext } from './context.js';
+import { failuresOf, type JoinedHost, rootShare, withOthers } from './hosts.js';
 import { inJson } from './steps.js';
 
 /** A host that answers more slowly is asked again while the images fill. */
@@ -26,60 +26,112 @@ export async function runJoined(context: ForkStepContext, host: JoinedHost): Pro
   const bounded = <T>(work: Promise<T>, what: string): Promise<T> =>
     withDeadline(ports.clock, work, msMax, `${what} on ${host.host}`);
   try {
-    await bounded(host.forks.commitFork(record.fork), 'committing the fork');
+    await bounded(commitJoined(context, host), 'committing the fork');
     const beganMs = sinceRequestMs(context);
     const reply = await bounded(host.forks.runClones(record.fork), 'letting the clones run');
-    const vanished = new MigrationError('NOT_FOUND', `${host.host} has lost the clone before it has run`);
-    noteRun(context, reply, beganMs, host, vanished);
+    noteRun(context, reply, beganMs, host);
+    await learnClones(context, host.forks, reply);
   } catch (thrown) {
     const error = toMigrationError(thrown);
     if (error.code !== 'NOT_FOUND') throw error;
     noteLost(context, host, error);
   }
-  assign(context, { ran: [...context.findings.ran, host.host] });
+  // The findings outlive an attempt of the step that fails.
+  context.findings.ran = [...context.findings.ran, host.host];
 }
 
-/** Notes the answer of a host. `beganMs`: when it was asked, since the request. */
+/**
+ * A host that refuses the commit has discarded its part, or was left out by a daemon that could not journal it. Its
+ * record decides, and the question is the undo, as on the root: what is discarded never runs. Throws NOT_FOUND if
+ * nothing is left there.
+ */
+async function commitJoined({ record }: ForkStepContext, { host, forks }: JoinedHost): Promise<void> {
+  try {
+    await forks.commitFork(record.fork);
+  } catch (thrown) {
+    const refusal = toMigrationError(thrown);
+    if (refusal.code !== 'CONFLICT') throw refusal;
+    try {
+      await forks.discardFork(record.fork);
+    } catch (error) {
+      if (toMigrationError(error).code === 'CONFLICT') return;
+      throw error;
+    }
+    const message = `${host} has discarded its part of the fork: ${refusal.message}`;
+    throw new MigrationError('NOT_FOUND', message, { cause: refusal });
+  }
+}
+
+/**
+ * In a later life of the daemon the findings may lack the identities of the clones that have run. Their host has them
+ * until it ends the fork.
+ */
+export async function learnClones(
+  { record, ports, limits, findings }: ForkStepContext,
+  forks: ForkPort,
+  { ready }: RunClonesReply,
+): Promise<void> {
+  const known = new Set(findings.clones.map(({ index }) => index));
+  if (ready.every(({ index }) => known.has(index))) return;
+  const asking = withDeadline(ports.clock, forks.forkProgress(record.fork), limits.callMsMax, 'asking for the clones');
+  const committed = (await unlessForgotten(asking))?.committed?.clones ?? [];
+  findings.clones = withOthers(findings.clones, committed);
+}
+
+/** Notes the answer of a host: a clone that it does not name has been lost before it has run. Null: the root. */
 export function noteRun(
   context: ForkStepContext,
   reply: RunClonesReply,
   beganMs: number,
-  host: JoinedHost | null,
-  vanished: MigrationError | null,
+  joined: JoinedHost | null,
 ): void {
-  const { findings } = context;
+  const { findings, record } = context;
+  const { host, share } = joined ?? { host: record.plan.host, share: rootShare(record) };
   const ready = reply.ready.map(({ index, atMs }) => ({ index, readyMs: Math.max(0, beganMs + atMs) }));
-  const answered = new Set(ready.map(({ index }) => index));
-  const others = findings.ready.filter(({ index }) => !answered.has(index));
-  assign(context, { ready: inOrder([...others, ...ready]) });
-  const named = host === null ? {} : { host: host.host };
+  findings.ready = withOthers(ready, findings.ready);
+  const named = joined === null ? {} : { host };
   noteFailures(
     context,
     inJson(reply.failures).map((failure) => ({ ...failure, ...named })),
   );
-  if (host !== null && vanished !== null) noteFailures(context, missing(context, host, vanished));
+  const vanished = new MigrationError('NOT_FOUND', `${host} has lost the clone before it has run`);
+  noteFailures(context, missing(context, share, vanished));
+}
+
+/** The host has ended its clones, also those that have run. */
+export function noteEnded(context: ForkStepContext, host: JoinedHost, error: MigrationError): void {
+  const { first, count } = host.share;
+  const { findings } = context;
+  findings.ready = findings.ready.filter(({ index }) => index < first || index >= first + count);
+  noteLost(context, host, error);
 }
 
 /** The host has lost its part: its clones that have not run never will. */
-export function noteLost(context: ForkStepContext, host: JoinedHost, error: MigrationError): void {
-  assign(context, { lost: [...context.findings.lost, host.host] });
-  noteFailures(context, missing(context, host, error));
+function noteLost(context: ForkStepContext, host: JoinedHost, error: MigrationError): void {
+  context.findings.lost = [...context.findings.lost, host.host];
+  noteFailures(context, missing(context, host.share, error));
 }
 
 /** The clones of the host that are neither ready nor named as failures. */
-function missing({ findings }: ForkStepContext, { share }: JoinedHost, error: MigrationError): CloneFailure[] {
+function missing({ findings }: ForkStepContext, share: HostShare, error: MigrationError): CloneFailure[] {
   const ready = new Set(findings.ready.map(({ index }) => index));
   return failuresOf(share, error, findings.clones).filter(({ index }) => !ready.has(index));
 }
 
 /** Adds those failures that are not known yet. */
-function noteFailures(context: ForkStepContext, failures: readonly CloneFailure[]): void {
-  const known = new Set(context.findings.failures.map(({ index }) => index));
-  const others = failures.filter(({ index }) => !known.has(index));
-  if (others.length > 0) assign(context, { failures: inOrder([...context.findings.failures, ...others]) });
+export function noteFailures({ findings }: ForkStepContext, failures: readonly CloneFailure[]): void {
+  findings.failures = withOthers(findings.failures, failures);
 }
 
-/** The findings outlive an attempt of the step that fails. */
-function assign(context: ForkStepContext, found: Partial<ForkFindings>): void {
-  Object.assign(context.findings, found);
+/**
+ * Returns null if the agent has forgotten the fork. It does so only when the clones have run and the image is complete:
+ * an earlier life of the daemon has finished the fork without journalling it.
+ */
+export async function unlessForgotten<T>(asking: Promise<T>): Promise<T | null> {
+  try {
+    return await asking;
+  } catch (thrown) {
+    if (toMigrationError(thrown).code === 'NOT_FOUND') return null;
+    throw thrown;
+  }
 }

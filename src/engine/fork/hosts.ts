@@ -3,7 +3,7 @@
  * hosts join: each makes its share of the clones, on an image that it reads from the root.
  */
 import { MigrationError, toMigrationError } from '../../domain/errors.js';
-import type { CloneFailure, CloneIdentity, HostShare } from '../../domain/fork.js';
+import type { CloneFailure, CloneIdentity, ForkStepName, HostShare } from '../../domain/fork.js';
 import { withDeadline } from '../deadline.js';
 import type { ForkPort } from '../ports/fork.js';
 import type { ForkJobRecord, ForkStepContext } from './context.js';
@@ -32,6 +32,12 @@ export function ownShare({ plan }: ForkJobRecord): HostShare | undefined {
   return plan.shares?.find(({ host }) => host === plan.host);
 }
 
+/** The same, also if the root makes all clones. */
+export function rootShare(record: ForkJobRecord): HostShare {
+  const { host, request } = record.plan;
+  return ownShare(record) ?? { host, first: 0, count: request.cloneCount };
+}
+
 export function othersOf({ plan }: ForkJobRecord): readonly HostShare[] {
   return (plan.shares ?? []).filter(({ host }) => host !== plan.host);
 }
@@ -58,16 +64,24 @@ export async function onAll<T>(
   return { done, failed };
 }
 
+/** A fork that may go on without a host must know in time that the host does not answer. */
+const SHARE_OF_STEP = 0.75;
+
 /**
  * The same for a step before the commit. Unless the request allows a part of the clones, it rejects as soon as one call
  * fails: the undo ends what the other calls still do.
  */
 export async function onAllNeeded<T>(
-  { record }: Pick<ForkStepContext, 'record'>,
+  { record, ports }: Pick<ForkStepContext, 'record' | 'ports'>,
+  step: ForkStepName,
   hosts: readonly JoinedHost[],
   call: (host: JoinedHost) => Promise<T>,
 ): Promise<HostOutcomes<T>> {
-  if (record.plan.request.isPartialAllowed) return onAll(hosts, call);
+  if (record.plan.request.isPartialAllowed) {
+    const stepMs = record.plan.steps.find(({ name }) => name === step)?.timeoutMs ?? 0;
+    const what = (host: JoinedHost): string => `${step} on ${host.host}`;
+    return onAll(hosts, (host) => withDeadline(ports.clock, call(host), stepMs * SHARE_OF_STEP, what(host)));
+  }
   const named = async (host: JoinedHost) => ({
     host,
     value: await call(host).catch((error: unknown) => {
@@ -77,7 +91,7 @@ export async function onAllNeeded<T>(
   return { done: await Promise.all(hosts.map(named)), failed: [] };
 }
 
-function namingHost(host: string, error: MigrationError): MigrationError {
+export function namingHost(host: string, error: MigrationError): MigrationError {
   if (error.message.includes(host)) return error;
   return new MigrationError(error.code, `${host}: ${error.message}`, {
     isRetryable: error.isRetryable,
@@ -105,6 +119,22 @@ export function leaveOut(
   const leftOut = [...findings.leftOut, ...failed.map(({ host }) => host.host)];
   const failures = failed.flatMap(({ host, error }) => failuresOf(host.share, error, known));
   return { leftOut, failures };
+}
+
+/** Tells the hosts that were left out once more, in case they have not heard of it. Never rejects. */
+export async function tellLeftOut({ record, ports, limits, findings, observer }: ForkStepContext): Promise<void> {
+  const hosts = joinedHosts({ record, ports, findings: { ...findings, leftOut: [] } });
+  const left = hosts.filter(({ host }) => findings.leftOut.includes(host));
+  const { failed } = await onAll(left, ({ host, forks }) =>
+    withDeadline(ports.clock, forks.discardFork(record.fork), limits.callMsMax, `discarding the fork on ${host}`),
+  );
+  for (const { host, error } of failed) {
+    if (error.code === 'NOT_FOUND') continue;
+    observer.onWarning(
+      `${host.host} may still have a part of a fork that has left it out: it asks for it later`,
+      error,
+    );
+  }
 }
 
 /** The clones of a share as failures. Their names follow from that of any other clone. */
@@ -150,4 +180,13 @@ export function checkIdentities(clones: readonly CloneIdentity[], parentMacs: Re
 
 export function inOrder<Item extends { readonly index: number }>(items: readonly Item[]): Item[] {
   return [...items].sort((one, other) => one.index - other.index);
+}
+
+/** The known items, and those of the others that are not known yet, in their order. */
+export function withOthers<Item extends { readonly index: number }>(
+  known: readonly Item[],
+  others: readonly Item[],
+): Item[] {
+  const indexes = new Set(known.map(({ index }) => index));
+  return inOrder([...known, ...others.filter(({ index }) => !indexes.has(index))]);
 }

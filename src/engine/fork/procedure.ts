@@ -55,7 +55,7 @@ import type { ForkPort } from '../ports/fork.js';
 import { Walk } from '../walk.js';
 import { fillImage, releaseParent, runClones } from './after-commit.js';
 import type { ForkFindings, ForkStepContext } from './context.js';
-import { inOrder, joinedHosts, onAll } from './hosts.js';
+import { inOrder, joinedHosts, onAll, withOthers } from './hosts.js';
 import { buildForkReport } from './report.js';
 import {
   armParent,
@@ -89,7 +89,8 @@ export const forkWalk = new Walk<AnyForkStepName, ForkStep, ForkStepContext, For
   awaitedBeforeUndo: new Set<AnyForkStepName>(['reserveParent']),
   // The agent forgets the fork in this step. From then on only the journal knows that it was committed.
   durableBegins: new Set<AnyForkStepName>(['releaseParent']),
-  durableEnds: new Set<AnyForkStepName>(),
+  // The agents forget the fork in the last step. The journal alone then knows the clones, and who has had its go.
+  durableEnds: new Set<AnyForkStepName>(['runClones', 'fillImage']),
   firstStepOutOfOrder: firstForkStepOutOfOrder,
   isGrouped: ({ name }) => !UNGROUPED_FORK_STEPS.includes(name),
   onAnnounced: () => undefined,
@@ -129,21 +130,24 @@ async function restoreFindings(context: ForkStepContext): Promise<Partial<ForkFi
   const ofOthers = others.flatMap(({ host, failures }) => failures.map((failure) => ({ ...failure, host })));
   return {
     ...{ image, isWarm, parentPauseMs, deviceStateBytes },
-    clones: inOrder([committed, ...others].flatMap((part) => part.clones)),
-    failures: inOrder([...committed.failures, ...ofOthers]),
+    clones: withOthers(
+      findings.clones,
+      [committed, ...others].flatMap((part) => part.clones),
+    ),
+    // The journal may know of hosts that were left out.
+    failures: withOthers(findings.failures, [...committed.failures, ...ofOthers]),
     ready: inOrder(ready.map(({ index, at }) => ({ index, readyMs: sinceRequestMs(at) }))),
   };
 }
 
-/** After an image that cannot be completed: the hosts forget the fork, and the parent is no longer reserved. */
+/**
+ * After an image that cannot be completed: the root forgets the fork, and the parent is no longer reserved. The hosts
+ * that joined forget it when they have ended their clones.
+ */
 async function releaseLost(context: ForkStepContext): Promise<readonly AnyForkStepName[]> {
   const { record, ports, limits, observer } = context;
   const { vm } = record.plan.request;
-  const hosts = [ports.forks, ...joinedHosts(context).map(({ forks }) => forks)];
-  const calls = hosts.map((forks): [string, () => Promise<void>] => [
-    'forgetting',
-    () => forks.finishFork(record.fork),
-  ]);
+  const calls: [string, () => Promise<void>][] = [['forgetting', () => ports.forks.finishFork(record.fork)]];
   if (vm !== null) calls.push(['unreserving the parent of', () => ports.parent.unreserve(vm, record.job)]);
   for (const [doing, call] of calls) {
     try {
@@ -152,5 +156,5 @@ async function releaseLost(context: ForkStepContext): Promise<readonly AnyForkSt
       observer.onWarning(`${doing} a lost fork failed`, error);
     }
   }
-  return [];
+  return joinedHosts(context).length > 0 ? ['releaseParent'] : [];
 }

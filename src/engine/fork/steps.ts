@@ -18,6 +18,7 @@ import {
   leaveOut,
   onAllNeeded,
   ownShare,
+  withOthers,
 } from './hosts.js';
 import { originOf } from './origin.js';
 
@@ -63,7 +64,7 @@ export const prepareClones: ForkExecutor = {
     const { fetch } = record.plan.request;
     const [root, others] = await Promise.all([
       ports.forks.prepareClones(request),
-      onAllNeeded(context, joined, ({ forks, share: { first, count, disks } }) =>
+      onAllNeeded(context, 'prepareClones', joined, ({ forks, share: { first, count, disks } }) =>
         forks.prepareClones({
           ...{ ...request, vm: null, share: { first, count } },
           origin: disks === undefined ? origin : { ...origin, disks },
@@ -108,7 +109,7 @@ const on = (host: string, failures: readonly CloneFailure[]): CloneFailure[] =>
   failures.map((failure) => ({ ...failure, host }));
 
 /** The clones for which no host had room when a partial fork was planned. */
-function unplaced({ plan }: ForkJobRecord, clones: readonly CloneIdentity[]): CloneFailure[] {
+export function unplaced({ plan }: ForkJobRecord, clones: readonly CloneIdentity[]): CloneFailure[] {
   const { shares, request, host } = plan;
   if (shares === undefined) return [];
   const placedCount = shares.reduce((sum, { count }) => sum + count, 0);
@@ -129,7 +130,7 @@ export const connectHosts: ForkExecutor = {
   async forward(context) {
     const { transport } = context.record.plan;
     if (transport === undefined) throw new MigrationError('INTERNAL', 'the plan does not say how hosts read the image');
-    const { failed } = await onAllNeeded(context, joinedHosts(context), ({ forks }) =>
+    const { failed } = await onAllNeeded(context, 'connectHosts', joinedHosts(context), ({ forks }) =>
       forks.connectImage(context.record.fork, transport),
     );
     return withoutHosts(context, failed);
@@ -151,7 +152,7 @@ export const loadClones: ForkExecutor = {
     const { record, ports, findings } = context;
     const [root, { done, failed }] = await Promise.all([
       ports.forks.loadClones(record.fork),
-      onAllNeeded(context, joinedHosts(context), async ({ host, forks }): Promise<LoadClonesReply> => {
+      onAllNeeded(context, 'loadClones', joinedHosts(context), async ({ host, forks }): Promise<LoadClonesReply> => {
         await ports.forks.sendForkState(record.fork, host);
         return forks.loadClones(record.fork);
       }),
@@ -160,10 +161,10 @@ export const loadClones: ForkExecutor = {
     const failures = [...root.failures, ...done.flatMap(({ host: { host }, value }) => on(host, value.failures))];
     if (record.plan.request.cloneCount === 0) return without;
     const known = without?.failures ?? findings.failures;
-    const lostCount = known.length - findings.failures.length;
-    const loadedCount = findings.clones.length - failures.length - lostCount;
+    const failedIndexes = new Set([...known, ...failures].map(({ index }) => index));
+    const loadedCount = findings.clones.filter(({ index }) => !failedIndexes.has(index)).length;
     const named = acceptedFailures(context, loadedCount, failures, 'loaded');
-    return { ...without, failures: inOrder([...known, ...named]) };
+    return { ...without, failures: withOthers(known, named) };
   },
   undo: undoneWithClones,
 };
@@ -173,9 +174,7 @@ function withoutHosts(context: ForkStepContext, failed: Parameters<typeof leaveO
   if (failed.length === 0) return undefined;
   const { clones, failures } = context.findings;
   const left = leaveOut(context, failed, clones);
-  const known = new Set(failures.map(({ index }) => index));
-  const others = left.failures.filter(({ index }) => !known.has(index));
-  return { leftOut: left.leftOut, failures: inOrder([...failures, ...others]) };
+  return { leftOut: left.leftOut, failures: withOthers(failures, left.failures) };
 }
 
 /** A step of earlier builds, whose jobs are only undone or continued behind their commit. */

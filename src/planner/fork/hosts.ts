@@ -37,10 +37,12 @@ export function planHosts(
   const refusals: Refusal[] = [];
   const notes: string[] = [];
   const unfit = new Set<string>();
+  const ofUnfit: Refusal[] = [];
   for (const join of joins) {
     const found = checkJoin(request, root, inventory.vm, join);
     if (found.length === 0) continue;
     unfit.add(join.host);
+    ofUnfit.push(...found);
     if (isPartialAllowed) notes.push(`${join.host} is left out: ${found.map(({ reason }) => reason).join('; ')}`);
     else refusals.push(...found);
   }
@@ -70,7 +72,9 @@ export function planHosts(
     const fork = forkOf(host);
     if (fork !== null) refusals.push(...checkShare(request, host, fork, count));
   }
-  if (placedCount < cloneCount && (!isPartialAllowed || placedCount === 0)) refusals.push(tooMany(cloneCount, rooms));
+  if (placedCount < cloneCount && (!isPartialAllowed || placedCount === 0)) {
+    refusals.push(...ofUnfit, tooMany(cloneCount, rooms));
+  }
   if (refusals.length > 0) return { plan: null, refusals };
 
   if (placedCount < cloneCount) notes.push(`there is room for ${placedCount} clones; the report will list the others`);

@@ -88,13 +88,13 @@ test('while a record cannot be read, every fork that is not known is open', asyn
   expect(await decision()).toBe('open');
 });
 
-test('a fork over several hosts is committed for ever, also when nothing else of it is left', async () => {
+test('a committed fork that is over is never undone; whoever still asks has no part in it', async () => {
   const saved: ForkRecord[] = [];
   const store = { save: async (record: ForkRecord) => void saved.push(record), remove: nothing };
   await finishRecord({ forkStore: store as never }, recordOf({}, { share: { first: 0, count: 1 } }));
   expect(saved).toMatchObject([{ isFinished: true, clones: [] }]);
   const { agent, decision, kept } = await agentWith({ records: saved });
-  expect(await decision()).toBe('committed');
+  expect(await decision()).toBe('discarded');
   expect(agent.claims(FORK)).toBe(false);
   expect(kept.has(FORK)).toBe(true);
   await expect(agent.forkProgress(FORK)).rejects.toThrow(code('NOT_FOUND'));
@@ -103,9 +103,9 @@ test('a fork over several hosts is committed for ever, also when nothing else of
   await agent.finishFork(FORK);
 });
 
-test('a fork whose image is gone after a reboot was committed all the same', async () => {
+test('a fork whose image is gone after a reboot is over', async () => {
   const { decision, kept } = await agentWith({ records: [recordOf({}, { share: { first: 0, count: 1 } })] });
-  expect(await decision()).toBe('committed');
+  expect(await decision()).toBe('discarded');
   expect(kept.get(FORK)).toMatchObject({ isFinished: true });
 });
 
