@@ -145,7 +145,7 @@ export class LocalAgent implements HostPort {
     });
     const forks = new ForkAgent(context, pool, arriving);
     const isClaimed = (image: string): boolean => forks.claims(image) || pool.has(image);
-    const ofUsers = new HostImages(userVms, context, isClaimed, otherHosts);
+    const ofUsers = new HostImages(userVms, context, isClaimed, otherHosts, forks.released);
     this.#parts = { context, inventory, source, target, forks, pool, images: ofUsers, userVms, names, outdated };
     const { records, corrupt } = await store.load();
     for (const error of corrupt) {

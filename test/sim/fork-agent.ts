@@ -195,6 +195,8 @@ export class SimForkAgent implements ForkPort, Pick<SourcePort, 'reserve' | 'unr
 
   async endImage(): Promise<void> {}
 
+  async completeImage(): Promise<void> {}
+
   async connectImage(fork: string, transport: Transport): Promise<void> {
     const note = this.#open(fork);
     await this.#pages.connect(note, transport);

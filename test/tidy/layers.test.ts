@@ -51,13 +51,22 @@ const TYPESCRIPT_LAYERS: Record<string, readonly string[]> = {
   'agent/inventory': [...WORDS, PORTS, BACKEND, 'protocol', 'agent/vm', 'agent/image', 'agent/storage'],
   'agent/migration': [...WORDS, PORTS, BACKEND, 'protocol', 'durable', 'schemas', 'native', 'agent/vm'],
   'agent/fork/clones': [...WORDS, PORTS, BACKEND, 'agent/vm'],
+  'agent/fork/decision': [...WORDS, PORTS],
   'agent/fork/pages': [
     ...[...WORDS, PORTS, BACKEND, 'protocol', 'native'],
     ...['agent/vm', 'agent/image', 'agent/migration'],
   ],
   'agent/fork': [
     ...[...WORDS, PORTS, BACKEND, 'protocol', 'durable', 'schemas', 'native'],
-    ...['agent/fork/clones', 'agent/fork/pages', 'agent/vm', 'agent/image', 'agent/inventory', 'agent/migration'],
+    ...[
+      'agent/fork/clones',
+      'agent/fork/decision',
+      'agent/fork/pages',
+      'agent/vm',
+      'agent/image',
+      'agent/inventory',
+      'agent/migration',
+    ],
   ],
   agent: [
     ...[...WORDS, PORTS, BACKEND, 'agent/vm', 'agent/image', 'agent/storage', 'agent/inventory'],

@@ -23,16 +23,17 @@ import { checkImageId } from '../image/record.js';
 import { EndedSessions } from '../migration/ended-sessions.js';
 import type { ManagedVm } from '../vm/vms.js';
 import type { ForkContext } from './context.js';
+import { FinishedForks } from './decision/finished.js';
+import { UndecidedForks } from './decision/undecided.js';
 import { sendDeviceState } from './device-state.js';
-import { FinishedForks } from './finished.js';
 import { forkInventory } from './inventory.js';
 import type { ImagePages } from './pages/image-server.js';
 import { failedImage } from './pages/image-servers.js';
 import type { Pool } from './pool.js';
 import { prepareFork } from './prepare.js';
 import { type ForkRecord, finishRecord } from './record.js';
+import { ReleasedForks } from './released.js';
 import { ForkSession } from './session.js';
-import { UndecidedForks } from './undecided.js';
 import { undoFork } from './undo.js';
 
 export class ForkAgent implements ForkPort {
@@ -46,6 +47,8 @@ export class ForkAgent implements ForkPort {
   readonly #preparing = new Map<string, AbortController>();
   readonly #ended = new EndedSessions();
   readonly #finished: FinishedForks;
+  /** The images that are not complete, and that no coordinator waits for. */
+  readonly released: ReleasedForks;
   readonly #undecided: UndecidedForks;
 
   /** Returns the job that is still transferring pages of this VM to this host, or null. */
@@ -56,6 +59,7 @@ export class ForkAgent implements ForkPort {
     this.#context = context;
     this.#pool = pool;
     this.#finished = new FinishedForks(context.forkStore);
+    this.released = new ReleasedForks(context.log, (fork) => this.#finished.add(fork));
     this.#undecided = new UndecidedForks({
       log: context.log,
       ask: async (host, fork) => context.peers.agent(host).forks.forkDecision(fork),
@@ -88,7 +92,7 @@ export class ForkAgent implements ForkPort {
     for (const controller of this.#preparing.values()) controller.abort();
     await Promise.all([...this.#preparing.keys()].map((fork) => this.#locks.hold(fork, () => Promise.resolve())));
     this.#undecided.close();
-    await Promise.all([...this.#forks.values()].map((fork) => fork.close()));
+    await Promise.all(this.#sessions.map((fork) => fork.close()));
     await this.#context.servers.closeAll();
   }
 
@@ -101,7 +105,7 @@ export class ForkAgent implements ForkPort {
 
   /** True if the VM is a clone of a committed fork. It may wait for the go. */
   hasCommitted(vm: ManagedVm): boolean {
-    return [...this.#forks.values()].some((fork) => fork.isCommitted && fork.has(vm));
+    return this.#sessions.some((fork) => fork.isCommitted && fork.has(vm));
   }
 
   /** True while clones start whose image no fork claims yet. */
@@ -177,6 +181,17 @@ export class ForkAgent implements ForkPort {
     return { decision: 'discarded' };
   }
 
+  async completeImage(image: string): Promise<void> {
+    checkImageId(image);
+    const { state } = this.#context.images.get(image);
+    if (state === 'complete') return;
+    const session = this.#sessions.find(({ record, isCommitted }) => isCommitted && record.image === image);
+    if (session === undefined || state === 'failed') {
+      throw new MigrationError('CONFLICT', `image ${image} is ${state}: it cannot be completed`);
+    }
+    await session.completeImage();
+  }
+
   async sendForkState(fork: string, host: string): Promise<void> {
     await sendDeviceState(this.#context, fork, this.#fork(fork).record.image, host);
   }
@@ -215,17 +230,18 @@ export class ForkAgent implements ForkPort {
     await this.#locks.hold(fork, async () => {
       const session = this.#forks.get(fork);
       if (session === undefined) return;
-      await session.finish();
+      const outcome = await session.finish();
       this.#forks.delete(fork);
       this.#ended.add(fork);
-      await this.#finished.add(fork);
+      if (outcome === 'released') this.released.add(fork, session);
+      else await this.#finished.add(fork);
     });
   }
 
   async discardFork(fork: string): Promise<void> {
     checkImageId(fork);
     this.#forks.get(fork)?.refuseIfCommitted();
-    if (this.#finished.has(fork)) throw new MigrationError('CONFLICT', `fork ${fork} is committed, and over`);
+    if (this.#isFinished(fork)) throw new MigrationError('CONFLICT', `fork ${fork} is committed, and over`);
     this.#ended.add(fork);
     // The abort ends a preparation that still waits for QEMUs. The preparation then removes what it has made.
     this.#preparing.get(fork)?.abort();
@@ -274,6 +290,11 @@ export class ForkAgent implements ForkPort {
     };
     const clones = record.clones.flatMap(find);
     const session = new ForkSession(this.#context, { record, parent, clones, failures: [] });
+    if (record.isReleased === true) {
+      this.#ended.add(fork);
+      await session.resume();
+      return this.released.add(fork, session);
+    }
     this.#forks.set(fork, session);
     if (!isUndecided) return session.resume();
     this.#undecided.watch(fork, origin.host);
@@ -288,6 +309,14 @@ export class ForkAgent implements ForkPort {
     await vms.room.hold(request.fork, allocatedBytes, spec.memory.pageBytes).catch((error: unknown) => {
       log.warn({ fork: request.fork, image, err: toMigrationError(error) }, 'there may be no room for an image');
     });
+  }
+
+  get #sessions(): ForkSession[] {
+    return [...this.#forks.values(), ...this.released.all];
+  }
+
+  #isFinished(fork: string): boolean {
+    return this.#finished.has(fork) || this.released.hasFork(fork);
   }
 
   /** The fork may still be committed here, or its undo is not durable yet. */
@@ -314,7 +343,7 @@ export class ForkAgent implements ForkPort {
     const session = this.#forks.get(fork);
     if (session !== undefined) return session;
     checkImageId(fork);
-    if (!this.#finished.has(fork)) this.#ended.refuse(fork);
+    if (!this.#isFinished(fork)) this.#ended.refuse(fork);
     throw new MigrationError('NOT_FOUND', `no fork ${fork} on ${this.#context.host}`);
   }
 
@@ -322,6 +351,6 @@ export class ForkAgent implements ForkPort {
     const { vms } = this.#context;
     if (!vms.has(name)) return;
     const vm = vms.get(name);
-    for (const fork of this.#forks.values()) fork.lost(vm);
+    for (const fork of this.#sessions) fork.lost(vm);
   };
 }

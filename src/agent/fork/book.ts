@@ -45,6 +45,12 @@ export class ForkBook {
     await this.#store.save(this.#record);
   }
 
+  /** After the commit: durable when it resolves. */
+  async mark(change: Pick<ForkRecord, 'isReleased' | 'isCompleting'>): Promise<void> {
+    this.#record = { ...this.#record, ...change };
+    await this.#store.save(this.#record);
+  }
+
   /** In memory: the caller saves the record. */
   settle(change: Partial<ForkOutcome>): void {
     this.note(change);

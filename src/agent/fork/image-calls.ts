@@ -14,6 +14,15 @@ import type { ForkContext } from './context.js';
 import { flattenVm } from './flatten.js';
 import { planRemoval, type RemoveOptions, refuseIfBackingFile, removeImage } from './image-removal.js';
 
+/** The images of this host of which only those pages come that their clones touch. Nobody else needs them. */
+export interface LazyImages {
+  has(image: string): boolean;
+  /** Ends the reading of the image, which `remove` removes. */
+  without<T>(image: string, remove: () => Promise<T>): Promise<T>;
+}
+
+const NO_LAZY_IMAGES: LazyImages = { has: () => false, without: (_, remove) => remove() };
+
 export class Images {
   readonly #context: ForkContext;
   readonly #others: OtherHosts;
@@ -21,8 +30,16 @@ export class Images {
   /** True if a waiting set or a fork in progress needs the image. */
   readonly #isClaimed: (image: string) => boolean;
 
-  constructor(context: ForkContext, isClaimed: (image: string) => boolean, others: OtherHosts = NO_OTHER_HOSTS) {
+  readonly #lazy: LazyImages;
+
+  constructor(
+    context: ForkContext,
+    isClaimed: (image: string) => boolean,
+    others: OtherHosts = NO_OTHER_HOSTS,
+    lazy: LazyImages = NO_LAZY_IMAGES,
+  ) {
     this.#context = context;
+    this.#lazy = lazy;
     this.#isClaimed = isClaimed;
     this.#others = others;
   }
@@ -73,12 +90,13 @@ export class Images {
 
   #remove(id: string, options: RemoveOptions): Promise<ImageRemoval> {
     const { images, servers } = this.#context;
-    return servers.without(id, async () => {
+    const removeIt = async (): Promise<ImageRemoval> => {
       // A reader that is overruled is none any more, also if the record stays.
       const { readers, ...record } = images.get(id);
       if (readers !== undefined) await images.replace(id, record);
       return removeImage(this.#context, this.#others, id, options);
-    });
+    };
+    return servers.without(id, () => (this.#lazy.has(id) ? this.#lazy.without(id, removeIt) : removeIt()));
   }
 
   /** Throws CONFLICT while a VM runs whose record cannot be read: it may be a clone of the image. */
@@ -131,7 +149,8 @@ export class Images {
       const shown = `${clones.slice(0, 3).join(', ')}${clones.length > 3 ? ` and ${clones.length - 3} more` : ''}`;
       return new MigrationError('CONFLICT', `image ${id} has clones: ${shown}`, { remedy: `vmctl stop --image ${id}` });
     }
-    if (state === 'capturing' || state === 'filling' || this.#isClaimed(id)) {
+    const isFilled = state === 'capturing' || (state === 'filling' && !this.#lazy.has(id));
+    if (isFilled || this.#isClaimed(id)) {
       return new MigrationError('CONFLICT', `a fork needs image ${id}`, { remedy: 'wait until its job has ended' });
     }
     if (readers.length === 0 || isForced) return null;

@@ -13,6 +13,7 @@ import { cloneNames } from './clones/names.js';
 import type { ForkContext } from './context.js';
 import { diskBlockers, longChains } from './parent-disks.js';
 import type { Pool, PooledSet } from './pool.js';
+import { fillingImageOf } from './shape.js';
 
 /**
  * Memory of a clone's QEMU when its guest resumes: 16 MiB of the process, and some pages that the guest writes at once.
@@ -60,7 +61,7 @@ export async function forkInventory(
   // The pages of a clone can be copied as well, from its process.
   const isClone = parent.image !== null && question.parentMode === 'continue';
   const vm: VmInventory = isClone ? { ...asked, isRamShared: true, isRamNamedFile: true } : asked;
-  const isFilling = images.all().some((image) => image.state === 'filling' && image.spec.name === spec.name);
+  const isFilling = fillingImageOf(context, parent) !== undefined;
   return {
     ...common,
     vm,

@@ -3,7 +3,7 @@
  * and the copies of private clones. A fork whose pages are all there has none of them.
  */
 import { type ErrorJson, MigrationError, toMigrationError } from '../../domain/errors.js';
-import type { Transport } from '../../domain/transport.js';
+import { type Transport, transportRow } from '../../domain/transport.js';
 import type { ForkProgress } from '../../engine/ports/fork.js';
 import type { ImageRecord } from '../image/record.js';
 import type { ManagedVm } from '../vm/vms.js';
@@ -27,19 +27,23 @@ export class ForkPages {
   /** The host that has the image. Null: this host. */
   readonly #origin: OriginHost | null;
   readonly #wasCommitted: boolean;
+  /** Only what the clones touch is read, until somebody wants all of it. */
+  #isLazy: boolean;
   #isFixed: boolean;
   #filling: CaptureSession | FetchSession | null = null;
   #opening: Promise<FetchSession> | null = null;
   #isOver = false;
   #copies: PrivateCopies | null = null;
 
-  constructor(context: ForkContext, { request, image, state, transport }: ForkRecord, parent: ManagedVm | null) {
+  constructor(context: ForkContext, record: ForkRecord, parent: ManagedVm | null) {
+    const { request, image, state, transport } = record;
     this.#context = context;
     this.#image = image;
     this.#parent = parent;
     this.#wasCommitted = state === 'committed';
     this.isPrivate = request.memory === 'private';
     this.#origin = request.origin === undefined ? null : new OriginHost(context, request.origin, transport);
+    this.#isLazy = isLazy(record) && record.isCompleting !== true;
     this.isFilled = this.isJoined || (request.image === null && request.parentMode === 'continue');
     this.#isFixed = request.image !== null || this.#wasCommitted;
   }
@@ -74,7 +78,7 @@ export class ForkPages {
       const fetch = await this.#openFetch(clones, true);
       onOpen(fetch);
       // If every page is here, no holder is needed. Otherwise the session asks for one.
-      if (this.#wasCommitted) await fetch.sweep();
+      if (this.#wasCommitted && !this.#isLazy) await fetch.sweep();
       else fetch.serve();
       return;
     }
@@ -90,6 +94,7 @@ export class ForkPages {
       throw new MigrationError('CONFLICT', `image ${this.#image} does not come from another host`);
     }
     if (this.#isImageComplete) return;
+    if (this.#isLazy) await refuseRegistering(this.#context, transport);
     origin.transport = transport;
     const fetch = await this.#openFetch(clones, false);
     await fetch.connect(await origin.serveImage());
@@ -149,8 +154,14 @@ export class ForkPages {
 
   /** Starts to bring the pages that nobody has asked for. To be called when the clones run. Idempotent. */
   async fill(): Promise<void> {
-    if (this.failure === null) await this.#filling?.sweep();
+    if (this.failure === null && !this.#isLazy) await this.#filling?.sweep();
     this.#copies?.fill();
+  }
+
+  /** Brings all pages, also if the fork wants only those that its clones touch. Idempotent. */
+  async fillAll(): Promise<void> {
+    this.#isLazy = false;
+    await this.fill();
   }
 
   /** Forgets a clone that is to end, or has ended. Its memory is still open. */
@@ -265,6 +276,22 @@ interface ProgressParts {
   readonly failure: ErrorJson | null;
 }
 
+/** The clones of a host that joins need not have all of the image. */
+function isLazy({ request }: ForkRecord): boolean {
+  return request.origin !== undefined && request.fetch === 'demand';
+}
+
+/** Registering memory allocates all of it. Only a device that pages on demand leaves the pages that nobody touches. */
+async function refuseRegistering({ rdma, host }: ForkContext, transport: Transport): Promise<void> {
+  const { registersMemory, title } = transportRow(transport);
+  if (!registersMemory) return;
+  const { devices } = await rdma.inventory();
+  if (devices.length > 0 && devices.every(({ isOnDemandPaging }) => isOnDemandPaging)) return;
+  throw new MigrationError('UNSUPPORTED', `reading on demand by ${title} would allocate the whole image on ${host}`, {
+    remedy: 'read the whole image, or use TCP; a device with on-demand paging can do both',
+  });
+}
+
 /** Computes the progress of a fork from its record and from the sessions that bring its pages. */
 function progressOf({ record, image, isFilled, filling, copies, failure }: ProgressParts): ForkProgress {
   const { sizeBytes, pageBytes } = image.spec.memory;
@@ -272,8 +299,10 @@ function progressOf({ record, image, isFilled, filling, copies, failure }: Progr
   const isFilling = isFilled && image.state !== 'complete' && filling?.snapshot.state !== 'complete';
   const isCopying = isFilling || (record.request.memory === 'private' && copies?.isComplete !== true);
   const { isWarm, clones, outcome } = record;
+  const isCommitted = record.state === 'committed';
+  const isLazily = isCommitted && isLazy(record);
   return {
-    state: failure !== null ? 'failed' : isCopying || record.state !== 'committed' ? 'filling' : 'complete',
+    state: failure !== null ? 'failed' : isCopying || !isCommitted ? (isLazily ? 'lazy' : 'filling') : 'complete',
     error: failure ?? (isFilling && filling instanceof FetchSession ? (filling.trouble?.toJSON() ?? null) : null),
     pagesTotal: pagesTotal + (copies?.pagesTotal ?? 0),
     pagesDone: (isFilling ? (filling?.pagesDone ?? 0) : pagesTotal) + (copies?.pagesDone ?? 0),

@@ -40,6 +40,10 @@ export interface ForkRecord {
   readonly isWarm: boolean;
   /** How a host that joins wants to read the image. Absent: nobody has said so yet. */
   readonly transport?: Transport;
+  /** Present: a host that joined has been let go by the coordinator, and reads on demand what its clones touch. */
+  readonly isReleased?: true;
+  /** Present: a user wants all of the image here, although the fork does not. */
+  readonly isCompleting?: true;
   /** Present: the fork is over here. The record only says, to hosts that had joined, that it was committed. */
   readonly isFinished?: true;
   /** The start of the parent that was forked (`OwnerRecord`). Another VM may have its name when the fork is undone. */
@@ -90,6 +94,8 @@ const schema: z.ZodType<ForkRecord> = z.strictObject({
   image: imageId,
   isWarm: z.boolean(),
   transport: transport.exactOptional(),
+  isReleased: z.literal(true).exactOptional(),
+  isCompleting: z.literal(true).exactOptional(),
   isFinished: z.literal(true).exactOptional(),
   incarnation: incarnationId.exactOptional(),
   clones: z.array(

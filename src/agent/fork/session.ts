@@ -11,7 +11,7 @@
 
 import type { Readable } from 'node:stream';
 import type { StateExport } from '../../backends/backend.js';
-import { MigrationError, toMigrationError } from '../../domain/errors.js';
+import { MigrationError } from '../../domain/errors.js';
 import type { CloneFailure } from '../../domain/fork.js';
 import type { Transport } from '../../domain/transport.js';
 import type {
@@ -24,10 +24,11 @@ import type {
 } from '../../engine/ports/fork.js';
 import type { ManagedVm } from '../vm/vms.js';
 import { ForkBook } from './book.js';
-import { CloneStarts, failureInJson, type WaitingClone } from './clones/start.js';
+import { failureInJson } from './clones/start.js';
 import type { ForkContext } from './context.js';
 import { acceptDeviceState } from './device-state.js';
-import type { CaptureSession } from './pages/capture-session.js';
+import { ForkFilling } from './filling.js';
+import { ForkClones } from './fork-clones.js';
 import type { ImagePages } from './pages/image-server.js';
 import { ForkPages } from './pages.js';
 import { ParentDisks } from './parent-disks.js';
@@ -35,18 +36,18 @@ import { takeForkPointOf } from './point.js';
 import type { ForkParts } from './prepare.js';
 import { type ForkRecord, finishRecord } from './record.js';
 import { settleRun } from './settle.js';
-import { isOwnImage, refuseIfRun, resumeParent } from './undo.js';
-import { filesChanged, giveUpImage, isPermanent } from './unfillable.js';
-import { endClones, firstFailure } from './waiting-set.js';
+import { isOwnImage, resumeParent } from './undo.js';
+import { filesChanged } from './unfillable.js';
+import { firstFailure } from './waiting-set.js';
 
 export class ForkSession {
   readonly #context: ForkContext;
   readonly #parent: ManagedVm | null;
   readonly #failures: readonly CloneFailure[];
   readonly #book: ForkBook;
-  #clones: readonly WaitingClone[];
+  readonly #clones: ForkClones;
+  readonly #filling: ForkFilling;
   readonly #pages: ForkPages;
-  readonly #starts: CloneStarts;
   #state: StateExport | null = null;
   #disks: ParentDisks | null = null;
   #arming: Promise<void> | null = null;
@@ -57,8 +58,6 @@ export class ForkSession {
   /** Opens again what serves the pages of private clones of an earlier daemon. Null in the daemon that made them. */
   #reopening: Promise<void> | null = null;
   #afterCommit: Promise<void> = Promise.resolve();
-  #afterFilling: Promise<void> = Promise.resolve();
-  #isFollowed = false;
   #isRejoined = false;
   #isOver = false;
 
@@ -66,12 +65,14 @@ export class ForkSession {
     this.#context = context;
     this.#book = new ForkBook(context.forkStore, parts.record);
     this.#parent = parts.parent;
-    this.#clones = parts.clones;
     this.#failures = parts.failures;
     this.#pages = new ForkPages(context, parts.record, parts.parent);
-    this.#starts = new CloneStarts({
-      ...{ vms: context.vms, inject: context.inject, isClosing: () => this.#isOver },
-      readyAtMs: new Map(this.#book.outcome.ready.map(({ index, at }) => [index, Date.parse(at)])),
+    const { ready } = this.#book.outcome;
+    const isClosing = () => this.#isOver;
+    this.#clones = new ForkClones(context, { clones: parts.clones, pages: this.#pages, ready, isClosing });
+    this.#filling = new ForkFilling(context, {
+      ...{ book: this.#book, pages: this.#pages, clones: this.#clones, parent: parts.parent, isClosing },
+      settling: () => this.#afterCommit,
     });
   }
 
@@ -88,7 +89,7 @@ export class ForkSession {
   }
 
   has(vm: ManagedVm): boolean {
-    return this.#clones.some((clone) => clone.vm === vm);
+    return this.#clones.has(vm);
   }
 
   get reply(): PrepareForkReply {
@@ -104,18 +105,11 @@ export class ForkSession {
     const { failure } = this.record;
     const hasFailed = failure !== null || this.#context.images.get(this.record.image).state === 'failed';
     if (hasFailed) {
-      await this.#fail(failure === null ? filesChanged() : MigrationError.fromJSON(failure, 'the fork record'));
+      await this.#filling.fail(failure === null ? filesChanged() : MigrationError.fromJSON(failure, 'the fork record'));
       return;
     }
-    try {
-      await this.#pages.resume(this.#vms, (filling) => this.#follow(filling));
-    } catch (thrown) {
-      const error = toMigrationError(thrown);
-      if (!isPermanent(error)) throw error;
-      await this.#fail(error);
-      return;
-    }
-    this.#reopening = this.#pages.openCopies(this.#vms, true);
+    if (!(await this.#filling.resume())) return;
+    this.#reopening = this.#pages.openCopies(this.#clones.vms, true);
     this.#afterCommit = this.#reopening.then(() => this.#settleCommitted());
     this.#afterCommit.catch(() => undefined);
   }
@@ -123,7 +117,7 @@ export class ForkSession {
   /** Takes up a joined fork of an earlier daemon. Its clones stay stopped until `commit` or `discard`. */
   async rejoin(): Promise<void> {
     this.#isRejoined = true;
-    await this.#pages.resume(this.#vms, () => undefined);
+    await this.#pages.resume(this.#clones.vms, () => undefined);
   }
 
   arm(): Promise<void> {
@@ -150,7 +144,7 @@ export class ForkSession {
     while (this.#committing !== null && !this.isCommitted) await this.#committing.catch(() => undefined);
     this.#refuseIfEnded();
     await this.#book.want(transport);
-    await this.#pages.connect(transport, this.#vms);
+    await this.#pages.connect(transport, this.#clones.vms);
   }
 
   async acceptState(stream: Readable): Promise<void> {
@@ -169,8 +163,8 @@ export class ForkSession {
   /** An earlier daemon may have loaded the clones. Their QEMUs say so as soon as all of them answer. */
   async #lookForLoads(): Promise<void> {
     if (!this.#isRejoined || this.#loading !== null) return;
-    if (this.#clones.length === 0 && this.#context.images.get(this.record.image).deviceStateBytes === 0) return;
-    if (await this.#starts.haveLoaded(this.#clones)) this.#loading ??= Promise.resolve({ failures: [] });
+    if (this.#clones.vms.length === 0 && this.#context.images.get(this.record.image).deviceStateBytes === 0) return;
+    if (await this.#clones.haveLoaded()) this.#loading ??= Promise.resolve({ failures: [] });
   }
 
   commit(): Promise<void> {
@@ -188,7 +182,7 @@ export class ForkSession {
       throw error;
     });
     const failures = await this.#running;
-    const ready = [...this.#starts.readyAtMs].map(([index, atMs]) => ({ index, atMs: atMs - beganAtMs }));
+    const ready = [...this.#clones.readyAtMs].map(([index, atMs]) => ({ index, atMs: atMs - beganAtMs }));
     return { ready, failures: failures.map(failureInJson) };
   }
 
@@ -196,18 +190,58 @@ export class ForkSession {
     return this.#pages.progress(this.record);
   }
 
-  /** Throws CONFLICT while pages are still being copied, or clones have not run. */
-  async finish(): Promise<void> {
+  /** A user wants all of the image on this host. Without a fork that reads on demand it comes anyway. */
+  async completeImage(): Promise<void> {
+    this.#refuseIfEnded();
+    if (this.record.isCompleting !== true) await this.#book.mark({ isCompleting: true });
+    await this.#pages.fillAll();
+  }
+
+  /**
+   * Throws CONFLICT while pages are still being copied, or clones have not run. `released`: the pages that the clones
+   * touch go on coming, until `untilFilled` or `removed`.
+   */
+  async finish(): Promise<'over' | 'released'> {
     const { state } = await this.progress();
     if (!this.isCommitted || state === 'filling') {
       throw new MigrationError('CONFLICT', `pages of image ${this.record.image} are still being copied`);
     }
     await this.#afterCommit.catch(() => this.#settleCommitted());
-    if (this.#isAnyWaiting) await this.#settleCommitted();
-    if (this.#isAnyWaiting) throw new MigrationError('CONFLICT', `clones of fork ${this.request.fork} have not run`);
-    await this.#afterFilling;
+    if (this.#clones.isAnyWaiting) await this.#settleCommitted();
+    if (this.#clones.isAnyWaiting)
+      throw new MigrationError('CONFLICT', `clones of fork ${this.request.fork} have not run`);
+    await this.#clones.unreserve(this.request.job);
+    if (state === 'lazy') {
+      await this.#book.mark({ isReleased: true });
+      return 'released';
+    }
+    await this.#filling.over;
+    await this.#end();
+    return 'over';
+  }
+
+  /** A fork that is released is over when its image is complete or has failed. False: the daemon or the image ends. */
+  async untilFilled(): Promise<boolean> {
+    await this.#filling.over;
+    const { images } = this.#context;
+    if (this.#isOver || !images.has(this.record.image)) return false;
+    const { state } = images.get(this.record.image);
+    if (state !== 'complete' && state !== 'failed') return false;
+    await this.#end();
+    return true;
+  }
+
+  /** `remove` removes the image of a fork that is released. Its record goes last, so that the next daemon goes on. */
+  async without<T>(remove: () => Promise<T>): Promise<T> {
+    this.#isOver = true;
+    await this.#pages.abandon();
+    const removal = await remove();
+    await this.#context.forkStore.remove(this.request.fork);
+    return removal;
+  }
+
+  async #end(): Promise<void> {
     await this.#pages.finish();
-    for (const { vm } of this.#clones) await this.#context.vms.unreserve(vm.spec.name, this.request.job);
     await finishRecord(this.#context, this.record);
     this.#isOver = true;
   }
@@ -220,21 +254,21 @@ export class ForkSession {
   async discard(): Promise<void> {
     await this.#committing?.catch(() => undefined);
     this.refuseIfCommitted();
-    refuseIfRun(this.#clones);
+    this.#clones.refuseIfRun();
     this.#isOver = true;
     // Steps in progress fail, or find that #isOver is set.
     this.#state?.end();
     const { images, forkStore } = this.#context;
     // A QEMU that loads the state waits for missing pages, so the clones end first. If none loads, the parent is
     // released first.
-    if (this.#loading !== null) await this.#endClones();
+    if (this.#loading !== null) await this.#clones.end();
     if (this.#pages.isJoined) await this.#pages.abandon();
     await Promise.allSettled([this.#arming, this.#pointing, this.#loading]);
-    this.#starts.end();
+    this.#clones.endLoads();
     await this.#pages.abandon();
     await this.#state?.close();
     if (this.#parent !== null) await resumeParent(this.#context, this.#parent, this.request.job);
-    await this.#endClones();
+    await this.#clones.end();
     await this.#disks?.undo();
     if (isOwnImage(this.#context, this.record)) await images.delete(this.record.image);
     await forkStore.remove(this.request.fork);
@@ -249,19 +283,10 @@ export class ForkSession {
   /** Called when the daemon exits. Everything stays as it is for the next daemon. */
   async close(): Promise<void> {
     this.#isOver = true;
-    this.#starts.end();
+    this.#clones.endLoads();
     await this.#pages.leave();
     await this.#state?.close();
     await this.#afterCommit.catch(() => undefined);
-  }
-
-  async #endClones(clones: readonly WaitingClone[] = this.#clones): Promise<void> {
-    for (const { vm } of clones) await this.#pages.drop(vm);
-    await endClones(this.#context, clones);
-  }
-
-  get #vms(): ManagedVm[] {
-    return this.#clones.map(({ vm }) => vm);
   }
 
   async #armOnce(): Promise<void> {
@@ -274,7 +299,7 @@ export class ForkSession {
     this.#disks ??= new ParentDisks(this.#context, parent, image.id);
     await this.#disks.prepare(this.request.parentMode);
     this.#state ??= await parent.process.exportState();
-    await this.#pages.arm(this.#vms);
+    await this.#pages.arm(this.#clones.vms);
   }
 
   async #pointOnce(): Promise<ForkPointReply> {
@@ -295,14 +320,13 @@ export class ForkSession {
     this.#refuseIfEnded();
     await this.#context.inject.hit('agent:fork:load');
     this.#pages.beginServing();
-    await this.#pages.openCopies(this.#vms, false);
+    await this.#pages.openCopies(this.#clones.vms, false);
     const { isPartialAllowed } = this.request;
-    const loading = this.#starts.load(this.#clones, { isPartialAllowed });
+    const loading = this.#clones.load({ isPartialAllowed });
     // Clones wait for pages while they load. If the image cannot be filled, these pages never come.
     const { loaded, failures } = await Promise.race([loading, this.#pages.captured().then(() => loading)]);
     if (failures.length > 0 && (loaded.length === 0 || !isPartialAllowed)) throw firstFailure(failures);
-    await this.#endClones(this.#clones.filter((clone) => !loaded.includes(clone)));
-    this.#clones = loaded;
+    await this.#clones.keep(loaded);
     await this.#context.inject.hit('agent:fork:loaded');
     this.#book.note({ failures: [...this.#failures, ...failures].map(failureInJson) });
     return { failures: failures.map(failureInJson) };
@@ -316,7 +340,7 @@ export class ForkSession {
     await this.#loading;
     const { inject } = this.#context;
     await inject.hit('agent:fork:commit');
-    await this.#book.commit(this.#clones.map(({ identity }) => identity));
+    await this.#book.commit(this.#clones.identities);
     await inject.hit('agent:fork:committed');
   }
 
@@ -325,14 +349,14 @@ export class ForkSession {
     this.#refuseIfEnded();
     const { inject } = this.#context;
     await inject.hit('agent:fork:run');
+    // The daemon that has taken up the fork before its commit may have found no files to read the image into.
+    if (this.#isRejoined) await this.#filling.resume();
     await this.#reopening?.catch(() => {
-      this.#reopening = this.#pages.openCopies(this.#vms, true);
+      this.#reopening = this.#pages.openCopies(this.#clones.vms, true);
       return this.#reopening;
     });
-    // An image that cannot be filled ends its clones.
-    if (this.#isFollowed && this.#pages.failure !== null) await this.#afterFilling;
-    else if (this.#pages.failure !== null) await this.#fail(this.#pages.failure);
-    const running = this.#starts.run(this.#clones);
+    await this.#filling.failIfDue();
+    const running = this.#clones.run();
     await Promise.allSettled([running]);
     await this.#pages.fill();
     const failures = await running;
@@ -343,54 +367,17 @@ export class ForkSession {
     this.#book.note({ failures: [...before, ...others] });
     this.#afterCommit = this.#afterCommit.catch(() => undefined).then(() => this.#settleCommitted());
     this.#afterCommit.catch(() => undefined);
-    if (this.#pages.filling !== null && !this.#isFollowed) this.#follow(this.#pages.filling);
+    this.#filling.follow();
     return failures;
   }
 
   /** Records what has happened since the commit. It may be called again, when more clones have run. */
   async #settleCommitted(): Promise<void> {
-    this.#book.settle({ ready: await this.#starts.ready(this.#clones) });
-    const clones = this.#clones.filter(({ identity }) => this.#starts.readyAtMs.has(identity.index));
+    this.#book.settle({ ready: await this.#clones.ready() });
+    const clones = this.#clones.running;
     const parts = { record: this.record, parent: this.#parent, clones, isFilled: this.#pages.isFilled };
     await settleRun(this.#context, parts);
     await this.#state?.close();
-  }
-
-  /** A clone has not run, as far as this daemon knows. */
-  get #isAnyWaiting(): boolean {
-    const { vms } = this.#context;
-    const isThere = ({ vm }: WaitingClone) => vms.has(vm.spec.name) && vms.get(vm.spec.name) === vm;
-    return this.#clones.some((clone) => clone.vm.state === 'incoming' && isThere(clone));
-  }
-
-  #follow({ over }: Pick<CaptureSession, 'over'>): void {
-    this.#isFollowed = true;
-    this.#afterFilling = over
-      .then((outcome) => this.#fillingOver(outcome))
-      .catch((error: unknown) => {
-        const err = toMigrationError(error);
-        this.#context.log.error({ fork: this.request.fork, err }, 'the end of the filling cannot be recorded');
-      });
-  }
-
-  async #fillingOver(outcome: 'complete' | 'failed'): Promise<void> {
-    if (this.#isOver) return;
-    const failure = this.#pages.failure;
-    const settling = this.#afterCommit;
-    if (outcome === 'failed' && failure !== null) {
-      await settling.catch(() => undefined);
-      return this.#fail(failure);
-    }
-    await settling;
-    await this.#context.images.update(this.record.image, { state: outcome });
-  }
-
-  /** Gives up the image, which can never be complete. */
-  async #fail(failure: MigrationError): Promise<void> {
-    this.#book.fail(failure.toJSON());
-    const [clones, { filling }] = [this.#vms, this.#pages];
-    await this.#pages.giveUp();
-    await giveUpImage(this.#context, { record: this.record, clones, filling, parent: this.#parent });
   }
 
   #refuseIfEnded(): void {

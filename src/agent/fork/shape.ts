@@ -26,6 +26,11 @@ export function shapeOf(context: ForkContext, request: ShapeRequest): { shape: C
   }
   if (origin !== undefined) {
     refuseDisks(context, origin);
+    if (request.fetch === 'demand' && memory === 'private') {
+      throw new MigrationError('UNSUPPORTED', 'clones with private memory are filled from the whole image', {
+        remedy: 'use copy-on-write clones, or read the whole image',
+      });
+    }
     // Its pages come while the clones run, whether or not the parent does.
     return {
       shape: { ...common, ...own, parentMode: 'continue', parent: origin.spec, accel: origin.accel },
@@ -57,11 +62,17 @@ export function shapeOf(context: ForkContext, request: ShapeRequest): { shape: C
       remedy: 'use --parent stop, or run the VM with preload: true',
     });
   }
-  const filling = images.all().find((image) => image.state === 'filling' && image.spec.name === spec.name);
+  const filling = fillingImageOf(context, parent);
   if (filling !== undefined) {
     throw new MigrationError('VM_BUSY', `image ${filling.id} of ${spec.name} is still being filled`);
   }
   return { shape: { ...common, ...own, parent: spec, accel }, parent };
+}
+
+/** A VM cannot be forked while its image is filled, nor while the one that it runs on is: missing pages are holes. */
+export function fillingImageOf({ images }: ForkContext, { spec, image }: ManagedVm): ImageRecord | undefined {
+  const isItsOwn = ({ id, spec: parent }: ImageRecord) => id === image || parent.name === spec.name;
+  return images.all().find((record) => record.state === 'filling' && isItsOwn(record));
 }
 
 /** `qemuVersion`: of the parent. */

@@ -131,6 +131,7 @@ const HOST_METHODS: HostMethods = {
     serveImage: method(z.tuple([imageId, hostName, transport]), imageHolder, REGISTER_MS),
     endImage: method(z.tuple([imageId, hostName]), nothing, USUAL_MS),
     connectImage: method(z.tuple([forkId, transport]), nothing, REGISTER_MS),
+    completeImage: method(z.tuple([imageId]), nothing, USUAL_MS),
     sendForkState: method(z.tuple([forkId, hostName]), nothing, LONG_MS),
     loadClones: method(fork, loadClonesReply, CLONES_MS),
     commitFork: method(fork, nothing, USUAL_MS),

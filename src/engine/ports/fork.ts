@@ -178,6 +178,11 @@ export interface ForkPort {
    * connection.
    */
   connectImage(fork: string, transport: Transport): Promise<void>;
+  /**
+   * On a host that reads only what its clones touch: reads the rest of the image, too. It returns at once. On any other
+   * host that fills the image it changes nothing. Throws NOT_FOUND, or CONFLICT if the image cannot become complete.
+   */
+  completeImage(image: string): Promise<void>;
   /** On the host that has the image, after the fork point: sends the device state to a host that joins. */
   sendForkState(fork: string, host: string): Promise<void>;
   /**
@@ -198,7 +203,7 @@ export interface ForkPort {
   forkProgress(fork: string): Promise<ForkProgress>;
   /**
    * Removes everything of the fork but image and clones. Throws CONFLICT while the image may still become complete, or
-   * clones have not run.
+   * clones have not run. On a host that reads only what its clones touch the reading goes on without the fork.
    */
   finishFork(fork: string): Promise<void>;
   /**

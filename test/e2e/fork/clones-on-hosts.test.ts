@@ -29,26 +29,42 @@ const imagesOf = async () => {
   return images.map(({ id, host, state }) => `${id} ${host} ${state}`).sort();
 };
 
-it('vfork --wait --logs --rm waits for all of them, has all logs, and leaves nothing on either host', async () => {
-  const extra = { append: 'console=ttyS0 quiet vmg.workload=memtouch vmg.mb=16 vmg.onfork=poweroff' };
-  await Guest.start(cluster, 'A', { ...SMALL, name: 'job', extra });
-  const logs = join(cluster.directory, 'logs');
-  const flags = ['--clones', '4', '--hosts', 'A,B', '--name', 'j', '--wait', '--logs', logs, '--rm'];
-  const { code, stdout, stderr } = await cluster.vfork('A', ...flags, 'job', '--json');
-  const { ends } = JSON.parse(stdout) as ForkReport & { ends: HostCloneEnd[] };
-  // Each clone exits with its index.
-  expect(ends.map(({ name, host, exitCode }) => [name, host, exitCode])).toEqual([
-    ['j-0', 'A', 0],
-    ['j-1', 'A', 1],
-    ['j-2', 'B', 2],
-    ['j-3', 'B', 3],
-  ]);
-  expect({ code, stderr }).toEqual({ code: 1, stderr: '' });
-  for (const { index, log } of ends)
-    expect(await readFile(log ?? '', 'utf8')).toMatch(new RegExp(`VMG EXIT code=${index}`));
-  expect([await vmsOf(), await imagesOf()]).toEqual([['job A running'], []]);
-  await cluster.must(cluster.vmctl('A', 'stop', 'job', '--force'));
-});
+it.each(['all', 'demand'])(
+  'vfork --fetch %s --wait --logs --rm waits for all, has all logs, and leaves nothing',
+  async (fetch) => {
+    const extra = { append: 'console=ttyS0 quiet vmg.workload=memtouch vmg.mb=16 vmg.onfork=poweroff' };
+    await Guest.start(cluster, 'A', { ...SMALL, name: 'job', extra });
+    const logs = join(cluster.directory, `logs-${fetch}`);
+    const flags = [
+      '--clones',
+      '4',
+      '--hosts',
+      'A,B',
+      '--name',
+      'j',
+      '--wait',
+      '--logs',
+      logs,
+      '--rm',
+      '--fetch',
+      fetch,
+    ];
+    const { code, stdout, stderr } = await cluster.vfork('A', ...flags, 'job', '--json');
+    const { ends } = JSON.parse(stdout) as ForkReport & { ends: HostCloneEnd[] };
+    // Each clone exits with its index.
+    expect(ends.map(({ name, host, exitCode }) => [name, host, exitCode])).toEqual([
+      ['j-0', 'A', 0],
+      ['j-1', 'A', 1],
+      ['j-2', 'B', 2],
+      ['j-3', 'B', 3],
+    ]);
+    expect({ code, stderr }).toEqual({ code: 1, stderr: '' });
+    for (const { index, log } of ends)
+      expect(await readFile(log ?? '', 'utf8')).toMatch(new RegExp(`VMG EXIT code=${index}`));
+    expect([await vmsOf(), await imagesOf()]).toEqual([['job A running'], []]);
+    await cluster.must(cluster.vmctl('A', 'stop', 'job', '--force'));
+  },
+);
 
 it('images, logs and stop --image reach both hosts, and a copy makes an image known to the second', async () => {
   await Guest.start(cluster, 'A', { ...SMALL, name: 'web' });

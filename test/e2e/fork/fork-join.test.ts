@@ -109,13 +109,13 @@ class TwoHostFork {
     expect(outcomes.map(({ ready, failures }) => [ready.length, failures])).toEqual(this.counts.map((n) => [n, []]));
   }
 
-  /** Ends the fork when both images are complete. The host that serves the image ends last. */
+  /** Ends the fork when both images are complete, or are read on demand. The host that serves the image ends last. */
   async finish(hosts: readonly AgentHost[] = [pair.b, pair.a]): Promise<void> {
     for (const { agent } of hosts) {
       await eventually('the image is complete', FILL_MS, async () => {
         const progress = await agent.forks.forkProgress(this.fork);
         if (progress.state === 'failed') throw new Error(JSON.stringify(progress));
-        return progress.state === 'complete' ? true : undefined;
+        return progress.state === 'filling' ? undefined : true;
       });
     }
     for (const { agent } of hosts) await agent.forks.finishFork(this.fork);
@@ -277,7 +277,65 @@ describe('a fork on two hosts', () => {
       expect(state).toBe('filling');
       return (error as { code?: string } | null)?.code === 'NOT_FOUND' ? true : undefined;
     });
-    expect(clonesOn(b)).toHaveLength(2);
+    // Their records say so a moment after the go.
+    await eventually('the clones run', 10_000, async () => (clonesOn(b).length === 2 ? true : undefined));
+  });
+
+  test('an image that is read on demand takes what its clones touch, and is completed later', async () => {
+    const { a, b } = pair;
+    await pair.boot({ name: 'web', touchMiB: 48 });
+    const fork = await TwoHostFork.of('web', { fetch: 'demand' }, [0, 2]);
+    await expect(b.agent.forks.completeImage(fork.fork)).rejects.toThrow(code('NOT_FOUND'));
+    await fork.upToLoad();
+    await fork.commit();
+    await fork.run();
+    expect(await b.agent.forks.forkProgress(fork.fork)).toMatchObject({ state: 'lazy', error: null });
+    await fork.finish();
+    await expect(b.agent.forks.forkProgress(fork.fork)).rejects.toThrow(code('NOT_FOUND'));
+    await expect(b.agent.forks.discardFork(fork.fork)).rejects.toThrow(code('CONFLICT'));
+    for (const name of clonesOn(b)) await b.goesOn(name);
+    const share = () => {
+      const { state, pagesDone, pagesTotal } = b.agent.images.find(fork.fork);
+      expect(state).toBe('filling');
+      return pagesDone / pagesTotal;
+    };
+    const before = share();
+    await b.restart();
+    for (const name of clonesOn(b)) await b.goesOn(name);
+    expect([before > 0, share() >= before, share() < 0.75]).toEqual([true, true, true]);
+    const [here, there] = [a, b].map(({ agent }) => agent.images.find(fork.fork).allocatedBytes);
+    expect(there).toBeLessThan((here ?? 0) * 0.75);
+    // Missing pages are holes of its files.
+    await expect(b.agent.forks.prepareClones(forkRequest(clonesOn(b)[0] ?? null))).rejects.toThrow(code('VM_BUSY'));
+    await expect(b.agent.images.remove(fork.fork)).rejects.toThrow('has clones');
+
+    await b.agent.forks.completeImage(fork.fork);
+    await eventually('the image is complete', FILL_MS, async () =>
+      b.agent.images.find(fork.fork).state === 'complete' ? true : undefined,
+    );
+    await eventually('nothing is left of the fork', 5_000, async () =>
+      traces(b).some((path) => path.includes(`forks/${fork.fork}`) || path.includes('presence')) ? undefined : true,
+    );
+    expect(a.agent.images.find(fork.fork).readers).toBeUndefined();
+    await b.agent.forks.completeImage(fork.fork);
+    await expectSound(b, clonesOn(b));
+  });
+
+  test('an image that is read on demand can be removed when its clones have ended', async () => {
+    const { a, b } = pair;
+    await pair.boot({ name: 'web', touchMiB: 32 });
+    const fork = await TwoHostFork.of('web', { fetch: 'demand' }, [0, 2]);
+    await fork.upToLoad();
+    await fork.commit();
+    await fork.run();
+    await fork.finish();
+    for (const name of clonesOn(b)) await b.vms.stop(name, { isForced: true });
+    expect(a.agent.images.find(fork.fork).readers).toEqual(['B']);
+    await b.agent.images.remove(fork.fork);
+    expect(traces(b)).toEqual([]);
+    await eventually('nobody reads the image', 5_000, async () =>
+      a.agent.images.find(fork.fork).readers === undefined ? true : undefined,
+    );
   });
 
   test('goes on when the parent dies after the fork point', async () => {

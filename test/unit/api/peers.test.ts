@@ -126,6 +126,7 @@ describe('calls', () => {
     expect(await forks.serveImage(IMAGE, 'B', 'tcp')).toEqual(forkAnswers.serveImage);
     await forks.endImage(IMAGE, 'B');
     await forks.connectImage(IMAGE, 'tcp');
+    await forks.completeImage(IMAGE);
     await forks.sendForkState(IMAGE, 'B');
     expect(await forks.loadClones(IMAGE)).toEqual(forkAnswers.loadClones);
     await forks.commitFork(IMAGE);

@@ -41,6 +41,7 @@ function planned(change: Change = {}) {
         inventory: { ...host(name), ...(isChanged ? inventory : {}) },
         checks: { ...goodFacts().target.checks, disks: [], ...(isChanged ? checks : {}) },
         fork: { ...diskless, ...(isChanged ? fork : {}) },
+        storage: { kind: 'unasked' },
       };
     });
   const facts = { root: host('A'), joins };

@@ -1,7 +1,7 @@
 /** What the host whose record decides answers about a fork, from its records alone. */
 import { expect, test } from 'vitest';
 import { ForkAgent } from '../../../../src/agent/fork/agent.js';
-import { FinishedForks } from '../../../../src/agent/fork/finished.js';
+import { FinishedForks } from '../../../../src/agent/fork/decision/finished.js';
 import { type ForkRecord, finishRecord } from '../../../../src/agent/fork/record.js';
 import { MigrationError } from '../../../../src/domain/errors.js';
 

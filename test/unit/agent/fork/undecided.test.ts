@@ -1,6 +1,6 @@
 /** What a host that has joined a fork does while nobody tells it whether the fork is committed. */
 import { afterEach, beforeEach, expect, test, vi } from 'vitest';
-import { UndecidedForks } from '../../../../src/agent/fork/undecided.js';
+import { UndecidedForks } from '../../../../src/agent/fork/decision/undecided.js';
 import { MigrationError } from '../../../../src/domain/errors.js';
 import type { ForkDecision } from '../../../../src/engine/ports/fork.js';
 

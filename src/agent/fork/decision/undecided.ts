@@ -3,9 +3,9 @@
  * coordinator tells this host. If nothing comes for a while this host asks by itself, for ever, so that a coordinator
  * that is gone leaves nothing behind here. It never commits by itself.
  */
-import { toMigrationError } from '../../domain/errors.js';
-import type { ForkDecision } from '../../engine/ports/fork.js';
-import type { Log } from '../../kit/log.js';
+import { toMigrationError } from '../../../domain/errors.js';
+import type { ForkDecision } from '../../../engine/ports/fork.js';
+import type { Log } from '../../../kit/log.js';
 
 const ASK_MS_FIRST = 30_000;
 const ASK_MS_MAX = 120_000;

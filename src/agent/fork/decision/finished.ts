@@ -3,15 +3,17 @@
  * commit, and must not hear that the fork was discarded. The records of forks over several hosts stay for that
  * (`finishRecord`). Only the latest are kept, because a coordinator finishes a fork here last.
  */
-import type { ForkStore } from './record.js';
-
 const KEPT_MAX = 1024;
 
+interface RecordRemover {
+  remove(fork: string): Promise<void>;
+}
+
 export class FinishedForks {
-  readonly #store: Pick<ForkStore, 'remove'>;
+  readonly #store: RecordRemover;
   readonly #forks = new Set<string>();
 
-  constructor(store: Pick<ForkStore, 'remove'>) {
+  constructor(store: RecordRemover) {
     this.#store = store;
   }
 
