@@ -113,8 +113,8 @@ export class CloneStarts {
   }
 
   /**
-   * Asks the processes of an earlier daemon whether each has loaded the state, or has ended since. Throws UNREACHABLE if
-   * one does not answer yet: that says nothing about its state.
+   * Asks the processes of an earlier daemon whether each has loaded the state, or has ended since. Throws UNREACHABLE
+   * if one does not answer yet: that says nothing about its state.
    */
   async haveLoaded(clones: readonly WaitingClone[]): Promise<boolean> {
     const outcomes = await inParallel(clones, clones.length, async ({ vm }) => {
