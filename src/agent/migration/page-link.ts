@@ -136,7 +136,7 @@ export class PageLink<Reader extends PageReader> {
         this.retryLater();
       });
     }, this.#retryMs);
-    this.#retryMs = Math.min(Math.max(this.#retryMs * 2, RETRY_MS_FIRST), RETRY_MS_MAX);
+    this.#retryMs = Math.min(Math.max(this.#retryMs * 2, this.#retryMsFirst), RETRY_MS_MAX);
   }
 
   /** Makes the next attempt to connect at once, if one is due. */

@@ -248,7 +248,6 @@ describe('a fork on two hosts', () => {
     const again = await eventually('the image is found again', 5_000, async () =>
       b.log.find(({ message }) => message === 'the source is connected again'),
     );
-    console.log('gap', again.fields);
     expect(again.fields['lostMs']).toBeLessThan(2_000);
     expect(await a.agent.forks.forkDecision(fork.fork)).toEqual({ decision: 'committed' });
     await expect(a.agent.forks.forkProgress(fork.fork)).rejects.toThrow(code('NOT_FOUND'));

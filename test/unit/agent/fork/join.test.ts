@@ -254,7 +254,7 @@ test('a holder that is not found shows as trouble, and is asked for less and les
   lose();
   await sleep(1_000);
   expect(link.trouble?.code).toBe('NOT_FOUND');
-  expect(asked).toBeLessThanOrEqual(5);
+  expect(asked).toBeLessThanOrEqual(9);
   isThere = true;
   await expect.poll(() => link.isConnected, { timeout: 5_000 }).toBe(true);
   expect(link.trouble).toBeNull();
