@@ -24,13 +24,13 @@ export function shapeOf(context: ForkContext, request: ShapeRequest): { shape: C
   if (share !== undefined && share.first + share.count > cloneCount) {
     throw new MigrationError('USAGE', `a fork of ${cloneCount} clones has no clone ${share.first + share.count - 1}`);
   }
+  if (origin !== undefined && request.fetch === 'demand' && memory === 'private') {
+    throw new MigrationError('UNSUPPORTED', 'clones with private memory are filled from the whole image', {
+      remedy: 'use copy-on-write clones, or read the whole image',
+    });
+  }
   if (origin !== undefined) {
     refuseDisks(context, origin);
-    if (request.fetch === 'demand' && memory === 'private') {
-      throw new MigrationError('UNSUPPORTED', 'clones with private memory are filled from the whole image', {
-        remedy: 'use copy-on-write clones, or read the whole image',
-      });
-    }
     // Its pages come while the clones run, whether or not the parent does.
     return {
       shape: { ...common, ...own, parentMode: 'continue', parent: origin.spec, accel: origin.accel },

@@ -244,6 +244,12 @@ describe('a fork on two hosts', () => {
     await fork.commit();
     await a.agent.forks.runClones(fork.fork);
     await fork.finish([a]);
+    // The holder of the capture is gone, and its files are read instead.
+    const again = await eventually('the image is found again', 5_000, async () =>
+      b.log.find(({ message }) => message === 'the source is connected again'),
+    );
+    console.log('gap', again.fields);
+    expect(again.fields['lostMs']).toBeLessThan(2_000);
     expect(await a.agent.forks.forkDecision(fork.fork)).toEqual({ decision: 'committed' });
     await expect(a.agent.forks.forkProgress(fork.fork)).rejects.toThrow(code('NOT_FOUND'));
     await expect(a.agent.forks.prepareClones(fork.request)).rejects.toThrow(code('CONFLICT'));
@@ -277,6 +283,7 @@ describe('a fork on two hosts', () => {
       expect(state).toBe('filling');
       return (error as { code?: string } | null)?.code === 'NOT_FOUND' ? true : undefined;
     });
+    expect(b.agent.images.find(fork.fork).problem).toContain('no image');
     // Their records say so a moment after the go.
     await eventually('the clones run', 10_000, async () => (clonesOn(b).length === 2 ? true : undefined));
   });
