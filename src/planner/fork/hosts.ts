@@ -6,6 +6,9 @@ import type { Transport } from '../../domain/transport.js';
 import { checkJoin, checkShare, chooseForkTransport, disksOf, type JoinFacts, roomFor } from './join-preflight.js';
 import { type HostRoom, placeClones, sharesOf } from './place.js';
 
+/** Connections of one image session at its holder (native/transport/limits.hpp), two for each reader. */
+const READERS_MAX = 128;
+
 export interface HostsFacts {
   /** The host of the parent or image. */
   readonly root: HostInventory;
@@ -84,9 +87,18 @@ export function planHosts(
   }
   const joining = joins.filter(({ host }) => names.has(host));
   if (joining.length === 0) return { plan: { shares, notes }, refusals: [] };
+  if (joining.length > READERS_MAX) return { plan: null, refusals: [tooManyReaders(root.host, joining.length)] };
   const { transport, reason, refusals: obstacles } = chooseForkTransport(request, root, inventory.vm, joining);
   if (obstacles.length > 0) return { plan: null, refusals: obstacles };
   return { plan: { shares, transport, transportReason: reason, notes }, refusals: [] };
+}
+
+function tooManyReaders(host: string, count: number): Refusal {
+  return {
+    code: 'HOST_LIMIT',
+    reason: `${count} hosts would read the image from ${host}, which serves ${READERS_MAX} at most`,
+    remedy: 'name fewer hosts',
+  };
 }
 
 function tooMany(cloneCount: number, rooms: readonly HostRoom[]): Refusal {

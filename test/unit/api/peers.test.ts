@@ -323,9 +323,10 @@ describe('the device state', () => {
 
   test('that breaks off is never taken for a whole one', async () => {
     let outcome: unknown = 'pending';
+    let seenBytes = 0;
     services.agent.target.acceptState = async (_, stream) => {
       outcome = await (async () => {
-        for await (const _chunk of stream);
+        for await (const chunk of stream as AsyncIterable<Buffer>) seenBytes += chunk.length;
       })().then(
         () => 'whole',
         (error: unknown) => error,
@@ -334,7 +335,7 @@ describe('the device state', () => {
     const body = new Readable({ read: () => undefined });
     const sent = remote('B', { A: url() }).sendState('A', SESSION, body);
     body.push(Buffer.alloc(1000));
-    await new Promise((resolve) => setTimeout(resolve, 100));
+    await expect.poll(() => seenBytes, { timeout: 20_000 }).toBe(1000);
     body.destroy(new Error('QEMU died'));
     await expect(sent).rejects.toBeInstanceOf(MigrationError);
     await expect.poll(() => outcome, { timeout: 20_000 }).not.toBe('pending');

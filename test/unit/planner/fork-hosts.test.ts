@@ -66,6 +66,15 @@ const REFUSED: readonly [what: string, change: Change, code: RefusalCode, names:
     'CLOCK_SKEW',
     /A and h2 differ by 400 s/,
   ],
+  [
+    'more hosts than can read one image',
+    {
+      wishes: Array.from({ length: 130 }, (_, index) => ({ host: index === 0 ? 'A' : `h${index}`, cloneCount: 1 })),
+      request: { cloneCount: 130 },
+    },
+    'HOST_LIMIT',
+    /129 hosts would read the image from A, which serves 128/,
+  ],
   ['an old QEMU', { at: 'h1', inventory: { qemuVersion: '7.0.0' } }, 'QEMU_TOO_OLD', /h1 has QEMU 7\.0\.0/],
   [
     'an older QEMU than the parent has',
