@@ -7,6 +7,9 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { MigrationError, toMigrationError } from '../domain/errors.js';
 import type { HostPort } from '../engine/ports/host.js';
 import { ForkAgent } from './fork/agent.js';
+import { DiskReader } from './fork/bases/disk-reader.js';
+import { DiskServer } from './fork/bases/disk-server.js';
+import { DiskWaits } from './fork/bases/disk-waits.js';
 import type { ForkContext } from './fork/context.js';
 import { Images } from './fork/image-calls.js';
 import { resumeMerges } from './fork/live-merge.js';
@@ -63,6 +66,9 @@ interface Parts {
   readonly images: Images;
   readonly names: UniqueNames;
   readonly outdated: OutdatedRecords;
+  readonly diskServer: DiskServer;
+  readonly diskReader: DiskReader;
+  readonly diskWaits: DiskWaits;
 }
 
 export class LocalAgent implements HostPort {
@@ -98,7 +104,12 @@ export class LocalAgent implements HostPort {
       peer: (host: string) => hosts?.agent(host) ?? unknownHost(host),
     };
     const names = new UniqueNames({ ...options, ...peers });
-    const context: Parts['context'] = { ...options, store, images, forkStore, names, closing: this.#closing.signal };
+    const diskServer = new DiskServer({ ...options, images }, options.stateDir);
+    const diskReader = new DiskReader({ ...options, images }, options.stateDir);
+    const context: Parts['context'] = {
+      ...{ ...options, store, images, forkStore, names, diskServer, diskReader },
+      closing: this.#closing.signal,
+    };
     const target = new TargetAgent(context, recoveryMsMax);
     const arriving = (vm: string): Promise<string | null> => target.arriving(vm);
     const markers = await Markers.open(options.stateDir, options.log);
@@ -118,7 +129,13 @@ export class LocalAgent implements HostPort {
     const forks = new ForkAgent(context, pool, arriving);
     const outdated = new OutdatedRecords({ ...options, ...peers });
     const ofUsers = new Images(context, (image) => forks.claims(image) || pool.has(image), otherHosts);
-    this.#parts = { context, inventory, source, target, forks, pool, images: ofUsers, names, outdated };
+    const diskWaits = new DiskWaits(context, diskReader);
+    this.#parts = {
+      ...{ context, inventory, source, target, forks, pool, images: ofUsers, names, outdated },
+      ...{ diskServer, diskReader, diskWaits },
+    };
+    await diskServer.start();
+    await diskReader.start();
     const { records, corrupt } = await store.load();
     for (const error of corrupt) {
       context.log.error({ err: error }, 'a session record cannot be read: its session is not resumed');
@@ -138,6 +155,7 @@ export class LocalAgent implements HostPort {
     await pool.start();
     this.#cloneMemory.start();
     outdated.start();
+    diskWaits.start();
   }
 
   /** Leaves sessions and QEMUs as they are for the next daemon. To be called before VmManager.close. */
@@ -150,6 +168,9 @@ export class LocalAgent implements HostPort {
     await this.#parts?.target.close();
     await this.#parts?.pool.close();
     await this.#parts?.forks.close();
+    this.#parts?.diskWaits.close();
+    await this.#parts?.diskReader.close();
+    await this.#parts?.diskServer.close();
   }
 
   /**
@@ -194,8 +215,10 @@ export class LocalAgent implements HostPort {
     return this.#ready.names;
   }
 
-  get outdated(): OutdatedRecords {
-    return this.#ready.outdated;
+  /** Returns what is wrong with the VM, for people, or null. */
+  noticeOf(vm: string): string | null {
+    const { outdated, diskWaits } = this.#ready;
+    return outdated.noticeOf(vm) ?? diskWaits.noticeOf(vm);
   }
 
   get #ready(): Parts {

@@ -196,7 +196,7 @@ async function start(config: DaemonConfig, log: Logger, closers: (() => Promise<
   const moves = new VmMoves({
     ...{ host, registry },
     arrivalOf: (vm) => agent.target.arrivalOf(vm),
-    noticeOf: (vm) => agent.outdated.noticeOf(vm),
+    noticeOf: (vm) => agent.noticeOf(vm),
     jobOf: (vm) => jobs.jobOf(vm),
     giveUp: (job) => jobs.giveUp(job),
   });

@@ -233,7 +233,7 @@ export function fakeServices(change: Partial<ApiServices> = {}): FakeServices {
   const agent: ApiAgent = {
     ...host,
     target: { ...host.target, acceptState },
-    forks: { ...host.forks, acceptForkState: acceptState },
+    forks: { ...host.forks, acceptForkState: acceptState, openDisk: async () => new PassThrough() },
   };
   const log = (level: string) => (_: object, message: string) => void logged.push({ level, message });
   return {

@@ -42,7 +42,8 @@ const TYPESCRIPT_LAYERS: Record<string, readonly string[]> = {
   'transports/rdma': [...WORDS, 'native', 'transports', 'transports/host'],
   backends: WORDS,
   'backends/qemu/qmp': WORDS,
-  'backends/qemu': [...WORDS, BACKEND, 'backends/qemu/qmp'],
+  'backends/qemu/export': [...WORDS, BACKEND],
+  'backends/qemu': [...WORDS, BACKEND, 'backends/qemu/qmp', 'backends/qemu/export'],
   'agent/vm': [...WORDS, PORTS, BACKEND, 'durable', 'schemas', 'native', 'transports/host', 'transports/rdma'],
   'agent/memory': [...WORDS, 'durable', 'agent/vm'],
   'agent/image': [...WORDS, PORTS, BACKEND, 'durable', 'schemas', 'native', 'agent/vm'],
@@ -50,13 +51,14 @@ const TYPESCRIPT_LAYERS: Record<string, readonly string[]> = {
   'agent/inventory': [...WORDS, PORTS, BACKEND, 'protocol', 'agent/vm', 'agent/image', 'agent/storage'],
   'agent/migration': [...WORDS, PORTS, BACKEND, 'protocol', 'durable', 'schemas', 'native', 'agent/vm'],
   'agent/fork/clones': [...WORDS, PORTS, BACKEND, 'agent/vm'],
+  'agent/fork/bases': [...WORDS, BACKEND, 'agent/vm', 'agent/image'],
   'agent/fork': [
     ...[...WORDS, PORTS, BACKEND, 'protocol', 'durable', 'schemas', 'native'],
-    ...['agent/fork/clones', 'agent/vm', 'agent/image', 'agent/inventory', 'agent/migration'],
+    ...['agent/fork/clones', 'agent/fork/bases', 'agent/vm', 'agent/image', 'agent/inventory', 'agent/migration'],
   ],
   agent: [
     ...[...WORDS, PORTS, BACKEND, 'agent/vm', 'agent/image', 'agent/storage', 'agent/inventory'],
-    ...['agent/migration', 'agent/fork', 'agent/memory'],
+    ...['agent/migration', 'agent/fork', 'agent/fork/bases', 'agent/memory'],
   ],
 
   'api/contract': [...WORDS, PORTS, 'tls'],

@@ -2,6 +2,8 @@
 
 import type { VmIdentity } from '../../domain/host.js';
 import type { ImageContext } from '../image/context.js';
+import type { DiskReader } from './bases/disk-reader.js';
+import type { DiskServer } from './bases/disk-server.js';
 import type { ForkStore } from './record.js';
 
 /** The names of VMs on all hosts. */
@@ -18,6 +20,8 @@ export interface NamesOfAllHosts {
 export interface ForkContext extends ImageContext {
   readonly forkStore: ForkStore;
   readonly names: NamesOfAllHosts;
+  readonly diskServer: Pick<DiskServer, 'open' | 'fix' | 'whileUnserved'>;
+  readonly diskReader: Pick<DiskReader, 'open'>;
   /** Aborts when the daemon ends. */
   readonly closing: AbortSignal;
 }

@@ -11,7 +11,7 @@ import type { Accel, VmSpec } from '../../domain/vm.js';
 import type { RecordKind } from '../../durable/record-files.js';
 import type { ImageDisk } from '../../engine/ports/fork.js';
 import { vmSpecSchema } from '../../schemas/vm-spec.js';
-import { accel, diskFormat, imageId, imageState, parentMode } from '../../schemas/words.js';
+import { accel, diskFormat, hostName, imageId, imageState, parentMode } from '../../schemas/words.js';
 import type { DiskLayer } from './layers.js';
 
 /** The file that the parent writes to since the fork point. */
@@ -38,6 +38,10 @@ export interface ImageRecord {
   readonly layers?: readonly DiskLayer[];
   /** The files that the image was saved to, and that need its layers. Absent: none. */
   readonly saves?: readonly SavedFile[];
+  /** The disks that another host serves. Absent: this host has the files of all disks. */
+  readonly served?: { readonly host: string; readonly disks: readonly string[] };
+  /** The hosts that this host has served the disks. Absent: none. */
+  readonly servedTo?: readonly string[];
   readonly createdAt: string;
 }
 
@@ -80,6 +84,8 @@ export const imageRecordSchema: z.ZodType<ImageRecord> = z.strictObject({
   overlays: z.array(z.strictObject({ ...disk, vm: z.string(), base: z.strictObject(disk) })),
   layers: z.array(diskLayer).exactOptional(),
   saves: z.array(savedFile).exactOptional(),
+  served: z.strictObject({ host: hostName, disks: z.array(z.string()) }).exactOptional(),
+  servedTo: z.array(hostName).exactOptional(),
   createdAt: z.string(),
 });
 

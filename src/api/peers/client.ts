@@ -3,9 +3,8 @@
  * its address: its certificate must be that of the called host. Connections are kept alive and can be opened
  * beforehand, so that a call in the blackout costs one round trip.
  */
-import type { IncomingMessage } from 'node:http';
 import { Agent, request as httpsRequest, type RequestOptions } from 'node:https';
-import type { Readable } from 'node:stream';
+import type { Duplex, Readable } from 'node:stream';
 import { pipeline } from 'node:stream/promises';
 import type { TLSSocket } from 'node:tls';
 import { MigrationError, toMigrationError } from '../../domain/errors.js';
@@ -15,6 +14,8 @@ import { checkHostIdentity } from '../../tls/identity.js';
 import type { TlsStore } from '../../tls/store.js';
 import { describeIssues } from '../contract/http-errors.js';
 import type { ApiAgent, ApiPeers } from '../contract/ports.js';
+import { connectionError, readAnswer } from './answer.js';
+import { diskPath, openTunnel } from './disk-tunnel.js';
 import { hostOfCalls } from './methods.js';
 import { callPath, forkStatePath, OCTETS, PING_PATH, statePath } from './routes.js';
 
@@ -25,7 +26,6 @@ const PING_MS = 5_000;
 const SILENT_MS = 3_000;
 const PREFLIGHT_PATHS: ReadonlySet<string> = new Set([callPath('inventory'), callPath('checkTarget')]);
 const STATE_MS = 600_000;
-const ANSWER_BYTES_MAX = 4 * 2 ** 20;
 /** Shorter than the server's limit for idle connections (server.ts). */
 const IDLE_MS = 60_000;
 /** The connections that a switchover uses at once: for the device state, the wait for it, the resume, and a spare. */
@@ -204,54 +204,6 @@ function unwrap(error: unknown): unknown {
   return error instanceof StaleConnection ? error.known : error;
 }
 
-async function readAnswer(response: IncomingMessage, where: string): Promise<unknown> {
-  const chunks: Buffer[] = [];
-  let bytes = 0;
-  try {
-    for await (const chunk of response as AsyncIterable<Buffer>) {
-      bytes += chunk.length;
-      if (bytes > ANSWER_BYTES_MAX)
-        throw new MigrationError('PEER_PROTOCOL', `the response of ${where} exceeds ${ANSWER_BYTES_MAX / 2 ** 20} MiB`);
-      chunks.push(chunk);
-    }
-  } catch (error) {
-    if (error instanceof MigrationError) throw error;
-    throw connectionError(error as NodeJS.ErrnoException, where, '');
-  }
-  let json: unknown;
-  try {
-    json = JSON.parse(Buffer.concat(chunks).toString('utf8'));
-  } catch (cause) {
-    throw new MigrationError('PEER_PROTOCOL', `the response of ${where} is not JSON`, { cause });
-  }
-  if (response.statusCode !== 200) throw MigrationError.fromJSON(json, where);
-  if (typeof json !== 'object' || json === null || !('result' in json))
-    throw new MigrationError('PEER_PROTOCOL', `the response of ${where} has no result`);
-  return json.result;
-}
-
-const CERTIFICATE_ERROR = /^(CERT_|UNABLE_TO_|DEPTH_ZERO_|SELF_SIGNED_|CRL_|INVALID_|ERR_TLS_|ERR_SSL_|EPROTO)/;
-
-function connectionError(error: NodeJS.ErrnoException, where: string, url: string): MigrationError {
-  if (error instanceof MigrationError) return error;
-  const reason = error.code ?? error.message;
-  if (CERTIFICATE_ERROR.test(reason))
-    return new MigrationError(
-      'UNAUTHENTICATED',
-      `${where} and this host do not accept each other's certificates: ${reason}`,
-      {
-        remedy:
-          'compare both certificates (vmctl certs show --dir TLS_DIR) and the clocks of both hosts (date); ' +
-          'an expired one is replaced with vmctl certs host',
-        cause: error,
-      },
-    );
-  return new MigrationError('UNREACHABLE', `${where}${url === '' ? '' : ` (${url})`} cannot be reached: ${reason}`, {
-    isRetryable: true,
-    cause: error,
-  });
-}
-
 /** A host that refuses a certificate only closes the connection. The usual reasons for that are known here. */
 function withOwnCertificate(error: MigrationError, store: TlsStore | null): MigrationError {
   if (error.code !== 'UNREACHABLE' || store === null || !CLOSED.test(error.message)) return error;
@@ -291,6 +243,7 @@ export interface RemoteAgentsOptions {
 export class RemoteAgents implements ApiPeers {
   private readonly connections = new Map<string, PeerConnections>();
   private readonly ports = new Map<string, HostPort>();
+  private readonly tunnels = new Set<TLSSocket>();
   private readonly unsubscribe: () => void;
 
   constructor(private readonly options: RemoteAgentsOptions) {
@@ -329,6 +282,17 @@ export class RemoteAgents implements ApiPeers {
     await this.peer(host).call({ path: forkStatePath(fork), method: 'PUT', body, timeoutMs: STATE_MS });
   }
 
+  /** The connection is not one of those for calls: it may last as long as a VM. */
+  async openDisk(host: string, image: string, disk: string): Promise<Duplex> {
+    const { self, local, store } = this.options;
+    if (host === self) return local().forks.openDisk(image, disk, self);
+    const { url } = this.peer(host);
+    const tunnel = await openTunnel({ host, url, tls: store?.options() ?? {}, path: diskPath(image, disk) });
+    this.tunnels.add(tunnel);
+    tunnel.once('close', () => this.tunnels.delete(tunnel));
+    return tunnel;
+  }
+
   /** Opens as many connections as a switchover needs at once. */
   async warm(host: string): Promise<void> {
     if (host === this.options.self) return;
@@ -355,10 +319,12 @@ export class RemoteAgents implements ApiPeers {
   close(): void {
     this.unsubscribe();
     for (const connections of this.connections.values()) connections.close();
+    for (const tunnel of this.tunnels) tunnel.destroy();
   }
 
   private renew(): void {
     for (const connections of this.connections.values()) connections.renew();
+    for (const tunnel of this.tunnels) if (this.options.store?.peerOf(tunnel) === null) tunnel.destroy();
   }
 
   private peer(host: string): PeerConnections {
