@@ -1,12 +1,19 @@
 /** A disk of an image on host A, read on host B: real files and a real storage daemon, and no VM. */
 import { execFile } from 'node:child_process';
-import { existsSync, readdirSync, readFileSync, statSync } from 'node:fs';
+import { readdirSync, readFileSync, statSync } from 'node:fs';
 import { join } from 'node:path';
+import type { Duplex } from 'node:stream';
 import { promisify } from 'node:util';
 import { afterEach, beforeEach, expect, test } from 'vitest';
 import { DiskReader } from '../../../../../src/agent/fork/bases/disk-reader.js';
 import { DiskServer } from '../../../../../src/agent/fork/bases/disk-server.js';
+import type { ImageStore } from '../../../../../src/agent/image/store.js';
+import { RemoteAgents } from '../../../../../src/api/peers/client.js';
+import { buildServer } from '../../../../../src/api/server.js';
 import { findByArgument } from '../../../../../src/kit/process.js';
+import { Authority } from '../../../../../src/tls/authority.js';
+import { TlsStore } from '../../../../../src/tls/store.js';
+import { fakeServices } from '../../../../support/api-fakes.js';
 import { ID, type ImageHost, ImageScene, write } from '../../../../support/image-scene.js';
 
 const run = promisify(execFile);
@@ -17,6 +24,9 @@ let scene: ImageScene;
 let a: ImageHost;
 let server: DiskServer;
 let reader: DiskReader;
+let imagesOfB: ImageStore;
+/** How B connects to a disk of A. */
+let openDisk: (host: string, image: string, disk: string) => Promise<Duplex>;
 let sockets: Readonly<Record<string, string>>;
 
 beforeEach(async () => {
@@ -25,7 +35,9 @@ beforeEach(async () => {
   await scene.forked(a);
   server = await start();
   const { record, images } = await joined();
-  const peers = { openDisk: (_: string, image: string, disk: string) => server.open(image, disk, 'B') };
+  imagesOfB = images;
+  openDisk = (_, image, disk) => server.open(image, disk, 'B');
+  const peers: { openDisk: typeof openDisk } = { openDisk: (...args) => openDisk(...args) };
   reader = new DiskReader({ images, peers, log: SILENT } as never, join(scene.directory, 'B'));
   await reader.start();
   sockets = await reader.open(record, new AbortController().signal);
@@ -137,9 +149,35 @@ test('the next daemon ends what a killed one has left, and serves', async () => 
   await killed.close();
 });
 
-test('a socket goes with its image', async () => {
-  const path = sockets['d0'] ?? '';
-  expect(existsSync(path)).toBe(true);
-  await reader.close();
-  expect(existsSync(path)).toBe(false);
+test('the sockets go with their image', async () => {
+  await imagesOfB.delete(ID);
+  await expect.poll(() => readdirSync(join(scene.directory, 'B', 'disk-reader')), { timeout: 15_000 }).toEqual([]);
+});
+
+test('it is read over mutual TLS, and again when the daemon of its host is back', async () => {
+  const at = (name: string) => join(scene.directory, name);
+  const authority = await Authority.create(at('ca'), 'test');
+  for (const name of ['A', 'B']) await authority.issue({ role: 'host', name }, ['127.0.0.1'], at(`tls-${name}`));
+  const stores = ['A', 'B'].map((name) => new TlsStore(at(`tls-${name}`), () => undefined));
+  const [tls, own] = stores as [TlsStore, TlsStore];
+  const services = fakeServices({ tls });
+  services.agent.forks.openDisk = (...args) => server.open(...args);
+  const first = buildServer(services);
+  const port = await first.listenTls('127.0.0.1', 0, tls);
+  const agents = new RemoteAgents({
+    ...{ self: 'B', store: own, peers: { A: `https://127.0.0.1:${port}` } },
+    local: () => services.agent,
+  });
+  openDisk = (...args) => agents.openDisk(...args);
+  expect([await read(), await read('cd')]).toEqual(['f golden', 'iso']);
+  expect(a.context.images.get(ID).servedTo).toEqual(['B']);
+  await first.close();
+  await expect(read()).rejects.toThrow();
+  await expect(reader.probe('A', ID, 'd0')).rejects.toThrow(code('UNREACHABLE'));
+  const second = buildServer(services);
+  await second.listenTls('127.0.0.1', port, tls);
+  expect(await read()).toBe('f golden');
+  agents.close();
+  await second.close();
+  for (const store of stores) store.close();
 });
