@@ -1,5 +1,7 @@
 /** `npm run -s bench -- SCENARIO [--quick] [--json]`: progress on stderr, one table or one JSON document on stdout. */
 
+import { benchFanout } from './fanout.js';
+import { printFanout } from './lib/fanout-rows.js';
 import { printVfork } from './lib/fork-rows.js';
 import { benchMigrate, printMigrate } from './migrate.js';
 import { benchRdma, printRdma } from './rdma.js';
@@ -13,6 +15,10 @@ const SCENARIOS: Record<string, (isQuick: boolean, isJson: boolean) => Promise<s
   vfork: async (isQuick, isJson) => {
     const result = await benchVfork({ isQuick, log: (line) => process.stderr.write(`${line}\n`) });
     return isJson ? JSON.stringify(result) : printVfork(result);
+  },
+  fanout: async (isQuick, isJson) => {
+    const result = await benchFanout({ isQuick, log: (line) => process.stderr.write(`${line}\n`) });
+    return isJson ? JSON.stringify(result) : printFanout(result);
   },
   rdma: async (isQuick, isJson) => {
     const result = await benchRdma({ isQuick, log: (line) => process.stderr.write(`${line}\n`) });

@@ -8,8 +8,9 @@
 namespace vmigrate::transport {
 
 /// Connections that one session serves at once. The newest wins, and the oldest of the same channel is
-/// closed: a target that lost its network returns before its old connections are known to be dead.
-inline constexpr size_t kConnectionsMax = 8;
+/// closed: a target that lost its network returns before its old connections are known to be dead. The
+/// session of an image has two for each host that reads it: more hosts than 128 would close one another's.
+inline constexpr size_t kConnectionsMax = 256;
 /// Keys of one session. Each region has two (bytes and data map), and there is room for as many again.
 inline constexpr size_t kKeysMax = 4 * wire::kPreloadRegionsMax;
 /// Small messages that may wait on one connection in one direction.

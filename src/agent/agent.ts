@@ -5,17 +5,19 @@
 import { randomBytes } from 'node:crypto';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { MigrationError, toMigrationError } from '../domain/errors.js';
+import type { JobView } from '../domain/job.js';
 import type { HostPort } from '../engine/ports/host.js';
 import { ForkAgent } from './fork/agent.js';
 import { DiskReader } from './fork/bases/disk-reader.js';
 import { DiskServer } from './fork/bases/disk-server.js';
 import { DiskWaits } from './fork/bases/disk-waits.js';
 import type { ForkContext } from './fork/context.js';
-import { Images } from './fork/image-calls.js';
 import { resumeMerges } from './fork/live-merge.js';
+import { ImageServers } from './fork/pages/image-servers.js';
 import { Pool, type PoolConfig } from './fork/pool.js';
 import { openForkStore } from './fork/record.js';
 import { sealLayers } from './fork/settle.js';
+import { HostImages } from './host-images.js';
 import { clearBrokenSaves } from './image/file-save.js';
 import { holdersHere, type OtherHosts } from './image/layer-holders.js';
 import { hasLayerDuty, ImageStore } from './image/store.js';
@@ -29,8 +31,18 @@ import { TargetAgent } from './migration/target-agent.js';
 import { OutdatedRecords } from './outdated.js';
 import { Markers } from './storage/markers.js';
 import { UniqueNames } from './unique-names.js';
+import { UserVms } from './user-vms.js';
 import type { HostContext } from './vm/context.js';
 import { type MemoryReading, readMemory } from './vm/memory-pressure.js';
+import { VmMoves } from './vm-moves.js';
+
+/** What the agent asks the jobs that this host coordinates. */
+export interface JobsHere {
+  /** The job that holds the VM, if any. */
+  jobOf(vm: string): JobView | undefined;
+  /** Ends a committed migration from this host as lost. Throws CONFLICT if that would lose nothing. */
+  giveUp(job: string): Promise<void>;
+}
 
 export interface LocalAgentOptions extends HostContext {
   readonly stateDir: string;
@@ -41,6 +53,8 @@ export interface LocalAgentOptions extends HostContext {
   readonly pool?: Partial<PoolConfig>;
   /** How long nothing may arrive before an incoming job counts as one that needs recovery. */
   readonly recoveryMsMax?: number | undefined;
+  /** Absent: this host coordinates no jobs. It is a function because the jobs themselves need the agent. */
+  readonly jobs?: () => JobsHere;
   /** The hosts that may need disk layers of this one. Absent: there are none. */
   readonly otherHosts?: OtherHosts;
   /** A test replaces it to simulate a host that is short of memory. */
@@ -63,7 +77,8 @@ interface Parts {
   readonly target: TargetAgent;
   readonly forks: ForkAgent;
   readonly pool: Pool;
-  readonly images: Images;
+  readonly images: HostImages;
+  readonly userVms: UserVms;
   readonly names: UniqueNames;
   readonly outdated: OutdatedRecords;
   readonly diskServer: DiskServer;
@@ -95,6 +110,7 @@ export class LocalAgent implements HostPort {
       hosts,
       recoveryMsMax,
       otherHosts,
+      jobs,
       ...options
     } = this.#options;
     const images = await ImageStore.open({ ...options, budgetBytes });
@@ -104,20 +120,32 @@ export class LocalAgent implements HostPort {
       peer: (host: string) => hosts?.agent(host) ?? unknownHost(host),
     };
     const names = new UniqueNames({ ...options, ...peers });
+    const servers = new ImageServers({ ...options, images });
     const diskServer = new DiskServer({ ...options, images }, options.stateDir);
     const diskReader = new DiskReader({ ...options, images }, options.stateDir);
     const context: Parts['context'] = {
-      ...{ ...options, store, images, forkStore, names, diskServer, diskReader },
+      ...{ ...options, store, images, forkStore, names, servers, diskServer, diskReader },
       closing: this.#closing.signal,
     };
     const target = new TargetAgent(context, recoveryMsMax);
     const arriving = (vm: string): Promise<string | null> => target.arriving(vm);
+    const outdated = new OutdatedRecords({ ...options, ...peers });
+    const diskWaits = new DiskWaits(context, diskReader);
+    const moves = new VmMoves({
+      ...options,
+      arrivalOf: (vm) => target.arrivalOf(vm),
+      noticeOf: (vm) => outdated.noticeOf(vm) ?? diskWaits.noticeOf(vm),
+      jobOf: (vm) => jobs?.().jobOf(vm),
+      giveUp: async (job) => jobs?.().giveUp(job),
+    });
+    const userVms = new UserVms(options.vms, moves, (vm) => this.isUnclaimed(vm));
     const markers = await Markers.open(options.stateDir, options.log);
     const inventory = new InventoryAgent(context, {
       ...{ markers, hostInfo, arriving },
       arrivingFrom: (vm) => target.arrivalOf(vm)?.request.source ?? null,
       claims: (asked) => names.claims(asked),
       holders: (paths, flattened) => holdersHere(context, paths, flattened),
+      views: () => userVms.list(),
     });
     const source = new SourceAgent(context, (vm) => missingMemory(context, arriving, vm));
     const pool = new Pool(context, {
@@ -127,11 +155,10 @@ export class LocalAgent implements HostPort {
       readMemory: read ?? readMemory,
     });
     const forks = new ForkAgent(context, pool, arriving);
-    const outdated = new OutdatedRecords({ ...options, ...peers });
-    const ofUsers = new Images(context, (image) => forks.claims(image) || pool.has(image), otherHosts);
-    const diskWaits = new DiskWaits(context, diskReader);
+    const isClaimed = (image: string): boolean => forks.claims(image) || pool.has(image);
+    const ofUsers = new HostImages(userVms, context, isClaimed, otherHosts, forks.released);
     this.#parts = {
-      ...{ context, inventory, source, target, forks, pool, images: ofUsers, names, outdated },
+      ...{ context, inventory, source, target, forks, pool, images: ofUsers, userVms, names, outdated },
       ...{ diskServer, diskReader, diskWaits },
     };
     await diskServer.start();
@@ -203,7 +230,11 @@ export class LocalAgent implements HostPort {
     return this.#ready.forks;
   }
 
-  get images(): Images {
+  get userVms(): UserVms {
+    return this.#ready.userVms;
+  }
+
+  get images(): HostImages {
     return this.#ready.images;
   }
 
@@ -213,12 +244,6 @@ export class LocalAgent implements HostPort {
 
   get names(): UniqueNames {
     return this.#ready.names;
-  }
-
-  /** Returns what is wrong with the VM, for people, or null. */
-  noticeOf(vm: string): string | null {
-    const { outdated, diskWaits } = this.#ready;
-    return outdated.noticeOf(vm) ?? diskWaits.noticeOf(vm);
   }
 
   get #ready(): Parts {

@@ -5,7 +5,7 @@
 import type { X509Certificate as X509CertificateType } from 'node:crypto';
 import { type ClientRequest, request as httpRequest, type IncomingMessage, type RequestOptions } from 'node:http';
 import type { Socket } from 'node:net';
-import type { Duplex } from 'node:stream';
+import { type Duplex, PassThrough, type Readable } from 'node:stream';
 import { MigrationError } from '../domain/errors.js';
 import type { JobView } from '../domain/job.js';
 import type { VmEvent } from '../domain/vm-event.js';
@@ -188,6 +188,30 @@ export class ApiClient {
     const socket = await this.upgrade(vm, 'follow=false');
     socket.setTimeout(silenceMsMax, () => socket.destroy(unreachable(this.options, silentFor(silenceMsMax))));
     return socket;
+  }
+
+  /**
+   * Opens all serial output that `host` keeps of a VM, through this daemon. The stream fails with DISCONNECTED if it is
+   * cut off, or if nothing arrives for long.
+   */
+  async serialLogOn(host: string, vm: string): Promise<Readable> {
+    const { answerMsMax = ANSWER_MS_MAX, silenceMsMax = SILENCE_MS_MAX } = this.options;
+    const query = `host=${encodeURIComponent(host)}`;
+    const request = await this.request({ method: 'GET', path: `/v1/vms/${encodeURIComponent(vm)}/serial?${query}` });
+    const deadline = setTimeout(() => request.destroy(silentFor(answerMsMax)), answerMsMax);
+    const response = await this.send(request).finally(() => clearTimeout(deadline));
+    if (response.statusCode !== 200)
+      throw await errorOf(response).catch((cause: NodeJS.ErrnoException) => this.unreachable(cause));
+    const log = new PassThrough();
+    const cutOff = (cause?: Error): void =>
+      void log.destroy(new MigrationError('DISCONNECTED', `the log of ${vm} on ${host} was cut off`, { cause }));
+    response.setTimeout(silenceMsMax, () => response.destroy(silentFor(silenceMsMax)));
+    response.once('error', cutOff);
+    response.once('close', () => {
+      if (!response.complete) cutOff();
+    });
+    log.once('close', () => response.destroy());
+    return response.pipe(log);
   }
 
   private async upgrade(vm: string, query: string): Promise<Socket> {

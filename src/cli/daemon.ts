@@ -19,10 +19,8 @@ import { resizeOwnTmpfs } from '../agent/memory/own-tmpfs.js';
 import { openConsole } from '../agent/vm/console.js';
 import { protectDaemon } from '../agent/vm/oom-score.js';
 import { raiseDaemonPriority } from '../agent/vm/priority.js';
-import { stopForUser } from '../agent/vm/user-stop.js';
 import { VmManager } from '../agent/vm/vms.js';
 import { VmEvents } from '../agent/vm-events.js';
-import { VmMoves } from '../agent/vm-moves.js';
 import type { ApiImages, ApiPool, ApiVms } from '../api/contract/ports.js';
 import { RemoteAgents } from '../api/peers/client.js';
 import { buildServer } from '../api/server.js';
@@ -183,6 +181,7 @@ async function start(config: DaemonConfig, log: Logger, closers: (() => Promise<
       socketMark: await markOf(join(stateDir, FORMAT_FILE)),
     },
     otherHosts: peers,
+    jobs: () => jobs,
     imageBudgetBytes: config.images.budgetBytes ?? null,
     pool: withoutUndefined(config.pool),
     recoveryMsMax: config.limits.recoveryMsMax,
@@ -192,13 +191,6 @@ async function start(config: DaemonConfig, log: Logger, closers: (() => Promise<
     agent: (name) => peers.agent(name),
     log: log.child({ part: 'jobs' }),
     limits: withoutUndefined(config.limits),
-  });
-  const moves = new VmMoves({
-    ...{ host, registry },
-    arrivalOf: (vm) => agent.target.arrivalOf(vm),
-    noticeOf: (vm) => agent.noticeOf(vm),
-    jobOf: (vm) => jobs.jobOf(vm),
-    giveUp: (job) => jobs.giveUp(job),
   });
   const vmEvents = new VmEvents({
     ...{ host, clock, vms, life: random.hex(4) },
@@ -212,7 +204,7 @@ async function start(config: DaemonConfig, log: Logger, closers: (() => Promise<
     ...{ host, startedAt, agent, peers, tls, vmEvents },
     jobs: jobsOfBothEnds,
     version: VERSION,
-    vms: apiVms(vms, agent, moves),
+    vms: apiVms(vms, agent),
     images: apiImages(agent),
     pool: apiPool(agent),
     log: log.child({ part: 'api' }),
@@ -309,8 +301,8 @@ function apiPool(agent: LocalAgent): ApiPool {
   };
 }
 
-function apiVms(vms: VmManager, agent: LocalAgent, moves: VmMoves): ApiVms {
-  const find = (name: string) => moves.view(vms.view(vms.get(name)));
+function apiVms(vms: VmManager, agent: LocalAgent): ApiVms {
+  const { userVms } = agent;
   return {
     async run(spec, { isNameForced } = { isNameForced: false }) {
       await refuseUnusableFiles(vms.backend.diskFiles, spec);
@@ -321,20 +313,17 @@ function apiVms(vms: VmManager, agent: LocalAgent, moves: VmMoves): ApiVms {
         return all.length === 0 ? view : { ...view, warnings: all };
       });
     },
-    list: () => vms.list().map((vm) => moves.view(vm)),
-    find,
-    locate: (name) => moves.located(name, () => find(name)),
-    pause: (name) => moves.located(name, () => vms.pause(name)),
+    list: () => userVms.list(),
+    find: (name) => userVms.find(name),
+    locate: (name) => userVms.located(name, () => userVms.find(name)),
+    pause: (name) => userVms.located(name, () => vms.pause(name)),
     resume: (name) =>
-      moves.located(name, async () => {
+      userVms.located(name, async () => {
         await agent.names.refuseIfElsewhere(name, vms.get(name).spec.uuid);
         await vms.resume(name);
       }),
-    reset: (name) => moves.located(name, () => vms.reset(name)),
-    async stop(name, options) {
-      await moves.located(name, () => moves.beforeStop(vms.view(vms.get(name)), options.isForced));
-      return stopForUser(vms, name, { ...options, isUnclaimed: agent.isUnclaimed(name) });
-    },
+    reset: (name) => userVms.located(name, () => vms.reset(name)),
+    stop: (name, options) => userVms.stop(name, options),
     openConsole(name, options) {
       const { socket, log } = vms.serialPaths(name);
       const kept = () => vms.get(name).process.outputKept();

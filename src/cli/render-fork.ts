@@ -19,6 +19,7 @@ export function forkReportText(report: ForkReport): string {
     ['last', milliseconds(report.lastReadyMs)],
     ['total', milliseconds(report.totalMs)],
     ['image', `${report.image}: ${imageBytesText(report.bytes)}`],
+    ...hostBytesLines(report),
     ...(report.coldReason === undefined ? [] : [['cold', report.coldReason] as const]),
     ['faults', `${faults.parent} of the parent, ${faults.clones} of the clones`],
   ];
@@ -47,11 +48,19 @@ function imageBytesText({ copied, zeroSkipped, deviceState }: ForkReport['bytes'
   return `${bytes(copied)} copied, ${bytes(zeroSkipped)} known to be zero, device state ${bytes(deviceState)}`;
 }
 
+/** What the other hosts have read of the image. */
+function hostBytesLines({ bytes: { perHost, rootEgress } }: ForkReport): (readonly [string, string])[] {
+  const hosts = Object.keys(perHost);
+  if (hosts.length < 2) return [];
+  return [['hosts', `${hosts.length}; ${bytes(rootEgress)} sent to ${hosts.length - 1} of them`]];
+}
+
 /** Lists the clones that could not be started, of a partial fork or of a fork that failed because of them. */
 export function failureText(failures: ForkReport['failures']): string {
-  const shown = failures.slice(0, FAILURES_SHOWN_MAX).map(({ name, error }) => {
+  const shown = failures.slice(0, FAILURES_SHOWN_MAX).map(({ name, error, host }) => {
     const why = MigrationError.from(error ?? new Error('no reason given'), 'the agent').toJSON();
-    return `  ${plain(name)}: ${levelLines(why).join(': ')}\n`;
+    const where = host === undefined ? '' : ` (${host})`;
+    return `  ${plain(name + where)}: ${levelLines(why).join(': ')}\n`;
   });
   const more = failures.length > shown.length ? `  and ${failures.length - shown.length} more\n` : '';
   return failures.length === 0 ? '' : `not started:\n${shown.join('')}${more}`;
@@ -60,7 +69,7 @@ export function failureText(failures: ForkReport['failures']): string {
 export function forkPlanText(plan: ForkPlan): string {
   const { request } = plan;
   const head = [
-    `${plan.parent}: ${request.cloneCount} clones on ${plan.host}`,
+    `${plan.parent}: ${clonesText(request.cloneCount)} on ${hostsText(plan)}`,
     bytes(plan.memoryBytes),
     `memory ${request.memory}`,
     `network ${request.network}`,
@@ -70,9 +79,23 @@ export function forkPlanText(plan: ForkPlan): string {
     (step, index) =>
       `  ${String(index + 1).padStart(2)}. ${step.isInPause ? '■' : ' '} ${plain(`${step.host}: ${step.text}`)}\n`,
   );
+  const shares = (plan.shares ?? []).map(({ host, first, count }) => {
+    const which = count === 0 ? 'no clones' : count === 1 ? `clone ${first}` : `clones ${first}-${first + count - 1}`;
+    return `  ${plain(`${host}: ${which}${host === plan.host ? `, the host of ${plan.parent}` : ''}`)}\n`;
+  });
+  const by =
+    plan.transport === undefined ? [] : [`  transport: ${plan.transport} (${plain(plan.transportReason ?? '')})\n`];
   const notes = plan.notes.map((note) => `  note: ${plain(note)}\n`);
   const legend = plan.steps.some(({ isInPause }) => isInPause) ? '  ■: the parent does not run\n' : '';
-  return `${plain(head)}\n${steps.join('')}${notes.join('')}${legend}`;
+  return `${plain(head)}\n${shares.join('')}${by.join('')}${steps.join('')}${notes.join('')}${legend}`;
+}
+
+const clonesText = (count: number): string => (count === 1 ? '1 clone' : `${count} clones`);
+
+function hostsText({ host, shares }: ForkPlan): string {
+  const hosts = (shares ?? []).filter(({ count }) => count > 0).map((share) => share.host);
+  if (hosts.length === 0) return host;
+  return hosts.length === 1 ? (hosts[0] ?? host) : `${hosts.length} hosts`;
 }
 
 export function imageTable(images: readonly ImageView[]): string {

@@ -149,6 +149,21 @@ export function progressLine(job: JobView): string {
   return plain(`${head}  ${pages}, ${bytes(progress.bytesPerS)}/s${left}, ${progress.faultCount} faults`);
 }
 
+/** The same, and a line for each host of a fork over several hosts. */
+export function progressLines(job: JobView): string[] {
+  const hosts = job.progress?.hosts ?? [];
+  const width = Math.max(0, ...hosts.map(({ host }) => host.length));
+  return [
+    progressLine(job),
+    ...hosts.map(({ host, state, pagesTotal, pagesDone, bytesDone }) => {
+      const percent = pagesTotal === 0 ? 0 : Math.floor((100 * pagesDone) / pagesTotal);
+      return plain(
+        `  ${host.padEnd(width)}  ${state.padEnd(8)}  ${String(percent).padStart(3)} %, ${bytes(bytesDone)}`,
+      );
+    }),
+  ];
+}
+
 export function reportText(report: MigrationReport): string {
   const { bytes: moved, faults, guestEnd = null } = report;
   const movedBytes = moved.push + moved.demand + moved.prefetch + moved.deviceState;

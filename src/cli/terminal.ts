@@ -7,10 +7,11 @@ import { MigrationError, toMigrationError } from '../domain/errors.js';
 import type { JobView } from '../domain/job.js';
 import { errorText } from './error-text.js';
 import { type ExitCode, exitCodeOf } from './exit-codes.js';
-import { plain, progressLine } from './render.js';
+import { plain, progressLines } from './render.js';
 
 const WAITING_SHOWN_MS = 1_000;
 const CLEAR_LINE = '\r\u001b[K';
+const LINE_UP_CLEARED = '\u001b[A\u001b[K';
 
 export interface Output {
   readonly isJson: boolean;
@@ -45,10 +46,13 @@ export async function whileWaiting<T>(output: Output, text: string, work: Promis
   }
 }
 
-/** A status line that each update overwrites. It prints nothing if stderr is not a terminal. */
+/**
+ * Status lines that each update overwrites. They have no more lines than fit on the terminal, and are not printed if
+ * stderr is not a terminal.
+ */
 export class ProgressLine {
   private readonly isShown: boolean;
-  private width = 0;
+  private shownCount = 0;
 
   constructor(
     output: Output,
@@ -58,18 +62,22 @@ export class ProgressLine {
   }
 
   show(job: JobView): void {
-    if (this.isShown) this.text(progressLine(job));
+    if (this.isShown) this.lines(progressLines(job));
   }
 
   text(text: string): void {
-    if (!this.isShown) return;
-    const line = plain(text).slice(0, Math.max(20, (this.stream.columns ?? 80) - 1));
-    this.stream.write(`${CLEAR_LINE}${line}`);
-    this.width = line.length;
+    if (this.isShown) this.lines([plain(text)]);
   }
 
   clear(): void {
-    if (this.isShown && this.width > 0) this.stream.write(CLEAR_LINE);
-    this.width = 0;
+    this.lines([]);
+  }
+
+  private lines(texts: readonly string[]): void {
+    if (this.shownCount > 0) this.stream.write(`${CLEAR_LINE}${LINE_UP_CLEARED.repeat(this.shownCount - 1)}`);
+    const widthMax = Math.max(20, (this.stream.columns ?? 80) - 1);
+    const shown = texts.slice(0, Math.max(1, (this.stream.rows ?? 24) - 1)).map((text) => text.slice(0, widthMax));
+    if (shown.length > 0) this.stream.write(shown.join('\n'));
+    this.shownCount = shown.length;
   }
 }

@@ -10,20 +10,27 @@ import {
   type CloneMemory,
   type CloneNetwork,
   type ForkReport,
+  type HostWish,
+  IMAGE_FETCHES,
+  type ImageFetchMode,
   PARENT_MODES,
+  PLACEMENTS,
+  type Placement,
 } from '../domain/fork.js';
-import type { ImageRemoval } from '../domain/image.js';
 import type { ForkJobView, JobView } from '../domain/job.js';
-import { TRANSPORTS } from '../domain/transport.js';
+import { SHARED_STORAGES, type SharedStorage } from '../domain/storage.js';
+import { TRANSPORTS, transportRow } from '../domain/transport.js';
 import type { ForkBody } from '../schemas/fork.js';
 import { attend } from './attend.js';
 import { awaitClones } from './await-clones.js';
+import { removeFork } from './clones.js';
 import { EXIT, type ExitCode } from './exit-codes.js';
 import { type CommonOptions, client, integer, main, newProgram } from './program.js';
 import { refusalText } from './render.js';
-import { type DryRunAnswer, endTable, forkPlanText, forkReportText, removalText } from './render-fork.js';
+import { type DryRunAnswer, forkPlanText, forkReportText } from './render-fork.js';
+import { endsText, removedText } from './render-hosts.js';
 import { print, printError } from './terminal.js';
-import { addTransportOptions, type TransportOptions } from './transport-options.js';
+import { addTransportOptions, chosenTransport, type TransportOptions } from './transport-options.js';
 
 interface Options extends CommonOptions, TransportOptions {
   readonly clones?: number;
@@ -35,6 +42,9 @@ interface Options extends CommonOptions, TransportOptions {
   readonly name?: string;
   readonly partial?: boolean;
   readonly hosts?: string;
+  readonly placement?: Placement;
+  readonly fetch?: ImageFetchMode;
+  readonly sharedStorage?: SharedStorage;
   readonly topology?: string;
   readonly fanout?: string;
   readonly wait?: boolean;
@@ -48,27 +58,56 @@ interface Options extends CommonOptions, TransportOptions {
 
 const outcome: { code: ExitCode } = { code: EXIT.done };
 
-/** Refuses the options for clones on several hosts; on one host no image has to be sent. */
-function refuseFanOut(options: Options): void {
-  const { topology, fanout } = options;
-  const flags: readonly (readonly [string, unknown])[] = [
-    ['--topology', topology],
-    ['--fanout', fanout === 'auto' ? undefined : fanout],
-    ...TRANSPORTS.map((transport) => [`--${transport}`, options[transport]] as const),
-  ];
-  for (const [flag, value] of flags) {
-    if (value === undefined) continue;
-    throw new MigrationError('USAGE', `${flag} is not implemented yet: clones run on the host of the VM`, {
+/** Refuses options that say nothing without --hosts, and those that are not implemented yet. */
+function refuseUseless(options: Options): void {
+  const { hosts, topology, fanout, placement, fetch, sharedStorage } = options;
+  const isOther = (value: string | undefined, ...usual: string[]) => value !== undefined && !usual.includes(value);
+  if (topology !== undefined || isOther(fanout, 'auto', 'unicast')) {
+    const flag = topology === undefined ? `--fanout ${fanout}` : '--topology';
+    throw new MigrationError('USAGE', `${flag} is not implemented yet: each host reads the image from the VM's host`, {
       remedy: `omit ${flag}`,
     });
   }
+  if (hosts !== undefined) return;
+  const flags: readonly (readonly [string, unknown])[] = [
+    ['--placement', placement],
+    ['--fetch', fetch],
+    ['--shared-storage', sharedStorage],
+    ...TRANSPORTS.map((transport) => [`--${transport}`, options[transport]] as const),
+  ];
+  for (const [flag, value] of flags) {
+    if (value !== undefined) throw new MigrationError('USAGE', `${flag} needs --hosts`);
+  }
+}
+
+/** Parses `a,b:16,c`. */
+function parseHosts(text: string): HostWish[] {
+  return text.split(',').map((part) => {
+    const [host = '', count, ...rest] = part.trim().split(':');
+    const isCount = count === undefined || /^\d{1,4}$/.test(count);
+    if (host === '' || !isCount || rest.length > 0) {
+      throw new MigrationError('USAGE', `--hosts: "${part}" is neither HOST nor HOST:CLONES`);
+    }
+    return { host, cloneCount: count === undefined ? null : Number(count) };
+  });
+}
+
+/** The number of clones, which need not be given if every host has its own. */
+function cloneCountOf({ clones }: Options, wishes: readonly HostWish[]): number {
+  if (clones !== undefined) return clones;
+  const counts = wishes.map(({ cloneCount }) => cloneCount);
+  if (counts.length === 0 || counts.includes(null)) {
+    throw new MigrationError('USAGE', 'give the number of clones: --clones N');
+  }
+  return counts.reduce<number>((sum, count) => sum + (count ?? 0), 0);
 }
 
 function bodyOf(vm: string | undefined, options: Options): ForkBody {
   if ((vm === undefined) === (options.image === undefined))
     throw new MigrationError('USAGE', 'name a VM, or an image with --image: vfork --clones N VM');
-  if (options.clones === undefined) throw new MigrationError('USAGE', 'give the number of clones: --clones N');
-  refuseFanOut(options);
+  refuseUseless(options);
+  const isAll = options.hosts?.trim() === 'all';
+  const wishes = options.hosts === undefined || isAll ? [] : parseHosts(options.hosts);
   if (options.wait === true && options.detach === true)
     throw new MigrationError('USAGE', '--wait and --detach exclude each other');
   if (options.rm === true && options.wait !== true) throw new MigrationError('USAGE', '--rm needs --wait');
@@ -76,7 +115,7 @@ function bodyOf(vm: string | undefined, options: Options): ForkBody {
   return {
     vm: vm ?? null,
     image: options.image ?? null,
-    cloneCount: options.clones,
+    cloneCount: cloneCountOf(options, wishes),
     namePrefix: options.name ?? null,
     parentMode: options.parent,
     memory: options.memory,
@@ -84,7 +123,13 @@ function bodyOf(vm: string | undefined, options: Options): ForkBody {
     disks: options.disks,
     isPartialAllowed: options.partial === true,
     replace: options.replace === true,
-    hosts: options.hosts === undefined ? [] : options.hosts.split(',').map((host) => host.trim()),
+    hosts: isAll
+      ? 'all'
+      : wishes.map((wish) => (wish.cloneCount === null ? wish.host : { host: wish.host, cloneCount: wish.cloneCount })),
+    placement: options.placement ?? 'spread',
+    fetch: options.fetch ?? 'all',
+    transport: chosenTransport(options),
+    sharedStorage: options.sharedStorage ?? 'prove',
   };
 }
 
@@ -127,29 +172,16 @@ async function show(report: ForkReport, options: Options): Promise<void> {
   // Without --partial a clone that has never run is missed.
   const isAnyMissing = report.failures.length > 0 && options.partial !== true;
   if (isAnyMissing || ends.some(({ exitCode }) => exitCode !== 0)) outcome.code = EXIT.failed;
-  print(output, { ...report, ends }, () => endTable(ends));
+  print(output, { ...report, ends }, () => endsText(ends));
   if (options.rm !== true) return;
   try {
-    await removeFork(report, options);
+    const removed = await removeFork(client(options), report, options.image !== undefined);
+    if (!output.isJson) process.stdout.write(removedText(removed));
   } catch (error) {
     // The clones' ends are told already, and with --json there is one document only.
     printError('vfork', { isJson: false }, error);
     outcome.code = EXIT.failed;
   }
-}
-
-/** Ends clones that run on after their word, and removes all clones and the image. Clones of another fork keep it. */
-async function removeFork({ clones, image }: ForkReport, options: Options): Promise<void> {
-  const api = client(options);
-  for (const { name } of clones) {
-    await api.post(`/v1/vms/${encodeURIComponent(name)}/stop`, { force: true }).catch((error: unknown) => {
-      if (!(error instanceof MigrationError && error.code === 'NOT_FOUND')) throw error;
-    });
-  }
-  // An image that was there before is somebody else's to remove.
-  if (options.image !== undefined) return;
-  const removal = await api.delete<ImageRemoval>(`/v1/images/${image}`, {});
-  if (options.json !== true) process.stdout.write(removalText(removal));
 }
 
 const program = newProgram('vfork', 'Starts copies (clones) of a running VM, which itself keeps running.')
@@ -191,23 +223,38 @@ const program = newProgram('vfork', 'Starts copies (clones) of a running VM, whi
   .option('--name <prefix>', 'name the clones PREFIX-0, PREFIX-1, … (default: the VM’s name and the image’s ID)')
   .option('--partial', 'succeed if some clones start, and list those that do not')
   .option('--wait', 'wait until all clones have ended; exit code 0 only if theirs all are 0')
-  .option('--logs <dir>', 'with --wait: write the serial log of each clone to this folder')
-  .option('--rm', 'with --wait: then remove the clones, and the image unless it was there before')
+  .option('--logs <dir>', 'with --wait: write the serial log of each clone, of whatever host, to this folder')
+  .option('--rm', 'with --wait: then remove the clones on all hosts, and the image unless it was there before')
   .option('--replace', 'remove ended VMs that have names of the clones, with their exit codes and logs')
   .option('--dry-run', 'print the plan and start nothing')
   .option('--detach', 'start the job, print its ID and return')
   .option('--recover <job>', 'try at once to go on with a fork that needs recovery')
-  .option('--hosts <list>', 'hosts for the clones (this build: this host only)')
-  .addOption(new Option('--topology <file>', 'tree of the network (not implemented yet)'))
+  .option(
+    '--hosts <list>',
+    'hosts for the clones: a,b,c or a:16,b:16, or all; the VM’s host makes clones only if it is among them',
+  )
   .addOption(
-    new Option('--fanout <how>', 'how the image is sent to the hosts (not implemented yet)').choices([
-      'auto',
-      'unicast',
-      'multicast',
-    ]),
-  );
+    new Option(
+      '--placement <how>',
+      'with --hosts: spread (default): the same load on each host; pack: fill the first hosts before the next',
+    ).choices(PLACEMENTS),
+  )
+  .addOption(
+    new Option(
+      '--fetch <what>',
+      'with --hosts: all (default): each host reads the whole image; demand: only what its clones touch',
+    ).choices(IMAGE_FETCHES),
+  )
+  .addOption(
+    new Option(
+      '--shared-storage <how>',
+      'with --hosts: prove: refuse unless all hosts see the same disks (default); assume: take your word that they do',
+    ).choices(SHARED_STORAGES),
+  )
+  .addOption(new Option('--topology <file>').hideHelp())
+  .addOption(new Option('--fanout <how>').choices(['auto', 'unicast', 'multicast', 'tree']).hideHelp());
 
-addTransportOptions(program, () => 'transport between hosts (not implemented yet)')
+addTransportOptions(program, (transport) => `with --hosts: ${transportRow(transport).help}`)
   .addHelpText(
     'after',
     '\nExit codes: 0 done; 1 failed, the VM runs and no clone exists (with --wait also: a clone failed); 2 usage;\n' +

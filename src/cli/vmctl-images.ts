@@ -5,11 +5,16 @@ import { type Command, Option } from 'commander';
 import { MigrationError } from '../domain/errors.js';
 import { CLONE_DISKS, CLONE_MEMORIES, CLONE_NETWORKS, PARENT_MODES, type WarmSetView } from '../domain/fork.js';
 import type { FlattenReport, ImageRemoval, ImageView, PruneReport } from '../domain/image.js';
+import type { ForkJobView } from '../domain/job.js';
+import type { ImagesOnHosts, RemovedOnHosts } from '../schemas/all-hosts.js';
 import type { WarmBody } from '../schemas/fork.js';
+import { type AttendOptions, attend } from './attend.js';
+import { EXIT, type ExitCode } from './exit-codes.js';
 import { type CommonOptions, client, integer } from './program.js';
 import { bytes } from './render.js';
 import { flattenText, imageTable, poolTable, pruneText, recordText, removalText } from './render-fork.js';
-import { print } from './terminal.js';
+import { imagesOnHostsText, isAnySilent, removedText } from './render-hosts.js';
+import { print, whileWaiting } from './terminal.js';
 
 interface WarmOptions extends CommonOptions {
   readonly clones?: number;
@@ -23,12 +28,13 @@ interface WarmOptions extends CommonOptions {
 interface RemoveOptions extends CommonOptions {
   readonly dropSaved?: boolean;
   readonly force?: boolean;
+  readonly allHosts?: boolean;
 }
 
 const imagePath = (id: string, verb?: string): string =>
   `/v1/images/${encodeURIComponent(id)}${verb === undefined ? '' : `/${verb}`}`;
 
-export function addImages(program: Command): void {
+export function addImages(program: Command, outcome: { code: ExitCode }): void {
   const output = (options: CommonOptions) => ({ isJson: options.json === true });
   /** Collects all options: commander keeps the program's own apart from those of a subcommand. */
   const act =
@@ -41,9 +47,16 @@ export function addImages(program: Command): void {
   program
     .command('images')
     .description('list the images on the host')
+    .option('--all-hosts', 'also those on the hosts that it knows, and how much of them each has')
     .action(
-      act(async (_, options) => {
-        print(output(options), await client(options).get<ImageView[]>('/v1/images'), imageTable);
+      act<CommonOptions & { allHosts?: boolean }>(async (_, options) => {
+        if (options.allHosts !== true) {
+          print(output(options), await client(options).get<ImageView[]>('/v1/images'), imageTable);
+          return;
+        }
+        const asked = client(options).get<ImagesOnHosts>('/v1/images?allHosts=true');
+        const answer = await whileWaiting(output(options), 'asking this host and its peers …', asked);
+        print(output(options), answer, imagesOnHostsText);
       }),
     );
 
@@ -61,9 +74,16 @@ export function addImages(program: Command): void {
     .description('remove an image on which no clone runs; disk layers that somebody needs are kept')
     .option('--drop-saved', 'give up the files that it was saved to without disks: they cannot be loaded any more')
     .option('--force', 'merge its disk layers although another host may need them or cannot be asked')
+    .option('--all-hosts', 'remove it on the other hosts too')
     .action(
       act<RemoveOptions>(async ([id = ''], options) => {
         const body = { force: options.force === true, dropSaved: options.dropSaved === true };
+        if (options.allHosts === true) {
+          const removed = await client(options).delete<RemovedOnHosts>(imagePath(id), { ...body, allHosts: true });
+          print(output(options), removed, removedText);
+          if (removed.failures.length > 0 || isAnySilent(removed.unanswered)) outcome.code = EXIT.failed;
+          return;
+        }
         const answer = await client(options).delete<ImageRemoval>(imagePath(id), body);
         print(output(options), answer, removalText);
       }),
@@ -105,6 +125,20 @@ export function addImages(program: Command): void {
         const body = { path: absolute(file), assumeDisks: options.disks === 'assume' };
         const loaded = await client(options).post<ImageView>('/v1/images/load', body);
         print(output(options), loaded, (view) => imageTable([view]));
+      }),
+    );
+  image
+    .command('copy <id> <host>')
+    .description('copy the image to another host, so that clones start there at once')
+    .option('--detach', 'start the job, print its ID and return')
+    .action(
+      act<AttendOptions>(async ([id = '', host = ''], options) => {
+        const body = { image: id, cloneCount: 0, hosts: [{ host, cloneCount: 0 }] };
+        const job = await client(options).post<ForkJobView>('/v1/forks', body);
+        await attend('vmctl', job, options, outcome, async () => {
+          const { images, unanswered } = await client(options).get<ImagesOnHosts>('/v1/images?allHosts=true');
+          print(output(options), { images: images.filter((view) => view.id === id), unanswered }, imagesOnHostsText);
+        });
       }),
     );
 

@@ -1,19 +1,21 @@
 #!/usr/bin/env node
 /** `vmctl`: manages a host and its VMs, except for moving and forking them. Flags → request → answer. */
 import { createReadStream } from 'node:fs';
+import type { Readable } from 'node:stream';
 import type { Command } from 'commander';
 import { MigrationError } from '../domain/errors.js';
 import type { JobView } from '../domain/job.js';
 import type { StopResult, VmView } from '../domain/vm.js';
-import type { StoppedView } from '../schemas/fork.js';
+import type { StoppedOnHosts, VmsOnHosts } from '../schemas/all-hosts.js';
 import type { DaemonView, DoctorCheck, HostView } from '../schemas/host.js';
 import { addCerts } from './certs.js';
-import { levelLines, reasonText, remedyText } from './error-text.js';
+import { reasonText, remedyText } from './error-text.js';
 import { EXIT, type ExitCode, exitCodeOfJob } from './exit-codes.js';
 import { followJob, jobError } from './follow.js';
 import { type CommonOptions, client, main, newProgram } from './program.js';
 import { hostTable, jobTable, moveTexts, plain, progressLine, reportText, table, vmTable } from './render.js';
 import { forkReportText, recordText } from './render-fork.js';
+import { isAnySilent, stoppedText, vmsOnHostsText } from './render-hosts.js';
 import { secondsOf, showWait, stopText } from './stop.js';
 import { ProgressLine, print, whileWaiting } from './terminal.js';
 import { addEvents } from './vmctl-events.js';
@@ -23,6 +25,7 @@ import { addState } from './vmctl-state.js';
 interface StopFlags {
   readonly force?: boolean;
   readonly image?: string;
+  readonly thisHost?: boolean;
   readonly timeout: string;
 }
 
@@ -75,9 +78,14 @@ add('run <spec>', 'start a VM that a YAML or JSON file describes (- for stdin)',
   print(options, view, (vm) => vmTable([vm]));
 }).option('--force-name', 'start it although the host to which a VM of this name last belonged does not answer');
 
-add('ps', 'list the VMs on the host', async (_, options) => {
-  print(options, await client(options).get<VmView[]>('/v1/vms'), vmTable);
-});
+add('ps', 'list the VMs on the host', async (_, options, command) => {
+  if (command.opts<{ allHosts?: boolean }>().allHosts !== true) {
+    print(options, await client(options).get<VmView[]>('/v1/vms'), vmTable);
+    return;
+  }
+  const asked = client(options).get<VmsOnHosts>('/v1/vms?allHosts=true');
+  print(options, await whileWaiting(options, 'asking this host and its peers …', asked), vmsOnHostsText);
+}).option('--all-hosts', 'also those on the hosts that it knows');
 
 add('show <vm>', 'show one VM', async (name, options) => {
   const vm = await client(options).get<VmView>(path('vms', name));
@@ -89,15 +97,22 @@ add('console <vm>', 'connect to the VM’s serial line; leave with Ctrl-]', asyn
   await attachConsole(client(options), name);
 });
 
-add('logs <vm>', 'print the serial output that is kept of a VM, also of one that has ended', async (name, options) => {
+add('logs <vm>', 'print the serial output that is kept of a VM, also of one that has ended', async (...given) => {
+  const [name, options, command] = given;
+  const { on } = command.opts<{ on?: string }>();
   const { pipeline } = await import('node:stream/promises');
-  const log = await client(options).serialLog(name);
-  log.end();
+  const log = on === undefined ? await ownLog(options, name) : await client(options).serialLogOn(on, name);
   if (!options.isJson) return pipeline(log, process.stdout, { end: false });
   const chunks: Buffer[] = [];
   for await (const chunk of log as AsyncIterable<Buffer>) chunks.push(chunk);
   print(options, { name, log: Buffer.concat(chunks).toString('utf8') }, ({ log: text }) => text);
-});
+}).option('--on <host>', 'of a VM on another host, which this one asks');
+
+async function ownLog(options: CommonOptions, name: string): Promise<Readable> {
+  const log = await client(options).serialLog(name);
+  log.end();
+  return log;
+}
 
 for (const [verb, description] of [
   ['pause', 'stop the VM’s vCPUs'],
@@ -109,14 +124,17 @@ for (const [verb, description] of [
   });
 
 add('stop [vm]', 'shut a VM down by its power button, and free its memory', async (name, options, command) => {
-  const { force = false, image, timeout } = command.opts<StopFlags>();
+  const { force = false, image, thisHost = false, timeout } = command.opts<StopFlags>();
   if ((name === '') === (image === undefined)) throw new MigrationError('USAGE', 'name a VM, or an image with --image');
   if (image !== undefined) {
-    const ended = await client(options).post<StoppedView>(path('images', image, 'stop'), { force });
+    const body = { force, allHosts: !thisHost };
+    const stopping = client(options).post<StoppedOnHosts>(path('images', image, 'stop'), body);
+    const ended = await whileWaiting(options, 'ending clones …', stopping);
     print(options, ended, stoppedText);
-    if (ended.failures.length > 0) outcome.code = EXIT.failed;
+    if (ended.failures.length > 0 || isAnySilent(ended.unanswered)) outcome.code = EXIT.failed;
     return;
   }
+  if (thisHost) throw new MigrationError('USAGE', '--this-host needs --image: a VM is stopped on this host anyway');
   const timeoutS = secondsOf(timeout);
   const stopping = client(options).post<StopResult>(path('vms', name, 'stop'), { force, timeoutMs: timeoutS * 1000 });
   const result = force ? await stopping : await showWait(name, timeoutS, options, stopping);
@@ -128,12 +146,8 @@ add('stop [vm]', 'shut a VM down by its power button, and free its memory', asyn
     '30',
   )
   .option('--force', 'kill it at once, even if it belongs to a job or has not all of its memory')
-  .option('--image <id>', 'end all clones that run on the image at once, instead of one VM');
-
-function stoppedText({ stopped, failures }: StoppedView): string {
-  const kept = failures.map(({ name, error }) => `  ${plain(name)} still runs: ${levelLines(error).join(': ')}\n`);
-  return `stopped ${stopped.length} ${stopped.length === 1 ? 'clone' : 'clones'}\n${kept.join('')}`;
-}
+  .option('--image <id>', 'end all clones that run on the image at once, on all hosts, instead of one VM')
+  .option('--this-host', 'with --image: only those on this host');
 
 add('hosts', 'list this host and the hosts it knows', async (_, options) => {
   const asked = client(options).get<HostView[]>('/v1/hosts');
@@ -166,7 +180,7 @@ program.addHelpText(
     '4 the job needs recovery, and goes on by itself when the cause is gone; 6 the VM, or the clones, are lost.',
 );
 addEvents(program);
-addImages(program);
+addImages(program, outcome);
 addCerts(program);
 addState(program, () => {
   outcome.code = EXIT.failed;

@@ -3,6 +3,7 @@
  * disks) and runs clones on it. Imports only its neighbours in domain/; every layer may import it.
  */
 import type { PhaseTime } from './progress.js';
+import type { SharedStorage } from './storage.js';
 import type { Transport, TransportChoice } from './transport.js';
 
 /**
@@ -47,8 +48,8 @@ export const PLACEMENTS = ['spread', 'pack'] as const;
 export type Placement = (typeof PLACEMENTS)[number];
 
 /**
- * all: a host that joins a fork reads the whole image, the pages that its clones touch first. demand: it reads only what
- * its clones touch.
+ * all: a host that joins a fork reads the whole image, the pages that its clones touch first. demand: it reads only
+ * what its clones touch.
  */
 export const IMAGE_FETCHES = ['all', 'demand'] as const;
 export type ImageFetchMode = (typeof IMAGE_FETCHES)[number];
@@ -68,6 +69,13 @@ export interface ForkShare {
 
 export interface HostShare extends ForkShare {
   readonly host: string;
+  /** How the host gets at each disk of the parent. Absent: the host has the parent, or there are no disks. */
+  readonly disks?: readonly DiskShare[];
+}
+
+export interface DiskShare {
+  readonly id: string;
+  readonly access: DiskAccess;
 }
 
 export interface ForkRequest {
@@ -94,6 +102,8 @@ export interface ForkRequest {
   readonly fetch?: ImageFetchMode;
   /** How the other hosts read the image. Absent: auto. */
   readonly transport?: TransportChoice;
+  /** assume: the user says that all hosts share the parent's disks. Absent: that is checked. */
+  readonly sharedStorage?: SharedStorage;
 }
 
 /** What distinguishes a clone from its parent and from the other clones. It is set when the clone's QEMU starts. */

@@ -35,6 +35,8 @@ export interface HostInventory {
   readonly rdma: RdmaInventory;
   readonly vmNames: readonly string[];
   readonly bridges: readonly string[];
+  /** Processors that the daemon may use. Absent from hosts of earlier builds. */
+  readonly cpuCount?: number;
   /** ISO time until which the host's certificate is valid; null where no https API is configured. */
   readonly certificateExpiresAt: string | null;
   readonly clockMs: number;

@@ -26,6 +26,8 @@ export interface ImageView {
   readonly clones: readonly string[];
   /** Files that the image was saved to without its disks, which need the disks as they are. Absent: none. */
   readonly savedFiles?: readonly string[];
+  /** Other hosts that read the image. It cannot be removed before they have ended. Absent: none. */
+  readonly readers?: readonly string[];
 }
 
 /** A disk file that `image rm` has kept, and who needs it. */

@@ -14,11 +14,17 @@ export interface MigrationProgress {
   readonly hosts?: readonly HostProgress[];
 }
 
+/**
+ * waiting: the host has not answered since the commit. lazy: it reads only what its clones touch, so that its pages
+ * need not become complete. lost: its clones have ended, because their pages cannot come.
+ */
+export const HOST_FILL_STATES = ['waiting', 'filling', 'lazy', 'complete', 'lost'] as const;
+export type HostFillState = (typeof HOST_FILL_STATES)[number];
+
 export interface HostProgress {
   readonly host: string;
   readonly pagesTotal: number;
   readonly pagesDone: number;
   readonly bytesDone: number;
-  /** lazy: the host reads only what its clones touch, so that its pages need not become complete. */
-  readonly state: 'waiting' | 'filling' | 'lazy' | 'complete' | 'lost';
+  readonly state: HostFillState;
 }

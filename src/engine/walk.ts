@@ -241,7 +241,8 @@ export class Walk<
         const error = toMigrationError(thrown);
         // A silent remote host probably stays silent for a while. Its step becomes a leftover at once, so that nothing
         // waits for it.
-        if (!isLocal || attempt >= limits.undoAttempts || !isWorthAnotherTry(error)) throw error;
+        const isSilent = !isLocal || error.code === 'UNREACHABLE';
+        if (isSilent || attempt >= limits.undoAttempts || !isWorthAnotherTry(error)) throw error;
         await ports.clock.sleep(limits.retryMsFirst).catch(() => undefined);
       }
     }

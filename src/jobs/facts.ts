@@ -1,6 +1,4 @@
 import { MigrationError, toMigrationError } from '../domain/errors.js';
-import type { ForkRequest } from '../domain/fork.js';
-import type { ForkInventory } from '../domain/host.js';
 import { type MigrationOrder, MODE_TRAITS } from '../domain/migration.js';
 import { transportRow } from '../domain/transport.js';
 import { withDeadline } from '../engine/deadline.js';
@@ -15,7 +13,7 @@ import { compareStorage } from './storage-facts.js';
  * The shortest time limit for one answer. Nothing has begun and the VM keeps running, so a slow host gets more time
  * than in a call of a running job.
  */
-const ANSWER_MS = 20_000;
+export const ANSWER_MS = 20_000;
 
 export interface FactSources {
   readonly host: string;
@@ -77,20 +75,4 @@ export async function gatherFacts(
     }
   };
   return { sourceHost, target: await askTarget(), vm };
-}
-
-/** The same for a fork. Throws if the VM or image does not exist. */
-export async function gatherForkFacts(
-  request: ForkRequest,
-  sources: FactSources,
-): Promise<{ readonly inventory: ForkInventory } | { readonly ownerElsewhere: string }> {
-  const { host, agent, registry, clock, callMsMax } = sources;
-  if (request.vm !== null) {
-    const record = await registry.owner(request.vm);
-    if (record !== null && record.owner !== host) return { ownerElsewhere: record.owner };
-  }
-  const { isPartialAllowed: _, ...asked } = request;
-  const what = `inspecting ${request.vm ?? `image ${request.image ?? ''}`}`;
-  const asking = agent(host).forks.forkInventory(asked);
-  return { inventory: await withDeadline(clock, asking, Math.max(ANSWER_MS, callMsMax), what) };
 }

@@ -11,7 +11,8 @@ import type { Clock, Random } from '../engine/ports/clock.js';
 import { planFork } from '../planner/fork/plan.js';
 import { checkCount } from '../planner/fork/preflight.js';
 import { planMigration } from '../planner/migration/plan.js';
-import { type FactSources, gatherFacts, gatherForkFacts } from './facts.js';
+import { type FactSources, gatherFacts } from './facts.js';
+import { gatherForkFacts } from './fork-facts.js';
 import { isCancellable, type Job } from './job.js';
 import { isWaitedFor } from './queue.js';
 
@@ -44,16 +45,17 @@ export async function planForkJob(request: ForkRequest, sources: PlanSources): P
   if ('ownerElsewhere' in facts) return notOwned(request.vm ?? '', facts.ownerElsewhere, sources.host);
   const { host } = sources;
   const { inventory } = facts;
+  const onHosts = facts.hosts === undefined ? {} : { hosts: facts.hosts };
   const holder = request.vm === null ? undefined : sources.holderOf(request.vm);
   const job = inventory.vm.job ?? holder?.view.id ?? null;
   if (holder === undefined || holder.view.id !== job || !isWaitedFor(holder)) {
     const isJobCancellable = holder !== undefined && holder.view.id === job && isCancellable(holder);
-    const facts = { host, inventory: { ...inventory, vm: { ...inventory.vm, job } }, waitsFor: null };
-    return planFork(request, { ...facts, isJobCancellable });
+    const vm = { ...inventory.vm, job };
+    return planFork(request, { host, inventory: { ...inventory, vm }, waitsFor: null, isJobCancellable, ...onHosts });
   }
   // The plan assumes the state of the VM after the holder has ended. The VM is checked again then.
   const vm = { ...inventory.vm, job: null, state: 'running' as const };
-  return planFork(request, { host, inventory: { ...inventory, vm, isFilling: false }, waitsFor: job });
+  return planFork(request, { host, inventory: { ...inventory, vm, isFilling: false }, waitsFor: job, ...onHosts });
 }
 
 /** Checks a fork that has waited. Returns the reason why it cannot begin now, or null. */

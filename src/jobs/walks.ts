@@ -12,7 +12,7 @@ import type { Outcome } from '../engine/walk.js';
 import { type EngineLimits, newMarks, type RunObserver, type WalkPorts } from '../engine/walk-context.js';
 import { type History, isCommittedByJournal } from './history.js';
 import type { Job } from './job.js';
-import { hostOrUnreachable } from './unreachable-host.js';
+import { hostOrGone, hostOrUnreachable } from './unreachable-host.js';
 
 export interface JobWalk {
   fromStart(): Promise<Outcome<MigrationReport | ForkReport>>;
@@ -62,7 +62,10 @@ export function walkOf(job: Job, parts: WalkParts): JobWalk {
       ...common,
       ...{ record, findings },
       limits: { ...limits, undoCallMsMax: Math.max(limits.undoCallMsMax, FORK_UNDO_MS_MAX) },
-      ports: { ...ports, parent: local.source, forks: local.forks },
+      ports: {
+        ...{ ...ports, parent: local.source, forks: local.forks },
+        forksOf: (name: string) => hostOrGone(agent, name).forks,
+      },
     };
     return {
       fromStart: () => forkWalk.fromStart(context),

@@ -24,7 +24,7 @@ export interface ComparedFile {
 
 export type StorageFacts =
   | { readonly kind: 'compared'; readonly files: readonly ComparedFile[] }
-  /** Nobody has looked: the user says that the hosts share the storage, or something else is refused already. */
+  /** Nobody has looked: the user says that the hosts share the storage, or the request is refused anyway. */
   | { readonly kind: 'unasked' }
   /** The vmigrate of that host is of a build that cannot compare files. */
   | { readonly kind: 'unsupported' }

@@ -1,16 +1,34 @@
 /** Schemas of fork requests, and of the views of forks: plan, report and waiting sets. */
 import { z } from 'zod';
 import { MigrationError } from '../domain/errors.js';
-import type { ForkPlan, ForkReport, ForkRequest, WarmRequest, WarmSetView } from '../domain/fork.js';
+import type { ForkPlan, ForkReport, ForkRequest, HostWish, WarmRequest, WarmSetView } from '../domain/fork.js';
+import { CLONES_MAX, DISK_ACCESSES } from '../domain/fork.js';
 import { errorJson } from './error.js';
 import { refusalView } from './migration.js';
 import { count, list, of, text } from './of.js';
-import { cloneDisks, cloneMemory, cloneNetwork, forkStep, hostName, imageId, parentMode, vmName } from './words.js';
+import { sharedStorage } from './storage.js';
+import {
+  cloneDisks,
+  cloneMemory,
+  cloneNetwork,
+  forkStep,
+  hostName,
+  imageFetchMode,
+  imageId,
+  parentMode,
+  placement,
+  transport,
+  transportChoice,
+  vmName,
+} from './words.js';
 
 /** Short enough to remain a VM name when the clone's index is appended. */
 export const namePrefix = vmName.max(56);
 
 const HOSTS_MAX = 10_000;
+
+/** Zero clones: the host only gets the image. */
+const hostWish = z.strictObject({ host: hostName, cloneCount: z.int().min(0).max(CLONES_MAX) });
 
 const ofClones = {
   /** Any whole number; pre-flight checks the range. */
@@ -30,8 +48,19 @@ export const forkBody = z.strictObject({
   isPartialAllowed: z.boolean().default(false),
   /** Remove ended VMs that have the clones' names, with their exit codes and logs. */
   replace: z.boolean().default(false),
-  /** Hosts on which the clones run; empty means this host. */
-  hosts: z.array(hostName).max(HOSTS_MAX).default([]),
+  /**
+   * Hosts on which the clones run, each with its number of clones or without one; `all` means this host and all of its
+   * peers, empty means this host.
+   */
+  hosts: z.union([z.literal('all'), z.array(z.union([hostName, hostWish])).max(HOSTS_MAX)]).default([]),
+  /** How clones without a given host are placed. */
+  placement: placement.default('spread'),
+  /** How much of the image the other hosts read. */
+  fetch: imageFetchMode.default('all'),
+  /** How they read it. */
+  transport: transportChoice.default('auto'),
+  /** Whether it is checked that the hosts share the parent's disks. */
+  sharedStorage: sharedStorage.default('prove'),
   /** Return the plan and start nothing. */
   dryRun: z.boolean().default(false),
 });
@@ -44,19 +73,35 @@ export type WarmBody = z.input<typeof warmBody>;
 
 export const drainBody = z.strictObject({ vm: vmName.nullable().default(null) }).nullish();
 
-/** Turns the body into a request. Throws USAGE for a contradiction, UNSUPPORTED for what this build cannot do. */
-export function forkRequest(body: z.output<typeof forkBody>, host: string): ForkRequest {
-  const { dryRun: _, hosts, replace, ...request } = body;
-  if ((request.vm === null) === (request.image === null)) {
+/** Turns the body into a request to the host `host`, which knows `peers`. Throws USAGE for a contradiction. */
+export function forkRequest(body: z.output<typeof forkBody>, host: string, peers: readonly string[]): ForkRequest {
+  const { dryRun: _, hosts, replace, placement: placed, fetch, transport: by, sharedStorage: shared, ...rest } = body;
+  if ((rest.vm === null) === (rest.image === null)) {
     throw new MigrationError('USAGE', 'a fork needs either a VM or an image');
   }
-  const others = hosts.filter((name) => name !== host);
-  if (others.length > 0) {
-    throw new MigrationError('UNSUPPORTED', `clones run on ${host} only, not on ${others.join(', ')}`, {
-      remedy: 'omit hosts: this build does not send images to other hosts',
-    });
-  }
-  return replace ? { ...request, isReplacing: true } : request;
+  const request = replace ? { ...rest, isReplacing: true } : rest;
+  const wishes = wishesOf(hosts === 'all' ? [host, ...peers] : hosts);
+  checkWishes(wishes, request.cloneCount);
+  // A fork on this host alone is the same whether or not its name is given.
+  if (wishes.every((wish) => wish.host === host)) return request;
+  const onHosts = { ...request, hosts: wishes, placement: placed, fetch, transport: by };
+  return shared === 'assume' ? { ...onHosts, sharedStorage: shared } : onHosts;
+}
+
+function wishesOf(hosts: readonly (string | HostWish)[]): HostWish[] {
+  return hosts.map((wish) => (typeof wish === 'string' ? { host: wish, cloneCount: null } : wish));
+}
+
+function checkWishes(wishes: readonly HostWish[], cloneCount: number): void {
+  const twice = wishes.find(({ host }, index) => wishes.findIndex((other) => other.host === host) !== index);
+  if (twice !== undefined) throw new MigrationError('USAGE', `host ${twice.host} is named twice`);
+  if (wishes.length === 0) return;
+  const wanted = wishes.reduce((sum, wish) => sum + (wish.cloneCount ?? 0), 0);
+  const isOpen = wishes.some((wish) => wish.cloneCount === null);
+  if (isOpen ? wanted <= cloneCount : wanted === cloneCount) return;
+  throw new MigrationError('USAGE', `the hosts are to have ${wanted} clones, and the fork has ${cloneCount}`, {
+    remedy: 'give the numbers of the hosts so that they add up, or leave some of them out',
+  });
 }
 
 const requestView = of<ForkRequest>(
@@ -71,8 +116,16 @@ const requestView = of<ForkRequest>(
     disks: cloneDisks,
     isPartialAllowed: z.boolean(),
     isReplacing: z.boolean().optional(),
+    hosts: list(z.object({ host: hostName, cloneCount: count.nullable() })).exactOptional(),
+    placement: placement.exactOptional(),
+    fetch: imageFetchMode.exactOptional(),
+    transport: transportChoice.exactOptional(),
+    sharedStorage: sharedStorage.exactOptional(),
   }),
 );
+
+const diskShare = z.object({ id: text, access: z.enum(DISK_ACCESSES) });
+const hostShare = z.object({ host: hostName, first: count, count, disks: list(diskShare).exactOptional() });
 
 const forkPlanView = of<ForkPlan>(
   z.object({
@@ -82,6 +135,9 @@ const forkPlanView = of<ForkPlan>(
     memoryBytes: count,
     steps: list(z.object({ name: forkStep, host: hostName, text, isInPause: z.boolean(), timeoutMs: count })),
     notes: list(text),
+    shares: list(hostShare).exactOptional(),
+    transport: transport.exactOptional(),
+    transportReason: text.exactOptional(),
     coldReason: text.optional(),
   }),
 );
@@ -103,7 +159,7 @@ const cloneReport = cloneIdentity.extend({
   readyMs: count,
 });
 
-export const cloneFailure = z.object({ index: count, name: text, error: z.unknown() });
+export const cloneFailure = z.object({ index: count, name: text, error: z.unknown(), host: hostName.exactOptional() });
 
 export const forkReportView = of<ForkReport>(
   z.object({

@@ -64,6 +64,7 @@ export const hostInventory = of<HostInventory>(
     rdma: rdmaInventory,
     vmNames: list(text),
     bridges: list(text),
+    cpuCount: count.exactOptional(),
     certificateExpiresAt: text.nullable(),
     clockMs: z.number(),
     limits: hostLimits.optional(),

@@ -26,6 +26,7 @@ export const imageView = of<ImageView>(
     disks: list(text),
     clones: list(text),
     savedFiles: list(text).optional(),
+    readers: list(hostName).optional(),
   }),
 );
 
@@ -35,6 +36,8 @@ export const removeBody = z
     force: z.boolean().default(false),
     /** Give up the files that the image was saved to without its disks. */
     dropSaved: z.boolean().default(false),
+    /** Remove it on the other hosts too. */
+    allHosts: z.boolean().default(false),
   })
   .nullish();
 

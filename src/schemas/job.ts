@@ -1,6 +1,7 @@
 /** Schemas of the views of jobs of both kinds. */
 import { z } from 'zod';
 import type { ForkJobView, JobView, MigrationJobView } from '../domain/job.js';
+import { HOST_FILL_STATES } from '../domain/progress.js';
 import { forkReportView } from './fork.js';
 import { reportView } from './migration.js';
 import { count, list, of, text } from './of.js';
@@ -22,6 +23,15 @@ const ofAnyJob = {
       bytesPerS: count,
       secondsLeft: count.nullable(),
       faultCount: count,
+      hosts: list(
+        z.object({
+          host: hostName,
+          pagesTotal: count,
+          pagesDone: count,
+          bytesDone: count,
+          state: z.enum(HOST_FILL_STATES),
+        }),
+      ).exactOptional(),
     })
     .nullable(),
   error: z.unknown(),

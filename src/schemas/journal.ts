@@ -1,5 +1,5 @@
 import { z } from 'zod';
-import { CLONES_MAX, EARLIER_FORK_STEPS, FORK_STEPS, type ForkReport } from '../domain/fork.js';
+import { CLONES_MAX, DISK_ACCESSES, EARLIER_FORK_STEPS, FORK_STEPS, type ForkReport } from '../domain/fork.js';
 import { MIGRATION_STEPS, type MigrationReport } from '../domain/migration.js';
 import type { VmSpec } from '../domain/vm.js';
 import type { JournalEntry } from '../engine/ports/journal.js';
@@ -10,15 +10,18 @@ import {
   cloneDisks,
   cloneMemory,
   cloneNetwork,
+  imageFetchMode,
   imageId,
   incarnationId,
   jobState,
   migrationMode,
   migrationStep,
   parentMode,
+  placement,
   sessionId,
   sessionToken,
   transport,
+  transportChoice,
 } from './words.js';
 
 const id = z.string().min(1).max(255);
@@ -61,7 +64,7 @@ const forkRequest = z
   .strictObject({
     vm: id.nullable(),
     image: imageId.nullable(),
-    cloneCount: z.int().min(1).max(CLONES_MAX),
+    cloneCount: z.int().min(0).max(CLONES_MAX),
     namePrefix: id.nullable(),
     parentMode,
     memory: cloneMemory,
@@ -69,6 +72,11 @@ const forkRequest = z
     disks: cloneDisks,
     isPartialAllowed: z.boolean(),
     isReplacing: z.boolean().exactOptional(),
+    hosts: z.array(z.strictObject({ host: id, cloneCount: amount.nullable() })).exactOptional(),
+    placement: placement.exactOptional(),
+    fetch: imageFetchMode.exactOptional(),
+    transport: transportChoice.exactOptional(),
+    sharedStorage: sharedStorage.exactOptional(),
   })
   .refine(({ vm, image }) => (vm === null) !== (image === null), 'must have either a VM or an image');
 
@@ -87,6 +95,20 @@ const forkPlan = z.strictObject({
     }),
   ),
   notes: z.array(z.string()),
+  shares: z
+    .array(
+      z.strictObject({
+        host: id,
+        first: z.int().min(0),
+        count: z.int().min(0),
+        disks: z.array(z.strictObject({ id, access: z.enum(DISK_ACCESSES) })).exactOptional(),
+      }),
+    )
+    .min(1)
+    .exactOptional(),
+  transport: transport.exactOptional(),
+  transportReason: z.string().exactOptional(),
+  coldReason: z.string().exactOptional(),
 });
 
 /** Replay reads only these members, so only they are checked. `prepare`, which needs the rest, is never replayed. */

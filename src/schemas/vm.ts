@@ -18,7 +18,13 @@ export const stopBody = z
   .transform((body) => body ?? { force: false, timeoutMs: STOP_TIMEOUT_MS });
 
 /** Clones of an image end at once: nobody presses as many power buttons. */
-export const stopImageBody = z.strictObject({ force: z.boolean().default(false) }).nullish();
+export const stopImageBody = z
+  .strictObject({
+    force: z.boolean().default(false),
+    /** End those on the other hosts too. */
+    allHosts: z.boolean().default(false),
+  })
+  .nullish();
 
 export const stopView = of<StopResult>(
   z.object({ name: vmName, how: z.enum(STOP_WAYS), exitCode: z.int().nullable(), reason: text.nullable() }),

@@ -3,6 +3,7 @@ import { accessSync, constants, copyFileSync, mkdtempSync, rmSync } from 'node:f
 import { homedir, tmpdir } from 'node:os';
 import { delimiter, dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
+import type { ForkReport } from '../../src/domain/fork.js';
 import type { MigrationReport } from '../../src/domain/migration.js';
 
 const here = dirname(fileURLToPath(import.meta.url));
@@ -94,6 +95,20 @@ export interface MoveFacts {
   readonly pages: number;
   readonly bad: number;
   readonly badSeen: number;
+  readonly ms: number;
+}
+
+/** What inside/forks.ts tells of a fork. */
+export interface ForkFacts {
+  readonly fork: string;
+  readonly report: ForkReport;
+  /** Each clone's verdict on its memory. */
+  readonly clones: readonly {
+    readonly clone: string;
+    readonly host: string;
+    readonly pages: number;
+    readonly bad: number;
+  }[];
   readonly ms: number;
 }
 

@@ -221,7 +221,7 @@ describe('before anything is touched', () => {
     }
     expect(await cluster.vfork('A', '--clones', '-1', 'no')).toMatchObject({ code: 2 });
     expect(await cluster.vfork('A', '--clones', '1', 'nobody')).toMatchObject({ code: 1 });
-    expect(await cluster.vfork('A', '--clones', '1', 'no', '--hosts', 'A,B')).toMatchObject({ code: 1 });
+    expect(await cluster.vfork('A', '--clones', '1', 'no', '--hosts', 'A,B')).toMatchObject({ code: 3 });
     const paused = await cluster
       .must(cluster.vmctl('A', 'pause', 'no'))
       .then(() => cluster.vfork('A', '--clones', '1', 'no'));

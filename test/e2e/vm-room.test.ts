@@ -60,7 +60,7 @@ describe('a target with room for one', () => {
     await cluster.stopDaemon('A', 'SIGTERM');
     const limits = { recoveryMsMax: 2_000 };
     const config = { ...cluster.network.daemonConfig, limits };
-    await writeFile(join(cluster.directory, 'daemon.json'), JSON.stringify(config));
+    await writeFile(join(cluster.hostDirectory('A'), 'daemon.json'), JSON.stringify(config));
     await cluster.startDaemon('A', parking.environment);
     await cluster.expectAcquaintance('A');
     guests = await Promise.all(

@@ -20,6 +20,9 @@ export class BedNetwork implements HostNetwork<BedHost> {
   /** Emulated processors are about thirty times slower, so the first inventory of a daemon takes seconds. */
   readonly daemonConfig = { limits: { callMsMax: 30_000, recoveryMsMax: 240_000 } };
 
+  readonly startsAtOnce = 1;
+  readonly daemonReadyMs = 180_000;
+
   /** `addresses` are RDMA addresses of this machine, outside the bed; then no cable can be pulled. */
   constructor(count: number, addresses?: readonly string[]) {
     this.hosts = NAMES.slice(0, count).map((name, index) => ({

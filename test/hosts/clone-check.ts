@@ -23,24 +23,25 @@ function wholeIdentity(log: string): Record<string, string> | undefined {
   return parseIdentity(log, 'FORK').findLast(({ macs }) => macs !== undefined);
 }
 
-/** Checks the clones. They are paused first, and each is stopped after its check. */
+/** Checks the clones, each on its host. They are paused first, and each is stopped after its check. */
 export async function checkClones(cluster: Cluster, clones: readonly CloneReport[]): Promise<CloneCheck> {
-  const api = cluster.api('A');
-  await inTurns(clones, PAUSED_AT_ONCE, ({ name }) => api.post(`/v1/vms/${name}/pause`));
+  await inTurns(clones, PAUSED_AT_ONCE, ({ host, name }) => cluster.api(host).post(`/v1/vms/${name}/pause`));
   let badPages = 0;
   const identities: string[][] = [];
-  await inTurns(clones, CHECKED_AT_ONCE, async ({ name, uuid, mac }) => {
+  await inTurns(clones, CHECKED_AT_ONCE, async ({ host, name, uuid, mac }) => {
     const guest = new Guest(cluster, name);
-    await api.post(`/v1/vms/${name}/resume`);
-    const { pages, bad } = await guest.verify('A');
+    await cluster.api(host).post(`/v1/vms/${name}/resume`);
+    const { pages, bad } = await guest.verify(host);
     badPages += pages === 0 ? Number.NaN : bad;
     const {
       index = '',
       generation = '',
       after = '',
-    } = await eventually(`${name} knows who it is`, IDENTITY_MS, async () => wholeIdentity(await guest.serialLog('A')));
+    } = await eventually(`${name} knows who it is`, IDENTITY_MS, async () =>
+      wholeIdentity(await guest.serialLog(host)),
+    );
     identities.push([index, uuid, generation, after, mac ?? name]);
-    await cluster.must(cluster.vmctl('A', 'stop', '--force', name));
+    await cluster.must(cluster.vmctl(host, 'stop', '--force', name));
   });
   const distinct = PARTS.map((_, part) => new Set(identities.map((identity) => identity[part])).size);
   const shared = PARTS.filter((_, part) => (distinct[part] ?? 0) < identities.length);

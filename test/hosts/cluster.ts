@@ -13,11 +13,13 @@ import { ApiClient } from '../../src/api/client.js';
 import type { HostNetwork } from './host-network.js';
 import { Janitor } from './janitor.js';
 import { Namespaces } from './namespaces.js';
+import { inTurns } from './turns.js';
 
 const ROOT = fileURLToPath(new URL('../..', import.meta.url));
 const API_PORT = 7400;
 const DATA_PORT = 7401;
 const DAEMON_READY_MS = 60_000;
+const STARTS_AT_ONCE = 4;
 
 export interface CommandResult {
   readonly code: number;
@@ -33,6 +35,8 @@ export interface ClusterOptions {
   readonly isVerbose?: boolean;
   /** Configuration of the daemons beyond their flags. */
   readonly daemonConfig?: Readonly<Record<string, unknown>>;
+  /** Configuration of single hosts. Its keys replace those of `daemonConfig`. */
+  readonly hostConfigs?: Readonly<Record<string, Readonly<Record<string, unknown>>>>;
 }
 
 export class Cluster<Network extends HostNetwork = Namespaces> {
@@ -57,6 +61,7 @@ export class Cluster<Network extends HostNetwork = Namespaces> {
       hosts: options.hosts ?? ['A', 'B'],
       hasGuestNetwork: options.hasGuestNetwork ?? false,
       ...(options.daemonConfig === undefined ? {} : { daemonConfig: options.daemonConfig }),
+      ...(options.hostConfigs === undefined ? {} : { hostConfigs: options.hostConfigs }),
     });
     return Cluster.on(network, id, options.isVerbose);
   }
@@ -71,14 +76,18 @@ export class Cluster<Network extends HostNetwork = Namespaces> {
     const cluster = new Cluster(id, directory, network, isVerbose);
     try {
       await cluster.makeCertificates();
-      if (network.daemonConfig !== undefined) await writeFile(cluster.configPath, JSON.stringify(network.daemonConfig));
-      for (const host of network.hosts) await cluster.startDaemon(host.name);
+      await cluster.writeConfigs();
+      await inTurns(network.hosts, network.startsAtOnce ?? STARTS_AT_ONCE, ({ name }) => cluster.startDaemon(name));
       for (const host of network.hosts) await cluster.expectAcquaintance(host.name);
     } catch (error) {
       await cluster.destroy();
       throw error;
     }
     return cluster;
+  }
+
+  private get readyMs(): number {
+    return this.network.daemonReadyMs ?? DAEMON_READY_MS;
   }
 
   hostDirectory(host: string): string {
@@ -89,8 +98,8 @@ export class Cluster<Network extends HostNetwork = Namespaces> {
     return `/dev/shm/vmg-${this.id}-${host}`;
   }
 
-  private get configPath(): string {
-    return join(this.directory, 'daemon.json');
+  private configPath(host: string): string {
+    return join(this.hostDirectory(host), 'daemon.json');
   }
 
   apiSocket(host: string): string {
@@ -107,6 +116,13 @@ export class Cluster<Network extends HostNetwork = Namespaces> {
         this.local('vmctl', 'certs', 'host', host.name, '--address', host.address, '--dir', ca, '--out', out),
       );
     }
+  }
+
+  private async writeConfigs(): Promise<void> {
+    const { hosts, daemonConfig, hostConfigs = {} } = this.network;
+    if (daemonConfig === undefined) return;
+    for (const { name } of hosts)
+      await writeFile(this.configPath(name), JSON.stringify({ ...daemonConfig, ...hostConfigs[name] }));
   }
 
   daemonArguments(name: string): string[] {
@@ -126,7 +142,7 @@ export class Cluster<Network extends HostNetwork = Namespaces> {
         this.ramDirectory(name),
       ],
       ...['--tls', join(directory, 'tls'), '--test-faults', ...peers],
-      ...(this.network.daemonConfig === undefined ? [] : ['--config', this.configPath]),
+      ...(this.network.daemonConfig === undefined ? [] : ['--config', this.configPath(name)]),
     ];
   }
 
@@ -146,7 +162,7 @@ export class Cluster<Network extends HostNetwork = Namespaces> {
     child.stderr.pipe(log, { end: false });
     if (this.isVerbose) child.stderr.pipe(process.stderr, { end: false });
     this.daemons.set(name, child);
-    const deadline = Date.now() + DAEMON_READY_MS;
+    const deadline = Date.now() + this.readyMs;
     for (;;) {
       if (child.exitCode !== null || child.signalCode !== null)
         throw new Error(`vmigrated on ${name} ended at once:\n${await this.daemonLog(name)}`);
@@ -162,7 +178,7 @@ export class Cluster<Network extends HostNetwork = Namespaces> {
    * takes long, a command would not wait for it.
    */
   async expectAcquaintance(name: string): Promise<void> {
-    await eventually(`${name} knows its peers`, DAEMON_READY_MS, async () => {
+    await eventually(`${name} knows its peers`, this.readyMs, async () => {
       const hosts = await this.api(name).get<{ inventory: unknown }[]>('/v1/hosts');
       return hosts.every(({ inventory }) => inventory !== null) ? true : undefined;
     });

@@ -1,6 +1,6 @@
 /**
  * `npm run demo`: a busy guest that checks its memory moves live between two hosts on this machine, there and back.
- * Then it is forked into eight clones, and all nine check their whole memory.
+ * Then it is forked into eight clones on both hosts, and all nine check their whole memory.
  */
 import { spawn } from 'node:child_process';
 import { fileURLToPath } from 'node:url';
@@ -51,25 +51,27 @@ async function move(cluster: Cluster, guest: Guest, source: string, target: stri
   return report;
 }
 
-/** Forks the guest. All clones are busy, so the check takes some time. */
+/** Forks the guest onto both hosts. All clones are busy, so the check takes some time. */
 async function fork(cluster: Cluster, guest: Guest): Promise<void> {
-  const code = await typed(cluster, 'A', 'vfork', ['--clones', String(CLONES), guest.name, '--name', 'clone']);
+  const flags = ['--clones', String(CLONES), '--hosts', 'A,B', guest.name, '--name', 'clone'];
+  const code = await typed(cluster, 'A', 'vfork', flags);
   if (code !== 0) throw new Error(`vfork ended with ${code}`);
-  await typed(cluster, 'A', 'vmctl', ['ps']);
-  await typed(cluster, 'A', 'vmctl', ['images']);
+  for (const host of ['A', 'B']) await typed(cluster, host, 'vmctl', ['ps']);
   const jobs = await cluster.json<{ kind: string; report: ForkReport | null }[]>('A', 'vmctl', 'jobs');
   const report = jobs.find(({ kind }) => kind === 'fork')?.report;
   if (!report) throw new Error('the job left no report');
   say('\nEach of them checks its memory:');
   const verdicts = await Promise.all(
-    [guest.name, ...report.clones.map(({ name }) => name)].map(async (name) => ({
-      name,
-      ...(await new Guest(cluster, name).verify('A')),
+    [{ name: guest.name, host: 'A' }, ...report.clones].map(async ({ name, host }) => ({
+      ...{ name, host },
+      ...(await new Guest(cluster, name).verify(host)),
     })),
   );
-  for (const { name, pages, bad } of verdicts) say(`  ${name.padEnd(10)} ${pages} pages, ${bad} bad`);
-  await typed(cluster, 'A', 'vmctl', ['stop', '--image', report.image]);
-  await typed(cluster, 'A', 'vmctl', ['image', 'rm', report.image]);
+  for (const { name, host, pages, bad } of verdicts) say(`  ${name.padEnd(8)} on ${host}: ${pages} pages, ${bad} bad`);
+  for (const host of ['B', 'A']) {
+    await typed(cluster, host, 'vmctl', ['stop', '--image', report.image]);
+    await typed(cluster, host, 'vmctl', ['image', 'rm', report.image]);
+  }
   if (verdicts.some(({ bad }) => bad !== 0)) throw new Error('a guest found bad pages');
 }
 
@@ -93,10 +95,10 @@ async function main(): Promise<void> {
     const { pages, bad } = await guest.verify('A');
     say(`  ${pages} pages, ${bad} bad`);
     if (bad !== 0) throw new Error('the guest found bad pages');
-    say(`\nAt last it is forked into ${CLONES} clones; all of them keep working.`);
+    say(`\nAt last it is forked into ${CLONES} clones on both hosts; all of them keep working.`);
     await fork(cluster, guest);
     await typed(cluster, 'A', 'vmctl', ['stop', '--force', guest.name]);
-    say(`\nThe guest moved twice and was forked into ${CLONES} clones while it worked. No page was lost.`);
+    say(`\nThe guest moved twice and was forked into ${CLONES} clones on two hosts while it worked. No page was lost.`);
   } finally {
     await cluster.destroy();
   }

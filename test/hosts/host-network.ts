@@ -11,6 +11,12 @@ export interface HostNetwork<Host extends TestHost = TestHost> {
   readonly hosts: readonly Host[];
   /** Configuration of the daemons; their flags take precedence. */
   readonly daemonConfig?: Readonly<Record<string, unknown>>;
+  /** Configuration of single hosts. Its keys replace those of `daemonConfig`. */
+  readonly hostConfigs?: Readonly<Record<string, Readonly<Record<string, unknown>>>>;
+  /** How many daemons are started at the same time. Absent: some. */
+  readonly startsAtOnce?: number;
+  /** How long a daemon may take to answer after its start. Absent: a minute. */
+  readonly daemonReadyMs?: number;
   host(name: string): Host;
   /** Returns the command line that runs `command` on that host. */
   commandOn(name: string, command: readonly string[]): readonly string[];

@@ -24,6 +24,7 @@ export interface NamespaceOptions {
   readonly hosts: readonly string[];
   readonly hasGuestNetwork: boolean;
   readonly daemonConfig?: Readonly<Record<string, unknown>>;
+  readonly hostConfigs?: Readonly<Record<string, Readonly<Record<string, unknown>>>>;
 }
 
 async function ip(...args: string[]): Promise<string> {
@@ -31,9 +32,14 @@ async function ip(...args: string[]): Promise<string> {
   return stdout;
 }
 
+async function tc(...args: string[]): Promise<void> {
+  await run('tc', args, { timeout: 60_000 });
+}
+
 export class Namespaces implements HostNetwork<NamespaceHost> {
   readonly hosts: readonly NamespaceHost[];
   readonly daemonConfig: Readonly<Record<string, unknown>>;
+  readonly hostConfigs: Readonly<Record<string, Readonly<Record<string, unknown>>>>;
   readonly switchNamespace: string;
   readonly clientNamespace: string;
   readonly guestSubnet = '10.84.0';
@@ -45,6 +51,7 @@ export class Namespaces implements HostNetwork<NamespaceHost> {
       pool: { memoryAvailableBytesMin: 0, memoryStallPercentMax: 100 },
       ...options.daemonConfig,
     };
+    this.hostConfigs = options.hostConfigs ?? {};
     this.switchNamespace = `vmg-${options.id}-sw`;
     this.clientNamespace = `vmg-${options.id}-client`;
     this.hosts = options.hosts.map((name, index) => ({
@@ -128,6 +135,20 @@ export class Namespaces implements HostNetwork<NamespaceHost> {
   /** Unplugs or plugs the host's management and data link. */
   async setLink(name: string, isUp: boolean): Promise<void> {
     await ip('-n', this.switchNamespace, 'link', 'set', this.host(name).switchPort, isUp ? 'up' : 'down');
+  }
+
+  /** Limits the host's management and data link in both directions; null removes the limit. */
+  async setRate(name: string, mbitPerS: number | null): Promise<void> {
+    const { namespace, switchPort } = this.host(name);
+    for (const [where, device] of [
+      [this.switchNamespace, switchPort],
+      [namespace, 'eth0'],
+    ] as const) {
+      await tc('-n', where, 'qdisc', 'del', 'dev', device, 'root').catch(() => undefined);
+      if (mbitPerS === null) continue;
+      const limit = ['rate', `${mbitPerS}mbit`, 'burst', '64kb', 'latency', '50ms'];
+      await tc('-n', where, 'qdisc', 'add', 'dev', device, 'root', 'tbf', ...limit);
+    }
   }
 
   async destroy(): Promise<void> {

@@ -16,8 +16,9 @@ export class SimAgent implements HostPort {
   readonly inventory: InventoryPort;
   readonly source: SimSource;
   readonly target: SimTarget;
-  /** Migrations do not call it. */
+  /** Migrations do not call these. */
   readonly forks: HostPort['forks'];
+  readonly images: HostPort['images'];
 
   /** `peer`: the other host, if its daemon lives and the network is up. */
   constructor(parts: HalfParts, peer: () => SimAgent | null) {
@@ -25,7 +26,9 @@ export class SimAgent implements HostPort {
     this.inventory = new SimInventory(parts);
     this.source = new SimSource(parts, () => peer()?.target ?? null);
     this.target = new SimTarget(parts, () => peer()?.source ?? null);
-    this.forks = unreachableHost(this.host, null).forks;
+    const { forks, images } = unreachableHost(this.host, null);
+    this.forks = forks;
+    this.images = images;
   }
 }
 
@@ -78,6 +81,10 @@ class SimInventory extends SimHalf implements InventoryPort {
 
   async layerHolders(): Promise<{ holders: string[] }> {
     return { holders: [] };
+  }
+
+  async vmViews(): Promise<{ vms: [] }> {
+    return { vms: [] };
   }
 
   async checkTarget(): Promise<TargetChecks> {

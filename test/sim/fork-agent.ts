@@ -1,84 +1,101 @@
 /**
- * The host's part of forks in the simulation. It keeps the rules of ports/host.ts, and forgets what a real daemon
- * forgets when it dies.
+ * One host's part of forks in the simulation. It keeps the rules of ports/host.ts and ports/fork.ts, and forgets what a
+ * real daemon forgets when it dies.
  */
 
 import { type ErrorCode, MigrationError } from '../../src/domain/errors.js';
 import type { CloneFailure, CloneIdentity } from '../../src/domain/fork.js';
 import type { ForkInventory } from '../../src/domain/host.js';
+import type { Transport } from '../../src/domain/transport.js';
 import type {
   CommittedFork,
+  ForkDecision,
   ForkPointReply,
   ForkPort,
   ForkProgress,
+  ForkQuestion,
+  ImageHolder,
   LoadClonesReply,
   PrepareForkReply,
   PrepareForkRequest,
   RunClonesReply,
 } from '../../src/engine/ports/fork.js';
+import type { HostPort } from '../../src/engine/ports/host.js';
 import type { SourcePort } from '../../src/engine/ports/source.js';
-import { CLONES, type Clone, type ForkNote, type ForkWorld, type Image, PAGES } from './fork-world.js';
-import { vmSpec } from './spec.js';
+import { ForkPages } from './fork-pages.js';
+import { CLONES, type Clone, type ForkHost, type ForkNote, type ForkWorld, type Image, PAGES } from './fork-world.js';
+import { forkFacts } from './spec.js';
 import { type Life, NEVER } from './time.js';
 
 const WORK_MS = 2;
-/** Slow enough that the image still fills when the clones run. */
-const PAGE_MS = 4;
+
+/** How an agent that is broken on purpose breaks the rules. */
+export type AgentSabotage = 'startByItself' | 'discardWhenOpen' | 'givePagesEarly' | 'rememberForEver';
+
+export interface ForkAgentParts {
+  readonly world: ForkWorld;
+  readonly host: ForkHost;
+  readonly life: Life;
+  /** The calls of this daemon to another one. */
+  readonly peer: (host: string) => HostPort;
+  readonly sabotage: AgentSabotage | null;
+}
 
 export class SimForkAgent implements ForkPort, Pick<SourcePort, 'reserve' | 'unreserve'> {
   readonly #world: ForkWorld;
+  readonly #host: ForkHost;
   readonly #life: Life;
+  readonly #pages: ForkPages;
+  readonly #sabotage: AgentSabotage | null;
   /** Forks that have ended. A late call does not bring them back. */
   readonly #closed = new Set<string>();
+  /** Committed forks that are over here. */
+  readonly #finished = new Set<string>();
+  readonly #pointing = new Map<string, Promise<ForkPointReply>>();
 
-  constructor(world: ForkWorld, life: Life) {
+  constructor(parts: ForkAgentParts) {
+    const { world, host, life, sabotage } = parts;
     this.#world = world;
+    this.#host = host;
     this.#life = life;
+    this.#sabotage = sabotage;
+    this.#pages = new ForkPages({
+      ...parts,
+      discard: (fork) => this.discardFork(fork),
+      isOver: (decision) => decision === 'discarded' || (sabotage === 'discardWhenOpen' && decision === 'open'),
+    });
   }
 
   /** Starts the daemon: it removes what was not committed, and continues the rest. It lets no clone run. */
   async start(): Promise<void> {
-    for (const { fork, isCommitted } of this.#world.forks.values()) {
-      if (isCommitted) void this.#fill(fork);
+    const { forks, images, clones } = this.#host;
+    for (const note of [...forks.values()]) {
+      const { fork, image, isCommitted, isPrepared, origin } = note;
+      const isUndecided = origin !== null && isPrepared;
+      if (origin !== null && !images.has(image)) {
+        // The host has been down: nothing of its part is left but the records of clones that have run.
+        for (const { name, hasRun } of this.#clonesOf(fork)) if (!hasRun) clones.delete(name);
+        forks.delete(fork);
+      } else if (isCommitted && origin === null) void this.#pages.fill(note);
+      else if (isCommitted) void this.#pages.read(note);
+      else if (isUndecided) {
+        if (this.#sabotage === 'startByItself') for (const clone of this.#clonesOf(fork)) this.#world.run(clone);
+        void this.#pages.read(note);
+        void this.#pages.askUntilDecided(note);
+      }
       // What cannot be undone yet stays, and the coordinator asks again.
       else await this.#remove(fork).catch(() => undefined);
     }
   }
 
-  async forkInventory(): Promise<ForkInventory> {
-    const { parent } = this.#world;
-    return {
-      vm: {
-        spec: vmSpec,
-        state: parent.isAlive ? parent.state : 'stopped',
-        epoch: 1,
-        owner: 'A',
-        job: parent.job,
-        qemuVersion: '7.2.22',
-        accel: 'tcg',
-        isRamShared: true,
-        isRamNamedFile: true,
-        migrationBlockers: [],
-        ramAllocatedBytes: 2 ** 28,
-        discardingDevices: [],
-        image: null,
-        identityIssue: null,
-        fleetingDisks: [],
-        exitCode: null,
-      },
-      image: null,
-      escapingDevices: [],
-      isWriteProtectSupported: true,
-      hasPreload: true,
-      isFilling: false,
-      diskBlockers: [],
-      imageBytesFree: 2 ** 34,
-      memoryAvailableBytes: 2 ** 34,
-      imageBytesNeeded: 2 ** 28,
-      cloneBytesNeeded: 2 ** 24,
-      warmCloneCount: 0,
-      namesTaken: [],
-    };
+  async forkInventory({ vm, origin, image }: ForkQuestion): Promise<ForkInventory> {
+    const { parent, root } = this.#world;
+    const isThere = image !== null && root.images.has(image);
+    return forkFacts({
+      state: vm === null || parent.isAlive ? parent.state : 'stopped',
+      job: parent.job,
+      image: isThere && origin === undefined ? image : null,
+    });
   }
 
   async reserve(_vm: string, job: string): Promise<void> {
@@ -97,23 +114,36 @@ export class SimForkAgent implements ForkPort, Pick<SourcePort, 'reserve' | 'unr
   }
 
   async prepareClones(request: PrepareForkRequest): Promise<PrepareForkReply> {
-    const { fork } = request;
-    const { forks, images, clones } = this.#world;
+    const { fork, origin, share } = request;
+    const { forks, images, clones } = this.#host;
     this.#refuseClosed(fork);
+    if (this.#finished.has(fork)) throw failure('CONFLICT', `${fork} is over`);
     await this.#write('prepare: fork noted');
     this.#refuseClosed(fork);
-    if (!forks.has(fork)) forks.set(fork, { fork, isParentStopped: request.parentMode === 'stop', isCommitted: false });
-    images.set(fork, { pages: Array(PAGES).fill(null), forkVersion: null, wanted: [], hasState: false });
+    const image = origin?.image ?? request.image ?? fork;
+    const { first, count } = share ?? { first: 0, count: request.cloneCount };
+    const note: ForkNote = forks.get(fork) ?? {
+      ...{ fork, image, first, count, origin: origin?.host ?? null, isPrepared: false, isCommitted: false },
+      isOwnImage: !images.has(image),
+      isParentStopped: request.vm !== null && request.parentMode === 'stop',
+      isPartial: request.isPartialAllowed,
+    };
+    forks.set(fork, note);
+    if (!images.has(image)) images.set(image, { pages: Array(PAGES).fill(null), hasState: false });
     await this.#work('prepare: image made');
-    for (let index = 0; index < CLONES; index++) {
+    for (let index = first; index < first + count; index++) {
       this.#refuseClosed(fork);
       const name = `clone-${index}`;
-      clones.set(name, { name, image: fork, isAlive: true, hasEnded: false, hasRun: false, state: 'waiting' });
+      if (clones.has(name)) continue;
+      const alive = { isAlive: true, hasEnded: false, hasRun: false, state: 'waiting' } as const;
+      clones.set(name, { index, name, fork, image, ...alive });
       await this.#work(`prepare: ${name} waits`);
     }
+    await this.#write('prepared');
     this.#refuseClosed(fork);
-    const identities = Array.from({ length: CLONES }, (_, index) => identity(index));
-    return { image: fork, isWarm: false, clones: identities, failures: [] };
+    note.isPrepared = true;
+    if (origin !== undefined) void this.#pages.askUntilDecided(note);
+    return { image, isWarm: false, clones: this.#clonesOf(fork).map(identity), failures: [] };
   }
 
   async armParent(fork: string): Promise<void> {
@@ -124,19 +154,23 @@ export class SimForkAgent implements ForkPort, Pick<SourcePort, 'reserve' | 'unr
     this.#refuseClosed(fork);
   }
 
-  async forkPoint(fork: string): Promise<ForkPointReply> {
+  forkPoint(fork: string): Promise<ForkPointReply> {
+    const pointing = this.#pointing.get(fork) ?? this.#point(fork);
+    this.#pointing.set(fork, pointing);
+    return pointing;
+  }
+
+  async #point(fork: string): Promise<ForkPointReply> {
     const note = this.#open(fork);
-    const { parent } = this.#world;
-    const image = this.#image(fork);
+    const { parent, points } = this.#world;
+    const image = this.#image(note);
     this.#living();
-    if (image.hasState) return { parentPauseMs: 1, deviceStateBytes: 1000, parts: [] };
     parent.state = 'paused';
     parent.isFrozen = note.isParentStopped;
     await this.#work('fork point: stopped');
     this.#refuseClosed(fork);
     this.#living();
-    image.forkVersion = parent.version;
-    image.wanted = [...parent.pages];
+    points.set(note.image, [...parent.pages]);
     await this.#work('fork point: state saved');
     this.#refuseClosed(fork);
     this.#living();
@@ -144,62 +178,90 @@ export class SimForkAgent implements ForkPort, Pick<SourcePort, 'reserve' | 'unr
     if (note.isParentStopped) image.pages.splice(0, PAGES, ...parent.pages);
     else parent.state = 'running';
     await this.#work('fork point: resumed');
-    if (!note.isParentStopped) void this.#fill(fork);
+    if (!note.isParentStopped) void this.#pages.fill(note);
     return { parentPauseMs: 4, deviceStateBytes: 1000, parts: [] };
   }
 
-  // The simulated fork has one host.
-
-  async serveImage(): Promise<never> {
-    throw failure('UNSUPPORTED', 'there is one host');
-  }
-
-  async connectImage(): Promise<never> {
-    throw failure('UNSUPPORTED', 'there is one host');
+  async serveImage(image: string, reader: string, _transport: Transport): Promise<ImageHolder> {
+    const { parent } = this.#world;
+    const found = this.#host.images.get(image);
+    if (found === undefined) throw failure('NOT_FOUND', `no image ${image}`);
+    const isServed = found.hasState || parent.protectedFor === image || this.#sabotage === 'givePagesEarly';
+    if (!isServed) throw failure('CONFLICT', `image ${image} is not captured yet`);
+    if (this.#sabotage === 'givePagesEarly') this.#world.host(reader).images.get(image)?.pages.fill(1);
+    await this.#work(`serves ${reader}`);
+    return { session: '', token: '', endpoint: { transport: 'tcp', host: '', port: 1, keys: [] } };
   }
 
   async endImage(): Promise<void> {}
 
-  async forkDecision(): Promise<never> {
-    throw failure('UNSUPPORTED', 'there is one host');
+  async completeImage(): Promise<void> {}
+
+  async connectImage(fork: string, transport: Transport): Promise<void> {
+    const note = this.#open(fork);
+    await this.#pages.connect(note, transport);
+    this.#refuseClosed(fork);
+    void this.#pages.read(note);
+    await this.#work('connected');
   }
 
-  async sendForkState(): Promise<never> {
-    throw failure('UNSUPPORTED', 'there is one host');
+  async sendForkState(fork: string, host: string): Promise<void> {
+    const note = this.#open(fork);
+    if (!this.#image(note).hasState) throw failure('CONFLICT', 'the state is not saved');
+    await this.#work(`state to ${host}`);
+    const reader = this.#world.host(host);
+    if (reader.life === null || !this.#world.isLinked(this.#host.name, host)) throw failure('UNREACHABLE', host);
+    const image = reader.forks.has(fork) ? reader.images.get(note.image) : undefined;
+    if (image === undefined) throw failure('NOT_FOUND', `no fork ${fork} on ${host}`);
+    image.hasState = true;
   }
 
   async loadClones(fork: string): Promise<LoadClonesReply> {
-    this.#open(fork);
+    const note = this.#open(fork);
+    if (note.isCommitted) return { failures: [] };
+    if (!this.#image(note).hasState) throw failure('CONFLICT', 'there is no device state');
+    const failures: CloneFailure[] = [];
     for (const clone of this.#clonesOf(fork)) {
+      if (note.origin !== null && !(await this.#pages.reaches(note))) throw failure('CONFLICT', `${fork} is over`);
       this.#refuseClosed(fork);
-      if (!clone.isAlive) throw failure('QEMU_GONE', `${clone.name} has ended`);
-      clone.state = 'loaded';
+      const { index, name, isAlive } = clone;
+      if (!isAlive) {
+        const error = failure('QEMU_GONE', `${name} has ended`);
+        if (!note.isPartial) throw error;
+        failures.push({ index, name, error });
+        this.#host.clones.delete(name);
+        continue;
+      }
+      if (clone.state === 'waiting') clone.state = 'loaded';
       await this.#work(`load: ${clone.name} loaded`);
     }
     await this.#work('load: all loaded');
-    return { failures: [] };
+    return { failures };
   }
 
   async commitFork(fork: string): Promise<void> {
     const note = this.#open(fork);
+    if (note.isCommitted) return;
+    if (this.#clonesOf(fork).some(({ state }) => state === 'waiting')) throw failure('CONFLICT', 'not loaded');
     await this.#write('commit', () => {
       this.#refuseClosed(fork);
       note.isCommitted = true;
-      this.#world.committed.add(fork);
+      if (note.origin === null) this.#world.commit(fork);
     });
   }
 
   async runClones(fork: string): Promise<RunClonesReply> {
-    if (!this.#note(fork).isCommitted) throw failure('CONFLICT', 'the fork is not committed');
+    if (!this.#open(fork).isCommitted) throw failure('CONFLICT', 'the fork is not committed');
     const ready: { index: number; atMs: number }[] = [];
     const failures: CloneFailure[] = [];
-    for (const [index, clone] of this.#clonesOf(fork).entries()) {
+    for (const clone of this.#clonesOf(fork)) {
+      const { index, name } = clone;
       if (!clone.hasRun && !clone.isAlive) {
-        failures.push({ index, name: clone.name, error: failure('QEMU_GONE', `${clone.name} has ended`) });
+        failures.push({ index, name, error: failure('QEMU_GONE', `${name} has ended`) });
         continue;
       }
       this.#world.run(clone);
-      await this.#work(`run: ${clone.name} runs`);
+      await this.#work(`run: ${name} runs`);
       ready.push({ index, atMs: index });
     }
     await this.#work('run: all run');
@@ -207,27 +269,38 @@ export class SimForkAgent implements ForkPort, Pick<SourcePort, 'reserve' | 'unr
   }
 
   async forkProgress(fork: string): Promise<ForkProgress> {
-    this.#note(fork);
-    const { pages } = this.#image(fork);
+    const note = this.#open(fork);
+    const { pages } = this.#image(note);
     const pagesDone = pages.filter((page) => page !== null).length;
     const state = pagesDone === PAGES ? 'complete' : 'filling';
     return {
       ...{ state, error: null, pagesTotal: PAGES, pagesDone, pageBytes: 4096, counters: {} },
-      committed: this.#note(fork).isCommitted ? committedFork(fork, this.#clonesOf(fork)) : null,
+      committed: note.isCommitted ? committedFork(note, this.#clonesOf(fork)) : null,
     };
   }
 
   async finishFork(fork: string): Promise<void> {
-    this.#note(fork);
-    if (this.#image(fork).pages.includes(null)) throw failure('CONFLICT', 'pages are missing');
+    const note = this.#host.forks.get(fork);
+    if (note === undefined) return;
+    if (!note.isCommitted) throw failure('CONFLICT', 'the fork is not committed');
+    if (this.#image(note).pages.includes(null)) throw failure('CONFLICT', 'pages are missing');
     const isWaiting = this.#clonesOf(fork).some(({ isAlive, hasRun }) => isAlive && !hasRun);
     if (isWaiting) throw failure('CONFLICT', 'clones have not run');
-    this.#unprotect(fork);
-    await this.#write('finish', () => this.#world.forks.delete(fork));
+    this.#unprotect(note);
+    await this.#write('finish', () => this.#host.forks.delete(fork));
+    this.#finished.add(fork);
+  }
+
+  async forkDecision(fork: string): Promise<{ readonly decision: ForkDecision }> {
+    const note = this.#host.forks.get(fork);
+    const isRemembered = this.#sabotage === 'rememberForEver' && this.#world.committed.has(fork);
+    // Whoever asks after the end of a committed fork has no part in it: all others have committed by then.
+    if (note === undefined) return { decision: isRemembered ? 'committed' : 'discarded' };
+    return { decision: note.isCommitted ? 'committed' : 'open' };
   }
 
   async discardFork(fork: string): Promise<void> {
-    if (this.#world.forks.get(fork)?.isCommitted === true) throw failure('CONFLICT', 'the clones are VMs of their own');
+    if (this.#host.forks.get(fork)?.isCommitted === true) throw failure('CONFLICT', 'the clones are VMs of their own');
     this.#closed.add(fork);
     await this.#remove(fork);
   }
@@ -235,84 +308,66 @@ export class SimForkAgent implements ForkPort, Pick<SourcePort, 'reserve' | 'unr
   // ---- parts
 
   async #remove(fork: string): Promise<void> {
-    const { parent, images, forks } = this.#world;
+    const { parent } = this.#world;
+    const { images, forks } = this.#host;
     const note = forks.get(fork);
     const ran = this.#clonesOf(fork).filter(({ hasRun }) => hasRun);
     if (ran.length > 0) throw failure('STEP_FAILED', `${ran.map(({ name }) => name).join(', ')} has run`);
-    this.#unprotect(fork);
-    if (note !== undefined && parent.isAlive && parent.state === 'paused') {
-      // The QEMU of a guest that has ended refuses to run, until the daemon has ended it.
-      if (parent.hasEnded) throw failure('STEP_FAILED', 'the guest has ended');
-      parent.state = 'running';
-      parent.isFrozen = false;
+    if (note?.origin === null) {
+      this.#unprotect(note);
+      if (note.image === fork && parent.isAlive && parent.state === 'paused') {
+        // The QEMU of a guest that has ended refuses to run, until the daemon has ended it.
+        if (parent.hasEnded) throw failure('STEP_FAILED', 'the guest has ended');
+        parent.state = 'running';
+        parent.isFrozen = false;
+      }
+      await this.#work('remove: parent runs');
     }
-    await this.#work('remove: parent runs');
     for (const { name } of this.#clonesOf(fork)) {
-      this.#world.take(name);
+      this.#world.take(this.#host, name);
       await this.#work(`remove: ${name} ended`);
     }
-    images.delete(fork);
+    if (note?.isOwnImage === true) images.delete(note.image);
     await this.#work('remove: image removed');
     forks.delete(fork);
   }
 
-  #unprotect(fork: string): void {
+  #unprotect({ image }: ForkNote): void {
     const { parent } = this.#world;
-    if (parent.protectedFor === fork) parent.protectedFor = null;
-  }
-
-  /** The copier. The parent's files remain when the parent dies. */
-  async #fill(fork: string): Promise<void> {
-    const { parent, images } = this.#world;
-    for (let index = 0; index < PAGES; index++) {
-      const image = images.get(fork);
-      if (image === undefined) return;
-      if (image.pages[index] !== null) continue;
-      await this.#life.sleep(PAGE_MS);
-      // The fork was discarded or finished meanwhile.
-      if (!images.has(fork) || parent.protectedFor !== fork) return;
-      // The parent may have written the page during the sleep, which has copied it.
-      image.pages[index] ??= parent.pages[index] ?? null;
-      this.#world.event(`page ${index}`);
-      await this.#life.survive();
-    }
+    if (parent.protectedFor === image) parent.protectedFor = null;
   }
 
   /** Lets time pass, and may crash. Earlier effects have happened then; later ones have not. */
   async #work(label: string): Promise<void> {
-    this.#world.event(label);
+    this.#world.event(`${this.#host.name} ${label}`);
     await this.#life.sleep(WORK_MS);
     if (!this.#life.isAlive) await NEVER;
   }
 
   /** Writes a durable record. */
   async #write(label: string, act: () => unknown = () => undefined): Promise<void> {
-    this.#world.event(`write ${label}`);
+    this.#world.event(`${this.#host.name} write ${label}`);
     await this.#life.survive();
-    if (this.#world.isDiskFull) throw failure('NO_SPACE', 'full');
+    if (this.#host.isDiskFull) throw failure('NO_SPACE', 'full');
     act();
     await this.#work(`written ${label}`);
   }
 
   #clonesOf(fork: string): Clone[] {
-    return [...this.#world.clones.values()].filter(({ image }) => image === fork);
+    return [...this.#host.clones.values()].filter((clone) => clone.fork === fork);
   }
 
-  #image(fork: string): Image {
-    const image = this.#world.images.get(fork);
-    if (image === undefined) throw failure('NOT_FOUND', `no image ${fork}`);
-    return image;
-  }
-
-  #note(fork: string): ForkNote {
-    const note = this.#world.forks.get(fork);
-    if (note === undefined) throw failure('NOT_FOUND', `no fork ${fork}`);
-    return note;
+  #image({ image }: ForkNote): Image {
+    const found = this.#host.images.get(image);
+    if (found === undefined) throw failure('NOT_FOUND', `no image ${image}`);
+    return found;
   }
 
   #open(fork: string): ForkNote {
     this.#refuseClosed(fork);
-    return this.#note(fork);
+    const note = this.#host.forks.get(fork);
+    if (note === undefined) throw failure('NOT_FOUND', `no fork ${fork}`);
+    return note;
   }
 
   #living(): void {
@@ -325,15 +380,14 @@ export class SimForkAgent implements ForkPort, Pick<SourcePort, 'reserve' | 'unr
   }
 }
 
-function identity(index: number): CloneIdentity {
-  return { index, cloneCount: CLONES, name: `clone-${index}`, uuid: '', vmGenerationId: '', macs: {} };
+function identity({ index, name }: Pick<Clone, 'index' | 'name'>): CloneIdentity {
+  return { index, cloneCount: CLONES, name, uuid: `uuid ${index}`, vmGenerationId: '', macs: {} };
 }
 
-function committedFork(image: string, all: readonly Clone[]): CommittedFork {
-  const clones = Array.from({ length: CLONES }, (_, index) => identity(index));
-  const ran = clones.filter(({ index }) => all[index]?.hasRun === true);
-  const ready = ran.map(({ index }) => ({ index, at: '2000-01-01T00:00:00Z' }));
-  return { image, isWarm: false, clones, failures: [], parentPauseMs: 4, deviceStateBytes: 1000, ready };
+function committedFork({ image }: ForkNote, all: readonly Clone[]): CommittedFork {
+  const ready = all.filter(({ hasRun }) => hasRun).map(({ index }) => ({ index, at: '2000-01-01T00:00:00Z' }));
+  const counts = { parentPauseMs: 4, deviceStateBytes: 1000 };
+  return { image, isWarm: false, clones: all.map(identity), failures: [], ...counts, ready };
 }
 
 function failure(code: ErrorCode, message: string): MigrationError {

@@ -1,14 +1,21 @@
 /**
- * The simulated world of a fork: one host, its parent VM, its clones and images, and the oracle that checks all of it
- * after every event. The state in this file survives the daemon; the state in an agent (fork-agent.ts) does not.
+ * The simulated world of a fork: the hosts, the parent VM on the first of them, clones and images, and the oracle that
+ * checks all of it after every event. The state in this file survives the daemons; the state in an agent
+ * (fork-agent.ts) does not.
  */
+import type { HostPort } from '../../src/engine/ports/host.js';
 import { Chance } from './chance.js';
+import type { CallFault, Net } from './network.js';
 import type { Disk } from './store.js';
 import { type Life, Time } from './time.js';
 
 /** So many pages that the parent has not written all of them before the clones run. */
 export const PAGES = 24;
 export const CLONES = 3;
+/** The host of the parent and of the coordinator. */
+export const ROOT = 'A';
+/** An image that is there before the fork. */
+export const EARLIER_IMAGE = 'e'.repeat(16);
 
 /** The guest that is the parent, or a clone by its index. */
 export type GuestChoice = 'parent' | number;
@@ -31,15 +38,13 @@ export interface Parent {
 export interface Image {
   /** Version of each page. Null: not copied yet. */
   readonly pages: (number | null)[];
-  /** The version of the guest at the fork point; null before it. */
-  forkVersion: number | null;
-  /** The pages at the fork point, against which copies are checked. */
-  wanted: readonly number[];
   hasState: boolean;
 }
 
 export interface Clone {
+  readonly index: number;
   readonly name: string;
+  readonly fork: string;
   readonly image: string;
   isAlive: boolean;
   hasEnded: boolean;
@@ -50,28 +55,56 @@ export interface Clone {
 
 export interface ForkNote {
   readonly fork: string;
+  readonly image: string;
+  readonly isOwnImage: boolean;
   readonly isParentStopped: boolean;
+  readonly isPartial: boolean;
+  readonly first: number;
+  readonly count: number;
+  /** The host from which this one reads the image. Null: it has the image. */
+  readonly origin: string | null;
+  isPrepared: boolean;
   isCommitted: boolean;
+}
+
+export interface ForkHost {
+  readonly name: string;
+  readonly forks: Map<string, ForkNote>;
+  readonly images: Map<string, Image>;
+  readonly clones: Map<string, Clone>;
+  life: Life | null;
+  /** The calls to the daemon that lives now. */
+  agent: HostPort | null;
+  isDiskFull: boolean;
+  isCut: boolean;
+  /** The whole host has been down, so its QEMUs and images are gone. */
+  wasDown: boolean;
 }
 
 export type ForkFaultKind =
   | 'killDaemon'
+  /** Daemon, QEMUs and memory files of a host that joins. */
+  | 'killHost'
   | 'killParent'
   | 'killClone'
   /** A guest that runs ends by itself: it powers off, or panics. */
   | 'endGuest'
   | 'fillDisk'
+  | 'cutNetwork'
   | 'cancel'
   | 'failCall'
-  | 'failAnswer'
+  | 'loseAnswer'
+  | 'repeatCall'
   | 'delayCall';
 
-export interface ForkFault {
+export interface ForkFault extends CallFault {
   /** Number of the event at which the fault strikes. */
   readonly at: number;
   readonly kind: ForkFaultKind;
   /** Duration of the fault, or the delay of a call. */
   readonly ms: number;
+  /** Absent: the root. */
+  readonly host?: string;
   /** The guest that ends. Absent: any that runs. */
   readonly guest?: GuestChoice;
 }
@@ -79,7 +112,7 @@ export interface ForkFault {
 /** The time that a daemon takes to end the QEMU of a guest that has ended. */
 const REAP_MS = 3;
 
-export class ForkWorld {
+export class ForkWorld implements Net {
   readonly chance: Chance;
   readonly time: Time;
   readonly journal: Disk = { path: 'A/journal', bytes: Buffer.alloc(0) };
@@ -94,32 +127,41 @@ export class ForkWorld {
     isFrozen: false,
     job: null,
   };
-  readonly forks = new Map<string, ForkNote>();
-  readonly images = new Map<string, Image>();
-  readonly clones = new Map<string, Clone>();
-  /** The forks whose commit has been written. They stay in it when they are finished. */
+  readonly hosts: ReadonlyMap<string, ForkHost>;
+  readonly root: ForkHost;
+  /** The pages of each image at its fork point, against which all copies are checked. */
+  readonly points = new Map<string, readonly number[]>();
+  /** The forks whose commit the root has written. They stay in it when they are finished. */
   readonly committed = new Set<string>();
-  life: Life | null = null;
-  isDiskFull = false;
+  isPartial = false;
   eventCount = 0;
   violation: string | null = null;
   readonly trace: string[] = [];
-  /** The fault for the next call. */
-  callFault: ForkFault | null = null;
   /** Deaths of QEMU that no engine could have prevented. */
   readonly killed = { parent: false, clones: 0 };
   /** Guests that have ended by themselves. */
   readonly ended = { parent: false, clones: 0 };
-  onRestart: () => void = () => undefined;
+  onRestart: (host: ForkHost) => void = () => undefined;
   onCancel: () => void = () => undefined;
+  #callFault: ForkFault | null = null;
   #faults: ForkFault[];
   #pending = 0;
   #pausedSinceMs: number | null = null;
 
-  constructor(seed: number, faults: readonly ForkFault[]) {
+  constructor(seed: number, faults: readonly ForkFault[], hosts: readonly string[] = [ROOT]) {
     this.chance = new Chance(seed);
     this.time = new Time(() => this.chance.next());
     this.#faults = [...faults];
+    this.hosts = new Map(hosts.map((name) => [name, newHost(name)]));
+    this.root = this.host(ROOT);
+  }
+
+  host(name: string): ForkHost {
+    return this.hosts.get(name)!;
+  }
+
+  get clones(): Clone[] {
+    return [...this.hosts.values()].flatMap(({ clones }) => [...clones.values()]);
   }
 
   /** Every fault has ended. */
@@ -127,27 +169,50 @@ export class ForkWorld {
     return this.#pending === 0;
   }
 
+  isLinked(one: string, other: string): boolean {
+    return one === other || !(this.host(one).isCut || this.host(other).isCut);
+  }
+
+  takeCallFault(): ForkFault | null {
+    const fault = this.#callFault;
+    this.#callFault = null;
+    return fault;
+  }
+
   endFaults(): void {
     this.#faults = [];
-    this.callFault = null;
+    this.#callFault = null;
   }
 
   fail(message: string): void {
     this.violation ??= message;
   }
 
+  /** The root writes its commit: nothing of the fork is missing then, unless a part of it suffices. */
+  commit(fork: string): void {
+    const isDown = [...this.hosts.values()].some(({ wasDown }) => wasDown);
+    const loadedCount = this.clones.filter((clone) => clone.fork === fork && clone.state === 'loaded').length;
+    const wantedCount = this.isPartial ? 1 : CLONES;
+    if (!isDown && loadedCount < wantedCount) this.fail(`the fork is committed with ${loadedCount} clones loaded`);
+    this.committed.add(fork);
+  }
+
   /** Resumes a clone, unless it has run. */
   run(clone: Clone): void {
-    if (!this.committed.has(clone.image)) this.fail(`${clone.name} runs before its fork is committed`);
+    if (!this.committed.has(clone.fork)) this.fail(`${clone.name} runs before its fork is committed`);
     if (clone.hasRun) return;
+    const others = this.clones.filter(
+      ({ index, fork, hasRun }) => hasRun && index === clone.index && fork === clone.fork,
+    );
+    if (others.length > 0) this.fail(`${clone.name} runs twice`);
     clone.hasRun = true;
     clone.state = 'running';
   }
 
   /** Ends and removes a clone in an undo. */
-  take(name: string): void {
-    if (this.clones.get(name)?.hasRun === true) this.fail(`an undo takes ${name}, which has run`);
-    this.clones.delete(name);
+  take(host: ForkHost, name: string): void {
+    if (host.clones.get(name)?.hasRun === true) this.fail(`an undo takes ${name}, which has run`);
+    host.clones.delete(name);
   }
 
   event(label: string): void {
@@ -162,35 +227,37 @@ export class ForkWorld {
 
   /** A write to a page that the image lacks copies the page first, as the kernel forces the agent to do. */
   #runParent(): void {
-    const { parent } = this;
+    const { parent, root } = this;
     if (!parent.isAlive || parent.state !== 'running') return;
     parent.version++;
     const page = this.chance.below(PAGES);
-    const image = parent.protectedFor === null ? undefined : this.images.get(parent.protectedFor);
-    if (image !== undefined && image.forkVersion !== null && image.pages[page] === null) {
+    const image = parent.protectedFor === null ? undefined : root.images.get(parent.protectedFor);
+    if (image !== undefined && this.points.has(parent.protectedFor ?? '') && image.pages[page] === null) {
       // Without a daemon the write waits.
-      if (this.life === null) return;
+      if (root.life === null) return;
       image.pages[page] = parent.pages[page] ?? null;
     }
     parent.pages[page] = parent.version;
   }
 
   #strike(fault: ForkFault): void {
-    this.trace.push(`  !! ${fault.kind} ${fault.ms}`);
+    const host = this.host(fault.host ?? ROOT);
+    this.trace.push(`  !! ${fault.kind} ${fault.host ?? ''} ${fault.ms}`);
     switch (fault.kind) {
-      case 'killDaemon': {
-        const { life } = this;
-        if (life === null) return;
-        this.life = null;
-        life.kill();
-        return this.#later(fault.ms, () => this.onRestart());
-      }
+      case 'killDaemon':
+        return this.#killDaemon(host, fault.ms);
+      case 'killHost':
+        if (host === this.root) return;
+        host.wasDown = true;
+        for (const clone of host.clones.values()) clone.isAlive = false;
+        host.images.clear();
+        return this.#killDaemon(host, fault.ms);
       case 'killParent':
         this.killed.parent ||= this.parent.isAlive;
         this.parent.isAlive = false;
         return;
       case 'killClone': {
-        const alive = [...this.clones.values()].filter(({ isAlive }) => isAlive);
+        const alive = this.clones.filter(({ isAlive }) => isAlive);
         const victim = alive.length === 0 ? undefined : this.chance.pick(alive);
         if (victim === undefined) return;
         victim.isAlive = false;
@@ -200,22 +267,35 @@ export class ForkWorld {
       case 'endGuest':
         return this.#endGuest(fault.guest);
       case 'fillDisk':
-        this.isDiskFull = true;
+        host.isDiskFull = true;
         return this.#later(fault.ms, () => {
-          this.isDiskFull = false;
+          host.isDiskFull = false;
+        });
+      case 'cutNetwork':
+        host.isCut = true;
+        return this.#later(fault.ms, () => {
+          host.isCut = false;
         });
       case 'cancel':
         return this.onCancel();
       default:
-        this.callFault = fault;
+        this.#callFault = fault;
     }
+  }
+
+  #killDaemon(host: ForkHost, ms: number): void {
+    const { life } = host;
+    if (life === null) return;
+    host.life = null;
+    host.agent = null;
+    life.kill();
+    this.#later(ms, () => this.onRestart(host));
   }
 
   /** A guest whose vCPUs stand still cannot end. */
   #endGuest(choice: GuestChoice | undefined): void {
-    const { parent } = this;
-    const clones = [...this.clones.values()];
-    const chosen = choice === undefined ? [parent, ...clones] : [choice === 'parent' ? parent : clones[choice]];
+    const { parent, clones } = this;
+    const chosen = choice === undefined ? [parent, ...clones] : [this.#guest(choice)];
     const running = chosen.filter((vm) => vm?.isAlive === true && vm.state === 'running' && !vm.hasEnded);
     const victim = running.length === 0 ? undefined : this.chance.pick(running);
     if (victim === undefined) return;
@@ -224,11 +304,18 @@ export class ForkWorld {
       this.ended.parent = true;
       parent.state = 'paused';
     } else this.ended.clones++;
+    const host = [...this.hosts.values()].find(({ clones: own }) =>
+      [...own.values()].some((clone) => clone === victim),
+    );
     const reap = (): void => {
-      if (this.life === null) this.#later(REAP_MS, reap);
+      if ((host ?? this.root).life === null) this.#later(REAP_MS, reap);
       else victim.isAlive = false;
     };
     this.#later(REAP_MS, reap);
+  }
+
+  #guest(choice: GuestChoice): Parent | Clone | undefined {
+    return choice === 'parent' ? this.parent : this.clones.find(({ index }) => index === choice);
   }
 
   #later(ms: number, act: () => void): void {
@@ -241,13 +328,16 @@ export class ForkWorld {
 
   /** Checks the invariants that hold at every moment. */
   #watch(): void {
-    for (const { image, state, name } of this.clones.values()) {
-      const { hasState, forkVersion } = this.images.get(image) ?? { hasState: false, forkVersion: null };
-      if (state === 'running' && (!hasState || forkVersion === null)) this.fail(`${name} runs without a state`);
-    }
-    for (const { pages, wanted } of this.images.values()) {
-      if (pages.some((page, index) => page !== null && page !== wanted[index])) {
-        this.fail('the image holds a page that was written after the fork point');
+    for (const { clones, images } of this.hosts.values()) {
+      for (const { image, state, name, isAlive } of clones.values()) {
+        const hasState = images.get(image)?.hasState === true && this.points.has(image);
+        if (isAlive && state === 'running' && !hasState) this.fail(`${name} runs without a state`);
+      }
+      for (const [id, { pages }] of images) {
+        const wanted = this.points.get(id) ?? [];
+        if (pages.some((page, index) => page !== null && page !== wanted[index])) {
+          this.fail('an image holds a page that was not written at the fork point');
+        }
       }
     }
     this.#watchPause();
@@ -257,7 +347,7 @@ export class ForkWorld {
   #watchPause(): void {
     const { parent } = this;
     const isMeantToRun = parent.isAlive && !parent.hasEnded && !parent.isFrozen;
-    if (!isMeantToRun || parent.state === 'running' || this.life === null) {
+    if (!isMeantToRun || parent.state === 'running' || this.root.life === null) {
       this.#pausedSinceMs = null;
       return;
     }
@@ -265,4 +355,18 @@ export class ForkWorld {
     const ms = this.time.nowMs - this.#pausedSinceMs;
     if (ms > 5_000) this.fail(`the parent has stood still for ${ms} ms`);
   }
+}
+
+function newHost(name: string): ForkHost {
+  return {
+    name,
+    forks: new Map(),
+    images: new Map(),
+    clones: new Map(),
+    life: null,
+    agent: null,
+    isDiskFull: false,
+    isCut: false,
+    wasDown: false,
+  };
 }

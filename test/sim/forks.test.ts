@@ -1,7 +1,8 @@
 import { describe, expect, test } from 'vitest';
 import type { ForkStepName, ParentMode } from '../../src/domain/fork.js';
 import { Chance } from './chance.js';
-import { expectSoundFork, type ForkSabotage, simulateFork } from './fork-simulate.js';
+import type { ForkSabotage } from './fork-sabotage.js';
+import { expectSoundFork, simulateFork } from './fork-simulate.js';
 import { CLONES, type ForkFault, type ForkFaultKind, type GuestChoice } from './fork-world.js';
 
 const KINDS: readonly [kind: ForkFaultKind, ms: number][] = [
@@ -13,7 +14,7 @@ const KINDS: readonly [kind: ForkFaultKind, ms: number][] = [
   ['fillDisk', 2_000],
   ['cancel', 0],
   ['failCall', 0],
-  ['failAnswer', 0],
+  ['loseAnswer', 0],
   ['delayCall', 50],
   ['delayCall', 80_000],
 ];
@@ -130,7 +131,7 @@ async function firstViolation(sabotage: ForkSabotage, kind: ForkFaultKind | null
 
 describe('the oracle sees', () => {
   test('an undo that leaves everything as it is', async () => {
-    expect(await firstViolation('discardNothing', 'failAnswer')).toMatch(/left over|stood still|protected/);
+    expect(await firstViolation('discardNothing', 'loseAnswer')).toMatch(/left over|stood still|protected/);
   });
 
   test('a commit that nobody has written down', async () => {

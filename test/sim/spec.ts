@@ -1,4 +1,7 @@
+import type { ForkInventory, VmInventory } from '../../src/domain/host.js';
 import type { VmSpec } from '../../src/domain/vm.js';
+import { image as completeImage, forkInventory } from '../unit/planner/fork-facts.js';
+import { vm } from '../unit/planner/planner-facts.js';
 import { PAGES, type VmRecord } from './world.js';
 
 export const INCARNATION = 'f'.repeat(32);
@@ -28,5 +31,25 @@ export function startedVm(): VmRecord {
     qemu: { isAlive: true, state: 'running', version: 1 },
     epoch: 1,
     loadedVersion: 0,
+  };
+}
+
+/** What a host says when it is asked for a fork. `image`: an image that it has. */
+export function forkFacts({
+  state,
+  job,
+  image,
+}: {
+  readonly state: VmInventory['state'];
+  readonly job: string | null;
+  readonly image: string | null;
+}): ForkInventory {
+  return {
+    ...forkInventory,
+    vm: {
+      ...vm,
+      ...{ spec: vmSpec, state, epoch: 1, owner: 'A', job, ramAllocatedBytes: vmSpec.memory.sizeBytes },
+    },
+    image: image === null ? null : { ...completeImage, id: image },
   };
 }

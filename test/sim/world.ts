@@ -134,6 +134,16 @@ export class World {
   }
 
   /** Faults planned for events beyond the end of the run do not strike once the job has ended. */
+  isLinked(one: string, other: string): boolean {
+    return one === other || this.isNetworkUp;
+  }
+
+  takeCallFault(): Fault | null {
+    const fault = this.callFault;
+    this.callFault = null;
+    return fault;
+  }
+
   endFaults(): void {
     this.#faults = [];
     this.callFault = null;

@@ -1,5 +1,6 @@
 /** Implementations of the API's ports in memory, so that the API can be tested without QEMU. */
-import { PassThrough, type Readable } from 'node:stream';
+import { PassThrough, Readable } from 'node:stream';
+import { stopEach } from '../../src/agent/host-images.js';
 import type { ApiAgent, ApiImages, ApiPool, ApiServices } from '../../src/api/contract/ports.js';
 import { hostOfCalls } from '../../src/api/peers/methods.js';
 import { MigrationError } from '../../src/domain/errors.js';
@@ -189,6 +190,14 @@ export interface FakeServices extends ApiServices {
   readonly logged: { level: string; message: string }[];
 }
 
+/** The answers of host B, unless a test gives others. */
+const HAS_NOTHING: { readonly [call: string]: () => unknown } = {
+  vmViews: () => ({ vms: [] }),
+  imageViews: () => ({ images: [] }),
+  imageClones: () => ({ clones: [] }),
+  stopClones: () => ({ stopped: [], failures: [] }),
+};
+
 export function fakeServices(change: Partial<ApiServices> = {}): FakeServices {
   const calls: FakeServices['calls'] = [];
   const answers: FakeServices['answers'] = new Map();
@@ -230,19 +239,36 @@ export function fakeServices(change: Partial<ApiServices> = {}): FakeServices {
     calls.push({ method: name, args: [...args] });
     return answers.get(name)?.();
   });
+  const hostB = hostOfCalls('B', async ({ name }, args) => {
+    calls.push({ method: name, args: [...args] });
+    return (answers.get(name) ?? HAS_NOTHING[name])?.();
+  });
+  const images = new FakeImages();
+  const listed = () => [...vms.values()];
   const agent: ApiAgent = {
     ...host,
+    inventory: { ...host.inventory, vmViews: async () => ({ vms: listed() }) },
+    images: {
+      imageViews: async (id) => ({ images: images.list().filter((view) => id === null || view.id === id) }),
+      imageClones: async (id) => {
+        const clones = images.views.get(id)?.clones ?? [];
+        return { clones: listed().filter(({ name, image }) => image === id || clones.includes(name)) };
+      },
+      stopClones: (clones, isForced) =>
+        stopEach({ list: listed, stop: (name, options) => fakes.vms.stop(name, options) }, clones, isForced),
+      removeImage: (id, options) => images.remove(id, options),
+    },
     target: { ...host.target, acceptState },
     forks: { ...host.forks, acceptForkState: acceptState, openDisk: async () => new PassThrough() },
   };
   const log = (level: string) => (_: object, message: string) => void logged.push({ level, message });
-  return {
+  const fakes: FakeServices = {
     host: 'A',
     version: '0.0.0',
     startedAt: '2030-01-01T00:00:00Z',
     vms: {
       run: (spec) => {
-        vms.set(spec.name, vmView(spec.name));
+        vms.set(spec.name, vmView(spec.name, { uuid: spec.uuid }));
         return Promise.resolve(find(spec.name));
       },
       list: () => [...vms.values()],
@@ -277,7 +303,8 @@ export function fakeServices(change: Partial<ApiServices> = {}): FakeServices {
     peers: {
       names: ['B'],
       url: () => 'https://127.0.0.2:7400',
-      agent: () => agent,
+      agent: (name) => (name === 'B' ? hostB : agent),
+      serialLog: async (_, name) => Readable.from([logs.get(name) ?? '']),
       ping: () => Promise.resolve({ roundTripMs: 0.5 }),
       check: () => Promise.resolve({ roundTripMs: 0.5 }),
     },
@@ -285,8 +312,9 @@ export function fakeServices(change: Partial<ApiServices> = {}): FakeServices {
     log: { info: log('info'), warn: log('warn'), error: log('error') },
     ...change,
     jobs: (change.jobs as FakeJobs | undefined) ?? new FakeJobs(),
-    images: new FakeImages(),
+    images,
     pool: new FakePool(),
     ...{ calls, answers, states, consoles, logged, ends, saysCode, happens },
   };
+  return fakes;
 }

@@ -7,6 +7,7 @@ import { join } from 'node:path';
 import { DiskServer } from '../../src/agent/fork/bases/disk-server.js';
 import type { ForkContext } from '../../src/agent/fork/context.js';
 import { Images } from '../../src/agent/fork/image-calls.js';
+import { ImageServers } from '../../src/agent/fork/pages/image-servers.js';
 import { sealLayers } from '../../src/agent/fork/settle.js';
 import type { OtherHosts } from '../../src/agent/image/layer-holders.js';
 import { ImageStore } from '../../src/agent/image/store.js';
@@ -91,9 +92,10 @@ export class ImageScene {
     });
     const registry = { owner: async () => null };
     const closing = new AbortController().signal;
-    const diskServer = new DiskServer({ host: name, images, vms: manager, log: SILENT } as never, stateDir);
-    const parts = { host: name, images, vms: manager, registry, diskServer, closing, log: SILENT };
-    const context = parts as unknown as ForkContext;
+    const shared = { host: name, images, vms: manager, registry, closing, log: SILENT };
+    const servers = new ImageServers(shared as never);
+    const diskServer = new DiskServer(shared as never, stateDir);
+    const context = { ...shared, servers, diskServer } as unknown as ForkContext;
     return { context, images: new Images(context, () => false, others), vms };
   }
 

@@ -6,6 +6,7 @@ import { join } from 'node:path';
 import { DiskServer } from '../../src/agent/fork/bases/disk-server.js';
 import type { ForkContext } from '../../src/agent/fork/context.js';
 import { Images } from '../../src/agent/fork/image-calls.js';
+import { ImageServers } from '../../src/agent/fork/pages/image-servers.js';
 import { ParentDisks } from '../../src/agent/fork/parent-disks.js';
 import { type ForkStore, openForkStore } from '../../src/agent/fork/record.js';
 import { ImageStore } from '../../src/agent/image/store.js';
@@ -55,8 +56,8 @@ export class RunningVm {
     const closing = new AbortController();
     const forkStore: ForkStore = await openForkStore(this.directory);
     const diskServer = new DiskServer({ ...shared, vms, images }, this.directory);
-    const parts = { ...shared, vms, images, forkStore, diskServer, native };
-    const context = { ...parts, closing: closing.signal } as never as ForkContext;
+    const parts = { ...shared, vms, images, forkStore, diskServer, closing: closing.signal, native };
+    const context = { ...parts, servers: new ImageServers(parts as never) } as never as ForkContext;
     this.#daemon = { vms, context, images: new Images(context, () => false), closing };
   }
 

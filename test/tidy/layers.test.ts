@@ -27,7 +27,8 @@ const TYPESCRIPT_LAYERS: Record<string, readonly string[]> = {
 
   planner: WORDS,
   'planner/migration': [...WORDS, 'planner'],
-  'planner/fork': [...WORDS, 'planner'],
+  // The choice of a transport is the same for the image of a fork.
+  'planner/fork': [...WORDS, 'planner', 'planner/migration/transport'],
   'engine/ports': WORDS,
   engine: [...WORDS, PORTS],
   'engine/migration': [...WORDS, PORTS, 'engine', 'planner', 'planner/migration'],
@@ -52,13 +53,27 @@ const TYPESCRIPT_LAYERS: Record<string, readonly string[]> = {
   'agent/migration': [...WORDS, PORTS, BACKEND, 'protocol', 'durable', 'schemas', 'native', 'agent/vm'],
   'agent/fork/clones': [...WORDS, PORTS, BACKEND, 'agent/vm'],
   'agent/fork/bases': [...WORDS, BACKEND, 'agent/vm', 'agent/image'],
+  'agent/fork/decision': [...WORDS, PORTS],
+  'agent/fork/pages': [
+    ...[...WORDS, PORTS, BACKEND, 'protocol', 'native'],
+    ...['agent/vm', 'agent/image', 'agent/migration'],
+  ],
   'agent/fork': [
     ...[...WORDS, PORTS, BACKEND, 'protocol', 'durable', 'schemas', 'native'],
-    ...['agent/fork/clones', 'agent/fork/bases', 'agent/vm', 'agent/image', 'agent/inventory', 'agent/migration'],
+    ...[
+      'agent/fork/bases',
+      'agent/fork/clones',
+      'agent/fork/decision',
+      'agent/fork/pages',
+      'agent/vm',
+      'agent/image',
+      'agent/inventory',
+      'agent/migration',
+    ],
   ],
   agent: [
     ...[...WORDS, PORTS, BACKEND, 'agent/vm', 'agent/image', 'agent/storage', 'agent/inventory'],
-    ...['agent/migration', 'agent/fork', 'agent/fork/bases', 'agent/memory'],
+    ...['agent/migration', 'agent/fork', 'agent/fork/bases', 'agent/fork/pages/image-servers', 'agent/memory'],
   ],
 
   'api/contract': [...WORDS, PORTS, 'tls'],

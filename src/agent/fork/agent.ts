@@ -7,6 +7,7 @@ import type { ForkInventory } from '../../domain/host.js';
 import type { Transport } from '../../domain/transport.js';
 import type {
   ForkDecision,
+  ForkOrigin,
   ForkPointReply,
   ForkPort,
   ForkProgress,
@@ -22,12 +23,16 @@ import { checkImageId } from '../image/record.js';
 import { EndedSessions } from '../migration/ended-sessions.js';
 import type { ManagedVm } from '../vm/vms.js';
 import type { ForkContext } from './context.js';
+import { FinishedForks } from './decision/finished.js';
+import { UndecidedForks } from './decision/undecided.js';
 import { sendDeviceState } from './device-state.js';
 import { forkInventory } from './inventory.js';
-import { refuseOtherDisks } from './join-disks.js';
+import type { ImagePages } from './pages/image-server.js';
+import { failedImage } from './pages/image-servers.js';
 import type { Pool } from './pool.js';
 import { prepareFork } from './prepare.js';
-import type { ForkRecord } from './record.js';
+import { type ForkRecord, finishRecord } from './record.js';
+import { ReleasedForks } from './released.js';
 import { ForkSession } from './session.js';
 import { undoFork } from './undo.js';
 
@@ -41,6 +46,10 @@ export class ForkAgent implements ForkPort {
   readonly #leftover = new Map<string, ForkRecord>();
   readonly #preparing = new Map<string, AbortController>();
   readonly #ended = new EndedSessions();
+  readonly #finished: FinishedForks;
+  /** The images that are not complete, and that no coordinator waits for. */
+  readonly released: ReleasedForks;
+  readonly #undecided: UndecidedForks;
 
   /** Returns the job that is still transferring pages of this VM to this host, or null. */
   readonly #arriving: (vm: string) => Promise<string | null>;
@@ -49,6 +58,14 @@ export class ForkAgent implements ForkPort {
     this.#arriving = arriving;
     this.#context = context;
     this.#pool = pool;
+    this.#finished = new FinishedForks(context.forkStore);
+    this.released = new ReleasedForks(context.log, (fork) => this.#finished.add(fork));
+    this.#undecided = new UndecidedForks({
+      log: context.log,
+      ask: async (host, fork) => context.peers.agent(host).forks.forkDecision(fork),
+      isUndecided: (fork) => this.#isOpen(fork),
+      discard: (fork) => this.discardFork(fork),
+    });
     context.vms.on('exit', this.#onExit);
   }
 
@@ -62,7 +79,8 @@ export class ForkAgent implements ForkPort {
       try {
         await this.#resume(record);
       } catch (error) {
-        const { fork } = record.request;
+        const { fork, origin } = record.request;
+        if (record.state !== 'committed' && origin !== undefined) this.#undecided.watch(fork, origin.host);
         if (record.state !== 'committed') this.#leftover.set(fork, record);
         log.error({ fork, err: toMigrationError(error) }, 'a fork of the earlier daemon cannot be resumed or undone');
       }
@@ -73,7 +91,9 @@ export class ForkAgent implements ForkPort {
     this.#context.vms.off('exit', this.#onExit);
     for (const controller of this.#preparing.values()) controller.abort();
     await Promise.all([...this.#preparing.keys()].map((fork) => this.#locks.hold(fork, () => Promise.resolve())));
-    await Promise.all([...this.#forks.values()].map((fork) => fork.close()));
+    this.#undecided.close();
+    await Promise.all(this.#sessions.map((fork) => fork.close()));
+    await this.#context.servers.closeAll();
   }
 
   /** True if a fork needs this image, or may need it, because a fork's record cannot be read. */
@@ -85,7 +105,7 @@ export class ForkAgent implements ForkPort {
 
   /** True if the VM is a clone of a committed fork. It may wait for the go. */
   hasCommitted(vm: ManagedVm): boolean {
-    return [...this.#forks.values()].some((fork) => fork.isCommitted && fork.has(vm));
+    return this.#sessions.some((fork) => fork.isCommitted && fork.has(vm));
   }
 
   /** True while clones start whose image no fork claims yet. */
@@ -104,6 +124,7 @@ export class ForkAgent implements ForkPort {
       this.#ended.refuse(fork);
       if (this.#leftover.has(fork)) throw new MigrationError('CONFLICT', `fork ${fork} is to be undone`);
       const existing = this.#forks.get(fork);
+      this.#undecided.heard(fork);
       if (existing !== undefined) return existing.reply;
       const controller = new AbortController();
       this.#preparing.set(fork, controller);
@@ -117,6 +138,7 @@ export class ForkAgent implements ForkPort {
           : this.#locks.hold(`image ${request.origin.image}`, preparing));
         const session = new ForkSession(this.#context, parts);
         this.#forks.set(fork, session);
+        if (request.origin !== undefined) this.#undecided.watch(fork, request.origin.host);
         return session.reply;
       } finally {
         this.#preparing.delete(fork);
@@ -132,28 +154,42 @@ export class ForkAgent implements ForkPort {
     return this.#fork(fork).point();
   }
 
-  async serveImage(image: string, _reader: string, transport: Transport): Promise<ImageHolder> {
-    const session = [...this.#forks.values()].find(({ record }) => record.image === image);
-    if (session === undefined) throw new MigrationError('NOT_FOUND', `no fork serves image ${image}`);
-    return session.serveImage(transport);
+  async serveImage(image: string, reader: string, transport: Transport): Promise<ImageHolder> {
+    checkImageId(image);
+    return this.#context.servers.serve(image, reader, transport, this.#served(image));
   }
 
-  async endImage(): Promise<void> {}
+  async endImage(image: string, reader: string): Promise<void> {
+    checkImageId(image);
+    await this.#context.servers.end(image, reader);
+  }
 
   async connectImage(fork: string, transport: Transport): Promise<void> {
-    const session = this.#fork(fork);
-    const { origin } = session.request;
-    if (origin === undefined) throw new MigrationError('CONFLICT', `fork ${fork} does not read another host`);
-    const { peers, images, host } = this.#context;
-    const holder = await peers.agent(origin.host).forks.serveImage(origin.image, host, transport);
-    refuseOtherDisks(images.get(origin.image), holder.disks);
-    await session.connectImage(holder);
+    await this.#fork(fork).connectImage(transport);
   }
 
+  /**
+   * After `discarded` no late call can prepare the fork. It is also the answer once a committed fork is over: all hosts
+   * that take part have committed by then, so whoever still asks was left out.
+   */
   async forkDecision(fork: string): Promise<{ readonly decision: ForkDecision }> {
-    const session = this.#forks.get(fork);
-    if (session?.isCommitted === true) return { decision: 'committed' };
-    return { decision: session === undefined ? 'discarded' : 'open' };
+    checkImageId(fork);
+    if (this.#forks.get(fork)?.isCommitted === true) return { decision: 'committed' };
+    // A record that cannot be read may be the fork's.
+    if (this.#isOpen(fork) || this.#hasUnreadable) return { decision: 'open' };
+    this.#ended.add(fork);
+    return { decision: 'discarded' };
+  }
+
+  async completeImage(image: string): Promise<void> {
+    checkImageId(image);
+    const { state } = this.#context.images.get(image);
+    if (state === 'complete') return;
+    const session = this.#sessions.find(({ record, isCommitted }) => isCommitted && record.image === image);
+    if (session === undefined || state === 'failed') {
+      throw new MigrationError('CONFLICT', `image ${image} is ${state}: it cannot be completed`);
+    }
+    await session.completeImage();
   }
 
   async sendForkState(fork: string, host: string): Promise<void> {
@@ -183,6 +219,7 @@ export class ForkAgent implements ForkPort {
 
   async commitFork(fork: string): Promise<void> {
     await this.#fork(fork).commit();
+    this.#undecided.forget(fork);
   }
 
   async runClones(fork: string): Promise<RunClonesReply> {
@@ -198,15 +235,18 @@ export class ForkAgent implements ForkPort {
     await this.#locks.hold(fork, async () => {
       const session = this.#forks.get(fork);
       if (session === undefined) return;
-      await session.finish();
+      const outcome = await session.finish();
       this.#forks.delete(fork);
       this.#ended.add(fork);
+      if (outcome === 'released') this.released.add(fork, session);
+      else await this.#finished.add(fork);
     });
   }
 
   async discardFork(fork: string): Promise<void> {
     checkImageId(fork);
     this.#forks.get(fork)?.refuseIfCommitted();
+    if (this.#isFinished(fork)) throw new MigrationError('CONFLICT', `fork ${fork} is committed, and over`);
     this.#ended.add(fork);
     // The abort ends a preparation that still waits for QEMUs. The preparation then removes what it has made.
     this.#preparing.get(fork)?.abort();
@@ -219,6 +259,7 @@ export class ForkAgent implements ForkPort {
         throw new MigrationError('STEP_FAILED', `fork ${fork} cannot be undone: ${message}`, { cause, ...advice });
       });
       this.#context.vms.room.release(fork);
+      this.#undecided.forget(fork);
     });
   }
 
@@ -231,15 +272,20 @@ export class ForkAgent implements ForkPort {
   }
 
   async #resume(record: ForkRecord): Promise<void> {
-    const { vms, images, forkStore } = this.#context;
-    const { fork, vm, image } = record.request;
-    const isUndecided = record.request.origin !== undefined && record.state === 'prepared';
+    const { vms, images } = this.#context;
+    const { fork, vm, image, origin } = record.request;
+    if (record.isFinished === true) {
+      this.#ended.add(fork);
+      return this.#finished.add(fork);
+    }
+    const isUndecided = origin !== undefined && record.state === 'prepared';
     if (record.state !== 'committed' && !(isUndecided && images.has(record.image))) {
       await undoFork(this.#context, record);
       return;
     }
     if (!images.has(record.image)) {
-      await forkStore.remove(fork);
+      await finishRecord(this.#context, record);
+      if (record.request.share !== undefined) await this.#finished.add(fork);
       return;
     }
     const parent = vm !== null && image === null && vms.has(vm) ? vms.get(vm) : null;
@@ -249,15 +295,60 @@ export class ForkAgent implements ForkPort {
     };
     const clones = record.clones.flatMap(find);
     const session = new ForkSession(this.#context, { record, parent, clones, failures: [] });
+    if (record.isReleased === true) {
+      this.#ended.add(fork);
+      await session.resume();
+      return this.released.add(fork, session);
+    }
     this.#forks.set(fork, session);
-    await (isUndecided ? session.rejoin() : session.resume());
+    if (!isUndecided) return session.resume();
+    this.#undecided.watch(fork, origin.host);
+    await this.#holdRoom(record, origin);
+    await session.rejoin();
+  }
+
+  /** Promises the room of an image that fills only after the commit. It may be taken by now: the fork stays. */
+  async #holdRoom({ request, image }: ForkRecord, { allocatedBytes, spec }: ForkOrigin): Promise<void> {
+    const { images, vms, log } = this.#context;
+    if (images.get(image).state === 'complete') return;
+    await vms.room.hold(request.fork, allocatedBytes, spec.memory.pageBytes).catch((error: unknown) => {
+      log.warn({ fork: request.fork, image, err: toMigrationError(error) }, 'there may be no room for an image');
+    });
+  }
+
+  get #sessions(): ForkSession[] {
+    return [...this.#forks.values(), ...this.released.all];
+  }
+
+  #isFinished(fork: string): boolean {
+    return this.#finished.has(fork) || this.released.hasFork(fork);
+  }
+
+  /** The fork may still be committed here, or its undo is not durable yet. */
+  #isOpen(fork: string): boolean {
+    const session = this.#forks.get(fork);
+    if (session !== undefined) return !session.isCommitted;
+    return this.#preparing.has(fork) || this.#leftover.has(fork);
+  }
+
+  /** Where the pages of an image of this host are. Throws CONFLICT as long as nobody can read them. */
+  #served(image: string): ImagePages {
+    const { images, host } = this.#context;
+    const { state } = images.get(image);
+    if (state === 'complete') return { capture: null, isFixed: true };
+    if (state === 'failed') throw failedImage(image, host);
+    if (state === 'unloaded') throw new MigrationError('NOT_FOUND', `the memory of image ${image} is not on ${host}`);
+    const session = [...this.#forks.values()].find(({ record }) => record.image === image);
+    if (session === undefined) throw new MigrationError('CONFLICT', `image ${image} on ${host} is not complete`);
+    return session.served;
   }
 
   #fork(fork: string): ForkSession {
+    this.#undecided.heard(fork);
     const session = this.#forks.get(fork);
     if (session !== undefined) return session;
     checkImageId(fork);
-    this.#ended.refuse(fork);
+    if (!this.#isFinished(fork)) this.#ended.refuse(fork);
     throw new MigrationError('NOT_FOUND', `no fork ${fork} on ${this.#context.host}`);
   }
 
@@ -265,6 +356,6 @@ export class ForkAgent implements ForkPort {
     const { vms } = this.#context;
     if (!vms.has(name)) return;
     const vm = vms.get(name);
-    for (const fork of this.#forks.values()) fork.lost(vm);
+    for (const fork of this.#sessions) fork.lost(vm);
   };
 }

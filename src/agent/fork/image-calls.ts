@@ -14,6 +14,15 @@ import type { ForkContext } from './context.js';
 import { flattenVm } from './flatten.js';
 import { planRemoval, type RemoveOptions, refuseIfBackingFile, removeImage } from './image-removal.js';
 
+/** The images of this host of which only those pages come that their clones touch. Nobody else needs them. */
+export interface LazyImages {
+  has(image: string): boolean;
+  /** Ends the reading of the image, which `remove` removes. */
+  without<T>(image: string, remove: () => Promise<T>): Promise<T>;
+}
+
+const NO_LAZY_IMAGES: LazyImages = { has: () => false, without: (_, remove) => remove() };
+
 export class Images {
   readonly #context: ForkContext;
   readonly #others: OtherHosts;
@@ -21,8 +30,16 @@ export class Images {
   /** True if a waiting set or a fork in progress needs the image. */
   readonly #isClaimed: (image: string) => boolean;
 
-  constructor(context: ForkContext, isClaimed: (image: string) => boolean, others: OtherHosts = NO_OTHER_HOSTS) {
+  readonly #lazy: LazyImages;
+
+  constructor(
+    context: ForkContext,
+    isClaimed: (image: string) => boolean,
+    others: OtherHosts = NO_OTHER_HOSTS,
+    lazy: LazyImages = NO_LAZY_IMAGES,
+  ) {
     this.#context = context;
+    this.#lazy = lazy;
     this.#isClaimed = isClaimed;
     this.#others = others;
   }
@@ -63,12 +80,23 @@ export class Images {
   /** Throws CONFLICT while the image has clones or a fork needs it. */
   remove(id: string, options: RemoveOptions = { isForced: false, isDroppingSaved: false }): Promise<ImageRemoval> {
     return this.#locks.hold(id, async () => {
-      const need = this.#needOf(id);
+      const need = this.#needOf(id, options.isForced);
       if (need !== null) throw need;
       this.#refuseIfUnknown(id);
       await refuseIfBackingFile(this.#context, id);
-      return removeImage(this.#context, this.#others, id, options);
+      return this.#remove(id, options);
     });
+  }
+
+  #remove(id: string, options: RemoveOptions): Promise<ImageRemoval> {
+    const { images, servers } = this.#context;
+    const removeIt = async (): Promise<ImageRemoval> => {
+      // A reader that is overruled is none any more, also if the record stays.
+      const { readers, ...record } = images.get(id);
+      if (readers !== undefined) await images.replace(id, record);
+      return removeImage(this.#context, this.#others, id, options);
+    };
+    return servers.without(id, () => (this.#lazy.has(id) ? this.#lazy.without(id, removeIt) : removeIt()));
   }
 
   /** Throws CONFLICT while a VM runs whose record cannot be read: it may be a clone of the image. */
@@ -97,7 +125,7 @@ export class Images {
   async #prune(id: string, isDryRun: boolean, options: RemoveOptions): Promise<ImageRemoval | string | null> {
     const { images } = this.#context;
     if (!images.has(id)) return null;
-    const need = this.#needOf(id);
+    const need = this.#needOf(id, options.isForced);
     if (need !== null) return need.message;
     try {
       this.#refuseIfUnknown(id);
@@ -106,22 +134,30 @@ export class Images {
       // The memory of an image whose layers are needed is somebody's choice to keep.
       if (kept.length > 0) return `${kept[0]?.path ?? ''} is ${kept[0]?.reason ?? ''}`;
       if (isDryRun) return { id, freedBytes: images.view(id).allocatedBytes, mergedDisks: [], keptLayers: [] };
-      return await removeImage(this.#context, this.#others, id, options);
+      return await this.#remove(id, options);
     } catch (error) {
       return toMigrationError(error).message;
     }
   }
 
-  #needOf(id: string): MigrationError | null {
+  /** `isForced`: whatever other hosts need. One that has died would keep the image for ever. */
+  #needOf(id: string, isForced: boolean): MigrationError | null {
     const { images } = this.#context;
-    const { state } = images.get(id);
+    const { state, readers = [] } = images.get(id);
     const clones = images.clonesOf(id);
     if (clones.length > 0) {
       const shown = `${clones.slice(0, 3).join(', ')}${clones.length > 3 ? ` and ${clones.length - 3} more` : ''}`;
       return new MigrationError('CONFLICT', `image ${id} has clones: ${shown}`, { remedy: `vmctl stop --image ${id}` });
     }
-    if (state !== 'capturing' && state !== 'filling' && !this.#isClaimed(id)) return null;
-    return new MigrationError('CONFLICT', `a fork needs image ${id}`, { remedy: 'wait until its job has ended' });
+    const isFilled = state === 'capturing' || (state === 'filling' && !this.#lazy.has(id));
+    if (isFilled || this.#isClaimed(id)) {
+      return new MigrationError('CONFLICT', `a fork needs image ${id}`, { remedy: 'wait until its job has ended' });
+    }
+    if (readers.length === 0 || isForced) return null;
+    const [who, reads] = readers.length === 1 ? ['host', 'reads'] : ['hosts', 'read'];
+    return new MigrationError('CONFLICT', `${who} ${readers.join(', ')} still ${reads} image ${id}`, {
+      remedy: 'wait until the image is complete there, or remove it there; --force removes it all the same',
+    });
   }
 
   /** Merges the overlays that forks have left below a VM's disks, as far as nobody needs the layers. */

@@ -4,7 +4,7 @@ import { release } from 'node:os';
 import type { SpecDevices } from '../../backends/backend.js';
 import type { ForkInventory, VmInventory } from '../../domain/host.js';
 import type { VmSpec } from '../../domain/vm.js';
-import type { ForkQuestion } from '../../engine/ports/fork.js';
+import type { ForkOrigin, ForkQuestion } from '../../engine/ports/fork.js';
 import type { ImageRecord } from '../image/record.js';
 import { startProblem } from '../image/start-check.js';
 import { vmInventory } from '../inventory/inventory.js';
@@ -13,6 +13,7 @@ import { cloneNames } from './clones/names.js';
 import type { ForkContext } from './context.js';
 import { diskBlockers, longChains } from './parent-disks.js';
 import type { Pool, PooledSet } from './pool.js';
+import { fillingImageOf } from './shape.js';
 
 /**
  * Memory of a clone's QEMU when its guest resumes: 16 MiB of the process, and some pages that the guest writes at once.
@@ -38,6 +39,7 @@ export async function forkInventory(
     limits: await hostLimits(),
     ...(stateFreeBytes === undefined ? {} : { stateFreeBytes }),
   };
+  if (question.origin !== undefined) return { ...common, ...(await joinInventory(context, question, question.origin)) };
   if (question.image !== null) {
     const image = images.get(question.image);
     return {
@@ -59,7 +61,7 @@ export async function forkInventory(
   // The pages of a clone can be copied as well, from its process.
   const isClone = parent.image !== null && question.parentMode === 'continue';
   const vm: VmInventory = isClone ? { ...asked, isRamShared: true, isRamNamedFile: true } : asked;
-  const isFilling = images.all().some((image) => image.state === 'filling' && image.spec.name === spec.name);
+  const isFilling = fillingImageOf(context, parent) !== undefined;
   return {
     ...common,
     vm,
@@ -75,6 +77,22 @@ export async function forkInventory(
     ...(await namesInUse(context, question, spec, warm)),
     longChains: question.parentMode === 'stop' ? [] : await longChains(context, parent),
     coldReason: warm === null ? pool.whyCold(parent, question) : null,
+  };
+}
+
+/** For a host that would join a fork: the image is another host's, and comes here unless it is here already. */
+async function joinInventory(context: ForkContext, question: ForkQuestion, origin: ForkOrigin) {
+  const { images, vms } = context;
+  const { spec, accel, qemuVersion, image: id, allocatedBytes } = origin;
+  const image = images.has(id) ? images.view(id) : null;
+  return {
+    vm: inventoryOf(context, { spec, accel, qemuVersion }),
+    image,
+    ...{ escapingDevices: [], hasPreload: true, isFilling: false, diskBlockers: [], warmCloneCount: 0 },
+    imageBytesNeeded: image?.state === 'complete' ? 0 : allocatedBytes,
+    cloneBytesNeeded: cloneBytes(question, spec),
+    hostResources: vms.backend.devicesIn(spec).hostResources,
+    ...(await namesInUse(context, question, spec, null)),
   };
 }
 
@@ -113,7 +131,10 @@ function escapingDevices({ discardingDevices }: VmInventory, { escaping }: SpecD
 }
 
 /** Describes the VM of an image for pre-flight. The image's record is all that is left of that VM. */
-function inventoryOf({ host, vms }: ForkContext, { spec, accel, qemuVersion }: ImageRecord): VmInventory {
+function inventoryOf(
+  { host, vms }: ForkContext,
+  { spec, accel, qemuVersion }: Pick<ImageRecord, 'spec' | 'accel' | 'qemuVersion'>,
+): VmInventory {
   return {
     ...{ spec, accel, qemuVersion, state: 'stopped', epoch: 0, owner: host, job: null },
     ...{ isRamShared: true, isRamNamedFile: true, migrationBlockers: [], ramAllocatedBytes: 0 },

@@ -16,7 +16,7 @@ import type { ForkPointReply } from '../../engine/ports/fork.js';
 import type { InjectPort } from '../../engine/ports/inject.js';
 import type { ImageCaptureHandle } from '../../native/types.js';
 import type { ForkContext } from './context.js';
-import type { ForkPages } from './pages/pages.js';
+import type { ForkPages } from './pages.js';
 import type { ParentDisks } from './parent-disks.js';
 import type { ForkRecord } from './record.js';
 

@@ -5,12 +5,12 @@
 import { MigrationError } from '../../domain/errors.js';
 import type { CloneFailure } from '../../domain/fork.js';
 import type { PrepareForkRequest } from '../../engine/ports/fork.js';
+import { refuseOtherDisks } from '../image/join-disks.js';
 import { refuseBadStart } from '../image/start-check.js';
 import { allocatedBytes } from '../vm/memory-room.js';
 import type { ManagedVm } from '../vm/vms.js';
 import type { WaitingClone } from './clones/start.js';
 import type { ForkContext } from './context.js';
-import { refuseOtherDisks } from './join-disks.js';
 import type { Pool } from './pool.js';
 import type { ForkRecord } from './record.js';
 import { newImage, ramOfImage, shapeOf } from './shape.js';

@@ -6,6 +6,7 @@
 import { z } from 'zod';
 import type { ErrorJson } from '../../domain/errors.js';
 import type { CloneIdentity } from '../../domain/fork.js';
+import type { Transport } from '../../domain/transport.js';
 import { RecordFiles, type RecordKind } from '../../durable/record-files.js';
 import type { CommittedFork, PrepareForkRequest } from '../../engine/ports/fork.js';
 import { forkOrigin, forkShare } from '../../schemas/fork-join.js';
@@ -17,6 +18,7 @@ import {
   imageId,
   incarnationId,
   parentMode,
+  transport,
 } from '../../schemas/words.js';
 import { checkImageId } from '../image/record.js';
 
@@ -36,6 +38,14 @@ export interface ForkRecord {
   /** It differs from the fork's id if the fork took a waiting set or runs an existing image. */
   readonly image: string;
   readonly isWarm: boolean;
+  /** How a host that joins wants to read the image. Absent: nobody has said so yet. */
+  readonly transport?: Transport;
+  /** Present: a host that joined has been let go by the coordinator, and reads on demand what its clones touch. */
+  readonly isReleased?: true;
+  /** Present: a user wants all of the image here, although the fork does not. */
+  readonly isCompleting?: true;
+  /** Present: the fork is over here. The record only says, to hosts that had joined, that it was committed. */
+  readonly isFinished?: true;
   /** The start of the parent that was forked (`OwnerRecord`). Another VM may have its name when the fork is undone. */
   readonly incarnation?: string;
   /** The clones that have not failed. In a committed record these are the clones that may run. */
@@ -56,7 +66,7 @@ const requestSchema: z.ZodType<PrepareForkRequest> = z.strictObject({
   job: z.string().max(256),
   vm: z.string().nullable(),
   image: imageId.nullable(),
-  cloneCount: z.int().min(1),
+  cloneCount: z.int().min(0),
   namePrefix: z.string().nullable(),
   parentMode,
   memory: cloneMemory,
@@ -83,6 +93,10 @@ const schema: z.ZodType<ForkRecord> = z.strictObject({
   runsAfterCommit: z.literal(true).exactOptional(),
   image: imageId,
   isWarm: z.boolean(),
+  transport: transport.exactOptional(),
+  isReleased: z.literal(true).exactOptional(),
+  isCompleting: z.literal(true).exactOptional(),
+  isFinished: z.literal(true).exactOptional(),
   incarnation: incarnationId.exactOptional(),
   clones: z.array(
     z.strictObject({
@@ -109,6 +123,20 @@ export const FORK_RECORD: RecordKind<ForkRecord> = {
     return request.fork;
   },
 };
+
+/**
+ * The fork is over on this host. If other hosts had joined, one may still have to hear that it was committed: nothing
+ * else says so when the record is gone.
+ */
+export async function finishRecord(
+  { forkStore }: { readonly forkStore: ForkStore },
+  record: ForkRecord,
+): Promise<void> {
+  const { request } = record;
+  const isAsked = request.share !== undefined && request.origin === undefined;
+  if (!isAsked) return forkStore.remove(request.fork);
+  await forkStore.save({ ...record, isFinished: true, clones: [], outcome: null });
+}
 
 export function openForkStore(stateDir: string): Promise<ForkStore> {
   return RecordFiles.open<ForkRecord>(stateDir, 'forks', FORK_RECORD);

@@ -11,41 +11,43 @@
 
 import type { Readable } from 'node:stream';
 import type { StateExport } from '../../backends/backend.js';
-import { MigrationError, toMigrationError } from '../../domain/errors.js';
+import { MigrationError } from '../../domain/errors.js';
 import type { CloneFailure } from '../../domain/fork.js';
 import type { Transport } from '../../domain/transport.js';
 import type {
   ForkPointReply,
   ForkProgress,
-  ImageHolder,
   LoadClonesReply,
   PrepareForkReply,
   PrepareForkRequest,
   RunClonesReply,
 } from '../../engine/ports/fork.js';
 import type { ManagedVm } from '../vm/vms.js';
-import { CloneStarts, failureInJson, type WaitingClone } from './clones/start.js';
+import { ForkBook } from './book.js';
+import { failureInJson } from './clones/start.js';
 import type { ForkContext } from './context.js';
 import { acceptDeviceState } from './device-state.js';
-import type { CaptureSession } from './pages/capture-session.js';
-import { ForkPages } from './pages/pages.js';
+import { ForkFilling } from './filling.js';
+import { ForkClones } from './fork-clones.js';
+import type { ImagePages } from './pages/image-server.js';
+import { ForkPages } from './pages.js';
 import { ParentDisks } from './parent-disks.js';
 import { takeForkPointOf } from './point.js';
 import type { ForkParts } from './prepare.js';
-import type { ForkOutcome, ForkRecord } from './record.js';
+import { type ForkRecord, finishRecord } from './record.js';
 import { settleRun } from './settle.js';
-import { isOwnImage, refuseIfRun, resumeParent } from './undo.js';
-import { filesChanged, giveUpImage, isPermanent } from './unfillable.js';
-import { endClones, firstFailure } from './waiting-set.js';
+import { isOwnImage, resumeParent } from './undo.js';
+import { filesChanged } from './unfillable.js';
+import { firstFailure } from './waiting-set.js';
 
 export class ForkSession {
   readonly #context: ForkContext;
   readonly #parent: ManagedVm | null;
   readonly #failures: readonly CloneFailure[];
-  #record: ForkRecord;
-  #clones: readonly WaitingClone[];
+  readonly #book: ForkBook;
+  readonly #clones: ForkClones;
+  readonly #filling: ForkFilling;
   readonly #pages: ForkPages;
-  readonly #starts: CloneStarts;
   #state: StateExport | null = null;
   #disks: ParentDisks | null = null;
   #arming: Promise<void> | null = null;
@@ -56,45 +58,42 @@ export class ForkSession {
   /** Opens again what serves the pages of private clones of an earlier daemon. Null in the daemon that made them. */
   #reopening: Promise<void> | null = null;
   #afterCommit: Promise<void> = Promise.resolve();
-  #afterFilling: Promise<void> = Promise.resolve();
-  #outcome: ForkOutcome;
-  #isFollowed = false;
   #isRejoined = false;
   #isOver = false;
 
   constructor(context: ForkContext, parts: ForkParts) {
     this.#context = context;
-    this.#record = parts.record;
+    this.#book = new ForkBook(context.forkStore, parts.record);
     this.#parent = parts.parent;
-    this.#clones = parts.clones;
     this.#failures = parts.failures;
     this.#pages = new ForkPages(context, parts.record, parts.parent);
-    const { outcome } = parts.record;
-    this.#outcome = outcome ?? { failures: [], parentPauseMs: 0, deviceStateBytes: 0, ready: [] };
-    this.#starts = new CloneStarts({
-      ...{ vms: context.vms, inject: context.inject, isClosing: () => this.#isOver },
-      readyAtMs: new Map(this.#outcome.ready.map(({ index, at }) => [index, Date.parse(at)])),
+    const { ready } = this.#book.outcome;
+    const isClosing = () => this.#isOver;
+    this.#clones = new ForkClones(context, { clones: parts.clones, pages: this.#pages, ready, isClosing });
+    this.#filling = new ForkFilling(context, {
+      ...{ book: this.#book, pages: this.#pages, clones: this.#clones, parent: parts.parent, isClosing },
+      settling: () => this.#afterCommit,
     });
   }
 
   get record(): ForkRecord {
-    return this.#record;
+    return this.#book.record;
   }
 
   get request(): PrepareForkRequest {
-    return this.#record.request;
+    return this.record.request;
   }
 
   get isCommitted(): boolean {
-    return this.#record.state === 'committed';
+    return this.#book.isCommitted;
   }
 
   has(vm: ManagedVm): boolean {
-    return this.#clones.some((clone) => clone.vm === vm);
+    return this.#clones.has(vm);
   }
 
   get reply(): PrepareForkReply {
-    const { image, isWarm, clones } = this.#record;
+    const { image, isWarm, clones } = this.record;
     return { image, isWarm, clones, failures: this.#failures.map(failureInJson) };
   }
 
@@ -103,21 +102,14 @@ export class ForkSession {
    * stopped until `run`.
    */
   async resume(): Promise<void> {
-    const { failure } = this.#record;
-    const hasFailed = failure !== null || this.#context.images.get(this.#record.image).state === 'failed';
+    const { failure } = this.record;
+    const hasFailed = failure !== null || this.#context.images.get(this.record.image).state === 'failed';
     if (hasFailed) {
-      await this.#fail(failure === null ? filesChanged() : MigrationError.fromJSON(failure, 'the fork record'));
+      await this.#filling.fail(failure === null ? filesChanged() : MigrationError.fromJSON(failure, 'the fork record'));
       return;
     }
-    try {
-      await this.#pages.resume(this.#vms, (filling) => this.#follow(filling));
-    } catch (thrown) {
-      const error = toMigrationError(thrown);
-      if (!isPermanent(error)) throw error;
-      await this.#fail(error);
-      return;
-    }
-    this.#reopening = this.#pages.openCopies(this.#vms, true);
+    if (!(await this.#filling.resume())) return;
+    this.#reopening = this.#pages.openCopies(this.#clones.vms, true);
     this.#afterCommit = this.#reopening.then(() => this.#settleCommitted());
     this.#afterCommit.catch(() => undefined);
   }
@@ -125,7 +117,7 @@ export class ForkSession {
   /** Takes up a joined fork of an earlier daemon. Its clones stay stopped until `commit` or `discard`. */
   async rejoin(): Promise<void> {
     this.#isRejoined = true;
-    await this.#pages.resume(this.#vms, () => undefined);
+    await this.#pages.resume(this.#clones.vms, () => undefined);
   }
 
   arm(): Promise<void> {
@@ -141,22 +133,25 @@ export class ForkSession {
     return this.#pointing;
   }
 
-  serveImage(transport: Transport): Promise<ImageHolder> {
+  /** The pages of the image for other hosts. */
+  get served(): ImagePages {
     this.#refuseIfEnded();
-    return this.#pages.serve(transport);
+    return this.#pages.served;
   }
 
-  async connectImage(holder: ImageHolder): Promise<void> {
+  async connectImage(transport: Transport): Promise<void> {
+    // A record that is written now must not take the place of the committed one.
+    while (this.#committing !== null && !this.isCommitted) await this.#committing.catch(() => undefined);
     this.#refuseIfEnded();
-    await this.#pages.connect(holder, this.#vms);
+    await this.#book.want(transport);
+    await this.#pages.connect(transport, this.#clones.vms);
   }
 
   async acceptState(stream: Readable): Promise<void> {
     this.#refuseIfEnded();
     const isWanted = this.#pages.isJoined && this.#loading === null;
     if (!isWanted) throw new MigrationError('CONFLICT', `fork ${this.request.fork} takes no device state`);
-    const deviceStateBytes = await acceptDeviceState(this.#context, this.#record.image, stream);
-    this.#outcome = { ...this.#outcome, deviceStateBytes };
+    this.#book.note({ deviceStateBytes: await acceptDeviceState(this.#context, this.record.image, stream) });
   }
 
   async load(): Promise<LoadClonesReply> {
@@ -168,7 +163,8 @@ export class ForkSession {
   /** An earlier daemon may have loaded the clones. Their QEMUs say so as soon as all of them answer. */
   async #lookForLoads(): Promise<void> {
     if (!this.#isRejoined || this.#loading !== null) return;
-    if (await this.#starts.haveLoaded(this.#clones)) this.#loading ??= Promise.resolve({ failures: [] });
+    if (this.#clones.vms.length === 0 && this.#context.images.get(this.record.image).deviceStateBytes === 0) return;
+    if (await this.#clones.haveLoaded()) this.#loading ??= Promise.resolve({ failures: [] });
   }
 
   commit(): Promise<void> {
@@ -186,27 +182,67 @@ export class ForkSession {
       throw error;
     });
     const failures = await this.#running;
-    const ready = [...this.#starts.readyAtMs].map(([index, atMs]) => ({ index, atMs: atMs - beganAtMs }));
+    const ready = [...this.#clones.readyAtMs].map(([index, atMs]) => ({ index, atMs: atMs - beganAtMs }));
     return { ready, failures: failures.map(failureInJson) };
   }
 
   async progress(): Promise<ForkProgress> {
-    return this.#pages.progress(this.#record);
+    return this.#pages.progress(this.record);
   }
 
-  /** Throws CONFLICT while pages are still being copied, or clones have not run. */
-  async finish(): Promise<void> {
+  /** A user wants all of the image on this host. Without a fork that reads on demand it comes anyway. */
+  async completeImage(): Promise<void> {
+    this.#refuseIfEnded();
+    if (this.record.isCompleting !== true) await this.#book.mark({ isCompleting: true });
+    await this.#pages.fillAll();
+  }
+
+  /**
+   * Throws CONFLICT while pages are still being copied, or clones have not run. `released`: the pages that the clones
+   * touch go on coming, until `untilFilled` or `removed`.
+   */
+  async finish(): Promise<'over' | 'released'> {
     const { state } = await this.progress();
     if (!this.isCommitted || state === 'filling') {
-      throw new MigrationError('CONFLICT', `pages of image ${this.#record.image} are still being copied`);
+      throw new MigrationError('CONFLICT', `pages of image ${this.record.image} are still being copied`);
     }
     await this.#afterCommit.catch(() => this.#settleCommitted());
-    if (this.#isAnyWaiting) await this.#settleCommitted();
-    if (this.#isAnyWaiting) throw new MigrationError('CONFLICT', `clones of fork ${this.request.fork} have not run`);
-    await this.#afterFilling;
-    await this.#pages.finish();
-    for (const { vm } of this.#clones) await this.#context.vms.unreserve(vm.spec.name, this.request.job);
+    if (this.#clones.isAnyWaiting) await this.#settleCommitted();
+    if (this.#clones.isAnyWaiting)
+      throw new MigrationError('CONFLICT', `clones of fork ${this.request.fork} have not run`);
+    await this.#clones.unreserve(this.request.job);
+    if (state === 'lazy') {
+      await this.#book.mark({ isReleased: true });
+      return 'released';
+    }
+    await this.#filling.over;
+    await this.#end();
+    return 'over';
+  }
+
+  /** A fork that is released is over when its image is complete or has failed. False: the daemon or the image ends. */
+  async untilFilled(): Promise<boolean> {
+    await this.#filling.over;
+    const { images } = this.#context;
+    if (this.#isOver || !images.has(this.record.image)) return false;
+    const { state } = images.get(this.record.image);
+    if (state !== 'complete' && state !== 'failed') return false;
+    await this.#end();
+    return true;
+  }
+
+  /** `remove` removes the image of a fork that is released. Its record goes last, so that the next daemon goes on. */
+  async without<T>(remove: () => Promise<T>): Promise<T> {
+    this.#isOver = true;
+    await this.#pages.abandon();
+    const removal = await remove();
     await this.#context.forkStore.remove(this.request.fork);
+    return removal;
+  }
+
+  async #end(): Promise<void> {
+    await this.#pages.finish();
+    await finishRecord(this.#context, this.record);
     this.#isOver = true;
   }
 
@@ -218,23 +254,23 @@ export class ForkSession {
   async discard(): Promise<void> {
     await this.#committing?.catch(() => undefined);
     this.refuseIfCommitted();
-    refuseIfRun(this.#clones);
+    this.#clones.refuseIfRun();
     this.#isOver = true;
     // Steps in progress fail, or find that #isOver is set.
     this.#state?.end();
     const { images, forkStore } = this.#context;
     // A QEMU that loads the state waits for missing pages, so the clones end first. If none loads, the parent is
     // released first.
-    if (this.#loading !== null) await this.#endClones();
+    if (this.#loading !== null) await this.#clones.end();
     if (this.#pages.isJoined) await this.#pages.abandon();
     await Promise.allSettled([this.#arming, this.#pointing, this.#loading]);
-    this.#starts.end();
+    this.#clones.endLoads();
     await this.#pages.abandon();
     await this.#state?.close();
     if (this.#parent !== null) await resumeParent(this.#context, this.#parent, this.request.job);
-    await this.#endClones();
+    await this.#clones.end();
     await this.#disks?.undo();
-    if (isOwnImage(this.#context, this.#record)) await images.delete(this.#record.image);
+    if (isOwnImage(this.#context, this.record)) await images.delete(this.record.image);
     await forkStore.remove(this.request.fork);
   }
 
@@ -247,19 +283,10 @@ export class ForkSession {
   /** Called when the daemon exits. Everything stays as it is for the next daemon. */
   async close(): Promise<void> {
     this.#isOver = true;
-    this.#starts.end();
+    this.#clones.endLoads();
     await this.#pages.leave();
     await this.#state?.close();
     await this.#afterCommit.catch(() => undefined);
-  }
-
-  async #endClones(clones: readonly WaitingClone[] = this.#clones): Promise<void> {
-    for (const { vm } of clones) await this.#pages.drop(vm);
-    await endClones(this.#context, clones);
-  }
-
-  get #vms(): ManagedVm[] {
-    return this.#clones.map(({ vm }) => vm);
   }
 
   async #armOnce(): Promise<void> {
@@ -267,25 +294,25 @@ export class ForkSession {
     const parent = this.#parent;
     if (parent === null) return;
     const { images, inject } = this.#context;
-    const image = images.get(this.#record.image);
+    const image = images.get(this.record.image);
     await inject.hit('agent:fork:arm');
     this.#disks ??= new ParentDisks(this.#context, parent, image.id);
     await this.#disks.prepare(this.request.parentMode);
     this.#state ??= await parent.process.exportState();
-    await this.#pages.arm(this.#vms);
+    await this.#pages.arm(this.#clones.vms);
   }
 
   async #pointOnce(): Promise<ForkPointReply> {
     this.#refuseIfEnded();
     if (this.#parent === null) {
-      const { deviceStateBytes } = this.#context.images.get(this.#record.image);
+      const { deviceStateBytes } = this.#context.images.get(this.record.image);
       return { parentPauseMs: 0, deviceStateBytes, parts: [] };
     }
     const [state, disks] = [this.#state, this.#disks];
     if (state === null || disks === null) throw new MigrationError('CONFLICT', 'the parent has not been armed');
-    const reply = await takeForkPointOf(this.#context, this.#record, { state, disks, pages: this.#pages });
+    const reply = await takeForkPointOf(this.#context, this.record, { state, disks, pages: this.#pages });
     const { parentPauseMs, deviceStateBytes } = reply;
-    this.#outcome = { ...this.#outcome, parentPauseMs, deviceStateBytes };
+    this.#book.note({ parentPauseMs, deviceStateBytes });
     return reply;
   }
 
@@ -293,16 +320,15 @@ export class ForkSession {
     this.#refuseIfEnded();
     await this.#context.inject.hit('agent:fork:load');
     this.#pages.beginServing();
-    await this.#pages.openCopies(this.#vms, false);
+    await this.#pages.openCopies(this.#clones.vms, false);
     const { isPartialAllowed } = this.request;
-    const loading = this.#starts.load(this.#clones, { isPartialAllowed });
+    const loading = this.#clones.load({ isPartialAllowed });
     // Clones wait for pages while they load. If the image cannot be filled, these pages never come.
     const { loaded, failures } = await Promise.race([loading, this.#pages.captured().then(() => loading)]);
     if (failures.length > 0 && (loaded.length === 0 || !isPartialAllowed)) throw firstFailure(failures);
-    await this.#endClones(this.#clones.filter((clone) => !loaded.includes(clone)));
-    this.#clones = loaded;
+    await this.#clones.keep(loaded);
     await this.#context.inject.hit('agent:fork:loaded');
-    this.#outcome = { ...this.#outcome, failures: [...this.#failures, ...failures].map(failureInJson) };
+    this.#book.note({ failures: [...this.#failures, ...failures].map(failureInJson) });
     return { failures: failures.map(failureInJson) };
   }
 
@@ -312,12 +338,9 @@ export class ForkSession {
     await this.#lookForLoads();
     if (this.#loading === null) throw new MigrationError('CONFLICT', 'the clones have not been loaded');
     await this.#loading;
-    const { forkStore, inject } = this.#context;
+    const { inject } = this.#context;
     await inject.hit('agent:fork:commit');
-    const clones = this.#clones.map(({ identity }) => identity);
-    const committed: ForkRecord = { ...this.#record, state: 'committed', clones, outcome: this.#outcome };
-    await forkStore.save(committed);
-    this.#record = committed;
+    await this.#book.commit(this.#clones.identities);
     await inject.hit('agent:fork:committed');
   }
 
@@ -326,71 +349,35 @@ export class ForkSession {
     this.#refuseIfEnded();
     const { inject } = this.#context;
     await inject.hit('agent:fork:run');
+    // The daemon that has taken up the fork before its commit may have found no files to read the image into.
+    if (this.#isRejoined) await this.#filling.resume();
     await this.#reopening?.catch(() => {
-      this.#reopening = this.#pages.openCopies(this.#vms, true);
+      this.#reopening = this.#pages.openCopies(this.#clones.vms, true);
       return this.#reopening;
     });
-    // An image that cannot be filled ends its clones.
-    if (this.#isFollowed && this.#pages.failure !== null) await this.#afterFilling;
-    else if (this.#pages.failure !== null) await this.#fail(this.#pages.failure);
-    const running = this.#starts.run(this.#clones);
+    await this.#filling.failIfDue();
+    const running = this.#clones.run();
     await Promise.allSettled([running]);
     await this.#pages.fill();
     const failures = await running;
     await inject.hit('agent:fork:running');
-    const known = new Set(this.#outcome.failures.map(({ index }) => index));
+    const before = this.#book.outcome.failures;
+    const known = new Set(before.map(({ index }) => index));
     const others = failures.filter(({ index }) => !known.has(index)).map(failureInJson);
-    this.#outcome = { ...this.#outcome, failures: [...this.#outcome.failures, ...others] };
+    this.#book.note({ failures: [...before, ...others] });
     this.#afterCommit = this.#afterCommit.catch(() => undefined).then(() => this.#settleCommitted());
     this.#afterCommit.catch(() => undefined);
-    if (this.#pages.filling !== null && !this.#isFollowed) this.#follow(this.#pages.filling);
+    this.#filling.follow();
     return failures;
   }
 
   /** Records what has happened since the commit. It may be called again, when more clones have run. */
   async #settleCommitted(): Promise<void> {
-    this.#outcome = { ...this.#outcome, ready: await this.#starts.ready(this.#clones) };
-    this.#record = { ...this.#record, outcome: this.#outcome };
-    const clones = this.#clones.filter(({ identity }) => this.#starts.readyAtMs.has(identity.index));
-    const parts = { record: this.#record, parent: this.#parent, clones, isFilled: this.#pages.isFilled };
+    this.#book.settle({ ready: await this.#clones.ready() });
+    const clones = this.#clones.running;
+    const parts = { record: this.record, parent: this.#parent, clones, isFilled: this.#pages.isFilled };
     await settleRun(this.#context, parts);
     await this.#state?.close();
-  }
-
-  /** A clone has not run, as far as this daemon knows. */
-  get #isAnyWaiting(): boolean {
-    const { vms } = this.#context;
-    const isThere = ({ vm }: WaitingClone) => vms.has(vm.spec.name) && vms.get(vm.spec.name) === vm;
-    return this.#clones.some((clone) => clone.vm.state === 'incoming' && isThere(clone));
-  }
-
-  #follow({ over }: Pick<CaptureSession, 'over'>): void {
-    this.#isFollowed = true;
-    this.#afterFilling = over
-      .then((outcome) => this.#fillingOver(outcome))
-      .catch((error: unknown) => {
-        const err = toMigrationError(error);
-        this.#context.log.error({ fork: this.request.fork, err }, 'the end of the filling cannot be recorded');
-      });
-  }
-
-  async #fillingOver(outcome: 'complete' | 'failed'): Promise<void> {
-    if (this.#isOver) return;
-    const failure = this.#pages.failure;
-    const settling = this.#afterCommit;
-    if (outcome === 'failed' && failure !== null) {
-      await settling.catch(() => undefined);
-      return this.#fail(failure);
-    }
-    await settling;
-    await this.#context.images.update(this.#record.image, { state: outcome });
-  }
-
-  /** Gives up the image, which can never be complete. */
-  async #fail(failure: MigrationError): Promise<void> {
-    this.#record = { ...this.#record, failure: failure.toJSON() };
-    const [clones, { filling }] = [this.#vms, this.#pages];
-    await giveUpImage(this.#context, { record: this.#record, clones, filling, parent: this.#parent });
   }
 
   #refuseIfEnded(): void {

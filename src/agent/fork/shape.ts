@@ -1,10 +1,10 @@
 import { MigrationError } from '../../domain/errors.js';
 import { CLONES_MAX } from '../../domain/fork.js';
 import type { ForkOrigin, PrepareForkRequest } from '../../engine/ports/fork.js';
+import { refuseDisks, servedOf } from '../image/join-disks.js';
 import type { ImageRecord } from '../image/record.js';
 import type { ManagedVm } from '../vm/vms.js';
 import type { ForkContext } from './context.js';
-import { refuseDisks, servedOf } from './join-disks.js';
 import { servedDisk } from './parent-disks.js';
 import type { CloneShape } from './waiting-set.js';
 
@@ -14,8 +14,10 @@ export type ShapeRequest = Omit<PrepareForkRequest, 'fork' | 'job' | 'isPartialA
 export function shapeOf(context: ForkContext, request: ShapeRequest): { shape: CloneShape; parent: ManagedVm | null } {
   const { images, vms } = context;
   const { cloneCount, namePrefix, parentMode, memory, network, disks } = request;
-  if (!Number.isInteger(cloneCount) || cloneCount < 1 || cloneCount > CLONES_MAX) {
-    throw new MigrationError('USAGE', `the clone count of a fork must be 1-${CLONES_MAX}`);
+  // An image is brought to another host by a fork without clones.
+  const min = request.image === null && request.origin === undefined ? 1 : 0;
+  if (!Number.isInteger(cloneCount) || cloneCount < min || cloneCount > CLONES_MAX) {
+    throw new MigrationError('USAGE', `the clone count of a fork must be ${min}-${CLONES_MAX}`);
   }
   const common = { cloneCount, namePrefix, parentMode, memory, network, disks };
   const { share, origin } = request;
@@ -25,6 +27,11 @@ export function shapeOf(context: ForkContext, request: ShapeRequest): { shape: C
   }
   if (origin !== undefined) {
     refuseDisks(context, origin);
+    if (request.fetch === 'demand' && memory === 'private') {
+      throw new MigrationError('UNSUPPORTED', 'clones with private memory are filled from the whole image', {
+        remedy: 'use copy-on-write clones, or read the whole image',
+      });
+    }
     // Its pages come while the clones run, whether or not the parent does.
     return {
       shape: { ...common, ...own, parentMode: 'continue', parent: origin.spec, accel: origin.accel },
@@ -58,11 +65,17 @@ export function shapeOf(context: ForkContext, request: ShapeRequest): { shape: C
       remedy: 'use --parent stop, or run the VM with preload: true',
     });
   }
-  const filling = images.all().find((image) => image.state === 'filling' && image.spec.name === spec.name);
+  const filling = fillingImageOf(context, parent);
   if (filling !== undefined) {
     throw new MigrationError('VM_BUSY', `image ${filling.id} of ${spec.name} is still being filled`);
   }
   return { shape: { ...common, ...own, parent: spec, accel }, parent };
+}
+
+/** A VM cannot be forked while its image is filled, nor while the one that it runs on is: missing pages are holes. */
+export function fillingImageOf({ images }: ForkContext, { spec, image }: ManagedVm): ImageRecord | undefined {
+  const isItsOwn = ({ id, spec: parent }: ImageRecord) => id === image || parent.name === spec.name;
+  return images.all().find((record) => record.state === 'filling' && isItsOwn(record));
 }
 
 /** `qemuVersion`: of the parent. */

@@ -5,6 +5,7 @@ import type { ManagedVm } from '../vm/vms.js';
 import type { ForkContext } from './context.js';
 import { settleMerge } from './live-merge.js';
 import { overlaysElsewhere } from './overlay-merge.js';
+import { OriginHost } from './pages/origin-host.js';
 import { undoOverlays } from './parent-disks.js';
 import type { ForkRecord } from './record.js';
 import { endClones } from './waiting-set.js';
@@ -78,7 +79,10 @@ export async function undoFork(context: ForkContext, record: ForkRecord): Promis
   }
   await endClones(context, clones);
   if (hasImage) await undoDisks(context, parent, record.image);
-  else if (origin !== undefined && isOwnImage(context, record)) await images.delete(record.image);
+  else if (origin !== undefined && isOwnImage(context, record)) {
+    await images.delete(record.image);
+    void new OriginHost(context, origin).end();
+  }
   await forkStore.remove(fork);
 }
 

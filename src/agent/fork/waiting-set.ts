@@ -21,7 +21,7 @@ import { inParallel } from '../../kit/parallel.js';
 import type { ImageRecord } from '../image/record.js';
 import type { ManagedVm } from '../vm/vms.js';
 import { OverlayTemplates, planCloneDisks, type ServedDisks } from './clones/disks.js';
-import { cloneIdentities, cloneSpec, runningNics } from './clones/names.js';
+import { cloneIdentities, cloneSpec, refuseMacsTaken, runningNics } from './clones/names.js';
 import type { WaitingClone } from './clones/start.js';
 import type { ForkContext } from './context.js';
 
@@ -76,14 +76,18 @@ export async function makeWaitingSet(
   // Each start adds a listener.
   setMaxListeners(0, options.signal);
   const { first, count } = shape.share ?? { first: 0, count: shape.cloneCount };
-  const identities = cloneIdentities({
+  const others = context.vms.all().map(({ spec }) => spec);
+  const isShared = shape.share !== undefined;
+  const all = cloneIdentities({
     fork: options.fork,
     cloneCount: shape.cloneCount,
     namePrefix: shape.namePrefix,
     parent: shape.parent,
     network: shape.network,
-    macsTaken: new Set(context.vms.all().flatMap(({ spec }) => spec.nics.map(({ mac }) => mac))),
-  }).slice(first, first + count);
+    macsTaken: new Set(isShared ? [] : others.flatMap(({ nics }) => nics.map(({ mac }) => mac))),
+  });
+  if (isShared) refuseMacsTaken(all, shape.parent, others);
+  const identities = all.slice(first, first + count);
   const served = await servedDisks(context, image, options.signal);
   const templates = await OverlayTemplates.make(context.vms.backend, shape.parent.disks, {
     prefix: `${context.images.statePath(image.id)}-${options.fork}`,

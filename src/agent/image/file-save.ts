@@ -157,8 +157,8 @@ async function writeImage(
   const file = await openNew(sidePath);
   try {
     const writer = new Writer(file);
-    // The overlays that the parent writes to, the other saved files and who reads the disks are matters of this host.
-    const { saves: _, servedTo: __, layers = [], ...described } = record;
+    // The overlays that the parent writes to, the other saved files and who reads the image are matters of this host.
+    const { saves: _, readers: __, servedTo: ___, layers = [], ...described } = record;
     await writer.begin(version, { ...described, overlays: [], ...(layers.length === 0 ? {} : { layers }) });
     await copyInto(writer, images.statePath(record.id), ENTRY.DEVICE_STATE, 0);
     for (const [region, { path: memory }] of (await images.regions(record)).entries()) {

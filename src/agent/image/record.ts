@@ -38,6 +38,8 @@ export interface ImageRecord {
   readonly layers?: readonly DiskLayer[];
   /** The files that the image was saved to, and that need its layers. Absent: none. */
   readonly saves?: readonly SavedFile[];
+  /** The other hosts that read the image, or mean to. Absent: none. */
+  readonly readers?: readonly string[];
   /** The disks that another host serves. Absent: this host has the files of all disks. */
   readonly served?: { readonly host: string; readonly disks: readonly string[] };
   /** The hosts that this host has served the disks. Absent: none. */
@@ -84,6 +86,7 @@ export const imageRecordSchema: z.ZodType<ImageRecord> = z.strictObject({
   overlays: z.array(z.strictObject({ ...disk, vm: z.string(), base: z.strictObject(disk) })),
   layers: z.array(diskLayer).exactOptional(),
   saves: z.array(savedFile).exactOptional(),
+  readers: z.array(hostName).exactOptional(),
   served: z.strictObject({ host: hostName, disks: z.array(z.string()) }).exactOptional(),
   servedTo: z.array(hostName).exactOptional(),
   createdAt: z.string(),

@@ -209,6 +209,7 @@ export class ImageStore {
       disks: record.disks.map(({ path }) => path),
       clones: this.clonesOf(id),
       ...(record.saves === undefined ? {} : { savedFiles: record.saves.map(({ path }) => path) }),
+      ...(record.readers === undefined ? {} : { readers: record.readers }),
     };
   }
 
@@ -265,17 +266,21 @@ export class ImageStore {
     }
   }
 
+  /** At once for a known image, so that a change of its record never loses another one. */
   async #remember(record: ImageRecord): Promise<void> {
-    const files = await this.regions(record);
-    this.#paths.set(
-      record.id,
-      files.map(({ path }) => path),
-    );
+    if (!this.#paths.has(record.id)) {
+      const files = await this.regions(record);
+      this.#paths.set(
+        record.id,
+        files.map(({ path }) => path),
+      );
+    }
     this.#records.set(record.id, record);
   }
 
   async #save(record: ImageRecord): Promise<void> {
-    await this.#remember(record);
+    const remembering = this.#remember(record);
+    if (!this.#paths.has(record.id)) await remembering;
     await this.#files.save(record);
   }
 }

@@ -2,7 +2,7 @@
 import type { HostInventory, TargetChecks, VmClaims, VmIdentity, VmInventory } from '../../domain/host.js';
 import type { FileView, StorageFile, StorageOffer } from '../../domain/storage.js';
 import type { RdmaPlace } from '../../domain/transport.js';
-import type { VmSpec } from '../../domain/vm.js';
+import type { VmSpec, VmView } from '../../domain/vm.js';
 import type { InventoryPort } from '../../engine/ports/inventory.js';
 import type { ImageContext } from '../image/context.js';
 import type { Markers } from '../storage/markers.js';
@@ -23,6 +23,7 @@ export class InventoryAgent implements InventoryPort {
   readonly #claims: InventoryPort['vmClaims'];
   /** Returns what on this host needs one of the disk files. */
   readonly #holders: Holders;
+  readonly #views: () => readonly VmView[];
 
   constructor(
     context: ImageContext,
@@ -33,6 +34,7 @@ export class InventoryAgent implements InventoryPort {
       readonly arrivingFrom: (vm: string) => string | null;
       readonly claims: InventoryPort['vmClaims'];
       readonly holders: Holders;
+      readonly views: () => readonly VmView[];
     },
   ) {
     this.#context = context;
@@ -42,6 +44,7 @@ export class InventoryAgent implements InventoryPort {
     this.#arrivingFrom = parts.arrivingFrom;
     this.#claims = parts.claims;
     this.#holders = parts.holders;
+    this.#views = parts.views;
   }
 
   async layerHolders(paths: readonly string[], flattened: string | null): Promise<{ holders: readonly string[] }> {
@@ -61,6 +64,10 @@ export class InventoryAgent implements InventoryPort {
 
   vmClaims(vms: readonly VmIdentity[]): Promise<{ readonly claims: readonly VmClaims[] }> {
     return this.#claims(vms);
+  }
+
+  async vmViews(): Promise<{ readonly vms: readonly VmView[] }> {
+    return { vms: this.#views() };
   }
 
   checkTarget(spec: VmSpec, source: RdmaPlace | null): Promise<TargetChecks> {

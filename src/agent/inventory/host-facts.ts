@@ -1,7 +1,7 @@
 /** Collects the facts about this host that pre-flight asks for. */
 
 import { readFile } from 'node:fs/promises';
-import { hostname } from 'node:os';
+import { availableParallelism, hostname } from 'node:os';
 import { MigrationError, toMigrationError } from '../../domain/errors.js';
 import { listBridges } from '../vm/network.js';
 import type { VmManager } from '../vm/vms.js';
@@ -17,6 +17,7 @@ export interface HostFacts {
   readonly stateFreeBytes?: number;
   readonly hugePagesFree: Readonly<Record<string, number>>;
   readonly bridges: readonly string[];
+  readonly cpuCount: number;
   /** Names that an incoming VM cannot have. Stopped VMs are not listed, because an incoming VM replaces them. */
   readonly vmNames: readonly string[];
 }
@@ -42,6 +43,7 @@ export async function hostFacts(vms: VmManager): Promise<HostFacts> {
     ...(stateFreeBytes === undefined ? {} : { stateFreeBytes }),
     hugePagesFree: free.hugePages,
     bridges,
+    cpuCount: availableParallelism(),
     vmNames: vms
       .list()
       .filter((vm) => vm.state !== 'stopped')

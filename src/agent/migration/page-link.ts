@@ -9,6 +9,10 @@ import type { HostContext } from '../vm/context.js';
 
 const RETRY_MS_FIRST = 100;
 const RETRY_MS_MAX = 5_000;
+/** The first attempt of a session that can find its holder by itself. Guests wait for it, and nobody else helps. */
+const FIND_MS_FIRST = 5;
+/** A connection that is lost sooner than this counts as a failed attempt. */
+const STEADY_MS = 1_000;
 
 /** What the link needs of the native session. */
 export interface PageReader {
@@ -34,6 +38,8 @@ export interface PageLinkOptions<Reader extends PageReader> {
   readonly onConnected: (reader: Reader) => void;
   /** The session will be closed, and replaced by another that starts anew. */
   readonly onReplace: (reader: Reader) => void;
+  /** Asks for a holder, when the last one does not take the session back. Absent: somebody else names one. */
+  readonly findHolder?: () => Promise<PageHolder>;
   /** The fields that name the session in the log. */
   readonly fields: object;
 }
@@ -48,11 +54,17 @@ export class PageLink<Reader extends PageReader> {
   #isClosed = false;
   #connecting: Promise<void> | null = null;
   #retryTimer: NodeJS.Timeout | null = null;
-  #retryMs = RETRY_MS_FIRST;
+  #isRetrying = false;
+  #retryMs: number;
+  #connectedAtMs = 0;
+  /** The last holder has not refused the session since its connection was lost. */
+  #mayTakeBack = false;
+  #trouble: MigrationError | null = null;
 
   constructor(context: Pick<HostContext, 'transports' | 'log'>, options: PageLinkOptions<Reader>) {
     this.#context = context;
     this.#options = options;
+    this.#retryMs = this.#retryMsFirst;
     this.#reader = options.open(options.isResume);
   }
 
@@ -65,6 +77,11 @@ export class PageLink<Reader extends PageReader> {
     return this.#isConnected;
   }
 
+  /** Why the last attempt to connect again has failed. Null while it is connected, or before the first attempt. */
+  get trouble(): MigrationError | null {
+    return this.#trouble;
+  }
+
   /**
    * Connects to `holder`, now and after each loss of the connection. If the native session cannot continue (its keys
    * are from before a restart of the holder's daemon), it is closed and opened anew. The pages that have arrived stay.
@@ -75,12 +92,18 @@ export class PageLink<Reader extends PageReader> {
     const isNew = JSON.stringify(holder) !== JSON.stringify(this.#holder);
     this.#holder = holder;
     if (this.#isConnected && !isNew) return;
-    await this.#connectOnce(isNew);
+    await this.#connectOnce(isNew).catch((error: unknown) => {
+      // The attempt has taken the place of the next one of its own.
+      if (this.#options.findHolder !== undefined) this.retryLater();
+      throw error;
+    });
   }
 
   /** The native session has reported a loss. */
   noteLost(failure: NativeFailure | null): void {
+    this.#mayTakeBack = this.#isConnected && performance.now() - this.#connectedAtMs >= STEADY_MS;
     this.#isConnected = false;
+    if (this.#mayTakeBack) this.#retryMs = this.#retryMsFirst;
     this.#context.log.warn({ ...this.#options.fields, failure }, 'the connection to the source is lost');
     this.retryLater();
   }
@@ -91,17 +114,23 @@ export class PageLink<Reader extends PageReader> {
   }
 
   /**
-   * Retries with the last holder. The coordinator reconnects the session too, with current keys, but takes longer to
-   * notice. The retry is enough for a short loss of the connection.
+   * Retries with the last holder, then with the one that `findHolder` names. Without that function the coordinator
+   * reconnects the session too, with current keys, but takes longer to notice. The retry is enough for a short loss of
+   * the connection.
    */
   retryLater(): void {
-    if (this.#holder === null || this.#retryTimer !== null || this.#connecting !== null || this.#isClosed) return;
+    const hasHolder = this.#holder !== null || this.#options.findHolder !== undefined;
+    if (!hasHolder || this.#retryTimer !== null || this.#isBusy || this.#isClosed) return;
     this.#retryTimer = setTimeout(() => {
       this.#retryTimer = null;
-      if (this.#isClosed || this.#isConnected || this.#connecting !== null) return;
-      this.#connectOnce(false).catch((error: unknown) => {
-        const err = toMigrationError(error);
-        this.#context.log.debug({ ...this.#options.fields, err }, 'the source still cannot be reached');
+      if (this.#isClosed || this.#isConnected || this.#isBusy) return;
+      this.#isRetrying = true;
+      const failing = this.#retry().then(() => null, toMigrationError);
+      void failing.then((failure) => {
+        this.#isRetrying = false;
+        if (this.#isConnected || this.#isClosed || this.#reader.snapshot().state === 'complete') return;
+        this.#trouble = failure;
+        this.#context.log.debug({ ...this.#options.fields, err: failure }, 'the source still cannot be reached');
         this.retryLater();
       });
     }, this.#retryMs);
@@ -129,6 +158,30 @@ export class PageLink<Reader extends PageReader> {
     await this.#reader.close();
   }
 
+  get #retryMsFirst(): number {
+    return this.#options.findHolder === undefined ? RETRY_MS_FIRST : FIND_MS_FIRST;
+  }
+
+  get #isBusy(): boolean {
+    return this.#isRetrying || this.#connecting !== null;
+  }
+
+  async #retry(): Promise<void> {
+    const { findHolder } = this.#options;
+    if (findHolder === undefined) return this.#connectOnce(false);
+    if (this.#mayTakeBack) {
+      this.#mayTakeBack = false;
+      await this.#connectOnce(false).catch(() => undefined);
+      if (this.#isConnected) return;
+    }
+    const holder = await findHolder();
+    // Somebody else may have connected it meanwhile.
+    await this.#connecting?.catch(() => undefined);
+    if (this.#isClosed || this.#isConnected) return;
+    this.#holder = holder;
+    await this.#connectOnce(false);
+  }
+
   #connectOnce(isAnew: boolean): Promise<void> {
     const attempt = this.#connectNow(isAnew).finally(() => {
       this.#connecting = null;
@@ -143,6 +196,7 @@ export class PageLink<Reader extends PageReader> {
     const holder = this.#holder;
     if (holder === null) throw new MigrationError('CONFLICT', 'a page session has no endpoint of its source');
     this.stopRetrying();
+    this.#isLostMeanwhile = false;
     const { state } = this.#reader.snapshot();
     if (state === 'complete') return;
     if (state === 'failed' || (state === this.#options.reading && isAnew)) await this.#replace();
@@ -159,7 +213,9 @@ export class PageLink<Reader extends PageReader> {
     this.#isLostMeanwhile = this.#reader.snapshot().state === 'disconnected';
     if (this.#isLostMeanwhile) return;
     this.#isConnected = true;
-    this.#retryMs = RETRY_MS_FIRST;
+    this.#connectedAtMs = performance.now();
+    this.#trouble = null;
+    if (this.#options.findHolder === undefined) this.#retryMs = RETRY_MS_FIRST;
     this.#options.onConnected(this.#reader);
   }
 

@@ -106,6 +106,8 @@ export interface ApiPeers {
   url(host: string): string;
   /** Throws NOT_FOUND for a host that is neither this one nor a peer. If it is down, its calls throw UNREACHABLE. */
   agent(host: string): HostPort;
+  /** The serial output that another host keeps of a VM. The stream fails if it is cut off. */
+  serialLog(host: string, vm: string): Promise<Readable>;
   /** Times one empty call. */
   ping(host: string): Promise<{ roundTripMs: number }>;
   /** The same, after a connection has been made anew, so that both certificates are checked now. */

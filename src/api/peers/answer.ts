@@ -1,10 +1,16 @@
-/** What another host answers, and why it does not. */
+/** What another host has answered: the result of a call, or a body that is read as it arrives. */
 import type { IncomingMessage } from 'node:http';
+import { type Agent, request as httpsRequest } from 'node:https';
+import { type Readable, Transform } from 'node:stream';
 import { MigrationError } from '../../domain/errors.js';
+import { connectionError } from './peer-errors.js';
 
 const ANSWER_BYTES_MAX = 4 * 2 ** 20;
+/** How long a stream may take to begin, and how long nothing of it may be taken by its reader. */
+const STREAM_ANSWER_MS = 10_000;
+const STREAM_SILENT_MS = 60_000;
 
-/** Returns the `result` of a host's answer. Throws the error that the answer is. */
+/** Returns the `result` of the answer. Throws the error that it carries. */
 export async function readAnswer(response: IncomingMessage, where: string): Promise<unknown> {
   const chunks: Buffer[] = [];
   let bytes = 0;
@@ -31,25 +37,61 @@ export async function readAnswer(response: IncomingMessage, where: string): Prom
   return json.result;
 }
 
-const CERTIFICATE_ERROR = /^(CERT_|UNABLE_TO_|DEPTH_ZERO_|SELF_SIGNED_|CRL_|INVALID_|ERR_TLS_|ERR_SSL_|EPROTO)/;
+export interface StreamSource {
+  readonly agent: Agent;
+  readonly where: string;
+  readonly url: string;
+  readonly path: string;
+  readonly bytesMax: number;
+}
 
-/** Says why there is no connection, or no more. */
-export function connectionError(error: NodeJS.ErrnoException, where: string, url: string): MigrationError {
-  if (error instanceof MigrationError) return error;
-  const reason = error.code ?? error.message;
-  if (CERTIFICATE_ERROR.test(reason))
-    return new MigrationError(
-      'UNAUTHENTICATED',
-      `${where} and this host do not accept each other's certificates: ${reason}`,
-      {
-        remedy:
-          'compare both certificates (vmctl certs show --dir TLS_DIR) and the clocks of both hosts (date); ' +
-          'an expired one is replaced with vmctl certs host',
-        cause: error,
-      },
-    );
-  return new MigrationError('UNREACHABLE', `${where}${url === '' ? '' : ` (${url})`} cannot be reached: ${reason}`, {
-    isRetryable: true,
-    cause: error,
+/**
+ * Opens the body of a GET. It fails if the other host cuts it off, and ends the request if the reader goes away. It
+ * arrives as fast as it is read.
+ */
+export async function openStream({ agent, where, url, path, bytesMax }: StreamSource): Promise<Readable> {
+  const response = await new Promise<IncomingMessage>((resolve, reject) => {
+    const request = httpsRequest(new URL(path, url), { agent, method: 'GET' });
+    const deadline = setTimeout(() => request.destroy(silent(where, STREAM_ANSWER_MS)), STREAM_ANSWER_MS);
+    request.once('response', (answer) => {
+      clearTimeout(deadline);
+      resolve(answer);
+    });
+    request.on('error', (error) => {
+      clearTimeout(deadline);
+      reject(connectionError(error, where, url));
+    });
+    request.end();
+  });
+  if (response.statusCode !== 200) {
+    await readAnswer(response, where);
+    throw new MigrationError('PEER_PROTOCOL', `${where} answers with ${response.statusCode}`);
+  }
+  const body = limited(bytesMax, where);
+  const cutOff = (cause?: Error): void => {
+    const error = cause instanceof MigrationError ? cause : undefined;
+    body.destroy(error ?? new MigrationError('DISCONNECTED', `the answer of ${where} was cut off`, { cause }));
+  };
+  response.setTimeout(STREAM_SILENT_MS, () => response.destroy(silent(where, STREAM_SILENT_MS)));
+  response.once('error', cutOff);
+  response.once('close', () => {
+    if (!response.complete) cutOff();
+  });
+  body.once('close', () => response.destroy());
+  return response.pipe(body);
+}
+
+function silent(where: string, ms: number): MigrationError {
+  return new MigrationError('TIMEOUT', `${where} was silent for ${ms / 1000} s`, { isRetryable: true });
+}
+
+function limited(bytesMax: number, where: string): Transform {
+  let seenBytes = 0;
+  return new Transform({
+    transform(chunk: Buffer, _, done) {
+      seenBytes += chunk.length;
+      if (seenBytes <= bytesMax) return done(null, chunk);
+      return done(new MigrationError('PEER_PROTOCOL', `the answer of ${where} exceeds ${bytesMax / 2 ** 20} MiB`));
+    },
   });
 }

@@ -14,18 +14,26 @@ import { checkHostIdentity } from '../../tls/identity.js';
 import type { TlsStore } from '../../tls/store.js';
 import { describeIssues } from '../contract/http-errors.js';
 import type { ApiAgent, ApiPeers } from '../contract/ports.js';
-import { connectionError, readAnswer } from './answer.js';
+import { openStream, readAnswer } from './answer.js';
 import { diskPath, openTunnel } from './disk-tunnel.js';
 import { hostOfCalls } from './methods.js';
-import { callPath, forkStatePath, OCTETS, PING_PATH, statePath } from './routes.js';
+import { connectionError, noConnection, withOwnCertificate } from './peer-errors.js';
+import { callPath, forkStatePath, OCTETS, PING_PATH, serialPath, statePath } from './routes.js';
 
 /** Less than a ping may take, so that its error says why there is no connection. */
 const CONNECT_MS = 4_000;
 const PING_MS = 5_000;
-/** How long a question of pre-flight may stay without answer before it is asked whether the host is there at all. */
+/**
+ * How long some calls may stay without answer before it is asked whether the host is there at all: questions of
+ * pre-flight, and the calls of a fork for which all of its other hosts wait.
+ */
 const SILENT_MS = 3_000;
-const PREFLIGHT_PATHS: ReadonlySet<string> = new Set([callPath('inventory'), callPath('checkTarget')]);
+const WATCHED_PATHS: ReadonlySet<string> = new Set([
+  ...['inventory', 'checkTarget', 'connectImage', 'loadClones'].map(callPath),
+]);
 const STATE_MS = 600_000;
+/** Of a serial log a host keeps some MiB. */
+const SERIAL_BYTES_MAX = 64 * 2 ** 20;
 /** Shorter than the server's limit for idle connections (server.ts). */
 const IDLE_MS = 60_000;
 /** The connections that a switchover uses at once: for the device state, the wait for it, the resume, and a spare. */
@@ -37,11 +45,15 @@ interface Call {
   readonly method: 'POST' | 'PUT';
   readonly body: string | Readable;
   readonly timeoutMs: number;
+  /** It is asked whether the host is there if it stays silent. Absent: the path tells. */
+  readonly isWatched?: boolean;
 }
 
 /** The connections to one host. */
 class PeerConnections {
   private agent: Agent;
+  /** Those of streams, which have a connection each: whoever reads one may be slow. */
+  private readonly ofStreams = new Set<Agent>();
 
   constructor(
     readonly host: string,
@@ -73,12 +85,30 @@ class PeerConnections {
     const old = this.agent;
     this.agent = this.newAgent();
     for (const socket of Object.values(old.freeSockets).flat()) socket?.destroy();
-    for (const socket of Object.values(old.sockets).flat())
+    const busy = [old, ...this.ofStreams].flatMap(({ sockets }) => Object.values(sockets).flat());
+    for (const socket of busy)
       if (socket !== undefined && this.store.peerOf(socket as TLSSocket) === null) socket.destroy();
   }
 
   close(): void {
     this.agent.destroy();
+    for (const agent of this.ofStreams) agent.destroy();
+  }
+
+  async stream(path: string, bytesMax: number): Promise<Readable> {
+    const agent = this.newAgent();
+    const end = (): void => {
+      this.ofStreams.delete(agent);
+      agent.destroy();
+    };
+    this.ofStreams.add(agent);
+    try {
+      const { host, url } = this;
+      return (await openStream({ agent, where: `host ${host}`, url, path, bytesMax })).once('close', end);
+    } catch (error) {
+      end();
+      throw error;
+    }
   }
 
   /**
@@ -110,7 +140,8 @@ class PeerConnections {
     }
   }
 
-  private async attempt({ path, method, body, timeoutMs }: Call, agent = this.agent): Promise<unknown> {
+  private async attempt(call: Call, agent = this.agent): Promise<unknown> {
+    const { path, method, body, timeoutMs, isWatched = WATCHED_PATHS.has(path) } = call;
     const where = `host ${this.host}`;
     const isStream = typeof body !== 'string';
     const options: RequestOptions = {
@@ -157,7 +188,7 @@ class PeerConnections {
         // peer's delayed acknowledgement.
         (socket as TLSSocket).setNoDelay(true);
         if (!socket.connecting) {
-          if (PREFLIGHT_PATHS.has(path)) silent = setTimeout(checkHost, SILENT_MS);
+          if (isWatched) silent = setTimeout(checkHost, SILENT_MS);
           return;
         }
         connecting = setTimeout(() => {
@@ -189,43 +220,9 @@ class StaleConnection extends Error {
   }
 }
 
-/** `isOpen`: the connection is open, but the packets of the TLS handshake do not come through. */
-function noConnection(where: string, isOpen: boolean): MigrationError {
-  if (!isOpen) return new MigrationError('UNREACHABLE', `${where} does not answer`, { isRetryable: true });
-  return new MigrationError('UNREACHABLE', `${where} accepts connections, but does not answer a TLS handshake`, {
-    remedy:
-      'a network that drops full-size packets does this: compare the MTU of both hosts, and try ' +
-      '"ping -M do -s SIZE" with the size of the MTU less 28; or another program listens there',
-    isRetryable: true,
-  });
-}
-
 function unwrap(error: unknown): unknown {
   return error instanceof StaleConnection ? error.known : error;
 }
-
-/** A host that refuses a certificate only closes the connection. The usual reasons for that are known here. */
-function withOwnCertificate(error: MigrationError, store: TlsStore | null): MigrationError {
-  if (error.code !== 'UNREACHABLE' || store === null || !CLOSED.test(error.message)) return error;
-  const nowMs = Date.now();
-  const isExpired = Date.parse(store.expiresAt) <= nowMs;
-  const isEarly = Date.parse(store.validFrom) > nowMs;
-  if (!isExpired && !isEarly)
-    return new MigrationError(error.code, error.message, {
-      remedy:
-        'that host may refuse the certificate of this one: its log has the reason under "refused a connection"; ' +
-        'compare the clocks of both hosts (date); else start vmigrated there and check the network',
-      isRetryable: true,
-      cause: error,
-    });
-  const when = isExpired ? `expired on ${store.expiresAt}` : `is valid only from ${store.validFrom} on`;
-  return new MigrationError('UNAUTHENTICATED', `${error.message}: the certificate of this host ${when}`, {
-    remedy: 'check the clock of this host (date); else create a new certificate with vmctl certs host',
-    cause: error,
-  });
-}
-
-const CLOSED = /ECONNRESET|EPIPE|socket hang up/;
 
 export interface RemoteAgentsOptions {
   readonly self: string;
@@ -279,7 +276,13 @@ export class RemoteAgents implements ApiPeers {
 
   async sendForkState(host: string, fork: string, body: Readable): Promise<void> {
     if (host === this.options.self) return this.options.local().forks.acceptForkState(fork, body);
-    await this.peer(host).call({ path: forkStatePath(fork), method: 'PUT', body, timeoutMs: STATE_MS });
+    const path = forkStatePath(fork);
+    await this.peer(host).call({ path, method: 'PUT', body, timeoutMs: STATE_MS, isWatched: true });
+  }
+
+  /** The serial output that another host keeps of a VM. */
+  async serialLog(host: string, vm: string): Promise<Readable> {
+    return this.peer(host).stream(serialPath(vm), SERIAL_BYTES_MAX);
   }
 
   /** The connection is not one of those for calls: it may last as long as a VM. */

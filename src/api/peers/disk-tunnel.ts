@@ -7,7 +7,8 @@ import { request as httpsRequest, type RequestOptions } from 'node:https';
 import type { TLSSocket } from 'node:tls';
 import { MigrationError, toMigrationError } from '../../domain/errors.js';
 import { checkHostIdentity } from '../../tls/identity.js';
-import { connectionError, readAnswer } from './answer.js';
+import { readAnswer } from './answer.js';
+import { connectionError } from './peer-errors.js';
 
 export const DISK_PROTOCOL = 'vmigrate-disk';
 export const diskPath = (image: string, disk: string): string => `/agent/v1/images/${image}/disks/${disk}`;

@@ -6,8 +6,10 @@
 import { z } from 'zod';
 import type { HostPort, HostRole } from '../../engine/ports/host.js';
 import { hostInventory, targetChecks, vmClaims } from '../../schemas/host.js';
+import { imageView, removalView } from '../../schemas/image.js';
 import { count, list, text } from '../../schemas/of.js';
 import { fileView, proofId, storageFile, storageOffer } from '../../schemas/storage.js';
+import { vmView } from '../../schemas/vm.js';
 import { vmSpecSchema } from '../../schemas/vm-spec.js';
 import { exitCode, hostName, imageId, jobId, sessionId, transport, vmName } from '../../schemas/words.js';
 import {
@@ -31,9 +33,12 @@ import {
   prepareForkRequest,
   prepareRequest,
   rdmaPlace,
+  removeImageOptions,
   runClonesReply,
   sessionProgress,
+  stoppedVms,
   vmIdentities,
+  vmIdentity,
   vmInventory,
 } from './schemas.js';
 
@@ -84,6 +89,7 @@ const HOST_METHODS: HostMethods = {
     vmInventory: method(z.tuple([vmName]), vmInventory, USUAL_MS),
     vmClaims: method(z.tuple([vmIdentities]), z.object({ claims: list(vmClaims) }), SHORT_MS),
     layerHolders: method(z.tuple([layerPaths, vmName.nullable()]), z.object({ holders: list(text) }), SHORT_MS),
+    vmViews: method(z.tuple([]), z.object({ vms: list(vmView) }), SHORT_MS),
     checkTarget: method(z.tuple([vmSpecSchema, rdmaPlace.nullable()]), targetChecks, USUAL_MS),
     offerStorage: method(z.tuple([vmName]), storageOffer, USUAL_MS),
     viewStorage: method(z.tuple([proofId, list(storageFile)]), list(fileView), USUAL_MS),
@@ -125,6 +131,7 @@ const HOST_METHODS: HostMethods = {
     serveImage: method(z.tuple([imageId, hostName, transport]), imageHolder, REGISTER_MS),
     endImage: method(z.tuple([imageId, hostName]), nothing, USUAL_MS),
     connectImage: method(z.tuple([forkId, transport]), nothing, REGISTER_MS),
+    completeImage: method(z.tuple([imageId]), nothing, USUAL_MS),
     sendForkState: method(z.tuple([forkId, hostName]), nothing, LONG_MS),
     loadClones: method(fork, loadClonesReply, CLONES_MS),
     commitFork: method(fork, nothing, USUAL_MS),
@@ -133,6 +140,13 @@ const HOST_METHODS: HostMethods = {
     finishFork: method(fork, nothing, USUAL_MS),
     forkDecision: method(fork, forkDecision, SHORT_MS),
     discardFork: method(fork, nothing, LONG_MS),
+  },
+
+  images: {
+    imageViews: method(z.tuple([imageId.nullable()]), z.object({ images: list(imageView) }), SHORT_MS),
+    imageClones: method(z.tuple([imageId]), z.object({ clones: list(vmView) }), SHORT_MS),
+    stopClones: method(z.tuple([list(vmIdentity), z.boolean()]), stoppedVms, CLONES_MS),
+    removeImage: method(z.tuple([imageId, removeImageOptions]), removalView, CLONES_MS),
   },
 };
 
@@ -166,7 +180,9 @@ export function hostOfCalls(
   host: string,
   call: (line: HostCall, args: readonly unknown[]) => Promise<unknown>,
 ): HostPort {
-  const roles: Record<HostRole, Record<string, AnyCall>> = { inventory: {}, source: {}, target: {}, forks: {} };
+  const roles: Record<HostRole, Record<string, AnyCall>> = {
+    ...{ inventory: {}, source: {}, target: {}, forks: {}, images: {} },
+  };
   for (const line of HOST_CALLS) roles[line.role][line.name] = (...args) => call(line, args);
   return { host, ...roles } as unknown as HostPort;
 }

@@ -1,16 +1,19 @@
-/** The routes for other hosts: one for each call of the table in methods.ts, and one for the device state, a stream. */
+/** The routes for other hosts: one for each call of the table in methods.ts, and those for what is a stream. */
 import { type Readable, Transform } from 'node:stream';
 import type { FastifyInstance } from 'fastify';
 import type { ZodTypeProvider } from 'fastify-type-provider-zod';
 import { z } from 'zod';
 import { MigrationError } from '../../domain/errors.js';
 import { errorJson } from '../../schemas/error.js';
+import { vmParams } from '../../schemas/vm.js';
 import { imageId, sessionId } from '../../schemas/words.js';
 import { checkKept } from '../contract/http-errors.js';
 import type { ApiServices } from '../contract/ports.js';
+import { openSerialLog, SerialLogs } from '../contract/serial-logs.js';
 import { callOn, HOST_CALLS } from './methods.js';
 
 export const OCTETS = 'application/octet-stream';
+export const serialPath = (vm: string): string => `/agent/v1/vms/${vm}/serial`;
 export const PING_PATH = '/agent/v1/ping';
 export const callPath = (method: string): string => `/agent/v1/call/${method}`;
 export const statePath = (session: string): string => `/agent/v1/sessions/${session}/state`;
@@ -49,6 +52,13 @@ export function agentRoutes(fastify: FastifyInstance, services: ApiServices): vo
       async (request) => ({ result: (await callOn(services.agent, call, request.body)) ?? null }),
     );
   }
+
+  const logs = new SerialLogs();
+  app.get(
+    serialPath(':name'),
+    { schema: { summary: 'The serial output that is kept of a VM', tags: ['hosts'], params: vmParams } },
+    ({ params }, reply) => logs.send(reply, () => openSerialLog(services.vms, params.name)),
+  );
 
   acceptStreams(app, STATE_ROUTE, z.strictObject({ session: sessionId }), ({ session }, state) =>
     services.agent.target.acceptState(session, state),

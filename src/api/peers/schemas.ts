@@ -43,7 +43,9 @@ export const epoch = z.int().min(1);
 
 export const layerPaths = z.array(z.string().max(4096).startsWith('/')).max(256);
 
-export const vmIdentities = z.array(z.strictObject({ name: vmName, uuid: z.string().max(NAME_MAX) })).max(CLONES_MAX);
+export const vmIdentity = z.strictObject({ name: vmName, uuid: z.string().max(NAME_MAX) });
+
+export const vmIdentities = z.array(vmIdentity).max(CLONES_MAX);
 
 // ---- migrations
 
@@ -108,7 +110,7 @@ export const forkId = imageId;
 export const forkQuestion = z.strictObject({
   vm: vmName.nullable(),
   image: imageId.nullable(),
-  cloneCount: z.int().min(1).max(CLONES_MAX),
+  cloneCount: z.int().min(0).max(CLONES_MAX),
   namePrefix: namePrefix.nullable(),
   parentMode,
   memory: cloneMemory,
@@ -199,4 +201,13 @@ export const forkProgress = z.object({
       ready: z.array(z.object({ index: count, at: z.iso.datetime() })).max(CLONES_MAX),
     })
     .nullable(),
+});
+
+// ---- images
+
+export const removeImageOptions = z.strictObject({ isForced: z.boolean(), isDroppingSaved: z.boolean() });
+
+export const stoppedVms = z.object({
+  stopped: list(vmName),
+  failures: list(z.object({ name: vmName, error: z.unknown() })),
 });

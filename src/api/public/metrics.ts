@@ -123,6 +123,12 @@ export class Metrics {
         samples: () => [['', total('copied')]],
       },
       {
+        name: 'vmigrate_fork_sent_bytes_total',
+        type: 'counter',
+        help: 'Bytes of images and device states that other hosts have read in finished forks.',
+        samples: () => [['', total('sent')]],
+      },
+      {
         name: 'vmigrate_fork_faults_total',
         type: 'counter',
         help: 'Page faults of finished forks: parents wait for the copy of a page, clones for a page of the image.',
@@ -200,6 +206,7 @@ export class Metrics {
       add('clones', report.clones.length);
       add('parentPauseMs', report.parentPauseMs);
       add('copied', report.bytes.copied);
+      add('sent', report.bytes.rootEgress);
       add('faults.parent', report.faults.parent);
       add('faults.clones', report.faults.clones);
     } else {

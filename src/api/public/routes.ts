@@ -6,6 +6,7 @@ import type { FastifyInstance } from 'fastify';
 import type { ZodTypeProvider } from 'fastify-type-provider-zod';
 import { z } from 'zod';
 import { toMigrationError } from '../../domain/errors.js';
+import { hostsQuery, serialQuery, vmsOnHosts } from '../../schemas/all-hosts.js';
 import { errorJson } from '../../schemas/error.js';
 import { type DaemonView, daemonView, doctorCheck, type HostView, hostView } from '../../schemas/host.js';
 import { jobParams, jobView } from '../../schemas/job.js';
@@ -14,9 +15,12 @@ import { emptyBody, runQuery, stopBody, stopView, vmParams, vmView } from '../..
 import { readSpec, userSpecSchema } from '../../schemas/vm-spec.js';
 import { check } from '../contract/http-errors.js';
 import type { ApiServices } from '../contract/ports.js';
+import { openSerialLog, SerialLogs } from '../contract/serial-logs.js';
+import * as hosts from './all-hosts.js';
 import { doctor } from './doctor.js';
 import { type EventStreams, eventRoutes } from './events.js';
 import { forkRoutes } from './forks.js';
+import { imageRoutes } from './images.js';
 import { METRICS_CONTENT_TYPE, type Metrics } from './metrics.js';
 
 export const YAML = 'application/yaml';
@@ -29,6 +33,7 @@ export function publicRoutes(fastify: FastifyInstance, services: ApiServices, me
   hostRoutes(app, services);
   vmRoutes(app, services);
   forkRoutes(app, services);
+  imageRoutes(app, services);
   jobRoutes(app, services);
   eventRoutes(app, services, streams);
   app.get('/metrics', { schema: { summary: 'Counters in Prometheus’s text format' } }, (_, reply) =>
@@ -107,12 +112,33 @@ function vmRoutes(app: TypedApp, services: ApiServices): void {
   );
   app.get(
     '/v1/vms',
-    { schema: { summary: 'List the VMs on this host', response: { 200: z.array(vmView), ...failures } } },
-    () => [...vms.list()],
+    {
+      schema: {
+        summary: 'List the VMs on this host, or (allHosts) also those on the hosts it knows',
+        querystring: hostsQuery,
+        response: { 200: z.union([z.array(vmView), vmsOnHosts]), ...failures },
+      },
+    },
+    async ({ query }) => (query.allHosts ? hosts.vmsOnHosts(services) : [...vms.list()]),
   );
   const oneVm = { params: vmParams, response: { 200: vmView, ...failures } };
   app.get('/v1/vms/:name', { schema: { summary: 'Show one VM', ...oneVm } }, (request) =>
     vms.locate(request.params.name),
+  );
+  const logs = new SerialLogs();
+  app.get(
+    '/v1/vms/:name/serial',
+    {
+      schema: {
+        summary: 'The serial output that is kept of a VM of this host, or of another one',
+        params: vmParams,
+        querystring: serialQuery,
+      },
+    },
+    ({ params, query: { host = services.host } }, reply) =>
+      logs.send(reply, () =>
+        host === services.host ? openSerialLog(vms, params.name) : services.peers.serialLog(host, params.name),
+      ),
   );
   app.post(
     '/v1/vms/:name/pause',

@@ -22,7 +22,16 @@ export interface ForkFindings {
   /** The time until each clone was ready, counted from the request. */
   ready: readonly { readonly index: number; readonly readyMs: number }[];
   pageBytes: number;
+  /** Of the root. */
   counters: Readonly<Record<string, number>>;
+  /** The counters of the hosts that joined, by host. */
+  joined: Readonly<Record<string, Readonly<Record<string, number>>>>;
+  /** Hosts of the plan that have failed before the commit, and take no part any more. */
+  leftOut: readonly string[];
+  /** Hosts that joined whose clones have run. The others have not answered since the commit. */
+  ran: readonly string[];
+  /** Hosts that have lost their part after the commit. Their clones are among the failures. */
+  lost: readonly string[];
 }
 
 export function noForkFindings(): ForkFindings {
@@ -37,6 +46,10 @@ export function noForkFindings(): ForkFindings {
     ready: [],
     pageBytes: 0,
     counters: {},
+    joined: {},
+    leftOut: [],
+    ran: [],
+    lost: [],
   };
 }
 
@@ -44,6 +57,8 @@ export interface ForkPorts extends WalkPorts {
   /** Both are ports of the host that has the parent, or the image. */
   readonly parent: Pick<SourcePort, 'reserve' | 'unreserve'>;
   readonly forks: ForkPort;
+  /** Those of a host that joins the fork. One that is not a peer any more has nothing of the fork. */
+  readonly forksOf: (host: string) => ForkPort;
 }
 
 export interface ForkStepContext extends WalkContext<ForkStep> {

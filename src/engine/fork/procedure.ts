@@ -51,21 +51,21 @@ import { MigrationError } from '../../domain/errors.js';
 import type { EarlierForkStepName, ForkReport, ForkStep, ForkStepName } from '../../domain/fork.js';
 import { firstForkStepOutOfOrder, UNGROUPED_FORK_STEPS } from '../../planner/fork/plan.js';
 import { withDeadline } from '../deadline.js';
+import type { ForkPort } from '../ports/fork.js';
 import { Walk } from '../walk.js';
+import { fillImage, releaseParent, runClones } from './after-commit.js';
 import type { ForkFindings, ForkStepContext } from './context.js';
+import { inOrder, joinedHosts, onAll, withOthers } from './hosts.js';
 import { buildForkReport } from './report.js';
 import {
   armParent,
   commitFork,
   connectHosts,
-  fillImage,
   forkPoint,
   isForkCommitted,
   loadClones,
   prepareClones,
-  releaseParent,
   reserveParent,
-  runClones,
   startClones,
 } from './steps.js';
 
@@ -89,7 +89,8 @@ export const forkWalk = new Walk<AnyForkStepName, ForkStep, ForkStepContext, For
   awaitedBeforeUndo: new Set<AnyForkStepName>(['reserveParent']),
   // The agent forgets the fork in this step. From then on only the journal knows that it was committed.
   durableBegins: new Set<AnyForkStepName>(['releaseParent']),
-  durableEnds: new Set<AnyForkStepName>(),
+  // The agents forget the fork in the last step. The journal alone then knows the clones, and who has had its go.
+  durableEnds: new Set<AnyForkStepName>(['runClones', 'fillImage']),
   firstStepOutOfOrder: firstForkStepOutOfOrder,
   isGrouped: ({ name }) => !UNGROUPED_FORK_STEPS.includes(name),
   onAnnounced: () => undefined,
@@ -110,24 +111,41 @@ export const forkWalk = new Walk<AnyForkStepName, ForkStep, ForkStepContext, For
   report: buildForkReport,
 });
 
-/** Asks the agent for the findings, because a daemon that died right after the commit has not journalled them. */
-async function restoreFindings({
-  record,
-  ports,
-  limits,
-  findings,
-}: ForkStepContext): Promise<Partial<ForkFindings> | undefined> {
+/** Asks the agents for the findings, because a daemon that died right after the commit has not journalled them. */
+async function restoreFindings(context: ForkStepContext): Promise<Partial<ForkFindings> | undefined> {
+  const { record, ports, limits, findings } = context;
   if (findings.ready.length > 0) return undefined;
-  const asking = ports.forks.forkProgress(record.fork);
-  const { committed } = await withDeadline(ports.clock, asking, limits.callMsMax, 'asking what was committed');
+  const ask = ({ forks }: { readonly forks: ForkPort }) =>
+    withDeadline(ports.clock, forks.forkProgress(record.fork), limits.callMsMax, 'asking what was committed');
+  // A host that takes no part does not know the fork. One that does not answer is asked again when its clones run.
+  const [own, { done }] = await Promise.all([ask(ports), onAll(joinedHosts(context), ask)]);
+  const { committed } = own;
   if (committed === null) return undefined;
-  const { ready, ...found } = committed;
+  const others = done.flatMap(({ host: { host }, value }) =>
+    value.committed === null ? [] : [{ host, ...value.committed }],
+  );
   const sinceRequestMs = (at: string): number => Math.max(0, Date.parse(at) - Date.parse(record.createdAt));
-  return { ...found, ready: ready.map(({ index, at }) => ({ index, readyMs: sinceRequestMs(at) })) };
+  const { image, isWarm, parentPauseMs, deviceStateBytes } = committed;
+  const ready = [committed, ...others].flatMap((part) => part.ready);
+  const ofOthers = others.flatMap(({ host, failures }) => failures.map((failure) => ({ ...failure, host })));
+  return {
+    ...{ image, isWarm, parentPauseMs, deviceStateBytes },
+    clones: withOthers(
+      findings.clones,
+      [committed, ...others].flatMap((part) => part.clones),
+    ),
+    // The journal may know of hosts that were left out.
+    failures: withOthers(findings.failures, [...committed.failures, ...ofOthers]),
+    ready: inOrder(ready.map(({ index, at }) => ({ index, readyMs: sinceRequestMs(at) }))),
+  };
 }
 
-/** After an image that cannot be completed: the host forgets the fork, and the parent is no longer reserved. */
-async function releaseLost({ record, ports, limits, observer }: ForkStepContext): Promise<readonly AnyForkStepName[]> {
+/**
+ * After an image that cannot be completed: the root forgets the fork, and the parent is no longer reserved. The hosts
+ * that joined forget it when they have ended their clones.
+ */
+async function releaseLost(context: ForkStepContext): Promise<readonly AnyForkStepName[]> {
+  const { record, ports, limits, observer } = context;
   const { vm } = record.plan.request;
   const calls: [string, () => Promise<void>][] = [['forgetting', () => ports.forks.finishFork(record.fork)]];
   if (vm !== null) calls.push(['unreserving the parent of', () => ports.parent.unreserve(vm, record.job)]);
@@ -138,5 +156,5 @@ async function releaseLost({ record, ports, limits, observer }: ForkStepContext)
       observer.onWarning(`${doing} a lost fork failed`, error);
     }
   }
-  return [];
+  return joinedHosts(context).length > 0 ? ['releaseParent'] : [];
 }

@@ -1,21 +1,29 @@
 /**
- * The steps of a fork. The agent does the work. This file says what each step asks the agent for, what counts as
- * success, and what undoes the step.
+ * The steps of a fork up to its commit. The agents do the work. This file says what each step asks them for, what
+ * counts as success, and what undoes the step. after-commit.ts has the other steps.
  */
 
 import { MigrationError, toMigrationError } from '../../domain/errors.js';
-import type { CloneFailure } from '../../domain/fork.js';
-import { Rate } from '../../kit/rate.js';
-import { pause, withDeadline } from '../deadline.js';
-import { PollPace } from '../poll.js';
-import type { ForkProgress } from '../ports/fork.js';
-import { describeProgress, troubleOf } from '../progress.js';
-import { type CommitEvidence, neverUndone } from '../walk.js';
-import { noteAdvance, reportTrouble } from '../walk-context.js';
-import type { ForkExecutor, ForkFindings, ForkStepContext } from './context.js';
+import type { CloneFailure, CloneIdentity } from '../../domain/fork.js';
+import { withDeadline } from '../deadline.js';
+import type { LoadClonesReply, PrepareForkReply, PrepareForkRequest } from '../ports/fork.js';
+import type { CommitEvidence } from '../walk.js';
+import type { ForkExecutor, ForkJobRecord, ForkStepContext } from './context.js';
+import {
+  checkIdentities,
+  discardJoined,
+  failuresOf,
+  inOrder,
+  joinedHosts,
+  leaveOut,
+  onAllNeeded,
+  ownShare,
+  withOthers,
+} from './hosts.js';
+import { originOf } from './origin.js';
 
 /** Names the origin of errors that come as JSON. */
-const AGENT = 'the agent';
+export const AGENT = 'the agent';
 
 /** The undo of prepareClones removes the whole fork, so the later steps have nothing left to undo. */
 const undoneWithClones = (): Promise<void> => Promise.resolve();
@@ -38,19 +46,76 @@ export const reserveParent: ForkExecutor = {
 export const prepareClones: ForkExecutor = {
   async forward(context) {
     const { record, ports } = context;
-    const { isWarm, image, clones, failures } = await ports.forks.prepareClones({
-      fork: record.fork,
-      job: record.job,
-      ...record.plan.request,
-    });
-    const named = acceptedFailures(context, clones.length, failures, 'prepared');
-    return { image, isWarm, clones, failures: named };
+    const joined = joinedHosts(context);
+    const share = ownShare(record);
+    const request: PrepareForkRequest = {
+      ...{ fork: record.fork, job: record.job, ...requestOfAgent(record) },
+      ...(share === undefined ? {} : { share: { first: share.first, count: share.count } }),
+    };
+    if (joined.length === 0) {
+      const { isWarm, image, clones, failures } = await ports.forks.prepareClones(request);
+      const named = acceptedFailures(context, clones.length, [...failures, ...unplaced(record, clones)], 'prepared');
+      return { image, isWarm, clones, failures: named };
+    }
+    const { isPartialAllowed: _, fork: _fork, job: _job, ...question } = request;
+    // The parent is reserved, so its devices and memory are those that will be forked.
+    const inventory = await ports.forks.forkInventory(question);
+    const origin = originOf(record.plan.host, inventory, record.plan.request.image ?? record.fork);
+    const { fetch } = record.plan.request;
+    const [root, others] = await Promise.all([
+      ports.forks.prepareClones(request),
+      onAllNeeded(context, 'prepareClones', joined, ({ forks, share: { first, count, disks } }) =>
+        forks.prepareClones({
+          ...{ ...request, vm: null, share: { first, count } },
+          origin: disks === undefined ? origin : { ...origin, disks },
+          ...(fetch === undefined ? {} : { fetch }),
+        }),
+      ),
+    ]);
+    return preparedOnHosts(context, root, others, new Set(origin.spec.nics.map(({ mac }) => mac)));
   },
-  /** The agent releases the parent first: it runs again, unprotected, before anything else is removed. */
-  async undo({ record, ports }) {
-    await ports.forks.discardFork(record.fork);
+  /** The root releases the parent first: it runs again, unprotected, before anything else is removed. */
+  async undo(context) {
+    const { record, ports } = context;
+    const [root, joined] = await Promise.allSettled([ports.forks.discardFork(record.fork), discardJoined(context)]);
+    for (const outcome of [root, joined]) if (outcome.status === 'rejected') throw outcome.reason;
   },
 };
+
+/** The part of the request that is the same on all hosts. */
+function requestOfAgent({ plan }: ForkJobRecord) {
+  const { hosts: _h, placement: _p, fetch: _f, transport: _t, sharedStorage: _s, ...request } = plan.request;
+  return request;
+}
+
+function preparedOnHosts(
+  context: ForkStepContext,
+  root: PrepareForkReply,
+  { done, failed }: Awaited<ReturnType<typeof onAllNeeded<PrepareForkReply>>>,
+  parentMacs: ReadonlySet<string>,
+) {
+  const { record } = context;
+  const clones = inOrder([...root.clones, ...done.flatMap(({ value }) => value.clones)]);
+  const { leftOut, failures: ofHosts } = leaveOut(context, failed, clones);
+  const ofClones = [...root.failures, ...done.flatMap(({ host: { host }, value }) => on(host, value.failures))];
+  const failures = [...ofClones, ...ofHosts, ...unplaced(record, clones)];
+  const isOnlyImage = record.plan.request.cloneCount === 0;
+  const named = isOnlyImage ? [] : acceptedFailures(context, clones.length, failures, 'prepared');
+  checkIdentities(clones, parentMacs);
+  return { image: root.image, isWarm: false, clones, failures: inOrder(named), leftOut };
+}
+
+const on = (host: string, failures: readonly CloneFailure[]): CloneFailure[] =>
+  failures.map((failure) => ({ ...failure, host }));
+
+/** The clones for which no host had room when a partial fork was planned. */
+export function unplaced({ plan }: ForkJobRecord, clones: readonly CloneIdentity[]): CloneFailure[] {
+  const { shares, request, host } = plan;
+  if (shares === undefined) return [];
+  const placedCount = shares.reduce((sum, { count }) => sum + count, 0);
+  const rest = { host, first: placedCount, count: request.cloneCount - placedCount };
+  return failuresOf(rest, new MigrationError('OUT_OF_MEMORY', 'no host has room for it'), clones);
+}
 
 export const armParent: ForkExecutor = {
   async forward({ record, ports }) {
@@ -61,7 +126,15 @@ export const armParent: ForkExecutor = {
 };
 
 export const connectHosts: ForkExecutor = {
-  forward: () => Promise.resolve(undefined),
+  /** While the parent runs on: no host gets a page before the fork point. */
+  async forward(context) {
+    const { transport } = context.record.plan;
+    if (transport === undefined) throw new MigrationError('INTERNAL', 'the plan does not say how hosts read the image');
+    const { failed } = await onAllNeeded(context, 'connectHosts', joinedHosts(context), ({ forks }) =>
+      forks.connectImage(context.record.fork, transport),
+    );
+    return withoutHosts(context, failed);
+  },
   undo: undoneWithClones,
 };
 
@@ -74,14 +147,35 @@ export const forkPoint: ForkExecutor = {
 };
 
 export const loadClones: ForkExecutor = {
+  /** Each host loads as soon as it has the state, so no host waits for another. */
   async forward(context) {
     const { record, ports, findings } = context;
-    const { failures } = await ports.forks.loadClones(record.fork);
-    const named = acceptedFailures(context, findings.clones.length - failures.length, failures, 'loaded');
-    return { failures: [...findings.failures, ...named] };
+    const [root, { done, failed }] = await Promise.all([
+      ports.forks.loadClones(record.fork),
+      onAllNeeded(context, 'loadClones', joinedHosts(context), async ({ host, forks }): Promise<LoadClonesReply> => {
+        await ports.forks.sendForkState(record.fork, host);
+        return forks.loadClones(record.fork);
+      }),
+    ]);
+    const without = withoutHosts(context, failed);
+    const failures = [...root.failures, ...done.flatMap(({ host: { host }, value }) => on(host, value.failures))];
+    if (record.plan.request.cloneCount === 0) return without;
+    const known = without?.failures ?? findings.failures;
+    const failedIndexes = new Set([...known, ...failures].map(({ index }) => index));
+    const loadedCount = findings.clones.filter(({ index }) => !failedIndexes.has(index)).length;
+    const named = acceptedFailures(context, loadedCount, failures, 'loaded');
+    return { ...without, failures: withOthers(known, named) };
   },
   undo: undoneWithClones,
 };
+
+/** The findings without the hosts that have failed, or undefined if none has. */
+function withoutHosts(context: ForkStepContext, failed: Parameters<typeof leaveOut>[1]) {
+  if (failed.length === 0) return undefined;
+  const { clones, failures } = context.findings;
+  const left = leaveOut(context, failed, clones);
+  return { leftOut: left.leftOut, failures: withOthers(failures, left.failures) };
+}
 
 /** A step of earlier builds, whose jobs are only undone or continued behind their commit. */
 export const startClones: ForkExecutor = {
@@ -119,104 +213,7 @@ export async function isForkCommitted(
   }
 }
 
-/** The fork is committed, so a clone that cannot run is only named. */
-export const runClones: ForkExecutor = {
-  async forward(context) {
-    const { record, ports, findings, marks } = context;
-    const beganMs = sinceRequestMs(context);
-    const reply = await unlessForgotten(ports.forks.runClones(record.fork));
-    if (reply === null) return undefined;
-    // The answer of an earlier call may be among the findings.
-    const known = new Set(findings.failures.map(({ index }) => index));
-    const others = reply.failures.filter(({ index }) => !known.has(index));
-    return {
-      // In a later life of the daemon only the agent had these. From here on the journal has them.
-      ...(marks.startedAtMs === null ? beforeCommit(findings) : {}),
-      ready: reply.ready.map(({ index, atMs }) => ({ index, readyMs: Math.max(0, beganMs + atMs) })),
-      failures: [...findings.failures, ...inJson(others)],
-    };
-  },
-  undo: neverUndone,
-};
-
-export const fillImage: ForkExecutor = {
-  async forward(context) {
-    const { ports, limits, marks, halt, observer, record } = context;
-    const pace = new PollPace(limits);
-    const rate = new Rate();
-    for (;;) {
-      const progress = await askProgress(context);
-      if (progress === null) return undefined;
-      const nowMs = ports.clock.nowMs();
-      noteAdvance(context, progress.pagesDone, nowMs);
-      rate.note(nowMs, copiedBytes(progress));
-      const described = describeProgress({
-        ...progress,
-        bytesDone: copiedBytes(progress),
-        bytesPerS: rate.bytesPerS,
-        faultCount: (progress.counters.cloneFaultCount ?? 0) + (progress.counters.parentFaultCount ?? 0),
-      });
-      observer.onProgress(described);
-      if (progress.state === 'complete') return { counters: progress.counters, pageBytes: progress.pageBytes };
-      if (progress.state === 'failed') throw incomplete(context, progress.error);
-      reportTrouble(context, null);
-      if (nowMs - marks.advancedAtMs > limits.recoveryMsMax) {
-        throw new MigrationError('NEEDS_RECOVERY', `no page has been copied for ${limits.recoveryMsMax} ms`, {
-          remedy: `check the load of ${record.plan.host}; the job goes on by itself`,
-          cause: troubleOf(progress, AGENT),
-        });
-      }
-      await pause(ports.clock, pace.nextMs(described.secondsLeft), halt);
-    }
-  },
-  undo: neverUndone,
-};
-
-export const releaseParent: ForkExecutor = {
-  async forward({ record, ports }) {
-    try {
-      await ports.forks.finishFork(record.fork);
-    } catch (thrown) {
-      // An earlier attempt, whose answer was lost, has finished the fork.
-      if (toMigrationError(thrown).code !== 'NOT_FOUND') throw thrown;
-    }
-    const { vm } = record.plan.request;
-    if (vm !== null) await ports.parent.unreserve(vm, record.job);
-    return undefined;
-  },
-  undo: neverUndone,
-};
-
-function askProgress({ record, ports, limits }: ForkStepContext): Promise<ForkProgress | null> {
-  const asking = ports.forks.forkProgress(record.fork);
-  return unlessForgotten(withDeadline(ports.clock, asking, limits.callMsMax, 'asking how full the image is'));
-}
-
-/**
- * Returns null if the agent has forgotten the fork. It does so only when the clones have run and the image is complete:
- * an earlier life of the daemon has finished the fork without journalling it.
- */
-async function unlessForgotten<T>(asking: Promise<T>): Promise<T | null> {
-  try {
-    return await asking;
-  } catch (thrown) {
-    if (toMigrationError(thrown).code === 'NOT_FOUND') return null;
-    throw thrown;
-  }
-}
-
-function beforeCommit({ image, isWarm, clones, parentPauseMs, deviceStateBytes }: ForkFindings): Partial<ForkFindings> {
-  return { image, isWarm, clones, parentPauseMs, deviceStateBytes };
-}
-
-/** Time since the request, also in a later life of the daemon. */
-function sinceRequestMs({ record, ports, marks }: ForkStepContext): number {
-  return marks.startedAtMs === null
-    ? Date.parse(ports.clock.isoNow()) - Date.parse(record.createdAt)
-    : ports.clock.nowMs() - marks.startedAtMs;
-}
-
-function parentOf({ plan }: ForkStepContext['record']): string {
+export function parentOf({ plan }: ForkJobRecord): string {
   const { vm } = plan.request;
   if (vm === null) throw new MigrationError('INTERNAL', 'the plan reserves a parent, but the request has none');
   return vm;
@@ -250,24 +247,6 @@ function acceptedFailures(
   );
 }
 
-function inJson(failures: readonly CloneFailure[]): CloneFailure[] {
+export function inJson(failures: readonly CloneFailure[]): CloneFailure[] {
   return failures.map((failure) => ({ ...failure, error: MigrationError.from(failure.error, AGENT).toJSON() }));
-}
-
-function incomplete({ record, findings }: ForkStepContext, thrown: unknown): MigrationError {
-  const cause = MigrationError.from(thrown, AGENT);
-  const { parent } = record.plan;
-  const image = findings.image ?? record.fork;
-  const remedy =
-    `${parent} is not affected; ` +
-    `remove what is left with "vmctl stop --image ${image}" and "vmctl image rm ${image}"`;
-  return new MigrationError(
-    'VM_LOST',
-    `the image of ${parent} cannot be completed, so its clones have been ended: ${cause.message}`,
-    { remedy, cause },
-  );
-}
-
-function copiedBytes({ counters, pagesDone, pageBytes }: ForkProgress): number {
-  return counters.copiedBytes ?? pagesDone * pageBytes;
 }

@@ -15,7 +15,7 @@ import type {
   CloneIdentity,
   CloneMemory,
   CloneNetwork,
-  DiskAccess,
+  DiskShare,
   ForkShare,
   ImageFetchMode,
   ParentMode,
@@ -44,7 +44,7 @@ export interface ForkOrigin {
   /** Memory that the image will take here. */
   readonly allocatedBytes: number;
   /** How that host gets at each disk of the spec. Absent: the spec has no disks. */
-  readonly disks?: readonly { readonly id: string; readonly access: DiskAccess }[];
+  readonly disks?: readonly DiskShare[];
 }
 
 /** Where the pages of an image can be read, and the secret for it. */
@@ -131,7 +131,10 @@ export interface CommittedFork {
 }
 
 export interface ForkProgress {
-  /** lazy: only what the clones touch is read, so that the fork can be finished. `failed` is final. The clones have been ended, because they would wait for pages that never come. */
+  /**
+   * lazy: only what the clones touch is read, so that the fork can be finished. `failed` is final: the clones have been
+   * ended, because they would wait for pages that never come.
+   */
   readonly state: 'filling' | 'lazy' | 'complete' | 'failed';
   readonly error: unknown;
   readonly pagesTotal: number;
@@ -163,9 +166,9 @@ export interface ForkPort {
   forkPoint(fork: string): Promise<ForkPointReply>;
   /**
    * On the host that has the image, once the parent is armed: the host `reader` may read its pages. It gets none before
-   * the fork point. While the image is captured, another transport may be used than the one that is asked for. Repeated,
-   * it returns the same holder, unless the daemon has been restarted or the image has become complete. The host that
-   * has asked counts as a reader until `endImage`.
+   * the fork point. While the image is captured, another transport may be used than the one that is asked for.
+   * Repeated, it returns the same holder, unless the daemon has been restarted or the image has become complete. The
+   * host that has asked counts as a reader until `endImage`.
    */
   serveImage(image: string, reader: string, transport: Transport): Promise<ImageHolder>;
   /** The host does not read the image any more. Idempotent. */
@@ -175,6 +178,11 @@ export interface ForkPort {
    * connection.
    */
   connectImage(fork: string, transport: Transport): Promise<void>;
+  /**
+   * On a host that reads only what its clones touch: reads the rest of the image, too. It returns at once. On any other
+   * host that fills the image it changes nothing. Throws NOT_FOUND, or CONFLICT if the image cannot become complete.
+   */
+  completeImage(image: string): Promise<void>;
   /** On the host that has the image, after the fork point: sends the device state to a host that joins. */
   sendForkState(fork: string, host: string): Promise<void>;
   /**
@@ -195,7 +203,7 @@ export interface ForkPort {
   forkProgress(fork: string): Promise<ForkProgress>;
   /**
    * Removes everything of the fork but image and clones. Throws CONFLICT while the image may still become complete, or
-   * clones have not run.
+   * clones have not run. On a host that reads only what its clones touch the reading goes on without the fork.
    */
   finishFork(fork: string): Promise<void>;
   /**

@@ -13,6 +13,7 @@
  *  - No two roles have a call of the same name, because a call between hosts is identified by its name alone.
  */
 import type { ForkPort } from './fork.js';
+import type { ImagesPort } from './images.js';
 import type { InventoryPort } from './inventory.js';
 import type { SourcePort } from './source.js';
 import type { TargetPort } from './target.js';
@@ -27,6 +28,8 @@ export interface HostPort {
   readonly target: TargetPort;
   /** Calls for VMs that are forked on this host. */
   readonly forks: ForkPort;
+  /** Calls for the images of this host and the clones on them. */
+  readonly images: ImagesPort;
 }
 
 export type HostRole = Exclude<keyof HostPort, 'host'>;

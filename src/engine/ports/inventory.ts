@@ -1,7 +1,7 @@
 import type { HostInventory, TargetChecks, VmClaims, VmIdentity, VmInventory } from '../../domain/host.js';
 import type { FileView, StorageFile, StorageOffer } from '../../domain/storage.js';
 import type { RdmaPlace } from '../../domain/transport.js';
-import type { VmSpec } from '../../domain/vm.js';
+import type { VmSpec, VmView } from '../../domain/vm.js';
 
 /**
  * The questions of other hosts, most of them of pre-flight. They change nothing, and each reads the current facts. The
@@ -22,6 +22,8 @@ export interface InventoryPort {
    * waits for its overlays does not count. A host of build 0.1.0 does not know this call.
    */
   layerHolders(paths: readonly string[], flattened: string | null): Promise<{ readonly holders: readonly string[] }>;
+  /** All VMs of this host, as its users see them. Hosts of earlier builds do not know this call. */
+  vmViews(): Promise<{ readonly vms: readonly VmView[] }>;
   /** `source` is the RDMA address of the source, if this host shall check whether it can connect to it; else null. */
   checkTarget(spec: VmSpec, source: RdmaPlace | null): Promise<TargetChecks>;
   /**

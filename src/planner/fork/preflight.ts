@@ -9,17 +9,19 @@ import { resourceClashes } from '../../domain/host-resource.js';
 import type { Refusal, RefusalCode } from '../../domain/refusal.js';
 import { inJob, notRunning } from '../busy.js';
 import { checkLimits, checkState, vmCountWithinLimits } from '../limits.js';
+import { checkMemory, checkNames } from './host-checks.js';
+import type { HostsFacts } from './hosts.js';
 
 export interface ForkFacts {
   readonly host: string;
   readonly inventory: ForkInventory;
   /** Job of another fork of the VM that must end first. The inventory is then taken as if that job had ended. */
   readonly waitsFor: string | null;
+  /** Set if the request names hosts. */
+  readonly hosts?: HostsFacts;
   /** The job that holds the VM can still be cancelled. Absent: it cannot. */
   readonly isJobCancellable?: boolean;
 }
-
-const MIB = 1024 * 1024;
 
 export function preflightFork(request: ForkRequest, facts: ForkFacts): Refusal[] {
   const { host, inventory } = facts;
@@ -31,41 +33,22 @@ export function preflightFork(request: ForkRequest, facts: ForkFacts): Refusal[]
     ...checkHostResources(request, inventory),
     ...checkPrefix(request),
     ...checkNames(host, inventory),
-    ...checkMemory(request, host, inventory),
-    ...checkRoomForClones(request, host, inventory),
+    // Those of a fork over hosts depend on the placement (hosts.ts).
+    ...(facts.hosts === undefined ? checkMemory(request, host, inventory) : []),
+    ...(facts.hosts === undefined ? checkRoomForClones(request, host, inventory) : []),
     ...checkState(host, inventory.stateFreeBytes),
   ];
-}
-
-/** Returns how many clones fit into memory besides the image, at most the number requested. */
-export function cloneCountThatFits(request: ForkRequest, inventory: ForkInventory): number {
-  const { memoryAvailableBytes, imageBytesNeeded, cloneBytesNeeded, warmCloneCount } = inventory;
-  const forClonesBytes = memoryAvailableBytes - imageBytesNeeded;
-  if (!Number.isFinite(forClonesBytes) || !Number.isFinite(cloneBytesNeeded)) return 0;
-  const warm = Math.min(warmCloneCount, request.cloneCount);
-  const cold = cloneBytesNeeded > 0 ? Math.floor(Math.max(0, forClonesBytes) / cloneBytesNeeded) : request.cloneCount;
-  const inBudget = cloneCountInBudget(request, inventory);
-  // Waiting processes already hold the memory that a clone needs at its start.
-  return forClonesBytes < 0 ? 0 : Math.min(request.cloneCount, warm + Math.min(cold, inBudget));
-}
-
-/** Returns how many more clones the clones' budget allows. Waiting processes count already. */
-function cloneCountInBudget({ memory }: ForkRequest, { vm, cloneBytesFree }: ForkInventory): number {
-  if (memory !== 'cow' || cloneBytesFree === undefined) return Infinity;
-  return Math.floor(cloneBytesFree / vm.spec.memory.sizeBytes);
 }
 
 function refuse(code: RefusalCode, reason: string, remedy: string): Refusal {
   return { code, reason, remedy };
 }
 
-function mib(bytes: number): string {
-  return Number.isFinite(bytes) ? `${Math.max(0, Math.floor(bytes / MIB))} MiB` : 'nothing';
-}
-
 /** This check runs before a host is asked, because the host could not name that many clones. */
-export function* checkCount({ cloneCount }: ForkRequest): Iterable<Refusal> {
-  if (Number.isInteger(cloneCount) && cloneCount >= 1 && cloneCount <= CLONES_MAX) return;
+export function* checkCount({ cloneCount, image, hosts }: ForkRequest): Iterable<Refusal> {
+  // An image can be brought to other hosts without clones.
+  const min = image !== null && hosts !== undefined ? 0 : 1;
+  if (Number.isInteger(cloneCount) && cloneCount >= min && cloneCount <= CLONES_MAX) return;
   yield refuse('CLONE_COUNT', `clone count must be 1-${CLONES_MAX}, not ${cloneCount}`, 'change --clones');
 }
 
@@ -231,70 +214,5 @@ function* checkPrefix({ namePrefix }: ForkRequest): Iterable<Refusal> {
     'CLONE_NAME',
     `clones cannot be named after "${namePrefix}": names have lower-case letters, digits and "-"`,
     'choose another --name',
-  );
-}
-
-const NAMES_SHOWN_MAX = 5;
-
-function* checkNames(
-  host: string,
-  { namesTaken, namesOfEnded = [], namesElsewhere = [] }: ForkInventory,
-): Iterable<Refusal> {
-  const some = (names: readonly string[]) => {
-    const more = names.length > NAMES_SHOWN_MAX ? ` and ${names.length - NAMES_SHOWN_MAX} more` : '';
-    return `${names.slice(0, NAMES_SHOWN_MAX).join(', ')}${more}`;
-  };
-  if (namesTaken.length > 0) {
-    yield refuse(
-      'NAME_TAKEN',
-      `names of the clones are already used on ${host}: ${some(namesTaken)}`,
-      'choose another --name, or end those VMs with "vmctl stop"',
-    );
-  }
-  if (namesElsewhere.length > 0) {
-    yield refuse(
-      'NAME_TAKEN',
-      `names of the clones are already used on other hosts: ${some(namesElsewhere)}`,
-      'choose another --name, or end those VMs with "vmctl stop" on their hosts',
-    );
-  }
-  if (namesOfEnded.length > 0) {
-    yield refuse(
-      'NAME_TAKEN',
-      `ended VMs on ${host} have names of the clones, with exit codes and logs: ${some(namesOfEnded)}`,
-      'choose another --name, remove those VMs with "vmctl stop", or add --replace',
-    );
-  }
-}
-
-function* checkMemory(request: ForkRequest, host: string, inventory: ForkInventory): Iterable<Refusal> {
-  const { imageBytesFree, imageBytesNeeded, cloneBytesNeeded, memoryAvailableBytes } = inventory;
-  if (!(imageBytesFree >= imageBytesNeeded)) {
-    yield refuse(
-      'IMAGE_MEMORY',
-      `the image needs ${mib(imageBytesNeeded)}; the budget for images on ${host} has ${mib(imageBytesFree)} left`,
-      'remove unused images ("vmctl images", "vmctl image rm"), or raise images.budgetBytes',
-    );
-  }
-  const count = cloneCountThatFits(request, inventory);
-  if (count >= request.cloneCount || (request.isPartialAllowed && count > 0)) return;
-  const inBudget = cloneCountInBudget(request, inventory) + Math.min(inventory.warmCloneCount, request.cloneCount);
-  if (inBudget < request.cloneCount && inBudget === count) {
-    const size = mib(inventory.vm.spec.memory.sizeBytes);
-    yield refuse(
-      'CLONE_MEMORY',
-      `each clone may write ${size}; the budget for clones on ${host} allows ${count} more clones`,
-      'end clones ("vmctl stop"), or raise clones.budget or clones.overcommit in the configuration of vmigrated',
-    );
-    return;
-  }
-  const neededBytes = imageBytesNeeded + request.cloneCount * cloneBytesNeeded;
-  const missingBytes = neededBytes - (Number.isFinite(memoryAvailableBytes) ? memoryAvailableBytes : 0);
-  const need = `${request.cloneCount} clones and their image need ${mib(neededBytes)}`;
-  const room = `${host} has ${mib(memoryAvailableBytes)}, ${Math.ceil(missingBytes / MIB)} MiB too little`;
-  yield refuse(
-    'CLONE_MEMORY',
-    `${need}; ${room}; ${count} clones fit`,
-    count > 0 ? `use --clones ${count}, or add --partial` : `free memory on ${host}`,
   );
 }

@@ -11,9 +11,9 @@ import type { DiskSpec } from '../../domain/vm.js';
 import { inJob, notRunning } from '../busy.js';
 import { describeBytes } from '../bytes.js';
 import { checkLimits, checkState } from '../limits.js';
+import { checkBootFiles, checkBridges, checkPeers, checkQemu, isFileReadable, type QemuNeeds } from '../target-host.js';
 import { checkClone } from './clone-preflight.js';
 import type { PreflightFacts, TargetFacts } from './facts.js';
-import { isOlder, parseQemuVersion } from './qemu-version.js';
 import { checkStorage } from './storage.js';
 import { checkTransport } from './transport.js';
 
@@ -22,12 +22,6 @@ import { checkTransport } from './transport.js';
  * add to that.
  */
 const QEMU_OVERHEAD_BYTES = 128 * 1024 * 1024;
-
-/** The oldest QEMU with which this project is tested. */
-const QEMU_VERSION_MIN = { major: 7, minor: 2 };
-
-/** Certificates and reports carry dates. A larger difference means that nobody sets one of the clocks. */
-const CLOCK_SKEW_MS_MAX = 300_000;
 
 const SMALL_PAGE_BYTES = 4096;
 
@@ -57,8 +51,8 @@ export function preflight(request: MigrationRequest, facts: PreflightFacts): Ref
       break;
     case 'reachable':
       refusals.push(
-        ...checkPeers(request, sourceHost, target.inventory),
-        ...checkQemu(request, target.inventory, vm),
+        ...checkPeers(sourceHost, target.inventory),
+        ...checkQemu(target.inventory, vm, needsOf(request)),
         ...checkMemory(request, target.inventory, vm),
         ...checkState(target.inventory.host, target.inventory.stateFreeBytes),
         ...checkLimits(sourceHost.host, sourceHost.limits, { vmCount: 1, cpus: 0 }),
@@ -74,6 +68,11 @@ export function preflight(request: MigrationRequest, facts: PreflightFacts): Ref
       break;
   }
   return refusals;
+}
+
+function needsOf({ mode }: MigrationRequest): QemuNeeds {
+  const { mover, fetches } = MODE_TRAITS[mode];
+  return { isPaged: mover === 'pager', fetches };
 }
 
 function refuse(code: RefusalCode, reason: string, remedy: string): Refusal {
@@ -123,94 +122,6 @@ function* checkRam({ mode, vm: name }: MigrationRequest, vm: VmInventory): Itera
       'RAM_NOT_NAMED_FILE',
       `the RAM of ${name} is shared but is not a named file, so it cannot be opened`,
       remedy,
-    );
-  }
-}
-
-function* checkPeers(request: MigrationRequest, source: HostInventory, target: HostInventory): Iterable<Refusal> {
-  if (target.protocolVersion !== source.protocolVersion) {
-    yield refuse(
-      'PROTOCOL_VERSION',
-      `protocol versions differ: ${source.host} ${source.protocolVersion}, ${request.target} ${target.protocolVersion}`,
-      'install the same vmigrate on both hosts',
-    );
-  }
-  const skewMs = Math.abs(target.clockMs - source.clockMs);
-  if (!(skewMs <= CLOCK_SKEW_MS_MAX)) {
-    const skew = `${(skewMs / 1000).toFixed(0)} s, at most ${CLOCK_SKEW_MS_MAX / 1000} s are allowed`;
-    yield refuse(
-      'CLOCK_SKEW',
-      `the clocks of ${source.host} and ${request.target} differ by ${skew}`,
-      'synchronize both clocks, for example by NTP',
-    );
-  }
-  for (const { host, certificateExpiresAt } of [source, target]) {
-    if (certificateExpiresAt === null) continue;
-    if (!(Date.parse(certificateExpiresAt) > source.clockMs)) {
-      yield refuse(
-        'CERTIFICATE_EXPIRED',
-        `the certificate of ${host} expired at ${certificateExpiresAt}`,
-        `create a new certificate with "vmctl certs" and restart vmigrated on ${host}`,
-      );
-    }
-  }
-}
-
-function* checkQemu(request: MigrationRequest, target: HostInventory, vm: VmInventory): Iterable<Refusal> {
-  const { host } = target;
-  const wanted = parseQemuVersion(vm.qemuVersion);
-  const present = target.qemuVersion === null ? null : parseQemuVersion(target.qemuVersion);
-  if (present === null) {
-    const reason =
-      target.qemuVersion === null
-        ? `${host} has no QEMU`
-        : `${host} reports an unknown QEMU version "${target.qemuVersion}"`;
-    yield refuse('QEMU_TOO_OLD', reason, `install qemu-system-x86 on ${host}`);
-  } else if (isOlder(present, QEMU_VERSION_MIN)) {
-    const oldest = `${QEMU_VERSION_MIN.major}.${QEMU_VERSION_MIN.minor}`;
-    yield refuse(
-      'QEMU_TOO_OLD',
-      `${host} has QEMU ${target.qemuVersion}; the oldest supported version is ${oldest}`,
-      `upgrade QEMU on ${host}`,
-    );
-  } else if (wanted === null || isOlder(present, wanted)) {
-    const versions = `${host} has QEMU ${target.qemuVersion}, ${request.vm} runs in QEMU ${vm.qemuVersion}`;
-    yield refuse(
-      'QEMU_TOO_OLD',
-      `${versions}; QEMU migrates only to the same or a newer version`,
-      `upgrade QEMU on ${host}`,
-    );
-  }
-  if (!target.machines.includes(vm.spec.machine)) {
-    yield refuse(
-      'MACHINE_MISSING',
-      `QEMU on ${host} does not know the machine type ${vm.spec.machine}`,
-      `upgrade QEMU on ${host}, or run the VM with a machine type that both hosts know`,
-    );
-  }
-  if (vm.accel === 'kvm' && !target.isKvmUsable) {
-    yield refuse('ACCEL_MISSING', `${request.vm} runs under KVM, which ${host} cannot use`, 'choose a host with KVM');
-  }
-  const { mover, fetches } = MODE_TRAITS[request.mode];
-  if (mover === 'pager' && !target.isPreloadPresent) {
-    yield refuse(
-      'PRELOAD_MISSING',
-      `${host} lacks the preload library, which is needed to serve the VM's missing pages`,
-      `build the library there ("npm run setup"), or set preload in the configuration of vmigrated`,
-    );
-  }
-  if (!fetches) return;
-  if (!target.isUserfaultfdPermitted) {
-    yield refuse(
-      'USERFAULTFD_NOT_PERMITTED',
-      `the kernel of ${host} does not let vmigrated use userfaultfd`,
-      'run vmigrated as root or with CAP_SYS_PTRACE, or set the sysctl vm.unprivileged_userfaultfd=1',
-    );
-  } else if (mover === 'pager' && !target.hasMinorFaults) {
-    yield refuse(
-      'USERFAULTFD_NOT_PERMITTED',
-      `the kernel of ${host} has no userfaultfd minor faults for shared memory`,
-      'use a kernel of version 5.14 or newer',
     );
   }
 }
@@ -278,10 +189,6 @@ function isDiskUsable(disk: DiskSpec, { disks }: TargetChecks): boolean {
   return check !== undefined && check.isReadable && (disk.isReadOnly || check.isWritable);
 }
 
-function isFileReadable(path: string, { files }: TargetChecks): boolean {
-  return files.some((file) => file.path === path && file.isReadable);
-}
-
 function* checkFiles(
   request: MigrationRequest,
   target: HostInventory,
@@ -309,16 +216,6 @@ function* checkFiles(
     const why = check?.reason === undefined ? '' : `: ${check.reason}`;
     yield refuse('DISK_MISSING', `${host} ${how} the disk ${disk.id} of ${request.vm} (${disk.path})${why}`, remedy);
   }
-  for (const path of [spec.kernel, spec.initrd]) {
-    if (path === undefined || isFileReadable(path, checks)) continue;
-    yield refuse('FILE_MISSING', `${host} cannot read ${path}, which ${request.vm} boots from`, remedy);
-  }
-  for (const nic of spec.nics) {
-    if (nic.type !== 'tap' || (nic.bridge !== undefined && target.bridges.includes(nic.bridge))) continue;
-    yield refuse(
-      'BRIDGE_MISSING',
-      `NIC ${nic.id} of ${request.vm} needs the bridge ${nic.bridge ?? '(not named)'}, which ${host} does not have`,
-      `create the bridge on ${host}`,
-    );
-  }
+  yield* checkBootFiles(host, spec, checks);
+  yield* checkBridges(target, spec);
 }

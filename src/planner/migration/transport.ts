@@ -45,7 +45,7 @@ export function chooseTransport(
 }
 
 /** The transports that `auto` may choose, best first; at least one has a rank. */
-function rankedTransports(table: TransportTable): Transport[] {
+export function rankedTransports(table: TransportTable = ALL_TRANSPORTS): Transport[] {
   const rankOf = (transport: Transport): number => transportRow(transport, table).autoRank ?? -1;
   const names = Object.keys(table) as Transport[];
   return names.filter((transport) => rankOf(transport) >= 0).sort((a, b) => rankOf(b) - rankOf(a));

@@ -2,6 +2,7 @@
 import type { InjectOptions } from 'fastify';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import { type ApiServer, buildServer } from '../../../src/api/server.js';
+import { MigrationError } from '../../../src/domain/errors.js';
 import { type FakeServices, FORK_REPORT, fakeServices, imageView, vmView } from '../../support/api-fakes.js';
 
 const IMAGE = '00112233445566ff';
@@ -64,7 +65,13 @@ describe('forks', () => {
     ['an unknown key', { vm: 'web', cloneCount: 1, speed: 9 }, 400, 'USAGE'],
     ['an image that is a path', { image: '../../etc/passwd', cloneCount: 1 }, 400, 'USAGE'],
     ['a prefix that makes no name', { vm: 'web', cloneCount: 1, namePrefix: '-x' }, 400, 'USAGE'],
-    ['another host', { vm: 'web', cloneCount: 1, hosts: ['A', 'B'] }, 501, 'UNSUPPORTED'],
+    ['a host twice', { vm: 'web', cloneCount: 2, hosts: ['A', 'B', 'A'] }, 400, 'USAGE'],
+    [
+      'numbers that do not add up',
+      { vm: 'web', cloneCount: 2, hosts: ['A', { host: 'B', cloneCount: 3 }] },
+      400,
+      'USAGE',
+    ],
   ])('with %s are refused', async (_, asked, status, code) => {
     expect(await inject('POST', '/v1/forks', asked)).toMatchObject({ status, body: { code } });
     expect(services.jobs.forkRequests).toEqual([]);
@@ -74,6 +81,20 @@ describe('forks', () => {
     expect(await inject('POST', '/v1/forks', { vm: 'web', cloneCount: 1, hosts: ['A'] })).toMatchObject({
       status: 202,
     });
+    expect(services.jobs.forkRequests[0]).not.toHaveProperty('hosts');
+  });
+
+  test('may name other hosts, or all', async () => {
+    const asked = { vm: 'web', cloneCount: 3, hosts: ['A', { host: 'B', cloneCount: 2 }], placement: 'pack' };
+    expect(await inject('POST', '/v1/forks', asked)).toMatchObject({ status: 202 });
+    expect(await inject('POST', '/v1/forks', { vm: 'web', cloneCount: 3, hosts: 'all' })).toMatchObject({
+      status: 202,
+    });
+    const own = { host: 'A', cloneCount: null };
+    expect(services.jobs.forkRequests).toMatchObject([
+      { hosts: [own, { host: 'B', cloneCount: 2 }], placement: 'pack', fetch: 'all', transport: 'auto' },
+      { hosts: [own, { host: 'B', cloneCount: null }], placement: 'spread' },
+    ]);
   });
 });
 
@@ -105,17 +126,20 @@ describe('images', () => {
   test('all clones of one are stopped; those that cannot be are named', async () => {
     const names = Array.from({ length: 40 }, (_, index) => `web-${index}`);
     services.images.views.set(IMAGE, imageView(IMAGE, { clones: names }));
-    for (const name of names.slice(0, 39)) await services.vms.run(vmView(name) as never);
+    for (const name of names) await services.vms.run(vmView(name) as never);
     services.ends('web-3', 'bye', 7, IMAGE);
     services.images.views.set(IMAGE, imageView(IMAGE, { clones: names.filter((name) => name !== 'web-3') }));
     const stop = services.vms.stop.bind(services.vms);
-    services.vms.stop = (name, options) =>
-      name === 'web-7' ? Promise.reject(new TypeError('it holds on')) : stop(name, options);
+    services.vms.stop = async (name, options) => {
+      if (name === 'web-7') throw new TypeError('it holds on');
+      const result = await stop(name, options);
+      if (name === 'web-39') throw new MigrationError('NOT_FOUND', 'it has ended and was removed meanwhile');
+      return result;
+    };
     const { body } = await inject('POST', `/v1/images/${IMAGE}/stop`);
     const { stopped, failures } = body as { stopped: string[]; failures: object[] };
-    // web-39 had ended by itself.
     expect(stopped.sort()).toEqual(names.filter((name) => name !== 'web-7').sort());
-    expect(failures).toMatchObject([{ name: 'web-7', error: { code: 'INTERNAL' } }]);
+    expect(failures).toMatchObject([{ name: 'web-7', host: 'A', error: { code: 'INTERNAL' } }]);
     expect(services.vms.list().map(({ name }) => name)).toEqual(['web-7']);
   });
 });
@@ -140,6 +164,7 @@ test('metrics count clones, pauses, images and waiting processes', async () => {
     'vmigrate_clones_total 2',
     'vmigrate_fork_pause_seconds_total 0.0145',
     `vmigrate_fork_copied_bytes_total ${2 ** 27}`,
+    'vmigrate_fork_sent_bytes_total 0',
     'vmigrate_fork_faults_total{side="parent"} 12',
     'vmigrate_fork_faults_total{side="clones"} 34',
     'vmigrate_images{state="complete"} 1',

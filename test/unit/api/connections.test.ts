@@ -5,6 +5,7 @@ import { request as httpsRequest } from 'node:https';
 import { type AddressInfo, connect, createServer, type Socket } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { Readable } from 'node:stream';
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from 'vitest';
 import { ApiClient } from '../../../src/api/client.js';
 import { RemoteAgents } from '../../../src/api/peers/client.js';
@@ -144,7 +145,7 @@ describe('the check of a peer', () => {
     peers.close();
   });
 
-  test('ends a question of pre-flight to a host that has vanished behind a connection that is kept', async () => {
+  test('ends calls for which others wait, to a host that has vanished behind a connection that is kept', async () => {
     let isThere = true;
     const proxy = createServer((near) => {
       sockets.push(near);
@@ -158,12 +159,16 @@ describe('the check of a peer', () => {
     }).listen(0, '127.0.0.1');
     await once(proxy, 'listening');
     const peers = peersOfB('B', (proxy.address() as AddressInfo).port);
-    await peers.ping('A');
+    const { inventory, forks } = peers.agent('A');
+    const gone = { code: 'UNREACHABLE', message: expect.stringContaining('does not answer any more') };
+    await peers.warm('A');
     isThere = false;
-    await expect(peers.agent('A').inventory.inventory()).rejects.toMatchObject({
-      code: 'UNREACHABLE',
-      message: expect.stringContaining('does not answer any more'),
-    });
+    const calls = [
+      inventory.inventory(),
+      forks.loadClones('00112233445566ff'),
+      peers.sendForkState('A', '00112233445566ff', Readable.from([Buffer.alloc(300_000)])),
+    ];
+    await Promise.all(calls.map((call) => expect(call).rejects.toMatchObject(gone)));
     peers.close();
     proxy.close();
   }, 20_000);

@@ -9,7 +9,7 @@ import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } fr
 import { ApiClient } from '../../../src/api/client.js';
 import { RemoteAgents } from '../../../src/api/peers/client.js';
 import { callOn, HOST_CALLS } from '../../../src/api/peers/methods.js';
-import { callPath, DEVICE_STATE_BYTES_MAX, PING_PATH, statePath } from '../../../src/api/peers/routes.js';
+import { callPath, DEVICE_STATE_BYTES_MAX, PING_PATH, serialPath, statePath } from '../../../src/api/peers/routes.js';
 import { type ApiServer, buildServer } from '../../../src/api/server.js';
 import { MigrationError } from '../../../src/domain/errors.js';
 import type { HostPort } from '../../../src/engine/ports/host.js';
@@ -126,6 +126,7 @@ describe('calls', () => {
     expect(await forks.serveImage(IMAGE, 'B', 'tcp')).toEqual(forkAnswers.serveImage);
     await forks.endImage(IMAGE, 'B');
     await forks.connectImage(IMAGE, 'tcp');
+    await forks.completeImage(IMAGE);
     await forks.sendForkState(IMAGE, 'B');
     expect(await forks.loadClones(IMAGE)).toEqual(forkAnswers.loadClones);
     await forks.commitFork(IMAGE);
@@ -210,6 +211,7 @@ describe('who may call', () => {
       expect(await status('C', callPath(name)), name).toBe(403);
     }
     expect(await status('alice', statePath(SESSION), 'PUT')).toBe(403);
+    for (const caller of ['alice', 'C']) expect(await status(caller, serialPath('web'), 'GET')).toBe(403);
     expect(await status('B', '/v1/vms')).toBe(200);
     expect(await status('alice', '/v1/vms')).toBe(200);
     expect(services.calls).toEqual([]);

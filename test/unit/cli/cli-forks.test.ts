@@ -3,9 +3,11 @@ import { spawn } from 'node:child_process';
 import { mkdtemp, readFile, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { Readable } from 'node:stream';
 import { fileURLToPath } from 'node:url';
 import { afterAll, beforeAll, beforeEach, describe, expect, test, vi } from 'vitest';
 import { type ApiServer, buildServer } from '../../../src/api/server.js';
+import { MigrationError } from '../../../src/domain/errors.js';
 import { type FakeServices, FORK_REPORT, fakeServices, imageView, vmView } from '../../support/api-fakes.js';
 
 // Each case is a process of its own, which starts slowly on a busy machine.
@@ -27,7 +29,9 @@ afterAll(async () => {
   await server.close();
   await rm(directory, { recursive: true, force: true });
 });
-beforeEach(() => {
+beforeEach(async () => {
+  for (const { name } of services.vms.list()) await services.vms.stop(name, { isForced: true, gracefulMs: 0 });
+  services.answers.clear();
   services.jobs.refusals = [];
   services.jobs.forkRequests.length = 0;
   services.images.views.clear();
@@ -158,16 +162,34 @@ describe('vfork', () => {
     expect(ended.stderr).not.toBe('');
   });
 
-  test('other hosts are refused by the daemon', async () => {
-    const ended = await run('vfork', '--clones', '2', 'web', '--hosts', 'A,B');
-    expect(ended).toMatchObject({ code: 1, stderr: expect.stringMatching(/UNSUPPORTED/) as string });
+  test.each([
+    ['A,B,B', [], /named twice/],
+    ['A:1,B:2', ['--clones', '2'], /to have 3 clones, and the fork has 2/],
+    ['A,B:x', ['--clones', '2'], /neither HOST nor HOST:CLONES/],
+    ['A,B', [], /give the number of clones/],
+  ])('--hosts %s %j is a mistake of usage', async (hosts, flags, message) => {
+    const ended = await run(
+      'vfork',
+      ...(flags.length > 0 || hosts === 'A,B' ? flags : ['--clones', '2']),
+      'web',
+      '--hosts',
+      hosts,
+    );
+    expect(ended).toMatchObject({ code: 2, stderr: expect.stringMatching(message) as string });
+  });
+
+  test('--placement, --fetch and transports need --hosts', async () => {
+    for (const flag of ['--placement=pack', '--fetch=demand', '--tcp']) {
+      const ended = await run('vfork', '--clones', '2', 'web', flag);
+      expect(ended).toMatchObject({ code: 2, stderr: expect.stringMatching(/needs --hosts/) as string });
+    }
   });
 
   test.each([
     [0, 0],
     [3, 1],
   ])('--wait waits until all have ended, and keeps their logs: codes 0 and %i', async (exitCode, code) => {
-    for (const { name } of FORK_REPORT.clones) await services.vms.run(vmView(name) as never);
+    for (const { name, uuid } of FORK_REPORT.clones) await services.vms.run(vmView(name, { uuid }) as never);
     const logs = join(directory, `logs-${exitCode}`);
     const waiting = run('vfork', '--clones', '2', 'web', '--wait', '--logs', logs, '--json');
     await nextJobEnds({ state: 'done', report: FORK_REPORT });
@@ -188,7 +210,7 @@ describe('vfork', () => {
     ['leaves an image that was there before', ['--image', IMAGE], [IMAGE]],
   ])('--rm %s', async (_, of, left) => {
     services.images.views.set(IMAGE, imageView(IMAGE));
-    for (const { name } of FORK_REPORT.clones) await services.vms.run(vmView(name) as never);
+    for (const { name, uuid } of FORK_REPORT.clones) await services.vms.run(vmView(name, { uuid }) as never);
     const waiting = run('vfork', '--clones', '2', ...of, '--wait', '--rm');
     await nextJobEnds({ state: 'done', report: FORK_REPORT });
     for (const { name } of FORK_REPORT.clones) services.ends(name, '');
@@ -198,7 +220,7 @@ describe('vfork', () => {
   });
 
   test('--rm that fails adds no second document to --json, and says why', async () => {
-    for (const { name } of FORK_REPORT.clones) await services.vms.run(vmView(name) as never);
+    for (const { name, uuid } of FORK_REPORT.clones) await services.vms.run(vmView(name, { uuid }) as never);
     const waiting = run('vfork', '--clones', '2', 'web', '--wait', '--rm', '--json');
     await nextJobEnds({ state: 'done', report: { ...FORK_REPORT, image: 'f'.repeat(16) } });
     for (const { name } of FORK_REPORT.clones) services.ends(name, '');
@@ -208,8 +230,34 @@ describe('vfork', () => {
     expect(stderr).toMatch(/^vfork: no image f+ \(NOT_FOUND\)\n/);
   });
 
+  test('--wait --logs --rm works over all hosts of the fork', async () => {
+    const [ours, theirs] = FORK_REPORT.clones.map((clone, index) => ({ ...clone, host: 'AB'.charAt(index) }));
+    if (ours === undefined || theirs === undefined) throw new Error('two clones');
+    const report = { ...FORK_REPORT, clones: [ours, theirs] };
+    services.images.views.set(IMAGE, imageView(IMAGE));
+    await services.vms.run(vmView('web-0', { uuid: ours.uuid }) as never);
+    const exit = { at: '', reason: 'guest-shutdown', code: 0, signal: null, exitCode: 0 };
+    const onB = vmView('web-1', { uuid: theirs.uuid, host: 'B', state: 'stopped', exit, exitCode: 0 });
+    services.answers.set('vmViews', () => ({ vms: [onB] }));
+    services.answers.set('stopClones', () => ({ stopped: ['web-1'], failures: [] }));
+    services.answers.set('imageViews', () => ({ images: [imageView(IMAGE, { host: 'B' })] }));
+    services.answers.set('removeImage', () => ({ id: IMAGE, freedBytes: 1, mergedDisks: [], keptLayers: [] }));
+    services.peers.serialLog = async (host, vm) => Readable.from([`${vm} on ${host}\n`]);
+    const logs = join(directory, 'logs-of-hosts');
+    const waiting = run('vfork', '--clones', '2', 'web', '--wait', '--logs', logs, '--rm');
+    await nextJobEnds({ state: 'done', report });
+    services.ends('web-0', 'bye\n');
+    const ended = await waiting;
+    expect(ended).toMatchObject({ code: 0, stderr: '' });
+    expect(ended.stdout).toMatch(/web-1 +B +0 +guest-shutdown .*web-1.log\nA: removed image .*\nB: removed image/);
+    expect(await readFile(join(logs, 'web-0.log'), 'utf8')).toBe('bye\n');
+    expect(await readFile(join(logs, 'web-1.log'), 'utf8')).toBe('web-1 on B\n');
+    expect([services.vms.list(), services.images.list()]).toEqual([[], []]);
+    expect(services.calls.map(({ method }) => method)).toEqual(expect.arrayContaining(['stopClones', 'removeImage']));
+  });
+
   test('--logs that cannot be written are told before the wait', async () => {
-    for (const { name } of FORK_REPORT.clones) await services.vms.run(vmView(name) as never);
+    for (const { name, uuid } of FORK_REPORT.clones) await services.vms.run(vmView(name, { uuid }) as never);
     const waiting = run('vfork', '--clones', '2', 'web', '--wait', '--logs', '/proc/none/logs');
     await nextJobEnds({ state: 'done', report: FORK_REPORT });
     // Nobody ends the clones.
@@ -218,7 +266,7 @@ describe('vfork', () => {
   });
 
   test('--wait takes a code for the end, and the log as far as it goes', async () => {
-    for (const { name } of FORK_REPORT.clones) await services.vms.run(vmView(name) as never);
+    for (const { name, uuid } of FORK_REPORT.clones) await services.vms.run(vmView(name, { uuid }) as never);
     const waiting = run('vfork', '--clones', '2', 'web', '--wait', '--logs', join(directory, 'logs'), '--json');
     await nextJobEnds({ state: 'done', report: FORK_REPORT });
     // More output than the backlog of a console.
@@ -275,5 +323,59 @@ describe('vmctl', () => {
     expect(await run('vmctl', 'stop', '--image', IMAGE)).toMatchObject({ code: 0, stdout: 'stopped 1 clone\n' });
     expect(await run('vmctl', 'stop')).toMatchObject({ code: 2 });
     expect(await run('vmctl', 'stop', 'web', '--image', IMAGE)).toMatchObject({ code: 2 });
+  });
+
+  test('what all hosts have is shown with the hosts, and so is who does not answer', async () => {
+    const error = new MigrationError('UNREACHABLE', 'host B cannot be reached');
+    const images = [imageView(IMAGE, { host: 'B', state: 'filling', pagesTotal: 10, pagesDone: 4 })];
+    services.images.views.set(IMAGE, imageView(IMAGE));
+    services.answers.set('imageViews', () => ({ images }));
+    const shown = (await run('vmctl', 'images', '--all-hosts')).stdout;
+    expect(shown).toMatch(/00112233445566ff +A +complete +65536 +256 MiB +128 MiB/);
+    expect(shown).toMatch(/00112233445566ff +B +filling +4\/10 40 % +256 MiB/);
+    services.answers.set('vmViews', () => {
+      throw error;
+    });
+    const vms = await run('vmctl', 'ps', '--all-hosts');
+    expect(vms).toMatchObject({
+      code: 0,
+      stdout: expect.stringContaining('no answer from B: host B cannot') as string,
+    });
+  });
+
+  test('stop --image and image rm reach all hosts, and fail if one does not answer', async () => {
+    const uuid = '00000000-0000-4000-8000-00000000000b';
+    const onB = vmView('web-6', { uuid, host: 'B', image: IMAGE });
+    services.answers.set('imageClones', () => ({ clones: [onB] }));
+    services.answers.set('stopClones', () => ({ stopped: ['web-6'], failures: [] }));
+    services.answers.set('imageViews', () => ({ images: [imageView(IMAGE, { host: 'B' })] }));
+    services.answers.set('removeImage', () => ({ id: IMAGE, freedBytes: 4096, mergedDisks: [], keptLayers: [] }));
+    expect(await run('vmctl', 'stop', '--image', IMAGE)).toMatchObject({ code: 0, stdout: 'stopped 1 clone\n' });
+    expect(services.calls.at(-1)).toEqual({ method: 'stopClones', args: [[{ name: 'web-6', uuid }], false] });
+    expect(await run('vmctl', 'stop', '--image', IMAGE, '--this-host')).toMatchObject({ code: 1 });
+    const removed = await run('vmctl', 'image', 'rm', IMAGE, '--all-hosts');
+    expect(removed).toMatchObject({ code: 0, stdout: expect.stringMatching(/^B: removed image 0011/) as string });
+    services.images.views.set(IMAGE, imageView(IMAGE));
+    services.answers.set('imageClones', () => {
+      throw new MigrationError('TIMEOUT', 'B did not answer within 5 s');
+    });
+    const silent = await run('vmctl', 'stop', '--image', IMAGE);
+    expect(silent).toMatchObject({ code: 1, stdout: expect.stringContaining('no answer from B') as string });
+  });
+
+  test('logs of a VM on another host', async () => {
+    services.peers.serialLog = async (host, vm) => Readable.from([`${vm} on ${host}\n`]);
+    expect(await run('vmctl', 'logs', 'web-6', '--on', 'B')).toMatchObject({ code: 0, stdout: 'web-6 on B\n' });
+  });
+
+  test('image copy is a fork without clones on that host', async () => {
+    expect(await run('vmctl', 'image', 'copy', IMAGE, 'B', '--detach')).toMatchObject({ code: 0 });
+    const hosts = [{ host: 'B', cloneCount: 0 }];
+    expect(services.jobs.forkRequests).toMatchObject([{ vm: null, image: IMAGE, cloneCount: 0, hosts }]);
+    services.answers.set('imageViews', () => ({ images: [imageView(IMAGE, { host: 'B' })] }));
+    const copying = run('vmctl', 'image', 'copy', IMAGE, 'B');
+    await nextJobEnds({ state: 'done', report: { ...FORK_REPORT, clones: [] } });
+    const copied = await copying;
+    expect(copied).toMatchObject({ code: 0, stdout: expect.stringMatching(/0011\S+ +B +complete/) as string });
   });
 });

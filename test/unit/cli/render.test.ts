@@ -7,6 +7,7 @@ import {
   plain,
   planText,
   progressLine,
+  progressLines,
   reportText,
   table,
   vmTable,
@@ -44,6 +45,17 @@ describe('a progress line', () => {
     secondsLeft: 2.1,
     faultCount: 7,
   };
+  test('has a line for each host of a fork over several hosts', () => {
+    const hosts = [
+      { host: 'A', state: 'complete', pagesTotal: 500, pagesDone: 500, bytesDone: 2 ** 20 },
+      { host: 'node12', state: 'filling', pagesTotal: 500, pagesDone: 30, bytesDone: 2 ** 17 },
+    ] as const;
+    expect(progressLines(jobView('job-1', { progress: { ...progress, hosts } })).slice(1)).toEqual([
+      '  A       complete  100 %, 1.0 MiB',
+      '  node12  filling     6 %, 128 KiB',
+    ]);
+  });
+
   test('says pages, rate, time left and faults', () => {
     const line = progressLine(jobView('job-1', { progress }));
     expect(line).toBe('web: drain  250/1000 pages 25 %, 128 MiB/s, 3 s left, 7 faults');

@@ -148,7 +148,7 @@ describe('before the commit', () => {
     const { jobs } = await world.daemon();
     const view = await restFork(jobs, (await jobs.submitFork({ ...forkRequest, isPartialAllowed: true })).id);
     expect(view).toMatchObject({ state: 'done', clones: ['vm1-0'] });
-    expect(view.report?.failures).toMatchObject([{ name: 'vm1-2' }, { name: 'vm1-1', error: { code: 'QEMU_FAILED' } }]);
+    expect(view.report?.failures).toMatchObject([{ name: 'vm1-1', error: { code: 'QEMU_FAILED' } }, { name: 'vm1-2' }]);
   });
 
   test('with --partial and no clone at all it fails', async () => {

@@ -184,8 +184,8 @@ export function held(world: Scripted, call: string, answer?: unknown): { came: P
 export async function crashedAt(
   point: string,
   submit: (jobs: JobManager) => Promise<JobView>,
+  world = new Scripted(),
 ): Promise<{ world: Scripted; id: string }> {
-  const world = new Scripted();
   const crashed = gate();
   world.onInject = (hit) => {
     if (hit !== point) return Promise.resolve();

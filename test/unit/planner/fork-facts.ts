@@ -99,6 +99,7 @@ export const forkAnswers: { readonly [Call in keyof ForkPort]: unknown } = {
   },
   endImage: undefined,
   connectImage: undefined,
+  completeImage: undefined,
   sendForkState: undefined,
   loadClones: { failures: [] },
   commitFork: undefined,

@@ -7,6 +7,7 @@
  * and only a NIC with an address of its own joins the bridge.
  */
 import { createHash, randomUUID } from 'node:crypto';
+import { MigrationError } from '../../../domain/errors.js';
 import type { CloneIdentity, CloneNetwork } from '../../../domain/fork.js';
 import type { NicSpec, VmSpec } from '../../../domain/vm.js';
 
@@ -22,7 +23,7 @@ export interface CloneOrder {
   readonly namePrefix: string | null;
   readonly parent: VmSpec;
   readonly network: CloneNetwork;
-  /** The MAC addresses of all VMs on this host. */
+  /** The MAC addresses of all VMs on this host. Empty for a fork over several hosts, which must agree on all clones. */
   readonly macsTaken: ReadonlySet<string>;
 }
 
@@ -53,6 +54,28 @@ export function cloneIdentities(order: CloneOrder): CloneIdentity[] {
       ]),
     ),
   }));
+}
+
+/**
+ * Throws CONFLICT if a clone gets an address that one of the VMs has. In a fork over several hosts no host can give it
+ * another one.
+ */
+export function refuseMacsTaken(
+  clones: readonly CloneIdentity[],
+  parent: VmSpec,
+  vms: readonly Pick<VmSpec, 'name' | 'nics'>[],
+): void {
+  const owners = new Map(vms.flatMap(({ name, nics }) => nics.map(({ mac }) => [mac, name] as const)));
+  for (const clone of clones) {
+    for (const { id, mac: kept } of parent.nics) {
+      const mac = clone.macs[id] ?? kept;
+      const owner = mac === kept ? undefined : owners.get(mac);
+      if (owner === undefined) continue;
+      throw new MigrationError('CONFLICT', `clone ${clone.name} would get the address ${mac}, which ${owner} has`, {
+        remedy: 'fork again: another fork has other addresses',
+      });
+    }
+  }
 }
 
 /** Returns the spec that the clone's QEMU is started with, before it loads the parent's state. */

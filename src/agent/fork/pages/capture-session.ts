@@ -8,13 +8,13 @@ import { MigrationError, toMigrationError } from '../../../domain/errors.js';
 import { deferred } from '../../../kit/deferred.js';
 import { failureToError } from '../../../native/failure.js';
 import type { ImageCaptureHandle, ImageSnapshot, RegionFile } from '../../../native/types.js';
+import type { ImageContext } from '../../image/context.js';
 import type { ImageRecord } from '../../image/record.js';
 import type { ManagedVm } from '../../vm/vms.js';
-import type { ForkContext } from '../context.js';
 
 export class CaptureSession {
   readonly handle: ImageCaptureHandle;
-  readonly #context: ForkContext;
+  readonly #context: ImageContext;
   readonly #image: ImageRecord;
   readonly #over = deferred<'complete' | 'failed'>();
   /** Files that `finish` removes, when no process reads them any more. */
@@ -22,7 +22,7 @@ export class CaptureSession {
   #last: ImageSnapshot | null = null;
   #isOpen = true;
 
-  private constructor(context: ForkContext, image: ImageRecord, parts: CaptureParts) {
+  private constructor(context: ImageContext, image: ImageRecord, parts: CaptureParts) {
     this.#context = context;
     this.#image = image;
     this.#files = [...parts.links, ...parts.image.map(({ presencePath }) => presencePath)];
@@ -32,7 +32,7 @@ export class CaptureSession {
 
   /** `parent` is null if the parent has ended. Its memory files then still exist under the image's own names. */
   static async open(
-    context: ForkContext,
+    context: ImageContext,
     image: ImageRecord,
     options: { parent: ManagedVm | null; isResume: boolean },
   ): Promise<CaptureSession> {
@@ -153,7 +153,7 @@ interface CaptureParts {
 }
 
 function openCapture(
-  { native }: ForkContext,
+  { native }: ImageContext,
   { parent, source, image, isResume, onEdge }: Omit<CaptureParts, 'links'> & { readonly onEdge: () => void },
 ): ImageCaptureHandle {
   try {

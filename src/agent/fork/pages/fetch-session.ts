@@ -3,26 +3,31 @@
  * capture is to the host of the parent.
  */
 import { unlink } from 'node:fs/promises';
-import { MigrationError } from '../../../domain/errors.js';
+import { MigrationError, toMigrationError } from '../../../domain/errors.js';
 import type { ImageHolder } from '../../../engine/ports/fork.js';
 import { deferred } from '../../../kit/deferred.js';
 import { failureToError } from '../../../native/failure.js';
 import type { ImageFetchHandle, ImageFetchSnapshot } from '../../../native/types.js';
 import type { ImageCounter } from '../../../protocol/wire.js';
+import type { ImageContext } from '../../image/context.js';
 import type { ImageRecord } from '../../image/record.js';
 import { PageLink } from '../../migration/page-link.js';
 import type { ManagedVm } from '../../vm/vms.js';
-import type { ForkContext } from '../context.js';
+import { isFinal } from './image-servers.js';
+import type { OriginHost } from './origin-host.js';
 
 /** The counters that a native session opened anew starts at zero. The others are read from the presence maps. */
 const SUMMED: readonly ImageCounter[] = ['copiedBytes', 'demandBytes', 'prefetchBytes', 'cloneFaultCount', 'cpuNs'];
 
 export class FetchSession {
-  readonly #context: ForkContext;
+  readonly #context: ImageContext;
   readonly #image: ImageRecord;
   readonly #link: PageLink<ImageFetchHandle>;
   readonly #presencePaths: readonly string[];
   #over = deferred<'complete' | 'failed'>();
+  #isOver = false;
+  /** The host that has the image says that it can never be complete. */
+  #refusal: MigrationError | null = null;
   readonly #clones = new Set<ManagedVm>();
   /** Those of which the present native session knows. */
   readonly #known = new Set<ManagedVm>();
@@ -33,7 +38,7 @@ export class FetchSession {
   #isServing = false;
   #isOpen = true;
 
-  private constructor(context: ForkContext, image: ImageRecord, files: ImageFiles, isResume: boolean) {
+  private constructor(context: ImageContext, image: ImageRecord, files: ImageFiles, options: FetchOptions) {
     this.#context = context;
     this.#image = image;
     this.#presencePaths = files.map(({ presencePath }) => presencePath);
@@ -43,7 +48,8 @@ export class FetchSession {
           ...{ image: files, bandwidthBytesPerS: 0, isResume: isAgain },
           onEdge: () => this.#onEdge(),
         }),
-      isResume,
+      isResume: options.isResume,
+      findHolder: () => this.#findHolder(options.origin),
       reading: 'copying',
       onConnected: () => this.#startWanted(),
       onReplace: () => this.#carry(),
@@ -53,9 +59,8 @@ export class FetchSession {
     context.images.setFilling(image.id, () => this.pagesDone);
   }
 
-  /** `isResume`: an earlier daemon has read some of the pages. */
-  static async open(context: ForkContext, image: ImageRecord, isResume: boolean): Promise<FetchSession> {
-    return new FetchSession(context, image, await context.images.withPresence(image), isResume);
+  static async open(context: ImageContext, image: ImageRecord, options: FetchOptions): Promise<FetchSession> {
+    return new FetchSession(context, image, await context.images.withPresence(image), options);
   }
 
   /** Resolves when every page is here, when the session has failed, or when it is closed before. */
@@ -71,10 +76,16 @@ export class FetchSession {
 
   /** The error that stopped the session, or null. */
   get failure(): MigrationError | null {
+    if (this.#refusal !== null) return this.#refusal;
     const { state, failure } = this.snapshot;
     if (state !== 'failed') return null;
     if (failure !== null) return failureToError(failure, 'reading the image');
     return new MigrationError('NATIVE_FAILED', 'the image of the clones cannot be read');
+  }
+
+  /** Why no page comes at present, or null. */
+  get trouble(): MigrationError | null {
+    return this.#link.trouble;
   }
 
   get counters(): Readonly<Record<string, number>> {
@@ -143,7 +154,7 @@ export class FetchSession {
     this.#last = this.#read();
     this.#isOpen = false;
     // Nobody waits any longer. It changes nothing if the image is complete.
-    this.#over.resolve('failed');
+    this.#resolve('failed');
     await this.#link.close();
   }
 
@@ -157,7 +168,8 @@ export class FetchSession {
   #carry(): void {
     this.#isServing = false;
     // A failure of the session that is replaced is not the next one's.
-    this.#over = deferred();
+    if (this.#isOver) this.#over = deferred();
+    this.#isOver = false;
     const { counters } = this.#read();
     for (const counter of SUMMED) this.#carried.set(counter, counters[counter]);
     this.#carried.set('reconnectCount', counters.reconnectCount + 1n);
@@ -197,8 +209,36 @@ export class FetchSession {
 
   #checkState(): void {
     const { state } = this.snapshot;
-    if (state === 'complete' || state === 'failed') this.#over.resolve(state);
+    if (state === 'complete' || state === 'failed') this.#resolve(state);
+  }
+
+  #resolve(outcome: 'complete' | 'failed'): void {
+    this.#isOver = true;
+    this.#over.resolve(outcome);
+  }
+
+  async #findHolder(origin: OriginHost): Promise<ImageHolder> {
+    try {
+      return await origin.findHolder();
+    } catch (thrown) {
+      const error = toMigrationError(thrown);
+      if (isFinal(error)) this.#giveUp(error);
+      throw error;
+    }
+  }
+
+  #giveUp(refusal: MigrationError): void {
+    if (!this.#isOpen || this.#isOver) return;
+    this.#refusal = refusal;
+    this.#resolve('failed');
   }
 }
 
-type ImageFiles = Awaited<ReturnType<ForkContext['images']['withPresence']>>;
+export interface FetchOptions {
+  /** An earlier daemon has read some of the pages. */
+  readonly isResume: boolean;
+  /** It is asked for a holder whenever there is none. */
+  readonly origin: OriginHost;
+}
+
+type ImageFiles = Awaited<ReturnType<ImageContext['images']['withPresence']>>;

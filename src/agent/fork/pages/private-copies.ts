@@ -7,20 +7,20 @@ import { randomBytes } from 'node:crypto';
 import { unlink } from 'node:fs/promises';
 import { OWN_MACHINE_TRANSPORT } from '../../../domain/transport.js';
 import type { SourceSessionHandle } from '../../../native/types.js';
+import type { ImageContext } from '../../image/context.js';
 import type { ImageRecord } from '../../image/record.js';
 import { PageSession } from '../../migration/page-session.js';
 import type { ManagedVm } from '../../vm/vms.js';
-import type { ForkContext } from '../context.js';
 
 const SESSION_BYTES = 16;
 const TOKEN_BYTES = 32;
 
 export class PrivateCopies {
-  readonly #context: ForkContext;
+  readonly #context: ImageContext;
   readonly #image: ImageRecord;
   readonly #copies = new Map<ManagedVm, Copy>();
 
-  constructor(context: ForkContext, image: ImageRecord) {
+  constructor(context: ImageContext, image: ImageRecord) {
     this.#context = context;
     this.#image = image;
   }
@@ -103,7 +103,7 @@ class Copy {
     this.#complete = complete;
   }
 
-  static async open(context: ForkContext, image: ImageRecord, vm: ManagedVm, isResume: boolean): Promise<Copy> {
+  static async open(context: ImageContext, image: ImageRecord, vm: ManagedVm, isResume: boolean): Promise<Copy> {
     const { native, transports, images } = context;
     const credentials = {
       session: randomBytes(SESSION_BYTES).toString('hex'),

@@ -1,3 +1,4 @@
+import { createHash } from 'node:crypto';
 import * as fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
 import {
@@ -5,6 +6,7 @@ import {
   cloneIdentities,
   cloneNames,
   cloneSpec,
+  refuseMacsTaken,
   runningNics,
 } from '../../../../src/agent/fork/clones/names.js';
 import type { CloneNetwork } from '../../../../src/domain/fork.js';
@@ -43,6 +45,23 @@ test('an address that a VM of this host has is not given again', () => {
   const macs = cloneIdentities(order({ macsTaken: new Set([first]) })).map((clone) => clone.macs['net0']);
   expect(macs).not.toContain(first);
   expect(new Set(macs).size).toBe(8);
+});
+
+test('a clone can compute the addresses of its sisters, as documented', () => {
+  const sister = cloneIdentities(order())[3];
+  const digits = createHash('sha256').update('mac/0123456789abcdef/3/net0/0').digest('hex');
+  expect(sister?.macs['net0']?.replaceAll(':', '')).toBe(`56${digits.slice(0, 10)}`);
+});
+
+test('hosts that share a fork agree on its addresses, and refuse one that a VM has', () => {
+  const clones = cloneIdentities(order());
+  const other = { name: 'db', nics: parent.nics.map((nic) => ({ ...nic, mac: clones[5]?.macs['net0'] ?? '' })) };
+  expect(() => refuseMacsTaken(clones, parent, [other])).toThrow(
+    expect.objectContaining({ code: 'CONFLICT', message: expect.stringMatching(/parent-012345-5 .* which db has/) }),
+  );
+  expect(() => refuseMacsTaken(clones, parent, [parent])).not.toThrow();
+  // A NIC that shares no link with the parent keeps its address.
+  expect(() => refuseMacsTaken(cloneIdentities(order({ network: 'none' })), parent, [parent])).not.toThrow();
 });
 
 test('names fit, whatever the prefix', () => {

@@ -3,10 +3,13 @@ import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { Readable } from 'node:stream';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { afterEach, expect, test } from 'vitest';
-import { ForkPages } from '../../../../src/agent/fork/pages/pages.js';
+import { failedImage, ImageServers } from '../../../../src/agent/fork/pages/image-servers.js';
+import { ForkPages } from '../../../../src/agent/fork/pages.js';
 import { ForkSession } from '../../../../src/agent/fork/session.js';
-import { PageLink, type PageReader } from '../../../../src/agent/migration/page-link.js';
+import { type PageHolder, PageLink, type PageReader } from '../../../../src/agent/migration/page-link.js';
+import { MigrationError } from '../../../../src/domain/errors.js';
 
 const IMAGE = '3'.repeat(16);
 const FORK = '4'.repeat(16);
@@ -24,13 +27,13 @@ afterEach(() => {
   for (const directory of directories.splice(0)) rmSync(directory, { recursive: true, force: true });
 });
 
-function scene(change: { image?: object; request?: object; state?: string } = {}) {
+function scene(change: { image?: object; request?: object; state?: string; isCut?: boolean } = {}) {
   const directory = mkdtempSync(join(tmpdir(), 'vmg-join-'));
   directories.push(directory);
   const calls: string[] = [];
   const memory = { sizeBytes: 1 << 24, pageBytes: 4096, regions: [] };
   let image: object = {
-    ...{ id: IMAGE, state: 'capturing', spec: { name: 'web', memory }, deviceStateBytes: 0, overlays: [] },
+    ...{ id: IMAGE, state: 'capturing', spec: { name: 'web', memory }, deviceStateBytes: 0, overlays: [], disks: [] },
     ...change.image,
   };
   const images = {
@@ -44,11 +47,15 @@ function scene(change: { image?: object; request?: object; state?: string } = {}
     regions: async () => [],
     setFilling: () => undefined,
     delete: async () => void calls.push('delete image'),
+    dropMemory: nothing,
   };
   const counters = { pagesCopied: 0n, pagesZero: 0n, reconnectCount: 0n };
   const reader = () => ({
     connect: async () => void calls.push('connect'),
-    start: () => void calls.push('start'),
+    start: () => {
+      if (change.isCut === true) throw new Error('not connected');
+      calls.push('start');
+    },
     sweep: () => void calls.push('sweep'),
     snapshot: () => ({ state: 'copying', failure: null, counters }),
     close: async () => void calls.push('close'),
@@ -68,13 +75,19 @@ function scene(change: { image?: object; request?: object; state?: string } = {}
     place: () => ({ host: 'h', port: 1 }),
   };
   const quiet = () => undefined;
+  const root = {
+    serveImage: async (): Promise<object> => HOLDER,
+    endImage: async () => void calls.push('end reading'),
+  };
   const context = {
-    ...{ images, native, transports, host: 'A' },
+    ...{ images, native, transports, host: 'A', peers: { agent: () => ({ forks: root }) } },
     log: { debug: quiet, warn: quiet, error: quiet, info: quiet },
     vms: { endClone: nothing, room: { release: quiet }, has: () => false },
     inject: { hit: nothing },
     forkStore: { save: nothing, remove: nothing },
-  } as never;
+  };
+  const servers = new ImageServers(context as never);
+  Object.assign(context, { servers });
   const request = {
     ...{ fork: FORK, job: 'j', vm: null, image: null, cloneCount: 2, parentMode: 'continue', memory: 'cow' },
     ...{ isPartialAllowed: false, ...change.request },
@@ -83,14 +96,14 @@ function scene(change: { image?: object; request?: object; state?: string } = {}
     ...{ version: 1, request, image: IMAGE, state: change.state ?? 'prepared', runsAfterCommit: true },
     ...{ isWarm: false, clones: [], outcome: null, failure: null },
   } as never;
-  const session = () => new ForkSession(context, { record, parent: null, clones: [], failures: [] });
-  return { context, record, calls, directory, session, image: () => image };
+  const session = () => new ForkSession(context as never, { record, parent: null, clones: [], failures: [] });
+  return { context: context as never, servers, root, record, calls, directory, session, image: () => image };
 }
 
 test('private clones of a host that joins have the whole image read, and can be given up meanwhile', async () => {
   const { session, calls } = scene({ request: { origin: ORIGIN, memory: 'private' }, image: { deviceStateBytes: 5 } });
   const fork = session();
-  await fork.connectImage(HOLDER);
+  await fork.connectImage('tcp');
   const loading = fork.load();
   const refused = expect(loading).rejects.toThrow(conflict);
   await expect.poll(() => calls).toContain('sweep');
@@ -100,23 +113,23 @@ test('private clones of a host that joins have the whole image read, and can be 
 });
 
 test('a host that is restarted after the commit says again which pages are holes', async () => {
-  const { context, record, calls } = scene({
+  const { context, servers, record, calls } = scene({
     ...{ state: 'committed', image: { state: 'filling' }, request: { vm: 'web' } },
   });
   const pages = new ForkPages(context, record, PARENT as never);
   await pages.resume([], () => undefined);
-  await pages.serve('tcp');
+  await servers.serve(IMAGE, 'B', 'tcp', pages.served);
   expect(calls).toEqual(['serve the capture', 'scan']);
 });
 
 test('files of an image that lack pages are served to nobody', async () => {
   const root = scene({ request: { vm: 'web' } });
   const unarmed = new ForkPages(root.context, root.record, PARENT as never);
-  await expect(unarmed.serve('tcp')).rejects.toThrow(conflict);
+  expect(() => unarmed.served).toThrow(conflict);
   const leaf = scene({ request: { origin: ORIGIN } });
   const joined = new ForkPages(leaf.context, leaf.record, null);
-  await joined.connect(HOLDER, []);
-  await expect(joined.serve('tcp')).rejects.toThrow(conflict);
+  await joined.connect('tcp', []);
+  expect(() => joined.served).toThrow(conflict);
   expect([...root.calls, ...leaf.calls].filter((call) => call.startsWith('serve'))).toEqual([]);
 });
 
@@ -142,7 +155,7 @@ test.each([
 test('a device state that breaks off is none', async () => {
   const { session, image } = scene({ request: { origin: ORIGIN } });
   const fork = session();
-  await fork.connectImage(HOLDER);
+  await fork.connectImage('tcp');
   const torn = Readable.from(
     (function* () {
       yield 'half';
@@ -175,4 +188,90 @@ test('a loss that is reported before the connect has returned is not forgotten',
   await expect.poll(() => link.isConnected, { timeout: 10_000 }).toBe(true);
   expect(connectCount).toBe(2);
   await link.close();
+});
+
+/** A link whose holders take the session as `takes` says. */
+function linkWith(takes: (session: string) => boolean, findHolder: () => Promise<PageHolder>) {
+  const { context } = scene();
+  const tried: string[] = [];
+  let state = 'copying';
+  const reader: PageReader = {
+    connect: async ({ session }) => {
+      tried.push(session);
+      if (!takes(session)) throw new MigrationError('UNAUTHENTICATED', 'no such session');
+      state = 'copying';
+    },
+    snapshot: () => ({ state, failure: null }),
+    close: nothing,
+  };
+  const link: PageLink<PageReader> = new PageLink(context, {
+    ...{ open: () => reader, isResume: false, reading: 'copying', fields: {}, findHolder },
+    ...{ onConnected: () => undefined, onReplace: () => undefined },
+  });
+  const lose = () => {
+    state = 'disconnected';
+    link.noteLost(null);
+  };
+  return { link, tried, lose };
+}
+
+test('a lost connection is taken back by its holder, or another one is asked for, soon', async () => {
+  let [session, asked] = ['s', 0];
+  const { link, tried, lose } = linkWith(
+    (named) => named === session,
+    async () => {
+      asked++;
+      return { ...HOLDER, session };
+    },
+  );
+  await link.connect(HOLDER);
+  await sleep(1_050);
+  lose();
+  await expect.poll(() => link.isConnected, { interval: 5, timeout: 500 }).toBe(true);
+  expect([tried, asked]).toEqual([['s', 's'], 0]);
+
+  session = 'another';
+  // A connection that breaks at once is not asked for again from the same holder.
+  lose();
+  await expect.poll(() => link.isConnected, { interval: 5, timeout: 500 }).toBe(true);
+  expect([tried, asked]).toEqual([['s', 's', 'another'], 1]);
+  await link.close();
+});
+
+test('a holder that is not found shows as trouble, and is asked for less and less often', async () => {
+  let asked = 0;
+  let isThere = false;
+  const { link, lose } = linkWith(
+    () => true,
+    async () => {
+      asked++;
+      if (!isThere) throw new MigrationError('NOT_FOUND', 'no image');
+      return HOLDER;
+    },
+  );
+  await link.connect(HOLDER);
+  lose();
+  await sleep(1_000);
+  expect(link.trouble?.code).toBe('NOT_FOUND');
+  expect(asked).toBeLessThanOrEqual(5);
+  isThere = true;
+  await expect.poll(() => link.isConnected, { timeout: 5_000 }).toBe(true);
+  expect(link.trouble).toBeNull();
+  await link.close();
+});
+
+test('clones of an image that has failed on its host are ended, those of an image that is gone are not', async () => {
+  const { session, root, calls, image } = scene({
+    ...{ request: { origin: ORIGIN }, state: 'committed', image: { state: 'filling', deviceStateBytes: 5 } },
+    isCut: true,
+  });
+  root.serveImage = () => Promise.reject(new MigrationError('NOT_FOUND', 'no image'));
+  const fork = session();
+  await fork.resume();
+  await expect.poll(async () => (await fork.progress()).error, { timeout: 5_000 }).toMatchObject({ code: 'NOT_FOUND' });
+  expect(await fork.progress()).toMatchObject({ state: 'filling' });
+  root.serveImage = () => Promise.reject(failedImage(IMAGE, 'B'));
+  await expect.poll(async () => (await fork.progress()).state, { timeout: 5_000 }).toBe('failed');
+  await expect.poll(() => calls).toContain('end reading');
+  expect(image()).toMatchObject({ state: 'failed' });
 });

@@ -52,6 +52,7 @@ async function agentWith(failures: MigrationError[], { endsAt = Infinity, hasRun
       delete: async () => (kept.images = []),
     },
     forkStore: { load: async () => ({ records: [record], corrupt: [] }), remove: async () => (kept.records = []) },
+    servers: { closeAll: async () => undefined },
     ...{ native: {}, log: SILENT, host: 'A', registry: { owner: async () => null } },
     diskServer: { whileUnserved: (_: string, work: () => Promise<void>) => work() },
   };

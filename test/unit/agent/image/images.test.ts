@@ -8,6 +8,7 @@ import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import { DiskServer } from '../../../../src/agent/fork/bases/disk-server.js';
 import type { ForkContext } from '../../../../src/agent/fork/context.js';
 import { Images } from '../../../../src/agent/fork/image-calls.js';
+import { ImageServers } from '../../../../src/agent/fork/pages/image-servers.js';
 import { loadImage } from '../../../../src/agent/image/file-load.js';
 import { saveImage } from '../../../../src/agent/image/file-save.js';
 import type { ImageRecord } from '../../../../src/agent/image/record.js';
@@ -79,7 +80,7 @@ async function contextOn(name: string): Promise<ForkContext> {
   const images = await openStore(name);
   const manager = { all: () => vms, unreadable: () => [], backend };
   const diskServer = new DiskServer({ host: name, images, vms: manager, log: silent } as never, join(directory, name));
-  return { images, vms: manager, diskServer } as never;
+  return { images, vms: manager, servers: new ImageServers({ images } as never), diskServer } as never;
 }
 
 /** An image with device state, and with bytes at the ends of both regions. */

@@ -8,13 +8,13 @@ import { existsSync } from 'node:fs';
 import { readdir, readFile, statfs, truncate } from 'node:fs/promises';
 import { join } from 'node:path';
 import { afterAll, afterEach, beforeAll, describe, expect, test } from 'vitest';
-import { QmpClient } from '../../src/backends/qemu/qmp/client.js';
-import type { ImageView } from '../../src/domain/image.js';
-import type { ForkJobView } from '../../src/domain/job.js';
-import type { VmView } from '../../src/domain/vm.js';
-import { Cluster, eventually } from '../hosts/cluster.js';
-import { Guest } from '../hosts/guest.js';
-import { AGENT_POINTS_AFTER_COMMIT, AGENT_POINTS_BEFORE_COMMIT, Parking } from '../hosts/parking.js';
+import { QmpClient } from '../../../src/backends/qemu/qmp/client.js';
+import type { ImageView } from '../../../src/domain/image.js';
+import type { ForkJobView } from '../../../src/domain/job.js';
+import type { VmView } from '../../../src/domain/vm.js';
+import { Cluster, eventually } from '../../hosts/cluster.js';
+import { Guest } from '../../hosts/guest.js';
+import { AGENT_POINTS_AFTER_COMMIT, AGENT_POINTS_BEFORE_COMMIT, Parking } from '../../hosts/parking.js';
 
 const BEFORE_COMMIT = ['before:reserveParent', ...AGENT_POINTS_BEFORE_COMMIT];
 const AFTER_COMMIT = [

@@ -1,11 +1,11 @@
 /** What a host that joins a fork checks of the disks of the image, which are files of another host. */
 import { MigrationError } from '../../domain/errors.js';
 import type { ForkOrigin, ImageDisk } from '../../engine/ports/fork.js';
-import type { ImageRecord } from '../image/record.js';
-import type { ForkContext } from './context.js';
+import type { ImageContext } from './context.js';
+import type { ImageRecord } from './record.js';
 
 /** Throws UNSUPPORTED if this host cannot get at a disk of the image. */
-export function refuseDisks({ images, host }: Pick<ForkContext, 'images' | 'host'>, origin: ForkOrigin): void {
+export function refuseDisks({ images, host }: Pick<ImageContext, 'images' | 'host'>, origin: ForkOrigin): void {
   // What lies there is removed with this host's image.
   const own = `${images.disksDirectory(origin.image)}/`;
   for (const { id, path } of origin.spec.disks) {

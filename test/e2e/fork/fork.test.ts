@@ -3,9 +3,9 @@ import { execFileSync } from 'node:child_process';
 import { rm, statfs } from 'node:fs/promises';
 import { join } from 'node:path';
 import { afterAll, afterEach, beforeAll, describe, expect, test } from 'vitest';
-import { eventually } from '../hosts/cluster.js';
-import { ForkHost } from '../hosts/fork-host.js';
-import { AGENT_POINTS_BEFORE_COMMIT } from '../hosts/parking.js';
+import { eventually } from '../../hosts/cluster.js';
+import { ForkHost } from '../../hosts/fork-host.js';
+import { AGENT_POINTS_BEFORE_COMMIT } from '../../hosts/parking.js';
 
 let forks: ForkHost;
 

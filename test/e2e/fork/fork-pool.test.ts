@@ -1,9 +1,9 @@
 /** QEMUs that are started before a fork, and wait for it. */
 import { afterAll, afterEach, beforeAll, describe, expect, test } from 'vitest';
-import type { WarmRequest } from '../../src/domain/fork.js';
-import { AMPLE } from '../hosts/agent-pair.js';
-import { eventually } from '../hosts/cluster.js';
-import { ForkHost } from '../hosts/fork-host.js';
+import type { WarmRequest } from '../../../src/domain/fork.js';
+import { AMPLE } from '../../hosts/agent-pair.js';
+import { eventually } from '../../hosts/cluster.js';
+import { ForkHost } from '../../hosts/fork-host.js';
 
 const REMADE_MS = 60_000;
 

@@ -1,19 +1,20 @@
 /**
  * What brings the pages of a fork: the capture of a parent that continues to run, or another host's image that is read;
- * and the copies of private clones. A fork whose pages are all there has none of them. It also serves the image to
- * other hosts.
+ * and the copies of private clones. A fork whose pages are all there has none of them.
  */
-import { type ErrorJson, MigrationError, toMigrationError } from '../../../domain/errors.js';
-import type { Transport } from '../../../domain/transport.js';
-import type { ForkProgress, ImageHolder } from '../../../engine/ports/fork.js';
-import type { ImageRecord } from '../../image/record.js';
-import type { ManagedVm } from '../../vm/vms.js';
-import type { ForkContext } from '../context.js';
-import type { ForkRecord } from '../record.js';
-import { CaptureSession } from './capture-session.js';
-import { FetchSession } from './fetch-session.js';
-import { ImageServer } from './image-server.js';
-import { PrivateCopies } from './private-copies.js';
+import { type ErrorJson, MigrationError, toMigrationError } from '../../domain/errors.js';
+import { type Transport, transportRow } from '../../domain/transport.js';
+import type { ForkProgress } from '../../engine/ports/fork.js';
+import type { ImageRecord } from '../image/record.js';
+import type { ManagedVm } from '../vm/vms.js';
+import type { ForkContext } from './context.js';
+import { CaptureSession } from './pages/capture-session.js';
+import { FetchSession } from './pages/fetch-session.js';
+import type { ImagePages } from './pages/image-server.js';
+import { failedImage } from './pages/image-servers.js';
+import { OriginHost } from './pages/origin-host.js';
+import { PrivateCopies } from './pages/private-copies.js';
+import type { ForkRecord } from './record.js';
 
 export class ForkPages {
   readonly #context: ForkContext;
@@ -23,24 +24,33 @@ export class ForkPages {
   readonly isPrivate: boolean;
   /** The pages come after the fork point: the parent continues to run, or another host has them. */
   readonly isFilled: boolean;
-  /** Another host has the image. */
-  readonly isJoined: boolean;
-  readonly #server: ImageServer;
+  /** The host that has the image. Null: this host. */
+  readonly #origin: OriginHost | null;
   readonly #wasCommitted: boolean;
+  /** Only what the clones touch is read, until somebody wants all of it. */
+  #isLazy: boolean;
+  #isFixed: boolean;
   #filling: CaptureSession | FetchSession | null = null;
   #opening: Promise<FetchSession> | null = null;
   #isOver = false;
   #copies: PrivateCopies | null = null;
 
-  constructor(context: ForkContext, { request, image, state }: ForkRecord, parent: ManagedVm | null) {
+  constructor(context: ForkContext, record: ForkRecord, parent: ManagedVm | null) {
+    const { request, image, state, transport } = record;
     this.#context = context;
     this.#image = image;
     this.#parent = parent;
     this.#wasCommitted = state === 'committed';
     this.isPrivate = request.memory === 'private';
-    this.isJoined = request.origin !== undefined;
+    this.#origin = request.origin === undefined ? null : new OriginHost(context, request.origin, transport);
+    this.#isLazy = isLazy(record) && record.isCompleting !== true;
     this.isFilled = this.isJoined || (request.image === null && request.parentMode === 'continue');
-    this.#server = new ImageServer(context, image, request.image !== null || this.#wasCommitted);
+    this.#isFixed = request.image !== null || this.#wasCommitted;
+  }
+
+  /** Another host has the image. */
+  get isJoined(): boolean {
+    return this.#origin !== null;
   }
 
   get filling(): CaptureSession | FetchSession | null {
@@ -67,8 +77,8 @@ export class ForkPages {
     if (this.isJoined) {
       const fetch = await this.#openFetch(clones, true);
       onOpen(fetch);
-      // If every page is here, no holder is needed. Otherwise the coordinator names one.
-      if (this.#wasCommitted) await fetch.sweep();
+      // If every page is here, no holder is needed. Otherwise the session asks for one.
+      if (this.#wasCommitted && !this.#isLazy) await fetch.sweep();
       else fetch.serve();
       return;
     }
@@ -77,25 +87,38 @@ export class ForkPages {
     await capture.resume();
   }
 
-  /** Reads the image from this holder from now on. */
-  async connect(holder: ImageHolder, clones: readonly ManagedVm[]): Promise<void> {
-    if (!this.isJoined) throw new MigrationError('CONFLICT', `image ${this.#image} does not come from another host`);
-    if (!this.#isImageComplete) await (await this.#openFetch(clones, false)).connect(holder);
+  /** Asks the host that has the image for it, and reads it from now on. */
+  async connect(transport: Transport, clones: readonly ManagedVm[]): Promise<void> {
+    const origin = this.#origin;
+    if (origin === null) {
+      throw new MigrationError('CONFLICT', `image ${this.#image} does not come from another host`);
+    }
+    if (this.#isImageComplete) return;
+    if (this.#isLazy) await refuseRegistering(this.#context, transport);
+    origin.transport = transport;
+    const fetch = await this.#openFetch(clones, false);
+    await fetch.connect(await origin.serveImage());
   }
 
-  /** Serves the image to other hosts. Throws CONFLICT if its files lack pages and nothing here can bring them. */
-  async serve(transport: Transport): Promise<ImageHolder> {
-    const { capture } = this;
-    const isIncomplete = this.isFilled && !this.#isImageComplete && capture?.snapshot.state !== 'complete';
-    if (isIncomplete && capture === null) {
-      throw new MigrationError('CONFLICT', `image ${this.#image} is not complete, and is not captured here`);
+  /**
+   * Where the pages are that other hosts read. Throws CONFLICT if the image's files lack pages and nothing here can
+   * bring them.
+   */
+  get served(): ImagePages {
+    const { capture, failure } = this;
+    const isFixed = this.#isFixed;
+    if (failure !== null) throw failedImage(this.#image, this.#context.host, failure);
+    if (!this.isFilled || this.#isImageComplete || capture?.snapshot.state === 'complete') {
+      return { capture: null, isFixed };
     }
-    return this.#server.serve(transport, isIncomplete ? (capture?.handle ?? null) : null);
+    if (capture !== null) return { capture: capture.handle, isFixed };
+    throw new MigrationError('CONFLICT', `image ${this.#image} is not complete, and is not captured here`);
   }
 
   /** The fork point has been taken: other hosts may read the image. */
   async fix(): Promise<void> {
-    await this.#server.fix();
+    this.#isFixed = true;
+    await this.#context.servers.fix(this.#image);
   }
 
   /** The clones are about to load the state, and touch pages. Throws CONFLICT if this host lacks what they need. */
@@ -131,8 +154,14 @@ export class ForkPages {
 
   /** Starts to bring the pages that nobody has asked for. To be called when the clones run. Idempotent. */
   async fill(): Promise<void> {
-    if (this.failure === null) await this.#filling?.sweep();
+    if (this.failure === null && !this.#isLazy) await this.#filling?.sweep();
     this.#copies?.fill();
+  }
+
+  /** Brings all pages, also if the fork wants only those that its clones touch. Idempotent. */
+  async fillAll(): Promise<void> {
+    this.#isLazy = false;
+    await this.fill();
   }
 
   /** Forgets a clone that is to end, or has ended. Its memory is still open. */
@@ -163,25 +192,39 @@ export class ForkPages {
 
   /** Ends what is complete. */
   async finish(): Promise<void> {
-    // It reads the capture, so it ends before it: here and below.
-    await this.#server.close();
+    // What serves the capture ends before it: here and below. The readers ask again, and get the image's files.
+    if (this.capture !== null) await this.#context.servers.endCapture(this.#image);
     await this.#filling?.finish();
     await this.#copies?.finish();
+    this.#endReading();
   }
 
   /** Gives up the capture, which releases the parent. */
   async abandon(): Promise<void> {
     this.#isOver = true;
-    await this.#server.close();
+    const { images, servers } = this.#context;
+    if (images.has(this.#image) && images.get(this.#image).state !== 'complete') await servers.close(this.#image);
     await this.#filling?.abandon();
+    this.#endReading();
+  }
+
+  /** The image can never be complete. Its readers learn that when they ask again. */
+  async giveUp(): Promise<void> {
+    await this.#context.servers.close(this.#image);
+    this.#endReading();
   }
 
   /** Leaves everything in place for the next daemon. */
   async leave(): Promise<void> {
     this.#isOver = true;
     await this.#copies?.close();
-    await this.#server.close();
+    await this.#context.servers.endCapture(this.#image);
     await this.#filling?.leave();
+  }
+
+  /** Nobody waits for the answer of the host that has the image. It may be gone. */
+  #endReading(): void {
+    void this.#origin?.end();
   }
 
   get #isImageComplete(): boolean {
@@ -205,12 +248,15 @@ export class ForkPages {
   }
 
   async #openFetchOnce(clones: readonly ManagedVm[], isResume: boolean): Promise<FetchSession> {
-    const fetch = await FetchSession.open(this.#context, this.#context.images.get(this.#image), isResume);
+    const origin = this.#origin;
+    if (origin === null) throw new MigrationError('INTERNAL', `image ${this.#image} has no origin`);
+    const fetch = await FetchSession.open(this.#context, this.#context.images.get(this.#image), { isResume, origin });
     if (this.#isOver) {
       await fetch.abandon();
       throw new MigrationError('CONFLICT', `the fork of image ${this.#image} has ended`);
     }
     this.#begin(fetch, clones);
+    void fetch.over.then((outcome) => (outcome === 'complete' ? this.#endReading() : undefined));
     return fetch;
   }
 
@@ -230,6 +276,22 @@ interface ProgressParts {
   readonly failure: ErrorJson | null;
 }
 
+/** The clones of a host that joins need not have all of the image. */
+function isLazy({ request }: ForkRecord): boolean {
+  return request.origin !== undefined && request.fetch === 'demand';
+}
+
+/** Registering memory allocates all of it. Only a device that pages on demand leaves the pages that nobody touches. */
+async function refuseRegistering({ rdma, host }: ForkContext, transport: Transport): Promise<void> {
+  const { registersMemory, title } = transportRow(transport);
+  if (!registersMemory) return;
+  const { devices } = await rdma.inventory();
+  if (devices.length > 0 && devices.every(({ isOnDemandPaging }) => isOnDemandPaging)) return;
+  throw new MigrationError('UNSUPPORTED', `reading on demand by ${title} would allocate the whole image on ${host}`, {
+    remedy: 'read the whole image, or use TCP; a device with on-demand paging can do both',
+  });
+}
+
 /** Computes the progress of a fork from its record and from the sessions that bring its pages. */
 function progressOf({ record, image, isFilled, filling, copies, failure }: ProgressParts): ForkProgress {
   const { sizeBytes, pageBytes } = image.spec.memory;
@@ -237,9 +299,11 @@ function progressOf({ record, image, isFilled, filling, copies, failure }: Progr
   const isFilling = isFilled && image.state !== 'complete' && filling?.snapshot.state !== 'complete';
   const isCopying = isFilling || (record.request.memory === 'private' && copies?.isComplete !== true);
   const { isWarm, clones, outcome } = record;
+  const isCommitted = record.state === 'committed';
+  const isLazily = isCommitted && isLazy(record);
   return {
-    state: failure !== null ? 'failed' : isCopying || record.state !== 'committed' ? 'filling' : 'complete',
-    error: failure,
+    state: failure !== null ? 'failed' : isCopying || !isCommitted ? (isLazily ? 'lazy' : 'filling') : 'complete',
+    error: failure ?? (isFilling && filling instanceof FetchSession ? (filling.trouble?.toJSON() ?? null) : null),
     pagesTotal: pagesTotal + (copies?.pagesTotal ?? 0),
     pagesDone: (isFilling ? (filling?.pagesDone ?? 0) : pagesTotal) + (copies?.pagesDone ?? 0),
     pageBytes,

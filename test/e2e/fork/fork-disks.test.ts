@@ -8,9 +8,9 @@ import { existsSync, readdirSync, readFileSync, rmSync } from 'node:fs';
 import { connect } from 'node:net';
 import { join } from 'node:path';
 import { afterAll, afterEach, beforeAll, describe, expect, test } from 'vitest';
-import { QmpClient } from '../../src/backends/qemu/qmp/client.js';
-import { eventually } from '../hosts/cluster.js';
-import { ForkHost } from '../hosts/fork-host.js';
+import { QmpClient } from '../../../src/backends/qemu/qmp/client.js';
+import { eventually } from '../../hosts/cluster.js';
+import { ForkHost } from '../../hosts/fork-host.js';
 
 const SECTORS = 2048;
 const SECTOR_BYTES = 512;

@@ -1,13 +1,13 @@
 import { execFile } from 'node:child_process';
 import { promisify } from 'node:util';
 import { describe, expect, test } from 'vitest';
-import { openConsole } from '../../src/agent/vm/console.js';
-import type { NicSpec } from '../../src/domain/vm.js';
-import { eventually } from '../hosts/cluster.js';
-import { agentInitrd, guestImage, parseIdentity } from '../hosts/guest.js';
-import { consoleOf, FORK, HandFork, heard } from '../hosts/hand-fork.js';
-import { qmpOf } from '../hosts/qmp.js';
-import { codeOf, VmHost, vmSpec } from '../hosts/vm-host.js';
+import { openConsole } from '../../../src/agent/vm/console.js';
+import type { NicSpec } from '../../../src/domain/vm.js';
+import { eventually } from '../../hosts/cluster.js';
+import { agentInitrd, guestImage, parseIdentity } from '../../hosts/guest.js';
+import { consoleOf, FORK, HandFork, heard } from '../../hosts/hand-fork.js';
+import { qmpOf } from '../../hosts/qmp.js';
+import { codeOf, VmHost, vmSpec } from '../../hosts/vm-host.js';
 
 const run = promisify(execFile);
 const CLONES = 4;

@@ -1,8 +1,8 @@
 /** The go of a fork: its clones run only after the commit, and a go that was interrupted is given again. */
 import { afterAll, afterEach, beforeAll, describe, expect, test } from 'vitest';
-import type { PrepareForkRequest } from '../../src/engine/ports/fork.js';
-import { eventually } from '../hosts/cluster.js';
-import { ForkHost } from '../hosts/fork-host.js';
+import type { PrepareForkRequest } from '../../../src/engine/ports/fork.js';
+import { eventually } from '../../hosts/cluster.js';
+import { ForkHost } from '../../hosts/fork-host.js';
 
 let forks: ForkHost;
 

@@ -8,15 +8,15 @@ import { existsSync, readdirSync, readFileSync } from 'node:fs';
 import { rm } from 'node:fs/promises';
 import { basename, dirname, join } from 'node:path';
 import { afterAll, afterEach, beforeAll, describe, expect, test } from 'vitest';
-import { MigrationError } from '../../src/domain/errors.js';
-import type { DiskAccess } from '../../src/domain/fork.js';
-import type { DiskFormat } from '../../src/domain/vm.js';
-import type { PrepareForkRequest } from '../../src/engine/ports/fork.js';
-import { findByArgument, type ProcessIdentity } from '../../src/kit/process.js';
-import { type AgentHost, AgentPair } from '../hosts/agent-pair.js';
-import { eventually } from '../hosts/cluster.js';
-import { byteAt, diskContent, latestNumber, writeDisk } from '../hosts/disk-content.js';
-import { forkRequest } from '../hosts/fork-host.js';
+import { MigrationError } from '../../../src/domain/errors.js';
+import type { DiskAccess } from '../../../src/domain/fork.js';
+import type { DiskFormat } from '../../../src/domain/vm.js';
+import type { PrepareForkRequest } from '../../../src/engine/ports/fork.js';
+import { findByArgument, type ProcessIdentity } from '../../../src/kit/process.js';
+import { type AgentHost, AgentPair } from '../../hosts/agent-pair.js';
+import { eventually } from '../../hosts/cluster.js';
+import { byteAt, diskContent, latestNumber, writeDisk } from '../../hosts/disk-content.js';
+import { forkRequest } from '../../hosts/fork-host.js';
 
 const FILL_MS = 60_000;
 const WRITES_MS = 120_000;
@@ -125,7 +125,7 @@ async function fromCommit({ root }: Requests): Promise<void> {
   await pair.a.agent.source.unreserve(root.vm ?? '', root.job);
 }
 
-/** The host that joined hears last. Its clones have loaded the state, but do not keep the parent from its file. */
+/** The host that joined hears of it last. Its clones have loaded the state, and leave the parent its file. */
 async function undo({ root }: Requests): Promise<void> {
   await pair.a.agent.forks.discardFork(root.fork);
   await pair.b.agent.forks.discardFork(root.fork);
@@ -316,13 +316,13 @@ test('clones go on when the storage daemon or a daemon ends, and wait for a host
     };
     await kill();
     await eventually('the clone says why it stands still', WRITES_MS, () => {
-      const notice = b.agent.noticeOf(name) ?? '';
+      const notice = b.agent.userVms.find(name).notice ?? '';
       return notice.includes('reads disk disk0 from A') && notice.includes(cause) ? true : undefined;
     });
     expect(b.vms.get(name).state).toBe('paused');
     pair.onOpenDisk = () => undefined;
     await writes(b, name);
-    expect(b.agent.noticeOf(name)).toBeNull();
+    expect(b.agent.userVms.find(name).notice).toBeUndefined();
   }
   const content = await contentOf(b, name);
   expect([byteAt(content, MARK_MIB), latestNumber(content) > 0]).toEqual([MARK, true]);

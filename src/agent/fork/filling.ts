@@ -1,0 +1,95 @@
+/** What becomes of a fork when its image is complete, or can never be. */
+import { type MigrationError, toMigrationError } from '../../domain/errors.js';
+import type { ManagedVm } from '../vm/vms.js';
+import type { ForkBook } from './book.js';
+import type { ForkContext } from './context.js';
+import type { ForkClones } from './fork-clones.js';
+import type { CaptureSession } from './pages/capture-session.js';
+import type { ForkPages } from './pages.js';
+import { giveUpImage, isPermanent } from './unfillable.js';
+
+export interface FillingParts {
+  readonly book: ForkBook;
+  readonly pages: ForkPages;
+  readonly clones: ForkClones;
+  readonly parent: ManagedVm | null;
+  /** The records of what has happened since the commit. The image is complete only after them. */
+  readonly settling: () => Promise<void>;
+  /** The fork is over, or the daemon ends. */
+  readonly isClosing: () => boolean;
+}
+
+export class ForkFilling {
+  readonly #context: ForkContext;
+  readonly #parts: FillingParts;
+  #isFollowed = false;
+  #over: Promise<void> = Promise.resolve();
+
+  constructor(context: ForkContext, parts: FillingParts) {
+    this.#context = context;
+    this.#parts = parts;
+  }
+
+  /** Resolves when the end of the filling has been recorded, or at once if nothing is filled. */
+  get over(): Promise<void> {
+    return this.#over;
+  }
+
+  /** Takes up what an earlier daemon has begun. False: that is not possible, and the clones are ended. */
+  async resume(): Promise<boolean> {
+    const { pages, clones } = this.#parts;
+    try {
+      await pages.resume(clones.vms, (filling) => this.#follow(filling));
+      return true;
+    } catch (thrown) {
+      const error = toMigrationError(thrown);
+      if (!isPermanent(error)) throw error;
+      await this.fail(error);
+      return false;
+    }
+  }
+
+  /** The clones run, or are about to. */
+  follow(): void {
+    const { filling } = this.#parts.pages;
+    if (filling !== null) this.#follow(filling);
+  }
+
+  /** An image that cannot be filled ends its clones before they run. */
+  async failIfDue(): Promise<void> {
+    const { failure } = this.#parts.pages;
+    if (failure !== null) await (this.#isFollowed ? this.#over : this.fail(failure));
+  }
+
+  /** Gives up the image, which can never be complete. */
+  async fail(failure: MigrationError): Promise<void> {
+    const { book, pages, clones, parent } = this.#parts;
+    book.fail(failure.toJSON());
+    const [vms, { filling }] = [clones.vms, pages];
+    await pages.giveUp();
+    await giveUpImage(this.#context, { record: book.record, clones: vms, filling, parent });
+  }
+
+  #follow({ over }: Pick<CaptureSession, 'over'>): void {
+    if (this.#isFollowed) return;
+    this.#isFollowed = true;
+    this.#over = over
+      .then((outcome) => this.#isOver(outcome))
+      .catch((error: unknown) => {
+        const { fork } = this.#parts.book.record.request;
+        this.#context.log.error({ fork, err: toMigrationError(error) }, 'the end of the filling cannot be recorded');
+      });
+  }
+
+  async #isOver(outcome: 'complete' | 'failed'): Promise<void> {
+    const { book, pages, settling, isClosing } = this.#parts;
+    if (isClosing()) return;
+    const settled = settling();
+    if (outcome === 'failed' && pages.failure !== null) {
+      await settled.catch(() => undefined);
+      return this.fail(pages.failure);
+    }
+    await settled;
+    await this.#context.images.update(book.record.image, { state: outcome });
+  }
+}

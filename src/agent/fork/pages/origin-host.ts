@@ -1,0 +1,61 @@
+/** The host that has the image, as a host sees it that reads the image from there. */
+import { setTimeout as sleep } from 'node:timers/promises';
+import { MigrationError, toMigrationError } from '../../../domain/errors.js';
+import type { Transport } from '../../../domain/transport.js';
+import type { ForkOrigin, ImageHolder } from '../../../engine/ports/fork.js';
+import type { ImageContext } from '../../image/context.js';
+import { refuseOtherDisks } from '../../image/join-disks.js';
+import { ANY_HOLDER_TRANSPORT } from './image-server.js';
+
+/** Asking again is cheap: the host continues with what it has begun for an earlier question. */
+const ASK_MS_MAX = 5_000;
+
+export class OriginHost {
+  readonly #context: ImageContext;
+  readonly #origin: Pick<ForkOrigin, 'host' | 'image'>;
+  /** How the pages are to come. The host may name another transport for the time being. */
+  transport: Transport;
+
+  constructor(context: ImageContext, origin: Pick<ForkOrigin, 'host' | 'image'>, transport?: Transport) {
+    this.#context = context;
+    this.#origin = origin;
+    // A coordinator that has not named one yet will do so. Meanwhile clones may wait.
+    this.transport = transport ?? ANY_HOLDER_TRANSPORT;
+  }
+
+  /** Asks for a holder as long as that takes: a device may have to register the memory first. */
+  async serveImage(): Promise<ImageHolder> {
+    const { peers, host, images } = this.#context;
+    const { image } = this.#origin;
+    const holder = await peers.agent(this.#origin.host).forks.serveImage(image, host, this.transport);
+    refuseOtherDisks(images.get(image), holder.disks);
+    return holder;
+  }
+
+  /** The same for an attempt of many: a host that is silent must not keep the next one from being made. */
+  findHolder(): Promise<ImageHolder> {
+    return this.#within(() => this.serveImage());
+  }
+
+  /** Tells the host that nobody reads the image here any more. Never rejects: a person can overrule a reader. */
+  async end(): Promise<void> {
+    const { peers, host: self, log } = this.#context;
+    const { host, image } = this.#origin;
+    await this.#within(() => peers.agent(host).forks.endImage(image, self)).catch((error: unknown) => {
+      log.debug({ image, host, err: toMigrationError(error) }, 'the host of an image does not hear of its reader');
+    });
+  }
+
+  async #within<T>(call: () => Promise<T>): Promise<T> {
+    const over = new AbortController();
+    const late = sleep(ASK_MS_MAX, undefined, { signal: over.signal, ref: false }).then(() => {
+      throw new MigrationError('TIMEOUT', `${this.#origin.host} does not answer within ${ASK_MS_MAX} ms`);
+    });
+    late.catch(() => undefined);
+    try {
+      return await Promise.race([call(), late]);
+    } finally {
+      over.abort();
+    }
+  }
+}

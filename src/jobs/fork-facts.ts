@@ -1,0 +1,103 @@
+/** Asks the hosts of a fork for all facts that its pre-flight checks. */
+import { MigrationError, toMigrationError } from '../domain/errors.js';
+import type { ForkRequest } from '../domain/fork.js';
+import type { ForkInventory } from '../domain/host.js';
+import type { RdmaPlace } from '../domain/transport.js';
+import { transportRow } from '../domain/transport.js';
+import { withDeadline } from '../engine/deadline.js';
+import { IMAGE_TO_COME, originOf } from '../engine/fork/origin.js';
+import type { ForkQuestion } from '../engine/ports/fork.js';
+import { inParallel } from '../kit/parallel.js';
+import type { HostsFacts } from '../planner/fork/hosts.js';
+import type { JoinFacts } from '../planner/fork/join-preflight.js';
+import { ANSWER_MS, type FactSources } from './facts.js';
+import { compareStorage } from './storage-facts.js';
+
+/** How many hosts are asked at the same time. */
+const HOSTS_AT_ONCE = 64;
+
+/** Throws if the VM or image does not exist, or if this host itself does not answer. */
+export async function gatherForkFacts(
+  request: ForkRequest,
+  sources: FactSources,
+): Promise<{ readonly inventory: ForkInventory; readonly hosts?: HostsFacts } | { readonly ownerElsewhere: string }> {
+  const { host, agent, registry, clock, callMsMax } = sources;
+  if (request.vm !== null) {
+    const record = await registry.owner(request.vm);
+    if (record !== null && record.owner !== host) return { ownerElsewhere: record.owner };
+  }
+  const bounded: Bounded = (work, what) => withDeadline(clock, work, Math.max(ANSWER_MS, callMsMax), what);
+  const what = `inspecting ${request.vm ?? `image ${request.image ?? ''}`}`;
+  const question = questionOf(request);
+  const inventory = await bounded(agent(host).forks.forkInventory(question), what);
+  if (request.hosts === undefined) return { inventory };
+  const root = await bounded(agent(host).inventory.inventory(), `asking ${host}`);
+  const { address, port } = root.rdma;
+  const asked = request.transport ?? 'auto';
+  const isRdmaWanted = asked === 'auto' || transportRow(asked).registersMemory;
+  const rdmaPlace = isRdmaWanted && address !== null && port !== null ? { host: address, port } : null;
+  const origin = originOf(host, inventory, request.image ?? IMAGE_TO_COME);
+  const { spec } = inventory.vm;
+  // An image has no VM whose files could be compared.
+  const isStorageAsked = request.vm !== null && spec.disks.length > 0 && request.sharedStorage !== 'assume';
+  const others = request.hosts.filter((wish) => wish.host !== host).map((wish) => wish.host);
+  const outcomes = await inParallel(others, HOSTS_AT_ONCE, (name) =>
+    askHost(name, { ...question, vm: null, origin }, rdmaPlace, agent, bounded).then(async (facts) => {
+      if (facts.kind !== 'reachable' || !isStorageAsked) return facts;
+      const [source, target] = [agent(host).inventory, agent(name).inventory];
+      return { ...facts, storage: await compareStorage({ vm: spec.name, source, target, targetHost: name, bounded }) };
+    }),
+  );
+  const joins = outcomes.map((outcome, index): JoinFacts => {
+    if ('value' in outcome) return outcome.value;
+    return { kind: 'unreachable', host: others[index] ?? '', error: toMigrationError(outcome.error) };
+  });
+  return { inventory, hosts: { root, joins } };
+}
+
+type Bounded = <T>(work: Promise<T>, what: string) => Promise<T>;
+
+function questionOf(request: ForkRequest): ForkQuestion {
+  const {
+    isPartialAllowed: _,
+    hosts: _h,
+    placement: _p,
+    fetch: _f,
+    transport: _t,
+    sharedStorage: _s,
+    ...asked
+  } = request;
+  return asked;
+}
+
+async function askHost(
+  host: string,
+  question: ForkQuestion & Required<Pick<ForkQuestion, 'origin'>>,
+  rdmaPlace: RdmaPlace | null,
+  agent: FactSources['agent'],
+  bounded: Bounded,
+): Promise<JoinFacts> {
+  const { inventory: asked, forks } = agent(host);
+  const [inventory, checks, fork] = await Promise.all([
+    bounded(asked.inventory(), `asking ${host}`),
+    bounded(asked.checkTarget(question.origin.spec, rdmaPlace), `asking ${host} about the VM's files`),
+    bounded(forks.forkInventory(question), `asking ${host} for room`).catch((error: unknown) => {
+      throw ofOlderBuild(host, toMigrationError(error));
+    }),
+  ]);
+  if (inventory.host !== host) {
+    throw new MigrationError('PEER_PROTOCOL', `the host at the address of ${host} is ${inventory.host}`, {
+      remedy: 'correct the peers in the configuration of vmigrated',
+    });
+  }
+  return { kind: 'reachable', host, inventory, checks, fork, storage: { kind: 'unasked' } };
+}
+
+/** A host of an earlier build does not know the origin, so it looks for a VM or image that it does not have. */
+function ofOlderBuild(host: string, error: MigrationError): MigrationError {
+  if (error.code !== 'USAGE' && error.code !== 'NOT_FOUND') return error;
+  return new MigrationError('UNSUPPORTED', `${host} cannot join a fork: ${error.message}`, {
+    remedy: `install the same vmigrate on ${host}, or leave it out`,
+    cause: error,
+  });
+}

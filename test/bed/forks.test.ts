@@ -1,0 +1,48 @@
+import { beforeAll, beforeEach, describe, expect, test } from 'vitest';
+import { type BedRun, buildBed, type ForkFacts, missingForBed, runProgramInBed } from './bed.js';
+
+const MIB = 2 ** 20;
+const LIMIT_S = 900;
+const BUILD_LIMIT_S = 900;
+
+let run: BedRun;
+const facts = new Map<string, ForkFacts>();
+
+beforeAll(
+  async () => {
+    if (missingForBed().length > 0) return;
+    await buildBed();
+    const limits = { hosts: 3, cpus: 2, memory: '2G', timeoutSeconds: LIMIT_S };
+    run = await runProgramInBed('test/bed/inside/forks.ts', [], limits);
+    for (const line of run.output.split('\n').filter((text) => text.startsWith('{"fork"'))) {
+      const fork = JSON.parse(line) as ForkFacts;
+      facts.set(fork.fork, fork);
+    }
+  },
+  (BUILD_LIMIT_S + LIMIT_S + 60) * 1000,
+);
+
+beforeEach((context) => {
+  const missing = missingForBed();
+  if (missing.length > 0) context.skip(`needs ${missing.join(', ')}`);
+});
+
+describe('three hosts with RDMA make six clones of a nested guest', () => {
+  test.each([
+    ['plain', 16, 'while the parent runs on'],
+    ['onePercentLost', 16, 'when a hundredth of all packets is lost'],
+    ['tenPercentLost', 4, 'when a tenth of all packets is lost'],
+  ])('%s, with %i MiB: %s', (name, touchMiB) => {
+    const fork = facts.get(name);
+    expect(fork, run.output).toBeDefined();
+    const { clones, report } = fork as ForkFacts;
+    expect(clones.map(({ host }) => host)).toEqual(['A', 'A', 'B', 'B', 'C', 'C']);
+    for (const clone of clones) expect(clone).toMatchObject({ pages: (touchMiB * MIB) / 4096, bad: 0 });
+    expect(report.failures).toEqual([]);
+    for (const host of ['B', 'C']) expect(report.bytes.perHost[host]).toBeGreaterThan(touchMiB * MIB);
+  });
+
+  test('which leaves the bed in order', () => {
+    expect(run.status, run.output).toBe(0);
+  });
+});

@@ -1,0 +1,71 @@
+/**
+ * Runs inside the bed: three daemons, one on each RDMA host, fork a nested guest into clones on all of them, each time
+ * with more packets lost. Prints a line of JSON per fork, as it happens, for forks.test.ts to judge.
+ */
+import type { ForkReport } from '../../../src/domain/fork.js';
+import { type ForkJobView, isEnded } from '../../../src/domain/job.js';
+import type { ForkBody } from '../../../src/schemas/fork.js';
+import { BedNetwork } from '../../hosts/bed-network.js';
+import { Cluster, eventually, sleep } from '../../hosts/cluster.js';
+import { Guest } from '../../hosts/guest.js';
+import type { ForkFacts } from '../bed.js';
+
+const HOSTS = ['A', 'B', 'C'];
+const CLONES = 6;
+const DONE_MS = 240_000;
+const BEFORE_POINT: ReadonlySet<string> = new Set(['reserveParent', 'prepareClones', 'armParent', 'connectHosts']);
+/** Each lost packet makes the device go back to it, so more loss gets less memory. */
+const FORKS = [
+  { name: 'plain', lossPercent: 0, memoryMiB: 32, touchMiB: 16, parent: 'continue' },
+  { name: 'onePercentLost', lossPercent: 1, memoryMiB: 32, touchMiB: 16, parent: 'stop' },
+  { name: 'tenPercentLost', lossPercent: 10, memoryMiB: 16, touchMiB: 4, parent: 'stop' },
+] as const;
+
+const cluster = await Cluster.on(new BedNetwork(HOSTS.length));
+
+const jobUntil = (id: string, is: (job: ForkJobView) => boolean): Promise<ForkJobView> =>
+  eventually(`job ${id} goes on`, DONE_MS, async () => {
+    // Each question costs the emulated processors what the fork could use.
+    await sleep(100);
+    const job = await cluster.api('A').get<ForkJobView>(`/v1/jobs/${id}`);
+    return is(job) || isEnded(job.state) ? job : undefined;
+  });
+
+async function fork({ name, lossPercent, memoryMiB, touchMiB, parent }: (typeof FORKS)[number]): Promise<ForkFacts> {
+  const guest = await Guest.start(cluster, 'A', { name: name.toLowerCase(), image: 'nano', memoryMiB, touchMiB });
+  const startedAt = performance.now();
+  let report: ForkReport;
+  try {
+    const order: ForkBody = { vm: guest.name, cloneCount: CLONES, hosts: HOSTS, transport: 'rdma', parentMode: parent };
+    const { id } = await cluster.api('A').post<ForkJobView>('/v1/forks', order);
+    // Not before: pre-flight refuses hosts that do not reach each other well, as it should.
+    await jobUntil(id, ({ step }) => step !== null && !BEFORE_POINT.has(step));
+    for (const host of HOSTS) if (lossPercent > 0) await cluster.network.setLoss(host, lossPercent);
+    const job = await jobUntil(id, ({ state }) => isEnded(state));
+    if (job.report === null) throw new Error(`the fork is ${job.state}: ${JSON.stringify(job.error)}`);
+    report = job.report;
+  } finally {
+    for (const host of HOSTS) if (lossPercent > 0) await cluster.network.setLoss(host, 0);
+  }
+  const ms = Math.round(performance.now() - startedAt);
+  const clones: ForkFacts['clones'][number][] = [];
+  for (const { name: clone, host } of report.clones) {
+    const { pages, bad } = await new Guest(cluster, clone).verify(host);
+    clones.push({ clone, host, pages, bad });
+  }
+  for (const host of HOSTS) {
+    await cluster.must(cluster.vmctl(host, 'stop', '--force', '--image', report.image));
+    await cluster.must(cluster.vmctl(host, 'image', 'rm', report.image));
+  }
+  await cluster.vmctl('A', 'stop', '--force', guest.name);
+  return { fork: name, report, clones, ms };
+}
+
+try {
+  for (const options of FORKS) process.stdout.write(`${JSON.stringify(await fork(options))}\n`);
+} catch (error) {
+  for (const { name } of cluster.network.hosts) console.error(`--- ${name}\n${await cluster.daemonLog(name)}`);
+  throw error;
+} finally {
+  await cluster.destroy();
+}

@@ -1,0 +1,377 @@
+/**
+ * A fork on two hosts, with real QEMU guests and without daemons (test/hosts/agent-pair.ts): the clones of the second
+ * host run on an image that it reads from the first, while the parent runs on and both images fill.
+ */
+import { existsSync, readdirSync } from 'node:fs';
+import { rm } from 'node:fs/promises';
+import { join } from 'node:path';
+import { afterAll, afterEach, beforeAll, describe, expect, test } from 'vitest';
+import type { ForkOrigin, PrepareForkRequest } from '../../../src/engine/ports/fork.js';
+import { type AgentHost, AgentPair } from '../../hosts/agent-pair.js';
+import { eventually } from '../../hosts/cluster.js';
+import { forkRequest } from '../../hosts/fork-host.js';
+
+const FILL_MS = 60_000;
+
+let pair: AgentPair;
+
+beforeAll(async () => {
+  pair = await AgentPair.start();
+});
+afterEach(async () => {
+  await clear(pair.a);
+  await clear(pair.b);
+});
+afterAll(() => pair.end());
+
+const code = (expected: string) => expect.objectContaining({ code: expected });
+
+/** What forks have left on a host: image files and records. */
+function traces(host: AgentHost): string[] {
+  const state = join(host.directory, host.name);
+  const files = (path: string) => (existsSync(path) ? readdirSync(path).map((name) => join(path, name)) : []);
+  return [...files(join(host.ramDir, '.images')), ...files(join(state, 'images')), ...files(join(state, 'forks'))];
+}
+
+async function clear(host: AgentHost): Promise<void> {
+  await host.agent.close();
+  for (const { name } of host.vms.list()) await host.vms.destroy(name);
+  for (const kind of ['images', 'forks']) {
+    await rm(join(host.directory, host.name, kind), { recursive: true, force: true });
+  }
+  await host.restart();
+}
+
+/** How many clones the two hosts make. */
+type Counts = readonly [a: number, b: number];
+
+/** A fork of the VM, by default with one clone on A and two on B, as the coordinator asks for it. */
+class TwoHostFork {
+  readonly request: PrepareForkRequest;
+  readonly joining: PrepareForkRequest;
+  readonly fork: string;
+
+  private constructor(
+    request: PrepareForkRequest,
+    origin: ForkOrigin,
+    private readonly counts: Counts,
+  ) {
+    const [own, others] = counts;
+    this.fork = request.fork;
+    this.request = { ...request, share: { first: 0, count: own } };
+    this.joining = { ...request, vm: null, share: { first: own, count: others }, origin };
+  }
+
+  static async of(vm: string, change: Partial<PrepareForkRequest> = {}, counts: Counts = [1, 2]): Promise<TwoHostFork> {
+    const { a } = pair;
+    const request = forkRequest(vm, { cloneCount: counts[0] + counts[1], ...change });
+    const { spec, accel, qemuVersion } = a.vms.get(vm);
+    const { imageBytesNeeded } = await a.agent.forks.forkInventory(request);
+    const size = spec.memory.sizeBytes;
+    const origin = {
+      host: 'A',
+      image: request.fork,
+      spec,
+      accel,
+      qemuVersion,
+      allocatedBytes: imageBytesNeeded || size,
+    };
+    return new TwoHostFork(request, origin, counts);
+  }
+
+  async upToLoad(): Promise<void> {
+    const { a, b } = pair;
+    await a.agent.source.reserve(this.request.vm ?? '', this.request.job);
+    const [root, leaf] = await Promise.all([
+      a.agent.forks.prepareClones(this.request),
+      b.agent.forks.prepareClones(this.joining),
+    ]);
+    const clones = [...root.clones, ...leaf.clones];
+    expect(clones.map(({ index }) => index)).toEqual(Array.from({ length: this.request.cloneCount }, (_, at) => at));
+    expect(new Set(clones.map(({ uuid }) => uuid)).size).toBe(clones.length);
+    await a.agent.forks.armParent(this.fork);
+    await this.connect();
+    await a.agent.forks.forkPoint(this.fork);
+    await a.agent.forks.sendForkState(this.fork, 'B');
+    await Promise.all([a.agent.forks.loadClones(this.fork), b.agent.forks.loadClones(this.fork)]);
+  }
+
+  async connect(): Promise<void> {
+    await pair.b.agent.forks.connectImage(this.fork, 'tcp');
+  }
+
+  async commit(): Promise<void> {
+    for (const { agent } of [pair.a, pair.b]) await agent.forks.commitFork(this.fork);
+  }
+
+  async run(): Promise<void> {
+    const outcomes = await Promise.all([pair.a, pair.b].map(({ agent }) => agent.forks.runClones(this.fork)));
+    expect(outcomes.map(({ ready, failures }) => [ready.length, failures])).toEqual(this.counts.map((n) => [n, []]));
+  }
+
+  /** Ends the fork when both images are complete, or are read on demand. The host that serves the image ends last. */
+  async finish(hosts: readonly AgentHost[] = [pair.b, pair.a]): Promise<void> {
+    for (const { agent } of hosts) {
+      await eventually('the image is complete', FILL_MS, async () => {
+        const progress = await agent.forks.forkProgress(this.fork);
+        if (progress.state === 'failed') throw new Error(JSON.stringify(progress));
+        return progress.state === 'filling' ? undefined : true;
+      });
+    }
+    for (const { agent } of hosts) await agent.forks.finishFork(this.fork);
+    if (hosts.includes(pair.a)) await pair.a.agent.source.unreserve(this.request.vm ?? '', this.request.job);
+  }
+}
+
+function clonesOn(host: AgentHost): string[] {
+  return host.vms.list().flatMap(({ name, state }) => (name.includes('-') && state === 'running' ? [name] : []));
+}
+
+async function expectSound(host: AgentHost, vms: readonly string[]): Promise<void> {
+  for (const vm of vms) {
+    await host.goesOn(vm);
+    const { pages, bad } = await host.verify(vm);
+    expect([vm, pages > 0, bad]).toEqual([vm, true, 0]);
+    expect(await host.serial(vm)).not.toMatch(/VMG BAD/);
+  }
+}
+
+describe('a fork on two hosts', () => {
+  test('its clones run on both, from pages of one moment, and share each image', async () => {
+    const { a, b } = pair;
+    await pair.boot({ name: 'web', touchMiB: 64 });
+    const fork = await TwoHostFork.of('web');
+    await fork.upToLoad();
+    await expect(b.agent.forks.runClones(fork.fork)).rejects.toThrow(code('CONFLICT'));
+    await fork.commit();
+    await fork.run();
+    await fork.finish();
+    expect([clonesOn(a).length, clonesOn(b).length]).toEqual([1, 2]);
+    await expectSound(a, ['web', ...clonesOn(a)]);
+    await expectSound(b, clonesOn(b));
+    const [here, there] = [a, b].map(({ agent }) => agent.images.find(fork.fork));
+    expect(there).toMatchObject({ state: 'complete', parent: 'web', pagesDone: here?.pagesTotal });
+    // The holes of the image are holes on the other host, too.
+    expect(there?.allocatedBytes).toBeLessThanOrEqual((here?.allocatedBytes ?? 0) * 1.1);
+    expect(there?.allocatedBytes).toBeGreaterThan(0);
+  });
+
+  test('before the commit all of it is undone', async () => {
+    const { a, b } = pair;
+    await pair.boot({ name: 'web', touchMiB: 32 });
+    const fork = await TwoHostFork.of('web');
+    await fork.upToLoad();
+    await Promise.all([a, b].map(({ agent }) => agent.forks.discardFork(fork.fork)));
+    await a.agent.source.unreserve('web', fork.request.job);
+    expect([...traces(a), ...traces(b)]).toEqual([]);
+    expect(b.vms.list()).toEqual([]);
+    await expectSound(a, ['web']);
+    await expect(b.agent.forks.prepareClones(fork.joining)).rejects.toThrow(code('CONFLICT'));
+  });
+
+  test('a restarted daemon of the host that joined leaves the decision to the coordinator', async () => {
+    const { a, b } = pair;
+    await pair.boot({ name: 'web', touchMiB: 32 });
+    const fork = await TwoHostFork.of('web');
+    await fork.upToLoad();
+    // The commit was decided, and this host has not heard of it.
+    await a.agent.forks.commitFork(fork.fork);
+    await b.restart();
+    expect(b.vms.list().map(({ state }) => state)).toEqual(['incoming', 'incoming']);
+    await b.agent.forks.commitFork(fork.fork);
+    await fork.run();
+    await fork.finish();
+    await expectSound(b, clonesOn(b));
+
+    // Another fork, which is decided otherwise.
+    const other = await TwoHostFork.of('web');
+    await other.upToLoad();
+    await b.restart();
+    await Promise.all([a, b].map(({ agent }) => agent.forks.discardFork(other.fork)));
+    await a.agent.source.unreserve('web', other.request.job);
+    expect(traces(b).filter((path) => path.includes(other.fork))).toEqual([]);
+    expect(clonesOn(b)).toHaveLength(2);
+  });
+
+  test('goes on when either daemon is restarted while the images fill', async () => {
+    const { a, b } = pair;
+    await pair.boot({ name: 'web', touchMiB: 64 });
+    const fork = await TwoHostFork.of('web');
+    await fork.upToLoad();
+    await fork.commit();
+    // Nobody tells the host that joined where the image is now.
+    await b.restart();
+    await fork.run();
+    await a.restart();
+    await fork.finish();
+    await expectSound(a, ['web', ...clonesOn(a)]);
+    await expectSound(b, clonesOn(b));
+  });
+
+  test.each([
+    ['the host of the parent', [0, 2]],
+    ['the host that joins, which only gets the image,', [1, 0]],
+  ] as const)('%s makes no clones', async (_, counts) => {
+    const { a, b } = pair;
+    await pair.boot({ name: 'web', touchMiB: 32 });
+    const fork = await TwoHostFork.of('web', {}, counts);
+    await fork.upToLoad();
+    await b.restart();
+    await fork.commit();
+    await a.restart();
+    await fork.run();
+    await fork.finish();
+    expect([clonesOn(a).length, clonesOn(b).length]).toEqual(counts);
+    expect(b.agent.images.find(fork.fork)).toMatchObject({ state: 'complete' });
+    await expectSound(a, ['web', ...clonesOn(a)]);
+    await expectSound(b, clonesOn(b));
+    if (counts[1] > 0) return;
+    // The image that was copied is as good as the original.
+    const later = forkRequest(null, { image: fork.fork, cloneCount: 1 });
+    await b.agent.forks.prepareClones(later);
+    await b.agent.forks.loadClones(later.fork);
+    await b.agent.forks.commitFork(later.fork);
+    await b.agent.forks.runClones(later.fork);
+    await expectSound(b, clonesOn(b));
+    await b.agent.forks.finishFork(later.fork);
+  });
+
+  test('the image is read after the fork of its host is over, and is kept for its reader', async () => {
+    const { a, b } = pair;
+    await pair.boot({ name: 'web', touchMiB: 64 });
+    const fork = await TwoHostFork.of('web');
+    await fork.upToLoad();
+    await fork.commit();
+    await a.agent.forks.runClones(fork.fork);
+    await fork.finish([a]);
+    expect(await a.agent.forks.forkDecision(fork.fork)).toEqual({ decision: 'committed' });
+    await expect(a.agent.forks.forkProgress(fork.fork)).rejects.toThrow(code('NOT_FOUND'));
+    await expect(a.agent.forks.prepareClones(fork.request)).rejects.toThrow(code('CONFLICT'));
+    for (const name of clonesOn(a)) await a.vms.destroy(name);
+    await expect(a.agent.images.remove(fork.fork)).rejects.toThrow('host B still reads image');
+    await a.restart();
+    expect(await a.agent.forks.forkDecision(fork.fork)).toEqual({ decision: 'committed' });
+    await expect(a.agent.images.remove(fork.fork)).rejects.toThrow('host B still reads image');
+    await b.agent.forks.runClones(fork.fork);
+    await fork.finish([b]);
+    await expectSound(b, clonesOn(b));
+    await eventually('nobody reads the image', 5000, async () =>
+      a.agent.images.find(fork.fork).readers === undefined ? true : undefined,
+    );
+    await a.agent.images.remove(fork.fork);
+  });
+
+  test('an image that is gone from its host leaves its clones on the other host waiting, and that shows', async () => {
+    const { a, b } = pair;
+    await pair.boot({ name: 'web', touchMiB: 32 });
+    const fork = await TwoHostFork.of('web');
+    await fork.upToLoad();
+    await fork.commit();
+    await a.agent.forks.runClones(fork.fork);
+    await fork.finish([a]);
+    for (const name of clonesOn(a)) await a.vms.destroy(name);
+    await a.agent.images.remove(fork.fork, { isForced: true, isDroppingSaved: false });
+    await b.agent.forks.runClones(fork.fork);
+    await eventually('the trouble is visible', 10_000, async () => {
+      const { state, error } = await b.agent.forks.forkProgress(fork.fork);
+      expect(state).toBe('filling');
+      return (error as { code?: string } | null)?.code === 'NOT_FOUND' ? true : undefined;
+    });
+    // Their records say so a moment after the go.
+    await eventually('the clones run', 10_000, async () => (clonesOn(b).length === 2 ? true : undefined));
+  });
+
+  test('an image that is read on demand takes what its clones touch, and is completed later', async () => {
+    const { a, b } = pair;
+    await pair.boot({ name: 'web', touchMiB: 48 });
+    const fork = await TwoHostFork.of('web', { fetch: 'demand' }, [0, 2]);
+    await expect(b.agent.forks.completeImage(fork.fork)).rejects.toThrow(code('NOT_FOUND'));
+    await fork.upToLoad();
+    await fork.commit();
+    await fork.run();
+    expect(await b.agent.forks.forkProgress(fork.fork)).toMatchObject({ state: 'lazy', error: null });
+    await fork.finish();
+    await expect(b.agent.forks.forkProgress(fork.fork)).rejects.toThrow(code('NOT_FOUND'));
+    await expect(b.agent.forks.discardFork(fork.fork)).rejects.toThrow(code('CONFLICT'));
+    for (const name of clonesOn(b)) await b.goesOn(name);
+    const share = () => {
+      const { state, pagesDone, pagesTotal } = b.agent.images.find(fork.fork);
+      expect(state).toBe('filling');
+      return pagesDone / pagesTotal;
+    };
+    const before = share();
+    await b.restart();
+    for (const name of clonesOn(b)) await b.goesOn(name);
+    expect([before > 0, share() >= before, share() < 0.75]).toEqual([true, true, true]);
+    const [here, there] = [a, b].map(({ agent }) => agent.images.find(fork.fork).allocatedBytes);
+    expect(there).toBeLessThan((here ?? 0) * 0.75);
+    // Missing pages are holes of its files.
+    await expect(b.agent.forks.prepareClones(forkRequest(clonesOn(b)[0] ?? null))).rejects.toThrow(code('VM_BUSY'));
+    await expect(b.agent.images.remove(fork.fork)).rejects.toThrow('has clones');
+
+    await b.agent.forks.completeImage(fork.fork);
+    await eventually('the image is complete', FILL_MS, async () =>
+      b.agent.images.find(fork.fork).state === 'complete' ? true : undefined,
+    );
+    await eventually('nothing is left of the fork', 5_000, async () =>
+      traces(b).some((path) => path.includes(`forks/${fork.fork}`) || path.includes('presence')) ? undefined : true,
+    );
+    expect(a.agent.images.find(fork.fork).readers).toBeUndefined();
+    await b.agent.forks.completeImage(fork.fork);
+    await expectSound(b, clonesOn(b));
+  });
+
+  test('an image that is read on demand can be removed when its clones have ended', async () => {
+    const { a, b } = pair;
+    await pair.boot({ name: 'web', touchMiB: 32 });
+    const fork = await TwoHostFork.of('web', { fetch: 'demand' }, [0, 2]);
+    await fork.upToLoad();
+    await fork.commit();
+    await fork.run();
+    await fork.finish();
+    for (const name of clonesOn(b)) await b.vms.stop(name, { isForced: true });
+    expect(a.agent.images.find(fork.fork).readers).toEqual(['B']);
+    await b.agent.images.remove(fork.fork);
+    expect(traces(b)).toEqual([]);
+    await eventually('nobody reads the image', 5_000, async () =>
+      a.agent.images.find(fork.fork).readers === undefined ? true : undefined,
+    );
+  });
+
+  test('goes on when the parent dies after the fork point', async () => {
+    const { a, b } = pair;
+    await pair.boot({ name: 'web', touchMiB: 64 });
+    const fork = await TwoHostFork.of('web');
+    await fork.upToLoad();
+    process.kill(a.vms.get('web').pid ?? 0, 'SIGKILL');
+    await fork.commit();
+    await fork.run();
+    await fork.finish();
+    await expectSound(b, clonesOn(b));
+  });
+
+  test('a parent that stays stopped gives its files, also by shared memory', async () => {
+    const { b } = pair;
+    await pair.boot({ name: 'web', touchMiB: 32 });
+    const fork = await TwoHostFork.of('web', { parentMode: 'stop' });
+    await fork.upToLoad();
+    await b.agent.forks.connectImage(fork.fork, 'shm');
+    await fork.commit();
+    await fork.run();
+    await fork.finish();
+    await expectSound(b, clonesOn(b));
+  });
+
+  test('an image that is still being captured is served by TCP, whatever is asked for', async () => {
+    const { a, b } = pair;
+    await pair.boot({ name: 'web', touchMiB: 16 });
+    const fork = await TwoHostFork.of('web');
+    await a.agent.forks.prepareClones(fork.request);
+    await a.agent.forks.armParent(fork.fork);
+    expect(await a.agent.forks.serveImage(fork.fork, 'B', 'shm')).toMatchObject({ endpoint: { transport: 'tcp' } });
+    await expect(a.agent.forks.connectImage(fork.fork, 'tcp')).rejects.toThrow(code('CONFLICT'));
+    await expect(a.agent.forks.sendForkState(fork.fork, 'B')).rejects.toThrow(code('CONFLICT'));
+    await a.agent.forks.discardFork(fork.fork);
+    expect([...traces(a), ...traces(b)]).toEqual([]);
+  });
+});
