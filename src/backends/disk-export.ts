@@ -27,6 +27,8 @@ export interface DiskExport {
 }
 
 export interface DiskExports {
+  /** Returns why this host cannot serve disks, or null. */
+  problem(): Promise<string | null>;
   /** Resolves when the process serves. Throws UNSUPPORTED if its program is missing, QEMU_FAILED if it ends. */
   serve(order: ExportOrder): Promise<DiskExport>;
   /** Ends what an earlier daemon has left at this socket. */

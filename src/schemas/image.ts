@@ -27,6 +27,7 @@ export const imageView = of<ImageView>(
     clones: list(text),
     savedFiles: list(text).optional(),
     readers: list(hostName).optional(),
+    served: z.object({ host: hostName, disks: list(text) }).optional(),
   }),
 );
 

@@ -210,6 +210,7 @@ export class ImageStore {
       clones: this.clonesOf(id),
       ...(record.saves === undefined ? {} : { savedFiles: record.saves.map(({ path }) => path) }),
       ...(record.readers === undefined ? {} : { readers: record.readers }),
+      ...(record.served === undefined ? {} : { served: record.served }),
     };
   }
 

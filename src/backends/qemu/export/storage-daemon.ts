@@ -3,9 +3,9 @@
  * size whatever its files do, and a whole chain of files is one disk.
  */
 import { type ChildProcess, spawn } from 'node:child_process';
-import { chmod, rm, stat } from 'node:fs/promises';
+import { access, chmod, constants, rm, stat } from 'node:fs/promises';
 import { connect, type Socket } from 'node:net';
-import { dirname } from 'node:path';
+import { dirname, join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { MigrationError, toMigrationError } from '../../../domain/errors.js';
 import { LIMITS, limitInText, limitOfError } from '../../../domain/limits.js';
@@ -18,7 +18,20 @@ const START_MS = 15_000;
 const POLL_MS = 10;
 const OUTPUT_BYTES_MAX = 2048;
 
-export const storageDaemon: DiskExports = { serve, endLeftover, pathOf };
+const PATH_DEFAULT = '/usr/sbin:/usr/bin:/sbin:/bin';
+
+export const storageDaemon: DiskExports = { problem, serve, endLeftover, pathOf };
+
+async function problem(): Promise<string | null> {
+  for (const directory of (process.env['PATH'] ?? PATH_DEFAULT).split(':')) {
+    const isThere = await access(join(directory, PROGRAM), constants.X_OK).then(
+      () => true,
+      () => false,
+    );
+    if (isThere) return null;
+  }
+  return `${PROGRAM} is not installed`;
+}
 
 async function serve(order: ExportOrder): Promise<DiskExport> {
   const { socketPath } = order;
@@ -27,7 +40,7 @@ async function serve(order: ExportOrder): Promise<DiskExport> {
     detached: true,
     cwd: dirname(socketPath),
     stdio: ['ignore', 'ignore', 'pipe'],
-    env: { PATH: process.env['PATH'] ?? '/usr/sbin:/usr/bin:/sbin:/bin' },
+    env: { PATH: process.env['PATH'] ?? PATH_DEFAULT },
   });
   let output = '';
   child.stderr?.on('data', (data: Buffer) => (output = (output + data.toString()).slice(-OUTPUT_BYTES_MAX)));
