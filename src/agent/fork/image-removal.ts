@@ -37,7 +37,10 @@ export async function planRemoval(
   const holders = changed.length === 0 ? [] : await holdersElsewhere(others, record.spec, changed);
   if (holders.length > 0) return { kept: keptBecause(changed, holders) };
   const { servedTo = [] } = record;
-  const readers = { ...others, names: others.names.filter((name) => servedTo.includes(name)) };
+  const readers: OtherHosts = {
+    names: others.names.filter((name) => servedTo.includes(name)),
+    agent: (host) => others.agent(host),
+  };
   const disks = record.disks.map(({ path }) => path);
   const reading = servedTo.length === 0 ? [] : await holdersElsewhere(readers, record.spec, disks);
   return { kept: keptBecause(disks, reading) };
