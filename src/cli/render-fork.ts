@@ -168,18 +168,6 @@ export interface CloneEnd {
   readonly log: string | null;
 }
 
-export function endTable(ends: readonly CloneEnd[]): string {
-  return table(
-    ['NAME', 'EXIT', 'ENDED BY', 'LOG'],
-    ends.map(({ name, exitCode, reason, log }) => [
-      name,
-      exitCode === null ? '-' : String(exitCode),
-      reason,
-      log ?? '-',
-    ]),
-  );
-}
-
 export type DryRunAnswer = { readonly plan: ForkPlan | null; readonly refusals: readonly Refusal[] };
 
 /** Formats a record, one line for each member. */

@@ -10,6 +10,7 @@ import type { ImagesOnHosts, RemovedOnHosts } from '../schemas/all-hosts.js';
 import type { WarmBody } from '../schemas/fork.js';
 import { type AttendOptions, attend } from './attend.js';
 import { EXIT, type ExitCode } from './exit-codes.js';
+import { fetchImage } from './fetch-image.js';
 import { type CommonOptions, client, integer } from './program.js';
 import { bytes } from './render.js';
 import { flattenText, imageTable, poolTable, pruneText, recordText, removalText } from './render-fork.js';
@@ -60,7 +61,7 @@ export function addImages(program: Command, outcome: { code: ExitCode }): void {
       }),
     );
 
-  const image = program.command('image').description('show, remove, prune, save or load images');
+  const image = program.command('image').description('show, remove, prune, save, load, copy or fetch images');
   image
     .command('show <id>')
     .description('show one image')
@@ -139,6 +140,19 @@ export function addImages(program: Command, outcome: { code: ExitCode }): void {
           const { images, unanswered } = await client(options).get<ImagesOnHosts>('/v1/images?allHosts=true');
           print(output(options), { images: images.filter((view) => view.id === id), unanswered }, imagesOnHostsText);
         });
+      }),
+    );
+
+  image
+    .command('fetch <id>')
+    .description('read the rest of an image of which only what the clones touch is read')
+    .option('--on <host>', 'on another host, which this one asks')
+    .option('--detach', 'do not wait until all of it is there')
+    .action(
+      act<AttendOptions & { on?: string }>(async ([id = ''], options) => {
+        const how = { isDetached: options.detach === true, output: output(options) };
+        const view = await fetchImage(client(options), { image: id, host: options.on }, how);
+        print(output(options), view, (one) => imageTable([one]));
       }),
     );
 

@@ -26,6 +26,8 @@ export interface ImageView {
   readonly clones: readonly string[];
   /** Files that the image was saved to without its disks, which need the disks as they are. Absent: none. */
   readonly savedFiles?: readonly string[];
+  /** Why its pages do not come at present. Absent: they do, or are all here. */
+  readonly problem?: string;
   /** Other hosts that read the image. It cannot be removed before they have ended. Absent: none. */
   readonly readers?: readonly string[];
   /** The disks (ids) that another host serves. Absent: this host has the files of all disks. */

@@ -20,6 +20,9 @@ export const imagesOnHosts = z.object({ images: list(imageView), unanswered });
 export const vmsOnHosts = z.object({ vms: list(vmView), unanswered });
 export const clonesOnHosts = z.object({ clones: list(vmView), unanswered });
 
+/** Absent: this host. */
+export const fetchBody = z.strictObject({ host: hostName.optional() }).nullish();
+
 /** VMs to end, wherever they are. A VM of the same name with another UUID is left alone. */
 export const stopClonesBody = z.strictObject({
   clones: z.array(z.strictObject({ name: vmName, uuid: z.string().max(64) })).max(CLONES_MAX),

@@ -3,7 +3,6 @@ import { z } from 'zod';
 import { MigrationError } from '../domain/errors.js';
 import type { ForkPlan, ForkReport, ForkRequest, HostWish, WarmRequest, WarmSetView } from '../domain/fork.js';
 import { CLONES_MAX, DISK_ACCESSES } from '../domain/fork.js';
-import { errorJson } from './error.js';
 import { refusalView } from './migration.js';
 import { count, list, of, text } from './of.js';
 import { sharedStorage } from './storage.js';
@@ -188,14 +187,6 @@ export const forkReportView = of<ForkReport>(
     phases: list(z.object({ name: text, ms: z.number() })),
   }),
 );
-
-/** The result of stopping all clones of an image. */
-export const stoppedView = z.object({
-  stopped: list(text),
-  failures: list(z.object({ name: text, error: errorJson })),
-});
-
-export type StoppedView = z.output<typeof stoppedView>;
 
 export const warmSetView = of<WarmSetView>(
   z.object({

@@ -26,6 +26,7 @@ export const imageView = of<ImageView>(
     disks: list(text),
     clones: list(text),
     savedFiles: list(text).optional(),
+    problem: text.optional(),
     readers: list(hostName).optional(),
     served: z.object({ host: hostName, disks: list(text) }).optional(),
   }),

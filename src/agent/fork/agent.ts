@@ -41,6 +41,7 @@ export class ForkAgent implements ForkPort {
   readonly #pool: Pool;
   readonly #locks = new KeyedLocks();
   #hasUnreadable = false;
+  #isClosing = false;
   readonly #forks = new Map<string, ForkSession>();
   /** Uncommitted forks of an earlier daemon that could not be undone yet. `discardFork` tries again. */
   readonly #leftover = new Map<string, ForkRecord>();
@@ -88,6 +89,7 @@ export class ForkAgent implements ForkPort {
   }
 
   async close(): Promise<void> {
+    this.#isClosing = true;
     this.#context.vms.off('exit', this.#onExit);
     for (const controller of this.#preparing.values()) controller.abort();
     await Promise.all([...this.#preparing.keys()].map((fork) => this.#locks.hold(fork, () => Promise.resolve())));
@@ -245,6 +247,7 @@ export class ForkAgent implements ForkPort {
 
   async discardFork(fork: string): Promise<void> {
     checkImageId(fork);
+    this.#refuseWhenClosing();
     this.#forks.get(fork)?.refuseIfCommitted();
     if (this.#isFinished(fork)) throw new MigrationError('CONFLICT', `fork ${fork} is committed, and over`);
     this.#ended.add(fork);
@@ -343,7 +346,15 @@ export class ForkAgent implements ForkPort {
     return session.served;
   }
 
+  /** A refusal by a daemon that closes must not read as an answer about the fork. */
+  #refuseWhenClosing(): void {
+    const { host } = this.#context;
+    if (!this.#isClosing) return;
+    throw new MigrationError('UNREACHABLE', `the daemon on ${host} is closing`, { isRetryable: true });
+  }
+
   #fork(fork: string): ForkSession {
+    this.#refuseWhenClosing();
     this.#undecided.heard(fork);
     const session = this.#forks.get(fork);
     if (session !== undefined) return session;

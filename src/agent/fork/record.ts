@@ -44,7 +44,7 @@ export interface ForkRecord {
   readonly isReleased?: true;
   /** Present: a user wants all of the image here, although the fork does not. */
   readonly isCompleting?: true;
-  /** Present: the fork is over here. The record only says, to hosts that had joined, that it was committed. */
+  /** Present: the fork is over here. The record only says, to its coordinator, that it was committed. */
   readonly isFinished?: true;
   /** The start of the parent that was forked (`OwnerRecord`). Another VM may have its name when the fork is undone. */
   readonly incarnation?: string;
@@ -125,8 +125,8 @@ export const FORK_RECORD: RecordKind<ForkRecord> = {
 };
 
 /**
- * The fork is over on this host. If other hosts had joined, one may still have to hear that it was committed: nothing
- * else says so when the record is gone.
+ * The fork is over on this host. If other hosts had joined, its coordinator may still have to learn that it was
+ * committed, and the journal may lack it.
  */
 export async function finishRecord(
   { forkStore }: { readonly forkStore: ForkStore },

@@ -358,7 +358,7 @@ export class ForkSession {
     await this.#filling.failIfDue();
     const running = this.#clones.run();
     await Promise.allSettled([running]);
-    await this.#pages.fill();
+    this.#pages.fillSoon();
     const failures = await running;
     await inject.hit('agent:fork:running');
     const before = this.#book.outcome.failures;

@@ -31,14 +31,21 @@ export interface ImageStoreOptions {
   readonly budgetBytes: number | null;
 }
 
+/** What copies the pages of an image. */
+export interface ImageFilling {
+  readonly pagesDone: number;
+  /** Why no page comes at present, or null. */
+  readonly trouble: Error | null;
+}
+
 export class ImageStore {
   readonly #options: ImageStoreOptions;
   readonly #files: RecordFiles<ImageRecord>;
   readonly #records = new Map<string, ImageRecord>();
   /** The paths of each image's memory files. */
   readonly #paths = new Map<string, readonly string[]>();
-  /** Reads the number of copied pages of each image that is being filled. */
-  readonly #fillings = new Map<string, () => number>();
+  /** How far each image is that is being filled. */
+  readonly #fillings = new Map<string, ImageFilling>();
 
   private constructor(options: ImageStoreOptions, files: RecordFiles<ImageRecord>) {
     this.#options = options;
@@ -157,10 +164,10 @@ export class ImageStore {
     await this.#save({ ...record, id });
   }
 
-  /** Registers the counter of an image whose pages are being copied. Null: the copying has ended. */
-  setFilling(id: string, pagesDone: (() => number) | null): void {
-    if (pagesDone === null) this.#fillings.delete(id);
-    else this.#fillings.set(id, pagesDone);
+  /** Registers an image whose pages are being copied. Null: the copying has ended. */
+  setFilling(id: string, filling: ImageFilling | null): void {
+    if (filling === null) this.#fillings.delete(id);
+    else this.#fillings.set(id, filling);
   }
 
   /** Returns the names of the VMs that run on the image or wait for it. */
@@ -193,7 +200,9 @@ export class ImageStore {
     const record = this.get(id);
     const { memory } = record.spec;
     const pagesTotal = memory.sizeBytes / memory.pageBytes;
-    const pagesDone = record.state === 'complete' ? pagesTotal : (this.#fillings.get(id)?.() ?? 0);
+    const filling = record.state === 'complete' ? undefined : this.#fillings.get(id);
+    const pagesDone = record.state === 'complete' ? pagesTotal : (filling?.pagesDone ?? 0);
+    const problem = filling?.trouble?.message;
     return {
       id,
       host: this.#options.host,
@@ -211,6 +220,7 @@ export class ImageStore {
       ...(record.saves === undefined ? {} : { savedFiles: record.saves.map(({ path }) => path) }),
       ...(record.readers === undefined ? {} : { readers: record.readers }),
       ...(record.served === undefined ? {} : { served: record.served }),
+      ...(problem === undefined ? {} : { problem }),
     };
   }
 

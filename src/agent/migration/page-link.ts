@@ -57,6 +57,7 @@ export class PageLink<Reader extends PageReader> {
   #isRetrying = false;
   #retryMs: number;
   #connectedAtMs = 0;
+  #lostAtMs: number | null = null;
   /** The last holder has not refused the session since its connection was lost. */
   #mayTakeBack = false;
   #trouble: MigrationError | null = null;
@@ -103,6 +104,7 @@ export class PageLink<Reader extends PageReader> {
   noteLost(failure: NativeFailure | null): void {
     this.#mayTakeBack = this.#isConnected && performance.now() - this.#connectedAtMs >= STEADY_MS;
     this.#isConnected = false;
+    this.#lostAtMs ??= performance.now();
     if (this.#mayTakeBack) this.#retryMs = this.#retryMsFirst;
     this.#context.log.warn({ ...this.#options.fields, failure }, 'the connection to the source is lost');
     this.retryLater();
@@ -134,7 +136,7 @@ export class PageLink<Reader extends PageReader> {
         this.retryLater();
       });
     }, this.#retryMs);
-    this.#retryMs = Math.min(Math.max(this.#retryMs * 2, RETRY_MS_FIRST), RETRY_MS_MAX);
+    this.#retryMs = Math.min(Math.max(this.#retryMs * 2, this.#retryMsFirst), RETRY_MS_MAX);
   }
 
   /** Makes the next attempt to connect at once, if one is due. */
@@ -216,6 +218,11 @@ export class PageLink<Reader extends PageReader> {
     this.#connectedAtMs = performance.now();
     this.#trouble = null;
     if (this.#options.findHolder === undefined) this.#retryMs = RETRY_MS_FIRST;
+    else if (this.#lostAtMs !== null) {
+      const lostMs = Math.round(performance.now() - this.#lostAtMs);
+      this.#context.log.info({ ...this.#options.fields, lostMs }, 'the source is connected again');
+    }
+    this.#lostAtMs = null;
     this.#options.onConnected(this.#reader);
   }
 

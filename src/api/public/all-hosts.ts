@@ -111,6 +111,15 @@ function added(before: ImageRemoval | undefined, removal: ImageRemoval): ImageRe
   return { ...removal, freedBytes: before.freedBytes + removal.freedBytes };
 }
 
+/** Has a host read the rest of an image, and says how much of it is there. */
+export async function fetchImage({ host: self, agent, peers }: Services, image: string, host: string) {
+  const port = host === self ? agent : peers.agent(host);
+  await port.forks.completeImage(image);
+  const [view] = (await port.images.imageViews(image)).images;
+  if (view === undefined) throw new MigrationError('NOT_FOUND', `no image ${image} on ${host}`);
+  return view;
+}
+
 function allHosts({ host, peers }: Services): string[] {
   return [host, ...peers.names];
 }

@@ -4,6 +4,7 @@ import type { ZodTypeProvider } from 'fastify-type-provider-zod';
 import { z } from 'zod';
 import {
   clonesOnHosts,
+  fetchBody,
   hostsQuery,
   imagesOnHosts,
   removedOnHosts,
@@ -123,6 +124,18 @@ export function imageRoutes(fastify: FastifyInstance, services: ApiServices): vo
       const options = { isForced: body?.force ?? false, isEverywhere: body?.allHosts ?? false };
       return hosts.stopImage(services, params.id, options);
     },
+  );
+  app.post(
+    '/v1/images/:id/fetch',
+    {
+      schema: {
+        summary: 'Read the rest of an image that this host, or another one, reads on demand; returns at once',
+        params: imageParams,
+        body: fetchBody,
+        response: { 200: imageView, ...failures },
+      },
+    },
+    ({ params, body }) => hosts.fetchImage(services, params.id, body?.host ?? services.host),
   );
   app.get(
     '/v1/images/:id/clones',

@@ -1,6 +1,7 @@
 /**
- * The procedure of a fork, which walk.ts walks. Coordinator and agent are one daemon (D). P is the QEMU of the parent,
- * C that of a clone.
+ * The procedure of a fork, which walk.ts walks. The coordinator and the agent of the root are one daemon (D). P is the
+ * QEMU of the parent, C that of a clone, on any host. The daemons of the hosts that join (L) have a table of their own
+ * below.
  *
  * The table says what a crash of each process does to the fork while a step is under way. "Undone" means: the parent
  * runs, unprotected, on its own disks, and no clone, image or overlay of the fork is left. If the parent dies, that VM
@@ -11,6 +12,7 @@
  *   reserveParent  parent's memory       undone at restart      undone        -             undone
  *   prepareClones  parent's memory       undone at restart      undone        undone (1)    undone
  *   armParent      parent's memory       undone at restart (2)  undone        undone (1)    undone
+ *   connectHosts   parent's memory       undone at restart (2)  undone        undone (1)    undone
  *   forkPoint      parent's memory       undone at restart (3)  undone        undone (1)    undone
  *   loadClones     image, rest parent's  undone at restart (2)  continues(4)  undone (1)    undone
  *   commitFork     image, rest parent's  restart asks the       continues(4)  continues(5)  undone; unknown if the
@@ -35,6 +37,39 @@
  *   (7) The clones that have not run wait, loaded and stopped. Neither the next daemon's start nor anything else lets
  *       them run before the job comes to runClones again. That call leaves alone what has run.
  *
+ * A fork over hosts. L dies: the daemon of a host that joined, or the network to it. H dies: all of that host, with its
+ * QEMUs and its part of the image. "Undone" is "without it" with --partial: the host is left out, and the report lists
+ * its clones.
+ *
+ *   step           its pages             L dies                 H dies          disk of the host full
+ *   -------------  --------------------  ---------------------  --------------  ---------------------
+ *   reserveParent  -                     undone                 undone          undone
+ *   prepareClones  none                  undone (8)             undone          undone
+ *   armParent      none                  continues if it is     undone          continues
+ *                                        back for its next
+ *                                        call, or undone (8)
+ *   connectHosts   none                  undone (8)             undone          continues
+ *   forkPoint      none                  as in armParent        undone          continues
+ *   loadClones     what its clones read  undone (8)             undone          continues
+ *   commitFork     the same              continues              continues (9)   continues
+ *   runClones      the same              continues (10)         continues (9)   continues (10)
+ *   fillImage      image, rest root's    continues (10)         continues (11)  continues
+ *   releaseParent  image                 tried again            continues (11)  tried again
+ *
+ *   If D dies, a host that joined is undone or continues with the root. Until D is back its clones wait: for the
+ *   decision (8), for the go (10), or for pages that they touch.
+ *   (8) The host keeps its clones over a restart of its daemon, and lets none run. It removes them when the coordinator
+ *       says so, or when it asks the root (forkDecision) and hears `discarded`. A host that was left out, and that the
+ *       coordinator cannot reach, hears that at the latest when the root has ended the fork.
+ *   (9) Its clones have not run, and never will: the report lists them as soon as the host answers that it has no part
+ *       of the fork (NOT_FOUND). The others run.
+ *   (10) The others run. The job is `recovering` and names the host, tells it again to commit and to run, and does not
+ *       end before it has answered.
+ *   (11) Its clones that have run have ended with it. The report has them, as if they had ended by themselves.
+ *
+ * A host that joined commits after the root, in runClones, before its first clone runs. If it refuses (CONFLICT), its
+ * `discardFork` says why, like that of the root: it is committed, or nothing is left there and its clones have failed.
+ *
  * The commit comes before the first instruction of any clone. So an undo never meets a clone that has run, and a clone
  * that runs is never taken back.
  *
@@ -44,7 +79,9 @@
  * removes an uncommitted fork, and is refused for a committed one.
  *
  * Journal: the first step announces all steps until the clones run, because one undo removes all of them up to the
- * commit. So between the request and the clones only the agent's own records are synced.
+ * commit. So between the request and the clones only the agents' own records are synced. The ends of runClones and
+ * fillImage are durable before the next step begins: when the agents have forgotten the fork, only they say which
+ * clones there are, and that a host without a part has had its go.
  */
 
 import { MigrationError } from '../../domain/errors.js';

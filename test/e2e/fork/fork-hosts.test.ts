@@ -36,7 +36,7 @@ beforeAll(async () => {
     parkingPoints: [CUT, COMMITTED],
   });
   await hosts.restart(hosts.root, { isParkable: true });
-  const shape = { memoryMiB: MEMORY_MIB, touchMiB: 16, restPercent: 80 };
+  const shape = { memoryMiB: MEMORY_MIB, touchMiB: 16, restPercent: 50 };
   parent = await Guest.start(hosts.cluster, hosts.root, { name: 'web', ...shape });
 });
 afterEach(async () => {

@@ -244,13 +244,17 @@ describe('a fork on two hosts', () => {
     await fork.commit();
     await a.agent.forks.runClones(fork.fork);
     await fork.finish([a]);
-    expect(await a.agent.forks.forkDecision(fork.fork)).toEqual({ decision: 'committed' });
+    // The holder of the capture is gone, and its files are read instead.
+    await eventually('the image is found again', 5_000, async () =>
+      b.log.find(({ message }) => message === 'the source is connected again'),
+    );
+    expect(await a.agent.forks.forkDecision(fork.fork)).toEqual({ decision: 'discarded' });
     await expect(a.agent.forks.forkProgress(fork.fork)).rejects.toThrow(code('NOT_FOUND'));
     await expect(a.agent.forks.prepareClones(fork.request)).rejects.toThrow(code('CONFLICT'));
     for (const name of clonesOn(a)) await a.vms.destroy(name);
     await expect(a.agent.images.remove(fork.fork)).rejects.toThrow('host B still reads image');
     await a.restart();
-    expect(await a.agent.forks.forkDecision(fork.fork)).toEqual({ decision: 'committed' });
+    expect(await a.agent.forks.forkDecision(fork.fork)).toEqual({ decision: 'discarded' });
     await expect(a.agent.images.remove(fork.fork)).rejects.toThrow('host B still reads image');
     await b.agent.forks.runClones(fork.fork);
     await fork.finish([b]);
@@ -277,6 +281,7 @@ describe('a fork on two hosts', () => {
       expect(state).toBe('filling');
       return (error as { code?: string } | null)?.code === 'NOT_FOUND' ? true : undefined;
     });
+    expect(b.agent.images.find(fork.fork).problem).toContain('no image');
     // Their records say so a moment after the go.
     await eventually('the clones run', 10_000, async () => (clonesOn(b).length === 2 ? true : undefined));
   });

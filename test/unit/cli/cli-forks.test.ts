@@ -378,4 +378,21 @@ describe('vmctl', () => {
     const copied = await copying;
     expect(copied).toMatchObject({ code: 0, stdout: expect.stringMatching(/0011\S+ +B +complete/) as string });
   });
+
+  test('image fetch has a host read the rest of an image, and waits for it', async () => {
+    const pages = [10, 40, 65_536];
+    services.answers.set('imageViews', () => {
+      const pagesDone = pages.length > 1 ? pages.shift() : pages[0];
+      const state = pagesDone === 65_536 ? 'complete' : 'filling';
+      return { images: [imageView(IMAGE, { host: 'B', state, pagesDone: pagesDone ?? 0 })] };
+    });
+    const fetched = await run('vmctl', 'image', 'fetch', IMAGE, '--on', 'B', '--json');
+    expect(fetched).toMatchObject({ code: 0, stderr: '' });
+    expect(JSON.parse(fetched.stdout)).toMatchObject({ host: 'B', state: 'complete' });
+    expect(services.calls.filter(({ method }) => method === 'completeImage')).toHaveLength(3);
+    services.answers.set('completeImage', () => {
+      throw new MigrationError('CONFLICT', 'it has failed');
+    });
+    expect(await run('vmctl', 'image', 'fetch', IMAGE)).toMatchObject({ code: 1 });
+  });
 });

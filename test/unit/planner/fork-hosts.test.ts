@@ -241,7 +241,7 @@ describe('the transport', () => {
     const { plan } = planned({
       request: { transport: 'auto' },
       at: 'h1',
-      checks: { rdma: { isReached: false } as never },
+      checks: { rdma: { isReached: false } },
     });
     expect(plan?.transport).toBe('tcp');
     expect(plan?.transportReason).toMatch(/h1/);

@@ -1,4 +1,4 @@
-import fc from 'fast-check';
+import * as fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
 import type { HostWish, Placement } from '../../../src/domain/fork.js';
 import { type HostRoom, type PlacementQuestion, placeClones, sharesOf } from '../../../src/planner/fork/place.js';

@@ -112,12 +112,25 @@ export class CloneStarts {
     return [...this.#readyAtMs].map(([index, atMs]) => ({ index, at: new Date(atMs).toISOString() }));
   }
 
-  /** Asks the processes of an earlier daemon whether each has loaded the state, or has ended since. */
+  /**
+   * Asks the processes of an earlier daemon whether each has loaded the state, or has ended since. Throws UNREACHABLE
+   * if one does not answer yet: that says nothing about its state.
+   */
   async haveLoaded(clones: readonly WaitingClone[]): Promise<boolean> {
     const outcomes = await inParallel(clones, clones.length, async ({ vm }) => {
       return vm.state === 'stopped' || (vm.state === 'incoming' && (await vm.process.loadState()) === 'loaded');
     });
-    return outcomes.every((outcome) => 'value' in outcome && outcome.value);
+    if (outcomes.some((outcome) => 'value' in outcome && !outcome.value)) return false;
+    for (const [position, outcome] of outcomes.entries()) {
+      if (!('error' in outcome)) continue;
+      const cause = toMigrationError(outcome.error);
+      const name = clones[position]?.identity.name ?? 'a clone';
+      throw new MigrationError('UNREACHABLE', `the QEMU of ${name} does not answer yet: ${cause.message}`, {
+        isRetryable: true,
+        cause,
+      });
+    }
+    return true;
   }
 
   /** Gives up the loads in progress. */

@@ -1,7 +1,7 @@
 /**
- * The forks that were committed and are over on this host. A host that has joined one of them may have missed its
- * commit, and must not hear that the fork was discarded. The records of forks over several hosts stay for that
- * (`finishRecord`). Only the latest are kept, because a coordinator finishes a fork here last.
+ * The forks that were committed and are over on this host. Their coordinator may still ask whether they were committed,
+ * by an undo, because the parent of a fork over several hosts is released before its job has ended. An undo that
+ * succeeded would say that they were not. The records of such forks stay for that (`finishRecord`), the latest of them.
  */
 const KEPT_MAX = 1024;
 

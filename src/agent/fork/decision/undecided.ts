@@ -21,7 +21,9 @@ export interface UndecidedOptions {
 
 interface Watched {
   readonly host: string;
-  /** Null: an answer is awaited, or none is needed any more. */
+  /** The answer was `committed`, which is final. It has been logged. */
+  isCommitted: boolean;
+  /** Null: an answer is awaited. */
   timer: NodeJS.Timeout | null;
   waitMs: number;
 }
@@ -37,7 +39,7 @@ export class UndecidedForks {
   /** `host` decides. */
   watch(fork: string, host: string): void {
     if (this.#watched.has(fork)) return;
-    const watched: Watched = { host, timer: null, waitMs: ASK_MS_FIRST };
+    const watched: Watched = { host, isCommitted: false, timer: null, waitMs: ASK_MS_FIRST };
     this.#watched.set(fork, watched);
     this.#askLater(fork, watched);
   }
@@ -80,8 +82,9 @@ export class UndecidedForks {
       if (this.#watched.get(fork) !== watched) return;
       if (!isUndecided(fork)) return this.forget(fork);
       if (decision === 'committed') {
-        log.warn({ fork, host }, 'a fork is committed: its clones here wait for the coordinator');
-        return;
+        if (!watched.isCommitted)
+          log.warn({ fork, host }, 'a fork is committed: its clones here wait for the coordinator');
+        watched.isCommitted = true;
       }
       if (decision === 'discarded') {
         log.warn({ fork, host }, 'a fork was not committed: its clones here are removed');

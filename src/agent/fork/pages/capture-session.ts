@@ -27,7 +27,7 @@ export class CaptureSession {
     this.#image = image;
     this.#files = [...parts.links, ...parts.image.map(({ presencePath }) => presencePath)];
     this.handle = openCapture(context, { ...parts, onEdge: () => this.#checkState() });
-    context.images.setFilling(image.id, () => this.pagesDone);
+    context.images.setFilling(image.id, this);
   }
 
   /** `parent` is null if the parent has ended. Its memory files then still exist under the image's own names. */
@@ -79,6 +79,11 @@ export class CaptureSession {
 
   get counters(): Readonly<Record<string, number>> {
     return Object.fromEntries(Object.entries(this.snapshot.counters).map(([name, value]) => [name, Number(value)]));
+  }
+
+  /** The parent is on this host. */
+  get trouble(): null {
+    return null;
   }
 
   get pagesDone(): number {

@@ -56,7 +56,7 @@ export class FetchSession {
       fields: { image: image.id },
     });
     this.#last = this.#link.reader.snapshot();
-    context.images.setFilling(image.id, () => this.pagesDone);
+    context.images.setFilling(image.id, this);
   }
 
   static async open(context: ImageContext, image: ImageRecord, options: FetchOptions): Promise<FetchSession> {

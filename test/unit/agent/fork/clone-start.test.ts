@@ -128,3 +128,13 @@ test('a look finds the clones that an earlier daemon has resumed without recordi
   expect([...starts.readyAtMs.keys()]).toEqual([1]);
   expect(clones.map(({ counts }) => counts.reattached)).toEqual([0, 0, 0]);
 });
+
+test('a process that does not answer says nothing of the load; one that waits does', async () => {
+  const { starts } = startsOf();
+  const clones = [clone(0), clone(1), clone(2)];
+  expect(await starts.haveLoaded(all(clones))).toBe(true);
+  Object.assign(clones[2]?.vm.process ?? {}, { loadState: gone });
+  await expect(starts.haveLoaded(all(clones))).rejects.toMatchObject({ code: 'UNREACHABLE', isRetryable: true });
+  Object.assign(clones[0]?.vm.process ?? {}, { loadState: async () => 'waiting' });
+  expect(await starts.haveLoaded(all(clones))).toBe(false);
+});

@@ -31,6 +31,7 @@ function scene(change: { image?: object; request?: object; state?: string; isCut
   const directory = mkdtempSync(join(tmpdir(), 'vmg-join-'));
   directories.push(directory);
   const calls: string[] = [];
+  const saved: object[] = [];
   const memory = { sizeBytes: 1 << 24, pageBytes: 4096, regions: [] };
   let image: object = {
     ...{ id: IMAGE, state: 'capturing', spec: { name: 'web', memory }, deviceStateBytes: 0, overlays: [], disks: [] },
@@ -84,7 +85,7 @@ function scene(change: { image?: object; request?: object; state?: string; isCut
     log: { debug: quiet, warn: quiet, error: quiet, info: quiet },
     vms: { endClone: nothing, room: { release: quiet }, has: () => false },
     inject: { hit: nothing },
-    forkStore: { save: nothing, remove: nothing },
+    forkStore: { save: async (record: object) => void saved.push(record), remove: nothing },
   };
   const servers = new ImageServers(context as never);
   Object.assign(context, { servers });
@@ -97,7 +98,7 @@ function scene(change: { image?: object; request?: object; state?: string; isCut
     ...{ isWarm: false, clones: [], outcome: null, failure: null },
   } as never;
   const session = () => new ForkSession(context as never, { record, parent: null, clones: [], failures: [] });
-  return { context: context as never, servers, root, record, calls, directory, session, image: () => image };
+  return { context: context as never, servers, root, record, calls, saved, directory, session, image: () => image };
 }
 
 test('private clones of a host that joins have the whole image read, and can be given up meanwhile', async () => {
@@ -253,7 +254,7 @@ test('a holder that is not found shows as trouble, and is asked for less and les
   lose();
   await sleep(1_000);
   expect(link.trouble?.code).toBe('NOT_FOUND');
-  expect(asked).toBeLessThanOrEqual(5);
+  expect(asked).toBeLessThanOrEqual(9);
   isThere = true;
   await expect.poll(() => link.isConnected, { timeout: 5_000 }).toBe(true);
   expect(link.trouble).toBeNull();
@@ -274,4 +275,46 @@ test('clones of an image that has failed on its host are ended, those of an imag
   await expect.poll(async () => (await fork.progress()).state, { timeout: 5_000 }).toBe('failed');
   await expect.poll(() => calls).toContain('end reading');
   expect(image()).toMatchObject({ state: 'failed' });
+});
+
+test('a host that reads on demand is let go, goes on after a restart, and completes the image on request', async () => {
+  const lazy = { origin: ORIGIN, fetch: 'demand', memory: 'cow' };
+  const before = scene({ request: lazy, image: { deviceStateBytes: 5 } });
+  const fork = before.session();
+  await fork.connectImage('tcp');
+  await fork.load();
+  await fork.commit();
+  expect(await fork.progress()).toMatchObject({ state: 'lazy' });
+  await fork.run();
+  expect(await fork.finish()).toBe('released');
+  expect(before.saved.at(-1)).toMatchObject({ state: 'committed', isReleased: true });
+  expect(before.calls).not.toContain('sweep');
+  await fork.close();
+
+  const after = scene({ request: lazy, image: { state: 'filling', deviceStateBytes: 5 }, state: 'committed' });
+  const next = after.session();
+  await next.resume();
+  await expect.poll(() => after.calls).toContain('start');
+  expect(after.calls).not.toContain('sweep');
+  await next.completeImage();
+  expect(after.calls).toContain('sweep');
+  expect(after.saved.at(-1)).toMatchObject({ isCompleting: true });
+});
+
+test.each([
+  ['a device that registers all memory', false],
+  ['no device', null],
+])('reading on demand is refused over RDMA with %s', async (_, isOnDemandPaging) => {
+  const { session, context } = scene({ request: { origin: ORIGIN, fetch: 'demand' } });
+  const devices = isOnDemandPaging === null ? [] : [{ isOnDemandPaging }];
+  Object.assign(context, { rdma: { inventory: async () => ({ devices }) } });
+  await expect(session().connectImage('rdma')).rejects.toThrow(expect.objectContaining({ code: 'UNSUPPORTED' }));
+  await session().connectImage('tcp');
+});
+
+test('reading on demand is possible over RDMA with a device that pages on demand', async () => {
+  const { session, context, calls } = scene({ request: { origin: ORIGIN, fetch: 'demand' } });
+  Object.assign(context, { rdma: { inventory: async () => ({ devices: [{ isOnDemandPaging: true }] }) } });
+  await session().connectImage('rdma');
+  expect(calls).toContain('connect');
 });

@@ -43,7 +43,8 @@ test('a fork that is committed waits for its coordinator, and is only logged', a
   await vi.advanceTimersByTimeAsync(10 * MINUTE_MS);
   forks.heard(FORK);
   await vi.advanceTimersByTimeAsync(10 * MINUTE_MS);
-  expect(seen).toMatchObject({ asked: 1, discarded: 0 });
+  expect(seen.discarded).toBe(0);
+  expect(seen.asked).toBeGreaterThan(5);
   expect(seen.warnings).toHaveLength(1);
 });
 
