@@ -8,6 +8,9 @@ import { MigrationError, toMigrationError } from '../domain/errors.js';
 import type { JobView } from '../domain/job.js';
 import type { HostPort } from '../engine/ports/host.js';
 import { ForkAgent } from './fork/agent.js';
+import { DiskReader } from './fork/bases/disk-reader.js';
+import { DiskServer } from './fork/bases/disk-server.js';
+import { DiskWaits } from './fork/bases/disk-waits.js';
 import type { ForkContext } from './fork/context.js';
 import { resumeMerges } from './fork/live-merge.js';
 import { ImageServers } from './fork/pages/image-servers.js';
@@ -78,6 +81,9 @@ interface Parts {
   readonly userVms: UserVms;
   readonly names: UniqueNames;
   readonly outdated: OutdatedRecords;
+  readonly diskServer: DiskServer;
+  readonly diskReader: DiskReader;
+  readonly diskWaits: DiskWaits;
 }
 
 export class LocalAgent implements HostPort {
@@ -115,15 +121,20 @@ export class LocalAgent implements HostPort {
     };
     const names = new UniqueNames({ ...options, ...peers });
     const servers = new ImageServers({ ...options, images });
-    const closing = this.#closing.signal;
-    const context: Parts['context'] = { ...options, store, images, forkStore, names, servers, closing };
+    const diskServer = new DiskServer({ ...options, images }, options.stateDir);
+    const diskReader = new DiskReader({ ...options, images }, options.stateDir);
+    const context: Parts['context'] = {
+      ...{ ...options, store, images, forkStore, names, servers, diskServer, diskReader },
+      closing: this.#closing.signal,
+    };
     const target = new TargetAgent(context, recoveryMsMax);
     const arriving = (vm: string): Promise<string | null> => target.arriving(vm);
     const outdated = new OutdatedRecords({ ...options, ...peers });
+    const diskWaits = new DiskWaits(context, diskReader);
     const moves = new VmMoves({
       ...options,
       arrivalOf: (vm) => target.arrivalOf(vm),
-      noticeOf: (vm) => outdated.noticeOf(vm),
+      noticeOf: (vm) => outdated.noticeOf(vm) ?? diskWaits.noticeOf(vm),
       jobOf: (vm) => jobs?.().jobOf(vm),
       giveUp: async (job) => jobs?.().giveUp(job),
     });
@@ -146,7 +157,12 @@ export class LocalAgent implements HostPort {
     const forks = new ForkAgent(context, pool, arriving);
     const isClaimed = (image: string): boolean => forks.claims(image) || pool.has(image);
     const ofUsers = new HostImages(userVms, context, isClaimed, otherHosts, forks.released);
-    this.#parts = { context, inventory, source, target, forks, pool, images: ofUsers, userVms, names, outdated };
+    this.#parts = {
+      ...{ context, inventory, source, target, forks, pool, images: ofUsers, userVms, names, outdated },
+      ...{ diskServer, diskReader, diskWaits },
+    };
+    await diskServer.start();
+    await diskReader.start();
     const { records, corrupt } = await store.load();
     for (const error of corrupt) {
       context.log.error({ err: error }, 'a session record cannot be read: its session is not resumed');
@@ -166,6 +182,7 @@ export class LocalAgent implements HostPort {
     await pool.start();
     this.#cloneMemory.start();
     outdated.start();
+    diskWaits.start();
   }
 
   /** Leaves sessions and QEMUs as they are for the next daemon. To be called before VmManager.close. */
@@ -178,6 +195,9 @@ export class LocalAgent implements HostPort {
     await this.#parts?.target.close();
     await this.#parts?.pool.close();
     await this.#parts?.forks.close();
+    this.#parts?.diskWaits.close();
+    await this.#parts?.diskReader.close();
+    await this.#parts?.diskServer.close();
   }
 
   /**
@@ -224,10 +244,6 @@ export class LocalAgent implements HostPort {
 
   get names(): UniqueNames {
     return this.#ready.names;
-  }
-
-  get outdated(): OutdatedRecords {
-    return this.#ready.outdated;
   }
 
   get #ready(): Parts {

@@ -20,11 +20,12 @@ export class Connections {
   /** In the order in which they came. */
   readonly #handshakes = new Set<Socket>();
   readonly #ofIdentity = new Map<string, number>();
+  readonly #releases = new WeakMap<Socket, () => void>();
 
   /** `isTls`: connections count as strangers until `admit` is called for them. */
-  constructor(server: Server, isTls: boolean) {
+  constructor(server: Server, isTls: boolean, connectionsMax = CONNECTIONS_MAX) {
     this.#server = server;
-    server.maxConnections = CONNECTIONS_MAX;
+    server.maxConnections = connectionsMax;
     server.on('connection', (socket: Socket) => this.#take(socket, isTls));
   }
 
@@ -40,12 +41,19 @@ export class Connections {
     const count = this.#ofIdentity.get(key) ?? 0;
     if (count >= CONNECTIONS_OF_IDENTITY_MAX[identity.role]) return false;
     this.#ofIdentity.set(key, count + 1);
-    secure.once('close', () => {
+    this.#releases.set(secure, () => {
       const left = (this.#ofIdentity.get(key) ?? 1) - 1;
       if (left === 0) this.#ofIdentity.delete(key);
       else this.#ofIdentity.set(key, left);
     });
+    secure.once('close', () => this.release(secure));
     return true;
+  }
+
+  /** The connection no longer counts for its identity: it carries no more requests. Idempotent. */
+  release(secure: Socket): void {
+    this.#releases.get(secure)?.();
+    this.#releases.delete(secure);
   }
 
   /** Stops listening. Running requests have a moment to finish; nothing that the other side does delays the end. */

@@ -61,7 +61,8 @@ export class Consoles {
   }
 }
 
-function refuse(socket: Duplex, thrown: unknown): void {
+/** Answers a request for an upgrade with an error, and ends the connection. */
+export function refuse(socket: Duplex, thrown: unknown): void {
   const { error, status } = apiError(thrown);
   const body = JSON.stringify(error.toJSON());
   const head = [`HTTP/1.1 ${status} Refused`, 'Connection: close', 'Content-Type: application/json'];

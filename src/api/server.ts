@@ -12,10 +12,11 @@ import { MigrationError } from '../domain/errors.js';
 import { makeSocketDirectory } from '../kit/directory.js';
 import type { TlsStore } from '../tls/store.js';
 import { authorize, HOST_ROUTES } from './access.js';
-import { Connections, HANDSHAKE_TIMEOUT_MS } from './connections.js';
+import { CONNECTIONS_MAX, Connections, HANDSHAKE_TIMEOUT_MS } from './connections.js';
 import { Consoles } from './console.js';
 import { apiError, check } from './contract/http-errors.js';
 import type { ApiServices } from './contract/ports.js';
+import { DiskTunnels, TUNNELS_MAX } from './disk-tunnels.js';
 import { agentRoutes, OCTETS, STATE_ROUTES } from './peers/routes.js';
 import { EventStreams } from './public/events.js';
 import { Metrics } from './public/metrics.js';
@@ -40,6 +41,7 @@ export interface ApiServer {
 export function buildServer(services: ApiServices): ApiServer {
   const app = buildApp(services);
   const consoles = new Consoles(services);
+  const tunnels = new DiskTunnels(services);
   const servers: Connections[] = [];
   const closers: (() => void)[] = [];
 
@@ -48,8 +50,11 @@ export function buildServer(services: ApiServices): ApiServer {
     server.headersTimeout = HEADERS_TIMEOUT_MS;
     // The transfer of a device state may take as long as its migration. buildApp limits all other requests.
     server.requestTimeout = 0;
-    const connections = new Connections(server, isTls);
-    server.on('upgrade', (request, socket, head) => consoles.handle(request, socket, head));
+    const connections = new Connections(server, isTls, CONNECTIONS_MAX + (isTls ? TUNNELS_MAX : 0));
+    server.on('upgrade', (request, socket, head) => {
+      if (!DiskTunnels.isFor(request)) return consoles.handle(request, socket, head);
+      tunnels.handle(request, socket, head, () => connections.release(request.socket));
+    });
     // After listening, this event means that accept() failed, for example for want of descriptors. The next call may
     // succeed.
     server.on('error', (err) => services.log.error({ err }, 'cannot accept connections'));
@@ -104,6 +109,7 @@ export function buildServer(services: ApiServices): ApiServer {
       for (const close of closers) close();
       app.close();
       consoles.close();
+      tunnels.close();
       await Promise.all(servers.map((connections) => connections.close()));
       await app.fastify.close();
     },

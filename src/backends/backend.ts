@@ -28,6 +28,7 @@ import type { MigrationMode } from '../domain/migration.js';
 import type { ArgumentFile, OpenFile } from '../domain/storage.js';
 import type { Accel, AccelChoice, NicSpec, VmSpec } from '../domain/vm.js';
 import type { ChildExit, ProcessIdentity } from '../kit/process.js';
+import type { DiskExports } from './disk-export.js';
 import type { DiskFiles } from './disk-files.js';
 import type { VmDisks } from './vm-disks.js';
 
@@ -49,6 +50,7 @@ export interface VmBackend {
   /** Returns the files that the back end's own fields of a spec name. */
   filesIn(spec: VmSpec): readonly ArgumentFile[];
   readonly diskFiles: DiskFiles;
+  readonly diskExports: DiskExports;
   /** Throws SPEC_INVALID if no VM can have its files there, because the path of a socket is too long. */
   checkPlace(place: VmPlace): void;
   /**
@@ -118,6 +120,8 @@ export interface LaunchOrder {
   readonly isIncoming: boolean;
   /** The file that `loadFile` will read. The launch opens it; the agent writes it before `loadFile`. */
   readonly statePath?: string;
+  /** Of each disk that another host serves (`DiskSpec.served`), by its id: the socket that leads there. */
+  readonly diskSockets?: Readonly<Record<string, string>>;
   /** The variables of the preload. */
   readonly environment: Readonly<Record<string, string>>;
   /** Wraps the command so that it runs in the VM's own network namespace, if it has one. */
@@ -248,6 +252,8 @@ export interface VmFacts {
   deviceChanges(spec: VmSpec): Promise<readonly string[]>;
   /** Returns the files of all drives, also of those that no spec names. */
   openFiles(): Promise<readonly OpenFile[]>;
+  /** True if the VM is paused because a disk could not be read or written, for another reason than a lack of space. */
+  isStoppedByDisk(): Promise<boolean>;
 }
 
 export interface NicOrder {

@@ -248,7 +248,7 @@ const program = newProgram('vfork', 'Starts copies (clones) of a running VM, whi
   .addOption(
     new Option(
       '--shared-storage <how>',
-      'with --hosts: prove: refuse unless all hosts see the same disks (default); assume: take your word that they do',
+      'with --hosts: prove: serve a disk to a host that is not proven to see it (default); assume: take your word',
     ).choices(SHARED_STORAGES),
   )
   .addOption(new Option('--topology <file>').hideHelp())

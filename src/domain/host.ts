@@ -174,6 +174,10 @@ export interface ForkInventory {
   readonly longChains?: readonly string[];
   /** Why waiting processes of the parent do not fit the request. Null if there are none, or if they fit. */
   readonly coldReason?: string | null;
+  /** Why this host cannot serve the disks to others, or null. Absent: there are none, or it does not have them. */
+  readonly servingProblem?: string | null;
+  /** The files that the back end's own arguments of an image name. */
+  readonly argumentFiles?: readonly string[];
   readonly limits?: HostLimits;
   /** As in HostInventory. */
   readonly stateFreeBytes?: number;

@@ -30,6 +30,8 @@ export interface ImageView {
   readonly problem?: string;
   /** Other hosts that read the image. It cannot be removed before they have ended. Absent: none. */
   readonly readers?: readonly string[];
+  /** The disks (ids) that another host serves. Absent: this host has the files of all disks. */
+  readonly served?: { readonly host: string; readonly disks: readonly string[] };
 }
 
 /** A disk file that `image rm` has kept, and who needs it. */

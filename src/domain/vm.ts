@@ -15,6 +15,16 @@ export interface DiskSpec {
   readonly path: string;
   readonly format: DiskFormat;
   readonly isReadOnly: boolean;
+  /**
+   * The disk is that of an image on another host, which serves it. `path` is the clone's overlay on it; of a disk that
+   * is only read, the path on that host. Absent: this host has all files of the disk.
+   */
+  readonly served?: ServedDisk;
+}
+
+export interface ServedDisk {
+  readonly host: string;
+  readonly image: string;
 }
 
 export interface NicSpec {
@@ -180,7 +190,10 @@ export interface VmView {
   readonly identityIssue: string | null;
   /** What the start of the VM could not find out, for example from a host that does not answer. Only in its answer. */
   readonly warnings?: readonly string[];
-  /** The records of this host do not fit those of another one, and what to do. Absent if nothing is known of that. */
+  /**
+   * What is wrong, for people: the records of this host do not fit those of another one, or the VM waits for a disk
+   * that another host serves. Absent if nothing is known to be.
+   */
   readonly notice?: string;
   /** Absent if the VM has all of its memory. */
   readonly arriving?: Arrival;

@@ -28,6 +28,7 @@ export const imageView = of<ImageView>(
     savedFiles: list(text).optional(),
     problem: text.optional(),
     readers: list(hostName).optional(),
+    served: z.object({ host: hostName, disks: list(text) }).optional(),
   }),
 );
 

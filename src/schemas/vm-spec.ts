@@ -12,7 +12,7 @@ import { MEMORY_BACKINGS, NIC_TYPES, type NicSpec, type VmSpec } from '../domain
 import { parseSize } from '../kit/size.js';
 import { parseKeepingUnknown } from '../kit/unknown-keys.js';
 import { parseYaml } from '../kit/yaml.js';
-import { accelChoice, diskFormat } from './words.js';
+import { accelChoice, diskFormat, hostName, imageId } from './words.js';
 
 const KIB = 1024;
 const MIB = KIB * KIB;
@@ -67,7 +67,11 @@ const memoryBytes = z
 const devices = z.array(text(1024)).max(DEVICES_MAX);
 const qemuArgs = z.array(text(4096)).max(QEMU_ARGS_MAX);
 
-const diskSpec = z.strictObject({ id, path: absolutePath, format: diskFormat, isReadOnly: z.boolean() });
+const served = z.strictObject({ host: hostName, image: imageId });
+const diskSpec = z.strictObject({
+  ...{ id, path: absolutePath, format: diskFormat, isReadOnly: z.boolean() },
+  served: served.exactOptional(),
+});
 const nicSpec = z.strictObject({
   id,
   type: z.enum(NIC_TYPES),

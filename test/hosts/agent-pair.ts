@@ -188,6 +188,9 @@ export class AgentPair {
   /** Awaited before the device state is passed on; a test may park or break it. */
   onSendState: () => Promise<void> = async () => undefined;
 
+  /** Called before a connection to a disk of this host; a test may throw. */
+  onOpenDisk: (host: string) => void = () => undefined;
+
   private constructor(readonly directory: string) {
     const hosts = () => [this.a, this.b];
     const find = (name: string) => {
@@ -202,6 +205,10 @@ export class AgentPair {
         await find(name).agent.target.acceptState(session, body);
       },
       sendForkState: async (name, fork, body) => find(name).agent.forks.acceptForkState(fork, body),
+      openDisk: (name, image, disk) => {
+        this.onOpenDisk(name);
+        return find(name).agent.forks.openDisk(image, disk, name === 'A' ? 'B' : 'A');
+      },
       warm: async () => undefined,
     };
     this.a = new AgentHost('A', directory, peers);

@@ -7,6 +7,7 @@ import { readFile, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { promisify } from 'node:util';
 import type { ManagedVm } from '../../src/agent/vm/vms.js';
+import { QmpClient } from '../../src/backends/qemu/qmp/client.js';
 import { qmpOf } from './qmp.js';
 
 const run = promisify(execFile);
@@ -15,16 +16,38 @@ const SECTOR_BYTES = 512;
 const READ_MS = 60_000;
 
 export async function diskContent(vm: ManagedVm, disk: string): Promise<Buffer> {
-  const qmp = qmpOf(vm);
-  const [socket, copy] = [join(vm.directory, 'export.sock'), join(vm.directory, 'export.raw')];
   const node = (await vm.process.disks.active()).get(disk) as { node?: string } | undefined;
   if (node?.node === undefined) throw new Error(`${vm.spec.name} has no disk ${disk}`);
+  return nodeContent(qmpOf(vm), node.node, vm.directory);
+}
+
+/** The same of a VM of a daemon in another process. `directory` is the VM's. */
+export async function diskContentIn(directory: string, disk: string): Promise<Buffer> {
+  const qmp = await QmpClient.connect(join(directory, 'monitor.sock'), { timeoutMs: READ_MS });
+  try {
+    const drives = (await qmp.executeUntyped('query-block')) as Drive[];
+    const drive = drives.find(({ qdev }) => qdev?.startsWith(`/machine/peripheral/${disk}/`) === true);
+    const node = drive?.inserted?.['node-name'];
+    if (node === undefined) throw new Error(`the VM at ${directory} has no disk ${disk}`);
+    return await nodeContent(qmp, node, directory);
+  } finally {
+    qmp.close();
+  }
+}
+
+interface Drive {
+  readonly qdev?: string;
+  readonly inserted?: { readonly 'node-name'?: string };
+}
+
+async function nodeContent(qmp: QmpClient, node: string, directory: string): Promise<Buffer> {
+  const [socket, copy] = [join(directory, 'export.sock'), join(directory, 'export.raw')];
   await qmp.executeUntyped('nbd-server-start', { addr: { type: 'unix', data: { path: socket } } });
   try {
     await qmp.executeUntyped('block-export-add', {
       type: 'nbd',
       id: 'content',
-      'node-name': node.node,
+      'node-name': node,
       name: 'content',
     });
     await run('qemu-img', ['convert', '-f', 'raw', '-O', 'raw', `nbd:unix:${socket}:exportname=content`, copy], {

@@ -43,6 +43,7 @@ export class ForkHost {
       agent: none,
       sendState: none,
       sendForkState: none,
+      openDisk: none,
       warm: async () => undefined,
     });
     this.#janitor = new Janitor({ paths: [directory, this.host.ramDir] });

@@ -161,6 +161,7 @@ export class FakeHost {
       peers: {
         sendState: () => new Promise(() => undefined),
         sendForkState: () => new Promise(() => undefined),
+        openDisk: () => new Promise(() => undefined),
         agent: () => {
           throw new MigrationError('NOT_FOUND', 'there is one host');
         },

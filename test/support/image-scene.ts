@@ -4,6 +4,7 @@ import { closeSync, mkdtempSync, openSync, rmSync, truncateSync, writeFileSync }
 import { mkdir, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { DiskServer } from '../../src/agent/fork/bases/disk-server.js';
 import type { ForkContext } from '../../src/agent/fork/context.js';
 import { Images } from '../../src/agent/fork/image-calls.js';
 import { ImageServers } from '../../src/agent/fork/pages/image-servers.js';
@@ -67,7 +68,7 @@ export class ImageScene {
     this.#places.push(place);
     await mkdir(place.ramDir, { recursive: true });
     const backend = new QemuBackend();
-    const { diskFiles } = backend;
+    const { diskFiles, diskExports } = backend;
     const vms: ImageHost['vms'] = [];
     const named = (vm: string) => vms.find(({ spec }) => (spec as { name: string }).name === vm);
     const manager = {
@@ -75,7 +76,7 @@ export class ImageScene {
       ...{ room: new MemoryRoom(place), unreadable: () => [] },
       backend: {
         installed: async () => ({ machines: ['pc-q35-7.2'], version: '7.2.22' }),
-        diskFiles,
+        ...{ diskFiles, diskExports },
         filesIn: (spec: VmSpec) => backend.filesIn(spec),
       },
     };
@@ -93,7 +94,8 @@ export class ImageScene {
     const closing = new AbortController().signal;
     const shared = { host: name, images, vms: manager, registry, closing, log: SILENT };
     const servers = new ImageServers(shared as never);
-    const context = { ...shared, servers } as unknown as ForkContext;
+    const diskServer = new DiskServer(shared as never, stateDir);
+    const context = { ...shared, servers, diskServer } as unknown as ForkContext;
     return { context, images: new Images(context, () => false, others), vms };
   }
 

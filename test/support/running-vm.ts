@@ -3,6 +3,7 @@ import { execFileSync } from 'node:child_process';
 import { closeSync, existsSync, mkdtempSync, openSync, readFileSync, rmSync, truncateSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { DiskServer } from '../../src/agent/fork/bases/disk-server.js';
 import type { ForkContext } from '../../src/agent/fork/context.js';
 import { Images } from '../../src/agent/fork/image-calls.js';
 import { ImageServers } from '../../src/agent/fork/pages/image-servers.js';
@@ -54,7 +55,8 @@ export class RunningVm {
     const images = await ImageStore.open({ ...shared, budgetBytes: null, vms, native });
     const closing = new AbortController();
     const forkStore: ForkStore = await openForkStore(this.directory);
-    const parts = { ...shared, vms, images, forkStore, closing: closing.signal, native };
+    const diskServer = new DiskServer({ ...shared, vms, images }, this.directory);
+    const parts = { ...shared, vms, images, forkStore, diskServer, closing: closing.signal, native };
     const context = { ...parts, servers: new ImageServers(parts as never) } as never as ForkContext;
     this.#daemon = { vms, context, images: new Images(context, () => false), closing };
   }

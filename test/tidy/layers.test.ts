@@ -43,7 +43,8 @@ const TYPESCRIPT_LAYERS: Record<string, readonly string[]> = {
   'transports/rdma': [...WORDS, 'native', 'transports', 'transports/host'],
   backends: WORDS,
   'backends/qemu/qmp': WORDS,
-  'backends/qemu': [...WORDS, BACKEND, 'backends/qemu/qmp'],
+  'backends/qemu/export': [...WORDS, BACKEND],
+  'backends/qemu': [...WORDS, BACKEND, 'backends/qemu/qmp', 'backends/qemu/export'],
   'agent/vm': [...WORDS, PORTS, BACKEND, 'durable', 'schemas', 'native', 'transports/host', 'transports/rdma'],
   'agent/memory': [...WORDS, 'durable', 'agent/vm'],
   'agent/image': [...WORDS, PORTS, BACKEND, 'durable', 'schemas', 'native', 'agent/vm'],
@@ -51,6 +52,7 @@ const TYPESCRIPT_LAYERS: Record<string, readonly string[]> = {
   'agent/inventory': [...WORDS, PORTS, BACKEND, 'protocol', 'agent/vm', 'agent/image', 'agent/storage'],
   'agent/migration': [...WORDS, PORTS, BACKEND, 'protocol', 'durable', 'schemas', 'native', 'agent/vm'],
   'agent/fork/clones': [...WORDS, PORTS, BACKEND, 'agent/vm'],
+  'agent/fork/bases': [...WORDS, BACKEND, 'agent/vm', 'agent/image'],
   'agent/fork/decision': [...WORDS, PORTS],
   'agent/fork/pages': [
     ...[...WORDS, PORTS, BACKEND, 'protocol', 'native'],
@@ -59,6 +61,7 @@ const TYPESCRIPT_LAYERS: Record<string, readonly string[]> = {
   'agent/fork': [
     ...[...WORDS, PORTS, BACKEND, 'protocol', 'durable', 'schemas', 'native'],
     ...[
+      'agent/fork/bases',
       'agent/fork/clones',
       'agent/fork/decision',
       'agent/fork/pages',
@@ -70,7 +73,7 @@ const TYPESCRIPT_LAYERS: Record<string, readonly string[]> = {
   ],
   agent: [
     ...[...WORDS, PORTS, BACKEND, 'agent/vm', 'agent/image', 'agent/storage', 'agent/inventory'],
-    ...['agent/migration', 'agent/fork', 'agent/fork/pages/image-servers', 'agent/memory'],
+    ...['agent/migration', 'agent/fork', 'agent/fork/bases', 'agent/fork/pages/image-servers', 'agent/memory'],
   ],
 
   'api/contract': [...WORDS, PORTS, 'tls'],

@@ -1,6 +1,6 @@
 /** Implements ForkPort on this host and holds its forks by id. session.ts implements a single fork. */
 
-import type { Readable } from 'node:stream';
+import type { Duplex, Readable } from 'node:stream';
 import { MigrationError, toMigrationError } from '../../domain/errors.js';
 import type { CloneIdentity } from '../../domain/fork.js';
 import type { ForkInventory } from '../../domain/host.js';
@@ -208,6 +208,11 @@ export class ForkAgent implements ForkPort {
       throw error;
     }
     await session.acceptState(stream);
+  }
+
+  /** Connects another host to a disk of an image of this one. */
+  openDisk(image: string, disk: string, reader: string): Promise<Duplex> {
+    return this.#context.diskServer.open(image, disk, reader);
   }
 
   async loadClones(fork: string): Promise<LoadClonesReply> {

@@ -2,6 +2,8 @@
 
 import type { VmIdentity } from '../../domain/host.js';
 import type { ImageContext } from '../image/context.js';
+import type { DiskReader } from './bases/disk-reader.js';
+import type { DiskServer } from './bases/disk-server.js';
 import type { ImageServers } from './pages/image-servers.js';
 import type { ForkStore } from './record.js';
 
@@ -20,6 +22,8 @@ export interface ForkContext extends ImageContext {
   readonly forkStore: ForkStore;
   readonly names: NamesOfAllHosts;
   readonly servers: ImageServers;
+  readonly diskServer: Pick<DiskServer, 'open' | 'fix' | 'whileUnserved'>;
+  readonly diskReader: Pick<DiskReader, 'open'>;
   /** Aborts when the daemon ends. */
   readonly closing: AbortSignal;
 }

@@ -26,8 +26,8 @@ async function flatten(context: ForkContext, others: OtherHosts, name: string): 
   }
   const mergedDisks: string[] = [];
   const keptLayers: KeptLayer[] = [];
-  for (const { id, isReadOnly, path, format } of vm.spec.disks) {
-    if (isReadOnly) continue;
+  for (const { id, isReadOnly, path, format, served } of vm.spec.disks) {
+    if (isReadOnly || served !== undefined) continue;
     const chain = await vms.backend.diskFiles.chain(path, format);
     const mergeable = overlaysAtTop(chain);
     for (const [index, overlay] of mergeable.entries()) {

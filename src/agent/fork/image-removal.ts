@@ -6,6 +6,7 @@
 import { MigrationError } from '../../domain/errors.js';
 import type { ImageRemoval, KeptLayer } from '../../domain/image.js';
 import { holdersElsewhere, keptBecause, layerPaths, type OtherHosts } from '../image/layer-holders.js';
+import type { ImageRecord } from '../image/record.js';
 import type { ManagedVm } from '../vm/vms.js';
 import type { ForkContext } from './context.js';
 import { mergeOverlays, overlaysElsewhere, overlaysLeft } from './overlay-merge.js';
@@ -30,11 +31,23 @@ export async function planRemoval(
   if (isForced) return { kept: [] };
   const elsewhere = await overlaysElsewhere(context, id);
   if (elsewhere.length > 0) return { kept: elsewhere };
-  // Only a merge changes a layer.
+  // Only a merge changes a layer, and only disks that came with a file are removed.
   const overlays = await overlaysLeft(record);
-  const changed = overlays.flatMap(({ path, base }) => [path, base.path]);
+  const changed = [...overlays.flatMap(({ path, base }) => [path, base.path]), ...broughtPaths(context, record)];
   const holders = changed.length === 0 ? [] : await holdersElsewhere(others, record.spec, changed);
-  return { kept: keptBecause(changed, holders) };
+  if (holders.length > 0) return { kept: keptBecause(changed, holders) };
+  const { servedTo = [] } = record;
+  const readers: OtherHosts = {
+    names: others.names.filter((name) => servedTo.includes(name)),
+    agent: (host) => others.agent(host),
+  };
+  const disks = record.disks.map(({ path }) => path);
+  const reading = servedTo.length === 0 ? [] : await holdersElsewhere(readers, record.spec, disks);
+  return { kept: keptBecause(disks, reading) };
+}
+
+function broughtPaths({ images }: ForkContext, record: ImageRecord): string[] {
+  return layerPaths(record).filter((path) => path.startsWith(`${images.disksDirectory(record.id)}/`));
 }
 
 /** The caller has checked that no clone and no fork needs the image. */
@@ -57,22 +70,30 @@ export async function removeImage(
     await images.unload(id);
     return { id, freedBytes, mergedDisks: [], keptLayers: kept };
   }
-  const mergedDisks = await mergeOverlays(context, id);
-  await images.delete(id);
-  return { id, freedBytes, mergedDisks, keptLayers: [] };
+  return context.diskServer.whileUnserved(id, async () => {
+    const mergedDisks = await mergeOverlays(context, id);
+    await images.delete(id);
+    return { id, freedBytes, mergedDisks, keptLayers: [] };
+  });
 }
 
 /**
  * Throws CONFLICT if a clone reads one of the image's layers below its own disk. Such a clone may have private memory,
  * so that it does not need the image any more, but removing the image would write to the layer or remove it.
  */
-export async function refuseIfBackingFile({ vms, images }: ForkContext, id: string): Promise<void> {
+export async function refuseIfBackingFile(context: ForkContext, id: string): Promise<void> {
+  const { vms, images } = context;
   const record = images.get(id);
   const isUp = ({ state }: ManagedVm) => state === 'running' || state === 'paused';
   const clones = vms.all().filter((vm) => vm.spec.clone !== undefined && isUp(vm));
   const parents = new Set(record.overlays.map(({ vm }) => vm));
-  const own = layerPaths(record).filter((path) => path.startsWith(`${images.disksDirectory(id)}/`));
-  for (const path of new Set([...record.overlays.map(({ base }) => base.path), ...own])) {
+  const reader = clones.find(({ spec }) => spec.disks.some(({ served }) => served?.image === id));
+  if (reader !== undefined) {
+    throw new MigrationError('CONFLICT', `${reader.spec.name} reads disks of image ${id} on ${record.served?.host}`, {
+      remedy: `vmctl stop ${reader.spec.name}`,
+    });
+  }
+  for (const path of new Set([...record.overlays.map(({ base }) => base.path), ...broughtPaths(context, record)])) {
     for (const clone of clones) {
       if (parents.has(clone.spec.name) || !(await clone.process.disks.isOpen(path))) continue;
       throw new MigrationError('CONFLICT', `${clone.spec.name} uses disk ${path} of image ${id} as a backing file`, {

@@ -52,6 +52,8 @@ export async function forkInventory(
       hostResources: vms.backend.devicesIn(image.spec).hostResources,
       ...(await namesInUse(context, question, image.spec, null)),
       diskProblem: image.state === 'complete' ? await startProblem(context, image.id) : null,
+      ...(await serving(context, image.spec, image.served)),
+      argumentFiles: vms.backend.filesIn(image.spec).map(({ path }) => path),
     };
   }
   const parent = vms.get(question.vm ?? '');
@@ -77,7 +79,18 @@ export async function forkInventory(
     ...(await namesInUse(context, question, spec, warm)),
     longChains: question.parentMode === 'stop' ? [] : await longChains(context, parent),
     coldReason: warm === null ? pool.whyCold(parent, question) : null,
+    ...(await serving(context, spec)),
   };
+}
+
+async function serving(
+  { vms }: ForkContext,
+  { disks }: VmSpec,
+  served?: ImageRecord['served'],
+): Promise<Pick<ForkInventory, 'servingProblem'>> {
+  if (disks.length === 0) return {};
+  if (served !== undefined) return { servingProblem: `it reads ${served.disks.join(', ')} from ${served.host} itself` };
+  return { servingProblem: await vms.backend.diskExports.problem() };
 }
 
 /** For a host that would join a fork: the image is another host's, and comes here unless it is here already. */

@@ -10,7 +10,7 @@ import { rm } from 'node:fs/promises';
 import type { OpenOverlay } from '../../backends/vm-disks.js';
 import { MigrationError } from '../../domain/errors.js';
 import type { ParentMode } from '../../domain/fork.js';
-import type { DiskSpec } from '../../domain/vm.js';
+import type { DiskSpec, VmSpec } from '../../domain/vm.js';
 import type { ImageDisk } from '../../engine/ports/fork.js';
 import type { ParentOverlay } from '../image/record.js';
 import type { ManagedVm } from '../vm/vms.js';
@@ -91,8 +91,12 @@ export class ParentDisks {
  * ended, or this host has it no more (null), the overlays are merged offline. Idempotent.
  */
 export async function undoOverlays(context: ForkContext, parent: ManagedVm | null, image: string): Promise<void> {
+  if (!context.images.has(image)) return;
+  await context.diskServer.whileUnserved(image, () => mergeAll(context, parent, image));
+}
+
+async function mergeAll(context: ForkContext, parent: ManagedVm | null, image: string): Promise<void> {
   const { vms, images } = context;
-  if (!images.has(image)) return;
   const isUp = (vm: ManagedVm): boolean =>
     vms.has(vm.spec.name) && vms.get(vm.spec.name) === vm && vm.state !== 'stopped';
   if (parent?.state === 'departed' && isUp(parent) && images.get(image).overlays.length > 0) {
@@ -119,6 +123,10 @@ export async function diskBlockers(parent: ManagedVm): Promise<string[]> {
   if (parent.image !== null && parent.spec.disks.some(({ isReadOnly }) => !isReadOnly)) {
     return [`${parent.spec.name} is a clone: its disks are removed when it ends`];
   }
+  const served = parent.spec.disks.flatMap((disk) =>
+    disk.served === undefined ? [] : [servedDisk(parent.spec, disk)],
+  );
+  if (served.length > 0) return served;
   const known = new Set(parent.spec.disks.map(({ id }) => id));
   const active = await parent.process.disks.active();
   const foreign = [...active].filter(([id, { isReadOnly }]) => !known.has(id) && !isReadOnly);
@@ -128,10 +136,15 @@ export async function diskBlockers(parent: ManagedVm): Promise<string[]> {
 /** Returns the reason for each disk whose chain of files has no room for another overlay. */
 export async function longChains({ vms }: Pick<ForkContext, 'vms'>, parent: ManagedVm): Promise<string[]> {
   const reasons: string[] = [];
-  for (const { id, path, format, isReadOnly } of parent.spec.disks) {
-    if (isReadOnly || format === 'raw') continue;
+  for (const { id, path, format, isReadOnly, served } of parent.spec.disks) {
+    if (isReadOnly || format === 'raw' || served !== undefined) continue;
     const { length } = await vms.backend.diskFiles.chain(path, format);
     if (length >= CHAIN_FILES_MAX) reasons.push(`disk ${id} of ${parent.spec.name} is a chain of ${length} files`);
   }
   return reasons;
+}
+
+/** Why no image can be taken of a VM with this disk. */
+export function servedDisk({ name }: Pick<VmSpec, 'name'>, { id, served }: DiskSpec): string {
+  return `${name} reads disk ${id} from ${served?.host ?? ''}: an image cannot have it`;
 }

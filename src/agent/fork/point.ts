@@ -85,7 +85,7 @@ async function collect(stream: StateStream, chunks: Buffer[]): Promise<number> {
 
 /** Takes the fork point of a fork, and records it. Other hosts may read the image from then on. */
 export async function takeForkPointOf(
-  { images, inject, log }: ForkContext,
+  { images, inject, log, diskServer }: ForkContext,
   { image, request }: ForkRecord,
   { state, disks, pages }: { state: StateExport; disks: ParentDisks; pages: ForkPages },
 ): Promise<ForkPointReply> {
@@ -103,6 +103,7 @@ export async function takeForkPointOf(
   await inject.hit('agent:fork:pointed');
   await disks.settle();
   await images.update(image, { deviceStateBytes: reply.deviceStateBytes });
+  await diskServer.fix(image);
   await pages.fix();
   return reply;
 }

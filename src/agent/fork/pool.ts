@@ -241,7 +241,7 @@ export class Pool {
     const entry: Entry = { image, key, request, cancel: new AbortController(), set: null };
     this.#entries.set(image, entry);
     try {
-      const record = newImage(this.#context, image, shape, parent?.qemuVersion ?? '');
+      const record = newImage(this.#context, image, shape, { qemuVersion: parent?.qemuVersion ?? '' });
       await images.create(record, ramOfImage(shape, parent));
       const options = { fork: image, isPartialAllowed: false, isReplacing: false, signal: entry.cancel.signal };
       const set = await makeWaitingSet(this.#context, record, shape, options);

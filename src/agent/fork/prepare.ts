@@ -62,7 +62,7 @@ export async function prepareFork(
       await context.vms.room.hold(request.fork, origin.allocatedBytes, origin.spec.memory.pageBytes);
     if (isNewImage && set === null) {
       const qemuVersion = origin?.qemuVersion ?? parent?.qemuVersion ?? '';
-      await images.create(newImage(context, image, shape, qemuVersion), ramOfImage(shape, parent));
+      await images.create(newImage(context, image, shape, { qemuVersion, origin }), ramOfImage(shape, parent));
       hasMadeImage = true;
     }
     made ??= await makeWaitingSet(context, images.get(image), shape, {

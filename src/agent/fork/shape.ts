@@ -1,10 +1,11 @@
 import { MigrationError } from '../../domain/errors.js';
 import { CLONES_MAX } from '../../domain/fork.js';
-import type { PrepareForkRequest } from '../../engine/ports/fork.js';
-import { refuseDisks } from '../image/join-disks.js';
+import type { ForkOrigin, PrepareForkRequest } from '../../engine/ports/fork.js';
+import { refuseDisks, servedOf } from '../image/join-disks.js';
 import type { ImageRecord } from '../image/record.js';
 import type { ManagedVm } from '../vm/vms.js';
 import type { ForkContext } from './context.js';
+import { servedDisk } from './parent-disks.js';
 import type { CloneShape } from './waiting-set.js';
 
 export type ShapeRequest = Omit<PrepareForkRequest, 'fork' | 'job' | 'isPartialAllowed'>;
@@ -52,6 +53,8 @@ export function shapeOf(context: ForkContext, request: ShapeRequest): { shape: C
       remedy: 'use --parent continue',
     });
   }
+  const served = spec.disks.find((disk) => disk.served !== undefined);
+  if (served !== undefined) throw new MigrationError('UNSUPPORTED', servedDisk(spec, served));
   if (spec.memory.backing === 'private') {
     throw new MigrationError('UNSUPPORTED', `${spec.name} has private memory, which no clone can share`, {
       remedy: 'fork a VM that was run with memory.backing "shared"',
@@ -76,7 +79,12 @@ export function fillingImageOf({ images }: ForkContext, { spec, image }: Managed
 }
 
 /** `qemuVersion`: of the parent. */
-export function newImage(context: ForkContext, id: string, shape: CloneShape, qemuVersion: string): ImageRecord {
+export function newImage(
+  context: ForkContext,
+  id: string,
+  shape: CloneShape,
+  { qemuVersion, origin }: { qemuVersion: string; origin?: ForkOrigin | undefined },
+): ImageRecord {
   return {
     version: 1,
     id,
@@ -89,6 +97,7 @@ export function newImage(context: ForkContext, id: string, shape: CloneShape, qe
     deviceStateBytes: 0,
     disks: shape.parent.disks.map(({ id: disk, path, format }) => ({ id: disk, path, format })),
     overlays: [],
+    ...servedOf(origin),
     createdAt: context.clock.isoNow(),
   };
 }

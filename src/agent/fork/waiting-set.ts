@@ -20,7 +20,7 @@ import type { Accel, VmSpec } from '../../domain/vm.js';
 import { inParallel } from '../../kit/parallel.js';
 import type { ImageRecord } from '../image/record.js';
 import type { ManagedVm } from '../vm/vms.js';
-import { OverlayTemplates, planCloneDisks } from './clones/disks.js';
+import { OverlayTemplates, planCloneDisks, type ServedDisks } from './clones/disks.js';
 import { cloneIdentities, cloneSpec, refuseMacsTaken, runningNics } from './clones/names.js';
 import type { WaitingClone } from './clones/start.js';
 import type { ForkContext } from './context.js';
@@ -88,18 +88,18 @@ export async function makeWaitingSet(
   });
   if (isShared) refuseMacsTaken(all, shape.parent, others);
   const identities = all.slice(first, first + count);
-  const templates = await OverlayTemplates.make(
-    context.vms.backend.diskFiles,
-    shape.parent.disks,
-    `${context.images.statePath(image.id)}-${options.fork}`,
-  );
+  const served = await servedDisks(context, image, options.signal);
+  const templates = await OverlayTemplates.make(context.vms.backend, shape.parent.disks, {
+    prefix: `${context.images.statePath(image.id)}-${options.fork}`,
+    served,
+  });
   let isGivenUp = false;
   const startAll = (epochs: ReadonlyMap<string, number>) =>
     inParallel(identities, STARTS_AT_ONCE, async (identity) => {
       if (isGivenUp || options.signal.aborted) throw new MigrationError('CANCELLED', 'the fork was cancelled');
       const epochMin = epochs.get(identity.name) ?? 0;
       try {
-        return await startClone(context, image, shape, { identity, epochMin, templates, ...options });
+        return await startClone(context, image, shape, { identity, epochMin, templates, served, ...options });
       } catch (error) {
         isGivenUp ||= !options.isPartialAllowed;
         throw error;
@@ -130,6 +130,16 @@ export async function makeWaitingSet(
   if (isEnough && !options.signal.aborted) return { clones, failures };
   await endClones(context, clones);
   throw firstFailure(failures);
+}
+
+/** Waits until the host that serves disks of the image does so. Null: no host serves any. */
+async function servedDisks(
+  { diskReader }: ForkContext,
+  image: ImageRecord,
+  signal: AbortSignal,
+): Promise<ServedDisks | null> {
+  if (image.served === undefined) return null;
+  return { host: image.served.host, image: image.id, sockets: await diskReader.open(image, signal) };
 }
 
 /** Kills and removes the clones. Idempotent. */
@@ -180,13 +190,14 @@ async function startClone(
     readonly identity: CloneIdentity;
     readonly epochMin: number;
     readonly templates: OverlayTemplates;
+    readonly served: ServedDisks | null;
   },
 ): Promise<ManagedVm> {
   const { vms, images } = context;
-  const { identity, epochMin, fork, templates, isReplacing, signal } = clone;
+  const { identity, epochMin, fork, templates, served, isReplacing, signal } = clone;
   const isPrivate = shape.memory === 'private';
   const spec = cloneSpec(shape.parent, fork, identity, shape.network);
-  const disks = planCloneDisks(spec.disks, vms.directoryOf(identity.name), shape.disks, templates);
+  const disks = planCloneDisks(spec.disks, vms.directoryOf(identity.name), shape.disks, { templates, served });
   const vm = await vms.prepareClone(
     {
       ...spec,
@@ -200,6 +211,7 @@ async function startClone(
       accel: shape.accel,
       isRegistered: isPrivate || (image.state !== 'complete' && shape.parentMode === 'continue'),
       statePath: images.statePath(image.id),
+      ...(served === null ? {} : { diskSockets: served.sockets }),
       isReplacing,
       signal,
       nics: runningNics(shape.parent, identity, shape.network),

@@ -42,7 +42,12 @@ export async function saveImage(
   options: { withDisks?: boolean } = {},
 ): Promise<{ fileBytes: number }> {
   const { images } = context;
-  const { state } = images.get(id);
+  const { state, served } = images.get(id);
+  if (served !== undefined) {
+    throw new MigrationError('UNSUPPORTED', `disks of image ${id} are on ${served.host}`, {
+      remedy: `save the image there: "vmctl image save ${id} FILE"`,
+    });
+  }
   if (state !== 'complete') throw new MigrationError('CONFLICT', `image ${id} is ${state}`);
   if (!path.startsWith('/')) throw new MigrationError('USAGE', 'the path of an image file must be absolute');
   await fileSystemAnswers(dirname(path));
@@ -152,8 +157,8 @@ async function writeImage(
   const file = await openNew(sidePath);
   try {
     const writer = new Writer(file);
-    // The overlays that the parent writes to, and the other saved files, are matters of this host.
-    const { saves: _, readers: __, layers = [], ...described } = record;
+    // The overlays that the parent writes to, the other saved files and who reads the image are matters of this host.
+    const { saves: _, readers: __, servedTo: ___, layers = [], ...described } = record;
     await writer.begin(version, { ...described, overlays: [], ...(layers.length === 0 ? {} : { layers }) });
     await copyInto(writer, images.statePath(record.id), ENTRY.DEVICE_STATE, 0);
     for (const [region, { path: memory }] of (await images.regions(record)).entries()) {

@@ -9,12 +9,23 @@ export function refuseDisks({ images, host }: Pick<ImageContext, 'images' | 'hos
   // What lies there is removed with this host's image.
   const own = `${images.disksDirectory(origin.image)}/`;
   for (const { id, path } of origin.spec.disks) {
-    const isShared = origin.disks?.find((disk) => disk.id === id)?.access === 'shared';
-    if (isShared && !path.startsWith(own)) continue;
+    const access = accessTo(origin, id);
+    if (access === 'served' || (access === 'shared' && !path.startsWith(own))) continue;
     throw new MigrationError('UNSUPPORTED', `${host} does not see disk ${id} (${path}) of ${origin.spec.name}`, {
       remedy: `put the disk on storage that ${origin.host} and ${host} both mount there`,
     });
   }
+}
+
+function accessTo({ disks = [] }: ForkOrigin, id: string) {
+  return disks.find((disk) => disk.id === id)?.access;
+}
+
+/** Returns the member of the image's record that says which disks the other host serves. */
+export function servedOf(origin: ForkOrigin | undefined): Pick<ImageRecord, 'served'> {
+  if (origin === undefined) return {};
+  const disks = origin.spec.disks.map(({ id }) => id).filter((id) => accessTo(origin, id) === 'served');
+  return disks.length === 0 ? {} : { served: { host: origin.host, disks } };
 }
 
 /**

@@ -40,6 +40,10 @@ export interface ImageRecord {
   readonly saves?: readonly SavedFile[];
   /** The other hosts that read the image, or mean to. Absent: none. */
   readonly readers?: readonly string[];
+  /** The disks that another host serves. Absent: this host has the files of all disks. */
+  readonly served?: { readonly host: string; readonly disks: readonly string[] };
+  /** The hosts that this host has served the disks. Absent: none. */
+  readonly servedTo?: readonly string[];
   readonly createdAt: string;
 }
 
@@ -83,6 +87,8 @@ export const imageRecordSchema: z.ZodType<ImageRecord> = z.strictObject({
   layers: z.array(diskLayer).exactOptional(),
   saves: z.array(savedFile).exactOptional(),
   readers: z.array(hostName).exactOptional(),
+  served: z.strictObject({ host: hostName, disks: z.array(z.string()) }).exactOptional(),
+  servedTo: z.array(hostName).exactOptional(),
   createdAt: z.string(),
 });
 

@@ -101,9 +101,10 @@ export async function describeLayers(parts: Parts, id: string): Promise<Migratio
 
 /** True if the record says what the image's disks were. */
 export function isDescribed({ vms }: Pick<Parts, 'vms'>, record: ImageRecord): boolean {
-  const { layers = [], disks } = record;
+  const { layers = [], disks, served } = record;
+  const ownCount = disks.length - (served?.disks.length ?? 0);
   // An image that was described before drives counted has the layers of its disks alone.
-  return layers.length >= Math.max(disks.length, layeredDisks({ vms }, record).length === 0 ? 0 : 1);
+  return layers.length >= Math.max(ownCount, layeredDisks({ vms }, record).length === 0 ? 0 : 1);
 }
 
 /** Returns what the image's disks are now, for the record. Called when no VM writes to them any more. */
@@ -111,9 +112,13 @@ export function sealImage(parts: Pick<Parts, 'vms'>, record: ImageRecord): Promi
   return sealDisks(parts.vms.backend.diskFiles, layeredDisks(parts, record));
 }
 
-/** The disks of the spec, and the drives that only the back end's own arguments name. */
-function layeredDisks({ vms }: Pick<Parts, 'vms'>, { spec, disks }: ImageRecord): DiskSpec[] {
-  const own = disks.map((disk) => ({
+/**
+ * The disks of the spec, and the drives that only the back end's own arguments name. The host that serves a disk checks
+ * its files.
+ */
+function layeredDisks({ vms }: Pick<Parts, 'vms'>, { spec, disks, served }: ImageRecord): DiskSpec[] {
+  const here = disks.filter(({ id }) => served?.disks.includes(id) !== true);
+  const own = here.map((disk) => ({
     ...disk,
     isReadOnly: spec.disks.find(({ id }) => id === disk.id)?.isReadOnly ?? false,
   }));

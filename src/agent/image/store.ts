@@ -219,6 +219,7 @@ export class ImageStore {
       clones: this.clonesOf(id),
       ...(record.saves === undefined ? {} : { savedFiles: record.saves.map(({ path }) => path) }),
       ...(record.readers === undefined ? {} : { readers: record.readers }),
+      ...(record.served === undefined ? {} : { served: record.served }),
       ...(problem === undefined ? {} : { problem }),
     };
   }
@@ -295,9 +296,9 @@ export class ImageStore {
   }
 }
 
-/** True if the record must outlive the memory: parents' overlays lie on its disks, or saved files need them. */
-export function hasLayerDuty({ overlays, saves = [] }: ImageRecord): boolean {
-  return overlays.length > 0 || saves.length > 0;
+/** True if the record must outlive the memory: parents' overlays, saved files or hosts need its disks. */
+export function hasLayerDuty({ overlays, saves = [], servedTo = [] }: ImageRecord): boolean {
+  return overlays.length > 0 || saves.length > 0 || servedTo.length > 0;
 }
 
 function asNoSpace(error: unknown): MigrationError {

@@ -59,7 +59,8 @@ export async function createVm(
   return vm;
 }
 
-export interface BringUpOptions extends Pick<LaunchOptions, 'isIncoming' | 'isRegistered' | 'statePath'> {
+export interface BringUpOptions
+  extends Pick<LaunchOptions, 'isIncoming' | 'isRegistered' | 'statePath' | 'diskSockets'> {
   /** Default: the value in the spec. */
   readonly hasPreload?: boolean;
 }

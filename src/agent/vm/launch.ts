@@ -31,6 +31,8 @@ export interface LaunchOptions {
   readonly isRegistered?: boolean;
   /** For a clone: the file that its device state will come from. */
   readonly statePath?: string;
+  /** For a clone: the sockets of the disks that another host serves, by the disk's id. */
+  readonly diskSockets?: Readonly<Record<string, string>>;
 }
 
 /**
@@ -49,6 +51,7 @@ export async function launch(vm: Vm, options: LaunchOptions): Promise<void> {
     taps: vm.record.taps,
     isIncoming: options.isIncoming,
     ...(options.statePath === undefined ? {} : { statePath: options.statePath }),
+    ...(options.diskSockets === undefined ? {} : { diskSockets: options.diskSockets }),
     environment: preload.environment,
     enclose: (command) => inNamespace(vm.spec, command),
     onSpawned: (pid) => {

@@ -47,6 +47,8 @@ export interface CloneOptions {
   readonly isRegistered: boolean;
   /** The file for the image's device state. The clone's process has it open. */
   readonly statePath: string;
+  /** The socket of each disk that another host serves, by the disk's id. Absent: there are none. */
+  readonly diskSockets?: Readonly<Record<string, string>>;
   /** The NICs of the running clone (settle-in.ts), if they differ from those it starts with. */
   readonly nics?: readonly NicSpec[];
   /** The caller aborts it to cancel the start. */

@@ -2,7 +2,7 @@
  * The other hosts as an agent sees them. src/api/peers/client.ts talks to them over mutual TLS. Tests connect agents
  * within one process.
  */
-import type { Readable } from 'node:stream';
+import type { Duplex, Readable } from 'node:stream';
 import type { HostPort } from '../../engine/ports/host.js';
 
 export interface Peers {
@@ -16,6 +16,11 @@ export interface Peers {
   sendState(host: string, session: string, body: Readable): Promise<void>;
   /** Sends the device state of a fork to a host that joins it. Resolves when that host has all of it. */
   sendForkState(host: string, fork: string, body: Readable): Promise<void>;
+  /**
+   * Opens a connection to a disk of an image of that host, as the guest sees it. The protocol is that of the back end's
+   * exports. Throws NOT_FOUND if the host has no such image or disk.
+   */
+  openDisk(host: string, image: string, disk: string): Promise<Duplex>;
   /** Opens the connection that sendState will use. */
   warm(host: string): Promise<void>;
 }

@@ -99,7 +99,7 @@ export class VmStarter {
       const { registry, host } = this.#options;
       const before = await registry.owner(spec.name);
       const epoch = Math.max(await registry.lastEpoch(spec.name), options.epochMin) + 1;
-      const { image, accel, isRegistered, statePath } = options;
+      const { image, accel, isRegistered, statePath, diskSockets = {} } = options;
       const identityDue = identityDueOf(spec, options.nics);
       const vm = await this.#create(spec, { state: 'incoming', epoch, accel, session: null, image, ...identityDue });
       vm.cancelStartOn(options.signal);
@@ -107,7 +107,7 @@ export class VmStarter {
         const owner = { vm: spec.name, owner: host, epoch, session: null, incarnation: newIncarnation() };
         await registry.swapOwner(spec.name, before?.epoch ?? null, owner);
         await options.beforeLaunch();
-        await this.#launch(vm, { isIncoming: true, isRegistered, statePath });
+        await this.#launch(vm, { isIncoming: true, isRegistered, statePath, diskSockets });
       });
     });
   }

@@ -95,6 +95,8 @@ export interface ApiAgent extends HostPort {
   readonly forks: ForkPort & {
     /** Resolves when this host has all of the state. */
     acceptForkState(fork: string, stream: Readable): Promise<void>;
+    /** Connects the host `reader` to a disk of an image of this host. */
+    openDisk(image: string, disk: string, reader: string): Promise<Duplex>;
   };
 }
 

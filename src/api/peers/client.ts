@@ -4,7 +4,7 @@
  * beforehand, so that a call in the blackout costs one round trip.
  */
 import { Agent, request as httpsRequest, type RequestOptions } from 'node:https';
-import type { Readable } from 'node:stream';
+import type { Duplex, Readable } from 'node:stream';
 import { pipeline } from 'node:stream/promises';
 import type { TLSSocket } from 'node:tls';
 import { MigrationError, toMigrationError } from '../../domain/errors.js';
@@ -15,6 +15,7 @@ import type { TlsStore } from '../../tls/store.js';
 import { describeIssues } from '../contract/http-errors.js';
 import type { ApiAgent, ApiPeers } from '../contract/ports.js';
 import { openStream, readAnswer } from './answer.js';
+import { diskPath, openTunnel } from './disk-tunnel.js';
 import { hostOfCalls } from './methods.js';
 import { connectionError, noConnection, withOwnCertificate } from './peer-errors.js';
 import { callPath, forkStatePath, OCTETS, PING_PATH, serialPath, statePath } from './routes.js';
@@ -239,6 +240,7 @@ export interface RemoteAgentsOptions {
 export class RemoteAgents implements ApiPeers {
   private readonly connections = new Map<string, PeerConnections>();
   private readonly ports = new Map<string, HostPort>();
+  private readonly tunnels = new Set<TLSSocket>();
   private readonly unsubscribe: () => void;
 
   constructor(private readonly options: RemoteAgentsOptions) {
@@ -283,6 +285,17 @@ export class RemoteAgents implements ApiPeers {
     return this.peer(host).stream(serialPath(vm), SERIAL_BYTES_MAX);
   }
 
+  /** The connection is not one of those for calls: it may last as long as a VM. */
+  async openDisk(host: string, image: string, disk: string): Promise<Duplex> {
+    const { self, local, store } = this.options;
+    if (host === self) return local().forks.openDisk(image, disk, self);
+    const { url } = this.peer(host);
+    const tunnel = await openTunnel({ host, url, tls: store?.options() ?? {}, path: diskPath(image, disk) });
+    this.tunnels.add(tunnel);
+    tunnel.once('close', () => this.tunnels.delete(tunnel));
+    return tunnel;
+  }
+
   /** Opens as many connections as a switchover needs at once. */
   async warm(host: string): Promise<void> {
     if (host === this.options.self) return;
@@ -309,10 +322,12 @@ export class RemoteAgents implements ApiPeers {
   close(): void {
     this.unsubscribe();
     for (const connections of this.connections.values()) connections.close();
+    for (const tunnel of this.tunnels) tunnel.destroy();
   }
 
   private renew(): void {
     for (const connections of this.connections.values()) connections.renew();
+    for (const tunnel of this.tunnels) if (this.options.store?.peerOf(tunnel) === null) tunnel.destroy();
   }
 
   private peer(host: string): PeerConnections {

@@ -159,6 +159,8 @@ export const forkInventory = z.object({
     .exactOptional(),
   longChains: list(text).exactOptional(),
   coldReason: text.nullable().exactOptional(),
+  servingProblem: text.nullable().exactOptional(),
+  argumentFiles: list(text).exactOptional(),
   limits: hostLimits.exactOptional(),
   stateFreeBytes: count.exactOptional(),
 });

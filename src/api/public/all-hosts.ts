@@ -4,6 +4,7 @@
  */
 import { type ErrorCode, MigrationError, toMigrationError } from '../../domain/errors.js';
 import type { VmIdentity } from '../../domain/host.js';
+import type { ImageRemoval } from '../../domain/image.js';
 import type {
   ClonesOnHosts,
   ImagesOnHosts,
@@ -81,23 +82,33 @@ export async function removeImage(
   options: { isForced: boolean; isDroppingSaved: boolean },
 ): Promise<RemovedOnHosts> {
   const { values, unanswered } = await ask(services, allHosts(services), ({ images }) => images.imageViews(image));
-  const removals: RemovedOnHosts['removals'] = [];
+  const removals = new Map<string, ImageRemoval>();
   let left = values.flatMap(({ host, value }) => (value.images.length > 0 ? [host] : []));
   if (left.length === 0) throw notFound(image, unanswered);
   let failures: RemovedOnHosts['failures'] = [];
   for (let isAdvancing = true; isAdvancing && left.length > 0; ) {
     const outcomes = await callAll(services, left, ORDER_MS_MAX, (host) => host.images.removeImage(image, options));
     const done = outcomes.flatMap((outcome) => ('value' in outcome ? [outcome] : []));
-    removals.push(...done.map(({ host, value: removal }) => ({ host, removal })));
+    for (const { host, value } of done) removals.set(host, added(removals.get(host), value));
     const refused = outcomes.flatMap((outcome) => ('error' in outcome ? [outcome] : []));
     failures = [
       ...failures.filter(({ host }) => !left.includes(host)),
       ...refused.map(({ host, error }) => ({ host, error: error.toJSON() })),
     ];
-    left = refused.flatMap(({ host, error }) => (error.code === 'CONFLICT' ? [host] : []));
-    isAdvancing = done.length > 0;
+    // A host keeps the disks that another one still reads.
+    const keeping = done.filter(({ value }) => value.keptLayers.length > 0);
+    left = [
+      ...refused.flatMap(({ host, error }) => (error.code === 'CONFLICT' ? [host] : [])),
+      ...keeping.map(({ host }) => host),
+    ];
+    isAdvancing = done.length > keeping.length;
   }
-  return { removals, failures, unanswered };
+  return { removals: [...removals].map(([host, removal]) => ({ host, removal })), failures, unanswered };
+}
+
+function added(before: ImageRemoval | undefined, removal: ImageRemoval): ImageRemoval {
+  if (before === undefined) return removal;
+  return { ...removal, freedBytes: before.freedBytes + removal.freedBytes };
 }
 
 /** Has a host read the rest of an image, and says how much of it is there. */

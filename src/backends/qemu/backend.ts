@@ -10,6 +10,7 @@ import type { DiskFiles } from '../disk-files.js';
 import { argumentFiles } from './argument-files.js';
 import { qmpSocketArgument } from './command-line.js';
 import { QemuConnection, socketsIn } from './connection.js';
+import { storageDaemon } from './export/storage-daemon.js';
 import { devicesIn } from './facts.js';
 import {
   chain,
@@ -34,6 +35,7 @@ export class QemuBackend implements VmBackend {
     ...{ virtualSizeBytes, createOverlay, commitOverlay, openProblem },
     ...{ chain, chainLinks, isWritten, rebase },
   };
+  readonly diskExports = storageDaemon;
   readonly #program: string;
   #installed: Promise<InstalledQemu> | null = null;
 

@@ -100,6 +100,14 @@ export async function openFiles(qmp: QmpClient): Promise<OpenFile[]> {
   return files.map(({ file, ro }) => ({ path: file, isReadOnly: ro === true }));
 }
 
+const errorList = z.array(z.object({ 'io-status': z.string().optional() }));
+
+/** True if the VM has stopped because there is no space for what it writes. */
+export async function isAnyDiskFull(qmp: QmpClient): Promise<boolean> {
+  const blocks = errorList.parse(await qmp.executeUntyped('query-block'));
+  return blocks.some((block) => block['io-status'] === 'nospace');
+}
+
 /** Returns the files that the disks read and write now: of each disk the whole chain. */
 export async function filesInUse(qmp: QmpClient): Promise<ReadonlySet<string>> {
   const files = new Set<string>();

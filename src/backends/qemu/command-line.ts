@@ -26,6 +26,8 @@ export interface QemuPlacement extends IdentityPlacement {
   /** The tap device of each NIC that has one, by the NIC's id. */
   readonly taps: Readonly<Record<string, string>>;
   readonly isIncoming: boolean;
+  /** The socket of each disk that another host serves, by the disk's id. */
+  readonly diskSockets?: Readonly<Record<string, string>>;
 }
 
 /**
@@ -34,6 +36,8 @@ export interface QemuPlacement extends IdentityPlacement {
  */
 const NIC_SLOT = 0x02;
 const DISK_SLOT = 0x0a;
+/** How long a read of a served disk waits for a new connection. QEMU does not answer the daemon while it drains one. */
+const RECONNECT_S = 10;
 const HUGE_PAGE_SIZES: Readonly<Record<number, string>> = { 2097152: '2M', 1073741824: '1G' };
 
 /**
@@ -58,7 +62,7 @@ export function qemuArguments(spec: VmSpec, place: QemuPlacement): string[] {
     ...(spec.hasSerial ? serialArguments(place) : []),
     ...identityArguments(spec, place),
     ...spec.nics.flatMap((nic, index) => nicArguments(spec, nic, index, place.taps[nic.id])),
-    ...spec.disks.flatMap((disk, index) => diskArguments(disk, DISK_SLOT + index)),
+    ...spec.disks.flatMap((disk, index) => diskArguments(disk, DISK_SLOT + index, place.diskSockets?.[disk.id])),
     ...kernelArguments(spec),
     ...spec.devices.flatMap((device) => ['-device', device]),
     // A guest that ends leaves its QEMU paused. So the daemon learns how it ended, also one that was away meanwhile.
@@ -186,16 +190,25 @@ function kernelArguments(spec: VmSpec): string[] {
   ];
 }
 
-function diskArguments(disk: DiskSpec, slot: number): string[] {
-  const readOnly = disk.isReadOnly ? 'on' : 'off';
-  return [
-    '-blockdev',
-    `driver=file,node-name=file-${disk.id},filename=${escapeOption(disk.path)},read-only=${readOnly}`,
-    '-blockdev',
-    `driver=${disk.format},node-name=format-${disk.id},file=file-${disk.id},read-only=${readOnly}`,
-    '-device',
-    `virtio-blk-pci,id=${disk.id},drive=format-${disk.id},addr=${hex(slot)}`,
-  ];
+/**
+ * A disk that another host serves is read through a socket. What the guest has read is kept in its overlay, and a guest
+ * that cannot read stops where it is: it goes on when the host is back.
+ */
+function diskArguments(disk: DiskSpec, slot: number, socket: string | undefined): string[] {
+  const { id, path, format, isReadOnly, served } = disk;
+  const readOnly = isReadOnly ? 'on' : 'off';
+  const file = `driver=file,node-name=file-${id},filename=${escapeOption(path)},read-only=${readOnly}`;
+  const top = `driver=${format},node-name=format-${id},file=file-${id},read-only=${readOnly}`;
+  const device = (drive: string) => `virtio-blk-pci,id=${id},drive=${drive},addr=${hex(slot)}`;
+  const blockdevs = (...nodes: string[]) => nodes.flatMap((node) => ['-blockdev', node]);
+  if (served === undefined) return [...blockdevs(file, top), '-device', device(`format-${id}`)];
+  if (socket === undefined) throw new RangeError(`no socket for disk ${id}`);
+  const place = `server.type=unix,server.path=${escapeOption(socket)},export=${id}`;
+  const base = `driver=nbd,node-name=base-${id},${place},reconnect-delay=${RECONNECT_S},read-only=on`;
+  const kept = `driver=copy-on-read,node-name=kept-${id},file=format-${id}`;
+  const nodes = isReadOnly ? [base] : [base, file, `${top},backing=base-${id}`, kept];
+  const drive = isReadOnly ? `base-${id}` : `kept-${id}`;
+  return [...blockdevs(...nodes), '-device', `${device(drive)},rerror=stop,werror=stop`];
 }
 
 function hex(slot: number): string {

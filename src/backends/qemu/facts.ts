@@ -2,7 +2,7 @@
 import type { OpenFile } from '../../domain/storage.js';
 import type { VmSpec } from '../../domain/vm.js';
 import type { SpecDevices, VmFacts } from '../backend.js';
-import { openFiles } from './block.js';
+import { isAnyDiskFull, openFiles } from './block.js';
 import { qemuArguments } from './command-line.js';
 import type { QemuConnection } from './connection.js';
 import { deviceChanges, type PresentDevice } from './device-changes.js';
@@ -101,6 +101,12 @@ export class QemuFacts implements VmFacts {
     return deviceChanges(commandLineOf(spec), present);
   }
 
+  async isStoppedByDisk(): Promise<boolean> {
+    const { qmp } = this.#connection;
+    const isStopped = (await qmp.execute('query-status')).status === 'io-error';
+    return isStopped && !(await isAnyDiskFull(qmp));
+  }
+
   openFiles(): Promise<readonly OpenFile[]> {
     return openFiles(this.#connection.qmp);
   }
@@ -114,5 +120,6 @@ function commandLineOf(spec: VmSpec): string[] {
     ...{ exitPath: path, agentPath: path },
     ramPaths: spec.memory.regions.map(() => path),
     taps: Object.fromEntries(spec.nics.map(({ id }) => [id, id])),
+    diskSockets: Object.fromEntries(spec.disks.map(({ id }) => [id, path])),
   });
 }

@@ -63,9 +63,9 @@ async function ready(
 }
 
 function commandLine({ place, sockets }: QemuConnection, order: LaunchOrder, serialLogPath: string): string[] {
-  const { spec, accel, ramPaths, taps, isIncoming } = order;
+  const { spec, accel, ramPaths, taps, isIncoming, diskSockets = {} } = order;
   return qemuArguments(spec, {
-    ...{ accel, ramPaths, taps, isIncoming },
+    ...{ accel, ramPaths, taps, isIncoming, diskSockets },
     qmpPath: sockets.qmp,
     monitorPath: sockets.monitor,
     serialPath: place.serialPath,

@@ -3,7 +3,8 @@ import type { ForkRequest, HostShare, HostWish } from '../../domain/fork.js';
 import type { ForkInventory, HostInventory } from '../../domain/host.js';
 import type { Refusal } from '../../domain/refusal.js';
 import type { Transport } from '../../domain/transport.js';
-import { checkJoin, checkShare, chooseForkTransport, disksOf, type JoinFacts, roomFor } from './join-preflight.js';
+import { joinDisks, notesOfDisks } from './join-disks.js';
+import { checkJoin, checkShare, chooseForkTransport, type JoinFacts, roomFor } from './join-preflight.js';
 import { type HostRoom, placeClones, sharesOf } from './place.js';
 
 /** Connections of one image session at its holder (native/transport/limits.hpp), two for each reader. */
@@ -42,7 +43,7 @@ export function planHosts(
   const unfit = new Set<string>();
   const ofUnfit: Refusal[] = [];
   for (const join of joins) {
-    const found = checkJoin(request, root, inventory.vm, join);
+    const found = checkJoin(request, root, inventory, join);
     if (found.length === 0) continue;
     unfit.add(join.host);
     ofUnfit.push(...found);
@@ -68,7 +69,9 @@ export function planHosts(
     .map((share): HostShare => {
       const join = joins.find(({ host }) => host === share.host);
       if (join?.kind !== 'reachable' || inventory.vm.spec.disks.length === 0) return share;
-      return { ...share, disks: disksOf(request, root, inventory.vm, join).disks };
+      const { disks } = joinDisks(request, root, inventory, join);
+      notes.push(...notesOfDisks(root.host, share.host, disks));
+      return { ...share, disks: disks.map(({ id, access }) => ({ id, access })) };
     });
   const placedCount = counts.reduce((sum, count) => sum + count, 0);
   for (const { host, count } of shares) {

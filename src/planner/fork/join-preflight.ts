@@ -1,6 +1,6 @@
 /** Checks whether a host can join a fork: make clones on an image that it reads from the root. Pure. */
 import type { MigrationError } from '../../domain/errors.js';
-import type { DiskShare, ForkRequest } from '../../domain/fork.js';
+import type { ForkRequest } from '../../domain/fork.js';
 import type { ForkInventory, HostInventory, TargetChecks, VmInventory } from '../../domain/host.js';
 import type { Refusal } from '../../domain/refusal.js';
 import { type Transport, transportRow } from '../../domain/transport.js';
@@ -10,7 +10,7 @@ import { checkTransport, rankedTransports } from '../migration/transport.js';
 import { checkBootFiles, checkBridges, checkPeers, checkQemu } from '../target-host.js';
 import { cloneCountThatFits } from './clone-room.js';
 import { checkMemory, checkNames } from './host-checks.js';
-import { joinStorage } from './join-storage.js';
+import { joinDisks } from './join-disks.js';
 
 /** What a host that is to join a fork says. */
 export type JoinFacts =
@@ -26,8 +26,14 @@ export type JoinFacts =
     };
 
 /** The checks that do not depend on how many clones the host makes. */
-export function checkJoin(request: ForkRequest, root: HostInventory, vm: VmInventory, joins: JoinFacts): Refusal[] {
+export function checkJoin(
+  request: ForkRequest,
+  root: HostInventory,
+  ofRoot: ForkInventory,
+  joins: JoinFacts,
+): Refusal[] {
   const { host } = joins;
+  const { vm } = ofRoot;
   if (joins.kind === 'unreachable') {
     const { message, remedy } = joins.error;
     const advice = `check that vmigrated runs on ${host}, and that ${root.host} knows it as a peer; or leave it out`;
@@ -39,7 +45,7 @@ export function checkJoin(request: ForkRequest, root: HostInventory, vm: VmInven
     ...checkQemu(inventory, vm, { isPaged: true, fetches: true }),
     ...checkBootFiles(host, vm.spec, checks),
     ...(request.network === 'fresh' ? checkBridges(inventory, vm.spec) : []),
-    ...disksOf(request, root, vm, joins).refusals,
+    ...joinDisks(request, root, ofRoot, joins).refusals,
     ...checkImageThere(host, fork),
     ...checkNames(host, fork),
     ...checkState(host, fork.stateFreeBytes),
@@ -73,24 +79,6 @@ function* checkImageThere(host: string, { image }: ForkInventory): Iterable<Refu
         ? `wait until it is complete: "vmctl images" on ${host}`
         : `remove it there: "vmctl image rm ${image.id}"`,
   };
-}
-
-/** Returns how the host gets at each disk of the parent, or why it cannot. */
-export function disksOf(
-  { sharedStorage }: ForkRequest,
-  root: HostInventory,
-  { spec }: VmInventory,
-  { host, inventory, storage }: Extract<JoinFacts, { kind: 'reachable' }>,
-): { readonly disks: readonly DiskShare[]; readonly refusals: readonly Refusal[] } {
-  if (spec.disks.length === 0) return { disks: [], refusals: [] };
-  const isSharingAssumed = sharedStorage === 'assume';
-  const { disks, refusals } = joinStorage({ spec, root, joining: inventory, storage, isSharingAssumed });
-  const unshared = disks.flatMap(({ id, reason }): Refusal[] => {
-    if (reason === null) return [];
-    const what = `disk ${id} of ${spec.name} is not shared with ${host}`;
-    return [{ code: 'DISK_NOT_SHARED', reason: `${what}: ${reason}`, remedy: `share it, or leave ${host} out` }];
-  });
-  return { disks: disks.map(({ id, access }) => ({ id, access })), refusals: [...refusals, ...unshared] };
 }
 
 export interface ForkTransport {

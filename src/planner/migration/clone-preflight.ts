@@ -17,7 +17,16 @@ export function* checkClone(request: MigrationRequest, source: HostInventory, vm
         'if it persists, stop the clone and fork again with --network isolated or none',
     );
   }
+  for (const { id, served } of vm.spec.disks) {
+    if (served === undefined) continue;
+    yield refuse(
+      'DISK_NOT_MOVABLE',
+      `${name} reads disk ${id} from ${served.host}, which serves it to ${source.host} only`,
+      `fork again with a clone on the host that is to have it: "vfork --image ${served.image}"`,
+    );
+  }
   for (const disk of vm.fleetingDisks) {
+    if (vm.spec.disks.some(({ id, served }) => id === disk && served !== undefined)) continue;
     yield refuse(
       'DISK_NOT_MOVABLE',
       `disk ${disk} of ${name} is an overlay that is deleted when the clone ends on ${source.host}`,

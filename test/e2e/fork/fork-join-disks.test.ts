@@ -8,9 +8,11 @@ import { existsSync, readdirSync, readFileSync } from 'node:fs';
 import { rm } from 'node:fs/promises';
 import { basename, dirname, join } from 'node:path';
 import { afterAll, afterEach, beforeAll, describe, expect, test } from 'vitest';
+import { MigrationError } from '../../../src/domain/errors.js';
 import type { DiskAccess } from '../../../src/domain/fork.js';
 import type { DiskFormat } from '../../../src/domain/vm.js';
 import type { PrepareForkRequest } from '../../../src/engine/ports/fork.js';
+import { findByArgument, type ProcessIdentity } from '../../../src/kit/process.js';
 import { type AgentHost, AgentPair } from '../../hosts/agent-pair.js';
 import { eventually } from '../../hosts/cluster.js';
 import { byteAt, diskContent, latestNumber, writeDisk } from '../../hosts/disk-content.js';
@@ -22,6 +24,8 @@ const APPEND = 'console=ttyS0 quiet no_timer_check vmg.workload=idle vmg.mb=16 v
 /** Where the disk has bytes that no guest writes, and what they are before the fork. */
 const [MARK_MIB, MARK] = [32, 0x5a];
 const OWN_MIB = 40;
+/** What the parent writes there after the clones have been started. */
+const [LATE_MIB, LATE] = [48, 0x6b];
 
 let pair: AgentPair;
 
@@ -94,8 +98,12 @@ async function prepare({ root, joining }: Requests): Promise<string> {
 }
 
 async function upToLoad(requests: Requests): Promise<string> {
+  await prepare(requests);
+  return fromPrepared(requests);
+}
+
+async function fromPrepared({ root: { fork } }: Requests): Promise<string> {
   const { a, b } = pair;
-  const fork = await prepare(requests);
   await a.agent.forks.forkPoint(fork);
   await a.agent.forks.sendForkState(fork, 'B');
   await Promise.all([a.agent.forks.loadClones(fork), b.agent.forks.loadClones(fork)]);
@@ -122,6 +130,12 @@ async function undo({ root }: Requests): Promise<void> {
   await pair.a.agent.forks.discardFork(root.fork);
   await pair.b.agent.forks.discardFork(root.fork);
   await pair.a.agent.source.unreserve(root.vm ?? '', root.job);
+}
+
+/** The processes that serve the disks of an image. */
+async function exportsOf(image: string): Promise<readonly ProcessIdentity[]> {
+  const socket = join(pair.directory, 'A', 'disk-server', `${image}.sock`);
+  return findByArgument(`addr.type=unix,addr.path=${socket},max-connections=0`);
 }
 
 function clonesOn(host: AgentHost): string[] {
@@ -195,6 +209,123 @@ describe.each(['qcow2', 'raw'] as const)('a %s disk that both hosts see', (forma
       latestNumber(readRaw(base, format)) > before ? true : undefined,
     );
   });
+});
+
+describe.each(['qcow2', 'raw'] as const)('a %s disk that only the parent’s host sees', (format) => {
+  test('is served to the clones of the other, as it was at the fork point', async () => {
+    const { a, b } = pair;
+    const base = makeDisk(`served-${format}`, format);
+    const media = makeDisk(`only-read-${format}`, format);
+    await boot('web', [
+      { path: base, format },
+      { path: media, format, readOnly: true },
+    ]);
+    const requests = await requestsOf('web', 'served');
+    await prepare(requests);
+    // What it writes now, after the clones of B have been started, is in the image.
+    await writes(a, 'web');
+    await writeDisk(a.vms.get('web'), 'disk0', LATE, LATE_MIB);
+    const image = await fromPrepared(requests);
+    await fromCommit(requests);
+    const hash = hashOf(base);
+    const atFork = latestNumber(readRaw(base, format));
+    await writeDisk(a.vms.get('web'), 'disk0', 0xa0, LATE_MIB);
+    const clones = clonesOn(b);
+    expect(clones).toHaveLength(2);
+    for (const [index, name] of clones.entries()) {
+      const vm = b.vms.get(name);
+      expect([await vm.process.disks.isOpen(base), await vm.process.disks.isOpen(media)]).toEqual([false, false]);
+      expect(vm.spec.disks.map(({ served }) => served)).toEqual([
+        { host: 'A', image },
+        { host: 'A', image },
+      ]);
+      await writeDisk(vm, 'disk0', 0xb0 + index, OWN_MIB);
+    }
+    for (const name of clones) await writes(b, name);
+    await writes(a, 'web');
+    for (const [index, name] of clones.entries()) {
+      const content = await contentOf(b, name);
+      const bytes = [MARK_MIB, LATE_MIB, OWN_MIB].map((offsetMiB) => byteAt(content, offsetMiB));
+      expect([name, ...bytes]).toEqual([name, MARK, LATE, 0xb0 + index]);
+      expect(latestNumber(content)).toBeGreaterThan(atFork);
+      expect(byteAt(await diskContent(b.vms.get(name), 'disk1'), MARK_MIB)).toBe(MARK);
+    }
+    expect(hashOf(base)).toBe(hash);
+
+    for (const name of clonesOn(a)) await a.vms.stop(name, { isForced: true });
+    const kept = await a.agent.images.remove(image, removal);
+    expect(kept.keptLayers[0]?.reason).toContain('on B');
+    await expect(b.agent.images.remove(image, removal)).rejects.toThrow(code('CONFLICT'));
+    // Its record is enough to serve the disk.
+    for (const name of clones) await writes(b, name);
+    await expect(b.agent.images.save(image, join(pair.directory, 'b.image'))).rejects.toThrow(code('UNSUPPORTED'));
+
+    const request = forkRequest(null, { image, cloneCount: 1, namePrefix: 'later' });
+    await b.agent.forks.prepareClones(request);
+    expect(b.vms.get('later-0').spec.disks[0]?.served).toEqual({ host: 'A', image });
+    await b.agent.forks.discardFork(request.fork);
+
+    for (const name of clones) await b.vms.stop(name, { isForced: true });
+    expect(await b.agent.images.remove(image, removal)).toMatchObject({ mergedDisks: [], keptLayers: [] });
+    expect((await a.agent.images.remove(image, removal)).mergedDisks).toHaveLength(1);
+    expect([a.vms.get('web').spec.disks[0]?.path, overlaysOf(base)]).toEqual([base, []]);
+    await writes(a, 'web');
+    expect(await exportsOf(image)).toEqual([]);
+  });
+
+  test('is the parent’s alone again when the fork is undone', async () => {
+    const { a, b } = pair;
+    const base = makeDisk(`undone-served-${format}`, format);
+    await boot('web', [{ path: base, format }]);
+    const requests = await requestsOf('web', 'served');
+    const image = await upToLoad(requests);
+    await undo(requests);
+    expect(a.vms.get('web').spec.disks[0]).toMatchObject({ path: base, format });
+    expect([overlaysOf(base), b.vms.list(), b.agent.images.list()]).toEqual([[], [], []]);
+    await writes(a, 'web');
+    expect(await exportsOf(image)).toEqual([]);
+  });
+});
+
+test('clones go on when the storage daemon or a daemon ends, and wait for a host that does not answer', async () => {
+  const { a, b } = pair;
+  const base = makeDisk('lasting', 'qcow2');
+  await boot('web', [{ path: base }]);
+  const requests = await requestsOf('web', 'served');
+  const image = await upToLoad(requests);
+  await fromCommit(requests);
+  const [name = ''] = clonesOn(b);
+  const kill = async () => {
+    for (const { pid } of await exportsOf(image)) process.kill(pid, 'SIGKILL');
+  };
+  // None has been needed before the first read.
+  await eventually('the disk is served', WRITES_MS, async () =>
+    (await exportsOf(image)).length > 0 ? true : undefined,
+  );
+  await kill();
+  await writes(b, name);
+  await a.restart();
+  await writes(b, name);
+  await b.restart();
+  await writes(b, name);
+
+  // The host does not answer: the clone stands still at its next read.
+  for (const cause of ['no route to A', 'A has no power']) {
+    pair.onOpenDisk = () => {
+      throw new MigrationError('UNREACHABLE', cause);
+    };
+    await kill();
+    await eventually('the clone says why it stands still', WRITES_MS, () => {
+      const notice = b.agent.userVms.find(name).notice ?? '';
+      return notice.includes('reads disk disk0 from A') && notice.includes(cause) ? true : undefined;
+    });
+    expect(b.vms.get(name).state).toBe('paused');
+    pair.onOpenDisk = () => undefined;
+    await writes(b, name);
+    expect(b.agent.userVms.find(name).notice).toBeUndefined();
+  }
+  const content = await contentOf(b, name);
+  expect([byteAt(content, MARK_MIB), latestNumber(content) > 0]).toEqual([MARK, true]);
 });
 
 test('a host that was told of another disk than the image has does not join', async () => {

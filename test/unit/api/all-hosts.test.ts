@@ -160,6 +160,29 @@ describe('all hosts', () => {
     });
   });
 
+  test('remove an image whose disks another one needed until then', async () => {
+    await services.vms.stop('web-0', { isForced: true, gracefulMs: 0 });
+    services.images.views.set(IMAGE, imageView(IMAGE));
+    const remove = services.images.remove.bind(services.images);
+    const kept = { id: IMAGE, freedBytes: 5, mergedDisks: [], keptLayers: [{ path: '/d0', reason: 'needed by B' }] };
+    let isRead = true;
+    const ofB = peers.B?.removeImage as () => unknown;
+    peers = { B: { ...peers.B, removeImage: () => ((isRead = false), ofB()) } };
+    services.images.remove = async (id, options) => {
+      const wasRead = isRead;
+      await new Promise((resolve) => setTimeout(resolve, 1));
+      return wasRead ? kept : { ...(await remove(id, options)), freedBytes: 0 };
+    };
+    const { body } = await inject('DELETE', `/v1/images/${IMAGE}`, { allHosts: true });
+    expect(body).toMatchObject({
+      removals: [
+        { host: 'A', removal: { freedBytes: 5, keptLayers: [] } },
+        { host: 'B', removal: { freedBytes: 7 } },
+      ],
+      failures: [],
+    });
+  });
+
   test('that cannot remove it say why', async () => {
     peers = { B: { ...peers.B, removeImage: () => Promise.reject(new MigrationError('CONFLICT', 'it has clones')) } };
     expect(await inject('DELETE', `/v1/images/${IMAGE}`, { allHosts: true })).toMatchObject({

@@ -50,6 +50,15 @@ const CASES: readonly [what: string, change: Change, code: RefusalCode, names: R
   ],
   ['a disk that ends with it', { vm: { fleetingDisks: ['vda'] } }, 'DISK_NOT_MOVABLE', /vda of vm1 .* deleted .* on A/],
   [
+    'a disk that another host serves',
+    {
+      vm: { fleetingDisks: ['d0'] },
+      spec: { disks: spec.disks.map((disk) => ({ ...disk, served: { host: 'C', image: image.id } })) },
+    },
+    'DISK_NOT_MOVABLE',
+    /vm1 reads disk d0 from C, which serves it to A only/,
+  ],
+  [
     'such a disk under QEMU',
     { request: { mode: 'native-postcopy' }, vm: { fleetingDisks: ['vda'] } },
     'DISK_NOT_MOVABLE',

@@ -54,6 +54,7 @@ async function agentWith(failures: MigrationError[], { endsAt = Infinity, hasRun
     forkStore: { load: async () => ({ records: [record], corrupt: [] }), remove: async () => (kept.records = []) },
     servers: { closeAll: async () => undefined },
     ...{ native: {}, log: SILENT, host: 'A', registry: { owner: async () => null } },
+    diskServer: { whileUnserved: (_: string, work: () => Promise<void>) => work() },
   };
   const agent = new ForkAgent(context as never, {} as never, async () => null);
   await agent.start();

@@ -5,6 +5,7 @@ import { access, mkdir, mkdtemp, open, readdir, readFile, rm, truncate, writeFil
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
+import { DiskServer } from '../../../../src/agent/fork/bases/disk-server.js';
 import type { ForkContext } from '../../../../src/agent/fork/context.js';
 import { Images } from '../../../../src/agent/fork/image-calls.js';
 import { ImageServers } from '../../../../src/agent/fork/pages/image-servers.js';
@@ -78,7 +79,8 @@ async function openStore(name: string, budgetBytes: number | null = null): Promi
 async function contextOn(name: string): Promise<ForkContext> {
   const images = await openStore(name);
   const manager = { all: () => vms, unreadable: () => [], backend };
-  return { images, vms: manager, servers: new ImageServers({ images } as never) } as never;
+  const diskServer = new DiskServer({ host: name, images, vms: manager, log: silent } as never, join(directory, name));
+  return { images, vms: manager, servers: new ImageServers({ images } as never), diskServer } as never;
 }
 
 /** An image with device state, and with bytes at the ends of both regions. */

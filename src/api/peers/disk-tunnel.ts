@@ -1,0 +1,62 @@
+/**
+ * A disk of an image over HTTP/1.1 Upgrade: after "101 Switching Protocols" the connection carries the bytes of the
+ * back end's export in both directions. This is the calling side; src/api/disk-tunnels.ts is the other.
+ */
+import type { IncomingMessage } from 'node:http';
+import { request as httpsRequest, type RequestOptions } from 'node:https';
+import type { TLSSocket } from 'node:tls';
+import { MigrationError, toMigrationError } from '../../domain/errors.js';
+import { checkHostIdentity } from '../../tls/identity.js';
+import { readAnswer } from './answer.js';
+import { connectionError } from './peer-errors.js';
+
+export const DISK_PROTOCOL = 'vmigrate-disk';
+export const diskPath = (image: string, disk: string): string => `/agent/v1/images/${image}/disks/${disk}`;
+/** The other host may have to start the process that serves the disk. */
+const OPEN_MS = 20_000;
+/** A host without power is noticed some 10 s later. */
+export const KEEP_ALIVE_MS = 10_000;
+
+export interface TunnelPlace {
+  readonly host: string;
+  readonly url: string;
+  readonly path: string;
+  readonly tls: RequestOptions;
+}
+
+/** Throws the error with which the host refuses, or UNREACHABLE. */
+export function openTunnel({ host, url, path, tls }: TunnelPlace): Promise<TLSSocket> {
+  const where = `host ${host}`;
+  return new Promise((resolve, reject) => {
+    const request = httpsRequest(new URL(path, url), {
+      ...tls,
+      agent: false,
+      headers: { connection: 'Upgrade', upgrade: DISK_PROTOCOL },
+      checkServerIdentity: checkHostIdentity(host),
+    });
+    const deadline = setTimeout(() => {
+      const late = `${where} (${url}) does not answer within ${OPEN_MS / 1000} s`;
+      request.destroy(new MigrationError('UNREACHABLE', late, { isRetryable: true }));
+    }, OPEN_MS);
+    request.once('upgrade', (_: IncomingMessage, socket: TLSSocket, head: Buffer) => {
+      clearTimeout(deadline);
+      socket.on('error', () => socket.destroy());
+      socket.setNoDelay(true);
+      socket.setKeepAlive(true, KEEP_ALIVE_MS);
+      if (head.length > 0) socket.unshift(head);
+      resolve(socket);
+    });
+    request.once('response', (response) => {
+      clearTimeout(deadline);
+      readAnswer(response, where).then(
+        () => reject(new MigrationError('PEER_PROTOCOL', `${where} does not switch to ${DISK_PROTOCOL}`)),
+        (error: unknown) => reject(toMigrationError(error)),
+      );
+    });
+    request.once('error', (error) => {
+      clearTimeout(deadline);
+      reject(connectionError(error, where, url));
+    });
+    request.end();
+  });
+}
