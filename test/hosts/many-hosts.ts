@@ -3,7 +3,6 @@
  * its own state, memory directory, budget of memory and link. The first is the root of the forks: the parent runs
  * there.
  */
-import { existsSync } from 'node:fs';
 import { readdir, readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import type { ForkReport } from '../../src/domain/fork.js';
@@ -137,7 +136,8 @@ export class ManyHosts {
     ];
     const files: string[] = [];
     for (const folder of folders) {
-      const names = existsSync(folder) ? await readdir(folder) : [];
+      // The last file takes its folder with it, also between two looks.
+      const names = await readdir(folder).catch(() => []);
       for (const name of names.filter((other) => !vms.includes(other)))
         if (!(await isFinished(join(folder, name)))) files.push(join(folder, name));
     }

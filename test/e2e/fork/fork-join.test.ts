@@ -281,7 +281,8 @@ describe('a fork on two hosts', () => {
       expect(state).toBe('filling');
       return (error as { code?: string } | null)?.code === 'NOT_FOUND' ? true : undefined;
     });
-    expect(b.agent.images.find(fork.fork).problem).toContain('no image');
+    // Before it is gone it is being removed.
+    await expect.poll(() => b.agent.images.find(fork.fork).problem, { timeout: 10_000 }).toContain('no image');
     // Their records say so a moment after the go.
     await eventually('the clones run', 10_000, async () => (clonesOn(b).length === 2 ? true : undefined));
   });
