@@ -27,9 +27,10 @@ export interface ManyHostsOptions {
   readonly parkingPoints?: readonly string[];
 }
 
-/** The root keeps the records of some forks that are over, for hosts that have not heard of the commit. */
+/** The root keeps the records of some forks that are over, for their coordinator. */
 async function isFinished(path: string): Promise<boolean> {
-  return path.endsWith('.json') && (await readFile(path, 'utf8')).includes('"isFinished": true');
+  if (!path.endsWith('.json')) return false;
+  return (await readFile(path, 'utf8').catch(() => '')).includes('"isFinished": true');
 }
 
 export class ManyHosts {
