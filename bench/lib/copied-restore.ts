@@ -103,8 +103,8 @@ export class CopiedRestores {
     const [command = '', ...args] = this.cluster.network.commandOn(this.#root, serve);
     const server = spawn(command, args, { stdio: ['ignore', 'ignore', 'inherit'] });
     this.#server = server;
-    await eventually('rsync serves the file (apt-get install rsync)', 10_000, async () => {
-      if (server.exitCode !== null) throw new Error('rsync ended: apt-get install rsync');
+    await eventually('rsync serves the file', 10_000, async () => {
+      if (server.exitCode !== null) throw new Error('rsync ended: run scripts/setup');
       return (await this.#rsync(this.#root, this.#url(''))) === 0 ? true : undefined;
     });
   }

@@ -7,13 +7,12 @@ import type { IncomingMessage } from 'node:http';
 import type { Duplex } from 'node:stream';
 import { TLSSocket } from 'node:tls';
 import { MigrationError } from '../domain/errors.js';
+import { DISK_TUNNELS_MAX } from '../domain/host.js';
 import { authorize } from './access.js';
 import { refuse } from './console.js';
 import type { ApiServices } from './contract/ports.js';
 import { DISK_PROTOCOL, diskPath, KEEP_ALIVE_MS } from './peers/disk-tunnel.js';
 
-/** Each clone has a connection for each disk. */
-export const TUNNELS_MAX = 512;
 const TARGET = new RegExp(`^${diskPath('([0-9a-f]{16})', '([a-z][a-z0-9-]{0,31})')}$`);
 
 export class DiskTunnels {
@@ -48,8 +47,8 @@ export class DiskTunnels {
     const isUpgrade = request.method === 'GET' && request.headers.upgrade?.toLowerCase() === DISK_PROTOCOL;
     if (!isUpgrade || reader === null || reader === undefined)
       throw new MigrationError('NOT_FOUND', 'this address does not support that upgrade');
-    if (this.open.size >= TUNNELS_MAX)
-      throw new MigrationError('CONFLICT', `${TUNNELS_MAX} connections to disks are open`, { isRetryable: true });
+    if (this.open.size >= DISK_TUNNELS_MAX)
+      throw new MigrationError('CONFLICT', `${DISK_TUNNELS_MAX} connections to disks are open`, { isRetryable: true });
     this.open.add(socket);
     socket.once('close', () => this.open.delete(socket));
     const remote = await services.agent.forks.openDisk(image, disk, reader.name);

@@ -9,6 +9,7 @@ import { type AddressInfo, connect, type Socket } from 'node:net';
 import type { TLSSocket } from 'node:tls';
 import { type FastifyInstance, type FastifyReply, type FastifyRequest, fastify } from 'fastify';
 import { MigrationError } from '../domain/errors.js';
+import { DISK_TUNNELS_MAX } from '../domain/host.js';
 import { makeSocketDirectory } from '../kit/directory.js';
 import type { TlsStore } from '../tls/store.js';
 import { authorize, HOST_ROUTES } from './access.js';
@@ -16,7 +17,7 @@ import { CONNECTIONS_MAX, Connections, HANDSHAKE_TIMEOUT_MS } from './connection
 import { Consoles } from './console.js';
 import { apiError, check } from './contract/http-errors.js';
 import type { ApiServices } from './contract/ports.js';
-import { DiskTunnels, TUNNELS_MAX } from './disk-tunnels.js';
+import { DiskTunnels } from './disk-tunnels.js';
 import { agentRoutes, OCTETS, STATE_ROUTES } from './peers/routes.js';
 import { EventStreams } from './public/events.js';
 import { Metrics } from './public/metrics.js';
@@ -50,7 +51,7 @@ export function buildServer(services: ApiServices): ApiServer {
     server.headersTimeout = HEADERS_TIMEOUT_MS;
     // The transfer of a device state may take as long as its migration. buildApp limits all other requests.
     server.requestTimeout = 0;
-    const connections = new Connections(server, isTls, CONNECTIONS_MAX + (isTls ? TUNNELS_MAX : 0));
+    const connections = new Connections(server, isTls, CONNECTIONS_MAX + (isTls ? DISK_TUNNELS_MAX : 0));
     server.on('upgrade', (request, socket, head) => {
       if (!DiskTunnels.isFor(request)) return consoles.handle(request, socket, head);
       tunnels.handle(request, socket, head, () => connections.release(request.socket));

@@ -162,14 +162,15 @@ function follow(started: JobView, options: Options): Promise<void> {
 /** Prints the report and the clones' ends. A fork whose clones run counts as a success, also if some have failed. */
 async function show(report: ForkReport, options: Options): Promise<void> {
   const output = { isJson: options.json === true };
-  if (report.clones.length === 0) outcome.code = EXIT.failed;
+  // A fork without clones brings an image to other hosts.
+  if (report.clones.length === 0 && options.clones !== 0) outcome.code = EXIT.failed;
   if (options.wait !== true) {
     print(output, report, forkReportText);
     return;
   }
   if (!output.isJson) process.stdout.write(forkReportText(report));
   const ends = await awaitClones(client(options), report.clones, options.logs ?? null);
-  // Without --partial a clone that has never run is missed.
+  // Without --partial a clone that has never run counts as failed.
   const isAnyMissing = report.failures.length > 0 && options.partial !== true;
   if (isAnyMissing || ends.some(({ exitCode }) => exitCode !== 0)) outcome.code = EXIT.failed;
   print(output, { ...report, ends }, () => endsText(ends));
@@ -221,9 +222,9 @@ const program = newProgram('vfork', 'Starts copies (clones) of a running VM, whi
       .default('overlay'),
   )
   .option('--name <prefix>', 'name the clones PREFIX-0, PREFIX-1, … (default: the VM’s name and the image’s ID)')
-  .option('--partial', 'succeed if some clones start, and list those that do not')
+  .option('--partial', 'succeed if some clones start, and list those that do not; a host that fails is left out')
   .option('--wait', 'wait until all clones have ended; exit code 0 only if theirs all are 0')
-  .option('--logs <dir>', 'with --wait: write the serial log of each clone, of whatever host, to this folder')
+  .option('--logs <dir>', 'with --wait: write the serial log of each clone, on whichever host it runs, to this folder')
   .option('--rm', 'with --wait: then remove the clones on all hosts, and the image unless it was there before')
   .option('--replace', 'remove ended VMs that have names of the clones, with their exit codes and logs')
   .option('--dry-run', 'print the plan and start nothing')
@@ -236,7 +237,7 @@ const program = newProgram('vfork', 'Starts copies (clones) of a running VM, whi
   .addOption(
     new Option(
       '--placement <how>',
-      'with --hosts: spread (default): the same load on each host; pack: fill the first hosts before the next',
+      'with --hosts: spread (default): as many clones for each processor on all hosts; pack: fill hosts in their order',
     ).choices(PLACEMENTS),
   )
   .addOption(

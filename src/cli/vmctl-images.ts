@@ -74,7 +74,7 @@ export function addImages(program: Command, outcome: { code: ExitCode }): void {
     .command('rm <id>')
     .description('remove an image on which no clone runs; disk layers that somebody needs are kept')
     .option('--drop-saved', 'give up the files that it was saved to without disks: they cannot be loaded any more')
-    .option('--force', 'merge its disk layers although another host may need them or cannot be asked')
+    .option('--force', 'remove it although another host reads it, may need its disk layers, or cannot be asked')
     .option('--all-hosts', 'remove it on the other hosts too')
     .action(
       act<RemoveOptions>(async ([id = ''], options) => {
@@ -145,7 +145,7 @@ export function addImages(program: Command, outcome: { code: ExitCode }): void {
 
   image
     .command('fetch <id>')
-    .description('read the rest of an image of which only what the clones touch is read')
+    .description('read the rest of an image that was forked with --fetch demand')
     .option('--on <host>', 'on another host, which this one asks')
     .option('--detach', 'do not wait until all of it is there')
     .action(

@@ -43,7 +43,7 @@ export type DiskAccess = (typeof DISK_ACCESSES)[number];
 
 export const CLONES_MAX = 1024;
 
-/** spread: as many clones on each host as on the others. pack: the first hosts are filled before the next ones. */
+/** spread: as many clones for each processor on all hosts. pack: the first hosts are filled before the next ones. */
 export const PLACEMENTS = ['spread', 'pack'] as const;
 export type Placement = (typeof PLACEMENTS)[number];
 
@@ -102,7 +102,10 @@ export interface ForkRequest {
   readonly fetch?: ImageFetchMode;
   /** How the other hosts read the image. Absent: auto. */
   readonly transport?: TransportChoice;
-  /** assume: the user says that all hosts share the parent's disks. Absent: that is checked. */
+  /**
+   * assume: the user says that all hosts share the parent's disks. Absent: a disk that a host is not proven to see is
+   * served to it.
+   */
   readonly sharedStorage?: SharedStorage;
 }
 

@@ -78,6 +78,9 @@ export const OPEN_FILES_RESERVE = 32;
 /** QEMU's threads besides one for each vCPU. */
 export const TASKS_PER_VM = 6;
 
+/** Connections to disks that a host serves to others: one for each clone there and disk. */
+export const DISK_TUNNELS_MAX = 512;
+
 /** What the source reports about the VM that is to move. */
 export interface VmInventory {
   readonly spec: VmSpec;

@@ -28,7 +28,7 @@ export interface ImageView {
   readonly savedFiles?: readonly string[];
   /** Why its pages do not come at present. Absent: they do, or are all here. */
   readonly problem?: string;
-  /** Other hosts that read the image. It cannot be removed before they have ended. Absent: none. */
+  /** Other hosts that read the image. Until they have ended, it is removed only by force. Absent: none. */
   readonly readers?: readonly string[];
   /** The disks (ids) that another host serves. Absent: this host has the files of all disks. */
   readonly served?: { readonly host: string; readonly disks: readonly string[] };

@@ -58,7 +58,7 @@ export const forkBody = z.strictObject({
   fetch: imageFetchMode.default('all'),
   /** How they read it. */
   transport: transportChoice.default('auto'),
-  /** Whether it is checked that the hosts share the parent's disks. */
+  /** prove: a disk is shared only with a host that is proven to see it, and served to the others. */
   sharedStorage: sharedStorage.default('prove'),
   /** Return the plan and start nothing. */
   dryRun: z.boolean().default(false),

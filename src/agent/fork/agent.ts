@@ -221,6 +221,8 @@ export class ForkAgent implements ForkPort {
 
   async commitFork(fork: string): Promise<void> {
     await this.#fork(fork).commit();
+    // A rejoin that failed at the start of the daemon had left it to be undone.
+    this.#leftover.delete(fork);
     this.#undecided.forget(fork);
   }
 

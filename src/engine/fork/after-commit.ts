@@ -37,7 +37,10 @@ export const fillImage: ForkExecutor = {
 };
 
 export const releaseParent: ForkExecutor = {
-  /** The root ends last, because the others may still ask it. A host that asks later has no part in the fork. */
+  /**
+   * By now every host has committed or has lost its part, so a host that asks later has no part in the fork. The root
+   * may have ended before (filling.ts).
+   */
   async forward(context) {
     const { record, ports, findings, observer } = context;
     const [{ failed }] = await Promise.all([

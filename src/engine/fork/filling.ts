@@ -92,7 +92,8 @@ export class Filling {
         return;
       }
       const progress = await this.#progressOf(fill);
-      if (progress?.state === 'failed') this.#lose(fill, fill.joined, progress.error);
+      if (progress === null) Object.assign(fill, { state: 'lost', trouble: null });
+      else if (progress.state === 'failed') this.#lose(fill, fill.joined, progress.error);
       else note(fill, progress);
     } catch (error) {
       fill.trouble = namingHost(fill.host, toMigrationError(error));
@@ -113,7 +114,8 @@ export class Filling {
     try {
       return await withDeadline(ports.clock, asking, limits.callMsMax, `asking ${host} how full the image is`);
     } catch (error) {
-      // An earlier life of the daemon has finished the fork, which it does only when the image is complete.
+      // The root: an earlier life of the daemon has finished the fork, whose image is complete then. Another host: it
+      // has lost its part after its clones had run, or a user has given it up.
       if (toMigrationError(error).code === 'NOT_FOUND') return null;
       throw error;
     }

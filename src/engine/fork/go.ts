@@ -124,8 +124,8 @@ export function noteFailures({ findings }: ForkStepContext, failures: readonly C
 }
 
 /**
- * Returns null if the agent has forgotten the fork. It does so only when the clones have run and the image is complete:
- * an earlier life of the daemon has finished the fork without journalling it.
+ * Returns null if the agent does not know the fork any more: the fork was finished there, and the journal may lack
+ * that; or the host has lost its part.
  */
 export async function unlessForgotten<T>(asking: Promise<T>): Promise<T | null> {
   try {

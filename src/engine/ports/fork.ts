@@ -208,7 +208,8 @@ export interface ForkPort {
   finishFork(fork: string): Promise<void>;
   /**
    * On the host whose record decides: whether the fork is committed. A host that joined and hears nothing asks this.
-   * `discarded` is final: the fork will never be committed.
+   * `discarded` is final: the fork was undone, or it has ended and
+   * the host that asks was left out.
    */
   forkDecision(fork: string): Promise<{ readonly decision: ForkDecision }>;
   /** Undoes a fork before commitFork. Throws CONFLICT after it. */

@@ -11,7 +11,7 @@ import type { ImageRemoval, ImageView } from '../../domain/image.js';
 import type { VmView } from '../../domain/vm.js';
 
 export interface RemoveImageOptions {
-  /** Merges layers although another host may need them. */
+  /** Removes the image although another host reads it, and merges layers that another host may need. */
   readonly isForced: boolean;
   /** Gives up the saved files that need the image's disks. */
   readonly isDroppingSaved: boolean;
@@ -33,6 +33,6 @@ export interface ImagesPort {
    * left alone. No power button is pressed.
    */
   stopClones(clones: readonly VmIdentity[], isForced: boolean): Promise<StoppedVms>;
-  /** Throws CONFLICT while something on this host, or a host that reads the image from this one, needs it. */
+  /** Throws CONFLICT while something on this host needs the image, or, unless forced, another host reads it. */
   removeImage(image: string, options: RemoveImageOptions): Promise<ImageRemoval>;
 }

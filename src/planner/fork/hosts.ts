@@ -1,6 +1,6 @@
 /** Plans on which hosts a fork makes its clones: who takes part, who makes which clones, how the image travels. */
 import type { ForkRequest, HostShare, HostWish } from '../../domain/fork.js';
-import type { ForkInventory, HostInventory } from '../../domain/host.js';
+import { DISK_TUNNELS_MAX, type ForkInventory, type HostInventory } from '../../domain/host.js';
 import type { Refusal } from '../../domain/refusal.js';
 import type { Transport } from '../../domain/transport.js';
 import { joinDisks, notesOfDisks } from './join-disks.js';
@@ -52,22 +52,13 @@ export function planHosts(
   }
   if (refusals.length > 0) return { plan: null, refusals };
 
-  const forkOf = (host: string): ForkInventory | null => {
-    if (host === root.host) return inventory;
-    const join = joins.find((candidate) => candidate.host === host);
-    return join?.kind === 'reachable' && !unfit.has(host) ? join.fork : null;
-  };
-  const rooms = wishes.map(({ host }): HostRoom => {
-    const fork = forkOf(host);
-    const join = joins.find((candidate) => candidate.host === host);
-    const host_ = host === root.host ? root : join?.kind === 'reachable' ? join.inventory : null;
-    return { host, count: fork === null ? 0 : roomFor(request, fork), cpuCount: host_?.cpuCount ?? null };
-  });
+  const fit = joins.filter(({ host }) => !unfit.has(host));
+  const rooms = wishes.map(({ host }) => roomOf(request, host, inventory, { root, joins: fit }));
   const counts = placeClones({ cloneCount, placement, wishes, rooms, isPartialAllowed });
   const shares = sharesOf(root.host, wishes, counts)
     .filter(({ host }) => !unfit.has(host))
     .map((share): HostShare => {
-      const join = joins.find(({ host }) => host === share.host);
+      const join = fit.find(({ host }) => host === share.host);
       if (join?.kind !== 'reachable' || inventory.vm.spec.disks.length === 0) return share;
       const { disks } = joinDisks(request, root, inventory, join);
       notes.push(...notesOfDisks(root.host, share.host, disks));
@@ -75,7 +66,7 @@ export function planHosts(
     });
   const placedCount = counts.reduce((sum, count) => sum + count, 0);
   for (const { host, count } of shares) {
-    const fork = forkOf(host);
+    const fork = forkOf(host, inventory, { root, joins: fit });
     if (fork !== null) refusals.push(...checkShare(request, host, fork, count));
   }
   if (placedCount < cloneCount && (!isPartialAllowed || placedCount === 0)) {
@@ -88,19 +79,46 @@ export function planHosts(
   if (!wishes.some(({ host }) => host === root.host)) {
     notes.push(`${root.host}, the host of ${inventory.vm.spec.name}, makes no clones, because it is not named`);
   }
-  const joining = joins.filter(({ host }) => names.has(host));
+  const joining = fit.filter(({ host }) => names.has(host));
   if (joining.length === 0) return { plan: { shares, notes }, refusals: [] };
-  if (joining.length > READERS_MAX) return { plan: null, refusals: [tooManyReaders(root.host, joining.length)] };
   const { transport, reason, refusals: obstacles } = chooseForkTransport(request, root, inventory.vm, joining);
-  if (obstacles.length > 0) return { plan: null, refusals: obstacles };
+  const limits = [...checkReaders(root.host, joining.length), ...checkTunnels(root.host, shares)];
+  if (obstacles.length + limits.length > 0) return { plan: null, refusals: [...limits, ...obstacles] };
   return { plan: { shares, transport, transportReason: reason, notes }, refusals: [] };
 }
 
-function tooManyReaders(host: string, count: number): Refusal {
-  return {
+/** What the host has said of its room, or null if it takes no part. `inventory` is the root's. */
+function forkOf(host: string, inventory: ForkInventory, { root, joins }: HostsFacts): ForkInventory | null {
+  if (host === root.host) return inventory;
+  const join = joins.find((candidate) => candidate.host === host);
+  return join?.kind === 'reachable' ? join.fork : null;
+}
+
+function roomOf(request: ForkRequest, host: string, inventory: ForkInventory, facts: HostsFacts): HostRoom {
+  const fork = forkOf(host, inventory, facts);
+  const join = facts.joins.find((candidate) => candidate.host === host);
+  const own = host === facts.root.host ? facts.root : join?.kind === 'reachable' ? join.inventory : null;
+  return { host, count: fork === null ? 0 : roomFor(request, fork), cpuCount: own?.cpuCount ?? null };
+}
+
+function* checkReaders(host: string, count: number): Iterable<Refusal> {
+  if (count <= READERS_MAX) return;
+  yield {
     code: 'HOST_LIMIT',
     reason: `${count} hosts would read the image from ${host}, which serves ${READERS_MAX} at most`,
     remedy: 'name fewer hosts',
+  };
+}
+
+/** Each clone on another host has a connection for each disk that is served to it. */
+function* checkTunnels(host: string, shares: readonly HostShare[]): Iterable<Refusal> {
+  const servedOf = ({ disks = [] }: HostShare): number => disks.filter(({ access }) => access === 'served').length;
+  const count = shares.reduce((sum, share) => sum + share.count * servedOf(share), 0);
+  if (count <= DISK_TUNNELS_MAX) return;
+  yield {
+    code: 'HOST_LIMIT',
+    reason: `the clones would have ${count} connections to disks of ${host}, which serves ${DISK_TUNNELS_MAX} at most`,
+    remedy: 'share the disks, or use fewer clones',
   };
 }
 

@@ -49,7 +49,7 @@ export function* checkCount({ cloneCount, image, hosts }: ForkRequest): Iterable
   // An image can be brought to other hosts without clones.
   const min = image !== null && hosts !== undefined ? 0 : 1;
   if (Number.isInteger(cloneCount) && cloneCount >= min && cloneCount <= CLONES_MAX) return;
-  yield refuse('CLONE_COUNT', `clone count must be 1-${CLONES_MAX}, not ${cloneCount}`, 'change --clones');
+  yield refuse('CLONE_COUNT', `clone count must be ${min}-${CLONES_MAX}, not ${cloneCount}`, 'change --clones');
 }
 
 function* checkParent(name: string, { host, inventory, isJobCancellable = false }: ForkFacts): Iterable<Refusal> {

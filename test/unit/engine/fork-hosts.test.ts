@@ -112,7 +112,7 @@ describe('before the commit of a fork over hosts', () => {
     expect(world.acts).toEqual(expect.arrayContaining(on('ABC', 'discardFork')));
   });
 
-  test('a joined host that cannot be undone keeps the parent of nobody', async () => {
+  test('a joined host that cannot be undone does not keep the parent reserved, and is undone later', async () => {
     const world = scriptedHosts();
     world.on['C.loadClones'] = failing('QEMU_FAILED');
     world.on['B.discardFork'] = failing('UNREACHABLE');

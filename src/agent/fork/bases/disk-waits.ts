@@ -1,6 +1,7 @@
 /**
  * VMs that stand still because another host does not serve their disk. They go on by themselves when it does. A VM that
- * its user has paused is left alone, and so is one that a disk of this host has stopped, for example a full one.
+ * its user has paused is left alone, and so is one that a full disk has stopped. Another error of a disk of this host
+ * looks the same, so such a VM is tried too, less and less often.
  */
 import { type MigrationError, toMigrationError } from '../../../domain/errors.js';
 import type { ServedDisk } from '../../../domain/vm.js';

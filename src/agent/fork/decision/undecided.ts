@@ -87,7 +87,7 @@ export class UndecidedForks {
         watched.isCommitted = true;
       }
       if (decision === 'discarded') {
-        log.warn({ fork, host }, 'a fork was not committed: its clones here are removed');
+        log.warn({ fork, host }, 'this host has no part in a fork: its clones here are removed');
         await discard(fork);
         return this.forget(fork);
       }
