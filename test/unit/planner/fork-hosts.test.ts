@@ -171,6 +171,19 @@ describe('the hosts of a fork', () => {
     );
   });
 
+  test('with disks that the root would serve over more connections than it has are refused', () => {
+    const room = { memoryAvailableBytes: 2 ** 50 };
+    const { plan, refusals } = planned({
+      ...{ wishes: [{ host: 'h0', cloneCount: 600 }], at: 'h0', fork: room },
+      root: { ...room, vm: { ...vm, owner: 'A' }, image },
+      request: { vm: null, image: image.id, cloneCount: 600 },
+    });
+    expect(plan).toBeNull();
+    expect(refusals).toMatchObject([
+      { code: 'HOST_LIMIT', reason: expect.stringMatching(/600 connections to disks of A/) },
+    ]);
+  });
+
   test('may leave out the root, which then makes no clones', () => {
     const { plan } = planned({ wishes: EVEN.slice(1) });
     expect(plan?.shares[0]).toEqual({ host: 'A', first: 0, count: 0 });
