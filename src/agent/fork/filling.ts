@@ -1,5 +1,5 @@
 /** What becomes of a fork when its image is complete, or can never be. */
-import { type MigrationError, toMigrationError } from '../../domain/errors.js';
+import { MigrationError, toMigrationError } from '../../domain/errors.js';
 import type { ManagedVm } from '../vm/vms.js';
 import type { ForkBook } from './book.js';
 import type { ForkContext } from './context.js';
@@ -68,6 +68,16 @@ export class ForkFilling {
     const [vms, { filling }] = [clones.vms, pages];
     await pages.giveUp();
     await giveUpImage(this.#context, { record: book.record, clones: vms, filling, parent });
+  }
+
+  /** Records a complete image, if that has failed before. It is the last that needs the maps of its pages. */
+  async record(): Promise<void> {
+    const { book, pages, isClosing } = this.#parts;
+    const { images } = this.#context;
+    const { image } = book.record;
+    if (isClosing()) throw new MigrationError('UNREACHABLE', 'the daemon is closing', { isRetryable: true });
+    const isDue = images.has(image) && images.get(image).state === 'filling' && pages.failure === null;
+    if (isDue) await images.update(image, { state: 'complete' });
   }
 
   #follow({ over }: Pick<CaptureSession, 'over'>): void {

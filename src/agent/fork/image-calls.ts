@@ -84,7 +84,9 @@ export class Images {
       if (need !== null) throw need;
       this.#refuseIfUnknown(id);
       await refuseIfBackingFile(this.#context, id);
-      return this.#remove(id, options);
+      // Whoever overrules a reader has not seen yet who needs the layers. A second call overrules those.
+      const isRead = (this.#context.images.get(id).readers ?? []).length > 0;
+      return this.#remove(id, isRead ? { ...options, isForced: false } : options);
     });
   }
 

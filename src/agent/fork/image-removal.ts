@@ -37,6 +37,14 @@ export async function planRemoval(
   const holders = changed.length === 0 ? [] : await holdersElsewhere(others, record.spec, changed);
   if (holders.length > 0) return { kept: keptBecause(changed, holders) };
   const { servedTo = [] } = record;
+  const unknown = servedTo.filter((name) => !others.names.includes(name));
+  if (unknown.length > 0)
+    return {
+      kept: keptBecause(
+        layerPaths(record),
+        unknown.map((name) => `host ${name}, no peer`),
+      ),
+    };
   const readers: OtherHosts = {
     names: others.names.filter((name) => servedTo.includes(name)),
     agent: (host) => others.agent(host),

@@ -83,8 +83,10 @@ export class ForkPages {
       const fetch = await this.#openFetch(clones, true);
       onOpen(fetch);
       // If every page is here, no holder is needed. Otherwise the session asks for one.
+      const { deviceStateBytes } = this.#context.images.get(this.#image);
       if (this.#wasCommitted && !this.#isLazy) await fetch.sweep();
-      else fetch.serve();
+      // Before the state is here nothing needs a page, and the fork point may still be to come.
+      else if (deviceStateBytes > 0) fetch.serve();
       return;
     }
     const capture = await this.#openCapture(clones, true);
@@ -127,14 +129,14 @@ export class ForkPages {
   }
 
   /** The clones are about to load the state, and touch pages. Throws CONFLICT if this host lacks what they need. */
-  beginServing(): void {
+  async beginServing(): Promise<void> {
     if (!this.isJoined || this.#isImageComplete) return;
     const { deviceStateBytes } = this.#context.images.get(this.#image);
     if (!(this.#filling instanceof FetchSession) || deviceStateBytes === 0) {
       throw new MigrationError('CONFLICT', `image ${this.#image} has no holder or no device state yet`);
     }
     // Private clones load when the image is complete.
-    if (this.isPrivate) void this.#filling.sweep();
+    if (this.isPrivate) await this.#filling.sweep();
     else this.#filling.serve();
   }
 

@@ -216,6 +216,7 @@ export class ForkSession {
       return 'released';
     }
     await this.#filling.over;
+    await this.#filling.record();
     await this.#end();
     return 'over';
   }
@@ -319,7 +320,7 @@ export class ForkSession {
   async #loadOnce(): Promise<LoadClonesReply> {
     this.#refuseIfEnded();
     await this.#context.inject.hit('agent:fork:load');
-    this.#pages.beginServing();
+    await this.#pages.beginServing();
     await this.#pages.openCopies(this.#clones.vms, false);
     const { isPartialAllowed } = this.request;
     const loading = this.#clones.load({ isPartialAllowed });

@@ -47,11 +47,13 @@ export function openTunnel({ host, url, path, tls }: TunnelPlace): Promise<TLSSo
       resolve(socket);
     });
     request.once('response', (response) => {
-      clearTimeout(deadline);
-      readAnswer(response, where).then(
-        () => reject(new MigrationError('PEER_PROTOCOL', `${where} does not switch to ${DISK_PROTOCOL}`)),
-        (error: unknown) => reject(toMigrationError(error)),
-      );
+      // The body of a refusal may never end.
+      readAnswer(response, where)
+        .then(
+          () => reject(new MigrationError('PEER_PROTOCOL', `${where} does not switch to ${DISK_PROTOCOL}`)),
+          (error: unknown) => reject(toMigrationError(error)),
+        )
+        .finally(() => clearTimeout(deadline));
     });
     request.once('error', (error) => {
       clearTimeout(deadline);

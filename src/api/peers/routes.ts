@@ -1,5 +1,7 @@
 /** The routes for other hosts: one for each call of the table in methods.ts, and those for what is a stream. */
+import type { Socket } from 'node:net';
 import { type Readable, Transform } from 'node:stream';
+import { TLSSocket } from 'node:tls';
 import type { FastifyInstance } from 'fastify';
 import type { ZodTypeProvider } from 'fastify-type-provider-zod';
 import { z } from 'zod';
@@ -26,6 +28,15 @@ export const STATE_ROUTES: ReadonlySet<string> = new Set([STATE_ROUTE, FORK_STAT
 /** Device state without RAM has some 0.3 MB, or tens of MB with VGA memory and flash. A longer stream is cut off. */
 export const DEVICE_STATE_BYTES_MAX = 256 * 2 ** 20;
 
+/** Calls whose second argument is the host that reads an image. A host speaks for itself only. */
+const OF_READER: ReadonlySet<string> = new Set(['serveImage', 'endImage']);
+
+function refuseOtherReader(reader: unknown, socket: Socket, { tls }: ApiServices): void {
+  const caller = socket instanceof TLSSocket ? (tls?.peerOf(socket)?.name ?? null) : null;
+  if (caller === reader) return;
+  throw new MigrationError('NOT_PERMITTED', `host ${String(caller)} cannot read an image as ${String(reader)}`);
+}
+
 export function agentRoutes(fastify: FastifyInstance, services: ApiServices): void {
   const app = fastify.withTypeProvider<ZodTypeProvider>();
   const failures = { '4xx': errorJson, '5xx': errorJson };
@@ -49,7 +60,10 @@ export function agentRoutes(fastify: FastifyInstance, services: ApiServices): vo
             }
           },
       },
-      async (request) => ({ result: (await callOn(services.agent, call, request.body)) ?? null }),
+      async (request) => {
+        if (OF_READER.has(name)) refuseOtherReader(request.body[1], request.raw.socket, services);
+        return { result: (await callOn(services.agent, call, request.body)) ?? null };
+      },
     );
   }
 

@@ -58,7 +58,7 @@ export class Filling {
       const bytesDone = total(bytesOf);
       rate.note(nowMs, bytesDone);
       const described = describeProgress({
-        ...{ pagesTotal: total((fill) => fill.pagesTotal), pagesDone, pageBytes: this.#root.pageBytes, bytesDone },
+        ...{ pagesTotal: total((fill) => fill.pagesTotal), pagesDone, pageBytes: pageBytesOf(fills), bytesDone },
         bytesPerS: rate.bytesPerS,
         faultCount: total(({ counters }) => (counters.cloneFaultCount ?? 0) + (counters.parentFaultCount ?? 0)),
       });
@@ -127,6 +127,9 @@ export class Filling {
     const isGone = this.#joined.every(({ host, state }) => state === 'lost' || findings.ran.includes(host));
     if (this.#isRootReleased || this.#joined.length === 0 || !isOver(this.#root) || !isGone) return;
     this.#isRootReleased = true;
+    // From here on the root says them no more.
+    const { counters, pageBytes } = this.#root;
+    if (pageBytes > 0) Object.assign(findings, { counters, pageBytes });
     const releasing = async (): Promise<void> => {
       await ports.forks.finishFork(record.fork);
       if (record.plan.request.vm !== null) await ports.parent.unreserve(parentOf(record), record.job);
@@ -170,6 +173,11 @@ function note(fill: Fill, progress: ForkProgress | null): void {
   const { state, pagesTotal, pagesDone, pageBytes, counters } = progress;
   const trouble = troubleOf(progress, fill.joined === null ? AGENT : fill.host) ?? null;
   Object.assign(fill, { state, pagesTotal, pagesDone, pageBytes, counters, trouble });
+}
+
+/** The same on all hosts. The root may have forgotten the fork. */
+function pageBytesOf(fills: readonly Fill[]): number {
+  return Math.max(...fills.map(({ pageBytes }) => pageBytes));
 }
 
 function isOver({ state }: Fill): boolean {

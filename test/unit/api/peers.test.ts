@@ -103,6 +103,14 @@ describe('calls', () => {
     expect(statePath(SESSION)).toBe(`/agent/v1/sessions/${SESSION}/state`);
   });
 
+  test('of a host that reads an image as another one are refused', async () => {
+    const { forks } = remote('B', { A: url() }).agent('A');
+    for (const reading of [forks.serveImage(IMAGE, 'C', 'tcp'), forks.endImage(IMAGE, 'A')]) {
+      await expect(reading).rejects.toMatchObject({ code: 'NOT_PERMITTED' });
+    }
+    expect(services.calls).toEqual([]);
+  });
+
   test('of forks bring there and back all that the engine needs', async () => {
     const { forks } = remote('B', { A: url() }).agent('A');
     const { isPartialAllowed: _, ...question } = forkRequest;

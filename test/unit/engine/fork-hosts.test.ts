@@ -216,6 +216,21 @@ describe('after the commit of a fork over hosts', () => {
     expect(await run(world)).toMatchObject({ state: 'done', report: { failures: [] }, clones: { length: 3 } });
   });
 
+  test('the parent is released before slower hosts have all pages, and the report has the root’s figures', async () => {
+    const world = scriptedHosts();
+    let isFilling = true;
+    world.on['B.forkProgress'] = () => ({ ...filled, state: isFilling ? 'filling' : 'complete' });
+    const { jobs } = await world.daemon();
+    const { id } = await jobs.submitFork(onHosts);
+    await expect.poll(() => world.acts).toContain('A.unreserve');
+    expect(world.acts).not.toContain('B.finishFork');
+    world.on['A.forkProgress'] = failing('NOT_FOUND');
+    isFilling = false;
+    const { report } = await restFork(jobs, id);
+    expect(report?.bytes).toMatchObject({ copied: 122_880, perHost: { A: 122_880 } });
+    expect(report?.faults.parent).toBe(5);
+  });
+
   test('a host that does not name a clone has lost it', async () => {
     const world = scriptedHosts();
     world.on['B.runClones'] = () => ({ ready: [], failures: [] });
