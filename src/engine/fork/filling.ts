@@ -121,7 +121,10 @@ export class Filling {
     }
   }
 
-  /** The parent need not wait for the other hosts: the image is complete, and the root serves it without the parent. */
+  /**
+   * The parent need not stay protected until the other hosts have all pages: the image is complete, and the root serves
+   * it without the parent. Another job of the parent begins only when this one has ended.
+   */
   async #releaseRoot(): Promise<void> {
     const { record, ports, findings, limits, observer } = this.#context;
     const isGone = this.#joined.every(({ host, state }) => state === 'lost' || findings.ran.includes(host));
