@@ -12,8 +12,11 @@ beforeEach((context) => {
   if (missing.length > 0) context.skip(`needs ${missing.join(', ')}`);
 });
 
-/** The guest's /tmp is memory; from there a program is loaded once, not page by page through the shared folder. */
-const SETUP = 'cp core_tests /tmp/core_tests && cd /tmp\n';
+/**
+ * The guest's /tmp is memory; from there a program is loaded once, not page by page through the shared folder. A test
+ * holds both ends of twice as many connections as a session serves.
+ */
+const SETUP = 'ulimit -n 8192 && cp core_tests /tmp/core_tests && cd /tmp\n';
 
 /** How many tests GoogleTest says have passed in its runs; every one of these ran in the guest. */
 const passed = (output: string): number =>
