@@ -179,7 +179,9 @@ export class ForkPages {
 
   /** Starts to bring the pages that nobody has asked for. To be called when the clones run. Idempotent. */
   async fill(): Promise<void> {
-    if (this.failure === null && !this.#isLazy) await this.#filling?.sweep();
+    // A host that reads may have no holder just now: it sweeps as soon as it has one.
+    const isAble = this.isJoined || this.failure === null;
+    if (isAble && !this.#isLazy) await this.#filling?.sweep();
     this.#copies?.fill();
   }
 

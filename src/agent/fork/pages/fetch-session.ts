@@ -79,7 +79,11 @@ export class FetchSession {
     if (this.#refusal !== null) return this.#refusal;
     const { state, failure } = this.snapshot;
     if (state !== 'failed') return null;
-    if (failure !== null) return failureToError(failure, 'reading the image');
+    if (failure !== null) {
+      const error = failureToError(failure, 'reading the image');
+      // A holder that has been restarted refuses the session. The link asks for another one.
+      return error.code === 'UNAUTHENTICATED' ? null : error;
+    }
     return new MigrationError('NATIVE_FAILED', 'the image of the clones cannot be read');
   }
 
