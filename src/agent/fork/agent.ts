@@ -158,6 +158,7 @@ export class ForkAgent implements ForkPort {
 
   async serveImage(image: string, reader: string, transport: Transport): Promise<ImageHolder> {
     checkImageId(image);
+    this.#refuseWhenClosing();
     return this.#context.servers.serve(image, reader, transport, this.#served(image));
   }
 

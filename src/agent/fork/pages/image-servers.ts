@@ -17,6 +17,7 @@ export class ImageServers {
   readonly #servers = new Map<string, ImageServer>();
   /** The images that are being removed. */
   readonly #leaving = new Set<string>();
+  #isClosed = false;
 
   constructor(context: ImageContext) {
     this.#context = context;
@@ -24,6 +25,8 @@ export class ImageServers {
 
   async serve(image: string, reader: string, transport: Transport, pages: ImagePages): Promise<ImageHolder> {
     const { images, host } = this.#context;
+    // A session that is opened now would outlive the close of all sessions.
+    if (this.#isClosed) throw new MigrationError('UNREACHABLE', `${host} is closing`, { isRetryable: true });
     if (reader === host) throw new MigrationError('USAGE', `${host} has image ${image} itself`);
     const { readers = [] } = images.get(image);
     if (this.#leaving.has(image)) throw new MigrationError('NOT_FOUND', `image ${image} on ${host} is being removed`);
@@ -76,7 +79,9 @@ export class ImageServers {
     }
   }
 
+  /** For the end of the daemon: nothing is served after it. */
   async closeAll(): Promise<void> {
+    this.#isClosed = true;
     await Promise.all([...this.#servers.keys()].map((image) => this.close(image)));
   }
 }
