@@ -36,6 +36,8 @@ export class ForkPages {
   #filling: CaptureSession | FetchSession | null = null;
   #opening: Promise<FetchSession> | null = null;
   #isOver = false;
+  /** The capture of an earlier daemon is being taken up. */
+  #isResuming = false;
   /** Set while the filling is to begin soon. */
   #fillTimer: NodeJS.Timeout | null = null;
   #copies: PrivateCopies | null = null;
@@ -89,9 +91,14 @@ export class ForkPages {
       else if (deviceStateBytes > 0) fetch.serve();
       return;
     }
-    const capture = await this.#openCapture(clones, true);
-    onOpen(capture);
-    await capture.resume();
+    this.#isResuming = true;
+    try {
+      const capture = await this.#openCapture(clones, true);
+      onOpen(capture);
+      await capture.resume();
+    } finally {
+      this.#isResuming = false;
+    }
   }
 
   /** Asks the host that has the image for it, and reads it from now on. */
@@ -118,7 +125,8 @@ export class ForkPages {
     if (!this.isFilled || this.#isImageComplete || capture?.snapshot.state === 'complete') {
       return { capture: null, isFixed };
     }
-    if (capture !== null) return { capture: capture.handle, isFixed };
+    // The map of its data would be read before the capture knows it, and never again.
+    if (capture !== null && !this.#isResuming) return { capture: capture.handle, isFixed };
     throw new MigrationError('CONFLICT', `image ${this.#image} is not complete, and is not captured here`);
   }
 
