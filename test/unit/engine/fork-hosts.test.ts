@@ -231,6 +231,21 @@ describe('after the commit of a fork over hosts', () => {
     expect(report?.faults.parent).toBe(5);
   });
 
+  test('a host that a user has removed from the peers is given up by the next daemon', async () => {
+    const silent = scriptedHosts();
+    silent.on['B.commitFork'] = failing('UNREACHABLE');
+    const { jobs: first } = await silent.daemon();
+    const { id } = await first.submitFork(onHosts);
+    await expect.poll(() => first.get(id)).toMatchObject({ state: 'recovering' });
+    await first.close();
+    silent.peers = ['A', 'C'];
+    silent.on['A.discardFork'] = failing('CONFLICT');
+    const { jobs } = await silent.daemon();
+    const { state, report } = await restFork(jobs, id);
+    expect([state, report?.clones.map(({ host }) => host)]).toEqual(['done', ['A', 'C']]);
+    expect(report?.failures).toMatchObject([{ index: 1, host: 'B', error: { code: 'NOT_FOUND' } }]);
+  });
+
   test('a host that does not name a clone has lost it', async () => {
     const world = scriptedHosts();
     world.on['B.runClones'] = () => ({ ready: [], failures: [] });

@@ -4,12 +4,13 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { Readable } from 'node:stream';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { afterEach, expect, test } from 'vitest';
+import { afterEach, expect, test, vi } from 'vitest';
 import { failedImage, ImageServers } from '../../../../src/agent/fork/pages/image-servers.js';
 import { ForkPages } from '../../../../src/agent/fork/pages.js';
 import { ForkSession } from '../../../../src/agent/fork/session.js';
 import { type PageHolder, PageLink, type PageReader } from '../../../../src/agent/migration/page-link.js';
 import { MigrationError } from '../../../../src/domain/errors.js';
+import { NATIVE_ERROR } from '../../../../src/protocol/wire.js';
 
 const IMAGE = '3'.repeat(16);
 const FORK = '4'.repeat(16);
@@ -27,7 +28,16 @@ afterEach(() => {
   for (const directory of directories.splice(0)) rmSync(directory, { recursive: true, force: true });
 });
 
-function scene(change: { image?: object; request?: object; state?: string; isCut?: boolean } = {}) {
+interface Change {
+  readonly image?: object;
+  readonly request?: object;
+  readonly state?: string;
+  readonly isCut?: boolean;
+  /** Awaited while a capture is taken up. */
+  readonly resuming?: Promise<void>;
+}
+
+function scene(change: Change = {}) {
   const directory = mkdtempSync(join(tmpdir(), 'vmg-join-'));
   directories.push(directory);
   const calls: string[] = [];
@@ -51,6 +61,7 @@ function scene(change: { image?: object; request?: object; state?: string; isCut
     dropMemory: nothing,
   };
   const counters = { pagesCopied: 0n, pagesZero: 0n, reconnectCount: 0n };
+  const reading: { state: string; failure: object | null } = { state: 'copying', failure: null };
   const reader = () => ({
     connect: async () => void calls.push('connect'),
     start: () => {
@@ -58,12 +69,12 @@ function scene(change: { image?: object; request?: object; state?: string; isCut
       calls.push('start');
     },
     sweep: () => void calls.push('sweep'),
-    snapshot: () => ({ state: 'copying', failure: null, counters }),
+    snapshot: () => ({ ...reading, counters }),
     close: async () => void calls.push('close'),
   });
   const native = {
     openImageFetch: reader,
-    openImageCapture: () => ({ ...reader(), arm: nothing, resume: nothing, leave: nothing }),
+    openImageCapture: () => ({ ...reader(), arm: nothing, resume: () => change.resuming ?? nothing(), leave: nothing }),
     openSourceSession: async (options: object) => {
       calls.push('image' in options ? 'serve the capture' : 'serve the files');
       return { keys: [], scan: () => void calls.push('scan'), close: nothing };
@@ -98,7 +109,18 @@ function scene(change: { image?: object; request?: object; state?: string; isCut
     ...{ isWarm: false, clones: [], outcome: null, failure: null },
   } as never;
   const session = () => new ForkSession(context as never, { record, parent: null, clones: [], failures: [] });
-  return { context: context as never, servers, root, record, calls, saved, directory, session, image: () => image };
+  return {
+    context: context as never,
+    servers,
+    root,
+    record,
+    calls,
+    saved,
+    directory,
+    session,
+    image: () => image,
+    reader: reading,
+  };
 }
 
 test('private clones of a host that joins have the whole image read, and can be given up meanwhile', async () => {
@@ -121,6 +143,38 @@ test('a host that is restarted after the commit says again which pages are holes
   await pages.resume([], () => undefined);
   await servers.serve(IMAGE, 'B', 'tcp', pages.served);
   expect(calls).toEqual(['serve the capture', 'scan']);
+});
+
+test('a capture is served only when the next daemon has taken it up', async () => {
+  let resumed = (): void => undefined;
+  const { context, record } = scene({
+    ...{ state: 'committed', image: { state: 'filling' }, request: { vm: 'web' } },
+    resuming: new Promise((resolve) => {
+      resumed = resolve;
+    }),
+  });
+  const pages = new ForkPages(context, record, PARENT as never);
+  const opened = vi.fn();
+  const resuming = pages.resume([], opened);
+  await expect.poll(() => opened.mock.calls).toHaveLength(1);
+  expect(() => pages.served).toThrow(conflict);
+  resumed();
+  await resuming;
+  expect(pages.served).toMatchObject({ isFixed: true });
+});
+
+test('a host whose holder refuses the old session reads all of the image as soon as it has another', async () => {
+  const { context, record, calls, reader } = scene({ ...{ state: 'committed' }, request: { origin: ORIGIN } });
+  const pages = new ForkPages(context, record, null);
+  await pages.connect('tcp', []);
+  reader.state = 'failed';
+  reader.failure = { code: NATIVE_ERROR.REFUSED, what: 'peer refused the session', errno: 0 };
+  expect(pages.failure).toBeNull();
+  await pages.fill().catch(() => undefined);
+  reader.state = 'copying';
+  reader.failure = null;
+  await pages.connect('shm', []);
+  expect(calls).toContain('sweep');
 });
 
 test('files of an image that lack pages are served to nobody', async () => {

@@ -75,6 +75,17 @@ test('an image that is removed takes no reader meanwhile', async () => {
   await servers.end(IMAGE, 'B');
 });
 
+test('nothing is served once all is closed: it would outlive the daemon', async () => {
+  const { servers, open } = scene();
+  await servers.serve(IMAGE, 'B', 'tcp', WHOLE);
+  await servers.closeAll();
+  await expect(servers.serve(IMAGE, 'B', 'tcp', WHOLE)).rejects.toMatchObject({
+    code: 'UNREACHABLE',
+    isRetryable: true,
+  });
+  expect(open).toEqual([]);
+});
+
 test('an image that has failed says so in a way that another host understands', () => {
   const there = MigrationError.fromJSON(failedImage(IMAGE, 'A').toJSON(), 'host A');
   expect([isFinal(there), isFinal(new MigrationError('CONFLICT', 'not complete'))]).toEqual([true, false]);
