@@ -22,10 +22,12 @@ export interface TunnelPlace {
   readonly url: string;
   readonly path: string;
   readonly tls: RequestOptions;
+  /** Absent: 20 s. */
+  readonly openMs?: number;
 }
 
 /** Throws the error with which the host refuses, or UNREACHABLE. */
-export function openTunnel({ host, url, path, tls }: TunnelPlace): Promise<TLSSocket> {
+export function openTunnel({ host, url, path, tls, openMs = OPEN_MS }: TunnelPlace): Promise<TLSSocket> {
   const where = `host ${host}`;
   return new Promise((resolve, reject) => {
     const request = httpsRequest(new URL(path, url), {
@@ -35,9 +37,9 @@ export function openTunnel({ host, url, path, tls }: TunnelPlace): Promise<TLSSo
       checkServerIdentity: checkHostIdentity(host),
     });
     const deadline = setTimeout(() => {
-      const late = `${where} (${url}) does not answer within ${OPEN_MS / 1000} s`;
+      const late = `${where} (${url}) does not answer within ${openMs / 1000} s`;
       request.destroy(new MigrationError('UNREACHABLE', late, { isRetryable: true }));
-    }, OPEN_MS);
+    }, openMs);
     request.once('upgrade', (_: IncomingMessage, socket: TLSSocket, head: Buffer) => {
       clearTimeout(deadline);
       socket.on('error', () => socket.destroy());

@@ -1,11 +1,14 @@
 /** Disks between hosts: an upgrade over real mutual TLS, with an export behind it that a test controls. */
 import { once } from 'node:events';
 import { mkdtemp, rm } from 'node:fs/promises';
+import { createServer } from 'node:https';
+import type { AddressInfo } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { type Duplex, PassThrough } from 'node:stream';
 import { afterAll, afterEach, beforeAll, beforeEach, expect, test } from 'vitest';
 import { RemoteAgents } from '../../../src/api/peers/client.js';
+import { diskPath, openTunnel } from '../../../src/api/peers/disk-tunnel.js';
 import { type ApiServer, buildServer } from '../../../src/api/server.js';
 import { MigrationError } from '../../../src/domain/errors.js';
 import { Authority } from '../../../src/tls/authority.js';
@@ -138,4 +141,23 @@ test('a host whose certificate is revoked loses its connections', async () => {
   await authority.revoke('B');
   await authority.copyRevocations(at('A'));
   await isGone;
+});
+
+test('a refusal whose body never ends is given up', async () => {
+  const [theirs, own] = ['A', 'B'].map((name) => new TlsStore(at(name), () => undefined)) as [TlsStore, TlsStore];
+  const silent = createServer(theirs.options(), (_, response) => {
+    response.writeHead(409, { 'content-length': 100 });
+    response.write('{');
+  });
+  silent.listen(0, '127.0.0.1');
+  await once(silent, 'listening');
+  const { port } = silent.address() as AddressInfo;
+  closers.push(
+    () => silent.close(),
+    () => silent.closeAllConnections(),
+    () => theirs.close(),
+    () => own.close(),
+  );
+  const place = { host: 'A', url: `https://127.0.0.1:${port}`, path: diskPath(IMAGE, 'd0'), tls: own.options() };
+  await expect(openTunnel({ ...place, openMs: 300 })).rejects.toThrow(MigrationError);
 });
