@@ -22,6 +22,10 @@ inline constexpr uint32_t kHelloPendingMax = 64u;
 inline constexpr uint32_t kPresenceMagic = 1346850134u;
 inline constexpr uint32_t kPresenceVersion = 1u;
 inline constexpr uint32_t kPresenceHeaderBytes = 4096u;
+inline constexpr uint32_t kDigestsMagic = 1212632406u;
+inline constexpr uint32_t kDigestsVersion = 1u;
+inline constexpr uint32_t kDigestsHeaderBytes = 4096u;
+inline constexpr uint32_t kDigestBytes = 16u;
 inline constexpr uint32_t kDataMapMagic = 1145523542u;
 inline constexpr uint32_t kDataMapHeaderBytes = 64u;
 inline constexpr uint32_t kPreloadMagic = 1279741270u;
@@ -100,6 +104,7 @@ enum class NativeError : uint32_t {
   kClosed = 15,
   kCorrupt = 16,
   kPathStalled = 17,
+  kDamaged = 18,
 };
 
 enum class InjectPoint : uint32_t {
@@ -176,9 +181,10 @@ enum class ImageCounter : size_t {
   kDemandBytes = 18,
   kPrefetchBytes = 19,
   kReconnectCount = 20,
-  kCpuNs = 21,
+  kRefusedPages = 21,
+  kCpuNs = 22,
 };
-inline constexpr size_t kImageCounterCount = 22;
+inline constexpr size_t kImageCounterCount = 23;
 
 /* First bytes of every data connection, from the target. */
 struct Hello {
@@ -229,6 +235,17 @@ struct PresenceHeader {
   uint8_t reserved[40];
 } __attribute__((packed));
 static_assert(sizeof(struct PresenceHeader) == 64, "wire layout");
+
+/* Head of a file of digests; DIGEST_BYTES a page follow at DIGESTS_HEADER_BYTES. */
+struct DigestsHeader {
+  uint32_t magic;
+  uint32_t version;
+  uint64_t page_bytes;
+  uint64_t page_count;
+  uint64_t known_count; /* the digests of so many pages are here, from the first page on */
+  uint8_t reserved[32];
+} __attribute__((packed));
+static_assert(sizeof(struct DigestsHeader) == 64, "wire layout");
 
 /* From the preload when QEMU starts, with the descriptors attached (SCM_RIGHTS), in the order of `kinds`. */
 struct PreloadHello {

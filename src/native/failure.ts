@@ -26,6 +26,7 @@ const CODES: Readonly<Record<keyof typeof NATIVE_ERROR, ErrorCode>> = {
   CLOSED: 'CONFLICT',
   CORRUPT: 'CORRUPT',
   PATH_STALLED: 'TIMEOUT',
+  DAMAGED: 'DAMAGED',
 };
 const BY_NUMBER = new Map<number, ErrorCode>(
   (Object.keys(CODES) as (keyof typeof NATIVE_ERROR)[]).map((name) => [NATIVE_ERROR[name], CODES[name]]),

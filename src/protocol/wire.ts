@@ -48,6 +48,13 @@ export const CONSTANTS = {
   /** Header of the presence file; the page states follow, one byte for each page. */
   PRESENCE_HEADER_BYTES: 4096,
 
+  DIGESTS_MAGIC: 0x48474d56,
+  DIGESTS_VERSION: 1,
+  /** Header of the file of digests; they follow, one for each page. */
+  DIGESTS_HEADER_BYTES: 4096,
+  /** The first bytes of the SHA-256 of a page. */
+  DIGEST_BYTES: 16,
+
   /** A data map: this header, then one bit for each page. A set bit means that the source's file holds data there. */
   DATA_MAP_MAGIC: 0x44474d56,
   DATA_MAP_HEADER_BYTES: 64,
@@ -102,6 +109,8 @@ export const NATIVE_ERROR = {
   CORRUPT: 16,
   /** A connection is open, but full-size packets do not pass. */
   PATH_STALLED: 17,
+  /** A page is not what its digest says. */
+  DAMAGED: 18,
 } as const;
 
 /** Points at which tests may park, delay or fail the native code. The order is the numbering. */
@@ -208,6 +217,8 @@ export const IMAGE_COUNTERS = [
   'demandBytes',
   'prefetchBytes',
   'reconnectCount',
+  /** Pages that were not what their digests say, and were asked for again before anybody saw them. */
+  'refusedPages',
   'cpuNs',
 ] as const;
 export type ImageCounter = (typeof IMAGE_COUNTERS)[number];
@@ -280,6 +291,19 @@ export const STRUCTS: readonly StructDefinition[] = [
       ['page_bytes', 'u64'],
       ['page_count', 'u64'],
       ['reserved', 'bytes40'],
+    ],
+  },
+  {
+    name: 'DigestsHeader',
+    comment: 'Head of a file of digests; DIGEST_BYTES a page follow at DIGESTS_HEADER_BYTES.',
+    bytes: 64,
+    fields: [
+      ['magic', 'u32'],
+      ['version', 'u32'],
+      ['page_bytes', 'u64'],
+      ['page_count', 'u64'],
+      ['known_count', 'u64', 'the digests of so many pages are here, from the first page on'],
+      ['reserved', 'bytes32'],
     ],
   },
   {

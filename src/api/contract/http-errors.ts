@@ -25,6 +25,7 @@ const STATUS: { readonly [C in ErrorCode]: number } = {
   IO_FAILED: 500,
   REGION_CHANGED: 500,
   CORRUPT: 500,
+  DAMAGED: 500,
   DISK_CHANGED: 409,
   QEMU_FAILED: 500,
   QEMU_GONE: 500,
