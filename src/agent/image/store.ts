@@ -44,6 +44,8 @@ export class ImageStore {
   readonly #records = new Map<string, ImageRecord>();
   /** The paths of each image's memory files. */
   readonly #paths = new Map<string, readonly string[]>();
+  /** The images that are being deleted: nobody may write their records again. */
+  readonly #leaving = new Set<string>();
   /** How far each image is that is being filled. */
   readonly #fillings = new Map<string, ImageFilling>();
 
@@ -188,12 +190,17 @@ export class ImageStore {
   async delete(id: string): Promise<void> {
     checkImageId(id);
     const pageBytes = this.#records.get(id)?.spec.memory.pageBytes ?? 4096;
-    await removeImageFiles(this.#options.vms.place, id, pageBytes);
-    await rm(this.statePath(id), { force: true });
-    await rm(this.disksDirectory(id), { recursive: true, force: true });
-    await this.#files.remove(id);
-    this.#records.delete(id);
-    this.#paths.delete(id);
+    this.#leaving.add(id);
+    try {
+      await removeImageFiles(this.#options.vms.place, id, pageBytes);
+      await rm(this.statePath(id), { force: true });
+      await rm(this.disksDirectory(id), { recursive: true, force: true });
+      await this.#files.remove(id);
+      this.#records.delete(id);
+      this.#paths.delete(id);
+    } finally {
+      this.#leaving.delete(id);
+    }
   }
 
   view(id: string): ImageView {
@@ -277,6 +284,12 @@ export class ImageStore {
     }
   }
 
+  /** Behind the removal of the record's file a save would write it anew, for an image that nobody knows. */
+  #refuseIfLeaving({ id }: ImageRecord): void {
+    if (!this.#leaving.has(id)) return;
+    throw new MigrationError('NOT_FOUND', `image ${id} on ${this.#options.host} is being deleted`);
+  }
+
   /** At once for a known image, so that a change of its record never loses another one. */
   async #remember(record: ImageRecord): Promise<void> {
     if (!this.#paths.has(record.id)) {
@@ -290,8 +303,10 @@ export class ImageStore {
   }
 
   async #save(record: ImageRecord): Promise<void> {
+    this.#refuseIfLeaving(record);
     const remembering = this.#remember(record);
     if (!this.#paths.has(record.id)) await remembering;
+    this.#refuseIfLeaving(record);
     await this.#files.save(record);
   }
 }

@@ -109,6 +109,20 @@ describe('the store', () => {
     expect(await readdir(join(directory, 'A/ram'))).toEqual([]);
   });
 
+  test('does not write a record anew that is being deleted', async () => {
+    const images = await openStore('A');
+    await filled(images);
+    const deleting = images.delete(FIRST);
+    const late: Promise<unknown>[] = [];
+    while (images.has(FIRST)) {
+      late.push(images.update(FIRST, { readers: ['B'] }).catch((error: unknown) => error));
+      await new Promise(setImmediate);
+    }
+    await deleting;
+    expect(await Promise.all(late)).toContainEqual(code('NOT_FOUND'));
+    expect(await readdir(join(directory, 'A/images'))).toEqual([]);
+  });
+
   test('forgets an image whose memory is gone, as after a reboot', async () => {
     await filled(await openStore('A'));
     await rm(join(directory, 'A/ram'), { recursive: true });
