@@ -56,7 +56,8 @@ export function plain(text: string): string {
  * is under way.
  */
 function stateText(vm: VmView): string {
-  const { state, exitCode, exit } = vm;
+  const { exitCode, exit } = vm;
+  const state = vm.damage === undefined || exit !== null ? vm.state : 'damaged';
   const code = exit?.exitCode ?? exitCode;
   const how = exit === null || exit.reason === state ? state : `${state}: ${exit.reason}`;
   return [code === null ? how : `${how} (${code})`, ...Object.values(moveTexts(vm))].join(', ');
@@ -73,8 +74,8 @@ export function moveTexts({ arriving, leaving }: VmView): { arriving?: string; l
 }
 
 export function vmTable(vms: readonly VmView[]): string {
-  const notices = vms.flatMap(({ name, notice }) =>
-    notice === undefined ? [] : [`${plain(name)}: ${plain(notice)}\n`],
+  const notices = vms.flatMap(({ name, notice, damage }) =>
+    [notice, damage].flatMap((text) => (text === undefined ? [] : [`${plain(name)}: ${plain(text)}\n`])),
   );
   return vmRows(vms) + notices.join('');
 }

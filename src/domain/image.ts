@@ -26,10 +26,12 @@ export interface ImageView {
   readonly clones: readonly string[];
   /** Files that the image was saved to without its disks, which need the disks as they are. Absent: none. */
   readonly savedFiles?: readonly string[];
-  /** Why its pages do not come at present. Absent: they do, or are all here. */
+  /** Why its pages do not come at present, or which page is damaged. Absent: they come, or are all here. */
   readonly problem?: string;
   /** Other hosts that read the image. Until they have ended, it is removed only by force. Absent: none. */
   readonly readers?: readonly string[];
+  /** Only of an image that was read from another host: every page is what that host's digests say. */
+  readonly isChecked?: boolean;
   /** The disks (ids) that another host serves. Absent: this host has the files of all disks. */
   readonly served?: { readonly host: string; readonly disks: readonly string[] };
 }

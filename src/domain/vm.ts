@@ -195,6 +195,8 @@ export interface VmView {
    * that another host serves. Absent if nothing is known to be.
    */
   readonly notice?: string;
+  /** Why the VM stands still for good: its memory is not what its image was. Absent: it is whole. */
+  readonly damage?: string;
   /** Absent if the VM has all of its memory. */
   readonly arriving?: Arrival;
   /** Absent if no move of the VM from this host is under way. */

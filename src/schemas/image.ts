@@ -28,6 +28,7 @@ export const imageView = of<ImageView>(
     savedFiles: list(text).optional(),
     problem: text.optional(),
     readers: list(hostName).optional(),
+    isChecked: z.boolean().optional(),
     served: z.object({ host: hostName, disks: list(text) }).optional(),
   }),
 );

@@ -66,6 +66,7 @@ export const vmView = of<VmView>(
     identityIssue: text.nullable(),
     warnings: list(text).exactOptional(),
     notice: text.exactOptional(),
+    damage: text.exactOptional(),
     arriving: z.object({ ...openMove, source: text, incompleteSince: text.nullable() }).exactOptional(),
     leaving: z.object({ ...openMove, target: text }).exactOptional(),
   }),

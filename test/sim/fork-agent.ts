@@ -193,6 +193,10 @@ export class SimForkAgent implements ForkPort, Pick<SourcePort, 'reserve' | 'unr
     return { session: '', token: '', endpoint: { transport: 'tcp', host: '', port: 1, keys: [] } };
   }
 
+  async imageDigests(): Promise<{ readonly digests: string | null }> {
+    return { digests: null };
+  }
+
   async endImage(): Promise<void> {}
 
   async completeImage(): Promise<void> {}

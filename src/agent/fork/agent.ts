@@ -28,7 +28,7 @@ import { UndecidedForks } from './decision/undecided.js';
 import { sendDeviceState } from './device-state.js';
 import { forkInventory } from './inventory.js';
 import type { ImagePages } from './pages/image-server.js';
-import { failedImage } from './pages/image-servers.js';
+import { failedImage } from './pages/failed-image.js';
 import type { Pool } from './pool.js';
 import { prepareFork } from './prepare.js';
 import { type ForkRecord, finishRecord } from './record.js';
@@ -160,6 +160,16 @@ export class ForkAgent implements ForkPort {
     checkImageId(image);
     this.#refuseWhenClosing();
     return this.#context.servers.serve(image, reader, transport, this.#served(image));
+  }
+
+  async imageDigests(
+    image: string,
+    reader: string,
+    region: number,
+    firstPage: number,
+  ): Promise<{ readonly digests: string | null }> {
+    checkImageId(image);
+    return { digests: await this.#context.servers.digests(image, reader, region, firstPage) };
   }
 
   async endImage(image: string, reader: string): Promise<void> {

@@ -5,6 +5,8 @@ import type { ForkBook } from './book.js';
 import type { ForkContext } from './context.js';
 import type { ForkClones } from './fork-clones.js';
 import type { CaptureSession } from './pages/capture-session.js';
+import { keepDamaged } from './pages/damaged.js';
+import { FetchSession } from './pages/fetch-session.js';
 import type { ForkPages } from './pages.js';
 import { giveUpImage, isPermanent } from './unfillable.js';
 
@@ -67,7 +69,9 @@ export class ForkFilling {
     book.fail(failure.toJSON());
     const [vms, { filling }] = [clones.vms, pages];
     await pages.giveUp();
-    await giveUpImage(this.#context, { record: book.record, clones: vms, filling, parent });
+    const failed = { record: book.record, clones: vms, filling, parent };
+    if (failure.code === 'DAMAGED') await keepDamaged(this.#context, failed, failure.message);
+    else await giveUpImage(this.#context, failed);
   }
 
   /** Records a complete image, if that has failed before. It is the last that needs the maps of its pages. */
@@ -77,7 +81,7 @@ export class ForkFilling {
     const { image } = book.record;
     if (isClosing()) throw new MigrationError('UNREACHABLE', 'the daemon is closing', { isRetryable: true });
     const isDue = images.has(image) && images.get(image).state === 'filling' && pages.failure === null;
-    if (isDue) await images.update(image, { state: 'complete' });
+    if (isDue) await images.update(image, { state: 'complete', ...this.#check });
   }
 
   #follow({ over }: Pick<CaptureSession, 'over'>): void {
@@ -100,6 +104,12 @@ export class ForkFilling {
       return this.fail(pages.failure);
     }
     await settled;
-    await this.#context.images.update(book.record.image, { state: outcome });
+    await this.#context.images.update(book.record.image, { state: outcome, ...this.#check });
+  }
+
+  /** What has become of the check of an image that was read from another host. */
+  get #check(): { readonly isChecked?: boolean } {
+    const { filling } = this.#parts.pages;
+    return filling instanceof FetchSession ? { isChecked: filling.isChecked } : {};
   }
 }

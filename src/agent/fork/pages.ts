@@ -11,7 +11,7 @@ import type { ForkContext } from './context.js';
 import { CaptureSession } from './pages/capture-session.js';
 import { FetchSession } from './pages/fetch-session.js';
 import type { ImagePages } from './pages/image-server.js';
-import { failedImage } from './pages/image-servers.js';
+import { failedImage } from './pages/failed-image.js';
 import { OriginHost } from './pages/origin-host.js';
 import { PrivateCopies } from './pages/private-copies.js';
 import type { ForkRecord } from './record.js';
@@ -332,7 +332,7 @@ async function refuseRegistering({ rdma, host }: ForkContext, transport: Transpo
 function progressOf({ record, image, isFilled, filling, copies, failure }: ProgressParts): ForkProgress {
   const { sizeBytes, pageBytes } = image.spec.memory;
   const pagesTotal = sizeBytes / pageBytes;
-  const isFilling = isFilled && image.state !== 'complete' && filling?.snapshot.state !== 'complete';
+  const isFilling = isFilled && image.state !== 'complete' && filling?.isComplete !== true;
   const isCopying = isFilling || (record.request.memory === 'private' && copies?.isComplete !== true);
   const { isWarm, clones, outcome } = record;
   const isCommitted = record.state === 'committed';

@@ -98,6 +98,7 @@ export function newImage(
     disks: shape.parent.disks.map(({ id: disk, path, format }) => ({ id: disk, path, format })),
     overlays: [],
     ...servedOf(origin),
+    ...(origin === undefined ? {} : { isChecked: false }),
     createdAt: context.clock.isoNow(),
   };
 }

@@ -40,6 +40,13 @@ export interface ImageRecord {
   readonly saves?: readonly SavedFile[];
   /** The other hosts that read the image, or mean to. Absent: none. */
   readonly readers?: readonly string[];
+  /**
+   * Only of an image that was read from another host: every page is what that host's digests say. False: not yet, or
+   * the digests never came.
+   */
+  readonly isChecked?: boolean;
+  /** What a page was not, of an image with the state `failed` whose clones stand still. */
+  readonly damage?: string;
   /** The disks that another host serves. Absent: this host has the files of all disks. */
   readonly served?: { readonly host: string; readonly disks: readonly string[] };
   /** The hosts that this host has served the disks. Absent: none. */
@@ -87,6 +94,8 @@ export const imageRecordSchema: z.ZodType<ImageRecord> = z.strictObject({
   layers: z.array(diskLayer).exactOptional(),
   saves: z.array(savedFile).exactOptional(),
   readers: z.array(hostName).exactOptional(),
+  isChecked: z.boolean().exactOptional(),
+  damage: z.string().exactOptional(),
   served: z.strictObject({ host: hostName, disks: z.array(z.string()) }).exactOptional(),
   servedTo: z.array(hostName).exactOptional(),
   createdAt: z.string(),

@@ -14,7 +14,14 @@ import { RecordFiles } from '../../durable/record-files.js';
 import type { Log } from '../../kit/log.js';
 import type { NativeBinding, RegionFile } from '../../native/types.js';
 import { allocatedBytes, kindOf, type MemoryPromise } from '../vm/memory-room.js';
-import { createImageFiles, imageFiles, imagePresencePath, imagesWithFiles, removeImageFiles } from '../vm/ram-files.js';
+import {
+  createImageFiles,
+  imageDigestPath,
+  imageFiles,
+  imagePresencePath,
+  imagesWithFiles,
+  removeImageFiles,
+} from '../vm/ram-files.js';
 import type { VmManager } from '../vm/vms.js';
 import { checkImageId, IMAGE_RECORD, type ImageRecord } from './record.js';
 
@@ -119,6 +126,17 @@ export class ImageStore {
     return imageFiles(this.#options.vms.place, record.spec.memory, record.id);
   }
 
+  /** `digestPath` is that of the digests of the region's pages, which need not exist. */
+  async withDigests(record: ImageRecord): Promise<(RegionFile & { digestPath: string })[]> {
+    const { place } = this.#options.vms;
+    const { regions } = record.spec.memory;
+    const files = await this.regions(record);
+    return files.map((file, index) => ({
+      ...file,
+      digestPath: imageDigestPath(place, record.id, regions[index]?.id ?? ''),
+    }));
+  }
+
   async withPresence(record: ImageRecord): Promise<(RegionFile & { presencePath: string })[]> {
     const { place } = this.#options.vms;
     const { regions } = record.spec.memory;
@@ -209,7 +227,7 @@ export class ImageStore {
     const pagesTotal = memory.sizeBytes / memory.pageBytes;
     const filling = record.state === 'complete' ? undefined : this.#fillings.get(id);
     const pagesDone = record.state === 'complete' ? pagesTotal : (filling?.pagesDone ?? 0);
-    const problem = filling?.trouble?.message;
+    const problem = record.damage ?? filling?.trouble?.message;
     return {
       id,
       host: this.#options.host,
@@ -226,6 +244,7 @@ export class ImageStore {
       clones: this.clonesOf(id),
       ...(record.saves === undefined ? {} : { savedFiles: record.saves.map(({ path }) => path) }),
       ...(record.readers === undefined ? {} : { readers: record.readers }),
+      ...(record.isChecked === undefined ? {} : { isChecked: record.isChecked }),
       ...(record.served === undefined ? {} : { served: record.served }),
       ...(problem === undefined ? {} : { problem }),
     };

@@ -37,6 +37,11 @@ export function imagePresencePath(place: RamPlace, image: string, region: string
   return join(place.ramDir, IMAGES, image, `${region}.presence`);
 }
 
+/** The file is always on tmpfs. It stays as long as the image. */
+export function imageDigestPath(place: RamPlace, image: string, region: string): string {
+  return join(place.ramDir, IMAGES, image, `${region}.digests`);
+}
+
 function filesIn(directory: string, { regions, pageBytes }: VmSpec['memory']): RegionFile[] {
   return regions.map((region) => ({
     path: join(directory, `${region.id}.ram`),

@@ -56,6 +56,8 @@ export interface VmRecord {
   readonly isMerging?: boolean;
   /** Set before the merge of this overlay begins, and until its file is gone or the merge has been given up. */
   readonly mergedOverlay?: MergedOverlay | null;
+  /** Why the VM stands still for good: its memory is not what its image was. Absent: it is whole. */
+  readonly damage?: string;
 }
 
 /** An overlay of a disk of the VM, and the file that it is merged into. */
@@ -142,6 +144,7 @@ const recordSchema = z.strictObject({
     .strictObject({ id: z.string(), path: z.string(), base: z.strictObject({ path: z.string(), format: diskFormat }) })
     .nullable()
     .exactOptional(),
+  damage: z.string().exactOptional(),
 });
 
 /**
@@ -160,8 +163,16 @@ export function reservedBy(record: VmRecord, job: string): Partial<VmRecord> | n
   const { spec, job: holder } = record;
   if (holder === job) return null;
   if (isMerging(record)) throw mergesDisks(spec.name);
+  refuseIfDamaged(record);
   if (holder === null) return { job };
   throw new MigrationError('VM_BUSY', `${spec.name} is part of job ${holder}`);
+}
+
+export function refuseIfDamaged({ spec, damage }: Pick<VmRecord, 'spec' | 'damage'>): void {
+  if (damage === undefined) return;
+  throw new MigrationError('DAMAGED', `the memory of ${spec.name} is damaged: ${damage}`, {
+    remedy: `"vmctl stop ${spec.name}" ends it`,
+  });
 }
 
 export function isMerging({ isMerging, mergedOverlay }: VmRecord): boolean {

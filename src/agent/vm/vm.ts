@@ -1,6 +1,7 @@
 /** One VM of this host: its durable record, and the daemon's objects while it lives. Only VmManager changes it. */
 
 import { join } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
 import type { VmBackend, VmPlace, VmProcess } from '../../backends/backend.js';
 import { MigrationError, toMigrationError } from '../../domain/errors.js';
 import { type GuestEnd, guestEndText, isGuestEnd } from '../../domain/guest-end.js';
@@ -8,9 +9,11 @@ import type { Accel, VmExit, VmSpec, VmState, VmView } from '../../domain/vm.js'
 import type { ChildExit, ProcessIdentity } from '../../kit/process.js';
 import type { RegionFile, VmMemoryHandle } from '../../native/types.js';
 import { type ExitWatch, exitPath } from './exit-port.js';
-import { isMerging, type MergedOverlay, mergesDisks, type VmRecord, writeRecord } from './record.js';
+import { isMerging, type MergedOverlay, mergesDisks, refuseIfDamaged, type VmRecord, writeRecord } from './record.js';
 
 const OWED_RETRY_MS = 2_000;
+/** How long a VM that is damaged may take to stop. */
+const PAUSE_MS_MAX = 5_000;
 
 /** A VM as other parts of the agent see it. It stays the same object until the VM is destroyed. */
 export interface ManagedVm {
@@ -130,8 +133,24 @@ export class Vm implements ManagedVm {
     return this.#record.regions;
   }
 
-  /** Throws VM_BUSY while the VM is held. */
-  refuseIfHeld(): void {
+  /** It runs no more on this host. */
+  get isOver(): boolean {
+    return this.state === 'stopped' || this.state === 'departed';
+  }
+
+  /** For the end of the daemon: leaves the process to the next one. */
+  async close(): Promise<void> {
+    this.process.close();
+    this.exitWatch?.close();
+    await this.settlingIn;
+    this.memory?.close();
+    this.memory = null;
+    await this.settled();
+  }
+
+  /** Throws VM_BUSY while the VM is held, and DAMAGED if its memory is. */
+  refuseToRun(): void {
+    refuseIfDamaged(this.#record);
     if (this.isHeld) throw mergesDisks(this.spec.name);
   }
 
@@ -276,6 +295,7 @@ export function viewOf(vm: Vm, host: string): VmView {
     exitCode: vm.record.exit?.exitCode ?? vm.exitCode ?? vm.record.exitCodeBefore,
     exit: vm.record.exit,
     identityIssue: identityIssue(vm),
+    ...(vm.record.damage === undefined ? {} : { damage: vm.record.damage }),
   };
 }
 
@@ -297,4 +317,13 @@ export async function whilePaused<T>(vm: Vm, work: () => Promise<T>): Promise<T>
   vm.isHeld = false;
   if (state === 'running') await process.run();
   return result;
+}
+
+/** Pauses a VM whose memory is damaged, and records why. Each is done although the other fails. */
+export async function stopForGood(vm: Vm, damage: string): Promise<void> {
+  const recording = vm.update({ state: 'paused', damage });
+  // A vCPU that waits for a page runs no more, and cannot stop before the page comes.
+  const pausing = Promise.race([vm.process.pause(), sleep(PAUSE_MS_MAX, undefined, { ref: false })]);
+  for (const outcome of await Promise.allSettled([recording, pausing]))
+    if (outcome.status === 'rejected') throw outcome.reason;
 }

@@ -26,7 +26,7 @@ import { effectiveState, type RecordAmendment, readRecord, reservedBy, type VmRe
 import { VmStarter } from './starts.js';
 import { notOurs, VmTable } from './table.js';
 import { describeUnreadable, noRecord } from './unreadable.js';
-import { type ManagedVm, placeIn, Vm, viewOf, whilePaused } from './vm.js';
+import { type ManagedVm, placeIn, stopForGood, Vm, viewOf, whilePaused } from './vm.js';
 
 export type { VmExit } from '../../domain/vm.js';
 export type { ManagedVm } from './vm.js';
@@ -229,7 +229,7 @@ export class VmManager {
     await process.connected().catch(() => undefined);
     await this.#table.locks.hold(name, async () => {
       const vm = await this.#checkUsable(name, ['running', 'paused']);
-      if (state === 'running') vm.refuseIfHeld();
+      if (state === 'running') vm.refuseToRun();
       await (state === 'running' ? vm.process.run() : vm.process.pause());
       vm.liveState = state;
       await vm.update({ state });
@@ -287,7 +287,7 @@ export class VmManager {
         states.push(state);
       }
       const vm = await this.#checkUsable(name, states, options.isForced);
-      if (isOver(vm)) return this.#keeper.remove(vm);
+      if (vm.isOver) return this.#keeper.remove(vm);
       vm.isEnding = true;
       await this.#keeper.end(vm, options);
       await this.#keeper.settle(vm, options.reason ?? 'stopped');
@@ -309,14 +309,25 @@ export class VmManager {
     if (vm?.spec.memory.backing === 'image') await this.endClone(vm, OUT_OF_MEMORY);
   }
 
+  /** Pauses a clone for good whose memory is damaged; a user ends it. Durable when it resolves. Idempotent. */
+  markDamaged(clone: ManagedVm, damage: string): Promise<void> {
+    return this.#onLiving(clone, (vm) => stopForGood(vm, damage).finally(() => this.#table.changed(vm)));
+  }
+
   /** Kills a clone, also one that has not run yet. It stays listed, with that reason. Idempotent. */
-  async endClone(clone: ManagedVm, reason: string): Promise<void> {
-    await this.#table.locks.hold(clone.spec.name, async () => {
-      const vm = this.#table.find(clone.spec.name);
-      if (vm !== clone || vm === undefined || isOver(vm)) return;
+  endClone(clone: ManagedVm, reason: string): Promise<void> {
+    return this.#onLiving(clone, async (vm) => {
       vm.isEnding = true;
       await this.#keeper.end(vm, { isForced: true });
       await this.#keeper.settle(vm, reason);
+    });
+  }
+
+  /** Does nothing for a clone that has ended, or whose name another VM has. */
+  #onLiving(clone: ManagedVm, work: (vm: Vm) => Promise<void>): Promise<void> {
+    return this.#table.locks.hold(clone.spec.name, async () => {
+      const vm = this.#table.find(clone.spec.name);
+      if (vm === clone && vm !== undefined && !vm.isOver) await work(vm);
     });
   }
 
@@ -338,14 +349,7 @@ export class VmManager {
     this.#keeper.close();
     for (const vm of this.#table.all()) vm.start.abort();
     await Promise.all(this.#table.all().map((vm) => this.#table.locks.hold(vm.spec.name, () => Promise.resolve())));
-    for (const vm of this.#table.all()) {
-      vm.process.close();
-      vm.exitWatch?.close();
-      await vm.settlingIn;
-      vm.memory?.close();
-      vm.memory = null;
-      await vm.settled();
-    }
+    for (const vm of this.#table.all()) await vm.close();
     await this.place.close();
   }
 
@@ -358,7 +362,7 @@ export class VmManager {
       });
     }
     if (!states.includes(vm.state)) throw new MigrationError('CONFLICT', `${name} is ${vm.state}`);
-    if (isJobIgnored || isOver(vm)) return vm; // Force ends a process of this host, whatever the records say.
+    if (isJobIgnored || vm.isOver) return vm; // Force ends a process of this host, whatever the records say.
     const owner = await this.#options.registry.owner(name);
     if (owner?.owner !== this.#options.host || owner.epoch !== vm.epoch) throw notOurs(vm, owner, this.#options.host);
     return vm;
@@ -390,8 +394,4 @@ export class VmManager {
       );
     }
   }
-}
-
-function isOver({ state }: Vm): boolean {
-  return state === 'stopped' || state === 'departed';
 }

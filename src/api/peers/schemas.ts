@@ -135,6 +135,17 @@ export const imageHolder = z.strictObject({
   disks: imageDisks.exactOptional(),
 });
 
+/** An answer has the digests of 64 MiB, or of one page. */
+const DIGESTS_CHARS_MAX = 350_000;
+
+export const imageDigests = z.object({
+  digests: z
+    .string()
+    .max(DIGESTS_CHARS_MAX)
+    .regex(/^[A-Za-z0-9+/]*={0,2}$/)
+    .nullable(),
+});
+
 export const forkInventory = z.object({
   vm: vmInventory,
   image: imageView.nullable(),

@@ -171,6 +171,17 @@ export interface ForkPort {
    * host that has asked counts as a reader until `endImage`.
    */
   serveImage(image: string, reader: string, transport: Transport): Promise<ImageHolder>;
+  /**
+   * On the host that has the image, for one of its readers: digests of the pages of a region (by its number) from
+   * `firstPage` on, DIGEST_BYTES each, in base64. It is empty while they are not known, because the image is not
+   * complete, and null if they never will be. How many it returns is the host's choice.
+   */
+  imageDigests(
+    image: string,
+    reader: string,
+    region: number,
+    firstPage: number,
+  ): Promise<{ readonly digests: string | null }>;
   /** The host does not read the image any more. Idempotent. */
   endImage(image: string, reader: string): Promise<void>;
   /**

@@ -105,7 +105,11 @@ describe('calls', () => {
 
   test('of a host that reads an image as another one are refused', async () => {
     const { forks } = remote('B', { A: url() }).agent('A');
-    for (const reading of [forks.serveImage(IMAGE, 'C', 'tcp'), forks.endImage(IMAGE, 'A')]) {
+    for (const reading of [
+      forks.serveImage(IMAGE, 'C', 'tcp'),
+      forks.imageDigests(IMAGE, 'C', 0, 0),
+      forks.endImage(IMAGE, 'A'),
+    ]) {
       await expect(reading).rejects.toMatchObject({ code: 'NOT_PERMITTED' });
     }
     expect(services.calls).toEqual([]);
@@ -132,6 +136,7 @@ describe('calls', () => {
     await forks.armParent(IMAGE);
     expect(await forks.forkPoint(IMAGE)).toEqual(forkAnswers.forkPoint);
     expect(await forks.serveImage(IMAGE, 'B', 'tcp')).toEqual(forkAnswers.serveImage);
+    expect(await forks.imageDigests(IMAGE, 'B', 0, 0)).toEqual(forkAnswers.imageDigests);
     await forks.endImage(IMAGE, 'B');
     await forks.connectImage(IMAGE, 'tcp');
     await forks.completeImage(IMAGE);

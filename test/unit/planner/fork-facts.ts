@@ -97,6 +97,7 @@ export const forkAnswers: { readonly [Call in keyof ForkPort]: unknown } = {
       keys: [{ ram: 'a'.repeat(48), dataMap: 'b'.repeat(48) }],
     },
   },
+  imageDigests: { digests: 'MTIzNDU2Nzg5MDEyMzQ1Ng==' },
   endImage: undefined,
   connectImage: undefined,
   completeImage: undefined,

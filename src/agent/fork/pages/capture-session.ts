@@ -77,6 +77,11 @@ export class CaptureSession {
     return new MigrationError('NATIVE_FAILED', 'the image of the clones cannot be filled');
   }
 
+  /** Nothing more is to be done for the pages. */
+  get isComplete(): boolean {
+    return this.snapshot.state === 'complete';
+  }
+
   get counters(): Readonly<Record<string, number>> {
     return Object.fromEntries(Object.entries(this.snapshot.counters).map(([name, value]) => [name, Number(value)]));
   }

@@ -7,14 +7,15 @@ import { MigrationError, toMigrationError } from '../../../domain/errors.js';
 import type { ImageHolder } from '../../../engine/ports/fork.js';
 import { deferred } from '../../../kit/deferred.js';
 import { failureToError } from '../../../native/failure.js';
-import type { ImageFetchHandle, ImageFetchSnapshot } from '../../../native/types.js';
+import type { ImageDigestsHandle, ImageFetchHandle, ImageFetchSnapshot } from '../../../native/types.js';
 import type { ImageCounter } from '../../../protocol/wire.js';
 import type { ImageContext } from '../../image/context.js';
 import type { ImageRecord } from '../../image/record.js';
 import { PageLink } from '../../migration/page-link.js';
 import type { ManagedVm } from '../../vm/vms.js';
-import { isFinal } from './image-servers.js';
+import { isFinal } from './failed-image.js';
 import type { OriginHost } from './origin-host.js';
+import { damagedError, PageCheck } from './page-check.js';
 
 /** The counters that a native session opened anew starts at zero. The others are read from the presence maps. */
 const SUMMED: readonly ImageCounter[] = ['copiedBytes', 'demandBytes', 'prefetchBytes', 'cloneFaultCount', 'cpuNs'];
@@ -24,6 +25,8 @@ export class FetchSession {
   readonly #image: ImageRecord;
   readonly #link: PageLink<ImageFetchHandle>;
   readonly #presencePaths: readonly string[];
+  readonly #digests: ImageDigestsHandle;
+  readonly #check: PageCheck;
   #over = deferred<'complete' | 'failed'>();
   #isOver = false;
   /** The host that has the image says that it can never be complete. */
@@ -38,14 +41,16 @@ export class FetchSession {
   #isServing = false;
   #isOpen = true;
 
-  private constructor(context: ImageContext, image: ImageRecord, files: ImageFiles, options: FetchOptions) {
+  private constructor(context: ImageContext, image: ImageRecord, files: ImageFiles, options: SessionOptions) {
     this.#context = context;
     this.#image = image;
     this.#presencePaths = files.map(({ presencePath }) => presencePath);
+    const digests = context.native.openImageDigests({ image: options.digests });
+    this.#digests = digests;
     this.#link = new PageLink(context, {
       open: (isAgain) =>
         context.native.openImageFetch({
-          ...{ image: files, bandwidthBytesPerS: 0, isResume: isAgain },
+          ...{ image: files, bandwidthBytesPerS: 0, isResume: isAgain, digests },
           onEdge: () => this.#onEdge(),
         }),
       isResume: options.isResume,
@@ -55,15 +60,23 @@ export class FetchSession {
       onReplace: () => this.#carry(),
       fields: { image: image.id },
     });
+    this.#check = new PageCheck({
+      ...{ log: context.log, image: image.id, memory: image.spec.memory, digests },
+      ask: (region, firstPage) => options.origin.digests(region, firstPage),
+      check: (region, firstPage, count) => this.#link.reader.check(region, firstPage, count),
+      isComplete: () => this.snapshot.state === 'complete',
+      onOver: () => this.#checkState(),
+    });
     this.#last = this.#link.reader.snapshot();
     context.images.setFilling(image.id, this);
   }
 
   static async open(context: ImageContext, image: ImageRecord, options: FetchOptions): Promise<FetchSession> {
-    return new FetchSession(context, image, await context.images.withPresence(image), options);
+    const files = await context.images.withPresence(image);
+    return new FetchSession(context, image, files, { ...options, digests: await context.images.withDigests(image) });
   }
 
-  /** Resolves when every page is here, when the session has failed, or when it is closed before. */
+  /** Resolves when every page is here and has been checked, as far as its digest can be known; when the session has failed, or when it is closed before. */
   get over(): Promise<'complete' | 'failed'> {
     this.#checkState();
     return this.#over.promise;
@@ -74,9 +87,21 @@ export class FetchSession {
     return this.#last;
   }
 
+  /** Nothing more is to be done for the pages. */
+  get isComplete(): boolean {
+    return this.snapshot.state === 'complete' && this.#check.outcome !== null && this.failure === null;
+  }
+
+  /** Every page is what its digest says. */
+  get isChecked(): boolean {
+    return this.#check.outcome?.kind === 'checked';
+  }
+
   /** The error that stopped the session, or null. */
   get failure(): MigrationError | null {
     if (this.#refusal !== null) return this.#refusal;
+    const { outcome } = this.#check;
+    if (outcome?.kind === 'damaged') return damagedError(this.#image.id, outcome.page);
     const { state, failure } = this.snapshot;
     if (state !== 'failed') return null;
     if (failure !== null) {
@@ -159,7 +184,8 @@ export class FetchSession {
     this.#isOpen = false;
     // Nobody waits any longer. It changes nothing if the image is complete.
     this.#resolve('failed');
-    await this.#link.close();
+    await Promise.all([this.#check.close(), this.#link.close()]);
+    this.#digests.close();
   }
 
   #read(): ImageFetchSnapshot {
@@ -197,6 +223,7 @@ export class FetchSession {
       for (const vm of this.#clones) this.addClone(vm);
       reader.start();
       this.#isServing = true;
+      this.#check.start();
     }
     if (this.#isServing && this.#isSweepWanted) reader.sweep();
   }
@@ -212,8 +239,8 @@ export class FetchSession {
   }
 
   #checkState(): void {
-    const { state } = this.snapshot;
-    if (state === 'complete' || state === 'failed') this.#resolve(state);
+    if (this.failure !== null) this.#resolve('failed');
+    else if (this.isComplete) this.#resolve('complete');
   }
 
   #resolve(outcome: 'complete' | 'failed'): void {
@@ -243,6 +270,10 @@ export interface FetchOptions {
   readonly isResume: boolean;
   /** It is asked for a holder whenever there is none. */
   readonly origin: OriginHost;
+}
+
+interface SessionOptions extends FetchOptions {
+  readonly digests: Awaited<ReturnType<ImageContext['images']['withDigests']>>;
 }
 
 type ImageFiles = Awaited<ReturnType<ImageContext['images']['withPresence']>>;

@@ -7,20 +7,31 @@ import { MigrationError } from '../../../domain/errors.js';
 import type { Transport } from '../../../domain/transport.js';
 import type { ImageHolder } from '../../../engine/ports/fork.js';
 import type { ImageContext } from '../../image/context.js';
+import { DigestServer } from './digest-server.js';
 import { type ImagePages, ImageServer } from './image-server.js';
-
-/** How the answer to `serveImage` says that the image can never be complete. */
-const FAILED = { imageState: 'failed' } as const;
 
 export class ImageServers {
   readonly #context: ImageContext;
   readonly #servers = new Map<string, ImageServer>();
+  readonly #digests: DigestServer;
   /** The images that are being removed. */
   readonly #leaving = new Set<string>();
   #isClosed = false;
 
   constructor(context: ImageContext) {
     this.#context = context;
+    this.#digests = new DigestServer(context);
+  }
+
+  /** Tells a reader the digests of pages, as DigestServer does. Throws CONFLICT for a host that does not read it. */
+  async digests(image: string, reader: string, regionIndex: number, firstPage: number): Promise<string | null> {
+    const { images, host } = this.#context;
+    if (this.#isClosed) throw new MigrationError('UNREACHABLE', `${host} is closing`, { isRetryable: true });
+    if (!(images.get(image).readers ?? []).includes(reader)) {
+      throw new MigrationError('CONFLICT', `${reader} does not read image ${image} of ${host}`);
+    }
+    if (this.#leaving.has(image)) throw new MigrationError('NOT_FOUND', `image ${image} on ${host} is being removed`);
+    return this.#digests.digests(image, regionIndex, firstPage);
   }
 
   async serve(image: string, reader: string, transport: Transport, pages: ImagePages): Promise<ImageHolder> {
@@ -65,7 +76,7 @@ export class ImageServers {
   async close(image: string): Promise<void> {
     const server = this.#servers.get(image);
     this.#servers.delete(image);
-    await server?.close();
+    await Promise.all([server?.close(), this.#digests.close(image)]);
   }
 
   /** The same, and nobody begins to read it while `remove` is at work. */
@@ -83,16 +94,6 @@ export class ImageServers {
   async closeAll(): Promise<void> {
     this.#isClosed = true;
     await Promise.all([...this.#servers.keys()].map((image) => this.close(image)));
+    await this.#digests.closeAll();
   }
-}
-
-/** The error of an image that can never be complete. `isFinal` knows it, also when it comes from another host. */
-export function failedImage(image: string, host: string, cause?: unknown): MigrationError {
-  const reason = cause instanceof Error ? `: ${cause.message}` : '';
-  return new MigrationError('CONFLICT', `image ${image} on ${host} has failed${reason}`, { details: FAILED });
-}
-
-/** The host that has the image says that it can never be complete. Any other error may pass. */
-export function isFinal({ details }: MigrationError): boolean {
-  return (details as Partial<typeof FAILED> | null | undefined)?.imageState === FAILED.imageState;
 }

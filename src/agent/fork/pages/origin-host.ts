@@ -37,6 +37,16 @@ export class OriginHost {
     return this.#within(() => this.serveImage());
   }
 
+  /** Asks for digests of pages, as DigestServer answers. The host may compute them first. */
+  digests(regionIndex: number, firstPage: number): Promise<string | null> {
+    const { peers, host: self } = this.#context;
+    const { host, image } = this.#origin;
+    return this.#within(async () => {
+      const { digests } = await peers.agent(host).forks.imageDigests(image, self, regionIndex, firstPage);
+      return digests;
+    });
+  }
+
   /** Tells the host that nobody reads the image here any more. Never rejects: a person can overrule a reader. */
   async end(): Promise<void> {
     const { peers, host: self, log } = this.#context;

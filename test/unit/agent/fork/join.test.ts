@@ -5,7 +5,8 @@ import { join } from 'node:path';
 import { Readable } from 'node:stream';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { afterEach, expect, test, vi } from 'vitest';
-import { failedImage, ImageServers } from '../../../../src/agent/fork/pages/image-servers.js';
+import { failedImage } from '../../../../src/agent/fork/pages/failed-image.js';
+import { ImageServers } from '../../../../src/agent/fork/pages/image-servers.js';
 import { ForkPages } from '../../../../src/agent/fork/pages.js';
 import { ForkSession } from '../../../../src/agent/fork/session.js';
 import { type PageHolder, PageLink, type PageReader } from '../../../../src/agent/migration/page-link.js';
@@ -55,6 +56,7 @@ function scene(change: Change = {}) {
     },
     statePath: () => join(directory, 'state'),
     withPresence: async () => [],
+    withDigests: async () => [],
     regions: async () => [],
     setFilling: () => undefined,
     delete: async () => void calls.push('delete image'),
@@ -74,6 +76,7 @@ function scene(change: Change = {}) {
   });
   const native = {
     openImageFetch: reader,
+    openImageDigests: () => ({ close: () => void calls.push('close the digests') }),
     openImageCapture: () => ({ ...reader(), arm: nothing, resume: () => change.resuming ?? nothing(), leave: nothing }),
     openSourceSession: async (options: object) => {
       calls.push('image' in options ? 'serve the capture' : 'serve the files');

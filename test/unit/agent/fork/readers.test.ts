@@ -1,6 +1,7 @@
 /** Who reads an image of this host, and over what; with fakes of native and of the image. */
 import { expect, test } from 'vitest';
-import { failedImage, ImageServers, isFinal } from '../../../../src/agent/fork/pages/image-servers.js';
+import { failedImage, isFinal } from '../../../../src/agent/fork/pages/failed-image.js';
+import { ImageServers } from '../../../../src/agent/fork/pages/image-servers.js';
 import { MigrationError } from '../../../../src/domain/errors.js';
 
 const IMAGE = '8'.repeat(16);
