@@ -45,7 +45,7 @@ export class FetchSession {
     this.#link = new PageLink(context, {
       open: (isAgain) =>
         context.native.openImageFetch({
-          ...{ image: files, bandwidthBytesPerS: 0, isResume: isAgain },
+          ...{ image: files, digests: null, bandwidthBytesPerS: 0, isResume: isAgain },
           onEdge: () => this.#onEdge(),
         }),
       isResume: options.isResume,
