@@ -126,6 +126,21 @@ std::vector<pager::TargetRegionConfig> target_regions(const Napi::Object& option
   });
 }
 
+std::vector<pager::DigestRegionConfig> digest_regions(const Napi::Object& options, const char* name) {
+  return each(options, name, [](const Napi::Object& region) {
+    return pager::DigestRegionConfig{text(region, "path"), text(region, "digestPath"),
+                                     u64(region, "lengthBytes"),
+                                     static_cast<uint64_t>(number(region, "pageBytes"))};
+  });
+}
+
+PageRun page_run(const Napi::CallbackInfo& info, size_t first_argument) {
+  const auto integer = [&](size_t index) {
+    return static_cast<uint64_t>(info[index].As<Napi::Number>().Int64Value());
+  };
+  return {PageIndex{integer(first_argument)}, integer(first_argument + 1)};
+}
+
 Result<const transport::Provider*> provider(const Napi::Object& place) {
   const transport::Provider* found = transport::find_provider(text(place, "provider"));
   if (found == nullptr) return Error{ErrorCode::kInvalidArgument, 0, "no such provider"};

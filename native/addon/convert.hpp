@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "base/result.hpp"
+#include "image/digests/digests.hpp"
 #include "source/source.hpp"
 #include "target/target.hpp"
 #include "transport/registry/registry.hpp"
@@ -41,6 +42,10 @@ std::vector<pager::SourceRegionConfig> source_regions(const Napi::Object& option
 std::optional<pager::SourceCloneConfig> source_clone(const Napi::Object& options);
 std::vector<pager::TargetRegionConfig> target_regions(const Napi::Object& options,
                                                       const char* name = "regions");
+std::vector<pager::DigestRegionConfig> digest_regions(const Napi::Object& options, const char* name);
+
+/// Two arguments: the number of the first page, and how many pages.
+PageRun page_run(const Napi::CallbackInfo& info, size_t first_argument);
 
 /// An address to listen on or to connect to: {provider, host, port, options?}. The options are numbers and
 /// strings.

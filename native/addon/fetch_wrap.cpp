@@ -24,18 +24,25 @@ Napi::FunctionReference ImageFetchWrap::define(Napi::Env env) {
        InstanceMethod<&ImageFetchWrap::sweep>("sweep"),
        InstanceMethod<&ImageFetchWrap::add_clone>("addClone"),
        InstanceMethod<&ImageFetchWrap::remove_clone>("removeClone"),
-       InstanceMethod<&ImageFetchWrap::snapshot>("snapshot"),
+       InstanceMethod<&ImageFetchWrap::check>("check"), InstanceMethod<&ImageFetchWrap::snapshot>("snapshot"),
        InstanceMethod<&ImageFetchWrap::close>("close")}));
 }
 
 Napi::Value ImageFetchWrap::open(const Napi::CallbackInfo& info) {
   const Napi::Env env = info.Env();
   const Napi::Object options = info[0].As<Napi::Object>();
+  pager::ImageFetchConfig config;
+  if (!info[1].IsNull()) {
+    config.digests = ImageDigestsWrap::Unwrap(info[1].As<Napi::Object>())->digests();
+    if (!config.digests) {
+      throw_error(env, kClosedHandle);
+      return env.Undefined();
+    }
+  }
   const std::shared_ptr<Edge> edge = Edge::create(env, options.Get("onEdge").As<Napi::Function>());
   if (!edge) return env.Undefined();
   ImageFetchState state;
   state.edge = OwnedEdge(edge);
-  pager::ImageFetchConfig config;
   config.image = target_regions(options, "image");
   config.options.bandwidth_bytes_per_s = static_cast<uint64_t>(number(options, "bandwidthBytesPerS"));
   config.resume = flag(options, "isResume");
@@ -102,6 +109,27 @@ void ImageFetchWrap::remove_clone(const Napi::CallbackInfo& info) {
   if (!vm || found == clones.end()) return;
   state_.holder->fetch->remove_clone(*vm->memory());
   clones.erase(found);
+}
+
+/// Resolves to the number of the first page that is not what its digest says, or to null.
+Napi::Value ImageFetchWrap::check(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
+  if (!state_.holder) return Task::rejected(env, kClosedHandle);
+  auto damaged = std::make_shared<std::optional<PageIndex>>();
+  return Task::start(
+      env,
+      [holder = state_.holder, damaged, region_index = info[0].As<Napi::Number>().Uint32Value(),
+       run = page_run(info, 1)]() -> Status {
+        const auto checked = holder->fetch->check(region_index, run);
+        if (!checked) return checked.error();
+        *damaged = checked.value();
+        return ok();
+      },
+      {},
+      [damaged](Napi::Env result_env) -> Napi::Value {
+        if (!*damaged) return result_env.Null();
+        return Napi::Number::New(result_env, static_cast<double>(raw(**damaged)));
+      });
 }
 
 Napi::Value ImageFetchWrap::snapshot(const Napi::CallbackInfo& info) {

@@ -7,6 +7,7 @@
 #include "addon/edge.hpp"
 #include "addon/wrap.hpp"
 #include "image/capture.hpp"
+#include "image/digests/digests.hpp"
 #include "image/fetch.hpp"
 #include "source/source.hpp"
 #include "target/target.hpp"
@@ -118,6 +119,25 @@ class TargetSessionWrap final : public Wrap<TargetSessionWrap, TargetSessionStat
   bool is_connecting_ = false;
 };
 
+struct ImageDigestsState {
+  std::shared_ptr<pager::ImageDigests> digests;  ///< nullptr once closed; a fetch may have it too
+};
+
+class ImageDigestsWrap final : public Wrap<ImageDigestsWrap, ImageDigestsState> {
+ public:
+  using Wrap::Wrap;
+  const std::shared_ptr<pager::ImageDigests>& digests() const { return state_.digests; }
+  static Napi::FunctionReference define(Napi::Env env);
+  static Napi::Value open(const Napi::CallbackInfo& info);
+
+ private:
+  Napi::Value known(const Napi::CallbackInfo& info);
+  Napi::Value read(const Napi::CallbackInfo& info);
+  Napi::Value make_digests(const Napi::CallbackInfo& info);
+  void accept(const Napi::CallbackInfo& info);
+  void close(const Napi::CallbackInfo& info);
+};
+
 /// A fetch and the clones that it serves, in the order in which they must be destroyed (last member first).
 struct ImageFetchHolder {
   std::vector<std::shared_ptr<pager::PreloadListener>> clones;  ///< JS thread
@@ -144,6 +164,7 @@ class ImageFetchWrap final : public Wrap<ImageFetchWrap, ImageFetchState> {
   void sweep(const Napi::CallbackInfo& info);
   void add_clone(const Napi::CallbackInfo& info);
   void remove_clone(const Napi::CallbackInfo& info);
+  Napi::Value check(const Napi::CallbackInfo& info);
   Napi::Value snapshot(const Napi::CallbackInfo& info);
   Napi::Value close(const Napi::CallbackInfo& info);
   bool is_connecting_ = false;

@@ -93,7 +93,8 @@ Napi::Value probe(const Napi::CallbackInfo& info) {
 Napi::Object init(Napi::Env env, Napi::Object exports) {
   auto* data = new InstanceData{PreloadListenerWrap::define(env), DataListenerWrap::define(env),
                                 SourceSessionWrap::define(env),   TargetSessionWrap::define(env),
-                                ImageCaptureWrap::define(env),    ImageFetchWrap::define(env)};
+                                ImageCaptureWrap::define(env),    ImageFetchWrap::define(env),
+                                ImageDigestsWrap::define(env)};
   env.SetInstanceData(data);
   exports.Set("support", Napi::Function::New<support>(env));
   exports.Set("createRegionFile", Napi::Function::New<create_region_file>(env));
@@ -108,6 +109,7 @@ Napi::Object init(Napi::Env env, Napi::Object exports) {
   exports.Set("openTargetSession", Napi::Function::New<TargetSessionWrap::open>(env));
   exports.Set("openImageCapture", Napi::Function::New<ImageCaptureWrap::open>(env));
   exports.Set("openImageFetch", Napi::Function::New<ImageFetchWrap::open>(env));
+  exports.Set("openImageDigests", Napi::Function::New<ImageDigestsWrap::open>(env));
   exports.Set("releaseVm", Napi::Function::New<ImageCaptureWrap::release_vm>(env));
   return exports;
 }

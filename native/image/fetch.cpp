@@ -3,16 +3,33 @@
 #include <mutex>
 #include <thread>
 
+#include "image/digests/check.hpp"
 #include "image/holder/supply.hpp"
 #include "image/serve/clone_server.hpp"
 
 namespace vmigrate::pager {
 namespace {
 
+bool are_of(const ImageDigests& digests, std::span<const TargetRegionConfig> image) {
+  if (digests.region_count() != image.size()) return false;
+  for (uint32_t i = 0; i < image.size(); ++i) {
+    const uint64_t page_bytes = digests.page_bytes(i);
+    if (page_bytes != image[i].page_bytes ||
+        digests.map(i).page_count() != image[i].length_bytes / image[i].page_bytes) {
+      return false;
+    }
+  }
+  return true;
+}
+
 class FetchThreads final : public ImageFetch {
  public:
-  FetchThreads(std::unique_ptr<ImageCore> core, const FetchOptions& options)
-      : core_(std::move(core)), supply_(*core_, options), server_(*core_, supply_) {}
+  FetchThreads(std::unique_ptr<ImageCore> core, const FetchOptions& options,
+               std::shared_ptr<ImageDigests> digests)
+      : core_(std::move(core)),
+        digests_(std::move(digests)),
+        supply_(*core_, options),
+        server_(*core_, supply_) {}
   ~FetchThreads() override { close(); }
 
   Status open() { return server_.open(); }
@@ -65,7 +82,15 @@ class FetchThreads final : public ImageFetch {
     server_.commands().run([&] { server_.remove_clone(memory); });
   }
 
+  Result<std::optional<PageIndex>> check(uint32_t region_index, PageRun run) const override {
+    if (!digests_ || region_index >= digests_->region_count())
+      return Error{ErrorCode::kInvalidArgument, 0, "check of a region that has no digests"};
+    return first_damaged(core_->region(region_index), digests_->map(region_index), run,
+                         [this] { return is_closing_.load(std::memory_order_relaxed); });
+  }
+
   void close() override {
+    is_closing_.store(true, std::memory_order_relaxed);
     core_->request_stop(ImageCore::Stop::kLetGo);
     supply_.wake_bulk();
     const std::lock_guard lock(steps_mutex_);
@@ -90,6 +115,8 @@ class FetchThreads final : public ImageFetch {
   }
 
   std::unique_ptr<ImageCore> core_;
+  const std::shared_ptr<ImageDigests> digests_;
+  std::atomic<bool> is_closing_{false};
   HolderSupply supply_;
   CloneServer server_;
   std::mutex steps_mutex_;  // guards start, and the end
@@ -123,7 +150,10 @@ void FetchThreads::counters(std::span<uint64_t, wire::kImageCounterCount> out) c
 Result<std::unique_ptr<ImageFetch>> ImageFetch::open(ImageFetchConfig config) {
   auto core = ImageCore::open(config.image, config.resume, std::move(config.on_edge));
   if (!core) return core.error();
-  auto fetch = std::make_unique<FetchThreads>(std::move(core).value(), config.options);
+  if (config.digests && !are_of(*config.digests, config.image))
+    return Error{ErrorCode::kInvalidArgument, 0, "digests of other regions"};
+  auto fetch =
+      std::make_unique<FetchThreads>(std::move(core).value(), config.options, std::move(config.digests));
   if (auto status = fetch->open(); !status) return status.error();
   return std::unique_ptr<ImageFetch>(std::move(fetch));
 }

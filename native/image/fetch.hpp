@@ -9,6 +9,7 @@
 
 #include "base/result.hpp"
 #include "fetch/endpoints.hpp"
+#include "image/digests/digests.hpp"
 #include "image/serve/state.hpp"
 #include "memory/region_config.hpp"
 #include "vm/memory.hpp"
@@ -20,6 +21,9 @@ struct ImageFetchConfig {
   FetchOptions options;
   bool resume = false;            ///< take over the presence maps
   std::function<void()> on_edge;  ///< as for TargetSession::open
+  /// What the pages must be, as far as that is known; it may become known while the image fills. Of the
+  /// regions of `image`; nullptr: the holder is believed.
+  std::shared_ptr<ImageDigests> digests;
 };
 
 /// Fills an image of this host from another holder of it, and serves the clones that run on it meanwhile
@@ -42,6 +46,11 @@ class ImageFetch {
   /// As for ImageCapture.
   virtual Status add_clone(const VmMemory& memory) = 0;
   virtual void remove_clone(const VmMemory& memory) = 0;
+  /// Looks whether pages that are here are what their digests say, and returns the first that is not. The
+  /// digests of all pages of the run must be known. Pages whose digests were known before they came have been
+  /// looked at then; so every page has been, once this has been called for each run of digests that became
+  /// known after start. In every state; kClosed once close has been called. It may take long.
+  virtual Result<std::optional<PageIndex>> check(uint32_t region_index, PageRun run) const = 0;
   /// Ends the threads. Pages that are not here stay missing, and the clones that wait for them keep waiting.
   /// Idempotent.
   virtual void close() = 0;

@@ -12,6 +12,7 @@ import { fileURLToPath } from 'node:url';
 import { MigrationError } from '../domain/errors.js';
 import {
   checkCredentials,
+  checkDigestsOptions,
   checkEdge,
   checkFetchOptions,
   checkImageOptions,
@@ -32,6 +33,7 @@ import {
   attemptAsync,
   DataListener,
   ImageCapture,
+  ImageDigests,
   ImageFetch,
   SourceSession,
   TargetSession,
@@ -133,7 +135,12 @@ function bind(addon: Addon): NativeBinding {
     },
     openImageFetch(options) {
       checkFetchOptions(options);
-      return attempt('open image fetch', () => new ImageFetch(addon.openImageFetch(options)));
+      const digests = options.digests === null ? null : ImageDigests.nativeOf(options.digests);
+      return attempt('open image fetch', () => new ImageFetch(addon.openImageFetch(options, digests)));
+    },
+    openImageDigests(options) {
+      checkDigestsOptions(options);
+      return attempt('open digests of an image', () => new ImageDigests(addon.openImageDigests(options)));
     },
     async releaseVm(vm) {
       const memory = VmMemory.nativeOf(vm);

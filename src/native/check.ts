@@ -7,6 +7,7 @@ import { type ErrorCode, MigrationError } from '../domain/errors.js';
 import { CONSTANTS, PRELOAD_DESCRIPTOR } from '../protocol/wire.js';
 import type {
   ImageCaptureOptions,
+  ImageDigestsOptions,
   ImageFetchOptions,
   ProviderOptions,
   ProviderPlace,
@@ -134,6 +135,19 @@ export function checkTargetOptions(options: TargetOptions): void {
 
 export function checkFetchOptions(options: ImageFetchOptions): void {
   checkFilled(options.image, options);
+}
+
+export function checkDigestsOptions({ image }: ImageDigestsOptions): void {
+  checkRegions(image);
+  for (const { digestPath } of image) checkPath(digestPath, 'digestPath');
+  const paths = image.flatMap(({ path, digestPath }) => [path, digestPath]);
+  require(new Set(paths).size === paths.length, 'a file of digests is named twice');
+}
+
+/** Checks numbers of pages of a region. The addon checks that the region has them. */
+export function checkPages(regionIndex: number, ...pages: number[]): void {
+  require(isIntegerIn(regionIndex, 0, CONSTANTS.PRELOAD_REGIONS_MAX), 'regionIndex must be the index of a region');
+  for (const page of pages) require(isIntegerIn(page, 0, Number.MAX_SAFE_INTEGER), 'pages must be integers from 0');
 }
 
 function checkFilled(

@@ -13,13 +13,15 @@ import {
   TARGET_COUNTERS,
   type TargetCounter,
 } from '../protocol/wire.js';
-import { checkSource } from './check.js';
+import { checkPages, checkSource } from './check.js';
 import { thrownToError } from './failure.js';
 import type {
   DataListenerHandle,
   ImageCaptureHandle,
   ImageCaptureOptions,
   ImageCaptureState,
+  ImageDigestsHandle,
+  ImageDigestsOptions,
   ImageFetchHandle,
   ImageFetchOptions,
   ImageFetchSnapshot,
@@ -84,8 +86,17 @@ interface AddonImageFetch {
   sweep(): void;
   addClone(vm: AddonVmMemory): void;
   removeClone(vm: AddonVmMemory): void;
+  check(regionIndex: number, firstPage: number, pageCount: number): Promise<number | null>;
   snapshot(): { state: ImageFetchState; counters: BigUint64Array; failure: NativeFailure | null };
   close(): Promise<void>;
+}
+
+interface AddonImageDigests {
+  known(regionIndex: number): number;
+  make(regionIndex: number, pageCount: number): Promise<void>;
+  read(regionIndex: number, firstPage: number, pageCount: number): Buffer;
+  accept(regionIndex: number, firstPage: number, digests: Uint8Array): void;
+  close(): void;
 }
 
 /** The exports of vmigrate.node. */
@@ -107,7 +118,8 @@ export interface Addon {
   ): Promise<AddonSourceSession>;
   openTargetSession(vm: AddonVmMemory, options: TargetOptions): AddonTargetSession;
   openImageCapture(parent: AddonVmMemory | null, options: ImageCaptureOptions): AddonImageCapture;
-  openImageFetch(options: ImageFetchOptions): AddonImageFetch;
+  openImageFetch(options: ImageFetchOptions, digests: AddonImageDigests | null): AddonImageFetch;
+  openImageDigests(options: ImageDigestsOptions): AddonImageDigests;
   releaseVm(vm: AddonVmMemory): Promise<void>;
 }
 
@@ -263,6 +275,11 @@ export class ImageFetch implements ImageFetchHandle {
     attempt('remove a clone', () => this.#native.removeClone(VmMemory.nativeOf(vm)));
   }
 
+  async check(regionIndex: number, firstPage: number, pageCount: number): Promise<number | null> {
+    checkPages(regionIndex, firstPage, pageCount);
+    return attemptAsync('check the pages of an image', () => this.#native.check(regionIndex, firstPage, pageCount));
+  }
+
   snapshot(): ImageFetchSnapshot {
     const { state, counters, failure } = attempt('image fetch', () => this.#native.snapshot());
     return { state, failure, counters: named<ImageCounter>(IMAGE_COUNTERS, counters) };
@@ -270,6 +287,44 @@ export class ImageFetch implements ImageFetchHandle {
 
   async close(): Promise<void> {
     await attemptAsync('close image fetch', () => this.#native.close());
+  }
+}
+
+export class ImageDigests implements ImageDigestsHandle {
+  readonly #native: AddonImageDigests;
+
+  constructor(native: AddonImageDigests) {
+    this.#native = native;
+  }
+
+  static nativeOf(handle: ImageDigestsHandle): AddonImageDigests {
+    if (handle instanceof ImageDigests) return handle.#native;
+    throw new MigrationError('USAGE', 'native argument: digests is not a handle of this binding');
+  }
+
+  known(regionIndex: number): number {
+    checkPages(regionIndex);
+    return attempt('digests of an image', () => this.#native.known(regionIndex));
+  }
+
+  async make(regionIndex: number, pageCount: number): Promise<void> {
+    checkPages(regionIndex, pageCount);
+    await attemptAsync('make the digests of an image', () => this.#native.make(regionIndex, pageCount));
+  }
+
+  read(regionIndex: number, firstPage: number, pageCount: number): Buffer {
+    checkPages(regionIndex, firstPage, pageCount);
+    return attempt('read digests of an image', () => this.#native.read(regionIndex, firstPage, pageCount));
+  }
+
+  accept(regionIndex: number, firstPage: number, digests: Uint8Array): void {
+    checkPages(regionIndex, firstPage);
+    if (!(digests instanceof Uint8Array)) throw new MigrationError('USAGE', 'native argument: digests must be bytes');
+    attempt('accept digests of an image', () => this.#native.accept(regionIndex, firstPage, digests));
+  }
+
+  close(): void {
+    this.#native.close();
   }
 }
 

@@ -203,13 +203,56 @@ export interface ImageFetchHandle {
   /** As for a capture. Before start the faults wait. */
   addClone(vm: VmMemoryHandle): void;
   removeClone(vm: VmMemoryHandle): void;
+  /**
+   * Compares the pages of the range that are here with their digests, all of which must be known. Resolves to the first
+   * page that differs, or to null. Pages whose digests were known before they came have been compared then. Call it for
+   * each range of digests that becomes known after start: then every page has been compared when the state is complete.
+   * Off the main thread, in every state; fails with CONFLICT once the handle is closed.
+   */
+  check(regionIndex: number, firstPage: number, pageCount: number): Promise<number | null>;
   snapshot(): ImageFetchSnapshot;
   /** Resolves when the threads have ended. Missing pages stay missing, and clones that wait for them keep waiting. */
   close(): Promise<void>;
 }
 
+/**
+ * The digests of an image's pages: the first 16 bytes (CONSTANTS.DIGEST_BYTES) of the SHA-256 of each page. They become
+ * known from the first page of a region on, and are kept in a file for each region, which outlives the handle. The host
+ * that has the image makes them; a host that reads it from another accepts them. Region indexes and pages are those of
+ * the image.
+ */
+export interface ImageDigestsHandle {
+  /** So many digests of the region are known, from its first page on. */
+  known(regionIndex: number): number;
+  /**
+   * Reads the next `pageCount` pages of the region's file off the main thread, and adds their digests. Every byte of
+   * the image must be there. Some are known even if it fails: with REGION_CHANGED if the file has become shorter, with
+   * CONFLICT soon after close. A range of many pages takes a thread of the pool for as long as it lasts.
+   */
+  make(regionIndex: number, pageCount: number): Promise<void>;
+  /** Known digests, DIGEST_BYTES for each page, in a buffer of its own. */
+  read(regionIndex: number, firstPage: number, pageCount: number): Buffer;
+  /**
+   * Adds digests, DIGEST_BYTES for each page. `firstPage` must be the number of known ones. Fails with PEER_PROTOCOL if
+   * they are not whole, or more than the region has pages.
+   */
+  accept(regionIndex: number, firstPage: number, digests: Uint8Array): void;
+  /** Idempotent. A fetch that was opened with the digests keeps them for itself. */
+  close(): void;
+}
+
+export interface ImageDigestsOptions {
+  readonly image: readonly (RegionFile & { readonly digestPath: string })[];
+}
+
 export interface ImageFetchOptions {
   readonly image: readonly (RegionFile & { readonly presencePath: string })[];
+  /**
+   * What the pages of `image` must be, as far as it is known. A page that comes later and differs is asked for again
+   * (refusedPages); too many of them, or one that a clone may have seen, fail the fetch with DAMAGED. Null: the holder
+   * is believed.
+   */
+  readonly digests: ImageDigestsHandle | null;
   /** Of pages that no clone waits for; 0 for no limit. */
   readonly bandwidthBytesPerS: number;
   /** Take over the presence maps of an earlier process. */
@@ -304,6 +347,11 @@ export interface NativeBinding {
   openTargetSession(vm: VmMemoryHandle, options: TargetOptions): TargetSessionHandle;
   openImageCapture(options: ImageCaptureOptions): ImageCaptureHandle;
   openImageFetch(options: ImageFetchOptions): ImageFetchHandle;
+  /**
+   * Opens the files of digests of an image whose files exist. A file of digests that is intact and of this geometry is
+   * taken over with what is known in it; any other is replaced.
+   */
+  openImageDigests(options: ImageDigestsOptions): ImageDigestsHandle;
   /** Unregisters and unprotects all memory of a VM whose capture is not resumed. */
   releaseVm(vm: VmMemoryHandle): Promise<void>;
 }

@@ -135,7 +135,7 @@ describe('an image of a running VM', () => {
 describe('an image on a second host', () => {
   const fetchOf = (isResume: boolean) => {
     const image = isResume ? scene.withPresence(scene.regions('leaf', LENGTHS_MIB)) : makeImage('leaf');
-    return binding.openImageFetch({ image, bandwidthBytesPerS: 0, isResume, onEdge: () => undefined });
+    return binding.openImageFetch({ image, digests: null, bandwidthBytesPerS: 0, isResume, onEdge: () => undefined });
   };
 
   test('is read from one that is still being captured, and its clones see the fork point', async () => {

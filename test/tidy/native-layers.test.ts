@@ -27,13 +27,17 @@ const NATIVE_LAYERS: Record<string, readonly string[]> = {
   fetch: [...TRANSPORT_CONTRACT, 'memory', 'base', 'wire'],
   target: ['fetch', ...PAGES],
   source: [...TRANSPORT_CONTRACT, ...PAGES],
+  'image/digests': ['memory', 'base', 'wire'],
   'image/serve': PAGES,
   'image/parent': ['image/serve', 'source', ...PAGES],
-  'image/holder': ['image/serve', 'fetch', ...PAGES],
-  image: ['image/parent', 'image/holder', 'image/serve', 'source', 'fetch', ...PAGES],
+  'image/holder': ['image/digests', 'image/serve', 'fetch', ...PAGES],
+  image: ['image/digests', 'image/parent', 'image/holder', 'image/serve', 'source', 'fetch', ...PAGES],
   preload: [],
   spool: [],
-  addon: ['fetch', 'target', 'source', 'image', 'image/serve', 'transport/registry', ...TRANSPORT_CONTRACT, ...PAGES],
+  addon: [
+    ...['fetch', 'target', 'source', 'image', 'image/digests', 'image/serve', 'transport/registry'],
+    ...[...TRANSPORT_CONTRACT, ...PAGES],
+  ],
 };
 const NATIVE_UNBOUND = /^(tests|bench)(\/|$)/;
 
