@@ -23,7 +23,7 @@ struct ImageFetchConfig {
   std::function<void()> on_edge;  ///< as for TargetSession::open
   /// What the pages must be, as far as that is known; it may become known while the image fills. Of the
   /// regions of `image`; nullptr: the holder is believed.
-  std::shared_ptr<ImageDigests> digests;
+  std::shared_ptr<ImageDigests> digests{};
 };
 
 /// Fills an image of this host from another holder of it, and serves the clones that run on it meanwhile

@@ -169,6 +169,7 @@ export class ForkAgent implements ForkPort {
     firstPage: number,
   ): Promise<{ readonly digests: string | null }> {
     checkImageId(image);
+    await this.#context.inject.hit('agent:fork:digests');
     return { digests: await this.#context.servers.digests(image, reader, region, firstPage) };
   }
 
