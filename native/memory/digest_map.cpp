@@ -135,8 +135,7 @@ void DigestMap::append(std::span<const std::byte> digests) {
               digests.size());
   // R18 pairs with A18 in known: digests before their number.
   known_.store(before + count, std::memory_order_release);
-  // F16 pairs with F15 in PageGate::publish and PageGate::has_zeros: the number stored before, the pages'
-  // states looked at after.
+  // F16 pairs with F15 in PageGate: the number stored before, the states of pages looked at after.
   std::atomic_thread_fence(std::memory_order_seq_cst);
 }
 
