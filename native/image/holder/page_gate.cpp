@@ -14,13 +14,13 @@ namespace {
 /// relied on, and each refusal costs another READ.
 constexpr uint64_t kRefusedPagesMax = 64;
 
-struct Bytes {
+struct PageBytes {
   std::byte* at;
   uint64_t length_bytes;
 };
 
-void clear(void* context) {
-  const Bytes& bytes = *static_cast<Bytes*>(context);
+void wipe_bytes(void* context) {
+  const PageBytes& bytes = *static_cast<PageBytes*>(context);
   std::memset(bytes.at, 0, bytes.length_bytes);
 }
 
@@ -90,8 +90,8 @@ bool PageGate::is_right_after_all(uint32_t region_index, PageRun run) {
 /// The page is asked for again. Its bytes are wiped, because the holder may call it a hole next.
 bool PageGate::refuse(uint32_t region_index, PageIndex page) {
   const FilledRegion& region = core_.region(region_index);
-  Bytes bytes{region.file->base() + raw(page) * region.page_bytes(), region.page_bytes()};
-  if (!memory::touch_guarded(clear, &bytes)) {
+  PageBytes bytes{region.file->base() + raw(page) * region.page_bytes(), region.page_bytes()};
+  if (!memory::touch_guarded(wipe_bytes, &bytes)) {
     fetch_.owner().fail({ErrorCode::kRegionChanged, 0, "region file changed its length"});
     return false;
   }
