@@ -41,12 +41,18 @@ class FetchOwner {
   virtual bool must_end() const = 0;
   /// FetchCore::is_lost has changed.
   virtual void on_connection() = 0;
+  /// The source says that the page is a hole. False: it is known to have data, and must be read.
+  virtual bool may_be_zero(uint32_t /*region_index*/, PageIndex /*page*/) const { return true; }
+  /// Some pages of the run have been marked as zeros and are not counted yet. False: one must not be, and the
+  /// session has failed.
+  virtual bool zeros_are_right(uint32_t /*region_index*/, PageRun /*run*/) { return true; }
 };
 
 struct FetchCounters {
   std::atomic<uint64_t> demand_bytes{0};
   std::atomic<uint64_t> prefetch_bytes{0};
   std::atomic<uint64_t> reconnect_count{0};
+  std::atomic<uint64_t> refused_pages{0};
   std::atomic<uint64_t> bulk_cpu_ns{0};
 };
 
@@ -100,6 +106,16 @@ class FetchCore {
   /// Pages that no fault asks for are fetched as well. While it is false bulk only looks for holes. Wake the
   /// lanes after a change.
   std::atomic<bool> fetches_all{true};
+  /// A lane has given a claim up and goes on: bulk looks for absent pages from the beginning.
+  void note_unclaimed() {
+    // R19 pairs with A19 in unclaimed_count: the state of the page before the count.
+    unclaimed_count_.fetch_add(1, std::memory_order_release);
+    bulk_wake.signal();
+  }
+  uint64_t unclaimed_count() const {
+    // A19 pairs with R19 in note_unclaimed.
+    return unclaimed_count_.load(std::memory_order_acquire);
+  }
   /// Time of the latest fault, a hint for prefetch. Relaxed.
   std::atomic<uint64_t> last_fault_ns{0};
   /// The bulk thread sets this last; from then on the demand lane is alone (R8).
@@ -114,6 +130,8 @@ class FetchCore {
   FetchOwner& owner_;
   /// What a probe reads, and nobody looks at. Not map_buffer: the lanes may begin during a probe.
   std::vector<std::byte> probe_buffer_;
+
+  std::atomic<uint64_t> unclaimed_count_{0};
 
   Status check_may_attach() const;  ///< with mutex_
 

@@ -66,6 +66,8 @@ bool DataMapReader::take_header() {
 void DataMapReader::take_bits() {
   FilledRegion& region = core_.fill().region(region_index_);
   const uint64_t page_count = region.page_count();
+  const uint64_t first_page = at_bytes_ * 8;
+  const PageRun part{PageIndex{first_page}, std::min<uint64_t>(part_bytes_ * 8, page_count - first_page)};
   uint64_t zeroed = 0;
   for (uint32_t i = 0; i < part_bytes_; ++i) {
     const auto bits = static_cast<uint8_t>(core_.map_buffer[head_bytes_ + i]);
@@ -74,12 +76,14 @@ void DataMapReader::take_bits() {
     for (uint64_t bit = 0; bit < count; ++bit) {
       if ((bits >> bit & 1) != 0) {
         ++data_pages_seen_;
-      } else if (region.presence->mark_zero(PageIndex{first + bit})) {
+      } else if (core_.owner().may_be_zero(region_index_, PageIndex{first + bit}) &&
+                 region.presence->mark_zero(PageIndex{first + bit})) {
         // A fault that already waits for this page has claimed it; the page is then fetched, as zeros.
         ++zeroed;
       }
     }
   }
+  if (zeroed != 0 && !core_.owner().zeros_are_right(region_index_, part)) return;
   at_bytes_ += part_bytes_;
   if (at_bytes_ == map_bytes()) {
     if (data_pages_seen_ != data_pages_expected_) {

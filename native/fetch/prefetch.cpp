@@ -33,6 +33,10 @@ std::optional<Prefetch::Claimed> Prefetch::claim_next(uint64_t at_ns) {
   const uint64_t limit_bytes =
       std::min<uint64_t>(in_flight_bytes_max(at_ns) / 4, core_.options().prefetch_bytes_max);
   chunk_bytes_ = std::min(chunk_bytes_, limit_bytes);
+  if (const uint64_t count = core_.unclaimed_count(); count != unclaimed_count_) {
+    unclaimed_count_ = count;
+    std::fill(sweep_page_.begin(), sweep_page_.end(), 0);
+  }
   auto claimed = claim_from_streams(chunk_bytes_);
   if (!claimed) claimed = claim_from_sweep(chunk_bytes_);
   if (claimed) {

@@ -50,7 +50,8 @@ class Prefetch {
   std::array<Stream, kStreamsMax> streams_{};
   uint64_t stream_uses_ = 0;
   std::vector<uint64_t>
-      sweep_page_;  // one per region: no page below it is absent, because states only move forward
+      sweep_page_;  // one per region: no page below it is absent, unless a claim has been given up since
+  uint64_t unclaimed_count_ = 0;  // of the last look at FetchCore::unclaimed_count
   uint64_t chunk_bytes_ = kChunkBytesBusy;
 };
 

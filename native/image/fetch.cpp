@@ -28,7 +28,7 @@ class FetchThreads final : public ImageFetch {
                std::shared_ptr<ImageDigests> digests)
       : core_(std::move(core)),
         digests_(std::move(digests)),
-        supply_(*core_, options),
+        supply_(*core_, options, digests_.get()),
         server_(*core_, supply_) {}
   ~FetchThreads() override { close(); }
 
@@ -139,6 +139,7 @@ void FetchThreads::counters(std::span<uint64_t, wire::kImageCounterCount> out) c
   set(ImageCounter::kDemandBytes, demand_bytes);
   set(ImageCounter::kPrefetchBytes, prefetch_bytes);
   set(ImageCounter::kReconnectCount, get(fetched.reconnect_count));
+  set(ImageCounter::kRefusedPages, get(fetched.refused_pages));
   set(ImageCounter::kCloneFaultCount, get(core_->clone_fault_count));
   set(ImageCounter::kCloneFaultP99Ns, core_->clone_stats.percentile_ns(990));
   set(ImageCounter::kCopyNs, get(core_->copy_ns));

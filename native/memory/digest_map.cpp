@@ -20,27 +20,27 @@ static_assert(sizeof(std::atomic<uint64_t>) == 8 && std::atomic<uint64_t>::is_al
               "a word of the file is used as an atomic");
 static_assert(sizeof(wire::DigestsHeader) <= wire::kDigestsHeaderBytes);
 
-uint64_t file_bytes(uint64_t page_count) {
+uint64_t digests_file_bytes(uint64_t page_count) {
   return wire::kDigestsHeaderBytes + page_count * wire::kDigestBytes;
 }
 
-bool page_count_possible(uint64_t page_count) {
+bool digest_count_possible(uint64_t page_count) {
   return page_count != 0 &&
          page_count <= static_cast<uint64_t>(std::numeric_limits<int64_t>::max()) / (2 * wire::kDigestBytes);
 }
 
 /// A store through the mapping into a hole of a full file system would end in SIGBUS.
-Status allocate(int fd, uint64_t page_count) {
+Status allocate_digests(int fd, uint64_t page_count) {
   int rc;
   do {
-    rc = ::posix_fallocate(fd, 0, static_cast<off_t>(file_bytes(page_count)));
+    rc = ::posix_fallocate(fd, 0, static_cast<off_t>(digests_file_bytes(page_count)));
   } while (rc == EINTR);
   if (rc != 0) return system_error("allocate digests", rc == EFBIG ? ENOSPC : rc);
   return ok();
 }
 
-Result<void*> map_file(int fd, uint64_t page_count) {
-  void* mapping = ::mmap(nullptr, file_bytes(page_count), PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+Result<void*> map_digests(int fd, uint64_t page_count) {
+  void* mapping = ::mmap(nullptr, digests_file_bytes(page_count), PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
   if (mapping == MAP_FAILED) return system_error("mmap digests");
   return mapping;
 }
@@ -49,7 +49,7 @@ Result<void*> map_file(int fd, uint64_t page_count) {
 
 Result<std::unique_ptr<DigestMap>> DigestMap::open_or_create(const std::string& path, uint64_t page_count,
                                                              uint64_t page_bytes) {
-  if (!page_count_possible(page_count)) return Error{ErrorCode::kInvalidArgument, 0, "digests page count"};
+  if (!digest_count_possible(page_count)) return Error{ErrorCode::kInvalidArgument, 0, "digests page count"};
   auto map = take_over(path, page_count, page_bytes);
   return map.ok() ? std::move(map) : create(path, page_count, page_bytes);
 }
@@ -61,11 +61,11 @@ Result<std::unique_ptr<DigestMap>> DigestMap::take_over(const std::string& path,
   struct stat file {};
   if (::fstat(fd.get(), &file) != 0) return system_error("fstat digests");
   if (!S_ISREG(file.st_mode) || file.st_uid != ::geteuid() ||
-      static_cast<uint64_t>(file.st_size) != file_bytes(page_count)) {
+      static_cast<uint64_t>(file.st_size) != digests_file_bytes(page_count)) {
     return Error{ErrorCode::kCorrupt, 0, "digests length"};
   }
-  if (auto status = allocate(fd.get(), page_count); !status) return status.error();
-  auto mapping = map_file(fd.get(), page_count);
+  if (auto status = allocate_digests(fd.get(), page_count); !status) return status.error();
+  auto mapping = map_digests(fd.get(), page_count);
   if (!mapping) return mapping.error();
   std::unique_ptr<DigestMap> map(new DigestMap(std::move(fd), mapping.value(), page_count));
   wire::DigestsHeader header{};
@@ -86,8 +86,8 @@ Result<std::unique_ptr<DigestMap>> DigestMap::create(const std::string& path, ui
     ::unlink(path.c_str());
     return error;
   };
-  if (auto status = allocate(fd.get(), page_count); !status) return undo(status.error());
-  auto mapping = map_file(fd.get(), page_count);
+  if (auto status = allocate_digests(fd.get(), page_count); !status) return undo(status.error());
+  auto mapping = map_digests(fd.get(), page_count);
   if (!mapping) return undo(mapping.error());
   wire::DigestsHeader header{};
   header.magic = wire::kDigestsMagic;
@@ -105,7 +105,7 @@ DigestMap::DigestMap(UniqueFd fd, void* mapping, uint64_t page_count)
       page_count_(page_count) {}
 
 DigestMap::~DigestMap() {
-  ::munmap(mapping_, file_bytes(page_count_));
+  ::munmap(mapping_, digests_file_bytes(page_count_));
 }
 
 uint64_t DigestMap::known() const {
@@ -135,8 +135,7 @@ void DigestMap::append(std::span<const std::byte> digests) {
               digests.size());
   // R18 pairs with A18 in known: digests before their number.
   known_.store(before + count, std::memory_order_release);
-  // F16 pairs with F15 in PageGate::publish and PageGate::has_zeros: the number stored before, the pages'
-  // states looked at after.
+  // F16 pairs with F15 in PageGate: the number stored before, the states of pages looked at after.
   std::atomic_thread_fence(std::memory_order_seq_cst);
 }
 

@@ -13,18 +13,18 @@ namespace vmigrate::memory {
 namespace {
 
 /// Bytes that one system call reads.
-constexpr uint64_t kReadBytes = 64 << 10;
+constexpr uint64_t kHashReadBytes = 64 << 10;
 
-struct ZeroPage {
+struct PageOfZeros {
   uint64_t page_bytes;
   uint64_t digest[2];  ///< of a page of zeros, big-endian
 };
-constexpr ZeroPage kZeroPages[] = {
+constexpr PageOfZeros kPagesOfZeros[] = {
     {4096, {0xad7facb2586fc6e9, 0x66c004d7d1d16b02}},
     {2 << 20, {0x5647f05ec1895894, 0x7d32874eeb788fa3}},
     {1 << 30, {0x49bc20df15e412a6, 0x4472421e13fe86ff}},
 };
-static_assert(sizeof(ZeroPage::digest) == wire::kDigestBytes);
+static_assert(sizeof(PageOfZeros::digest) == wire::kDigestBytes);
 
 /// Fetched once: to look an algorithm up takes longer than to hash a page.
 const EVP_MD* sha256() {
@@ -32,17 +32,17 @@ const EVP_MD* sha256() {
   return found;
 }
 
-bool all_zero(const std::byte* bytes, size_t length_bytes) {
+bool is_zeros(const std::byte* bytes, size_t length_bytes) {
   return bytes[0] == std::byte{0} && std::memcmp(bytes, bytes + 1, length_bytes - 1) == 0;
 }
 
-const Error kChanged{ErrorCode::kRegionChanged, 0, "region file changed its length"};
-const Error kFailed{ErrorCode::kSystem, 0, "SHA-256"};
+const Error kFileWasCut{ErrorCode::kRegionChanged, 0, "region file changed its length"};
+const Error kHashFailed{ErrorCode::kSystem, 0, "SHA-256"};
 
 }  // namespace
 
 std::optional<Digest> digest_of_zeros(uint64_t page_bytes) {
-  for (const ZeroPage& known : kZeroPages) {
+  for (const PageOfZeros& known : kPagesOfZeros) {
     if (known.page_bytes != page_bytes) continue;
     Digest digest;
     for (size_t i = 0; i < digest.size(); ++i)
@@ -59,7 +59,7 @@ Result<std::unique_ptr<PageHasher>> PageHasher::create() {
   return std::unique_ptr<PageHasher>(new PageHasher(context));
 }
 
-PageHasher::PageHasher(evp_md_ctx_st* context) : context_(context), buffer_(kReadBytes) {}
+PageHasher::PageHasher(evp_md_ctx_st* context) : context_(context), buffer_(kHashReadBytes) {}
 
 PageHasher::~PageHasher() {
   ::EVP_MD_CTX_free(context_);
@@ -86,7 +86,7 @@ Result<Digest> PageHasher::next() {
     at_bytes_ += page_bytes_;
     return zeros_;
   }
-  auto digest = page_bytes_ <= kReadBytes ? hash_small() : hash_large();
+  auto digest = page_bytes_ <= kHashReadBytes ? hash_small() : hash_large();
   at_bytes_ += page_bytes_;
   return digest;
 }
@@ -105,7 +105,7 @@ Status PageHasher::find_data() {
   // Only a hole from here to the end of the file, or the file ends before.
   struct stat file {};
   if (::fstat(fd_, &file) != 0) return system_error("fstat region");
-  if (static_cast<uint64_t>(file.st_size) < end_bytes_) return kChanged;
+  if (static_cast<uint64_t>(file.st_size) < end_bytes_) return kFileWasCut;
   data_bytes_ = end_bytes_;
   return ok();
 }
@@ -116,7 +116,7 @@ Status PageHasher::read_at(uint64_t at_bytes, uint64_t length_bytes) {
         ::pread(fd_, buffer_.data() + done, length_bytes - done, static_cast<off_t>(at_bytes + done));
     if (got < 0 && errno == EINTR) continue;
     if (got < 0) return system_error("pread region");
-    if (got == 0) return kChanged;
+    if (got == 0) return kFileWasCut;
     done += static_cast<uint64_t>(got);
   }
   read_from_bytes_ = at_bytes;
@@ -125,13 +125,13 @@ Status PageHasher::read_at(uint64_t at_bytes, uint64_t length_bytes) {
 }
 
 Status PageHasher::update(const std::byte* bytes, size_t length_bytes) {
-  return ::EVP_DigestUpdate(context_, bytes, length_bytes) == 1 ? ok() : Status(kFailed);
+  return ::EVP_DigestUpdate(context_, bytes, length_bytes) == 1 ? ok() : Status(kHashFailed);
 }
 
 Result<Digest> PageHasher::finish() {
   std::array<unsigned char, 32> whole;
   unsigned length_bytes = whole.size();
-  if (::EVP_DigestFinal_ex(context_, whole.data(), &length_bytes) != 1) return kFailed;
+  if (::EVP_DigestFinal_ex(context_, whole.data(), &length_bytes) != 1) return kHashFailed;
   Digest digest;
   std::memcpy(digest.data(), whole.data(), digest.size());
   return digest;
@@ -140,21 +140,21 @@ Result<Digest> PageHasher::finish() {
 /// Several pages come with one read.
 Result<Digest> PageHasher::hash_small() {
   if (at_bytes_ < read_from_bytes_ || at_bytes_ >= read_to_bytes_) {
-    if (auto status = read_at(at_bytes_, std::min(kReadBytes, end_bytes_ - at_bytes_)); !status)
+    if (auto status = read_at(at_bytes_, std::min(kHashReadBytes, end_bytes_ - at_bytes_)); !status)
       return status.error();
   }
   const std::byte* page = buffer_.data() + (at_bytes_ - read_from_bytes_);
-  if (all_zero(page, page_bytes_)) return zeros_;
-  if (::EVP_DigestInit_ex(context_, sha256(), nullptr) != 1) return kFailed;
+  if (is_zeros(page, page_bytes_)) return zeros_;
+  if (::EVP_DigestInit_ex(context_, sha256(), nullptr) != 1) return kHashFailed;
   if (auto status = update(page, page_bytes_); !status) return status.error();
   return finish();
 }
 
 Result<Digest> PageHasher::hash_large() {
-  if (::EVP_DigestInit_ex(context_, sha256(), nullptr) != 1) return kFailed;
-  for (uint64_t done = 0; done < page_bytes_; done += kReadBytes) {
-    if (auto status = read_at(at_bytes_ + done, kReadBytes); !status) return status.error();
-    if (auto status = update(buffer_.data(), kReadBytes); !status) return status.error();
+  if (::EVP_DigestInit_ex(context_, sha256(), nullptr) != 1) return kHashFailed;
+  for (uint64_t done = 0; done < page_bytes_; done += kHashReadBytes) {
+    if (auto status = read_at(at_bytes_ + done, kHashReadBytes); !status) return status.error();
+    if (auto status = update(buffer_.data(), kHashReadBytes); !status) return status.error();
   }
   read_from_bytes_ = read_to_bytes_ = 0;
   return finish();

@@ -7,7 +7,7 @@ namespace {
 
 using wire::PageState;
 
-bool is_here(PageState state) {
+bool has_come(PageState state) {
   return state == PageState::kPresent || state == PageState::kZero;
 }
 
@@ -25,7 +25,7 @@ Result<std::optional<PageIndex>> first_damaged(const FilledRegion& region, const
   const uint64_t end = raw(run.first) + run.count;
   for (uint64_t page = raw(run.first); page < end;) {
     uint64_t here_end = page;
-    while (here_end < end && is_here(state(here_end))) ++here_end;
+    while (here_end < end && has_come(state(here_end))) ++here_end;
     hasher.value()->begin(region.file->fd(), region.page_bytes(), {PageIndex{page}, here_end - page});
     for (; page < here_end; ++page) {
       if (must_stop()) return Error{ErrorCode::kClosed, 0, "check of an image"};
@@ -36,7 +36,7 @@ Result<std::optional<PageIndex>> first_damaged(const FilledRegion& region, const
       if (found.value() != digest || (state(page) == PageState::kZero && digest != zeros))
         return std::optional(PageIndex{page});
     }
-    while (page < end && !is_here(state(page))) ++page;
+    while (page < end && !has_come(state(page))) ++page;
   }
   return std::optional<PageIndex>();
 }

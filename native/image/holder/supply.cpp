@@ -7,15 +7,19 @@ namespace vmigrate::pager {
 
 using wire::InjectPoint;
 
-HolderSupply::HolderSupply(ImageCore& core, const FetchOptions& options)
+HolderSupply::HolderSupply(ImageCore& core, const FetchOptions& options, const ImageDigests* digests)
     : core_(core),
       fetch_(core.fill(), options, core.serve_wake, *this),
-      demand_sink_(core),
+      demand_gate_(core, fetch_, digests, /*wakes=*/false),
+      bulk_gate_(core, fetch_, digests, /*wakes=*/true),
+      demand_sink_(demand_gate_),
       bulk_(fetch_, *this) {
   fetch_.fetches_all.store(false, std::memory_order_relaxed);
 }
 
 Status HolderSupply::open(Watcher& watcher) {
+  for (PageGate* gate : {&demand_gate_, &bulk_gate_})
+    if (auto status = gate->open(); !status) return status;
   lane_.emplace(fetch_, demand_sink_, watcher, /*tag=*/0, /*spins=*/false);
   return fetch_.check();
 }
@@ -68,19 +72,6 @@ void HolderSupply::fail(const Error& error) {
 
 bool HolderSupply::must_end() const {
   return core_.must_stop() != ImageCore::Stop::kNone;
-}
-
-void HolderSupply::DemandSink::publish(uint32_t region_index, PageRun run) {
-  core_.region(region_index).presence->publish(run);
-  inject_point(InjectPoint::kImagePublished, page_key(region_index, run.first));
-  core_.fill().add_present(run.count);
-}
-
-void HolderSupply::publish(uint32_t region_index, PageRun run) {
-  core_.region(region_index).presence->publish(run);
-  inject_point(InjectPoint::kImagePublished, page_key(region_index, run.first));
-  core_.wake_waits();
-  core_.fill().add_present(run.count);
 }
 
 }  // namespace vmigrate::pager

@@ -4,6 +4,7 @@
 
 #include "fetch/bulk.hpp"
 #include "fetch/demand_lane.hpp"
+#include "image/holder/page_gate.hpp"
 #include "image/serve/core.hpp"
 #include "image/serve/supply.hpp"
 
@@ -13,7 +14,8 @@ namespace vmigrate::pager {
 /// is read at once, and the bulk thread reads which pages are holes, and the other pages.
 class HolderSupply final : public Supply, private FetchOwner, private PageSink {
  public:
-  HolderSupply(ImageCore& core, const FetchOptions& options);
+  /// `digests` may be nullptr, and must outlive it.
+  HolderSupply(ImageCore& core, const FetchOptions& options, const ImageDigests* digests);
 
   FetchCore& fetch() { return fetch_; }
   /// Body of the bulk thread. Call has_begun_bulk before the thread exists.
@@ -40,23 +42,29 @@ class HolderSupply final : public Supply, private FetchOwner, private PageSink {
   /// Of pages that the thread which serves the clones has fetched: it looks at all waits after each step.
   class DemandSink final : public PageSink {
    public:
-    explicit DemandSink(ImageCore& core) : core_(core) {}
-    void publish(uint32_t region_index, PageRun run) override;
+    explicit DemandSink(PageGate& gate) : gate_(gate) {}
+    void publish(uint32_t region_index, PageRun run) override { gate_.publish(region_index, run); }
     bool is_awaited(uint32_t, PageRun) const override { return true; }
     bool has_room(size_t) const override { return true; }
     bool has_deferred() const override { return false; }
     bool retry() override { return false; }
 
    private:
-    ImageCore& core_;
+    PageGate& gate_;
   };
 
   // FetchOwner
   void fail(const Error& error) override;
   bool must_end() const override;
   void on_connection() override { core_.notify(); }
+  bool may_be_zero(uint32_t region_index, PageIndex page) const override {
+    return bulk_gate_.may_be_zero(region_index, page);
+  }
+  bool zeros_are_right(uint32_t region_index, PageRun run) override {
+    return bulk_gate_.zeros_are_right(region_index, run);
+  }
   // PageSink of the bulk thread
-  void publish(uint32_t region_index, PageRun run) override;
+  void publish(uint32_t region_index, PageRun run) override { bulk_gate_.publish(region_index, run); }
   /// Publishing is a store for each page here, so the order of two runs makes no difference.
   bool is_awaited(uint32_t, PageRun) const override { return false; }
   bool has_room(size_t) const override { return true; }
@@ -65,6 +73,7 @@ class HolderSupply final : public Supply, private FetchOwner, private PageSink {
 
   ImageCore& core_;
   FetchCore fetch_;
+  PageGate demand_gate_, bulk_gate_;
   DemandSink demand_sink_;
   std::optional<DemandLane> lane_;
   BulkThread bulk_;

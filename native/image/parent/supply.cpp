@@ -104,7 +104,7 @@ void ParentSupply::serve(PageKey key, uint64_t read_ns) {
         break;
       case PageState::kClaimed:
         // The sweep has the page. It allows the write by itself.
-        if (waits_.add({0, key, read_ns})) return;
+        if (waits_.add({0, key, read_ns}, PageState::kClaimed)) return;
         break;
     }
   }

@@ -240,8 +240,8 @@ void CloneServer::serve(uint32_t clone_index, PageKey key, uint64_t read_ns) {
   const VmMemory& clone = *clones_[clone_index].memory;
   const uint32_t region_index = key_region(key);
   const PageIndex page = key_page(key);
-  // States only move forward, so this loop ends: an absent page may go to a claim of another thread, or to
-  // zero.
+  // States move forward, but for the few claims that are given up, so this loop ends: an absent page may go
+  // to a claim of another thread, or to zero.
   for (;;) {
     switch (core_.region(region_index).presence->state(page)) {
       case PageState::kPresent:
@@ -257,14 +257,14 @@ void CloneServer::serve(uint32_t clone_index, PageKey key, uint64_t read_ns) {
           case Supply::Answer::kHere:
             continue;
           case Supply::Answer::kLater:
-            if (waits_.add({clone_index, key, read_ns})) return;
+            if (waits_.add({clone_index, key, read_ns}, PageState::kAbsent)) return;
             continue;
           case Supply::Answer::kFailed:
             return;
         }
         break;
       case PageState::kClaimed:
-        if (waits_.add({clone_index, key, read_ns})) return;
+        if (waits_.add({clone_index, key, read_ns}, PageState::kClaimed)) return;
         break;
     }
   }

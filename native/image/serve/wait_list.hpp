@@ -25,15 +25,16 @@ class WaitList {
   bool empty() const { return count_ == 0; }
   /// Room for the faults of one read.
   bool has_room() const { return count_ + kImageFaultBatchMax <= waits_.size(); }
-  /// The page was seen claimed, or could not be claimed now. False: it is here by now, and the wait was not
-  /// noted.
-  bool add(const Wait& wait) {
+  /// The page was seen claimed by another thread, or absent while it could not be claimed. False: it is here
+  /// by now, or that claim has been given up, and the wait was not noted.
+  bool add(const Wait& wait, wire::PageState seen) {
     waits_[count_++] = wait;
     core_.wait_count.fetch_add(1, std::memory_order_relaxed);
     // F12 pairs with F11 in ImageCore::wake_waits: the wait counted before, the state looked at after. Either
-    // we see the page, or the publisher sees the wait.
+    // we see the new state, or the thread that has changed it sees the wait.
     std::atomic_thread_fence(std::memory_order_seq_cst);
-    if (!is_here(state_of(wait))) return true;
+    const wire::PageState now = state_of(wait);
+    if (now == seen || !(is_here(now) || seen == wire::PageState::kClaimed)) return true;
     --count_;
     core_.wait_count.fetch_sub(1, std::memory_order_relaxed);
     return false;

@@ -50,11 +50,45 @@ class FetchHarness {
       maps[i]->finish(count);
     }
   }
+  /// The root's digests of the holder's files as they are now, and those of this host, which knows none yet.
+  void use_digests() {
+    std::vector<pager::DigestRegionConfig> root, own;
+    for (size_t i = 0; i < lengths.size(); ++i) {
+      root.push_back({holder_paths[i], holder_paths[i] + ".digests", lengths[i], kPage});
+      own.push_back({image_paths[i], image_paths[i] + ".digests", lengths[i], kPage});
+    }
+    auto opened = pager::ImageDigests::open(root);
+    auto opened_own = pager::ImageDigests::open(own);
+    ASSERT_TRUE(opened.ok() && opened_own.ok());
+    root_digests = opened.value();
+    digests = opened_own.value();
+    for (uint32_t i = 0; i < lengths.size(); ++i)
+      ASSERT_TRUE(root_digests->make(i, lengths[i] / kPage - root_digests->known(i).value()).ok());
+  }
+  /// This host learns the digests up to this page.
+  void know(uint64_t end_page, uint32_t region = 0) {
+    const uint64_t known = digests->known(region).value();
+    if (end_page <= known) return;
+    const auto bytes = root_digests->read(region, PageIndex{known}, end_page - known);
+    ASSERT_TRUE(bytes.ok());
+    ASSERT_TRUE(digests->accept(region, PageIndex{known}, bytes.value()).ok());
+  }
+  void know_all() {
+    for (uint32_t i = 0; i < lengths.size(); ++i) know(lengths[i] / kPage, i);
+  }
+  /// Makes the holder serve a page with one bit flipped, or as it was.
+  void serve_damaged(uint64_t page, bool is_damaged, uint32_t region = 0) {
+    write_pattern(holder_fds[region].get(), region + 1, page);
+    if (!is_damaged) return;
+    const uint64_t word = pattern_word(region + 1, page, 511) ^ 1;
+    ASSERT_EQ(::pwrite(holder_fds[region].get(), &word, 8, static_cast<off_t>((page + 1) * kPage - 8)), 8);
+  }
   void open(bool resume = false) {
     pager::ImageFetchConfig config;
     for (size_t i = 0; i < lengths.size(); ++i)
       config.image.push_back({image_paths[i], presence_paths[i], lengths[i], kPage});
     config.resume = resume;
+    config.digests = digests;
     config.on_edge = [this] { ++edges; };
     auto opened = pager::ImageFetch::open(std::move(config));
     ASSERT_TRUE(opened.ok()) << opened.error().what;
@@ -122,6 +156,7 @@ class FetchHarness {
   std::vector<std::vector<bool>> data;
   std::vector<uint64_t> lengths;
   std::vector<std::unique_ptr<MappedVm>> clones;
+  std::shared_ptr<pager::ImageDigests> root_digests, digests;
   std::shared_ptr<FakeControl> demand, bulk;
   std::atomic<int> edges{0};
   std::unique_ptr<pager::ImageFetch> fetch;

@@ -65,7 +65,7 @@ class RemoteTest : public ::testing::TestWithParam<const transport::Provider*> {
     return result;
   }
   void open_leaf(bool resume = false) {
-    auto opened = ImageFetch::open({leaf_, {}, resume, {}});
+    auto opened = ImageFetch::open({leaf_, {}, resume, {}, {}});
     ASSERT_TRUE(opened.ok()) << opened.error().what;
     leaf_fetch_ = std::move(opened).value();
   }

@@ -2,7 +2,9 @@
 import { describe, expect, test } from 'vitest';
 import {
   checkCredentials,
+  checkDigestsOptions,
   checkImageOptions,
+  checkPages,
   checkPath,
   checkPlace,
   checkProbe,
@@ -59,6 +61,8 @@ const image: ImageCaptureOptions = {
   onEdge: () => undefined,
 };
 
+const digested = { ...region, digestPath: '/dev/shm/ram.digests' };
+
 describe('what is right passes', () => {
   test('once', () => {
     checkRegion(region);
@@ -73,6 +77,9 @@ describe('what is right passes', () => {
     checkSnapshot(snapshot);
     checkTargetOptions(target);
     checkImageOptions(image);
+    checkDigestsOptions({ image: [digested] });
+    checkPages(0);
+    checkPages(3, 0, 2 ** 40);
     checkRegion({ ...region, isPrivate: true });
     checkPlace({ provider: 'tcp', host: '0.0.0.0', port: 0 });
     checkPlace({ provider: 'shm', host: `/${'x'.repeat(106)}`, port: 0 });
@@ -188,6 +195,20 @@ describe('what is wrong is refused before the addon sees it', () => {
     { onEdge: undefined },
   ])('image options %#', (changed) => {
     expect(() => checkImageOptions({ ...image, ...changed })).toThrow(code('USAGE'));
+  });
+
+  test.each([
+    { image: [] },
+    { image: [{ ...digested, digestPath: 'relative' }] },
+    { image: [{ ...digested, digestPath: region.path }] },
+    { image: [digested, { ...digested, path: '/dev/shm/more' }] },
+    { image: [{ ...digested, pageBytes: 8192 }] },
+  ])('digests options %#', (changed) => {
+    expect(() => checkDigestsOptions(changed)).toThrow(code('USAGE'));
+  });
+
+  test.each([[-1], [0.5], [2 ** 32], [0, -1], [0, 0, 0.5], [0, 2 ** 53]])('numbers of pages %#', (index, ...pages) => {
+    expect(() => checkPages(index, ...pages)).toThrow(code('USAGE'));
   });
 
   test.each<object>([
