@@ -227,8 +227,12 @@ export class ForkAgent implements ForkPort {
     this.#undecided.forget(fork);
   }
 
-  async runClones(fork: string): Promise<RunClonesReply> {
-    return this.#fork(fork).run();
+  async runClones(fork: string, decision?: 'committed'): Promise<RunClonesReply> {
+    const beganAtMs = performance.timeOrigin + performance.now();
+    const session = this.#fork(fork);
+    // The record of a host that has not joined is decided by its own commit only.
+    if (decision === 'committed' && session.request.origin !== undefined) await this.commitFork(fork);
+    return session.run(beganAtMs);
   }
 
   async forkProgress(fork: string): Promise<ForkProgress> {

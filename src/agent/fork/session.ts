@@ -175,8 +175,8 @@ export class ForkSession {
     return this.#committing;
   }
 
-  async run(): Promise<RunClonesReply> {
-    const beganAtMs = performance.timeOrigin + performance.now();
+  /** `beganAtMs`: the beginning of the call, in ms since 1970. */
+  async run(beganAtMs = performance.timeOrigin + performance.now()): Promise<RunClonesReply> {
     this.#running ??= this.#runOnce().catch((error: unknown) => {
       this.#running = null;
       throw error;

@@ -135,7 +135,7 @@ const HOST_METHODS: HostMethods = {
     sendForkState: method(z.tuple([forkId, hostName]), nothing, LONG_MS),
     loadClones: method(fork, loadClonesReply, CLONES_MS),
     commitFork: method(fork, nothing, USUAL_MS),
-    runClones: method(fork, runClonesReply, CLONES_MS),
+    runClones: method(z.tuple([forkId, z.literal('committed').optional()]), runClonesReply, CLONES_MS),
     forkProgress: method(fork, forkProgress, SHORT_MS),
     finishFork: method(fork, nothing, USUAL_MS),
     forkDecision: method(fork, forkDecision, SHORT_MS),

@@ -138,7 +138,7 @@ describe('calls', () => {
     await forks.sendForkState(IMAGE, 'B');
     expect(await forks.loadClones(IMAGE)).toEqual(forkAnswers.loadClones);
     await forks.commitFork(IMAGE);
-    const { failures } = await forks.runClones(IMAGE);
+    const { failures } = await forks.runClones(IMAGE, 'committed');
     expect(MigrationError.fromJSON(failures[0]?.error, 'A')).toMatchObject({ code: 'QEMU_FAILED', remedy: 'look' });
     expect(await forks.forkProgress(IMAGE)).toEqual(forkAnswers.forkProgress);
     await forks.finishFork(IMAGE);
@@ -146,6 +146,10 @@ describe('calls', () => {
     await forks.discardFork(IMAGE);
     expect(services.calls.map(({ method }) => method)).toEqual(Object.keys(forkAnswers));
     expect(services.calls[1]?.args).toEqual([prepare]);
+    expect(services.calls.find(({ method }) => method === 'runClones')?.args).toEqual([IMAGE, 'committed']);
+    services.calls.length = 0;
+    await forks.runClones(IMAGE);
+    expect(services.calls).toMatchObject([{ method: 'runClones', args: [IMAGE] }]);
   });
 
   test.each(['../../etc', 'A'.repeat(16), ''])('of a fork called "%s" are refused', async (fork) => {
