@@ -30,7 +30,7 @@ import { type Life, NEVER } from './time.js';
 const WORK_MS = 2;
 
 /** How an agent that is broken on purpose breaks the rules. */
-export type AgentSabotage = 'startByItself' | 'discardWhenOpen' | 'givePagesEarly' | 'rememberForEver' | 'runUnrecorded';
+export type AgentSabotage = 'startByItself' | 'discardWhenOpen' | 'givePagesEarly' | 'rememberForEver' | 'runTooSoon';
 
 export interface ForkAgentParts {
   readonly world: ForkWorld;
@@ -252,7 +252,7 @@ export class SimForkAgent implements ForkPort, Pick<SourcePort, 'reserve' | 'unr
 
   async runClones(fork: string, decision?: 'committed'): Promise<RunClonesReply> {
     const isTold = decision === 'committed' && this.#open(fork).origin !== null;
-    if (isTold && this.#sabotage === 'runUnrecorded') for (const clone of this.#clonesOf(fork)) this.#world.run(clone);
+    if (isTold && this.#sabotage === 'runTooSoon') for (const clone of this.#clonesOf(fork)) this.#world.run(clone);
     if (isTold) await this.commitFork(fork);
     if (!this.#open(fork).isCommitted) throw failure('CONFLICT', 'the fork is not committed');
     const ready: { index: number; atMs: number }[] = [];

@@ -137,7 +137,7 @@ describe('the oracle sees', () => {
   });
 
   test('a joined host whose clones run before its own record says that the fork is committed', async () => {
-    expect(await firstViolation('runUnrecorded', null)).toMatch(/runs before its host has committed/);
+    expect(await firstViolation('runTooSoon', null)).toMatch(/runs before its host has committed/);
   });
 
   test('an undo that takes back a clone that has run', async () => {

@@ -24,7 +24,7 @@ const AGENTS: readonly string[] = [
   'discardWhenOpen',
   'givePagesEarly',
   'rememberForEver',
-  'runUnrecorded',
+  'runTooSoon',
 ] satisfies AgentSabotage[];
 
 export function ofAgent(sabotage: ForkSabotage | undefined): AgentSabotage | null {

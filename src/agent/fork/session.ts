@@ -30,6 +30,7 @@ import { acceptDeviceState } from './device-state.js';
 import { ForkFilling } from './filling.js';
 import { ForkClones } from './fork-clones.js';
 import type { ImagePages } from './pages/image-server.js';
+import { ROOT_REMOVED } from './pages/image-servers.js';
 import { ForkPages } from './pages.js';
 import { ParentDisks } from './parent-disks.js';
 import { takeForkPointOf } from './point.js';
@@ -219,6 +220,11 @@ export class ForkSession {
     await this.#filling.record();
     await this.#end();
     return 'over';
+  }
+
+  /** Ends the clones that have not run, because the coordinator of this committed fork never calls again. */
+  endUnrun(): Promise<void> {
+    return this.#clones.endUnrun(ROOT_REMOVED);
   }
 
   /** A fork that is released is over when its image is complete or has failed. False: the daemon or the image ends. */

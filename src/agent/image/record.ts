@@ -32,6 +32,8 @@ export interface ImageRecord {
   readonly accel: Accel;
   readonly qemuVersion: string;
   readonly deviceStateBytes: number;
+  /** Why the image can never be complete, for people. Absent: it can, or a build that does not say has given it up. */
+  readonly problem?: string;
   readonly disks: readonly ImageDisk[];
   readonly overlays: readonly ParentOverlay[];
   /** What the files of the disks were at the fork point. Absent in a record of build 0.1.0 and before the commit. */
@@ -82,6 +84,7 @@ export const imageRecordSchema: z.ZodType<ImageRecord> = z.strictObject({
   accel,
   qemuVersion: z.string(),
   deviceStateBytes: z.int().min(0),
+  problem: z.string().exactOptional(),
   disks: z.array(z.strictObject(disk)),
   overlays: z.array(z.strictObject({ ...disk, vm: z.string(), base: z.strictObject(disk) })),
   layers: z.array(diskLayer).exactOptional(),

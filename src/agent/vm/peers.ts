@@ -8,6 +8,8 @@ import type { HostPort } from '../../engine/ports/host.js';
 export interface Peers {
   /** Throws NOT_FOUND if no such host is configured. */
   agent(host: string): HostPort;
+  /** True if that host is configured, or is this host. It says nothing about whether it answers. */
+  isPeer(host: string): boolean;
   /**
    * Sends the device state of a session to its target. Resolves when the target's QEMU has loaded all of it. The stream
    * begins before the source VM is stopped, and pauses in between. If the call rejects, it destroys the stream. Throws

@@ -258,6 +258,12 @@ export class RemoteAgents implements ApiPeers {
     return [...this.connections.keys()];
   }
 
+  /** A host of the configuration is a peer also if this host lacks a certificate to call it. */
+  isPeer(host: string): boolean {
+    const { self, peers } = this.options;
+    return host === self || Object.hasOwn(peers, host);
+  }
+
   url(host: string): string {
     return this.peer(host).url;
   }
