@@ -94,8 +94,7 @@ export function sabotaged(port: HostPort, world: ForkWorld, sabotage: ForkSabota
         },
       });
     case 'commitWithout':
-      if (isRoot) return port;
-      return withForks({ loadClones: () => Promise.resolve({ failures: [] }) });
+      return withForks({ sendForkState: () => Promise.resolve({ failures: [] }) });
     case 'hideFailures':
       return withForks({
         runClones: async (fork, decision) => {

@@ -203,12 +203,12 @@ export class ForkAgent implements ForkPort {
     await session.completeImage();
   }
 
-  async sendForkState(fork: string, host: string): Promise<void> {
-    await sendDeviceState(this.#context, fork, this.#fork(fork).record.image, host);
+  async sendForkState(fork: string, host: string): Promise<LoadClonesReply> {
+    return sendDeviceState(this.#context, fork, this.#fork(fork).record.image, host);
   }
 
-  /** Takes the device state from the host that has the image. */
-  async acceptForkState(fork: string, stream: Readable): Promise<void> {
+  /** Takes the device state from the host that has the image, and loads it. */
+  async acceptForkState(fork: string, stream: Readable): Promise<LoadClonesReply> {
     let session: ForkSession;
     try {
       session = this.#fork(fork);
@@ -217,6 +217,7 @@ export class ForkAgent implements ForkPort {
       throw error;
     }
     await session.acceptState(stream);
+    return session.load();
   }
 
   /** Connects another host to a disk of an image of this one. */

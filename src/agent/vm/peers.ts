@@ -3,6 +3,7 @@
  * within one process.
  */
 import type { Duplex, Readable } from 'node:stream';
+import type { LoadClonesReply } from '../../engine/ports/fork.js';
 import type { HostPort } from '../../engine/ports/host.js';
 
 export interface Peers {
@@ -16,8 +17,8 @@ export interface Peers {
    * NOT_FOUND if no such host is configured.
    */
   sendState(host: string, session: string, body: Readable): Promise<void>;
-  /** Sends the device state of a fork to a host that joins it. Resolves when that host has all of it. */
-  sendForkState(host: string, fork: string, body: Readable): Promise<void>;
+  /** Sends the device state of a fork to a host that joins it. Resolves when its clones there have loaded it. */
+  sendForkState(host: string, fork: string, body: Readable): Promise<LoadClonesReply>;
   /**
    * Opens a connection to a disk of an image of that host, as the guest sees it. The protocol is that of the back end's
    * exports. Throws NOT_FOUND if the host has no such image or disk.

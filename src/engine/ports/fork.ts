@@ -183,11 +183,14 @@ export interface ForkPort {
    * host that fills the image it changes nothing. Throws NOT_FOUND, or CONFLICT if the image cannot become complete.
    */
   completeImage(image: string): Promise<void>;
-  /** On the host that has the image, after the fork point: sends the device state to a host that joins. */
-  sendForkState(fork: string, host: string): Promise<void>;
+  /**
+   * On the host that has the image, after the fork point: sends the device state to a host that joins, which loads it
+   * into its clones at once. Its answer is that of `loadClones` there.
+   */
+  sendForkState(fork: string, host: string): Promise<LoadClonesReply>;
   /**
    * Loads the state into every clone. No vCPU runs. If one clone fails, all do, unless the request allows a part of
-   * them.
+   * them. Repeated, it gives the same answer.
    */
   loadClones(fork: string): Promise<LoadClonesReply>;
   /**

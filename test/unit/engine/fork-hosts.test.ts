@@ -37,8 +37,8 @@ describe('a fork over hosts', () => {
     expectOrder(world, on('ABC', 'prepareClones'), ['A.armParent']);
     expectOrder(world, ['A.armParent'], on('BC', 'connectImage'));
     expectOrder(world, on('BC', 'connectImage'), ['A.forkPoint']);
-    expectOrder(world, ['A.forkPoint'], ['A.sendForkState', ...on('ABC', 'loadClones')]);
-    expectOrder(world, on('ABC', 'loadClones'), ['A.commitFork']);
+    expectOrder(world, ['A.forkPoint'], ['A.sendForkState', 'A.loadClones']);
+    expectOrder(world, ['A.sendForkState', 'A.loadClones'], ['A.commitFork']);
     expectOrder(world, ['A.commitFork'], on('ABC', 'runClones'));
     expectOrder(world, on('ABC', 'runClones'), on('BC', 'finishFork'));
     expectOrder(world, on('BC', 'finishFork'), ['A.finishFork']);
@@ -153,9 +153,10 @@ describe('before the commit of a fork over hosts', () => {
 
   test.each(BEFORE_COMMIT)('with --partial a failure of %s leaves out the host', async (call) => {
     const world = scriptedHosts();
-    const isOfB = call.startsWith('B');
-    world.on[call] = (...[, host]: unknown[]) => {
-      if (isOfB || host === 'B') throw new MigrationError('QEMU_FAILED', 'as told');
+    const answer = world.on[call] as (...args: unknown[]) => unknown;
+    world.on[call] = (...args: unknown[]) => {
+      if (call.startsWith('B') || args[1] === 'B') throw new MigrationError('QEMU_FAILED', 'as told');
+      return answer(...args);
     };
     const view = await run(world, partial);
     expect(view).toMatchObject({ state: 'done', clones: ['vm1-0', 'vm1-2'] });
