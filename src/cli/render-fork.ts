@@ -99,6 +99,11 @@ function hostsText({ host, shares }: ForkPlan): string {
 }
 
 export function imageTable(images: readonly ImageView[]): string {
+  const problems = images.flatMap(({ id, problem }) => (problem === undefined ? [] : [`${id}: ${plain(problem)}\n`]));
+  return imageRows(images) + problems.join('');
+}
+
+function imageRows(images: readonly ImageView[]): string {
   return table(
     ['IMAGE', 'STATE', 'PARENT', 'MEMORY', 'TAKES', 'CLONES', 'MADE'],
     images.map((image) => [

@@ -26,7 +26,7 @@ export interface ImageView {
   readonly clones: readonly string[];
   /** Files that the image was saved to without its disks, which need the disks as they are. Absent: none. */
   readonly savedFiles?: readonly string[];
-  /** Why its pages do not come at present, or which page is damaged. Absent: they come, or are all here. */
+  /** Why its pages do not come at present or never will, or which one is damaged. Absent: they do, or are all here. */
   readonly problem?: string;
   /** Other hosts that read the image. Until they have ended, it is removed only by force. Absent: none. */
   readonly readers?: readonly string[];

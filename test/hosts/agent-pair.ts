@@ -190,6 +190,8 @@ export class AgentPair {
 
   /** Called before a connection to a disk of this host; a test may throw. */
   onOpenDisk: (host: string) => void = () => undefined;
+  /** Hosts that are no peers of the other one any more. */
+  readonly removed = new Set<string>();
 
   private constructor(readonly directory: string) {
     const hosts = () => [this.a, this.b];
@@ -200,6 +202,7 @@ export class AgentPair {
     };
     const peers: Peers = {
       agent: (name) => find(name).agent,
+      isPeer: (name) => !this.removed.has(name),
       sendState: async (name, session, body) => {
         await this.onSendState();
         await find(name).agent.target.acceptState(session, body);

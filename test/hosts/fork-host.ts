@@ -41,6 +41,7 @@ export class ForkHost {
     };
     this.host = new AgentHost('A', directory, {
       agent: none,
+      isPeer: () => true,
       sendState: none,
       sendForkState: none,
       openDisk: none,

@@ -30,7 +30,7 @@ import { type Life, NEVER } from './time.js';
 const WORK_MS = 2;
 
 /** How an agent that is broken on purpose breaks the rules. */
-export type AgentSabotage = 'startByItself' | 'discardWhenOpen' | 'givePagesEarly' | 'rememberForEver';
+export type AgentSabotage = 'startByItself' | 'discardWhenOpen' | 'givePagesEarly' | 'rememberForEver' | 'runTooSoon';
 
 export interface ForkAgentParts {
   readonly world: ForkWorld;
@@ -47,6 +47,7 @@ export class SimForkAgent implements ForkPort, Pick<SourcePort, 'reserve' | 'unr
   readonly #life: Life;
   readonly #pages: ForkPages;
   readonly #sabotage: AgentSabotage | null;
+  readonly #peer: ForkAgentParts['peer'];
   /** Forks that have ended. A late call does not bring them back. */
   readonly #closed = new Set<string>();
   /** Committed forks that are over here. */
@@ -59,6 +60,7 @@ export class SimForkAgent implements ForkPort, Pick<SourcePort, 'reserve' | 'unr
     this.#host = host;
     this.#life = life;
     this.#sabotage = sabotage;
+    this.#peer = parts.peer;
     this.#pages = new ForkPages({
       ...parts,
       discard: (fork) => this.discardFork(fork),
@@ -198,7 +200,6 @@ export class SimForkAgent implements ForkPort, Pick<SourcePort, 'reserve' | 'unr
   }
 
   async endImage(): Promise<void> {}
-
   async completeImage(): Promise<void> {}
 
   async connectImage(fork: string, transport: Transport): Promise<void> {
@@ -209,15 +210,16 @@ export class SimForkAgent implements ForkPort, Pick<SourcePort, 'reserve' | 'unr
     await this.#work('connected');
   }
 
-  async sendForkState(fork: string, host: string): Promise<void> {
+  async sendForkState(fork: string, host: string): Promise<LoadClonesReply> {
     const note = this.#open(fork);
     if (!this.#image(note).hasState) throw failure('CONFLICT', 'the state is not saved');
     await this.#work(`state to ${host}`);
-    const reader = this.#world.host(host);
-    if (reader.life === null || !this.#world.isLinked(this.#host.name, host)) throw failure('UNREACHABLE', host);
-    const image = reader.forks.has(fork) ? reader.images.get(note.image) : undefined;
+    const { life, forks, images } = this.#world.host(host);
+    if (life === null || !this.#world.isLinked(this.#host.name, host)) throw failure('UNREACHABLE', host);
+    const image = forks.has(fork) ? images.get(note.image) : undefined;
     if (image === undefined) throw failure('NOT_FOUND', `no fork ${fork} on ${host}`);
     image.hasState = true;
+    return this.#peer(host).forks.loadClones(fork);
   }
 
   async loadClones(fork: string): Promise<LoadClonesReply> {
@@ -254,7 +256,10 @@ export class SimForkAgent implements ForkPort, Pick<SourcePort, 'reserve' | 'unr
     });
   }
 
-  async runClones(fork: string): Promise<RunClonesReply> {
+  async runClones(fork: string, decision?: 'committed'): Promise<RunClonesReply> {
+    const isTold = decision === 'committed' && this.#open(fork).origin !== null;
+    if (isTold && this.#sabotage === 'runTooSoon') for (const clone of this.#clonesOf(fork)) this.#world.run(clone);
+    if (isTold) await this.commitFork(fork);
     if (!this.#open(fork).isCommitted) throw failure('CONFLICT', 'the fork is not committed');
     const ready: { index: number; atMs: number }[] = [];
     const failures: CloneFailure[] = [];
@@ -308,8 +313,6 @@ export class SimForkAgent implements ForkPort, Pick<SourcePort, 'reserve' | 'unr
     this.#closed.add(fork);
     await this.#remove(fork);
   }
-
-  // ---- parts
 
   async #remove(fork: string): Promise<void> {
     const { parent } = this.#world;

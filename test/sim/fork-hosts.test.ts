@@ -136,6 +136,10 @@ describe('the oracle sees', () => {
     expect(await firstViolation('startByItself', fault)).toMatch(/runs before its fork is committed/);
   });
 
+  test('a joined host whose clones run before its own record says that the fork is committed', async () => {
+    expect(await firstViolation('runTooSoon', null)).toMatch(/runs before its host has committed/);
+  });
+
   test('an undo that takes back a clone that has run', async () => {
     const fault = { kind: 'killDaemon', ms: 300, host: 'A' } as const;
     expect(await firstViolation('takeBack', fault)).toMatch(/takes clone-\d, which has run/);

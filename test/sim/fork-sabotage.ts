@@ -24,6 +24,7 @@ const AGENTS: readonly string[] = [
   'discardWhenOpen',
   'givePagesEarly',
   'rememberForEver',
+  'runTooSoon',
 ] satisfies AgentSabotage[];
 
 export function ofAgent(sabotage: ForkSabotage | undefined): AgentSabotage | null {
@@ -86,19 +87,18 @@ export function sabotaged(port: HostPort, world: ForkWorld, sabotage: ForkSabota
     case 'forgetTooSoon':
       if (!isRoot) return port;
       return withForks({
-        runClones: async (fork) => {
-          const reply = await forks.runClones(fork);
+        runClones: async (fork, decision) => {
+          const reply = await forks.runClones(fork, decision);
           host.forks.delete(fork);
           return reply;
         },
       });
     case 'commitWithout':
-      if (isRoot) return port;
-      return withForks({ loadClones: () => Promise.resolve({ failures: [] }) });
+      return withForks({ sendForkState: () => Promise.resolve({ failures: [] }) });
     case 'hideFailures':
       return withForks({
-        runClones: async (fork) => {
-          const { ready, failures } = await forks.runClones(fork);
+        runClones: async (fork, decision) => {
+          const { ready, failures } = await forks.runClones(fork, decision);
           return { ready: [...ready, ...failures.map(({ index }) => ({ index, atMs: 0 }))], failures: [] };
         },
       });

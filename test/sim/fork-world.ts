@@ -201,6 +201,10 @@ export class ForkWorld implements Net {
   run(clone: Clone): void {
     if (!this.committed.has(clone.fork)) this.fail(`${clone.name} runs before its fork is committed`);
     if (clone.hasRun) return;
+    const isRecorded = [...this.hosts.values()].some(
+      ({ clones, forks }) => clones.get(clone.name) === clone && forks.get(clone.fork)?.isCommitted === true,
+    );
+    if (!isRecorded) this.fail(`${clone.name} runs before its host has committed the fork`);
     const others = this.clones.filter(
       ({ index, fork, hasRun }) => hasRun && index === clone.index && fork === clone.fork,
     );

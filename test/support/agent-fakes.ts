@@ -165,6 +165,7 @@ export class FakeHost {
         agent: () => {
           throw new MigrationError('NOT_FOUND', 'there is one host');
         },
+        isPeer: () => true,
         warm: async () => undefined,
       },
       dataAddress: '127.0.0.1',

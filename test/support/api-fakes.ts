@@ -259,7 +259,11 @@ export function fakeServices(change: Partial<ApiServices> = {}): FakeServices {
       removeImage: (id, options) => images.remove(id, options),
     },
     target: { ...host.target, acceptState },
-    forks: { ...host.forks, acceptForkState: acceptState, openDisk: async () => new PassThrough() },
+    forks: {
+      ...host.forks,
+      acceptForkState: async (fork, stream) => acceptState(fork, stream).then(() => host.forks.loadClones(fork)),
+      openDisk: async () => new PassThrough(),
+    },
   };
   const log = (level: string) => (_: object, message: string) => void logged.push({ level, message });
   const fakes: FakeServices = {

@@ -24,11 +24,12 @@ import { EndedSessions } from '../migration/ended-sessions.js';
 import type { ManagedVm } from '../vm/vms.js';
 import type { ForkContext } from './context.js';
 import { FinishedForks } from './decision/finished.js';
+import { ForksWithoutRoot, removedRootOf } from './decision/removed-root.js';
 import { UndecidedForks } from './decision/undecided.js';
 import { sendDeviceState } from './device-state.js';
 import { forkInventory } from './inventory.js';
-import type { ImagePages } from './pages/image-server.js';
 import { failedImage } from './pages/failed-image.js';
+import type { ImagePages } from './pages/image-server.js';
 import type { Pool } from './pool.js';
 import { prepareFork } from './prepare.js';
 import { type ForkRecord, finishRecord } from './record.js';
@@ -51,6 +52,7 @@ export class ForkAgent implements ForkPort {
   /** The images that are not complete, and that no coordinator waits for. */
   readonly released: ReleasedForks;
   readonly #undecided: UndecidedForks;
+  readonly #withoutRoot: ForksWithoutRoot;
 
   /** Returns the job that is still transferring pages of this VM to this host, or null. */
   readonly #arriving: (vm: string) => Promise<string | null>;
@@ -64,8 +66,13 @@ export class ForkAgent implements ForkPort {
     this.#undecided = new UndecidedForks({
       log: context.log,
       ask: async (host, fork) => context.peers.agent(host).forks.forkDecision(fork),
+      isPeer: (host) => context.peers.isPeer(host),
       isUndecided: (fork) => this.#isOpen(fork),
       discard: (fork) => this.discardFork(fork),
+    });
+    this.#withoutRoot = new ForksWithoutRoot(context.log, async (fork) => {
+      await this.#forks.get(fork)?.endUnrun();
+      await this.finishFork(fork);
     });
     context.vms.on('exit', this.#onExit);
   }
@@ -94,6 +101,7 @@ export class ForkAgent implements ForkPort {
     for (const controller of this.#preparing.values()) controller.abort();
     await Promise.all([...this.#preparing.keys()].map((fork) => this.#locks.hold(fork, () => Promise.resolve())));
     this.#undecided.close();
+    this.#withoutRoot.close();
     await Promise.all(this.#sessions.map((fork) => fork.close()));
     await this.#context.servers.closeAll();
   }
@@ -206,12 +214,12 @@ export class ForkAgent implements ForkPort {
     await session.completeImage();
   }
 
-  async sendForkState(fork: string, host: string): Promise<void> {
-    await sendDeviceState(this.#context, fork, this.#fork(fork).record.image, host);
+  async sendForkState(fork: string, host: string): Promise<LoadClonesReply> {
+    return sendDeviceState(this.#context, fork, this.#fork(fork).record.image, host);
   }
 
-  /** Takes the device state from the host that has the image. */
-  async acceptForkState(fork: string, stream: Readable): Promise<void> {
+  /** Takes the device state from the host that has the image, and loads it. */
+  async acceptForkState(fork: string, stream: Readable): Promise<LoadClonesReply> {
     let session: ForkSession;
     try {
       session = this.#fork(fork);
@@ -220,6 +228,7 @@ export class ForkAgent implements ForkPort {
       throw error;
     }
     await session.acceptState(stream);
+    return session.load();
   }
 
   /** Connects another host to a disk of an image of this one. */
@@ -238,8 +247,12 @@ export class ForkAgent implements ForkPort {
     this.#undecided.forget(fork);
   }
 
-  async runClones(fork: string): Promise<RunClonesReply> {
-    return this.#fork(fork).run();
+  async runClones(fork: string, decision?: 'committed'): Promise<RunClonesReply> {
+    const beganAtMs = performance.timeOrigin + performance.now();
+    const session = this.#fork(fork);
+    // The record of a host that has not joined is decided by its own commit only.
+    if (decision === 'committed' && session.request.origin !== undefined) await this.commitFork(fork);
+    return session.run(beganAtMs);
   }
 
   async forkProgress(fork: string): Promise<ForkProgress> {
@@ -289,13 +302,15 @@ export class ForkAgent implements ForkPort {
   }
 
   async #resume(record: ForkRecord): Promise<void> {
-    const { vms, images } = this.#context;
+    const { vms, images, peers, log } = this.#context;
     const { fork, vm, image, origin } = record.request;
     if (record.isFinished === true) {
       this.#ended.add(fork);
       return this.#finished.add(fork);
     }
-    const isUndecided = origin !== undefined && record.state === 'prepared';
+    const root = removedRootOf((host) => peers.isPeer(host), origin);
+    if (root !== null) log.warn({ fork, image: record.image, host: root }, 'the root of a fork is no peer any more');
+    const isUndecided = origin !== undefined && record.state === 'prepared' && root === null;
     if (record.state !== 'committed' && !(isUndecided && images.has(record.image))) {
       await undoFork(this.#context, record);
       return;
@@ -318,7 +333,10 @@ export class ForkAgent implements ForkPort {
       return this.released.add(fork, session);
     }
     this.#forks.set(fork, session);
-    if (!isUndecided) return session.resume();
+    if (!isUndecided) {
+      await session.resume();
+      return root === null ? undefined : this.#withoutRoot.add(fork);
+    }
     this.#undecided.watch(fork, origin.host);
     await this.#holdRoom(record, origin);
     await session.rejoin();

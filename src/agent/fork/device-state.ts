@@ -4,20 +4,24 @@ import { copyFile, rm, stat } from 'node:fs/promises';
 import type { Readable } from 'node:stream';
 import { pipeline } from 'node:stream/promises';
 import { MigrationError } from '../../domain/errors.js';
+import type { LoadClonesReply } from '../../engine/ports/fork.js';
 import type { ForkContext } from './context.js';
 
-/** Sends the state to the host. It has accepted all of it when this resolves. */
+/** Most states fit: few reads, in the time in which all clones wait for the state. */
+const READ_BYTES = 2 ** 20;
+
+/** Sends the state to the host. Its clones have loaded it when this resolves. */
 export async function sendDeviceState(
   { images, peers, host: self }: ForkContext,
   fork: string,
   image: string,
   host: string,
-): Promise<void> {
+): Promise<LoadClonesReply> {
   if (host === self) throw new MigrationError('USAGE', `${host} has the device state already`);
   if (images.get(image).deviceStateBytes === 0) {
     throw new MigrationError('CONFLICT', `image ${image} has no device state yet`);
   }
-  await peers.sendForkState(host, fork, createReadStream(images.statePath(image)));
+  return peers.sendForkState(host, fork, createReadStream(images.statePath(image), { highWaterMark: READ_BYTES }));
 }
 
 /**

@@ -85,6 +85,11 @@ export class ForkClones {
     return this.#starts.run(this.#all);
   }
 
+  /** Ends those that have not run, and never will. */
+  endUnrun(reason: string): Promise<void> {
+    return this.#starts.endUnrun(this.#all, reason);
+  }
+
   /** Throws if one has run, or has run and been paused. */
   refuseIfRun(): void {
     refuseIfRun(this.#all);

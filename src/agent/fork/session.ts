@@ -29,6 +29,7 @@ import type { ForkContext } from './context.js';
 import { acceptDeviceState } from './device-state.js';
 import { ForkFilling } from './filling.js';
 import { ForkClones } from './fork-clones.js';
+import { ROOT_REMOVED } from './pages/failed-image.js';
 import type { ImagePages } from './pages/image-server.js';
 import { ForkPages } from './pages.js';
 import { ParentDisks } from './parent-disks.js';
@@ -175,8 +176,8 @@ export class ForkSession {
     return this.#committing;
   }
 
-  async run(): Promise<RunClonesReply> {
-    const beganAtMs = performance.timeOrigin + performance.now();
+  /** `beganAtMs`: the beginning of the call, in ms since 1970. */
+  async run(beganAtMs = performance.timeOrigin + performance.now()): Promise<RunClonesReply> {
     this.#running ??= this.#runOnce().catch((error: unknown) => {
       this.#running = null;
       throw error;
@@ -219,6 +220,11 @@ export class ForkSession {
     await this.#filling.record();
     await this.#end();
     return 'over';
+  }
+
+  /** Ends the clones that have not run, because the coordinator of this committed fork never calls again. */
+  endUnrun(): Promise<void> {
+    return this.#clones.endUnrun(ROOT_REMOVED);
   }
 
   /** A fork that is released is over when its image is complete or has failed. False: the daemon or the image ends. */

@@ -8,6 +8,7 @@ import { inParallel } from '../../kit/parallel.js';
 import type { ManagedVm } from '../vm/vms.js';
 import type { ForkContext } from './context.js';
 import type { CaptureSession } from './pages/capture-session.js';
+import { exitReasonOf } from './pages/failed-image.js';
 import type { ForkRecord } from './record.js';
 
 const ENDS_AT_ONCE = 16;
@@ -38,16 +39,17 @@ export async function giveUpImage(
   { record, parent, clones, filling }: FailedFork,
 ): Promise<void> {
   const { vms, images, forkStore, native, log } = context;
-  const { image } = record;
+  const { image, failure } = record;
+  const problem = failure === null ? {} : { problem: failure.message };
   log.error({ image, err: record.failure }, 'an image cannot be filled: its clones are ended');
   // If this write is lost, the next daemon meets the failure again.
   await forkStore.save(record).catch((error: unknown) => {
     const { fork } = record.request;
     log.error({ fork, image, err: toMigrationError(error) }, 'the failure cannot be written to the fork record');
   });
-  if (images.get(image).state !== 'failed') await images.update(image, { state: 'failed' });
+  if (images.get(image).state !== 'failed') await images.update(image, { state: 'failed', ...problem });
   const outcomes = await inParallel(clones, ENDS_AT_ONCE, async (vm) => {
-    await vms.endClone(vm, 'stopped');
+    await vms.endClone(vm, failure === null ? 'stopped' : exitReasonOf(failure));
   });
   for (const outcome of outcomes) {
     if (!('error' in outcome)) continue;

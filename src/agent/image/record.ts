@@ -32,6 +32,11 @@ export interface ImageRecord {
   readonly accel: Accel;
   readonly qemuVersion: string;
   readonly deviceStateBytes: number;
+  /**
+   * Why the image can never be complete, or which page is damaged; for people. Absent: nothing is wrong, or a build
+   * that does not say has given it up.
+   */
+  readonly problem?: string;
   readonly disks: readonly ImageDisk[];
   readonly overlays: readonly ParentOverlay[];
   /** What the files of the disks were at the fork point. Absent in a record of build 0.1.0 and before the commit. */
@@ -45,8 +50,6 @@ export interface ImageRecord {
    * the digests never came.
    */
   readonly isChecked?: boolean;
-  /** What a page was not, of an image with the state `failed` whose clones stand still. */
-  readonly damage?: string;
   /** The disks that another host serves. Absent: this host has the files of all disks. */
   readonly served?: { readonly host: string; readonly disks: readonly string[] };
   /** The hosts that this host has served the disks. Absent: none. */
@@ -89,13 +92,13 @@ export const imageRecordSchema: z.ZodType<ImageRecord> = z.strictObject({
   accel,
   qemuVersion: z.string(),
   deviceStateBytes: z.int().min(0),
+  problem: z.string().exactOptional(),
   disks: z.array(z.strictObject(disk)),
   overlays: z.array(z.strictObject({ ...disk, vm: z.string(), base: z.strictObject(disk) })),
   layers: z.array(diskLayer).exactOptional(),
   saves: z.array(savedFile).exactOptional(),
   readers: z.array(hostName).exactOptional(),
   isChecked: z.boolean().exactOptional(),
-  damage: z.string().exactOptional(),
   served: z.strictObject({ host: hostName, disks: z.array(z.string()) }).exactOptional(),
   servedTo: z.array(hostName).exactOptional(),
   createdAt: z.string(),

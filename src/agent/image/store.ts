@@ -227,7 +227,7 @@ export class ImageStore {
     const pagesTotal = memory.sizeBytes / memory.pageBytes;
     const filling = record.state === 'complete' ? undefined : this.#fillings.get(id);
     const pagesDone = record.state === 'complete' ? pagesTotal : (filling?.pagesDone ?? 0);
-    const problem = record.damage ?? filling?.trouble?.message;
+    const problem = record.problem ?? filling?.trouble?.message;
     return {
       id,
       host: this.#options.host,

@@ -8,7 +8,7 @@ import type { MigrationOrder, MigrationPlan } from '../../domain/migration.js';
 import type { Refusal } from '../../domain/refusal.js';
 import type { StopResult, VmSpec, VmView } from '../../domain/vm.js';
 import type { VmEvent } from '../../domain/vm-event.js';
-import type { ForkPort } from '../../engine/ports/fork.js';
+import type { ForkPort, LoadClonesReply } from '../../engine/ports/fork.js';
 import type { HostPort } from '../../engine/ports/host.js';
 import type { TargetPort } from '../../engine/ports/target.js';
 import type { Identity } from '../../tls/identity.js';
@@ -94,7 +94,7 @@ export interface ApiAgent extends HostPort {
   };
   readonly forks: ForkPort & {
     /** Resolves when this host has all of the state. */
-    acceptForkState(fork: string, stream: Readable): Promise<void>;
+    acceptForkState(fork: string, stream: Readable): Promise<LoadClonesReply>;
     /** Connects the host `reader` to a disk of an image of this host. */
     openDisk(image: string, disk: string, reader: string): Promise<Duplex>;
   };

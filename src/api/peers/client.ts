@@ -7,7 +7,9 @@ import { Agent, request as httpsRequest, type RequestOptions } from 'node:https'
 import type { Duplex, Readable } from 'node:stream';
 import { pipeline } from 'node:stream/promises';
 import type { TLSSocket } from 'node:tls';
+import type { ZodType } from 'zod';
 import { MigrationError, toMigrationError } from '../../domain/errors.js';
+import type { LoadClonesReply } from '../../engine/ports/fork.js';
 import type { HostPort } from '../../engine/ports/host.js';
 import { parseKeepingUnknown } from '../../kit/unknown-keys.js';
 import { checkHostIdentity } from '../../tls/identity.js';
@@ -16,9 +18,10 @@ import { describeIssues } from '../contract/http-errors.js';
 import type { ApiAgent, ApiPeers } from '../contract/ports.js';
 import { openStream, readAnswer } from './answer.js';
 import { diskPath, openTunnel } from './disk-tunnel.js';
-import { hostOfCalls } from './methods.js';
+import { CLONES_MS, hostOfCalls } from './methods.js';
 import { connectionError, noConnection, withOwnCertificate } from './peer-errors.js';
 import { callPath, forkStatePath, OCTETS, PING_PATH, serialPath, statePath } from './routes.js';
+import { loadClonesReply } from './schemas.js';
 
 /** Less than a ping may take, so that its error says why there is no connection. */
 const CONNECT_MS = 4_000;
@@ -258,6 +261,12 @@ export class RemoteAgents implements ApiPeers {
     return [...this.connections.keys()];
   }
 
+  /** A host of the configuration is a peer also if this host lacks a certificate to call it. */
+  isPeer(host: string): boolean {
+    const { self, peers } = this.options;
+    return host === self || Object.hasOwn(peers, host);
+  }
+
   url(host: string): string {
     return this.peer(host).url;
   }
@@ -274,10 +283,11 @@ export class RemoteAgents implements ApiPeers {
     await this.peer(host).call({ path: statePath(session), method: 'PUT', body, timeoutMs: STATE_MS });
   }
 
-  async sendForkState(host: string, fork: string, body: Readable): Promise<void> {
+  async sendForkState(host: string, fork: string, body: Readable): Promise<LoadClonesReply> {
     if (host === this.options.self) return this.options.local().forks.acceptForkState(fork, body);
     const path = forkStatePath(fork);
-    await this.peer(host).call({ path, method: 'PUT', body, timeoutMs: STATE_MS, isWatched: true });
+    const call = { path, method: 'PUT', body, timeoutMs: CLONES_MS, isWatched: true } as const;
+    return checked(host, 'the fork state', loadClonesReply, await this.peer(host).call(call));
   }
 
   /** The serial output that another host keeps of a VM. */
@@ -347,11 +357,15 @@ function remoteHost(host: string, connections: PeerConnections): HostPort {
       body: JSON.stringify(args),
       timeoutMs,
     });
-    const checked = parseKeepingUnknown(result, answer);
-    if (checked.success) return checked.data ?? undefined;
-    throw new MigrationError(
-      'PEER_PROTOCOL',
-      `the response of host ${host} does not match the schema of ${name}: ${describeIssues(checked.error, name)}`,
-    );
+    return checked(host, name, result, answer) ?? undefined;
   });
+}
+
+function checked<T>(host: string, name: string, schema: ZodType<T>, answer: unknown): T {
+  const result = parseKeepingUnknown(schema, answer);
+  if (result.success) return result.data;
+  throw new MigrationError(
+    'PEER_PROTOCOL',
+    `the response of host ${host} does not match the schema of ${name}: ${describeIssues(result.error, name)}`,
+  );
 }

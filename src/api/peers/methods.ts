@@ -70,7 +70,7 @@ const REGISTER_MS = 900_000;
 /** For QEMU's own migration, whose duration grows with the memory. */
 const NATIVE_MS = 24 * 3_600_000;
 /** For calls that start one QEMU after the other, for each clone of a fork, or write-protect memory of any size. */
-const CLONES_MS = 1_800_000;
+export const CLONES_MS = 1_800_000;
 
 const method = <Args extends readonly unknown[], Result>(
   args: z.ZodType<Args>,
@@ -134,10 +134,10 @@ const HOST_METHODS: HostMethods = {
     endImage: method(z.tuple([imageId, hostName]), nothing, USUAL_MS),
     connectImage: method(z.tuple([forkId, transport]), nothing, REGISTER_MS),
     completeImage: method(z.tuple([imageId]), nothing, USUAL_MS),
-    sendForkState: method(z.tuple([forkId, hostName]), nothing, LONG_MS),
+    sendForkState: method(z.tuple([forkId, hostName]), loadClonesReply, CLONES_MS),
     loadClones: method(fork, loadClonesReply, CLONES_MS),
     commitFork: method(fork, nothing, USUAL_MS),
-    runClones: method(fork, runClonesReply, CLONES_MS),
+    runClones: method(z.tuple([forkId, z.literal('committed').optional()]), runClonesReply, CLONES_MS),
     forkProgress: method(fork, forkProgress, SHORT_MS),
     finishFork: method(fork, nothing, USUAL_MS),
     forkDecision: method(fork, forkDecision, SHORT_MS),

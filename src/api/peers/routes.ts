@@ -87,7 +87,7 @@ function acceptStreams<Params>(
   app: FastifyInstance,
   route: string,
   params: z.ZodType<Params>,
-  accept: (params: Params, state: Readable) => Promise<void>,
+  accept: (params: Params, state: Readable) => Promise<unknown>,
 ): void {
   app.put(
     route,
@@ -102,7 +102,7 @@ function acceptStreams<Params>(
         if (!body.readableEnded) limited.destroy(new MigrationError('DISCONNECTED', 'the device state was cut off'));
       });
       try {
-        await accept(request.params as Params, body.pipe(limited));
+        return { result: (await accept(request.params as Params, body.pipe(limited))) ?? null };
       } finally {
         // The order matters. A pipe with a destroyed end stops its source, and a body that is not read to its end
         // blocks the connection for later calls.
@@ -110,7 +110,6 @@ function acceptStreams<Params>(
         limited.destroy();
         body.resume();
       }
-      return { result: null };
     },
   );
 }

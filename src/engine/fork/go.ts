@@ -1,5 +1,6 @@
 /**
- * The go: the clones of a committed fork run. A host that joined commits its part first, whenever it can be reached.
+ * The go: the clones of a committed fork run. A host that joined commits its part first, in the same call, whenever it
+ * can be reached.
  */
 import { MigrationError, toMigrationError } from '../../domain/errors.js';
 import type { CloneFailure, HostShare } from '../../domain/fork.js';
@@ -21,14 +22,12 @@ export function sinceRequestMs({ record, ports, marks }: ForkStepContext): numbe
 
 /** Lets the clones of a host that joined run, and notes in the findings what has become of them. */
 export async function runJoined(context: ForkStepContext, host: JoinedHost): Promise<void> {
-  const { record, ports, limits } = context;
+  const { ports, limits } = context;
   const msMax = limits.callMsMax + host.share.count * RUN_MS_PER_CLONE;
-  const bounded = <T>(work: Promise<T>, what: string): Promise<T> =>
-    withDeadline(ports.clock, work, msMax, `${what} on ${host.host}`);
+  const beganMs = sinceRequestMs(context);
   try {
-    await bounded(commitJoined(context, host), 'committing the fork');
-    const beganMs = sinceRequestMs(context);
-    const reply = await bounded(host.forks.runClones(record.fork), 'letting the clones run');
+    const running = commitAndRun(context, host);
+    const reply = await withDeadline(ports.clock, running, msMax, `letting the clones run on ${host.host}`);
     noteRun(context, reply, beganMs, host);
     await learnClones(context, host.forks, reply);
   } catch (thrown) {
@@ -41,20 +40,21 @@ export async function runJoined(context: ForkStepContext, host: JoinedHost): Pro
 }
 
 /**
- * A host that refuses the commit has discarded its part, or was left out by a daemon that could not journal it. Its
- * record decides, and the question is the undo, as on the root: what is discarded never runs. Throws NOT_FOUND if
- * nothing is left there.
+ * The root's record has decided. A host that refuses the commit has discarded its part, or was left out by a daemon
+ * that could not journal it. Its record says which, and the question is the undo, as on the root: what is discarded
+ * never runs. Throws NOT_FOUND if nothing is left there.
  */
-async function commitJoined({ record }: ForkStepContext, { host, forks }: JoinedHost): Promise<void> {
+async function commitAndRun({ record }: ForkStepContext, { host, forks }: JoinedHost): Promise<RunClonesReply> {
   try {
-    await forks.commitFork(record.fork);
+    return await forks.runClones(record.fork, 'committed');
   } catch (thrown) {
     const refusal = toMigrationError(thrown);
     if (refusal.code !== 'CONFLICT') throw refusal;
     try {
       await forks.discardFork(record.fork);
     } catch (error) {
-      if (toMigrationError(error).code === 'CONFLICT') return;
+      // It is committed there, so its clones run as soon as what has kept them from it is gone.
+      if (toMigrationError(error).code === 'CONFLICT') throw refusal;
       throw error;
     }
     const message = `${host} has discarded its part of the fork: ${refusal.message}`;

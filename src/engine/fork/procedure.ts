@@ -67,8 +67,10 @@
  *       end before it has answered.
  *   (11) Its clones that have run have ended with it. The report has them, as if they had ended by themselves.
  *
- * A host that joined commits after the root, in runClones, before its first clone runs. If it refuses (CONFLICT), its
- * `discardFork` says why, like that of the root: it is committed, or nothing is left there and its clones have failed.
+ * A host that joined commits after the root, in the call that lets its clones run, before the first of them runs. If it
+ * refuses (CONFLICT), its `discardFork` says why, like that of the root: it is committed and gets its go again, or
+ * nothing is left there and its clones have failed. If it dies in between, its record says that it is committed, its
+ * clones are stopped, and the repeated call lets them run.
  *
  * The commit comes before the first instruction of any clone. So an undo never meets a clone that has run, and a clone
  * that runs is never taken back.

@@ -6,7 +6,7 @@
 import { MigrationError, toMigrationError } from '../../domain/errors.js';
 import type { CloneFailure, CloneIdentity } from '../../domain/fork.js';
 import { withDeadline } from '../deadline.js';
-import type { LoadClonesReply, PrepareForkReply, PrepareForkRequest } from '../ports/fork.js';
+import type { PrepareForkReply, PrepareForkRequest } from '../ports/fork.js';
 import type { CommitEvidence } from '../walk.js';
 import type { ForkExecutor, ForkJobRecord, ForkStepContext } from './context.js';
 import {
@@ -147,15 +147,14 @@ export const forkPoint: ForkExecutor = {
 };
 
 export const loadClones: ForkExecutor = {
-  /** Each host loads as soon as it has the state, so no host waits for another. */
+  /** Each host that joins loads as soon as it has the state, in the same call. No host waits for another. */
   async forward(context) {
     const { record, ports, findings } = context;
     const [root, { done, failed }] = await Promise.all([
       ports.forks.loadClones(record.fork),
-      onAllNeeded(context, 'loadClones', joinedHosts(context), async ({ host, forks }): Promise<LoadClonesReply> => {
-        await ports.forks.sendForkState(record.fork, host);
-        return forks.loadClones(record.fork);
-      }),
+      onAllNeeded(context, 'loadClones', joinedHosts(context), ({ host }) =>
+        ports.forks.sendForkState(record.fork, host),
+      ),
     ]);
     const without = withoutHosts(context, failed);
     const failures = [...root.failures, ...done.flatMap(({ host: { host }, value }) => on(host, value.failures))];

@@ -194,22 +194,29 @@ export interface ForkPort {
    * host that fills the image it changes nothing. Throws NOT_FOUND, or CONFLICT if the image cannot become complete.
    */
   completeImage(image: string): Promise<void>;
-  /** On the host that has the image, after the fork point: sends the device state to a host that joins. */
-  sendForkState(fork: string, host: string): Promise<void>;
+  /**
+   * On the host that has the image, after the fork point: sends the device state to a host that joins, which loads it
+   * into its clones at once. Its answer is that of `loadClones` there.
+   */
+  sendForkState(fork: string, host: string): Promise<LoadClonesReply>;
   /**
    * Loads the state into every clone. No vCPU runs. If one clone fails, all do, unless the request allows a part of
-   * them.
+   * them. Repeated, it gives the same answer.
    */
   loadClones(fork: string): Promise<LoadClonesReply>;
   /**
    * Commits the fork durably. From here on it is never undone, and a restarted daemon continues it. No clone has run.
+   * The coordinator calls it on the host whose record decides only.
    */
   commitFork(fork: string): Promise<void>;
   /**
    * Lets the clones of a committed fork run. A clone that has run is left alone, so a repeated call does the rest. A
    * clone that cannot be resumed is ended; the others run. Throws CONFLICT before the commit.
+   *
+   * `decision`: on a host that joined, what the record of the root says. The host then commits its own part first, as
+   * durably as by `commitFork`. It throws CONFLICT if that part is discarded, or its clones have not been loaded.
    */
-  runClones(fork: string): Promise<RunClonesReply>;
+  runClones(fork: string, decision?: 'committed'): Promise<RunClonesReply>;
   /** Throws NOT_FOUND for a fork that is finished or never existed. */
   forkProgress(fork: string): Promise<ForkProgress>;
   /**

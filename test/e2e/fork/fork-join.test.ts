@@ -19,6 +19,7 @@ beforeAll(async () => {
   pair = await AgentPair.start();
 });
 afterEach(async () => {
+  pair.removed.clear();
   await clear(pair.a);
   await clear(pair.b);
 });
@@ -187,6 +188,10 @@ describe('a fork on two hosts', () => {
     const other = await TwoHostFork.of('web');
     await other.upToLoad();
     await b.restart();
+    expect(b.vms.list()).toHaveLength(4);
+    pair.removed.add('A');
+    await b.restart();
+    expect(b.vms.list()).toHaveLength(2);
     await Promise.all([a, b].map(({ agent }) => agent.forks.discardFork(other.fork)));
     await a.agent.source.unreserve('web', other.request.job);
     expect(traces(b).filter((path) => path.includes(other.fork))).toEqual([]);
@@ -285,6 +290,16 @@ describe('a fork on two hosts', () => {
     await expect.poll(() => b.agent.images.find(fork.fork).problem, { timeout: 10_000 }).toContain('no image');
     // Their records say so a moment after the go.
     await eventually('the clones run', 10_000, async () => (clonesOn(b).length === 2 ? true : undefined));
+
+    // Its operator removes the root from the peers.
+    pair.removed.add('A');
+    await b.restart();
+    await eventually('the clones end', 10_000, async () => {
+      const reasons = b.vms.list().map(({ exit }) => exit?.reason);
+      return reasons.join() === 'root-removed,root-removed' ? true : undefined;
+    });
+    expect(b.agent.images.find(fork.fork)).toMatchObject({ state: 'failed', problem: expect.stringMatching('only A') });
+    await eventually('the fork ends here', 10_000, () => b.agent.images.remove(fork.fork).catch(() => undefined));
   });
 
   test('an image that is read on demand takes what its clones touch, and is completed later', async () => {

@@ -140,10 +140,10 @@ describe('calls', () => {
     await forks.endImage(IMAGE, 'B');
     await forks.connectImage(IMAGE, 'tcp');
     await forks.completeImage(IMAGE);
-    await forks.sendForkState(IMAGE, 'B');
+    expect(await forks.sendForkState(IMAGE, 'B')).toEqual(forkAnswers.sendForkState);
     expect(await forks.loadClones(IMAGE)).toEqual(forkAnswers.loadClones);
     await forks.commitFork(IMAGE);
-    const { failures } = await forks.runClones(IMAGE);
+    const { failures } = await forks.runClones(IMAGE, 'committed');
     expect(MigrationError.fromJSON(failures[0]?.error, 'A')).toMatchObject({ code: 'QEMU_FAILED', remedy: 'look' });
     expect(await forks.forkProgress(IMAGE)).toEqual(forkAnswers.forkProgress);
     await forks.finishFork(IMAGE);
@@ -151,6 +151,7 @@ describe('calls', () => {
     await forks.discardFork(IMAGE);
     expect(services.calls.map(({ method }) => method)).toEqual(Object.keys(forkAnswers));
     expect(services.calls[1]?.args).toEqual([prepare]);
+    expect(services.calls.find(({ method }) => method === 'runClones')?.args).toEqual([IMAGE, 'committed']);
   });
 
   test.each(['../../etc', 'A'.repeat(16), ''])('of a fork called "%s" are refused', async (fork) => {
@@ -330,7 +331,9 @@ describe('the device state', () => {
     const bytes = Buffer.alloc(3 * 2 ** 20, 'state');
     await remote('B', { A: url() }).sendState('A', SESSION, Readable.from([bytes.subarray(0, 7), bytes.subarray(7)]));
     expect(services.states.get(SESSION)?.equals(bytes)).toBe(true);
-    await remote('B', { A: url() }).sendForkState('A', IMAGE, Readable.from([bytes]));
+    services.answers.set('loadClones', () => forkAnswers.loadClones);
+    const loading = remote('B', { A: url() }).sendForkState('A', IMAGE, Readable.from([bytes]));
+    expect(await loading).toEqual(forkAnswers.loadClones);
     expect(services.states.get(IMAGE)?.equals(bytes)).toBe(true);
   });
 

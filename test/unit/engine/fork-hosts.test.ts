@@ -37,14 +37,28 @@ describe('a fork over hosts', () => {
     expectOrder(world, on('ABC', 'prepareClones'), ['A.armParent']);
     expectOrder(world, ['A.armParent'], on('BC', 'connectImage'));
     expectOrder(world, on('BC', 'connectImage'), ['A.forkPoint']);
-    expectOrder(world, ['A.forkPoint'], ['A.sendForkState', ...on('ABC', 'loadClones')]);
-    expectOrder(world, on('ABC', 'loadClones'), ['A.commitFork']);
-    expectOrder(world, ['A.commitFork'], [...on('BC', 'commitFork'), ...on('ABC', 'runClones')]);
-    for (const host of 'BC') expectOrder(world, [`${host}.commitFork`], [`${host}.runClones`]);
+    expectOrder(world, ['A.forkPoint'], ['A.sendForkState', 'A.loadClones']);
+    expectOrder(world, ['A.sendForkState', 'A.loadClones'], ['A.commitFork']);
+    expectOrder(world, ['A.commitFork'], on('ABC', 'runClones'));
     expectOrder(world, on('ABC', 'runClones'), on('BC', 'finishFork'));
     expectOrder(world, on('BC', 'finishFork'), ['A.finishFork']);
     expect(world.acts.at(-1)).toBe('A.unreserve');
     expect(world.acts.filter((act) => act === 'A.sendForkState')).toHaveLength(2);
+  });
+
+  test('lets each host commit and run in one call, which says that the root has decided', async () => {
+    const world = scriptedHosts();
+    const told: Record<string, unknown[]> = {};
+    for (const host of 'ABC') {
+      const run = world.on[`${host}.runClones`] as () => unknown;
+      world.on[`${host}.runClones`] = (...args: unknown[]) => {
+        told[host] = args.slice(1);
+        return run();
+      };
+    }
+    await run(world);
+    expect(told).toEqual({ A: [], B: ['committed'], C: ['committed'] });
+    expect(world.acts.filter((act) => act.endsWith('commitFork'))).toEqual(['A.commitFork']);
   });
 
   test('tells each host its share, and the others where the image is', async () => {
@@ -99,7 +113,7 @@ describe('before the commit of a fork over hosts', () => {
     expect(view).toMatchObject({ state: 'failed', isCommitted: false, clones: [] });
     expect(world.acts).toEqual(expect.arrayContaining([...on('ABC', 'discardFork')]));
     expect(world.acts.at(-1)).toBe('A.unreserve');
-    for (const act of [...on('BC', 'commitFork'), ...on('ABC', 'runClones')]) expect(world.acts).not.toContain(act);
+    for (const act of on('ABC', 'runClones')) expect(world.acts).not.toContain(act);
     if (call.startsWith('B')) expect((view.error as Error).message).toMatch(/B: as told/);
   });
 
@@ -139,15 +153,16 @@ describe('before the commit of a fork over hosts', () => {
 
   test.each(BEFORE_COMMIT)('with --partial a failure of %s leaves out the host', async (call) => {
     const world = scriptedHosts();
-    const isOfB = call.startsWith('B');
-    world.on[call] = (...[, host]: unknown[]) => {
-      if (isOfB || host === 'B') throw new MigrationError('QEMU_FAILED', 'as told');
+    const answer = world.on[call] as (...args: unknown[]) => unknown;
+    world.on[call] = (...args: unknown[]) => {
+      if (call.startsWith('B') || args[1] === 'B') throw new MigrationError('QEMU_FAILED', 'as told');
+      return answer(...args);
     };
     const view = await run(world, partial);
     expect(view).toMatchObject({ state: 'done', clones: ['vm1-0', 'vm1-2'] });
     expect(view.report?.failures).toMatchObject([{ index: 1, name: 'vm1-1', host: 'B' }]);
     expect(world.acts).toContain('B.discardFork');
-    for (const act of ['B.commitFork', 'B.runClones', 'B.finishFork']) expect(world.acts).not.toContain(act);
+    for (const act of ['B.runClones', 'B.finishFork']) expect(world.acts).not.toContain(act);
   });
 
   test('with --partial the clones of a host that was left out do not count as loaded', async () => {
@@ -171,48 +186,45 @@ describe('before the commit of a fork over hosts', () => {
 });
 
 describe('after the commit of a fork over hosts', () => {
-  test.each(['B.commitFork', 'B.runClones'])('a host silent to %s keeps no other from its go', async (call) => {
+  test('a silent host keeps no other from its go', async () => {
     const world = scriptedHosts();
-    const answer = world.on[call];
-    world.on[call] = failing('UNREACHABLE', 'nobody is there');
+    const answer = world.on['B.runClones']!;
+    world.on['B.runClones'] = failing('UNREACHABLE', 'nobody is there');
     const { jobs } = await world.daemon();
     const { id } = await jobs.submitFork(onHosts);
     await expect.poll(() => jobs.get(id)).toMatchObject({ state: 'recovering', clones: ['vm1-0', 'vm1-2'] });
     expect((jobs.get(id).error as Error).message).toMatch(/^B: nobody is there/);
     expect(world.acts).not.toContain('C.finishFork');
-    if (answer === undefined) delete world.on[call];
-    else world.on[call] = answer;
+    world.on['B.runClones'] = answer;
     expect(await restFork(jobs, id)).toMatchObject({ state: 'done', error: null, report: { failures: [] } });
     expect(jobs.get(id)).toMatchObject({ clones: ['vm1-0', 'vm1-1', 'vm1-2'] });
     expect(world.acts).not.toContain('B.discardFork');
   });
 
-  test.each(['B.commitFork', 'B.runClones'])(
-    'a host that has lost its part by %s is named, and the job ends',
-    async (call) => {
-      const world = scriptedHosts();
-      world.on[call] = failing('NOT_FOUND');
-      const view = await run(world);
-      expect(view).toMatchObject({ state: 'done', clones: ['vm1-0', 'vm1-2'] });
-      expect(view.report?.failures).toMatchObject([
-        { index: 1, name: 'vm1-1', host: 'B', error: { code: 'NOT_FOUND' } },
-      ]);
-    },
-  );
+  test('a host that has lost its part is named, and the job ends', async () => {
+    const world = scriptedHosts();
+    world.on['B.runClones'] = failing('NOT_FOUND');
+    const view = await run(world);
+    expect(view).toMatchObject({ state: 'done', clones: ['vm1-0', 'vm1-2'] });
+    expect(view.report?.failures).toMatchObject([{ index: 1, name: 'vm1-1', host: 'B', error: { code: 'NOT_FOUND' } }]);
+  });
 
   test('a host that refuses the commit has discarded its part, as its discard shows', async () => {
     const world = scriptedHosts();
-    world.on['B.commitFork'] = failing('CONFLICT', 'the fork has ended');
+    world.on['B.runClones'] = failing('CONFLICT', 'the fork has ended');
     const { report } = await run(world);
     expect(report?.failures).toMatchObject([{ name: 'vm1-1', host: 'B' }]);
-    expectOrder(world, ['B.commitFork'], ['B.discardFork']);
-    expect(world.acts).not.toContain('B.runClones');
+    expectOrder(world, ['B.runClones'], ['B.discardFork']);
   });
 
-  test('a host that refuses commit and discard is committed, and gets its go', async () => {
+  test('a host that refuses its go and the discard is committed, and gets its go again', async () => {
     const world = scriptedHosts();
-    world.on['B.commitFork'] = failing('CONFLICT');
-    world.on['B.discardFork'] = failing('CONFLICT');
+    const answer = world.on['B.runClones']!;
+    world.on['B.runClones'] = failing('CONFLICT');
+    world.on['B.discardFork'] = () => {
+      world.on['B.runClones'] = answer;
+      throw new MigrationError('CONFLICT', 'it is committed');
+    };
     expect(await run(world)).toMatchObject({ state: 'done', report: { failures: [] }, clones: { length: 3 } });
   });
 
@@ -233,7 +245,7 @@ describe('after the commit of a fork over hosts', () => {
 
   test('a host that a user has removed from the peers is given up by the next daemon', async () => {
     const silent = scriptedHosts();
-    silent.on['B.commitFork'] = failing('UNREACHABLE');
+    silent.on['B.runClones'] = failing('UNREACHABLE');
     const { jobs: first } = await silent.daemon();
     const { id } = await first.submitFork(onHosts);
     await expect.poll(() => first.get(id)).toMatchObject({ state: 'recovering' });
@@ -308,13 +320,13 @@ describe('a daemon that dies in a fork over hosts', () => {
   test('a host that is silent then is asked later what it has', async () => {
     const { world, id } = await crashedAt('after:commitFork', submit(onHosts), scriptedHosts());
     world.on['A.discardFork'] = failing('CONFLICT');
-    const committing = held(world, 'B.commitFork');
+    const running = held(world, 'B.runClones', { ready: [{ index: 1, atMs: 1 }], failures: [] });
     const progress = world.on['B.forkProgress']!;
     world.on['B.forkProgress'] = failing('UNREACHABLE');
     const { jobs } = await world.daemon();
-    await committing.came;
+    await running.came;
     world.on['B.forkProgress'] = progress;
-    committing.release();
+    running.release();
     const { report } = await restFork(jobs, id);
     expect(report?.clones.map(({ name }) => name)).toEqual(['vm1-0', 'vm1-1', 'vm1-2']);
   });
@@ -326,7 +338,7 @@ describe('a daemon that dies in a fork over hosts', () => {
     const { jobs } = await world.daemon();
     const { report } = await restFork(jobs, id);
     expect(report?.failures).toMatchObject([{ name: 'vm1-1', host: 'B', error: { code: 'UNREACHABLE' } }]);
-    expect(world.acts).not.toContain('B.commitFork');
+    expect(world.acts).not.toContain('B.runClones');
   });
 
   test('a host that was left out, of which the journal knows nothing, has nothing to commit', async () => {
@@ -334,7 +346,7 @@ describe('a daemon that dies in a fork over hosts', () => {
     left.on['B.loadClones'] = failing('QEMU_FAILED');
     const { world, id } = await crashedAt('after:commitFork', submit(partial), left);
     world.on['A.discardFork'] = failing('CONFLICT');
-    world.on['B.commitFork'] = failing('CONFLICT', 'it has ended');
+    world.on['B.runClones'] = failing('CONFLICT', 'it has ended');
     const { jobs } = await world.daemon();
     const { state, report } = await restFork(jobs, id);
     expect(state).toBe('done');

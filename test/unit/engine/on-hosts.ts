@@ -2,6 +2,7 @@
 import type { ForkRequest, HostWish } from '../../../src/domain/fork.js';
 import type {
   ForkProgress,
+  LoadClonesReply,
   PrepareForkReply,
   PrepareForkRequest,
   RunClonesReply,
@@ -30,8 +31,12 @@ export function scriptedHosts(): Scripted {
     world.on[`${host}.runClones`] = () => ({ ready: ready(), failures: [] });
     world.on[`${host}.forkProgress`] = () => progressOf(indexes);
   }
+  // A host loads the state in the call that brings it.
+  world.on['A.sendForkState'] = (_: string, host: string) => (world.on[`${host}.loadClones`] ?? loaded)();
   return world;
 }
+
+const loaded = (): LoadClonesReply => ({ failures: [] });
 
 /** A host that has all pages, and has committed these clones. */
 function progressOf(indexes: readonly number[]): ForkProgress {

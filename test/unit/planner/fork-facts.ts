@@ -101,7 +101,7 @@ export const forkAnswers: { readonly [Call in keyof ForkPort]: unknown } = {
   endImage: undefined,
   connectImage: undefined,
   completeImage: undefined,
-  sendForkState: undefined,
+  sendForkState: { failures: [] },
   loadClones: { failures: [] },
   commitFork: undefined,
   runClones: { ready: [0, 1, 2].map((index) => ({ index, atMs: 10 + index })), failures: [] },

@@ -133,6 +133,15 @@ export class CloneStarts {
     return true;
   }
 
+  /** Ends the clones that have not run, and never will. Rejects if one of them does not answer. */
+  async endUnrun(clones: readonly WaitingClone[], reason: string): Promise<void> {
+    const outcomes = await inParallel(clones, clones.length, async ({ identity, vm }) => {
+      if (this.#readyAtMs.has(identity.index) || hasRun(vm) || vm.state !== 'incoming') return;
+      if ((await vm.process.loadState()) !== 'hasRun') await this.#options.vms.endClone(vm, reason);
+    });
+    for (const outcome of outcomes) if ('error' in outcome) throw outcome.error;
+  }
+
   /** Gives up the loads in progress. */
   end(): void {
     for (const load of this.#loads.values()) load.end();

@@ -1,7 +1,8 @@
 /**
  * The forks that this host has joined and whose commit it has not heard of. The host of the image decides, and the
  * coordinator tells this host. If nothing comes for a while this host asks by itself, for ever, so that a coordinator
- * that is gone leaves nothing behind here. It never commits by itself.
+ * that is gone leaves nothing behind here. If that host is no peer any more, the fork is discarded: no clone of it has
+ * run here. This host never commits by itself.
  */
 import { toMigrationError } from '../../../domain/errors.js';
 import type { ForkDecision } from '../../../engine/ports/fork.js';
@@ -14,6 +15,8 @@ export interface UndecidedOptions {
   readonly log: Log;
   /** Asks the host whose record decides. */
   readonly ask: (host: string, fork: string) => Promise<{ readonly decision: ForkDecision }>;
+  /** False: the operator has removed that host, so that nothing comes from there any more. */
+  readonly isPeer: (host: string) => boolean;
   /** False once the fork is committed here, or gone. */
   readonly isUndecided: (fork: string) => boolean;
   readonly discard: (fork: string) => Promise<void>;
@@ -75,10 +78,10 @@ export class UndecidedForks {
   }
 
   async #ask(fork: string, watched: Watched): Promise<void> {
-    const { log, ask, isUndecided, discard } = this.#options;
+    const { log, ask, isPeer, isUndecided, discard } = this.#options;
     const { host } = watched;
     try {
-      const { decision } = await ask(host, fork);
+      const { decision } = isPeer(host) ? await ask(host, fork) : ({ decision: 'discarded' } as const);
       if (this.#watched.get(fork) !== watched) return;
       if (!isUndecided(fork)) return this.forget(fork);
       if (decision === 'committed') {

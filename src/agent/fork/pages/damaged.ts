@@ -26,6 +26,6 @@ export async function keepDamaged(
   }
   // If one of these writes is lost, the next daemon finds the page again.
   await forkStore.save(record);
-  await images.update(image, { state: 'failed', damage });
+  await images.update(image, { state: 'failed', problem: damage });
   await filling?.finish();
 }

@@ -5,6 +5,7 @@ import type { Transport } from '../../../domain/transport.js';
 import type { ForkOrigin, ImageHolder } from '../../../engine/ports/fork.js';
 import type { ImageContext } from '../../image/context.js';
 import { refuseOtherDisks } from '../../image/join-disks.js';
+import { rootRemoved } from './failed-image.js';
 import { ANY_HOLDER_TRANSPORT } from './image-server.js';
 
 /** Asking again is cheap: the host continues with what it has begun for an earlier question. */
@@ -27,6 +28,7 @@ export class OriginHost {
   async serveImage(): Promise<ImageHolder> {
     const { peers, host, images } = this.#context;
     const { image } = this.#origin;
+    if (!peers.isPeer(this.#origin.host)) throw rootRemoved(image, this.#origin.host);
     const holder = await peers.agent(this.#origin.host).forks.serveImage(image, host, this.transport);
     refuseOtherDisks(images.get(image), holder.disks);
     return holder;

@@ -14,7 +14,9 @@ const ASK_MS_MAX = 2_000;
 /** An image that is all here does not wait longer than this for a host that has gone. */
 const PATIENCE_MS = 30_000;
 
-export type CheckOutcome = { readonly kind: 'checked' | 'unknown' } | { readonly kind: 'damaged'; readonly page: string };
+export type CheckOutcome =
+  | { readonly kind: 'checked' | 'unknown' }
+  | { readonly kind: 'damaged'; readonly page: string };
 
 export interface PageCheckParts {
   readonly log: AgentLog;

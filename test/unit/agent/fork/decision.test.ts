@@ -43,6 +43,7 @@ async function agentWith({ records = [], corrupt = [], images = {}, undoFailures
     ...{ host: 'A', forkStore, native: {}, registry: { owner: async () => null } },
     log: { debug: quiet, info: quiet, warn: quiet, error: quiet },
     servers: { closeAll: nothing },
+    peers: { isPeer: () => true },
     vms: { on: quiet, off: quiet, all: () => [], has: () => false, room: { release: quiet } },
     images: { has: (id: string) => id in images, get: (id: string) => images[id] },
   };

@@ -34,6 +34,7 @@ interface Change {
   readonly request?: object;
   readonly state?: string;
   readonly isCut?: boolean;
+  readonly isRootRemoved?: boolean;
   /** Awaited while a capture is taken up. */
   readonly resuming?: Promise<void>;
 }
@@ -95,7 +96,13 @@ function scene(change: Change = {}) {
     endImage: async () => void calls.push('end reading'),
   };
   const context = {
-    ...{ images, native, transports, host: 'A', peers: { agent: () => ({ forks: root }) } },
+    ...{
+      images,
+      native,
+      transports,
+      host: 'A',
+      peers: { agent: () => ({ forks: root }), isPeer: () => change.isRootRemoved !== true },
+    },
     log: { debug: quiet, warn: quiet, error: quiet, info: quiet },
     vms: { endClone: nothing, room: { release: quiet }, has: () => false },
     inject: { hit: nothing },
@@ -332,6 +339,23 @@ test('clones of an image that has failed on its host are ended, those of an imag
   await expect.poll(async () => (await fork.progress()).state, { timeout: 5_000 }).toBe('failed');
   await expect.poll(() => calls).toContain('end reading');
   expect(image()).toMatchObject({ state: 'failed' });
+});
+
+test.each([
+  ['lacks pages', 'all', 'failed'],
+  ['lacks pages', 'demand', 'failed'],
+  ['has every page', 'all', 'complete'],
+])('an image whose root is no peer any more, and that %s (%s), ends as %s', async (_, fetch, state) => {
+  const image = { state: 'filling', deviceStateBytes: 5 };
+  const isCut = state === 'failed';
+  const here = scene({ request: { origin: ORIGIN, fetch }, state: 'committed', image, isCut, isRootRemoved: true });
+  here.root.serveImage = () => Promise.reject(new Error('nobody asks a host that is no peer'));
+  if (!isCut) here.reader.state = 'complete';
+  const fork = here.session();
+  await fork.resume();
+  const problem = isCut ? { problem: expect.stringMatching(/lacks pages that only B/) } : {};
+  await expect.poll(here.image, { timeout: 5_000 }).toMatchObject({ state, ...problem });
+  expect(await fork.finish()).toBe('over');
 });
 
 test('a host that reads on demand is let go, goes on after a restart, and completes the image on request', async () => {

@@ -11,7 +11,7 @@ beforeEach(() => void vi.useFakeTimers());
 afterEach(() => void vi.useRealTimers());
 
 function watching(answer: () => Promise<ForkDecision>) {
-  const seen = { asked: 0, discarded: 0, warnings: [] as string[], isUndecided: true };
+  const seen = { asked: 0, discarded: 0, warnings: [] as string[], isPeer: true, isUndecided: true };
   const act = { discard: async () => void seen.discarded++ };
   const log = { info: () => undefined, warn: (_: object, text: string) => void seen.warnings.push(text) };
   const forks = new UndecidedForks({
@@ -21,6 +21,7 @@ function watching(answer: () => Promise<ForkDecision>) {
       seen.asked++;
       return { decision: await answer() };
     },
+    isPeer: () => seen.isPeer,
     isUndecided: () => seen.isUndecided,
     discard: () => act.discard(),
   });
@@ -57,6 +58,20 @@ test.each([
   expect(seen.asked).toBeGreaterThan(25);
   expect(seen.asked).toBeLessThan(40);
   expect(seen.discarded).toBe(0);
+});
+
+test('a fork whose root is no peer any more is discarded without a question, also if that fails at first', async () => {
+  const { seen, act } = watching(async () => Promise.reject(new MigrationError('NOT_FOUND', 'no such host')));
+  await vi.advanceTimersByTimeAsync(10 * MINUTE_MS);
+  expect(seen.discarded).toBe(0);
+  const askedBefore = seen.asked;
+  seen.isPeer = false;
+  const { discard } = act;
+  act.discard = async () => Promise.reject(new Error('the disk is full'));
+  await vi.advanceTimersByTimeAsync(3 * MINUTE_MS);
+  act.discard = discard;
+  await vi.advanceTimersByTimeAsync(10 * MINUTE_MS);
+  expect(seen).toMatchObject({ asked: askedBefore, discarded: 1 });
 });
 
 test('a call of the fork postpones the question', async () => {
