@@ -148,8 +148,7 @@ describe('a fork on eight hosts', () => {
     await hosts.parking.parked(COMMITTED);
     await hosts.kill(hosts.root);
     await hosts.parking.release(COMMITTED);
-    for (const host of hosts.others)
-      expect((await hosts.vms(host)).map(({ state }) => state)).toEqual(['incoming']);
+    for (const host of hosts.others) expect((await hosts.vms(host)).map(({ state }) => state)).toEqual(['incoming']);
     await hosts.restart(hosts.root, { isParkable: true });
     const { state, isCommitted, report } = await ended(id);
     expect({ state, isCommitted }).toEqual({ state: 'done', isCommitted: true });
