@@ -3,7 +3,7 @@
  * each other directly. `moveByPostcopy` plays the coordinator, in the engine's order.
  */
 import { randomBytes } from 'node:crypto';
-import { existsSync } from 'node:fs';
+import { existsSync, readdirSync } from 'node:fs';
 import { mkdtemp, readFile, rm } from 'node:fs/promises';
 import { connect } from 'node:net';
 import { tmpdir } from 'node:os';
@@ -134,6 +134,22 @@ export class AgentHost {
     await this.start();
   }
 
+  /** Removes all VMs, sessions, images and forks. */
+  async clear(): Promise<void> {
+    await this.agent.close();
+    for (const { name } of this.vms.list()) await this.vms.destroy(name);
+    for (const kind of ['images', 'forks'])
+      await rm(join(this.directory, this.name, kind), { recursive: true, force: true });
+    await this.restart();
+  }
+
+  /** Returns what forks have left on this host: image files and records. */
+  forkTraces(): string[] {
+    const state = join(this.directory, this.name);
+    const files = (path: string) => (existsSync(path) ? readdirSync(path).map((name) => join(path, name)) : []);
+    return [...files(join(this.ramDir, '.images')), ...files(join(state, 'images')), ...files(join(state, 'forks'))];
+  }
+
   /** Returns the names of the files that a VM has on this host. */
   traces(vm: string): string[] {
     return [join(this.directory, this.name, 'vms', vm), join(this.ramDir, vm)].filter((path) => existsSync(path));
@@ -238,13 +254,9 @@ export class AgentPair {
     this.#janitor.dismiss();
   }
 
-  /** Removes all VMs and sessions from both hosts. */
+  /** Removes all VMs, sessions, images and forks, first from the host that may read from the other. */
   async clear(): Promise<void> {
-    for (const host of [this.a, this.b]) {
-      await host.agent.close();
-      for (const { name } of host.vms.list()) await host.vms.destroy(name);
-      await host.restart();
-    }
+    for (const host of [this.b, this.a]) await host.clear();
   }
 
   /** Boots a guest on A and waits until its workload reports. */

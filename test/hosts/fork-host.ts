@@ -4,7 +4,6 @@
  */
 import { execFileSync } from 'node:child_process';
 import { randomBytes } from 'node:crypto';
-import { existsSync, readdirSync } from 'node:fs';
 import { mkdir, mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -86,25 +85,12 @@ export class ForkHost {
     return filledOn(this.host, fork);
   }
 
-  /** Returns what forks have left on this host: image files, records, VMs. */
   traces(): string[] {
-    const state = join(this.directory, this.host.name);
-    const files = (path: string) => (existsSync(path) ? readdirSync(path).map((name) => join(path, name)) : []);
-    return [
-      ...files(join(this.host.ramDir, '.images')),
-      ...files(join(state, 'images')),
-      ...files(join(state, 'forks')),
-    ];
+    return this.host.forkTraces();
   }
 
-  /** Removes all VMs, images and forks. */
-  async clear(): Promise<void> {
-    const { host } = this;
-    await host.agent.close();
-    for (const { name } of host.vms.list()) await host.vms.destroy(name);
-    await rm(join(this.directory, host.name, 'images'), { recursive: true, force: true });
-    await rm(join(this.directory, host.name, 'forks'), { recursive: true, force: true });
-    await host.restart();
+  clear(): Promise<void> {
+    return this.host.clear();
   }
 
   async end(): Promise<void> {

@@ -85,6 +85,14 @@ export class ManyHosts {
     return this.cluster.network.setRate(host, mbitPerS);
   }
 
+  setLoss(host: string, percent: number): Promise<void> {
+    return this.cluster.network.setLoss(host, percent);
+  }
+
+  lostPackets(host: string): Promise<number> {
+    return this.cluster.network.lostPackets(host);
+  }
+
   vms(host: string): Promise<VmView[]> {
     return this.cluster.api(host).get('/v1/vms');
   }

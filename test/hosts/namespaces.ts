@@ -36,6 +36,9 @@ async function tc(...args: string[]): Promise<void> {
   await run('tc', args, { timeout: 60_000 });
 }
 
+/** The table of nftables in which a host loses packets. */
+const LOSS_TABLE = ['netdev', 'loss'];
+
 export class Namespaces implements HostNetwork<NamespaceHost> {
   readonly hosts: readonly NamespaceHost[];
   readonly daemonConfig: Readonly<Record<string, unknown>>;
@@ -149,6 +152,27 @@ export class Namespaces implements HostNetwork<NamespaceHost> {
       const limit = ['rate', `${mbitPerS}mbit`, 'burst', '64kb', 'latency', '50ms'];
       await tc('-n', where, 'qdisc', 'add', 'dev', device, 'root', 'tbf', ...limit);
     }
+  }
+
+  /** Drops this share of the packets that arrive over the host's management and data link; 0 drops none. */
+  async setLoss(name: string, percent: number): Promise<void> {
+    await this.nft(name, 'delete', 'table', ...LOSS_TABLE).catch(() => undefined);
+    if (percent === 0) return;
+    await this.nft(name, 'add', 'table', ...LOSS_TABLE);
+    await this.nft(name, 'add', 'chain', ...LOSS_TABLE, 'in', '{ type filter hook ingress device eth0 priority 0; }');
+    const share = ['numgen', 'random', 'mod', '100', '<', `${percent}`];
+    await this.nft(name, 'add', 'rule', ...LOSS_TABLE, 'in', ...share, 'counter', 'drop');
+  }
+
+  /** How many packets the host has lost since `setLoss`. */
+  async lostPackets(name: string): Promise<number> {
+    const { stdout } = await this.nft(name, 'list', 'table', ...LOSS_TABLE);
+    return Number(/counter packets (\d+)/.exec(stdout)?.[1]);
+  }
+
+  private nft(name: string, ...args: string[]): Promise<{ stdout: string }> {
+    const [command = '', ...words] = this.commandOn(name, ['nft', ...args]);
+    return run(command, words, { timeout: 60_000 });
   }
 
   async destroy(): Promise<void> {

@@ -82,7 +82,7 @@ export function planHosts(
   const joining = fit.filter(({ host }) => names.has(host));
   if (joining.length === 0) return { plan: { shares, notes }, refusals: [] };
   const { transport, reason, refusals: obstacles } = chooseForkTransport(request, root, inventory.vm, joining);
-  const limits = [...checkReaders(root.host, joining.length), ...checkTunnels(root.host, shares)];
+  const limits = [...checkReaders(root.host, inventory, joining), ...checkTunnels(root.host, shares)];
   if (obstacles.length + limits.length > 0) return { plan: null, refusals: [...limits, ...obstacles] };
   return { plan: { shares, transport, transportReason: reason, notes }, refusals: [] };
 }
@@ -101,7 +101,9 @@ function roomOf(request: ForkRequest, host: string, inventory: ForkInventory, fa
   return { host, count: fork === null ? 0 : roomFor(request, fork), cpuCount: own?.cpuCount ?? null };
 }
 
-function* checkReaders(host: string, count: number): Iterable<Refusal> {
+/** Hosts of earlier forks may read the image still. */
+function* checkReaders(host: string, { image }: ForkInventory, joining: readonly JoinFacts[]): Iterable<Refusal> {
+  const count = new Set([...(image?.readers ?? []), ...joining.map((join) => join.host)]).size;
   if (count <= READERS_MAX) return;
   yield {
     code: 'HOST_LIMIT',

@@ -5,7 +5,6 @@
 import { execFileSync } from 'node:child_process';
 import { createHash } from 'node:crypto';
 import { existsSync, readdirSync, readFileSync } from 'node:fs';
-import { rm } from 'node:fs/promises';
 import { basename, dirname, join } from 'node:path';
 import { afterAll, afterEach, beforeAll, describe, expect, test } from 'vitest';
 import { MigrationError } from '../../../src/domain/errors.js';
@@ -32,16 +31,7 @@ let pair: AgentPair;
 beforeAll(async () => {
   pair = await AgentPair.start();
 });
-afterEach(async () => {
-  for (const host of [pair.b, pair.a]) {
-    await host.agent.close();
-    for (const { name } of host.vms.list()) await host.vms.destroy(name);
-    for (const kind of ['images', 'forks']) {
-      await rm(join(host.directory, host.name, kind), { recursive: true, force: true });
-    }
-    await host.restart();
-  }
-});
+afterEach(() => pair.clear());
 afterAll(() => pair.end());
 
 const code = (expected: string) => expect.objectContaining({ code: expected });
@@ -74,8 +64,9 @@ async function writes(host: AgentHost, vm: string): Promise<void> {
 async function requestsOf(
   vm: string,
   access: DiskAccess,
+  change: Partial<PrepareForkRequest> = {},
 ): Promise<{ root: PrepareForkRequest; joining: PrepareForkRequest }> {
-  const request = forkRequest(vm, { cloneCount: 3 });
+  const request = forkRequest(vm, { cloneCount: 3, ...change });
   const { spec, accel, qemuVersion } = pair.a.vms.get(vm);
   const disks = spec.disks.map(({ id }) => ({ id, access }));
   const allocatedBytes = spec.memory.sizeBytes;
@@ -144,15 +135,36 @@ function clonesOn(host: AgentHost): string[] {
 
 const removal = { isForced: false, isDroppingSaved: false };
 
-describe.each(['qcow2', 'raw'] as const)('a %s disk that both hosts see', (format) => {
-  test('is the base of the clones of both, and nobody changes it while one of them needs it', async () => {
+/** Each access to a disk meets both formats: one on the disk that is written to, the other on the one that is not. */
+const FORMATS = { shared: ['qcow2', 'raw'], served: ['raw', 'qcow2'] } as const;
+
+async function bootWithDisks(access: DiskAccess): Promise<{ base: string; media: string; format: DiskFormat }> {
+  const [format, ofMedia] = FORMATS[access];
+  const base = makeDisk(`base-${access}`, format);
+  const media = makeDisk(`media-${access}`, ofMedia);
+  await boot('web', [
+    { path: base, format },
+    { path: media, format: ofMedia, readOnly: true },
+  ]);
+  return { base, media, format };
+}
+
+describe('a disk that both hosts see', () => {
+  test('is the parent’s alone again when a fork is undone, and the base of the clones of both by another', async () => {
     const { a, b } = pair;
-    const base = makeDisk(`both-${format}`, format);
-    const media = makeDisk(`media-${format}`, format);
-    await boot('web', [
-      { path: base, format },
-      { path: media, format, readOnly: true },
-    ]);
+    const { base, media, format } = await bootWithDisks('shared');
+    const undone = await requestsOf('web', 'shared');
+    await upToLoad(undone);
+    await writes(a, 'web');
+    await undo(undone);
+    expect(a.vms.get('web').spec.disks[0]).toMatchObject({ path: base, format });
+    expect([overlaysOf(base), b.vms.list(), b.agent.images.list()]).toEqual([[], [], []]);
+    const before = latestNumber(readRaw(base, format));
+    await writes(a, 'web');
+    await eventually('its writes reach the file', WRITES_MS, () =>
+      latestNumber(readRaw(base, format)) > before ? true : undefined,
+    );
+
     const requests = await requestsOf('web', 'shared');
     const image = await upToLoad(requests);
     await fromCommit(requests);
@@ -192,34 +204,19 @@ describe.each(['qcow2', 'raw'] as const)('a %s disk that both hosts see', (forma
     const after = await contentOf(a, 'web');
     expect([byteAt(after, MARK_MIB), byteAt(after, OWN_MIB)]).toEqual([MARK, 0xa0]);
   });
-
-  test('is the parent’s alone again when the fork is undone', async () => {
-    const { a, b } = pair;
-    const base = makeDisk(`undone-${format}`, format);
-    await boot('web', [{ path: base, format }]);
-    const requests = await requestsOf('web', 'shared');
-    await upToLoad(requests);
-    await writes(a, 'web');
-    await undo(requests);
-    expect(a.vms.get('web').spec.disks[0]).toMatchObject({ path: base, format });
-    expect([overlaysOf(base), b.vms.list(), b.agent.images.list()]).toEqual([[], [], []]);
-    const before = latestNumber(readRaw(base, format));
-    await writes(a, 'web');
-    await eventually('its writes reach the file', WRITES_MS, () =>
-      latestNumber(readRaw(base, format)) > before ? true : undefined,
-    );
-  });
 });
 
-describe.each(['qcow2', 'raw'] as const)('a %s disk that only the parent’s host sees', (format) => {
-  test('is served to the clones of the other, as it was at the fork point', async () => {
+describe('a disk that only the parent’s host sees', () => {
+  test('is the parent’s alone again when a fork is undone, and served as of the fork point of another', async () => {
     const { a, b } = pair;
-    const base = makeDisk(`served-${format}`, format);
-    const media = makeDisk(`only-read-${format}`, format);
-    await boot('web', [
-      { path: base, format },
-      { path: media, format, readOnly: true },
-    ]);
+    const { base, media, format } = await bootWithDisks('served');
+    const undone = await requestsOf('web', 'served');
+    const undoneImage = await upToLoad(undone);
+    await undo(undone);
+    expect(a.vms.get('web').spec.disks[0]).toMatchObject({ path: base, format });
+    expect([overlaysOf(base), b.vms.list(), b.agent.images.list()]).toEqual([[], [], []]);
+    expect(await exportsOf(undoneImage)).toEqual([]);
+
     const requests = await requestsOf('web', 'served');
     await prepare(requests);
     // What it writes now, after the clones of B have been started, is in the image.
@@ -272,28 +269,21 @@ describe.each(['qcow2', 'raw'] as const)('a %s disk that only the parent’s hos
     await writes(a, 'web');
     expect(await exportsOf(image)).toEqual([]);
   });
-
-  test('is the parent’s alone again when the fork is undone', async () => {
-    const { a, b } = pair;
-    const base = makeDisk(`undone-served-${format}`, format);
-    await boot('web', [{ path: base, format }]);
-    const requests = await requestsOf('web', 'served');
-    const image = await upToLoad(requests);
-    await undo(requests);
-    expect(a.vms.get('web').spec.disks[0]).toMatchObject({ path: base, format });
-    expect([overlaysOf(base), b.vms.list(), b.agent.images.list()]).toEqual([[], [], []]);
-    await writes(a, 'web');
-    expect(await exportsOf(image)).toEqual([]);
-  });
 });
 
-test('clones go on when the storage daemon or a daemon ends, and wait for a host that does not answer', async () => {
+test('clones of a stopped parent go on when a daemon ends, and wait for a host that does not answer', async () => {
   const { a, b } = pair;
   const base = makeDisk('lasting', 'qcow2');
   await boot('web', [{ path: base }]);
-  const requests = await requestsOf('web', 'served');
+  const undone = await requestsOf('web', 'served', { parentMode: 'stop' });
+  await upToLoad(undone);
+  await undo(undone);
+  expect([overlaysOf(base), b.agent.images.list()]).toEqual([[], []]);
+  await writes(a, 'web');
+  const requests = await requestsOf('web', 'served', { parentMode: 'stop' });
   const image = await upToLoad(requests);
   await fromCommit(requests);
+  const hash = hashOf(base);
   const [name = ''] = clonesOn(b);
   const kill = async () => {
     for (const { pid } of await exportsOf(image)) process.kill(pid, 'SIGKILL');
@@ -310,22 +300,26 @@ test('clones go on when the storage daemon or a daemon ends, and wait for a host
   await writes(b, name);
 
   // The host does not answer: the clone stands still at its next read.
-  for (const cause of ['no route to A', 'A has no power']) {
-    pair.onOpenDisk = () => {
-      throw new MigrationError('UNREACHABLE', cause);
-    };
-    await kill();
-    await eventually('the clone says why it stands still', WRITES_MS, () => {
-      const notice = b.agent.userVms.find(name).notice ?? '';
-      return notice.includes('reads disk disk0 from A') && notice.includes(cause) ? true : undefined;
-    });
-    expect(b.vms.get(name).state).toBe('paused');
-    pair.onOpenDisk = () => undefined;
-    await writes(b, name);
-    expect(b.agent.userVms.find(name).notice).toBeUndefined();
-  }
+  pair.onOpenDisk = () => {
+    throw new MigrationError('UNREACHABLE', 'A has no power');
+  };
+  await kill();
+  await eventually('the clone says why it stands still', WRITES_MS, () => {
+    const notice = b.agent.userVms.find(name).notice ?? '';
+    return notice.includes('reads disk disk0 from A') && notice.includes('A has no power') ? true : undefined;
+  });
+  expect(b.vms.get(name).state).toBe('paused');
+  pair.onOpenDisk = () => undefined;
+  await writes(b, name);
+  expect(b.agent.userVms.find(name).notice).toBeUndefined();
   const content = await contentOf(b, name);
   expect([byteAt(content, MARK_MIB), latestNumber(content) > 0]).toEqual([MARK, true]);
+
+  for (const host of [b, a]) {
+    for (const clone of clonesOn(host)) await host.vms.stop(clone, { isForced: true });
+    expect(await host.agent.images.remove(image, removal)).toMatchObject({ mergedDisks: [], keptLayers: [] });
+  }
+  expect([hashOf(base), await exportsOf(image), a.vms.get('web').state]).toEqual([hash, [], 'stopped']);
 });
 
 test('a host that was told of another disk than the image has does not join', async () => {

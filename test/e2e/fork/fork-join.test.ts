@@ -2,9 +2,6 @@
  * A fork on two hosts, with real QEMU guests and without daemons (test/hosts/agent-pair.ts): the clones of the second
  * host run on an image that it reads from the first, while the parent runs on and both images fill.
  */
-import { existsSync, readdirSync } from 'node:fs';
-import { rm } from 'node:fs/promises';
-import { join } from 'node:path';
 import { afterAll, afterEach, beforeAll, describe, expect, test } from 'vitest';
 import type { ForkOrigin, PrepareForkRequest } from '../../../src/engine/ports/fork.js';
 import { type AgentHost, AgentPair } from '../../hosts/agent-pair.js';
@@ -20,28 +17,11 @@ beforeAll(async () => {
 });
 afterEach(async () => {
   pair.removed.clear();
-  await clear(pair.a);
-  await clear(pair.b);
+  await pair.clear();
 });
 afterAll(() => pair.end());
 
 const code = (expected: string) => expect.objectContaining({ code: expected });
-
-/** What forks have left on a host: image files and records. */
-function traces(host: AgentHost): string[] {
-  const state = join(host.directory, host.name);
-  const files = (path: string) => (existsSync(path) ? readdirSync(path).map((name) => join(path, name)) : []);
-  return [...files(join(host.ramDir, '.images')), ...files(join(state, 'images')), ...files(join(state, 'forks'))];
-}
-
-async function clear(host: AgentHost): Promise<void> {
-  await host.agent.close();
-  for (const { name } of host.vms.list()) await host.vms.destroy(name);
-  for (const kind of ['images', 'forks']) {
-    await rm(join(host.directory, host.name, kind), { recursive: true, force: true });
-  }
-  await host.restart();
-}
 
 /** How many clones the two hosts make. */
 type Counts = readonly [a: number, b: number];
@@ -68,15 +48,8 @@ class TwoHostFork {
     const request = forkRequest(vm, { cloneCount: counts[0] + counts[1], ...change });
     const { spec, accel, qemuVersion } = a.vms.get(vm);
     const { imageBytesNeeded } = await a.agent.forks.forkInventory(request);
-    const size = spec.memory.sizeBytes;
-    const origin = {
-      host: 'A',
-      image: request.fork,
-      spec,
-      accel,
-      qemuVersion,
-      allocatedBytes: imageBytesNeeded || size,
-    };
+    const allocatedBytes = imageBytesNeeded || spec.memory.sizeBytes;
+    const origin = { host: 'A', image: request.fork, spec, accel, qemuVersion, allocatedBytes };
     return new TwoHostFork(request, origin, counts);
   }
 
@@ -124,6 +97,9 @@ class TwoHostFork {
   }
 }
 
+/** Half of the time the guest rests: with its clones there are more guests than processors. */
+const boot = (touchMiB: number) => pair.boot({ name: 'web', touchMiB, restPercent: 50 });
+
 function clonesOn(host: AgentHost): string[] {
   return host.vms.list().flatMap(({ name, state }) => (name.includes('-') && state === 'running' ? [name] : []));
 }
@@ -140,10 +116,14 @@ async function expectSound(host: AgentHost, vms: readonly string[]): Promise<voi
 describe('a fork on two hosts', () => {
   test('its clones run on both, from pages of one moment, and share each image', async () => {
     const { a, b } = pair;
-    await pair.boot({ name: 'web', touchMiB: 64 });
+    await boot(64);
     const fork = await TwoHostFork.of('web');
     await fork.upToLoad();
     await expect(b.agent.forks.runClones(fork.fork)).rejects.toThrow(code('CONFLICT'));
+    // Another fork would bring the same image at the same time. Its undo leaves it to this one.
+    const other = { ...fork.joining, fork: forkRequest(null).fork, namePrefix: 'other' };
+    await expect(b.agent.forks.prepareClones(other)).rejects.toThrow(`image ${fork.fork} on B is capturing`);
+    await b.agent.forks.discardFork(other.fork);
     await fork.commit();
     await fork.run();
     await fork.finish();
@@ -157,14 +137,24 @@ describe('a fork on two hosts', () => {
     expect(there?.allocatedBytes).toBeGreaterThan(0);
   });
 
-  test('before the commit all of it is undone', async () => {
+  test('before the commit all of it is undone, before the fork point and after it', async () => {
     const { a, b } = pair;
-    await pair.boot({ name: 'web', touchMiB: 32 });
+    await boot(32);
+    const early = await TwoHostFork.of('web');
+    await a.agent.forks.prepareClones(early.request);
+    await a.agent.forks.armParent(early.fork);
+    // An image that is still being captured is served by TCP, whatever is asked for.
+    expect(await a.agent.forks.serveImage(early.fork, 'B', 'shm')).toMatchObject({ endpoint: { transport: 'tcp' } });
+    await expect(a.agent.forks.connectImage(early.fork, 'tcp')).rejects.toThrow(code('CONFLICT'));
+    await expect(a.agent.forks.sendForkState(early.fork, 'B')).rejects.toThrow(code('CONFLICT'));
+    await a.agent.forks.discardFork(early.fork);
+    expect([...a.forkTraces(), ...b.forkTraces()]).toEqual([]);
+
     const fork = await TwoHostFork.of('web');
     await fork.upToLoad();
     await Promise.all([a, b].map(({ agent }) => agent.forks.discardFork(fork.fork)));
     await a.agent.source.unreserve('web', fork.request.job);
-    expect([...traces(a), ...traces(b)]).toEqual([]);
+    expect([...a.forkTraces(), ...b.forkTraces()]).toEqual([]);
     expect(b.vms.list()).toEqual([]);
     await expectSound(a, ['web']);
     await expect(b.agent.forks.prepareClones(fork.joining)).rejects.toThrow(code('CONFLICT'));
@@ -172,7 +162,7 @@ describe('a fork on two hosts', () => {
 
   test('a restarted daemon of the host that joined leaves the decision to the coordinator', async () => {
     const { a, b } = pair;
-    await pair.boot({ name: 'web', touchMiB: 32 });
+    await boot(32);
     const fork = await TwoHostFork.of('web');
     await fork.upToLoad();
     // The commit was decided, and this host has not heard of it.
@@ -194,13 +184,13 @@ describe('a fork on two hosts', () => {
     expect(b.vms.list()).toHaveLength(2);
     await Promise.all([a, b].map(({ agent }) => agent.forks.discardFork(other.fork)));
     await a.agent.source.unreserve('web', other.request.job);
-    expect(traces(b).filter((path) => path.includes(other.fork))).toEqual([]);
+    expect(b.forkTraces().filter((path) => path.includes(other.fork))).toEqual([]);
     expect(clonesOn(b)).toHaveLength(2);
   });
 
   test('goes on when either daemon is restarted while the images fill', async () => {
     const { a, b } = pair;
-    await pair.boot({ name: 'web', touchMiB: 64 });
+    await boot(64);
     const fork = await TwoHostFork.of('web');
     await fork.upToLoad();
     await fork.commit();
@@ -218,7 +208,7 @@ describe('a fork on two hosts', () => {
     ['the host that joins, which only gets the image,', [1, 0]],
   ] as const)('%s makes no clones', async (_, counts) => {
     const { a, b } = pair;
-    await pair.boot({ name: 'web', touchMiB: 32 });
+    await boot(32);
     const fork = await TwoHostFork.of('web', {}, counts);
     await fork.upToLoad();
     await b.restart();
@@ -243,7 +233,7 @@ describe('a fork on two hosts', () => {
 
   test('the image is read after the fork of its host is over, and is kept for its reader', async () => {
     const { a, b } = pair;
-    await pair.boot({ name: 'web', touchMiB: 64 });
+    await boot(64);
     const fork = await TwoHostFork.of('web');
     await fork.upToLoad();
     await fork.commit();
@@ -272,7 +262,7 @@ describe('a fork on two hosts', () => {
 
   test('an image that is gone from its host leaves its clones on the other host waiting, and that shows', async () => {
     const { a, b } = pair;
-    await pair.boot({ name: 'web', touchMiB: 32 });
+    await boot(32);
     const fork = await TwoHostFork.of('web');
     await fork.upToLoad();
     await fork.commit();
@@ -304,7 +294,7 @@ describe('a fork on two hosts', () => {
 
   test('an image that is read on demand takes what its clones touch, and is completed later', async () => {
     const { a, b } = pair;
-    await pair.boot({ name: 'web', touchMiB: 48 });
+    await boot(48);
     const fork = await TwoHostFork.of('web', { fetch: 'demand' }, [0, 2]);
     await expect(b.agent.forks.completeImage(fork.fork)).rejects.toThrow(code('NOT_FOUND'));
     await fork.upToLoad();
@@ -335,7 +325,9 @@ describe('a fork on two hosts', () => {
       b.agent.images.find(fork.fork).state === 'complete' ? true : undefined,
     );
     await eventually('nothing is left of the fork', 5_000, async () =>
-      traces(b).some((path) => path.includes(`forks/${fork.fork}`) || path.includes('presence')) ? undefined : true,
+      b.forkTraces().some((path) => path.includes(`forks/${fork.fork}`) || path.includes('presence'))
+        ? undefined
+        : true,
     );
     expect(a.agent.images.find(fork.fork).readers).toBeUndefined();
     await b.agent.forks.completeImage(fork.fork);
@@ -344,7 +336,7 @@ describe('a fork on two hosts', () => {
 
   test('an image that is read on demand can be removed when its clones have ended', async () => {
     const { a, b } = pair;
-    await pair.boot({ name: 'web', touchMiB: 32 });
+    await boot(32);
     const fork = await TwoHostFork.of('web', { fetch: 'demand' }, [0, 2]);
     await fork.upToLoad();
     await fork.commit();
@@ -353,7 +345,7 @@ describe('a fork on two hosts', () => {
     for (const name of clonesOn(b)) await b.vms.stop(name, { isForced: true });
     expect(a.agent.images.find(fork.fork).readers).toEqual(['B']);
     await b.agent.images.remove(fork.fork);
-    expect(traces(b)).toEqual([]);
+    expect(b.forkTraces()).toEqual([]);
     await eventually('nobody reads the image', 5_000, async () =>
       a.agent.images.find(fork.fork).readers === undefined ? true : undefined,
     );
@@ -361,7 +353,7 @@ describe('a fork on two hosts', () => {
 
   test('goes on when the parent dies after the fork point', async () => {
     const { a, b } = pair;
-    await pair.boot({ name: 'web', touchMiB: 64 });
+    await boot(64);
     const fork = await TwoHostFork.of('web');
     await fork.upToLoad();
     process.kill(a.vms.get('web').pid ?? 0, 'SIGKILL');
@@ -373,7 +365,7 @@ describe('a fork on two hosts', () => {
 
   test('a parent that stays stopped gives its files, also by shared memory', async () => {
     const { b } = pair;
-    await pair.boot({ name: 'web', touchMiB: 32 });
+    await boot(32);
     const fork = await TwoHostFork.of('web', { parentMode: 'stop' });
     await fork.upToLoad();
     await b.agent.forks.connectImage(fork.fork, 'shm');
@@ -381,18 +373,5 @@ describe('a fork on two hosts', () => {
     await fork.run();
     await fork.finish();
     await expectSound(b, clonesOn(b));
-  });
-
-  test('an image that is still being captured is served by TCP, whatever is asked for', async () => {
-    const { a, b } = pair;
-    await pair.boot({ name: 'web', touchMiB: 16 });
-    const fork = await TwoHostFork.of('web');
-    await a.agent.forks.prepareClones(fork.request);
-    await a.agent.forks.armParent(fork.fork);
-    expect(await a.agent.forks.serveImage(fork.fork, 'B', 'shm')).toMatchObject({ endpoint: { transport: 'tcp' } });
-    await expect(a.agent.forks.connectImage(fork.fork, 'tcp')).rejects.toThrow(code('CONFLICT'));
-    await expect(a.agent.forks.sendForkState(fork.fork, 'B')).rejects.toThrow(code('CONFLICT'));
-    await a.agent.forks.discardFork(fork.fork);
-    expect([...traces(a), ...traces(b)]).toEqual([]);
   });
 });

@@ -3,6 +3,7 @@ import { execFileSync } from 'node:child_process';
 import { rm, statfs } from 'node:fs/promises';
 import { join } from 'node:path';
 import { afterAll, afterEach, beforeAll, describe, expect, test } from 'vitest';
+import type { PrepareForkRequest } from '../../../src/engine/ports/fork.js';
 import { eventually } from '../../hosts/cluster.js';
 import { ForkHost } from '../../hosts/fork-host.js';
 import { AGENT_POINTS_BEFORE_COMMIT } from '../../hosts/parking.js';
@@ -14,6 +15,8 @@ beforeAll(async () => {
 });
 afterEach(() => forks.clear());
 afterAll(() => forks.end());
+
+const STEPS = ['prepareClones', 'armParent', 'forkPoint', 'loadClones'] as const;
 
 const code = (expected: string) => expect.objectContaining({ code: expected });
 
@@ -28,6 +31,14 @@ async function expectWorking(names: readonly string[]): Promise<void> {
   for (const name of names) {
     await forks.host.goesOn(name);
     await expectClean(name);
+  }
+}
+
+async function upTo(last: (typeof STEPS)[number], request: PrepareForkRequest): Promise<void> {
+  const { agent } = forks.host;
+  await agent.forks.prepareClones(request);
+  for (const step of STEPS.slice(1, STEPS.indexOf(last) + 1)) {
+    if (step !== 'prepareClones') await agent.forks[step](request.fork);
   }
 }
 
@@ -58,7 +69,7 @@ describe('a parent that runs on', () => {
   });
 
   test('is forked twice, one after the other', async () => {
-    await forks.boot({ name: 'twice', touchMiB: 32 });
+    await forks.boot({ name: 'twice', touchMiB: 32, restPercent: 50 });
     const first = await forks.fork(forks.request('twice'));
     const second = await forks.fork(forks.request('twice'));
     expect(second.image).not.toBe(first.image);
@@ -67,7 +78,7 @@ describe('a parent that runs on', () => {
 
   test('an image is run once more, after its parent has ended', async () => {
     const { vms } = forks.host;
-    await forks.boot({ name: 'gone', touchMiB: 32 });
+    await forks.boot({ name: 'gone', touchMiB: 32, restPercent: 50 });
     const { image } = await forks.fork(forks.request('gone', { cloneCount: 1 }));
     await vms.stop('gone', { isForced: true });
     const again = await forks.fork(forks.request(null, { image, namePrefix: 'again', cloneCount: 2 }));
@@ -79,7 +90,7 @@ describe('a parent that runs on', () => {
 
 test('a clone is forked itself: what it has written is in the clones of it, and in nobody else', async () => {
   const { vms, agent } = forks.host;
-  await forks.boot({ name: 'first', touchMiB: 48, writePercent: 50 });
+  await forks.boot({ name: 'first', touchMiB: 48, restPercent: 50, writePercent: 50 });
   const children = await forks.fork(forks.request('first', { namePrefix: 'child' }));
   await forks.host.goesOn('child-0');
   const grandchildren = await forks.fork(forks.request('child-0', { namePrefix: 'grandchild' }));
@@ -98,7 +109,7 @@ test('a clone is forked itself: what it has written is in the clones of it, and 
 describe('a parent that stays stopped', () => {
   test('is the image of its clones, and ends', async () => {
     const { vms } = forks.host;
-    await forks.boot({ name: 'frozen', touchMiB: 64 });
+    await forks.boot({ name: 'frozen', touchMiB: 64, restPercent: 50 });
     const { clones, image, run } = await forks.fork(forks.request('frozen', { parentMode: 'stop', cloneCount: 3 }));
     expect(run.failures).toEqual([]);
     expect(run.ready).toHaveLength(3);
@@ -109,45 +120,42 @@ describe('a parent that stays stopped', () => {
 });
 
 describe('a fork that is given up', () => {
-  test.each(['prepareClones', 'armParent', 'forkPoint', 'loadClones'] as const)(
-    'after %s: the parent runs on, and nothing is left',
-    async (last) => {
-      const { agent, vms } = forks.host;
-      await forks.boot({ name: 'kept', touchMiB: 32, writePercent: 50 });
+  test('after each step: the parent runs on, and nothing is left', async () => {
+    const { agent, vms } = forks.host;
+    await forks.boot({ name: 'kept', touchMiB: 32, restPercent: 50, writePercent: 50 });
+    for (const last of STEPS) {
       const request = forks.request('kept', { cloneCount: 3 });
-      await agent.forks.prepareClones(request);
-      for (const step of ['armParent', 'forkPoint', 'loadClones'] as const) {
-        if (last === 'prepareClones') break;
-        await agent.forks[step](request.fork);
-        if (step === last) break;
-      }
+      await upTo(last, request);
       await agent.forks.discardFork(request.fork);
-      expect(vms.list().map(({ name }) => name)).toEqual(['kept']);
-      expect(forks.traces()).toEqual([]);
+      expect([last, vms.list().map(({ name }) => name), forks.traces()]).toEqual([last, ['kept'], []]);
       await expectWorking(['kept']);
       await agent.forks.discardFork(request.fork);
-      await expect(agent.forks.prepareClones(request)).rejects.toEqual(code('CONFLICT'));
-      // The same VM again: nothing is left of the first attempt.
-      await forks.fork(forks.request('kept', { cloneCount: 1 }));
-    },
-  );
+      await expect(agent.forks.prepareClones(request), last).rejects.toEqual(code('CONFLICT'));
+    }
+    // The same VM again: nothing is left of all attempts.
+    await forks.fork(forks.request('kept', { cloneCount: 1 }));
+  });
 
-  test.each(AGENT_POINTS_BEFORE_COMMIT)('because of a failure at %s', async (point) => {
+  test('because of a failure at any point before the commit', async () => {
     const { vms, failures, agent } = forks.host;
-    await forks.boot({ name: 'faulty', touchMiB: 32, writePercent: 50 });
-    const request = forks.request('faulty');
-    failures.add(point);
-    await expect(forks.fork(request)).rejects.toEqual(code('CANCELLED'));
-    expect(failures).toEqual(new Set());
-    await agent.forks.discardFork(request.fork);
-    expect(vms.list().map(({ name, state }) => `${name} ${state}`)).toEqual(['faulty running']);
-    expect(forks.traces()).toEqual([]);
-    await expectWorking(['faulty']);
+    await forks.boot({ name: 'faulty', touchMiB: 32, restPercent: 50, writePercent: 50 });
+    for (const point of AGENT_POINTS_BEFORE_COMMIT) {
+      const request = forks.request('faulty');
+      failures.add(point);
+      await expect(forks.fork(request), point).rejects.toEqual(code('CANCELLED'));
+      expect([point, failures]).toEqual([point, new Set()]);
+      await agent.forks.discardFork(request.fork);
+      await agent.source.unreserve('faulty', request.job);
+      const left = vms.list().map(({ name, state }) => `${name} ${state}`);
+      expect([point, left, forks.traces()]).toEqual([point, ['faulty running'], []]);
+      await forks.host.goesOn('faulty');
+    }
+    await expectClean('faulty');
   });
 
   test('after the commit it is not given up any more', async () => {
     const { agent } = forks.host;
-    await forks.boot({ name: 'forked', touchMiB: 32 });
+    await forks.boot({ name: 'forked', touchMiB: 32, restPercent: 50 });
     const request = forks.request('forked', { cloneCount: 1 });
     await agent.forks.prepareClones(request);
     await agent.forks.armParent(request.fork);
@@ -165,7 +173,7 @@ describe('a fork that is given up', () => {
 
   test('because a clone dies before it loads: the clone is named, and its QEMU quoted', async () => {
     const { agent, vms } = forks.host;
-    await forks.boot({ name: 'unlucky', touchMiB: 32 });
+    await forks.boot({ name: 'unlucky', touchMiB: 32, restPercent: 50 });
     const request = forks.request('unlucky', { cloneCount: 3, namePrefix: 'sad' });
     await agent.forks.prepareClones(request);
     await agent.forks.armParent(request.fork);
@@ -181,7 +189,7 @@ describe('a fork that is given up', () => {
 
   test('not if the others are enough', async () => {
     const { agent, vms } = forks.host;
-    await forks.boot({ name: 'lucky', touchMiB: 32 });
+    await forks.boot({ name: 'lucky', touchMiB: 32, restPercent: 50 });
     const request = forks.request('lucky', { cloneCount: 3, namePrefix: 'some', isPartialAllowed: true });
     await agent.forks.prepareClones(request);
     await agent.forks.armParent(request.fork);
@@ -279,22 +287,16 @@ test('a file system that is full before the clones run: the fork is given up, an
 });
 
 describe('a host whose daemon is restarted', () => {
-  test.each(['armParent', 'forkPoint', 'loadClones'] as const)(
-    'after %s undoes the fork, and the parent runs on',
-    async (last) => {
-      await forks.boot({ name: 'survivor', touchMiB: 32, writePercent: 50 });
-      const request = forks.request('survivor');
-      await forks.host.agent.forks.prepareClones(request);
-      for (const step of ['armParent', 'forkPoint', 'loadClones'] as const) {
-        await forks.host.agent.forks[step](request.fork);
-        if (step === last) break;
-      }
+  test('before the commit undoes the fork, and the parent runs on', async () => {
+    await forks.boot({ name: 'survivor', touchMiB: 32, restPercent: 50, writePercent: 50 });
+    for (const last of ['armParent', 'forkPoint', 'loadClones'] as const) {
+      await upTo(last, forks.request('survivor'));
       await forks.host.restart();
       await eventually('the parent is alone', 60_000, () => (forks.host.vms.list().length === 1 ? true : undefined));
-      expect(forks.traces()).toEqual([]);
+      expect([last, forks.traces()]).toEqual([last, []]);
       await expectWorking(['survivor']);
-    },
-  );
+    }
+  });
 
   test('after the commit goes on filling the image', async () => {
     await forks.boot({ name: 'lasting', memoryMiB: 384, touchMiB: 256, writePercent: 50 });

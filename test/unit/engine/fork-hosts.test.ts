@@ -331,6 +331,19 @@ describe('a daemon that dies in a fork over hosts', () => {
     expect(report?.clones.map(({ name }) => name)).toEqual(['vm1-0', 'vm1-1', 'vm1-2']);
   });
 
+  test('a host whose clock is behind has no clone that was ready before the request', async () => {
+    const { world, id } = await crashedAt('after:commitFork', submit(onHosts), scriptedHosts());
+    world.on['A.discardFork'] = failing('CONFLICT');
+    const progress = world.on['B.forkProgress'] as () => typeof filled;
+    const ready = [{ index: 1, at: '2020-01-01T00:00:00.000Z' }];
+    world.on['B.forkProgress'] = () => ({ ...progress(), committed: { ...progress().committed!, ready } });
+    const { jobs } = await world.daemon();
+    const { state, report } = await restFork(jobs, id);
+    expect(state).toBe('done');
+    for (const { readyMs } of report?.clones ?? []) expect(readyMs).toBeGreaterThanOrEqual(0);
+    expect(report?.clones).toHaveLength(3);
+  });
+
   test('a host that was left out stays named', async () => {
     const left = scriptedHosts();
     left.on['B.connectImage'] = failing('UNREACHABLE');

@@ -75,6 +75,16 @@ const REFUSED: readonly [what: string, change: Change, code: RefusalCode, names:
     'HOST_LIMIT',
     /129 hosts would read the image from A, which serves 128/,
   ],
+  [
+    'a host more than can read an image that others read still',
+    {
+      root: { image: { ...image, readers: ['h0', ...Array.from({ length: 127 }, (_, index) => `other-${index}`)] } },
+      wishes: ['h0', 'h1'].map((name) => ({ host: name, cloneCount: 4 })),
+      request: { vm: null, image: IMAGE },
+    },
+    'HOST_LIMIT',
+    /129 hosts would read the image from A, which serves 128/,
+  ],
   ['an old QEMU', { at: 'h1', inventory: { qemuVersion: '7.0.0' } }, 'QEMU_TOO_OLD', /h1 has QEMU 7\.0\.0/],
   [
     'an older QEMU than the parent has',
@@ -134,6 +144,18 @@ const REFUSED: readonly [what: string, change: Change, code: RefusalCode, names:
 ];
 
 describe('the hosts of a fork', () => {
+  test('may have clocks that differ by some minutes', () => {
+    expect(planned({ at: 'h2', inventory: { clockMs: host('A').clockMs - 299_000 } }).refusals).toEqual([]);
+  });
+
+  test('may be as many as can read one image', () => {
+    const wishes = Array.from({ length: 128 }, (_, index) => ({ host: `h${index}`, cloneCount: 1 }));
+    expect(planned({ wishes, request: { cloneCount: 128 } })).toMatchObject({
+      refusals: [],
+      plan: { transport: 'tcp' },
+    });
+  });
+
   test('share its clones, the root first', () => {
     const { plan, refusals } = planned();
     expect(refusals).toEqual([]);

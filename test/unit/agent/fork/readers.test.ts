@@ -64,6 +64,18 @@ test('a host is a reader until it says that it is none, and the last one ends th
   expect([readers(), open]).toEqual([['B'], ['tcp']]);
 });
 
+test('many hosts that begin at once are all noted, and all must end', async () => {
+  const { servers, open, readers } = scene();
+  const names = Array.from({ length: 200 }, (_, index) => `host-${index}`);
+  const holders = await Promise.all(names.map((reader) => servers.serve(IMAGE, reader, 'tcp', WHOLE)));
+  expect(new Set(holders.map(({ session }) => session)).size).toBe(1);
+  expect([...readers()].sort()).toEqual([...names].sort());
+  await Promise.all(names.slice(1).map((reader) => servers.end(IMAGE, reader)));
+  expect([readers(), open]).toEqual([['host-0'], ['tcp']]);
+  await servers.end(IMAGE, 'host-0');
+  expect([readers(), open]).toEqual([[], []]);
+});
+
 test('an image that is removed takes no reader meanwhile', async () => {
   const { servers, open, remove } = scene();
   await servers.serve(IMAGE, 'B', 'tcp', WHOLE);

@@ -229,6 +229,45 @@ describe('a layer stays as long as somebody needs it', () => {
     return expect(forced).toMatchObject({ mergedDisks: [scene.overlay] });
   });
 
+  const force = { isForced: true, isDroppingSaved: false };
+
+  test('a host that has read its served disks, and is no peer any more, keeps it unless forced', async () => {
+    const asked: string[] = [];
+    const agent = (name: string) => {
+      asked.push(name);
+      return { inventory: { layerHolders: async () => ({ holders: [] }) } as never };
+    };
+    const host = await scene.contextOn('A', { names: ['B'], agent });
+    await scene.forked(host);
+    await host.context.images.update(ID, { servedTo: ['B', 'gone'] });
+    const { keptLayers, mergedDisks } = await host.images.remove(ID);
+    expect([keptLayers[0]?.reason, mergedDisks]).toEqual(['needed by host gone, no peer', []]);
+    expect([asked.includes('gone'), existsSync(scene.overlay)]).toEqual([false, true]);
+    expect(host.images.find(ID).state).toBe('unloaded');
+    expect((await host.images.prune({ isDryRun: false })).kept).toMatchObject([
+      { id: ID, reason: expect.stringContaining('host gone, no peer') as string },
+    ]);
+    expect(await host.images.remove(ID, force)).toMatchObject({ mergedDisks: [scene.overlay], keptLayers: [] });
+    expect(host.images.list()).toEqual([]);
+  });
+
+  test('whoever overrules a host that reads the image is told next who needs its layers', async () => {
+    const layerHolders = async () => ({ holders: [`VM clone of ${ID}`] });
+    const others = { names: ['B'], agent: () => ({ inventory: { layerHolders } as never }) };
+    const host = await scene.contextOn('A', others);
+    await scene.forked(host);
+    await host.context.images.update(ID, { readers: ['B', 'C'], servedTo: ['B'] });
+    await expect(host.images.remove(ID)).rejects.toMatchObject({
+      code: 'CONFLICT',
+      message: `hosts B, C still read image ${ID}`,
+    });
+    expect(host.images.find(ID).state).toBe('complete');
+    const { keptLayers, mergedDisks } = await host.images.remove(ID, force);
+    expect([keptLayers[0]?.reason, mergedDisks]).toEqual([`needed by VM clone of ${ID} on B`, []]);
+    expect([host.context.images.get(ID).readers, existsSync(scene.overlay)]).toEqual([undefined, true]);
+    expect(await host.images.remove(ID, force)).toMatchObject({ mergedDisks: [scene.overlay] });
+  });
+
   test('a host of build 0.1.0 that does not have the file needs nothing', async () => {
     const inventory = {
       layerHolders: () => Promise.reject(new MigrationError('NOT_FOUND', 'no route')),
