@@ -1,8 +1,4 @@
-/**
- * One host's part of forks in the simulation. It keeps the rules of ports/host.ts and ports/fork.ts, and forgets what a
- * real daemon forgets when it dies.
- */
-
+/** One host's part of forks in the simulation. It keeps the rules of ports/fork.ts, and forgets when it dies. */
 import { type ErrorCode, MigrationError } from '../../src/domain/errors.js';
 import type { CloneFailure, CloneIdentity } from '../../src/domain/fork.js';
 import type { ForkInventory } from '../../src/domain/host.js';
@@ -14,6 +10,7 @@ import type {
   ForkPort,
   ForkProgress,
   ForkQuestion,
+  ImageDigests,
   ImageHolder,
   LoadClonesReply,
   PrepareForkReply,
@@ -195,7 +192,7 @@ export class SimForkAgent implements ForkPort, Pick<SourcePort, 'reserve' | 'unr
     return { session: '', token: '', endpoint: { transport: 'tcp', host: '', port: 1, keys: [] } };
   }
 
-  async imageDigests(): Promise<{ readonly digests: string | null }> {
+  async imageDigests(): Promise<ImageDigests> {
     return { digests: null };
   }
 

@@ -12,6 +12,7 @@ import type {
   ForkPort,
   ForkProgress,
   ForkQuestion,
+  ImageDigests,
   ImageHolder,
   LoadClonesReply,
   PrepareForkReply,
@@ -170,12 +171,7 @@ export class ForkAgent implements ForkPort {
     return this.#context.servers.serve(image, reader, transport, this.#served(image));
   }
 
-  async imageDigests(
-    image: string,
-    reader: string,
-    region: number,
-    firstPage: number,
-  ): Promise<{ readonly digests: string | null }> {
+  async imageDigests(image: string, reader: string, region: number, firstPage: number): Promise<ImageDigests> {
     checkImageId(image);
     await this.#context.inject.hit('agent:fork:digests');
     return { digests: await this.#context.servers.digests(image, reader, region, firstPage) };
@@ -380,9 +376,8 @@ export class ForkAgent implements ForkPort {
 
   /** A refusal by a daemon that closes must not read as an answer about the fork. */
   #refuseWhenClosing(): void {
-    const { host } = this.#context;
     if (!this.#isClosing) return;
-    throw new MigrationError('UNREACHABLE', `the daemon on ${host} is closing`, { isRetryable: true });
+    throw new MigrationError('UNREACHABLE', `the daemon on ${this.#context.host} is closing`, { isRetryable: true });
   }
 
   #fork(fork: string): ForkSession {

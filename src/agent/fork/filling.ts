@@ -5,10 +5,9 @@ import type { ForkBook } from './book.js';
 import type { ForkContext } from './context.js';
 import type { ForkClones } from './fork-clones.js';
 import type { CaptureSession } from './pages/capture-session.js';
-import { keepDamaged } from './pages/damaged.js';
 import { FetchSession } from './pages/fetch-session.js';
 import type { ForkPages } from './pages.js';
-import { giveUpImage, isPermanent } from './unfillable.js';
+import { giveUpImage, isPermanent, keepDamaged } from './unfillable.js';
 
 export interface FillingParts {
   readonly book: ForkBook;

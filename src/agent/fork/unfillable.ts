@@ -1,4 +1,6 @@
 /**
+ * What becomes of an image that is of no use any more, and of its clones.
+ *
  * Gives up an image that can never be complete, because there is no space for it or one of its files has changed. Its
  * clones are ended: they would wait for ever for the missing pages, and must not read zeros instead. The parent
  * continues, unprotected, and the image's memory is freed. The image's record stays for users to see.
@@ -61,4 +63,28 @@ export async function giveUpImage(
   if (filling !== null) await filling.finish();
   else if (parent !== null && parent.memory !== null) await native.releaseVm(parent.memory);
   await images.dropMemory(image);
+}
+
+/**
+ * Keeps an image with a page that is not what the host of the image has, once clones have seen it. It is never mended:
+ * what a clone has computed from the page stays wrong. The clones stand still for good, to be looked at, until a user
+ * ends them. Idempotent, because a daemon may be killed in between.
+ */
+export async function keepDamaged(
+  { vms, images, forkStore, log }: ForkContext,
+  { record, clones, filling }: FailedFork,
+  damage: string,
+): Promise<void> {
+  const { image } = record;
+  log.error({ image, damage }, 'the memory of clones is damaged: they stand still for good');
+  const outcomes = await inParallel(clones, ENDS_AT_ONCE, (vm) =>
+    vm.hasRun ? vms.markDamaged(vm, damage) : vms.endClone(vm, 'stopped'),
+  );
+  for (const outcome of outcomes) {
+    if ('error' in outcome) log.error({ image, err: toMigrationError(outcome.error) }, 'a damaged clone runs on');
+  }
+  // If one of these writes is lost, the next daemon finds the page again.
+  await forkStore.save(record);
+  await images.update(image, { state: 'failed', problem: damage });
+  await filling?.finish();
 }

@@ -56,6 +56,11 @@ export interface ImageHolder {
   readonly disks?: readonly ImageDisk[];
 }
 
+export interface ImageDigests {
+  /** DIGEST_BYTES for each page, in base64. Empty: they are not known yet. Null: they never will be. */
+  readonly digests: string | null;
+}
+
 export interface PrepareForkRequest {
   /** Id of the fork and of its new image: 16 hex digits. If `image` is set, it is the id of the fork only. */
   readonly fork: string;
@@ -173,15 +178,9 @@ export interface ForkPort {
   serveImage(image: string, reader: string, transport: Transport): Promise<ImageHolder>;
   /**
    * On the host that has the image, for one of its readers: digests of the pages of a region (by its number) from
-   * `firstPage` on, DIGEST_BYTES each, in base64. It is empty while they are not known, because the image is not
-   * complete, and null if they never will be. How many it returns is the host's choice.
+   * `firstPage` on, as many as the host likes. They are not known before the image is complete.
    */
-  imageDigests(
-    image: string,
-    reader: string,
-    region: number,
-    firstPage: number,
-  ): Promise<{ readonly digests: string | null }>;
+  imageDigests(image: string, reader: string, region: number, firstPage: number): Promise<ImageDigests>;
   /** The host does not read the image any more. Idempotent. */
   endImage(image: string, reader: string): Promise<void>;
   /**

@@ -59,7 +59,7 @@ it('clones that run on a page which differs stand still for good, and the others
   const { id } = await cluster.json<ForkJobView>(
     ...(['A', 'vfork', 'web', '--clones', '4', '--name', 'c', '--hosts', 'A:2,B:2', '--tcp', '--detach'] as const),
   );
-  const { id: image = '' } = await eventually('B has all pages', SOON_MS, async () => {
+  const { id: image } = await eventually('B has all pages', SOON_MS, async () => {
     const there = await imageOn('B');
     return there !== undefined && there.pagesDone === there.pagesTotal ? there : undefined;
   });

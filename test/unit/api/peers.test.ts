@@ -105,11 +105,12 @@ describe('calls', () => {
 
   test('of a host that reads an image as another one are refused', async () => {
     const { forks } = remote('B', { A: url() }).agent('A');
-    for (const reading of [
+    const calls = [
       forks.serveImage(IMAGE, 'C', 'tcp'),
       forks.imageDigests(IMAGE, 'C', 0, 0),
       forks.endImage(IMAGE, 'A'),
-    ]) {
+    ];
+    for (const reading of calls) {
       await expect(reading).rejects.toMatchObject({ code: 'NOT_PERMITTED' });
     }
     expect(services.calls).toEqual([]);
@@ -123,14 +124,8 @@ describe('calls', () => {
     services.answers.set('runClones', () => ({ ready: [], failures: [{ index: 0, name: 'vm1-0', error }] }));
     expect(await forks.forkInventory(question)).toEqual(forkAnswers.forkInventory);
     const { spec } = forkInventory.vm;
-    const origin = {
-      host: 'A',
-      image: IMAGE,
-      spec,
-      accel: 'tcg',
-      qemuVersion: '7.2.22',
-      allocatedBytes: 2 ** 28,
-    } as const;
+    const place = { host: 'A', image: IMAGE, spec, allocatedBytes: 2 ** 28 };
+    const origin = { ...place, accel: 'tcg', qemuVersion: '7.2.22' } as const;
     const prepare = { ...forkRequest, fork: IMAGE, job: 'job-1', share: { first: 1, count: 2 }, origin };
     expect(await forks.prepareClones(prepare)).toEqual(forkAnswers.prepareClones);
     await forks.armParent(IMAGE);

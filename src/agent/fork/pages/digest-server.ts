@@ -43,10 +43,11 @@ export class DigestServer {
       if (record.state === 'failed') throw failedImage(image, this.#context.host);
       const handle = await this.#handle(record);
       const pagesMax = pagesInPiece(pageBytes);
-      const isOwn = record.isChecked === undefined;
-      while (isOwn && record.state === 'complete' && handle.known(regionIndex) <= firstPage) {
-        const left = region.lengthBytes / pageBytes - handle.known(regionIndex);
-        await handle.make(regionIndex, Math.min(pagesMax, left));
+      const isOwn = record.isChecked === undefined && record.state === 'complete';
+      if (isOwn) {
+        const pageCount = region.lengthBytes / pageBytes;
+        for (let known = handle.known(regionIndex); known <= firstPage; known = handle.known(regionIndex))
+          await handle.make(regionIndex, Math.min(pagesMax, pageCount - known));
       }
       const count = Math.min(pagesMax, handle.known(regionIndex) - firstPage);
       if (count > 0) return handle.read(regionIndex, firstPage, count).toString('base64');

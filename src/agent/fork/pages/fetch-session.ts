@@ -76,7 +76,10 @@ export class FetchSession {
     return new FetchSession(context, image, files, { ...options, digests: await context.images.withDigests(image) });
   }
 
-  /** Resolves when every page is here and has been checked, as far as its digest can be known; when the session has failed, or when it is closed before. */
+  /**
+   * Resolves when every page is here and has been checked, as far as its digest can be known; when the session has
+   * failed; or when it is closed before.
+   */
   get over(): Promise<'complete' | 'failed'> {
     this.#checkState();
     return this.#over.promise;

@@ -1,8 +1,8 @@
 /** How a host learns that the pages of an image which it reads are those of the image's host; with fakes of native. */
 import { afterEach, expect, test, vi } from 'vitest';
-import { keepDamaged } from '../../../../src/agent/fork/pages/damaged.js';
 import { DigestServer } from '../../../../src/agent/fork/pages/digest-server.js';
 import { type CheckOutcome, PageCheck } from '../../../../src/agent/fork/pages/page-check.js';
+import { keepDamaged } from '../../../../src/agent/fork/unfillable.js';
 import { MigrationError } from '../../../../src/domain/errors.js';
 
 const IMAGE = '3'.repeat(16);

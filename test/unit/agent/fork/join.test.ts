@@ -56,9 +56,7 @@ function scene(change: Change = {}) {
       image = { ...image, ...changed };
     },
     statePath: () => join(directory, 'state'),
-    withPresence: async () => [],
-    withDigests: async () => [],
-    regions: async () => [],
+    ...{ withPresence: async () => [], withDigests: async () => [], regions: async () => [] },
     setFilling: () => undefined,
     delete: async () => void calls.push('delete image'),
     dropMemory: nothing,
