@@ -31,6 +31,8 @@ export class Filling {
   readonly #root: Fill;
   readonly #joined: readonly Fill[];
   #isRootReleased = false;
+  /** Why a host has lost its part. Null: none has, or an earlier life of the daemon knew why. */
+  #lastLoss: MigrationError | null = null;
 
   constructor(context: ForkStepContext) {
     const { record, ports, findings } = context;
@@ -54,7 +56,8 @@ export class Filling {
       await Promise.all([this.#askRoot(), ...this.#joined.map((fill) => this.#askJoined(fill))]);
       const nowMs = ports.clock.nowMs();
       const pagesDone = total((fill) => fill.pagesDone);
-      noteAdvance(this.#context, pagesDone, nowMs);
+      // A host that has all pages may still check them.
+      noteAdvance(this.#context, pagesDone + total(({ counters }) => counters.checkedPages ?? 0), nowMs);
       const bytesDone = total(bytesOf);
       rate.note(nowMs, bytesDone);
       const described = describeProgress({
@@ -102,8 +105,13 @@ export class Filling {
 
   #lose(fill: Fill, joined: JoinedHost, thrown: unknown): void {
     const error = MigrationError.from(thrown, fill.host);
-    this.#context.observer.onWarning(`the clones on ${fill.host} have ended, because their pages cannot come`, error);
+    const what =
+      error.code === 'DAMAGED'
+        ? `the clones on ${fill.host} stand still for good, because their memory is damaged`
+        : `the clones on ${fill.host} have ended, because their pages cannot come`;
+    this.#context.observer.onWarning(what, error);
     noteEnded(this.#context, joined, error);
+    this.#lastLoss = error;
     fill.state = 'lost';
     fill.trouble = null;
   }
@@ -152,6 +160,14 @@ export class Filling {
     const own = pageBytes === 0 ? {} : { counters, pageBytes };
     if (this.#joined.length === 0) return pageBytes === 0 ? undefined : own;
     const { clones, ready, failures, ran, lost } = findings;
+    const { request, parent } = this.#context.record.plan;
+    // Without clones nothing but the image was wanted, and no failure of a clone would tell of its loss.
+    if (request.cloneCount === 0 && lost.length > 0) {
+      throw new MigrationError('VM_LOST', `the image of ${parent} cannot be copied to ${lost.join(', ')}`, {
+        remedy: '"vmctl images --all-hosts" says what is left; "vmctl image rm" there removes it',
+        ...(this.#lastLoss === null ? {} : { cause: this.#lastLoss }),
+      });
+    }
     const joined = Object.fromEntries(this.#joined.map((fill) => [fill.host, fill.counters]));
     return { ...own, joined, clones, ready, failures, ran, lost };
   }

@@ -107,6 +107,7 @@ it('a host that serves a page which differs from its digest is refused, and so i
   expect(copied.code).not.toBe(0);
   expect(copied.stderr).toMatch(/DAMAGED|digest|is not what the host of the image has/);
   expect(await imageOn('B')).toMatchObject({ state: 'failed', isChecked: false });
+  await cluster.must(cluster.vmctl('B', 'image', 'rm', image));
 });
 
 it('an image whose pages all are what their digests say shows that it was checked', async () => {

@@ -121,7 +121,9 @@ export class FetchSession {
   }
 
   get counters(): Readonly<Record<string, number>> {
-    return Object.fromEntries(Object.entries(this.snapshot.counters).map(([name, value]) => [name, Number(value)]));
+    const { counters } = this.snapshot;
+    const numbers = Object.fromEntries(Object.entries(counters).map(([name, value]) => [name, Number(value)]));
+    return { ...numbers, checkedPages: this.#check.checkedPages };
   }
 
   get pagesDone(): number {

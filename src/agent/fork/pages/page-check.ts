@@ -41,6 +41,8 @@ export class PageCheck {
   #running: Promise<void> | null = null;
   #outcome: CheckOutcome | null = null;
   #askMs = ASK_MS_FIRST;
+  /** How many pages it has been through. */
+  checkedPages = 0;
 
   constructor(parts: PageCheckParts) {
     this.#parts = parts;
@@ -99,6 +101,7 @@ export class PageCheck {
         const page = await this.#parts.check(index, checkedCount, count);
         if (page !== null) return page;
         checkedCount += count;
+        this.checkedPages += count;
         this.#askMs = ASK_MS_FIRST;
       } catch (thrown) {
         this.#closing.signal.throwIfAborted();
