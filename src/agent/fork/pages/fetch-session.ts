@@ -15,7 +15,7 @@ import { PageLink } from '../../migration/page-link.js';
 import type { ManagedVm } from '../../vm/vms.js';
 import { isFinal } from './failed-image.js';
 import type { OriginHost } from './origin-host.js';
-import { damagedError, PageCheck } from './page-check.js';
+import { type CheckOutcome, damagedError, PageCheck } from './page-check.js';
 
 /** The counters that a native session opened anew starts at zero. The others are read from the presence maps. */
 const SUMMED: readonly ImageCounter[] = ['copiedBytes', 'demandBytes', 'prefetchBytes', 'cloneFaultCount', 'cpuNs'];
@@ -65,7 +65,7 @@ export class FetchSession {
       ask: (region, firstPage) => options.origin.digests(region, firstPage),
       check: (region, firstPage, count) => this.#link.reader.check(region, firstPage, count),
       isComplete: () => this.snapshot.state === 'complete',
-      onOver: () => this.#checkState(),
+      onOver: ({ kind }) => this.#checkIsOver(kind),
     });
     this.#last = this.#link.reader.snapshot();
     context.images.setFilling(image.id, this);
@@ -241,6 +241,14 @@ export class FetchSession {
     if (state === 'complete') this.#link.stopRetrying();
     if (state === 'disconnected') this.#link.noteLost(failure);
     if (state === 'failed') this.#link.noteFailed();
+  }
+
+  #checkIsOver(kind: CheckOutcome['kind']): void {
+    const { log } = this.#context;
+    if (kind === 'unknown') {
+      log.warn({ image: this.#image.id }, 'the pages of an image cannot be checked: their digests do not come');
+    }
+    this.#checkState();
   }
 
   #checkState(): void {
