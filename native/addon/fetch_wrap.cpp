@@ -156,6 +156,8 @@ Napi::Value ImageFetchWrap::close(const Napi::CallbackInfo& info) {
         if (state_.holder) {
           state_.final_counters = counters_of(*state_.holder->fetch);
           state_.final_failure = state_.holder->fetch->failure();
+          // A check that has not ended yet keeps the holder, and must not keep the clones.
+          state_.holder->clones.clear();
           state_.holder.reset();
           state_.edge.close();
         }
