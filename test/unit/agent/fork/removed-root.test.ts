@@ -90,7 +90,7 @@ async function agentWith({ state, isPeer, image = 'capturing', loadState = 'load
 test('an undecided fork is discarded: its clones have never run', async () => {
   const { agent, kept, warnings, asked } = await agentWith({ state: 'prepared', isPeer: false });
   expect(kept).toEqual({ records: [], images: [], clones: [] });
-  expect(warnings).toEqual(['the root of a fork is no peer any more']);
+  expect(warnings).toEqual(['the root of a fork is no peer any more: this host ends its part by itself']);
   // The root, if it is a peer again: it names the clones as lost.
   await expect(agent.runClones(FORK, 'committed')).rejects.toThrow(code('NOT_FOUND'));
   expect(asked).not.toContain('decision');
