@@ -83,6 +83,7 @@ function note(history: History, entry: Exclude<JournalEntry, { type: 'job' | 'fo
   switch (entry.type) {
     case 'begin':
       for (const step of [entry.step, ...(entry.group ?? [])]) history.begun.add(checked(history, step));
+      if (typeof entry.found === 'object' && entry.found !== null) Object.assign(history.findings, entry.found);
       if (history.kind === 'migrate' && entry.at !== undefined && entry.step === blackoutBegin(history)) {
         history.findings.stoppedAt = entry.at;
       }

@@ -150,6 +150,7 @@ const entry = z.discriminatedUnion('type', [
     step,
     group: z.array(step).optional(),
     at: z.iso.datetime().optional(),
+    found: z.unknown().optional(),
   }),
   z.strictObject({ type: z.literal('end'), job: id, step, ms: z.number(), result: z.unknown().optional() }),
   z.strictObject({ type: z.literal('undo'), job: id, step }),

@@ -25,7 +25,7 @@ import { EndedSessions } from '../migration/ended-sessions.js';
 import type { ManagedVm } from '../vm/vms.js';
 import type { ForkContext } from './context.js';
 import { FinishedForks } from './decision/finished.js';
-import { ForksWithoutRoot, removedRootOf } from './decision/removed-root.js';
+import { ForksWithoutRoot, ROOT_IS_REMOVED, removedRootOf } from './decision/removed-root.js';
 import { UndecidedForks } from './decision/undecided.js';
 import { sendDeviceState } from './device-state.js';
 import { forkInventory } from './inventory.js';
@@ -305,7 +305,7 @@ export class ForkAgent implements ForkPort {
       return this.#finished.add(fork);
     }
     const root = removedRootOf((host) => peers.isPeer(host), origin);
-    if (root !== null) log.warn({ fork, image: record.image, host: root }, 'the root of a fork is no peer any more');
+    if (root !== null) log.warn({ fork, image: record.image, host: root }, ROOT_IS_REMOVED);
     const isUndecided = origin !== undefined && record.state === 'prepared' && root === null;
     if (record.state !== 'committed' && !(isUndecided && images.has(record.image))) {
       await undoFork(this.#context, record);
@@ -331,7 +331,9 @@ export class ForkAgent implements ForkPort {
     this.#forks.set(fork, session);
     if (!isUndecided) {
       await session.resume();
-      return root === null ? undefined : this.#withoutRoot.add(fork);
+      // The start of the daemon does not wait for QEMUs.
+      if (root !== null) void this.#withoutRoot.add(fork);
+      return;
     }
     this.#undecided.watch(fork, origin.host);
     await this.#holdRoom(record, origin);

@@ -38,7 +38,8 @@ export class Filling {
     const { record, ports, findings } = context;
     this.#context = context;
     const empty = { pagesTotal: 0, pagesDone: 0, pageBytes: findings.pageBytes, counters: {}, trouble: null };
-    this.#root = { host: record.plan.host, forks: ports.forks, joined: null, state: 'filling', ...empty };
+    const { counters } = findings;
+    this.#root = { host: record.plan.host, forks: ports.forks, joined: null, state: 'filling', ...empty, counters };
     this.#joined = joinedHosts(context).map((joined): Fill => {
       const { host, forks } = joined;
       return { host, forks, joined, state: findings.lost.includes(host) ? 'lost' : 'waiting', ...empty };
@@ -138,10 +139,16 @@ export class Filling {
     const isGone = this.#joined.every(({ host, state }) => state === 'lost' || findings.ran.includes(host));
     if (this.#isRootReleased || this.#joined.length === 0 || !isOver(this.#root) || !isGone) return;
     this.#isRootReleased = true;
-    // From here on the root says them no more.
+    // From here on the root says them no more, also to the next daemon.
     const { counters, pageBytes } = this.#root;
-    if (pageBytes > 0) Object.assign(findings, { counters, pageBytes });
+    const found = pageBytes > 0 ? { counters, pageBytes } : {};
+    Object.assign(findings, found);
     const releasing = async (): Promise<void> => {
+      await ports.journal
+        .append({ type: 'begin', job: record.job, step: 'fillImage', found })
+        .catch((error: unknown) => {
+          observer.onWarning('the report of a later daemon may lack the figures of the root', error);
+        });
       await ports.forks.finishFork(record.fork);
       if (record.plan.request.vm !== null) await ports.parent.unreserve(parentOf(record), record.job);
     };

@@ -42,6 +42,8 @@ export type JournalEntry =
        */
       readonly group?: readonly AnyStepName[];
       readonly at?: string;
+      /** In an entry that is repeated while the step runs: findings that nobody can be asked for later. */
+      readonly found?: unknown;
     }
   | {
       readonly type: 'end';

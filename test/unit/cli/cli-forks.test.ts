@@ -12,7 +12,6 @@ import { type FakeServices, FORK_REPORT, fakeServices, imageView, vmView } from 
 
 // Each case is a process of its own, which starts slowly on a busy machine.
 vi.setConfig({ testTimeout: 60_000 });
-
 const ROOT = fileURLToPath(new URL('../../..', import.meta.url));
 const { image: IMAGE } = FORK_REPORT;
 let directory: string;
@@ -283,8 +282,10 @@ describe('vfork', () => {
 
 describe('vmctl', () => {
   test('images, image show, rm, save and load', async () => {
-    services.images.views.set(IMAGE, imageView(IMAGE, { state: 'filling', pagesTotal: 10, pagesDone: 4 }));
-    expect((await run('vmctl', 'images')).stdout).toMatch(/00112233445566ff +filling 40 % +web +256 MiB +128 MiB/);
+    const pages = { pagesTotal: 10, pagesDone: 4, problem: 'A is silent' };
+    services.images.views.set(IMAGE, imageView(IMAGE, { state: 'filling', ...pages }));
+    const shown = /00112233445566ff +filling 40 % +web +256 MiB +128 MiB.*\n00112233445566ff: A is silent\n$/;
+    expect((await run('vmctl', 'images')).stdout).toMatch(shown);
     expect(JSON.parse((await run('vmctl', 'image', 'show', IMAGE, '--json')).stdout)).toMatchObject({ id: IMAGE });
     expect(await run('vmctl', 'image', 'save', IMAGE, '/srv/x.image')).toMatchObject({ code: 0 });
     expect(await run('vmctl', 'image', 'rm', IMAGE)).toMatchObject({ code: 0 });

@@ -243,6 +243,23 @@ describe('after the commit of a fork over hosts', () => {
     expect(report?.faults.parent).toBe(5);
   });
 
+  test('a daemon that ends after the parent is released leaves the root’s figures for the report', async () => {
+    const world = scriptedHosts();
+    const complete = world.on['B.forkProgress']!;
+    world.on['B.forkProgress'] = () => ({ ...filled, state: 'filling' });
+    const { jobs: first } = await world.daemon();
+    const { id } = await first.submitFork(onHosts);
+    await expect.poll(() => world.acts).toContain('A.unreserve');
+    await first.close();
+    world.on['A.forkProgress'] = failing('NOT_FOUND');
+    world.on['A.discardFork'] = failing('CONFLICT');
+    world.on['B.forkProgress'] = complete;
+    const { jobs } = await world.daemon();
+    const { report } = await restFork(jobs, id);
+    expect(report?.bytes).toMatchObject({ copied: 122_880, perHost: { A: 122_880 } });
+    expect(report?.faults.parent).toBe(5);
+  });
+
   test('a host that a user has removed from the peers is given up by the next daemon', async () => {
     const silent = scriptedHosts();
     silent.on['B.runClones'] = failing('UNREACHABLE');

@@ -9,6 +9,8 @@
 import { toMigrationError } from '../../../domain/errors.js';
 import type { Log } from '../../../kit/log.js';
 
+export const ROOT_IS_REMOVED = 'the root of a fork is no peer any more: this host ends its part by itself';
+
 const TRY_AGAIN_MS = 5_000;
 
 /** Returns the host that has the image of a fork which this host has joined, if it is no peer any more. */

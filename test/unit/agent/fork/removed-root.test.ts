@@ -3,6 +3,7 @@ import { afterEach, beforeEach, expect, test, vi } from 'vitest';
 import { ForkAgent } from '../../../../src/agent/fork/agent.js';
 import { exitReasonOf, isFinal, rootRemoved } from '../../../../src/agent/fork/pages/failed-image.js';
 import { giveUpImage } from '../../../../src/agent/fork/unfillable.js';
+import { RemoteAgents } from '../../../../src/api/peers/client.js';
 import { MigrationError } from '../../../../src/domain/errors.js';
 
 const FORK = '8'.repeat(16);
@@ -89,7 +90,7 @@ async function agentWith({ state, isPeer, image = 'capturing', loadState = 'load
 test('an undecided fork is discarded: its clones have never run', async () => {
   const { agent, kept, warnings, asked } = await agentWith({ state: 'prepared', isPeer: false });
   expect(kept).toEqual({ records: [], images: [], clones: [] });
-  expect(warnings).toEqual(['the root of a fork is no peer any more']);
+  expect(warnings).toEqual(['the root of a fork is no peer any more: this host ends its part by itself']);
   // The root, if it is a peer again: it names the clones as lost.
   await expect(agent.runClones(FORK, 'committed')).rejects.toThrow(code('NOT_FOUND'));
   expect(asked).not.toContain('decision');
@@ -131,6 +132,13 @@ test('a committed fork whose root is a peer waits for it', async () => {
   await vi.advanceTimersByTimeAsync(24 * 3_600_000);
   expect([kept.records, ended]).toEqual([[FORK], []]);
   await agent.close();
+});
+
+test('a host of the configuration is a peer, also if nobody can be called', () => {
+  const local = () => Promise.reject(new Error('not in this test')) as never;
+  const agents = new RemoteAgents({ self: 'B', local, peers: { A: 'https://a:1' }, store: null });
+  expect(['A', 'B', 'C'].map((host) => agents.isPeer(host))).toEqual([true, true, false]);
+  expect(agents.names).toEqual([]);
 });
 
 test('the clones of an image that is given up for it end with that reason, which the image shows', async () => {
