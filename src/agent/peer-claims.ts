@@ -1,9 +1,9 @@
 /** Asks all peers at once what they know of VMs, by name and UUID: one call to each peer, for a short time. */
-import { setTimeout as sleep } from 'node:timers/promises';
 import { MigrationError, toMigrationError } from '../domain/errors.js';
 import type { VmClaims, VmIdentity } from '../domain/host.js';
 import type { HostPort } from '../engine/ports/host.js';
 import type { InventoryPort } from '../engine/ports/inventory.js';
+import { inTime } from '../kit/in-time.js';
 
 const ANSWER_MS_MAX = 2_000;
 
@@ -25,7 +25,7 @@ export function askPeers({ peerNames, peer }: Peers, vms: readonly VmIdentity[])
   return Promise.all(
     peerNames().map(async (name): Promise<PeerAnswer> => {
       try {
-        const claims = await inTime(name, ask(peer(name).inventory, vms));
+        const claims = await inTime(name, ANSWER_MS_MAX, ask(peer(name).inventory, vms));
         if (claims.length === vms.length) return { peer: name, claims, failure: null };
         throw new MigrationError(
           'PEER_PROTOCOL',
@@ -36,20 +36,6 @@ export function askPeers({ peerNames, peer }: Peers, vms: readonly VmIdentity[])
       }
     }),
   );
-}
-
-async function inTime<T>(peer: string, work: Promise<T>): Promise<T> {
-  const over = new AbortController();
-  const timeout = sleep(ANSWER_MS_MAX, null, { signal: over.signal }).then(() => {
-    throw new MigrationError('TIMEOUT', `${peer} did not answer within ${ANSWER_MS_MAX} ms`);
-  });
-  timeout.catch(() => undefined);
-  work.catch(() => undefined);
-  try {
-    return await Promise.race([work, timeout]);
-  } finally {
-    over.abort();
-  }
 }
 
 /** A host of build 0.1.0 does not know the call, but lists the names of its VMs. */

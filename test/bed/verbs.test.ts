@@ -44,7 +44,7 @@ describe('the bed', () => {
     'passes exit statuses on and ends what takes too long',
     async () => {
       expect((await runInBed('exit 7', { hosts: 0 })).status).toBe(7);
-      const late = await runInBed('echo started; sleep 600', { hosts: 0, timeoutSeconds: 30 });
+      const late = await runInBed('echo started; sleep 600', { hosts: 0, timeoutSeconds: 15 });
       expect(late.status).toBe(124);
       expect(late.output).toContain('started');
     },

@@ -5,10 +5,11 @@
  * A daemon of build 0.1.0 does not know the question. It counts as a holder if it can read the file: then it may have
  * loaded a saved image of it.
  */
-import { type ErrorCode, MigrationError, toMigrationError } from '../../domain/errors.js';
+import { type ErrorCode, toMigrationError } from '../../domain/errors.js';
 import type { KeptLayer } from '../../domain/image.js';
 import type { VmSpec } from '../../domain/vm.js';
 import type { InventoryPort } from '../../engine/ports/inventory.js';
+import { inTime } from '../../kit/in-time.js';
 import type { ManagedVm } from '../vm/vms.js';
 import type { ImageContext } from './context.js';
 import type { ImageRecord } from './record.js';
@@ -104,18 +105,13 @@ export async function imagesElsewhere(
   const holders: string[] = [];
   const silent: string[] = [];
   const ask = async (host: string): Promise<void> => {
-    let timer: NodeJS.Timeout | undefined;
-    const tooLate = new Promise<never>((_, reject) => {
-      timer = setTimeout(() => reject(new MigrationError('TIMEOUT', `${host} does not answer`)), ASK_BEFORE_RUN_MS);
-    });
     try {
-      const answer = await Promise.race([others.agent(host).inventory.layerHolders([path], null), tooLate]);
+      const { inventory } = others.agent(host);
+      const answer = await inTime(host, ASK_BEFORE_RUN_MS, inventory.layerHolders([path], null));
       // A VM there is no image. Its lock on the disk is QEMU's matter.
       holders.push(...answer.holders.filter((holder) => !holder.startsWith('VM ')).map((text) => `${text} on ${host}`));
     } catch {
       silent.push(host);
-    } finally {
-      clearTimeout(timer);
     }
   };
   await Promise.all(others.names.map(ask));

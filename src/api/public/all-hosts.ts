@@ -5,6 +5,7 @@
 import { type ErrorCode, MigrationError, toMigrationError } from '../../domain/errors.js';
 import type { VmIdentity } from '../../domain/host.js';
 import type { ImageRemoval } from '../../domain/image.js';
+import { inTime } from '../../kit/in-time.js';
 import type {
   ClonesOnHosts,
   ImagesOnHosts,
@@ -202,18 +203,4 @@ function callAll<T>(
       }
     }),
   );
-}
-
-async function inTime<T>(host: string, deadlineMs: number, work: Promise<T>): Promise<T> {
-  let timer: NodeJS.Timeout | undefined;
-  const tooLate = new Promise<never>((_, reject) => {
-    const late = (): void =>
-      reject(new MigrationError('TIMEOUT', `${host} did not answer within ${deadlineMs / 1000} s`));
-    timer = setTimeout(late, deadlineMs);
-  });
-  try {
-    return await Promise.race([work, tooLate]);
-  } finally {
-    clearTimeout(timer);
-  }
 }

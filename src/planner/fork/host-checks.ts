@@ -2,9 +2,9 @@
 import type { ForkRequest } from '../../domain/fork.js';
 import type { ForkInventory } from '../../domain/host.js';
 import type { Refusal, RefusalCode } from '../../domain/refusal.js';
+import { availableMib, neededMib } from '../bytes.js';
 import { cloneCountInBudget, cloneCountThatFits } from './clone-room.js';
 
-const MIB = 1024 * 1024;
 const NAMES_SHOWN_MAX = 5;
 
 export function* checkNames(
@@ -43,7 +43,8 @@ export function* checkMemory(request: ForkRequest, host: string, inventory: Fork
   if (!(imageBytesFree >= imageBytesNeeded)) {
     yield refuse(
       'IMAGE_MEMORY',
-      `the image needs ${mib(imageBytesNeeded)}; the budget for images on ${host} has ${mib(imageBytesFree)} left`,
+      `the image needs ${neededMib(imageBytesNeeded)}; ` +
+        `the budget for images on ${host} has ${availableMib(imageBytesFree)} left`,
       'remove unused images ("vmctl images", "vmctl image rm"), or raise images.budgetBytes',
     );
   }
@@ -51,7 +52,7 @@ export function* checkMemory(request: ForkRequest, host: string, inventory: Fork
   if (count >= request.cloneCount || (request.isPartialAllowed && count > 0)) return;
   const inBudget = cloneCountInBudget(request, inventory) + Math.min(inventory.warmCloneCount, request.cloneCount);
   if (inBudget < request.cloneCount && inBudget === count) {
-    const size = mib(inventory.vm.spec.memory.sizeBytes);
+    const size = neededMib(inventory.vm.spec.memory.sizeBytes);
     yield refuse(
       'CLONE_MEMORY',
       `each clone may write ${size}; the budget for clones on ${host} allows ${count} more clones`,
@@ -61,8 +62,8 @@ export function* checkMemory(request: ForkRequest, host: string, inventory: Fork
   }
   const neededBytes = imageBytesNeeded + request.cloneCount * cloneBytesNeeded;
   const missingBytes = neededBytes - (Number.isFinite(memoryAvailableBytes) ? memoryAvailableBytes : 0);
-  const need = `${request.cloneCount} clones and their image need ${mib(neededBytes)}`;
-  const room = `${host} has ${mib(memoryAvailableBytes)}, ${Math.ceil(missingBytes / MIB)} MiB too little`;
+  const need = `${request.cloneCount} clones and their image need ${neededMib(neededBytes)}`;
+  const room = `${host} has ${availableMib(memoryAvailableBytes)}, ${neededMib(missingBytes)} too little`;
   yield refuse(
     'CLONE_MEMORY',
     `${need}; ${room}; ${count} clones fit`,
@@ -72,8 +73,4 @@ export function* checkMemory(request: ForkRequest, host: string, inventory: Fork
 
 function refuse(code: RefusalCode, reason: string, remedy: string): Refusal {
   return { code, reason, remedy };
-}
-
-function mib(bytes: number): string {
-  return Number.isFinite(bytes) ? `${Math.max(0, Math.floor(bytes / MIB))} MiB` : 'nothing';
 }

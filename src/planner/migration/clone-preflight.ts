@@ -4,8 +4,7 @@ import type { HostInventory, VmInventory } from '../../domain/host.js';
 import { type MigrationRequest, MODE_TRAITS } from '../../domain/migration.js';
 import type { Refusal, RefusalCode } from '../../domain/refusal.js';
 import { type Transport, type TransportTable, transportRow } from '../../domain/transport.js';
-
-const MIB = 1024 * 1024;
+import { neededMib } from '../bytes.js';
 
 export function* checkClone(request: MigrationRequest, source: HostInventory, vm: VmInventory): Iterable<Refusal> {
   const { vm: name, mode } = request;
@@ -59,10 +58,10 @@ function* checkMemory({ vm: name }: MigrationRequest, source: HostInventory, vm:
   }
   const availableBytes = Math.min(source.memoryAvailableBytes, source.ramFileFreeBytes);
   if (!(availableBytes >= image.ownBytes)) {
-    const room = `${source.host} has ${mib(availableBytes)}`;
+    const room = `${source.host} has ${neededMib(availableBytes)}`;
     yield refuse(
       'SOURCE_MEMORY',
-      `copying the pages that ${name} has written to a file takes up to ${mib(image.ownBytes)}; ${room}`,
+      `copying the pages that ${name} has written to a file takes up to ${neededMib(image.ownBytes)}; ${room}`,
       `free memory on ${source.host}`,
     );
   }
@@ -85,8 +84,4 @@ export function cloneObstacle(
 
 function refuse(code: RefusalCode, reason: string, remedy: string): Refusal {
   return { code, reason, remedy };
-}
-
-function mib(bytes: number): string {
-  return Number.isFinite(bytes) ? `${Math.ceil(bytes / MIB)} MiB` : 'nothing';
 }

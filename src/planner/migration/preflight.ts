@@ -9,7 +9,7 @@ import { type MigrationRequest, MODE_TRAITS } from '../../domain/migration.js';
 import type { Refusal, RefusalCode } from '../../domain/refusal.js';
 import type { DiskSpec } from '../../domain/vm.js';
 import { inJob, notRunning } from '../busy.js';
-import { describeBytes } from '../bytes.js';
+import { availableMib, describeBytes, neededMib } from '../bytes.js';
 import { checkLimits, checkState } from '../limits.js';
 import { checkBootFiles, checkBridges, checkPeers, checkQemu, isFileReadable, type QemuNeeds } from '../target-host.js';
 import { checkClone } from './clone-preflight.js';
@@ -160,9 +160,7 @@ function* checkMemory(request: MigrationRequest, target: HostInventory, vm: VmIn
 }
 
 function needs(vm: string, neededBytes: number, host: string, availableBytes: number, where: string): string {
-  const mib = (bytes: number): string => `${Math.ceil(bytes / (1024 * 1024))} MiB`;
-  const available = Number.isFinite(availableBytes) ? `${Math.floor(availableBytes / (1024 * 1024))} MiB` : 'nothing';
-  return `${vm} needs ${mib(neededBytes)} ${where}; ${host} has ${available}`;
+  return `${vm} needs ${neededMib(neededBytes)} ${where}; ${host} has ${availableMib(availableBytes)}`;
 }
 
 /** A file that the target cannot use at all is not compared as well. */

@@ -1,9 +1,9 @@
 /** Checks whether RDMA can carry the memory of one VM between two hosts. Pure, like all of pre-flight. */
 import type { HostInventory } from '../../domain/host.js';
 import type { Refusal } from '../../domain/refusal.js';
+import { availableMib, neededMib } from '../bytes.js';
 import type { TransportFacts } from './facts.js';
 
-const MIB = 1024 * 1024;
 const USE_TCP = 'use --tcp';
 
 export function* checkRdma({ source, target, checks, vm }: TransportFacts): Iterable<Refusal> {
@@ -38,7 +38,7 @@ function* checkLimits({ source, target, vm }: TransportFacts): Iterable<Refusal>
     const { host, rdma } = inventory;
     if (usesOnDemandPaging(inventory)) continue;
     yield* checkLimit(host, 'the memlock limit of vmigrated', sizeBytes, rdma.lockableBytes, [
-      `raise the limit to ${mib(sizeBytes)} or more (LimitMEMLOCK=infinity in the unit)`,
+      `raise the limit to ${neededMib(sizeBytes)} or more (LimitMEMLOCK=infinity in the unit)`,
       'run vmigrated as root or with CAP_IPC_LOCK',
     ]);
     yield* checkLimit(host, 'the memory cgroup of vmigrated', allocatedBytes, rdma.cgroupFreeBytes, [
@@ -49,10 +49,10 @@ function* checkLimits({ source, target, vm }: TransportFacts): Iterable<Refusal>
   if (usesOnDemandPaging(source) || vm.spec.memory.pageBytes > 4096) return;
   const availableBytes = Math.min(source.memoryAvailableBytes, source.ramFileFreeBytes);
   if (!(availableBytes >= missingBytes)) {
-    const needed = `RDMA needs all memory of ${vm.spec.name} allocated, ${mib(missingBytes)} more than now`;
+    const needed = `RDMA needs all memory of ${vm.spec.name} allocated, ${neededMib(missingBytes)} more than now`;
     yield {
       code: 'SOURCE_MEMORY',
-      reason: `${needed}; ${source.host} has ${mib(availableBytes)}`,
+      reason: `${needed}; ${source.host} has ${neededMib(availableBytes)}`,
       remedy: `free memory on ${source.host}, or ${USE_TCP}`,
     };
   }
@@ -66,10 +66,11 @@ function* checkLimit(
   remedies: readonly string[],
 ): Iterable<Refusal> {
   if (availableBytes === null || availableBytes >= neededBytes) return;
-  const missing = mib(neededBytes - availableBytes);
+  const [needed, allowed] = [neededMib(neededBytes), availableMib(availableBytes)];
+  const missing = neededMib(neededBytes - availableBytes);
   yield {
     code: 'RDMA_LIMIT',
-    reason: `RDMA needs ${mib(neededBytes)}; ${limit} on ${host} allows ${mib(availableBytes)}, ${missing} too little`,
+    reason: `RDMA needs ${needed}; ${limit} on ${host} allows ${allowed}, ${missing} too little`,
     remedy: [...remedies, `or ${USE_TCP}`].join(', '),
   };
 }
@@ -82,8 +83,4 @@ function usesOnDemandPaging({ rdma }: HostInventory): boolean {
 
 function unavailable(reason: string, remedy: string): Refusal {
   return { code: 'TRANSPORT_UNAVAILABLE', reason, remedy };
-}
-
-function mib(bytes: number): string {
-  return Number.isFinite(bytes) ? `${Math.ceil(bytes / MIB)} MiB` : 'nothing';
 }

@@ -171,9 +171,13 @@ describe('a fork on eight hosts', () => {
 });
 
 test.each([
-  ['a host that nobody knows', ['--hosts', 'A,Z'], /\bZ\b/],
+  ['a host that nobody knows', ['--hosts', 'A,Z'], /TARGET_UNREACHABLE: Z/],
   ['a host twice', ['--hosts', 'B,C,B'], /\bB\b/],
-  ['more clones than the budget of a host allows', ['--hosts', `A,B,E:${PER_HOST + 1}`], /budget for clones on E/],
+  [
+    'more clones than the budget of a host allows',
+    ['--hosts', `A,B,E:${PER_HOST + 1}`],
+    /CLONE_MEMORY: .*budget for clones on E/,
+  ],
 ])('%s is refused, and nothing has changed', async (_name, args, reason) => {
   const refused = await hosts.cluster.vfork(hosts.root, parent.name, '--clones', `${PER_HOST + 3}`, ...args);
   expect([EXIT.usage, EXIT.refused]).toContain(refused.code);

@@ -123,6 +123,8 @@ export class DiskServer {
     if (served.idle !== null) clearTimeout(served.idle);
     served.idle = null;
     served.connections.add(connection);
+    // It may break before the caller listens. The close follows.
+    connection.on('error', () => connection.destroy());
     connection.once('close', () => {
       served.connections.delete(connection);
       if (served.connections.size > 0 || this.#served.get(image) !== served) return;
