@@ -94,7 +94,8 @@ TEST_F(Damaged, BulkPublishesTheGoodPagesOfARunAndReadsTheOthersAgain) {
             (host.counter(ImageCounter::kPagesCopied) + refused()) * kPage);
 }
 
-/// A clone waits for a page that bulk has read, and that is refused.
+/// A clone waits for a page that bulk has read, and that is refused: the last of its run, so that no page
+/// after it wakes the clone.
 TEST_F(Damaged, AWaitForAPageThatBulkRefusesIsServed) {
   start();
   host.know_all();
@@ -102,11 +103,11 @@ TEST_F(Damaged, AWaitForAPageThatBulkRefusesIsServed) {
   host.bulk->hold_if([](const Operation& op) { return is_of_pages(op); });
   ASSERT_TRUE(host.fetch->sweep().ok());
   ASSERT_TRUE(eventually([&] { return host.bulk->held_count() != 0; }));
-  auto reading = clone.read(0);
+  auto reading = clone.read(2);
   EXPECT_TRUE(waits(reading));
   EXPECT_EQ(host.counter(ImageCounter::kDemandBytes), 0u);
-  damage_reads(host, *host.bulk, 0, 1);
-  damage_reads(host, *host.demand, 0, 0);
+  damage_reads(host, *host.bulk, 2, 1);
+  damage_reads(host, *host.demand, 2, 0);
   // Only the first run: the end of the image would wake everybody.
   host.bulk->hold_if([](const Operation& op) { return is_of_pages(op) && op.local_offset_bytes != 0; });
   {
@@ -114,7 +115,7 @@ TEST_F(Damaged, AWaitForAPageThatBulkRefusesIsServed) {
     host.bulk->kick();
   }
   ASSERT_TRUE(arrives(reading));
-  EXPECT_EQ(reading.get(), host.expected(0));
+  EXPECT_EQ(reading.get(), host.expected(2));
   EXPECT_EQ(refused(), 1u);
   host.bulk->release_all();
 }
