@@ -1,5 +1,4 @@
 /** Implements ForkPort on this host and holds its forks by id. session.ts implements a single fork. */
-
 import type { Duplex, Readable } from 'node:stream';
 import { MigrationError, toMigrationError } from '../../domain/errors.js';
 import type { CloneIdentity } from '../../domain/fork.js';
@@ -54,7 +53,6 @@ export class ForkAgent implements ForkPort {
   readonly released: ReleasedForks;
   readonly #undecided: UndecidedForks;
   readonly #withoutRoot: ForksWithoutRoot;
-
   /** Returns the job that is still transferring pages of this VM to this host, or null. */
   readonly #arriving: (vm: string) => Promise<string | null>;
 
