@@ -327,12 +327,7 @@ export class ForkAgent implements ForkPort {
       return this.released.add(fork, session);
     }
     this.#forks.set(fork, session);
-    if (!isUndecided) {
-      await session.resume();
-      // The start of the daemon does not wait for QEMUs.
-      if (root !== null) void this.#withoutRoot.add(fork);
-      return;
-    }
+    if (!isUndecided) return session.resume().then(() => (root === null ? undefined : this.#withoutRoot.add(fork)));
     this.#undecided.watch(fork, origin.host);
     await this.#holdRoom(record, origin);
     await session.rejoin();

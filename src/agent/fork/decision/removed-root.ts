@@ -31,7 +31,12 @@ export class ForksWithoutRoot {
     this.#end = end;
   }
 
-  async add(fork: string): Promise<void> {
+  /** Nobody waits for it: a QEMU may not answer. */
+  add(fork: string): void {
+    void this.#try(fork);
+  }
+
+  async #try(fork: string): Promise<void> {
     if (this.#isClosed) return;
     try {
       await this.#end(fork);
@@ -54,7 +59,7 @@ export class ForksWithoutRoot {
     if (this.#isClosed) return;
     const timer = setTimeout(() => {
       this.#timers.delete(timer);
-      void this.add(fork);
+      void this.#try(fork);
     }, TRY_AGAIN_MS);
     timer.unref();
     this.#timers.add(timer);
