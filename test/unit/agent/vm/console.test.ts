@@ -24,24 +24,35 @@ async function openIn(
   prepare: string,
 ): Promise<{ codes: string[]; openedMore: number }> {
   const script = `
-    import { readdirSync, openSync, closeSync } from 'node:fs';
-    import { createServer } from 'node:net';
+    import { fork } from 'node:child_process';
+    import { once } from 'node:events';
+    import { readdirSync, readlinkSync, openSync, closeSync } from 'node:fs';
     import { openConsole } from '${ROOT}src/agent/vm/console.js';
+    const server = fork('${directory}/server.cjs', { execArgv: [], stdio: ['ignore', 'ignore', 'ignore', 'ipc'] });
+    await once(server, 'message');
     const socketPath = '${directory}/serial.sock';
-    const server = createServer((socket) => socket.resume());
-    await new Promise((resolve) => server.listen(socketPath, () => resolve(undefined)));
     const options = { socketPath, logPath: '${directory}/serial.log', backlogBytes: 100, isFollowing: true };
-    const connections = () => new Promise((resolve) => server.getConnections((_, count) => resolve(count)));
     const open = async () => openConsole(options).then((line) => (line.destroy(), 'opened'), (error) => error.code);
+    const opened = () => readdirSync('/proc/self/fd');
+    const target = (fd) => { try { return readlinkSync('/proc/self/fd/' + fd); } catch { return ''; } };
+    const socketCount = () => opened().filter((fd) => target(fd).startsWith('socket:')).length;
+    const idle = socketCount();
+    const untilClosed = async () => {
+      while (socketCount() > idle) await new Promise((next) => setTimeout(next, 5));
+    };
     await open();
-    while ((await connections()) > 0) await new Promise((next) => setImmediate(next));
-    const count = () => readdirSync('/proc/self/fd').length;
-    const before = count();
+    await untilClosed();
+    const before = opened().length;
     const codes = [];
     ${prepare}
-    while ((await connections()) > 0) await new Promise((next) => setTimeout(next, 5));
-    console.log(JSON.stringify({ codes, openedMore: count() - before }));
+    await untilClosed();
+    console.log(JSON.stringify({ codes, openedMore: opened().length - before }));
+    server.kill();
     process.exit(0);`;
+  // A process of its own, so that its descriptors are not the console's.
+  const listen = `listen('${directory}/serial.sock', () => process.send('listens'))`;
+  const server = `require('node:net').createServer((socket) => socket.resume()).${listen};`;
+  await writeFile(join(directory, 'server.cjs'), server);
   const file = join(directory, 'script.mts');
   await writeFile(file, script);
   const [program, ...args] = [...wrapper, process.execPath, '--import', 'tsx', file];
@@ -74,11 +85,11 @@ test('a console that cannot be opened for want of file watches leaves nothing op
 });
 
 test('a console that cannot be opened for want of descriptors leaves nothing open', async () => {
-  // Two are left, for the connection and one of its server's end and the log.
+  // One is left, for the connection.
   const prepare = `
     const held = [];
     try { for (;;) held.push(openSync('/dev/null', 'r')); } catch {}
-    for (const one of held.splice(0, 2)) closeSync(one);
+    for (const one of held.splice(0, 1)) closeSync(one);
     codes.push(await open());
     for (const one of held) closeSync(one);`;
   const seen = await openIn(['prlimit', '--nofile=256:256'], prepare);
