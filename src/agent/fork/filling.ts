@@ -73,14 +73,20 @@ export class ForkFilling {
     else await giveUpImage(this.#context, failed);
   }
 
-  /** Records a complete image, if that has failed before. It is the last that needs the maps of its pages. */
+  /**
+   * Records what has become of the image, if that has failed before. It is the last that needs the maps of its pages.
+   * Throws CONFLICT if pages are missing: without the maps the clones would read zeros.
+   */
   async record(): Promise<void> {
     const { book, pages, isClosing } = this.#parts;
     const { images } = this.#context;
     const { image } = book.record;
     if (isClosing()) throw new MigrationError('UNREACHABLE', 'the daemon is closing', { isRetryable: true });
-    const isDue = images.has(image) && images.get(image).state === 'filling' && pages.failure === null;
-    if (isDue) await images.update(image, { state: 'complete', ...this.#check });
+    if (!images.has(image) || images.get(image).state !== 'filling') return;
+    if (pages.isComplete) return images.update(image, { state: 'complete', ...this.#check });
+    // The first attempt to give it up has failed.
+    if (pages.failure !== null) return this.fail(pages.failure);
+    throw new MigrationError('CONFLICT', `pages of image ${image} are missing`, { isRetryable: true });
   }
 
   #follow({ over }: Pick<CaptureSession, 'over'>): void {
@@ -98,12 +104,16 @@ export class ForkFilling {
     const { book, pages, settling, isClosing } = this.#parts;
     if (isClosing()) return;
     const settled = settling();
-    if (outcome === 'failed' && pages.failure !== null) {
+    const { failure } = pages;
+    if (failure !== null) {
       await settled.catch(() => undefined);
-      return this.fail(pages.failure);
+      return this.fail(failure);
     }
     await settled;
-    await this.#context.images.update(book.record.image, { state: outcome, ...this.#check });
+    // Otherwise somebody has closed it, who knows what becomes of the image.
+    if (outcome === 'complete') {
+      await this.#context.images.update(book.record.image, { state: 'complete', ...this.#check });
+    }
   }
 
   /** What has become of the check of an image that was read from another host. */

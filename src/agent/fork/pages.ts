@@ -68,6 +68,11 @@ export class ForkPages {
     return this.#filling instanceof CaptureSession ? this.#filling : null;
   }
 
+  /** Every page is in the image. */
+  get isComplete(): boolean {
+    return !this.isFilled || this.#isImageComplete || this.#filling?.isComplete === true;
+  }
+
   /** The error that stopped the filling of the image, or null. */
   get failure(): MigrationError | null {
     return this.#filling?.failure ?? null;

@@ -49,7 +49,6 @@ export async function giveUpImage(
     const { fork } = record.request;
     log.error({ fork, image, err: toMigrationError(error) }, 'the failure cannot be written to the fork record');
   });
-  if (images.get(image).state !== 'failed') await images.update(image, { state: 'failed', ...problem });
   const outcomes = await inParallel(clones, ENDS_AT_ONCE, async (vm) => {
     await vms.endClone(vm, failure === null ? 'stopped' : exitReasonOf(failure));
   });
@@ -60,6 +59,7 @@ export async function giveUpImage(
       'a clone of an image that cannot be filled cannot be ended',
     );
   }
+  if (images.get(image).state !== 'failed') await images.update(image, { state: 'failed', ...problem });
   if (filling !== null) await filling.finish();
   else if (parent !== null && parent.memory !== null) await native.releaseVm(parent.memory);
   await images.dropMemory(image);

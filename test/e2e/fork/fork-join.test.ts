@@ -2,11 +2,14 @@
  * A fork on two hosts, with real QEMU guests and without daemons (test/hosts/agent-pair.ts): the clones of the second
  * host run on an image that it reads from the first, while the parent runs on and both images fill.
  */
+import { execFileSync } from 'node:child_process';
 import { afterAll, afterEach, beforeAll, describe, expect, test } from 'vitest';
-import type { ForkOrigin, PrepareForkRequest } from '../../../src/engine/ports/fork.js';
+import type { PrepareForkRequest } from '../../../src/engine/ports/fork.js';
 import { type AgentHost, AgentPair } from '../../hosts/agent-pair.js';
 import { eventually } from '../../hosts/cluster.js';
 import { forkRequest } from '../../hosts/fork-host.js';
+import { fillTmpfs } from '../../hosts/full-file-system.js';
+import { type Counts, TwoHostFork } from '../../hosts/two-host-fork.js';
 
 const FILL_MS = 60_000;
 
@@ -23,79 +26,8 @@ afterAll(() => pair.end());
 
 const code = (expected: string) => expect.objectContaining({ code: expected });
 
-/** How many clones the two hosts make. */
-type Counts = readonly [a: number, b: number];
-
-/** A fork of the VM, by default with one clone on A and two on B, as the coordinator asks for it. */
-class TwoHostFork {
-  readonly request: PrepareForkRequest;
-  readonly joining: PrepareForkRequest;
-  readonly fork: string;
-
-  private constructor(
-    request: PrepareForkRequest,
-    origin: ForkOrigin,
-    private readonly counts: Counts,
-  ) {
-    const [own, others] = counts;
-    this.fork = request.fork;
-    this.request = { ...request, share: { first: 0, count: own } };
-    this.joining = { ...request, vm: null, share: { first: own, count: others }, origin };
-  }
-
-  static async of(vm: string, change: Partial<PrepareForkRequest> = {}, counts: Counts = [1, 2]): Promise<TwoHostFork> {
-    const { a } = pair;
-    const request = forkRequest(vm, { cloneCount: counts[0] + counts[1], ...change });
-    const { spec, accel, qemuVersion } = a.vms.get(vm);
-    const { imageBytesNeeded } = await a.agent.forks.forkInventory(request);
-    const allocatedBytes = imageBytesNeeded || spec.memory.sizeBytes;
-    const origin = { host: 'A', image: request.fork, spec, accel, qemuVersion, allocatedBytes };
-    return new TwoHostFork(request, origin, counts);
-  }
-
-  async upToLoad(): Promise<void> {
-    const { a, b } = pair;
-    await a.agent.source.reserve(this.request.vm ?? '', this.request.job);
-    const [root, leaf] = await Promise.all([
-      a.agent.forks.prepareClones(this.request),
-      b.agent.forks.prepareClones(this.joining),
-    ]);
-    const clones = [...root.clones, ...leaf.clones];
-    expect(clones.map(({ index }) => index)).toEqual(Array.from({ length: this.request.cloneCount }, (_, at) => at));
-    expect(new Set(clones.map(({ uuid }) => uuid)).size).toBe(clones.length);
-    await a.agent.forks.armParent(this.fork);
-    await this.connect();
-    await a.agent.forks.forkPoint(this.fork);
-    await a.agent.forks.sendForkState(this.fork, 'B');
-    await Promise.all([a.agent.forks.loadClones(this.fork), b.agent.forks.loadClones(this.fork)]);
-  }
-
-  async connect(): Promise<void> {
-    await pair.b.agent.forks.connectImage(this.fork, 'tcp');
-  }
-
-  async commit(): Promise<void> {
-    for (const { agent } of [pair.a, pair.b]) await agent.forks.commitFork(this.fork);
-  }
-
-  async run(): Promise<void> {
-    const outcomes = await Promise.all([pair.a, pair.b].map(({ agent }) => agent.forks.runClones(this.fork)));
-    expect(outcomes.map(({ ready, failures }) => [ready.length, failures])).toEqual(this.counts.map((n) => [n, []]));
-  }
-
-  /** Ends the fork when both images are complete, or are read on demand. The host that serves the image ends last. */
-  async finish(hosts: readonly AgentHost[] = [pair.b, pair.a]): Promise<void> {
-    for (const { agent } of hosts) {
-      await eventually('the image is complete', FILL_MS, async () => {
-        const progress = await agent.forks.forkProgress(this.fork);
-        if (progress.state === 'failed') throw new Error(JSON.stringify(progress));
-        return progress.state === 'filling' ? undefined : true;
-      });
-    }
-    for (const { agent } of hosts) await agent.forks.finishFork(this.fork);
-    if (hosts.includes(pair.a)) await pair.a.agent.source.unreserve(this.request.vm ?? '', this.request.job);
-  }
-}
+const forkOf = (vm: string, change?: Partial<PrepareForkRequest>, counts?: Counts) =>
+  TwoHostFork.of(pair, vm, change, counts);
 
 /** Half of the time the guest rests: with its clones there are more guests than processors. */
 const boot = (touchMiB: number) => pair.boot({ name: 'web', touchMiB, restPercent: 50 });
@@ -117,7 +49,7 @@ describe('a fork on two hosts', () => {
   test('its clones run on both, from pages of one moment, and share each image', async () => {
     const { a, b } = pair;
     await boot(64);
-    const fork = await TwoHostFork.of('web');
+    const fork = await forkOf('web');
     await fork.upToLoad();
     await expect(b.agent.forks.runClones(fork.fork)).rejects.toThrow(code('CONFLICT'));
     // Another fork would bring the same image at the same time. Its undo leaves it to this one.
@@ -140,7 +72,7 @@ describe('a fork on two hosts', () => {
   test('before the commit all of it is undone, before the fork point and after it', async () => {
     const { a, b } = pair;
     await boot(32);
-    const early = await TwoHostFork.of('web');
+    const early = await forkOf('web');
     await a.agent.forks.prepareClones(early.request);
     await a.agent.forks.armParent(early.fork);
     // An image that is still being captured is served by TCP, whatever is asked for.
@@ -150,7 +82,7 @@ describe('a fork on two hosts', () => {
     await a.agent.forks.discardFork(early.fork);
     expect([...a.forkTraces(), ...b.forkTraces()]).toEqual([]);
 
-    const fork = await TwoHostFork.of('web');
+    const fork = await forkOf('web');
     await fork.upToLoad();
     await Promise.all([a, b].map(({ agent }) => agent.forks.discardFork(fork.fork)));
     await a.agent.source.unreserve('web', fork.request.job);
@@ -163,7 +95,7 @@ describe('a fork on two hosts', () => {
   test('a restarted daemon of the host that joined leaves the decision to the coordinator', async () => {
     const { a, b } = pair;
     await boot(32);
-    const fork = await TwoHostFork.of('web');
+    const fork = await forkOf('web');
     await fork.upToLoad();
     // The commit was decided, and this host has not heard of it.
     await a.agent.forks.commitFork(fork.fork);
@@ -175,7 +107,7 @@ describe('a fork on two hosts', () => {
     await expectSound(b, clonesOn(b));
 
     // Another fork, which is decided otherwise.
-    const other = await TwoHostFork.of('web');
+    const other = await forkOf('web');
     await other.upToLoad();
     await b.restart();
     expect(b.vms.list()).toHaveLength(4);
@@ -191,7 +123,7 @@ describe('a fork on two hosts', () => {
   test('goes on when either daemon is restarted while the images fill', async () => {
     const { a, b } = pair;
     await boot(64);
-    const fork = await TwoHostFork.of('web');
+    const fork = await forkOf('web');
     await fork.upToLoad();
     await fork.commit();
     // Nobody tells the host that joined where the image is now.
@@ -209,7 +141,7 @@ describe('a fork on two hosts', () => {
   ] as const)('%s makes no clones', async (_, counts) => {
     const { a, b } = pair;
     await boot(32);
-    const fork = await TwoHostFork.of('web', {}, counts);
+    const fork = await forkOf('web', {}, counts);
     await fork.upToLoad();
     await b.restart();
     await fork.commit();
@@ -234,7 +166,7 @@ describe('a fork on two hosts', () => {
   test('the image is read after the fork of its host is over, and is kept for its reader', async () => {
     const { a, b } = pair;
     await boot(64);
-    const fork = await TwoHostFork.of('web');
+    const fork = await forkOf('web');
     await fork.upToLoad();
     await fork.commit();
     await a.agent.forks.runClones(fork.fork);
@@ -263,7 +195,7 @@ describe('a fork on two hosts', () => {
   test('an image that is gone from its host leaves its clones on the other host waiting, and that shows', async () => {
     const { a, b } = pair;
     await boot(32);
-    const fork = await TwoHostFork.of('web');
+    const fork = await forkOf('web');
     await fork.upToLoad();
     await fork.commit();
     await a.agent.forks.runClones(fork.fork);
@@ -295,7 +227,7 @@ describe('a fork on two hosts', () => {
   test('an image that is read on demand takes what its clones touch, and is completed later', async () => {
     const { a, b } = pair;
     await boot(48);
-    const fork = await TwoHostFork.of('web', { fetch: 'demand' }, [0, 2]);
+    const fork = await forkOf('web', { fetch: 'demand' }, [0, 2]);
     await expect(b.agent.forks.completeImage(fork.fork)).rejects.toThrow(code('NOT_FOUND'));
     await fork.upToLoad();
     await fork.commit();
@@ -337,7 +269,7 @@ describe('a fork on two hosts', () => {
   test('an image that is read on demand can be removed when its clones have ended', async () => {
     const { a, b } = pair;
     await boot(32);
-    const fork = await TwoHostFork.of('web', { fetch: 'demand' }, [0, 2]);
+    const fork = await forkOf('web', { fetch: 'demand' }, [0, 2]);
     await fork.upToLoad();
     await fork.commit();
     await fork.run();
@@ -351,10 +283,46 @@ describe('a fork on two hosts', () => {
     );
   });
 
+  test('a host without room for all pages has its clones ended, and those of the other run on', async () => {
+    const { a, b } = pair;
+    await boot(64);
+    await b.stop();
+    execFileSync('mount', ['-t', 'tmpfs', '-o', 'size=512m', 'none', b.ramDir]);
+    await b.start();
+    try {
+      const fork = await forkOf('web');
+      await fork.upToLoad();
+      // The room was there when it was promised. Then another program takes it.
+      await fillTmpfs(b.ramDir);
+      await fork.commit();
+      await Promise.all([a, b].map(({ agent }) => agent.forks.runClones(fork.fork)));
+      await eventually('the image has failed', FILL_MS, async () => {
+        const { state, error } = await b.agent.forks.forkProgress(fork.fork);
+        return state === 'failed' ? (expect(error).toMatchObject({ code: 'NO_SPACE' }) ?? true) : undefined;
+      });
+      await b.agent.forks.finishFork(fork.fork);
+      await fork.finish([a]);
+      expect([clonesOn(a).length, b.vms.list().map(({ state }) => state)]).toEqual([1, ['stopped', 'stopped']]);
+      // None has read a zero instead of data.
+      for (const { name } of b.vms.list()) expect(await b.serial(name)).not.toMatch(/VMG BAD/);
+      await expectSound(a, ['web', ...clonesOn(a)]);
+      expect(b.agent.images.find(fork.fork)).toMatchObject({ state: 'failed', allocatedBytes: 0 });
+      for (const { name } of b.vms.list()) await b.vms.stop(name, { isForced: true });
+      await b.agent.images.remove(fork.fork);
+      expect([b.vms.list(), b.forkTraces()]).toEqual([[], []]);
+      await expect.poll(() => a.agent.images.find(fork.fork).readers).toBeUndefined();
+    } finally {
+      await b.clear();
+      await b.stop();
+      execFileSync('umount', ['--lazy', b.ramDir]);
+      await b.start();
+    }
+  });
+
   test('goes on when the parent dies after the fork point', async () => {
     const { a, b } = pair;
     await boot(64);
-    const fork = await TwoHostFork.of('web');
+    const fork = await forkOf('web');
     await fork.upToLoad();
     process.kill(a.vms.get('web').pid ?? 0, 'SIGKILL');
     await fork.commit();
@@ -366,7 +334,7 @@ describe('a fork on two hosts', () => {
   test('a parent that stays stopped gives its files, also by shared memory', async () => {
     const { b } = pair;
     await boot(32);
-    const fork = await TwoHostFork.of('web', { parentMode: 'stop' });
+    const fork = await forkOf('web', { parentMode: 'stop' });
     await fork.upToLoad();
     await b.agent.forks.connectImage(fork.fork, 'shm');
     await fork.commit();

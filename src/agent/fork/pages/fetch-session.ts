@@ -29,8 +29,8 @@ export class FetchSession {
   readonly #check: PageCheck;
   #over = deferred<'complete' | 'failed'>();
   #isOver = false;
-  /** The host that has the image says that it can never be complete. */
-  #refusal: MigrationError | null = null;
+  /** Why the image can never be complete here. It stays, so that no later session hides it. */
+  #failure: MigrationError | null = null;
   readonly #clones = new Set<ManagedVm>();
   /** Those of which the present native session knows. */
   readonly #known = new Set<ManagedVm>();
@@ -100,9 +100,13 @@ export class FetchSession {
     return this.#check.outcome?.kind === 'checked';
   }
 
-  /** The error that stopped the session, or null. */
+  /** The error that stopped the session for good, or null. */
   get failure(): MigrationError | null {
-    if (this.#refusal !== null) return this.#refusal;
+    this.#failure ??= this.#findFailure();
+    return this.#failure;
+  }
+
+  #findFailure(): MigrationError | null {
     const { outcome } = this.#check;
     if (outcome?.kind === 'damaged') return damagedError(this.#image.id, outcome.page);
     const { state, failure } = this.snapshot;
@@ -132,8 +136,9 @@ export class FetchSession {
   }
 
   /** Connects to a holder of the image, now and after each loss of the connection. Another holder replaces it. */
-  connect(holder: ImageHolder): Promise<void> {
-    return this.#link.connect(holder);
+  async connect(holder: ImageHolder): Promise<void> {
+    if (this.failure !== null) throw this.failure;
+    await this.#link.connect(holder);
   }
 
   /** Serves the clones from now on, as soon as there is a connection. Only the pages that they ask for are read. */
@@ -218,7 +223,8 @@ export class FetchSession {
     try {
       this.#startWanted();
     } catch {
-      this.#link.retryLater();
+      // Another holder does not help a session that has failed for good, and would hide the failure.
+      if (this.failure === null) this.#link.retryLater();
     }
   }
 
@@ -273,7 +279,7 @@ export class FetchSession {
 
   #giveUp(refusal: MigrationError): void {
     if (!this.#isOpen || this.#isOver) return;
-    this.#refusal = refusal;
+    this.#failure ??= refusal;
     this.#resolve('failed');
   }
 }

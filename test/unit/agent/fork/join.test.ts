@@ -1,135 +1,22 @@
 /** What a host that joins a fork, and the host of the image, refuse or survive; with fakes of native and of images. */
-import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
-import { tmpdir } from 'node:os';
+import { readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { Readable } from 'node:stream';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { afterEach, expect, test, vi } from 'vitest';
 import { failedImage } from '../../../../src/agent/fork/pages/failed-image.js';
-import { ImageServers } from '../../../../src/agent/fork/pages/image-servers.js';
 import { ForkPages } from '../../../../src/agent/fork/pages.js';
-import { ForkSession } from '../../../../src/agent/fork/session.js';
 import { type PageHolder, PageLink, type PageReader } from '../../../../src/agent/migration/page-link.js';
 import { MigrationError } from '../../../../src/domain/errors.js';
 import { NATIVE_ERROR } from '../../../../src/protocol/wire.js';
+import { HOLDER, IMAGE, removeScenes, scene } from '../../../support/join-scene.js';
 
-const IMAGE = '3'.repeat(16);
-const FORK = '4'.repeat(16);
-const HOLDER = {
-  ...{ session: 's', token: 't' },
-  endpoint: { transport: 'tcp', host: 'h', port: 1, keys: [] },
-} as const;
 const ORIGIN = { host: 'B', image: IMAGE };
 const PARENT = { image: null, regions: [], memory: null };
 const conflict = expect.objectContaining({ code: 'CONFLICT' });
 const nothing = async (): Promise<void> => undefined;
-const directories: string[] = [];
 
-afterEach(() => {
-  for (const directory of directories.splice(0)) rmSync(directory, { recursive: true, force: true });
-});
-
-interface Change {
-  readonly image?: object;
-  readonly request?: object;
-  readonly state?: string;
-  readonly isCut?: boolean;
-  readonly isRootRemoved?: boolean;
-  /** Awaited while a capture is taken up. */
-  readonly resuming?: Promise<void>;
-}
-
-function scene(change: Change = {}) {
-  const directory = mkdtempSync(join(tmpdir(), 'vmg-join-'));
-  directories.push(directory);
-  const calls: string[] = [];
-  const saved: object[] = [];
-  const memory = { sizeBytes: 1 << 24, pageBytes: 4096, regions: [] };
-  let image: object = {
-    ...{ id: IMAGE, state: 'capturing', spec: { name: 'web', memory }, deviceStateBytes: 0, overlays: [], disks: [] },
-    ...change.image,
-  };
-  const images = {
-    has: () => true,
-    get: () => image,
-    update: async (_: string, changed: object) => {
-      image = { ...image, ...changed };
-    },
-    statePath: () => join(directory, 'state'),
-    ...{ withPresence: async () => [], withDigests: async () => [], regions: async () => [] },
-    setFilling: () => undefined,
-    delete: async () => void calls.push('delete image'),
-    dropMemory: nothing,
-  };
-  const counters = { pagesCopied: 0n, pagesZero: 0n, reconnectCount: 0n };
-  const reading: { state: string; failure: object | null } = { state: 'copying', failure: null };
-  const reader = () => ({
-    connect: async () => void calls.push('connect'),
-    start: () => {
-      if (change.isCut === true) throw new Error('not connected');
-      calls.push('start');
-    },
-    sweep: () => void calls.push('sweep'),
-    snapshot: () => ({ ...reading, counters }),
-    close: async () => void calls.push('close'),
-  });
-  const native = {
-    openImageFetch: reader,
-    openImageDigests: () => ({ close: () => void calls.push('close the digests') }),
-    openImageCapture: () => ({ ...reader(), arm: nothing, resume: () => change.resuming ?? nothing(), leave: nothing }),
-    openSourceSession: async (options: object) => {
-      calls.push('image' in options ? 'serve the capture' : 'serve the files');
-      return { keys: [], scan: () => void calls.push('scan'), close: nothing };
-    },
-  };
-  const transports = {
-    connection: async () => ({ provider: 'tcp', options: {}, timeoutMs: 1 }),
-    registering: (_: string, work: () => Promise<unknown>) => work(),
-    served: async () => ({ provider: 'tcp', listener: {} }),
-    place: () => ({ host: 'h', port: 1 }),
-  };
-  const quiet = () => undefined;
-  const root = {
-    serveImage: async (): Promise<object> => HOLDER,
-    endImage: async () => void calls.push('end reading'),
-  };
-  const context = {
-    ...{
-      images,
-      native,
-      transports,
-      host: 'A',
-      peers: { agent: () => ({ forks: root }), isPeer: () => change.isRootRemoved !== true },
-    },
-    log: { debug: quiet, warn: quiet, error: quiet, info: quiet },
-    vms: { endClone: nothing, room: { release: quiet }, has: () => false },
-    inject: { hit: nothing },
-    forkStore: { save: async (record: object) => void saved.push(record), remove: nothing },
-  };
-  const servers = new ImageServers(context as never);
-  Object.assign(context, { servers });
-  const request = {
-    ...{ fork: FORK, job: 'j', vm: null, image: null, cloneCount: 2, parentMode: 'continue', memory: 'cow' },
-    ...{ isPartialAllowed: false, ...change.request },
-  };
-  const record = {
-    ...{ version: 1, request, image: IMAGE, state: change.state ?? 'prepared', runsAfterCommit: true },
-    ...{ isWarm: false, clones: [], outcome: null, failure: null },
-  } as never;
-  const session = () => new ForkSession(context as never, { record, parent: null, clones: [], failures: [] });
-  return {
-    context: context as never,
-    servers,
-    root,
-    record,
-    calls,
-    saved,
-    directory,
-    session,
-    image: () => image,
-    reader: reading,
-  };
-}
+afterEach(removeScenes);
 
 test('private clones of a host that joins have the whole image read, and can be given up meanwhile', async () => {
   const { session, calls } = scene({ request: { origin: ORIGIN, memory: 'private' }, image: { deviceStateBytes: 5 } });
@@ -172,17 +59,32 @@ test('a capture is served only when the next daemon has taken it up', async () =
 });
 
 test('a host whose holder refuses the old session reads all of the image as soon as it has another', async () => {
-  const { context, record, calls, reader } = scene({ ...{ state: 'committed' }, request: { origin: ORIGIN } });
+  const { context, record, calls, reader, edge } = scene({ ...{ state: 'committed' }, request: { origin: ORIGIN } });
   const pages = new ForkPages(context, record, null);
   await pages.connect('tcp', []);
   reader.state = 'failed';
   reader.failure = { code: NATIVE_ERROR.REFUSED, what: 'peer refused the session', errno: 0 };
+  edge();
   expect(pages.failure).toBeNull();
   await pages.fill().catch(() => undefined);
   reader.state = 'copying';
   reader.failure = null;
   await pages.connect('shm', []);
   expect(calls).toContain('sweep');
+});
+
+test('a session that has failed for good is not replaced by one that has not', async () => {
+  const { context, record, calls, reader, edge } = scene({ ...{ state: 'committed' }, request: { origin: ORIGIN } });
+  const pages = new ForkPages(context, record, null);
+  await pages.connect('tcp', []);
+  const before = calls.length;
+  reader.state = 'failed';
+  reader.failure = { code: NATIVE_ERROR.NO_SPACE, what: 'full', errno: 28 };
+  edge();
+  await pages.fill().catch(() => undefined);
+  await sleep(100);
+  expect(calls.slice(before)).not.toContain('connect');
+  expect(pages.failure).toMatchObject({ code: 'NO_SPACE' });
 });
 
 test('files of an image that lack pages are served to nobody', async () => {
