@@ -244,7 +244,10 @@ export class FetchSession {
     if (!this.#isOpen || this.#link === undefined) return;
     this.#checkState();
     const { state, failure } = this.snapshot;
-    if (state === 'complete') this.#link.stopRetrying();
+    if (state === 'complete') {
+      this.#link.stopRetrying();
+      this.#check.hurry();
+    }
     if (state === 'disconnected') this.#link.noteLost(failure);
     if (state === 'failed') this.#link.noteFailed();
   }

@@ -41,6 +41,7 @@ export class PageCheck {
   #running: Promise<void> | null = null;
   #outcome: CheckOutcome | null = null;
   #askMs = ASK_MS_FIRST;
+  #endPause: () => void = () => undefined;
   /** How many pages it has been through. */
   checkedPages = 0;
 
@@ -59,6 +60,12 @@ export class PageCheck {
       (outcome) => this.#end(outcome),
       () => undefined,
     );
+  }
+
+  /** Every page is here, so the host of the image has them all, too: asks at once. */
+  hurry(): void {
+    this.#askMs = ASK_MS_FIRST;
+    this.#endPause();
   }
 
   /** Ends it, wherever it is. The next one begins from the digests that are known. */
@@ -139,6 +146,7 @@ export class PageCheck {
       };
       const timer = setTimeout(over, this.#askMs).unref();
       signal.addEventListener('abort', over);
+      this.#endPause = over;
     });
     signal.throwIfAborted();
     this.#askMs = Math.min(this.#askMs * 2, ASK_MS_MAX);

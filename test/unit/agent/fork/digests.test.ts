@@ -196,6 +196,16 @@ test('only an image that is all here gives its host up, and not soon', async () 
   expect(filling.check.outcome).toBeNull();
 });
 
+test('an image that is all here is checked at once', async () => {
+  vi.useFakeTimers();
+  const { check, asked } = checkOf({ answers: [''] });
+  await run(check, 3_000);
+  const before = asked();
+  check.hurry();
+  await vi.advanceTimersByTimeAsync(300);
+  expect(asked()).toBe(before + 1);
+});
+
 test('a check that is closed asks no more and has no outcome', async () => {
   vi.useFakeTimers();
   const { check, onOver, asked } = checkOf({ answers: [''] });
