@@ -131,6 +131,7 @@ void DigestMap::append(std::span<const std::byte> digests) {
   const uint64_t before = known_.load(std::memory_order_relaxed);
   const uint64_t count = digests.size() / wire::kDigestBytes;
   VMG_CHECK(digests.size() % wire::kDigestBytes == 0 && count <= page_count_ - before);
+  if (digests.empty()) return;
   std::memcpy(mapping_ + wire::kDigestsHeaderBytes + before * wire::kDigestBytes, digests.data(),
               digests.size());
   // R18 pairs with A18 in known: digests before their number.

@@ -121,9 +121,9 @@ PageState PresenceMap::state(PageIndex page) const {
 bool PresenceMap::claim(PageIndex page) {
   VMG_CHECK(vmigrate::raw(page) < page_count_);
   uint8_t expected = raw(PageState::kAbsent);
-  // Relaxed: a claim hands over no bytes; the compare-and-swap alone makes it exclusive.
+  // A20 pairs with R20 in unclaim: what the last claimer has done to the bytes comes before what this one does.
   return states_[vmigrate::raw(page)].compare_exchange_strong(
-      expected, raw(PageState::kClaimed), std::memory_order_relaxed, std::memory_order_relaxed);
+      expected, raw(PageState::kClaimed), std::memory_order_acquire, std::memory_order_relaxed);
 }
 
 uint64_t PresenceMap::claim_run(PageIndex first, uint64_t count_max) {
@@ -155,7 +155,8 @@ bool PresenceMap::mark_zero(PageIndex page) {
 void PresenceMap::unclaim(PageRun run) {
   VMG_CHECK(vmigrate::raw(run.first) <= page_count_ && run.count <= page_count_ - vmigrate::raw(run.first));
   for (uint64_t page = vmigrate::raw(run.first); page < vmigrate::raw(run.first) + run.count; ++page) {
-    const uint8_t before = states_[page].exchange(raw(PageState::kAbsent), std::memory_order_relaxed);
+    // R20 pairs with A20 in claim.
+    const uint8_t before = states_[page].exchange(raw(PageState::kAbsent), std::memory_order_release);
     VMG_CHECK(transition_allowed(static_cast<PageState>(before), PageState::kAbsent));
   }
 }

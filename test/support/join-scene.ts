@@ -53,7 +53,9 @@ export function scene(change: Change = {}) {
   };
   let edge = () => undefined as void;
   const counters = { pagesCopied: 0n, pagesZero: 0n, reconnectCount: 0n };
-  const reading: { state: string; failure: object | null } = { state: 'copying', failure: null };
+  const reading: { state: string; failure: object | null; onClose: () => void } = {
+    ...{ state: 'copying', failure: null, onClose: () => undefined },
+  };
   const reader = () => ({
     connect: async () => void calls.push('connect'),
     start: () => {
@@ -64,8 +66,11 @@ export function scene(change: Change = {}) {
       if (reading.state === 'failed') throw new Error('failed');
       calls.push('sweep');
     },
-    snapshot: () => ({ ...reading, counters }),
-    close: async () => void calls.push('close'),
+    snapshot: () => ({ state: reading.state, failure: reading.failure, counters }),
+    close: async () => {
+      calls.push('close');
+      reading.onClose();
+    },
   });
   const native = {
     openImageFetch: ({ onEdge }: { onEdge: () => void }) => {

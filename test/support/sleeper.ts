@@ -58,6 +58,11 @@ export class Sleeper implements Partial<VmProcess> {
     this.connectCount++;
     if (this.#isDumb) throw new MigrationError('TIMEOUT', 'it does not answer');
     this.#isConnected = true;
+    return this.runState();
+  }
+
+  /** Also while it is silent. */
+  async runState(): Promise<RunState> {
     return (await readFile(this.#statePath, 'utf8')) as RunState;
   }
 

@@ -153,9 +153,9 @@ export class ForkPages {
     else this.#filling.serve();
   }
 
-  /** Resolves when the image is complete. Rejects if it cannot be filled. */
+  /** Resolves when every page is in the image. Rejects if it cannot be filled. */
   async captured(): Promise<void> {
-    const outcome = await this.#filling?.over;
+    const outcome = await this.#filling?.filled;
     if (this.failure !== null) throw this.failure;
     if (outcome === 'failed') throw new MigrationError('CONFLICT', `image ${this.#image} was given up`);
   }

@@ -38,6 +38,8 @@ export interface PageLinkOptions<Reader extends PageReader> {
   readonly onConnected: (reader: Reader) => void;
   /** The session will be closed, and replaced by another that starts anew. */
   readonly onReplace: (reader: Reader) => void;
+  /** False: the session has failed for good, and another must not hide that. Absent: any may be replaced. */
+  readonly mayReplace?: () => boolean;
   /** Asks for a holder, when the last one does not take the session back. Absent: somebody else names one. */
   readonly findHolder?: () => Promise<PageHolder>;
   /** The fields that name the session in the log. */
@@ -227,16 +229,24 @@ export class PageLink<Reader extends PageReader> {
   }
 
   async #replace(): Promise<void> {
+    const { mayReplace = () => true, onReplace } = this.#options;
     this.#isConnected = false;
-    this.#options.onReplace(this.#reader);
+    if (!mayReplace()) throw failedError();
+    onReplace(this.#reader);
     await this.#reader.close();
     if (this.#isClosed) throw closedError();
+    // What its threads have found last shows only now.
+    if (!mayReplace()) throw failedError();
     this.#reader = this.#options.open(true);
   }
 }
 
 function closedError(): MigrationError {
   return new MigrationError('CONFLICT', 'the page session has ended');
+}
+
+function failedError(): MigrationError {
+  return new MigrationError('CONFLICT', 'the page session has failed for good');
 }
 
 /**

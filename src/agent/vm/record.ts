@@ -170,7 +170,7 @@ export function reservedBy(record: VmRecord, job: string): Partial<VmRecord> | n
 
 export function refuseIfDamaged({ spec, damage }: Pick<VmRecord, 'spec' | 'damage'>): void {
   if (damage === undefined) return;
-  throw new MigrationError('DAMAGED', `the memory of ${spec.name} is damaged: ${damage}`, {
+  throw new MigrationError('DAMAGED', `${spec.name} stands still for good, because its memory is damaged: ${damage}`, {
     remedy: `"vmctl stop ${spec.name}" ends it`,
   });
 }

@@ -321,9 +321,11 @@ export async function whilePaused<T>(vm: Vm, work: () => Promise<T>): Promise<T>
 
 /** Pauses a VM whose memory is damaged, and records why. Each is done although the other fails. */
 export async function stopForGood(vm: Vm, damage: string): Promise<void> {
-  const recording = vm.update({ state: 'paused', damage });
-  // A vCPU that waits for a page runs no more, and cannot stop before the page comes.
-  const pausing = Promise.race([vm.process.pause(), sleep(PAUSE_MS_MAX, undefined, { ref: false })]);
+  const recording = vm.updateOrOwe({ state: 'paused', damage });
+  // A vCPU that waits for a page runs no more, and cannot stop before the page comes. A QEMU that is not connected is
+  // paused when it is (VmKeeper).
+  const connected = vm.process.connected().then(() => vm.process.pause());
+  const pausing = Promise.race([connected, sleep(PAUSE_MS_MAX, undefined, { ref: false })]);
   for (const outcome of await Promise.allSettled([recording, pausing]))
     if (outcome.status === 'rejected') throw outcome.reason;
 }

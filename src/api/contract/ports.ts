@@ -93,7 +93,7 @@ export interface ApiAgent extends HostPort {
     acceptState(session: string, stream: Readable): Promise<void>;
   };
   readonly forks: ForkPort & {
-    /** Resolves when this host has all of the state. */
+    /** Resolves when this host has all of the state, and has loaded it into its clones. */
     acceptForkState(fork: string, stream: Readable): Promise<LoadClonesReply>;
     /** Connects the host `reader` to a disk of an image of this host. */
     openDisk(image: string, disk: string, reader: string): Promise<Duplex>;

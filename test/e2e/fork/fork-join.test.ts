@@ -342,4 +342,16 @@ describe('a fork on two hosts', () => {
     await fork.finish();
     await expectSound(b, clonesOn(b));
   });
+
+  test('clones with memory of their own wait for all pages of the image, and not for their check', async () => {
+    const { b } = pair;
+    await boot(32);
+    const fork = await forkOf('web', { memory: 'private' });
+    await fork.upToLoad();
+    await fork.commit();
+    await fork.run();
+    await fork.finish();
+    expect(b.agent.images.find(fork.fork)).toMatchObject({ state: 'complete', isChecked: true });
+    await expectSound(b, clonesOn(b));
+  });
 });

@@ -64,6 +64,11 @@ export class CaptureSession {
     return this.#over.promise;
   }
 
+  /** The same: its pages are this host's own. */
+  get filled(): Promise<'complete' | 'failed'> {
+    return this.over;
+  }
+
   get snapshot(): ImageSnapshot {
     if (this.#isOpen || this.#last === null) this.#last = this.handle.snapshot();
     return this.#last;

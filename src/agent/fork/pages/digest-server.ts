@@ -41,22 +41,25 @@ export class DigestServer {
     return this.#locks.hold(image, async () => {
       const record = this.#context.images.get(image);
       if (record.state === 'failed') throw failedImage(image, this.#context.host);
+      const isOwn = record.isChecked === undefined;
+      // Its files are not held open either, while it may still be given up.
+      if (isOwn && record.state !== 'complete') return '';
       const handle = await this.#handle(record);
       const pagesMax = pagesInPiece(pageBytes);
-      const isOwn = record.isChecked === undefined && record.state === 'complete';
-      if (isOwn) {
-        const pageCount = region.lengthBytes / pageBytes;
-        for (let known = handle.known(regionIndex); known <= firstPage; known = handle.known(regionIndex))
-          await handle.make(regionIndex, Math.min(pagesMax, pageCount - known));
+      // Only one piece for each question: whoever asks from far behind waits, not all others.
+      const known = handle.known(regionIndex);
+      if (isOwn && known <= firstPage) {
+        await handle.make(regionIndex, Math.min(pagesMax, region.lengthBytes / pageBytes - known));
       }
       const count = Math.min(pagesMax, handle.known(regionIndex) - firstPage);
       if (count > 0) return handle.read(regionIndex, firstPage, count).toString('base64');
-      return record.state === 'complete' ? null : '';
+      return isOwn || record.state !== 'complete' ? '' : null;
     });
   }
 
-  /** The image is about to be removed, or nobody reads it any more. */
+  /** The image is about to be removed, or nobody reads it any more. A computation under way is given up. */
   close(image: string): Promise<void> {
+    this.#handles.get(image)?.close();
     return this.#locks.hold(image, async () => {
       this.#handles.get(image)?.close();
       this.#handles.delete(image);

@@ -18,16 +18,20 @@ import type { OriginHost } from './origin-host.js';
 import { type CheckOutcome, damagedError, PageCheck } from './page-check.js';
 
 /** The counters that a native session opened anew starts at zero. The others are read from the presence maps. */
-const SUMMED: readonly ImageCounter[] = ['copiedBytes', 'demandBytes', 'prefetchBytes', 'cloneFaultCount', 'cpuNs'];
+const SUMMED: readonly ImageCounter[] = [
+  ...(['copiedBytes', 'demandBytes', 'prefetchBytes', 'cloneFaultCount', 'refusedPages', 'cpuNs'] as const),
+];
 
 export class FetchSession {
   readonly #context: ImageContext;
   readonly #image: ImageRecord;
   readonly #link: PageLink<ImageFetchHandle>;
   readonly #presencePaths: readonly string[];
-  readonly #digests: ImageDigestsHandle;
+  /** Null: they cannot be kept here, so no page is checked. */
+  readonly #digests: ImageDigestsHandle | null;
   readonly #check: PageCheck;
-  #over = deferred<'complete' | 'failed'>();
+  readonly #filled = deferred<'complete' | 'failed'>();
+  readonly #over = deferred<'complete' | 'failed'>();
   #isOver = false;
   /** Why the image can never be complete here. It stays, so that no later session hides it. */
   #failure: MigrationError | null = null;
@@ -45,9 +49,10 @@ export class FetchSession {
     this.#context = context;
     this.#image = image;
     this.#presencePaths = files.map(({ presencePath }) => presencePath);
-    const digests = context.native.openImageDigests({ image: options.digests });
+    const digests = openDigests(context, options);
     this.#digests = digests;
     this.#link = new PageLink(context, {
+      mayReplace: () => this.failure === null,
       open: (isAgain) =>
         context.native.openImageFetch({
           ...{ image: files, bandwidthBytesPerS: 0, isResume: isAgain, digests },
@@ -65,7 +70,7 @@ export class FetchSession {
       ask: (region, firstPage) => options.origin.digests(region, firstPage),
       check: (region, firstPage, count) => this.#link.reader.check(region, firstPage, count),
       isComplete: () => this.snapshot.state === 'complete',
-      onOver: ({ kind }) => this.#checkIsOver(kind),
+      onOver: (outcome) => this.#checkIsOver(outcome),
     });
     this.#last = this.#link.reader.snapshot();
     context.images.setFilling(image.id, this);
@@ -83,6 +88,12 @@ export class FetchSession {
   get over(): Promise<'complete' | 'failed'> {
     this.#checkState();
     return this.#over.promise;
+  }
+
+  /** The same without the check. Private clones are filled from the image before it can be checked. */
+  get filled(): Promise<'complete' | 'failed'> {
+    this.#checkState();
+    return this.#filled.promise;
   }
 
   get snapshot(): ImageFetchSnapshot {
@@ -110,7 +121,7 @@ export class FetchSession {
     const { outcome } = this.#check;
     if (outcome?.kind === 'damaged') return damagedError(this.#image.id, outcome.page);
     const { state, failure } = this.snapshot;
-    if (state !== 'failed') return null;
+    if (failure === null && state !== 'failed') return null;
     if (failure !== null) {
       const error = failureToError(failure, 'reading the image');
       // A holder that has been restarted refuses the session. The link asks for another one.
@@ -144,6 +155,7 @@ export class FetchSession {
   /** Serves the clones from now on, as soon as there is a connection. Only the pages that they ask for are read. */
   serve(): void {
     this.#isServeWanted = true;
+    this.#check.start();
     this.#startIfPossible();
   }
 
@@ -195,7 +207,7 @@ export class FetchSession {
     // Nobody waits any longer. It changes nothing if the image is complete.
     this.#resolve('failed');
     await Promise.all([this.#check.close(), this.#link.close()]);
-    this.#digests.close();
+    this.#digests?.close();
   }
 
   #read(): ImageFetchSnapshot {
@@ -207,9 +219,6 @@ export class FetchSession {
 
   #carry(): void {
     this.#isServing = false;
-    // A failure of the session that is replaced is not the next one's.
-    if (this.#isOver) this.#over = deferred();
-    this.#isOver = false;
     const { counters } = this.#read();
     for (const counter of SUMMED) this.#carried.set(counter, counters[counter]);
     this.#carried.set('reconnectCount', counters.reconnectCount + 1n);
@@ -234,7 +243,6 @@ export class FetchSession {
       for (const vm of this.#clones) this.addClone(vm);
       reader.start();
       this.#isServing = true;
-      this.#check.start();
     }
     if (this.#isServing && this.#isSweepWanted) reader.sweep();
   }
@@ -252,21 +260,24 @@ export class FetchSession {
     if (state === 'failed') this.#link.noteFailed();
   }
 
-  #checkIsOver(kind: CheckOutcome['kind']): void {
+  #checkIsOver(outcome: CheckOutcome): void {
     const { log } = this.#context;
-    if (kind === 'unknown') {
-      log.warn({ image: this.#image.id }, 'the pages of an image cannot be checked: their digests do not come');
+    if (outcome.kind === 'unknown') {
+      log.warn({ image: this.#image.id, err: outcome.error }, 'the pages of an image cannot be checked');
     }
+    if (outcome.kind === 'failed') this.#failure ??= outcome.error;
     this.#checkState();
   }
 
   #checkState(): void {
-    if (this.failure !== null) this.#resolve('failed');
-    else if (this.isComplete) this.#resolve('complete');
+    if (this.failure !== null) return this.#resolve('failed');
+    if (this.snapshot.state === 'complete') this.#filled.resolve('complete');
+    if (this.isComplete) this.#resolve('complete');
   }
 
   #resolve(outcome: 'complete' | 'failed'): void {
     this.#isOver = true;
+    this.#filled.resolve(outcome);
     this.#over.resolve(outcome);
   }
 
@@ -292,6 +303,17 @@ export interface FetchOptions {
   readonly isResume: boolean;
   /** It is asked for a holder whenever there is none. */
   readonly origin: OriginHost;
+}
+
+/** What an earlier daemon has begun goes on without digests, if there is no room for them now. */
+function openDigests({ native, log }: ImageContext, { digests, isResume }: SessionOptions): ImageDigestsHandle | null {
+  try {
+    return native.openImageDigests({ image: digests });
+  } catch (thrown) {
+    if (!isResume) throw thrown;
+    log.warn({ err: toMigrationError(thrown) }, 'the digests of an image cannot be kept');
+    return null;
+  }
 }
 
 interface SessionOptions extends FetchOptions {

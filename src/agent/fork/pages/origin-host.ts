@@ -1,8 +1,8 @@
 /** The host that has the image, as a host sees it that reads the image from there. */
-import { setTimeout as sleep } from 'node:timers/promises';
-import { MigrationError, toMigrationError } from '../../../domain/errors.js';
+import { toMigrationError } from '../../../domain/errors.js';
 import type { Transport } from '../../../domain/transport.js';
 import type { ForkOrigin, ImageHolder } from '../../../engine/ports/fork.js';
+import { inTime } from '../../../kit/in-time.js';
 import type { ImageContext } from '../../image/context.js';
 import { refuseOtherDisks } from '../../image/join-disks.js';
 import { rootRemoved } from './failed-image.js';
@@ -58,16 +58,7 @@ export class OriginHost {
     });
   }
 
-  async #within<T>(call: () => Promise<T>): Promise<T> {
-    const over = new AbortController();
-    const late = sleep(ASK_MS_MAX, undefined, { signal: over.signal, ref: false }).then(() => {
-      throw new MigrationError('TIMEOUT', `${this.#origin.host} does not answer within ${ASK_MS_MAX} ms`);
-    });
-    late.catch(() => undefined);
-    try {
-      return await Promise.race([call(), late]);
-    } finally {
-      over.abort();
-    }
+  #within<T>(call: () => Promise<T>): Promise<T> {
+    return inTime(this.#origin.host, ASK_MS_MAX, call());
   }
 }

@@ -3,10 +3,11 @@
  * through mutual TLS. What is read later is checked before a clone sees it; what is here already is checked when its
  * digest comes (docs/PAGE_STATES.md, "Digests").
  */
-import { MigrationError, toMigrationError } from '../../../domain/errors.js';
+import { type ErrorCode, MigrationError, toMigrationError } from '../../../domain/errors.js';
 import type { ImageDigestsHandle } from '../../../native/types.js';
 import type { AgentLog } from '../../vm/context.js';
 import { pagesInPiece } from './digest-server.js';
+import { isFinal } from './failed-image.js';
 
 /** The clones of all hosts are to run first. The host of the image copies it for longer than that. */
 const ASK_MS_FIRST = 250;
@@ -15,8 +16,15 @@ const ASK_MS_MAX = 2_000;
 const PATIENCE_MS = 30_000;
 
 export type CheckOutcome =
-  | { readonly kind: 'checked' | 'unknown' }
-  | { readonly kind: 'damaged'; readonly page: string };
+  | { readonly kind: 'checked' }
+  /** With the last error, or null if the host of the image has no digests. */
+  | { readonly kind: 'unknown'; readonly error: MigrationError | null }
+  | { readonly kind: 'damaged'; readonly page: string }
+  /** The image is of no use, here or on its host. */
+  | { readonly kind: 'failed'; readonly error: MigrationError };
+
+/** Errors of the files here that another attempt would meet again. */
+const FATAL: ReadonlySet<ErrorCode> = new Set(['REGION_CHANGED', 'IO_FAILED']);
 
 export interface PageCheckParts {
   readonly log: AgentLog;
@@ -25,7 +33,8 @@ export interface PageCheckParts {
     readonly pageBytes: number;
     readonly regions: readonly { readonly id: string; readonly lengthBytes: number }[];
   };
-  readonly digests: Pick<ImageDigestsHandle, 'known' | 'accept'>;
+  /** Null: no digests can be kept, so nothing is checked. */
+  readonly digests: Pick<ImageDigestsHandle, 'known' | 'accept'> | null;
   /** Asks the host of the image, as DigestServer answers. */
   readonly ask: (regionIndex: number, firstPage: number) => Promise<string | null>;
   /** As ImageFetchHandle.check, of the session that reads the image now. */
@@ -35,9 +44,19 @@ export interface PageCheckParts {
   readonly onOver: (outcome: CheckOutcome) => void;
 }
 
+type KnownDigests = NonNullable<PageCheckParts['digests']>;
+
+interface RegionPages {
+  readonly index: number;
+  readonly id: string;
+  readonly pageCount: number;
+}
+
 export class PageCheck {
   readonly #parts: PageCheckParts;
   readonly #closing = new AbortController();
+  /** Rejects when the check is closed. */
+  readonly #closed: Promise<never>;
   #running: Promise<void> | null = null;
   #outcome: CheckOutcome | null = null;
   #askMs = ASK_MS_FIRST;
@@ -47,6 +66,11 @@ export class PageCheck {
 
   constructor(parts: PageCheckParts) {
     this.#parts = parts;
+    const { signal } = this.#closing;
+    this.#closed = new Promise((_, reject) => {
+      signal.addEventListener('abort', () => reject(toMigrationError(signal.reason)));
+    });
+    this.#closed.catch(() => undefined);
   }
 
   /** Null: it is not over. */
@@ -80,44 +104,44 @@ export class PageCheck {
   }
 
   async #run(): Promise<CheckOutcome> {
-    const { pageBytes, regions } = this.#parts.memory;
+    const { memory, digests } = this.#parts;
+    if (digests === null) return { kind: 'unknown', error: null };
     await this.#pause();
-    for (const [index, { id, lengthBytes }] of regions.entries()) {
-      const outcome = await this.#checkRegion(index, lengthBytes / pageBytes);
-      if (outcome === null) continue;
-      if (typeof outcome === 'number') return { kind: 'damaged', page: `page ${outcome} of region ${id}` };
-      return { kind: outcome };
+    for (const [index, { id, lengthBytes }] of memory.regions.entries()) {
+      const outcome = await this.#checkRegion(digests, { index, id, pageCount: lengthBytes / memory.pageBytes });
+      if (outcome !== null) return outcome;
     }
     return { kind: 'checked' };
   }
 
-  /** Returns the first page that differs, or null if none does. */
-  async #checkRegion(index: number, pageCount: number): Promise<number | 'unknown' | null> {
+  /** Returns null if every page of the region is what its digest says. */
+  async #checkRegion(digests: KnownDigests, { index, id, pageCount }: RegionPages): Promise<CheckOutcome | null> {
+    const { check, memory } = this.#parts;
     let checkedCount = 0;
     let troubleSinceMs: number | null = null;
     while (checkedCount < pageCount) {
       try {
-        const known = await this.#learn(index, checkedCount);
-        troubleSinceMs = null;
-        if (known === null) return 'unknown';
-        const count = Math.min(known - checkedCount, pagesInPiece(this.#parts.memory.pageBytes));
-        if (count === 0) {
-          await this.#pause();
-          continue;
+        const known = await this.#learn(digests, index, checkedCount);
+        if (known === null) return { kind: 'unknown', error: null };
+        const count = Math.min(known - checkedCount, pagesInPiece(memory.pageBytes));
+        if (count > 0) {
+          const page = await check(index, checkedCount, count);
+          if (page !== null) return { kind: 'damaged', page: `page ${page} of region ${id}` };
+          checkedCount += count;
+          this.checkedPages += count;
+          this.#askMs = ASK_MS_FIRST;
         }
-        const page = await this.#parts.check(index, checkedCount, count);
-        if (page !== null) return page;
-        checkedCount += count;
-        this.checkedPages += count;
-        this.#askMs = ASK_MS_FIRST;
+        troubleSinceMs = null;
+        if (count === 0) await this.#pause();
       } catch (thrown) {
         this.#closing.signal.throwIfAborted();
+        const error = toMigrationError(thrown);
+        if (isFinal(error) || FATAL.has(error.code)) return { kind: 'failed', error };
         const { log, image, isComplete } = this.#parts;
         const nowMs = performance.now();
-        troubleSinceMs ??= nowMs;
-        if (!isComplete()) troubleSinceMs = nowMs;
-        log.debug({ image, err: toMigrationError(thrown) }, 'pages of an image cannot be checked now');
-        if (nowMs - troubleSinceMs > PATIENCE_MS) return 'unknown';
+        troubleSinceMs = isComplete() ? (troubleSinceMs ?? nowMs) : nowMs;
+        log.debug({ image, err: error }, 'pages of an image cannot be checked now');
+        if (nowMs - troubleSinceMs > PATIENCE_MS) return { kind: 'unknown', error };
         await this.#pause();
       }
     }
@@ -125,12 +149,11 @@ export class PageCheck {
   }
 
   /** Returns of how many pages the digests are known, after asking for more if none are left to be checked. */
-  async #learn(index: number, checkedCount: number): Promise<number | null> {
-    const { digests, ask } = this.#parts;
+  async #learn(digests: KnownDigests, index: number, checkedCount: number): Promise<number | null> {
     const known = digests.known(index);
     if (known > checkedCount) return known;
-    const answer = await ask(index, known);
-    this.#closing.signal.throwIfAborted();
+    // Nobody waits for a host that does not answer when the check is closed.
+    const answer = await Promise.race([this.#parts.ask(index, known), this.#closed]);
     if (answer === null) return null;
     if (answer !== '') digests.accept(index, known, Buffer.from(answer, 'base64'));
     return digests.known(index);

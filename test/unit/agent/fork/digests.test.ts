@@ -1,6 +1,7 @@
 /** How a host learns that the pages of an image which it reads are those of the image's host; with fakes of native. */
 import { afterEach, expect, test, vi } from 'vitest';
 import { DigestServer } from '../../../../src/agent/fork/pages/digest-server.js';
+import { failedImage } from '../../../../src/agent/fork/pages/failed-image.js';
 import { type CheckOutcome, PageCheck } from '../../../../src/agent/fork/pages/page-check.js';
 import { keepDamaged } from '../../../../src/agent/fork/unfillable.js';
 import { MigrationError } from '../../../../src/domain/errors.js';
@@ -57,8 +58,9 @@ test('the host that has taken an image computes digests when they are asked for,
   expect(handle.calls).toContain('close');
 });
 
-test('a reader that asks for a later page first gets its digest all the same', async () => {
+test('a reader that asks for a late page first is answered when all before have been computed, piece by piece', async () => {
   const { ask } = serverOf(PIECE + 100);
+  expect(await ask(PIECE + 7)).toBe('');
   expect(await ask(PIECE + 7)).toBe(`${PIECE + 7}+93`);
 });
 
@@ -100,7 +102,7 @@ afterEach(async () => {
 
 interface Script {
   /** The answers of the image's host, in their order; the last one is repeated. A number: so many digests. */
-  readonly answers: readonly (number | '' | null | Error)[];
+  readonly answers: readonly (number | '' | null | Error | Promise<never>)[];
   readonly pageCount?: number;
   readonly isComplete?: boolean;
   readonly bad?: number;
@@ -155,7 +157,7 @@ test.each([
       [6, 4],
     ],
   ],
-  ['a host that has no digests is not waited for', { answers: [4, null] }, { kind: 'unknown' }, [[0, 4]]],
+  ['a host that has no digests is not waited for', { answers: [4, null] }, { kind: 'unknown', error: null }, [[0, 4]]],
   [
     'a page that differs is named',
     { answers: [4, 6], bad: 7 },
@@ -191,9 +193,27 @@ test('only an image that is all here gives its host up, and not soon', async () 
   await Promise.all([run(complete.check, 25_000), run(filling.check, 0)]);
   expect(complete.check.outcome).toBeNull();
   await vi.advanceTimersByTimeAsync(10_000);
-  expect(complete.check.outcome).toEqual({ kind: 'unknown' });
+  expect(complete.check.outcome).toMatchObject({ kind: 'unknown', error: { code: 'UNREACHABLE' } });
   await vi.advanceTimersByTimeAsync(600_000);
   expect(filling.check.outcome).toBeNull();
+});
+
+test.each([
+  ['the image has failed on its host', failedImage(IMAGE, 'B')],
+  ['the files here have changed', new MigrationError('REGION_CHANGED', 'cut')],
+])('no image is called sound if %s', async (_, error) => {
+  vi.useFakeTimers();
+  const { check } = checkOf({ answers: [4, error] });
+  await run(check);
+  expect(check.outcome).toEqual({ kind: 'failed', error });
+});
+
+test('a check that is closed does not wait for a host that does not answer', async () => {
+  vi.useFakeTimers();
+  const { check } = checkOf({ answers: [new Promise<never>(() => undefined)] });
+  await run(check, 1_000);
+  await check.close();
+  expect(check.outcome).toBeNull();
 });
 
 test('an image that is all here is checked at once', async () => {

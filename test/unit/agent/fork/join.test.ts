@@ -87,6 +87,24 @@ test('a session that has failed for good is not replaced by one that has not', a
   expect(pages.failure).toMatchObject({ code: 'NO_SPACE' });
 });
 
+test('a failure that shows only when a session is replaced is not hidden by the next one', async () => {
+  const { context, record, calls, reader, root } = scene({ ...{ state: 'committed' }, request: { origin: ORIGIN } });
+  const pages = new ForkPages(context, record, null);
+  await pages.connect('tcp', []);
+  const connects = () => calls.filter((call) => call === 'connect').length;
+  expect(connects()).toBe(1);
+  // It is still reading when the holder changes, and its last page is wrong.
+  root.serveImage = async () => ({ ...HOLDER, session: 'another' });
+  reader.onClose = () => {
+    reader.state = 'closed';
+    reader.failure = { code: NATIVE_ERROR.DAMAGED, what: 'a page is not what its digest says', errno: 0 };
+  };
+  await expect(pages.connect('shm', [])).rejects.toThrow(conflict);
+  expect(connects()).toBe(1);
+  expect(pages.failure).toMatchObject({ code: 'DAMAGED' });
+  expect(await pages.filling?.over).toBe('failed');
+});
+
 test('files of an image that lack pages are served to nobody', async () => {
   const root = scene({ request: { vm: 'web' } });
   const unarmed = new ForkPages(root.context, root.record, PARENT as never);

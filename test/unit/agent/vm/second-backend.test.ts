@@ -114,6 +114,33 @@ test('a process that does not answer is asked again and again, and complained of
     .toBe('paused');
 });
 
+test('a VM whose memory is damaged stands still for good, also after a restart of the daemon', async () => {
+  const { pid } = await vms.run(spec);
+  await vms.markDamaged(vms.get('web'), 'page 7');
+  const damaged = { state: 'paused', damage: 'page 7', pid };
+  expect(vms.list()).toMatchObject([damaged]);
+  await vms.close();
+  await start();
+  expect(vms.list()).toMatchObject([damaged]);
+  const refused = { code: 'DAMAGED', message: expect.stringContaining('page 7') as string };
+  await expect(vms.resume('web')).rejects.toMatchObject(refused);
+  await expect(vms.reserve('web', 'job-1')).rejects.toMatchObject(refused);
+  await vms.stop('web', { isForced: true });
+  await vms.markDamaged(vms.get('web'), 'page 8');
+  expect(vms.list()).toMatchObject([{ state: 'stopped', damage: 'page 7' }]);
+});
+
+test('a VM whose memory is damaged is paused as soon as its process answers', async () => {
+  await vms.run(spec);
+  const sleeper = backend.sleepers.get('web');
+  sleeper?.fallSilent();
+  await vms.markDamaged(vms.get('web'), 'page 7').catch(() => undefined);
+  await expect(vms.resume('web')).rejects.toThrow();
+  expect(await sleeper?.runState()).toBe('running');
+  sleeper?.speakAgain();
+  await expect.poll(() => sleeper?.runState(), { timeout: 20_000 }).toBe('paused');
+}, 30_000);
+
 test('a VM that has never run is ended by force only if no session or fork needs it', async () => {
   const options = { session: 'ab'.repeat(16), accel: 'tcg', epoch: 5 } as const;
   await vms.prepareIncoming(spec, options);
