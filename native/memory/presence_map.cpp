@@ -121,7 +121,8 @@ PageState PresenceMap::state(PageIndex page) const {
 bool PresenceMap::claim(PageIndex page) {
   VMG_CHECK(vmigrate::raw(page) < page_count_);
   uint8_t expected = raw(PageState::kAbsent);
-  // A20 pairs with R20 in unclaim: what the last claimer has done to the bytes comes before what this one does.
+  // A20 pairs with R20 in unclaim: what the last claimer has done to the bytes comes before what this one
+  // does.
   return states_[vmigrate::raw(page)].compare_exchange_strong(
       expected, raw(PageState::kClaimed), std::memory_order_acquire, std::memory_order_relaxed);
 }

@@ -72,14 +72,7 @@ export class VmKeeper {
     vm.exitWatch ??= watchExitPort(vm.process, vm.place.exitPath, (code) => this.#onExitCode(vm, code));
     // There may be output of a time in which no daemon was connected.
     vm.exitWatch.look();
-    if (vm.liveState !== 'running') return;
-    if (vm.record.damage === undefined) this.#settleIn(vm);
-    else this.#pauseDamaged(vm);
-  }
-
-  /** It could not be paused when its damage was found, because its QEMU did not answer. */
-  #pauseDamaged(vm: Vm): void {
-    vm.process.pause().catch((error: unknown) => this.#warn(vm, error, 'a VM whose memory is damaged runs on'));
+    this.#onRunning(vm);
   }
 
   /** Connects to a VM of an earlier daemon. If QEMU does not answer, the keeper retries for as long as it lives. */
@@ -193,7 +186,14 @@ export class VmKeeper {
   #onRunState(vm: Vm, state: RunState): void {
     vm.liveState = state;
     this.#options.table.changed(vm);
-    if (vm.liveState === 'running') this.#settleIn(vm);
+    this.#onRunning(vm);
+  }
+
+  /** Also of a VM that could not be paused when its damage was found, because its QEMU did not answer. */
+  #onRunning(vm: Vm): void {
+    if (vm.liveState !== 'running') return;
+    if (vm.record.damage === undefined) return this.#settleIn(vm);
+    vm.process.pause().catch((error: unknown) => this.#warn(vm, error, 'a VM whose memory is damaged runs on'));
   }
 
   /** Gives a clone its identity when it runs for the first time, or when an earlier attempt has failed. */
@@ -244,7 +244,6 @@ export class VmKeeper {
     vm.liveState = state === 'running' ? 'running' : 'paused';
     this.attach(vm);
     this.#options.table.changed(vm);
-    if (state === 'running' && vm.record.damage !== undefined) this.#pauseDamaged(vm);
     // The guest has ended while no daemon was connected.
     if (state === 'shutdown') this.#onShutdown(vm, 'guest-shutdown', true);
     if (state === 'panicked') this.#onShutdown(vm, state, false);
