@@ -58,7 +58,7 @@ test('the host that has taken an image computes digests when they are asked for,
   expect(handle.calls).toContain('close');
 });
 
-test('a reader that asks for a late page first is answered when those before are computed, piece by piece', async () => {
+test('a reader that asks for a late page first is answered when those before are computed, by pieces', async () => {
   const { ask } = serverOf(PIECE + 100);
   expect(await ask(PIECE + 7)).toBe('');
   expect(await ask(PIECE + 7)).toBe(`${PIECE + 7}+93`);
