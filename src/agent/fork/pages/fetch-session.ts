@@ -121,7 +121,8 @@ export class FetchSession {
     const { outcome } = this.#check;
     if (outcome?.kind === 'damaged') return damagedError(this.#image.id, outcome.page);
     const { state, failure } = this.snapshot;
-    if (failure === null && state !== 'failed') return null;
+    // One that was closed may have failed before.
+    if (state !== 'failed' && (state !== 'closed' || failure === null)) return null;
     if (failure !== null) {
       const error = failureToError(failure, 'reading the image');
       // A holder that has been restarted refuses the session. The link asks for another one.
