@@ -136,7 +136,9 @@ export class CloneWatch {
     if (view !== undefined) {
       this.#hosts.set(name, view.host);
       const isLeft = isOnTheWay(view) && lost.includes(view.leaving?.target ?? view.arriving?.source ?? '');
-      if (view.state === 'stopped' || view.exitCode !== null) this.#over.set(name, view);
+      // A clone whose memory is damaged never goes on.
+      const isOver = view.state === 'stopped' || view.exitCode !== null || view.damage !== undefined;
+      if (isOver) this.#over.set(name, view);
       else if (!isLeft) return null;
     }
     const host = this.#hosts.get(name) ?? clone.host;
@@ -167,9 +169,9 @@ function isOnTheWay({ state }: VmView): boolean {
   return state === 'departed' || state === 'incoming';
 }
 
-function endOf({ exit, exitCode }: VmView): Pick<CloneEnd, 'exitCode' | 'reason'> {
+function endOf({ exit, exitCode, damage }: VmView): Pick<CloneEnd, 'exitCode' | 'reason'> {
   if (exit !== null) return { exitCode: exit.exitCode ?? exitCode, reason: exit.reason };
-  return { exitCode, reason: 'its word' };
+  return { exitCode, reason: exitCode === null && damage !== undefined ? 'damaged' : 'its word' };
 }
 
 /**

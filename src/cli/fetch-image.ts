@@ -38,7 +38,8 @@ export async function fetchImage(
   }
 }
 
-function progressText({ id, host, pagesDone, pagesTotal, pageBytes }: ImageView): string {
+function progressText({ id, host, pagesDone, pagesTotal, pageBytes, problem }: ImageView): string {
+  const waits = problem === undefined ? '' : `; it waits: ${problem}`;
   const part = pagesTotal === 0 ? '' : `, ${Math.floor((100 * pagesDone) / pagesTotal)} %`;
-  return `image ${id} on ${host}: ${bytes(pagesDone * pageBytes)} of ${bytes(pagesTotal * pageBytes)}${part}`;
+  return `image ${id} on ${host}: ${bytes(pagesDone * pageBytes)} of ${bytes(pagesTotal * pageBytes)}${part}${waits}`;
 }

@@ -108,6 +108,13 @@ function forkError(job: ForkJobView): MigrationError {
         context,
       );
     case 'lost':
+      if (job.cloneCount === 0) {
+        return new MigrationError(
+          'VM_LOST',
+          `the image of ${job.vm} was not copied; it is whole on ${job.source}`,
+          context,
+        );
+      }
       return new MigrationError(
         'VM_LOST',
         `the image of ${job.vm} cannot be completed: its ${job.clones.length} clones ended; ${job.vm} is unaffected`,

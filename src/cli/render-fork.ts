@@ -55,7 +55,7 @@ function hostBytesLines({ bytes: { perHost, rootEgress } }: ForkReport): (readon
   return [['hosts', `${hosts.length}; ${bytes(rootEgress)} sent to ${hosts.length - 1} of them`]];
 }
 
-/** Lists the clones that could not be started, of a partial fork or of a fork that failed because of them. */
+/** Lists the clones that do not run: they could not be started, have ended, or are damaged. */
 export function failureText(failures: ForkReport['failures']): string {
   const shown = failures.slice(0, FAILURES_SHOWN_MAX).map(({ name, error, host }) => {
     const why = MigrationError.from(error ?? new Error('no reason given'), 'the agent').toJSON();
@@ -63,7 +63,7 @@ export function failureText(failures: ForkReport['failures']): string {
     return `  ${plain(name + where)}: ${levelLines(why).join(': ')}\n`;
   });
   const more = failures.length > shown.length ? `  and ${failures.length - shown.length} more\n` : '';
-  return failures.length === 0 ? '' : `not started:\n${shown.join('')}${more}`;
+  return failures.length === 0 ? '' : `not running:\n${shown.join('')}${more}`;
 }
 
 export function forkPlanText(plan: ForkPlan): string {

@@ -24,7 +24,10 @@ export function imagesOnHostsText({ images, unanswered }: ImagesOnHosts): string
     image.parent,
   ]);
   const head = ['IMAGE', 'HOST', 'STATE', 'PAGES', 'MEMORY', 'TAKES', 'CLONES', 'PARENT'];
-  return `${table(head, rows)}${unansweredText(unanswered)}`;
+  const problems = sorted.flatMap(({ id, host, problem }) =>
+    problem === undefined ? [] : [`${plain(`${id} on ${host}: ${problem}`)}\n`],
+  );
+  return `${table(head, rows)}${problems.join('')}${unansweredText(unanswered)}`;
 }
 
 function pagesText(done: number, total: number): string {

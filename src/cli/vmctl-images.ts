@@ -130,7 +130,7 @@ export function addImages(program: Command, outcome: { code: ExitCode }): void {
     );
   image
     .command('copy <id> <host>')
-    .description('copy the image to another host, so that clones start there at once')
+    .description('copy memory and device state of the image to another host; its disks stay here')
     .option('--detach', 'start the job, print its ID and return')
     .action(
       act<AttendOptions>(async ([id = '', host = ''], options) => {

@@ -13,7 +13,7 @@ import { reasonText, remedyText } from './error-text.js';
 import { EXIT, type ExitCode, exitCodeOfJob } from './exit-codes.js';
 import { followJob, jobError } from './follow.js';
 import { type CommonOptions, client, main, newProgram } from './program.js';
-import { hostTable, jobTable, moveTexts, plain, progressLine, reportText, table, vmTable } from './render.js';
+import { hostTable, jobTable, moveTexts, plain, progressLines, reportText, table, vmTable } from './render.js';
 import { forkReportText, recordText } from './render-fork.js';
 import { isAnySilent, stoppedText, vmsOnHostsText } from './render-hosts.js';
 import { secondsOf, showWait, stopText } from './stop.js';
@@ -176,8 +176,9 @@ add('cancel <id>', 'cancel and undo a job that is not committed', async (id, opt
 
 program.addHelpText(
   'after',
-  '\nExit codes: 0 done; 1 failed; 2 usage; 3 refused by pre-flight; 5 daemon unreachable; of "job --follow" also\n' +
-    '4 the job needs recovery, and goes on by itself when the cause is gone; 6 the VM, or the clones, are lost.',
+  '\nExit codes: 0 done; 1 failed; 2 usage; 3 refused by pre-flight; 5 daemon unreachable; of\n' +
+    '"job --follow" and "image copy" also 4 the job needs recovery, and goes on by itself when the cause is gone;\n' +
+    '6 the VM, the clones or the copy are lost.',
 );
 addEvents(program);
 addImages(program, outcome);
@@ -207,7 +208,10 @@ function jobsText(jobs: readonly JobView[]): string {
 }
 
 function bodyText(job: JobView): string {
-  if (job.report === null) return `${progressLine(job)}\n`;
+  if (job.report === null)
+    return progressLines(job)
+      .map((line) => `${line}\n`)
+      .join('');
   return job.kind === 'fork' ? forkReportText(job.report) : reportText(job.report);
 }
 

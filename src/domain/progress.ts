@@ -16,8 +16,8 @@ export interface MigrationProgress {
 
 /**
  * waiting: the host has not answered since the commit. lazy: it reads only what its clones touch, so that its pages
- * need not become complete. lost: the host has no part of the fork any more, or has ended its clones
- * because their pages cannot come.
+ * need not become complete. lost: the host has no part of the fork any more, or its clones have ended, because their
+ * pages cannot come, or stand still for good, because a page was wrong.
  */
 export const HOST_FILL_STATES = ['waiting', 'filling', 'lazy', 'complete', 'lost'] as const;
 export type HostFillState = (typeof HOST_FILL_STATES)[number];

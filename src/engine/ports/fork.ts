@@ -138,7 +138,7 @@ export interface CommittedFork {
 export interface ForkProgress {
   /**
    * lazy: only what the clones touch is read, so that the fork can be finished. `failed` is final: the clones have been
-   * ended, because they would wait for pages that never come.
+   * ended, because they would wait for pages that never come, or stand still for good, because a page was wrong.
    */
   readonly state: 'filling' | 'lazy' | 'complete' | 'failed';
   readonly error: unknown;

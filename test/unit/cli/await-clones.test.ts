@@ -36,6 +36,13 @@ describe('clones on several hosts', () => {
     expect(take([ended(0, 'A'), view(1, 'B', { exitCode: 3 })])).toEqual(['A: ended', 'B: ended']);
   });
 
+  test('that are damaged are not waited for, because they stand still for good', () => {
+    const { take } = watching();
+    expect(take([ended(0, 'A'), view(1, 'B', { state: 'paused' })])).toBeNull();
+    const damaged = view(1, 'B', { state: 'paused', damage: 'page 7' });
+    expect(take([ended(0, 'A'), damaged])).toEqual(['A: ended', 'B: ended']);
+  });
+
   test('are not mistaken for another VM of the same name', () => {
     const { take } = watching();
     expect(take([ended(0, 'A'), vmView('web-1', { uuid: 'other', host: 'B' })])).toEqual(['A: ended', 'B: removed']);

@@ -81,7 +81,7 @@ describe('a chain', () => {
         { index: 1, name: 'web-1', error: null },
       ]),
     ).toBe(
-      'not started:\n  web-0: drain on B failed (STEP_FAILED): /x is full (NO_SPACE)\n' +
+      'not running:\n  web-0: drain on B failed (STEP_FAILED): /x is full (NO_SPACE)\n' +
         '  web-1: no reason given (INTERNAL)\n',
     );
   });
