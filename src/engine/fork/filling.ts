@@ -23,6 +23,8 @@ interface Fill {
   pagesDone: number;
   pageBytes: number;
   counters: Readonly<Record<string, number>>;
+  /** Those of the counters that have been counted. */
+  checkedPages: number;
   trouble: MigrationError | null;
 }
 
@@ -37,7 +39,8 @@ export class Filling {
   constructor(context: ForkStepContext) {
     const { record, ports, findings } = context;
     this.#context = context;
-    const empty = { pagesTotal: 0, pagesDone: 0, pageBytes: findings.pageBytes, counters: {}, trouble: null };
+    const none = { pagesTotal: 0, pagesDone: 0, counters: {}, checkedPages: 0, trouble: null };
+    const empty = { ...none, pageBytes: findings.pageBytes };
     const { counters } = findings;
     this.#root = { host: record.plan.host, forks: ports.forks, joined: null, state: 'filling', ...empty, counters };
     this.#joined = joinedHosts(context).map((joined): Fill => {
@@ -53,12 +56,14 @@ export class Filling {
     const rate = new Rate();
     const fills = [this.#root, ...this.#joined];
     const total = (of: (fill: Fill) => number): number => fills.reduce((sum, fill) => sum + of(fill), 0);
+    let checkedPages = 0;
     for (;;) {
       await Promise.all([this.#askRoot(), ...this.#joined.map((fill) => this.#askJoined(fill))]);
       const nowMs = ports.clock.nowMs();
       const pagesDone = total((fill) => fill.pagesDone);
-      // A host that has all pages may still check them.
-      noteAdvance(this.#context, pagesDone + total(({ counters }) => counters.checkedPages ?? 0), nowMs);
+      // A host that has all pages may still check them, and does so from the first one on after a restart.
+      checkedPages += total(takeChecked);
+      noteAdvance(this.#context, pagesDone + checkedPages, nowMs);
       const bytesDone = total(bytesOf);
       rate.note(nowMs, bytesDone);
       const described = describeProgress({
@@ -187,6 +192,14 @@ export class Filling {
       ...(cause === null ? {} : { cause }),
     });
   }
+}
+
+/** Returns how many pages the host has checked since the last call. */
+function takeChecked(fill: Fill): number {
+  const { checkedPages = 0 } = fill.counters;
+  const more = Math.max(0, checkedPages - fill.checkedPages);
+  fill.checkedPages = checkedPages;
+  return more;
 }
 
 function note(fill: Fill, progress: ForkProgress | null): void {

@@ -91,8 +91,13 @@ export async function onAllNeeded<T>(
   return { done: await Promise.all(hosts.map(named)), failed: [] };
 }
 
+/** The name as a word of its own: a VM may be called like its host, with more behind it. */
+function nameOf(host: string): RegExp {
+  return new RegExp(String.raw`(^|[^\w.-])${host.replaceAll('.', String.raw`\.`)}($|[^\w.-]|\.(\W|$))`);
+}
+
 export function namingHost(host: string, error: MigrationError): MigrationError {
-  if (error.message.includes(host)) return error;
+  if (nameOf(host).test(error.message)) return error;
   return new MigrationError(error.code, `${host}: ${error.message}`, {
     isRetryable: error.isRetryable,
     ...(error.remedy === undefined ? {} : { remedy: error.remedy }),

@@ -100,6 +100,11 @@ describe('a fork over hosts', () => {
     expect(view).toMatchObject({ state: 'done', clones: [], report: { failures: [], image: IMAGE } });
     expectOrder(world, ['B.connectImage'], ['A.commitFork']);
     expect(world.acts).not.toContain('C.prepareClones');
+
+    // No clone would tell of its loss.
+    world.on['B.forkProgress'] = () => ({ ...filled, state: 'failed', error: { code: 'DAMAGED', message: 'page 7' } });
+    const lost = await run(world, { ...onHosts, vm: null, image: IMAGE, cloneCount: 0, hosts });
+    expect(lost).toMatchObject({ state: 'lost', error: { code: 'VM_LOST', cause: { code: 'DAMAGED' } } });
   });
 });
 

@@ -131,9 +131,9 @@ export class FetchSession {
     return new MigrationError('NATIVE_FAILED', 'the image of the clones cannot be read');
   }
 
-  /** Why no page comes at present, or null. */
+  /** Why no page comes at present, or why those that are here are not checked. Null: nothing is wrong. */
   get trouble(): MigrationError | null {
-    return this.#link.trouble;
+    return this.snapshot.state === 'complete' ? this.#check.trouble : this.#link.trouble;
   }
 
   get counters(): Readonly<Record<string, number>> {

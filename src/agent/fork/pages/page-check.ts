@@ -61,6 +61,8 @@ export class PageCheck {
   #outcome: CheckOutcome | null = null;
   #askMs = ASK_MS_FIRST;
   #endPause: () => void = () => undefined;
+  /** Why it does not go on at present, or null. */
+  trouble: MigrationError | null = null;
   /** How many pages it has been through. */
   checkedPages = 0;
 
@@ -132,6 +134,7 @@ export class PageCheck {
           this.#askMs = ASK_MS_FIRST;
         }
         troubleSinceMs = null;
+        this.trouble = null;
         if (count === 0) await this.#pause();
       } catch (thrown) {
         this.#closing.signal.throwIfAborted();
@@ -140,6 +143,7 @@ export class PageCheck {
         const { log, image, isComplete } = this.#parts;
         const nowMs = performance.now();
         troubleSinceMs = isComplete() ? (troubleSinceMs ?? nowMs) : nowMs;
+        this.trouble = error;
         log.debug({ image, err: error }, 'pages of an image cannot be checked now');
         if (nowMs - troubleSinceMs > PATIENCE_MS) return { kind: 'unknown', error };
         await this.#pause();

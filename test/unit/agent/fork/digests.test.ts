@@ -192,6 +192,7 @@ test('only an image that is all here gives its host up, and not soon', async () 
   const filling = checkOf({ answers: away, isComplete: false });
   await Promise.all([run(complete.check, 25_000), run(filling.check, 0)]);
   expect(complete.check.outcome).toBeNull();
+  expect(complete.check.trouble).toMatchObject({ code: 'UNREACHABLE' });
   await vi.advanceTimersByTimeAsync(10_000);
   expect(complete.check.outcome).toMatchObject({ kind: 'unknown', error: { code: 'UNREACHABLE' } });
   await vi.advanceTimersByTimeAsync(600_000);
