@@ -94,15 +94,19 @@ describe('a fork on eight hosts', () => {
     const { report } = await eventually('the fork has ended', ENDED_MS, async () => {
       const view = await job(id);
       for (const one of view.progress?.hosts ?? []) seen.set(one.host, one);
+      expect(view.error ?? null, 'of the fork').toBeNull();
       expect(['queued', 'running', 'done']).toContain(view.state);
       return view.state === 'done' ? view : undefined;
     });
     if (report === null) throw new Error('no report');
+    // One host alone may be lucky.
+    let lostPackets = 0;
     for (const host of hosts.names) {
-      expect(await hosts.lostPackets(host), host).toBeGreaterThan(0);
+      lostPackets += await hosts.lostPackets(host);
       await hosts.setLoss(host, 0);
       await hosts.setRate(host, null);
     }
+    expect(lostPackets).toBeGreaterThan(0);
     expect(report).toMatchObject({ parent: 'web', failures: [] });
     expect(report.clones.map(({ index }) => index)).toEqual(Array.from({ length: CLONES }, (_, index) => index));
     expect(countsOf(report.clones)).toEqual(Object.fromEntries(hosts.names.map((name) => [name, PER_HOST])));
