@@ -33,7 +33,7 @@ let parent: Guest;
 beforeAll(async () => {
   hosts = await ManyHosts.create({
     memoryBudget: '2G',
-    daemonConfig: { limits: { callMsMax: 5_000, undoCallMsMax: 5_000, recoveryMsMax: 30_000 } },
+    daemonConfig: { limits: { callMsMax: 10_000, undoCallMsMax: 5_000, recoveryMsMax: 30_000 } },
     hostConfigs: { E: { clones: { budget: `${PER_HOST * MEMORY_MIB}M`, overcommit: 1 } } },
     parkingPoints: [CUT, COMMITTED],
   });
