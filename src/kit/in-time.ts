@@ -6,7 +6,8 @@ export async function inTime<T>(host: string, msMax: number, answer: Promise<T>)
   let timer: NodeJS.Timeout | undefined;
   const tooLate = new Promise<never>((_, reject) => {
     const late = (): void => reject(new MigrationError('TIMEOUT', `${host} did not answer within ${msMax / 1000} s`));
-    timer = setTimeout(late, msMax);
+    // A process that ends does not wait for it.
+    timer = setTimeout(late, msMax).unref();
   });
   try {
     return await Promise.race([answer, tooLate]);

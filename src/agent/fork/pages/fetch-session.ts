@@ -45,11 +45,16 @@ export class FetchSession {
   #isServing = false;
   #isOpen = true;
 
-  private constructor(context: ImageContext, image: ImageRecord, files: ImageFiles, options: SessionOptions) {
+  private constructor(
+    context: ImageContext,
+    image: ImageRecord,
+    files: ImageFiles,
+    digests: ImageDigestsHandle | null,
+    options: FetchOptions,
+  ) {
     this.#context = context;
     this.#image = image;
     this.#presencePaths = files.map(({ presencePath }) => presencePath);
-    const digests = openDigests(context, options);
     this.#digests = digests;
     this.#link = new PageLink(context, {
       mayReplace: () => this.failure === null,
@@ -78,7 +83,14 @@ export class FetchSession {
 
   static async open(context: ImageContext, image: ImageRecord, options: FetchOptions): Promise<FetchSession> {
     const files = await context.images.withPresence(image);
-    return new FetchSession(context, image, files, { ...options, digests: await context.images.withDigests(image) });
+    const digests = await openDigests(context, image, options);
+    try {
+      return new FetchSession(context, image, files, digests, options);
+    } catch (error) {
+      // It holds the files of the image, which may be about to go, for want of room.
+      digests?.close();
+      throw error;
+    }
   }
 
   /**
@@ -307,18 +319,19 @@ export interface FetchOptions {
 }
 
 /** What an earlier daemon has begun goes on without digests, if there is no room for them now. */
-function openDigests({ native, log }: ImageContext, { digests, isResume }: SessionOptions): ImageDigestsHandle | null {
+async function openDigests(
+  { native, images, log }: ImageContext,
+  image: ImageRecord,
+  { isResume }: FetchOptions,
+): Promise<ImageDigestsHandle | null> {
+  const files = await images.withDigests(image);
   try {
-    return native.openImageDigests({ image: digests });
+    return native.openImageDigests({ image: files });
   } catch (thrown) {
     if (!isResume) throw thrown;
-    log.warn({ err: toMigrationError(thrown) }, 'the digests of an image cannot be kept');
+    log.warn({ image: image.id, err: toMigrationError(thrown) }, 'the digests of an image cannot be kept');
     return null;
   }
-}
-
-interface SessionOptions extends FetchOptions {
-  readonly digests: Awaited<ReturnType<ImageContext['images']['withDigests']>>;
 }
 
 type ImageFiles = Awaited<ReturnType<ImageContext['images']['withPresence']>>;

@@ -105,6 +105,17 @@ test('a failure that shows only when a session is replaced is not hidden by the 
   expect(await pages.filling?.over).toBe('failed');
 });
 
+test('a session that cannot be opened leaves no digests open', async () => {
+  const { context, record, calls } = scene({ request: { origin: ORIGIN } });
+  const full = new MigrationError('NO_SPACE', 'full');
+  const { native } = context as unknown as { native: { openImageFetch: () => never } };
+  native.openImageFetch = () => {
+    throw full;
+  };
+  await expect(new ForkPages(context, record, null).connect('tcp', [])).rejects.toBe(full);
+  expect(calls).toEqual(['close the digests']);
+});
+
 test('files of an image that lack pages are served to nobody', async () => {
   const root = scene({ request: { vm: 'web' } });
   const unarmed = new ForkPages(root.context, root.record, PARENT as never);
