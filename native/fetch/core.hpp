@@ -12,6 +12,7 @@
 #include "base/thread_util.hpp"
 #include "fetch/endpoints.hpp"
 #include "fetch/fault_ring.hpp"
+#include "fetch/nearer_feeds.hpp"
 #include "memory/fill_state.hpp"
 
 namespace vmigrate::pager {
@@ -101,6 +102,7 @@ class FetchCore {
 
   // --- between the lanes
   FaultRing recent_faults;
+  NearerFeeds nearer;
   FetchCounters counters;
   WakeEvent bulk_wake;
   /// Pages that no fault asks for are fetched as well. While it is false bulk only looks for holes. Wake the
