@@ -16,6 +16,7 @@ const CONFIG_BYTES_MAX = 1024 * 1024;
 /** The longest path of a unix socket. The name of the data socket is appended to the state directory. */
 const SOCKET_PATH_BYTES_MAX = 107;
 const DATA_PORT_DEFAULT = 7401;
+const MULTICAST_PORT_DEFAULT = 7403;
 const MS_MAX = 24 * 3_600_000;
 const RDMA_SCHEME = 'rdma://';
 
@@ -53,6 +54,11 @@ function rdmaEndpoint(text: string): { address: string; port: number | null } | 
   if (!text.startsWith(RDMA_SCHEME)) return null;
   const where = endpoint(text.slice(RDMA_SCHEME.length), UNNAMED_PORT);
   return where === null ? null : { address: where.address, port: where.port === UNNAMED_PORT ? null : where.port };
+}
+
+function multicastAddress(text: string): string | null {
+  const first = Number(text.split('.')[0]);
+  return isIP(text) === 4 && first >= 224 && first <= 239 ? text : null;
 }
 
 function parsed<T>(parse: (text: string) => T | null, expected: string) {
@@ -116,6 +122,21 @@ const schema = z
         retryCount: z.int().min(0).max(7).default(7),
       })
       .prefault({}),
+    /**
+     * How images are sent to a group of hosts (`vfork --fanout multicast`). By default each fan-out has a group of its
+     * own in 239.255.0.0/16. `ttl`: how many routers a datagram may pass, the last hop included. `bandwidth`: bytes per
+     * second that this host sends at most; 0: no limit.
+     */
+    multicast: z
+      .strictObject({
+        group: parsed(multicastAddress, 'a multicast IPv4 address').nullable().default(null),
+        port: z.int().min(1).max(65_535).default(MULTICAST_PORT_DEFAULT),
+        ttl: z.int().min(0).max(255).default(1),
+        bandwidth: size.default(0),
+      })
+      .prefault({}),
+    /** A file that says which hosts share a switch, for forks that name none. As `vfork --topology`. */
+    topology: path.optional(),
     /** Folder for records, sockets and logs. It must be on a disk, because it must survive a reboot. */
     state: path,
     /** Folder for guest memory, on tmpfs or hugetlbfs. */

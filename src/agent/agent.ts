@@ -13,6 +13,7 @@ import { DiskServer } from './fork/bases/disk-server.js';
 import { DiskWaits } from './fork/bases/disk-waits.js';
 import type { ForkContext } from './fork/context.js';
 import { resumeMerges } from './fork/live-merge.js';
+import { FanoutAgent } from './fork/pages/fanout-agent.js';
 import { ImageServers } from './fork/pages/image-servers.js';
 import { Pool, type PoolConfig } from './fork/pool.js';
 import { openForkStore } from './fork/record.js';
@@ -76,6 +77,7 @@ interface Parts {
   readonly source: SourceAgent;
   readonly target: TargetAgent;
   readonly forks: ForkAgent;
+  readonly fanout: FanoutAgent;
   readonly pool: Pool;
   readonly images: HostImages;
   readonly userVms: UserVms;
@@ -155,10 +157,11 @@ export class LocalAgent implements HostPort {
       readMemory: read ?? readMemory,
     });
     const forks = new ForkAgent(context, pool, arriving);
+    const fanout = new FanoutAgent(context, { servers, held: (image) => forks.pagesFor(image, 'held') });
     const isClaimed = (image: string): boolean => forks.claims(image) || pool.has(image);
     const ofUsers = new HostImages(userVms, context, isClaimed, otherHosts, forks.released);
     this.#parts = {
-      ...{ context, inventory, source, target, forks, pool, images: ofUsers, userVms, names, outdated },
+      ...{ context, inventory, source, target, forks, fanout, pool, images: ofUsers, userVms, names, outdated },
       ...{ diskServer, diskReader, diskWaits },
     };
     await diskServer.start();
@@ -228,6 +231,10 @@ export class LocalAgent implements HostPort {
 
   get forks(): ForkAgent {
     return this.#ready.forks;
+  }
+
+  get fanout(): FanoutAgent {
+    return this.#ready.fanout;
   }
 
   get userVms(): UserVms {

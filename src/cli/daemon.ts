@@ -16,6 +16,7 @@ import { defaultMemoryDirectory, type MemoryDirectory } from '../agent/memory/de
 import { tieHugePages } from '../agent/memory/huge-pages.js';
 import { tieMemoryDirectory } from '../agent/memory/mark.js';
 import { resizeOwnTmpfs } from '../agent/memory/own-tmpfs.js';
+import type { MulticastConfig } from '../agent/vm/context.js';
 import { openConsole } from '../agent/vm/console.js';
 import { protectDaemon } from '../agent/vm/oom-score.js';
 import { raiseDaemonPriority } from '../agent/vm/priority.js';
@@ -174,6 +175,7 @@ async function start(config: DaemonConfig, log: Logger, closers: (() => Promise<
   const agent = new LocalAgent({
     ...{ host, vms, native, transports, rdma, registry, peers, stateDir, clock, inject },
     dataAddress: config.data.address,
+    multicast: multicastOf(config),
     hosts: peers,
     log: log.child({ part: 'agent' }),
     hostInfo: {
@@ -191,6 +193,7 @@ async function start(config: DaemonConfig, log: Logger, closers: (() => Promise<
     agent: (name) => peers.agent(name),
     log: log.child({ part: 'jobs' }),
     limits: withoutUndefined(config.limits),
+    topologyPath: config.topology ?? null,
   });
   const vmEvents = new VmEvents({
     ...{ host, clock, vms, life: random.hex(4) },
@@ -339,6 +342,11 @@ function bootWarnings({ backend }: VmManager, spec: VmSpec): string[] {
 }
 
 /** Removes keys with the value `undefined`, which would otherwise replace the defaults. */
+function multicastOf({ multicast }: DaemonConfig): MulticastConfig {
+  const { bandwidth, ...place } = multicast;
+  return { ...place, bandwidthBytesPerS: bandwidth };
+}
+
 function withoutUndefined<T extends object>(value: T): { [K in keyof T]: Exclude<T[K], undefined> } {
   return Object.fromEntries(Object.entries(value).filter(([, member]) => member !== undefined)) as {
     [K in keyof T]: Exclude<T[K], undefined>;

@@ -49,10 +49,21 @@ function imageBytesText({ copied, zeroSkipped, deviceState }: ForkReport['bytes'
 }
 
 /** What the other hosts have read of the image. */
-function hostBytesLines({ bytes: { perHost, rootEgress } }: ForkReport): (readonly [string, string])[] {
+function hostBytesLines({ bytes: sent, fanout }: ForkReport): (readonly [string, string])[] {
+  const { perHost, rootEgress, multicast, repair, relayed } = sent;
   const hosts = Object.keys(perHost);
   if (hosts.length < 2) return [];
-  return [['hosts', `${hosts.length}; ${bytes(rootEgress)} sent to ${hosts.length - 1} of them`]];
+  const lines: (readonly [string, string])[] = [
+    ['hosts', `${hosts.length}; ${bytes(rootEgress)} sent to ${hosts.length - 1} of them`],
+  ];
+  if (fanout === undefined || fanout.kind === 'unicast') return lines;
+  const worst = Object.entries(fanout.lossPerHost).sort(([, one], [, other]) => other - one)[0];
+  const loss = worst === undefined || worst[1] === 0 ? '' : `; ${worst[0]} lost ${(100 * worst[1]).toFixed(1)} %`;
+  const how =
+    fanout.kind === 'tree'
+      ? `${bytes(relayed)} through relays`
+      : `${bytes(multicast)} once to all, ${bytes(repair)} repaired${loss}`;
+  return [...lines, ['fan-out', `${fanout.kind}: ${how}`]];
 }
 
 /** Lists the clones that do not run: they could not be started, have ended, or are damaged. */
@@ -85,9 +96,10 @@ export function forkPlanText(plan: ForkPlan): string {
   });
   const by =
     plan.transport === undefined ? [] : [`  transport: ${plan.transport} (${plain(plan.transportReason ?? '')})\n`];
+  const fan = plan.fanout === undefined ? [] : [`  fan-out: ${plan.fanout.kind} (${plain(plan.fanout.reason)})\n`];
   const notes = plan.notes.map((note) => `  note: ${plain(note)}\n`);
   const legend = plan.steps.some(({ isInPause }) => isInPause) ? '  ■: the parent does not run\n' : '';
-  return `${plain(head)}\n${shares.join('')}${by.join('')}${steps.join('')}${notes.join('')}${legend}`;
+  return `${plain(head)}\n${shares.join('')}${by.join('')}${fan.join('')}${steps.join('')}${notes.join('')}${legend}`;
 }
 
 const clonesText = (count: number): string => (count === 1 ? '1 clone' : `${count} clones`);

@@ -1,7 +1,8 @@
 #!/usr/bin/env node
 /** `vfork --clones N VM`: flags → request → report; with --wait also how the clones ended. */
+import { readFile } from 'node:fs/promises';
 import { Option } from 'commander';
-import { MigrationError } from '../domain/errors.js';
+import { MigrationError, toMigrationError } from '../domain/errors.js';
 import {
   CLONE_DISKS,
   CLONE_MEMORIES,
@@ -17,6 +18,7 @@ import {
   PLACEMENTS,
   type Placement,
 } from '../domain/fork.js';
+import { FANOUT_CHOICES, type FanoutChoice, type TopologyFile } from '../domain/fanout.js';
 import type { ForkJobView, JobView } from '../domain/job.js';
 import { SHARED_STORAGES, type SharedStorage } from '../domain/storage.js';
 import { TRANSPORTS, transportRow } from '../domain/transport.js';
@@ -46,7 +48,7 @@ interface Options extends CommonOptions, TransportOptions {
   readonly fetch?: ImageFetchMode;
   readonly sharedStorage?: SharedStorage;
   readonly topology?: string;
-  readonly fanout?: string;
+  readonly fanout?: FanoutChoice;
   readonly wait?: boolean;
   readonly logs?: string;
   readonly replace?: boolean;
@@ -58,21 +60,16 @@ interface Options extends CommonOptions, TransportOptions {
 
 const outcome: { code: ExitCode } = { code: EXIT.done };
 
-/** Refuses options that say nothing without --hosts, and those that are not implemented yet. */
+/** Refuses options that say nothing without --hosts. */
 function refuseUseless(options: Options): void {
   const { hosts, topology, fanout, placement, fetch, sharedStorage } = options;
-  const isOther = (value: string | undefined, ...usual: string[]) => value !== undefined && !usual.includes(value);
-  if (topology !== undefined || isOther(fanout, 'auto', 'unicast')) {
-    const flag = topology === undefined ? `--fanout ${fanout}` : '--topology';
-    throw new MigrationError('USAGE', `${flag} is not implemented yet: each host reads the image from the VM's host`, {
-      remedy: `omit ${flag}`,
-    });
-  }
   if (hosts !== undefined) return;
   const flags: readonly (readonly [string, unknown])[] = [
     ['--placement', placement],
     ['--fetch', fetch],
     ['--shared-storage', sharedStorage],
+    ['--fanout', fanout],
+    ['--topology', topology],
     ...TRANSPORTS.map((transport) => [`--${transport}`, options[transport]] as const),
   ];
   for (const [flag, value] of flags) {
@@ -102,7 +99,15 @@ function cloneCountOf({ clones }: Options, wishes: readonly HostWish[]): number 
   return counts.reduce<number>((sum, count) => sum + (count ?? 0), 0);
 }
 
-function bodyOf(vm: string | undefined, options: Options): ForkBody {
+async function topologyOf({ topology }: Options): Promise<TopologyFile | null> {
+  if (topology === undefined) return null;
+  const text = await readFile(topology, 'utf8').catch((cause: unknown) => {
+    throw new MigrationError('USAGE', `cannot read the topology ${topology}: ${toMigrationError(cause).message}`, { cause });
+  });
+  return { name: topology, text };
+}
+
+async function bodyOf(vm: string | undefined, options: Options): Promise<ForkBody> {
   if ((vm === undefined) === (options.image === undefined))
     throw new MigrationError('USAGE', 'name a VM, or an image with --image: vfork --clones N VM');
   refuseUseless(options);
@@ -130,6 +135,8 @@ function bodyOf(vm: string | undefined, options: Options): ForkBody {
     fetch: options.fetch ?? 'all',
     transport: chosenTransport(options),
     sharedStorage: options.sharedStorage ?? 'prove',
+    fanout: options.fanout ?? 'auto',
+    topology: await topologyOf(options),
   };
 }
 
@@ -141,7 +148,7 @@ async function fork(vm: string | undefined, options: Options): Promise<void> {
     await follow(await api.post<JobView>(`/v1/jobs/${encodeURIComponent(options.recover)}/recover`), options);
     return;
   }
-  const body = bodyOf(vm, options);
+  const body = await bodyOf(vm, options);
   if (options.dryRun === true) {
     const answer = await api.post<DryRunAnswer>('/v1/forks', { ...body, dryRun: true });
     print(output, answer, ({ plan, refusals }) =>
@@ -252,8 +259,14 @@ const program = newProgram('vfork', 'Starts copies (clones) of a running VM, whi
       'with --hosts: prove: serve a disk to a host that is not proven to see it (default); assume: take your word',
     ).choices(SHARED_STORAGES),
   )
-  .addOption(new Option('--topology <file>').hideHelp())
-  .addOption(new Option('--fanout <how>').choices(['auto', 'unicast', 'multicast', 'tree']).hideHelp());
+  .addOption(
+    new Option(
+      '--fanout <how>',
+      'with --hosts: how the image gets to them. unicast: each reads it from the VM’s host; multicast: it is sent once; ' +
+        'tree: hosts relay it to others; auto (default): the plan says which, and why',
+    ).choices(FANOUT_CHOICES),
+  )
+  .option('--topology <file>', 'with --hosts: which hosts share a switch: a topology.conf of Slurm, or YAML');
 
 addTransportOptions(program, (transport) => `with --hosts: ${transportRow(transport).help}`)
   .addHelpText(

@@ -2,6 +2,7 @@
  * The terms of forking as types. A fork takes an image of a VM (an immutable snapshot of memory, device state and
  * disks) and runs clones on it. Imports only its neighbours in domain/; every layer may import it.
  */
+import type { Fanout, FanoutChoice, FanoutPlan, TopologyFile } from './fanout.js';
 import type { PhaseTime } from './progress.js';
 import type { SharedStorage } from './storage.js';
 import type { Transport, TransportChoice } from './transport.js';
@@ -107,6 +108,10 @@ export interface ForkRequest {
    * served to it.
    */
   readonly sharedStorage?: SharedStorage;
+  /** How the image gets to the other hosts. Absent: auto. */
+  readonly fanout?: FanoutChoice;
+  /** Which hosts share a switch. A plan does not keep it. Absent: nobody has said so. */
+  readonly topology?: TopologyFile;
 }
 
 /** What distinguishes a clone from its parent and from the other clones. It is set when the clone's QEMU starts. */
@@ -161,6 +166,8 @@ export interface ForkPlan {
   /** How the other hosts read the image, and why. Absent if there are none. */
   readonly transport?: Transport;
   readonly transportReason?: string;
+  /** How the image gets to them. Absent if there are none, or for a plan of an earlier build: unicast. */
+  readonly fanout?: FanoutPlan;
   /** Why the waiting processes of the parent do not fit the request. Absent if there are none, or if they fit. */
   readonly coldReason?: string;
 }
@@ -203,9 +210,23 @@ export interface ForkReport {
     readonly deviceState: number;
     /** Image bytes that arrived at each host; on the parent's host, the bytes copied. */
     readonly perHost: Readonly<Record<string, number>>;
+    /** Image and device state that the root has sent to all hosts together; a multicast counts once. */
     readonly rootEgress: number;
+    /** What the root has sent as a multicast. */
     readonly multicast: number;
+    /** Pages of a multicast that hosts have lost and got from each other, or from the root. */
     readonly repair: number;
+    /** Pages that came through relays. */
+    readonly relayed: number;
+    /** What each host has sent to the others, in bytes of pages. */
+    readonly perLink: Readonly<Record<string, number>>;
+  };
+  /** Absent: no other host took part. */
+  readonly fanout?: {
+    readonly kind: Fanout;
+    readonly reason: string;
+    /** The share of the datagrams that each host has lost, from 0 to 1. Empty without a multicast. */
+    readonly lossPerHost: Readonly<Record<string, number>>;
   };
   readonly faults: {
     /** Writes of the parent that waited until a page was copied. */

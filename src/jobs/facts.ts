@@ -21,6 +21,8 @@ export interface FactSources {
   readonly registry: Registry;
   readonly clock: Clock;
   readonly callMsMax: number;
+  /** A file that says which hosts share a switch, for requests that do not. Null: there is none. */
+  readonly topologyPath?: string | null;
 }
 
 /**

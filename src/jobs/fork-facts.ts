@@ -1,4 +1,5 @@
 /** Asks the hosts of a fork for all facts that its pre-flight checks. */
+import { readFile } from 'node:fs/promises';
 import { MigrationError, toMigrationError } from '../domain/errors.js';
 import type { ForkRequest } from '../domain/fork.js';
 import type { ForkInventory } from '../domain/host.js';
@@ -8,6 +9,8 @@ import { withDeadline } from '../engine/deadline.js';
 import { IMAGE_TO_COME, originOf } from '../engine/fork/origin.js';
 import type { ForkQuestion } from '../engine/ports/fork.js';
 import { inParallel } from '../kit/parallel.js';
+import { readTopology } from '../planner/fanout/read-topology.js';
+import type { Topology } from '../planner/fanout/topology.js';
 import type { HostsFacts } from '../planner/fork/hosts.js';
 import type { JoinFacts } from '../planner/fork/join-preflight.js';
 import { ANSWER_MS, type FactSources } from './facts.js';
@@ -41,6 +44,11 @@ export async function gatherForkFacts(
   // An image has no VM whose files could be compared.
   const isStorageAsked = request.vm !== null && spec.disks.length > 0 && request.sharedStorage !== 'assume';
   const others = request.hosts.filter((wish) => wish.host !== host).map((wish) => wish.host);
+  const topology = await topologyOf(request, sources, [host, ...others]);
+  // A fork that names no hosts is not slower, and one that cannot be sent as a multicast does not wait for an answer.
+  const probing = mayMulticast(request, others)
+    ? bounded(agent(host).fanout.probeMulticast(others), 'trying a multicast').catch(() => null)
+    : null;
   const outcomes = await inParallel(others, HOSTS_AT_ONCE, (name) =>
     askHost(name, { ...question, vm: null, origin }, rdmaPlace, agent, bounded).then(async (facts) => {
       if (facts.kind !== 'reachable' || !isStorageAsked) return facts;
@@ -52,7 +60,30 @@ export async function gatherForkFacts(
     if ('value' in outcome) return outcome.value;
     return { kind: 'unreachable', host: others[index] ?? '', error: toMigrationError(outcome.error) };
   });
-  return { inventory, hosts: { root, joins } };
+  return { inventory, hosts: { root, joins, topology, heard: await probing } };
+}
+
+/** What the plan says of others anyhow (planner/fanout/choose.ts) needs no probe. */
+function mayMulticast({ fanout = 'auto', fetch, memory }: ForkRequest, others: readonly string[]): boolean {
+  const isWanted = fanout === 'multicast' || fanout === 'auto';
+  return isWanted && others.length > 1 && fetch !== 'demand' && memory !== 'private';
+}
+
+async function topologyOf(
+  { topology }: ForkRequest,
+  { topologyPath = null }: FactSources,
+  hosts: readonly string[],
+): Promise<Topology | null> {
+  if (topology !== undefined) return readTopology({ ...topology, hosts });
+  if (topologyPath === null) return null;
+  const text = await readFile(topologyPath, 'utf8').catch((cause: unknown) => {
+    const { message } = toMigrationError(cause);
+    throw new MigrationError('SPEC_INVALID', `cannot read the topology ${topologyPath}: ${message}`, {
+      remedy: 'correct "topology" in the configuration of vmigrated',
+      cause,
+    });
+  });
+  return readTopology({ name: topologyPath, text, hosts });
 }
 
 type Bounded = <T>(work: Promise<T>, what: string) => Promise<T>;
@@ -65,6 +96,8 @@ function questionOf(request: ForkRequest): ForkQuestion {
     fetch: _f,
     transport: _t,
     sharedStorage: _s,
+    fanout: _o,
+    topology: _y,
     ...asked
   } = request;
   return asked;

@@ -43,4 +43,6 @@ export interface JobManagerOptions {
   readonly inject: InjectPort;
   readonly log: JobLog;
   readonly limits?: Partial<JobLimits>;
+  /** As in FactSources. */
+  readonly topologyPath?: string | null;
 }

@@ -5,7 +5,9 @@ function unknownHost(host: string, code: 'UNREACHABLE' | 'NOT_FOUND', cause: unk
   const fail = (): Promise<never> =>
     Promise.reject(new MigrationError(code, `${host} is not among the peers of this host`, { cause }));
   const role = new Proxy({}, { get: () => fail });
-  const roles: Record<HostRole, object> = { inventory: role, source: role, target: role, forks: role, images: role };
+  const roles: Record<HostRole, object> = {
+    ...{ inventory: role, source: role, target: role, forks: role, fanout: role, images: role },
+  };
   return { host, ...roles } as HostPort;
 }
 

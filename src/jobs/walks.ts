@@ -63,7 +63,7 @@ export function walkOf(job: Job, parts: WalkParts): JobWalk {
       ...{ record, findings },
       limits: { ...limits, undoCallMsMax: Math.max(limits.undoCallMsMax, FORK_UNDO_MS_MAX) },
       ports: {
-        ...{ ...ports, parent: local.source, forks: local.forks },
+        ...{ ...ports, parent: local.source, forks: local.forks, fanout: local.fanout },
         forksOf: (name: string) => hostOrGone(agent, name).forks,
       },
     };

@@ -3,6 +3,7 @@ import { z } from 'zod';
 import { MigrationError } from '../domain/errors.js';
 import type { ForkPlan, ForkReport, ForkRequest, HostWish, WarmRequest, WarmSetView } from '../domain/fork.js';
 import { CLONES_MAX, DISK_ACCESSES } from '../domain/fork.js';
+import { fanout, fanoutChoice, fanoutPlan, topologyFile } from './fanout.js';
 import { refusalView } from './migration.js';
 import { count, list, of, text } from './of.js';
 import { sharedStorage } from './storage.js';
@@ -60,6 +61,10 @@ export const forkBody = z.strictObject({
   transport: transportChoice.default('auto'),
   /** prove: a disk is shared only with a host that is proven to see it, and served to the others. */
   sharedStorage: sharedStorage.default('prove'),
+  /** How the image gets to the other hosts. */
+  fanout: fanoutChoice.default('auto'),
+  /** A topology.conf of Slurm, or the same in YAML: which hosts share a switch. */
+  topology: topologyFile.nullable().default(null),
   /** Return the plan and start nothing. */
   dryRun: z.boolean().default(false),
 });
@@ -74,7 +79,8 @@ export const drainBody = z.strictObject({ vm: vmName.nullable().default(null) })
 
 /** Turns the body into a request to the host `host`, which knows `peers`. Throws USAGE for a contradiction. */
 export function forkRequest(body: z.output<typeof forkBody>, host: string, peers: readonly string[]): ForkRequest {
-  const { dryRun: _, hosts, replace, placement: placed, fetch, transport: by, sharedStorage: shared, ...rest } = body;
+  const { dryRun: _, hosts, replace, placement: placed, fetch, transport: by, ...others } = body;
+  const { sharedStorage: shared, fanout: how, topology, ...rest } = others;
   if ((rest.vm === null) === (rest.image === null)) {
     throw new MigrationError('USAGE', 'a fork needs either a VM or an image');
   }
@@ -83,8 +89,12 @@ export function forkRequest(body: z.output<typeof forkBody>, host: string, peers
   checkWishes(wishes, request.cloneCount);
   // A fork on this host alone is the same whether or not its name is given.
   if (wishes.every((wish) => wish.host === host)) return request;
-  const onHosts = { ...request, hosts: wishes, placement: placed, fetch, transport: by };
-  return shared === 'assume' ? { ...onHosts, sharedStorage: shared } : onHosts;
+  return {
+    ...{ ...request, hosts: wishes, placement: placed, fetch, transport: by },
+    ...(shared === 'assume' ? { sharedStorage: shared } : {}),
+    ...(how === 'auto' ? {} : { fanout: how }),
+    ...(topology === null ? {} : { topology }),
+  };
 }
 
 function wishesOf(hosts: readonly (string | HostWish)[]): HostWish[] {
@@ -120,6 +130,8 @@ const requestView = of<ForkRequest>(
     fetch: imageFetchMode.exactOptional(),
     transport: transportChoice.exactOptional(),
     sharedStorage: sharedStorage.exactOptional(),
+    fanout: fanoutChoice.exactOptional(),
+    topology: topologyFile.exactOptional(),
   }),
 );
 
@@ -137,6 +149,7 @@ const forkPlanView = of<ForkPlan>(
     shares: list(hostShare).exactOptional(),
     transport: transport.exactOptional(),
     transportReason: text.exactOptional(),
+    fanout: fanoutPlan.exactOptional(),
     coldReason: text.optional(),
   }),
 );
@@ -182,7 +195,10 @@ export const forkReportView = of<ForkReport>(
       rootEgress: count,
       multicast: count,
       repair: count,
+      relayed: count,
+      perLink: z.record(text, count),
     }),
+    fanout: z.object({ kind: fanout, reason: text, lossPerHost: z.record(text, z.number()) }).exactOptional(),
     faults: z.object({ parent: count, clones: count }),
     phases: list(z.object({ name: text, ms: z.number() })),
   }),

@@ -4,6 +4,7 @@ import { MIGRATION_STEPS, type MigrationReport } from '../domain/migration.js';
 import type { VmSpec } from '../domain/vm.js';
 import type { JournalEntry } from '../engine/ports/journal.js';
 import { parseKept } from '../kit/unknown-keys.js';
+import { fanoutChoice, fanoutPlan } from './fanout.js';
 import { sharedStorage } from './storage.js';
 import {
   accel,
@@ -77,6 +78,7 @@ const forkRequest = z
     fetch: imageFetchMode.exactOptional(),
     transport: transportChoice.exactOptional(),
     sharedStorage: sharedStorage.exactOptional(),
+    fanout: fanoutChoice.exactOptional(),
   })
   .refine(({ vm, image }) => (vm === null) !== (image === null), 'must have either a VM or an image');
 
@@ -108,6 +110,7 @@ const forkPlan = z.strictObject({
     .exactOptional(),
   transport: transport.exactOptional(),
   transportReason: z.string().exactOptional(),
+  fanout: fanoutPlan.exactOptional(),
   coldReason: z.string().exactOptional(),
 });
 

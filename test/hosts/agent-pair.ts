@@ -99,6 +99,7 @@ export class AgentHost {
       transports: new HostTransports({ host, listener: this.#listener, devices: { rdma } }),
       rdma,
       dataAddress: '127.0.0.1',
+      multicast: { group: null, port: 7403, ttl: 1, bandwidthBytesPerS: 0 },
       stateDir,
       clock: {
         nowMs: () => performance.now(),

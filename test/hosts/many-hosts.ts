@@ -85,8 +85,8 @@ export class ManyHosts {
     return this.cluster.network.setRate(host, mbitPerS);
   }
 
-  setLoss(host: string, percent: number): Promise<void> {
-    return this.cluster.network.setLoss(host, percent);
+  setLoss(host: string, percent: number, of: 'all' | 'multicast' = 'all'): Promise<void> {
+    return this.cluster.network.setLoss(host, percent, of);
   }
 
   lostPackets(host: string): Promise<number> {

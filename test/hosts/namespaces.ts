@@ -36,6 +36,8 @@ async function tc(...args: string[]): Promise<void> {
   await run('tc', args, { timeout: 60_000 });
 }
 
+/** The default of the daemon's configuration. */
+const MULTICAST_PORT = 7403;
 /** The table of nftables in which a host loses packets. */
 const LOSS_TABLE = ['netdev', 'loss'];
 
@@ -154,14 +156,18 @@ export class Namespaces implements HostNetwork<NamespaceHost> {
     }
   }
 
-  /** Drops this share of the packets that arrive over the host's management and data link; 0 drops none. */
-  async setLoss(name: string, percent: number): Promise<void> {
+  /**
+   * Drops this share of the packets that arrive over the host's management and data link; 0 drops none. `multicast`:
+   * only those of multicasts of images.
+   */
+  async setLoss(name: string, percent: number, of: 'all' | 'multicast' = 'all'): Promise<void> {
     await this.nft(name, 'delete', 'table', ...LOSS_TABLE).catch(() => undefined);
     if (percent === 0) return;
     await this.nft(name, 'add', 'table', ...LOSS_TABLE);
     await this.nft(name, 'add', 'chain', ...LOSS_TABLE, 'in', '{ type filter hook ingress device eth0 priority 0; }');
     const share = ['numgen', 'random', 'mod', '100', '<', `${percent}`];
-    await this.nft(name, 'add', 'rule', ...LOSS_TABLE, 'in', ...share, 'counter', 'drop');
+    const which = of === 'all' ? [] : ['udp', 'dport', `${MULTICAST_PORT}`];
+    await this.nft(name, 'add', 'rule', ...LOSS_TABLE, 'in', ...which, ...share, 'counter', 'drop');
   }
 
   /** How many packets the host has lost since `setLoss`. */

@@ -18,6 +18,7 @@ export class SimAgent implements HostPort {
   readonly target: SimTarget;
   /** Migrations do not call these. */
   readonly forks: HostPort['forks'];
+  readonly fanout: HostPort['fanout'];
   readonly images: HostPort['images'];
 
   /** `peer`: the other host, if its daemon lives and the network is up. */
@@ -26,8 +27,9 @@ export class SimAgent implements HostPort {
     this.inventory = new SimInventory(parts);
     this.source = new SimSource(parts, () => peer()?.target ?? null);
     this.target = new SimTarget(parts, () => peer()?.source ?? null);
-    const { forks, images } = unreachableHost(this.host, null);
+    const { forks, fanout, images } = unreachableHost(this.host, null);
     this.forks = forks;
+    this.fanout = fanout;
     this.images = images;
   }
 }

@@ -169,6 +169,7 @@ export class FakeHost {
         warm: async () => undefined,
       },
       dataAddress: '127.0.0.1',
+      multicast: { group: null, port: 7403, ttl: 1, bandwidthBytesPerS: 0 },
       transports: new HostTransports({
         host: 'A',
         listener: new FakeListener('tcp', { host: '127.0.0.1', port: 1 }),

@@ -99,6 +99,8 @@ export const FORK_REPORT: ForkReport = {
     rootEgress: 0,
     multicast: 0,
     repair: 0,
+    relayed: 0,
+    perLink: {},
   },
   faults: { parent: 12, clones: 34 },
   phases: [{ name: 'forkPoint', ms: 20 }],

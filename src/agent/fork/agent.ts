@@ -166,7 +166,7 @@ export class ForkAgent implements ForkPort {
   async serveImage(image: string, reader: string, transport: Transport): Promise<ImageHolder> {
     checkImageId(image);
     this.#refuseWhenClosing();
-    return this.#context.servers.serve(image, reader, transport, this.#served(image));
+    return this.#context.servers.serve(image, reader, transport, this.pagesFor(image, 'all'));
   }
 
   async imageDigests(image: string, reader: string, region: number, firstPage: number): Promise<ImageDigests> {
@@ -358,15 +358,15 @@ export class ForkAgent implements ForkPort {
   }
 
   /** Where the pages of an image of this host are. Throws CONFLICT as long as nobody can read them. */
-  #served(image: string): ImagePages {
+  pagesFor(image: string, need: 'all' | 'held'): ImagePages {
     const { images, host } = this.#context;
     const { state } = images.get(image);
-    if (state === 'complete') return { capture: null, isFixed: true };
+    if (state === 'complete') return { filling: null, isFixed: true };
     if (state === 'failed') throw failedImage(image, host);
     if (state === 'unloaded') throw new MigrationError('NOT_FOUND', `the memory of image ${image} is not on ${host}`);
-    const session = [...this.#forks.values()].find(({ record }) => record.image === image);
+    const session = this.#sessions.find(({ record }) => record.image === image);
     if (session === undefined) throw new MigrationError('CONFLICT', `image ${image} on ${host} is not complete`);
-    return session.served;
+    return session.pagesFor(need);
   }
 
   /** A refusal by a daemon that closes must not read as an answer about the fork. */

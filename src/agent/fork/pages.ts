@@ -2,6 +2,7 @@
  * What brings the pages of a fork: the capture of a parent that continues to run, or another host's image that is read;
  * and the copies of private clones. A fork whose pages are all there has none of them.
  */
+import type { HostFanout } from '../../domain/fanout.js';
 import { type ErrorJson, MigrationError, toMigrationError } from '../../domain/errors.js';
 import { type Transport, transportRow } from '../../domain/transport.js';
 import type { ForkProgress } from '../../engine/ports/fork.js';
@@ -33,6 +34,7 @@ export class ForkPages {
   /** Only what the clones touch is read, until somebody wants all of it. */
   #isLazy: boolean;
   #isFixed: boolean;
+  readonly #fanout: HostFanout | null;
   #filling: CaptureSession | FetchSession | null = null;
   #opening: Promise<FetchSession> | null = null;
   #isOver = false;
@@ -48,6 +50,7 @@ export class ForkPages {
     this.#image = image;
     this.#parent = parent;
     this.#wasCommitted = state === 'committed';
+    this.#fanout = request.fanout ?? null;
     this.isPrivate = request.memory === 'private';
     this.#origin = request.origin === undefined ? null : new OriginHost(context, request.origin, transport);
     this.#isLazy = isLazy(record) && record.isCompleting !== true;
@@ -128,11 +131,18 @@ export class ForkPages {
     const isFixed = this.#isFixed;
     if (failure !== null) throw failedImage(this.#image, this.#context.host, failure);
     if (!this.isFilled || this.#isImageComplete || capture?.snapshot.state === 'complete') {
-      return { capture: null, isFixed };
+      return { filling: null, isFixed };
     }
     // The map of its data would be read before the capture knows it, and never again.
-    if (capture !== null && !this.#isResuming) return { capture: capture.handle, isFixed };
+    if (capture !== null && !this.#isResuming) return { filling: capture.handle, isFixed };
     throw new MigrationError('CONFLICT', `image ${this.#image} is not complete, and is not captured here`);
+  }
+
+  /** The same for hosts that get elsewhere what is not here. */
+  get held(): ImagePages {
+    const filling = this.#filling;
+    const handle = filling instanceof FetchSession && !this.#isImageComplete ? filling.handle : null;
+    return handle === null ? this.served : { filling: handle, isFixed: true };
   }
 
   /** The fork point has been taken: other hosts may read the image. */
@@ -234,7 +244,7 @@ export class ForkPages {
   /** Ends what is complete. */
   async finish(): Promise<void> {
     // What serves the capture ends before it: here and below. The readers ask again, and get the image's files.
-    if (this.capture !== null) await this.#context.servers.endCapture(this.#image);
+    if (this.#filling !== null) await this.#context.servers.endFilling(this.#image);
     await this.#filling?.finish();
     await this.#copies?.finish();
     this.#endReading();
@@ -259,7 +269,7 @@ export class ForkPages {
   async leave(): Promise<void> {
     this.#isOver = true;
     await this.#copies?.close();
-    await this.#context.servers.endCapture(this.#image);
+    await this.#context.servers.endFilling(this.#image);
     await this.#filling?.leave();
   }
 
@@ -291,7 +301,9 @@ export class ForkPages {
   async #openFetchOnce(clones: readonly ManagedVm[], isResume: boolean): Promise<FetchSession> {
     const origin = this.#origin;
     if (origin === null) throw new MigrationError('INTERNAL', `image ${this.#image} has no origin`);
-    const fetch = await FetchSession.open(this.#context, this.#context.images.get(this.#image), { isResume, origin });
+    const fetch = await FetchSession.open(this.#context, this.#context.images.get(this.#image), {
+      ...{ isResume, origin, fanout: this.#fanout },
+    });
     if (this.#isOver) {
       await fetch.abandon();
       throw new MigrationError('CONFLICT', `the fork of image ${this.#image} has ended`);
@@ -349,6 +361,7 @@ function progressOf({ record, image, isFilled, filling, copies, failure }: Progr
     pagesDone: (isFilling ? (filling?.pagesDone ?? 0) : pagesTotal) + (copies?.pagesDone ?? 0),
     pageBytes,
     counters: filling?.counters ?? {},
+    ...(filling instanceof FetchSession ? { nearBytes: filling.nearBytes } : {}),
     committed: outcome === null ? null : { image: image.id, isWarm, clones, ...outcome },
   };
 }

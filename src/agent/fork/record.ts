@@ -9,6 +9,7 @@ import type { CloneIdentity } from '../../domain/fork.js';
 import type { Transport } from '../../domain/transport.js';
 import { RecordFiles, type RecordKind } from '../../durable/record-files.js';
 import type { CommittedFork, PrepareForkRequest } from '../../engine/ports/fork.js';
+import { hostFanout } from '../../schemas/fanout.js';
 import { forkOrigin, forkShare } from '../../schemas/fork-join.js';
 import {
   cloneDisks,
@@ -77,6 +78,7 @@ const requestSchema: z.ZodType<PrepareForkRequest> = z.strictObject({
   share: forkShare.exactOptional(),
   origin: forkOrigin.exactOptional(),
   fetch: imageFetchMode.exactOptional(),
+  fanout: hostFanout.exactOptional(),
 });
 
 const outcomeSchema: z.ZodType<ForkOutcome> = z.strictObject({

@@ -134,10 +134,10 @@ export class ForkSession {
     return this.#pointing;
   }
 
-  /** The pages of the image for other hosts. */
-  get served(): ImagePages {
+  /** The pages of the image for other hosts. `held`: for one that gets elsewhere what is not here. */
+  pagesFor(need: 'all' | 'held'): ImagePages {
     this.#refuseIfEnded();
-    return this.#pages.served;
+    return need === 'all' ? this.#pages.served : this.#pages.held;
   }
 
   async connectImage(transport: Transport): Promise<void> {

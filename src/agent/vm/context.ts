@@ -17,6 +17,17 @@ export interface AgentLog extends Log {
   debug(fields: object, message: string): void;
 }
 
+/** How this host uses groups. */
+export interface MulticastConfig {
+  /** Null: each fan-out has a group of its own. */
+  readonly group: string | null;
+  readonly port: number;
+  /** How many routers a datagram may pass, the last hop included. */
+  readonly ttl: number;
+  /** 0: no limit. */
+  readonly bandwidthBytesPerS: number;
+}
+
 export interface HostContext {
   /** This host's name. */
   readonly host: string;
@@ -28,6 +39,7 @@ export interface HostContext {
   readonly peers: Peers;
   /** IP address at which other hosts reach the data ports of this host. */
   readonly dataAddress: string;
+  readonly multicast: MulticastConfig;
   readonly clock: Clock;
   readonly log: AgentLog;
   readonly inject: InjectPort;

@@ -5,6 +5,7 @@
  */
 import { z } from 'zod';
 import type { HostPort, HostRole } from '../../engine/ports/host.js';
+import { heardProbes, multicastGroup } from '../../schemas/fanout.js';
 import { hostInventory, targetChecks, vmClaims } from '../../schemas/host.js';
 import { imageView, removalView } from '../../schemas/image.js';
 import { count, list, text } from '../../schemas/of.js';
@@ -23,11 +24,14 @@ import {
   forkPointReply,
   forkProgress,
   forkQuestion,
+  heardProbe,
   imageDigests,
   imageHolder,
   layerPaths,
   loadClonesReply,
   microseconds,
+  multicastOffer,
+  multicastSent,
   nativeOptions,
   nativeReading,
   prepareForkReply,
@@ -144,6 +148,14 @@ const HOST_METHODS: HostMethods = {
     discardFork: method(fork, nothing, LONG_MS),
   },
 
+  fanout: {
+    serveHeld: method(z.tuple([imageId, hostName, transport]), imageHolder, REGISTER_MS),
+    joinMulticast: method(z.tuple([imageId, hostName, count]), multicastOffer, USUAL_MS),
+    multicastSent: method(z.tuple([imageId]), multicastSent, SHORT_MS),
+    probeMulticast: method(z.tuple([list(hostName)]), heardProbes, USUAL_MS),
+    hearMulticast: method(z.tuple([multicastGroup]), heardProbe, SHORT_MS),
+  },
+
   images: {
     imageViews: method(z.tuple([imageId.nullable()]), z.object({ images: list(imageView) }), SHORT_MS),
     imageClones: method(z.tuple([imageId]), z.object({ clones: list(vmView) }), SHORT_MS),
@@ -183,7 +195,7 @@ export function hostOfCalls(
   call: (line: HostCall, args: readonly unknown[]) => Promise<unknown>,
 ): HostPort {
   const roles: Record<HostRole, Record<string, AnyCall>> = {
-    ...{ inventory: {}, source: {}, target: {}, forks: {}, images: {} },
+    ...{ inventory: {}, source: {}, target: {}, forks: {}, fanout: {}, images: {} },
   };
   for (const line of HOST_CALLS) roles[line.role][line.name] = (...args) => call(line, args);
   return { host, ...roles } as unknown as HostPort;

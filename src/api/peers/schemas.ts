@@ -4,6 +4,7 @@ import { CLONES_MAX } from '../../domain/fork.js';
 import { FORK_DECISIONS } from '../../engine/ports/fork.js';
 import { SESSION_STATES } from '../../engine/ports/session.js';
 import { cloneFailure, cloneIdentity, namePrefix } from '../../schemas/fork.js';
+import { hostFanout, multicastGroup } from '../../schemas/fanout.js';
 import { forkOrigin, forkShare, imageDisks } from '../../schemas/fork-join.js';
 import { hostLimits, vmInventoryBase } from '../../schemas/host.js';
 import { imageView } from '../../schemas/image.js';
@@ -57,7 +58,7 @@ export const endpoint = z.strictObject({
   transport,
   host: z.string().min(1).max(ADDRESS_MAX),
   port: z.int().min(0).max(65_535),
-  keys: z.array(z.strictObject({ ram: hex, dataMap: hex })).max(KEYS_MAX),
+  keys: z.array(z.strictObject({ ram: hex, dataMap: hex, presence: hex.exactOptional() })).max(KEYS_MAX),
 });
 
 export const exposeRequest = z.strictObject({
@@ -126,7 +127,24 @@ export const prepareForkRequest = forkQuestion.extend({
   job: jobId,
   isPartialAllowed: z.boolean(),
   fetch: imageFetchMode.exactOptional(),
+  fanout: hostFanout.exactOptional(),
 });
+
+export const multicastOffer = z.discriminatedUnion('state', [
+  z.object({ state: z.enum(['wait', 'over']) }),
+  z.object({
+    state: z.literal('joined'),
+    seat: z.strictObject({
+      group: multicastGroup,
+      member: z.int().min(1).max(0xffff_ffff),
+      sourceAddress: z.string().min(1).max(ADDRESS_MAX),
+    }),
+  }),
+]);
+
+export const multicastSent = z.object({ sentBytes: count });
+
+export const heardProbe = z.object({ largestBytes: count });
 
 export const imageHolder = z.strictObject({
   session: sessionId,
@@ -203,6 +221,7 @@ export const forkProgress = z.object({
   pagesDone: count,
   pageBytes: count,
   counters,
+  nearBytes: z.record(hostName, count).exactOptional(),
   committed: z
     .object({
       image: imageId,

@@ -9,6 +9,7 @@ import type { RdmaDevice, RdmaInventory } from '../../domain/transport.js';
 import type { DoctorCheck } from '../../schemas/host.js';
 import type { ApiServices } from '../contract/ports.js';
 import { limitChecks } from './doctor-limits.js';
+import { multicastVerdict } from './doctor-multicast.js';
 import { fail, ok, type Verdict, warn } from './doctor-verdict.js';
 
 const MIB = 2 ** 20;
@@ -188,6 +189,7 @@ export async function doctor(services: ApiServices): Promise<DoctorCheck[]> {
     ['RDMA', rdma(inventory.rdma)],
     ...inventory.rdma.devices.map((device) => [`RDMA ${device.name}`, rdmaDevice(device)] as const),
     ...peers,
+    ['multicast', multicastVerdict(services)],
   ];
   return Promise.all(checks.map(async ([name, verdict]) => ({ name, ...(await verdict) })));
 }

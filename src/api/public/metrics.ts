@@ -10,6 +10,7 @@ import type { ApiServices } from '../contract/ports.js';
 
 export const METRICS_CONTENT_TYPE = 'text/plain; version=0.0.4; charset=utf-8';
 
+const FANOUT_BYTES = ['multicast', 'repair', 'relayed'] as const;
 const BYTE_KINDS = ['push', 'demand', 'prefetch', 'zeroSkipped', 'deviceState'] as const;
 
 type Samples = readonly (readonly [labels: string, value: number])[];
@@ -129,6 +130,12 @@ export class Metrics {
         samples: () => [['', total('sent')]],
       },
       {
+        name: 'vmigrate_fork_fanout_bytes_total',
+        type: 'counter',
+        help: 'Bytes of images in finished forks: multicast: sent once to all hosts; repair, relayed: between hosts.',
+        samples: () => FANOUT_BYTES.map((kind) => [`{kind="${kind}"}`, total(`fanout.${kind}`)]),
+      },
+      {
         name: 'vmigrate_fork_faults_total',
         type: 'counter',
         help: 'Page faults of finished forks: parents wait for the copy of a page, clones for a page of the image.',
@@ -207,6 +214,7 @@ export class Metrics {
       add('parentPauseMs', report.parentPauseMs);
       add('copied', report.bytes.copied);
       add('sent', report.bytes.rootEgress);
+      for (const kind of FANOUT_BYTES) add(`fanout.${kind}`, report.bytes[kind]);
       add('faults.parent', report.faults.parent);
       add('faults.clones', report.faults.clones);
     } else {

@@ -1,4 +1,5 @@
 import type { CloneFailure, CloneIdentity, ForkStep } from '../../domain/fork.js';
+import type { FanoutPort } from '../ports/fanout.js';
 import type { ForkPort } from '../ports/fork.js';
 import type { JournalEntry } from '../ports/journal.js';
 import type { SourcePort } from '../ports/source.js';
@@ -26,6 +27,10 @@ export interface ForkFindings {
   counters: Readonly<Record<string, number>>;
   /** The counters of the hosts that joined, by host. */
   joined: Readonly<Record<string, Readonly<Record<string, number>>>>;
+  /** Bytes of pages that each of them has got from other hosts than the root, by host and by that other host. */
+  near: Readonly<Record<string, Readonly<Record<string, number>>>>;
+  /** What the root has sent as a multicast. */
+  multicastBytes: number;
   /** Hosts of the plan that have failed before the commit, and take no part any more. */
   leftOut: readonly string[];
   /** Hosts that joined whose clones have run. The others have not answered since the commit. */
@@ -47,6 +52,8 @@ export function noForkFindings(): ForkFindings {
     pageBytes: 0,
     counters: {},
     joined: {},
+    near: {},
+    multicastBytes: 0,
     leftOut: [],
     ran: [],
     lost: [],
@@ -54,9 +61,10 @@ export function noForkFindings(): ForkFindings {
 }
 
 export interface ForkPorts extends WalkPorts {
-  /** Both are ports of the host that has the parent, or the image. */
+  /** These are ports of the host that has the parent, or the image. */
   readonly parent: Pick<SourcePort, 'reserve' | 'unreserve'>;
   readonly forks: ForkPort;
+  readonly fanout: Pick<FanoutPort, 'multicastSent'>;
   /** Those of a host that joins the fork. One that is not a peer any more has nothing of the fork. */
   readonly forksOf: (host: string) => ForkPort;
 }

@@ -23,6 +23,7 @@ interface Fill {
   pagesDone: number;
   pageBytes: number;
   counters: Readonly<Record<string, number>>;
+  nearBytes: Readonly<Record<string, number>>;
   /** Those of the counters that have been counted. */
   checkedPages: number;
   trouble: MigrationError | null;
@@ -39,7 +40,7 @@ export class Filling {
   constructor(context: ForkStepContext) {
     const { record, ports, findings } = context;
     this.#context = context;
-    const none = { pagesTotal: 0, pagesDone: 0, counters: {}, checkedPages: 0, trouble: null };
+    const none = { pagesTotal: 0, pagesDone: 0, counters: {}, nearBytes: {}, checkedPages: 0, trouble: null };
     const empty = { ...none, pageBytes: findings.pageBytes };
     const { counters } = findings;
     this.#root = { host: record.plan.host, forks: ports.forks, joined: null, state: 'filling', ...empty, counters };
@@ -72,7 +73,7 @@ export class Filling {
         faultCount: total(({ counters }) => (counters.cloneFaultCount ?? 0) + (counters.parentFaultCount ?? 0)),
       });
       observer.onProgress(this.#joined.length === 0 ? described : { ...described, hosts: fills.map(progressOf) });
-      if (fills.every(isOver)) return this.#found();
+      if (fills.every(isOver)) return this.#found(await this.#multicastBytes());
       // What keeps the root from copying is its own to say, and shows only when nothing advances.
       const trouble = this.#joined.find((fill) => fill.trouble !== null)?.trouble ?? null;
       reportTrouble(this.#context, trouble);
@@ -165,7 +166,20 @@ export class Filling {
     }
   }
 
-  #found(): Partial<ForkFindings> | undefined {
+  /** For the report only. */
+  async #multicastBytes(): Promise<number> {
+    const { record, ports, limits, findings } = this.#context;
+    if (record.plan.fanout?.kind !== 'multicast') return 0;
+    try {
+      const asking = ports.fanout.multicastSent(findings.image ?? record.fork);
+      return (await withDeadline(ports.clock, asking, limits.callMsMax, 'asking what was sent')).sentBytes;
+    } catch (error) {
+      this.#context.observer.onWarning('the report lacks what was sent as a multicast', error);
+      return findings.multicastBytes;
+    }
+  }
+
+  #found(multicastBytes: number): Partial<ForkFindings> | undefined {
     const { findings } = this.#context;
     const { counters, pageBytes } = this.#root;
     // The root has finished the fork in an earlier life of the daemon.
@@ -181,7 +195,8 @@ export class Filling {
       });
     }
     const joined = Object.fromEntries(this.#joined.map((fill) => [fill.host, fill.counters]));
-    return { ...own, joined, clones, ready, failures, ran, lost };
+    const near = Object.fromEntries(this.#joined.map((fill) => [fill.host, fill.nearBytes]));
+    return { ...own, joined, near, multicastBytes, clones, ready, failures, ran, lost };
   }
 
   #stuck(cause: MigrationError | null): MigrationError {
@@ -209,9 +224,9 @@ function note(fill: Fill, progress: ForkProgress | null): void {
     fill.trouble = null;
     return;
   }
-  const { state, pagesTotal, pagesDone, pageBytes, counters } = progress;
+  const { state, pagesTotal, pagesDone, pageBytes, counters, nearBytes = {} } = progress;
   const trouble = troubleOf(progress, fill.joined === null ? AGENT : fill.host) ?? null;
-  Object.assign(fill, { state, pagesTotal, pagesDone, pageBytes, counters, trouble });
+  Object.assign(fill, { state, pagesTotal, pagesDone, pageBytes, counters, nearBytes, trouble });
 }
 
 /** The same on all hosts. The root may have forgotten the fork. */

@@ -1,9 +1,9 @@
 import type { CloneReport, ForkReport } from '../../domain/fork.js';
-import type { ForkStepContext } from './context.js';
+import type { ForkFindings, ForkStepContext } from './context.js';
 
 /** Builds the report from the steps' findings, also if these come from several lives of the daemon. */
 export function buildForkReport({ record, ports, findings, phases, marks }: ForkStepContext): ForkReport {
-  const { host, parent, memoryBytes, coldReason, shares } = record.plan;
+  const { host, parent, memoryBytes, coldReason, shares, fanout } = record.plan;
   const counter = (name: string): number => findings.counters[name] ?? 0;
   const totalMs =
     marks.startedAtMs !== null
@@ -18,6 +18,9 @@ export function buildForkReport({ record, ports, findings, phases, marks }: Fork
   });
   const joined = Object.entries(findings.joined);
   const readBytes = Object.fromEntries(joined.map(([name, { copiedBytes = 0 }]) => [name, copiedBytes]));
+  const sent = bytesSent(findings, host);
+  const nearBytes = sum(joined.map(([, { nearBytes: bytes = 0 }]) => bytes));
+  const isMulticast = fanout?.kind === 'multicast';
   const joinedFaultCount = joined.reduce((sum, [, { cloneFaultCount = 0 }]) => sum + cloneFaultCount, 0);
   const readyMs = clones.map((clone) => clone.readyMs);
   return {
@@ -38,14 +41,43 @@ export function buildForkReport({ record, ports, findings, phases, marks }: Fork
       zeroSkipped: counter('pagesZero') * findings.pageBytes,
       deviceState: findings.deviceStateBytes,
       perHost: { [host]: counter('copiedBytes'), ...readBytes },
-      // Every host reads from the root, and gets the device state from it.
-      rootEgress:
-        Object.values(readBytes).reduce((sum, bytes) => sum + bytes, 0) +
-        Object.keys(readBytes).length * findings.deviceStateBytes,
-      multicast: 0,
-      repair: 0,
+      // Every host gets the device state from the root.
+      rootEgress: (sent[host] ?? 0) + joined.length * findings.deviceStateBytes,
+      multicast: findings.multicastBytes,
+      repair: isMulticast ? sum(joined.map(([, counters]) => rootBytesOf(counters))) + nearBytes : 0,
+      relayed: isMulticast ? 0 : nearBytes,
+      perLink: sent,
     },
+    ...(fanout === undefined ? {} : { fanout: { kind: fanout.kind, reason: fanout.reason, lossPerHost: lossOf(joined) } }),
     faults: { parent: counter('parentFaultCount'), clones: counter('cloneFaultCount') + joinedFaultCount },
     phases: [...phases, ...findings.pauseParts.map(({ name, ms }) => ({ name: `forkPoint.${name}`, ms }))],
   };
+}
+
+type Counters = Readonly<Record<string, number>>;
+
+const sum = (numbers: readonly number[]): number => numbers.reduce((one, other) => one + other, 0);
+
+/** What a host has read from the root. A daemon of an earlier build counts only the total. */
+function rootBytesOf({ copiedBytes = 0, nearBytes = 0, multicastBytes = 0 }: Counters): number {
+  return Math.max(0, copiedBytes - nearBytes - multicastBytes);
+}
+
+/** What each host has sent to others: bytes of pages, and of datagrams in a multicast, which counts once. */
+function bytesSent({ joined, near, multicastBytes }: ForkFindings, root: string): Record<string, number> {
+  const sent = new Map([[root, multicastBytes + sum(Object.values(joined).map(rootBytesOf))]]);
+  for (const from of Object.values(near)) {
+    for (const [host, bytes] of Object.entries(from)) sent.set(host, (sent.get(host) ?? 0) + bytes);
+  }
+  return Object.fromEntries([...sent].filter(([, bytes]) => bytes > 0));
+}
+
+/** The share of the datagrams that each host has lost. */
+function lossOf(joined: readonly (readonly [string, Counters])[]): Record<string, number> {
+  return Object.fromEntries(
+    joined.flatMap(([host, { multicastDatagrams = 0, multicastLostDatagrams = 0 }]) => {
+      const total = multicastDatagrams + multicastLostDatagrams;
+      return total === 0 ? [] : [[host, multicastLostDatagrams / total] as const];
+    }),
+  );
 }

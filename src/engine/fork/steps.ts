@@ -64,11 +64,12 @@ export const prepareClones: ForkExecutor = {
     const { fetch } = record.plan.request;
     const [root, others] = await Promise.all([
       ports.forks.prepareClones(request),
-      onAllNeeded(context, 'prepareClones', joined, ({ forks, share: { first, count, disks } }) =>
+      onAllNeeded(context, 'prepareClones', joined, ({ host, forks, share: { first, count, disks } }) =>
         forks.prepareClones({
           ...{ ...request, vm: null, share: { first, count } },
           origin: disks === undefined ? origin : { ...origin, disks },
           ...(fetch === undefined ? {} : { fetch }),
+          ...fanoutOf(record, host),
         }),
       ),
     ]);
@@ -84,8 +85,17 @@ export const prepareClones: ForkExecutor = {
 
 /** The part of the request that is the same on all hosts. */
 function requestOfAgent({ plan }: ForkJobRecord) {
-  const { hosts: _h, placement: _p, fetch: _f, transport: _t, sharedStorage: _s, ...request } = plan.request;
+  const { hosts: _h, placement: _p, fetch: _f, transport: _t, sharedStorage: _s, ...others } = plan.request;
+  const { fanout: _o, topology: _y, ...request } = others;
   return request;
+}
+
+/** Nothing for a host that gets the whole image from the root: an earlier build there would not know more. */
+function fanoutOf({ plan: { fanout } }: ForkJobRecord, host: string) {
+  const levels = fanout?.near.find((near) => near.host === host)?.levels ?? [];
+  if (fanout === undefined || (fanout.kind !== 'multicast' && levels.length === 0)) return {};
+  const { kind, datagramBytesMax } = fanout;
+  return { fanout: { kind, levels, ...(datagramBytesMax === undefined ? {} : { datagramBytesMax }) } };
 }
 
 function preparedOnHosts(

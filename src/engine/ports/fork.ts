@@ -20,6 +20,7 @@ import type {
   ImageFetchMode,
   ParentMode,
 } from '../../domain/fork.js';
+import type { HostFanout } from '../../domain/fanout.js';
 import type { ForkInventory } from '../../domain/host.js';
 import type { Transport } from '../../domain/transport.js';
 import type { Accel, DiskFormat, VmSpec } from '../../domain/vm.js';
@@ -82,10 +83,12 @@ export interface PrepareForkRequest {
   readonly origin?: ForkOrigin;
   /** How much of the image a host that joins reads. Absent: all. */
   readonly fetch?: ImageFetchMode;
+  /** How a host that joins gets the image. Absent: all of it from its root. */
+  readonly fanout?: HostFanout;
 }
 
 /** The part of the request that pre-flight knows. With `origin` it asks a host that would join. */
-export type ForkQuestion = Omit<PrepareForkRequest, 'fork' | 'job' | 'isPartialAllowed' | 'fetch'>;
+export type ForkQuestion = Omit<PrepareForkRequest, 'fork' | 'job' | 'isPartialAllowed' | 'fetch' | 'fanout'>;
 
 export interface PrepareForkReply {
   /** Id of the image. It differs from the fork's id if the clones are waiting processes of an earlier image. */
@@ -147,6 +150,8 @@ export interface ForkProgress {
   readonly pageBytes: number;
   /** Counters of the native capture: copiedBytes, zeroBytes, parentFaultCount and so on (src/protocol/wire.ts). */
   readonly counters: Readonly<Record<string, number>>;
+  /** Bytes of pages that came from other hosts than the root, by host. Absent: none. */
+  readonly nearBytes?: Readonly<Record<string, number>>;
   /** Null before the commit. */
   readonly committed: CommittedFork | null;
 }

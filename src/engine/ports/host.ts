@@ -12,6 +12,7 @@
  *    nothing. An undo call for something that does not exist succeeds.
  *  - No two roles have a call of the same name, because a call between hosts is identified by its name alone.
  */
+import type { FanoutPort } from './fanout.js';
 import type { ForkPort } from './fork.js';
 import type { ImagesPort } from './images.js';
 import type { InventoryPort } from './inventory.js';
@@ -28,6 +29,8 @@ export interface HostPort {
   readonly target: TargetPort;
   /** Calls for VMs that are forked on this host. */
   readonly forks: ForkPort;
+  /** Calls by which the image of a fork gets to many hosts. */
+  readonly fanout: FanoutPort;
   /** Calls for the images of this host and the clones on them. */
   readonly images: ImagesPort;
 }

@@ -7,6 +7,8 @@ import type { Accel, VmSpec } from '../../domain/vm.js';
 export interface RegionKeysPort {
   readonly ram: string;
   readonly dataMap: string;
+  /** Of a host that may lack pages of the region: which ones it has. */
+  readonly presence?: string;
 }
 
 export interface SourceEndpointInfo {

@@ -1,8 +1,11 @@
 /** Plans on which hosts a fork makes its clones: who takes part, who makes which clones, how the image travels. */
+import type { FanoutPlan, HeardProbe } from '../../domain/fanout.js';
 import type { ForkRequest, HostShare, HostWish } from '../../domain/fork.js';
 import { DISK_TUNNELS_MAX, type ForkInventory, type HostInventory } from '../../domain/host.js';
 import type { Refusal } from '../../domain/refusal.js';
 import type { Transport } from '../../domain/transport.js';
+import type { Topology } from '../fanout/topology.js';
+import { planFanout } from './fanout.js';
 import { joinDisks, notesOfDisks } from './join-disks.js';
 import { checkJoin, checkShare, chooseForkTransport, type JoinFacts, roomFor } from './join-preflight.js';
 import { type HostRoom, placeClones, sharesOf } from './place.js';
@@ -15,6 +18,10 @@ export interface HostsFacts {
   readonly root: HostInventory;
   /** The other hosts of the request, in its order. */
   readonly joins: readonly JoinFacts[];
+  /** Null: nobody has said which hosts share a switch. */
+  readonly topology: Topology | null;
+  /** Which hosts a multicast of the root gets to. Null: it was not tried. */
+  readonly heard: readonly HeardProbe[] | null;
 }
 
 export interface HostsPlan {
@@ -22,6 +29,7 @@ export interface HostsPlan {
   /** Absent if no other host takes part. */
   readonly transport?: Transport;
   readonly transportReason?: string;
+  readonly fanout?: FanoutPlan;
   readonly notes: readonly string[];
 }
 
@@ -84,17 +92,26 @@ export function planHosts(
   const { transport, reason, refusals: obstacles } = chooseForkTransport(request, root, inventory.vm, joining);
   const limits = [...checkReaders(root.host, inventory, joining), ...checkTunnels(root.host, shares)];
   if (obstacles.length + limits.length > 0) return { plan: null, refusals: [...limits, ...obstacles] };
-  return { plan: { shares, transport, transportReason: reason, notes }, refusals: [] };
+  const { topology, heard } = facts;
+  const hosts = joining.map(({ host }) => host);
+  const fanned = planFanout(request, { ...{ root: root.host, hosts, transport, inventory, topology, heard } });
+  if (fanned.plan === null) return { plan: null, refusals: fanned.refusals };
+  return { plan: { shares, transport, transportReason: reason, fanout: fanned.plan, notes }, refusals: [] };
 }
 
 /** What the host has said of its room, or null if it takes no part. `inventory` is the root's. */
-function forkOf(host: string, inventory: ForkInventory, { root, joins }: HostsFacts): ForkInventory | null {
+function forkOf(host: string, inventory: ForkInventory, { root, joins }: Pick<HostsFacts, 'root' | 'joins'>): ForkInventory | null {
   if (host === root.host) return inventory;
   const join = joins.find((candidate) => candidate.host === host);
   return join?.kind === 'reachable' ? join.fork : null;
 }
 
-function roomOf(request: ForkRequest, host: string, inventory: ForkInventory, facts: HostsFacts): HostRoom {
+function roomOf(
+  request: ForkRequest,
+  host: string,
+  inventory: ForkInventory,
+  facts: Pick<HostsFacts, 'root' | 'joins'>,
+): HostRoom {
   const fork = forkOf(host, inventory, facts);
   const join = facts.joins.find((candidate) => candidate.host === host);
   const own = host === facts.root.host ? facts.root : join?.kind === 'reachable' ? join.inventory : null;

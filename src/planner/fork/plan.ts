@@ -67,7 +67,8 @@ export function planFork(request: ForkRequest, facts: ForkFacts): Planned {
   );
   const { coldReason } = inventory;
   const why = coldReason === undefined || coldReason === null ? {} : { coldReason };
-  const plan = { request, host, parent, memoryBytes, steps, ...placed, ...why };
+  const { topology: _, ...kept } = request;
+  const plan = { request: kept, host, parent, memoryBytes, steps, ...placed, ...why };
   return { plan: { ...plan, notes: [...notesOf(request, facts), ...notes] }, refusals: [] };
 }
 

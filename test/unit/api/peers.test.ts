@@ -118,7 +118,7 @@ describe('calls', () => {
 
   test('of forks bring there and back all that the engine needs', async () => {
     const { forks } = remote('B', { A: url() }).agent('A');
-    const { isPartialAllowed: _, ...question } = forkRequest;
+    const { isPartialAllowed, fanout: _, topology: _t, ...question } = forkRequest;
     for (const [name, answer] of Object.entries(forkAnswers)) services.answers.set(name, () => answer);
     const error = new MigrationError('QEMU_FAILED', 'no', { remedy: 'look' });
     services.answers.set('runClones', () => ({ ready: [], failures: [{ index: 0, name: 'vm1-0', error }] }));
@@ -126,7 +126,7 @@ describe('calls', () => {
     const { spec } = forkInventory.vm;
     const place = { host: 'A', image: IMAGE, spec, allocatedBytes: 2 ** 28 };
     const origin = { ...place, accel: 'tcg', qemuVersion: '7.2.22' } as const;
-    const prepare = { ...forkRequest, fork: IMAGE, job: 'job-1', share: { first: 1, count: 2 }, origin };
+    const prepare = { ...question, isPartialAllowed, fork: IMAGE, job: 'job-1', share: { first: 1, count: 2 }, origin };
     expect(await forks.prepareClones(prepare)).toEqual(forkAnswers.prepareClones);
     await forks.armParent(IMAGE);
     expect(await forks.forkPoint(IMAGE)).toEqual(forkAnswers.forkPoint);

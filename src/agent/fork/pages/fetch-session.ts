@@ -4,6 +4,7 @@
  */
 import { unlink } from 'node:fs/promises';
 import { MigrationError, toMigrationError } from '../../../domain/errors.js';
+import type { HostFanout } from '../../../domain/fanout.js';
 import type { ImageHolder } from '../../../engine/ports/fork.js';
 import { deferred } from '../../../kit/deferred.js';
 import { failureToError } from '../../../native/failure.js';
@@ -14,12 +15,16 @@ import type { ImageRecord } from '../../image/record.js';
 import { PageLink } from '../../migration/page-link.js';
 import type { ManagedVm } from '../../vm/vms.js';
 import { isFinal } from './failed-image.js';
+import { takeSeat } from './multicast-reader.js';
+import { interfaceOf } from './multicast-server.js';
+import { NearHolders } from './near-holders.js';
 import type { OriginHost } from './origin-host.js';
 import { type CheckOutcome, damagedError, PageCheck } from './page-check.js';
 
 /** The counters that a native session opened anew starts at zero. The others are read from the presence maps. */
 const SUMMED: readonly ImageCounter[] = [
   ...(['copiedBytes', 'demandBytes', 'prefetchBytes', 'cloneFaultCount', 'refusedPages', 'cpuNs'] as const),
+  ...(['nearBytes', 'multicastBytes', 'multicastLostDatagrams', 'multicastDatagrams'] as const),
 ];
 
 export class FetchSession {
@@ -40,6 +45,9 @@ export class FetchSession {
   readonly #known = new Set<ManagedVm>();
   readonly #carried = new Map<ImageCounter, bigint>();
   #last: ImageFetchSnapshot;
+  readonly #options: FetchOptions;
+  readonly #near: NearHolders;
+  #isFeeding = false;
   #isServeWanted = false;
   #isSweepWanted = false;
   #isServing = false;
@@ -56,6 +64,7 @@ export class FetchSession {
     this.#image = image;
     this.#presencePaths = files.map(({ presencePath }) => presencePath);
     this.#digests = digests;
+    this.#options = options;
     this.#link = new PageLink(context, {
       mayReplace: () => this.failure === null,
       open: (isAgain) =>
@@ -69,6 +78,10 @@ export class FetchSession {
       onConnected: () => this.#startWanted(),
       onReplace: () => this.#carry(),
       fields: { image: image.id },
+    });
+    this.#near = new NearHolders(context, {
+      ...{ image: image.id, levels: options.fanout?.levels ?? [], transport: () => options.origin.transport },
+      reader: () => this.#link.reader,
     });
     this.#check = new PageCheck({
       ...{ log: context.log, image: image.id, memory: image.spec.memory, digests },
@@ -154,6 +167,16 @@ export class FetchSession {
     return { ...numbers, checkedPages: this.#check.checkedPages };
   }
 
+  /** Bytes of pages that came from other hosts than the root, by host. */
+  get nearBytes(): Readonly<Record<string, number>> {
+    return this.#near.bytes;
+  }
+
+  /** For a host that wants to read what is here. Null: nothing is, or will be. */
+  get handle(): ImageFetchHandle | null {
+    return this.#isOpen && this.failure === null ? this.#link.reader : null;
+  }
+
   get pagesDone(): number {
     const { pagesCopied, pagesZero } = this.snapshot.counters;
     return Number(pagesCopied) + Number(pagesZero);
@@ -172,10 +195,34 @@ export class FetchSession {
     this.#startIfPossible();
   }
 
-  /** Reads the pages that no clone has asked for, too. Idempotent. */
+  /** Brings the pages that no clone has asked for, too. Does not wait for them. Idempotent. */
   async sweep(): Promise<void> {
-    this.#isSweepWanted = true;
     this.serve();
+    if (this.#isFeeding) return;
+    this.#isFeeding = true;
+    void this.#openFeeds().then(() => {
+      this.#isSweepWanted = true;
+      if (this.#isOpen) this.#startIfPossible();
+    });
+  }
+
+  /** Opens what brings pages sooner than the root. The native session reads from the root what they do not bring. */
+  async #openFeeds(): Promise<void> {
+    const { fanout } = this.#options;
+    if (fanout === null) return;
+    if (fanout.kind === 'multicast') await this.#joinMulticast(fanout.datagramBytesMax ?? 0);
+    if (this.#isOpen) await this.#near.start();
+  }
+
+  async #joinMulticast(datagramBytesMax: number): Promise<void> {
+    await takeSeat({
+      ...{ image: this.#image.id, log: this.#context.log, isOver: () => !this.#isOpen || this.#isOver },
+      ask: () => this.#options.origin.joinMulticast(datagramBytesMax),
+      join: ({ group, member, sourceAddress }) =>
+        this.#link.reader.joinMulticast({
+          ...{ ...group, member, sourceAddress, interfaceAddress: interfaceOf(this.#context) },
+        }),
+    });
   }
 
   /** Does nothing for a clone that has ended. */
@@ -216,6 +263,7 @@ export class FetchSession {
     this.#context.images.setFilling(this.#image.id, null);
     if (!this.#isOpen) return;
     this.#last = this.#read();
+    this.#near.close();
     this.#isOpen = false;
     // Nobody waits any longer. It changes nothing if the image is complete.
     this.#resolve('failed');
@@ -232,6 +280,7 @@ export class FetchSession {
 
   #carry(): void {
     this.#isServing = false;
+    this.#near.forgetReader();
     const { counters } = this.#read();
     for (const counter of SUMMED) this.#carried.set(counter, counters[counter]);
     this.#carried.set('reconnectCount', counters.reconnectCount + 1n);
@@ -316,6 +365,8 @@ export interface FetchOptions {
   readonly isResume: boolean;
   /** It is asked for a holder whenever there is none. */
   readonly origin: OriginHost;
+  /** What brings pages sooner than the root. Null: nothing. */
+  readonly fanout: HostFanout | null;
 }
 
 /** What an earlier daemon has begun goes on without digests, if there is no room for them now. */

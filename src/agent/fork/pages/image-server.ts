@@ -1,13 +1,13 @@
 /**
  * Serves one image to the hosts that read it: one session for each transport, which all of them share. While the parent
- * is still being captured, the session reads the capture, and a page that is asked for is copied first. The complete
- * image is served from its files.
+ * is still being captured, the session reads the capture, and a page that is asked for is copied first. An image that
+ * is being read from another host is served as far as it is here. The complete image is served from its files.
  */
 import { randomBytes } from 'node:crypto';
 import { toMigrationError } from '../../../domain/errors.js';
 import { TRANSPORTS, type Transport, transportRow } from '../../../domain/transport.js';
 import type { ImageHolder } from '../../../engine/ports/fork.js';
-import type { ImageCaptureHandle, SourceSessionHandle } from '../../../native/types.js';
+import type { ImageCaptureHandle, ImageFetchHandle, SourceSessionHandle } from '../../../native/types.js';
 import type { ImageContext } from '../../image/context.js';
 
 const SESSION_BYTES = 16;
@@ -22,10 +22,12 @@ interface Served {
   readonly holder: ImageHolder;
 }
 
+type Filling = ImageCaptureHandle | ImageFetchHandle;
+
 /** Where the pages of the image are. */
 export interface ImagePages {
-  /** Null: all of them are in the image's files. */
-  readonly capture: ImageCaptureHandle | null;
+  /** What knows which pages are in the image's files, and brings the others. Null: all of them are there. */
+  readonly filling: Filling | null;
   /** The image has its content: it is behind its fork point. */
   readonly isFixed: boolean;
 }
@@ -33,7 +35,8 @@ export interface ImagePages {
 export class ImageServer {
   readonly #context: ImageContext;
   readonly #image: string;
-  #ofCapture: Promise<Served> | null = null;
+  /** While the image fills here. */
+  readonly #ofFilling = new Map<Transport, { readonly filling: Filling; readonly serving: Promise<Served> }>();
   readonly #ofFiles = new Map<Transport, Promise<Served>>();
   #isFixed = false;
 
@@ -42,10 +45,11 @@ export class ImageServer {
     this.#image = image;
   }
 
-  /** Idempotent. Only some transports can serve a capture: another one is replaced by one of these. */
-  async serve(transport: Transport, { capture, isFixed }: ImagePages): Promise<ImageHolder> {
+  /** Idempotent. Only some transports can serve an image that is being filled: another one is replaced. */
+  async serve(transport: Transport, { filling, isFixed }: ImagePages): Promise<ImageHolder> {
     this.#isFixed ||= isFixed;
-    return (await (capture === null ? this.#serveFiles(transport) : this.#serveCapture(transport, capture))).holder;
+    const serving = filling === null ? this.#serveFiles(transport) : this.#serveFilling(transport, filling);
+    return (await serving).holder;
   }
 
   /** The content of the image is fixed: other hosts may learn which pages are holes. */
@@ -54,32 +58,35 @@ export class ImageServer {
     for (const serving of this.#all) (await serving.catch(() => null))?.pages.scan();
   }
 
-  /** The capture is about to be closed. Its readers lose their connection, and ask again. */
-  async endCapture(): Promise<void> {
-    const serving = this.#ofCapture;
-    this.#ofCapture = null;
-    if (serving !== null) await this.#close(serving);
+  /** What fills the image is about to be closed. Its readers lose their connection, and ask again. */
+  async endFilling(): Promise<void> {
+    const all = [...this.#ofFilling.values()];
+    this.#ofFilling.clear();
+    await Promise.all(all.map(({ serving }) => this.#close(serving)));
   }
 
   /** Other hosts that still read lose their connection. A later call of `serve` opens new sessions. */
   async close(): Promise<void> {
     const all = this.#all;
-    this.#ofCapture = null;
+    this.#ofFilling.clear();
     this.#ofFiles.clear();
     await Promise.all(all.map((serving) => this.#close(serving)));
   }
 
   get #all(): Promise<Served>[] {
-    return [...this.#ofFiles.values(), ...(this.#ofCapture === null ? [] : [this.#ofCapture])];
+    return [...this.#ofFiles.values(), ...[...this.#ofFilling.values()].map(({ serving }) => serving)];
   }
 
-  #serveCapture(transport: Transport, capture: ImageCaptureHandle): Promise<Served> {
-    if (this.#ofCapture !== null) return this.#ofCapture;
-    const used = transportRow(transport).readsProcessMemory ? transport : ANY_HOLDER_TRANSPORT;
-    const serving = this.#open(used, capture);
-    this.#ofCapture = serving;
+  #serveFilling(transport: Transport, filling: Filling): Promise<Served> {
+    const used = transportFor(transport, filling);
+    const before = this.#ofFilling.get(used);
+    if (before?.filling === filling) return before.serving;
+    if (before !== undefined) void this.#close(before.serving);
+    const serving = this.#open(used, filling);
+    const entry = { filling, serving };
+    this.#ofFilling.set(used, entry);
     serving.catch(() => {
-      if (this.#ofCapture === serving) this.#ofCapture = null;
+      if (this.#ofFilling.get(used) === entry) this.#ofFilling.delete(used);
     });
     return serving;
   }
@@ -103,7 +110,7 @@ export class ImageServer {
     });
   }
 
-  async #open(transport: Transport, capture: ImageCaptureHandle | null): Promise<Served> {
+  async #open(transport: Transport, filling: Filling | null): Promise<Served> {
     const { native, transports, images } = this.#context;
     const credentials = {
       session: randomBytes(SESSION_BYTES).toString('hex'),
@@ -112,7 +119,7 @@ export class ImageServer {
     const { provider, listener } = await transports.served(transport);
     const record = images.get(this.#image);
     const regions = await images.regions(record);
-    const image = capture === null ? {} : { image: capture };
+    const image = filling === null ? {} : { image: filling };
     const pages = await transports.registering(transport, () =>
       native.openSourceSession({ listener, provider, ...credentials, regions, ...image }),
     );
@@ -121,4 +128,11 @@ export class ImageServer {
     const endpoint = { transport, host, port, keys: pages.keys };
     return { pages, holder: { ...credentials, endpoint, disks: record.disks } };
   }
+}
+
+/** A capture is read from a process, and no file of an image that is being filled may be handed out. */
+function transportFor(wanted: Transport, filling: Filling): Transport {
+  const { readsProcessMemory, sameMachineOnly } = transportRow(wanted);
+  const fits = 'seal' in filling ? readsProcessMemory : !sameMachineOnly;
+  return fits ? wanted : ANY_HOLDER_TRANSPORT;
 }

@@ -9,11 +9,13 @@ import type { ImageHolder } from '../../../engine/ports/fork.js';
 import type { ImageContext } from '../../image/context.js';
 import { DigestServer } from './digest-server.js';
 import { type ImagePages, ImageServer } from './image-server.js';
+import { MulticastServer } from './multicast-server.js';
 
 export class ImageServers {
   readonly #context: ImageContext;
   readonly #servers = new Map<string, ImageServer>();
   readonly #digests: DigestServer;
+  readonly multicasts: MulticastServer;
   /** The images that are being removed. */
   readonly #leaving = new Set<string>();
   #isClosed = false;
@@ -21,6 +23,7 @@ export class ImageServers {
   constructor(context: ImageContext) {
     this.#context = context;
     this.#digests = new DigestServer(context);
+    this.multicasts = new MulticastServer(context);
   }
 
   /** Tells a reader the digests of pages, as DigestServer does. Throws CONFLICT for a host that does not read it. */
@@ -34,16 +37,20 @@ export class ImageServers {
     return this.#digests.digests(image, regionIndex, firstPage);
   }
 
+  /** The pages of this host for one that does not depend on it. */
+  async serveHeld(image: string, reader: string, transport: Transport, pages: ImagePages): Promise<ImageHolder> {
+    const { host } = this.#context;
+    this.#refuseLeaving(image);
+    if (reader === host) throw new MigrationError('USAGE', `${host} has image ${image} itself`);
+    return this.#serverOf(image).serve(transport, pages);
+  }
+
   async serve(image: string, reader: string, transport: Transport, pages: ImagePages): Promise<ImageHolder> {
     const { images, host } = this.#context;
-    // A session that is opened now would outlive the close of all sessions.
-    if (this.#isClosed) throw new MigrationError('UNREACHABLE', `${host} is closing`, { isRetryable: true });
+    this.#refuseLeaving(image);
     if (reader === host) throw new MigrationError('USAGE', `${host} has image ${image} itself`);
     const { readers = [] } = images.get(image);
-    if (this.#leaving.has(image)) throw new MigrationError('NOT_FOUND', `image ${image} on ${host} is being removed`);
-    const server = this.#servers.get(image) ?? new ImageServer(this.#context, image);
-    this.#servers.set(image, server);
-    const holder = server.serve(transport, pages);
+    const holder = this.#serverOf(image).serve(transport, pages);
     const noting = readers.includes(reader) ? null : images.update(image, { readers: [...readers, reader] });
     await Promise.allSettled([holder, noting]);
     await noting;
@@ -57,6 +64,7 @@ export class ImageServers {
     const { readers = [], ...record } = images.get(image);
     const others = readers.filter((other) => other !== reader);
     if (others.length === readers.length) return;
+    void this.multicasts.forget(image, reader);
     const saving = images.replace(image, others.length === 0 ? record : { ...record, readers: others });
     if (others.length === 0) await this.close(image);
     await saving;
@@ -67,16 +75,16 @@ export class ImageServers {
     await this.#servers.get(image)?.fix();
   }
 
-  /** The capture of the image is about to be closed. */
-  async endCapture(image: string): Promise<void> {
-    await this.#servers.get(image)?.endCapture();
+  /** What fills the image here is about to be closed. */
+  async endFilling(image: string): Promise<void> {
+    await this.#servers.get(image)?.endFilling();
   }
 
   /** Closes all sessions of the image. Its readers lose their connection, and ask again. */
   async close(image: string): Promise<void> {
     const server = this.#servers.get(image);
     this.#servers.delete(image);
-    await Promise.all([server?.close(), this.#digests.close(image)]);
+    await Promise.all([server?.close(), this.#digests.close(image), this.multicasts.close(image)]);
   }
 
   /** The same, and nobody begins to read it while `remove` is at work. */
@@ -95,5 +103,19 @@ export class ImageServers {
     this.#isClosed = true;
     await Promise.all([...this.#servers.keys()].map((image) => this.close(image)));
     await this.#digests.closeAll();
+    await this.multicasts.closeAll();
+  }
+
+  #serverOf(image: string): ImageServer {
+    const server = this.#servers.get(image) ?? new ImageServer(this.#context, image);
+    this.#servers.set(image, server);
+    return server;
+  }
+
+  /** A session that is opened now would outlive the close of all sessions. */
+  #refuseLeaving(image: string): void {
+    const { host } = this.#context;
+    if (this.#isClosed) throw new MigrationError('UNREACHABLE', `${host} is closing`, { isRetryable: true });
+    if (this.#leaving.has(image)) throw new MigrationError('NOT_FOUND', `image ${image} on ${host} is being removed`);
   }
 }

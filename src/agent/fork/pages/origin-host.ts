@@ -1,6 +1,7 @@
 /** The host that has the image, as a host sees it that reads the image from there. */
 import { toMigrationError } from '../../../domain/errors.js';
 import type { Transport } from '../../../domain/transport.js';
+import type { MulticastOffer } from '../../../engine/ports/fanout.js';
 import type { ForkOrigin, ImageHolder } from '../../../engine/ports/fork.js';
 import { inTime } from '../../../kit/in-time.js';
 import type { ImageContext } from '../../image/context.js';
@@ -47,6 +48,13 @@ export class OriginHost {
       const { digests } = await peers.agent(host).forks.imageDigests(image, self, regionIndex, firstPage);
       return digests;
     });
+  }
+
+  /** Asks for a seat in the multicast of the image. */
+  joinMulticast(datagramBytesMax: number): Promise<MulticastOffer> {
+    const { peers, host: self } = this.#context;
+    const { host, image } = this.#origin;
+    return this.#within(() => peers.agent(host).fanout.joinMulticast(image, self, datagramBytesMax));
   }
 
   /** Tells the host that nobody reads the image here any more. Never rejects: a person can overrule a reader. */

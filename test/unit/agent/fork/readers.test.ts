@@ -5,7 +5,7 @@ import { ImageServers } from '../../../../src/agent/fork/pages/image-servers.js'
 import { MigrationError } from '../../../../src/domain/errors.js';
 
 const IMAGE = '8'.repeat(16);
-const WHOLE = { capture: null, isFixed: true };
+const WHOLE = { filling: null, isFixed: true };
 const code = (expected: string) => expect.objectContaining({ code: expected });
 
 function scene() {
@@ -40,13 +40,13 @@ function scene() {
 
 test('a capture is served by TCP, and the complete image as it was asked for', async () => {
   const { servers, open } = scene();
-  const capture = { capture: {} as never, isFixed: false };
+  const capture = { filling: { seal: null } as never, isFixed: false };
   const first = await servers.serve(IMAGE, 'B', 'rdma', capture);
   expect(first.endpoint.transport).toBe('tcp');
   expect(await servers.serve(IMAGE, 'C', 'shm', capture)).toEqual(first);
   const second = await servers.serve(IMAGE, 'B', 'rdma', WHOLE);
   expect(second.endpoint.transport).toBe('rdma');
-  await servers.endCapture(IMAGE);
+  await servers.endFilling(IMAGE);
   expect(open).toEqual(['rdma']);
   expect(await servers.serve(IMAGE, 'B', 'rdma', WHOLE)).toEqual(second);
 });

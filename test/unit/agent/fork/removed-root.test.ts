@@ -52,7 +52,7 @@ async function agentWith({ state, isPeer, image = 'capturing', loadState = 'load
   const context = {
     ...{ host: 'B', native: {}, registry: { owner: async () => null }, inject: { hit: nothing } },
     log: { debug: quiet, info: quiet, warn: (_: object, text: string) => void warnings.push(text), error: quiet },
-    servers: { closeAll: nothing, endCapture: nothing, close: nothing },
+    servers: { closeAll: nothing, endFilling: nothing, close: nothing },
     peers: { isPeer: () => isPeer, agent: () => ({ forks: { forkDecision: ask('decision'), endImage: ask('end') } }) },
     forkStore: {
       load: async () => ({ records: [record], corrupt: [] }),

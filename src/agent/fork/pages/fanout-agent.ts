@@ -1,0 +1,79 @@
+/** Implements FanoutPort on this host. */
+import { MigrationError, toMigrationError } from '../../../domain/errors.js';
+import type { HeardProbe, MulticastGroup } from '../../../domain/fanout.js';
+import type { Transport } from '../../../domain/transport.js';
+import type { FanoutPort, MulticastOffer, MulticastSent } from '../../../engine/ports/fanout.js';
+import type { ImageHolder } from '../../../engine/ports/fork.js';
+import type { ImageContext } from '../../image/context.js';
+import { checkImageId } from '../../image/record.js';
+import type { ImagePages } from './image-server.js';
+import type { ImageServers } from './image-servers.js';
+import { interfaceOf, newGroup } from './multicast-server.js';
+
+/** How long the root sends the datagrams of a probe. It ends sooner if all hosts have answered. */
+const PROBE_MS = 500;
+/** How long a host listens for them. */
+const HEAR_MS = 200;
+
+export interface FanoutAgentOptions {
+  readonly servers: ImageServers;
+  /** Where the pages of an image are that this host has, or is about to have. Throws if there are none to be read. */
+  readonly held: (image: string) => ImagePages;
+}
+
+export class FanoutAgent implements FanoutPort {
+  readonly #context: ImageContext;
+  readonly #options: FanoutAgentOptions;
+
+  constructor(context: ImageContext, options: FanoutAgentOptions) {
+    this.#context = context;
+    this.#options = options;
+  }
+
+  async serveHeld(image: string, reader: string, transport: Transport): Promise<ImageHolder> {
+    checkImageId(image);
+    return this.#options.servers.serveHeld(image, reader, transport, this.#options.held(image));
+  }
+
+  async joinMulticast(image: string, reader: string, datagramBytesMax: number): Promise<MulticastOffer> {
+    checkImageId(image);
+    await this.#context.inject.hit('agent:fork:multicast');
+    return this.#options.servers.multicasts.join(image, reader, datagramBytesMax);
+  }
+
+  async multicastSent(image: string): Promise<MulticastSent> {
+    checkImageId(image);
+    return this.#options.servers.multicasts.sent(image);
+  }
+
+  /** A host that cannot be asked has heard nothing. */
+  async probeMulticast(hosts: readonly string[]): Promise<readonly HeardProbe[]> {
+    const { native, peers, log, multicast } = this.#context;
+    const group = newGroup(multicast, 0);
+    const done = new AbortController();
+    const sending = native
+      .sendMulticastProbe({ ...group, interfaceAddress: interfaceOf(this.#context) }, PROBE_MS, done.signal)
+      .catch((error: unknown) => {
+        log.warn({ group: group.group, err: toMigrationError(error) }, 'no datagram can be sent to a group');
+      });
+    const heard = await Promise.all(
+      hosts.map(async (host): Promise<HeardProbe> => {
+        try {
+          return { host, ...(await peers.agent(host).fanout.hearMulticast(group)) };
+        } catch (thrown) {
+          log.debug({ host, err: toMigrationError(thrown) }, 'a host cannot listen for a multicast');
+          return { host, largestBytes: 0 };
+        }
+      }),
+    );
+    done.abort();
+    await sending;
+    return heard;
+  }
+
+  async hearMulticast(group: MulticastGroup): Promise<{ readonly largestBytes: number }> {
+    const { native, host } = this.#context;
+    if (group.provider !== 'udp') throw new MigrationError('UNSUPPORTED', `${host} does not know ${group.provider}`);
+    return native.receiveMulticastProbe({ ...group, interfaceAddress: interfaceOf(this.#context) }, HEAR_MS);
+  }
+}

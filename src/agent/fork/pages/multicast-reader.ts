@@ -1,0 +1,46 @@
+/** Takes a host's seat in the multicast of an image, as soon as the root offers it. */
+import { setTimeout as sleep } from 'node:timers/promises';
+import { toMigrationError } from '../../../domain/errors.js';
+import type { MulticastOffer, MulticastSeat } from '../../../engine/ports/fanout.js';
+import type { Log } from '../../../kit/log.js';
+
+/** The root copies its parent's pages first, which takes some tenths of a second. */
+const WAIT_MS = 25;
+/** After so many questions in a row without an answer the pages are read. */
+const FAILURES_MAX = 4;
+const FAILURE_MS = 250;
+
+export interface MulticastReaderOptions {
+  readonly image: string;
+  readonly log: Log;
+  readonly ask: () => Promise<MulticastOffer>;
+  /** Receives from now on. May throw. */
+  readonly join: (seat: MulticastSeat) => void;
+  /** The pages are not wanted any more. */
+  readonly isOver: () => boolean;
+}
+
+/** Resolves when the host receives (true), or when it cannot (false), so that the pages must be read. Never rejects. */
+export async function takeSeat({ image, log, ask, join, isOver }: MulticastReaderOptions): Promise<boolean> {
+  let failureCount = 0;
+  while (!isOver()) {
+    try {
+      const offer = await ask();
+      failureCount = 0;
+      if (isOver() || offer.state === 'over') return false;
+      if (offer.state === 'joined') {
+        join(offer.seat);
+        return true;
+      }
+      await sleep(WAIT_MS, undefined, { ref: false });
+    } catch (error) {
+      failureCount++;
+      if (failureCount >= FAILURES_MAX) {
+        log.warn({ image, err: toMigrationError(error) }, 'the multicast of an image cannot be received: it is read');
+        return false;
+      }
+      await sleep(FAILURE_MS, undefined, { ref: false });
+    }
+  }
+  return false;
+}

@@ -1,0 +1,189 @@
+/**
+ * Sends the pages of complete images to groups: each page once to all hosts that read the image. Like serving, it
+ * belongs to the image, not to a fork. A multicast that a restart of the daemon has ended is not begun again: its hosts
+ * get what they lack from each other and by reading.
+ */
+import { randomBytes } from 'node:crypto';
+import { isIPv4 } from 'node:net';
+import { MigrationError, toMigrationError } from '../../../domain/errors.js';
+import type { MulticastGroup } from '../../../domain/fanout.js';
+import type { MulticastOffer, MulticastSent } from '../../../engine/ports/fanout.js';
+import { failureToError } from '../../../native/failure.js';
+import type { MulticastSenderHandle } from '../../../native/types.js';
+import type { ImageContext } from '../../image/context.js';
+import type { MulticastConfig } from '../../vm/context.js';
+
+/** How long the first host waits for the others: their clones have been let go in the same moment. */
+const JOIN_MS_MAX = 300;
+const KEY_BYTES = 32;
+const SESSION_BYTES = 8;
+/** Scope of a site (RFC 2365). Two further bytes of the address tell fan-outs apart. */
+const GROUP_PREFIX = '239.255';
+
+/** Returns a group that no other fan-out uses, by all chance: its datagrams are told apart by session and key anyhow. */
+export function newGroup({ group, port, ttl }: MulticastConfig, mtuBytes: number): MulticastGroup {
+  const session = randomBytes(SESSION_BYTES);
+  return {
+    provider: 'udp',
+    group: group ?? `${GROUP_PREFIX}.${session.readUInt8(0)}.${session.readUInt8(1)}`,
+    ...{ port, ttl, mtuBytes },
+    key: randomBytes(KEY_BYTES).toString('hex'),
+    session: session.toString('hex'),
+  };
+}
+
+/** The address of the interface that a group is used on. Null: the system chooses one by its routes. */
+export function interfaceOf({ dataAddress }: Pick<ImageContext, 'dataAddress'>): string | null {
+  return isIPv4(dataAddress) && dataAddress !== '0.0.0.0' ? dataAddress : null;
+}
+
+export class MulticastServer {
+  readonly #context: ImageContext;
+  readonly #multicasts = new Map<string, Promise<ImageMulticast>>();
+
+  constructor(context: ImageContext) {
+    this.#context = context;
+  }
+
+  /** A host that reads the image wants to receive its multicast. `mtuBytes`: what gets through to all hosts; 0: unknown. */
+  async join(image: string, reader: string, mtuBytes: number): Promise<MulticastOffer> {
+    const { images, host } = this.#context;
+    const { state, readers = [] } = images.get(image);
+    if (!readers.includes(reader)) {
+      throw new MigrationError('CONFLICT', `${reader} does not read image ${image} of ${host}`);
+    }
+    if (state === 'capturing' || state === 'filling') return { state: 'wait' };
+    if (state !== 'complete') return { state: 'over' };
+    const before = await this.#multicasts.get(image)?.catch(() => null);
+    // A host that has been in it gets the rest by reading. For others it was the multicast of an earlier fork.
+    if (before?.isOver === true && before.has(reader)) return { state: 'over' };
+    const multicast = before?.isOver === false ? before : await this.#open(image, mtuBytes);
+    return multicast.join(reader, readers);
+  }
+
+  async sent(image: string): Promise<MulticastSent> {
+    const multicast = await this.#multicasts.get(image)?.catch(() => null);
+    return { sentBytes: multicast?.sentBytes ?? 0 };
+  }
+
+  /** The host reads the image no more. If it ever does so again, it is a new one. */
+  async forget(image: string, reader: string): Promise<void> {
+    (await this.#multicasts.get(image)?.catch(() => null))?.forget(reader);
+  }
+
+  async close(image: string): Promise<void> {
+    const multicast = this.#multicasts.get(image);
+    this.#multicasts.delete(image);
+    await (await multicast?.catch(() => null))?.close();
+  }
+
+  async closeAll(): Promise<void> {
+    await Promise.all([...this.#multicasts.keys()].map((image) => this.close(image)));
+  }
+
+  #open(image: string, mtuBytes: number): Promise<ImageMulticast> {
+    const opening = ImageMulticast.open(this.#context, image, mtuBytes);
+    this.#multicasts.set(image, opening);
+    opening.catch((error: unknown) => {
+      if (this.#multicasts.get(image) === opening) this.#multicasts.delete(image);
+      this.#context.log.warn({ image, err: toMigrationError(error) }, 'an image cannot be sent as a multicast');
+    });
+    return opening;
+  }
+}
+
+/** One multicast, from its first host to its end. */
+class ImageMulticast {
+  readonly #context: ImageContext;
+  readonly #image: string;
+  readonly #group: MulticastGroup;
+  readonly #sender: MulticastSenderHandle;
+  /** The number of each host. A host that comes again gets a new one, because numbers must not be used twice. */
+  readonly #members = new Map<string, number>();
+  #memberCount = 0;
+  #startTimer: NodeJS.Timeout | null = null;
+  #isStarted = false;
+  #isOver = false;
+  #sentBytes = 0;
+
+  private constructor(context: ImageContext, image: string, group: MulticastGroup, sender: MulticastSenderHandle) {
+    this.#context = context;
+    this.#image = image;
+    this.#group = group;
+    this.#sender = sender;
+  }
+
+  static async open(context: ImageContext, image: string, mtuBytes: number): Promise<ImageMulticast> {
+    const { images, native } = context;
+    const group = newGroup(context.multicast, mtuBytes);
+    const regions = await images.regions(images.get(image));
+    let multicast: ImageMulticast | null = null;
+    const sender = native.openMulticastSender({
+      ...{ image: regions, group: { ...group, interfaceAddress: interfaceOf(context) } },
+      bandwidthBytesPerS: context.multicast.bandwidthBytesPerS,
+      onEdge: () => multicast?.look(),
+    });
+    multicast = new ImageMulticast(context, image, group, sender);
+    return multicast;
+  }
+
+  get isOver(): boolean {
+    return this.#isOver;
+  }
+
+  get sentBytes(): number {
+    this.look();
+    return this.#sentBytes;
+  }
+
+  has(reader: string): boolean {
+    return this.#members.has(reader);
+  }
+
+  forget(reader: string): void {
+    this.#members.delete(reader);
+  }
+
+  /** `readers`: all hosts that read the image. It begins when all of them are there, or soon. */
+  join(reader: string, readers: readonly string[]): MulticastOffer {
+    this.look();
+    if (this.#isOver) return { state: 'over' };
+    this.#memberCount++;
+    this.#members.set(reader, this.#memberCount);
+    if (readers.every((other) => this.#members.has(other))) this.#start();
+    else this.#startTimer ??= setTimeout(() => this.#start(), JOIN_MS_MAX);
+    const seat = { group: this.#group, member: this.#memberCount, sourceAddress: this.#context.dataAddress };
+    return { state: 'joined', seat };
+  }
+
+  /** Reads what the native side has done. */
+  look(): void {
+    if (this.#isOver) return;
+    const { state, failure, counters } = this.#sender.snapshot();
+    this.#sentBytes = Number(counters.sentBytes);
+    if (state !== 'ended' && state !== 'failed' && state !== 'closed') return;
+    this.#isOver = true;
+    const fields = { image: this.#image, hosts: this.#members.size, sentBytes: this.#sentBytes };
+    if (failure === null) this.#context.log.info(fields, 'an image has been sent as a multicast');
+    else {
+      const err = failureToError(failure, 'sending the image');
+      this.#context.log.warn({ ...fields, err }, 'a multicast has ended early: the hosts get the rest by reading');
+    }
+    void this.close();
+  }
+
+  async close(): Promise<void> {
+    this.#isOver = true;
+    if (this.#startTimer !== null) clearTimeout(this.#startTimer);
+    await this.#sender.close().catch((error: unknown) => {
+      this.#context.log.error({ image: this.#image, err: toMigrationError(error) }, 'a multicast is still being sent');
+    });
+  }
+
+  #start(): void {
+    if (this.#isStarted || this.#isOver) return;
+    this.#isStarted = true;
+    if (this.#startTimer !== null) clearTimeout(this.#startTimer);
+    this.#sender.start();
+  }
+}

@@ -1,0 +1,150 @@
+/**
+ * The hosts that one host asks for pages of an image before it asks the root: relays, or hosts that have received the
+ * same multicast. Each may lack pages, come late, or end at any time. Nothing depends on them: what they do not bring
+ * comes from the root.
+ */
+import { setTimeout as sleep } from 'node:timers/promises';
+import { toMigrationError } from '../../../domain/errors.js';
+import type { NearLevels } from '../../../domain/fanout.js';
+import { type Transport, transportRow } from '../../../domain/transport.js';
+import { inTime } from '../../../kit/in-time.js';
+import type { ImageFetchHandle } from '../../../native/types.js';
+import type { ImageContext } from '../../image/context.js';
+import { ANY_HOLDER_TRANSPORT } from './image-server.js';
+
+const ASK_MS_MAX = 5_000;
+/** The other host may not have begun yet. */
+const RETRY_MS_FIRST = 50;
+const RETRY_MS_MAX = 2_000;
+/** How often a connection is looked at. */
+const LOOK_MS = 200;
+/** How long the first sweep waits for them: after it the root's pages are read, as if there were no nearer host. */
+const FIRST_MS_MAX = 1_000;
+
+interface NearHost {
+  readonly host: string;
+  readonly id: number;
+  readonly level: number;
+  isConnected: boolean;
+  /** Of connections that are over. */
+  bytesBefore: number;
+}
+
+export interface NearHoldersOptions {
+  readonly image: string;
+  readonly levels: NearLevels;
+  readonly transport: () => Transport;
+  /** The native session. Another one may replace it. */
+  readonly reader: () => ImageFetchHandle;
+}
+
+export class NearHolders {
+  readonly #context: ImageContext;
+  readonly #options: NearHoldersOptions;
+  readonly #hosts: readonly NearHost[];
+  #isStarted = false;
+  #isClosed = false;
+  /** Counts the native sessions: a connection belongs to one of them. */
+  #generation = 0;
+
+  constructor(context: ImageContext, options: NearHoldersOptions) {
+    this.#context = context;
+    this.#options = options;
+    this.#hosts = options.levels
+      .flatMap((hosts, level) => hosts.map((host) => ({ host, level })))
+      .filter(({ host }) => host !== context.host && context.peers.isPeer(host))
+      .map(({ host, level }, id) => ({ host, level, id, isConnected: false, bytesBefore: 0 }));
+  }
+
+  /** Connects to them, now and after each loss. Resolves when the nearest have answered once, or after a second. */
+  async start(): Promise<void> {
+    if (this.#isStarted || this.#hosts.length === 0) return;
+    this.#isStarted = true;
+    const firsts = this.#hosts.map((near) => this.#keep(near));
+    const nearest = firsts.filter((_, index) => this.#hosts[index]?.level === 0);
+    await Promise.race([Promise.all(nearest), sleep(FIRST_MS_MAX, undefined, { ref: false })]);
+  }
+
+  /** Bytes of pages by host. */
+  get bytes(): Readonly<Record<string, number>> {
+    const now = new Map(this.#isClosed ? [] : this.#options.reader().nears().map(({ id, bytes }) => [id, Number(bytes)]));
+    const entries = this.#hosts.map(({ host, id, bytesBefore }) => [host, bytesBefore + (now.get(id) ?? 0)] as const);
+    return Object.fromEntries(entries.filter(([, bytes]) => bytes > 0));
+  }
+
+  /** The native session is about to be replaced. */
+  forgetReader(): void {
+    this.#noteBytes();
+    this.#generation++;
+    for (const near of this.#hosts) near.isConnected = false;
+  }
+
+  /** The native session is about to be closed. */
+  close(): void {
+    if (this.#isClosed) return;
+    this.#noteBytes();
+    this.#isClosed = true;
+  }
+
+  #noteBytes(): void {
+    if (this.#isClosed) return;
+    const { bytes } = this;
+    for (const near of this.#hosts) near.bytesBefore = bytes[near.host] ?? 0;
+  }
+
+  /** Resolves after the first attempt, and goes on. Never rejects. */
+  #keep(near: NearHost): Promise<void> {
+    const first = this.#connect(near);
+    void first.then(async () => {
+      let retryMs = RETRY_MS_FIRST;
+      while (!this.#isClosed && !this.#isComplete) {
+        await sleep(near.isConnected ? LOOK_MS : retryMs, undefined, { ref: false });
+        if (this.#isClosed || this.#isComplete) return;
+        if (near.isConnected && this.#isLost(near)) this.#drop(near);
+        if (near.isConnected) continue;
+        retryMs = (await this.#connect(near)) ? RETRY_MS_FIRST : Math.min(retryMs * 2, RETRY_MS_MAX);
+      }
+    });
+    return first.then(() => undefined);
+  }
+
+  get #isComplete(): boolean {
+    return this.#options.reader().snapshot().state === 'complete';
+  }
+
+  #isLost({ id }: NearHost): boolean {
+    return this.#options.reader().nears().find((near) => near.id === id)?.isConnected !== true;
+  }
+
+  #drop(near: NearHost): void {
+    near.bytesBefore = this.bytes[near.host] ?? 0;
+    this.#options.reader().removeNear(near.id);
+    near.isConnected = false;
+  }
+
+  /** Returns whether it is connected. */
+  async #connect(near: NearHost): Promise<boolean> {
+    const { image, transport, reader } = this.#options;
+    const { peers, host, transports, log } = this.#context;
+    const generation = this.#generation;
+    try {
+      const wanted = transportRow(transport()).sameMachineOnly ? ANY_HOLDER_TRANSPORT : transport();
+      const asking = peers.agent(near.host).fanout.serveHeld(image, host, wanted);
+      const { session, token, endpoint } = await inTime(near.host, ASK_MS_MAX, asking);
+      const { provider, options, timeoutMs } = await transports.connection(endpoint.transport, endpoint.host);
+      if (this.#isClosed || generation !== this.#generation) return false;
+      const { host: address, port, keys } = endpoint;
+      const source = { provider, host: address, port, options, keys, session, token };
+      await transports.registering(endpoint.transport, () =>
+        reader().addNear(source, { id: near.id, level: near.level }, timeoutMs),
+      );
+      if (this.#isClosed || generation !== this.#generation) return false;
+      near.isConnected = true;
+      return true;
+    } catch (error) {
+      const fields = { image, host: near.host, err: toMigrationError(error) };
+      log.debug(fields, 'a nearer host of an image does not answer yet');
+      return false;
+    }
+  }
+}

@@ -1,0 +1,46 @@
+/**
+ * The calls by which an image gets to many hosts. The rules are in host.ts. What a host that joins a fork must have in
+ * any case, it has by the calls of fork.ts: those here make it faster, and a host whose calls fail reads from the root.
+ */
+import type { HeardProbe, MulticastGroup } from '../../domain/fanout.js';
+import type { Transport } from '../../domain/transport.js';
+import type { ImageHolder } from './fork.js';
+
+/** What a host needs to receive the multicast of an image. */
+export interface MulticastSeat {
+  readonly group: MulticastGroup;
+  /** The number of the host in the group. No two seats of a group have the same. */
+  readonly member: number;
+  /** IP address of the root, to which reports go. */
+  readonly sourceAddress: string;
+}
+
+/** wait: ask again soon, because the image is not complete there yet. over: there is no multicast to receive any more. */
+export type MulticastOffer =
+  | { readonly state: 'wait' | 'over' }
+  | { readonly state: 'joined'; readonly seat: MulticastSeat };
+
+/** What the root has sent as a multicast of an image, so far. */
+export interface MulticastSent {
+  readonly sentBytes: number;
+}
+
+export interface FanoutPort {
+  /**
+   * On a host that reads the image, or has it: the host `reader` may read the pages that are here. It is told which they
+   * are, and gets the others elsewhere. It does not count as a reader: nothing here waits for it. Throws CONFLICT while
+   * no page is here.
+   */
+  serveHeld(image: string, reader: string, transport: Transport): Promise<ImageHolder>;
+  /**
+   * On the host that has the image: the host `reader`, one of its readers, wants to receive its multicast.
+   * `datagramBytesMax`: the largest datagrams that get to all hosts; 0: unknown.
+   */
+  joinMulticast(image: string, reader: string, datagramBytesMax: number): Promise<MulticastOffer>;
+  /** On the host that has the image. */
+  multicastSent(image: string): Promise<MulticastSent>;
+  /** Tries whether datagrams of this host to a group get to these hosts. Bounded in time, and rejects for no host. */
+  probeMulticast(hosts: readonly string[]): Promise<readonly HeardProbe[]>;
+  /** Waits for the datagrams of a probe. Resolves at the first ones, or after a bounded time. */
+  hearMulticast(group: MulticastGroup): Promise<{ readonly largestBytes: number }>;
+}

@@ -1,0 +1,85 @@
+/** Plans how the image of a fork gets to the hosts that join it. */
+import type { FanoutPlan, HeardProbe, NearHosts } from '../../domain/fanout.js';
+import type { ForkRequest } from '../../domain/fork.js';
+import type { ForkInventory } from '../../domain/host.js';
+import type { Refusal } from '../../domain/refusal.js';
+import type { Transport } from '../../domain/transport.js';
+import { chooseFanout, type MulticastProbe } from '../fanout/choose.js';
+import { relayTree } from '../fanout/relay-tree.js';
+import { siblingLevels } from '../fanout/siblings.js';
+import type { Topology } from '../fanout/topology.js';
+
+/** How many hosts read from one relay, or from the root, of a tree. */
+export const RELAY_DEGREE = 2;
+
+export interface FanoutQuestion {
+  readonly root: string;
+  /** The hosts that read the image, without the root. */
+  readonly hosts: readonly string[];
+  readonly transport: Transport;
+  /** Of the root. */
+  readonly inventory: ForkInventory;
+  /** Null: nobody has said which hosts share a switch. */
+  readonly topology: Topology | null;
+  /** Null: no multicast was tried. */
+  readonly heard: readonly HeardProbe[] | null;
+}
+
+type Planned =
+  | { readonly plan: FanoutPlan; readonly refusals: readonly [] }
+  | { readonly plan: null; readonly refusals: readonly Refusal[] };
+
+export function planFanout(request: ForkRequest, question: FanoutQuestion): Planned {
+  const { root, hosts, transport, inventory, topology, heard } = question;
+  const { memory } = inventory.vm.spec;
+  const wish = request.fanout ?? 'auto';
+  if (request.memory === 'private') {
+    // Their memory is filled from the image of their host before they load, and the image of the root is not complete then.
+    if (wish === 'auto' || wish === 'unicast') {
+      return planned('unicast', 'clones with memory of their own read the image before they start', []);
+    }
+    return {
+      plan: null,
+      refusals: [
+        {
+          code: 'UNSUPPORTED',
+          reason: `clones with memory of their own read the image before they start, so --fanout ${wish} is not possible`,
+          remedy: 'use --memory cow, or --fanout unicast',
+        },
+      ],
+    };
+  }
+  const decision = chooseFanout({
+    ...{ wish, root, joiningHosts: hosts, transport, probe: heard === null ? null : probeOf(hosts, heard) },
+    imageBytes: Math.max(inventory.image?.allocatedBytes ?? inventory.imageBytesNeeded, 1),
+    linkBytesPerS: null,
+    fetch: request.fetch ?? 'all',
+    pageBytes: memory.pageBytes,
+  });
+  if (decision.kind === null) return { plan: null, refusals: decision.refusals };
+  const { kind, reason } = decision;
+  if (kind === 'unicast') return planned(kind, reason, []);
+  if (kind === 'tree') {
+    const { chains } = relayTree({ topology, root, hosts, degree: RELAY_DEGREE });
+    return planned(kind, reason, nearOf(hosts, (host) => (chains.get(host) ?? []).map((relay) => [relay])));
+  }
+  const near = nearOf(hosts, (host) => siblingLevels({ topology, host, hosts }));
+  const largest = heard === null ? 0 : probeOf(hosts, heard).largestBytes;
+  return planned(kind, reason, near, largest);
+}
+
+function planned(kind: FanoutPlan['kind'], reason: string, near: readonly NearHosts[], datagramBytesMax?: number) {
+  const plan = { kind, reason, near, ...(datagramBytesMax === undefined ? {} : { datagramBytesMax }) };
+  return { plan, refusals: [] as const };
+}
+
+function nearOf(hosts: readonly string[], levelsOf: (host: string) => readonly (readonly string[])[]): NearHosts[] {
+  return hosts.map((host) => ({ host, levels: levelsOf(host) })).filter(({ levels }) => levels.length > 0);
+}
+
+function probeOf(hosts: readonly string[], heard: readonly HeardProbe[]): MulticastProbe {
+  const sizes = new Map(heard.map(({ host, largestBytes }) => [host, largestBytes]));
+  const deafHosts = hosts.filter((host) => (sizes.get(host) ?? 0) === 0);
+  const largest = hosts.flatMap((host) => sizes.get(host) ?? []).filter((bytes) => bytes > 0);
+  return { deafHosts, largestBytes: largest.length === 0 ? 0 : Math.min(...largest) };
+}

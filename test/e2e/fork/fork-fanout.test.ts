@@ -1,0 +1,150 @@
+/**
+ * The image of a fork gets to many hosts by multicast and by a tree of relays, over links that limit it: real daemons,
+ * each in a network namespace. Each clone checks every word of its memory.
+ */
+import { afterAll, afterEach, beforeAll, describe, expect, test } from 'vitest';
+import { EXIT } from '../../../src/cli/exit-codes.js';
+import type { CloneReport, ForkReport } from '../../../src/domain/fork.js';
+import type { ForkJobView } from '../../../src/domain/job.js';
+import type { DryRunAnswer } from '../../../src/cli/render-fork.js';
+import { checkClones } from '../../hosts/clone-check.js';
+import { eventually } from '../../hosts/cluster.js';
+import { Guest } from '../../hosts/guest.js';
+import { ManyHosts } from '../../hosts/many-hosts.js';
+
+/** As many as two processors check in a test's time; 64 for runs by hand. */
+const CLONES = Number(process.env.VMIGRATE_TEST_CLONES ?? 8);
+const MEMORY_MIB = 96;
+const TOUCH_MIB = 48;
+const ENDED_MS = 90_000;
+const MBIT_PER_S = 200;
+const LOSS_PERCENT = 10;
+/** What headers and the few pages that are asked for may add to the image. */
+const MULTICAST_OVERHEAD = 1.15;
+const TREE_OVERHEAD = 1.1;
+const RELAY_DEGREE = 2;
+
+let hosts: ManyHosts;
+let parent: Guest;
+
+beforeAll(async () => {
+  hosts = await ManyHosts.create({
+    memoryBudget: '2G',
+    daemonConfig: { limits: { callMsMax: 10_000, undoCallMsMax: 5_000, recoveryMsMax: 30_000 } },
+  });
+  const shape = { memoryMiB: MEMORY_MIB, touchMiB: TOUCH_MIB, restPercent: 90 };
+  parent = await Guest.start(hosts.cluster, hosts.root, { name: 'web', ...shape });
+  for (const host of hosts.names) await hosts.setRate(host, MBIT_PER_S);
+});
+afterEach(async () => {
+  for (const host of hosts.names) {
+    await hosts.setLoss(host, 0);
+    if (!hosts.cluster.isDaemonRunning(host)) await hosts.restart(host);
+  }
+  await hosts.clear();
+});
+afterAll(() => hosts?.destroy());
+
+function job(id: string): Promise<ForkJobView> {
+  return hosts.cluster.api(hosts.root).get(`/v1/jobs/${id}`);
+}
+
+async function begin(...args: string[]): Promise<string> {
+  const started = await hosts.cluster.json<ForkJobView>(hosts.root, 'vfork', parent.name, ...args, '--detach');
+  return started.id;
+}
+
+async function reportOf(id: string): Promise<ForkReport> {
+  const { report, error, state } = await eventually(`job ${id} has ended`, ENDED_MS, async () => {
+    const view = await job(id);
+    return ['done', 'failed', 'lost'].includes(view.state) ? view : undefined;
+  });
+  expect({ state, error: error ?? null }).toEqual({ state: 'done', error: null });
+  if (report === null) throw new Error('no report');
+  return report;
+}
+
+/** Resolves when the host has a part of the image, and not all of it. */
+function filling(host: string, percent: number): Promise<true> {
+  return eventually(`${host} has some pages`, ENDED_MS, async () => {
+    const [image] = await hosts.images(host);
+    if (image === undefined || image.pagesTotal === 0) return undefined;
+    return image.pagesDone >= (image.pagesTotal * percent) / 100 ? true : undefined;
+  });
+}
+
+async function expectSound(clones: readonly CloneReport[]): Promise<void> {
+  const found = await checkClones(hosts.cluster, clones);
+  expect(found).toEqual({ badPages: 0, distinctCount: clones.length, shared: [] });
+  await parent.expectClean(hosts.root);
+}
+
+/** Bytes of the image that are not zero. */
+function imageBytes({ bytes }: ForkReport): number {
+  return bytes.copied;
+}
+
+describe('a multicast', () => {
+  test('brings the image to seven hosts that lose a tenth of it: they get the rest from each other', async () => {
+    for (const host of hosts.others) await hosts.setLoss(host, LOSS_PERCENT, 'multicast');
+    const id = await begin('--clones', `${CLONES}`, '--hosts', 'all', '--fanout', 'multicast');
+    const report = await reportOf(id);
+    const { bytes, fanout } = report;
+    expect(fanout?.kind).toBe('multicast');
+    for (const host of hosts.others) {
+      expect(await hosts.lostPackets(host)).toBeGreaterThan(0);
+      expect(fanout?.lossPerHost[host]).toBeGreaterThan(LOSS_PERCENT / 200);
+    }
+    expect(bytes.multicast).toBeGreaterThan(imageBytes(report) * 0.8);
+    expect(bytes.rootEgress).toBeLessThan(imageBytes(report) * MULTICAST_OVERHEAD + report.bytes.deviceState * 7);
+    expect(bytes.repair).toBeGreaterThan(0);
+    await expectSound(report.clones);
+    await hosts.clear();
+    await hosts.expectNothingLeft('web');
+  });
+
+  test('goes on when a host dies in the middle of it, and that host gets the rest afterwards', async () => {
+    const id = await begin('--clones', `${CLONES}`, '--hosts', 'all', '--fanout', 'multicast');
+    await filling('D', 30);
+    await hosts.kill('D');
+    await filling('E', 95);
+    await hosts.restart('D');
+    const report = await reportOf(id);
+    expect(report.failures).toEqual([]);
+    await expectSound(report.clones);
+  });
+
+  test('that gets to no host is refused if it was asked for; auto takes a tree', async () => {
+    for (const host of hosts.others) await hosts.setLoss(host, 100, 'multicast');
+    const args = ['--clones', '7', '--hosts', hosts.others.join(','), '--json', '--dry-run'];
+    const asked = await hosts.cluster.vfork(hosts.root, parent.name, ...args, '--fanout', 'multicast');
+    expect(asked.code).toBe(EXIT.refused);
+    expect(asked.stdout).toMatch(/B, C, D/);
+    const { plan } = await hosts.cluster.json<DryRunAnswer>(hosts.root, 'vfork', parent.name, ...args);
+    expect(plan?.fanout?.kind).toBe('tree');
+  });
+});
+
+describe('a tree of relays', () => {
+  test('brings the image to seven hosts, and goes on when a relay dies', async () => {
+    const id = await begin('--clones', `${CLONES}`, '--hosts', 'all', '--fanout', 'tree');
+    await filling('B', 30);
+    await hosts.kill('B');
+    await filling('D', 95);
+    await hosts.restart('B');
+    const report = await reportOf(id);
+    expect(report.failures).toEqual([]);
+    expect(report.bytes.relayed).toBeGreaterThan(0);
+    await expectSound(report.clones);
+  });
+
+  test('sends the image over the link of the root as often as it has relays there, not as often as there are hosts', async () => {
+    const report = await reportOf(
+      await begin('--clones', '7', '--hosts', hosts.others.join(','), '--fanout', 'tree'),
+    );
+    expect(report.fanout?.kind).toBe('tree');
+    const fromRoot = report.bytes.rootEgress - report.bytes.deviceState * 7;
+    expect(fromRoot).toBeLessThan(imageBytes(report) * RELAY_DEGREE * TREE_OVERHEAD);
+    expect(Object.keys(report.bytes.perLink).length).toBeGreaterThan(2);
+  });
+});
