@@ -57,6 +57,13 @@ export interface HeardProbe {
   readonly largestBytes: number;
 }
 
+/** The least round trip from one host to another, of some. */
+export interface RoundTrip {
+  readonly host: string;
+  /** In microseconds. Null: it does not answer. */
+  readonly us: number | null;
+}
+
 /** A group to which the root of an image sends its pages, and the secret of its datagrams. */
 export interface MulticastGroup {
   readonly provider: 'udp' | 'verbs';

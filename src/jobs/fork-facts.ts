@@ -1,6 +1,7 @@
 /** Asks the hosts of a fork for all facts that its pre-flight checks. */
 import { readFile } from 'node:fs/promises';
 import { MigrationError, toMigrationError } from '../domain/errors.js';
+import type { HeardProbe } from '../domain/fanout.js';
 import type { ForkRequest } from '../domain/fork.js';
 import type { ForkInventory } from '../domain/host.js';
 import type { RdmaPlace } from '../domain/transport.js';
@@ -10,6 +11,7 @@ import { IMAGE_TO_COME, originOf } from '../engine/fork/origin.js';
 import type { ForkQuestion } from '../engine/ports/fork.js';
 import { inParallel } from '../kit/parallel.js';
 import { readTopology } from '../planner/fanout/read-topology.js';
+import { topologyFromRoundTrips } from '../planner/fanout/round-trips.js';
 import type { Topology } from '../planner/fanout/topology.js';
 import type { HostsFacts } from '../planner/fork/hosts.js';
 import type { JoinFacts } from '../planner/fork/join-preflight.js';
@@ -60,13 +62,44 @@ export async function gatherForkFacts(
     if ('value' in outcome) return outcome.value;
     return { kind: 'unreachable', host: others[index] ?? '', error: toMigrationError(outcome.error) };
   });
-  return { inventory, hosts: { root, joins, topology, heard: await probing } };
+  const heard = (await probing) ?? null;
+  const measured = needsRoundTrips(request, topology, heard) ? await measure([host, ...others], agent, bounded) : null;
+  return { inventory, hosts: { root, joins, topology: topology ?? measured, heard } };
 }
 
 /** What the plan says of others anyhow (planner/fanout/choose.ts) needs no probe. */
 function mayMulticast({ fanout = 'auto', fetch, memory }: ForkRequest, others: readonly string[]): boolean {
   const isWanted = fanout === 'multicast' || fanout === 'auto';
   return isWanted && others.length > 1 && fetch !== 'demand' && memory !== 'private';
+}
+
+/** Between few hosts it makes no difference who relays to whom. */
+const RELAYED_HOSTS_MIN = 4;
+
+function needsRoundTrips(
+  { fanout = 'auto', hosts = [], fetch }: ForkRequest,
+  topology: Topology | null,
+  heard: readonly HeardProbe[] | null,
+): boolean {
+  if (topology !== null || fetch === 'demand' || hosts.length < RELAYED_HOSTS_MIN) return false;
+  return fanout === 'tree' || (fanout === 'auto' && (heard?.some(({ largestBytes }) => largestBytes === 0) ?? true));
+}
+
+/** A host that cannot be asked is in a rack of its own. */
+async function measure(
+  hosts: readonly string[],
+  agent: FactSources['agent'],
+  bounded: Bounded,
+): Promise<Topology> {
+  const outcomes = await inParallel(hosts, HOSTS_AT_ONCE, (host) => {
+    const others = hosts.filter((other) => other !== host);
+    return bounded(agent(host).fanout.roundTrips(others), `measuring round trips of ${host}`);
+  });
+  const us = outcomes.map((outcome) => {
+    const found = new Map('value' in outcome ? outcome.value.map((trip) => [trip.host, trip.us]) : []);
+    return hosts.map((host) => found.get(host) ?? null);
+  });
+  return topologyFromRoundTrips({ hosts, us });
 }
 
 async function topologyOf(

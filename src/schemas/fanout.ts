@@ -7,6 +7,7 @@ import type {
   HostFanout,
   MulticastGroup,
   NearLevels,
+  RoundTrip,
   TopologyFile,
 } from '../domain/fanout.js';
 import { FANOUT_CHOICES, FANOUTS } from '../domain/fanout.js';
@@ -54,6 +55,10 @@ export const multicastGroup: z.ZodType<MulticastGroup> = z.strictObject({
   session: hexOf(8),
   mtuBytes: datagramBytes,
 });
+
+export const roundTrips: z.ZodType<readonly RoundTrip[]> = z
+  .array(z.strictObject({ host: hostName, us: z.number().min(0).nullable() }))
+  .max(HOSTS_MAX);
 
 export const heardProbes: z.ZodType<readonly HeardProbe[]> = z
   .array(z.strictObject({ host: hostName, largestBytes: datagramBytes }))

@@ -2,7 +2,7 @@
  * The calls by which an image gets to many hosts. The rules are in host.ts. What a host that joins a fork must have in
  * any case, it has by the calls of fork.ts: those here make it faster, and a host whose calls fail reads from the root.
  */
-import type { HeardProbe, MulticastGroup } from '../../domain/fanout.js';
+import type { HeardProbe, MulticastGroup, RoundTrip } from '../../domain/fanout.js';
 import type { Transport } from '../../domain/transport.js';
 import type { ImageHolder } from './fork.js';
 
@@ -41,6 +41,10 @@ export interface FanoutPort {
   multicastSent(image: string): Promise<MulticastSent>;
   /** Tries whether datagrams of this host to a group get to these hosts. Bounded in time, and rejects for no host. */
   probeMulticast(hosts: readonly string[]): Promise<readonly HeardProbe[]>;
+  /** Measures how far these hosts are from this one. Bounded in time, and rejects for no host. */
+  roundTrips(hosts: readonly string[]): Promise<readonly RoundTrip[]>;
+  /** Answers, and nothing else: for `roundTrips`. */
+  echo(): Promise<void>;
   /** Waits for the datagrams of a probe. Resolves at the first ones, or after a bounded time. */
   hearMulticast(group: MulticastGroup): Promise<{ readonly largestBytes: number }>;
 }

@@ -1,10 +1,12 @@
 /** Implements FanoutPort on this host. */
 import { MigrationError, toMigrationError } from '../../../domain/errors.js';
-import type { HeardProbe, MulticastGroup } from '../../../domain/fanout.js';
+import type { HeardProbe, MulticastGroup, RoundTrip } from '../../../domain/fanout.js';
 import type { Transport } from '../../../domain/transport.js';
 import type { FanoutPort, MulticastOffer, MulticastSent } from '../../../engine/ports/fanout.js';
 import type { ImageHolder } from '../../../engine/ports/fork.js';
 import type { ImageContext } from '../../image/context.js';
+import { inTime } from '../../../kit/in-time.js';
+import { inParallel } from '../../../kit/parallel.js';
 import { checkImageId } from '../../image/record.js';
 import type { ImagePages } from './image-server.js';
 import type { ImageServers } from './image-servers.js';
@@ -15,6 +17,13 @@ const PROBE_MS = 500;
 /** How long a host listens for them. */
 const HEAR_MS = 200;
 
+/** The first opens the connection. */
+const ECHOES = 4;
+const ECHO_MS_MAX = 1_000;
+const HOSTS_AT_ONCE = 8;
+/** Cables are seldom moved. */
+const ROUND_TRIP_KEPT_MS = 600_000;
+
 export interface FanoutAgentOptions {
   readonly servers: ImageServers;
   /** Where the pages of an image are that this host has, or is about to have. Throws if there are none to be read. */
@@ -24,6 +33,7 @@ export interface FanoutAgentOptions {
 export class FanoutAgent implements FanoutPort {
   readonly #context: ImageContext;
   readonly #options: FanoutAgentOptions;
+  readonly #roundTrips = new Map<string, { readonly us: number; readonly atMs: number }>();
 
   constructor(context: ImageContext, options: FanoutAgentOptions) {
     this.#context = context;
@@ -70,6 +80,30 @@ export class FanoutAgent implements FanoutPort {
     await sending;
     return heard;
   }
+
+  async roundTrips(hosts: readonly string[]): Promise<readonly RoundTrip[]> {
+    const outcomes = await inParallel(hosts, HOSTS_AT_ONCE, (host) => this.#roundTrip(host));
+    return outcomes.map((outcome, index) => ({
+      host: hosts[index] ?? '',
+      us: 'value' in outcome ? outcome.value : null,
+    }));
+  }
+
+  async #roundTrip(host: string): Promise<number> {
+    const known = this.#roundTrips.get(host);
+    if (known !== undefined && performance.now() - known.atMs < ROUND_TRIP_KEPT_MS) return known.us;
+    const { fanout } = this.#context.peers.agent(host);
+    let us = Number.POSITIVE_INFINITY;
+    for (let n = 0; n < ECHOES; n++) {
+      const beganAtMs = performance.now();
+      await inTime(host, ECHO_MS_MAX, fanout.echo());
+      us = Math.min(us, Math.round((performance.now() - beganAtMs) * 1_000));
+    }
+    this.#roundTrips.set(host, { us, atMs: performance.now() });
+    return us;
+  }
+
+  async echo(): Promise<void> {}
 
   async hearMulticast(group: MulticastGroup): Promise<{ readonly largestBytes: number }> {
     const { native, host } = this.#context;
