@@ -49,7 +49,10 @@ export type ForkRefusalCode =
   | 'DISK_IN_USE'
   | 'DISK_CHAIN_LONG';
 
-export type RefusalCode = MigrationRefusalCode | ForkRefusalCode;
+/** Codes that only the fan-out of a fork over hosts has. */
+export type FanoutRefusalCode = 'FANOUT_UNAVAILABLE' | 'MULTICAST_NOT_ROUTED';
+
+export type RefusalCode = MigrationRefusalCode | ForkRefusalCode | FanoutRefusalCode;
 
 export interface Refusal {
   readonly code: RefusalCode;

@@ -29,6 +29,7 @@ const TYPESCRIPT_LAYERS: Record<string, readonly string[]> = {
   'planner/migration': [...WORDS, 'planner'],
   // The choice of a transport is the same for the image of a fork.
   'planner/fork': [...WORDS, 'planner', 'planner/migration/transport'],
+  'planner/fanout': WORDS,
   'engine/ports': WORDS,
   engine: [...WORDS, PORTS],
   'engine/migration': [...WORDS, PORTS, 'engine', 'planner', 'planner/migration'],
