@@ -16,8 +16,8 @@ import { defaultMemoryDirectory, type MemoryDirectory } from '../agent/memory/de
 import { tieHugePages } from '../agent/memory/huge-pages.js';
 import { tieMemoryDirectory } from '../agent/memory/mark.js';
 import { resizeOwnTmpfs } from '../agent/memory/own-tmpfs.js';
-import type { MulticastConfig } from '../agent/vm/context.js';
 import { openConsole } from '../agent/vm/console.js';
+import type { MulticastConfig } from '../agent/vm/context.js';
 import { protectDaemon } from '../agent/vm/oom-score.js';
 import { raiseDaemonPriority } from '../agent/vm/priority.js';
 import { VmManager } from '../agent/vm/vms.js';

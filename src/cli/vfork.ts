@@ -3,6 +3,7 @@
 import { readFile } from 'node:fs/promises';
 import { Option } from 'commander';
 import { MigrationError, toMigrationError } from '../domain/errors.js';
+import { FANOUT_CHOICES, type FanoutChoice, type TopologyFile } from '../domain/fanout.js';
 import {
   CLONE_DISKS,
   CLONE_MEMORIES,
@@ -18,7 +19,6 @@ import {
   PLACEMENTS,
   type Placement,
 } from '../domain/fork.js';
-import { FANOUT_CHOICES, type FanoutChoice, type TopologyFile } from '../domain/fanout.js';
 import type { ForkJobView, JobView } from '../domain/job.js';
 import { SHARED_STORAGES, type SharedStorage } from '../domain/storage.js';
 import { TRANSPORTS, transportRow } from '../domain/transport.js';
@@ -102,7 +102,9 @@ function cloneCountOf({ clones }: Options, wishes: readonly HostWish[]): number 
 async function topologyOf({ topology }: Options): Promise<TopologyFile | null> {
   if (topology === undefined) return null;
   const text = await readFile(topology, 'utf8').catch((cause: unknown) => {
-    throw new MigrationError('USAGE', `cannot read the topology ${topology}: ${toMigrationError(cause).message}`, { cause });
+    throw new MigrationError('USAGE', `cannot read the topology ${topology}: ${toMigrationError(cause).message}`, {
+      cause,
+    });
   });
   return { name: topology, text };
 }

@@ -4,7 +4,7 @@ import { MigrationError, toMigrationError } from '../domain/errors.js';
 import type { HeardProbe } from '../domain/fanout.js';
 import type { ForkRequest } from '../domain/fork.js';
 import type { ForkInventory } from '../domain/host.js';
-import type { RdmaPlace } from '../domain/transport.js';
+import type { RdmaPlace, Transport } from '../domain/transport.js';
 import { transportRow } from '../domain/transport.js';
 import { withDeadline } from '../engine/deadline.js';
 import { IMAGE_TO_COME, originOf } from '../engine/fork/origin.js';
@@ -13,11 +13,14 @@ import { inParallel } from '../kit/parallel.js';
 import { readTopology } from '../planner/fanout/read-topology.js';
 import { topologyFromRoundTrips } from '../planner/fanout/round-trips.js';
 import type { Topology } from '../planner/fanout/topology.js';
+import { needsMulticastProbe } from '../planner/fork/fanout.js';
 import type { HostsFacts } from '../planner/fork/hosts.js';
 import type { JoinFacts } from '../planner/fork/join-preflight.js';
 import { ANSWER_MS, type FactSources } from './facts.js';
 import { compareStorage } from './storage-facts.js';
 
+/** What the hosts read by is planned later. This one says least about the network. */
+const TRANSPORT_MEANWHILE: Transport = 'tcp';
 /** How many hosts are asked at the same time. */
 const HOSTS_AT_ONCE = 64;
 
@@ -47,8 +50,8 @@ export async function gatherForkFacts(
   const isStorageAsked = request.vm !== null && spec.disks.length > 0 && request.sharedStorage !== 'assume';
   const others = request.hosts.filter((wish) => wish.host !== host).map((wish) => wish.host);
   const topology = await topologyOf(request, sources, [host, ...others]);
-  // A fork that names no hosts is not slower, and one that cannot be sent as a multicast does not wait for an answer.
-  const probing = mayMulticast(request, others)
+  const wouldRead = { root: host, hosts: others, transport: asked === 'auto' ? TRANSPORT_MEANWHILE : asked, inventory };
+  const probing = needsMulticastProbe(request, wouldRead)
     ? bounded(agent(host).fanout.probeMulticast(others), 'trying a multicast').catch(() => null)
     : null;
   const outcomes = await inParallel(others, HOSTS_AT_ONCE, (name) =>
@@ -67,12 +70,6 @@ export async function gatherForkFacts(
   return { inventory, hosts: { root, joins, topology: topology ?? measured, heard } };
 }
 
-/** What the plan says of others anyhow (planner/fanout/choose.ts) needs no probe. */
-function mayMulticast({ fanout = 'auto', fetch, memory }: ForkRequest, others: readonly string[]): boolean {
-  const isWanted = fanout === 'multicast' || fanout === 'auto';
-  return isWanted && others.length > 1 && fetch !== 'demand' && memory !== 'private';
-}
-
 /** Between few hosts it makes no difference who relays to whom. */
 const RELAYED_HOSTS_MIN = 4;
 
@@ -86,11 +83,7 @@ function needsRoundTrips(
 }
 
 /** A host that cannot be asked is in a rack of its own. */
-async function measure(
-  hosts: readonly string[],
-  agent: FactSources['agent'],
-  bounded: Bounded,
-): Promise<Topology> {
+async function measure(hosts: readonly string[], agent: FactSources['agent'], bounded: Bounded): Promise<Topology> {
   const outcomes = await inParallel(hosts, HOSTS_AT_ONCE, (host) => {
     const others = hosts.filter((other) => other !== host);
     return bounded(agent(host).fanout.roundTrips(others), `measuring round trips of ${host}`);

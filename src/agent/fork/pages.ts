@@ -2,8 +2,9 @@
  * What brings the pages of a fork: the capture of a parent that continues to run, or another host's image that is read;
  * and the copies of private clones. A fork whose pages are all there has none of them.
  */
-import type { HostFanout } from '../../domain/fanout.js';
+
 import { type ErrorJson, MigrationError, toMigrationError } from '../../domain/errors.js';
+import type { HostFanout } from '../../domain/fanout.js';
 import { type Transport, transportRow } from '../../domain/transport.js';
 import type { ForkProgress } from '../../engine/ports/fork.js';
 import type { ImageRecord } from '../image/record.js';

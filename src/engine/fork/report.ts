@@ -48,7 +48,9 @@ export function buildForkReport({ record, ports, findings, phases, marks }: Fork
       relayed: isMulticast ? 0 : nearBytes,
       perLink: sent,
     },
-    ...(fanout === undefined ? {} : { fanout: { kind: fanout.kind, reason: fanout.reason, lossPerHost: lossOf(joined) } }),
+    ...(fanout === undefined
+      ? {}
+      : { fanout: { kind: fanout.kind, reason: fanout.reason, lossPerHost: lossOf(joined) } }),
     faults: { parent: counter('parentFaultCount'), clones: counter('cloneFaultCount') + joinedFaultCount },
     phases: [...phases, ...findings.pauseParts.map(({ name, ms }) => ({ name: `forkPoint.${name}`, ms }))],
   };

@@ -9,6 +9,8 @@
  *
  * A fork and its image have the same id.
  */
+
+import type { HostFanout } from '../../domain/fanout.js';
 import type {
   CloneDisks,
   CloneFailure,
@@ -20,7 +22,6 @@ import type {
   ImageFetchMode,
   ParentMode,
 } from '../../domain/fork.js';
-import type { HostFanout } from '../../domain/fanout.js';
 import type { ForkInventory } from '../../domain/host.js';
 import type { Transport } from '../../domain/transport.js';
 import type { Accel, DiskFormat, VmSpec } from '../../domain/vm.js';

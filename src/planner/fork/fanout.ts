@@ -4,9 +4,9 @@ import type { ForkRequest } from '../../domain/fork.js';
 import type { ForkInventory } from '../../domain/host.js';
 import type { Refusal } from '../../domain/refusal.js';
 import type { Transport } from '../../domain/transport.js';
-import { chooseFanout, type MulticastProbe } from '../fanout/choose.js';
+import { chooseFanout, type FanoutFacts, type MulticastProbe, needsProbe } from '../fanout/choose.js';
 import { relayTree } from '../fanout/relay-tree.js';
-import { siblingLevels } from '../fanout/siblings.js';
+import { siblings } from '../fanout/siblings.js';
 import type { Topology } from '../fanout/topology.js';
 
 /** How many hosts read from one relay, or from the root, of a tree. */
@@ -30,8 +30,7 @@ type Planned =
   | { readonly plan: null; readonly refusals: readonly Refusal[] };
 
 export function planFanout(request: ForkRequest, question: FanoutQuestion): Planned {
-  const { root, hosts, transport, inventory, topology, heard } = question;
-  const { memory } = inventory.vm.spec;
+  const { root, hosts, topology, heard } = question;
   const wish = request.fanout ?? 'auto';
   if (request.memory === 'private') {
     // Their memory is filled from the image of their host before they load, and the image of the root is not complete then.
@@ -42,30 +41,48 @@ export function planFanout(request: ForkRequest, question: FanoutQuestion): Plan
       plan: null,
       refusals: [
         {
-          code: 'UNSUPPORTED',
+          code: 'FANOUT_UNAVAILABLE',
           reason: `clones with memory of their own read the image before they start, so --fanout ${wish} is not possible`,
           remedy: 'use --memory cow, or --fanout unicast',
         },
       ],
     };
   }
-  const decision = chooseFanout({
-    ...{ wish, root, joiningHosts: hosts, transport, probe: heard === null ? null : probeOf(hosts, heard) },
-    imageBytes: Math.max(inventory.image?.allocatedBytes ?? inventory.imageBytesNeeded, 1),
-    linkBytesPerS: null,
-    fetch: request.fetch ?? 'all',
-    pageBytes: memory.pageBytes,
-  });
+  const decision = chooseFanout(factsOf(request, question));
   if (decision.kind === null) return { plan: null, refusals: decision.refusals };
   const { kind, reason } = decision;
   if (kind === 'unicast') return planned(kind, reason, []);
   if (kind === 'tree') {
     const { chains } = relayTree({ topology, root, hosts, degree: RELAY_DEGREE });
-    return planned(kind, reason, nearOf(hosts, (host) => (chains.get(host) ?? []).map((relay) => [relay])));
+    return planned(
+      kind,
+      reason,
+      nearOf(hosts, (host) => (chains.get(host) ?? []).map((relay) => [relay])),
+    );
   }
-  const near = nearOf(hosts, (host) => siblingLevels({ topology, host, hosts }));
+  const near = nearOf(hosts, siblings({ topology, hosts }));
   const largest = heard === null ? 0 : probeOf(hosts, heard).largestBytes;
   return planned(kind, reason, near, largest);
+}
+
+/** Whether the plan depends on which hosts a multicast gets to. */
+export function needsMulticastProbe(
+  request: ForkRequest,
+  question: Omit<FanoutQuestion, 'topology' | 'heard'>,
+): boolean {
+  return request.memory !== 'private' && needsProbe(factsOf(request, { ...question, heard: null }));
+}
+
+function factsOf(request: ForkRequest, question: Omit<FanoutQuestion, 'topology'>): FanoutFacts {
+  const { root, hosts, transport, inventory, heard } = question;
+  return {
+    ...{ wish: request.fanout ?? 'auto', root, joiningHosts: hosts, transport },
+    probe: heard === null ? null : probeOf(hosts, heard),
+    imageBytes: Math.max(inventory.image?.allocatedBytes ?? inventory.imageBytesNeeded, 1),
+    linkBytesPerS: null,
+    fetch: request.fetch ?? 'all',
+    pageBytes: inventory.vm.spec.memory.pageBytes,
+  };
 }
 
 function planned(kind: FanoutPlan['kind'], reason: string, near: readonly NearHosts[], datagramBytesMax?: number) {

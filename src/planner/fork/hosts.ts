@@ -100,7 +100,11 @@ export function planHosts(
 }
 
 /** What the host has said of its room, or null if it takes no part. `inventory` is the root's. */
-function forkOf(host: string, inventory: ForkInventory, { root, joins }: Pick<HostsFacts, 'root' | 'joins'>): ForkInventory | null {
+function forkOf(
+  host: string,
+  inventory: ForkInventory,
+  { root, joins }: Pick<HostsFacts, 'root' | 'joins'>,
+): ForkInventory | null {
   if (host === root.host) return inventory;
   const join = joins.find((candidate) => candidate.host === host);
   return join?.kind === 'reachable' ? join.fork : null;

@@ -4,9 +4,9 @@
  */
 import { afterAll, afterEach, beforeAll, describe, expect, test } from 'vitest';
 import { EXIT } from '../../../src/cli/exit-codes.js';
+import type { DryRunAnswer } from '../../../src/cli/render-fork.js';
 import type { CloneReport, ForkReport } from '../../../src/domain/fork.js';
 import type { ForkJobView } from '../../../src/domain/job.js';
-import type { DryRunAnswer } from '../../../src/cli/render-fork.js';
 import { checkClones } from '../../hosts/clone-check.js';
 import { eventually } from '../../hosts/cluster.js';
 import { Guest } from '../../hosts/guest.js';
@@ -139,9 +139,7 @@ describe('a tree of relays', () => {
   });
 
   test('sends the image over the link of the root as often as it has relays there, not as often as there are hosts', async () => {
-    const report = await reportOf(
-      await begin('--clones', '7', '--hosts', hosts.others.join(','), '--fanout', 'tree'),
-    );
+    const report = await reportOf(await begin('--clones', '7', '--hosts', hosts.others.join(','), '--fanout', 'tree'));
     expect(report.fanout?.kind).toBe('tree');
     const fromRoot = report.bytes.rootEgress - report.bytes.deviceState * 7;
     expect(fromRoot).toBeLessThan(imageBytes(report) * RELAY_DEGREE * TREE_OVERHEAD);

@@ -4,9 +4,9 @@ import type { HeardProbe, MulticastGroup, RoundTrip } from '../../../domain/fano
 import type { Transport } from '../../../domain/transport.js';
 import type { FanoutPort, MulticastOffer, MulticastSent } from '../../../engine/ports/fanout.js';
 import type { ImageHolder } from '../../../engine/ports/fork.js';
-import type { ImageContext } from '../../image/context.js';
 import { inTime } from '../../../kit/in-time.js';
 import { inParallel } from '../../../kit/parallel.js';
+import type { ImageContext } from '../../image/context.js';
 import { checkImageId } from '../../image/record.js';
 import type { ImagePages } from './image-server.js';
 import type { ImageServers } from './image-servers.js';
@@ -14,7 +14,7 @@ import { interfaceOf, newGroup } from './multicast-server.js';
 
 /** How long the root sends the datagrams of a probe. It ends sooner if all hosts have answered. */
 const PROBE_MS = 500;
-/** How long a host listens for them. */
+/** How long a host listens for them. It bounds what a fork waits for a group that does not get there. */
 const HEAR_MS = 200;
 
 /** The first opens the connection. */

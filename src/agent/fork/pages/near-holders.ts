@@ -67,7 +67,14 @@ export class NearHolders {
 
   /** Bytes of pages by host. */
   get bytes(): Readonly<Record<string, number>> {
-    const now = new Map(this.#isClosed ? [] : this.#options.reader().nears().map(({ id, bytes }) => [id, Number(bytes)]));
+    const now = new Map(
+      this.#isClosed
+        ? []
+        : this.#options
+            .reader()
+            .nears()
+            .map(({ id, bytes }) => [id, Number(bytes)]),
+    );
     const entries = this.#hosts.map(({ host, id, bytesBefore }) => [host, bytesBefore + (now.get(id) ?? 0)] as const);
     return Object.fromEntries(entries.filter(([, bytes]) => bytes > 0));
   }
@@ -113,7 +120,12 @@ export class NearHolders {
   }
 
   #isLost({ id }: NearHost): boolean {
-    return this.#options.reader().nears().find((near) => near.id === id)?.isConnected !== true;
+    return (
+      this.#options
+        .reader()
+        .nears()
+        .find((near) => near.id === id)?.isConnected !== true
+    );
   }
 
   #drop(near: NearHost): void {

@@ -58,7 +58,13 @@ function scene(levels: readonly (readonly string[])[], strangers: readonly strin
 }
 
 test('it connects to all levels, and leaves out itself and hosts that are no peers', async () => {
-  const { holders, asked, of } = scene([['B', 'A'], ['C', 'X']], ['X']);
+  const { holders, asked, of } = scene(
+    [
+      ['B', 'A'],
+      ['C', 'X'],
+    ],
+    ['X'],
+  );
   await holders.start();
   await vi.waitFor(() => expect(asked).toHaveLength(2));
   expect(asked.sort()).toEqual(['B A tcp', 'C A tcp']);
