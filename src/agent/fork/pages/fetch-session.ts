@@ -200,17 +200,19 @@ export class FetchSession {
     this.serve();
     if (this.#isFeeding) return;
     this.#isFeeding = true;
-    void this.#openFeeds().then(() => {
-      this.#isSweepWanted = true;
-      if (this.#isOpen) this.#startIfPossible();
-    });
+    const { fanout } = this.#options;
+    if (fanout === null) return this.#sweepRoot();
+    void this.#openFeeds(fanout).then(() => this.#sweepRoot());
+  }
+
+  #sweepRoot(): void {
+    this.#isSweepWanted = true;
+    if (this.#isOpen) this.#startIfPossible();
   }
 
   /** Opens what brings pages sooner than the root. The native session reads from the root what they do not bring. */
-  async #openFeeds(): Promise<void> {
-    const { fanout } = this.#options;
-    if (fanout === null) return;
-    if (fanout.kind === 'multicast') await this.#joinMulticast(fanout.datagramBytesMax ?? 0);
+  async #openFeeds({ kind, datagramBytesMax = 0 }: HostFanout): Promise<void> {
+    if (kind === 'multicast') await this.#joinMulticast(datagramBytesMax);
     if (this.#isOpen) await this.#near.start();
   }
 

@@ -67,6 +67,7 @@ export class NearHolders {
 
   /** Bytes of pages by host. */
   get bytes(): Readonly<Record<string, number>> {
+    if (!this.#isStarted) return {};
     const now = new Map(
       this.#isClosed
         ? []
