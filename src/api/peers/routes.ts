@@ -29,7 +29,9 @@ export const STATE_ROUTES: ReadonlySet<string> = new Set([STATE_ROUTE, FORK_STAT
 export const DEVICE_STATE_BYTES_MAX = 256 * 2 ** 20;
 
 /** Calls whose second argument is the host that reads an image. A host speaks for itself only. */
-const OF_READER: ReadonlySet<string> = new Set(['serveImage', 'imageDigests', 'endImage']);
+const OF_READER: ReadonlySet<string> = new Set([
+  ...['serveImage', 'serveHeld', 'joinMulticast', 'imageDigests', 'endImage'],
+]);
 
 function refuseOtherReader(reader: unknown, socket: Socket, { tls }: ApiServices): void {
   const caller = socket instanceof TLSSocket ? (tls?.peerOf(socket)?.name ?? null) : null;

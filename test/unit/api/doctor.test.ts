@@ -46,6 +46,27 @@ test('each narrow limit is a warning with the place where it is raised', async (
     expect(remedies[index]?.remedy).toMatch(place);
 });
 
+test('a multicast that gets to some peers only is a warning with their names', async () => {
+  const said = async (names: readonly string[], heard: unknown) => {
+    const services = fakeServices();
+    services.answers.set('inventory', () => goodFacts().sourceHost);
+    services.answers.set('probeMulticast', () => heard);
+    const peers = { ...services.peers, names, check: async () => ({ roundTripMs: 1 }), url: () => 'https://b' };
+    return (await doctor({ ...services, peers } as never)).find(({ name }) => name === 'multicast');
+  };
+  expect(await said(['B'], [])).toMatchObject({ status: 'ok', text: expect.stringContaining('not used') });
+  const some = [
+    { host: 'B', largestBytes: 1500 },
+    { host: 'C', largestBytes: 0 },
+  ];
+  expect(await said(['B', 'C'], some)).toMatchObject({ status: 'warn', text: expect.stringMatching(/ C:/) });
+  const all = [
+    { host: 'B', largestBytes: 9000 },
+    { host: 'C', largestBytes: 1500 },
+  ];
+  expect((await said(['B', 'C'], all))?.text).toContain('datagrams of 1500 bytes');
+});
+
 test('a host of an earlier build, or without limits, gets no wrong line', async () => {
   expect(Object.keys(await checks({}))).not.toContain('open files');
   const none = { openFiles: null, openFilesOfHost: null, tasks: null, mappings: null, fileWatchesMax: null };

@@ -104,8 +104,9 @@ describe('calls', () => {
   });
 
   test('of a host that reads an image as another one are refused', async () => {
-    const { forks } = remote('B', { A: url() }).agent('A');
+    const { forks, fanout } = remote('B', { A: url() }).agent('A');
     const calls = [
+      ...[fanout.serveHeld(IMAGE, 'C', 'tcp'), fanout.joinMulticast(IMAGE, 'C', 0)],
       forks.serveImage(IMAGE, 'C', 'tcp'),
       forks.imageDigests(IMAGE, 'C', 0, 0),
       forks.endImage(IMAGE, 'A'),
@@ -152,8 +153,6 @@ describe('calls', () => {
   test.each(['../../etc', 'A'.repeat(16), ''])('of a fork called "%s" are refused', async (fork) => {
     const { forks } = remote('B', { A: url() }).agent('A');
     await expect(forks.discardFork(fork)).rejects.toMatchObject({ code: 'USAGE' });
-    const { fanout: _, topology: _t, ...request } = forkRequest;
-    await expect(forks.prepareClones({ ...request, fork, job: 'job-1' })).rejects.toMatchObject({ code: 'USAGE' });
     expect(services.calls).toEqual([]);
   });
 

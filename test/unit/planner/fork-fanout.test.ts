@@ -2,7 +2,12 @@ import { expect, test } from 'vitest';
 import type { HeardProbe } from '../../../src/domain/fanout.js';
 import type { ForkRequest } from '../../../src/domain/fork.js';
 import { readTopology } from '../../../src/planner/fanout/read-topology.js';
-import { type FanoutQuestion, needsMulticastProbe, planFanout, RELAY_DEGREE } from '../../../src/planner/fork/fanout.js';
+import {
+  type FanoutQuestion,
+  needsMulticastProbe,
+  planFanout,
+  RELAY_DEGREE,
+} from '../../../src/planner/fork/fanout.js';
 import { forkInventory, forkRequest } from './fork-facts.js';
 
 const HOSTS = Array.from({ length: 8 }, (_, index) => `h${index}`);
@@ -21,7 +26,10 @@ test('auto sends a large image to many hosts as a multicast, if it gets to all, 
   const multicast = plan({}, { heard: heardBy([]) }).plan;
   expect(multicast).toMatchObject({ kind: 'multicast', datagramBytesMax: 1500 });
   expect(multicast?.near.map(({ host }) => host)).toEqual(HOSTS);
-  expect(plan({}, { heard: heardBy(['h3']) }).plan).toMatchObject({ kind: 'tree', reason: expect.stringContaining('h3') });
+  expect(plan({}, { heard: heardBy(['h3']) }).plan).toMatchObject({
+    kind: 'tree',
+    reason: expect.stringContaining('h3'),
+  });
   expect(plan({}).plan?.kind).toBe('tree');
 });
 
@@ -43,11 +51,14 @@ test('a multicast that was asked for, and does not get to a host, is refused wit
   ]);
 });
 
-test.each(['multicast', 'tree'] as const)('%s is refused for clones that read the image before they start', (fanout) => {
-  const refused = plan({ fanout, memory: 'private' }, { heard: heardBy([]) });
-  expect(refused.refusals).toMatchObject([{ code: 'FANOUT_UNAVAILABLE' }]);
-  expect(plan({ memory: 'private' }, { heard: heardBy([]) }).plan?.kind).toBe('unicast');
-});
+test.each(['multicast', 'tree'] as const)(
+  '%s is refused for clones that read the image before they start',
+  (fanout) => {
+    const refused = plan({ fanout, memory: 'private' }, { heard: heardBy([]) });
+    expect(refused.refusals).toMatchObject([{ code: 'FANOUT_UNAVAILABLE' }]);
+    expect(plan({ memory: 'private' }, { heard: heardBy([]) }).plan?.kind).toBe('unicast');
+  },
+);
 
 test('in a tree a rack gets the image once, and a host has its relays in order', async () => {
   const text = 'SwitchName=s1 Nodes=A,h[0-3]\nSwitchName=s2 Nodes=h[4-7]\nSwitchName=top Switches=s[1-2]\n';
