@@ -8,6 +8,8 @@ import { CopiedRestores, type CopiedRun } from './lib/copied-restore.js';
 import { type FanoutResult, forkRow, lazyOf, restoreRow, rowText } from './lib/fanout-rows.js';
 import { FanoutSide, type FanoutTrial, type LazyTrial } from './lib/fanout-side.js';
 import { describeMachine } from './lib/machine.js';
+import { noTrials, type SpreadTrials, spreadRatios, spreadRow, spreadText } from './lib/spread-rows.js';
+import { SPREAD_KINDS, SpreadSide } from './lib/spread-side.js';
 import { round } from './lib/stats.js';
 
 const GUEST = { memoryMiB: 256, touchMiB: 96, writePercent: 20 };
@@ -22,6 +24,7 @@ interface Trials {
   readonly allHostsMost: FanoutTrial[];
   readonly restored: CopiedRun[];
   readonly lazy: LazyTrial[];
+  readonly spread: SpreadTrials;
 }
 
 export async function benchFanout(options: { isQuick: boolean; log: (line: string) => void }): Promise<FanoutResult> {
@@ -32,7 +35,15 @@ export async function benchFanout(options: { isQuick: boolean; log: (line: strin
   const hosts = await ManyHosts.create({ count: HOSTS, memoryBudget: MEMORY_BUDGET });
   const restores = new CopiedRestores(hosts.cluster, hosts.names, GUEST);
   const trials: Trials = {
-    ...{ oneHostOne: [], allHostsOneEach: [], oneHostMost: [], allHostsMost: [], restored: [], lazy: [] },
+    ...{
+      oneHostOne: [],
+      allHostsOneEach: [],
+      oneHostMost: [],
+      allHostsMost: [],
+      restored: [],
+      lazy: [],
+      spread: noTrials(),
+    },
   };
   try {
     const side = await FanoutSide.start(hosts, GUEST);
@@ -55,10 +66,30 @@ export async function benchFanout(options: { isQuick: boolean; log: (line: strin
       trials.lazy.push(lazy);
       options.log(`round ${n}/${rounds} lazy: ${JSON.stringify(lazy)}`);
     }
-    return resultOf(trials, { machine, rounds, badPagesOfParent: await side.badPagesOfParent() });
+    const badPagesOfParent = await side.badPagesOfParent();
+    await restores.stop();
+    await hosts.destroy();
+    await spreadImages(trials.spread, rounds, options.log);
+    return resultOf(trials, { machine, rounds, badPagesOfParent });
   } finally {
     await restores.stop();
     await hosts.destroy();
+  }
+}
+
+/** Hosts of their own, in racks, with slow links. The rows are interleaved. */
+async function spreadImages(trials: SpreadTrials, rounds: number, log: (line: string) => void): Promise<void> {
+  const side = await SpreadSide.start();
+  try {
+    for (let n = 1; n <= rounds; n++) {
+      for (const kind of SPREAD_KINDS) {
+        const trial = await side.run(kind);
+        trials[kind.name].push(trial);
+        log(`round ${n}/${rounds} ${spreadText(spreadRow(kind, [trial]))}`);
+      }
+    }
+  } finally {
+    await side.stop();
   }
 }
 
@@ -77,12 +108,14 @@ function resultOf(trials: Trials, run: Pick<FanoutResult, 'machine' | 'rounds' |
     scale: { memoryMiB: GUEST.memoryMiB, touchMiB: GUEST.touchMiB, clones: MOST, hosts: HOSTS },
     rows: [one, oneEach, most, mostOnAll, restored],
     lazy,
+    spread: SPREAD_KINDS.map((kind) => spreadRow(kind, trials.spread[kind.name])),
     ratios: {
       firstClone8Over1: over('lastFromStopMs', oneEach, one),
       lastOf64OverOneHost: over('lastFromStopMs', mostOnAll, most),
       timeOverScpRestore: over('lastFromRequestMs', mostOnAll, restored),
       timeFromStopOverScpRestore: over('lastFromStopMs', mostOnAll, restored),
       lazyMemoryOverTouched,
+      ...spreadRatios(trials.spread),
     },
     figures: {
       firstCloneMs: round(oneEach.spread.lastFromStopMs.median, 0),

@@ -3,6 +3,7 @@ import type { PhaseTime } from '../../src/domain/progress.js';
 import type { CopiedRun } from './copied-restore.js';
 import type { FanoutTrial, LazyTrial } from './fanout-side.js';
 import { describeRun, type Machine } from './machine.js';
+import { printSpread, type SpreadRow } from './spread-rows.js';
 import { median, round, type Sampled, sampled } from './stats.js';
 
 export interface FanoutRow {
@@ -31,6 +32,7 @@ export interface FanoutResult {
   readonly scale: { readonly memoryMiB: number; readonly touchMiB: number; readonly clones: number; hosts: number };
   readonly rows: readonly FanoutRow[];
   readonly lazy: { readonly imageMiB: Sampled; readonly touchedMiB: Sampled; readonly wholeMiB: Sampled };
+  readonly spread: readonly SpreadRow[];
   readonly badPagesOfParent: number;
   readonly ratios: Readonly<Record<string, number>>;
   readonly figures: Readonly<Record<string, number>>;
@@ -118,7 +120,7 @@ export function rowText({ name, clones, hosts, spread, badPages }: FanoutRow): s
 }
 
 export function printFanout(result: FanoutResult): string {
-  const { machine, rounds, scale, rows, lazy, badPagesOfParent, ratios, figures } = result;
+  const { machine, rounds, scale, rows, lazy, spread, badPagesOfParent, ratios, figures } = result;
   const steps = rows.map(({ name, clones, phases }) => {
     const times = phases.map((phase) => `${phase.name} ${phase.ms}`);
     return `${name}, ${clones} clones: ${times.join(', ')}`;
@@ -137,6 +139,8 @@ export function printFanout(result: FanoutResult): string {
     '',
     'steps in ms (medians):',
     ...steps.map((line) => `- ${line}`),
+    '',
+    ...printSpread(spread),
     '',
     '| ratio or figure | value |',
     '| --- | --- |',

@@ -45,7 +45,10 @@ export class FanoutSide {
 
   /** Forks the guest, checks the clones, and removes them. `checked` is how many of each host's clones are checked. */
   async fork(cloneCount: number, where: 'root' | 'all', checked: number): Promise<FanoutTrial> {
-    const report = await this.#fork(cloneCount, ...(where === 'all' ? ['--hosts', 'all', '--tcp'] : []));
+    const report = await this.#fork(
+      cloneCount,
+      ...(where === 'all' ? ['--hosts', 'all', '--tcp', '--fanout', 'unicast'] : []),
+    );
     const lastFromStopMs = lastAfterStop(report);
     const seen: Record<string, number> = {};
     const isChecked = ({ host }: CloneReport) => {

@@ -32,6 +32,7 @@ export type Program = 'vmctl' | 'vmigrate' | 'vfork';
 export interface ClusterOptions {
   readonly hosts?: readonly string[];
   readonly hasGuestNetwork?: boolean;
+  readonly rackCount?: number;
   readonly isVerbose?: boolean;
   /** Configuration of the daemons beyond their flags. */
   readonly daemonConfig?: Readonly<Record<string, unknown>>;
@@ -60,6 +61,7 @@ export class Cluster<Network extends HostNetwork = Namespaces> {
       id,
       hosts: options.hosts ?? ['A', 'B'],
       hasGuestNetwork: options.hasGuestNetwork ?? false,
+      ...(options.rackCount === undefined ? {} : { rackCount: options.rackCount }),
       ...(options.daemonConfig === undefined ? {} : { daemonConfig: options.daemonConfig }),
       ...(options.hostConfigs === undefined ? {} : { hostConfigs: options.hostConfigs }),
     });

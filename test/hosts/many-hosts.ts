@@ -12,13 +12,16 @@ import { Cluster, eventually } from './cluster.js';
 import { Parking } from './parking.js';
 import { inTurns } from './turns.js';
 
-const NAMES = ['A', 'B', 'C', 'D', 'E', 'F', 'G', 'H'];
+const NAMES = ['A', 'B', 'C', 'D', 'E', 'F', 'G', 'H', 'I'];
+const USUAL_COUNT = 8;
 const CALLS_AT_ONCE = 4;
 const GONE_MS = 60_000;
 const STATE_FOLDERS = ['vms', 'images', 'forks'];
 
 export interface ManyHostsOptions {
   readonly count?: number;
+  /** So many switches share the hosts. Absent: one. */
+  readonly rackCount?: number;
   /** `memory.budget` of each daemon, for example 2G. */
   readonly memoryBudget: string;
   readonly daemonConfig?: Readonly<Record<string, unknown>>;
@@ -49,9 +52,17 @@ export class ManyHosts {
   }
 
   static async create(options: ManyHostsOptions): Promise<ManyHosts> {
-    const { count = NAMES.length, memoryBudget, daemonConfig = {}, hostConfigs = {}, parkingPoints = [] } = options;
+    const {
+      count = USUAL_COUNT,
+      rackCount,
+      memoryBudget,
+      daemonConfig = {},
+      hostConfigs = {},
+      parkingPoints = [],
+    } = options;
     const cluster = await Cluster.create({
       hosts: NAMES.slice(0, count),
+      ...(rackCount === undefined ? {} : { rackCount }),
       daemonConfig: { memory: { budget: memoryBudget }, ...daemonConfig },
       hostConfigs,
     });

@@ -23,6 +23,8 @@ export interface NamespaceOptions {
   readonly id: string;
   readonly hosts: readonly string[];
   readonly hasGuestNetwork: boolean;
+  /** So many switches share the hosts, in order, and are connected by a switch above. Absent: one switch for all. */
+  readonly rackCount?: number;
   readonly daemonConfig?: Readonly<Record<string, unknown>>;
   readonly hostConfigs?: Readonly<Record<string, Readonly<Record<string, unknown>>>>;
 }
@@ -91,9 +93,11 @@ export class Namespaces implements HostNetwork<NamespaceHost> {
       await ip('-n', sw, 'link', 'add', bridge, 'type', 'bridge');
       await ip('-n', sw, 'link', 'set', bridge, 'up');
     }
+    const { rackCount = 0 } = this.options;
+    for (let rack = 1; rack <= rackCount; rack++) await this.addRack(rack);
     for (const [index, host] of this.hosts.entries()) {
       await this.add(host.namespace);
-      await this.link(host.namespace, 'eth0', `m${index + 1}`, 'br0');
+      await this.link(host.namespace, 'eth0', `m${index + 1}`, this.bridgeOf(index));
       await ip('-n', host.namespace, 'addr', 'add', `${host.address}/24`, 'dev', 'eth0');
       if (!this.options.hasGuestNetwork) continue;
       await ip('-n', host.namespace, 'link', 'add', 'br-guest', 'type', 'bridge');
@@ -106,6 +110,51 @@ export class Namespaces implements HostNetwork<NamespaceHost> {
       await this.link(this.clientNamespace, 'eth0', 'c1', 'br1');
       await ip('-n', this.clientNamespace, 'addr', 'add', `${this.guestSubnet}.250/24`, 'dev', 'eth0');
     }
+  }
+
+  /** The racks in order, each with its hosts. */
+  get racks(): readonly (readonly NamespaceHost[])[] {
+    const { rackCount = 1 } = this.options;
+    const inRack = Math.ceil(this.hosts.length / rackCount);
+    return Array.from({ length: rackCount }, (_, rack) => this.hosts.slice(rack * inRack, (rack + 1) * inRack));
+  }
+
+  private bridgeOf(index: number): string {
+    if (this.options.rackCount === undefined) return 'br0';
+    return `rack${this.racks.findIndex((rack) => rack.some(({ name }) => name === this.hosts[index]?.name)) + 1}`;
+  }
+
+  /** A bridge below br0. `down` is the end of its uplink on br0, `up` the one on its own side. */
+  private async addRack(rack: number): Promise<void> {
+    const sw = this.switchNamespace;
+    await ip('-n', sw, 'link', 'add', `rack${rack}`, 'type', 'bridge');
+    await ip('-n', sw, 'link', 'add', `down${rack}`, 'type', 'veth', 'peer', 'name', `up${rack}`);
+    for (const [port, bridge] of [
+      [`down${rack}`, 'br0'],
+      [`up${rack}`, `rack${rack}`],
+    ] as const) {
+      await ip('-n', sw, 'link', 'set', port, 'master', bridge);
+      await ip('-n', sw, 'link', 'set', port, 'up');
+    }
+    await ip('-n', sw, 'link', 'set', `rack${rack}`, 'up');
+  }
+
+  /** Bytes that have come into a rack, and that have left it, over its uplink. Racks count from 1. */
+  async uplinkBytes(rack: number): Promise<{ readonly inBytes: number; readonly outBytes: number }> {
+    const { rx, tx } = await this.linkBytes(this.switchNamespace, `up${rack}`);
+    return { inBytes: rx, outBytes: tx };
+  }
+
+  /** Bytes that a host has sent over its management and data link. */
+  async sentBytes(name: string): Promise<number> {
+    return (await this.linkBytes(this.host(name).namespace, 'eth0')).tx;
+  }
+
+  private async linkBytes(namespace: string, device: string): Promise<{ rx: number; tx: number }> {
+    const [link] = JSON.parse(await ip('-n', namespace, '-j', '-s', 'link', 'show', 'dev', device)) as [
+      { stats64: { rx: { bytes: number }; tx: { bytes: number } } },
+    ];
+    return { rx: link.stats64.rx.bytes, tx: link.stats64.tx.bytes };
   }
 
   /** Creates a veth pair: `inner` is inside the namespace, `port` is on the switch's bridge. */
