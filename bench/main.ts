@@ -3,8 +3,10 @@
 import { benchFanout } from './fanout.js';
 import { printFanout } from './lib/fanout-rows.js';
 import { printVfork } from './lib/fork-rows.js';
+import { printScale } from './lib/scale/rows.js';
 import { benchMigrate, printMigrate } from './migrate.js';
 import { benchRdma, printRdma } from './rdma.js';
+import { benchScale } from './scale.js';
 import { benchVfork } from './vfork.js';
 
 const SCENARIOS: Record<string, (isQuick: boolean, isJson: boolean) => Promise<string>> = {
@@ -23,6 +25,10 @@ const SCENARIOS: Record<string, (isQuick: boolean, isJson: boolean) => Promise<s
   rdma: async (isQuick, isJson) => {
     const result = await benchRdma({ isQuick, log: (line) => process.stderr.write(`${line}\n`) });
     return isJson ? JSON.stringify(result) : printRdma(result);
+  },
+  scale: async (isQuick, isJson) => {
+    const result = await benchScale({ isQuick, log: (line) => process.stderr.write(`${line}\n`) });
+    return isJson ? JSON.stringify(result) : printScale(result);
   },
 };
 
