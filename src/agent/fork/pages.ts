@@ -245,7 +245,7 @@ export class ForkPages {
   /** Ends what is complete. */
   async finish(): Promise<void> {
     // What serves the capture ends before it: here and below. The readers ask again, and get the image's files.
-    if (this.#filling !== null) await this.#context.servers.endFilling(this.#image);
+    if (this.capture !== null) await this.#context.servers.endFilling(this.#image);
     await this.#filling?.finish();
     await this.#copies?.finish();
     this.#endReading();

@@ -137,7 +137,6 @@ export const multicastOffer = z.discriminatedUnion('state', [
     seat: z.strictObject({
       group: multicastGroup,
       member: z.int().min(1).max(0xffff_ffff),
-      sourceAddress: z.string().min(1).max(ADDRESS_MAX),
     }),
   }),
 ]);

@@ -60,9 +60,9 @@ type Counters = Readonly<Record<string, number>>;
 
 const sum = (numbers: readonly number[]): number => numbers.reduce((one, other) => one + other, 0);
 
-/** What a host has read from the root. A daemon of an earlier build counts only the total. */
-function rootBytesOf({ copiedBytes = 0, nearBytes = 0, multicastBytes = 0 }: Counters): number {
-  return Math.max(0, copiedBytes - nearBytes - multicastBytes);
+/** What a host has read from the root. */
+function rootBytesOf({ demandBytes = 0, prefetchBytes = 0 }: Counters): number {
+  return demandBytes + prefetchBytes;
 }
 
 /** What each host has sent to others: bytes of pages, and of datagrams in a multicast, which counts once. */

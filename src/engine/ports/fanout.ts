@@ -11,8 +11,6 @@ export interface MulticastSeat {
   readonly group: MulticastGroup;
   /** The number of the host in the group. No two seats of a group have the same. */
   readonly member: number;
-  /** IP address of the root, to which reports go. */
-  readonly sourceAddress: string;
 }
 
 /** wait: ask again soon, because the image is not complete there yet. over: there is no multicast to receive any more. */

@@ -8,7 +8,7 @@ const GROUP = {
   ...{ provider: 'udp', group: '239.255.1.2', port: 7403, ttl: 1, mtuBytes: 1500 },
   ...{ key: 'ab'.repeat(32), session: 'cd'.repeat(8) },
 };
-const SEAT = { group: GROUP, member: 3, sourceAddress: '10.0.0.1' };
+const SEAT = { group: GROUP, member: 3 };
 
 const call = (name: keyof FanoutPort) => {
   const found = HOST_CALLS.find((line) => line.name === name);

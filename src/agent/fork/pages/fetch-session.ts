@@ -24,7 +24,7 @@ import { type CheckOutcome, damagedError, PageCheck } from './page-check.js';
 /** The counters that a native session opened anew starts at zero. The others are read from the presence maps. */
 const SUMMED: readonly ImageCounter[] = [
   ...(['copiedBytes', 'demandBytes', 'prefetchBytes', 'cloneFaultCount', 'refusedPages', 'cpuNs'] as const),
-  ...(['nearBytes', 'multicastBytes', 'multicastLostDatagrams', 'multicastDatagrams'] as const),
+  ...(['nearBytes', 'absentAnswers', 'multicastBytes', 'multicastLostDatagrams'] as const),
 ];
 
 export class FetchSession {
@@ -48,6 +48,9 @@ export class FetchSession {
   readonly #options: FetchOptions;
   readonly #near: NearHolders;
   #isFeeding = false;
+  /** The present native session has a seat in a multicast. */
+  #isSeated = false;
+  #multicastDatagrams = 0;
   #isServeWanted = false;
   #isSweepWanted = false;
   #isServing = false;
@@ -164,7 +167,7 @@ export class FetchSession {
   get counters(): Readonly<Record<string, number>> {
     const { counters } = this.snapshot;
     const numbers = Object.fromEntries(Object.entries(counters).map(([name, value]) => [name, Number(value)]));
-    return { ...numbers, checkedPages: this.#check.checkedPages };
+    return { ...numbers, checkedPages: this.#check.checkedPages, multicastDatagrams: this.#multicastDatagrams };
   }
 
   /** Bytes of pages that came from other hosts than the root, by host. */
@@ -220,10 +223,10 @@ export class FetchSession {
     await takeSeat({
       ...{ image: this.#image.id, log: this.#context.log, isOver: () => !this.#isOpen || this.#isOver },
       ask: () => this.#options.origin.joinMulticast(datagramBytesMax),
-      join: ({ group, member, sourceAddress }) =>
-        this.#link.reader.joinMulticast({
-          ...{ ...group, member, sourceAddress, interfaceAddress: interfaceOf(this.#context) },
-        }),
+      join: ({ group, member }) => {
+        this.#link.reader.joinMulticast({ ...group, member, interfaceAddress: interfaceOf(this.#context) });
+        this.#isSeated = true;
+      },
     });
   }
 
@@ -275,6 +278,7 @@ export class FetchSession {
 
   #read(): ImageFetchSnapshot {
     const { counters, ...rest } = this.#link.reader.snapshot();
+    if (this.#isSeated) this.#multicastDatagrams = Number(this.#link.reader.multicast().receivedDatagrams);
     const summed = { ...counters };
     for (const [counter, before] of this.#carried) summed[counter] += before;
     return { ...rest, counters: summed };
@@ -284,6 +288,7 @@ export class FetchSession {
     this.#isServing = false;
     this.#near.forgetReader();
     const { counters } = this.#read();
+    this.#isSeated = false;
     for (const counter of SUMMED) this.#carried.set(counter, counters[counter]);
     this.#carried.set('reconnectCount', counters.reconnectCount + 1n);
     for (const { memory } of this.#known) if (memory !== null) this.#link.reader.removeClone(memory);

@@ -4,7 +4,7 @@
  * is being read from another host is served as far as it is here. The complete image is served from its files.
  */
 import { randomBytes } from 'node:crypto';
-import { toMigrationError } from '../../../domain/errors.js';
+import { MigrationError, toMigrationError } from '../../../domain/errors.js';
 import { TRANSPORTS, type Transport, transportRow } from '../../../domain/transport.js';
 import type { ImageHolder } from '../../../engine/ports/fork.js';
 import type { ImageCaptureHandle, ImageFetchHandle, SourceSessionHandle } from '../../../native/types.js';
@@ -49,6 +49,19 @@ export class ImageServer {
   async serve(transport: Transport, { filling, isFixed }: ImagePages): Promise<ImageHolder> {
     this.#isFixed ||= isFixed;
     const serving = filling === null ? this.#serveFiles(transport) : this.#serveFilling(transport, filling);
+    return (await serving).holder;
+  }
+
+  /**
+   * The same for a host that asks here first, and elsewhere for what is not here. What has been opened while the image
+   * was filled serves the complete image as well. Throws CONFLICT if nothing here knows which pages there are.
+   */
+  async serveHeld(transport: Transport, pages: ImagePages): Promise<ImageHolder> {
+    if (pages.filling !== null) return this.serve(transport, pages);
+    const serving = this.#ofFilling.get(transport)?.serving ?? this.#ofFilling.get(ANY_HOLDER_TRANSPORT)?.serving;
+    if (serving === undefined) {
+      throw new MigrationError('CONFLICT', `image ${this.#image} has no record of its pages any more`);
+    }
     return (await serving).holder;
   }
 

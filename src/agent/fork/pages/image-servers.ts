@@ -42,7 +42,7 @@ export class ImageServers {
     const { host } = this.#context;
     this.#refuseLeaving(image);
     if (reader === host) throw new MigrationError('USAGE', `${host} has image ${image} itself`);
-    return this.#serverOf(image).serve(transport, pages);
+    return this.#serverOf(image).serveHeld(transport, pages);
   }
 
   async serve(image: string, reader: string, transport: Transport, pages: ImagePages): Promise<ImageHolder> {
@@ -75,7 +75,7 @@ export class ImageServers {
     await this.#servers.get(image)?.fix();
   }
 
-  /** What fills the image here is about to be closed. */
+  /** What serves the image while it is filled must end before what fills it. */
   async endFilling(image: string): Promise<void> {
     await this.#servers.get(image)?.endFilling();
   }

@@ -152,7 +152,7 @@ class ImageMulticast {
     this.#members.set(reader, this.#memberCount);
     if (readers.every((other) => this.#members.has(other))) this.#start();
     else this.#startTimer ??= setTimeout(() => this.#start(), JOIN_MS_MAX);
-    const seat = { group: this.#group, member: this.#memberCount, sourceAddress: this.#context.dataAddress };
+    const seat = { group: this.#group, member: this.#memberCount };
     return { state: 'joined', seat };
   }
 
