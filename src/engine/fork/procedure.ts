@@ -67,6 +67,20 @@
  *       end before it has answered.
  *   (11) Its clones that have run have ended with it. The report has them, as if they had ended by themselves.
  *
+ * Fan-out. N dies: a near holder of a host L (its relay, or another receiver of the same multicast), or its daemon, or
+ * the network between them. None of this changes what becomes of the fork: the root is the last resort of each page.
+ *
+ *   while              N dies                      D, the sender, dies         L dies
+ *   -----------------  --------------------------  --------------------------  -------------------------------------
+ *   L takes its seat   -                           L asks for a second, then   at its restart it asks anew, and gets
+ *                                                  reads from N and the root   a seat with another number, or `over`
+ *   the multicast runs -                           silent for a second: L      the others go on; at its restart it
+ *                                                  reads from N and the root   reads from N and the root
+ *   L reads from N     what was asked of N is      L reads from N; what N has  its readers read one level further
+ *                      asked one level further,    not got either waits for D  up, at last from the root
+ *                      at last of the root; L
+ *                      connects to N again
+ *
  * A host that joined commits after the root, in the call that lets its clones run, before the first of them runs. If it
  * refuses (CONFLICT), its `discardFork` says why, like that of the root: it is committed and gets its go again, or
  * nothing is left there and its clones have failed. If it dies in between, its record says that it is committed, its
