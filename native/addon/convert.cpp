@@ -227,10 +227,11 @@ Result<transport::RemoteKey> remote_key(const std::string& hex) {
 
 Result<std::vector<pager::SourceRegionKeys>> region_keys(const Napi::Object& source) {
   struct HexKeys {
-    std::string ram, data_map;
+    std::string ram, data_map, presence;
   };
   const auto hex_keys = each(source, "keys", [](const Napi::Object& pair) {
-    return HexKeys{text(pair, "ram"), text(pair, "dataMap")};
+    return HexKeys{text(pair, "ram"), text(pair, "dataMap"),
+                   pair.Get("presence").IsString() ? text(pair, "presence") : ""};
   });
   std::vector<pager::SourceRegionKeys> keys;
   for (const HexKeys& pair : hex_keys) {
@@ -239,6 +240,10 @@ Result<std::vector<pager::SourceRegionKeys>> region_keys(const Napi::Object& sou
     const auto data_map = remote_key(pair.data_map);
     if (!data_map) return data_map.error();
     keys.push_back({ram.value(), data_map.value()});
+    if (pair.presence.empty()) continue;
+    const auto presence = remote_key(pair.presence);
+    if (!presence) return presence.error();
+    keys.back().presence = presence.value();
   }
   return keys;
 }

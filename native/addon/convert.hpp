@@ -60,8 +60,8 @@ Result<transport::Credentials> credentials(const Napi::Object& options);
 /// Address, key and length, 16 hex digits each.
 std::string to_hex(const transport::RemoteKey& key);
 Result<transport::RemoteKey> remote_key(const std::string& hex);
-/// `keys`, [{ram, dataMap}]. kProtocol if there are more than the maximum number of regions, or if one is not
-/// a key.
+/// `keys`, [{ram, dataMap, presence?}]. kProtocol if there are more than the maximum number of regions, or if
+/// one is not a key.
 Result<std::vector<pager::SourceRegionKeys>> region_keys(const Napi::Object& source);
 
 Napi::Object vm_snapshot_object(Napi::Env env, const pager::VmSnapshot& snapshot);

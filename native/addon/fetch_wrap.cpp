@@ -21,7 +21,9 @@ Napi::FunctionReference ImageFetchWrap::define(Napi::Env env) {
   return Napi::Persistent(DefineClass(
       env, "ImageFetch",
       {InstanceMethod<&ImageFetchWrap::connect>("connect"), InstanceMethod<&ImageFetchWrap::start>("start"),
-       InstanceMethod<&ImageFetchWrap::sweep>("sweep"),
+       InstanceMethod<&ImageFetchWrap::sweep>("sweep"), InstanceMethod<&ImageFetchWrap::add_near>("addNear"),
+       InstanceMethod<&ImageFetchWrap::remove_near>("removeNear"),
+       InstanceMethod<&ImageFetchWrap::nears>("nears"),
        InstanceMethod<&ImageFetchWrap::add_clone>("addClone"),
        InstanceMethod<&ImageFetchWrap::remove_clone>("removeClone"),
        InstanceMethod<&ImageFetchWrap::check>("check"), InstanceMethod<&ImageFetchWrap::snapshot>("snapshot"),
@@ -89,6 +91,43 @@ void ImageFetchWrap::start(const Napi::CallbackInfo& info) {
 void ImageFetchWrap::sweep(const Napi::CallbackInfo& info) {
   if (!state_.holder) return throw_error(info.Env(), kClosedHandle);
   if (const Status status = state_.holder->fetch->sweep(); !status) throw_error(info.Env(), status.error());
+}
+
+/// The holder and a timeout as for connect, then the holder's id and level.
+Napi::Value ImageFetchWrap::add_near(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
+  if (!state_.holder) return Task::rejected(env, kClosedHandle);
+  auto request = connect_request(info, state_.holder->region_count);
+  if (!request) return Task::rejected(env, request.error());
+  const uint32_t id = info[2].As<Napi::Number>().Uint32Value(),
+                 level = info[3].As<Napi::Number>().Uint32Value();
+  return Task::start(env,
+                     [holder = state_.holder, request = std::move(request).value(), id, level]() -> Status {
+                       auto endpoints = open_endpoints(request);
+                       if (!endpoints) return endpoints.error();
+                       return holder->fetch->add_near(std::move(endpoints).value(), id, level);
+                     });
+}
+
+void ImageFetchWrap::remove_near(const Napi::CallbackInfo& info) {
+  if (state_.holder) state_.holder->fetch->remove_near(info[0].As<Napi::Number>().Uint32Value());
+}
+
+Napi::Value ImageFetchWrap::nears(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
+  Napi::Array array = Napi::Array::New(env);
+  if (!state_.holder) return array;
+  uint32_t count = 0;
+  for (const pager::NearSnapshot& near : state_.holder->fetch->nears()) {
+    Napi::Object entry = Napi::Object::New(env);
+    entry.Set("id", near.id);
+    entry.Set("level", near.level);
+    entry.Set("isConnected", near.is_connected);
+    entry.Set("bytes", bigint(env, near.bytes));
+    entry.Set("failure", failure_object(env, near.failure));
+    array.Set(count++, entry);
+  }
+  return array;
 }
 
 void ImageFetchWrap::add_clone(const Napi::CallbackInfo& info) {

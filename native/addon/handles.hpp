@@ -64,6 +64,7 @@ class DataListenerWrap final : public Wrap<DataListenerWrap, DataListenerState> 
 };
 
 struct ImageHolder;
+struct ImageFetchHolder;
 
 struct SourceSessionState {
   std::shared_ptr<transport::Listener> listener;  ///< outlives `session`: declared first
@@ -71,6 +72,8 @@ struct SourceSessionState {
   std::shared_ptr<pager::PreloadListener> clone;
   /// As `listener`; the capture whose image is served, or nullptr, and its readers.
   std::shared_ptr<ImageHolder> image;
+  /// The same, for an image that is read from another host.
+  std::shared_ptr<ImageFetchHolder> fetch;
   std::vector<std::unique_ptr<pager::RegionReader>> readers;
   std::unique_ptr<pager::SourceSession> session;  ///< nullptr once closed
   std::vector<uint64_t> final_counters;
@@ -155,6 +158,7 @@ struct ImageFetchState {
 class ImageFetchWrap final : public Wrap<ImageFetchWrap, ImageFetchState> {
  public:
   using Wrap::Wrap;
+  const std::shared_ptr<ImageFetchHolder>& holder() const { return state_.holder; }
   static Napi::FunctionReference define(Napi::Env env);
   static Napi::Value open(const Napi::CallbackInfo& info);
 
@@ -162,6 +166,9 @@ class ImageFetchWrap final : public Wrap<ImageFetchWrap, ImageFetchState> {
   Napi::Value connect(const Napi::CallbackInfo& info);
   void start(const Napi::CallbackInfo& info);
   void sweep(const Napi::CallbackInfo& info);
+  Napi::Value add_near(const Napi::CallbackInfo& info);
+  void remove_near(const Napi::CallbackInfo& info);
+  Napi::Value nears(const Napi::CallbackInfo& info);
   void add_clone(const Napi::CallbackInfo& info);
   void remove_clone(const Napi::CallbackInfo& info);
   Napi::Value check(const Napi::CallbackInfo& info);

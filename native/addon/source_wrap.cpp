@@ -11,6 +11,24 @@ std::vector<uint64_t> counters_of(const pager::SourceSession& session) {
   return counters;
 }
 
+/// The readers of a capture's image, or of one that is read from another host.
+Status find_readers(Napi::Env env, const Napi::Object& image, std::vector<pager::SourceRegionConfig>& regions,
+                    SourceSessionState& state) {
+  const bool is_fetch = image.InstanceOf(env.GetInstanceData<InstanceData>()->image_fetch.Value());
+  if (is_fetch)
+    state.fetch = ImageFetchWrap::Unwrap(image)->holder();
+  else
+    state.image = ImageCaptureWrap::Unwrap(image)->holder();
+  if (!state.fetch && !state.image) return kClosedHandle;
+  for (uint32_t i = 0; i < regions.size(); ++i) {
+    state.readers.push_back(is_fetch ? state.fetch->fetch->reader(i) : state.image->capture->reader(i));
+    regions[i].reader = state.readers.back().get();
+    if (regions[i].reader == nullptr)
+      return Error{ErrorCode::kInvalidArgument, 0, "the image has fewer regions"};
+  }
+  return ok();
+}
+
 }  // namespace
 
 Napi::FunctionReference SourceSessionWrap::define(Napi::Env env) {
@@ -38,14 +56,8 @@ Napi::Value SourceSessionWrap::open(const Napi::CallbackInfo& info) {
   }
   auto regions = source_regions(options);
   if (!info[3].IsNull()) {
-    state->image = ImageCaptureWrap::Unwrap(info[3].As<Napi::Object>())->holder();
-    if (!state->image) return Task::rejected(env, kClosedHandle);
-    for (uint32_t i = 0; i < regions.size(); ++i) {
-      state->readers.push_back(state->image->capture->reader(i));
-      regions[i].reader = state->readers.back().get();
-      if (regions[i].reader == nullptr)
-        return Task::rejected(env, {ErrorCode::kInvalidArgument, 0, "the image has fewer regions"});
-    }
+    if (auto status = find_readers(env, info[3].As<Napi::Object>(), regions, *state); !status)
+      return Task::rejected(env, status.error());
   }
   // Runs as a task, because registering a big VM's memory with an RDMA device takes seconds.
   return Task::start(
@@ -74,6 +86,7 @@ Napi::Value SourceSessionWrap::keys(const Napi::CallbackInfo& info) {
     Napi::Object pair = Napi::Object::New(env);
     pair.Set("ram", to_hex(keys.ram));
     pair.Set("dataMap", to_hex(keys.data_map));
+    if (keys.presence.length_bytes != 0) pair.Set("presence", to_hex(keys.presence));
     array.Set(count++, pair);
   }
   return array;
@@ -104,12 +117,14 @@ Napi::Value SourceSessionWrap::close(const Napi::CallbackInfo& info) {
   ending->listener = std::move(state_.listener);
   ending->clone = std::move(state_.clone);
   ending->image = std::move(state_.image);
+  ending->fetch = std::move(state_.fetch);
   ending->readers = std::move(state_.readers);
   ending->session = std::move(state_.session);
   return Task::start(info.Env(), [ending] {
     ending->session.reset();
     ending->readers.clear();
     ending->image.reset();
+    ending->fetch.reset();
     ending->clone.reset();
     ending->listener.reset();
     return ok();

@@ -5,13 +5,6 @@
 #include <algorithm>
 
 namespace vmigrate::pager {
-namespace {
-
-/// A limiter that has been idle may catch up for this much time at once.
-constexpr uint64_t kBurstNs = 10'000'000;
-
-}  // namespace
-
 BulkThread::BulkThread(FetchCore& core, PageSink& sink)
     : core_(core),
       sink_(sink),
@@ -74,7 +67,9 @@ bool BulkThread::poll_completions() {
     }
     const FetchTable::Completed done = fetches_.complete(completions[i]);
     if (done.progress == FetchTable::Progress::kFinished) finished[finished_count++] = done.slot;
-    if (done.progress == FetchTable::Progress::kFailed) core_.owner().fail(done.error);
+    // The root has every page.
+    if (done.progress == FetchTable::Progress::kFailed || done.progress == FetchTable::Progress::kAbsent)
+      core_.owner().fail(done.error);
     lost |= done.progress == FetchTable::Progress::kDisconnected;
   }
   // Runs that a vCPU waits for go first.
@@ -98,13 +93,8 @@ bool BulkThread::poll_completions() {
   return count != 0 || lost;
 }
 
-/// Delays the next fetch until the bandwidth limit has room for this one.
-void BulkThread::pace(uint64_t at_ns, uint64_t bytes) {
-  const uint64_t rate = core_.options().bandwidth_bytes_per_s;
-  if (rate == 0) return;
-  const uint64_t from_ns = std::max(next_fetch_ns_, at_ns > kBurstNs ? at_ns - kBurstNs : 0);
-  // A huge page is at most 2^30 bytes and a second 2^30 ns: no overflow.
-  next_fetch_ns_ = from_ns + bytes * 1'000'000'000u / rate;
+bool BulkThread::may_sweep(uint64_t at_ns) const {
+  return core_.fetches_all.load(std::memory_order_relaxed) && core_.nearer.holds_back_until_ns(at_ns) == 0;
 }
 
 bool BulkThread::fetch(uint64_t at_ns) {
@@ -117,14 +107,14 @@ bool BulkThread::fetch(uint64_t at_ns) {
     }
     worked = maps_.due_ns() == UINT64_MAX;
   }
-  while (core_.fetches_all.load(std::memory_order_relaxed) && fetches_.free_count() != 0 &&
-         !fetches_.has_unposted() && sink_.has_room(fetches_.used_count() + 1) &&
-         fetches_.bytes() < prefetch_.in_flight_bytes_max(at_ns) && at_ns >= next_fetch_ns_) {
+  while (may_sweep(at_ns) && fetches_.free_count() != 0 && !fetches_.has_unposted() &&
+         sink_.has_room(fetches_.used_count() + 1) &&
+         fetches_.bytes() < prefetch_.in_flight_bytes_max(at_ns) && at_ns >= core_.bandwidth.due_ns()) {
     const auto claimed = prefetch_.claim_next(at_ns);
     if (!claimed) break;
     if (fetches_.used_count() == 0) rate_.begin(at_ns);
     fetches_.start(claimed->region_index, claimed->run);
-    pace(at_ns, claimed->run.count * core_.fill().region(claimed->region_index).page_bytes());
+    core_.bandwidth.take(at_ns, claimed->run.count * core_.fill().region(claimed->region_index).page_bytes());
     worked = true;
     if (!fetches_.post(link_)) {
       drop_connection();
@@ -147,7 +137,10 @@ void BulkThread::sleep(uint64_t at_ns) {
     drop_messages(*link_.endpoint);
     watched[watched_count++] = {.fd = link_.endpoint->event_fd(), .events = POLLIN, .revents = 0};
     due_ns = maps_.due_ns();
-    if (next_fetch_ns_ > at_ns) due_ns = std::min(due_ns, next_fetch_ns_);
+    if (core_.bandwidth.due_ns() > at_ns) due_ns = std::min(due_ns, core_.bandwidth.due_ns());
+    const uint64_t held_until_ns = core_.nearer.holds_back_until_ns(at_ns);
+    if (held_until_ns != 0 && core_.fetches_all.load(std::memory_order_relaxed))
+      due_ns = std::min(due_ns, held_until_ns);
   }
   // connect() signals a new connection.
   if (sink_.has_deferred() || (connected() && fetches_.has_unposted()))

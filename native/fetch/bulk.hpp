@@ -23,7 +23,7 @@ class BulkThread {
   bool connected() const;
   bool poll_completions();
   bool fetch(uint64_t at_ns);
-  void pace(uint64_t at_ns, uint64_t bytes);
+  bool may_sweep(uint64_t at_ns) const;
   void drop_connection();
   void sleep(uint64_t at_ns);
 
@@ -35,7 +35,6 @@ class BulkThread {
   Prefetch prefetch_;
   Link link_;
   bool link_dropped_ = false;
-  uint64_t next_fetch_ns_ = 0;  ///< earliest time of the next fetch, for the bandwidth limit
 };
 
 }  // namespace vmigrate::pager

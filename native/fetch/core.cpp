@@ -24,8 +24,10 @@ Status check_keys(const std::vector<FilledRegion>& regions, const std::vector<So
   return ok();
 }
 
-Status register_regions(Link& link, const std::vector<FilledRegion>& regions) {
-  for (const FilledRegion& region : regions) {
+}  // namespace
+
+Status register_regions(Link& link, const FillState& fill) {
+  for (const FilledRegion& region : fill.regions()) {
     auto id =
         link.endpoint->register_local(transport::LocalMemory{.base = region.file->base(),
                                                              .fd = region.file->fd(),
@@ -37,8 +39,6 @@ Status register_regions(Link& link, const std::vector<FilledRegion>& regions) {
   return ok();
 }
 
-}  // namespace
-
 void drop_messages(transport::Endpoint& endpoint) {
   std::array<std::byte, wire::kMessageBytesMax> message;
   while (endpoint.receive(message) != 0) {
@@ -47,7 +47,8 @@ void drop_messages(transport::Endpoint& endpoint) {
 
 FetchCore::FetchCore(FillState& fill, const FetchOptions& options, const WakeEvent& demand_wake,
                      FetchOwner& owner)
-    : map_buffer(kMapPartBytes),
+    : bandwidth(options.bandwidth_bytes_per_s),
+      map_buffer(kMapPartBytes),
       fill_(fill),
       options_(options),
       demand_wake_(demand_wake),
@@ -59,7 +60,7 @@ Status FetchCore::check() const {
       options_.prefetch_bytes_max > wire::kTransferBytesMax) {
     return Error{ErrorCode::kInvalidArgument, 0, "prefetch_bytes_max"};
   }
-  if (!bulk_wake.valid()) return system_error("eventfd");
+  if (!bulk_wake.valid() || !near_wake.valid()) return system_error("eventfd");
   return ok();
 }
 
@@ -90,7 +91,7 @@ Status FetchCore::attach(SourceEndpoints endpoints) {
   bulk.endpoint = std::move(endpoints.bulk);
   bulk.keys = std::move(endpoints.keys);
   for (Link* link : {&demand, &bulk}) {
-    if (auto status = register_regions(*link, fill_.regions()); !status) return status;
+    if (auto status = register_regions(*link, fill_); !status) return status;
     auto buffer = link->endpoint->register_local(
         transport::LocalMemory{.base = map_buffer.data(), .length_bytes = map_buffer.size()});
     if (!buffer) return buffer.error();

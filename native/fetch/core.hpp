@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "base/thread_util.hpp"
+#include "fetch/bandwidth.hpp"
 #include "fetch/endpoints.hpp"
 #include "fetch/fault_ring.hpp"
 #include "fetch/nearer_feeds.hpp"
@@ -27,6 +28,10 @@ struct Link {
 };
 
 enum class Lane { kDemand, kBulk };
+
+/// Makes the regions known to the link's endpoint, in order. May take long for a device. Call it before the
+/// first operation.
+Status register_regions(Link& link, const FillState& fill);
 
 /// A holder has no messages for us. One that sends some would keep the descriptor readable, and our thread
 /// awake.
@@ -52,9 +57,13 @@ class FetchOwner {
 struct FetchCounters {
   std::atomic<uint64_t> demand_bytes{0};
   std::atomic<uint64_t> prefetch_bytes{0};
+  std::atomic<uint64_t> near_bytes{0};
+  std::atomic<uint64_t> absent_answers{0};
   std::atomic<uint64_t> reconnect_count{0};
-  std::atomic<uint64_t> refused_pages{0};
+  std::atomic<uint64_t> refused_pages{0};       ///< of the root
+  std::atomic<uint64_t> near_refused_pages{0};  ///< of near holders, which are given up one by one
   std::atomic<uint64_t> bulk_cpu_ns{0};
+  std::atomic<uint64_t> near_cpu_ns{0};
 };
 
 class FetchCore {
@@ -95,16 +104,34 @@ class FetchCore {
   void report_lost(uint64_t epoch);
 
   void wake_demand() const { demand_wake_.signal(); }
+  void wake_bulk() const {
+    bulk_wake.signal();
+    near_wake.signal();
+  }
   void wake_lanes() const {
     wake_demand();
-    bulk_wake.signal();
+    wake_bulk();
   }
 
   // --- between the lanes
   FaultRing recent_faults;
+  FaultRing near_recent_faults;  ///< the same faults, for the thread that reads from near holders
   NearerFeeds nearer;
+  Bandwidth bandwidth;
   FetchCounters counters;
   WakeEvent bulk_wake;
+  WakeEvent near_wake;
+  /// All holes of the regions below this number are marked: their absent pages are data, and never become
+  /// zero. Bulk thread.
+  void set_maps_known(uint32_t region_count) {
+    // R21 pairs with A21 in maps_known: the marks before their number.
+    maps_known_.store(region_count, std::memory_order_release);
+    near_wake.signal();
+  }
+  uint32_t maps_known() const {
+    // A21 pairs with R21 in set_maps_known.
+    return maps_known_.load(std::memory_order_acquire);
+  }
   /// Pages that no fault asks for are fetched as well. While it is false bulk only looks for holes. Wake the
   /// lanes after a change.
   std::atomic<bool> fetches_all{true};
@@ -112,7 +139,7 @@ class FetchCore {
   void note_unclaimed() {
     // R19 pairs with A19 in unclaimed_count: the state of the page before the count.
     unclaimed_count_.fetch_add(1, std::memory_order_release);
-    bulk_wake.signal();
+    wake_bulk();
   }
   uint64_t unclaimed_count() const {
     // A19 pairs with R19 in note_unclaimed.
@@ -122,6 +149,8 @@ class FetchCore {
   std::atomic<uint64_t> last_fault_ns{0};
   /// The bulk thread sets this last; from then on the demand lane is alone (R8).
   std::atomic<bool> bulk_ended{false};
+  /// The same for the thread that reads from near holders (R22).
+  std::atomic<bool> near_ended{false};
   /// Buffer that parts of a data map are read into.
   std::vector<std::byte> map_buffer;
 
@@ -134,6 +163,7 @@ class FetchCore {
   std::vector<std::byte> probe_buffer_;
 
   std::atomic<uint64_t> unclaimed_count_{0};
+  std::atomic<uint32_t> maps_known_{0};
 
   Status check_may_attach() const;  ///< with mutex_
 

@@ -90,7 +90,7 @@ void DataMapReader::take_bits() {
       core_.owner().fail({ErrorCode::kProtocol, 0, "data map bits do not add up"});
       return;
     }
-    ++region_index_;
+    core_.set_maps_known(++region_index_);
     header_seen_ = false;
     at_bytes_ = 0;
   }

@@ -64,6 +64,7 @@ bool DemandLane::poll() {
       case FetchTable::Progress::kDisconnected:
         drop_connection();
         return true;
+      case FetchTable::Progress::kAbsent:  // the root has every page
       case FetchTable::Progress::kFailed:
         core_.owner().fail(done.error);
         return true;

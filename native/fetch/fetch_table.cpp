@@ -37,6 +37,15 @@ void FetchTable::enqueue(size_t slot) {
   ++queue_count_;
 }
 
+void FetchTable::dequeue(size_t slot) {
+  size_t kept_count = 0;
+  for (size_t i = 0; i < queue_count_; ++i) {
+    const uint16_t other = queue_[(queue_head_ + i) % kSlotsMax];
+    if (other != slot) queue_[(queue_head_ + kept_count++) % kSlotsMax] = other;
+  }
+  queue_count_ = kept_count;
+}
+
 void FetchTable::start(uint32_t region_index, PageRun run) {
   VMG_CHECK(used_count_ < capacity_ && run.count != 0);
   size_t slot = 0;
@@ -108,13 +117,20 @@ FetchTable::Completed FetchTable::complete(const transport::Completion& completi
   }
   Fetch& fetch = slots_[slot];
   if (completion.result == transport::OpResult::kDisconnected) return {.progress = Progress::kDisconnected};
-  if (completion.result != transport::OpResult::kOk) {
+  const bool is_absent = completion.result == transport::OpResult::kAbsent;
+  if (completion.result != transport::OpResult::kOk && !is_absent) {
     return {.progress = Progress::kFailed, .error = error_of(completion)};
+  }
+  if (is_absent && !fetch.is_absent) {
+    fetch.is_absent = true;
+    if (fetch.posted_bytes != fetch.length_bytes) dequeue(slot);
+    fetch.posted_bytes = fetch.length_bytes;
   }
   --fetch.operations_in_flight;
   if (fetch.operations_in_flight != 0 || fetch.posted_bytes != fetch.length_bytes) {
     return {.progress = Progress::kMore};
   }
+  if (fetch.is_absent) return {.progress = Progress::kAbsent, .slot = slot, .error = error_of(completion)};
   bytes_counter_.fetch_add(fetch.length_bytes, std::memory_order_relaxed);
   return {.progress = Progress::kFinished, .slot = slot};
 }
@@ -130,6 +146,7 @@ void FetchTable::rewind() {
   queue_head_ = queue_count_ = 0;
   for (size_t slot = 0; slot < kSlotsMax; ++slot) {
     if (!slots_[slot].in_use) continue;
+    slots_[slot].is_absent = false;
     slots_[slot].posted_bytes = 0;
     slots_[slot].operations_in_flight = 0;
     ++slots_[slot].generation;

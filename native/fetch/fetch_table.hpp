@@ -19,6 +19,7 @@ struct Fetch {
   uint64_t posted_bytes = 0;
   uint32_t operations_in_flight = 0;
   uint32_t generation = 0;  ///< of the slot; a completion must carry the same number
+  bool is_absent = false;   ///< the holder has said so of a part
   bool in_use = false;
 };
 
@@ -40,11 +41,14 @@ class FetchTable {
   bool post(Link& link);
   bool has_unposted() const { return queue_count_ != 0; }
 
-  enum class Progress { kMore, kFinished, kDisconnected, kFailed };
+  /// kAbsent: the holder has not got all of it, and no operation of the fetch is outstanding any more. For a
+  /// lane whose holder has everything that is an error.
+  enum class Progress { kMore, kFinished, kAbsent, kDisconnected, kFailed };
   struct Completed {
     Progress progress;
-    size_t slot = 0;  ///< kFinished: every byte is here; call get, publish, then release it
-    Error error{};    ///< set for kFailed
+    size_t slot =
+        0;  ///< kFinished: every byte is here; call get, publish, then release it. kAbsent: release it
+    Error error{};  ///< set for kFailed and kAbsent
   };
   Completed complete(const transport::Completion& completion);
   const Fetch& get(size_t slot) const { return slots_[slot]; }
@@ -52,12 +56,25 @@ class FetchTable {
   /// Call it when the connection is gone and its endpoint is destroyed, so that nothing writes into the runs
   /// any more. All operations are posted again on the next connection.
   void rewind();
+  /// The same condition. Visits and releases each fetch: the caller takes the claims over.
+  template <typename Visit>
+  void drain(Visit visit) {
+    rewind();
+    queue_count_ = 0;
+    for (size_t slot = 0; slot < kSlotsMax; ++slot) {
+      if (!slots_[slot].in_use) continue;
+      const Fetch fetch = slots_[slot];
+      release(slot);
+      visit(fetch.region_index, fetch.run);
+    }
+  }
 
  private:
   static constexpr size_t kSlotsMax = kDemandFetchesMax;
   static_assert(kBulkFetchesMax <= kSlotsMax);
 
   void enqueue(size_t slot);
+  void dequeue(size_t slot);
 
   const FillState& fill_;
   std::atomic<uint64_t>& bytes_counter_;

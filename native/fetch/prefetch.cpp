@@ -9,38 +9,19 @@ namespace vmigrate::pager {
 using wire::PageState;
 
 Prefetch::Prefetch(FetchCore& core, const DataMapReader& maps, const ServiceRate& rate)
-    : core_(core), maps_(maps), rate_(rate), sweep_page_(core.fill().regions().size(), 0) {}
-
-bool Prefetch::busy(uint64_t at_ns) const {
-  const uint64_t last_fault_ns = core_.last_fault_ns.load(std::memory_order_relaxed);
-  return last_fault_ns != 0 && at_ns < last_fault_ns + kQuietNs;
-}
-
-uint64_t Prefetch::chunk_bytes_busy() const {
-  return std::clamp(rate_.bytes_within(kChunkNsBusy), kChunkBytesMin, kChunkBytesBusy);
-}
-
-uint64_t Prefetch::in_flight_bytes_max(uint64_t at_ns) const {
-  const uint64_t least_bytes = 4 * kChunkBytesMin;
-  return busy(at_ns) ? std::clamp(rate_.bytes_within(kInFlightNsBusy), least_bytes, kInFlightBytesBusy)
-                     : std::clamp(rate_.bytes_within(kInFlightNsQuiet), least_bytes, kInFlightBytesQuiet);
-}
+    : core_(core), maps_(maps), size_(core, rate), sweep_page_(core.fill().regions().size(), 0) {}
 
 std::optional<Prefetch::Claimed> Prefetch::claim_next(uint64_t at_ns) {
   while (const PageKey fault = core_.recent_faults.pop()) follow(fault);
-  if (busy(at_ns)) chunk_bytes_ = chunk_bytes_busy();
-  // Four chunks fill the limit of outstanding bytes, so that the link is never without a request.
-  const uint64_t limit_bytes =
-      std::min<uint64_t>(in_flight_bytes_max(at_ns) / 4, core_.options().prefetch_bytes_max);
-  chunk_bytes_ = std::min(chunk_bytes_, limit_bytes);
+  const uint64_t chunk_bytes = size_.chunk_bytes(at_ns);
   if (const uint64_t count = core_.unclaimed_count(); count != unclaimed_count_) {
     unclaimed_count_ = count;
     std::fill(sweep_page_.begin(), sweep_page_.end(), 0);
   }
-  auto claimed = claim_from_streams(chunk_bytes_);
-  if (!claimed) claimed = claim_from_sweep(chunk_bytes_);
+  auto claimed = claim_from_streams(chunk_bytes);
+  if (!claimed) claimed = claim_from_sweep(chunk_bytes);
   if (claimed) {
-    chunk_bytes_ *= 2;  // while no fault comes
+    size_.grow();
     inject_point(wire::InjectPoint::kTargetPrefetchClaimed,
                  page_key(claimed->region_index, claimed->run.first));
   }

@@ -9,6 +9,7 @@
 #include "fetch/data_map_reader.hpp"
 #include "fetch/limits.hpp"
 #include "fetch/service_rate.hpp"
+#include "fetch/transfer_size.hpp"
 
 namespace vmigrate::pager {
 
@@ -25,8 +26,7 @@ class Prefetch {
   };
   /// Claims a run and returns it; nullopt if no page that is known to be data is absent.
   std::optional<Claimed> claim_next(uint64_t at_ns);
-  /// How many bytes may be outstanding at once just now.
-  uint64_t in_flight_bytes_max(uint64_t at_ns) const;
+  uint64_t in_flight_bytes_max(uint64_t at_ns) const { return size_.in_flight_bytes_max(at_ns); }
 
  private:
   /// A place where the guest faulted, and how far to fetch ahead from there.
@@ -37,8 +37,6 @@ class Prefetch {
     uint64_t window_bytes = 0;
     uint64_t used_at = 0;  // 0: free
   };
-  bool busy(uint64_t at_ns) const;
-  uint64_t chunk_bytes_busy() const;
   void follow(PageKey fault);
   std::optional<Claimed> claim_from_streams(uint64_t chunk_bytes);
   std::optional<Claimed> claim_from_sweep(uint64_t chunk_bytes);
@@ -46,13 +44,12 @@ class Prefetch {
 
   FetchCore& core_;
   const DataMapReader& maps_;
-  const ServiceRate& rate_;
+  TransferSize size_;
   std::array<Stream, kStreamsMax> streams_{};
   uint64_t stream_uses_ = 0;
   std::vector<uint64_t>
       sweep_page_;  // one per region: no page below it is absent, unless a claim has been given up since
   uint64_t unclaimed_count_ = 0;  // of the last look at FetchCore::unclaimed_count
-  uint64_t chunk_bytes_ = kChunkBytesBusy;
 };
 
 }  // namespace vmigrate::pager

@@ -4,6 +4,7 @@
 #include <thread>
 
 #include "image/digests/check.hpp"
+#include "image/holder/partial_reader.hpp"
 #include "image/holder/supply.hpp"
 #include "image/serve/clone_server.hpp"
 
@@ -60,6 +61,7 @@ class FetchThreads final : public ImageFetch {
     server_.commands().begin();
     const SignalsBlocked blocked;
     bulk_thread_ = std::thread([this] { supply_.run_bulk(); });
+    near_thread_ = std::thread([this] { supply_.run_near_bulk(); });
     server_thread_ = std::thread([this] { server_.run(); });
     return ok();
   }
@@ -68,9 +70,18 @@ class FetchThreads final : public ImageFetch {
     const ImageState at = core_->state();
     if (at == ImageState::kComplete) return ok();
     if (at != ImageState::kCopying) return wrong_state("sweep in this state");
-    supply_.fetch().fetches_all.store(true, std::memory_order_relaxed);
-    supply_.wake_bulk();
+    supply_.fetch_all();
     return ok();
+  }
+
+  Status add_near(SourceEndpoints endpoints, uint32_t id, uint32_t level) override {
+    return supply_.near().add(std::move(endpoints), id, level);
+  }
+  void remove_near(uint32_t id) override { supply_.near().remove(id); }
+  std::vector<NearSnapshot> nears() const override { return supply_.near().snapshot(); }
+  std::unique_ptr<RegionReader> reader(uint32_t region_index) override {
+    if (region_index >= core_->fill().regions().size()) return nullptr;
+    return std::make_unique<PartialReader>(*core_, region_index);
   }
 
   Status add_clone(const VmMemory& memory) override {
@@ -95,6 +106,7 @@ class FetchThreads final : public ImageFetch {
     supply_.wake_bulk();
     const std::lock_guard lock(steps_mutex_);
     if (bulk_thread_.joinable()) bulk_thread_.join();
+    if (near_thread_.joinable()) near_thread_.join();
     if (server_thread_.joinable()) server_thread_.join();
     supply_.let_go();
     core_->finish_close();
@@ -122,6 +134,7 @@ class FetchThreads final : public ImageFetch {
   std::mutex steps_mutex_;  // guards start, and the end
   std::thread server_thread_;
   std::thread bulk_thread_;
+  std::thread near_thread_;
 };
 
 void FetchThreads::counters(std::span<uint64_t, wire::kImageCounterCount> out) const {
@@ -132,18 +145,21 @@ void FetchThreads::counters(std::span<uint64_t, wire::kImageCounterCount> out) c
   };
   const FetchCounters& fetched = supply_.counters();
   const uint64_t demand_bytes = get(fetched.demand_bytes), prefetch_bytes = get(fetched.prefetch_bytes);
+  const uint64_t near_bytes = get(fetched.near_bytes);
   set(ImageCounter::kPagesTotal, core_->fill().page_count());
   set(ImageCounter::kPagesCopied, core_->fill().pages_present());
   set(ImageCounter::kPagesZero, core_->fill().pages_zero());
-  set(ImageCounter::kCopiedBytes, demand_bytes + prefetch_bytes);
+  set(ImageCounter::kCopiedBytes, demand_bytes + prefetch_bytes + near_bytes);
   set(ImageCounter::kDemandBytes, demand_bytes);
   set(ImageCounter::kPrefetchBytes, prefetch_bytes);
+  set(ImageCounter::kNearBytes, near_bytes);
+  set(ImageCounter::kAbsentAnswers, get(fetched.absent_answers));
   set(ImageCounter::kReconnectCount, get(fetched.reconnect_count));
-  set(ImageCounter::kRefusedPages, get(fetched.refused_pages));
+  set(ImageCounter::kRefusedPages, get(fetched.refused_pages) + get(fetched.near_refused_pages));
   set(ImageCounter::kCloneFaultCount, get(core_->clone_fault_count));
   set(ImageCounter::kCloneFaultP99Ns, core_->clone_stats.percentile_ns(990));
   set(ImageCounter::kCopyNs, get(core_->copy_ns));
-  set(ImageCounter::kCpuNs, get(core_->serve_cpu_ns) + get(fetched.bulk_cpu_ns));
+  set(ImageCounter::kCpuNs, get(core_->serve_cpu_ns) + get(fetched.bulk_cpu_ns) + get(fetched.near_cpu_ns));
 }
 
 }  // namespace

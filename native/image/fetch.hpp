@@ -9,9 +9,11 @@
 
 #include "base/result.hpp"
 #include "fetch/endpoints.hpp"
+#include "fetch/near/holders.hpp"
 #include "image/digests/digests.hpp"
 #include "image/serve/state.hpp"
 #include "memory/region_config.hpp"
+#include "source/region_reader.hpp"
 #include "vm/memory.hpp"
 
 namespace vmigrate::pager {
@@ -28,7 +30,8 @@ struct ImageFetchConfig {
 
 /// Fills an image of this host from another holder of it, and serves the clones that run on it meanwhile
 /// (docs/PAGE_STATES.md, "Images"). It owns its threads: one that serves the clones and reads the pages they
-/// wait for, and one for bulk. The threads end when the image is complete. Thread-safe for its callers.
+/// wait for, one for bulk, and one for bulk from near holders. The threads end when the image is complete.
+/// Thread-safe for its callers.
 class ImageFetch {
  public:
   static Result<std::unique_ptr<ImageFetch>> open(ImageFetchConfig config);
@@ -43,6 +46,17 @@ class ImageFetch {
   virtual Status start() = 0;
   /// After start: reads the remaining pages as well. Idempotent.
   virtual Status sweep() = 0;
+  /// Another host that holds a part of the image, or all of it (reader): its pages are read there before the
+  /// holder of connect() is asked, those of the nearest level first (0). `id` is the caller's name for it. In
+  /// every state before close, also while another add_near runs. As for NearHolders::add.
+  virtual Status add_near(SourceEndpoints endpoints, uint32_t id, uint32_t level) = 0;
+  /// Ends its connections; what they were to bring is read elsewhere. No effect if there is none.
+  virtual void remove_near(uint32_t id) = 0;
+  /// Also those that are lost, until they are removed or replaced.
+  virtual std::vector<NearSnapshot> nears() const = 0;
+  /// One region of the image for hosts to which this one is near: a source session serves it from now on,
+  /// while the image fills and after. The fetch must outlive it. nullptr: there is no such region.
+  virtual std::unique_ptr<RegionReader> reader(uint32_t region_index) = 0;
   /// As for ImageCapture.
   virtual Status add_clone(const VmMemory& memory) = 0;
   virtual void remove_clone(const VmMemory& memory) = 0;

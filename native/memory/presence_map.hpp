@@ -45,6 +45,10 @@ class PresenceMap {
   PresenceMap& operator=(const PresenceMap&) = delete;
 
   uint64_t page_count() const { return page_count_; }
+  /// The states as others may read them, one PAGE_STATE byte a page: in the file from
+  /// wire::kPresenceHeaderBytes on, and mapped.
+  int fd() const { return fd_.get(); }
+  std::byte* bytes() const { return reinterpret_cast<std::byte*>(states_); }
   /// Acquire: kPresent seen here means the page's bytes are visible. Pairs with publish.
   PageState state(PageIndex page) const;
   /// kAbsent -> kClaimed, by exactly one caller. False if another caller has claimed the page or the page is

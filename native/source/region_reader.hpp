@@ -1,6 +1,7 @@
 #pragma once
 
 #include <functional>
+#include <optional>
 
 #include "base/types.hpp"
 #include "transport/transport.hpp"
@@ -13,6 +14,14 @@ class RegionReader : public transport::MemoryReader {
   /// Visits the runs of pages that may hold data, in order. The other pages are zero. Called once the content
   /// of the region is fixed.
   virtual Status each_data_run(const std::function<void(PageRun)>& visit) const = 0;
+
+  /// A region that this host still fills. Readers ask for the states of pages first, so a device may serve
+  /// the mapping itself. Both live as long as the reader; files and mappings show the same bytes.
+  struct Partial {
+    transport::LocalMemory presence;  ///< one PAGE_STATE byte a page
+    transport::LocalMemory bytes;     ///< writable, as a device needs it that fills holes
+  };
+  virtual std::optional<Partial> partial() const { return std::nullopt; }
 };
 
 }  // namespace vmigrate::pager

@@ -99,8 +99,9 @@ Status ExposedSource::open_process(const SourceCloneConfig& clone) {
 }
 
 Status ExposedSource::add_region(const SourceRegionConfig& config, const SourceCloneConfig* clone) {
-  // No such region is registered: a device cannot read memory that is in two places, or that comes when
-  // asked.
+  // A device cannot read memory that is in two places, or that comes when asked. It can read a region that is
+  // still filled, whose readers look at the states first.
+  const auto partial = config.reader != nullptr ? config.reader->partial() : std::nullopt;
   const bool fills_holes = clone == nullptr && config.reader == nullptr && listener_.fills_holes();
   auto region = memory::Region::open(config.path, config.length_bytes, config.page_bytes,
                                      fills_holes ? memory::Mode::kReadWrite : memory::Mode::kReadOnly);
@@ -122,6 +123,8 @@ Status ExposedSource::add_region(const SourceRegionConfig& config, const SourceC
   transport::LocalMemory memory{.length_bytes = added.region->length_bytes()};
   if (added.clone) {
     memory.reader = added.clone.get();
+  } else if (partial && listener_.fills_holes()) {
+    memory = partial->bytes;
   } else if (added.reader != nullptr) {
     memory.reader = added.reader;
   } else {
@@ -130,10 +133,14 @@ Status ExposedSource::add_region(const SourceRegionConfig& config, const SourceC
   }
   auto ram = exposed_->expose(memory, transport::Access::kRead);
   if (!ram) return ram.error();
-  auto data_map =
-      exposed_->expose(fills_holes ? added.map->pinnable() : added.map->readable(), transport::Access::kRead);
+  auto data_map = exposed_->expose(listener_.fills_holes() ? added.map->pinnable() : added.map->readable(),
+                                   transport::Access::kRead);
   if (!data_map) return data_map.error();
   keys_.push_back({ram.value(), data_map.value()});
+  if (!partial) return ok();
+  auto presence = exposed_->expose(partial->presence, transport::Access::kRead);
+  if (!presence) return presence.error();
+  keys_.back().presence = presence.value();
   return ok();
 }
 

@@ -29,7 +29,7 @@ inline bool valid_message_header(const wire::FrameHeader& header) {
 }
 
 /// Converts the status that the peer reports for an operation into the requester's result. False: there is no
-/// such status.
+/// such status. Only a READ can be answered with kAbsent.
 inline bool result_of(uint8_t status, OpResult* result) {
   switch (static_cast<wire::OpStatus>(status)) {
     case wire::OpStatus::kOk:
@@ -47,6 +47,9 @@ inline bool result_of(uint8_t status, OpResult* result) {
     case wire::OpStatus::kIoError:
       *result = OpResult::kIoError;
       return true;
+    case wire::OpStatus::kAbsent:
+      *result = OpResult::kAbsent;
+      return true;
   }
   return false;
 }
@@ -62,6 +65,8 @@ inline wire::OpStatus status_of(OpResult result) {
       return wire::OpStatus::kOutOfRange;
     case OpResult::kNotAllowed:
       return wire::OpStatus::kNotAllowed;
+    case OpResult::kAbsent:
+      return wire::OpStatus::kAbsent;
     default:
       return wire::OpStatus::kIoError;
   }

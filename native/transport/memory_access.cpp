@@ -72,6 +72,7 @@ AccessResult MemoryAccess::load(uint64_t offset_bytes, std::span<std::byte> out)
     return {};
   }
   if (method_ == Method::kReader) {
+    if (!memory_.reader->is_here(offset_bytes, out.size())) return {OpResult::kAbsent, 0};
     const Status status = memory_.reader->read(offset_bytes, out);
     return status ? AccessResult{} : AccessResult{OpResult::kIoError, status.error().system_errno};
   }

@@ -4,10 +4,12 @@
 
 namespace vmigrate::pager {
 
-/// Keys that the target needs for one region; the source exposes both.
+/// Keys that a reader needs for one region.
 struct SourceRegionKeys {
   transport::RemoteKey ram;
   transport::RemoteKey data_map;
+  /// Of a region that its host still fills: one PAGE_STATE byte a page. Length 0: the source has every page.
+  transport::RemoteKey presence{};
 };
 
 }  // namespace vmigrate::pager

@@ -51,7 +51,11 @@ struct RemoteKey {
 class MemoryReader {
  public:
   virtual ~MemoryReader() = default;
-  /// Fills `out` with the bytes that start at `offset_bytes`. The range must lie inside the memory.
+  /// False: some of these bytes are not there yet, and a READ is answered with OpResult::kAbsent. Bytes that
+  /// were there once stay there.
+  virtual bool is_here(uint64_t /*offset_bytes*/, uint64_t /*length_bytes*/) const { return true; }
+  /// Fills `out` with the bytes that start at `offset_bytes`. The range must lie inside the memory, and was
+  /// there.
   virtual Status read(uint64_t offset_bytes, std::span<std::byte> out) const = 0;
 };
 
@@ -90,7 +94,8 @@ enum class OpResult : uint8_t {
   kNotAllowed,
   kIoError,
   kNoSpace,
-  kDisconnected
+  kDisconnected,
+  kAbsent,  ///< READ: some of the bytes are not there yet (MemoryReader::is_here)
 };
 
 /// kOk means for a READ: every byte is in local memory and visible to any thread that learns of the

@@ -7,7 +7,7 @@
 
 namespace vmigrate::wire {
 
-inline constexpr uint16_t kProtocolVersion = 1;
+inline constexpr uint16_t kProtocolVersion = 2;
 inline constexpr uint32_t kHelloMagic = 826756438u;
 inline constexpr uint32_t kSessionIdBytes = 16u;
 inline constexpr uint32_t kSessionTokenBytes = 32u;
@@ -61,6 +61,7 @@ enum class OpStatus : uint8_t {
   kOutOfRange = 3,
   kNotAllowed = 4,
   kIoError = 5,
+  kAbsent = 6,
 };
 
 enum class PageState : uint8_t {
@@ -125,6 +126,8 @@ enum class InjectPoint : uint32_t {
   kImageStop = 15,
   kSourceRead = 16,
   kImageReaderClaimed = 17,
+  kImageServeSeen = 18,
+  kImageNearClaimed = 19,
 };
 
 enum class TargetCounter : size_t {
@@ -180,11 +183,13 @@ enum class ImageCounter : size_t {
   kCopyNs = 17,
   kDemandBytes = 18,
   kPrefetchBytes = 19,
-  kReconnectCount = 20,
-  kRefusedPages = 21,
-  kCpuNs = 22,
+  kNearBytes = 20,
+  kAbsentAnswers = 21,
+  kReconnectCount = 22,
+  kRefusedPages = 23,
+  kCpuNs = 24,
 };
-inline constexpr size_t kImageCounterCount = 23;
+inline constexpr size_t kImageCounterCount = 25;
 
 /* First bytes of every data connection, from the target. */
 struct Hello {

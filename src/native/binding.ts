@@ -27,14 +27,15 @@ import {
   checkSourceClone,
   checkTargetOptions,
 } from './check.js';
+import { ImageDigests } from './digests.js';
 import {
   type Addon,
   attempt,
   attemptAsync,
   DataListener,
   ImageCapture,
-  ImageDigests,
   ImageFetch,
+  imageOf,
   SourceSession,
   TargetSession,
   VmMemory,
@@ -118,7 +119,7 @@ function bind(addon: Addon): NativeBinding {
       const listener = DataListener.nativeOf(options.listener);
       const vm = options.clone?.vm ?? null;
       const clone = vm === null ? null : VmMemory.nativeOf(vm);
-      const image = options.image === undefined ? null : ImageCapture.nativeOf(options.image);
+      const image = options.image === undefined ? null : imageOf(options.image);
       return new SourceSession(
         await attemptAsync('open source session', () => addon.openSourceSession(listener, options, clone, image)),
       );

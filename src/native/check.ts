@@ -9,6 +9,7 @@ import type {
   ImageCaptureOptions,
   ImageDigestsOptions,
   ImageFetchOptions,
+  NearPlace,
   ProviderOptions,
   ProviderPlace,
   RegionFile,
@@ -26,6 +27,7 @@ const CONNECT_TIMEOUT_MS_MAX = 600_000;
 const PID_MAX = 1 << 22;
 const UNIX_PATH_BYTES_MAX = 107;
 const KEY_HEX_DIGITS = 48;
+const NEAR_LEVEL_MAX = 255;
 
 function require(good: boolean, what: string, code: ErrorCode = 'USAGE'): asserts good {
   if (!good) throw new MigrationError(code, `native argument: ${what}`);
@@ -125,8 +127,22 @@ export function checkSource(source: SourceAddress, timeoutMs: number): void {
   require(Array.isArray(source.keys), 'keys must be an array', 'PEER_PROTOCOL');
   for (const keys of source.keys) {
     const good = isHex(keys?.ram, KEY_HEX_DIGITS) && isHex(keys.dataMap, KEY_HEX_DIGITS);
-    require(good, `a remote key is ${KEY_HEX_DIGITS} lower-case hex digits`, 'PEER_PROTOCOL');
+    const isPresenceGood = keys?.presence === undefined || isHex(keys.presence, KEY_HEX_DIGITS);
+    require(good && isPresenceGood, `a remote key is ${KEY_HEX_DIGITS} lower-case hex digits`, 'PEER_PROTOCOL');
   }
+}
+
+export function checkNearId(id: unknown): void {
+  require(isIntegerIn(id, 0, 2 ** 32 - 1), 'the id of a near holder must be an integer from 0 to 2^32 - 1');
+}
+
+/** Checks a near holder. Its address comes from a peer, apart from provider and options. */
+export function checkNear(holder: SourceAddress, { id, level }: NearPlace, timeoutMs: number): void {
+  checkSource(holder, timeoutMs);
+  checkNearId(id);
+  require(isIntegerIn(level, 0, NEAR_LEVEL_MAX), `the level of a near holder must be 0 to ${NEAR_LEVEL_MAX}`);
+  const hasPresence = holder.keys.every(({ presence }) => presence !== undefined);
+  require(hasPresence, 'the keys of a near holder must have presence', 'PEER_PROTOCOL');
 }
 
 export function checkTargetOptions(options: TargetOptions): void {

@@ -13,14 +13,13 @@ import {
   TARGET_COUNTERS,
   type TargetCounter,
 } from '../protocol/wire.js';
-import { checkPages, checkSource } from './check.js';
+import { checkNear, checkNearId, checkPages, checkSource } from './check.js';
 import { thrownToError } from './failure.js';
 import type {
   DataListenerHandle,
   ImageCaptureHandle,
   ImageCaptureOptions,
   ImageCaptureState,
-  ImageDigestsHandle,
   ImageDigestsOptions,
   ImageFetchHandle,
   ImageFetchOptions,
@@ -30,6 +29,8 @@ import type {
   NativeBinding,
   NativeFailure,
   NativeSupport,
+  NearPlace,
+  NearSnapshot,
   Place,
   RegionFile,
   RegionKeys,
@@ -84,6 +85,9 @@ interface AddonImageFetch {
   connect(source: SourceAddress, timeoutMs: number): Promise<void>;
   start(): void;
   sweep(): void;
+  addNear(holder: SourceAddress, timeoutMs: number, id: number, level: number): Promise<void>;
+  removeNear(id: number): void;
+  nears(): NearSnapshot[];
   addClone(vm: AddonVmMemory): void;
   removeClone(vm: AddonVmMemory): void;
   check(regionIndex: number, firstPage: number, pageCount: number): Promise<number | null>;
@@ -91,7 +95,7 @@ interface AddonImageFetch {
   close(): Promise<void>;
 }
 
-interface AddonImageDigests {
+export interface AddonImageDigests {
   known(regionIndex: number): number;
   make(regionIndex: number, pageCount: number): Promise<void>;
   read(regionIndex: number, firstPage: number, pageCount: number): Buffer;
@@ -114,7 +118,7 @@ export interface Addon {
     listener: AddonDataListener,
     options: Omit<SourceOptions, 'listener'>,
     clone: AddonVmMemory | null,
-    image: AddonImageCapture | null,
+    image: AddonImageCapture | AddonImageFetch | null,
   ): Promise<AddonSourceSession>;
   openTargetSession(vm: AddonVmMemory, options: TargetOptions): AddonTargetSession;
   openImageCapture(parent: AddonVmMemory | null, options: ImageCaptureOptions): AddonImageCapture;
@@ -254,6 +258,10 @@ export class ImageFetch implements ImageFetchHandle {
     this.#native = native;
   }
 
+  static nativeOf(handle: ImageCaptureHandle | ImageFetchHandle): AddonImageFetch | null {
+    return handle instanceof ImageFetch ? handle.#native : null;
+  }
+
   async connect(source: SourceAddress, timeoutMs: number): Promise<void> {
     checkSource(source, timeoutMs);
     await attemptAsync(`connect to the image at ${source.host}`, () => this.#native.connect(source, timeoutMs));
@@ -265,6 +273,21 @@ export class ImageFetch implements ImageFetchHandle {
 
   sweep(): void {
     attempt('read the rest of the image', () => this.#native.sweep());
+  }
+
+  async addNear(holder: SourceAddress, near: NearPlace, timeoutMs: number): Promise<void> {
+    checkNear(holder, near, timeoutMs);
+    const call = (): Promise<void> => this.#native.addNear(holder, timeoutMs, near.id, near.level);
+    await attemptAsync(`connect to the near holder at ${holder.host}`, call);
+  }
+
+  removeNear(id: number): void {
+    checkNearId(id);
+    attempt('remove a near holder', () => this.#native.removeNear(id));
+  }
+
+  nears(): readonly NearSnapshot[] {
+    return attempt('near holders', () => this.#native.nears());
   }
 
   addClone(vm: VmMemoryHandle): void {
@@ -290,44 +313,6 @@ export class ImageFetch implements ImageFetchHandle {
   }
 }
 
-export class ImageDigests implements ImageDigestsHandle {
-  readonly #native: AddonImageDigests;
-
-  constructor(native: AddonImageDigests) {
-    this.#native = native;
-  }
-
-  static nativeOf(handle: ImageDigestsHandle): AddonImageDigests {
-    if (handle instanceof ImageDigests) return handle.#native;
-    throw new MigrationError('USAGE', 'native argument: digests is not a handle of this binding');
-  }
-
-  known(regionIndex: number): number {
-    checkPages(regionIndex);
-    return attempt('digests of an image', () => this.#native.known(regionIndex));
-  }
-
-  async make(regionIndex: number, pageCount: number): Promise<void> {
-    checkPages(regionIndex, pageCount);
-    await attemptAsync('make the digests of an image', () => this.#native.make(regionIndex, pageCount));
-  }
-
-  read(regionIndex: number, firstPage: number, pageCount: number): Buffer {
-    checkPages(regionIndex, firstPage, pageCount);
-    return attempt('read digests of an image', () => this.#native.read(regionIndex, firstPage, pageCount));
-  }
-
-  accept(regionIndex: number, firstPage: number, digests: Uint8Array): void {
-    checkPages(regionIndex, firstPage);
-    if (!(digests instanceof Uint8Array)) throw new MigrationError('USAGE', 'native argument: digests must be bytes');
-    attempt('accept digests of an image', () => this.#native.accept(regionIndex, firstPage, digests));
-  }
-
-  close(): void {
-    this.#native.close();
-  }
-}
-
 export class ImageCapture implements ImageCaptureHandle {
   readonly #native: AddonImageCapture;
 
@@ -335,9 +320,8 @@ export class ImageCapture implements ImageCaptureHandle {
     this.#native = native;
   }
 
-  static nativeOf(handle: ImageCaptureHandle): AddonImageCapture {
-    if (handle instanceof ImageCapture) return handle.#native;
-    throw new MigrationError('USAGE', 'native argument: image is not a handle of this binding');
+  static nativeOf(handle: ImageCaptureHandle | ImageFetchHandle): AddonImageCapture | null {
+    return handle instanceof ImageCapture ? handle.#native : null;
   }
 
   async arm(): Promise<void> {
@@ -380,4 +364,11 @@ export class ImageCapture implements ImageCaptureHandle {
   async leave(): Promise<void> {
     await attemptAsync('leave image capture', () => this.#native.leave());
   }
+}
+
+/** Returns the addon's handle of an image that is served. Throws USAGE for anything else. */
+export function imageOf(handle: ImageCaptureHandle | ImageFetchHandle): AddonImageCapture | AddonImageFetch {
+  const native = ImageCapture.nativeOf(handle) ?? ImageFetch.nativeOf(handle);
+  if (native !== null) return native;
+  throw new MigrationError('USAGE', 'native argument: image is not a handle of this binding');
 }

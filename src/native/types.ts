@@ -50,6 +50,8 @@ export interface VmMemoryHandle {
 export interface RegionKeys {
   readonly ram: string;
   readonly dataMap: string;
+  /** Of a region of an image that its host still fills: which of its pages are there. */
+  readonly presence?: string;
 }
 
 /** Options of a provider besides the place, under names of its own (native/transport, a folder for each provider). */
@@ -182,6 +184,24 @@ export interface ImageCaptureHandle {
 /** idle ──start──► copying ◄──► disconnected; copying ──► complete; failed from any of the middle ones. */
 export type ImageFetchState = 'idle' | 'copying' | 'disconnected' | 'complete' | 'failed' | 'closed';
 
+export interface NearPlace {
+  /** From 0 to 2^32 - 1. */
+  readonly id: number;
+  /** 0 is nearest; up to 255. */
+  readonly level: number;
+}
+
+export interface NearSnapshot extends NearPlace {
+  readonly isConnected: boolean;
+  /** Of the pages that it has brought. */
+  readonly bytes: bigint;
+  /**
+   * Why it is not connected any more: the connection was lost, no answer came for a second (TIMEOUT), it broke the
+   * protocol, or sent pages that are not what their digests say (DAMAGED).
+   */
+  readonly failure: NativeFailure | null;
+}
+
 export interface ImageFetchSnapshot {
   readonly state: ImageFetchState;
   readonly failure: NativeFailure | null;
@@ -200,6 +220,18 @@ export interface ImageFetchHandle {
   start(): void;
   /** Reads the remaining pages as well, after start. Idempotent. */
   sweep(): void;
+  /**
+   * Reads from this host too, which holds a part of the image or all of it, before the host of connect is asked: a
+   * source session of an ImageFetchHandle, whose keys have `presence`. Pages that clones wait for are asked of the
+   * nearest level that is connected (0 first), then of the next; the others come from that level alone. `id` is the
+   * caller's name for the holder. One that is lost, or wrong, stays in `nears` with its failure, and is replaced by
+   * another addNear of its id; while it is connected that fails with CONFLICT. Any number of calls may run at once, in
+   * every state. Does nothing once the image is complete.
+   */
+  addNear(holder: SourceAddress, near: NearPlace, timeoutMs: number): Promise<void>;
+  /** What the holder was asked for is asked elsewhere. Without effect if there is no such holder. */
+  removeNear(id: number): void;
+  nears(): readonly NearSnapshot[];
   /** As for a capture. Before start the faults wait. */
   addClone(vm: VmMemoryHandle): void;
   removeClone(vm: VmMemoryHandle): void;
@@ -288,11 +320,17 @@ export interface SourceOptions {
    */
   readonly clone?: SourceClone;
   /**
-   * The capture whose image the regions are. From its seal on their pages can be read, and pages that are not in the
+   * Absent if the files contain all memory. Not over providers that share files.
+   *
+   * A capture whose image the regions are: from its seal on their pages can be read, and pages that are not in the
    * image yet are copied first. Scan after the seal; close the session before the capture. Not over providers that
-   * register memory or share files. Absent if the files contain all memory.
+   * register memory.
+   *
+   * Or a fetch: the pages that are here are served to hosts for which this one is a near holder (addNear), while the
+   * others still come. Scan when the image is complete, if at all. The session may outlive the fetch: a complete image
+   * is served on; of one that has failed, or was closed before, over tcp every READ fails.
    */
-  readonly image?: ImageCaptureHandle;
+  readonly image?: ImageCaptureHandle | ImageFetchHandle;
 }
 
 export interface SourceClone {

@@ -20,7 +20,7 @@
  *     | <--------- MESSAGE + bytes -----------> |
  */
 
-export const PROTOCOL_VERSION = 1;
+export const PROTOCOL_VERSION = 2;
 
 /** Scalars that C++ and TypeScript share. Names end with their unit. */
 export const CONSTANTS = {
@@ -74,8 +74,11 @@ export const HELLO_STATUS = { OK: 1, BAD_MAGIC: 2, BAD_VERSION: 3, REFUSED: 4, B
 
 export const FRAME_OP = { READ: 1, READ_REPLY: 2, WRITE: 3, WRITE_REPLY: 4, MESSAGE: 5 } as const;
 
-/** Outcome of a READ or WRITE that the peer reports. */
-export const OP_STATUS = { OK: 1, BAD_KEY: 2, OUT_OF_RANGE: 3, NOT_ALLOWED: 4, IO_ERROR: 5 } as const;
+/**
+ * Outcome of a READ or WRITE that the peer reports. ABSENT answers a READ alone, and only of a region that its host is
+ * still filling: some of the pages are not there yet.
+ */
+export const OP_STATUS = { OK: 1, BAD_KEY: 2, OUT_OF_RANGE: 3, NOT_ALLOWED: 4, IO_ERROR: 5, ABSENT: 6 } as const;
 
 /**
  * State of a page on a host that is filling a region. It only moves forward; docs/PAGE_STATES.md says what each state
@@ -140,6 +143,10 @@ export const INJECT_POINT = {
   SOURCE_READ: 16,
   /** Pages of an image are claimed because another host waits for one of them. */
   IMAGE_READER_CLAIMED: 17,
+  /** Another host reads pages of an image that still fills: they have been seen here, and not been read yet. */
+  IMAGE_SERVE_SEEN: 18,
+  /** Pages of an image are claimed because a near holder has them, and nobody waits for them. */
+  IMAGE_NEAR_CLAIMED: 19,
 } as const;
 
 /**
@@ -216,6 +223,10 @@ export const IMAGE_COUNTERS = [
   /** Only in an image that is read from another holder: bytes that a clone waited for, and the others. */
   'demandBytes',
   'prefetchBytes',
+  /** Bytes that came from near holders, whether a clone waited for them or not; the two above are those of the root. */
+  'nearBytes',
+  /** READs of a page that a clone waited for, of which a near holder said that it has not got the page yet. */
+  'absentAnswers',
   'reconnectCount',
   /** Pages that were not what their digests say, and were asked for again before anybody saw them. */
   'refusedPages',

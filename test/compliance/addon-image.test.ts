@@ -144,7 +144,7 @@ describe('an image on a second host', () => {
     const clones = [await startClone(0, 'leaf'), await startClone(1, 'leaf')];
     for (const { memory } of clones) fetch.addClone(memory);
     await expect(openSource(binding, scene, 'shm', image, { image: capture })).rejects.toMatchObject({
-      code: 'USAGE',
+      code: 'UNSUPPORTED',
     });
     const { listener, session, address } = await openSource(binding, scene, 'tcp', image, { image: capture });
     expect(() => fetch.start()).toThrow(expect.objectContaining({ code: 'USAGE' }));

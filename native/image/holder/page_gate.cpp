@@ -34,23 +34,31 @@ Status PageGate::open() {
   return ok();
 }
 
-void PageGate::publish(uint32_t region_index, PageRun run) {
+uint64_t PageGate::publish(uint32_t region_index, PageRun run, Origin origin) {
   const uint64_t end = raw(run.first) + run.count;
-  if (digests_ == nullptr) return let_pass(region_index, run, end);
+  if (digests_ == nullptr) {
+    let_pass(region_index, run, end);
+    return 0;
+  }
   const FilledRegion& region = core_.region(region_index);
   const memory::DigestMap& map = digests_->map(region_index);
   const uint64_t checked_end = std::clamp(map.known(), raw(run.first), end);
-  uint64_t good = raw(run.first);
+  uint64_t good = raw(run.first), refused = 0;
   hasher_->begin(region.file->fd(), region.page_bytes(), {run.first, checked_end - good});
   for (uint64_t page = good; page < checked_end; ++page) {
     const auto found = hasher_->next();
-    if (!found) return fetch_.owner().fail(found.error());
+    if (!found) {
+      fetch_.owner().fail(found.error());
+      return refused;
+    }
     if (found.value() == map.digest(PageIndex{page})) continue;
     let_pass(region_index, {PageIndex{good}, page - good}, page);
-    if (!refuse(region_index, PageIndex{page})) return;
+    ++refused;
+    if (!refuse(region_index, PageIndex{page}, origin)) return refused;
     good = page + 1;
   }
   let_pass(region_index, {PageIndex{good}, end - good}, checked_end);
+  return refused;
 }
 
 /// The pages from `unchecked_page` on had no digest when they were looked at.
@@ -88,7 +96,7 @@ bool PageGate::is_right_after_all(uint32_t region_index, PageRun run) {
 }
 
 /// The page is asked for again. Its bytes are wiped, because the holder may call it a hole next.
-bool PageGate::refuse(uint32_t region_index, PageIndex page) {
+bool PageGate::refuse(uint32_t region_index, PageIndex page, Origin origin) {
   const FilledRegion& region = core_.region(region_index);
   PageBytes bytes{region.file->base() + raw(page) * region.page_bytes(), region.page_bytes()};
   if (!memory::touch_guarded(wipe_bytes, &bytes)) {
@@ -96,14 +104,21 @@ bool PageGate::refuse(uint32_t region_index, PageIndex page) {
     return false;
   }
   // Relaxed: a limit, and a number to show.
-  if (fetch_.counters.refused_pages.fetch_add(1, std::memory_order_relaxed) >= kRefusedPagesMax) {
+  FetchCounters& counters = fetch_.counters;
+  auto& refused = origin == Origin::kRoot ? counters.refused_pages : counters.near_refused_pages;
+  const uint64_t before = refused.fetch_add(1, std::memory_order_relaxed);
+  if (origin == Origin::kRoot && before >= kRefusedPagesMax) {
     fetch_.owner().fail({ErrorCode::kDamaged, 0, "too many pages are not what their digests say"});
     return false;
   }
-  region.presence->unclaim({page, 1});
+  give_back(region_index, {page, 1});
+  return true;
+}
+
+void PageGate::give_back(uint32_t region_index, PageRun run) {
+  core_.region(region_index).presence->unclaim(run);
   if (wakes_) core_.wake_waits();
   fetch_.note_unclaimed();
-  return true;
 }
 
 bool PageGate::may_be_zero(uint32_t region_index, PageIndex page) const {

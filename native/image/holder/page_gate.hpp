@@ -21,8 +21,13 @@ class PageGate {
       : core_(core), fetch_(fetch), digests_(digests), wakes_(wakes) {}
   Status open();
 
-  /// The run's bytes are complete, and its pages claimed by the caller.
-  void publish(uint32_t region_index, PageRun run);
+  /// Who has sent a page. Too many wrong pages of the root end the session; a near holder is given up
+  /// instead.
+  enum class Origin : uint8_t { kRoot = 1, kNear };
+  /// The run's bytes are complete, and its pages claimed by the caller. Returns how many pages were refused.
+  uint64_t publish(uint32_t region_index, PageRun run, Origin origin = Origin::kRoot);
+  /// The caller gives its claims up, and nothing writes into the pages any more.
+  void give_back(uint32_t region_index, PageRun run);
   /// The holder says that the page is a hole. False: its digest is known, and not that of zeros.
   bool may_be_zero(uint32_t region_index, PageIndex page) const;
   /// Pages of the run have been marked as zeros, each after may_be_zero. False: the digest of one came in
@@ -31,7 +36,7 @@ class PageGate {
 
  private:
   void let_pass(uint32_t region_index, PageRun run, uint64_t unchecked_page);
-  bool refuse(uint32_t region_index, PageIndex page);
+  bool refuse(uint32_t region_index, PageIndex page, Origin origin);
   bool is_right_after_all(uint32_t region_index, PageRun run);
 
   ImageCore& core_;

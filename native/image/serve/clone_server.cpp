@@ -179,9 +179,10 @@ void CloneServer::sleep_and_read(int timeout_ms) {
   const bool is_ending = core_.must_stop() != ImageCore::Stop::kNone;
   if (!waits_.has_room() || !supply_.has_room() || is_ending) {
     // No fault may be read. A publisher signals when that changes, or when it ends.
-    std::array<pollfd, 2> watched{
-        {{.fd = core_.serve_wake.fd(), .events = POLLIN, .revents = 0},
-         {.fd = is_ending ? -1 : supply_.completion_fd(), .events = POLLIN, .revents = 0}}};
+    const std::array<int, 2> completions = supply_.completion_fds();
+    std::array<pollfd, 3> watched{{{.fd = core_.serve_wake.fd(), .events = POLLIN, .revents = 0},
+                                   {.fd = is_ending ? -1 : completions[0], .events = POLLIN, .revents = 0},
+                                   {.fd = is_ending ? -1 : completions[1], .events = POLLIN, .revents = 0}}};
     (void)::poll(watched.data(), watched.size(), timeout_ms);  // a negative descriptor is passed over
     core_.serve_wake.drain();
     commands_.serve();

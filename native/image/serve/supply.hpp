@@ -1,5 +1,6 @@
 #pragma once
 
+#include <array>
 #include <cstdint>
 
 #include "base/page_key.hpp"
@@ -41,9 +42,9 @@ class Supply {
   virtual int timeout_ms() const { return -1; }
   /// While this is false no fault is read.
   virtual bool has_room() const { return true; }
-  /// A descriptor that is watched also while no fault may be read, because what it announces makes room. -1:
+  /// Descriptors that are watched also while no fault may be read, because what they announce makes room. -1:
   /// none.
-  virtual int completion_fd() const { return -1; }
+  virtual std::array<int, 2> completion_fds() const { return {-1, -1}; }
   /// No other thread of the supply touches a page or a process any more.
   virtual bool has_ended() const = 0;
   /// Nothing protects or waits any longer, because every page is here or the session is given up.

@@ -137,7 +137,10 @@ class FakeEndpoint final : public transport::Endpoint {
       VMG_CHECK(op.length_bytes != 0 && op.length_bytes <= wire::kTransferBytesMax);
       const transport::LocalMemory& local = locals_.at(static_cast<size_t>(op.local));
       VMG_CHECK(op.local_offset_bytes + op.length_bytes <= local.length_bytes);
-      if (control_->waiting.size() >= control_->capacity) return {posted, transport::PostStatus::kWouldBlock};
+      if (control_->waiting.size() >= control_->capacity) {
+        if (posted != 0) control_->kick();
+        return {posted, transport::PostStatus::kWouldBlock};
+      }
       control_->waiting.push_back(op);
       ++control_->posted_count;
       ++posted;

@@ -204,7 +204,7 @@ bool ShmEndpoint::accept_map_reply(const ShmMapReply& reply) {
     return key.state == KeyState::kAsked && key.key == wanted;
   });
   OpResult result{};
-  if (entry == keys_.end() || !result_of(reply.status, &result)) return false;
+  if (entry == keys_.end() || !result_of(reply.status, &result) || result == OpResult::kAbsent) return false;
   if (result != OpResult::kOk) {
     entry->state = KeyState::kFree;
     finish_waiting(entry->key, result);

@@ -18,7 +18,7 @@ namespace {
 /// region from mistakes of a trusted neighbour, and the token keeps strangers out.
 Status prepare_key(ExposedKey& key) {
   const LocalMemory& memory = key.memory.memory();
-  if (memory.fd < 0) return Error{ErrorCode::kInvalidArgument, 0, "shm exposes files only"};
+  if (memory.fd < 0) return Error{ErrorCode::kUnsupported, 0, "shm exposes files only"};
   char path[sizeof "/proc/self/fd/" + 12];
   std::snprintf(path, sizeof path, "/proc/self/fd/%d", memory.fd);
   const int flags = (key.access == Access::kReadWrite ? O_RDWR : O_RDONLY) | O_CLOEXEC;

@@ -123,6 +123,7 @@ bool TcpEndpoint::accept_header(const wire::FrameHeader& header) {
   const auto kind = read_reply ? OperationTable::Kind::kRead : OperationTable::Kind::kWrite;
   OpResult result{};
   if (table_.slot(slot).kind != kind || !result_of(header.status, &result)) return false;
+  if (write_reply && result == OpResult::kAbsent) return false;
 
   if (read_reply && result == OpResult::kOk) {
     const uint32_t asked_bytes = table_.slot(slot).operation.length_bytes;

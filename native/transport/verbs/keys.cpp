@@ -49,6 +49,7 @@ RemoteKeys::Entry* RemoteKeys::accept(std::span<const std::byte> frame, OpResult
     return candidate.state == State::kAsked && candidate.key == key;
   });
   if (entry == entries_.end() || !result_of(reply.status, result) || reply.reserved != 0) return nullptr;
+  if (*result == OpResult::kAbsent) return nullptr;
   if (*result != OpResult::kOk) {
     if (frame.size() != sizeof reply) return nullptr;
     entry->state = State::kFree;

@@ -1,0 +1,143 @@
+// Tests when the thread of near bulk reads, without the other threads of a fetch: beside a multicast, and
+// when nothing is left to bring.
+
+#include <gtest/gtest.h>
+
+#include "fetch/near/bulk.hpp"
+#include "image/holder/page_gate.hpp"
+#include "tests/image/near_harness.hpp"
+
+namespace vmigrate::pager {
+namespace {
+
+using namespace std::chrono_literals;
+using test::eventually;
+using test::FakeNear;
+using test::FetchHarness;
+using test::kPage;
+using wire::PageState;
+using Feed = NearerFeeds::Feed;
+
+constexpr uint64_t kPages = 2048;
+
+class NearFeed : public ::testing::Test, private FetchOwner, private NearSink {
+ protected:
+  NearFeed() {
+    auto opened =
+        ImageCore::open(std::vector<TargetRegionConfig>{{host.image_paths[0], host.presence_paths[0],
+                                                         host.lengths[0], kPage}},
+                        false, {});
+    EXPECT_TRUE(opened.ok());
+    core = std::move(opened).value();
+    fetch.emplace(core->fill(), options, core->serve_wake, static_cast<FetchOwner&>(*this));
+    gate.emplace(*core, *fetch, nullptr, true);
+    holders.emplace(*fetch);
+    bulk.emplace(*fetch, *holders, static_cast<NearSink&>(*this));
+    fetch->set_maps_known(1);
+  }
+  ~NearFeed() override {
+    is_ending = true;
+    fetch->wake_lanes();
+    if (thread.joinable()) thread.join();
+  }
+  void run() {
+    thread = std::thread([this] { bulk->run(); });
+  }
+  Status add(FakeNear& near) { return holders->add(near.endpoints(), near.id, near.level); }
+  uint64_t pages() { return core->fill().pages_present(); }
+  bool is_held_back() { return fetch->nearer.holds_back_until_ns(now_ns()) != 0; }
+
+  void fail(const Error& error) override { FAIL() << error.what; }
+  bool must_end() const override { return is_ending; }
+  void on_connection() override {}
+  uint64_t publish(uint32_t region_index, PageRun run) override {
+    return gate->publish(region_index, run, PageGate::Origin::kNear);
+  }
+  void give_back(uint32_t region_index, PageRun run) override { gate->give_back(region_index, run); }
+
+  FetchHarness host{FetchHarness::Specs{{kPages}}};
+  FetchOptions options;
+  std::unique_ptr<ImageCore> core;
+  std::optional<FetchCore> fetch;
+  std::optional<PageGate> gate;
+  std::optional<NearHolders> holders;
+  std::optional<NearBulkThread> bulk;
+  std::atomic<bool> is_ending{false};
+  std::thread thread;
+};
+
+TEST_F(NearFeed, WaitsUntilAMulticastHasEnded) {
+  FakeNear near(host, 1);
+  near.have_all();
+  fetch->nearer.open(now_ns());
+  ASSERT_TRUE(add(near).ok());
+  run();
+  for (int i = 0; i < 15; ++i) {
+    std::this_thread::sleep_for(100ms);
+    fetch->nearer.note_page(now_ns());
+  }
+  EXPECT_EQ(near.looks, 0u);
+  EXPECT_EQ(pages(), 0u);
+  fetch->nearer.close();
+  EXPECT_TRUE(is_held_back()) << "the root's sweep does not begin in between";
+  fetch->wake_bulk();
+  ASSERT_TRUE(eventually([&] { return pages() == kPages; }));
+}
+
+TEST_F(NearFeed, AndNotLongerThanItBringsPages) {
+  FakeNear near(host, 1);
+  near.have_all();
+  const uint64_t from_ns = now_ns();
+  fetch->nearer.open(from_ns);
+  ASSERT_TRUE(add(near).ok());
+  run();
+  ASSERT_TRUE(eventually([&] { return pages() == kPages; }));
+  EXPECT_GE(now_ns() - from_ns, kNearerSilentNs);
+}
+
+TEST_F(NearFeed, ClosesWhenNothingIsLeftAndOpensForAnother) {
+  FakeNear near(host, 1), other(host, 2);
+  near.have([](uint64_t page) { return page < 1000; });
+  other.have_all();
+  // The rest is being brought by somebody else.
+  ASSERT_EQ(core->region(0).presence->claim_run(PageIndex{1000}, kPages - 1000), kPages - 1000);
+  ASSERT_TRUE(add(near).ok());
+  EXPECT_TRUE(is_held_back());
+  run();
+  ASSERT_TRUE(eventually([&] { return pages() == 1000; }));
+  ASSERT_TRUE(eventually([&] { return !is_held_back(); }, 500ms));
+  const uint64_t looks = near.looks;
+  std::this_thread::sleep_for(150ms);
+  EXPECT_EQ(near.looks, looks) << "it looks no more";
+  gate->give_back(0, {PageIndex{1500}, 10});
+  ASSERT_TRUE(eventually([&] { return near.looks != looks; })) << "a claim was given back";
+  ASSERT_TRUE(add(other).ok());
+  EXPECT_TRUE(is_held_back());
+  ASSERT_TRUE(eventually([&] { return pages() == 1010; }));
+}
+
+TEST_F(NearFeed, AHolderThatBringsLittleHoldsNobodyBack) {
+  FakeNear near(host, 1);
+  ASSERT_TRUE(add(near).ok());
+  run();
+  // A page in each 100 ms, for more than a second.
+  for (uint64_t page = 0; page < 15; ++page) {
+    near.set(page, PageState::kPresent);
+    std::this_thread::sleep_for(100ms);
+  }
+  EXPECT_TRUE(eventually([&] { return pages() == 15; }));
+  EXPECT_FALSE(is_held_back());
+}
+
+TEST_F(NearFeed, ClosesWithTheLastHolder) {
+  FakeNear near(host, 1);
+  ASSERT_TRUE(add(near).ok());
+  run();
+  ASSERT_TRUE(eventually([&] { return near.looks != 0; }));
+  EXPECT_TRUE(is_held_back());
+  near.bulk->disconnect();
+  EXPECT_TRUE(eventually([&] { return !is_held_back(); }, 500ms));
+}
+
+}  // namespace
+}  // namespace vmigrate::pager

@@ -1,0 +1,44 @@
+/** The handle of an image's digests, as those of handles.ts. */
+
+import { MigrationError } from '../domain/errors.js';
+import { checkPages } from './check.js';
+import { type AddonImageDigests, attempt, attemptAsync } from './handles.js';
+import type { ImageDigestsHandle } from './types.js';
+
+export class ImageDigests implements ImageDigestsHandle {
+  readonly #native: AddonImageDigests;
+
+  constructor(native: AddonImageDigests) {
+    this.#native = native;
+  }
+
+  static nativeOf(handle: ImageDigestsHandle): AddonImageDigests {
+    if (handle instanceof ImageDigests) return handle.#native;
+    throw new MigrationError('USAGE', 'native argument: digests is not a handle of this binding');
+  }
+
+  known(regionIndex: number): number {
+    checkPages(regionIndex);
+    return attempt('digests of an image', () => this.#native.known(regionIndex));
+  }
+
+  async make(regionIndex: number, pageCount: number): Promise<void> {
+    checkPages(regionIndex, pageCount);
+    await attemptAsync('make the digests of an image', () => this.#native.make(regionIndex, pageCount));
+  }
+
+  read(regionIndex: number, firstPage: number, pageCount: number): Buffer {
+    checkPages(regionIndex, firstPage, pageCount);
+    return attempt('read digests of an image', () => this.#native.read(regionIndex, firstPage, pageCount));
+  }
+
+  accept(regionIndex: number, firstPage: number, digests: Uint8Array): void {
+    checkPages(regionIndex, firstPage);
+    if (!(digests instanceof Uint8Array)) throw new MigrationError('USAGE', 'native argument: digests must be bytes');
+    attempt('accept digests of an image', () => this.#native.accept(regionIndex, firstPage, digests));
+  }
+
+  close(): void {
+    this.#native.close();
+  }
+}
