@@ -102,6 +102,8 @@ class FetchCore {
 
   // --- between the lanes
   FaultRing recent_faults;
+  /// The same faults for a multicast, which asks its sender for the pages around them.
+  FaultRing wanted_faults;
   NearerFeeds nearer;
   FetchCounters counters;
   WakeEvent bulk_wake;

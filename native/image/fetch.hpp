@@ -10,6 +10,7 @@
 #include "base/result.hpp"
 #include "fetch/endpoints.hpp"
 #include "image/digests/digests.hpp"
+#include "image/holder/multicast_feed.hpp"
 #include "image/serve/state.hpp"
 #include "memory/region_config.hpp"
 #include "vm/memory.hpp"
@@ -43,6 +44,11 @@ class ImageFetch {
   virtual Status start() = 0;
   /// After start: reads the remaining pages as well. Idempotent.
   virtual Status sweep() = 0;
+  /// Takes pages that the root sends to a group as well, until that ends. Before close, and once only
+  /// (kAlreadyExists). Errors change nothing: the pages come from the holder then. `port`: for tests.
+  virtual Status join_multicast(const multicast::Group& group, uint16_t member,
+                                std::unique_ptr<multicast::DatagramPort> port = nullptr) = 0;
+  virtual MulticastSnapshot multicast() const = 0;
   /// As for ImageCapture.
   virtual Status add_clone(const VmMemory& memory) = 0;
   virtual void remove_clone(const VmMemory& memory) = 0;

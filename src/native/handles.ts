@@ -13,14 +13,16 @@ import {
   TARGET_COUNTERS,
   type TargetCounter,
 } from '../protocol/wire.js';
+import { attempt, attemptAsync } from './attempt.js';
 import { checkPages, checkSource } from './check.js';
-import { thrownToError } from './failure.js';
+import type { AddonImageDigests } from './digests.js';
+import { type AddonMulticastSender, type AddonPacer, checkJoin, type MulticastSenderOptions } from './multicast.js';
+import type { MulticastGroup, MulticastJoin, MulticastSnapshot, PacerOptions } from './multicast-types.js';
 import type {
   DataListenerHandle,
   ImageCaptureHandle,
   ImageCaptureOptions,
   ImageCaptureState,
-  ImageDigestsHandle,
   ImageDigestsOptions,
   ImageFetchHandle,
   ImageFetchOptions,
@@ -87,16 +89,10 @@ interface AddonImageFetch {
   addClone(vm: AddonVmMemory): void;
   removeClone(vm: AddonVmMemory): void;
   check(regionIndex: number, firstPage: number, pageCount: number): Promise<number | null>;
+  joinMulticast(join: MulticastJoin): void;
+  multicast(): MulticastSnapshot;
   snapshot(): { state: ImageFetchState; counters: BigUint64Array; failure: NativeFailure | null };
   close(): Promise<void>;
-}
-
-interface AddonImageDigests {
-  known(regionIndex: number): number;
-  make(regionIndex: number, pageCount: number): Promise<void>;
-  read(regionIndex: number, firstPage: number, pageCount: number): Buffer;
-  accept(regionIndex: number, firstPage: number, digests: Uint8Array): void;
-  close(): void;
 }
 
 /** The exports of vmigrate.node. */
@@ -120,24 +116,11 @@ export interface Addon {
   openImageCapture(parent: AddonVmMemory | null, options: ImageCaptureOptions): AddonImageCapture;
   openImageFetch(options: ImageFetchOptions, digests: AddonImageDigests | null): AddonImageFetch;
   openImageDigests(options: ImageDigestsOptions): AddonImageDigests;
+  openMulticastSender(options: MulticastSenderOptions): AddonMulticastSender;
+  sendMulticastProbe(group: MulticastGroup, durationMs: number): Promise<void>;
+  receiveMulticastProbe(group: MulticastGroup, timeoutMs: number): Promise<number>;
+  openPacer(options: PacerOptions): AddonPacer;
   releaseVm(vm: AddonVmMemory): Promise<void>;
-}
-
-/** Runs a native call. The message of its errors begins with `doing`. */
-export function attempt<T>(doing: string, call: () => T): T {
-  try {
-    return call();
-  } catch (thrown) {
-    throw thrownToError(thrown, doing);
-  }
-}
-
-export async function attemptAsync<T>(doing: string, call: () => Promise<T>): Promise<T> {
-  try {
-    return await call();
-  } catch (thrown) {
-    throw thrownToError(thrown, doing);
-  }
 }
 
 function named<Name extends string>(names: readonly Name[], values: BigUint64Array): Record<Name, bigint> {
@@ -280,6 +263,15 @@ export class ImageFetch implements ImageFetchHandle {
     return attemptAsync('check the pages of an image', () => this.#native.check(regionIndex, firstPage, pageCount));
   }
 
+  joinMulticast(join: MulticastJoin): void {
+    checkJoin(join);
+    attempt(`join the multicast of ${join.group}`, () => this.#native.joinMulticast(join));
+  }
+
+  multicast(): MulticastSnapshot {
+    return attempt('multicast of an image', () => this.#native.multicast());
+  }
+
   snapshot(): ImageFetchSnapshot {
     const { state, counters, failure } = attempt('image fetch', () => this.#native.snapshot());
     return { state, failure, counters: named<ImageCounter>(IMAGE_COUNTERS, counters) };
@@ -287,44 +279,6 @@ export class ImageFetch implements ImageFetchHandle {
 
   async close(): Promise<void> {
     await attemptAsync('close image fetch', () => this.#native.close());
-  }
-}
-
-export class ImageDigests implements ImageDigestsHandle {
-  readonly #native: AddonImageDigests;
-
-  constructor(native: AddonImageDigests) {
-    this.#native = native;
-  }
-
-  static nativeOf(handle: ImageDigestsHandle): AddonImageDigests {
-    if (handle instanceof ImageDigests) return handle.#native;
-    throw new MigrationError('USAGE', 'native argument: digests is not a handle of this binding');
-  }
-
-  known(regionIndex: number): number {
-    checkPages(regionIndex);
-    return attempt('digests of an image', () => this.#native.known(regionIndex));
-  }
-
-  async make(regionIndex: number, pageCount: number): Promise<void> {
-    checkPages(regionIndex, pageCount);
-    await attemptAsync('make the digests of an image', () => this.#native.make(regionIndex, pageCount));
-  }
-
-  read(regionIndex: number, firstPage: number, pageCount: number): Buffer {
-    checkPages(regionIndex, firstPage, pageCount);
-    return attempt('read digests of an image', () => this.#native.read(regionIndex, firstPage, pageCount));
-  }
-
-  accept(regionIndex: number, firstPage: number, digests: Uint8Array): void {
-    checkPages(regionIndex, firstPage);
-    if (!(digests instanceof Uint8Array)) throw new MigrationError('USAGE', 'native argument: digests must be bytes');
-    attempt('accept digests of an image', () => this.#native.accept(regionIndex, firstPage, digests));
-  }
-
-  close(): void {
-    this.#native.close();
   }
 }
 

@@ -20,7 +20,7 @@
  *     | <--------- MESSAGE + bytes -----------> |
  */
 
-export const PROTOCOL_VERSION = 1;
+export const PROTOCOL_VERSION = 2;
 
 /** Scalars that C++ and TypeScript share. Names end with their unit. */
 export const CONSTANTS = {
@@ -216,6 +216,9 @@ export const IMAGE_COUNTERS = [
   /** Only in an image that is read from another holder: bytes that a clone waited for, and the others. */
   'demandBytes',
   'prefetchBytes',
+  /** Bytes of pages that a multicast has brought, and datagrams of it that did not arrive. */
+  'multicastBytes',
+  'multicastLostDatagrams',
   'reconnectCount',
   /** Pages that were not what their digests say, and were asked for again before anybody saw them. */
   'refusedPages',

@@ -4,6 +4,7 @@ import { complaints, filesUnder } from './tree.js';
 
 /** The part of transports that other rooms of native/ may include: the contract and its keys. */
 const TRANSPORT_CONTRACT = ['transport/transport', 'transport/region_keys'] as const;
+const MULTICAST = ['multicast', 'multicast/datagram'] as const;
 const PROVIDER = ['transport', 'transport/stream', 'base', 'wire'] as const;
 const PAGES = ['vm', 'uffd', 'memory', 'base', 'wire'] as const;
 
@@ -30,12 +31,15 @@ const NATIVE_LAYERS: Record<string, readonly string[]> = {
   'image/digests': ['memory', 'base', 'wire'],
   'image/serve': PAGES,
   'image/parent': ['image/serve', 'source', ...PAGES],
-  'image/holder': ['image/digests', 'image/serve', 'fetch', ...PAGES],
-  image: ['image/digests', 'image/parent', 'image/holder', 'image/serve', 'source', 'fetch', ...PAGES],
+  'image/holder': ['image/digests', 'image/serve', 'fetch', ...MULTICAST, 'transport/memory_access', ...PAGES],
+  image: [...MULTICAST, 'image/digests', 'image/parent', 'image/holder', 'image/serve', 'source', 'fetch', ...PAGES],
+  'multicast/datagram': ['base', 'wire'],
+  'multicast/udp': ['multicast/datagram', 'base', 'wire'],
+  multicast: ['multicast/datagram', 'multicast/udp', 'memory', 'base', 'wire'],
   preload: [],
   spool: [],
   addon: [
-    ...['fetch', 'target', 'source', 'image', 'image/digests', 'image/serve', 'transport/registry'],
+    ...['fetch', 'target', 'source', 'image', 'image/digests', 'image/serve', ...MULTICAST, 'transport/registry'],
     ...[...TRANSPORT_CONTRACT, ...PAGES],
   ],
 };
