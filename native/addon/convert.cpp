@@ -2,6 +2,7 @@
 
 #include <cinttypes>
 #include <cstdio>
+#include <cstdlib>
 
 namespace vmigrate::addon {
 
@@ -208,6 +209,23 @@ Result<transport::Credentials> credentials(const Napi::Object& options) {
   if (!parse_hex(text(options, "token"), parsed.token))
     return Error{ErrorCode::kInvalidArgument, 0, "session token is not hex of its length"};
   return parsed;
+}
+
+Result<multicast::Group> multicast_group(const Napi::Object& options) {
+  multicast::Group group;
+  uint8_t session[8];
+  if (!parse_hex(text(options, "key"), group.key) || !parse_hex(text(options, "session"), session))
+    return Error{ErrorCode::kInvalidArgument, 0, "key or session of a multicast is not hex of its length"};
+  group.session = big_endian(session);
+  group.provider = text(options, "provider");
+  group.address = text(options, "group");
+  group.port = static_cast<uint16_t>(number(options, "port"));
+  if (options.Get("interfaceAddress").IsString()) group.interface_address = text(options, "interfaceAddress");
+  group.ttl = static_cast<int>(number(options, "ttl"));
+  group.mtu_bytes = static_cast<uint32_t>(number(options, "mtuBytes"));
+  const char* merging = std::getenv("VMIGRATE_MULTICAST_GRO");
+  group.merges_received = merging == nullptr || std::string_view(merging) != "off";
+  return group;
 }
 
 std::string to_hex(const transport::RemoteKey& key) {

@@ -10,6 +10,7 @@
 
 #include "base/result.hpp"
 #include "image/digests/digests.hpp"
+#include "multicast/datagram/group.hpp"
 #include "source/source.hpp"
 #include "target/target.hpp"
 #include "transport/registry/registry.hpp"
@@ -56,6 +57,10 @@ Napi::Value devices_array(Napi::Env env, const std::vector<transport::Device>& d
 
 /// `session` and `token` as hex of exactly their lengths.
 Result<transport::Credentials> credentials(const Napi::Object& options);
+
+/// What a multicast needs to be sent or joined. The variable VMIGRATE_MULTICAST_GRO=off keeps the kernel from
+/// merging datagrams, for tests that lose single ones.
+Result<multicast::Group> multicast_group(const Napi::Object& options);
 
 /// Address, key and length, 16 hex digits each.
 std::string to_hex(const transport::RemoteKey& key);

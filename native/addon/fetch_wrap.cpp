@@ -3,6 +3,7 @@
 #include "addon/connect.hpp"
 #include "addon/handles.hpp"
 #include "addon/image_parts.hpp"
+#include "addon/multicast_parts.hpp"
 #include "addon/task.hpp"
 
 namespace vmigrate::addon {
@@ -26,7 +27,10 @@ Napi::FunctionReference ImageFetchWrap::define(Napi::Env env) {
        InstanceMethod<&ImageFetchWrap::nears>("nears"),
        InstanceMethod<&ImageFetchWrap::add_clone>("addClone"),
        InstanceMethod<&ImageFetchWrap::remove_clone>("removeClone"),
-       InstanceMethod<&ImageFetchWrap::check>("check"), InstanceMethod<&ImageFetchWrap::snapshot>("snapshot"),
+       InstanceMethod<&ImageFetchWrap::check>("check"),
+       InstanceMethod<&ImageFetchWrap::join_multicast>("joinMulticast"),
+       InstanceMethod<&ImageFetchWrap::multicast>("multicast"),
+       InstanceMethod<&ImageFetchWrap::snapshot>("snapshot"),
        InstanceMethod<&ImageFetchWrap::close>("close")}));
 }
 
@@ -171,6 +175,21 @@ Napi::Value ImageFetchWrap::check(const Napi::CallbackInfo& info) {
       });
 }
 
+void ImageFetchWrap::join_multicast(const Napi::CallbackInfo& info) {
+  if (!state_.holder) return throw_error(info.Env(), kClosedHandle);
+  const Napi::Object options = info[0].As<Napi::Object>();
+  const auto group = multicast_group(options);
+  if (!group) return throw_error(info.Env(), group.error());
+  const auto member = static_cast<uint16_t>(number(options, "member"));
+  if (const Status joined = state_.holder->fetch->join_multicast(group.value(), member); !joined)
+    throw_error(info.Env(), joined.error());
+}
+
+Napi::Value ImageFetchWrap::multicast(const Napi::CallbackInfo& info) {
+  return multicast_object(info.Env(),
+                          state_.holder ? state_.holder->fetch->multicast() : state_.final_multicast);
+}
+
 Napi::Value ImageFetchWrap::snapshot(const Napi::CallbackInfo& info) {
   const Napi::Env env = info.Env();
   const pager::ImageFetch* fetch = state_.holder ? state_.holder->fetch.get() : nullptr;
@@ -195,6 +214,7 @@ Napi::Value ImageFetchWrap::close(const Napi::CallbackInfo& info) {
         if (state_.holder) {
           state_.final_counters = counters_of(*state_.holder->fetch);
           state_.final_failure = state_.holder->fetch->failure();
+          state_.final_multicast = state_.holder->fetch->multicast();
           // A check that has not ended yet keeps the holder, and must not keep the clones.
           state_.holder->clones.clear();
           state_.holder.reset();

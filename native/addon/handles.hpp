@@ -9,6 +9,8 @@
 #include "image/capture.hpp"
 #include "image/digests/digests.hpp"
 #include "image/fetch.hpp"
+#include "multicast/pacer.hpp"
+#include "multicast/sender.hpp"
 #include "source/source.hpp"
 #include "target/target.hpp"
 #include "transport/transport.hpp"
@@ -153,6 +155,7 @@ struct ImageFetchState {
   OwnedEdge edge;
   std::vector<uint64_t> final_counters;
   std::optional<Error> final_failure;
+  pager::MulticastSnapshot final_multicast;
 };
 
 class ImageFetchWrap final : public Wrap<ImageFetchWrap, ImageFetchState> {
@@ -172,9 +175,44 @@ class ImageFetchWrap final : public Wrap<ImageFetchWrap, ImageFetchState> {
   void add_clone(const Napi::CallbackInfo& info);
   void remove_clone(const Napi::CallbackInfo& info);
   Napi::Value check(const Napi::CallbackInfo& info);
+  void join_multicast(const Napi::CallbackInfo& info);
+  Napi::Value multicast(const Napi::CallbackInfo& info);
   Napi::Value snapshot(const Napi::CallbackInfo& info);
   Napi::Value close(const Napi::CallbackInfo& info);
   bool is_connecting_ = false;
+};
+
+struct MulticastSenderState {
+  std::shared_ptr<multicast::MulticastSender> sender;
+  OwnedEdge edge;
+};
+
+class MulticastSenderWrap final : public Wrap<MulticastSenderWrap, MulticastSenderState> {
+ public:
+  using Wrap::Wrap;
+  static Napi::FunctionReference define(Napi::Env env);
+  static Napi::Value open(const Napi::CallbackInfo& info);
+
+ private:
+  void start(const Napi::CallbackInfo& info);
+  Napi::Value snapshot(const Napi::CallbackInfo& info);
+  Napi::Value close(const Napi::CallbackInfo& info);
+};
+
+struct PacerState {
+  std::unique_ptr<multicast::Pacer> pacer;
+};
+
+/// The pacing of a multicast by itself, for models of large groups.
+class PacerWrap final : public Wrap<PacerWrap, PacerState> {
+ public:
+  using Wrap::Wrap;
+  static Napi::FunctionReference define(Napi::Env env);
+  static Napi::Value open(const Napi::CallbackInfo& info);
+
+ private:
+  void report(const Napi::CallbackInfo& info);
+  Napi::Value rate(const Napi::CallbackInfo& info);
 };
 
 /// A capture and the VMs that it serves, in the order in which they must be destroyed (last member first).

@@ -8,6 +8,7 @@
 #include <cerrno>
 
 #include "addon/handles.hpp"
+#include "addon/multicast_parts.hpp"
 #include "addon/task.hpp"
 #include "memory/region.hpp"
 #include "uffd/uffd.hpp"
@@ -91,10 +92,10 @@ Napi::Value probe(const Napi::CallbackInfo& info) {
 }
 
 Napi::Object init(Napi::Env env, Napi::Object exports) {
-  auto* data = new InstanceData{PreloadListenerWrap::define(env), DataListenerWrap::define(env),
-                                SourceSessionWrap::define(env),   TargetSessionWrap::define(env),
-                                ImageCaptureWrap::define(env),    ImageFetchWrap::define(env),
-                                ImageDigestsWrap::define(env)};
+  auto* data = new InstanceData{
+      PreloadListenerWrap::define(env), DataListenerWrap::define(env),    SourceSessionWrap::define(env),
+      TargetSessionWrap::define(env),   ImageCaptureWrap::define(env),    ImageFetchWrap::define(env),
+      ImageDigestsWrap::define(env),    MulticastSenderWrap::define(env), PacerWrap::define(env)};
   env.SetInstanceData(data);
   exports.Set("support", Napi::Function::New<support>(env));
   exports.Set("createRegionFile", Napi::Function::New<create_region_file>(env));
@@ -110,6 +111,10 @@ Napi::Object init(Napi::Env env, Napi::Object exports) {
   exports.Set("openImageCapture", Napi::Function::New<ImageCaptureWrap::open>(env));
   exports.Set("openImageFetch", Napi::Function::New<ImageFetchWrap::open>(env));
   exports.Set("openImageDigests", Napi::Function::New<ImageDigestsWrap::open>(env));
+  exports.Set("openMulticastSender", Napi::Function::New<MulticastSenderWrap::open>(env));
+  exports.Set("sendMulticastProbe", Napi::Function::New<send_multicast_probe>(env));
+  exports.Set("receiveMulticastProbe", Napi::Function::New<receive_multicast_probe>(env));
+  exports.Set("openPacer", Napi::Function::New<PacerWrap::open>(env));
   exports.Set("releaseVm", Napi::Function::New<ImageCaptureWrap::release_vm>(env));
   return exports;
 }

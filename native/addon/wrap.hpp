@@ -11,7 +11,7 @@ namespace vmigrate::addon {
 /// One set of classes per environment: the main thread and each worker have their own set.
 struct InstanceData {
   Napi::FunctionReference preload_listener, data_listener, source_session, target_session, image_capture,
-      image_fetch, image_digests;
+      image_fetch, image_digests, multicast_sender, pacer;
 };
 
 /// Base of the handle classes. `State` is the data that a handle owns. The function that opened the handle

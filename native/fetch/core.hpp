@@ -116,6 +116,8 @@ class FetchCore {
   // --- between the lanes
   FaultRing recent_faults;
   FaultRing near_recent_faults;  ///< the same faults, for the thread that reads from near holders
+  /// The same faults for a multicast, which asks its sender for the pages around them.
+  FaultRing wanted_faults;
   NearerFeeds nearer;
   Bandwidth bandwidth;
   FetchCounters counters;

@@ -30,6 +30,7 @@ class FetchThreads final : public ImageFetch {
       : core_(std::move(core)),
         digests_(std::move(digests)),
         supply_(*core_, options, digests_.get()),
+        multicast_(*core_, supply_.fetch(), digests_.get()),
         server_(*core_, supply_) {}
   ~FetchThreads() override { close(); }
 
@@ -83,6 +84,11 @@ class FetchThreads final : public ImageFetch {
     if (region_index >= core_->fill().regions().size()) return nullptr;
     return std::make_unique<PartialReader>(*core_, region_index);
   }
+  Status join_multicast(const multicast::Group& group, uint16_t member,
+                        std::unique_ptr<multicast::DatagramPort> port) override {
+    return multicast_.join(group, member, std::move(port));
+  }
+  MulticastSnapshot multicast() const override { return multicast_.snapshot(); }
 
   Status add_clone(const VmMemory& memory) override {
     Status added = ok();
@@ -104,6 +110,7 @@ class FetchThreads final : public ImageFetch {
     is_closing_.store(true, std::memory_order_relaxed);
     core_->request_stop(ImageCore::Stop::kLetGo);
     supply_.wake_bulk();
+    multicast_.close();
     const std::lock_guard lock(steps_mutex_);
     if (bulk_thread_.joinable()) bulk_thread_.join();
     if (near_thread_.joinable()) near_thread_.join();
@@ -130,6 +137,7 @@ class FetchThreads final : public ImageFetch {
   const std::shared_ptr<ImageDigests> digests_;
   std::atomic<bool> is_closing_{false};
   HolderSupply supply_;
+  MulticastFeed multicast_;
   CloneServer server_;
   std::mutex steps_mutex_;  // guards start, and the end
   std::thread server_thread_;
@@ -149,17 +157,21 @@ void FetchThreads::counters(std::span<uint64_t, wire::kImageCounterCount> out) c
   set(ImageCounter::kPagesTotal, core_->fill().page_count());
   set(ImageCounter::kPagesCopied, core_->fill().pages_present());
   set(ImageCounter::kPagesZero, core_->fill().pages_zero());
-  set(ImageCounter::kCopiedBytes, demand_bytes + prefetch_bytes + near_bytes);
+  const MulticastSnapshot multicast = multicast_.snapshot();
+  set(ImageCounter::kCopiedBytes, demand_bytes + prefetch_bytes + near_bytes + multicast.page_bytes);
   set(ImageCounter::kDemandBytes, demand_bytes);
   set(ImageCounter::kPrefetchBytes, prefetch_bytes);
   set(ImageCounter::kNearBytes, near_bytes);
   set(ImageCounter::kAbsentAnswers, get(fetched.absent_answers));
+  set(ImageCounter::kMulticastBytes, multicast.page_bytes);
+  set(ImageCounter::kMulticastLostDatagrams, multicast.received.lost_datagrams);
   set(ImageCounter::kReconnectCount, get(fetched.reconnect_count));
   set(ImageCounter::kRefusedPages, get(fetched.refused_pages) + get(fetched.near_refused_pages));
   set(ImageCounter::kCloneFaultCount, get(core_->clone_fault_count));
   set(ImageCounter::kCloneFaultP99Ns, core_->clone_stats.percentile_ns(990));
   set(ImageCounter::kCopyNs, get(core_->copy_ns));
-  set(ImageCounter::kCpuNs, get(core_->serve_cpu_ns) + get(fetched.bulk_cpu_ns) + get(fetched.near_cpu_ns));
+  set(ImageCounter::kCpuNs, get(core_->serve_cpu_ns) + get(fetched.bulk_cpu_ns) + get(fetched.near_cpu_ns) +
+                                multicast.received.cpu_ns);
 }
 
 }  // namespace

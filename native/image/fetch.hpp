@@ -11,6 +11,7 @@
 #include "fetch/endpoints.hpp"
 #include "fetch/near/holders.hpp"
 #include "image/digests/digests.hpp"
+#include "image/holder/multicast_feed.hpp"
 #include "image/serve/state.hpp"
 #include "memory/region_config.hpp"
 #include "source/region_reader.hpp"
@@ -57,6 +58,11 @@ class ImageFetch {
   /// One region of the image for hosts to which this one is near: a source session serves it from now on,
   /// while the image fills and after. The fetch must outlive it. nullptr: there is no such region.
   virtual std::unique_ptr<RegionReader> reader(uint32_t region_index) = 0;
+  /// Takes pages that the root sends to a group as well, until that ends. Before close, and once only
+  /// (kAlreadyExists). Errors change nothing: the pages come from the holder then. `port`: for tests.
+  virtual Status join_multicast(const multicast::Group& group, uint16_t member,
+                                std::unique_ptr<multicast::DatagramPort> port = nullptr) = 0;
+  virtual MulticastSnapshot multicast() const = 0;
   /// As for ImageCapture.
   virtual Status add_clone(const VmMemory& memory) = 0;
   virtual void remove_clone(const VmMemory& memory) = 0;

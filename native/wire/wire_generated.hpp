@@ -33,6 +33,13 @@ inline constexpr uint32_t kPreloadVersion = 1u;
 inline constexpr uint32_t kPreloadDescriptorsMax = 16u;
 inline constexpr uint32_t kPreloadRegionsMax = 64u;
 inline constexpr uint32_t kPageBytesMin = 4096u;
+inline constexpr uint32_t kDatagramMagic = 209u;
+inline constexpr uint32_t kDatagramHeaderBytes = 48u;
+inline constexpr uint32_t kDatagramTagBytes = 16u;
+inline constexpr uint32_t kDatagramGrainBytes = 64u;
+inline constexpr uint32_t kMulticastKeyBytes = 32u;
+inline constexpr uint32_t kMulticastProbeMember = 65535u;
+inline constexpr uint32_t kMulticastWantedMax = 16u;
 
 enum class Channel : uint16_t {
   kDemand = 1,
@@ -62,6 +69,13 @@ enum class OpStatus : uint8_t {
   kNotAllowed = 4,
   kIoError = 5,
   kAbsent = 6,
+};
+
+enum class DatagramKind : uint8_t {
+  kData = 1,
+  kEnd = 2,
+  kReport = 3,
+  kProbe = 4,
 };
 
 enum class PageState : uint8_t {
@@ -185,11 +199,13 @@ enum class ImageCounter : size_t {
   kPrefetchBytes = 19,
   kNearBytes = 20,
   kAbsentAnswers = 21,
-  kReconnectCount = 22,
-  kRefusedPages = 23,
-  kCpuNs = 24,
+  kMulticastBytes = 22,
+  kMulticastLostDatagrams = 23,
+  kReconnectCount = 24,
+  kRefusedPages = 25,
+  kCpuNs = 26,
 };
-inline constexpr size_t kImageCounterCount = 25;
+inline constexpr size_t kImageCounterCount = 27;
 
 /* First bytes of every data connection, from the target. */
 struct Hello {
@@ -285,5 +301,38 @@ struct PreloadAck {
   uint16_t status; /* PRELOAD_STATUS; REFUSED makes the mapping call fail */
 } __attribute__((packed));
 static_assert(sizeof(struct PreloadAck) == 8, "wire layout");
+
+/* Begins every datagram of a multicast. The tag is the AES-256-GMAC of everything else in the datagram. */
+struct DatagramHeader {
+  uint8_t magic;
+  uint8_t kind; /* DATAGRAM_KIND */
+  uint16_t region; /* of DATA; otherwise zero */
+  uint16_t length; /* bytes that follow the header, to the end of the datagram */
+  uint16_t member; /* who sends it; 0: the sender of the pages */
+  uint64_t session; /* random, of the multicast */
+  uint64_t sequence; /* grows with each datagram of a member; with the member it is the nonce of the tag */
+  uint64_t offset; /* of DATA: within the region. Of PROBE: size of the largest IP packet that is tried */
+  uint8_t tag[16];
+} __attribute__((packed));
+static_assert(sizeof(struct DatagramHeader) == 48, "wire layout");
+
+/* Follows the header of END: what has been sent before. */
+struct MulticastEnd {
+  uint64_t datagrams; /* of kind DATA */
+  uint64_t pages;
+} __attribute__((packed));
+static_assert(sizeof(struct MulticastEnd) == 16, "wire layout");
+
+/* Follows the header of REPORT: what a receiver has got so far, and what its clones wait for. */
+struct MulticastReport {
+  uint64_t clock_ns; /* the receiver's monotonic clock */
+  uint64_t highest_sequence; /* of the sender's datagrams that have arrived */
+  uint64_t received_datagrams; /* each sequence once */
+  uint64_t received_bytes; /* of these datagrams, with their headers */
+  uint32_t wanted_count;
+  uint32_t reserved; /* zero */
+  uint8_t wanted[128]; /* u64 each: region << 48 | page */
+} __attribute__((packed));
+static_assert(sizeof(struct MulticastReport) == 168, "wire layout");
 
 }  // namespace vmigrate::wire

@@ -10,7 +10,9 @@
 import { createRequire } from 'node:module';
 import { fileURLToPath } from 'node:url';
 import { MigrationError } from '../domain/errors.js';
+import { attempt, attemptAsync } from './attempt.js';
 import {
+  checkBandwidth,
   checkCredentials,
   checkDigestsOptions,
   checkEdge,
@@ -26,12 +28,11 @@ import {
   checkSocketPath,
   checkSourceClone,
   checkTargetOptions,
+  checkTimeout,
 } from './check.js';
 import { ImageDigests } from './digests.js';
 import {
   type Addon,
-  attempt,
-  attemptAsync,
   DataListener,
   ImageCapture,
   ImageFetch,
@@ -40,6 +41,7 @@ import {
   TargetSession,
   VmMemory,
 } from './handles.js';
+import { checkGroup, checkSender, MulticastSender, Pacer, sendProbes } from './multicast.js';
 import type { NativeBinding } from './types.js';
 
 export { failureToError } from './failure.js';
@@ -142,6 +144,22 @@ function bind(addon: Addon): NativeBinding {
     openImageDigests(options) {
       checkDigestsOptions(options);
       return attempt('open digests of an image', () => new ImageDigests(addon.openImageDigests(options)));
+    },
+    openMulticastSender(options) {
+      checkSender(options);
+      const doing = `send an image to ${options.group.group}`;
+      return attempt(doing, () => new MulticastSender(addon.openMulticastSender(options)));
+    },
+    sendMulticastProbe: (group, durationMs, stop) => sendProbes(addon, group, durationMs, stop),
+    async receiveMulticastProbe(group, timeoutMs) {
+      checkGroup(group);
+      checkTimeout(timeoutMs);
+      const doing = `receive probes of ${group.group}`;
+      return { largestBytes: await attemptAsync(doing, () => addon.receiveMulticastProbe(group, timeoutMs)) };
+    },
+    openPacer(options) {
+      checkBandwidth(options.bandwidthBytesPerS);
+      return new Pacer(addon.openPacer(options));
     },
     async releaseVm(vm) {
       const memory = VmMemory.nativeOf(vm);

@@ -29,14 +29,14 @@ const UNIX_PATH_BYTES_MAX = 107;
 const KEY_HEX_DIGITS = 48;
 const NEAR_LEVEL_MAX = 255;
 
-function require(good: boolean, what: string, code: ErrorCode = 'USAGE'): asserts good {
+export function require(good: boolean, what: string, code: ErrorCode = 'USAGE'): asserts good {
   if (!good) throw new MigrationError(code, `native argument: ${what}`);
 }
 
-const isIntegerIn = (value: unknown, min: number, max: number): value is number =>
+export const isIntegerIn = (value: unknown, min: number, max: number): value is number =>
   typeof value === 'number' && Number.isInteger(value) && value >= min && value <= max;
 const isU64 = (value: unknown): value is bigint => typeof value === 'bigint' && value >= 0n && value <= U64_MAX;
-const isHex = (value: unknown, digits: number): value is string =>
+export const isHex = (value: unknown, digits: number): value is string =>
   typeof value === 'string' && value.length === digits && /^[0-9a-f]*$/.test(value);
 
 export function checkPath(path: unknown, what: string, code?: ErrorCode): asserts path is string {
@@ -105,7 +105,7 @@ export function checkPeerPlace({ provider, host, port, options }: ProviderPlace)
   require(isIntegerIn(port, 1, 65535), 'port must be an integer from 1 to 65535', 'PEER_PROTOCOL');
 }
 
-function checkTimeout(timeoutMs: number): void {
+export function checkTimeout(timeoutMs: number): void {
   require(isIntegerIn(timeoutMs, 1, CONNECT_TIMEOUT_MS_MAX), `timeoutMs must be 1 to ${CONNECT_TIMEOUT_MS_MAX}`);
 }
 
@@ -166,13 +166,17 @@ export function checkPages(regionIndex: number, ...pages: number[]): void {
   for (const page of pages) require(isIntegerIn(page, 0, Number.MAX_SAFE_INTEGER), 'pages must be integers from 0');
 }
 
+export function checkBandwidth(bandwidthBytesPerS: number): void {
+  require(isIntegerIn(bandwidthBytesPerS, 0, Number.MAX_SAFE_INTEGER), 'bandwidthBytesPerS must be 0 or more');
+}
+
 function checkFilled(
   regions: TargetOptions['regions'],
   { bandwidthBytesPerS, isResume, onEdge }: Omit<TargetOptions, 'regions'>,
 ): void {
   checkRegions(regions);
   for (const { presencePath } of regions) checkPath(presencePath, 'presencePath');
-  require(isIntegerIn(bandwidthBytesPerS, 0, Number.MAX_SAFE_INTEGER), 'bandwidthBytesPerS must be 0 or more');
+  checkBandwidth(bandwidthBytesPerS);
   require(typeof isResume === 'boolean', 'isResume must be a boolean');
   checkEdge(onEdge);
 }

@@ -1,9 +1,16 @@
-/** The handle of an image's digests, as those of handles.ts. */
-
+/** The handle of the digests of an image, which wraps that of the addon. */
 import { MigrationError } from '../domain/errors.js';
+import { attempt, attemptAsync } from './attempt.js';
 import { checkPages } from './check.js';
-import { type AddonImageDigests, attempt, attemptAsync } from './handles.js';
 import type { ImageDigestsHandle } from './types.js';
+
+export interface AddonImageDigests {
+  known(regionIndex: number): number;
+  make(regionIndex: number, pageCount: number): Promise<void>;
+  read(regionIndex: number, firstPage: number, pageCount: number): Buffer;
+  accept(regionIndex: number, firstPage: number, digests: Uint8Array): void;
+  close(): void;
+}
 
 export class ImageDigests implements ImageDigestsHandle {
   readonly #native: AddonImageDigests;

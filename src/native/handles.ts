@@ -13,8 +13,11 @@ import {
   TARGET_COUNTERS,
   type TargetCounter,
 } from '../protocol/wire.js';
+import { attempt, attemptAsync } from './attempt.js';
 import { checkNear, checkNearId, checkPages, checkSource } from './check.js';
-import { thrownToError } from './failure.js';
+import type { AddonImageDigests } from './digests.js';
+import { type AddonMulticastSender, type AddonPacer, checkJoin, type MulticastSenderOptions } from './multicast.js';
+import type { MulticastGroup, MulticastJoin, MulticastSnapshot, PacerOptions } from './multicast-types.js';
 import type {
   DataListenerHandle,
   ImageCaptureHandle,
@@ -91,16 +94,10 @@ interface AddonImageFetch {
   addClone(vm: AddonVmMemory): void;
   removeClone(vm: AddonVmMemory): void;
   check(regionIndex: number, firstPage: number, pageCount: number): Promise<number | null>;
+  joinMulticast(join: MulticastJoin): void;
+  multicast(): MulticastSnapshot;
   snapshot(): { state: ImageFetchState; counters: BigUint64Array; failure: NativeFailure | null };
   close(): Promise<void>;
-}
-
-export interface AddonImageDigests {
-  known(regionIndex: number): number;
-  make(regionIndex: number, pageCount: number): Promise<void>;
-  read(regionIndex: number, firstPage: number, pageCount: number): Buffer;
-  accept(regionIndex: number, firstPage: number, digests: Uint8Array): void;
-  close(): void;
 }
 
 /** The exports of vmigrate.node. */
@@ -124,24 +121,11 @@ export interface Addon {
   openImageCapture(parent: AddonVmMemory | null, options: ImageCaptureOptions): AddonImageCapture;
   openImageFetch(options: ImageFetchOptions, digests: AddonImageDigests | null): AddonImageFetch;
   openImageDigests(options: ImageDigestsOptions): AddonImageDigests;
+  openMulticastSender(options: MulticastSenderOptions): AddonMulticastSender;
+  sendMulticastProbe(group: MulticastGroup, durationMs: number): Promise<void>;
+  receiveMulticastProbe(group: MulticastGroup, timeoutMs: number): Promise<number>;
+  openPacer(options: PacerOptions): AddonPacer;
   releaseVm(vm: AddonVmMemory): Promise<void>;
-}
-
-/** Runs a native call. The message of its errors begins with `doing`. */
-export function attempt<T>(doing: string, call: () => T): T {
-  try {
-    return call();
-  } catch (thrown) {
-    throw thrownToError(thrown, doing);
-  }
-}
-
-export async function attemptAsync<T>(doing: string, call: () => Promise<T>): Promise<T> {
-  try {
-    return await call();
-  } catch (thrown) {
-    throw thrownToError(thrown, doing);
-  }
 }
 
 function named<Name extends string>(names: readonly Name[], values: BigUint64Array): Record<Name, bigint> {
@@ -301,6 +285,15 @@ export class ImageFetch implements ImageFetchHandle {
   async check(regionIndex: number, firstPage: number, pageCount: number): Promise<number | null> {
     checkPages(regionIndex, firstPage, pageCount);
     return attemptAsync('check the pages of an image', () => this.#native.check(regionIndex, firstPage, pageCount));
+  }
+
+  joinMulticast(join: MulticastJoin): void {
+    checkJoin(join);
+    attempt(`join the multicast of ${join.group}`, () => this.#native.joinMulticast(join));
+  }
+
+  multicast(): MulticastSnapshot {
+    return attempt('multicast of an image', () => this.#native.multicast());
   }
 
   snapshot(): ImageFetchSnapshot {

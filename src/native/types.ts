@@ -1,16 +1,17 @@
 import type { RdmaDevice } from '../domain/transport.js';
 import type { ImageCounter, SourceCounter, TargetCounter } from '../protocol/wire.js';
+import type { NativeFailure, RegionFile } from './basic-types.js';
+import type {
+  MulticastGroup,
+  MulticastJoin,
+  MulticastSenderHandle,
+  MulticastSenderOptions,
+  MulticastSnapshot,
+  PacerHandle,
+  PacerOptions,
+} from './multicast-types.js';
 
-export interface RegionFile {
-  readonly path: string;
-  readonly lengthBytes: bigint;
-  readonly pageBytes: number;
-  /**
-   * QEMU maps the file copy-on-write (`share=off`), as a clone maps its image. Used by listenForVm, adoptVm, and the
-   * source of openImageCapture if the parent is itself a clone: pages that it has written are read from its process.
-   */
-  readonly isPrivate?: boolean;
-}
+export type { NativeFailure, RegionFile } from './basic-types.js';
 
 export interface NativeSupport {
   readonly userfaultfdPermitted: boolean;
@@ -90,13 +91,6 @@ export interface SourceSessionHandle {
    * closed.
    */
   close(): Promise<void>;
-}
-
-export interface NativeFailure {
-  /** NATIVE_ERROR value */
-  readonly code: number;
-  readonly errno: number;
-  readonly what: string;
 }
 
 export type TargetSessionState = 'idle' | 'filling' | 'disconnected' | 'complete' | 'failed' | 'closed';
@@ -242,6 +236,9 @@ export interface ImageFetchHandle {
    * Off the main thread, in every state; fails with CONFLICT once the handle is closed.
    */
   check(regionIndex: number, firstPage: number, pageCount: number): Promise<number | null>;
+  /** Takes pages that the root sends to a group as well, until that ends. Once only. A failure changes nothing. */
+  joinMulticast(join: MulticastJoin): void;
+  multicast(): MulticastSnapshot;
   snapshot(): ImageFetchSnapshot;
   /** Resolves when the threads have ended. Missing pages stay missing, and clones that wait for them keep waiting. */
   close(): Promise<void>;
@@ -390,6 +387,16 @@ export interface NativeBinding {
    * taken over with what is known in it; any other is replaced.
    */
   openImageDigests(options: ImageDigestsOptions): ImageDigestsHandle;
+  openMulticastSender(options: MulticastSenderOptions): MulticastSenderHandle;
+  /** Sends probes to the group for so long, or until `stop`. The receivers must have begun to listen. */
+  sendMulticastProbe(group: MulticastGroup, durationMs: number, stop?: AbortSignal): Promise<void>;
+  /**
+   * Joins the group until a probe of the largest size has come, or only smaller ones do, or the time is over. The
+   * answer is the size of the largest one that has come, as an IP packet: a value for `mtuBytes`. 0: none.
+   */
+  receiveMulticastProbe(group: MulticastGroup, timeoutMs: number): Promise<{ readonly largestBytes: number }>;
+  /** The pacing of a multicast alone, for models of groups. */
+  openPacer(options: PacerOptions): PacerHandle;
   /** Unregisters and unprotects all memory of a VM whose capture is not resumed. */
   releaseVm(vm: VmMemoryHandle): Promise<void>;
 }

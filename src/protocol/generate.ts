@@ -1,9 +1,10 @@
 /**
- * Generates native/wire/wire_generated.hpp (C++) and native/preload/wire_generated.h (C) from wire.ts.
+ * Generates native/wire/wire_generated.hpp (C++) and native/preload/wire_generated.h (C) from wire.ts and datagrams.ts.
  * `npm run generate` writes the files; `npm run generate -- --check` fails if a file on disk differs.
  */
 import { readFileSync, writeFileSync } from 'node:fs';
 import { fileURLToPath } from 'node:url';
+import * as datagrams from './datagrams.js';
 import * as wire from './wire.js';
 
 const FIELD_BYTES: Record<string, number> = { u8: 1, u16: 2, u32: 4, u64: 8 };
@@ -35,6 +36,7 @@ const ENUMS: Record<string, { values: Record<string, number>; type: string }> = 
   HelloStatus: { values: wire.HELLO_STATUS, type: 'uint16_t' },
   FrameOp: { values: wire.FRAME_OP, type: 'uint8_t' },
   OpStatus: { values: wire.OP_STATUS, type: 'uint8_t' },
+  DatagramKind: { values: datagrams.DATAGRAM_KIND, type: 'uint8_t' },
   PageState: { values: wire.PAGE_STATE, type: 'uint8_t' },
   PreloadOp: { values: wire.PRELOAD_OP, type: 'uint16_t' },
   PreloadStatus: { values: wire.PRELOAD_STATUS, type: 'uint16_t' },
@@ -76,7 +78,7 @@ export function cppHeader(): string {
     '',
   ];
   lines.push(`inline constexpr uint16_t kProtocolVersion = ${wire.PROTOCOL_VERSION};`);
-  for (const [name, value] of Object.entries(wire.CONSTANTS))
+  for (const [name, value] of Object.entries({ ...wire.CONSTANTS, ...datagrams.DATAGRAM_CONSTANTS }))
     lines.push(`inline constexpr uint32_t k${pascal(name)} = ${value}u;`);
   lines.push('');
   for (const [name, { values, type }] of Object.entries(ENUMS)) {
@@ -95,7 +97,8 @@ export function cppHeader(): string {
     );
     lines.push('};', `inline constexpr size_t k${name}Count = ${counters.length};`, '');
   }
-  for (const definition of wire.STRUCTS) lines.push(...structLines(definition, false));
+  for (const definition of [...wire.STRUCTS, ...datagrams.DATAGRAM_STRUCTS])
+    lines.push(...structLines(definition, false));
   lines.push('}  // namespace vmigrate::wire', '');
   return lines.join('\n');
 }

@@ -4,6 +4,7 @@ import { complaints, filesUnder } from './tree.js';
 
 /** The part of transports that other rooms of native/ may include: the contract and its keys. */
 const TRANSPORT_CONTRACT = ['transport/transport', 'transport/region_keys'] as const;
+const MULTICAST = ['multicast', 'multicast/datagram'] as const;
 const PROVIDER = ['transport', 'transport/stream', 'base', 'wire'] as const;
 const PAGES = ['vm', 'uffd', 'memory', 'base', 'wire'] as const;
 
@@ -31,15 +32,22 @@ const NATIVE_LAYERS: Record<string, readonly string[]> = {
   'image/digests': ['memory', 'base', 'wire'],
   'image/serve': PAGES,
   'image/parent': ['image/serve', 'source', ...PAGES],
-  'image/holder': ['image/digests', 'image/serve', 'fetch', 'fetch/near', 'source', ...PAGES],
+  'image/holder': [
+    ...['image/digests', 'image/serve', 'fetch', 'fetch/near', 'source', 'transport/memory_access'],
+    ...[...MULTICAST, ...PAGES],
+  ],
   image: [
     ...['image/digests', 'image/parent', 'image/holder', 'image/serve', 'source', 'fetch', 'fetch/near'],
-    ...PAGES,
+    ...[...MULTICAST, ...PAGES],
   ],
+  'multicast/datagram': ['base', 'wire'],
+  'multicast/udp': ['multicast/datagram', 'base', 'wire'],
+  multicast: ['multicast/datagram', 'multicast/udp', 'memory', 'base', 'wire'],
   preload: [],
   spool: [],
   addon: [
     ...['fetch', 'fetch/near', 'target', 'source', 'image', 'image/digests', 'image/serve', 'transport/registry'],
+    ...MULTICAST,
     ...[...TRANSPORT_CONTRACT, ...PAGES],
   ],
 };

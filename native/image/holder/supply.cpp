@@ -48,6 +48,7 @@ std::array<int, 2> HolderSupply::completion_fds() const {
 void HolderSupply::on_fault(PageKey key, uint64_t read_ns) {
   fetch_.recent_faults.push(key);
   fetch_.near_recent_faults.push(key);
+  fetch_.wanted_faults.push(key);
   fetch_.last_fault_ns.store(read_ns, std::memory_order_relaxed);
 }
 

@@ -136,7 +136,7 @@ export const multicastOffer = z.discriminatedUnion('state', [
     state: z.literal('joined'),
     seat: z.strictObject({
       group: multicastGroup,
-      member: z.int().min(1).max(0xffff_ffff),
+      member: z.int().min(1).max(0xffff),
     }),
   }),
 ]);

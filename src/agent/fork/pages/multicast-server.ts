@@ -9,7 +9,7 @@ import { MigrationError, toMigrationError } from '../../../domain/errors.js';
 import type { MulticastGroup } from '../../../domain/fanout.js';
 import type { MulticastOffer, MulticastSent } from '../../../engine/ports/fanout.js';
 import { failureToError } from '../../../native/failure.js';
-import type { MulticastSenderHandle } from '../../../native/types.js';
+import type { MulticastSenderHandle } from '../../../native/multicast-types.js';
 import type { ImageContext } from '../../image/context.js';
 import type { MulticastConfig } from '../../vm/context.js';
 
