@@ -43,8 +43,8 @@ export class Repair {
     const steps = new Int32Array(hosts.length);
     // Each host reads from all siblings of a level at once.
     const readsLeft = hosts.map(() => SIBLINGS_PER_LEVEL);
-    for (const host of hosts.keys()) {
-      for (let read = 0; host > 0 && read < SIBLINGS_PER_LEVEL; read++) queue.push(beginS[host] ?? 0, host);
+    for (let host = 1; host < hosts.length; host++) {
+      for (let read = 0; read < SIBLINGS_PER_LEVEL; read++) queue.push(beginS[host] ?? 0, host);
     }
     while (queue.count > 0) {
       const atS = queue.nextS;

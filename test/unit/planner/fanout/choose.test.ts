@@ -120,8 +120,7 @@ describe('a wish', () => {
     const decision = chooseFanout({ ...facts, ...change });
     if (decision.kind !== null) throw new Error(`it chose ${decision.kind}`);
     expect(decision.refusals).toMatchObject([{ code, reason: expect.stringMatching(reason) }]);
-    const [option = '', value = ''] = Object.entries(remedy)[0] ?? [];
-    const flag = option === 'wish' ? `--fanout ${value}` : `--fetch ${value}`;
+    const flag = remedy.wish === undefined ? `--fetch ${remedy.fetch}` : `--fanout ${remedy.wish}`;
     expect(decision.refusals[0]?.remedy).toContain(flag);
     expect(chooseFanout({ ...facts, ...change, ...remedy }).kind).not.toBeNull();
   });
