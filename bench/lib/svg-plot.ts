@@ -45,7 +45,8 @@ export function svgOf(plots: readonly Plot[]): string {
   const height = plots.length * PLOT_HEIGHT;
   const titles = escaped(plots.map(({ title }) => title).join('; '));
   return [
-    `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 ${WIDTH} ${height}" role="img" aria-label="${titles}">`,
+    `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 ${WIDTH} ${height}" role="img"`,
+    `aria-label="${titles}">`,
     `<style>${STYLE}</style>`,
     `<rect class="ground" width="${WIDTH}" height="${height}"/>`,
     ...plots.map((plot, index) => `<g transform="translate(0 ${index * PLOT_HEIGHT})">\n${drawn(plot)}\n</g>`),
@@ -86,24 +87,28 @@ function drawn({ title, xLabel, yLabel, lines }: Plot): string {
     `<text x="${(LEFT + right) / 2}" y="${PLOT_HEIGHT - 12}" text-anchor="middle">${escaped(xLabel)}</text>`,
     `<text transform="translate(16 ${middle}) rotate(-90)" text-anchor="middle">${escaped(yLabel)}</text>`,
     ...lines.map((line, index) => {
-      const way = line.points.map((point) => `${px(x.at(point.x))} ${px(y.at(point.y))}`).join(' L ');
+      const way = line.points.map((point) => `${px(x.at(point.x))} ${px(y.at(point.y))}`).join('\nL ');
       const dash = DASHES[index % DASHES.length] === '' ? '' : ` stroke-dasharray="${DASHES[index % DASHES.length]}"`;
       return `<path class="line c${index % DASHES.length}" d="M ${way}"${dash}/>`;
     }),
-    ...labels(lines, y, right + 8),
+    ...labels(lines, y, { left: right + 8, bottom }),
   ].join('\n');
 }
 
-/** The names at the ends of the lines, moved apart where these are close. */
-function labels(lines: readonly PlotLine[], y: Scale, left: number): string[] {
+/** The names at the ends of the lines, moved apart where these are close, and up where the lowest leave the plot. */
+function labels(lines: readonly PlotLine[], y: Scale, { left, bottom }: { left: number; bottom: number }): string[] {
   const wanted = lines
     .map(({ name, points }, index) => ({ name, index, at: y.at(points.at(-1)?.y ?? 1) }))
     .toSorted((a, b) => a.at - b.at);
-  let last = -Infinity;
-  return wanted.map(({ name, index, at }) => {
-    last = Math.max(at, last + LABEL_HEIGHT);
-    return `<text class="c${index % DASHES.length}" x="${left}" y="${px(last + 4)}">${escaped(name)}</text>`;
-  });
+  for (const [index, label] of wanted.entries()) {
+    label.at = Math.max(label.at, (wanted[index - 1]?.at ?? -Infinity) + LABEL_HEIGHT);
+  }
+  let below = bottom - 4 + LABEL_HEIGHT;
+  for (const label of wanted.toReversed()) below = label.at = Math.min(label.at, below - LABEL_HEIGHT);
+  return wanted.map(
+    ({ name, index, at }) =>
+      `<text class="c${index % DASHES.length}" x="${left}" y="${px(at + 4)}">${escaped(name)}</text>`,
+  );
 }
 
 /** Powers of ten around all values. */

@@ -30,7 +30,8 @@ export function simulateMulticast(world: Case, pacing: Pacing): Outcome {
   let sentBytes = 0;
   let atS = 0;
   while (sentBytes < imageBytes) {
-    const rate = Math.min(linkBytesPerS, pacer.rateBytesPerS(atS * 1e9));
+    // The pacing's time never goes back, not by a rounded nanosecond either.
+    const rate = Math.min(linkBytesPerS, pacer.rateBytesPerS(Math.round(atS * 1e9)));
     const bytes = Math.min(rate * TICK_S, imageBytes - sentBytes);
     for (let host = 1; host < hosts.length; host++) {
       if ((deadAtS.get(host) ?? Infinity) <= atS) continue;

@@ -1,6 +1,6 @@
 /**
- * The network of the model: a tree of switches. Each link carries what is sent over it in turn, in each direction at its
- * own rate; a chunk goes on over the next link while it still arrives (cut-through).
+ * The network of the model: a tree of switches. Each link carries what is sent over it in turn, each direction for
+ * itself; a chunk goes on over the next link while it still arrives (cut-through).
  */
 import type { Topology } from '../../../src/planner/fanout/topology.js';
 

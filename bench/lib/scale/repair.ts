@@ -1,5 +1,5 @@
 /** Hosts that read what they have lost from their siblings, nearest first, and the rest from the root. */
-import { siblings } from '../../../src/planner/fanout/siblings.js';
+import { SIBLINGS_PER_LEVEL, siblings } from '../../../src/planner/fanout/siblings.js';
 import { type Case, CHUNKS, connectionBytesPerS, type Outcome, REQUEST_S } from './case.js';
 import { EventQueue } from './events.js';
 
@@ -41,7 +41,11 @@ export class Repair {
     const connection = connectionBytesPerS(loss);
     const queue = new EventQueue();
     const steps = new Int32Array(hosts.length);
-    for (const host of hosts.keys()) if (host > 0) queue.push(beginS[host] ?? 0, host);
+    // Each host reads from all siblings of a level at once.
+    const readsLeft = hosts.map(() => SIBLINGS_PER_LEVEL);
+    for (let host = 1; host < hosts.length; host++) {
+      for (let read = 0; read < SIBLINGS_PER_LEVEL; read++) queue.push(beginS[host] ?? 0, host);
+    }
     while (queue.count > 0) {
       const atS = queue.nextS;
       const host = queue.pop();
@@ -61,7 +65,8 @@ export class Repair {
         if (foundBytes >= PAGE_BYTES) next = { holder: found.holder, index, foundBytes };
       }
       if (next === null) {
-        fullS[host] = atS;
+        readsLeft[host] = (readsLeft[host] ?? 0) - 1;
+        if (readsLeft[host] === 0) fullS[host] = atS;
         continue;
       }
       const { holder, index, foundBytes } = next;

@@ -26,13 +26,13 @@ const GIB = 2 ** 30;
 
 export function printScale(result: ScaleResult): string {
   const { imageBytes, linkBytesPerS, pacing, sizes, troubles, degrees } = result;
-  const images = (bytes: number): string => `${(bytes / imageBytes).toFixed(2)}`;
+  const images = (bytes: number): string => (bytes / imageBytes).toFixed(2);
   const timesOf = ({ figures }: ScaleRow, kind: ScaleKind, pick: (of: Figures) => string): string => {
     const own = figures[kind];
     return own === undefined ? '–' : pick(own);
   };
   return [
-    `An image of ${imageBytes / GIB} GiB, links of ${(linkBytesPerS * 8) / 1e9} Gbit/s, racks of 32, pods of 16 racks, ` +
+    `An image of ${imageBytes / GIB} GiB, links of ${(linkBytesPerS * 8) / 1e9} Gbit/s, racks of 32, pods of 16, ` +
       `switches 4:1; multicast paced by ${pacing}`,
     '',
     ...table(

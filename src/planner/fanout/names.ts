@@ -31,6 +31,8 @@ export function expandNames(text: string, place: Place, countMax: number): strin
     for (const part of parts) {
       const ends = typeof part === 'string' ? [part] : part.flatMap(numbersOf);
       made = made.flatMap((start) => ends.map((end) => start + end));
+      // Before the next part: each of thousands of brackets would multiply the work, and each makes names longer.
+      if ((made[0] ?? '').length > NAME_CHARS_MAX) break;
     }
     const wrong = made.find((name) => !isName(name));
     if (wrong !== undefined) throw topologyMistake(place, `the name ${shown(wrong)}`, nameExpected);
