@@ -222,6 +222,7 @@ TEST_P(HostileTcpServer, RepliesThatAreNotWhatWasAskedFor) {
   expect_disconnect_after([](wire::FrameHeader& reply) { reply.status = 0; });
   expect_disconnect_after([](wire::FrameHeader& reply) { reply.status = 200; });
   expect_disconnect_after([](wire::FrameHeader& reply) { reply.status = 2; });  // a refusal carries no bytes
+  expect_disconnect_after([](wire::FrameHeader& reply) { reply.status = 6; });  // nor does ABSENT
   expect_disconnect_after([](wire::FrameHeader& reply) { reply.reserved = 1; });
   expect_disconnect_after([](wire::FrameHeader& reply) { reply.key = 1; });
   expect_disconnect_after([](wire::FrameHeader& reply) { reply.offset = 1; });
@@ -269,6 +270,22 @@ TEST_P(HostileTcpServer, AReplyBeforeTheWriteHasLeft) {
     reply.tag = uint64_t{wire::kOutstandingOpsMax} << 8 | (wire::kOutstandingOpsMax - 1 - slot);
     send_raw(peer_.get(), reply);
   }
+  expect_disconnect();
+}
+
+TEST_P(HostileTcpServer, AbsentIsNoAnswerToAWrite) {
+  connect_honestly();
+  const Operation one = operation();
+  ASSERT_EQ(endpoint_->write(std::span(&one, 1)).posted, 1u);
+  wire::FrameHeader request{};
+  ASSERT_TRUE(receive_raw(peer_.get(), &request));
+  std::vector<std::byte> bytes(one.length_bytes);
+  ASSERT_EQ(::recv(peer_.get(), bytes.data(), bytes.size(), MSG_WAITALL), static_cast<ssize_t>(bytes.size()));
+  wire::FrameHeader reply{};
+  reply.op = static_cast<uint8_t>(wire::FrameOp::kWriteReply);
+  reply.status = static_cast<uint8_t>(wire::OpStatus::kAbsent);
+  reply.tag = request.tag;
+  send_raw(peer_.get(), reply);
   expect_disconnect();
 }
 
@@ -330,6 +347,7 @@ TEST_P(HostileShmServer, AnswersThatLieAboutTheFile) {
   expect_refused([](ShmMapReply& reply) { reply.access = 3; }, fd);
   expect_refused([](ShmMapReply& reply) { reply.key = 6; }, fd);
   expect_refused([](ShmMapReply& reply) { reply.status = 0; }, fd);
+  expect_refused([](ShmMapReply& reply) { reply.status = 6; }, fd);  // ABSENT
   expect_refused([](ShmMapReply& reply) { reply.reserved[4] = 1; }, fd);
   expect_refused(nothing, fd, 40);
 }

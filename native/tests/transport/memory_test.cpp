@@ -33,6 +33,49 @@ TEST_P(TransportCompliance, ReadsAWholeRegion) {
   EXPECT_EQ(std::memcmp(remote.base(), local.base(), kRegionBytes), 0);
 }
 
+/// Memory of which the part below `here_bytes` is there.
+class Growing final : public MemoryReader {
+ public:
+  explicit Growing(const TestMemory& memory) : memory_(memory) {}
+  bool is_here(uint64_t offset_bytes, uint64_t length_bytes) const override {
+    return offset_bytes + length_bytes <= here_bytes;
+  }
+  Status read(uint64_t offset_bytes, std::span<std::byte> out) const override {
+    std::memcpy(out.data(), memory_.base() + offset_bytes, out.size());
+    return ok();
+  }
+  std::atomic<uint64_t> here_bytes{0};
+
+ private:
+  const TestMemory& memory_;
+};
+
+TEST_P(TransportCompliance, SaysWhatIsNotThereYet) {
+  TestMemory remote(kRegionBytes), local(kRegionBytes);
+  remote.fill(1);
+  Growing growing(remote);
+  growing.here_bytes = 1 << 20;
+  listen();
+  const auto key = session_->expose({.length_bytes = kRegionBytes, .reader = &growing}, Access::kRead);
+  ASSERT_EQ(key.ok(), provider().serves_by_thread);
+  if (!key) return session_.reset();
+  const auto endpoint = must_connect();
+  const LocalId id = endpoint->register_local(local.local()).value();
+  const auto read = [&](uint64_t at, uint64_t length_bytes) {
+    return run_one(*endpoint, make_operation(1, id, at, key.value(), at, length_bytes));
+  };
+  EXPECT_EQ(read(0, 1 << 20), OpResult::kOk);
+  EXPECT_EQ(read(1 << 20, 4096), OpResult::kAbsent);
+  EXPECT_EQ(read((1 << 20) - 4096, 8192), OpResult::kAbsent) << "a part is enough";
+  EXPECT_EQ(read(4 << 20, 1 << 20), OpResult::kAbsent);
+  EXPECT_EQ(run_one(*endpoint, make_operation(1, id, 0, key.value(), kRegionBytes, 4096)),
+            OpResult::kOutOfRange);
+  growing.here_bytes = kRegionBytes;
+  EXPECT_EQ(read(1 << 20, 1 << 20), OpResult::kOk) << "the connection goes on";
+  EXPECT_EQ(std::memcmp(remote.base(), local.base(), 2 << 20), 0);
+  session_.reset();
+}
+
 TEST_P(TransportCompliance, ReadsRandomRangesAndTouchesNothingElse) {
   TestMemory remote(kRegionBytes), local(kRegionBytes);
   remote.fill(2);

@@ -91,6 +91,7 @@ TEST_F(VerbsKeys, InconsistentAnswersAreRefused) {
   const Answer bad[] = {
       with([](Answer& a) { a.head.key = 78; }),
       with([](Answer& a) { a.head.status = 99; }),
+      with([](Answer& a) { a.head.status = static_cast<uint8_t>(wire::OpStatus::kAbsent); }),
       with([](Answer& a) { a.head.access = 0; }),
       with([](Answer& a) { a.head.access = 3; }),
       with([](Answer& a) { a.head.reserved = 1; }),
