@@ -83,7 +83,8 @@ describe('a multicast', () => {
     for (const { fetch } of hosts) {
       const got = fetch.multicast();
       expect(got.pages).toBeGreaterThan(counters.sentPages / 4n);
-      expect(got.sentPages).toBe(counters.sentPages);
+      // A host that has all pages does not wait for the end mark.
+      expect([0n, counters.sentPages]).toContain(got.sentPages);
       fetch.sweep();
     }
     for (const [index, { fetch }] of hosts.entries()) {

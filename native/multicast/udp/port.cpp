@@ -55,7 +55,9 @@ class UdpPort final : public DatagramPort {
   int event_fd() const override { return fd_.get(); }
   Status send(std::span<const std::byte> bytes, size_t datagram_bytes) override;
   Result<size_t> receive(DatagramVisitor& visitor) override;
-  void adopt_source() override { source_ = seen_from_[visited_]; }
+  void adopt_source() override {
+    if (visiting_ != nullptr) source_ = *visiting_;
+  }
   void answer(std::span<const std::byte> datagram) override {
     if (source_.length == 0) return;
     (void)::sendto(fd_.get(), datagram.data(), datagram.size(), MSG_DONTWAIT | MSG_NOSIGNAL, source_.get(),
@@ -75,7 +77,7 @@ class UdpPort final : public DatagramPort {
   std::array<mmsghdr, kMessages> messages_{};
   std::array<iovec, kMessages> parts_{};
   std::array<SocketAddress, kMessages> seen_from_;
-  size_t visited_ = 0;
+  const SocketAddress* visiting_ = nullptr;  ///< of the datagram that is being shown
   struct alignas(cmsghdr) Control {
     char bytes[CMSG_SPACE(sizeof(int))];
   };
@@ -160,11 +162,12 @@ Result<size_t> UdpPort::receive(DatagramVisitor& visitor) {
   if (count < 0 && (errno == EAGAIN || errno == EWOULDBLOCK)) return size_t{0};
   if (count < 0) return system_error("receive from the multicast group");
   size_t visited = 0;
-  for (visited_ = 0; visited_ < static_cast<size_t>(count); ++visited_) {
-    const mmsghdr& message = messages_[visited_];
-    seen_from_[visited_].length = message.msg_hdr.msg_namelen;
-    visited += visit(message.msg_hdr, message.msg_len, visitor);
+  for (size_t i = 0; i < static_cast<size_t>(count); ++i) {
+    seen_from_[i].length = messages_[i].msg_hdr.msg_namelen;
+    visiting_ = &seen_from_[i];
+    visited += visit(messages_[i].msg_hdr, messages_[i].msg_len, visitor);
   }
+  visiting_ = nullptr;
   return std::max<size_t>(visited, 1);
 }
 
