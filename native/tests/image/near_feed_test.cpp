@@ -35,15 +35,19 @@ class NearFeed : public ::testing::Test, private FetchOwner, private NearSink {
     bulk.emplace(*fetch, *holders, static_cast<NearSink&>(*this));
     fetch->set_maps_known(1);
   }
-  ~NearFeed() override {
+  void stop() {
     is_ending = true;
     fetch->wake_lanes();
     if (thread.joinable()) thread.join();
+    holders->end();
   }
   void run() {
     thread = std::thread([this] { bulk->run(); });
   }
-  Status add(FakeNear& near) { return holders->add(near.endpoints(), near.id, near.level); }
+  Status add(FakeNear& near) {
+    near.before_gone = [this] { stop(); };
+    return holders->add(near.endpoints(), near.id, near.level);
+  }
   uint64_t pages() { return core->fill().pages_present(); }
   bool is_held_back() { return fetch->nearer.holds_back_until_ns(now_ns()) != 0; }
 

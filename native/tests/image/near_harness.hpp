@@ -41,6 +41,14 @@ class FakeNear {
     }
   }
 
+  /// Its endpoints read from it.
+  ~FakeNear() {
+    before_gone();
+    for (const auto& control : controls_) EXPECT_TRUE(eventually([&] { return control->was_destroyed(); }));
+  }
+  FakeNear(const FakeNear&) = delete;
+  FakeNear& operator=(const FakeNear&) = delete;
+
   void set(uint64_t page, wire::PageState state, uint32_t region = 0) {
     set_raw(page, static_cast<uint8_t>(state), region);
   }
@@ -68,6 +76,7 @@ class FakeNear {
   pager::SourceEndpoints endpoints() {
     demand = std::make_shared<FakeControl>();
     bulk = std::make_shared<FakeControl>();
+    controls_.insert(controls_.end(), {demand, bulk});
     pager::SourceEndpoints result;
     result.demand = endpoint(demand);
     result.bulk = endpoint(bulk);
@@ -115,6 +124,9 @@ class FakeNear {
   bool reads_pages(const transport::Operation& op) const { return region_of(op) >= 0; }
 
   const uint32_t id, level;
+  std::function<void()> before_gone = [this] {
+    if (host_.fetch) host_.fetch->remove_near(id);
+  };
   std::shared_ptr<FakeControl> demand, bulk;
   std::atomic<uint64_t> demand_reads{0}, bulk_reads{0}, looks{0};
   /// What it answers to READs of states, and of pages that are there.
@@ -139,6 +151,7 @@ class FakeNear {
   const Kind kind_;
   FakeSource source_;
   std::vector<UniqueFd> states_;
+  std::vector<std::shared_ptr<FakeControl>> controls_;
   std::vector<pager::SourceRegionKeys> keys_;
   int file_ = -1;
 };
