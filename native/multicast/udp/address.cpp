@@ -68,6 +68,10 @@ void SocketAddress::set_port(uint16_t port) {
     reinterpret_cast<sockaddr_in&>(storage).sin_port = htons(port);
 }
 
+void SocketAddress::set_interface(unsigned index) {
+  if (is_ipv6()) reinterpret_cast<sockaddr_in6&>(storage).sin6_scope_id = index;
+}
+
 Result<SocketAddress> parse_address(const std::string& host, uint16_t port) {
   addrinfo hints{};
   hints.ai_flags = AI_NUMERICHOST;

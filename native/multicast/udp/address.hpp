@@ -21,6 +21,8 @@ struct SocketAddress {
   bool is_multicast() const;
   bool has_host_of(const SocketAddress& other) const;
   void set_port(uint16_t port);
+  /// IPv6 groups of a link exist once on each.
+  void set_interface(unsigned index);
 };
 
 /// kInvalidArgument unless `host` is an IP address.

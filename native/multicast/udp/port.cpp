@@ -246,7 +246,7 @@ Status set_up_receiver(int fd, const Group& group, const SocketAddress& address,
 }  // namespace
 
 Result<std::unique_ptr<DatagramPort>> open_udp_port(const Group& group, Role role) {
-  const auto address = parse_address(group.address, group.port);
+  auto address = parse_address(group.address, group.port);
   if (!address) return address.error();
   if (!address.value().is_multicast() || group.port == 0)
     return Error{ErrorCode::kInvalidArgument, 0, "not the address of a multicast group"};
@@ -255,6 +255,7 @@ Result<std::unique_ptr<DatagramPort>> open_udp_port(const Group& group, Role rol
   if (!interface) return interface.error();
   if (interface.value().address.family() != address.value().family())
     return Error{ErrorCode::kInvalidArgument, 0, "group and interface are of different IP versions"};
+  address.value().set_interface(interface.value().index);
   const bool is_ipv6 = address.value().is_ipv6();
   UniqueFd fd(::socket(address.value().family(), SOCK_DGRAM | SOCK_CLOEXEC, 0));
   if (!fd.valid()) return system_error("socket");
