@@ -2,10 +2,11 @@
 
 #include <algorithm>
 
+#include "multicast/datagram/limits.hpp"
+
 namespace vmigrate::multicast {
 namespace {
 
-constexpr uint64_t kMs = 1'000'000;
 /// One phase is long enough to show in the samples: several reports.
 constexpr uint64_t kPhaseNs = 60 * kMs;
 constexpr std::array<double, 8> kGains{1.25, 0.75, 1, 1, 1, 1, 1, 1};
@@ -27,6 +28,11 @@ constexpr double kUsefulShare = 0.25;
 constexpr double kBestFadesNs = 5'000.0 * kMs;
 /// A receiver that has said nothing for this long does not count.
 constexpr uint64_t kHeardNs = 500 * kMs;
+/// How often what has been sent is noted.
+constexpr uint64_t kSentNs = 5 * kMs;
+/// A sender that sends less than this share of what it may is not kept by its receivers.
+constexpr double kSlowlySent = 0.92;
+constexpr double kAboutAll = 0.9;
 constexpr uint64_t kHalvingNs = 200 * kMs;
 constexpr uint64_t kLookNs = 5 * kMs;
 constexpr double kRateMax = 100e9;
@@ -59,6 +65,30 @@ void Pacer::report(uint32_t number, const ReceiverReport& report, uint64_t at_ns
   member.reports_at_ns[member.report_count++ % kReportsKept] = at_ns;
 }
 
+void Pacer::sent(uint64_t bytes, uint64_t at_ns) {
+  if (sent_count_ != 0 && at_ns - sent_[(sent_count_ - 1) % kSentKept].at_ns < kSentNs) return;
+  sent_[sent_count_++ % kSentKept] = {at_ns, bytes};
+}
+
+/// Whether less was sent in this time than the rate allowed, and the receiver has got about all of it. Its
+/// report may be about what was sent a little earlier, so the time is not exact.
+bool Pacer::was_sent_slowly(double received_bytes, uint64_t from_ns, uint64_t to_ns) const {
+  const Sent* first = nullptr;
+  const Sent* last = nullptr;
+  const size_t kept = std::min(sent_count_, kSentKept);
+  for (size_t back = 1; back <= kept; ++back) {
+    const Sent& sent = sent_[(sent_count_ - back) % kSentKept];
+    if (sent.at_ns > to_ns) continue;
+    if (last == nullptr) last = &sent;
+    first = &sent;
+    if (sent.at_ns <= from_ns) break;
+  }
+  if (last == nullptr || first == last) return false;
+  const auto bytes = static_cast<double>(last->bytes - first->bytes);
+  const double rate = bytes * 1e9 / static_cast<double>(last->at_ns - first->at_ns);
+  return rate < kSlowlySent * estimate_ && received_bytes >= kAboutAll * bytes;
+}
+
 /// Compares with the latest earlier report that is far enough back.
 void Pacer::take_sample(Member& member, const ReceiverReport& report, uint64_t at_ns) const {
   const size_t kept = std::min(member.report_count, kReportsKept);
@@ -72,11 +102,14 @@ void Pacer::take_sample(Member& member, const ReceiverReport& report, uint64_t a
     const uint64_t sent = report.highest_sequence - base.highest_sequence;
     if (duration_ns < kSampleNsMax && (duration_ns < kSampleNs || sent < kSampleDatagrams)) continue;
     const auto received = static_cast<double>(report.received_datagrams - base.received_datagrams);
+    const auto received_bytes = static_cast<double>(report.received_bytes - base.received_bytes);
     const double loss = sent == 0 ? 0 : std::clamp(1 - received / static_cast<double>(sent), 0.0, 1.0);
-    const double bytes_per_s = static_cast<double>(report.received_bytes - base.received_bytes) * 1e9 /
-                               static_cast<double>(duration_ns);
+    const double bytes_per_s = received_bytes * 1e9 / static_cast<double>(duration_ns);
+    const bool keeps_up = was_sent_slowly(received_bytes / std::max(0.01, 1 - std::min(loss, kChanceLossMax)),
+                                          member.reports_at_ns[index], at_ns);
     const double fastest = fastest_ == 0 ? kRateMax : std::max(fastest_, fastest_before_);
-    member.samples[member.sample_count++ % kSamplesKept] = {at_ns, std::min(bytes_per_s, fastest), loss};
+    member.samples[member.sample_count++ % kSamplesKept] = {at_ns, std::min(bytes_per_s, fastest), loss,
+                                                            keeps_up};
     return;
   }
 }
@@ -86,6 +119,7 @@ void Pacer::take_sample(Member& member, const ReceiverReport& report, uint64_t a
 double Pacer::drain_of(const Member& member, uint64_t at_ns) const {
   if (at_ns - member.heard_ns > kHeardNs) return 0;
   double best = 0, chance_loss = kChanceLossMax;
+  bool keeps_up = false;
   const size_t kept = std::min(member.sample_count, kSamplesKept);
   for (size_t back = 1; back <= kept; ++back) {
     const Sample& sample = member.samples[(member.sample_count - back) % kSamplesKept];
@@ -93,8 +127,10 @@ double Pacer::drain_of(const Member& member, uint64_t at_ns) const {
     if (back > 1 && at_ns - sample.at_ns > kWindowNs) break;
     best = std::max(best, sample.bytes_per_s);
     chance_loss = std::min(chance_loss, sample.loss);
+    keeps_up |= sample.keeps_up;
   }
-  return best / (1 - chance_loss);
+  const double drain = best / (1 - chance_loss);
+  return keeps_up ? std::max(drain, estimate_) : drain;
 }
 
 /// Makes the estimates anew. Who is useful is judged by what the median receiver could take in of late: while

@@ -35,6 +35,10 @@ class Pacer {
  public:
   explicit Pacer(const PacerOptions& options);
 
+  /// So many bytes have been sent in all. A sender that does not get to send as fast as it may, because
+  /// others have the processor, must say so: what arrives then says little about the receivers. Without this
+  /// call it counts as one that does.
+  void sent(uint64_t bytes, uint64_t at_ns);
   /// A report that contradicts the member's last one is ignored.
   void report(uint32_t member, const ReceiverReport& report, uint64_t at_ns);
   /// The rate to send with now: at least the floor, or the limit if that is lower.
@@ -43,10 +47,16 @@ class Pacer {
  private:
   static constexpr size_t kReportsKept = 32;
   static constexpr size_t kSamplesKept = 64;
+  static constexpr size_t kSentKept = 64;
   struct Sample {
     uint64_t at_ns = 0;
     double bytes_per_s = 0;
     double loss = 0;
+    bool keeps_up = false;  ///< all that was sent has arrived, or was lost, and that was less than allowed
+  };
+  struct Sent {
+    uint64_t at_ns = 0;
+    uint64_t bytes = 0;
   };
   struct Member {
     uint64_t heard_ns = 0;
@@ -58,6 +68,7 @@ class Pacer {
     double best_bytes_per_s = 0;  ///< the most that it has taken in; fades
   };
   void take_sample(Member& member, const ReceiverReport& report, uint64_t at_ns) const;
+  bool was_sent_slowly(double received_bytes, uint64_t from_ns, uint64_t to_ns) const;
   double drain_of(const Member& member, uint64_t at_ns) const;
   void look(uint64_t at_ns);
   void advance(uint64_t at_ns);
@@ -67,6 +78,8 @@ class Pacer {
   const PacerOptions options_;
   std::vector<Member> members_;
   std::unordered_map<uint32_t, size_t> index_of_member_;
+  std::array<Sent, kSentKept> sent_;
+  size_t sent_count_ = 0;               ///< ever
   std::vector<double> drains_, bests_;  ///< of look
   uint64_t heard_ns_ = 0;               ///< the last report of anybody, or the beginning
   bool is_begun_ = false;

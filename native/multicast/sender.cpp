@@ -166,7 +166,9 @@ Status SenderThread::send_all() {
     const uint64_t count = std::clamp<uint64_t>(rate * kBatchNs / 1'000'000'000u / page_bytes, 1, pages_max);
     const uint64_t before = sent_bytes_.load(std::memory_order_relaxed);
     if (auto sent = send_batch(count); !sent) return sent;
-    pace_.note(sent_bytes_.load(std::memory_order_relaxed) - before, rate, at_ns);
+    const uint64_t after = sent_bytes_.load(std::memory_order_relaxed);
+    pace_.note(after - before, rate, at_ns);
+    pacer_.sent(after, at_ns);
     if (auto heard = reports_.listen(*port_, plan_, writer_.next_sequence(), at_ns); !heard) return heard;
   }
   return ok();

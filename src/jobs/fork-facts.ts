@@ -10,6 +10,7 @@ import { withDeadline } from '../engine/deadline.js';
 import { IMAGE_TO_COME, originOf } from '../engine/fork/origin.js';
 import type { ForkQuestion } from '../engine/ports/fork.js';
 import { inParallel } from '../kit/parallel.js';
+import { MULTICAST_PROBE_MS } from '../planner/fanout/choose.js';
 import { readTopology } from '../planner/fanout/read-topology.js';
 import { topologyFromRoundTrips } from '../planner/fanout/round-trips.js';
 import type { Topology } from '../planner/fanout/topology.js';
@@ -51,8 +52,10 @@ export async function gatherForkFacts(
   const others = request.hosts.filter((wish) => wish.host !== host).map((wish) => wish.host);
   const topology = await topologyOf(request, sources, [host, ...others]);
   const wouldRead = { root: host, hosts: others, transport: asked === 'auto' ? TRANSPORT_MEANWHILE : asked, inventory };
+  // Who asks for a multicast waits for hosts that are busy.
+  const hearMs = request.fanout === 'multicast' ? HEAR_MS_ASKED : MULTICAST_PROBE_MS;
   const probing = needsMulticastProbe(request, wouldRead)
-    ? bounded(agent(host).fanout.probeMulticast(others), 'trying a multicast').catch(() => null)
+    ? bounded(agent(host).fanout.probeMulticast(others, hearMs), 'trying a multicast').catch(() => null)
     : null;
   const outcomes = await inParallel(others, HOSTS_AT_ONCE, (name) =>
     askHost(name, { ...question, vm: null, origin }, rdmaPlace, agent, bounded).then(async (facts) => {
@@ -70,6 +73,7 @@ export async function gatherForkFacts(
   return { inventory, hosts: { root, joins, topology: topology ?? measured, heard } };
 }
 
+const HEAR_MS_ASKED = 2_000;
 /** Between few hosts it makes no difference who relays to whom. */
 const RELAYED_HOSTS_MIN = 4;
 

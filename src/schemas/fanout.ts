@@ -56,6 +56,8 @@ export const multicastGroup: z.ZodType<MulticastGroup> = z.strictObject({
   mtuBytes: datagramBytes,
 });
 
+export const hearMs = z.int().min(1).max(5_000);
+
 export const roundTrips: z.ZodType<readonly RoundTrip[]> = z
   .array(z.strictObject({ host: hostName, us: z.number().min(0).nullable() }))
   .max(HOSTS_MAX);

@@ -214,7 +214,7 @@ export class Namespaces implements HostNetwork<NamespaceHost> {
     if (percent === 0) return;
     await this.nft(name, 'add', 'table', ...LOSS_TABLE);
     await this.nft(name, 'add', 'chain', ...LOSS_TABLE, 'in', '{ type filter hook ingress device eth0 priority 0; }');
-    const share = ['numgen', 'random', 'mod', '100', '<', `${percent}`];
+    const share = percent === 100 ? [] : ['numgen', 'random', 'mod', '100', '<', `${percent}`];
     const which = of === 'all' ? [] : ['udp', 'dport', `${MULTICAST_PORT}`];
     await this.nft(name, 'add', 'rule', ...LOSS_TABLE, 'in', ...which, ...share, 'counter', 'drop');
   }

@@ -5,7 +5,7 @@
  */
 import { z } from 'zod';
 import type { HostPort, HostRole } from '../../engine/ports/host.js';
-import { heardProbes, multicastGroup, roundTrips } from '../../schemas/fanout.js';
+import { heardProbes, hearMs, multicastGroup, roundTrips } from '../../schemas/fanout.js';
 import { hostInventory, targetChecks, vmClaims } from '../../schemas/host.js';
 import { imageView, removalView } from '../../schemas/image.js';
 import { count, list, text } from '../../schemas/of.js';
@@ -152,10 +152,10 @@ const HOST_METHODS: HostMethods = {
     serveHeld: method(z.tuple([imageId, hostName, transport]), imageHolder, REGISTER_MS),
     joinMulticast: method(z.tuple([imageId, hostName, count]), multicastOffer, USUAL_MS),
     multicastSent: method(z.tuple([imageId]), multicastSent, SHORT_MS),
-    probeMulticast: method(z.tuple([list(hostName)]), heardProbes, USUAL_MS),
+    probeMulticast: method(z.tuple([list(hostName), hearMs]), heardProbes, USUAL_MS),
     roundTrips: method(z.tuple([list(hostName)]), roundTrips, USUAL_MS),
     echo: method(z.tuple([]), nothing, SHORT_MS),
-    hearMulticast: method(z.tuple([multicastGroup]), heardProbe, SHORT_MS),
+    hearMulticast: method(z.tuple([multicastGroup, hearMs]), heardProbe, SHORT_MS),
   },
 
   images: {

@@ -7,6 +7,7 @@ import { ok, type Verdict, warn } from './doctor-verdict.js';
 
 const INTERFACES = '/sys/class/net';
 const NAMES_MAX = 3;
+const HEAR_MS = 2_000;
 /** With fewer hosts each reads from the root, and nothing is sent as a multicast. */
 const PEERS_MIN = 2;
 
@@ -14,7 +15,7 @@ export async function multicastVerdict(services: Pick<ApiServices, 'agent' | 'pe
   const { names } = services.peers;
   if (names.length < PEERS_MIN) return ok('not used with fewer than two peers');
   try {
-    const heard = await services.agent.fanout.probeMulticast(names);
+    const heard = await services.agent.fanout.probeMulticast(names, HEAR_MS);
     const deaf = heard.filter(({ largestBytes }) => largestBytes === 0).map(({ host }) => host);
     if (deaf.length > 0) {
       return warn(

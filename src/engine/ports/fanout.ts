@@ -37,12 +37,12 @@ export interface FanoutPort {
   joinMulticast(image: string, reader: string, datagramBytesMax: number): Promise<MulticastOffer>;
   /** On the host that has the image. */
   multicastSent(image: string): Promise<MulticastSent>;
-  /** Tries whether datagrams of this host to a group get to these hosts. Bounded in time, and rejects for no host. */
-  probeMulticast(hosts: readonly string[]): Promise<readonly HeardProbe[]>;
+  /** Tries whether datagrams of this host to a group get to these hosts within `hearMs`. Rejects for no host. */
+  probeMulticast(hosts: readonly string[], hearMs: number): Promise<readonly HeardProbe[]>;
   /** Measures how far these hosts are from this one. Bounded in time, and rejects for no host. */
   roundTrips(hosts: readonly string[]): Promise<readonly RoundTrip[]>;
   /** Answers, and nothing else: for `roundTrips`. */
   echo(): Promise<void>;
-  /** Waits for the datagrams of a probe. Resolves at the first ones, or after a bounded time. */
-  hearMulticast(group: MulticastGroup): Promise<{ readonly largestBytes: number }>;
+  /** Waits for the datagrams of a probe. Resolves at the first ones, or after `hearMs`. */
+  hearMulticast(group: MulticastGroup, hearMs: number): Promise<{ readonly largestBytes: number }>;
 }

@@ -80,7 +80,10 @@ describe('a fork over hosts', () => {
 
   test('the report says on which host each clone runs, and how many bytes have gone where', async () => {
     const world = scriptedHosts();
-    world.on['B.forkProgress'] = () => ({ ...filled, counters: { copiedBytes: 5_000, prefetchBytes: 5_000, cloneFaultCount: 2 } });
+    world.on['B.forkProgress'] = () => ({
+      ...filled,
+      counters: { copiedBytes: 5_000, prefetchBytes: 5_000, cloneFaultCount: 2 },
+    });
     world.on['C.forkProgress'] = () => ({ ...filled, counters: { copiedBytes: 7_000, prefetchBytes: 7_000 } });
     const { report } = await run(world);
     expect(report?.clones.map(({ index, host }) => `${index} ${host}`)).toEqual(['0 A', '1 B', '2 C']);

@@ -12,10 +12,8 @@ import type { ImagePages } from './image-server.js';
 import type { ImageServers } from './image-servers.js';
 import { interfaceOf, newGroup } from './multicast-server.js';
 
-/** How long the root sends the datagrams of a probe. It ends sooner if all hosts have answered. */
-const PROBE_MS = 500;
-/** How long a host listens for them. It bounds what a fork waits for a group that does not get there. */
-const HEAR_MS = 200;
+/** How much longer the root sends the datagrams of a probe than a host listens. It ends when all have answered. */
+const CALL_MS = 500;
 
 /** The first opens the connection. */
 const ECHOES = 4;
@@ -57,19 +55,19 @@ export class FanoutAgent implements FanoutPort {
   }
 
   /** A host that cannot be asked has heard nothing. */
-  async probeMulticast(hosts: readonly string[]): Promise<readonly HeardProbe[]> {
+  async probeMulticast(hosts: readonly string[], hearMs: number): Promise<readonly HeardProbe[]> {
     const { native, peers, log, multicast } = this.#context;
     const group = newGroup(multicast, 0);
     const done = new AbortController();
     const sending = native
-      .sendMulticastProbe({ ...group, interfaceAddress: interfaceOf(this.#context) }, PROBE_MS, done.signal)
+      .sendMulticastProbe({ ...group, interfaceAddress: interfaceOf(this.#context) }, hearMs + CALL_MS, done.signal)
       .catch((error: unknown) => {
         log.warn({ group: group.group, err: toMigrationError(error) }, 'no datagram can be sent to a group');
       });
     const heard = await Promise.all(
       hosts.map(async (host): Promise<HeardProbe> => {
         try {
-          return { host, ...(await peers.agent(host).fanout.hearMulticast(group)) };
+          return { host, ...(await peers.agent(host).fanout.hearMulticast(group, hearMs)) };
         } catch (thrown) {
           log.debug({ host, err: toMigrationError(thrown) }, 'a host cannot listen for a multicast');
           return { host, largestBytes: 0 };
@@ -105,9 +103,9 @@ export class FanoutAgent implements FanoutPort {
 
   async echo(): Promise<void> {}
 
-  async hearMulticast(group: MulticastGroup): Promise<{ readonly largestBytes: number }> {
+  async hearMulticast(group: MulticastGroup, hearMs: number): Promise<{ readonly largestBytes: number }> {
     const { native, host } = this.#context;
     if (group.provider !== 'udp') throw new MigrationError('UNSUPPORTED', `${host} does not know ${group.provider}`);
-    return native.receiveMulticastProbe({ ...group, interfaceAddress: interfaceOf(this.#context) }, HEAR_MS);
+    return native.receiveMulticastProbe({ ...group, interfaceAddress: interfaceOf(this.#context) }, hearMs);
   }
 }

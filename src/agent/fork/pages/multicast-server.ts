@@ -15,6 +15,8 @@ import type { MulticastConfig } from '../../vm/context.js';
 
 /** How long the first host waits for the others: their clones have been let go in the same moment. */
 const JOIN_MS_MAX = 300;
+/** Multicasts that are over, of which somebody may still ask. */
+const REMEMBERED_MAX = 64;
 const KEY_BYTES = 32;
 const SESSION_BYTES = 8;
 /** Scope of a site (RFC 2365). Two further bytes of the address tell fan-outs apart. */
@@ -40,6 +42,8 @@ export function interfaceOf({ dataAddress }: Pick<ImageContext, 'dataAddress'>):
 export class MulticastServer {
   readonly #context: ImageContext;
   readonly #multicasts = new Map<string, Promise<ImageMulticast>>();
+  /** What the last multicast of an image has sent, for the report of its fork. */
+  readonly #sentBytes = new Map<string, number>();
 
   constructor(context: ImageContext) {
     this.#context = context;
@@ -63,7 +67,7 @@ export class MulticastServer {
 
   async sent(image: string): Promise<MulticastSent> {
     const multicast = await this.#multicasts.get(image)?.catch(() => null);
-    return { sentBytes: multicast?.sentBytes ?? 0 };
+    return { sentBytes: multicast?.sentBytes ?? this.#sentBytes.get(image) ?? 0 };
   }
 
   /** The host reads the image no more. If it ever does so again, it is a new one. */
@@ -74,7 +78,13 @@ export class MulticastServer {
   async close(image: string): Promise<void> {
     const multicast = this.#multicasts.get(image);
     this.#multicasts.delete(image);
-    await (await multicast?.catch(() => null))?.close();
+    const closing = (await multicast?.catch(() => null)) ?? null;
+    if (closing === null) return;
+    this.#sentBytes.delete(image);
+    this.#sentBytes.set(image, closing.sentBytes);
+    const [oldest] = this.#sentBytes.keys();
+    if (this.#sentBytes.size > REMEMBERED_MAX && oldest !== undefined) this.#sentBytes.delete(oldest);
+    await closing.close();
   }
 
   async closeAll(): Promise<void> {
