@@ -10,8 +10,10 @@ import type {
   PacerHandle,
   PacerOptions,
 } from './multicast-types.js';
+import type { NearPlace, NearSnapshot } from './near-types.js';
 
 export type { NativeFailure, RegionFile } from './basic-types.js';
+export type { NearPlace, NearSnapshot } from './near-types.js';
 
 export interface NativeSupport {
   readonly userfaultfdPermitted: boolean;
@@ -177,24 +179,6 @@ export interface ImageCaptureHandle {
 
 /** idle ──start──► copying ◄──► disconnected; copying ──► complete; failed from any of the middle ones. */
 export type ImageFetchState = 'idle' | 'copying' | 'disconnected' | 'complete' | 'failed' | 'closed';
-
-export interface NearPlace {
-  /** From 0 to 2^32 - 1. */
-  readonly id: number;
-  /** 0 is nearest; up to 255. */
-  readonly level: number;
-}
-
-export interface NearSnapshot extends NearPlace {
-  readonly isConnected: boolean;
-  /** Of the pages that it has brought. */
-  readonly bytes: bigint;
-  /**
-   * Why it is not connected any more: the connection was lost, no answer came for a second (TIMEOUT), it broke the
-   * protocol, or sent pages that are not what their digests say (DAMAGED).
-   */
-  readonly failure: NativeFailure | null;
-}
 
 export interface ImageFetchSnapshot {
   readonly state: ImageFetchState;

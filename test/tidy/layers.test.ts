@@ -28,7 +28,7 @@ const TYPESCRIPT_LAYERS: Record<string, readonly string[]> = {
   planner: WORDS,
   'planner/migration': [...WORDS, 'planner'],
   // The choice of a transport is the same for the image of a fork.
-  'planner/fork': [...WORDS, 'planner', 'planner/migration/transport'],
+  'planner/fork': [...WORDS, 'planner', 'planner/migration/transport', 'planner/fanout'],
   'planner/fanout': WORDS,
   'engine/ports': WORDS,
   engine: [...WORDS, PORTS],
@@ -36,7 +36,7 @@ const TYPESCRIPT_LAYERS: Record<string, readonly string[]> = {
   'engine/fork': [...WORDS, PORTS, 'engine', 'planner', 'planner/fork'],
   cluster: [...WORDS, PORTS, 'durable'],
   jobs: [
-    ...[...WORDS, PORTS, 'durable', 'schemas', 'planner/migration', 'planner/fork'],
+    ...[...WORDS, PORTS, 'durable', 'schemas', 'planner/migration', 'planner/fork', 'planner/fanout'],
     ...['engine', 'engine/migration', 'engine/fork'],
   ],
 
