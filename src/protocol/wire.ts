@@ -216,8 +216,9 @@ export const IMAGE_COUNTERS = [
   /** Only in an image that is read from another holder: bytes that a clone waited for, and the others. */
   'demandBytes',
   'prefetchBytes',
-  /** Bytes of pages that a multicast has brought, and datagrams of it that did not arrive. */
+  /** Bytes of pages that a multicast has brought. */
   'multicastBytes',
+  /** gauge: datagrams of a multicast that have not come yet */
   'multicastLostDatagrams',
   'reconnectCount',
   /** Pages that were not what their digests say, and were asked for again before anybody saw them. */
