@@ -85,8 +85,8 @@ export function spreadText({ name, hosts, spread, badPages }: SpreadRow): string
 export function printSpread(rows: readonly SpreadRow[]): string[] {
   const { hosts, racks, memoryMiB, touchMiB, mbitPerS } = SPREAD;
   return [
-    `links of ${mbitPerS} Mbit/s, ${hosts} hosts and the root in ${racks} racks; ${memoryMiB} MiB, ${touchMiB} MiB of ` +
-      'them written; the guest rests',
+    `links of ${mbitPerS} Mbit/s, ${hosts} hosts and the root in ${racks} racks; ` +
+      `${memoryMiB} MiB, ${touchMiB} MiB of them written; the guest rests`,
     '',
     `| ${COLUMNS.join(' | ')} |`,
     `|${' --- |'.repeat(COLUMNS.length)}`,

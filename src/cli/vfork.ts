@@ -264,8 +264,8 @@ const program = newProgram('vfork', 'Starts copies (clones) of a running VM, whi
   .addOption(
     new Option(
       '--fanout <how>',
-      'with --hosts: how the image gets to them. unicast: each reads it from the VM’s host; multicast: it is sent once; ' +
-        'tree: hosts relay it to others; auto (default): the plan says which, and why',
+      'with --hosts: how the image gets to them. unicast: each reads it from the VM’s host; multicast: it is sent ' +
+        'once; tree: hosts relay it to others; auto (default): the plan says which, and why',
     ).choices(FANOUT_CHOICES),
   )
   .option('--topology <file>', 'with --hosts: which hosts share a switch: a topology.conf of Slurm, or YAML');

@@ -2,7 +2,7 @@ import type { NativeFailure, RegionFile } from './basic-types.js';
 
 /** Where an image is sent by multicast, and the secrets that only its members know. */
 export interface MulticastGroup {
-  /** `udp`. Others are refused with UNSUPPORTED. */
+  /** `udp` or `verbs`. UNSUPPORTED if this host cannot do it. */
   readonly provider: string;
   /** IP address of the group. */
   readonly group: string;

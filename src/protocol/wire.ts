@@ -227,8 +227,9 @@ export const IMAGE_COUNTERS = [
   'nearBytes',
   /** READs of a page that a clone waited for, of which a near holder said that it has not got the page yet. */
   'absentAnswers',
-  /** Bytes of pages that a multicast has brought, and datagrams of it that did not arrive. */
+  /** Bytes of pages that a multicast has brought. */
   'multicastBytes',
+  /** gauge: datagrams of a multicast that have not come yet */
   'multicastLostDatagrams',
   'reconnectCount',
   /** Pages that were not what their digests say, and were asked for again before anybody saw them. */

@@ -75,6 +75,7 @@ const TYPESCRIPT_LAYERS: Record<string, readonly string[]> = {
   agent: [
     ...[...WORDS, PORTS, BACKEND, 'agent/vm', 'agent/image', 'agent/storage', 'agent/inventory'],
     ...['agent/migration', 'agent/fork', 'agent/fork/bases', 'agent/fork/pages/image-servers', 'agent/memory'],
+    'agent/fork/pages/fanout-agent',
   ],
 
   'api/contract': [...WORDS, PORTS, 'tls'],

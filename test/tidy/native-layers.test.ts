@@ -42,7 +42,8 @@ const NATIVE_LAYERS: Record<string, readonly string[]> = {
   ],
   'multicast/datagram': ['base', 'wire'],
   'multicast/udp': ['multicast/datagram', 'base', 'wire'],
-  multicast: ['multicast/datagram', 'multicast/udp', 'memory', 'base', 'wire'],
+  'multicast/verbs': ['multicast/datagram', 'transport', 'transport/verbs', 'base', 'wire'],
+  multicast: ['multicast/datagram', 'multicast/udp', 'multicast/verbs', 'memory', 'base', 'wire'],
   preload: [],
   spool: [],
   addon: [

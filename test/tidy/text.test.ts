@@ -13,8 +13,8 @@ describe('names', () => {
       .toLowerCase()
       .split(/[_$]+/);
 
-  /** Field names of structs of the kernel and libc. */
-  const FOREIGN_FIELDS = /(\.|->)(src|dst|saddr|daddr)\b/g;
+  /** Field names of structs of the kernel, libc and libibverbs. */
+  const FOREIGN_FIELDS = /(\.|->)(src|dst|src_qp|saddr|daddr)\b/g;
   /** The folder src/, in paths and in lists of folders. */
   const FOLDER = /(?<=['"`/ ])src(?=['"`/])|\bsrc\\?\//g;
 

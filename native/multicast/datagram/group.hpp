@@ -12,7 +12,7 @@ using Key = std::array<uint8_t, wire::kMulticastKeyBytes>;
 
 /// One multicast of one image: where it is sent, and what all of its members know and nobody else.
 struct Group {
-  std::string provider;  ///< "udp"
+  std::string provider;  ///< "udp" or "verbs"
   std::string address;   ///< IP address of the group
   uint16_t port = 0;
   std::string interface_address;  ///< of the interface here; empty: the one that the group's route names

@@ -9,8 +9,8 @@
 #include <vector>
 
 #include "base/unique_fd.hpp"
+#include "multicast/datagram/address.hpp"
 #include "multicast/datagram/limits.hpp"
-#include "multicast/udp/address.hpp"
 
 #ifndef UDP_SEGMENT
 #define UDP_SEGMENT 103

@@ -1,4 +1,4 @@
-/** The doctor's line about multicast: whether this host's datagrams get to its peers, and what a switch may do to them. */
+/** The doctor's line about multicast: whether datagrams get to the peers, and what a switch may do to them. */
 import { readdir, readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { toMigrationError } from '../../domain/errors.js';
@@ -20,7 +20,7 @@ export async function multicastVerdict(services: Pick<ApiServices, 'agent' | 'pe
     if (deaf.length > 0) {
       return warn(
         `datagrams to a group do not get to ${some(deaf)}: forks onto many hosts use relays instead`,
-        'allow UDP to the port of "multicast" in the configuration; between networks set its ttl, and let routers pass it',
+        'allow UDP to the port of "multicast" in the configuration; between networks set its ttl as well',
       );
     }
     const bridges = await bridgesWithoutQuerier();

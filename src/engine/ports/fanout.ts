@@ -13,7 +13,7 @@ export interface MulticastSeat {
   readonly member: number;
 }
 
-/** wait: ask again soon, because the image is not complete there yet. over: there is no multicast to receive any more. */
+/** wait: ask again soon, because the image is not complete there yet. over: there is nothing to receive any more. */
 export type MulticastOffer =
   | { readonly state: 'wait' | 'over' }
   | { readonly state: 'joined'; readonly seat: MulticastSeat };
@@ -25,8 +25,8 @@ export interface MulticastSent {
 
 export interface FanoutPort {
   /**
-   * On a host that reads the image, or has it: the host `reader` may read the pages that are here. It is told which they
-   * are, and gets the others elsewhere. It does not count as a reader: nothing here waits for it. Throws CONFLICT while
+   * On a host that reads the image: the host `reader` may read the pages that are here. It is told which they are, and
+   * gets the others elsewhere. It does not count as a reader: nothing here waits for it. Throws CONFLICT while
    * no page is here.
    */
   serveHeld(image: string, reader: string, transport: Transport): Promise<ImageHolder>;

@@ -33,7 +33,7 @@ export function planFanout(request: ForkRequest, question: FanoutQuestion): Plan
   const { root, hosts, topology, heard } = question;
   const wish = request.fanout ?? 'auto';
   if (request.memory === 'private') {
-    // Their memory is filled from the image of their host before they load, and the image of the root is not complete then.
+    // Their memory is filled from the image before they load, and the image of the root is not complete then.
     if (wish === 'auto' || wish === 'unicast') {
       return planned('unicast', 'clones with memory of their own read the image before they start', []);
     }
@@ -42,7 +42,7 @@ export function planFanout(request: ForkRequest, question: FanoutQuestion): Plan
       refusals: [
         {
           code: 'FANOUT_UNAVAILABLE',
-          reason: `clones with memory of their own read the image before they start, so --fanout ${wish} is not possible`,
+          reason: `--fanout ${wish} is not possible for clones that read the image before they start`,
           remedy: 'use --memory cow, or --fanout unicast',
         },
       ],

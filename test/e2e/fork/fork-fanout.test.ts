@@ -139,7 +139,7 @@ describe('a tree of relays', () => {
     await expectSound(report.clones);
   });
 
-  test('sends the image over the link of the root as often as it has relays there, not as often as there are hosts', async () => {
+  test('sends the image from the root as often as it has relays there, not as often as there are hosts', async () => {
     const report = await reportOf(await begin('--clones', '7', '--hosts', hosts.others.join(','), '--fanout', 'tree'));
     expect(report.fanout?.kind).toBe('tree');
     const fromRoot = report.bytes.rootEgress - report.bytes.deviceState * 7;

@@ -17,11 +17,13 @@ namespace vmigrate::transport {
   X(alloc_pd) X(dealloc_pd) X(reg_mr) X(dereg_mr) X(create_comp_channel)                 \
   X(destroy_comp_channel) X(create_cq) X(destroy_cq) X(get_cq_event) X(ack_cq_events)    \
   X(modify_qp) X(query_device) X(get_device_list) X(free_device_list)                    \
-  X(get_device_name) X(open_device) X(close_device) X(query_gid)
+  X(get_device_name) X(open_device) X(close_device) X(query_gid) X(create_ah)            \
+  X(destroy_ah)
 #define VMG_RDMA_FUNCTIONS(X)                                                            \
   X(create_event_channel) X(destroy_event_channel) X(create_id) X(destroy_id)            \
   X(bind_addr) X(resolve_addr) X(resolve_route) X(create_qp) X(destroy_qp) X(connect)    \
-  X(listen) X(accept) X(reject) X(disconnect) X(get_cm_event) X(ack_cm_event) X(set_option)
+  X(listen) X(accept) X(reject) X(disconnect) X(get_cm_event) X(ack_cm_event)            \
+  X(set_option) X(join_multicast_ex) X(leave_multicast)
 // clang-format on
 
 struct VerbsLibrary {

@@ -22,7 +22,7 @@ const SESSION_BYTES = 8;
 /** Scope of a site (RFC 2365). Two further bytes of the address tell fan-outs apart. */
 const GROUP_PREFIX = '239.255';
 
-/** Returns a group that no other fan-out uses, by all chance: its datagrams are told apart by session and key anyhow. */
+/** Returns a group that no other fan-out uses, by all chance. Session and key tell datagrams apart in any case. */
 export function newGroup({ group, port, ttl }: MulticastConfig, mtuBytes: number): MulticastGroup {
   const session = randomBytes(SESSION_BYTES);
   return {
@@ -49,7 +49,7 @@ export class MulticastServer {
     this.#context = context;
   }
 
-  /** A host that reads the image wants to receive its multicast. `mtuBytes`: what gets through to all hosts; 0: unknown. */
+  /** A host that reads the image wants its multicast. `mtuBytes`: what gets through to all hosts; 0: unknown. */
   async join(image: string, reader: string, mtuBytes: number): Promise<MulticastOffer> {
     const { images, host } = this.#context;
     const { state, readers = [] } = images.get(image);

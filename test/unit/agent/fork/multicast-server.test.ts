@@ -75,7 +75,7 @@ test('a host that was in a multicast which is over reads the rest; another one b
   expect(senders).toHaveLength(2);
 });
 
-test('a host that comes again while it is sent gets another number, because a number is used once with a key', async () => {
+test('a host that comes again gets another number, because a number is used once with a key', async () => {
   const { server } = scene();
   const first = seatOf(await server.join(IMAGE, 'B', 0));
   const again = seatOf(await server.join(IMAGE, 'B', 0));

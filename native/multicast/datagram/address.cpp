@@ -1,4 +1,4 @@
-#include "multicast/udp/address.hpp"
+#include "multicast/datagram/address.hpp"
 
 #include <ifaddrs.h>
 #include <net/if.h>
