@@ -21,7 +21,6 @@ using pager::now_ns;
 
 /// Time whose bytes are sent with one call, so that slow multicasts are even ones.
 constexpr uint64_t kBatchNs = kMs;
-constexpr uint64_t kUdpHeaderBytes = 8;
 
 class SenderThread final : public MulticastSender {
  public:

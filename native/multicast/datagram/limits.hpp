@@ -18,6 +18,7 @@ inline constexpr size_t kBatchDatagramsMax = 64;
 inline constexpr int kReceiveBufferBytes = 32 << 20;
 /// Small: a full buffer makes the sender wait, where a full queue of the network device would lose datagrams.
 inline constexpr int kSendBufferBytes = 1 << 20;
+inline constexpr size_t kUdpHeaderBytes = 8;
 
 /// Pages of which only a part is here. Parts of a page follow one another, so few pages are incomplete at a
 /// time unless the network reorders much.

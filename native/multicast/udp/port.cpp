@@ -22,7 +22,6 @@
 namespace vmigrate::multicast {
 namespace {
 
-constexpr size_t kUdpHeaderBytes = 8;
 constexpr size_t kPacketBytesMax = 65535;
 /// Messages that one call receives. Each may be a chain of merged datagrams, of at most 64 KiB.
 constexpr size_t kMessages = 16;

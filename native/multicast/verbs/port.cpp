@@ -19,7 +19,7 @@ using transport::verbs;
 
 /// Joining a group may need an answer of the fabric's subnet manager.
 constexpr milliseconds kJoinTimeout{5000};
-constexpr milliseconds kSendTimeout{100};
+constexpr milliseconds kQueueTimeout{100};
 /// Headers of RoCE: IPv4, UDP, base transport, datagram transport, and the checksum behind.
 constexpr size_t kOverheadBytes = 20 + 8 + 12 + 8 + 4;
 
@@ -164,7 +164,7 @@ Status VerbsPort::send(std::span<const std::byte> bytes, size_t datagram_bytes) 
   for (size_t at = 0; at < bytes.size(); at += datagram_bytes) {
     const auto datagram = bytes.subspan(at, std::min(datagram_bytes, bytes.size() - at));
     // One that finds no buffer in time is lost, like others on the way.
-    if (const auto sent = queues_.send(datagram, group_, kSendTimeout); !sent) return sent.error();
+    if (const auto sent = queues_.send(datagram, group_, kQueueTimeout); !sent) return sent.error();
   }
   return ok();
 }
