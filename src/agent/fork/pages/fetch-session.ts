@@ -205,7 +205,11 @@ export class FetchSession {
     this.#isFeeding = true;
     const { fanout } = this.#options;
     if (fanout === null) return this.#sweepRoot();
-    void this.#openFeeds(fanout).then(() => this.#sweepRoot());
+    this.#openFeeds(fanout)
+      .then(() => this.#sweepRoot())
+      .catch((error: unknown) => {
+        this.#context.log.error({ image: this.#image.id, err: toMigrationError(error) }, 'the image is not swept');
+      });
   }
 
   #sweepRoot(): void {

@@ -4,10 +4,11 @@
  * comes from the root.
  */
 import { setTimeout as sleep } from 'node:timers/promises';
-import { toMigrationError } from '../../../domain/errors.js';
+import { type MigrationError, toMigrationError } from '../../../domain/errors.js';
 import type { NearLevels } from '../../../domain/fanout.js';
 import { type Transport, transportRow } from '../../../domain/transport.js';
 import { inTime } from '../../../kit/in-time.js';
+import { failureToError } from '../../../native/failure.js';
 import type { ImageFetchHandle } from '../../../native/types.js';
 import type { ImageContext } from '../../image/context.js';
 import { ANY_HOLDER_TRANSPORT } from './image-server.js';
@@ -101,32 +102,39 @@ export class NearHolders {
   }
 
   /** Resolves after the first attempt, and goes on. Never rejects. */
-  #keep(near: NearHost): Promise<void> {
-    const first = this.#connect(near);
-    void first.then(async () => {
-      let retryMs = RETRY_MS_FIRST;
-      while (!this.#isClosed && !this.#isComplete) {
-        await sleep(near.isConnected ? LOOK_MS : retryMs, undefined, { ref: false });
-        if (this.#isClosed || this.#isComplete) return;
-        if (near.isConnected && this.#isLost(near)) this.#drop(near);
-        if (near.isConnected) continue;
-        retryMs = (await this.#connect(near)) ? RETRY_MS_FIRST : Math.min(retryMs * 2, RETRY_MS_MAX);
-      }
+  async #keep(near: NearHost): Promise<void> {
+    await this.#connect(near);
+    this.#keepConnected(near).catch((error: unknown) => {
+      const fields = { image: this.#options.image, host: near.host, err: toMigrationError(error) };
+      this.#context.log.error(fields, 'a nearer host of an image is not asked any more');
     });
-    return first.then(() => undefined);
+  }
+
+  async #keepConnected(near: NearHost): Promise<void> {
+    let retryMs = RETRY_MS_FIRST;
+    while (!this.#isClosed && !this.#isComplete) {
+      await sleep(near.isConnected ? LOOK_MS : retryMs, undefined, { ref: false });
+      if (this.#isClosed || this.#isComplete) return;
+      if (near.isConnected) {
+        const loss = this.#lossOf(near);
+        if (loss === null) continue;
+        this.#drop(near);
+        if (loss?.code === 'DAMAGED') throw loss;
+      }
+      retryMs = (await this.#connect(near)) ? RETRY_MS_FIRST : Math.min(retryMs * 2, RETRY_MS_MAX);
+    }
   }
 
   get #isComplete(): boolean {
     return this.#options.reader().snapshot().state === 'complete';
   }
 
-  #isLost({ id }: NearHost): boolean {
-    return (
-      this.#options
-        .reader()
-        .nears()
-        .find((near) => near.id === id)?.isConnected !== true
-    );
+  /** Why it is not connected any more; undefined: nobody says why. Null: it is connected. */
+  #lossOf({ id, host }: NearHost): MigrationError | undefined | null {
+    const nears = this.#options.reader().nears();
+    const near = nears.find((one) => one.id === id);
+    if (near?.isConnected === true) return null;
+    return near?.failure ? failureToError(near.failure, `reading the image from ${host}`) : undefined;
   }
 
   #drop(near: NearHost): void {

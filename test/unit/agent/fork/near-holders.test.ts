@@ -2,6 +2,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { expect, test, vi } from 'vitest';
 import { NearHolders } from '../../../../src/agent/fork/pages/near-holders.js';
 import { MigrationError } from '../../../../src/domain/errors.js';
+import { NATIVE_ERROR } from '../../../../src/protocol/wire.js';
 
 const IMAGE = '8'.repeat(16);
 
@@ -31,7 +32,7 @@ function scene(levels: readonly (readonly string[])[], strangers: readonly strin
     ...{ session: 's', token: 't', endpoint: { transport: 'tcp', host, port: 1, keys: [] } },
   });
   const context = {
-    ...{ host: 'A', log: { debug: () => undefined } },
+    ...{ host: 'A', log: { debug: () => undefined, error: () => undefined } },
     peers: {
       isPeer: (host: string) => !strangers.includes(host),
       agent: (host: string) => ({
@@ -100,6 +101,16 @@ test('a session that replaces the last one gets the connections too', async () =
   nears.clear();
   await vi.waitFor(() => expect(nears.size).toBe(2), 5_000);
   expect(holders.bytes).toEqual({ C: 5 });
+});
+
+test('a host whose pages are wrong is not asked again', async () => {
+  const { holders, asked, of } = scene([['B']]);
+  await holders.start();
+  const failure = { code: NATIVE_ERROR.DAMAGED, errno: 0, what: 'flipped' };
+  Object.assign(of('B')!, { isConnected: false, failure });
+  await vi.waitFor(() => expect(of('B')).toBeUndefined(), 5_000);
+  await sleep(500);
+  expect(asked).toHaveLength(1);
 });
 
 test('nobody is asked any more when all pages are here', async () => {
