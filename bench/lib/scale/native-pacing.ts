@@ -3,6 +3,6 @@ import type { Pacing } from './pacing.js';
 
 /** The pacing of a real sender. Throws UNSUPPORTED if the addon is not built. */
 export function pacingOfAddon(): Pacing {
-  const { openPacer } = loadNativeBinding();
-  return { name: 'the native pacing', open: () => openPacer({ bandwidthBytesPerS: 0 }) };
+  const native = loadNativeBinding();
+  return { name: 'the native pacing', open: () => native.openPacer({ bandwidthBytesPerS: 0 }) };
 }
