@@ -3,7 +3,7 @@ import type { FanoutPlan, HeardProbe, NearHosts } from '../../domain/fanout.js';
 import type { ForkRequest } from '../../domain/fork.js';
 import type { ForkInventory } from '../../domain/host.js';
 import type { Refusal } from '../../domain/refusal.js';
-import type { Transport } from '../../domain/transport.js';
+import { type Transport, transportRow } from '../../domain/transport.js';
 import { chooseFanout, type FanoutFacts, type MulticastProbe, needsProbe } from '../fanout/choose.js';
 import { relayTree } from '../fanout/relay-tree.js';
 import { siblings } from '../fanout/siblings.js';
@@ -11,6 +11,8 @@ import type { Topology } from '../fanout/topology.js';
 
 /** How many hosts read from one relay, or from the root, of a tree. */
 export const RELAY_DEGREE = 2;
+/** With fewer hosts each reads from the root, unless something else is asked for. */
+export const FANOUT_HOSTS_MIN = 4;
 
 export interface FanoutQuestion {
   readonly root: string;
@@ -48,6 +50,8 @@ export function planFanout(request: ForkRequest, question: FanoutQuestion): Plan
       ],
     };
   }
+  const direct = wish === 'auto' ? reasonToReadDirectly(question) : null;
+  if (direct !== null) return planned('unicast', direct, []);
   const decision = chooseFanout(factsOf(request, question));
   if (decision.kind === null) return { plan: null, refusals: decision.refusals };
   const { kind, reason } = decision;
@@ -65,12 +69,23 @@ export function planFanout(request: ForkRequest, question: FanoutQuestion): Plan
   return planned(kind, reason, near, largest);
 }
 
+/** Why nothing but reading from the root is chosen without being asked for, or null. */
+function reasonToReadDirectly({ hosts, transport }: Pick<FanoutQuestion, 'hosts' | 'transport'>): string | null {
+  const { registersMemory, title } = transportRow(transport);
+  // A multicast goes by UDP, and a relay would have to register memory that it does not have yet.
+  if (registersMemory) return `the device of the root serves all hosts by ${title}`;
+  if (hosts.length >= FANOUT_HOSTS_MIN) return null;
+  return `fewer than ${FANOUT_HOSTS_MIN} hosts read the image`;
+}
+
 /** Whether the plan depends on which hosts a multicast gets to. */
 export function needsMulticastProbe(
   request: ForkRequest,
   question: Omit<FanoutQuestion, 'topology' | 'heard'>,
 ): boolean {
-  return request.memory !== 'private' && needsProbe(factsOf(request, { ...question, heard: null }));
+  if (request.memory === 'private') return false;
+  if ((request.fanout ?? 'auto') === 'auto' && reasonToReadDirectly(question) !== null) return false;
+  return needsProbe(factsOf(request, { ...question, heard: null }));
 }
 
 function factsOf(request: ForkRequest, question: Omit<FanoutQuestion, 'topology'>): FanoutFacts {

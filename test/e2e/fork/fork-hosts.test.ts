@@ -89,7 +89,7 @@ describe('a fork on eight hosts', () => {
   test('spread, over links that lose packets: every host reads the image once, and no page is wrong', async () => {
     for (const host of hosts.names) await hosts.setLoss(host, LOSS_PERCENT);
     for (const host of hosts.others) await hosts.setRate(host, SHARED_MBIT_PER_S);
-    const id = await begin('--clones', `${CLONES}`, '--hosts', 'all');
+    const id = await begin('--clones', `${CLONES}`, '--hosts', 'all', '--fanout', 'unicast');
     const seen = new Map<string, HostProgress>();
     const { report } = await eventually('the fork has ended', ENDED_MS, async () => {
       const view = await job(id);

@@ -38,10 +38,13 @@ test('the datagrams are as large as all hosts can hear', () => {
   expect(plan({ fanout: 'multicast' }, { heard }).plan?.datagramBytesMax).toBe(1500);
 });
 
-test('one host reads from the root, and is not probed', () => {
-  const one = { hosts: ['h0'] };
-  expect(plan({}, one).plan).toMatchObject({ kind: 'unicast', near: [] });
-  expect(needsMulticastProbe(forkRequest, { ...question, ...one })).toBe(false);
+test.each([
+  ['few hosts', { hosts: ['h0', 'h1', 'h2'] }],
+  ['hosts that read by RDMA', { transport: 'rdma' as const }],
+])('%s read from the root unless something else is asked for, and are not probed', (_, few) => {
+  expect(plan({}, { ...few, heard: heardBy([]) }).plan).toMatchObject({ kind: 'unicast', near: [] });
+  expect(plan({ fanout: 'tree' }, few).plan?.kind).toBe('tree');
+  expect(needsMulticastProbe(forkRequest, { ...question, ...few })).toBe(false);
   expect(needsMulticastProbe(forkRequest, question)).toBe(true);
 });
 
