@@ -10,7 +10,7 @@ import { checkClones } from '../../test/hosts/clone-check.js';
 import { Guest } from '../../test/hosts/guest.js';
 import { ManyHosts } from '../../test/hosts/many-hosts.js';
 
-export const SPREAD = { hosts: 8, racks: 2, memoryMiB: 128, touchMiB: 96, mbitPerS: 400 } as const;
+export const SPREAD = { hosts: 8, racks: 2, memoryMiB: 192, touchMiB: 96, mbitPerS: 400 } as const;
 
 export interface SpreadKind {
   readonly name: string;
