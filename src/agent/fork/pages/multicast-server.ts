@@ -58,7 +58,10 @@ export class MulticastServer {
     }
     if (state === 'capturing' || state === 'filling') return { state: 'wait' };
     if (state !== 'complete') return { state: 'over' };
-    const before = await this.#multicasts.get(image)?.catch(() => null);
+    const seen = this.#multicasts.get(image);
+    const before = await seen?.catch(() => null);
+    // Another host has begun one meanwhile: a second would send every page again.
+    if (this.#multicasts.get(image) !== seen && this.#multicasts.has(image)) return this.join(image, reader, mtuBytes);
     // A host that has been in it gets the rest by reading. For others it was the multicast of an earlier fork.
     if (before?.isOver === true && before.has(reader)) return { state: 'over' };
     const multicast = before?.isOver === false ? before : await this.#open(image, mtuBytes);

@@ -75,6 +75,19 @@ test('a host that was in a multicast which is over reads the rest; another one b
   expect(senders).toHaveLength(2);
 });
 
+test('hosts that come at once begin one multicast, also after one that is over', async () => {
+  const { server, senders } = scene();
+  await server.join(IMAGE, 'X', 0).catch(() => undefined);
+  await Promise.all([server.join(IMAGE, 'B', 0), server.join(IMAGE, 'C', 0)]);
+  expect(senders).toHaveLength(1);
+  await server.forget(IMAGE, 'B');
+  await server.forget(IMAGE, 'C');
+  senders[0]!.state = 'ended';
+  senders[0]!.onEdge();
+  await Promise.all([server.join(IMAGE, 'B', 0), server.join(IMAGE, 'C', 0)]);
+  expect(senders).toHaveLength(2);
+});
+
 test('a host that comes again gets another number, because a number is used once with a key', async () => {
   const { server } = scene();
   const first = seatOf(await server.join(IMAGE, 'B', 0));
