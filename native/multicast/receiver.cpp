@@ -121,6 +121,7 @@ Status ReceiverThread::receive_all() {
   while (!must_stop()) {
     at_ns_ = now_ns();
     const auto count = port_->receive(*this);
+    sink_.flush();
     if (!count) return count.error();
     if (count.value() == 0 && has_end_) break;
     if (!look_at_time(at_ns_)) return ok();

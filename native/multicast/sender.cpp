@@ -29,7 +29,6 @@ class SenderThread final : public MulticastSender {
         port_(std::move(port)),
         auth_(std::move(auth)),
         cut_(cut_page(port_->datagram_bytes_max())),
-        datagram_bytes_(sizeof(DatagramHeader) + cut_.part_bytes),
         pacer_(PacerOptions{.limit_bytes_per_s = config.bandwidth_bytes_per_s}),
         writer_(*auth_, config.group.session, kSenderMember, 1),
         reports_(*auth_, config.group.session, pacer_) {}
@@ -62,14 +61,19 @@ class SenderThread final : public MulticastSender {
   std::unique_ptr<DatagramPort> port_;
   std::unique_ptr<DatagramAuth> auth_;
   const Cut cut_;
-  const size_t datagram_bytes_;
   std::vector<std::unique_ptr<memory::Region>> regions_;
   PagePlan plan_;
   Pacer pacer_;
   DatagramWriter writer_;
   ReportListener reports_;
   ClockPace pace_{kCatchUpNs};
-  std::vector<std::byte> pages_, batch_;  ///< pages as they are in the files; the same pages as datagrams
+  std::vector<std::byte> pages_;  ///< as they are in the files
+  /// Datagrams of one length, one behind the other: a chain.
+  struct Chain {
+    std::vector<std::byte> bytes;
+    size_t used_bytes = 0;
+  };
+  Chain long_, short_;
   uint64_t begun_ns_ = 0;
 
   std::mutex steps_mutex_;  // guards start and close
@@ -125,7 +129,7 @@ void SenderThread::release() {
   regions_.clear();
   plan_ = {};
   pages_ = {};
-  batch_ = {};
+  long_ = short_ = {};
 }
 
 void SenderThread::run() {
@@ -147,10 +151,12 @@ Status SenderThread::send_all() {
   if (!plan) return plan.error();
   plan_ = std::move(plan).value();
   pages_total_.store(plan_.page_count(), std::memory_order_relaxed);
+  const uint64_t page_bytes = kPageBytes + cut_.part_count * sizeof(DatagramHeader);
   const uint64_t pages_max =
-      std::max<uint64_t>(1, std::min(kBatchBytesMax / datagram_bytes_, kBatchDatagramsMax) / cut_.part_count);
+      std::max<uint64_t>(1, std::min(kBatchBytesMax / page_bytes, kBatchDatagramsMax / cut_.part_count));
   pages_.resize(pages_max * kPageBytes);
-  batch_.resize(pages_max * cut_.part_count * datagram_bytes_);
+  long_.bytes.resize(pages_max * page_bytes);
+  short_.bytes.resize(pages_max * page_bytes);
   begun_ns_ = now_ns();
   while (!plan_.is_done() && !must_stop()) {
     const uint64_t at_ns = now_ns();
@@ -161,7 +167,6 @@ Status SenderThread::send_all() {
       if (auto heard = hear_and_wait_until(pace_.next_ns()); !heard) return heard;
       continue;
     }
-    const uint64_t page_bytes = cut_.part_count * datagram_bytes_;
     const uint64_t count = std::clamp<uint64_t>(rate * kBatchNs / 1'000'000'000u / page_bytes, 1, pages_max);
     const uint64_t before = sent_bytes_.load(std::memory_order_relaxed);
     if (auto sent = send_batch(count); !sent) return sent;
@@ -173,9 +178,9 @@ Status SenderThread::send_all() {
   return ok();
 }
 
-/// Sends up to so many pages with one call.
+/// Sends up to so many pages, with one call for each length of datagrams.
 Status SenderThread::send_batch(uint64_t count_max) {
-  size_t used_bytes = 0;
+  long_.used_bytes = short_.used_bytes = 0;
   uint64_t page_count = 0;
   while (page_count < count_max) {
     const auto piece = plan_.next(count_max - page_count);
@@ -185,22 +190,28 @@ Status SenderThread::send_batch(uint64_t count_max) {
       const std::byte* page = pages_.data() + i * kPageBytes;
       const uint64_t page_offset_bytes = (raw(piece->run.first) + i) * kPageBytes;
       for (uint32_t part = 0; part < cut_.part_count; ++part) {
-        const std::span<std::byte> datagram(batch_.data() + used_bytes, datagram_bytes_);
-        std::memcpy(datagram.data() + sizeof(DatagramHeader), page + cut_.offset_bytes(part),
-                    cut_.part_bytes);
+        Chain& chain = part < cut_.long_count ? long_ : short_;
+        const uint32_t part_bytes = cut_.part_bytes(part);
+        const std::span datagram(chain.bytes.data() + chain.used_bytes, sizeof(DatagramHeader) + part_bytes);
+        std::memcpy(datagram.data() + sizeof(DatagramHeader), page + cut_.offset_bytes(part), part_bytes);
         if (!writer_.finish(datagram, DatagramKind::kData, static_cast<uint16_t>(piece->region_index),
                             page_offset_bytes + cut_.offset_bytes(part))) {
           return Error{ErrorCode::kSystem, 0, "AES-GCM"};
         }
-        used_bytes += datagram_bytes_;
+        chain.used_bytes += datagram.size();
       }
     }
     page_count += piece->run.count;
   }
-  if (used_bytes == 0) return ok();
-  if (auto sent = port_->send({batch_.data(), used_bytes}, datagram_bytes_); !sent) return sent;
+  const size_t long_bytes = sizeof(DatagramHeader) + cut_.long_bytes;
+  for (const auto& [chain, datagram_bytes] :
+       {std::pair{&long_, long_bytes}, {&short_, long_bytes - wire::kDatagramGrainBytes}}) {
+    if (chain->used_bytes == 0) continue;
+    if (auto sent = port_->send({chain->bytes.data(), chain->used_bytes}, datagram_bytes); !sent) return sent;
+  }
   const uint64_t datagrams = page_count * cut_.part_count;
-  sent_bytes_.fetch_add(used_bytes + datagrams * kUdpHeaderBytes, std::memory_order_relaxed);
+  sent_bytes_.fetch_add(long_.used_bytes + short_.used_bytes + datagrams * kUdpHeaderBytes,
+                        std::memory_order_relaxed);
   sent_datagrams_.fetch_add(datagrams, std::memory_order_relaxed);
   sent_pages_.fetch_add(page_count, std::memory_order_relaxed);
   return ok();

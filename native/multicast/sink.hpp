@@ -18,6 +18,9 @@ class PageSink {
   virtual bool wants(uint32_t region_index, PageIndex page) const = 0;
   /// All bytes of a page are here; they are valid during the call.
   virtual void take(uint32_t region_index, PageIndex page, std::span<const std::byte> bytes) = 0;
+  /// No more datagrams are at hand, so it may take a while until the next call. A sink that keeps pages to
+  /// store several at once stores them now.
+  virtual void flush() {}
   /// Writes the pages that were asked for lately, as MulticastReport has them, and returns how many.
   virtual size_t wanted(std::span<uint64_t> out) = 0;
   /// Nothing more is wanted, whatever the reason.

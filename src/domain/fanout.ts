@@ -31,6 +31,8 @@ export type NearLevels = readonly (readonly string[])[];
 export interface NearHosts {
   readonly host: string;
   readonly levels: NearLevels;
+  /** Whom it asks for the digests of pages before the root: its relays in a tree of all hosts, the nearest first. */
+  readonly digestRelays: readonly string[];
 }
 
 /** How the image of a fork gets to the hosts that join it. */
@@ -48,6 +50,7 @@ export interface FanoutPlan {
 export interface HostFanout {
   readonly kind: Fanout;
   readonly levels: NearLevels;
+  readonly digestRelays: readonly string[];
   readonly datagramBytesMax?: number;
 }
 

@@ -28,18 +28,20 @@ export const topologyFile: z.ZodType<TopologyFile> = z.strictObject({
 });
 
 const levels: z.ZodType<NearLevels> = z.array(z.array(hostName).min(1).max(LEVEL_HOSTS_MAX)).max(LEVELS_MAX);
+const digestRelays = z.array(hostName).max(LEVELS_MAX);
 const datagramBytes = z.int().min(0).max(DATAGRAM_BYTES_MAX);
 
 export const hostFanout: z.ZodType<HostFanout> = z.strictObject({
   kind: fanout,
   levels,
+  digestRelays,
   datagramBytesMax: datagramBytes.exactOptional(),
 });
 
 export const fanoutPlan: z.ZodType<FanoutPlan> = z.strictObject({
   kind: fanout,
   reason: z.string().max(1024),
-  near: z.array(z.strictObject({ host: hostName, levels })).max(HOSTS_MAX),
+  near: z.array(z.strictObject({ host: hostName, levels, digestRelays })).max(HOSTS_MAX),
   datagramBytesMax: datagramBytes.exactOptional(),
 });
 

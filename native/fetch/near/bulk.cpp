@@ -24,6 +24,8 @@ void NearBulkThread::run() {
     const uint64_t at_ns = now_ns();
     update_feed(at_ns);
     worked |= fetch(at_ns);
+    // The last pass may have ended just now, and nothing else may come that wakes this thread.
+    worked |= update_feed(at_ns);
     if (!worked) sleep(at_ns);
   }
   readers_.clear();
@@ -81,12 +83,13 @@ bool NearBulkThread::drop_readers() {
 }
 
 /// The feed is open from the first holder on, also while it waits for a multicast, so that the root's sweep
-/// does not begin between the two.
-void NearBulkThread::update_feed(uint64_t at_ns) {
+/// does not begin between the two. True: it was opened or closed.
+bool NearBulkThread::update_feed(uint64_t at_ns) {
   const bool has_more = std::any_of(readers_.begin(), readers_.end(), [this](const auto& reader) {
     return is_active(*reader) && !reader->is_exhausted();
   });
-  if (has_more != is_open_) {
+  const bool changes = has_more != is_open_;
+  if (changes) {
     is_open_ = has_more;
     if (has_more) {
       core_.nearer.open(at_ns, Feed::kNearHolders);
@@ -100,6 +103,7 @@ void NearBulkThread::update_feed(uint64_t at_ns) {
   is_held_back_ = core_.nearer.multicast_until_ns(at_ns) != 0;
   // The silence of the multicast is not ours.
   if (is_open_ && was_held_back && !is_held_back_) core_.nearer.note_page(at_ns, Feed::kNearHolders);
+  return changes;
 }
 
 void NearBulkThread::note_worth(uint64_t bytes) {

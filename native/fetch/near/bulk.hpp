@@ -25,7 +25,7 @@ class NearBulkThread {
   bool poll();
   bool fetch(uint64_t at_ns);
   void follow_faults();
-  void update_feed(uint64_t at_ns);
+  bool update_feed(uint64_t at_ns);
   void note_worth(uint64_t bytes);
   bool may_fetch() const;
   bool is_active(NearReader& reader) const { return reader.holder().level == level_; }

@@ -1,5 +1,8 @@
 #include "image/holder/multicast_feed.hpp"
 
+#include <algorithm>
+#include <cstring>
+
 #include "base/page_key.hpp"
 
 namespace vmigrate::pager {
@@ -7,7 +10,10 @@ namespace {
 
 /// Pages of a multicast that may differ from their digests. Far below what fails a session: a member that
 /// forges pages can end the multicast, and not the fork.
-constexpr uint32_t kForgedPagesMax = 8;
+constexpr uint64_t kForgedPagesMax = 8;
+
+/// Pages that are stored, checked and published together: as many as the sender sends at once.
+constexpr uint64_t kKeptPagesMax = 16;
 
 Error store_error(const transport::AccessResult& stored) {
   if (stored.result == transport::OpResult::kNoSpace)
@@ -18,7 +24,10 @@ Error store_error(const transport::AccessResult& stored) {
 }  // namespace
 
 MulticastFeed::MulticastFeed(ImageCore& core, FetchCore& fetch, const ImageDigests* digests)
-    : core_(core), fetch_(fetch), gate_(core, fetch, digests, /*wakes=*/true) {}
+    : core_(core),
+      fetch_(fetch),
+      gate_(core, fetch, digests, /*wakes=*/true),
+      kept_bytes_(kKeptPagesMax * wire::kPageBytesMin) {}
 
 Status MulticastFeed::open_regions() {
   for (const FilledRegion& region : core_.fill().regions()) {
@@ -97,24 +106,65 @@ bool MulticastFeed::wants(uint32_t region_index, PageIndex page) const {
 }
 
 void MulticastFeed::take(uint32_t region_index, PageIndex page, std::span<const std::byte> bytes) {
-  memory::PresenceMap& presence = *core_.fill().region(region_index).presence;
-  if (!presence.claim(page)) return;
-  if (const auto stored = memories_[region_index].store(raw(page) * bytes.size(), bytes); !stored.ok()) {
-    give_back(region_index, page);
+  const bool follows = region_index == kept_region_ && raw(page) == raw(kept_.first) + kept_.count;
+  if (!follows || kept_.count == kKeptPagesMax) flush();
+  if (kept_.count == 0) {
+    kept_region_ = region_index;
+    kept_.first = page;
+  }
+  std::memcpy(kept_bytes_.data() + kept_.count++ * wire::kPageBytesMin, bytes.data(), wire::kPageBytesMin);
+}
+
+/// Others may have claimed some of the pages by now.
+void MulticastFeed::flush() {
+  memory::PresenceMap* const presence =
+      kept_.count == 0 ? nullptr : core_.fill().region(kept_region_).presence.get();
+  for (uint64_t done = 0; done < kept_.count && !has_given_up_.load(std::memory_order_relaxed);) {
+    const PageIndex first{raw(kept_.first) + done};
+    const uint64_t claimed = presence->claim_run(first, kept_.count - done);
+    if (claimed != 0) {
+      store({first, claimed},
+            std::span(kept_bytes_).subspan(done * wire::kPageBytesMin, claimed * wire::kPageBytesMin));
+    }
+    done += std::max<uint64_t>(claimed, 1);
+  }
+  kept_.count = 0;
+}
+
+/// Pages that this thread has claimed.
+void MulticastFeed::store(PageRun run, std::span<const std::byte> bytes) {
+  const uint64_t at_bytes = raw(run.first) * wire::kPageBytesMin;
+  const auto stored = memories_[kept_region_].store(at_bytes, bytes);
+  if (!stored.ok() && run.count > 1) return store_each(run, bytes);
+  if (!stored.ok()) {
+    give_back(run);
     return give_up(store_error(stored));
   }
-  gate_.publish(region_index, PageRun{page, 1});
-  if (presence.state(page) == wire::PageState::kPresent) {
-    pages_.fetch_add(1, std::memory_order_relaxed);
+  const uint64_t refused = gate_.publish(kept_region_, run);
+  if (refused < run.count) {
+    pages_.fetch_add(run.count - refused, std::memory_order_relaxed);
     fetch_.nearer.note_page(now_ns());
-  } else if (++refused_count_ > kForgedPagesMax) {
+  }
+  refused_count_ += refused;
+  if (refused_count_ > kForgedPagesMax)
     give_up({ErrorCode::kDamaged, 0, "pages of the multicast are not what their digests say"});
+}
+
+/// After some of the pages have been written, and not all: bytes that nobody has checked must not stay in a
+/// page that is given back. A page alone is written as a whole, or not at all.
+void MulticastFeed::store_each(PageRun run, std::span<const std::byte> bytes) {
+  for (uint64_t i = 0; i < run.count; ++i) {
+    const PageRun page{PageIndex{raw(run.first) + i}, 1};
+    if (has_given_up_.load(std::memory_order_relaxed))
+      give_back(page);
+    else
+      store(page, bytes.subspan(i * wire::kPageBytesMin, wire::kPageBytesMin));
   }
 }
 
-/// Nothing has been written to the page. Whoever waits for it looks again, and bulk begins again.
-void MulticastFeed::give_back(uint32_t region_index, PageIndex page) {
-  core_.fill().region(region_index).presence->unclaim({page, 1});
+/// Nothing has been written to these pages. Whoever waits for one looks again, and bulk begins again.
+void MulticastFeed::give_back(PageRun run) {
+  core_.fill().region(kept_region_).presence->unclaim(run);
   core_.wake_waits();
   fetch_.note_unclaimed();
 }

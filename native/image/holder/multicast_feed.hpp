@@ -43,11 +43,14 @@ class MulticastFeed final : private multicast::PageSink {
   uint64_t page_count(uint32_t region_index) const override;
   bool wants(uint32_t region_index, PageIndex page) const override;
   void take(uint32_t region_index, PageIndex page, std::span<const std::byte> bytes) override;
+  void flush() override;
   size_t wanted(std::span<uint64_t> out) override;
   bool must_end() const override;
 
   Status open_regions();
-  void give_back(uint32_t region_index, PageIndex page);
+  void store(PageRun run, std::span<const std::byte> bytes);
+  void store_each(PageRun run, std::span<const std::byte> bytes);
+  void give_back(PageRun run);
   void give_up(const Error& error);
   void on_edge();
 
@@ -55,7 +58,11 @@ class MulticastFeed final : private multicast::PageSink {
   FetchCore& fetch_;
   PageGate gate_;
   std::vector<transport::MemoryAccess> memories_;
-  uint32_t refused_count_ = 0;  ///< of the receiver's thread
+  // --- of the receiver's thread: pages that follow one another, and that nobody has claimed yet
+  std::vector<std::byte> kept_bytes_;
+  uint32_t kept_region_ = 0;
+  PageRun kept_{};
+  uint64_t refused_count_ = 0;
   std::atomic<bool> has_given_up_{false};
   std::atomic<uint64_t> pages_{0};
 

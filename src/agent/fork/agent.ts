@@ -172,7 +172,8 @@ export class ForkAgent implements ForkPort {
   async imageDigests(image: string, reader: string, region: number, firstPage: number): Promise<ImageDigests> {
     checkImageId(image);
     await this.#context.inject.hit('agent:fork:digests');
-    return { digests: await this.#context.servers.digests(image, reader, region, firstPage) };
+    const digests = await this.#context.servers.digests(image, reader, region, firstPage);
+    return { digests: digests?.toString('base64') ?? null };
   }
 
   async endImage(image: string, reader: string): Promise<void> {

@@ -25,6 +25,7 @@ import {
   forkProgress,
   forkQuestion,
   heardProbe,
+  digestsHash,
   imageDigests,
   imageHolder,
   layerPaths,
@@ -149,6 +150,8 @@ const HOST_METHODS: HostMethods = {
   },
 
   fanout: {
+    heldDigests: method(z.tuple([imageId, count, count]), imageDigests, USUAL_MS),
+    digestsHash: method(z.tuple([imageId, hostName, count, count]), digestsHash, USUAL_MS),
     serveHeld: method(z.tuple([imageId, hostName, transport]), imageHolder, REGISTER_MS),
     joinMulticast: method(z.tuple([imageId, hostName, count]), multicastOffer, USUAL_MS),
     multicastSent: method(z.tuple([imageId]), multicastSent, SHORT_MS),

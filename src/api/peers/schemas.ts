@@ -163,6 +163,11 @@ export const imageDigests = z.object({
     .nullable(),
 });
 
+export const digestsHash = z.object({
+  pageCount: count.nullable(),
+  sha256: z.string().regex(/^([0-9a-f]{64})?$/),
+});
+
 export const forkInventory = z.object({
   vm: vmInventory,
   image: imageView.nullable(),

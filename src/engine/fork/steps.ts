@@ -92,10 +92,10 @@ function requestOfAgent({ plan }: ForkJobRecord) {
 
 /** Nothing for a host that gets the whole image from the root: an earlier build there would not know more. */
 function fanoutOf({ plan: { fanout } }: ForkJobRecord, host: string) {
-  const levels = fanout?.near.find((near) => near.host === host)?.levels ?? [];
+  const { levels, digestRelays } = fanout?.near.find((near) => near.host === host) ?? { levels: [], digestRelays: [] };
   if (fanout === undefined || (fanout.kind !== 'multicast' && levels.length === 0)) return {};
   const { kind, datagramBytesMax } = fanout;
-  return { fanout: { kind, levels, ...(datagramBytesMax === undefined ? {} : { datagramBytesMax }) } };
+  return { fanout: { kind, levels, digestRelays, ...(datagramBytesMax === undefined ? {} : { datagramBytesMax }) } };
 }
 
 function preparedOnHosts(

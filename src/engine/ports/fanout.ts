@@ -4,7 +4,7 @@
  */
 import type { HeardProbe, MulticastGroup, RoundTrip } from '../../domain/fanout.js';
 import type { Transport } from '../../domain/transport.js';
-import type { ImageHolder } from './fork.js';
+import type { ImageDigests, ImageHolder } from './fork.js';
 
 /** What a host needs to receive the multicast of an image. */
 export interface MulticastSeat {
@@ -23,6 +23,15 @@ export interface MulticastSent {
   readonly sentBytes: number;
 }
 
+/**
+ * What a piece of the digests of an image hashes to, so that the piece itself may come from anybody. `pageCount`: of so
+ * many pages; 0: none are known yet; null: they never will be. `sha256`: in hex; empty if there are none.
+ */
+export interface DigestsHash {
+  readonly pageCount: number | null;
+  readonly sha256: string;
+}
+
 export interface FanoutPort {
   /**
    * On a host that reads the image: the host `reader` may read the pages that are here. It is told which they are, and
@@ -30,6 +39,10 @@ export interface FanoutPort {
    * no page is here.
    */
   serveHeld(image: string, reader: string, transport: Transport): Promise<ImageHolder>;
+  /** On a host that reads the image: digests that it was told, as `imageDigests`. It computes none. */
+  heldDigests(image: string, region: number, firstPage: number): Promise<ImageDigests>;
+  /** On the host that has the image, for one of its readers: what `imageDigests` would answer hashes to. */
+  digestsHash(image: string, reader: string, region: number, firstPage: number): Promise<DigestsHash>;
   /**
    * On the host that has the image: the host `reader`, one of its readers, wants to receive its multicast.
    * `datagramBytesMax`: the largest datagrams that get to all hosts; 0: unknown.

@@ -1,5 +1,5 @@
 /** Plans how the image of a fork gets to the hosts that join it. */
-import type { FanoutPlan, HeardProbe, NearHosts } from '../../domain/fanout.js';
+import type { FanoutPlan, HeardProbe, NearHosts, NearLevels } from '../../domain/fanout.js';
 import type { ForkRequest } from '../../domain/fork.js';
 import type { ForkInventory } from '../../domain/host.js';
 import type { Refusal } from '../../domain/refusal.js';
@@ -56,15 +56,13 @@ export function planFanout(request: ForkRequest, question: FanoutQuestion): Plan
   if (decision.kind === null) return { plan: null, refusals: decision.refusals };
   const { kind, reason } = decision;
   if (kind === 'unicast') return planned(kind, reason, []);
+  const { chains } = relayTree({ topology, root, hosts, degree: RELAY_DEGREE });
+  const relaysOf = (host: string): readonly string[] => chains.get(host) ?? [];
   if (kind === 'tree') {
-    const { chains } = relayTree({ topology, root, hosts, degree: RELAY_DEGREE });
-    return planned(
-      kind,
-      reason,
-      nearOf(hosts, (host) => (chains.get(host) ?? []).map((relay) => [relay])),
-    );
+    const near = nearOf(hosts, relaysOf, (host) => relaysOf(host).map((relay) => [relay]));
+    return planned(kind, reason, near);
   }
-  const near = nearOf(hosts, siblings({ topology, hosts }));
+  const near = nearOf(hosts, relaysOf, siblings({ topology, hosts }));
   const largest = heard === null ? 0 : probeOf(hosts, heard).largestBytes;
   return planned(kind, reason, near, largest);
 }
@@ -105,8 +103,13 @@ function planned(kind: FanoutPlan['kind'], reason: string, near: readonly NearHo
   return { plan, refusals: [] as const };
 }
 
-function nearOf(hosts: readonly string[], levelsOf: (host: string) => readonly (readonly string[])[]): NearHosts[] {
-  return hosts.map((host) => ({ host, levels: levelsOf(host) })).filter(({ levels }) => levels.length > 0);
+function nearOf(
+  hosts: readonly string[],
+  relaysOf: (host: string) => readonly string[],
+  levelsOf: (host: string) => NearLevels,
+): NearHosts[] {
+  const near = hosts.map((host) => ({ host, levels: levelsOf(host), digestRelays: relaysOf(host) }));
+  return near.filter(({ levels, digestRelays }) => levels.length + digestRelays.length > 0);
 }
 
 function probeOf(hosts: readonly string[], heard: readonly HeardProbe[]): MulticastProbe {

@@ -8,14 +8,23 @@ import { KeyedLocks } from '../../../kit/locks.js';
 import type { ImageDigestsHandle } from '../../../native/types.js';
 import type { ImageContext } from '../../image/context.js';
 import type { ImageRecord } from '../../image/record.js';
+import { CONSTANTS } from '../../../protocol/wire.js';
 import { failedImage } from './failed-image.js';
 
 /** How much memory the digests of one answer are of. */
 const PIECE_BYTES = 64 << 20;
 
+const NONE = Buffer.alloc(0);
+
 /** At least one page. */
 export function pagesInPiece(pageBytes: number): number {
   return Math.max(1, PIECE_BYTES / pageBytes);
+}
+
+/** Returns the digests of the first so many pages of a piece, or null if it has not so many. */
+export function pieceOf(piece: Buffer, pageCount: number): Buffer | null {
+  const lengthBytes = pageCount * CONSTANTS.DIGEST_BYTES;
+  return piece.length < lengthBytes ? null : piece.subarray(0, lengthBytes);
 }
 
 export class DigestServer {
@@ -29,10 +38,10 @@ export class DigestServer {
   }
 
   /**
-   * Returns digests of pages of the region from `firstPage` on, in base64: none if they are not known yet, null if they
-   * never will be.
+   * Returns digests of pages of the region from `firstPage` on: none if they are not known yet, null if they never will
+   * be.
    */
-  async digests(image: string, regionIndex: number, firstPage: number): Promise<string | null> {
+  async digests(image: string, regionIndex: number, firstPage: number): Promise<Buffer | null> {
     const region = this.#context.images.get(image).spec.memory.regions[regionIndex];
     const { pageBytes } = this.#context.images.get(image).spec.memory;
     if (region === undefined || firstPage >= region.lengthBytes / pageBytes) {
@@ -43,7 +52,7 @@ export class DigestServer {
       if (record.state === 'failed') throw failedImage(image, this.#context.host);
       const isOwn = record.isChecked === undefined;
       // Its files are not held open either, while it may still be given up.
-      if (isOwn && record.state !== 'complete') return '';
+      if (isOwn && record.state !== 'complete') return NONE;
       const handle = await this.#handle(record);
       const pagesMax = pagesInPiece(pageBytes);
       // Only one piece for each question: whoever asks from far behind waits, not all others.
@@ -52,8 +61,8 @@ export class DigestServer {
         await handle.make(regionIndex, Math.min(pagesMax, region.lengthBytes / pageBytes - known));
       }
       const count = Math.min(pagesMax, handle.known(regionIndex) - firstPage);
-      if (count > 0) return handle.read(regionIndex, firstPage, count).toString('base64');
-      return isOwn || record.state !== 'complete' ? '' : null;
+      if (count > 0) return handle.read(regionIndex, firstPage, count);
+      return isOwn || record.state !== 'complete' ? NONE : null;
     });
   }
 

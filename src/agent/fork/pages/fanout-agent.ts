@@ -2,12 +2,14 @@
 import { MigrationError, toMigrationError } from '../../../domain/errors.js';
 import type { HeardProbe, MulticastGroup, RoundTrip } from '../../../domain/fanout.js';
 import type { Transport } from '../../../domain/transport.js';
-import type { FanoutPort, MulticastOffer, MulticastSent } from '../../../engine/ports/fanout.js';
-import type { ImageHolder } from '../../../engine/ports/fork.js';
+import type { DigestsHash, FanoutPort, MulticastOffer, MulticastSent } from '../../../engine/ports/fanout.js';
+import type { ImageDigests, ImageHolder } from '../../../engine/ports/fork.js';
 import { inTime } from '../../../kit/in-time.js';
 import { inParallel } from '../../../kit/parallel.js';
+import { CONSTANTS } from '../../../protocol/wire.js';
 import type { ImageContext } from '../../image/context.js';
 import { checkImageId } from '../../image/record.js';
+import { hashOf } from './digest-reader.js';
 import type { ImagePages } from './image-server.js';
 import type { ImageServers } from './image-servers.js';
 import { interfaceOf, newGroup } from './multicast-server.js';
@@ -41,6 +43,23 @@ export class FanoutAgent implements FanoutPort {
   async serveHeld(image: string, reader: string, transport: Transport): Promise<ImageHolder> {
     checkImageId(image);
     return this.#options.servers.serveHeld(image, reader, transport, this.#options.held(image));
+  }
+
+  async heldDigests(image: string, region: number, firstPage: number): Promise<ImageDigests> {
+    checkImageId(image);
+    const digests = await this.#options.servers.heldDigests(image, region, firstPage);
+    return { digests: digests?.toString('base64') ?? null };
+  }
+
+  async digestsHash(image: string, reader: string, region: number, firstPage: number): Promise<DigestsHash> {
+    checkImageId(image);
+    await this.#context.inject.hit('agent:fork:digests');
+    const digests = await this.#options.servers.digests(image, reader, region, firstPage);
+    const isKnown = digests !== null && digests.length > 0;
+    return {
+      pageCount: digests === null ? null : digests.length / CONSTANTS.DIGEST_BYTES,
+      sha256: isKnown ? hashOf(digests) : '',
+    };
   }
 
   async joinMulticast(image: string, reader: string, datagramBytesMax: number): Promise<MulticastOffer> {

@@ -14,6 +14,7 @@ import type { ImageContext } from '../../image/context.js';
 import type { ImageRecord } from '../../image/record.js';
 import { PageLink } from '../../migration/page-link.js';
 import type { ManagedVm } from '../../vm/vms.js';
+import { DigestReader } from './digest-reader.js';
 import { isFinal } from './failed-image.js';
 import { takeSeat } from './multicast-reader.js';
 import { interfaceOf } from './multicast-server.js';
@@ -86,9 +87,11 @@ export class FetchSession {
       ...{ image: image.id, levels: options.fanout?.levels ?? [], transport: () => options.origin.transport },
       reader: () => this.#link.reader,
     });
+    const { origin, fanout } = options;
+    const reader = new DigestReader(context, { image: image.id, origin, relays: fanout?.digestRelays ?? [] });
     this.#check = new PageCheck({
       ...{ log: context.log, image: image.id, memory: image.spec.memory, digests },
-      ask: (region, firstPage) => options.origin.digests(region, firstPage),
+      ask: (region, firstPage) => reader.ask(region, firstPage),
       check: (region, firstPage, count) => this.#link.reader.check(region, firstPage, count),
       isComplete: () => this.snapshot.state === 'complete',
       onOver: (outcome) => this.#checkIsOver(outcome),

@@ -27,13 +27,22 @@ export class ImageServers {
   }
 
   /** Tells a reader the digests of pages, as DigestServer does. Throws CONFLICT for a host that does not read it. */
-  async digests(image: string, reader: string, regionIndex: number, firstPage: number): Promise<string | null> {
+  async digests(image: string, reader: string, regionIndex: number, firstPage: number): Promise<Buffer | null> {
     const { images, host } = this.#context;
-    if (this.#isClosed) throw new MigrationError('UNREACHABLE', `${host} is closing`, { isRetryable: true });
+    this.#refuseLeaving(image);
     if (!(images.get(image).readers ?? []).includes(reader)) {
       throw new MigrationError('CONFLICT', `${reader} does not read image ${image} of ${host}`);
     }
-    if (this.#leaving.has(image)) throw new MigrationError('NOT_FOUND', `image ${image} on ${host} is being removed`);
+    return this.#digests.digests(image, regionIndex, firstPage);
+  }
+
+  /** What this host was told itself. Throws CONFLICT if the image is its own, of which only readers are told. */
+  async heldDigests(image: string, regionIndex: number, firstPage: number): Promise<Buffer | null> {
+    const { images, host } = this.#context;
+    this.#refuseLeaving(image);
+    if (images.get(image).isChecked === undefined) {
+      throw new MigrationError('CONFLICT', `${host} has image ${image} itself`);
+    }
     return this.#digests.digests(image, regionIndex, firstPage);
   }
 

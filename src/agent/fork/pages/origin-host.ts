@@ -1,7 +1,7 @@
 /** The host that has the image, as a host sees it that reads the image from there. */
 import { toMigrationError } from '../../../domain/errors.js';
 import type { Transport } from '../../../domain/transport.js';
-import type { MulticastOffer } from '../../../engine/ports/fanout.js';
+import type { DigestsHash, MulticastOffer } from '../../../engine/ports/fanout.js';
 import type { ForkOrigin, ImageHolder } from '../../../engine/ports/fork.js';
 import { inTime } from '../../../kit/in-time.js';
 import type { ImageContext } from '../../image/context.js';
@@ -48,6 +48,13 @@ export class OriginHost {
       const { digests } = await peers.agent(host).forks.imageDigests(image, self, regionIndex, firstPage);
       return digests;
     });
+  }
+
+  /** Asks what they hash to. */
+  digestsHash(regionIndex: number, firstPage: number): Promise<DigestsHash> {
+    const { peers, host: self } = this.#context;
+    const { host, image } = this.#origin;
+    return this.#within(() => peers.agent(host).fanout.digestsHash(image, self, regionIndex, firstPage));
   }
 
   /** Asks for a seat in the multicast of the image. */
