@@ -53,13 +53,9 @@ export class SpreadSide {
     const hosts = await ManyHosts.create({ count: SPREAD.hosts + 1, rackCount: SPREAD.racks, memoryBudget: '2G' });
     try {
       const { memoryMiB, touchMiB } = SPREAD;
-      // It writes its memory once, and then rests.
-      const guest = await Guest.start(hosts.cluster, hosts.root, {
-        name: 'idle',
-        memoryMiB,
-        touchMiB,
-        restPercent: 99,
-      });
+      // It writes its memory once, and then waits.
+      const workload = 'idle';
+      const guest = await Guest.start(hosts.cluster, hosts.root, { name: 'idle', memoryMiB, touchMiB, workload });
       for (const host of hosts.names) await hosts.setRate(host, SPREAD.mbitPerS);
       const racks = hosts.cluster.network.racks.map((rack) => rack.map(({ name }) => name));
       const lines = racks.map((names, rack) => `SwitchName=rack${rack + 1} Nodes=${names.join(',')}`);
