@@ -218,17 +218,18 @@ export class FetchSession {
   }
 
   /** Opens what brings pages sooner than the root. The native session reads from the root what they do not bring. */
-  async #openFeeds({ kind, datagramBytesMax = 0 }: HostFanout): Promise<void> {
-    if (kind === 'multicast') await this.#joinMulticast(datagramBytesMax);
+  async #openFeeds(fanout: HostFanout): Promise<void> {
+    if (fanout.kind === 'multicast') await this.#joinMulticast(fanout);
     if (this.#isOpen) await this.#near.start();
   }
 
-  async #joinMulticast(datagramBytesMax: number): Promise<void> {
+  async #joinMulticast({ provider = 'udp', datagramBytesMax = 0 }: HostFanout): Promise<void> {
     await takeSeat({
       ...{ image: this.#image.id, log: this.#context.log, isOver: () => !this.#isOpen || this.#isOver },
-      ask: () => this.#options.origin.joinMulticast(datagramBytesMax),
-      join: ({ group, member }) => {
-        this.#link.reader.joinMulticast({ ...group, member, interfaceAddress: interfaceOf(this.#context) });
+      ask: () => this.#options.origin.joinMulticast(provider, datagramBytesMax),
+      join: async ({ group, member }) => {
+        const interfaceAddress = await interfaceOf(this.#context, group.provider);
+        this.#link.reader.joinMulticast({ ...group, member, interfaceAddress });
         this.#isSeated = true;
       },
     });
