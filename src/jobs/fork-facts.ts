@@ -96,7 +96,7 @@ async function probeBest(transport: Transport, hosts: readonly string[], probe: 
 
 const isAnyDeaf = (heard: ProbedGroup['heard']): boolean => heard.some(({ largestBytes }) => largestBytes === 0);
 
-const HEAR_MS_ASKED = 2_000;
+const HEAR_MS_ASKED = 5_000;
 /** Between few hosts it makes no difference who relays to whom. */
 const RELAYED_HOSTS_MIN = 4;
 

@@ -1,7 +1,7 @@
 /**
  * Runs inside the bed: three daemons, one on each RDMA host, fork a nested guest into clones on all of them: first in
- * peace, then with packets lost, as a multicast with packets lost, and along a relay. Prints a line of JSON per fork, as
- * it happens, for forks.test.ts to judge.
+ * peace, then with packets lost, as a multicast with packets lost, and along a relay. Prints a line of JSON per fork,
+ * as it happens, for forks.test.ts to judge.
  *
  *   forks.ts LOSS_PERCENT TOUCH_MIB [NAME...]      all forks, or some
  */
@@ -59,18 +59,21 @@ async function fork({ name, lossPercent, touchMiB, parent, ...how }: Fork): Prom
   const guest = await Guest.start(cluster, 'A', { name: name.toLowerCase(), image: 'nano', memoryMiB, touchMiB });
   const startedAt = performance.now();
   let report: ForkReport;
+  let isLossy = false;
   try {
     const usual = { vm: guest.name, cloneCount: CLONES, hosts: HOSTS, transport: 'rdma', parentMode: parent } as const;
     const order: ForkBody = { ...usual, ...how };
     const { id } = await cluster.api('A').post<ForkJobView>('/v1/forks', order);
     // Not before: pre-flight refuses hosts that do not reach each other well, as it should.
     await jobUntil(id, ({ step }) => step !== null && !BEFORE_POINT.has(step));
-    for (const host of HOSTS) if (lossPercent > 0) await cluster.network.setLoss(host, lossPercent);
+    isLossy = lossPercent > 0;
+    for (const host of HOSTS) if (isLossy) await cluster.network.setLoss(host, lossPercent);
     const job = await jobUntil(id, ({ state }) => isEnded(state));
     if (job.report === null) throw new Error(`the fork is ${job.state}: ${JSON.stringify(job.error)}`);
     report = job.report;
   } finally {
-    for (const host of HOSTS) if (lossPercent > 0) await cluster.network.setLoss(host, 0);
+    // Not before there is any: the error of a fork that was refused would be lost.
+    for (const host of HOSTS) if (isLossy) await cluster.network.setLoss(host, 0);
   }
   const ms = Math.round(performance.now() - startedAt);
   const clones: ForkFacts['clones'][number][] = [];

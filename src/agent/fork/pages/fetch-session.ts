@@ -16,7 +16,7 @@ import { PageLink } from '../../migration/page-link.js';
 import type { ManagedVm } from '../../vm/vms.js';
 import { isFinal } from './failed-image.js';
 import { takeSeat } from './multicast-reader.js';
-import { interfaceOf } from './multicast-server.js';
+import { joinOf } from './multicast-server.js';
 import { NearHolders } from './near-holders.js';
 import type { OriginHost } from './origin-host.js';
 import { type CheckOutcome, damagedError, PageCheck } from './page-check.js';
@@ -227,9 +227,8 @@ export class FetchSession {
     await takeSeat({
       ...{ image: this.#image.id, log: this.#context.log, isOver: () => !this.#isOpen || this.#isOver },
       ask: () => this.#options.origin.joinMulticast(provider, datagramBytesMax),
-      join: async ({ group, member }) => {
-        const interfaceAddress = await interfaceOf(this.#context, group.provider);
-        this.#link.reader.joinMulticast({ ...group, member, interfaceAddress });
+      join: async (seat) => {
+        this.#link.reader.joinMulticast(await joinOf(this.#context, seat));
         this.#isSeated = true;
       },
     });

@@ -7,9 +7,9 @@ import { randomBytes } from 'node:crypto';
 import { isIPv4 } from 'node:net';
 import { MigrationError, toMigrationError } from '../../../domain/errors.js';
 import type { MulticastGroup, MulticastProvider } from '../../../domain/fanout.js';
-import type { MulticastOffer, MulticastSent } from '../../../engine/ports/fanout.js';
+import type { MulticastOffer, MulticastSeat, MulticastSent } from '../../../engine/ports/fanout.js';
 import { failureToError } from '../../../native/failure.js';
-import type { MulticastSenderHandle } from '../../../native/multicast-types.js';
+import type { MulticastJoin, MulticastSenderHandle } from '../../../native/multicast-types.js';
 import type { ImageContext } from '../../image/context.js';
 import type { MulticastConfig } from '../../vm/context.js';
 
@@ -54,6 +54,11 @@ export async function interfaceOf(
   return isIPv4(dataAddress) && dataAddress !== '0.0.0.0' ? dataAddress : null;
 }
 
+/** What the native side needs to take a seat on this host. */
+export async function joinOf(context: ImageContext, { group, member }: MulticastSeat): Promise<MulticastJoin> {
+  return { ...group, member, interfaceAddress: await interfaceOf(context, group.provider) };
+}
+
 export class MulticastServer {
   readonly #context: ImageContext;
   readonly #multicasts = new Map<string, Promise<ImageMulticast>>();
@@ -65,8 +70,8 @@ export class MulticastServer {
   }
 
   /**
-   * A host that reads the image wants its multicast. `mtuBytes`: what gets through to all hosts; 0: unknown. One that has
-   * begun goes on as it is: a host that cannot take part in it reads.
+   * A host that reads the image wants its multicast. `mtuBytes`: what gets through to all hosts; 0: unknown. One that
+   * has begun goes on as it is: a host that cannot take part in it reads.
    */
   async join(image: string, reader: string, provider: MulticastProvider, mtuBytes: number): Promise<MulticastOffer> {
     const { images, host } = this.#context;
