@@ -1,7 +1,8 @@
-// Measures a multicast over the loopback interface, sender and receivers in one process, and what the tag of
-// a datagram costs. Prints one line of JSON for each way.
+// Measures a multicast, sender and receivers in one process, and what the tag of a datagram costs. Prints one
+// line of JSON for each way. By default it goes over the loopback interface by UDP; with the addresses of two
+// RDMA ports, of the sender and of the receivers, by RDMA, as many times as asked for.
 //
-// multicast_bench [MIB [RECEIVERS]]        default: 256 1
+// multicast_bench [MIB [RECEIVERS [ADDRESS ADDRESS [ROUNDS]]]]        default: 256 1
 
 #include <fcntl.h>
 #include <unistd.h>
@@ -66,17 +67,25 @@ class FileSink final : public multicast::PageSink {
   std::vector<bool> here_;
 };
 
-multicast::Group random_group(uint32_t mtu_bytes, bool merges) {
+/// How a multicast goes.
+struct Way {
+  const char* provider = "udp";
+  std::string sender_address = "127.0.0.1", receiver_address = "127.0.0.1";
+  uint32_t mtu_bytes = 0;
+  bool merges = true;
+};
+
+multicast::Group random_group(const Way& way) {
   std::random_device random;
   multicast::Group group;
-  group.provider = "udp";
+  group.provider = way.provider;
   group.address = "239.77." + std::to_string(random() % 256) + "." + std::to_string(1 + random() % 250);
   group.port = static_cast<uint16_t>(20'000 + random() % 12'000);
-  group.interface_address = "127.0.0.1";
+  group.interface_address = way.receiver_address;
   for (uint8_t& byte : group.key) byte = static_cast<uint8_t>(random());
   group.session = random();
-  group.mtu_bytes = mtu_bytes;
-  group.merges_received = merges;
+  group.mtu_bytes = way.mtu_bytes;
+  group.merges_received = way.merges;
   return group;
 }
 
@@ -85,18 +94,21 @@ void measure_tags(size_t payload_bytes) {
   const auto auth = must(multicast::DatagramAuth::create(key));
   multicast::DatagramWriter writer(*auth, 1, multicast::kSenderMember, 1);
   std::vector<std::byte> datagram(sizeof(multicast::DatagramHeader) + payload_bytes, std::byte{7});
-  constexpr int kRounds = 100'000;
+  constexpr int kRoundsMax = 100'000;
+  constexpr uint64_t kSpentNsMax = 1'000'000'000;
   const uint64_t since_ns = pager::thread_cpu_ns();
-  for (int i = 0; i < kRounds; ++i)
+  int rounds = 0;
+  while (rounds < kRoundsMax && (rounds % 100 != 0 || pager::thread_cpu_ns() - since_ns < kSpentNsMax)) {
     if (!writer.finish(datagram, multicast::DatagramKind::kData)) std::exit(1);
+    ++rounds;
+  }
   const auto spent_ns = static_cast<double>(pager::thread_cpu_ns() - since_ns);
   std::printf("{\"measured\":\"tag\",\"payloadBytes\":%zu,\"nsPerDatagram\":%.0f}\n", payload_bytes,
-              spent_ns / kRounds);
+              spent_ns / rounds);
 }
 
-void measure(const std::string& dir, uint64_t length_bytes, uint16_t receiver_count, uint32_t mtu_bytes,
-             bool merges) {
-  const multicast::Group group = random_group(mtu_bytes, merges);
+void measure(const std::string& dir, uint64_t length_bytes, uint16_t receiver_count, const Way& way) {
+  multicast::Group group = random_group(way);
   std::vector<std::unique_ptr<FileSink>> sinks;
   std::vector<std::unique_ptr<multicast::MulticastReceiver>> receivers;
   for (uint16_t member = 1; member <= receiver_count; ++member) {
@@ -111,6 +123,7 @@ void measure(const std::string& dir, uint64_t length_bytes, uint16_t receiver_co
   }
   multicast::SenderConfig config;
   config.image.push_back({dir + "/root", length_bytes, kPage});
+  group.interface_address = way.sender_address;
   config.group = group;
   const auto sender = must(multicast::MulticastSender::open(std::move(config)));
   const uint64_t since_ns = now_ns();
@@ -128,10 +141,12 @@ void measure(const std::string& dir, uint64_t length_bytes, uint16_t receiver_co
   }
   const auto counters = sender->counters();
   std::printf(
-      "{\"measured\":\"loopback\",\"mtuBytes\":%u,\"merges\":%s,\"receivers\":%u,\"sentMbPerS\":%.0f,"
+      "{\"measured\":\"%s\",\"mtuBytes\":%u,\"merges\":%s,\"receivers\":%u,\"sentMbPerS\":%.1f,"
+      "\"datagramBytes\":%.0f,"
       "\"senderCpuS\":%.2f,\"receiverCpuS\":%.2f,\"lostPercent\":%.2f,\"missingPagesPercent\":%.2f}\n",
-      mtu_bytes, merges ? "true" : "false", receiver_count,
+      way.provider, way.mtu_bytes, way.merges ? "true" : "false", receiver_count,
       static_cast<double>(counters.sent_bytes) * 1e3 / static_cast<double>(sent_ns),
+      static_cast<double>(counters.sent_bytes) / static_cast<double>(counters.sent_datagrams),
       static_cast<double>(counters.cpu_ns) / 1e9, static_cast<double>(cpu_ns) / 1e9 / receiver_count,
       100.0 * static_cast<double>(lost) / static_cast<double>(counters.sent_datagrams * receiver_count),
       100.0 -
@@ -143,7 +158,7 @@ void measure(const std::string& dir, uint64_t length_bytes, uint16_t receiver_co
 int main(int argc, char** argv) {
   const uint64_t length_bytes = (argc > 1 ? std::strtoull(argv[1], nullptr, 10) : 256) << 20;
   const auto receivers = static_cast<uint16_t>(argc > 2 ? std::strtoul(argv[2], nullptr, 10) : 1);
-  for (const size_t payload_bytes : {1408u, 4096u}) measure_tags(payload_bytes);
+  for (const size_t payload_bytes : {1408u, 2048u, 4096u}) measure_tags(payload_bytes);
   char name[] = "/dev/shm/vmigrate-bench-XXXXXX";
   if (::mkdtemp(name) == nullptr) die(system_error("mkdtemp"));
   const std::string dir = name;
@@ -155,8 +170,15 @@ int main(int argc, char** argv) {
       std::memcpy(root->base() + at, &word, 8);
     }
   }
-  for (const uint32_t mtu_bytes : {9000u, 1500u})
-    for (const bool merges : {true, false}) measure(dir, length_bytes, receivers, mtu_bytes, merges);
+  if (argc > 4) {
+    const int rounds = argc > 5 ? std::atoi(argv[5]) : 1;
+    for (int i = 0; i < rounds; ++i) measure(dir, length_bytes, receivers, {"verbs", argv[3], argv[4]});
+  } else {
+    for (const uint32_t mtu_bytes : {9000u, 1500u}) {
+      for (const bool merges : {true, false})
+        measure(dir, length_bytes, receivers, {.mtu_bytes = mtu_bytes, .merges = merges});
+    }
+  }
   std::error_code ignored;
   std::filesystem::remove_all(dir, ignored);
   return 0;

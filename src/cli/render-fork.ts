@@ -1,6 +1,7 @@
 /** Formats forks, images and waiting processes for a person, as render.ts does for the rest. */
 
 import { MigrationError } from '../domain/errors.js';
+import type { FanoutPlan, MulticastProvider } from '../domain/fanout.js';
 import type { ForkPlan, ForkReport, WarmSetView } from '../domain/fork.js';
 import type { FlattenReport, ImageRemoval, ImageView, KeptLayer, PruneReport } from '../domain/image.js';
 import type { Refusal } from '../domain/refusal.js';
@@ -63,8 +64,14 @@ function hostBytesLines({ bytes: sent, fanout }: ForkReport): (readonly [string,
     fanout.kind === 'tree'
       ? `${bytes(relayed)} through relays`
       : `${bytes(multicast)} once to all, ${bytes(repair)} repaired${loss}`;
-  return [...lines, ['fan-out', `${fanout.kind}: ${how}`]];
+  return [...lines, ['fan-out', `${fanoutText(fanout)}: ${how}`]];
 }
+
+function fanoutText({ kind, provider }: Pick<FanoutPlan, 'kind' | 'provider'>): string {
+  return provider === undefined ? kind : `${kind} by ${PROVIDER_TITLES[provider]}`;
+}
+
+const PROVIDER_TITLES = { udp: 'UDP', verbs: 'RDMA' } as const satisfies Record<MulticastProvider, string>;
 
 /** Lists the clones that do not run: they could not be started, have ended, or are damaged. */
 export function failureText(failures: ForkReport['failures']): string {
@@ -96,7 +103,8 @@ export function forkPlanText(plan: ForkPlan): string {
   });
   const by =
     plan.transport === undefined ? [] : [`  transport: ${plan.transport} (${plain(plan.transportReason ?? '')})\n`];
-  const fan = plan.fanout === undefined ? [] : [`  fan-out: ${plan.fanout.kind} (${plain(plan.fanout.reason)})\n`];
+  const fan =
+    plan.fanout === undefined ? [] : [`  fan-out: ${fanoutText(plan.fanout)} (${plain(plan.fanout.reason)})\n`];
   const notes = plan.notes.map((note) => `  note: ${plain(note)}\n`);
   const legend = plan.steps.some(({ isInPause }) => isInPause) ? '  ■: the parent does not run\n' : '';
   return `${plain(head)}\n${shares.join('')}${by.join('')}${fan.join('')}${steps.join('')}${notes.join('')}${legend}`;

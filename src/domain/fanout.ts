@@ -11,6 +11,10 @@
 export const FANOUTS = ['unicast', 'multicast', 'tree'] as const;
 export type Fanout = (typeof FANOUTS)[number];
 
+/** What carries the datagrams of a multicast: UDP, or RDMA (unreliable datagrams). */
+export const MULTICAST_PROVIDERS = ['udp', 'verbs'] as const;
+export type MulticastProvider = (typeof MULTICAST_PROVIDERS)[number];
+
 /** auto: the planner chooses. */
 export const FANOUT_CHOICES = ['auto', ...FANOUTS] as const;
 export type FanoutChoice = (typeof FANOUT_CHOICES)[number];
@@ -42,7 +46,9 @@ export interface FanoutPlan {
   readonly reason: string;
   /** The hosts that have somebody to ask before the root. */
   readonly near: readonly NearHosts[];
-  /** The size in bytes of the largest datagram that all hosts have received from the root. Of a multicast only. */
+  /** Of a multicast only, like `datagramBytesMax`. */
+  readonly provider?: MulticastProvider;
+  /** The size in bytes of the largest datagram that all hosts have received from the root. */
   readonly datagramBytesMax?: number;
 }
 
@@ -51,6 +57,7 @@ export interface HostFanout {
   readonly kind: Fanout;
   readonly levels: NearLevels;
   readonly digestRelays: readonly string[];
+  readonly provider?: MulticastProvider;
   readonly datagramBytesMax?: number;
 }
 
@@ -58,6 +65,12 @@ export interface HostFanout {
 export interface HeardProbe {
   readonly host: string;
   readonly largestBytes: number;
+}
+
+/** What a probe of one group has shown. */
+export interface ProbedGroup {
+  readonly provider: MulticastProvider;
+  readonly heard: readonly HeardProbe[];
 }
 
 /** The least round trip from one host to another, of some. */
@@ -69,7 +82,7 @@ export interface RoundTrip {
 
 /** A group to which the root of an image sends its pages, and the secret of its datagrams. */
 export interface MulticastGroup {
-  readonly provider: 'udp' | 'verbs';
+  readonly provider: MulticastProvider;
   readonly group: string;
   readonly port: number;
   readonly ttl: number;

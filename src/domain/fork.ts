@@ -2,7 +2,7 @@
  * The terms of forking as types. A fork takes an image of a VM (an immutable snapshot of memory, device state and
  * disks) and runs clones on it. Imports only its neighbours in domain/; every layer may import it.
  */
-import type { Fanout, FanoutChoice, FanoutPlan, TopologyFile } from './fanout.js';
+import type { Fanout, FanoutChoice, FanoutPlan, MulticastProvider, TopologyFile } from './fanout.js';
 import type { PhaseTime } from './progress.js';
 import type { SharedStorage } from './storage.js';
 import type { Transport, TransportChoice } from './transport.js';
@@ -225,6 +225,8 @@ export interface ForkReport {
   readonly fanout?: {
     readonly kind: Fanout;
     readonly reason: string;
+    /** Of a multicast only. */
+    readonly provider?: MulticastProvider;
     /** The share of the datagrams that each host has lost, from 0 to 1. Empty without a multicast. */
     readonly lossPerHost: Readonly<Record<string, number>>;
   };

@@ -1,7 +1,7 @@
 /** Asks the hosts of a fork for all facts that its pre-flight checks. */
 import { readFile } from 'node:fs/promises';
 import { MigrationError, toMigrationError } from '../domain/errors.js';
-import type { HeardProbe } from '../domain/fanout.js';
+import type { MulticastProvider, ProbedGroup } from '../domain/fanout.js';
 import type { ForkRequest } from '../domain/fork.js';
 import type { ForkInventory } from '../domain/host.js';
 import type { RdmaPlace, Transport } from '../domain/transport.js';
@@ -14,9 +14,9 @@ import { MULTICAST_PROBE_MS } from '../planner/fanout/choose.js';
 import { readTopology } from '../planner/fanout/read-topology.js';
 import { topologyFromRoundTrips } from '../planner/fanout/round-trips.js';
 import type { Topology } from '../planner/fanout/topology.js';
-import { needsMulticastProbe } from '../planner/fork/fanout.js';
+import { needsMulticastProbe, providerOf } from '../planner/fork/fanout.js';
 import type { HostsFacts } from '../planner/fork/hosts.js';
-import type { JoinFacts } from '../planner/fork/join-preflight.js';
+import { chooseForkTransport, type JoinFacts } from '../planner/fork/join-preflight.js';
 import { ANSWER_MS, type FactSources } from './facts.js';
 import { compareStorage } from './storage-facts.js';
 
@@ -54,9 +54,16 @@ export async function gatherForkFacts(
   const wouldRead = { root: host, hosts: others, transport: asked === 'auto' ? TRANSPORT_MEANWHILE : asked, inventory };
   // Who asks for a multicast waits for hosts that are busy.
   const hearMs = request.fanout === 'multicast' ? HEAR_MS_ASKED : MULTICAST_PROBE_MS;
-  const probing = needsMulticastProbe(request, wouldRead)
-    ? bounded(agent(host).fanout.probeMulticast(others, hearMs), 'trying a multicast').catch(() => null)
-    : null;
+  // A host that cannot be asked has heard nothing.
+  const probe: Probe = (provider) =>
+    bounded(agent(host).fanout.probeMulticast(others, hearMs, provider), 'trying a multicast').then(
+      (heard) => [{ provider, heard }],
+      () => (provider === 'udp' ? [] : [{ provider, heard: [] }]),
+    );
+  const isProbed = needsMulticastProbe(request, wouldRead);
+  // By RDMA only who asks for a multicast gets one. Whether the hosts have RDMA is not known yet.
+  const isRdmaPossible = request.fanout === 'multicast' && rdmaPlace !== null;
+  const probing = isProbed && !isRdmaPossible ? probe('udp') : null;
   const outcomes = await inParallel(others, HOSTS_AT_ONCE, (name) =>
     askHost(name, { ...question, vm: null, origin }, rdmaPlace, agent, bounded).then(async (facts) => {
       if (facts.kind !== 'reachable' || !isStorageAsked) return facts;
@@ -68,22 +75,40 @@ export async function gatherForkFacts(
     if ('value' in outcome) return outcome.value;
     return { kind: 'unreachable', host: others[index] ?? '', error: toMigrationError(outcome.error) };
   });
-  const heard = (await probing) ?? null;
-  const measured = needsRoundTrips(request, topology, heard) ? await measure([host, ...others], agent, bounded) : null;
-  return { inventory, hosts: { root, joins, topology: topology ?? measured, heard } };
+  const probes = isProbed
+    ? await (probing ?? probeBest(chooseForkTransport(request, root, inventory.vm, joins).transport, others, probe))
+    : [];
+  const measured = needsRoundTrips(request, topology, probes) ? await measure([host, ...others], agent, bounded) : null;
+  return { inventory, hosts: { root, joins, topology: topology ?? measured, probes } };
 }
 
-const HEAR_MS_ASKED = 2_000;
+type Probe = (provider: MulticastProvider) => Promise<ProbedGroup[]>;
+
+/** What is probed is what is used: by UDP if hosts that read by RDMA do not all hear its multicast. */
+async function probeBest(transport: Transport, hosts: readonly string[], probe: Probe): Promise<ProbedGroup[]> {
+  const provider = providerOf(transport);
+  const probed = await probe(provider);
+  if (provider === 'udp' || probed.every(({ heard }) => heard.length === hosts.length && !isAnyDeaf(heard))) {
+    return probed;
+  }
+  return [...probed, ...(await probe('udp'))];
+}
+
+const isAnyDeaf = (heard: ProbedGroup['heard']): boolean => heard.some(({ largestBytes }) => largestBytes === 0);
+
+const HEAR_MS_ASKED = 5_000;
 /** Between few hosts it makes no difference who relays to whom. */
 const RELAYED_HOSTS_MIN = 4;
 
 function needsRoundTrips(
   { fanout = 'auto', hosts = [], fetch }: ForkRequest,
   topology: Topology | null,
-  heard: readonly HeardProbe[] | null,
+  probes: readonly ProbedGroup[],
 ): boolean {
   if (topology !== null || fetch === 'demand' || hosts.length < RELAYED_HOSTS_MIN) return false;
-  return fanout === 'tree' || (fanout === 'auto' && (heard?.some(({ largestBytes }) => largestBytes === 0) ?? true));
+  return (
+    fanout === 'tree' || (fanout === 'auto' && (probes.length === 0 || probes.some(({ heard }) => isAnyDeaf(heard))))
+  );
 }
 
 /** A host that cannot be asked is in a rack of its own. */

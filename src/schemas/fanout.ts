@@ -10,7 +10,7 @@ import type {
   RoundTrip,
   TopologyFile,
 } from '../domain/fanout.js';
-import { FANOUT_CHOICES, FANOUTS } from '../domain/fanout.js';
+import { FANOUT_CHOICES, FANOUTS, MULTICAST_PROVIDERS } from '../domain/fanout.js';
 import { hostName } from './words.js';
 
 const HOSTS_MAX = 10_000;
@@ -21,6 +21,7 @@ const TOPOLOGY_CHARS_MAX = 512 * 1024;
 
 export const fanout = z.enum(FANOUTS);
 export const fanoutChoice = z.enum(FANOUT_CHOICES);
+export const multicastProvider = z.enum(MULTICAST_PROVIDERS);
 
 export const topologyFile: z.ZodType<TopologyFile> = z.strictObject({
   name: z.string().min(1).max(4096),
@@ -35,6 +36,7 @@ export const hostFanout: z.ZodType<HostFanout> = z.strictObject({
   kind: fanout,
   levels,
   digestRelays,
+  provider: multicastProvider.exactOptional(),
   datagramBytesMax: datagramBytes.exactOptional(),
 });
 
@@ -42,6 +44,7 @@ export const fanoutPlan: z.ZodType<FanoutPlan> = z.strictObject({
   kind: fanout,
   reason: z.string().max(1024),
   near: z.array(z.strictObject({ host: hostName, levels, digestRelays })).max(HOSTS_MAX),
+  provider: multicastProvider.exactOptional(),
   datagramBytesMax: datagramBytes.exactOptional(),
 });
 
@@ -49,7 +52,7 @@ const ipAddress = z.string().refine((text) => isIP(text) !== 0, 'is not an IP ad
 const hexOf = (bytes: number) => z.string().regex(new RegExp(`^[0-9a-f]{${2 * bytes}}$`), 'has the wrong length');
 
 export const multicastGroup: z.ZodType<MulticastGroup> = z.strictObject({
-  provider: z.enum(['udp', 'verbs']),
+  provider: multicastProvider,
   group: ipAddress,
   port: z.int().min(1).max(65_535),
   ttl: z.int().min(0).max(255),

@@ -3,7 +3,7 @@ import { z } from 'zod';
 import { MigrationError } from '../domain/errors.js';
 import type { ForkPlan, ForkReport, ForkRequest, HostWish, WarmRequest, WarmSetView } from '../domain/fork.js';
 import { CLONES_MAX, DISK_ACCESSES } from '../domain/fork.js';
-import { fanout, fanoutChoice, fanoutPlan, topologyFile } from './fanout.js';
+import { fanout, fanoutChoice, fanoutPlan, multicastProvider, topologyFile } from './fanout.js';
 import { refusalView } from './migration.js';
 import { count, list, of, text } from './of.js';
 import { sharedStorage } from './storage.js';
@@ -198,7 +198,14 @@ export const forkReportView = of<ForkReport>(
       relayed: count,
       perLink: z.record(text, count),
     }),
-    fanout: z.object({ kind: fanout, reason: text, lossPerHost: z.record(text, z.number()) }).exactOptional(),
+    fanout: z
+      .object({
+        kind: fanout,
+        reason: text,
+        provider: multicastProvider.exactOptional(),
+        lossPerHost: z.record(text, z.number()),
+      })
+      .exactOptional(),
     faults: z.object({ parent: count, clones: count }),
     phases: list(z.object({ name: text, ms: z.number() })),
   }),

@@ -35,6 +35,8 @@ describe('three hosts with RDMA make six clones of a nested guest', () => {
   test.each([
     ['plain', 16, 'while the parent runs on'],
     ['packetsLost', LOSSY_TOUCH_MIB, `when ${LOSS_PERCENT} % of all packets are lost`],
+    ['multicast', 4, `which a multicast by RDMA brings while ${LOSS_PERCENT} % of all packets are lost`],
+    ['tree', 4, 'of which one host reads from another that reads from the root'],
   ])('%s, with %i MiB: %s', (name, touchMiB) => {
     const fork = facts.get(name);
     expect(fork, run.output).toBeDefined();
@@ -43,6 +45,21 @@ describe('three hosts with RDMA make six clones of a nested guest', () => {
     for (const clone of clones) expect(clone).toMatchObject({ pages: (touchMiB * MIB) / 4096, bad: 0 });
     expect(report.failures).toEqual([]);
     for (const host of ['B', 'C']) expect(report.bytes.perHost[host]).toBeGreaterThan(touchMiB * MIB);
+  });
+
+  test('the multicast has gone by the devices, once for all hosts, and was repaired', () => {
+    const { report } = facts.get('multicast') as ForkFacts;
+    expect(report.fanout).toMatchObject({ kind: 'multicast', provider: 'verbs', reason: 'asked for' });
+    expect(report.bytes.multicast).toBeGreaterThan(4 * MIB);
+    expect(report.bytes.repair).toBeGreaterThan(0);
+    for (const host of ['B', 'C']) expect(report.fanout?.lossPerHost[host]).toBeGreaterThan(0);
+  });
+
+  test('the relay has passed on what it has read', () => {
+    const { report } = facts.get('tree') as ForkFacts;
+    expect(report.fanout?.kind).toBe('tree');
+    expect(report.bytes.relayed).toBeGreaterThan(0);
+    expect(report.bytes.perLink['B']).toBeGreaterThan(0);
   });
 
   test('which leaves the bed in order', () => {

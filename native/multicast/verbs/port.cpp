@@ -38,7 +38,8 @@ class VerbsPort final : public DatagramPort {
   void adopt_source() override;
   void answer(std::span<const std::byte> datagram) override {
     if (source_handle_ == nullptr) return;
-    (void)queues_.send(datagram, {source_handle_.get(), source_queue_pair_, group_.key}, milliseconds(0));
+    const Destination source{source_handle_.get(), source_queue_pair_, group_.key};
+    (void)queues_.send(datagram, datagram.size(), source, milliseconds(0));
   }
 
  private:
@@ -161,12 +162,7 @@ Status VerbsPort::open(const Group& group, Role role) {
 }
 
 Status VerbsPort::send(std::span<const std::byte> bytes, size_t datagram_bytes) {
-  for (size_t at = 0; at < bytes.size(); at += datagram_bytes) {
-    const auto datagram = bytes.subspan(at, std::min(datagram_bytes, bytes.size() - at));
-    // One that finds no buffer in time is lost, like others on the way.
-    if (const auto sent = queues_.send(datagram, group_, kQueueTimeout); !sent) return sent.error();
-  }
-  return ok();
+  return queues_.send(bytes, datagram_bytes, group_, kQueueTimeout);
 }
 
 Result<size_t> VerbsPort::receive(DatagramVisitor& visitor) {

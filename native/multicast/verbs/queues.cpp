@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <numeric>
 #include <thread>
 
 #include "transport/verbs/memory.hpp"
@@ -32,7 +33,6 @@ Status DatagramQueues::open(rdma_cm_id* id, size_t datagram_bytes_max) {
   buffer_.resize((receive_count_ + kSendsMax) * slot_bytes_);
   memory_.reset(verbs().ibv.reg_mr(pd_.get(), buffer_.data(), buffer_.size(), IBV_ACCESS_LOCAL_WRITE));
   if (memory_ == nullptr) return system_error("register the buffers of a multicast");
-  for (uint32_t i = 0; i < kSendsMax; ++i) free_sends_.push_back(receive_count_ + i);
 
   ibv_qp_init_attr attributes{};
   attributes.qp_type = IBV_QPT_UD;
@@ -42,21 +42,27 @@ Status DatagramQueues::open(rdma_cm_id* id, size_t datagram_bytes_max) {
   attributes.cap.max_recv_wr = receive_count_;
   attributes.cap.max_send_sge = attributes.cap.max_recv_sge = 1;
   if (auto created = qp_.create(id, pd_.get(), attributes); !created) return created;
-  for (uint32_t slot = 0; slot < receive_count_; ++slot)
-    if (auto posted = post_receive(slot); !posted) return posted;
+  std::vector<uint64_t> slots(receive_count_);
+  std::iota(slots.begin(), slots.end(), 0);
+  for (size_t at = 0; at < slots.size(); at += kPolledMax) {
+    const size_t count = std::min(kPolledMax, slots.size() - at);
+    if (auto posted = post_receives(std::span(slots).subspan(at, count)); !posted) return posted;
+  }
   return arm();
 }
 
-Status DatagramQueues::post_receive(uint64_t slot) {
-  ibv_sge part{reinterpret_cast<uint64_t>(slot_bytes(slot)), static_cast<uint32_t>(slot_bytes_),
-               memory_->lkey};
-  ibv_recv_wr request{};
-  request.wr_id = slot;
-  request.sg_list = &part;
-  request.num_sge = 1;
+Status DatagramQueues::post_receives(std::span<const uint64_t> slots) {
+  std::array<ibv_sge, kPolledMax> parts;
+  std::array<ibv_recv_wr, kPolledMax> requests;
+  for (size_t i = 0; i < slots.size(); ++i) {
+    parts[i] = {reinterpret_cast<uint64_t>(slot_bytes(slots[i])), static_cast<uint32_t>(slot_bytes_),
+                memory_->lkey};
+    requests[i] = {.wr_id = slots[i], .next = nullptr, .sg_list = &parts[i], .num_sge = 1};
+    if (i != 0) requests[i - 1].next = &requests[i];
+  }
   ibv_recv_wr* bad = nullptr;
-  const int error = ::ibv_post_recv(qp_.get(), &request, &bad);
-  return error == 0 ? ok() : Status(system_error("post a receive", error));
+  const int error = ::ibv_post_recv(qp_.get(), requests.data(), &bad);
+  return error == 0 ? ok() : Status(system_error("post receives", error));
 }
 
 Result<size_t> DatagramQueues::poll(ibv_cq* queue, std::span<ibv_wc> out) const {
@@ -95,45 +101,64 @@ DatagramQueues::Arrived DatagramQueues::arrived(const ibv_wc& completion) const 
   return result;
 }
 
-Status DatagramQueues::reclaim_sends() {
-  std::array<ibv_wc, kPolledMax> completions;
+/// False: none has become free in time.
+Result<bool> DatagramQueues::await_free_send(std::chrono::steady_clock::time_point deadline) {
   for (;;) {
+    std::array<ibv_wc, kPolledMax> completions;
     const auto count = poll(send_cq_.get(), completions);
     if (!count) return count.error();
-    for (size_t i = 0; i < count.value(); ++i)
-      free_sends_.push_back(static_cast<uint32_t>(completions[i].wr_id));
-    if (count.value() < completions.size()) return ok();
-  }
-}
-
-Result<bool> DatagramQueues::send(std::span<const std::byte> datagram, const Destination& to,
-                                  std::chrono::milliseconds timeout) {
-  const auto deadline = std::chrono::steady_clock::now() + timeout;
-  while (free_sends_.empty()) {
-    if (auto reclaimed = reclaim_sends(); !reclaimed) return reclaimed.error();
-    if (!free_sends_.empty()) break;
+    free_sends_ += count.value();
+    if (free_sends_ != 0) return true;
     if (std::chrono::steady_clock::now() >= deadline) return false;
     std::this_thread::sleep_for(std::chrono::microseconds(50));
   }
-  const uint32_t slot = free_sends_.back();
-  std::memcpy(slot_bytes(slot), datagram.data(), datagram.size());
-  ibv_sge part{reinterpret_cast<uint64_t>(slot_bytes(slot)), static_cast<uint32_t>(datagram.size()),
-               memory_->lkey};
-  ibv_send_wr request{};
-  request.wr_id = slot;
-  request.sg_list = &part;
-  request.num_sge = 1;
-  request.opcode = IBV_WR_SEND;
-  request.send_flags = IBV_SEND_SIGNALED;
-  request.wr.ud.ah = to.handle;
-  request.wr.ud.remote_qpn = to.queue_pair;
-  request.wr.ud.remote_qkey = to.key;
+}
+
+Status DatagramQueues::send(std::span<const std::byte> bytes, size_t datagram_bytes, const Destination& to,
+                            std::chrono::milliseconds timeout) {
+  const auto deadline = std::chrono::steady_clock::now() + timeout;
+  while (!bytes.empty()) {
+    const auto is_free = await_free_send(deadline);
+    if (!is_free) return is_free.error();
+    if (!is_free.value()) return ok();
+    const size_t chain_bytes = std::min(bytes.size(), std::min(free_sends_, kChainMax) * datagram_bytes);
+    const auto posted = post_sends(bytes.first(chain_bytes), datagram_bytes, to);
+    if (!posted) return posted.error();
+    if (posted.value() == 0) return ok();
+    bytes = bytes.subspan(std::min(bytes.size(), posted.value() * datagram_bytes));
+  }
+  return ok();
+}
+
+/// Posts a chain, at most as long as there are free buffers, and returns how many the device has room for.
+Result<size_t> DatagramQueues::post_sends(std::span<const std::byte> bytes, size_t datagram_bytes,
+                                          const Destination& to) {
+  std::array<ibv_sge, kChainMax> parts;
+  std::array<ibv_send_wr, kChainMax> requests;
+  size_t count = 0;
+  for (size_t at = 0; at < bytes.size(); at += datagram_bytes, ++count) {
+    const auto datagram = bytes.subspan(at, std::min(datagram_bytes, bytes.size() - at));
+    std::byte* buffer = slot_bytes(receive_count_ + (next_send_ + count) % kSendsMax);
+    std::memcpy(buffer, datagram.data(), datagram.size());
+    parts[count] = {reinterpret_cast<uint64_t>(buffer), static_cast<uint32_t>(datagram.size()),
+                    memory_->lkey};
+    ibv_send_wr& request = requests[count] = {};
+    request.sg_list = &parts[count];
+    request.num_sge = 1;
+    request.opcode = IBV_WR_SEND;
+    request.send_flags = IBV_SEND_SIGNALED;
+    request.wr.ud.ah = to.handle;
+    request.wr.ud.remote_qpn = to.queue_pair;
+    request.wr.ud.remote_qkey = to.key;
+    if (count != 0) requests[count - 1].next = &request;
+  }
   ibv_send_wr* bad = nullptr;
-  const int error = ::ibv_post_send(qp_.get(), &request, &bad);
-  if (error == ENOMEM) return false;
-  if (error != 0) return system_error("post a datagram", error);
-  free_sends_.pop_back();
-  return true;
+  const int error = ::ibv_post_send(qp_.get(), requests.data(), &bad);
+  if (error != 0 && error != ENOMEM) return system_error("post datagrams", error);
+  const size_t posted = error == 0 ? count : static_cast<size_t>(bad - requests.data());
+  next_send_ = (next_send_ + posted) % kSendsMax;
+  free_sends_ -= posted;
+  return posted;
 }
 
 }  // namespace vmigrate::multicast

@@ -36,10 +36,11 @@ class DatagramQueues {
   ibv_pd* pd() const { return pd_.get(); }
   int event_fd() const { return completions_->fd; }
 
-  /// Copies the datagram and posts it. False: no buffer has become free in time. An error means that the
-  /// device or the queue pair is gone.
-  Result<bool> send(std::span<const std::byte> datagram, const Destination& to,
-                    std::chrono::milliseconds timeout);
+  /// Copies datagrams of `datagram_bytes`, of which the last may be shorter, and posts many at once. Those
+  /// for which no buffer becomes free in time are lost. An error means that the device or the queue pair is
+  /// gone.
+  Status send(std::span<const std::byte> bytes, size_t datagram_bytes, const Destination& to,
+              std::chrono::milliseconds timeout);
   struct Arrived {
     std::span<const std::byte> datagram;
     std::span<const std::byte> route_header;  ///< empty: it has none
@@ -52,24 +53,30 @@ class DatagramQueues {
   Result<size_t> receive(Visit visit) {
     std::array<ibv_wc, kPolledMax> completions;
     auto count = poll_receives(completions);
-    if (!count) return count.error();
+    if (!count || count.value() == 0) return count;
+    std::array<uint64_t, kPolledMax> slots;
     for (size_t i = 0; i < count.value(); ++i) {
       visit(arrived(completions[i]));
-      if (auto posted = post_receive(completions[i].wr_id); !posted) return posted.error();
+      slots[i] = completions[i].wr_id;
     }
-    return count.value();
+    if (auto posted = post_receives(std::span(slots).first(count.value())); !posted) return posted.error();
+    return count;
   }
 
  private:
   static constexpr size_t kPolledMax = 64;
+  /// Requests that one call posts. Each call costs much: with Soft-RoCE it is a system call.
+  static constexpr size_t kChainMax = 32;
   static constexpr uint32_t kSendsMax = 128;
   static constexpr uint32_t kReceivesMax = 2048;
 
   Result<size_t> poll_receives(std::span<ibv_wc> out);
   Result<size_t> poll(ibv_cq* queue, std::span<ibv_wc> out) const;
   Status arm();
-  Status reclaim_sends();
-  Status post_receive(uint64_t slot);
+  Result<bool> await_free_send(std::chrono::steady_clock::time_point deadline);
+  Result<size_t> post_sends(std::span<const std::byte> bytes, size_t datagram_bytes, const Destination& to);
+  /// At most kPolledMax.
+  Status post_receives(std::span<const uint64_t> slots);
   Arrived arrived(const ibv_wc& completion) const;
   std::byte* slot_bytes(uint64_t slot) { return buffer_.data() + slot * slot_bytes_; }
 
@@ -81,7 +88,8 @@ class DatagramQueues {
   transport::QueuePair qp_;
   size_t slot_bytes_ = 0;
   uint32_t receive_count_ = 0;
-  std::vector<uint32_t> free_sends_;
+  /// Sends complete in the order in which they were posted, so their buffers are a ring.
+  size_t next_send_ = 0, free_sends_ = kSendsMax;
 };
 
 }  // namespace vmigrate::multicast

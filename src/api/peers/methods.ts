@@ -5,7 +5,7 @@
  */
 import { z } from 'zod';
 import type { HostPort, HostRole } from '../../engine/ports/host.js';
-import { heardProbes, hearMs, multicastGroup, roundTrips } from '../../schemas/fanout.js';
+import { heardProbes, hearMs, multicastGroup, multicastProvider, roundTrips } from '../../schemas/fanout.js';
 import { hostInventory, targetChecks, vmClaims } from '../../schemas/host.js';
 import { imageView, removalView } from '../../schemas/image.js';
 import { count, list, text } from '../../schemas/of.js';
@@ -153,12 +153,13 @@ const HOST_METHODS: HostMethods = {
     heldDigests: method(z.tuple([imageId, count, count]), imageDigests, USUAL_MS),
     digestsHash: method(z.tuple([imageId, hostName, count, count]), digestsHash, USUAL_MS),
     serveHeld: method(z.tuple([imageId, hostName, transport]), imageHolder, REGISTER_MS),
-    joinMulticast: method(z.tuple([imageId, hostName, count]), multicastOffer, USUAL_MS),
+    joinMulticast: method(z.tuple([imageId, hostName, multicastProvider, count]), multicastOffer, USUAL_MS),
     multicastSent: method(z.tuple([imageId]), multicastSent, SHORT_MS),
-    probeMulticast: method(z.tuple([list(hostName), hearMs]), heardProbes, USUAL_MS),
+    probeMulticast: method(z.tuple([list(hostName), hearMs, multicastProvider]), heardProbes, USUAL_MS),
     roundTrips: method(z.tuple([list(hostName)]), roundTrips, USUAL_MS),
     echo: method(z.tuple([]), nothing, SHORT_MS),
-    hearMulticast: method(z.tuple([multicastGroup, hearMs]), heardProbe, SHORT_MS),
+    // To join a group of an InfiniBand may take as long as its subnet manager does.
+    hearMulticast: method(z.tuple([multicastGroup, hearMs]), heardProbe, USUAL_MS),
   },
 
   images: {

@@ -2,6 +2,7 @@
 import { readdir, readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { toMigrationError } from '../../domain/errors.js';
+import type { MulticastProvider } from '../../domain/fanout.js';
 import type { ApiServices } from '../contract/ports.js';
 import { ok, type Verdict, warn } from './doctor-verdict.js';
 
@@ -11,17 +12,24 @@ const HEAR_MS = 2_000;
 /** With fewer hosts each reads from the root, and nothing is sent as a multicast. */
 const PEERS_MIN = 2;
 
-export async function multicastVerdict(services: Pick<ApiServices, 'agent' | 'peers'>): Promise<Verdict> {
+const DEAF_REMEDIES = {
+  udp: 'allow UDP to the port of "multicast" in the configuration; between networks set its ttl as well',
+  verbs:
+    'forks over RDMA send it by UDP meanwhile; look at "multicast" and RDMA there (vmctl doctor), and at the switch',
+} as const satisfies Record<MulticastProvider, string>;
+
+export async function multicastVerdict(
+  services: Pick<ApiServices, 'agent' | 'peers'>,
+  provider: MulticastProvider,
+): Promise<Verdict> {
   const { names } = services.peers;
   if (names.length < PEERS_MIN) return ok('not used with fewer than two peers');
   try {
-    const heard = await services.agent.fanout.probeMulticast(names, HEAR_MS);
+    const heard = await services.agent.fanout.probeMulticast(names, HEAR_MS, provider);
     const deaf = heard.filter(({ largestBytes }) => largestBytes === 0).map(({ host }) => host);
     if (deaf.length > 0) {
-      return warn(
-        `datagrams to a group do not get to ${some(deaf)}: forks onto many hosts use relays instead`,
-        'allow UDP to the port of "multicast" in the configuration; between networks set its ttl as well',
-      );
+      const instead = provider === 'udp' ? ': forks onto many hosts use relays instead' : '';
+      return warn(`datagrams to a group do not get to ${some(deaf)}${instead}`, DEAF_REMEDIES[provider]);
     }
     const bridges = await bridgesWithoutQuerier();
     const largest = `datagrams of ${Math.min(...heard.map(({ largestBytes }) => largestBytes))} bytes get to all peers`;

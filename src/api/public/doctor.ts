@@ -189,7 +189,8 @@ export async function doctor(services: ApiServices): Promise<DoctorCheck[]> {
     ['RDMA', rdma(inventory.rdma)],
     ...inventory.rdma.devices.map((device) => [`RDMA ${device.name}`, rdmaDevice(device)] as const),
     ...peers,
-    ['multicast', multicastVerdict(services)],
+    ['multicast', multicastVerdict(services, 'udp')],
+    ...(inventory.rdma.address === null ? [] : [['RDMA multicast', multicastVerdict(services, 'verbs')] as const]),
   ];
   return Promise.all(checks.map(async ([name, verdict]) => ({ name, ...(await verdict) })));
 }

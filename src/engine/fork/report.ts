@@ -1,3 +1,4 @@
+import type { FanoutPlan } from '../../domain/fanout.js';
 import type { CloneReport, ForkReport } from '../../domain/fork.js';
 import type { ForkFindings, ForkStepContext } from './context.js';
 
@@ -48,12 +49,14 @@ export function buildForkReport({ record, ports, findings, phases, marks }: Fork
       relayed: isMulticast ? 0 : nearBytes,
       perLink: sent,
     },
-    ...(fanout === undefined
-      ? {}
-      : { fanout: { kind: fanout.kind, reason: fanout.reason, lossPerHost: lossOf(joined) } }),
+    ...(fanout === undefined ? {} : { fanout: { ...planned(fanout), lossPerHost: lossOf(joined) } }),
     faults: { parent: counter('parentFaultCount'), clones: counter('cloneFaultCount') + joinedFaultCount },
     phases: [...phases, ...findings.pauseParts.map(({ name, ms }) => ({ name: `forkPoint.${name}`, ms }))],
   };
+}
+
+function planned({ kind, reason, provider }: FanoutPlan) {
+  return { kind, reason, ...(provider === undefined ? {} : { provider }) };
 }
 
 type Counters = Readonly<Record<string, number>>;

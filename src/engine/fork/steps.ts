@@ -94,8 +94,8 @@ function requestOfAgent({ plan }: ForkJobRecord) {
 function fanoutOf({ plan: { fanout } }: ForkJobRecord, host: string) {
   const { levels, digestRelays } = fanout?.near.find((near) => near.host === host) ?? { levels: [], digestRelays: [] };
   if (fanout === undefined || (fanout.kind !== 'multicast' && levels.length === 0)) return {};
-  const { kind, datagramBytesMax } = fanout;
-  return { fanout: { kind, levels, digestRelays, ...(datagramBytesMax === undefined ? {} : { datagramBytesMax }) } };
+  const { near: _n, reason: _r, ...told } = fanout;
+  return { fanout: { ...told, levels, digestRelays } };
 }
 
 function preparedOnHosts(

@@ -2,7 +2,7 @@
  * The calls by which an image gets to many hosts. The rules are in host.ts. What a host that joins a fork must have in
  * any case, it has by the calls of fork.ts: those here make it faster, and a host whose calls fail reads from the root.
  */
-import type { HeardProbe, MulticastGroup, RoundTrip } from '../../domain/fanout.js';
+import type { HeardProbe, MulticastGroup, MulticastProvider, RoundTrip } from '../../domain/fanout.js';
 import type { Transport } from '../../domain/transport.js';
 import type { ImageDigests, ImageHolder } from './fork.js';
 
@@ -45,13 +45,22 @@ export interface FanoutPort {
   digestsHash(image: string, reader: string, region: number, firstPage: number): Promise<DigestsHash>;
   /**
    * On the host that has the image: the host `reader`, one of its readers, wants to receive its multicast.
-   * `datagramBytesMax`: the largest datagrams that get to all hosts; 0: unknown.
+   * `provider` and `datagramBytesMax`: by which all hosts are reached, and the largest datagrams that get to them; 0:
+   * unknown. The first host of a multicast determines both.
    */
-  joinMulticast(image: string, reader: string, datagramBytesMax: number): Promise<MulticastOffer>;
+  joinMulticast(
+    image: string,
+    reader: string,
+    provider: MulticastProvider,
+    datagramBytesMax: number,
+  ): Promise<MulticastOffer>;
   /** On the host that has the image. */
   multicastSent(image: string): Promise<MulticastSent>;
-  /** Tries whether datagrams of this host to a group get to these hosts within `hearMs`. Rejects for no host. */
-  probeMulticast(hosts: readonly string[], hearMs: number): Promise<readonly HeardProbe[]>;
+  /**
+   * Tries whether datagrams of this host to a group get to these hosts within `hearMs`. Rejects for no host, but with
+   * UNSUPPORTED if this host does not have the provider.
+   */
+  probeMulticast(hosts: readonly string[], hearMs: number, provider: MulticastProvider): Promise<readonly HeardProbe[]>;
   /** Measures how far these hosts are from this one. Bounded in time, and rejects for no host. */
   roundTrips(hosts: readonly string[]): Promise<readonly RoundTrip[]>;
   /** Answers, and nothing else: for `roundTrips`. */

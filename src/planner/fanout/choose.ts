@@ -140,11 +140,9 @@ function multicastObstacle(facts: FanoutFacts): Refusal | null {
   if (probe === null) return null;
   const { deafHosts, largestBytes } = probe;
   if (deafHosts.length > 0) {
-    const some = deafHosts.slice(0, NAMES_SHOWN_MAX).join(', ');
-    const more = deafHosts.length > NAMES_SHOWN_MAX ? ` and ${deafHosts.length - NAMES_SHOWN_MAX} more` : '';
     return {
       code: 'MULTICAST_NOT_ROUTED',
-      reason: `${deafHosts.length} of ${joiningHosts.length} hosts hear no multicast of ${root}: ${some}${more}`,
+      reason: `${deafHosts.length} of ${joiningHosts.length} hosts hear no multicast of ${root}: ${namesOf(deafHosts)}`,
       remedy:
         'have the switches forward multicast to them (IGMP snooping needs a querier, other subnets need multicast ' +
         'routing), open the port of the group in their firewalls, or use --fanout tree',
@@ -159,6 +157,12 @@ function multicastObstacle(facts: FanoutFacts): Refusal | null {
 }
 
 const NAMES_SHOWN_MAX = 5;
+
+/** For a message: the first names, and how many more there are. */
+export function namesOf(hosts: readonly string[]): string {
+  const some = hosts.slice(0, NAMES_SHOWN_MAX).join(', ');
+  return hosts.length > NAMES_SHOWN_MAX ? `${some} and ${hosts.length - NAMES_SHOWN_MAX} more` : some;
+}
 
 function unavailable(reason: string, remedy: string): Refusal {
   return { code: 'FANOUT_UNAVAILABLE', reason, remedy };

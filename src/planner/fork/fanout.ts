@@ -1,10 +1,17 @@
 /** Plans how the image of a fork gets to the hosts that join it. */
-import type { FanoutPlan, HeardProbe, NearHosts, NearLevels } from '../../domain/fanout.js';
+import type {
+  FanoutPlan,
+  HeardProbe,
+  MulticastProvider,
+  NearHosts,
+  NearLevels,
+  ProbedGroup,
+} from '../../domain/fanout.js';
 import type { ForkRequest } from '../../domain/fork.js';
 import type { ForkInventory } from '../../domain/host.js';
 import type { Refusal } from '../../domain/refusal.js';
 import { type Transport, transportRow } from '../../domain/transport.js';
-import { chooseFanout, type FanoutFacts, type MulticastProbe, needsProbe } from '../fanout/choose.js';
+import { chooseFanout, type FanoutFacts, type MulticastProbe, namesOf, needsProbe } from '../fanout/choose.js';
 import { relayTree } from '../fanout/relay-tree.js';
 import { siblings } from '../fanout/siblings.js';
 import type { Topology } from '../fanout/topology.js';
@@ -23,8 +30,8 @@ export interface FanoutQuestion {
   readonly inventory: ForkInventory;
   /** Null: nobody has said which hosts share a switch. */
   readonly topology: Topology | null;
-  /** Null: no multicast was tried. */
-  readonly heard: readonly HeardProbe[] | null;
+  /** What was tried as a multicast, the best first. */
+  readonly probes: readonly ProbedGroup[];
 }
 
 type Planned =
@@ -32,7 +39,7 @@ type Planned =
   | { readonly plan: null; readonly refusals: readonly Refusal[] };
 
 export function planFanout(request: ForkRequest, question: FanoutQuestion): Planned {
-  const { root, hosts, topology, heard } = question;
+  const { root, hosts, topology } = question;
   const wish = request.fanout ?? 'auto';
   if (request.memory === 'private') {
     // Their memory is filled from the image before they load, and the image of the root is not complete then.
@@ -63,14 +70,34 @@ export function planFanout(request: ForkRequest, question: FanoutQuestion): Plan
     return planned(kind, reason, near);
   }
   const near = nearOf(hosts, relaysOf, siblings({ topology, hosts }));
-  const largest = heard === null ? 0 : probeOf(hosts, heard).largestBytes;
-  return planned(kind, reason, near, largest);
+  const { provider, datagramBytesMax, detour } = groupOf(question);
+  return planned(kind, `${reason}${detour}`, near, { provider, datagramBytesMax });
+}
+
+/** What carries the multicast of an image that hosts read by this transport, if they all hear it. */
+export function providerOf(transport: Transport): MulticastProvider {
+  return transportRow(transport).provider === 'verbs' ? 'verbs' : 'udp';
+}
+
+function groupOf({ hosts, transport, probes }: FanoutQuestion) {
+  const probed = decisive(hosts, probes);
+  const provider = probed?.provider ?? providerOf(transport);
+  const datagramBytesMax = probed === null ? 0 : probeOf(hosts, probed.heard).largestBytes;
+  const better = probes.find((probe) => probe.provider !== provider);
+  const deaf = better === undefined ? [] : probeOf(hosts, better.heard).deafHosts;
+  const detour = deaf.length === 0 ? '' : `; by UDP, because RDMA multicast does not get to ${namesOf(deaf)}`;
+  return { provider, datagramBytesMax, detour };
+}
+
+/** The first group that all hosts hear, or else the last one that was tried. */
+function decisive(hosts: readonly string[], probes: readonly ProbedGroup[]): ProbedGroup | null {
+  return probes.find(({ heard }) => probeOf(hosts, heard).deafHosts.length === 0) ?? probes.at(-1) ?? null;
 }
 
 /** Why nothing but reading from the root is chosen without being asked for, or null. */
 function reasonToReadDirectly({ hosts, transport }: Pick<FanoutQuestion, 'hosts' | 'transport'>): string | null {
   const { registersMemory, title } = transportRow(transport);
-  // A multicast goes by UDP, and a relay would have to register memory that it does not have yet.
+  // Nobody has measured on real devices that a multicast or relays are faster. A relay registers its memory first.
   if (registersMemory) return `the device of the root serves all hosts by ${title}`;
   if (hosts.length >= FANOUT_HOSTS_MIN) return null;
   return `fewer than ${FANOUT_HOSTS_MIN} hosts read the image`;
@@ -79,18 +106,19 @@ function reasonToReadDirectly({ hosts, transport }: Pick<FanoutQuestion, 'hosts'
 /** Whether the plan depends on which hosts a multicast gets to. */
 export function needsMulticastProbe(
   request: ForkRequest,
-  question: Omit<FanoutQuestion, 'topology' | 'heard'>,
+  question: Omit<FanoutQuestion, 'topology' | 'probes'>,
 ): boolean {
   if (request.memory === 'private') return false;
   if ((request.fanout ?? 'auto') === 'auto' && reasonToReadDirectly(question) !== null) return false;
-  return needsProbe(factsOf(request, { ...question, heard: null }));
+  return needsProbe(factsOf(request, { ...question, probes: [] }));
 }
 
 function factsOf(request: ForkRequest, question: Omit<FanoutQuestion, 'topology'>): FanoutFacts {
-  const { root, hosts, transport, inventory, heard } = question;
+  const { root, hosts, transport, inventory, probes } = question;
+  const probed = decisive(hosts, probes);
   return {
     ...{ wish: request.fanout ?? 'auto', root, joiningHosts: hosts, transport },
-    probe: heard === null ? null : probeOf(hosts, heard),
+    probe: probed === null ? null : probeOf(hosts, probed.heard),
     imageBytes: Math.max(inventory.image?.allocatedBytes ?? inventory.imageBytesNeeded, 1),
     linkBytesPerS: null,
     fetch: request.fetch ?? 'all',
@@ -98,9 +126,13 @@ function factsOf(request: ForkRequest, question: Omit<FanoutQuestion, 'topology'
   };
 }
 
-function planned(kind: FanoutPlan['kind'], reason: string, near: readonly NearHosts[], datagramBytesMax?: number) {
-  const plan = { kind, reason, near, ...(datagramBytesMax === undefined ? {} : { datagramBytesMax }) };
-  return { plan, refusals: [] as const };
+function planned(
+  kind: FanoutPlan['kind'],
+  reason: string,
+  near: readonly NearHosts[],
+  group: Pick<FanoutPlan, 'provider' | 'datagramBytesMax'> = {},
+) {
+  return { plan: { kind, reason, near, ...group }, refusals: [] as const };
 }
 
 function nearOf(

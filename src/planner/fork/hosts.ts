@@ -1,5 +1,5 @@
 /** Plans on which hosts a fork makes its clones: who takes part, who makes which clones, how the image travels. */
-import type { FanoutPlan, HeardProbe } from '../../domain/fanout.js';
+import type { FanoutPlan, ProbedGroup } from '../../domain/fanout.js';
 import type { ForkRequest, HostShare, HostWish } from '../../domain/fork.js';
 import { DISK_TUNNELS_MAX, type ForkInventory, type HostInventory } from '../../domain/host.js';
 import type { Refusal } from '../../domain/refusal.js';
@@ -20,8 +20,8 @@ export interface HostsFacts {
   readonly joins: readonly JoinFacts[];
   /** Null: nobody has said which hosts share a switch. */
   readonly topology: Topology | null;
-  /** Which hosts a multicast of the root gets to. Null: it was not tried. */
-  readonly heard: readonly HeardProbe[] | null;
+  /** Which hosts a multicast of the root gets to, by each way that was tried, the best first. */
+  readonly probes: readonly ProbedGroup[];
 }
 
 export interface HostsPlan {
@@ -92,9 +92,9 @@ export function planHosts(
   const { transport, reason, refusals: obstacles } = chooseForkTransport(request, root, inventory.vm, joining);
   const limits = [...checkReaders(root.host, inventory, joining), ...checkTunnels(root.host, shares)];
   if (obstacles.length + limits.length > 0) return { plan: null, refusals: [...limits, ...obstacles] };
-  const { topology, heard } = facts;
+  const { topology, probes } = facts;
   const hosts = joining.map(({ host }) => host);
-  const fanned = planFanout(request, { ...{ root: root.host, hosts, transport, inventory, topology, heard } });
+  const fanned = planFanout(request, { ...{ root: root.host, hosts, transport, inventory, topology, probes } });
   if (fanned.plan === null) return { plan: null, refusals: fanned.refusals };
   return { plan: { shares, transport, transportReason: reason, fanout: fanned.plan, notes }, refusals: [] };
 }

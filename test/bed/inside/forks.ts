@@ -1,8 +1,9 @@
 /**
- * Runs inside the bed: three daemons, one on each RDMA host, fork a nested guest into clones on all of them, first in
- * peace, then with packets lost. Prints a line of JSON per fork, as it happens, for forks.test.ts to judge.
+ * Runs inside the bed: three daemons, one on each RDMA host, fork a nested guest into clones on all of them: first in
+ * peace, then with packets lost, as a multicast with packets lost, and along a relay. Prints a line of JSON per fork,
+ * as it happens, for forks.test.ts to judge.
  *
- *   forks.ts LOSS_PERCENT TOUCH_MIB
+ *   forks.ts LOSS_PERCENT TOUCH_MIB [NAME...]      all forks, or some
  */
 import type { ForkReport } from '../../../src/domain/fork.js';
 import { type ForkJobView, isEnded } from '../../../src/domain/job.js';
@@ -16,13 +17,32 @@ const HOSTS = ['A', 'B', 'C'];
 const CLONES = 6;
 const DONE_MS = 240_000;
 const BEFORE_POINT: ReadonlySet<string> = new Set(['reserveParent', 'prepareClones', 'armParent', 'connectHosts']);
-const [lossPercent = 0, lossyTouchMiB = 0] = process.argv.slice(2).map(Number);
+const [lossPercent = 0, lossyTouchMiB = 0] = process.argv.slice(2, 4).map(Number);
+const names = process.argv.slice(4);
+const TWO_RACKS = {
+  name: 'racks',
+  text: 'SwitchName=s1 Nodes=A\nSwitchName=s2 Nodes=B,C\nSwitchName=top Switches=s1,s2\n',
+};
+/** Of this the hosts read by RDMA only what they have not heard. */
+const MULTICAST_TOUCH_MIB = 4;
 /** With packets lost, all pages go by RDMA: the files of a parent that stays stopped can be read from the beginning. */
-const FORKS = [
+const FORKS: readonly Fork[] = [
   { name: 'plain', lossPercent: 0, touchMiB: 16, parent: 'continue' },
   { name: 'packetsLost', lossPercent, touchMiB: lossyTouchMiB, parent: 'stop' },
-] as const;
+  { name: 'multicast', lossPercent, touchMiB: MULTICAST_TOUCH_MIB, parent: 'continue', fanout: 'multicast' },
+  // B and C share a switch, so that C reads from B.
+  { name: 'tree', lossPercent: 0, touchMiB: 4, parent: 'continue', fanout: 'tree', topology: TWO_RACKS },
+];
 const OWN_MIB = 14;
+
+interface Fork {
+  readonly name: string;
+  readonly lossPercent: number;
+  readonly touchMiB: number;
+  readonly parent: 'continue' | 'stop';
+  readonly fanout?: 'multicast' | 'tree';
+  readonly topology?: { readonly name: string; readonly text: string };
+}
 
 const cluster = await Cluster.on(new BedNetwork(HOSTS.length));
 
@@ -34,22 +54,26 @@ const jobUntil = (id: string, is: (job: ForkJobView) => boolean): Promise<ForkJo
     return is(job) || isEnded(job.state) ? job : undefined;
   });
 
-async function fork({ name, lossPercent, touchMiB, parent }: (typeof FORKS)[number]): Promise<ForkFacts> {
+async function fork({ name, lossPercent, touchMiB, parent, ...how }: Fork): Promise<ForkFacts> {
   const memoryMiB = touchMiB + OWN_MIB;
   const guest = await Guest.start(cluster, 'A', { name: name.toLowerCase(), image: 'nano', memoryMiB, touchMiB });
   const startedAt = performance.now();
   let report: ForkReport;
+  let isLossy = false;
   try {
-    const order: ForkBody = { vm: guest.name, cloneCount: CLONES, hosts: HOSTS, transport: 'rdma', parentMode: parent };
+    const usual = { vm: guest.name, cloneCount: CLONES, hosts: HOSTS, transport: 'rdma', parentMode: parent } as const;
+    const order: ForkBody = { ...usual, ...how };
     const { id } = await cluster.api('A').post<ForkJobView>('/v1/forks', order);
     // Not before: pre-flight refuses hosts that do not reach each other well, as it should.
     await jobUntil(id, ({ step }) => step !== null && !BEFORE_POINT.has(step));
-    for (const host of HOSTS) if (lossPercent > 0) await cluster.network.setLoss(host, lossPercent);
+    isLossy = lossPercent > 0;
+    for (const host of HOSTS) if (isLossy) await cluster.network.setLoss(host, lossPercent);
     const job = await jobUntil(id, ({ state }) => isEnded(state));
     if (job.report === null) throw new Error(`the fork is ${job.state}: ${JSON.stringify(job.error)}`);
     report = job.report;
   } finally {
-    for (const host of HOSTS) if (lossPercent > 0) await cluster.network.setLoss(host, 0);
+    // Not before there is any: the error of a fork that was refused would be lost.
+    for (const host of HOSTS) if (isLossy) await cluster.network.setLoss(host, 0);
   }
   const ms = Math.round(performance.now() - startedAt);
   const clones: ForkFacts['clones'][number][] = [];
@@ -66,7 +90,8 @@ async function fork({ name, lossPercent, touchMiB, parent }: (typeof FORKS)[numb
 }
 
 try {
-  for (const options of FORKS) process.stdout.write(`${JSON.stringify(await fork(options))}\n`);
+  const chosen = FORKS.filter(({ name }) => names.length === 0 || names.includes(name));
+  for (const options of chosen) process.stdout.write(`${JSON.stringify(await fork(options))}\n`);
 } catch (error) {
   for (const { name } of cluster.network.hosts) console.error(`--- ${name}\n${await cluster.daemonLog(name)}`);
   throw error;

@@ -19,8 +19,9 @@ const takes = (name: keyof FanoutPort, ...args: unknown[]) => call(name).args.sa
 const answers = (name: keyof FanoutPort, result: unknown) => call(name).result.safeParse(result).success;
 
 test('a seat in a multicast', () => {
-  expect(takes('joinMulticast', IMAGE, 'B', 1500)).toBe(true);
-  expect(takes('joinMulticast', IMAGE, 'B')).toBe(false);
+  expect(takes('joinMulticast', IMAGE, 'B', 'verbs', 1500)).toBe(true);
+  expect(takes('joinMulticast', IMAGE, 'B', 'tcp', 1500)).toBe(false);
+  expect(takes('joinMulticast', IMAGE, 'B', 'udp')).toBe(false);
   expect(answers('joinMulticast', { state: 'wait' })).toBe(true);
   expect(answers('joinMulticast', { state: 'joined', seat: SEAT })).toBe(true);
   expect(answers('joinMulticast', { state: 'joined' })).toBe(false);

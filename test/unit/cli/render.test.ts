@@ -12,8 +12,9 @@ import {
   table,
   vmTable,
 } from '../../../src/cli/render.js';
+import { forkPlanText, forkReportText } from '../../../src/cli/render-fork.js';
 import type { MigrationPlan } from '../../../src/domain/migration.js';
-import { jobView, REPORT, vmView } from '../../support/api-fakes.js';
+import { FORK_REPORT, jobView, REPORT, vmView } from '../../support/api-fakes.js';
 
 test.each([
   [0, '0 B'],
@@ -141,4 +142,14 @@ test('columns line up', () => {
   );
   expect(row.indexOf('web')).toBe(head.indexOf('VM'));
   expect(row).toContain('8.3 ms');
+});
+
+test('plan and report of a fork name what carries a multicast', () => {
+  const request = { cloneCount: 2, memory: 'cow', network: 'fresh', disks: 'overlay' };
+  const fanout = { kind: 'multicast', provider: 'verbs', reason: 'asked for', near: [] };
+  const plan = { request, host: 'A', parent: 'web', memoryBytes: 1, steps: [], notes: [], fanout };
+  expect(forkPlanText(plan as never)).toContain('fan-out: multicast by RDMA (asked for)');
+  const bytes = { ...FORK_REPORT.bytes, perHost: { A: 1, B: 1 } };
+  const report = { ...FORK_REPORT, bytes, fanout: { kind: 'multicast', provider: 'udp', reason: '', lossPerHost: {} } };
+  expect(forkReportText(report as never)).toMatch(/multicast by UDP: .* once to all/);
 });

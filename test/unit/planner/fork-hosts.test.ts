@@ -44,7 +44,7 @@ function planned(change: Change = {}) {
         storage: { kind: 'unasked' },
       };
     });
-  const facts = { root: host('A'), joins, topology: null, heard: null };
+  const facts = { root: host('A'), joins, topology: null, probes: [] };
   const own = { ...diskless, ...root };
   return { ...planHosts(request, wishes, own, facts), whole: { request, inventory: own, hosts: facts } };
 }

@@ -1,6 +1,6 @@
 /** Implements FanoutPort on this host. */
-import { MigrationError, toMigrationError } from '../../../domain/errors.js';
-import type { HeardProbe, MulticastGroup, RoundTrip } from '../../../domain/fanout.js';
+import { toMigrationError } from '../../../domain/errors.js';
+import type { HeardProbe, MulticastGroup, MulticastProvider, RoundTrip } from '../../../domain/fanout.js';
 import type { Transport } from '../../../domain/transport.js';
 import type { DigestsHash, FanoutPort, MulticastOffer, MulticastSent } from '../../../engine/ports/fanout.js';
 import type { ImageDigests, ImageHolder } from '../../../engine/ports/fork.js';
@@ -14,8 +14,8 @@ import type { ImagePages } from './image-server.js';
 import type { ImageServers } from './image-servers.js';
 import { interfaceOf, newGroup } from './multicast-server.js';
 
-/** How much longer the root sends the datagrams of a probe than a host listens. It ends when all have answered. */
-const CALL_MS = 500;
+/** How much longer than a host listens the root sends, for those that begin late. It ends when all have answered. */
+const CALL_MS = 5_000;
 
 /** The first opens the connection. */
 const ECHOES = 4;
@@ -62,10 +62,15 @@ export class FanoutAgent implements FanoutPort {
     };
   }
 
-  async joinMulticast(image: string, reader: string, datagramBytesMax: number): Promise<MulticastOffer> {
+  async joinMulticast(
+    image: string,
+    reader: string,
+    provider: MulticastProvider,
+    datagramBytesMax: number,
+  ): Promise<MulticastOffer> {
     checkImageId(image);
     await this.#context.inject.hit('agent:fork:multicast');
-    return this.#options.servers.multicasts.join(image, reader, datagramBytesMax);
+    return this.#options.servers.multicasts.join(image, reader, provider, datagramBytesMax);
   }
 
   async multicastSent(image: string): Promise<MulticastSent> {
@@ -74,12 +79,17 @@ export class FanoutAgent implements FanoutPort {
   }
 
   /** A host that cannot be asked has heard nothing. */
-  async probeMulticast(hosts: readonly string[], hearMs: number): Promise<readonly HeardProbe[]> {
+  async probeMulticast(
+    hosts: readonly string[],
+    hearMs: number,
+    provider: MulticastProvider,
+  ): Promise<readonly HeardProbe[]> {
     const { native, peers, log, multicast } = this.#context;
-    const group = newGroup(multicast, 0);
+    const group = newGroup(multicast, provider, 0);
+    const interfaceAddress = await interfaceOf(this.#context, provider);
     const done = new AbortController();
     const sending = native
-      .sendMulticastProbe({ ...group, interfaceAddress: interfaceOf(this.#context) }, hearMs + CALL_MS, done.signal)
+      .sendMulticastProbe({ ...group, interfaceAddress }, hearMs + CALL_MS, done.signal)
       .catch((error: unknown) => {
         log.warn({ group: group.group, err: toMigrationError(error) }, 'no datagram can be sent to a group');
       });
@@ -123,8 +133,7 @@ export class FanoutAgent implements FanoutPort {
   async echo(): Promise<void> {}
 
   async hearMulticast(group: MulticastGroup, hearMs: number): Promise<{ readonly largestBytes: number }> {
-    const { native, host } = this.#context;
-    if (group.provider !== 'udp') throw new MigrationError('UNSUPPORTED', `${host} does not know ${group.provider}`);
-    return native.receiveMulticastProbe({ ...group, interfaceAddress: interfaceOf(this.#context) }, hearMs);
+    const interfaceAddress = await interfaceOf(this.#context, group.provider);
+    return this.#context.native.receiveMulticastProbe({ ...group, interfaceAddress }, hearMs);
   }
 }

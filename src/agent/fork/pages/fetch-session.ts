@@ -17,7 +17,7 @@ import type { ManagedVm } from '../../vm/vms.js';
 import { DigestReader } from './digest-reader.js';
 import { isFinal } from './failed-image.js';
 import { takeSeat } from './multicast-reader.js';
-import { interfaceOf } from './multicast-server.js';
+import { joinOf } from './multicast-server.js';
 import { NearHolders } from './near-holders.js';
 import type { OriginHost } from './origin-host.js';
 import { type CheckOutcome, damagedError, PageCheck } from './page-check.js';
@@ -221,17 +221,17 @@ export class FetchSession {
   }
 
   /** Opens what brings pages sooner than the root. The native session reads from the root what they do not bring. */
-  async #openFeeds({ kind, datagramBytesMax = 0 }: HostFanout): Promise<void> {
-    if (kind === 'multicast') await this.#joinMulticast(datagramBytesMax);
+  async #openFeeds(fanout: HostFanout): Promise<void> {
+    if (fanout.kind === 'multicast') await this.#joinMulticast(fanout);
     if (this.#isOpen) await this.#near.start();
   }
 
-  async #joinMulticast(datagramBytesMax: number): Promise<void> {
+  async #joinMulticast({ provider = 'udp', datagramBytesMax = 0 }: HostFanout): Promise<void> {
     await takeSeat({
       ...{ image: this.#image.id, log: this.#context.log, isOver: () => !this.#isOpen || this.#isOver },
-      ask: () => this.#options.origin.joinMulticast(datagramBytesMax),
-      join: ({ group, member }) => {
-        this.#link.reader.joinMulticast({ ...group, member, interfaceAddress: interfaceOf(this.#context) });
+      ask: () => this.#options.origin.joinMulticast(provider, datagramBytesMax),
+      join: async (seat) => {
+        this.#link.reader.joinMulticast(await joinOf(this.#context, seat));
         this.#isSeated = true;
       },
     });

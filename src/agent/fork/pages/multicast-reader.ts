@@ -14,8 +14,8 @@ export interface MulticastReaderOptions {
   readonly image: string;
   readonly log: Log;
   readonly ask: () => Promise<MulticastOffer>;
-  /** Receives from now on. May throw. */
-  readonly join: (seat: MulticastSeat) => void;
+  /** Resolves when the host receives. May reject. */
+  readonly join: (seat: MulticastSeat) => Promise<void>;
   /** The pages are not wanted any more. */
   readonly isOver: () => boolean;
 }
@@ -29,7 +29,7 @@ export async function takeSeat({ image, log, ask, join, isOver }: MulticastReade
       failureCount = 0;
       if (isOver() || offer.state === 'over') return false;
       if (offer.state === 'joined') {
-        join(offer.seat);
+        await join(offer.seat);
         return true;
       }
       await sleep(WAIT_MS, undefined, { ref: false });

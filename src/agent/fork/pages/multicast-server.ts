@@ -6,10 +6,10 @@
 import { randomBytes } from 'node:crypto';
 import { isIPv4 } from 'node:net';
 import { MigrationError, toMigrationError } from '../../../domain/errors.js';
-import type { MulticastGroup } from '../../../domain/fanout.js';
-import type { MulticastOffer, MulticastSent } from '../../../engine/ports/fanout.js';
+import type { MulticastGroup, MulticastProvider } from '../../../domain/fanout.js';
+import type { MulticastOffer, MulticastSeat, MulticastSent } from '../../../engine/ports/fanout.js';
 import { failureToError } from '../../../native/failure.js';
-import type { MulticastSenderHandle } from '../../../native/multicast-types.js';
+import type { MulticastJoin, MulticastSenderHandle } from '../../../native/multicast-types.js';
 import type { ImageContext } from '../../image/context.js';
 import type { MulticastConfig } from '../../vm/context.js';
 
@@ -23,10 +23,14 @@ const SESSION_BYTES = 8;
 const GROUP_PREFIX = '239.255';
 
 /** Returns a group that no other fan-out uses, by all chance. Session and key tell datagrams apart in any case. */
-export function newGroup({ group, port, ttl }: MulticastConfig, mtuBytes: number): MulticastGroup {
+export function newGroup(
+  { group, port, ttl }: MulticastConfig,
+  provider: MulticastProvider,
+  mtuBytes: number,
+): MulticastGroup {
   const session = randomBytes(SESSION_BYTES);
   return {
-    provider: 'udp',
+    provider,
     group: group ?? `${GROUP_PREFIX}.${session.readUInt8(0)}.${session.readUInt8(1)}`,
     ...{ port, ttl, mtuBytes },
     key: randomBytes(KEY_BYTES).toString('hex'),
@@ -34,9 +38,25 @@ export function newGroup({ group, port, ttl }: MulticastConfig, mtuBytes: number
   };
 }
 
-/** The address of the interface that a group is used on. Null: the system chooses one by its routes. */
-export function interfaceOf({ dataAddress }: Pick<ImageContext, 'dataAddress'>): string | null {
+/**
+ * The address of the interface that a group is used on. Null: the system chooses one by its routes. Throws UNSUPPORTED
+ * if this host has none for the provider.
+ */
+export async function interfaceOf(
+  { dataAddress, rdma, host }: Pick<ImageContext, 'dataAddress' | 'rdma' | 'host'>,
+  provider: MulticastProvider,
+): Promise<string | null> {
+  if (provider === 'verbs') {
+    const { address, problem } = await rdma.inventory();
+    if (address !== null) return address;
+    throw new MigrationError('UNSUPPORTED', `no multicast by RDMA on ${host}: ${problem?.reason ?? 'no address'}`);
+  }
   return isIPv4(dataAddress) && dataAddress !== '0.0.0.0' ? dataAddress : null;
+}
+
+/** What the native side needs to take a seat on this host. */
+export async function joinOf(context: ImageContext, { group, member }: MulticastSeat): Promise<MulticastJoin> {
+  return { ...group, member, interfaceAddress: await interfaceOf(context, group.provider) };
 }
 
 export class MulticastServer {
@@ -49,8 +69,11 @@ export class MulticastServer {
     this.#context = context;
   }
 
-  /** A host that reads the image wants its multicast. `mtuBytes`: what gets through to all hosts; 0: unknown. */
-  async join(image: string, reader: string, mtuBytes: number): Promise<MulticastOffer> {
+  /**
+   * A host that reads the image wants its multicast. `mtuBytes`: what gets through to all hosts; 0: unknown. One that
+   * has begun goes on as it is: a host that cannot take part in it reads.
+   */
+  async join(image: string, reader: string, provider: MulticastProvider, mtuBytes: number): Promise<MulticastOffer> {
     const { images, host } = this.#context;
     const { state, readers = [] } = images.get(image);
     if (!readers.includes(reader)) {
@@ -61,10 +84,12 @@ export class MulticastServer {
     const seen = this.#multicasts.get(image);
     const before = await seen?.catch(() => null);
     // Another host has begun one meanwhile: a second would send every page again.
-    if (this.#multicasts.get(image) !== seen && this.#multicasts.has(image)) return this.join(image, reader, mtuBytes);
+    if (this.#multicasts.get(image) !== seen && this.#multicasts.has(image)) {
+      return this.join(image, reader, provider, mtuBytes);
+    }
     // A host that has been in it gets the rest by reading. For others it was the multicast of an earlier fork.
     if (before?.isOver === true && before.has(reader)) return { state: 'over' };
-    const multicast = before?.isOver === false ? before : await this.#open(image, mtuBytes);
+    const multicast = before?.isOver === false ? before : await this.#open(image, provider, mtuBytes);
     return multicast.join(reader, readers);
   }
 
@@ -94,8 +119,8 @@ export class MulticastServer {
     await Promise.all([...this.#multicasts.keys()].map((image) => this.close(image)));
   }
 
-  #open(image: string, mtuBytes: number): Promise<ImageMulticast> {
-    const opening = ImageMulticast.open(this.#context, image, mtuBytes);
+  #open(image: string, provider: MulticastProvider, mtuBytes: number): Promise<ImageMulticast> {
+    const opening = ImageMulticast.open(this.#context, image, newGroup(this.#context.multicast, provider, mtuBytes));
     this.#multicasts.set(image, opening);
     opening.catch((error: unknown) => {
       if (this.#multicasts.get(image) === opening) this.#multicasts.delete(image);
@@ -126,13 +151,13 @@ class ImageMulticast {
     this.#sender = sender;
   }
 
-  static async open(context: ImageContext, image: string, mtuBytes: number): Promise<ImageMulticast> {
+  static async open(context: ImageContext, image: string, group: MulticastGroup): Promise<ImageMulticast> {
     const { images, native } = context;
-    const group = newGroup(context.multicast, mtuBytes);
+    const interfaceAddress = await interfaceOf(context, group.provider);
     const regions = await images.regions(images.get(image));
     let multicast: ImageMulticast | null = null;
     const sender = native.openMulticastSender({
-      ...{ image: regions, group: { ...group, interfaceAddress: interfaceOf(context) } },
+      ...{ image: regions, group: { ...group, interfaceAddress } },
       bandwidthBytesPerS: context.multicast.bandwidthBytesPerS,
       onEdge: () => multicast?.look(),
     });

@@ -1,5 +1,6 @@
 /** The host that has the image, as a host sees it that reads the image from there. */
 import { toMigrationError } from '../../../domain/errors.js';
+import type { MulticastProvider } from '../../../domain/fanout.js';
 import type { Transport } from '../../../domain/transport.js';
 import type { DigestsHash, MulticastOffer } from '../../../engine/ports/fanout.js';
 import type { ForkOrigin, ImageHolder } from '../../../engine/ports/fork.js';
@@ -58,10 +59,10 @@ export class OriginHost {
   }
 
   /** Asks for a seat in the multicast of the image. */
-  joinMulticast(datagramBytesMax: number): Promise<MulticastOffer> {
+  joinMulticast(provider: MulticastProvider, datagramBytesMax: number): Promise<MulticastOffer> {
     const { peers, host: self } = this.#context;
     const { host, image } = this.#origin;
-    return this.#within(() => peers.agent(host).fanout.joinMulticast(image, self, datagramBytesMax));
+    return this.#within(() => peers.agent(host).fanout.joinMulticast(image, self, provider, datagramBytesMax));
   }
 
   /** Tells the host that nobody reads the image here any more. Never rejects: a person can overrule a reader. */
