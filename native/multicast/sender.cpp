@@ -30,6 +30,7 @@ class SenderThread final : public MulticastSender {
         auth_(std::move(auth)),
         cut_(cut_page(port_->datagram_bytes_max())),
         datagram_bytes_(sizeof(DatagramHeader) + cut_.part_bytes),
+        order_(std::move(config.order)),
         pacer_(PacerOptions{.limit_bytes_per_s = config.bandwidth_bytes_per_s}),
         writer_(*auth_, config.group.session, kSenderMember, 1),
         reports_(*auth_, config.group.session, pacer_) {}
@@ -64,6 +65,7 @@ class SenderThread final : public MulticastSender {
   const Cut cut_;
   const size_t datagram_bytes_;
   std::vector<std::unique_ptr<memory::Region>> regions_;
+  std::vector<uint32_t> order_;
   PagePlan plan_;
   Pacer pacer_;
   DatagramWriter writer_;
@@ -143,7 +145,7 @@ void SenderThread::run() {
 }
 
 Status SenderThread::send_all() {
-  auto plan = PagePlan::of(regions_);
+  auto plan = PagePlan::of(regions_, std::move(order_));
   if (!plan) return plan.error();
   plan_ = std::move(plan).value();
   pages_total_.store(plan_.page_count(), std::memory_order_relaxed);

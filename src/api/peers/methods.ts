@@ -42,6 +42,7 @@ import {
   runClonesReply,
   sessionProgress,
   stoppedVms,
+  touchOrder,
   vmIdentities,
   vmIdentity,
   vmInventory,
@@ -151,6 +152,7 @@ const HOST_METHODS: HostMethods = {
   fanout: {
     serveHeld: method(z.tuple([imageId, hostName, transport]), imageHolder, REGISTER_MS),
     joinMulticast: method(z.tuple([imageId, hostName, count]), multicastOffer, USUAL_MS),
+    touchOrder: method(z.tuple([imageId, hostName]), touchOrder, SHORT_MS),
     multicastSent: method(z.tuple([imageId]), multicastSent, SHORT_MS),
     probeMulticast: method(z.tuple([list(hostName), hearMs]), heardProbes, USUAL_MS),
     roundTrips: method(z.tuple([list(hostName)]), roundTrips, USUAL_MS),

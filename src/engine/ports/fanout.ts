@@ -35,6 +35,11 @@ export interface FanoutPort {
    * `datagramBytesMax`: the largest datagrams that get to all hosts; 0: unknown.
    */
   joinMulticast(image: string, reader: string, datagramBytesMax: number): Promise<MulticastOffer>;
+  /**
+   * On the host that has the image, for one of its readers: the order in which clones have touched its memory so far
+   * (agent/image/touch-order.ts), in base64; empty if it is not known. A hint.
+   */
+  touchOrder(image: string, reader: string): Promise<{ readonly order: string }>;
   /** On the host that has the image. */
   multicastSent(image: string): Promise<MulticastSent>;
   /** Tries whether datagrams of this host to a group get to these hosts within `hearMs`. Rejects for no host. */

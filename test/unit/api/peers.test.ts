@@ -106,7 +106,7 @@ describe('calls', () => {
   test('of a host that reads an image as another one are refused', async () => {
     const { forks, fanout } = remote('B', { A: url() }).agent('A');
     const calls = [
-      ...[fanout.serveHeld(IMAGE, 'C', 'tcp'), fanout.joinMulticast(IMAGE, 'C', 0)],
+      ...[fanout.serveHeld(IMAGE, 'C', 'tcp'), fanout.joinMulticast(IMAGE, 'C', 0), fanout.touchOrder(IMAGE, 'C')],
       forks.serveImage(IMAGE, 'C', 'tcp'),
       forks.imageDigests(IMAGE, 'C', 0, 0),
       forks.endImage(IMAGE, 'A'),

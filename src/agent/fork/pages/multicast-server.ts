@@ -133,6 +133,7 @@ class ImageMulticast {
     let multicast: ImageMulticast | null = null;
     const sender = native.openMulticastSender({
       ...{ image: regions, group: { ...group, interfaceAddress: interfaceOf(context) } },
+      order: await images.touchOrder(image),
       bandwidthBytesPerS: context.multicast.bandwidthBytesPerS,
       onEdge: () => multicast?.look(),
     });

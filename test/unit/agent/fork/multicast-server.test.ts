@@ -13,7 +13,7 @@ function scene(state = 'complete') {
   const context = {
     ...{ host: 'A', dataAddress: '10.0.0.1' },
     multicast: { group: null, port: 7403, ttl: 1, bandwidthBytesPerS: 0 },
-    images: { get: () => record, regions: async () => [] },
+    images: { get: () => record, regions: async () => [], touchOrder: async () => new Uint32Array(0) },
     log: { info: () => undefined, error: () => undefined, warn: (_: object, text: string) => void warnings.push(text) },
     native: {
       openMulticastSender: ({ onEdge, group }: { onEdge: () => void; group: unknown }) => {
