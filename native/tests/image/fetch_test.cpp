@@ -83,9 +83,11 @@ TEST(ImageFetch, RecordsInWhichOrderClonesTouchIt) {
 }
 
 TEST(ImageFetch, SweepsInTheOrderOfEarlierClonesAndThenUpwards) {
-  FetchHarness host(FetchHarness::Specs{{1024, all_but_each_fourth}, {64}});
+  FetchHarness host(FetchHarness::Specs{{1024, all_but_each_fourth}, {64, all_but_each_fourth}});
   host.finish_maps();
   host.start();
+  // Nothing is swept of a region whose holes are not known yet, whatever the order says.
+  ASSERT_TRUE(test::eventually([&] { return host.counter(ImageCounter::kPagesZero) == (1024 + 64) / 4; }));
   std::vector<uint64_t> read;  // pages, those of the second region from 10 000 on
   {
     const std::lock_guard lock(host.bulk->mutex);
@@ -103,7 +105,7 @@ TEST(ImageFetch, SweepsInTheOrderOfEarlierClonesAndThenUpwards) {
   std::vector<uint64_t> expected;
   const auto add = [&](uint64_t first, uint64_t end) {
     for (uint64_t page = first; page < end; ++page)
-      if (page >= 10'000 || all_but_each_fourth(page)) expected.push_back(page);
+      if (all_but_each_fourth(page % 10'000)) expected.push_back(page);
   };
   add(10'016, 10'032);
   add(160, 176);

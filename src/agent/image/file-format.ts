@@ -11,8 +11,8 @@
  *
  * Integers are little-endian. The description is also the data of the first entry, so that a checksum covers
  * everything. Memory and disk content that no entry covers is zeros. Entries are in the order of device state, order of
- * touches, memory and disks, and of regions and offsets, and do not overlap. The region of a disk's entry counts the files of all
- * writable disks. Nothing follows the end.
+ * touches, memory and disks, and of regions and offsets, and do not overlap. The region of a disk's entry counts the
+ * files of all writable disks. Nothing follows the end.
  *
  * The version says what the file knows of the disks: 1 their paths only (no disks, or a file of build 0.1.0), 2 the
  * digests of their layers, 3 also the content of the writable ones. To this 256 is added if the file may have an order

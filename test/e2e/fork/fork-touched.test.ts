@@ -19,7 +19,7 @@ beforeAll(async () => {
 });
 afterAll(() => pair.end());
 
-test('the order of touches is saved and loaded with the image, and a later host reads these clusters first', async () => {
+test('the order of touches is saved and loaded with the image, and a later host reads them first', async () => {
   const { a, b } = pair;
   const spec = await pair.boot({ name: 'web', touchMiB: 32, restPercent: 50 });
   const { image, clones } = await forkOn(a, forkRequest('web', { cloneCount: 1 }));
