@@ -46,7 +46,7 @@ function sealed(bytes: Buffer): Buffer {
 
 test('an order is read as it was written, also the longest one', () => {
   expect(decodeTouchOrder(memory, encodeTouchOrder(memory, order))).toEqual(order);
-  const large = { regions: [{ id: 'ram', lengthBytes: 5 * 1024 * MIB }] } as typeof memory;
+  const large = { regions: [{ id: 'ram', lengthBytes: 5 * 1024 * MIB }] };
   const longest = Uint32Array.from({ length: CONSTANTS.TOUCH_CLUSTERS_MAX }, (_, index) => index + 9);
   const bytes = encodeTouchOrder(large, longest);
   expect(bytes).toHaveLength(TOUCH_ORDER_BYTES_MAX);
