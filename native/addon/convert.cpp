@@ -135,6 +135,18 @@ std::vector<pager::DigestRegionConfig> digest_regions(const Napi::Object& option
   });
 }
 
+std::vector<uint32_t> cluster_order(const Napi::Value& value) {
+  if (!value.IsTypedArray()) return {};
+  const auto array = value.As<Napi::Uint32Array>();
+  return {array.Data(), array.Data() + array.ElementLength()};
+}
+
+Napi::Value cluster_array(Napi::Env env, std::span<const uint32_t> order) {
+  Napi::Uint32Array array = Napi::Uint32Array::New(env, order.size());
+  std::copy(order.begin(), order.end(), array.Data());
+  return array;
+}
+
 PageRun page_run(const Napi::CallbackInfo& info, size_t first_argument) {
   const auto integer = [&](size_t index) {
     return static_cast<uint64_t>(info[index].As<Napi::Number>().Int64Value());

@@ -48,6 +48,11 @@ std::vector<pager::DigestRegionConfig> digest_regions(const Napi::Object& option
 /// Two arguments: the number of the first page, and how many pages.
 PageRun page_run(const Napi::CallbackInfo& info, size_t first_argument);
 
+/// An order of clusters (memory/touch_order.hpp) as a Uint32Array; its values are not checked. Empty if it is
+/// missing.
+std::vector<uint32_t> cluster_order(const Napi::Value& value);
+Napi::Value cluster_array(Napi::Env env, std::span<const uint32_t> order);
+
 /// An address to listen on or to connect to: {provider, host, port, options?}. The options are numbers and
 /// strings.
 Result<const transport::Provider*> provider(const Napi::Object& place);

@@ -30,6 +30,7 @@ Napi::FunctionReference ImageFetchWrap::define(Napi::Env env) {
        InstanceMethod<&ImageFetchWrap::check>("check"),
        InstanceMethod<&ImageFetchWrap::join_multicast>("joinMulticast"),
        InstanceMethod<&ImageFetchWrap::multicast>("multicast"),
+       InstanceMethod<&ImageFetchWrap::touched>("touched"),
        InstanceMethod<&ImageFetchWrap::snapshot>("snapshot"),
        InstanceMethod<&ImageFetchWrap::close>("close")}));
 }
@@ -94,7 +95,8 @@ void ImageFetchWrap::start(const Napi::CallbackInfo& info) {
 
 void ImageFetchWrap::sweep(const Napi::CallbackInfo& info) {
   if (!state_.holder) return throw_error(info.Env(), kClosedHandle);
-  if (const Status status = state_.holder->fetch->sweep(); !status) throw_error(info.Env(), status.error());
+  const Status status = state_.holder->fetch->sweep(cluster_order(info[0]));
+  if (!status) throw_error(info.Env(), status.error());
 }
 
 /// The holder and a timeout as for connect, then the holder's id and level.
@@ -188,6 +190,12 @@ void ImageFetchWrap::join_multicast(const Napi::CallbackInfo& info) {
 Napi::Value ImageFetchWrap::multicast(const Napi::CallbackInfo& info) {
   return multicast_object(info.Env(),
                           state_.holder ? state_.holder->fetch->multicast() : state_.final_multicast);
+}
+
+/// Nothing once it is closed.
+Napi::Value ImageFetchWrap::touched(const Napi::CallbackInfo& info) {
+  if (!state_.holder) return cluster_array(info.Env(), {});
+  return cluster_array(info.Env(), state_.holder->fetch->touched());
 }
 
 Napi::Value ImageFetchWrap::snapshot(const Napi::CallbackInfo& info) {

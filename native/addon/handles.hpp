@@ -174,6 +174,7 @@ class ImageFetchWrap final : public Wrap<ImageFetchWrap, ImageFetchState> {
   Napi::Value nears(const Napi::CallbackInfo& info);
   void add_clone(const Napi::CallbackInfo& info);
   void remove_clone(const Napi::CallbackInfo& info);
+  Napi::Value touched(const Napi::CallbackInfo& info);
   Napi::Value check(const Napi::CallbackInfo& info);
   void join_multicast(const Napi::CallbackInfo& info);
   Napi::Value multicast(const Napi::CallbackInfo& info);
@@ -247,6 +248,7 @@ class ImageCaptureWrap final : public Wrap<ImageCaptureWrap, ImageCaptureState> 
   Napi::Value resume(const Napi::CallbackInfo& info);
   void add_clone(const Napi::CallbackInfo& info);
   void remove_clone(const Napi::CallbackInfo& info);
+  Napi::Value touched(const Napi::CallbackInfo& info);
   Napi::Value snapshot(const Napi::CallbackInfo& info);
   using End = void (pager::ImageCapture::*)();
   Napi::Value finish(Napi::Env env, End end);

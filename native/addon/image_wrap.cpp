@@ -24,6 +24,7 @@ Napi::FunctionReference ImageCaptureWrap::define(Napi::Env env) {
        InstanceMethod<&ImageCaptureWrap::resume>("resume"),
        InstanceMethod<&ImageCaptureWrap::add_clone>("addClone"),
        InstanceMethod<&ImageCaptureWrap::remove_clone>("removeClone"),
+       InstanceMethod<&ImageCaptureWrap::touched>("touched"),
        InstanceMethod<&ImageCaptureWrap::snapshot>("snapshot"),
        InstanceMethod<&ImageCaptureWrap::close>("close"),
        InstanceMethod<&ImageCaptureWrap::leave>("leave")}));
@@ -111,6 +112,12 @@ void ImageCaptureWrap::remove_clone(const Napi::CallbackInfo& info) {
   if (!vm || found == clones.end()) return;
   state_.holder->capture->remove_clone(*vm->memory());
   clones.erase(found);
+}
+
+/// Nothing once it is closed.
+Napi::Value ImageCaptureWrap::touched(const Napi::CallbackInfo& info) {
+  if (!state_.holder) return cluster_array(info.Env(), {});
+  return cluster_array(info.Env(), state_.holder->capture->touched());
 }
 
 Napi::Value ImageCaptureWrap::snapshot(const Napi::CallbackInfo& info) {

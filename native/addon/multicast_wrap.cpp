@@ -110,6 +110,7 @@ Napi::Value MulticastSenderWrap::open(const Napi::CallbackInfo& info) {
   config.image = region_files(options, "image");
   config.group = group.value();
   config.bandwidth_bytes_per_s = static_cast<uint64_t>(number(options, "bandwidthBytesPerS"));
+  config.order = cluster_order(options.Get("order"));
   config.on_edge = [edge] { edge->fire(); };
   auto sender = multicast::MulticastSender::open(std::move(config));
   if (!sender) {

@@ -59,6 +59,7 @@ Napi::Value TargetSessionWrap::open(const Napi::CallbackInfo& info) {
   core->region_count = regions.size();
   pager::TargetOptions settings;
   settings.bandwidth_bytes_per_s = static_cast<uint64_t>(number(options, "bandwidthBytesPerS"));
+  settings.order = cluster_order(options.Get("order"));
   auto session = pager::TargetSession::open(*memory, regions, settings, flag(options, "isResume"),
                                             [edge] { edge->fire(); });
   if (!session) {

@@ -53,7 +53,9 @@ FetchCore::FetchCore(FillState& fill, const FetchOptions& options, const WakeEve
       options_(options),
       demand_wake_(demand_wake),
       owner_(owner),
-      probe_buffer_(kProbeBytes) {}
+      probe_buffer_(kProbeBytes) {
+  if (!options_.order.empty()) set_order(std::exchange(options_.order, {}));
+}
 
 Status FetchCore::check() const {
   if (options_.prefetch_bytes_max < wire::kPageBytesMin ||
@@ -151,6 +153,19 @@ void FetchCore::report_lost(uint64_t epoch) {
   }
   wake_lanes();
   owner_.on_connection();
+}
+
+void FetchCore::set_order(std::vector<uint32_t> order) {
+  const std::lock_guard lock(mutex_);
+  pending_order_ = std::move(order);
+  has_pending_order_.store(true, std::memory_order_relaxed);
+}
+
+std::optional<memory::OrderedPages> FetchCore::take_order() {
+  if (!has_pending_order_.load(std::memory_order_relaxed)) return std::nullopt;
+  const std::lock_guard lock(mutex_);
+  has_pending_order_.store(false, std::memory_order_relaxed);
+  return memory::OrderedPages(clusters_of(fill_), std::exchange(pending_order_, {}));
 }
 
 }  // namespace vmigrate::pager

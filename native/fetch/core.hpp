@@ -7,6 +7,7 @@
 #include <atomic>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <vector>
 
 #include "base/thread_util.hpp"
@@ -57,6 +58,7 @@ class FetchOwner {
 struct FetchCounters {
   std::atomic<uint64_t> demand_bytes{0};
   std::atomic<uint64_t> prefetch_bytes{0};
+  std::atomic<uint64_t> ordered_bytes{0};  ///< asked for in the order of set_order
   std::atomic<uint64_t> near_bytes{0};
   std::atomic<uint64_t> absent_answers{0};
   std::atomic<uint64_t> reconnect_count{0};
@@ -147,6 +149,10 @@ class FetchCore {
     // A19 pairs with R19 in note_unclaimed.
     return unclaimed_count_.load(std::memory_order_acquire);
   }
+  /// Bulk fetches these clusters first (memory/touch_order.hpp), whatever it has fetched before.
+  void set_order(std::vector<uint32_t> order);
+  /// The order that was set since the last call, if any. Bulk thread.
+  std::optional<memory::OrderedPages> take_order();
   /// Time of the latest fault, a hint for prefetch. Relaxed.
   std::atomic<uint64_t> last_fault_ns{0};
   /// The bulk thread sets this last; from then on the demand lane is alone (R8).
@@ -158,7 +164,7 @@ class FetchCore {
 
  private:
   FillState& fill_;
-  const FetchOptions options_;
+  FetchOptions options_;  ///< without the order
   const WakeEvent& demand_wake_;
   FetchOwner& owner_;
   /// What a probe reads, and nobody looks at. Not map_buffer: the lanes may begin during a probe.
@@ -174,6 +180,9 @@ class FetchCore {
   bool is_ended_ = false;
   Link pending_demand_;
   Link pending_bulk_;
+  std::vector<uint32_t> pending_order_;  // guarded by mutex_
+  /// Relaxed: the order is handed over by mutex_.
+  std::atomic<bool> has_pending_order_{false};
   std::atomic<uint64_t> link_epoch_{0};
   std::atomic<bool> is_lost_{false};
 };

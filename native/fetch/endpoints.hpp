@@ -23,6 +23,8 @@ struct SourceEndpoints {
 struct FetchOptions {
   uint64_t bandwidth_bytes_per_s = 0;  ///< prefetch only; 0: no limit
   uint32_t prefetch_bytes_max = wire::kTransferBytesMax;
+  /// Clusters that prefetch begins with (memory/touch_order.hpp).
+  std::vector<uint32_t> order{};
 };
 
 }  // namespace vmigrate::pager

@@ -19,6 +19,7 @@ std::optional<Prefetch::Claimed> Prefetch::claim_next(uint64_t at_ns) {
     std::fill(sweep_page_.begin(), sweep_page_.end(), 0);
   }
   auto claimed = claim_from_streams(chunk_bytes);
+  if (!claimed) claimed = claim_from_order(chunk_bytes);
   if (!claimed) claimed = claim_from_sweep(chunk_bytes);
   if (claimed) {
     size_.grow();
@@ -81,6 +82,33 @@ std::optional<Prefetch::Claimed> Prefetch::claim_from_streams(uint64_t chunk_byt
       stream.pages_left -= passed;
       if (count != 0) return Claimed{stream.region_index, PageRun{first, count}};
     }
+  }
+}
+
+/// Goes through the order once. A claim that is given up later is left to the sweep.
+std::optional<Prefetch::Claimed> Prefetch::claim_from_order(uint64_t chunk_bytes) {
+  if (auto order = core_.take_order()) {
+    order_ = std::move(*order);
+    ordered_.reset();
+  }
+  for (;;) {
+    if (!ordered_) ordered_ = order_.next(chunk_bytes);
+    if (!ordered_ || !maps_.known(ordered_->region_index)) return std::nullopt;
+    memory::PresenceMap& presence = *core_.fill().region(ordered_->region_index).presence;
+    PageRun& left = ordered_->pages;
+    const uint64_t end = raw(left.first) + left.count;
+    const uint64_t page = std::min(end, raw(presence.next_absent(left.first)));
+    const PageIndex first{page};
+    const uint64_t count_max =
+        std::min(end - page, std::max<uint64_t>(1, chunk_bytes / page_bytes(ordered_->region_index)));
+    const uint64_t count = page == end ? 0 : presence.claim_run(first, count_max);
+    const Claimed claimed{ordered_->region_index, PageRun{first, count}};
+    left = {PageIndex{page + count}, end - page - count};
+    if (left.count == 0) ordered_.reset();
+    if (count == 0) continue;
+    core_.counters.ordered_bytes.fetch_add(count * page_bytes(claimed.region_index),
+                                           std::memory_order_relaxed);
+    return claimed;
   }
 }
 

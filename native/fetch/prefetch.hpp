@@ -13,9 +13,10 @@
 
 namespace vmigrate::pager {
 
-/// Decides what bulk fetches next: pages ahead of recent faults, then upwards from the lowest absent page. It
-/// chooses small pieces while vCPUs fault, so that a fault on a page that bulk has claimed waits for little
-/// else. Bulk thread; posts nothing.
+/// Decides what bulk fetches next: pages ahead of recent faults, then those that earlier clones have touched,
+/// in the order in which they did, then upwards from the lowest absent page. It chooses small pieces while
+/// vCPUs fault, so that a fault on a page that bulk has claimed waits for little else. Bulk thread; posts
+/// nothing.
 class Prefetch {
  public:
   Prefetch(FetchCore& core, const DataMapReader& maps, const ServiceRate& rate);
@@ -39,6 +40,7 @@ class Prefetch {
   };
   void follow(PageKey fault);
   std::optional<Claimed> claim_from_streams(uint64_t chunk_bytes);
+  std::optional<Claimed> claim_from_order(uint64_t chunk_bytes);
   std::optional<Claimed> claim_from_sweep(uint64_t chunk_bytes);
   uint64_t page_bytes(uint32_t region_index) const { return core_.fill().region(region_index).page_bytes(); }
 
@@ -47,6 +49,8 @@ class Prefetch {
   TransferSize size_;
   std::array<Stream, kStreamsMax> streams_{};
   uint64_t stream_uses_ = 0;
+  memory::OrderedPages order_;
+  std::optional<memory::Clusters::Place> ordered_;  ///< what is left of the last clusters of the order
   std::vector<uint64_t>
       sweep_page_;  // one per region: no page below it is absent, unless a claim has been given up since
   uint64_t unclaimed_count_ = 0;  // of the last look at FetchCore::unclaimed_count

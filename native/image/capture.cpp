@@ -109,6 +109,7 @@ class CaptureThreads final : public ImageCapture {
 
   ImageState state() const override { return core_->state(); }
   std::optional<Error> failure() const override { return core_->failure(); }
+  std::vector<uint32_t> touched() const override { return core_->touched().clusters(); }
   void counters(std::span<uint64_t, wire::kImageCounterCount> out) const override;
 
  private:

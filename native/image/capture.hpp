@@ -63,6 +63,9 @@ class ImageCapture {
   /// Ends the threads and releases no process, so that the next daemon can resume.
   virtual void leave() = 0;
 
+  /// The clusters (memory/touch_order.hpp) that clones have touched so far, in the order of the first
+  /// touches. Nothing is recorded once the image is complete, because the kernel serves the clones then.
+  virtual std::vector<uint32_t> touched() const = 0;
   virtual ImageState state() const = 0;
   virtual std::optional<Error> failure() const = 0;
   virtual void counters(std::span<uint64_t, wire::kImageCounterCount> out) const = 0;

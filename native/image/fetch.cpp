@@ -67,10 +67,11 @@ class FetchThreads final : public ImageFetch {
     return ok();
   }
 
-  Status sweep() override {
+  Status sweep(std::vector<uint32_t> order) override {
     const ImageState at = core_->state();
     if (at == ImageState::kComplete) return ok();
     if (at != ImageState::kCopying) return wrong_state("sweep in this state");
+    if (!order.empty()) supply_.fetch().set_order(std::move(order));
     supply_.fetch_all();
     return ok();
   }
@@ -124,6 +125,7 @@ class FetchThreads final : public ImageFetch {
     return state == ImageState::kCopying && supply_.is_lost() ? ImageState::kDisconnected : state;
   }
   std::optional<Error> failure() const override { return core_->failure(); }
+  std::vector<uint32_t> touched() const override { return core_->touched().clusters(); }
   void counters(std::span<uint64_t, wire::kImageCounterCount> out) const override;
 
  private:
@@ -165,6 +167,7 @@ void FetchThreads::counters(std::span<uint64_t, wire::kImageCounterCount> out) c
   set(ImageCounter::kAbsentAnswers, get(fetched.absent_answers));
   set(ImageCounter::kMulticastBytes, multicast.page_bytes);
   set(ImageCounter::kMulticastLostDatagrams, multicast.received.lost_datagrams);
+  set(ImageCounter::kOrderedBytes, get(fetched.ordered_bytes));
   set(ImageCounter::kReconnectCount, get(fetched.reconnect_count));
   set(ImageCounter::kRefusedPages, get(fetched.refused_pages) + get(fetched.near_refused_pages));
   set(ImageCounter::kCloneFaultCount, get(core_->clone_fault_count));

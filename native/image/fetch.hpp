@@ -45,8 +45,10 @@ class ImageFetch {
   /// From kIdle, once connected: clones are served. Only pages that they ask for are read, and which pages
   /// are holes.
   virtual Status start() = 0;
-  /// After start: reads the remaining pages as well. Idempotent.
-  virtual Status sweep() = 0;
+  /// After start: reads the remaining pages as well. Idempotent. `order`: clusters that clones have touched
+  /// before (memory/touch_order.hpp), which are read first; it counts once. Only an order: whatever it says,
+  /// each page is read.
+  virtual Status sweep(std::vector<uint32_t> order = {}) = 0;
   /// Another host that holds a part of the image, or all of it (reader): its pages are read there before the
   /// holder of connect() is asked, those of the nearest level first (0). `id` is the caller's name for it. In
   /// every state before close, also while another add_near runs. As for NearHolders::add.
@@ -75,6 +77,7 @@ class ImageFetch {
   /// Idempotent.
   virtual void close() = 0;
 
+  virtual std::vector<uint32_t> touched() const = 0;
   virtual ImageState state() const = 0;
   virtual std::optional<Error> failure() const = 0;
   /// Those of the parent stay 0.

@@ -91,4 +91,11 @@ Status FillState::check_files() const {
   return ok();
 }
 
+memory::Clusters clusters_of(const FillState& fill) {
+  memory::Clusters clusters;
+  for (const FilledRegion& region : fill.regions())
+    clusters.add_region(region.file->length_bytes(), region.page_bytes());
+  return clusters;
+}
+
 }  // namespace vmigrate::pager

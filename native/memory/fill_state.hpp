@@ -9,6 +9,7 @@
 #include "memory/presence_map.hpp"
 #include "memory/region.hpp"
 #include "memory/region_config.hpp"
+#include "memory/touch_order.hpp"
 
 namespace vmigrate::pager {
 
@@ -62,5 +63,7 @@ class FillState {
   std::atomic<uint64_t> pages_present_{0};
   std::atomic<uint64_t> pages_zero_{0};
 };
+
+memory::Clusters clusters_of(const FillState& fill);
 
 }  // namespace vmigrate::pager

@@ -19,11 +19,14 @@ uint64_t PagePlan::Pages::first_left(uint64_t from, uint64_t end) const {
   return end;
 }
 
-Result<PagePlan> PagePlan::of(std::span<const std::unique_ptr<memory::Region>> regions) {
+Result<PagePlan> PagePlan::of(std::span<const std::unique_ptr<memory::Region>> regions,
+                              std::vector<uint32_t> order) {
   PagePlan plan;
+  memory::Clusters clusters;
   for (const auto& region : regions) {
     Pages& pages = plan.regions_.emplace_back();
     pages.page_count = region->page_count();
+    clusters.add_region(region->length_bytes(), region->page_bytes());
     pages.left.assign((pages.page_count + 63) / 64, 0);
     const Status walked = region->each_data_run([&](PageRun run) {
       for (uint64_t page = raw(run.first); page < raw(run.first) + run.count; ++page)
@@ -33,6 +36,7 @@ Result<PagePlan> PagePlan::of(std::span<const std::unique_ptr<memory::Region>> r
     if (!walked) return walked.error();
   }
   plan.left_count_ = plan.page_count_;
+  plan.order_ = {std::move(clusters), std::move(order)};
   return plan;
 }
 
@@ -61,6 +65,17 @@ PagePlan::Piece PagePlan::take(uint32_t region_index, uint64_t first, uint64_t e
   return {region_index, {PageIndex{first}, page - first}};
 }
 
+std::optional<PagePlan::Piece> PagePlan::take_ordered(uint64_t count_max) {
+  for (;; ordered_.reset()) {
+    if (!ordered_) ordered_ = order_.next(count_max * kPageBytes);
+    if (!ordered_) return std::nullopt;
+    const PageRun& pages = ordered_->pages;
+    const uint64_t end = raw(pages.first) + pages.count;
+    const uint64_t first = regions_[ordered_->region_index].first_left(raw(pages.first), end);
+    if (first < end) return take(ordered_->region_index, first, std::min(end, first + count_max));
+  }
+}
+
 std::optional<PagePlan::Piece> PagePlan::next(uint64_t count_max) {
   while (wanted_count_ != 0) {
     const Piece& cluster = wanted_[wanted_head_];
@@ -70,6 +85,7 @@ std::optional<PagePlan::Piece> PagePlan::next(uint64_t count_max) {
     wanted_head_ = (wanted_head_ + 1) % wanted_.size();
     --wanted_count_;
   }
+  if (auto piece = take_ordered(count_max)) return piece;
   for (; sweep_region_ < regions_.size(); ++sweep_region_, sweep_page_ = 0) {
     const uint64_t end = regions_[sweep_region_].page_count;
     sweep_page_ = regions_[sweep_region_].first_left(sweep_page_, end);

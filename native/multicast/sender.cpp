@@ -29,6 +29,7 @@ class SenderThread final : public MulticastSender {
         port_(std::move(port)),
         auth_(std::move(auth)),
         cut_(cut_page(port_->datagram_bytes_max())),
+        order_(std::move(config.order)),
         pacer_(PacerOptions{.limit_bytes_per_s = config.bandwidth_bytes_per_s}),
         writer_(*auth_, config.group.session, kSenderMember, 1),
         reports_(*auth_, config.group.session, pacer_) {}
@@ -62,6 +63,7 @@ class SenderThread final : public MulticastSender {
   std::unique_ptr<DatagramAuth> auth_;
   const Cut cut_;
   std::vector<std::unique_ptr<memory::Region>> regions_;
+  std::vector<uint32_t> order_;
   PagePlan plan_;
   Pacer pacer_;
   DatagramWriter writer_;
@@ -147,7 +149,7 @@ void SenderThread::run() {
 }
 
 Status SenderThread::send_all() {
-  auto plan = PagePlan::of(regions_);
+  auto plan = PagePlan::of(regions_, std::move(order_));
   if (!plan) return plan.error();
   plan_ = std::move(plan).value();
   pages_total_.store(plan_.page_count(), std::memory_order_relaxed);

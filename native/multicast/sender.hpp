@@ -28,6 +28,8 @@ struct SenderConfig {
   std::vector<pager::RegionFileConfig> image;
   Group group;
   uint64_t bandwidth_bytes_per_s = 0;  ///< 0: no limit
+  /// Clusters that go first, after the wanted pages (memory/touch_order.hpp).
+  std::vector<uint32_t> order{};
   /// Called by any thread when state() has changed; must not block or call back. May be empty.
   std::function<void()> on_edge;
   /// Instead of a port of the group's provider, for tests.

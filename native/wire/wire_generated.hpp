@@ -26,6 +26,8 @@ inline constexpr uint32_t kDigestsMagic = 1212632406u;
 inline constexpr uint32_t kDigestsVersion = 1u;
 inline constexpr uint32_t kDigestsHeaderBytes = 4096u;
 inline constexpr uint32_t kDigestBytes = 16u;
+inline constexpr uint32_t kTouchClusterBytes = 65536u;
+inline constexpr uint32_t kTouchClustersMax = 65536u;
 inline constexpr uint32_t kDataMapMagic = 1145523542u;
 inline constexpr uint32_t kDataMapHeaderBytes = 64u;
 inline constexpr uint32_t kPreloadMagic = 1279741270u;
@@ -201,11 +203,12 @@ enum class ImageCounter : size_t {
   kAbsentAnswers = 21,
   kMulticastBytes = 22,
   kMulticastLostDatagrams = 23,
-  kReconnectCount = 24,
-  kRefusedPages = 25,
-  kCpuNs = 26,
+  kOrderedBytes = 24,
+  kReconnectCount = 25,
+  kRefusedPages = 26,
+  kCpuNs = 27,
 };
-inline constexpr size_t kImageCounterCount = 27;
+inline constexpr size_t kImageCounterCount = 28;
 
 /* First bytes of every data connection, from the target. */
 struct Hello {

@@ -18,6 +18,8 @@ export interface ImageView {
   readonly allocatedBytes: number;
   readonly pageBytes: number;
   readonly deviceStateBytes: number;
+  /** How many clusters of its memory (64 KiB) clones have touched in an order that is known. */
+  readonly touchedClusters?: number;
   readonly pagesTotal: number;
   readonly pagesDone: number;
   /** Base images of its disks; they stay read-only. */

@@ -16,3 +16,9 @@ export interface NativeFailure {
   readonly errno: number;
   readonly what: string;
 }
+
+/**
+ * Numbers of clusters in the order in which clones have touched them first. As an argument it is a hint: numbers that
+ * do not exist, or come again, do no harm.
+ */
+export type TouchOrder = Uint32Array;

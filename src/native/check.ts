@@ -16,6 +16,7 @@ import type {
   SourceAddress,
   SourceOptions,
   TargetOptions,
+  TouchOrder,
   VmMemorySnapshot,
 } from './types.js';
 
@@ -145,7 +146,14 @@ export function checkNear(holder: SourceAddress, { id, level }: NearPlace, timeo
   require(hasPresence, 'the keys of a near holder must have presence', 'PEER_PROTOCOL');
 }
 
+/** Checks an order of clusters. Its numbers are hints: those that do not exist are passed over. */
+export function checkOrder(order: TouchOrder): void {
+  const isGood = order instanceof Uint32Array && order.length <= CONSTANTS.TOUCH_CLUSTERS_MAX;
+  require(isGood, `an order of clusters must be a Uint32Array of at most ${CONSTANTS.TOUCH_CLUSTERS_MAX} numbers`);
+}
+
 export function checkTargetOptions(options: TargetOptions): void {
+  if (options.order !== undefined) checkOrder(options.order);
   checkFilled(options.regions, options);
 }
 

@@ -14,7 +14,7 @@ import {
   type TargetCounter,
 } from '../protocol/wire.js';
 import { attempt, attemptAsync } from './attempt.js';
-import { checkNear, checkNearId, checkPages, checkSource } from './check.js';
+import { checkNear, checkNearId, checkOrder, checkPages, checkSource } from './check.js';
 import type { AddonImageDigests } from './digests.js';
 import { type AddonMulticastSender, type AddonPacer, checkJoin, type MulticastSenderOptions } from './multicast.js';
 import type { MulticastGroup, MulticastJoin, MulticastSnapshot, PacerOptions } from './multicast-types.js';
@@ -44,6 +44,7 @@ import type {
   TargetSessionHandle,
   TargetSessionState,
   TargetSnapshot,
+  TouchOrder,
   VmMemoryHandle,
   VmMemorySnapshot,
 } from './types.js';
@@ -79,6 +80,7 @@ interface AddonImageCapture {
   resume(): Promise<void>;
   addClone(vm: AddonVmMemory): void;
   removeClone(vm: AddonVmMemory): void;
+  touched(): TouchOrder;
   snapshot(): { state: ImageCaptureState; counters: BigUint64Array; failure: NativeFailure | null };
   close(): Promise<void>;
   leave(): Promise<void>;
@@ -87,12 +89,13 @@ interface AddonImageCapture {
 interface AddonImageFetch {
   connect(source: SourceAddress, timeoutMs: number): Promise<void>;
   start(): void;
-  sweep(): void;
+  sweep(order?: TouchOrder): void;
   addNear(holder: SourceAddress, timeoutMs: number, id: number, level: number): Promise<void>;
   removeNear(id: number): void;
   nears(): NearSnapshot[];
   addClone(vm: AddonVmMemory): void;
   removeClone(vm: AddonVmMemory): void;
+  touched(): TouchOrder;
   check(regionIndex: number, firstPage: number, pageCount: number): Promise<number | null>;
   joinMulticast(join: MulticastJoin): void;
   multicast(): MulticastSnapshot;
@@ -255,8 +258,9 @@ export class ImageFetch implements ImageFetchHandle {
     attempt('serve the clones of an image', () => this.#native.start());
   }
 
-  sweep(): void {
-    attempt('read the rest of the image', () => this.#native.sweep());
+  sweep(order?: TouchOrder): void {
+    if (order !== undefined) checkOrder(order);
+    attempt('read the rest of the image', () => this.#native.sweep(order));
   }
 
   async addNear(holder: SourceAddress, near: NearPlace, timeoutMs: number): Promise<void> {
@@ -280,6 +284,10 @@ export class ImageFetch implements ImageFetchHandle {
 
   removeClone(vm: VmMemoryHandle): void {
     attempt('remove a clone', () => this.#native.removeClone(VmMemory.nativeOf(vm)));
+  }
+
+  touched(): TouchOrder {
+    return attempt('what clones have touched', () => this.#native.touched());
   }
 
   async check(regionIndex: number, firstPage: number, pageCount: number): Promise<number | null> {
@@ -343,6 +351,10 @@ export class ImageCapture implements ImageCaptureHandle {
 
   removeClone(vm: VmMemoryHandle): void {
     attempt('remove a clone', () => this.#native.removeClone(VmMemory.nativeOf(vm)));
+  }
+
+  touched(): TouchOrder {
+    return attempt('what clones have touched', () => this.#native.touched());
   }
 
   snapshot(): ImageSnapshot {

@@ -1,4 +1,4 @@
-import type { NativeFailure, RegionFile } from './basic-types.js';
+import type { NativeFailure, RegionFile, TouchOrder } from './basic-types.js';
 
 /** Where an image is sent by multicast, and the secrets that only its members know. */
 export interface MulticastGroup {
@@ -30,6 +30,8 @@ export interface MulticastSenderOptions {
   readonly group: MulticastGroup;
   /** 0 for no limit. */
   readonly bandwidthBytesPerS: number;
+  /** What is sent first, after the pages that receivers want. Absent: the first page. */
+  readonly order?: TouchOrder;
   readonly onEdge: () => void;
 }
 

@@ -6,6 +6,7 @@ import {
   checkAddress,
   checkBandwidth,
   checkEdge,
+  checkOrder,
   checkPort,
   checkRegions,
   isHex,
@@ -72,6 +73,7 @@ export function checkSender(options: MulticastSenderOptions): void {
   checkRegions(options.image);
   checkGroup(options.group);
   checkBandwidth(options.bandwidthBytesPerS);
+  if (options.order !== undefined) checkOrder(options.order);
   checkEdge(options.onEdge);
 }
 

@@ -1,6 +1,6 @@
 import type { RdmaDevice } from '../domain/transport.js';
 import type { ImageCounter, SourceCounter, TargetCounter } from '../protocol/wire.js';
-import type { NativeFailure, RegionFile } from './basic-types.js';
+import type { NativeFailure, RegionFile, TouchOrder } from './basic-types.js';
 import type {
   MulticastGroup,
   MulticastJoin,
@@ -12,7 +12,7 @@ import type {
 } from './multicast-types.js';
 import type { NearPlace, NearSnapshot } from './near-types.js';
 
-export type { NativeFailure, RegionFile } from './basic-types.js';
+export type { NativeFailure, RegionFile, TouchOrder } from './basic-types.js';
 export type { NearPlace, NearSnapshot } from './near-types.js';
 
 export interface NativeSupport {
@@ -130,6 +130,8 @@ export interface TargetOptions {
   readonly regions: readonly (RegionFile & { readonly presencePath: string })[];
   /** Prefetch only; 0 for no limit. */
   readonly bandwidthBytesPerS: number;
+  /** What prefetch begins with. Absent: the first page. */
+  readonly order?: TouchOrder;
   /** Take over the presence maps of an earlier process. */
   readonly isResume: boolean;
   readonly onEdge: () => void;
@@ -170,6 +172,11 @@ export interface ImageCaptureHandle {
   addClone(vm: VmMemoryHandle): void;
   /** Must precede the close of the clone's handle. No effect if it was not added or the image is complete. */
   removeClone(vm: VmMemoryHandle): void;
+  /**
+   * The clusters (CONSTANTS.TOUCH_CLUSTER_BYTES of memory, numbered through all regions) that clones have touched so
+   * far, in that order, each once. Nothing is added once the image is complete. Empty once the handle is closed.
+   */
+  touched(): TouchOrder;
   snapshot(): ImageSnapshot;
   /** Before `complete`: abandons the image and unprotects the parent, which keeps running. After: frees the rest. */
   close(): Promise<void>;
@@ -196,8 +203,8 @@ export interface ImageFetchHandle {
   connect(source: SourceAddress, timeoutMs: number): Promise<void>;
   /** Serves clones from now on. Only the pages that they ask for are read, and which pages are holes. */
   start(): void;
-  /** Reads the remaining pages as well, after start. Idempotent. */
-  sweep(): void;
+  /** Reads the remaining pages as well, after start, those of the order first. Idempotent. */
+  sweep(order?: TouchOrder): void;
   /**
    * Reads from this host too, which holds a part of the image or all of it, before the host of connect is asked: a
    * source session of an ImageFetchHandle, whose keys have `presence`. Pages that clones wait for are asked of the
@@ -220,6 +227,8 @@ export interface ImageFetchHandle {
    * Off the main thread, in every state; fails with CONFLICT once the handle is closed.
    */
   check(regionIndex: number, firstPage: number, pageCount: number): Promise<number | null>;
+  /** As for a capture. */
+  touched(): TouchOrder;
   /** Takes pages that the root sends to a group as well, until that ends. Once only. A failure changes nothing. */
   joinMulticast(join: MulticastJoin): void;
   multicast(): MulticastSnapshot;

@@ -55,6 +55,11 @@ export const CONSTANTS = {
   /** The first bytes of the SHA-256 of a page. */
   DIGEST_BYTES: 16,
 
+  /** The unit of the recorded order of first touches: what one fault of a clone maps at most. */
+  TOUCH_CLUSTER_BYTES: 65_536,
+  /** The most clusters that an order has: it is 256 KiB then, and says where 4 GiB begin. */
+  TOUCH_CLUSTERS_MAX: 65_536,
+
   /** A data map: this header, then one bit for each page. A set bit means that the source's file holds data there. */
   DATA_MAP_MAGIC: 0x44474d56,
   DATA_MAP_HEADER_BYTES: 64,
@@ -231,6 +236,8 @@ export const IMAGE_COUNTERS = [
   'multicastBytes',
   /** gauge: datagrams of a multicast that have not come yet */
   'multicastLostDatagrams',
+  /** Bytes that bulk has asked the root for in the recorded order of first touches. */
+  'orderedBytes',
   'reconnectCount',
   /** Pages that were not what their digests say, and were asked for again before anybody saw them. */
   'refusedPages',

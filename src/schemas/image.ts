@@ -21,6 +21,7 @@ export const imageView = of<ImageView>(
     allocatedBytes: count,
     pageBytes: count,
     deviceStateBytes: count,
+    touchedClusters: count.optional(),
     pagesTotal: count,
     pagesDone: count,
     disks: list(text),

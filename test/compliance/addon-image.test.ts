@@ -9,6 +9,7 @@ import { fileURLToPath } from 'node:url';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import { loadNativeBinding } from '../../src/native/binding.js';
 import type { ImageCaptureHandle, VmMemoryHandle, VmMemorySnapshot } from '../../src/native/types.js';
+import { CONSTANTS } from '../../src/protocol/wire.js';
 import { expectToWait, FakeVm, openSource, Scene, until } from '../support/fake-vm.js';
 
 const childProgram = fileURLToPath(new URL('../support/addon-child.ts', import.meta.url));
@@ -156,7 +157,12 @@ describe('an image on a second host', () => {
     session.scan();
     fetch.start();
     expect(await clones[0]!.vm.ask('touch 0 0')).toBe('byte 77');
-    fetch.sweep();
+    expect([...fetch.touched()]).toEqual([0]);
+    expect([...capture.touched()], 'what other hosts read counts there').toEqual([]);
+    const tooLong = new Uint32Array(CONSTANTS.TOUCH_CLUSTERS_MAX + 1);
+    const usage = expect.objectContaining({ code: 'USAGE' });
+    for (const order of [tooLong, [3] as never]) expect(() => fetch.sweep(order)).toThrow(usage);
+    fetch.sweep(Uint32Array.from([0xff_ff_ff_ff, 3, 3, 0]));
     for (const { vm, regions } of clones) expect(await vm.badPages(regions)).toEqual([1, 0]);
     await until('complete', () => fetch.snapshot().state === 'complete');
     const { counters } = fetch.snapshot();
@@ -164,6 +170,7 @@ describe('an image on a second host', () => {
     expect(counters.demandBytes + counters.prefetchBytes).toBe(counters.copiedBytes);
     await fetch.close();
     expect(fetch.snapshot()).toMatchObject({ state: 'closed', counters });
+    expect([...fetch.touched()]).toEqual([]);
     await session.close();
     await capture.close();
     listener.close();

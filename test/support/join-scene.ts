@@ -48,6 +48,7 @@ export function scene(change: Change = {}) {
     statePath: () => join(directory, 'state'),
     ...{ withPresence: async () => [], withDigests: async () => [], regions: async () => [] },
     setFilling: () => undefined,
+    orders: { read: async () => new Uint32Array(0), write: nothing },
     delete: async () => void calls.push('delete image'),
     dropMemory: nothing,
   };
@@ -66,6 +67,7 @@ export function scene(change: Change = {}) {
       if (reading.state === 'failed') throw new Error('failed');
       calls.push('sweep');
     },
+    touched: () => new Uint32Array(0),
     snapshot: () => ({ state: reading.state, failure: reading.failure, counters }),
     close: async () => {
       calls.push('close');

@@ -48,7 +48,7 @@ const TYPESCRIPT_LAYERS: Record<string, readonly string[]> = {
   'backends/qemu': [...WORDS, BACKEND, 'backends/qemu/qmp', 'backends/qemu/export'],
   'agent/vm': [...WORDS, PORTS, BACKEND, 'durable', 'schemas', 'native', 'transports/host', 'transports/rdma'],
   'agent/memory': [...WORDS, 'durable', 'agent/vm'],
-  'agent/image': [...WORDS, PORTS, BACKEND, 'durable', 'schemas', 'native', 'agent/vm'],
+  'agent/image': [...WORDS, PORTS, BACKEND, 'protocol', 'durable', 'schemas', 'native', 'agent/vm'],
   'agent/storage': [...WORDS, BACKEND, 'durable', 'schemas', 'agent/vm'],
   'agent/inventory': [...WORDS, PORTS, BACKEND, 'protocol', 'agent/vm', 'agent/image', 'agent/storage'],
   'agent/migration': [...WORDS, PORTS, BACKEND, 'protocol', 'durable', 'schemas', 'native', 'agent/vm'],

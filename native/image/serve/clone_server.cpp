@@ -227,6 +227,7 @@ void CloneServer::read_faults(uint32_t clone_index, uint32_t descriptor_index) {
     const PageKey key = key_in(*range, faults[i].address, core_.region(range->region_index).page_bytes());
     inject_point(InjectPoint::kImageFaultRead, key);
     core_.clone_fault_count.fetch_add(1, std::memory_order_relaxed);
+    core_.touched().touch(range->region_index, key_page(key));
     supply_.on_fault(key, read_ns);
     serve(clone_index, key, read_ns);
   }

@@ -15,6 +15,7 @@ Result<std::unique_ptr<ImageCore>> ImageCore::open(std::span<const TargetRegionC
   if (!fill) return fill.error();
   core->fill_ = std::move(fill).value();
   core->geometry_ = geometry_of(*core->fill_);
+  core->touched_.emplace(clusters_of(*core->fill_));
   return core;
 }
 

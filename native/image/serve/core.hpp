@@ -16,6 +16,7 @@
 #include "base/thread_util.hpp"
 #include "image/serve/state.hpp"
 #include "memory/fill_state.hpp"
+#include "memory/touch_order.hpp"
 #include "vm/fit.hpp"
 
 namespace vmigrate::pager {
@@ -32,6 +33,8 @@ class ImageCore {
   FilledRegion& region(uint32_t index) { return fill_->region(index); }
   const std::vector<RegionGeometry>& geometry() const { return geometry_; }
   bool resume() const { return resume_; }
+  /// Which clusters the clones touch first.
+  memory::TouchOrder& touched() { return *touched_; }
   /// The pages around `page` that are copied, or mapped, together with it.
   PageRun cluster(uint32_t region_index, PageIndex page) const;
 
@@ -73,7 +76,8 @@ class ImageCore {
   const std::function<void()> on_edge_;
   std::unique_ptr<FillState> fill_;
   std::vector<RegionGeometry> geometry_;
-  uint64_t copying_since_ns_ = 0;  ///< written before any thread copies
+  std::optional<memory::TouchOrder> touched_;  ///< set by open
+  uint64_t copying_since_ns_ = 0;              ///< written before any thread copies
   SessionState<ImageState> state_{ImageState::kIdle};
   std::atomic<Stop> stop_{Stop::kNone};
 };

@@ -3,6 +3,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "wire/wire_generated.hpp"
+
 namespace vmigrate::pager {
 
 /// Bytes that are copied for one fault, or made writable for one noted write. The neighbours are likely next,
@@ -26,6 +28,8 @@ inline constexpr size_t kImageWaitsMax = 256;
 /// A clone is a QEMU process, and the daemon holds descriptors of each.
 inline constexpr size_t kImageClonesMax = 4096;
 
+// The neighbours of a fault that are mapped with it do not fault themselves.
+static_assert(kImageClusterBytes == wire::kTouchClusterBytes);
 static_assert(kImageWaitsMax >= kImageFaultBatchMax);
 static_assert(kImageChunkBytes % kImageClusterBytes == 0 && kImagePieceBytes % kImageClusterBytes == 0);
 

@@ -64,6 +64,62 @@ TEST(ImageFetch, FillsTheImageWhileClonesRunOnIt) {
   EXPECT_TRUE(host.bulk->was_destroyed());
 }
 
+TEST(ImageFetch, RecordsInWhichOrderClonesTouchIt) {
+  FetchHarness host(FetchHarness::Specs{{160, all_but_each_fourth}, {64}});
+  host.finish_maps();
+  host.start();
+  auto& one = host.add_clone();
+  auto& other = host.add_clone();
+  EXPECT_TRUE(host.fetch->touched().empty());
+  EXPECT_EQ(one.read(100).get(), host.expected(100));
+  EXPECT_EQ(other.read(19).get(), 0u);  // a hole
+  EXPECT_EQ(other.read(96).get(), host.expected(96));
+  EXPECT_EQ(other.read(17, 1).get(), host.expected(17, 1));
+  const std::vector<uint32_t> order{6, 1, 11};
+  EXPECT_EQ(host.fetch->touched(), order);
+  ASSERT_TRUE(host.fetch->sweep().ok());
+  ASSERT_TRUE(host.reaches(ImageState::kComplete));
+  EXPECT_EQ(host.fetch->touched(), order);
+}
+
+TEST(ImageFetch, SweepsInTheOrderOfEarlierClonesAndThenUpwards) {
+  FetchHarness host(FetchHarness::Specs{{1024, all_but_each_fourth}, {64, all_but_each_fourth}});
+  host.finish_maps();
+  host.start();
+  // Nothing is swept of a region whose holes are not known yet, whatever the order says.
+  ASSERT_TRUE(test::eventually([&] { return host.counter(ImageCounter::kPagesZero) == (1024 + 64) / 4; }));
+  std::vector<uint64_t> read;  // pages, those of the second region from 10 000 on
+  {
+    const std::lock_guard lock(host.bulk->mutex);
+    host.bulk->judge = [&](const transport::Operation& op) {
+      const auto region = static_cast<uint32_t>(op.local);
+      for (uint64_t i = 0; region < 2 && i < op.length_bytes / kPage; ++i)
+        read.push_back(region * 10'000 + op.local_offset_bytes / kPage + i);
+      return FakeControl::Verdict::kComplete;
+    };
+  }
+  // Two of these clusters do not exist.
+  ASSERT_TRUE(host.fetch->sweep({65, 10, 3, 4, 3'000'000'000u, 70, 3}).ok());
+  ASSERT_TRUE(host.reaches(ImageState::kComplete));
+  EXPECT_EQ(host.bad_pages(host.add_clone()), 0u);
+  std::vector<uint64_t> expected;
+  const auto add = [&](uint64_t first, uint64_t end) {
+    for (uint64_t page = first; page < end; ++page)
+      if (all_but_each_fourth(page % 10'000)) expected.push_back(page);
+  };
+  add(10'016, 10'032);
+  add(160, 176);
+  add(48, 80);
+  EXPECT_EQ(host.counter(ImageCounter::kOrderedBytes), expected.size() * kPage);
+  add(0, 48);
+  add(80, 160);
+  add(176, 1024);
+  add(10'000, 10'016);
+  add(10'032, 10'064);
+  const std::lock_guard lock(host.bulk->mutex);
+  EXPECT_EQ(read, expected);
+}
+
 TEST(ImageFetch, ReadsOnlyWhatClonesTouchUntilItIsToldToSweep) {
   FetchHarness host(FetchHarness::Specs{{2048, all_but_each_fourth}});
   host.finish_maps();

@@ -16,13 +16,13 @@ using test::kPage;
 using test::SentFiles;
 
 struct Plan {
-  explicit Plan(const SentFiles::Specs& specs) : files(specs) {
+  explicit Plan(const SentFiles::Specs& specs, std::vector<uint32_t> order = {}) : files(specs) {
     for (const auto& file : files.files) {
       auto region = memory::Region::open(file.path, file.length_bytes, kPage, memory::Mode::kReadOnly);
       EXPECT_TRUE(region.ok());
       regions.push_back(std::move(region).value());
     }
-    auto made = PagePlan::of(regions);
+    auto made = PagePlan::of(regions, std::move(order));
     EXPECT_TRUE(made.ok());
     plan = std::move(made).value();
   }
@@ -74,6 +74,31 @@ TEST(PagePlan, WantedPagesComeFirst) {
   EXPECT_EQ(piece->run.count, 6u);
   piece = all.plan.next(4);
   EXPECT_EQ(raw(piece->run.first), 16u) << "the sweep goes on";
+}
+
+TEST(PagePlan, TouchedPagesComeAfterTheWantedOnesAndBeforeTheOthers) {
+  // The first region has 7 clusters, so the second one begins at 7.
+  Plan all(SentFiles::Specs{{100, [](uint64_t page) { return page != 50; }}, {40}}, {8, 3, 77, 4, 3, 8});
+  all.plan.want(0, PageIndex{96});
+  const auto expect = [&](uint64_t count_max, uint32_t region, uint64_t first, uint64_t count) {
+    const auto piece = all.plan.next(count_max);
+    ASSERT_TRUE(piece.has_value());
+    EXPECT_EQ(piece->region_index, region);
+    EXPECT_EQ(raw(piece->run.first), first);
+    EXPECT_EQ(piece->run.count, count);
+  };
+  expect(10, 0, 96, 4);
+  expect(10, 1, 16, 10);
+  all.plan.want(1, PageIndex{0});
+  expect(100, 1, 0, 16);
+  expect(10, 1, 26, 6);
+  expect(100, 0, 48, 2);  // up to the hole
+  expect(100, 0, 51, 13);
+  expect(100, 0, 64, 16);
+  expect(100, 0, 0, 48);
+  expect(100, 0, 80, 16);
+  expect(100, 1, 32, 8);
+  EXPECT_TRUE(all.plan.is_done());
 }
 
 TEST(PagePlan, IgnoresWhatDoesNotExist) {

@@ -10,12 +10,14 @@
  *                          32 bytes SHA-256 of the 24 bytes before it and the data
  *
  * Integers are little-endian. The description is also the data of the first entry, so that a checksum covers
- * everything. Memory and disk content that no entry covers is zeros. Entries are in the order of device state, memory
- * and disks, and of regions and offsets, and do not overlap. The region of a disk's entry counts the files of all
- * writable disks. Nothing follows the end.
+ * everything. Memory and disk content that no entry covers is zeros. Entries are in the order of device state, order of
+ * touches, memory and disks, and of regions and offsets, and do not overlap. The region of a disk's entry counts the
+ * files of all writable disks. Nothing follows the end.
  *
  * The version says what the file knows of the disks: 1 their paths only (no disks, or a file of build 0.1.0), 2 the
- * digests of their layers, 3 also the content of the writable ones.
+ * digests of their layers, 3 also the content of the writable ones. To this 256 is added if the file may have an order
+ * of touches (touch-order.ts), so that a build that does not know this entry says which format it does not read. A
+ * damaged file is refused; an order that is whole and not one of this image is passed over.
  */
 import { createHash } from 'node:crypto';
 import { MigrationError } from '../../domain/errors.js';
@@ -23,6 +25,7 @@ import { MigrationError } from '../../domain/errors.js';
 export const MAGIC = Buffer.from('VMGIMAGE', 'latin1');
 export const FILE_VERSIONS = { PLAIN: 1, SEALED: 2, WITH_DISKS: 3 } as const;
 export type FileVersion = (typeof FILE_VERSIONS)[keyof typeof FILE_VERSIONS];
+const WITH_ORDER = 256;
 export const HEAD_BYTES = 16;
 export const ENTRY_HEADER_BYTES = 56;
 /** The maximum of one entry's data. */
@@ -32,7 +35,7 @@ export const STATE_BYTES_MAX = 256 * 1024 * 1024;
 const CHECKED_BYTES = 24;
 
 /** The kinds of entries. Zero is not a kind. */
-export const ENTRY = { DESCRIPTION: 1, DEVICE_STATE: 2, MEMORY: 3, END: 4, DISK: 5 } as const;
+export const ENTRY = { DESCRIPTION: 1, DEVICE_STATE: 2, MEMORY: 3, END: 4, DISK: 5, TOUCH_ORDER: 6 } as const;
 
 export interface EntryHeader {
   readonly kind: number;
@@ -41,21 +44,29 @@ export interface EntryHeader {
   readonly lengthBytes: number;
 }
 
-export function encodeHead(version: FileVersion, descriptionBytes: number): Buffer {
+export interface FileHead {
+  readonly version: FileVersion;
+  /** The file may have an order of touches. */
+  readonly hasOrder: boolean;
+  readonly descriptionBytes: number;
+}
+
+export function encodeHead({ version, hasOrder, descriptionBytes }: FileHead): Buffer {
   const head = Buffer.alloc(HEAD_BYTES);
   MAGIC.copy(head);
-  head.writeUInt32LE(version, 8);
+  head.writeUInt32LE(hasOrder ? version + WITH_ORDER : version, 8);
   head.writeUInt32LE(descriptionBytes, 12);
   return head;
 }
 
 /** Throws SPEC_INVALID if the file is not an image that this build reads. */
-export function decodeHead(head: Buffer): { version: FileVersion; descriptionBytes: number } {
+export function decodeHead(head: Buffer): FileHead {
   if (head.length < HEAD_BYTES || !head.subarray(0, MAGIC.length).equals(MAGIC)) {
     throw new MigrationError('SPEC_INVALID', 'the file is not an image');
   }
   const number = head.readUInt32LE(8);
-  const version = Object.values(FILE_VERSIONS).find((known) => known === number);
+  const hasOrder = number > WITH_ORDER;
+  const version = Object.values(FILE_VERSIONS).find((known) => known === (hasOrder ? number - WITH_ORDER : number));
   if (version === undefined) {
     throw new MigrationError('SPEC_INVALID', `the image has format ${number}, which this build does not read`);
   }
@@ -63,7 +74,7 @@ export function decodeHead(head: Buffer): { version: FileVersion; descriptionByt
   if (descriptionBytes === 0 || descriptionBytes > DESCRIPTION_BYTES_MAX) {
     throw damaged('the description has an invalid length');
   }
-  return { version, descriptionBytes };
+  return { version, hasOrder, descriptionBytes };
 }
 
 export function encodeEntry(header: EntryHeader, data: Buffer): Buffer {
@@ -81,7 +92,7 @@ export function decodeEntry(bytes: Buffer): EntryHeader {
   const kind = bytes.readUInt32LE(0);
   const offsetBytes = Number(bytes.readBigUInt64LE(8));
   const lengthBytes = bytes.readUInt32LE(16);
-  const isKnown = kind >= ENTRY.DESCRIPTION && kind <= ENTRY.DISK;
+  const isKnown = kind >= ENTRY.DESCRIPTION && kind <= ENTRY.TOUCH_ORDER;
   const isSane = Number.isSafeInteger(offsetBytes) && lengthBytes <= CHUNK_BYTES && bytes.readUInt32LE(20) === 0;
   if (!isKnown || !isSane || (kind === ENTRY.END) !== (lengthBytes === 0)) throw damaged('an entry header is invalid');
   return { kind, region: bytes.readUInt32LE(4), offsetBytes, lengthBytes };

@@ -5,7 +5,7 @@
  * A file without disks is loaded only where the disks have the content of its moment. A file with disks brings them
  * along (brought-disks.ts).
  */
-import { statfs } from 'node:fs/promises';
+import { open, statfs } from 'node:fs/promises';
 import { dirname } from 'node:path';
 import { MigrationError } from '../../domain/errors.js';
 import { BroughtDisks } from './brought-disks.js';
@@ -31,7 +31,7 @@ export async function loadImage(context: ImageContext, path: string, options: Lo
   return withFile(path, async (file) => {
     const { images, vms } = context;
     const reader = new ImageFileReader(file);
-    const { version, record: described } = await reader.begin();
+    const { version, hasOrder, record: described } = await reader.begin();
     const { id } = described;
     const before = images.has(id) ? images.get(id) : null;
     if (before !== null && before.state !== 'unloaded') {
@@ -55,11 +55,15 @@ export async function loadImage(context: ImageContext, path: string, options: Lo
     );
     try {
       await brought?.create();
+      const order = hasOrder ? images.orders.path(id) : null;
+      if (order !== null) await (await open(order, 'w', 0o600)).close();
       const deviceStateBytes = await reader.rest(described, {
         state: images.statePath(id),
+        order,
         regions: (await images.regions(described)).map((region) => region.path),
         disks: brought?.files ?? [],
       });
+      if (hasOrder) await images.orders.read(described);
       const disks = (await brought?.finish(vms.backend.diskFiles, images.get(id))) ?? {};
       await images.update(id, { ...disks, state: 'complete', deviceStateBytes });
     } catch (error) {

@@ -16,10 +16,13 @@ import {
   STATE_BYTES_MAX,
 } from './file-format.js';
 import { type ImageRecord, imageRecordSchema } from './record.js';
+import { TOUCH_ORDER_BYTES_MAX } from './touch-order.js';
 
 /** The files that the content goes to. They exist. */
 export interface ReadPlaces {
   readonly state: string;
+  /** Null: the file has no order of touches. */
+  readonly order: string | null;
   readonly regions: readonly string[];
   readonly disks: readonly { readonly path: string; readonly lengthBytes: number }[];
 }
@@ -33,8 +36,8 @@ export class ImageFileReader {
   }
 
   /** Returns the description. What other images and parents have to do with this host is not in it. */
-  async begin(): Promise<{ version: FileVersion; record: ImageRecord }> {
-    const { version, descriptionBytes } = decodeHead(await this.#read(HEAD_BYTES));
+  async begin(): Promise<{ version: FileVersion; hasOrder: boolean; record: ImageRecord }> {
+    const { version, hasOrder, descriptionBytes } = decodeHead(await this.#read(HEAD_BYTES));
     const { header, data } = await this.#entry();
     if (header.kind !== ENTRY.DESCRIPTION || data.length !== descriptionBytes)
       throw damaged('the description is missing');
@@ -46,7 +49,7 @@ export class ImageFileReader {
     if ((version === FILE_VERSIONS.PLAIN) !== (record.layers === undefined))
       throw damaged('its record does not fit its format');
     if (!isConsistent(record)) throw damaged('its disks contradict each other');
-    return { version, record: { ...record, overlays: [] } };
+    return { version, hasOrder, record: { ...record, overlays: [] } };
   }
 
   /** Writes all entries to their files and returns the length of the device state. */
@@ -54,6 +57,9 @@ export class ImageFileReader {
     const { regions } = spec.memory;
     const targets = [
       { kind: ENTRY.DEVICE_STATE, region: 0, path: places.state, lengthBytes: STATE_BYTES_MAX },
+      ...(places.order === null
+        ? []
+        : [{ kind: ENTRY.TOUCH_ORDER, region: 0, path: places.order, lengthBytes: TOUCH_ORDER_BYTES_MAX }]),
       ...places.regions.map((path, region) => ({
         ...{ kind: ENTRY.MEMORY, region, path },
         lengthBytes: regions[region]?.lengthBytes ?? 0,

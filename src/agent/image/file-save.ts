@@ -20,12 +20,14 @@ import {
   encodeEntry,
   encodeHead,
   FILE_VERSIONS,
+  type FileHead,
   type FileVersion,
 } from './file-format.js';
 import { checkLayers, type DiskLayer, fileFailure, withDigests } from './layers.js';
 import type { ImageRecord, SavedFile } from './record.js';
 import { describeLayers, isDescribed } from './start-check.js';
 import type { ImageStore } from './store.js';
+import { encodeTouchOrder } from './touch-order.js';
 
 const LEFT = 'what a broken save of an image has left cannot be removed now';
 const ZEROS = Buffer.alloc(CHUNK_BYTES);
@@ -159,8 +161,14 @@ async function writeImage(
     const writer = new Writer(file);
     // The overlays that the parent writes to, the other saved files and who reads the image are matters of this host.
     const { saves: _, readers: __, servedTo: ___, layers = [], ...described } = record;
-    await writer.begin(version, { ...described, overlays: [], ...(layers.length === 0 ? {} : { layers }) });
+    const order = await images.touchOrder(record.id);
+    const hasOrder = order.length > 0;
+    await writer.begin(
+      { version, hasOrder },
+      { ...described, overlays: [], ...(layers.length === 0 ? {} : { layers }) },
+    );
     await copyInto(writer, images.statePath(record.id), ENTRY.DEVICE_STATE, 0);
+    if (hasOrder) await writer.whole(ENTRY.TOUCH_ORDER, encodeTouchOrder(record.spec.memory, order));
     for (const [region, { path: memory }] of (await images.regions(record)).entries()) {
       await copyInto(writer, memory, ENTRY.MEMORY, region);
     }
@@ -185,11 +193,15 @@ class Writer {
     this.#file = file;
   }
 
-  async begin(version: FileVersion, record: ImageRecord): Promise<void> {
+  async begin(head: Omit<FileHead, 'descriptionBytes'>, record: ImageRecord): Promise<void> {
     const text = Buffer.from(JSON.stringify(record));
     if (text.length > DESCRIPTION_BYTES_MAX) throw new MigrationError('UNSUPPORTED', 'the image has too many disks');
-    await this.#write(encodeHead(version, text.length));
-    await this.entry({ kind: ENTRY.DESCRIPTION, region: 0, offsetBytes: 0, lengthBytes: text.length }, text);
+    await this.#write(encodeHead({ ...head, descriptionBytes: text.length }));
+    await this.whole(ENTRY.DESCRIPTION, text);
+  }
+
+  async whole(kind: number, data: Buffer): Promise<void> {
+    await this.entry({ kind, region: 0, offsetBytes: 0, lengthBytes: data.length }, data);
   }
 
   async entry(header: EntryHeader, data: Buffer): Promise<void> {

@@ -1,6 +1,7 @@
 /**
  * The images of this host: `STATE/images/ID.json` (the record), `STATE/images/ID.state` (device state),
- * `STATE/images/ID.disks` (disks that came with a file), and memory files on tmpfs (ram-files.ts).
+ * `STATE/images/ID.disks` (disks that came with a file), `STATE/images/ID.touched` (touch-order.ts), and memory files
+ * on tmpfs (ram-files.ts).
  *
  * An image exists until a user removes it. It cannot be removed while a clone runs on it. The clones of an image are
  * the VMs whose record names it, so there is no counter that a crash could leave wrong. The record outlives the memory
@@ -12,7 +13,7 @@ import { MigrationError, toMigrationError } from '../../domain/errors.js';
 import type { ImageView } from '../../domain/image.js';
 import { RecordFiles } from '../../durable/record-files.js';
 import type { Log } from '../../kit/log.js';
-import type { NativeBinding, RegionFile } from '../../native/types.js';
+import type { NativeBinding, RegionFile, TouchOrder } from '../../native/types.js';
 import { allocatedBytes, kindOf, type MemoryPromise } from '../vm/memory-room.js';
 import {
   createImageFiles,
@@ -24,6 +25,7 @@ import {
 } from '../vm/ram-files.js';
 import type { VmManager } from '../vm/vms.js';
 import { checkImageId, IMAGE_RECORD, type ImageRecord } from './record.js';
+import { TouchOrders } from './touch-order.js';
 
 /** The default share of the memory files' file system that images may take. */
 const BUDGET_SHARE = 0.5;
@@ -43,9 +45,12 @@ export interface ImageFilling {
   readonly pagesDone: number;
   /** Why no page comes at present, or null. */
   readonly trouble: Error | null;
+  /** What clones have touched until now, and before. */
+  readonly touched: TouchOrder;
 }
 
 export class ImageStore {
+  readonly orders: TouchOrders;
   readonly #options: ImageStoreOptions;
   readonly #files: RecordFiles<ImageRecord>;
   readonly #records = new Map<string, ImageRecord>();
@@ -59,6 +64,7 @@ export class ImageStore {
   private constructor(options: ImageStoreOptions, files: RecordFiles<ImageRecord>) {
     this.#options = options;
     this.#files = files;
+    this.orders = new TouchOrders(options);
   }
 
   /**
@@ -73,6 +79,7 @@ export class ImageStore {
     for (const err of corrupt) options.log.error({ err }, 'an image record cannot be read: its image is unavailable');
     for (const record of records) {
       await store.#remember(record);
+      await store.orders.read(record);
       await store.#takeUp(record).catch((error: unknown) => {
         const fields = { image: record.id, err: toMigrationError(error) };
         options.log.error(fields, 'what is left of an image cannot be removed; the next start tries again');
@@ -171,6 +178,7 @@ export class ImageStore {
     await this.#save({ ...before, state: 'unloaded' });
     await removeImageFiles(this.#options.vms.place, id, before.spec.memory.pageBytes);
     await rm(this.statePath(id), { force: true });
+    await this.orders.remove(id);
   }
 
   /** Durable when it resolves. */
@@ -188,6 +196,11 @@ export class ImageStore {
   setFilling(id: string, filling: ImageFilling | null): void {
     if (filling === null) this.#fillings.delete(id);
     else this.#fillings.set(id, filling);
+  }
+
+  /** The order in which clones have touched the image first, up to now. Empty if none has, or nobody has seen it. */
+  async touchOrder(id: string): Promise<TouchOrder> {
+    return this.#fillings.get(id)?.touched ?? this.orders.read(this.get(id));
   }
 
   /** Returns the names of the VMs that run on the image or wait for it. */
@@ -212,6 +225,7 @@ export class ImageStore {
     try {
       await removeImageFiles(this.#options.vms.place, id, pageBytes);
       await rm(this.statePath(id), { force: true });
+      await this.orders.remove(id);
       await rm(this.disksDirectory(id), { recursive: true, force: true });
       await this.#files.remove(id);
       this.#records.delete(id);
@@ -238,6 +252,7 @@ export class ImageStore {
       allocatedBytes: this.#allocatedBytes(record),
       pageBytes: memory.pageBytes,
       deviceStateBytes: record.deviceStateBytes,
+      touchedClusters: this.orders.count(id),
       pagesTotal,
       pagesDone,
       disks: record.disks.map(({ path }) => path),

@@ -5,7 +5,7 @@
 
 import { MigrationError } from '../../domain/errors.js';
 import type { SourceEndpointInfo } from '../../engine/ports/session.js';
-import type { TargetSessionHandle, TargetSnapshot } from '../../native/types.js';
+import type { TargetSessionHandle, TargetSnapshot, TouchOrder } from '../../native/types.js';
 import type { TargetCounter } from '../../protocol/wire.js';
 import type { HostContext } from '../vm/context.js';
 import type { ManagedVm } from '../vm/vms.js';
@@ -25,6 +25,8 @@ export interface PageSessionOptions {
   readonly session: string;
   readonly token: string;
   readonly bandwidthBytesPerS: number;
+  /** As for the native session. */
+  readonly order?: TouchOrder;
   /** True: use the presence maps of an earlier process. */
   readonly isResume: boolean;
   /** Called when every page has arrived. */
@@ -114,6 +116,7 @@ export class PageSession {
         presencePath: vms.presencePath(spec.name, spec.memory.regions[index]?.id ?? ''),
       })),
       bandwidthBytesPerS: this.#options.bandwidthBytesPerS,
+      ...(this.#options.order === undefined ? {} : { order: this.#options.order }),
       isResume,
       onEdge: () => this.#onEdge(),
     });

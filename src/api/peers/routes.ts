@@ -30,7 +30,7 @@ export const DEVICE_STATE_BYTES_MAX = 256 * 2 ** 20;
 
 /** Calls whose second argument is the host that reads an image. A host speaks for itself only. */
 const OF_READER: ReadonlySet<string> = new Set([
-  ...['serveImage', 'serveHeld', 'joinMulticast', 'imageDigests', 'digestsHash', 'endImage'],
+  ...['serveImage', 'serveHeld', 'joinMulticast', 'imageDigests', 'digestsHash', 'touchOrder', 'endImage'],
 ]);
 
 function refuseOtherReader(reader: unknown, socket: Socket, { tls }: ApiServices): void {

@@ -155,13 +155,15 @@ export const imageHolder = z.strictObject({
 /** An answer has the digests of 64 MiB, or of one page. */
 const DIGESTS_CHARS_MAX = 350_000;
 
-export const imageDigests = z.object({
-  digests: z
-    .string()
-    .max(DIGESTS_CHARS_MAX)
-    .regex(/^[A-Za-z0-9+/]*={0,2}$/)
-    .nullable(),
-});
+const base64 = z
+  .string()
+  .max(DIGESTS_CHARS_MAX)
+  .regex(/^[A-Za-z0-9+/]*={0,2}$/);
+
+export const imageDigests = z.object({ digests: base64.nullable() });
+
+/** The longest order fits. */
+export const touchOrder = z.object({ order: base64 });
 
 export const digestsHash = z.object({
   pageCount: count.nullable(),

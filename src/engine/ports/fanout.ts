@@ -54,6 +54,11 @@ export interface FanoutPort {
     provider: MulticastProvider,
     datagramBytesMax: number,
   ): Promise<MulticastOffer>;
+  /**
+   * On the host that has the image, for one of its readers: the order in which clones have touched its memory so far
+   * (agent/image/touch-order.ts), in base64; empty if it is not known. A hint.
+   */
+  touchOrder(image: string, reader: string): Promise<{ readonly order: string }>;
   /** On the host that has the image. */
   multicastSent(image: string): Promise<MulticastSent>;
   /**

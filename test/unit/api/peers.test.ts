@@ -107,7 +107,7 @@ describe('calls', () => {
     const { forks, fanout } = remote('B', { A: url() }).agent('A');
     const calls = [
       ...[fanout.serveHeld(IMAGE, 'C', 'tcp'), fanout.joinMulticast(IMAGE, 'C', 'udp', 0)],
-      fanout.digestsHash(IMAGE, 'C', 0, 0),
+      ...[fanout.digestsHash(IMAGE, 'C', 0, 0), fanout.touchOrder(IMAGE, 'C')],
       forks.serveImage(IMAGE, 'C', 'tcp'),
       forks.imageDigests(IMAGE, 'C', 0, 0),
       forks.endImage(IMAGE, 'A'),

@@ -7,10 +7,11 @@ import { link, unlink } from 'node:fs/promises';
 import { MigrationError, toMigrationError } from '../../../domain/errors.js';
 import { deferred } from '../../../kit/deferred.js';
 import { failureToError } from '../../../native/failure.js';
-import type { ImageCaptureHandle, ImageSnapshot, RegionFile } from '../../../native/types.js';
+import type { ImageCaptureHandle, ImageSnapshot, RegionFile, TouchOrder } from '../../../native/types.js';
 import type { ImageContext } from '../../image/context.js';
 import type { ImageRecord } from '../../image/record.js';
 import type { ManagedVm } from '../../vm/vms.js';
+import { TouchKeeper } from './touch-keeper.js';
 
 export class CaptureSession {
   readonly handle: ImageCaptureHandle;
@@ -19,6 +20,7 @@ export class CaptureSession {
   readonly #over = deferred<'complete' | 'failed'>();
   /** Files that `finish` removes, when no process reads them any more. */
   readonly #files: readonly string[];
+  readonly #touch: TouchKeeper;
   #last: ImageSnapshot | null = null;
   #isOpen = true;
 
@@ -27,6 +29,8 @@ export class CaptureSession {
     this.#image = image;
     this.#files = [...parts.links, ...parts.image.map(({ presencePath }) => presencePath)];
     this.handle = openCapture(context, { ...parts, onEdge: () => this.#checkState() });
+    const { before } = parts;
+    this.#touch = new TouchKeeper(context.images, image, { before, read: () => this.handle.touched() });
     context.images.setFilling(image.id, this);
   }
 
@@ -38,10 +42,12 @@ export class CaptureSession {
   ): Promise<CaptureSession> {
     const { images } = context;
     const { parent, isResume } = options;
+    const before = await images.orders.read(image);
     const files = await images.withPresence(image);
     // The parent is a clone. If its process dies its own pages are lost, so hard links to the files would not help.
     if (parent !== null && parent.image !== null) {
-      return new CaptureSession(context, image, { parent, source: parent.regions, image: files, isResume, links: [] });
+      const parts = { parent, source: parent.regions, image: files, isResume, links: [], before };
+      return new CaptureSession(context, image, parts);
     }
     const source: RegionFile[] = files.map(({ path, lengthBytes, pageBytes }) => ({
       path: sourcePath(path),
@@ -55,7 +61,7 @@ export class CaptureSession {
       for (const [index, { path }] of parent.regions.entries()) await linkIfMissing(path, source[index]?.path ?? '');
     }
     const links = source.map(({ path }) => path);
-    return new CaptureSession(context, image, { parent, source, image: files, isResume, links });
+    return new CaptureSession(context, image, { parent, source, image: files, isResume, links, before });
   }
 
   /** Resolves when every page has been copied, or when the capture has failed. */
@@ -96,6 +102,10 @@ export class CaptureSession {
     return null;
   }
 
+  get touched(): TouchOrder {
+    return this.#touch.order;
+  }
+
   get pagesDone(): number {
     const { pagesCopied, pagesZero } = this.snapshot.counters;
     return Number(pagesCopied) + Number(pagesZero);
@@ -125,13 +135,13 @@ export class CaptureSession {
 
   /** Closes a complete or failed capture and removes its files. Only the image is left. */
   async finish(): Promise<void> {
-    await this.#end();
+    await this.#end({ isLost: false });
     for (const path of this.#files) await unlink(path).catch(ignoreMissing);
   }
 
   /** Closes a capture that is given up, which releases the parent. The caller removes the files. */
   async abandon(): Promise<void> {
-    await this.#end();
+    await this.#end({ isLost: true });
   }
 
   /** Closes the session and leaves everything in place for the next daemon. */
@@ -139,14 +149,16 @@ export class CaptureSession {
     if (!this.#isOpen) return;
     this.#last = this.handle.snapshot();
     this.#isOpen = false;
+    await this.#touch.close({ isLost: false });
     await this.handle.leave();
   }
 
-  async #end(): Promise<void> {
+  async #end(fate: { readonly isLost: boolean }): Promise<void> {
     this.#context.images.setFilling(this.#image.id, null);
     if (!this.#isOpen) return;
     this.#last = this.handle.snapshot();
     this.#isOpen = false;
+    await this.#touch.close(fate);
     await this.handle.close();
   }
 
@@ -165,11 +177,13 @@ interface CaptureParts {
   readonly links: readonly string[];
   readonly image: readonly (RegionFile & { readonly presencePath: string })[];
   readonly isResume: boolean;
+  /** What an earlier daemon has seen clones touch. */
+  readonly before: TouchOrder;
 }
 
 function openCapture(
   { native }: ImageContext,
-  { parent, source, image, isResume, onEdge }: Omit<CaptureParts, 'links'> & { readonly onEdge: () => void },
+  { parent, source, image, isResume, onEdge }: Omit<CaptureParts, 'links' | 'before'> & { readonly onEdge: () => void },
 ): ImageCaptureHandle {
   try {
     return native.openImageCapture({ parent: parent?.memory ?? null, source, image, isResume, onEdge });

@@ -73,6 +73,11 @@ export class FanoutAgent implements FanoutPort {
     return this.#options.servers.multicasts.join(image, reader, provider, datagramBytesMax);
   }
 
+  async touchOrder(image: string, reader: string): Promise<{ readonly order: string }> {
+    checkImageId(image);
+    return { order: await this.#options.servers.touchOrder(image, reader) };
+  }
+
   async multicastSent(image: string): Promise<MulticastSent> {
     checkImageId(image);
     return this.#options.servers.multicasts.sent(image);

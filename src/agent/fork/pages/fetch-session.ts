@@ -8,7 +8,7 @@ import type { HostFanout } from '../../../domain/fanout.js';
 import type { ImageHolder } from '../../../engine/ports/fork.js';
 import { deferred } from '../../../kit/deferred.js';
 import { failureToError } from '../../../native/failure.js';
-import type { ImageDigestsHandle, ImageFetchHandle, ImageFetchSnapshot } from '../../../native/types.js';
+import type { ImageDigestsHandle, ImageFetchHandle, ImageFetchSnapshot, TouchOrder } from '../../../native/types.js';
 import type { ImageCounter } from '../../../protocol/wire.js';
 import type { ImageContext } from '../../image/context.js';
 import type { ImageRecord } from '../../image/record.js';
@@ -20,12 +20,13 @@ import { takeSeat } from './multicast-reader.js';
 import { joinOf } from './multicast-server.js';
 import { NearHolders } from './near-holders.js';
 import type { OriginHost } from './origin-host.js';
-import { type CheckOutcome, damagedError, PageCheck } from './page-check.js';
+import { type CheckOutcome, damagedError, openDigests, PageCheck } from './page-check.js';
+import { TouchKeeper } from './touch-keeper.js';
 
 /** The counters that a native session opened anew starts at zero. The others are read from the presence maps. */
 const SUMMED: readonly ImageCounter[] = [
   ...(['copiedBytes', 'demandBytes', 'prefetchBytes', 'cloneFaultCount', 'refusedPages', 'cpuNs'] as const),
-  ...(['nearBytes', 'absentAnswers', 'multicastBytes', 'multicastLostDatagrams'] as const),
+  ...(['orderedBytes', 'nearBytes', 'absentAnswers', 'multicastBytes', 'multicastLostDatagrams'] as const),
 ];
 
 export class FetchSession {
@@ -36,6 +37,7 @@ export class FetchSession {
   /** Null: they cannot be kept here, so no page is checked. */
   readonly #digests: ImageDigestsHandle | null;
   readonly #check: PageCheck;
+  readonly #touch: TouchKeeper;
   readonly #filled = deferred<'complete' | 'failed'>();
   readonly #over = deferred<'complete' | 'failed'>();
   #isOver = false;
@@ -61,7 +63,7 @@ export class FetchSession {
     context: ImageContext,
     image: ImageRecord,
     files: ImageFiles,
-    digests: ImageDigestsHandle | null,
+    { digests, before }: { readonly digests: ImageDigestsHandle | null; readonly before: TouchOrder },
     options: FetchOptions,
   ) {
     this.#context = context;
@@ -96,15 +98,17 @@ export class FetchSession {
       isComplete: () => this.snapshot.state === 'complete',
       onOver: (outcome) => this.#checkIsOver(outcome),
     });
+    this.#touch = new TouchKeeper(context.images, image, { before, read: () => this.#link.reader.touched() });
     this.#last = this.#link.reader.snapshot();
     context.images.setFilling(image.id, this);
   }
 
   static async open(context: ImageContext, image: ImageRecord, options: FetchOptions): Promise<FetchSession> {
     const files = await context.images.withPresence(image);
+    const before = await context.images.orders.read(image);
     const digests = await openDigests(context, image, options);
     try {
-      return new FetchSession(context, image, files, digests, options);
+      return new FetchSession(context, image, files, { digests, before }, options);
     } catch (error) {
       // It holds the files of the image, which may be about to go, for want of room.
       digests?.close();
@@ -183,6 +187,10 @@ export class FetchSession {
     return this.#isOpen && this.failure === null ? this.#link.reader : null;
   }
 
+  get touched(): TouchOrder {
+    return this.#touch.order;
+  }
+
   get pagesDone(): number {
     const { pagesCopied, pagesZero } = this.snapshot.counters;
     return Number(pagesCopied) + Number(pagesZero);
@@ -206,7 +214,8 @@ export class FetchSession {
     this.serve();
     if (this.#isFeeding) return;
     this.#isFeeding = true;
-    const { fanout } = this.#options;
+    const { fanout, origin } = this.#options;
+    this.#touch.tell(await origin.touchOrder());
     if (fanout === null) return this.#sweepRoot();
     this.#openFeeds(fanout)
       .then(() => this.#sweepRoot())
@@ -253,7 +262,7 @@ export class FetchSession {
 
   /** Closes a session that is over, and removes its presence maps. Only the image is left. */
   async finish(): Promise<void> {
-    await this.#end();
+    await this.#end({ isLost: false });
     for (const path of this.#presencePaths) {
       await unlink(path).catch((error: NodeJS.ErrnoException) => {
         if (error.code !== 'ENOENT') throw error;
@@ -263,15 +272,15 @@ export class FetchSession {
 
   /** Closes a session that is given up. The caller removes the files. */
   async abandon(): Promise<void> {
-    await this.#end();
+    await this.#end({ isLost: true });
   }
 
   /** Closes the session and leaves everything in place for the next daemon. */
   async leave(): Promise<void> {
-    await this.#end();
+    await this.#end({ isLost: false });
   }
 
-  async #end(): Promise<void> {
+  async #end(fate: { readonly isLost: boolean }): Promise<void> {
     this.#context.images.setFilling(this.#image.id, null);
     if (!this.#isOpen) return;
     this.#last = this.#read();
@@ -279,6 +288,7 @@ export class FetchSession {
     this.#isOpen = false;
     // Nobody waits any longer. It changes nothing if the image is complete.
     this.#resolve('failed');
+    await this.#touch.close(fate);
     await Promise.all([this.#check.close(), this.#link.close()]);
     this.#digests?.close();
   }
@@ -294,6 +304,7 @@ export class FetchSession {
   #carry(): void {
     this.#isServing = false;
     this.#near.forgetReader();
+    this.#touch.carry();
     const { counters } = this.#read();
     this.#isSeated = false;
     for (const counter of SUMMED) this.#carried.set(counter, counters[counter]);
@@ -320,7 +331,7 @@ export class FetchSession {
       reader.start();
       this.#isServing = true;
     }
-    if (this.#isServing && this.#isSweepWanted) reader.sweep();
+    if (this.#isServing && this.#isSweepWanted) reader.sweep(this.#touch.order);
   }
 
   #onEdge(): void {
@@ -381,22 +392,6 @@ export interface FetchOptions {
   readonly origin: OriginHost;
   /** What brings pages sooner than the root. Null: nothing. */
   readonly fanout: HostFanout | null;
-}
-
-/** What an earlier daemon has begun goes on without digests, if there is no room for them now. */
-async function openDigests(
-  { native, images, log }: ImageContext,
-  image: ImageRecord,
-  { isResume }: FetchOptions,
-): Promise<ImageDigestsHandle | null> {
-  const files = await images.withDigests(image);
-  try {
-    return native.openImageDigests({ image: files });
-  } catch (thrown) {
-    if (!isResume) throw thrown;
-    log.warn({ image: image.id, err: toMigrationError(thrown) }, 'the digests of an image cannot be kept');
-    return null;
-  }
 }
 
 type ImageFiles = Awaited<ReturnType<ImageContext['images']['withPresence']>>;

@@ -7,6 +7,7 @@ import { MigrationError } from '../../../domain/errors.js';
 import type { Transport } from '../../../domain/transport.js';
 import type { ImageHolder } from '../../../engine/ports/fork.js';
 import type { ImageContext } from '../../image/context.js';
+import { encodeTouchOrder } from '../../image/touch-order.js';
 import { DigestServer } from './digest-server.js';
 import { type ImagePages, ImageServer } from './image-server.js';
 import { MulticastServer } from './multicast-server.js';
@@ -28,11 +29,8 @@ export class ImageServers {
 
   /** Tells a reader the digests of pages, as DigestServer does. Throws CONFLICT for a host that does not read it. */
   async digests(image: string, reader: string, regionIndex: number, firstPage: number): Promise<Buffer | null> {
-    const { images, host } = this.#context;
     this.#refuseLeaving(image);
-    if (!(images.get(image).readers ?? []).includes(reader)) {
-      throw new MigrationError('CONFLICT', `${reader} does not read image ${image} of ${host}`);
-    }
+    this.#refuseStranger(image, reader);
     return this.#digests.digests(image, regionIndex, firstPage);
   }
 
@@ -44,6 +42,14 @@ export class ImageServers {
       throw new MigrationError('CONFLICT', `${host} has image ${image} itself`);
     }
     return this.#digests.digests(image, regionIndex, firstPage);
+  }
+
+  /** Tells a reader the order in which clones have touched the image, in base64. Empty: none is known. */
+  async touchOrder(image: string, reader: string): Promise<string> {
+    const { images } = this.#context;
+    this.#refuseStranger(image, reader);
+    const order = await images.touchOrder(image);
+    return order.length === 0 ? '' : encodeTouchOrder(images.get(image).spec.memory, order).toString('base64');
   }
 
   /** The pages of this host for one that does not depend on it. */
@@ -119,6 +125,12 @@ export class ImageServers {
     const server = this.#servers.get(image) ?? new ImageServer(this.#context, image);
     this.#servers.set(image, server);
     return server;
+  }
+
+  #refuseStranger(image: string, reader: string): void {
+    const { images, host } = this.#context;
+    if ((images.get(image).readers ?? []).includes(reader)) return;
+    throw new MigrationError('CONFLICT', `${reader} does not read image ${image} of ${host}`);
   }
 
   /** A session that is opened now would outlive the close of all sessions. */

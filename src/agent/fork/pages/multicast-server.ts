@@ -158,6 +158,7 @@ class ImageMulticast {
     let multicast: ImageMulticast | null = null;
     const sender = native.openMulticastSender({
       ...{ image: regions, group: { ...group, interfaceAddress } },
+      order: await images.touchOrder(image),
       bandwidthBytesPerS: context.multicast.bandwidthBytesPerS,
       onEdge: () => multicast?.look(),
     });

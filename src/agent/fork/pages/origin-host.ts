@@ -5,13 +5,17 @@ import type { Transport } from '../../../domain/transport.js';
 import type { DigestsHash, MulticastOffer } from '../../../engine/ports/fanout.js';
 import type { ForkOrigin, ImageHolder } from '../../../engine/ports/fork.js';
 import { inTime } from '../../../kit/in-time.js';
+import type { TouchOrder } from '../../../native/types.js';
 import type { ImageContext } from '../../image/context.js';
 import { refuseOtherDisks } from '../../image/join-disks.js';
+import { decodeTouchOrder, NO_ORDER } from '../../image/touch-order.js';
 import { rootRemoved } from './failed-image.js';
 import { ANY_HOLDER_TRANSPORT } from './image-server.js';
 
 /** Asking again is cheap: the host continues with what it has begun for an earlier question. */
 const ASK_MS_MAX = 5_000;
+/** Pages that nobody waits for are not read before the answer. */
+const ORDER_MS_MAX = 1_000;
 
 export class OriginHost {
   readonly #context: ImageContext;
@@ -49,6 +53,22 @@ export class OriginHost {
       const { digests } = await peers.agent(host).forks.imageDigests(image, self, regionIndex, firstPage);
       return digests;
     });
+  }
+
+  /** Asks what clones have touched first, there and before. Never rejects: it is worth no more than a moment. */
+  async touchOrder(): Promise<TouchOrder> {
+    const { peers, host: self, images, log } = this.#context;
+    const { host, image } = this.#origin;
+    try {
+      const { order } = await inTime(host, ORDER_MS_MAX, peers.agent(host).fanout.touchOrder(image, self));
+      if (order === '') return NO_ORDER;
+      const decoded = decodeTouchOrder(images.get(image).spec.memory, Buffer.from(order, 'base64'));
+      if (decoded === null) log.warn({ image, host }, 'a host sends no order of touches of its image: it is not used');
+      return decoded ?? NO_ORDER;
+    } catch (error) {
+      log.debug({ image, host, err: toMigrationError(error) }, 'the order of touches of an image is not known');
+      return NO_ORDER;
+    }
   }
 
   /** Asks what they hash to. */

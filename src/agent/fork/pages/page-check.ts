@@ -5,6 +5,8 @@
  */
 import { type ErrorCode, MigrationError, toMigrationError } from '../../../domain/errors.js';
 import type { ImageDigestsHandle } from '../../../native/types.js';
+import type { ImageContext } from '../../image/context.js';
+import type { ImageRecord } from '../../image/record.js';
 import type { AgentLog } from '../../vm/context.js';
 import { pagesInPiece } from './digest-server.js';
 import { isFinal } from './failed-image.js';
@@ -183,4 +185,20 @@ export class PageCheck {
 /** For people, and for the records of the image and its clones. */
 export function damagedError(image: string, page: string): MigrationError {
   return new MigrationError('DAMAGED', `${page} of image ${image} is not what the host of the image has`);
+}
+
+/** What an earlier daemon has begun goes on without digests, if there is no room for them now. */
+export async function openDigests(
+  { native, images, log }: ImageContext,
+  image: ImageRecord,
+  { isResume }: { readonly isResume: boolean },
+): Promise<ImageDigestsHandle | null> {
+  const files = await images.withDigests(image);
+  try {
+    return native.openImageDigests({ image: files });
+  } catch (thrown) {
+    if (!isResume) throw thrown;
+    log.warn({ image: image.id, err: toMigrationError(thrown) }, 'the digests of an image cannot be kept');
+    return null;
+  }
 }

@@ -117,6 +117,7 @@ class Copy {
       const complete = { isThere: false };
       const pages = new PageSession(context, vm, {
         ...{ ...credentials, isResume, bandwidthBytesPerS: 0 },
+        order: await images.touchOrder(image.id),
         onComplete: () => {
           complete.isThere = true;
         },

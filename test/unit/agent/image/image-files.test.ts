@@ -38,7 +38,12 @@ function withDescription(file: Buffer, record: object): Buffer {
   const text = Buffer.from(JSON.stringify(record));
   const header = { kind: ENTRY.DESCRIPTION, region: 0, offsetBytes: 0, lengthBytes: text.length };
   const rest = file.subarray(HEAD_BYTES + ENTRY_HEADER_BYTES + descriptionBytes);
-  return Buffer.concat([encodeHead(1, text.length), encodeEntry(header, text), text, rest]);
+  return Buffer.concat([
+    encodeHead({ version: 1, hasOrder: false, descriptionBytes: text.length }),
+    encodeEntry(header, text),
+    text,
+    rest,
+  ]);
 }
 
 describe('a file with the disks in it', () => {
