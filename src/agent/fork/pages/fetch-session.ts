@@ -225,7 +225,8 @@ export class FetchSession {
 
   async #joinMulticast(datagramBytesMax: number): Promise<void> {
     await takeSeat({
-      ...{ image: this.#image.id, log: this.#context.log, isOver: () => !this.#isOpen || this.#isOver },
+      ...{ image: this.#image.id, clock: this.#context.clock, log: this.#context.log },
+      isOver: () => !this.#isOpen || this.#isOver,
       ask: () => this.#options.origin.joinMulticast(datagramBytesMax),
       join: ({ group, member }) => {
         this.#link.reader.joinMulticast({ ...group, member, interfaceAddress: interfaceOf(this.#context) });

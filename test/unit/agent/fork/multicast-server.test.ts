@@ -12,6 +12,7 @@ function scene(state = 'complete') {
   const warnings: string[] = [];
   const context = {
     ...{ host: 'A', dataAddress: '10.0.0.1' },
+    clock: { sleep: (ms: number) => new Promise((resolve) => setTimeout(resolve, ms)) },
     multicast: { group: null, port: 7403, ttl: 1, bandwidthBytesPerS: 0 },
     images: { get: () => record, regions: async () => [] },
     log: { info: () => undefined, error: () => undefined, warn: (_: object, text: string) => void warnings.push(text) },
