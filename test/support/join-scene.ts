@@ -106,8 +106,6 @@ export function scene(change: Change = {}) {
     log: { debug: quiet, warn: quiet, error: quiet, info: quiet },
     vms: { endClone: nothing, room: { release: quiet }, has: () => false },
     inject: { hit: nothing },
-    // Every call is answered in time.
-    clock: { sleep: () => new Promise(() => undefined) },
     forkStore: { save: async (record: object) => void saved.push(record), remove: nothing },
   };
   const servers = new ImageServers(context as never);

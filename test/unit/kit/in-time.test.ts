@@ -9,15 +9,15 @@ test('an answer, or an error, is passed on, and nothing waits any longer', async
     signals.push(signal);
     return NEVER;
   };
-  expect(await inTime('B', 5_000, Promise.resolve(7), sleep)).toBe(7);
-  await expect(inTime('B', 5_000, Promise.reject(new Error('no')), sleep)).rejects.toThrow('no');
+  expect(await inTime('B', 5_000, Promise.resolve(7), { sleep })).toBe(7);
+  await expect(inTime('B', 5_000, Promise.reject(new Error('no')), { sleep })).rejects.toThrow('no');
   expect(signals.map(({ aborted }) => aborted)).toEqual([true, true]);
 });
 
 test('a host that does not answer is not waited for', async () => {
   const asked: number[] = [];
   const sleep = async (ms: number): Promise<void> => void asked.push(ms);
-  await expect(inTime('B', 5_000, NEVER, sleep)).rejects.toMatchObject({
+  await expect(inTime('B', 5_000, NEVER, { sleep })).rejects.toMatchObject({
     ...{ code: 'TIMEOUT', message: 'B did not answer within 5 s' },
   });
   expect(asked).toEqual([5_000]);
@@ -25,5 +25,5 @@ test('a host that does not answer is not waited for', async () => {
 });
 
 test('an answer that comes with the end of the wait counts', async () => {
-  expect(await inTime('B', 0, Promise.resolve('there'), async () => undefined)).toBe('there');
+  expect(await inTime('B', 0, Promise.resolve('there'), { sleep: async () => undefined })).toBe('there');
 });

@@ -95,7 +95,7 @@ export class FanoutAgent implements FanoutPort {
     let us = Number.POSITIVE_INFINITY;
     for (let n = 0; n < ECHOES; n++) {
       const beganAtMs = clock.nowMs();
-      await inTime(host, ECHO_MS_MAX, fanout.echo(), clock.sleep);
+      await inTime(host, ECHO_MS_MAX, fanout.echo(), clock);
       us = Math.min(us, Math.round((clock.nowMs() - beganAtMs) * 1_000));
     }
     this.#roundTrips.set(host, { us, atMs: clock.nowMs() });

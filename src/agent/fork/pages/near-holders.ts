@@ -159,7 +159,7 @@ export class NearHolders {
     try {
       const wanted = transportRow(transport()).sameMachineOnly ? ANY_HOLDER_TRANSPORT : transport();
       const asking = peers.agent(near.host).fanout.serveHeld(image, host, wanted);
-      const { session, token, endpoint } = await inTime(near.host, ASK_MS_MAX, asking, clock.sleep);
+      const { session, token, endpoint } = await inTime(near.host, ASK_MS_MAX, asking, clock);
       const { provider, options, timeoutMs } = await transports.connection(endpoint.transport, endpoint.host);
       if (this.#isClosed || generation !== this.#generation) return false;
       const { host: address, port, keys } = endpoint;

@@ -67,6 +67,6 @@ export class OriginHost {
   }
 
   #within<T>(call: () => Promise<T>): Promise<T> {
-    return inTime(this.#origin.host, ASK_MS_MAX, call(), this.#context.clock.sleep);
+    return inTime(this.#origin.host, ASK_MS_MAX, call(), this.#context.clock);
   }
 }

@@ -51,8 +51,6 @@ async function agentWith({ state, isPeer, image = 'capturing', loadState = 'load
   const memory = { sizeBytes: 4096, pageBytes: 4096 };
   const context = {
     ...{ host: 'B', native: {}, registry: { owner: async () => null }, inject: { hit: nothing } },
-    // Every call is answered in time.
-    clock: { sleep: () => new Promise(() => undefined) },
     log: { debug: quiet, info: quiet, warn: (_: object, text: string) => void warnings.push(text), error: quiet },
     servers: { closeAll: nothing, endFilling: nothing, close: nothing },
     peers: { isPeer: () => isPeer, agent: () => ({ forks: { forkDecision: ask('decision'), endImage: ask('end') } }) },
