@@ -100,6 +100,10 @@ export class ManyHosts {
     return this.cluster.network.setLoss(host, percent, of);
   }
 
+  setMtu(host: string, bytes: number): Promise<void> {
+    return this.cluster.network.setMtu(host, bytes);
+  }
+
   lostPackets(host: string): Promise<number> {
     return this.cluster.network.lostPackets(host);
   }

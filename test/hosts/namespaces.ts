@@ -205,6 +205,13 @@ export class Namespaces implements HostNetwork<NamespaceHost> {
     }
   }
 
+  /** The largest packet on the host's management and data link. */
+  async setMtu(name: string, bytes: number): Promise<void> {
+    const { namespace, switchPort } = this.host(name);
+    await ip('-n', namespace, 'link', 'set', 'eth0', 'mtu', `${bytes}`);
+    await ip('-n', this.switchNamespace, 'link', 'set', switchPort, 'mtu', `${bytes}`);
+  }
+
   /**
    * Drops this share of the packets that arrive over the host's management and data link; 0 drops none. `multicast`:
    * only those of multicasts of images.

@@ -1,10 +1,8 @@
 /** One host's part of forks in the simulation. It keeps the rules of ports/fork.ts, and forgets when it dies. */
-import { type ErrorCode, MigrationError } from '../../src/domain/errors.js';
-import type { CloneFailure, CloneIdentity } from '../../src/domain/fork.js';
+import type { CloneFailure } from '../../src/domain/fork.js';
 import type { ForkInventory } from '../../src/domain/host.js';
 import type { Transport } from '../../src/domain/transport.js';
 import type {
-  CommittedFork,
   ForkDecision,
   ForkPointReply,
   ForkPort,
@@ -19,8 +17,10 @@ import type {
 } from '../../src/engine/ports/fork.js';
 import type { HostPort } from '../../src/engine/ports/host.js';
 import type { SourcePort } from '../../src/engine/ports/source.js';
+import { HostFanout } from './fork/host-fanout.js';
+import { committedFork, failure, identity } from './fork/replies.js';
 import { ForkPages } from './fork-pages.js';
-import { CLONES, type Clone, type ForkHost, type ForkNote, type ForkWorld, type Image, PAGES } from './fork-world.js';
+import { type Clone, type ForkHost, type ForkNote, type ForkWorld, type Image, PAGES } from './fork-world.js';
 import { forkFacts } from './spec.js';
 import { type Life, NEVER } from './time.js';
 
@@ -43,6 +43,7 @@ export class SimForkAgent implements ForkPort, Pick<SourcePort, 'reserve' | 'unr
   readonly #host: ForkHost;
   readonly #life: Life;
   readonly #pages: ForkPages;
+  readonly fanout: HostFanout;
   readonly #sabotage: AgentSabotage | null;
   readonly #peer: ForkAgentParts['peer'];
   /** Forks that have ended. A late call does not bring them back. */
@@ -58,8 +59,10 @@ export class SimForkAgent implements ForkPort, Pick<SourcePort, 'reserve' | 'unr
     this.#life = life;
     this.#sabotage = sabotage;
     this.#peer = parts.peer;
+    this.fanout = new HostFanout(parts);
     this.#pages = new ForkPages({
       ...parts,
+      fanout: this.fanout,
       discard: (fork) => this.discardFork(fork),
       isOver: (decision) => decision === 'discarded' || (sabotage === 'discardWhenOpen' && decision === 'open'),
     });
@@ -126,6 +129,7 @@ export class SimForkAgent implements ForkPort, Pick<SourcePort, 'reserve' | 'unr
       isOwnImage: !images.has(image),
       isParentStopped: request.vm !== null && request.parentMode === 'stop',
       isPartial: request.isPartialAllowed,
+      fanout: request.fanout ?? null,
     };
     forks.set(fork, note);
     if (!images.has(image)) images.set(image, { pages: Array(PAGES).fill(null), hasState: false });
@@ -188,6 +192,7 @@ export class SimForkAgent implements ForkPort, Pick<SourcePort, 'reserve' | 'unr
     const isServed = found.hasState || parent.protectedFor === image || this.#sabotage === 'givePagesEarly';
     if (!isServed) throw failure('CONFLICT', `image ${image} is not captured yet`);
     if (this.#sabotage === 'givePagesEarly') this.#world.host(reader).images.get(image)?.pages.fill(1);
+    this.#world.fanout.noteReader(image, reader);
     await this.#work(`serves ${reader}`);
     return { session: '', token: '', endpoint: { transport: 'tcp', host: '', port: 1, keys: [] } };
   }
@@ -280,7 +285,7 @@ export class SimForkAgent implements ForkPort, Pick<SourcePort, 'reserve' | 'unr
     const pagesDone = pages.filter((page) => page !== null).length;
     const state = pagesDone === PAGES ? 'complete' : 'filling';
     return {
-      ...{ state, error: null, pagesTotal: PAGES, pagesDone, pageBytes: 4096, counters: {} },
+      ...{ state, error: null, pagesTotal: PAGES, pagesDone, pageBytes: 4096, ...this.fanout.progress(fork) },
       committed: note.isCommitted ? committedFork(note, this.#clonesOf(fork)) : null,
     };
   }
@@ -331,7 +336,10 @@ export class SimForkAgent implements ForkPort, Pick<SourcePort, 'reserve' | 'unr
       this.#world.take(this.#host, name);
       await this.#work(`remove: ${name} ended`);
     }
-    if (note?.isOwnImage === true) images.delete(note.image);
+    if (note?.isOwnImage === true) {
+      await this.fanout.close(note.image);
+      images.delete(note.image);
+    }
     await this.#work('remove: image removed');
     forks.delete(fork);
   }
@@ -382,18 +390,4 @@ export class SimForkAgent implements ForkPort, Pick<SourcePort, 'reserve' | 'unr
   #refuseClosed(key: string): void {
     if (this.#closed.has(key)) throw failure('CONFLICT', `${key} is over`);
   }
-}
-
-function identity({ index, name }: Pick<Clone, 'index' | 'name'>): CloneIdentity {
-  return { index, cloneCount: CLONES, name, uuid: `uuid ${index}`, vmGenerationId: '', macs: {} };
-}
-
-function committedFork({ image }: ForkNote, all: readonly Clone[]): CommittedFork {
-  const ready = all.filter(({ hasRun }) => hasRun).map(({ index }) => ({ index, at: '2000-01-01T00:00:00Z' }));
-  const counts = { parentPauseMs: 4, deviceStateBytes: 1000 };
-  return { image, isWarm: false, clones: all.map(identity), failures: [], ...counts, ready };
-}
-
-function failure(code: ErrorCode, message: string): MigrationError {
-  return new MigrationError(code, message);
 }

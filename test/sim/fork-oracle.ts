@@ -19,6 +19,8 @@ export function checkAtRest({ world, job, parentState, hosts }: AtRest): void {
   if (parent.job !== null) fail('the parent is still reserved');
   if (parent.protectedFor !== null) fail('the parent is still write-protected');
   for (const { name, forks } of all) if (forks.size > 0) fail(`a fork is left over on ${name}`);
+  const reading = world.fanout.leftOver();
+  if (reading !== null) fail(reading);
   const waiting = clones.filter(({ isAlive, hasRun }) => isAlive && !hasRun);
   if (waiting.length > 0) fail(`${waiting.map(({ name }) => name).join(', ')} never ran`);
   const isParentWell = killed.parent || ended.parent;

@@ -2,6 +2,7 @@
 import { toMigrationError } from '../../src/domain/errors.js';
 import type { Transport } from '../../src/domain/transport.js';
 import type { HostPort } from '../../src/engine/ports/host.js';
+import type { HostFanout } from './fork/host-fanout.js';
 import { type ForkHost, type ForkNote, type ForkWorld, PAGES, ROOT } from './fork-world.js';
 import type { Life } from './time.js';
 
@@ -16,6 +17,7 @@ export interface PagesParts {
   readonly host: ForkHost;
   readonly life: Life;
   readonly peer: (host: string) => HostPort;
+  readonly fanout: HostFanout;
   /** Removes a fork that will never be committed. */
   readonly discard: (fork: string) => Promise<void>;
   /** Whether the host discards a fork of which it hears this. */
@@ -64,24 +66,31 @@ export class ForkPages {
     const { fork, image: id } = note;
     if (this.#reading.has(fork)) return;
     this.#reading.add(fork);
+    this.#parts.fanout.hold(id);
+    if (note.fanout !== null) return this.#parts.fanout.read(note, (index) => this.#readRoot(note, index));
     while (host.forks.get(fork) === note) {
       const image = host.images.get(id);
       const index = image?.pages.indexOf(null) ?? -1;
       if (image === undefined || index < 0) return;
-      if (!this.isConnected(fork)) {
-        await life.sleep(RECONNECT_MS);
-        if (host.forks.get(fork) !== note) return;
-        await this.connect(note, 'tcp').catch(() => undefined);
-        continue;
-      }
-      await life.sleep(PAGE_MS);
-      if (!this.isConnected(fork) || host.images.get(id) !== image) continue;
-      const page = pageOfRoot(world, id, index);
-      if (page === null) continue;
+      const page = await this.#readRoot(note, index);
+      if (page === null || host.images.get(id) !== image) continue;
       image.pages[index] = page;
       world.event(`${host.name} page ${index}`);
       await life.survive();
     }
+  }
+
+  /** Null: the root does not give the page now. A connection that is lost is made again. */
+  async #readRoot(note: ForkNote, index: number): Promise<number | null> {
+    const { world, host, life } = this.#parts;
+    const { fork, image } = note;
+    if (!this.isConnected(fork)) {
+      await life.sleep(RECONNECT_MS);
+      if (host.forks.get(fork) === note) await this.connect(note, 'tcp').catch(() => undefined);
+      return null;
+    }
+    await life.sleep(PAGE_MS);
+    return this.isConnected(fork) ? pageOfRoot(world, image, index) : null;
   }
 
   /** Resolves when the root answers: a QEMU that loads the state waits for pages. False: the fork is over. */

@@ -1,11 +1,12 @@
 /** Forks that are broken on purpose, one for each kind of violation that the oracle detects. */
 import type { ForkPort } from '../../src/engine/ports/fork.js';
 import type { HostPort } from '../../src/engine/ports/host.js';
+import type { FanoutSabotage } from './fork/fanout-state.js';
 import type { AgentSabotage } from './fork-agent.js';
 import { CLONES, EARLIER_IMAGE, type ForkWorld } from './fork-world.js';
 
 /** Some hosts are broken themselves (fork-agent.ts), the others in what a coordinator's calls do there. */
-export type ForkSabotage = AgentSabotage | CallSabotage | 'loseJournal';
+export type ForkSabotage = AgentSabotage | FanoutSabotage | CallSabotage | 'loseJournal';
 
 type CallSabotage =
   | 'discardNothing'

@@ -1,5 +1,6 @@
 import { FileRegistry } from '../../src/cluster/file.js';
-import type { ForkRequest, HostWish, ParentMode } from '../../src/domain/fork.js';
+import type { FanoutChoice, TopologyFile } from '../../src/domain/fanout.js';
+import type { ForkReport, ForkRequest, HostWish, ParentMode } from '../../src/domain/fork.js';
 import type { ForkJobView, JobState } from '../../src/domain/job.js';
 import type { HostPort } from '../../src/engine/ports/host.js';
 import type { InventoryPort } from '../../src/engine/ports/inventory.js';
@@ -27,6 +28,9 @@ export interface ForkScenario {
   readonly isPartial?: boolean;
   /** The fork is one of an image that is there. */
   readonly isOfImage?: boolean;
+  /** Absent: each host reads from the root. */
+  readonly fanout?: FanoutChoice;
+  readonly topology?: TopologyFile;
   readonly sabotage?: ForkSabotage;
 }
 
@@ -37,6 +41,7 @@ export interface ForkResult {
   /** How many clones the report names as failures. */
   readonly failureCount: number;
   readonly eventCount: number;
+  readonly report: ForkReport | null;
   readonly trace: readonly string[];
 }
 
@@ -50,6 +55,7 @@ export async function simulateFork(scenario: ForkScenario): Promise<ForkResult> 
   const joined = (wishes ?? []).map(({ host }) => host).filter((host) => host !== ROOT);
   const world = new ForkWorld(seed, faults, [ROOT, ...joined]);
   world.isPartial = isPartial;
+  world.fanout.sabotage = sabotage ?? null;
   let coordinator: Coordinator | null = null;
 
   const boot = async (host: ForkHost): Promise<void> => {
@@ -114,7 +120,7 @@ export async function simulateFork(scenario: ForkScenario): Promise<ForkResult> 
   }
   const { violation, eventCount, trace } = world;
   return {
-    ...{ violation, eventCount, trace },
+    ...{ violation, eventCount, trace, report: job?.report ?? null },
     state: job?.state ?? null,
     failureCount: job?.report?.failures.length ?? 0,
   };
@@ -128,19 +134,23 @@ export async function expectSoundFork(scenario: ForkScenario): Promise<ForkResul
   throw new Error([`${violation} (job ${state})`, JSON.stringify(scenario), ...trace.slice(-100)].join('\n'));
 }
 
-function requestFor({ parentMode = 'continue', wishes, isPartial, isOfImage }: ForkScenario): ForkRequest {
+function requestFor(scenario: ForkScenario): ForkRequest {
+  const { parentMode = 'continue', wishes, isPartial, isOfImage, fanout, topology } = scenario;
   return {
     ...(isOfImage === true ? { vm: null, image: EARLIER_IMAGE } : { vm: vmSpec.name, image: null }),
     ...{ cloneCount: CLONES, namePrefix: null, parentMode },
     ...{ memory: 'cow', network: 'none', disks: 'overlay', isPartialAllowed: isPartial === true },
     ...(wishes === undefined ? {} : { hosts: wishes }),
+    ...(fanout === undefined ? {} : { fanout }),
+    ...(topology === undefined ? {} : { topology }),
   };
 }
 
-function portsOf({ name }: ForkHost, agent: SimForkAgent): Pick<HostPort, 'forks' | 'source' | 'inventory'> {
+function portsOf({ name }: ForkHost, agent: SimForkAgent): Pick<HostPort, 'forks' | 'source' | 'inventory' | 'fanout'> {
   const inventory: Partial<InventoryPort> = {
     inventory: async () => ({ ...inventoryOf(name), qemuVersion: '7.2.22', rdma: NO_RDMA, clockMs: 0 }),
     checkTarget: async () => ({ disks: [], files: [], rdma: { isReached: false } }),
   };
-  return { forks: agent, source: agent as unknown as SourcePort, inventory: inventory as InventoryPort };
+  const { port: fanout } = agent.fanout;
+  return { forks: agent, fanout, source: agent as unknown as SourcePort, inventory: inventory as InventoryPort };
 }

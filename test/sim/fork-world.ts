@@ -3,8 +3,10 @@
  * checks all of it after every event. The state in this file survives the daemons; the state in an agent
  * (fork-agent.ts) does not.
  */
+import type { HostFanout } from '../../src/domain/fanout.js';
 import type { HostPort } from '../../src/engine/ports/host.js';
 import { Chance } from './chance.js';
+import { type FanoutFaultKind, FanoutState } from './fork/fanout-state.js';
 import type { CallFault, Net } from './network.js';
 import type { Disk } from './store.js';
 import { type Life, Time } from './time.js';
@@ -63,6 +65,8 @@ export interface ForkNote {
   readonly count: number;
   /** The host from which this one reads the image. Null: it has the image. */
   readonly origin: string | null;
+  /** How the image gets here. Null: all of it from the origin. */
+  readonly fanout: HostFanout | null;
   isPrepared: boolean;
   isCommitted: boolean;
 }
@@ -82,6 +86,7 @@ export interface ForkHost {
 }
 
 export type ForkFaultKind =
+  | FanoutFaultKind
   | 'killDaemon'
   /** Daemon, QEMUs and memory files of a host that joins. */
   | 'killHost'
@@ -133,6 +138,7 @@ export class ForkWorld implements Net {
   readonly points = new Map<string, readonly number[]>();
   /** The forks whose commit the root has written. They stay in it when they are finished. */
   readonly committed = new Set<string>();
+  readonly fanout = new FanoutState((message) => this.fail(message));
   isPartial = false;
   eventCount = 0;
   violation: string | null = null;
@@ -282,8 +288,11 @@ export class ForkWorld implements Net {
         });
       case 'cancel':
         return this.onCancel();
-      default:
-        this.#callFault = fault;
+      default: {
+        const end = this.fanout.strike(fault.kind, host.name);
+        if (end === null) this.#callFault = fault;
+        else this.#later(fault.ms, end);
+      }
     }
   }
 

@@ -177,7 +177,7 @@ export class FakeHost {
       }),
       rdma: { inventory: async () => NO_RDMA, probe: async () => ({ isReached: false }) },
       stateDir: directory,
-      clock: { nowMs: () => performance.now(), isoNow: () => new Date().toISOString(), sleep: async () => undefined },
+      clock: { nowMs: () => performance.now(), isoNow: () => new Date().toISOString(), sleep: (ms) => sleep(ms) },
       log: { debug: silent, info: silent, warn: silent, error: silent },
       inject: { hit: async () => undefined },
       hostInfo: { preloadPath: null, ramDirProblem: null, socketMark: null, certificateExpiresAt: () => null },

@@ -9,6 +9,7 @@ import type { CloneReport, ForkReport } from '../../../src/domain/fork.js';
 import type { ForkJobView } from '../../../src/domain/job.js';
 import { checkClones } from '../../hosts/clone-check.js';
 import { eventually } from '../../hosts/cluster.js';
+import { sendAsStranger, starve } from '../../hosts/disturbance.js';
 import { Guest } from '../../hosts/guest.js';
 import { ManyHosts } from '../../hosts/many-hosts.js';
 
@@ -23,6 +24,9 @@ const LOSS_PERCENT = 10;
 const MULTICAST_OVERHEAD = 1.3;
 const TREE_OVERHEAD = 1.1;
 const RELAY_DEGREE = 2;
+/** All fan-outs of the root have this group in common. */
+const GROUP = { group: '239.83.7.1', port: 7403 };
+const MTU = { usual: 1_500, large: 9_000 };
 
 let hosts: ManyHosts;
 let parent: Guest;
@@ -30,7 +34,7 @@ let parent: Guest;
 beforeAll(async () => {
   hosts = await ManyHosts.create({
     memoryBudget: '2G',
-    daemonConfig: { limits: { callMsMax: 10_000, undoCallMsMax: 5_000, recoveryMsMax: 30_000 } },
+    daemonConfig: { limits: { callMsMax: 10_000, undoCallMsMax: 5_000, recoveryMsMax: 30_000 }, multicast: GROUP },
   });
   const shape = { memoryMiB: MEMORY_MIB, touchMiB: TOUCH_MIB, restPercent: 90 };
   parent = await Guest.start(hosts.cluster, hosts.root, { name: 'web', ...shape });
@@ -49,8 +53,12 @@ function job(id: string): Promise<ForkJobView> {
   return hosts.cluster.api(hosts.root).get(`/v1/jobs/${id}`);
 }
 
-async function begin(...args: string[]): Promise<string> {
-  const started = await hosts.cluster.json<ForkJobView>(hosts.root, 'vfork', parent.name, ...args, '--detach');
+function begin(...args: string[]): Promise<string> {
+  return beginOf(parent, ...args);
+}
+
+async function beginOf({ name }: Guest, ...args: string[]): Promise<string> {
+  const started = await hosts.cluster.json<ForkJobView>(hosts.root, 'vfork', name, ...args, '--detach');
   return started.id;
 }
 
@@ -104,10 +112,43 @@ describe('a multicast', () => {
     await hosts.expectNothingLeft('web');
   });
 
-  test('goes on when a host dies in the middle of it, and that host gets the rest afterwards', async () => {
+  test('is not disturbed by a stranger, another one in its group, a smaller MTU and a starved host', async () => {
+    const other = await Guest.start(hosts.cluster, hosts.root, {
+      ...{ name: 'db', memoryMiB: 128, touchMiB: 32, restPercent: 90 },
+    });
+    for (const host of hosts.names) await hosts.setMtu(host, host === 'C' ? MTU.usual : MTU.large);
+    const endStranger = await sendAsStranger(hosts, 'H', GROUP);
+    const endStarving = starve(hosts, 'D');
+    let datagramCount = 0;
+    try {
+      const [id, idOfOther] = await Promise.all([
+        begin('--clones', '4', '--hosts', 'B,C,D,E', '--fanout', 'multicast'),
+        beginOf(other, '--clones', '3', '--hosts', 'B,C,D', '--fanout', 'multicast'),
+      ]);
+      const reports = await Promise.all([reportOf(id), reportOf(idOfOther)]);
+      await endStarving();
+      for (const { fanout, failures, bytes, clones } of reports) {
+        expect({ kind: fanout?.kind, failures }).toEqual({ kind: 'multicast', failures: [] });
+        expect(bytes.multicast).toBeGreaterThan(0);
+        // Each host has heard genuine datagrams: they were not too large for it.
+        expect(Object.keys(fanout?.lossPerHost ?? {}).sort()).toEqual(clones.map(({ host }) => host).sort());
+      }
+      await expectSound(reports.flatMap(({ clones }) => clones));
+      await other.expectClean(hosts.root);
+    } finally {
+      await endStarving();
+      datagramCount = await endStranger();
+      for (const host of hosts.names) await hosts.setMtu(host, MTU.usual);
+      await hosts.cluster.must(hosts.cluster.vmctl(hosts.root, 'stop', '--force', other.name));
+    }
+    expect(datagramCount).toBeGreaterThan(0);
+  });
+
+  test('goes on when a host and the root die in the middle of it, and the hosts get the rest afterwards', async () => {
     const id = await begin('--clones', `${CLONES}`, '--hosts', 'all', '--fanout', 'multicast');
     await filled(id, 'D', 30);
     await hosts.kill('D');
+    await hosts.restart(hosts.root);
     await filled(id, 'E', 95);
     await hosts.restart('D');
     const report = await reportOf(id);

@@ -122,16 +122,17 @@ export class FanoutAgent implements FanoutPort {
   }
 
   async #roundTrip(host: string): Promise<number> {
+    const { clock, peers } = this.#context;
     const known = this.#roundTrips.get(host);
-    if (known !== undefined && performance.now() - known.atMs < ROUND_TRIP_KEPT_MS) return known.us;
-    const { fanout } = this.#context.peers.agent(host);
+    if (known !== undefined && clock.nowMs() - known.atMs < ROUND_TRIP_KEPT_MS) return known.us;
+    const { fanout } = peers.agent(host);
     let us = Number.POSITIVE_INFINITY;
     for (let n = 0; n < ECHOES; n++) {
-      const beganAtMs = performance.now();
-      await inTime(host, ECHO_MS_MAX, fanout.echo());
-      us = Math.min(us, Math.round((performance.now() - beganAtMs) * 1_000));
+      const beganAtMs = clock.nowMs();
+      await inTime(host, ECHO_MS_MAX, fanout.echo(), clock);
+      us = Math.min(us, Math.round((clock.nowMs() - beganAtMs) * 1_000));
     }
-    this.#roundTrips.set(host, { us, atMs: performance.now() });
+    this.#roundTrips.set(host, { us, atMs: clock.nowMs() });
     return us;
   }
 

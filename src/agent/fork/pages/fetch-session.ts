@@ -237,7 +237,8 @@ export class FetchSession {
 
   async #joinMulticast({ provider = 'udp', datagramBytesMax = 0 }: HostFanout): Promise<void> {
     await takeSeat({
-      ...{ image: this.#image.id, log: this.#context.log, isOver: () => !this.#isOpen || this.#isOver },
+      ...{ image: this.#image.id, clock: this.#context.clock, log: this.#context.log },
+      isOver: () => !this.#isOpen || this.#isOver,
       ask: () => this.#options.origin.joinMulticast(provider, datagramBytesMax),
       join: async (seat) => {
         this.#link.reader.joinMulticast(await joinOf(this.#context, seat));

@@ -1,6 +1,6 @@
 /** Takes a host's seat in the multicast of an image, as soon as the root offers it. */
-import { setTimeout as sleep } from 'node:timers/promises';
 import { toMigrationError } from '../../../domain/errors.js';
+import type { Clock } from '../../../engine/ports/clock.js';
 import type { MulticastOffer, MulticastSeat } from '../../../engine/ports/fanout.js';
 import type { Log } from '../../../kit/log.js';
 
@@ -12,6 +12,7 @@ const FAILURE_MS = 250;
 
 export interface MulticastReaderOptions {
   readonly image: string;
+  readonly clock: Pick<Clock, 'sleep'>;
   readonly log: Log;
   readonly ask: () => Promise<MulticastOffer>;
   /** Resolves when the host receives. May reject. */
@@ -21,7 +22,8 @@ export interface MulticastReaderOptions {
 }
 
 /** Resolves when the host receives (true), or when it cannot (false), so that the pages must be read. Never rejects. */
-export async function takeSeat({ image, log, ask, join, isOver }: MulticastReaderOptions): Promise<boolean> {
+export async function takeSeat(options: MulticastReaderOptions): Promise<boolean> {
+  const { image, clock, log, ask, join, isOver } = options;
   let failureCount = 0;
   while (!isOver()) {
     try {
@@ -32,14 +34,14 @@ export async function takeSeat({ image, log, ask, join, isOver }: MulticastReade
         await join(offer.seat);
         return true;
       }
-      await sleep(WAIT_MS, undefined, { ref: false });
+      await clock.sleep(WAIT_MS);
     } catch (error) {
       failureCount++;
       if (failureCount >= FAILURES_MAX) {
         log.warn({ image, err: toMigrationError(error) }, 'the multicast of an image cannot be received: it is read');
         return false;
       }
-      await sleep(FAILURE_MS, undefined, { ref: false });
+      await clock.sleep(FAILURE_MS);
     }
   }
   return false;

@@ -139,7 +139,9 @@ class ImageMulticast {
   /** The number of each host. A host that comes again gets a new one, because numbers must not be used twice. */
   readonly #members = new Map<string, number>();
   #memberCount = 0;
-  #startTimer: NodeJS.Timeout | null = null;
+  /** Aborted: nobody waits for more hosts. */
+  readonly #waiting = new AbortController();
+  #isWaiting = false;
   #isStarted = false;
   #isOver = false;
   #sentBytes = 0;
@@ -190,7 +192,7 @@ class ImageMulticast {
     this.#memberCount++;
     this.#members.set(reader, this.#memberCount);
     if (readers.every((other) => this.#members.has(other))) this.#start();
-    else this.#startTimer ??= setTimeout(() => this.#start(), JOIN_MS_MAX);
+    else if (!this.#isWaiting) void this.#startLater();
     const seat = { group: this.#group, member: this.#memberCount };
     return { state: 'joined', seat };
   }
@@ -213,16 +215,22 @@ class ImageMulticast {
 
   async close(): Promise<void> {
     this.#isOver = true;
-    if (this.#startTimer !== null) clearTimeout(this.#startTimer);
+    this.#waiting.abort();
     await this.#sender.close().catch((error: unknown) => {
       this.#context.log.error({ image: this.#image, err: toMigrationError(error) }, 'a multicast is still being sent');
     });
   }
 
+  async #startLater(): Promise<void> {
+    this.#isWaiting = true;
+    await this.#context.clock.sleep(JOIN_MS_MAX, this.#waiting.signal).catch(() => undefined);
+    this.#start();
+  }
+
   #start(): void {
     if (this.#isStarted || this.#isOver) return;
     this.#isStarted = true;
-    if (this.#startTimer !== null) clearTimeout(this.#startTimer);
+    this.#waiting.abort();
     this.#sender.start();
   }
 }

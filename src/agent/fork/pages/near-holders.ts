@@ -3,7 +3,6 @@
  * same multicast. Each may lack pages, come late, or end at any time. Nothing depends on them: what they do not bring
  * comes from the root.
  */
-import { setTimeout as sleep } from 'node:timers/promises';
 import { type MigrationError, toMigrationError } from '../../../domain/errors.js';
 import type { NearLevels } from '../../../domain/fanout.js';
 import { type Transport, transportRow } from '../../../domain/transport.js';
@@ -43,8 +42,8 @@ export class NearHolders {
   readonly #context: ImageContext;
   readonly #options: NearHoldersOptions;
   readonly #hosts: readonly NearHost[];
+  readonly #closing = new AbortController();
   #isStarted = false;
-  #isClosed = false;
   /** Counts the native sessions: a connection belongs to one of them. */
   #generation = 0;
 
@@ -63,7 +62,7 @@ export class NearHolders {
     this.#isStarted = true;
     const firsts = this.#hosts.map((near) => this.#keep(near));
     const nearest = firsts.filter((_, index) => this.#hosts[index]?.level === 0);
-    await Promise.race([Promise.all(nearest), sleep(FIRST_MS_MAX, undefined, { ref: false })]);
+    await Promise.race([Promise.all(nearest), this.#sleep(FIRST_MS_MAX)]);
   }
 
   /** Bytes of pages by host. */
@@ -92,7 +91,16 @@ export class NearHolders {
   close(): void {
     if (this.#isClosed) return;
     this.#noteBytes();
-    this.#isClosed = true;
+    this.#closing.abort();
+  }
+
+  get #isClosed(): boolean {
+    return this.#closing.signal.aborted;
+  }
+
+  /** Ends early when the holders are closed. */
+  async #sleep(ms: number): Promise<void> {
+    await this.#context.clock.sleep(ms, this.#closing.signal).catch(() => undefined);
   }
 
   #noteBytes(): void {
@@ -113,7 +121,7 @@ export class NearHolders {
   async #keepConnected(near: NearHost): Promise<void> {
     let retryMs = RETRY_MS_FIRST;
     while (!this.#isClosed && !this.#isComplete) {
-      await sleep(near.isConnected ? LOOK_MS : retryMs, undefined, { ref: false });
+      await this.#sleep(near.isConnected ? LOOK_MS : retryMs);
       if (this.#isClosed || this.#isComplete) return;
       if (near.isConnected) {
         const loss = this.#lossOf(near);
@@ -146,12 +154,12 @@ export class NearHolders {
   /** Returns whether it is connected. */
   async #connect(near: NearHost): Promise<boolean> {
     const { image, transport, reader } = this.#options;
-    const { peers, host, transports, log } = this.#context;
+    const { peers, host, transports, clock, log } = this.#context;
     const generation = this.#generation;
     try {
       const wanted = transportRow(transport()).sameMachineOnly ? ANY_HOLDER_TRANSPORT : transport();
       const asking = peers.agent(near.host).fanout.serveHeld(image, host, wanted);
-      const { session, token, endpoint } = await inTime(near.host, ASK_MS_MAX, asking);
+      const { session, token, endpoint } = await inTime(near.host, ASK_MS_MAX, asking, clock);
       const { provider, options, timeoutMs } = await transports.connection(endpoint.transport, endpoint.host);
       if (this.#isClosed || generation !== this.#generation) return false;
       const { host: address, port, keys } = endpoint;

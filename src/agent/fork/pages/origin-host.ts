@@ -95,6 +95,6 @@ export class OriginHost {
   }
 
   #within<T>(call: () => Promise<T>): Promise<T> {
-    return inTime(this.#origin.host, ASK_MS_MAX, call());
+    return inTime(this.#origin.host, ASK_MS_MAX, call(), this.#context.clock);
   }
 }

@@ -13,6 +13,7 @@ function scene(state = 'complete') {
   const context = {
     ...{ host: 'A', dataAddress: '10.0.0.1' },
     rdma: { inventory: async (): Promise<object> => ({ address: '10.0.1.1', problem: null }) },
+    clock: { sleep: (ms: number) => new Promise((resolve) => setTimeout(resolve, ms)) },
     multicast: { group: null, port: 7403, ttl: 1, bandwidthBytesPerS: 0 },
     images: { get: () => record, regions: async () => [], touchOrder: async () => new Uint32Array(0) },
     log: { info: () => undefined, error: () => undefined, warn: (_: object, text: string) => void warnings.push(text) },

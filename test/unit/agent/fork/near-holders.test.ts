@@ -32,7 +32,8 @@ function scene(levels: readonly (readonly string[])[], strangers: readonly strin
     ...{ session: 's', token: 't', endpoint: { transport: 'tcp', host, port: 1, keys: [] } },
   });
   const context = {
-    ...{ host: 'A', log: { debug: () => undefined, error: () => undefined } },
+    ...{ host: 'A', clock: { sleep: (ms: number) => sleep(ms) } },
+    ...{ log: { debug: () => undefined, error: () => undefined } },
     peers: {
       isPeer: (host: string) => !strangers.includes(host),
       agent: (host: string) => ({
