@@ -114,7 +114,7 @@ describe('a multicast', () => {
 
   test('is not disturbed by a stranger, another one in its group, a smaller MTU and a starved host', async () => {
     const other = await Guest.start(hosts.cluster, hosts.root, {
-      ...{ name: 'db', memoryMiB: 128, touchMiB: 32, restPercent: 90 },
+      ...{ name: 'db', memoryMiB: 128, touchMiB: 8, restPercent: 90 },
     });
     for (const host of hosts.names) await hosts.setMtu(host, host === 'C' ? MTU.usual : MTU.large);
     const endStranger = await sendAsStranger(hosts, 'H', GROUP);
@@ -168,10 +168,11 @@ describe('a multicast', () => {
 });
 
 describe('a tree of relays', () => {
-  test('brings the image to seven hosts, and goes on when a relay dies', async () => {
+  test('brings the image to seven hosts, and goes on when a relay and the root die', async () => {
     const id = await begin('--clones', `${CLONES}`, '--hosts', 'all', '--fanout', 'tree');
     await filled(id, 'B', 30);
     await hosts.kill('B');
+    await hosts.restart(hosts.root);
     await filled(id, 'D', 95);
     await hosts.restart('B');
     const report = await reportOf(id);
