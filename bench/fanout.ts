@@ -83,6 +83,7 @@ async function spreadImages(trials: SpreadTrials, rounds: number, log: (line: st
   try {
     for (let n = 1; n <= rounds; n++) {
       for (const kind of SPREAD_KINDS) {
+        if (n > 1 && 'isFirstRoundOnly' in kind) continue;
         const trial = await side.run(kind);
         trials[kind.name].push(trial);
         log(`round ${n}/${rounds} ${spreadText(spreadRow(kind, [trial]))}`);

@@ -15,6 +15,7 @@ import { vmSpecSchema } from '../../schemas/vm-spec.js';
 import { exitCode, hostName, imageId, jobId, sessionId, transport, vmName } from '../../schemas/words.js';
 import {
   counters,
+  digestsHash,
   endpoint,
   epoch,
   exposeRequest,
@@ -25,7 +26,6 @@ import {
   forkProgress,
   forkQuestion,
   heardProbe,
-  digestsHash,
   imageDigests,
   imageHolder,
   layerPaths,

@@ -108,9 +108,7 @@ describe('calls', () => {
     const calls = [
       ...[fanout.serveHeld(IMAGE, 'C', 'tcp'), fanout.joinMulticast(IMAGE, 'C', 'udp', 0)],
       ...[fanout.digestsHash(IMAGE, 'C', 0, 0), fanout.touchOrder(IMAGE, 'C')],
-      forks.serveImage(IMAGE, 'C', 'tcp'),
-      forks.imageDigests(IMAGE, 'C', 0, 0),
-      forks.endImage(IMAGE, 'A'),
+      ...[forks.serveImage(IMAGE, 'C', 'tcp'), forks.imageDigests(IMAGE, 'C', 0, 0), forks.endImage(IMAGE, 'A')],
     ];
     for (const reading of calls) {
       await expect(reading).rejects.toMatchObject({ code: 'NOT_PERMITTED' });

@@ -6,9 +6,9 @@
 import { MigrationError } from '../../../domain/errors.js';
 import { KeyedLocks } from '../../../kit/locks.js';
 import type { ImageDigestsHandle } from '../../../native/types.js';
+import { CONSTANTS } from '../../../protocol/wire.js';
 import type { ImageContext } from '../../image/context.js';
 import type { ImageRecord } from '../../image/record.js';
-import { CONSTANTS } from '../../../protocol/wire.js';
 import { failedImage } from './failed-image.js';
 
 /** How much memory the digests of one answer are of. */

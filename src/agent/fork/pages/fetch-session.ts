@@ -231,7 +231,8 @@ export class FetchSession {
 
   /** Opens what brings pages sooner than the root. The native session reads from the root what they do not bring. */
   async #openFeeds(fanout: HostFanout): Promise<void> {
-    if (fanout.kind === 'multicast') await this.#joinMulticast(fanout);
+    // Whoever goes on after a restart lacks a part only, and a root that was restarted, too, would send it all again.
+    if (fanout.kind === 'multicast' && !this.#options.isResume) await this.#joinMulticast(fanout);
     if (this.#isOpen) await this.#near.start();
   }
 

@@ -34,7 +34,11 @@ function scene(relays: Readonly<Record<string, () => Answer>>, known: number | n
     digestsHash: async () => ({ pageCount: known, sha256: known === null || known === 0 ? '' : hashOf(DIGESTS) }),
   };
   const context = { host: 'self', peers, log } as never;
-  const reader = new DigestReader(context, { image: IMAGE, relays: ['self', 'stranger', ...Object.keys(relays)], origin });
+  const reader = new DigestReader(context, {
+    image: IMAGE,
+    relays: ['self', 'stranger', ...Object.keys(relays)],
+    origin,
+  });
   return { asked, log, ask: () => reader.ask(0, 0) };
 }
 

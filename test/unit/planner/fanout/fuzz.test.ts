@@ -81,7 +81,9 @@ test('any text as YAML', async () => {
   );
 });
 
-/** Longer than a file may be. Each of them would take minutes if its reader compared all with all, or built what it is to refuse. */
+/**
+ * Longer than a file may be. Each would take minutes if its reader compared all with all, or built what it must refuse.
+ */
 test('texts that are made to take long', async () => {
   const size = 600_000;
   const filled = (part: string): string => part.repeat(Math.floor(size / part.length));
