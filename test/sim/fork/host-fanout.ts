@@ -155,6 +155,7 @@ function contextOf({ world, host, life, peer }: HostFanoutParts): ImageContext {
     images: {
       get: (id: string) => ({ id, state: stateOf(id), readers: fanout.readersOf(id) }),
       regions: async ({ id }: { id: string }) => [{ path: id }],
+      touchOrder: async () => new Uint32Array(0),
     },
     inject: {
       hit: async (point: string) => {
