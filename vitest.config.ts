@@ -26,7 +26,7 @@ export default defineConfig({
       },
       {
         extends: true,
-        test: { name: 'sim', include: ['test/sim/**/*.test.ts'], testTimeout: 60_000, sequence: { groupOrder: 2 } },
+        test: { name: 'sim', include: ['test/sim/**/*.test.ts'], testTimeout: 180_000, sequence: { groupOrder: 2 } },
       },
       {
         extends: true,
