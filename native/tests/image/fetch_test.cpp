@@ -212,7 +212,7 @@ TEST(ImageFetch, ALostConnectionKeepsClonesWaitingUntilTheNext) {
     control->disconnect();
     ASSERT_TRUE(host.reaches(ImageState::kDisconnected));
     // The state is stored before the owner is told.
-    EXPECT_TRUE(eventually([&] { return host.edges > before; }));
+    EXPECT_TRUE(test::eventually([&] { return host.edges > before; }));
     ASSERT_TRUE(host.fetch->connect(host.endpoints()).ok());
     ASSERT_TRUE(arrives(waiting));
     EXPECT_EQ(waiting.get(), host.expected(is_demand ? 100 : 200));
