@@ -11,7 +11,10 @@ import type { ImageContext } from '../../image/context.js';
 import { pieceOf } from './digest-server.js';
 
 const ASK_MS_MAX = 2_000;
-/** After so many questions in a row that no relay could answer, the root is asked. Each is followed by a pause. */
+/**
+ * After so many questions in a row that no relay could answer, each followed by a pause, the root is asked for this
+ * piece and all others: an image of a terabyte has 16 384 pieces, and must not wait for each.
+ */
 const PATIENCE = 4;
 
 export interface DigestReaderOptions {
@@ -28,7 +31,7 @@ export interface DigestReaderOptions {
 export class DigestReader {
   readonly #context: Pick<ImageContext, 'host' | 'peers' | 'log'>;
   readonly #options: DigestReaderOptions;
-  /** Without those that have said something wrong. */
+  /** Without those that are of no use: they have said something wrong, or never will have any. */
   #relays: readonly string[];
   #misses = 0;
 
@@ -47,22 +50,26 @@ export class DigestReader {
     if (pageCount === 0) return '';
     for (const relay of this.#relays) {
       const piece = await this.#askRelay(relay, regionIndex, firstPage);
-      if (piece === null) continue;
-      const digests = pieceOf(Buffer.from(piece, 'base64'), pageCount);
+      if (piece === null) this.#drop(relay);
+      const digests = pieceOf(Buffer.from(piece ?? '', 'base64'), pageCount);
       if (digests === null) continue;
       if (hashOf(digests) === sha256) {
         this.#misses = 0;
         return digests.toString('base64');
       }
       this.#context.log.warn({ image: this.#options.image, host: relay }, 'a relay has other digests than the root');
-      this.#relays = this.#relays.filter((host) => host !== relay);
+      this.#drop(relay);
     }
     if (++this.#misses < PATIENCE && this.#relays.length > 0) return '';
-    this.#misses = 0;
+    this.#relays = [];
     return origin.digests(regionIndex, firstPage);
   }
 
-  /** Null: it has none, or does not answer. */
+  #drop(relay: string): void {
+    this.#relays = this.#relays.filter((host) => host !== relay);
+  }
+
+  /** Returns '' if it has none yet, or does not answer; null if it never will have any. */
   async #askRelay(relay: string, regionIndex: number, firstPage: number): Promise<string | null> {
     const { image } = this.#options;
     const { peers, log } = this.#context;
@@ -71,7 +78,7 @@ export class DigestReader {
       return (await inTime(relay, ASK_MS_MAX, asking)).digests;
     } catch (thrown) {
       log.debug({ image, host: relay, err: toMigrationError(thrown) }, 'a relay does not tell its digests');
-      return null;
+      return '';
     }
   }
 }

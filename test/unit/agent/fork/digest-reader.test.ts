@@ -81,10 +81,22 @@ test('the root gives what no relay has, after some patience', async () => {
   for (let n = 0; n < 4; n++) answers.push(await ask());
   expect(answers).toEqual(['', '', '', ALL]);
   expect(asked.at(-1)).toBe('root');
+  asked.length = 0;
+  expect(await ask()).toBe(ALL);
+  expect(asked).toEqual(['root']);
 });
 
-test('the root is asked at once if nobody else can be', async () => {
-  const { ask, asked } = scene({ near: () => WRONG });
+test('a relay that has one piece in between is asked on', async () => {
+  const answers = [...Array.from({ length: 3 }, () => Buffer.alloc(0)), DIGESTS, Buffer.alloc(0)];
+  const { ask, asked } = scene({ near: () => answers.shift() ?? null });
+  for (let n = 0; n < 3; n++) expect(await ask()).toBe('');
+  expect(await ask()).toBe(ALL);
+  expect(await ask()).toBe('');
+  expect(asked).not.toContain('root');
+});
+
+test.each([WRONG, null])('the root is asked at once if nobody else can be', async (answer) => {
+  const { ask, asked } = scene({ near: () => answer });
   expect(await ask()).toBe(ALL);
   expect(await ask()).toBe(ALL);
   expect(asked).toEqual(['near', 'root', 'root']);
