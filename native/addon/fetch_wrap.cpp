@@ -177,14 +177,16 @@ Napi::Value ImageFetchWrap::check(const Napi::CallbackInfo& info) {
       });
 }
 
-void ImageFetchWrap::join_multicast(const Napi::CallbackInfo& info) {
-  if (!state_.holder) return throw_error(info.Env(), kClosedHandle);
+Napi::Value ImageFetchWrap::join_multicast(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
+  if (!state_.holder) return Task::rejected(env, kClosedHandle);
   const Napi::Object options = info[0].As<Napi::Object>();
   const auto group = multicast_group(options);
-  if (!group) return throw_error(info.Env(), group.error());
-  const auto member = static_cast<uint16_t>(number(options, "member"));
-  if (const Status joined = state_.holder->fetch->join_multicast(group.value(), member); !joined)
-    throw_error(info.Env(), joined.error());
+  if (!group) return Task::rejected(env, group.error());
+  return Task::start(env, [holder = state_.holder, group = group.value(),
+                           member = static_cast<uint16_t>(number(options, "member"))] {
+    return holder->fetch->join_multicast(group, member);
+  });
 }
 
 Napi::Value ImageFetchWrap::multicast(const Napi::CallbackInfo& info) {

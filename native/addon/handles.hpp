@@ -176,7 +176,7 @@ class ImageFetchWrap final : public Wrap<ImageFetchWrap, ImageFetchState> {
   void remove_clone(const Napi::CallbackInfo& info);
   Napi::Value touched(const Napi::CallbackInfo& info);
   Napi::Value check(const Napi::CallbackInfo& info);
-  void join_multicast(const Napi::CallbackInfo& info);
+  Napi::Value join_multicast(const Napi::CallbackInfo& info);
   Napi::Value multicast(const Napi::CallbackInfo& info);
   Napi::Value snapshot(const Napi::CallbackInfo& info);
   Napi::Value close(const Napi::CallbackInfo& info);

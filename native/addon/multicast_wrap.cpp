@@ -98,27 +98,32 @@ Napi::Value MulticastSenderWrap::open(const Napi::CallbackInfo& info) {
   const Napi::Env env = info.Env();
   const Napi::Object options = info[0].As<Napi::Object>();
   const auto group = multicast_group(options.Get("group").As<Napi::Object>());
-  if (!group) {
-    throw_error(env, group.error());
-    return env.Undefined();
-  }
+  if (!group) return Task::rejected(env, group.error());
   const std::shared_ptr<Edge> edge = Edge::create(env, options.Get("onEdge").As<Napi::Function>());
   if (!edge) return env.Undefined();
-  MulticastSenderState state;
-  state.edge = OwnedEdge(edge);
-  multicast::SenderConfig config;
+  // Of the JS thread, but for the sender, which the work sets.
+  const auto state = std::make_shared<MulticastSenderState>();
+  state->edge = OwnedEdge(edge);
+  const auto config_for_work = std::make_shared<multicast::SenderConfig>();
+  multicast::SenderConfig& config = *config_for_work;
   config.image = region_files(options, "image");
   config.group = group.value();
   config.bandwidth_bytes_per_s = static_cast<uint64_t>(number(options, "bandwidthBytesPerS"));
   config.order = cluster_order(options.Get("order"));
   config.on_edge = [edge] { edge->fire(); };
-  auto sender = multicast::MulticastSender::open(std::move(config));
-  if (!sender) {
-    throw_error(env, sender.error());
-    return env.Undefined();
-  }
-  state.sender = std::move(sender).value();
-  return make(env, env.GetInstanceData<InstanceData>()->multicast_sender, std::move(state));
+  return Task::start(
+      env,
+      [state, config_for_work]() -> Status {
+        auto sender = multicast::MulticastSender::open(std::move(*config_for_work));
+        if (!sender) return sender.error();
+        state->sender = std::move(sender).value();
+        return ok();
+      },
+      {},
+      [state](Napi::Env result_env) {
+        return make(result_env, result_env.GetInstanceData<InstanceData>()->multicast_sender,
+                    std::move(*state));
+      });
 }
 
 void MulticastSenderWrap::start(const Napi::CallbackInfo& info) {

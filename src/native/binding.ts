@@ -145,10 +145,10 @@ function bind(addon: Addon): NativeBinding {
       checkDigestsOptions(options);
       return attempt('open digests of an image', () => new ImageDigests(addon.openImageDigests(options)));
     },
-    openMulticastSender(options) {
+    async openMulticastSender(options) {
       checkSender(options);
       const doing = `send an image to ${options.group.group}`;
-      return attempt(doing, () => new MulticastSender(addon.openMulticastSender(options)));
+      return new MulticastSender(await attemptAsync(doing, () => addon.openMulticastSender(options)));
     },
     sendMulticastProbe: (group, durationMs, stop) => sendProbes(addon, group, durationMs, stop),
     async receiveMulticastProbe(group, timeoutMs) {

@@ -97,7 +97,7 @@ interface AddonImageFetch {
   removeClone(vm: AddonVmMemory): void;
   touched(): TouchOrder;
   check(regionIndex: number, firstPage: number, pageCount: number): Promise<number | null>;
-  joinMulticast(join: MulticastJoin): void;
+  joinMulticast(join: MulticastJoin): Promise<void>;
   multicast(): MulticastSnapshot;
   snapshot(): { state: ImageFetchState; counters: BigUint64Array; failure: NativeFailure | null };
   close(): Promise<void>;
@@ -124,7 +124,7 @@ export interface Addon {
   openImageCapture(parent: AddonVmMemory | null, options: ImageCaptureOptions): AddonImageCapture;
   openImageFetch(options: ImageFetchOptions, digests: AddonImageDigests | null): AddonImageFetch;
   openImageDigests(options: ImageDigestsOptions): AddonImageDigests;
-  openMulticastSender(options: MulticastSenderOptions): AddonMulticastSender;
+  openMulticastSender(options: MulticastSenderOptions): Promise<AddonMulticastSender>;
   sendMulticastProbe(group: MulticastGroup, durationMs: number): Promise<void>;
   receiveMulticastProbe(group: MulticastGroup, timeoutMs: number): Promise<number>;
   openPacer(options: PacerOptions): AddonPacer;
@@ -295,9 +295,9 @@ export class ImageFetch implements ImageFetchHandle {
     return attemptAsync('check the pages of an image', () => this.#native.check(regionIndex, firstPage, pageCount));
   }
 
-  joinMulticast(join: MulticastJoin): void {
+  async joinMulticast(join: MulticastJoin): Promise<void> {
     checkJoin(join);
-    attempt(`join the multicast of ${join.group}`, () => this.#native.joinMulticast(join));
+    await attemptAsync(`join the multicast of ${join.group}`, () => this.#native.joinMulticast(join));
   }
 
   multicast(): MulticastSnapshot {

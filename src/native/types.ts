@@ -229,8 +229,11 @@ export interface ImageFetchHandle {
   check(regionIndex: number, firstPage: number, pageCount: number): Promise<number | null>;
   /** As for a capture. */
   touched(): TouchOrder;
-  /** Takes pages that the root sends to a group as well, until that ends. Once only. A failure changes nothing. */
-  joinMulticast(join: MulticastJoin): void;
+  /**
+   * Takes pages that the root sends to a group as well, until that ends. Once only. A failure changes nothing. Resolves
+   * when this host is in the group, which a fabric may take seconds for.
+   */
+  joinMulticast(join: MulticastJoin): Promise<void>;
   multicast(): MulticastSnapshot;
   snapshot(): ImageFetchSnapshot;
   /** Resolves when the threads have ended. Missing pages stay missing, and clones that wait for them keep waiting. */
@@ -380,7 +383,8 @@ export interface NativeBinding {
    * taken over with what is known in it; any other is replaced.
    */
   openImageDigests(options: ImageDigestsOptions): ImageDigestsHandle;
-  openMulticastSender(options: MulticastSenderOptions): MulticastSenderHandle;
+  /** Resolves when this host is in the group, as joinMulticast. */
+  openMulticastSender(options: MulticastSenderOptions): Promise<MulticastSenderHandle>;
   /** Sends probes to the group for so long, or until `stop`. The receivers must have begun to listen. */
   sendMulticastProbe(group: MulticastGroup, durationMs: number, stop?: AbortSignal): Promise<void>;
   /**

@@ -110,6 +110,8 @@ export interface ForkFacts {
     readonly bad: number;
   }[];
   readonly ms: number;
+  /** What the host whose daemon was killed had of the image then; null if none was. */
+  readonly killedAtPercent: number | null;
 }
 
 /** Runs a TypeScript program of ours in the bed. */

@@ -62,7 +62,7 @@ describe('a multicast', () => {
     const clones = [];
     for (const [index, { fetch, side }] of hosts.entries()) {
       expect(fetch.multicast()).toMatchObject({ state: 'none', pages: 0n });
-      fetch.joinMulticast({ ...group, member: index + 1 });
+      await fetch.joinMulticast({ ...group, member: index + 1 });
       expect(fetch.multicast()).toMatchObject({ state: 'waiting', failure: null });
       await fetch.connect(root.address, 5000);
       fetch.start();
@@ -71,7 +71,7 @@ describe('a multicast', () => {
       clones.push(clone);
     }
     root.session.scan();
-    const sender = openSender(files, group, 50_000_000);
+    const sender = await openSender(files, group, 50_000_000);
     expect(sender.snapshot()).toMatchObject({ state: 'waiting', members: [] });
     sender.start();
     await until('the end', () => sender.snapshot().state === 'ended');
@@ -108,14 +108,14 @@ describe('a multicast', () => {
     const files = await scene.filledRegions('ram', LENGTHS_MIB);
     const group = randomGroup();
     const fetch = openFetch('one');
-    const sender = openSender(files, group);
-    fetch.joinMulticast({ ...group, member: 1 });
+    const sender = await openSender(files, group);
+    await fetch.joinMulticast({ ...group, member: 1 });
     const conflict = expect.objectContaining({ code: 'CONFLICT' });
-    expect(() => fetch.joinMulticast({ ...group, member: 2 })).toThrow(conflict);
+    await expect(fetch.joinMulticast({ ...group, member: 2 })).rejects.toThrow(conflict);
     sender.start();
     expect(() => sender.start()).toThrow(expect.objectContaining({ code: 'USAGE' }));
     await fetch.close();
-    expect(() => fetch.joinMulticast({ ...group, member: 3 })).toThrow(conflict);
+    await expect(fetch.joinMulticast({ ...group, member: 3 })).rejects.toThrow(conflict);
     await Promise.all([sender.close(), sender.close()]);
     expect(['closed', 'ended']).toContain(sender.snapshot().state);
     expect(() => sender.start()).toThrow(
@@ -125,22 +125,22 @@ describe('a multicast', () => {
 
   test('is refused when it cannot work', async () => {
     const files = await scene.filledRegions('ram', LENGTHS_MIB);
-    const refused = (change: Partial<MulticastGroup>, code: string): void =>
-      expect(() => openSender(files, randomGroup(change)), JSON.stringify(change)).toThrow(
+    const refused = (change: Partial<MulticastGroup>, code: string): Promise<void> =>
+      expect(openSender(files, randomGroup(change)), JSON.stringify(change)).rejects.toThrow(
         expect.objectContaining({ code }),
       );
-    refused({ provider: 'pigeon' }, 'UNSUPPORTED');
-    refused({ group: '127.0.0.1' }, 'USAGE');
-    refused({ group: 'ff15::1' }, 'USAGE');
-    refused({ interfaceAddress: '192.0.2.9' }, 'NOT_FOUND');
-    refused({ key: 'ff' }, 'USAGE');
-    refused({ session: 'x'.repeat(16) }, 'USAGE');
-    refused({ ttl: 0 }, 'USAGE');
-    refused({ port: 0 }, 'USAGE');
-    refused({ mtuBytes: 100 }, 'USAGE');
+    await refused({ provider: 'pigeon' }, 'UNSUPPORTED');
+    await refused({ group: '127.0.0.1' }, 'USAGE');
+    await refused({ group: 'ff15::1' }, 'USAGE');
+    await refused({ interfaceAddress: '192.0.2.9' }, 'NOT_FOUND');
+    await refused({ key: 'ff' }, 'USAGE');
+    await refused({ session: 'x'.repeat(16) }, 'USAGE');
+    await refused({ ttl: 0 }, 'USAGE');
+    await refused({ port: 0 }, 'USAGE');
+    await refused({ mtuBytes: 100 }, 'USAGE');
     const fetch = openFetch('one');
     for (const member of [0, 0xffff, 1.5]) {
-      expect(() => fetch.joinMulticast({ ...randomGroup(), member })).toThrow(
+      await expect(fetch.joinMulticast({ ...randomGroup(), member })).rejects.toThrow(
         expect.objectContaining({ code: 'USAGE' }),
       );
     }

@@ -51,6 +51,12 @@ export class BedNetwork implements HostNetwork<BedHost> {
     else await run('tc', ['qdisc', 'replace', 'dev', switchPort, 'root', 'netem', 'loss', `${percent}%`]);
   }
 
+  /** Lets a host receive so much at most, without a loss; until the next setLoss of 0. */
+  async setRate(name: string, mbitPerS: number): Promise<void> {
+    const rate = ['netem', 'rate', `${mbitPerS}mbit`, 'limit', '10000'];
+    await run('tc', ['qdisc', 'replace', 'dev', this.host(name).switchPort, 'root', ...rate]);
+  }
+
   async destroy(): Promise<void> {
     // The network ends with the bed.
   }

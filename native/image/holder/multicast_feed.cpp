@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "base/page_key.hpp"
+#include "multicast/datagram/port.hpp"
 
 namespace vmigrate::pager {
 namespace {
@@ -44,6 +45,12 @@ Status MulticastFeed::open_regions() {
 
 Status MulticastFeed::join(const multicast::Group& group, uint16_t member,
                            std::unique_ptr<multicast::DatagramPort> port) {
+  if (!port) {
+    // Without the lock: a fabric may take seconds to let a host into a group, and snapshots wait for nothing.
+    auto opened = multicast::open_port(group, multicast::Role::kReceiver);
+    if (!opened) return opened.error();
+    port = std::move(opened).value();
+  }
   const std::lock_guard lock(mutex_);
   if (is_closed_) return Error{ErrorCode::kClosed, 0, "the session has ended"};
   if (receiver_) return Error{ErrorCode::kAlreadyExists, 0, "the image has joined a multicast"};

@@ -3,12 +3,12 @@
 
 #include <gtest/gtest.h>
 #include <signal.h>
-#include <sys/mount.h>
 
 #include "base/page_key.hpp"
 #include "tests/image/harness.hpp"
 #include "tests/preload/preload_fixture.hpp"
 #include "tests/support/broken_descriptor.hpp"
+#include "tests/support/small_tmpfs.hpp"
 
 namespace vmigrate::pager {
 namespace {
@@ -20,29 +20,10 @@ using test::ImageHarness;
 using test::kMiB;
 using test::kPage;
 using test::Parking;
+using test::SmallTmpfs;
 using test::waits;
 using wire::ImageCounter;
 using wire::InjectPoint;
-
-/// A separate tmpfs that is soon full.
-class SmallTmpfs {
- public:
-  explicit SmallTmpfs(const char* options) {
-    is_mounted_ = ::mount("tmpfs", dir_.path().c_str(), "tmpfs", 0, options) == 0;
-  }
-  ~SmallTmpfs() {
-    if (is_mounted_) ::umount2(dir_.path().c_str(), MNT_DETACH);
-  }
-  void grow(const char* options) const {
-    ASSERT_EQ(::mount("tmpfs", dir_.path().c_str(), "tmpfs", MS_REMOUNT, options), 0);
-  }
-  bool is_mounted() const { return is_mounted_; }
-  const std::string& path() const { return dir_.path(); }
-
- private:
-  test::TempDir dir_;
-  bool is_mounted_ = false;
-};
 
 TEST(ImageFailure, AUserfaultfdThatCannotBeReadIsNamedWithItsErrno) {
   ImageHarness vm(ImageHarness::Specs{{64}});

@@ -11,13 +11,14 @@ namespace vmigrate::test {
 class FetchHarness {
  public:
   using Specs = ImageHarness::Specs;
-  explicit FetchHarness(const Specs& specs) {
+  /// `image_directory`: where the files of the image are; none: where all others are.
+  explicit FetchHarness(const Specs& specs, const std::string& image_directory = {}) {
     for (size_t i = 0; i < specs.size(); ++i) {
       const std::string name = "ram" + std::to_string(i);
       const uint64_t length_bytes = specs[i].page_count * kPage;
       lengths.push_back(length_bytes);
       holder_paths.push_back(dir_ / (name + ".holder"));
-      image_paths.push_back(dir_ / (name + ".image"));
+      image_paths.push_back((image_directory.empty() ? dir_.path() : image_directory) + "/" + name + ".image");
       presence_paths.push_back(dir_ / (name + ".presence"));
       for (const std::string& path : {holder_paths[i], image_paths[i]})
         EXPECT_TRUE(memory::Region::create_file(path, length_bytes, kPage).ok());

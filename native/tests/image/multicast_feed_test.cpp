@@ -4,6 +4,7 @@
 
 #include "tests/image/fetch_harness.hpp"
 #include "tests/multicast/harness.hpp"
+#include "tests/support/small_tmpfs.hpp"
 
 namespace vmigrate::pager {
 namespace {
@@ -171,6 +172,29 @@ TEST(MulticastFeed, ForgedPagesEndTheMulticastAndNotTheImage) {
   EXPECT_EQ(host.fetch->multicast().pages, 0u);
   EXPECT_EQ(host.fetch->state(), ImageState::kCopying);
   EXPECT_LT(host.counter(ImageCounter::kRefusedPages), 20u);
+  expect_complete(host);
+}
+
+/// It is full in the middle of a run of pages that are stored with one call. What was written of the run is
+/// published, or is not in the file.
+TEST(MulticastFeed, AFileSystemThatFillsUpEndsTheMulticastAndNotTheImage) {
+  constexpr uint64_t kRoomPages = 251;
+  const test::SmallTmpfs full("size=1004k");
+  ASSERT_TRUE(full.is_mounted()) << strerror(errno);
+  const Group group = random_group(9000);
+  FetchHarness host(FetchHarness::Specs{{512}}, full.path());
+  host.finish_maps();
+  host.start();
+  ASSERT_TRUE(join(host, group).ok());
+  const auto sender = open_sender(host, group, 20'000'000);
+  ASSERT_TRUE(sender->start().ok());
+  ASSERT_TRUE(ends(host, ReceiverState::kFailed));
+  const MulticastSnapshot got = host.fetch->multicast();
+  EXPECT_EQ(got.failure->code, ErrorCode::kNoSpace);
+  EXPECT_EQ(got.pages, kRoomPages);
+  EXPECT_EQ(host.allocated_bytes(), kRoomPages * kPage);
+  EXPECT_EQ(host.fetch->state(), ImageState::kCopying);
+  full.grow("size=64m");
   expect_complete(host);
 }
 

@@ -1,7 +1,7 @@
 /**
  * Runs inside the bed: three daemons, one on each RDMA host, fork a nested guest into clones on all of them: first in
- * peace, then with packets lost, as a multicast with packets lost, and along a relay. Prints a line of JSON per fork,
- * as it happens, for forks.test.ts to judge.
+ * peace, then with packets lost, as a multicast with packets lost, and along a relay that dies in the middle of it.
+ * Prints a line of JSON per fork, as it happens, for forks.test.ts to judge.
  *
  *   forks.ts LOSS_PERCENT TOUCH_MIB [NAME...]      all forks, or some
  */
@@ -31,9 +31,12 @@ const FORKS: readonly Fork[] = [
   { name: 'packetsLost', lossPercent, touchMiB: lossyTouchMiB, parent: 'stop' },
   { name: 'multicast', lossPercent, touchMiB: MULTICAST_TOUCH_MIB, parent: 'continue', fanout: 'multicast' },
   // B and C share a switch, so that C reads from B.
-  { name: 'tree', lossPercent: 0, touchMiB: 4, parent: 'continue', fanout: 'tree', topology: TWO_RACKS },
+  { name: 'tree', lossPercent: 0, touchMiB: 4, parent: 'continue', fanout: 'tree', topology: TWO_RACKS, victim: 'B' },
 ];
 const OWN_MIB = 14;
+const KILLED_AT_PERCENT = 20;
+/** Slow enough to find a host in the middle of its image. */
+const SLOW_MBIT_PER_S = 12;
 
 interface Fork {
   readonly name: string;
@@ -42,6 +45,8 @@ interface Fork {
   readonly parent: 'continue' | 'stop';
   readonly fanout?: 'multicast' | 'tree';
   readonly topology?: { readonly name: string; readonly text: string };
+  /** A host whose daemon is killed when it has a part of the image, and started again. */
+  readonly victim?: string;
 }
 
 const cluster = await Cluster.on(new BedNetwork(HOSTS.length));
@@ -54,26 +59,45 @@ const jobUntil = (id: string, is: (job: ForkJobView) => boolean): Promise<ForkJo
     return is(job) || isEnded(job.state) ? job : undefined;
   });
 
-async function fork({ name, lossPercent, touchMiB, parent, ...how }: Fork): Promise<ForkFacts> {
+/** Resolves to what the host has of the image then, in percent. */
+async function killInTheMiddle(id: string, victim: string): Promise<number> {
+  let percent = 0;
+  const { state } = await jobUntil(id, ({ step, progress }) => {
+    const at = progress?.hosts?.find(({ host }) => host === victim);
+    if (step !== 'fillImage' || at === undefined || at.pagesTotal === 0) return false;
+    percent = (at.pagesDone / at.pagesTotal) * 100;
+    return percent >= KILLED_AT_PERCENT;
+  });
+  await cluster.stopDaemon(victim);
+  await cluster.startDaemon(victim);
+  return isEnded(state) ? 100 : percent;
+}
+
+async function fork({ name, lossPercent, touchMiB, parent, victim, ...how }: Fork): Promise<ForkFacts> {
   const memoryMiB = touchMiB + OWN_MIB;
   const guest = await Guest.start(cluster, 'A', { name: name.toLowerCase(), image: 'nano', memoryMiB, touchMiB });
   const startedAt = performance.now();
   let report: ForkReport;
-  let isLossy = false;
+  let isSpoilt = false;
+  let killedAtPercent: number | null = null;
   try {
     const usual = { vm: guest.name, cloneCount: CLONES, hosts: HOSTS, transport: 'rdma', parentMode: parent } as const;
     const order: ForkBody = { ...usual, ...how };
     const { id } = await cluster.api('A').post<ForkJobView>('/v1/forks', order);
     // Not before: pre-flight refuses hosts that do not reach each other well, as it should.
     await jobUntil(id, ({ step }) => step !== null && !BEFORE_POINT.has(step));
-    isLossy = lossPercent > 0;
-    for (const host of HOSTS) if (isLossy) await cluster.network.setLoss(host, lossPercent);
+    isSpoilt = lossPercent > 0 || victim !== undefined;
+    for (const host of isSpoilt ? HOSTS : []) {
+      if (lossPercent > 0) await cluster.network.setLoss(host, lossPercent);
+      else await cluster.network.setRate(host, SLOW_MBIT_PER_S);
+    }
+    if (victim !== undefined) killedAtPercent = await killInTheMiddle(id, victim);
     const job = await jobUntil(id, ({ state }) => isEnded(state));
     if (job.report === null) throw new Error(`the fork is ${job.state}: ${JSON.stringify(job.error)}`);
     report = job.report;
   } finally {
     // Not before there is any: the error of a fork that was refused would be lost.
-    for (const host of HOSTS) if (isLossy) await cluster.network.setLoss(host, 0);
+    for (const host of HOSTS) if (isSpoilt) await cluster.network.setLoss(host, 0);
   }
   const ms = Math.round(performance.now() - startedAt);
   const clones: ForkFacts['clones'][number][] = [];
@@ -86,7 +110,7 @@ async function fork({ name, lossPercent, touchMiB, parent, ...how }: Fork): Prom
   await cluster.api('A').post(`${image}/stop`, { force: true, allHosts: true });
   await cluster.api('A').delete(image, { allHosts: true });
   await cluster.api('A').post(`/v1/vms/${guest.name}/stop`, { force: true });
-  return { fork: name, report, clones, ms };
+  return { fork: name, report, clones, ms, killedAtPercent };
 }
 
 try {

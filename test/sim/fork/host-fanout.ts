@@ -81,7 +81,7 @@ export class HostFanout {
         ask: () => root.joinMulticast(fanout.provider ?? 'udp', fanout.datagramBytesMax ?? 0),
         join: async ({ group, member }) => {
           const number = world.fanout.is('sameSeat') ? 1 : member;
-          reader.joinMulticast({ ...group, member: number, interfaceAddress: null });
+          await reader.joinMulticast({ ...group, member: number, interfaceAddress: null });
         },
       });
       if (!isSeated && world.fanout.is('needSeat')) return;
@@ -135,7 +135,7 @@ function contextOf({ world, host, life, peer }: HostFanoutParts): ImageContext {
     return image.pages.includes(null) ? 'filling' : 'complete';
   };
   const native = {
-    openMulticastSender: ({ image: [file], group: { session }, onEdge }: MulticastSenderOptions) =>
+    openMulticastSender: async ({ image: [file], group: { session }, onEdge }: MulticastSenderOptions) =>
       new SimSender({ world, host: host.name, life, image: file?.path ?? '', session, onEdge }),
     sendMulticastProbe: (_group: unknown, ms: number, signal: AbortSignal) => life.sleep(ms, signal),
     receiveMulticastProbe: async () => {

@@ -96,7 +96,7 @@ export class SimReader implements Handle {
     });
   }
 
-  joinMulticast({ session, member }: MulticastJoin): void {
+  async joinMulticast({ session, member }: MulticastJoin): Promise<void> {
     const { world } = this.#parts;
     if (this.#session !== null) world.fail(`${this.host} joins twice`);
     world.fanout.takeSeat(this.host, session, member);

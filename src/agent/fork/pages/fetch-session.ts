@@ -242,7 +242,7 @@ export class FetchSession {
       isOver: () => !this.#isOpen || this.#isOver,
       ask: () => this.#options.origin.joinMulticast(provider, datagramBytesMax),
       join: async (seat) => {
-        this.#link.reader.joinMulticast(await joinOf(this.#context, seat));
+        await this.#link.reader.joinMulticast(await joinOf(this.#context, seat));
         this.#isSeated = true;
       },
     });

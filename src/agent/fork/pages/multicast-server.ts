@@ -158,7 +158,7 @@ class ImageMulticast {
     const interfaceAddress = await interfaceOf(context, group.provider);
     const regions = await images.regions(images.get(image));
     let multicast: ImageMulticast | null = null;
-    const sender = native.openMulticastSender({
+    const sender = await native.openMulticastSender({
       ...{ image: regions, group: { ...group, interfaceAddress } },
       order: await images.touchOrder(image),
       bandwidthBytesPerS: context.multicast.bandwidthBytesPerS,

@@ -18,7 +18,7 @@ function scene(state = 'complete') {
     images: { get: () => record, regions: async () => [], touchOrder: async () => new Uint32Array(0) },
     log: { info: () => undefined, error: () => undefined, warn: (_: object, text: string) => void warnings.push(text) },
     native: {
-      openMulticastSender: ({ onEdge, group }: { onEdge: () => void; group: unknown }) => {
+      openMulticastSender: async ({ onEdge, group }: { onEdge: () => void; group: unknown }) => {
         const sender = { isStarted: false, isClosed: false, state: 'waiting', onEdge, group };
         senders.push(sender);
         return {
