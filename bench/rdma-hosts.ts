@@ -44,7 +44,7 @@ const READ_BW_TRANSFERS = 48;
 const [roundsText = '2', ...addresses] = process.argv.slice(2);
 const rounds = Number(roundsText);
 const log = (line: string): void => void process.stderr.write(`${line}\n`);
-const programs = fileURLToPath(new URL('../build/native-core/', import.meta.url));
+const programs = fileURLToPath(new URL('../build/native/', import.meta.url));
 
 async function must(command: string, ...args: string[]): Promise<string> {
   const { code, stdout, stderr } = await runCommand(command, args);

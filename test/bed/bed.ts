@@ -122,4 +122,4 @@ export function runProgramInBed(path: string, args: readonly string[], options: 
 }
 
 /** A program of the native build. */
-export const nativeProgram = (name: string): string => join(root, 'build', 'native-core', name);
+export const nativeProgram = (name: string): string => join(root, 'build', 'native', name);

@@ -23,7 +23,7 @@ const addonDirectory =
     ? join(root, 'build/native/Release')
     : dirname(process.env['VMIGRATE_ADDON']);
 const preload = join(addonDirectory, 'libvmigrate-preload.so');
-const helper = join(process.env['VMIGRATE_TEST_PROGRAMS'] ?? join(root, 'build/native-core'), 'preload_helper');
+const helper = join(process.env['VMIGRATE_TEST_PROGRAMS'] ?? join(root, 'build/native'), 'preload_helper');
 
 export class FakeVm {
   readonly #process: ChildProcessWithoutNullStreams;
