@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <random>
+#include <thread>
 
 #include "image/serve/limits.hpp"
 #include "tests/image/harness.hpp"

@@ -4,10 +4,12 @@
 #include <sys/mman.h>
 
 #include <random>
+#include <thread>
 
 #include "target/limits.hpp"
 #include "tests/support/huge_pages.hpp"
 #include "tests/support/pager_harness.hpp"
+#include "uffd/uffd.hpp"
 
 namespace vmigrate::pager {
 namespace {
