@@ -1,5 +1,6 @@
 #include "target/target.hpp"
 
+#include <fcntl.h>
 #include <gtest/gtest.h>
 #include <sys/mman.h>
 
