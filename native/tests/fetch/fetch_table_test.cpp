@@ -1,5 +1,6 @@
 #include "fetch/fetch_table.hpp"
 
+#include <fcntl.h>
 #include <gtest/gtest.h>
 
 #include "tests/support/fake_endpoint.hpp"

@@ -1,5 +1,6 @@
 #include "fetch/prefetch.hpp"
 
+#include <fcntl.h>
 #include <gtest/gtest.h>
 
 #include "target/core.hpp"

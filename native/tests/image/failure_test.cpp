@@ -2,7 +2,11 @@
 // always runs on, and no process ever reads zeros in place of bytes.
 
 #include <gtest/gtest.h>
+#include <linux/userfaultfd.h>
 #include <signal.h>
+#include <sys/mman.h>
+
+#include <cstring>
 
 #include "base/page_key.hpp"
 #include "tests/image/harness.hpp"

@@ -1,6 +1,9 @@
 // Tests what a holder, its transport or a caller may do at a bad moment while an image is read from it.
 
+#include <fcntl.h>
 #include <gtest/gtest.h>
+
+#include <thread>
 
 #include "fetch/limits.hpp"
 #include "source/source.hpp"

@@ -1,9 +1,11 @@
 // Tests the content of an image, and which process may run on at which time. Races are in race_test.cpp,
 // failures in failure_test.cpp.
 
+#include <fcntl.h>
 #include <gtest/gtest.h>
 
 #include <random>
+#include <thread>
 
 #include "image/serve/limits.hpp"
 #include "tests/image/harness.hpp"

@@ -1,7 +1,12 @@
 // Tests an image that a root sends by multicast, over the loopback, to hosts that read the rest from it.
 
+#include <fcntl.h>
 #include <gtest/gtest.h>
 
+#include <cstring>
+#include <thread>
+
+#include "multicast/datagram/writer.hpp"
 #include "tests/image/fetch_harness.hpp"
 #include "tests/multicast/harness.hpp"
 #include "tests/support/small_tmpfs.hpp"

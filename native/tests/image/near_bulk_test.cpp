@@ -1,6 +1,9 @@
 // Tests pages that nobody waits for, and that near holders bring before the root does.
 
+#include <fcntl.h>
 #include <gtest/gtest.h>
+
+#include <thread>
 
 #include "tests/image/near_harness.hpp"
 

@@ -2,6 +2,8 @@
 
 #include <gtest/gtest.h>
 
+#include <thread>
+
 #include "tests/image/near_harness.hpp"
 
 namespace vmigrate::pager {

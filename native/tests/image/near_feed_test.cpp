@@ -1,7 +1,10 @@
 // Tests when the thread of near bulk reads, without the other threads of a fetch: beside a multicast, and
 // when nothing is left to bring.
 
+#include <fcntl.h>
 #include <gtest/gtest.h>
+
+#include <thread>
 
 #include "fetch/near/bulk.hpp"
 #include "image/holder/page_gate.hpp"

@@ -2,6 +2,7 @@
 // from the root all the same. And a root that answers as only a near holder may.
 
 #include <gtest/gtest.h>
+#include <sys/mman.h>
 
 #include "image/serve/clone_mapper.hpp"
 #include "tests/image/near_harness.hpp"

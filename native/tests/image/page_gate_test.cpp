@@ -2,6 +2,7 @@
 
 #include "image/holder/page_gate.hpp"
 
+#include <fcntl.h>
 #include <gtest/gtest.h>
 
 #include "image/serve/wait_list.hpp"

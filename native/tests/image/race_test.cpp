@@ -1,6 +1,7 @@
 // Tests two threads that meet on one page. Each test parks one of them, then checks whether the other waits
 // or continues, and whether it sees the right bytes.
 
+#include <fcntl.h>
 #include <gtest/gtest.h>
 
 #include "base/page_key.hpp"

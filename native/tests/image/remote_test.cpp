@@ -1,9 +1,11 @@
 // A fork over two hosts: a parent that runs on, its image on one host, and a clone on the image of the other,
 // which reads it over a real transport while both fill.
 
+#include <fcntl.h>
 #include <gtest/gtest.h>
 
 #include <random>
+#include <thread>
 
 #include "source/source.hpp"
 #include "tests/image/fetch_harness.hpp"

@@ -5,7 +5,11 @@
 #include <netinet/in.h>
 #include <sys/socket.h>
 
+#include <cstring>
+#include <thread>
+
 #include "multicast/datagram/limits.hpp"
+#include "multicast/datagram/writer.hpp"
 #include "tests/multicast/harness.hpp"
 
 namespace vmigrate::multicast {

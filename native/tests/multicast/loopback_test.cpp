@@ -2,7 +2,11 @@
 
 #include <gtest/gtest.h>
 
+#include <fcntl.h>
 #include <sched.h>
+
+#include <cstring>
+#include <thread>
 
 #include "multicast/datagram/limits.hpp"
 #include "multicast/probe.hpp"

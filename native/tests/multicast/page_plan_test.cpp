@@ -2,6 +2,7 @@
 
 #include "multicast/page_plan.hpp"
 
+#include <fcntl.h>
 #include <gtest/gtest.h>
 
 #include <map>

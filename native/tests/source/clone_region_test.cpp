@@ -1,9 +1,11 @@
 // Tests a clone that leaves: its memory is in the image's files, except for the pages that it has written,
 // which are in its process.
 
+#include <fcntl.h>
 #include <gtest/gtest.h>
 #include <sys/stat.h>
 
+#include <algorithm>
 #include <array>
 #include <cstring>
 

@@ -1,10 +1,12 @@
 #include "source/source.hpp"
 
+#include <fcntl.h>
 #include <gtest/gtest.h>
 #include <sys/stat.h>
 
 #include <cstring>
 
+#include "memory/region.hpp"
 #include "tests/source/book_listener.hpp"
 #include "tests/support/pager_harness.hpp"
 

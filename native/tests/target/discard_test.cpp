@@ -1,6 +1,7 @@
 // Tests a VM that gives pages back (balloon, free page reporting) while its memory is being filled. A vCPU
 // that touches such a page again reads zeros at once, and all other pages are unchanged.
 
+#include <fcntl.h>
 #include <gtest/gtest.h>
 
 #include "base/page_key.hpp"

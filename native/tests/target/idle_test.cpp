@@ -3,6 +3,8 @@
 #include <gtest/gtest.h>
 #include <sys/resource.h>
 
+#include <thread>
+
 #include "tests/support/pager_harness.hpp"
 
 namespace vmigrate::pager {

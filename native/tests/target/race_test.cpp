@@ -1,8 +1,11 @@
 // Makes races deterministic: park a thread at an injection point, provoke the other side, release the thread,
 // check bytes.
 
+#include <fcntl.h>
 #include <gtest/gtest.h>
 #include <sys/mman.h>
+
+#include <thread>
 
 #include "base/page_key.hpp"
 #include "target/limits.hpp"

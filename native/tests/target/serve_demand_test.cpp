@@ -1,5 +1,7 @@
 #include <gtest/gtest.h>
 
+#include <thread>
+
 #include "target/target.hpp"
 #include "tests/support/pager_harness.hpp"
 

@@ -1,13 +1,16 @@
 #include "target/target.hpp"
 
+#include <fcntl.h>
 #include <gtest/gtest.h>
 #include <sys/mman.h>
 
 #include <random>
+#include <thread>
 
 #include "target/limits.hpp"
 #include "tests/support/huge_pages.hpp"
 #include "tests/support/pager_harness.hpp"
+#include "uffd/uffd.hpp"
 
 namespace vmigrate::pager {
 namespace {

@@ -1,9 +1,11 @@
 // Tests both sides of the pager over the real transports: SourceSession, provider, TargetSession,
 // userfaultfd.
 
+#include <fcntl.h>
 #include <gtest/gtest.h>
 
 #include <random>
+#include <thread>
 
 #include "source/source.hpp"
 #include "target/target.hpp"

@@ -16,55 +16,25 @@ struct ComplianceCase {
   const Provider* provider;
   bool faulty;
 };
-inline void PrintTo(const ComplianceCase& tested, std::ostream* out) {
-  *out << tested.provider->name << (tested.faulty ? ", faulty" : "");
-}
+void PrintTo(const ComplianceCase& tested, std::ostream* out);
 
 inline constexpr uint64_t kRegionBytes = 8 << 20;
 
 class TransportCompliance : public testing::TestWithParam<ComplianceCase> {
  protected:
-  void SetUp() override {
-    if (const std::string missing = missing_for(provider()); !missing.empty()) GTEST_SKIP() << missing;
-  }
+  TransportCompliance();
+  ~TransportCompliance() override;
+  void SetUp() override;
   const Provider& provider() const { return *GetParam().provider; }
 
-  void listen() {
-    listener_ = must_listen(provider());
-    session_ = must_expose(credentials_);
-  }
+  void listen();
   std::unique_ptr<ExposedSession> must_expose(const Credentials& credentials,
-                                              MessageHandler handler = nullptr, void* context = nullptr) {
-    auto session = listener_->expose_session(credentials, handler, context);
-    EXPECT_TRUE(session.ok());
-    return std::move(session).value();
-  }
-  std::unique_ptr<Endpoint> must_connect(Channel channel = Channel::kDemand) {
-    return must_connect(listener_->address(), credentials_, channel);
-  }
+                                              MessageHandler handler = nullptr, void* context = nullptr);
+  std::unique_ptr<Endpoint> must_connect(Channel channel = Channel::kDemand);
   std::unique_ptr<Endpoint> must_connect(const Address& address, const Credentials& credentials,
-                                         Channel channel = Channel::kDemand) {
-    auto endpoint = connect(provider(), address, credentials, channel);
-    EXPECT_TRUE(endpoint.ok()) << endpoint.error().what << " errno " << endpoint.error().system_errno;
-    return decorate(std::move(endpoint).value());
-  }
-  std::unique_ptr<Endpoint> decorate(std::unique_ptr<Endpoint> endpoint) {
-    if (!GetParam().faulty) return endpoint;
-    FaultyOptions options;
-    options.seed = 7;
-    options.completion_delay_polls_max = 4;
-    options.reorder_completions = true;
-    options.would_block_permille = 200;
-    options.short_batches = true;
-    auto faulty = make_faulty(std::move(endpoint), options);
-    EXPECT_TRUE(faulty.ok());
-    return std::move(faulty).value();
-  }
-  RemoteKey must_expose_memory(const TestMemory& memory, Access access = Access::kRead) {
-    auto key = session_->expose(memory.local(), access);
-    EXPECT_TRUE(key.ok());
-    return key.value();
-  }
+                                         Channel channel = Channel::kDemand);
+  std::unique_ptr<Endpoint> decorate(std::unique_ptr<Endpoint> endpoint);
+  RemoteKey must_expose_memory(const TestMemory& memory, Access access = Access::kRead);
 
   const Credentials credentials_ = make_credentials(1);
   std::unique_ptr<Listener> listener_;
