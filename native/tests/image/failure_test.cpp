@@ -79,7 +79,7 @@ TEST(ImageFailure, NoRoomLetsTheParentGo) {
   vm.capture.reset();
   // The end of a test must neither leave a thread behind that waits for ever, nor let it touch a full file
   // system.
-  full.grow("size=64m");
+  full.resize("size=64m");
   ASSERT_TRUE(release_vm(clone.memory).ok());
   missing.wait();
 }

@@ -184,12 +184,14 @@ TEST(MulticastFeed, ForgedPagesEndTheMulticastAndNotTheImage) {
 /// published, or is not in the file.
 TEST(MulticastFeed, AFileSystemThatFillsUpEndsTheMulticastAndNotTheImage) {
   constexpr uint64_t kRoomPages = 251;
-  const test::SmallTmpfs full("size=1004k");
+  const test::SmallTmpfs full("size=64m");
   ASSERT_TRUE(full.is_mounted()) << strerror(errno);
   const Group group = random_group(9000);
   FetchHarness host(FetchHarness::Specs{{512}}, full.path());
   host.finish_maps();
   host.start();
+  // A file that would not fit is not even created.
+  full.resize("size=1004k");
   ASSERT_TRUE(join(host, group).ok());
   const auto sender = open_sender(host, group, 20'000'000);
   ASSERT_TRUE(sender->start().ok());
@@ -199,7 +201,7 @@ TEST(MulticastFeed, AFileSystemThatFillsUpEndsTheMulticastAndNotTheImage) {
   EXPECT_EQ(got.pages, kRoomPages);
   EXPECT_EQ(host.allocated_bytes(), kRoomPages * kPage);
   EXPECT_EQ(host.fetch->state(), ImageState::kCopying);
-  full.grow("size=64m");
+  full.resize("size=64m");
   expect_complete(host);
 }
 

@@ -12,7 +12,7 @@
 
 namespace vmigrate::test {
 
-/// It has the bytes of the root's files. Region 0 only is looked at by set and set_run.
+/// It has the bytes of the root's files. Region 0 only is looked at by set.
 class FakeNear {
  public:
   enum class Kind { kThread, kDevice };

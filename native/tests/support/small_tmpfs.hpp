@@ -18,7 +18,7 @@ class SmallTmpfs {
   ~SmallTmpfs() {
     if (is_mounted_) ::umount2(dir_.path().c_str(), MNT_DETACH);
   }
-  void grow(const char* options) const {
+  void resize(const char* options) const {
     ASSERT_EQ(::mount("tmpfs", dir_.path().c_str(), "tmpfs", MS_REMOUNT, options), 0);
   }
   bool is_mounted() const { return is_mounted_; }

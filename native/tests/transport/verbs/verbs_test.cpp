@@ -22,9 +22,10 @@ struct Answer {
   std::vector<uint32_t> rkeys;
 
   std::vector<std::byte> bytes() const {
-    std::vector<std::byte> all(sizeof head + rkeys.size() * sizeof(uint32_t));
+    std::vector<std::byte> all(sizeof head);
     std::memcpy(all.data(), &head, sizeof head);
-    if (!rkeys.empty()) std::memcpy(all.data() + sizeof head, rkeys.data(), rkeys.size() * sizeof(uint32_t));
+    const auto tail = std::as_bytes(std::span(rkeys));
+    all.insert(all.end(), tail.begin(), tail.end());
     return all;
   }
 };
