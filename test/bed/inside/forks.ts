@@ -1,9 +1,9 @@
 /**
  * Runs inside the bed: three daemons, one on each RDMA host, fork a nested guest into clones on all of them: first in
- * peace, then with packets lost, as a multicast with packets lost, and along a relay that dies in the middle of it.
- * Prints a line of JSON per fork, as it happens, for forks.test.ts to judge.
+ * peace, then with packets lost, as a multicast with packets lost, and along a relay. Prints a line of JSON per fork,
+ * as it happens, for forks.test.ts to judge.
  *
- *   forks.ts LOSS_PERCENT TOUCH_MIB [NAME...]      all forks, or some
+ *   forks.ts LOSS_PERCENT TOUCH_MIB [NAME...]      all forks but those by hand, or these
  */
 import type { ForkReport } from '../../../src/domain/fork.js';
 import { type ForkJobView, isEnded } from '../../../src/domain/job.js';
@@ -23,6 +23,7 @@ const TWO_RACKS = {
   name: 'racks',
   text: 'SwitchName=s1 Nodes=A\nSwitchName=s2 Nodes=B,C\nSwitchName=top Switches=s1,s2\n',
 };
+const VICTIM: Victim = { host: 'B', reader: 'C' };
 /** Of this the hosts read by RDMA only what they have not heard. */
 const MULTICAST_TOUCH_MIB = 4;
 /** With packets lost, all pages go by RDMA: the files of a parent that stays stopped can be read from the beginning. */
@@ -31,10 +32,16 @@ const FORKS: readonly Fork[] = [
   { name: 'packetsLost', lossPercent, touchMiB: lossyTouchMiB, parent: 'stop' },
   { name: 'multicast', lossPercent, touchMiB: MULTICAST_TOUCH_MIB, parent: 'continue', fanout: 'multicast' },
   // B and C share a switch, so that C reads from B.
-  { name: 'tree', lossPercent: 0, touchMiB: 4, parent: 'continue', fanout: 'tree', topology: TWO_RACKS, victim: 'B' },
+  { name: 'tree', lossPercent: 0, touchMiB: 4, parent: 'continue', fanout: 'tree', topology: TWO_RACKS },
+  {
+    ...{ name: 'relayDies', lossPercent: 0, touchMiB: 4, parent: 'continue', fanout: 'tree', topology: TWO_RACKS },
+    // The daemon that starts again takes the emulated processors two minutes.
+    ...{ isByHand: true, victim: VICTIM },
+  },
 ];
 const OWN_MIB = 14;
-const KILLED_AT_PERCENT = 20;
+/** More than two thirds of the pages are zero. */
+const KILLED_AT_PERCENT = 80;
 /** Slow enough to find a host in the middle of its image. */
 const SLOW_MBIT_PER_S = 12;
 
@@ -45,8 +52,14 @@ interface Fork {
   readonly parent: 'continue' | 'stop';
   readonly fanout?: 'multicast' | 'tree';
   readonly topology?: { readonly name: string; readonly text: string };
-  /** A host whose daemon is killed when it has a part of the image, and started again. */
-  readonly victim?: string;
+  readonly victim?: Victim;
+  readonly isByHand?: true;
+}
+
+/** The daemon of a host is killed when another, which reads from it, has a part of the image, and started again. */
+interface Victim {
+  readonly host: string;
+  readonly reader: string;
 }
 
 const cluster = await Cluster.on(new BedNetwork(HOSTS.length));
@@ -59,11 +72,11 @@ const jobUntil = (id: string, is: (job: ForkJobView) => boolean): Promise<ForkJo
     return is(job) || isEnded(job.state) ? job : undefined;
   });
 
-/** Resolves to what the host has of the image then, in percent. */
-async function killInTheMiddle(id: string, victim: string): Promise<number> {
+/** Resolves to what the host that reads from it has of the image then, in percent. */
+async function killInTheMiddle(id: string, { host: victim, reader }: Victim): Promise<number> {
   let percent = 0;
   const { state } = await jobUntil(id, ({ step, progress }) => {
-    const at = progress?.hosts?.find(({ host }) => host === victim);
+    const at = progress?.hosts?.find(({ host }) => host === reader);
     if (step !== 'fillImage' || at === undefined || at.pagesTotal === 0) return false;
     percent = (at.pagesDone / at.pagesTotal) * 100;
     return percent >= KILLED_AT_PERCENT;
@@ -114,7 +127,8 @@ async function fork({ name, lossPercent, touchMiB, parent, victim, ...how }: For
 }
 
 try {
-  const chosen = FORKS.filter(({ name }) => names.length === 0 || names.includes(name));
+  const isChosen = ({ name, isByHand = false }: Fork) => (names.length === 0 ? !isByHand : names.includes(name));
+  const chosen = FORKS.filter(isChosen);
   for (const options of chosen) process.stdout.write(`${JSON.stringify(await fork(options))}\n`);
 } catch (error) {
   for (const { name } of cluster.network.hosts) console.error(`--- ${name}\n${await cluster.daemonLog(name)}`);

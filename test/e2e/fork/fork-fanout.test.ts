@@ -179,7 +179,8 @@ describe('a multicast', { timeout: TEST_MS }, () => {
 });
 
 describe('a tree of relays', { timeout: TEST_MS }, () => {
-  test('brings the image to seven hosts, and goes on when a relay and the root die', async () => {
+  test('brings the image to seven hosts that lose packets, and goes on when a relay and the root die', async () => {
+    for (const host of hosts.others) await hosts.setLoss(host, LOSS_PERCENT);
     const id = await begin('--clones', `${CLONES}`, '--hosts', 'all', '--fanout', 'tree');
     await filled(id, 'B', 30);
     await hosts.kill('B');
