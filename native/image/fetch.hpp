@@ -61,8 +61,8 @@ class ImageFetch {
   /// while the image fills and after. The fetch must outlive it. nullptr: there is no such region.
   virtual std::unique_ptr<RegionReader> reader(uint32_t region_index) = 0;
   /// Takes pages that the root sends to a group as well, until that ends. Before close, and once only
-  /// (kAlreadyExists). Errors change nothing: the pages come from the holder then. May block for seconds, until
-  /// the fabric has let this host into the group. `port`: for tests.
+  /// (kAlreadyExists). Errors change nothing: the pages come from the holder then. May block for seconds,
+  /// until the fabric has let this host into the group. `port`: for tests.
   virtual Status join_multicast(const multicast::Group& group, uint16_t member,
                                 std::unique_ptr<multicast::DatagramPort> port = nullptr) = 0;
   virtual MulticastSnapshot multicast() const = 0;
