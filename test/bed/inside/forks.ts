@@ -53,7 +53,7 @@ interface Fork {
   readonly fanout?: 'multicast' | 'tree';
   readonly topology?: { readonly name: string; readonly text: string };
   readonly victim?: Victim;
-  readonly isByHand?: true;
+  readonly isByHand?: boolean;
 }
 
 /** The daemon of a host is killed when another, which reads from it, has a part of the image, and started again. */
