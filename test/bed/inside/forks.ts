@@ -35,7 +35,7 @@ const FORKS: readonly Fork[] = [
   { name: 'tree', lossPercent: 0, touchMiB: 4, parent: 'continue', fanout: 'tree', topology: TWO_RACKS },
   {
     ...{ name: 'relayDies', lossPercent: 0, touchMiB: 4, parent: 'continue', fanout: 'tree', topology: TWO_RACKS },
-    // The daemon that starts again takes the emulated processors two minutes.
+    // A daemon that starts again takes the emulated processors two minutes: too long for every run of the tests.
     ...{ isByHand: true, victim: VICTIM },
   },
 ];
