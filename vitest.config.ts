@@ -52,6 +52,19 @@ export default defineConfig({
         },
       },
       {
+        // Each known attack, as an attacker would do it.
+        extends: true,
+        test: {
+          name: 'attack',
+          include: ['test/attack/**/*.test.ts'],
+          testTimeout: 300_000,
+          hookTimeout: 300_000,
+          expect: { poll: { timeout: 30_000 } },
+          maxWorkers: 2,
+          sequence: { groupOrder: 5 },
+        },
+      },
+      {
         extends: true,
         test: {
           name: 'bed',

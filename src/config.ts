@@ -8,6 +8,7 @@ import { isIP } from 'node:net';
 import { resolve } from 'node:path';
 import { z } from 'zod';
 import { MigrationError } from './domain/errors.js';
+import { ANYTHING } from './domain/policy.js';
 import { ACCEL_CHOICES } from './domain/vm.js';
 import { parseSize } from './kit/size.js';
 import { parseYaml } from './kit/yaml.js';
@@ -81,6 +82,14 @@ const apiEndpoint = parsed((text): ApiEndpoint | null => {
   const where = text.startsWith('https://') ? endpoint(text.slice('https://'.length), null) : null;
   return where === null ? null : { kind: 'https', ...where };
 }, 'unix:PATH (107 bytes at most) or https://IP:PORT');
+
+const allowedPath = z
+  .string()
+  .max(4096)
+  .regex(/^(\/|\*$)/, 'must be an absolute path, or "*"')
+  .transform((value) => (value === ANYTHING ? value : resolve(value)));
+const allowedText = z.string().min(1).max(4096);
+const ALLOWED_MAX = 1024;
 
 const size = z.union([z.number(), z.string()]).transform((value, context): number => {
   const bytes = typeof value === 'number' ? value : parseSize(value);
@@ -183,6 +192,20 @@ const schema = z
       })
       .partial()
       .default({}),
+    /** Whom this host trusts with what: docs/SECURITY.md. */
+    security: z
+      .strictObject({
+        /** What operators, other hosts and image files may name in VMs; "*" allows everything. Default: nothing. */
+        allow: z
+          .strictObject({
+            paths: z.array(allowedPath).max(ALLOWED_MAX).default([]),
+            bridges: z.array(allowedText).max(ALLOWED_MAX).default([]),
+            devices: z.array(allowedText).max(ALLOWED_MAX).default([]),
+            qemuArgs: z.array(allowedText).max(ALLOWED_MAX).default([]),
+          })
+          .prefault({}),
+      })
+      .prefault({}),
     logLevel: z.enum(['debug', 'info', 'warn', 'error', 'silent']).default('info'),
     /** Honours VMIGRATE_FAULT; for tests only. */
     testFaults: z.boolean().default(false),

@@ -1,0 +1,103 @@
+/**
+ * What a host lets others than its administrators name in a VM: users with the role `operator`, other hosts, and image
+ * files. All of it reaches beyond the VM: a path is opened by QEMU, a device or an argument may name one, a bridge leads
+ * to a network. By default nothing is allowed. The daemon's configuration allows it, under `security.allow`.
+ */
+import { MigrationError } from './errors.js';
+import type { VmSpec } from './vm.js';
+
+export interface HostPolicy {
+  /** Directories, whose files may be kernels, initial ramdisks and disks, and be read and written as image files. */
+  readonly paths: readonly string[];
+  /** Bridges that a VM may be connected to. */
+  readonly bridges: readonly string[];
+  /** Entries of `devices`. "NAME,*" allows the device with any properties, some of which name files. */
+  readonly devices: readonly string[];
+  /** Single entries of `qemuArgs`. */
+  readonly qemuArgs: readonly string[];
+}
+
+export type PolicyKey = keyof HostPolicy;
+
+/** An entry that allows everything of its kind. */
+export const ANYTHING = '*';
+
+export const NOTHING_ALLOWED: HostPolicy = { paths: [], bridges: [], devices: [], qemuArgs: [] };
+
+/** Something that a policy does not allow: where the spec names it, and the key of the policy that would allow it. */
+export interface Forbidden {
+  readonly what: string;
+  readonly value: string;
+  readonly key: PolicyKey;
+}
+
+/**
+ * Returns what the policy does not allow of a spec, by its words alone: a path must lie in an allowed directory as it is
+ * written. What is behind the paths is another question (src/agent/inventory/policy.ts).
+ */
+export function forbiddenIn(spec: Pick<VmSpec, PolicyPart>, policy: HostPolicy): Forbidden[] {
+  const found: Forbidden[] = [];
+  const look = (key: PolicyKey, what: string, value: string, isAllowed: boolean): void => {
+    if (!isAllowed) found.push({ what, value, key });
+  };
+  for (const { what, path } of pathsIn(spec)) look('paths', what, path, allowsPath(policy, path));
+  for (const { id, bridge } of spec.nics)
+    if (bridge !== undefined) look('bridges', `nic ${id}`, bridge, allows(policy.bridges, bridge));
+  for (const device of spec.devices) look('devices', 'devices', device, allowsDevice(policy.devices, device));
+  for (const argument of spec.qemuArgs) look('qemuArgs', 'qemuArgs', argument, allows(policy.qemuArgs, argument));
+  return found;
+}
+
+type PolicyPart = 'kernel' | 'initrd' | 'disks' | 'nics' | 'devices' | 'qemuArgs';
+
+/** The files that a spec names. A disk that another host serves is none of this host. */
+export function pathsIn({
+  kernel,
+  initrd,
+  disks,
+}: Pick<VmSpec, 'kernel' | 'initrd' | 'disks'>): { readonly what: string; readonly path: string }[] {
+  return [
+    ...(kernel === undefined ? [] : [{ what: 'kernel', path: kernel }]),
+    ...(initrd === undefined ? [] : [{ what: 'initrd', path: initrd }]),
+    ...disks.flatMap(({ id, path, served }) => (served === undefined ? [{ what: `disk ${id}`, path }] : [])),
+  ];
+}
+
+/** The path must be absolute. One with ".." is not allowed, because a symbolic link decides where that leads. */
+export function allowsPath({ paths }: HostPolicy, path: string): boolean {
+  if (!path.startsWith('/') || path.split('/').includes('..')) return false;
+  return paths.some((allowed) => {
+    if (allowed === ANYTHING) return true;
+    const directory = allowed.endsWith('/') ? allowed : `${allowed}/`;
+    return path.startsWith(directory);
+  });
+}
+
+/** Throws NOT_PERMITTED, naming all that is forbidden and what would allow it, if there is any. `who` wanted it. */
+export function refuseForbidden(forbidden: readonly Forbidden[], who: string, host: string): void {
+  if (forbidden.length === 0) return;
+  throw new MigrationError(
+    'NOT_PERMITTED',
+    `host ${host} does not allow ${who} ${forbidden.map(describeForbidden).join('; ')}`,
+    { remedy: remedyFor(forbidden, host), details: { forbidden } },
+  );
+}
+
+export function describeForbidden({ what, value }: Forbidden): string {
+  return `${what} ${JSON.stringify(value)}`;
+}
+
+/** Says which keys of the configuration would allow it. */
+export function remedyFor(forbidden: readonly Forbidden[], host: string): string {
+  const keys = [...new Set(forbidden.map(({ key }) => `security.allow.${key}`))];
+  return `let an administrator do it, or allow it in the configuration of ${host}, under ${keys.join(' and ')}`;
+}
+
+function allows(list: readonly string[], value: string): boolean {
+  return list.includes(value) || list.includes(ANYTHING);
+}
+
+function allowsDevice(list: readonly string[], device: string): boolean {
+  const [name = ''] = device.split(',');
+  return allows(list, device) || list.includes(`${name},*`);
+}
