@@ -7,6 +7,7 @@ import { readFile } from 'node:fs/promises';
 import { isIP } from 'node:net';
 import { resolve } from 'node:path';
 import { z } from 'zod';
+import { USER_ROLES } from './domain/caller.js';
 import { MigrationError } from './domain/errors.js';
 import { ANYTHING } from './domain/policy.js';
 import { ACCEL_CHOICES } from './domain/vm.js';
@@ -195,6 +196,17 @@ const schema = z
     /** Whom this host trusts with what: docs/SECURITY.md. */
     security: z
       .strictObject({
+        /** The members of this group (a name or a number) may use the unix sockets of `api`. Default: root alone. */
+        socketGroup: z
+          .string()
+          .min(1)
+          .max(64)
+          .regex(/^[A-Za-z0-9_.][A-Za-z0-9_.$-]*$/, 'must be a group')
+          .optional(),
+        /** What the members of that group may do. */
+        socketRole: z.enum(USER_ROLES).default('operator'),
+        /** A file that gets the audit log, one JSON object a line. Default: the daemon's own log. */
+        auditLog: path.optional(),
         /** What operators, other hosts and image files may name in VMs; "*" allows everything. Default: nothing. */
         allow: z
           .strictObject({

@@ -3,6 +3,7 @@
 
 #include <napi.h>
 #include <sys/file.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 
 #include <cerrno>
@@ -59,6 +60,18 @@ Napi::Value lock_file(const Napi::CallbackInfo& info) {
   return info.Env().Undefined();
 }
 
+/// Returns the uid of the process at the other end of a unix socket, as it was when it connected.
+Napi::Value peer_user(const Napi::CallbackInfo& info) {
+  ucred peer{};
+  socklen_t length_bytes = sizeof peer;
+  const int fd = info[0].As<Napi::Number>().Int32Value();
+  if (::getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &length_bytes) != 0) {
+    throw_error(info.Env(), system_error("getsockopt SO_PEERCRED"));
+    return info.Env().Undefined();
+  }
+  return Napi::Number::New(info.Env(), peer.uid);
+}
+
 Napi::Value devices(const Napi::CallbackInfo& info) {
   const transport::Provider* provider = transport::find_provider(info[0].As<Napi::String>().Utf8Value());
   auto found = std::make_shared<std::vector<transport::Device>>();
@@ -101,6 +114,7 @@ Napi::Object init(Napi::Env env, Napi::Object exports) {
   exports.Set("createRegionFile", Napi::Function::New<create_region_file>(env));
   exports.Set("allocatedBytes", Napi::Function::New<allocated_bytes>(env));
   exports.Set("lockFile", Napi::Function::New<lock_file>(env));
+  exports.Set("peerUser", Napi::Function::New<peer_user>(env));
   exports.Set("devices", Napi::Function::New<devices>(env));
   exports.Set("probe", Napi::Function::New<probe>(env));
   exports.Set("listenForVm", Napi::Function::New<PreloadListenerWrap::listen>(env));

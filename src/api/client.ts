@@ -30,6 +30,8 @@ export interface ClientOptions {
   readonly host: string;
   /** Folder with ca.pem, cert.pem and key.pem for https. */
   readonly tls: string | null;
+  /** A token of that host, instead of a certificate. The folder then needs ca.pem and crl.pem only. */
+  readonly token?: string | null;
   /** For tests: how long a question may stay unanswered, and an event stream silent. */
   readonly answerMsMax?: number;
   readonly silenceMsMax?: number;
@@ -71,7 +73,8 @@ export function unreachable({ host, tls }: ClientOptions, cause: NodeJS.ErrnoExc
     return new DaemonUnreachable(
       `this user may not use the daemon's socket ${host.slice('unix:'.length)}`,
       cause,
-      'run the command as the user of vmigrated (root), or use https with a certificate: vmctl certs user NAME',
+      'run the command as root, or join the group that security.socketGroup of the daemon names, or use https with a ' +
+        'certificate: vmctl certs user NAME',
     );
   if (CERTIFICATE_ERROR.test(reason))
     return new DaemonUnreachable(
@@ -97,8 +100,8 @@ export class ApiClient {
     if (!/^unix:.|^https:\/\/./.test(options.host))
       throw new MigrationError('USAGE', `"${options.host}" is neither unix:PATH nor https://ADDRESS:PORT`);
     if (options.host.startsWith('https:') && options.tls === null)
-      throw new MigrationError('USAGE', 'https needs a client certificate', {
-        remedy: 'give its folder with --tls DIR or VMIGRATE_TLS; create one with vmctl certs user NAME',
+      throw new MigrationError('USAGE', 'https needs the folder of a client certificate, or of the CA for a token', {
+        remedy: 'give it with --tls DIR or VMIGRATE_TLS; create one with vmctl certs user NAME',
       });
   }
 
@@ -263,11 +266,12 @@ export class ApiClient {
 
   private async request({ method, path, headers, body }: SendOptions): Promise<ClientRequest> {
     const length = body === undefined ? {} : { 'content-length': Buffer.byteLength(body) };
-    const common: RequestOptions = { method, path, headers: { ...headers, ...length }, agent: false };
-    const { host, tls } = this.options;
+    const { host, tls, token = null } = this.options;
+    const bearer = token === null ? {} : { authorization: `Bearer ${token}` };
+    const common: RequestOptions = { method, path, headers: { ...headers, ...length, ...bearer }, agent: false };
     const request = host.startsWith('unix:')
       ? httpRequest({ ...common, socketPath: host.slice('unix:'.length) })
-      : await tlsRequest(host, tls ?? '', common);
+      : await tlsRequest(host, { directory: tls ?? '', token }, common);
     request.once('socket', (socket) => {
       socket.setTimeout(CONNECT_MS, () => {
         if (socket.connecting) request.destroy(new Error(`no answer within ${CONNECT_MS} ms`));
@@ -287,7 +291,11 @@ export class ApiClient {
   }
 }
 
-async function tlsRequest(host: string, directory: string, common: RequestOptions): Promise<ClientRequest> {
+async function tlsRequest(
+  host: string,
+  { directory, token }: { directory: string; token: string | null },
+  common: RequestOptions,
+): Promise<ClientRequest> {
   const [{ readFile }, { X509Certificate }, { request }, { checkHostIdentity }] = await Promise.all([
     import('node:fs/promises'),
     import('node:crypto'),
@@ -298,11 +306,14 @@ async function tlsRequest(host: string, directory: string, common: RequestOption
     readFile(`${directory}/${name}`).catch((cause: unknown) => {
       throw new MigrationError('USAGE', `cannot read ${directory}/${name}`, { cause });
     });
-  const [ca, cert, key, crl] = await Promise.all(['ca.pem', 'cert.pem', 'key.pem', 'crl.pem'].map(read));
-  refuseOutdated(new X509Certificate(cert ?? ''), directory);
+  const [ca, crl] = await Promise.all(['ca.pem', 'crl.pem'].map(read));
+  // With both, the daemon would go by the certificate.
+  const [cert, key] = token === null ? await Promise.all(['cert.pem', 'key.pem'].map(read)) : [];
+  if (cert !== undefined) refuseOutdated(new X509Certificate(cert), directory);
   return request(new URL(common.path ?? '/', host), {
     ...common,
-    ...{ ca, cert, key, crl },
+    ...(token === null ? { cert, key } : {}),
+    ...{ ca, crl },
     minVersion: 'TLSv1.3',
     checkServerIdentity: checkHostIdentity(null),
   });

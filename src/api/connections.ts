@@ -11,7 +11,9 @@ export const CONNECTIONS_MAX = 512;
 const HANDSHAKES_MAX = 128;
 const HANDSHAKES_OF_ADDRESS_MAX = 32;
 export const HANDSHAKE_TIMEOUT_MS = 5_000;
-const CONNECTIONS_OF_IDENTITY_MAX = { host: 96, user: 48 } as const;
+/** A stranger is an address. It has no certificate, and may have a token. */
+const CONNECTIONS_OF_IDENTITY_MAX = { host: 96, user: 48, stranger: 16 } as const;
+const STRANGERS_MAX = 64;
 const CLOSE_GRACE_MS = 2_000;
 
 export class Connections {
@@ -21,6 +23,7 @@ export class Connections {
   readonly #handshakes = new Set<Socket>();
   readonly #ofIdentity = new Map<string, number>();
   readonly #releases = new WeakMap<Socket, () => void>();
+  #strangerCount = 0;
 
   /** `isTls`: connections count as strangers until `admit` is called for them. */
   constructor(server: Server, isTls: boolean, connectionsMax = CONNECTIONS_MAX) {
@@ -33,15 +36,19 @@ export class Connections {
    * The handshake on the connection from this address and port is over. Returns false if the identity has as many
    * connections as it may have; the caller then ends this one.
    */
-  admit(secure: Socket, identity: { role: 'host' | 'user'; name: string }): boolean {
+  admit(secure: Socket, identity: { role: keyof typeof CONNECTIONS_OF_IDENTITY_MAX; name: string }): boolean {
     const { remoteAddress, remotePort } = secure;
     for (const socket of this.#handshakes)
       if (socket.remotePort === remotePort && socket.remoteAddress === remoteAddress) this.#handshakes.delete(socket);
     const key = `${identity.role}/${identity.name}`;
     const count = this.#ofIdentity.get(key) ?? 0;
     if (count >= CONNECTIONS_OF_IDENTITY_MAX[identity.role]) return false;
+    const isStranger = identity.role === 'stranger';
+    if (isStranger && this.#strangerCount >= STRANGERS_MAX) return false;
+    if (isStranger) this.#strangerCount++;
     this.#ofIdentity.set(key, count + 1);
     this.#releases.set(secure, () => {
+      if (isStranger) this.#strangerCount--;
       const left = (this.#ofIdentity.get(key) ?? 1) - 1;
       if (left === 0) this.#ofIdentity.delete(key);
       else this.#ofIdentity.set(key, left);

@@ -5,13 +5,15 @@
  */
 import type { IncomingMessage } from 'node:http';
 import type { Duplex } from 'node:stream';
-import { MigrationError } from '../domain/errors.js';
+import type { Caller, Right } from '../domain/caller.js';
+import { MigrationError, toMigrationError } from '../domain/errors.js';
 import { authorize } from './access.js';
 import { apiError } from './contract/http-errors.js';
 import type { ApiServices } from './contract/ports.js';
 
 const CONSOLE_PROTOCOL = 'vmigrate-console';
 const CONSOLES_MAX = 64;
+const WHAT = 'GET /v1/vms/:name/console';
 const TARGET = /^\/v1\/vms\/([A-Za-z0-9._-]{1,64})\/console(?:\?backlog=(\d{1,6})|\?(follow=false))?$/;
 
 export class Consoles {
@@ -29,9 +31,25 @@ export class Consoles {
     for (const socket of this.open) socket.destroy();
   }
 
+  #authorize(request: IncomingMessage, right: Right, vm: string | null): Caller {
+    let known: Caller | null = null;
+    try {
+      return authorize(request, right, this.services, (caller) => {
+        known = caller;
+      });
+    } catch (thrown) {
+      const { code, message } = toMigrationError(thrown);
+      const { name: who, from } = known ?? { name: 'unknown', from: request.socket.remoteAddress ?? '' };
+      this.services.audit.note({ who, from, what: WHAT, object: vm, result: code, message });
+      throw thrown;
+    }
+  }
+
   private async attach(request: IncomingMessage, socket: Duplex, head: Buffer): Promise<void> {
-    authorize(request.socket, false, this.services);
     const [, name, backlog, past] = TARGET.exec(request.url ?? '') ?? [];
+    // What the line has said may be read by everybody who may look. Whoever types on it may do what the guest lets him.
+    const isTyping = name !== undefined && past === undefined;
+    const caller = this.#authorize(request, isTyping ? 'operator' : 'viewer', name ?? null);
     const protocol = request.headers.upgrade?.toLowerCase();
     if (request.method !== 'GET' || name === undefined || protocol !== CONSOLE_PROTOCOL)
       throw new MigrationError('NOT_FOUND', 'this address does not support upgrades');
@@ -42,6 +60,8 @@ export class Consoles {
     }
     this.open.add(socket);
     socket.once('close', () => this.open.delete(socket));
+    if (isTyping)
+      this.services.audit.note({ who: caller.name, from: caller.from, what: WHAT, object: name, result: 'ok' });
     const line = await this.services.vms.openConsole(name, {
       backlogBytes: past === undefined ? Number(backlog ?? 0) : Number.MAX_SAFE_INTEGER,
       isFollowing: past === undefined,

@@ -41,7 +41,7 @@ export class DiskTunnels {
     { head, onOpen }: { head: Buffer; onOpen: () => void },
   ): Promise<void> {
     const { services } = this;
-    authorize(request.socket, true, services);
+    authorize(request, 'host', services);
     const [, image = '', disk = ''] = TARGET.exec(request.url ?? '') ?? [];
     const reader = request.socket instanceof TLSSocket ? services.tls?.peerOf(request.socket) : null;
     const isUpgrade = request.method === 'GET' && request.headers.upgrade?.toLowerCase() === DISK_PROTOCOL;

@@ -2,17 +2,20 @@
  * The daemon's HTTP server: one router, served on a unix socket (clients on this machine) and on https with mutual TLS
  * 1.3 (clients and other hosts). access.ts checks the caller of each request.
  */
-import { chmod, unlink } from 'node:fs/promises';
+import { chmod, chown, unlink } from 'node:fs/promises';
 import { createServer, type Server } from 'node:http';
 import { createServer as createTlsServer } from 'node:https';
 import { type AddressInfo, connect, type Socket } from 'node:net';
 import type { TLSSocket } from 'node:tls';
 import { type FastifyInstance, type FastifyReply, type FastifyRequest, fastify } from 'fastify';
+import type { Caller, Right } from '../domain/caller.js';
 import { MigrationError } from '../domain/errors.js';
 import { DISK_TUNNELS_MAX } from '../domain/host.js';
 import { makeSocketDirectory } from '../kit/directory.js';
+import { LogLimit } from '../kit/log-limit.js';
 import type { TlsStore } from '../tls/store.js';
 import { authorize, HOST_ROUTES } from './access.js';
+import { auditOf } from './audit.js';
 import { CONNECTIONS_MAX, Connections, HANDSHAKE_TIMEOUT_MS } from './connections.js';
 import { Consoles } from './console.js';
 import { apiError, check } from './contract/http-errors.js';
@@ -32,7 +35,8 @@ const BODY_TIMEOUT_MS = 30_000;
 
 export interface ApiServer {
   readonly app: FastifyInstance;
-  listenUnix(path: string): Promise<void>;
+  /** `groupId`: the members of this group may connect, too. */
+  listenUnix(path: string, groupId?: number): Promise<void>;
   /** Returns the port, which the kernel chooses for port 0. */
   listenTls(address: string, port: number, store: TlsStore): Promise<number>;
   /** Stops listening, ends event streams and consoles, and gives running requests a moment to finish. */
@@ -40,7 +44,8 @@ export interface ApiServer {
 }
 
 export function buildServer(services: ApiServices): ApiServer {
-  const app = buildApp(services);
+  const refusals = { count: 0 };
+  const app = buildApp(services, () => refusals.count);
   const consoles = new Consoles(services);
   const tunnels = new DiskTunnels(services);
   const servers: Connections[] = [];
@@ -65,26 +70,35 @@ export function buildServer(services: ApiServices): ApiServer {
 
   return {
     app: app.fastify,
-    async listenUnix(path) {
+    async listenUnix(path, groupId) {
       await makeSocketDirectory(path);
       await removeStaleSocket(path);
       await app.fastify.ready();
       const server = createServer((request, response) => app.fastify.routing(request, response));
       prepare(server, false);
       await listen(server, { path });
-      await chmod(path, 0o600);
+      if (groupId !== undefined) await chown(path, 0, groupId);
+      await chmod(path, groupId === undefined ? 0o600 : 0o660);
     },
     async listenTls(address, port, store) {
       await app.fastify.ready();
-      const options = { ...store.options(), handshakeTimeout: HANDSHAKE_TIMEOUT_MS };
+      // A client with a token has no certificate. Whoever has neither is refused below, before its first request.
+      const options = { ...store.options(), rejectUnauthorized: false, handshakeTimeout: HANDSHAKE_TIMEOUT_MS };
       const server = createTlsServer(options, (request, response) => app.fastify.routing(request, response));
       const connections = prepare(server, true);
       const sockets = new Set<TLSSocket>();
+      const limit = new LogLimit();
+      const refused = (details: object): void => {
+        refusals.count++;
+        limit.log((omitted) => services.log.warn({ ...details, ...omitted }, 'refused a connection'));
+      };
       server.on('secureConnection', (socket) => {
         const identity = store.peerOf(socket);
-        // A caller without a valid certificate gets its refusal from access.ts, and the connection ends with it.
-        if (!connections.admit(socket, identity ?? { role: 'user', name: `at ${socket.remoteAddress ?? ''}` })) {
-          services.log.warn({ peer: socket.remoteAddress, ...identity }, 'refused a connection: it has too many');
+        const peer = socket.remoteAddress ?? '';
+        const reason = identity === null ? strangersProblem(socket, services) : null;
+        const isAdmitted = connections.admit(socket, identity ?? { role: 'stranger', name: peer });
+        if (reason !== null || !isAdmitted) {
+          refused({ peer, ...identity, reason: reason ?? 'it has too many connections' });
           socket.destroy();
           return;
         }
@@ -93,12 +107,12 @@ export function buildServer(services: ApiServices): ApiServer {
         socket.once('close', () => sockets.delete(socket));
       });
       server.on('tlsClientError', (error: NodeJS.ErrnoException, socket: TLSSocket) => {
-        const reason = String(socket.authorizationError ?? error.code ?? error.message);
-        services.log.warn({ peer: socket.remoteAddress, reason }, 'refused a connection');
+        refused({ peer: socket.remoteAddress, reason: error.code ?? error.message });
       });
       closers.push(
         store.onChange(() => {
           server.setSecureContext(store.options());
+          // A client with a token loses its connection, too, and makes a new one.
           for (const socket of sockets) if (store.peerOf(socket) === null) socket.destroy();
           services.log.info({ directory: store.directory }, 'loaded new certificates or a new revocation list');
         }),
@@ -117,14 +131,15 @@ export function buildServer(services: ApiServices): ApiServer {
   };
 }
 
-function buildApp(services: ApiServices): { fastify: FastifyInstance; close: () => void } {
-  const metrics = new Metrics(services);
+function buildApp(services: ApiServices, refusedCount: () => number): { fastify: FastifyInstance; close: () => void } {
+  const metrics = new Metrics(services, refusedCount);
   const streams = new EventStreams();
   const fail = (thrown: unknown, request: FastifyRequest, reply: FastifyReply): FastifyReply => {
     const { error, status } = apiError(thrown);
     if (error.code === 'INTERNAL')
       services.log.error({ err: thrown, url: request.url }, 'internal error: a bug in vmigrated');
     if (error.code === 'UNAUTHENTICATED') void reply.header('connection', 'close');
+    request.failure = error;
     return reply.code(status).type('application/json').send(error.toJSON());
   };
   const app = fastify({
@@ -150,9 +165,17 @@ function buildApp(services: ApiServices): { fastify: FastifyInstance; close: () 
     else done(new MigrationError('USAGE', `${OCTETS} is accepted for device states only`));
   });
 
+  app.decorateRequest('caller', null);
+  app.decorateRequest('auditObject', null);
   app.addHook('onRequest', async (request, reply) => {
     if (!STATE_ROUTES.has(request.routeOptions.url ?? '')) limitBody(request, reply);
-    authorize(request.raw.socket, request.routeOptions.url?.startsWith(HOST_ROUTES) === true, services);
+    authorize(request.raw, rightFor(request), services, (caller) => {
+      request.caller = caller;
+    });
+  });
+  app.addHook('onResponse', async (request, reply) => {
+    const entry = auditOf(request, reply.statusCode);
+    if (entry !== null) services.audit.note(entry);
   });
   app.setErrorHandler(fail);
   app.setNotFoundHandler((request, reply) => {
@@ -176,6 +199,30 @@ function buildApp(services: ApiServices): { fastify: FastifyInstance; close: () 
     streams.close();
   };
   return { fastify: app, close };
+}
+
+/** What a route needs: what it says itself, or else by its address and method. */
+function rightFor({ routeOptions, method }: FastifyRequest): Right {
+  if (routeOptions.url?.startsWith(HOST_ROUTES) === true) return 'host';
+  return (routeOptions.config as { right?: Right }).right ?? (method === 'GET' ? 'viewer' : 'operator');
+}
+
+/** Why a connection without the certificate of a host or user of this cluster is of no use here, or null. */
+function strangersProblem(socket: TLSSocket, { tokens }: ApiServices): string | null {
+  // Whoever shows a certificate is not asked for a token: the certificate is wrong, revoked or has expired.
+  const hasCertificate = Object.keys(socket.getPeerCertificate() ?? {}).length > 0;
+  if (hasCertificate) return String(socket.authorizationError ?? 'the certificate has expired or is revoked');
+  return tokens.isEmpty ? 'it has no certificate, and this host has no tokens' : null;
+}
+
+declare module 'fastify' {
+  interface FastifyRequest {
+    /** Null until the caller is known. */
+    caller: Caller | null;
+    /** What a request is about that its address does not name, for the audit log. */
+    auditObject: string | null;
+    failure?: MigrationError;
+  }
 }
 
 /** Ends the connection of a request whose body does not arrive. */

@@ -1,6 +1,6 @@
 /**
  * The interface between a host's agent and the back end that runs its VMs. A back end is a folder beside this file that
- * implements VmBackend, and one line in the daemon (src/cli/daemon.ts) that creates it. No code in agent/ or above it
+ * implements VmBackend, and one line in src/daemon/daemon.ts that creates it. No code in agent/ or above it
  * knows which back end runs.
  *
  * VmBackend is about the host, VmProcess about one VM. The agent does the rest: records, memory files, taps, network

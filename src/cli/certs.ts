@@ -4,14 +4,17 @@ import { readFile } from 'node:fs/promises';
 import { isIP } from 'node:net';
 import { join } from 'node:path';
 import type { Command } from 'commander';
+import type { UserRole } from '../domain/caller.js';
 import { MigrationError } from '../domain/errors.js';
 import type { Issued } from '../tls/authority.js';
 import { table } from './render.js';
 import { print } from './terminal.js';
+import { roleOption } from './vmctl-token.js';
 
 interface CertsOptions {
   readonly json?: boolean;
   readonly name?: string;
+  readonly role?: UserRole;
   readonly address?: string[];
   readonly dir?: string;
   readonly out?: string;
@@ -21,7 +24,8 @@ const collect = (value: string, previous: string[] = []): string[] => [...previo
 const output = (command: Command) => ({ isJson: command.optsWithGlobals<CertsOptions>().json === true });
 
 function issuedText(issued: Issued): string {
-  return `${issued.role}/${issued.name}: valid until ${issued.expiresAt}, serial ${issued.serial}\n`;
+  const role = issued.userRole === undefined ? '' : ` (${issued.userRole})`;
+  return `${issued.role}/${issued.name}${role}: valid until ${issued.expiresAt}, serial ${issued.serial}\n`;
 }
 
 async function show(directory: string): Promise<readonly Issued[]> {
@@ -36,7 +40,7 @@ async function show(directory: string): Promise<readonly Issued[]> {
   ).catch((cause: unknown) => {
     throw new MigrationError('NOT_FOUND', `${directory} is neither the folder of a CA nor that of a host`, { cause });
   });
-  const [{ revokedSerials, normalizeSerial }, { parseCommonName }] = await Promise.all([
+  const [{ revokedSerials, normalizeSerial }, { parseCommonName, roleIn }] = await Promise.all([
     import('../tls/crl.js'),
     import('../tls/identity.js'),
   ]);
@@ -48,6 +52,7 @@ async function show(directory: string): Promise<readonly Issued[]> {
   return [
     {
       ...identity,
+      ...(identity.role === 'host' ? {} : { userRole: roleIn(certificate.subject) }),
       serial,
       addresses: (certificate.subjectAltName ?? '').split(', ').filter((entry) => entry !== ''),
       expiresAt: new Date(certificate.validTo).toISOString(),
@@ -91,12 +96,14 @@ export function addCerts(program: Command): void {
   certs
     .command('user <name>')
     .description('create a key and a certificate for an API client')
+    .addOption(roleOption())
     .requiredOption('--dir <ca_dir>', 'folder of the certificate authority')
     .requiredOption('--out <dir>', 'folder for the user’s files')
     .action(async (name: string, options: CertsOptions, command: Command) => {
       const { Authority } = await import('../tls/authority.js');
       const authority = await Authority.open(options.dir ?? '');
-      print(output(command), await authority.issue({ role: 'user', name }, [], options.out ?? ''), issuedText);
+      const identity = { role: 'user', name, userRole: options.role } as const;
+      print(output(command), await authority.issue(identity, [], options.out ?? ''), issuedText);
     });
 
   certs
@@ -123,9 +130,10 @@ export function addCerts(program: Command): void {
     .action(async (options: CertsOptions, command: Command) => {
       print(output(command), await show(options.dir ?? ''), (issued) =>
         table(
-          ['NAME', 'SERIAL', 'VALID UNTIL', 'STATE', 'ADDRESSES'],
+          ['NAME', 'ROLE', 'SERIAL', 'VALID UNTIL', 'STATE', 'ADDRESSES'],
           issued.map((entry) => [
             `${entry.role}/${entry.name}`,
+            entry.userRole ?? (entry.role === 'host' ? '' : 'viewer'),
             entry.serial,
             entry.expiresAt,
             entry.revokedAt !== null ? 'revoked' : Date.parse(entry.expiresAt) < Date.now() ? 'expired' : 'valid',

@@ -1,4 +1,5 @@
 /** Shared by vmctl, vmigrate and vfork: common options, the connection to the daemon, and how a command ends. */
+import { readFileSync } from 'node:fs';
 import { Command, CommanderError } from 'commander';
 import { ApiClient, DEFAULT_HOST } from '../api/client.js';
 import { MigrationError } from '../domain/errors.js';
@@ -9,6 +10,7 @@ import { VERSION } from './version.js';
 export interface CommonOptions {
   readonly host?: string;
   readonly tls?: string;
+  readonly tokenFile?: string;
   readonly json?: boolean;
 }
 
@@ -19,6 +21,7 @@ export function newProgram(name: string, description: string): Command {
     .version(VERSION, '--version', 'print the version')
     .option('--host <url>', 'address of the daemon: unix:PATH or https://ADDRESS:PORT (or set VMIGRATE_HOST)')
     .option('--tls <dir>', 'certificate folder for https (or set VMIGRATE_TLS)')
+    .option('--token-file <file>', 'token for https, instead of a certificate (or set VMIGRATE_TOKEN to the token)')
     .option('--json', 'print one JSON document on stdout and nothing else')
     .configureHelp({ showGlobalOptions: true })
     .exitOverride();
@@ -28,7 +31,18 @@ export function client(options: CommonOptions): ApiClient {
   return new ApiClient({
     host: options.host ?? process.env.VMIGRATE_HOST ?? DEFAULT_HOST,
     tls: options.tls ?? process.env.VMIGRATE_TLS ?? null,
+    token: tokenOf(options),
   });
+}
+
+/** The command line is no place for a secret: everybody on the machine can read it. */
+function tokenOf({ tokenFile }: CommonOptions): string | null {
+  if (tokenFile === undefined) return process.env.VMIGRATE_TOKEN ?? null;
+  try {
+    return readFileSync(tokenFile, 'utf8').trim();
+  } catch (cause) {
+    throw new MigrationError('USAGE', `cannot read the token file ${tokenFile}`, { cause });
+  }
 }
 
 /**

@@ -21,6 +21,7 @@ import { ProgressLine, print, whileWaiting } from './terminal.js';
 import { addEvents } from './vmctl-events.js';
 import { addImages } from './vmctl-images.js';
 import { addState } from './vmctl-state.js';
+import { addTokens } from './vmctl-token.js';
 
 interface StopFlags {
   readonly force?: boolean;
@@ -183,6 +184,7 @@ program.addHelpText(
 addEvents(program);
 addImages(program, outcome);
 addCerts(program);
+addTokens(program);
 addState(program, () => {
   outcome.code = EXIT.failed;
 });

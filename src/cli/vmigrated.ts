@@ -100,14 +100,14 @@ async function run(): Promise<void> {
   if (!process.execArgv.includes('--lite-mode')) for (const flag of SMALL_AT_RUN_TIME) setFlagsFromString(flag);
   const { loadConfig } = await import('../config.js');
   const config = await loadConfig(flags.config ?? null, flagsAsConfig(flags));
-  const { newLog, startDaemon } = await import('./daemon.js');
+  const { newLog, startDaemon } = await import('../daemon/daemon.js');
   const log = newLog(config);
   process.on('uncaughtException', (error) => {
     // All answered state is on disk, so a restart is safe. Continuing with unknown state in memory is not.
     log.fatal({ err: error }, 'uncaught exception: a bug in vmigrated');
     process.exit(EXIT_FAILED);
   });
-  const daemon = await startDaemon(config, log);
+  const daemon = await startDaemon(config, log, VERSION);
   let isClosing = false;
   const shutDown = (signal: NodeJS.Signals): void => {
     if (isClosing) return;

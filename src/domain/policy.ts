@@ -1,7 +1,8 @@
 /**
- * What a host lets others than its administrators name in a VM: users with the role `operator`, other hosts, and image
- * files. All of it reaches beyond the VM: a path is opened by QEMU, a device or an argument may name one, a bridge leads
- * to a network. By default nothing is allowed. The daemon's configuration allows it, under `security.allow`.
+ * What a host lets others than its administrators name in a VM: users with the role `operator`, other hosts, and
+ * image files. All of it reaches beyond the VM: a path is opened by QEMU, a device or an argument may name one, a
+ * bridge leads to a network. By default nothing is allowed. The daemon's configuration allows it, under
+ * `security.allow`.
  */
 import { MigrationError } from './errors.js';
 import type { VmSpec } from './vm.js';
@@ -32,8 +33,8 @@ export interface Forbidden {
 }
 
 /**
- * Returns what the policy does not allow of a spec, by its words alone: a path must lie in an allowed directory as it is
- * written. What is behind the paths is another question (src/agent/inventory/policy.ts).
+ * Returns what the policy does not allow of a spec, by its words alone: a path must lie in an allowed directory as it
+ * is written. What is behind the paths is another question (src/agent/inventory/policy.ts).
  */
 export function forbiddenIn(spec: Pick<VmSpec, PolicyPart>, policy: HostPolicy): Forbidden[] {
   const found: Forbidden[] = [];

@@ -23,7 +23,7 @@ export const JOBS_LOG = 'jobs.log';
 export const OWNERS_MIRROR = '.owners.log';
 export const LOGS = [OWNERS_LOG, JOBS_LOG] as const;
 /** Folders with one record a file. */
-export const RECORD_FOLDERS = ['sessions', 'forks', 'images', 'storage-checks'] as const;
+export const RECORD_FOLDERS = ['sessions', 'forks', 'images', 'storage-checks', 'tokens'] as const;
 export type RecordFolder = (typeof RECORD_FOLDERS)[number];
 export const POOL_FILE = 'pool.json';
 /** Who the other hosts are: for `vmctl state repair`. */

@@ -82,6 +82,12 @@ function bind(addon: Addon): NativeBinding {
       }
       return attempt('lock a file', () => addon.lockFile(descriptor));
     },
+    peerUser(descriptor) {
+      if (!Number.isInteger(descriptor) || descriptor < 0) {
+        throw new MigrationError('USAGE', 'native argument: descriptor must be an open socket');
+      }
+      return attempt('the peer of a socket', () => addon.peerUser(descriptor));
+    },
     listenForVm(options) {
       checkSocketPath(options.socketPath, 'socketPath');
       checkRegions(options.regions);

@@ -109,6 +109,7 @@ export interface Addon {
   createRegionFile(region: RegionFile): void;
   allocatedBytes(path: string): bigint;
   lockFile(descriptor: number): boolean;
+  peerUser(descriptor: number): number;
   listenForVm(options: Parameters<NativeBinding['listenForVm']>[0]): AddonVmMemory;
   adoptVm(options: Parameters<NativeBinding['adoptVm']>[0]): AddonVmMemory;
   devices(provider: string): Promise<RdmaDevice[]>;

@@ -340,18 +340,17 @@ export interface SourceClone {
 
 export interface NativeBinding {
   support(): NativeSupport;
-  /**
-   * Creates a sparse region file. Fails if the file exists. `at` is another path of the same file, for example through
-   * an open directory; errors name `region.path`.
-   */
+  /** Creates a sparse region file. Fails if it exists. `at` is another path of it; errors name `region.path`. */
   createRegionFile(region: RegionFile, at?: string): void;
-  /** Returns the bytes of the file that are allocated. */
+  /** Bytes of the file that are allocated. */
   allocatedBytes(path: string): bigint;
   /**
-   * Locks the file behind an open descriptor until it is closed or this process ends, also against other hosts that
-   * share the file system. Returns false if another descriptor holds the lock.
+   * Locks the file behind an open descriptor until it is closed, also against other hosts that share the file system.
+   * Returns false if another descriptor holds the lock.
    */
   lockFile(descriptor: number): boolean;
+  /** The uid of the process at the other end of a unix socket, when it connected. */
+  peerUser(descriptor: number): number;
   /**
    * Listens on a unix socket for the preload of one QEMU. If `isIncoming` is set, every mapped range is registered for
    * missing and minor faults before the mapping call returns. Each connection must come from a process of the daemon's

@@ -1,6 +1,7 @@
 /** The records of a state directory, read one by one, without the daemon and without changing anything. */
 import { readFile } from 'node:fs/promises';
 import { dirname, join, relative, sep } from 'node:path';
+import { TOKEN_RECORD } from '../access/tokens.js';
 import { readWanted } from '../agent/fork/pool.js';
 import { FORK_RECORD } from '../agent/fork/record.js';
 import { IMAGE_RECORD } from '../agent/image/record.js';
@@ -109,6 +110,7 @@ const READERS: Readonly<Record<Exclude<RecordKindName, (typeof LOGS)[number]>, (
   forks: async (path) => decodeRecord(FORK_RECORD, await readFile(path, 'utf8'), path),
   images: async (path) => decodeRecord(IMAGE_RECORD, await readFile(path, 'utf8'), path),
   'storage-checks': async (path) => decodeRecord(MARKER_RECORD, await readFile(path, 'utf8'), path),
+  tokens: async (path) => decodeRecord(TOKEN_RECORD, await readFile(path, 'utf8'), path),
   [VMS_FOLDER]: async (path) => orGone(await readRecord(dirname(path)), path),
   [POOL_FILE]: readWanted,
   [HOSTS_FILE]: async (path) => orGone(await readKnownHosts(dirname(path)), path),

@@ -12,6 +12,7 @@ import { open, readFile, rename } from 'node:fs/promises';
 import { isIP } from 'node:net';
 import { join, resolve } from 'node:path';
 import type * as x509Types from '@peculiar/x509';
+import type { UserRole } from '../domain/caller.js';
 import { MigrationError } from '../domain/errors.js';
 import { makeDirectories } from '../kit/directory.js';
 import { commonName, type Identity, isName, parseCommonName } from './identity.js';
@@ -29,6 +30,8 @@ const CLIENT_AUTH = '1.3.6.1.5.5.7.3.2';
 export interface Issued {
   readonly name: string;
   readonly role: Identity['role'];
+  /** What a user may do. Absent for hosts, and for users of earlier builds, who may look. */
+  readonly userRole?: UserRole;
   readonly serial: string;
   readonly addresses: readonly string[];
   readonly expiresAt: string;
@@ -156,7 +159,12 @@ export class Authority {
   /**
    * Issues a new key and certificate into `out`. Earlier certificates of the name stay valid until they are revoked.
    */
-  async issue(identity: Identity, addresses: readonly string[], out: string, days = LEAF_DAYS): Promise<Issued> {
+  async issue(
+    { userRole, ...identity }: Identity & { readonly userRole?: UserRole | undefined },
+    addresses: readonly string[],
+    out: string,
+    days = LEAF_DAYS,
+  ): Promise<Issued> {
     if (!isName(identity.name))
       throw new MigrationError('USAGE', `"${identity.name}" is not a valid name for a ${identity.role}`);
     await refuseOthersFolder(resolve(out), identity);
@@ -169,7 +177,7 @@ export class Authority {
     const serial = newSerial();
     const certificate = await x509.X509CertificateGenerator.create({
       serialNumber: serial,
-      subject: `CN=${commonName(identity)}`,
+      subject: `CN=${commonName(identity)}${isHost || userRole === undefined ? '' : `,OU=${userRole}`}`,
       issuer: ca.subjectName,
       notBefore: new Date(Math.min(now, expiresAt.getTime()) - BACKDATE_MS),
       notAfter: expiresAt,
@@ -194,6 +202,7 @@ export class Authority {
     });
     const issued: Issued = {
       ...identity,
+      ...(isHost || userRole === undefined ? {} : { userRole }),
       serial,
       addresses: [...addresses],
       expiresAt: expiresAt.toISOString(),

@@ -1,9 +1,10 @@
 /**
  * The identity that a certificate proves. The cluster's CA writes the role and the name into the common name ("host/A",
- * "user/alice"). Nothing else in a certificate counts, and never an address: a host with a new address is still the
- * same host.
+ * "user/alice"), and what a user may do into the organizational unit ("operator"). Nothing else in a certificate
+ * counts, and never an address: a host with a new address is still the same host.
  */
 import type { PeerCertificate } from 'node:tls';
+import { USER_ROLES, type UserRole } from '../domain/caller.js';
 import { MigrationError } from '../domain/errors.js';
 
 export type Role = 'host' | 'user';
@@ -12,6 +13,11 @@ export interface Identity {
   readonly role: Role;
   readonly name: string;
 }
+
+/** An identity as a certificate proves it. Without a unit, as in certificates of earlier builds, a user may look. */
+export type ProvenIdentity =
+  | { readonly role: 'host'; readonly name: string }
+  | { readonly role: 'user'; readonly name: string; readonly userRole: UserRole };
 
 /** The longest name. With role and slash it fits the 64 characters that X.509 allows in a common name. */
 const NAME_LENGTH_MAX = 48;
@@ -35,8 +41,20 @@ export function parseCommonName(text: unknown): Identity | null {
   return { role, name };
 }
 
-export function identityOf(certificate: Pick<PeerCertificate, 'subject'> | undefined): Identity | null {
-  return parseCommonName((certificate?.subject as { CN?: unknown } | undefined)?.CN);
+/** Returns the role that the subject of a user's certificate gives, as node:crypto prints it: one attribute a line. */
+export function roleIn(subject: string): UserRole {
+  const units = [...subject.matchAll(/^OU=(.*)$/gm)].map(([, unit]) => unit);
+  return USER_ROLES.find((role) => units.length === 1 && role === units[0]) ?? 'viewer';
+}
+
+export function identityOf(certificate: Pick<PeerCertificate, 'subject'> | undefined): ProvenIdentity | null {
+  const subject = certificate?.subject as { CN?: unknown; OU?: unknown } | undefined;
+  const identity = parseCommonName(subject?.CN);
+  if (identity === null) return null;
+  const { role, name } = identity;
+  if (role === 'host') return { role, name };
+  // Several units are an array, which is none of ours.
+  return { role, name, userRole: USER_ROLES.find((known) => known === subject?.OU) ?? 'viewer' };
 }
 
 /**

@@ -8,7 +8,7 @@ import { join } from 'node:path';
 import { createSecureContext, type SecureContextOptions, type TLSSocket } from 'node:tls';
 import { MigrationError } from '../domain/errors.js';
 import { normalizeSerial, revokedSerials } from './crl.js';
-import { type Identity, identityOf, parseCommonName } from './identity.js';
+import { type Identity, identityOf, type ProvenIdentity, parseCommonName } from './identity.js';
 
 interface Material {
   readonly context: SecureContextOptions;
@@ -59,7 +59,7 @@ export class TlsStore {
   }
 
   /** Returns the peer's identity now: null if the certificate was revoked, or has expired since the handshake. */
-  peerOf(socket: TLSSocket): Identity | null {
+  peerOf(socket: TLSSocket): ProvenIdentity | null {
     const certificate = socket.getPeerCertificate();
     if (!socket.authorized || certificate?.serialNumber === undefined || this.isRevoked(certificate.serialNumber))
       return null;

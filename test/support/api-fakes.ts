@@ -1,14 +1,18 @@
 /** Implementations of the API's ports in memory, so that the API can be tested without QEMU. */
+import type { Socket } from 'node:net';
 import { PassThrough, Readable } from 'node:stream';
 import { stopEach } from '../../src/agent/host-images.js';
-import type { ApiAgent, ApiImages, ApiPool, ApiServices } from '../../src/api/contract/ports.js';
+import type { ApiAgent, ApiImages, ApiPool, ApiServices, ApiTokens, AuditEntry } from '../../src/api/contract/ports.js';
 import { hostOfCalls } from '../../src/api/peers/methods.js';
+import type { Caller } from '../../src/domain/caller.js';
 import { MigrationError } from '../../src/domain/errors.js';
 import type { ForkRequest, WarmRequest, WarmSetView } from '../../src/domain/fork.js';
 import type { FlattenReport, ImageRemoval, ImageView, KeptLayer, PruneReport } from '../../src/domain/image.js';
 import type { ForkJobView, JobView, MigrationJobView } from '../../src/domain/job.js';
 import type { MigrationOrder } from '../../src/domain/migration.js';
+import { forbiddenIn, NOTHING_ALLOWED, refuseForbidden } from '../../src/domain/policy.js';
 import type { Refusal } from '../../src/domain/refusal.js';
+import type { TokenView } from '../../src/domain/token.js';
 import type { VmView } from '../../src/domain/vm.js';
 import type { VmEvent } from '../../src/domain/vm-event.js';
 
@@ -171,7 +175,7 @@ export class FakeJobs {
   }
 }
 
-export interface FakeServices extends ApiServices {
+export interface FakeServices extends Omit<ApiServices, 'tokens'> {
   readonly jobs: FakeJobs;
   readonly images: FakeImages;
   readonly pool: FakePool;
@@ -188,6 +192,40 @@ export interface FakeServices extends ApiServices {
   readonly saysCode: (vm: string, log: string, exitCode: number) => void;
   readonly happens: (event: VmEvent) => void;
   readonly logged: { level: string; message: string }[];
+  readonly audited: AuditEntry[];
+  /** As whom requests on the unix socket are made. */
+  localCaller: (socket: Socket) => Caller;
+  readonly tokens: FakeTokens;
+}
+
+/** The tokens of the daemon, in memory. Each is "token-NAME". */
+export class FakeTokens implements ApiTokens {
+  readonly views: TokenView[] = [];
+
+  get isEmpty(): boolean {
+    return this.views.length === 0;
+  }
+
+  list(): TokenView[] {
+    return this.views;
+  }
+
+  async create({ name, role, createdBy }: Parameters<ApiTokens['create']>[0]) {
+    const at = '2030-01-01T00:00:00.000Z';
+    const view = { id: '0123456789ab', name, role, createdBy, createdAt: at, expiresAt: at };
+    this.views.push(view);
+    return { ...view, token: `token-${name}` };
+  }
+
+  async revoke(name: string): Promise<TokenView[]> {
+    const hit = this.views.filter((view) => view.name === name);
+    for (const view of hit) this.views.splice(this.views.indexOf(view), 1);
+    return hit;
+  }
+
+  holderOf(token: string): TokenView | null {
+    return this.views.find(({ name }) => token === `token-${name}`) ?? null;
+  }
 }
 
 /** The answers of host B, unless a test gives others. */
@@ -265,8 +303,21 @@ export function fakeServices(change: Partial<ApiServices> = {}): FakeServices {
       openDisk: async () => new PassThrough(),
     },
   };
+  const audited: AuditEntry[] = [];
   const log = (level: string) => (_: object, message: string) => void logged.push({ level, message });
   const fakes: FakeServices = {
+    localCaller: () => ({ name: 'local/0', role: 'admin', from: 'unix socket' }),
+    policy: {
+      async refuseSpec(spec, caller) {
+        if (caller?.role !== 'admin') refuseForbidden(forbiddenIn(spec, NOTHING_ALLOWED), caller?.name ?? '', 'A');
+      },
+      async refusePath(path, caller) {
+        const forbidden = [{ what: 'the file', value: path, key: 'paths' as const }];
+        if (caller?.role !== 'admin') refuseForbidden(forbidden, caller?.name ?? '', 'A');
+      },
+    },
+    audit: { note: (entry) => void audited.push(entry) },
+    audited,
     host: 'A',
     version: '0.0.0',
     startedAt: '2030-01-01T00:00:00Z',
@@ -315,6 +366,7 @@ export function fakeServices(change: Partial<ApiServices> = {}): FakeServices {
     tls: null,
     log: { info: log('info'), warn: log('warn'), error: log('error') },
     ...change,
+    tokens: (change.tokens as FakeTokens | undefined) ?? new FakeTokens(),
     jobs: (change.jobs as FakeJobs | undefined) ?? new FakeJobs(),
     images,
     pool: new FakePool(),

@@ -21,6 +21,7 @@ const TYPESCRIPT_LAYERS: Record<string, readonly string[]> = {
   protocol: ['domain'],
   durable: WORDS,
   config: WORDS,
+  access: [...WORDS, 'durable'],
   tls: WORDS,
   schemas: [...WORDS, PORTS],
   native: [...WORDS, 'protocol'],
@@ -83,19 +84,21 @@ const TYPESCRIPT_LAYERS: Record<string, readonly string[]> = {
   'api/peers': [...WORDS, PORTS, 'tls', 'schemas', 'api/contract'],
   api: [...WORDS, 'tls', 'config', 'schemas', 'api/contract', 'api/public', 'api/peers'],
   state: [
-    ...[...WORDS, PORTS, 'durable', 'schemas', 'cluster'],
+    ...[...WORDS, PORTS, 'durable', 'schemas', 'cluster', 'access'],
     ...['agent/vm', 'agent/image', 'agent/migration', 'agent/fork'],
     ...['agent/memory/mark', 'agent/storage/markers', 'agent/peer-claims'],
   ],
+  // Its files put the parts of the daemon together.
+  daemon: WORDS,
   cli: [
     ...[...WORDS, 'transports', 'config', 'api/client', 'schemas', 'tls', 'state', 'durable/directory-lock', 'native'],
     // For the repair of a state directory whose daemon does not run.
     ...['api/peers/client', 'agent/peer-claims'],
   ],
 };
-const COMPOSITION_ROOTS = new Set(['src/cli/vmigrated.ts', 'src/cli/daemon.ts']);
+const COMPOSITION_ROOTS = new Set(['src/cli/vmigrated.ts', 'src/daemon/daemon.ts', 'src/daemon/api-services.ts']);
 /** The one file that says which back end there is. */
-const MAKER_OF_BACKENDS = 'cli/daemon';
+const MAKER_OF_BACKENDS = 'daemon/daemon';
 /** The commands load the API's client, and must not load the server with it. */
 const API_CLIENT_MAY_IMPORT = ['domain', 'config', 'schemas', 'tls/identity'];
 

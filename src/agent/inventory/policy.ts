@@ -3,9 +3,17 @@
  * disk may be a header that names any other file of the host.
  */
 import { realpath } from 'node:fs/promises';
+import { dirname } from 'node:path';
 import type { DiskFiles } from '../../backends/disk-files.js';
 import { MigrationError } from '../../domain/errors.js';
-import { allowsPath, type Forbidden, forbiddenIn, type HostPolicy, pathsIn } from '../../domain/policy.js';
+import {
+  allowsPath,
+  type Forbidden,
+  forbiddenIn,
+  type HostPolicy,
+  pathsIn,
+  refuseForbidden,
+} from '../../domain/policy.js';
 import type { DiskFormat, VmSpec } from '../../domain/vm.js';
 import { fileSystemAnswers } from '../../kit/user-file.js';
 
@@ -69,4 +77,14 @@ async function chainOf(
     if (error instanceof MigrationError && (error.code === 'UNSUPPORTED' || error.code === 'QEMU_FAILED')) return null;
     throw error;
   }
+}
+
+/** Throws NOT_PERMITTED if the policy does not allow `who` a file, which may be missing, to read or to write. */
+export async function refuseForbiddenPath(
+  path: string,
+  { policy, who, host }: { readonly policy: HostPolicy; readonly who: string; readonly host: string },
+): Promise<void> {
+  const real = allowsPath(policy, path) ? ((await realPathOf(path)) ?? (await realPathOf(dirname(path)))) : path;
+  if (real !== null && (allowsPath(policy, real) || allowsPath(policy, `${real}/`))) return;
+  refuseForbidden([{ what: 'the file', value: real ?? path, key: 'paths' }], who, host);
 }

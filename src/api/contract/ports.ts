@@ -1,17 +1,21 @@
 /** The interfaces of the services behind the API. The daemon passes its own parts; tests pass others. */
+import type { Socket } from 'node:net';
 import type { Duplex, Readable } from 'node:stream';
 import type { TLSSocket } from 'node:tls';
+import type { Caller, UserRole } from '../../domain/caller.js';
+import type { ErrorCode } from '../../domain/errors.js';
 import type { ForkPlan, ForkRequest, WarmRequest, WarmSetView } from '../../domain/fork.js';
 import type { FlattenReport, ImageRemoval, ImageView, PruneReport } from '../../domain/image.js';
 import type { JobView } from '../../domain/job.js';
 import type { MigrationOrder, MigrationPlan } from '../../domain/migration.js';
 import type { Refusal } from '../../domain/refusal.js';
+import type { TokenView } from '../../domain/token.js';
 import type { StopResult, VmSpec, VmView } from '../../domain/vm.js';
 import type { VmEvent } from '../../domain/vm-event.js';
 import type { ForkPort, LoadClonesReply } from '../../engine/ports/fork.js';
 import type { HostPort } from '../../engine/ports/host.js';
 import type { TargetPort } from '../../engine/ports/target.js';
-import type { Identity } from '../../tls/identity.js';
+import type { ProvenIdentity } from '../../tls/identity.js';
 
 export interface ApiVms {
   /**
@@ -117,7 +121,47 @@ export interface ApiPeers {
 export interface ApiTls {
   readonly expiresAt: string;
   /** Returns the identity of the peer. Null if it has no valid certificate of this cluster any more. */
-  peerOf(socket: TLSSocket): Identity | null;
+  peerOf(socket: TLSSocket): ProvenIdentity | null;
+}
+
+/** The bearer tokens of this host. */
+export interface ApiTokens {
+  readonly isEmpty: boolean;
+  list(): TokenView[];
+  create(order: {
+    readonly name: string;
+    readonly role: UserRole;
+    readonly expiresInMs: number;
+    readonly createdBy: string;
+  }): Promise<TokenView & { readonly token: string }>;
+  revoke(nameOrId: string): Promise<TokenView[]>;
+  holderOf(token: string): TokenView | null;
+}
+
+/**
+ * What this host lets callers name who are not its administrators (src/domain/policy.ts). Throws NOT_PERMITTED. An
+ * unknown caller is not an administrator.
+ */
+export interface ApiPolicy {
+  refuseSpec(spec: VmSpec, caller: Caller | null): Promise<void>;
+  /** A file that is read, or written and may be missing. */
+  refusePath(path: string, caller: Caller | null): Promise<void>;
+}
+
+/** One line of the audit log: a call that changes something, or that was refused. */
+export interface AuditEntry {
+  readonly who: string;
+  readonly from: string;
+  /** The method and the route, or the name of a call between hosts. */
+  readonly what: string;
+  /** The VM, job, image, session or fork. */
+  readonly object: string | null;
+  readonly result: 'ok' | ErrorCode;
+  readonly message?: string;
+}
+
+export interface ApiAudit {
+  note(entry: AuditEntry): void;
 }
 
 export interface ApiLog {
@@ -139,5 +183,10 @@ export interface ApiServices {
   readonly peers: ApiPeers;
   /** Null if only the unix socket is served. */
   readonly tls: ApiTls | null;
+  readonly tokens: ApiTokens;
+  /** Who is at the other end of the unix socket. */
+  readonly localCaller: (socket: Socket) => Caller;
+  readonly policy: ApiPolicy;
+  readonly audit: ApiAudit;
   readonly log: ApiLog;
 }

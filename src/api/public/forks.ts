@@ -30,10 +30,12 @@ export function forkRoutes(fastify: FastifyInstance, services: ApiServices): voi
         response: { 200: forkDryRunView, 202: jobView, ...failures },
       },
     },
-    async ({ body }, reply) => {
-      const request = forkRequest(body, host, peers.names);
-      if (!body.dryRun) return reply.code(202).send(await jobs.submitFork(request));
-      const { plan, refusals } = await jobs.dryRunFork(request);
+    async (request, reply) => {
+      const { body } = request;
+      request.auditObject = body.vm ?? body.image ?? null;
+      const order = forkRequest(body, host, peers.names);
+      if (!body.dryRun) return reply.code(202).send(await jobs.submitFork(order));
+      const { plan, refusals } = await jobs.dryRunFork(order);
       return reply.code(200).send({ plan, refusals: [...refusals] });
     },
   );

@@ -53,7 +53,12 @@ export function imageRoutes(fastify: FastifyInstance, services: ApiServices): vo
         response: { 201: imageView, ...failures },
       },
     },
-    async ({ body }, reply) => reply.code(201).send(await images.load(body.path, { isAssumed: body.assumeDisks })),
+    async (request, reply) => {
+      const { path, assumeDisks } = request.body;
+      request.auditObject = path;
+      await services.policy.refusePath(path, request.caller);
+      return reply.code(201).send(await images.load(path, { isAssumed: assumeDisks }));
+    },
   );
   app.post(
     '/v1/images/prune',
@@ -108,7 +113,10 @@ export function imageRoutes(fastify: FastifyInstance, services: ApiServices): vo
         response: { 200: z.object({ fileBytes: z.number() }), ...failures },
       },
     },
-    ({ params, body }) => images.save(params.id, body.path, { withDisks: body.withDisks }),
+    async ({ params, body, caller }) => {
+      await services.policy.refusePath(body.path, caller);
+      return images.save(params.id, body.path, { withDisks: body.withDisks });
+    },
   );
   app.post(
     '/v1/images/:id/stop',

@@ -42,9 +42,19 @@ export class Metrics {
   private readonly table: readonly Metric[];
   private readonly unsubscribe: () => void;
 
-  constructor({ jobs, vms, images, pool }: Pick<ApiServices, 'jobs' | 'vms' | 'images' | 'pool'>) {
+  /** `refusedCount`: how many connections have been refused at the TLS handshake or right after it. */
+  constructor(
+    { jobs, vms, images, pool }: Pick<ApiServices, 'jobs' | 'vms' | 'images' | 'pool'>,
+    refusedCount: () => number,
+  ) {
     const total = (name: string) => this.totals.get(name) ?? 0;
     this.table = [
+      {
+        name: 'vmigrate_connections_refused_total',
+        type: 'counter',
+        help: 'Connections to the https API that were refused before their first request.',
+        samples: () => [['', refusedCount()]],
+      },
       {
         name: 'vmigrate_jobs_ended_total',
         type: 'counter',

@@ -22,6 +22,7 @@ import { type EventStreams, eventRoutes } from './events.js';
 import { forkRoutes } from './forks.js';
 import { imageRoutes } from './images.js';
 import { METRICS_CONTENT_TYPE, type Metrics } from './metrics.js';
+import { tokenRoutes } from './tokens.js';
 
 export const YAML = 'application/yaml';
 
@@ -35,6 +36,7 @@ export function publicRoutes(fastify: FastifyInstance, services: ApiServices, me
   forkRoutes(app, services);
   imageRoutes(app, services);
   jobRoutes(app, services);
+  tokenRoutes(app, services);
   eventRoutes(app, services, streams);
   app.get('/metrics', { schema: { summary: 'Counters in Prometheus’s text format' } }, (_, reply) =>
     reply.type(METRICS_CONTENT_TYPE).send(metrics.render()),
@@ -107,7 +109,10 @@ function vmRoutes(app: TypedApp, services: ApiServices): void {
     },
     async (request, reply) => {
       const { forceName } = check(runQuery, request.query, 'querystring');
-      return reply.code(201).send(await vms.run(await readSpec(request.body), { isNameForced: forceName }));
+      const spec = await readSpec(request.body);
+      request.auditObject = spec.name;
+      await services.policy.refuseSpec(spec, request.caller);
+      return reply.code(201).send(await vms.run(spec, { isNameForced: forceName }));
     },
   );
   app.get(
@@ -189,10 +194,12 @@ function jobRoutes(app: TypedApp, services: ApiServices): void {
         response: { 200: dryRunView, 202: jobView, ...failures },
       },
     },
-    async ({ body }, reply) => {
-      const request = migrationOrder(body);
-      if (!body.dryRun) return reply.code(202).send(await jobs.submit(request));
-      const { plan, refusals } = await jobs.dryRun(request);
+    async (request, reply) => {
+      const { body } = request;
+      request.auditObject = `${body.vm} to ${body.target}`;
+      const order = migrationOrder(body);
+      if (!body.dryRun) return reply.code(202).send(await jobs.submit(order));
+      const { plan, refusals } = await jobs.dryRun(order);
       return reply.code(200).send({ plan, refusals: [...refusals] });
     },
   );

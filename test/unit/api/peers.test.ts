@@ -36,7 +36,7 @@ beforeAll(async () => {
   directory = await mkdtemp(join(tmpdir(), 'vmg-hosts-'));
   authority = await Authority.create(at('ca'), 'test');
   for (const name of ['A', 'B', 'C']) await authority.issue({ role: 'host', name }, ['127.0.0.1'], at(name));
-  await authority.issue({ role: 'user', name: 'alice' }, [], at('alice'));
+  await authority.issue({ role: 'user', name: 'alice', userRole: 'operator' }, [], at('alice'));
 });
 afterAll(() => rm(directory, { recursive: true, force: true }));
 

@@ -7,6 +7,7 @@ import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
+import { TOKEN_RECORD } from '../../../src/access/tokens.js';
 import { tieMemoryDirectory } from '../../../src/agent/memory/mark.js';
 import { MARKER_RECORD } from '../../../src/agent/storage/markers.js';
 import { readRecord } from '../../../src/agent/vm/record.js';
@@ -66,6 +67,7 @@ const SAMPLES: Readonly<Record<Exclude<RecordKindName, (typeof LOGS)[number]>, r
     forks: ['filling/A', 'forks/70a137ce2fd57e2e.json'],
     images: ['forked/A', 'images/240d278d455acd9b.json'],
     'storage-checks': ['killed/A', `storage-checks/${'c'.repeat(32)}.json`],
+    tokens: ['killed/A', 'tokens/0123456789ab.json'],
     vms: ['killed/A', 'vms/half/record.json'],
     'pool.json': ['forked/A', 'pool.json'],
     'hosts.json': ['killed/A', 'hosts.json'],
@@ -81,6 +83,10 @@ async function makeOthers(): Promise<void> {
     version: 1,
     proof,
     paths: ['/a/d.raw'],
+  });
+  await (await RecordFiles.open(state, 'tokens', TOKEN_RECORD)).save({
+    ...{ version: 1, id: '0123456789ab', name: 'ci', role: 'operator', createdBy: 'local/0' },
+    ...{ createdAt: '2030-01-01T00:00:00.000Z', expiresAt: '2031-01-01T00:00:00.000Z', hash: 'a'.repeat(64) },
   });
   const ramDir = join(dirname(state), 'ram');
   await mkdir(ramDir);

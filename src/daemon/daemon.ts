@@ -9,20 +9,20 @@ import { readFile, rm, stat } from 'node:fs/promises';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { type Logger, pino } from 'pino';
+import { groupId } from '../access/group.js';
+import { localCaller } from '../access/local.js';
+import { Tokens } from '../access/tokens.js';
 import { LocalAgent } from '../agent/agent.js';
 import { NOTHING_INJECTED, parseInjections } from '../agent/inject.js';
-import { refuseUnusableFiles } from '../agent/inventory/spec-files.js';
 import { defaultMemoryDirectory, type MemoryDirectory } from '../agent/memory/default-directory.js';
 import { tieHugePages } from '../agent/memory/huge-pages.js';
 import { tieMemoryDirectory } from '../agent/memory/mark.js';
 import { resizeOwnTmpfs } from '../agent/memory/own-tmpfs.js';
-import { openConsole } from '../agent/vm/console.js';
 import type { MulticastConfig } from '../agent/vm/context.js';
 import { protectDaemon } from '../agent/vm/oom-score.js';
 import { raiseDaemonPriority } from '../agent/vm/priority.js';
 import { VmManager } from '../agent/vm/vms.js';
 import { VmEvents } from '../agent/vm-events.js';
-import type { ApiImages, ApiPool, ApiVms } from '../api/contract/ports.js';
 import { RemoteAgents } from '../api/peers/client.js';
 import { buildServer } from '../api/server.js';
 import { QemuBackend } from '../backends/qemu/backend.js';
@@ -31,7 +31,6 @@ import { OwnerMirror } from '../cluster/mirror.js';
 import { type DaemonConfig, dataSocketPath } from '../config.js';
 import { MigrationError, toMigrationError } from '../domain/errors.js';
 import type { SocketMark } from '../domain/host.js';
-import type { VmSpec } from '../domain/vm.js';
 import { Reserve } from '../durable/reserve.js';
 import { openStateDirectory } from '../durable/state-directory.js';
 import { FORMAT_FILE, JOBS_LOG } from '../durable/state-format.js';
@@ -46,9 +45,9 @@ import { keepKnownHosts } from '../state/known-hosts.js';
 import { TlsStore } from '../tls/store.js';
 import { HostTransports, sharedPlaces } from '../transports/host/host-transports.js';
 import { RdmaHost } from '../transports/rdma/host.js';
-import { VERSION } from './version.js';
+import { apiImages, apiPolicy, apiPool, apiVms, auditLog } from './api-services.js';
 
-/** The path is the same from src/cli and from dist/cli. */
+/** The path is the same from src/daemon and from dist/daemon. */
 const PRELOAD = fileURLToPath(new URL('../../build/native/Release/libvmigrate-preload.so', import.meta.url));
 
 const clock: Clock = {
@@ -84,7 +83,7 @@ export interface Daemon {
 }
 
 /** Resolves when the daemon answers requests. If a part cannot start, the started ones are closed again. */
-export async function startDaemon(config: DaemonConfig, log: Logger): Promise<Daemon> {
+export async function startDaemon(config: DaemonConfig, log: Logger, version: string): Promise<Daemon> {
   const closers: (() => Promise<void> | void)[] = [];
   const close = async (): Promise<void> => {
     for (const closer of closers.splice(0).reverse()) {
@@ -96,14 +95,18 @@ export async function startDaemon(config: DaemonConfig, log: Logger): Promise<Da
     }
   };
   try {
-    return { ports: await start(config, log, closers), close };
+    return { ports: await start(config, log, { closers, version }), close };
   } catch (error) {
     await close();
     throw error;
   }
 }
 
-async function start(config: DaemonConfig, log: Logger, closers: (() => Promise<void> | void)[]): Promise<number[]> {
+async function start(
+  config: DaemonConfig,
+  log: Logger,
+  { closers, version }: { closers: (() => Promise<void> | void)[]; version: string },
+): Promise<number[]> {
   raiseDaemonPriority();
   protectDaemon();
   keepSpareDescriptor();
@@ -133,6 +136,10 @@ async function start(config: DaemonConfig, log: Logger, closers: (() => Promise<
     log.warn({ vms: registry.restored }, 'owner records were older than those in the memory directory: put right');
   const { journal } = await FileJournal.open(join(stateDir, JOBS_LOG));
   closers.push(() => journal.close());
+
+  const tokens = await Tokens.open(stateDir, (err) => log.error({ err }, 'a token cannot be read, and is worthless'));
+  const { socketGroup } = config.security;
+  const socketGroupId = socketGroup === undefined ? undefined : await groupId(socketGroup);
 
   const socketPath = dataSocketPath(stateDir);
   await rm(socketPath, { force: true }); // The directory is ours alone, so the socket is an earlier daemon's.
@@ -206,10 +213,14 @@ async function start(config: DaemonConfig, log: Logger, closers: (() => Promise<
   const server = buildServer({
     ...{ host, startedAt, agent, peers, tls, vmEvents },
     jobs: jobsOfBothEnds,
-    version: VERSION,
+    version,
     vms: apiVms(vms, agent),
     images: apiImages(agent),
     pool: apiPool(agent),
+    tokens,
+    localCaller: (socket) => localCaller(socket, (fd) => native.peerUser(fd), config.security.socketRole),
+    policy: apiPolicy(config, backend.diskFiles),
+    audit: auditLog(config),
     log: log.child({ part: 'api' }),
   });
 
@@ -223,7 +234,7 @@ async function start(config: DaemonConfig, log: Logger, closers: (() => Promise<
   vmEvents.begin({ jobs: jobsOfBothEnds, arrivalOf: (vm) => agent.target.arrivalOf(vm) });
   const ports: number[] = [];
   for (const api of config.api) {
-    if (api.kind === 'unix') await server.listenUnix(api.path);
+    if (api.kind === 'unix') await server.listenUnix(api.path, socketGroupId);
     else if (tls !== null) ports.push(await server.listenTls(api.address, api.port, tls));
   }
   return ports;
@@ -282,63 +293,6 @@ function defaultPreload(log: Logger): string | null {
   if (existsSync(PRELOAD)) return PRELOAD;
   log.warn({ path: PRELOAD }, 'the preload library is missing: VMs are started without it');
   return null;
-}
-
-function apiImages(agent: LocalAgent): ApiImages {
-  return {
-    list: () => agent.images.list(),
-    find: (id) => agent.images.find(id),
-    remove: (id, options) => agent.images.remove(id, options),
-    prune: (options) => agent.images.prune(options),
-    save: (id, path, options) => agent.images.save(id, path, options),
-    load: (path, options) => agent.images.load(path, options),
-    flatten: (vm) => agent.images.flatten(vm),
-  };
-}
-
-function apiPool(agent: LocalAgent): ApiPool {
-  return {
-    list: () => agent.pool.list(),
-    warm: (request) => agent.pool.warm(request),
-    drain: (vm) => agent.pool.drain(vm),
-  };
-}
-
-function apiVms(vms: VmManager, agent: LocalAgent): ApiVms {
-  const { userVms } = agent;
-  return {
-    async run(spec, { isNameForced } = { isNameForced: false }) {
-      await refuseUnusableFiles(vms.backend.diskFiles, spec);
-      await agent.images.refuseWritesToImages(spec);
-      return agent.names.guard(spec, isNameForced, async ({ epochMin, warnings }) => {
-        const view = await vms.run(spec, { epochMin });
-        const all = [...warnings, ...bootWarnings(vms, spec)];
-        return all.length === 0 ? view : { ...view, warnings: all };
-      });
-    },
-    list: () => userVms.list(),
-    find: (name) => userVms.find(name),
-    locate: (name) => userVms.located(name, () => userVms.find(name)),
-    pause: (name) => userVms.located(name, () => vms.pause(name)),
-    resume: (name) =>
-      userVms.located(name, async () => {
-        await agent.names.refuseIfElsewhere(name, vms.get(name).spec.uuid);
-        await vms.resume(name);
-      }),
-    reset: (name) => userVms.located(name, () => vms.reset(name)),
-    stop: (name, options) => userVms.stop(name, options),
-    openConsole(name, options) {
-      const { socket, log } = vms.serialPaths(name);
-      const kept = () => vms.get(name).process.outputKept();
-      const isFollowing = options.isFollowing && vms.get(name).state !== 'stopped';
-      return openConsole({ ...options, isFollowing, socketPath: isFollowing ? socket : null, logPath: log, kept });
-    },
-  };
-}
-
-function bootWarnings({ backend }: VmManager, spec: VmSpec): string[] {
-  if (backend.devicesIn(spec).hasBootSource) return [];
-  return [`${spec.name} has nothing to boot from: its spec names neither kernel nor disks`];
 }
 
 /** Removes keys with the value `undefined`, which would otherwise replace the defaults. */
