@@ -65,8 +65,10 @@ export class Tokens {
     return new Tokens(files, records);
   }
 
-  get isEmpty(): boolean {
-    return this.#byId.size === 0;
+  /** False: nobody can come with a token now. */
+  get isAnyValid(): boolean {
+    const nowMs = Date.now();
+    return [...this.#byId.values()].some((record) => isValid(record, nowMs));
   }
 
   /** The oldest first, also those that have expired. */

@@ -77,7 +77,7 @@ export function buildServer(services: ApiServices): ApiServer {
       const server = createServer((request, response) => app.fastify.routing(request, response));
       prepare(server, false);
       await listen(server, { path });
-      if (groupId !== undefined) await chown(path, 0, groupId);
+      if (groupId !== undefined) await chown(path, process.geteuid?.() ?? 0, groupId);
       await chmod(path, groupId === undefined ? 0o600 : 0o660);
     },
     async listenTls(address, port, store) {
@@ -212,7 +212,7 @@ function strangersProblem(socket: TLSSocket, { tokens }: ApiServices): string | 
   // Whoever shows a certificate is not asked for a token: the certificate is wrong, revoked or has expired.
   const hasCertificate = Object.keys(socket.getPeerCertificate() ?? {}).length > 0;
   if (hasCertificate) return String(socket.authorizationError ?? 'the certificate has expired or is revoked');
-  return tokens.isEmpty ? 'it has no certificate, and this host has no tokens' : null;
+  return tokens.isAnyValid ? null : 'it has no certificate, and this host has no valid tokens';
 }
 
 declare module 'fastify' {

@@ -126,7 +126,8 @@ export interface ApiTls {
 
 /** The bearer tokens of this host. */
 export interface ApiTokens {
-  readonly isEmpty: boolean;
+  /** False: nobody can come with a token now. */
+  readonly isAnyValid: boolean;
   list(): TokenView[];
   create(order: {
     readonly name: string;

@@ -1,8 +1,10 @@
 /** Who may do what: every route of the API, for each role, by certificate, by token and on the unix socket. */
+import { readFileSync } from 'node:fs';
 import { mkdtemp, rm } from 'node:fs/promises';
 import { request as httpsRequest } from 'node:https';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { connect } from 'node:tls';
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from 'vitest';
 import { ApiClient } from '../../../src/api/client.js';
 import { type ApiServer, buildServer } from '../../../src/api/server.js';
@@ -175,6 +177,51 @@ describe('a token', () => {
   });
 });
 
+describe('a certificate of another authority', () => {
+  /** Returns the answer to a request, or null if there is none, and the TLS sessions that the server offers. */
+  const ask = (folder: string | null, session?: Buffer) =>
+    new Promise<{ answer: string | null; sessions: Buffer[] }>((resolve) => {
+      const read = (name: string) => readFileSync(join(folder ?? '', name));
+      const own = folder === null ? {} : { cert: read('cert.pem'), key: read('key.pem') };
+      const sessions: Buffer[] = [];
+      let answer: string | null = null;
+      const socket = connect({
+        ...{ host: '127.0.0.1', port, ca: readFileSync(at('A/ca.pem')), checkServerIdentity: () => undefined },
+        ...{ ...own, ...(session === undefined ? {} : { session }) },
+      });
+      socket.on('session', (offered: Buffer) => sessions.push(offered));
+      socket.on('data', (data: Buffer) => (answer = `${answer ?? ''}${data.toString()}`));
+      socket.on('error', () => undefined);
+      socket.once('close', () => resolve({ answer, sessions }));
+      socket.write('GET /v1/whoami HTTP/1.1\r\nHost: A\r\nConnection: close\r\n\r\n');
+    });
+
+  beforeAll(async () => {
+    const other = await Authority.create(at('other-ca'), 'test');
+    await other.issue({ role: 'user', name: 'admin', userRole: 'admin' }, [], at('forged'));
+  });
+
+  test('gives no role, on a host with tokens neither, nor by the TLS session of an earlier attempt', async () => {
+    for (const hasTokens of [false, true]) {
+      if (hasTokens) await local().post('/v1/tokens', { name: 'ci', role: 'viewer', expiresInMs: 60_000 });
+      const first = await ask(at('forged'));
+      expect(first.answer).toBeNull();
+      for (const session of first.sessions) {
+        expect((await ask(at('forged'), session)).answer).toBeNull();
+        expect((await ask(null, session)).answer ?? '').not.toContain('admin');
+      }
+    }
+  });
+
+  test('and no certificate at all gives none, by a session that was resumed neither', async () => {
+    await local().post('/v1/tokens', { name: 'ci', role: 'viewer', expiresInMs: 60_000 });
+    const first = await ask(null);
+    expect(first.answer).toContain('401');
+    expect(first.sessions).not.toEqual([]);
+    for (const session of first.sessions) expect((await ask(null, session)).answer).toContain('401');
+  });
+});
+
 describe('a page of another site', () => {
   test.each([
     { origin: 'https://evil.example' },
@@ -226,7 +273,6 @@ describe('the audit log', () => {
 
 describe('strangers', () => {
   test('cannot fill the log: it has some lines, and how many were left out', async () => {
-    const { readFileSync } = await import('node:fs');
     const ca = readFileSync(at('A/ca.pem'));
     const knock = () =>
       new Promise<void>((resolve) => {
