@@ -28,7 +28,7 @@ export const DISKS_MAX = 16;
 const DEVICES_MAX = 32;
 const QEMU_ARGS_MAX = 128;
 /** Reading a text of this length takes some tenths of a second, in which the daemon does nothing else. */
-const SPEC_BYTES_MAX = 32 * KIB;
+const SPEC_BYTES_MAX = 16 * KIB;
 /** Options of QEMU that the daemon sets itself, or that would break its control of QEMU. */
 const LOCKED_QEMU_OPTIONS = [
   ...['qmp', 'qmp-pretty', 'mon', 'monitor', 'serial', 'incoming', 'loadvm', 'snapshot', 'readconfig'],
