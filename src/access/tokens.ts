@@ -51,6 +51,7 @@ export interface TokenOrder {
 export class Tokens {
   readonly #files: RecordFiles<TokenRecord>;
   readonly #byId: Map<string, TokenRecord>;
+  readonly #listeners = new Set<() => void>();
 
   private constructor(files: RecordFiles<TokenRecord>, records: readonly TokenRecord[]) {
     this.#files = files;
@@ -109,8 +110,15 @@ export class Tokens {
     if (hit.length === 0)
       throw new MigrationError('NOT_FOUND', `no token ${nameOrId} on this host`, { remedy: 'vmctl token list' });
     for (const { id } of hit) this.#byId.delete(id);
+    for (const listener of this.#listeners) listener();
     await Promise.all(hit.map(({ id }) => this.#files.remove(id)));
     return hit;
+  }
+
+  /** Calls `listener` after each revocation. Returns a function that ends the subscription. */
+  onRevoked(listener: () => void): () => void {
+    this.#listeners.add(listener);
+    return () => void this.#listeners.delete(listener);
   }
 
   /** Returns whose token it is, or null if it is not valid (any more). */

@@ -9,7 +9,7 @@ import { type AddressInfo, connect, type Socket } from 'node:net';
 import type { TLSSocket } from 'node:tls';
 import { type FastifyInstance, type FastifyReply, type FastifyRequest, fastify } from 'fastify';
 import type { Caller, Right } from '../domain/caller.js';
-import { MigrationError } from '../domain/errors.js';
+import { MigrationError, toMigrationError } from '../domain/errors.js';
 import { DISK_TUNNELS_MAX } from '../domain/host.js';
 import { makeSocketDirectory } from '../kit/directory.js';
 import { LogLimit } from '../kit/log-limit.js';
@@ -44,8 +44,13 @@ export interface ApiServer {
 }
 
 export function buildServer(services: ApiServices): ApiServer {
-  const refusals = { count: 0 };
-  const app = buildApp(services, () => refusals.count);
+  let refusedCount = 0;
+  const limit = new LogLimit();
+  const refused = (details: object): void => {
+    refusedCount++;
+    limit.log((omitted) => services.log.warn({ ...details, ...omitted }, 'refused a connection'));
+  };
+  const app = buildApp(services, () => refusedCount);
   const consoles = new Consoles(services);
   const tunnels = new DiskTunnels(services);
   const servers: Connections[] = [];
@@ -75,7 +80,13 @@ export function buildServer(services: ApiServices): ApiServer {
       await removeStaleSocket(path);
       await app.fastify.ready();
       const server = createServer((request, response) => app.fastify.routing(request, response));
-      prepare(server, false);
+      const connections = prepare(server, false);
+      server.on('connection', (socket) => {
+        const problem = localProblem(socket, connections, services);
+        if (problem === null) return;
+        refused({ peer: 'unix socket', reason: problem });
+        socket.destroy();
+      });
       await listen(server, { path });
       if (groupId !== undefined) await chown(path, process.geteuid?.() ?? 0, groupId);
       await chmod(path, groupId === undefined ? 0o600 : 0o660);
@@ -87,11 +98,6 @@ export function buildServer(services: ApiServices): ApiServer {
       const server = createTlsServer(options, (request, response) => app.fastify.routing(request, response));
       const connections = prepare(server, true);
       const sockets = new Set<TLSSocket>();
-      const limit = new LogLimit();
-      const refused = (details: object): void => {
-        refusals.count++;
-        limit.log((omitted) => services.log.warn({ ...details, ...omitted }, 'refused a connection'));
-      };
       server.on('secureConnection', (socket) => {
         const identity = store.peerOf(socket);
         const peer = socket.remoteAddress ?? '';
@@ -109,11 +115,15 @@ export function buildServer(services: ApiServices): ApiServer {
       server.on('tlsClientError', (error: NodeJS.ErrnoException, socket: TLSSocket) => {
         refused({ peer: socket.remoteAddress, reason: error.code ?? error.message });
       });
+      // All clients with a token lose their connections, with what they follow on them, and may make new ones.
+      const closeOthers = (): void => {
+        for (const socket of sockets) if (store.peerOf(socket) === null) socket.destroy();
+      };
+      closers.push(services.tokens.onRevoked(closeOthers));
       closers.push(
         store.onChange(() => {
           server.setSecureContext(store.options());
-          // A client with a token loses its connection, too, and makes a new one.
-          for (const socket of sockets) if (store.peerOf(socket) === null) socket.destroy();
+          closeOthers();
           services.log.info({ directory: store.directory }, 'loaded new certificates or a new revocation list');
         }),
       );
@@ -205,6 +215,17 @@ function buildApp(services: ApiServices, refusedCount: () => number): { fastify:
 function rightFor({ routeOptions, method }: FastifyRequest): Right {
   if (routeOptions.url?.startsWith(HOST_ROUTES) === true) return 'host';
   return (routeOptions.config as { right?: Right }).right ?? (method === 'GET' ? 'viewer' : 'operator');
+}
+
+/** Why a connection on the unix socket is refused, or null. Administrators may have as many as there are. */
+function localProblem(socket: Socket, connections: Connections, { localCaller }: ApiServices): string | null {
+  try {
+    const { name, role } = localCaller(socket);
+    const isAdmitted = role === 'admin' || connections.admit(socket, { role: 'user', name });
+    return isAdmitted ? null : `${name} has too many connections`;
+  } catch (error) {
+    return toMigrationError(error).message;
+  }
 }
 
 /** Why a connection without the certificate of a host or user of this cluster is of no use here, or null. */

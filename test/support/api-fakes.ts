@@ -220,7 +220,15 @@ export class FakeTokens implements ApiTokens {
   async revoke(name: string): Promise<TokenView[]> {
     const hit = this.views.filter((view) => view.name === name);
     for (const view of hit) this.views.splice(this.views.indexOf(view), 1);
+    for (const listener of this.listeners) listener();
     return hit;
+  }
+
+  readonly listeners = new Set<() => void>();
+
+  onRevoked(listener: () => void): () => void {
+    this.listeners.add(listener);
+    return () => void this.listeners.delete(listener);
   }
 
   holderOf(token: string): TokenView | null {

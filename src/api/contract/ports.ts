@@ -137,6 +137,8 @@ export interface ApiTokens {
   }): Promise<TokenView & { readonly token: string }>;
   revoke(nameOrId: string): Promise<TokenView[]>;
   holderOf(token: string): TokenView | null;
+  /** Calls `listener` after each revocation. Returns a function that ends the subscription. */
+  onRevoked(listener: () => void): () => void;
 }
 
 /**

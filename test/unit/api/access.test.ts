@@ -2,6 +2,7 @@
 import { readFileSync } from 'node:fs';
 import { mkdtemp, rm } from 'node:fs/promises';
 import { request as httpsRequest } from 'node:https';
+import { connect as netConnect } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { connect } from 'node:tls';
@@ -166,6 +167,16 @@ describe('a token', () => {
     expect(await codeOf(client.get('/v1/vms'))).toBe('UNAUTHENTICATED');
   });
 
+  test('that is revoked ends what its client follows', async () => {
+    await local().post('/v1/tokens', { name: 'ci', role: 'viewer', expiresInMs: 60_000 });
+    let isOpen = false;
+    const following = remote('ca', 'token-ci').followVms(undefined, () => undefined, { onOpen: () => (isOpen = true) });
+    const ended = codeOf(following);
+    await expect.poll(() => isOpen).toBe(true);
+    await local().delete('/v1/tokens/ci');
+    expect(await ended).toBe('UNREACHABLE');
+  });
+
   test('makes no host: calls between hosts need a certificate', async () => {
     await local().post('/v1/tokens', { name: 'host', role: 'admin', expiresInMs: 60_000 });
     expect(await codeOf(remote('ca', 'token-host').post('/agent/v1/ping', []))).toBe('NOT_PERMITTED');
@@ -268,6 +279,19 @@ describe('the audit log', () => {
       { who: 'user/operator', what: 'GET /v1/vms/:name/console', object: 'web', result: 'ok' },
       { who: 'user/viewer', what: 'GET /v1/vms/:name/console', object: 'web', result: 'NOT_PERMITTED' },
     ]);
+  });
+});
+
+describe('a user of the unix socket', () => {
+  test('keeps nobody else out with silent connections', async () => {
+    caller = { name: 'local/1000', role: 'operator', from: 'unix socket' };
+    const mute = Array.from({ length: 60 }, () => netConnect(at('api.sock')));
+    let endedCount = 0;
+    for (const socket of mute) socket.once('close', () => endedCount++).on('error', () => undefined);
+    await expect.poll(() => endedCount).toBe(12);
+    caller = { name: 'local/0', role: 'admin', from: 'unix socket' };
+    expect(await local().get('/v1/vms')).toEqual([]);
+    for (const socket of mute) socket.destroy();
   });
 });
 
