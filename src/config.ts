@@ -207,7 +207,7 @@ const schema = z
         socketRole: z.enum(USER_ROLES).default('operator'),
         /** A file that gets the audit log, one JSON object a line. Default: the daemon's own log. */
         auditLog: path.optional(),
-        /** What operators, other hosts and image files may name in VMs; "*" allows everything. Default: nothing. */
+        /** What operators may name in VMs; "*" allows everything. Default: nothing. */
         allow: z
           .strictObject({
             paths: z.array(allowedPath).max(ALLOWED_MAX).default([]),

@@ -1,7 +1,7 @@
 /**
  * Access control of the API: who calls, and whether they may. A caller on the unix socket is known by the uid of its
  * process, which the kernel says. On https it is known by a certificate of the cluster, or else by a bearer token. The
- * check runs for each request, so a revocation also takes effect on open connections. docs/SECURITY.md has the roles.
+ * check runs for each request, and a revocation ends open connections (server.ts). docs/SECURITY.md has the roles.
  */
 import type { IncomingMessage } from 'node:http';
 import { TLSSocket } from 'node:tls';

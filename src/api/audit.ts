@@ -6,19 +6,20 @@ import type { AuditEntry } from './contract/ports.js';
 const REFUSALS: ReadonlySet<number> = new Set([401, 403]);
 const TEXT_CHARS_MAX = 512;
 
-/** Returns the entry for an answered request of a client, or null if it has only looked. */
-export function auditOf(request: FastifyRequest, status: number): AuditEntry | null {
+/** Returns the entry for a request, or null if it has only looked. `status`: null if the client has not waited. */
+export function auditOf(request: FastifyRequest, status: number | null): AuditEntry | null {
   const { method, caller, routeOptions, failure } = request;
   const route = routeOptions.url ?? 'an address that does not exist';
-  // Calls between hosts have entries of their own, with their arguments.
-  if (route.startsWith(HOST_ROUTES) && !REFUSALS.has(status)) return null;
-  if (method === 'GET' && !REFUSALS.has(status)) return null;
+  const isRefused = status !== null && REFUSALS.has(status);
+  // Calls between hosts belong to jobs, and are in the audit log of the host where a client began the job.
+  if (route.startsWith(HOST_ROUTES) && !isRefused) return null;
+  if (method === 'GET' && !isRefused) return null;
   return {
     who: caller?.name ?? 'unknown',
     from: caller?.from ?? request.raw.socket.remoteAddress ?? '',
     what: `${method} ${route}`,
     object: request.auditObject ?? objectOf(request.params),
-    result: failure?.code ?? (status < 400 ? 'ok' : 'USAGE'),
+    result: failure?.code ?? (status === null ? 'unanswered' : status < 400 ? 'ok' : 'USAGE'),
     ...(failure === undefined ? {} : { message: failure.message.slice(0, TEXT_CHARS_MAX) }),
   };
 }

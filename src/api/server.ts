@@ -148,7 +148,8 @@ function buildApp(services: ApiServices, refusedCount: () => number): { fastify:
     const { error, status } = apiError(thrown);
     if (error.code === 'INTERNAL')
       services.log.error({ err: thrown, url: request.url }, 'internal error: a bug in vmigrated');
-    if (error.code === 'UNAUTHENTICATED') void reply.header('connection', 'close');
+    // A stranger has one request on a connection, also if it fails before he is asked who he is.
+    if ((request.caller ?? null) === null) void reply.header('connection', 'close');
     request.failure = error;
     return reply.code(status).type('application/json').send(error.toJSON());
   };
@@ -179,13 +180,14 @@ function buildApp(services: ApiServices, refusedCount: () => number): { fastify:
   app.decorateRequest('auditObject', null);
   app.addHook('onRequest', async (request, reply) => {
     if (!STATE_ROUTES.has(request.routeOptions.url ?? '')) limitBody(request, reply);
+    // Whoever hangs up before the answer has changed something all the same.
+    reply.raw.once('close', () => {
+      const entry = auditOf(request, reply.raw.writableFinished ? reply.statusCode : null);
+      if (entry !== null) services.audit.note(entry);
+    });
     authorize(request.raw, rightFor(request), services, (caller) => {
       request.caller = caller;
     });
-  });
-  app.addHook('onResponse', async (request, reply) => {
-    const entry = auditOf(request, reply.statusCode);
-    if (entry !== null) services.audit.note(entry);
   });
   app.setErrorHandler(fail);
   app.setNotFoundHandler((request, reply) => {

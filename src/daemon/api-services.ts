@@ -2,8 +2,8 @@
  * What the API needs of the daemon's parts (src/api/contract/ports.ts): translations of one call into another, and what
  * a user's call is checked for before it reaches a part.
  */
-import { openSync } from 'node:fs';
-import { pino } from 'pino';
+import { constants, openSync, writeSync } from 'node:fs';
+import type { Logger } from 'pino';
 import type { LocalAgent } from '../agent/agent.js';
 import { forbiddenOnHost, refuseForbiddenPath } from '../agent/inventory/policy.js';
 import { refuseUnusableFiles } from '../agent/inventory/spec-files.js';
@@ -12,6 +12,7 @@ import type { VmManager } from '../agent/vm/vms.js';
 import type { ApiAudit, ApiImages, ApiPolicy, ApiPool, ApiVms } from '../api/contract/ports.js';
 import type { DiskFiles } from '../backends/disk-files.js';
 import type { DaemonConfig } from '../config.js';
+import { MigrationError } from '../domain/errors.js';
 import { refuseForbidden } from '../domain/policy.js';
 import type { VmSpec } from '../domain/vm.js';
 import { LogLimit } from '../kit/log-limit.js';
@@ -32,21 +33,42 @@ export function apiPolicy({ name: host, security }: DaemonConfig, diskFiles: Dis
   };
 }
 
-/** The audit log is kept at every log level. */
-export function auditLog({ name: host, security }: DaemonConfig): ApiAudit {
-  const { auditLog: path } = security;
-  const options = { level: 'info', timestamp: pino.stdTimeFunctions.isoTime, base: { host, part: 'audit' } };
-  // Each line is written before the next call is answered.
-  const own = pino(options, pino.destination(path === undefined ? STDERR : openSync(path, 'a', 0o600)));
-  const limit = new LogLimit();
+/**
+ * The audit log is kept at every log level. Each line is written before the caller hears of the result. A line that
+ * cannot be written goes to the daemon's log, with the reason. Throws SPEC_INVALID if the file cannot be opened.
+ */
+export function auditLog({ name: host, security }: DaemonConfig, log: Logger): ApiAudit {
+  const descriptor = security.auditLog === undefined ? STDERR : openAuditLog(security.auditLog);
+  const strangers = new LogLimit();
+  const failures = new LogLimit();
+  const write = (entry: object): void => {
+    const line = `${JSON.stringify({ time: new Date().toISOString(), host, part: 'audit', ...entry })}\n`;
+    try {
+      writeSync(descriptor, line);
+    } catch (err) {
+      failures.log((omitted) => log.error({ err, ...entry, ...omitted }, 'a line of the audit log cannot be written'));
+    }
+  };
   return {
     note(entry) {
-      const write = (omitted: object) => own.info({ ...entry, ...omitted }, 'audit');
       // Only strangers can make lines without end: whoever is known by name is answered for by somebody.
-      if (entry.who === 'unknown') limit.log(write);
-      else write({});
+      if (entry.who === 'unknown') strangers.log((omitted) => write({ ...entry, ...omitted }));
+      else write(entry);
     },
   };
+}
+
+function openAuditLog(path: string): number {
+  try {
+    // Without O_NONBLOCK a FIFO would hold up the start of the daemon.
+    const { O_WRONLY, O_APPEND, O_CREAT, O_NOCTTY, O_NONBLOCK } = constants;
+    return openSync(path, O_WRONLY | O_APPEND | O_CREAT | O_NOCTTY | O_NONBLOCK, 0o600);
+  } catch (cause) {
+    throw new MigrationError('SPEC_INVALID', `the audit log ${path} cannot be opened`, {
+      remedy: 'make its directory, or name another file under security.auditLog',
+      cause,
+    });
+  }
 }
 
 export function apiImages(agent: LocalAgent): ApiImages {

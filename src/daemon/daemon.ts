@@ -141,6 +141,8 @@ async function start(
   const { socketGroup } = config.security;
   const socketGroupId = socketGroup === undefined ? undefined : await groupId(socketGroup);
 
+  const audit = auditLog(config, log);
+
   const socketPath = dataSocketPath(stateDir);
   await rm(socketPath, { force: true }); // The directory is ours alone, so the socket is an earlier daemon's.
   const listener = native.openDataListener({ listen: sharedPlaces(config.data, socketPath) });
@@ -220,7 +222,7 @@ async function start(
     tokens,
     localCaller: (socket) => localCaller(socket, (fd) => native.peerUser(fd), config.security.socketRole),
     policy: apiPolicy(config, backend.diskFiles),
-    audit: auditLog(config),
+    audit,
     log: log.child({ part: 'api' }),
   });
 

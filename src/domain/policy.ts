@@ -1,8 +1,7 @@
 /**
- * What a host lets others than its administrators name in a VM: users with the role `operator`, other hosts, and
- * image files. All of it reaches beyond the VM: a path is opened by QEMU, a device or an argument may name one, a
- * bridge leads to a network. By default nothing is allowed. The daemon's configuration allows it, under
- * `security.allow`.
+ * What a host lets users name in a VM who are not its administrators. All of it reaches beyond the VM: a path is opened
+ * by QEMU, a device or an argument may name one, a bridge leads to a network. By default nothing is allowed. The
+ * daemon's configuration allows it, under `security.allow`.
  */
 import { MigrationError } from './errors.js';
 import type { VmSpec } from './vm.js';
@@ -41,7 +40,11 @@ export function forbiddenIn(spec: Pick<VmSpec, PolicyPart>, policy: HostPolicy):
   const look = (key: PolicyKey, what: string, value: string, isAllowed: boolean): void => {
     if (!isAllowed) found.push({ what, value, key });
   };
-  for (const { what, path } of pathsIn(spec)) look('paths', what, path, allowsPath(policy, path));
+  for (const { what, path } of pathsIn(spec)) {
+    // QEMU takes the initial ramdisk of some kernels for a list.
+    const isOne = what !== 'initrd' || !path.includes(',');
+    look('paths', what, path, isOne && allowsPath(policy, path));
+  }
   for (const { id, bridge } of spec.nics)
     if (bridge !== undefined) look('bridges', `nic ${id}`, bridge, allows(policy.bridges, bridge));
   for (const device of spec.devices) look('devices', 'devices', device, allowsDevice(policy.devices, device));
@@ -99,6 +102,9 @@ function allows(list: readonly string[], value: string): boolean {
 }
 
 function allowsDevice(list: readonly string[], device: string): boolean {
-  const [name = ''] = device.split(',');
-  return allows(list, device) || list.includes(`${name},*`);
+  if (allows(list, device)) return true;
+  const [name = '', ...properties] = device.split(',');
+  // A second driver replaces the first, and what begins with a brace is JSON.
+  const isOther = device.startsWith('{') || properties.some((property) => /^\s*driver\s*=/.test(property));
+  return !isOther && list.includes(`${name},*`);
 }

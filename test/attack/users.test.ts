@@ -161,9 +161,9 @@ describe('an operator', () => {
 
   it('cannot make the daemon read or write files elsewhere', async () => {
     const operator = { folder: at('operator') };
-    const load = (path: string) => overNetwork(operator, { method: 'POST', path: '/v1/images/load', body: { path } });
-    expect(await load('/etc/shadow')).toMatchObject({ status: 403 });
-    expect(await load(join(allowed, 'link.raw'))).toMatchObject({ status: 403 });
+    // A file of an image can say anything, and an operator's guest can write one to its disk.
+    const load = { method: 'POST', path: '/v1/images/load', body: { path: join(allowed, 'link.raw') } };
+    expect(await overNetwork(operator, load)).toMatchObject({ status: 403 });
     const save = { method: 'POST', path: `/v1/images/${'0'.repeat(16)}/save`, body: { path: '/etc/cron.d/x' } };
     expect(await overNetwork(operator, save)).toMatchObject({ status: 403 });
   });

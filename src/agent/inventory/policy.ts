@@ -7,6 +7,7 @@ import { dirname } from 'node:path';
 import type { DiskFiles } from '../../backends/disk-files.js';
 import { MigrationError } from '../../domain/errors.js';
 import {
+  ANYTHING,
   allowsPath,
   type Forbidden,
   forbiddenIn,
@@ -25,11 +26,19 @@ export async function forbiddenOnHost(spec: VmSpec, policy: HostPolicy, files: D
   const byWords = forbiddenIn(spec, policy);
   // Nothing is opened of what a stranger has named if its words are refused already.
   if (byWords.length > 0) return byWords;
+  const real = await resolved(policy);
   const formats = new Map(spec.disks.map(({ path, format }) => [path, format]));
   const behind = await Promise.all(
-    pathsIn(spec).map(({ what, path }) => forbiddenBehind({ what, path, format: formats.get(path) }, policy, files)),
+    pathsIn(spec).map(({ what, path }) => forbiddenBehind({ what, path, format: formats.get(path) }, real, files)),
   );
   return behind.flat();
+}
+
+/** The policy, with the real paths of its directories, which may be links, beside those that are written. */
+async function resolved(policy: HostPolicy): Promise<HostPolicy> {
+  const written = policy.paths.filter((path) => path !== ANYTHING);
+  const real = await Promise.all(written.map((path) => realPathOf(path)));
+  return { ...policy, paths: [...policy.paths, ...real.filter((path) => path !== null)] };
 }
 
 /** Null: there is no such file. */
@@ -84,7 +93,8 @@ export async function refuseForbiddenPath(
   path: string,
   { policy, who, host }: { readonly policy: HostPolicy; readonly who: string; readonly host: string },
 ): Promise<void> {
+  const whole = await resolved(policy);
   const real = allowsPath(policy, path) ? ((await realPathOf(path)) ?? (await realPathOf(dirname(path)))) : path;
-  if (real !== null && (allowsPath(policy, real) || allowsPath(policy, `${real}/`))) return;
+  if (real !== null && (allowsPath(whole, real) || allowsPath(whole, `${real}/`))) return;
   refuseForbidden([{ what: 'the file', value: real ?? path, key: 'paths' }], who, host);
 }

@@ -137,7 +137,7 @@ export interface ApiTokens {
   }): Promise<TokenView & { readonly token: string }>;
   revoke(nameOrId: string): Promise<TokenView[]>;
   holderOf(token: string): TokenView | null;
-  /** Calls `listener` after each revocation. Returns a function that ends the subscription. */
+  /** Calls `listener` when a token has been revoked or has expired. Returns a function that ends the subscription. */
   onRevoked(listener: () => void): () => void;
 }
 
@@ -155,11 +155,12 @@ export interface ApiPolicy {
 export interface AuditEntry {
   readonly who: string;
   readonly from: string;
-  /** The method and the route, or the name of a call between hosts. */
+  /** The method and the route. */
   readonly what: string;
-  /** The VM, job, image, session or fork. */
+  /** The VM, job, image or token. */
   readonly object: string | null;
-  readonly result: 'ok' | ErrorCode;
+  /** `unanswered`: the client has hung up before the result was known. */
+  readonly result: 'ok' | 'unanswered' | ErrorCode;
   readonly message?: string;
 }
 

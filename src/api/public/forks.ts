@@ -58,7 +58,10 @@ export function forkRoutes(fastify: FastifyInstance, services: ApiServices): voi
         response: { 201: warmSetView, ...failures },
       },
     },
-    async ({ body }, reply) => reply.code(201).send(await pool.warm(warmRequest(body))),
+    async (request, reply) => {
+      request.auditObject = request.body.vm;
+      return reply.code(201).send(await pool.warm(warmRequest(request.body)));
+    },
   );
   app.post(
     '/v1/pool/drain',
@@ -69,6 +72,9 @@ export function forkRoutes(fastify: FastifyInstance, services: ApiServices): voi
         response: { 200: z.object({ endedCount: z.number() }), ...failures },
       },
     },
-    ({ body }) => pool.drain(body?.vm ?? null),
+    (request) => {
+      request.auditObject = request.body?.vm ?? null;
+      return pool.drain(request.auditObject);
+    },
   );
 }

@@ -2,6 +2,7 @@
 import type { FastifyInstance } from 'fastify';
 import type { ZodTypeProvider } from 'fastify-type-provider-zod';
 import { z } from 'zod';
+import type { Right } from '../../domain/caller.js';
 import {
   clonesOnHosts,
   fetchBody,
@@ -47,6 +48,8 @@ export function imageRoutes(fastify: FastifyInstance, services: ApiServices): vo
   app.post(
     '/v1/images/load',
     {
+      // A file can say anything, and nothing proves who has written it: whoever loads it decides to trust it.
+      config: { right: 'admin' satisfies Right },
       schema: {
         summary: 'Load an image from a file that save has written',
         body: loadBody,
@@ -56,7 +59,6 @@ export function imageRoutes(fastify: FastifyInstance, services: ApiServices): vo
     async (request, reply) => {
       const { path, assumeDisks } = request.body;
       request.auditObject = path;
-      await services.policy.refusePath(path, request.caller);
       return reply.code(201).send(await images.load(path, { isAssumed: assumeDisks }));
     },
   );
@@ -113,7 +115,9 @@ export function imageRoutes(fastify: FastifyInstance, services: ApiServices): vo
         response: { 200: z.object({ fileBytes: z.number() }), ...failures },
       },
     },
-    async ({ params, body, caller }) => {
+    async (request) => {
+      const { params, body, caller } = request;
+      request.auditObject = `${params.id} to ${body.path}`;
       await services.policy.refusePath(body.path, caller);
       return images.save(params.id, body.path, { withDisks: body.withDisks });
     },
@@ -165,6 +169,10 @@ export function imageRoutes(fastify: FastifyInstance, services: ApiServices): vo
         response: { 200: stoppedOnHosts, ...failures },
       },
     },
-    ({ body }) => hosts.stopClones(services, body.clones, body.force),
+    (request) => {
+      const { clones, force } = request.body;
+      request.auditObject = clones.map(({ name }) => name).join(', ');
+      return hosts.stopClones(services, clones, force);
+    },
   );
 }

@@ -40,7 +40,7 @@ export function tokenRoutes(fastify: FastifyInstance, { host, tokens }: ApiServi
       },
     },
     async (request, reply) => {
-      request.auditObject = request.body.name;
+      request.auditObject = `${request.body.name} as ${request.body.role}`;
       return reply.code(201).send(await tokens.create({ ...request.body, createdBy: request.caller?.name ?? '' }));
     },
   );

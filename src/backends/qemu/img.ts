@@ -79,6 +79,7 @@ const chainInfo = z
     z.object({
       filename: z.string(),
       format: z.string(),
+      'full-backing-filename': z.string().optional(),
       // A qcow2 may keep its content in another file.
       'format-specific': z.object({ data: z.object({ 'data-file': z.string().optional() }).optional() }).optional(),
     }),
@@ -89,7 +90,11 @@ const chainInfo = z
 export async function chain(path: string, format: DiskFormat): Promise<readonly DiskFile[]> {
   if (format === 'raw') return [{ path, format }];
   const text = await qemuImg(['info', '--output=json', '-U', '--backing-chain', '-f', format, path], TIMEOUT_MS);
-  const files = chainInfo.parse(JSON.parse(text)).flatMap((file, index) => {
+  const links = chainInfo.parse(JSON.parse(text));
+  const files = links.flatMap((file, index) => {
+    const behind = file['full-backing-filename'];
+    // The name of a layer may have options (`json:...`), which `filename` does not show, and which name other files.
+    if (behind !== undefined && behind !== links[index + 1]?.filename) throw notFiles(path, behind, 'with options');
     const own = { path: index === 0 ? path : file.filename, format: file.format };
     const content = file['format-specific']?.data?.['data-file'];
     return content === undefined ? [own] : [own, { path: content, format: 'raw' }];
@@ -97,9 +102,13 @@ export async function chain(path: string, format: DiskFormat): Promise<readonly 
   return files.map((file) => {
     const known = DISK_FORMATS.find((name) => name === file.format);
     if (known !== undefined && file.path.startsWith('/')) return { path: file.path, format: known };
-    throw new MigrationError('UNSUPPORTED', `${path} lies on ${file.path} (${file.format}), which is not a disk file`, {
-      remedy: 'use backing files of format raw or qcow2 with absolute paths',
-    });
+    throw notFiles(path, file.path, file.format);
+  });
+}
+
+function notFiles(path: string, layer: string, how: string): MigrationError {
+  return new MigrationError('UNSUPPORTED', `${path} lies on ${layer} (${how}), which is not a disk file`, {
+    remedy: 'use backing files of format raw or qcow2 with absolute paths',
   });
 }
 

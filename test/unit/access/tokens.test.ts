@@ -1,4 +1,4 @@
-import { mkdtemp, readdir, readFile, rm, writeFile } from 'node:fs/promises';
+import { mkdir, mkdtemp, readdir, readFile, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, test, vi } from 'vitest';
@@ -63,6 +63,39 @@ describe('a token', () => {
     expect(tokens.isAnyValid).toBe(false);
     expect((await open()).list()).toEqual([]);
     await expect(tokens.revoke('ci')).rejects.toMatchObject({ code: 'NOT_FOUND' });
+  });
+
+  test('tells when its time is over, and once it is revoked', async () => {
+    const tokens = await open();
+    let told = 0;
+    tokens.onRevoked(() => told++);
+    await tokens.create({ ...ORDER, name: 'short', expiresInMs: 50 });
+    await expect.poll(() => told).toBeGreaterThan(0);
+    expect(tokens.isAnyValid).toBe(false);
+    await tokens.create(ORDER);
+    told = 0;
+    await tokens.revoke('ci');
+    expect(told).toBe(1);
+  });
+
+  test('that cannot be removed from the disk is worthless at once, and its revocation can be repeated', async () => {
+    const tokens = await open();
+    const { token, id } = await tokens.create(ORDER);
+    const path = join(state, 'tokens', `${id}.json`);
+    await rm(path);
+    await mkdir(path);
+    await expect(tokens.revoke('ci')).rejects.toThrow();
+    expect(tokens.holderOf(token)).toBeNull();
+    await rm(path, { recursive: true });
+    expect(await tokens.revoke('ci')).toHaveLength(1);
+    expect(tokens.list()).toEqual([]);
+  });
+
+  test('of one name is made once, however often it is asked for at the same time', async () => {
+    const tokens = await open();
+    const made = await Promise.allSettled([tokens.create(ORDER), tokens.create(ORDER), tokens.create(ORDER)]);
+    expect(made.filter(({ status }) => status === 'fulfilled')).toHaveLength(1);
+    await expect(tokens.create({ ...ORDER, name: '0123456789ab' })).rejects.toMatchObject({ code: 'USAGE' });
   });
 
   test('whose record is damaged is worthless, and the others are not', async () => {

@@ -81,7 +81,7 @@ const NEEDS: Readonly<Record<string, (typeof USER_ROLES)[number]>> = {
   'POST /v1/images/:id/fetch': 'operator',
   'POST /v1/images/:id/save': 'operator',
   'POST /v1/images/:id/stop': 'operator',
-  'POST /v1/images/load': 'operator',
+  'POST /v1/images/load': 'admin',
   'POST /v1/images/prune': 'operator',
   'POST /v1/jobs/:id/cancel': 'operator',
   'POST /v1/jobs/:id/recover': 'operator',
@@ -150,7 +150,8 @@ describe('the role', () => {
   test('decides what a spec may name', async () => {
     const spec = { name: 'web', memory: { size: '64M' }, qemuArgs: ['-chardev', 'file,id=x,path=/etc/cron.d/x'] };
     expect(await codeOf(remote('operator').post('/v1/vms', spec))).toBe('NOT_PERMITTED');
-    expect(await codeOf(remote('operator').post('/v1/images/load', { path: '/etc/shadow' }))).toBe('NOT_PERMITTED');
+    const save = { path: '/etc/cron.d/x' };
+    expect(await codeOf(remote('operator').post(`/v1/images/${'0'.repeat(16)}/save`, save))).toBe('NOT_PERMITTED');
     expect(await codeOf(remote('admin').post('/v1/vms', spec))).toBe('ok');
   });
 });
@@ -268,6 +269,27 @@ describe('the audit log', () => {
       { who: 'user/operator', what: 'POST /v1/vms/:name/pause', object: 'nobody', result: 'NOT_FOUND' },
       { who: 'user/operator', what: 'POST /agent/v1/ping', result: 'NOT_PERMITTED' },
     ]);
+  });
+
+  test('has the call of a client that hangs up before the answer', async () => {
+    await local().post('/v1/vms', { name: 'web', memory: { size: '64M' } });
+    let isReached = false;
+    services.vms.pause = () => {
+      isReached = true;
+      return new Promise(() => undefined);
+    };
+    const [ca, cert, key] = ['ca.pem', 'cert.pem', 'key.pem'].map((name) => readFileSync(join(at('operator'), name)));
+    const options = { ca, cert, key, method: 'POST', agent: false, checkServerIdentity: () => undefined };
+    const request = httpsRequest(`https://127.0.0.1:${port}/v1/vms/web/pause`, options);
+    request.on('error', () => undefined);
+    request.end();
+    await expect.poll(() => isReached).toBe(true);
+    request.destroy();
+    await expect
+      .poll(() => services.audited.at(-1))
+      .toMatchObject({
+        ...{ who: 'user/operator', what: 'POST /v1/vms/:name/pause', object: 'web', result: 'unanswered' },
+      });
   });
 
   test('has the consoles that were opened, and that were refused', async () => {

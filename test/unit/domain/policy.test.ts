@@ -42,6 +42,12 @@ describe('by default', () => {
   });
 });
 
+test('an initial ramdisk is one file, not a list', () => {
+  const images = policy({ paths: ['/srv/images'] });
+  expect(forbiddenIn(spec({ kernel: '/srv/images/k', initrd: '/srv/images/a' }), images)).toEqual([]);
+  expect(forbiddenIn(spec({ kernel: '/srv/images/k', initrd: '/srv/images/a,/etc/shadow' }), images)).toHaveLength(1);
+});
+
 describe('an allowed directory', () => {
   const images = policy({ paths: ['/srv/images'] });
 
@@ -70,6 +76,9 @@ describe('a device', () => {
     expect(keys(['virtio-rng-pci,romfile=/etc/shadow'], ['virtio-rng-pci'])).toHaveLength(1);
     expect(keys(['virtio-rng-pci,bus=pci.0'], ['virtio-rng-pci,*'])).toEqual([]);
     expect(keys(['virtio-rng-pci-x'], ['virtio-rng-pci,*'])).toHaveLength(1);
+    // QEMU takes the last driver that is named, and JSON.
+    expect(keys(['virtio-rng-pci,driver=vfio-pci,host=01:00.0'], ['virtio-rng-pci,*'])).toHaveLength(1);
+    expect(keys(['{"driver":"vfio-pci"}'], ['virtio-rng-pci,*', '{"driver":"vfio-pci"},*'])).toHaveLength(1);
     expect(keys(['vfio-pci,host=1:0.0'], ['*'])).toEqual([]);
   });
 });

@@ -44,6 +44,14 @@ beforeAll(async () => {
     allowed('content.qcow2'),
     '1M',
   );
+  const content = { driver: 'file', filename: secret() };
+  const options = { driver: 'qcow2', file: { driver: 'file', filename: allowed('own.qcow2') }, 'data-file': content };
+  await qemuImg(
+    ...['-f', 'qcow2', '-o', `data_file=${allowed('own.raw')},data_file_raw=on`, allowed('own.qcow2'), '1M'],
+  );
+  const named = `json:${JSON.stringify(options)}`;
+  await qemuImg('-f', 'qcow2', '-u', '-b', named, '-F', 'qcow2', allowed('options.qcow2'), '1M');
+  await symlink(allowed(''), join(directory, 'alias'));
   await symlink(secret(), allowed('link.raw'));
   await symlink(directory, allowed('up'));
 });
@@ -60,8 +68,16 @@ describe('a disk in an allowed directory', () => {
 
   test.each([
     ...['link.raw', 'up/secret', 'behind.qcow2', 'far-behind.qcow2', 'network.qcow2', 'json.qcow2', 'content.qcow2'],
+    'options.qcow2',
   ])('that leads elsewhere is not: %s', async (name) => {
     expect(await forbiddenOnHost(disk(allowed(name)), policy(), diskFiles)).toMatchObject([{ key: 'paths' }]);
+  });
+
+  test('may be named by a link, if that is what the policy says', async () => {
+    const alias = { ...NOTHING_ALLOWED, paths: [join(directory, 'alias')] };
+    expect(await forbiddenOnHost(disk(join(directory, 'alias/good.qcow2')), alias, diskFiles)).toEqual([]);
+    expect(await forbiddenOnHost(disk(join(directory, 'alias/base.raw')), alias, diskFiles)).toEqual([]);
+    expect(await forbiddenOnHost(disk(join(directory, 'alias/link.raw')), alias, diskFiles)).toHaveLength(1);
   });
 
   test('is not opened if its words are forbidden', async () => {
