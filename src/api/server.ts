@@ -1,6 +1,6 @@
 /**
- * The daemon's HTTP server: one router, served on a unix socket (clients on this machine) and on https with mutual TLS
- * 1.3 (clients and other hosts). access.ts checks the caller of each request.
+ * The daemon's HTTP server: one router, served on a unix socket (clients on this machine) and on https with TLS 1.3
+ * (other hosts, and clients with a certificate or a token). access.ts checks the caller of each request.
  */
 import { chmod, chown, unlink } from 'node:fs/promises';
 import { createServer, type Server } from 'node:http';

@@ -7,7 +7,7 @@ import { MigrationError } from './errors.js';
 import type { VmSpec } from './vm.js';
 
 export interface HostPolicy {
-  /** Directories, whose files may be kernels, initial ramdisks and disks, and be read and written as image files. */
+  /** Directories, whose files may be kernels, initial ramdisks and disks, and to which images may be saved. */
   readonly paths: readonly string[];
   /** Bridges that a VM may be connected to. */
   readonly bridges: readonly string[];

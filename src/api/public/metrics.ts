@@ -42,7 +42,7 @@ export class Metrics {
   private readonly table: readonly Metric[];
   private readonly unsubscribe: () => void;
 
-  /** `refusedCount`: how many connections have been refused at the TLS handshake or right after it. */
+  /** `refusedCount`: how many connections have been refused before their first request. */
   constructor(
     { jobs, vms, images, pool }: Pick<ApiServices, 'jobs' | 'vms' | 'images' | 'pool'>,
     refusedCount: () => number,
@@ -52,7 +52,7 @@ export class Metrics {
       {
         name: 'vmigrate_connections_refused_total',
         type: 'counter',
-        help: 'Connections to the https API that were refused before their first request.',
+        help: 'Connections to the API that were refused before their first request.',
         samples: () => [['', refusedCount()]],
       },
       {
