@@ -92,13 +92,15 @@ bool arrives(std::future<uint64_t>& access) {
 }
 
 Gates::Gates() {
-  current() = this;
-  inject_hook.store(&hook);
+  Hooked<Gates>::install(*this);
 }
 Gates::~Gates() {
-  inject_hook.store(nullptr);
-  for (auto& gate : gates_) open(*gate);
-  current() = nullptr;
+  {
+    const std::lock_guard lock(mutex_);
+    for (auto& gate : gates_) gate->is_open = true;
+    changed_.notify_all();
+  }
+  Hooked<Gates>::remove();
 }
 Gates::Gate& Gates::close(wire::InjectPoint point, std::optional<uint64_t> detail) {
   const std::lock_guard lock(mutex_);
@@ -115,13 +117,6 @@ void Gates::open(Gate& gate) {
   changed_.notify_all();
 }
 
-Gates*& Gates::current() {
-  static Gates* gates = nullptr;
-  return gates;
-}
-void Gates::hook(wire::InjectPoint point, uint64_t detail) {
-  if (Gates* gates = current()) gates->meet(point, detail);
-}
 void Gates::meet(wire::InjectPoint point, uint64_t detail) {
   std::unique_lock lock(mutex_);
   for (const auto& each : gates_) {

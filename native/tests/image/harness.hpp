@@ -68,8 +68,7 @@ class Gates {
   void open(Gate& gate);
 
  private:
-  static Gates*& current();
-  static void hook(wire::InjectPoint point, uint64_t detail);
+  friend class Hooked<Gates>;
   void meet(wire::InjectPoint point, uint64_t detail);
 
   std::mutex mutex_;

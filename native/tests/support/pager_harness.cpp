@@ -47,13 +47,11 @@ bool eventually(const std::function<bool()>& condition, std::chrono::millisecond
 }
 
 Parking::Parking() {
-  current() = this;
-  inject_hook.store(&hook);
+  Hooked<Parking>::install(*this);
 }
 Parking::~Parking() {
   release();
-  inject_hook.store(nullptr);
-  current() = nullptr;
+  Hooked<Parking>::remove();
 }
 void Parking::arm(wire::InjectPoint point, std::optional<uint64_t> detail) {
   const std::lock_guard lock(mutex_);
@@ -71,13 +69,6 @@ void Parking::release() {
   armed_.reset();
   released_ = true;
   changed_.notify_all();
-}
-Parking*& Parking::current() {
-  static Parking* parking = nullptr;
-  return parking;
-}
-void Parking::hook(wire::InjectPoint point, uint64_t detail) {
-  if (Parking* parking = current()) parking->meet(point, detail);
 }
 void Parking::meet(wire::InjectPoint point, uint64_t detail) {
   std::unique_lock lock(mutex_);

@@ -19,6 +19,7 @@
 #include "source/data_map.hpp"
 #include "target/target.hpp"
 #include "tests/support/fake_endpoint.hpp"
+#include "tests/support/hooked.hpp"
 #include "tests/support/temp_dir.hpp"
 
 namespace vmigrate::test {
@@ -56,8 +57,7 @@ class Parking {
   void release();
 
  private:
-  static Parking*& current();
-  static void hook(wire::InjectPoint point, uint64_t detail);
+  friend class Hooked<Parking>;
   void meet(wire::InjectPoint point, uint64_t detail);
 
   std::mutex mutex_;
