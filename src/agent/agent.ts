@@ -31,6 +31,7 @@ import { SourceAgent } from './migration/source-agent.js';
 import { TargetAgent } from './migration/target-agent.js';
 import { OutdatedRecords } from './outdated.js';
 import { Markers } from './storage/markers.js';
+import { Ties } from './ties.js';
 import { UniqueNames } from './unique-names.js';
 import { UserVms } from './user-vms.js';
 import type { HostContext } from './vm/context.js';
@@ -82,6 +83,7 @@ interface Parts {
   readonly images: HostImages;
   readonly userVms: UserVms;
   readonly names: UniqueNames;
+  readonly ties: Ties;
   readonly outdated: OutdatedRecords;
   readonly diskServer: DiskServer;
   readonly diskReader: DiskReader;
@@ -163,6 +165,7 @@ export class LocalAgent implements HostPort {
     this.#parts = {
       ...{ context, inventory, source, target, forks, fanout, pool, images: ofUsers, userVms, names, outdated },
       ...{ diskServer, diskReader, diskWaits },
+      ties: new Ties({ ...options, images, target, forks }),
     };
     await diskServer.start();
     await diskReader.start();
@@ -247,6 +250,10 @@ export class LocalAgent implements HostPort {
 
   get pool(): Pool {
     return this.#ready.pool;
+  }
+
+  get ties(): Ties {
+    return this.#ready.ties;
   }
 
   get names(): UniqueNames {

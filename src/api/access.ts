@@ -5,7 +5,7 @@
  */
 import type { IncomingMessage } from 'node:http';
 import { TLSSocket } from 'node:tls';
-import { type Caller, has, type Right } from '../domain/caller.js';
+import { type Caller, has, hostNameOf, type Right } from '../domain/caller.js';
 import { MigrationError } from '../domain/errors.js';
 import { commonName } from '../tls/identity.js';
 import type { ApiServices } from './contract/ports.js';
@@ -51,8 +51,8 @@ function callerOf(request: IncomingMessage, { tls, tokens, localCaller }: ApiSer
 
 function refuseUnknownHost({ socket }: IncomingMessage, caller: Caller, { host, peers }: ApiServices): void {
   if (!(socket instanceof TLSSocket)) throw new MigrationError('NOT_PERMITTED', 'calls between hosts need mutual TLS');
-  const name = caller.name.slice('host/'.length);
-  if (caller.role !== 'host' || peers.names.includes(name)) return;
+  const name = hostNameOf(caller);
+  if (name === null || peers.names.includes(name)) return;
   throw new MigrationError('NOT_PERMITTED', `host ${host} does not know host ${name}`, {
     remedy: `add it to the daemon's configuration: --peer ${name}=https://ADDRESS:PORT`,
   });

@@ -178,6 +178,7 @@ function buildApp(services: ApiServices, refusedCount: () => number): { fastify:
 
   app.decorateRequest('caller', null);
   app.decorateRequest('auditObject', null);
+  app.decorateRequest('hostCall', null);
   app.addHook('onRequest', async (request, reply) => {
     if (!STATE_ROUTES.has(request.routeOptions.url ?? '')) limitBody(request, reply);
     // Whoever hangs up before the answer has changed something all the same.
@@ -244,6 +245,8 @@ declare module 'fastify' {
     caller: Caller | null;
     /** What a request is about that its address does not name, for the audit log. */
     auditObject: string | null;
+    /** Null if it is no call of another host, or not known yet to be one. */
+    hostCall: { readonly name: string; readonly isChange: boolean } | null;
     failure?: MigrationError;
   }
 }

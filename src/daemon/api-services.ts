@@ -9,7 +9,7 @@ import { forbiddenOnHost, refuseForbiddenPath } from '../agent/inventory/policy.
 import { refuseUnusableFiles } from '../agent/inventory/spec-files.js';
 import { openConsole } from '../agent/vm/console.js';
 import type { VmManager } from '../agent/vm/vms.js';
-import type { ApiAudit, ApiImages, ApiPolicy, ApiPool, ApiVms } from '../api/contract/ports.js';
+import type { ApiAudit, ApiImages, ApiPolicy, ApiPool, ApiVms, AuditEntry } from '../api/contract/ports.js';
 import type { DiskFiles } from '../backends/disk-files.js';
 import type { DaemonConfig } from '../config.js';
 import { MigrationError } from '../domain/errors.js';
@@ -40,6 +40,7 @@ export function apiPolicy({ name: host, security }: DaemonConfig, diskFiles: Dis
 export function auditLog({ name: host, security }: DaemonConfig, log: Logger): ApiAudit {
   const descriptor = security.auditLog === undefined ? STDERR : openAuditLog(security.auditLog);
   const strangers = new LogLimit();
+  const hosts = new LogLimit();
   const failures = new LogLimit();
   const write = (entry: object): void => {
     const line = `${JSON.stringify({ time: new Date().toISOString(), host, part: 'audit', ...entry })}\n`;
@@ -51,11 +52,16 @@ export function auditLog({ name: host, security }: DaemonConfig, log: Logger): A
   };
   return {
     note(entry) {
-      // Only strangers can make lines without end: whoever is known by name is answered for by somebody.
-      if (entry.who === 'unknown') strangers.log((omitted) => write({ ...entry, ...omitted }));
-      else write(entry);
+      // Only strangers and hosts that have been taken over make lines without end: somebody answers for each user.
+      const limit = entry.who === 'unknown' ? strangers : isHostRefused(entry) ? hosts : null;
+      if (limit === null) write(entry);
+      else limit.log((omitted) => write({ ...entry, ...omitted }));
     },
   };
+}
+
+function isHostRefused({ who, result }: AuditEntry): boolean {
+  return who.startsWith('host/') && result === 'NOT_PERMITTED';
 }
 
 function openAuditLog(path: string): number {

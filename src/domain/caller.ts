@@ -20,3 +20,8 @@ export function has(role: Caller['role'], right: Right): boolean {
   if (right === 'host' || role === 'host') return role === right || right === 'viewer';
   return USER_ROLES.indexOf(role) >= USER_ROLES.indexOf(right);
 }
+
+/** The name of the host that calls, or null if no host does. */
+export function hostNameOf(caller: Caller | null): string | null {
+  return caller?.role === 'host' ? caller.name.slice('host/'.length) : null;
+}

@@ -196,6 +196,13 @@ export interface FakeServices extends Omit<ApiServices, 'tokens'> {
   /** As whom requests on the unix socket are made. */
   localCaller: (socket: Socket) => Caller;
   readonly tokens: FakeTokens;
+  /** What ties other hosts to this one. Nothing is known of what is not in it. */
+  readonly ties: {
+    readonly sources: Map<string, string>;
+    readonly roots: Map<string, string>;
+    readonly joined: Map<string, readonly string[]>;
+    readonly images: Map<string, readonly string[]>;
+  };
 }
 
 /** The tokens of the daemon, in memory. Each is "token-NAME". */
@@ -290,9 +297,18 @@ export function fakeServices(change: Partial<ApiServices> = {}): FakeServices {
     return (answers.get(name) ?? HAS_NOTHING[name])?.();
   });
   const images = new FakeImages();
+  const audited: AuditEntry[] = [];
+  const ties: FakeServices['ties'] = { sources: new Map(), roots: new Map(), joined: new Map(), images: new Map() };
   const listed = () => [...vms.values()];
   const agent: ApiAgent = {
     ...host,
+    ties: {
+      sourceOf: (session) => ties.sources.get(session) ?? null,
+      rootOf: (fork) => ties.roots.get(fork) ?? null,
+      joinedOf: (fork) => ties.joined.get(fork) ?? null,
+      hostsOf: (image) => ties.images.get(image) ?? null,
+      imageOf: (vm) => vms.get(vm)?.image ?? undefined,
+    },
     inventory: { ...host.inventory, vmViews: async () => ({ vms: listed() }) },
     images: {
       imageViews: async (id) => ({ images: images.list().filter((view) => id === null || view.id === id) }),
@@ -311,7 +327,6 @@ export function fakeServices(change: Partial<ApiServices> = {}): FakeServices {
       openDisk: async () => new PassThrough(),
     },
   };
-  const audited: AuditEntry[] = [];
   const log = (level: string) => (_: object, message: string) => void logged.push({ level, message });
   const fakes: FakeServices = {
     localCaller: () => ({ name: 'local/0', role: 'admin', from: 'unix socket' }),
@@ -325,7 +340,7 @@ export function fakeServices(change: Partial<ApiServices> = {}): FakeServices {
       },
     },
     audit: { note: (entry) => void audited.push(entry) },
-    audited,
+    ...{ audited, ties },
     host: 'A',
     version: '0.0.0',
     startedAt: '2030-01-01T00:00:00Z',

@@ -46,10 +46,9 @@ export class ForkAgent implements ForkPort {
   readonly #forks = new Map<string, ForkSession>();
   /** Uncommitted forks of an earlier daemon that could not be undone yet. `discardFork` tries again. */
   readonly #leftover = new Map<string, ForkRecord>();
-  readonly #preparing = new Map<string, AbortController>();
+  readonly #preparing = new Map<string, { readonly request: PrepareForkRequest; readonly cancel: AbortController }>();
   readonly #ended = new EndedSessions();
   readonly #finished: FinishedForks;
-  /** The images that are not complete, and that no coordinator waits for. */
   readonly released: ReleasedForks;
   readonly #undecided: UndecidedForks;
   readonly #withoutRoot: ForksWithoutRoot;
@@ -76,7 +75,7 @@ export class ForkAgent implements ForkPort {
     context.vms.on('exit', this.#onExit);
   }
 
-  /** Loads the forks of an earlier daemon. Committed forks continue, the others are undone. */
+  /** Committed forks of an earlier daemon continue, the others are undone. */
   async start(): Promise<void> {
     const { forkStore, log } = this.#context;
     const { records, corrupt } = await forkStore.load();
@@ -97,7 +96,7 @@ export class ForkAgent implements ForkPort {
   async close(): Promise<void> {
     this.#isClosing = true;
     this.#context.vms.off('exit', this.#onExit);
-    for (const controller of this.#preparing.values()) controller.abort();
+    for (const { cancel } of this.#preparing.values()) cancel.abort();
     await Promise.all([...this.#preparing.keys()].map((fork) => this.#locks.hold(fork, () => Promise.resolve())));
     this.#undecided.close();
     this.#withoutRoot.close();
@@ -110,6 +109,12 @@ export class ForkAgent implements ForkPort {
     if (this.#hasUnreadable) return true;
     const records = [...[...this.#forks.values()].map(({ record }) => record), ...this.#leftover.values()];
     return records.some((record) => record.image === image);
+  }
+
+  /** Returns what this host was asked to prepare for a fork that it has, or null. */
+  requestOf(fork: string): PrepareForkRequest | null {
+    const { record } = this.#forks.get(fork) ?? this.released.fork(fork) ?? { record: this.#leftover.get(fork) };
+    return this.#preparing.get(fork)?.request ?? record?.request ?? null;
   }
 
   /** True if the VM is a clone of a committed fork. It may wait for the go. */
@@ -136,7 +141,7 @@ export class ForkAgent implements ForkPort {
       this.#undecided.heard(fork);
       if (existing !== undefined) return existing.reply;
       const controller = new AbortController();
-      this.#preparing.set(fork, controller);
+      this.#preparing.set(fork, { request, cancel: controller });
       try {
         const job = request.vm === null ? null : await this.#arriving(request.vm);
         if (job !== null) throw new MigrationError('VM_BUSY', `pages of ${request.vm} are still missing: job ${job}`);
@@ -226,7 +231,6 @@ export class ForkAgent implements ForkPort {
     return session.load();
   }
 
-  /** Connects another host to a disk of an image of this one. */
   openDisk(image: string, disk: string, reader: string): Promise<Duplex> {
     return this.#context.diskServer.open(image, disk, reader);
   }
@@ -274,7 +278,7 @@ export class ForkAgent implements ForkPort {
     if (this.#isFinished(fork)) throw new MigrationError('CONFLICT', `fork ${fork} is committed, and over`);
     this.#ended.add(fork);
     // The abort ends a preparation that still waits for QEMUs. The preparation then removes what it has made.
-    this.#preparing.get(fork)?.abort();
+    this.#preparing.get(fork)?.cancel.abort();
     await this.#locks.hold(fork, async () => {
       await this.#undo(fork).catch((cause: unknown) => {
         if (this.#forks.get(fork)?.isCommitted === true) throw cause;

@@ -34,10 +34,12 @@ export async function prepareFork(
   const { images, forkStore, inject, registry } = context;
   const { shape, parent } = shapeOf(context, request);
   const { origin, share } = request;
+  const sharedWith = hostsWith(context, request);
   const brought = origin !== undefined && hasComplete(context, origin.image) ? origin.image : null;
   if (brought !== null) refuseOtherDisks(images.get(brought), origin?.spec.disks);
   const existing = origin === undefined ? request.image : brought;
   if (existing !== null) await refuseBadStart(context, existing);
+  if (existing !== null) await shareImage(context, existing, sharedWith);
   const owner = parent !== null ? await registry.owner(parent.spec.name) : null;
   // A waiting set has all clones of a fork.
   const isPoolable = request.image === null && origin === undefined && share === undefined;
@@ -62,7 +64,8 @@ export async function prepareFork(
       await context.vms.room.hold(request.fork, origin.allocatedBytes, origin.spec.memory.pageBytes);
     if (isNewImage && set === null) {
       const qemuVersion = origin?.qemuVersion ?? parent?.qemuVersion ?? '';
-      await images.create(newImage(context, image, shape, { qemuVersion, origin }), ramOfImage(shape, parent));
+      const created = newImage(context, image, shape, { qemuVersion, origin });
+      await images.create(sharedWith.length === 0 ? created : { ...created, sharedWith }, ramOfImage(shape, parent));
       hasMadeImage = true;
     }
     made ??= await makeWaitingSet(context, images.get(image), shape, {
@@ -98,4 +101,17 @@ async function holdRoom({ vms }: ForkContext, fork: string, parent: ManagedVm): 
   // The pages of a clone are in its image and in its process, so its image may need them all.
   const bytes = parent.image === null ? allocatedBytes(parent.regions) : sizeBytes;
   await vms.room.hold(fork, bytes, pageBytes);
+}
+
+/** The other hosts of the fork. */
+function hostsWith({ host }: ForkContext, { hosts, origin }: PrepareForkRequest): readonly string[] {
+  const all = new Set([...(hosts ?? []), ...(origin === undefined ? [] : [origin.host])]);
+  return [...all].filter((other) => other !== host);
+}
+
+/** Durable when it resolves: the readers of the image come back after a restart. */
+async function shareImage({ images }: ForkContext, id: string, hosts: readonly string[]): Promise<void> {
+  const { sharedWith = [] } = images.get(id);
+  const all = new Set([...sharedWith, ...hosts]);
+  if (all.size > sharedWith.length) await images.update(id, { sharedWith: [...all] });
 }

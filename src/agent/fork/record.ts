@@ -15,6 +15,7 @@ import {
   cloneDisks,
   cloneMemory,
   cloneNetwork,
+  hostName,
   imageFetchMode,
   imageId,
   incarnationId,
@@ -79,6 +80,7 @@ const requestSchema: z.ZodType<PrepareForkRequest> = z.strictObject({
   origin: forkOrigin.exactOptional(),
   fetch: imageFetchMode.exactOptional(),
   fanout: hostFanout.exactOptional(),
+  hosts: z.array(hostName).exactOptional(),
 });
 
 const outcomeSchema: z.ZodType<ForkOutcome> = z.strictObject({

@@ -40,6 +40,10 @@ export class ReleasedForks implements LazyImages {
     return this.#forks.has(fork);
   }
 
+  fork(fork: string): ForkSession | undefined {
+    return this.#forks.get(fork);
+  }
+
   has(image: string): boolean {
     return this.#of(image) !== undefined;
   }

@@ -160,7 +160,7 @@ async function writeImage(
   try {
     const writer = new Writer(file);
     // The overlays that the parent writes to, the other saved files and who reads the image are matters of this host.
-    const { saves: _, readers: __, servedTo: ___, layers = [], ...described } = record;
+    const { saves: _, readers: __, servedTo: ___, sharedWith: ____, layers = [], ...described } = record;
     const order = await images.touchOrder(record.id);
     const hasOrder = order.length > 0;
     await writer.begin(

@@ -50,6 +50,8 @@ export interface ImageRecord {
    * the digests never came.
    */
   readonly isChecked?: boolean;
+  /** The other hosts that have been told, by a fork, that they may read the image. Absent: none. */
+  readonly sharedWith?: readonly string[];
   /** The disks that another host serves. Absent: this host has the files of all disks. */
   readonly served?: { readonly host: string; readonly disks: readonly string[] };
   /** The hosts that this host has served the disks. Absent: none. */
@@ -99,6 +101,7 @@ export const imageRecordSchema: z.ZodType<ImageRecord> = z.strictObject({
   saves: z.array(savedFile).exactOptional(),
   readers: z.array(hostName).exactOptional(),
   isChecked: z.boolean().exactOptional(),
+  sharedWith: z.array(hostName).exactOptional(),
   served: z.strictObject({ host: hostName, disks: z.array(z.string()) }).exactOptional(),
   servedTo: z.array(hostName).exactOptional(),
   createdAt: z.string(),

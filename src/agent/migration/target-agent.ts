@@ -34,7 +34,7 @@ export class TargetAgent implements TargetPort {
   /** The jobs that bring VMs to this host, as this host sees them. */
   readonly incoming: IncomingJobs;
   /** Aborts the preparation that is in progress, by session. */
-  readonly #preparing = new Map<string, AbortController>();
+  readonly #preparing = new Map<string, { readonly source: string; readonly cancel: AbortController }>();
   readonly #ended = new EndedSessions();
 
   /** `recoveryMsMax`: how long nothing may arrive before an incoming job counts as one that needs recovery. */
@@ -108,6 +108,13 @@ export class TargetAgent implements TargetPort {
     return null;
   }
 
+  /** Returns the host that the session's VM comes from, or null if this host has no such session. */
+  sourceOf(session: string): string | null {
+    const preparing = this.#preparing.get(session)?.source;
+    if (preparing !== undefined) return preparing;
+    return (this.#targets.get(session)?.arrival().request ?? this.#gone.get(session)?.record)?.source ?? null;
+  }
+
   /** True if this host has the session, so that an incoming VM may belong to it. */
   claims(session: string | null): boolean {
     return session !== null && (this.#targets.has(session) || this.#gone.has(session));
@@ -127,7 +134,7 @@ export class TargetAgent implements TargetPort {
       const existing = this.#targets.get(session);
       if (existing !== undefined) return existing.reply;
       const cancel = new AbortController();
-      this.#preparing.set(session, cancel);
+      this.#preparing.set(session, { source: request.source, cancel });
       try {
         const target = await TargetSession.prepare(this.#context, request, cancel.signal);
         this.#add(request, target);
@@ -206,7 +213,7 @@ export class TargetAgent implements TargetPort {
     this.#ended.add(session);
     // The abort ends a preparation that still waits for QEMU, and prepare removes what it has made. Discard itself
     // removes nothing during a preparation: one that was just ending would keep a dead QEMU that nobody removes.
-    this.#preparing.get(session)?.abort();
+    this.#preparing.get(session)?.cancel.abort();
     await this.#locks.hold(session, async () => {
       const target = this.#targets.get(session);
       await target?.discard();

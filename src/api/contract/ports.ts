@@ -90,8 +90,23 @@ export interface ApiPool {
   drain(vm: string | null): Promise<{ readonly endedCount: number }>;
 }
 
+/** What ties other hosts to what is here. Null: there is nothing of this name here. */
+export interface HostTies {
+  /** The host from which the VM of this session comes. */
+  sourceOf(session: string): string | null;
+  /** The host that has, or had, the parent or the image of this fork. It may be this host. */
+  rootOf(fork: string): string | null;
+  /** The hosts that this host, as the root of the fork, has asked to join. */
+  joinedOf(fork: string): readonly string[] | null;
+  /** The other hosts that have taken part in a fork of this image: they may read it, and end what runs on it. */
+  hostsOf(image: string): readonly string[] | null;
+  /** The image that this VM runs on; null: none. Undefined: there is no VM of this name and UUID. */
+  imageOf(vm: string, uuid: string | null): string | null | undefined;
+}
+
 /** This host. Besides the calls it accepts the device state of a session or fork, which arrives as a stream. */
 export interface ApiAgent extends HostPort {
+  readonly ties: HostTies;
   readonly target: TargetPort & {
     /** Resolves when QEMU has loaded the state. */
     acceptState(session: string, stream: Readable): Promise<void>;
@@ -155,9 +170,9 @@ export interface ApiPolicy {
 export interface AuditEntry {
   readonly who: string;
   readonly from: string;
-  /** The method and the route. */
+  /** The method and the route, or the name of a call between hosts. */
   readonly what: string;
-  /** The VM, job, image or token. */
+  /** The VM, job, image, token, session or fork. */
   readonly object: string | null;
   /** `unanswered`: the client has hung up before the result was known. */
   readonly result: 'ok' | 'unanswered' | ErrorCode;

@@ -1,10 +1,9 @@
 /** The routes for other hosts: one for each call of the table in methods.ts, and those for what is a stream. */
-import type { Socket } from 'node:net';
 import { type Readable, Transform } from 'node:stream';
-import { TLSSocket } from 'node:tls';
-import type { FastifyInstance } from 'fastify';
+import type { FastifyInstance, FastifyRequest } from 'fastify';
 import type { ZodTypeProvider } from 'fastify-type-provider-zod';
 import { z } from 'zod';
+import { hostNameOf } from '../../domain/caller.js';
 import { MigrationError } from '../../domain/errors.js';
 import { errorJson } from '../../schemas/error.js';
 import { vmParams } from '../../schemas/vm.js';
@@ -13,6 +12,7 @@ import { checkKept } from '../contract/http-errors.js';
 import type { ApiServices } from '../contract/ports.js';
 import { openSerialLog, SerialLogs } from '../contract/serial-logs.js';
 import { callOn, HOST_CALLS } from './methods.js';
+import { isChange, type PeerCall, refuseLogOf, refuseStateOfOthers, refuseWithoutRight } from './peer-rights.js';
 
 export const OCTETS = 'application/octet-stream';
 export const serialPath = (vm: string): string => `/agent/v1/vms/${vm}/serial`;
@@ -28,15 +28,27 @@ export const STATE_ROUTES: ReadonlySet<string> = new Set([STATE_ROUTE, FORK_STAT
 /** Device state without RAM has some 0.3 MB, or tens of MB with VGA memory and flash. A longer stream is cut off. */
 export const DEVICE_STATE_BYTES_MAX = 256 * 2 ** 20;
 
-/** Calls whose second argument is the host that reads an image. A host speaks for itself only. */
-const OF_READER: ReadonlySet<string> = new Set([
-  ...['serveImage', 'serveHeld', 'joinMulticast', 'imageDigests', 'digestsHash', 'touchOrder', 'endImage'],
-]);
+/** What the request is, for the audit log and for the check of rights. */
+function peerCall(
+  request: FastifyRequest,
+  { agent, host }: ApiServices,
+  { name, object, isChange }: { readonly name: string; readonly object: string | null; readonly isChange: boolean },
+): PeerCall {
+  request.hostCall = { name, isChange };
+  request.auditObject = object;
+  const caller = hostNameOf(request.caller);
+  if (caller === null) throw new MigrationError('NOT_PERMITTED', 'this call is reserved for hosts');
+  return { caller, host, ties: agent.ties };
+}
 
-function refuseOtherReader(reader: unknown, socket: Socket, { tls }: ApiServices): void {
-  const caller = socket instanceof TLSSocket ? (tls?.peerOf(socket)?.name ?? null) : null;
-  if (caller === reader) return;
-  throw new MigrationError('NOT_PERMITTED', `host ${String(caller)} cannot read an image as ${String(reader)}`);
+/** The session, fork, image or VM of a call, by its first argument. */
+function objectOf([first]: readonly unknown[]): string | null {
+  if (typeof first === 'string') return first;
+  const { session, fork } = (first ?? {}) as { session?: unknown; fork?: unknown };
+  if (typeof session === 'string') return session;
+  if (typeof fork === 'string') return fork;
+  if (!Array.isArray(first)) return null;
+  return first.flatMap((each: unknown) => (each as { name?: string } | null)?.name ?? []).join(' ') || null;
 }
 
 export function agentRoutes(fastify: FastifyInstance, services: ApiServices): void {
@@ -63,8 +75,13 @@ export function agentRoutes(fastify: FastifyInstance, services: ApiServices): vo
           },
       },
       async (request) => {
-        if (OF_READER.has(name)) refuseOtherReader(request.body[1], request.raw.socket, services);
-        return { result: (await callOn(services.agent, call, request.body)) ?? null };
+        const { body } = request;
+        refuseWithoutRight(
+          peerCall(request, services, { name, object: objectOf(body), isChange: isChange(name) }),
+          name,
+          body,
+        );
+        return { result: (await callOn(services.agent, call, body)) ?? null };
       },
     );
   }
@@ -73,20 +90,25 @@ export function agentRoutes(fastify: FastifyInstance, services: ApiServices): vo
   app.get(
     serialPath(':name'),
     { schema: { summary: 'The serial output that is kept of a VM', tags: ['hosts'], params: vmParams } },
-    ({ params }, reply) => logs.send(reply, () => openSerialLog(services.vms, params.name)),
+    (request, reply) => {
+      const { name } = request.params;
+      refuseLogOf(peerCall(request, services, { name: 'serialLog', object: name, isChange: false }), name);
+      return logs.send(reply, () => openSerialLog(services.vms, name));
+    },
   );
 
-  acceptStreams(app, STATE_ROUTE, z.strictObject({ session: sessionId }), ({ session }, state) =>
+  acceptStreams(app, services, STATE_ROUTE, z.strictObject({ session: sessionId }), ({ session }, state) =>
     services.agent.target.acceptState(session, state),
   );
-  acceptStreams(app, FORK_STATE_ROUTE, z.strictObject({ fork: imageId }), ({ fork }, state) =>
+  acceptStreams(app, services, FORK_STATE_ROUTE, z.strictObject({ fork: imageId }), ({ fork }, state) =>
     services.agent.forks.acceptForkState(fork, state),
   );
 }
 
 /** A route that takes device state as a stream. */
-function acceptStreams<Params>(
+function acceptStreams<Params extends { readonly session: string } | { readonly fork: string }>(
   app: FastifyInstance,
+  services: ApiServices,
   route: string,
   params: z.ZodType<Params>,
   accept: (params: Params, state: Readable) => Promise<unknown>,
@@ -95,25 +117,31 @@ function acceptStreams<Params>(
     route,
     { schema: { tags: ['hosts'], params, consumes: [OCTETS] }, bodyLimit: DEVICE_STATE_BYTES_MAX },
     async (request) => {
-      if (!isStream(request.body)) throw new MigrationError('USAGE', `the device state must be sent as ${OCTETS}`);
-      const { body } = request;
-      const limited = limit(DEVICE_STATE_BYTES_MAX);
-      // If the peer vanishes in the middle, the stream ends with an error, so the state does not look complete.
-      body.once('error', (error) => limited.destroy(error));
-      body.once('close', () => {
-        if (!body.readableEnded) limited.destroy(new MigrationError('DISCONNECTED', 'the device state was cut off'));
-      });
-      try {
-        return { result: (await accept(request.params as Params, body.pipe(limited))) ?? null };
-      } finally {
-        // The order matters. A pipe with a destroyed end stops its source, and a body that is not read to its end
-        // blocks the connection for later calls.
-        body.unpipe(limited);
-        limited.destroy();
-        body.resume();
-      }
+      const params = request.params as Params;
+      const object = 'session' in params ? params.session : params.fork;
+      refuseStateOfOthers(peerCall(request, services, { name: 'acceptState', object, isChange: true }), params);
+      return accepted(request.body, (state) => accept(params, state));
     },
   );
+}
+
+async function accepted(body: unknown, accept: (state: Readable) => Promise<unknown>): Promise<{ result: unknown }> {
+  if (!isStream(body)) throw new MigrationError('USAGE', `the device state must be sent as ${OCTETS}`);
+  const limited = limit(DEVICE_STATE_BYTES_MAX);
+  // If the peer vanishes in the middle, the stream ends with an error, so the state does not look complete.
+  body.once('error', (error) => limited.destroy(error));
+  body.once('close', () => {
+    if (!body.readableEnded) limited.destroy(new MigrationError('DISCONNECTED', 'the device state was cut off'));
+  });
+  try {
+    return { result: (await accept(body.pipe(limited))) ?? null };
+  } finally {
+    // The order matters. A pipe with a destroyed end stops its source, and a body that is not read to its end
+    // blocks the connection for later calls.
+    body.unpipe(limited);
+    limited.destroy();
+    body.resume();
+  }
 }
 
 function isStream(value: unknown): value is Readable {

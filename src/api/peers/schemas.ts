@@ -128,6 +128,7 @@ export const prepareForkRequest = forkQuestion.extend({
   isPartialAllowed: z.boolean(),
   fetch: imageFetchMode.exactOptional(),
   fanout: hostFanout.exactOptional(),
+  hosts: z.array(hostName).max(1024).exactOptional(),
 });
 
 export const multicastOffer = z.discriminatedUnion('state', [

@@ -62,11 +62,12 @@ export const prepareClones: ForkExecutor = {
     const inventory = await ports.forks.forkInventory(question);
     const origin = originOf(record.plan.host, inventory, record.plan.request.image ?? record.fork);
     const { fetch } = record.plan.request;
+    const hosts = [record.plan.host, ...joined.map(({ host }) => host)];
     const [root, others] = await Promise.all([
-      ports.forks.prepareClones(request),
+      ports.forks.prepareClones({ ...request, hosts }),
       onAllNeeded(context, 'prepareClones', joined, ({ host, forks, share: { first, count, disks } }) =>
         forks.prepareClones({
-          ...{ ...request, vm: null, share: { first, count } },
+          ...{ ...request, vm: null, share: { first, count }, hosts },
           origin: disks === undefined ? origin : { ...origin, disks },
           ...(fetch === undefined ? {} : { fetch }),
           ...fanoutOf(record, host),

@@ -86,10 +86,12 @@ export interface PrepareForkRequest {
   readonly fetch?: ImageFetchMode;
   /** How a host that joins gets the image. Absent: all of it from its root. */
   readonly fanout?: HostFanout;
+  /** All hosts of the fork, the root included: they may read the image from each other. Absent: only the root. */
+  readonly hosts?: readonly string[];
 }
 
 /** The part of the request that pre-flight knows. With `origin` it asks a host that would join. */
-export type ForkQuestion = Omit<PrepareForkRequest, 'fork' | 'job' | 'isPartialAllowed' | 'fetch' | 'fanout'>;
+export type ForkQuestion = Omit<PrepareForkRequest, 'fork' | 'job' | 'isPartialAllowed' | 'fetch' | 'fanout' | 'hosts'>;
 
 export interface PrepareForkReply {
   /** Id of the image. It differs from the fork's id if the clones are waiting processes of an earlier image. */

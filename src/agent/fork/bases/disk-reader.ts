@@ -8,7 +8,7 @@ import { createServer, type Server, type Socket } from 'node:net';
 import { join } from 'node:path';
 import type { Duplex } from 'node:stream';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { MigrationError, toMigrationError } from '../../../domain/errors.js';
+import { type ErrorCode, MigrationError, toMigrationError } from '../../../domain/errors.js';
 import { KeyedLocks } from '../../../kit/locks.js';
 import { Turns } from '../../../kit/turns.js';
 import type { ImageContext } from '../../image/context.js';
@@ -19,6 +19,8 @@ const CONNECTS_AT_ONCE = 8;
 /** How long a host that joins waits until the other host has the image: both prepare at the same time. */
 const APPEAR_MS = 20_000;
 const APPEAR_POLL_MS = 100;
+/** The image is not there, or not shared with this host. */
+const NOT_YET: ReadonlySet<ErrorCode> = new Set(['NOT_FOUND', 'NOT_PERMITTED']);
 /** A request that is not answered for so long is asked again on another connection. */
 const SILENT_MS_MAX = 30_000;
 const LOOK_MS = 5_000;
@@ -98,7 +100,7 @@ export class DiskReader {
       try {
         return await this.probe(host, image, disk);
       } catch (error) {
-        if (toMigrationError(error).code !== 'NOT_FOUND' || performance.now() > deadlineMs) throw error;
+        if (!NOT_YET.has(toMigrationError(error).code) || performance.now() > deadlineMs) throw error;
       }
       await sleep(APPEAR_POLL_MS);
     }
