@@ -24,6 +24,8 @@ export interface DiskFiles {
    * is not a file with an absolute path.
    */
   chain(path: string, format: DiskSpec['format']): Promise<readonly DiskFile[]>;
+  /** Opens the file alone, and says what it names. Throws UNSUPPORTED if that are no files with absolute paths. */
+  layer(path: string, format: DiskSpec['format']): Promise<DiskLayerFile>;
   /** True if another process has the file open for writing. Knows only processes that lock the file as QEMU does. */
   isWritten(path: string, format: DiskSpec['format']): Promise<boolean>;
   /** Changes the name of the overlay's backing file, and no content. */
@@ -32,3 +34,11 @@ export interface DiskFiles {
 
 /** One file of a disk. */
 export type DiskFile = Pick<DiskSpec, 'path' | 'format'>;
+
+/** What a file of a disk names. */
+export interface DiskLayerFile {
+  /** The file that has its content. Null: it has its content itself. */
+  readonly contentPath: string | null;
+  /** The file that it lies on, or null. */
+  readonly base: DiskFile | null;
+}

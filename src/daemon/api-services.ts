@@ -5,8 +5,8 @@
 import { constants, openSync, writeSync } from 'node:fs';
 import type { Logger } from 'pino';
 import type { LocalAgent } from '../agent/agent.js';
-import { forbiddenOnHost, refuseForbiddenPath } from '../agent/inventory/policy.js';
 import { refuseUnusableFiles } from '../agent/inventory/spec-files.js';
+import { forbiddenOnHost, refuseForbiddenPath } from '../agent/policy/policy.js';
 import { openConsole } from '../agent/vm/console.js';
 import type { VmManager } from '../agent/vm/vms.js';
 import type { ApiAudit, ApiImages, ApiPolicy, ApiPool, ApiVms, AuditEntry } from '../api/contract/ports.js';

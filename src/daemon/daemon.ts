@@ -185,6 +185,7 @@ async function start(
     ...{ host, vms, native, transports, rdma, registry, peers, stateDir, clock, inject },
     dataAddress: config.data.address,
     multicast: multicastOf(config),
+    policy: config.security.allow,
     hosts: peers,
     log: log.child({ part: 'agent' }),
     hostInfo: {

@@ -1,5 +1,6 @@
 import type { HostResource } from './host-resource.js';
 import type { ImageView } from './image.js';
+import type { Forbidden } from './policy.js';
 import type { RdmaInventory } from './transport.js';
 import type { Accel, VmSpec, VmState } from './vm.js';
 
@@ -132,8 +133,12 @@ export interface TargetChecks {
     readonly isReadable: boolean;
     readonly isWritable: boolean;
     readonly reason?: string;
+    /** What the host's policy does not allow of the disk, which was not opened then. Absent: nothing. */
+    readonly forbidden?: readonly Forbidden[];
   }[];
   readonly files: readonly { readonly path: string; readonly isReadable: boolean }[];
+  /** What the host's policy does not allow besides the disks; no file was opened then. Absent: nothing. */
+  readonly forbidden?: readonly Forbidden[];
   /** Whether the target reaches the source at the source's RDMA address. null: not checked. */
   readonly rdma: { readonly isReached: boolean; readonly reason?: string } | null;
 }

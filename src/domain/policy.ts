@@ -4,7 +4,7 @@
  * daemon's configuration allows it, under `security.allow`.
  */
 import { MigrationError } from './errors.js';
-import type { VmSpec } from './vm.js';
+import type { DiskFormat, VmSpec } from './vm.js';
 
 export interface HostPolicy {
   /** Directories, whose files may be kernels, initial ramdisks and disks, and to which images may be saved. */
@@ -24,6 +24,10 @@ export const ANYTHING = '*';
 
 export const NOTHING_ALLOWED: HostPolicy = { paths: [], bridges: [], devices: [], qemuArgs: [] };
 
+export const EVERYTHING_ALLOWED: HostPolicy = {
+  ...{ paths: [ANYTHING], bridges: [ANYTHING], devices: [ANYTHING], qemuArgs: [ANYTHING] },
+};
+
 /** Something that a policy does not allow: where the spec names it, and the key of the policy that would allow it. */
 export interface Forbidden {
   readonly what: string;
@@ -33,14 +37,14 @@ export interface Forbidden {
 
 /**
  * Returns what the policy does not allow of a spec, by its words alone: a path must lie in an allowed directory as it
- * is written. What is behind the paths is another question (src/agent/inventory/policy.ts).
+ * is written. What is behind the paths is another question (src/agent/policy/policy.ts).
  */
-export function forbiddenIn(spec: Pick<VmSpec, PolicyPart>, policy: HostPolicy): Forbidden[] {
+export function forbiddenIn(spec: NamingSpec, policy: HostPolicy): Forbidden[] {
   const found: Forbidden[] = [];
   const look = (key: PolicyKey, what: string, value: string, isAllowed: boolean): void => {
     if (!isAllowed) found.push({ what, value, key });
   };
-  for (const { what, path } of pathsIn(spec)) {
+  for (const { what, path } of filesIn(spec)) {
     // QEMU takes the initial ramdisk of some kernels for a list.
     const isOne = what !== 'initrd' || !path.includes(',');
     look('paths', what, path, isOne && allowsPath(policy, path));
@@ -52,18 +56,25 @@ export function forbiddenIn(spec: Pick<VmSpec, PolicyPart>, policy: HostPolicy):
   return found;
 }
 
-type PolicyPart = 'kernel' | 'initrd' | 'disks' | 'nics' | 'devices' | 'qemuArgs';
+/** The part of a spec that a policy is about. */
+export type NamingSpec = Pick<VmSpec, 'kernel' | 'initrd' | 'disks' | 'nics' | 'devices' | 'qemuArgs'>;
 
-/** The files that a spec names. A disk that another host serves is none of this host. */
-export function pathsIn({
-  kernel,
-  initrd,
-  disks,
-}: Pick<VmSpec, 'kernel' | 'initrd' | 'disks'>): { readonly what: string; readonly path: string }[] {
+export interface NamedFile {
+  readonly what: string;
+  readonly path: string;
+  /** Null: it is no disk. */
+  readonly format: DiskFormat | null;
+}
+
+/**
+ * The files that a spec names. A disk counts also if the spec says that another host serves it, because a stranger can
+ * say that of any path, and QEMU opens the path.
+ */
+export function filesIn({ kernel, initrd, disks }: Pick<VmSpec, 'kernel' | 'initrd' | 'disks'>): NamedFile[] {
   return [
-    ...(kernel === undefined ? [] : [{ what: 'kernel', path: kernel }]),
-    ...(initrd === undefined ? [] : [{ what: 'initrd', path: initrd }]),
-    ...disks.flatMap(({ id, path, served }) => (served === undefined ? [{ what: `disk ${id}`, path }] : [])),
+    ...(kernel === undefined ? [] : [{ what: 'kernel', path: kernel, format: null }]),
+    ...(initrd === undefined ? [] : [{ what: 'initrd', path: initrd, format: null }]),
+    ...disks.map(({ id, path, format }) => ({ what: `disk ${id}`, path, format })),
   ];
 }
 
@@ -80,21 +91,27 @@ export function allowsPath({ paths }: HostPolicy, path: string): boolean {
 /** Throws NOT_PERMITTED, naming all that is forbidden and what would allow it, if there is any. `who` wanted it. */
 export function refuseForbidden(forbidden: readonly Forbidden[], who: string, host: string): void {
   if (forbidden.length === 0) return;
-  throw new MigrationError(
-    'NOT_PERMITTED',
-    `host ${host} does not allow ${who} ${forbidden.map(describeForbidden).join('; ')}`,
-    { remedy: remedyFor(forbidden, host), details: { forbidden } },
-  );
+  throw new MigrationError('NOT_PERMITTED', `host ${host} does not allow ${who} ${describeForbidden(forbidden)}`, {
+    remedy: `let an administrator do it, or ${remedyFor(forbidden, host)}`,
+    details: { forbidden },
+  });
 }
 
-export function describeForbidden({ what, value }: Forbidden): string {
-  return `${what} ${JSON.stringify(value)}`;
+/** The same for what comes from another host, whatever the role of the user there who wants it. */
+export function refuseForbiddenToPeers(forbidden: readonly Forbidden[], peer: string, host: string): void {
+  if (forbidden.length === 0) return;
+  const what = `the policy of host ${host} does not allow what host ${peer} brings: ${describeForbidden(forbidden)}`;
+  throw new MigrationError('NOT_PERMITTED', what, { remedy: remedyFor(forbidden, host), details: { forbidden } });
+}
+
+export function describeForbidden(forbidden: readonly Forbidden[]): string {
+  return forbidden.map(({ what, value }) => `${what} ${JSON.stringify(value)}`).join('; ');
 }
 
 /** Says which keys of the configuration would allow it. */
 export function remedyFor(forbidden: readonly Forbidden[], host: string): string {
   const keys = [...new Set(forbidden.map(({ key }) => `security.allow.${key}`))];
-  return `let an administrator do it, or allow it in the configuration of ${host}, under ${keys.join(' and ')}`;
+  return `allow it in the configuration of ${host}, under ${keys.join(' and ')}`;
 }
 
 function allows(list: readonly string[], value: string): boolean {

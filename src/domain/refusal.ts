@@ -31,7 +31,8 @@ export type MigrationRefusalCode =
   | 'IDENTITY_PENDING'
   | 'DISK_NOT_MOVABLE'
   | 'PROTOCOL_VERSION'
-  | 'HOST_LIMIT';
+  | 'HOST_LIMIT'
+  | 'POLICY_FORBIDS';
 
 /** Codes that only forks use. A fork may also be refused with some of the codes of migrations. */
 export type ForkRefusalCode =

@@ -1,5 +1,6 @@
 /** Checks whether a host can take over VMs of another one: a migration's target, or a host that joins a fork. Pure. */
 import type { HostInventory, TargetChecks, VmInventory } from '../domain/host.js';
+import { describeForbidden, remedyFor } from '../domain/policy.js';
 import type { Refusal, RefusalCode } from '../domain/refusal.js';
 import type { VmSpec } from '../domain/vm.js';
 import { isOlder, parseQemuVersion } from './qemu-version.js';
@@ -104,8 +105,25 @@ export function* checkQemu(target: HostInventory, vm: VmInventory, { isPaged, fe
   }
 }
 
+/** What a host lets other hosts bring. `opened`: the paths of the disks that are opened there. */
+export function* checkPolicy(
+  host: string,
+  vm: string,
+  checks: TargetChecks,
+  { opened, bridges }: { readonly opened: readonly string[]; readonly bridges: boolean },
+): Iterable<Refusal> {
+  const ofDisks = checks.disks.flatMap(({ path, forbidden = [] }) => (opened.includes(path) ? forbidden : []));
+  const others = (checks.forbidden ?? []).filter(({ key }) => bridges || key !== 'bridges');
+  const forbidden = [...others, ...ofDisks];
+  if (forbidden.length === 0) return;
+  const reason = `the policy of ${host} does not allow what ${vm} names: ${describeForbidden(forbidden)}`;
+  yield refuse('POLICY_FORBIDS', reason, remedyFor(forbidden, host));
+}
+
 /** What the VM boots from is read again by each QEMU that starts for it. */
 export function* checkBootFiles(host: string, spec: VmSpec, checks: TargetChecks): Iterable<Refusal> {
+  // No file was opened.
+  if (checks.forbidden !== undefined) return;
   const remedy = `make the same file available on ${host} under the same path`;
   for (const path of [spec.kernel, spec.initrd]) {
     if (path === undefined || isFileReadable(path, checks)) continue;

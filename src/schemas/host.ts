@@ -72,10 +72,18 @@ export const hostInventory = of<HostInventory>(
   }),
 );
 
+const forbidden = z.object({ what: text, value: text, key: z.enum(['paths', 'bridges', 'devices', 'qemuArgs']) });
+
 export const targetChecks = of<TargetChecks>(
   z.object({
-    disks: list(z.object({ path: text, isReadable: z.boolean(), isWritable: z.boolean(), reason: text.optional() })),
+    disks: list(
+      z.object({
+        ...{ path: text, isReadable: z.boolean(), isWritable: z.boolean(), reason: text.optional() },
+        forbidden: list(forbidden).optional(),
+      }),
+    ),
     files: list(z.object({ path: text, isReadable: z.boolean() })),
+    forbidden: list(forbidden).optional(),
     rdma: z.object({ isReached: z.boolean(), reason: text.optional() }).nullable(),
   }),
 );

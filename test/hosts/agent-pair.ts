@@ -19,6 +19,7 @@ import { QemuBackend } from '../../src/backends/qemu/backend.js';
 import { FileRegistry } from '../../src/cluster/file.js';
 import { MigrationError } from '../../src/domain/errors.js';
 import type { MigrationMode } from '../../src/domain/migration.js';
+import { EVERYTHING_ALLOWED } from '../../src/domain/policy.js';
 import type { Transport } from '../../src/domain/transport.js';
 import type { VmSpec } from '../../src/domain/vm.js';
 import type { PrepareRequest, SessionProgress } from '../../src/engine/ports/session.js';
@@ -99,6 +100,7 @@ export class AgentHost {
       transports: new HostTransports({ host, listener: this.#listener, devices: { rdma } }),
       rdma,
       dataAddress: '127.0.0.1',
+      policy: EVERYTHING_ALLOWED,
       multicast: { group: null, port: 7403, ttl: 1, bandwidthBytesPerS: 0 },
       stateDir,
       clock: {

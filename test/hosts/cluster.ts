@@ -10,6 +10,7 @@ import { mkdir, mkdtemp, readdir, readFile, readlink, rm, writeFile } from 'node
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { ApiClient } from '../../src/api/client.js';
+import { EVERYTHING_ALLOWED } from '../../src/domain/policy.js';
 import type { HostNetwork } from './host-network.js';
 import { Janitor } from './janitor.js';
 import { Namespaces } from './namespaces.js';
@@ -122,9 +123,9 @@ export class Cluster<Network extends HostNetwork = Namespaces> {
 
   private async writeConfigs(): Promise<void> {
     const { hosts, daemonConfig, hostConfigs = {} } = this.network;
-    if (daemonConfig === undefined) return;
+    const open = { security: { allow: EVERYTHING_ALLOWED } };
     for (const { name } of hosts)
-      await writeFile(this.configPath(name), JSON.stringify({ ...daemonConfig, ...hostConfigs[name] }));
+      await writeFile(this.configPath(name), JSON.stringify({ ...open, ...daemonConfig, ...hostConfigs[name] }));
   }
 
   daemonArguments(name: string): string[] {
@@ -144,7 +145,7 @@ export class Cluster<Network extends HostNetwork = Namespaces> {
         this.ramDirectory(name),
       ],
       ...['--tls', join(directory, 'tls'), '--test-faults', ...peers],
-      ...(this.network.daemonConfig === undefined ? [] : ['--config', this.configPath(name)]),
+      ...['--config', this.configPath(name)],
     ];
   }
 

@@ -18,6 +18,7 @@ import { QemuProcess } from '../../src/backends/qemu/process.js';
 import type { QmpEvent } from '../../src/backends/qemu/qmp/client.js';
 import { FileRegistry } from '../../src/cluster/file.js';
 import { MigrationError } from '../../src/domain/errors.js';
+import { EVERYTHING_ALLOWED } from '../../src/domain/policy.js';
 import type { VmState } from '../../src/domain/vm.js';
 import type {
   DataListenerHandle,
@@ -169,6 +170,7 @@ export class FakeHost {
         warm: async () => undefined,
       },
       dataAddress: '127.0.0.1',
+      policy: EVERYTHING_ALLOWED,
       multicast: { group: null, port: 7403, ttl: 1, bandwidthBytesPerS: 0 },
       transports: new HostTransports({
         host: 'A',

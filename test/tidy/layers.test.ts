@@ -49,10 +49,15 @@ const TYPESCRIPT_LAYERS: Record<string, readonly string[]> = {
   'backends/qemu': [...WORDS, BACKEND, 'backends/qemu/qmp', 'backends/qemu/export'],
   'agent/vm': [...WORDS, PORTS, BACKEND, 'durable', 'schemas', 'native', 'transports/host', 'transports/rdma'],
   'agent/memory': [...WORDS, 'durable', 'agent/vm'],
+  'agent/policy': [...WORDS, BACKEND, 'agent/vm'],
   'agent/image': [...WORDS, PORTS, BACKEND, 'protocol', 'durable', 'schemas', 'native', 'agent/vm'],
-  'agent/storage': [...WORDS, BACKEND, 'durable', 'schemas', 'agent/vm'],
-  'agent/inventory': [...WORDS, PORTS, BACKEND, 'protocol', 'agent/vm', 'agent/image', 'agent/storage'],
-  'agent/migration': [...WORDS, PORTS, BACKEND, 'protocol', 'durable', 'schemas', 'native', 'agent/vm'],
+  'agent/storage': [...WORDS, BACKEND, 'durable', 'schemas', 'agent/vm', 'agent/policy'],
+  'agent/inventory': [
+    ...[...WORDS, PORTS, BACKEND, 'protocol', 'agent/vm', 'agent/image', 'agent/policy', 'agent/storage'],
+  ],
+  'agent/migration': [
+    ...[...WORDS, PORTS, BACKEND, 'protocol', 'durable', 'schemas', 'native', 'agent/vm', 'agent/policy'],
+  ],
   'agent/fork/clones': [...WORDS, PORTS, BACKEND, 'agent/vm'],
   'agent/fork/bases': [...WORDS, BACKEND, 'agent/vm', 'agent/image'],
   'agent/fork/decision': [...WORDS, PORTS],
@@ -71,6 +76,7 @@ const TYPESCRIPT_LAYERS: Record<string, readonly string[]> = {
       'agent/image',
       'agent/inventory',
       'agent/migration',
+      'agent/policy',
     ],
   ],
   agent: [

@@ -4,9 +4,11 @@
  */
 import { MigrationError } from '../../domain/errors.js';
 import type { CloneFailure } from '../../domain/fork.js';
-import type { PrepareForkRequest } from '../../engine/ports/fork.js';
-import { refuseOtherDisks } from '../image/join-disks.js';
+import type { NamingSpec } from '../../domain/policy.js';
+import type { ForkOrigin, PrepareForkRequest } from '../../engine/ports/fork.js';
+import { refuseOtherDisks, servedOf } from '../image/join-disks.js';
 import { refuseBadStart } from '../image/start-check.js';
+import { refuseSpecOfPeer } from '../policy/policy.js';
 import { allocatedBytes } from '../vm/memory-room.js';
 import type { ManagedVm } from '../vm/vms.js';
 import type { WaitingClone } from './clones/start.js';
@@ -35,6 +37,7 @@ export async function prepareFork(
   const { shape, parent } = shapeOf(context, request);
   const { origin, share } = request;
   const sharedWith = hostsWith(context, request);
+  if (origin !== undefined) await refuseSpecOfPeer(context, namedHere(request, origin), origin.host);
   const brought = origin !== undefined && hasComplete(context, origin.image) ? origin.image : null;
   if (brought !== null) refuseOtherDisks(images.get(brought), origin?.spec.disks);
   const existing = origin === undefined ? request.image : brought;
@@ -101,6 +104,17 @@ async function holdRoom({ vms }: ForkContext, fork: string, parent: ManagedVm): 
   // The pages of a clone are in its image and in its process, so its image may need them all.
   const bytes = parent.image === null ? allocatedBytes(parent.regions) : sizeBytes;
   await vms.room.hold(fork, bytes, pageBytes);
+}
+
+/** What the clones of another host's VM open here: not the disks that it serves, and bridges only if they have NICs. */
+function namedHere({ network }: PrepareForkRequest, origin: ForkOrigin): NamingSpec {
+  const { spec } = origin;
+  const served = servedOf(origin).served?.disks ?? [];
+  return {
+    ...spec,
+    nics: network === 'fresh' ? spec.nics : [],
+    disks: spec.disks.filter(({ id }) => !served.includes(id)),
+  };
 }
 
 /** The other hosts of the fork. */

@@ -2,11 +2,13 @@
 import { constants } from 'node:fs';
 import type { DiskFiles } from '../../backends/disk-files.js';
 import type { HostInventory, SocketMark, TargetChecks, VmInventory } from '../../domain/host.js';
+import { describeForbidden, type Forbidden } from '../../domain/policy.js';
 import type { RdmaPlace } from '../../domain/transport.js';
 import type { DiskSpec, VmSpec } from '../../domain/vm.js';
 import { openUserFile } from '../../kit/user-file.js';
 import { PROTOCOL_VERSION } from '../../protocol/wire.js';
 import type { ImageContext } from '../image/context.js';
+import { forbiddenOnHost, namingOnly } from '../policy/policy.js';
 import type { HostContext } from '../vm/context.js';
 import { hostFacts } from './host-facts.js';
 import { hostLimits } from './limits.js';
@@ -80,19 +82,33 @@ export async function vmInventory(context: ImageContext, name: string): Promise<
   };
 }
 
+/** Opens only what the policy allows. Disks are judged apart: a host that joins a fork may not need their files. */
 export async function checkTarget(
-  { rdma, vms }: Pick<HostContext, 'rdma' | 'vms'>,
+  { rdma, vms, policy }: Pick<HostContext, 'rdma' | 'vms' | 'policy'>,
   spec: VmSpec,
   source: RdmaPlace | null,
 ): Promise<TargetChecks> {
-  const paths = [spec.kernel, spec.initrd].filter((path) => path !== undefined);
+  const { diskFiles } = vms.backend;
+  const forbidden = await forbiddenOnHost({ ...spec, disks: [] }, policy, diskFiles);
+  const paths = forbidden.length > 0 ? [] : [spec.kernel, spec.initrd].filter((path) => path !== undefined);
   return {
-    disks: await Promise.all(spec.disks.map((disk) => checkDisk(disk, vms.backend.diskFiles))),
+    disks: await Promise.all(
+      spec.disks.map(async (disk) => {
+        const ofDisk = await forbiddenOnHost(namingOnly(disk), policy, diskFiles);
+        return ofDisk.length === 0 ? checkDisk(disk, diskFiles) : forbiddenDisk(disk, ofDisk);
+      }),
+    ),
     files: await Promise.all(
       paths.map(async (path) => ({ path, isReadable: (await refusal(path, constants.R_OK)) === null })),
     ),
+    ...(forbidden.length === 0 ? {} : { forbidden }),
     rdma: source === null ? null : await rdma.probe(source),
   };
+}
+
+function forbiddenDisk({ path }: DiskSpec, forbidden: readonly Forbidden[]): TargetChecks['disks'][number] {
+  const reason = `the policy does not allow ${describeForbidden(forbidden)}`;
+  return { path, isReadable: false, isWritable: false, reason, forbidden };
 }
 
 async function checkDisk(disk: DiskSpec, files: DiskFiles): Promise<TargetChecks['disks'][number]> {

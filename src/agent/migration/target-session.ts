@@ -21,6 +21,7 @@ import type {
   SourceEndpointInfo,
 } from '../../engine/ports/session.js';
 import { failureToError } from '../../native/failure.js';
+import { refuseSpecOfPeer } from '../policy/policy.js';
 import type { ManagedVm } from '../vm/vms.js';
 import { Arrival, type ArrivalView, pagesOf } from './arrival.js';
 import type { MigrationContext } from './context.js';
@@ -80,6 +81,7 @@ export class TargetSession {
     const { session, accel } = request;
     const isNative = MODE_TRAITS[request.mode].mover === 'backend';
     const spec = withOwnMemory(request.spec);
+    await refuseSpecOfPeer(context, spec, request.source);
     if (vms.has(spec.name) && vms.get(spec.name).state !== 'stopped') {
       throw new MigrationError('CONFLICT', `VM ${spec.name} already exists on ${context.host}`);
     }

@@ -25,16 +25,21 @@ const UNUSABLE: Omit<FileView, 'path' | 'problem'> = {
   ...{ marker: null, markerProblem: null, digest: null, isSampled: false, chain: [] },
 };
 
+/** `problem`: why the file cannot be used here. */
+export function unusable(path: string, problem: string): FileView {
+  return { ...UNUSABLE, path, problem };
+}
+
 /** Never throws, and answers in time whatever the path leads to. */
 export async function viewFile(file: StorageFile, context: ViewContext): Promise<FileView> {
   const { path } = file;
   let timer: NodeJS.Timeout | undefined;
   const late = new Promise<FileView>((resolve) => {
     const problem = `opening it takes longer than ${VIEW_MS_MAX / 1000} s`;
-    timer = setTimeout(() => resolve({ ...UNUSABLE, path, problem }), VIEW_MS_MAX);
+    timer = setTimeout(() => resolve(unusable(path, problem)), VIEW_MS_MAX);
   });
   const view = look(file, context).catch((error: unknown): FileView => {
-    return { ...UNUSABLE, path, problem: toMigrationError(error).message };
+    return unusable(path, toMigrationError(error).message);
   });
   try {
     return await Promise.race([view, late]);

@@ -1,13 +1,16 @@
 /** Answers what a move asks about the files of a VM: on the source with markers, on the target by looking for them. */
 import { randomBytes } from 'node:crypto';
 import { readdir, realpath, stat } from 'node:fs/promises';
-import { isAbsolute, join } from 'node:path';
+import { basename, isAbsolute, join } from 'node:path';
 import { MigrationError } from '../../domain/errors.js';
+import { describeForbidden } from '../../domain/policy.js';
 import type { ArgumentFile, FileView, OpenFile, StorageFile, StorageOffer } from '../../domain/storage.js';
+import { FORMAT_FILE } from '../../durable/state-format.js';
+import { forbiddenOnHost, namingOnly } from '../policy/policy.js';
 import type { HostContext } from '../vm/context.js';
 import type { ManagedVm } from '../vm/vm.js';
 import { WHOLE_BYTES_MAX } from './content.js';
-import { mountPoints, viewFile } from './file-view.js';
+import { mountPoints, unusable, viewFile } from './file-view.js';
 import { type Markers, markerPath } from './markers.js';
 
 const PROOF_BYTES = 16;
@@ -33,14 +36,24 @@ export async function offerStorage({ vms, markers }: StorageContext, name: strin
   return { proof, files, views: await withMarkers(markers, proof, files, checked) };
 }
 
+/** Another host asks: it sees only files that the policy allows, and of marks of data sockets only which file it is. */
 export async function viewStorage(
-  { vms }: Pick<StorageContext, 'vms'>,
+  { vms, policy, host }: Pick<HostContext, 'vms' | 'policy' | 'host'>,
   proof: string,
   files: readonly StorageFile[],
 ): Promise<readonly FileView[]> {
   if (files.length > FILES_MAX) throw new MigrationError('USAGE', `at most ${FILES_MAX} files can be compared`);
   const context = { proof, diskFiles: vms.backend.diskFiles, mountPoints: await mountPoints() };
-  return Promise.all(files.map((file) => viewFile(file, context)));
+  return Promise.all(
+    files.map(async (file) => {
+      const { path, use, format } = file;
+      if (basename(path) === FORMAT_FILE) return viewFile({ ...file, isWritable: true, format: null }, context);
+      const disk = { id: use, path, format: format ?? 'raw', isReadOnly: true };
+      const forbidden = await forbiddenOnHost(namingOnly(disk), policy, vms.backend.diskFiles);
+      if (forbidden.length === 0) return viewFile(file, context);
+      return unusable(path, `the policy of ${host} does not allow ${describeForbidden(forbidden)}`);
+    }),
+  );
 }
 
 /** Combines what the spec names and what the process has open. A file that either side may write is writable. */

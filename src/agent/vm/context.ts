@@ -2,6 +2,7 @@
  * The dependencies that all parts of one host's agent share. A folder that needs more extends this interface
  * (../migration/context.ts, ../image/context.ts).
  */
+import type { HostPolicy } from '../../domain/policy.js';
 import type { Clock } from '../../engine/ports/clock.js';
 import type { InjectPort } from '../../engine/ports/inject.js';
 import type { Registry } from '../../engine/ports/registry.js';
@@ -40,6 +41,8 @@ export interface HostContext {
   /** IP address at which other hosts reach the data ports of this host. */
   readonly dataAddress: string;
   readonly multicast: MulticastConfig;
+  /** What VMs may name that other hosts bring here. */
+  readonly policy: HostPolicy;
   readonly clock: Clock;
   readonly log: AgentLog;
   readonly inject: InjectPort;

@@ -18,6 +18,7 @@ import {
   commitOverlay,
   createOverlay,
   isWritten,
+  layer,
   openProblem,
   rebase,
   virtualSizeBytes,
@@ -33,7 +34,7 @@ const SOCKET_PATH_BYTES_MAX = 107;
 export class QemuBackend implements VmBackend {
   readonly diskFiles: DiskFiles = {
     ...{ virtualSizeBytes, createOverlay, commitOverlay, openProblem },
-    ...{ chain, chainLinks, isWritten, rebase },
+    ...{ chain, chainLinks, isWritten, layer, rebase },
   };
   readonly diskExports = storageDaemon;
   readonly #program: string;

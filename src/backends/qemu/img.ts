@@ -6,7 +6,7 @@ import { type ErrorCode, MigrationError, toMigrationError } from '../../domain/e
 import { LIMITS, limitInText, limitOfError } from '../../domain/limits.js';
 import type { ChainLink } from '../../domain/storage.js';
 import { DISK_FORMATS, type DiskFormat } from '../../domain/vm.js';
-import type { DiskFile } from '../disk-files.js';
+import type { DiskFile, DiskLayerFile } from '../disk-files.js';
 
 const run = promisify(execFile);
 const TIMEOUT_MS = 10_000;
@@ -74,17 +74,15 @@ export async function openProblem(path: string, format: string): Promise<string 
   }
 }
 
-const chainInfo = z
-  .array(
-    z.object({
-      filename: z.string(),
-      format: z.string(),
-      'full-backing-filename': z.string().optional(),
-      // A qcow2 may keep its content in another file.
-      'format-specific': z.object({ data: z.object({ 'data-file': z.string().optional() }).optional() }).optional(),
-    }),
-  )
-  .min(1);
+const layerInfo = z.object({
+  filename: z.string(),
+  format: z.string(),
+  'full-backing-filename': z.string().optional(),
+  'backing-filename-format': z.string().optional(),
+  // A qcow2 may keep its content in another file.
+  'format-specific': z.object({ data: z.object({ 'data-file': z.string().optional() }).optional() }).optional(),
+});
+const chainInfo = z.array(layerInfo).min(1);
 
 /** Returns the file and its backing files, the top first. -U: the files may be in use. */
 export async function chain(path: string, format: DiskFormat): Promise<readonly DiskFile[]> {
@@ -104,6 +102,22 @@ export async function chain(path: string, format: DiskFormat): Promise<readonly 
     if (known !== undefined && file.path.startsWith('/')) return { path: file.path, format: known };
     throw notFiles(path, file.path, file.format);
   });
+}
+
+/** Opens this file alone, not those that it names: a stranger may have written their names. */
+export async function layer(path: string, format: DiskFormat): Promise<DiskLayerFile> {
+  if (format === 'raw') return { contentPath: null, base: null };
+  const info = layerInfo.parse(
+    JSON.parse(await qemuImg(['info', '--output=json', '-U', '-f', format, path], TIMEOUT_MS)),
+  );
+  const contentPath = info['format-specific']?.data?.['data-file'] ?? null;
+  if (contentPath !== null && !contentPath.startsWith('/')) throw notFiles(path, contentPath, 'raw');
+  const behind = info['full-backing-filename'];
+  if (behind === undefined) return { contentPath, base: null };
+  const named = info['backing-filename-format'] ?? 'a format that it does not name';
+  const known = DISK_FORMATS.find((name) => name === named);
+  if (known === undefined || !behind.startsWith('/')) throw notFiles(path, behind, named);
+  return { contentPath, base: { path: behind, format: known } };
 }
 
 function notFiles(path: string, layer: string, how: string): MigrationError {

@@ -7,7 +7,7 @@ import { type Transport, transportRow } from '../../domain/transport.js';
 import type { StorageFacts } from '../compared-files.js';
 import { checkLimits, checkState, vmCountWithinLimits } from '../limits.js';
 import { checkTransport, rankedTransports } from '../migration/transport.js';
-import { checkBootFiles, checkBridges, checkPeers, checkQemu } from '../target-host.js';
+import { checkBootFiles, checkBridges, checkPeers, checkPolicy, checkQemu } from '../target-host.js';
 import { cloneCountThatFits } from './clone-room.js';
 import { checkMemory, checkNames } from './host-checks.js';
 import { joinDisks } from './join-disks.js';
@@ -40,12 +40,16 @@ export function checkJoin(
     return [{ code: 'TARGET_UNREACHABLE', reason: `${host} does not answer: ${message}`, remedy: remedy ?? advice }];
   }
   const { inventory, checks, fork } = joins;
+  const { disks, refusals } = joinDisks(request, root, ofRoot, joins);
+  const shared = new Set(disks.flatMap(({ id, access }) => (access === 'shared' ? [id] : [])));
+  const opened = vm.spec.disks.flatMap(({ id, path }) => (shared.has(id) ? [path] : []));
   return [
     ...checkPeers(root, inventory),
     ...checkQemu(inventory, vm, { isPaged: true, fetches: true }),
+    ...checkPolicy(host, vm.spec.name, checks, { opened, bridges: request.network === 'fresh' }),
     ...checkBootFiles(host, vm.spec, checks),
     ...(request.network === 'fresh' ? checkBridges(inventory, vm.spec) : []),
-    ...joinDisks(request, root, ofRoot, joins).refusals,
+    ...refusals,
     ...checkImageThere(host, fork),
     ...checkNames(host, fork),
     ...checkState(host, fork.stateFreeBytes),

@@ -11,7 +11,15 @@ import type { DiskSpec } from '../../domain/vm.js';
 import { inJob, notRunning } from '../busy.js';
 import { availableMib, describeBytes, neededMib } from '../bytes.js';
 import { checkLimits, checkState } from '../limits.js';
-import { checkBootFiles, checkBridges, checkPeers, checkQemu, isFileReadable, type QemuNeeds } from '../target-host.js';
+import {
+  checkBootFiles,
+  checkBridges,
+  checkPeers,
+  checkPolicy,
+  checkQemu,
+  isFileReadable,
+  type QemuNeeds,
+} from '../target-host.js';
 import { checkClone } from './clone-preflight.js';
 import type { PreflightFacts, TargetFacts } from './facts.js';
 import { checkStorage } from './storage.js';
@@ -208,12 +216,13 @@ function* checkFiles(
     );
   }
   for (const disk of spec.disks) {
-    if (isDiskUsable(disk, checks)) continue;
     const check = checks.disks.find(({ path }) => path === disk.path);
+    if (isDiskUsable(disk, checks) || check?.forbidden !== undefined) continue;
     const how = check?.isReadable === true ? 'cannot write' : 'cannot open';
     const why = check?.reason === undefined ? '' : `: ${check.reason}`;
     yield refuse('DISK_MISSING', `${host} ${how} the disk ${disk.id} of ${request.vm} (${disk.path})${why}`, remedy);
   }
+  yield* checkPolicy(host, spec.name, checks, { opened: spec.disks.map(({ path }) => path), bridges: true });
   yield* checkBootFiles(host, spec, checks);
   yield* checkBridges(target, spec);
 }

@@ -2,13 +2,14 @@
  * A host of the cluster that has been taken over: C calls real daemons with its own, valid certificate. Each call is
  * refused, and the refusal is logged with C's name.
  */
-import { join } from 'node:path';
+import { existsSync } from 'node:fs';
+import { dirname, join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import type { ImageView } from '../../../src/domain/image.js';
 import type { VmView } from '../../../src/domain/vm.js';
 import { parseSpec } from '../../../src/schemas/vm-spec.js';
 import { Cluster } from '../../hosts/cluster.js';
-import { Guest } from '../../hosts/guest.js';
+import { Guest, guestImage } from '../../hosts/guest.js';
 
 const API_PORT = 7400;
 const SESSION = 'c'.repeat(32);
@@ -20,7 +21,8 @@ let clones: VmView[];
 let image: string;
 
 beforeAll(async () => {
-  cluster = await Cluster.create({ hosts: ['A', 'B', 'C'] });
+  const allow = { paths: [dirname(guestImage().kernel)] };
+  cluster = await Cluster.create({ hosts: ['A', 'B', 'C'], hostConfigs: { B: { security: { allow } } } });
   guest = await Guest.start(cluster, 'A', { name: 'victim', touchMiB: 8, memoryMiB: 128, restPercent: 75 });
   await cluster.must(cluster.vfork('A', '--clones', '2', '--hosts', 'A,B', guest.name));
   clones = (await cluster.api('B').get<VmView[]>('/v1/vms')).filter(({ state }) => state === 'running');
@@ -62,7 +64,7 @@ async function expectRefused(host: string, name: string, ...args: unknown[]): Pr
 async function expectLogged(host: string, name: string): Promise<void> {
   await expect
     .poll(async () => (await cluster.daemonLog(host)).split('\n').filter((line) => line.includes(`"${name}"`)))
-    .toContainEqual(expect.stringMatching(/"who":"host/C".*"result":"NOT_PERMITTED"/));
+    .toContainEqual(expect.stringMatching(/"who":"host\/C".*"result":"NOT_PERMITTED"/));
 }
 
 describe('a host that has been taken over', () => {
@@ -79,6 +81,41 @@ describe('a host that has been taken over', () => {
     const spec = parseSpec({ name: 'planted', memory: { size: '64M' }, qemuArgs: ['-D', '/tmp/planted'] });
     await expectRefused('A', 'prepare', { ...of, session: SESSION, job: 'job-c', source: 'B', spec });
     await expectRefused('A', 'armParent', image);
+  });
+
+  it('cannot start a QEMU with arguments, devices and files of its choice', async () => {
+    const of = { mode: 'postcopy', accel: 'tcg', token: TOKEN, bandwidthBytesPerS: 0, epoch: 1 };
+    const moves = { ...of, session: SESSION, job: 'job-c', source: 'C' };
+    const written = join(cluster.directory, 'written-as-root');
+    const fork = { vm: null, image: null, cloneCount: 1, namePrefix: null, parentMode: 'continue', network: 'fresh' };
+    const forks = {
+      ...fork,
+      memory: 'cow',
+      disks: 'fresh',
+      fork: '7'.repeat(16),
+      job: 'job-c',
+      isPartialAllowed: false,
+    };
+    const ownImage = { host: 'C', image: '8'.repeat(16), accel: 'tcg', qemuVersion: '7.2.0', allocatedBytes: 0 };
+    for (const names of [
+      { qemuArgs: ['-D', written] },
+      { devices: ['virtio-rng-pci'] },
+      { kernel: '/etc/shadow' },
+      { nics: [{ id: 'n0', type: 'tap', bridge: 'br0' }] },
+      { disks: [{ id: 'd0', path: '/etc/shadow', format: 'raw', isReadOnly: true }] },
+    ]) {
+      const spec = parseSpec({ name: 'planted', memory: { size: '64M' }, ...names });
+      await expectRefused('B', 'prepare', { ...moves, spec });
+      const disks = spec.disks.map(({ id }) => ({ id, access: 'shared' }));
+      await expectRefused('B', 'prepareClones', { ...forks, origin: { ...ownImage, spec, disks } });
+    }
+    expect(existsSync(written)).toBe(false);
+    expect((await cluster.api('B').get<VmView[]>('/v1/vms')).map(({ name }) => name)).not.toContain('planted');
+    const shadow = { path: '/etc/shadow', use: 'disk', isWritable: false, format: null };
+    const seen = await call('B', 'viewStorage', '0'.repeat(32), [shadow]);
+    expect(seen).toMatchObject({
+      result: [{ digest: null, inode: '', problem: expect.stringMatching(/policy of B/) }],
+    });
   });
 
   it('cannot read an image that is not shared with it, or its disks', async () => {
@@ -104,6 +141,6 @@ describe('a host that has been taken over', () => {
     // The refusals above are for C alone: a daemon that refuses everybody would pass them.
     const stopped = await cluster.must(cluster.vmctl('A', 'stop', '--image', image));
     expect(stopped.code).toBe(0);
-    expect(await cluster.daemonLog('B')).toMatch(/"who":"host/A".*"what":"stopClones".*"result":"ok"/);
+    expect(await cluster.daemonLog('B')).toMatch(/"who":"host\/A".*"what":"stopClones".*"result":"ok"/);
   });
 });

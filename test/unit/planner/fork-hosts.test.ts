@@ -96,6 +96,12 @@ const REFUSED: readonly [what: string, change: Change, code: RefusalCode, names:
   ['no userfaultfd', { at: 'h2', inventory: { isUserfaultfdPermitted: false } }, 'USERFAULTFD_NOT_PERMITTED', /h2/],
   ['no preload library', { at: 'h2', inventory: { isPreloadPresent: false } }, 'PRELOAD_MISSING', /h2/],
   ['a missing bridge', { at: 'h0', inventory: { bridges: [] } }, 'BRIDGE_MISSING', /br0, which h0/],
+  [
+    'what the policy of one host forbids',
+    { at: 'h0', checks: { files: [], forbidden: [{ what: 'qemuArgs', value: '-D', key: 'qemuArgs' }] } },
+    'POLICY_FORBIDS',
+    /the policy of h0 .* qemuArgs "-D"/,
+  ],
   ['a missing kernel file', { at: 'h0', checks: { files: [] } }, 'FILE_MISSING', /h0 cannot read \/boot\/vmlinuz/],
   [
     'a name that is used on host 7',

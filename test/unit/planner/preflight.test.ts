@@ -217,6 +217,27 @@ const CASES: readonly [what: string, change: Change, code: MigrationRefusalCode,
     'STORAGE_NOT_PROVEN',
     /B has an older vmigrate/,
   ],
+  [
+    'what the policy of the target forbids',
+    { checks: { files: [], forbidden: [{ what: 'kernel', value: '/boot/vmlinuz', key: 'paths' }] } },
+    'POLICY_FORBIDS',
+    /the policy of B does not allow what .* names: kernel "\/boot\/vmlinuz"/,
+  ],
+  [
+    'a disk that the policy of the target forbids',
+    {
+      checks: {
+        disks: [
+          {
+            ...{ path: '/disks/d0.qcow2', isReadable: false, isWritable: false },
+            forbidden: [{ what: 'disk d0', value: '/disks/d0.qcow2', key: 'paths' }],
+          },
+        ],
+      },
+    },
+    'POLICY_FORBIDS',
+    /disk d0 "\/disks\/d0.qcow2"/,
+  ],
   ['another protocol', { target: { protocolVersion: 2 } }, 'PROTOCOL_VERSION', /protocol versions differ: A 1, B 2/],
 ];
 
@@ -269,6 +290,7 @@ describe('pre-flight', () => {
       DEVICE_CHANGED: true,
       PROTOCOL_VERSION: true,
       HOST_LIMIT: true,
+      POLICY_FORBIDS: true,
     };
     expect(new Set(CASES.map(([, , code]) => code))).toEqual(new Set(Object.keys(codes)));
   });

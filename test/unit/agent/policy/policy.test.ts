@@ -4,7 +4,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { promisify } from 'node:util';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
-import { forbiddenOnHost, refuseForbiddenPath } from '../../../../src/agent/inventory/policy.js';
+import { forbiddenOnHost, refuseForbiddenPath } from '../../../../src/agent/policy/policy.js';
 import { QemuBackend } from '../../../../src/backends/qemu/backend.js';
 import { NOTHING_ALLOWED } from '../../../../src/domain/policy.js';
 import { parseSpec } from '../../../../src/schemas/vm-spec.js';
@@ -71,6 +71,18 @@ describe('a disk in an allowed directory', () => {
     'options.qcow2',
   ])('that leads elsewhere is not: %s', async (name) => {
     expect(await forbiddenOnHost(disk(allowed(name)), policy(), diskFiles)).toMatchObject([{ key: 'paths' }]);
+  });
+
+  test('is not opened before the policy has seen it', async () => {
+    const opened: string[] = [];
+    const layer: typeof diskFiles.layer = (path, format) => {
+      opened.push(path);
+      return diskFiles.layer(path, format);
+    };
+    await forbiddenOnHost(disk(allowed('far-behind.qcow2')), policy(), { ...diskFiles, layer });
+    expect(opened).toEqual([allowed('far-behind.qcow2'), allowed('behind.qcow2')]);
+    await forbiddenOnHost(disk(allowed('link.raw')), policy(), { ...diskFiles, layer });
+    expect(opened).toHaveLength(2);
   });
 
   test('may be named by a link, if that is what the policy says', async () => {
