@@ -20,6 +20,7 @@ import { openForkStore } from './fork/record.js';
 import { sealLayers } from './fork/settle.js';
 import { HostImages } from './host-images.js';
 import { clearBrokenSaves } from './image/file-save.js';
+import type { FileSigner } from './image/file-signature.js';
 import { holdersHere, type OtherHosts } from './image/layer-holders.js';
 import { hasLayerDuty, ImageStore } from './image/store.js';
 import { InventoryAgent } from './inventory/agent.js';
@@ -51,6 +52,8 @@ export interface LocalAgentOptions extends HostContext {
   readonly hostInfo: HostInfo;
   /** The other hosts, which are asked before a VM starts. Absent: there are none. */
   readonly hosts?: { readonly names: readonly string[]; agent(host: string): HostPort };
+  /** Null: this host has no certificate. */
+  readonly signer: FileSigner | null;
   readonly imageBudgetBytes?: number | null;
   readonly pool?: Partial<PoolConfig>;
   /** How long nothing may arrive before an incoming job counts as one that needs recovery. */

@@ -121,9 +121,10 @@ export function addImages(program: Command, outcome: { code: ExitCode }): void {
         'assume',
       ]),
     )
+    .option('--trust', 'take a file that no host of this cluster has signed, whatever it names')
     .action(
-      act<CommonOptions & { disks?: 'check' | 'assume' }>(async ([file = ''], options) => {
-        const body = { path: absolute(file), assumeDisks: options.disks === 'assume' };
+      act<CommonOptions & { disks?: 'check' | 'assume'; trust?: boolean }>(async ([file = ''], options) => {
+        const body = { path: absolute(file), assumeDisks: options.disks === 'assume', trust: options.trust === true };
         const loaded = await client(options).post<ImageView>('/v1/images/load', body);
         print(output(options), loaded, (view) => imageTable([view]));
       }),

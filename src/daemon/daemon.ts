@@ -186,6 +186,7 @@ async function start(
     dataAddress: config.data.address,
     multicast: multicastOf(config),
     policy: config.security.allow,
+    signer: tls,
     hosts: peers,
     log: log.child({ part: 'agent' }),
     hostInfo: {

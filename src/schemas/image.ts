@@ -53,6 +53,8 @@ export const saveBody = fileBody.extend({
 export const loadBody = fileBody.extend({
   /** Take the disks as they are, for a file of an older build, which does not say what they were. */
   assumeDisks: z.boolean().default(false),
+  /** Take a file that no host of the cluster has signed, whatever it names. */
+  trust: z.boolean().default(false),
 });
 
 export const pruneBody = z.strictObject({ dryRun: z.boolean().default(false) }).nullish();

@@ -7,10 +7,13 @@ import { type FSWatcher, readFileSync, watch } from 'node:fs';
 import { join } from 'node:path';
 import { createSecureContext, type SecureContextOptions, type TLSSocket } from 'node:tls';
 import { MigrationError } from '../domain/errors.js';
+import type { HostSignature } from '../domain/signature.js';
 import { normalizeSerial, revokedSerials } from './crl.js';
 import { type Identity, identityOf, type ProvenIdentity, parseCommonName } from './identity.js';
+import { type SigningMaterial, signBytes, signerOf } from './signature.js';
 
 interface Material {
+  readonly files: SigningMaterial;
   readonly context: SecureContextOptions;
   readonly revoked: ReadonlySet<string>;
   readonly digest: string;
@@ -40,6 +43,16 @@ export class TlsStore {
   /** Returns the options for node:tls on both sides: TLS 1.3 only, and every peer must present a certificate. */
   options(): SecureContextOptions & { requestCert: true; rejectUnauthorized: true } {
     return { ...this.material.context, requestCert: true, rejectUnauthorized: true };
+  }
+
+  /** Signs with the key of this host. */
+  sign(bytes: Buffer): HostSignature {
+    return signBytes(this.material.files, bytes);
+  }
+
+  /** Returns the host that has signed the bytes, or null. */
+  signerOf(signature: HostSignature, bytes: Buffer): string | null {
+    return signerOf(this.material.files, signature, bytes);
   }
 
   get identity(): Identity {
@@ -116,7 +129,8 @@ function read(directory: string): Material {
     const digest = createHash('sha256').update(ca).update(crl).update(cert).update(key).digest('hex');
     const expiresAt = new Date(certificate.validTo).toISOString();
     const validFrom = new Date(certificate.validFrom).toISOString();
-    return { context, revoked: revokedSerials(crl.toString('latin1')), digest, identity, validFrom, expiresAt };
+    const files = { ca, crl, cert, key };
+    return { files, context, revoked: revokedSerials(crl.toString('latin1')), digest, identity, validFrom, expiresAt };
   } catch (error) {
     if (error instanceof MigrationError) throw error;
     throw new MigrationError('SPEC_INVALID', `the certificate folder ${directory} cannot be used`, { cause: error });

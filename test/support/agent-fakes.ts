@@ -171,6 +171,7 @@ export class FakeHost {
       },
       dataAddress: '127.0.0.1',
       policy: EVERYTHING_ALLOWED,
+      signer: null,
       multicast: { group: null, port: 7403, ttl: 1, bandwidthBytesPerS: 0 },
       transports: new HostTransports({
         host: 'A',

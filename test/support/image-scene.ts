@@ -14,6 +14,7 @@ import { ImageStore } from '../../src/agent/image/store.js';
 import { MemoryRoom } from '../../src/agent/vm/memory-room.js';
 import { RamPlace } from '../../src/agent/vm/ram-place.js';
 import { QemuBackend } from '../../src/backends/qemu/backend.js';
+import { EVERYTHING_ALLOWED } from '../../src/domain/policy.js';
 import type { VmSpec } from '../../src/domain/vm.js';
 import { parseSpec } from '../../src/schemas/vm-spec.js';
 
@@ -25,6 +26,9 @@ export interface ImageHost {
   readonly images: Images;
   readonly vms: { spec: object; state: string; image: string | null; process: object }[];
 }
+
+/** What a host allows, and how it signs. */
+export type OwnOfHost = Pick<ForkContext, 'policy' | 'signer'>;
 
 /** A directory with a qcow2 on a raw backing file, a read-only disk, and the hosts that use them. */
 export class ImageScene {
@@ -62,7 +66,8 @@ export class ImageScene {
     rmSync(this.directory, { recursive: true, force: true });
   }
 
-  async contextOn(name: string, others?: OtherHosts): Promise<ImageHost> {
+  /** `own`: by default the host allows everything, and has no certificate. */
+  async contextOn(name: string, others?: OtherHosts, own: Partial<OwnOfHost> = {}): Promise<ImageHost> {
     const stateDir = join(this.directory, name);
     const place = new RamPlace({ host: name, ramDir: join(stateDir, 'ram') });
     this.#places.push(place);
@@ -92,7 +97,8 @@ export class ImageScene {
     });
     const registry = { owner: async () => null };
     const closing = new AbortController().signal;
-    const shared = { host: name, images, vms: manager, registry, closing, log: SILENT };
+    const access = { policy: EVERYTHING_ALLOWED, signer: null, ...own };
+    const shared = { host: name, images, vms: manager, registry, closing, log: SILENT, ...access };
     const servers = new ImageServers(shared as never);
     const diskServer = new DiskServer(shared as never, stateDir);
     const context = { ...shared, servers, diskServer } as unknown as ForkContext;
@@ -131,8 +137,12 @@ export class ImageScene {
     await sealLayers(context, ID);
   }
 
-  async savedOn(name: string, options: { withDisks?: boolean } = {}): Promise<ImageHost & { file: string }> {
-    const host = await this.contextOn(name);
+  async savedOn(
+    name: string,
+    options: { withDisks?: boolean } = {},
+    own: Partial<OwnOfHost> = {},
+  ): Promise<ImageHost & { file: string }> {
+    const host = await this.contextOn(name, undefined, own);
     await this.forked(host);
     const file = join(this.directory, 'saved.img');
     await host.images.save(ID, file, options);

@@ -50,7 +50,7 @@ const TYPESCRIPT_LAYERS: Record<string, readonly string[]> = {
   'agent/vm': [...WORDS, PORTS, BACKEND, 'durable', 'schemas', 'native', 'transports/host', 'transports/rdma'],
   'agent/memory': [...WORDS, 'durable', 'agent/vm'],
   'agent/policy': [...WORDS, BACKEND, 'agent/vm'],
-  'agent/image': [...WORDS, PORTS, BACKEND, 'protocol', 'durable', 'schemas', 'native', 'agent/vm'],
+  'agent/image': [...WORDS, PORTS, BACKEND, 'protocol', 'durable', 'schemas', 'native', 'agent/vm', 'agent/policy'],
   'agent/storage': [...WORDS, BACKEND, 'durable', 'schemas', 'agent/vm', 'agent/policy'],
   'agent/inventory': [
     ...[...WORDS, PORTS, BACKEND, 'protocol', 'agent/vm', 'agent/image', 'agent/policy', 'agent/storage'],

@@ -3,6 +3,7 @@
  *
  *   head        16 bytes   magic "VMGIMAGE", u32 version, u32 length of the description
  *   description            JSON: the image's record
+ *   signature              if the version says so: of the description, and of the headers of all entries after it
  *   entries                each a header of 56 bytes and its data
  *   end                    an entry without data, whose offset is the number of entries before it
  *
@@ -16,8 +17,9 @@
  *
  * The version says what the file knows of the disks: 1 their paths only (no disks, or a file of build 0.1.0), 2 the
  * digests of their layers, 3 also the content of the writable ones. To this 256 is added if the file may have an order
- * of touches (touch-order.ts), so that a build that does not know this entry says which format it does not read. A
- * damaged file is refused; an order that is whole and not one of this image is passed over.
+ * of touches (touch-order.ts), and 512 if it is signed (file-signature.ts), so that a build that does not know these
+ * entries says which format it does not read. A damaged file is refused; an order that is whole and not one of this
+ * image is passed over.
  */
 import { createHash } from 'node:crypto';
 import { MigrationError } from '../../domain/errors.js';
@@ -26,6 +28,7 @@ export const MAGIC = Buffer.from('VMGIMAGE', 'latin1');
 export const FILE_VERSIONS = { PLAIN: 1, SEALED: 2, WITH_DISKS: 3 } as const;
 export type FileVersion = (typeof FILE_VERSIONS)[keyof typeof FILE_VERSIONS];
 const WITH_ORDER = 256;
+const WITH_SIGNATURE = 512;
 export const HEAD_BYTES = 16;
 export const ENTRY_HEADER_BYTES = 56;
 /** The maximum of one entry's data. */
@@ -35,7 +38,15 @@ export const STATE_BYTES_MAX = 256 * 1024 * 1024;
 const CHECKED_BYTES = 24;
 
 /** The kinds of entries. Zero is not a kind. */
-export const ENTRY = { DESCRIPTION: 1, DEVICE_STATE: 2, MEMORY: 3, END: 4, DISK: 5, TOUCH_ORDER: 6 } as const;
+export const ENTRY = {
+  DESCRIPTION: 1,
+  DEVICE_STATE: 2,
+  MEMORY: 3,
+  END: 4,
+  DISK: 5,
+  TOUCH_ORDER: 6,
+  SIGNATURE: 7,
+} as const;
 
 export interface EntryHeader {
   readonly kind: number;
@@ -48,13 +59,14 @@ export interface FileHead {
   readonly version: FileVersion;
   /** The file may have an order of touches. */
   readonly hasOrder: boolean;
+  readonly isSigned: boolean;
   readonly descriptionBytes: number;
 }
 
-export function encodeHead({ version, hasOrder, descriptionBytes }: FileHead): Buffer {
+export function encodeHead({ version, hasOrder, isSigned, descriptionBytes }: FileHead): Buffer {
   const head = Buffer.alloc(HEAD_BYTES);
   MAGIC.copy(head);
-  head.writeUInt32LE(hasOrder ? version + WITH_ORDER : version, 8);
+  head.writeUInt32LE(version + (hasOrder ? WITH_ORDER : 0) + (isSigned ? WITH_SIGNATURE : 0), 8);
   head.writeUInt32LE(descriptionBytes, 12);
   return head;
 }
@@ -65,8 +77,10 @@ export function decodeHead(head: Buffer): FileHead {
     throw new MigrationError('SPEC_INVALID', 'the file is not an image');
   }
   const number = head.readUInt32LE(8);
-  const hasOrder = number > WITH_ORDER;
-  const version = Object.values(FILE_VERSIONS).find((known) => known === (hasOrder ? number - WITH_ORDER : number));
+  const isSigned = (number & WITH_SIGNATURE) !== 0;
+  const hasOrder = (number & WITH_ORDER) !== 0;
+  const rest = number - (hasOrder ? WITH_ORDER : 0) - (isSigned ? WITH_SIGNATURE : 0);
+  const version = Object.values(FILE_VERSIONS).find((known) => known === rest);
   if (version === undefined) {
     throw new MigrationError('SPEC_INVALID', `the image has format ${number}, which this build does not read`);
   }
@@ -74,7 +88,7 @@ export function decodeHead(head: Buffer): FileHead {
   if (descriptionBytes === 0 || descriptionBytes > DESCRIPTION_BYTES_MAX) {
     throw damaged('the description has an invalid length');
   }
-  return { version, hasOrder, descriptionBytes };
+  return { version, hasOrder, isSigned, descriptionBytes };
 }
 
 export function encodeEntry(header: EntryHeader, data: Buffer): Buffer {
@@ -92,7 +106,7 @@ export function decodeEntry(bytes: Buffer): EntryHeader {
   const kind = bytes.readUInt32LE(0);
   const offsetBytes = Number(bytes.readBigUInt64LE(8));
   const lengthBytes = bytes.readUInt32LE(16);
-  const isKnown = kind >= ENTRY.DESCRIPTION && kind <= ENTRY.TOUCH_ORDER;
+  const isKnown = kind >= ENTRY.DESCRIPTION && kind <= ENTRY.SIGNATURE;
   const isSane = Number.isSafeInteger(offsetBytes) && lengthBytes <= CHUNK_BYTES && bytes.readUInt32LE(20) === 0;
   if (!isKnown || !isSane || (kind === ENTRY.END) !== (lengthBytes === 0)) throw damaged('an entry header is invalid');
   return { kind, region: bytes.readUInt32LE(4), offsetBytes, lengthBytes };

@@ -1,6 +1,7 @@
 /**
- * Loads an image from a file, on the host that saved it or another one. Nothing in a file is trusted. If a file is
- * damaged, everything that was loaded from it is removed.
+ * Loads an image from a file, on the host that saved it or another one. What a file names is trusted only if a host of
+ * the cluster has signed it, or an administrator says so. If a file is damaged, everything that was loaded from it is
+ * removed.
  *
  * A file without disks is loaded only where the disks have the content of its moment. A file with disks brings them
  * along (brought-disks.ts).
@@ -8,6 +9,8 @@
 import { open, statfs } from 'node:fs/promises';
 import { dirname } from 'node:path';
 import { MigrationError } from '../../domain/errors.js';
+import { describeForbidden, remedyFor } from '../../domain/policy.js';
+import { forbiddenOnHost } from '../policy/policy.js';
 import { BroughtDisks } from './brought-disks.js';
 import type { ImageContext } from './context.js';
 import { FILE_VERSIONS } from './file-format.js';
@@ -20,6 +23,8 @@ import { sealImage, writerOf } from './start-check.js';
 export interface LoadOptions {
   /** Takes the disks as they are, for a file of build 0.1.0, which does not say what they were. */
   readonly isAssumed?: boolean;
+  /** Takes a file that no host of the cluster has signed, whatever it names. */
+  readonly isTrusted?: boolean;
 }
 
 /**
@@ -31,8 +36,10 @@ export async function loadImage(context: ImageContext, path: string, options: Lo
   return withFile(path, async (file) => {
     const { images, vms } = context;
     const reader = new ImageFileReader(file);
-    const { version, hasOrder, record: described } = await reader.begin();
+    const { version, hasOrder, record: described, signer } = await reader.begin(context.signer);
     const { id } = described;
+    if (signer === null && options.isTrusted !== true) await refuseUntrusted(context, described, path);
+    context.log.info({ image: id, path, signer, isTrusted: options.isTrusted === true }, 'an image is loaded');
     const before = images.has(id) ? images.get(id) : null;
     if (before !== null && before.state !== 'unloaded') {
       throw new MigrationError('CONFLICT', `image ${id} is already on ${context.host}`);
@@ -76,9 +83,25 @@ export async function loadImage(context: ImageContext, path: string, options: Lo
   });
 }
 
+/** Throws NOT_PERMITTED if the file names what this host does not allow strangers: nobody knows who has written it. */
+async function refuseUntrusted(context: ImageContext, { spec, layers = [] }: ImageRecord, path: string): Promise<void> {
+  const { vms, policy, host } = context;
+  const behind = layers.flatMap(({ id, files }) =>
+    files.map((file) => ({ id, path: file.path, format: 'raw' as const, isReadOnly: true })),
+  );
+  const named = { ...spec, disks: [...spec.disks, ...behind] };
+  const forbidden = await forbiddenOnHost(named, policy, vms.backend.diskFiles);
+  if (forbidden.length === 0) return;
+  const what = `${path} is not signed by a host of this cluster, and names ${describeForbidden(forbidden)}`;
+  throw new MigrationError('NOT_PERMITTED', what, {
+    remedy: `if you trust whoever has written it, load it with --trust; or ${remedyFor(forbidden, host)}`,
+    details: { forbidden },
+  });
+}
+
 /** Returns the id of the image in the file. Throws as `loadImage` does. */
 export async function imageIdIn(path: string): Promise<string> {
-  return withFile(path, async (file) => (await new ImageFileReader(file).begin()).record.id);
+  return withFile(path, async (file) => (await new ImageFileReader(file).begin(null)).record.id);
 }
 
 /**

@@ -15,6 +15,7 @@ import {
   isIntact,
   STATE_BYTES_MAX,
 } from './file-format.js';
+import { contentHash, type FileSignature, type FileSigner, parseSignature, signerOfFile } from './file-signature.js';
 import { type ImageRecord, imageRecordSchema } from './record.js';
 import { TOUCH_ORDER_BYTES_MAX } from './touch-order.js';
 
@@ -29,15 +30,23 @@ export interface ReadPlaces {
 
 export class ImageFileReader {
   readonly #file: FileHandle;
+  #signature: FileSignature | null = null;
+  /** Of the headers after the signature. */
+  readonly #hash = contentHash();
   #entryCount = 0;
 
   constructor(file: FileHandle) {
     this.#file = file;
   }
 
-  /** Returns the description. What other images and parents have to do with this host is not in it. */
-  async begin(): Promise<{ version: FileVersion; hasOrder: boolean; record: ImageRecord }> {
-    const { version, hasOrder, descriptionBytes } = decodeHead(await this.#read(HEAD_BYTES));
+  /**
+   * Returns the description. What other images and parents have to do with this host is not in it. `signer`: the host
+   * of the cluster that has written the file, or null.
+   */
+  async begin(
+    known: FileSigner | null,
+  ): Promise<{ version: FileVersion; hasOrder: boolean; record: ImageRecord; signer: string | null }> {
+    const { version, hasOrder, isSigned, descriptionBytes } = decodeHead(await this.#read(HEAD_BYTES));
     const { header, data } = await this.#entry();
     if (header.kind !== ENTRY.DESCRIPTION || data.length !== descriptionBytes)
       throw damaged('the description is missing');
@@ -49,7 +58,15 @@ export class ImageFileReader {
     if ((version === FILE_VERSIONS.PLAIN) !== (record.layers === undefined))
       throw damaged('its record does not fit its format');
     if (!isConsistent(record)) throw damaged('its disks contradict each other');
-    return { version, hasOrder, record: { ...record, overlays: [] } };
+    const signer = isSigned ? await this.#signer(known, data) : null;
+    return { version, hasOrder, record: { ...record, overlays: [] }, signer };
+  }
+
+  async #signer(known: FileSigner | null, description: Buffer): Promise<string | null> {
+    const { header, data } = await this.#entry();
+    if (header.kind !== ENTRY.SIGNATURE) throw damaged('the signature is missing');
+    this.#signature = parseSignature(data);
+    return known === null ? null : signerOfFile(known, description, this.#signature);
   }
 
   /** Writes all entries to their files and returns the length of the device state. */
@@ -98,7 +115,12 @@ export class ImageFileReader {
     const header = decodeEntry(bytes);
     const data = await this.#read(header.lengthBytes);
     if (!isIntact(bytes, data)) throw damaged('a checksum is wrong');
-    if (header.kind === ENTRY.END && header.offsetBytes !== this.#entryCount) throw damaged('entries are missing');
+    if (this.#signature !== null) this.#hash.update(bytes);
+    if (header.kind === ENTRY.END) {
+      if (header.offsetBytes !== this.#entryCount) throw damaged('entries are missing');
+      if (this.#signature !== null && this.#hash.digest('hex') !== this.#signature.contentDigest)
+        throw damaged('its content is not that which was signed');
+    }
     this.#entryCount++;
     return { header, data };
   }

@@ -16,6 +16,7 @@ import {
   CHUNK_BYTES,
   DESCRIPTION_BYTES_MAX,
   ENTRY,
+  ENTRY_HEADER_BYTES,
   type EntryHeader,
   encodeEntry,
   encodeHead,
@@ -23,6 +24,7 @@ import {
   type FileHead,
   type FileVersion,
 } from './file-format.js';
+import { contentHash, type FileSigner, SIGNATURE_BYTES, signFile } from './file-signature.js';
 import { checkLayers, type DiskLayer, fileFailure, withDigests } from './layers.js';
 import type { ImageRecord, SavedFile } from './record.js';
 import { describeLayers, isDescribed } from './start-check.js';
@@ -152,13 +154,13 @@ async function setSave(images: ImageStore, id: string, path: string, state: Save
 }
 
 async function writeImage(
-  { images }: ImageContext,
+  { images, signer }: ImageContext,
   record: ImageRecord,
   { sidePath, version }: { sidePath: string; version: FileVersion },
 ): Promise<number> {
   const file = await openNew(sidePath);
   try {
-    const writer = new Writer(file);
+    const writer = new Writer(file, signer);
     // The overlays that the parent writes to, the other saved files and who reads the image are matters of this host.
     const { saves: _, readers: __, servedTo: ___, sharedWith: ____, layers = [], ...described } = record;
     const order = await images.touchOrder(record.id);
@@ -186,18 +188,31 @@ async function writeImage(
 
 class Writer {
   readonly #file: FileHandle;
+  readonly #signer: FileSigner | null;
+  /** Of the headers after the signature. */
+  readonly #hash = contentHash();
+  #description = Buffer.alloc(0);
+  #signatureAtBytes = 0;
   #entryCount = 0;
   #fileBytes = 0;
 
-  constructor(file: FileHandle) {
+  constructor(file: FileHandle, signer: FileSigner | null) {
     this.#file = file;
+    this.#signer = signer;
   }
 
-  async begin(head: Omit<FileHead, 'descriptionBytes'>, record: ImageRecord): Promise<void> {
+  async begin(head: Pick<FileHead, 'version' | 'hasOrder'>, record: ImageRecord): Promise<void> {
     const text = Buffer.from(JSON.stringify(record));
     if (text.length > DESCRIPTION_BYTES_MAX) throw new MigrationError('UNSUPPORTED', 'the image has too many disks');
-    await this.#write(encodeHead({ ...head, descriptionBytes: text.length }));
+    const isSigned = this.#signer !== null;
+    await this.#write(encodeHead({ ...head, isSigned, descriptionBytes: text.length }));
     await this.whole(ENTRY.DESCRIPTION, text);
+    if (!isSigned) return;
+    this.#description = text;
+    this.#signatureAtBytes = this.#fileBytes;
+    // Its place. What is signed is not known yet.
+    await this.#write(Buffer.alloc(ENTRY_HEADER_BYTES + SIGNATURE_BYTES));
+    this.#entryCount++;
   }
 
   async whole(kind: number, data: Buffer): Promise<void> {
@@ -205,15 +220,27 @@ class Writer {
   }
 
   async entry(header: EntryHeader, data: Buffer): Promise<void> {
-    await this.#write(encodeEntry(header, data));
+    const bytes = encodeEntry(header, data);
+    if (this.#signatureAtBytes > 0) this.#hash.update(bytes);
+    await this.#write(bytes);
     await this.#write(data);
     this.#entryCount++;
   }
 
   async end(): Promise<number> {
-    const header = { kind: ENTRY.END, region: 0, offsetBytes: this.#entryCount, lengthBytes: 0 };
-    await this.#write(encodeEntry(header, Buffer.alloc(0)));
+    await this.entry({ kind: ENTRY.END, region: 0, offsetBytes: this.#entryCount, lengthBytes: 0 }, Buffer.alloc(0));
+    if (this.#signer !== null) await this.#writeSignature(this.#signer);
     return this.#fileBytes;
+  }
+
+  async #writeSignature(signer: FileSigner): Promise<void> {
+    const data = signFile(signer, this.#description, this.#hash.digest('hex'));
+    const header = encodeEntry({ kind: ENTRY.SIGNATURE, region: 0, offsetBytes: 0, lengthBytes: data.length }, data);
+    const bytes = Buffer.concat([header, data]);
+    for (let done = 0; done < bytes.length; ) {
+      const place = this.#signatureAtBytes + done;
+      done += (await this.#file.write(bytes, done, bytes.length - done, place)).bytesWritten;
+    }
   }
 
   async #write(bytes: Buffer): Promise<void> {

@@ -76,7 +76,7 @@ export interface ApiImages {
   /** Writes memory, device state and the rest of the image to one file. Throws CONFLICT before it is complete. */
   save(id: string, path: string, options: { withDisks: boolean }): Promise<{ readonly fileBytes: number }>;
   /** Loads a file that `save` has written on any host, and checks everything in it. */
-  load(path: string, options: { isAssumed: boolean }): Promise<ImageView>;
+  load(path: string, options: { isAssumed: boolean; isTrusted: boolean }): Promise<ImageView>;
   /** Merges the overlays that forks have left below a VM's disks, as far as nobody needs the layers. */
   flatten(vm: string): Promise<FlattenReport>;
 }

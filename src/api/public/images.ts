@@ -48,7 +48,7 @@ export function imageRoutes(fastify: FastifyInstance, services: ApiServices): vo
   app.post(
     '/v1/images/load',
     {
-      // A file can say anything, and nothing proves who has written it: whoever loads it decides to trust it.
+      // Also a signed file can have the state of a guest that attacks QEMU, and QEMU runs as root.
       config: { right: 'admin' satisfies Right },
       schema: {
         summary: 'Load an image from a file that save has written',
@@ -57,9 +57,9 @@ export function imageRoutes(fastify: FastifyInstance, services: ApiServices): vo
       },
     },
     async (request, reply) => {
-      const { path, assumeDisks } = request.body;
+      const { path, assumeDisks, trust } = request.body;
       request.auditObject = path;
-      return reply.code(201).send(await images.load(path, { isAssumed: assumeDisks }));
+      return reply.code(201).send(await images.load(path, { isAssumed: assumeDisks, isTrusted: trust }));
     },
   );
   app.post(

@@ -220,7 +220,7 @@ test('a parent that is killed while its image is filled: the clones lack nothing
   await agent.forks.runClones(request.fork);
   await forks.filled(request.fork);
   await agent.forks.finishFork(request.fork);
-  expect(vms.get('killed').state).toBe('stopped');
+  await expect.poll(() => vms.get('killed').state).toBe('stopped');
   await expectWorking(clones.map(({ name }) => name));
 });
 

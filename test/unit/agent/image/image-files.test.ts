@@ -39,7 +39,7 @@ function withDescription(file: Buffer, record: object): Buffer {
   const header = { kind: ENTRY.DESCRIPTION, region: 0, offsetBytes: 0, lengthBytes: text.length };
   const rest = file.subarray(HEAD_BYTES + ENTRY_HEADER_BYTES + descriptionBytes);
   return Buffer.concat([
-    encodeHead({ version: 1, hasOrder: false, descriptionBytes: text.length }),
+    encodeHead({ version: 1, hasOrder: false, isSigned: false, descriptionBytes: text.length }),
     encodeEntry(header, text),
     text,
     rest,

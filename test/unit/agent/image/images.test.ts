@@ -15,6 +15,7 @@ import type { ImageRecord } from '../../../../src/agent/image/record.js';
 import { ImageStore } from '../../../../src/agent/image/store.js';
 import { MemoryRoom } from '../../../../src/agent/vm/memory-room.js';
 import { RamPlace } from '../../../../src/agent/vm/ram-place.js';
+import { NOTHING_ALLOWED } from '../../../../src/domain/policy.js';
 import type { RegionFile } from '../../../../src/native/types.js';
 import { parseSpec } from '../../../../src/schemas/vm-spec.js';
 
@@ -80,7 +81,8 @@ async function contextOn(name: string): Promise<ForkContext> {
   const images = await openStore(name);
   const manager = { all: () => vms, unreadable: () => [], backend };
   const diskServer = new DiskServer({ host: name, images, vms: manager, log: silent } as never, join(directory, name));
-  return { images, vms: manager, servers: new ImageServers({ images } as never), diskServer } as never;
+  const own = { host: name, policy: NOTHING_ALLOWED, signer: null, log: silent };
+  return { ...own, images, vms: manager, servers: new ImageServers({ images } as never), diskServer } as never;
 }
 
 /** An image with device state, and with bytes at the ends of both regions. */
