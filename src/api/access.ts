@@ -8,6 +8,7 @@ import { TLSSocket } from 'node:tls';
 import { type Caller, has, hostNameOf, type Right } from '../domain/caller.js';
 import { MigrationError } from '../domain/errors.js';
 import { commonName } from '../tls/identity.js';
+import { identify } from './connections.js';
 import type { ApiServices } from './contract/ports.js';
 
 export const HOST_ROUTES = '/agent/';
@@ -42,7 +43,16 @@ function callerOf(request: IncomingMessage, { tls, tokens, localCaller }: ApiSer
   }
   const [, token] = BEARER.exec(request.headers.authorization ?? '') ?? [];
   const holder = token === undefined ? null : tokens.holderOf(token);
-  if (holder !== null) return { name: `token/${holder.name}`, role: holder.role, from };
+  if (holder !== null) {
+    const name = `token/${holder.name}`;
+    if (!identify(socket, name)) {
+      throw new MigrationError('CONFLICT', `${name} has too many connections`, {
+        isRetryable: true,
+        remedy: 'end some of its clients, or make each client a token of its own',
+      });
+    }
+    return { name, role: holder.role, from };
+  }
   const what = token === undefined ? 'no valid certificate of this cluster' : 'the token is not valid on this host';
   throw new MigrationError('UNAUTHENTICATED', what, {
     remedy: 'tokens expire and belong to one host ("vmctl token list" there); certificates: vmctl certs show',

@@ -1,7 +1,7 @@
 /**
  * The connections of the daemon's servers. A stranger costs a bounded number of them for a bounded time: connections
- * whose TLS handshake is not over are few, from one address fewer, and the oldest gives way to a new one. Whoever has a
- * certificate has a budget of its own, so that no user keeps the hosts out.
+ * whose TLS handshake is not over, or that have shown neither certificate nor token, are few, from one address fewer,
+ * and the oldest gives way to a new one. Whoever is known has a budget of its own, so that no user keeps the hosts out.
  */
 import type { Server } from 'node:http';
 import type { Socket } from 'node:net';
@@ -11,9 +11,10 @@ export const CONNECTIONS_MAX = 512;
 const HANDSHAKES_MAX = 128;
 const HANDSHAKES_OF_ADDRESS_MAX = 32;
 export const HANDSHAKE_TIMEOUT_MS = 5_000;
-/** A stranger is an address. It has no certificate, and may have a token. */
-const CONNECTIONS_OF_IDENTITY_MAX = { host: 96, user: 48, stranger: 16 } as const;
+const CONNECTIONS_OF_IDENTITY_MAX = { host: 96, user: 48 } as const;
+/** Connections without a certificate that have not shown a token yet, of all addresses and of one. */
 const STRANGERS_MAX = 64;
+const STRANGERS_OF_ADDRESS_MAX = 16;
 const CLOSE_GRACE_MS = 2_000;
 
 export class Connections {
@@ -21,11 +22,12 @@ export class Connections {
   readonly #all = new Set<Socket>();
   /** In the order in which they came. */
   readonly #handshakes = new Set<Socket>();
+  /** Whoever has no certificate and has not shown a token, in the order in which they came. */
+  readonly #strangers = new Set<Socket>();
   readonly #ofIdentity = new Map<string, number>();
   readonly #releases = new WeakMap<Socket, () => void>();
-  #strangerCount = 0;
 
-  /** `isTls`: connections count as strangers until `admit` is called for them. */
+  /** `isTls`: connections are handshakes until `admit` or `admitStranger` is called for them. */
   constructor(server: Server, isTls: boolean, connectionsMax = CONNECTIONS_MAX) {
     this.#server = server;
     server.maxConnections = connectionsMax;
@@ -37,24 +39,32 @@ export class Connections {
    * connections as it may have; the caller then ends this one.
    */
   admit(secure: Socket, identity: { role: keyof typeof CONNECTIONS_OF_IDENTITY_MAX; name: string }): boolean {
-    const { remoteAddress, remotePort } = secure;
-    for (const socket of this.#handshakes)
-      if (socket.remotePort === remotePort && socket.remoteAddress === remoteAddress) this.#handshakes.delete(socket);
+    this.#endHandshake(secure);
     const key = `${identity.role}/${identity.name}`;
     const count = this.#ofIdentity.get(key) ?? 0;
     if (count >= CONNECTIONS_OF_IDENTITY_MAX[identity.role]) return false;
-    const isStranger = identity.role === 'stranger';
-    if (isStranger && this.#strangerCount >= STRANGERS_MAX) return false;
-    if (isStranger) this.#strangerCount++;
     this.#ofIdentity.set(key, count + 1);
     this.#releases.set(secure, () => {
-      if (isStranger) this.#strangerCount--;
       const left = (this.#ofIdentity.get(key) ?? 1) - 1;
       if (left === 0) this.#ofIdentity.delete(key);
       else this.#ofIdentity.set(key, left);
     });
     secure.once('close', () => this.release(secure));
     return true;
+  }
+
+  /** The handshake is over, and has shown no certificate. The oldest stranger, of this address if it has many, goes. */
+  admitStranger(secure: Socket): void {
+    this.#endHandshake(secure);
+    const limits = { all: STRANGERS_MAX, ofAddress: STRANGERS_OF_ADDRESS_MAX };
+    giveWay(this.#strangers, secure, limits);
+    serverOf.set(secure, this);
+    secure.once('close', () => this.#strangers.delete(secure));
+  }
+
+  /** See `identify`. */
+  identify(secure: Socket, name: string): boolean {
+    return !this.#strangers.delete(secure) || this.admit(secure, { role: 'user', name });
   }
 
   /** The connection no longer counts for its identity: it carries no more requests. Idempotent. */
@@ -83,18 +93,43 @@ export class Connections {
       this.#handshakes.delete(socket);
     });
     if (!isTls) return;
-    const { remoteAddress } = socket;
-    const ofAddress = [...this.#handshakes].filter((other) => other.remoteAddress === remoteAddress);
-    const oldest = ofAddress.length >= HANDSHAKES_OF_ADDRESS_MAX ? ofAddress[0] : undefined;
-    const [first] = this.#handshakes;
-    const displaced = oldest ?? (this.#handshakes.size >= HANDSHAKES_MAX ? first : undefined);
-    this.#handshakes.add(socket);
-    if (displaced === undefined) return;
-    this.#handshakes.delete(displaced);
-    displaced.destroy();
+    giveWay(this.#handshakes, socket, { all: HANDSHAKES_MAX, ofAddress: HANDSHAKES_OF_ADDRESS_MAX });
+  }
+
+  /** Node has another object for the connection below TLS. */
+  #endHandshake({ remoteAddress, remotePort }: Socket): void {
+    for (const socket of this.#handshakes)
+      if (socket.remotePort === remotePort && socket.remoteAddress === remoteAddress) this.#handshakes.delete(socket);
   }
 
   #destroy(sockets: ReadonlySet<Socket>): void {
     for (const socket of [...sockets]) socket.destroy();
   }
+}
+
+/** The server of a connection that has shown no certificate. */
+const serverOf = new WeakMap<Socket, Connections>();
+
+/**
+ * A request on the connection has shown the token `name`, so that it does not give way to strangers any more. Returns
+ * false if the token has as many connections as it may have. Does nothing for connections that are known otherwise.
+ */
+export function identify(secure: Socket, name: string): boolean {
+  return serverOf.get(secure)?.identify(secure, name) ?? true;
+}
+
+/** Adds a connection to those that are in the order in which they came, and ends one that is too many. */
+function giveWay(
+  sockets: Set<Socket>,
+  socket: Socket,
+  max: { readonly all: number; readonly ofAddress: number },
+): void {
+  const ofAddress = [...sockets].filter(({ remoteAddress }) => remoteAddress === socket.remoteAddress);
+  const oldest = ofAddress.length >= max.ofAddress ? ofAddress[0] : undefined;
+  const [first] = sockets;
+  const displaced = oldest ?? (sockets.size >= max.all ? first : undefined);
+  sockets.add(socket);
+  if (displaced === undefined) return;
+  sockets.delete(displaced);
+  displaced.destroy();
 }

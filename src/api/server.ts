@@ -102,7 +102,8 @@ export function buildServer(services: ApiServices): ApiServer {
         const identity = store.peerOf(socket);
         const peer = socket.remoteAddress ?? '';
         const reason = identity === null ? strangersProblem(socket, services) : null;
-        const isAdmitted = connections.admit(socket, identity ?? { role: 'stranger', name: peer });
+        const isAdmitted = identity === null || connections.admit(socket, identity);
+        if (identity === null && reason === null) connections.admitStranger(socket);
         if (reason !== null || !isAdmitted) {
           refused({ peer, ...identity, reason: reason ?? 'it has too many connections' });
           socket.destroy();

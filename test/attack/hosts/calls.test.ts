@@ -57,7 +57,8 @@ function call(host: string, name: string, ...args: unknown[]): Promise<Record<st
 }
 
 async function expectRefused(host: string, name: string, ...args: unknown[]): Promise<void> {
-  expect(await call(host, name, ...args), name).toMatchObject({ code: 'NOT_PERMITTED' });
+  const answer = await call(host, name, ...args);
+  expect(answer, `${name}: ${JSON.stringify(answer)}`).toMatchObject({ code: 'NOT_PERMITTED' });
   await expectLogged(host, name);
 }
 
@@ -91,7 +92,7 @@ describe('a host that has been taken over', () => {
     const forks = {
       ...fork,
       memory: 'cow',
-      disks: 'fresh',
+      disks: 'overlay',
       fork: '7'.repeat(16),
       job: 'job-c',
       isPartialAllowed: false,
@@ -102,7 +103,7 @@ describe('a host that has been taken over', () => {
       { devices: ['virtio-rng-pci'] },
       { kernel: '/etc/shadow' },
       { nics: [{ id: 'n0', type: 'tap', bridge: 'br0' }] },
-      { disks: [{ id: 'd0', path: '/etc/shadow', format: 'raw', isReadOnly: true }] },
+      { disks: [{ id: 'd0', path: '/etc/shadow', format: 'raw', readOnly: true }] },
     ]) {
       const spec = parseSpec({ name: 'planted', memory: { size: '64M' }, ...names });
       await expectRefused('B', 'prepare', { ...moves, spec });

@@ -1,11 +1,13 @@
 /** Connections of strangers and of slow callers: they delay neither the end of the daemon nor other callers. */
 import { once } from 'node:events';
+import { readFileSync } from 'node:fs';
 import { mkdtemp, rm } from 'node:fs/promises';
-import { request as httpsRequest } from 'node:https';
+import { Agent, request as httpsRequest } from 'node:https';
 import { type AddressInfo, connect, createServer, type Socket } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { Readable } from 'node:stream';
+import { connect as tlsConnect } from 'node:tls';
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from 'vitest';
 import { ApiClient } from '../../../src/api/client.js';
 import { RemoteAgents } from '../../../src/api/peers/client.js';
@@ -91,9 +93,46 @@ describe('a connection that never begins TLS', () => {
   });
 });
 
+describe('connections without a certificate', () => {
+  const ca = () => readFileSync(join(at('A'), 'ca.pem'));
+  const connectTls = async () => {
+    const socket = tlsConnect({ port, host: '127.0.0.1', ca: ca(), checkServerIdentity: () => undefined });
+    socket.on('error', () => undefined);
+    sockets.push(socket);
+    await once(socket, 'secureConnect');
+    return socket;
+  };
+
+  test('give way to newer ones, but not when they have shown a token', async () => {
+    await services.tokens.create({ name: 'ci', role: 'viewer', createdBy: 'test', expiresInMs: 1 });
+    const known = new Agent({ keepAlive: true, maxSockets: 1 });
+    const get = () =>
+      new Promise<number | undefined>((resolve, reject) => {
+        const options = { ca: ca(), agent: known, checkServerIdentity: () => undefined };
+        const headers = { authorization: 'Bearer token-ci' };
+        const request = httpsRequest(`https://127.0.0.1:${port}/v1/vms`, { ...options, headers }, (response) => {
+          response.resume();
+          response.once('end', () => resolve(response.statusCode));
+        });
+        request.on('socket', (socket) => sockets.push(socket));
+        request.on('error', reject);
+        request.end();
+      });
+    expect(await get()).toBe(200);
+    const [own] = sockets;
+    const strangers: Socket[] = [];
+    for (let count = 0; count < 20; count++) strangers.push(await connectTls());
+    await expect
+      .poll(() => strangers.map(({ destroyed }) => destroyed))
+      .toEqual(strangers.map((_, index) => index < 4));
+    expect(await get()).toBe(200);
+    expect(sockets.filter((socket) => socket === own).length, 'the same connection').toBeGreaterThan(1);
+    known.destroy();
+  });
+});
+
 describe('a request whose body does not arrive', () => {
   test('does not delay the end of the server, nor keep hosts out', async () => {
-    const { readFileSync } = await import('node:fs');
     const [ca, cert, key] = ['ca.pem', 'cert.pem', 'key.pem'].map((name) => readFileSync(join(at('alice'), name)));
     const ends: string[] = [];
     const begin = () => {
