@@ -33,7 +33,8 @@ export class Ties {
     const { forks } = this.#options;
     const request = forks.requestOf(fork);
     if (request === null) return null;
-    return request.origin === undefined ? (request.hosts ?? []) : [];
+    // A fork of an earlier build does not say.
+    return request.origin === undefined ? (request.hosts ?? null) : [];
   }
 
   /** Images of earlier builds say only who reads them. */

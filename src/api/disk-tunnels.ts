@@ -71,6 +71,10 @@ export class DiskTunnels {
     this.open.add(socket);
     socket.once('close', () => this.open.delete(socket));
     const remote = await services.agent.forks.openDisk(image, disk, reader);
+    services.audit.note({
+      ...{ who: `host/${reader}`, from: request.socket.remoteAddress ?? '' },
+      ...{ what: 'openDisk', object: image, result: 'ok' },
+    });
     if (socket.destroyed) return void remote.destroy();
     onOpen();
     if (request.socket instanceof TLSSocket) request.socket.setKeepAlive(true, KEEP_ALIVE_MS);

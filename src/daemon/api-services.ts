@@ -9,7 +9,7 @@ import { refuseUnusableFiles } from '../agent/inventory/spec-files.js';
 import { forbiddenOnHost, refuseForbiddenPath } from '../agent/policy/policy.js';
 import { openConsole } from '../agent/vm/console.js';
 import type { VmManager } from '../agent/vm/vms.js';
-import type { ApiAudit, ApiImages, ApiPolicy, ApiPool, ApiVms, AuditEntry } from '../api/contract/ports.js';
+import type { ApiAudit, ApiImages, ApiPolicy, ApiPool, ApiVms } from '../api/contract/ports.js';
 import type { DiskFiles } from '../backends/disk-files.js';
 import type { DaemonConfig } from '../config.js';
 import { MigrationError } from '../domain/errors.js';
@@ -18,6 +18,8 @@ import type { VmSpec } from '../domain/vm.js';
 import { LogLimit } from '../kit/log-limit.js';
 
 const STDERR = 2;
+/** In a second: many more than the calls of a fork with all of its hosts. */
+const HOST_LINES_MAX = 200;
 
 export function apiPolicy({ name: host, security }: DaemonConfig, diskFiles: DiskFiles): ApiPolicy {
   const policy = security.allow;
@@ -40,7 +42,7 @@ export function apiPolicy({ name: host, security }: DaemonConfig, diskFiles: Dis
 export function auditLog({ name: host, security }: DaemonConfig, log: Logger): ApiAudit {
   const descriptor = security.auditLog === undefined ? STDERR : openAuditLog(security.auditLog);
   const strangers = new LogLimit();
-  const hosts = new LogLimit();
+  const ofHost = new Map<string, LogLimit>();
   const failures = new LogLimit();
   const write = (entry: object): void => {
     const line = `${JSON.stringify({ time: new Date().toISOString(), host, part: 'audit', ...entry })}\n`;
@@ -50,18 +52,21 @@ export function auditLog({ name: host, security }: DaemonConfig, log: Logger): A
       failures.log((omitted) => log.error({ err, ...entry, ...omitted }, 'a line of the audit log cannot be written'));
     }
   };
+  /** Each host has a limit of its own, so that none hides the lines of another. */
+  const limitOf = (who: string): LogLimit | null => {
+    if (!who.startsWith('host/')) return null;
+    const limit = ofHost.get(who) ?? new LogLimit(HOST_LINES_MAX);
+    ofHost.set(who, limit);
+    return limit;
+  };
   return {
     note(entry) {
-      // Only strangers and hosts that have been taken over make lines without end: somebody answers for each user.
-      const limit = entry.who === 'unknown' ? strangers : isHostRefused(entry) ? hosts : null;
+      // Strangers, and hosts that have been taken over, make lines without end: somebody answers for each user.
+      const limit = entry.who === 'unknown' ? strangers : limitOf(entry.who);
       if (limit === null) write(entry);
       else limit.log((omitted) => write({ ...entry, ...omitted }));
     },
   };
-}
-
-function isHostRefused({ who, result }: AuditEntry): boolean {
-  return who.startsWith('host/') && result === 'NOT_PERMITTED';
 }
 
 function openAuditLog(path: string): number {

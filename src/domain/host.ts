@@ -196,6 +196,9 @@ export interface VmIdentity {
   readonly uuid: string;
 }
 
+/** No host starts or moves a VM so often. A larger epoch would leave no room for the next one. */
+export const EPOCH_MAX = 2 ** 48;
+
 /** What a host knows of a VM's name and UUID. A state may be one of a newer version. */
 export interface VmClaims {
   /** Its VMs with that name or that UUID that have not ended. */

@@ -110,11 +110,10 @@ export function* checkPolicy(
   host: string,
   vm: string,
   checks: TargetChecks,
-  { opened, bridges }: { readonly opened: readonly string[]; readonly bridges: boolean },
+  opened: readonly string[],
 ): Iterable<Refusal> {
   const ofDisks = checks.disks.flatMap(({ path, forbidden = [] }) => (opened.includes(path) ? forbidden : []));
-  const others = (checks.forbidden ?? []).filter(({ key }) => bridges || key !== 'bridges');
-  const forbidden = [...others, ...ofDisks];
+  const forbidden = [...(checks.forbidden ?? []), ...ofDisks];
   if (forbidden.length === 0) return;
   const reason = `the policy of ${host} does not allow what ${vm} names: ${describeForbidden(forbidden)}`;
   yield refuse('POLICY_FORBIDS', reason, remedyFor(forbidden, host));

@@ -1,6 +1,7 @@
 /** Schemas of what a host reports about itself and about a VM, for pre-flight and for people. */
 import { z } from 'zod';
 import type { HostInventory, TargetChecks, VmClaims, VmInventory } from '../domain/host.js';
+import { EPOCH_MAX } from '../domain/host.js';
 import type { RdmaInventory } from '../domain/transport.js';
 import { errorJson } from './error.js';
 import { count, list, of, text } from './of.js';
@@ -146,7 +147,7 @@ export type DaemonView = z.output<typeof daemonView>;
 export const vmClaims = of<VmClaims>(
   z.object({
     vms: list(z.object({ name: text, uuid: text, state: text })),
-    lastEpoch: count,
+    lastEpoch: z.int().min(0).max(EPOCH_MAX),
     owner: text.nullable(),
     incarnation: text.nullable(),
   }),

@@ -5,6 +5,7 @@ import type { SpecDevices } from '../../backends/backend.js';
 import type { ForkInventory, VmInventory } from '../../domain/host.js';
 import type { VmSpec } from '../../domain/vm.js';
 import type { ForkOrigin, ForkQuestion } from '../../engine/ports/fork.js';
+import { refuseOtherOrigin } from '../image/join-disks.js';
 import type { ImageRecord } from '../image/record.js';
 import { startProblem } from '../image/start-check.js';
 import { vmInventory } from '../inventory/inventory.js';
@@ -98,6 +99,7 @@ async function joinInventory(context: ForkContext, question: ForkQuestion, origi
   const { images, vms } = context;
   const { spec, accel, qemuVersion, image: id, allocatedBytes } = origin;
   const image = images.has(id) ? images.view(id) : null;
+  if (image !== null) refuseOtherOrigin(images.get(id), origin.host, context.host);
   return {
     vm: inventoryOf(context, { spec, accel, qemuVersion }),
     image,

@@ -4,9 +4,8 @@
  */
 import { MigrationError } from '../../domain/errors.js';
 import type { CloneFailure } from '../../domain/fork.js';
-import type { NamingSpec } from '../../domain/policy.js';
-import type { ForkOrigin, PrepareForkRequest } from '../../engine/ports/fork.js';
-import { refuseOtherDisks, servedOf } from '../image/join-disks.js';
+import type { PrepareForkRequest } from '../../engine/ports/fork.js';
+import { namedHere, refuseOtherDisks, refuseOtherOrigin } from '../image/join-disks.js';
 import { refuseBadStart } from '../image/start-check.js';
 import { refuseSpecOfPeer } from '../policy/policy.js';
 import { allocatedBytes } from '../vm/memory-room.js';
@@ -34,13 +33,18 @@ export async function prepareFork(
   signal: AbortSignal,
 ): Promise<ForkParts> {
   const { images, forkStore, inject, registry } = context;
+  if (request.origin !== undefined && request.vm !== null)
+    throw new MigrationError('USAGE', 'a fork has a parent on this host or an origin on another, not both');
   const { shape, parent } = shapeOf(context, request);
   const { origin, share } = request;
   const sharedWith = hostsWith(context, request);
-  if (origin !== undefined) await refuseSpecOfPeer(context, namedHere(request, origin), origin.host);
-  const brought = origin !== undefined && hasComplete(context, origin.image) ? origin.image : null;
-  if (brought !== null) refuseOtherDisks(images.get(brought), origin?.spec.disks);
-  const existing = origin === undefined ? request.image : brought;
+  const brought = origin !== undefined && hasComplete(context, origin.image) ? images.get(origin.image) : null;
+  if (origin !== undefined && brought !== null) {
+    refuseOtherOrigin(brought, origin.host, context.host);
+    refuseOtherDisks(brought, origin.spec.disks);
+  }
+  if (origin !== undefined) await refuseSpecOfPeer(context, namedHere(origin, brought), origin.host);
+  const existing = origin === undefined ? request.image : (brought?.id ?? null);
   if (existing !== null) await refuseBadStart(context, existing);
   if (existing !== null) await shareImage(context, existing, sharedWith);
   const owner = parent !== null ? await registry.owner(parent.spec.name) : null;
@@ -106,21 +110,10 @@ async function holdRoom({ vms }: ForkContext, fork: string, parent: ManagedVm): 
   await vms.room.hold(fork, bytes, pageBytes);
 }
 
-/** What the clones of another host's VM open here: not the disks that it serves, and bridges only if they have NICs. */
-function namedHere({ network }: PrepareForkRequest, origin: ForkOrigin): NamingSpec {
-  const { spec } = origin;
-  const served = servedOf(origin).served?.disks ?? [];
-  return {
-    ...spec,
-    nics: network === 'fresh' ? spec.nics : [],
-    disks: spec.disks.filter(({ id }) => !served.includes(id)),
-  };
-}
-
 /** The other hosts of the fork. */
-function hostsWith({ host }: ForkContext, { hosts, origin }: PrepareForkRequest): readonly string[] {
+function hostsWith({ host, peers }: ForkContext, { hosts, origin }: PrepareForkRequest): readonly string[] {
   const all = new Set([...(hosts ?? []), ...(origin === undefined ? [] : [origin.host])]);
-  return [...all].filter((other) => other !== host);
+  return [...all].filter((other) => other !== host && peers.isPeer(other));
 }
 
 /** Durable when it resolves: the readers of the image come back after a restart. */

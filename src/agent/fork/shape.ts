@@ -98,7 +98,7 @@ export function newImage(
     disks: shape.parent.disks.map(({ id: disk, path, format }) => ({ id: disk, path, format })),
     overlays: [],
     ...servedOf(origin),
-    ...(origin === undefined ? {} : { isChecked: false }),
+    ...(origin === undefined ? {} : { isChecked: false, from: origin.host }),
     createdAt: context.clock.isoNow(),
   };
 }

@@ -52,12 +52,15 @@ export class ImageFileReader {
       throw damaged('the description is missing');
     const parsed = imageRecordSchema.safeParse(parseJson(data));
     if (!parsed.success) throw damaged('the description is not a valid image record');
-    const { saves: _, readers: _r, servedTo: _s, sharedWith: _w, ...record } = parsed.data;
+    const { saves: _, readers: _r, servedTo: _s, sharedWith: _w, from: _f, isChecked: _c, ...record } = parsed.data;
     if (record.state !== 'complete' || record.spec.memory.backing !== 'shared')
       throw damaged('its record is not that of a complete image');
     if ((version === FILE_VERSIONS.PLAIN) !== (record.layers === undefined))
       throw damaged('its record does not fit its format');
     if (!isConsistent(record)) throw damaged('its disks contradict each other');
+    // Such an image is not saved: its disks are those of another host, or it is not what its root has.
+    const isServed = record.served !== undefined || record.spec.disks.some(({ served }) => served !== undefined);
+    if (isServed || record.problem !== undefined) throw damaged('its disks or pages are not in it');
     const signer = isSigned ? await this.#signer(known, data) : null;
     return { version, hasOrder, record: { ...record, overlays: [] }, signer };
   }

@@ -1,5 +1,7 @@
 /** What a host that joins a fork checks of the disks of the image, which are files of another host. */
 import { MigrationError } from '../../domain/errors.js';
+import type { NamingSpec } from '../../domain/policy.js';
+import type { DiskSpec } from '../../domain/vm.js';
 import type { ForkOrigin, ImageDisk } from '../../engine/ports/fork.js';
 import type { ImageContext } from './context.js';
 import type { ImageRecord } from './record.js';
@@ -17,6 +19,17 @@ export function refuseDisks({ images, host }: Pick<ImageContext, 'images' | 'hos
   }
 }
 
+/**
+ * Throws CONFLICT if the image that is here came from a third host, which may have brought anything under its id. One
+ * that was made here is what it is.
+ */
+export function refuseOtherOrigin({ id, from }: Pick<ImageRecord, 'id' | 'from'>, origin: string, host: string): void {
+  if (from === undefined || from === origin) return;
+  throw new MigrationError('CONFLICT', `${host} has image ${id} from ${from}, and not from ${origin}`, {
+    remedy: `remove it there first: "vmctl image rm ${id}" on ${host}`,
+  });
+}
+
 function accessTo({ disks = [] }: ForkOrigin, id: string) {
   return disks.find((disk) => disk.id === id)?.access;
 }
@@ -29,12 +42,31 @@ export function servedOf(origin: ForkOrigin | undefined): Pick<ImageRecord, 'ser
 }
 
 /**
+ * What the clones of another host's VM open here: not the disks that it serves. `brought`: the image, if it is here
+ * already, which knows better than the other host which disks are served. The bridges count also if these clones
+ * have no NICs, because users of this host may fork the image later.
+ */
+export function namedHere(origin: ForkOrigin, brought: Pick<ImageRecord, 'served'> | null): NamingSpec {
+  const { spec } = origin;
+  const { served } = brought ?? servedOf(origin);
+  return { ...spec, disks: spec.disks.filter(({ id }) => served?.disks.includes(id) !== true) };
+}
+
+/** A disk as the other host names it. It may not say whether the disk is only read. */
+type ToldDisk = ImageDisk & Partial<Pick<DiskSpec, 'isReadOnly'>>;
+
+/**
  * Throws CONFLICT if the image has other disks than this host was told. The parent may have changed its files since the
  * fork was planned, and an older file under the same path is the disk of another moment.
  */
-export function refuseOtherDisks({ id, disks }: ImageRecord, told: readonly ImageDisk[] = []): void {
-  const nameAll = (all: readonly ImageDisk[]) => all.map(({ id: disk, path, format }) => [disk, path, format]);
-  if (JSON.stringify(nameAll(disks)) === JSON.stringify(nameAll(told))) return;
+export function refuseOtherDisks({ id, spec, disks }: ImageRecord, told: readonly ToldDisk[] = []): void {
+  const isSame = disks.every((disk, index) => {
+    const other = told[index];
+    const isReadOnly = spec.disks.find((each) => each.id === disk.id)?.isReadOnly;
+    const isSameFile = other?.id === disk.id && other.path === disk.path && other.format === disk.format;
+    return isSameFile && (other.isReadOnly ?? isReadOnly) === isReadOnly;
+  });
+  if (isSame && disks.length === told.length) return;
   throw new MigrationError('CONFLICT', `image ${id} has other disks than this fork was planned with`, {
     remedy: 'fork again',
   });

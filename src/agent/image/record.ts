@@ -50,6 +50,8 @@ export interface ImageRecord {
    * the digests never came.
    */
   readonly isChecked?: boolean;
+  /** The host that the image was read from. Absent: it was made or loaded here, or is of an earlier build. */
+  readonly from?: string;
   /** The other hosts that have been told, by a fork, that they may read the image. Absent: none. */
   readonly sharedWith?: readonly string[];
   /** The disks that another host serves. Absent: this host has the files of all disks. */
@@ -101,6 +103,7 @@ export const imageRecordSchema: z.ZodType<ImageRecord> = z.strictObject({
   saves: z.array(savedFile).exactOptional(),
   readers: z.array(hostName).exactOptional(),
   isChecked: z.boolean().exactOptional(),
+  from: hostName.exactOptional(),
   sharedWith: z.array(hostName).exactOptional(),
   served: z.strictObject({ host: hostName, disks: z.array(z.string()) }).exactOptional(),
   servedTo: z.array(hostName).exactOptional(),

@@ -25,6 +25,12 @@ export function refuseOtherStart(
   });
 }
 
+/** Throws CONFLICT for another epoch than the next one of the VM, as it was announced when the session began. */
+export function refuseOtherEpoch({ spec, epoch: before }: Pick<TargetRecord, 'spec' | 'epoch'>, epoch: number): void {
+  if (epoch === before + 1) return;
+  throw new MigrationError('CONFLICT', `the next epoch of ${spec.name} is ${before + 1}, not ${epoch}`);
+}
+
 /**
  * Makes `next` the owner record of this host. This is the one durable write between the commit and the guest's first
  * instruction. `epochBefore` is the epoch of the record that this host had when the session began; null: it had none.

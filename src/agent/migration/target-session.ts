@@ -28,7 +28,7 @@ import type { MigrationContext } from './context.js';
 import { endedOf, inheritExitCode } from './ended-vm.js';
 import { goneError } from './gone.js';
 import { withOwnMemory } from './own-memory.js';
-import { ownerAfterRestart, refuseOtherStart, takeOwnership } from './ownership.js';
+import { ownerAfterRestart, refuseOtherEpoch, refuseOtherStart, takeOwnership } from './ownership.js';
 import { PageSession } from './page-session.js';
 import type { TargetRecord } from './session-store.js';
 
@@ -198,7 +198,8 @@ export class TargetSession {
     }
   }
 
-  resume(epoch: number): Promise<{ resumedAtUs: number }> {
+  async resume(epoch: number): Promise<{ resumedAtUs: number }> {
+    refuseOtherEpoch(this.#record, epoch);
     this.#resuming ??= this.#resumeOnce(epoch).catch((error: unknown) => {
       this.#resuming = null;
       throw error;

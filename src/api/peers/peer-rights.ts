@@ -7,6 +7,7 @@
  * call only undoes.
  */
 import { MigrationError } from '../../domain/errors.js';
+import type { VmIdentity } from '../../domain/host.js';
 import type { HostPort, HostRole } from '../../engine/ports/host.js';
 import type { HostTies } from '../contract/ports.js';
 
@@ -109,8 +110,9 @@ const HOST_RIGHTS: HostRights = {
     forkInventory: reads((call, { origin }) =>
       origin?.host === call.caller ? null : `${call.caller} can ask only about forks of its own`,
     ),
-    prepareClones: changes((call, { fork, origin }) => {
-      if (origin?.host !== call.caller) return `${call.caller} can fork only what it has itself`;
+    prepareClones: changes((call, { fork, origin, vm }) => {
+      // The VM is the root's. One of this host by that name is another.
+      if (origin?.host !== call.caller || vm !== null) return `${call.caller} can fork only what it has itself`;
       // An image of this id that came from elsewhere is none of the caller's.
       return ofRoot(call, fork) ?? ofImage(call, origin.image);
     }),
@@ -127,7 +129,8 @@ const HOST_RIGHTS: HostRights = {
     runClones: changes(ofRoot),
     forkProgress: reads(ofRoot),
     finishFork: changes(ofRoot),
-    forkDecision: reads((call, fork) => {
+    // It also decides that a fork that is not known here is undone.
+    forkDecision: changes((call, fork) => {
       const hosts = call.ties.joinedOf(fork);
       return hosts === null || hosts.includes(call.caller) ? null : `${call.caller} has not joined fork ${fork}`;
     }),
@@ -150,15 +153,8 @@ const HOST_RIGHTS: HostRights = {
   images: {
     imageViews: reads(anyHost),
     imageClones: reads(anyHost),
-    stopClones: changes((call, clones) => {
-      for (const { name, uuid } of clones) {
-        const image = call.ties.imageOf(name, uuid);
-        if (image === undefined) continue;
-        const reason = image === null ? `${name} is no clone of a fork with ${call.caller}` : ofImage(call, image);
-        if (reason !== null) return reason;
-      }
-      return null;
-    }),
+    // Each clone has a right of its own: `clonesOfOthers`.
+    stopClones: changes(anyHost),
     removeImage: changes(ofImage),
   },
 };
@@ -195,6 +191,19 @@ export function refuseLogOf(call: PeerCall, vm: string): void {
 
 export function isChange(name: string): boolean {
   return ROWS.get(name)?.isChange ?? true;
+}
+
+/** Returns those clones that the caller may not stop, each with the reason. A moved clone is no clone any more. */
+export function clonesOfOthers(
+  call: PeerCall,
+  clones: readonly VmIdentity[],
+): readonly { readonly name: string; readonly error: MigrationError }[] {
+  return clones.flatMap(({ name, uuid }) => {
+    const image = call.ties.imageOf(name, uuid);
+    if (image === undefined) return [];
+    const reason = image === null ? `${name} is no clone of a fork with ${call.caller}` : ofImage(call, image);
+    return reason === null ? [] : [{ name, error: new MigrationError('NOT_PERMITTED', reason) }];
+  });
 }
 
 function refuse(reason: string | null): void {

@@ -5,6 +5,7 @@ import type { ZodTypeProvider } from 'fastify-type-provider-zod';
 import { z } from 'zod';
 import { hostNameOf } from '../../domain/caller.js';
 import { MigrationError } from '../../domain/errors.js';
+import type { ImagesPort, StoppedVms } from '../../engine/ports/images.js';
 import { errorJson } from '../../schemas/error.js';
 import { vmParams } from '../../schemas/vm.js';
 import { imageId, sessionId } from '../../schemas/words.js';
@@ -12,7 +13,14 @@ import { checkKept } from '../contract/http-errors.js';
 import type { ApiServices } from '../contract/ports.js';
 import { openSerialLog, SerialLogs } from '../contract/serial-logs.js';
 import { callOn, HOST_CALLS } from './methods.js';
-import { isChange, type PeerCall, refuseLogOf, refuseStateOfOthers, refuseWithoutRight } from './peer-rights.js';
+import {
+  clonesOfOthers,
+  isChange,
+  type PeerCall,
+  refuseLogOf,
+  refuseStateOfOthers,
+  refuseWithoutRight,
+} from './peer-rights.js';
 
 export const OCTETS = 'application/octet-stream';
 export const serialPath = (vm: string): string => `/agent/v1/vms/${vm}/serial`;
@@ -76,11 +84,9 @@ export function agentRoutes(fastify: FastifyInstance, services: ApiServices): vo
       },
       async (request) => {
         const { body } = request;
-        refuseWithoutRight(
-          peerCall(request, services, { name, object: objectOf(body), isChange: isChange(name) }),
-          name,
-          body,
-        );
+        const peer = peerCall(request, services, { name, object: objectOf(body), isChange: isChange(name) });
+        refuseWithoutRight(peer, name, body);
+        if (name === 'stopClones') return { result: await stopClonesFor(peer, services, body) };
         return { result: (await callOn(services.agent, call, body)) ?? null };
       },
     );
@@ -103,6 +109,18 @@ export function agentRoutes(fastify: FastifyInstance, services: ApiServices): vo
   acceptStreams(app, services, FORK_STATE_ROUTE, z.strictObject({ fork: imageId }), ({ fork }, state) =>
     services.agent.forks.acceptForkState(fork, state),
   );
+}
+
+/** Stops those that the caller may stop, and says of the others why not. */
+async function stopClonesFor(peer: PeerCall, { agent }: ApiServices, body: readonly unknown[]): Promise<StoppedVms> {
+  const [clones, isForced] = body as Parameters<ImagesPort['stopClones']>;
+  const others = clonesOfOthers(peer, clones);
+  const names = new Set(others.map(({ name }) => name));
+  const { stopped, failures } = await agent.images.stopClones(
+    clones.filter(({ name }) => !names.has(name)),
+    isForced,
+  );
+  return { stopped, failures: [...failures, ...others.map(({ name, error }) => ({ name, error: error.toJSON() }))] };
 }
 
 /** A route that takes device state as a stream. */

@@ -1,6 +1,7 @@
 /** Schemas of those arguments and results of calls between hosts (methods.ts) that no client sees. */
 import { z } from 'zod';
 import { CLONES_MAX } from '../../domain/fork.js';
+import { EPOCH_MAX } from '../../domain/host.js';
 import { FORK_DECISIONS } from '../../engine/ports/fork.js';
 import { SESSION_STATES } from '../../engine/ports/session.js';
 import { hostFanout, multicastGroup } from '../../schemas/fanout.js';
@@ -40,7 +41,7 @@ const hex = z
 
 export const counters = z.record(z.string().max(NAME_MAX), z.number());
 export const microseconds = z.number().nonnegative();
-export const epoch = z.int().min(1);
+export const epoch = z.int().min(1).max(EPOCH_MAX);
 
 export const layerPaths = z.array(z.string().max(4096).startsWith('/')).max(256);
 

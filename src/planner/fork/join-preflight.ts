@@ -46,7 +46,7 @@ export function checkJoin(
   return [
     ...checkPeers(root, inventory),
     ...checkQemu(inventory, vm, { isPaged: true, fetches: true }),
-    ...checkPolicy(host, vm.spec.name, checks, { opened, bridges: request.network === 'fresh' }),
+    ...checkPolicy(host, vm.spec.name, checks, opened),
     ...checkBootFiles(host, vm.spec, checks),
     ...(request.network === 'fresh' ? checkBridges(inventory, vm.spec) : []),
     ...refusals,

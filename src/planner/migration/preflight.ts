@@ -222,7 +222,12 @@ function* checkFiles(
     const why = check?.reason === undefined ? '' : `: ${check.reason}`;
     yield refuse('DISK_MISSING', `${host} ${how} the disk ${disk.id} of ${request.vm} (${disk.path})${why}`, remedy);
   }
-  yield* checkPolicy(host, spec.name, checks, { opened: spec.disks.map(({ path }) => path), bridges: true });
+  yield* checkPolicy(
+    host,
+    spec.name,
+    checks,
+    spec.disks.map(({ path }) => path),
+  );
   yield* checkBootFiles(host, spec, checks);
   yield* checkBridges(target, spec);
 }

@@ -2,6 +2,7 @@
 import { describe, expect, test } from 'vitest';
 import { HOST_CALLS } from '../../../src/api/peers/methods.js';
 import {
+  clonesOfOthers,
   refuseLogOf,
   refuseReaderOf,
   refuseStateOfOthers,
@@ -61,7 +62,7 @@ describe('a session', () => {
 });
 
 describe('a fork', () => {
-  const request = (host: string, fork = UNKNOWN, image = UNKNOWN) => ({ fork, origin: { host, image } });
+  const request = (host: string, fork = UNKNOWN, image = UNKNOWN) => ({ fork, vm: null, origin: { host, image } });
 
   test('is prepared by its root only, and not on an image that came from elsewhere', () => {
     expect(code('B', 'prepareClones', request('B', FORK, IMAGE))).toBe('ok');
@@ -71,6 +72,8 @@ describe('a fork', () => {
     expect(code('C', 'prepareClones', request('C', UNKNOWN, PRIVATE))).toBe(NO);
     expect(code('C', 'prepareClones', request('C', UNKNOWN, IMAGE))).toBe(NO);
     expect(code('B', 'prepareClones', { fork: UNKNOWN, vm: 'own' })).toBe(NO);
+    // A fork that names a VM here would end it, or let it run on, when the daemon starts again.
+    expect(code('B', 'prepareClones', { ...request('B'), vm: 'own' })).toBe(NO);
     expect(code('B', 'forkInventory', { vm: 'own' })).toBe(NO);
     expect(code('B', 'forkInventory', request('B'))).toBe('ok');
   });
@@ -117,12 +120,11 @@ describe('an image', () => {
   });
 
   test('has clones that only those hosts may stop, and whose output only they read', () => {
-    const vm = (name: string) => [{ name, uuid: 'u' }];
-    expect(code('B', 'stopClones', vm('clone'), true)).toBe('ok');
-    expect(code('B', 'stopClones', vm('gone'), true)).toBe('ok');
-    for (const name of ['own', 'ofPrivate']) expect(code('B', 'stopClones', vm(name), true)).toBe(NO);
-    expect(code('C', 'stopClones', vm('clone'), true)).toBe(NO);
     const call = (caller: string) => ({ caller, host: 'H', ties });
+    const asked = ['clone', 'gone', 'own', 'ofPrivate'].map((name) => ({ name, uuid: 'u' }));
+    const refused = (caller: string) => clonesOfOthers(call(caller), asked).map(({ name }) => name);
+    expect(refused('B')).toEqual(['own', 'ofPrivate']);
+    expect(refused('C')).toEqual(['clone', 'own', 'ofPrivate']);
     expect(() => refuseLogOf(call('B'), 'clone')).not.toThrow();
     expect(() => refuseLogOf(call('B'), 'gone')).not.toThrow();
     expect(() => refuseLogOf(call('C'), 'clone')).toThrow('share');

@@ -129,7 +129,7 @@ describe('calls', () => {
     const origin = { ...place, accel: 'tcg', qemuVersion: '7.2.22' } as const;
     const question = { ...asked, origin };
     expect(await forks.forkInventory(question)).toEqual(forkAnswers.forkInventory);
-    const prepare = { ...question, isPartialAllowed, fork: IMAGE, job: 'job-1', hosts: ['A', 'B'] };
+    const prepare = { ...question, vm: null, isPartialAllowed, fork: IMAGE, job: 'job-1', hosts: ['A', 'B'] };
     expect(await forks.prepareClones(prepare)).toEqual(forkAnswers.prepareClones);
     expect(await forks.serveImage(IMAGE, 'B', 'tcp')).toEqual(forkAnswers.serveImage);
     expect(await forks.imageDigests(IMAGE, 'B', 0, 0)).toEqual(forkAnswers.imageDigests);

@@ -46,6 +46,28 @@ function withDescription(file: Buffer, record: object): Buffer {
   ]);
 }
 
+test('a file whose disks another host would serve is none that anybody has saved', async () => {
+  const { file } = await scene.savedOn('A');
+  const good = await readFile(file);
+  const text = good.subarray(
+    HEAD_BYTES + ENTRY_HEADER_BYTES,
+    HEAD_BYTES + ENTRY_HEADER_BYTES + decodeHead(good).descriptionBytes,
+  );
+  const record = JSON.parse(text.toString('utf8')) as { spec: { disks: object[] } };
+  const { images } = await scene.contextOn('B');
+  const spec = {
+    ...record.spec,
+    disks: record.spec.disks.map((disk) => ({ ...disk, served: { host: 'A', image: ID } })),
+  };
+  for (const change of [{ served: { host: 'victim', disks: ['d0'] } }, { spec }]) {
+    const bytes = withDescription(good, { ...record, ...change });
+    // The head of a file with the digests of its layers.
+    good.copy(bytes, 8, 8, 12);
+    await writeFile(file, bytes);
+    await expect(images.load(file)).rejects.toMatchObject({ code: 'CORRUPT' });
+  }
+});
+
 describe('a file with the disks in it', () => {
   test('needs no disk of its host, holds nothing, and takes its disks along when it goes', async () => {
     const source = await scene.savedOn('A', { withDisks: true });

@@ -1,6 +1,6 @@
 /** What a target checks before it prepares a VM, and when it takes the VM over. */
 import { describe, expect, test } from 'vitest';
-import { refuseOtherStart, takeOwnership } from '../../../../src/agent/migration/ownership.js';
+import { refuseOtherEpoch, refuseOtherStart, takeOwnership } from '../../../../src/agent/migration/ownership.js';
 import { FileRegistry } from '../../../../src/cluster/file.js';
 import type { OwnerRecord } from '../../../../src/engine/ports/registry.js';
 import { MemoryStore } from '../../durable/memory-store.js';
@@ -59,4 +59,10 @@ test('a target keeps the incarnation, and an older record of another start does 
   await takeOwnership(registry, next, 3);
   await takeOwnership(registry, next, 3);
   expect(await registry.owner(spec.name)).toEqual(next);
+});
+
+test('the next epoch is one more than that of the announcement, whatever the source says later', () => {
+  expect(() => refuseOtherEpoch({ spec, epoch: 7 }, 8)).not.toThrow();
+  for (const epoch of [7, 9, 2 ** 48])
+    expect(() => refuseOtherEpoch({ spec, epoch: 7 }, epoch)).toThrow(expect.objectContaining({ code: 'CONFLICT' }));
 });
