@@ -319,8 +319,7 @@ export class ForkAgent implements ForkPort {
       if (record.request.share !== undefined) await this.#finished.add(fork);
       return;
     }
-    const isHere = vm !== null && origin === undefined && image === null && vms.has(vm);
-    const parent = isHere ? vms.get(vm) : null;
+    const parent = origin === undefined && image === null && vm !== null && vms.has(vm) ? vms.get(vm) : null;
     const find = (identity: CloneIdentity): { identity: CloneIdentity; vm: ManagedVm }[] => {
       const found = vms.has(identity.name) ? vms.get(identity.name) : null;
       return found?.image === record.image && found.spec.uuid === identity.uuid ? [{ identity, vm: found }] : [];
