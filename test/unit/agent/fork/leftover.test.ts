@@ -12,13 +12,18 @@ const code = (expected: string) => expect.objectContaining({ code: expected });
  * The agent of a daemon that finds an uncommitted fork of `web`. The QEMU of `web` refuses with `failures`, one at a
  * time. The end of the guest is known, and that of QEMU recorded, from question number `endsAt` on.
  */
-async function agentWith(failures: MigrationError[], { endsAt = Infinity, hasRun = false, isEarlier = false } = {}) {
+async function agentWith(
+  failures: MigrationError[],
+  { endsAt = Infinity, hasRun = false, isEarlier = false, request = {} } = {},
+) {
   let questionCount = 0;
+  const resumed: string[] = [];
   const parent = {
     ...{ spec: { name: 'web', uuid: 'u', disks: [] }, state: 'running', job: 'job-1', memory: null, image: null },
     mergedOverlay: null,
     process: {
       cancelAndRun: async () => {
+        resumed.push('web');
         const failure = failures.shift();
         if (failure !== undefined) throw failure;
       },
@@ -33,14 +38,14 @@ async function agentWith(failures: MigrationError[], { endsAt = Infinity, hasRun
   const record = {
     ...(isEarlier ? {} : { runsAfterCommit: true }),
     ...{ version: 1, image: FORK, state: 'prepared', isWarm: false, clones: [], outcome: null, failure: null },
-    request: { fork: FORK, job: 'job-1', vm: 'web', image: null, parentMode: 'continue' },
+    request: { fork: FORK, job: 'job-1', vm: 'web', image: null, parentMode: 'continue', ...request },
   };
   const context = {
     vms: {
       ...{ on: () => undefined, off: () => undefined, all: () => [...vms.values()] },
       ...{ has: (name: string) => vms.has(name), get: (name: string) => vms.get(name) },
       destroy: async () => void (kept.clones = []),
-      room: { release: () => undefined },
+      room: { hold: async () => undefined, release: () => undefined },
       guestEnd: async () => {
         if (++questionCount >= endsAt) parent.state = 'stopped';
         return parent.state === 'stopped' ? { reason: 'guest-shutdown', exitCode: 0 } : null;
@@ -52,13 +57,17 @@ async function agentWith(failures: MigrationError[], { endsAt = Infinity, hasRun
       delete: async () => (kept.images = []),
     },
     forkStore: { load: async () => ({ records: [record], corrupt: [] }), remove: async () => (kept.records = []) },
-    servers: { closeAll: async () => undefined },
+    servers: { close: async () => undefined, closeAll: async () => undefined },
+    peers: {
+      isPeer: () => true,
+      agent: () => ({ forks: { endImage: async () => undefined } }),
+    },
     ...{ native: {}, log: SILENT, host: 'A', registry: { owner: async () => null } },
     diskServer: { whileUnserved: (_: string, work: () => Promise<void>) => work() },
   };
   const agent = new ForkAgent(context as never, {} as never, async () => null);
   await agent.start();
-  return { agent, kept };
+  return { agent, kept, resumed };
 }
 
 test('is undone by the next try, and claims its image until then', async () => {
@@ -99,4 +108,19 @@ test('does not take a clone that has run, and says so', async () => {
 test('of an earlier build, whose clones ran before the commit, is undone with them', async () => {
   const { kept } = await agentWith([], { hasRun: true, isEarlier: true });
   expect(kept).toEqual(GONE);
+});
+
+test('of another host that names a VM of this one has nothing to do with that', async () => {
+  const origin = {
+    host: 'B',
+    image: FORK,
+    spec: { name: 'web', disks: [], memory: { pageBytes: 4096 } },
+    accel: 'tcg',
+    allocatedBytes: 0,
+  };
+  const { agent, resumed } = await agentWith([], { request: { origin } });
+  await agent.discardFork(FORK).catch(() => undefined);
+  expect(resumed).toEqual([]);
+  const prepared = agent.prepareClones({ fork: 'e'.repeat(16), vm: 'web', origin } as never);
+  await expect(prepared).rejects.toEqual(code('USAGE'));
 });
