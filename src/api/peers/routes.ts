@@ -86,7 +86,7 @@ export function agentRoutes(fastify: FastifyInstance, services: ApiServices): vo
         const { body } = request;
         const peer = peerCall(request, services, { name, object: objectOf(body), isChange: isChange(name) });
         refuseWithoutRight(peer, name, body);
-        if (name === 'stopClones') return { result: await stopClonesFor(peer, services, body) };
+        if (name === 'stopClones') return { result: await stopClonesFor(peer, request, services) };
         return { result: (await callOn(services.agent, call, body)) ?? null };
       },
     );
@@ -111,11 +111,23 @@ export function agentRoutes(fastify: FastifyInstance, services: ApiServices): vo
   );
 }
 
-/** Stops those that the caller may stop, and says of the others why not. */
-async function stopClonesFor(peer: PeerCall, { agent }: ApiServices, body: readonly unknown[]): Promise<StoppedVms> {
+/** Stops those that the caller may stop, and says of the others why not. Throws NOT_PERMITTED if he may stop none. */
+async function stopClonesFor(
+  peer: PeerCall,
+  { body, caller, raw }: FastifyRequest,
+  { agent, audit }: ApiServices,
+): Promise<StoppedVms> {
   const [clones, isForced] = body as Parameters<ImagesPort['stopClones']>;
   const others = clonesOfOthers(peer, clones);
+  const [first] = others;
+  if (first !== undefined && others.length === clones.length) throw first.error;
   const names = new Set(others.map(({ name }) => name));
+  if (first !== undefined) {
+    audit.note({
+      ...{ who: caller?.name ?? '', from: raw.socket.remoteAddress ?? '', what: 'stopClones' },
+      ...{ object: [...names].join(' ').slice(0, 512), result: first.error.code, message: first.error.message },
+    });
+  }
   const { stopped, failures } = await agent.images.stopClones(
     clones.filter(({ name }) => !names.has(name)),
     isForced,

@@ -11,6 +11,8 @@ import { ApiClient } from '../../../src/api/client.js';
 import { type ApiServer, buildServer } from '../../../src/api/server.js';
 import { type Caller, USER_ROLES } from '../../../src/domain/caller.js';
 import { toMigrationError } from '../../../src/domain/errors.js';
+import type { VmView } from '../../../src/domain/vm.js';
+import type { StoppedVms } from '../../../src/engine/ports/images.js';
 import { Authority } from '../../../src/tls/authority.js';
 import { TlsStore } from '../../../src/tls/store.js';
 import { type FakeServices, fakeServices } from '../../support/api-fakes.js';
@@ -301,6 +303,26 @@ describe('the audit log', () => {
       { who: 'user/operator', what: 'GET /v1/vms/:name/console', object: 'web', result: 'ok' },
       { who: 'user/viewer', what: 'GET /v1/vms/:name/console', object: 'web', result: 'NOT_PERMITTED' },
     ]);
+  });
+});
+
+describe('another host', () => {
+  test('stops the clones that it shares, not the others, and the log has what was refused', async () => {
+    const [shared, own] = ['1'.repeat(16), '2'.repeat(16)];
+    for (const name of ['theirs', 'ours']) await local().post('/v1/vms', { name, memory: { size: '64M' } });
+    services.ends('theirs', '', 0, shared);
+    services.ends('ours', '', 0, own);
+    services.ties.images.set(shared, ['B']).set(own, []);
+    const clones = (await local().get<VmView[]>('/v1/vms')).map(({ name, uuid }) => ({ name, uuid }));
+    const { result } = await remote('B').post<{ result: StoppedVms }>('/agent/v1/call/stopClones', [clones, true]);
+    expect(result).toMatchObject({
+      stopped: ['theirs'],
+      failures: [{ name: 'ours', error: { code: 'NOT_PERMITTED' } }],
+    });
+    const refused = { who: 'host/B', what: 'stopClones', object: 'ours', result: 'NOT_PERMITTED' };
+    expect(services.audited.slice(2)).toMatchObject([refused, { who: 'host/B', what: 'stopClones', result: 'ok' }]);
+    const others = clones.filter(({ name }) => name === 'ours');
+    expect(await codeOf(remote('B').post('/agent/v1/call/stopClones', [others, true]))).toBe('NOT_PERMITTED');
   });
 });
 
