@@ -305,10 +305,7 @@ describe('vmctl', () => {
     expect(removed.stdout).toMatch(/kept \/srv\/web.qcow2: needed by saved image \/srv\/x.image\n.*--drop-saved/);
     expect(services.images.removals).toEqual([{ id: IMAGE, options: { isForced: true, isDroppingSaved: true } }]);
     await run('vmctl', 'image', 'load', '/srv/x.image', '--disks', 'assume', '--trust');
-    expect([services.images.saves, services.images.loads]).toEqual([
-      [{ withDisks: true }],
-      [{ isAssumed: true, isTrusted: true }],
-    ]);
+    expect(images).toMatchObject({ saves: [{ withDisks: true }], loads: [{ isAssumed: true, isTrusted: true }] });
     expect((await run('vmctl', 'image', 'prune', '--dry-run')).stdout).toMatch(/would remove image 0011.*\nwould free/);
     expect((await run('vmctl', 'image', 'prune')).stdout).toMatch(/^removed image 00112233445566ff: 128 MiB\nfreed/);
     expect((await run('vmctl', 'flatten', 'web')).stdout).toMatch(/^web:\n {2}merged \/srv\/web.qcow2.0011/);
