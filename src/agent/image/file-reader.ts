@@ -52,7 +52,7 @@ export class ImageFileReader {
       throw damaged('the description is missing');
     const parsed = imageRecordSchema.safeParse(parseJson(data));
     if (!parsed.success) throw damaged('the description is not a valid image record');
-    const { saves: _, readers: _r, servedTo: _s, sharedWith: _w, from: _f, isChecked: _c, ...record } = parsed.data;
+    const { saves: _, readers: _r, servedTo: _s, sharedWith: _w, from: _f, ...record } = parsed.data;
     if (record.state !== 'complete' || record.spec.memory.backing !== 'shared')
       throw damaged('its record is not that of a complete image');
     if ((version === FILE_VERSIONS.PLAIN) !== (record.layers === undefined))

@@ -163,7 +163,7 @@ async function writeImage(
     const writer = new Writer(file, signer);
     // The overlays that the parent writes to, the other saved files and who reads the image are matters of this host.
     const { saves: _, readers: __, servedTo: ___, sharedWith: ____, ...told } = record;
-    const { from: _____, isChecked: ______, layers = [], ...described } = told;
+    const { from: _____, layers = [], ...described } = told;
     const order = await images.touchOrder(record.id);
     const hasOrder = order.length > 0;
     await writer.begin(

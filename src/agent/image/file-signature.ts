@@ -5,6 +5,7 @@
  */
 import { createHash, type Hash } from 'node:crypto';
 import { z } from 'zod';
+import { MigrationError } from '../../domain/errors.js';
 import type { HostSignature } from '../../domain/signature.js';
 import { damaged } from './file-format.js';
 
@@ -34,7 +35,8 @@ export function contentHash(): Hash {
 export function signFile(signer: FileSigner, description: Buffer, contentDigest: string): Buffer {
   const by = signer.sign(signedBytes(description, contentDigest));
   const text = Buffer.from(JSON.stringify({ contentDigest, by } satisfies FileSignature));
-  if (text.length > SIGNATURE_BYTES) throw new Error('the certificate of this host is too long');
+  if (text.length > SIGNATURE_BYTES)
+    throw new MigrationError('UNSUPPORTED', 'the certificate of this host is too long to sign the file of an image');
   return Buffer.concat([text, Buffer.alloc(SIGNATURE_BYTES - text.length, ' ')]);
 }
 

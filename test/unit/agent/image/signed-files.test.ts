@@ -117,3 +117,15 @@ test('the signature of one content is none of another', async () => {
     });
   expect(images.list()).toEqual([]);
 });
+
+test('an image whose pages nobody has checked is not one of this host after it was saved and loaded', async () => {
+  const host = await scene.contextOn('A', undefined, { signer: signer('A') });
+  await scene.forked(host);
+  await host.context.images.update(ID, { isChecked: false, from: 'root', sharedWith: ['root'] });
+  const file = join(scene.directory, 'unchecked.img');
+  await host.images.save(ID, file);
+  const { images, context } = await scene.contextOn('B', undefined, { signer: signer('B') });
+  await images.load(file);
+  const loaded = context.images.get(ID);
+  expect([loaded.isChecked, loaded.from, loaded.sharedWith]).toEqual([false, undefined, undefined]);
+});
