@@ -220,6 +220,12 @@ Result<transport::Credentials> credentials(const Napi::Object& options) {
     return Error{ErrorCode::kInvalidArgument, 0, "session id is not hex of its length"};
   if (!parse_hex(text(options, "token"), parsed.token))
     return Error{ErrorCode::kInvalidArgument, 0, "session token is not hex of its length"};
+  const std::string security =
+      options.Get("dataSecurity").IsString() ? text(options, "dataSecurity") : "integrity";
+  if (security != "none" && security != "integrity")
+    return Error{ErrorCode::kInvalidArgument, 0, "this build has no such security of data connections"};
+  parsed.security = security == "none" ? transport::Security::kNone : transport::Security::kIntegrity;
+  parsed.old_hello = options.Get("isOldHello").ToBoolean();
   return parsed;
 }
 

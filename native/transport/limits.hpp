@@ -31,7 +31,8 @@ inline constexpr int64_t kSpinNs = 50'000;
 /// Bytes that an endpoint moves in one poll() before it returns what it has.
 inline constexpr size_t kPollBytesMax = 4 << 20;
 
-static_assert(kStagingBytes >= wire::kFrameHeaderBytes + wire::kMessageBytesMax + wire::kPageBytesMin,
+static_assert(kStagingBytes >= wire::kFrameHeaderBytes + wire::kMessageBytesMax + wire::kFrameTagBytes +
+                                   wire::kPageBytesMin,
               "a whole message, or a page and its header, fits the staging buffer");
 
 }  // namespace vmigrate::transport

@@ -4,22 +4,43 @@
 #include <vector>
 
 #include "transport/credentials.hpp"
+#include "transport/hello.hpp"
 #include "transport/transport.hpp"
 
 namespace vmigrate::transport {
 
-/// The session that a hello names, if its token is right and its channel exists; nullptr otherwise. Every
-/// session is compared, so that the time shows neither which ids exist nor how much of a token was right.
+/// The session whose id this is, or nullptr. Every session is compared, so that the time does not show which
+/// ids exist.
 template <typename Session>
-Session* find_admitting(const std::vector<Session*>& sessions, const wire::Hello& hello) {
-  Session* admitting = nullptr;
+Session* find_session(const std::vector<Session*>& sessions, std::span<const uint8_t> id) {
+  Session* found = nullptr;
   for (Session* session : sessions) {
-    const bool same_session = equal_constant_time(session->credentials().session, hello.session);
-    const bool same_token = equal_constant_time(session->credentials().token, hello.token);
-    if (same_session & same_token) admitting = session;
+    if (equal_constant_time(session->credentials().session, id)) found = session;
   }
+  return found;
+}
+
+/// The session that a proof opens, or nullptr. The proof for an unknown session is computed too, with a token
+/// that nobody has, so that the time is the same.
+template <typename Session>
+Session* find_admitting(const std::vector<Session*>& sessions, const Transcript& transcript,
+                        std::span<const uint8_t> proof) {
+  Session* session = find_session(sessions, transcript.hello.session);
+  const SessionToken nobodys{};
+  const SessionToken& token = session != nullptr ? session->credentials().token : nobodys;
+  Proof expected;
+  if (!make_proof(token, End::kTarget, transcript, &expected)) return nullptr;
+  return equal_constant_time(expected, proof) ? session : nullptr;
+}
+
+/// The same for a hello of OLD_HELLO_VERSION, which opens only sessions that say so.
+template <typename Session>
+Session* find_admitting_old(const std::vector<Session*>& sessions, const wire::OldHello& hello) {
+  Session* session = find_session(sessions, hello.session);
+  if (session == nullptr || !session->credentials().old_hello) return nullptr;
   const auto channel = static_cast<Channel>(hello.channel);
-  return channel == Channel::kDemand || channel == Channel::kBulk ? admitting : nullptr;
+  const bool is_right = equal_constant_time(session->credentials().token, hello.token);
+  return is_right && (channel == Channel::kDemand || channel == Channel::kBulk) ? session : nullptr;
 }
 
 /// For the owner of the sessions, whose lookup no peer can time.

@@ -32,10 +32,16 @@ namespace vmigrate::transport {
 using SessionId = std::array<uint8_t, wire::kSessionIdBytes>;
 using SessionToken = std::array<uint8_t, wire::kSessionTokenBytes>;
 using wire::Channel;
+using wire::Security;
 
 struct Credentials {
   SessionId session{};
   SessionToken token{};
+  /// connect: what to ask for. expose_session: the least that a connection must ask for. Only a provider with
+  /// Provider::protects_frames looks at it.
+  Security security = Security::kNone;
+  /// The peer speaks wire::kOldHelloVersion: its hello has the token in clear, and there is no security.
+  bool old_hello = false;
 };
 
 /// Names a region that a peer exposed. Only the provider that made a key can interpret it. A key is valid as
@@ -183,8 +189,9 @@ class ExposedSession {
   virtual ExposedSessionCounters counters() const = 0;
 };
 
-/// Accepts data connections of all sessions of this host. A connection gets nothing unless it presents a
-/// known session and the right token within wire::kHelloTimeoutMs. Thread-safe. Must outlive its sessions.
+/// Accepts data connections of all sessions of this host. A connection gets nothing unless it names a known
+/// session and proves that it has its token within wire::kHelloTimeoutMs. Thread-safe. Must outlive its
+/// sessions.
 class Listener {
  public:
   virtual ~Listener() = default;
@@ -204,8 +211,9 @@ class Listener {
 struct Provider {
   const char* name;
 
-  /// Blocks until the peer has accepted the hello or `timeout` has passed. kRefused: wrong token, session or
-  /// version. kUnsupported: this host lacks something that the provider needs, and the message names it.
+  /// Blocks until both ends have proved that they have the token, or `timeout` has passed. kRefused: wrong
+  /// token, session, security or version. kUnsupported: this host lacks something that the provider needs,
+  /// and the message names it.
   Result<std::unique_ptr<Endpoint>> (*connect)(const Address& address, const Credentials& credentials,
                                                Channel channel, std::chrono::milliseconds timeout,
                                                const Options& options);
@@ -216,6 +224,10 @@ struct Provider {
   Result<std::vector<Device>> (*devices)() = nullptr;
 
   // Capabilities, and differences between providers that the contract allows.
+
+  /// Obeys Credentials::security. Otherwise frames have none: they do not leave the host, or a device moves
+  /// the bytes. The caller decides whether it may use such a provider.
+  bool protects_frames = false;
 
   /// Addresses name a unix socket, not an IP address and a port.
   bool host_is_path = false;

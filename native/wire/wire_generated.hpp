@@ -7,13 +7,18 @@
 
 namespace vmigrate::wire {
 
-inline constexpr uint16_t kProtocolVersion = 2;
+inline constexpr uint16_t kProtocolVersion = 3;
+inline constexpr uint16_t kOldHelloVersion = 2;
 inline constexpr uint32_t kHelloMagic = 826756438u;
 inline constexpr uint32_t kSessionIdBytes = 16u;
 inline constexpr uint32_t kSessionTokenBytes = 32u;
 inline constexpr uint32_t kHelloBytes = 56u;
-inline constexpr uint32_t kHelloReplyBytes = 8u;
+inline constexpr uint32_t kHelloReplyBytes = 24u;
+inline constexpr uint32_t kHelloReplyHeadBytes = 8u;
+inline constexpr uint32_t kHelloNonceBytes = 16u;
+inline constexpr uint32_t kHelloProofBytes = 16u;
 inline constexpr uint32_t kFrameHeaderBytes = 32u;
+inline constexpr uint32_t kFrameTagBytes = 16u;
 inline constexpr uint32_t kTransferBytesMax = 1048576u;
 inline constexpr uint32_t kMessageBytesMax = 4096u;
 inline constexpr uint32_t kOutstandingOpsMax = 64u;
@@ -54,6 +59,7 @@ enum class HelloStatus : uint16_t {
   kBadVersion = 3,
   kRefused = 4,
   kBusy = 5,
+  kChallenge = 6,
 };
 
 enum class FrameOp : uint8_t {
@@ -78,6 +84,12 @@ enum class DatagramKind : uint8_t {
   kEnd = 2,
   kReport = 3,
   kProbe = 4,
+};
+
+enum class Security : uint8_t {
+  kNone = 1,
+  kIntegrity = 2,
+  kEncrypt = 3,
 };
 
 enum class PageState : uint8_t {
@@ -210,23 +222,36 @@ enum class ImageCounter : size_t {
 };
 inline constexpr size_t kImageCounterCount = 28;
 
-/* First bytes of every data connection, from the target. */
+/* First bytes of every data connection, from the target; sent again with the proof. */
 struct Hello {
+  uint32_t magic;
+  uint16_t version;
+  uint8_t channel;
+  uint8_t security;
+  uint8_t session[16];
+  uint8_t nonce[16]; /* the target's */
+  uint8_t proof[16]; /* zero the first time */
+} __attribute__((packed));
+static_assert(sizeof(struct Hello) == 56, "wire layout");
+
+/* HELLO of OLD_HELLO_VERSION, which is answered by the head of a HELLO_REPLY. */
+struct OldHello {
   uint32_t magic;
   uint16_t version;
   uint16_t channel;
   uint8_t session[16];
   uint8_t token[32];
 } __attribute__((packed));
-static_assert(sizeof(struct Hello) == 56, "wire layout");
+static_assert(sizeof(struct OldHello) == 56, "wire layout");
 
-/* The source's answer; it closes the connection after any status but OK. */
+/* The source's answer; it closes the connection after any status but CHALLENGE and OK. */
 struct HelloReply {
   uint32_t magic;
   uint16_t version;
   uint16_t status;
+  uint8_t value[16]; /* CHALLENGE: the source's nonce; OK: its proof; else zero */
 } __attribute__((packed));
-static_assert(sizeof(struct HelloReply) == 8, "wire layout");
+static_assert(sizeof(struct HelloReply) == 24, "wire layout");
 
 /* Precedes every frame of the stream transports (tcp; shm for what is not memory). */
 struct FrameHeader {

@@ -37,6 +37,7 @@ const ENUMS: Record<string, { values: Record<string, number>; type: string }> = 
   FrameOp: { values: wire.FRAME_OP, type: 'uint8_t' },
   OpStatus: { values: wire.OP_STATUS, type: 'uint8_t' },
   DatagramKind: { values: datagrams.DATAGRAM_KIND, type: 'uint8_t' },
+  Security: { values: wire.SECURITY, type: 'uint8_t' },
   PageState: { values: wire.PAGE_STATE, type: 'uint8_t' },
   PreloadOp: { values: wire.PRELOAD_OP, type: 'uint16_t' },
   PreloadStatus: { values: wire.PRELOAD_STATUS, type: 'uint16_t' },
@@ -78,6 +79,7 @@ export function cppHeader(): string {
     '',
   ];
   lines.push(`inline constexpr uint16_t kProtocolVersion = ${wire.PROTOCOL_VERSION};`);
+  lines.push(`inline constexpr uint16_t kOldHelloVersion = ${wire.OLD_HELLO_VERSION};`);
   for (const [name, value] of Object.entries({ ...wire.CONSTANTS, ...datagrams.DATAGRAM_CONSTANTS }))
     lines.push(`inline constexpr uint32_t k${pascal(name)} = ${value}u;`);
   lines.push('');

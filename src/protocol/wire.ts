@@ -4,23 +4,30 @@
  * sides.
  *
  * Version rule: PROTOCOL_VERSION is one number for the whole data plane. Peers with different numbers refuse each other
- * in the hello, before any key is checked. A field never changes its meaning; a new layout gets a new number.
+ * in the hello, before any key is checked, unless a host was told to accept OLD_HELLO_VERSION. A field never changes its
+ * meaning; a new layout gets a new number.
  *
  * All integers are little-endian. Zero is never a valid value of an enumeration, except in PAGE_STATE, which says why.
  *
  *   One connection for each channel, so that demand never waits behind bulk:
  *
  *   target                                source
- *     | ---- HELLO(session, token, channel) --> |  token compared in constant time before anything else is read
- *     | <--------- HELLO_REPLY(status) -------- |  the source closes after any status but OK
+ *     | -- HELLO(session, nonce, proof 0) ----> |  before anything is looked up
+ *     | <- HELLO_REPLY(CHALLENGE, nonce) ------ |  the same for every session, known or not
+ *     | -- HELLO(session, nonce, proof) ------> |  the proof that the target has the token; it covers all that was said
+ *     | <- HELLO_REPLY(OK, proof) ------------- |  the source's proof; the source closes after any other status
  *     | ---- READ(tag, key, offset, length) --> |  key must belong to this session; range must be inside the region
  *     | <-- READ_REPLY(tag, status) + bytes --- |  bytes only with status OK, exactly `length` of them
  *     | ---- WRITE(...) + bytes --------------> |  only for keys exposed writable
  *     | <---------- WRITE_REPLY(tag) ---------- |
  *     | <--------- MESSAGE + bytes -----------> |
+ *
+ * With SECURITY INTEGRITY a tag of FRAME_TAG_BYTES follows each frame, both ways.
  */
 
-export const PROTOCOL_VERSION = 2;
+export const PROTOCOL_VERSION = 3;
+/** The version whose HELLO has the token in clear (OldHello). */
+export const OLD_HELLO_VERSION = 2;
 
 /** Scalars that C++ and TypeScript share. Names end with their unit. */
 export const CONSTANTS = {
@@ -30,8 +37,15 @@ export const CONSTANTS = {
   SESSION_TOKEN_BYTES: 32,
   /** HELLO fits rdma_cm's private data (56 bytes), so that every provider sends the same one. */
   HELLO_BYTES: 56,
-  HELLO_REPLY_BYTES: 8,
+  HELLO_REPLY_BYTES: 24,
+  /** The part of HELLO_REPLY that all versions have. In OLD_HELLO_VERSION it is all of it. */
+  HELLO_REPLY_HEAD_BYTES: 8,
+  HELLO_NONCE_BYTES: 16,
+  /** A proof is an HMAC-SHA256, cut to this length. */
+  HELLO_PROOF_BYTES: 16,
   FRAME_HEADER_BYTES: 32,
+  /** An AES-256-GMAC of the frame, whose nonce is the number of frames before it on this connection. */
+  FRAME_TAG_BYTES: 16,
   /** The most that one READ or WRITE moves; a peer that asks for more is disconnected. */
   TRANSFER_BYTES_MAX: 1 << 20,
   /** The longest message. */
@@ -75,7 +89,10 @@ export const CONSTANTS = {
 /** Which connection of a session a HELLO opens. */
 export const CHANNEL = { DEMAND: 1, BULK: 2 } as const;
 
-export const HELLO_STATUS = { OK: 1, BAD_MAGIC: 2, BAD_VERSION: 3, REFUSED: 4, BUSY: 5 } as const;
+export const HELLO_STATUS = { OK: 1, BAD_MAGIC: 2, BAD_VERSION: 3, REFUSED: 4, BUSY: 5, CHALLENGE: 6 } as const;
+
+/** How the frames of a connection are protected. A greater number is stronger. */
+export const SECURITY = { NONE: 1, INTEGRITY: 2, ENCRYPT: 3 } as const;
 
 export const FRAME_OP = { READ: 1, READ_REPLY: 2, WRITE: 3, WRITE_REPLY: 4, MESSAGE: 5 } as const;
 
@@ -257,7 +274,21 @@ export interface StructDefinition {
 export const STRUCTS: readonly StructDefinition[] = [
   {
     name: 'Hello',
-    comment: 'First bytes of every data connection, from the target.',
+    comment: 'First bytes of every data connection, from the target; sent again with the proof.',
+    bytes: CONSTANTS.HELLO_BYTES,
+    fields: [
+      ['magic', 'u32'],
+      ['version', 'u16'],
+      ['channel', 'u8'],
+      ['security', 'u8'],
+      ['session', 'bytes16'],
+      ['nonce', 'bytes16', "the target's"],
+      ['proof', 'bytes16', 'zero the first time'],
+    ],
+  },
+  {
+    name: 'OldHello',
+    comment: 'HELLO of OLD_HELLO_VERSION, which is answered by the head of a HELLO_REPLY.',
     bytes: CONSTANTS.HELLO_BYTES,
     fields: [
       ['magic', 'u32'],
@@ -269,12 +300,13 @@ export const STRUCTS: readonly StructDefinition[] = [
   },
   {
     name: 'HelloReply',
-    comment: "The source's answer; it closes the connection after any status but OK.",
+    comment: "The source's answer; it closes the connection after any status but CHALLENGE and OK.",
     bytes: CONSTANTS.HELLO_REPLY_BYTES,
     fields: [
       ['magic', 'u32'],
       ['version', 'u16'],
       ['status', 'u16'],
+      ['value', 'bytes16', "CHALLENGE: the source's nonce; OK: its proof; else zero"],
     ],
   },
   {

@@ -3,10 +3,9 @@
 #include <memory>
 #include <span>
 
+#include "base/gmac.hpp"
 #include "base/result.hpp"
 #include "multicast/datagram/group.hpp"
-
-struct evp_cipher_ctx_st;
 
 namespace vmigrate::multicast {
 
@@ -16,9 +15,6 @@ class DatagramAuth {
  public:
   /// kUnsupported if the library has no AES-GCM.
   static Result<std::unique_ptr<DatagramAuth>> create(const Key& key);
-  ~DatagramAuth();
-  DatagramAuth(const DatagramAuth&) = delete;
-  DatagramAuth& operator=(const DatagramAuth&) = delete;
 
   /// Sets the tag of a datagram that is complete otherwise. False: the library failed.
   bool sign(std::span<std::byte> datagram);
@@ -26,10 +22,10 @@ class DatagramAuth {
   bool verify(std::span<const std::byte> datagram);
 
  private:
-  explicit DatagramAuth(evp_cipher_ctx_st* context) : context_(context) {}
+  explicit DatagramAuth(std::unique_ptr<Gmac> gmac) : gmac_(std::move(gmac)) {}
   bool tag_of(std::span<const std::byte> datagram, uint8_t (&tag)[wire::kDatagramTagBytes]);
 
-  evp_cipher_ctx_st* const context_;
+  const std::unique_ptr<Gmac> gmac_;
 };
 
 }  // namespace vmigrate::multicast

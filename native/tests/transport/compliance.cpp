@@ -3,7 +3,8 @@
 namespace vmigrate::transport {
 
 void PrintTo(const ComplianceCase& tested, std::ostream* out) {
-  *out << tested.provider->name << (tested.faulty ? ", faulty" : "");
+  *out << tested.provider->name << (tested.faulty ? ", faulty" : "")
+       << (tested.security == Security::kIntegrity ? ", integrity" : "");
 }
 
 TransportCompliance::TransportCompliance() = default;

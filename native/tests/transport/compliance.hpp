@@ -15,6 +15,7 @@ namespace vmigrate::transport {
 struct ComplianceCase {
   const Provider* provider;
   bool faulty;
+  Security security = Security::kNone;
 };
 void PrintTo(const ComplianceCase& tested, std::ostream* out);
 
@@ -36,7 +37,7 @@ class TransportCompliance : public testing::TestWithParam<ComplianceCase> {
   std::unique_ptr<Endpoint> decorate(std::unique_ptr<Endpoint> endpoint);
   RemoteKey must_expose_memory(const TestMemory& memory, Access access = Access::kRead);
 
-  const Credentials credentials_ = make_credentials(1);
+  const Credentials credentials_ = make_credentials(1, GetParam().security);
   std::unique_ptr<Listener> listener_;
   std::unique_ptr<ExposedSession> session_;
 };

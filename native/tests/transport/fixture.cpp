@@ -38,8 +38,9 @@ void TestMemory::fill(uint64_t seed) {
   }
 }
 
-Credentials make_credentials(uint8_t seed) {
+Credentials make_credentials(uint8_t seed, Security security) {
   Credentials credentials;
+  credentials.security = security;
   for (size_t i = 0; i < credentials.session.size(); ++i)
     credentials.session[i] = static_cast<uint8_t>(seed + i);
   for (size_t i = 0; i < credentials.token.size(); ++i)

@@ -53,7 +53,7 @@ std::span<const Provider* const> tested_providers();
 /// capability is missing.
 std::string missing_for(const Provider& provider);
 
-Credentials make_credentials(uint8_t seed);
+Credentials make_credentials(uint8_t seed, Security security = Security::kNone);
 /// A fresh address to listen on.
 Address listen_address(const Provider& provider);
 Result<std::unique_ptr<Listener>> listen_at(const Provider& provider, const Address& address);

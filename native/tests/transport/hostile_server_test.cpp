@@ -11,6 +11,7 @@
 #include <thread>
 
 #include "tests/transport/hostile_fixture.hpp"
+#include "transport/credentials.hpp"
 #include "transport/limits.hpp"
 #include "transport/shm/frames.hpp"
 #include "transport/shm/provider.hpp"
@@ -18,131 +19,6 @@
 
 namespace vmigrate::transport {
 namespace {
-
-/// A real requester. The test plays the server by hand.
-class HostileServer : public testing::TestWithParam<const Provider*> {
- protected:
-  void SetUp() override {
-    local_.fill(1);
-    pristine_.assign(local_.base(), local_.base() + local_.length_bytes());
-    Address address = listen_address(*GetParam());
-    const auto to =
-        GetParam() == &kTcpProvider ? tcp_socket_address(address) : unix_socket_address(address.host);
-    listening_.reset(::socket(to.value().storage.ss_family, SOCK_STREAM | SOCK_CLOEXEC, 0));
-    ASSERT_EQ(::bind(listening_.get(), to.value().get(), to.value().length), 0);
-    ASSERT_EQ(::listen(listening_.get(), 8), 0);
-    path_ = address.host;
-    if (GetParam() == &kTcpProvider) {
-      sockaddr_in bound{};
-      socklen_t length = sizeof bound;
-      ASSERT_EQ(::getsockname(listening_.get(), reinterpret_cast<sockaddr*>(&bound), &length), 0);
-      address.port = ntohs(bound.sin_port);
-    }
-    address_ = address;
-  }
-  void TearDown() override {
-    if (GetParam() == &kShmProvider) ::unlink(path_.c_str());
-  }
-  // Accepts the connection and answers the hello with the given status.
-  void serve_hello(const std::function<void(int)>& answer) {
-    acceptor_ = std::thread([this, answer] {
-      peer_.reset(::accept4(listening_.get(), nullptr, nullptr, SOCK_CLOEXEC));
-      wire::Hello hello{};
-      if (receive_raw(peer_.get(), &hello)) answer(peer_.get());
-    });
-  }
-  void connect_honestly() {
-    serve_hello([](int fd) { send_raw(fd, hello_reply(wire::HelloStatus::kOk)); });
-    auto endpoint = connect(*GetParam(), address_, make_credentials(1));
-    acceptor_.join();
-    ASSERT_TRUE(endpoint.ok());
-    endpoint_ = std::move(endpoint).value();
-    local_id_ = endpoint_->register_local(local_.local()).value();
-  }
-  Operation operation(uint32_t length_bytes = 4096) const {
-    return Operation{9, local_id_, 8192, RemoteKey{0, 5, 1 << 20}, 0, length_bytes};
-  }
-  // Posts one READ of 4 KiB at 8192 and returns the request as it arrived.
-  wire::FrameHeader post_read() {
-    const Operation one = operation();
-    EXPECT_EQ(endpoint_->read(std::span(&one, 1)).posted, 1u);
-    wire::FrameHeader request{};
-    EXPECT_TRUE(receive_raw(peer_.get(), &request));
-    return request;
-  }
-  void expect_disconnect() {
-    std::vector<Completion> completions;
-    EXPECT_TRUE(eventually([&] {
-      Completion batch[8];
-      const size_t count = endpoint_->poll(batch);
-      completions.insert(completions.end(), batch, batch + count);
-      return endpoint_->disconnected();
-    }));
-    for (const Completion& completion : completions) EXPECT_EQ(completion.result, OpResult::kDisconnected);
-    // Checks that nothing has changed outside the requested range.
-    EXPECT_EQ(std::memcmp(local_.base(), pristine_.data(), 8192), 0);
-    EXPECT_EQ(std::memcmp(local_.base() + 12288, pristine_.data() + 12288, pristine_.size() - 12288), 0);
-  }
-  void expect_disconnect_after(const std::function<void(wire::FrameHeader&)>& spoil) {
-    connect_honestly();
-    const wire::FrameHeader request = post_read();
-    wire::FrameHeader reply{};
-    reply.op = static_cast<uint8_t>(wire::FrameOp::kReadReply);
-    reply.status = static_cast<uint8_t>(wire::OpStatus::kOk);
-    reply.length = request.length;
-    reply.tag = request.tag;
-    spoil(reply);
-    send_raw(peer_.get(), reply);
-    const std::vector<std::byte> payload(16384, std::byte{0xee});
-    (void)::send(peer_.get(), payload.data(), payload.size(), MSG_NOSIGNAL);
-    expect_disconnect();
-    endpoint_.reset();
-    peer_.reset();
-  }
-
-  TestMemory local_{65536};
-  std::vector<std::byte> pristine_;
-  UniqueFd listening_;
-  UniqueFd peer_;
-  std::string path_;
-  Address address_;
-  std::thread acceptor_;
-  std::unique_ptr<Endpoint> endpoint_;
-  LocalId local_id_{};
-};
-
-TEST_P(HostileServer, WrongHelloRepliesAreErrors) {
-  struct {
-    wire::HelloReply reply;
-    ErrorCode expected;
-  } const cases[] = {
-      {{wire::kHelloMagic ^ 1, wire::kProtocolVersion, 1}, ErrorCode::kProtocol},
-      {{wire::kHelloMagic, wire::kProtocolVersion + 1, 1}, ErrorCode::kRefused},
-      {{wire::kHelloMagic, wire::kProtocolVersion, 0}, ErrorCode::kProtocol},
-      {{wire::kHelloMagic, wire::kProtocolVersion, 99}, ErrorCode::kProtocol},
-      {{wire::kHelloMagic, wire::kProtocolVersion, 5}, ErrorCode::kRefused},
-  };
-  for (const auto& c : cases) {
-    serve_hello([&](int fd) { send_raw(fd, c.reply); });
-    const auto endpoint = connect(*GetParam(), address_, make_credentials(1));
-    acceptor_.join();
-    ASSERT_FALSE(endpoint.ok());
-    EXPECT_EQ(endpoint.error().code, c.expected);
-  }
-  serve_hello([&](int fd) { ::shutdown(fd, SHUT_RDWR); });
-  const auto closed = connect(*GetParam(), address_, make_credentials(1));
-  acceptor_.join();
-  ASSERT_FALSE(closed.ok());
-  EXPECT_EQ(closed.error().code, ErrorCode::kDisconnected);
-  serve_hello([](int) {});
-  const auto start = std::chrono::steady_clock::now();
-  const auto silent = GetParam()->connect(address_, make_credentials(1), Channel::kDemand,
-                                          std::chrono::milliseconds(200), {});
-  acceptor_.join();
-  ASSERT_FALSE(silent.ok());
-  EXPECT_EQ(silent.error().code, ErrorCode::kTimeout);
-  EXPECT_LT(std::chrono::steady_clock::now() - start, std::chrono::seconds(2));
-}
 
 TEST_P(HostileServer, RepliesThatNobodyAskedFor) {
   connect_honestly();

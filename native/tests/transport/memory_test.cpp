@@ -14,7 +14,8 @@ namespace vmigrate::transport {
 namespace {
 
 std::string case_name(const testing::TestParamInfo<ComplianceCase>& info) {
-  return std::string(info.param.provider->name) + (info.param.faulty ? "_faulty" : "_bare");
+  return std::string(info.param.provider->name) + (info.param.faulty ? "_faulty" : "_bare") +
+         (info.param.security == Security::kIntegrity ? "_integrity" : "");
 }
 
 TEST_P(TransportCompliance, ReadsAWholeRegion) {
@@ -287,7 +288,10 @@ TEST_P(TransportCompliance, HugePagesOnBothSides) {
 std::vector<ComplianceCase> all_cases() {
   std::vector<ComplianceCase> cases;
   for (const Provider* provider : tested_providers())
-    for (const bool faulty : {false, true}) cases.push_back({provider, faulty});
+    for (const bool faulty : {false, true}) {
+      cases.push_back({provider, faulty});
+      if (provider->protects_frames) cases.push_back({provider, faulty, Security::kIntegrity});
+    }
   return cases;
 }
 

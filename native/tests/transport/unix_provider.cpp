@@ -10,8 +10,10 @@
 namespace vmigrate::transport {
 namespace {
 
-constexpr StreamService kUnixService{
-    .serve = &serve_tcp, .prepare = [](ExposedKey&) { return ok(); }, .tcp = false};
+constexpr StreamService kUnixService{.serve = &serve_tcp,
+                                     .prepare = [](ExposedKey&) { return ok(); },
+                                     .tcp = false,
+                                     .security_max = Security::kIntegrity};
 
 Result<std::unique_ptr<Listener>> listen_unix(const Address& address, const Options&) {
   auto local = unix_socket_address(address.host);
@@ -27,7 +29,8 @@ Result<std::unique_ptr<Listener>> listen_unix(const Address& address, const Opti
 Result<std::unique_ptr<Endpoint>> connect_unix(const Address& address, const Credentials& credentials,
                                                Channel channel, std::chrono::milliseconds timeout,
                                                const Options&) {
-  return connect_stream<TcpEndpoint>(unix_socket_address(address.host), credentials, channel, timeout);
+  return connect_stream<TcpEndpoint>(unix_socket_address(address.host), credentials, channel, timeout,
+                                     Security::kIntegrity);
 }
 
 }  // namespace
@@ -36,6 +39,7 @@ constinit const Provider kUnixProvider{
     .name = "unix",
     .connect = &connect_unix,
     .listen = &listen_unix,
+    .protects_frames = true,
     .host_is_path = true,
     .serves_by_thread = true,
 };

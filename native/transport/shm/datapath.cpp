@@ -18,8 +18,8 @@ constexpr uint32_t kPollsWithoutReceiveMax = 32;
 
 }  // namespace
 
-ShmEndpoint::ShmEndpoint(UniqueFd socket)
-    : StreamEndpoint(std::move(socket), /*with_payloads=*/false),
+ShmEndpoint::ShmEndpoint(UniqueFd socket, ConnectionTags no_tags)
+    : StreamEndpoint(std::move(socket), /*with_payloads=*/false, std::move(no_tags.sent)),
       bounce_(std::make_unique_for_overwrite<std::byte[]>(kStoreBytesMax)) {}
 
 PostResult ShmEndpoint::post(OperationTable::Kind kind, std::span<const Operation> operations) {

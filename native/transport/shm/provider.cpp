@@ -62,7 +62,8 @@ Result<std::unique_ptr<Endpoint>> connect_shm(const Address& address, const Cred
                                               Channel channel, std::chrono::milliseconds timeout,
                                               const Options& options) {
   if (!options.empty()) return kNoOptions;
-  return connect_stream<ShmEndpoint>(unix_socket_address(address.host), credentials, channel, timeout);
+  return connect_stream<ShmEndpoint>(unix_socket_address(address.host), credentials, channel, timeout,
+                                     Security::kNone);
 }
 
 }  // namespace

@@ -32,7 +32,8 @@ class StreamEndpoint : public Endpoint, protected SendQueue::Owner {
   int event_fd() const final { return ready_.fd(); }
 
  protected:
-  StreamEndpoint(UniqueFd socket, bool with_payloads) : socket_(std::move(socket)), queue_(with_payloads) {}
+  StreamEndpoint(UniqueFd socket, bool with_payloads, std::unique_ptr<FrameTags> sent_tags)
+      : socket_(std::move(socket)), queue_(with_payloads, std::move(sent_tags)) {}
 
   virtual PostResult post(OperationTable::Kind kind, std::span<const Operation> operations) = 0;
   /// Reads what has arrived, and puts messages into `received_`.
@@ -65,18 +66,24 @@ class StreamEndpoint : public Endpoint, protected SendQueue::Owner {
 /// A socket needs only its address, so there are no options.
 inline constexpr Error kNoOptions{ErrorCode::kInvalidArgument, 0, "provider without options"};
 
-/// Connects, sends a hello and makes a `Made` of the socket.
+/// Connects, says hello and makes a `Made` of the socket. `security_max`: the strongest that a `Made` knows.
 template <typename Made>
 Result<std::unique_ptr<Endpoint>> connect_stream(const Result<SocketAddress>& address,
                                                  const Credentials& credentials, Channel channel,
-                                                 std::chrono::milliseconds timeout) {
+                                                 std::chrono::milliseconds timeout, Security security_max) {
   const Deadline deadline = std::chrono::steady_clock::now() + timeout;
+  const Security security = security_max == Security::kNone ? Security::kNone : credentials.security;
+  if (security > security_max)
+    return Error{ErrorCode::kUnsupported, 0, "this build has no such security of data connections"};
   if (!address) return address.error();
   auto socket = connect_socket(address.value(), deadline);
   if (!socket) return socket.error();
-  if (Status said = say_hello(socket.value().get(), credentials, channel, deadline); !said)
-    return said.error();
-  auto endpoint = std::make_unique<Made>(std::move(socket).value());
+  const auto agreed = say_hello(socket.value().get(), credentials, channel, security, deadline);
+  if (!agreed) return agreed.error();
+  auto tags =
+      ConnectionTags::create(agreed.value().security, agreed.value().target_key, agreed.value().source_key);
+  if (!tags) return tags.error();
+  auto endpoint = std::make_unique<Made>(std::move(socket).value(), std::move(tags).value());
   if (Status opened = endpoint->open(); !opened) return opened.error();
   return std::unique_ptr<Endpoint>(std::move(endpoint));
 }

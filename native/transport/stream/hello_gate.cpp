@@ -28,8 +28,8 @@ Status watch(int epoll, int fd, uint64_t data) {
 
 }  // namespace
 
-HelloGate::HelloGate(UniqueFd listening, UniqueFd wake, bool tcp, Admit admit, void* context)
-    : listening_(std::move(listening)), wake_(std::move(wake)), tcp_(tcp), admit_(admit), context_(context) {}
+HelloGate::HelloGate(UniqueFd listening, UniqueFd wake, bool tcp, Owner& owner)
+    : listening_(std::move(listening)), wake_(std::move(wake)), tcp_(tcp), owner_(owner) {}
 
 Status HelloGate::open() {
   epoll_.reset(::epoll_create1(EPOLL_CLOEXEC));
@@ -86,18 +86,30 @@ void HelloGate::accept_all() {
     }
     if (tcp_ && !set_tcp_options(fd.get())) continue;
 
-    auto slot = std::min_element(pending_.begin(), pending_.end(), [](const Pending& a, const Pending& b) {
-      if (a.fd.valid() != b.fd.valid()) return !a.fd.valid();
-      return a.deadline < b.deadline;
-    });
+    auto slot = slot_for_another();
     if (slot->fd.valid()) reject(*slot);
     slot->fd = std::move(fd);
     ++slot->generation;
     slot->received_bytes = 0;
+    slot->is_challenged = false;
     slot->deadline = Clock::now() + std::chrono::milliseconds(wire::kHelloTimeoutMs);
     const auto index = static_cast<uint64_t>(slot - pending_.begin());
     if (!watch(epoll_.get(), slot->fd.get(), uint64_t{slot->generation} << 32 | index)) reject(*slot);
   }
+}
+
+// A free slot, else the oldest of those that have sent a hello or of those that have not, whichever hold more
+// than half of the table: a flood of one kind cannot push out the other.
+HelloGate::Pending* HelloGate::slot_for_another() {
+  const auto challenged_count = std::count_if(pending_.begin(), pending_.end(), [](const Pending& pending) {
+    return pending.fd.valid() && pending.is_challenged;
+  });
+  const bool gives_challenged = static_cast<size_t>(challenged_count) > pending_.size() / 2;
+  return std::min_element(pending_.begin(), pending_.end(), [&](const Pending& a, const Pending& b) {
+    if (a.fd.valid() != b.fd.valid()) return !a.fd.valid();
+    if (a.is_challenged != b.is_challenged) return a.is_challenged == gives_challenged;
+    return a.deadline < b.deadline;
+  });
 }
 
 void HelloGate::pause_accepting() {
@@ -107,24 +119,68 @@ void HelloGate::pause_accepting() {
 }
 
 void HelloGate::receive(Pending& pending) {
+  while (pending.fd.valid() && receive_hello(pending)) {
+    pending.received_bytes = 0;
+    if (pending.is_challenged || pending.hello.version == wire::kOldHelloVersion)
+      hand_over(pending);
+    else
+      answer_first(pending);
+  }
+}
+
+// False: the rest has not come yet, or the peer has gone.
+bool HelloGate::receive_hello(Pending& pending) {
   while (pending.received_bytes < sizeof pending.hello) {
     auto* bytes = reinterpret_cast<std::byte*>(&pending.hello);
     const ssize_t count = ::recv(pending.fd.get(), bytes + pending.received_bytes,
                                  sizeof pending.hello - pending.received_bytes, MSG_DONTWAIT);
     if (count < 0 && errno == EINTR) continue;
-    if (count < 0 && errno == EAGAIN) return;
-    if (count <= 0) return reject(pending);
+    if (count < 0 && errno == EAGAIN) return false;
+    if (count <= 0) {
+      reject(pending);
+      return false;
+    }
     pending.received_bytes += static_cast<uint32_t>(count);
   }
+  return true;
+}
+
+// No session is looked up for it, so the answer says nothing of them.
+void HelloGate::answer_first(Pending& pending) {
+  const wire::HelloStatus status = check_hello(pending.hello);
+  if (status != wire::HelloStatus::kOk) return refuse(pending, status);
+  pending.transcript = {pending.hello, random_nonce()};
+  pending.is_challenged = true;
+  const wire::HelloReply reply = challenge(pending.transcript.source_nonce);
+  // So few bytes always fit into a fresh socket.
+  if (::send(pending.fd.get(), &reply, sizeof reply, MSG_NOSIGNAL | MSG_DONTWAIT) != sizeof reply)
+    reject(pending);
+}
+
+void HelloGate::hand_over(Pending& pending) {
   // The serving thread owns the socket from here on; a stale event of ours must not touch it.
   (void)::epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, pending.fd.get(), nullptr);
-  wire::HelloStatus status = check_hello(pending.hello);
-  if (status == wire::HelloStatus::kOk) status = admit_(context_, pending.hello, pending.fd);
+  wire::HelloStatus status = wire::HelloStatus::kRefused;
+  if (pending.is_challenged) {
+    if (is_same_hello(pending.transcript.hello, pending.hello))
+      status = owner_.admit(pending.transcript, pending.hello.proof, pending.fd);
+  } else if (pending.hello.magic != wire::kHelloMagic) {
+    status = wire::HelloStatus::kBadMagic;
+  } else {
+    wire::OldHello old;
+    std::memcpy(&old, &pending.hello, sizeof old);
+    status = owner_.admit_old(old, pending.fd);
+    explicit_bzero(&old, sizeof old);
+  }
   explicit_bzero(&pending.hello, sizeof pending.hello);
-  if (status == wire::HelloStatus::kOk) return;
+  if (status != wire::HelloStatus::kOk) return refuse(pending, status);
+  pending.fd.reset();
+}
+
+void HelloGate::refuse(Pending& pending, wire::HelloStatus status) {
   if (pending.fd.valid()) {
     const wire::HelloReply reply = hello_reply(status);
-    // Eight bytes always fit into a fresh socket. It does not matter if the peer is gone.
+    // It does not matter if the peer is gone.
     (void)::send(pending.fd.get(), &reply, sizeof reply, MSG_NOSIGNAL | MSG_DONTWAIT);
   }
   reject(pending);

@@ -7,19 +7,26 @@
 
 #include "base/result.hpp"
 #include "base/unique_fd.hpp"
-#include "wire/wire_generated.hpp"
+#include "transport/proof.hpp"
+#include "transport/transport.hpp"
 
 namespace vmigrate::transport {
 
-/// Accepts connections and holds them until they have sent a hello. A connection costs one slot of a fixed
-/// table and no thread. If the table is full, the connection that has waited longest is closed: an honest
-/// peer sends its hello at once, so a flood of silent peers cannot keep it out.
+/// Accepts connections and holds them until they have answered the challenge. A connection costs one slot of
+/// a fixed table and no thread. If the table is full, one that has waited long is closed: an honest peer
+/// answers at once, so a flood cannot keep it out, neither of silent peers nor of such as only say hello.
 class HelloGate {
  public:
-  /// Called with a hello of the right version. kOk: the handler took `socket` over and answers the hello.
-  using Admit = wire::HelloStatus (*)(void* context, const wire::Hello& hello, UniqueFd& socket);
+  /// Called on the accept thread. kOk: the owner took `socket` over and answers the hello.
+  class Owner {
+   public:
+    virtual ~Owner() = default;
+    virtual wire::HelloStatus admit(const Transcript& transcript, std::span<const uint8_t> proof,
+                                    UniqueFd& socket) = 0;
+    virtual wire::HelloStatus admit_old(const wire::OldHello& hello, UniqueFd& socket) = 0;
+  };
 
-  HelloGate(UniqueFd listening, UniqueFd wake, bool tcp, Admit admit, void* context);
+  HelloGate(UniqueFd listening, UniqueFd wake, bool tcp, Owner& owner);
   Status open();
   /// Runs the accept thread; returns after stop().
   void run();
@@ -33,12 +40,19 @@ class HelloGate {
     uint32_t generation = 0;  ///< identifies an event of an earlier connection in the slot
     uint32_t received_bytes = 0;
     Clock::time_point deadline;
-    wire::Hello hello{};
+    wire::Hello hello{};  ///< what comes
+    bool is_challenged = false;
+    Transcript transcript;  ///< once challenged
   };
 
   void accept_all();
+  Pending* slot_for_another();
   void pause_accepting();
   void receive(Pending& pending);
+  bool receive_hello(Pending& pending);
+  void answer_first(Pending& pending);
+  void hand_over(Pending& pending);
+  void refuse(Pending& pending, wire::HelloStatus status);
   void reject(Pending& pending);
   void expire(Clock::time_point now);
   int wait_ms(Clock::time_point now) const;
@@ -46,8 +60,7 @@ class HelloGate {
   const UniqueFd listening_;
   const UniqueFd wake_;
   const bool tcp_;
-  const Admit admit_;
-  void* const context_;
+  Owner& owner_;
   UniqueFd epoll_;
   bool accepting_ = true;
   Clock::time_point accept_again_;

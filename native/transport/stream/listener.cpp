@@ -17,7 +17,7 @@ StreamListener::StreamListener(UniqueFd socket, UniqueFd wake, const Address& ad
     : address_(address),
       service_(service),
       unlink_path_(std::move(unlink_path)),
-      gate_(std::move(socket), std::move(wake), service.tcp, &StreamListener::admit_hello, this) {}
+      gate_(std::move(socket), std::move(wake), service.tcp, *this) {}
 
 Result<std::unique_ptr<Listener>> StreamListener::start(UniqueFd socket, const Address& address,
                                                         const StreamService& service,
@@ -57,11 +57,29 @@ void StreamListener::forget(ServedSession& session) {
   std::erase(sessions_, &session);
 }
 
-wire::HelloStatus StreamListener::admit(const wire::Hello& hello, UniqueFd& socket) {
+wire::HelloStatus StreamListener::admit(const Transcript& transcript, std::span<const uint8_t> proof,
+                                        UniqueFd& socket) {
   const std::lock_guard lock(mutex_);
-  ServedSession* admitted = find_admitting(sessions_, hello);
-  if (admitted == nullptr) return wire::HelloStatus::kRefused;
-  return admitted->adopt(socket, static_cast<Channel>(hello.channel));
+  ServedSession* session = find_admitting(sessions_, transcript, proof);
+  if (session == nullptr) return wire::HelloStatus::kRefused;
+  const auto asked = static_cast<Security>(transcript.hello.security);
+  if (asked > service_.security_max || asked < session->security_min()) return wire::HelloStatus::kRefused;
+  Admission admission{.agreed = {}, .reply = {}, .reply_bytes = sizeof(wire::HelloReply)};
+  if (!accept_hello(session->credentials().token, transcript, &admission.agreed, &admission.reply))
+    return wire::HelloStatus::kBusy;
+  return session->adopt(socket, admission);
+}
+
+wire::HelloStatus StreamListener::admit_old(const wire::OldHello& hello, UniqueFd& socket) {
+  const std::lock_guard lock(mutex_);
+  ServedSession* session = find_admitting_old(sessions_, hello);
+  // What an older peer understands, and all that one learns here whom nobody expects.
+  if (session == nullptr) return wire::HelloStatus::kBadVersion;
+  Admission admission{.agreed = {.channel = static_cast<Channel>(hello.channel)},
+                      .reply = hello_reply(wire::HelloStatus::kOk),
+                      .reply_bytes = wire::kHelloReplyHeadBytes};
+  admission.reply.version = wire::kOldHelloVersion;
+  return session->adopt(socket, admission);
 }
 
 }  // namespace vmigrate::transport

@@ -12,7 +12,7 @@ namespace vmigrate::transport {
 
 /// Listener over a stream socket, tcp or unix. One thread accepts, reads hellos and passes the connection to
 /// its session. Lock order: this registry before a session.
-class StreamListener final : public Listener {
+class StreamListener final : public Listener, private HelloGate::Owner {
  public:
   /// `unlink_path`: file to remove when the listener is destroyed; empty for tcp.
   static Result<std::unique_ptr<Listener>> start(UniqueFd socket, const Address& address,
@@ -32,10 +32,9 @@ class StreamListener final : public Listener {
  private:
   StreamListener(UniqueFd socket, UniqueFd wake, const Address& address, const StreamService& service,
                  std::string unlink_path);
-  wire::HelloStatus admit(const wire::Hello& hello, UniqueFd& socket);
-  static wire::HelloStatus admit_hello(void* self, const wire::Hello& hello, UniqueFd& socket) {
-    return static_cast<StreamListener*>(self)->admit(hello, socket);
-  }
+  wire::HelloStatus admit(const Transcript& transcript, std::span<const uint8_t> proof,
+                          UniqueFd& socket) override;
+  wire::HelloStatus admit_old(const wire::OldHello& hello, UniqueFd& socket) override;
 
   const Address address_;
   const StreamService& service_;

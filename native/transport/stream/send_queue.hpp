@@ -7,6 +7,7 @@
 #include <span>
 
 #include "transport/message_ring.hpp"
+#include "transport/stream/frame_tags.hpp"
 #include "transport/transport.hpp"
 
 namespace vmigrate::transport {
@@ -26,7 +27,9 @@ class SendQueue {
   };
   enum class Outcome : uint8_t { kEmpty = 1, kBlocked, kBroken };
 
-  explicit SendQueue(bool with_payloads) {
+  /// `tags` make the tags of the frames; nullptr: they have none.
+  SendQueue(bool with_payloads, std::unique_ptr<FrameTags> tags)
+      : tags_(std::move(tags)), tag_bytes_(tags_ != nullptr ? wire::kFrameTagBytes : 0) {
     // Never touched if no WRITE is posted, so it then costs only address space.
     if (with_payloads) payload_ = std::make_unique_for_overwrite<std::byte[]>(wire::kTransferBytesMax);
   }
@@ -45,17 +48,29 @@ class SendQueue {
   struct Item {
     Kind kind = Kind::kPlain;
     uint8_t slot = 0;
-    bool loaded = false;
+    bool ready = false;  ///< the body is loaded and the tag is made: the frame will be sent
+    uint32_t body_bytes = 0;
   };
   static constexpr size_t kItemsMax = wire::kOutstandingOpsMax + kMessagesQueuedMax;
 
   void push(const wire::FrameHeader& header, Item item);
   void advance(size_t sent_bytes, Owner& owner);
   void pop();
-  size_t body_bytes(size_t index) const;
+  bool make_ready(size_t index, Owner& owner);
+  /// The header, and behind it the tag.
+  std::byte* head_of(size_t index) {
+    return heads_.data() + index * (sizeof(wire::FrameHeader) + tag_bytes_);
+  }
+  const std::byte* body_of(size_t index) const;
+  size_t frame_bytes(size_t index) const {
+    return sizeof(wire::FrameHeader) + items_[index].body_bytes + tag_bytes_;
+  }
 
-  // headers_ is separate from items_, so that consecutive headers leave as one piece.
-  std::array<wire::FrameHeader, kItemsMax> headers_;
+  const std::unique_ptr<FrameTags> tags_;
+  const size_t tag_bytes_;
+  bool broken_ = false;  ///< libcrypto failed
+  // heads_ is separate from items_ and dense, so that consecutive frames without a body leave as one piece.
+  std::array<std::byte, kItemsMax*(sizeof(wire::FrameHeader) + wire::kFrameTagBytes)> heads_;
   std::array<Item, kItemsMax> items_;
   size_t first_ = 0;
   size_t count_ = 0;

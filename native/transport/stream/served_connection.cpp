@@ -44,12 +44,12 @@ void set_thread_priority(Channel channel) {
 
 }  // namespace
 
-std::unique_ptr<ServedConnection> ServedConnection::start(UniqueFd socket, Channel channel,
+std::unique_ptr<ServedConnection> ServedConnection::start(UniqueFd socket, const Admission& admission,
                                                           ServedSession& session, Serve serve) {
   UniqueFd wake(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
   if (!wake.valid()) return nullptr;
   std::unique_ptr<ServedConnection> connection(
-      new ServedConnection(std::move(socket), std::move(wake), channel));
+      new ServedConnection(std::move(socket), std::move(wake), admission));
   try {
     connection->thread_ =
         std::thread([raw = connection.get(), &session, serve] { raw->run(session, serve); });
@@ -69,13 +69,22 @@ ServedConnection::~ServedConnection() {
 
 void ServedConnection::run(ServedSession& session, Serve serve) {
   set_thread_priority(channel_);
-  wire::HelloReply reply = hello_reply(wire::HelloStatus::kOk);
-  iovec part{&reply, sizeof reply};
-  if (send(std::span(&part, 1))) serve(*this, session);
+  if (begin()) serve(*this, session);
   socket_.reset();
   final_cpu_ns_.store(read_cpu_ns(CLOCK_THREAD_CPUTIME_ID), std::memory_order_relaxed);
   // T1 pairs with T2 in finished(): the last touch of exposed memory and final_cpu_ns_ before the flag.
   finished_.store(true, std::memory_order_release);
+}
+
+// Keys of a connection are of no use to anybody once their schedules are made.
+bool ServedConnection::begin() {
+  auto tags = ConnectionTags::create(admission_.agreed.security, admission_.agreed.source_key,
+                                     admission_.agreed.target_key);
+  explicit_bzero(&admission_.agreed, sizeof admission_.agreed);
+  if (!tags) return false;
+  tags_ = std::move(tags).value();
+  iovec part{&admission_.reply, admission_.reply_bytes};
+  return send(std::span(&part, 1));
 }
 
 bool ServedConnection::finished() const {
@@ -184,7 +193,14 @@ bool ServedConnection::flush_mail() {
       mail_.pop();
     }
     wire::FrameHeader header = message_header(length_bytes);
-    iovec parts[] = {{&header, sizeof header}, {bytes.data(), length_bytes}};
+    std::array<std::byte, wire::kFrameTagBytes> tag;
+    iovec parts[] = {{&header, sizeof header}, {bytes.data(), length_bytes}, {tag.data(), tags_.tag_bytes()}};
+    if (tags_.sent != nullptr) {
+      tags_.sent->begin();
+      tags_.sent->add(std::as_bytes(std::span(&header, 1)));
+      tags_.sent->add({bytes.data(), length_bytes});
+      if (!tags_.sent->finish(tag)) return false;
+    }
     if (!send(parts)) return false;
   }
 }

@@ -10,12 +10,21 @@
 #include <thread>
 
 #include "base/unique_fd.hpp"
+#include "transport/hello.hpp"
 #include "transport/message_ring.hpp"
+#include "transport/stream/frame_tags.hpp"
 #include "transport/transport.hpp"
 
 namespace vmigrate::transport {
 
 class ServedSession;
+
+/// What the accept thread leaves to the serving thread.
+struct Admission {
+  Agreed agreed;
+  wire::HelloReply reply;
+  size_t reply_bytes = 0;
+};
 
 /// One accepted connection and the thread that serves it. Only that thread uses the socket; other threads use
 /// stop() and post(). stop() ends any wait of the thread.
@@ -25,8 +34,8 @@ class ServedConnection {
 
   /// nullptr if the system has no thread or descriptor left. The thread answers the hello first. `session`
   /// must outlive the connection.
-  static std::unique_ptr<ServedConnection> start(UniqueFd socket, Channel channel, ServedSession& session,
-                                                 Serve serve);
+  static std::unique_ptr<ServedConnection> start(UniqueFd socket, const Admission& admission,
+                                                 ServedSession& session, Serve serve);
   /// Stops the thread and joins it.
   ~ServedConnection();
   ServedConnection(const ServedConnection&) = delete;
@@ -50,16 +59,24 @@ class ServedConnection {
   /// once. `passed_fd` travels with the first byte (unix sockets).
   bool send(std::span<iovec> parts, bool more = false, int passed_fd = -1);
   void count_read(uint64_t bytes);
+  /// Of each frame, in either direction.
+  ConnectionTags& tags() { return tags_; }
 
  private:
-  ServedConnection(UniqueFd socket, UniqueFd wake, Channel channel)
-      : channel_(channel), socket_(std::move(socket)), wake_(std::move(wake)) {}
+  ServedConnection(UniqueFd socket, UniqueFd wake, const Admission& admission)
+      : channel_(admission.agreed.channel),
+        admission_(admission),
+        socket_(std::move(socket)),
+        wake_(std::move(wake)) {}
   void run(ServedSession& session, Serve serve);
+  bool begin();
   bool spin_receive(std::span<std::byte> out, ssize_t* count);
   bool wait(short events, int timeout_ms);
   bool flush_mail();
 
   const Channel channel_;
+  Admission admission_;
+  ConnectionTags tags_;
   UniqueFd socket_;
   const UniqueFd wake_;  ///< eventfd, signalled by stop() and post()
   std::atomic<bool> stop_{false};

@@ -80,7 +80,8 @@ void ServedSession::reap_finished() {
   });
 }
 
-wire::HelloStatus ServedSession::adopt(UniqueFd& socket, Channel channel) {
+wire::HelloStatus ServedSession::adopt(UniqueFd& socket, const Admission& admission) {
+  const Channel channel = admission.agreed.channel;
   const std::lock_guard lock(mutex_);
   reap_finished();
   // Stopping connections end soon. But joining one here would wait for a message handler that may itself wait
@@ -96,7 +97,7 @@ wire::HelloStatus ServedSession::adopt(UniqueFd& socket, Channel channel) {
     if (oldest == connections_.end()) return wire::HelloStatus::kBusy;
     (*oldest)->stop();
   }
-  auto connection = ServedConnection::start(std::move(socket), channel, *this, service_.serve);
+  auto connection = ServedConnection::start(std::move(socket), admission, *this, service_.serve);
   if (connection == nullptr) return wire::HelloStatus::kBusy;
   connections_.push_back(std::move(connection));
   return wire::HelloStatus::kOk;

@@ -27,6 +27,8 @@ struct StreamService {
   /// Checks and completes a key that is about to be exposed.
   Status (*prepare)(ExposedKey& key);
   bool tcp;
+  /// The strongest security that `serve` knows.
+  Security security_max = Security::kNone;
 };
 
 /// A session's keys and connections. Serving threads look keys up without a lock; other calls are rare and
@@ -42,10 +44,14 @@ class ServedSession final : public ExposedSession {
   ExposedSessionCounters counters() const override;
 
   const Credentials& credentials() const { return credentials_; }
+  /// The least that a connection must ask for.
+  Security security_min() const {
+    return service_.security_max == Security::kNone ? Security::kNone : credentials_.security;
+  }
   /// Called by the accept thread: takes over a connection whose hello was right. kOk: the serving thread
   /// answers. Otherwise the caller answers if `socket` is still valid; if a thread could not start, the
   /// socket was closed with it.
-  wire::HelloStatus adopt(UniqueFd& socket, Channel channel);
+  wire::HelloStatus adopt(UniqueFd& socket, const Admission& admission);
   /// Serving threads. nullptr: there is no such key in this session.
   const ExposedKey* find(uint64_t key) const;
   void deliver(Channel channel, std::span<const std::byte> message) const {

@@ -11,9 +11,11 @@
 
 namespace vmigrate::transport {
 
-TcpEndpoint::TcpEndpoint(UniqueFd socket)
-    : StreamEndpoint(std::move(socket), /*with_payloads=*/true),
-      staging_(std::make_unique_for_overwrite<std::byte[]>(kStagingBytes)) {}
+TcpEndpoint::TcpEndpoint(UniqueFd socket, ConnectionTags tags)
+    : StreamEndpoint(std::move(socket), /*with_payloads=*/true, std::move(tags.sent)),
+      staging_(std::make_unique_for_overwrite<std::byte[]>(kStagingBytes)),
+      tags_(std::move(tags.received)),
+      tag_bytes_(tags_ != nullptr ? wire::kFrameTagBytes : 0) {}
 
 PostResult TcpEndpoint::post(OperationTable::Kind kind, std::span<const Operation> operations) {
   PostResult result;
@@ -89,11 +91,18 @@ void TcpEndpoint::parse() {
         if (progress) {
           const wire::FrameHeader header = decode_header(staging_.get() + staging_begin_);
           staging_begin_ += sizeof header;
+          if (tags_ != nullptr) {
+            tags_->begin();
+            tags_->add(std::as_bytes(std::span(&header, 1)));
+          }
           if (!accept_header(header)) disconnect(EPROTO);
         }
         break;
       case Expect::kPayload:
         progress = take_payload();
+        break;
+      case Expect::kOutcome:
+        progress = take_outcome();
         break;
       case Expect::kMessage:
         progress = take_message();
@@ -128,42 +137,63 @@ bool TcpEndpoint::accept_header(const wire::FrameHeader& header) {
   if (read_reply && result == OpResult::kOk) {
     const uint32_t asked_bytes = table_.slot(slot).operation.length_bytes;
     if (header.length != asked_bytes || asked_bytes == 0) return false;
-    payload_slot_ = slot;
+    reply_slot_ = slot;
     payload_done_ = 0;
-    payload_outcome_ = {};
+    reply_outcome_ = {};
     expect_ = Expect::kPayload;
     return true;
   }
   if (header.length != 0) return false;
-  table_.complete(slot, result, 0);
+  reply_slot_ = slot;
+  reply_outcome_ = {result, 0};
+  expect_ = Expect::kOutcome;
+  return true;
+}
+
+// Requires that the tag is staged.
+bool TcpEndpoint::tag_is_right() {
+  if (tags_ == nullptr) return true;
+  const std::span<const std::byte, wire::kFrameTagBytes> tag(staging_.get() + staging_begin_,
+                                                             wire::kFrameTagBytes);
+  staging_begin_ += wire::kFrameTagBytes;
+  if (tags_->matches(tag)) return true;
+  disconnect(EBADMSG);
+  return false;
+}
+
+bool TcpEndpoint::take_outcome() {
+  if (staged_bytes() < tag_bytes_ || !tag_is_right()) return false;
+  table_.complete(reply_slot_, reply_outcome_.result, reply_outcome_.system_errno);
+  expect_ = Expect::kHeader;
   return true;
 }
 
 bool TcpEndpoint::take_payload() {
-  const Operation& operation = table_.slot(payload_slot_).operation;
+  const Operation& operation = table_.slot(reply_slot_).operation;
   const uint32_t left_bytes = operation.length_bytes - payload_done_;
   const uint64_t local_offset = operation.local_offset_bytes + payload_done_;
   size_t bytes = std::min<size_t>(left_bytes, staged_bytes());
   // The last part of a page waits for the rest, because half of a fresh page would be zeroed first.
   if (bytes < left_bytes) bytes -= std::min<size_t>(bytes, (local_offset + bytes) % wire::kPageBytesMin);
   if (bytes == 0) return false;
-  if (payload_outcome_.ok()) {
-    payload_outcome_ =
+  if (tags_ != nullptr) tags_->add({staging_.get() + staging_begin_, bytes});
+  if (reply_outcome_.ok()) {
+    reply_outcome_ =
         memories_.at(operation.local).store(local_offset, {staging_.get() + staging_begin_, bytes});
   }
   staging_begin_ += bytes;
   payload_done_ += static_cast<uint32_t>(bytes);
-  if (payload_done_ == operation.length_bytes) {
-    table_.complete(payload_slot_, payload_outcome_.result, payload_outcome_.system_errno);
-    expect_ = Expect::kHeader;
-  }
+  if (payload_done_ == operation.length_bytes) expect_ = Expect::kOutcome;
   return true;
 }
 
 bool TcpEndpoint::take_message() {
-  if (staged_bytes() < message_bytes_ || received_.full()) return false;
-  received_.push({staging_.get() + staging_begin_, message_bytes_});
+  if (staged_bytes() < message_bytes_ + tag_bytes_ || received_.full()) return false;
+  const std::span<const std::byte> message(staging_.get() + staging_begin_, message_bytes_);
   staging_begin_ += message_bytes_;
+  if (tags_ != nullptr) tags_->add(message);
+  if (!tag_is_right()) return false;
+  received_.push(message);
   expect_ = Expect::kHeader;
   return true;
 }

@@ -11,8 +11,12 @@
 namespace vmigrate::transport {
 namespace {
 
-constexpr StreamService kTcpService{
-    .serve = &serve_tcp, .prepare = [](ExposedKey&) { return ok(); }, .tcp = true};
+constexpr Security kTcpSecurityMax = Security::kIntegrity;
+
+constexpr StreamService kTcpService{.serve = &serve_tcp,
+                                    .prepare = [](ExposedKey&) { return ok(); },
+                                    .tcp = true,
+                                    .security_max = kTcpSecurityMax};
 
 uint16_t port_of(const SocketAddress& address) {
   if (address.storage.ss_family == AF_INET)
@@ -44,7 +48,8 @@ Result<std::unique_ptr<Endpoint>> connect_tcp(const Address& address, const Cred
                                               Channel channel, std::chrono::milliseconds timeout,
                                               const Options& options) {
   if (!options.empty()) return kNoOptions;
-  return connect_stream<TcpEndpoint>(tcp_socket_address(address), credentials, channel, timeout);
+  return connect_stream<TcpEndpoint>(tcp_socket_address(address), credentials, channel, timeout,
+                                     kTcpSecurityMax);
 }
 
 }  // namespace
@@ -53,6 +58,7 @@ constinit const Provider kTcpProvider{
     .name = "tcp",
     .connect = &connect_tcp,
     .listen = &listen_tcp,
+    .protects_frames = true,
     .serves_by_thread = true,
 };
 

@@ -29,9 +29,27 @@ Result<std::unique_ptr<Endpoint>> VerbsEndpoint::connect(const Address& address,
                                                          const Credentials& credentials, Channel channel,
                                                          Deadline deadline, const VerbsOptions& options) {
   std::unique_ptr<VerbsEndpoint> endpoint(new VerbsEndpoint(channel));
+  Greeting greeting(credentials, channel, Security::kNone);
+  if (!credentials.old_hello) {
+    if (Status resolved = endpoint->resolve(address, options, deadline); !resolved) return resolved.error();
+    if (Status asked = endpoint->ask_for_challenge(greeting, deadline); !asked) return asked.error();
+  }
+  // A rejected id connects no more, so another one brings the answer.
   if (Status resolved = endpoint->resolve(address, options, deadline); !resolved) return resolved.error();
   if (Status created = endpoint->create_queues(); !created) return created.error();
-  if (Status said = endpoint->say_hello(credentials, options, deadline); !said) return said.error();
+  wire::HelloReply reply{};
+  if (credentials.old_hello) {
+    wire::OldHello old = make_old_hello(credentials, channel);
+    const Status said = endpoint->say_hello(std::as_bytes(std::span(&old, 1)), options, deadline, &reply);
+    explicit_bzero(&old, sizeof old);
+    if (!said) return said.error();
+    if (Status checked = check_reply(reply, wire::HelloStatus::kOk, wire::kOldHelloVersion); !checked)
+      return checked.error();
+  } else {
+    const auto hello = std::as_bytes(std::span(&greeting.hello(), 1));
+    if (Status said = endpoint->say_hello(hello, options, deadline, &reply); !said) return said.error();
+    if (const auto agreed = greeting.take_reply(reply); !agreed) return agreed.error();
+  }
   // Arms the queues, so that the first sleep is safe.
   endpoint->update_ready();
   return std::unique_ptr<Endpoint>(std::move(endpoint));
@@ -41,6 +59,7 @@ Result<std::unique_ptr<Endpoint>> VerbsEndpoint::connect(const Address& address,
 Status VerbsEndpoint::resolve(const Address& address, const VerbsOptions& options, Deadline deadline) {
   auto channel = open_event_channel();
   if (!channel) return channel.error();
+  id_ = {};  // before its channel
   event_channel_ = std::move(channel).value();
   auto id = create_cm_id(event_channel_.get(), nullptr);
   if (!id) return id.error();
@@ -98,12 +117,26 @@ Status VerbsEndpoint::create_queues() {
   return ready_.watch(event_channel_->fd);
 }
 
-Status VerbsEndpoint::say_hello(const Credentials& credentials, const VerbsOptions& options,
-                                Deadline deadline) {
-  wire::Hello hello = make_hello(credentials, channel_);
+// The first request has no queue pair, and no right answer but a rejection with the challenge.
+Status VerbsEndpoint::ask_for_challenge(Greeting& greeting, Deadline deadline) {
   rdma_conn_param parameters{};
-  parameters.private_data = &hello;
-  parameters.private_data_len = sizeof hello;
+  parameters.private_data = &greeting.hello();
+  parameters.private_data_len = sizeof greeting.hello();
+  // Some devices refuse zeros.
+  parameters.initiator_depth = 1;
+  parameters.responder_resources = 1;
+  parameters.qp_num = 1;
+  if (verbs().rdma.connect(id_.get(), &parameters) != 0) return system_error("ask RDMA peer for a challenge");
+  wire::HelloReply reply{};
+  if (Status rejected = wait_event(RDMA_CM_EVENT_REJECTED, deadline, &reply); !rejected) return rejected;
+  return greeting.take_challenge(reply);
+}
+
+Status VerbsEndpoint::say_hello(std::span<const std::byte> hello, const VerbsOptions& options,
+                                Deadline deadline, wire::HelloReply* reply) {
+  rdma_conn_param parameters{};
+  parameters.private_data = hello.data();
+  parameters.private_data_len = static_cast<uint8_t>(hello.size());
   // The number that we request. The peer's device may grant less, and the connection manager sets the smaller
   // of the two.
   parameters.initiator_depth = domain_->traits().reads_as_requester_max;
@@ -111,15 +144,10 @@ Status VerbsEndpoint::say_hello(const Credentials& credentials, const VerbsOptio
   parameters.responder_resources = 1;
   parameters.retry_count = options.retry_count;
   parameters.rnr_retry_count = options.rnr_retry_count;
-  const int result = verbs().rdma.connect(id_.get(), &parameters);
-  const int error = errno;
-  explicit_bzero(&hello, sizeof hello);
-  if (result != 0) return system_error("connect to RDMA peer", error);
-
-  wire::HelloReply reply{};
-  if (Status up = wait_event(RDMA_CM_EVENT_ESTABLISHED, deadline, &reply); !up) return up;
+  if (verbs().rdma.connect(id_.get(), &parameters) != 0) return system_error("connect to RDMA peer");
+  if (Status up = wait_event(RDMA_CM_EVENT_ESTABLISHED, deadline, reply); !up) return up;
   set_receiver_not_ready_timer(qp_.get());
-  return check_reply(reply);
+  return ok();
 }
 
 Status VerbsEndpoint::wait_event(rdma_cm_event_type wanted, Deadline deadline, wire::HelloReply* reply) {
@@ -136,16 +164,18 @@ Status VerbsEndpoint::wait_event(rdma_cm_event_type wanted, Deadline deadline, w
     wire::HelloReply said{};
     const bool connecting = type == RDMA_CM_EVENT_ESTABLISHED || type == RDMA_CM_EVENT_REJECTED;
     const bool has_reply = connecting && event->param.conn.private_data != nullptr &&
-                           event->param.conn.private_data_len >= sizeof said;
-    if (has_reply) std::memcpy(&said, event->param.conn.private_data, sizeof said);
+                           event->param.conn.private_data_len >= wire::kHelloReplyHeadBytes;
+    if (has_reply)
+      std::memcpy(&said, event->param.conn.private_data,
+                  std::min<size_t>(sizeof said, event->param.conn.private_data_len));
     (void)verbs().rdma.ack_cm_event(event);
     if (type == RDMA_CM_EVENT_ADDR_CHANGE) continue;
-    if (type == wanted) {
+    // Rejections by the fabric itself carry no hello, or zeros.
+    const bool from_peer = has_reply && said.magic == wire::kHelloMagic;
+    if (type == wanted && (type != RDMA_CM_EVENT_REJECTED || from_peer)) {
       if (reply != nullptr) *reply = said;
       return ok();
     }
-    // Rejections by the fabric itself carry no hello, or zeros.
-    const bool from_peer = has_reply && said.magic == wire::kHelloMagic;
     return connect_error(type, status, from_peer ? &said : nullptr);
   }
 }

@@ -4,7 +4,6 @@
 
 #include <algorithm>
 
-#include "transport/hello.hpp"
 #include "transport/verbs/host/cm.hpp"
 
 namespace vmigrate::transport {
@@ -40,10 +39,9 @@ Result<std::unique_ptr<VerbsConnection>> VerbsConnection::accept(CmId& id, ibv_p
     return posted.error();
   connection->progress();
 
-  const wire::HelloReply reply = hello_reply(wire::HelloStatus::kOk);
   rdma_conn_param parameters{};
-  parameters.private_data = &reply;
-  parameters.private_data_len = sizeof reply;
+  parameters.private_data = &request.reply;
+  parameters.private_data_len = static_cast<uint8_t>(request.reply_bytes);
   parameters.responder_resources = std::min(request.reads_wanted, traits.reads_as_responder_max);
   parameters.initiator_depth = std::min(request.initiator_depth, traits.reads_as_requester_max);
   parameters.rnr_retry_count = options.rnr_retry_count;

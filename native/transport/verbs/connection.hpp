@@ -20,6 +20,8 @@ class VerbsConnection {
     Channel channel{};
     uint8_t reads_wanted = 0;  ///< READs that the peer would like to have outstanding
     uint8_t initiator_depth = 0;
+    wire::HelloReply reply{};
+    size_t reply_bytes = 0;
   };
 
   /// Accepts the connection. On failure the id is destroyed, and with it the peer's attempt. `wake` is

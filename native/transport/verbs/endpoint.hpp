@@ -4,6 +4,7 @@
 #include <memory>
 #include <vector>
 
+#include "transport/hello.hpp"
 #include "transport/message_ring.hpp"
 #include "transport/operation_table.hpp"
 #include "transport/ready_signal.hpp"
@@ -47,7 +48,9 @@ class VerbsEndpoint final : public Endpoint {
   // connect.cpp
   Status resolve(const Address& address, const VerbsOptions& options, Deadline deadline);
   Status create_queues();
-  Status say_hello(const Credentials& credentials, const VerbsOptions& options, Deadline deadline);
+  Status ask_for_challenge(Greeting& greeting, Deadline deadline);
+  Status say_hello(std::span<const std::byte> hello, const VerbsOptions& options, Deadline deadline,
+                   wire::HelloReply* reply);
   Status wait_event(rdma_cm_event_type wanted, Deadline deadline, wire::HelloReply* reply = nullptr);
 
   // datapath.cpp

@@ -106,24 +106,65 @@ void VerbsListener::take_events() {
 }
 
 void VerbsListener::handle_request(CmId id, const wire::Hello& hello, const rdma_conn_param& parameters) {
-  wire::HelloStatus status = check_hello(hello);
-  if (status == wire::HelloStatus::kOk) status = admit(id, hello, parameters);
+  const VerbsConnection::Request request{.reads_wanted = parameters.responder_resources,
+                                         .initiator_depth = parameters.initiator_depth};
+  const wire::HelloReply reply = answer(id, hello, request);
+  const auto status = static_cast<wire::HelloStatus>(reply.status);
   if (status == wire::HelloStatus::kOk) return;
-  rejected_hellos_.fetch_add(1, std::memory_order_relaxed);
-  const wire::HelloReply reply = hello_reply(status);
+  if (status != wire::HelloStatus::kChallenge) rejected_hellos_.fetch_add(1, std::memory_order_relaxed);
   if (id != nullptr) (void)verbs().rdma.reject(id.get(), &reply, sizeof reply);
 }
 
-wire::HelloStatus VerbsListener::admit(CmId& id, const wire::Hello& hello,
-                                       const rdma_conn_param& parameters) {
-  const std::lock_guard lock(mutex_);
-  VerbsSession* admitted = find_admitting(sessions_, hello);
-  if (admitted == nullptr) return wire::HelloStatus::kRefused;
+// Accepts a request whose hello is right, and says why another is rejected.
+wire::HelloReply VerbsListener::answer(CmId& id, const wire::Hello& hello,
+                                       const VerbsConnection::Request& request) {
+  if (hello.magic == wire::kHelloMagic && hello.version == wire::kOldHelloVersion) {
+    wire::OldHello old;
+    std::memcpy(&old, &hello, sizeof old);
+    const wire::HelloStatus status = admit_old(id, old, request);
+    explicit_bzero(&old, sizeof old);
+    return hello_reply(status);
+  }
+  wire::Hello first = hello;
+  std::fill(std::begin(first.proof), std::end(first.proof), uint8_t{0});
+  if (const wire::HelloStatus status = check_hello(first); status != wire::HelloStatus::kOk)
+    return hello_reply(status);
+  if (std::memcmp(&first, &hello, sizeof hello) != 0) return hello_reply(admit(id, hello, request));
+  return challenge(challenges_.add(hello, ChallengeTable::Clock::now()).source_nonce);
+}
+
+wire::HelloStatus VerbsListener::admit(CmId& id, const wire::Hello& hello, VerbsConnection::Request request) {
   // A protection domain belongs to one device, and we know only the device that we listen on.
   if (id->verbs != id_->verbs) return wire::HelloStatus::kRefused;
-  return admitted->adopt(id, VerbsConnection::Request{.channel = static_cast<Channel>(hello.channel),
-                                                      .reads_wanted = parameters.responder_resources,
-                                                      .initiator_depth = parameters.initiator_depth});
+  // A device moves the bytes, so frames have no security.
+  if (hello.security != static_cast<uint8_t>(Security::kNone)) return wire::HelloStatus::kRefused;
+  const std::lock_guard lock(mutex_);
+  VerbsSession* session = nullptr;
+  Transcript right;
+  challenges_.take(hello, ChallengeTable::Clock::now(), [&](const Transcript& transcript) {
+    session = find_admitting(sessions_, transcript, hello.proof);
+    right = transcript;
+    return session != nullptr;
+  });
+  if (session == nullptr) return wire::HelloStatus::kRefused;
+  Agreed agreed;
+  if (!accept_hello(session->credentials().token, right, &agreed, &request.reply))
+    return wire::HelloStatus::kBusy;
+  request.channel = agreed.channel;
+  request.reply_bytes = sizeof request.reply;
+  return session->adopt(id, request);
+}
+
+wire::HelloStatus VerbsListener::admit_old(CmId& id, const wire::OldHello& hello,
+                                           VerbsConnection::Request request) {
+  const std::lock_guard lock(mutex_);
+  VerbsSession* session = find_admitting_old(sessions_, hello);
+  if (session == nullptr || id->verbs != id_->verbs) return wire::HelloStatus::kBadVersion;
+  request.channel = static_cast<Channel>(hello.channel);
+  request.reply = hello_reply(wire::HelloStatus::kOk);
+  request.reply.version = wire::kOldHelloVersion;
+  request.reply_bytes = wire::kHelloReplyHeadBytes;
+  return session->adopt(id, request);
 }
 
 }  // namespace vmigrate::transport

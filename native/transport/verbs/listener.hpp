@@ -7,15 +7,17 @@
 #include <vector>
 
 #include "base/unique_fd.hpp"
+#include "transport/verbs/challenge_table.hpp"
 #include "transport/verbs/memory.hpp"
 #include "transport/verbs/options.hpp"
 #include "transport/verbs/session.hpp"
 
 namespace vmigrate::transport {
 
-/// Listener over rdma_cm. The hello comes with the connection request, so a peer is known before anything is
-/// set up for it. One thread takes the connection manager's events, for all sessions. Lock order: this
-/// registry before a session.
+/// Listener over rdma_cm. The hello comes with the connection request. The first one is rejected, with the
+/// challenge; the peer answers it with another request. So a peer is known before anything is set up for it.
+/// One thread takes the connection manager's events, for all sessions. Lock order: this registry before a
+/// session.
 class VerbsListener final : public Listener {
  public:
   static Result<std::unique_ptr<Listener>> start(const Address& address, const VerbsOptions& options);
@@ -39,10 +41,13 @@ class VerbsListener final : public Listener {
   void run();
   void take_events();
   void handle_request(CmId id, const wire::Hello& hello, const rdma_conn_param& parameters);
-  wire::HelloStatus admit(CmId& id, const wire::Hello& hello, const rdma_conn_param& parameters);
+  wire::HelloReply answer(CmId& id, const wire::Hello& hello, const VerbsConnection::Request& request);
+  wire::HelloStatus admit(CmId& id, const wire::Hello& hello, VerbsConnection::Request request);
+  wire::HelloStatus admit_old(CmId& id, const wire::OldHello& hello, VerbsConnection::Request request);
 
   Address address_;
   const VerbsOptions options_;
+  ChallengeTable challenges_;  ///< of the thread alone
   UniqueFd wake_;
   EventChannel event_channel_;
   CmId id_;

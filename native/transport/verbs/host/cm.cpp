@@ -83,7 +83,8 @@ Error connect_error(rdma_cm_event_type type, int status, const wire::HelloReply*
   switch (type) {
     case RDMA_CM_EVENT_REJECTED:
       if (reply != nullptr) {
-        if (const Status checked = check_reply(*reply); !checked) return checked.error();
+        if (const Status checked = check_reply(*reply, wire::HelloStatus::kOk); !checked)
+          return checked.error();
         return Error{ErrorCode::kProtocol, 0, "peer rejected the connection with status OK"};
       }
       if (status == kRejectedNobodyListens || status == -ECONNREFUSED)
