@@ -8,6 +8,7 @@ import { isIP } from 'node:net';
 import { resolve } from 'node:path';
 import { z } from 'zod';
 import { USER_ROLES } from './domain/caller.js';
+import { DATA_SECURITIES, DATA_SECURITY_DEFAULT } from './domain/data-security.js';
 import { MigrationError } from './domain/errors.js';
 import { ANYTHING } from './domain/policy.js';
 import { ACCEL_CHOICES } from './domain/vm.js';
@@ -205,6 +206,13 @@ const schema = z
           .optional(),
         /** What the members of that group may do. */
         socketRole: z.enum(USER_ROLES).default('operator'),
+        /** The least protection of data connections over tcp that this host accepts. The stronger of two counts. */
+        dataSecurity: z.enum(DATA_SECURITIES).default(DATA_SECURITY_DEFAULT),
+        /**
+         * Takes data connections of hosts with an older build too, and makes such. The session's token then crosses the
+         * network in clear, and nothing protects the pages. For the time of an upgrade only.
+         */
+        acceptOldHello: z.boolean().default(false),
         /** A file that gets the audit log, one JSON object a line. Default: the daemon's own log. */
         auditLog: path.optional(),
         /** What operators may name in VMs; "*" allows everything. Default: nothing. */

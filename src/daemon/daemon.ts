@@ -159,7 +159,7 @@ async function start(
     log: log.child({ part: 'rdma' }),
   });
   closers.push(() => rdma.close());
-  const transports = new HostTransports({ host, listener, devices: { rdma } });
+  const transports = new HostTransports({ host, listener, devices: { rdma }, policy: config.security });
 
   const preloadPath = config.preload === undefined ? defaultPreload(log) : config.preload;
   const { accel } = config;
@@ -190,6 +190,7 @@ async function start(
     hosts: peers,
     log: log.child({ part: 'agent' }),
     hostInfo: {
+      acceptsOldHello: config.security.acceptOldHello,
       ...{ preloadPath, ramDirProblem, certificateExpiresAt: () => tls?.expiresAt ?? null },
       socketMark: await markOf(join(stateDir, FORMAT_FILE)),
     },

@@ -12,6 +12,8 @@ export interface HostInventory {
   /** Boot id and machine id. Two daemons with the same value can use shm. */
   readonly machineId: string;
   readonly protocolVersion: number;
+  /** An earlier version that the host also speaks, because it was told to. */
+  readonly oldProtocolVersion?: number;
   readonly qemuVersion: string | null;
   readonly machines: readonly string[];
   readonly isKvmUsable: boolean;

@@ -1,4 +1,21 @@
 /** What several parts of the native interface share. */
+import type { DataSecurity } from '../domain/data-security.js';
+
+/** The session that a data connection belongs to. The token itself never crosses it, but in the older hello. */
+export interface Credentials {
+  /** 32 hex digits */
+  readonly session: string;
+  /** 64 hex digits */
+  readonly token: string;
+  /**
+   * Of a provider whose frames this library sends: what a connection asks for, or the least that a source session
+   * takes. Absent: `integrity`.
+   */
+  readonly dataSecurity?: DataSecurity;
+  /** Says the older hello, whose connections have no protection; of a source session: takes it too. */
+  readonly isOldHello?: boolean;
+}
+
 export interface RegionFile {
   readonly path: string;
   readonly lengthBytes: bigint;

@@ -3,9 +3,11 @@
  * saved file is checked again at its use (ranges by the kernel, keys by the source).
  */
 import { isIP } from 'node:net';
+import { DATA_SECURITIES, DATA_SECURITY_DEFAULT } from '../domain/data-security.js';
 import { type ErrorCode, MigrationError } from '../domain/errors.js';
 import { CONSTANTS, PRELOAD_DESCRIPTOR } from '../protocol/wire.js';
 import type {
+  Credentials,
   ImageCaptureOptions,
   ImageDigestsOptions,
   ImageFetchOptions,
@@ -115,9 +117,12 @@ export function checkProbe(peer: ProviderPlace, timeoutMs: number): void {
   checkTimeout(timeoutMs);
 }
 
-export function checkCredentials({ session, token }: { session: string; token: string }): void {
+export function checkCredentials(options: Credentials): void {
+  const { session, token, dataSecurity = DATA_SECURITY_DEFAULT, isOldHello = false } = options;
   require(isHex(session, 2 * CONSTANTS.SESSION_ID_BYTES), 'session must be 32 lower-case hex digits');
   require(isHex(token, 2 * CONSTANTS.SESSION_TOKEN_BYTES), 'token must be 64 lower-case hex digits');
+  require(DATA_SECURITIES.includes(dataSecurity), `dataSecurity must be one of ${DATA_SECURITIES.join(', ')}`);
+  require(typeof isOldHello === 'boolean', 'isOldHello must be a boolean');
 }
 
 /** Checks the address of a source. It comes from a peer, apart from provider and options. */

@@ -1,6 +1,6 @@
 import type { RdmaDevice } from '../domain/transport.js';
 import type { ImageCounter, SourceCounter, TargetCounter } from '../protocol/wire.js';
-import type { NativeFailure, RegionFile, TouchOrder } from './basic-types.js';
+import type { Credentials, NativeFailure, RegionFile, TouchOrder } from './basic-types.js';
 import type {
   MulticastGroup,
   MulticastJoin,
@@ -12,7 +12,7 @@ import type {
 } from './multicast-types.js';
 import type { NearPlace, NearSnapshot } from './near-types.js';
 
-export type { NativeFailure, RegionFile, TouchOrder } from './basic-types.js';
+export type { Credentials, NativeFailure, RegionFile, TouchOrder } from './basic-types.js';
 export type { NearPlace, NearSnapshot } from './near-types.js';
 
 export interface NativeSupport {
@@ -103,11 +103,7 @@ export interface TargetSnapshot {
   readonly counters: Record<TargetCounter, bigint>;
 }
 
-export interface SourceAddress extends ProviderPlace {
-  /** 32 hex digits */
-  readonly session: string;
-  /** 64 hex digits */
-  readonly token: string;
+export interface SourceAddress extends ProviderPlace, Credentials {
   readonly keys: readonly RegionKeys[];
 }
 
@@ -300,12 +296,10 @@ export interface ImageCaptureOptions {
   readonly onEdge: () => void;
 }
 
-export interface SourceOptions {
+export interface SourceOptions extends Credentials {
   readonly listener: DataListenerHandle;
   /** A provider that the listener serves. */
   readonly provider: string;
-  readonly session: string;
-  readonly token: string;
   readonly regions: readonly RegionFile[];
   /**
    * The clone that maps the regions, files of an image, copy-on-write. Over tcp only. Absent if the files contain all

@@ -19,7 +19,7 @@ export interface QemuNeeds {
 }
 
 export function* checkPeers(source: HostInventory, target: HostInventory): Iterable<Refusal> {
-  if (target.protocolVersion !== source.protocolVersion) {
+  if (!haveCommonProtocol(source, target)) {
     yield refuse(
       'PROTOCOL_VERSION',
       `protocol versions differ: ${source.host} ${source.protocolVersion}, ${target.host} ${target.protocolVersion}`,
@@ -45,6 +45,14 @@ export function* checkPeers(source: HostInventory, target: HostInventory): Itera
       );
     }
   }
+}
+
+function haveCommonProtocol(source: HostInventory, target: HostInventory): boolean {
+  return (
+    target.protocolVersion === source.protocolVersion ||
+    target.protocolVersion === source.oldProtocolVersion ||
+    target.oldProtocolVersion === source.protocolVersion
+  );
 }
 
 export function* checkQemu(target: HostInventory, vm: VmInventory, { isPaged, fetches }: QemuNeeds): Iterable<Refusal> {

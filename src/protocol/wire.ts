@@ -1,16 +1,13 @@
 /**
  * Definitions of the data plane: the only place for numbers on which two programs must agree. `npm run generate` turns
- * this file into native/wire/wire_generated.hpp. test/tidy fails if the two differ, and golden bytes are tested on both
- * sides.
+ * this file into native/wire/wire_generated.hpp; test/tidy fails if they differ. Both sides test golden bytes.
  *
  * Version rule: PROTOCOL_VERSION is one number for the whole data plane. Peers with different numbers refuse each other
- * in the hello, before any key is checked, unless a host was told to accept OLD_HELLO_VERSION. A field never changes its
- * meaning; a new layout gets a new number.
- *
+ * in the hello, before any key is checked, unless a host was told to accept OLD_HELLO_VERSION. A new layout gets a new
+ * number.
  * All integers are little-endian. Zero is never a valid value of an enumeration, except in PAGE_STATE, which says why.
  *
  *   One connection for each channel, so that demand never waits behind bulk:
- *
  *   target                                source
  *     | -- HELLO(session, nonce, proof 0) ----> |  before anything is looked up
  *     | <- HELLO_REPLY(CHALLENGE, nonce) ------ |  the same for every session, known or not
@@ -22,7 +19,7 @@
  *     | <---------- WRITE_REPLY(tag) ---------- |
  *     | <--------- MESSAGE + bytes -----------> |
  *
- * With SECURITY INTEGRITY a tag of FRAME_TAG_BYTES follows each frame, both ways.
+ * SECURITY INTEGRITY: a tag of FRAME_TAG_BYTES follows each frame. ENCRYPT: TLS 1.3 begins after HELLO_REPLY(OK).
  */
 
 export const PROTOCOL_VERSION = 3;
@@ -41,7 +38,6 @@ export const CONSTANTS = {
   /** The part of HELLO_REPLY that all versions have. In OLD_HELLO_VERSION it is all of it. */
   HELLO_REPLY_HEAD_BYTES: 8,
   HELLO_NONCE_BYTES: 16,
-  /** A proof is an HMAC-SHA256, cut to this length. */
   HELLO_PROOF_BYTES: 16,
   FRAME_HEADER_BYTES: 32,
   /** An AES-256-GMAC of the frame, whose nonce is the number of frames before it on this connection. */

@@ -87,7 +87,11 @@ export function scene(change: Change = {}) {
     },
   };
   const transports = {
-    connection: async () => ({ provider: 'tcp', options: {}, timeoutMs: 1 }),
+    connecting: async (
+      endpoint: object,
+      holder: object,
+      connect: (source: object, timeoutMs: number) => Promise<void>,
+    ) => connect({ ...holder, ...endpoint }, 1),
     registering: (_: string, work: () => Promise<unknown>) => work(),
     served: async () => ({ provider: 'tcp', listener: {} }),
     place: () => ({ host: 'h', port: 1 }),

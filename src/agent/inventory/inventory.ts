@@ -6,7 +6,7 @@ import { describeForbidden, type Forbidden } from '../../domain/policy.js';
 import type { RdmaPlace } from '../../domain/transport.js';
 import type { DiskSpec, VmSpec } from '../../domain/vm.js';
 import { openUserFile } from '../../kit/user-file.js';
-import { PROTOCOL_VERSION } from '../../protocol/wire.js';
+import { OLD_HELLO_VERSION, PROTOCOL_VERSION } from '../../protocol/wire.js';
 import type { ImageContext } from '../image/context.js';
 import { forbiddenOnHost, namingOnly } from '../policy/policy.js';
 import type { HostContext } from '../vm/context.js';
@@ -18,6 +18,8 @@ export interface HostInfo {
   readonly preloadPath: string | null;
   /** Why the daemon has no tmpfs of its own for guest memory, or null. */
   readonly ramDirProblem: string | null;
+  /** Data connections of OLD_HELLO_VERSION are made and taken. */
+  readonly acceptsOldHello?: boolean;
   /** Null: this host does not tell. */
   readonly socketMark: SocketMark | null;
   /** ISO time. Null if no https API is configured. */
@@ -31,6 +33,7 @@ export async function hostInventory(context: HostContext, info: HostInfo): Promi
     ...(await hostFacts(vms)),
     host,
     protocolVersion: PROTOCOL_VERSION,
+    ...(info.acceptsOldHello === true ? { oldProtocolVersion: OLD_HELLO_VERSION } : {}),
     isUserfaultfdPermitted: support.userfaultfdPermitted,
     hasMinorFaults: support.minorShmem,
     isPreloadPresent: info.preloadPath !== null && (await refusal(info.preloadPath, constants.R_OK)) === null,

@@ -204,15 +204,11 @@ export class PageLink<Reader extends PageReader> {
     const { state } = this.#reader.snapshot();
     if (state === 'complete') return;
     if (state === 'failed' || (state === this.#options.reading && isAnew)) await this.#replace();
-    const { session, token, endpoint } = holder;
-    const { transport, host, port, keys } = endpoint;
-    const { transports } = this.#context;
-    const { provider, options, timeoutMs } = await transports.connection(transport, host);
-    const source = { provider, host, port, options, keys, session, token };
-    await transports
-      .registering(transport, () => this.#reader.connect(source, timeoutMs))
+    const { endpoint } = holder;
+    await this.#context.transports
+      .connecting(endpoint, holder, (source, timeoutMs) => this.#reader.connect(source, timeoutMs))
       .catch((error: unknown) => {
-        throw withMountHint(toMigrationError(error), host);
+        throw withMountHint(toMigrationError(error), endpoint.host);
       });
     this.#isLostMeanwhile = this.#reader.snapshot().state === 'disconnected';
     if (this.#isLostMeanwhile) return;

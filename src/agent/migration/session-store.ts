@@ -8,6 +8,7 @@
  */
 
 import { z } from 'zod';
+import { DATA_SECURITIES } from '../../domain/data-security.js';
 import { MigrationError } from '../../domain/errors.js';
 import type { Transport } from '../../domain/transport.js';
 import { RecordFiles, type RecordKind } from '../../durable/record-files.js';
@@ -51,6 +52,7 @@ const endpoint = z.strictObject({
   host: z.string(),
   port: z.int().min(0).max(65535),
   keys: z.array(z.strictObject({ ram: z.string(), dataMap: z.string() })),
+  dataSecurity: z.enum(DATA_SECURITIES).exactOptional(),
 });
 
 const recordSchema = z.discriminatedUnion('role', [

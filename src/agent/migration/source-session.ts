@@ -110,8 +110,7 @@ export class SourceSession {
     const { transport } = this.record;
     if (this.#pages === null || this.#listener === null)
       throw new MigrationError('CONFLICT', `${this.record.vm} is no longer exposed`);
-    const { host, port } = this.#context.transports.place(transport, this.#listener);
-    return { transport, host, port, keys: this.#pages.keys };
+    return { transport, ...this.#context.transports.place(transport, this.#listener), keys: this.#pages.keys };
   }
 
   /** The VM runs during most of this call. `stoppedForMs` is the time since it was stopped. */
@@ -176,12 +175,12 @@ export class SourceSession {
     const { native, transports } = this.#context;
     const { transport, session, token } = this.record;
     await this.#closing;
-    const { provider, listener } = await transports.served(transport);
+    const served = await transports.served(transport);
     const { regions } = this.#vm;
     const clone = await this.#clone();
-    const options = { listener, provider, session, token, regions, ...clone };
+    const options = { ...served, session, token, regions, ...clone };
     this.#pages = await transports.registering(transport, () => native.openSourceSession(options));
-    this.#listener = listener;
+    this.#listener = served.listener;
   }
 
   /** Throws VM_LOST if a clone's process has ended before its pages were copied from it. */

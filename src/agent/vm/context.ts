@@ -34,7 +34,7 @@ export interface HostContext {
   readonly host: string;
   readonly vms: VmManager;
   readonly native: NativeBinding;
-  readonly transports: Pick<HostTransports, 'served' | 'place' | 'connection' | 'registering'>;
+  readonly transports: Pick<HostTransports, 'served' | 'place' | 'connecting' | 'registering'>;
   readonly rdma: Pick<RdmaHost, 'inventory' | 'probe'>;
   readonly registry: Registry;
   readonly peers: Peers;

@@ -1,5 +1,6 @@
 /** Schemas of those arguments and results of calls between hosts (methods.ts) that no client sees. */
 import { z } from 'zod';
+import { DATA_SECURITIES } from '../../domain/data-security.js';
 import { CLONES_MAX } from '../../domain/fork.js';
 import { EPOCH_MAX } from '../../domain/host.js';
 import { FORK_DECISIONS } from '../../engine/ports/fork.js';
@@ -60,6 +61,7 @@ export const endpoint = z.strictObject({
   host: z.string().min(1).max(ADDRESS_MAX),
   port: z.int().min(0).max(65_535),
   keys: z.array(z.strictObject({ ram: hex, dataMap: hex, presence: hex.exactOptional() })).max(KEYS_MAX),
+  dataSecurity: z.enum(DATA_SECURITIES).exactOptional(),
 });
 
 export const exposeRequest = z.strictObject({

@@ -1,4 +1,5 @@
 /** The messages between source, target and coordinator of a migration. */
+import type { DataSecurity } from '../../domain/data-security.js';
 import type { GuestEnd } from '../../domain/guest-end.js';
 import type { MigrationMode } from '../../domain/migration.js';
 import type { Transport } from '../../domain/transport.js';
@@ -16,6 +17,8 @@ export interface SourceEndpointInfo {
   readonly host: string;
   readonly port: number;
   readonly keys: readonly RegionKeysPort[];
+  /** The least that the source accepts. Absent: its build may be older than that. */
+  readonly dataSecurity?: DataSecurity;
 }
 
 export interface PrepareRequest {

@@ -3,9 +3,16 @@
  * passes on, and the limit of calls that register memory at a time. The row of a transport in ../table.ts describes it.
  * A transport with devices also has a part of its own (../rdma/host.ts).
  */
-import { MigrationError } from '../../domain/errors.js';
+import {
+  DATA_POLICY_DEFAULT,
+  DATA_SECURITY_DEFAULT,
+  type DataPolicy,
+  type DataSecurity,
+  strongest,
+} from '../../domain/data-security.js';
+import { MigrationError, toMigrationError } from '../../domain/errors.js';
 import type { TransportTable } from '../../domain/transport.js';
-import type { DataListenerHandle, Place, ProviderOptions, ProviderPlace } from '../../native/types.js';
+import type { DataListenerHandle, Place, ProviderOptions, ProviderPlace, SourceAddress } from '../../native/types.js';
 import { TRANSPORT_TABLE, type TransportRow } from '../table.js';
 
 /**
@@ -47,6 +54,13 @@ export function sharedPlaces(
     .map(([transport, row]) => placeOf(transport, row));
 }
 
+/** The place of a source, as its host has said it. */
+export interface SourcePlace extends Place {
+  readonly transport: string;
+  readonly keys: SourceAddress['keys'];
+  readonly dataSecurity?: DataSecurity;
+}
+
 export interface HostTransportsOptions {
   /** This host's name. */
   readonly host: string;
@@ -54,6 +68,16 @@ export interface HostTransportsOptions {
   readonly listener: DataListenerHandle;
   readonly devices: Readonly<Record<string, DeviceTransport>>;
   readonly table?: TransportTable;
+  /** Absent: integrity, and no older peers. */
+  readonly policy?: DataPolicy;
+}
+
+/** What a source session says of its connections. */
+export interface Served {
+  readonly provider: string;
+  readonly listener: DataListenerHandle;
+  readonly dataSecurity: DataSecurity;
+  readonly isOldHello: boolean;
 }
 
 export class HostTransports {
@@ -61,25 +85,59 @@ export class HostTransports {
   readonly #table: TransportTable;
   #registeringCount = 0;
   readonly #waiting: (() => void)[] = [];
+  readonly #policy: DataPolicy;
 
   constructor(options: HostTransportsOptions) {
     this.#options = options;
     this.#table = options.table ?? TRANSPORT_TABLE;
+    this.#policy = options.policy ?? DATA_POLICY_DEFAULT;
   }
 
   /** Returns what a source session needs. Throws UNSUPPORTED if this host does not serve the transport now. */
-  async served(transport: string): Promise<{ provider: string; listener: DataListenerHandle }> {
+  async served(transport: string): Promise<Served> {
     const { provider } = this.#row(transport);
     const listener = (await this.#options.devices[transport]?.listener()) ?? this.#options.listener;
-    if (listener.address(provider) !== null) return { provider, listener };
-    throw new MigrationError('UNSUPPORTED', `${this.#options.host} does not serve ${transport}`);
+    if (listener.address(provider) === null)
+      throw new MigrationError('UNSUPPORTED', `${this.#options.host} does not serve ${transport}`);
+    const { dataSecurity, acceptOldHello } = this.#policy;
+    return { provider, listener, dataSecurity, isOldHello: acceptOldHello };
   }
 
-  /** Returns the address, for peers, of a listener that `served` has returned. */
-  place(transport: string, listener: DataListenerHandle): Place {
+  /**
+   * Returns the address, for peers, of a listener that `served` has returned, and the least that it accepts. A host
+   * that takes older peers does not say that: they would not understand it.
+   */
+  place(transport: string, listener: DataListenerHandle): Place & { readonly dataSecurity?: DataSecurity } {
     const place = listener.address(this.#row(transport).provider);
     if (place === null) throw new MigrationError('UNSUPPORTED', `the listener does not serve ${transport}`);
-    return place;
+    const { dataSecurity, acceptOldHello } = this.#policy;
+    return acceptOldHello ? place : { ...place, dataSecurity };
+  }
+
+  /**
+   * Connects to a source by `connect`, with the stronger of both hosts' demands. The older hello is tried only where
+   * this host was told to, with a source that has said nothing and has refused the newer one.
+   */
+  async connecting(
+    endpoint: SourcePlace,
+    credentials: Pick<SourceAddress, 'session' | 'token'>,
+    connect: (source: SourceAddress, timeoutMs: number) => Promise<void>,
+  ): Promise<void> {
+    const { transport, host, port, keys, dataSecurity } = endpoint;
+    const { provider, options, timeoutMs } = await this.connection(transport, host);
+    const { session, token } = credentials;
+    const source: SourceAddress = {
+      ...{ provider, host, port, options, keys, session, token },
+      dataSecurity: strongest(this.#policy.dataSecurity, dataSecurity ?? DATA_SECURITY_DEFAULT),
+    };
+    const attempt = (to: SourceAddress) => this.registering(transport, () => connect(to, timeoutMs));
+    try {
+      await attempt(source);
+    } catch (error) {
+      const mayBeOlder = dataSecurity === undefined && this.#policy.acceptOldHello;
+      if (!mayBeOlder || toMigrationError(error).code !== 'UNAUTHENTICATED') throw error;
+      await attempt({ ...source, isOldHello: true });
+    }
   }
 
   /**

@@ -129,16 +129,15 @@ export class ImageServer {
       session: randomBytes(SESSION_BYTES).toString('hex'),
       token: randomBytes(TOKEN_BYTES).toString('hex'),
     };
-    const { provider, listener } = await transports.served(transport);
+    const served = await transports.served(transport);
     const record = images.get(this.#image);
     const regions = await images.regions(record);
     const image = filling === null ? {} : { image: filling };
     const pages = await transports.registering(transport, () =>
-      native.openSourceSession({ listener, provider, ...credentials, regions, ...image }),
+      native.openSourceSession({ ...served, ...credentials, regions, ...image }),
     );
     if (this.#isFixed) pages.scan();
-    const { host, port } = transports.place(transport, listener);
-    const endpoint = { transport, host, port, keys: pages.keys };
+    const endpoint = { transport, ...transports.place(transport, served.listener), keys: pages.keys };
     return { pages, holder: { ...credentials, endpoint, disks: record.disks } };
   }
 }

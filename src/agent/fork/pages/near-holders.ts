@@ -159,14 +159,11 @@ export class NearHolders {
     try {
       const wanted = transportRow(transport()).sameMachineOnly ? ANY_HOLDER_TRANSPORT : transport();
       const asking = peers.agent(near.host).fanout.serveHeld(image, host, wanted);
-      const { session, token, endpoint } = await inTime(near.host, ASK_MS_MAX, asking, clock);
-      const { provider, options, timeoutMs } = await transports.connection(endpoint.transport, endpoint.host);
-      if (this.#isClosed || generation !== this.#generation) return false;
-      const { host: address, port, keys } = endpoint;
-      const source = { provider, host: address, port, options, keys, session, token };
-      await transports.registering(endpoint.transport, () =>
-        reader().addNear(source, { id: near.id, level: near.level }, timeoutMs),
-      );
+      const holder = await inTime(near.host, ASK_MS_MAX, asking, clock);
+      await transports.connecting(holder.endpoint, holder, async (source, timeoutMs) => {
+        if (this.#isClosed || generation !== this.#generation) return;
+        await reader().addNear(source, { id: near.id, level: near.level }, timeoutMs);
+      });
       if (this.#isClosed || generation !== this.#generation) return false;
       near.isConnected = true;
       return true;

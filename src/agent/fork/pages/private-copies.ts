@@ -109,9 +109,9 @@ class Copy {
       session: randomBytes(SESSION_BYTES).toString('hex'),
       token: randomBytes(TOKEN_BYTES).toString('hex'),
     };
-    const { provider, listener } = await transports.served(OWN_MACHINE_TRANSPORT);
+    const served = await transports.served(OWN_MACHINE_TRANSPORT);
     const regions = await images.regions(image);
-    const source = await native.openSourceSession({ listener, provider, ...credentials, regions });
+    const source = await native.openSourceSession({ ...served, ...credentials, regions });
     try {
       source.scan();
       const complete = { isThere: false };
@@ -122,8 +122,8 @@ class Copy {
           complete.isThere = true;
         },
       });
-      const { host, port } = transports.place(OWN_MACHINE_TRANSPORT, listener);
-      await pages.connect({ transport: OWN_MACHINE_TRANSPORT, host, port, keys: source.keys });
+      const place = transports.place(OWN_MACHINE_TRANSPORT, served.listener);
+      await pages.connect({ transport: OWN_MACHINE_TRANSPORT, ...place, keys: source.keys });
       pages.serveDemand();
       return new Copy(pages, source, image.spec.memory.sizeBytes / image.spec.memory.pageBytes, complete);
     } catch (error) {

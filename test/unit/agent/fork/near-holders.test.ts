@@ -47,8 +47,8 @@ function scene(levels: readonly (readonly string[])[], strangers: readonly strin
       }),
     },
     transports: {
-      connection: async () => ({ provider: 'tcp', options: {}, timeoutMs: 1 }),
-      registering: async (_: string, call: () => Promise<void>) => call(),
+      connecting: async (endpoint: object, _: object, connect: (source: object, timeoutMs: number) => Promise<void>) =>
+        connect(endpoint, 1),
     },
   };
   const holders = new NearHolders(context as never, {

@@ -5,9 +5,16 @@
 import { Command } from 'commander';
 import { describe, expect, test, vi } from 'vitest';
 import { addTransportOptions, chosenTransport } from '../../../../src/cli/transport-options.js';
+import type { DataPolicy } from '../../../../src/domain/data-security.js';
+import { MigrationError } from '../../../../src/domain/errors.js';
 import type { Transport } from '../../../../src/domain/transport.js';
 import { checkTransport, chooseTransport } from '../../../../src/planner/migration/transport.js';
-import { type DeviceTransport, HostTransports, sharedPlaces } from '../../../../src/transports/host/host-transports.js';
+import {
+  type DeviceTransport,
+  HostTransports,
+  type SourcePlace,
+  sharedPlaces,
+} from '../../../../src/transports/host/host-transports.js';
 import { TRANSPORT_TABLE, type TransportRow } from '../../../../src/transports/table.js';
 import { FakeListener } from '../../../support/agent-fakes.js';
 import { goodFacts, host, request } from '../../planner/planner-facts.js';
@@ -40,7 +47,7 @@ describe('a fifth row', () => {
     });
     const { provider, listener } = await transports.served('fabric');
     expect(provider).toBe('libfabric');
-    expect(transports.place('fabric', listener)).toEqual({ host: '10.9.0.1', port: 7 });
+    expect(transports.place('fabric', listener)).toEqual({ host: '10.9.0.1', port: 7, dataSecurity: 'integrity' });
     expect(await transports.connection('fabric', '10.9.0.1')).toEqual({
       provider: 'libfabric',
       options: { domain: 'hfi1_0' },
@@ -92,7 +99,7 @@ describe('a host', () => {
     const transports = hostWith();
     const { provider, listener } = await transports.served('tcp');
     expect(provider).toBe('tcp');
-    expect(transports.place('tcp', listener)).toEqual({ host: '10.0.0.1', port: 7400 });
+    expect(transports.place('tcp', listener)).toEqual({ host: '10.0.0.1', port: 7400, dataSecurity: 'integrity' });
     expect(await transports.connection('tcp', '10.0.0.1')).toEqual({ provider: 'tcp', options: {}, timeoutMs: 3_000 });
   });
 
@@ -115,6 +122,68 @@ describe('a host', () => {
     const calls = Array.from({ length: 8 }, () => transports.registering('tcp', async () => ++begun));
     await Promise.all(calls);
     expect(begun).toBe(8);
+  });
+});
+
+describe('the protection of a connection', () => {
+  const credentials = { session: 'a'.repeat(32), token: 'b'.repeat(64) };
+  const at = { transport: 'tcp', host: '10.0.0.2', port: 7401, keys: [] };
+  const refused = new MigrationError('UNAUTHENTICATED', 'peer refused the hello');
+
+  function hostThat(policy?: DataPolicy): HostTransports {
+    const listener = new FakeListener('tcp', { host: '10.0.0.1', port: 7400 });
+    return new HostTransports({ host: 'A', listener, devices: {}, ...(policy === undefined ? {} : { policy }) });
+  }
+  /** Connects, fails with the errors in turn, and returns what was asked for each time. */
+  async function asked(transports: HostTransports, endpoint: SourcePlace, errors: Error[] = []): Promise<unknown[]> {
+    const tried: unknown[] = [];
+    const failing = transports.connecting(endpoint, credentials, async ({ dataSecurity, isOldHello }) => {
+      tried.push(isOldHello === true ? 'old' : dataSecurity);
+      const error = errors.shift();
+      if (error !== undefined) throw error;
+    });
+    tried.push(
+      await failing.then(
+        () => 'connected',
+        (error: MigrationError) => error.code,
+      ),
+    );
+    return tried;
+  }
+
+  test('is that of the host that wants more', async () => {
+    const none = hostThat({ dataSecurity: 'none', acceptOldHello: false });
+    expect(await asked(none, { ...at, dataSecurity: 'none' })).toEqual(['none', 'connected']);
+    expect(await asked(none, { ...at, dataSecurity: 'integrity' })).toEqual(['integrity', 'connected']);
+    expect(await asked(hostThat(), { ...at, dataSecurity: 'none' })).toEqual(['integrity', 'connected']);
+    expect(await asked(hostThat(), at)).toEqual(['integrity', 'connected']);
+    expect(await asked(none, at), 'a host that takes older peers does not say').toEqual(['integrity', 'connected']);
+  });
+
+  test('is not given up for a source that refuses', async () => {
+    expect(await asked(hostThat(), at, [refused])).toEqual(['integrity', 'UNAUTHENTICATED']);
+    const old = hostThat({ dataSecurity: 'integrity', acceptOldHello: true });
+    const told = { ...at, dataSecurity: 'integrity' as const };
+    expect(await asked(old, told, [refused])).toEqual(['integrity', 'UNAUTHENTICATED']);
+    const lost = new MigrationError('UNREACHABLE', 'no route');
+    expect(await asked(old, at, [lost])).toEqual(['integrity', 'UNREACHABLE']);
+  });
+
+  test('is missing where the host takes older peers, and the source may be one', async () => {
+    const old = hostThat({ dataSecurity: 'integrity', acceptOldHello: true });
+    expect(await asked(old, at)).toEqual(['integrity', 'connected']);
+    expect(await asked(old, at, [refused])).toEqual(['integrity', 'old', 'connected']);
+    expect(await asked(old, at, [refused, refused])).toEqual(['integrity', 'old', 'UNAUTHENTICATED']);
+  });
+
+  test('is told to peers and to the source session', async () => {
+    const none = hostThat({ dataSecurity: 'none', acceptOldHello: false });
+    const served = await none.served('tcp');
+    expect(served).toMatchObject({ dataSecurity: 'none', isOldHello: false });
+    expect(none.place('tcp', served.listener)).toMatchObject({ dataSecurity: 'none' });
+    const old = hostThat({ dataSecurity: 'integrity', acceptOldHello: true });
+    expect(await old.served('tcp')).toMatchObject({ dataSecurity: 'integrity', isOldHello: true });
+    expect(old.place('tcp', served.listener)).toEqual({ host: '10.0.0.1', port: 7400 });
   });
 });
 
