@@ -8,7 +8,7 @@ import { isIP } from 'node:net';
 import { resolve } from 'node:path';
 import { z } from 'zod';
 import { USER_ROLES } from './domain/caller.js';
-import { DATA_SECURITIES, DATA_SECURITY_DEFAULT } from './domain/data-security.js';
+import { DATA_SECURITIES, DATA_SECURITY_DEFAULT, RDMA_TRUSTS } from './domain/data-security.js';
 import { MigrationError } from './domain/errors.js';
 import { ANYTHING } from './domain/policy.js';
 import { ACCEL_CHOICES } from './domain/vm.js';
@@ -208,6 +208,8 @@ const schema = z
         socketRole: z.enum(USER_ROLES).default('operator'),
         /** The least protection of data connections over tcp that this host accepts. The stronger of two counts. */
         dataSecurity: z.enum(DATA_SECURITIES).default(DATA_SECURITY_DEFAULT),
+        /** `trusted`: the network of RDMA is encrypted below it, so that it may be used where `encrypt` is demanded. */
+        rdma: z.enum(RDMA_TRUSTS).default('untrusted'),
         /**
          * Takes data connections of hosts with an older build too, and makes such. The session's token then crosses the
          * network in clear, and nothing protects the pages. For the time of an upgrade only.

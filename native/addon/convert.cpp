@@ -222,9 +222,11 @@ Result<transport::Credentials> credentials(const Napi::Object& options) {
     return Error{ErrorCode::kInvalidArgument, 0, "session token is not hex of its length"};
   const std::string security =
       options.Get("dataSecurity").IsString() ? text(options, "dataSecurity") : "integrity";
-  if (security != "none" && security != "integrity")
+  if (security != "none" && security != "integrity" && security != "encrypt")
     return Error{ErrorCode::kInvalidArgument, 0, "this build has no such security of data connections"};
-  parsed.security = security == "none" ? transport::Security::kNone : transport::Security::kIntegrity;
+  parsed.security = security == "none"        ? transport::Security::kNone
+                    : security == "integrity" ? transport::Security::kIntegrity
+                                              : transport::Security::kEncrypt;
   parsed.old_hello = options.Get("isOldHello").ToBoolean();
   return parsed;
 }

@@ -9,7 +9,8 @@ namespace vmigrate::transport {
 namespace {
 
 constexpr Error kNoCrypto{ErrorCode::kUnsupported, 0, "libcrypto has no HMAC-SHA256"};
-constexpr const char* kFramePurpose = "frames";
+/// What the agreed keys are for, by Security: a key serves one purpose.
+constexpr const char* kPurposes[] = {nullptr, nullptr, "frames", "TLS"};
 
 template <typename T>
 std::span<const std::byte> bytes_of(const T& value) {
@@ -19,9 +20,9 @@ std::span<const std::byte> bytes_of(const T& value) {
 bool make_agreed(const SessionToken& token, const Transcript& transcript, Agreed* agreed) {
   agreed->channel = static_cast<Channel>(transcript.hello.channel);
   agreed->security = static_cast<Security>(transcript.hello.security);
-  return agreed->security == Security::kNone ||
-         (derive_key(token, End::kTarget, kFramePurpose, transcript, &agreed->target_key) &&
-          derive_key(token, End::kSource, kFramePurpose, transcript, &agreed->source_key));
+  const char* purpose = kPurposes[transcript.hello.security];
+  return purpose == nullptr || (derive_key(token, End::kTarget, purpose, transcript, &agreed->target_key) &&
+                                derive_key(token, End::kSource, purpose, transcript, &agreed->source_key));
 }
 
 // The head first: an older peer sends no more than that.

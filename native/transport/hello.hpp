@@ -11,7 +11,7 @@ namespace vmigrate::transport {
 struct Agreed {
   Channel channel{};
   Security security = Security::kNone;
-  /// With another security than kNone: for what the target sends, and for what the source sends.
+  /// kIntegrity: for what the target sends, and for what the source sends. kEncrypt: TLS uses the first.
   FrameKey target_key{};
   FrameKey source_key{};
 };

@@ -189,6 +189,7 @@ export function reportText(report: MigrationReport): string {
       ? ['moved', `${bytes(movedBytes)} (${kinds.join(', ')}), ${bytes(moved.zeroSkipped)} known to be zero`]
       : ['moved', `${bytes(movedBytes)} by QEMU`],
     ['CPU', isMeasured ? `source ${report.sourceCpuS.toFixed(2)} s, target ${report.targetCpuS.toFixed(2)} s` : '-'],
+    ...(report.dataSecurity === undefined ? [] : [['security', report.dataSecurity] as const]),
     ...(report.sharedStorage === 'assume' ? [['storage', 'assumed to be shared, nobody has checked it'] as const] : []),
     ...(guestEnd === null ? [] : [['guest', guestEndText(report.vm, guestEnd)] as const]),
     ...(report.reconnects === 0 ? [] : [['reconnects', String(report.reconnects)] as const]),

@@ -32,7 +32,7 @@ import { refusalText } from './render.js';
 import { type DryRunAnswer, forkPlanText, forkReportText } from './render-fork.js';
 import { endsText, removedText } from './render-hosts.js';
 import { print, printError } from './terminal.js';
-import { addTransportOptions, chosenTransport, type TransportOptions } from './transport-options.js';
+import { addTransportOptions, chosenSecurity, chosenTransport, type TransportOptions } from './transport-options.js';
 
 interface Options extends CommonOptions, TransportOptions {
   readonly clones?: number;
@@ -62,12 +62,13 @@ const outcome: { code: ExitCode } = { code: EXIT.done };
 
 /** Refuses options that say nothing without --hosts. */
 function refuseUseless(options: Options): void {
-  const { hosts, topology, fanout, placement, fetch, sharedStorage } = options;
+  const { hosts, topology, fanout, placement, fetch, sharedStorage, dataSecurity } = options;
   if (hosts !== undefined) return;
   const flags: readonly (readonly [string, unknown])[] = [
     ['--placement', placement],
     ['--fetch', fetch],
     ['--shared-storage', sharedStorage],
+    ['--data-security', dataSecurity],
     ['--fanout', fanout],
     ['--topology', topology],
     ...TRANSPORTS.map((transport) => [`--${transport}`, options[transport]] as const),
@@ -136,6 +137,7 @@ async function bodyOf(vm: string | undefined, options: Options): Promise<ForkBod
     placement: options.placement ?? 'spread',
     fetch: options.fetch ?? 'all',
     transport: chosenTransport(options),
+    ...chosenSecurity(options),
     sharedStorage: options.sharedStorage ?? 'prove',
     fanout: options.fanout ?? 'auto',
     topology: await topologyOf(options),

@@ -12,7 +12,7 @@ import { EXIT, type ExitCode } from './exit-codes.js';
 import { type CommonOptions, client, integer, main, newProgram } from './program.js';
 import { planText, refusalText, reportText } from './render.js';
 import { print, whileWaiting } from './terminal.js';
-import { addTransportOptions, chosenTransport, type TransportOptions } from './transport-options.js';
+import { addTransportOptions, chosenSecurity, chosenTransport, type TransportOptions } from './transport-options.js';
 
 const MIB = 2 ** 20;
 
@@ -63,6 +63,7 @@ async function migrate(vm: string | undefined, host: string | undefined, options
     target: host,
     mode: chosen,
     transport: chosenTransport(options),
+    ...chosenSecurity(options),
     ...(options.bandwidth === undefined ? {} : { bandwidthBytesPerS: options.bandwidth * MIB }),
     ...(options.maxDowntime === undefined ? {} : { downtimeMsMax: options.maxDowntime }),
     ...(options.sharedStorage === undefined ? {} : { sharedStorage: options.sharedStorage }),

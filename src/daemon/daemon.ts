@@ -190,7 +190,7 @@ async function start(
     hosts: peers,
     log: log.child({ part: 'agent' }),
     hostInfo: {
-      acceptsOldHello: config.security.acceptOldHello,
+      dataPolicy: config.security,
       ...{ preloadPath, ramDirProblem, certificateExpiresAt: () => tls?.expiresAt ?? null },
       socketMark: await markOf(join(stateDir, FORMAT_FILE)),
     },

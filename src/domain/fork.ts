@@ -2,6 +2,7 @@
  * The terms of forking as types. A fork takes an image of a VM (an immutable snapshot of memory, device state and
  * disks) and runs clones on it. Imports only its neighbours in domain/; every layer may import it.
  */
+import type { DataSecurity } from './data-security.js';
 import type { Fanout, FanoutChoice, FanoutPlan, MulticastProvider, TopologyFile } from './fanout.js';
 import type { PhaseTime } from './progress.js';
 import type { SharedStorage } from './storage.js';
@@ -108,6 +109,8 @@ export interface ForkRequest {
    * served to it.
    */
   readonly sharedStorage?: SharedStorage;
+  /** The least protection of the image on its way to them. Absent: what the hosts demand. */
+  readonly dataSecurity?: DataSecurity;
   /** How the image gets to the other hosts. Absent: auto. */
   readonly fanout?: FanoutChoice;
   /** Which hosts share a switch. A plan does not keep it. Absent: nobody has said so. */

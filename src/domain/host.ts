@@ -1,3 +1,4 @@
+import type { DataSecurity, RdmaTrust } from './data-security.js';
 import type { HostResource } from './host-resource.js';
 import type { ImageView } from './image.js';
 import type { Forbidden } from './policy.js';
@@ -33,6 +34,10 @@ export interface HostInventory {
   readonly stateFreeBytes?: number;
   readonly hugePagesFree: Readonly<Record<string, number>>;
   readonly dataAddress: string;
+  /** The least that the host accepts on the data network. Absent: its build is older, and protects nothing. */
+  readonly dataSecurity?: DataSecurity;
+  /** Absent: untrusted. */
+  readonly rdmaTrust?: RdmaTrust;
   /** A file beside the data socket of this daemon. Absent if the host's build is older. */
   readonly socketMark?: SocketMark;
   readonly rdma: RdmaInventory;

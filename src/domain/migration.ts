@@ -2,6 +2,7 @@
  * The terms of migration as types. Imports only its neighbours in domain/; every layer may import it. Names of amounts
  * end with their unit. Numbers of bytes stay below 2^53, because the spec refuses a VM of more than 16 TiB.
  */
+import type { DataSecurity } from './data-security.js';
 import type { GuestEnd } from './guest-end.js';
 import type { PhaseTime } from './progress.js';
 import type { SharedStorage } from './storage.js';
@@ -35,6 +36,11 @@ export interface MigrationRequest {
   readonly downtimeMsMax: number;
   /** Absent in records of build 0.1.0, which compared nothing. A new request without it is to prove. */
   readonly sharedStorage?: SharedStorage;
+  /**
+   * How the pages are protected on their way. Of an order: the least. Of a plan: what both hosts demand, too. Absent:
+   * nothing is said, as for a transport whose bytes this project does not send.
+   */
+  readonly dataSecurity?: DataSecurity;
 }
 
 /** A user's order. The planner turns it into a request: `auto` becomes rdma if both hosts have it, else tcp. */
@@ -92,6 +98,8 @@ export interface MigrationReport {
   readonly memoryBytes: number;
   /** Whether the hosts have proven that they share the VM's disks. Absent in reports of build 0.1.0. */
   readonly sharedStorage?: SharedStorage;
+  /** As in the plan's request. */
+  readonly dataSecurity?: DataSecurity;
   /**
    * Time in which no vCPU ran: from just before the stop was sent to QEMU until the target acknowledged the resume, by
    * the coordinator's clock.

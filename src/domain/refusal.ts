@@ -32,7 +32,8 @@ export type MigrationRefusalCode =
   | 'DISK_NOT_MOVABLE'
   | 'PROTOCOL_VERSION'
   | 'HOST_LIMIT'
-  | 'POLICY_FORBIDS';
+  | 'POLICY_FORBIDS'
+  | 'DATA_NOT_ENCRYPTED';
 
 /** Codes that only forks use. A fork may also be refused with some of the codes of migrations. */
 export type ForkRefusalCode =

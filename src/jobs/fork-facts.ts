@@ -151,6 +151,7 @@ function questionOf(request: ForkRequest): ForkQuestion {
     fetch: _f,
     transport: _t,
     sharedStorage: _s,
+    dataSecurity: _d,
     fanout: _o,
     topology: _y,
     ...asked

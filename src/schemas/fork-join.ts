@@ -3,7 +3,7 @@ import { z } from 'zod';
 import { DISK_ACCESSES, type ForkShare } from '../domain/fork.js';
 import type { ForkOrigin, ImageDisk } from '../engine/ports/fork.js';
 import { DISKS_MAX, vmSpecSchema } from './vm-spec.js';
-import { accel, diskFormat, hostName, imageId } from './words.js';
+import { accel, dataSecurity, diskFormat, hostName, imageId } from './words.js';
 
 export const forkShare: z.ZodType<ForkShare> = z.strictObject({ first: z.int().min(0), count: z.int().min(0) });
 
@@ -18,6 +18,7 @@ export const forkOrigin: z.ZodType<ForkOrigin> = z.strictObject({
     .array(z.strictObject({ id: z.string().max(64), access: z.enum(DISK_ACCESSES) }))
     .max(DISKS_MAX)
     .exactOptional(),
+  dataSecurity: dataSecurity.exactOptional(),
 });
 
 export const imageDisks: z.ZodType<readonly ImageDisk[]> = z

@@ -11,6 +11,7 @@ import {
   cloneDisks,
   cloneMemory,
   cloneNetwork,
+  dataSecurity,
   forkStep,
   hostName,
   imageFetchMode,
@@ -61,6 +62,8 @@ export const forkBody = z.strictObject({
   transport: transportChoice.default('auto'),
   /** prove: a disk is shared only with a host that is proven to see it, and served to the others. */
   sharedStorage: sharedStorage.default('prove'),
+  /** The least protection of the image on its way to them. Default: what the hosts demand. */
+  dataSecurity: dataSecurity.exactOptional(),
   /** How the image gets to the other hosts. */
   fanout: fanoutChoice.default('auto'),
   /** A topology.conf of Slurm, or the same in YAML: which hosts share a switch. */
@@ -80,7 +83,7 @@ export const drainBody = z.strictObject({ vm: vmName.nullable().default(null) })
 /** Turns the body into a request to the host `host`, which knows `peers`. Throws USAGE for a contradiction. */
 export function forkRequest(body: z.output<typeof forkBody>, host: string, peers: readonly string[]): ForkRequest {
   const { dryRun: _, hosts, replace, placement: placed, fetch, transport: by, ...others } = body;
-  const { sharedStorage: shared, fanout: how, topology, ...rest } = others;
+  const { sharedStorage: shared, fanout: how, topology, dataSecurity: least, ...rest } = others;
   if ((rest.vm === null) === (rest.image === null)) {
     throw new MigrationError('USAGE', 'a fork needs either a VM or an image');
   }
@@ -92,6 +95,7 @@ export function forkRequest(body: z.output<typeof forkBody>, host: string, peers
   return {
     ...{ ...request, hosts: wishes, placement: placed, fetch, transport: by },
     ...(shared === 'assume' ? { sharedStorage: shared } : {}),
+    ...(least === undefined ? {} : { dataSecurity: least }),
     ...(how === 'auto' ? {} : { fanout: how }),
     ...(topology === null ? {} : { topology }),
   };
@@ -130,6 +134,7 @@ const requestView = of<ForkRequest>(
     fetch: imageFetchMode.exactOptional(),
     transport: transportChoice.exactOptional(),
     sharedStorage: sharedStorage.exactOptional(),
+    dataSecurity: dataSecurity.exactOptional(),
     fanout: fanoutChoice.exactOptional(),
     topology: topologyFile.exactOptional(),
   }),

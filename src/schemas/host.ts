@@ -1,5 +1,6 @@
 /** Schemas of what a host reports about itself and about a VM, for pre-flight and for people. */
 import { z } from 'zod';
+import { DATA_SECURITIES, RDMA_TRUSTS } from '../domain/data-security.js';
 import type { HostInventory, TargetChecks, VmClaims, VmInventory } from '../domain/host.js';
 import { EPOCH_MAX } from '../domain/host.js';
 import type { RdmaInventory } from '../domain/transport.js';
@@ -62,6 +63,8 @@ export const hostInventory = of<HostInventory>(
     stateFreeBytes: count.exactOptional(),
     hugePagesFree: z.record(text, count),
     dataAddress: text,
+    dataSecurity: z.enum(DATA_SECURITIES).exactOptional(),
+    rdmaTrust: z.enum(RDMA_TRUSTS).exactOptional(),
     socketMark: z.object({ path: text, inode: text }).exactOptional(),
     rdma: rdmaInventory,
     vmNames: list(text),

@@ -11,6 +11,7 @@ import {
   cloneDisks,
   cloneMemory,
   cloneNetwork,
+  dataSecurity,
   imageFetchMode,
   imageId,
   incarnationId,
@@ -41,6 +42,7 @@ const request = z.strictObject({
   bandwidthBytesPerS: amount,
   downtimeMsMax: amount,
   sharedStorage: sharedStorage.exactOptional(),
+  dataSecurity: dataSecurity.exactOptional(),
 });
 
 const plan = z.strictObject({
@@ -78,6 +80,7 @@ const forkRequest = z
     fetch: imageFetchMode.exactOptional(),
     transport: transportChoice.exactOptional(),
     sharedStorage: sharedStorage.exactOptional(),
+    dataSecurity: dataSecurity.exactOptional(),
     fanout: fanoutChoice.exactOptional(),
   })
   .refine(({ vm, image }) => (vm === null) !== (image === null), 'must have either a VM or an image');

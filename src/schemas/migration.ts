@@ -4,7 +4,7 @@ import type { MigrationOrder, MigrationPlan, MigrationReport, MigrationRequest }
 import type { Refusal, RefusalCode } from '../domain/refusal.js';
 import { count, list, of, text } from './of.js';
 import { sharedStorage } from './storage.js';
-import { hostName, migrationMode, migrationStep, transport, transportChoice, vmName } from './words.js';
+import { dataSecurity, hostName, migrationMode, migrationStep, transport, transportChoice, vmName } from './words.js';
 
 const BANDWIDTH_MAX = 2 ** 50;
 
@@ -21,6 +21,8 @@ export const migrationBody = z.strictObject({
   downtimeMsMax: z.int().min(1).max(DOWNTIME_MS_MAX).default(300),
   /** prove: refuse unless both hosts see the same disks. assume: do not look. */
   sharedStorage: sharedStorage.default('prove'),
+  /** The least protection of the pages on their way. Default: what the hosts demand. */
+  dataSecurity: dataSecurity.exactOptional(),
   /** Return the plan and start nothing. */
   dryRun: z.boolean().default(false),
 });
@@ -41,6 +43,7 @@ const requestView = of<MigrationRequest>(
     bandwidthBytesPerS: count,
     downtimeMsMax: count,
     sharedStorage: sharedStorage.exactOptional(),
+    dataSecurity: dataSecurity.exactOptional(),
   }),
 );
 
@@ -73,6 +76,7 @@ export const reportView = of<MigrationReport>(
     target: hostName,
     memoryBytes: count,
     sharedStorage: sharedStorage.exactOptional(),
+    dataSecurity: dataSecurity.exactOptional(),
     blackoutMs: count,
     blackoutByEventsMs: z.number(),
     degradedMs: count,

@@ -1,6 +1,7 @@
 /** Schemas of single values: names, ids, and the lists of the domain. All other schemas are built of them. */
 
 import { z } from 'zod';
+import { DATA_SECURITIES } from '../domain/data-security.js';
 import {
   CLONE_DISKS,
   CLONE_MEMORIES,
@@ -62,3 +63,5 @@ export const imageFetchMode = z.enum(IMAGE_FETCHES);
 export const forkStep = z.enum(FORK_STEPS);
 export const jobState = z.enum(JOB_STATES);
 export const imageState = z.enum(IMAGE_STATES);
+
+export const dataSecurity = z.enum(DATA_SECURITIES);

@@ -17,6 +17,8 @@ export interface TransportRow {
   readonly sameMachineOnly: boolean;
   /** Serves memory that is not in a file, such as the pages that a clone has written and only its process holds. */
   readonly readsProcessMemory: boolean;
+  /** This project sends the bytes, so that it can protect them. Else a device does, or they stay in the machine. */
+  readonly protectsBytes: boolean;
   /** vmigrate can run QEMU's own migration over it. */
   readonly carriesBackendMoves: boolean;
   /** How long connecting may take, for both channels, the registering of memory included. */
@@ -35,6 +37,7 @@ export const TRANSPORT_TABLE = {
     registersMemory: false,
     sameMachineOnly: false,
     readsProcessMemory: true,
+    protectsBytes: true,
     carriesBackendMoves: true,
     connectTimeoutMs: 3_000,
     autoRank: 0,
@@ -47,6 +50,7 @@ export const TRANSPORT_TABLE = {
     registersMemory: false,
     sameMachineOnly: true,
     readsProcessMemory: false,
+    protectsBytes: false,
     carriesBackendMoves: false,
     connectTimeoutMs: 3_000,
     autoRank: null,
@@ -59,6 +63,7 @@ export const TRANSPORT_TABLE = {
     registersMemory: true,
     sameMachineOnly: false,
     readsProcessMemory: false,
+    protectsBytes: false,
     carriesBackendMoves: false,
     // Connection requests that are lost are sent again after some seconds only.
     connectTimeoutMs: 6_000,

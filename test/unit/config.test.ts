@@ -52,7 +52,7 @@ describe('what is wrong is named', () => {
   const cases: [string, object, RegExp][] = [
     ['an unknown key', { stat: '/x' }, /stat: unknown key/],
     ['an unknown key further in', { limits: { recoveryMs: 1 } }, /limits\.recoveryMs: unknown key/],
-    ['a protection that does not exist', { security: { dataSecurity: 'encrypt' } }, /security\.dataSecurity: /],
+    ['a protection that does not exist', { security: { dataSecurity: 'secret' } }, /security\.dataSecurity: /],
     ['a name that is a path', { name: '../A' }, /name: must be/],
     ['no API', { api: [] }, /api: /],
     ['an API of another kind', { api: ['http://10.0.0.1:80'] }, /api\.0: "http:\/\/10\.0\.0\.1:80" is not/],

@@ -4,7 +4,9 @@ namespace vmigrate::transport {
 
 void PrintTo(const ComplianceCase& tested, std::ostream* out) {
   *out << tested.provider->name << (tested.faulty ? ", faulty" : "")
-       << (tested.security == Security::kIntegrity ? ", integrity" : "");
+       << (tested.security == Security::kNone        ? ""
+           : tested.security == Security::kIntegrity ? ", integrity"
+                                                     : ", encrypt");
 }
 
 TransportCompliance::TransportCompliance() = default;

@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include <atomic>
+#include <csignal>
 #include <cstdlib>
 #include <map>
 #include <sstream>
@@ -16,6 +17,12 @@
 #include "tests/transport/unix_provider.hpp"
 
 namespace vmigrate::transport {
+namespace {
+
+// As in the daemon: Node ignores it.
+[[maybe_unused]] const auto kFormerHandler = std::signal(SIGPIPE, SIG_IGN);
+
+}  // namespace
 
 TestMemory::TestMemory(uint64_t length_bytes, const std::string& path, unsigned memfd_flags)
     : length_bytes_(length_bytes) {

@@ -15,7 +15,9 @@ namespace {
 
 std::string case_name(const testing::TestParamInfo<ComplianceCase>& info) {
   return std::string(info.param.provider->name) + (info.param.faulty ? "_faulty" : "_bare") +
-         (info.param.security == Security::kIntegrity ? "_integrity" : "");
+         (info.param.security == Security::kNone        ? ""
+          : info.param.security == Security::kIntegrity ? "_integrity"
+                                                        : "_encrypt");
 }
 
 TEST_P(TransportCompliance, ReadsAWholeRegion) {
@@ -290,7 +292,9 @@ std::vector<ComplianceCase> all_cases() {
   for (const Provider* provider : tested_providers())
     for (const bool faulty : {false, true}) {
       cases.push_back({provider, faulty});
-      if (provider->protects_frames) cases.push_back({provider, faulty, Security::kIntegrity});
+      if (!provider->protects_frames) continue;
+      cases.push_back({provider, faulty, Security::kIntegrity});
+      cases.push_back({provider, faulty, Security::kEncrypt});
     }
   return cases;
 }

@@ -17,6 +17,8 @@ namespace vmigrate::transport {
 namespace {
 
 constexpr int kPollMs = 20;
+/// Of TLS: type, version, and the length in the last two bytes.
+constexpr size_t kRecordHeaderBytes = 5;
 
 size_t number_of(Way way) {
   return static_cast<size_t>(way);
@@ -71,7 +73,12 @@ void Relay::run() {
 }
 
 // The length of the first whole frame, its tag included; 0: it has not come yet.
-size_t Relay::frame_bytes(Way way, const Bytes& waiting) {
+size_t Relay::frame_bytes(Way way, const Bytes& waiting) const {
+  if (options_.is_encrypted) {
+    if (waiting.size() < kRecordHeaderBytes) return 0;
+    const auto length = std::to_integer<size_t>(waiting[3]) << 8 | std::to_integer<size_t>(waiting[4]);
+    return waiting.size() >= kRecordHeaderBytes + length ? kRecordHeaderBytes + length : 0;
+  }
   if (waiting.size() < sizeof(wire::FrameHeader)) return 0;
   const wire::FrameHeader header = decode_header(waiting.data());
   const auto op = static_cast<wire::FrameOp>(header.op);

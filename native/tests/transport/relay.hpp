@@ -17,8 +17,9 @@ namespace vmigrate::transport {
 using Bytes = std::vector<std::byte>;
 enum class Way : uint8_t { kToSource = 0, kToTarget = 1 };
 
-/// Somebody in the middle of a tcp connection with Security::kIntegrity. He passes the hello on, then every
-/// frame as `alter` says, in pieces of random length if `cuts` is set. He does not have the token.
+/// Somebody in the middle of a tcp connection with Security::kIntegrity or kEncrypt. He passes the hello on,
+/// then every frame, or record of TLS, as `alter` says, in pieces of random length if `cuts` is set. He does
+/// not have the token.
 class Relay {
  public:
   /// What is sent instead of `frame`, the number `index` of its way. Called on the relay's thread.
@@ -28,6 +29,7 @@ class Relay {
     /// Changes the bytes of the hello, both messages of each way.
     std::function<void(Way way, Bytes& bytes)> alter_hello = {};
     bool cuts = false;
+    bool is_encrypted = false;
     uint64_t seed = 1;
   };
 
@@ -51,7 +53,7 @@ class Relay {
   void run();
   bool pass(Way way);
   bool send_pieces(Way way, const Bytes& bytes);
-  static size_t frame_bytes(Way way, const Bytes& waiting);
+  size_t frame_bytes(Way way, const Bytes& waiting) const;
 
   const Address source_;
   const Options options_;

@@ -13,7 +13,7 @@ namespace {
 constexpr StreamService kUnixService{.serve = &serve_tcp,
                                      .prepare = [](ExposedKey&) { return ok(); },
                                      .tcp = false,
-                                     .security_max = Security::kIntegrity};
+                                     .security_max = Security::kEncrypt};
 
 Result<std::unique_ptr<Listener>> listen_unix(const Address& address, const Options&) {
   auto local = unix_socket_address(address.host);
@@ -30,7 +30,7 @@ Result<std::unique_ptr<Endpoint>> connect_unix(const Address& address, const Cre
                                                Channel channel, std::chrono::milliseconds timeout,
                                                const Options&) {
   return connect_stream<TcpEndpoint>(unix_socket_address(address.host), credentials, channel, timeout,
-                                     Security::kIntegrity);
+                                     Security::kEncrypt);
 }
 
 }  // namespace

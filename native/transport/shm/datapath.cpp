@@ -18,7 +18,7 @@ constexpr uint32_t kPollsWithoutReceiveMax = 32;
 
 }  // namespace
 
-ShmEndpoint::ShmEndpoint(UniqueFd socket, ConnectionTags no_tags)
+ShmEndpoint::ShmEndpoint(SocketStream socket, ConnectionTags no_tags)
     : StreamEndpoint(std::move(socket), /*with_payloads=*/false, std::move(no_tags.sent)),
       bounce_(std::make_unique_for_overwrite<std::byte[]>(kStoreBytesMax)) {}
 

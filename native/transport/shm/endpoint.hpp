@@ -12,7 +12,7 @@ namespace vmigrate::transport {
 /// operation; only the first operation on a key waits for the key's file.
 class ShmEndpoint final : public StreamEndpoint {
  public:
-  ShmEndpoint(UniqueFd socket, ConnectionTags no_tags);
+  ShmEndpoint(SocketStream socket, ConnectionTags no_tags);
   size_t poll(std::span<Completion> out) override;
 
  private:

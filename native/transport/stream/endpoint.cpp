@@ -10,7 +10,9 @@ namespace vmigrate::transport {
 
 Status StreamEndpoint::open() {
   if (Status opened = ready_.open(); !opened) return opened;
-  return ready_.watch(socket_.get());
+  if (Status watched = ready_.watch(socket_.get()); !watched) return watched;
+  update_ready();
+  return ok();
 }
 
 PostStatus StreamEndpoint::send(std::span<const std::byte> message) {
@@ -36,7 +38,7 @@ size_t StreamEndpoint::receive(std::span<std::byte> out) {
 }
 
 void StreamEndpoint::flush_queue() {
-  const SendQueue::Outcome outcome = queue_.flush(socket_.get(), *this);
+  const SendQueue::Outcome outcome = queue_.flush(socket_, *this);
   if (outcome == SendQueue::Outcome::kBroken) return disconnect(errno);
   ready_.want_write(socket_.get(), outcome == SendQueue::Outcome::kBlocked);
 }

@@ -9,6 +9,7 @@
 #include "transport/ready_signal.hpp"
 #include "transport/socket.hpp"
 #include "transport/stream/send_queue.hpp"
+#include "transport/stream/socket_stream.hpp"
 #include "transport/transport.hpp"
 
 namespace vmigrate::transport {
@@ -32,7 +33,7 @@ class StreamEndpoint : public Endpoint, protected SendQueue::Owner {
   int event_fd() const final { return ready_.fd(); }
 
  protected:
-  StreamEndpoint(UniqueFd socket, bool with_payloads, std::unique_ptr<FrameTags> sent_tags)
+  StreamEndpoint(SocketStream socket, bool with_payloads, std::unique_ptr<FrameTags> sent_tags)
       : socket_(std::move(socket)), queue_(with_payloads, std::move(sent_tags)) {}
 
   virtual PostResult post(OperationTable::Kind kind, std::span<const Operation> operations) = 0;
@@ -50,7 +51,7 @@ class StreamEndpoint : public Endpoint, protected SendQueue::Owner {
     ready_.set(disconnected_ || table_.has_completions() || !received_.empty() || can_move_on());
   }
 
-  const UniqueFd socket_;
+  SocketStream socket_;
   LocalMemories memories_;
   OperationTable table_;
   SendQueue queue_;
@@ -83,7 +84,14 @@ Result<std::unique_ptr<Endpoint>> connect_stream(const Result<SocketAddress>& ad
   auto tags =
       ConnectionTags::create(agreed.value().security, agreed.value().target_key, agreed.value().source_key);
   if (!tags) return tags.error();
-  auto endpoint = std::make_unique<Made>(std::move(socket).value(), std::move(tags).value());
+  SocketStream stream(std::move(socket).value());
+  if (agreed.value().security == Security::kEncrypt) {
+    auto tls = Tls::create(stream.get(), End::kTarget, agreed.value().target_key);
+    if (!tls) return tls.error();
+    if (Status shaken = shake_hands(*tls.value(), stream.get(), deadline); !shaken) return shaken.error();
+    stream.encrypt(std::move(tls).value());
+  }
+  auto endpoint = std::make_unique<Made>(std::move(stream), std::move(tags).value());
   if (Status opened = endpoint->open(); !opened) return opened.error();
   return std::unique_ptr<Endpoint>(std::move(endpoint));
 }

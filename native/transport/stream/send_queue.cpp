@@ -82,7 +82,7 @@ bool SendQueue::make_ready(size_t index, Owner& owner) {
   return !broken_;
 }
 
-SendQueue::Outcome SendQueue::flush(int fd, Owner& owner) {
+SendQueue::Outcome SendQueue::flush(SocketStream& socket, Owner& owner) {
   while (count_ > 0) {
     Parts parts;
     for (size_t i = 0; i < count_ && parts.room(); ++i) {
@@ -112,7 +112,7 @@ SendQueue::Outcome SendQueue::flush(int fd, Owner& owner) {
     }
     msghdr message = parts.message();
     if (message.msg_iovlen == 0) continue;
-    const ssize_t sent = ::sendmsg(fd, &message, MSG_NOSIGNAL | MSG_DONTWAIT);
+    const ssize_t sent = socket.send(message);
     if (sent < 0) {
       if (errno == EINTR) continue;
       return errno == EAGAIN ? Outcome::kBlocked : Outcome::kBroken;

@@ -8,11 +8,12 @@
 
 #include "transport/message_ring.hpp"
 #include "transport/stream/frame_tags.hpp"
+#include "transport/stream/socket_stream.hpp"
 #include "transport/transport.hpp"
 
 namespace vmigrate::transport {
 
-/// Frames to be sent over a non-blocking socket, in order. Consecutive frames leave in one call. Fixed size.
+/// Frames to be sent over a socket, in order. Consecutive frames leave in one call. Fixed size.
 /// Not thread-safe.
 class SendQueue {
  public:
@@ -40,7 +41,7 @@ class SendQueue {
   /// Requires message_room().
   void push_message(std::span<const std::byte> message);
   /// Sends until the queue is empty or the socket is full. kBroken: errno gives the reason.
-  Outcome flush(int fd, Owner& owner);
+  Outcome flush(SocketStream& socket, Owner& owner);
   void clear();
 
  private:

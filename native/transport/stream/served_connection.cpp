@@ -80,11 +80,28 @@ void ServedConnection::run(ServedSession& session, Serve serve) {
 bool ServedConnection::begin() {
   auto tags = ConnectionTags::create(admission_.agreed.security, admission_.agreed.source_key,
                                      admission_.agreed.target_key);
-  explicit_bzero(&admission_.agreed, sizeof admission_.agreed);
-  if (!tags) return false;
-  tags_ = std::move(tags).value();
   iovec part{&admission_.reply, admission_.reply_bytes};
-  return send(std::span(&part, 1));
+  const bool is_begun =
+      tags.ok() && send(std::span(&part, 1)) &&
+      (admission_.agreed.security != Security::kEncrypt || encrypt(admission_.agreed.target_key));
+  explicit_bzero(&admission_.agreed, sizeof admission_.agreed);
+  if (is_begun) tags_ = std::move(tags).value();
+  return is_begun;
+}
+
+// Only who has the token gets as far as libssl.
+bool ServedConnection::encrypt(const FrameKey& key) {
+  auto tls = Tls::create(socket_.get(), End::kSource, key);
+  if (!tls) return false;
+  for (;;) {
+    const int wanted = tls.value()->handshake();
+    if (wanted == 0) break;
+    if (wanted < 0 || stopping()) return false;
+    // A message that is posted meanwhile wakes a wait for POLLIN, which then begins anew.
+    if (!wait(static_cast<short>(wanted), wire::kHelloTimeoutMs)) return false;
+  }
+  socket_.encrypt(std::move(tls).value());
+  return true;
 }
 
 bool ServedConnection::finished() const {
@@ -131,7 +148,7 @@ bool ServedConnection::spin_receive(std::span<std::byte> out, ssize_t* count) {
   spin_skipped_ = 0;
   const int64_t end_ns = now_ns() + kSpinNs;
   do {
-    *count = ::recv(socket_.get(), out.data(), out.size(), MSG_DONTWAIT);
+    *count = socket_.receive(out);
     if (*count >= 0 || (errno != EAGAIN && errno != EINTR)) {
       spin_credit_ = std::min(spin_credit_ + 1, kSpinCreditMax);
       return true;
@@ -145,7 +162,7 @@ bool ServedConnection::spin_receive(std::span<std::byte> out, ssize_t* count) {
 size_t ServedConnection::receive(std::span<std::byte> out) {
   while (!stopping()) {
     if (!flush_mail()) return 0;
-    ssize_t count = ::recv(socket_.get(), out.data(), out.size(), MSG_DONTWAIT);
+    ssize_t count = socket_.receive(out);
     if (count < 0 && errno == EAGAIN && !spin_receive(out, &count)) {
       if (!wait(POLLIN, -1)) return 0;
       continue;
@@ -221,7 +238,7 @@ bool ServedConnection::send(std::span<iovec> parts, bool more, int passed_fd) {
   while (!parts.empty()) {
     message.msg_iov = parts.data();
     message.msg_iovlen = parts.size();
-    ssize_t count = ::sendmsg(socket_.get(), &message, MSG_NOSIGNAL | MSG_DONTWAIT | (more ? MSG_MORE : 0));
+    ssize_t count = socket_.send(message, more ? MSG_MORE : 0);
     if (count < 0) {
       if (errno == EINTR) continue;
       // A peer that asks and does not take the answers holds one thread for this long, and no memory.

@@ -13,6 +13,7 @@
 #include "transport/hello.hpp"
 #include "transport/message_ring.hpp"
 #include "transport/stream/frame_tags.hpp"
+#include "transport/stream/socket_stream.hpp"
 #include "transport/transport.hpp"
 
 namespace vmigrate::transport {
@@ -61,6 +62,7 @@ class ServedConnection {
   void count_read(uint64_t bytes);
   /// Of each frame, in either direction.
   ConnectionTags& tags() { return tags_; }
+  bool is_encrypted() const { return socket_.is_encrypted(); }
 
  private:
   ServedConnection(UniqueFd socket, UniqueFd wake, const Admission& admission)
@@ -70,6 +72,7 @@ class ServedConnection {
         wake_(std::move(wake)) {}
   void run(ServedSession& session, Serve serve);
   bool begin();
+  bool encrypt(const FrameKey& key);
   bool spin_receive(std::span<std::byte> out, ssize_t* count);
   bool wait(short events, int timeout_ms);
   bool flush_mail();
@@ -77,7 +80,7 @@ class ServedConnection {
   const Channel channel_;
   Admission admission_;
   ConnectionTags tags_;
-  UniqueFd socket_;
+  SocketStream socket_;
   const UniqueFd wake_;  ///< eventfd, signalled by stop() and post()
   std::atomic<bool> stop_{false};
   std::atomic<bool> finished_{false};

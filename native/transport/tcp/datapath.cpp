@@ -11,7 +11,7 @@
 
 namespace vmigrate::transport {
 
-TcpEndpoint::TcpEndpoint(UniqueFd socket, ConnectionTags tags)
+TcpEndpoint::TcpEndpoint(SocketStream socket, ConnectionTags tags)
     : StreamEndpoint(std::move(socket), /*with_payloads=*/true, std::move(tags.sent)),
       staging_(std::make_unique_for_overwrite<std::byte[]>(kStagingBytes)),
       tags_(std::move(tags.received)),
@@ -71,14 +71,14 @@ void TcpEndpoint::receive_some() {
   size_t moved_bytes = 0;
   while (!disconnected_ && !received_.full() && moved_bytes < kPollBytesMax) {
     const size_t room_bytes = kStagingBytes - staging_end_;
-    const ssize_t count = ::recv(socket_.get(), staging_.get() + staging_end_, room_bytes, MSG_DONTWAIT);
+    const ssize_t count = socket_.receive({staging_.get() + staging_end_, room_bytes});
     if (count < 0 && errno == EINTR) continue;
     if (count < 0 && errno == EAGAIN) return;
     if (count <= 0) return disconnect(count == 0 ? ECONNRESET : errno);
     staging_end_ += static_cast<size_t>(count);
     moved_bytes += static_cast<size_t>(count);
     parse();
-    if (static_cast<size_t>(count) < room_bytes) return;
+    if (static_cast<size_t>(count) < room_bytes && socket_.is_empty()) return;
   }
 }
 

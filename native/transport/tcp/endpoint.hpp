@@ -14,7 +14,7 @@ namespace vmigrate::transport {
 /// of a wrong frame may be in local memory then, but their operation completes with kDisconnected.
 class TcpEndpoint final : public StreamEndpoint {
  public:
-  TcpEndpoint(UniqueFd socket, ConnectionTags tags);
+  TcpEndpoint(SocketStream socket, ConnectionTags tags);
   size_t poll(std::span<Completion> out) override;
 
  private:
@@ -23,6 +23,8 @@ class TcpEndpoint final : public StreamEndpoint {
 
   PostResult post(OperationTable::Kind kind, std::span<const Operation> operations) override;
   void receive_some() override;
+  // libssl has taken bytes from the socket that we have not: the socket does not tell of these.
+  bool can_move_on() const override { return !received_.full() && !socket_.is_empty(); }
   void parse();
   bool accept_header(const wire::FrameHeader& header);
   bool take_payload();

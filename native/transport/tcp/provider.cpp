@@ -11,7 +11,7 @@
 namespace vmigrate::transport {
 namespace {
 
-constexpr Security kTcpSecurityMax = Security::kIntegrity;
+constexpr Security kTcpSecurityMax = Security::kEncrypt;
 
 constexpr StreamService kTcpService{.serve = &serve_tcp,
                                     .prepare = [](ExposedKey&) { return ok(); },

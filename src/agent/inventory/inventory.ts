@@ -1,6 +1,7 @@
 /** Answers what pre-flight asks a host. Each call inspects the host again and changes nothing. */
 import { constants } from 'node:fs';
 import type { DiskFiles } from '../../backends/disk-files.js';
+import { DATA_POLICY_DEFAULT, type DataPolicy } from '../../domain/data-security.js';
 import type { HostInventory, SocketMark, TargetChecks, VmInventory } from '../../domain/host.js';
 import { describeForbidden, type Forbidden } from '../../domain/policy.js';
 import type { RdmaPlace } from '../../domain/transport.js';
@@ -18,8 +19,8 @@ export interface HostInfo {
   readonly preloadPath: string | null;
   /** Why the daemon has no tmpfs of its own for guest memory, or null. */
   readonly ramDirProblem: string | null;
-  /** Data connections of OLD_HELLO_VERSION are made and taken. */
-  readonly acceptsOldHello?: boolean;
+  /** Absent: the default. */
+  readonly dataPolicy?: DataPolicy;
   /** Null: this host does not tell. */
   readonly socketMark: SocketMark | null;
   /** ISO time. Null if no https API is configured. */
@@ -29,11 +30,14 @@ export interface HostInfo {
 export async function hostInventory(context: HostContext, info: HostInfo): Promise<HostInventory> {
   const { vms, native, host, dataAddress, rdma } = context;
   const support = native.support();
+  const policy = info.dataPolicy ?? DATA_POLICY_DEFAULT;
   return {
     ...(await hostFacts(vms)),
     host,
     protocolVersion: PROTOCOL_VERSION,
-    ...(info.acceptsOldHello === true ? { oldProtocolVersion: OLD_HELLO_VERSION } : {}),
+    ...(policy.acceptOldHello ? { oldProtocolVersion: OLD_HELLO_VERSION } : {}),
+    dataSecurity: policy.dataSecurity,
+    ...(policy.rdma === 'trusted' ? { rdmaTrust: policy.rdma } : {}),
     isUserfaultfdPermitted: support.userfaultfdPermitted,
     hasMinorFaults: support.minorShmem,
     isPreloadPresent: info.preloadPath !== null && (await refusal(info.preloadPath, constants.R_OK)) === null,

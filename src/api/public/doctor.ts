@@ -96,6 +96,14 @@ function stateRoom({ stateFreeBytes }: HostInventory): Verdict {
   return warn(`${text}: new VMs and moves are refused`, 'free space on the file system of the state directory');
 }
 
+function dataSecurity({ dataSecurity: least = 'none', rdmaTrust, oldProtocolVersion }: HostInventory): Verdict {
+  const old = 'peers of an older build are taken, whose sessions have no protection';
+  if (oldProtocolVersion !== undefined) return warn(old, 'upgrade all hosts, then remove security.acceptOldHello');
+  if (least === 'none')
+    return warn('nothing protects memory on the data network', 'set security.dataSecurity to integrity or encrypt');
+  return ok(`${least} over TCP at least${rdmaTrust === 'trusted' ? '; the network of RDMA is trusted' : ''}`);
+}
+
 function hugePages(inventory: HostInventory): Verdict {
   const free = Object.entries(inventory.hugePagesFree).filter(([, count]) => count > 0);
   if (free.length === 0) return ok('none reserved; VMs with 4 KiB pages need none');
@@ -183,6 +191,7 @@ export async function doctor(services: ApiServices): Promise<DoctorCheck[]> {
     ['state directory', stateRoom(inventory)],
     ['huge pages', hugePages(inventory)],
     ...limitChecks(inventory.limits),
+    ['data security', dataSecurity(inventory)],
     ['memlock', memlock(inventory.rdma)],
     ['memory cgroup', cgroup(inventory.rdma)],
     ['certificate', certificate(services)],

@@ -61,14 +61,18 @@ export const prepareClones: ForkExecutor = {
     // The parent is reserved, so its devices and memory are those that will be forked.
     const inventory = await ports.forks.forkInventory(question);
     const origin = originOf(record.plan.host, inventory, record.plan.request.image ?? record.fork);
-    const { fetch } = record.plan.request;
+    const { fetch, dataSecurity } = record.plan.request;
     const hosts = [record.plan.host, ...joined.map(({ host }) => host)];
     const [root, others] = await Promise.all([
       ports.forks.prepareClones({ ...request, hosts }),
       onAllNeeded(context, 'prepareClones', joined, ({ host, forks, share: { first, count, disks } }) =>
         forks.prepareClones({
           ...{ ...request, vm: null, share: { first, count }, hosts },
-          origin: disks === undefined ? origin : { ...origin, disks },
+          origin: {
+            ...origin,
+            ...(disks === undefined ? {} : { disks }),
+            ...(dataSecurity === undefined ? {} : { dataSecurity }),
+          },
           ...(fetch === undefined ? {} : { fetch }),
           ...fanoutOf(record, host),
         }),
@@ -87,7 +91,7 @@ export const prepareClones: ForkExecutor = {
 /** The part of the request that is the same on all hosts. */
 function requestOfAgent({ plan }: ForkJobRecord) {
   const { hosts: _h, placement: _p, fetch: _f, transport: _t, sharedStorage: _s, ...others } = plan.request;
-  const { fanout: _o, topology: _y, ...request } = others;
+  const { fanout: _o, topology: _y, dataSecurity: _d, ...request } = others;
   return request;
 }
 

@@ -3,6 +3,7 @@
  * later one may repeat every call.
  */
 
+import { raised } from '../../domain/data-security.js';
 import { MigrationError, NETWORK_CODES, toMigrationError } from '../../domain/errors.js';
 import { MODE_TRAITS } from '../../domain/migration.js';
 import { Rate } from '../../kit/rate.js';
@@ -107,11 +108,11 @@ function standstill(message: string, trouble: MigrationError | null): MigrationE
  */
 async function reconnect(context: StepContext): Promise<void> {
   const { ports, limits, record } = context;
-  const { vm, transport, target } = record.plan.request;
+  const { vm, transport, target, dataSecurity } = record.plan.request;
   try {
     const exposing = ports.source.expose({ session: record.session, vm, token: record.token, transport, target });
     context.endpoint = await withDeadline(ports.clock, exposing, limits.callMsMax, 'exposing the source again');
-    const connecting = ports.target.reconnect(record.session, context.endpoint);
+    const connecting = ports.target.reconnect(record.session, raised(context.endpoint, dataSecurity));
     await withDeadline(ports.clock, connecting, limits.callMsMax, 'connecting the target again');
   } catch (thrown) {
     const error = toMigrationError(thrown);

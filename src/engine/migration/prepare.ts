@@ -1,4 +1,5 @@
 /** The steps during which the VM runs undisturbed on the source. Their undo does not affect the guest. */
+import { raised } from '../../domain/data-security.js';
 import { MigrationError, toMigrationError } from '../../domain/errors.js';
 import type { StepExecutor } from './context.js';
 
@@ -64,7 +65,7 @@ export const exposeSource: StepExecutor = {
 export const connectTarget: StepExecutor = {
   async forward({ record, ports, endpoint }) {
     if (endpoint === null) throw new MigrationError('INTERNAL', 'the plan connects before the source is exposed');
-    await ports.target.connect(record.session, endpoint);
+    await ports.target.connect(record.session, raised(endpoint, record.plan.request.dataSecurity));
     return undefined;
   },
   async undo() {

@@ -33,6 +33,7 @@ export function buildReport({ record, ports, findings, phases, marks }: StepCont
     target: request.target,
     memoryBytes,
     ...(request.sharedStorage === undefined ? {} : { sharedStorage: request.sharedStorage }),
+    ...(request.dataSecurity === undefined ? {} : { dataSecurity: request.dataSecurity }),
     blackoutMs: findings.blackoutMs ?? 0,
     blackoutByEventsMs: blackoutByEventsMs(findings),
     degradedMs: target('degradedNs') / NS_PER_MS,

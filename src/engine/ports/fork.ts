@@ -10,6 +10,7 @@
  * A fork and its image have the same id.
  */
 
+import type { DataSecurity } from '../../domain/data-security.js';
 import type { HostFanout } from '../../domain/fanout.js';
 import type {
   CloneDisks,
@@ -47,6 +48,8 @@ export interface ForkOrigin {
   readonly allocatedBytes: number;
   /** How that host gets at each disk of the spec. Absent: the spec has no disks. */
   readonly disks?: readonly DiskShare[];
+  /** The least protection of its pages on their way. Absent: what the hosts demand. */
+  readonly dataSecurity?: DataSecurity;
 }
 
 /** Where the pages of an image can be read, and the secret for it. */

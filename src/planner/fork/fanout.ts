@@ -32,6 +32,8 @@ export interface FanoutQuestion {
   readonly topology: Topology | null;
   /** What was tried as a multicast, the best first. */
   readonly probes: readonly ProbedGroup[];
+  /** Encryption is demanded. Datagrams of a multicast are authenticated, but not encrypted. */
+  readonly isEncrypted?: boolean;
 }
 
 type Planned =
@@ -56,6 +58,11 @@ export function planFanout(request: ForkRequest, question: FanoutQuestion): Plan
         },
       ],
     };
+  }
+  if (question.isEncrypted === true && wish === 'multicast') {
+    const remedy = 'use --fanout tree or --fanout unicast';
+    const reason = 'a multicast is not encrypted, and encryption is demanded';
+    return { plan: null, refusals: [{ code: 'DATA_NOT_ENCRYPTED', reason, remedy }] };
   }
   const direct = wish === 'auto' ? reasonToReadDirectly(question) : null;
   if (direct !== null) return planned('unicast', direct, []);
@@ -95,10 +102,15 @@ function decisive(hosts: readonly string[], probes: readonly ProbedGroup[]): Pro
 }
 
 /** Why nothing but reading from the root is chosen without being asked for, or null. */
-function reasonToReadDirectly({ hosts, transport }: Pick<FanoutQuestion, 'hosts' | 'transport'>): string | null {
+function reasonToReadDirectly({
+  hosts,
+  transport,
+  isEncrypted = false,
+}: Pick<FanoutQuestion, 'hosts' | 'transport' | 'isEncrypted'>): string | null {
   const { registersMemory, title } = transportRow(transport);
   // Nobody has measured on real devices that a multicast or relays are faster. A relay registers its memory first.
   if (registersMemory) return `the device of the root serves all hosts by ${title}`;
+  if (isEncrypted) return 'a multicast is not encrypted, and encryption is demanded';
   if (hosts.length >= FANOUT_HOSTS_MIN) return null;
   return `fewer than ${FANOUT_HOSTS_MIN} hosts read the image`;
 }

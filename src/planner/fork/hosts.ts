@@ -1,9 +1,10 @@
 /** Plans on which hosts a fork makes its clones: who takes part, who makes which clones, how the image travels. */
+import { strongest } from '../../domain/data-security.js';
 import type { FanoutPlan, ProbedGroup } from '../../domain/fanout.js';
 import type { ForkRequest, HostShare, HostWish } from '../../domain/fork.js';
 import { DISK_TUNNELS_MAX, type ForkInventory, type HostInventory } from '../../domain/host.js';
 import type { Refusal } from '../../domain/refusal.js';
-import type { Transport } from '../../domain/transport.js';
+import { type Transport, transportRow } from '../../domain/transport.js';
 import type { Topology } from '../fanout/topology.js';
 import { planFanout } from './fanout.js';
 import { joinDisks, notesOfDisks } from './join-disks.js';
@@ -94,7 +95,10 @@ export function planHosts(
   if (obstacles.length + limits.length > 0) return { plan: null, refusals: [...limits, ...obstacles] };
   const { topology, probes } = facts;
   const hosts = joining.map(({ host }) => host);
-  const fanned = planFanout(request, { ...{ root: root.host, hosts, transport, inventory, topology, probes } });
+  const ends = joining.map((join) => (join.kind === 'reachable' ? join.inventory.dataSecurity : undefined));
+  const demands = [root.dataSecurity, request.dataSecurity, ...ends].filter((one) => one !== undefined);
+  const isEncrypted = strongest(...demands) === 'encrypt' && transportRow(transport).protectsBytes;
+  const fanned = planFanout(request, { root: root.host, hosts, transport, inventory, topology, probes, isEncrypted });
   if (fanned.plan === null) return { plan: null, refusals: fanned.refusals };
   return { plan: { shares, transport, transportReason: reason, fanout: fanned.plan, notes }, refusals: [] };
 }

@@ -117,17 +117,18 @@ export function chooseForkTransport(
 
 function obstacles(
   transport: Transport,
-  { fetch }: ForkRequest,
+  { fetch, dataSecurity }: ForkRequest,
   source: HostInventory,
   vm: VmInventory,
   joins: readonly JoinFacts[],
 ): Refusal[] {
   const { registersMemory, title } = transportRow(transport);
-  return joins.flatMap((facts): Refusal[] => {
-    if (facts.kind === 'unreachable') return [];
-    const { host, inventory: target, checks } = facts;
+  return joins.flatMap((join): Refusal[] => {
+    if (join.kind === 'unreachable') return [];
+    const { host, inventory: target, checks } = join;
     // While the image is captured it is read from its files and the parent, whatever the parent itself runs on.
-    const found = [...checkTransport(transport, 'postcopy', { source, target, checks, vm: { ...vm, image: null } })];
+    const facts = { source, target, checks, vm: { ...vm, image: null }, dataSecurity };
+    const found = [...checkTransport(transport, 'postcopy', facts)];
     const isPaging = target.rdma.devices.every(({ isOnDemandPaging }) => isOnDemandPaging);
     if (fetch !== 'demand' || !registersMemory || isPaging) return found;
     const reason = `${title} registers all memory of the image on ${host}, so that nothing of it stays away`;

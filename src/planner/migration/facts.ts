@@ -1,3 +1,4 @@
+import type { DataSecurity } from '../../domain/data-security.js';
 import type { MigrationError } from '../../domain/errors.js';
 import type { HostInventory, TargetChecks, VmInventory } from '../../domain/host.js';
 import type { StorageFacts } from '../compared-files.js';
@@ -10,6 +11,8 @@ export interface TransportFacts {
   readonly target: HostInventory;
   readonly checks: TargetChecks;
   readonly vm: VmInventory;
+  /** What the user asks for at least. Absent: nothing. */
+  readonly dataSecurity?: DataSecurity | undefined;
   /**
    * Whether the target sees the directory of the source's data socket. Only asked where a transport needs it; absent
    * also if a host's build is older.

@@ -19,7 +19,7 @@ import { estimate } from './estimate.js';
 import type { PreflightFacts } from './facts.js';
 import { preflight } from './preflight.js';
 import { storageNotes } from './storage.js';
-import { type Choice, chooseTransport } from './transport.js';
+import { type Choice, chooseTransport, protectionOf } from './transport.js';
 
 /** The steps of each mode, in order. */
 export const STEPS_OF_MODE: Readonly<Record<MigrationMode, readonly StepName[]>> = {
@@ -135,7 +135,12 @@ export function planMigration(order: MigrationOrder, facts: PreflightFacts): Pla
   const choice = chooseTransport(order, facts);
   const refusals = preflight({ ...order, transport: choice.transport }, facts);
   if (refusals.length > 0 || facts.target.kind !== 'reachable') return { plan: null, refusals };
-  const planned = plan(order, choice, facts.sourceHost, facts.vm);
+  const { target, sourceHost } = facts;
+  const ends = { source: sourceHost, target: target.inventory, dataSecurity: order.dataSecurity };
+  const { dataSecurity: _, ...asked } = order;
+  const dataSecurity = protectionOf(choice.transport, order.mode, ends);
+  const protectedOrder = dataSecurity === undefined ? asked : { ...asked, dataSecurity };
+  const planned = plan(protectedOrder, choice, sourceHost, facts.vm);
   const notes = [...storageNotes(planned.request, facts.target.storage), ...planned.notes];
   return { plan: { ...planned, notes }, refusals: [] };
 }

@@ -70,6 +70,7 @@ export function preflight(request: MigrationRequest, facts: PreflightFacts): Ref
       refusals.push(
         ...checkTransport(request.transport, request.mode, {
           ...{ source: sourceHost, target: target.inventory, checks: target.checks, vm },
+          dataSecurity: request.dataSecurity,
           ...(target.isSocketSeen === undefined ? {} : { isSocketSeen: target.isSocketSeen }),
         }),
       );

@@ -1,4 +1,5 @@
 /** Chooses the transport of a migration, and checks whether a transport can carry it. Pure. */
+import { type DataSecurity, strongest } from '../../domain/data-security.js';
 import type { HostInventory } from '../../domain/host.js';
 import { type MigrationMode, type MigrationOrder, MODE_TRAITS } from '../../domain/migration.js';
 import type { Refusal } from '../../domain/refusal.js';
@@ -34,7 +35,8 @@ export function chooseTransport(
   const lowest = ranked.at(-1) as Transport;
   if (target.kind !== 'reachable')
     return { transport: lowest, reason: 'the target could not be asked whether it has RDMA' };
-  const facts = { source: sourceHost, target: target.inventory, checks: target.checks, vm };
+  const { dataSecurity } = order;
+  const facts = { source: sourceHost, target: target.inventory, checks: target.checks, vm, dataSecurity };
   let obstacle: Refusal | undefined;
   for (const transport of ranked.slice(0, -1)) {
     const [refusal] = checkTransport(transport, order.mode, facts, table);
@@ -83,7 +85,55 @@ export function* checkTransport(
     yield obstacle;
     return;
   }
+  yield* checkProtection(transport, mode, facts, table);
   yield* SPECIAL[transport]?.check(facts) ?? [];
+}
+
+/** What the pages of a move between these hosts get, if this project sends them; else undefined. */
+export function protectionOf(
+  transport: Transport,
+  mode: MigrationMode,
+  facts: Pick<TransportFacts, 'source' | 'target' | 'dataSecurity'>,
+  table = ALL_TRANSPORTS,
+): DataSecurity | undefined {
+  const isOurs = transportRow(transport, table).protectsBytes && MODE_TRAITS[mode].mover === 'pager';
+  return isOurs ? demanded(facts) : undefined;
+}
+
+function demanded({
+  source,
+  target,
+  dataSecurity = 'none',
+}: Pick<TransportFacts, 'source' | 'target' | 'dataSecurity'>) {
+  return strongest(source.dataSecurity ?? 'none', target.dataSecurity ?? 'none', dataSecurity);
+}
+
+/** Where encryption is demanded, nothing crosses a network in clear because another way was chosen. */
+function* checkProtection(
+  transport: Transport,
+  mode: MigrationMode,
+  facts: TransportFacts,
+  table: TransportTable,
+): Iterable<Refusal> {
+  const { source, target } = facts;
+  if (demanded(facts) !== 'encrypt') return;
+  const isNative = MODE_TRAITS[mode].mover === 'backend';
+  const { title, protectsBytes, sameMachineOnly } = transportRow(transport, table);
+  if (isNative || protectsBytes) {
+    const older = [source, target].find(({ dataSecurity }) => dataSecurity === undefined);
+    if (!isNative && older === undefined) return;
+    const reason = isNative ? "QEMU's own stream is not encrypted" : `${older?.host} has a build that cannot encrypt`;
+    const remedy = isNative ? 'leave --native out' : `install the same vmigrate on ${source.host} and ${target.host}`;
+    yield { code: 'DATA_NOT_ENCRYPTED', reason: `${reason}, and encryption is demanded`, remedy };
+    return;
+  }
+  const distrusting = [source, target].find(({ rdmaTrust }) => rdmaTrust !== 'trusted');
+  if (sameMachineOnly || distrusting === undefined) return;
+  yield {
+    code: 'DATA_NOT_ENCRYPTED',
+    reason: `${title} is not encrypted, encryption is demanded, and ${distrusting.host} does not trust its network`,
+    remedy: 'use --tcp, or encrypt the network below (IPsec, MACsec) and set security.rdma to "trusted" on both hosts',
+  };
 }
 
 function reachesBy(transport: Transport, table: TransportTable, { source, target }: TransportFacts): string {

@@ -63,7 +63,12 @@ export class HostFanout {
     const reader = new SimReader({ world, host, life, note, image, readRoot });
     const levels = note.fanout?.levels ?? [];
     const near = new NearHolders(this.#context, {
-      ...{ image: id, levels, transport: () => 'tcp' as const, reader: () => reader as never },
+      ...{
+        image: id,
+        levels,
+        origin: { transport: 'tcp' as const, raised: (holder) => holder },
+        reader: () => reader as never,
+      },
     });
     this.#reading.set(fork, { reader, near });
     void this.#feed(note, reader, near);

@@ -238,6 +238,16 @@ const CASES: readonly [what: string, change: Change, code: MigrationRefusalCode,
     'POLICY_FORBIDS',
     /disk d0 "\/disks\/d0.qcow2"/,
   ],
+  [
+    'rdma where encryption is demanded',
+    {
+      request: { transport: 'rdma', dataSecurity: 'encrypt' },
+      source: { dataSecurity: 'integrity' },
+      target: { dataSecurity: 'integrity' },
+    },
+    'DATA_NOT_ENCRYPTED',
+    /RDMA is not encrypted.*A does not trust/,
+  ],
   ['another protocol', { target: { protocolVersion: 2 } }, 'PROTOCOL_VERSION', /protocol versions differ: A 1, B 2/],
 ];
 
@@ -296,6 +306,7 @@ describe('pre-flight', () => {
       DEVICE_CHANGED: true,
       PROTOCOL_VERSION: true,
       HOST_LIMIT: true,
+      DATA_NOT_ENCRYPTED: true,
       POLICY_FORBIDS: true,
     };
     expect(new Set(CASES.map(([, , code]) => code))).toEqual(new Set(Object.keys(codes)));

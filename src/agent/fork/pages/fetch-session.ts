@@ -86,7 +86,7 @@ export class FetchSession {
       fields: { image: image.id },
     });
     this.#near = new NearHolders(context, {
-      ...{ image: image.id, levels: options.fanout?.levels ?? [], transport: () => options.origin.transport },
+      ...{ image: image.id, levels: options.fanout?.levels ?? [], origin: options.origin },
       reader: () => this.#link.reader,
     });
     const { origin, fanout } = options;

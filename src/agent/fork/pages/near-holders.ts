@@ -5,12 +5,13 @@
  */
 import { type MigrationError, toMigrationError } from '../../../domain/errors.js';
 import type { NearLevels } from '../../../domain/fanout.js';
-import { type Transport, transportRow } from '../../../domain/transport.js';
+import { transportRow } from '../../../domain/transport.js';
 import { inTime } from '../../../kit/in-time.js';
 import { failureToError } from '../../../native/failure.js';
 import type { ImageFetchHandle } from '../../../native/types.js';
 import type { ImageContext } from '../../image/context.js';
 import { ANY_HOLDER_TRANSPORT } from './image-server.js';
+import type { OriginHost } from './origin-host.js';
 
 const ASK_MS_MAX = 5_000;
 /** The other host may not have begun yet. */
@@ -33,7 +34,7 @@ interface NearHost {
 export interface NearHoldersOptions {
   readonly image: string;
   readonly levels: NearLevels;
-  readonly transport: () => Transport;
+  readonly origin: Pick<OriginHost, 'transport' | 'raised'>;
   /** The native session. Another one may replace it. */
   readonly reader: () => ImageFetchHandle;
 }
@@ -153,13 +154,14 @@ export class NearHolders {
 
   /** Returns whether it is connected. */
   async #connect(near: NearHost): Promise<boolean> {
-    const { image, transport, reader } = this.#options;
+    const { image, origin, reader } = this.#options;
     const { peers, host, transports, clock, log } = this.#context;
     const generation = this.#generation;
     try {
-      const wanted = transportRow(transport()).sameMachineOnly ? ANY_HOLDER_TRANSPORT : transport();
+      const { transport } = origin;
+      const wanted = transportRow(transport).sameMachineOnly ? ANY_HOLDER_TRANSPORT : transport;
       const asking = peers.agent(near.host).fanout.serveHeld(image, host, wanted);
-      const holder = await inTime(near.host, ASK_MS_MAX, asking, clock);
+      const holder = origin.raised(await inTime(near.host, ASK_MS_MAX, asking, clock));
       await transports.connecting(holder.endpoint, holder, async (source, timeoutMs) => {
         if (this.#isClosed || generation !== this.#generation) return;
         await reader().addNear(source, { id: near.id, level: near.level }, timeoutMs);

@@ -1,4 +1,5 @@
 /** The host that has the image, as a host sees it that reads the image from there. */
+import { raised } from '../../../domain/data-security.js';
 import { toMigrationError } from '../../../domain/errors.js';
 import type { MulticastProvider } from '../../../domain/fanout.js';
 import type { Transport } from '../../../domain/transport.js';
@@ -17,13 +18,15 @@ const ASK_MS_MAX = 5_000;
 /** Pages that nobody waits for are not read before the answer. */
 const ORDER_MS_MAX = 1_000;
 
+type Origin = Pick<ForkOrigin, 'host' | 'image' | 'dataSecurity'>;
+
 export class OriginHost {
   readonly #context: ImageContext;
-  readonly #origin: Pick<ForkOrigin, 'host' | 'image'>;
+  readonly #origin: Origin;
   /** How the pages are to come. The host may name another transport for the time being. */
   transport: Transport;
 
-  constructor(context: ImageContext, origin: Pick<ForkOrigin, 'host' | 'image'>, transport?: Transport) {
+  constructor(context: ImageContext, origin: Origin, transport?: Transport) {
     this.#context = context;
     this.#origin = origin;
     // A coordinator that has not named one yet will do so. Meanwhile clones may wait.
@@ -37,7 +40,12 @@ export class OriginHost {
     if (!peers.isPeer(this.#origin.host)) throw rootRemoved(image, this.#origin.host);
     const holder = await peers.agent(this.#origin.host).forks.serveImage(image, host, this.transport);
     refuseOtherDisks(images.get(image), holder.disks);
-    return holder;
+    return this.raised(holder);
+  }
+
+  /** The holder with the protection that the fork asks for at least. */
+  raised<Holder extends Pick<ImageHolder, 'endpoint'>>(holder: Holder): Holder {
+    return { ...holder, endpoint: raised(holder.endpoint, this.#origin.dataSecurity) };
   }
 
   /** The same for an attempt of many: a host that is silent must not keep the next one from being made. */

@@ -52,7 +52,7 @@ function scene(levels: readonly (readonly string[])[], strangers: readonly strin
     },
   };
   const holders = new NearHolders(context as never, {
-    ...{ image: IMAGE, levels, transport: () => 'tcp' as const },
+    ...{ image: IMAGE, levels, origin: { transport: 'tcp' as const, raised: (holder) => holder } },
     reader: () => reader as never,
   });
   const of = (host: string) => [...nears.values()].find(({ id }) => place.hosts.get(id) === host);

@@ -26,6 +26,7 @@ const FABRIC: TransportRow = {
   registersMemory: true,
   sameMachineOnly: false,
   readsProcessMemory: false,
+  protectsBytes: false,
   carriesBackendMoves: false,
   connectTimeoutMs: 9_000,
   autoRank: 2,
