@@ -10,7 +10,7 @@ import type { TLSSocket } from 'node:tls';
 import { type FastifyInstance, type FastifyReply, type FastifyRequest, fastify } from 'fastify';
 import type { Caller, Right } from '../domain/caller.js';
 import { MigrationError, toMigrationError } from '../domain/errors.js';
-import { DISK_TUNNELS_MAX } from '../domain/host.js';
+import { TUNNELS_MAX } from '../domain/host.js';
 import { makeSocketDirectory } from '../kit/directory.js';
 import { LogLimit } from '../kit/log-limit.js';
 import type { TlsStore } from '../tls/store.js';
@@ -20,11 +20,11 @@ import { CONNECTIONS_MAX, Connections, HANDSHAKE_TIMEOUT_MS } from './connection
 import { Consoles } from './console.js';
 import { apiError, check } from './contract/http-errors.js';
 import type { ApiServices } from './contract/ports.js';
-import { DiskTunnels } from './disk-tunnels.js';
 import { agentRoutes, OCTETS, STATE_ROUTES } from './peers/routes.js';
 import { EventStreams } from './public/events.js';
 import { Metrics } from './public/metrics.js';
 import { publicRoutes, YAML } from './public/routes.js';
+import { Tunnels } from './tunnels.js';
 
 const BODY_BYTES_MAX = 2 ** 20;
 const HEADERS_TIMEOUT_MS = 10_000;
@@ -52,7 +52,7 @@ export function buildServer(services: ApiServices): ApiServer {
   };
   const app = buildApp(services, () => refusedCount);
   const consoles = new Consoles(services);
-  const tunnels = new DiskTunnels(services);
+  const tunnels = new Tunnels(services);
   const servers: Connections[] = [];
   const closers: (() => void)[] = [];
 
@@ -61,9 +61,9 @@ export function buildServer(services: ApiServices): ApiServer {
     server.headersTimeout = HEADERS_TIMEOUT_MS;
     // The transfer of a device state may take as long as its migration. buildApp limits all other requests.
     server.requestTimeout = 0;
-    const connections = new Connections(server, isTls, CONNECTIONS_MAX + (isTls ? DISK_TUNNELS_MAX : 0));
+    const connections = new Connections(server, isTls, CONNECTIONS_MAX + (isTls ? TUNNELS_MAX : 0));
     server.on('upgrade', (request, socket, head) => {
-      if (!DiskTunnels.isFor(request)) return consoles.handle(request, socket, head);
+      if (!Tunnels.isFor(request)) return consoles.handle(request, socket, head);
       tunnels.handle(request, socket, head, () => connections.release(request.socket));
     });
     // After listening, this event means that accept() failed, for example for want of descriptors. The next call may

@@ -21,7 +21,7 @@
  * ms.
  */
 
-import type { Readable } from 'node:stream';
+import type { Duplex, Readable } from 'node:stream';
 import type { MigrationError } from '../domain/errors.js';
 import type { HostResource } from '../domain/host-resource.js';
 import type { MigrationMode } from '../domain/migration.js';
@@ -226,10 +226,11 @@ export interface VmProcess {
   /**
    * Runs the back end's own migration, for VMs whose RAM the pager does not move. Resolves when the VM is stopped on
    * this host and everything that the target needs to run it has been sent: all of it (pre-copy), or the device state
-   * (post-copy). If it fails before, the VM resumes on this host by itself. Throws PEER_PROTOCOL for a `uri` that is
-   * not from `StateImport.listen`.
+   * (post-copy). If it fails before, the VM resumes on this host by itself.
    */
   nativeMove(order: NativeMoveOrder): Promise<void>;
+  /** Goes on with a post-copy whose stream was lost. Resolves when pages are sent again. */
+  nativeRecover(open: OpenStream): Promise<void>;
   /** Returns the progress. The keys are those of src/engine/ports. It waits as `connected` does. */
   nativeReading(): Promise<Readonly<Record<string, number | string>>>;
   /** Cancels any migration that can still be cancelled. Idempotent. It waits as `connected` does. */
@@ -314,10 +315,12 @@ export type NativeArrival = 'filling' | 'complete' | 'failed';
  * `accept` is only for the mode `postcopy`, whose device state comes through the daemon.
  */
 export interface StateImport {
-  /**
-   * Returns the URI for the source's native migration, or null for `postcopy`. `address` is this host's. Call it once.
-   */
-  listen(address: string): Promise<string | null>;
+  /** Waits for the stream: of the device state, or of the back end's own migration. Call it once. */
+  listen(): Promise<void>;
+  /** Connects to what waits for the back end's own migration. Throws CONFLICT if nothing does. */
+  openStream(): Promise<Duplex>;
+  /** The same after a loss while pages of the running VM are still on the way. */
+  reopenStream(): Promise<Duplex>;
   /**
    * Loads `body`. Resolves when all of it is loaded. Throws CONFLICT if no state is expected or one has been accepted.
    */
@@ -354,9 +357,11 @@ export interface FileLoad {
   end(): void;
 }
 
+/** Connects to the target's `StateImport.openStream`. */
+export type OpenStream = () => Promise<Duplex>;
+
 export interface NativeMoveOrder {
-  /** The URI from the target's `StateImport.listen`. */
-  readonly uri: string;
+  readonly open: OpenStream;
   readonly isPostcopy: boolean;
   /** 0: no limit. */
   readonly bandwidthBytesPerS: number;

@@ -1,4 +1,6 @@
 /** One host's half of a migration, with real QEMU guests and without daemons: see test/hosts/agent-pair.ts. */
+
+import { Duplex, Transform } from 'node:stream';
 import { afterAll, afterEach, beforeAll, describe, expect, test } from 'vitest';
 import type { MigrationMode } from '../../src/domain/migration.js';
 import type { Transport } from '../../src/domain/transport.js';
@@ -24,6 +26,7 @@ beforeAll(async () => {
 });
 afterEach(async () => {
   pair.onSendState = async () => undefined;
+  pair.onStream = (stream) => stream;
   await pair.clear();
 });
 afterAll(() => pair.end());
@@ -36,6 +39,16 @@ async function expectClean(host: AgentPair['a'], vm: string): Promise<void> {
   expect(pages).toBeGreaterThan(0);
   expect(bad).toBe(0);
   expect(await host.serial(vm)).not.toMatch(/VMG BAD/);
+}
+
+/** What is written goes on at some 8 MB/s, so that much of a small guest is still missing when it runs. */
+function slow(stream: Duplex): Duplex {
+  const brake = new Transform({
+    transform: (chunk: Buffer, _, done) => void setTimeout(done, chunk.length / 8_000, null, chunk),
+  });
+  brake.pipe(stream);
+  stream.once('close', () => brake.destroy());
+  return Duplex.from({ readable: stream, writable: brake });
 }
 
 describe('post-copy', () => {
@@ -282,10 +295,9 @@ describe("QEMU's own migration", () => {
     await pair.boot({ name: 'private', touchMiB: 32, workload: 'idle', backing: 'private', hasPreload: false });
     const move = pair.move('private', { mode });
     const { session } = move;
-    const { nativeUri } = await b.agent.target.prepare(await prepareRequest(move));
-    expect(nativeUri).toMatch(/^tcp:127\.0\.0\.1:\d+$/);
-    const options = { bandwidthBytesPerS: 0, downtimeMsMax: 300, isPostcopy: mode === 'native-postcopy' };
-    await a.agent.source.nativeMigrate('private', session, { ...options, uri: nativeUri ?? '' });
+    await b.agent.target.prepare(await prepareRequest(move));
+    const options = { target: 'B', bandwidthBytesPerS: 0, downtimeMsMax: 300, isPostcopy: mode === 'native-postcopy' };
+    await a.agent.source.nativeMigrate('private', session, options);
     await b.agent.target.awaitLoaded(session);
     expect(a.vms.get('private').state).toBe('departed');
     expect((await a.agent.source.nativeProgress('private'))['ramTotalBytes']).toBeGreaterThan(0);
@@ -298,12 +310,44 @@ describe("QEMU's own migration", () => {
     expect(a.traces('private')).toEqual([]);
   });
 
+  test('a post-copy whose stream is lost goes on over another one, also after a restart of the source', async () => {
+    const { a, b } = pair;
+    await pair.boot({ name: 'cut', touchMiB: 64, workload: 'idle', backing: 'private', hasPreload: false });
+    const move = pair.move('cut', { mode: 'native-postcopy' });
+    const { session } = move;
+    const streams: Duplex[] = [];
+    pair.onStream = (stream) => {
+      streams.push(stream);
+      return slow(stream);
+    };
+    await b.agent.target.prepare(await prepareRequest(move));
+    const options = { target: 'B', bandwidthBytesPerS: 0, downtimeMsMax: 300, isPostcopy: true };
+    await a.agent.source.nativeMigrate('cut', session, options);
+    await b.agent.target.awaitLoaded(session);
+    await b.agent.target.resume(session, await commit(move));
+    for (const restart of [async () => undefined, () => a.restart()]) {
+      streams.at(-1)?.destroy();
+      await eventually('the source notices', 60_000, async () =>
+        (await a.agent.source.nativeProgress('cut'))['status'] === 'postcopy-paused' ? true : undefined,
+      );
+      await restart();
+      await a.agent.source.nativeRecover('cut', session, 'B');
+    }
+    pair.onStream = (stream) => stream;
+    expect(streams).toHaveLength(3);
+    await drained(move);
+    await b.goesOn('cut');
+    await expectClean(b, 'cut');
+    await a.agent.source.release('cut', session);
+    await b.agent.target.finish(session);
+  });
+
   test('cancelled: the VM runs on at the source, the target is empty', async () => {
     const { a, b } = pair;
     await pair.boot({ name: 'kept', touchMiB: 64, writePercent: 50, backing: 'private', hasPreload: false });
     const move = pair.move('kept', { mode: 'native-precopy' });
-    const { nativeUri } = await b.agent.target.prepare(await prepareRequest(move));
-    const options = { uri: nativeUri ?? '', isPostcopy: false, bandwidthBytesPerS: 1 << 20, downtimeMsMax: 1 };
+    await b.agent.target.prepare(await prepareRequest(move));
+    const options = { target: 'B', isPostcopy: false, bandwidthBytesPerS: 1 << 20, downtimeMsMax: 1 };
     const moving = a.agent.source.nativeMigrate('kept', move.session, options);
     moving.catch(() => undefined);
     await eventually('it is under way', 60_000, async () =>

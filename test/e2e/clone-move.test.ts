@@ -165,11 +165,11 @@ test("QEMU's own migration brings it too, as an ordinary VM", async () => {
   await a.vms.resume('c-3');
   const move = pair.move('c-3', { mode: 'native-precopy' });
   const { session } = move;
-  const { nativeUri } = await b.agent.target.prepare(await prepareRequest(move));
-  const options = { bandwidthBytesPerS: 0, downtimeMsMax: 2000, isPostcopy: false };
+  await b.agent.target.prepare(await prepareRequest(move));
+  const options = { target: 'B', bandwidthBytesPerS: 0, downtimeMsMax: 2000, isPostcopy: false };
   // The VM is stopped, because this does not test QEMU's pre-copy of a busy guest under TCG.
   await qmpOf(a.vms.get('c-3')).execute('stop');
-  await a.agent.source.nativeMigrate('c-3', session, { ...options, uri: nativeUri ?? '' });
+  await a.agent.source.nativeMigrate('c-3', session, options);
   await b.agent.target.awaitLoaded(session);
   await b.agent.target.resume(session, await commit(move));
   expect(b.vms.get('c-3').spec.memory.backing).toBe('shared');

@@ -8,6 +8,7 @@ import { mkdtemp, readFile, rm } from 'node:fs/promises';
 import { connect } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import type { Duplex } from 'node:stream';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import { LocalAgent } from '../../src/agent/agent.js';
@@ -210,6 +211,8 @@ export class AgentPair {
 
   /** Called before a connection to a disk of this host; a test may throw. */
   onOpenDisk: (host: string) => void = () => undefined;
+  /** Called with the way of QEMU's own migration to its target; a test may break it or make it slow. */
+  onStream: (stream: Duplex) => Duplex = (stream) => stream;
   /** Hosts that are no peers of the other one any more. */
   readonly removed = new Set<string>();
 
@@ -232,6 +235,7 @@ export class AgentPair {
         this.onOpenDisk(name);
         return find(name).agent.forks.openDisk(image, disk, name === 'A' ? 'B' : 'A');
       },
+      openStream: async (name, session) => this.onStream(await find(name).agent.target.openStream(session)),
       warm: async () => undefined,
     };
     this.a = new AgentHost('A', directory, peers);

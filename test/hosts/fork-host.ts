@@ -44,6 +44,7 @@ export class ForkHost {
       sendState: none,
       sendForkState: none,
       openDisk: none,
+      openStream: none,
       warm: async () => undefined,
     });
     this.#janitor = new Janitor({ paths: [directory, this.host.ramDir] });

@@ -40,6 +40,7 @@ class SimInventory extends SimHalf implements InventoryPort {
       host: this.state.name,
       machineId: this.state.name,
       protocolVersion: 1,
+      dataSecurity: 'integrity',
       qemuVersion: '7.2.22',
       machines: ['pc-q35-7.2'],
       isKvmUsable: false,

@@ -3,7 +3,7 @@ import { type HostState, PAGES, type World } from './world.js';
 /** Transfer time of one page. */
 export const PAGE_MS = 4;
 
-/** QEMU's own migration. QEMU runs it, and continues when its daemon dies. */
+/** QEMU's own migration. Its stream goes through both daemons, and breaks when one of them dies. */
 export function moveNatively(
   world: World,
   source: HostState,
@@ -17,11 +17,17 @@ export function moveNatively(
   if (!qemu || !memory) return { outcome: 'failed' };
   const other = source === world.hosts.A ? world.hosts.B : world.hosts.A;
   world.nativeCancelled.delete(session);
+  const ways = [source.life, other.life];
   const move = (left: number): void => {
     const noted = other.sessions.get(session);
     const target = noted === undefined ? undefined : other.vms.get(noted.vm);
     const isBroken =
-      world.nativeCancelled.has(session) || !world.isNetworkUp || !qemu.isAlive || target?.qemu?.isAlive !== true;
+      world.nativeCancelled.has(session) ||
+      !world.isNetworkUp ||
+      source.life !== ways[0] ||
+      other.life !== ways[1] ||
+      !qemu.isAlive ||
+      target?.qemu?.isAlive !== true;
     world.event('QEMU moves pages');
     if (isBroken || !target?.qemu || target.memory === null) {
       moving.outcome = 'failed';

@@ -95,6 +95,10 @@ export class SimSource extends SimHalf implements SourcePort {
     if (moving.outcome === 'failed') throw failure('QEMU_FAILED', 'migration failed');
   }
 
+  async nativeRecover(): Promise<void> {
+    throw failure('CONFLICT', 'no post-copy of QEMU is simulated');
+  }
+
   async nativeProgress(): Promise<Record<string, number | string>> {
     return { status: 'completed', downtimeMs: 3 };
   }

@@ -56,7 +56,7 @@ export class SimTarget extends SimHalf implements TargetPort {
     record.qemu ??= { isAlive: true, state: 'incoming', version: 0 };
     await this.work('prepare: QEMU started');
     this.refuseClosed(session);
-    return { nativeUri: request.mode === 'postcopy' ? null : 'tcp:sim' };
+    return { nativeUri: null };
   }
 
   async connect(session: string, source: SourceEndpointInfo): Promise<void> {

@@ -163,6 +163,7 @@ export class FakeHost {
         sendState: () => new Promise(() => undefined),
         sendForkState: () => new Promise(() => undefined),
         openDisk: () => new Promise(() => undefined),
+        openStream: () => new Promise(() => undefined),
         agent: () => {
           throw new MigrationError('NOT_FOUND', 'there is one host');
         },

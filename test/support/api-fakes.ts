@@ -320,7 +320,7 @@ export function fakeServices(change: Partial<ApiServices> = {}): FakeServices {
         stopEach({ list: listed, stop: (name, options) => fakes.vms.stop(name, options) }, clones, isForced),
       removeImage: (id, options) => images.remove(id, options),
     },
-    target: { ...host.target, acceptState },
+    target: { ...host.target, acceptState, openStream: async () => new PassThrough() },
     forks: {
       ...host.forks,
       acceptForkState: async (fork, stream) => acceptState(fork, stream).then(() => host.forks.loadClones(fork)),

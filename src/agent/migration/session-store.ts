@@ -27,6 +27,7 @@ export interface TargetRecord extends PrepareRequest {
   readonly version: 1;
   readonly role: 'target';
   readonly state: TargetRecordState;
+  /** Null. Earlier builds need it. */
   readonly nativeUri: string | null;
   /** The latest endpoint of the source from the coordinator. Its keys become invalid when the source's daemon ends. */
   readonly endpoint: SourceEndpointInfo | null;

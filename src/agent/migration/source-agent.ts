@@ -2,6 +2,7 @@
  * Implements SourcePort on this host and holds its outgoing sessions by id. source-session.ts implements one of them.
  */
 
+import type { OpenStream } from '../../backends/backend.js';
 import { MigrationError } from '../../domain/errors.js';
 import { guestEndText } from '../../domain/guest-end.js';
 import type { SourceEndpointInfo } from '../../engine/ports/session.js';
@@ -166,7 +167,9 @@ export class SourceAgent implements SourcePort {
     await this.#becomeStopper(name, session);
     this.#ended.refuse(session);
     const { vms } = this.#context;
-    const move = this.#moves.get(session) ?? vms.get(name).process.nativeMove(options);
+    const { target, ...order } = options;
+    const open = this.#streamTo(target, session);
+    const move = this.#moves.get(session) ?? vms.get(name).process.nativeMove({ ...order, open });
     this.#moves.set(session, move);
     try {
       await this.#sayingGuestEnd(name, () => move);
@@ -175,6 +178,15 @@ export class SourceAgent implements SourcePort {
       throw error;
     }
     await vms.setState(name, 'departed');
+  }
+
+  async nativeRecover(name: string, session: string, target: string): Promise<void> {
+    this.#ended.refuse(session);
+    await this.#context.vms.get(name).process.nativeRecover(this.#streamTo(target, session));
+  }
+
+  #streamTo(target: string, session: string): OpenStream {
+    return () => this.#context.peers.openStream(target, session);
   }
 
   async nativeProgress(vm: string): Promise<Readonly<Record<string, number | string>>> {

@@ -2,7 +2,7 @@
  * Implements TargetPort on this host and holds its incoming sessions by id. target-session.ts implements one of them.
  */
 import { access } from 'node:fs/promises';
-import type { Readable } from 'node:stream';
+import type { Duplex, Readable } from 'node:stream';
 import { MigrationError, toMigrationError } from '../../domain/errors.js';
 import type { VmExit } from '../../domain/vm.js';
 import type {
@@ -22,6 +22,8 @@ import { type GoneSession, goneProgress } from './gone.js';
 import { IncomingJobs } from './incoming-jobs.js';
 import { checkSession, type TargetRecord } from './session-store.js';
 import { TargetSession } from './target-session.js';
+
+const PREPARED: PrepareReply = { nativeUri: null };
 
 export class TargetAgent implements TargetPort {
   readonly #context: MigrationContext;
@@ -132,13 +134,13 @@ export class TargetAgent implements TargetPort {
     return this.#locks.hold(session, async () => {
       this.#ended.refuse(session);
       const existing = this.#targets.get(session);
-      if (existing !== undefined) return existing.reply;
+      if (existing !== undefined) return PREPARED;
       const cancel = new AbortController();
       this.#preparing.set(session, { source: request.source, cancel });
       try {
         const target = await TargetSession.prepare(this.#context, request, cancel.signal);
         this.#add(request, target);
-        return target.reply;
+        return PREPARED;
       } finally {
         this.#preparing.delete(session);
       }
@@ -159,6 +161,11 @@ export class TargetAgent implements TargetPort {
       throw error;
     }
     await target.acceptState(stream);
+  }
+
+  /** Connects the source's QEMU to the one that waits for its stream, or waits again after a loss. */
+  async openStream(session: string): Promise<Duplex> {
+    return this.#target(session).openStream();
   }
 
   async awaitLoaded(session: string): Promise<void> {

@@ -8,7 +8,7 @@
  */
 
 import { unlink } from 'node:fs/promises';
-import type { Readable } from 'node:stream';
+import type { Duplex, Readable } from 'node:stream';
 import type { StateImport } from '../../backends/backend.js';
 import { MigrationError, toMigrationError } from '../../domain/errors.js';
 import { MODE_TRAITS } from '../../domain/migration.js';
@@ -103,11 +103,11 @@ export class TargetSession {
     try {
       const vm = await vms.prepareIncoming(spec, { session, accel, epoch: request.epoch + 1, isNative, signal });
       target = new TargetSession(context, record, vm, { epoch: before, isResume: false });
-      const nativeUri = await target.#state.listen(context.dataAddress);
+      await target.#state.listen();
       await context.inject.hit('agent:prepared');
       if (signal.aborted)
         throw new MigrationError('CANCELLED', `session ${session} was discarded while it was prepared`);
-      record = { ...record, state: 'prepared', nativeUri };
+      record = { ...record, state: 'prepared' };
       target.#record = record;
       await store.save(record);
       return target;
@@ -149,10 +149,6 @@ export class TargetSession {
     return this.#hasRun;
   }
 
-  get reply(): { nativeUri: string | null } {
-    return { nativeUri: this.#record.nativeUri };
-  }
-
   async connect(endpoint: SourceEndpointInfo): Promise<void> {
     this.#refuseIfEnded();
     if (this.#pages === null) {
@@ -172,10 +168,14 @@ export class TargetSession {
   async acceptState(body: Readable): Promise<void> {
     const beganAtMs = performance.now();
     await this.#explained(this.#state.accept(body));
-    this.#context.log.debug(
-      { session: this.#record.session, ms: performance.now() - beganAtMs },
-      'device state loaded',
-    );
+    const ms = performance.now() - beganAtMs;
+    this.#context.log.debug({ session: this.#record.session, ms }, 'device state loaded');
+  }
+
+  /** Resolves with the connection to the QEMU that waits for QEMU's own migration. Once the VM runs, it waits again. */
+  async openStream(): Promise<Duplex> {
+    this.#refuseIfEnded();
+    return this.#hasRun ? this.#state.reopenStream() : this.#state.openStream();
   }
 
   /**
@@ -301,8 +301,7 @@ export class TargetSession {
     this.#refuseIfEnded();
     // An earlier life of the daemon has resumed the VM already.
     if (this.#hasRun && this.#record.state !== 'prepared') return { resumedAtUs: Date.now() * 1000 };
-    const attaching = this.#state.attach();
-    if (attaching !== null) await attaching;
+    await this.#state.attach();
     // The check that the VM can run comes before this host takes the ownership.
     const run = this.#state.readyToRun();
     const calledAtMs = performance.now();

@@ -24,6 +24,11 @@ export interface Peers {
    * exports. Throws NOT_FOUND if the host has no such image or disk.
    */
   openDisk(host: string, image: string, disk: string): Promise<Duplex>;
+  /**
+   * Opens a connection to the QEMU that waits for this session, for QEMU's own migration. Throws CONFLICT if none
+   * waits.
+   */
+  openStream(host: string, session: string): Promise<Duplex>;
   /** Opens the connection that sendState will use. */
   warm(host: string): Promise<void>;
 }

@@ -110,6 +110,8 @@ export interface ApiAgent extends HostPort {
   readonly target: TargetPort & {
     /** Resolves when QEMU has loaded the state. */
     acceptState(session: string, stream: Readable): Promise<void>;
+    /** Connects the source's QEMU to the one that waits for this session's migration by QEMU itself. */
+    openStream(session: string): Promise<Duplex>;
   };
   readonly forks: ForkPort & {
     /** Resolves when this host has all of the state, and has loaded it into its clones. */

@@ -17,11 +17,11 @@ import type { TlsStore } from '../../tls/store.js';
 import { describeIssues } from '../contract/http-errors.js';
 import type { ApiAgent, ApiPeers } from '../contract/ports.js';
 import { openStream, readAnswer } from './answer.js';
-import { diskPath, openTunnel } from './disk-tunnel.js';
 import { CLONES_MS, hostOfCalls } from './methods.js';
 import { connectionError, noConnection, withOwnCertificate } from './peer-errors.js';
 import { callPath, forkStatePath, OCTETS, PING_PATH, serialPath, statePath } from './routes.js';
 import { loadClonesReply } from './schemas.js';
+import { diskEnd, openTunnel, streamEnd, type TunnelEnd } from './tunnel.js';
 
 /** Less than a ping may take, so that its error says why there is no connection. */
 const CONNECT_MS = 4_000;
@@ -297,10 +297,18 @@ export class RemoteAgents implements ApiPeers {
 
   /** The connection is not one of those for calls: it may last as long as a VM. */
   async openDisk(host: string, image: string, disk: string): Promise<Duplex> {
-    const { self, local, store } = this.options;
-    if (host === self) return local().forks.openDisk(image, disk, self);
+    const { self, local } = this.options;
+    return host === self ? local().forks.openDisk(image, disk, self) : this.tunnel(host, diskEnd(image, disk));
+  }
+
+  async openStream(host: string, session: string): Promise<Duplex> {
+    const { self, local } = this.options;
+    return host === self ? local().target.openStream(session) : this.tunnel(host, streamEnd(session));
+  }
+
+  private async tunnel(host: string, end: TunnelEnd): Promise<Duplex> {
     const { url } = this.peer(host);
-    const tunnel = await openTunnel({ host, url, tls: store?.options() ?? {}, path: diskPath(image, disk) });
+    const tunnel = await openTunnel({ ...end, host, url, tls: this.options.store?.options() ?? {} });
     this.tunnels.add(tunnel);
     tunnel.once('close', () => this.tunnels.delete(tunnel));
     return tunnel;

@@ -113,6 +113,7 @@ const HOST_METHODS: HostMethods = {
     transferState: method(z.tuple([vmName, sessionId, hostName]), z.object({ deviceStateBytes: count }), LONG_MS),
     nativeMigrate: method(z.tuple([vmName, sessionId, nativeOptions]), nothing, NATIVE_MS),
     nativeProgress: method(z.tuple([vmName]), nativeReading, SHORT_MS),
+    nativeRecover: method(z.tuple([vmName, sessionId, hostName]), nothing, USUAL_MS),
     nativeCancel: method(vmSession, nothing, USUAL_MS),
     sourceCounters: method(session, counters, SHORT_MS),
     release: method(vmSession, nothing, USUAL_MS),

@@ -87,6 +87,7 @@ const HOST_RIGHTS: HostRights = {
     transferState: changes(nobody),
     nativeMigrate: changes(nobody),
     nativeProgress: reads(nobody),
+    nativeRecover: changes(nobody),
     nativeCancel: changes(nobody),
     sourceCounters: reads(nobody),
     release: changes(nobody),

@@ -73,7 +73,7 @@ export const exposeRequest = z.strictObject({
 });
 
 export const nativeOptions = z.strictObject({
-  uri: z.string().min(1).max(1024),
+  target: hostName,
   isPostcopy: z.boolean(),
   bandwidthBytesPerS: count,
   downtimeMsMax: count,

@@ -1,7 +1,8 @@
 /** Loads device state into a QEMU that waits for it, and follows QEMU's result. */
 
+import { once } from 'node:events';
 import { connect, type Socket } from 'node:net';
-import { finished, type Readable } from 'node:stream';
+import { type Duplex, finished, type Readable } from 'node:stream';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { MigrationError, toMigrationError } from '../../domain/errors.js';
 import { type MigrationMode, MODE_TRAITS } from '../../domain/migration.js';
@@ -9,7 +10,7 @@ import type { NativeArrival, StateImport } from '../backend.js';
 import type { QemuConnection } from './connection.js';
 import { configureIncoming } from './migration.js';
 import { MigrationWatch } from './migration-watch.js';
-import { incomingUri } from './native-migration.js';
+import { listenAgain } from './native-migration.js';
 
 const LOAD_TIMEOUT_MS = 120_000;
 /** After the stream has broken, QEMU may take this long to report that it has loaded all of it. */
@@ -43,13 +44,26 @@ export class IncomingState implements StateImport {
     return this.#isLoaded;
   }
 
-  async listen(address: string): Promise<string | null> {
+  async listen(): Promise<void> {
     const { qmp, sockets } = this.#connection;
     const { mover, fetches } = MODE_TRAITS[this.#mode];
-    if (mover === 'backend') return incomingUri(qmp, fetches, address);
-    await configureIncoming(qmp, ['events', 'x-ignore-shared', 'late-block-activate']);
+    const own = mover === 'backend' ? (fetches ? (['postcopy-ram'] as const) : []) : (['x-ignore-shared'] as const);
+    await configureIncoming(qmp, ['events', 'late-block-activate', ...own]);
     await qmp.execute('migrate-incoming', { uri: `unix:${sockets.stateIn}` });
-    return null;
+  }
+
+  async openStream(): Promise<Duplex> {
+    const { name } = this.#connection.place;
+    if (MODE_TRAITS[this.#mode].mover !== 'backend' || this.#isLoaded)
+      throw new MigrationError('CONFLICT', `${name} does not wait for a stream of QEMU`);
+    return connectHalfOpen(this.#connection.sockets.stateIn);
+  }
+
+  async reopenStream(): Promise<Duplex> {
+    if (!MODE_TRAITS[this.#mode].fetches) return this.openStream();
+    const { stateIn } = this.#connection.sockets;
+    await listenAgain(await this.#connection.connected(), stateIn);
+    return connectHalfOpen(stateIn);
   }
 
   attach(): Promise<void> | null {
@@ -168,4 +182,10 @@ function pump(body: Readable, socket: Socket): Promise<void> {
     });
     body.pipe(socket);
   });
+}
+
+async function connectHalfOpen(path: string): Promise<Socket> {
+  const socket = connect({ path, allowHalfOpen: true });
+  await once(socket, 'connect');
+  return socket;
 }

@@ -3,36 +3,30 @@
  * The target's QEMU was started with -S, so the guest does not run there before the owner has changed.
  */
 
-import { MigrationError } from '../../domain/errors.js';
-import type { NativeMoveOrder } from '../backend.js';
-import { configureIncoming, configureOutgoing } from './migration.js';
+import { once } from 'node:events';
+import { unlink } from 'node:fs/promises';
+import { createServer } from 'node:net';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { joinStreams } from '../../kit/join-streams.js';
+import type { NativeMoveOrder, OpenStream } from '../backend.js';
+import type { QemuConnection } from './connection.js';
+import { configureOutgoing } from './migration.js';
 import { MigrationWatch } from './migration-watch.js';
 import type { QmpClient } from './qmp/client.js';
 
 /** Longer than any migration. The job's deadlines or its cancel end it sooner. */
 const MOVE_TIMEOUT_MS = 24 * 3600 * 1000;
 const CANCEL_TIMEOUT_MS = 5_000;
-
-/** Makes QEMU listen on a free port of `address` and returns the URI. */
-export async function incomingUri(qmp: QmpClient, isPostcopy: boolean, address: string): Promise<string> {
-  const host = address.includes(':') ? `[${address}]` : address;
-  await configureIncoming(qmp, ['events', 'late-block-activate', ...(isPostcopy ? (['postcopy-ram'] as const) : [])]);
-  await qmp.execute('migrate-incoming', { uri: `tcp:${host}:0` });
-  const listening = (await qmp.execute('query-migrate'))['socket-address']?.[0];
-  if (listening?.type !== 'inet')
-    throw new MigrationError('QEMU_FAILED', 'query-migrate has no socket-address of the incoming migration');
-  return `tcp:${host}:${listening.port}`;
-}
+/** Less than the time in which the caller of a tunnel gives up (src/api/peers/tunnel.ts). */
+const RECOVER_TIMEOUT_MS = 10_000;
+const RECOVER_POLL_MS = 50;
 
 /** See VmProcess. */
-export async function nativeMove(qmp: QmpClient, order: NativeMoveOrder): Promise<void> {
-  const { uri, isPostcopy } = order;
-  if (!/^tcp:(\[[0-9a-f:.]+\]|[0-9.]+):\d{1,5}$/i.test(uri)) {
-    throw new MigrationError('PEER_PROTOCOL', 'the migration URI of the target is not tcp:ADDRESS:PORT');
-  }
+export async function nativeMove(connection: QemuConnection, order: NativeMoveOrder): Promise<void> {
+  const { qmp } = connection;
+  const { isPostcopy } = order;
   await configureOutgoing(qmp, ['events', ...(isPostcopy ? (['postcopy-ram'] as const) : [])], order);
-  const watch = new MigrationWatch(qmp);
-  try {
+  await throughTunnel(connection, order.open, async (uri, watch) => {
     await qmp.execute('migrate', { uri });
     if (isPostcopy) {
       await watch.reached('active', MOVE_TIMEOUT_MS);
@@ -41,8 +35,63 @@ export async function nativeMove(qmp: QmpClient, order: NativeMoveOrder): Promis
     } else {
       await watch.reached('completed', MOVE_TIMEOUT_MS);
     }
+  });
+}
+
+/** See VmProcess. */
+export async function nativeRecover(connection: QemuConnection, open: OpenStream): Promise<void> {
+  await throughTunnel(connection, open, async (uri, watch) => {
+    await connection.qmp.execute('migrate', { uri, resume: true });
+    await watch.reached('postcopy-active', RECOVER_TIMEOUT_MS);
+  });
+}
+
+/**
+ * Waits again for the source's stream, after a loss in the post-copy phase. The commands go out of band, because QEMU's
+ * main loop may wait for a page.
+ */
+export async function listenAgain(qmp: QmpClient, path: string): Promise<void> {
+  // This QEMU may not have seen the loss yet.
+  await qmp.execute('migrate-pause', {}, { isOutOfBand: true }).catch(() => undefined);
+  const deadlineMs = performance.now() + RECOVER_TIMEOUT_MS;
+  for (;;) {
+    try {
+      return void (await qmp.execute('migrate-recover', { uri: `unix:${path}` }, { isOutOfBand: true }));
+    } catch (error) {
+      if (performance.now() > deadlineMs) throw error;
+    }
+    await sleep(RECOVER_POLL_MS);
+  }
+}
+
+/**
+ * Makes a socket to which QEMU connects once, and whose bytes go to the target by a tunnel between the daemons. QEMU
+ * itself neither listens at a port nor connects to one. The tunnel outlives the call, until one of its ends closes.
+ */
+async function throughTunnel(
+  connection: QemuConnection,
+  open: OpenStream,
+  begin: (uri: string, watch: MigrationWatch) => Promise<void>,
+): Promise<void> {
+  const path = connection.sockets.stateOut;
+  const tunnel = await open();
+  let isUsed = false;
+  const server = createServer({ allowHalfOpen: true }, (socket) => {
+    isUsed = true;
+    server.close();
+    joinStreams(socket, tunnel);
+  });
+  server.maxConnections = 1;
+  const watch = new MigrationWatch(connection.qmp);
+  try {
+    await unlink(path).catch(() => undefined);
+    server.listen(path);
+    await once(server, 'listening');
+    await begin(`unix:${path}`, watch);
   } finally {
     watch.end();
+    server.close();
+    if (!isUsed) tunnel.destroy();
   }
 }
 

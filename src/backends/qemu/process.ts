@@ -9,6 +9,7 @@ import type {
   LoadState,
   NativeMoveOrder,
   NicOrder,
+  OpenStream,
   StartedVm,
   StateExport,
   StateImport,
@@ -25,7 +26,7 @@ import { GuestAgent } from './guest-agent.js';
 import { EXIT_BYTES_MAX, EXIT_CHARDEV, EXIT_DEVICE } from './identity-devices.js';
 import { IncomingState } from './incoming-state.js';
 import { launch } from './launch.js';
-import { cancelAndRun, cancelMigration, nativeMove, nativeReading } from './native-migration.js';
+import { cancelAndRun, cancelMigration, nativeMove, nativeReading, nativeRecover } from './native-migration.js';
 import { replaceNics } from './nic-replace.js';
 import { OutgoingState } from './outgoing-state.js';
 import type { QmpClient, QmpEvent } from './qmp/client.js';
@@ -164,7 +165,11 @@ export class QemuProcess implements VmProcess {
   }
 
   async nativeMove(order: NativeMoveOrder): Promise<void> {
-    await nativeMove(this.qmp, order);
+    await nativeMove(this.#connection, order);
+  }
+
+  async nativeRecover(open: OpenStream): Promise<void> {
+    await nativeRecover(this.#connection, open);
   }
 
   async nativeReading(): Promise<Readonly<Record<string, number | string>>> {

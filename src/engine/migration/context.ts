@@ -16,7 +16,6 @@ export type MigrationRecord = Extract<JournalEntry, { type: 'job' }>;
  * the daemon.
  */
 export interface Findings {
-  nativeUri: string | null;
   deviceStateBytes: number;
   /** Time of the stop by the wall clock, the only clock that two lives of the daemon share. */
   stoppedAt: string | null;
@@ -35,7 +34,6 @@ export interface Findings {
 
 export function noFindings(): Findings {
   return {
-    nativeUri: null,
     deviceStateBytes: 0,
     stoppedAt: null,
     stoppedAtUs: null,

@@ -17,14 +17,11 @@ type NativeReading = Readonly<Record<string, number | string>>;
 
 export const nativeStart: StepExecutor = {
   async forward(context) {
-    const { record, ports, findings, cancel } = context;
-    const { vm, mode, bandwidthBytesPerS, downtimeMsMax } = record.plan.request;
-    if (findings.nativeUri === null) {
-      throw new MigrationError('PEER_PROTOCOL', 'the target prepared a native migration but gave no address');
-    }
+    const { record, ports, cancel } = context;
+    const { vm, target, mode, bandwidthBytesPerS, downtimeMsMax } = record.plan.request;
     const watching = new AbortController();
     const moving = ports.source.nativeMigrate(vm, record.session, {
-      uri: findings.nativeUri,
+      target,
       isPostcopy: MODE_TRAITS[mode].fetches,
       bandwidthBytesPerS,
       downtimeMsMax,
@@ -76,8 +73,8 @@ export async function nativeFigures(
 }
 
 /**
- * Waits for the end of a native-postcopy migration. Both QEMUs must stay alive and connected: this build does not use
- * QEMU's recovery of a broken connection.
+ * Waits for the end of a native-postcopy migration. Both QEMUs must stay alive. Their stream goes through both daemons,
+ * so the restart of one breaks it, as a cut of the network does; then both pause, and are connected again.
  */
 export async function fetchRestNatively(context: StepContext): Promise<Partial<Findings>> {
   const { ports, limits, marks, halt, observer, record } = context;
@@ -95,15 +92,27 @@ export async function fetchRestNatively(context: StepContext): Promise<Partial<F
     observer.onProgress(described);
     reportTrouble(context, null);
     if (reading.status === 'completed') return figures(context, reading);
-    const hasBroken = reading.status === 'postcopy-paused' || reading.status === 'failed';
-    if (hasBroken || nowMs - marks.advancedAtMs > limits.recoveryMsMax) {
+    const hasPaused = reading.status === 'postcopy-paused';
+    const trouble = hasPaused ? await recover(context) : null;
+    if (hasPaused) reportTrouble(context, trouble);
+    if (reading.status === 'failed' || nowMs - marks.advancedAtMs > limits.recoveryMsMax) {
       throw new MigrationError('NEEDS_RECOVERY', `QEMU's own post-copy has stopped: ${reading.status ?? 'no status'}`, {
-        remedy:
-          "each QEMU keeps its part of the VM; recover QEMU's migration by hand, or end the VM: vmctl stop --force",
-        cause: reasonOf(reading) ?? troubleOf(target, 'the target'),
+        remedy: 'each QEMU keeps its part of the VM, and the hosts connect them again; vmctl stop --force ends the VM',
+        cause: trouble ?? reasonOf(reading) ?? troubleOf(target, 'the target'),
       });
     }
     await pause(ports.clock, pace.nextMs(described.secondsLeft), halt);
+  }
+}
+
+/** Connects both QEMUs again. Returns why that has failed, or null. */
+async function recover({ ports, record }: StepContext): Promise<MigrationError | null> {
+  const { vm, target } = record.plan.request;
+  try {
+    await ports.source.nativeRecover(vm, record.session, target);
+    return null;
+  } catch (thrown) {
+    return toMigrationError(thrown);
   }
 }
 

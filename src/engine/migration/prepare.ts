@@ -37,7 +37,9 @@ export const prepareTarget: StepExecutor = {
         return ports.target.prepare(known);
       },
     );
-    return { nativeUri: reply.nativeUri };
+    if (reply.nativeUri !== null)
+      throw new MigrationError('PEER_PROTOCOL', `${request.target} would take QEMU's own stream from anybody`);
+    return undefined;
   },
   /** `discard` removes the whole session, so connectTarget and transferState have nothing to undo on the target. */
   async undo({ record, ports }) {

@@ -21,7 +21,7 @@
  *   resumeTarget   both, until the  continues at         waits for TD     nothing (3)  VM lost (4)  waits for network
  *                  VM runs          restart
  *   drain          target's pages,  missing pages wait   missing pages    nothing (3)  VM lost      missing pages wait
- *                  source's rest    for SD               wait for TD      (5)                       for network (6)
+ *                  source's rest    for SD (6)           wait for TD (7)  (5)                       for network (6)
  *   releaseSource  target, running  continues at         continues at     nothing      VM dies (1)  continues later
  *                                   restart              restart
  *
@@ -37,7 +37,9 @@
  *   (4) The source keeps the stopped VM, complete, but never resumes it by itself: only a person can know that the
  *       target will not run it. If a user has ended the VM there by force, the source frees it.
  *   (5) Native post-copy: the VM is lost.
- *   (6) Native post-copy: QEMU pauses, and an operator has to recover it.
+ *   (6) Native post-copy: its stream goes through both daemons. QEMU pauses on both hosts, and is connected again.
+ *   (7) Native post-copy: as (6), but for a TQ whose main loop waits for a page. It takes no new connection to its
+ *       monitor, by which it would be told to wait for the stream again, so the VM is lost.
  *
  * "Waits" and "continues" after the commit have no end: when nothing has advanced for long the job is called
  * needsRecovery, and is tried again until it ends as done or lost (jobs/stalled.ts).

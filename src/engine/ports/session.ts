@@ -37,7 +37,7 @@ export interface PrepareRequest {
 }
 
 export interface PrepareReply {
-  /** In native modes: where QEMU listens for its own migration stream. */
+  /** Null. Earlier builds need it; in native modes they answer with a port where QEMU takes its stream from anybody. */
   readonly nativeUri: string | null;
 }
 

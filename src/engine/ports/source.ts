@@ -12,7 +12,8 @@ export interface ExposeRequest {
 }
 
 export interface NativeMigrateOptions {
-  readonly uri: string;
+  /** The host that waits for the stream of this session. */
+  readonly target: string;
   readonly isPostcopy: boolean;
   readonly bandwidthBytesPerS: number;
   readonly downtimeMsMax: number;
@@ -52,6 +53,8 @@ export interface SourcePort {
    * source had been stopped when nativeMigrate resolved).
    */
   nativeProgress(vm: string): Promise<Readonly<Record<string, number | string>>>;
+  /** Connects a post-copy of QEMU again whose stream was lost. Resolves when pages are sent again. */
+  nativeRecover(vm: string, session: string, target: string): Promise<void>;
   nativeCancel(vm: string, session: string): Promise<void>;
   /** Returns the counters of the source for the report. */
   sourceCounters(session: string): Promise<Readonly<Record<string, number>>>;

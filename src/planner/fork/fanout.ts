@@ -62,7 +62,7 @@ export function planFanout(request: ForkRequest, question: FanoutQuestion): Plan
   if (question.isEncrypted === true && wish === 'multicast') {
     const remedy = 'use --fanout tree or --fanout unicast';
     const reason = 'a multicast is not encrypted, and encryption is demanded';
-    return { plan: null, refusals: [{ code: 'DATA_NOT_ENCRYPTED', reason, remedy }] };
+    return { plan: null, refusals: [{ code: 'DATA_NOT_PROTECTED', reason, remedy }] };
   }
   const direct = wish === 'auto' ? reasonToReadDirectly(question) : null;
   if (direct !== null) return planned('unicast', direct, []);

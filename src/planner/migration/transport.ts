@@ -89,14 +89,19 @@ export function* checkTransport(
   yield* SPECIAL[transport]?.check(facts) ?? [];
 }
 
-/** What the pages of a move between these hosts get, if this project sends them; else undefined. */
+/**
+ * What protects the memory of a move between these hosts, if this project sends it. Undefined, too, if the build of one
+ * is older: it would not know the word.
+ */
 export function protectionOf(
   transport: Transport,
   mode: MigrationMode,
   facts: Pick<TransportFacts, 'source' | 'target' | 'dataSecurity'>,
   table = ALL_TRANSPORTS,
 ): DataSecurity | undefined {
-  const isOurs = transportRow(transport, table).protectsBytes && MODE_TRAITS[mode].mover === 'pager';
+  // QEMU's own stream goes by mutual TLS.
+  if (MODE_TRAITS[mode].mover === 'backend') return 'encrypt';
+  const isOurs = transportRow(transport, table).protectsBytes && olderOf(facts) === undefined;
   return isOurs ? demanded(facts) : undefined;
 }
 
@@ -108,31 +113,47 @@ function demanded({
   return strongest(source.dataSecurity ?? 'none', target.dataSecurity ?? 'none', dataSecurity);
 }
 
-/** Where encryption is demanded, nothing crosses a network in clear because another way was chosen. */
+function olderOf({ source, target }: Pick<TransportFacts, 'source' | 'target'>): HostInventory | undefined {
+  return [source, target].find(({ dataSecurity }) => dataSecurity === undefined);
+}
+
+/**
+ * What a user asks for, and encryption that a host demands, hold for each way that the pages can take. The integrity
+ * that a host demands is that of its connections over tcp.
+ */
 function* checkProtection(
   transport: Transport,
   mode: MigrationMode,
   facts: TransportFacts,
   table: TransportTable,
 ): Iterable<Refusal> {
+  const code = 'DATA_NOT_PROTECTED';
   const { source, target } = facts;
-  if (demanded(facts) !== 'encrypt') return;
-  const isNative = MODE_TRAITS[mode].mover === 'backend';
+  const older = olderOf(facts);
+  const upgrade = `install the same vmigrate on ${source.host} and ${target.host}`;
+  if (MODE_TRAITS[mode].mover === 'backend') {
+    if (older !== undefined)
+      yield { code, reason: `${older.host} has a build that takes QEMU's own stream from anybody`, remedy: upgrade };
+    return;
+  }
+  const needed = demanded(facts) === 'encrypt' ? 'encrypt' : (facts.dataSecurity ?? 'none');
   const { title, protectsBytes, sameMachineOnly } = transportRow(transport, table);
-  if (isNative || protectsBytes) {
-    const older = [source, target].find(({ dataSecurity }) => dataSecurity === undefined);
-    if (!isNative && older === undefined) return;
-    const reason = isNative ? "QEMU's own stream is not encrypted" : `${older?.host} has a build that cannot encrypt`;
-    const remedy = isNative ? 'leave --native out' : `install the same vmigrate on ${source.host} and ${target.host}`;
-    yield { code: 'DATA_NOT_ENCRYPTED', reason: `${reason}, and encryption is demanded`, remedy };
+  if (needed === 'none' || sameMachineOnly) return;
+  const [able, done, demand] =
+    needed === 'encrypt'
+      ? ['encrypt', 'encrypted', 'encryption is demanded']
+      : ['authenticate', 'authenticated', 'integrity is demanded'];
+  if (protectsBytes) {
+    if (older !== undefined)
+      yield { code, reason: `${older.host} has a build that cannot ${able}, and ${demand}`, remedy: upgrade };
     return;
   }
   const distrusting = [source, target].find(({ rdmaTrust }) => rdmaTrust !== 'trusted');
-  if (sameMachineOnly || distrusting === undefined) return;
+  if (distrusting === undefined) return;
   yield {
-    code: 'DATA_NOT_ENCRYPTED',
-    reason: `${title} is not encrypted, encryption is demanded, and ${distrusting.host} does not trust its network`,
-    remedy: 'use --tcp, or encrypt the network below (IPsec, MACsec) and set security.rdma to "trusted" on both hosts',
+    code,
+    reason: `${title} is not ${done}, ${demand}, and ${distrusting.host} does not trust its network`,
+    remedy: 'use --tcp, or protect the network below (IPsec, MACsec) and set security.rdma to "trusted" on both hosts',
   };
 }
 

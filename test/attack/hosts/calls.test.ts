@@ -3,12 +3,14 @@
  * refused, and the refusal is logged with C's name.
  */
 import { existsSync } from 'node:fs';
+import { readdir } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import type { ImageView } from '../../../src/domain/image.js';
+import type { JobView } from '../../../src/domain/job.js';
 import type { VmView } from '../../../src/domain/vm.js';
 import { parseSpec } from '../../../src/schemas/vm-spec.js';
-import { Cluster } from '../../hosts/cluster.js';
+import { Cluster, eventually } from '../../hosts/cluster.js';
 import { Guest, guestImage } from '../../hosts/guest.js';
 
 const API_PORT = 7400;
@@ -127,6 +129,29 @@ describe('a host that has been taken over', () => {
     const headers = { connection: 'upgrade', upgrade: 'vmigrate-disk' };
     const disk = await send('A', `/agent/v1/images/${image}/disks/disk0`, { method: 'GET', headers });
     expect(disk).not.toMatchObject({ upgraded: true });
+  });
+
+  it('cannot feed the QEMU that waits for the VM of another host', async () => {
+    const private_ = { name: 'private', backing: 'private' as const, hasPreload: false, memoryMiB: 128, touchMiB: 8 };
+    await Guest.start(cluster, 'A', { ...private_, workload: 'idle' });
+    const slow = ['--native', '--bandwidth', '1', '--detach'];
+    const { id } = await cluster.json<JobView>('A', 'vmigrate', 'private', 'B', ...slow);
+    const [session] = await eventually('B waits for its memory', 60_000, async () => {
+      const sessions = await readdir(join(cluster.hostDirectory('B'), 'state', 'sessions')).catch(() => []);
+      return sessions.length > 0 ? sessions.map((file) => file.split('.')[0]) : undefined;
+    });
+    const headers = { connection: 'upgrade', upgrade: 'vmigrate-stream' };
+    const stream = await send('B', `/agent/v1/sessions/${session}/stream`, { method: 'GET', headers });
+    expect(stream).not.toMatchObject({ upgraded: true });
+    await expectLogged('B', 'openStream');
+    // QEMU itself listens at no port, and connects to none.
+    for (const host of ['A', 'B']) {
+      const { namespace } = cluster.host(host);
+      const { stdout } = await cluster.inNamespace(namespace, 'ss', '--no-header', '--all', '--numeric', '--processes');
+      expect(stdout).toContain(`:${API_PORT}`);
+      expect(stdout.split('\n').filter((line) => line.startsWith('tcp') && line.includes('qemu'))).toEqual([]);
+    }
+    await cluster.must(cluster.vmctl('A', 'cancel', id));
   });
 
   it('cannot end the clones and images of others', async () => {

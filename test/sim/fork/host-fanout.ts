@@ -154,8 +154,8 @@ function contextOf({ world, host, life, peer }: HostFanoutParts): ImageContext {
     log: { debug: silent, info: silent, warn: silent, error: silent },
     peers: { isPeer: (name: string) => world.hosts.has(name), agent: peer },
     transports: {
-      connection: async () => ({ provider: 'tcp', options: {}, timeoutMs: 1_000 }),
-      registering: (_: unknown, call: () => Promise<void>) => call(),
+      connecting: (endpoint: object, holder: object, connect: (source: object, timeoutMs: number) => Promise<void>) =>
+        connect({ ...holder, ...endpoint }, 1_000),
     },
     images: {
       get: (id: string) => ({ id, state: stateOf(id), readers: fanout.readersOf(id) }),

@@ -1,4 +1,5 @@
 import { describe, expect, test } from 'vitest';
+import { MigrationError } from '../../../src/domain/errors.js';
 import { request, vm } from '../planner/planner-facts.js';
 import { complete, rest, Scripted } from './scripted.js';
 
@@ -82,10 +83,30 @@ test("QEMU's own post-copy that has stopped says why, in QEMU's words", async ()
   world.on['A.vmInventory'] = () => ({ ...vm, owner: 'A', isRamShared: false, isRamNamedFile: false });
   world.on['B.progress'] = () => ({ ...complete, state: 'filling' });
   world.on['A.nativeProgress'] = () => ({ status: 'postcopy-paused', errorText: 'Channel error: Connection reset' });
+  world.on['A.nativeRecover'] = () => {
+    throw new MigrationError('UNREACHABLE', 'host B does not answer');
+  };
   const { jobs } = await world.daemon({ recoveryMsMax: 30 });
   const { id } = await jobs.submit({ ...request, mode: 'native-postcopy' });
   expect((await rest(jobs, id)).error).toMatchObject({
     code: 'NEEDS_RECOVERY',
-    cause: { code: 'QEMU_FAILED', message: 'Channel error: Connection reset' },
+    cause: { code: 'UNREACHABLE', message: 'host B does not answer' },
   });
+});
+
+test("QEMU's own post-copy whose stream is lost is connected again", async () => {
+  const world = new Scripted();
+  world.on['A.vmInventory'] = () => ({ ...vm, owner: 'A', isRamShared: false, isRamNamedFile: false });
+  world.on['B.progress'] = () => ({ ...complete, state: 'filling' });
+  const attempts: unknown[][] = [];
+  world.on['A.nativeProgress'] = () => ({ status: attempts.length < 2 ? 'postcopy-paused' : 'completed' });
+  world.on['A.nativeRecover'] = (...args: unknown[]) => {
+    attempts.push(args);
+    if (attempts.length === 1) throw new MigrationError('UNREACHABLE', 'host B does not answer');
+  };
+  const { jobs } = await world.daemon();
+  const { id } = await jobs.submit({ ...request, mode: 'native-postcopy' });
+  expect(await rest(jobs, id)).toMatchObject({ state: 'done' });
+  const attempt = [request.vm, expect.any(String), request.target];
+  expect(attempts).toEqual([attempt, attempt]);
 });

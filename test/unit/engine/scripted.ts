@@ -106,7 +106,7 @@ export class Scripted {
       checkTarget: goodFacts().target.checks,
       offerStorage: { proof: '0'.repeat(32), files: [], views: [] },
       viewStorage: [],
-      prepare: { nativeUri: 'tcp:10.0.0.2:4444' },
+      prepare: { nativeUri: null },
       resume: { resumedAtUs: 12_000 },
       progress: complete,
       expose: { transport: 'tcp', host: '10.0.0.1', port: 1, keys: [] },

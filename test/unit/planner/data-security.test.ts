@@ -8,7 +8,8 @@ import { goodFacts, request } from './planner-facts.js';
 
 interface Demands {
   readonly source?: DataSecurity;
-  readonly target?: DataSecurity;
+  /** Null: a host of an earlier build. */
+  readonly target?: DataSecurity | null;
   readonly asked?: DataSecurity;
   readonly order?: Partial<MigrationOrder>;
   readonly isRdmaTrusted?: boolean;
@@ -16,11 +17,15 @@ interface Demands {
 
 function planned({ source = 'integrity', target = 'integrity', asked, order = {}, isRdmaTrusted = false }: Demands) {
   const good = goodFacts();
+  const { dataSecurity: _, ...older } = good.target.inventory;
   const trust = isRdmaTrusted ? { rdmaTrust: 'trusted' as const } : {};
   const facts = {
     ...good,
     sourceHost: { ...good.sourceHost, ...trust, dataSecurity: source },
-    target: { ...good.target, inventory: { ...good.target.inventory, ...trust, dataSecurity: target } },
+    target: {
+      ...good.target,
+      inventory: { ...older, ...trust, ...(target === null ? {} : { dataSecurity: target }) },
+    },
   };
   const given = { ...request, ...order, ...(asked === undefined ? {} : { dataSecurity: asked }) };
   const { plan, refusals } = planMigration(given, facts);
@@ -50,7 +55,7 @@ describe('the protection of a move', () => {
   test('by encryption refuses RDMA, unless both hosts trust its network, and auto takes tcp', () => {
     for (const demands of [{ asked: 'encrypt' }, { source: 'encrypt' }, { target: 'encrypt' }] satisfies Demands[]) {
       const refused = planned({ ...demands, order: { transport: 'rdma' } });
-      expect(refused.codes).toEqual(['DATA_NOT_ENCRYPTED']);
+      expect(refused.codes).toEqual(['DATA_NOT_PROTECTED']);
       expect(refused.remedies[0]).toMatch(/--tcp.*security\.rdma/);
       expect(planned({ ...demands, order: { transport: 'auto' } }).request).toMatchObject({
         transport: 'tcp',
@@ -60,10 +65,21 @@ describe('the protection of a move', () => {
     }
   });
 
-  test('by encryption refuses QEMU’s own stream', () => {
+  test('by encryption holds for QEMU’s own stream, which a host of an earlier build takes from anybody', () => {
     const order = { mode: 'native-precopy', transport: 'tcp' } as const;
-    expect(planned({ asked: 'encrypt', order }).codes).toEqual(['DATA_NOT_ENCRYPTED']);
-    expect(planned({ order }).codes).toEqual([]);
+    expect(planned({ asked: 'encrypt', order })).toMatchObject({ request: { dataSecurity: 'encrypt' }, codes: [] });
+    expect(planned({ target: null, order }).codes).toEqual(['DATA_NOT_PROTECTED']);
+  });
+
+  test('that is asked for is refused where a host cannot give it', () => {
+    for (const asked of ['integrity', 'encrypt'] as const) {
+      expect(planned({ asked, target: null, order: { transport: 'tcp' } }).codes).toEqual(['DATA_NOT_PROTECTED']);
+      expect(planned({ asked, order: { transport: 'rdma' } }).codes).toEqual(['DATA_NOT_PROTECTED']);
+    }
+    const older = planned({ target: null, order: { transport: 'tcp' } });
+    expect(older.codes).toEqual([]);
+    // That host refuses a call with a key that it does not know.
+    expect(older.request).not.toHaveProperty('dataSecurity');
   });
 
   test('by encryption sends no multicast', () => {
@@ -72,7 +88,7 @@ describe('the protection of a move', () => {
       ...{ topology: null, probes: [], isEncrypted: true },
     };
     const asked = planFanout({ ...forkRequest, fanout: 'multicast' }, question);
-    expect(asked.refusals.map(({ code }) => code)).toEqual(['DATA_NOT_ENCRYPTED']);
+    expect(asked.refusals.map(({ code }) => code)).toEqual(['DATA_NOT_PROTECTED']);
     expect(planFanout(forkRequest, question).plan?.kind).toBe('unicast');
   });
 });

@@ -25,6 +25,7 @@ const inventory = (name: string): fc.Arbitrary<HostInventory> => {
     host: fc.constant(name),
     machineId: near(good.machineId, fc.constant('machine-of-A')),
     protocolVersion: near(1, figure),
+    dataSecurity: near('integrity', fc.constantFrom('none', 'integrity', 'encrypt')),
     qemuVersion: near(good.qemuVersion, fc.option(fc.string())),
     machines: near(good.machines, fc.array(fc.string())),
     isKvmUsable: fc.boolean(),

@@ -65,6 +65,7 @@ export function host(name: string): HostInventory {
     host: name,
     machineId: `machine-of-${name}`,
     protocolVersion: 1,
+    dataSecurity: 'integrity',
     qemuVersion: '7.2.22 (Debian 1:7.2+dfsg-7)',
     machines: ['pc-q35-7.2', 'pc-i440fx-7.2'],
     isKvmUsable: false,

@@ -245,7 +245,7 @@ const CASES: readonly [what: string, change: Change, code: MigrationRefusalCode,
       source: { dataSecurity: 'integrity' },
       target: { dataSecurity: 'integrity' },
     },
-    'DATA_NOT_ENCRYPTED',
+    'DATA_NOT_PROTECTED',
     /RDMA is not encrypted.*A does not trust/,
   ],
   ['another protocol', { target: { protocolVersion: 2 } }, 'PROTOCOL_VERSION', /protocol versions differ: A 1, B 2/],
@@ -306,7 +306,7 @@ describe('pre-flight', () => {
       DEVICE_CHANGED: true,
       PROTOCOL_VERSION: true,
       HOST_LIMIT: true,
-      DATA_NOT_ENCRYPTED: true,
+      DATA_NOT_PROTECTED: true,
       POLICY_FORBIDS: true,
     };
     expect(new Set(CASES.map(([, , code]) => code))).toEqual(new Set(Object.keys(codes)));

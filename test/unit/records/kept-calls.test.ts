@@ -9,7 +9,7 @@ import { HOST_CALLS } from '../../../src/api/peers/methods.js';
 import { MigrationError } from '../../../src/domain/errors.js';
 import { parseKept } from '../../../src/kit/unknown-keys.js';
 import { rest, Scripted } from '../engine/scripted.js';
-import { request } from '../planner/planner-facts.js';
+import { host, request } from '../planner/planner-facts.js';
 
 interface KeptCall {
   readonly call: string;
@@ -47,6 +47,8 @@ describe.each(kept)('$call', ({ call, body, result }) => {
 
 test('this build sends no key that build 0.1.0 does not know', async () => {
   const world = new Scripted();
+  const { dataSecurity: _, ...older } = host('B');
+  world.on['B.inventory'] = () => older;
   const sent = new Map<string, unknown>();
   for (const call of ['prepare', 'connect', 'resume'])
     for (const { body, result } of kept.filter((line) => line.call === call))

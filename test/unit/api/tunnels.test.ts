@@ -1,4 +1,4 @@
-/** Disks between hosts: an upgrade over real mutual TLS, with an export behind it that a test controls. */
+/** Tunnels between hosts: an upgrade over real mutual TLS, with an end behind it that a test controls. */
 import { once } from 'node:events';
 import { mkdtemp, rm } from 'node:fs/promises';
 import { createServer } from 'node:https';
@@ -8,7 +8,7 @@ import { join } from 'node:path';
 import { type Duplex, PassThrough } from 'node:stream';
 import { afterAll, afterEach, beforeAll, beforeEach, expect, test } from 'vitest';
 import { RemoteAgents } from '../../../src/api/peers/client.js';
-import { diskPath, openTunnel } from '../../../src/api/peers/disk-tunnel.js';
+import { diskEnd, openTunnel } from '../../../src/api/peers/tunnel.js';
 import { type ApiServer, buildServer } from '../../../src/api/server.js';
 import { MigrationError } from '../../../src/domain/errors.js';
 import { Authority } from '../../../src/tls/authority.js';
@@ -158,6 +158,6 @@ test('a refusal whose body never ends is given up', async () => {
     () => theirs.close(),
     () => own.close(),
   );
-  const place = { host: 'A', url: `https://127.0.0.1:${port}`, path: diskPath(IMAGE, 'd0'), tls: own.options() };
+  const place = { host: 'A', url: `https://127.0.0.1:${port}`, ...diskEnd(IMAGE, 'd0'), tls: own.options() };
   await expect(openTunnel({ ...place, openMs: 300 })).rejects.toThrow(MigrationError);
 });
