@@ -11,10 +11,9 @@
 
 #include "base/session_state.hpp"
 #include "base/thread_util.hpp"
-#include "multicast/assembler.hpp"
 #include "multicast/datagram/limits.hpp"
-#include "multicast/datagram/sequence_window.hpp"
 #include "multicast/datagram/writer.hpp"
+#include "multicast/intake.hpp"
 
 namespace vmigrate::multicast {
 namespace {
@@ -36,7 +35,7 @@ class ReceiverThread final : public MulticastReceiver, private DatagramVisitor {
         on_edge_(config.on_edge ? std::move(config.on_edge) : [] {}),
         port_(std::move(port)),
         auth_(std::move(auth)),
-        assembler_(sink_),
+        intake_(*auth_, session_, sink_),
         writer_(*auth_, session_, config.member, first_report_sequence()) {}
   ~ReceiverThread() override { close(); }
 
@@ -53,7 +52,6 @@ class ReceiverThread final : public MulticastReceiver, private DatagramVisitor {
   Status receive_all();
   bool look_at_time(uint64_t at_ns);
   void on_datagram(std::span<const std::byte> datagram) override;
-  void take(const DatagramHeader& header, std::span<const std::byte> datagram);
   void report(uint64_t at_ns);
   Status sleep(uint64_t at_ns);
   void enter(ReceiverState next);
@@ -65,11 +63,8 @@ class ReceiverThread final : public MulticastReceiver, private DatagramVisitor {
   const std::function<void()> on_edge_;
   std::unique_ptr<DatagramPort> port_;
   std::unique_ptr<DatagramAuth> auth_;
-  Assembler assembler_;
-  SequenceWindow window_;
+  Intake intake_;
   DatagramWriter writer_;
-  ReceiverCounters counted_;  ///< of the thread
-  bool has_end_ = false;
   uint64_t begun_ns_ = 0, heard_ns_ = 0;           ///< heard_ns_: of the last genuine datagram; 0: none yet
   uint64_t reported_ns_ = 0, reported_of_ns_ = 0;  ///< the last report, and heard_ns_ as it was then
   uint64_t at_ns_ = 0;
@@ -123,7 +118,7 @@ Status ReceiverThread::receive_all() {
     const auto count = port_->receive(*this);
     sink_.flush();
     if (!count) return count.error();
-    if (count.value() == 0 && has_end_) break;
+    if (count.value() == 0 && intake_.has_end()) break;
     if (!look_at_time(at_ns_)) return ok();
     if (count.value() == 0) {
       publish_counters();
@@ -133,7 +128,7 @@ Status ReceiverThread::receive_all() {
   // The sender's statistics are complete then.
   if (heard_ns_ != 0) report(now_ns());
   publish_counters();  // whoever sees the end sees them all
-  if (has_end_ || sink_.must_end()) enter(ReceiverState::kEnded);
+  if (intake_.has_end() || sink_.must_end()) enter(ReceiverState::kEnded);
   return ok();
 }
 
@@ -155,39 +150,9 @@ bool ReceiverThread::look_at_time(uint64_t at_ns) {
 }
 
 void ReceiverThread::on_datagram(std::span<const std::byte> datagram) {
-  const auto header = parse_header(datagram);
-  const auto is = [&](DatagramKind kind) { return header->kind == static_cast<uint8_t>(kind); };
-  const bool is_ours = header && header->session == session_ && header->member == kSenderMember &&
-                       (is(DatagramKind::kData) || is(DatagramKind::kEnd));
-  // The tag last, because it costs the most.
-  if (!is_ours || !auth_->verify(datagram)) {
-    ++counted_.rejected_datagrams;
-    return;
-  }
-  take(*header, datagram);
-}
-
-/// A genuine datagram.
-void ReceiverThread::take(const DatagramHeader& header, std::span<const std::byte> datagram) {
+  if (!intake_.take(datagram)) return;
   heard_ns_ = at_ns_;
   port_->adopt_source();
-  if (!window_.note(header.sequence)) {
-    ++counted_.repeated_datagrams;
-    return;
-  }
-  ++counted_.received_datagrams;
-  counted_.received_bytes += datagram.size();
-  if (header.kind == static_cast<uint8_t>(DatagramKind::kEnd)) {
-    const auto end = parse_record<wire::MulticastEnd>(datagram);
-    if (!end) {
-      ++counted_.rejected_datagrams;
-      return;
-    }
-    has_end_ = true;
-    counted_.sent_pages = end->pages;
-    return;
-  }
-  if (!assembler_.add(header.region, header.offset, payload_of(datagram))) ++counted_.rejected_datagrams;
 }
 
 void ReceiverThread::report(uint64_t at_ns) {
@@ -195,9 +160,10 @@ void ReceiverThread::report(uint64_t at_ns) {
   reported_of_ns_ = heard_ns_;
   wire::MulticastReport report{};
   report.clock_ns = at_ns;
-  report.highest_sequence = window_.highest();
-  report.received_datagrams = counted_.received_datagrams;
-  report.received_bytes = counted_.received_bytes;
+  const ReceiverCounters counters = intake_.counters();
+  report.highest_sequence = intake_.highest_sequence();
+  report.received_datagrams = counters.received_datagrams;
+  report.received_bytes = counters.received_bytes;
   std::array<uint64_t, wire::kMulticastWantedMax> wanted{};
   static_assert(sizeof(wanted) == sizeof(report.wanted));
   report.wanted_count = static_cast<uint32_t>(sink_.wanted(wanted));
@@ -221,11 +187,10 @@ Status ReceiverThread::sleep(uint64_t at_ns) {
 }
 
 void ReceiverThread::publish_counters() {
-  counted_.lost_datagrams = window_.highest() - std::min(window_.highest(), counted_.received_datagrams);
-  counted_.evicted_pages = assembler_.evicted_pages();
-  counted_.cpu_ns = pager::thread_cpu_ns();
+  ReceiverCounters counters = intake_.counters();
+  counters.cpu_ns = pager::thread_cpu_ns();
   const std::lock_guard lock(counters_mutex_);
-  published_ = counted_;
+  published_ = counters;
 }
 
 ReceiverCounters ReceiverThread::counters() const {

@@ -72,9 +72,11 @@ void EventLoop::run() {
     const int count = epoll_wait(epoll_.get(), &event, 1, -1);
     if (count < 0 && errno == EINTR) continue;
     VMG_CHECK(count == 1);
-    if (event.data.u64 == kWake) return;
+    // A copy: the member is not aligned, so no reference may be bound to it.
+    const WatchId id = event.data.u64;
+    if (id == kWake) return;
     std::lock_guard lock(mutex_);
-    const auto found = watches_.find(event.data.u64);
+    const auto found = watches_.find(id);
     if (found == watches_.end()) continue;
     // Holds a reference of our own, because the handler may remove its watch.
     const std::shared_ptr<Handler> handler = found->second.handler;

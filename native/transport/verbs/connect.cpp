@@ -161,22 +161,18 @@ Status VerbsEndpoint::wait_event(rdma_cm_event_type wanted, Deadline deadline, w
     }
     const rdma_cm_event_type type = event->event;
     const int status = event->status;
-    wire::HelloReply said{};
     const bool connecting = type == RDMA_CM_EVENT_ESTABLISHED || type == RDMA_CM_EVENT_REJECTED;
-    const bool has_reply = connecting && event->param.conn.private_data != nullptr &&
-                           event->param.conn.private_data_len >= wire::kHelloReplyHeadBytes;
-    if (has_reply)
-      std::memcpy(&said, event->param.conn.private_data,
-                  std::min<size_t>(sizeof said, event->param.conn.private_data_len));
+    const rdma_conn_param& parameters = event->param.conn;
+    const auto said = connecting
+                          ? reply_in(private_data(parameters.private_data, parameters.private_data_len))
+                          : std::nullopt;
     (void)verbs().rdma.ack_cm_event(event);
     if (type == RDMA_CM_EVENT_ADDR_CHANGE) continue;
-    // Rejections by the fabric itself carry no hello, or zeros.
-    const bool from_peer = has_reply && said.magic == wire::kHelloMagic;
-    if (type == wanted && (type != RDMA_CM_EVENT_REJECTED || from_peer)) {
-      if (reply != nullptr) *reply = said;
+    if (type == wanted && (type != RDMA_CM_EVENT_REJECTED || said)) {
+      if (reply != nullptr) *reply = said.value_or(wire::HelloReply{});
       return ok();
     }
-    return connect_error(type, status, from_peer ? &said : nullptr);
+    return connect_error(type, status, said ? &*said : nullptr);
   }
 }
 

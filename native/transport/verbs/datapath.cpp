@@ -279,18 +279,16 @@ void VerbsEndpoint::drain_receives() {
 void VerbsEndpoint::take_frames() {
   while (!disconnected_ && messages_.has_arrived()) {
     const auto frame = messages_.first();
-    if (frame.size() < sizeof(wire::FrameHeader)) return disconnect(EPROTO);
-    const wire::FrameHeader header = decode_header(frame.data());
-    if (header.op == static_cast<uint8_t>(VerbsOp::kMapReply)) {
+    const VerbsFrame kind = kind_of(frame);
+    if (kind == VerbsFrame::kMapReply) {
       OpResult result{};
       const RemoteKeys::Entry* entry = keys_.accept(frame, &result);
       if (entry == nullptr) return disconnect(EPROTO);
       start_waiting(*entry, result);
       if (disconnected_) return;
-    } else if (header.op == static_cast<uint8_t>(wire::FrameOp::kMessage) && valid_message_header(header) &&
-               frame.size() == sizeof header + header.length) {
+    } else if (kind == VerbsFrame::kMessage) {
       if (received_.full()) return;
-      received_.push(frame.subspan(sizeof header));
+      received_.push(message_in(frame));
     } else {
       return disconnect(EPROTO);
     }

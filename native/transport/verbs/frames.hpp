@@ -1,9 +1,13 @@
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
+#include <optional>
+#include <span>
 
-#include "wire/wire_generated.hpp"
+#include "transport/frames.hpp"
 
 namespace vmigrate::transport {
 
@@ -54,5 +58,48 @@ static_assert(sizeof(VerbsMapReply) == wire::kFrameHeaderBytes + 8);
 static_assert(offsetof(VerbsMap, key) == offsetof(wire::FrameHeader, key));
 static_assert(sizeof(VerbsMapReply) + kChunksMax * sizeof(uint32_t) <=
               wire::kFrameHeaderBytes + wire::kMessageBytesMax);
+
+enum class VerbsFrame : uint8_t { kWrong = 0, kMessage, kMap, kMapReply };
+
+/// What a frame is, by its head and its length. What a map frame says is still to be checked, and so is the
+/// length of a reply.
+inline VerbsFrame kind_of(std::span<const std::byte> frame) {
+  if (frame.size() < sizeof(wire::FrameHeader)) return VerbsFrame::kWrong;
+  const wire::FrameHeader header = decode_header(frame.data());
+  if (header.op == static_cast<uint8_t>(wire::FrameOp::kMessage))
+    return valid_message_header(header) && frame.size() == sizeof header + header.length
+               ? VerbsFrame::kMessage
+               : VerbsFrame::kWrong;
+  if (header.op == static_cast<uint8_t>(VerbsOp::kMap))
+    return frame.size() == sizeof(VerbsMap) ? VerbsFrame::kMap : VerbsFrame::kWrong;
+  return header.op == static_cast<uint8_t>(VerbsOp::kMapReply) ? VerbsFrame::kMapReply : VerbsFrame::kWrong;
+}
+
+/// Of a frame that is kMessage.
+inline std::span<const std::byte> message_in(std::span<const std::byte> frame) {
+  return frame.subspan(sizeof(wire::FrameHeader));
+}
+
+/// The private data of an event of the connection manager: of any length, and nullptr if there is none.
+inline std::span<const std::byte> private_data(const void* data, size_t length_bytes) {
+  return {static_cast<const std::byte*>(data), data != nullptr ? length_bytes : 0};
+}
+
+/// The hello in the private data of a request; zeros if it is shorter than one. The fabric may append zeros.
+inline wire::Hello hello_in(std::span<const std::byte> data) {
+  wire::Hello hello{};
+  if (data.size() >= sizeof hello) std::memcpy(&hello, data.data(), sizeof hello);
+  return hello;
+}
+
+/// The reply in the private data of an answer, of which an older peer sends only the head. nullopt: there is
+/// none. Rejections by the fabric itself carry none, or zeros.
+inline std::optional<wire::HelloReply> reply_in(std::span<const std::byte> data) {
+  wire::HelloReply reply{};
+  if (data.size() < wire::kHelloReplyHeadBytes) return std::nullopt;
+  std::memcpy(&reply, data.data(), std::min(sizeof reply, data.size()));
+  if (reply.magic != wire::kHelloMagic) return std::nullopt;
+  return reply;
+}
 
 }  // namespace vmigrate::transport

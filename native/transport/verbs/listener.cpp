@@ -86,9 +86,7 @@ void VerbsListener::take_events() {
       // over.
       id->context = nullptr;
       const rdma_conn_param parameters = event->param.conn;
-      wire::Hello hello{};
-      if (parameters.private_data != nullptr && parameters.private_data_len >= sizeof hello)
-        std::memcpy(&hello, parameters.private_data, sizeof hello);
+      wire::Hello hello = hello_in(private_data(parameters.private_data, parameters.private_data_len));
       // Acknowledged first, because an id cannot be destroyed while one of its events is unacknowledged.
       (void)verbs().rdma.ack_cm_event(event);
       handle_request(std::move(id), hello, parameters);

@@ -180,17 +180,16 @@ bool VerbsSession::take_message(Message* message) {
     connection->progress();
     while (connection->has_frame()) {
       const auto frame = connection->first_frame();
-      wire::FrameHeader header{};
-      if (frame.size() >= sizeof header) header = decode_header(frame.data());
-      if (header.op == static_cast<uint8_t>(wire::FrameOp::kMessage) && valid_message_header(header) &&
-          frame.size() == sizeof header + header.length) {
+      const VerbsFrame kind = kind_of(frame);
+      if (kind == VerbsFrame::kMessage) {
+        const auto body = message_in(frame);
         message->channel = connection->channel();
-        message->length_bytes = header.length;
-        std::memcpy(message->bytes.data(), frame.data() + sizeof header, header.length);
+        message->length_bytes = body.size();
+        std::memcpy(message->bytes.data(), body.data(), body.size());
         connection->drop_first_frame();
         return true;
       }
-      if (header.op != static_cast<uint8_t>(VerbsOp::kMap) || frame.size() != sizeof(VerbsMap)) {
+      if (kind != VerbsFrame::kMap) {
         connection->lost();
         break;
       }
