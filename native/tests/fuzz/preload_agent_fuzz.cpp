@@ -186,7 +186,8 @@ std::vector<fuzz::Seed> fuzz::seeds() {
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* bytes, size_t length_bytes) {
   using namespace vmigrate;
-  static const auto* const process = new Process;
+  static const Process its_process;
+  const Process* const process = &its_process;
   static const auto loop = EventLoop::shared().value();  // kept: a thread for each input costs more
   fuzz::Input input(bytes, length_bytes);
   const auto listener =
