@@ -236,6 +236,11 @@ const schema = z
     const complain = (key: string, message: string) => context.addIssue({ code: 'custom', path: [key], message });
     const isRemote = config.api.some(({ kind }) => kind === 'https') || Object.keys(config.peers).length > 0;
     if (isRemote && config.tls === undefined) complain('tls', 'an https API and peers need a certificate folder');
+    if (config.security.acceptOldHello && config.security.dataSecurity === 'encrypt')
+      complain(
+        'security',
+        'acceptOldHello takes connections that nothing protects, so it excludes dataSecurity: encrypt',
+      );
     if (Object.hasOwn(config.peers, config.name)) complain('peers', `${config.name} is the name of this host`);
     if (Buffer.byteLength(dataSocketPath(config.state)) > SOCKET_PATH_BYTES_MAX)
       complain('state', 'the path is too long');

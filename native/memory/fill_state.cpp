@@ -38,8 +38,10 @@ Status FillState::open_region(const TargetRegionConfig& config, bool resume) {
   struct statfs fs {};
   if (::fstatfs(opened.file->fd(), &fs) != 0) return system_error("fstatfs region");
   opened.hugetlbfs = fs.f_type == HUGETLBFS_MAGIC;
-  auto presence = resume ? memory::PresenceMap::reopen(config.presence_path, page_count, config.page_bytes)
-                         : memory::PresenceMap::create(config.presence_path, page_count, config.page_bytes);
+  const auto wipe = [&](PageRun run) { return opened.file->punch(run); };
+  auto presence = resume
+                      ? memory::PresenceMap::reopen(config.presence_path, page_count, config.page_bytes, wipe)
+                      : memory::PresenceMap::create(config.presence_path, page_count, config.page_bytes);
   if (!presence) return presence.error();
   opened.presence = std::move(presence).value();
   for (uint64_t page = 0; resume && page < page_count; ++page) {

@@ -70,7 +70,8 @@ Result<std::unique_ptr<PresenceMap>> PresenceMap::create(const std::string& path
 }
 
 Result<std::unique_ptr<PresenceMap>> PresenceMap::reopen(const std::string& path, uint64_t page_count,
-                                                         uint64_t page_bytes) {
+                                                         uint64_t page_bytes,
+                                                         const std::function<Status(PageRun)>& wipe) {
   if (!page_count_possible(page_count)) {
     return Error{ErrorCode::kInvalidArgument, 0, "presence map page count"};
   }
@@ -90,13 +91,16 @@ Result<std::unique_ptr<PresenceMap>> PresenceMap::reopen(const std::string& path
       header.page_bytes != page_bytes || header.page_count != page_count) {
     return Error{ErrorCode::kCorrupt, 0, "presence map header"};
   }
+  // Relaxed: no other thread has this map yet.
+  const auto state_of = [&](uint64_t page) { return map->states_[page].load(std::memory_order_relaxed); };
+  for (uint64_t page = 0; page < page_count; ++page)
+    if (state_of(page) > raw(PageState::kZero)) return Error{ErrorCode::kCorrupt, 0, "presence map state"};
   for (uint64_t page = 0; page < page_count; ++page) {
-    // Relaxed: no other thread has this map yet.
-    const uint8_t state = map->states_[page].load(std::memory_order_relaxed);
-    if (state > raw(PageState::kZero)) return Error{ErrorCode::kCorrupt, 0, "presence map state"};
-    if (state == raw(PageState::kClaimed)) {
-      map->states_[page].store(raw(PageState::kAbsent), std::memory_order_relaxed);
-    }
+    uint64_t end = page;
+    while (end < page_count && state_of(end) == raw(PageState::kClaimed)) ++end;
+    if (end == page) continue;
+    if (Status wiped = wipe({PageIndex{page}, end - page}); !wiped) return wiped.error();
+    for (; page < end; ++page) map->states_[page].store(raw(PageState::kAbsent), std::memory_order_relaxed);
   }
   return map;
 }

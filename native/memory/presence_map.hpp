@@ -2,6 +2,7 @@
 
 #include <atomic>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 
@@ -37,9 +38,11 @@ class PresenceMap {
   static Result<std::unique_ptr<PresenceMap>> create(const std::string& path, uint64_t page_count,
                                                      uint64_t page_bytes);
   /// Opens the map of an earlier process. kClaimed becomes kAbsent, because its fetch died with that process.
-  /// kCorrupt on any impossible header or state.
+  /// What it has stored may be from anybody: `wipe` is called before, and makes the pages holes, so that a
+  /// page that turns out to be zero is. kCorrupt on any impossible header or state; the error of `wipe`.
   static Result<std::unique_ptr<PresenceMap>> reopen(const std::string& path, uint64_t page_count,
-                                                     uint64_t page_bytes);
+                                                     uint64_t page_bytes,
+                                                     const std::function<Status(PageRun)>& wipe);
   ~PresenceMap();
   PresenceMap(const PresenceMap&) = delete;
   PresenceMap& operator=(const PresenceMap&) = delete;

@@ -127,6 +127,16 @@ Region::~Region() {
   ::munmap(base_, length_bytes_);
 }
 
+Status Region::punch(PageRun run) const {
+  const auto offset = static_cast<off_t>(raw(run.first) * page_bytes_);
+  const auto length = static_cast<off_t>(run.count * page_bytes_);
+  int rc;
+  do {
+    rc = ::fallocate(fd_.get(), FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, offset, length);
+  } while (rc != 0 && errno == EINTR);
+  return rc == 0 ? ok() : system_error("punch holes into the region");
+}
+
 Status Region::each_data_run(const std::function<void(PageRun)>& visit) const {
   const auto unchanged = [this]() -> Status {
     struct stat file {};

@@ -42,6 +42,8 @@ class Region {
   /// The same for the pages of `within` that hold a non-zero byte. It reads all pages of `within`, and holes
   /// there do not stay holes. kRegionChanged if the file has shrunk.
   Status each_nonzero_run(PageRun within, const std::function<void(PageRun)>& visit) const;
+  /// Makes the pages holes, whatever they hold.
+  Status punch(PageRun run) const;
 
  private:
   Region(UniqueFd fd, std::byte* base, uint64_t length_bytes, uint64_t page_bytes);

@@ -156,19 +156,20 @@ ssize_t Tls::receive(std::span<std::byte> out) {
 
 ssize_t Tls::send(std::span<const std::byte> bytes) {
   ::ERR_clear_error();
+  // Before a write, never after one: libssl sends the message first with whatever comes next, and a read that
+  // had to send it would wait for room while its caller waits for bytes.
+  if (record_count_ >= kRecordsOfOneKeyMax) {
+    record_count_ = 0;
+    if (::SSL_key_update(ssl_, SSL_KEY_UPDATE_NOT_REQUESTED) != 1) {
+      errno = EPROTO;
+      return -1;
+    }
+  }
   size_t count = 0;
   const int result = ::SSL_write_ex(ssl_, bytes.data(), bytes.size(), &count);
   if (result != 1) return failed(result);
-  if (renew_key(count)) return static_cast<ssize_t>(count);
-  errno = EPROTO;
-  return -1;
-}
-
-bool Tls::renew_key(size_t sent_bytes) {
-  record_count_ += sent_bytes / SSL3_RT_MAX_PLAIN_LENGTH + 1;
-  if (record_count_ < kRecordsOfOneKeyMax) return true;
-  record_count_ = 0;
-  return ::SSL_key_update(ssl_, SSL_KEY_UPDATE_NOT_REQUESTED) == 1;
+  record_count_ += count / SSL3_RT_MAX_PLAIN_LENGTH + 1;
+  return static_cast<ssize_t>(count);
 }
 
 ssize_t Tls::failed(int result) {

@@ -38,7 +38,6 @@ class Tls {
  private:
   explicit Tls(ssl_st* ssl) : ssl_(ssl) {}
   ssize_t failed(int result);
-  bool renew_key(size_t sent_bytes);
 
   ssl_st* const ssl_;
   bool is_drained_ = true;

@@ -362,6 +362,8 @@ export type OpenStream = () => Promise<Duplex>;
 
 export interface NativeMoveOrder {
   readonly open: OpenStream;
+  /** Once it is aborted, the migration does not begin. */
+  readonly signal: AbortSignal;
   readonly isPostcopy: boolean;
   /** 0: no limit. */
   readonly bandwidthBytesPerS: number;

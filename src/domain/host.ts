@@ -13,8 +13,11 @@ export interface HostInventory {
   /** Boot id and machine id. Two daemons with the same value can use shm. */
   readonly machineId: string;
   readonly protocolVersion: number;
-  /** An earlier version that the host also speaks, because it was told to. */
-  readonly oldProtocolVersion?: number;
+  /**
+   * The newest version that the host speaks. Absent: `protocolVersion`. That is an older one where the host was told to
+   * take hosts of an earlier build, because they refuse every version but their own.
+   */
+  readonly newestProtocolVersion?: number;
   readonly qemuVersion: string | null;
   readonly machines: readonly string[];
   readonly isKvmUsable: boolean;

@@ -1,8 +1,9 @@
 import type { Duplex } from 'node:stream';
 
 /**
- * Passes the bytes of each stream to the other one. The end of one becomes the end of the other after its last byte;
- * a stream that breaks destroys the other one. Each must be able to be half open.
+ * Passes the bytes of each stream to the other one. The end of one becomes the end of the other after its last byte.
+ * When one has closed, the other is destroyed once it has all of what came from there: nothing more can be passed, and
+ * whoever writes to it must learn that. A stream that breaks destroys the other one at once.
  */
 export function joinStreams(one: Duplex, other: Duplex): void {
   pass(one, other);
@@ -10,11 +11,12 @@ export function joinStreams(one: Duplex, other: Duplex): void {
 }
 
 function pass(from: Duplex, to: Duplex): void {
-  from.pipe(to);
+  const closed = (): void => {
+    if (!from.readableEnded || to.writableFinished) to.destroy();
+    else to.once('finish', () => to.destroy());
+  };
   from.on('error', () => from.destroy());
-  from.once('close', () => {
-    if (!from.readableEnded) to.destroy();
-    // Nobody takes what comes from there any more. Read on, so that its end is seen.
-    else to.resume();
-  });
+  if (from.destroyed) return closed();
+  from.pipe(to);
+  from.once('close', closed);
 }

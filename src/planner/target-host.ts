@@ -48,11 +48,12 @@ export function* checkPeers(source: HostInventory, target: HostInventory): Itera
 }
 
 function haveCommonProtocol(source: HostInventory, target: HostInventory): boolean {
-  return (
-    target.protocolVersion === source.protocolVersion ||
-    target.protocolVersion === source.oldProtocolVersion ||
-    target.oldProtocolVersion === source.protocolVersion
-  );
+  const spoken = versionsOf(source);
+  return versionsOf(target).some((version) => spoken.includes(version));
+}
+
+function versionsOf({ protocolVersion, newestProtocolVersion = protocolVersion }: HostInventory): readonly number[] {
+  return [protocolVersion, newestProtocolVersion];
 }
 
 export function* checkQemu(target: HostInventory, vm: VmInventory, { isPaged, fetches }: QemuNeeds): Iterable<Refusal> {

@@ -50,7 +50,7 @@ export const hostInventory = of<HostInventory>(
     host: hostName,
     machineId: text,
     protocolVersion: count,
-    oldProtocolVersion: count.exactOptional(),
+    newestProtocolVersion: count.exactOptional(),
     qemuVersion: text.nullable(),
     machines: list(text),
     isKvmUsable: z.boolean(),

@@ -342,6 +342,25 @@ describe("QEMU's own migration", () => {
     await b.agent.target.finish(session);
   });
 
+  test('the end of the target in the middle of a pre-copy: the VM never stops', async () => {
+    const { a, b } = pair;
+    await pair.boot({ name: 'spared', touchMiB: 64, workload: 'idle', backing: 'private', hasPreload: false });
+    const move = pair.move('spared', { mode: 'native-precopy' });
+    pair.onStream = slow;
+    await b.agent.target.prepare(await prepareRequest(move));
+    const options = { target: 'B', isPostcopy: false, bandwidthBytesPerS: 0, downtimeMsMax: 1 };
+    const moving = a.agent.source.nativeMigrate('spared', move.session, options);
+    moving.catch(() => undefined);
+    await eventually('it is under way', 60_000, async () =>
+      Number((await a.agent.source.nativeProgress('spared'))['ramTransferredBytes'] ?? 0) > 1 << 20 ? true : undefined,
+    );
+    process.kill(b.vms.get('spared').pid, 'SIGKILL');
+    await expect(moving).rejects.toEqual(code('QEMU_FAILED'));
+    expect(await qmpOf(a.vms.get('spared')).execute('query-status')).toMatchObject({ running: true });
+    await b.agent.target.discard(move.session);
+    await a.goesOn('spared');
+  });
+
   test('cancelled: the VM runs on at the source, the target is empty', async () => {
     const { a, b } = pair;
     await pair.boot({ name: 'kept', touchMiB: 64, writePercent: 50, backing: 'private', hasPreload: false });

@@ -50,6 +50,11 @@ test('data connections have integrity, and no older hello, unless somebody says 
 
 describe('what is wrong is named', () => {
   const cases: [string, object, RegExp][] = [
+    [
+      'encryption with old hellos',
+      { security: { dataSecurity: 'encrypt', acceptOldHello: true } },
+      /excludes dataSecurity/,
+    ],
     ['an unknown key', { stat: '/x' }, /stat: unknown key/],
     ['an unknown key further in', { limits: { recoveryMs: 1 } }, /limits\.recoveryMs: unknown key/],
     ['a protection that does not exist', { security: { dataSecurity: 'secret' } }, /security\.dataSecurity: /],

@@ -54,7 +54,12 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* bytes, size_t length_bytes)
   file.write(settings.header, wire::kPresenceHeaderBytes, states);
   const uint64_t page_count = std::max<uint64_t>(1, settings.page_count);
   {
-    const auto map = PresenceMap::reopen(file.path(), page_count, kPageBytes);
+    std::vector<bool> wiped(page_count);
+    const auto wipe = [&](PageRun run) {
+      for (uint64_t page = 0; page < run.count; ++page) wiped.at(raw(run.first) + page) = true;
+      return ok();
+    };
+    const auto map = PresenceMap::reopen(file.path(), page_count, kPageBytes, wipe);
     VMG_CHECK(map.ok() == is_right(settings, page_count, states));
     if (!map) {
       VMG_CHECK(map.error().code == ErrorCode::kCorrupt);
@@ -65,11 +70,12 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* bytes, size_t length_bytes)
       const auto was = static_cast<PageState>(states[page]);
       const PageState expected = was == PageState::kClaimed ? PageState::kAbsent : was;
       VMG_CHECK(map.value()->state(PageIndex{page}) == expected);
+      VMG_CHECK(wiped[page] == (was == PageState::kClaimed));
       VMG_CHECK(map.value()->claim(PageIndex{page}) == (expected == PageState::kAbsent));
     }
   }
   // What was claimed by the process that has ended is absent for the next one.
-  const auto again = PresenceMap::reopen(file.path(), page_count, kPageBytes);
+  const auto again = PresenceMap::reopen(file.path(), page_count, kPageBytes, [](PageRun) { return ok(); });
   VMG_CHECK(again.ok());
   for (uint64_t page = 0; page < page_count; ++page)
     VMG_CHECK(again.value()->state(PageIndex{page}) != PageState::kClaimed);

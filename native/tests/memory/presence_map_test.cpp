@@ -114,12 +114,17 @@ TEST(PresenceMap, SurvivesItsProcessButClaimsDoNot) {
     bring_to(*map, PageIndex{2}, PageState::kPresent);
     bring_to(*map, PageIndex{3}, PageState::kZero);
   }
-  auto reopened = PresenceMap::reopen(dir / "presence", 4, kPage);
+  std::vector<uint64_t> wiped;
+  auto reopened = PresenceMap::reopen(dir / "presence", 4, kPage, [&](PageRun run) {
+    wiped.insert(wiped.end(), {raw(run.first), run.count});
+    return ok();
+  });
   ASSERT_TRUE(reopened.ok());
   EXPECT_EQ(reopened.value()->state(PageIndex{0}), PageState::kAbsent);
   EXPECT_EQ(reopened.value()->state(PageIndex{1}), PageState::kAbsent);
   EXPECT_EQ(reopened.value()->state(PageIndex{2}), PageState::kPresent);
   EXPECT_EQ(reopened.value()->state(PageIndex{3}), PageState::kZero);
+  EXPECT_EQ(wiped, (std::vector<uint64_t>{1, 1}));
 }
 
 TEST(PresenceMap, CreateReplacesAMapThatIsLeftOver) {
@@ -135,7 +140,7 @@ TEST(PresenceMap, RefusesWhatNoMapOfThisRegionCanBe) {
   test::TempDir dir;
   const std::string path = dir / "presence";
   const auto reopen_code = [&](uint64_t pages = 4, uint64_t page_bytes = kPage) {
-    const auto map = PresenceMap::reopen(path, pages, page_bytes);
+    const auto map = PresenceMap::reopen(path, pages, page_bytes, [](PageRun) { return ok(); });
     return map.ok() ? ErrorCode{} : map.error().code;
   };
   EXPECT_EQ(reopen_code(), ErrorCode::kNotFound);

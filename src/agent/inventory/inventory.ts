@@ -34,8 +34,9 @@ export async function hostInventory(context: HostContext, info: HostInfo): Promi
   return {
     ...(await hostFacts(vms)),
     host,
-    protocolVersion: PROTOCOL_VERSION,
-    ...(policy.acceptOldHello ? { oldProtocolVersion: OLD_HELLO_VERSION } : {}),
+    ...(policy.acceptOldHello
+      ? { protocolVersion: OLD_HELLO_VERSION, newestProtocolVersion: PROTOCOL_VERSION }
+      : { protocolVersion: PROTOCOL_VERSION }),
     dataSecurity: policy.dataSecurity,
     ...(policy.rdma === 'trusted' ? { rdmaTrust: policy.rdma } : {}),
     isUserfaultfdPermitted: support.userfaultfdPermitted,

@@ -21,7 +21,9 @@ export class SourceAgent implements SourcePort {
   readonly #locks = new KeyedLocks();
   readonly #sources = new Map<string, SourceSession>();
   /** The native migrations that run or are done, by session. */
-  readonly #moves = new Map<string, Promise<void>>();
+  readonly #moves = new Map<string, { readonly done: Promise<void>; readonly cancel: AbortController }>();
+  /** Those whose stream is being connected again. */
+  readonly #recoveries = new Map<string, Promise<void>>();
   readonly #ended = new EndedSessions();
   /**
    * VM → the session that has stopped it last, or is about to. The undo of an older session may come late, because it
@@ -167,12 +169,10 @@ export class SourceAgent implements SourcePort {
     await this.#becomeStopper(name, session);
     this.#ended.refuse(session);
     const { vms } = this.#context;
-    const { target, ...order } = options;
-    const open = this.#streamTo(target, session);
-    const move = this.#moves.get(session) ?? vms.get(name).process.nativeMove({ ...order, open });
+    const move = this.#moves.get(session) ?? this.#beginMove(vms.get(name), session, options);
     this.#moves.set(session, move);
     try {
-      await this.#sayingGuestEnd(name, () => move);
+      await this.#sayingGuestEnd(name, () => move.done);
     } catch (error) {
       this.#moves.delete(session);
       throw error;
@@ -180,13 +180,39 @@ export class SourceAgent implements SourcePort {
     await vms.setState(name, 'departed');
   }
 
-  async nativeRecover(name: string, session: string, target: string): Promise<void> {
-    this.#ended.refuse(session);
-    await this.#context.vms.get(name).process.nativeRecover(this.#streamTo(target, session));
+  #beginMove({ process }: ManagedVm, session: string, { target, ...order }: NativeMigrateOptions) {
+    const cancel = new AbortController();
+    const { signal } = cancel;
+    return { done: process.nativeMove({ ...order, signal, open: this.#streamTo(target, session, signal) }), cancel };
   }
 
-  #streamTo(target: string, session: string): OpenStream {
-    return () => this.#context.peers.openStream(target, session);
+  /** Callers share an attempt that is under way. */
+  async nativeRecover(name: string, session: string, target: string): Promise<void> {
+    this.#ended.refuse(session);
+    const { process } = this.#context.vms.get(name);
+    const recovery = this.#recoveries.get(session) ?? process.nativeRecover(this.#streamTo(target, session));
+    this.#recoveries.set(session, recovery);
+    try {
+      await recovery;
+    } finally {
+      this.#recoveries.delete(session);
+    }
+  }
+
+  /** A connection that comes after `signal` is destroyed. */
+  #streamTo(target: string, session: string, signal?: AbortSignal): OpenStream {
+    return async () => {
+      const opening = this.#context.peers.openStream(target, session);
+      const cancelled = new Promise<never>((_, reject) => {
+        signal?.addEventListener('abort', () => reject(new MigrationError('CANCELLED', 'the move was cancelled')));
+      });
+      try {
+        return await Promise.race([opening, cancelled]);
+      } catch (error) {
+        opening.then((stream) => stream.destroy()).catch(() => undefined);
+        throw error;
+      }
+    };
   }
 
   async nativeProgress(vm: string): Promise<Readonly<Record<string, number | string>>> {
@@ -196,8 +222,10 @@ export class SourceAgent implements SourcePort {
   async nativeCancel(vm: string, session: string): Promise<void> {
     this.#ended.add(session);
     const { vms } = this.#context;
+    const move = this.#moves.get(session);
+    move?.cancel.abort(new MigrationError('CANCELLED', `the move of ${vm} was cancelled`));
     if (vms.has(vm) && !this.#isStoppedByOther(vm, session)) await vms.get(vm).process.cancelMove();
-    await this.#moves.get(session)?.catch(() => undefined);
+    await move?.done.catch(() => undefined);
     this.#moves.delete(session);
   }
 

@@ -96,9 +96,9 @@ function stateRoom({ stateFreeBytes }: HostInventory): Verdict {
   return warn(`${text}: new VMs and moves are refused`, 'free space on the file system of the state directory');
 }
 
-function dataSecurity({ dataSecurity: least = 'none', rdmaTrust, oldProtocolVersion }: HostInventory): Verdict {
+function dataSecurity({ dataSecurity: least = 'none', rdmaTrust, newestProtocolVersion }: HostInventory): Verdict {
   const old = 'peers of an older build are taken, whose sessions have no protection';
-  if (oldProtocolVersion !== undefined) return warn(old, 'upgrade all hosts, then remove security.acceptOldHello');
+  if (newestProtocolVersion !== undefined) return warn(old, 'upgrade all hosts, then remove security.acceptOldHello');
   if (least === 'none')
     return warn('nothing protects memory on the data network', 'set security.dataSecurity to integrity or encrypt');
   return ok(`${least} over TCP at least${rdmaTrust === 'trusted' ? '; the network of RDMA is trusted' : ''}`);

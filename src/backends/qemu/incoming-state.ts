@@ -1,6 +1,5 @@
 /** Loads device state into a QEMU that waits for it, and follows QEMU's result. */
 
-import { once } from 'node:events';
 import { connect, type Socket } from 'node:net';
 import { type Duplex, finished, type Readable } from 'node:stream';
 import { setTimeout as sleep } from 'node:timers/promises';
@@ -10,7 +9,7 @@ import type { NativeArrival, StateImport } from '../backend.js';
 import type { QemuConnection } from './connection.js';
 import { configureIncoming } from './migration.js';
 import { MigrationWatch } from './migration-watch.js';
-import { listenAgain } from './native-migration.js';
+import { connectHalfOpen, reopenStream } from './native-migration.js';
 
 const LOAD_TIMEOUT_MS = 120_000;
 /** After the stream has broken, QEMU may take this long to report that it has loaded all of it. */
@@ -24,6 +23,7 @@ export class IncomingState implements StateImport {
   #watch: MigrationWatch | null;
   #isAccepting = false;
   #isLoaded = false;
+  #isReopening = false;
   /** True if an earlier daemon has resumed the VM. */
   #isRunning = false;
   #end: MigrationError | null = null;
@@ -61,9 +61,14 @@ export class IncomingState implements StateImport {
 
   async reopenStream(): Promise<Duplex> {
     if (!MODE_TRAITS[this.#mode].fetches) return this.openStream();
-    const { stateIn } = this.#connection.sockets;
-    await listenAgain(await this.#connection.connected(), stateIn);
-    return connectHalfOpen(stateIn);
+    if (this.#isReopening)
+      throw new MigrationError('CONFLICT', 'the stream is being opened again', { isRetryable: true });
+    this.#isReopening = true;
+    try {
+      return await reopenStream(await this.#connection.connected(), this.#connection.sockets.stateIn);
+    } finally {
+      this.#isReopening = false;
+    }
   }
 
   attach(): Promise<void> | null {
@@ -182,10 +187,4 @@ function pump(body: Readable, socket: Socket): Promise<void> {
     });
     body.pipe(socket);
   });
-}
-
-async function connectHalfOpen(path: string): Promise<Socket> {
-  const socket = connect({ path, allowHalfOpen: true });
-  await once(socket, 'connect');
-  return socket;
 }

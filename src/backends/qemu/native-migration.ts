@@ -5,7 +5,8 @@
 
 import { once } from 'node:events';
 import { unlink } from 'node:fs/promises';
-import { createServer } from 'node:net';
+import { connect, createServer, type Socket } from 'node:net';
+import type { Duplex } from 'node:stream';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { joinStreams } from '../../kit/join-streams.js';
 import type { NativeMoveOrder, OpenStream } from '../backend.js';
@@ -27,6 +28,8 @@ export async function nativeMove(connection: QemuConnection, order: NativeMoveOr
   const { isPostcopy } = order;
   await configureOutgoing(qmp, ['events', ...(isPostcopy ? (['postcopy-ram'] as const) : [])], order);
   await throughTunnel(connection, order.open, async (uri, watch) => {
+    // Whoever cancels asks QEMU afterwards, and so finds this migration, or it does not begin.
+    order.signal.throwIfAborted();
     await qmp.execute('migrate', { uri });
     if (isPostcopy) {
       await watch.reached('active', MOVE_TIMEOUT_MS);
@@ -40,23 +43,39 @@ export async function nativeMove(connection: QemuConnection, order: NativeMoveOr
 
 /** See VmProcess. */
 export async function nativeRecover(connection: QemuConnection, open: OpenStream): Promise<void> {
+  const qmp = await connection.connected();
   await throughTunnel(connection, open, async (uri, watch) => {
-    await connection.qmp.execute('migrate', { uri, resume: true });
+    await whilePausing(qmp, () => qmp.execute('migrate', { uri, resume: true }));
     await watch.reached('postcopy-active', RECOVER_TIMEOUT_MS);
   });
 }
 
+/** Waits again for the source's stream, after a loss in the post-copy phase, and connects to where QEMU waits. */
+export async function reopenStream(qmp: QmpClient, path: string): Promise<Duplex> {
+  return whilePausing(qmp, async () => {
+    try {
+      await qmp.execute('migrate-recover', { uri: `unix:${path}` }, { isOutOfBand: true });
+    } catch (error) {
+      // It may wait already, for a connection of an earlier attempt that never came.
+      return connectHalfOpen(path).catch(() => {
+        throw error;
+      });
+    }
+    return connectHalfOpen(path);
+  });
+}
+
 /**
- * Waits again for the source's stream, after a loss in the post-copy phase. The commands go out of band, because QEMU's
- * main loop may wait for a page.
+ * Repeats `attempt`, which needs a post-copy that is paused, until it works. This QEMU may not have seen the loss: a
+ * network that drops everything says nothing. The command goes out of band, because QEMU's main loop may wait for a
+ * page.
  */
-export async function listenAgain(qmp: QmpClient, path: string): Promise<void> {
-  // This QEMU may not have seen the loss yet.
+async function whilePausing<T>(qmp: QmpClient, attempt: () => Promise<T>): Promise<T> {
   await qmp.execute('migrate-pause', {}, { isOutOfBand: true }).catch(() => undefined);
   const deadlineMs = performance.now() + RECOVER_TIMEOUT_MS;
   for (;;) {
     try {
-      return void (await qmp.execute('migrate-recover', { uri: `unix:${path}` }, { isOutOfBand: true }));
+      return await attempt();
     } catch (error) {
       if (performance.now() > deadlineMs) throw error;
     }
@@ -64,9 +83,17 @@ export async function listenAgain(qmp: QmpClient, path: string): Promise<void> {
   }
 }
 
+/** Each end may be the first that has nothing more to say. */
+export async function connectHalfOpen(path: string): Promise<Socket> {
+  const socket = connect({ path, allowHalfOpen: true });
+  await once(socket, 'connect');
+  return socket;
+}
+
 /**
  * Makes a socket to which QEMU connects once, and whose bytes go to the target by a tunnel between the daemons. QEMU
- * itself neither listens at a port nor connects to one. The tunnel outlives the call, until one of its ends closes.
+ * itself neither listens at a port nor connects to one. If the call succeeds, the tunnel outlives it, until one of its
+ * ends closes.
  */
 async function throughTunnel(
   connection: QemuConnection,
@@ -75,9 +102,7 @@ async function throughTunnel(
 ): Promise<void> {
   const path = connection.sockets.stateOut;
   const tunnel = await open();
-  let isUsed = false;
   const server = createServer({ allowHalfOpen: true }, (socket) => {
-    isUsed = true;
     server.close();
     joinStreams(socket, tunnel);
   });
@@ -88,10 +113,13 @@ async function throughTunnel(
     server.listen(path);
     await once(server, 'listening');
     await begin(`unix:${path}`, watch);
+  } catch (error) {
+    // QEMU learns of it, and is then as it was before.
+    tunnel.destroy();
+    throw error;
   } finally {
     watch.end();
     server.close();
-    if (!isUsed) tunnel.destroy();
   }
 }
 

@@ -71,7 +71,8 @@ export const prepareClones: ForkExecutor = {
           origin: {
             ...origin,
             ...(disks === undefined ? {} : { disks }),
-            ...(dataSecurity === undefined ? {} : { dataSecurity }),
+            // The least there is: a host of an earlier build would not know the word.
+            ...(dataSecurity === undefined || dataSecurity === 'none' ? {} : { dataSecurity }),
           },
           ...(fetch === undefined ? {} : { fetch }),
           ...fanoutOf(record, host),

@@ -13,6 +13,9 @@ import { noteAdvance, reportTrouble } from '../walk-context.js';
 import type { Findings, StepContext, StepExecutor } from './context.js';
 import { guestEndOf, lost } from './lost.js';
 
+/** A post-copy of which nothing arrives for so long has lost its stream, even if no end of it has been told. */
+const SILENT_MS = 20_000;
+
 type NativeReading = Readonly<Record<string, number | string>>;
 
 export const nativeStart: StepExecutor = {
@@ -92,10 +95,11 @@ export async function fetchRestNatively(context: StepContext): Promise<Partial<F
     observer.onProgress(described);
     reportTrouble(context, null);
     if (reading.status === 'completed') return figures(context, reading);
-    const hasPaused = reading.status === 'postcopy-paused';
+    const hasPaused = reading.status === 'postcopy-paused' || nowMs - marks.advancedAtMs > SILENT_MS;
     const trouble = hasPaused ? await recover(context) : null;
     if (hasPaused) reportTrouble(context, trouble);
-    if (reading.status === 'failed' || nowMs - marks.advancedAtMs > limits.recoveryMsMax) {
+    const quietMs = ports.clock.nowMs() - marks.advancedAtMs;
+    if (reading.status === 'failed' || (trouble !== null && quietMs > limits.recoveryMsMax)) {
       throw new MigrationError('NEEDS_RECOVERY', `QEMU's own post-copy has stopped: ${reading.status ?? 'no status'}`, {
         remedy: 'each QEMU keeps its part of the VM, and the hosts connect them again; vmctl stop --force ends the VM',
         cause: trouble ?? reasonOf(reading) ?? troubleOf(target, 'the target'),
@@ -106,10 +110,11 @@ export async function fetchRestNatively(context: StepContext): Promise<Partial<F
 }
 
 /** Connects both QEMUs again. Returns why that has failed, or null. */
-async function recover({ ports, record }: StepContext): Promise<MigrationError | null> {
+async function recover({ ports, record, limits }: StepContext): Promise<MigrationError | null> {
   const { vm, target } = record.plan.request;
   try {
-    await ports.source.nativeRecover(vm, record.session, target);
+    const recovering = ports.source.nativeRecover(vm, record.session, target);
+    await withDeadline(ports.clock, recovering, limits.callMsMax, "connecting QEMU's post-copy again");
     return null;
   } catch (thrown) {
     return toMigrationError(thrown);

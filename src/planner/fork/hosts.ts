@@ -97,7 +97,7 @@ export function planHosts(
   const hosts = joining.map(({ host }) => host);
   const ends = joining.map((join) => (join.kind === 'reachable' ? join.inventory.dataSecurity : undefined));
   const demands = [root.dataSecurity, request.dataSecurity, ...ends].filter((one) => one !== undefined);
-  const isEncrypted = strongest(...demands) === 'encrypt' && transportRow(transport).protectsBytes;
+  const isEncrypted = strongest(...demands) === 'encrypt' && !transportRow(transport).sameMachineOnly;
   const fanned = planFanout(request, { root: root.host, hosts, transport, inventory, topology, probes, isEncrypted });
   if (fanned.plan === null) return { plan: null, refusals: fanned.refusals };
   return { plan: { shares, transport, transportReason: reason, fanout: fanned.plan, notes }, refusals: [] };

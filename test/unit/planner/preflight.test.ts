@@ -253,9 +253,12 @@ const CASES: readonly [what: string, change: Change, code: MigrationRefusalCode,
 
 describe('pre-flight', () => {
   test('takes an older protocol where one of the hosts was told to', () => {
-    expect(refusals({ target: { protocolVersion: 3, oldProtocolVersion: 1 } })).toEqual([]);
-    const other = refusals({ target: { protocolVersion: 3, oldProtocolVersion: 2 } });
-    expect(other.map(({ code }) => code)).toEqual(['PROTOCOL_VERSION']);
+    const codes = (target: object, source: object = {}) => refusals({ target, source }).map(({ code }) => code);
+    const told = { protocolVersion: 1, newestProtocolVersion: 3 };
+    expect(codes(told)).toEqual([]);
+    expect(codes({}, told)).toEqual([]);
+    expect(codes({ protocolVersion: 3 }, told)).toEqual([]);
+    expect(codes({ protocolVersion: 2 }, told)).toEqual(['PROTOCOL_VERSION']);
   });
 
   test('finds nothing where nothing is', () => {
