@@ -10,7 +10,7 @@ import type { TLSSocket } from 'node:tls';
 import { type FastifyInstance, type FastifyReply, type FastifyRequest, fastify } from 'fastify';
 import type { Caller, Right } from '../domain/caller.js';
 import { MigrationError, toMigrationError } from '../domain/errors.js';
-import { TUNNELS_MAX } from '../domain/host.js';
+import { DISK_TUNNELS_MAX, STREAM_TUNNELS_MAX } from '../domain/host.js';
 import { makeSocketDirectory } from '../kit/directory.js';
 import { LogLimit } from '../kit/log-limit.js';
 import type { TlsStore } from '../tls/store.js';
@@ -61,7 +61,11 @@ export function buildServer(services: ApiServices): ApiServer {
     server.headersTimeout = HEADERS_TIMEOUT_MS;
     // The transfer of a device state may take as long as its migration. buildApp limits all other requests.
     server.requestTimeout = 0;
-    const connections = new Connections(server, isTls, CONNECTIONS_MAX + (isTls ? TUNNELS_MAX : 0));
+    const connections = new Connections(
+      server,
+      isTls,
+      CONNECTIONS_MAX + (isTls ? DISK_TUNNELS_MAX + STREAM_TUNNELS_MAX : 0),
+    );
     server.on('upgrade', (request, socket, head) => {
       if (!Tunnels.isFor(request)) return consoles.handle(request, socket, head);
       tunnels.handle(request, socket, head, () => connections.release(request.socket));

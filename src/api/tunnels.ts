@@ -7,7 +7,7 @@ import type { Duplex } from 'node:stream';
 import { TLSSocket } from 'node:tls';
 import { type Caller, hostNameOf } from '../domain/caller.js';
 import { MigrationError, toMigrationError } from '../domain/errors.js';
-import { TUNNELS_MAX } from '../domain/host.js';
+import { DISK_TUNNELS_MAX, STREAM_TUNNELS_MAX } from '../domain/host.js';
 import { joinStreams } from '../kit/join-streams.js';
 import { authorize } from './access.js';
 import { refuse } from './console.js';
@@ -20,6 +20,8 @@ interface Kind {
   readonly protocol: string;
   /** The name in the audit log. */
   readonly call: string;
+  /** At once, of all hosts together. */
+  readonly countMax: number;
   /** Throws NOT_PERMITTED. `ids` are those in the path. */
   refuse(call: PeerCall, ids: readonly string[]): void;
   open(agent: ApiAgent, ids: readonly string[], caller: string): Promise<Duplex>;
@@ -34,6 +36,7 @@ const KINDS: readonly Kind[] = [
     // It leads to a process of the back end that has no key, and no socket that others can reach.
     ...served(diskEnd(IMAGE, DISK)),
     call: 'openDisk',
+    countMax: DISK_TUNNELS_MAX,
     refuse: (call, [image = '']) => refuseReaderOf(call, image),
     open: ({ forks }, [image = '', disk = ''], caller) => forks.openDisk(image, disk, caller),
   },
@@ -41,6 +44,7 @@ const KINDS: readonly Kind[] = [
     // It leads to the one QEMU that waits for this session.
     ...served(streamEnd(SESSION)),
     call: 'openStream',
+    countMax: STREAM_TUNNELS_MAX,
     refuse: (call, [session = '']) => refuseStateOfOthers(call, { session }),
     open: ({ target }, [session = '']) => target.openStream(session),
   },
@@ -51,7 +55,7 @@ function served({ path, protocol }: TunnelEnd): Pick<Kind, 'path' | 'protocol'> 
 }
 
 export class Tunnels {
-  private readonly open = new Set<Duplex>();
+  private readonly open = new Map<Duplex, Kind>();
 
   constructor(private readonly services: ApiServices) {}
 
@@ -67,7 +71,7 @@ export class Tunnels {
   }
 
   close(): void {
-    for (const socket of this.open) socket.destroy();
+    for (const socket of this.open.keys()) socket.destroy();
   }
 
   /** Returns the host that calls. Throws if it is none, or none that has the right. */
@@ -99,9 +103,10 @@ export class Tunnels {
     const caller = this.authorize(request, kind, ids);
     const isUpgrade = request.method === 'GET' && request.headers.upgrade?.toLowerCase() === kind.protocol;
     if (!isUpgrade) throw new MigrationError('NOT_FOUND', 'this address does not support that upgrade');
-    if (this.open.size >= TUNNELS_MAX)
-      throw new MigrationError('CONFLICT', `${TUNNELS_MAX} tunnels to other hosts are open`, { isRetryable: true });
-    this.open.add(socket);
+    const count = [...this.open.values()].filter((each) => each === kind).length;
+    if (count >= kind.countMax)
+      throw new MigrationError('CONFLICT', `${count} connections of this kind are open`, { isRetryable: true });
+    this.open.set(socket, kind);
     socket.once('close', () => this.open.delete(socket));
     const remote = await kind.open(services.agent, ids, caller);
     services.audit.note({

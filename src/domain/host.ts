@@ -89,8 +89,10 @@ export const OPEN_FILES_RESERVE = 32;
 /** QEMU's threads besides one for each vCPU. */
 export const TASKS_PER_VM = 6;
 
-/** Tunnels that a host serves to others: one for each clone there and disk, and for each move by QEMU's own stream. */
-export const TUNNELS_MAX = 512;
+/** Tunnels to disks that a host serves to others: one for each clone there and disk. */
+export const DISK_TUNNELS_MAX = 512;
+/** Tunnels for QEMU's own stream: one for each move that brings a VM here. */
+export const STREAM_TUNNELS_MAX = 64;
 
 /** What the source reports about the VM that is to move. */
 export interface VmInventory {

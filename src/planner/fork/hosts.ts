@@ -2,7 +2,7 @@
 import { strongest } from '../../domain/data-security.js';
 import type { FanoutPlan, ProbedGroup } from '../../domain/fanout.js';
 import type { ForkRequest, HostShare, HostWish } from '../../domain/fork.js';
-import { type ForkInventory, type HostInventory, TUNNELS_MAX } from '../../domain/host.js';
+import { DISK_TUNNELS_MAX, type ForkInventory, type HostInventory } from '../../domain/host.js';
 import type { Refusal } from '../../domain/refusal.js';
 import { type Transport, transportRow } from '../../domain/transport.js';
 import type { Topology } from '../fanout/topology.js';
@@ -141,10 +141,10 @@ function* checkReaders(host: string, { image }: ForkInventory, joining: readonly
 function* checkTunnels(host: string, shares: readonly HostShare[]): Iterable<Refusal> {
   const servedOf = ({ disks = [] }: HostShare): number => disks.filter(({ access }) => access === 'served').length;
   const count = shares.reduce((sum, share) => sum + share.count * servedOf(share), 0);
-  if (count <= TUNNELS_MAX) return;
+  if (count <= DISK_TUNNELS_MAX) return;
   yield {
     code: 'HOST_LIMIT',
-    reason: `the clones would have ${count} connections to disks of ${host}, which serves ${TUNNELS_MAX} at most`,
+    reason: `the clones would have ${count} connections to disks of ${host}, which serves ${DISK_TUNNELS_MAX} at most`,
     remedy: 'share the disks, or use fewer clones',
   };
 }

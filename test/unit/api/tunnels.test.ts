@@ -16,6 +16,7 @@ import { TlsStore } from '../../../src/tls/store.js';
 import { type FakeServices, fakeServices } from '../../support/api-fakes.js';
 
 const IMAGE = '00ff'.repeat(4);
+const SESSION = '5'.repeat(32);
 /** More than the requests of one host may have, and more than may be in a handshake at once. */
 const MANY = 120;
 
@@ -115,6 +116,28 @@ test('a refusal comes with its reason', async () => {
   expect(asked).toEqual([]);
   await server.close();
   await expect(remote('B').openDisk('A', IMAGE, 'disk0')).rejects.toMatchObject({ code: 'UNREACHABLE' });
+});
+
+test('the stream of a session is for its source alone, and ends at both sides', async () => {
+  services.ties.sources.set(SESSION, 'B');
+  const streams: Duplex[] = [];
+  services.agent.target.openStream = async () => {
+    const stream = new PassThrough();
+    streams.push(stream);
+    return stream;
+  };
+  await expect(remote('C').openStream('A', SESSION)).rejects.toMatchObject({ code: 'NOT_PERMITTED' });
+  expect(streams).toEqual([]);
+  const tunnel = await remote('B').openStream('A', SESSION);
+  tunnel.write('pages');
+  expect(await read(tunnel, 5)).toBe('pages');
+  expect(services.audited.map(({ who, what, result }) => [who, what, result])).toEqual([
+    ['host/C', 'openStream', 'NOT_PERMITTED'],
+    ['host/B', 'openStream', 'ok'],
+  ]);
+  const isGone = once(tunnel, 'close');
+  streams[0]?.destroy();
+  await isGone;
 });
 
 test('the connections of many clones do not count as calls', async () => {
