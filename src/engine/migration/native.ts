@@ -82,6 +82,7 @@ export async function nativeFigures(
 export async function fetchRestNatively(context: StepContext): Promise<Partial<Findings>> {
   const { ports, limits, marks, halt, observer, record } = context;
   const pace = new PollPace(limits);
+  let recoveredAtMs = Number.NEGATIVE_INFINITY;
   for (;;) {
     const asking = ports.target.progress(record.session);
     const target = await withDeadline(ports.clock, asking, limits.callMsMax, 'asking the target for progress');
@@ -95,11 +96,15 @@ export async function fetchRestNatively(context: StepContext): Promise<Partial<F
     observer.onProgress(described);
     reportTrouble(context, null);
     if (reading.status === 'completed') return figures(context, reading);
-    const hasPaused = reading.status === 'postcopy-paused' || nowMs - marks.advancedAtMs > SILENT_MS;
+    const hasPaused =
+      reading.status === 'postcopy-paused' || nowMs - Math.max(marks.advancedAtMs, recoveredAtMs) > SILENT_MS;
     const trouble = hasPaused ? await recover(context) : null;
     if (hasPaused) reportTrouble(context, trouble);
+    // A recovery that worked gets time, but not for ever if nothing comes of it.
+    const isInVain = trouble !== null || (hasPaused && recoveredAtMs > marks.advancedAtMs);
+    if (hasPaused && trouble === null) recoveredAtMs = ports.clock.nowMs();
     const quietMs = ports.clock.nowMs() - marks.advancedAtMs;
-    if (reading.status === 'failed' || (trouble !== null && quietMs > limits.recoveryMsMax)) {
+    if (reading.status === 'failed' || (isInVain && quietMs > limits.recoveryMsMax)) {
       throw new MigrationError('NEEDS_RECOVERY', `QEMU's own post-copy has stopped: ${reading.status ?? 'no status'}`, {
         remedy: 'each QEMU keeps its part of the VM, and the hosts connect them again; vmctl stop --force ends the VM',
         cause: trouble ?? reasonOf(reading) ?? troubleOf(target, 'the target'),

@@ -110,3 +110,14 @@ test("QEMU's own post-copy whose stream is lost is connected again", async () =>
   const attempt = [request.vm, expect.any(String), request.target];
   expect(attempts).toEqual([attempt, attempt]);
 });
+
+test("QEMU's own post-copy that is connected again and again in vain needs recovery", async () => {
+  const world = new Scripted();
+  world.on['A.vmInventory'] = () => ({ ...vm, owner: 'A', isRamShared: false, isRamNamedFile: false });
+  world.on['B.progress'] = () => ({ ...complete, state: 'filling' });
+  world.on['A.nativeProgress'] = () => ({ status: 'postcopy-paused' });
+  const { jobs } = await world.daemon({ recoveryMsMax: 30 });
+  const { id } = await jobs.submit({ ...request, mode: 'native-postcopy' });
+  expect((await rest(jobs, id)).error).toMatchObject({ code: 'NEEDS_RECOVERY' });
+  expect(world.calls.filter((call) => call === 'A.nativeRecover').length).toBeGreaterThan(1);
+});
