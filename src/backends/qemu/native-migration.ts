@@ -8,6 +8,7 @@ import { unlink } from 'node:fs/promises';
 import { connect, createServer, type Socket } from 'node:net';
 import type { Duplex } from 'node:stream';
 import { setTimeout as sleep } from 'node:timers/promises';
+import { MigrationError } from '../../domain/errors.js';
 import { joinStreams } from '../../kit/join-streams.js';
 import type { NativeMoveOrder, OpenStream } from '../backend.js';
 import type { QemuConnection } from './connection.js';
@@ -83,10 +84,14 @@ async function whilePausing<T>(qmp: QmpClient, attempt: () => Promise<T>): Promi
   }
 }
 
-/** Each end may be the first that has nothing more to say. */
+/** Each end may be the first that has nothing more to say. Throws CONFLICT if QEMU does not wait there. */
 export async function connectHalfOpen(path: string): Promise<Socket> {
   const socket = connect({ path, allowHalfOpen: true });
-  await once(socket, 'connect');
+  try {
+    await once(socket, 'connect');
+  } catch (cause) {
+    throw new MigrationError('CONFLICT', 'QEMU does not wait for a stream, or has one', { cause });
+  }
   return socket;
 }
 
